@@ -1,0 +1,2 @@
+//! The decisions of the datapath.
+#![no_std]

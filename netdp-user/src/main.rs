@@ -1,0 +1,2 @@
+//! netdp
+fn main() {}

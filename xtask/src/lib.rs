@@ -1,0 +1,1 @@
+//! netdp development tasks.
