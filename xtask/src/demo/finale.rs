@@ -36,9 +36,8 @@ const AFTERWARDS: Duration = Duration::from_secs(2);
 /// Connections that stay open throughout.
 const OPEN: usize = 20;
 
-/// The download: at its rate it lasts far longer than the change takes.
-const DOWNLOAD_BYTES: usize = 12_000_000;
-const DOWNLOAD_RATE: &str = "2M";
+/// How long the download lasts, at the least.
+const DOWNLOAD_SECONDS: usize = 6;
 const DOWNLOAD_LASTS_AT_MOST: Duration = Duration::from_secs(30);
 
 /// One request: when it began and which source the server saw.
@@ -115,7 +114,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
     seen.row(
         "throughout",
         "curl, one download",
-        &format!("{DOWNLOAD_BYTES} bytes"),
+        &format!("{} bytes", HttpServer::paced_bytes(DOWNLOAD_SECONDS)),
         *big.seen()
             .first()
             .context("the download's server saw none")?,
@@ -135,13 +134,11 @@ fn start_download(pod: &Host) -> Result<Running> {
         "curl",
         "--silent",
         "--show-error",
-        "--limit-rate",
-        DOWNLOAD_RATE,
         "--output",
         "/dev/null",
         "--write-out",
         "%{http_code} %{size_download}",
-        &format!("http://10.1.0.20:8080/bytes/{DOWNLOAD_BYTES}"),
+        &format!("http://10.1.0.20:8080/seconds/{DOWNLOAD_SECONDS}"),
     ])
 }
 
@@ -153,8 +150,9 @@ fn finish_download(mut download: Running) -> Result<()> {
     );
     shell::say("waiting for the download's end");
     let result = download.finish(DOWNLOAD_LASTS_AT_MOST)?;
+    let all = HttpServer::paced_bytes(DOWNLOAD_SECONDS);
     ensure!(
-        result == format!("200 {DOWNLOAD_BYTES}"),
+        result == format!("200 {all}"),
         "the download got {result:?} instead of all its bytes"
     );
     Ok(())

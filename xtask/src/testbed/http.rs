@@ -6,9 +6,16 @@ use anyhow::Result;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-/// Serves `GET /health` (200, the client's address and a newline) and
-/// `GET /bytes/N` (N zero bytes), one request a connection.
+const CHUNK: [u8; 16384] = [0; 16384];
+/// The pace of `/seconds/N`: one chunk in each of these intervals.
+const INTERVAL: Duration = Duration::from_millis(20);
+const CHUNKS_A_SECOND: usize = 50;
+
+/// Serves, one request a connection: `GET /health` (200, the client's address
+/// and a newline), `GET /bytes/N` (N zero bytes), and `GET /seconds/N` (zero
+/// bytes at a pace that takes N seconds, see [`HttpServer::paced_bytes`]).
 #[derive(Debug)]
 pub struct HttpServer {
     seen: Arc<Mutex<Vec<SocketAddr>>>,
@@ -28,6 +35,12 @@ impl HttpServer {
             seen,
             _service: service,
         })
+    }
+
+    /// How many bytes `/seconds/N` has.
+    #[must_use]
+    pub fn paced_bytes(seconds: usize) -> usize {
+        seconds * CHUNKS_A_SECOND * CHUNK.len()
     }
 
     /// The source address of each connection, in order.
@@ -62,9 +75,18 @@ fn answer(mut stream: TcpStream, peer: IpAddr) -> io::Result<()> {
         head(&mut stream, "200 OK", body.len())?;
         return stream.write_all(body.as_bytes());
     }
-    if let Some(count) = path.strip_prefix("/bytes/").and_then(|n| n.parse().ok()) {
+    let number = |prefix| path.strip_prefix(prefix)?.parse::<usize>().ok();
+    if let Some(count) = number("/bytes/") {
         head(&mut stream, "200 OK", count)?;
         return zeros(&mut stream, count);
+    }
+    if let Some(seconds) = number("/seconds/") {
+        head(&mut stream, "200 OK", HttpServer::paced_bytes(seconds))?;
+        for _ in 0..seconds * CHUNKS_A_SECOND {
+            stream.write_all(&CHUNK)?;
+            std::thread::sleep(INTERVAL);
+        }
+        return Ok(());
     }
     head(&mut stream, "404 Not Found", 0)
 }
@@ -77,10 +99,9 @@ fn head(stream: &mut TcpStream, status: &str, length: usize) -> io::Result<()> {
 }
 
 fn zeros(stream: &mut TcpStream, mut count: usize) -> io::Result<()> {
-    let chunk = [0; 16384];
     while count > 0 {
-        let part = count.min(chunk.len());
-        stream.write_all(&chunk[..part])?;
+        let part = count.min(CHUNK.len());
+        stream.write_all(&CHUNK[..part])?;
         count -= part;
     }
     Ok(())
