@@ -1,1 +1,2 @@
 //! The agent.
+pub mod uplinks;
