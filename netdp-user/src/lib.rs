@@ -1,1 +1,4 @@
 //! The agent.
+
+pub mod config;
+pub mod sources;
