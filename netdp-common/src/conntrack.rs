@@ -121,8 +121,6 @@ pub struct Timeouts {
     pub icmp: u64,
     /// Any other protocol (netfilter: 600).
     pub generic: u64,
-    /// Flows that began outside.
-    pub inbound: u64,
 }
 
 impl Default for Timeouts {
@@ -137,12 +135,40 @@ impl Default for Timeouts {
             udp_replied: 300,
             icmp: 60,
             generic: 600,
-            inbound: 432_000,
         }
     }
 }
 
 impl Timeouts {
+    /// The shortest of all timeouts, in seconds.
+    #[must_use]
+    pub fn shortest(&self) -> u64 {
+        let Self {
+            tcp_opening,
+            tcp_established,
+            tcp_unreplied,
+            tcp_half_closed,
+            tcp_closing,
+            udp_unreplied,
+            udp_replied,
+            icmp,
+            generic,
+        } = *self;
+        [
+            tcp_opening,
+            tcp_established,
+            tcp_unreplied,
+            tcp_half_closed,
+            tcp_closing,
+            udp_unreplied,
+            udp_replied,
+            icmp,
+            generic,
+        ]
+        .into_iter()
+        .fold(u64::MAX, u64::min)
+    }
+
     /// Seconds of silence that end a mapping, from what each direction was seen
     /// to send. `replied`: anything ever came back.
     #[must_use]

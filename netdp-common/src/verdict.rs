@@ -41,6 +41,23 @@ macro_rules! drop_reasons {
         pub struct Drops {
             $($(#[doc = $doc])+ pub $field: u64,)+
         }
+
+        impl Drops {
+            /// The count of a reason.
+            #[must_use]
+            pub const fn get(&self, reason: DropReason) -> u64 {
+                match reason {
+                    $(DropReason::$name => self.$field,)+
+                }
+            }
+
+            /// The count of a reason, to change it.
+            pub const fn get_mut(&mut self, reason: DropReason) -> &mut u64 {
+                match reason {
+                    $(DropReason::$name => &mut self.$field,)+
+                }
+            }
+        }
     };
 }
 
