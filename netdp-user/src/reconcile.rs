@@ -62,7 +62,12 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
     {
         changes.push(Change::SetPolicy(rules.clone()));
     }
-    changes.extend(wanted.local.difference(&is.local).map(|ip| Change::AddLocal(*ip)));
+    changes.extend(
+        wanted
+            .local
+            .difference(&is.local)
+            .map(|ip| Change::AddLocal(*ip)),
+    );
     for (ifindex, uplink) in &wanted.uplinks {
         let before = is.uplinks.get(ifindex);
         if before != Some(uplink) {
@@ -80,7 +85,11 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             });
         }
     }
-    changes.extend(is.local.difference(&wanted.local).map(|ip| Change::RemoveLocal(*ip)));
+    changes.extend(
+        is.local
+            .difference(&wanted.local)
+            .map(|ip| Change::RemoveLocal(*ip)),
+    );
     changes
 }
 

@@ -79,7 +79,14 @@ pub fn remove_pin(path: &Path, removed: &mut Vec<String>) -> Result<()> {
 pub fn remove_dir(dir: &Path, removed: &mut Vec<String>) -> Result<()> {
     // Not empty or gone already: neither is ours to force.
     let _ = fs::remove_dir(dir.join("links"));
-    if fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) {
+    let others = fs::read_dir(dir).is_ok_and(|entries| {
+        // A fresh bpffs has these two from the kernel (kernel/bpf/preload).
+        entries.flatten().any(|entry| {
+            let name = entry.file_name();
+            name != "maps.debug" && name != "progs.debug"
+        })
+    });
+    if others {
         return Ok(());
     }
     if is_mount_point(dir) {

@@ -151,7 +151,11 @@ impl Links {
             let link = SchedClassifierLink::try_from(FdLink::from(link))
                 .with_context(|| format!("{} is not a TCX link", pin.display()))?;
             match program.attach_to_link(link) {
-                Ok(_) => return Ok(Mechanism::Tcx),
+                Ok(id) => {
+                    // The pin holds the link; this end of it can go.
+                    drop(program.take_link(id)?);
+                    return Ok(Mechanism::Tcx);
+                }
                 // The interface went away and the kernel gave its index to
                 // another, or the link is dead: make a new one.
                 Err(err) => {
@@ -174,20 +178,11 @@ impl Links {
     }
 }
 
-fn attach_clsact(
-    program: &mut SchedClassifier,
-    hook: Hook,
-    uplink: &Uplink,
-) -> Result<Mechanism> {
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, uplink: &Uplink) -> Result<Mechanism> {
     // Fails where the qdisc is there already, which is as good.
     let _ = qdisc_add_clsact(&uplink.name);
-    let ours = SchedClassifierLink::attached(
-        &uplink.name,
-        hook.attach_type(),
-        PRIORITY,
-        HANDLE,
-        None,
-    )?;
+    let ours =
+        SchedClassifierLink::attached(&uplink.name, hook.attach_type(), PRIORITY, HANDLE, None)?;
     let id = match program.attach_to_link(ours) {
         Ok(id) => id,
         Err(_) => program
@@ -214,17 +209,12 @@ fn is_unsupported(err: &anyhow::Error) -> bool {
         cause
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::raw_os_error)
-            .is_some_and(|code| matches!(code, libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTSUP))
+            .is_some_and(|code| matches!(code, libc::EINVAL | libc::EOPNOTSUPP))
     })
 }
 
 /// Removes what is pinned for an interface, and its filters if it still exists.
-fn remove(
-    bpffs: &Path,
-    ifindex: u32,
-    name: Option<&str>,
-    removed: &mut Vec<String>,
-) -> Result<()> {
+fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<String>) -> Result<()> {
     // Egress first: as long as packets leave translated, replies come back.
     for hook in [Hook::Egress, Hook::Ingress] {
         bpffs::remove_pin(&hook.pin(bpffs, ifindex), removed)?;

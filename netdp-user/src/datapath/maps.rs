@@ -5,8 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
-    self, Counters, Inbound, LAYOUT, Mapping, PolicyValue, RESERVED_WORDS, SETTING_IPV6, Settings,
-    Uplink, pins,
+    Counters, LAYOUT, Mapping, PolicyValue, RESERVED_WORDS, SETTING_IPV6, Settings, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::tuple::Tuple;
@@ -22,10 +21,12 @@ pub type Trie = LpmTrie<MapData, Addr, PolicyValue>;
 pub struct Maps {
     pub(super) snat: HashMap<MapData, Tuple, Mapping>,
     pub(super) rev_snat: HashMap<MapData, Tuple, Mapping>,
+    /// The two mapping tables once more, for reading in batches.
+    pub(super) snat_data: MapData,
+    pub(super) rev_snat_data: MapData,
     pub(super) policy: [Trie; 2],
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
-    pub(super) inbound: HashMap<MapData, Tuple, Inbound>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Counters>,
     reserved_ports: Array<MapData, u64>,
@@ -48,13 +49,14 @@ impl Maps {
         let maps = Self {
             snat: hash(pins::SNAT)?.try_into()?,
             rev_snat: hash(pins::REV_SNAT)?.try_into()?,
+            snat_data: pinned(pins::SNAT)?,
+            rev_snat_data: pinned(pins::REV_SNAT)?,
             policy: [
                 trie(pins::POLICY_0)?.try_into()?,
                 trie(pins::POLICY_1)?.try_into()?,
             ],
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
-            inbound: Map::LruHashMap(pinned(pins::INBOUND)?).try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
             counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
@@ -140,7 +142,7 @@ impl Maps {
             .collect()
     }
 
-    pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &abi::Uplink) -> Result<()> {
+    pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<()> {
         self.uplinks
             .insert(ifindex, uplink, 0)
             .with_context(|| format!("writing the uplink with index {ifindex}"))
@@ -166,7 +168,7 @@ impl Maps {
     ///
     /// # Errors
     /// The map could not be read.
-    pub fn uplink(&self, ifindex: u32) -> Result<abi::Uplink> {
+    pub fn uplink(&self, ifindex: u32) -> Result<Uplink> {
         self.uplinks
             .get(&ifindex, 0)
             .with_context(|| format!("reading the uplink with index {ifindex}"))

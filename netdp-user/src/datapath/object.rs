@@ -83,7 +83,12 @@ fn layout() -> [(&'static str, MapType, usize, usize); 10] {
             size_of::<Tuple>(),
             size_of::<abi::Inbound>(),
         ),
-        (pins::SETTINGS, MapType::Array, 4, size_of::<abi::Settings>()),
+        (
+            pins::SETTINGS,
+            MapType::Array,
+            4,
+            size_of::<abi::Settings>(),
+        ),
         (
             pins::COUNTERS,
             MapType::PerCpuArray,

@@ -141,7 +141,14 @@ mod tests {
 
     #[test]
     fn prefixes_survive_the_way_through_the_trie() {
-        for text in ["0.0.0.0/0", "10.0.0.0/8", "10.1.2.3/32", "::/0", "fe80::/10", "fd00::1/128"] {
+        for text in [
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "10.1.2.3/32",
+            "::/0",
+            "fe80::/10",
+            "fd00::1/128",
+        ] {
             let net = text.parse().unwrap();
             let (len, addr) = prefix(&net);
             assert_eq!(to_net(len, addr), net, "{text}");

@@ -77,7 +77,7 @@ pub fn sweep(maps: &mut Maps, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> 
     let mut swept = Swept::default();
     let mut ended = Vec::new();
     let mut torn = Vec::new();
-    batch::for_each::<Tuple, Mapping>(maps.snat.map().fd().as_fd(), |tuple, half| {
+    batch::for_each::<Tuple, Mapping>(maps.snat_data.fd().as_fd(), |tuple, half| {
         let wire = tuple.reply_to(half.addr, half.id);
         let gone = !local.contains(&half.addr);
         // Below the shortest timeout nothing else need be known.
@@ -101,7 +101,7 @@ pub fn sweep(maps: &mut Maps, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> 
     })
     .context("reading the snat map")?;
     let mut orphans = Vec::new();
-    batch::for_each::<Tuple, Mapping>(maps.rev_snat.map().fd().as_fd(), |wire, half| {
+    batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
         let host = half.flags & MAPPING_HOST != 0;
         if u64::from(age(now, half.last_seen)) < ticks(timeouts.shortest()) {
             swept.host += usize::from(host);
@@ -179,7 +179,7 @@ impl Maps {
     pub fn flows(&self) -> Result<Vec<FlowRecord>> {
         let now = now(self)?;
         let mut flows = Vec::new();
-        batch::for_each::<Tuple, Mapping>(self.snat.map().fd().as_fd(), |tuple, half| {
+        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |tuple, half| {
             let reply = self.rev_snat.get(&tuple.reply_to(half.addr, half.id), 0);
             flows.push(record(now, tuple, half, reply.ok().as_ref()));
         })
@@ -194,7 +194,7 @@ impl Maps {
     /// The map could not be read.
     pub fn flow_count(&self) -> Result<usize> {
         let mut count = 0;
-        batch::for_each::<Tuple, Mapping>(self.snat.map().fd().as_fd(), |_, _| count += 1)
+        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |_, _| count += 1)
             .context("reading the snat map")?;
         Ok(count)
     }
