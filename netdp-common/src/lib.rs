@@ -1,2 +1,24 @@
-//! The decisions of the datapath.
-#![no_std]
+//! Every decision that netdp's datapath makes about a packet: `no_std`, without
+//! I/O, tested on the host. `netdp-ebpf` supplies the packet bytes and the maps.
+//!
+//! A packet walks [`packet`] → [`nat`] ([`policy`](tables), [`port`],
+//! [`conntrack`]) → [`verdict`].
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod addr;
+pub mod checksum;
+pub mod conntrack;
+pub mod nat;
+pub mod packet;
+pub mod port;
+pub mod slot;
+pub mod tables;
+pub mod tuple;
+pub mod verdict;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod nat_tests;

@@ -1,1 +1,15 @@
-//! The agent.
+//! netdp's agent and command line, as a library.
+//!
+//! A change of configuration walks [`sources`] → [`config`] → [`reconcile`] →
+//! [`datapath`]; what the node's network looks like comes from [`uplinks`].
+//! [`agent`] turns the wheel.
+
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod datapath;
+pub mod reconcile;
+pub mod sources;
+pub mod state_dir;
+pub mod status;
+pub mod uplinks;

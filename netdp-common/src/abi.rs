@@ -1,0 +1,280 @@
+//! What the datapath and user space share through maps: keys, values, names.
+//!
+//! Every type is `repr(C)` with its padding named and zeroed; no bool, enum or
+//! `Option` crosses the boundary. The layout is versioned by [`LAYOUT`].
+
+use crate::addr::Addr;
+use crate::tuple::Tuple;
+use crate::verdict::Drops;
+
+/// Version of everything in this file. A pinned map with another version is not
+/// adopted.
+pub const LAYOUT: u32 = 1;
+
+/// How many `--to-ports` ranges the datapath holds.
+pub const PORT_RANGES: usize = 4;
+
+/// Words of the reserved-port bitmap: 65,536 ports.
+pub const RESERVED_WORDS: usize = 1024;
+
+/// An inclusive range of ports in host byte order; empty when `min > max`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// First port.
+    pub min: u16,
+    /// Last port.
+    pub max: u16,
+}
+
+impl PortRange {
+    /// No port at all.
+    pub const EMPTY: Self = Self { min: 1, max: 0 };
+
+    /// `min` to `max`, both included.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(min: u16, max: u16) -> Self {
+        Self { min, max }
+    }
+
+    /// How many ports.
+    #[inline(always)]
+    #[must_use]
+    pub const fn len(&self) -> u32 {
+        if self.min > self.max {
+            0
+        } else {
+            self.max as u32 - self.min as u32 + 1
+        }
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.min > self.max
+    }
+}
+
+/// What is done with new flows to a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Action {
+    /// Leave the source as it is: a non-masquerade CIDR.
+    Bypass = 1,
+    /// Use the uplink's address.
+    Masquerade = 2,
+}
+
+impl Action {
+    /// The action behind the number in a [`PolicyValue`]. Numbers of a newer
+    /// version masquerade: the choice that leaks nothing.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_raw(raw: u32) -> Self {
+        match raw {
+            1 => Self::Bypass,
+            _ => Self::Masquerade,
+        }
+    }
+}
+
+/// Value of the policy tries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyValue {
+    /// An [`Action`] as number: 1 bypass, 2 masquerade.
+    pub action: u32,
+    /// Index of the rule in the effective policy, for `netdp explain`.
+    pub rule: u32,
+}
+
+/// [`Settings::flags`]: IPv6 is translated too.
+pub const SETTING_IPV6: u32 = 1;
+/// [`Settings::flags`]: [`Settings::ports`] was given and replaces port classes.
+pub const SETTING_PORTS: u32 = 2;
+/// [`Settings::flags`]: source ports are always chosen at random.
+pub const SETTING_RANDOM_PORTS: u32 = 4;
+
+/// The single entry of the settings map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// [`LAYOUT`] of whoever wrote the maps.
+    pub layout: u32,
+    /// Which policy trie packets ask: 0 or 1.
+    pub active_policy: u32,
+    /// `SETTING_*` bits.
+    pub flags: u32,
+    /// Always zero.
+    pub pad: u32,
+    /// Ports that mappings may use where `SETTING_PORTS` is set.
+    pub ports: [PortRange; PORT_RANGES],
+    /// Added to the clock, in ticks (wrapping): lets a test move time.
+    pub clock_offset: u32,
+    /// Counts the policies that were put in force.
+    pub generation: u32,
+}
+
+/// [`Uplink::flags`]: `v4` is set.
+pub const UPLINK_V4: u32 = 1;
+/// [`Uplink::flags`]: `v6` is set.
+pub const UPLINK_V6: u32 = 2;
+
+/// Value of the uplinks map; the key is the interface index.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Address for masqueraded IPv4, if `UPLINK_V4`.
+    pub v4: Addr,
+    /// Address for masqueraded IPv6, if `UPLINK_V6`.
+    pub v6: Addr,
+    /// Bytes before the IP header: 14 on Ethernet, 0 on devices without one.
+    pub l2_len: u32,
+    /// `UPLINK_*` bits.
+    pub flags: u32,
+}
+
+/// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry only
+/// keeps pods from taking it; packets pass untouched.
+pub const MAPPING_HOST: u16 = 1;
+/// [`Mapping::flags`]: began with a TCP segment in mid-stream.
+pub const MAPPING_PICKUP: u16 = 2;
+
+/// One direction of a mapping. The SNAT map holds the original direction (key:
+/// the tuple that the pod sends; value: the wire source), the RevSNAT map the
+/// reply direction (key: the tuple that comes in; value: the pod). Each half
+/// records only what it sees itself, so that a packet writes to one entry only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Address that replaces the packet's source (SNAT) or destination (RevSNAT).
+    pub addr: Addr,
+    /// Port or ICMP identifier that goes with it, host byte order.
+    pub id: u16,
+    /// `MAPPING_*` bits.
+    pub flags: u16,
+    /// Last packet of this direction, in ticks (see [`crate::conntrack`]).
+    pub last_seen: u32,
+    /// When the mapping was made, in ticks.
+    pub created: u32,
+    /// TCP acknowledgement number last sent in this direction.
+    pub tcp_ack: u32,
+    /// TCP flags seen in this direction: `conntrack::SEEN_*` bits.
+    pub tcp_seen: u32,
+    /// Packets in this direction (wrapping).
+    pub packets: u32,
+}
+
+/// A flow that began outside, to an address behind the node. Key: the tuple of
+/// the replies that the pod will send.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// Last packet in either direction, in ticks.
+    pub last_seen: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Packets counted by what became of them; one entry for each CPU.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Egress: source rewritten.
+    pub egress_masqueraded: u64,
+    /// Egress: passed because the policy says bypass.
+    pub egress_bypassed: u64,
+    /// Egress: the node's own traffic.
+    pub egress_host: u64,
+    /// Egress: replies of flows that began outside.
+    pub egress_replies: u64,
+    /// Egress: passed because it is never translated (multicast, not IP, …).
+    pub egress_untouched: u64,
+    /// Ingress: destination rewritten to the pod.
+    pub ingress_translated: u64,
+    /// Ingress: belongs to no mapping; left to the node.
+    pub ingress_passed: u64,
+    /// Mappings made.
+    pub mappings_created: u64,
+    /// Mappings that could not keep their source port.
+    pub ports_changed: u64,
+    /// Packets dropped, by reason.
+    pub drops: Drops,
+}
+
+/// File names of the pinned maps below the `--bpffs` directory.
+pub mod pins {
+    /// [`super::Tuple`] → [`super::Mapping`], original direction.
+    pub const SNAT: &str = "snat";
+    /// [`super::Tuple`] → [`super::Mapping`], reply direction.
+    pub const REV_SNAT: &str = "rev_snat";
+    /// Prefix → [`super::PolicyValue`]; in force while `active_policy` is 0.
+    pub const POLICY_0: &str = "policy_0";
+    /// Prefix → [`super::PolicyValue`]; in force while `active_policy` is 1.
+    pub const POLICY_1: &str = "policy_1";
+    /// Interface index → [`super::Uplink`].
+    pub const UPLINKS: &str = "uplinks";
+    /// [`super::Addr`] → 1, every address of the node.
+    pub const LOCAL_ADDRS: &str = "local_addrs";
+    /// [`super::Tuple`] → [`super::Inbound`].
+    pub const INBOUND: &str = "inbound";
+    /// 0 → [`super::Settings`].
+    pub const SETTINGS: &str = "settings";
+    /// 0 → [`super::Counters`], per CPU.
+    pub const COUNTERS: &str = "counters";
+    /// Port / 64 → bitmap word.
+    pub const RESERVED_PORTS: &str = "reserved_ports";
+
+    /// Every map: pin file name and the name in the eBPF object.
+    pub const ALL: &[(&str, &str)] = &[
+        (SNAT, "SNAT"),
+        (REV_SNAT, "REV_SNAT"),
+        (POLICY_0, "POLICY_0"),
+        (POLICY_1, "POLICY_1"),
+        (UPLINKS, "UPLINKS"),
+        (LOCAL_ADDRS, "LOCAL_ADDRS"),
+        (INBOUND, "INBOUND"),
+        (SETTINGS, "SETTINGS"),
+        (COUNTERS, "COUNTERS"),
+        (RESERVED_PORTS, "RESERVED_PORTS"),
+    ];
+}
+
+const _: () = {
+    assert!(size_of::<Addr>() == 16);
+    assert!(size_of::<Tuple>() == 40);
+    assert!(size_of::<Mapping>() == 40);
+    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<Uplink>() == 40);
+    assert!(size_of::<Inbound>() == 8);
+    assert!(size_of::<PolicyValue>() == 8);
+    assert!(size_of::<Counters>() == 72 + size_of::<Drops>());
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Addr, Counters, Inbound, Mapping, PolicyValue, Settings, Tuple, Uplink};
+
+    macro_rules! pod {
+        ($($name:ty),+) => {
+            $(
+                // SAFETY: repr(C), made of integers and byte arrays only, with
+                // no implicit padding (the sizes are asserted above).
+                unsafe impl aya::Pod for $name {}
+            )+
+        };
+    }
+
+    pod!(
+        Addr,
+        Tuple,
+        Mapping,
+        Settings,
+        Uplink,
+        Inbound,
+        PolicyValue,
+        Counters
+    );
+}

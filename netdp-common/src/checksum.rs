@@ -1,0 +1,105 @@
+//! Incremental update of the Internet checksum (RFC 1624, equation 3).
+//!
+//! Sums are over 16-bit words as they lie in memory; the ones' complement sum
+//! does not depend on byte order (RFC 1071 2(B)).
+
+use crate::addr::{Addr, Family};
+
+/// The 32-bit ones' complement sum of replacing `old` by `new`, for
+/// `bpf_l4_csum_replace` with `from` 0 and size 0 and for [`replace`].
+#[inline(always)]
+#[must_use]
+pub const fn diff(old: u32, new: u32) -> u32 {
+    add(!old, new)
+}
+
+/// Adds two 32-bit ones' complement sums.
+#[inline(always)]
+#[must_use]
+pub const fn add(a: u32, b: u32) -> u32 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + carry as u32
+}
+
+/// The sum of replacing one address by another of the same family.
+#[inline(always)]
+#[must_use]
+pub const fn addr_diff(old: &Addr, new: &Addr, family: Family) -> u32 {
+    let (old, new) = (old.words(), new.words());
+    let last = diff(old[3], new[3]);
+    match family {
+        Family::V4 => last,
+        Family::V6 => add(
+            add(diff(old[0], new[0]), diff(old[1], new[1])),
+            add(diff(old[2], new[2]), last),
+        ),
+    }
+}
+
+/// Folds a 32-bit sum to 16 bits.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "both folds leave 16 bits")]
+pub const fn fold(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
+}
+
+/// A checksum field after the data it covers changed by `diff`.
+/// Field and sum are both as they lie in memory.
+#[inline(always)]
+#[must_use]
+pub const fn replace(field: u16, diff: u32) -> u16 {
+    !fold(add(!field as u32 & 0xffff, diff))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{add, addr_diff, diff, fold, replace};
+    use crate::addr::{Addr, Family};
+    use proptest::prelude::*;
+
+    /// RFC 1071's definition, word by word.
+    fn full(data: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for word in data.chunks(2) {
+            sum += u32::from(u16::from_ne_bytes([word[0], *word.get(1).unwrap_or(&0)]));
+        }
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    /// 0x0000 and 0xffff are the same ones' complement number.
+    fn same(a: u16, b: u16) -> bool {
+        a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0)
+    }
+
+    proptest! {
+        #[test]
+        fn incremental_equals_full(mut data in prop::collection::vec(any::<u8>(), 40..200), new: [u8; 16], v6: bool) {
+            let (family, at) = if v6 { (Family::V6, 0..16) } else { (Family::V4, 12..16) };
+            let before = full(&data);
+            let old: [u8; 16] = data[..16].try_into().unwrap();
+            data[at.clone()].copy_from_slice(&new[at]);
+            let delta = addr_diff(&Addr::from_v6(old), &Addr::from_v6(new), family);
+            prop_assert!(same(replace(before, delta), full(&data)));
+        }
+
+        #[test]
+        fn a_wrong_checksum_stays_wrong(field: u16, error in 1u16..0xffff, old: u32, new: u32) {
+            let wrong = !fold(add(u32::from(!field), u32::from(error)));
+            prop_assert!(!same(wrong, field));
+            let delta = diff(old, new);
+            prop_assert!(!same(replace(wrong, delta), replace(field, delta)));
+        }
+
+        #[test]
+        fn there_and_back_is_the_same(field: u16, old: u32, new: u32) {
+            let back = replace(replace(field, diff(old, new)), diff(new, old));
+            prop_assert!(same(back, field));
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! How long a mapping lives: TCP state from what each direction was seen to
+//! send, and the timeouts.
+//!
+//! Time is in ticks of 2^26 ns (67.1 ms) of `CLOCK_MONOTONIC`, as `u32`: it
+//! wraps after 9 years, all comparisons are wrapping, and a map value holds it
+//! in four bytes.
+
+use crate::packet::TcpSegment;
+use crate::tuple::proto;
+
+/// Nanoseconds to ticks: shift right by this.
+pub const TICK_SHIFT: u32 = 26;
+
+/// Seconds as ticks, rounded up.
+#[must_use]
+pub const fn ticks(seconds: u64) -> u64 {
+    (seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)
+}
+
+/// TCP header flag FIN (RFC 9293 3.1).
+pub const FIN: u8 = 0x01;
+/// TCP header flag SYN.
+pub const SYN: u8 = 0x02;
+/// TCP header flag RST.
+pub const RST: u8 = 0x04;
+/// TCP header flag ACK.
+pub const ACK: u8 = 0x10;
+
+/// This direction sent a SYN.
+pub const SEEN_SYN: u32 = 1;
+/// This direction sent a FIN.
+pub const SEEN_FIN: u32 = 2;
+/// This direction sent a RST that its peer will believe.
+pub const SEEN_RST: u32 = 4;
+/// This direction sent a segment other than a SYN.
+pub const SEEN_DATA: u32 = 8;
+
+/// What a direction was seen to send, after one more segment.
+#[inline(always)]
+#[must_use]
+pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
+    let mut seen = seen;
+    if segment.flags & SYN != 0 {
+        seen |= SEEN_SYN;
+    } else {
+        seen |= SEEN_DATA;
+    }
+    if segment.flags & FIN != 0 {
+        seen |= SEEN_FIN;
+    }
+    if segment.flags & RST != 0 {
+        seen |= SEEN_RST;
+    }
+    seen
+}
+
+/// Whether either direction has ended, so that a new SYN opens the tuple anew.
+#[inline(always)]
+#[must_use]
+pub const fn is_closing(original: u32, reply: u32) -> bool {
+    (original | reply) & SEEN_RST != 0 || original & reply & SEEN_FIN != 0
+}
+
+/// The state of a TCP connection as its two directions show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpState {
+    /// The pod sent a SYN, nothing came back.
+    SynSent,
+    /// Both sent a SYN, the pod has not acknowledged.
+    SynReceived,
+    /// Data flows, or may.
+    Established,
+    /// Began in mid-stream, nothing came back yet.
+    Unreplied,
+    /// One side has sent a FIN; the other may go on for as long as it likes.
+    HalfClosed,
+    /// Both sides have sent a FIN.
+    TimeWait,
+    /// A RST ended it.
+    Closed,
+}
+
+/// The table: what the original and the reply direction were seen to send → state.
+#[must_use]
+pub const fn tcp_state(original: u32, reply: u32) -> TcpState {
+    if (original | reply) & SEEN_RST != 0 {
+        return TcpState::Closed;
+    }
+    match (original & SEEN_FIN != 0, reply & SEEN_FIN != 0) {
+        (true, true) => return TcpState::TimeWait,
+        (true, false) | (false, true) if reply != 0 => return TcpState::HalfClosed,
+        _ => {}
+    }
+    match (original & SEEN_DATA != 0, reply) {
+        (false, 0) => TcpState::SynSent,
+        (true, 0) => TcpState::Unreplied,
+        (false, _) => TcpState::SynReceived,
+        (true, _) => TcpState::Established,
+    }
+}
+
+/// Idle times in seconds after which a mapping ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP before it is established (RFC 5382 REQ-5: at least 4 minutes).
+    pub tcp_opening: u64,
+    /// TCP established (RFC 5382 REQ-5: at least 2 h 4 min; netfilter: 5 days).
+    pub tcp_established: u64,
+    /// TCP picked up in mid-stream before anything came back (netfilter: 300).
+    pub tcp_unreplied: u64,
+    /// TCP with one side closed. As long as a transfer may take: RFC 5382's
+    /// floor for established connections.
+    pub tcp_half_closed: u64,
+    /// TCP after both FINs or a RST (RFC 7857 2.1 and 2.2: 4 minutes).
+    pub tcp_closing: u64,
+    /// UDP before anything came back (RFC 4787 REQ-5: at least 2 minutes).
+    pub udp_unreplied: u64,
+    /// UDP with replies (RFC 4787 REQ-5: 5 minutes recommended).
+    pub udp_replied: u64,
+    /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
+    pub icmp: u64,
+    /// Any other protocol (netfilter: 600).
+    pub generic: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            tcp_opening: 240,
+            tcp_established: 432_000,
+            tcp_unreplied: 300,
+            tcp_half_closed: 7_440,
+            tcp_closing: 240,
+            udp_unreplied: 120,
+            udp_replied: 300,
+            icmp: 60,
+            generic: 600,
+        }
+    }
+}
+
+impl Timeouts {
+    /// The shortest of all timeouts, in seconds.
+    #[must_use]
+    pub fn shortest(&self) -> u64 {
+        let Self {
+            tcp_opening,
+            tcp_established,
+            tcp_unreplied,
+            tcp_half_closed,
+            tcp_closing,
+            udp_unreplied,
+            udp_replied,
+            icmp,
+            generic,
+        } = *self;
+        [
+            tcp_opening,
+            tcp_established,
+            tcp_unreplied,
+            tcp_half_closed,
+            tcp_closing,
+            udp_unreplied,
+            udp_replied,
+            icmp,
+            generic,
+        ]
+        .into_iter()
+        .fold(u64::MAX, u64::min)
+    }
+
+    /// Seconds of silence that end a mapping, from what each direction was seen
+    /// to send. `replied`: anything ever came back.
+    #[must_use]
+    pub const fn of(&self, protocol: u32, original: u32, reply: u32, replied: bool) -> u64 {
+        match protocol {
+            proto::TCP => match tcp_state(original, reply) {
+                TcpState::SynSent | TcpState::SynReceived => self.tcp_opening,
+                TcpState::Established => self.tcp_established,
+                TcpState::Unreplied => self.tcp_unreplied,
+                TcpState::HalfClosed => self.tcp_half_closed,
+                TcpState::TimeWait | TcpState::Closed => self.tcp_closing,
+            },
+            proto::UDP if replied => self.udp_replied,
+            proto::UDP => self.udp_unreplied,
+            proto::ICMP | proto::ICMPV6 => self.icmp,
+            _ => self.generic,
+        }
+    }
+}
+
+/// Whether `timeout` seconds have passed since the later of the two moments.
+/// A moment after `now` (another CPU was a tick ahead) counts as now.
+#[must_use]
+pub const fn expired(now: u32, original_seen: u32, reply_seen: u32, timeout: u64) -> bool {
+    let idle = age(now, original_seen);
+    let other = age(now, reply_seen);
+    let idle = if other < idle { other } else { idle };
+    idle as u64 >= ticks(timeout)
+}
+
+/// Ticks from `then` to `now`; 0 if `then` lies ahead.
+#[must_use]
+pub const fn age(now: u32, then: u32) -> u32 {
+    let age = now.wrapping_sub(then);
+    if age > u32::MAX / 2 { 0 } else { age }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts, age,
+        expired, observe, tcp_state, ticks,
+    };
+    use crate::packet::TcpSegment;
+    use crate::tuple::proto;
+
+    fn segment(flags: u8) -> TcpSegment {
+        TcpSegment {
+            flags,
+            seq: 0,
+            ack: 0,
+        }
+    }
+
+    #[test]
+    fn a_connection_walks_the_table() {
+        use TcpState::*;
+        let (mut o, mut r) = (0, 0);
+        let steps: &[(bool, u8, TcpState)] = &[
+            (true, SYN, SynSent),
+            (true, SYN, SynSent),
+            (false, SYN | ACK, SynReceived),
+            (true, ACK, Established),
+            (false, ACK, Established),
+            (true, FIN | ACK, HalfClosed),
+            (false, ACK, HalfClosed),
+            (false, FIN | ACK, TimeWait),
+            (true, ACK, TimeWait),
+        ];
+        for &(out, flags, state) in steps {
+            let half = if out { &mut o } else { &mut r };
+            *half = observe(*half, segment(flags));
+            assert_eq!(tcp_state(o, r), state, "after flags {flags:#x}");
+        }
+    }
+
+    #[test]
+    fn the_server_may_close_first() {
+        let r = SEEN_SYN | SEEN_DATA | SEEN_FIN;
+        assert_eq!(tcp_state(SEEN_SYN | SEEN_DATA, r), TcpState::HalfClosed);
+    }
+
+    #[test]
+    fn a_rst_of_either_side_closes() {
+        let o = observe(SEEN_SYN, segment(RST));
+        assert_eq!(o & SEEN_RST, SEEN_RST);
+        assert_eq!(tcp_state(o, 0), TcpState::Closed);
+        assert_eq!(tcp_state(SEEN_SYN, SEEN_RST), TcpState::Closed);
+    }
+
+    #[test]
+    fn simultaneous_open_establishes() {
+        let o = observe(observe(0, segment(SYN)), segment(ACK));
+        let r = observe(0, segment(SYN));
+        assert_eq!(tcp_state(o, r), TcpState::Established);
+    }
+
+    #[test]
+    fn mid_stream_is_short_until_answered() {
+        let t = Timeouts::default();
+        assert_eq!(t.of(proto::TCP, SEEN_DATA, 0, false), t.tcp_unreplied);
+        assert_eq!(
+            t.of(proto::TCP, SEEN_DATA, SEEN_DATA, true),
+            t.tcp_established
+        );
+    }
+
+    #[test]
+    fn defaults_are_at_or_above_the_floors() {
+        let t = Timeouts::default();
+        assert!(t.tcp_opening >= 240 && t.tcp_closing >= 240);
+        assert!(t.tcp_established >= 7_440 && t.tcp_half_closed >= 7_440);
+        assert!(t.udp_unreplied >= 120 && t.udp_replied >= 300 && t.icmp >= 60);
+    }
+
+    #[test]
+    fn expiry_is_exact_and_survives_the_wrap() {
+        let limit = u32::try_from(ticks(60)).unwrap();
+        for base in [0, 1_000, u32::MAX - 10, u32::MAX] {
+            let at = base.wrapping_add(limit);
+            assert!(expired(at, base, base, 60));
+            assert!(!expired(at.wrapping_sub(1), base, base, 60));
+            assert!(!expired(at, base, at, 60), "the later direction counts");
+            assert!(!expired(at, at, base, 60), "the later direction counts");
+            assert!(!expired(
+                base,
+                base.wrapping_add(1),
+                base.wrapping_add(1),
+                60
+            ));
+        }
+        assert_eq!(age(5, 7), 0);
+    }
+}

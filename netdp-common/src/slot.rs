@@ -1,0 +1,108 @@
+//! A mapping where it lies in a map, shared with other CPUs.
+
+use crate::abi::{MAPPING_HOST, Mapping};
+use crate::addr::Addr;
+use crate::conntrack;
+use crate::packet::{L4, Packet};
+
+/// A live [`Mapping`]. Fields are read and written one by one and never through
+/// references: another CPU may change any of them meanwhile. Each field is at
+/// most a word and each value any mix of them may show is harmless, but for the
+/// address, which never changes while the entry lives.
+#[derive(Clone, Copy)]
+pub struct Slot(*mut Mapping);
+
+impl Slot {
+    /// # Safety
+    /// `mapping` must point to a `Mapping` that stays readable and writable for
+    /// as long as the slot is used (a map value inside one program run).
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(mapping: *mut Mapping) -> Self {
+        Self(mapping)
+    }
+
+    /// The address to put in.
+    #[inline(always)]
+    #[must_use]
+    pub fn addr(self) -> Addr {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).addr }
+    }
+
+    /// The port or identifier to put in, host byte order.
+    #[inline(always)]
+    #[must_use]
+    pub fn id(self) -> u16 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).id }
+    }
+
+    /// Whether the node itself owns the tuple.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_host(self) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).flags & MAPPING_HOST != 0 }
+    }
+
+    /// TCP flags seen in this direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn tcp_seen(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).tcp_seen }
+    }
+
+    /// The acknowledgement number last sent in this direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn tcp_ack(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).tcp_ack }
+    }
+
+    /// Forgets the TCP flags: the tuple is opened anew.
+    #[inline(always)]
+    pub fn reopen(self, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            (*self.0).tcp_seen = 0;
+            (*self.0).last_seen = now;
+        }
+    }
+
+    /// Records a packet of this direction.
+    #[inline(always)]
+    pub fn record(self, pkt: &Packet, now: u32) {
+        // SAFETY: valid by the contract of `new`. The count may lose updates
+        // that race; it is only ever shown.
+        unsafe {
+            let m = self.0;
+            (*m).packets = (*m).packets.wrapping_add(1);
+            if (*m).last_seen != now {
+                (*m).last_seen = now;
+            }
+            if let L4::Tcp(segment) = pkt.l4 {
+                let before = (*m).tcp_seen;
+                let after = conntrack::observe(before, segment);
+                if after != before {
+                    (*m).tcp_seen = after;
+                }
+                if segment.flags & conntrack::ACK != 0 {
+                    (*m).tcp_ack = segment.ack;
+                }
+            }
+        }
+    }
+
+    /// Records that time passed without learning anything of the segment:
+    /// for one that may be forged.
+    #[inline(always)]
+    pub fn record_untrusted(self) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            (*self.0).packets = (*self.0).packets.wrapping_add(1);
+        }
+    }
+}

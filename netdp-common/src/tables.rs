@@ -1,0 +1,70 @@
+//! What the decisions need from the world: maps, clock, sockets.
+
+use crate::abi::{Action, Counters, Mapping, Settings, Uplink};
+use crate::addr::Addr;
+use crate::slot::Slot;
+use crate::tuple::Tuple;
+
+/// Why an entry could not be inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is taken (`BPF_NOEXIST`).
+    Exists,
+    /// The map is full or the kernel has no memory.
+    Full,
+}
+
+/// The datapath's maps and helpers. `netdp-ebpf` implements it over BPF maps,
+/// the tests over ordinary ones with the kernel's semantics.
+pub trait Tables {
+    /// Time in ticks, see [`crate::conntrack`].
+    fn now(&self) -> u32;
+    /// A random number.
+    fn random(&self) -> u32;
+    /// The settings in force.
+    fn settings(&self) -> &Settings;
+    /// The uplink that the packet leaves or comes in by.
+    fn uplink(&self) -> &Uplink;
+    /// Counts.
+    fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64);
+    /// Whether `addr` is an address of the node.
+    fn is_local(&self, addr: &Addr) -> bool;
+    /// The policy for new flows to `dst`.
+    fn action(&self, dst: &Addr) -> Action;
+    /// The original half of a mapping, by the tuple that the pod sends.
+    fn snat(&self, tuple: &Tuple) -> Option<Slot>;
+    /// The reply half of a mapping, by the tuple that comes in.
+    fn rev_snat(&self, tuple: &Tuple) -> Option<Slot>;
+    /// Inserts an original half unless there is one.
+    ///
+    /// # Errors
+    /// [`InsertError`] where it can't be.
+    fn insert_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
+    /// Claims a wire tuple unless it is taken.
+    ///
+    /// # Errors
+    /// [`InsertError`] where it can't be.
+    fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
+    /// Gives a wire tuple back.
+    fn remove_rev_snat(&self, tuple: &Tuple);
+    /// Whether a flow from outside is known whose replies have this tuple; if
+    /// so it is refreshed.
+    fn refresh_inbound(&self, tuple: &Tuple) -> bool;
+    /// Remembers a flow from outside by the tuple of its replies.
+    fn insert_inbound(&self, tuple: &Tuple);
+    /// Forgets it.
+    fn remove_inbound(&self, tuple: &Tuple);
+    /// Whether `port` must not be given away (NodePorts and the like).
+    fn port_reserved(&self, port: u16) -> bool;
+    /// Whether the packet was sent by a socket of the node.
+    fn from_socket(&self) -> bool;
+    /// Whether a socket of the node would receive packets with the tuple `wire`.
+    fn socket_receives(&self, wire: &Tuple) -> bool;
+    /// Calls `step` with 0, 1, 2 … until it returns false or `n` calls are made.
+    ///
+    /// `step` is a type of its own and captures nothing: the BPF target has no
+    /// indirect calls.
+    fn repeat<S, F>(&self, n: u32, state: &mut S, step: F)
+    where
+        F: Fn(&Self, u32, &mut S) -> bool;
+}

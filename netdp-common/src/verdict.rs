@@ -1,0 +1,85 @@
+//! What becomes of a packet.
+
+/// The end of a decision. One word (the reasons leave room for the other two),
+/// because a BPF function returns one register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Leave the packet as it is.
+    Pass,
+    /// Put [`crate::packet::Packet::new`] in.
+    Rewrite,
+    /// Drop it: it can't be translated and must not leak.
+    Drop(DropReason),
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident => $field:ident,)+) => {
+        /// Why a packet was dropped. Each reason has its own counter.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl DropReason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// The reason in the words of its counter, a field of [`Drops`] at
+            /// position `self as usize`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($field),)+
+                }
+            }
+        }
+
+        /// Packets dropped, by reason.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Drops {
+            $($(#[doc = $doc])+ pub $field: u64,)+
+        }
+
+        impl Drops {
+            /// The count of a reason.
+            #[must_use]
+            pub const fn get(&self, reason: DropReason) -> u64 {
+                match reason {
+                    $(DropReason::$name => self.$field,)+
+                }
+            }
+
+            /// The count of a reason, to change it.
+            pub const fn get_mut(&mut self, reason: DropReason) -> &mut u64 {
+                match reason {
+                    $(DropReason::$name => &mut self.$field,)+
+                }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// The IP or L4 header is cut short or contradicts itself.
+    Malformed => malformed,
+    /// A protocol that the datapath does not translate.
+    UnsupportedProtocol => unsupported_protocol,
+    /// A fragment whose flow is not known.
+    Fragment => fragment,
+    /// An ICMP message that belongs to no mapping.
+    IcmpNoFlow => icmp_no_flow,
+    /// A TCP segment that opens nothing and belongs to no mapping.
+    TcpNoFlow => tcp_no_flow,
+    /// The uplink has no address of the packet's family.
+    NoSourceAddress => no_source_address,
+    /// Every port towards this destination is taken.
+    NoFreePort => no_free_port,
+    /// The mapping tables are full.
+    TableFull => table_full,
+    /// The kernel refused to change the packet.
+    RewriteFailed => rewrite_failed,
+}
+
+const _: () = assert!(size_of::<Verdict>() == 4);

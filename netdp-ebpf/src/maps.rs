@@ -1,0 +1,346 @@
+//! The map statics, and the datapath's world as the decisions see it.
+//!
+//! Sizes are defaults; the loader overrides them before the maps are made.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{
+    BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SockTuple4,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as SockTuple6,
+};
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::{
+    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_skc_lookup_tcp,
+};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::TcContext;
+use core::ffi::{c_long, c_void};
+use core::mem::MaybeUninit;
+use netdp_common::abi::{
+    Action, Counters, Inbound, Mapping, PolicyValue, RESERVED_WORDS, Settings, Uplink,
+};
+use netdp_common::addr::Addr;
+use netdp_common::conntrack::{TICK_SHIFT, age, ticks};
+use netdp_common::nat::Work;
+use netdp_common::slot::Slot;
+use netdp_common::tables::{InsertError, Tables};
+use netdp_common::tuple::{Tuple, proto};
+use netdp_common::verdict::DropReason;
+
+#[btf_map]
+static SNAT: HashMap<Tuple, Mapping, 262_144> = HashMap::new();
+#[btf_map]
+static REV_SNAT: HashMap<Tuple, Mapping, 262_144> = HashMap::new();
+#[btf_map]
+static POLICY_0: LpmTrie<Addr, PolicyValue, 1_048_576> = LpmTrie::new();
+#[btf_map]
+static POLICY_1: LpmTrie<Addr, PolicyValue, 1_048_576> = LpmTrie::new();
+#[btf_map]
+static UPLINKS: HashMap<u32, Uplink, 1024> = HashMap::new();
+#[btf_map]
+static LOCAL_ADDRS: HashMap<Addr, u32, 16_384> = HashMap::new();
+#[btf_map]
+static INBOUND: LruHashMap<Tuple, Inbound, 131_072> = LruHashMap::new();
+#[btf_map]
+static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+#[btf_map]
+static RESERVED_PORTS: Array<u64, RESERVED_WORDS> = Array::new();
+
+/// What this CPU is working at.
+#[btf_map]
+static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+/// This CPU's place to work.
+#[inline(always)]
+pub fn work<'a>() -> Option<&'a mut Work> {
+    // SAFETY: each CPU has its own and runs one TC program at a time, with
+    // bottom halves off; zeroes are a valid `Work`.
+    WORK.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+}
+
+/// Seconds after which a record of a flow from outside no longer counts.
+const INBOUND_SECONDS: u64 = 432_000;
+
+/// The maps and helpers around one packet.
+pub struct World<'a> {
+    ctx: &'a TcContext,
+    settings: &'a Settings,
+    uplink: &'a Uplink,
+}
+
+impl<'a> World<'a> {
+    /// `None` where the agent has not set the interface up: then the program
+    /// has nothing to decide.
+    #[inline(always)]
+    pub fn new(ctx: &'a TcContext) -> Option<Self> {
+        let settings = SETTINGS.get(0)?;
+        // SAFETY: a TC program's context is readable for the program's run.
+        let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+        // SAFETY: entries are replaced, not freed under a running program
+        // (the map's memory is reclaimed after a grace period only); fields
+        // change all together by replacement.
+        let uplink = unsafe { UPLINKS.get(&ifindex) }?;
+        Some(Self {
+            ctx,
+            settings,
+            uplink,
+        })
+    }
+}
+
+#[inline(always)]
+fn insert(
+    map: &HashMap<Tuple, Mapping, 262_144>,
+    tuple: &Tuple,
+    mapping: &Mapping,
+) -> Result<(), InsertError> {
+    const EEXIST: i32 = -17;
+    match map.insert(tuple, mapping, BPF_NOEXIST.into()) {
+        Ok(()) => Ok(()),
+        Err(EEXIST) => Err(InsertError::Exists),
+        Err(_) => Err(InsertError::Full),
+    }
+}
+
+#[inline(always)]
+fn slot(map: &HashMap<Tuple, Mapping, 262_144>, tuple: &Tuple) -> Option<Slot> {
+    // SAFETY: a map value is readable and writable for the program's run.
+    map.get_ptr_mut(tuple).map(|p| unsafe { Slot::new(p) })
+}
+
+impl World<'_> {
+    /// Counts a dropped packet.
+    #[inline(always)]
+    pub fn count_drop(&self, reason: DropReason) {
+        let reason = reason as u32;
+        // SAFETY: a local. Volatile, so that LLVM forgets that an enum is in
+        // bounds and leaves the check that the verifier wants to see.
+        let index = unsafe { (&raw const reason).read_volatile() } as usize;
+        if let Some(counters) = COUNTERS.get_ptr_mut(0)
+            && index < DropReason::ALL.len()
+        {
+            // SAFETY: `Drops` is repr(C) with one u64 for each reason, in order.
+            unsafe { *(&raw mut (*counters).drops).cast::<u64>().add(index) += 1 };
+        }
+    }
+}
+
+impl Tables for World<'_> {
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "ticks wrap by design")]
+    fn now(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        let ns = unsafe { bpf_ktime_get_coarse_ns() };
+        ((ns >> TICK_SHIFT) as u32).wrapping_add(self.settings.clock_offset)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    #[inline(always)]
+    fn uplink(&self) -> &Uplink {
+        self.uplink
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
+        if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+            // SAFETY: this CPU's own entry; a TC program is not preempted by
+            // another on the same CPU, and a lost count would do no harm.
+            let count = counter(unsafe { &mut *counters });
+            *count += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn is_local(&self, addr: &Addr) -> bool {
+        LOCAL_ADDRS.get_ptr(addr).is_some()
+    }
+
+    #[inline(always)]
+    fn action(&self, dst: &Addr) -> Action {
+        let key = Key::new(128, *dst);
+        let value = if self.settings.active_policy == 0 {
+            POLICY_0.get(&key)
+        } else {
+            POLICY_1.get(&key)
+        };
+        value.map_or(Action::Masquerade, |v| Action::from_raw(v.action))
+    }
+
+    #[inline(always)]
+    fn snat(&self, tuple: &Tuple) -> Option<Slot> {
+        slot(&SNAT, tuple)
+    }
+
+    #[inline(always)]
+    fn rev_snat(&self, tuple: &Tuple) -> Option<Slot> {
+        slot(&REV_SNAT, tuple)
+    }
+
+    #[inline(always)]
+    fn insert_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
+        insert(&SNAT, tuple, mapping)
+    }
+
+    #[inline(always)]
+    fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
+        insert(&REV_SNAT, tuple, mapping)
+    }
+
+    #[inline(always)]
+    fn remove_rev_snat(&self, tuple: &Tuple) {
+        // Whoever removed it before us did what we want.
+        let _ = REV_SNAT.remove(tuple);
+    }
+
+    #[inline(always)]
+    fn refresh_inbound(&self, tuple: &Tuple) -> bool {
+        let now = self.now();
+        match INBOUND.get_ptr_mut(tuple) {
+            // SAFETY: a map value is readable and writable for the program's
+            // run; the field is one word, and any racing value is a time just
+            // past.
+            Some(inbound) => unsafe {
+                let fresh = u64::from(age(now, (*inbound).last_seen)) < ticks(INBOUND_SECONDS);
+                (*inbound).last_seen = now;
+                fresh
+            },
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn insert_inbound(&self, tuple: &Tuple) {
+        let inbound = Inbound {
+            last_seen: self.now(),
+            pad: 0,
+        };
+        // The map evicts its least recently used entry; failing to insert costs
+        // a flow from outside its direct replies, counted where they drop.
+        let _ = INBOUND.insert(tuple, inbound, 0);
+    }
+
+    #[inline(always)]
+    fn remove_inbound(&self, tuple: &Tuple) {
+        let _ = INBOUND.remove(tuple);
+    }
+
+    #[inline(always)]
+    fn port_reserved(&self, port: u16) -> bool {
+        RESERVED_PORTS
+            .get(u32::from(port) / 64)
+            .is_some_and(|word| word >> (port % 64) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn from_socket(&self) -> bool {
+        // SAFETY: readable in the context of a TC program; a null check only.
+        unsafe { !(*self.ctx.skb.skb).__bindgen_anon_2.sk.is_null() }
+    }
+
+    /// The lookup is in the namespace of the packet's device.
+    #[inline(always)]
+    fn socket_receives(&self, wire: &Tuple) -> bool {
+        // Uninitialised beyond the family's part: zeroing would call memset,
+        // whose returned pointer the verifier refuses.
+        let mut key = MaybeUninit::<bpf_sock_tuple>::uninit();
+        let (sport, dport) = (wire.src_id.to_be(), wire.dst_id.to_be());
+        let size = if wire.src.is_v4() {
+            let v4 = SockTuple4 {
+                saddr: wire.src.words()[3],
+                daddr: wire.dst.words()[3],
+                sport,
+                dport,
+            };
+            // SAFETY: the union holds this variant.
+            unsafe { key.as_mut_ptr().cast::<SockTuple4>().write(v4) };
+            size_of::<SockTuple4>()
+        } else {
+            let v6 = SockTuple6 {
+                saddr: wire.src.words(),
+                daddr: wire.dst.words(),
+                sport,
+                dport,
+            };
+            // SAFETY: the union holds this variant.
+            unsafe { key.as_mut_ptr().cast::<SockTuple6>().write(v6) };
+            size_of::<SockTuple6>()
+        } as u32;
+        let key = key.as_mut_ptr();
+        let ctx = self.ctx.as_ptr();
+        /// `BPF_F_CURRENT_NETNS` of include/uapi/linux/bpf.h.
+        const CURRENT_NETNS: u64 = u64::MAX;
+        /// `TCP_LISTEN` of include/net/tcp_states.h.
+        const TCP_LISTEN: u32 = 10;
+        // SAFETY: `key` is initialised up to `size`; a socket that is found is
+        // released before anything else happens.
+        unsafe {
+            if wire.proto == proto::TCP {
+                let sk = bpf_skc_lookup_tcp(ctx, key, size, CURRENT_NETNS, 0);
+                if sk.is_null() {
+                    return false;
+                }
+                // A listener receives only what matches no connection: it does
+                // not keep a pod from using its port towards another host.
+                let connected = (*sk).state != TCP_LISTEN;
+                bpf_sk_release(sk.cast());
+                connected
+            } else {
+                let sk = bpf_sk_lookup_udp(ctx, key, size, CURRENT_NETNS, 0);
+                if sk.is_null() {
+                    return false;
+                }
+                bpf_sk_release(sk.cast());
+                true
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn repeat<S, F>(&self, n: u32, state: &mut S, step: F)
+    where
+        F: Fn(&Self, u32, &mut S) -> bool,
+    {
+        let mut frame = Frame {
+            tables: self,
+            state,
+            step,
+        };
+        // SAFETY: the callback gets `frame`, alive for the whole call.
+        unsafe {
+            bpf_loop(
+                n,
+                call::<Self, S, F> as *mut c_void,
+                (&raw mut frame).cast(),
+                0,
+            );
+        }
+    }
+}
+
+struct Frame<'a, T, S, F> {
+    tables: &'a T,
+    state: &'a mut S,
+    step: F,
+}
+
+unsafe extern "C" fn call<T, S, F>(n: u32, frame: *mut c_void) -> c_long
+where
+    F: Fn(&T, u32, &mut S) -> bool,
+{
+    // SAFETY: `repeat` passes a `Frame` of these very types.
+    let frame = unsafe { &mut *frame.cast::<Frame<'_, T, S, F>>() };
+    c_long::from(!(frame.step)(frame.tables, n, frame.state))
+}

@@ -1,0 +1,72 @@
+//! What is wrong with a configuration, and where.
+
+use std::fmt;
+
+/// How many characters of a file's own text a message repeats.
+const MAX_QUOTED: usize = 80;
+
+/// One finding about one place of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The document's name, usually a path.
+    pub file: String,
+    /// The line, counted from 1; `None` where the finding is about the whole file.
+    pub line: Option<usize>,
+    /// What is wrong and what to do about it, beginning with the entry's name.
+    pub message: String,
+}
+
+impl Diagnostic {
+    pub(crate) fn at(file: &str, line: usize, message: impl Into<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: Some(line),
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn whole_file(file: &str, message: impl Into<String>) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: None,
+            message: message.into(),
+        }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.message),
+            None => write!(f, "{}: {}", self.file, self.message),
+        }
+    }
+}
+
+/// `text` in quotes, cut where it is too long for a message.
+pub(super) fn quoted(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+/// A configuration that must not come into force: every error that was found, in the order of the
+/// files and their lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// At least one error.
+    pub errors: Vec<Diagnostic>,
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.errors.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Rejected {}

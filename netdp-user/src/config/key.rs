@@ -1,0 +1,83 @@
+//! The keys that a file may have.
+
+use super::diagnostic::quoted;
+
+/// Below this Jaro-Winkler similarity an unknown key is not called a misspelling of a known one.
+const MIN_SIMILARITY: f64 = 0.75;
+
+/// Bytes above which a key is not compared with the known ones.
+const MAX_MISSPELLING: usize = 64;
+
+/// The keys of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    NonMasqueradeCidrs,
+    MasqueradeCidrs,
+    MasqLinkLocal,
+    MasqLinkLocalIpv6,
+    ResyncInterval,
+    CidrLimit,
+}
+
+impl Key {
+    const ALL: [Self; 6] = [
+        Self::NonMasqueradeCidrs,
+        Self::MasqueradeCidrs,
+        Self::MasqLinkLocal,
+        Self::MasqLinkLocalIpv6,
+        Self::ResyncInterval,
+        Self::CidrLimit,
+    ];
+
+    /// The key as it is documented.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NonMasqueradeCidrs => "nonMasqueradeCIDRs",
+            Self::MasqueradeCidrs => "masqueradeCIDRs",
+            Self::MasqLinkLocal => "masqLinkLocal",
+            Self::MasqLinkLocalIpv6 => "masqLinkLocalIPv6",
+            Self::ResyncInterval => "resyncInterval",
+            Self::CidrLimit => "cidrLimit",
+        }
+    }
+
+    /// Letter case is ignored as upstream ignores it: some tools write every key in lower case.
+    pub fn find(text: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|key| key.name().eq_ignore_ascii_case(text))
+    }
+
+    /// The key that `text` is most likely a misspelling of.
+    fn nearest(text: &str) -> Option<Self> {
+        // No misspelling is this long, and comparing costs the product of the lengths.
+        if text.len() > MAX_MISSPELLING {
+            return None;
+        }
+        let text = text.to_ascii_lowercase();
+        Self::ALL
+            .into_iter()
+            .map(|key| (key, key.name().to_ascii_lowercase()))
+            .filter(|(_, name)| strsim::jaro_winkler(&text, name) >= MIN_SIMILARITY)
+            .min_by_key(|(_, name)| strsim::damerau_levenshtein(&text, name))
+            .map(|(key, _)| key)
+    }
+}
+
+/// What to say of a key that is none.
+pub(super) fn unknown(text: &str) -> String {
+    match Key::nearest(text) {
+        Some(key) => format!(
+            "unknown key {} is ignored; did you mean {}?",
+            quoted(text),
+            key.name()
+        ),
+        None => {
+            let known = Key::ALL.map(Key::name).join(", ");
+            format!(
+                "unknown key {} is ignored; the known keys are {known}",
+                quoted(text)
+            )
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The configuration: what files say, checked, united, and turned into the policy that the
+//! datapath is given.
+//!
+//! The files are those of ip-masq-agent (YAML or JSON), with `masqueradeCIDRs` added. A set of
+//! files is taken whole or not at all: one error anywhere rejects it.
+
+mod cidr;
+mod diagnostic;
+mod duration;
+mod key;
+mod merge;
+mod parse;
+mod tree;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+pub use diagnostic::{Diagnostic, Rejected};
+
+/// The greatest size of a document, in bytes.
+pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+
+/// The resync interval where no file sets one.
+pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Shorter intervals are raised to this one, lest the agent do nothing but read files.
+pub const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How many CIDRs one file may list where it does not say itself.
+pub const DEFAULT_CIDR_LIMIT: usize = 64;
+
+/// The flags that change what a configuration means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Accept IPv6 CIDRs and add the IPv6 link-local rule.
+    pub enable_ipv6: bool,
+    /// Let the default list also hold the reserved IPv4 ranges.
+    pub nomasq_all_reserved_ranges: bool,
+}
+
+/// One file of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Document {
+    /// How findings and origins call it, usually its path.
+    pub name: String,
+    /// YAML or JSON.
+    pub text: String,
+}
+
+impl Document {
+    /// A document of the bytes of a file.
+    ///
+    /// # Errors
+    /// More than [`MAX_DOCUMENT_BYTES`] bytes, or bytes that are not UTF-8.
+    pub fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Diagnostic> {
+        if bytes.len() > MAX_DOCUMENT_BYTES {
+            let message = "larger than 1 MiB, which no configuration is; split or shorten it";
+            return Err(Diagnostic::whole_file(&name, message));
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Self { name, text }),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let before = error.as_bytes().iter().take(valid);
+                let line = 1 + before.filter(|byte| **byte == b'\n').count();
+                Err(Diagnostic::at(
+                    &name,
+                    line,
+                    "not UTF-8; save the file as UTF-8",
+                ))
+            }
+        }
+    }
+}
+
+/// What happens to a pod's packet to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// It leaves as it is.
+    Bypass,
+    /// It leaves with the address of its uplink.
+    Masquerade,
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bypass => "bypass",
+            Self::Masquerade => "masquerade",
+        })
+    }
+}
+
+/// Where a rule comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// No file says so: a default, or the link-local rule.
+    BuiltIn,
+    /// An entry of a file.
+    File {
+        /// The document's name.
+        file: Arc<str>,
+        /// The line of the entry, counted from 1.
+        line: usize,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltIn => f.write_str("built-in"),
+            Self::File { file, line } => write!(f, "{file}:{line}"),
+        }
+    }
+}
+
+/// The action for the destinations in a prefix that no longer prefix covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Aligned; no two rules have the same.
+    pub prefix: IpNet,
+    /// What to do.
+    pub action: Action,
+    /// Who says so.
+    pub origin: Origin,
+}
+
+/// An effective configuration. Destinations outside all rules are masqueraded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The whole policy: the link-local rules, then bypasses, then masquerades, those of files in
+    /// the order of the files and their entries.
+    pub rules: Vec<Rule>,
+    /// How often to read the files and check the datapath though nothing was notified.
+    pub resync_interval: Duration,
+    /// Whether 169.254.0.0/16 is left without its own bypass rule.
+    pub masq_link_local: bool,
+    /// Whether `fe80::/10` is left without its own bypass rule.
+    pub masq_link_local_ipv6: bool,
+}
+
+/// What [`Config::decide`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision<'a> {
+    /// What happens to the packet.
+    pub action: Action,
+    /// The rule that says so; `None` is the default.
+    pub rule: Option<&'a Rule>,
+}
+
+impl Config {
+    /// The decision for a destination, found by asking every rule: for explaining and for tests,
+    /// not for packets.
+    pub fn decide(&self, destination: IpAddr) -> Decision<'_> {
+        let matching = self
+            .rules
+            .iter()
+            .filter(|rule| rule.prefix.contains(&destination));
+        let rule = matching.max_by_key(|rule| rule.prefix.prefix_len());
+        Decision {
+            action: rule.map_or(Action::Masquerade, |rule| rule.action),
+            rule,
+        }
+    }
+
+    /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every
+    /// version for the same rules and settings, in whichever order and files they were written.
+    pub fn hash(&self) -> String {
+        let mut rules: Vec<String> = self
+            .rules
+            .iter()
+            .map(|rule| format!("{} {}", rule.prefix, rule.action))
+            .collect();
+        rules.sort_unstable();
+        let Self {
+            rules: _,
+            resync_interval,
+            masq_link_local,
+            masq_link_local_ipv6,
+        } = self;
+        let settings = format!(
+            "{} {masq_link_local} {masq_link_local_ipv6}",
+            resync_interval.as_nanos()
+        );
+        let canonical = format!("{settings}\n{}", rules.join("\n"));
+        format!("{:016x}", fnv1a(canonical.as_bytes()))
+    }
+}
+
+/// 64-bit FNV-1a: fixed for good by its definition, unlike the standard library's hashers. Nobody
+/// gains by forging a hash that is only displayed and compared.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// A configuration that may come into force, and what its author should still look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The effective configuration.
+    pub config: Config,
+    /// Findings that reject nothing.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Reads, checks and unites `docs`. No documents give the defaults.
+///
+/// # Errors
+/// Every error in every document; then none of them may come into force.
+pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
+    let mut errors = Vec::new();
+    let mut warnings = Vec::new();
+    let files: Vec<_> = docs
+        .iter()
+        .map(|doc| {
+            (
+                doc.name.as_str(),
+                parse::parse(doc, opts, &mut errors, &mut warnings),
+            )
+        })
+        .collect();
+    let config = merge::merge(&files, opts, &mut errors, &mut warnings);
+    if errors.is_empty() {
+        Ok(Loaded { config, warnings })
+    } else {
+        Err(Rejected { errors })
+    }
+}
+
+/// The configuration without any file.
+pub fn defaults(opts: &Options) -> Config {
+    merge::merge(&[], opts, &mut Vec::new(), &mut Vec::new())
+}

@@ -1,0 +1,281 @@
+//! One file: from the tree of its text to typed values.
+
+use std::collections::{HashMap, hash_map};
+use std::rc::Rc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::cidr;
+use super::diagnostic::{Diagnostic, quoted};
+use super::key::{self, Key};
+use super::tree::{self, Node, Value};
+use super::{DEFAULT_CIDR_LIMIT, Document, Options};
+
+/// What one file says. Whatever it leaves out is `None`, empty or false.
+#[derive(Debug, Default)]
+pub(super) struct FileConfig {
+    /// `None`: the key is absent. The list may be empty.
+    pub non_masquerade: Option<List>,
+    pub masquerade: Option<List>,
+    pub masq_link_local: bool,
+    pub masq_link_local_ipv6: bool,
+    pub resync_interval: Option<Duration>,
+}
+
+/// A list of CIDRs.
+#[derive(Debug)]
+pub(super) struct List {
+    /// The line of its key.
+    pub line: usize,
+    /// How many entries are written, with the repeated and the unreadable ones.
+    written: usize,
+    /// The distinct entries, in their order.
+    pub entries: Vec<Entry>,
+}
+
+/// One CIDR and its line.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub prefix: IpNet,
+    pub line: usize,
+}
+
+/// Reads `document`, adding what is wrong with it to `errors` and `warnings`. What can be read is
+/// returned in spite of errors, so that later checks find theirs too.
+pub(super) fn parse(
+    document: &Document,
+    options: &Options,
+    errors: &mut Vec<Diagnostic>,
+    warnings: &mut Vec<Diagnostic>,
+) -> FileConfig {
+    let file = &document.name;
+    let root = match tree::parse(&document.text) {
+        Ok(Some(root)) if !root.is_null() => root,
+        // An empty file is a file that sets nothing.
+        Ok(_) => return FileConfig::default(),
+        Err(error) => {
+            errors.push(Diagnostic::at(file, error.line, error.message));
+            return FileConfig::default();
+        }
+    };
+    let Value::Map(pairs) = &root.value else {
+        let found = root.describe();
+        let message =
+            format!("expected a mapping such as \"nonMasqueradeCIDRs: […]\", found {found}");
+        errors.push(Diagnostic::at(file, root.line, message));
+        return FileConfig::default();
+    };
+    let mut reader = Reader {
+        file,
+        options,
+        errors,
+        warnings,
+    };
+    let mut config = FileConfig::default();
+    let mut limit = Some(DEFAULT_CIDR_LIMIT);
+    for (key, line, value) in reader.known_keys(pairs) {
+        match key {
+            Key::NonMasqueradeCidrs => config.non_masquerade = reader.list(key, line, value),
+            Key::MasqueradeCidrs => config.masquerade = reader.list(key, line, value),
+            Key::MasqLinkLocal => config.masq_link_local = reader.boolean(key, line, value),
+            Key::MasqLinkLocalIpv6 => {
+                config.masq_link_local_ipv6 = reader.boolean(key, line, value);
+            }
+            Key::ResyncInterval => config.resync_interval = reader.interval(value),
+            Key::CidrLimit => limit = reader.limit(line, value),
+        }
+    }
+    if let Some(limit) = limit {
+        reader.check_limit(limit, &config);
+    }
+    config
+}
+
+/// Reads the values of one file, collecting what is wrong with them.
+pub(super) struct Reader<'a> {
+    file: &'a str,
+    options: &'a Options,
+    errors: &'a mut Vec<Diagnostic>,
+    warnings: &'a mut Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    pub fn error(&mut self, line: usize, message: String) {
+        self.errors.push(Diagnostic::at(self.file, line, message));
+    }
+
+    pub fn warn(&mut self, line: usize, message: String) {
+        self.warnings.push(Diagnostic::at(self.file, line, message));
+    }
+
+    pub fn wrong_type(&mut self, key: Key, line: usize, expected: &str, value: &Node) {
+        let found = value.describe();
+        self.error(
+            line,
+            format!("{}: expected {expected}, found {found}", key.name()),
+        );
+    }
+
+    /// The known keys with the line of the key, after complaints about all others.
+    fn known_keys<'n>(&mut self, pairs: &'n [(Rc<Node>, Rc<Node>)]) -> Vec<(Key, usize, &'n Node)> {
+        let mut known: Vec<(Key, usize, &Node)> = Vec::new();
+        let mut unknown: HashMap<&str, usize> = HashMap::new();
+        for (key, value) in pairs {
+            let line = key.line;
+            let (Value::Plain(text) | Value::Quoted(text)) = &key.value else {
+                self.error(line, format!("expected a key, found {}", key.describe()));
+                continue;
+            };
+            if text == "<<" {
+                // Taken for an unknown key, it would silently lose what it was to bring.
+                self.error(line, "<<: merge keys are not supported".to_owned());
+                continue;
+            }
+            let first = match Key::find(text) {
+                Some(key) => match known.iter().find(|(other, ..)| *other == key) {
+                    Some((_, first, _)) => Some(*first),
+                    None => {
+                        known.push((key, line, value));
+                        continue;
+                    }
+                },
+                None => unknown.insert(text, line),
+            };
+            match first {
+                Some(first) => self.error(
+                    line,
+                    format!(
+                        "the key {} is already set in line {first}; keep one of the two",
+                        quoted(text)
+                    ),
+                ),
+                None => self.warn(line, key::unknown(text)),
+            }
+        }
+        known
+    }
+
+    fn list(&mut self, key: Key, line: usize, value: &Node) -> Option<List> {
+        let Value::List(items) = &value.value else {
+            self.no_list(key, line, value);
+            return None;
+        };
+        let mut entries: Vec<Entry> = Vec::with_capacity(items.len());
+        let mut lines: HashMap<IpNet, usize> = HashMap::new();
+        for (index, item) in items.iter().enumerate() {
+            let path = format!("{}[{index}]", key.name());
+            let Some(prefix) = self.entry(&path, item) else {
+                continue;
+            };
+            match lines.entry(prefix) {
+                hash_map::Entry::Occupied(first) => self.warn(
+                    item.line,
+                    format!("{path}: {prefix} is already listed in line {}", first.get()),
+                ),
+                hash_map::Entry::Vacant(vacant) => {
+                    vacant.insert(item.line);
+                    entries.push(Entry {
+                        prefix,
+                        line: item.line,
+                    });
+                }
+            }
+        }
+        Some(List {
+            line,
+            written: items.len(),
+            entries,
+        })
+    }
+
+    fn no_list(&mut self, key: Key, line: usize, value: &Node) {
+        match key {
+            Key::NonMasqueradeCidrs if value.is_null() => self.error(
+                line,
+                format!(
+                    "{} is null; upstream would masquerade everything; write [] for that or \
+                     remove the key for the defaults",
+                    key.name()
+                ),
+            ),
+            _ if value.is_null() => {
+                self.warn(
+                    line,
+                    format!("{} is null, which means the same as []", key.name()),
+                );
+            }
+            _ => self.wrong_type(key, value.line, "a list of CIDRs", value),
+        }
+    }
+
+    fn entry(&mut self, path: &str, item: &Node) -> Option<IpNet> {
+        let text = match &item.value {
+            _ if item.is_null() => {
+                let problem = cidr::CidrError::Blank;
+                self.error(item.line, format!("{path}: the entry {problem}"));
+                return None;
+            }
+            Value::Plain(text) if !item.is_number() && item.as_bool().is_none() => text,
+            Value::Quoted(text) => text,
+            _ => {
+                let found = item.describe();
+                let hint = if ends_in_colon(item) {
+                    "; an IPv6 address that ends in a colon must be quoted"
+                } else {
+                    ""
+                };
+                self.error(
+                    item.line,
+                    format!("{path}: expected a CIDR, found {found}{hint}"),
+                );
+                return None;
+            }
+        };
+        let prefix = match cidr::parse(text) {
+            Ok(prefix) => prefix,
+            Err(problem) => {
+                self.error(item.line, format!("{path}: {} {problem}", quoted(text)));
+                return None;
+            }
+        };
+        if matches!(prefix, IpNet::V6(_)) && !self.options.enable_ipv6 {
+            let advice = "pass --enable-ipv6 or remove the entry";
+            self.error(
+                item.line,
+                format!("{path}: {prefix} is IPv6, which is off; {advice}"),
+            );
+            return None;
+        }
+        Some(prefix)
+    }
+
+    fn check_limit(&mut self, limit: usize, config: &FileConfig) {
+        let lists = || {
+            [&config.non_masquerade, &config.masquerade]
+                .into_iter()
+                .flatten()
+        };
+        let written: usize = lists().map(|list| list.written).sum();
+        if let Some(line) = lists().map(|list| list.line).min()
+            && written > limit
+        {
+            let message = format!(
+                "{written} CIDRs are listed, but cidrLimit allows {limit} in one file; raise \
+                 cidrLimit or remove entries"
+            );
+            self.error(line, message);
+        }
+    }
+}
+
+/// Whether `item` is what YAML makes of an unquoted `fd00::`, a mapping from `fd00:` to nothing.
+fn ends_in_colon(item: &Node) -> bool {
+    match &item.value {
+        Value::Map(pairs) => matches!(
+            pairs.as_slice(),
+            [(key, value)] if value.is_null() && matches!(&key.value, Value::Plain(text) if text.contains(':'))
+        ),
+        _ => false,
+    }
+}

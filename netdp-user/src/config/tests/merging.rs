@@ -1,0 +1,123 @@
+//! Several files.
+
+use super::*;
+
+#[track_caller]
+fn merge(docs: &[(&str, &str)]) -> Loaded {
+    let docs: Vec<_> = docs.iter().map(|(name, text)| doc(name, text)).collect();
+    load(&docs, &V4).unwrap()
+}
+
+#[test]
+fn lists_are_united_and_booleans_ored() {
+    let loaded = merge(&[
+        (
+            "a",
+            "nonMasqueradeCIDRs: [192.0.2.0/24, 10.0.0.0/8]\nresyncInterval: 5m\n",
+        ),
+        (
+            "b",
+            "nonMasqueradeCIDRs: [10.0.0.0/8, 1.0.0.0/8]\nmasqLinkLocal: false\n",
+        ),
+        (
+            "c",
+            "masqLinkLocal: true\nresyncInterval: 30s\nmasqueradeCIDRs: [10.0.0.0/29]\n",
+        ),
+        (
+            "d",
+            "masqLinkLocal: false\nmasqLinkLocalIPv6: true\nresyncInterval: 0s\n",
+        ),
+    ]);
+    let config = loaded.config;
+    assert_eq!(
+        prefixes(&config, Action::Bypass),
+        ["192.0.2.0/24", "10.0.0.0/8", "1.0.0.0/8"]
+    );
+    assert_eq!(prefixes(&config, Action::Masquerade), ["10.0.0.0/29"]);
+    assert!(config.masq_link_local && config.masq_link_local_ipv6);
+    assert_eq!(config.resync_interval, Duration::from_secs(30));
+    assert_eq!(config.rules[1].origin.to_string(), "a:1");
+    // Two files that name the same prefix agree; only the interval of zero is remarkable.
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+}
+
+#[test]
+fn defaults_stay_until_some_file_sets_the_list() {
+    let loaded = merge(&[
+        ("a", "masqLinkLocal: true"),
+        ("b", "masqueradeCIDRs: [10.0.0.0/29]"),
+    ]);
+    assert_eq!(prefixes(&loaded.config, Action::Bypass), RFC1918);
+    let loaded = merge(&[
+        ("a", "masqLinkLocal: true"),
+        ("b", "nonMasqueradeCIDRs: [1.0.0.0/8]"),
+    ]);
+    assert_eq!(prefixes(&loaded.config, Action::Bypass), ["1.0.0.0/8"]);
+    // An empty list is only remarkable where it stays empty.
+    let loaded = merge(&[
+        ("a", "nonMasqueradeCIDRs: []"),
+        ("b", "nonMasqueradeCIDRs: [1.0.0.0/8]"),
+    ]);
+    assert_eq!(loaded.warnings, []);
+    let loaded = merge(&[
+        ("a", "masqLinkLocal: true"),
+        ("b", "\nnonMasqueradeCIDRs: []"),
+    ]);
+    assert_eq!(prefixes(&loaded.config, Action::Bypass), [""; 0]);
+    assert!(lines(&loaded.warnings)[0].starts_with("b:2: nonMasqueradeCIDRs is empty"));
+}
+
+#[test]
+fn contradictions_name_both_places() {
+    for (a, b, expected) in [
+        (
+            "nonMasqueradeCIDRs:\n- 10.0.0.0/8",
+            "masqueradeCIDRs: [10.0.0.0/8]",
+            "b:1: 10.0.0.0/8 is in masqueradeCIDRs here, but in nonMasqueradeCIDRs at a:2; keep",
+        ),
+        (
+            "masqueradeCIDRs:\n\n- 10.0.0.0/8",
+            "nonMasqueradeCIDRs: [10.0.0.0/8]",
+            "a:3: 10.0.0.0/8 is in masqueradeCIDRs here, but in nonMasqueradeCIDRs at b:1; keep",
+        ),
+        (
+            "nonMasqueradeCIDRs: [10.0.0.0/8]\nmasqueradeCIDRs: [10.0.0.0/8]",
+            "",
+            "a:2: 10.0.0.0/8 is in masqueradeCIDRs here, but in nonMasqueradeCIDRs at a:1; keep",
+        ),
+    ] {
+        let rejected = load(&[doc("a", a), doc("b", b)], &V4).unwrap_err();
+        let errors = lines(&rejected.errors);
+        assert!(
+            errors.len() == 1 && errors[0].starts_with(expected),
+            "{errors:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_written_beats_what_is_built_in() {
+    let config = accept("masqueradeCIDRs: [169.254.0.0/16, 10.0.0.0/8, fe80::/10]").config;
+    assert_eq!(
+        prefixes(&config, Action::Masquerade),
+        ["169.254.0.0/16", "10.0.0.0/8", "fe80::/10"]
+    );
+    assert_eq!(
+        prefixes(&config, Action::Bypass),
+        ["172.16.0.0/12", "192.168.0.0/16"]
+    );
+    let loaded = accept("nonMasqueradeCIDRs: [169.254.0.0/16]");
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(
+        prefixes(&loaded.config, Action::Bypass),
+        ["fe80::/10", "169.254.0.0/16"]
+    );
+    assert_eq!(loaded.config.rules[1].origin.to_string(), "c.yaml:1");
+}
+
+#[test]
+fn one_bad_file_rejects_the_set() {
+    let rejected = load(&[doc("a", "masqLinkLocal: true"), doc("b", "{*")], &V4).unwrap_err();
+    assert_eq!(rejected.errors.len(), 1);
+    assert_eq!(rejected.errors[0].file, "b");
+}

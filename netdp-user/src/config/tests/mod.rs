@@ -1,0 +1,55 @@
+//! Tests of whole configurations, by what they show.
+
+mod errors;
+mod merging;
+mod policy;
+mod reading;
+mod warnings;
+
+use super::*;
+
+/// IPv6 on, as most cases want it.
+const V6: Options = Options {
+    enable_ipv6: true,
+    nomasq_all_reserved_ranges: false,
+};
+const V4: Options = Options {
+    enable_ipv6: false,
+    nomasq_all_reserved_ranges: false,
+};
+
+const RFC1918: [&str; 3] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
+
+fn doc(name: &str, text: &str) -> Document {
+    Document {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    }
+}
+
+/// One file, `c.yaml`.
+fn load_one(text: &str, opts: &Options) -> Result<Loaded, Rejected> {
+    load(&[doc("c.yaml", text)], opts)
+}
+
+#[track_caller]
+fn accept(text: &str) -> Loaded {
+    load_one(text, &V6).unwrap_or_else(|rejected| panic!("{text:?} was rejected: {rejected}"))
+}
+
+/// The prefixes with `action`, in the order of the rules.
+fn prefixes(config: &Config, action: Action) -> Vec<String> {
+    let rules = config.rules.iter().filter(|rule| rule.action == action);
+    rules.map(|rule| rule.prefix.to_string()).collect()
+}
+
+/// The bypasses of `config` without the link-local ones.
+fn bypasses(config: &Config) -> Vec<String> {
+    let mut all = prefixes(config, Action::Bypass);
+    all.retain(|prefix| prefix != "169.254.0.0/16" && prefix != "fe80::/10");
+    all
+}
+
+fn lines(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,224 @@
+//! YAML or JSON text as a tree whose every node knows its line.
+//!
+//! Built from parser events rather than from a ready-made document type, because a document type
+//! has already dropped duplicate keys, expanded aliases and recursed as deep as the input says.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
+
+use super::diagnostic::quoted;
+
+/// The configuration is two levels deep; the rest is room for unknown keys, and a bound on what a
+/// hostile file can make us hold.
+const MAX_DEPTH: usize = 32;
+
+/// A node and the line it begins on, counted from 1.
+#[derive(Debug, PartialEq)]
+pub(super) struct Node {
+    pub line: usize,
+    pub value: Value,
+}
+
+/// Scalars keep their text: what a key's value may be is the key's business.
+#[derive(Debug, PartialEq)]
+pub(super) enum Value {
+    /// An unquoted scalar, which may denote null, a boolean, a number or a string.
+    Plain(String),
+    /// A scalar that is a string whatever it looks like.
+    Quoted(String),
+    List(Vec<Rc<Node>>),
+    Map(Vec<(Rc<Node>, Rc<Node>)>),
+}
+
+/// Why a text is no tree.
+#[derive(Debug, PartialEq)]
+pub(super) struct SyntaxError {
+    pub line: usize,
+    pub message: String,
+}
+
+impl Node {
+    /// Whether this is null: nothing at all, `~` or `null`.
+    pub fn is_null(&self) -> bool {
+        matches!(&self.value, Value::Plain(text) if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+    }
+
+    /// The boolean that a plain scalar denotes. The words of YAML 1.1 count too: upstream's parser
+    /// takes them.
+    pub fn as_bool(&self) -> Option<bool> {
+        let Value::Plain(text) = &self.value else {
+            return None;
+        };
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" => Some(true),
+            "false" | "no" | "off" | "n" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Whether a plain scalar denotes a number.
+    pub fn is_number(&self) -> bool {
+        let Value::Plain(text) = &self.value else {
+            return false;
+        };
+        let unsigned = text.trim_start_matches(['+', '-']);
+        // Rust's float parser also takes words such as "nan".
+        unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
+            && (unsigned.parse::<f64>().is_ok()
+                || unsigned.starts_with("0x")
+                || unsigned.starts_with("0o"))
+    }
+
+    /// The node in words, for "found …".
+    pub fn describe(&self) -> String {
+        match &self.value {
+            Value::List(_) => "a list".to_owned(),
+            Value::Map(_) => "a mapping".to_owned(),
+            Value::Quoted(text) => format!("the string {}", quoted(text)),
+            Value::Plain(_) if self.is_null() => "null".to_owned(),
+            Value::Plain(text) if self.as_bool().is_some() => format!("the boolean {text}"),
+            Value::Plain(text) if self.is_number() && text.len() < 32 => {
+                format!("the number {text}")
+            }
+            Value::Plain(_) if self.is_number() => "a long number".to_owned(),
+            Value::Plain(text) => format!("the string {}", quoted(text)),
+        }
+    }
+}
+
+/// Parses one document. `None` is a text without content.
+///
+/// JSON is read as the subset of YAML that it is, except that tabs between its tokens are legal.
+pub(super) fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = if text.trim_start().starts_with('{') {
+        // A raw tab cannot be inside a JSON string, so that only white space changes here.
+        Cow::Owned(text.replace('\t', " "))
+    } else {
+        Cow::Borrowed(text)
+    };
+    let mut parser = Parser::<StrInput<'_>>::new_from_str(&text);
+    let mut builder = Builder::default();
+    while let Some(event) = parser.next_event() {
+        let (event, span) = event.map_err(|error| SyntaxError {
+            // What the end of the text breaks is reported one line after it.
+            line: error.marker().line().min(text.lines().count().max(1)),
+            message: format!("not valid YAML or JSON: {}", error.info()),
+        })?;
+        builder.take(event, span)?;
+    }
+    Ok(builder.root)
+}
+
+/// A list or mapping that is still open.
+struct Open {
+    line: usize,
+    anchor: usize,
+    value: Value,
+    /// The key that waits for its value.
+    key: Option<Rc<Node>>,
+}
+
+#[derive(Default)]
+struct Builder {
+    open: Vec<Open>,
+    anchors: HashMap<usize, Rc<Node>>,
+    documents: usize,
+    root: Option<Rc<Node>>,
+}
+
+impl Builder {
+    fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), SyntaxError> {
+        let line = span.start.line();
+        let fail = |message: &str| {
+            Err(SyntaxError {
+                line,
+                message: message.to_owned(),
+            })
+        };
+        match event {
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
+            Event::DocumentStart(_) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    return fail(
+                        "a second YAML document begins here; keep one document in each file",
+                    );
+                }
+                Ok(())
+            }
+            Event::Scalar(_, _, _, Some(_))
+            | Event::SequenceStart(_, Some(_))
+            | Event::MappingStart(_, Some(_)) => {
+                fail("YAML tags (!…) are not supported; remove the tag")
+            }
+            Event::Scalar(text, style, anchor, None) => {
+                let value = if style == ScalarStyle::Plain {
+                    Value::Plain(text.into_owned())
+                } else {
+                    Value::Quoted(text.into_owned())
+                };
+                self.complete(Rc::new(Node { line, value }), anchor);
+                Ok(())
+            }
+            Event::SequenceStart(anchor, None) => self.push(line, anchor, Value::List(Vec::new())),
+            Event::MappingStart(anchor, None) => self.push(line, anchor, Value::Map(Vec::new())),
+            Event::SequenceEnd | Event::MappingEnd => {
+                if let Some(Open {
+                    line,
+                    anchor,
+                    value,
+                    ..
+                }) = self.open.pop()
+                {
+                    self.complete(Rc::new(Node { line, value }), anchor);
+                }
+                Ok(())
+            }
+            Event::Alias(anchor) => match self.anchors.get(&anchor).map(Rc::clone) {
+                Some(node) => {
+                    self.complete(node, 0);
+                    Ok(())
+                }
+                None => fail("an alias (*…) refers to the node that it is part of"),
+            },
+        }
+    }
+
+    fn push(&mut self, line: usize, anchor: usize, value: Value) -> Result<(), SyntaxError> {
+        if self.open.len() >= MAX_DEPTH {
+            let message = format!("nested more than {MAX_DEPTH} levels deep");
+            return Err(SyntaxError { line, message });
+        }
+        self.open.push(Open {
+            line,
+            anchor,
+            value,
+            key: None,
+        });
+        Ok(())
+    }
+
+    /// Puts a finished node where it belongs. Anchor 0 is none.
+    fn complete(&mut self, node: Rc<Node>, anchor: usize) {
+        if anchor != 0 {
+            self.anchors.insert(anchor, Rc::clone(&node));
+        }
+        let Some(parent) = self.open.last_mut() else {
+            self.root = Some(node);
+            return;
+        };
+        match &mut parent.value {
+            Value::List(items) => items.push(node),
+            Value::Map(pairs) => match parent.key.take() {
+                Some(key) => pairs.push((key, node)),
+                None => parent.key = Some(node),
+            },
+            // Only lists and mappings are ever opened.
+            Value::Plain(_) | Value::Quoted(_) => {}
+        }
+    }
+}

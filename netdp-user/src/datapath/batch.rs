@@ -1,0 +1,87 @@
+//! Reading a hash map in batches: `BPF_MAP_LOOKUP_BATCH` (Linux 5.6), which aya
+//! does not offer.
+
+use anyhow::{Context as _, Result};
+use aya::Pod;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+/// `enum bpf_cmd` in include/uapi/linux/bpf.h.
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+
+/// The `batch` member of `union bpf_attr`.
+#[repr(C)]
+struct Attr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Calls `each` for every entry of the hash map behind `map`. Entries that come
+/// or go meanwhile may be seen or not. `K` and `V` must be the map's key and
+/// value types.
+///
+/// # Errors
+/// The kernel refused to read the map.
+pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> Result<()> {
+    let mut capacity = 4096;
+    let mut cursor: Option<u32> = None;
+    loop {
+        let mut keys = Vec::<K>::with_capacity(capacity);
+        let mut values = Vec::<V>::with_capacity(capacity);
+        let mut next = 0u32;
+        let mut attr = Attr {
+            in_batch: cursor
+                .as_ref()
+                .map_or(0, |cursor| std::ptr::from_ref(cursor) as u64),
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(capacity)?,
+            map_fd: u32::try_from(map.as_raw_fd())?,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the pointers are to live buffers of `count` elements, and the
+        // kernel writes at most that many.
+        let status = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_LOOKUP_BATCH,
+                &raw mut attr,
+                size_of::<Attr>(),
+            )
+        };
+        let error = (status < 0).then(std::io::Error::last_os_error);
+        let code = error.as_ref().and_then(std::io::Error::raw_os_error);
+        // ENOSPC: a bucket holds more than fits; nothing was read.
+        if code == Some(libc::ENOSPC) {
+            capacity *= 2;
+            continue;
+        }
+        if let Some(error) = error
+            && code != Some(libc::ENOENT)
+        {
+            return Err(error).context("reading a map in batches");
+        }
+        let count = usize::try_from(attr.count)?.min(capacity);
+        // SAFETY: the kernel has written `count` elements of each; any bytes
+        // are a valid `Pod`.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        for (key, value) in keys.iter().zip(&values) {
+            each(key, value);
+        }
+        // ENOENT: that was the end.
+        if code.is_some() {
+            return Ok(());
+        }
+        cursor = Some(next);
+    }
+}

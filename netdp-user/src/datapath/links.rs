@@ -1,0 +1,258 @@
+//! Attaching the programs to interfaces: TCX links, pinned, where the kernel
+//! has them (6.6), clsact filters otherwise. Other programs there are let be.
+
+use super::bpffs;
+use super::object::{EGRESS, INGRESS, program};
+use crate::uplinks::Uplink;
+use anyhow::{Context as _, Result, anyhow};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Fixed priority and handle of our clsact filters, so that a later agent finds
+/// and replaces them.
+const PRIORITY: u16 = 40_960;
+const HANDLE: TcHandle = TcHandle::new(0, 0x6e64);
+
+/// One of the two hooks on an uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hook {
+    /// Packets that leave.
+    Egress,
+    /// Packets that come in.
+    Ingress,
+}
+
+impl Hook {
+    const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Self::Egress => EGRESS,
+            Self::Ingress => INGRESS,
+        }
+    }
+
+    const fn attach_type(self) -> TcAttachType {
+        match self {
+            Self::Egress => TcAttachType::Egress,
+            Self::Ingress => TcAttachType::Ingress,
+        }
+    }
+
+    /// Nearest to the wire: other programs see pods' own addresses both ways.
+    fn order(self) -> LinkOrder {
+        match self {
+            Self::Egress => LinkOrder::last(),
+            Self::Ingress => LinkOrder::first(),
+        }
+    }
+
+    fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
+        let name = match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        };
+        bpffs.join("links").join(format!("{name}_{ifindex}"))
+    }
+}
+
+/// How programs are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mechanism {
+    /// TCX where the kernel has it, else clsact.
+    Auto,
+    /// TCX links (Linux 6.6).
+    Tcx,
+    /// Filters of a clsact qdisc.
+    Clsact,
+}
+
+/// A program on an interface.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attached {
+    /// The interface.
+    pub uplink: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// `tcx` or `clsact`.
+    pub mechanism: Mechanism,
+}
+
+/// What is attached where.
+pub struct Links {
+    bpffs: PathBuf,
+    mechanism: Mechanism,
+    attached: BTreeMap<u32, Attached>,
+}
+
+impl Links {
+    pub fn new(bpffs: &Path, mechanism: Mechanism) -> Result<Self> {
+        Ok(Self {
+            bpffs: bpffs.to_owned(),
+            mechanism,
+            attached: BTreeMap::new(),
+        })
+    }
+
+    pub fn attached(&self) -> Vec<Attached> {
+        self.attached.values().cloned().collect()
+    }
+
+    /// Attaches both programs; ones that are there already, of this or an
+    /// earlier agent, are replaced in place. Ingress first: from the first
+    /// packet that leaves translated on, replies find their way back.
+    pub fn attach(&mut self, object: &mut Ebpf, uplink: &Uplink) -> Result<()> {
+        let mut mechanism = self.mechanism;
+        for hook in Hook::BOTH {
+            let program = program(object, hook.program())?;
+            mechanism = match mechanism {
+                Mechanism::Clsact => attach_clsact(program, hook, uplink)?,
+                Mechanism::Tcx => self.attach_tcx(program, hook, uplink)?,
+                Mechanism::Auto => match self.attach_tcx(program, hook, uplink) {
+                    Ok(tcx) => tcx,
+                    Err(err) if is_unsupported(&err) => {
+                        log::info!("{}: no TCX here, using clsact", uplink.name);
+                        attach_clsact(program, hook, uplink)?
+                    }
+                    Err(err) => return Err(err),
+                },
+            };
+        }
+        self.attached.insert(
+            uplink.ifindex,
+            Attached {
+                uplink: uplink.name.clone(),
+                ifindex: uplink.ifindex,
+                mechanism,
+            },
+        );
+        Ok(())
+    }
+
+    fn attach_tcx(
+        &self,
+        program: &mut SchedClassifier,
+        hook: Hook,
+        uplink: &Uplink,
+    ) -> Result<Mechanism> {
+        let pin = hook.pin(&self.bpffs, uplink.ifindex);
+        if pin.exists() {
+            let link = PinnedLink::from_pin(&pin)
+                .with_context(|| format!("opening the pinned link {}", pin.display()))?;
+            let link = SchedClassifierLink::try_from(FdLink::from(link))
+                .with_context(|| format!("{} is not a TCX link", pin.display()))?;
+            match program.attach_to_link(link) {
+                Ok(id) => {
+                    // The pin holds the link; this end of it can go.
+                    drop(program.take_link(id)?);
+                    return Ok(Mechanism::Tcx);
+                }
+                // The interface went away and the kernel gave its index to
+                // another, or the link is dead: make a new one.
+                Err(err) => {
+                    log::info!("{}: the pinned {hook:?} link is dead ({err})", uplink.name);
+                    bpffs::remove_pin(&pin, &mut Vec::new())?;
+                }
+            }
+        }
+        let options = TcAttachOptions::TcxOrder(hook.order());
+        let id = program.attach_with_options(&uplink.name, hook.attach_type(), options)?;
+        let link: FdLink = program.take_link(id)?.try_into()?;
+        link.pin(&pin)
+            .with_context(|| format!("pinning the link {}", pin.display()))?;
+        Ok(Mechanism::Tcx)
+    }
+
+    pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<()> {
+        self.attached.remove(&ifindex);
+        remove(&self.bpffs, ifindex, Some(name), &mut Vec::new())
+    }
+}
+
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, uplink: &Uplink) -> Result<Mechanism> {
+    // Fails where the qdisc is there already, which is as good.
+    let _ = qdisc_add_clsact(&uplink.name);
+    let ours =
+        SchedClassifierLink::attached(&uplink.name, hook.attach_type(), PRIORITY, HANDLE, None)?;
+    let id = match program.attach_to_link(ours) {
+        Ok(id) => id,
+        Err(_) => program
+            .attach_with_options(
+                &uplink.name,
+                hook.attach_type(),
+                TcAttachOptions::Netlink(NlOptions {
+                    priority: PRIORITY,
+                    handle: HANDLE,
+                    classid: None,
+                }),
+            )
+            .with_context(|| format!("adding the clsact {hook:?} filter"))?,
+    };
+    // Dropping the link would remove the filter; it is to outlive the agent.
+    std::mem::forget(program.take_link(id)?);
+    Ok(Mechanism::Clsact)
+}
+
+/// Whether the kernel does not know TCX: EINVAL before Linux 6.6, and EOPNOTSUPP
+/// where it is compiled out.
+fn is_unsupported(err: &anyhow::Error) -> bool {
+    err.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::raw_os_error)
+            .is_some_and(|code| matches!(code, libc::EINVAL | libc::EOPNOTSUPP))
+    })
+}
+
+/// Removes what is pinned for an interface, and its filters if it still exists.
+fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<String>) -> Result<()> {
+    // Egress first: as long as packets leave translated, replies come back.
+    for hook in [Hook::Egress, Hook::Ingress] {
+        bpffs::remove_pin(&hook.pin(bpffs, ifindex), removed)?;
+        if let Some(name) = name
+            && aya::programs::tc::qdisc_detach_program(name, hook.attach_type(), hook.program())
+                .is_ok()
+        {
+            removed.push(format!("clsact {hook:?} filter on {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// Removes every link below `bpffs`, and the filters on `uplinks`.
+pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> Result<()> {
+    for &ifindex in uplinks {
+        remove(bpffs, ifindex, name_of(ifindex).as_deref(), removed)?;
+    }
+    let dir = bpffs.join("links");
+    let Ok(entries) = std::fs::read_dir(&dir) else {
+        return Ok(());
+    };
+    for entry in entries {
+        let entry = entry.map_err(|err| anyhow!("reading {}: {err}", dir.display()))?;
+        bpffs::remove_pin(&entry.path(), removed)?;
+    }
+    Ok(())
+}
+
+/// The name of an interface of this namespace.
+pub fn name_of(ifindex: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that if_indextoname(3) asks for.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: on success the buffer holds a NUL-terminated string.
+    let name = unsafe { std::ffi::CStr::from_ptr(name.as_ptr()) };
+    name.to_str().ok().map(str::to_owned)
+}

@@ -1,0 +1,218 @@
+//! The pinned maps, typed.
+
+use super::Setup;
+use anyhow::{Context as _, Result, bail};
+use aya::maps::lpm_trie::LpmTrie;
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use netdp_common::abi::{
+    Counters, LAYOUT, Mapping, PolicyValue, RESERVED_WORDS, SETTING_IPV6, Settings, Uplink, pins,
+};
+use netdp_common::addr::Addr;
+use netdp_common::tuple::Tuple;
+use netdp_common::verdict::DropReason;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// A trie of the policy.
+pub type Trie = LpmTrie<MapData, Addr, PolicyValue>;
+
+/// Every map of the datapath.
+pub struct Maps {
+    pub(super) snat: HashMap<MapData, Tuple, Mapping>,
+    pub(super) rev_snat: HashMap<MapData, Tuple, Mapping>,
+    /// The two mapping tables once more, for reading in batches.
+    pub(super) snat_data: MapData,
+    pub(super) rev_snat_data: MapData,
+    pub(super) policy: [Trie; 2],
+    uplinks: HashMap<MapData, u32, Uplink>,
+    local_addrs: HashMap<MapData, Addr, u32>,
+    settings: Array<MapData, Settings>,
+    counters: PerCpuArray<MapData, Counters>,
+    reserved_ports: Array<MapData, u64>,
+}
+
+impl Maps {
+    /// Opens the maps pinned below `bpffs`.
+    ///
+    /// # Errors
+    /// A map is missing or not what it should be.
+    pub fn open(bpffs: &Path) -> Result<Self> {
+        let pinned = |file: &str| -> Result<MapData> {
+            let path = bpffs.join(file);
+            MapData::from_pin(&path)
+                .with_context(|| format!("opening the pinned map {}", path.display()))
+        };
+        let hash = |file: &str| Ok::<_, anyhow::Error>(Map::HashMap(pinned(file)?));
+        let trie = |file: &str| Ok::<_, anyhow::Error>(Map::LpmTrie(pinned(file)?));
+        let array = |file: &str| Ok::<_, anyhow::Error>(Map::Array(pinned(file)?));
+        let maps = Self {
+            snat: hash(pins::SNAT)?.try_into()?,
+            rev_snat: hash(pins::REV_SNAT)?.try_into()?,
+            snat_data: pinned(pins::SNAT)?,
+            rev_snat_data: pinned(pins::REV_SNAT)?,
+            policy: [
+                trie(pins::POLICY_0)?.try_into()?,
+                trie(pins::POLICY_1)?.try_into()?,
+            ],
+            uplinks: hash(pins::UPLINKS)?.try_into()?,
+            local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
+            settings: array(pins::SETTINGS)?.try_into()?,
+            counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
+            reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
+        };
+        let layout = maps.settings()?.layout;
+        if layout != LAYOUT && layout != 0 {
+            bail!(
+                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To go on, run \
+                 `netdp detach --bpffs {}` (live mappings are lost), or start the version that made them",
+                bpffs.display(),
+                bpffs.display()
+            );
+        }
+        Ok(maps)
+    }
+
+    /// Writes what is fixed for the agent's run. The policy in force stays.
+    pub(super) fn prepare(&mut self, setup: &Setup) -> Result<()> {
+        let mut words = [0u64; RESERVED_WORDS];
+        for &port in &setup.reserved_ports {
+            words[usize::from(port) / 64] |= 1 << (port % 64);
+        }
+        for (index, word) in (0..).zip(words) {
+            self.reserved_ports
+                .set(index, word, 0)
+                .context("writing the reserved ports")?;
+        }
+        let mut settings = self.settings()?;
+        settings.layout = LAYOUT;
+        settings.flags = if setup.enable_ipv6 { SETTING_IPV6 } else { 0 };
+        self.set_settings(&settings)
+    }
+
+    /// The settings in force.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn settings(&self) -> Result<Settings> {
+        self.settings.get(&0, 0).context("reading the settings map")
+    }
+
+    pub(super) fn set_settings(&mut self, settings: &Settings) -> Result<()> {
+        self.settings
+            .set(0, settings, 0)
+            .context("writing the settings map")
+    }
+
+    /// The counters, summed over all CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn counters(&self) -> Result<Counters> {
+        let per_cpu = self
+            .counters
+            .get(&0, 0)
+            .context("reading the counters map")?;
+        let mut sum = Counters::default();
+        for cpu in per_cpu.iter() {
+            add(&mut sum, cpu);
+        }
+        Ok(sum)
+    }
+
+    pub(super) fn add_local(&mut self, ip: IpAddr) -> Result<()> {
+        self.local_addrs
+            .insert(Addr::from(ip), 1, 0)
+            .with_context(|| format!("adding the node's address {ip}"))
+    }
+
+    pub(super) fn remove_local(&mut self, ip: IpAddr) -> Result<()> {
+        ignore_missing(self.local_addrs.remove(&Addr::from(ip)))
+            .with_context(|| format!("removing the node's address {ip}"))
+    }
+
+    /// The addresses that the datapath takes for the node's own.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
+        self.local_addrs
+            .keys()
+            .map(|key| key.map(IpAddr::from).context("reading local_addrs"))
+            .collect()
+    }
+
+    pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<()> {
+        self.uplinks
+            .insert(ifindex, uplink, 0)
+            .with_context(|| format!("writing the uplink with index {ifindex}"))
+    }
+
+    pub(super) fn remove_uplink(&mut self, ifindex: u32) -> Result<()> {
+        ignore_missing(self.uplinks.remove(&ifindex))
+            .with_context(|| format!("removing the uplink with index {ifindex}"))
+    }
+
+    /// The interface indexes that have programs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn uplinks(&self) -> Result<Vec<u32>> {
+        self.uplinks
+            .keys()
+            .map(|key| key.context("reading the uplinks map"))
+            .collect()
+    }
+
+    /// The addresses that an uplink masquerades with.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn uplink(&self, ifindex: u32) -> Result<Uplink> {
+        self.uplinks
+            .get(&ifindex, 0)
+            .with_context(|| format!("reading the uplink with index {ifindex}"))
+    }
+}
+
+/// A key that is gone already is what was wanted.
+pub(super) fn ignore_missing(
+    result: Result<(), aya::maps::MapError>,
+) -> Result<(), aya::maps::MapError> {
+    match result {
+        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(err))
+            if err.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn add(sum: &mut Counters, cpu: &Counters) {
+    let Counters {
+        egress_masqueraded,
+        egress_bypassed,
+        egress_host,
+        egress_replies,
+        egress_untouched,
+        ingress_translated,
+        ingress_passed,
+        mappings_created,
+        ports_changed,
+        drops,
+    } = cpu;
+    sum.egress_masqueraded += egress_masqueraded;
+    sum.egress_bypassed += egress_bypassed;
+    sum.egress_host += egress_host;
+    sum.egress_replies += egress_replies;
+    sum.egress_untouched += egress_untouched;
+    sum.ingress_translated += ingress_translated;
+    sum.ingress_passed += ingress_passed;
+    sum.mappings_created += mappings_created;
+    sum.ports_changed += ports_changed;
+    for &reason in DropReason::ALL {
+        *sum.drops.get_mut(reason) += drops.get(reason);
+    }
+}

@@ -1,0 +1,166 @@
+//! The kernel side as user space sees it: loads the programs, attaches them,
+//! and is the only one that writes the maps.
+//!
+//! Maps and links are pinned below one bpffs directory and outlive the agent.
+
+mod batch;
+pub mod bpffs;
+mod links;
+pub mod maps;
+mod object;
+mod policy;
+mod sweep;
+
+pub use links::{Attached, Hook, Mechanism};
+pub use maps::Maps;
+pub use policy::PolicyChange;
+pub use sweep::{FlowRecord, Swept};
+
+use crate::reconcile::Change;
+use crate::uplinks::{LinkLayer, Uplink};
+use anyhow::{Context as _, Result};
+use netdp_common::abi::{self, UPLINK_V4, UPLINK_V6};
+use netdp_common::addr::Addr;
+use netdp_common::conntrack::Timeouts;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+/// How the datapath is set up once, at the agent's start.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Translate IPv6 too.
+    pub enable_ipv6: bool,
+    /// How many mappings fit. Maps that are pinned already keep their size.
+    pub max_flows: u32,
+    /// Ports that no mapping gets.
+    pub reserved_ports: BTreeSet<u16>,
+    /// How programs are attached.
+    pub mechanism: Mechanism,
+}
+
+/// The loaded datapath.
+pub struct Datapath {
+    object: aya::Ebpf,
+    maps: Maps,
+    links: links::Links,
+    /// Whether maps of an earlier agent were found and kept.
+    adopted: bool,
+}
+
+impl Datapath {
+    /// Loads the programs, over the maps that are pinned below `bpffs` if there
+    /// are any. Nothing is attached yet.
+    ///
+    /// # Errors
+    /// A bpffs that can't be made, maps of another layout, missing privileges,
+    /// a kernel that refuses the programs.
+    pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
+        bpffs::ensure(bpffs)?;
+        let adopted = object::check_pins(bpffs)?;
+        let object = object::load(bpffs, setup)?;
+        let mut maps = Maps::open(bpffs)?;
+        maps.prepare(setup)?;
+        Ok(Self {
+            object,
+            maps,
+            links: links::Links::new(bpffs, setup.mechanism)?,
+            adopted,
+        })
+    }
+
+    /// Whether maps of an earlier agent were found and kept.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// The maps, for looking.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// What is attached.
+    pub fn attached(&self) -> Vec<Attached> {
+        self.links.attached()
+    }
+
+    /// Makes one change.
+    ///
+    /// # Errors
+    /// The kernel refused it; the message names the object.
+    pub fn apply(&mut self, change: &Change) -> Result<()> {
+        match change {
+            Change::SetPolicy(rules) => self.maps.set_policy(rules).map(drop),
+            Change::AddLocal(ip) => self.maps.add_local(*ip),
+            Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
+            Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
+            Change::Attach(uplink) => self
+                .links
+                .attach(&mut self.object, uplink)
+                .with_context(|| format!("attaching to uplink {}", uplink.name)),
+            Change::Detach { ifindex, name } => {
+                self.links.detach(*ifindex, name)?;
+                self.maps.remove_uplink(*ifindex)
+            }
+        }
+    }
+
+    /// Ends mappings that are idle for too long or whose node address is gone.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn sweep(&mut self, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> Result<Swept> {
+        sweep::sweep(&mut self.maps, timeouts, local)
+    }
+
+    /// Interfaces that an earlier agent attached to.
+    ///
+    /// # Errors
+    /// The uplinks map could not be read.
+    pub fn known_uplinks(&self) -> Result<Vec<u32>> {
+        self.maps.uplinks()
+    }
+}
+
+/// Removes programs, pins and maps below `bpffs`, and the bpffs if it is
+/// mounted there. Gives back what was removed, a line each.
+///
+/// # Errors
+/// What could not be removed, by name.
+pub fn detach(bpffs: &Path) -> Result<Vec<String>> {
+    if !bpffs::is_bpffs(bpffs) {
+        return Ok(Vec::new());
+    }
+    let mut removed = Vec::new();
+    let uplinks = match Maps::open(bpffs) {
+        Ok(maps) => maps.uplinks()?,
+        // Half of the pins, or another layout: the links and files go all the same.
+        Err(_) => Vec::new(),
+    };
+    links::remove_all(bpffs, &uplinks, &mut removed)?;
+    for (file, _) in abi::pins::ALL {
+        bpffs::remove_pin(&bpffs.join(file), &mut removed)?;
+    }
+    bpffs::remove_dir(bpffs, &mut removed)?;
+    Ok(removed)
+}
+
+/// The map entry of an uplink.
+fn entry(uplink: &Uplink) -> abi::Uplink {
+    let mut flags = 0;
+    if uplink.v4.is_some() {
+        flags |= UPLINK_V4;
+    }
+    if uplink.v6.is_some() {
+        flags |= UPLINK_V6;
+    }
+    abi::Uplink {
+        v4: Addr::from(IpAddr::V4(uplink.v4.unwrap_or(Ipv4Addr::UNSPECIFIED))),
+        v6: Addr::from(IpAddr::V6(uplink.v6.unwrap_or(Ipv6Addr::UNSPECIFIED))),
+        l2_len: match uplink.link_layer {
+            LinkLayer::None => 0,
+            LinkLayer::Ethernet | LinkLayer::Other => 14,
+        },
+        flags,
+    }
+}

@@ -1,0 +1,133 @@
+//! The eBPF object: checks what is pinned, makes what is missing, loads.
+
+use super::Setup;
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::maps::{MapInfo, MapType};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use netdp_common::abi::{self, pins};
+use netdp_common::addr::Addr;
+use netdp_common::tuple::Tuple;
+use std::path::Path;
+
+/// Program at TC egress.
+pub const EGRESS: &str = "egress_snat";
+/// Program at TC ingress.
+pub const INGRESS: &str = "ingress_rev_snat";
+
+/// The object that the build script left.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
+
+/// Loads both programs over the pinned maps.
+pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries("SNAT", setup.max_flows)
+        .map_max_entries("REV_SNAT", setup.max_flows);
+    for (file, map) in pins::ALL {
+        loader.map_pin_path(map, bpffs.join(file));
+    }
+    let mut object = loader.load(OBJECT).map_err(explain)?;
+    for name in [EGRESS, INGRESS] {
+        program(&mut object, name)?
+            .load()
+            .map_err(explain)
+            .with_context(|| format!("loading the program {name}"))?;
+    }
+    Ok(object)
+}
+
+/// One of the object's programs.
+pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    object
+        .program_mut(name)
+        .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
+        .try_into()
+        .with_context(|| format!("{name} is not a TC program"))
+}
+
+fn explain<E: std::error::Error + Send + Sync + 'static>(err: E) -> anyhow::Error {
+    let mut source: Option<&dyn std::error::Error> = Some(&err);
+    let mut hint = "";
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>()
+            && io.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            hint = "the kernel refused: this needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
+                    (before Linux 5.8: CAP_SYS_ADMIN), or root";
+        }
+        source = cause.source();
+    }
+    let err = anyhow::Error::new(err);
+    if hint.is_empty() {
+        err
+    } else {
+        err.context(hint)
+    }
+}
+
+/// What each pinned map must look like: file, type, key bytes, value bytes.
+fn layout() -> [(&'static str, MapType, usize, usize); 10] {
+    let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
+    let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
+    [
+        (pins::SNAT, MapType::Hash, mapping.0, mapping.1),
+        (pins::REV_SNAT, MapType::Hash, mapping.0, mapping.1),
+        (pins::POLICY_0, MapType::LpmTrie, policy.0, policy.1),
+        (pins::POLICY_1, MapType::LpmTrie, policy.0, policy.1),
+        (pins::UPLINKS, MapType::Hash, 4, size_of::<abi::Uplink>()),
+        (pins::LOCAL_ADDRS, MapType::Hash, size_of::<Addr>(), 4),
+        (
+            pins::INBOUND,
+            MapType::LruHash,
+            size_of::<Tuple>(),
+            size_of::<abi::Inbound>(),
+        ),
+        (
+            pins::SETTINGS,
+            MapType::Array,
+            4,
+            size_of::<abi::Settings>(),
+        ),
+        (
+            pins::COUNTERS,
+            MapType::PerCpuArray,
+            4,
+            size_of::<abi::Counters>(),
+        ),
+        (pins::RESERVED_PORTS, MapType::Array, 4, 8),
+    ]
+}
+
+/// Checks the maps that are pinned already; aya opens them as they are.
+/// Tells whether there are any.
+pub fn check_pins(bpffs: &Path) -> Result<bool> {
+    let mut found = false;
+    for (file, kind, key, value) in layout() {
+        let path = bpffs.join(file);
+        if !path.exists() {
+            continue;
+        }
+        found = true;
+        let info = MapInfo::from_pin(&path)
+            .with_context(|| format!("reading the pinned map {}", path.display()))?;
+        let seen = (
+            info.map_type().ok(),
+            info.key_size() as usize,
+            info.value_size() as usize,
+        );
+        if seen != (Some(kind), key, value) {
+            bail!(
+                "the pinned map {} has another layout (type {:?}, key {} bytes, value {} bytes) than this \
+                 netdp uses ({kind:?}, {key}, {value}). It belongs to another version. To go on, run \
+                 `netdp detach --bpffs {}` (live mappings are lost), or start the version that made it",
+                path.display(),
+                seen.0,
+                seen.1,
+                seen.2,
+                bpffs.display()
+            );
+        }
+    }
+    Ok(found)
+}

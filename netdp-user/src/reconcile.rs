@@ -1,0 +1,176 @@
+//! From what is to be to the changes that make it so: pure, no kernel.
+//!
+//! Applying every change of a full diff against nothing is always safe: each
+//! only states what is to be.
+
+use crate::uplinks::Uplink;
+use ipnet::IpNet;
+use netdp_common::abi::Action;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// A prefix of the policy and what is done there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolicyRule {
+    /// The destinations.
+    pub prefix: IpNet,
+    /// The action for new flows.
+    pub action: Action,
+}
+
+/// What the datapath is to look like, or does.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct State {
+    /// The policy; `None` is one that is not known.
+    pub policy: Option<Vec<PolicyRule>>,
+    /// Every address of the node.
+    pub local: BTreeSet<IpAddr>,
+    /// The uplinks, by interface index.
+    pub uplinks: BTreeMap<u32, Uplink>,
+}
+
+/// One step from one state to another.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Put this policy in force, whole.
+    SetPolicy(Vec<PolicyRule>),
+    /// Take this address for the node's own.
+    AddLocal(IpAddr),
+    /// The node no longer has this address.
+    RemoveLocal(IpAddr),
+    /// Write down an uplink's addresses.
+    SetUplink(Uplink),
+    /// Attach the programs to an uplink.
+    Attach(Uplink),
+    /// Take the programs off.
+    Detach {
+        /// The interface's index.
+        ifindex: u32,
+        /// Its name when it was last seen.
+        name: String,
+    },
+}
+
+/// The changes from `is` to `wanted`, in the order in which they are safe: what
+/// programs read is written before they are attached, and an address is known
+/// as the node's own before an uplink masquerades with it.
+pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let policy = wanted.policy.as_ref();
+    if let Some(rules) = policy
+        && is.policy.as_ref() != policy
+    {
+        changes.push(Change::SetPolicy(rules.clone()));
+    }
+    changes.extend(
+        wanted
+            .local
+            .difference(&is.local)
+            .map(|ip| Change::AddLocal(*ip)),
+    );
+    for (ifindex, uplink) in &wanted.uplinks {
+        let before = is.uplinks.get(ifindex);
+        if before != Some(uplink) {
+            changes.push(Change::SetUplink(uplink.clone()));
+        }
+        if before.is_none() {
+            changes.push(Change::Attach(uplink.clone()));
+        }
+    }
+    for (ifindex, uplink) in &is.uplinks {
+        if !wanted.uplinks.contains_key(ifindex) {
+            changes.push(Change::Detach {
+                ifindex: *ifindex,
+                name: uplink.name.clone(),
+            });
+        }
+    }
+    changes.extend(
+        is.local
+            .difference(&wanted.local)
+            .map(|ip| Change::RemoveLocal(*ip)),
+    );
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Change, PolicyRule, State, diff};
+    use crate::uplinks::{LinkLayer, Uplink};
+    use netdp_common::abi::Action;
+
+    fn uplink(ifindex: u32) -> Uplink {
+        Uplink {
+            ifindex,
+            name: format!("eth{ifindex}"),
+            link_layer: LinkLayer::Ethernet,
+            v4: Some([10, 0, 0, 1].into()),
+            v6: None,
+            up: true,
+        }
+    }
+
+    fn wanted() -> State {
+        State {
+            policy: Some(vec![PolicyRule {
+                prefix: "10.0.0.0/8".parse().unwrap(),
+                action: Action::Bypass,
+            }]),
+            local: [[10, 0, 0, 1].into()].into(),
+            uplinks: [(2, uplink(2))].into(),
+        }
+    }
+
+    #[test]
+    fn nothing_changes_where_nothing_differs() {
+        assert_eq!(diff(&wanted(), &wanted()), []);
+    }
+
+    #[test]
+    fn programs_are_attached_after_all_that_they_read() {
+        let changes = diff(&State::default(), &wanted());
+        assert!(matches!(
+            changes.as_slice(),
+            [
+                Change::SetPolicy(_),
+                Change::AddLocal(_),
+                Change::SetUplink(_),
+                Change::Attach(_)
+            ]
+        ));
+    }
+
+    #[test]
+    fn an_unknown_policy_is_left_alone() {
+        let mut unknown = wanted();
+        unknown.policy = None;
+        assert_eq!(diff(&wanted(), &unknown), []);
+    }
+
+    #[test]
+    fn a_new_address_rewrites_the_uplink_without_attaching_again() {
+        let mut moved = wanted();
+        moved.local = [[10, 0, 0, 2].into()].into();
+        moved.uplinks.get_mut(&2).unwrap().v4 = Some([10, 0, 0, 2].into());
+        let changes = diff(&wanted(), &moved);
+        assert!(matches!(
+            changes.as_slice(),
+            [
+                Change::AddLocal(_),
+                Change::SetUplink(_),
+                Change::RemoveLocal(_)
+            ]
+        ));
+    }
+
+    #[test]
+    fn an_uplink_that_is_no_more_is_detached() {
+        let mut without = wanted();
+        without.uplinks.clear();
+        let gone = Change::Detach {
+            ifindex: 2,
+            name: "eth2".into(),
+        };
+        assert_eq!(diff(&wanted(), &without), [gone]);
+    }
+}

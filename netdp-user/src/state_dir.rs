@@ -1,0 +1,188 @@
+//! The state directory: one agent's lock, status and last good configuration.
+
+use crate::config::Document;
+use crate::status::Report;
+use anyhow::{Context as _, Result};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+/// The directory.
+#[derive(Debug, Clone)]
+pub struct StateDir(PathBuf);
+
+/// Held while an agent lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    name: String,
+    text: String,
+}
+
+impl StateDir {
+    /// Makes the directory if need be.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn open(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path).with_context(|| {
+            format!(
+                "creating the state directory {}; choose another with --state-dir",
+                path.display()
+            )
+        })?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// The directory, which may not exist.
+    pub fn at(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Takes the lock; `None` if another agent holds it.
+    ///
+    /// # Errors
+    /// The lock file can't be made.
+    pub fn lock(&self) -> Result<Option<Lock>> {
+        let path = self.file("lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .with_context(|| format!("opening the lock file {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0)?;
+                file.rewind()?;
+                writeln!(file, "{}", std::process::id())
+                    .with_context(|| format!("writing the lock file {}", path.display()))?;
+                Ok(Some(Lock { _file: file }))
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, err)) => Err(err).with_context(|| format!("locking {}", path.display())),
+        }
+    }
+
+    /// The process that holds the lock, if one does.
+    pub fn owner(&self) -> Option<u32> {
+        let mut file = File::open(self.file("lock")).ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        match Flock::lock(file, FlockArg::LockSharedNonblock) {
+            Ok(_) => None,
+            Err(_) => text.trim().parse().ok(),
+        }
+    }
+
+    /// Writes the status for `netdp status`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_report(&self, report: &Report) -> Result<()> {
+        self.write("status.json", &serde_json::to_vec_pretty(report)?)
+    }
+
+    /// The status that an agent wrote last.
+    ///
+    /// # Errors
+    /// There is none, or it is not one.
+    pub fn report(&self) -> Result<Report> {
+        let path = self.file("status.json");
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Remembers the documents of a good configuration.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_last_good(&self, documents: &[Document]) -> Result<()> {
+        let saved: Vec<_> = documents
+            .iter()
+            .map(|d| Saved {
+                name: d.name.clone(),
+                text: d.text.clone(),
+            })
+            .collect();
+        self.write("last-good.json", &serde_json::to_vec(&saved)?)
+    }
+
+    /// The documents of the last good configuration, if there was one.
+    pub fn last_good(&self) -> Option<Vec<Document>> {
+        let bytes = fs::read(self.file("last-good.json")).ok()?;
+        let saved: Vec<Saved> = serde_json::from_slice(&bytes).ok()?;
+        let document = |Saved { name, text }| Document { name, text };
+        Some(saved.into_iter().map(document).collect())
+    }
+
+    /// Removes what belongs to a datapath that is no more.
+    ///
+    /// # Errors
+    /// A file can't be removed.
+    pub fn forget(&self) -> Result<()> {
+        for name in ["status.json", "last-good.json"] {
+            let path = self.file(name);
+            if path.exists() {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces a file whole: a reader sees the old one or the new one.
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (path, new) = (self.file(name), self.file(&format!(".{name}.new")));
+        fs::write(&new, bytes)
+            .and_then(|()| fs::rename(&new, &path))
+            .with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StateDir;
+    use crate::config::Document;
+
+    #[test]
+    fn the_lock_is_held_once_and_freed() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert_eq!(state.owner(), None);
+        let lock = state.lock().unwrap();
+        assert!(lock.is_some());
+        assert!(state.lock().unwrap().is_none());
+        assert_eq!(state.owner(), Some(std::process::id()));
+        drop(lock);
+        assert_eq!(state.owner(), None);
+        assert!(state.lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn the_last_good_configuration_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        assert_eq!(state.last_good(), None);
+        let document = Document {
+            name: "/etc/config/x".into(),
+            text: "a: b\n".into(),
+        };
+        state
+            .save_last_good(std::slice::from_ref(&document))
+            .unwrap();
+        assert_eq!(state.last_good(), Some(vec![document]));
+        state.forget().unwrap();
+        assert_eq!(state.last_good(), None);
+    }
+}

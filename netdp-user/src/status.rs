@@ -1,0 +1,336 @@
+//! `netdp status` and `netdp flows`.
+
+use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
+use comfy_table::{Table, presets};
+use netdp_common::abi::Counters;
+use netdp_common::verdict::DropReason;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What the agent writes down about itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// netdp's version.
+    pub version: String,
+    /// `ebpf`.
+    pub mode: String,
+    /// The configuration in force.
+    pub config: ConfigReport,
+    /// What is attached.
+    pub uplinks: Vec<UplinkReport>,
+    /// `--uplink` patterns that match no interface yet.
+    pub waiting_for: Vec<String>,
+    /// Why there is no uplink at all, if so.
+    pub no_uplink: Option<String>,
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigReport {
+    /// `files`, `defaults` or `last good`.
+    pub source: String,
+    /// The files that were read.
+    pub files: Vec<String>,
+    /// Hash of the policy.
+    pub hash: String,
+    /// When it came into force, in seconds since 1970.
+    pub applied_at: u64,
+    /// Rules in force, each `prefix action origin`.
+    pub rules: Vec<RuleReport>,
+    /// Warnings about it.
+    pub warnings: Vec<String>,
+    /// Why the files that are there now were not taken.
+    pub rejected: Vec<String>,
+}
+
+/// One rule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleReport {
+    /// Destinations.
+    pub prefix: String,
+    /// `bypass` or `masquerade`.
+    pub action: String,
+    /// Who says so.
+    pub origin: String,
+}
+
+/// One uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkReport {
+    /// Interface.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// `tcx` or `clsact`.
+    pub attached: String,
+    /// Address for IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Address for IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+impl UplinkReport {
+    /// From an attached uplink and its addresses.
+    pub fn new(attached: &Attached, uplink: &crate::uplinks::Uplink) -> Self {
+        Self {
+            name: attached.uplink.clone(),
+            ifindex: attached.ifindex,
+            attached: match attached.mechanism {
+                Mechanism::Clsact => "clsact".into(),
+                Mechanism::Auto | Mechanism::Tcx => "tcx".into(),
+            },
+            v4: uplink.v4,
+            v6: uplink.v6,
+            up: uplink.up,
+        }
+    }
+}
+
+/// Everything that `netdp status -o json` prints.
+#[derive(Debug, Serialize)]
+struct Status {
+    /// `running`, or `not running`.
+    agent: &'static str,
+    pid: Option<u32>,
+    /// `in force` or `none`.
+    datapath: &'static str,
+    mappings: usize,
+    report: Option<Report>,
+    packets: BTreeMap<&'static str, u64>,
+    drops: BTreeMap<&'static str, u64>,
+}
+
+impl Status {
+    fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
+        let dir = StateDir::at(state_dir);
+        let pid = dir.owner();
+        let pinned = bpffs.join(netdp_common::abi::pins::SETTINGS).exists();
+        let (mappings, counters, attached) = if pinned {
+            let maps = Maps::open(bpffs)?;
+            let attached = !maps.uplinks()?.is_empty();
+            (maps.flow_count()?, maps.counters()?, attached)
+        } else {
+            (0, Counters::default(), false)
+        };
+        Ok(Self {
+            agent: if pid.is_some() {
+                "running"
+            } else {
+                "not running"
+            },
+            pid,
+            datapath: if attached { "in force" } else { "none" },
+            mappings,
+            report: dir.report().ok(),
+            packets: packets(&counters),
+            drops: DropReason::ALL
+                .iter()
+                .map(|reason| (reason.name(), counters.drops.get(*reason)))
+                .collect(),
+        })
+    }
+
+    fn text(&self) -> Result<String> {
+        let mut out = String::new();
+        match self.pid {
+            Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
+            None => writeln!(out, "agent      not running")?,
+        }
+        writeln!(out, "datapath   {}", self.datapath)?;
+        writeln!(out, "mappings   {}", self.mappings)?;
+        if let Some(report) = &self.report {
+            describe(&mut out, report)?;
+        }
+        let shown: Vec<_> = self
+            .packets
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        writeln!(out, "packets    {}", or_none(&shown, ", "))?;
+        let drops: Vec<_> = self
+            .drops
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        writeln!(out, "dropped    {}", or_none(&drops, ", "))?;
+        Ok(out)
+    }
+}
+
+fn describe(out: &mut String, report: &Report) -> Result<()> {
+    let config = &report.config;
+    let age = now().saturating_sub(config.applied_at);
+    writeln!(
+        out,
+        "config     {} from {} ({}), in force for {}",
+        config.hash,
+        config.source,
+        or_none(&config.files, ", "),
+        pretty(age)
+    )?;
+    for problem in &config.rejected {
+        writeln!(out, "rejected   {problem}")?;
+    }
+    for warning in &config.warnings {
+        writeln!(out, "warning    {warning}")?;
+    }
+    for name in &report.waiting_for {
+        writeln!(out, "waiting    for an interface that matches {name}")?;
+    }
+    if let Some(reason) = &report.no_uplink {
+        writeln!(out, "waiting    {reason}")?;
+    }
+    let mut uplinks = table(&["UPLINK", "INDEX", "ATTACHED", "IPV4", "IPV6", "LINK"]);
+    for uplink in &report.uplinks {
+        uplinks.add_row([
+            uplink.name.clone(),
+            uplink.ifindex.to_string(),
+            uplink.attached.clone(),
+            uplink.v4.map_or_else(|| "-".into(), |ip| ip.to_string()),
+            uplink.v6.map_or_else(|| "-".into(), |ip| ip.to_string()),
+            if uplink.up { "up" } else { "down" }.into(),
+        ]);
+    }
+    writeln!(out, "\n{uplinks}\n")?;
+    let mut policy = table(&["DESTINATION", "ACTION", "FROM"]);
+    const SHOWN: usize = 20;
+    for rule in config.rules.iter().take(SHOWN) {
+        policy.add_row([&rule.prefix, &rule.action, &rule.origin]);
+    }
+    if config.rules.len() > SHOWN {
+        let more = format!("… {} more", config.rules.len() - SHOWN);
+        policy.add_row([more.as_str(), "", "-o json shows all"]);
+    }
+    policy.add_row(["everything else", "masquerade", "built-in"]);
+    writeln!(out, "{policy}\n")?;
+    Ok(())
+}
+
+fn packets(counters: &Counters) -> BTreeMap<&'static str, u64> {
+    BTreeMap::from([
+        ("egress_masqueraded", counters.egress_masqueraded),
+        ("egress_bypassed", counters.egress_bypassed),
+        ("egress_host", counters.egress_host),
+        ("egress_replies", counters.egress_replies),
+        ("egress_untouched", counters.egress_untouched),
+        ("ingress_translated", counters.ingress_translated),
+        ("ingress_passed", counters.ingress_passed),
+        ("mappings_created", counters.mappings_created),
+        ("ports_changed", counters.ports_changed),
+    ])
+}
+
+/// Prints the status.
+///
+/// # Errors
+/// The maps can't be read.
+pub fn print(bpffs: &Path, state_dir: &Path, json: bool) -> Result<()> {
+    let status = Status::gather(bpffs, state_dir)?;
+    let text = if json {
+        serde_json::to_string_pretty(&status)? + "\n"
+    } else {
+        status.text()?
+    };
+    write_out(&text)
+}
+
+/// Prints the live mappings.
+///
+/// # Errors
+/// The maps can't be read, or there are none.
+pub fn print_flows(bpffs: &Path, json: bool) -> Result<()> {
+    let flows = Maps::open(bpffs)
+        .context("no datapath to look at; is the agent running, and with this --bpffs?")?
+        .flows()?;
+    let text = if json {
+        serde_json::to_string_pretty(&flows)? + "\n"
+    } else {
+        flow_table(&flows)
+    };
+    write_out(&text)
+}
+
+fn flow_table(flows: &[FlowRecord]) -> String {
+    let mut rows = table(&[
+        "PROTO",
+        "POD",
+        "DESTINATION",
+        "SEEN AS",
+        "STATE",
+        "AGE",
+        "IDLE",
+        "OUT",
+        "IN",
+    ]);
+    for flow in flows {
+        rows.add_row([
+            flow.protocol.clone(),
+            endpoint(flow.source, flow.source_id),
+            endpoint(flow.destination, flow.destination_id),
+            endpoint(flow.nat_address, flow.nat_id),
+            flow.state.clone(),
+            pretty(flow.age_seconds),
+            pretty(flow.idle_seconds),
+            flow.packets_out.to_string(),
+            flow.packets_in.to_string(),
+        ]);
+    }
+    format!("{rows}\n{} mappings\n", flows.len())
+}
+
+fn endpoint(ip: std::net::IpAddr, id: u16) -> String {
+    std::net::SocketAddr::new(ip, id).to_string()
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.to_vec());
+    table
+}
+
+fn or_none(list: &[String], separator: &str) -> String {
+    if list.is_empty() {
+        "none".into()
+    } else {
+        list.join(separator)
+    }
+}
+
+/// Seconds in the two units that say most.
+fn pretty(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs()
+}
+
+/// A reader that goes away (`| head`) is no error.
+fn write_out(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to standard output"),
+    }
+}

@@ -1,0 +1,109 @@
+//! Which of its addresses a node gives to the traffic that leaves by a link.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::Ipv4Net;
+
+use super::model::{Addr, AddressScope, Family, Link, Snapshot};
+
+/// The IPv4 address for traffic by `link`'s default route, as MASQUERADE would
+/// choose it: `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in
+/// net/ipv4/devinet.c of Linux 6.12. It passes over secondary and narrower
+/// addresses, prefers one on the next hop's subnet, and otherwise takes the
+/// first. The `src` of a route plays no part in it.
+///
+/// Where the link has no such address, the kernel looks at its VRF device, or
+/// at the loopback device where it is in none, and so does this: routers run
+/// links without addresses, with the node's own on loopback. The kernel then
+/// goes on to every other interface; this does not, because what it would find
+/// there may be a pod bridge's address, or one of another network, to which no
+/// reply comes back. `None` means that the packet must be dropped.
+pub(super) fn source_v4(snapshot: &Snapshot, link: &Link) -> Option<Ipv4Addr> {
+    primary_v4(snapshot, link, gateway(snapshot, link, Family::V4))
+        .or_else(|| primary_v4(snapshot, lender(snapshot, link)?, None))
+}
+
+fn primary_v4(snapshot: &Snapshot, link: &Link, nexthop: Option<IpAddr>) -> Option<Ipv4Addr> {
+    let mut first = None;
+    for addr in addrs_of(snapshot, link) {
+        let (IpAddr::V4(local), IpAddr::V4(prefix)) = (addr.addr, addr.prefix_addr) else {
+            continue;
+        };
+        if addr.flags.secondary || addr.scope != AddressScope::Universe {
+            continue;
+        }
+        let subnet = Ipv4Net::new(prefix, addr.prefix_len);
+        let on_subnet = match nexthop {
+            Some(IpAddr::V4(nexthop)) => subnet.is_ok_and(|subnet| subnet.contains(&nexthop)),
+            _ => true,
+        };
+        if on_subnet {
+            return Some(local);
+        }
+        first = first.or(Some(local));
+    }
+    first
+}
+
+/// The IPv6 address for traffic by `link`'s default route: the order of
+/// RFC 6724 for a global destination, as `ipv6_dev_get_saddr` in
+/// net/ipv6/addrconf.c of Linux 6.12 goes through it, for the addresses of
+/// this link alone. Never one that is not global in scope or not yet known to
+/// be unique; then, each only where the earlier ones do not decide: preferred
+/// before deprecated, global before unique-local, public before temporary, on
+/// the gateway's /64 before elsewhere, first listed.
+///
+/// A link without any borrows from its VRF or loopback device, as in
+/// [`source_v4`]. `None` means that the packet must be dropped.
+pub(super) fn source_v6(snapshot: &Snapshot, link: &Link) -> Option<Ipv6Addr> {
+    best_v6(snapshot, link, gateway(snapshot, link, Family::V6))
+        .or_else(|| best_v6(snapshot, lender(snapshot, link)?, None))
+}
+
+fn best_v6(snapshot: &Snapshot, link: &Link, gateway: Option<IpAddr>) -> Option<Ipv6Addr> {
+    let on_gateway_subnet = |ip: &Ipv6Addr| match gateway {
+        Some(IpAddr::V6(gateway)) => ip.segments()[..4] == gateway.segments()[..4],
+        _ => false,
+    };
+    addrs_of(snapshot, link)
+        .filter_map(|addr| match addr.addr {
+            IpAddr::V6(ip) => Some((ip, addr)),
+            IpAddr::V4(_) => None,
+        })
+        .filter(|(_, addr)| addr.scope == AddressScope::Universe)
+        .filter(|(_, addr)| !addr.flags.tentative && !addr.flags.dadfailed)
+        .min_by_key(|(ip, addr)| {
+            (
+                addr.flags.deprecated,
+                ip.is_unique_local(),
+                addr.flags.temporary,
+                !on_gateway_subnet(ip),
+            )
+        })
+        .map(|(ip, _)| ip)
+}
+
+/// The router of the link's best default route.
+fn gateway(snapshot: &Snapshot, link: &Link, family: Family) -> Option<IpAddr> {
+    snapshot
+        .default_routes
+        .iter()
+        .filter(|route| route.family == family && route.ifindex == link.ifindex)
+        .min_by_key(|route| route.metric)?
+        .gateway
+}
+
+/// The device whose addresses serve for a link that has none.
+fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
+    snapshot
+        .vrf(link)
+        .or_else(|| snapshot.links.iter().find(|link| link.loopback))
+}
+
+fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a Addr> {
+    let ifindex = link.ifindex;
+    snapshot
+        .addrs
+        .iter()
+        .filter(move |addr| addr.ifindex == ifindex)
+}

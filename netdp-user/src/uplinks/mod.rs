@@ -1,0 +1,23 @@
+//! What the node's network looks like, and which of its links lead out.
+//!
+//! [`snapshot`] reads links, addresses and default routes from netlink into
+//! plain data; [`select`] turns that data into uplinks without touching the
+//! kernel; [`Monitor`] says when it is worth doing both again. The order that
+//! misses nothing is: make the monitor, take a snapshot, act on it, wait for
+//! [`Monitor::changed`], take the next.
+
+mod address;
+mod model;
+mod select;
+mod snapshot;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use model::{
+    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Snapshot, local_addresses,
+};
+pub use select::{Patterns, Selected, Selection, Uplink, select};
+pub use snapshot::snapshot;
+pub use watch::Monitor;

@@ -1,0 +1,202 @@
+//! Which links are uplinks: a pure function of a snapshot.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+use globset::{Glob, GlobMatcher};
+
+use super::address::{source_v4, source_v6};
+use super::model::{Family, Link, LinkLayer, Snapshot};
+
+/// What the administrator and the cluster say about the uplinks.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// The links to use; where there are none, the routes and `node_addrs`
+    /// decide.
+    pub patterns: Patterns,
+    /// The addresses that the node is known by.
+    pub node_addrs: Vec<IpAddr>,
+    /// Whether IPv6 is translated too.
+    pub enable_ipv6: bool,
+}
+
+/// Names of links, with globs (`*`, `?`, `[ab]`, `{a,b}`).
+#[derive(Clone, Debug, Default)]
+pub struct Patterns(Vec<GlobMatcher>);
+
+impl Patterns {
+    /// Reads the values of `--uplink`.
+    ///
+    /// # Errors
+    /// Where one is not a glob; the error quotes it.
+    pub fn parse<S: AsRef<str>>(values: &[S]) -> Result<Self> {
+        let parse = |value: &S| {
+            let value = value.as_ref();
+            let glob = Glob::new(value).with_context(|| {
+                format!("--uplink {value:?} is not a pattern; give an interface name such as eth0 or a glob such as ens*")
+            })?;
+            Ok(glob.compile_matcher())
+        };
+        values.iter().map(parse).collect::<Result<_>>().map(Self)
+    }
+
+    /// Whether no link was named.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A link by which traffic leaves the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// The kernel's index, to attach to.
+    pub ifindex: u32,
+    /// The name, for people.
+    pub name: String,
+    /// What a packet starts with at its TC hooks.
+    pub link_layer: LinkLayer,
+    /// The address that IPv4 traffic leaves with; `None`: it must be dropped.
+    pub v4: Option<Ipv4Addr>,
+    /// The address that IPv6 traffic leaves with; `None`: it must be dropped,
+    /// or IPv6 is not translated at all.
+    pub v6: Option<Ipv6Addr>,
+    /// Set up and able to carry packets.
+    pub up: bool,
+}
+
+/// The outcome of [`select`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selected {
+    /// The uplinks, by index.
+    pub uplinks: Vec<Uplink>,
+    /// The patterns that no link matches: they may yet appear.
+    pub unmatched: Vec<String>,
+    /// Why there are no uplinks, where there are none, and what would help.
+    pub reason: Option<String>,
+}
+
+/// Chooses the uplinks, and the source address of each.
+///
+/// The loopback device never is one. Of a bond or bridge and the links
+/// enslaved to it only the upper one is, so that a packet is translated once;
+/// an enslaved link that is named without its master is taken at its word.
+/// Membership of a VRF is not enslavement in this sense: packets pass the
+/// member's TC hooks and carry its address.
+pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
+    let mut unmatched = Vec::new();
+    let chosen = if selection.patterns.is_empty() {
+        by_role(snapshot, selection)
+    } else {
+        by_name(snapshot, &selection.patterns, &mut unmatched)
+    };
+    let mut uplinks: Vec<Uplink> = snapshot
+        .links
+        .iter()
+        .filter(|link| chosen.contains(&link.ifindex))
+        .map(|link| uplink(snapshot, link, selection.enable_ipv6))
+        .collect();
+    uplinks.sort_by_key(|uplink| uplink.ifindex);
+    let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
+    Selected {
+        uplinks,
+        unmatched,
+        reason,
+    }
+}
+
+fn uplink(snapshot: &Snapshot, link: &Link, enable_ipv6: bool) -> Uplink {
+    Uplink {
+        ifindex: link.ifindex,
+        name: link.name.clone(),
+        link_layer: link.link_layer,
+        v4: source_v4(snapshot, link),
+        v6: enable_ipv6.then(|| source_v6(snapshot, link)).flatten(),
+        up: link.up && link.running,
+    }
+}
+
+/// The links that carry a default route or an address of the node, or the
+/// masters of those.
+fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
+    let routes = snapshot
+        .default_routes
+        .iter()
+        .filter(|route| route.family == Family::V4 || selection.enable_ipv6)
+        .map(|route| route.ifindex);
+    let addrs = snapshot
+        .addrs
+        .iter()
+        .filter(|addr| selection.node_addrs.contains(&addr.addr))
+        .map(|addr| addr.ifindex);
+    routes
+        .chain(addrs)
+        .filter_map(|ifindex| snapshot.link(ifindex))
+        .map(|link| masters(snapshot, link).last().unwrap_or(link))
+        .filter(|link| !link.loopback)
+        .map(|link| link.ifindex)
+        .collect()
+}
+
+/// The links that a pattern names, but for those whose master is named too.
+fn by_name(snapshot: &Snapshot, patterns: &Patterns, unmatched: &mut Vec<String>) -> BTreeSet<u32> {
+    let mut named = BTreeSet::new();
+    for pattern in &patterns.0 {
+        let matching = |link: &&Link| !link.loopback && pattern.is_match(&link.name);
+        let found: Vec<u32> = snapshot
+            .links
+            .iter()
+            .filter(matching)
+            .map(|link| link.ifindex)
+            .collect();
+        if found.is_empty() {
+            unmatched.push(pattern.glob().to_string());
+        }
+        named.extend(found);
+    }
+    let below_named = |ifindex: &u32| {
+        snapshot.link(*ifindex).is_some_and(|link| {
+            masters(snapshot, link).any(|master| named.contains(&master.ifindex))
+        })
+    };
+    named
+        .iter()
+        .copied()
+        .filter(|ifindex| !below_named(ifindex))
+        .collect()
+}
+
+/// The masters that a link's packets pass through, from the nearest up. This
+/// is also how the halves of a cloud's accelerated NIC hang together: the
+/// virtual function is enslaved to the synthetic device with the address.
+fn masters<'a>(snapshot: &'a Snapshot, link: &'a Link) -> impl Iterator<Item = &'a Link> {
+    let above = |link: &&'a Link| match snapshot.vrf(link) {
+        Some(_) => None,
+        None => snapshot.link(link.master?),
+    };
+    // A snapshot taken during a change could hold a loop.
+    std::iter::successors(Some(link), above)
+        .skip(1)
+        .take(snapshot.links.len())
+}
+
+fn why_none(selection: &Selection, unmatched: &[String]) -> String {
+    if !unmatched.is_empty() {
+        return format!("no interface matches --uplink {}", unmatched.join(", "));
+    }
+    let versions = if selection.enable_ipv6 {
+        "IPv4 or IPv6"
+    } else {
+        "IPv4"
+    };
+    let mut reason = format!("no interface carries an {versions} default route of the main table");
+    if !selection.node_addrs.is_empty() {
+        let addrs: Vec<String> = selection
+            .node_addrs
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        reason += &format!(" or an address of the node ({})", addrs.join(", "));
+    }
+    reason + "; name the uplinks with --uplink"
+}

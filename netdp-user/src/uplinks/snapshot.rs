@@ -1,0 +1,197 @@
+//! Reads links, addresses and default routes from netlink.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context as _, Result};
+use futures::TryStreamExt as _;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia,
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, Snapshot};
+
+/// Reads links, addresses and default routes from the network namespace of
+/// the handle's socket.
+///
+/// # Errors
+/// Where netlink refuses a request or its connection has ended.
+pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
+    let links: Vec<LinkMessage> = handle
+        .link()
+        .get()
+        .set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats])
+        .execute()
+        .try_collect()
+        .await
+        .context("listing the links over netlink")?;
+    let addrs: Vec<AddressMessage> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .context("listing the addresses over netlink")?;
+
+    let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut default_routes = Vec::new();
+    for (family, request) in [(Family::V4, v4), (Family::V6, v6)] {
+        let mut routes = handle.route().get(request).execute();
+        while let Some(route) = routes
+            .try_next()
+            .await
+            .with_context(|| format!("listing the {family:?} routes over netlink"))?
+        {
+            // A kernel without IPv6 answers for all the families it has.
+            if family_of(&route) == Some(family) && route.header.kind == RouteType::Unicast {
+                default_routes.extend(next_hops(family, &route));
+            }
+        }
+    }
+    Ok(Snapshot {
+        links: links.iter().filter_map(link).collect(),
+        addrs: addrs.iter().filter_map(addr).collect(),
+        default_routes,
+    })
+}
+
+fn link(message: &LinkMessage) -> Option<Link> {
+    let flags = message.header.flags;
+    let mut link = Link {
+        ifindex: message.header.index,
+        name: String::new(),
+        up: flags.contains(LinkFlags::Up),
+        running: flags.contains(LinkFlags::Running),
+        loopback: flags.contains(LinkFlags::Loopback),
+        link_layer: message.header.link_layer_type.into(),
+        mtu: 0,
+        master: None,
+        kind: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(0) => {}
+            LinkAttribute::Controller(master) => link.master = Some(*master),
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    (!link.name.is_empty()).then_some(link)
+}
+
+fn addr(message: &AddressMessage) -> Option<Addr> {
+    let mut local = None;
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    let has = |flag| message.header.flags.contains(flag);
+    // One bit means "secondary" in IPv4 and "temporary" in IPv6.
+    let is_v6 = message.header.family == AddressFamily::Inet6;
+    Some(Addr {
+        ifindex: message.header.index,
+        addr: local.or(address)?,
+        prefix_addr: address.or(local)?,
+        prefix_len: message.header.prefix_len,
+        scope: message.header.scope,
+        flags: AddrFlags {
+            secondary: !is_v6 && has(AddressHeaderFlags::Secondary),
+            temporary: is_v6 && has(AddressHeaderFlags::Secondary),
+            deprecated: has(AddressHeaderFlags::Deprecated),
+            tentative: has(AddressHeaderFlags::Tentative),
+            dadfailed: has(AddressHeaderFlags::Dadfailed),
+            permanent: has(AddressHeaderFlags::Permanent),
+        },
+    })
+}
+
+/// The family of a default route of the main table, of whatever type; `None`
+/// for any other route.
+pub(super) fn family_of(route: &RouteMessage) -> Option<Family> {
+    let family = match route.header.address_family {
+        AddressFamily::Inet => Family::V4,
+        AddressFamily::Inet6 => Family::V6,
+        _ => return None,
+    };
+    // The attribute has room for table numbers that the header cuts off.
+    let table = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        });
+    let table = table.unwrap_or_else(|| u32::from(route.header.table));
+    let is_default = route.header.destination_prefix_length == 0
+        && table == u32::from(RouteHeader::RT_TABLE_MAIN);
+    is_default.then_some(family)
+}
+
+/// One entry a next hop. A route by a next-hop object lists its hops too,
+/// unless `net.ipv4.nexthop_compat_mode` is off: such a route is not seen.
+fn next_hops(family: Family, route: &RouteMessage) -> Vec<DefaultRoute> {
+    let mut single = None;
+    let mut multipath = [].as_slice();
+    let mut prefsrc = None;
+    let mut metric = 0;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => single = Some(*ifindex),
+            RouteAttribute::MultiPath(hops) => multipath = hops,
+            RouteAttribute::PrefSource(address) => prefsrc = ip(address),
+            RouteAttribute::Priority(priority) => metric = *priority,
+            _ => {}
+        }
+    }
+    let hop = |ifindex, attributes: &[RouteAttribute]| DefaultRoute {
+        family,
+        ifindex,
+        gateway: gateway(attributes),
+        prefsrc,
+        metric,
+    };
+    let mut hops: Vec<_> = single
+        .map(|ifindex| hop(ifindex, &route.attributes))
+        .into_iter()
+        .collect();
+    hops.extend(
+        multipath
+            .iter()
+            .map(|each| hop(each.interface_index, &each.attributes)),
+    );
+    hops
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
+}

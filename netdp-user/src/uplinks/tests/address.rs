@@ -1,0 +1,185 @@
+//! Which address an uplink gives to what leaves by it.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::super::{Addr, AddressScope, Family};
+use super::Net;
+
+fn eth0() -> Net {
+    let mut net = Net::new();
+    net.link("eth0");
+    net
+}
+
+fn v4(net: &Net) -> Option<Ipv4Addr> {
+    net.by_name(&["eth0"]).uplinks[0].v4
+}
+
+fn v6(net: &Net) -> Option<Ipv6Addr> {
+    net.by_name(&["eth0"]).uplinks[0].v6
+}
+
+fn ip<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> Option<T> {
+    Some(text.parse().unwrap())
+}
+
+#[test]
+fn v4_is_the_primary_on_the_gateways_subnet() {
+    let mut net = eth0();
+    net.addr("eth0", "192.0.2.10/24");
+    net.addr("eth0", "10.1.0.4/16");
+    net.addr_with("eth0", "10.1.0.5/16", |addr| addr.flags.secondary = true);
+    assert_eq!(v4(&net), ip("192.0.2.10"), "no route: the first");
+    net.route4("eth0", "10.1.0.1");
+    assert_eq!(v4(&net), ip("10.1.0.4"));
+}
+
+#[test]
+fn v4_is_the_first_primary_where_no_subnet_holds_the_gateway() {
+    let mut net = eth0();
+    net.addr_with("eth0", "198.51.100.9/24", |addr| {
+        addr.flags.secondary = true;
+    });
+    net.addr_with("eth0", "169.254.3.4/16", |addr| {
+        addr.scope = AddressScope::Link;
+    });
+    net.addr("eth0", "192.0.2.10/24");
+    net.addr("eth0", "10.1.0.4/16");
+    net.route4("eth0", "203.0.113.1");
+    assert_eq!(v4(&net), ip("192.0.2.10"));
+}
+
+#[test]
+fn v4_goes_by_the_best_route_of_this_link_alone() {
+    let mut net = eth0();
+    net.link("eth1");
+    net.addr("eth0", "192.0.2.10/24");
+    net.addr("eth0", "10.1.0.4/16");
+    net.addr("eth0", "10.2.0.4/16");
+    net.route(Family::V4, "eth1", Some("10.1.0.1"), 0);
+    net.route(Family::V4, "eth0", Some("10.1.0.1"), 200);
+    net.route(Family::V4, "eth0", Some("10.2.0.1"), 100);
+    assert_eq!(v4(&net), ip("10.2.0.4"));
+}
+
+#[test]
+fn v4_of_a_point_to_point_link_is_the_local_end() {
+    let mut net = eth0();
+    net.addr("eth0", "192.0.2.10/24");
+    net.addr_with("eth0", "10.9.0.1/32", |addr| {
+        addr.prefix_addr = ip("10.9.0.2").unwrap();
+    });
+    net.route4("eth0", "10.9.0.2");
+    assert_eq!(v4(&net), ip("10.9.0.1"));
+}
+
+#[test]
+fn v4_by_an_ipv6_router_is_the_first_primary() {
+    let mut net = eth0();
+    net.addr("eth0", "192.0.2.10/24");
+    net.addr("eth0", "10.1.0.4/16");
+    net.route4("eth0", "fe80::1");
+    assert_eq!(v4(&net), ip("192.0.2.10"));
+}
+
+#[test]
+fn a_link_without_addresses_borrows_from_loopback_and_nowhere_else() {
+    let mut net = eth0();
+    net.link("eth1");
+    net.addr("eth1", "10.2.0.4/16");
+    net.addr("eth1", "2001:db8:2::4/64");
+    net.addr_with("eth0", "169.254.3.4/16", |addr| {
+        addr.scope = AddressScope::Link;
+    });
+    net.addr_with("eth0", "fe80::4/64", |addr| addr.scope = AddressScope::Link);
+    assert_eq!((v4(&net), v6(&net)), (None, None));
+    net.addr("lo", "192.0.2.1/32");
+    net.addr("lo", "2001:db8::1/128");
+    assert_eq!((v4(&net), v6(&net)), (ip("192.0.2.1"), ip("2001:db8::1")));
+}
+
+#[test]
+fn in_a_vrf_it_borrows_from_the_vrf_device() {
+    let mut net = eth0();
+    net.master("red", "vrf", &["eth0"]);
+    net.addr("lo", "192.0.2.1/32");
+    assert_eq!(v4(&net), None);
+    net.addr("red", "192.0.2.2/32");
+    net.addr("red", "2001:db8::2/128");
+    assert_eq!((v4(&net), v6(&net)), (ip("192.0.2.2"), ip("2001:db8::2")));
+}
+
+/// An address with its prefix length, and what is special about it.
+type Candidate = (&'static str, fn(&mut Addr));
+
+/// Adds the addresses in every order, and returns what is chosen, which must
+/// be the same.
+fn v6_of(addrs: &[Candidate]) -> Option<Ipv6Addr> {
+    let choice = |addrs: &[Candidate]| {
+        let mut net = eth0();
+        net.route6("eth0", "2001:db8:a::1");
+        for (cidr, change) in addrs {
+            net.addr_with("eth0", cidr, change);
+        }
+        v6(&net)
+    };
+    let mut addrs = addrs.to_vec();
+    let first = choice(&addrs);
+    for _ in 1..addrs.len() {
+        addrs.rotate_left(1);
+        assert_eq!(choice(&addrs), first, "the order decided");
+    }
+    first
+}
+
+const PLAIN: fn(&mut Addr) = |_| ();
+const DEPRECATED: fn(&mut Addr) = |addr| addr.flags.deprecated = true;
+const TEMPORARY: fn(&mut Addr) = |addr| addr.flags.temporary = true;
+const TENTATIVE: fn(&mut Addr) = |addr| addr.flags.tentative = true;
+const DUPLICATE: fn(&mut Addr) = |addr| addr.flags.dadfailed = true;
+const LINK_LOCAL: fn(&mut Addr) = |addr| addr.scope = AddressScope::Link;
+
+#[test]
+fn v6_is_global_in_scope_and_known_to_be_unique() {
+    assert_eq!(v6_of(&[("fe80::1/64", LINK_LOCAL)]), None);
+    assert_eq!(
+        v6_of(&[("2001:db8::1/64", TENTATIVE), ("2001:db8::2/64", DUPLICATE)]),
+        None
+    );
+    let addrs = [
+        ("fe80::1/64", LINK_LOCAL),
+        ("2001:db8:a::2/64", TENTATIVE),
+        ("2001:db8:a::3/64", DUPLICATE),
+        ("fd00::4/64", DEPRECATED),
+    ];
+    assert_eq!(v6_of(&addrs), ip("fd00::4"));
+}
+
+#[test]
+fn v6_prefers_in_the_order_of_rfc_6724() {
+    let preferred = [("2001:db8:a::1/64", DEPRECATED), ("fd00::2/64", PLAIN)];
+    assert_eq!(
+        v6_of(&preferred),
+        ip("fd00::2"),
+        "preferred before deprecated"
+    );
+    let global = [("fd00::1/64", PLAIN), ("2001:db8::2/64", TEMPORARY)];
+    assert_eq!(
+        v6_of(&global),
+        ip("2001:db8::2"),
+        "global before unique-local"
+    );
+    let public = [("2001:db8:a::1/64", TEMPORARY), ("2001:db8::2/64", PLAIN)];
+    assert_eq!(v6_of(&public), ip("2001:db8::2"), "public before temporary");
+    let near = [("2001:db8::1/64", PLAIN), ("2001:db8:a::2/64", PLAIN)];
+    assert_eq!(v6_of(&near), ip("2001:db8:a::2"), "the gateway's /64");
+}
+
+#[test]
+fn v6_falls_to_the_first_listed_where_nothing_else_decides() {
+    let mut net = eth0();
+    net.route6("eth0", "fe80::1");
+    net.addr("eth0", "2001:db8::2/64");
+    net.addr("eth0", "2001:db8::1/64");
+    assert_eq!(v6(&net), ip("2001:db8::2"));
+}

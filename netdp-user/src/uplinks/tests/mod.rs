@@ -1,0 +1,141 @@
+//! Tests of selection on made-up networks, and of netlink on a real one.
+
+mod address;
+mod kernel_snapshot;
+mod kernel_watch;
+mod netns;
+mod select;
+mod watch;
+
+use std::net::IpAddr;
+
+use super::{
+    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Patterns, Selected,
+    Selection, Snapshot, select as choose,
+};
+
+/// A node's network, built up link by link.
+#[derive(Default)]
+struct Net(Snapshot);
+
+impl Net {
+    /// A network that has only `lo`, with index 1.
+    fn new() -> Self {
+        let mut net = Self::default();
+        net.link("lo");
+        net.0.links[0].loopback = true;
+        net.addr_with("lo", "127.0.0.1/8", |addr| addr.scope = AddressScope::Host);
+        net.addr_with("lo", "::1/128", |addr| addr.scope = AddressScope::Host);
+        net
+    }
+
+    fn index(&self, name: &str) -> u32 {
+        let found = self.0.links.iter().find(|link| link.name == name);
+        found
+            .unwrap_or_else(|| panic!("no link {name} in the test's network"))
+            .ifindex
+    }
+
+    /// Adds a running Ethernet link; indices count up from 1.
+    fn link(&mut self, name: &str) -> &mut Link {
+        let ifindex = u32::try_from(self.0.links.len()).unwrap() + 1;
+        self.0.links.push(Link {
+            ifindex,
+            name: name.into(),
+            up: true,
+            running: true,
+            loopback: false,
+            link_layer: LinkLayer::Ethernet,
+            mtu: 1500,
+            master: None,
+            kind: None,
+        });
+        self.0.links.last_mut().unwrap()
+    }
+
+    /// Adds a link of a kind, and enslaves others to it.
+    fn master(&mut self, name: &str, kind: &str, members: &[&str]) {
+        let link = self.link(name);
+        link.kind = Some(kind.into());
+        let master = link.ifindex;
+        for member in members {
+            let index = self.index(member);
+            let member = self.0.links.iter_mut().find(|link| link.ifindex == index);
+            member.unwrap().master = Some(master);
+        }
+    }
+
+    fn addr(&mut self, link: &str, cidr: &str) {
+        self.addr_with(link, cidr, |_| ());
+    }
+
+    fn addr_with(&mut self, link: &str, cidr: &str, change: impl FnOnce(&mut Addr)) {
+        let (addr, prefix_len) = cidr.split_once('/').unwrap();
+        let addr: IpAddr = addr.parse().unwrap();
+        let mut addr = Addr {
+            ifindex: self.index(link),
+            addr,
+            prefix_addr: addr,
+            prefix_len: prefix_len.parse().unwrap(),
+            scope: AddressScope::Universe,
+            flags: AddrFlags::default(),
+        };
+        change(&mut addr);
+        self.0.addrs.push(addr);
+    }
+
+    fn route(&mut self, family: Family, link: &str, gateway: Option<&str>, metric: u32) {
+        let ifindex = self.index(link);
+        let gateway = gateway.map(|gateway| gateway.parse().unwrap());
+        self.0.default_routes.push(DefaultRoute {
+            family,
+            ifindex,
+            gateway,
+            prefsrc: None,
+            metric,
+        });
+    }
+
+    fn route4(&mut self, link: &str, gateway: &str) {
+        self.route(Family::V4, link, Some(gateway), 0);
+    }
+
+    fn route6(&mut self, link: &str, gateway: &str) {
+        self.route(Family::V6, link, Some(gateway), 1024);
+    }
+
+    fn by_role(&self, node_addrs: &[&str], enable_ipv6: bool) -> Selected {
+        let node_addrs = node_addrs
+            .iter()
+            .map(|addr| addr.parse().unwrap())
+            .collect();
+        choose(
+            &self.0,
+            &Selection {
+                patterns: Patterns::default(),
+                node_addrs,
+                enable_ipv6,
+            },
+        )
+    }
+
+    fn by_name(&self, patterns: &[&str]) -> Selected {
+        let patterns = Patterns::parse(patterns).unwrap();
+        choose(
+            &self.0,
+            &Selection {
+                patterns,
+                node_addrs: Vec::new(),
+                enable_ipv6: true,
+            },
+        )
+    }
+}
+
+fn names(selected: &Selected) -> Vec<&str> {
+    selected
+        .uplinks
+        .iter()
+        .map(|uplink| uplink.name.as_str())
+        .collect()
+}
