@@ -126,7 +126,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
          none lost.",
         in_force.as_millis()
     );
-    show_mappings(&agent)
+    show_mappings(&agent, &bed.pods[1])
 }
 
 fn start_download(pod: &Host) -> Result<Running> {

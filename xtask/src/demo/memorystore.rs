@@ -80,7 +80,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
     );
     narrate(&format!("\nThe configuration:\n{EXCEPTION}"));
     seen.print();
-    show_mappings(&agent)
+    show_mappings(&agent, pod)
 }
 
 /// The server's version, and the client's address as the server knows it.

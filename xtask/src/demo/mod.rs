@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
 use std::process::exit;
 use std::time::{Duration, Instant};
-use xtask::testbed::{self, Agent, AgentOptions, Bed, ConfigVolume};
+use xtask::testbed::{self, Agent, AgentOptions, Bed, ConfigVolume, Host};
 
 /// How long a client waits before its attempt counts as a time-out.
 const TIME_OUT: Duration = Duration::from_secs(2);
@@ -82,16 +82,24 @@ fn start_agent(netdp: &Path, bed: &Bed, config: &ConfigVolume, uplinks: &[&str])
     Agent::start(&bed.node, options)
 }
 
-/// Prints what `netdp flows` says.
-fn show_mappings(agent: &Agent) -> Result<()> {
-    const LINES: usize = 12;
+/// Prints what `netdp flows` says about a pod.
+fn show_mappings(agent: &Agent, pod: &Host) -> Result<()> {
+    const LINES: usize = 10;
     let flows = agent.netdp(&["flows"])?;
-    println!("The node's live mappings (netdp flows):");
-    for line in flows.lines().take(LINES) {
+    let mut lines = flows.lines();
+    let header = lines.next().unwrap_or_default();
+    let source = format!(" {}:", pod.v4()?);
+    let of_pod: Vec<&str> = lines.filter(|line| line.contains(&source)).collect();
+    ensure!(
+        !of_pod.is_empty(),
+        "netdp flows lists no mapping of the pod:\n{flows}"
+    );
+    println!("The pod's live mappings (netdp flows):\n  {header}");
+    for line in of_pod.iter().take(LINES) {
         println!("  {line}");
     }
-    if let Some(more @ 1..) = flows.lines().count().checked_sub(LINES) {
-        println!("  … and {more} more lines");
+    if let Some(more @ 1..) = of_pod.len().checked_sub(LINES) {
+        println!("   … and {more} more");
     }
     Ok(())
 }

@@ -68,5 +68,5 @@ pub fn tell(netdp: &Path) -> Result<()> {
     );
     narrate(&format!("\nThe configuration:\n{CONFIG}"));
     seen.print();
-    show_mappings(&agent)
+    show_mappings(&agent, pod)
 }

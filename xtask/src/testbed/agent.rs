@@ -180,6 +180,8 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
         _ => {}
     }
     let mut command = node.command(&options.binary);
+    // The environment of whoever runs the tests is not the node's.
+    command.env_remove("NODE_IP");
     command.arg("run").args(&options.arguments);
     name_directories(&mut command, dir);
     command.arg("--ready-file").arg(ready);
