@@ -94,8 +94,20 @@ pub struct PolicyValue {
 pub const SETTING_IPV6: u32 = 1;
 /// [`Settings::flags`]: [`Settings::ports`] was given and replaces port classes.
 pub const SETTING_PORTS: u32 = 2;
-/// [`Settings::flags`]: source ports are always chosen at random.
+/// [`Settings::flags`]: source ports are never kept but chosen at random.
 pub const SETTING_RANDOM_PORTS: u32 = 4;
+/// [`Settings::flags`]: source ports are never kept but follow from the tuple.
+pub const SETTING_HASH_PORTS: u32 = 8;
+/// [`Settings::flags`]: a pod's UDP port is one port on the wire, whatever the
+/// destination (endpoint-independent mapping, RFC 4787 REQ-1).
+pub const SETTING_UDP_ENDPOINTS: u32 = 16;
+
+/// [`Settings::no_leak`]: what can't be translated is dropped.
+pub const NO_LEAK_DROP: u32 = 0;
+/// [`Settings::no_leak`]: what can't be translated leaves as it is.
+pub const NO_LEAK_PASS: u32 = 1;
+/// [`Settings::no_leak`]: what can't be translated leaves with the node's address.
+pub const NO_LEAK_ADDRESS: u32 = 2;
 
 /// The single entry of the settings map.
 #[repr(C)]
@@ -107,8 +119,8 @@ pub struct Settings {
     pub active_policy: u32,
     /// `SETTING_*` bits.
     pub flags: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// One of `NO_LEAK_*`.
+    pub no_leak: u32,
     /// Ports that mappings may use where `SETTING_PORTS` is set.
     pub ports: [PortRange; PORT_RANGES],
     /// Added to the clock, in ticks (wrapping): lets a test move time.
@@ -178,6 +190,30 @@ pub struct Inbound {
     pub pad: u32,
 }
 
+/// [`Fragment::verdict`]: fragments of the datagram pass.
+pub const FRAGMENT_PASS: u32 = 0;
+/// [`Fragment::verdict`]: they are rewritten.
+pub const FRAGMENT_REWRITE: u32 = 1;
+/// [`Fragment::verdict`]: they are dropped.
+pub const FRAGMENT_DROP: u32 = 2;
+
+/// What becomes of the fragments of one datagram. Key: a [`Tuple`] whose ids
+/// hold the upper and the lower half of the IP identification.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// The address to put in.
+    pub addr: Addr,
+    /// One of `FRAGMENT_*`.
+    pub verdict: u32,
+    /// The IPv4 identification to write, or `packet::KEEP_IP_ID`.
+    pub new_ip_id: u32,
+    /// Last fragment, in ticks.
+    pub last_seen: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
 /// Packets counted by what became of them; one entry for each CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,6 +232,12 @@ pub struct Counters {
     pub ingress_translated: u64,
     /// Ingress: belongs to no mapping; left to the node.
     pub ingress_passed: u64,
+    /// Egress: could not be translated, but the no-leak policy let it out.
+    pub egress_let_out: u64,
+    /// ICMP errors translated, either way.
+    pub errors_translated: u64,
+    /// Ingress: fragments held back until their datagram's first one came.
+    pub fragments_held: u64,
     /// Mappings made.
     pub mappings_created: u64,
     /// Mappings that could not keep their source port.
@@ -220,6 +262,8 @@ pub mod pins {
     pub const LOCAL_ADDRS: &str = "local_addrs";
     /// [`super::Tuple`] → [`super::Inbound`].
     pub const INBOUND: &str = "inbound";
+    /// [`super::Tuple`] → [`super::Fragment`].
+    pub const FRAGMENTS: &str = "fragments";
     /// 0 → [`super::Settings`].
     pub const SETTINGS: &str = "settings";
     /// 0 → [`super::Counters`], per CPU.
@@ -236,6 +280,7 @@ pub mod pins {
         (UPLINKS, "UPLINKS"),
         (LOCAL_ADDRS, "LOCAL_ADDRS"),
         (INBOUND, "INBOUND"),
+        (FRAGMENTS, "FRAGMENTS"),
         (SETTINGS, "SETTINGS"),
         (COUNTERS, "COUNTERS"),
         (RESERVED_PORTS, "RESERVED_PORTS"),
@@ -249,8 +294,9 @@ const _: () = {
     assert!(size_of::<Settings>() == 40);
     assert!(size_of::<Uplink>() == 40);
     assert!(size_of::<Inbound>() == 8);
+    assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
-    assert!(size_of::<Counters>() == 72 + size_of::<Drops>());
+    assert!(size_of::<Counters>() == 96 + size_of::<Drops>());
 };
 
 #[cfg(feature = "user")]

@@ -5,7 +5,7 @@
 //! wraps after 9 years, all comparisons are wrapping, and a map value holds it
 //! in four bytes.
 
-use crate::packet::TcpSegment;
+use crate::packet::{L4, TcpSegment};
 use crate::tuple::proto;
 
 /// Nanoseconds to ticks: shift right by this.
@@ -52,6 +52,21 @@ pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
         seen |= SEEN_RST;
     }
     seen
+}
+
+/// Whether a packet keeps its mapping alive. A SYN sent again before anything
+/// came back does not (netfilter: `TCP_CONNTRACK_SYN_SENT` keeps its timer,
+/// `net/netfilter/nf_conntrack_proto_tcp.c`, Linux 6.12), nor does a RST
+/// (RFC 7857 7.1).
+#[inline(always)]
+#[must_use]
+pub const fn refreshes(seen: u32, l4: &L4) -> bool {
+    match l4 {
+        L4::Tcp(segment) => {
+            segment.flags & RST == 0 && !(segment.flags & SYN != 0 && seen == SEEN_SYN)
+        }
+        _ => true,
+    }
 }
 
 /// Whether either direction has ended, so that a new SYN opens the tuple anew.
@@ -212,7 +227,7 @@ mod tests {
         ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts, age,
         expired, observe, tcp_state, ticks,
     };
-    use crate::packet::TcpSegment;
+    use crate::packet::{L4, TcpSegment};
     use crate::tuple::proto;
 
     fn segment(flags: u8) -> TcpSegment {

@@ -3,13 +3,17 @@
 //! Egress: mapping → policy → the node's own traffic → replies of flows from
 //! outside → a new mapping. Ingress: mapping → flows that begin outside.
 
+mod error;
+pub mod fragment;
+
 use crate::abi::{
-    Action, MAPPING_HOST, MAPPING_PICKUP, Mapping, PORT_RANGES, PortRange, SETTING_IPV6,
-    SETTING_PORTS, SETTING_RANDOM_PORTS, UPLINK_V4, UPLINK_V6,
+    Action, MAPPING_HOST, MAPPING_PICKUP, Mapping, NO_LEAK_ADDRESS, NO_LEAK_PASS, PORT_RANGES,
+    PortRange, SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS,
+    SETTING_UDP_ENDPOINTS, UPLINK_V4, UPLINK_V6,
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::{self, ACK, FIN, RST, SEEN_DATA, SYN};
-use crate::packet::{L4, Packet, TcpSegment};
+use crate::packet::{Inner, L4, Packet, TcpSegment};
 use crate::port::{self, Search};
 use crate::slot::Slot;
 use crate::tables::{InsertError, Tables};
@@ -24,6 +28,8 @@ use crate::verdict::{DropReason, Verdict};
 pub struct Work {
     /// The packet.
     pub pkt: Packet,
+    /// The packet inside, where `pkt` is an ICMP error.
+    pub inner: Inner,
     claim: Claim,
 }
 
@@ -31,6 +37,7 @@ impl Work {
     /// Nothing yet.
     pub const EMPTY: Self = Self {
         pkt: Packet::EMPTY,
+        inner: Inner::EMPTY,
         claim: Claim {
             wire: Packet::EMPTY.tuple,
             reply: mapping(&Packet::EMPTY.new.addr, 0, 0, 0),
@@ -75,11 +82,28 @@ enum Opening {
 /// Decides about a packet that leaves by an uplink.
 #[inline(always)]
 pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    let pkt = &mut work.pkt;
-    if out_of_scope(tables, pkt) {
+    if out_of_scope(tables, &work.pkt) {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
+    let verdict = match work.pkt.l4 {
+        L4::Error => error::egress(tables, work),
+        L4::LaterFragment => return fragment::later_egress(tables, work),
+        _ => egress_flow(tables, work),
+    };
+    let verdict = match verdict {
+        Verdict::Drop(reason) if reason.is_untranslatable() => no_leak(tables, work, reason),
+        other => other,
+    };
+    if work.pkt.is_fragment != 0 {
+        fragment::first_egress(tables, work, verdict);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn egress_flow<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
     if !matches!(pkt.l4, L4::Untranslatable(_))
         && let Some(slot) = tables.snat(&pkt.tuple)
     {
@@ -92,59 +116,117 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     if tables.is_local(&pkt.tuple.src) {
         return egress_host(tables, work);
     }
-    let opening = match opening(&pkt.l4) {
+    egress_pod(tables, work)
+}
+
+/// A pod's packet to a masqueraded destination, not of a known mapping.
+#[inline(never)]
+fn egress_pod<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
+    let opening = opening(&pkt.l4);
+    if matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_)) {
         // A pod's new SYN is never a reply, whatever stray packet came before
         // it (requirement 1.5).
-        Opening::New if matches!(pkt.l4, L4::Tcp(_)) => {
-            tables.remove_inbound(&pkt.tuple);
-            Opening::New
-        }
-        other => {
-            if !matches!(pkt.l4, L4::Query | L4::Untranslatable(_))
-                && tables.refresh_inbound(&pkt.tuple)
-            {
-                tables.count(|c| &mut c.egress_replies);
-                return Verdict::Pass;
-            }
-            other
-        }
-    };
+        tables.remove_inbound(&pkt.tuple);
+    } else if !matches!(pkt.l4, L4::Query | L4::Untranslatable(_))
+        && tables.refresh_inbound(&pkt.tuple)
+    {
+        tables.count(|c| &mut c.egress_replies);
+        return Verdict::Pass;
+    }
     let flags = match opening {
         Opening::New => 0,
         Opening::Pickup => MAPPING_PICKUP,
         Opening::Not(reason) => return Verdict::Drop(reason),
     };
+    if !choose_source(tables, pkt) {
+        return Verdict::Drop(DropReason::NoSourceAddress);
+    }
+    open(tables, work, flags)
+}
+
+/// Puts the address to masquerade with into `pkt.new`: the kernel's own choice
+/// for this destination, else the uplink's. `false` if there is none.
+#[inline(always)]
+fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
+    // A route may name a preferred source. It counts only while the node has it.
+    if let Some(addr) = tables.route_source(&pkt.tuple.dst, pkt.family)
+        && tables.is_local(&addr)
+    {
+        pkt.new.addr = addr;
+        return true;
+    }
     let uplink = tables.uplink();
-    let addr = match pkt.family {
+    pkt.new.addr = match pkt.family {
         Family::V4 if uplink.flags & UPLINK_V4 != 0 => uplink.v4,
         Family::V6 if uplink.flags & UPLINK_V6 != 0 => uplink.v6,
-        _ => return Verdict::Drop(DropReason::NoSourceAddress),
+        _ => return false,
     };
-    open(tables, work, &addr, flags)
+    true
+}
+
+/// What becomes of a packet that can't be translated.
+#[inline(never)]
+fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdict {
+    match tables.settings().no_leak {
+        NO_LEAK_PASS => {
+            tables.count(|c| &mut c.egress_let_out);
+            Verdict::Pass
+        }
+        NO_LEAK_ADDRESS if choose_source(tables, &mut work.pkt) => {
+            tables.count(|c| &mut c.egress_let_out);
+            work.pkt.new.id = work.pkt.tuple.src_id.into();
+            Verdict::Rewrite
+        }
+        _ => Verdict::Drop(reason),
+    }
 }
 
 /// Decides about a packet that comes in by an uplink.
 #[inline(always)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    let pkt = &mut work.pkt;
-    if out_of_scope(tables, pkt) || matches!(pkt.l4, L4::Untranslatable(_)) {
+    if out_of_scope(tables, &work.pkt) || matches!(work.pkt.l4, L4::Untranslatable(_)) {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
+    let verdict = match work.pkt.l4 {
+        L4::Error => error::ingress(tables, work),
+        L4::LaterFragment => return fragment::later_ingress(tables, work),
+        _ => ingress_flow(tables, &mut work.pkt),
+    };
+    if work.pkt.is_fragment != 0 {
+        fragment::first_ingress(tables, work, verdict);
+    }
+    verdict
+}
+
+#[inline(always)]
+fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet) -> Verdict {
     if let Some(slot) = tables.rev_snat(&pkt.tuple) {
         return continue_ingress(tables, pkt, slot);
     }
-    if !tables.is_local(&pkt.tuple.dst) && begins_outside(&pkt.l4) {
-        // Only where the answer could be masqueraded is there anything to know.
-        if let Action::Masquerade = tables.action(&pkt.tuple.src) {
-            let reply = pkt.tuple.reversed();
-            if !tables.refresh_inbound(&reply) {
-                tables.insert_inbound(&reply);
-            }
-        }
+    if !tables.is_local(&pkt.tuple.dst) {
+        ingress_forwarded(tables, pkt);
     }
     tables.count(|c| &mut c.ingress_passed);
     Verdict::Pass
+}
+
+/// A packet straight to an address behind the node: remembered if it may begin
+/// a flow whose answers would otherwise be masqueraded.
+#[inline(never)]
+fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    if !begins_outside(&pkt.l4) {
+        return false;
+    }
+    if let Action::Bypass = tables.action(&pkt.tuple.src) {
+        return false;
+    }
+    let reply = pkt.tuple.reversed();
+    if !tables.refresh_inbound(&reply) {
+        tables.insert_inbound(&reply);
+    }
+    true
 }
 
 /// Packets that no mapping is ever made for: multicast, broadcast, unspecified
@@ -235,9 +317,9 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let pkt = &work.pkt;
     tables.count(|c| &mut c.egress_host);
     let opens = match pkt.l4 {
-        L4::Udp | L4::Query => true,
+        L4::Udp | L4::Query | L4::Address => true,
         L4::Tcp(segment) => segment.flags & (SYN | ACK | RST | FIN) == SYN,
-        L4::QueryReply | L4::Untranslatable(_) => return Verdict::Pass,
+        _ => return Verdict::Pass,
     };
     let wire = pkt.tuple.reversed();
     match tables.rev_snat(&wire) {
@@ -246,14 +328,15 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
             Verdict::Pass
         }
         Some(_) => {
-            let own = pkt.tuple.src;
-            open(tables, work, &own, 0)
+            work.pkt.new.addr = work.pkt.tuple.src;
+            open(tables, work, 0)
         }
         // Sockets are looked up when a port is given away. What a lookup does
         // not find (pings, what netfilter translated to a node address) is
         // remembered here.
         None => {
-            if opens && (pkt.tuple.is_icmp() || !tables.from_socket()) {
+            let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
+            if opens && !(found_by_lookup && tables.from_socket()) {
                 let now = tables.now();
                 let marker = mapping(&wire.dst, wire.dst_id, MAPPING_HOST, now);
                 // A full table only costs this flow its protection.
@@ -268,8 +351,9 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 #[inline(always)]
 const fn opening(l4: &L4) -> Opening {
     match l4 {
-        L4::Udp | L4::Query => Opening::New,
-        L4::QueryReply => Opening::Not(DropReason::IcmpNoFlow),
+        L4::Udp | L4::Query | L4::Address => Opening::New,
+        L4::QueryReply | L4::Error => Opening::Not(DropReason::IcmpNoFlow),
+        L4::LaterFragment => Opening::Not(DropReason::Malformed),
         L4::Untranslatable(reason) => Opening::Not(*reason),
         L4::Tcp(segment) => match segment.flags & (SYN | ACK | RST | FIN) {
             SYN => Opening::New,
@@ -284,52 +368,44 @@ const fn opening(l4: &L4) -> Opening {
 #[inline(always)]
 const fn begins_outside(l4: &L4) -> bool {
     match l4 {
-        L4::Udp | L4::Query => true,
+        L4::Udp | L4::Query | L4::Address => true,
         L4::Tcp(segment) => segment.flags & RST == 0 && segment.flags & (SYN | ACK) != SYN | ACK,
-        L4::QueryReply | L4::Untranslatable(_) => false,
+        L4::QueryReply | L4::Error | L4::LaterFragment | L4::Untranslatable(_) => false,
     }
 }
 
-/// Makes a mapping: claims a wire tuple by inserting the reply half, then
-/// inserts the original half; where another CPU was faster with the same flow,
-/// gives the claim back and follows it.
+/// Makes a mapping with the address in `pkt.new`: claims a wire tuple by
+/// inserting the reply half, then inserts the original half; where another CPU
+/// was faster with the same flow, gives the claim back and follows it.
 #[inline(never)]
-fn open<T: Tables>(tables: &T, work: &mut Work, addr: &Addr, flags: u16) -> Verdict {
-    let Work { pkt, claim } = work;
+fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
+    let Work { pkt, claim, .. } = work;
     let now = tables.now();
-    claim.wire = pkt.tuple.reply_to(*addr, pkt.tuple.src_id);
+    let wanted = wanted_port(tables, pkt);
+    claim.wire = pkt
+        .tuple
+        .reply_to(pkt.new.addr, wanted.unwrap_or(pkt.tuple.src_id));
     claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, now);
     claim.ranges = ranges_for(tables, &pkt.tuple);
     claim.outcome = Outcome::Searching;
-    let settings = tables.settings();
-    let keep = pkt.tuple.is_icmp()
-        || (settings.flags & SETTING_RANDOM_PORTS == 0
-            && port::contains(&claim.ranges, pkt.tuple.src_id));
-    if keep {
+    if wanted.is_some() && port::contains(&claim.ranges, claim.wire.dst_id) {
         try_candidate(tables, claim);
     }
     if claim.outcome == Outcome::Searching {
-        claim.search = Search::new(port::total(&claim.ranges), tables.random());
-        tables.repeat(claim.search.len(), claim, |tables, n, claim| {
-            let offset = claim.search.offset(n);
-            if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
-                claim.wire.dst_id = candidate;
-                try_candidate(tables, claim);
-            }
-            claim.outcome == Outcome::Searching
-        });
+        search(tables, pkt, claim);
     }
     match claim.outcome {
         Outcome::Claimed => {}
         Outcome::Searching => return Verdict::Drop(DropReason::NoFreePort),
         Outcome::Full => return Verdict::Drop(DropReason::TableFull),
     }
-    let original = mapping(addr, claim.wire.dst_id, flags, now);
+    let original = mapping(&pkt.new.addr, claim.wire.dst_id, flags, now);
     match tables.insert_snat(&pkt.tuple, &original) {
         Ok(()) => {
             tables.count(|c| &mut c.mappings_created);
             if claim.wire.dst_id != pkt.tuple.src_id {
                 tables.count(|c| &mut c.ports_changed);
+                remember_endpoint(tables, pkt, claim.wire.dst_id);
             }
         }
         Err(InsertError::Full) => {
@@ -349,11 +425,72 @@ fn open<T: Tables>(tables: &T, work: &mut Work, addr: &Addr, flags: u16) -> Verd
     }
 }
 
+/// The port to try before all others: the one that the endpoint has elsewhere,
+/// or its own; none where ports are always changed.
+#[inline(always)]
+fn wanted_port<T: Tables>(tables: &T, pkt: &Packet) -> Option<u16> {
+    let flags = tables.settings().flags;
+    if !matches!(pkt.tuple.proto, proto::TCP | proto::UDP) {
+        return Some(pkt.tuple.src_id);
+    }
+    if flags & SETTING_UDP_ENDPOINTS != 0
+        && pkt.tuple.proto == proto::UDP
+        && let Some(port) = tables.endpoint_port(&endpoint(pkt))
+    {
+        return Some(port);
+    }
+    if flags & (SETTING_RANDOM_PORTS | SETTING_HASH_PORTS) != 0 {
+        return None;
+    }
+    Some(pkt.tuple.src_id)
+}
+
+#[inline(always)]
+fn remember_endpoint<T: Tables>(tables: &T, pkt: &Packet, port: u16) {
+    if tables.settings().flags & SETTING_UDP_ENDPOINTS != 0 && pkt.tuple.proto == proto::UDP {
+        tables.set_endpoint_port(&endpoint(pkt), port);
+    }
+}
+
+#[inline(always)]
+const fn endpoint(pkt: &Packet) -> Tuple {
+    let tuple = &pkt.tuple;
+    Tuple::new(tuple.src, pkt.new.addr, tuple.src_id, 0, tuple.proto)
+}
+
+/// Walks through all ports until one is free. A destination without any is
+/// left alone for a moment: a walk through all of them is not for every packet.
+#[inline(always)]
+fn search<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
+    claim.wire.dst_id = 0;
+    if tables.is_exhausted(&claim.wire) {
+        return;
+    }
+    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
+        pkt.tuple.hash()
+    } else {
+        tables.random()
+    };
+    claim.search = Search::new(port::total(&claim.ranges), start);
+    tables.repeat(claim.search.len(), claim, |tables, n, claim| {
+        let offset = claim.search.offset(n);
+        if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
+            claim.wire.dst_id = candidate;
+            try_candidate(tables, claim);
+        }
+        claim.outcome == Outcome::Searching
+    });
+    if claim.outcome == Outcome::Searching {
+        claim.wire.dst_id = 0;
+        tables.set_exhausted(&claim.wire);
+    }
+}
+
 /// Claims `claim.wire` if it is free.
 #[inline(always)]
 fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
-    let icmp = claim.wire.is_icmp();
-    if !icmp && tables.port_reserved(claim.wire.dst_id) {
+    let has_ports = matches!(claim.wire.proto, proto::TCP | proto::UDP);
+    if has_ports && tables.port_reserved(claim.wire.dst_id) {
         return;
     }
     if let Some(owner) = tables.rev_snat(&claim.wire) {
@@ -363,7 +500,7 @@ fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
         }
         return;
     }
-    if !icmp && tables.socket_receives(&claim.wire) {
+    if has_ports && tables.socket_receives(&claim.wire) {
         return;
     }
     match tables.insert_rev_snat(&claim.wire, &claim.reply) {
@@ -373,17 +510,19 @@ fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
     }
 }
 
-/// The ids that a flow may have on the wire.
+/// The ids that a flow may have on the wire. Where only the address is
+/// translated that is its own.
 #[inline(always)]
 fn ranges_for<T: Tables>(tables: &T, tuple: &Tuple) -> [PortRange; PORT_RANGES] {
     let settings = tables.settings();
-    if matches!(tuple.proto, proto::TCP | proto::UDP) {
-        if settings.flags & SETTING_PORTS != 0 {
-            return settings.ports;
+    match tuple.proto {
+        proto::TCP | proto::UDP if settings.flags & SETTING_PORTS != 0 => settings.ports,
+        proto::TCP | proto::UDP | proto::UDP_LITE | proto::DCCP => {
+            single(port::class_of(tuple.src_id))
         }
-        return single(port::class_of(tuple.src_id));
+        proto::ICMP | proto::ICMPV6 => single(PortRange::new(0, u16::MAX)),
+        _ => single(PortRange::new(tuple.src_id, tuple.src_id)),
     }
-    single(PortRange::new(0, u16::MAX))
 }
 
 #[inline(always)]

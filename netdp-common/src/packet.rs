@@ -1,4 +1,7 @@
 //! From bytes to tuple.
+//!
+//! IPv4 options and IPv6 extension headers are stepped over; fragments and
+//! ICMP errors (whose inner packet [`parse_inner`] reads) are told apart.
 
 use crate::addr::{Addr, Family};
 use crate::tuple::{Tuple, proto};
@@ -44,12 +47,19 @@ pub struct TcpSegment {
 pub enum L4 {
     /// A TCP segment.
     Tcp(TcpSegment),
-    /// A UDP datagram.
+    /// UDP, UDP-Lite or DCCP: ports, and a checksum over a pseudo-header.
     Udp,
-    /// An ICMP echo request.
+    /// An ICMP query, such as an echo request.
     Query,
-    /// An ICMP echo reply.
+    /// The answer to one.
     QueryReply,
+    /// An ICMP error: it carries the packet that it is about.
+    Error,
+    /// A protocol of which only the addresses are translated. The ids are 0, or
+    /// SCTP's ports, which must stay: its CRC covers them.
+    Address,
+    /// A fragment without an L4 header. Ids are 0.
+    LaterFragment,
     /// Something that can't be translated, and why.
     Untranslatable(DropReason),
 }
@@ -64,11 +74,14 @@ pub struct Endpoint {
     pub id: u32,
 }
 
+/// [`Packet::new_ip_id`]: the identification stays.
+pub const KEEP_IP_ID: u32 = u32::MAX;
+
 /// A parsed packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Packet {
-    /// The tuple on the wire. Ids are 0 where `l4` is untranslatable.
+    /// The tuple on the wire. Ids are 0 where there are none.
     pub tuple: Tuple,
     /// The address family.
     pub family: Family,
@@ -78,9 +91,15 @@ pub struct Packet {
     pub l3_offset: u32,
     /// Offset of the L4 header from the start of the packet.
     pub l4_offset: u32,
+    /// 1 if the packet is a fragment, the first one included.
+    pub is_fragment: u32,
+    /// The identification that the fragments of one datagram share.
+    pub fragment_id: u32,
     /// What takes the place of one end of the tuple, once the verdict is to
     /// rewrite: of the source at egress, of the destination at ingress.
     pub new: Endpoint,
+    /// The IPv4 identification to write, or [`KEEP_IP_ID`].
+    pub new_ip_id: u32,
 }
 
 impl Packet {
@@ -91,15 +110,19 @@ impl Packet {
         l4: L4::Udp,
         l3_offset: 0,
         l4_offset: 0,
+        is_fragment: 0,
+        fragment_id: 0,
         new: Endpoint {
             addr: Addr::from_v6([0; 16]),
             id: 0,
         },
+        new_ip_id: KEEP_IP_ID,
     };
 }
 
 /// What kind of packet it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Parsed {
     /// IP; the [`Packet`] is filled in.
     Ip,
@@ -108,6 +131,9 @@ pub enum Parsed {
     /// IP, but not even its addresses can be told.
     Malformed,
 }
+
+/// IPv6 extension headers that are stepped over, at most.
+const MAX_EXTENSIONS: u32 = 6;
 
 /// Parses the packet at `l3_offset` bytes into `pkt`. `ethertype` is in host
 /// byte order.
@@ -118,29 +144,44 @@ pub fn parse<B: Bytes + ?Sized>(
     l3_offset: u32,
     pkt: &mut Packet,
 ) -> Parsed {
+    pkt.l3_offset = l3_offset;
+    pkt.tuple.src_id = 0;
+    pkt.tuple.dst_id = 0;
+    pkt.is_fragment = 0;
+    pkt.fragment_id = 0;
+    pkt.new_ip_id = KEEP_IP_ID;
     let header = match ethertype {
         ETH_P_IP => parse_v4(bytes, l3_offset as usize, pkt),
         ETH_P_IPV6 => parse_v6(bytes, l3_offset as usize, pkt),
         _ => return Parsed::NotIp,
     };
-    let Some(Header { len, fragment }) = header else {
+    let Some(header) = header else {
         return Parsed::Malformed;
     };
-    pkt.l3_offset = l3_offset;
-    pkt.l4_offset = l3_offset + len;
-    pkt.tuple.src_id = 0;
-    pkt.tuple.dst_id = 0;
-    if fragment {
-        pkt.l4 = L4::Untranslatable(DropReason::Fragment);
-    } else if parse_l4(bytes, pkt).is_none() {
-        pkt.l4 = L4::Untranslatable(DropReason::Malformed);
+    pkt.l4_offset = l3_offset + header.len;
+    match header.end {
+        HeaderEnd::L4 => {
+            if parse_l4(bytes, pkt).is_none() {
+                pkt.l4 = L4::Untranslatable(DropReason::Malformed);
+            }
+        }
+        HeaderEnd::LaterFragment => pkt.l4 = L4::LaterFragment,
+        HeaderEnd::Unknown => pkt.l4 = L4::Untranslatable(DropReason::ExtensionHeader),
     }
     Parsed::Ip
 }
 
+#[derive(Clone, Copy)]
+enum HeaderEnd {
+    L4,
+    LaterFragment,
+    Unknown,
+}
+
+#[derive(Clone, Copy)]
 struct Header {
     len: u32,
-    fragment: bool,
+    end: HeaderEnd,
 }
 
 /// RFC 791 3.1.
@@ -155,10 +196,16 @@ fn parse_v4<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
     pkt.tuple.src = Addr::from_v4_word(src.to_be());
     pkt.tuple.dst = Addr::from_v4_word(dst.to_be());
     pkt.tuple.proto = w2 >> 16 & 0xff;
-    Some(Header {
-        len,
-        fragment: w1 & 0x3fff != 0,
-    })
+    let mut end = HeaderEnd::L4;
+    // More fragments, or not the first.
+    if w1 & 0x3fff != 0 {
+        pkt.is_fragment = 1;
+        pkt.fragment_id = w1 >> 16;
+        if w1 & 0x1fff != 0 {
+            end = HeaderEnd::LaterFragment;
+        }
+    }
+    Some(Header { len, end })
 }
 
 /// RFC 8200 3.
@@ -168,17 +215,50 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
     pkt.family = Family::V6;
     pkt.tuple.src = Addr::from_words([s0, s1, s2, s3]);
     pkt.tuple.dst = Addr::from_words([d0, d1, d2, d3]);
-    let next = u32::from_be(w1) >> 8 & 0xff;
-    pkt.tuple.proto = next;
+    pkt.tuple.proto = u32::from_be(w1) >> 8 & 0xff;
     // RFC 4291 2.5.5.2: mapped addresses do not appear on the wire; here they
     // would pass for IPv4 tuples.
     if u32::from_be(w0) >> 28 != 6 || pkt.tuple.src.is_v4() || pkt.tuple.dst.is_v4() {
         return None;
     }
-    Some(Header {
-        len: 40,
-        fragment: next == proto::IPV6_FRAGMENT,
-    })
+    Some(step_over_extensions(bytes, at, pkt))
+}
+
+/// RFC 8200 4: extension headers begin with the next header and their length.
+#[inline(always)]
+fn step_over_extensions<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Header {
+    let mut len = 40;
+    let unknown = HeaderEnd::Unknown;
+    for _ in 0..MAX_EXTENSIONS {
+        let this = pkt.tuple.proto;
+        if !matches!(
+            this,
+            proto::IPV6_HOP_BY_HOP
+                | proto::IPV6_ROUTING
+                | proto::IPV6_DESTINATION
+                | proto::IPV6_FRAGMENT
+        ) {
+            let end = HeaderEnd::L4;
+            return Header { len, end };
+        }
+        let Some([w0, w1]) = bytes.words::<2>(at + len as usize) else {
+            return Header { len, end: unknown };
+        };
+        let w0 = u32::from_be(w0);
+        pkt.tuple.proto = w0 >> 24;
+        if this == proto::IPV6_FRAGMENT {
+            len += 8;
+            pkt.is_fragment = 1;
+            pkt.fragment_id = u32::from_be(w1);
+            if w0 & 0xfff8 != 0 {
+                let end = HeaderEnd::LaterFragment;
+                return Header { len, end };
+            }
+        } else {
+            len += ((w0 >> 16 & 0xff) + 1) * 8;
+        }
+    }
+    Header { len, end: unknown }
 }
 
 /// Fills in `l4` and the ids; `None` if the header is cut short.
@@ -189,49 +269,126 @@ fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet) -> Option<()> {
         (proto::TCP, _) => {
             // The whole header, so that all a rewrite touches is there.
             let [ports, seq, ack, flags, _] = bytes.words::<5>(at)?.map(u32::from_be);
-            set_ports(pkt, ports);
+            set_ports(&mut pkt.tuple, ports);
             pkt.l4 = L4::Tcp(TcpSegment {
                 flags: (flags >> 16 & 0xff) as u8,
                 seq,
                 ack,
             });
         }
-        (proto::UDP, _) => {
+        (proto::UDP | proto::UDP_LITE | proto::DCCP, _) => {
             let [ports, _] = bytes.words::<2>(at)?.map(u32::from_be);
-            set_ports(pkt, ports);
+            set_ports(&mut pkt.tuple, ports);
             pkt.l4 = L4::Udp;
         }
-        (proto::ICMP, Family::V4) => parse_icmp(bytes, pkt, 8, 0)?,
-        (proto::ICMPV6, Family::V6) => parse_icmp(bytes, pkt, 128, 129)?,
-        _ => pkt.l4 = L4::Untranslatable(DropReason::UnsupportedProtocol),
+        (proto::SCTP, _) => {
+            let [ports] = bytes.words::<1>(at)?.map(u32::from_be);
+            set_ports(&mut pkt.tuple, ports);
+            pkt.l4 = L4::Address;
+        }
+        (proto::ICMP, Family::V4) | (proto::ICMPV6, Family::V6) => {
+            let [w0, w1] = bytes.words::<2>(at)?.map(u32::from_be);
+            pkt.l4 = set_icmp(&mut pkt.tuple, w0 >> 24, w1 >> 16);
+        }
+        // Its integrity check covers the addresses (RFC 4302 3.3.3.1).
+        (proto::ICMP | proto::ICMPV6 | proto::AH, _) => {
+            pkt.l4 = L4::Untranslatable(DropReason::UnsupportedProtocol);
+        }
+        _ => pkt.l4 = L4::Address,
     }
     Some(())
 }
 
 #[inline(always)]
-fn set_ports(pkt: &mut Packet, ports: u32) {
-    pkt.tuple.src_id = (ports >> 16) as u16;
-    pkt.tuple.dst_id = (ports & 0xffff) as u16;
+fn set_ports(tuple: &mut Tuple, ports: u32) {
+    tuple.src_id = (ports >> 16) as u16;
+    tuple.dst_id = (ports & 0xffff) as u16;
 }
 
-/// RFC 792, RFC 4443: a query carries its identifier after the checksum.
+/// RFC 792, RFC 950, RFC 4443: what a message of this type is; a query carries
+/// its identifier after the checksum.
 #[inline(always)]
-fn parse_icmp<B: Bytes + ?Sized>(
-    bytes: &B,
-    pkt: &mut Packet,
-    request: u32,
-    reply: u32,
-) -> Option<()> {
-    let [w0, w1] = bytes.words::<2>(pkt.l4_offset as usize)?.map(u32::from_be);
-    let id = (w1 >> 16) as u16;
-    pkt.l4 = if w0 >> 24 == request {
-        pkt.tuple.src_id = id;
-        L4::Query
-    } else if w0 >> 24 == reply {
-        pkt.tuple.dst_id = id;
-        L4::QueryReply
-    } else {
-        L4::Untranslatable(DropReason::IcmpNoFlow)
+fn set_icmp(tuple: &mut Tuple, kind: u32, id: u32) -> L4 {
+    let v4 = tuple.proto == proto::ICMP;
+    match (v4, kind) {
+        (true, 8 | 13 | 15 | 17) | (false, 128) => {
+            tuple.src_id = id as u16;
+            L4::Query
+        }
+        (true, 0 | 14 | 16 | 18) | (false, 129) => {
+            tuple.dst_id = id as u16;
+            L4::QueryReply
+        }
+        (true, 3 | 11 | 12) | (false, 1..=4) => L4::Error,
+        _ => L4::Untranslatable(DropReason::IcmpNoFlow),
+    }
+}
+
+/// The packet that an ICMP error is about, as far as the error carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Inner {
+    /// Its tuple on the wire.
+    pub tuple: Tuple,
+    /// Offset of its IP header from the start of the outer packet.
+    pub l3_offset: u32,
+    /// Offset of its L4 header.
+    pub l4_offset: u32,
+    /// Offset of its L4 checksum, if the error carries that; else 0.
+    pub checksum_offset: u32,
+}
+
+impl Inner {
+    /// Nothing yet.
+    pub const EMPTY: Self = Self {
+        tuple: Packet::EMPTY.tuple,
+        l3_offset: 0,
+        l4_offset: 0,
+        checksum_offset: 0,
     };
+}
+
+/// Reads the packet inside the ICMP error `pkt`. RFC 5508 3.2 (REQ-3): eight
+/// bytes of L4 suffice, and the IP header may have options.
+#[inline(always)]
+pub fn parse_inner<B: Bytes + ?Sized>(bytes: &B, pkt: &Packet, inner: &mut Inner) -> Option<()> {
+    let at = pkt.l4_offset + 8;
+    let mut scratch = Packet::EMPTY;
+    let header = match pkt.family {
+        Family::V4 => parse_v4(bytes, at as usize, &mut scratch)?,
+        Family::V6 => parse_v6(bytes, at as usize, &mut scratch)?,
+    };
+    inner.tuple = scratch.tuple;
+    inner.l3_offset = at;
+    inner.l4_offset = at + header.len;
+    inner.checksum_offset = 0;
+    if !matches!(header.end, HeaderEnd::L4) {
+        return None;
+    }
+    let l4 = inner.l4_offset;
+    let [w0, w1] = bytes.words::<2>(l4 as usize)?.map(u32::from_be);
+    match inner.tuple.proto {
+        proto::TCP => {
+            set_ports(&mut inner.tuple, w0);
+            if bytes.words::<5>(l4 as usize).is_some() {
+                inner.checksum_offset = l4 + 16;
+            }
+        }
+        proto::UDP | proto::UDP_LITE | proto::DCCP => {
+            set_ports(&mut inner.tuple, w0);
+            inner.checksum_offset = l4 + 6;
+        }
+        proto::SCTP => set_ports(&mut inner.tuple, w0),
+        proto::ICMP | proto::ICMPV6 => {
+            if !matches!(
+                set_icmp(&mut inner.tuple, w0 >> 24, w1 >> 16),
+                L4::Query | L4::QueryReply
+            ) {
+                return None;
+            }
+            inner.checksum_offset = l4 + 2;
+        }
+        _ => {}
+    }
     Some(())
 }

@@ -80,11 +80,11 @@ impl Slot {
         unsafe {
             let m = self.0;
             (*m).packets = (*m).packets.wrapping_add(1);
-            if (*m).last_seen != now {
+            let before = (*m).tcp_seen;
+            if (*m).last_seen != now && conntrack::refreshes(before, &pkt.l4) {
                 (*m).last_seen = now;
             }
             if let L4::Tcp(segment) = pkt.l4 {
-                let before = (*m).tcp_seen;
                 let after = conntrack::observe(before, segment);
                 if after != before {
                     (*m).tcp_seen = after;

@@ -1,7 +1,7 @@
 //! What the decisions need from the world: maps, clock, sockets.
 
-use crate::abi::{Action, Counters, Mapping, Settings, Uplink};
-use crate::addr::Addr;
+use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
+use crate::addr::{Addr, Family};
 use crate::slot::Slot;
 use crate::tuple::Tuple;
 
@@ -54,6 +54,25 @@ pub trait Tables {
     fn insert_inbound(&self, tuple: &Tuple);
     /// Forgets it.
     fn remove_inbound(&self, tuple: &Tuple);
+    /// The address that the kernel would choose for a packet of the node's own
+    /// to `dst` by this uplink; `None` where it can't be asked.
+    fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr>;
+    /// What becomes of the fragments of a datagram, by [`Fragment`]'s key.
+    fn fragment(&self, key: &Tuple) -> Option<Fragment>;
+    /// Remembers what becomes of them.
+    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment);
+    /// An IPv4 identification that the node has not used lately.
+    fn next_ip_id(&self) -> u32;
+    /// Whether all ports towards a destination were taken a moment ago. `wire`
+    /// without its `dst_id`.
+    fn is_exhausted(&self, wire: &Tuple) -> bool;
+    /// Remembers that they are.
+    fn set_exhausted(&self, wire: &Tuple);
+    /// The wire port that an endpoint has towards other destinations. `endpoint`
+    /// is the pod's side of a tuple, with the node's address for destination.
+    fn endpoint_port(&self, endpoint: &Tuple) -> Option<u16>;
+    /// Remembers it.
+    fn set_endpoint_port(&self, endpoint: &Tuple, port: u16);
     /// Whether `port` must not be given away (NodePorts and the like).
     fn port_reserved(&self, port: u16) -> bool;
     /// Whether the packet was sent by a socket of the node.

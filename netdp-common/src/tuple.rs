@@ -4,16 +4,30 @@ use crate::addr::Addr;
 
 /// IP protocol numbers that the datapath knows (IANA protocol-numbers).
 pub mod proto {
+    /// IPv6 hop-by-hop options.
+    pub const IPV6_HOP_BY_HOP: u32 = 0;
     /// ICMP for IPv4.
     pub const ICMP: u32 = 1;
     /// TCP.
     pub const TCP: u32 = 6;
     /// UDP.
     pub const UDP: u32 = 17;
-    /// The IPv6 fragment header.
+    /// DCCP.
+    pub const DCCP: u32 = 33;
+    /// IPv6 routing header.
+    pub const IPV6_ROUTING: u32 = 43;
+    /// IPv6 fragment header.
     pub const IPV6_FRAGMENT: u32 = 44;
+    /// IPsec authentication header.
+    pub const AH: u32 = 51;
     /// ICMP for IPv6.
     pub const ICMPV6: u32 = 58;
+    /// IPv6 destination options.
+    pub const IPV6_DESTINATION: u32 = 60;
+    /// SCTP.
+    pub const SCTP: u32 = 132;
+    /// UDP-Lite.
+    pub const UDP_LITE: u32 = 136;
 }
 
 /// A tuple as on the wire. For ICMP queries the request carries its identifier
@@ -67,10 +81,31 @@ impl Tuple {
         Self::new(self.dst, addr, self.dst_id, id, self.proto)
     }
 
+    /// A hash of all fields, the same on every node and in every version.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(&self) -> u32 {
+        let (src, dst) = (self.src.words(), self.dst.words());
+        let ids = (self.src_id as u32) << 16 | self.dst_id as u32;
+        let mut hash = mix(self.proto, ids);
+        hash = mix(hash, src[0] ^ dst[1].rotate_left(16));
+        hash = mix(hash, src[1] ^ dst[0].rotate_left(16));
+        hash = mix(hash, src[2] ^ dst[3].rotate_left(16));
+        mix(hash, src[3] ^ dst[2].rotate_left(16))
+    }
+
     /// Whether `proto` is ICMP of either family.
     #[inline(always)]
     #[must_use]
     pub const fn is_icmp(&self) -> bool {
         self.proto == proto::ICMP || self.proto == proto::ICMPV6
     }
+}
+
+/// One round of a multiplicative hash; the constant is 2^32 over the golden
+/// ratio, made odd.
+#[inline(always)]
+const fn mix(hash: u32, word: u32) -> u32 {
+    let mixed = (hash.rotate_left(13) ^ word).wrapping_mul(0x9e37_79b1);
+    mixed ^ mixed >> 15
 }

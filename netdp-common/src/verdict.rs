@@ -1,6 +1,6 @@
 //! What becomes of a packet.
 
-/// The end of a decision. One word (the reasons leave room for the other two),
+/// The end of a decision. One word (the reasons leave room for the others),
 /// because a BPF function returns one register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -8,6 +8,13 @@ pub enum Verdict {
     Pass,
     /// Put [`crate::packet::Packet::new`] in.
     Rewrite,
+    /// An ICMP error: put it in outside, and inside the packet it is about.
+    RewriteError,
+    /// An ICMP error that the node itself sends: put it in inside only.
+    RewriteInner,
+    /// Hold the fragment back until the first one of its datagram comes; pass it
+    /// if there is no room.
+    Hold,
     /// Drop it: it can't be translated and must not leak.
     Drop(DropReason),
 }
@@ -22,6 +29,21 @@ macro_rules! drop_reasons {
         }
 
         impl DropReason {
+            /// Whether the packet itself is at fault, so that the no-leak
+            /// policy may decide otherwise.
+            #[inline(always)]
+            #[must_use]
+            pub const fn is_untranslatable(self) -> bool {
+                matches!(
+                    self,
+                    Self::Malformed
+                        | Self::UnsupportedProtocol
+                        | Self::ExtensionHeader
+                        | Self::IcmpNoFlow
+                        | Self::TcpNoFlow
+                )
+            }
+
             /// Every reason.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
@@ -66,8 +88,10 @@ drop_reasons! {
     Malformed => malformed,
     /// A protocol that the datapath does not translate.
     UnsupportedProtocol => unsupported_protocol,
-    /// A fragment whose flow is not known.
-    Fragment => fragment,
+    /// More or other IPv6 extension headers than are understood.
+    ExtensionHeader => extension_header,
+    /// A fragment of a datagram whose first one was dropped.
+    FragmentOfDropped => fragment_of_dropped,
     /// An ICMP message that belongs to no mapping.
     IcmpNoFlow => icmp_no_flow,
     /// A TCP segment that opens nothing and belongs to no mapping.

@@ -39,27 +39,35 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     let (Some(world), Some(work)) = (World::new(ctx), maps::work()) else {
         return NEXT;
     };
-    let l3_offset = if world.uplink().l2_len == 0 { 0 } else { 14 };
-    let verdict = match skb::parse(ctx, l3_offset, &mut work.pkt) {
+    let l2_len = if world.uplink().l2_len == 0 { 0 } else { 14 };
+    let verdict = match skb::parse(ctx, l2_len, work) {
         Parsed::Ip => decide(&world, work, leaving),
         Parsed::NotIp => Verdict::Pass,
         // The node's stack judges what comes in; nothing of the kind may leave.
         Parsed::Malformed if leaving => Verdict::Drop(DropReason::Malformed),
         Parsed::Malformed => Verdict::Pass,
     };
-    let verdict = match verdict {
-        Verdict::Rewrite => match skb::rewrite(ctx, &work.pkt, leaving) {
-            Ok(()) => Verdict::Pass,
-            Err(reason) => Verdict::Drop(reason),
-        },
-        other => other,
+    let failed = match verdict {
+        Verdict::Pass | Verdict::Hold => None,
+        Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving).err(),
+        Verdict::RewriteError => rewrite_error(ctx, work, leaving, true),
+        Verdict::RewriteInner => rewrite_error(ctx, work, leaving, false),
+        Verdict::Drop(reason) => Some(reason),
     };
-    match verdict {
-        Verdict::Pass | Verdict::Rewrite => NEXT,
-        Verdict::Drop(reason) => {
+    match failed {
+        None => NEXT,
+        Some(reason) => {
             world.count_drop(reason);
             SHOT
         }
+    }
+}
+
+#[inline(always)]
+fn rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> Option<DropReason> {
+    match skb::rewrite_error(ctx, work, leaving, outer) {
+        0 => None,
+        _ => Some(DropReason::RewriteFailed),
     }
 }
 

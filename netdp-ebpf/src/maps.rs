@@ -4,23 +4,25 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SockTuple4,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH,
+    BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SockTuple4,
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as SockTuple6,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{
-    bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release,
-    bpf_skc_lookup_tcp,
+    bpf_fib_lookup as bpf_fib_lookup_helper, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
+    bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
 };
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use core::mem::MaybeUninit;
 use netdp_common::abi::{
-    Action, Counters, Inbound, Mapping, PolicyValue, RESERVED_WORDS, Settings, Uplink,
+    Action, Counters, Fragment, Inbound, Mapping, PolicyValue, RESERVED_WORDS, Settings, Uplink,
 };
-use netdp_common::addr::Addr;
+use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{TICK_SHIFT, age, ticks};
 use netdp_common::nat::Work;
 use netdp_common::slot::Slot;
@@ -43,11 +45,30 @@ static LOCAL_ADDRS: HashMap<Addr, u32, 16_384> = HashMap::new();
 #[btf_map]
 static INBOUND: LruHashMap<Tuple, Inbound, 131_072> = LruHashMap::new();
 #[btf_map]
+static FRAGMENTS: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
+#[btf_map]
 static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static RESERVED_PORTS: Array<u64, RESERVED_WORDS> = Array::new();
+
+/// Wire tuples without `dst_id` whose every port was taken, and when that was.
+#[btf_map]
+static EXHAUSTED: LruHashMap<Tuple, u32, 4096> = LruHashMap::new();
+/// Endpoints → their port on the wire.
+#[btf_map]
+static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
+/// The IPv4 identification given last.
+#[btf_map]
+static IP_ID: Array<u32, 1> = Array::new();
+
+/// Address families of include/linux/socket.h.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// For how long a destination without free ports is left alone: 0.5 s.
+const EXHAUSTED_TICKS: u32 = 8;
 
 /// What this CPU is working at.
 #[btf_map]
@@ -235,6 +256,93 @@ impl Tables for World<'_> {
     #[inline(always)]
     fn remove_inbound(&self, tuple: &Tuple) {
         let _ = INBOUND.remove(tuple);
+    }
+
+    /// `bpf_fib_lookup` with `BPF_FIB_LOOKUP_SRC` (Linux 6.7) gives what
+    /// `fib_result_prefsrc` and `ipv6_dev_get_saddr` choose (net/core/filter.c).
+    #[inline(never)]
+    fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr> {
+        let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
+        let p = params.as_mut_ptr();
+        // SAFETY: the buffer is a bpf_fib_lookup, all 64 bytes of which are
+        // written before the helper reads them.
+        unsafe {
+            let words = p.cast::<[u64; 8]>();
+            words.write([0; 8]);
+            (*p).ifindex = (*self.ctx.skb.skb).ifindex;
+            let to = dst.words();
+            match family {
+                Family::V4 => {
+                    (*p).family = AF_INET;
+                    (*p).__bindgen_anon_4.ipv4_dst = to[3];
+                }
+                Family::V6 => {
+                    (*p).family = AF_INET6;
+                    (*p).__bindgen_anon_4.ipv6_dst = to;
+                }
+            }
+            let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
+            let size = size_of::<bpf_fib_lookup>() as i32;
+            let found = bpf_fib_lookup_helper(self.ctx.as_ptr(), p, size, flags);
+            // The source is set too where the packet would be too big.
+            if found != 0 && found != i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+                return None;
+            }
+            Some(match family {
+                Family::V4 => Addr::from_v4_word((*p).__bindgen_anon_3.ipv4_src),
+                Family::V6 => Addr::from_words((*p).__bindgen_anon_3.ipv6_src),
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &Tuple) -> Option<Fragment> {
+        // SAFETY: copied at once; an entry that is replaced meanwhile is one of
+        // the same datagram.
+        unsafe { FRAGMENTS.get(key).copied() }
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment) {
+        // Failing costs the datagram, never more.
+        let _ = FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    /// Counts over all CPUs without a lock: two may get the same, which then
+    /// matters only if both datagrams go to one host at one time.
+    #[inline(always)]
+    fn next_ip_id(&self) -> u32 {
+        match IP_ID.get_ptr_mut(0) {
+            // SAFETY: a map value, one word.
+            Some(id) => unsafe {
+                *id = (*id).wrapping_add(1);
+                *id & 0xffff
+            },
+            None => self.random() & 0xffff,
+        }
+    }
+
+    #[inline(always)]
+    fn is_exhausted(&self, wire: &Tuple) -> bool {
+        // SAFETY: copied at once, one word.
+        let since = unsafe { EXHAUSTED.get(wire).copied() };
+        since.is_some_and(|since| age(self.now(), since) < EXHAUSTED_TICKS)
+    }
+
+    #[inline(always)]
+    fn set_exhausted(&self, wire: &Tuple) {
+        let _ = EXHAUSTED.insert(wire, self.now(), 0);
+    }
+
+    #[inline(always)]
+    fn endpoint_port(&self, endpoint: &Tuple) -> Option<u16> {
+        // SAFETY: copied at once, one word.
+        unsafe { ENDPOINTS.get(endpoint).map(|port| *port as u16) }
+    }
+
+    #[inline(always)]
+    fn set_endpoint_port(&self, endpoint: &Tuple, port: u16) {
+        let _ = ENDPOINTS.insert(endpoint, u32::from(port), 0);
     }
 
     #[inline(always)]

@@ -2,9 +2,10 @@
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::programs::TcContext;
-use netdp_common::addr::Family;
+use netdp_common::addr::{Addr, Family};
 use netdp_common::checksum;
-use netdp_common::packet::{self, Bytes, Packet, Parsed};
+use netdp_common::nat::Work;
+use netdp_common::packet::{self, Bytes, KEEP_IP_ID, L4, Packet, Parsed};
 use netdp_common::tuple::proto;
 use netdp_common::verdict::DropReason;
 
@@ -13,20 +14,28 @@ use netdp_common::verdict::DropReason;
 /// `skb->csum`, which the helper must then leave alone.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// No header that the datapath reads lies beyond this offset. Also tells the
+/// No header that the datapath reads begins beyond this offset. Also tells the
 /// verifier a bound.
 const MAX_OFFSET: usize = 0x1ff;
 
-/// Bytes that are made linear before parsing is tried again: Ethernet, two
-/// VLAN tags, the longest IPv4 header and TCP.
-const PULL: u32 = 22 + 60 + 20;
+/// Bytes that are made linear where a header is missing: Ethernet, two VLAN
+/// tags, and an ICMP error with IP options outside and inside and a TCP header.
+const PULL: u32 = 22 + 60 + 8 + 60 + 20;
+
+/// EtherType of an 802.1Q tag.
+const ETH_P_8021Q: u16 = 0x8100;
+/// EtherType of an 802.1ad service tag.
+const ETH_P_8021AD: u16 = 0x88a8;
 
 struct Linear<'a>(&'a TcContext);
 
 impl Bytes for Linear<'_> {
     #[inline(always)]
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]> {
-        let start = self.0.data() + (offset & MAX_OFFSET);
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let start = self.0.data() + offset;
         if start + N * 4 > self.0.data_end() {
             return None;
         }
@@ -37,19 +46,65 @@ impl Bytes for Linear<'_> {
     }
 }
 
-/// Parses the packet into `pkt`. Headers outside the linear area are pulled in
-/// first.
+/// Parses the packet into `work`. Headers outside the linear area are pulled in
+/// and the packet is parsed again. `l2_len` is 14, or 0 on devices without
+/// Ethernet header.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, l3_offset: u32, pkt: &mut Packet) -> Parsed {
-    // SAFETY: a TC program's context is readable for the program's run.
-    let ethertype = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
+    let parsed = parse_linear(ctx, l2_len, work);
+    let cut = match parsed {
+        Parsed::Ip => matches!(
+            work.pkt.l4,
+            L4::Untranslatable(DropReason::Malformed | DropReason::ExtensionHeader)
+        ),
+        Parsed::Malformed => true,
+        Parsed::NotIp => false,
+    };
     let linear = (ctx.data_end() - ctx.data()) as u32;
-    if linear < PULL && linear < ctx.len() {
-        let want = if ctx.len() < PULL { ctx.len() } else { PULL };
-        // What can't be pulled is found missing by the parser.
-        let _ = ctx.pull_data(want);
+    if !cut || linear >= PULL || linear >= ctx.len() {
+        return parsed;
     }
-    packet::parse(&Linear(ctx), ethertype, l3_offset, pkt)
+    let want = if ctx.len() < PULL { ctx.len() } else { PULL };
+    // What can't be pulled is found missing again.
+    let _ = ctx.pull_data(want);
+    parse_linear(ctx, l2_len, work)
+}
+
+#[inline(never)]
+fn parse_linear(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let mut ethertype = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    let mut l3_offset = l2_len;
+    // Tags that the device did not take off; those it did are not in the bytes.
+    for _ in 0..2 {
+        if ethertype != ETH_P_8021Q && ethertype != ETH_P_8021AD {
+            break;
+        }
+        // The tag's last two bytes are the EtherType that follows it.
+        let Some([tag]) = Linear(ctx).words::<1>(l3_offset as usize) else {
+            return Parsed::Malformed;
+        };
+        ethertype = (u32::from_be(tag) & 0xffff) as u16;
+        l3_offset += 4;
+    }
+    let parsed = packet::parse(&Linear(ctx), ethertype, l3_offset, &mut work.pkt);
+    if let L4::Error = work.pkt.l4
+        && packet::parse_inner(&Linear(ctx), &work.pkt, &mut work.inner).is_none()
+    {
+        work.pkt.l4 = L4::Untranslatable(DropReason::Malformed);
+    }
+    parsed
+}
+
+/// One end of a packet that is to change: where it is and from what to what.
+struct Edit<'a> {
+    family: Family,
+    old: &'a Addr,
+    new: &'a Addr,
+    /// Offset of the address.
+    addr_at: usize,
+    /// Offset of the IPv4 header.
+    l3: usize,
 }
 
 /// Puts `pkt.new` in place of the source (`leaving`) or the destination and
@@ -61,55 +116,230 @@ pub fn rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropR
 
 #[inline(always)]
 fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> {
-    let (l3, l4) = (pkt.l3_offset as usize, pkt.l4_offset as usize);
     let (old_addr, old_id) = if leaving {
         (&pkt.tuple.src, pkt.tuple.src_id)
     } else {
         (&pkt.tuple.dst, pkt.tuple.dst_id)
     };
-    let new_id = pkt.new.id as u16;
     let delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
-    // Offsets of the checksum and of the id in the L4 header; whether the
-    // checksum covers a pseudo-header.
-    let port_at = if leaving { 0 } else { 2 };
-    let (csum_at, id_at, pseudo) = match pkt.tuple.proto {
-        proto::TCP => (16, port_at, true),
-        proto::UDP => (6, port_at, true),
+    if let Some(l4) = checksummed(pkt, leaving) {
+        let csum_at = pkt.l4_offset as usize + l4.checksum;
+        if l4.pseudo && delta != 0 && delta != u32::MAX {
+            replace_pseudo(ctx, csum_at, pkt.family, delta, l4.mangled_0)?;
+        }
+        let new_id = pkt.new.id as u16;
+        if new_id != old_id {
+            let (old, new) = (old_id.to_be(), new_id.to_be());
+            ctx.l4_csum_replace(csum_at, old.into(), new.into(), 2 | l4.mangled_0)?;
+            ctx.store(pkt.l4_offset as usize + l4.id, &new, 0)?;
+        }
+    }
+    let l3 = pkt.l3_offset as usize;
+    if pkt.new_ip_id != KEEP_IP_ID {
+        let (old, new) = (
+            (pkt.fragment_id as u16).to_be(),
+            (pkt.new_ip_id as u16).to_be(),
+        );
+        ctx.l3_csum_replace(l3 + 10, old.into(), new.into(), 2)?;
+        ctx.store(l3 + 4, &new, 0)?;
+    }
+    store_addr(
+        ctx,
+        &Edit {
+            family: pkt.family,
+            old: old_addr,
+            new: &pkt.new.addr,
+            addr_at: l3 + addr_offset(pkt.family, leaving),
+            l3,
+        },
+    )
+}
+
+/// Where the L4 header has its checksum and the id that changes.
+struct Checksummed {
+    checksum: usize,
+    id: usize,
+    /// The checksum covers a pseudo-header with the addresses.
+    pseudo: bool,
+    /// RFC 768: an IPv4 UDP checksum of 0 means none, and stays so.
+    mangled_0: u64,
+}
+
+#[inline(always)]
+fn checksummed(pkt: &Packet, leaving: bool) -> Option<Checksummed> {
+    if matches!(pkt.l4, L4::LaterFragment | L4::Untranslatable(_)) {
+        return None;
+    }
+    let port = if leaving { 0 } else { 2 };
+    let (checksum, id, pseudo) = match pkt.tuple.proto {
+        proto::TCP => (16, port, true),
+        proto::UDP | proto::UDP_LITE | proto::DCCP => (6, port, true),
         proto::ICMPV6 => (2, 4, true),
-        _ => (2, 4, false),
+        proto::ICMP => (2, 4, false),
+        _ => return None,
     };
-    // RFC 768: an IPv4 UDP checksum of 0 means none, and stays so.
     let mangled_0 = if pkt.tuple.proto == proto::UDP {
         u64::from(BPF_F_MARK_MANGLED_0)
     } else {
         0
     };
-    if pseudo && delta != 0 && delta != u32::MAX {
-        let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled_0;
-        let ipv6 = if pkt.family == Family::V6 {
-            BPF_F_IPV6
-        } else {
-            0
-        };
-        let done = ctx.l4_csum_replace(l4 + csum_at, 0, delta.into(), flags | ipv6);
-        if done.is_err() {
-            // Kernels that do not know BPF_F_IPV6 refuse it; there the complete
-            // checksum of a received packet is lost either way.
-            ctx.l4_csum_replace(l4 + csum_at, 0, delta.into(), flags)?;
-        }
+    Some(Checksummed {
+        checksum,
+        id,
+        pseudo,
+        mangled_0,
+    })
+}
+
+#[inline(always)]
+fn addr_offset(family: Family, source: bool) -> usize {
+    match (family, source) {
+        (Family::V4, true) => 12,
+        (Family::V4, false) => 16,
+        (Family::V6, true) => 8,
+        (Family::V6, false) => 24,
     }
-    if new_id != old_id {
-        let (old, new) = (old_id.to_be(), new_id.to_be());
-        ctx.l4_csum_replace(l4 + csum_at, old.into(), new.into(), 2 | mangled_0)?;
-        ctx.store(l4 + id_at, &new, 0)?;
+}
+
+/// Updates a checksum over a pseudo-header of which an address changed.
+#[inline(always)]
+fn replace_pseudo(
+    ctx: &TcContext,
+    csum_at: usize,
+    family: Family,
+    delta: u32,
+    mangled_0: u64,
+) -> Result<(), i64> {
+    let flags = u64::from(BPF_F_PSEUDO_HDR) | mangled_0;
+    let ipv6 = match family {
+        Family::V4 => 0,
+        Family::V6 => BPF_F_IPV6,
+    };
+    if ctx
+        .l4_csum_replace(csum_at, 0, delta.into(), flags | ipv6)
+        .is_err()
+    {
+        // Kernels that do not know BPF_F_IPV6 refuse it; there the complete
+        // checksum of a received packet is lost either way.
+        ctx.l4_csum_replace(csum_at, 0, delta.into(), flags)?;
     }
-    let side = usize::from(!leaving);
-    match pkt.family {
+    Ok(())
+}
+
+/// Writes an address and, for IPv4, the header checksum; the two cancel out in
+/// a complete checksum of the packet (`skb->csum`).
+#[inline(always)]
+fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
+    match edit.family {
         Family::V4 => {
-            // The IP header's checksum and the address cancel out in skb->csum.
-            ctx.l3_csum_replace(l3 + 10, 0, delta.into(), 0)?;
-            ctx.store(l3 + 12 + side * 4, &pkt.new.addr.v4_octets(), 0)
+            let delta = checksum::addr_diff(edit.old, edit.new, Family::V4);
+            ctx.l3_csum_replace(edit.l3 + 10, 0, delta.into(), 0)?;
+            ctx.store(edit.addr_at, &edit.new.v4_octets(), 0)
         }
-        Family::V6 => ctx.store(l3 + 8 + side * 16, pkt.new.addr.octets(), 0),
+        Family::V6 => ctx.store(edit.addr_at, edit.new.octets(), 0),
+    }
+}
+
+/// Translates an ICMP error: inside, the other end of the tuple than outside;
+/// outside only where `outer` is set.
+#[inline(never)]
+pub fn rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> u32 {
+    match try_rewrite_error(ctx, work, leaving, outer) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+#[inline(always)]
+fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> Result<(), i64> {
+    let Work { pkt, inner, .. } = work;
+    let csum_at = pkt.l4_offset as usize + 2;
+    // The inner packet went the other way: what is its source is the outer
+    // packet's destination.
+    let inner_source = !leaving;
+    let (old_addr, old_id) = if inner_source {
+        (&inner.tuple.src, inner.tuple.src_id)
+    } else {
+        (&inner.tuple.dst, inner.tuple.dst_id)
+    };
+    let new_id = pkt.new.id as u16;
+    let addr_delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
+    let id_delta = checksum::diff(old_id.to_be().into(), new_id.to_be().into());
+    let inner_l3 = inner.l3_offset as usize;
+    // Inner L4 checksum, where it is there and in use.
+    if inner.checksum_offset != 0 {
+        let at = inner.checksum_offset as usize;
+        let old = ctx.load::<u16>(at)?;
+        let none = old == 0 && inner.tuple.proto == proto::UDP;
+        let covers_addr = inner.tuple.proto != proto::ICMP;
+        let mut delta = id_delta;
+        if covers_addr {
+            delta = checksum::add(delta, addr_delta);
+        }
+        let new = checksum::replace(old, delta);
+        if !none && new != old {
+            ctx.store(at, &new, 0)?;
+            ctx.l4_csum_replace(csum_at, old.into(), new.into(), 2)?;
+        }
+    }
+    if new_id != old_id && has_id(inner.tuple.proto) {
+        let at = inner.l4_offset as usize + inner_id_offset(inner.tuple.proto, inner_source);
+        let (old, new) = (old_id.to_be(), new_id.to_be());
+        ctx.store(at, &new, 0)?;
+        ctx.l4_csum_replace(csum_at, old.into(), new.into(), 2)?;
+    }
+    store_addr(
+        ctx,
+        &Edit {
+            family: pkt.family,
+            old: old_addr,
+            new: &pkt.new.addr,
+            addr_at: inner_l3 + addr_offset(pkt.family, inner_source),
+            l3: inner_l3,
+        },
+    )?;
+    // In IPv4 the inner header's checksum makes up for its address.
+    if pkt.family == Family::V6 {
+        ctx.l4_csum_replace(csum_at, 0, addr_delta.into(), 0)?;
+    }
+    if !outer {
+        return Ok(());
+    }
+    let old_outer = if leaving {
+        &pkt.tuple.src
+    } else {
+        &pkt.tuple.dst
+    };
+    if pkt.family == Family::V6 {
+        let delta = checksum::addr_diff(old_outer, &pkt.new.addr, Family::V6);
+        replace_pseudo(ctx, csum_at, Family::V6, delta, 0)?;
+    }
+    let l3 = pkt.l3_offset as usize;
+    store_addr(
+        ctx,
+        &Edit {
+            family: pkt.family,
+            old: old_outer,
+            new: &pkt.new.addr,
+            addr_at: l3 + addr_offset(pkt.family, leaving),
+            l3,
+        },
+    )
+}
+
+#[inline(always)]
+const fn has_id(protocol: u32) -> bool {
+    matches!(
+        protocol,
+        proto::TCP | proto::UDP | proto::UDP_LITE | proto::DCCP | proto::ICMP | proto::ICMPV6
+    )
+}
+
+#[inline(always)]
+const fn inner_id_offset(protocol: u32, source: bool) -> usize {
+    match (protocol, source) {
+        (proto::ICMP | proto::ICMPV6, _) => 4,
+        (_, true) => 0,
+        (_, false) => 2,
     }
 }

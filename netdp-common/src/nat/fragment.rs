@@ -1,0 +1,149 @@
+//! Fragments: only the first has the L4 header that names its flow. What it
+//! became is remembered for the others.
+//!
+//! Going out, a fragment that overtook the first gets the uplink's address all
+//! the same. Coming in it can't be known whose it is: it is held back.
+
+use super::{Work, choose_source};
+use crate::abi::{Action, FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
+use crate::addr::Family;
+use crate::conntrack::{age, ticks};
+use crate::packet::{KEEP_IP_ID, Packet};
+use crate::tables::Tables;
+use crate::tuple::Tuple;
+use crate::verdict::{DropReason, Verdict};
+
+/// Seconds for which a datagram's fragments are known (Linux reassembles for
+/// 30 s in IPv4 and 60 s in IPv6; RFC 6146 3.5 asks for 2 s at least).
+const SECONDS: u64 = 60;
+
+/// The key of a datagram's fragments.
+#[inline(always)]
+#[must_use]
+pub const fn key(pkt: &Packet) -> Tuple {
+    let id = pkt.fragment_id;
+    Tuple::new(
+        pkt.tuple.src,
+        pkt.tuple.dst,
+        (id >> 16) as u16,
+        (id & 0xffff) as u16,
+        pkt.tuple.proto,
+    )
+}
+
+#[inline(always)]
+fn known<T: Tables>(tables: &T, key: &Tuple) -> Option<Fragment> {
+    tables
+        .fragment(key)
+        .filter(|f| (age(tables.now(), f.last_seen) as u64) < ticks(SECONDS))
+}
+
+/// Remembers what became of the first fragment, and gives it the identification
+/// that the others have or will have.
+#[inline(never)]
+pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -> bool {
+    let pkt = &mut work.pkt;
+    let key = key(pkt);
+    let fragment = match verdict {
+        Verdict::Rewrite => {
+            pkt.new_ip_id = match (pkt.family, known(tables, &key)) {
+                (Family::V4, Some(earlier)) => earlier.new_ip_id,
+                (Family::V4, None) => tables.next_ip_id(),
+                // 32 random bits need no help.
+                (Family::V6, _) => KEEP_IP_ID,
+            };
+            fragment(tables, pkt, FRAGMENT_REWRITE)
+        }
+        Verdict::Drop(_) => fragment(tables, pkt, FRAGMENT_DROP),
+        _ => fragment(tables, pkt, FRAGMENT_PASS),
+    };
+    tables.insert_fragment(&key, &fragment);
+    true
+}
+
+/// Remembers what became of the first fragment.
+#[inline(never)]
+pub fn first_ingress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -> bool {
+    let verdict = match verdict {
+        Verdict::Rewrite => FRAGMENT_REWRITE,
+        Verdict::Drop(_) => FRAGMENT_DROP,
+        _ => FRAGMENT_PASS,
+    };
+    let fragment = fragment(tables, &work.pkt, verdict);
+    tables.insert_fragment(&key(&work.pkt), &fragment);
+    true
+}
+
+/// A fragment without L4 header that leaves.
+#[inline(never)]
+pub fn later_egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
+    let key = key(pkt);
+    if let Some(known) = known(tables, &key) {
+        return follow(tables, pkt, &known, true);
+    }
+    if let Action::Bypass = tables.action(&pkt.tuple.dst) {
+        tables.count(|c| &mut c.egress_bypassed);
+        return Verdict::Pass;
+    }
+    if tables.is_local(&pkt.tuple.src) {
+        tables.count(|c| &mut c.egress_host);
+        return Verdict::Pass;
+    }
+    if !choose_source(tables, pkt) {
+        return Verdict::Drop(DropReason::NoSourceAddress);
+    }
+    pkt.new_ip_id = match pkt.family {
+        Family::V4 => tables.next_ip_id(),
+        Family::V6 => KEEP_IP_ID,
+    };
+    let fragment = fragment(tables, pkt, FRAGMENT_REWRITE);
+    tables.insert_fragment(&key, &fragment);
+    tables.count(|c| &mut c.egress_masqueraded);
+    Verdict::Rewrite
+}
+
+/// A fragment without L4 header that comes in.
+#[inline(never)]
+pub fn later_ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
+    match known(tables, &key(pkt)) {
+        Some(known) => follow(tables, pkt, &known, false),
+        None if tables.is_local(&pkt.tuple.dst) => Verdict::Hold,
+        None => {
+            tables.count(|c| &mut c.ingress_passed);
+            Verdict::Pass
+        }
+    }
+}
+
+#[inline(always)]
+fn follow<T: Tables>(tables: &T, pkt: &mut Packet, known: &Fragment, leaving: bool) -> Verdict {
+    match known.verdict {
+        FRAGMENT_REWRITE => {
+            pkt.new.addr = known.addr;
+            pkt.new_ip_id = known.new_ip_id;
+            tables.count(|c| {
+                if leaving {
+                    &mut c.egress_masqueraded
+                } else {
+                    &mut c.ingress_translated
+                }
+            });
+            Verdict::Rewrite
+        }
+        FRAGMENT_DROP => Verdict::Drop(DropReason::FragmentOfDropped),
+        _ => Verdict::Pass,
+    }
+}
+
+#[inline(always)]
+fn fragment<T: Tables>(tables: &T, pkt: &Packet, verdict: u32) -> Fragment {
+    Fragment {
+        addr: pkt.new.addr,
+        verdict,
+        new_ip_id: pkt.new_ip_id,
+        last_seen: tables.now(),
+        pad: 0,
+    }
+}
