@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod hold;
 mod maps;
 mod skb;
 
@@ -11,8 +12,8 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use maps::World;
-use netdp_common::nat::{self, Work};
-use netdp_common::packet::Parsed;
+use netdp_common::nat::{self, Work, fragment};
+use netdp_common::packet::{L4, Parsed};
 use netdp_common::tables::Tables;
 use netdp_common::verdict::{DropReason, Verdict};
 
@@ -47,8 +48,21 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         Parsed::Malformed if leaving => Verdict::Drop(DropReason::Malformed),
         Parsed::Malformed => Verdict::Pass,
     };
+    let verdict = match verdict {
+        Verdict::Hold => hold(ctx, &world, work),
+        other => other,
+    };
+    if !leaving && work.pkt.is_fragment != 0 && !matches!(work.pkt.l4, L4::LaterFragment) {
+        // Those that came before it follow it.
+        let datagram = fragment::key(&work.pkt);
+        if !hold::release(ctx, &datagram) {
+            world.count_drop(DropReason::RewriteFailed);
+            return SHOT;
+        }
+    }
     let failed = match verdict {
-        Verdict::Pass | Verdict::Hold => None,
+        Verdict::Pass => None,
+        Verdict::Hold => return SHOT,
         Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving).err(),
         Verdict::RewriteError => rewrite_error(ctx, work, leaving, true),
         Verdict::RewriteInner => rewrite_error(ctx, work, leaving, false),
@@ -61,6 +75,21 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
             SHOT
         }
     }
+}
+
+/// Takes a fragment out of the stream until the first one comes; `Hold` if that
+/// was done. Where there is no room the node's stack gets it: it may be its own.
+#[inline(always)]
+fn hold(ctx: &TcContext, world: &World<'_>, work: &mut Work) -> Verdict {
+    if !hold::hold(ctx, &fragment::key(&work.pkt)) {
+        return Verdict::Pass;
+    }
+    // The first may have come by another CPU meanwhile and found nothing held.
+    let verdict = fragment::later_ingress(world, work);
+    if matches!(verdict, Verdict::Hold) {
+        world.count(|c| &mut c.fragments_held);
+    }
+    verdict
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 //! say, sweeps.
 
 use crate::config::{self, Config, Document, Options};
-use crate::datapath::{self, Datapath, Setup};
+use crate::datapath::{self, Datapath, Setup, SweepRules};
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::sources::file::{self, Watcher};
 use crate::state_dir::StateDir;
@@ -20,6 +20,9 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 /// How often mappings are swept.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Idle time after which `--on-reload drain` ends a mapping.
+const DRAIN_IDLE: Duration = Duration::from_secs(30);
+
 /// What becomes of the datapath when the agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnExit {
@@ -27,6 +30,17 @@ pub enum OnExit {
     Keep,
     /// It is removed.
     Detach,
+}
+
+/// What a changed policy means for live mappings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnReload {
+    /// They live on as they were made.
+    Sticky,
+    /// Those that the policy would not make any more end at once.
+    Cutover,
+    /// Those end when they have been idle for half a minute.
+    Drain,
 }
 
 /// Everything that `netdp run` is told.
@@ -46,6 +60,10 @@ pub struct RunOptions {
     pub state_dir: PathBuf,
     /// The datapath's fixed settings.
     pub setup: Setup,
+    /// `--timeout` over the defaults.
+    pub timeouts: Timeouts,
+    /// `--on-reload`.
+    pub on_reload: OnReload,
     /// `--on-exit`.
     pub on_exit: OnExit,
     /// `--ready-file`.
@@ -92,7 +110,6 @@ struct Agent {
     monitor: Monitor,
     watcher: Watcher,
     datapath: Datapath,
-    timeouts: Timeouts,
     config: Config,
     report: Report,
     /// What the datapath was made to look like.
@@ -129,7 +146,6 @@ impl Agent {
             monitor,
             watcher,
             datapath,
-            timeouts: Timeouts::default(),
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: "ebpf".into(),
@@ -424,7 +440,18 @@ impl Agent {
     }
 
     fn sweep(&mut self) {
-        match self.datapath.sweep(&self.timeouts, &self.applied.local) {
+        let retire = match self.options.on_reload {
+            OnReload::Sticky => None,
+            OnReload::Cutover => Some(Duration::ZERO),
+            OnReload::Drain => Some(DRAIN_IDLE),
+        };
+        let rules = SweepRules {
+            timeouts: &self.options.timeouts,
+            local: &self.applied.local,
+            config: &self.config,
+            retire,
+        };
+        match self.datapath.sweep(&rules) {
             Ok(swept) => log::debug!("{swept:?}"),
             Err(err) => log::warn!("sweeping the mappings: {err:#}"),
         }

@@ -1,16 +1,19 @@
 //! The command line.
 
-use crate::agent::{self, OnExit, RunOptions};
-use crate::config::Options;
-use crate::datapath::{self, Mechanism, Setup};
+use crate::agent::{self, OnExit, OnReload, RunOptions};
+use crate::config::{Options, parse_duration};
+use crate::datapath::{self, Mechanism, NoLeak, PortMode, Setup};
 use crate::state_dir::StateDir;
 use crate::status;
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use netdp_common::abi::{PORT_RANGES, PortRange};
+use netdp_common::conntrack::Timeouts;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
 #[derive(Debug, Parser)]
@@ -65,6 +68,28 @@ struct Run {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     nomasq_all_reserved_ranges: bool,
+    /// The only ports that TCP and UDP mappings use on the wire, such as
+    /// 1024-29999,32768-65535. Without it: the source port's class (1-511, 600-1023, 1024-65535).
+    #[arg(long, value_name = "RANGES", default_value = "")]
+    to_ports: String,
+    /// How ports are chosen.
+    #[arg(long, value_enum, default_value_t = PortMode::Keep)]
+    port_mode: PortMode,
+    /// Give a pod's UDP port one port on the wire, whatever the destination (for STUN).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    udp_endpoint_independent: bool,
+    /// What becomes of pods' packets that can't be translated.
+    #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
+    no_leak: NoLeak,
+    /// What a changed policy means for live mappings.
+    #[arg(long, value_enum, default_value_t = OnReload::Sticky)]
+    on_reload: OnReload,
+    /// Idle time after which mappings end, as NAME=DURATION, such as tcp-established=24h; may be
+    /// repeated. Names: tcp-opening, tcp-established, tcp-unreplied, tcp-half-closed, tcp-closing,
+    /// udp-unreplied, udp-replied, icmp, generic.
+    #[arg(long, value_name = "NAME=DURATION")]
+    timeout: Vec<String>,
     /// Ports that mappings never use on the wire, besides ip_local_reserved_ports. The default
     /// is the NodePort range.
     #[arg(long, value_name = "RANGES", default_value = "30000-32767")]
@@ -156,6 +181,14 @@ impl Run {
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());
+        let to_ports = parse_ranges(&self.to_ports)
+            .with_context(|| format!("--to-ports {:?}", self.to_ports))?;
+        if to_ports.len() > PORT_RANGES {
+            bail!(
+                "--to-ports {:?}: at most {PORT_RANGES} ranges",
+                self.to_ports
+            );
+        }
         Ok(RunOptions {
             config_paths: self.config,
             config_options: Options {
@@ -169,9 +202,15 @@ impl Run {
             setup: Setup {
                 enable_ipv6: self.enable_ipv6,
                 max_flows: self.max_flows,
+                to_ports,
+                port_mode: self.port_mode,
+                udp_endpoints: self.udp_endpoint_independent,
+                no_leak: self.no_leak,
                 reserved_ports: reserved,
                 mechanism: self.attach,
             },
+            timeouts: parse_timeouts(&self.timeout)?,
+            on_reload: self.on_reload,
             on_exit: self.on_exit,
             ready_file: self.ready_file,
         })
@@ -222,9 +261,41 @@ fn init_log(level: LogLevel) {
         .init();
 }
 
-/// `1,5-7` as a set; ranges are inclusive.
-fn parse_ports(text: &str) -> Result<BTreeSet<u16>> {
-    let mut ports = BTreeSet::new();
+/// `NAME=DURATION` over the defaults.
+fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
+    let mut timeouts = Timeouts::default();
+    for text in list {
+        let Some((name, value)) = text.split_once('=') else {
+            bail!("--timeout {text:?}: expected NAME=DURATION, such as udp-replied=5m");
+        };
+        let slot = match name {
+            "tcp-opening" => &mut timeouts.tcp_opening,
+            "tcp-established" => &mut timeouts.tcp_established,
+            "tcp-unreplied" => &mut timeouts.tcp_unreplied,
+            "tcp-half-closed" => &mut timeouts.tcp_half_closed,
+            "tcp-closing" => &mut timeouts.tcp_closing,
+            "udp-unreplied" => &mut timeouts.udp_unreplied,
+            "udp-replied" => &mut timeouts.udp_replied,
+            "icmp" => &mut timeouts.icmp,
+            "generic" => &mut timeouts.generic,
+            _ => bail!("--timeout {text:?}: there is no timeout {name:?}; see --help"),
+        };
+        let duration = parse_duration(value)
+            .ok()
+            .filter(|d| *d >= Duration::from_secs(1));
+        let Some(duration) = duration else {
+            bail!(
+                "--timeout {text:?}: {value:?} is not a duration of a second or more, such as 90s or 2h4m"
+            );
+        };
+        *slot = duration.as_secs();
+    }
+    Ok(timeouts)
+}
+
+/// `1,5-7` as ranges, both ends included.
+fn parse_ranges(text: &str) -> Result<Vec<PortRange>> {
+    let mut ranges = Vec::new();
     for range in text.split(',').map(str::trim).filter(|r| !r.is_empty()) {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let port = |text: &str| {
@@ -235,9 +306,15 @@ fn parse_ports(text: &str) -> Result<BTreeSet<u16>> {
         if first > last {
             bail!("the range {range:?} ends before it begins");
         }
-        ports.extend(first..=last);
+        ranges.push(PortRange::new(first, last));
     }
-    Ok(ports)
+    Ok(ranges)
+}
+
+/// `1,5-7` as a set; ranges are inclusive.
+fn parse_ports(text: &str) -> Result<BTreeSet<u16>> {
+    let ranges = parse_ranges(text)?;
+    Ok(ranges.iter().flat_map(|r| r.min..=r.max).collect())
 }
 
 /// What the node's administrator has reserved. A kernel without the file has

@@ -226,6 +226,9 @@ fn packets(counters: &Counters) -> BTreeMap<&'static str, u64> {
         ("egress_untouched", counters.egress_untouched),
         ("ingress_translated", counters.ingress_translated),
         ("ingress_passed", counters.ingress_passed),
+        ("egress_let_out", counters.egress_let_out),
+        ("errors_translated", counters.errors_translated),
+        ("fragments_held", counters.fragments_held),
         ("mappings_created", counters.mappings_created),
         ("ports_changed", counters.ports_changed),
     ])

@@ -195,6 +195,16 @@ impl Config {
     }
 }
 
+/// A duration as configurations write it: Go's, such as `1m30s` or `1.5h`.
+///
+/// # Errors
+/// Anything else, and negative ones.
+pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
+    let nanos = duration::parse(text).map_err(|err| anyhow::anyhow!("{err}"))?;
+    let nanos = u64::try_from(nanos).map_err(|_| anyhow::anyhow!("it is negative"))?;
+    Ok(Duration::from_nanos(nanos))
+}
+
 /// 64-bit FNV-1a: fixed for good by its definition, unlike the standard library's hashers. Nobody
 /// gains by forging a hash that is only displayed and compared.
 fn fnv1a(bytes: &[u8]) -> u64 {

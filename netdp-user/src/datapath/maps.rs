@@ -5,7 +5,8 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
-    Counters, LAYOUT, Mapping, PolicyValue, RESERVED_WORDS, SETTING_IPV6, Settings, Uplink, pins,
+    Counters, LAYOUT, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS, Settings,
+    Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::tuple::Tuple;
@@ -86,8 +87,19 @@ impl Maps {
         }
         let mut settings = self.settings()?;
         settings.layout = LAYOUT;
-        settings.flags = if setup.enable_ipv6 { SETTING_IPV6 } else { 0 };
+        settings.flags = setup.flags();
+        settings.no_leak = setup.no_leak.raw();
+        settings.ports = [PortRange::EMPTY; PORT_RANGES];
+        for (slot, range) in settings.ports.iter_mut().zip(&setup.to_ports) {
+            *slot = *range;
+        }
         self.set_settings(&settings)
+    }
+
+    /// How many mappings fit.
+    pub(super) fn capacity(&self) -> Result<usize> {
+        let info = self.snat_data.info().context("asking for the snat map")?;
+        Ok(info.max_entries() as usize)
     }
 
     /// The settings in force.
@@ -199,6 +211,9 @@ fn add(sum: &mut Counters, cpu: &Counters) {
         egress_untouched,
         ingress_translated,
         ingress_passed,
+        egress_let_out,
+        errors_translated,
+        fragments_held,
         mappings_created,
         ports_changed,
         drops,
@@ -210,6 +225,9 @@ fn add(sum: &mut Counters, cpu: &Counters) {
     sum.egress_untouched += egress_untouched;
     sum.ingress_translated += ingress_translated;
     sum.ingress_passed += ingress_passed;
+    sum.egress_let_out += egress_let_out;
+    sum.errors_translated += errors_translated;
+    sum.fragments_held += fragments_held;
     sum.mappings_created += mappings_created;
     sum.ports_changed += ports_changed;
     for &reason in DropReason::ALL {

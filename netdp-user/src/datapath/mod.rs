@@ -14,14 +14,16 @@ mod sweep;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use policy::PolicyChange;
-pub use sweep::{FlowRecord, Swept};
+pub use sweep::{FlowRecord, SweepRules, Swept};
 
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result};
-use netdp_common::abi::{self, UPLINK_V4, UPLINK_V6};
+use netdp_common::abi::{
+    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_HASH_PORTS, SETTING_IPV6,
+    SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, UPLINK_V4, UPLINK_V6,
+};
 use netdp_common::addr::Addr;
-use netdp_common::conntrack::Timeouts;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -33,10 +35,72 @@ pub struct Setup {
     pub enable_ipv6: bool,
     /// How many mappings fit. Maps that are pinned already keep their size.
     pub max_flows: u32,
+    /// The only ports that TCP and UDP mappings get; at most
+    /// [`abi::PORT_RANGES`], none for all.
+    pub to_ports: Vec<PortRange>,
+    /// How ports are chosen.
+    pub port_mode: PortMode,
+    /// One wire port for a pod's UDP port, whatever the destination.
+    pub udp_endpoints: bool,
+    /// What becomes of packets that can't be translated.
+    pub no_leak: NoLeak,
     /// Ports that no mapping gets.
     pub reserved_ports: BTreeSet<u16>,
     /// How programs are attached.
     pub mechanism: Mechanism,
+}
+
+impl Setup {
+    /// The bits of [`abi::Settings::flags`].
+    fn flags(&self) -> u32 {
+        let mut flags = match self.port_mode {
+            PortMode::Keep => 0,
+            PortMode::Hash => SETTING_HASH_PORTS,
+            PortMode::Random => SETTING_RANDOM_PORTS,
+        };
+        for (set, flag) in [
+            (self.enable_ipv6, SETTING_IPV6),
+            (!self.to_ports.is_empty(), SETTING_PORTS),
+            (self.udp_endpoints, SETTING_UDP_ENDPOINTS),
+        ] {
+            if set {
+                flags |= flag;
+            }
+        }
+        flags
+    }
+}
+
+/// How wire ports are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PortMode {
+    /// The pod's own port if it is free, else a random one.
+    Keep,
+    /// By a hash of the tuple.
+    Hash,
+    /// Always a random one.
+    Random,
+}
+
+/// What becomes of packets that can't be translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NoLeak {
+    /// They are dropped.
+    Drop,
+    /// They leave with the pod's address.
+    Pass,
+    /// They leave with the node's address; answers do not come back.
+    AddressOnly,
+}
+
+impl NoLeak {
+    const fn raw(self) -> u32 {
+        match self {
+            Self::Drop => NO_LEAK_DROP,
+            Self::Pass => NO_LEAK_PASS,
+            Self::AddressOnly => NO_LEAK_ADDRESS,
+        }
+    }
 }
 
 /// The loaded datapath.
@@ -109,8 +173,8 @@ impl Datapath {
     ///
     /// # Errors
     /// A map could not be read.
-    pub fn sweep(&mut self, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> Result<Swept> {
-        sweep::sweep(&mut self.maps, timeouts, local)
+    pub fn sweep(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
+        sweep::sweep(&mut self.maps, rules)
     }
 
     /// Interfaces that an earlier agent attached to.

@@ -67,7 +67,7 @@ fn explain<E: std::error::Error + Send + Sync + 'static>(err: E) -> anyhow::Erro
 }
 
 /// What each pinned map must look like: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 10] {
+fn layout() -> [(&'static str, MapType, usize, usize); 11] {
     let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
     [
@@ -82,6 +82,12 @@ fn layout() -> [(&'static str, MapType, usize, usize); 10] {
             MapType::LruHash,
             size_of::<Tuple>(),
             size_of::<abi::Inbound>(),
+        ),
+        (
+            pins::FRAGMENTS,
+            MapType::LruHash,
+            size_of::<Tuple>(),
+            size_of::<abi::Fragment>(),
         ),
         (
             pins::SETTINGS,

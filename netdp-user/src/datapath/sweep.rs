@@ -5,16 +5,18 @@
 
 use super::batch;
 use super::maps::{Maps, ignore_missing};
+use crate::config::{Action, Config};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, MapData};
 use netdp_common::abi::{MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
-use netdp_common::conntrack::{TICK_SHIFT, Timeouts, age, expired, tcp_state, ticks};
+use netdp_common::conntrack::{TICK_SHIFT, TcpState, Timeouts, age, expired, tcp_state, ticks};
 use netdp_common::tuple::{Tuple, proto};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 /// What a sweep found and did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -25,6 +27,12 @@ pub struct Swept {
     pub expired: usize,
     /// Mappings that ended because their node address is gone.
     pub address_gone: usize,
+    /// Mappings that ended because the policy would not make them any more.
+    pub retired: usize,
+    /// Mappings that ended to make room.
+    pub made_room: usize,
+    /// Whether the tables were nearly full.
+    pub pressure: bool,
     /// Mappings of which one half was missing and was made again.
     pub repaired: usize,
     /// Tuples that are reserved for the node's own flows.
@@ -70,56 +78,50 @@ fn now(maps: &Maps) -> Result<u32> {
     Ok(u32::try_from(ticks)?.wrapping_add(maps.settings()?.clock_offset))
 }
 
+/// What ends a mapping.
+#[derive(Debug)]
+pub struct SweepRules<'a> {
+    /// Idle times.
+    pub timeouts: &'a Timeouts,
+    /// The node's addresses: a mapping to another one is over.
+    pub local: &'a BTreeSet<IpAddr>,
+    /// The policy in force.
+    pub config: &'a Config,
+    /// Idle time after which mappings that the policy would not make any more
+    /// end; `None` lets them live.
+    pub retire: Option<Duration>,
+}
+
+/// How full the tables may get, in percent, before closing and unanswered
+/// mappings make room.
+const PRESSURE_PERCENT: usize = 85;
+
+/// One mapping and why it ends.
+enum Fate {
+    Lives,
+    Expired,
+    AddressGone,
+    Retired,
+}
+
 /// Goes once through all mappings. See [`super::Datapath::sweep`].
-pub fn sweep(maps: &mut Maps, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> Result<Swept> {
-    let now = now(maps)?;
-    let local: BTreeSet<Addr> = local.iter().copied().map(Addr::from).collect();
-    let mut swept = Swept::default();
-    let mut ended = Vec::new();
-    let mut torn = Vec::new();
-    batch::for_each::<Tuple, Mapping>(maps.snat_data.fd().as_fd(), |tuple, half| {
-        let wire = tuple.reply_to(half.addr, half.id);
-        let gone = !local.contains(&half.addr);
-        // Below the shortest timeout nothing else need be known.
-        if !gone && u64::from(age(now, half.last_seen)) < ticks(timeouts.shortest()) {
-            swept.live += 1;
-            return;
-        }
-        let reply = maps.rev_snat.get(&wire, 0).ok();
-        if gone {
-            swept.address_gone += 1;
-            ended.push((*tuple, wire));
-        } else if is_over(now, timeouts, tuple, half, reply.as_ref()) {
-            swept.expired += 1;
-            ended.push((*tuple, wire));
-        } else {
-            swept.live += 1;
-            if reply.is_none() {
-                torn.push((*tuple, wire, *half));
-            }
-        }
-    })
-    .context("reading the snat map")?;
-    let mut orphans = Vec::new();
-    batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
-        let host = half.flags & MAPPING_HOST != 0;
-        if u64::from(age(now, half.last_seen)) < ticks(timeouts.shortest()) {
-            swept.host += usize::from(host);
-            return;
-        }
-        let over = if host {
-            is_over(now, timeouts, wire, half, Some(half))
-        } else {
-            let original = Tuple::new(half.addr, wire.src, half.id, wire.src_id, wire.proto);
-            maps.snat.get(&original, 0).is_err()
-        };
-        if over {
-            orphans.push(*wire);
-        } else {
-            swept.host += usize::from(host);
-        }
-    })
-    .context("reading the rev_snat map")?;
+pub fn sweep(maps: &mut Maps, rules: &SweepRules<'_>) -> Result<Swept> {
+    let limit = maps.capacity()? / 100 * PRESSURE_PERCENT;
+    let mut sweep = Sweep::new(now(maps)?, rules, false);
+    sweep.originals(maps)?;
+    if sweep.swept.live > limit {
+        // Once more, looking at both halves of every mapping.
+        sweep = Sweep::new(sweep.now, rules, true);
+        sweep.originals(maps)?;
+        sweep.relieve(limit);
+    }
+    let orphans = sweep.orphans(maps)?;
+    let Sweep {
+        mut swept,
+        ended,
+        torn,
+        ..
+    } = sweep;
     for (tuple, wire, half) in torn {
         swept.repaired += usize::from(repair(&mut maps.rev_snat, &tuple, &wire, &half)?);
     }
@@ -131,6 +133,140 @@ pub fn sweep(maps: &mut Maps, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> 
         remove(&mut maps.rev_snat, wire)?;
     }
     Ok(swept)
+}
+
+struct Sweep<'a> {
+    now: u32,
+    local: BTreeSet<Addr>,
+    rules: &'a SweepRules<'a>,
+    /// Look for mappings that may make room.
+    pressed: bool,
+    swept: Swept,
+    ended: Vec<(Tuple, Tuple)>,
+    /// Original halves without reply half.
+    torn: Vec<(Tuple, Tuple, Mapping)>,
+    /// Mappings that may make room: how willingly (less first), how long idle.
+    spare: Vec<(u8, u32, Tuple, Tuple)>,
+}
+
+impl<'a> Sweep<'a> {
+    fn new(now: u32, rules: &'a SweepRules<'a>, pressed: bool) -> Self {
+        Self {
+            now,
+            local: rules.local.iter().copied().map(Addr::from).collect(),
+            rules,
+            pressed,
+            swept: Swept::default(),
+            ended: Vec::new(),
+            torn: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    fn originals(&mut self, maps: &Maps) -> Result<()> {
+        batch::for_each::<Tuple, Mapping>(maps.snat_data.fd().as_fd(), |tuple, half| {
+            let wire = tuple.reply_to(half.addr, half.id);
+            let mut reply = None;
+            let fate = self.fate(tuple, half, || {
+                reply = Some(maps.rev_snat.get(&wire, 0).ok());
+                reply.flatten()
+            });
+            match fate {
+                Fate::Lives => {
+                    self.swept.live += 1;
+                    if let Some(None) = reply {
+                        self.torn.push((*tuple, wire, *half));
+                    }
+                    if self.pressed {
+                        let reply = reply.unwrap_or_else(|| maps.rev_snat.get(&wire, 0).ok());
+                        if let Some(willing) = reply.and_then(|r| spare(tuple, half, &r)) {
+                            let idle = age(self.now, half.last_seen);
+                            self.spare.push((willing, u32::MAX - idle, *tuple, wire));
+                        }
+                    }
+                    return;
+                }
+                Fate::Expired => self.swept.expired += 1,
+                Fate::AddressGone => self.swept.address_gone += 1,
+                Fate::Retired => self.swept.retired += 1,
+            }
+            self.ended.push((*tuple, wire));
+        })
+        .context("reading the snat map")
+    }
+
+    fn fate(&self, tuple: &Tuple, half: &Mapping, reply: impl FnOnce() -> Option<Mapping>) -> Fate {
+        if !self.local.contains(&half.addr) {
+            return Fate::AddressGone;
+        }
+        let idle = u64::from(age(self.now, half.last_seen));
+        if let Some(after) = self.rules.retire
+            && idle >= ticks(after.as_secs())
+            && self.rules.config.decide(tuple.dst.into()).action == Action::Bypass
+        {
+            return Fate::Retired;
+        }
+        // Below the shortest timeout nothing else need be known.
+        if idle < ticks(self.rules.timeouts.shortest()) {
+            return Fate::Lives;
+        }
+        if is_over(self.now, self.rules.timeouts, tuple, half, reply().as_ref()) {
+            Fate::Expired
+        } else {
+            Fate::Lives
+        }
+    }
+
+    /// Reply halves without original half, and the node's own that are over.
+    fn orphans(&mut self, maps: &Maps) -> Result<Vec<Tuple>> {
+        let mut orphans = Vec::new();
+        batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
+            let host = half.flags & MAPPING_HOST != 0;
+            let young =
+                u64::from(age(self.now, half.last_seen)) < ticks(self.rules.timeouts.shortest());
+            let over = if young {
+                false
+            } else if host {
+                is_over(self.now, self.rules.timeouts, wire, half, Some(half))
+            } else {
+                let original = Tuple::new(half.addr, wire.src, half.id, wire.src_id, wire.proto);
+                maps.snat.get(&original, 0).is_err()
+            };
+            if over {
+                orphans.push(*wire);
+            } else {
+                self.swept.host += usize::from(host);
+            }
+        })
+        .context("reading the rev_snat map")?;
+        Ok(orphans)
+    }
+
+    /// Where the tables are nearly full, ends closing mappings, then unanswered
+    /// ones, the longest idle first. Established ones are never touched.
+    fn relieve(&mut self, limit: usize) {
+        let surplus = self.swept.live.saturating_sub(limit);
+        self.spare
+            .sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
+        for (_, _, tuple, wire) in self.spare.iter().take(surplus) {
+            self.ended.push((*tuple, *wire));
+            self.swept.live -= 1;
+            self.swept.made_room += 1;
+        }
+        self.swept.pressure = true;
+    }
+}
+
+/// How willingly a live mapping makes room; `None`: never.
+fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping) -> Option<u8> {
+    if tuple.proto == proto::TCP {
+        return match tcp_state(original.tcp_seen, reply.tcp_seen) {
+            TcpState::Closed | TcpState::TimeWait => Some(0),
+            TcpState::SynSent | TcpState::Unreplied => Some(1),
+            TcpState::SynReceived | TcpState::Established | TcpState::HalfClosed => None,
+        };
+    }
+    (reply.packets == 0).then_some(1)
 }
 
 fn is_over(

@@ -1,0 +1,152 @@
+//! Fragments that come in before the first one of their datagram: kept in a map
+//! and sent in anew by the device once the first one has come.
+//!
+//! Bounded by the maps' sizes; the least recently used are forgotten.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::btf_maps::{LruHashMap, PerCpuArray};
+use aya_ebpf::helpers::{
+    bpf_clone_redirect, bpf_loop, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::TcContext;
+use core::ffi::{c_long, c_void};
+use netdp_common::tuple::Tuple;
+
+/// The largest packet that is held: a jumbo frame.
+const MAX_LEN: u32 = 9216;
+/// Fragments of one datagram that are held: 64 KiB of 1500-byte packets.
+const MAX_FRAGMENTS: u32 = 48;
+
+/// A whole packet.
+#[repr(C)]
+pub struct Held {
+    len: u32,
+    bytes: [u8; MAX_LEN as usize],
+}
+
+/// Datagram and number (in the upper bits of `proto`) → packet.
+#[btf_map]
+static HELD: LruHashMap<Tuple, Held, 256> = LruHashMap::new();
+/// Datagram → how many packets are held.
+#[btf_map]
+static HELD_COUNT: LruHashMap<Tuple, u32, 128> = LruHashMap::new();
+/// Too large for the stack.
+#[btf_map]
+static SCRATCH: PerCpuArray<Held, 1> = PerCpuArray::new();
+
+/// The key of packet `n` of a datagram. Protocols have 8 bits.
+#[inline(always)]
+const fn numbered(datagram: &Tuple, n: u32) -> Tuple {
+    let mut key = *datagram;
+    key.proto |= (n + 1) << 8;
+    key
+}
+
+/// Copies the packet to this CPU's scratch.
+#[inline(always)]
+fn copy<'a>(ctx: &TcContext) -> Option<&'a mut Held> {
+    let len = ctx.len();
+    if len == 0 || len > MAX_LEN {
+        return None;
+    }
+    // SAFETY: this CPU's own; the packet has `len` bytes, the buffer room for
+    // them. A map value is all integers.
+    unsafe {
+        let held = &mut *SCRATCH.get_ptr_mut(0)?;
+        held.len = len;
+        let to = (&raw mut held.bytes).cast::<c_void>();
+        (bpf_skb_load_bytes(ctx.as_ptr(), 0, to, len) == 0).then_some(held)
+    }
+}
+
+/// Keeps the packet; `false` if there is no room.
+#[inline(never)]
+pub fn hold(ctx: &TcContext, datagram: &Tuple) -> bool {
+    // SAFETY: copied at once.
+    let count = unsafe { HELD_COUNT.get(datagram).copied() }.unwrap_or(0);
+    if count >= MAX_FRAGMENTS {
+        return false;
+    }
+    let Some(held) = copy(ctx) else {
+        return false;
+    };
+    HELD.insert(numbered(datagram, count), &*held, 0).is_ok()
+        && HELD_COUNT.insert(datagram, count + 1, 0).is_ok()
+}
+
+struct Release<'a> {
+    ctx: &'a TcContext,
+    datagram: &'a Tuple,
+    ifindex: u32,
+}
+
+/// Sends in what was held of the datagram whose first fragment this packet is.
+/// The packet serves as the vessel and is afterwards what it was.
+#[inline(never)]
+pub fn release(ctx: &TcContext, datagram: &Tuple) -> bool {
+    // SAFETY: copied at once.
+    let Some(count) = (unsafe { HELD_COUNT.get(datagram).copied() }) else {
+        return true;
+    };
+    let _ = HELD_COUNT.remove(datagram);
+    let Some(first) = copy(ctx) else {
+        return true;
+    };
+    let mut release = Release {
+        ctx,
+        datagram,
+        // SAFETY: a TC program's context is readable for the program's run.
+        ifindex: unsafe { (*ctx.skb.skb).ifindex },
+    };
+    let count = if count > MAX_FRAGMENTS {
+        MAX_FRAGMENTS
+    } else {
+        count
+    };
+    // SAFETY: the callback gets `release`, alive for the whole call.
+    unsafe {
+        bpf_loop(
+            count,
+            send as *mut c_void,
+            (&raw mut release).cast::<c_void>(),
+            0,
+        );
+    }
+    pour(ctx, first)
+}
+
+unsafe extern "C" fn send(n: u32, release: *mut c_void) -> c_long {
+    // SAFETY: `release` passes a `Release`.
+    let release = unsafe { &mut *release.cast::<Release<'_>>() };
+    let key = numbered(release.datagram, n);
+    // SAFETY: read only while the entry is there; what may replace it is
+    // another packet of the same size limit.
+    if let Some(held) = unsafe { HELD.get(&key) }
+        && pour(release.ctx, held)
+    {
+        // SAFETY: a TC program's context. The clone comes back to this device's
+        // ingress, where the first fragment is known by then.
+        unsafe {
+            bpf_clone_redirect(release.ctx.skb.skb, release.ifindex, BPF_F_INGRESS.into());
+        }
+    }
+    let _ = HELD.remove(&key);
+    0
+}
+
+/// Makes the packet what `held` holds.
+#[inline(always)]
+fn pour(ctx: &TcContext, held: &Held) -> bool {
+    let len = held.len;
+    if len == 0 || len > MAX_LEN {
+        return false;
+    }
+    let from = (&raw const held.bytes).cast::<c_void>();
+    // SAFETY: the buffer has `len` bytes.
+    unsafe {
+        bpf_skb_change_tail(ctx.skb.skb, len, 0) == 0
+            && bpf_skb_store_bytes(ctx.skb.skb, 0, from, len, BPF_F_RECOMPUTE_CSUM.into()) == 0
+    }
+}
