@@ -196,5 +196,8 @@ fn commands_and_their_output_are_found() {
 #[test]
 fn fields_are_names_before_a_colon() {
     let printed = r#"[{"key": 0, "value": {"a": "text", "list": ["x"]}}]"#;
-    assert_eq!(fields(printed), BTreeSet::from(["a", "key", "list", "value"]));
+    assert_eq!(
+        fields(printed),
+        BTreeSet::from(["a", "key", "list", "value"])
+    );
 }
