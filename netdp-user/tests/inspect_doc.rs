@@ -149,7 +149,7 @@ fn every_command_shows_the_fields_that_the_document_shows() {
     let _connections = make_traffic(&bed).unwrap();
 
     for example in &examples {
-        let printed = run(&agent.bpffs(), &example.line);
+        let printed = run(&agent.bpffs(), &example.line).unwrap();
         let real = fields(&printed);
         let missing: Vec<_> = fields(&example.shown)
             .into_iter()
@@ -164,7 +164,7 @@ fn every_command_shows_the_fields_that_the_document_shows() {
 }
 
 /// Runs a line as a reader would, with `BPFFS` set.
-fn run(bpffs: &Path, line: &str) -> String {
+fn run(bpffs: &Path, line: &str) -> anyhow::Result<String> {
     // Without pipefail a failing bpftool hides behind what it is piped into.
     let script = format!("set -o pipefail; {line}");
     output(
@@ -172,7 +172,6 @@ fn run(bpffs: &Path, line: &str) -> String {
             .args(["-c", &script])
             .env("BPFFS", bpffs),
     )
-    .unwrap()
 }
 
 #[test]
