@@ -1,7 +1,9 @@
 //! docs/inspect.md shows commands and what they print: runs every `bpftool`
 //! line of it against a live agent and looks for the fields that it shows.
+//! docs/operations.md explains every drop reason.
 
 use netdp_common::abi::pins;
+use netdp_common::verdict::DropReason;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -11,6 +13,8 @@ use xtask::testbed::{
 };
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/inspect.md");
+
+const OPERATIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/operations.md");
 
 const CONFIG: &str = "\
 nonMasqueradeCIDRs:
@@ -172,6 +176,18 @@ fn run(bpffs: &Path, line: &str) -> anyhow::Result<String> {
             .args(["-c", &script])
             .env("BPFFS", bpffs),
     )
+}
+
+#[test]
+fn every_drop_reason_is_explained() {
+    let document = std::fs::read_to_string(OPERATIONS).unwrap();
+    for reason in DropReason::ALL {
+        let row = format!("| `{}` |", reason.name());
+        assert!(
+            document.lines().any(|line| line.starts_with(&row)),
+            "{OPERATIONS} has no row {row}"
+        );
+    }
 }
 
 #[test]
