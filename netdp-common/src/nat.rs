@@ -336,7 +336,7 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         // remembered here.
         None => {
             let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
-            if opens && !(found_by_lookup && tables.from_socket()) {
+            if opens && !(found_by_lookup && tables.sent_by_socket()) {
                 let now = tables.now();
                 let marker = mapping(&wire.dst, wire.dst_id, MAPPING_HOST, now);
                 // A full table only costs this flow its protection.

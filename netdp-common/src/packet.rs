@@ -309,14 +309,15 @@ fn set_ports(tuple: &mut Tuple, ports: u32) {
 /// its identifier after the checksum.
 #[inline(always)]
 fn set_icmp(tuple: &mut Tuple, kind: u32, id: u32) -> L4 {
+    let id = (id & 0xffff) as u16;
     let v4 = tuple.proto == proto::ICMP;
     match (v4, kind) {
         (true, 8 | 13 | 15 | 17) | (false, 128) => {
-            tuple.src_id = id as u16;
+            tuple.src_id = id;
             L4::Query
         }
         (true, 0 | 14 | 16 | 18) | (false, 129) => {
-            tuple.dst_id = id as u16;
+            tuple.dst_id = id;
             L4::QueryReply
         }
         (true, 3 | 11 | 12) | (false, 1..=4) => L4::Error,

@@ -133,6 +133,7 @@ impl Agent {
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
+            kept: datapath.known_uplinks()?.into_iter().collect(),
         };
         let mut agent = Self {
             config: config::defaults(&options.config_options),
@@ -340,24 +341,16 @@ impl Agent {
         self.report.waiting_for = selected.unmatched;
         if selected.reason != self.report.no_uplink
             && let Some(reason) = &selected.reason
+            && self.report.waiting_for.is_empty()
         {
             log::warn!("no uplink: {reason}");
         }
         self.report.no_uplink = selected.reason;
-        let mut uplinks: std::collections::BTreeMap<_, _> = selected
+        let uplinks = selected
             .uplinks
             .into_iter()
             .map(|uplink| (uplink.ifindex, uplink))
             .collect();
-        // An uplink stays one while the interface exists: a default route that
-        // is gone for a moment must not let a packet out untranslated.
-        if self.selection.patterns.is_empty() {
-            for (ifindex, uplink) in &self.applied.uplinks {
-                if self.snapshot.link(*ifindex).is_some() {
-                    uplinks.entry(*ifindex).or_insert_with(|| uplink.clone());
-                }
-            }
-        }
         State {
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
@@ -375,6 +368,11 @@ impl Agent {
             if let Err(err) = self.datapath.apply(&change) {
                 log::error!("{err:#}");
                 match &change {
+                    Change::SetPolicy(_) if self.applied.policy.is_none() => {
+                        // Attached without a policy it would masquerade all.
+                        reached = self.applied.clone();
+                        break;
+                    }
                     Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
                     Change::AddLocal(ip) => drop(reached.local.remove(ip)),
                     Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
@@ -394,6 +392,7 @@ impl Agent {
             .next()
             .is_some();
         self.applied = reached;
+        self.selection.kept = self.applied.uplinks.keys().copied().collect();
         if lost {
             self.sweep();
         }

@@ -188,7 +188,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     for name in &report.waiting_for {
         writeln!(out, "waiting    for an interface that matches {name}")?;
     }
-    if let Some(reason) = &report.no_uplink {
+    if let Some(reason) = &report.no_uplink
+        && report.waiting_for.is_empty()
+    {
         writeln!(out, "waiting    {reason}")?;
     }
     let mut uplinks = table(&["UPLINK", "INDEX", "ATTACHED", "IPV4", "IPV6", "LINK"]);
@@ -289,7 +291,12 @@ fn flow_table(flows: &[FlowRecord]) -> String {
             flow.packets_in.to_string(),
         ]);
     }
-    format!("{rows}\n{} mappings\n", flows.len())
+    let mappings = if flows.len() == 1 {
+        "mapping"
+    } else {
+        "mappings"
+    };
+    format!("{rows}\n{} {mappings}\n", flows.len())
 }
 
 fn endpoint(ip: std::net::IpAddr, id: u16) -> String {

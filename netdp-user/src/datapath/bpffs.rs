@@ -19,7 +19,7 @@ pub fn ensure(dir: &Path) -> Result<()> {
         if !parent.starts_with("/sys") || !parent.is_dir() || is_bpffs(parent) {
             return Err(err).with_context(|| {
                 format!(
-                    "creating the directory for pins, {}; choose another with --bpffs",
+                    "creating the directory for pins, {} (this needs root; another one can be chosen with --bpffs)",
                     dir.display()
                 )
             });

@@ -115,7 +115,11 @@ impl Links {
         for hook in Hook::BOTH {
             let program = program(object, hook.program())?;
             mechanism = match mechanism {
-                Mechanism::Clsact => attach_clsact(program, hook, uplink)?,
+                Mechanism::Clsact => {
+                    // Never both: a packet would be translated twice.
+                    bpffs::remove_pin(&hook.pin(&self.bpffs, uplink.ifindex), &mut Vec::new())?;
+                    attach_clsact(program, hook, uplink)?
+                }
                 Mechanism::Tcx => self.attach_tcx(program, hook, uplink)?,
                 Mechanism::Auto => match self.attach_tcx(program, hook, uplink) {
                     Ok(tcx) => tcx,
@@ -145,6 +149,10 @@ impl Links {
         uplink: &Uplink,
     ) -> Result<Mechanism> {
         let pin = hook.pin(&self.bpffs, uplink.ifindex);
+        if !pin.exists() {
+            // An earlier agent may have used clsact. Never both.
+            remove_filter(&uplink.name, hook);
+        }
         if pin.exists() {
             let link = PinnedLink::from_pin(&pin)
                 .with_context(|| format!("opening the pinned link {}", pin.display()))?;
@@ -218,14 +226,20 @@ fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<Stri
     // Egress first: as long as packets leave translated, replies come back.
     for hook in [Hook::Egress, Hook::Ingress] {
         bpffs::remove_pin(&hook.pin(bpffs, ifindex), removed)?;
+        // A new interface may have the name by now.
         if let Some(name) = name
-            && aya::programs::tc::qdisc_detach_program(name, hook.attach_type(), hook.program())
-                .is_ok()
+            && name_of(ifindex).as_deref() == Some(name)
+            && remove_filter(name, hook)
         {
             removed.push(format!("clsact {hook:?} filter on {name}"));
         }
     }
     Ok(())
+}
+
+/// Removes our filter from an interface's clsact qdisc, if there is one.
+fn remove_filter(name: &str, hook: Hook) -> bool {
+    aya::programs::tc::qdisc_detach_program(name, hook.attach_type(), hook.program()).is_ok()
 }
 
 /// Removes every link below `bpffs`, and the filters on `uplinks`.

@@ -18,7 +18,7 @@ pub use sweep::{FlowRecord, SweepRules, Swept};
 
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use netdp_common::abi::{
     self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_HASH_PORTS, SETTING_IPV6,
     SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, UPLINK_V4, UPLINK_V6,
@@ -125,6 +125,14 @@ impl Datapath {
         let object = object::load(bpffs, setup)?;
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
+        let capacity = maps.capacity()?;
+        if capacity != setup.max_flows as usize {
+            log::warn!(
+                "the pinned maps hold {capacity} mappings and keep that size, not --max-flows {}; \
+                 it changes after `netdp detach`",
+                setup.max_flows
+            );
+        }
         Ok(Self {
             object,
             maps,
@@ -158,6 +166,10 @@ impl Datapath {
             Change::AddLocal(ip) => self.maps.add_local(*ip),
             Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
+            Change::Attach(uplink) if uplink.link_layer == LinkLayer::Other => bail!(
+                "{} is of a kind whose packets netdp can't parse: neither Ethernet nor bare IP",
+                uplink.name
+            ),
             Change::Attach(uplink) => self
                 .links
                 .attach(&mut self.object, uplink)

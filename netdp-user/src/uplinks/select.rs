@@ -19,6 +19,10 @@ pub struct Selection {
     pub node_addrs: Vec<IpAddr>,
     /// Whether IPv6 is translated too.
     pub enable_ipv6: bool,
+    /// Indexes of links that are uplinks already. Without patterns they stay
+    /// ones while they exist: a default route that is gone for a moment must
+    /// not let a packet out untranslated.
+    pub kept: BTreeSet<u32>,
 }
 
 /// Names of links, with globs (`*`, `?`, `[ab]`, `{a,b}`).
@@ -131,6 +135,7 @@ fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
         .map(|addr| addr.ifindex);
     routes
         .chain(addrs)
+        .chain(selection.kept.iter().copied())
         .filter_map(|ifindex| snapshot.link(ifindex))
         .map(|link| masters(snapshot, link).last().unwrap_or(link))
         .filter(|link| !link.loopback)

@@ -115,6 +115,7 @@ impl Net {
                 patterns: Patterns::default(),
                 node_addrs,
                 enable_ipv6,
+                ..Selection::default()
             },
         )
     }
@@ -127,6 +128,7 @@ impl Net {
                 patterns,
                 node_addrs: Vec::new(),
                 enable_ipv6: true,
+                ..Selection::default()
             },
         )
     }
