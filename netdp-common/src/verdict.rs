@@ -29,6 +29,16 @@ macro_rules! drop_reasons {
         }
 
         impl DropReason {
+            /// Whether the packet was fine but the node could not serve it.
+            #[inline(always)]
+            #[must_use]
+            pub const fn is_refusal(self) -> bool {
+                matches!(
+                    self,
+                    Self::NoFreePort | Self::TableFull | Self::NoSourceAddress
+                )
+            }
+
             /// Whether the packet itself is at fault, so that the no-leak
             /// policy may decide otherwise.
             #[inline(always)]

@@ -6,6 +6,8 @@
 
 mod hold;
 mod maps;
+mod refuse;
+mod report;
 mod skb;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -81,6 +83,10 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         None => NEXT,
         Some(reason) => {
             world.count_drop(reason);
+            if leaving && reason.is_refusal() {
+                report::refused(ctx, &world, &work.pkt, reason);
+                return refuse::answer(ctx, &world, &work.pkt);
+            }
             SHOT
         }
     }

@@ -46,6 +46,12 @@ impl Bytes for Linear<'_> {
     }
 }
 
+/// `N` words of the packet, if they are in its linear part.
+#[inline(always)]
+pub fn words<const N: usize>(ctx: &TcContext, offset: usize) -> Option<[u32; N]> {
+    Linear(ctx).words(offset)
+}
+
 /// Parses the packet into `work`. Headers outside the linear area are pulled in
 /// and the packet is parsed again. `l2_len` is 14, or 0 on devices without
 /// Ethernet header.

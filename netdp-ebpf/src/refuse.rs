@@ -1,0 +1,193 @@
+//! Tells a pod that its new flow was refused: the packet becomes an ICMP
+//! "unreachable" about itself (RFC 6888 REQ-11b) and goes back where it came
+//! from.
+//!
+//! Only for packets with a plain header: no IP options, no extension headers.
+
+use crate::maps::World;
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup};
+use aya_ebpf::helpers::{
+    bpf_csum_diff, bpf_fib_lookup as fib_lookup, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_tail,
+};
+use aya_ebpf::programs::TcContext;
+use core::mem::MaybeUninit;
+use netdp_common::abi::{UPLINK_V4, UPLINK_V6};
+use netdp_common::addr::Family;
+use netdp_common::checksum;
+use netdp_common::packet::{L4, Packet};
+use netdp_common::tables::Tables as _;
+use netdp_common::tuple::proto;
+
+/// Address families of include/linux/socket.h.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// IPv4 and ICMP header.
+#[repr(C)]
+struct V4 {
+    words: [u32; 7],
+}
+
+/// IPv6 and ICMPv6 header.
+#[repr(C)]
+struct V6 {
+    words: [u32; 12],
+}
+
+/// Sends the refusal; the action to return, or `None` where it can't be made.
+#[inline(never)]
+pub fn answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> i32 {
+    try_answer(ctx, world, pkt).unwrap_or(crate::SHOT)
+}
+
+#[inline(always)]
+fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
+    // Bytes of L4 header that are sent back.
+    let l4 = match pkt.l4 {
+        L4::Tcp(_) => 20,
+        L4::Udp | L4::Query => 8,
+        _ => return None,
+    };
+    let pod_side = pod_interface(ctx, pkt)?;
+    let (l3_len, uplink) = (pkt.l4_offset - pkt.l3_offset, world.uplink());
+    match pkt.family {
+        Family::V4 if l3_len == 20 && uplink.flags & UPLINK_V4 != 0 => {
+            shape(ctx, pkt, 28, l4)?;
+            let sum = sum_of(ctx, pkt.l3_offset + 28, 20 + l4)?;
+            // Type 3, code 1: host unreachable.
+            let icmp = 0x0301_0000u32.to_be();
+            let check = !checksum::fold(checksum::add(sum, icmp));
+            let total = 28 + 20 + l4;
+            let mut ip = [
+                (0x45c0_0000 | total).to_be(),
+                0,
+                (64 << 24 | proto::ICMP << 16).to_be(),
+                uplink.v4.words()[3],
+                pkt.tuple.src.words()[3],
+            ];
+            let mut header = 0;
+            for word in ip {
+                header = checksum::add(header, word);
+            }
+            ip[2] |= u32::from(!checksum::fold(header).to_be()).to_be();
+            let headers = V4 {
+                words: [
+                    ip[0],
+                    ip[1],
+                    ip[2],
+                    ip[3],
+                    ip[4],
+                    icmp | (u32::from(check.to_be())).to_be(),
+                    0,
+                ],
+            };
+            ctx.store(pkt.l3_offset as usize, &headers, 0).ok()?;
+        }
+        Family::V6 if l3_len == 40 && uplink.flags & UPLINK_V6 != 0 => {
+            shape(ctx, pkt, 48, l4)?;
+            let sum = sum_of(ctx, pkt.l3_offset + 48, 40 + l4)?;
+            let payload = 8 + 40 + l4;
+            let (src, dst) = (uplink.v6.words(), pkt.tuple.src.words());
+            // Type 1, code 3: address unreachable.
+            let icmp = 0x0103_0000u32.to_be();
+            let mut sum = checksum::add(sum, icmp);
+            for i in 0..4 {
+                sum = checksum::add(sum, checksum::add(src[i], dst[i]));
+            }
+            sum = checksum::add(sum, payload.to_be());
+            sum = checksum::add(sum, proto::ICMPV6.to_be());
+            let check = !checksum::fold(sum);
+            let headers = V6 {
+                words: [
+                    0x6000_0000u32.to_be(),
+                    (payload << 16 | proto::ICMPV6 << 8 | 64).to_be(),
+                    src[0],
+                    src[1],
+                    src[2],
+                    src[3],
+                    dst[0],
+                    dst[1],
+                    dst[2],
+                    dst[3],
+                    icmp | (u32::from(check.to_be())).to_be(),
+                    0,
+                ],
+            };
+            ctx.store(pkt.l3_offset as usize, &headers, 0).ok()?;
+        }
+        _ => return None,
+    }
+    // SAFETY: a helper with plain arguments; without parameters it looks the
+    // next hop up itself.
+    let action = unsafe { bpf_redirect_neigh(pod_side, core::ptr::null_mut(), 0, 0) };
+    Some(action as i32)
+}
+
+/// The interface that leads to the packet's source.
+#[inline(always)]
+fn pod_interface(ctx: &TcContext, pkt: &Packet) -> Option<u32> {
+    let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
+    let p = params.as_mut_ptr();
+    // SAFETY: all 64 bytes are written before the helper reads them.
+    unsafe {
+        p.cast::<[u64; 8]>().write([0; 8]);
+        let uplink = (*ctx.skb.skb).ifindex;
+        (*p).ifindex = uplink;
+        match pkt.family {
+            Family::V4 => {
+                (*p).family = AF_INET;
+                (*p).__bindgen_anon_4.ipv4_dst = pkt.tuple.src.words()[3];
+            }
+            Family::V6 => {
+                (*p).family = AF_INET6;
+                (*p).__bindgen_anon_4.ipv6_dst = pkt.tuple.src.words();
+            }
+        }
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        let found = fib_lookup(ctx.as_ptr(), p, size, 0);
+        // 7: there is a route, but no neighbour yet.
+        ((found == 0 || found == 7) && (*p).ifindex != uplink).then_some((*p).ifindex)
+    }
+}
+
+/// Cuts the packet after its L4 header and makes room for `room` bytes before
+/// its IP header.
+#[inline(always)]
+fn shape(ctx: &TcContext, pkt: &Packet, room: i32, l4: u32) -> Option<()> {
+    // SAFETY: helpers on the program's own context.
+    let done = unsafe {
+        bpf_skb_change_tail(ctx.skb.skb, pkt.l4_offset + l4, 0) == 0
+            && bpf_skb_adjust_room(ctx.skb.skb, room, BPF_ADJ_ROOM_MAC, 0) == 0
+    };
+    done.then_some(())
+}
+
+/// The sum of `len` bytes at `offset`: one of four lengths, each a multiple of 4.
+#[inline(always)]
+fn sum_of(ctx: &TcContext, offset: u32, len: u32) -> Option<u32> {
+    ctx.pull_data(offset + len).ok()?;
+    match len {
+        40 => sum_words::<10>(ctx, offset as usize),
+        28 => sum_words::<7>(ctx, offset as usize),
+        60 => sum_words::<15>(ctx, offset as usize),
+        _ => sum_words::<12>(ctx, offset as usize),
+    }
+}
+
+#[inline(always)]
+fn sum_words<const N: usize>(ctx: &TcContext, offset: usize) -> Option<u32> {
+    let words = crate::skb::words::<N>(ctx, offset)?;
+    // SAFETY: a buffer of N words on the stack.
+    let sum = unsafe {
+        bpf_csum_diff(
+            core::ptr::null_mut(),
+            0,
+            words.as_ptr().cast_mut(),
+            (N * 4) as u32,
+            0,
+        )
+    };
+    u32::try_from(sum).ok()
+}

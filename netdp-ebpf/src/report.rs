@@ -1,0 +1,81 @@
+//! Tells the agent's log about new flows that the node itself had to refuse:
+//! who, where to, why. A message a second at most.
+
+use crate::maps::World;
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::TcContext;
+use aya_log_ebpf::warn;
+use netdp_common::addr::Family;
+use netdp_common::conntrack::age;
+use netdp_common::packet::Packet;
+use netdp_common::tables::Tables as _;
+use netdp_common::verdict::DropReason;
+
+/// When the last message went out, in ticks.
+#[btf_map]
+static LAST_REPORT: Array<u32, 1> = Array::new();
+
+/// A second, in ticks.
+const PAUSE: u32 = 15;
+
+/// Logs a refused flow, unless one was logged just now.
+#[inline(never)]
+pub fn refused(ctx: &TcContext, world: &World<'_>, pkt: &Packet, reason: DropReason) -> bool {
+    let Some(last) = LAST_REPORT.get_ptr_mut(0) else {
+        return false;
+    };
+    let now = world.now();
+    // SAFETY: a map value, one word. Two CPUs at once log two messages.
+    unsafe {
+        if age(now, *last) < PAUSE {
+            return false;
+        }
+        *last = now;
+    }
+    let (src, dst) = (&pkt.tuple.src, &pkt.tuple.dst);
+    let port = pkt.tuple.dst_id;
+    match (reason, pkt.family) {
+        (DropReason::NoFreePort, Family::V4) => warn!(
+            ctx,
+            "refused {:i} to {:i} port {}: every port towards it is taken",
+            src.v4_octets(),
+            dst.v4_octets(),
+            port
+        ),
+        (DropReason::NoFreePort, Family::V6) => warn!(
+            ctx,
+            "refused {:i} to {:i} port {}: every port towards it is taken",
+            *src.octets(),
+            *dst.octets(),
+            port
+        ),
+        (DropReason::TableFull, Family::V4) => warn!(
+            ctx,
+            "refused {:i} to {:i} port {}: the mapping tables are full (--max-flows)",
+            src.v4_octets(),
+            dst.v4_octets(),
+            port
+        ),
+        (DropReason::TableFull, Family::V6) => warn!(
+            ctx,
+            "refused {:i} to {:i} port {}: the mapping tables are full (--max-flows)",
+            *src.octets(),
+            *dst.octets(),
+            port
+        ),
+        (_, Family::V4) => warn!(
+            ctx,
+            "refused {:i} to {:i}: the uplink has no address",
+            src.v4_octets(),
+            dst.v4_octets()
+        ),
+        (_, Family::V6) => warn!(
+            ctx,
+            "refused {:i} to {:i}: the uplink has no address",
+            *src.octets(),
+            *dst.octets()
+        ),
+    }
+    true
+}
