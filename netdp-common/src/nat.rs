@@ -253,7 +253,7 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         // not find (pings, what netfilter translated to a node address) is
         // remembered here.
         None => {
-            if opens && (pkt.tuple.is_icmp() || !tables.from_socket()) {
+            if opens && (pkt.tuple.is_icmp() || !tables.sent_by_socket()) {
                 let now = tables.now();
                 let marker = mapping(&wire.dst, wire.dst_id, MAPPING_HOST, now);
                 // A full table only costs this flow its protection.
