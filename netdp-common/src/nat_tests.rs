@@ -4,6 +4,7 @@
 mod host;
 mod inbound;
 mod limits;
+mod model;
 mod ports;
 mod race;
 mod scope;
