@@ -80,7 +80,9 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
-    if !matches!(pkt.l4, L4::Untranslatable(_))
+    // An echo reply continues no mapping of this direction; with identifier 0 its
+    // tuple would be that of a request.
+    if !matches!(pkt.l4, L4::QueryReply | L4::Untranslatable(_))
         && let Some(slot) = tables.snat(&pkt.tuple)
     {
         return continue_egress(tables, pkt, slot);
@@ -132,7 +134,10 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
-    if let Some(slot) = tables.rev_snat(&pkt.tuple) {
+    // Nor does an echo request continue one of this.
+    if !matches!(pkt.l4, L4::Query)
+        && let Some(slot) = tables.rev_snat(&pkt.tuple)
+    {
         return continue_ingress(tables, pkt, slot);
     }
     if !tables.is_local(&pkt.tuple.dst) && begins_outside(&pkt.l4) {

@@ -2,7 +2,7 @@
 
 use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
 use crate::abi::{Action, MAPPING_HOST};
-use crate::fake::build::{ACK, Build, FIN, RST, SYN};
+use crate::fake::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::fake::{Fake, Seen, tuple_of};
 use crate::tables::Tables as _;
 
@@ -131,6 +131,26 @@ fn a_host_flow_gives_way_to_the_pod_that_was_there_first() {
             halves(&fake, &host);
             assert_paired(&fake);
         }
+    }
+}
+
+/// They have no port: their tuple must not be taken for that of a ping with
+/// identifier 0.
+#[test]
+fn messages_of_the_node_are_not_taken_for_pings() {
+    for net in BOTH {
+        let ping = net.echo(0);
+        let fake = opened(&ping);
+        let end = |ip: &str| format!("{ip}:0");
+        let (node, server) = (end(net.node_ip), end(net.server_ip));
+        for kind in [Kind::Icmp(3), Kind::EchoReply] {
+            let message = Build::new(&node, &server, kind);
+            assert_eq!(fake.out(&message), Seen::Pass, "{message:?}");
+        }
+        let query = Build::echo(&server, &node);
+        assert_eq!(fake.back(&query), Seen::Pass, "the node answers");
+        let reply = ping.from(&node).answer();
+        assert_eq!(fake.back(&reply), becomes(&end(net.pod_ip)));
     }
 }
 
