@@ -224,7 +224,14 @@ pub fn becomes(packet: &Build) -> Seen {
 pub fn addresses(addrs: &[&str]) {
     ip(&["link", "set", "lo", "up"]);
     for addr in addrs {
-        ip(&["addr", "add", addr, "dev", "lo"]);
+        // IPv6 even here asks whether another has the address, and lets nobody
+        // bind to it meanwhile.
+        let dad = addr.contains(':').then_some("nodad");
+        let add: Vec<_> = ["addr", "add", addr, "dev", "lo"]
+            .into_iter()
+            .chain(dad)
+            .collect();
+        ip(&add);
     }
 }
 
