@@ -2,7 +2,7 @@
 
 use crate::build::{Build, Kind};
 pub use crate::test_run::Seen;
-use crate::test_run::{CHECKSUM_COMPLETE, test_run};
+use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_run};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
 use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
@@ -167,6 +167,10 @@ impl Node {
     pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         let program = self.datapath().program(hook).expect("the program");
         let first = test_run(program, frame, 0);
+        if !kernel_keeps_complete_checksums() {
+            assert_eq!(first, test_run(program, frame, 0), "{frame:02x?}");
+            return first;
+        }
         let again = test_run(program, frame, CHECKSUM_COMPLETE);
         assert_eq!(first, again, "with a complete checksum: {frame:02x?}");
         first

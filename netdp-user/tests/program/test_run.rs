@@ -15,6 +15,16 @@ pub enum Seen {
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of include/uapi/linux/bpf.h (Linux 6.12).
 pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
+/// Linux 6.16 has `BPF_F_IPV6`, without which no program can keep the complete
+/// checksum of an IPv6 packet right. Older kernels are not asked for it.
+pub fn kernel_keeps_complete_checksums() -> bool {
+    let release =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
+    (number(), number()) >= (Some(6), Some(16))
+}
+
 /// The `test` member of `union bpf_attr`.
 #[repr(C)]
 #[derive(Default)]
