@@ -1,2 +1,67 @@
-#![allow(missing_docs)]
-fn main() {}
+//! `cargo xtask`: sets the machine up, builds, tests, and shows netdp.
+#![allow(
+    clippy::print_stdout,
+    reason = "what a task is asked for goes to standard output, progress to standard error"
+)]
+
+mod build;
+mod demo;
+mod lint;
+mod setup;
+mod shell;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// netdp's development tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what building, testing and the demo need (Debian 12; as root).
+    Setup,
+    /// Set up, then build target/release/netdp.
+    Build,
+    /// Set up, build, and show the main job in network namespaces (as root).
+    Demo,
+    /// Set up, then run every test (as root).
+    Test {
+        /// What `cargo test` shall get, for example `-p netdp-common` or a
+        /// test's name.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check format, lints and licences.
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The causes say it all; a backtrace would push them out of sight.
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  because: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Setup => setup::run(),
+        Task::Build => build::run().map(|_| ()),
+        Task::Demo => demo::run(),
+        Task::Test { arguments } => test::run(&arguments),
+        Task::Lint => lint::run(),
+    }
+}

@@ -1,0 +1,105 @@
+//! `demo`: three true stories, each before and after, and a change of the
+//! configuration under traffic. A story that is not as told is an error.
+
+mod clients;
+mod dual_nic;
+mod finale;
+mod memorystore;
+mod peering;
+mod table;
+
+use crate::{build, shell};
+use anyhow::{Context as _, Result, ensure};
+use std::path::Path;
+use std::process::exit;
+use std::time::{Duration, Instant};
+use xtask::testbed::{self, Agent, AgentOptions, Bed, ConfigVolume, Host};
+
+/// How long a client waits before its attempt counts as a time-out.
+const TIME_OUT: Duration = Duration::from_secs(2);
+
+/// An exit status as shells give it to what ends by Ctrl-C.
+const INTERRUPTED: i32 = 130;
+
+type Story = fn(&Path) -> Result<()>;
+
+const STORIES: [(&str, Story); 4] = [
+    (
+        "1. peering: a network that has no route back to pods",
+        peering::tell,
+    ),
+    ("2. memorystore: the longest prefix wins", memorystore::tell),
+    (
+        "3. dual-nic: the address of the NIC it leaves by",
+        dual_nic::tell,
+    ),
+    ("4. the configuration changes under traffic", finale::tell),
+];
+
+/// Sets up, builds, tells the stories.
+pub fn run() -> Result<()> {
+    testbed::require_root("cargo xtask demo")?;
+    for (path, mount) in [
+        ("/proc/self/ns/net", "mount -t proc proc /proc"),
+        ("/sys/kernel/btf/vmlinux", "mount -t sysfs sys /sys"),
+    ] {
+        ensure!(
+            Path::new(path).exists(),
+            "there is no {path}: in a chroot, `{mount}`; elsewhere the kernel lacks it"
+        );
+    }
+    // NETDP_BIN shows a program that was built elsewhere.
+    let netdp = testbed::binary_from_env().or_else(|_| build::run())?;
+    // A process that ends by a signal drops nothing.
+    ctrlc::set_handler(|| {
+        testbed::remove_all();
+        exit(INTERRUPTED);
+    })?;
+    let start = Instant::now();
+    for (title, tell) in STORIES {
+        println!("\n{title}\n{}", "─".repeat(title.chars().count()));
+        tell(&netdp).with_context(|| format!("the story is not as told: {title}"))?;
+    }
+    println!(
+        "\nAll as told, in {:.0} s. Nothing is left behind.",
+        start.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+/// Says what a scene is about.
+fn narrate(text: &str) {
+    println!("{text}");
+}
+
+/// Starts the agent on the bed's node.
+fn start_agent(netdp: &Path, bed: &Bed, config: &ConfigVolume, uplinks: &[&str]) -> Result<Agent> {
+    shell::say("starting netdp on the node");
+    let options = AgentOptions::new(netdp).config(config.path());
+    let options = uplinks
+        .iter()
+        .fold(options, |options, name| options.uplink(name));
+    Agent::start(&bed.node, options)
+}
+
+/// Prints what `netdp flows` says about a pod.
+fn show_mappings(agent: &Agent, pod: &Host) -> Result<()> {
+    const LINES: usize = 10;
+    let flows = agent.netdp(&["flows"])?;
+    let mut lines = flows.lines();
+    let header = lines.next().unwrap_or_default();
+    let source = format!(" {}:", pod.v4()?);
+    let of_pod: Vec<&str> = lines.filter(|line| line.contains(&source)).collect();
+    ensure!(
+        !of_pod.is_empty(),
+        "netdp flows lists no mapping of the pod:\n{flows}"
+    );
+    println!("The pod's live mappings (netdp flows):\n  {header}");
+    for line in of_pod.iter().take(LINES) {
+        println!("  {line}");
+    }
+    if let Some(more @ 1..) = of_pod.len().checked_sub(LINES) {
+        println!("   … and {more} more");
+    }
+    Ok(())
+}

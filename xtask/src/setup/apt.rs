@@ -1,0 +1,158 @@
+//! Debian packages.
+
+use crate::shell;
+use anyhow::{Context as _, Result, ensure};
+use std::fs;
+use std::process::Command;
+
+/// Where the security archive gets listed if nothing lists it yet.
+const SECURITY_LIST: &str = "/etc/apt/sources.list.d/netdp-bookworm-security.list";
+
+/// Installs packages without their recommendations.
+pub fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    update()?;
+    if !without_candidate(packages)?.is_empty() {
+        add_security_archive()?;
+        update()?;
+    }
+    let absent = without_candidate(packages)?;
+    ensure!(
+        absent.is_empty(),
+        "apt knows no package {}: it is in Debian 12's main or security archive. See that \
+         `bookworm` and `bookworm-security`, component main, are among apt's sources, and that \
+         their mirrors are up to date",
+        absent.join(", ")
+    );
+    shell::say(&format!(
+        "setup: apt-get install {} (some minutes the first time)",
+        packages.join(" ")
+    ));
+    with_retry(
+        || {
+            let mut command = apt_get("install");
+            command
+                .args(["--yes", "--no-install-recommends"])
+                .args(packages);
+            command
+        },
+        "installing packages",
+    )
+}
+
+fn update() -> Result<()> {
+    shell::say("setup: apt-get update, to know the packages there are");
+    with_retry(|| apt_get("update"), "fetching the lists of packages")
+}
+
+fn apt_get(what: &str) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Another apt may be at work; and a mirror that fails is an error.
+        .args(["-o", "DPkg::Lock::Timeout=300"])
+        .args(["-o", "APT::Update::Error-Mode=any"])
+        .args(["-o", "Dpkg::Use-Pty=0", "--quiet", what]);
+    command
+}
+
+/// Mirrors fail at times: tries twice.
+fn with_retry(command: impl Fn() -> Command, what: &str) -> Result<()> {
+    if let Err(error) = shell::run_as_progress(&mut command()) {
+        shell::say(&format!("setup: {error}; trying once more"));
+        shell::run_as_progress(&mut command()).with_context(|| {
+            format!(
+                "{what} failed twice; apt's words are above. Is the network up, and the mirror?"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Those that apt could not install, or not in the version that has LLVM 22.
+fn without_candidate<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
+    let out = Command::new("apt-cache")
+        .arg("policy")
+        .args(packages)
+        .output()
+        .context("starting apt-cache")?;
+    let known = String::from_utf8_lossy(&out.stdout);
+    Ok(packages
+        .iter()
+        .copied()
+        .filter(|package| !has_candidate(&known, package))
+        .collect())
+}
+
+fn has_candidate(policy: &str, package: &str) -> bool {
+    let heading = format!("{package}:");
+    policy
+        .lines()
+        .skip_while(|line| *line != heading)
+        .skip(1)
+        .take_while(|line| line.starts_with(' '))
+        .filter_map(|line| line.trim().strip_prefix("Candidate: "))
+        .any(|version| version != "(none)")
+}
+
+/// A bare Debian 12, as debootstrap makes it, lists the main archive only. The
+/// compiler for BPF is in the security archive, which mirrors keep beside it.
+fn add_security_archive() -> Result<()> {
+    let uris = Command::new("apt-get")
+        .args(["indextargets", "--format", "$(REPO_URI)"])
+        .args(["Created-By: Packages", "Codename: bookworm"])
+        .output()
+        .context("starting apt-get")?;
+    let uris = String::from_utf8_lossy(&uris.stdout);
+    let Some(security) = security_beside(&uris) else {
+        return Ok(());
+    };
+    let line = format!("deb {security} bookworm-security main\n");
+    shell::say(&format!(
+        "setup: the compiler for BPF is in Debian's security archive, which apt's sources lack; \
+         adding {SECURITY_LIST}: {line}"
+    ));
+    fs::write(SECURITY_LIST, line).with_context(|| format!("writing {SECURITY_LIST}"))
+}
+
+fn security_beside(uris: &str) -> Option<String> {
+    uris.lines()
+        .find_map(|uri| uri.trim_end_matches('/').strip_suffix("/debian"))
+        .map(|mirror| format!("{mirror}/debian-security"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = "\
+curl:
+  Installed: (none)
+  Candidate: 7.88.1-10
+  Version table:
+     7.88.1-10 500
+llvm-22-dev:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+";
+
+    #[test]
+    fn a_candidate_is_a_version() {
+        assert!(has_candidate(POLICY, "curl"));
+        assert!(!has_candidate(POLICY, "llvm-22-dev"));
+        assert!(!has_candidate(POLICY, "never-heard-of"));
+    }
+
+    #[test]
+    fn the_security_archive_is_beside_the_main_one() {
+        let beside = |uris| security_beside(uris).unwrap();
+        assert_eq!(
+            beside("https://other.example/tools/\nhttp://mirror.example/debian/\n"),
+            "http://mirror.example/debian-security"
+        );
+        assert_eq!(security_beside("http://mirror.example/ubuntu/"), None);
+    }
+}

@@ -1,0 +1,120 @@
+//! `setup`: installs what is missing, once.
+
+mod apt;
+mod bpf_linker;
+mod needs;
+mod system;
+
+use crate::shell;
+use anyhow::{Result, bail};
+use needs::Need;
+use std::fmt::Write as _;
+use system::System;
+use xtask::testbed::is_root;
+
+/// Installs what is missing; does nothing, quickly, when all is there.
+pub fn run() -> Result<()> {
+    let missing = needs::missing();
+    if missing.is_empty() {
+        shell::say("setup: everything is installed");
+        return Ok(());
+    }
+    shell::say(&format!("setup: missing here:\n{}", table(&missing)));
+    let system = System::of_this_machine();
+    if !system.is_supported() {
+        bail!(by_hand(&system));
+    }
+    if !is_root() && missing.iter().any(|need| need.package().is_some()) {
+        bail!(
+            "installing packages needs root. Run `cargo xtask setup` as root, or these commands:\n{}",
+            commands(&missing)
+        );
+    }
+    apt::install(&packages(&missing))?;
+    bpf_linker::install_if_missing()?;
+    let still = needs::missing();
+    if !still.is_empty() {
+        bail!(
+            "installed without an error, but still missing:\n{}",
+            table(&still)
+        );
+    }
+    shell::say("setup: done");
+    Ok(())
+}
+
+/// Packages of the needs, each once.
+fn packages(missing: &[Need]) -> Vec<&'static str> {
+    let mut packages: Vec<_> = missing.iter().filter_map(Need::package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    packages
+}
+
+fn table(needs: &[Need]) -> String {
+    let mut table = String::new();
+    for need in needs {
+        let _ = writeln!(table, "  {:<44} {}", need.what, need.why);
+    }
+    table
+}
+
+/// What a person types on Debian 12 to get what is missing.
+fn commands(missing: &[Need]) -> String {
+    let mut lines = String::new();
+    let packages = packages(missing);
+    if !packages.is_empty() {
+        let _ = writeln!(
+            lines,
+            "  apt-get update\n  apt-get install --no-install-recommends {}",
+            packages.join(" ")
+        );
+    }
+    if missing.iter().any(|need| need.package().is_none()) {
+        let _ = writeln!(lines, "  {}", bpf_linker::as_typed());
+    }
+    lines
+}
+
+/// What has to be there on a distribution that setup does not know.
+fn by_hand(system: &System) -> String {
+    format!(
+        "setup knows Debian 12 only, and this is {system}. Install by hand what is listed as \
+         missing above.\nFor the eBPF programs, one of:\n  \
+         * a nightly toolchain with its sources, and bpf-linker built against an LLVM at least as \
+         new as that nightly's:\n      \
+         rustup toolchain install nightly --component rust-src\n      \
+         cargo install bpf-linker\n  \
+         * a Rust of at least 1.95 in /usr with a precompiled core for bpfel-unknown-none (as \
+         Debian 12's libstd-rust-web-dev-bpf has), and bpf-linker built against an LLVM at least \
+         as new as that Rust's:\n      {}\n\
+         Then run the same command again.",
+        bpf_linker::as_typed()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_named_once() {
+        let all = packages(needs::ALL);
+        let mut once = all.clone();
+        once.dedup();
+        assert_eq!(all, once);
+        assert!(all.contains(&"redis-tools"));
+    }
+
+    #[test]
+    fn commands_install_what_is_missing_and_no_more() {
+        let curl: Vec<Need> = needs::ALL
+            .iter()
+            .filter(|need| need.what == "curl")
+            .copied()
+            .collect();
+        let typed = commands(&curl);
+        assert!(typed.contains("--no-install-recommends curl\n"), "{typed}");
+        assert!(!typed.contains("bpf-linker"), "{typed}");
+    }
+}

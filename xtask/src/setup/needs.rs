@@ -1,0 +1,198 @@
+//! What building, the tests and the demo need, and how to see that it is there.
+
+use crate::shell;
+use std::path::Path;
+use std::process::Command;
+
+/// Something that has to be on the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    /// Its name, as on any distribution.
+    pub what: &'static str,
+    /// What it is for.
+    pub why: &'static str,
+    source: Source,
+    probe: Probe,
+    part: Part,
+}
+
+/// Where it comes from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    /// A package of Debian 12.
+    Package(&'static str),
+    /// `cargo install`.
+    Cargo,
+}
+
+/// How to see that it is there.
+#[derive(Debug, Clone, Copy)]
+enum Probe {
+    /// Any of these programs.
+    Program(&'static [&'static str]),
+    File(&'static str),
+}
+
+/// What part of the work needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Compiling the eBPF programs without a nightly toolchain.
+    Compiler,
+    /// Linking the eBPF programs.
+    Linker,
+    /// Building the linker.
+    LinkerBuild,
+    /// Tests and demo.
+    Run,
+}
+
+impl Need {
+    /// The Debian 12 package that has it, if one does.
+    pub fn package(&self) -> Option<&'static str> {
+        match self.source {
+            Source::Package(name) => Some(name),
+            Source::Cargo => None,
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        match self.probe {
+            Probe::Program(any) => any.iter().any(|name| shell::has_program(name)),
+            Probe::File(path) => Path::new(path).exists(),
+        }
+    }
+}
+
+const fn program(any: &'static [&'static str], package: &'static str, why: &'static str) -> Need {
+    Need {
+        what: any[0],
+        why,
+        source: Source::Package(package),
+        probe: Probe::Program(any),
+        part: Part::Run,
+    }
+}
+
+const fn file(
+    what: &'static str,
+    path: &'static str,
+    package: &'static str,
+    why: &'static str,
+    part: Part,
+) -> Need {
+    Need {
+        what,
+        why,
+        source: Source::Package(package),
+        probe: Probe::File(path),
+        part,
+    }
+}
+
+/// Everything, in the order in which it is told.
+pub const ALL: &[Need] = &[
+    file(
+        "a Rust compiler in /usr (rustc-web)",
+        "/usr/bin/rustc",
+        "rustc-web",
+        "compiles the eBPF programs",
+        Part::Compiler,
+    ),
+    file(
+        "its cargo in /usr (cargo-web)",
+        "/usr/bin/cargo",
+        "cargo-web",
+        "compiles the eBPF programs",
+        Part::Compiler,
+    ),
+    file(
+        "core for bpfel-unknown-none in /usr",
+        "/usr/lib/rustlib/bpfel-unknown-none/lib",
+        "libstd-rust-web-dev-bpf",
+        "Rust's core library for the BPF target",
+        Part::Compiler,
+    ),
+    file(
+        "LLVM 22, development files",
+        "/usr/lib/llvm-22/bin/llvm-config",
+        "llvm-22-dev",
+        "bpf-linker is built on it",
+        Part::LinkerBuild,
+    ),
+    file(
+        "zstd, development files",
+        "/usr/include/zstd.h",
+        "libzstd-dev",
+        "bpf-linker links it, by way of LLVM",
+        Part::LinkerBuild,
+    ),
+    file(
+        "zlib, development files",
+        "/usr/include/zlib.h",
+        "zlib1g-dev",
+        "bpf-linker links it, by way of LLVM",
+        Part::LinkerBuild,
+    ),
+    Need {
+        what: "bpf-linker",
+        why: "links the eBPF programs",
+        source: Source::Cargo,
+        probe: Probe::Program(&["bpf-linker"]),
+        part: Part::Linker,
+    },
+    program(&["ip"], "iproute2", "makes namespaces, links and routes"),
+    program(&["ss"], "iproute2", "lists sockets"),
+    program(&["bpftool"], "bpftool", "reads maps and programs in tests"),
+    program(&["curl"], "curl", "HTTP client in demo and tests"),
+    program(&["ping"], "iputils-ping", "ICMP client in tests"),
+    program(&["redis-cli"], "redis-tools", "Redis client in the demo"),
+    program(
+        &["redis-server", "redis-check-rdb"],
+        "redis-tools",
+        "Redis server in the demo (not as a service)",
+    ),
+    program(
+        &["iperf3"],
+        "iperf3",
+        "throughput and long transfers in tests",
+    ),
+    program(&["tcpdump"], "tcpdump", "shows packets when a test fails"),
+    program(&["ethtool"], "ethtool", "switches offloads in tests"),
+    program(
+        &["iptables"],
+        "iptables",
+        "coexistence with kube-proxy in tests",
+    ),
+    program(&["nft"], "nftables", "coexistence with netfilter in tests"),
+    program(&["conntrack"], "conntrack", "looks into netfilter in tests"),
+];
+
+/// What this machine lacks.
+pub fn missing() -> Vec<Need> {
+    let linker = shell::has_program("bpf-linker");
+    let compiler = std::env::var_os("NETDP_EBPF_TOOLCHAIN").is_some() || has_nightly();
+    ALL.iter()
+        .filter(|need| match need.part {
+            // A nightly is of no use here without its linker, which is built
+            // against the LLVM of the compiler in /usr.
+            Part::Compiler => !(compiler && linker),
+            Part::LinkerBuild => !linker,
+            Part::Linker | Part::Run => true,
+        })
+        .filter(|need| !need.is_there())
+        .copied()
+        .collect()
+}
+
+/// Whether there is a nightly toolchain that can build core for BPF.
+fn has_nightly() -> bool {
+    let sysroot = Command::new("rustup")
+        .args(["run", "nightly", "rustc", "--print", "sysroot"])
+        .output();
+    sysroot.is_ok_and(|out| {
+        out.status.success()
+            && Path::new(String::from_utf8_lossy(&out.stdout).trim())
+                .join("lib/rustlib/src/rust/library/core")
+                .is_dir()
+    })
+}

@@ -1,0 +1,29 @@
+//! `test`: every test there is.
+
+use crate::{setup, shell};
+use anyhow::Result;
+use std::os::unix::process::CommandExt as _;
+use xtask::testbed;
+
+/// Sets up and becomes `cargo test`, so that its words are the last.
+pub fn run(arguments: &[String]) -> Result<()> {
+    testbed::require_root("cargo xtask test")?;
+    setup::run()?;
+    shell::say("cargo test (some minutes the first time)");
+    let mut command = shell::cargo();
+    command.arg("test");
+    // Naming packages and the whole workspace excludes each other.
+    if !arguments.iter().any(|argument| names_package(argument)) {
+        command.args(["--workspace", "--exclude", "netdp-ebpf"]);
+    }
+    command.args(arguments);
+    if std::env::var_os("RUST_BACKTRACE").is_none() {
+        command.env("RUST_BACKTRACE", "1");
+    }
+    let line = shell::line(&command);
+    Err(command.exec()).map_err(|error| anyhow::anyhow!("starting `{line}`: {error}"))
+}
+
+fn names_package(argument: &str) -> bool {
+    argument.starts_with("-p") || argument.starts_with("--package")
+}

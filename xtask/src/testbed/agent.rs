@@ -1,0 +1,206 @@
+//! The agent, `netdp run`, on a node.
+
+use super::netns::Netns;
+use super::process::{Running, output, wait_for};
+use super::workdir::WorkDir;
+use anyhow::{Context as _, Result, bail};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+/// How long an agent may take to be in force, and to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The netdp that `NETDP_BIN` names. Tests in netdp-user have a better source:
+/// `env!("CARGO_BIN_EXE_netdp")`.
+pub fn binary_from_env() -> Result<PathBuf> {
+    std::env::var_os("NETDP_BIN")
+        .map(PathBuf::from)
+        .context("NETDP_BIN has to name the netdp binary")
+}
+
+/// How to start an agent.
+#[derive(Debug, Clone)]
+pub struct AgentOptions {
+    binary: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl AgentOptions {
+    /// `binary` is the netdp program.
+    #[must_use]
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            arguments: Vec::new(),
+        }
+    }
+
+    /// `--config PATH`.
+    #[must_use]
+    pub fn config(self, path: &Path) -> Self {
+        self.arg("--config").arg(path)
+    }
+
+    /// `--uplink NAME`.
+    #[must_use]
+    pub fn uplink(self, name: &str) -> Self {
+        self.arg("--uplink").arg(name)
+    }
+
+    /// Any other argument of `netdp run`.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+}
+
+/// An agent with directories of its own. Dropping it kills it, and removes its
+/// datapath with the file system that holds the pins.
+#[derive(Debug)]
+pub struct Agent {
+    // Dropped first: the process before its directories.
+    running: Running,
+    node: Netns,
+    options: AgentOptions,
+    dir: WorkDir,
+}
+
+impl Agent {
+    /// Starts the agent on the node and waits until it is in force.
+    pub fn start(node: &Netns, options: AgentOptions) -> Result<Self> {
+        let mut agent = Self::spawn(node, options)?;
+        agent.wait_ready(PATIENCE)?;
+        Ok(agent)
+    }
+
+    /// Starts the agent and does not wait.
+    pub fn spawn(node: &Netns, options: AgentOptions) -> Result<Self> {
+        let dir = WorkDir::new("agent")?;
+        let running = launch(node, &options, &dir)?;
+        Ok(Self {
+            running,
+            node: node.clone(),
+            options,
+            dir,
+        })
+    }
+
+    /// Waits until the agent says that it is in force; fails early, with what
+    /// it wrote, when it ends before.
+    pub fn wait_ready(&mut self, deadline: Duration) -> Result<()> {
+        let ready = ready_file(&self.dir);
+        let mut ended = None;
+        wait_for(deadline, "the agent to be in force", || {
+            ended = self.running.exit_status().ok().flatten();
+            ended.is_some() || ready.exists()
+        })
+        .with_context(|| format!("the agent wrote:{}", self.running.written()))?;
+        if let Some(status) = ended {
+            bail!(
+                "the agent ended before it was in force: {status}{}",
+                self.running.written()
+            );
+        }
+        Ok(())
+    }
+
+    /// Kills it with SIGKILL. The datapath stays.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.running.kill9()
+    }
+
+    /// Ends it with SIGTERM and returns how it ended.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.running.terminate(PATIENCE)
+    }
+
+    /// Starts it again on the same directories, after [`kill9`](Self::kill9) or
+    /// [`stop`](Self::stop) or instead of them, and waits until it is in force.
+    pub fn restart(&mut self) -> Result<()> {
+        self.running.kill9()?;
+        self.running = launch(&self.node, &self.options, &self.dir)?;
+        self.wait_ready(PATIENCE)
+    }
+
+    /// Changes what the next [`restart`](Self::restart) starts.
+    pub fn options(&mut self) -> &mut AgentOptions {
+        &mut self.options
+    }
+
+    /// What this run of the agent wrote to standard error so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.running.stderr()
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
+    }
+
+    /// Where its maps and links are pinned (`--bpffs`).
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        bpffs(&self.dir)
+    }
+
+    /// Its `--state-dir`.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        state_dir(&self.dir)
+    }
+
+    /// A netdp subcommand about this agent, for example `["status", "-o", "json"]`.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.node.command(&self.options.binary);
+        command.args(arguments);
+        name_directories(&mut command, &self.dir);
+        command
+    }
+
+    /// Runs such a subcommand and returns its standard output.
+    pub fn netdp(&self, arguments: &[&str]) -> Result<String> {
+        output(&mut self.command(arguments))
+    }
+}
+
+fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running> {
+    let ready = ready_file(dir);
+    // One of an earlier run would pass for this one's.
+    match fs::remove_file(&ready) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", ready.display()));
+        }
+        _ => {}
+    }
+    let mut command = node.command(&options.binary);
+    // The environment of whoever runs the tests is not the node's.
+    command.env_remove("NODE_IP");
+    command.arg("run").args(&options.arguments);
+    name_directories(&mut command, dir);
+    command.arg("--ready-file").arg(ready);
+    Running::start(command)
+}
+
+fn name_directories(command: &mut Command, dir: &WorkDir) {
+    command.arg("--bpffs").arg(bpffs(dir));
+    command.arg("--state-dir").arg(state_dir(dir));
+}
+
+fn ready_file(dir: &WorkDir) -> PathBuf {
+    dir.path().join("ready")
+}
+
+fn bpffs(dir: &WorkDir) -> PathBuf {
+    dir.path().join("bpffs")
+}
+
+fn state_dir(dir: &WorkDir) -> PathBuf {
+    dir.path().join("state")
+}

@@ -1,0 +1,153 @@
+//! One network namespace.
+
+use super::names::{self, NETNS_DIR};
+use super::process::{Running, output, wait_for};
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, setns};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A network namespace, known to `ip netns` by its [name](Self::name).
+///
+/// Clones mean the same namespace. When the last is dropped, the processes in
+/// it are killed and it is removed.
+#[derive(Debug, Clone)]
+pub struct Netns(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// Makes a namespace with its loopback up, IPv6 addresses usable at once
+    /// (no duplicate address detection), and no reverse path filter.
+    pub fn new(role: &str) -> Result<Self> {
+        names::require_root("a network namespace")?;
+        let name = names::unique(role);
+        output(Command::new("ip").args(["netns", "add", &name]))?;
+        let path = Path::new(NETNS_DIR).join(&name);
+        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let ns = Self(Arc::new(Inner { name, file }));
+        for key in [
+            "net.ipv6.conf.all.accept_dad",
+            "net.ipv6.conf.default.accept_dad",
+            "net.ipv6.conf.all.accept_ra",
+            "net.ipv6.conf.default.accept_ra",
+            "net.ipv4.conf.all.rp_filter",
+            "net.ipv4.conf.default.rp_filter",
+        ] {
+            ns.sysctl(key, "0")?;
+        }
+        ns.ip("link set lo up")?;
+        Ok(ns)
+    }
+
+    /// The name by which `ip netns` knows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The file to give to programs that take a namespace by path.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new(NETNS_DIR).join(&self.0.name)
+    }
+
+    /// A command whose process will be in this namespace. It sees the same
+    /// mounts as its parent, /sys/fs/bpf among them, which `ip netns exec`
+    /// would hide.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let inner = Arc::clone(&self.0);
+        let mut command = Command::new(program);
+        // SAFETY: between fork and exec the closure makes one system call; it
+        // takes no lock and allocates nothing.
+        unsafe {
+            command.pre_exec(move || Ok(setns(&inner.file, CloneFlags::CLONE_NEWNET)?));
+        }
+        command
+    }
+
+    /// Runs a program here to its end and returns its standard output. The
+    /// error has the namespace, the command line and what it wrote.
+    pub fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<String> {
+        output(&mut self.command_of(argv)?).with_context(|| format!("in {}", self.name()))
+    }
+
+    /// Starts a program here. It is killed when the guard is dropped.
+    pub fn spawn<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Running> {
+        Running::start(self.command_of(argv)?).with_context(|| format!("in {}", self.name()))
+    }
+
+    fn command_of<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Command> {
+        let (program, arguments) = argv.split_first().context("an empty command line")?;
+        let mut command = self.command(program);
+        command.args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `ip` here; `line` is split at white space.
+    pub fn ip(&self, line: &str) -> Result<String> {
+        let argv: Vec<&str> = std::iter::once("ip")
+            .chain(line.split_whitespace())
+            .collect();
+        self.run(&argv)
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace: the sockets
+    /// that it opens stay in here wherever they are used afterwards.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.0.file, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("entering the namespace {}", self.name()))?;
+                Ok(work())
+            });
+            match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    /// Sets a sysctl, for example `net.ipv4.ip_forward`. Dots separate; an
+    /// interface name with a dot in it is not supported.
+    pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
+        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        self.enter(|| fs::write(&path, value))?
+            .with_context(|| format!("setting {key}={value} in {}", self.name()))
+    }
+
+    /// Makes this namespace forward packets, both families.
+    pub fn forward(&self) -> Result<()> {
+        self.sysctl("net.ipv4.ip_forward", "1")?;
+        self.sysctl("net.ipv6.conf.all.forwarding", "1")
+    }
+
+    /// Waits until something here listens on the TCP port.
+    pub fn wait_listening(&self, port: u16) -> Result<()> {
+        let filter = format!("sport = :{port}");
+        wait_for(
+            Duration::from_secs(10),
+            &format!("a listener on TCP port {port} in {}", self.name()),
+            || {
+                self.run(&["ss", "-Hltn", &filter])
+                    .is_ok_and(|out| !out.is_empty())
+            },
+        )
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        names::remove_netns(&self.name);
+    }
+}

@@ -1,0 +1,185 @@
+//! Programs: run to the end, or kept running; and waiting with a deadline.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often a condition is looked at while waiting for it.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds. The error says what was waited for.
+pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+    wait_some(deadline, what, || condition().then_some(()))
+}
+
+/// Waits until `look` finds something, and returns it.
+pub fn wait_some<T>(
+    deadline: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Option<T>,
+) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        ensure!(
+            start.elapsed() < deadline,
+            "waited {deadline:?} in vain for {what}"
+        );
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Runs the command to its end and returns its standard output; a failure has
+/// the command line and all that it wrote.
+pub fn output(command: &mut Command) -> Result<String> {
+    let line = command_line(command);
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting `{line}`"))?;
+    let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+    if !out.status.success() {
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        bail!("`{line}`: {}{}", out.status, indent(&[&stderr, &stdout]));
+    }
+    Ok(stdout)
+}
+
+/// A program that runs until it ends or the guard is dropped, which kills it.
+/// What it writes is kept.
+#[derive(Debug)]
+pub struct Running {
+    line: String,
+    child: Child,
+    stdout: File,
+    stderr: File,
+}
+
+impl Running {
+    /// Starts the command with no standard input.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let line = command_line(&command);
+        let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(stdout.try_clone()?)
+            .stderr(stderr.try_clone()?)
+            .spawn()
+            .with_context(|| format!("starting `{line}`"))?;
+        Ok(Self {
+            line,
+            child,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it wrote to standard output so far.
+    #[must_use]
+    pub fn stdout(&self) -> String {
+        contents(&self.stdout)
+    }
+
+    /// What it wrote to standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        contents(&self.stderr)
+    }
+
+    /// How it ended; `None` while it runs.
+    pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// Waits until it ends, however it ends.
+    pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let what = format!("the end of `{}`", self.line);
+        let mut status = None;
+        wait_for(deadline, &what, || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        })
+        .with_context(|| self.written())?;
+        status.context(what)
+    }
+
+    /// Waits until it ends well, and returns its standard output.
+    pub fn finish(mut self, deadline: Duration) -> Result<String> {
+        let status = self.wait(deadline)?;
+        ensure!(
+            status.success(),
+            "`{}`: {status}{}",
+            self.line,
+            self.written()
+        );
+        Ok(self.stdout())
+    }
+
+    /// Sends SIGTERM and waits until it ends.
+    pub fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        kill(Pid::from_raw(i32::try_from(self.pid())?), Signal::SIGTERM)
+            .with_context(|| format!("terminating `{}`", self.line))?;
+        self.wait(deadline)
+    }
+
+    /// Sends SIGKILL and reaps it.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// All that it wrote, for a failure message.
+    #[must_use]
+    pub fn written(&self) -> String {
+        indent(&[&self.stderr(), &self.stdout()])
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.kill9();
+    }
+}
+
+fn contents(file: &File) -> String {
+    // Positional reads leave the offset alone at which the child writes on.
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 8192];
+    let mut offset = 0;
+    while let Ok(count @ 1..) = file.read_at(&mut chunk, offset) {
+        bytes.extend_from_slice(&chunk[..count]);
+        offset += count as u64;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn command_line(command: &Command) -> String {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        line.push(' ');
+        line.push_str(&argument.to_string_lossy());
+    }
+    line
+}
+
+fn indent(texts: &[&str]) -> String {
+    let mut indented = String::new();
+    for line in texts.iter().flat_map(|text| text.lines()) {
+        let _ = write!(indented, "\n    | {line}");
+    }
+    indented
+}

@@ -1,0 +1,75 @@
+//! A server's threads: accept until told to stop.
+
+use super::netns::Netns;
+use anyhow::{Context as _, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+/// How long a server takes at most to notice that it shall stop, milliseconds.
+const STOP_WITHIN: u8 = 20;
+
+/// A thread that serves until this is dropped.
+#[derive(Debug)]
+pub(super) struct Service {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Service {
+    /// Calls `serve` whenever the socket can be read, until dropped.
+    pub(super) fn start<S>(socket: S, mut serve: impl FnMut(&S) + Send + 'static) -> Self
+    where
+        S: AsFd + Send + 'static,
+    {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let mut wanted = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut wanted, PollTimeout::from(STOP_WITHIN)).is_ok_and(|ready| ready > 0) {
+                    serve(&socket);
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Listens on a TCP address in the namespace and gives each connection to
+    /// `serve` on a thread of its own.
+    pub(super) fn tcp<F>(ns: &Netns, at: SocketAddr, serve: F) -> Result<Self>
+    where
+        F: Fn(TcpStream, SocketAddr) -> std::io::Result<()> + Send + Sync + 'static,
+    {
+        let listener = ns
+            .enter(|| TcpListener::bind(at))?
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .with_context(|| format!("listening on {at} in {}", ns.name()))?;
+        let serve = Arc::new(serve);
+        Ok(Self::start(listener, move |listener| {
+            while let Ok((stream, peer)) = listener.accept() {
+                let serve = Arc::clone(&serve);
+                // An error is the client's: it went away.
+                std::thread::spawn(move || {
+                    stream.set_nonblocking(false)?;
+                    serve(stream, peer)
+                });
+            }
+        }))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
