@@ -104,17 +104,20 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 #[inline(always)]
 fn egress_flow<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let pkt = &mut work.pkt;
-    if !matches!(pkt.l4, L4::Untranslatable(_))
+    // An echo reply continues no mapping of this direction; with identifier 0 its
+    // tuple would be that of a request.
+    if !matches!(pkt.l4, L4::QueryReply | L4::Untranslatable(_))
         && let Some(slot) = tables.snat(&pkt.tuple)
     {
         return continue_egress(tables, pkt, slot);
     }
-    if let Action::Bypass = tables.action(&pkt.tuple.dst) {
+    let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
+    if tables.is_local(&pkt.tuple.src) {
+        return egress_host(tables, work, bypass);
+    }
+    if bypass {
         tables.count(|c| &mut c.egress_bypassed);
         return Verdict::Pass;
-    }
-    if tables.is_local(&pkt.tuple.src) {
-        return egress_host(tables, work);
     }
     egress_pod(tables, work)
 }
@@ -202,7 +205,10 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 
 #[inline(always)]
 fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet) -> Verdict {
-    if let Some(slot) = tables.rev_snat(&pkt.tuple) {
+    // Nor does an echo request continue one of this.
+    if !matches!(pkt.l4, L4::Query)
+        && let Some(slot) = tables.rev_snat(&pkt.tuple)
+    {
         return continue_ingress(tables, pkt, slot);
     }
     if !tables.is_local(&pkt.tuple.dst) {
@@ -311,9 +317,10 @@ fn rst_is_credible<T: Tables>(tables: &T, pkt: &Packet, slot: Slot) -> bool {
 }
 
 /// The node's own traffic: left alone, unless a pod's mapping holds its wire
-/// tuple; then the node's flow gets another port.
+/// tuple; then the node's flow gets another port. Towards a bypassed destination
+/// too, for the mapping may be older than the policy.
 #[inline(never)]
-fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+fn egress_host<T: Tables>(tables: &T, work: &mut Work, bypass: bool) -> Verdict {
     let pkt = &work.pkt;
     tables.count(|c| &mut c.egress_host);
     let opens = match pkt.l4 {
@@ -336,7 +343,7 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         // remembered here.
         None => {
             let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
-            if opens && !(found_by_lookup && tables.sent_by_socket()) {
+            if opens && !bypass && !(found_by_lookup && tables.sent_by_socket()) {
                 let now = tables.now();
                 let marker = mapping(&wire.dst, wire.dst_id, MAPPING_HOST, now);
                 // A full table only costs this flow its protection.
@@ -388,7 +395,7 @@ fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, now);
     claim.ranges = ranges_for(tables, &pkt.tuple);
     claim.outcome = Outcome::Searching;
-    if wanted.is_some() && port::contains(&claim.ranges, claim.wire.dst_id) {
+    if wanted.is_some() && may_have(tables, claim) {
         try_candidate(tables, claim);
     }
     if claim.outcome == Outcome::Searching {
@@ -416,7 +423,7 @@ fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     }
     match tables.snat(&pkt.tuple) {
         Some(slot) => {
-            if slot.id() != claim.wire.dst_id {
+            if slot.id() != claim.wire.dst_id || slot.addr() != pkt.new.addr {
                 tables.remove_rev_snat(&claim.wire);
             }
             continue_egress(tables, pkt, slot)
@@ -507,6 +514,20 @@ fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
         Ok(()) => claim.outcome = Outcome::Claimed,
         Err(InsertError::Exists) => {}
         Err(InsertError::Full) => claim.outcome = Outcome::Full,
+    }
+}
+
+/// Whether the candidate may be tried at all: classes only bound the search for
+/// another port, ranges that were given bound every port.
+#[inline(always)]
+fn may_have<T: Tables>(tables: &T, claim: &Claim) -> bool {
+    let port = claim.wire.dst_id;
+    match claim.wire.proto {
+        proto::TCP | proto::UDP if tables.settings().flags & SETTING_PORTS != 0 => {
+            port::contains(&claim.ranges, port)
+        }
+        proto::TCP | proto::UDP => port != 0,
+        _ => true,
     }
 }
 
