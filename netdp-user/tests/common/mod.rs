@@ -7,9 +7,12 @@ pub mod clients;
 pub mod wire;
 
 use anyhow::{Context as _, Result};
+use aya::programs::{SchedClassifier, TcAttachType};
 use ipnet::IpNet;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 use xtask::testbed::{
     Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
@@ -35,6 +38,10 @@ nonMasqueradeCIDRs:
 - fd00:172::/64
 - fd00:1::/64
 ";
+
+/// The programs on an uplink, ingress and egress, as the kernel calls them: it
+/// keeps 15 characters of a name.
+pub const OURS: [&str; 2] = ["ingress_rev_sna", "egress_snat"];
 
 /// `POLICY` without IPv6, for agents that do not translate it.
 pub const POLICY_V4: &str = "\
@@ -194,4 +201,46 @@ pub fn wait_log(agent: &Agent, words: &str) -> Result<()> {
 pub fn nft(ns: &Netns, rules: &str) -> Result<()> {
     ns.run(&["nft", rules])?;
     Ok(())
+}
+
+/// The names of the programs on a device's TCX hooks, in the order in which
+/// they run: ingress, egress.
+pub fn tcx_programs(ns: &Netns, device: &str) -> Result<[Vec<String>; 2]> {
+    let query = |hook| -> Result<Vec<String>> {
+        let (_, programs) = ns
+            .enter(|| SchedClassifier::query_tcx(device, hook))?
+            .with_context(|| format!("asking for the TCX programs of {device}"))?;
+        let name =
+            |info: &aya::programs::ProgramInfo| info.name_as_str().unwrap_or_default().to_owned();
+        Ok(programs.iter().map(name).collect())
+    };
+    Ok([query(TcAttachType::Ingress)?, query(TcAttachType::Egress)?])
+}
+
+/// The filters of a device's clsact qdisc as `tc` tells: ingress, egress.
+pub fn filters(ns: &Netns, device: &str) -> Result<[String; 2]> {
+    let show = |hook| ns.run(&["tc", "-s", "filter", "show", "dev", device, hook]);
+    Ok([show("ingress")?, show("egress")?])
+}
+
+/// Whether something is mounted at the path.
+pub fn is_mounted(path: &Path) -> Result<bool> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let point = |line: &str| line.split(' ').nth(1).map(str::to_owned);
+    Ok(mounts
+        .lines()
+        .filter_map(point)
+        .any(|at| Path::new(&at) == path))
+}
+
+/// Runs a command that has to fail, and returns what it wrote to standard error.
+pub fn refused(command: &mut Command) -> Result<String> {
+    let out = command.output()?;
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    anyhow::ensure!(!out.status.success(), "{command:?} succeeded: {told}");
+    anyhow::ensure!(
+        out.status.code().is_some(),
+        "{command:?} did not exit: {told}"
+    );
+    Ok(told)
 }
