@@ -26,7 +26,10 @@ pub fn run() -> Result<()> {
         shell::cargo()
             .args(["clippy", "--package", "netdp-ebpf", "--", "-D", "warnings"])
             // aya-ebpf uses unstable inline assembly, see netdp-user/build.rs.
-            .env("RUSTC_BOOTSTRAP", "aya_ebpf"),
+            .env("RUSTC_BOOTSTRAP", "aya_ebpf")
+            // Without std there is no unwinding, which this machine's target
+            // would otherwise have.
+            .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )?;
     licences()
 }

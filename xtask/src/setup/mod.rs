@@ -85,7 +85,7 @@ fn by_hand(system: &System) -> String {
          new as that nightly's:\n      \
          rustup toolchain install nightly --component rust-src\n      \
          cargo install bpf-linker\n  \
-         * a Rust of at least 1.90 in /usr with a precompiled core for bpfel-unknown-none (as \
+         * a Rust of at least 1.95 in /usr with a precompiled core for bpfel-unknown-none (as \
          Debian 12's libstd-rust-web-dev-bpf has), and bpf-linker built against an LLVM at least \
          as new as that Rust's:\n      {}\n\
          Then run the same command again.",

@@ -28,8 +28,8 @@ pub fn is_root() -> bool {
 pub fn require_root(what: &str) -> Result<()> {
     ensure!(
         is_root(),
-        "{what} needs root: it makes network namespaces and loads eBPF programs. \
-         Run it again as root (sudo -E, so that cargo stays in PATH)"
+        "{what} needs root: it makes network namespaces and loads eBPF \
+         programs. Run it again as root, for example with sudo -E env \"PATH=$PATH\" before it"
     );
     Ok(())
 }
