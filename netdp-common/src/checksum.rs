@@ -69,7 +69,7 @@ mod tests {
         while sum >> 16 != 0 {
             sum = (sum & 0xffff) + (sum >> 16);
         }
-        !(sum as u16)
+        !u16::try_from(sum).unwrap()
     }
 
     /// 0x0000 and 0xffff are the same ones' complement number.

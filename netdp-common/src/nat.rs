@@ -80,17 +80,20 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
-    if !matches!(pkt.l4, L4::Untranslatable(_))
+    // An echo reply continues no mapping of this direction; with identifier 0 its
+    // tuple would be that of a request.
+    if !matches!(pkt.l4, L4::QueryReply | L4::Untranslatable(_))
         && let Some(slot) = tables.snat(&pkt.tuple)
     {
         return continue_egress(tables, pkt, slot);
     }
-    if let Action::Bypass = tables.action(&pkt.tuple.dst) {
+    let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
+    if tables.is_local(&pkt.tuple.src) {
+        return egress_host(tables, work, bypass);
+    }
+    if bypass {
         tables.count(|c| &mut c.egress_bypassed);
         return Verdict::Pass;
-    }
-    if tables.is_local(&pkt.tuple.src) {
-        return egress_host(tables, work);
     }
     let opening = match opening(&pkt.l4) {
         // A pod's new SYN is never a reply, whatever stray packet came before
@@ -131,7 +134,10 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
-    if let Some(slot) = tables.rev_snat(&pkt.tuple) {
+    // Nor does an echo request continue one of this.
+    if !matches!(pkt.l4, L4::Query)
+        && let Some(slot) = tables.rev_snat(&pkt.tuple)
+    {
         return continue_ingress(tables, pkt, slot);
     }
     if !tables.is_local(&pkt.tuple.dst) && begins_outside(&pkt.l4) {
@@ -229,9 +235,10 @@ fn rst_is_credible<T: Tables>(tables: &T, pkt: &Packet, slot: Slot) -> bool {
 }
 
 /// The node's own traffic: left alone, unless a pod's mapping holds its wire
-/// tuple; then the node's flow gets another port.
+/// tuple; then the node's flow gets another port. Towards a bypassed destination
+/// too, for the mapping may be older than the policy.
 #[inline(never)]
-fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+fn egress_host<T: Tables>(tables: &T, work: &mut Work, bypass: bool) -> Verdict {
     let pkt = &work.pkt;
     tables.count(|c| &mut c.egress_host);
     let opens = match pkt.l4 {
@@ -253,7 +260,7 @@ fn egress_host<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         // not find (pings, what netfilter translated to a node address) is
         // remembered here.
         None => {
-            if opens && (pkt.tuple.is_icmp() || !tables.from_socket()) {
+            if opens && !bypass && (pkt.tuple.is_icmp() || !tables.sent_by_socket()) {
                 let now = tables.now();
                 let marker = mapping(&wire.dst, wire.dst_id, MAPPING_HOST, now);
                 // A full table only costs this flow its protection.
@@ -301,11 +308,7 @@ fn open<T: Tables>(tables: &T, work: &mut Work, addr: &Addr, flags: u16) -> Verd
     claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, now);
     claim.ranges = ranges_for(tables, &pkt.tuple);
     claim.outcome = Outcome::Searching;
-    let settings = tables.settings();
-    let keep = pkt.tuple.is_icmp()
-        || (settings.flags & SETTING_RANDOM_PORTS == 0
-            && port::contains(&claim.ranges, pkt.tuple.src_id));
-    if keep {
+    if keeps_id(tables, &pkt.tuple, &claim.ranges) {
         try_candidate(tables, claim);
     }
     if claim.outcome == Outcome::Searching {
@@ -340,7 +343,7 @@ fn open<T: Tables>(tables: &T, work: &mut Work, addr: &Addr, flags: u16) -> Verd
     }
     match tables.snat(&pkt.tuple) {
         Some(slot) => {
-            if slot.id() != claim.wire.dst_id {
+            if slot.id() != claim.wire.dst_id || slot.addr() != *addr {
                 tables.remove_rev_snat(&claim.wire);
             }
             continue_egress(tables, pkt, slot)
@@ -371,6 +374,23 @@ fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
         Err(InsertError::Exists) => {}
         Err(InsertError::Full) => claim.outcome = Outcome::Full,
     }
+}
+
+/// Whether a flow keeps its id where that is free: classes only bound the search
+/// for another port, ranges that were given bound every port.
+#[inline(always)]
+fn keeps_id<T: Tables>(tables: &T, tuple: &Tuple, ranges: &[PortRange; PORT_RANGES]) -> bool {
+    if tuple.is_icmp() {
+        return true;
+    }
+    let flags = tables.settings().flags;
+    if flags & SETTING_RANDOM_PORTS != 0 {
+        return false;
+    }
+    if flags & SETTING_PORTS != 0 {
+        return port::contains(ranges, tuple.src_id);
+    }
+    tuple.src_id != 0
 }
 
 /// The ids that a flow may have on the wire.

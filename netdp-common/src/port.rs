@@ -100,7 +100,7 @@ pub const fn contains(ranges: &[PortRange; PORT_RANGES], port: u16) -> bool {
     let mut i = 0;
     while i < PORT_RANGES {
         let range = ranges[i];
-        if range.len() > 0 && range.min <= port && port <= range.max {
+        if range.min <= port && port <= range.max {
             return true;
         }
         i += 1;

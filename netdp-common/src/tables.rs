@@ -57,7 +57,7 @@ pub trait Tables {
     /// Whether `port` must not be given away (NodePorts and the like).
     fn port_reserved(&self, port: u16) -> bool;
     /// Whether the packet was sent by a socket of the node.
-    fn from_socket(&self) -> bool;
+    fn sent_by_socket(&self) -> bool;
     /// Whether a socket of the node would receive packets with the tuple `wire`.
     fn socket_receives(&self, wire: &Tuple) -> bool;
     /// Calls `step` with 0, 1, 2 … until it returns false or `n` calls are made.

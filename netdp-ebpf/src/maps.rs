@@ -245,7 +245,7 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn from_socket(&self) -> bool {
+    fn sent_by_socket(&self) -> bool {
         // SAFETY: readable in the context of a TC program; a null check only.
         unsafe { !(*self.ctx.skb.skb).__bindgen_anon_2.sk.is_null() }
     }

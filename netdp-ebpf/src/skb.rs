@@ -1,6 +1,6 @@
 //! All access to packet bytes.
 
-use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::programs::TcContext;
 use netdp_common::addr::Family;
 use netdp_common::checksum;
@@ -101,7 +101,15 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
     if new_id != old_id {
         let (old, new) = (old_id.to_be(), new_id.to_be());
         ctx.l4_csum_replace(l4 + csum_at, old.into(), new.into(), 2 | mangled_0)?;
-        ctx.store(l4 + id_at, &new, 0)?;
+        // Where there is no checksum that cancels the change out, skb->csum has
+        // to follow it.
+        let unsummed = mangled_0 != 0 && ctx.load::<u16>(l4 + csum_at)? == 0;
+        let follow = if unsummed {
+            u64::from(BPF_F_RECOMPUTE_CSUM)
+        } else {
+            0
+        };
+        ctx.store(l4 + id_at, &new, follow)?;
     }
     let side = usize::from(!leaving);
     match pkt.family {

@@ -33,7 +33,7 @@ pub enum Hook {
 impl Hook {
     const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
 
-    const fn program(self) -> &'static str {
+    pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Egress => EGRESS,
             Self::Ingress => INGRESS,

@@ -19,6 +19,7 @@ pub use sweep::{FlowRecord, Swept};
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result};
+use aya::programs::SchedClassifier;
 use netdp_common::abi::{self, UPLINK_V4, UPLINK_V6};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::Timeouts;
@@ -111,6 +112,25 @@ impl Datapath {
     /// A map could not be read.
     pub fn sweep(&mut self, timeouts: &Timeouts, local: &BTreeSet<IpAddr>) -> Result<Swept> {
         sweep::sweep(&mut self.maps, timeouts, local)
+    }
+
+    /// The loaded program of a hook, to run it over packets of one's own.
+    ///
+    /// # Errors
+    /// The eBPF object has no such program.
+    pub fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
+        object::program(&mut self.object, hook.program())
+    }
+
+    /// Moves the datapath's clock, and the sweep's with it, to `ticks` (see
+    /// [`netdp_common::conntrack`]) after the monotonic clock. For tests.
+    ///
+    /// # Errors
+    /// The settings map could not be read or written.
+    pub fn set_clock_offset(&mut self, ticks: u32) -> Result<()> {
+        let mut settings = self.maps.settings()?;
+        settings.clock_offset = ticks;
+        self.maps.set_settings(&settings)
     }
 
     /// Interfaces that an earlier agent attached to.

@@ -1,0 +1,73 @@
+//! A map of one half of the mappings.
+
+use crate::abi::Mapping;
+use crate::slot::Slot;
+use crate::tables::InsertError;
+use crate::tuple::Tuple;
+use std::cell::{Cell, RefCell, UnsafeCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A hash map of mappings.
+pub struct HalfMap {
+    capacity: Cell<usize>,
+    entries: RefCell<HashMap<Tuple, Rc<UnsafeCell<Mapping>>>>,
+    /// Removed values: a program that found one may still write to it.
+    grave: RefCell<Vec<Rc<UnsafeCell<Mapping>>>>,
+}
+
+impl HalfMap {
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            capacity: Cell::new(capacity),
+            entries: RefCell::default(),
+            grave: RefCell::default(),
+        }
+    }
+
+    pub fn slot(&self, tuple: &Tuple) -> Option<Slot> {
+        let entries = self.entries.borrow();
+        let cell = entries.get(tuple)?;
+        // SAFETY: the value lives, here or in the grave, as long as the fake.
+        Some(unsafe { Slot::new(cell.get()) })
+    }
+
+    pub fn get(&self, tuple: &Tuple) -> Option<Mapping> {
+        let entries = self.entries.borrow();
+        // SAFETY: one thread, and slots only touch the value inside a call.
+        entries.get(tuple).map(|cell| unsafe { *cell.get() })
+    }
+
+    pub fn insert(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
+        let mut entries = self.entries.borrow_mut();
+        if entries.contains_key(tuple) {
+            return Err(InsertError::Exists);
+        }
+        if entries.len() >= self.capacity.get() {
+            return Err(InsertError::Full);
+        }
+        entries.insert(*tuple, Rc::new(UnsafeCell::new(*mapping)));
+        Ok(())
+    }
+
+    pub fn remove(&self, tuple: &Tuple) {
+        if let Some(cell) = self.entries.borrow_mut().remove(tuple) {
+            self.grave.borrow_mut().push(cell);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.borrow().len()
+    }
+
+    pub fn set_capacity(&self, capacity: usize) {
+        self.capacity.set(capacity);
+    }
+
+    pub fn all(&self) -> Vec<(Tuple, Mapping)> {
+        let entries = self.entries.borrow();
+        // SAFETY: as in `get`.
+        let pairs = entries.iter().map(|(k, v)| (*k, unsafe { *v.get() }));
+        pairs.collect()
+    }
+}

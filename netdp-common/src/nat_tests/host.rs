@@ -1,0 +1,184 @@
+//! The node's own traffic, and how it and the pods keep out of each other's way.
+
+use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
+use crate::abi::{Action, MAPPING_HOST};
+use crate::fake::build::{ACK, Build, FIN, Kind, RST, SYN};
+use crate::fake::{Fake, Seen, tuple_of};
+use crate::tables::Tables as _;
+
+#[test]
+fn the_nodes_own_traffic_is_untouched() {
+    for net in BOTH {
+        let fake = Fake::new();
+        for packet in [
+            Build::tcp(net.node, net.server, SYN),
+            Build::tcp(net.node, net.server, ACK),
+            Build::tcp(net.node, net.server, FIN | ACK),
+            Build::tcp(net.node, net.server, RST),
+            Build::tcp(net.node, net.server, SYN | ACK),
+            Build::udp(net.node, net.server),
+        ] {
+            assert_eq!(fake.out(&packet), Seen::Pass, "{packet:?}");
+            assert_eq!(fake.back(&packet.answer()), Seen::Pass, "{packet:?}");
+        }
+        assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+        assert_eq!(fake.counters().egress_host, 6);
+    }
+}
+
+#[test]
+fn a_ping_of_the_node_keeps_its_identifier() {
+    for net in BOTH {
+        let fake = Fake::new();
+        let ping = net.echo(4000).from(net.node);
+        for _ in 0..2 {
+            assert_eq!(fake.out(&ping), Seen::Pass);
+            assert_eq!(fake.back(&ping.answer()), Seen::Pass);
+        }
+        let mark = fake
+            .rev_snat
+            .get(&tuple_of(&ping).reversed())
+            .expect("a mark");
+        assert_eq!(mark.flags, MAPPING_HOST);
+        assert_eq!(mark.packets, 3, "all but the first packet");
+        // A pod that pings with the same identifier gets another one.
+        let pod = net.echo(4000);
+        let seen = fake.out(&pod);
+        assert_ne!(seen, becomes(net.node));
+        let reply = pod.from(&wire_of(seen)).answer();
+        assert_eq!(fake.back(&reply), becomes(net.pod));
+        assert_eq!(fake.back(&ping.answer()), Seen::Pass);
+        assert_paired(&fake);
+    }
+}
+
+#[test]
+fn what_netfilter_translated_to_the_node_is_remembered() {
+    for net in BOTH {
+        for opening in [
+            Build::tcp(net.node, net.server, SYN),
+            Build::udp(net.node, net.server),
+        ] {
+            let mut fake = Fake::new();
+            fake.sent_by_socket = false;
+            assert_eq!(fake.out(&opening), Seen::Pass);
+            assert_eq!(fake.back(&opening.answer()), Seen::Pass);
+            let pod = opening.from(net.pod);
+            assert_ne!(fake.out(&pod), becomes(net.node));
+            assert_eq!(fake.back(&opening.answer()), Seen::Pass, "still the node's");
+            assert_paired(&fake);
+        }
+        // A segment that opens nothing reserves nothing.
+        let mut fake = Fake::new();
+        fake.sent_by_socket = false;
+        for flags in [ACK, SYN | ACK, FIN | ACK, RST] {
+            let packet = Build::tcp(net.node, net.server, flags);
+            assert_eq!(fake.out(&packet), Seen::Pass);
+        }
+        assert_eq!(fake.rev_snat.len(), 0);
+    }
+}
+
+#[test]
+fn a_mark_is_kept_alive_by_its_flow() {
+    let mut fake = Fake::new();
+    fake.sent_by_socket = false;
+    let packet = Build::udp(V4.node, V4.server);
+    let wire = tuple_of(&packet).reversed();
+    for answer in [false, true] {
+        fake.out(&packet);
+        fake.advance(60);
+        let seen = if answer {
+            fake.back(&packet.answer())
+        } else {
+            fake.out(&packet)
+        };
+        assert_eq!(seen, Seen::Pass);
+        let mark = fake.rev_snat.get(&wire).unwrap();
+        assert_eq!(mark.last_seen, fake.now());
+    }
+}
+
+#[test]
+fn a_full_table_does_not_stop_the_node() {
+    let mut fake = Fake::new();
+    fake.sent_by_socket = false;
+    fake.rev_snat.set_capacity(0);
+    for packet in V4.openings() {
+        assert_eq!(fake.out(&packet.from(V4.node)), Seen::Pass);
+    }
+}
+
+#[test]
+fn a_host_flow_gives_way_to_the_pod_that_was_there_first() {
+    for net in BOTH {
+        for packet in net.openings() {
+            let fake = opened(&packet);
+            let host = packet.from(net.node);
+            let seen = fake.out(&host);
+            let wire = wire_of(seen);
+            assert_ne!(seen, becomes(net.node), "{host:?}");
+            assert!(wire.starts_with(net.node_ip), "{wire}");
+            // Both get their own replies, again and again.
+            for _ in 0..2 {
+                let reply = host.from(&wire).answer();
+                assert_eq!(fake.back(&reply), becomes(net.node));
+                let reply = packet.from(net.node).answer();
+                assert_eq!(fake.back(&reply), becomes(net.pod));
+                assert_eq!(fake.out(&host), seen);
+                assert_eq!(fake.out(&packet), becomes(net.node));
+            }
+            halves(&fake, &host);
+            assert_paired(&fake);
+        }
+    }
+}
+
+/// They have no port: their tuple must not be taken for that of a ping with
+/// identifier 0.
+#[test]
+fn messages_of_the_node_are_not_taken_for_pings() {
+    for net in BOTH {
+        let ping = net.echo(0);
+        let fake = opened(&ping);
+        let end = |ip: &str| format!("{ip}:0");
+        let (node, server) = (end(net.node_ip), end(net.server_ip));
+        for kind in [Kind::Icmp(3), Kind::EchoReply] {
+            let message = Build::new(&node, &server, kind);
+            assert_eq!(fake.out(&message), Seen::Pass, "{message:?}");
+        }
+        let query = Build::echo(&server, &node);
+        assert_eq!(fake.back(&query), Seen::Pass, "the node answers");
+        let reply = ping.from(&node).answer();
+        assert_eq!(fake.back(&reply), becomes(&end(net.pod_ip)));
+    }
+}
+
+/// A mapping may outlive the policy that it was made under.
+#[test]
+fn a_host_flow_gives_way_whatever_the_policy_says_now() {
+    for (net, prefix) in [(V4, "0.0.0.0/0"), (V6, "::/0")] {
+        for packet in net.openings() {
+            let mut fake = opened(&packet);
+            fake.rule(prefix, Action::Bypass);
+            let host = packet.from(net.node);
+            let wire = wire_of(fake.out(&host));
+            assert_ne!(wire, net.node);
+            let reply = host.from(&wire).answer();
+            assert_eq!(fake.back(&reply), becomes(net.node));
+            let reply = packet.from(net.node).answer();
+            assert_eq!(fake.back(&reply), becomes(net.pod));
+        }
+    }
+}
+
+#[test]
+fn bypassed_traffic_of_the_node_reserves_nothing() {
+    let mut fake = Fake::new();
+    fake.rule("0.0.0.0/0", Action::Bypass);
+    fake.sent_by_socket = false;
+    for packet in V4.openings() {
+        assert_eq!(fake.out(&packet.from(V4.node)), Seen::Pass);
+    }
+    assert_eq!(fake.rev_snat.len(), 0);
+}

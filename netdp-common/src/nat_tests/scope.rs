@@ -1,0 +1,206 @@
+//! What is translated, and what is left alone.
+
+use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
+use crate::abi::{Action, SETTING_IPV6, UPLINK_V4, UPLINK_V6};
+use crate::fake::build::{ACK, Build, Kind, RST, SYN};
+use crate::fake::{Fake, Seen};
+use crate::verdict::DropReason;
+
+#[test]
+fn a_pod_leaves_as_the_node_and_its_reply_comes_back() {
+    for net in BOTH {
+        for packet in net.openings() {
+            let fake = Fake::new();
+            assert_eq!(fake.out(&packet), becomes(net.node), "{packet:?}");
+            let reply = packet.from(net.node).answer();
+            assert_eq!(fake.back(&reply), becomes(net.pod), "{reply:?}");
+            assert_paired(&fake);
+            let (original, back) = halves(&fake, &packet);
+            assert_eq!((original.packets, back.packets), (1, 1));
+            let counters = fake.counters();
+            assert_eq!(counters.egress_masqueraded, 1);
+            assert_eq!(counters.ingress_translated, 1);
+            assert_eq!(counters.mappings_created, 1);
+            assert_eq!(counters.ports_changed, 0);
+        }
+    }
+}
+
+#[test]
+fn a_bypassed_destination_sees_the_pod() {
+    for (net, prefix) in [(V4, "198.51.100.0/24"), (V6, "2001:db8::/32")] {
+        for packet in net.openings() {
+            let mut fake = Fake::new();
+            fake.rule(prefix, Action::Bypass);
+            assert_eq!(fake.out(&packet), Seen::Pass);
+            assert_eq!(fake.back(&packet.answer()), Seen::Pass);
+            assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+            assert!(fake.inbound.borrow().is_empty(), "nothing to know there");
+            assert_eq!(fake.counters().egress_bypassed, 1);
+            assert_eq!(fake.counters().ingress_passed, 1);
+        }
+    }
+}
+
+#[test]
+fn the_longest_prefix_decides() {
+    let mut fake = Fake::new();
+    fake.rule("10.0.0.0/8", Action::Bypass);
+    fake.rule("10.0.0.0/29", Action::Masquerade);
+    fake.rule("10.0.0.5/32", Action::Bypass);
+    for (server, wanted) in [
+        ("10.0.0.3:6379", becomes("192.0.2.10:4000")),
+        ("10.0.0.5:6379", Seen::Pass),
+        ("10.0.0.8:6379", Seen::Pass),
+        ("11.0.0.3:6379", becomes("192.0.2.10:4000")),
+    ] {
+        let packet = Build::tcp(V4.pod, server, SYN);
+        assert_eq!(fake.out(&packet), wanted, "{server}");
+    }
+}
+
+#[test]
+fn a_live_mapping_outlives_its_policy() {
+    for (net, prefix) in [(V4, "0.0.0.0/0"), (V6, "::/0")] {
+        for packet in net.openings() {
+            let mut fake = opened(&packet);
+            fake.rule(prefix, Action::Bypass);
+            assert_eq!(fake.out(&packet), becomes(net.node));
+            let reply = packet.from(net.node).answer();
+            assert_eq!(fake.back(&reply), becomes(net.pod));
+            let fresh = packet.from(net.other_pod);
+            assert_eq!(fake.out(&fresh), Seen::Pass, "new flows follow it");
+        }
+    }
+}
+
+#[test]
+fn what_nothing_may_be_assumed_of_is_left_alone() {
+    for (src, dst) in [
+        ("172.16.0.2:5353", "224.0.0.251:5353"),
+        ("172.16.0.2:68", "255.255.255.255:67"),
+        ("0.0.0.0:68", "198.51.100.7:67"),
+        ("[fd00:1::2]:5353", "[ff02::fb]:5353"),
+        ("[::]:546", "[2001:db8::7]:547"),
+        ("[fe80::1]:546", "[2001:db8::7]:547"),
+        ("[febf::1]:546", "[2001:db8::7]:547"),
+    ] {
+        let fake = Fake::new();
+        let packet = Build::udp(src, dst);
+        assert_eq!(fake.out(&packet), Seen::Pass, "{src} → {dst}");
+        assert_eq!(fake.back(&packet), Seen::Pass, "{src} → {dst}");
+        assert_eq!(fake.counters().egress_untouched, 1);
+        assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+        assert!(fake.inbound.borrow().is_empty());
+    }
+    // Just outside those ranges.
+    for (src, dst) in [
+        ("172.16.0.2:1024", "223.255.255.255:1"),
+        ("172.16.0.2:1024", "240.0.0.1:1"),
+        ("[fec0::1]:1024", "[2001:db8::7]:1"),
+    ] {
+        let packet = Build::udp(src, dst);
+        assert!(
+            matches!(Fake::new().out(&packet), Seen::As(_)),
+            "{src} → {dst}"
+        );
+    }
+}
+
+#[test]
+fn ipv6_is_untouched_while_it_is_off() {
+    let mut fake = Fake::new();
+    fake.settings.flags &= !SETTING_IPV6;
+    for packet in V6.openings() {
+        assert_eq!(fake.out(&packet), Seen::Pass);
+        assert_eq!(fake.back(&packet.answer()), Seen::Pass);
+    }
+    let sctp = Build::new(V6.pod, V6.server, Kind::Other(132));
+    assert_eq!(fake.out(&sctp), Seen::Pass);
+    assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+    assert_eq!(fake.out(&V4.syn()), becomes(V4.node));
+}
+
+#[test]
+fn an_uplink_without_an_address_of_the_family_drops() {
+    for (net, flag) in [(V4, UPLINK_V4), (V6, UPLINK_V6)] {
+        for packet in net.openings() {
+            let mut fake = Fake::new();
+            fake.uplink.flags &= !flag;
+            let dropped = drop_of(DropReason::NoSourceAddress);
+            assert_eq!(fake.out(&packet), dropped);
+            assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+            fake.uplink.flags |= flag;
+            assert_eq!(fake.out(&packet), becomes(net.node));
+            // A mapping that is there keeps its address.
+            fake.uplink.flags &= !flag;
+            assert_eq!(fake.out(&packet), becomes(net.node));
+        }
+    }
+}
+
+/// Packets that no mapping can carry, with the reason.
+fn untranslatable(src: &str, dst: &str) -> Vec<(Build, DropReason)> {
+    let unsupported = DropReason::UnsupportedProtocol;
+    let mut all = vec![
+        (Build::new(src, dst, Kind::Other(132)), unsupported),
+        (Build::new(src, dst, Kind::Other(47)), unsupported),
+        (Build::new(src, dst, Kind::Icmp(13)), DropReason::IcmpNoFlow),
+        (
+            Build::new(src, dst, Kind::EchoReply),
+            DropReason::IcmpNoFlow,
+        ),
+    ];
+    if src.starts_with('[') {
+        all.push((Build::new(src, dst, Kind::Other(44)), DropReason::Fragment));
+    } else {
+        let mut fragment = Build::udp(src, dst);
+        fragment.fragment = 0x2000;
+        all.push((fragment, DropReason::Fragment));
+    }
+    all
+}
+
+#[test]
+fn what_cannot_be_translated_is_dropped_and_never_leaks() {
+    for (net, prefix) in [(V4, "0.0.0.0/0"), (V6, "::/0")] {
+        for (packet, reason) in untranslatable(net.pod, net.server) {
+            let mut fake = Fake::new();
+            assert_eq!(fake.out(&packet), drop_of(reason), "{packet:?}");
+            // Towards the node it is the node's to judge.
+            assert_eq!(fake.back(&packet.answer()), Seen::Pass);
+            fake.rule(prefix, Action::Bypass);
+            assert_eq!(fake.out(&packet), Seen::Pass, "{packet:?}");
+            assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+        }
+        for (packet, _) in untranslatable(net.node, net.server) {
+            assert_eq!(Fake::new().out(&packet), Seen::Pass, "host {packet:?}");
+        }
+    }
+}
+
+#[test]
+fn unasked_for_packets_reach_the_node_unchanged() {
+    for net in BOTH {
+        let to_node = [
+            Build::udp(net.server, net.node),
+            Build::tcp(net.server, net.node, SYN),
+            Build::tcp(net.server, net.node, SYN | ACK),
+            Build::tcp(net.server, net.node, RST),
+            Build::new(net.server, net.node, Kind::EchoReply),
+        ];
+        let fake = Fake::new();
+        for packet in &to_node {
+            assert_eq!(fake.back(packet), Seen::Pass, "{packet:?}");
+        }
+        assert!(fake.inbound.borrow().is_empty(), "the node answers itself");
+        // A mapping lets in its own peer and nobody else.
+        let fake = opened(&net.udp());
+        let stranger = Build::udp(net.other_server, net.node);
+        assert_eq!(fake.back(&stranger), Seen::Pass);
+        let elsewhere = Build::udp(net.server, net.node.replace("4000", "4001").as_str());
+        assert_eq!(fake.back(&elsewhere), Seen::Pass);
+        let friend = Build::udp(net.server, net.node);
+        assert_eq!(fake.back(&friend), becomes(net.pod));
+    }
+}

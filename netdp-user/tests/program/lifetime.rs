@@ -1,0 +1,140 @@
+//! How long mappings live: the programs' clock and the sweep.
+
+use crate::build::{ACK, Build, FIN, SYN};
+use crate::node::{Node, V6, becomes};
+use netdp_common::conntrack::Timeouts;
+use netdp_user::datapath::Swept;
+
+const POD: &str = "172.16.0.2:4000";
+const SERVER: &str = "198.51.100.7:443";
+const WIRE: &str = "192.0.2.10:4000";
+
+fn sweep(node: &mut Node) -> Swept {
+    let swept = node.datapath().sweep(&Timeouts::default(), &Node::local());
+    swept.expect("a sweep")
+}
+
+/// Alive a minute before its time, gone when it has come. The test itself takes
+/// much less than the minute.
+fn lives_for(node: &mut Node, from: u64, seconds: u64, what: &str) {
+    node.at(from + seconds - 60);
+    let swept = sweep(node);
+    assert_eq!((swept.live, swept.expired), (1, 0), "{what}: too early");
+    // The clock counts in ticks: a second covers what rounding adds.
+    node.at(from + seconds + 1);
+    let swept = sweep(node);
+    assert_eq!((swept.live, swept.expired), (0, 1), "{what}: too late");
+    assert!(node.flows().is_empty());
+}
+
+#[test]
+fn a_mapping_ends_when_its_time_has_come() {
+    let timeouts = Timeouts::default();
+    let mut node = Node::new();
+    node.out(&Build::udp(POD, SERVER));
+    lives_for(&mut node, 0, timeouts.udp_unreplied, "UDP");
+
+    let mut node = Node::new();
+    node.out(&Build::udp(POD, SERVER));
+    node.back(&Build::udp(SERVER, WIRE));
+    lives_for(&mut node, 0, timeouts.udp_replied, "UDP with replies");
+
+    let mut node = Node::new();
+    node.out(&Build::echo(POD, "198.51.100.7:0"));
+    lives_for(&mut node, 0, timeouts.icmp, "a ping");
+
+    let mut node = Node::new();
+    node.out(&Build::tcp(POD, SERVER, SYN));
+    lives_for(&mut node, 0, timeouts.tcp_opening, "a SYN");
+
+    let mut node = Node::new();
+    node.out(&Build::tcp(POD, SERVER, ACK));
+    lives_for(&mut node, 0, timeouts.tcp_unreplied, "TCP in mid-stream");
+    node.out(&Build::tcp(POD, SERVER, ACK));
+    node.back(&Build::tcp(SERVER, WIRE, ACK));
+    let from = timeouts.tcp_unreplied + 1;
+    lives_for(&mut node, from, timeouts.tcp_established, "TCP");
+
+    let mut node = Node::new();
+    node.out(&Build::tcp(POD, SERVER, SYN));
+    node.back(&Build::tcp(SERVER, WIRE, SYN | ACK));
+    node.out(&Build::tcp(POD, SERVER, FIN | ACK));
+    node.back(&Build::tcp(SERVER, WIRE, FIN | ACK));
+    lives_for(&mut node, 0, timeouts.tcp_closing, "TCP after both FINs");
+}
+
+#[test]
+fn packets_of_either_direction_keep_it_alive() {
+    let udp = Build::udp(POD, SERVER);
+    for outwards in [true, false] {
+        let mut node = Node::new();
+        node.out(&udp);
+        node.back(&udp.from(WIRE).answer());
+        for round in 1..=3 {
+            node.at(round * 200);
+            assert_eq!(sweep(&mut node).live, 1, "outwards: {outwards}");
+            if outwards {
+                assert_eq!(node.out(&udp), becomes(&udp.from(WIRE)));
+            } else {
+                let reply = udp.from(WIRE).answer();
+                assert_eq!(node.back(&reply), becomes(&udp.answer()));
+            }
+        }
+        lives_for(&mut node, 600, 300, "after the last packet");
+    }
+}
+
+#[test]
+fn what_has_ended_is_gone_both_ways() {
+    let mut node = Node::new();
+    let udp = Build::udp(POD, SERVER);
+    node.out(&udp);
+    node.at(121);
+    sweep(&mut node);
+    let reply = udp.from(WIRE).answer();
+    assert_eq!(node.back(&reply), becomes(&reply), "left to the node");
+    // Its port is free again.
+    let other = udp.from("172.16.0.3:4000");
+    assert_eq!(node.out(&other), becomes(&other.from(WIRE)));
+}
+
+#[test]
+fn mappings_of_a_lost_address_end() {
+    let mut node = Node::new();
+    node.out(&Build::udp(POD, SERVER));
+    node.out(&Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443"));
+    let v6_only = [V6.into()].into();
+    let swept = node.datapath().sweep(&Timeouts::default(), &v6_only);
+    let swept = swept.expect("a sweep");
+    assert_eq!((swept.live, swept.address_gone), (1, 1));
+    assert!(node.flows()[0].source.is_ipv6());
+}
+
+#[test]
+fn a_lost_reply_half_is_made_again() {
+    let mut node = Node::new();
+    let udp = Build::udp(POD, SERVER);
+    node.out(&udp);
+    node.lose_reply_half(&udp, WIRE);
+    let reply = udp.from(WIRE).answer();
+    assert_eq!(node.back(&reply), becomes(&reply));
+    node.at(100);
+    assert_eq!(sweep(&mut node).repaired, 1);
+    assert_eq!(node.back(&reply), becomes(&udp.answer()));
+}
+
+#[test]
+fn a_ping_of_the_node_holds_its_identifier_for_a_minute() {
+    let mut node = Node::new();
+    let ping = Build::echo("192.0.2.10:4000", "198.51.100.7:0");
+    assert_eq!(node.out(&ping), becomes(&ping));
+    let pod = ping.from("172.16.0.2:4000");
+    assert_ne!(node.out(&pod), becomes(&pod.from(WIRE)));
+    assert_eq!(node.back(&ping.answer()), becomes(&ping.answer()));
+    let swept = sweep(&mut node);
+    assert_eq!((swept.live, swept.host), (1, 1));
+    node.at(70);
+    let swept = sweep(&mut node);
+    assert_eq!((swept.live, swept.host), (0, 0));
+    assert_eq!(node.out(&pod), becomes(&pod.from(WIRE)));
+}

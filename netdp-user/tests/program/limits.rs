@@ -1,0 +1,94 @@
+//! Full tables and taken ports, with the kernel's maps and loops.
+
+use crate::build::{Build, SYN};
+use crate::node::{Node, Seen, becomes, frame};
+use netdp_common::conntrack::Timeouts;
+use netdp_user::datapath::Hook;
+use std::collections::BTreeSet;
+
+const SERVER: &str = "198.51.100.7:443";
+
+#[test]
+fn a_full_table_drops_new_flows_only() {
+    let mut node = Node::with(|setup| setup.max_flows = 4);
+    let flow = |n: u16| Build::udp(&format!("172.16.0.2:{}", 4000 + n), SERVER);
+    let wire = |n: u16| flow(n).from(&format!("192.0.2.10:{}", 4000 + n));
+    for n in 0..4 {
+        assert_eq!(node.out(&flow(n)), becomes(&wire(n)), "flow {n}");
+    }
+    for n in 4..8 {
+        assert_eq!(node.out(&flow(n)), Seen::Shot, "flow {n}");
+    }
+    assert_eq!(node.counters().drops.table_full, 8);
+    for n in 0..4 {
+        assert_eq!(node.out(&flow(n)), becomes(&wire(n)), "flow {n} goes on");
+        let reply = wire(n).answer();
+        assert_eq!(node.back(&reply), becomes(&flow(n).answer()));
+    }
+    assert_eq!(node.flows().len(), 4);
+    // Room again once they have ended.
+    node.at(400);
+    let swept = node
+        .datapath()
+        .sweep(&Timeouts::default(), &Node::local())
+        .expect("a sweep");
+    assert_eq!(swept.expired, 4);
+    assert_eq!(node.out(&flow(7)), becomes(&wire(7)));
+}
+
+/// Every port above 1023 towards one server, then none, then one again.
+#[test]
+fn exhausted_ports_drop_new_flows_only() {
+    let mut node = Node::with(|setup| setup.max_flows = 70_000);
+    let mut bytes = frame(&Build::tcp("172.16.0.2:1024", SERVER, SYN));
+    let sport = 14 + 20;
+    for port in 1024..=u16::MAX {
+        // The checksum is as wrong as the port: nobody looks.
+        bytes[sport..sport + 2].copy_from_slice(&port.to_be_bytes());
+        let seen = node.run_once(Hook::Egress, &bytes);
+        assert_ne!(seen, Seen::Shot, "port {port}");
+    }
+    assert_eq!(node.counters().ports_changed, 0);
+    let late = Build::tcp("172.16.0.3:4000", SERVER, SYN);
+    assert_eq!(node.out(&late), Seen::Shot);
+    assert_eq!(node.counters().drops.no_free_port, 2);
+    let first = Build::tcp("172.16.0.2:4000", SERVER, SYN);
+    let wire = first.from("192.0.2.10:4000");
+    assert_eq!(node.out(&first), becomes(&wire), "a live flow goes on");
+    assert_eq!(node.back(&wire.answer()), becomes(&first.answer()));
+    let elsewhere = late.to("198.51.100.8:443");
+    let wire = elsewhere.from("192.0.2.10:4000");
+    assert_eq!(node.out(&elsewhere), becomes(&wire));
+    // The last free port is found.
+    let ended = Build::tcp("172.16.0.2:54321", SERVER, SYN);
+    node.forget(&ended, "192.0.2.10:54321");
+    assert_eq!(node.out(&late), becomes(&late.from("192.0.2.10:54321")));
+    assert_eq!(node.flows().len(), 64_513);
+}
+
+#[test]
+fn every_port_of_a_class_is_found() {
+    let mut node = Node::with(|setup| setup.max_flows = 2_000);
+    for n in 0..424u16 {
+        let pod = format!("172.16.{}.{}:700", n / 250, n % 250 + 1);
+        let packet = frame(&Build::udp(&pod, SERVER));
+        assert_ne!(node.run_once(Hook::Egress, &packet), Seen::Shot, "{pod}");
+    }
+    let flows = node.flows();
+    let given: BTreeSet<u16> = flows.iter().map(|flow| flow.nat_id).collect();
+    assert_eq!(given, (600..1024).collect());
+    let late = Build::udp("172.16.9.9:700", SERVER);
+    assert_eq!(node.out(&late), Seen::Shot);
+    assert_eq!(node.counters().drops.no_free_port, 2);
+}
+
+#[test]
+fn reserved_ports_are_never_given() {
+    let mut node = Node::with(|setup| {
+        setup.reserved_ports = (600..1024).filter(|port| *port != 777).collect();
+    });
+    let packet = Build::udp("172.16.0.2:700", SERVER);
+    assert_eq!(node.out(&packet), becomes(&packet.from("192.0.2.10:777")));
+    let second = packet.from("172.16.0.3:700");
+    assert_eq!(node.out(&second), Seen::Shot);
+}

@@ -1,0 +1,24 @@
+//! The eBPF programs as the kernel runs them, over packets of our own
+//! (`BPF_PROG_TEST_RUN`): no interface, no traffic. Needs root.
+//!
+//! Every test has pinned maps and a network namespace to itself.
+
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of this is test; clippy only knows it of the functions marked so"
+)]
+
+#[path = "../../../netdp-common/src/fake/build.rs"]
+mod build;
+mod checksums;
+mod drops;
+mod lifetime;
+mod limits;
+mod node;
+mod random;
+mod restart;
+mod sockets;
+mod test_run;
+mod translation;

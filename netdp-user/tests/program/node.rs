@@ -1,0 +1,246 @@
+//! A node with one uplink, without a wire: 192.0.2.10 and fd00::10.
+
+use crate::build::{Build, Kind};
+pub use crate::test_run::Seen;
+use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_run};
+use aya::maps::{Array, HashMap, Map, MapData};
+use ipnet::IpNet;
+use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
+use netdp_common::conntrack::ticks;
+use netdp_common::tuple::{Tuple, proto};
+use netdp_user::datapath::{self, Datapath, FlowRecord, Hook, Mechanism, Setup};
+use netdp_user::reconcile::{Change, PolicyRule};
+use netdp_user::uplinks::{LinkLayer, Uplink};
+use nix::sched::{CloneFlags, unshare};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::process::Command;
+use tempfile::TempDir;
+
+pub const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
+pub const V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x10);
+
+pub struct Node {
+    dir: TempDir,
+    pub setup: Setup,
+    /// `None` while no agent runs.
+    datapath: Option<Datapath>,
+}
+
+impl Node {
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// A node that masquerades everything.
+    pub fn with(change: impl FnOnce(&mut Setup)) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "this test loads eBPF programs, mounts a bpffs and makes a network namespace: run it as root"
+        );
+        unshare(CloneFlags::CLONE_NEWNET)
+            .expect("this test makes a network namespace: it needs CAP_SYS_ADMIN");
+        let mut setup = Setup {
+            enable_ipv6: true,
+            max_flows: 1_000,
+            reserved_ports: BTreeSet::new(),
+            mechanism: Mechanism::Auto,
+        };
+        change(&mut setup);
+        let mut node = Self {
+            dir: tempfile::tempdir().expect("a temporary directory"),
+            setup,
+            datapath: None,
+        };
+        node.start().expect("loading the datapath");
+        node.uplink(Some(V4), Some(V6));
+        node.apply(&Change::AddLocal(V4.into()));
+        node.apply(&Change::AddLocal(V6.into()));
+        node.policy(&[]);
+        node
+    }
+
+    pub fn bpffs(&self) -> PathBuf {
+        self.dir.path().join("bpffs")
+    }
+
+    /// Starts the agent's part of the datapath over what is pinned.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        self.datapath = Some(Datapath::load(&self.bpffs(), &self.setup)?);
+        Ok(())
+    }
+
+    /// The agent goes; pins stay.
+    pub fn stop(&mut self) {
+        self.datapath = None;
+    }
+
+    pub fn datapath(&mut self) -> &mut Datapath {
+        self.datapath.as_mut().expect("a started datapath")
+    }
+
+    pub fn apply(&mut self, change: &Change) {
+        self.datapath().apply(change).expect("a change");
+    }
+
+    /// Test runs are as if the packet were on the loopback device, the only
+    /// interface of the namespace.
+    pub fn uplink(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        self.apply(&Change::SetUplink(Uplink {
+            ifindex: 1,
+            name: "lo".into(),
+            link_layer: LinkLayer::Ethernet,
+            v4,
+            v6,
+            up: true,
+        }));
+    }
+
+    /// Bypasses these prefixes and masquerades the rest.
+    pub fn policy(&mut self, bypass: &[&str]) {
+        let rule = |prefix: &&str| PolicyRule {
+            prefix: prefix.parse::<IpNet>().expect("a prefix"),
+            action: Action::Bypass,
+        };
+        let rules = bypass.iter().map(rule).collect();
+        self.apply(&Change::SetPolicy(rules));
+    }
+
+    /// Moves the clock to `seconds` after the start of the test.
+    pub fn at(&mut self, seconds: u64) {
+        let offset = u32::try_from(ticks(seconds)).expect("a time within the clock");
+        self.datapath().set_clock_offset(offset).expect("settings");
+    }
+
+    pub fn local() -> BTreeSet<IpAddr> {
+        [V4.into(), V6.into()].into()
+    }
+
+    pub fn counters(&mut self) -> Counters {
+        self.datapath().maps().counters().expect("the counters")
+    }
+
+    pub fn flows(&mut self) -> Vec<FlowRecord> {
+        self.datapath().maps().flows().expect("the flows")
+    }
+
+    /// Removes the mapping of `packet`, whose wire source is `wire`.
+    pub fn forget(&self, packet: &Build, wire: &str) {
+        self.lose_reply_half(packet, wire);
+        let mut snat = self.mappings(pins::SNAT);
+        snat.remove(&tuple_of(packet)).expect("an original half");
+    }
+
+    /// Removes the reply half of that mapping.
+    pub fn lose_reply_half(&self, packet: &Build, wire: &str) {
+        let mut rev_snat = self.mappings(pins::REV_SNAT);
+        let key = tuple_of(&packet.from(wire)).reversed();
+        rev_snat.remove(&key).expect("a reply half");
+    }
+
+    fn mappings(&self, pin: &str) -> HashMap<MapData, Tuple, Mapping> {
+        let map = MapData::from_pin(self.bpffs().join(pin)).expect("a pinned map");
+        Map::HashMap(map).try_into().expect("a map of mappings")
+    }
+
+    /// Writes the settings map behind the datapath's back.
+    pub fn write_settings(&self, settings: &Settings) {
+        let map = MapData::from_pin(self.bpffs().join(pins::SETTINGS)).expect("a pinned map");
+        let mut map: Array<_, Settings> = Map::Array(map).try_into().expect("the settings");
+        map.set(0, settings, 0).expect("writing the settings");
+    }
+
+    /// The packet leaves.
+    pub fn out(&mut self, packet: &Build) -> Seen {
+        self.run(Hook::Egress, &frame(packet))
+    }
+
+    /// The packet comes in.
+    pub fn back(&mut self, packet: &Build) -> Seen {
+        self.run(Hook::Ingress, &frame(packet))
+    }
+
+    /// Runs a hook's program over a frame, twice: without a checksum from the
+    /// device, and with one over the whole packet (`CHECKSUM_COMPLETE`), which
+    /// the kernel then compares with the packet that came out.
+    pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Seen {
+        let program = self.datapath().program(hook).expect("the program");
+        let first = test_run(program, frame, 0);
+        if !kernel_keeps_complete_checksums() {
+            assert_eq!(first, test_run(program, frame, 0), "{frame:02x?}");
+            return first;
+        }
+        let again = test_run(program, frame, CHECKSUM_COMPLETE);
+        assert_eq!(first, again, "with a complete checksum: {frame:02x?}");
+        first
+    }
+
+    /// Runs a hook's program over a frame once.
+    pub fn run_once(&mut self, hook: Hook, frame: &[u8]) -> Seen {
+        test_run(
+            self.datapath().program(hook).expect("the program"),
+            frame,
+            0,
+        )
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.datapath = None;
+        let gone = datapath::detach(&self.bpffs());
+        if !std::thread::panicking() {
+            gone.expect("removing the pins and the bpffs");
+        }
+    }
+}
+
+/// The tuple of a packet of TCP or UDP.
+fn tuple_of(packet: &Build) -> Tuple {
+    let protocol = match packet.kind {
+        Kind::Tcp { .. } => proto::TCP,
+        _ => proto::UDP,
+    };
+    Tuple::new(
+        packet.src.ip().into(),
+        packet.dst.ip().into(),
+        packet.src.port(),
+        packet.dst.port(),
+        protocol,
+    )
+}
+
+/// The packet behind an Ethernet header.
+pub fn frame(packet: &Build) -> Vec<u8> {
+    let mut out = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    out.extend(packet.ethertype().to_be_bytes());
+    out.extend(packet.bytes());
+    out
+}
+
+/// Goes on as `packet`, every checksum right.
+pub fn becomes(packet: &Build) -> Seen {
+    Seen::Next(frame(packet))
+}
+
+/// Gives the namespace's loopback these addresses.
+pub fn addresses(addrs: &[&str]) {
+    ip(&["link", "set", "lo", "up"]);
+    for addr in addrs {
+        // IPv6 even here asks whether another has the address, and lets nobody
+        // bind to it meanwhile.
+        let dad = addr.contains(':').then_some("nodad");
+        let add: Vec<_> = ["addr", "add", addr, "dev", "lo"]
+            .into_iter()
+            .chain(dad)
+            .collect();
+        ip(&add);
+    }
+}
+
+fn ip(args: &[&str]) {
+    let status = Command::new("ip").args(args).status();
+    let status = status.expect("this test needs ip (Debian package iproute2)");
+    assert!(status.success(), "ip {args:?}");
+}

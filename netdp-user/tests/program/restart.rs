@@ -1,0 +1,123 @@
+//! An agent that starts over what another has pinned.
+
+use crate::build::{ACK, Build, SYN};
+use crate::node::{Node, becomes};
+use netdp_common::abi::pins;
+use std::fs;
+
+const POD: &str = "172.16.0.2:4000";
+const SERVER: &str = "198.51.100.7:443";
+const WIRE: &str = "192.0.2.10:4000";
+
+#[test]
+fn a_new_agent_adopts_every_mapping() {
+    let mut node = Node::new();
+    assert!(!node.datapath().adopted());
+    node.policy(&["10.0.0.0/8"]);
+    let flows = [
+        Build::tcp(POD, SERVER, SYN),
+        Build::udp(POD, SERVER),
+        Build::echo(POD, "198.51.100.7:0"),
+    ];
+    for first in &flows {
+        assert_eq!(node.out(first), becomes(&first.from(WIRE)));
+    }
+    let from_outside = Build::udp("198.51.100.9:99", POD);
+    node.back(&from_outside);
+    let before = node.counters();
+
+    node.stop();
+    // What is fixed when maps are made stays as it is.
+    node.setup.max_flows = 7;
+    node.start().expect("a second agent");
+    assert!(node.datapath().adopted());
+    assert_eq!(node.counters(), before, "nothing is counted anew");
+    for first in &flows {
+        let reply = first.from(WIRE).answer();
+        assert_eq!(node.back(&reply), becomes(&first.answer()), "{first:?}");
+        assert_eq!(node.out(first), becomes(&first.from(WIRE)), "{first:?}");
+    }
+    let established = Build::tcp(POD, SERVER, ACK);
+    assert_eq!(node.out(&established), becomes(&established.from(WIRE)));
+    assert_eq!(node.flows().len(), 3);
+    let answer = from_outside.answer();
+    assert_eq!(node.out(&answer), becomes(&answer));
+    // The policy is in force before the new agent has read a file.
+    let bypassed = Build::tcp(POD, "10.1.2.3:443", SYN);
+    assert_eq!(node.out(&bypassed), becomes(&bypassed));
+    for n in 0..20 {
+        let packet = Build::udp(&format!("172.16.0.2:{}", 5000 + n), SERVER);
+        assert_ne!(node.out(&packet), crate::node::Seen::Shot, "the old size");
+    }
+}
+
+#[test]
+fn an_agent_with_other_settings_keeps_the_mappings() {
+    let mut node = Node::new();
+    let packet = Build::udp(POD, SERVER);
+    node.out(&packet);
+    node.stop();
+    node.setup.reserved_ports = [4000].into();
+    node.setup.enable_ipv6 = false;
+    node.start().expect("a second agent");
+    assert_eq!(
+        node.out(&packet),
+        becomes(&packet.from(WIRE)),
+        "a live port"
+    );
+    let fresh = packet.to("198.51.100.8:443");
+    assert_ne!(node.out(&fresh), becomes(&fresh.from(WIRE)), "now reserved");
+    let v6 = Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443");
+    assert_eq!(node.out(&v6), becomes(&v6));
+}
+
+#[test]
+fn a_map_of_another_layout_is_refused() {
+    let mut node = Node::new();
+    node.stop();
+    let (snat, uplinks) = (
+        node.bpffs().join(pins::SNAT),
+        node.bpffs().join(pins::UPLINKS),
+    );
+    fs::remove_file(&snat).expect("removing a pin");
+    fs::rename(uplinks, &snat).expect("renaming a pin");
+    let refusal = format!("{:#}", node.start().expect_err("a foreign map"));
+    for part in [
+        snat.to_str().expect("UTF-8"),
+        "has another layout",
+        "key 4 bytes, value 40 bytes",
+        "netdp detach --bpffs",
+        node.bpffs().to_str().expect("UTF-8"),
+    ] {
+        assert!(refusal.contains(part), "{part:?} is not in: {refusal}");
+    }
+    assert!(snat.exists(), "nothing is removed unasked");
+}
+
+#[test]
+fn maps_of_another_version_are_refused() {
+    let mut node = Node::new();
+    let mut settings = node.datapath().maps().settings().expect("settings");
+    settings.layout = 99;
+    node.write_settings(&settings);
+    node.stop();
+    let refusal = format!("{:#}", node.start().expect_err("a foreign version"));
+    for part in ["layout 99", "netdp detach --bpffs"] {
+        assert!(refusal.contains(part), "{part:?} is not in: {refusal}");
+    }
+    settings.layout = netdp_common::abi::LAYOUT;
+    node.write_settings(&settings);
+    node.start().expect("our own version");
+}
+
+#[test]
+fn two_nodes_do_not_disturb_each_other() {
+    let (mut one, mut two) = (Node::new(), Node::new());
+    let packet = Build::udp(POD, SERVER);
+    one.out(&packet);
+    assert_eq!(one.flows().len(), 1);
+    assert!(two.flows().is_empty());
+    two.policy(&["0.0.0.0/0"]);
+    assert_eq!(two.out(&packet), becomes(&packet));
+    assert_eq!(one.out(&packet), becomes(&packet.from(WIRE)));
+}

@@ -1,0 +1,89 @@
+//! `BPF_PROG_TEST_RUN`.
+
+use aya::programs::SchedClassifier;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+/// What a run of a program over a packet gave.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// On to the next program, as these bytes.
+    Next(Vec<u8>),
+    /// Dropped.
+    Shot,
+}
+
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of include/uapi/linux/bpf.h (Linux 6.12).
+pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
+
+/// Linux 6.16 has `BPF_F_IPV6`, without which no program can keep the complete
+/// checksum of an IPv6 packet right. Older kernels are not asked for it.
+pub fn kernel_keeps_complete_checksums() -> bool {
+    let release =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || parts.next().and_then(|part| part.parse::<u32>().ok());
+    (number(), number()) >= (Some(6), Some(16))
+}
+
+/// The `test` member of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct Attr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// `BPF_PROG_TEST_RUN`. Not aya's, which offers no flags.
+pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32) -> Seen {
+    /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
+    const BPF_PROG_TEST_RUN: libc::c_int = 10;
+    let mut out = vec![0; frame.len() + 64];
+    let fd = program.fd().expect("a loaded program").as_fd().as_raw_fd();
+    let mut attr = Attr {
+        prog_fd: u32::try_from(fd).expect("a file descriptor"),
+        data_size_in: u32::try_from(frame.len()).expect("a short frame"),
+        data_size_out: u32::try_from(out.len()).expect("a short frame"),
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        flags,
+        ..Attr::default()
+    };
+    // SAFETY: the pointers are to live buffers of the sizes given.
+    let status = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut attr,
+            size_of::<Attr>(),
+        )
+    };
+    assert_eq!(
+        status,
+        0,
+        "test run with flags {flags}: {} (EBADMSG: the complete checksum came out wrong) of {frame:02x?}",
+        std::io::Error::last_os_error()
+    );
+    out.truncate(attr.data_size_out as usize);
+    /// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too.
+    const NEXT: u32 = u32::MAX;
+    match attr.retval {
+        NEXT => Seen::Next(out),
+        2 => Seen::Shot,
+        other => panic!("the program returned {other}"),
+    }
+}
