@@ -138,7 +138,7 @@ fn a_file_is_replaced_by_another() -> Result<()> {
 fn a_volume_swaps_its_link() -> Result<()> {
     let street = Street::new()?;
     let mut volume = ConfigVolume::new(EVERYTHING)?;
-    let _agent = agent_on(&street, &volume.path().to_owned())?;
+    let _agent = agent_on(&street, volume.path())?;
     street.change(|text| volume.write(text))
 }
 
@@ -189,7 +189,7 @@ fn bad_files() -> Vec<(String, usize, &'static str)> {
 fn a_bad_file_changes_nothing_and_is_named() -> Result<()> {
     let street = Street::new()?;
     let mut volume = ConfigVolume::new(EVERYTHING)?;
-    let agent = agent_on(&street, &volume.path().to_owned())?;
+    let agent = agent_on(&street, volume.path())?;
     let hash = status(&agent)?["report"]["config"]["hash"].clone();
     for (turn, (text, line, words)) in bad_files().into_iter().enumerate() {
         let told = agent.log().matches("what was in force stays").count();
@@ -238,7 +238,7 @@ fn a_bad_file_changes_nothing_and_is_named() -> Result<()> {
 fn what_is_only_odd_is_warned_about() -> Result<()> {
     let street = Street::new()?;
     let mut volume = ConfigVolume::new(EVERYTHING)?;
-    let agent = agent_on(&street, &volume.path().to_owned())?;
+    let agent = agent_on(&street, volume.path())?;
     volume.write("nonMasqueradeCIDR: [10.9.0.0/16]\nnonMasqueradeCIDRs:\n- 172.16.0.0/16\n- 10.1.0.0/16\n- 10.1.0.0/16\n")?;
     street.wait_masqueraded(false)?;
     wait_config(&agent, "warnings", |warnings| {
@@ -267,7 +267,7 @@ fn what_is_only_odd_is_warned_about() -> Result<()> {
 fn a_bad_file_at_the_start_brings_the_defaults() -> Result<()> {
     let street = Street::new()?;
     let mut volume = ConfigVolume::new("nonMasqueradeCIDRs:\n- nonsense\n")?;
-    let agent = agent_on(&street, &volume.path().to_owned())?;
+    let agent = agent_on(&street, volume.path())?;
     wait_log(
         &agent,
         "THE CONFIGURATION IS BAD: the defaults are in force",
@@ -289,7 +289,7 @@ fn a_bad_file_at_the_start_brings_the_defaults() -> Result<()> {
 fn a_bad_file_at_a_restart_keeps_the_last_good_one() -> Result<()> {
     let street = Street::new()?;
     let mut volume = ConfigVolume::new(EVERYTHING)?;
-    let mut agent = agent_on(&street, &volume.path().to_owned())?;
+    let mut agent = agent_on(&street, volume.path())?;
     let hash = status(&agent)?["report"]["config"]["hash"].clone();
     agent.kill9()?;
     volume.write("nonMasqueradeCIDRs: 7\n")?;

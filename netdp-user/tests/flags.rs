@@ -108,11 +108,13 @@ fn a_bad_command_is_named() -> Result<()> {
     has(&told, &["Usage", "run", "status", "flows", "detach"])
 }
 
-/// The program where everybody may read it.
+/// The program where everybody may run it. Not copied by this process: a child
+/// that another test starts meanwhile would inherit the open file, and one that
+/// is open for writing can't be run.
 fn public_copy(place: &Place) -> Result<PathBuf> {
     let copy = place.path("netdp");
-    fs::copy(NETDP, &copy)?;
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+    let mut install = Command::new("install");
+    xtask::testbed::output(install.args(["-m", "755", NETDP]).arg(&copy))?;
     Ok(copy)
 }
 
