@@ -133,7 +133,7 @@ impl Agent {
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
-            kept: datapath.known_uplinks()?.into_iter().collect(),
+            keep: datapath.known_uplinks()?.into_iter().collect(),
         };
         let mut agent = Self {
             config: config::defaults(&options.config_options),
@@ -177,9 +177,8 @@ impl Agent {
                 _ = resync.tick() => {
                     self.watcher.rearm();
                     self.reload();
-                    // Programs that somebody took off come back.
-                    self.applied.uplinks.clear();
                     self.look().await;
+                    self.reattach();
                 }
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
@@ -346,15 +345,14 @@ impl Agent {
             log::warn!("no uplink: {reason}");
         }
         self.report.no_uplink = selected.reason;
-        let uplinks = selected
-            .uplinks
-            .into_iter()
-            .map(|uplink| (uplink.ifindex, uplink))
-            .collect();
         State {
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
-            uplinks,
+            uplinks: selected
+                .uplinks
+                .into_iter()
+                .map(|uplink| (uplink.ifindex, uplink))
+                .collect(),
         }
     }
 
@@ -392,7 +390,7 @@ impl Agent {
             .next()
             .is_some();
         self.applied = reached;
-        self.selection.kept = self.applied.uplinks.keys().copied().collect();
+        self.selection.keep = wanted.uplinks.keys().copied().collect();
         if lost {
             self.sweep();
         }
@@ -403,6 +401,19 @@ impl Agent {
             .collect();
         self.save_report();
         self.update_ready();
+    }
+
+    /// Brings back the programs that somebody took off an uplink.
+    fn reattach(&mut self) {
+        let uplinks: Vec<_> = self.applied.uplinks.values().cloned().collect();
+        for uplink in uplinks {
+            for change in [Change::SetUplink(uplink.clone()), Change::Attach(uplink)] {
+                log::debug!("again: {change:?}");
+                if let Err(err) = self.datapath.apply(&change) {
+                    log::error!("{err:#}");
+                }
+            }
+        }
     }
 
     fn update_ready(&mut self) {

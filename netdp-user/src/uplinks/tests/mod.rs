@@ -112,7 +112,6 @@ impl Net {
         choose(
             &self.0,
             &Selection {
-                patterns: Patterns::default(),
                 node_addrs,
                 enable_ipv6,
                 ..Selection::default()
@@ -126,7 +125,6 @@ impl Net {
             &self.0,
             &Selection {
                 patterns,
-                node_addrs: Vec::new(),
                 enable_ipv6: true,
                 ..Selection::default()
             },
