@@ -11,6 +11,7 @@ use crate::uplinks::{Monitor, Patterns, Selection, Snapshot, local_addresses, se
 use anyhow::{Context as _, Result, bail};
 use netdp_common::abi::Action;
 use netdp_common::conntrack::Timeouts;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -133,6 +134,7 @@ impl Agent {
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
+            keep: BTreeSet::new(),
         };
         let mut agent = Self {
             config: config::defaults(&options.config_options),
@@ -176,9 +178,8 @@ impl Agent {
                 _ = resync.tick() => {
                     self.watcher.rearm();
                     self.reload();
-                    // Programs that somebody took off come back.
-                    self.applied.uplinks.clear();
                     self.look().await;
+                    self.reattach();
                 }
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
@@ -331,6 +332,7 @@ impl Agent {
     }
 
     fn wanted(&mut self) -> State {
+        self.selection.keep = self.applied.uplinks.keys().copied().collect();
         let selected = select(&self.snapshot, &self.selection);
         if selected.unmatched != self.report.waiting_for {
             for pattern in &selected.unmatched {
@@ -344,24 +346,14 @@ impl Agent {
             log::warn!("no uplink: {reason}");
         }
         self.report.no_uplink = selected.reason;
-        let mut uplinks: std::collections::BTreeMap<_, _> = selected
-            .uplinks
-            .into_iter()
-            .map(|uplink| (uplink.ifindex, uplink))
-            .collect();
-        // An uplink stays one while the interface exists: a default route that
-        // is gone for a moment must not let a packet out untranslated.
-        if self.selection.patterns.is_empty() {
-            for (ifindex, uplink) in &self.applied.uplinks {
-                if self.snapshot.link(*ifindex).is_some() {
-                    uplinks.entry(*ifindex).or_insert_with(|| uplink.clone());
-                }
-            }
-        }
         State {
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
-            uplinks,
+            uplinks: selected
+                .uplinks
+                .into_iter()
+                .map(|uplink| (uplink.ifindex, uplink))
+                .collect(),
         }
     }
 
@@ -404,6 +396,19 @@ impl Agent {
             .collect();
         self.save_report();
         self.update_ready();
+    }
+
+    /// Brings back the programs that somebody took off an uplink.
+    fn reattach(&mut self) {
+        let uplinks: Vec<_> = self.applied.uplinks.values().cloned().collect();
+        for uplink in uplinks {
+            for change in [Change::SetUplink(uplink.clone()), Change::Attach(uplink)] {
+                log::debug!("again: {change:?}");
+                if let Err(err) = self.datapath.apply(&change) {
+                    log::error!("{err:#}");
+                }
+            }
+        }
     }
 
     fn update_ready(&mut self) {

@@ -19,6 +19,10 @@ pub struct Selection {
     pub node_addrs: Vec<IpAddr>,
     /// Whether IPv6 is translated too.
     pub enable_ipv6: bool,
+    /// Indexes of links that were uplinks by their role. They stay so while
+    /// they exist: a default route that is gone for a moment must not let a
+    /// packet out untranslated.
+    pub keep: BTreeSet<u32>,
 }
 
 /// Names of links, with globs (`*`, `?`, `[ab]`, `{a,b}`).
@@ -116,8 +120,8 @@ fn uplink(snapshot: &Snapshot, link: &Link, enable_ipv6: bool) -> Uplink {
     }
 }
 
-/// The links that carry a default route or an address of the node, or the
-/// masters of those.
+/// The links that carry a default route or an address of the node, or did so
+/// before, or the masters of those.
 fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
     let routes = snapshot
         .default_routes
@@ -131,6 +135,7 @@ fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
         .map(|addr| addr.ifindex);
     routes
         .chain(addrs)
+        .chain(selection.keep.iter().copied())
         .filter_map(|ifindex| snapshot.link(ifindex))
         .map(|link| masters(snapshot, link).last().unwrap_or(link))
         .filter(|link| !link.loopback)

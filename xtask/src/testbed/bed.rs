@@ -160,7 +160,7 @@ impl Bed {
         let uplink_index = uplink;
         let uplink = self.uplink(uplink)?;
         let host = host("server", &owned(addresses))?;
-        let port = format!("to-{}", host.addresses.len() + self.ports(&uplink.router)?);
+        let port = format!("to-{}", self.ports(&uplink.router)?);
         veth(&uplink.router, &port, &host, "eth0")?;
         for address in &host.addresses {
             let router = last_host(*address);

@@ -112,9 +112,9 @@ impl Net {
         choose(
             &self.0,
             &Selection {
-                patterns: Patterns::default(),
                 node_addrs,
                 enable_ipv6,
+                ..Selection::default()
             },
         )
     }
@@ -125,8 +125,8 @@ impl Net {
             &self.0,
             &Selection {
                 patterns,
-                node_addrs: Vec::new(),
                 enable_ipv6: true,
+                ..Selection::default()
             },
         )
     }

@@ -1,6 +1,6 @@
 //! Which links are chosen.
 
-use super::super::{Family, LinkLayer, Patterns, local_addresses};
+use super::super::{Family, LinkLayer, Patterns, Selection, local_addresses, select};
 use super::{Net, names};
 
 fn two_nics() -> Net {
@@ -27,6 +27,20 @@ fn every_link_with_a_default_route_is_chosen_whatever_its_metric() {
     let mut net = two_nics();
     net.route(Family::V4, "eth1", Some("192.168.7.1"), 200);
     assert_eq!(names(&net.by_role(&[], false)), ["eth0", "eth1"]);
+}
+
+#[test]
+fn an_uplink_stays_one_while_it_exists() {
+    let mut net = two_nics();
+    net.0.default_routes.clear();
+    let eth1 = net.0.links.iter().find(|link| link.name == "eth1").unwrap();
+    let selection = Selection {
+        keep: [eth1.ifindex, 4711].into(),
+        ..Selection::default()
+    };
+    let selected = select(&net.0, &selection);
+    assert_eq!(names(&selected), ["eth1"]);
+    assert_eq!(selected.reason, None);
 }
 
 #[test]

@@ -1,0 +1,246 @@
+//! What the namespace tests share: a bed with an agent, clients with a chosen
+//! source, and a look at the packets on a wire.
+
+#![allow(dead_code, reason = "each topic uses a part of this")]
+
+pub mod clients;
+pub mod wire;
+
+use anyhow::{Context as _, Result};
+use aya::programs::{SchedClassifier, TcAttachType};
+use ipnet::IpNet;
+use serde_json::Value;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use xtask::testbed::{
+    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
+};
+
+/// The program under test.
+pub const NETDP: &str = env!("CARGO_BIN_EXE_netdp");
+
+/// How long something may take that takes milliseconds on an idle machine.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// How long a packet is awaited that has to come.
+pub const ANSWER: Duration = Duration::from_secs(5);
+
+/// The port of [`Echo`].
+pub const ECHO: u16 = 7;
+
+/// Pods and the node's own network are left alone; the rest is masqueraded.
+pub const POLICY: &str = "\
+nonMasqueradeCIDRs:
+- 172.16.0.0/16
+- 10.1.0.0/16
+- fd00:172::/64
+- fd00:1::/64
+";
+
+/// The programs on an uplink, ingress and egress, as the kernel calls them: it
+/// keeps 15 characters of a name.
+pub const OURS: [&str; 2] = ["ingress_rev_sna", "egress_snat"];
+
+/// `POLICY` without IPv6, for agents that do not translate it.
+pub const POLICY_V4: &str = "\
+nonMasqueradeCIDRs:
+- 172.16.0.0/16
+- 10.1.0.0/16
+";
+
+/// [`Bed::dual_stack`] with an agent in force.
+#[derive(Debug)]
+pub struct World {
+    pub agent: Agent,
+    pub config: ConfigVolume,
+    /// In the node's network, knows the way to pods; `POLICY` bypasses it.
+    pub near: Host,
+    /// Behind a router, does not know pods.
+    pub far: Host,
+    pub bed: Bed,
+}
+
+impl World {
+    /// With [`POLICY`] and IPv6.
+    pub fn start() -> Result<Self> {
+        Self::with(POLICY, &["--enable-ipv6"])
+    }
+
+    /// With a configuration and arguments of `netdp run`.
+    pub fn with(config: &str, arguments: &[&str]) -> Result<Self> {
+        let bed = Bed::dual_stack()?;
+        let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
+        let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
+        let config = ConfigVolume::new(config)?;
+        let agent = start_agent(&bed.node, &config, arguments)?;
+        Ok(Self {
+            agent,
+            config,
+            near,
+            far,
+            bed,
+        })
+    }
+
+    /// The node's address of the family of `like`.
+    pub fn node_address(&self, like: IpAddr) -> Result<IpAddr> {
+        same_family(&self.bed.uplinks[0].addresses, like)
+    }
+
+    pub fn pod(&self, index: usize) -> &Host {
+        &self.bed.pods[index]
+    }
+}
+
+/// libtest shows this where a test failed.
+impl Drop for World {
+    fn drop(&mut self) {
+        eprintln!("the agent wrote:\n{}", self.agent.log());
+    }
+}
+
+/// Options of an agent on a volume.
+pub fn options(config: &ConfigVolume, arguments: &[&str]) -> AgentOptions {
+    let options = AgentOptions::new(NETDP).config(config.path());
+    arguments.iter().fold(options, |options, argument| {
+        options.arg((*argument).to_owned())
+    })
+}
+
+/// An agent that is in force.
+pub fn start_agent(node: &Netns, config: &ConfigVolume, arguments: &[&str]) -> Result<Agent> {
+    Agent::start(node, options(config, arguments))
+}
+
+/// TCP and UDP echo on [`ECHO`] of every address of a host.
+#[derive(Debug)]
+pub struct Echo {
+    _tcp: Vec<EchoServer>,
+    _udp: Vec<UdpEchoServer>,
+}
+
+impl Echo {
+    pub fn start(host: &Host) -> Result<Self> {
+        let each = host.addresses.iter().map(|net| (net.addr(), ECHO));
+        Ok(Self {
+            _tcp: each
+                .clone()
+                .map(|at| EchoServer::start(host, at))
+                .collect::<Result<_>>()?,
+            _udp: each
+                .map(|at| UdpEchoServer::start(host, at))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// Where [`Echo`] is on each address of a host.
+pub fn echoes(host: &Host) -> Vec<SocketAddr> {
+    host.addresses
+        .iter()
+        .map(|net| SocketAddr::new(net.addr(), ECHO))
+        .collect()
+}
+
+/// The address among `addresses` that has the family of `like`.
+pub fn same_family(addresses: &[IpNet], like: IpAddr) -> Result<IpAddr> {
+    addresses
+        .iter()
+        .map(IpNet::addr)
+        .find(|address| address.is_ipv4() == like.is_ipv4())
+        .with_context(|| format!("no address of the family of {like}"))
+}
+
+/// `netdp status -o json`.
+pub fn status(agent: &Agent) -> Result<Value> {
+    Ok(serde_json::from_str(
+        &agent.netdp(&["status", "-o", "json"])?,
+    )?)
+}
+
+/// `netdp flows -o json`.
+pub fn flows(agent: &Agent) -> Result<Vec<Value>> {
+    Ok(serde_json::from_str(
+        &agent.netdp(&["flows", "-o", "json"])?,
+    )?)
+}
+
+/// How many mappings live.
+pub fn mappings(agent: &Agent) -> Result<u64> {
+    number(&status(agent)?["mappings"])
+}
+
+/// A counter of what became of packets, for example `egress_masqueraded`.
+pub fn packets(agent: &Agent, name: &str) -> Result<u64> {
+    number(&status(agent)?["packets"][name]).with_context(|| format!("the counter {name}"))
+}
+
+/// A counter of dropped packets, for example `unsupported_protocol`.
+pub fn drops(agent: &Agent, name: &str) -> Result<u64> {
+    number(&status(agent)?["drops"][name]).with_context(|| format!("the drop counter {name}"))
+}
+
+/// A JSON number.
+pub fn number(value: &Value) -> Result<u64> {
+    value
+        .as_u64()
+        .with_context(|| format!("{value} is not a number"))
+}
+
+/// Waits until the agent's log has `words`.
+pub fn wait_log(agent: &Agent, words: &str) -> Result<()> {
+    wait_for(SOON, &format!("the agent to say {words:?}"), || {
+        agent.log().contains(words)
+    })
+    .with_context(|| format!("the agent wrote:\n{}", agent.log()))
+}
+
+/// Rules for nft, separated by semicolons, in a namespace.
+pub fn nft(ns: &Netns, rules: &str) -> Result<()> {
+    ns.run(&["nft", rules])?;
+    Ok(())
+}
+
+/// The names of the programs on a device's TCX hooks, in the order in which
+/// they run: ingress, egress.
+pub fn tcx_programs(ns: &Netns, device: &str) -> Result<[Vec<String>; 2]> {
+    let query = |hook| -> Result<Vec<String>> {
+        let (_, programs) = ns
+            .enter(|| SchedClassifier::query_tcx(device, hook))?
+            .with_context(|| format!("asking for the TCX programs of {device}"))?;
+        let name =
+            |info: &aya::programs::ProgramInfo| info.name_as_str().unwrap_or_default().to_owned();
+        Ok(programs.iter().map(name).collect())
+    };
+    Ok([query(TcAttachType::Ingress)?, query(TcAttachType::Egress)?])
+}
+
+/// The filters of a device's clsact qdisc as `tc` tells: ingress, egress.
+pub fn filters(ns: &Netns, device: &str) -> Result<[String; 2]> {
+    let show = |hook| ns.run(&["tc", "-s", "filter", "show", "dev", device, hook]);
+    Ok([show("ingress")?, show("egress")?])
+}
+
+/// Whether something is mounted at the path.
+pub fn is_mounted(path: &Path) -> Result<bool> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let point = |line: &str| line.split(' ').nth(1).map(str::to_owned);
+    Ok(mounts
+        .lines()
+        .filter_map(point)
+        .any(|at| Path::new(&at) == path))
+}
+
+/// Runs a command that has to fail, and returns what it wrote to standard error.
+pub fn refused(command: &mut Command) -> Result<String> {
+    let out = command.output()?;
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    anyhow::ensure!(!out.status.success(), "{command:?} succeeded: {told}");
+    anyhow::ensure!(
+        out.status.code().is_some(),
+        "{command:?} did not exit: {told}"
+    );
+    Ok(told)
+}

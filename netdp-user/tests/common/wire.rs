@@ -1,0 +1,74 @@
+//! Packets as they pass in a namespace.
+
+use anyhow::{Context as _, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{ErrorKind, Read as _};
+use std::net::IpAddr;
+use xtask::testbed::Netns;
+
+/// Every frame that any interface of a namespace sends or receives.
+#[derive(Debug)]
+pub struct Capture(Socket);
+
+/// An IP packet; `bytes` begin with its IP header.
+#[derive(Debug)]
+pub struct Packet {
+    pub source: IpAddr,
+    pub destination: IpAddr,
+    pub protocol: u8,
+    /// The payload of the IP header (IPv6 extension headers not skipped).
+    pub payload: Vec<u8>,
+}
+
+impl Capture {
+    /// Begins.
+    pub fn start(ns: &Netns) -> Result<Self> {
+        let every = u16::try_from(libc::ETH_P_ALL)?;
+        let socket = ns
+            .enter(|| {
+                let protocol = Protocol::from(i32::from(every.to_be()));
+                Socket::new(Domain::PACKET, Type::RAW, Some(protocol))
+            })?
+            .with_context(|| format!("capturing in {}", ns.name()))?;
+        socket.set_recv_buffer_size(8 << 20)?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// The IP packets seen since the last call.
+    pub fn packets(&self) -> Result<Vec<Packet>> {
+        let mut packets = Vec::new();
+        let mut frame = vec![0; 65_600];
+        loop {
+            match (&self.0).read(&mut frame) {
+                Ok(count) => packets.extend(parse(&frame[..count])),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(packets),
+                Err(error) => return Err(error).context("reading captured frames"),
+            }
+        }
+    }
+}
+
+fn parse(frame: &[u8]) -> Option<Packet> {
+    let ethertype = u16::from_be_bytes([*frame.get(12)?, *frame.get(13)?]);
+    let ip = frame.get(14..)?;
+    match ethertype {
+        0x0800 => {
+            let header = usize::from(ip.first()? & 0xf) * 4;
+            let length = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
+            Some(Packet {
+                source: <[u8; 4]>::try_from(ip.get(12..16)?).ok()?.into(),
+                destination: <[u8; 4]>::try_from(ip.get(16..20)?).ok()?.into(),
+                protocol: *ip.get(9)?,
+                payload: ip.get(header..length.max(header).min(ip.len()))?.to_vec(),
+            })
+        }
+        0x86dd => Some(Packet {
+            source: <[u8; 16]>::try_from(ip.get(8..24)?).ok()?.into(),
+            destination: <[u8; 16]>::try_from(ip.get(24..40)?).ok()?.into(),
+            protocol: *ip.get(6)?,
+            payload: ip.get(40..)?.to_vec(),
+        }),
+        _ => None,
+    }
+}
