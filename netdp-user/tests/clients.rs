@@ -107,7 +107,8 @@ fn a_narrow_hop_beyond_the_node_is_found() -> Result<()> {
             "traceroute" | "mtr" => !outcome.contains('*') && !outcome.contains("???"),
             "curl" => outcome.starts_with("200 HTTP/") && outcome.contains("8000000"),
             "iperf3" => outcome.contains("true") || outcome.contains(" lost of "),
-            _ => outcome.contains("2 received, 0% packet loss"),
+            // An answer that is too big teaches the server; the next arrives.
+            _ => outcome.contains("1 received") || outcome.contains("2 received"),
         };
         ensure!(good, "{command}\n{outcome}");
     }
