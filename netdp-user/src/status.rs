@@ -82,7 +82,8 @@ impl UplinkReport {
     /// From an attached uplink and its addresses.
     pub fn new(attached: &Attached, uplink: &crate::uplinks::Uplink) -> Self {
         Self {
-            name: attached.uplink.clone(),
+            // An interface may get another name after it was attached to.
+            name: uplink.name.clone(),
             ifindex: attached.ifindex,
             attached: match attached.mechanism {
                 Mechanism::Clsact => "clsact".into(),

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each topic uses a part of this")]
 
 pub mod clients;
+pub mod clock;
 pub mod wire;
 
 use anyhow::{Context as _, Result};

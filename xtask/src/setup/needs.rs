@@ -156,7 +156,15 @@ pub const ALL: &[Need] = &[
         "iperf3",
         "throughput and long transfers in tests",
     ),
-    program(&["tcpdump"], "tcpdump", "shows packets when a test fails"),
+    program(&["traceroute"], "traceroute", "finds hops in tests"),
+    program(
+        &["tracepath"],
+        "iputils-tracepath",
+        "finds hops and path MTU in tests",
+    ),
+    program(&["mtr"], "mtr-tiny", "finds hops in tests"),
+    program(&["nghttpd"], "nghttp2-server", "HTTP/2 server in tests"),
+    program(&["tcpdump"], "tcpdump", "captures packets in tests"),
     program(&["ethtool"], "ethtool", "switches offloads in tests"),
     program(
         &["iptables"],

@@ -1,0 +1,171 @@
+//! A million live mappings: the kernel memory that they take, and what it costs
+//! to sweep them. By hand, as root: `cargo xtask scale [MAPPINGS]`.
+#![allow(
+    clippy::print_stdout,
+    reason = "figures go to standard output, for whoever asked"
+)]
+
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap, Map, MapData};
+use netdp_common::abi::{Mapping, Settings, pins};
+use netdp_common::addr::Addr;
+use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
+use netdp_common::tuple::{Tuple, proto};
+use netdp_user::config::{self, Options};
+use netdp_user::datapath::{Datapath, Mechanism, NoLeak, PortMode, Setup, SweepRules, Swept};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+use xtask::testbed::{WorkDir, require_root};
+
+const NODE: [u8; 4] = [10, 1, 0, 10];
+
+/// Seconds between two looks of the agent.
+const INTERVAL: f64 = 5.0;
+
+fn main() -> Result<()> {
+    require_root("cargo xtask scale")?;
+    // cargo bench adds arguments of its own.
+    let mappings = std::env::args()
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(1_000_000);
+    let dir = WorkDir::new("scale")?;
+    let bpffs = dir.path().join("bpffs");
+    let mut datapath = Datapath::load(&bpffs, &setup(mappings))?;
+
+    let start = Instant::now();
+    fill(&bpffs, mappings)?;
+    println!("{mappings} mappings, written in {:.1?}", start.elapsed());
+    memory(&bpffs, mappings)?;
+    sweep(&mut datapath, "sweep, all active a moment ago")?;
+    advance(&bpffs, Duration::from_secs(1800))?;
+    sweep(&mut datapath, "sweep, all silent for half an hour")?;
+    advance(&bpffs, Duration::from_secs(6 * 86_400))?;
+    sweep(&mut datapath, "sweep that ends them all")?;
+    Ok(())
+}
+
+fn setup(mappings: u32) -> Setup {
+    Setup {
+        enable_ipv6: true,
+        // Not so full that mappings have to make room.
+        max_flows: mappings.next_power_of_two().max(mappings / 4 * 5),
+        to_ports: Vec::new(),
+        port_mode: PortMode::Keep,
+        udp_endpoints: false,
+        no_leak: NoLeak::Drop,
+        reserved_ports: BTreeSet::new(),
+        mechanism: Mechanism::Auto,
+    }
+}
+
+fn pinned(bpffs: &Path, name: &str) -> Result<MapData> {
+    let path = bpffs.join(name);
+    MapData::from_pin(&path).with_context(|| path.display().to_string())
+}
+
+/// Established TCP connections, from sixteen pods to as many servers as it takes.
+fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
+    let mut snat: HashMap<_, Tuple, Mapping> =
+        Map::HashMap(pinned(bpffs, pins::SNAT)?).try_into()?;
+    let mut rev_snat: HashMap<_, Tuple, Mapping> =
+        Map::HashMap(pinned(bpffs, pins::REV_SNAT)?).try_into()?;
+    let now = now()?;
+    let node = Addr::from(IpAddr::from(NODE));
+    for n in 0..mappings {
+        let [.., high, low] = n.to_be_bytes();
+        let port = 1024 + u16::from_be_bytes([high, low]) % 60_000;
+        let [_, _, server_high, server_low] = (n / 60_000).to_be_bytes();
+        let pod = IpAddr::from([172, 16, 0, 2 + low % 16]);
+        let server = IpAddr::from(Ipv4Addr::new(198, 18, server_high, server_low));
+        let tuple = Tuple::new(pod.into(), server.into(), port, 443, proto::TCP);
+        let half = Mapping {
+            addr: node,
+            id: port,
+            flags: 0,
+            last_seen: now,
+            created: now,
+            tcp_ack: n,
+            tcp_seen: SEEN_SYN | SEEN_DATA,
+            packets: 10,
+        };
+        let reply = Mapping {
+            addr: tuple.src,
+            ..half
+        };
+        snat.insert(tuple, half, 0)?;
+        rev_snat.insert(tuple.reply_to(node, port), reply, 0)?;
+    }
+    Ok(())
+}
+
+/// The monotonic clock in ticks.
+fn now() -> Result<u32> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(u32::try_from(time.num_nanoseconds() >> TICK_SHIFT)?)
+}
+
+fn advance(bpffs: &Path, by: Duration) -> Result<()> {
+    let mut settings: Array<_, Settings> = Map::Array(pinned(bpffs, pins::SETTINGS)?).try_into()?;
+    let mut now = settings.get(&0, 0)?;
+    let by = u32::try_from(ticks(by.as_secs()))?;
+    now.clock_offset = now.clock_offset.wrapping_add(by);
+    Ok(settings.set(0, now, 0)?)
+}
+
+/// What the kernel says it charges for the two tables.
+fn memory(bpffs: &Path, mappings: u32) -> Result<()> {
+    let mut sum = 0;
+    for name in [pins::SNAT, pins::REV_SNAT] {
+        let map = pinned(bpffs, name)?;
+        let fd = map.fd().as_fd().as_raw_fd();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+        let bytes: u64 = info
+            .lines()
+            .find_map(|line| line.strip_prefix("memlock:"))
+            .context("fdinfo has no memlock")?
+            .trim()
+            .parse()?;
+        let entries = map.info()?.max_entries();
+        println!("{name:9} {bytes} bytes for room for {entries}");
+        sum += bytes * u64::from(mappings) / u64::from(entries);
+    }
+    println!(
+        "kernel memory: {} bytes for a mapping (both tables with their buckets, at full use)",
+        sum / u64::from(mappings)
+    );
+    Ok(())
+}
+
+fn sweep(datapath: &mut Datapath, what: &str) -> Result<Swept> {
+    let timeouts = Timeouts::default();
+    let config = config::defaults(&Options::default());
+    let local = BTreeSet::from([IpAddr::from(NODE)]);
+    let rules = SweepRules {
+        timeouts: &timeouts,
+        local: &local,
+        config: &config,
+        retire: None,
+    };
+    let (start, cpu) = (Instant::now(), cpu()?);
+    let swept = datapath.sweep(&rules)?;
+    let (wall, cpu) = (start.elapsed(), self::cpu()? - cpu);
+    println!(
+        "{what}: {} live, {} ended; {wall:.3?} of time, {cpu:.3?} of CPU; every {INTERVAL} s it would be {:.1} % of a core",
+        swept.live,
+        swept.expired,
+        cpu.as_secs_f64() / INTERVAL * 100.0
+    );
+    Ok(swept)
+}
+
+/// CPU time of this thread so far, user and system.
+fn cpu() -> Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
+    Ok(Duration::from_micros(u64::try_from(micros)?))
+}

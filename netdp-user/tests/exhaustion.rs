@@ -1,0 +1,263 @@
+//! Every port of a destination is used, then new flows are refused; a full table
+//! refuses them too. Flows that live are never hurt.
+
+mod common;
+
+use anyhow::{Context as _, Result, ensure};
+use common::clients::{Tcp, Udp, any, from_port};
+use common::{ECHO, Echo, World, clock, drops, echoes, mappings};
+use netdp_user::datapath::Maps;
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
+use xtask::testbed::{Host, wait_for};
+
+const NARROW: std::ops::RangeInclusive<u16> = 40_000..=40_099;
+
+/// More than the time between two sweeps.
+const SWEEP: Duration = Duration::from_secs(20);
+
+/// Ports of the wire class of unprivileged ports: 1024 to 65535 without the
+/// NodePort range.
+const CLASS: usize = 65_536 - 1024 - 2768;
+
+/// A datagram from a socket that is not kept.
+fn send_once(pod: &Host, port: u16, to: SocketAddr) -> Result<()> {
+    let socket = pod.enter(|| UdpSocket::bind(from_port(port, to)))??;
+    socket.send_to(b"once", to)?;
+    Ok(())
+}
+
+/// Sends until the counter of a drop reason rises.
+fn wait_refused(world: &World, reason: &str, mut send: impl FnMut() -> Result<()>) -> Result<()> {
+    let before = drops(&world.agent, reason)?;
+    send()?;
+    wait_for(common::SOON, &format!("{reason} to be counted"), || {
+        drops(&world.agent, reason).is_ok_and(|now| now > before)
+    })
+}
+
+fn ask_all(flows: &mut [(Udp, SocketAddr)]) -> Result<()> {
+    for (flow, before) in flows {
+        let seen = flow.ask()?;
+        ensure!(seen == *before, "seen as {seen}, before as {before}");
+    }
+    Ok(())
+}
+
+fn ports(flows: &[(Udp, SocketAddr)]) -> BTreeSet<u16> {
+    flows.iter().map(|(_, seen)| seen.port()).collect()
+}
+
+/// Opens flows from new ports, one for each port that is free.
+fn open(pod: &Host, to: SocketAddr, count: usize) -> Result<Vec<(Udp, SocketAddr)>> {
+    (0..count)
+        .map(|n| {
+            let mut flow = Udp::connect(pod, any(to), to)?;
+            let seen = flow.ask().with_context(|| format!("flow {n} of {count}"))?;
+            Ok((flow, seen))
+        })
+        .collect()
+}
+
+#[test]
+fn a_narrow_range_is_used_to_the_last_port_and_again() -> Result<()> {
+    let world = World::with(
+        common::POLICY,
+        &["--enable-ipv6", "--to-ports", "40000-40099"],
+    )?;
+    let _echo = Echo::start(&world.far)?;
+    let all: BTreeSet<u16> = NARROW.collect();
+    let (half, whole) = (NARROW.len() / 2, NARROW.len());
+    let mut flows = Vec::new();
+    for to in echoes(&world.far) {
+        flows.push(open(world.pod(0), to, half)?);
+        let rest = open(world.pod(1), to, whole - half)?;
+        flows.last_mut().context("just added")?.extend(rest);
+    }
+    for (to, flows) in echoes(&world.far).into_iter().zip(&mut flows) {
+        ensure!(ports(flows) == all, "{to}: used {:?}", ports(flows));
+        wait_refused(&world, "no_free_port", || send_once(world.pod(0), 5000, to))?;
+        ask_all(flows)?;
+    }
+    other_destinations_work(&world)?;
+    // Half of the flows speak, the others end.
+    let before = mappings(&world.agent)?;
+    clock::advance(&world.agent, Duration::from_secs(200))?;
+    for flows in &mut flows {
+        ask_all(&mut flows[..half])?;
+    }
+    clock::advance(&world.agent, Duration::from_secs(150))?;
+    wait_for(SWEEP, "the silent flows to end", || {
+        mappings(&world.agent).is_ok_and(|now| now <= before - 2 * (whole - half) as u64)
+    })?;
+    for (to, mut flows) in echoes(&world.far).into_iter().zip(flows) {
+        flows.truncate(half);
+        flows.extend(open(world.pod(1), to, whole - half)?);
+        ensure!(ports(&flows) == all, "{to}: used {:?}", ports(&flows));
+        ask_all(&mut flows)?;
+    }
+    Ok(())
+}
+
+/// The same address with another port, the same port of another protocol, and
+/// another address.
+fn other_destinations_work(world: &World) -> Result<()> {
+    let extra = world.bed.server(0, &["10.4.0.1/24", "fd00:4::1/64"])?;
+    let _echo = Echo::start(&extra)?;
+    for to in echoes(&extra) {
+        let mut flow = Udp::connect(world.pod(0), any(to), to)?;
+        ensure!(NARROW.contains(&flow.ask()?.port()), "out of range");
+    }
+    for to in echoes(&world.far) {
+        let mut flow = Tcp::connect(world.pod(0), any(to), to)?;
+        ensure!(NARROW.contains(&flow.ask()?.port()), "out of range");
+    }
+    Ok(())
+}
+
+/// A TCP connection for each port, and then one more.
+#[test]
+fn tcp_connections_use_a_range_to_the_last_port() -> Result<()> {
+    let world = World::with(
+        common::POLICY,
+        &["--enable-ipv6", "--to-ports", "443,40000-40030"],
+    )?;
+    let _echo = Echo::start(&world.far)?;
+    let all: BTreeSet<u16> = std::iter::once(443).chain(40_000..=40_030).collect();
+    for to in echoes(&world.far) {
+        let mut open = Vec::new();
+        let mut used = BTreeSet::new();
+        for _ in 0..all.len() {
+            let mut connection = Tcp::connect(world.pod(0), any(to), to)?;
+            used.insert(connection.ask()?.port());
+            open.push(connection);
+        }
+        ensure!(used == all, "{to}: used {used:?}");
+        wait_refused(&world, "no_free_port", || {
+            let tried = world
+                .pod(1)
+                .enter(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)))?;
+            ensure!(tried.is_err(), "one more connection than ports");
+            Ok(())
+        })?;
+        for connection in &mut open {
+            connection.ask()?;
+        }
+    }
+    Ok(())
+}
+
+/// More flows to one destination than there are ports.
+#[test]
+fn a_whole_class_is_used_to_the_last_port() -> Result<()> {
+    const TAKEN: std::ops::Range<u16> = 50_000..54_000;
+    const ASKED: u16 = 500;
+    let world = World::start()?;
+    let _echo = Echo::start(&world.far)?;
+    let to = SocketAddr::from((world.far.v4()?, ECHO));
+    // The second pod is first on some ports, so that the first has to search.
+    let mut early = TAKEN
+        .step_by(usize::from(TAKEN.len() as u16 / ASKED))
+        .map(|port| {
+            let mut flow = Udp::connect(world.pod(1), from_port(port, to), to)?;
+            let seen = flow.ask()?;
+            ensure!(seen.port() == port, "{port} became {seen}");
+            Ok((flow, seen))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    world.pod(0).enter(|| -> Result<()> {
+        // One socket for each: what comes back finds nobody.
+        for port in 1024..=u16::MAX {
+            UdpSocket::bind(from_port(port, to))?.send_to(b"once", to)?;
+        }
+        Ok(())
+    })??;
+    let used = || -> Result<BTreeSet<u16>> {
+        let flows = Maps::open(&world.agent.bpffs())?.flows()?;
+        let udp = flows.iter().filter(|flow| flow.protocol == "udp");
+        Ok(udp.map(|flow| flow.nat_id).collect())
+    };
+    let used = used()?;
+    ensure!(used.len() == CLASS, "{} of {CLASS} ports used", used.len());
+    ensure!(!used.iter().any(|port| (30_000..=32_767).contains(port)));
+    let refused = drops(&world.agent, "no_free_port")?;
+    ensure!(refused > 0, "nothing was refused");
+    wait_refused(&world, "no_free_port", || send_once(world.pod(1), 1500, to))?;
+    ask_all(&mut early)?;
+    let other = SocketAddr::from((world.far.v6()?, ECHO));
+    Udp::connect(world.pod(1), any(other), other)?.ask()?;
+    Ok(())
+}
+
+/// Flows without an answer make room, those with one never.
+#[test]
+fn a_full_table_hurts_no_live_flow() -> Result<()> {
+    const ROOM: usize = 1024;
+    const LIVE: usize = 300;
+    let world = World::with(
+        common::POLICY,
+        &["--enable-ipv6", "--max-flows", &ROOM.to_string()],
+    )?;
+    let _echo = Echo::start(&world.far)?;
+    let to = echoes(&world.far)[0];
+    let mut connections = Vec::new();
+    for to in echoes(&world.far) {
+        for _ in 0..10 {
+            let mut connection = Tcp::connect(world.pod(0), any(to), to)?;
+            let seen = connection.ask()?;
+            connections.push((connection, seen));
+        }
+    }
+    let mut flows = open(world.pod(0), to, LIVE)?;
+    // Nobody answers there: the router drops what it has no route for.
+    let nobody = SocketAddr::from(([10, 66, 0, 1], 9));
+    let before = drops(&world.agent, "table_full")?;
+    world.pod(1).enter(|| -> Result<()> {
+        for port in 2000..2000 + 2 * u16::try_from(ROOM)? {
+            UdpSocket::bind(from_port(port, nobody))?.send_to(b"once", nobody)?;
+        }
+        Ok(())
+    })??;
+    ensure!(drops(&world.agent, "table_full")? > before, "none refused");
+    let check = |flows: &mut Vec<_>, connections: &mut Vec<(Tcp, SocketAddr)>| -> Result<()> {
+        ask_all(flows)?;
+        for (connection, before) in connections {
+            let seen = connection.ask()?;
+            ensure!(seen == *before, "seen as {seen}, before as {before}");
+        }
+        Ok(())
+    };
+    check(&mut flows, &mut connections)?;
+    wait_for(SWEEP, "room to be made", || {
+        mappings(&world.agent).is_ok_and(|now| now < ROOM as u64 * 9 / 10)
+    })?;
+    check(&mut flows, &mut connections)?;
+    // What is new gets in, until all that is there lives.
+    while let Some(flow) = one_more(&world, to)? {
+        flows.push(flow);
+        ensure!(flows.len() <= ROOM, "more flows than fit");
+    }
+    check(&mut flows, &mut connections)?;
+    ensure!(flows.len() > LIVE, "no new flow got in");
+    Ok(())
+}
+
+/// A flow, or none if it is refused.
+fn one_more(world: &World, to: SocketAddr) -> Result<Option<(Udp, SocketAddr)>> {
+    let before = drops(&world.agent, "table_full")?;
+    let mut flow = Udp::connect(world.pod(1), any(to), to)?;
+    flow.socket
+        .set_read_timeout(Some(Duration::from_millis(300)))?;
+    match flow.ask() {
+        Ok(seen) => {
+            flow.socket.set_read_timeout(Some(common::ANSWER))?;
+            Ok(Some((flow, seen)))
+        }
+        Err(error) => {
+            let refused = drops(&world.agent, "table_full")? > before;
+            ensure!(refused, "no answer, and not refused: {error:#}");
+            Ok(None)
+        }
+    }
+}
