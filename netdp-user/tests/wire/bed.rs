@@ -2,9 +2,8 @@
 //! wires is a raw socket, in a namespace whose stack has no addresses:
 //! nothing answers but the test.
 
-use super::packet::End;
 use super::socket::Socket;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
@@ -182,16 +181,10 @@ pub struct Bed {
     pub node: Netns,
     _far: Netns,
     pub sockets: Vec<Socket>,
-    pub subject: Subject,
-    dir: WorkDir,
+    _dir: WorkDir,
 }
 
 impl Bed {
-    /// A path for a file of the bed's own.
-    pub fn file(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(name)
-    }
-
     pub fn new(subject: Subject, options: &Options) -> Result<Self> {
         let (node, far) = (Netns::new("node")?, Netns::new("far")?);
         let dir = WorkDir::new("wire")?;
@@ -245,8 +238,7 @@ impl Bed {
             node,
             _far: far,
             sockets,
-            subject,
-            dir,
+            _dir: dir,
         })
     }
 
@@ -375,17 +367,4 @@ fn ip_masq_agent(family: Family, options: &Options) -> String {
         }
     }
     rules + "-A IP-MASQ-AGENT -j MASQUERADE --random-fully\nCOMMIT\n"
-}
-
-/// `addr` with `port`.
-pub const fn end(addr: IpAddr, port: u16) -> End {
-    (addr, port)
-}
-
-/// Fails where the subject has no such thing.
-pub fn only_netdp(subject: Subject) -> Result<()> {
-    if subject != Subject::Netdp {
-        bail!(NotApplicable);
-    }
-    Ok(())
 }

@@ -5,10 +5,10 @@ use super::clock;
 use super::driver::Wire;
 use super::packet::Packet;
 use super::socket::Socket;
-use anyhow::Result;
-use std::fs;
+use anyhow::{Result, ensure};
 use std::net::IpAddr;
 use std::time::Duration;
+use xtask::testbed::wait_for;
 
 /// Only ever waited for in full when something is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,12 +55,16 @@ impl Bed {
     pub fn flap(&self) -> Result<()> {
         self.node.ip("link set up0 down")?;
         self.node.ip("link set up0 up")?;
-        let file = self.file("flap");
-        fs::write(&file, addressing())?;
-        // What survived is there already.
-        self.node
-            .ip(&format!("-force -batch {}", file.display()))
-            .ok();
+        wait_for(PATIENCE, "up0 to be up again", || {
+            let state = self.node.ip("-br link show dev up0");
+            state.is_ok_and(|state| state.contains(" UP "))
+        })?;
+        // What survived is there already: an error then, which is no matter.
+        for line in addressing().lines() {
+            let _ = self.node.ip(line);
+        }
+        let routes = self.node.ip("route show default")?;
+        ensure!(routes.contains("up0"), "no default route: {routes}");
         Ok(())
     }
 }

@@ -7,9 +7,6 @@ use crate::packet::TCP;
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
 
-/// A range of ten ports, for exhaustion.
-pub const TEN: &str = "5000-5009";
-
 pub fn r2_1_two_pods_never_share_a_tuple(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let mut ids = BTreeSet::new();

@@ -167,11 +167,14 @@ pub fn r1_10_the_routes_preferred_source_is_used(w: &mut Wire) -> Result<()> {
 }
 
 pub fn r1_10_no_address_means_no_packet(w: &mut Wire) -> Result<()> {
-    w.bed.node.ip("addr del 192.0.2.10/24 dev up0")?;
-    w.bed.node.ip("route add default dev up0 scope link")?;
-    w.bed
-        .node
-        .ip("neigh add 198.51.100.10 lladdr 02:00:00:00:00:02 dev up0 nud permanent")?;
+    for line in [
+        "addr del 192.0.2.10/24 dev up0",
+        "route add default dev up0 scope link",
+        "neigh add 198.51.100.10 lladdr 02:00:00:00:00:02 dev up0 nud permanent",
+        "neigh add 10.9.0.1 lladdr 02:00:00:00:00:02 dev up0 nud permanent",
+    ] {
+        w.bed.node.ip(line)?;
+    }
     w.bed.agent_forgets(node(V4, 0))?;
     w.send(
         At::Pod(0),

@@ -1,0 +1,121 @@
+//! The cases against other translators.
+
+use super::bed::{NotApplicable, Subject};
+use super::{CASES, run as run_case};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// Cases that netdp does not pass yet. Their lines are "no" in the document.
+pub const NOT_YET: &[&str] = &["r2_8_the_pod_is_told_that_ports_are_used_up"];
+
+/// Cases that need netdp itself, its clock or its options.
+const NETDP_ONLY: &[&str] = &[];
+
+/// What each control is known to fail.
+const EXPECTED: [(Subject, &[&str]); 3] = [
+    (Subject::Nft, &[]),
+    (Subject::IpMasqAgent, &[]),
+    (Subject::Nobody, &[]),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Score {
+    Pass,
+    Fail,
+    /// It asks for what only netdp has.
+    Void,
+}
+
+type Scores = BTreeMap<(usize, usize), (Score, String)>;
+
+/// Runs every case against every subject, a few at a time.
+fn scores(subjects: &[Subject]) -> Scores {
+    let next = AtomicUsize::new(0);
+    let scores = Mutex::new(Scores::new());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    let (case, subject) = (n / subjects.len(), n % subjects.len());
+                    let Some(found) = CASES.get(case) else { break };
+                    let score = match run_case(found, subjects[subject]) {
+                        Ok(()) => (Score::Pass, String::new()),
+                        Err(error) if error.is::<NotApplicable>() => (Score::Void, String::new()),
+                        Err(error) => (Score::Fail, format!("{error:#}")),
+                    };
+                    if let Ok(mut scores) = scores.lock() {
+                        scores.insert((case, subject), score);
+                    }
+                }
+            });
+        }
+    });
+    scores.into_inner().unwrap_or_default()
+}
+
+/// See the test that calls it.
+pub fn run() {
+    let wants_table = std::env::var_os("NETDP_WIRE_TABLE").is_some();
+    let mut subjects: Vec<_> = EXPECTED.iter().map(|(subject, _)| *subject).collect();
+    if wants_table {
+        subjects.insert(0, Subject::Netdp);
+    }
+    let scores = scores(&subjects);
+    if wants_table {
+        println!("{}", table(&subjects, &scores));
+    }
+    let mut wrong = String::new();
+    for (&(case, subject), (score, why)) in &scores {
+        let (name, subject) = (CASES[case].name, subjects[subject]);
+        let fails = match EXPECTED.iter().find(|(s, _)| *s == subject) {
+            Some((_, list)) => list.contains(&name),
+            None => NOT_YET.contains(&name),
+        };
+        let void = NETDP_ONLY.contains(&name) && subject != Subject::Netdp;
+        let expected = match (void, fails) {
+            (true, _) => Score::Void,
+            (_, true) => Score::Fail,
+            _ => Score::Pass,
+        };
+        if *score != expected {
+            let _ = writeln!(
+                wrong,
+                "{subject:?} {name}: {score:?}, not {expected:?}: {why}"
+            );
+        }
+    }
+    assert!(wrong.is_empty(), "not as expected:\n{wrong}");
+}
+
+fn table(subjects: &[Subject], scores: &Scores) -> String {
+    let mut text = String::new();
+    let mut sums = vec![(0, 0); subjects.len()];
+    for (case, found) in CASES.iter().enumerate() {
+        let _ = write!(text, "{:<58}", found.name);
+        for subject in 0..subjects.len() {
+            let score = scores.get(&(case, subject)).map_or(Score::Fail, |s| s.0);
+            sums[subject].0 += usize::from(score == Score::Pass);
+            sums[subject].1 += usize::from(score != Score::Void);
+            let word = match score {
+                Score::Pass => "yes",
+                Score::Fail => "NO",
+                Score::Void => "-",
+            };
+            let _ = write!(text, " {word:>12}");
+        }
+        text.push('\n');
+    }
+    let mut head = format!("{:<58}", "");
+    for subject in subjects {
+        let _ = write!(head, " {:>12}", format!("{subject:?}"));
+    }
+    let _ = write!(text, "{:<58}", "cases passed");
+    for (passed, of) in sums {
+        let _ = write!(text, " {:>12}", format!("{passed}/{of}"));
+    }
+    format!("{head}\n{text}")
+}
