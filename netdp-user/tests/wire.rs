@@ -68,7 +68,9 @@ cases! {
     translate::r1_10_each_uplink_has_its_own_address;
     translate::r1_10_the_routes_preferred_source_is_used;
     translate::r1_10_no_address_means_no_packet;
+    racing::r2_1_two_pods_at_the_same_moment;
     ports::r2_1_two_pods_never_share_a_tuple;
+    racing::r2_1b_two_first_packets_of_one_flow = Options::netdp(&["--port-mode", "random"]);
     ports::r2_2_one_port_for_all_destinations = Options::netdp(&["--udp-endpoint-independent"]);
     ports::r2_3_a_free_port_is_kept;
     ports::r2_3_taken_ports_are_replaced_at_random;
@@ -160,7 +162,11 @@ cases! {
 }
 
 fn run(case: &Case, subject: Subject) -> Result<()> {
-    let mut wire = Wire::new(subject, &case.options)?;
+    finish(case, Wire::new(subject, &case.options)?)
+}
+
+/// The case on its bed.
+fn finish(case: &Case, mut wire: Wire) -> Result<()> {
     (case.run)(&mut wire)?;
     wire.finish()
 }

@@ -340,7 +340,7 @@ fn nft(options: &Options) -> String {
     }
     format!(
         "table inet wire {{ chain post {{ type nat hook postrouting priority srcnat; \
-         oifname != {{ up0, up1 }} return; {rules} masquerade; }} }}\n"
+         oifname != {{ \"up0\", \"up1\" }} return; {rules} masquerade; }}\n}}\n"
     )
 }
 

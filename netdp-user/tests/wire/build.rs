@@ -70,14 +70,27 @@ pub fn error(src: IpAddr, dst: IpAddr, (kind, code): (u8, u8), rest: u32, inner:
     Packet::new(src, dst, proto, body).summed()
 }
 
-/// An SCTP packet with one DATA chunk.
-pub fn sctp(src: End, dst: End, payload: &[u8]) -> Packet {
+/// An SCTP packet that asks for an association (RFC 9260 3.3.2).
+pub fn sctp(src: End, dst: End, cookie: &[u8]) -> Packet {
+    sctp_chunk(src, dst, 1, [0; 4], cookie)
+}
+
+/// The answer to it, with its tag.
+pub fn sctp_ack(src: End, dst: End, cookie: &[u8]) -> Packet {
+    sctp_chunk(src, dst, 2, [0, 0, 0, 9], cookie)
+}
+
+fn sctp_chunk(src: End, dst: End, kind: u8, tag: [u8; 4], cookie: &[u8]) -> Packet {
     let mut body = ports(src, dst);
-    body.extend([0, 0, 0, 9, 0, 0, 0, 0]);
-    body.extend([0, 3]);
-    body.extend(u16::try_from(16 + payload.len()).unwrap_or(0).to_be_bytes());
-    body.extend([0; 12]);
-    body.extend(payload);
+    body.extend(tag);
+    body.extend([0; 4]);
+    body.extend([kind, 0]);
+    body.extend(u16::try_from(24 + cookie.len()).unwrap_or(0).to_be_bytes());
+    body.extend([0, 0, 0, 9, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
+    // An optional parameter: the state cookie.
+    body.extend([0, 7]);
+    body.extend(u16::try_from(4 + cookie.len()).unwrap_or(0).to_be_bytes());
+    body.extend(cookie);
     Packet::new(src.0, dst.0, SCTP, body).summed()
 }
 

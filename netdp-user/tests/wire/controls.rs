@@ -1,7 +1,8 @@
 //! The cases against other translators.
 
 use super::bed::{NotApplicable, Subject};
-use super::{CASES, run as run_case};
+use super::driver::Wire;
+use super::{CASES, finish};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -13,6 +14,13 @@ pub const NOT_YET: &[&str] = &["r2_8_the_pod_is_told_that_ports_are_used_up"];
 
 /// Cases that need netdp itself, its clock or its options.
 const NETDP_ONLY: &[&str] = &[];
+
+/// Cases whose end is a matter of chance for a control: a random port may lie
+/// in the reserved range or not, a race may be lost or not.
+const CHANCE: &[&str] = &[
+    "r2_1b_two_first_packets_of_one_flow",
+    "r2_5_reserved_ports_are_not_given_away",
+];
 
 /// What each control is known to fail.
 const EXPECTED: [(Subject, &[&str]); 3] = [
@@ -42,7 +50,9 @@ fn scores(subjects: &[Subject]) -> Scores {
                     let n = next.fetch_add(1, Ordering::Relaxed);
                     let (case, subject) = (n / subjects.len(), n % subjects.len());
                     let Some(found) = CASES.get(case) else { break };
-                    let score = match run_case(found, subjects[subject]) {
+                    let bed = Wire::new(subjects[subject], &found.options)
+                        .unwrap_or_else(|error| panic!("a bed for {subjects:?}: {error:#}"));
+                    let score = match finish(found, bed) {
                         Ok(()) => (Score::Pass, String::new()),
                         Err(error) if error.is::<NotApplicable>() => (Score::Void, String::new()),
                         Err(error) => (Score::Fail, format!("{error:#}")),
@@ -81,7 +91,8 @@ pub fn run() {
             (_, true) => Score::Fail,
             _ => Score::Pass,
         };
-        if *score != expected {
+        let chance = subject != Subject::Netdp && CHANCE.contains(&name);
+        if *score != expected && !chance {
             let _ = writeln!(
                 wrong,
                 "{subject:?} {name}: {score:?}, not {expected:?}: {why}"

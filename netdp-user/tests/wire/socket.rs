@@ -118,31 +118,38 @@ fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> Result<()> {
 /// Keeps this thread on one CPU: what it sends one after the other then stays
 /// in order on its way, however many queues there are.
 pub fn stay_on_one_cpu() -> Result<()> {
-    // SAFETY: plain data, for which zeroes are valid; the set has the length
-    // that is given.
-    unsafe {
-        let cpu = usize::try_from(libc::sched_getcpu())?;
-        let mut set = zeroed::<libc::cpu_set_t>();
-        libc::CPU_SET(cpu, &mut set);
-        let done = libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
-        ensure!(done == 0, io::Error::last_os_error());
-    }
-    Ok(())
+    // SAFETY: no arguments.
+    let cpu = unsafe { libc::sched_getcpu() };
+    run_on(&[usize::try_from(cpu)?])
+}
+
+/// Keeps this thread on that CPU.
+pub fn stay_on(cpu: usize) -> Result<()> {
+    run_on(&[cpu])
 }
 
 /// Lets it go again.
 pub fn go_anywhere() -> Result<()> {
-    // SAFETY: as above.
+    run_on(&cpus()?)
+}
+
+/// The CPUs that are there.
+pub fn cpus() -> Result<Vec<usize>> {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
+    let mut cpus = Vec::new();
+    for range in online.trim().split(',') {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        cpus.extend(first.parse::<usize>()?..=last.parse()?);
+    }
+    Ok(cpus)
+}
+
+fn run_on(cpus: &[usize]) -> Result<()> {
+    // SAFETY: plain data, for which zeroes are valid; the set has the length
+    // that is given, and `CPU_SET` checks its bounds.
     unsafe {
         let mut set = zeroed::<libc::cpu_set_t>();
-        let all = fs::read_to_string("/sys/devices/system/cpu/online")?;
-        let last = all
-            .trim()
-            .rsplit(['-', ','])
-            .next()
-            .unwrap_or("0")
-            .parse()?;
-        (0..=last).for_each(|cpu| libc::CPU_SET(cpu, &mut set));
+        cpus.iter().for_each(|&cpu| libc::CPU_SET(cpu, &mut set));
         let done = libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
         ensure!(done == 0, io::Error::last_os_error());
     }

@@ -201,26 +201,28 @@ pub fn r7_6_two_pods_with_one_identification(w: &mut Wire) -> Result<()> {
             w.send(At::Pod(1), &other)?;
         }
         let left = w.take_all(At::Uplink(0), |p| p.part.is_some())?;
+        // Datagrams that share a number may only come one after the other.
         let key = |p: &Packet| (p.id, p.part.map(|part| part.id));
-        let mut keys: Vec<_> = left.iter().map(key).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        // Two that share one number may only come one after the other.
-        if keys.len() == 1 {
-            let half = left.len() / 2;
-            for (n, parts) in [&left[..half], &left[half..]].into_iter().enumerate() {
-                same_datagram(parts, &sent[n].clone().forwarded().from(flows[n].wire))?;
+        let mut groups: Vec<Vec<Packet>> = Vec::new();
+        for part in left {
+            let starts = |group: &&mut Vec<Packet>| {
+                let done = group.iter().any(|p| p.part.is_some_and(|p| !p.more));
+                key(&group[0]) == key(&part) && !(done && group.len() == parts[0].len())
+            };
+            match groups.iter_mut().find(starts) {
+                Some(group) => group.push(part),
+                None => groups.push(vec![part]),
             }
-            continue;
         }
-        ensure!(keys.len() == 2, "{keys:?}");
-        for n in 0..2 {
-            let mine: Vec<_> = left
-                .iter()
-                .filter(|p| key(p) == key(&left[n]))
-                .cloned()
-                .collect();
-            same_datagram(&mine, &sent[n].clone().forwarded().from(flows[n].wire))?;
+        ensure!(groups.len() == 2, "{groups:?}");
+        for (packet, flow) in sent.iter().zip(&flows) {
+            let wanted = packet.clone().forwarded().from(flow.wire);
+            ensure!(
+                groups
+                    .iter()
+                    .any(|group| same_datagram(group, &wanted).is_ok()),
+                "{wanted:?} is not among {groups:?}"
+            );
         }
     }
     Ok(())

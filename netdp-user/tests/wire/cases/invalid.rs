@@ -46,7 +46,7 @@ pub fn r4_1_bad_checksums_do_not_leak(w: &mut Wire) -> Result<()> {
             ping(inside, outside.0, b"spoiled"),
             crate::build::udp_lite(inside, outside, b"spoiled"),
             crate::build::dccp(inside, outside, b"spoiled"),
-            crate::build::sctp(inside, outside, b"spoiled"),
+            crate::build::sctp(inside, outside, b"spoiled_"),
         ] {
             w.send(At::Pod(0), &packet.spoiled())?;
         }

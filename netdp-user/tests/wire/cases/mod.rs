@@ -7,6 +7,7 @@ pub mod lifecycle;
 pub mod node_errors;
 pub mod ports;
 pub mod protocols;
+pub mod racing;
 pub mod rewriting;
 pub mod sharing;
 pub mod timers;

@@ -1,7 +1,7 @@
 //! 8: protocols other than TCP, UDP and ICMP.
 
 use crate::bed::{At, BOTH, V4, node, pod, server};
-use crate::build::{dccp, other, sctp, udp_lite};
+use crate::build::{dccp, other, sctp, sctp_ack, udp_lite};
 use crate::driver::Wire;
 use crate::packet::{End, Packet};
 use anyhow::{Result, ensure};
@@ -40,12 +40,14 @@ pub fn r8_1_a_second_pod_is_refused(w: &mut Wire) -> Result<()> {
     Ok(())
 }
 
+type Build = fn(End, End, &[u8]) -> Packet;
+
 /// A protocol with ports goes out and back.
-fn both_ways(w: &mut Wire, build: fn(End, End, &[u8]) -> Packet) -> Result<()> {
+fn both_ways(w: &mut Wire, there: Build, back: Build) -> Result<()> {
     for f in BOTH {
         let (inside, outside) = ((pod(f, 0), 4000), (server(f, 0), 7000));
-        let wire = w.out(0, &build(inside, outside, b"out there"))?;
-        let back = build(outside, wire, b"and back");
+        let wire = w.out(0, &there(inside, outside, b"out here"))?;
+        let back = back(outside, wire, b"and back");
         w.send(At::Uplink(0), &back)?;
         w.expect_exactly(At::Pod(0), &back.forwarded().to(inside))?;
     }
@@ -53,22 +55,22 @@ fn both_ways(w: &mut Wire, build: fn(End, End, &[u8]) -> Packet) -> Result<()> {
 }
 
 pub fn r5_7_sctp_keeps_its_crc(w: &mut Wire) -> Result<()> {
-    both_ways(w, sctp)
+    both_ways(w, sctp, sctp_ack)
 }
 
 pub fn r5_7_sctp_ports_never_change(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let outside = (server(f, 0), 7000);
-        w.out(0, &sctp((pod(f, 0), 4000), outside, b"first"))?;
-        w.refused(1, &sctp((pod(f, 1), 4000), outside, b"second"))?;
-        let wire = w.out(1, &sctp((pod(f, 1), 4001), outside, b"other port"))?;
+        w.out(0, &sctp((pod(f, 0), 4000), outside, b"first___"))?;
+        w.refused(1, &sctp((pod(f, 1), 4000), outside, b"second__"))?;
+        let wire = w.out(1, &sctp((pod(f, 1), 4001), outside, b"otherone"))?;
         ensure!(wire.1 == 4001);
     }
     Ok(())
 }
 
 pub fn r8_1_udp_lite(w: &mut Wire) -> Result<()> {
-    both_ways(w, udp_lite)
+    both_ways(w, udp_lite, udp_lite)
 }
 
 pub fn r8_1_udp_lite_with_partial_coverage(w: &mut Wire) -> Result<()> {
@@ -97,7 +99,7 @@ pub fn r8_1_udp_lite_with_partial_coverage(w: &mut Wire) -> Result<()> {
 }
 
 pub fn r8_1_dccp(w: &mut Wire) -> Result<()> {
-    both_ways(w, dccp)
+    both_ways(w, dccp, dccp)
 }
 
 pub fn r8_1_udp_lite_of_two_pods(w: &mut Wire) -> Result<()> {
