@@ -1,0 +1,370 @@
+//! The bed: two pods, a node, two uplinks. The far end of each of the node's
+//! wires is a raw socket, in a namespace whose stack has no addresses:
+//! nothing answers but the test.
+
+use super::socket::Socket;
+use anyhow::{Context as _, Result};
+use std::fmt::Write as _;
+use std::fs;
+use std::net::IpAddr;
+use xtask::testbed::{Agent, AgentOptions, Netns, WorkDir};
+
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+pub use Family::{V4, V6};
+
+pub const BOTH: [Family; 2] = [V4, V6];
+
+fn ip(family: Family, v4: &str, v6: &str, last: u8) -> IpAddr {
+    let text = match family {
+        V4 => format!("{v4}.{last}"),
+        V6 => format!("{v6}::{last:x}"),
+    };
+    text.parse().unwrap_or(IpAddr::from([0; 4]))
+}
+
+/// Pod 0 or 1.
+pub fn pod(family: Family, n: usize) -> IpAddr {
+    ip(family, "172.16.0", "fd00:172", if n == 0 { 2 } else { 3 })
+}
+
+/// The node on its first (0) or second uplink.
+pub fn node(family: Family, uplink: usize) -> IpAddr {
+    match uplink {
+        0 => ip(family, "192.0.2", "2001:db8:1", 10),
+        _ => ip(family, "203.0.113", "2001:db8:3", 10),
+    }
+}
+
+/// A host that pods reach masqueraded, by the first uplink.
+pub fn server(family: Family, n: u8) -> IpAddr {
+    ip(family, "198.51.100", "2001:db8:2", 10 + n)
+}
+
+/// One behind the second uplink.
+pub fn far_server(family: Family) -> IpAddr {
+    ip(family, "198.18.0", "2001:db8:4", 10)
+}
+
+/// The router on the first uplink.
+pub fn router(family: Family) -> IpAddr {
+    ip(family, "192.0.2", "2001:db8:1", 1)
+}
+
+/// A host that pods reach with their own address.
+pub fn peer(family: Family) -> IpAddr {
+    ip(family, "10.9.0", "fd00:9", 9)
+}
+
+/// Destinations that are not masqueraded.
+const NON_MASQUERADE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
+
+/// Whether the address is one of a pod.
+pub fn is_pod(addr: IpAddr) -> bool {
+    BOTH.iter().any(|&f| addr == pod(f, 0) || addr == pod(f, 1))
+}
+
+/// Whether pods' packets to the address have to be masqueraded.
+pub fn is_masqueraded(addr: IpAddr) -> bool {
+    let within = |net: &&str| {
+        net.parse()
+            .is_ok_and(|net: ipnet::IpNet| net.contains(&addr))
+    };
+    !addr.is_multicast() && !NON_MASQUERADE.iter().any(|net| within(&net))
+}
+
+/// Who translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Netdp,
+    /// nftables' masquerade on the uplinks.
+    Nft,
+    /// ip-masq-agent's rules.
+    IpMasqAgent,
+    /// Nobody: plain forwarding.
+    Nobody,
+}
+
+/// How a case wants its bed.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Arguments of `netdp run`.
+    pub netdp: &'static [&'static str],
+    /// `--to-ports`, for every subject that knows it.
+    pub to_ports: &'static str,
+    /// MTU of pod 0's link, at the node's end.
+    pub pod_mtu: u16,
+    /// MTU of the first uplink, at the node's end.
+    pub uplink_mtu: u16,
+}
+
+impl Options {
+    pub const NONE: Self = Self {
+        netdp: &[],
+        to_ports: "",
+        pod_mtu: 1500,
+        uplink_mtu: 1500,
+    };
+
+    pub const fn netdp(netdp: &'static [&'static str]) -> Self {
+        Self {
+            netdp,
+            ..Self::NONE
+        }
+    }
+
+    pub const fn to_ports(to_ports: &'static str) -> Self {
+        Self {
+            to_ports,
+            ..Self::NONE
+        }
+    }
+
+    pub const fn pod_mtu(pod_mtu: u16) -> Self {
+        Self {
+            pod_mtu,
+            ..Self::NONE
+        }
+    }
+
+    pub const fn uplink_mtu(uplink_mtu: u16) -> Self {
+        Self {
+            uplink_mtu,
+            ..Self::NONE
+        }
+    }
+}
+
+/// The far end of one of the node's wires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    Uplink(usize),
+    Pod(usize),
+}
+
+impl At {
+    pub const ALL: [Self; 4] = [Self::Uplink(0), Self::Uplink(1), Self::Pod(0), Self::Pod(1)];
+
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Uplink(n) => n,
+            Self::Pod(n) => 2 + n,
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Uplink(n) => format!("up{n}"),
+            Self::Pod(n) => format!("pod{n}"),
+        }
+    }
+
+    /// The hardware address of the node's end (1) or the far end (2).
+    pub fn mac(self, end: u8) -> [u8; 6] {
+        [2, 0, 0, 0, self.index().to_le_bytes()[0], end]
+    }
+
+    fn mac_text(self, end: u8) -> String {
+        self.mac(end).map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+/// Namespaces, wires and the subject.
+pub struct Bed {
+    // Dropped first: it lives in the node.
+    pub agent: Option<Agent>,
+    pub node: Netns,
+    _far: Netns,
+    pub sockets: Vec<Socket>,
+    _dir: WorkDir,
+}
+
+impl Bed {
+    pub fn new(subject: Subject, options: &Options) -> Result<Self> {
+        let (node, far) = (Netns::new("node")?, Netns::new("far")?);
+        let dir = WorkDir::new("wire")?;
+        far.sysctl("net.ipv6.conf.default.disable_ipv6", "1")?;
+        node.forward()?;
+        for key in ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"] {
+            node.sysctl(key, "0")?;
+        }
+        let file = |name: &str, text: &str| -> Result<String> {
+            let path = dir.path().join(name);
+            fs::write(&path, text)?;
+            Ok(path.display().to_string())
+        };
+        node.ip(&format!(
+            "-batch {}",
+            file("links", &wiring(&far, options))?
+        ))?;
+        let mut up = String::new();
+        for at in At::ALL {
+            writeln!(up, "link set {} up", at.name())?;
+        }
+        far.ip(&format!("-batch {}", file("up", &up)?))?;
+        for at in [At::Uplink(0), At::Uplink(1)] {
+            // Otherwise the node's own packets have half a checksum yet.
+            node.offloads(&at.name(), &["tx", "off"])?;
+        }
+        node.ip(&format!("-batch {}", file("net", &addressing())?))?;
+        let mut agent = None;
+        match subject {
+            Subject::Netdp => {
+                let config = format!("nonMasqueradeCIDRs: [{}]\n", NON_MASQUERADE.join(", "));
+                let config = file("config", &config)?;
+                agent = Some(start(&node, &config, options)?);
+            }
+            Subject::Nft => {
+                node.run(&["nft", "-f", &file("nft", &nft(options))?])?;
+            }
+            Subject::IpMasqAgent => {
+                for (tool, family) in [("iptables-restore", V4), ("ip6tables-restore", V6)] {
+                    node.run(&[tool, &file(tool, &ip_masq_agent(family, options))?])?;
+                }
+            }
+            Subject::Nobody => {}
+        }
+        let sockets = At::ALL
+            .iter()
+            .map(|at| Socket::open(&far, &at.name()))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            agent,
+            node,
+            _far: far,
+            sockets,
+            _dir: dir,
+        })
+    }
+
+    /// The agent; a case that needs one does not apply to the controls.
+    pub fn agent(&mut self) -> Result<&mut Agent> {
+        self.agent.as_mut().context(NotApplicable)
+    }
+}
+
+/// The error of a case that asks for what only netdp has.
+#[derive(Debug)]
+pub struct NotApplicable;
+
+impl std::fmt::Display for NotApplicable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("this needs netdp")
+    }
+}
+
+impl std::error::Error for NotApplicable {}
+
+fn wiring(far: &Netns, options: &Options) -> String {
+    let mut lines = String::new();
+    for at in At::ALL {
+        let mtu = match at {
+            At::Uplink(0) => options.uplink_mtu,
+            At::Pod(0) => options.pod_mtu,
+            _ => 1500,
+        };
+        lines += &format!(
+            "link add {0} address {1} mtu {mtu} type veth peer name {0} address {2} netns {3}\n\
+             link set {0} up\n",
+            at.name(),
+            at.mac_text(1),
+            at.mac_text(2),
+            far.name()
+        );
+    }
+    lines
+}
+
+pub fn addressing() -> String {
+    let mut lines = String::new();
+    for (family, prefix, host) in [(V4, 24, 32), (V6, 64, 128)] {
+        let neighbour = |addr: IpAddr, at: At| {
+            let (name, mac) = (at.name(), at.mac_text(2));
+            format!("neigh add {addr} lladdr {mac} dev {name} nud permanent\n")
+        };
+        let far = ip(family, "203.0.113", "2001:db8:3", 1);
+        let dad = if family == V6 { " nodad" } else { "" };
+        for n in 0..2 {
+            lines += &format!("addr add {}/{prefix} dev up{n}{dad}\n", node(family, n));
+            lines += &format!("route add {}/{host} dev pod{n}\n", pod(family, n));
+        }
+        for (addr, at) in [
+            (router(family), At::Uplink(0)),
+            (far, At::Uplink(1)),
+            (pod(family, 0), At::Pod(0)),
+            (pod(family, 1), At::Pod(1)),
+        ] {
+            lines += &neighbour(addr, at);
+        }
+        let (all, behind, marked) = match family {
+            V4 => ("0.0.0.0/0", "198.18.0.0/15", "10.9.1.0/24"),
+            V6 => ("::/0", "2001:db8:4::/48", "fd00:91::/64"),
+        };
+        lines += &format!("route add {all} via {}\n", router(family));
+        lines += &format!("route add {behind} via {far}\nroute add {marked} via {far}\n");
+    }
+    lines
+}
+
+fn start(node: &Netns, config: &str, options: &Options) -> Result<Agent> {
+    let mut agent = AgentOptions::new(env!("CARGO_BIN_EXE_netdp"))
+        .config(config.as_ref())
+        .uplink("up0")
+        .uplink("up1")
+        .arg("--enable-ipv6");
+    if !options.to_ports.is_empty() {
+        agent = agent.arg("--to-ports").arg(options.to_ports);
+    }
+    for &argument in options.netdp {
+        agent = agent.arg(argument);
+    }
+    Agent::start(node, agent)
+}
+
+fn nft(options: &Options) -> String {
+    let mut rules = String::new();
+    for net in NON_MASQUERADE {
+        let family = if net.contains(':') { "ip6" } else { "ip" };
+        rules += &format!("{family} daddr {net} return; ");
+    }
+    if !options.to_ports.is_empty() {
+        rules += &format!(
+            "meta l4proto {{tcp, udp}} masquerade to :{}; ",
+            options.to_ports
+        );
+    }
+    format!(
+        "table inet wire {{ chain post {{ type nat hook postrouting priority srcnat; \
+         oifname != {{ \"up0\", \"up1\" }} return; {rules} masquerade; }}\n}}\n"
+    )
+}
+
+/// The chains that ip-masq-agent writes, with `--random-fully`, its default.
+fn ip_masq_agent(family: Family, options: &Options) -> String {
+    let mut rules = String::from(
+        "*nat\n:IP-MASQ-AGENT - [0:0]\n-A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT\n",
+    );
+    rules += match family {
+        V4 => "-A IP-MASQ-AGENT -d 169.254.0.0/16 -j RETURN\n",
+        V6 => "-A IP-MASQ-AGENT -d fe80::/10 -j RETURN\n",
+    };
+    for net in NON_MASQUERADE {
+        if net.contains(':') == (family == V6) {
+            rules += &format!("-A IP-MASQ-AGENT -d {net} -j RETURN\n");
+        }
+    }
+    if !options.to_ports.is_empty() {
+        for proto in ["tcp", "udp", "sctp"] {
+            rules += &format!(
+                "-A IP-MASQ-AGENT -p {proto} -j MASQUERADE --to-ports {} --random-fully\n",
+                options.to_ports
+            );
+        }
+    }
+    rules + "-A IP-MASQ-AGENT -j MASQUERADE --random-fully\nCOMMIT\n"
+}

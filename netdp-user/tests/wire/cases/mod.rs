@@ -1,0 +1,14 @@
+//! The cases, named by the line of the requirements that they show.
+
+pub mod errors;
+pub mod fragments;
+pub mod invalid;
+pub mod lifecycle;
+pub mod node_errors;
+pub mod ports;
+pub mod protocols;
+pub mod racing;
+pub mod rewriting;
+pub mod sharing;
+pub mod timers;
+pub mod translate;

@@ -1,0 +1,364 @@
+//! The words that cases are written in.
+
+use super::bed::{
+    At, Bed, Family, NotApplicable, Options, Subject, V4, is_masqueraded, is_pod, node, pod,
+};
+use super::build::{ACK, SYN, tcp, udp};
+use super::packet::{End, ICMP, ICMPV6, Packet, word};
+use super::socket;
+use anyhow::{Context as _, Result, bail, ensure};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+/// How long a marker may take: only ever waited for in full when it is lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Seen {
+    packet: Result<Packet, String>,
+    frame: Vec<u8>,
+    /// A case has spoken for it.
+    taken: bool,
+}
+
+/// A bed, and all that was seen on its wires.
+pub struct Wire {
+    pub bed: Bed,
+    seen: [Vec<Seen>; 4],
+    markers: u32,
+    /// Masqueraded destinations that pods may nevertheless answer directly.
+    answered: Vec<IpAddr>,
+    bad_checksums: bool,
+}
+
+/// A flow of a pod, as both sides know it.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow {
+    pub pod: usize,
+    pub inside: End,
+    pub outside: End,
+    /// What the outside sees of the pod.
+    pub wire: End,
+}
+
+/// The wire that a destination is behind.
+pub fn uplink(dst: IpAddr) -> usize {
+    let text = dst.to_string();
+    usize::from(text.starts_with("198.18.") || text.starts_with("2001:db8:4:"))
+}
+
+fn frame_of(at: At, packet: &[u8]) -> Vec<u8> {
+    let mut frame = [at.mac(1), at.mac(2)].concat();
+    frame.extend(if packet.first().is_some_and(|b| b >> 4 == 6) {
+        [0x86, 0xdd]
+    } else {
+        [8, 0]
+    });
+    frame.extend(packet);
+    frame
+}
+
+impl Wire {
+    pub fn new(subject: Subject, options: &Options) -> Result<Self> {
+        socket::go_anywhere()?;
+        let bed = Bed::new(subject, options)?;
+        socket::stay_on_one_cpu()?;
+        Ok(Self {
+            bed,
+            seen: [const { Vec::new() }; 4],
+            markers: 0,
+            answered: Vec::new(),
+            bad_checksums: false,
+        })
+    }
+
+    /// Sends bytes from the IP header on, towards the node.
+    pub fn send_bytes(&self, at: At, packet: &[u8]) -> Result<()> {
+        self.bed.sockets[at.index()].send(&frame_of(at, packet))
+    }
+
+    pub fn send(&self, at: At, packet: &Packet) -> Result<()> {
+        self.send_bytes(at, &packet.bytes())
+    }
+
+    /// A packet that every subject lets through arrives at `at`: what was sent
+    /// before has arrived then, or never will.
+    fn mark(&mut self, at: At) -> Result<()> {
+        self.markers += 1;
+        let text = format!("wire-marker-{:08}", self.markers);
+        let (from, src, dst) = match at {
+            At::Uplink(0) => (At::Pod(0), pod(V4, 0), IpAddr::from([10, 9, 0, 1])),
+            At::Uplink(_) => (At::Pod(0), pod(V4, 0), IpAddr::from([10, 9, 1, 1])),
+            At::Pod(n) => (At::Uplink(0), IpAddr::from([10, 9, 0, 1]), pod(V4, n)),
+        };
+        self.send(from, &udp((src, 9), (dst, 9), text.as_bytes()))?;
+        let start = Instant::now();
+        while start.elapsed() < PATIENCE {
+            let Some(frame) = self.bed.sockets[at.index()].receive(PATIENCE)? else {
+                continue;
+            };
+            if frame.ends_with(text.as_bytes()) {
+                return Ok(());
+            }
+            // Of two VLAN tags the capture leaves one.
+            let header = if word(&frame, 12) == 0x8100 { 18 } else { 14 };
+            if matches!(word(&frame, header - 2), 0x0800 | 0x86dd) {
+                let packet = Packet::parse(&frame[header..]).map_err(|error| error.to_string());
+                self.seen[at.index()].push(Seen {
+                    packet,
+                    frame,
+                    taken: false,
+                });
+            }
+        }
+        bail!("the marker towards {at:?} was lost")
+    }
+
+    /// Everything that is on its way arrives. Twice, because what the node
+    /// sends to itself (held fragments) queues behind the first marker.
+    fn settle(&mut self, at: At) -> Result<()> {
+        self.mark(at)?;
+        self.mark(at)
+    }
+
+    /// The first packet at `at` that nobody has spoken for and that is wanted.
+    pub fn expect(
+        &mut self,
+        at: At,
+        what: &str,
+        wanted: impl Fn(&Packet) -> bool,
+    ) -> Result<Packet> {
+        self.settle(at)?;
+        for seen in &mut self.seen[at.index()] {
+            if let Ok(packet) = &seen.packet
+                && !seen.taken
+                && wanted(packet)
+            {
+                seen.taken = true;
+                return Ok(packet.clone());
+            }
+        }
+        bail!("no {what} at {at:?}; there were {:?}", self.untaken(at))
+    }
+
+    fn untaken(&self, at: At) -> Vec<&Packet> {
+        let seen = self.seen[at.index()].iter().filter(|seen| !seen.taken);
+        seen.filter_map(|seen| seen.packet.as_ref().ok())
+            .filter(|packet| !packet.dst.is_multicast())
+            .collect()
+    }
+
+    /// Takes the frames at `at` that end so.
+    pub fn frames_with(&mut self, at: At, end: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.settle(at)?;
+        let mut frames = Vec::new();
+        for seen in &mut self.seen[at.index()] {
+            if !seen.taken && seen.frame.ends_with(end) {
+                seen.taken = true;
+                frames.push(seen.frame.clone());
+            }
+        }
+        Ok(frames)
+    }
+
+    /// This very packet arrives.
+    pub fn expect_exactly(&mut self, at: At, packet: &Packet) -> Result<()> {
+        self.expect(at, &format!("{packet:?}"), |p| p == packet)?;
+        Ok(())
+    }
+
+    /// Every packet that came to `at` and that nobody has spoken for.
+    pub fn take_all(&mut self, at: At, wanted: impl Fn(&Packet) -> bool) -> Result<Vec<Packet>> {
+        self.settle(at)?;
+        let mut all = Vec::new();
+        for seen in &mut self.seen[at.index()] {
+            if let Ok(packet) = &seen.packet
+                && !seen.taken
+                && wanted(packet)
+            {
+                seen.taken = true;
+                all.push(packet.clone());
+            }
+        }
+        Ok(all)
+    }
+
+    /// Nothing unspoken for is or comes there.
+    pub fn expect_nothing(&mut self, at: At) -> Result<()> {
+        self.settle(at)?;
+        let there = self.untaken(at);
+        ensure!(
+            there.is_empty(),
+            "nothing was to come to {at:?}, but there is {there:?}"
+        );
+        Ok(())
+    }
+
+    /// What pods send as answers to this address may keep their source.
+    pub fn answers_go_to(&mut self, addr: IpAddr) {
+        self.answered.push(addr);
+    }
+
+    /// The case sends bad checksums itself.
+    pub fn bad_checksums_are_sent(&mut self) {
+        self.bad_checksums = true;
+    }
+
+    /// A pod's packet leaves with a node's address and is otherwise what a
+    /// router makes of it. Returns the source that the outside sees.
+    pub fn out(&mut self, n: usize, packet: &Packet) -> Result<End> {
+        self.send(At::Pod(n), packet)?;
+        self.came_out(packet)
+    }
+
+    /// The second half of [`out`](Self::out).
+    pub fn came_out(&mut self, packet: &Packet) -> Result<End> {
+        let n = uplink(packet.dst);
+        let found = self.expect(At::Uplink(n), &format!("packet like {packet:?}"), |p| {
+            (p.dst, p.proto, p.part) == (packet.dst, packet.proto, packet.part)
+        })?;
+        let family = if packet.is_v4() { V4 } else { super::bed::V6 };
+        let wire = (node(family, n), found.sport());
+        let wanted = packet.clone().forwarded().from(wire);
+        ensure!(found == wanted, "there came {found:?}, not {wanted:?}");
+        Ok(wire)
+    }
+
+    /// The packet does not leave in any form.
+    pub fn refused(&mut self, n: usize, packet: &Packet) -> Result<()> {
+        self.send(At::Pod(n), packet)?;
+        self.expect_nothing(At::Uplink(uplink(packet.dst)))
+    }
+
+    /// A packet to `flow.wire` from outside reaches the pod as its own.
+    pub fn back(&mut self, flow: &Flow, packet: &Packet) -> Result<()> {
+        self.send(At::Uplink(uplink(flow.outside.0)), packet)?;
+        let wanted = packet.clone().forwarded().to(flow.inside);
+        self.expect_exactly(At::Pod(flow.pod), &wanted)
+    }
+
+    /// A packet from outside does not reach the pod.
+    pub fn not_back(&mut self, n: usize, packet: &Packet) -> Result<()> {
+        self.send(At::Uplink(uplink(packet.src)), packet)?;
+        self.expect_nothing(At::Pod(n))
+    }
+
+    /// A UDP flow that was answered.
+    pub fn udp(&mut self, n: usize, port: u16, outside: End) -> Result<Flow> {
+        let family = Family::of(outside.0);
+        let inside = (pod(family, n), port);
+        let wire = self.out(n, &udp(inside, outside, b"question"))?;
+        let flow = Flow {
+            pod: n,
+            inside,
+            outside,
+            wire,
+        };
+        self.back(&flow, &udp(outside, wire, b"answer"))?;
+        Ok(flow)
+    }
+
+    /// A TCP connection: the pod's next octet is 1001, the server's 5001.
+    pub fn tcp(&mut self, n: usize, port: u16, outside: End) -> Result<Flow> {
+        let inside = (pod(Family::of(outside.0), n), port);
+        let wire = self.out(n, &tcp(inside, outside, SYN, (1000, 0), b""))?;
+        let flow = Flow {
+            pod: n,
+            inside,
+            outside,
+            wire,
+        };
+        self.back(&flow, &tcp(outside, wire, SYN | ACK, (5000, 1001), b""))?;
+        self.same(&flow, &flow.sends(ACK, (1001, 5001), b""))?;
+        Ok(flow)
+    }
+
+    /// A pod's packet leaves by the mapping that the flow has.
+    pub fn same(&mut self, flow: &Flow, packet: &Packet) -> Result<()> {
+        let wire = self.out(flow.pod, packet)?;
+        ensure!(
+            wire == flow.wire,
+            "the mapping changed from {:?} to {wire:?}",
+            flow.wire
+        );
+        Ok(())
+    }
+
+    /// What all cases must keep to, asked of all that was seen on the uplinks.
+    pub fn finish(mut self) -> Result<()> {
+        for at in At::ALL {
+            self.settle(at)?;
+        }
+        let mut wrong = Vec::new();
+        for seen in self.seen[..2].iter().flatten() {
+            match &seen.packet {
+                Ok(packet) => wrong.extend(self.wrong(packet)),
+                Err(error) => wrong.push(format!("{error}: {:02x?}", seen.frame)),
+            }
+        }
+        ensure!(wrong.is_empty(), "on an uplink: {}", wrong.join("; "));
+        Ok(())
+    }
+
+    fn wrong(&self, packet: &Packet) -> Option<String> {
+        if !is_masqueraded(packet.dst) {
+            return None;
+        }
+        if !self.bad_checksums && !packet.checksum_ok() {
+            return Some(format!("a bad checksum: {packet:?}"));
+        }
+        if self.answered.contains(&packet.dst) {
+            return None;
+        }
+        if is_pod(packet.src) {
+            return Some(format!("a pod's source: {packet:?}"));
+        }
+        let error = match packet.proto {
+            ICMP => matches!(packet.icmp().0, 3 | 11 | 12),
+            ICMPV6 => matches!(packet.icmp().0, 1..=4),
+            _ => false,
+        };
+        let inner = packet
+            .inner()
+            .ok()
+            .filter(|_| error && packet.part.is_none())?;
+        (is_pod(inner.src) || is_pod(inner.dst))
+            .then(|| format!("a pod's address inside: {packet:?} quotes {inner:?}"))
+    }
+
+    /// Moves netdp's clock.
+    pub fn advance(&mut self, by: Duration) -> Result<()> {
+        let agent = self.bed.agent.as_ref().context(NotApplicable)?;
+        super::clock::advance(&agent.bpffs(), by)
+    }
+}
+
+impl Flow {
+    /// A TCP segment of the pod.
+    pub fn sends(&self, flags: u8, numbers: (u32, u32), payload: &[u8]) -> Packet {
+        tcp(self.inside, self.outside, flags, numbers, payload)
+    }
+
+    /// A TCP segment of the server.
+    pub fn gets(&self, flags: u8, numbers: (u32, u32), payload: &[u8]) -> Packet {
+        tcp(self.outside, self.wire, flags, numbers, payload)
+    }
+
+    /// A datagram of the pod.
+    pub fn asks(&self, payload: &[u8]) -> Packet {
+        udp(self.inside, self.outside, payload)
+    }
+
+    /// A datagram of the server.
+    pub fn answers(&self, payload: &[u8]) -> Packet {
+        udp(self.outside, self.wire, payload)
+    }
+}
+
+impl Family {
+    pub const fn of(addr: IpAddr) -> Self {
+        match addr {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}

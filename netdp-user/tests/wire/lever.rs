@@ -1,0 +1,101 @@
+//! What cases do to the node beside sending packets.
+
+use super::bed::{At, Bed, addressing};
+use super::clock;
+use super::driver::Wire;
+use super::packet::Packet;
+use super::socket::Socket;
+use anyhow::{Result, ensure};
+use std::net::IpAddr;
+use std::time::Duration;
+use xtask::testbed::wait_for;
+
+/// Only ever waited for in full when something is broken.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Bed {
+    /// Waits until the agent, if there is one, has seen the node's new address.
+    pub fn agent_knows(&self, addr: IpAddr) -> Result<()> {
+        match &self.agent {
+            Some(agent) => clock::wait_for_address(&agent.bpffs(), addr, true, PATIENCE),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until it has seen that the address is gone.
+    pub fn agent_forgets(&self, addr: IpAddr) -> Result<()> {
+        match &self.agent {
+            Some(agent) => clock::wait_for_address(&agent.bpffs(), addr, false, PATIENCE),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the agent, if there is one, sweep now: it does so whenever an
+    /// address is gone. That it then takes note of a second one says that the
+    /// sweep is over.
+    pub fn sweep(&self) -> Result<()> {
+        if self.agent.is_none() {
+            return Ok(());
+        }
+        for addr in ["192.0.2.201", "192.0.2.202"] {
+            self.node.ip(&format!("addr add {addr}/32 dev lo"))?;
+            self.agent_knows(addr.parse()?)?;
+            self.node.ip(&format!("addr del {addr}/32 dev lo"))?;
+            self.agent_forgets(addr.parse()?)?;
+        }
+        let last = "192.0.2.203";
+        self.node.ip(&format!("addr add {last}/32 dev lo"))?;
+        self.agent_knows(last.parse()?)?;
+        self.node.ip(&format!("addr del {last}/32 dev lo"))?;
+        Ok(())
+    }
+
+    /// Takes the first uplink down and up again, and gives it back what that
+    /// costs it: neighbours, routes, IPv6 addresses.
+    pub fn flap(&self) -> Result<()> {
+        self.node.ip("link set up0 down")?;
+        self.node.ip("link set up0 up")?;
+        wait_for(PATIENCE, "up0 to be up again", || {
+            let state = self.node.ip("-br link show dev up0");
+            state.is_ok_and(|state| state.contains(" UP "))
+        })?;
+        // What survived is there already: an error then, which is no matter.
+        for line in addressing().lines() {
+            let _ = self.node.ip(line);
+        }
+        let routes = self.node.ip("route show default")?;
+        ensure!(routes.contains("up0"), "no default route: {routes}");
+        Ok(())
+    }
+}
+
+impl Wire {
+    /// Ends all mappings, by time.
+    pub fn end_mappings(&mut self) -> Result<()> {
+        self.advance(Duration::from_secs(10 * 24 * 3600))?;
+        let bpffs = self.bed.agent()?.bpffs();
+        self.bed.sweep()?;
+        clock::wait_for_mappings(&bpffs, 0)
+    }
+
+    /// Something on the node sends the packet by the first uplink, past the
+    /// node's IP stack.
+    pub fn from_the_node(&self, packet: &Packet) -> Result<()> {
+        self.from_the_node_tagged(packet, &[])
+    }
+
+    /// The same with VLAN tags.
+    pub fn from_the_node_tagged(&self, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
+        let at = At::Uplink(0);
+        let kind: [u8; 2] = if packet.is_v4() { [8, 0] } else { [0x86, 0xdd] };
+        let frame = [
+            &at.mac(2),
+            &at.mac(1),
+            tags.as_flattened(),
+            &kind,
+            &packet.bytes(),
+        ]
+        .concat();
+        Socket::open(&self.bed.node, "up0")?.send(&frame)
+    }
+}

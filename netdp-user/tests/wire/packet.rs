@@ -1,0 +1,378 @@
+//! IP packets as values: built, read, and compared whole.
+
+use super::checksum::{crc32c, internet, octets, pseudo};
+use anyhow::{Context as _, Result, ensure};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+pub const ICMP: u8 = 1;
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const DCCP: u8 = 33;
+pub const ICMPV6: u8 = 58;
+pub const SCTP: u8 = 132;
+pub const UDP_LITE: u8 = 136;
+const FRAGMENT: u8 = 44;
+
+/// An address and a port.
+pub type End = (IpAddr, u16);
+
+/// Which part of a datagram a fragment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// In bytes.
+    pub offset: u16,
+    pub more: bool,
+    /// The IPv6 identification; IPv4's is the packet's own.
+    pub id: u32,
+}
+
+/// An IP packet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Packet {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub ttl: u8,
+    /// TOS or traffic class, ECN included.
+    pub tos: u8,
+    /// The IPv6 flow label.
+    pub label: u32,
+    /// The IPv4 identification.
+    pub id: u16,
+    pub df: bool,
+    pub part: Option<Part>,
+    /// IPv4 options, padded to whole words.
+    pub options: Vec<u8>,
+    /// IPv6 extension headers before the fragment header: kind, and the rest
+    /// after the next-header field.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    pub proto: u8,
+    /// From the L4 header on.
+    pub body: Vec<u8>,
+}
+
+impl Packet {
+    pub fn new(src: IpAddr, dst: IpAddr, proto: u8, body: Vec<u8>) -> Self {
+        Self {
+            src,
+            dst,
+            ttl: 64,
+            tos: 0,
+            label: 0,
+            id: 0x1234,
+            df: false,
+            part: None,
+            options: Vec::new(),
+            extensions: Vec::new(),
+            proto,
+            body,
+        }
+    }
+
+    pub fn is_v4(&self) -> bool {
+        self.src.is_ipv4()
+    }
+
+    /// The packet from the IP header on.
+    pub fn bytes(&self) -> Vec<u8> {
+        if self.is_v4() {
+            self.v4_bytes()
+        } else {
+            self.v6_bytes()
+        }
+    }
+
+    fn v4_bytes(&self) -> Vec<u8> {
+        let len = 20 + self.options.len();
+        let part = self
+            .part
+            .map_or(0, |p| p.offset / 8 | u16::from(p.more) << 13);
+        let mut bytes = vec![0x40 | u8::try_from(len / 4).unwrap_or(5), self.tos];
+        bytes.extend(
+            u16::try_from(len + self.body.len())
+                .unwrap_or(0)
+                .to_be_bytes(),
+        );
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend((part | u16::from(self.df) << 14).to_be_bytes());
+        bytes.extend([self.ttl, self.proto, 0, 0]);
+        bytes.extend(octets(self.src));
+        bytes.extend(octets(self.dst));
+        bytes.extend(&self.options);
+        let sum = internet(&[&bytes]);
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes.extend(&self.body);
+        bytes
+    }
+
+    fn v6_bytes(&self) -> Vec<u8> {
+        let mut chain = self.extensions.clone();
+        if let Some(part) = self.part {
+            let mut rest = vec![0];
+            rest.extend((part.offset | u16::from(part.more)).to_be_bytes());
+            rest.extend(part.id.to_be_bytes());
+            chain.push((FRAGMENT, rest));
+        }
+        let mut rest = Vec::new();
+        for (at, (_, header)) in chain.iter().enumerate() {
+            rest.push(chain.get(at + 1).map_or(self.proto, |next| next.0));
+            rest.extend(header);
+        }
+        rest.extend(&self.body);
+        let first = 6 << 28 | u32::from(self.tos) << 20 | self.label;
+        let mut bytes = first.to_be_bytes().to_vec();
+        bytes.extend(u16::try_from(rest.len()).unwrap_or(0).to_be_bytes());
+        bytes.extend([chain.first().map_or(self.proto, |c| c.0), self.ttl]);
+        bytes.extend(octets(self.src));
+        bytes.extend(octets(self.dst));
+        bytes.extend(rest);
+        bytes
+    }
+
+    /// Reads a packet, perhaps with padding after it. A wrong IP checksum is an
+    /// error.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        match bytes.first().context("no bytes")? >> 4 {
+            4 => Self::parse_v4(bytes, true),
+            6 => Self::parse_v6(bytes, true),
+            version => anyhow::bail!("IP version {version}"),
+        }
+    }
+
+    /// Reads the packet inside an ICMP error, which may be cut short.
+    pub fn parse_cut(bytes: &[u8]) -> Result<Self> {
+        match bytes.first().context("no bytes")? >> 4 {
+            4 => Self::parse_v4(bytes, false),
+            _ => Self::parse_v6(bytes, false),
+        }
+    }
+
+    fn parse_v4(bytes: &[u8], whole: bool) -> Result<Self> {
+        ensure!(bytes.len() >= 20, "a cut IPv4 header");
+        let len = usize::from(bytes[0] & 15) * 4;
+        let header = bytes.get(..len).context("cut IPv4 options")?;
+        ensure!(internet(&[header]) == 0, "a wrong IPv4 header checksum");
+        let total = usize::from(word(bytes, 2));
+        ensure!(!whole || total <= bytes.len(), "a cut IPv4 packet");
+        let flags = word(bytes, 6);
+        let part = Part {
+            offset: (flags & 0x1fff) * 8,
+            more: flags & 0x2000 != 0,
+            id: 0,
+        };
+        let addr =
+            |at: usize| Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
+        Ok(Self {
+            tos: bytes[1],
+            id: word(bytes, 4),
+            df: flags & 0x4000 != 0,
+            part: (part.offset > 0 || part.more).then_some(part),
+            ttl: bytes[8],
+            options: header[20..].to_vec(),
+            ..Self::new(
+                addr(12).into(),
+                addr(16).into(),
+                bytes[9],
+                bytes[len..total.clamp(len, bytes.len())].to_vec(),
+            )
+        })
+    }
+
+    fn parse_v6(bytes: &[u8], whole: bool) -> Result<Self> {
+        ensure!(bytes.len() >= 40, "a cut IPv6 header");
+        let first = u32::from(word(bytes, 0)) << 16 | u32::from(word(bytes, 2));
+        let total = 40 + usize::from(word(bytes, 4));
+        ensure!(!whole || total <= bytes.len(), "a cut IPv6 packet");
+        let addr = |at: usize| -> Result<Ipv6Addr> {
+            Ok(<[u8; 16]>::try_from(&bytes[at..at + 16])?.into())
+        };
+        let mut packet = Self::new(addr(8)?.into(), addr(24)?.into(), bytes[6], Vec::new());
+        let mut rest = &bytes[40..total.min(bytes.len())];
+        while matches!(packet.proto, 0 | 43 | 60 | FRAGMENT) && rest.len() >= 8 {
+            let kind = packet.proto;
+            packet.proto = rest[0];
+            let len = if kind == FRAGMENT {
+                8
+            } else {
+                usize::from(rest[1]) * 8 + 8
+            };
+            let (header, behind) = rest.split_at_checked(len).context("a cut extension")?;
+            if kind == FRAGMENT {
+                packet.part = Some(Part {
+                    offset: word(header, 2) & 0xfff8,
+                    more: header[3] & 1 != 0,
+                    id: u32::from(word(header, 4)) << 16 | u32::from(word(header, 6)),
+                });
+            } else {
+                packet.extensions.push((kind, header[1..].to_vec()));
+            }
+            rest = behind;
+            if packet.part.is_some_and(|p| p.offset > 0) {
+                break;
+            }
+        }
+        packet.body = rest.to_vec();
+        packet.tos = u8::try_from(first >> 20 & 0xff)?;
+        packet.label = first & 0xf_ffff;
+        packet.id = 0x1234;
+        packet.ttl = bytes[7];
+        Ok(packet)
+    }
+
+    /// Where the body has its checksum, and whether that covers addresses.
+    fn checksum_at(&self) -> Option<(usize, bool)> {
+        match self.proto {
+            TCP => Some((16, true)),
+            UDP | UDP_LITE | DCCP => Some((6, true)),
+            ICMP => Some((2, false)),
+            ICMPV6 => Some((2, true)),
+            _ => None,
+        }
+        .filter(|(at, _)| self.body.len() >= at + 2)
+    }
+
+    /// The internet checksum over the body; 0 if the body's own is right.
+    fn sum(&self, with_addresses: bool) -> u16 {
+        let head = pseudo(self.src, self.dst, self.proto, self.body.len());
+        internet(&[if with_addresses { &head } else { &[] }, &self.body])
+    }
+
+    /// Whether the L4 checksum is right, or there is none to be wrong.
+    pub fn checksum_ok(&self) -> bool {
+        if self.part.is_some() {
+            return true;
+        }
+        if self.proto == SCTP && self.body.len() >= 12 {
+            return self.body[8..12] == crc32c(&self.body);
+        }
+        match self.checksum_at() {
+            Some((6, _)) if self.proto == UDP && self.body[6..8] == [0, 0] => self.is_v4(),
+            Some((_, with_addresses)) => self.sum(with_addresses) == 0,
+            None => true,
+        }
+    }
+
+    /// Puts the right L4 checksum in. A UDP checksum of 0 comes out as 0xffff.
+    #[must_use]
+    pub fn summed(mut self) -> Self {
+        if self.proto == SCTP && self.body.len() >= 12 {
+            let crc = crc32c(&self.body);
+            self.body[8..12].copy_from_slice(&crc);
+        } else if let Some((at, with_addresses)) = self.checksum_at() {
+            self.body[at..at + 2].fill(0);
+            let sum = match self.sum(with_addresses) {
+                0 if self.proto == UDP => 0xffff,
+                sum => sum,
+            };
+            self.body[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+        }
+        self
+    }
+
+    /// Flips a bit of the payload, so that the checksum is wrong from now on.
+    #[must_use]
+    pub fn spoiled(mut self) -> Self {
+        if let Some(last) = self.body.last_mut() {
+            *last ^= 0x10;
+        }
+        self
+    }
+
+    /// Where the body has the id of one end.
+    fn id_at(&self, source: bool) -> Option<usize> {
+        match (self.proto, source) {
+            (TCP | UDP | UDP_LITE | DCCP | SCTP, true) => Some(0),
+            (TCP | UDP | UDP_LITE | DCCP | SCTP, false) => Some(2),
+            (ICMP, _) if matches!(self.body.first(), Some(0 | 8 | 13 | 14)) => Some(4),
+            (ICMPV6, _) if matches!(self.body.first(), Some(128 | 129)) => Some(4),
+            _ => None,
+        }
+        .filter(|at| self.body.len() >= at + 2)
+    }
+
+    /// The source port or ICMP identifier; 0 where there is none.
+    pub fn sport(&self) -> u16 {
+        self.id_at(true).map_or(0, |at| word(&self.body, at))
+    }
+
+    /// The destination port or ICMP identifier; 0 where there is none.
+    pub fn dport(&self) -> u16 {
+        self.id_at(false).map_or(0, |at| word(&self.body, at))
+    }
+
+    /// The packet with another source; a right checksum stays right, and none
+    /// stays none.
+    #[must_use]
+    pub fn from(mut self, (addr, id): End) -> Self {
+        let (right, none) = (self.checksum_ok(), self.no_udp_checksum());
+        self.src = addr;
+        if let Some(at) = self.id_at(true) {
+            self.body[at..at + 2].copy_from_slice(&id.to_be_bytes());
+        }
+        if right && !none { self.summed() } else { self }
+    }
+
+    /// The packet with another destination.
+    #[must_use]
+    pub fn to(mut self, (addr, id): End) -> Self {
+        let (right, none) = (self.checksum_ok(), self.no_udp_checksum());
+        self.dst = addr;
+        if let Some(at) = self.id_at(false) {
+            self.body[at..at + 2].copy_from_slice(&id.to_be_bytes());
+        }
+        if right && !none { self.summed() } else { self }
+    }
+
+    fn no_udp_checksum(&self) -> bool {
+        self.part.is_some() || self.proto == UDP && self.body.get(6..8) == Some(&[0, 0])
+    }
+
+    /// What a router makes of it.
+    #[must_use]
+    pub fn forwarded(mut self) -> Self {
+        self.ttl -= 1;
+        self
+    }
+}
+
+/// Two bytes in network byte order; 0 beyond the end.
+pub fn word(bytes: &[u8], at: usize) -> u16 {
+    match bytes.get(at..at + 2) {
+        Some(&[high, low]) => u16::from_be_bytes([high, low]),
+        _ => 0,
+    }
+}
+
+impl fmt::Debug for Packet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (src, dst) = (self.src, self.dst);
+        write!(
+            f,
+            "[{src} {} > {dst} {} proto {}",
+            self.sport(),
+            self.dport(),
+            self.proto
+        )?;
+        write!(
+            f,
+            " ttl {} tos {} id {:#x} df {}",
+            self.ttl, self.tos, self.id, self.df
+        )?;
+        if let Some(part) = self.part {
+            write!(
+                f,
+                " part {}{}",
+                part.offset,
+                if part.more { "+" } else { "" }
+            )?;
+        }
+        if !self.checksum_ok() {
+            write!(f, " BAD CHECKSUM")?;
+        }
+        write!(f, " body {}: ", self.body.len())?;
+        for byte in self.body.iter().take(48) {
+            write!(f, "{byte:02x}")?;
+        }
+        write!(f, "]")
+    }
+}
