@@ -227,7 +227,7 @@ mod tests {
         ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts, age,
         expired, observe, tcp_state, ticks,
     };
-    use crate::packet::{L4, TcpSegment};
+    use crate::packet::TcpSegment;
     use crate::tuple::proto;
 
     fn segment(flags: u8) -> TcpSegment {

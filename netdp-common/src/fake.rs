@@ -3,23 +3,22 @@
 
 pub mod build;
 mod half_map;
+mod tables;
 
 use crate::abi::{
-    Action, Counters, LAYOUT, Mapping, PORT_RANGES, PortRange, SETTING_IPV6, Settings, UPLINK_V4,
-    UPLINK_V6, Uplink,
+    Action, Counters, Fragment, LAYOUT, NO_LEAK_DROP, PORT_RANGES, PortRange, SETTING_IPV6,
+    Settings, UPLINK_V4, UPLINK_V6, Uplink,
 };
 use crate::addr::Addr;
-use crate::conntrack::{age, ticks};
+use crate::conntrack::ticks;
 use crate::nat::{self, Work};
-use crate::packet::{self, Parsed};
-use crate::slot::Slot;
-use crate::tables::{InsertError, Tables};
+use crate::packet::{self, L4, Packet, Parsed};
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
 use build::Build;
 use half_map::HalfMap;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 type Hook = Box<dyn FnOnce(&Fake)>;
@@ -35,6 +34,18 @@ pub struct Fake {
     /// Reply tuple and the tick it was last seen, least recently used first.
     pub inbound: RefCell<Vec<(Tuple, u32)>>,
     pub inbound_capacity: usize,
+    /// What becomes of fragments, the oldest first.
+    pub fragments: RefCell<Vec<(Tuple, Fragment)>>,
+    pub fragments_capacity: usize,
+    /// The IPv4 identification that was given last.
+    pub ip_id: Cell<u32>,
+    /// The one that the last packet was to get.
+    pub written_ip_id: Cell<u32>,
+    /// Destinations without a free port, and since when.
+    pub exhausted: RefCell<HashMap<Tuple, u32>>,
+    pub endpoints: RefCell<HashMap<Tuple, u16>>,
+    /// What the kernel would choose for the node's own packets.
+    pub route_source: Option<Addr>,
     pub reserved: BTreeSet<u16>,
     /// Wire tuples that a connected or bound socket of the node receives.
     pub sockets: HashSet<Tuple>,
@@ -69,7 +80,7 @@ impl Fake {
             layout: LAYOUT,
             active_policy: 0,
             flags: SETTING_IPV6,
-            pad: 0,
+            no_leak: NO_LEAK_DROP,
             ports: [PortRange::EMPTY; PORT_RANGES],
             clock_offset: 0,
             generation: 1,
@@ -88,6 +99,13 @@ impl Fake {
             rev_snat: HalfMap::new(1_000_000),
             inbound: RefCell::default(),
             inbound_capacity: 1_000,
+            fragments: RefCell::default(),
+            fragments_capacity: 1_000,
+            ip_id: Cell::new(0xfffd),
+            written_ip_id: Cell::new(packet::KEEP_IP_ID),
+            exhausted: RefCell::default(),
+            endpoints: RefCell::default(),
+            route_source: None,
             reserved: BTreeSet::new(),
             sockets: HashSet::new(),
             sent_by_socket: true,
@@ -135,6 +153,11 @@ impl Fake {
         let bytes = packet.bytes();
         let parsed = packet::parse(&bytes[..], packet.ethertype(), 0, &mut work.pkt);
         assert_eq!(parsed, Parsed::Ip, "{packet:?}");
+        if work.pkt.l4 == L4::Error
+            && packet::parse_inner(&bytes[..], &work.pkt, &mut work.inner).is_none()
+        {
+            work.pkt.l4 = L4::Untranslatable(DropReason::Malformed);
+        }
         let verdict = if leaving {
             nat::egress(self, &mut work)
         } else {
@@ -143,11 +166,18 @@ impl Fake {
         match verdict {
             Verdict::Pass => Seen::Pass,
             Verdict::Drop(reason) => Seen::Drop(reason),
-            Verdict::Rewrite => {
-                let id = u16::try_from(work.pkt.new.id).expect("16 bits");
-                Seen::As(to_socket(&work.pkt.new.addr, id))
-            }
+            Verdict::Hold => Seen::Hold,
+            Verdict::Rewrite => Seen::As(self.written(&work.pkt)),
+            Verdict::RewriteError => Seen::Error(self.written(&work.pkt)),
+            Verdict::RewriteInner => Seen::Inner(self.written(&work.pkt)),
         }
+    }
+
+    /// What is written into the packet.
+    fn written(&self, pkt: &Packet) -> SocketAddr {
+        self.written_ip_id.set(pkt.new_ip_id);
+        let id = u16::try_from(pkt.new.id).expect("16 bits");
+        to_socket(&pkt.new.addr, id)
     }
 }
 
@@ -157,6 +187,11 @@ impl Fake {
 pub enum Seen {
     Pass,
     As(SocketAddr),
+    /// An ICMP error, outside and inside.
+    Error(SocketAddr),
+    /// An ICMP error, inside only.
+    Inner(SocketAddr),
+    Hold,
     Drop(DropReason),
 }
 
@@ -178,122 +213,4 @@ pub fn tuple_of(packet: &Build) -> Tuple {
     let mut work = Work::EMPTY;
     packet::parse(&packet.bytes()[..], packet.ethertype(), 0, &mut work.pkt);
     work.pkt.tuple
-}
-
-/// As netdp-ebpf's: a record older than this no longer counts.
-const INBOUND_SECONDS: u64 = 432_000;
-
-impl Tables for Fake {
-    fn now(&self) -> u32 {
-        self.clock.get()
-    }
-
-    /// A linear congruential generator: the same in every run.
-    fn random(&self) -> u32 {
-        let next = self.random.get().wrapping_mul(1_664_525);
-        self.random.set(next.wrapping_add(1_013_904_223));
-        self.random.get()
-    }
-
-    fn settings(&self) -> &Settings {
-        &self.settings
-    }
-
-    fn uplink(&self) -> &Uplink {
-        &self.uplink
-    }
-
-    fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
-        *counter(&mut self.counters.borrow_mut()) += 1;
-    }
-
-    fn is_local(&self, addr: &Addr) -> bool {
-        self.local.contains(addr)
-    }
-
-    fn action(&self, dst: &Addr) -> Action {
-        let value = |addr: &Addr| u128::from_be_bytes(*addr.octets());
-        let covers = |&&(net, len, _): &&(Addr, u32, Action)| {
-            len == 0 || (value(&net) ^ value(dst)) >> (128 - len) == 0
-        };
-        let longest = self.policy.iter().filter(covers).max_by_key(|rule| rule.1);
-        longest.map_or(Action::Masquerade, |rule| rule.2)
-    }
-
-    fn snat(&self, tuple: &Tuple) -> Option<Slot> {
-        self.snat.slot(tuple)
-    }
-
-    fn rev_snat(&self, tuple: &Tuple) -> Option<Slot> {
-        self.rev_snat.slot(tuple)
-    }
-
-    fn insert_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
-        let hook = self.before_original.take();
-        if let Some(hook) = hook {
-            hook(self);
-        }
-        self.snat.insert(tuple, mapping)
-    }
-
-    fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
-        let hook = self.before_claim.take();
-        if let Some(hook) = hook {
-            hook(self);
-        }
-        self.rev_snat.insert(tuple, mapping)
-    }
-
-    fn remove_rev_snat(&self, tuple: &Tuple) {
-        self.rev_snat.remove(tuple);
-    }
-
-    fn refresh_inbound(&self, tuple: &Tuple) -> bool {
-        let mut inbound = self.inbound.borrow_mut();
-        let Some(at) = inbound.iter().position(|(known, _)| known == tuple) else {
-            return false;
-        };
-        let (known, seen) = inbound.remove(at);
-        inbound.push((known, self.now()));
-        u64::from(age(self.now(), seen)) < ticks(INBOUND_SECONDS)
-    }
-
-    fn insert_inbound(&self, tuple: &Tuple) {
-        let mut inbound = self.inbound.borrow_mut();
-        inbound.retain(|(known, _)| known != tuple);
-        if inbound.len() == self.inbound_capacity {
-            inbound.remove(0);
-        }
-        inbound.push((*tuple, self.now()));
-    }
-
-    fn remove_inbound(&self, tuple: &Tuple) {
-        self.inbound
-            .borrow_mut()
-            .retain(|(known, _)| known != tuple);
-    }
-
-    fn port_reserved(&self, port: u16) -> bool {
-        self.candidates.borrow_mut().push(port);
-        self.reserved.contains(&port)
-    }
-
-    fn sent_by_socket(&self) -> bool {
-        self.sent_by_socket
-    }
-
-    fn socket_receives(&self, wire: &Tuple) -> bool {
-        self.sockets.contains(wire)
-    }
-
-    fn repeat<S, F>(&self, n: u32, state: &mut S, step: F)
-    where
-        F: Fn(&Self, u32, &mut S) -> bool,
-    {
-        for i in 0..n {
-            if !step(self, i, state) {
-                return;
-            }
-        }
-    }
 }

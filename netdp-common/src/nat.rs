@@ -412,6 +412,8 @@ fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
             tables.count(|c| &mut c.mappings_created);
             if claim.wire.dst_id != pkt.tuple.src_id {
                 tables.count(|c| &mut c.ports_changed);
+            }
+            if wanted != Some(claim.wire.dst_id) {
                 remember_endpoint(tables, pkt, claim.wire.dst_id);
             }
         }
@@ -469,7 +471,9 @@ const fn endpoint(pkt: &Packet) -> Tuple {
 /// left alone for a moment: a walk through all of them is not for every packet.
 #[inline(always)]
 fn search<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
-    claim.wire.dst_id = 0;
+    // Classes run out one by one.
+    let class = claim.ranges[0].min;
+    claim.wire.dst_id = class;
     if tables.is_exhausted(&claim.wire) {
         return;
     }
@@ -488,7 +492,7 @@ fn search<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
         claim.outcome == Outcome::Searching
     });
     if claim.outcome == Outcome::Searching {
-        claim.wire.dst_id = 0;
+        claim.wire.dst_id = class;
         tables.set_exhausted(&claim.wire);
     }
 }

@@ -1,14 +1,19 @@
 //! [`nat`](crate::nat): each branch of the decisions, then random walks against
 //! a model.
 
+mod address;
+mod errors;
+mod fragments;
 mod host;
 mod inbound;
 mod limits;
 mod model;
+mod modes;
 mod ports;
 mod race;
 mod scope;
 mod tcp;
+mod untranslatable;
 
 use crate::abi::Mapping;
 use crate::fake::build::{Build, SYN};

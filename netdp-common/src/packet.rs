@@ -133,7 +133,7 @@ pub enum Parsed {
 }
 
 /// IPv6 extension headers that are stepped over, at most.
-const MAX_EXTENSIONS: u32 = 6;
+const MAX_EXTENSIONS: u32 = 5;
 
 /// Parses the packet at `l3_offset` bytes into `pkt`. `ethertype` is in host
 /// byte order.
@@ -232,7 +232,7 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
 fn step_over_extensions<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Header {
     let mut len = 40;
     let unknown = HeaderEnd::Unknown;
-    for _ in 0..MAX_EXTENSIONS {
+    for _ in 0..=MAX_EXTENSIONS {
         let this = pkt.tuple.proto;
         if !matches!(
             this,

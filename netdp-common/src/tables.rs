@@ -63,8 +63,8 @@ pub trait Tables {
     fn insert_fragment(&self, key: &Tuple, fragment: &Fragment);
     /// An IPv4 identification that the node has not used lately.
     fn next_ip_id(&self) -> u32;
-    /// Whether all ports towards a destination were taken a moment ago. `wire`
-    /// without its `dst_id`.
+    /// Whether all ports towards a destination were taken a moment ago. `wire`'s
+    /// `dst_id` is the first of them.
     fn is_exhausted(&self, wire: &Tuple) -> bool;
     /// Remembers that they are.
     fn set_exhausted(&self, wire: &Tuple);

@@ -53,7 +53,7 @@ static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static RESERVED_PORTS: Array<u64, RESERVED_WORDS> = Array::new();
 
-/// Wire tuples without `dst_id` whose every port was taken, and when that was.
+/// Wire tuples with the first of their ports, when all of these were taken.
 #[btf_map]
 static EXHAUSTED: LruHashMap<Tuple, u32, 4096> = LruHashMap::new();
 /// Endpoints → their port on the wire.

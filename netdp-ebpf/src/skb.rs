@@ -149,14 +149,7 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
         }
     }
     let l3 = pkt.l3_offset as usize;
-    if pkt.new_ip_id != KEEP_IP_ID {
-        let (old, new) = (
-            (pkt.fragment_id as u16).to_be(),
-            (pkt.new_ip_id as u16).to_be(),
-        );
-        ctx.l3_csum_replace(l3 + 10, old.into(), new.into(), 2)?;
-        ctx.store(l3 + 4, &new, 0)?;
-    }
+    store_ip_id(ctx, pkt)?;
     store_addr(
         ctx,
         &Edit {
@@ -167,6 +160,22 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
             l3,
         },
     )
+}
+
+/// Writes the identification that the fragments of a datagram get, which the
+/// header checksum makes up for.
+#[inline(always)]
+fn store_ip_id(ctx: &TcContext, pkt: &Packet) -> Result<(), i64> {
+    if pkt.new_ip_id == KEEP_IP_ID {
+        return Ok(());
+    }
+    let l3 = pkt.l3_offset as usize;
+    let (old, new) = (
+        (pkt.fragment_id as u16).to_be(),
+        (pkt.new_ip_id as u16).to_be(),
+    );
+    ctx.l3_csum_replace(l3 + 10, old.into(), new.into(), 2)?;
+    ctx.store(l3 + 4, &new, 0)
 }
 
 /// Where the L4 header has its checksum and the id that changes.
@@ -329,6 +338,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
         replace_pseudo(ctx, csum_at, Family::V6, delta, 0)?;
     }
     let l3 = pkt.l3_offset as usize;
+    store_ip_id(ctx, pkt)?;
     store_addr(
         ctx,
         &Edit {

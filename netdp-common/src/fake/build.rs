@@ -27,7 +27,9 @@ pub enum Kind {
     EchoReply,
     /// Any other ICMP type.
     Icmp(u8),
-    /// Another protocol, with `data` as its payload.
+    /// UDP-Lite with a checksum over everything (RFC 3828).
+    UdpLite,
+    /// Another protocol, with `data` as its payload; SCTP has ports before it.
     Other(u8),
 }
 
@@ -40,8 +42,13 @@ pub struct Build {
     pub kind: Kind,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
-    /// IPv4 flags and fragment offset.
+    /// IPv4 flags and fragment offset; in IPv6 a fragment header of that meaning.
+    /// Where the offset is not 0, `data` is all that follows.
     pub fragment: u16,
+    /// IPv4 and IPv6 fragment identification; IPv4 has the lower half.
+    pub ip_id: u32,
+    /// IPv6 extension headers before the fragment header, of 8 bytes each.
+    pub extensions: Vec<u8>,
     pub data: Vec<u8>,
     /// Xored into the L4 checksum, to make a wrong one.
     pub csum_error: u16,
@@ -60,6 +67,8 @@ impl Build {
             kind,
             options: Vec::new(),
             fragment: 0,
+            ip_id: 0x5678_1234,
+            extensions: Vec::new(),
             data: b"netdp test payload.".to_vec(),
             csum_error: 0,
         }
@@ -81,6 +90,37 @@ impl Build {
     /// `src` as ADDRESS:IDENTIFIER, `dst` with 0.
     pub fn echo(src: &str, dst: &str) -> Self {
         Self::new(src, dst, Kind::Echo)
+    }
+
+    /// An ICMP error about the first `len` bytes of `about`, or all of it.
+    pub fn error(src: &str, dst: &str, message: u8, about: &Self, len: usize) -> Self {
+        let mut error = Self::new(src, dst, Kind::Icmp(message));
+        error.data = about.bytes();
+        error.data.truncate(len);
+        error
+    }
+
+    /// The first fragment of the packet.
+    pub fn first(&self) -> Self {
+        self.part(0x2000)
+    }
+
+    /// The last fragment of the packet.
+    pub fn last(&self) -> Self {
+        self.part(0x0010)
+    }
+
+    fn part(&self, fragment: u16) -> Self {
+        let mut part = self.clone();
+        part.fragment = fragment;
+        part
+    }
+
+    /// The packet with this identification.
+    pub fn with_ip_id(&self, ip_id: u32) -> Self {
+        let mut other = self.clone();
+        other.ip_id = ip_id;
+        other
     }
 
     /// The packet from `src`.
@@ -122,6 +162,7 @@ impl Build {
         match self.kind {
             Kind::Tcp { .. } => 6,
             Kind::Udp | Kind::UdpNoChecksum => 17,
+            Kind::UdpLite => 136,
             Kind::Other(number) => number,
             Kind::Echo | Kind::EchoReply | Kind::Icmp(_) if self.src.is_ipv4() => 1,
             Kind::Echo | Kind::EchoReply | Kind::Icmp(_) => 58,
@@ -139,7 +180,7 @@ impl Build {
                 out.push(0x28);
                 let total = u16::try_from(header + l4.len()).unwrap();
                 out.extend(total.to_be_bytes());
-                out.extend(0x1234u16.to_be_bytes());
+                out.extend(&self.ip_id.to_be_bytes()[2..]);
                 out.extend(self.fragment.to_be_bytes());
                 out.extend([63, self.protocol(), 0, 0]);
                 out.extend(src.octets());
@@ -150,10 +191,13 @@ impl Build {
             }
             (IpAddr::V6(src), IpAddr::V6(dst)) => {
                 out.extend([0x62, 0x8a, 0xbc, 0xde]);
-                out.extend(u16::try_from(l4.len()).unwrap().to_be_bytes());
-                out.extend([self.protocol(), 63]);
+                let (first, extensions) = self.v6_extensions();
+                let len = u16::try_from(extensions.len() + l4.len()).unwrap();
+                out.extend(len.to_be_bytes());
+                out.extend([first, 63]);
                 out.extend(src.octets());
                 out.extend(dst.octets());
+                out.extend(extensions);
             }
             _ => panic!("{} and {}: two families", self.src, self.dst),
         }
@@ -161,8 +205,34 @@ impl Build {
         out
     }
 
+    /// The first header's number and the headers (RFC 8200 4).
+    fn v6_extensions(&self) -> (u8, Vec<u8>) {
+        const FRAGMENT: u8 = 44;
+        let mut kinds = self.extensions.clone();
+        if self.fragment & 0x3fff != 0 {
+            kinds.push(FRAGMENT);
+        }
+        kinds.push(self.protocol());
+        let mut out = Vec::new();
+        for pair in kinds.windows(2) {
+            if pair[0] == FRAGMENT {
+                let offset = (self.fragment & 0x1fff) << 3 | self.fragment >> 13 & 1;
+                out.extend([pair[1], 0]);
+                out.extend(offset.to_be_bytes());
+                out.extend(self.ip_id.to_be_bytes());
+            } else {
+                // Padding (RFC 8200 4.2).
+                out.extend([pair[1], 0, 1, 4, 0, 0, 0, 0]);
+            }
+        }
+        (kinds[0], out)
+    }
+
     /// The L4 header and what follows, its checksum filled in.
     fn l4(&self) -> Vec<u8> {
+        if self.fragment & 0x1fff != 0 {
+            return self.data.clone();
+        }
         let mut out = Vec::new();
         let csum_at = match self.kind {
             Kind::Tcp { flags, seq, ack } => {
@@ -173,13 +243,13 @@ impl Build {
                 out.extend([0x50, flags, 0x20, 0, 0, 0, 0, 0]);
                 Some(16)
             }
-            Kind::Udp | Kind::UdpNoChecksum => {
+            Kind::Udp | Kind::UdpNoChecksum | Kind::UdpLite => {
                 out.extend(self.src.port().to_be_bytes());
                 out.extend(self.dst.port().to_be_bytes());
                 let len = u16::try_from(8 + self.data.len()).unwrap();
                 out.extend(len.to_be_bytes());
                 out.extend([0, 0]);
-                (self.kind == Kind::Udp).then_some(6)
+                (self.kind != Kind::UdpNoChecksum).then_some(6)
             }
             Kind::Echo | Kind::EchoReply | Kind::Icmp(_) => {
                 let (v4, v6, id) = match self.kind {
@@ -192,6 +262,12 @@ impl Build {
                 out.extend(id.to_be_bytes());
                 out.extend([0, 7]);
                 Some(2)
+            }
+            Kind::Other(132) => {
+                out.extend(self.src.port().to_be_bytes());
+                out.extend(self.dst.port().to_be_bytes());
+                out.extend([0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88]);
+                None
             }
             Kind::Other(_) => None,
         };

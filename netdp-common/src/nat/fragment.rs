@@ -45,7 +45,7 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
     let pkt = &mut work.pkt;
     let key = key(pkt);
     let fragment = match verdict {
-        Verdict::Rewrite => {
+        Verdict::Rewrite | Verdict::RewriteError => {
             pkt.new_ip_id = match (pkt.family, known(tables, &key)) {
                 (Family::V4, Some(earlier)) => earlier.new_ip_id,
                 (Family::V4, None) => tables.next_ip_id(),
@@ -65,7 +65,7 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
 #[inline(never)]
 pub fn first_ingress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -> bool {
     let verdict = match verdict {
-        Verdict::Rewrite => FRAGMENT_REWRITE,
+        Verdict::Rewrite | Verdict::RewriteError => FRAGMENT_REWRITE,
         Verdict::Drop(_) => FRAGMENT_DROP,
         _ => FRAGMENT_PASS,
     };

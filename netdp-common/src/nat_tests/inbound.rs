@@ -6,7 +6,7 @@ use crate::fake::{Fake, Seen};
 use crate::verdict::DropReason;
 
 /// The first packets of flows from outside to a pod.
-fn openings(net: &super::Net) -> [Build; 3] {
+fn openings(net: &super::Net) -> [Build; 6] {
     let echo = net.echo(0);
     let id = |end: &str| end.replace(":443", ":99");
     [
@@ -14,6 +14,9 @@ fn openings(net: &super::Net) -> [Build; 3] {
         Build::udp(net.server, net.pod),
         echo.from(&id(net.server))
             .to(&net.pod.replace(":4000", ":0")),
+        Build::new(net.server, net.pod, Kind::UdpLite),
+        Build::new(net.server, net.pod, Kind::Other(47)),
+        Build::new(net.server, net.pod, Kind::Other(132)),
     ]
 }
 
@@ -108,8 +111,10 @@ fn what_can_only_be_an_answer_begins_nothing() {
             Build::tcp(net.server, net.pod, RST),
             Build::tcp(net.server, net.pod, RST | ACK),
             Build::new(net.server, net.pod, Kind::EchoReply),
-            Build::new(net.server, net.pod, Kind::Other(132)),
+            Build::new(net.server, net.pod, Kind::Other(51)),
             Build::new(net.server, net.pod, Kind::Icmp(3)),
+            Build::error(net.server, net.pod, 3, &net.udp(), 100),
+            net.udp().answer().last(),
         ] {
             assert_eq!(fake.back(&packet), Seen::Pass, "{packet:?}");
         }
@@ -125,7 +130,7 @@ fn a_pods_own_ping_is_no_reply() {
         // With identifier 0 query and reply have the same tuple.
         for id in [0, 99] {
             let fake = Fake::new();
-            let [_, _, outside] = openings(&net);
+            let [_, _, outside, ..] = openings(&net);
             let outside = outside.from(&format!("{}:{id}", net.server_ip));
             assert_eq!(fake.back(&outside), Seen::Pass);
             let own = net.echo(id);

@@ -115,8 +115,16 @@ fn ipv6_is_untouched_while_it_is_off() {
         assert_eq!(fake.out(&packet), Seen::Pass);
         assert_eq!(fake.back(&packet.answer()), Seen::Pass);
     }
-    let sctp = Build::new(V6.pod, V6.server, Kind::Other(132));
-    assert_eq!(fake.out(&sctp), Seen::Pass);
+    for other in [
+        Build::new(V6.pod, V6.server, Kind::Other(132)),
+        V6.udp().first(),
+        V6.udp().last(),
+        Build::error(V6.pod, V6.server, 1, &V6.udp().answer(), 100),
+    ] {
+        assert_eq!(fake.out(&other), Seen::Pass);
+        assert_eq!(fake.back(&other.answer()), Seen::Pass);
+    }
+    assert!(fake.fragments.borrow().is_empty());
     assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node));
 }
@@ -142,21 +150,26 @@ fn an_uplink_without_an_address_of_the_family_drops() {
 /// Packets that no mapping can carry, with the reason.
 fn untranslatable(src: &str, dst: &str) -> Vec<(Build, DropReason)> {
     let unsupported = DropReason::UnsupportedProtocol;
+    let no_flow = DropReason::IcmpNoFlow;
+    let v6 = src.starts_with('[');
+    let foreign_icmp = if v6 { 1 } else { 58 };
+    let (error, redirect) = if v6 { (1, 137) } else { (3, 5) };
     let mut all = vec![
-        (Build::new(src, dst, Kind::Other(132)), unsupported),
-        (Build::new(src, dst, Kind::Other(47)), unsupported),
-        (Build::new(src, dst, Kind::Icmp(13)), DropReason::IcmpNoFlow),
+        (Build::new(src, dst, Kind::Other(51)), unsupported),
+        (Build::new(src, dst, Kind::Other(foreign_icmp)), unsupported),
+        (Build::new(src, dst, Kind::EchoReply), no_flow),
+        (Build::new(src, dst, Kind::Icmp(redirect)), no_flow),
+        // Its data is no packet.
         (
-            Build::new(src, dst, Kind::EchoReply),
-            DropReason::IcmpNoFlow,
+            Build::new(src, dst, Kind::Icmp(error)),
+            DropReason::Malformed,
         ),
+        (Build::tcp(src, dst, RST), DropReason::TcpNoFlow),
     ];
-    if src.starts_with('[') {
-        all.push((Build::new(src, dst, Kind::Other(44)), DropReason::Fragment));
-    } else {
-        let mut fragment = Build::udp(src, dst);
-        fragment.fragment = 0x2000;
-        all.push((fragment, DropReason::Fragment));
+    if v6 {
+        let mut buried = Build::udp(src, dst);
+        buried.extensions = vec![60; 6];
+        all.push((buried, DropReason::ExtensionHeader));
     }
     all
 }

@@ -251,3 +251,42 @@ fn without_its_reply_half_a_tuple_is_not_reopened() {
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node));
     assert_eq!(fake.back(&V4.syn().from(V4.node).answer()), Seen::Pass);
 }
+
+/// Who knocks and is not answered holds a port for no longer by knocking again.
+#[test]
+fn a_syn_sent_again_does_not_refresh() {
+    for net in BOTH {
+        let fake = opened(&net.syn());
+        let (before, _) = halves(&fake, &net.syn());
+        fake.advance(30);
+        assert_eq!(fake.out(&net.syn()), becomes(net.node));
+        let (after, _) = halves(&fake, &net.syn());
+        assert_eq!(after.last_seen, before.last_seen);
+        assert_eq!(after.packets, before.packets + 1);
+        // Any other segment does.
+        fake.out(&Build::tcp(net.pod, net.server, ACK));
+        assert_eq!(halves(&fake, &net.syn()).0.last_seen, fake.now());
+    }
+}
+
+#[test]
+fn a_rst_does_not_refresh() {
+    for net in BOTH {
+        for out in [true, false] {
+            let fake = established(&net);
+            let before = halves(&fake, &net.syn());
+            fake.advance(30);
+            if out {
+                fake.out(&segment(net.pod, net.server, RST, 1_001, 0));
+            } else {
+                fake.back(&segment(net.server, net.node, RST, 5_001, 0));
+            }
+            assert_eq!(state(&fake, &net), TcpState::Closed);
+            let after = halves(&fake, &net.syn());
+            let seen = |halves: (crate::abi::Mapping, crate::abi::Mapping)| {
+                (halves.0.last_seen, halves.1.last_seen)
+            };
+            assert_eq!(seen(after), seen(before), "out: {out}");
+        }
+    }
+}

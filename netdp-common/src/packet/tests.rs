@@ -1,6 +1,9 @@
 //! Parsing, from bytes that are right to bytes that are anything.
 
-use super::{Bytes, L4, Packet, Parsed, TcpSegment, parse};
+mod inner;
+mod kinds;
+
+use super::{Bytes, Inner, L4, Packet, Parsed, TcpSegment, parse, parse_inner};
 use crate::addr::Family;
 use crate::fake::addr;
 use crate::fake::build::{ACK, Build, Kind, SYN};
@@ -138,62 +141,6 @@ fn every_cut_is_noticed() {
 }
 
 #[test]
-fn fragments_are_told_from_whole_packets() {
-    let mut packet = Build::udp("172.16.0.2:4000", "198.51.100.7:443");
-    for (field, fragment) in [
-        (0x4000, false), // DF
-        (0x8000, false), // reserved
-        (0x2000, true),  // first
-        (0x2001, true),  // middle
-        (0x0001, true),  // last
-        (0x1fff, true),
-    ] {
-        packet.fragment = field;
-        let pkt = ok(&packet);
-        if fragment {
-            assert_eq!(
-                pkt.l4,
-                L4::Untranslatable(DropReason::Fragment),
-                "{field:#x}"
-            );
-            assert_eq!((pkt.tuple.src_id, pkt.tuple.dst_id), (0, 0));
-        } else {
-            assert_eq!(pkt.l4, L4::Udp, "{field:#x}");
-        }
-    }
-    let v6 = Build::new("[fd00::2]:0", "[2001:db8::7]:0", Kind::Other(44));
-    assert_eq!(ok(&v6).l4, L4::Untranslatable(DropReason::Fragment));
-    let v4 = Build::new("10.0.0.1:0", "10.0.0.2:0", Kind::Other(44));
-    let unsupported = L4::Untranslatable(DropReason::UnsupportedProtocol);
-    assert_eq!(ok(&v4).l4, unsupported);
-}
-
-#[test]
-fn other_protocols_and_messages_are_named() {
-    for (family, src, dst) in [
-        (4, "172.16.0.2:0", "198.51.100.7:0"),
-        (6, "[fd00::2]:0", "[2001:db8::7]:0"),
-    ] {
-        // Hop-by-hop, IGMP, IPIP, DCCP, GRE, ESP, SCTP, UDP-Lite, and ICMP of
-        // the other family.
-        let foreign_icmp = if family == 4 { 58 } else { 1 };
-        for number in [0, 2, 4, 33, 47, 50, 132, 136, foreign_icmp] {
-            let pkt = ok(&Build::new(src, dst, Kind::Other(number)));
-            let unsupported = L4::Untranslatable(DropReason::UnsupportedProtocol);
-            assert_eq!(pkt.l4, unsupported, "{number} over IPv{family}");
-            assert_eq!(pkt.tuple.proto, u32::from(number));
-        }
-        // Errors, redirects, timestamps, neighbour discovery.
-        for message in [1, 3, 4, 5, 11, 13, 14, 127, 130, 135, 136, 137] {
-            let pkt = ok(&Build::new(src, dst, Kind::Icmp(message)));
-            let no_flow = L4::Untranslatable(DropReason::IcmpNoFlow);
-            assert_eq!(pkt.l4, no_flow, "type {message} over IPv{family}");
-            assert_eq!((pkt.tuple.src_id, pkt.tuple.dst_id), (0, 0));
-        }
-    }
-}
-
-#[test]
 fn what_contradicts_itself_is_refused() {
     let v4 = Build::udp("172.16.0.2:4000", "198.51.100.7:443").bytes();
     let v6 = Build::udp("[fd00::2]:4000", "[2001:db8::7]:443").bytes();
@@ -269,7 +216,7 @@ proptest! {
     fn anything_parses_without_a_panic(
         mut bytes in prop::collection::vec(any::<u8>(), 0..160),
         version in prop::sample::select(vec![0x45u8, 0x46, 0x4f, 0x60, 0x00]),
-        protocol in prop::sample::select(vec![1u8, 6, 17, 44, 58, 132]),
+        protocol in prop::sample::select(vec![0u8, 1, 6, 17, 43, 44, 47, 51, 58, 60, 132]),
         ethertype in prop::sample::select(vec![V4, V6, 0x0806]),
         offset in prop::sample::select(vec![0u32, 14]),
     ) {
@@ -283,7 +230,9 @@ proptest! {
         let mut pkt = Work::EMPTY.pkt;
         let result = parse(&watched, ethertype, offset, &mut pkt);
         // The program makes as much of a packet linear, and no more.
-        prop_assert!(watched.furthest.get() <= at + 60 + 20);
+        if ethertype == V4 {
+            prop_assert!(watched.furthest.get() <= at + 60 + 20);
+        }
         let translatable = !matches!(pkt.l4, L4::Untranslatable(_));
         if result == Parsed::Ip && translatable {
             prop_assert!(watched.furthest.get() <= bytes.len());
@@ -295,6 +244,14 @@ proptest! {
             let mut again = Work::EMPTY.pkt;
             parse(&other[..], ethertype, offset, &mut again);
             prop_assert_eq!(pkt, again);
+        }
+        if result == Parsed::Ip && pkt.l4 == L4::Error {
+            let mut inner = Inner::EMPTY;
+            if parse_inner(&bytes[..], &pkt, &mut inner).is_some() {
+                prop_assert_eq!(pkt.family == Family::V4, inner.tuple.src.is_v4());
+                prop_assert!(inner.l4_offset as usize + 8 <= bytes.len());
+                prop_assert!(inner.checksum_offset as usize + 2 <= bytes.len());
+            }
         }
     }
 }

@@ -106,7 +106,7 @@ enum Fate {
 
 /// Goes once through all mappings. See [`super::Datapath::sweep`].
 pub fn sweep(maps: &mut Maps, rules: &SweepRules<'_>) -> Result<Swept> {
-    let limit = maps.capacity()? / 100 * PRESSURE_PERCENT;
+    let limit = maps.capacity()? * PRESSURE_PERCENT / 100;
     let mut sweep = Sweep::new(now(maps)?, rules, false);
     sweep.originals(maps)?;
     if sweep.swept.live > limit {

@@ -10,8 +10,7 @@ const SERVER: &str = "198.51.100.7:443";
 const WIRE: &str = "192.0.2.10:4000";
 
 fn sweep(node: &mut Node) -> Swept {
-    let swept = node.datapath().sweep(&Timeouts::default(), &Node::local());
-    swept.expect("a sweep")
+    node.sweep(&Node::local())
 }
 
 /// Alive a minute before its time, gone when it has come. The test itself takes
@@ -104,8 +103,7 @@ fn mappings_of_a_lost_address_end() {
     node.out(&Build::udp(POD, SERVER));
     node.out(&Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443"));
     let v6_only = [V6.into()].into();
-    let swept = node.datapath().sweep(&Timeouts::default(), &v6_only);
-    let swept = swept.expect("a sweep");
+    let swept = node.sweep(&v6_only);
     assert_eq!((swept.live, swept.address_gone), (1, 1));
     assert!(node.flows()[0].source.is_ipv6());
 }

@@ -2,7 +2,6 @@
 
 use crate::build::{Build, SYN};
 use crate::node::{Node, Seen, becomes, frame};
-use netdp_common::conntrack::Timeouts;
 use netdp_user::datapath::Hook;
 use std::collections::BTreeSet;
 
@@ -28,10 +27,7 @@ fn a_full_table_drops_new_flows_only() {
     assert_eq!(node.flows().len(), 4);
     // Room again once they have ended.
     node.at(400);
-    let swept = node
-        .datapath()
-        .sweep(&Timeouts::default(), &Node::local())
-        .expect("a sweep");
+    let swept = node.sweep(&Node::local());
     assert_eq!(swept.expired, 4);
     assert_eq!(node.out(&flow(7)), becomes(&wire(7)));
 }
@@ -62,6 +58,12 @@ fn exhausted_ports_drop_new_flows_only() {
     // The last free port is found.
     let ended = Build::tcp("172.16.0.2:54321", SERVER, SYN);
     node.forget(&ended, "192.0.2.10:54321");
+    assert_eq!(
+        node.out(&late),
+        Seen::Shot,
+        "not searched for again at once"
+    );
+    node.at(1);
     assert_eq!(node.out(&late), becomes(&late.from("192.0.2.10:54321")));
     assert_eq!(node.flows().len(), 64_513);
 }

@@ -6,9 +6,13 @@ use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_r
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
 use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
+use netdp_common::conntrack::Timeouts;
 use netdp_common::conntrack::ticks;
 use netdp_common::tuple::{Tuple, proto};
-use netdp_user::datapath::{self, Datapath, FlowRecord, Hook, Mechanism, Setup};
+use netdp_user::config::Config;
+use netdp_user::datapath::{
+    self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, PortMode, Setup, SweepRules, Swept,
+};
 use netdp_user::reconcile::{Change, PolicyRule};
 use netdp_user::uplinks::{LinkLayer, Uplink};
 use nix::sched::{CloneFlags, unshare};
@@ -16,6 +20,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 use tempfile::TempDir;
 
 pub const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
@@ -44,6 +49,10 @@ impl Node {
         let mut setup = Setup {
             enable_ipv6: true,
             max_flows: 1_000,
+            to_ports: Vec::new(),
+            port_mode: PortMode::Keep,
+            udp_endpoints: false,
+            no_leak: NoLeak::Drop,
             reserved_ports: BTreeSet::new(),
             mechanism: Mechanism::Auto,
         };
@@ -115,6 +124,23 @@ impl Node {
 
     pub fn local() -> BTreeSet<IpAddr> {
         [V4.into(), V6.into()].into()
+    }
+
+    /// Ends what is over, while the node has these addresses.
+    pub fn sweep(&mut self, local: &BTreeSet<IpAddr>) -> Swept {
+        let config = Config {
+            rules: Vec::new(),
+            resync_interval: Duration::from_secs(60),
+            masq_link_local: false,
+            masq_link_local_ipv6: false,
+        };
+        let rules = SweepRules {
+            timeouts: &Timeouts::default(),
+            local,
+            config: &config,
+            retire: None,
+        };
+        self.datapath().sweep(&rules).expect("a sweep")
     }
 
     pub fn counters(&mut self) -> Counters {

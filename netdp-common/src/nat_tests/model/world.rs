@@ -141,7 +141,7 @@ impl World {
                 assert!(opens(carries));
                 assert_eq!(self.fake.rev_snat.len(), self.capacity);
             }
-            Seen::Drop(other) => panic!("{other:?} for {packet:?}"),
+            other => panic!("{other:?} for {packet:?}"),
         }
     }
 
@@ -166,7 +166,7 @@ impl World {
             Seen::Drop(DropReason::TableFull) => {
                 assert_eq!(self.fake.rev_snat.len(), self.capacity);
             }
-            Seen::Drop(other) => panic!("{other:?} for {packet:?}"),
+            other => panic!("{other:?} for {packet:?}"),
         }
     }
 

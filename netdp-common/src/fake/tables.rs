@@ -1,0 +1,173 @@
+//! The maps and helpers, as [`Tables`] wants them.
+
+use super::Fake;
+use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
+use crate::addr::{Addr, Family};
+use crate::conntrack::{age, ticks};
+use crate::slot::Slot;
+use crate::tables::{InsertError, Tables};
+use crate::tuple::Tuple;
+
+/// As netdp-ebpf's: a record older than this no longer counts.
+const INBOUND_SECONDS: u64 = 432_000;
+
+/// As netdp-ebpf's: half a second.
+const EXHAUSTED_TICKS: u32 = 8;
+
+impl Tables for Fake {
+    fn now(&self) -> u32 {
+        self.clock.get()
+    }
+
+    /// A linear congruential generator: the same in every run.
+    fn random(&self) -> u32 {
+        let next = self.random.get().wrapping_mul(1_664_525);
+        self.random.set(next.wrapping_add(1_013_904_223));
+        self.random.get()
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn uplink(&self) -> &Uplink {
+        &self.uplink
+    }
+
+    fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
+        *counter(&mut self.counters.borrow_mut()) += 1;
+    }
+
+    fn is_local(&self, addr: &Addr) -> bool {
+        self.local.contains(addr)
+    }
+
+    fn action(&self, dst: &Addr) -> Action {
+        let value = |addr: &Addr| u128::from_be_bytes(*addr.octets());
+        let covers = |&&(net, len, _): &&(Addr, u32, Action)| {
+            len == 0 || (value(&net) ^ value(dst)) >> (128 - len) == 0
+        };
+        let longest = self.policy.iter().filter(covers).max_by_key(|rule| rule.1);
+        longest.map_or(Action::Masquerade, |rule| rule.2)
+    }
+
+    fn snat(&self, tuple: &Tuple) -> Option<Slot> {
+        self.snat.slot(tuple)
+    }
+
+    fn rev_snat(&self, tuple: &Tuple) -> Option<Slot> {
+        self.rev_snat.slot(tuple)
+    }
+
+    fn insert_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
+        let hook = self.before_original.take();
+        if let Some(hook) = hook {
+            hook(self);
+        }
+        self.snat.insert(tuple, mapping)
+    }
+
+    fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError> {
+        let hook = self.before_claim.take();
+        if let Some(hook) = hook {
+            hook(self);
+        }
+        self.rev_snat.insert(tuple, mapping)
+    }
+
+    fn remove_rev_snat(&self, tuple: &Tuple) {
+        self.rev_snat.remove(tuple);
+    }
+
+    fn refresh_inbound(&self, tuple: &Tuple) -> bool {
+        let mut inbound = self.inbound.borrow_mut();
+        let Some(at) = inbound.iter().position(|(known, _)| known == tuple) else {
+            return false;
+        };
+        let (known, seen) = inbound.remove(at);
+        inbound.push((known, self.now()));
+        u64::from(age(self.now(), seen)) < ticks(INBOUND_SECONDS)
+    }
+
+    fn insert_inbound(&self, tuple: &Tuple) {
+        let mut inbound = self.inbound.borrow_mut();
+        inbound.retain(|(known, _)| known != tuple);
+        if inbound.len() == self.inbound_capacity {
+            inbound.remove(0);
+        }
+        inbound.push((*tuple, self.now()));
+    }
+
+    fn remove_inbound(&self, tuple: &Tuple) {
+        self.inbound
+            .borrow_mut()
+            .retain(|(known, _)| known != tuple);
+    }
+
+    fn route_source(&self, _: &Addr, _: Family) -> Option<Addr> {
+        self.route_source
+    }
+
+    fn fragment(&self, key: &Tuple) -> Option<Fragment> {
+        let fragments = self.fragments.borrow();
+        let mut all = fragments.iter();
+        all.find(|(known, _)| known == key)
+            .map(|(_, fragment)| *fragment)
+    }
+
+    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment) {
+        let mut fragments = self.fragments.borrow_mut();
+        fragments.retain(|(known, _)| known != key);
+        if fragments.len() == self.fragments_capacity {
+            fragments.remove(0);
+        }
+        fragments.push((*key, *fragment));
+    }
+
+    fn next_ip_id(&self) -> u32 {
+        self.ip_id.set((self.ip_id.get() + 1) & 0xffff);
+        self.ip_id.get()
+    }
+
+    fn is_exhausted(&self, wire: &Tuple) -> bool {
+        let exhausted = self.exhausted.borrow();
+        let since = exhausted.get(wire);
+        since.is_some_and(|since| age(self.now(), *since) < EXHAUSTED_TICKS)
+    }
+
+    fn set_exhausted(&self, wire: &Tuple) {
+        self.exhausted.borrow_mut().insert(*wire, self.now());
+    }
+
+    fn endpoint_port(&self, endpoint: &Tuple) -> Option<u16> {
+        self.endpoints.borrow().get(endpoint).copied()
+    }
+
+    fn set_endpoint_port(&self, endpoint: &Tuple, port: u16) {
+        self.endpoints.borrow_mut().insert(*endpoint, port);
+    }
+
+    fn port_reserved(&self, port: u16) -> bool {
+        self.candidates.borrow_mut().push(port);
+        self.reserved.contains(&port)
+    }
+
+    fn sent_by_socket(&self) -> bool {
+        self.sent_by_socket
+    }
+
+    fn socket_receives(&self, wire: &Tuple) -> bool {
+        self.sockets.contains(wire)
+    }
+
+    fn repeat<S, F>(&self, n: u32, state: &mut S, step: F)
+    where
+        F: Fn(&Self, u32, &mut S) -> bool,
+    {
+        for i in 0..n {
+            if !step(self, i, state) {
+                return;
+            }
+        }
+    }
+}
