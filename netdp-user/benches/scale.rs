@@ -77,8 +77,8 @@ fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
     let now = now()?;
     let node = Addr::from(IpAddr::from(NODE));
     for n in 0..mappings {
-        let [.., high, low] = n.to_be_bytes();
-        let port = 1024 + u16::from_be_bytes([high, low]) % 60_000;
+        let [.., low] = n.to_be_bytes();
+        let port = 1024 + u16::try_from(n % 60_000)?;
         let [_, _, server_high, server_low] = (n / 60_000).to_be_bytes();
         let pod = IpAddr::from([172, 16, 0, 2 + low % 16]);
         let server = IpAddr::from(Ipv4Addr::new(198, 18, server_high, server_low));

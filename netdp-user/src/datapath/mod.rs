@@ -9,6 +9,8 @@ mod links;
 pub mod maps;
 mod object;
 mod policy;
+mod replies;
+mod schedule;
 mod sweep;
 
 pub use links::{Attached, Hook, Mechanism};
@@ -108,6 +110,7 @@ pub struct Datapath {
     object: aya::Ebpf,
     maps: Maps,
     links: links::Links,
+    schedule: schedule::Schedule,
     /// Whether maps of an earlier agent were found and kept.
     adopted: bool,
 }
@@ -129,6 +132,7 @@ impl Datapath {
             object,
             maps,
             links: links::Links::new(bpffs, setup.mechanism)?,
+            schedule: schedule::Schedule::default(),
             adopted,
         })
     }
@@ -174,7 +178,17 @@ impl Datapath {
     /// # Errors
     /// A map could not be read.
     pub fn sweep(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
-        sweep::sweep(&mut self.maps, rules)
+        sweep::all(&mut self.maps, rules, &mut self.schedule)
+    }
+
+    /// The same as [`sweep`](Self::sweep), for use every few seconds: where
+    /// there are many mappings it mostly looks only at those that may have
+    /// ended, and [`Swept`] counts only those.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn sweep_some(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
+        sweep::some(&mut self.maps, rules, &mut self.schedule)
     }
 
     /// Interfaces that an earlier agent attached to.
