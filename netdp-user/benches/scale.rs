@@ -24,9 +24,6 @@ use xtask::testbed::{WorkDir, require_root};
 
 const NODE: [u8; 4] = [10, 1, 0, 10];
 
-/// Seconds between two looks of the agent.
-const INTERVAL: f64 = 5.0;
-
 fn main() -> Result<()> {
     require_root("cargo xtask scale")?;
     // cargo bench adds arguments of its own.
@@ -154,11 +151,12 @@ fn sweep(datapath: &mut Datapath, what: &str) -> Result<Swept> {
     let (start, cpu) = (Instant::now(), cpu()?);
     let swept = datapath.sweep(&rules)?;
     let (wall, cpu) = (start.elapsed(), self::cpu()? - cpu);
+    let interval = u32::try_from(datapath.sweep_interval(&rules))?;
     println!(
-        "{what}: {} live, {} ended; {wall:.3?} of time, {cpu:.3?} of CPU; every {INTERVAL} s it would be {:.1} % of a core",
+        "{what}: {} live, {} ended; {wall:.3?} of time, {cpu:.3?} of CPU; every {interval} s: {:.1} % of a core",
         swept.live,
         swept.expired,
-        cpu.as_secs_f64() / INTERVAL * 100.0
+        cpu.as_secs_f64() / f64::from(interval) * 100.0
     );
     Ok(swept)
 }

@@ -191,6 +191,12 @@ impl Datapath {
         sweep::some(&mut self.maps, rules, &mut self.schedule)
     }
 
+    /// Seconds between sweeps through all mappings, after what the last one
+    /// cost: [`sweep_some`](Self::sweep_some) keeps to it.
+    pub fn sweep_interval(&self, rules: &SweepRules<'_>) -> u64 {
+        self.schedule.interval(rules.timeouts.shortest())
+    }
+
     /// Interfaces that an earlier agent attached to.
     ///
     /// # Errors

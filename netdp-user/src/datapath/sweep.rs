@@ -18,7 +18,7 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What a sweep found and did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -78,6 +78,13 @@ fn now(maps: &Maps) -> Result<u32> {
     // Ticks wrap by design.
     let ticks = (nanos >> TICK_SHIFT) & i128::from(u32::MAX);
     Ok(u32::try_from(ticks)?.wrapping_add(maps.settings()?.clock_offset))
+}
+
+/// CPU time of this thread so far.
+fn cpu_time() -> Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .context("reading the thread's CPU time")?;
+    Ok(Duration::from(time))
 }
 
 /// What ends a mapping.
@@ -146,7 +153,7 @@ fn limit(maps: &Maps) -> Result<usize> {
 
 /// Goes once through all mappings. See [`super::Datapath::sweep`].
 pub fn all(maps: &mut Maps, rules: &SweepRules<'_>, schedule: &mut Schedule) -> Result<Swept> {
-    let start = Instant::now();
+    let start = cpu_time()?;
     let created = maps.counters()?.mappings_created;
     let limit = limit(maps)?;
     let interval = schedule.interval(rules.timeouts.shortest());
@@ -167,7 +174,7 @@ pub fn all(maps: &mut Maps, rules: &SweepRules<'_>, schedule: &mut Schedule) -> 
     sweep.swept.host = replies.host;
     let (now, due) = (sweep.now, std::mem::take(&mut sweep.due));
     let swept = sweep.end(maps, &over)?;
-    schedule.swept(now, start.elapsed(), interval, due);
+    schedule.swept(now, cpu_time()?.saturating_sub(start), interval, due);
     schedule.populate(swept.live, created);
     Ok(swept)
 }
