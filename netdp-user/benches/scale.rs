@@ -24,9 +24,6 @@ use xtask::testbed::{WorkDir, require_root};
 
 const NODE: [u8; 4] = [10, 1, 0, 10];
 
-/// Seconds between two looks of the agent.
-const INTERVAL: f64 = 5.0;
-
 fn main() -> Result<()> {
     require_root("cargo xtask scale")?;
     // cargo bench adds arguments of its own.
@@ -77,8 +74,8 @@ fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
     let now = now()?;
     let node = Addr::from(IpAddr::from(NODE));
     for n in 0..mappings {
-        let [.., high, low] = n.to_be_bytes();
-        let port = 1024 + u16::from_be_bytes([high, low]) % 60_000;
+        let [.., low] = n.to_be_bytes();
+        let port = 1024 + u16::try_from(n % 60_000)?;
         let [_, _, server_high, server_low] = (n / 60_000).to_be_bytes();
         let pod = IpAddr::from([172, 16, 0, 2 + low % 16]);
         let server = IpAddr::from(Ipv4Addr::new(198, 18, server_high, server_low));
@@ -154,11 +151,12 @@ fn sweep(datapath: &mut Datapath, what: &str) -> Result<Swept> {
     let (start, cpu) = (Instant::now(), cpu()?);
     let swept = datapath.sweep(&rules)?;
     let (wall, cpu) = (start.elapsed(), self::cpu()? - cpu);
+    let interval = u32::try_from(datapath.sweep_interval(&rules))?;
     println!(
-        "{what}: {} live, {} ended; {wall:.3?} of time, {cpu:.3?} of CPU; every {INTERVAL} s it would be {:.1} % of a core",
+        "{what}: {} live, {} ended; {wall:.3?} of time, {cpu:.3?} of CPU; every {interval} s: {:.1} % of a core",
         swept.live,
         swept.expired,
-        cpu.as_secs_f64() / INTERVAL * 100.0
+        cpu.as_secs_f64() / f64::from(interval) * 100.0
     );
     Ok(swept)
 }

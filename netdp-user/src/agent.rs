@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-/// How often mappings are swept.
+/// How often mappings are looked at that may have ended.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Idle time after which `--on-reload drain` ends a mapping.
@@ -187,7 +187,7 @@ impl Agent {
                     }
                     self.look().await;
                 }
-                _ = sweep.tick() => self.sweep(),
+                _ = sweep.tick() => self.sweep(false),
             }
             if interval != self.config.resync_interval {
                 interval = self.config.resync_interval;
@@ -389,10 +389,11 @@ impl Agent {
             .difference(&reached.local)
             .next()
             .is_some();
+        let repolicied = self.applied.policy != reached.policy;
         self.applied = reached;
         self.selection.keep = wanted.uplinks.keys().copied().collect();
-        if lost {
-            self.sweep();
+        if lost || (repolicied && self.options.on_reload != OnReload::Sticky) {
+            self.sweep(true);
         }
         let attached = self.datapath.attached();
         self.report.uplinks = attached
@@ -449,7 +450,7 @@ impl Agent {
         }
     }
 
-    fn sweep(&mut self) {
+    fn sweep(&mut self, all: bool) {
         let retire = match self.options.on_reload {
             OnReload::Sticky => None,
             OnReload::Cutover => Some(Duration::ZERO),
@@ -461,7 +462,12 @@ impl Agent {
             config: &self.config,
             retire,
         };
-        match self.datapath.sweep(&rules) {
+        let swept = if all {
+            self.datapath.sweep(&rules)
+        } else {
+            self.datapath.sweep_some(&rules)
+        };
+        match swept {
             Ok(swept) => log::debug!("{swept:?}"),
             Err(err) => log::warn!("sweeping the mappings: {err:#}"),
         }

@@ -232,7 +232,10 @@ fn icmp_errors_end_nothing() -> Result<()> {
                 }
             })?,
             Client::Udp(mut udp) => {
-                wait_error(&world.agent, || Ok(drop(udp.socket.send(b"lost")?)))?;
+                wait_error(&world.agent, || {
+                    udp.socket.send(b"lost")?;
+                    Ok(())
+                })?;
                 again()?;
                 // IPv4 tells the socket, in its own time.
                 wait_some(SOON, "an answer again", || udp.ask().ok())?

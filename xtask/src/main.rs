@@ -7,6 +7,7 @@
 mod build;
 mod demo;
 mod lint;
+mod scale;
 mod setup;
 mod shell;
 mod test;
@@ -38,6 +39,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Set up, then measure memory and sweeps with a million mappings (as root).
+    Scale {
+        /// How many mappings.
+        #[arg(default_value_t = 1_000_000)]
+        mappings: u32,
+    },
     /// Check format, lints and licences.
     Lint,
 }
@@ -62,6 +69,7 @@ fn run(task: Task) -> Result<()> {
         Task::Build => build::run().map(|_| ()),
         Task::Demo => demo::run(),
         Task::Test { arguments } => test::run(&arguments),
+        Task::Scale { mappings } => scale::run(mappings),
         Task::Lint => lint::run(),
     }
 }

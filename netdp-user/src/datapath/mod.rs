@@ -9,6 +9,8 @@ mod links;
 pub mod maps;
 mod object;
 mod policy;
+mod replies;
+mod schedule;
 mod sweep;
 
 pub use links::{Attached, Hook, Mechanism};
@@ -109,6 +111,7 @@ pub struct Datapath {
     object: aya::Ebpf,
     maps: Maps,
     links: links::Links,
+    schedule: schedule::Schedule,
     /// Whether maps of an earlier agent were found and kept.
     adopted: bool,
 }
@@ -138,6 +141,7 @@ impl Datapath {
             object,
             maps,
             links: links::Links::new(bpffs, setup.mechanism)?,
+            schedule: schedule::Schedule::default(),
             adopted,
         })
     }
@@ -187,7 +191,23 @@ impl Datapath {
     /// # Errors
     /// A map could not be read.
     pub fn sweep(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
-        sweep::sweep(&mut self.maps, rules)
+        sweep::all(&mut self.maps, rules, &mut self.schedule)
+    }
+
+    /// The same as [`sweep`](Self::sweep), for use every few seconds: where
+    /// there are many mappings it mostly looks only at those that may have
+    /// ended, and [`Swept`] counts only those.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn sweep_some(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
+        sweep::some(&mut self.maps, rules, &mut self.schedule)
+    }
+
+    /// Seconds between sweeps through all mappings, after what the last one
+    /// cost: [`sweep_some`](Self::sweep_some) keeps to it.
+    pub fn sweep_interval(&self, rules: &SweepRules<'_>) -> u64 {
+        self.schedule.interval(rules.timeouts.shortest())
     }
 
     /// The loaded program of a hook, to run it over packets of one's own.

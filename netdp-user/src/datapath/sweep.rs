@@ -5,12 +5,14 @@
 
 use super::batch;
 use super::maps::{Maps, ignore_missing};
+use super::replies::Replies;
+use super::schedule::{Next, Schedule};
 use crate::config::{Action, Config};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, MapData};
 use netdp_common::abi::{MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
-use netdp_common::conntrack::{TICK_SHIFT, TcpState, Timeouts, age, expired, tcp_state, ticks};
+use netdp_common::conntrack::{TICK_SHIFT, TcpState, Timeouts, age, tcp_state, ticks};
 use netdp_common::tuple::{Tuple, proto};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -78,6 +80,13 @@ fn now(maps: &Maps) -> Result<u32> {
     Ok(u32::try_from(ticks)?.wrapping_add(maps.settings()?.clock_offset))
 }
 
+/// CPU time of this thread so far.
+fn cpu_time() -> Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .context("reading the thread's CPU time")?;
+    Ok(Duration::from(time))
+}
+
 /// What ends a mapping.
 #[derive(Debug)]
 pub struct SweepRules<'a> {
@@ -96,42 +105,77 @@ pub struct SweepRules<'a> {
 /// mappings make room.
 const PRESSURE_PERCENT: usize = 85;
 
-/// One mapping and why it ends.
+/// One mapping: whether and why it ends.
 enum Fate {
-    Lives,
+    /// For so many ticks at least, unless a packet changes it; not looked into
+    /// further where that is longer than the horizon.
+    Lives(u64),
     Expired,
     AddressGone,
     Retired,
 }
 
+/// Goes through all mappings, or through those that may have ended since, as
+/// the schedule says. See [`super::Datapath::sweep_some`].
+pub fn some(maps: &mut Maps, rules: &SweepRules<'_>, schedule: &mut Schedule) -> Result<Swept> {
+    let now = now(maps)?;
+    let due = match schedule.next(now) {
+        Next::Due(due) if !crowded(maps, schedule)? => due,
+        _ => return all(maps, rules, schedule),
+    };
+    let mut sweep = Sweep::new(now, rules, false, u64::from(u32::MAX));
+    let mut again = Vec::new();
+    for tuple in due {
+        let Ok(half) = maps.snat.get(&tuple, 0) else {
+            continue;
+        };
+        let wire = tuple.reply_to(half.addr, half.id);
+        let fate = sweep.fate(&tuple, &half, || maps.rev_snat.get(&wire, 0).ok());
+        if let Fate::Lives(left) = fate {
+            again.push((u32::try_from(left).unwrap_or(u32::MAX), tuple));
+        }
+        sweep.note(&fate, &tuple, &wire);
+    }
+    schedule.again(now, again);
+    sweep.end(maps, &[])
+}
+
+/// Whether the tables may have become nearly full since the last full sweep.
+fn crowded(maps: &Maps, schedule: &Schedule) -> Result<bool> {
+    let (live, created) = schedule.population();
+    let more = maps.counters()?.mappings_created.saturating_sub(created);
+    Ok(live + usize::try_from(more)? > limit(maps)?)
+}
+
+fn limit(maps: &Maps) -> Result<usize> {
+    Ok(maps.capacity()? * PRESSURE_PERCENT / 100)
+}
+
 /// Goes once through all mappings. See [`super::Datapath::sweep`].
-pub fn sweep(maps: &mut Maps, rules: &SweepRules<'_>) -> Result<Swept> {
-    let limit = maps.capacity()? * PRESSURE_PERCENT / 100;
-    let mut sweep = Sweep::new(now(maps)?, rules, false);
-    sweep.originals(maps)?;
+pub fn all(maps: &mut Maps, rules: &SweepRules<'_>, schedule: &mut Schedule) -> Result<Swept> {
+    let start = cpu_time()?;
+    let created = maps.counters()?.mappings_created;
+    let limit = limit(maps)?;
+    let interval = schedule.interval(rules.timeouts.shortest());
+    let mut sweep = Sweep::new(now(maps)?, rules, false, ticks(interval));
+    let mut replies = sweep.replies(maps)?;
+    sweep.originals(maps, &mut replies)?;
     if sweep.swept.live > limit {
         // Once more, looking at both halves of every mapping.
-        sweep = Sweep::new(sweep.now, rules, true);
-        sweep.originals(maps)?;
+        sweep = Sweep::new(sweep.now, rules, true, ticks(interval));
+        replies = sweep.replies(maps)?;
+        sweep.originals(maps, &mut replies)?;
         sweep.relieve(limit);
     }
-    let orphans = sweep.orphans(maps)?;
-    let Sweep {
-        mut swept,
-        ended,
-        torn,
-        ..
-    } = sweep;
-    for (tuple, wire, half) in torn {
-        swept.repaired += usize::from(repair(&mut maps.rev_snat, &tuple, &wire, &half)?);
+    let mut over = std::mem::take(&mut replies.over);
+    if !replies.is_empty() {
+        over.extend(sweep.orphans(maps, &replies)?);
     }
-    for (tuple, wire) in &ended {
-        remove(&mut maps.snat, tuple)?;
-        remove(&mut maps.rev_snat, wire)?;
-    }
-    for wire in &orphans {
-        remove(&mut maps.rev_snat, wire)?;
-    }
+    sweep.swept.host = replies.host;
+    let (now, due) = (sweep.now, std::mem::take(&mut sweep.due));
+    let swept = sweep.end(maps, &over)?;
+    schedule.swept(now, cpu_time()?.saturating_sub(start), interval, due);
+    schedule.populate(swept.live, created);
     Ok(swept)
 }
 
@@ -145,12 +189,16 @@ struct Sweep<'a> {
     ended: Vec<(Tuple, Tuple)>,
     /// Original halves without reply half.
     torn: Vec<(Tuple, Tuple, Mapping)>,
+    /// Living mappings that may end before the horizon: in how many ticks.
+    due: Vec<(u32, Tuple)>,
+    /// Ticks until the next full sweep.
+    horizon: u64,
     /// Mappings that may make room: how willingly (less first), how long idle.
     spare: Vec<(u8, u32, Tuple, Tuple)>,
 }
 
 impl<'a> Sweep<'a> {
-    fn new(now: u32, rules: &'a SweepRules<'a>, pressed: bool) -> Self {
+    fn new(now: u32, rules: &'a SweepRules<'a>, pressed: bool, horizon: u64) -> Self {
         Self {
             now,
             local: rules.local.iter().copied().map(Addr::from).collect(),
@@ -159,40 +207,84 @@ impl<'a> Sweep<'a> {
             swept: Swept::default(),
             ended: Vec::new(),
             torn: Vec::new(),
+            due: Vec::new(),
+            horizon,
             spare: Vec::new(),
         }
     }
 
-    fn originals(&mut self, maps: &Maps) -> Result<()> {
+    /// Below this idle time a mapping lives beyond the horizon, whatever else
+    /// is known of it.
+    fn young(&self) -> u64 {
+        ticks(self.rules.timeouts.shortest()).saturating_sub(self.horizon)
+    }
+
+    /// The reply halves that decide something, read in one go.
+    fn replies(&self, maps: &Maps) -> Result<Replies> {
+        let mut replies = Replies::default();
+        let young = self.young();
+        batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
+            let idle = u64::from(age(self.now, half.last_seen));
+            if half.flags & MAPPING_HOST != 0 {
+                if left(self.now, self.rules.timeouts, wire, half, Some(half)) == 0 {
+                    replies.over.push(*wire);
+                } else {
+                    replies.host += 1;
+                }
+            } else if idle >= young {
+                replies.insert(wire, half);
+            }
+        })
+        .context("reading the rev_snat map")?;
+        Ok(replies)
+    }
+
+    fn originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
         batch::for_each::<Tuple, Mapping>(maps.snat_data.fd().as_fd(), |tuple, half| {
             let wire = tuple.reply_to(half.addr, half.id);
-            let mut reply = None;
-            let fate = self.fate(tuple, half, || {
-                reply = Some(maps.rev_snat.get(&wire, 0).ok());
-                reply.flatten()
+            let read = replies.take(&wire, half);
+            let mut asked = None;
+            let mut fate = self.fate(tuple, half, || {
+                read.or_else(|| *asked.insert(maps.rev_snat.get(&wire, 0).ok()))
             });
-            match fate {
-                Fate::Lives => {
-                    self.swept.live += 1;
-                    if let Some(None) = reply {
-                        self.torn.push((*tuple, wire, *half));
-                    }
-                    if self.pressed {
-                        let reply = reply.unwrap_or_else(|| maps.rev_snat.get(&wire, 0).ok());
-                        if let Some(willing) = reply.and_then(|r| spare(tuple, half, &r)) {
-                            let idle = age(self.now, half.last_seen);
-                            self.spare.push((willing, u32::MAX - idle, *tuple, wire));
-                        }
-                    }
-                    return;
-                }
-                Fate::Expired => self.swept.expired += 1,
-                Fate::AddressGone => self.swept.address_gone += 1,
-                Fate::Retired => self.swept.retired += 1,
+            if let (Fate::Expired, Some(_)) = (&fate, read) {
+                // A packet may have come since it was read.
+                fate = self.fate(tuple, half, || maps.rev_snat.get(&wire, 0).ok());
             }
-            self.ended.push((*tuple, wire));
+            self.note(&fate, tuple, &wire);
+            let Fate::Lives(left) = fate else {
+                return;
+            };
+            if left <= self.horizon {
+                let left = u32::try_from(left).unwrap_or(u32::MAX);
+                self.due.push((left, *tuple));
+            }
+            if let Some(None) = asked {
+                self.torn.push((*tuple, wire, *half));
+            }
+            if self.pressed
+                && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
+                && let Some(willing) = spare(tuple, half, &reply)
+            {
+                let idle = age(self.now, half.last_seen);
+                self.spare.push((willing, u32::MAX - idle, *tuple, wire));
+            }
         })
         .context("reading the snat map")
+    }
+
+    /// Counts a mapping, and remembers it if it ends.
+    fn note(&mut self, fate: &Fate, tuple: &Tuple, wire: &Tuple) {
+        match fate {
+            Fate::Lives(_) => {
+                self.swept.live += 1;
+                return;
+            }
+            Fate::Expired => self.swept.expired += 1,
+            Fate::AddressGone => self.swept.address_gone += 1,
+            Fate::Retired => self.swept.retired += 1,
+        }
+        self.ended.push((*tuple, *wire));
     }
 
     fn fate(&self, tuple: &Tuple, half: &Mapping, reply: impl FnOnce() -> Option<Mapping>) -> Fate {
@@ -206,40 +298,46 @@ impl<'a> Sweep<'a> {
         {
             return Fate::Retired;
         }
-        // Below the shortest timeout nothing else need be known.
-        if idle < ticks(self.rules.timeouts.shortest()) {
-            return Fate::Lives;
+        if idle < self.young() {
+            return Fate::Lives(u64::MAX);
         }
-        if is_over(self.now, self.rules.timeouts, tuple, half, reply().as_ref()) {
-            Fate::Expired
-        } else {
-            Fate::Lives
+        match left(self.now, self.rules.timeouts, tuple, half, reply().as_ref()) {
+            0 => Fate::Expired,
+            left => Fate::Lives(left),
         }
     }
 
-    /// Reply halves without original half, and the node's own that are over.
-    fn orphans(&mut self, maps: &Maps) -> Result<Vec<Tuple>> {
+    /// Reply halves without original half.
+    fn orphans(&self, maps: &Maps, replies: &Replies) -> Result<Vec<Tuple>> {
         let mut orphans = Vec::new();
+        let shortest = ticks(self.rules.timeouts.shortest());
         batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
-            let host = half.flags & MAPPING_HOST != 0;
-            let young =
-                u64::from(age(self.now, half.last_seen)) < ticks(self.rules.timeouts.shortest());
-            let over = if young {
-                false
-            } else if host {
-                is_over(self.now, self.rules.timeouts, wire, half, Some(half))
-            } else {
+            let idle = u64::from(age(self.now, half.last_seen));
+            if idle >= shortest && half.flags & MAPPING_HOST == 0 && replies.has(wire) {
                 let original = Tuple::new(half.addr, wire.src, half.id, wire.src_id, wire.proto);
-                maps.snat.get(&original, 0).is_err()
-            };
-            if over {
-                orphans.push(*wire);
-            } else {
-                self.swept.host += usize::from(host);
+                if maps.snat.get(&original, 0).is_err() {
+                    orphans.push(*wire);
+                }
             }
         })
         .context("reading the rev_snat map")?;
         Ok(orphans)
+    }
+
+    /// Does what was decided.
+    fn end(self, maps: &mut Maps, orphans: &[Tuple]) -> Result<Swept> {
+        let mut swept = self.swept;
+        for (tuple, wire, half) in self.torn {
+            swept.repaired += usize::from(repair(&mut maps.rev_snat, &tuple, &wire, &half)?);
+        }
+        for (tuple, wire) in &self.ended {
+            remove(&mut maps.snat, tuple)?;
+            remove(&mut maps.rev_snat, wire)?;
+        }
+        for wire in orphans {
+            remove(&mut maps.rev_snat, wire)?;
+        }
+        Ok(swept)
     }
 
     /// Where the tables are nearly full, ends closing mappings, then unanswered
@@ -269,19 +367,21 @@ fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping) -> Option<u8> {
     (reply.packets == 0).then_some(1)
 }
 
-fn is_over(
+/// How many ticks a mapping has left if no packet comes; 0: it is over.
+fn left(
     now: u32,
     timeouts: &Timeouts,
     tuple: &Tuple,
     original: &Mapping,
     reply: Option<&Mapping>,
-) -> bool {
+) -> u64 {
     let (seen, replied, reply_seen) = match reply {
         Some(reply) => (reply.tcp_seen, reply.packets > 0, reply.last_seen),
         None => (0, false, original.last_seen),
     };
     let timeout = timeouts.of(tuple.proto, original.tcp_seen, seen, replied);
-    expired(now, original.last_seen, reply_seen, timeout)
+    let idle = age(now, original.last_seen).min(age(now, reply_seen));
+    ticks(timeout).saturating_sub(u64::from(idle))
 }
 
 /// Makes a missing reply half again; false if another mapping has the tuple.

@@ -1,0 +1,84 @@
+//! Reply halves in short, so that a sweep joins the two tables without a system
+//! call for each mapping: 24 bytes each while it runs.
+
+use netdp_common::abi::Mapping;
+use netdp_common::tuple::Tuple;
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
+
+/// What decides how long a mapping lives.
+struct Short {
+    last_seen: u32,
+    tcp_seen: u32,
+    packets: u32,
+}
+
+/// Reply halves by a hash of their tuple.
+#[derive(Default)]
+pub struct Replies {
+    hash: RandomState,
+    /// Two tuples with one hash are not told apart: what this says must be
+    /// looked up before a mapping is ended on its word.
+    halves: HashMap<u64, Short, BuildHasherDefault<Same>>,
+    /// The node's own tuples that are over.
+    pub over: Vec<Tuple>,
+    /// How many of those live.
+    pub host: usize,
+}
+
+impl Replies {
+    /// Adds a half.
+    pub fn insert(&mut self, wire: &Tuple, half: &Mapping) {
+        let short = Short {
+            last_seen: half.last_seen,
+            tcp_seen: half.tcp_seen,
+            packets: half.packets,
+        };
+        self.halves.insert(self.hash.hash_one(wire), short);
+    }
+
+    /// Takes out the half of `original`, as far as it decides anything.
+    pub fn take(&mut self, wire: &Tuple, original: &Mapping) -> Option<Mapping> {
+        if self.halves.is_empty() {
+            return None;
+        }
+        let short = self.halves.remove(&self.hash.hash_one(wire))?;
+        Some(Mapping {
+            last_seen: short.last_seen,
+            tcp_seen: short.tcp_seen,
+            packets: short.packets,
+            ..*original
+        })
+    }
+
+    /// Whether a half was not taken.
+    pub fn has(&self, wire: &Tuple) -> bool {
+        self.halves.contains_key(&self.hash.hash_one(wire))
+    }
+
+    /// Whether every half was taken: none lacks its original.
+    pub fn is_empty(&self) -> bool {
+        self.halves.is_empty()
+    }
+}
+
+/// The keys are hashes already.
+#[derive(Default)]
+struct Same(u64);
+
+impl Hasher for Same {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}

@@ -1,0 +1,17 @@
+//! `scale`: what a million mappings cost.
+
+use crate::{setup, shell};
+use anyhow::Result;
+use xtask::testbed;
+
+/// Sets up and measures; the figures go to standard output.
+pub fn run(mappings: u32) -> Result<()> {
+    testbed::require_root("cargo xtask scale")?;
+    setup::run()?;
+    shell::say("cargo bench (some minutes the first time)");
+    shell::run(
+        shell::cargo()
+            .args(["bench", "-p", "netdp-user", "--bench", "scale", "--"])
+            .arg(mappings.to_string()),
+    )
+}
