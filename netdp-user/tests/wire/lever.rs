@@ -80,12 +80,12 @@ impl Wire {
 
     /// Something on the node sends the packet by the first uplink, past the
     /// node's IP stack.
-    pub fn from_the_node(&self, packet: &Packet) -> Result<()> {
-        self.from_the_node_tagged(packet, &[])
+    pub fn node_sends(&self, packet: &Packet) -> Result<()> {
+        self.node_sends_tagged(packet, &[])
     }
 
     /// The same with VLAN tags.
-    pub fn from_the_node_tagged(&self, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
+    pub fn node_sends_tagged(&self, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
         let at = At::Uplink(0);
         let kind: [u8; 2] = if packet.is_v4() { [8, 0] } else { [0x86, 0xdd] };
         let frame = [
