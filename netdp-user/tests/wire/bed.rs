@@ -2,6 +2,7 @@
 //! wires is a raw socket, in a namespace whose stack has no addresses:
 //! nothing answers but the test.
 
+use super::lever::WaitUp as _;
 use super::socket::Socket;
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
@@ -176,7 +177,6 @@ impl At {
 
 /// Namespaces, wires and the subject.
 pub struct Bed {
-    // Dropped first: it lives in the node.
     pub agent: Option<Agent>,
     pub node: Netns,
     _far: Netns,
@@ -210,6 +210,10 @@ impl Bed {
         for at in [At::Uplink(0), At::Uplink(1)] {
             // Otherwise the node's own packets have half a checksum yet.
             node.offloads(&at.name(), &["tx", "off"])?;
+        }
+        // IPv6 addresses are in use only once the link is known to be up.
+        for at in At::ALL {
+            node.wait_up(&at.name())?;
         }
         node.ip(&format!("-batch {}", file("net", &addressing())?))?;
         let agent = subject.install(&node, dir.path(), options)?;
