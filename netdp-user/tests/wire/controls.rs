@@ -27,11 +27,13 @@ const NETDP_ONLY: &[&str] = &[
 ];
 
 /// Cases whose end is a matter of chance for a control: a random port may lie
-/// in the reserved range or not, netfilter may lose a packet of a race or not.
+/// in the reserved range or not, netfilter may lose a packet of a race or not,
+/// and on a busy machine it was seen to lose a SYN to the node's listener.
 const CHANCE: &[&str] = &[
     "r2_1_two_pods_at_the_same_moment",
     "r2_1b_two_first_packets_of_one_flow",
     "r2_5_reserved_ports_are_not_given_away",
+    "r2_11_a_listener_still_gets_new_connections",
 ];
 
 /// What passes where nobody translates: cases about what is left alone.
