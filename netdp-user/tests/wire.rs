@@ -1,6 +1,12 @@
 //! netdp on a wire: raw packets on both sides of a node, one case per line of
 //! the requirements (docs/nat-behaviour.md lists them), and the same cases
 //! against other translators, which shows that each can tell right from wrong.
+#![allow(
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "all of this is test code, functions that tests call included"
+)]
 
 #[path = "wire/bed.rs"]
 mod bed;
@@ -16,14 +22,20 @@ mod clock;
 mod controls;
 #[path = "wire/driver.rs"]
 mod driver;
+#[path = "wire/flow.rs"]
+mod flow;
 #[path = "wire/lever.rs"]
 mod lever;
+#[path = "wire/octets.rs"]
+mod octets;
 #[path = "wire/packet.rs"]
 mod packet;
 #[path = "wire/requirements.rs"]
 mod requirements;
 #[path = "wire/socket.rs"]
 mod socket;
+#[path = "wire/subject.rs"]
+mod subject;
 
 use anyhow::Result;
 use bed::{Options, Subject};

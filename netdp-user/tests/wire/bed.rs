@@ -2,12 +2,13 @@
 //! wires is a raw socket, in a namespace whose stack has no addresses:
 //! nothing answers but the test.
 
+use super::lever::WaitUp as _;
 use super::socket::Socket;
 use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
-use xtask::testbed::{Agent, AgentOptions, Netns, WorkDir};
+use xtask::testbed::{Agent, Netns, WorkDir};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub fn peer(family: Family) -> IpAddr {
 }
 
 /// Destinations that are not masqueraded.
-const NON_MASQUERADE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
+pub const NON_MASQUERADE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
 
 /// Whether the address is one of a pod.
 pub fn is_pod(addr: IpAddr) -> bool {
@@ -71,11 +72,11 @@ pub fn is_pod(addr: IpAddr) -> bool {
 
 /// Whether pods' packets to the address have to be masqueraded.
 pub fn is_masqueraded(addr: IpAddr) -> bool {
-    let within = |net: &&str| {
+    let within = |net: &str| {
         net.parse()
             .is_ok_and(|net: ipnet::IpNet| net.contains(&addr))
     };
-    !addr.is_multicast() && !NON_MASQUERADE.iter().any(|net| within(&net))
+    !addr.is_multicast() && !NON_MASQUERADE.iter().any(|net| within(net))
 }
 
 /// Who translates.
@@ -176,7 +177,6 @@ impl At {
 
 /// Namespaces, wires and the subject.
 pub struct Bed {
-    // Dropped first: it lives in the node.
     pub agent: Option<Agent>,
     pub node: Netns,
     _far: Netns,
@@ -211,24 +211,12 @@ impl Bed {
             // Otherwise the node's own packets have half a checksum yet.
             node.offloads(&at.name(), &["tx", "off"])?;
         }
-        node.ip(&format!("-batch {}", file("net", &addressing())?))?;
-        let mut agent = None;
-        match subject {
-            Subject::Netdp => {
-                let config = format!("nonMasqueradeCIDRs: [{}]\n", NON_MASQUERADE.join(", "));
-                let config = file("config", &config)?;
-                agent = Some(start(&node, &config, options)?);
-            }
-            Subject::Nft => {
-                node.run(&["nft", "-f", &file("nft", &nft(options))?])?;
-            }
-            Subject::IpMasqAgent => {
-                for (tool, family) in [("iptables-restore", V4), ("ip6tables-restore", V6)] {
-                    node.run(&[tool, &file(tool, &ip_masq_agent(family, options))?])?;
-                }
-            }
-            Subject::Nobody => {}
+        // IPv6 addresses are in use only once the link is known to be up.
+        for at in At::ALL {
+            node.wait_up(&at.name())?;
         }
+        node.ip(&format!("-batch {}", file("net", &addressing())?))?;
+        let agent = subject.install(&node, dir.path(), options)?;
         let sockets = At::ALL
             .iter()
             .map(|at| Socket::open(&far, &at.name()))
@@ -309,62 +297,4 @@ pub fn addressing() -> String {
         lines += &format!("route add {behind} via {far}\nroute add {marked} via {far}\n");
     }
     lines
-}
-
-fn start(node: &Netns, config: &str, options: &Options) -> Result<Agent> {
-    let mut agent = AgentOptions::new(env!("CARGO_BIN_EXE_netdp"))
-        .config(config.as_ref())
-        .uplink("up0")
-        .uplink("up1")
-        .arg("--enable-ipv6");
-    if !options.to_ports.is_empty() {
-        agent = agent.arg("--to-ports").arg(options.to_ports);
-    }
-    for &argument in options.netdp {
-        agent = agent.arg(argument);
-    }
-    Agent::start(node, agent)
-}
-
-fn nft(options: &Options) -> String {
-    let mut rules = String::new();
-    for net in NON_MASQUERADE {
-        let family = if net.contains(':') { "ip6" } else { "ip" };
-        rules += &format!("{family} daddr {net} return; ");
-    }
-    if !options.to_ports.is_empty() {
-        rules += &format!(
-            "meta l4proto {{tcp, udp}} masquerade to :{}; ",
-            options.to_ports
-        );
-    }
-    format!(
-        "table inet wire {{ chain post {{ type nat hook postrouting priority srcnat; \
-         oifname != {{ \"up0\", \"up1\" }} return; {rules} masquerade; }}\n}}\n"
-    )
-}
-
-/// The chains that ip-masq-agent writes, with `--random-fully`, its default.
-fn ip_masq_agent(family: Family, options: &Options) -> String {
-    let mut rules = String::from(
-        "*nat\n:IP-MASQ-AGENT - [0:0]\n-A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT\n",
-    );
-    rules += match family {
-        V4 => "-A IP-MASQ-AGENT -d 169.254.0.0/16 -j RETURN\n",
-        V6 => "-A IP-MASQ-AGENT -d fe80::/10 -j RETURN\n",
-    };
-    for net in NON_MASQUERADE {
-        if net.contains(':') == (family == V6) {
-            rules += &format!("-A IP-MASQ-AGENT -d {net} -j RETURN\n");
-        }
-    }
-    if !options.to_ports.is_empty() {
-        for proto in ["tcp", "udp", "sctp"] {
-            rules += &format!(
-                "-A IP-MASQ-AGENT -p {proto} -j MASQUERADE --to-ports {} --random-fully\n",
-                options.to_ports
-            );
-        }
-    }
-    rules + "-A IP-MASQ-AGENT -j MASQUERADE --random-fully\nCOMMIT\n"
 }

@@ -27,14 +27,28 @@ const NETDP_ONLY: &[&str] = &[
 ];
 
 /// Cases whose end is a matter of chance for a control: a random port may lie
-/// in the reserved range or not, a race may be lost or not.
+/// in the reserved range or not, netfilter may lose a packet of a race or not,
+/// and on a busy machine it was seen to lose a SYN to the node's listener.
 const CHANCE: &[&str] = &[
+    "r2_1_two_pods_at_the_same_moment",
     "r2_1b_two_first_packets_of_one_flow",
     "r2_5_reserved_ports_are_not_given_away",
+    "r2_11_a_listener_still_gets_new_connections",
 ];
 
-/// What each control is known to fail.
-const EXPECTED: [(Subject, &[&str]); 3] = [
+/// What passes where nobody translates: cases about what is left alone.
+const LEFT_ALONE: &[&str] = &[
+    "r1_2_non_masquerade_cidrs_see_the_pod",
+    "r1_3_the_nodes_own_addresses_see_the_pod",
+    "r1_4_replies_of_inbound_flows_keep_the_pods_address",
+    "r1_4_node_port_replies_pass",
+    "r1_6_multicast_and_link_local_are_left_alone",
+    "r1_8_pods_of_one_node_see_each_other",
+    "r9_10_the_nodes_own_flows_are_untouched",
+];
+
+/// What netfilter is known to fail, ruled by hand or by ip-masq-agent.
+const EXPECTED: [(Subject, &[&str]); 2] = [
     (
         Subject::Nft,
         &[
@@ -101,7 +115,6 @@ const EXPECTED: [(Subject, &[&str]); 3] = [
             "r9_10_the_nodes_own_flows_are_untouched",
         ],
     ),
-    (Subject::Nobody, &[]),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +158,7 @@ fn scores(subjects: &[Subject]) -> Scores {
 /// See the test that calls it.
 pub fn run() {
     let wants_table = std::env::var_os("NETDP_WIRE_TABLE").is_some();
-    let mut subjects: Vec<_> = EXPECTED.iter().map(|(subject, _)| *subject).collect();
+    let mut subjects = vec![Subject::Nft, Subject::IpMasqAgent, Subject::Nobody];
     if wants_table {
         subjects.insert(0, Subject::Netdp);
     }
@@ -156,25 +169,35 @@ pub fn run() {
     let mut wrong = String::new();
     for (&(case, subject), (score, why)) in &scores {
         let (name, subject) = (CASES[case].name, subjects[subject]);
-        let fails = match EXPECTED.iter().find(|(s, _)| *s == subject) {
-            Some((_, list)) => list.contains(&name),
-            None => NOT_YET.contains(&name),
+        let wanted = if expected_to_pass(subject, name) {
+            Score::Pass
+        } else {
+            Score::Fail
         };
-        let void = NETDP_ONLY.contains(&name) && subject != Subject::Netdp;
-        let expected = match (void, fails) {
-            (true, _) => Score::Void,
-            (_, true) => Score::Fail,
-            _ => Score::Pass,
+        let control = subject != Subject::Netdp;
+        let as_wanted = if control && NETDP_ONLY.contains(&name) {
+            *score != Score::Pass
+        } else {
+            *score == wanted || control && CHANCE.contains(&name)
         };
-        let chance = subject != Subject::Netdp && CHANCE.contains(&name);
-        if *score != expected && !chance {
+        if !as_wanted {
             let _ = writeln!(
                 wrong,
-                "{subject:?} {name}: {score:?}, not {expected:?}: {why}"
+                "{subject:?} {name}: {score:?}, not {wanted:?}: {why}"
             );
         }
     }
     assert!(wrong.is_empty(), "not as expected:\n{wrong}");
+}
+
+fn expected_to_pass(subject: Subject, name: &str) -> bool {
+    match subject {
+        Subject::Netdp => !NOT_YET.contains(&name),
+        Subject::Nobody => LEFT_ALONE.contains(&name),
+        _ => !EXPECTED
+            .iter()
+            .any(|(s, fails)| *s == subject && fails.contains(&name)),
+    }
 }
 
 fn table(subjects: &[Subject], scores: &Scores) -> String {
@@ -182,10 +205,10 @@ fn table(subjects: &[Subject], scores: &Scores) -> String {
     let mut sums = vec![(0, 0); subjects.len()];
     for (case, found) in CASES.iter().enumerate() {
         let _ = write!(text, "{:<58}", found.name);
-        for subject in 0..subjects.len() {
+        for (subject, (passed, of)) in sums.iter_mut().enumerate() {
             let score = scores.get(&(case, subject)).map_or(Score::Fail, |s| s.0);
-            sums[subject].0 += usize::from(score == Score::Pass);
-            sums[subject].1 += usize::from(score != Score::Void);
+            *passed += usize::from(score == Score::Pass);
+            *of += usize::from(score != Score::Void);
             let word = match score {
                 Score::Pass => "yes",
                 Score::Fail => "NO",

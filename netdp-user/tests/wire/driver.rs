@@ -1,10 +1,8 @@
 //! The words that cases are written in.
 
-use super::bed::{
-    At, Bed, Family, NotApplicable, Options, Subject, V4, is_masqueraded, is_pod, node, pod,
-};
-use super::build::{ACK, SYN, tcp, udp};
-use super::packet::{End, ICMP, ICMPV6, Packet, word};
+use super::bed::{At, Bed, NotApplicable, Options, Subject, V4, is_masqueraded, is_pod, pod};
+use super::build::udp;
+use super::packet::{ICMP, ICMPV6, Packet, word};
 use super::socket;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::net::IpAddr;
@@ -28,22 +26,6 @@ pub struct Wire {
     /// Masqueraded destinations that pods may nevertheless answer directly.
     answered: Vec<IpAddr>,
     bad_checksums: bool,
-}
-
-/// A flow of a pod, as both sides know it.
-#[derive(Debug, Clone, Copy)]
-pub struct Flow {
-    pub pod: usize,
-    pub inside: End,
-    pub outside: End,
-    /// What the outside sees of the pod.
-    pub wire: End,
-}
-
-/// The wire that a destination is behind.
-pub fn uplink(dst: IpAddr) -> usize {
-    let text = dst.to_string();
-    usize::from(text.starts_with("198.18.") || text.starts_with("2001:db8:4:"))
 }
 
 fn frame_of(at: At, packet: &[u8]) -> Vec<u8> {
@@ -203,86 +185,6 @@ impl Wire {
         self.bad_checksums = true;
     }
 
-    /// A pod's packet leaves with a node's address and is otherwise what a
-    /// router makes of it. Returns the source that the outside sees.
-    pub fn out(&mut self, n: usize, packet: &Packet) -> Result<End> {
-        self.send(At::Pod(n), packet)?;
-        self.came_out(packet)
-    }
-
-    /// The second half of [`out`](Self::out).
-    pub fn came_out(&mut self, packet: &Packet) -> Result<End> {
-        let n = uplink(packet.dst);
-        let found = self.expect(At::Uplink(n), &format!("packet like {packet:?}"), |p| {
-            (p.dst, p.proto, p.part) == (packet.dst, packet.proto, packet.part)
-        })?;
-        let family = if packet.is_v4() { V4 } else { super::bed::V6 };
-        let wire = (node(family, n), found.sport());
-        let wanted = packet.clone().forwarded().from(wire);
-        ensure!(found == wanted, "there came {found:?}, not {wanted:?}");
-        Ok(wire)
-    }
-
-    /// The packet does not leave in any form.
-    pub fn refused(&mut self, n: usize, packet: &Packet) -> Result<()> {
-        self.send(At::Pod(n), packet)?;
-        self.expect_nothing(At::Uplink(uplink(packet.dst)))
-    }
-
-    /// A packet to `flow.wire` from outside reaches the pod as its own.
-    pub fn back(&mut self, flow: &Flow, packet: &Packet) -> Result<()> {
-        self.send(At::Uplink(uplink(flow.outside.0)), packet)?;
-        let wanted = packet.clone().forwarded().to(flow.inside);
-        self.expect_exactly(At::Pod(flow.pod), &wanted)
-    }
-
-    /// A packet from outside does not reach the pod.
-    pub fn not_back(&mut self, n: usize, packet: &Packet) -> Result<()> {
-        self.send(At::Uplink(uplink(packet.src)), packet)?;
-        self.expect_nothing(At::Pod(n))
-    }
-
-    /// A UDP flow that was answered.
-    pub fn udp(&mut self, n: usize, port: u16, outside: End) -> Result<Flow> {
-        let family = Family::of(outside.0);
-        let inside = (pod(family, n), port);
-        let wire = self.out(n, &udp(inside, outside, b"question"))?;
-        let flow = Flow {
-            pod: n,
-            inside,
-            outside,
-            wire,
-        };
-        self.back(&flow, &udp(outside, wire, b"answer"))?;
-        Ok(flow)
-    }
-
-    /// A TCP connection: the pod's next octet is 1001, the server's 5001.
-    pub fn tcp(&mut self, n: usize, port: u16, outside: End) -> Result<Flow> {
-        let inside = (pod(Family::of(outside.0), n), port);
-        let wire = self.out(n, &tcp(inside, outside, SYN, (1000, 0), b""))?;
-        let flow = Flow {
-            pod: n,
-            inside,
-            outside,
-            wire,
-        };
-        self.back(&flow, &tcp(outside, wire, SYN | ACK, (5000, 1001), b""))?;
-        self.same(&flow, &flow.sends(ACK, (1001, 5001), b""))?;
-        Ok(flow)
-    }
-
-    /// A pod's packet leaves by the mapping that the flow has.
-    pub fn same(&mut self, flow: &Flow, packet: &Packet) -> Result<()> {
-        let wire = self.out(flow.pod, packet)?;
-        ensure!(
-            wire == flow.wire,
-            "the mapping changed from {:?} to {wire:?}",
-            flow.wire
-        );
-        Ok(())
-    }
-
     /// What all cases must keep to, asked of all that was seen on the uplinks.
     pub fn finish(mut self) -> Result<()> {
         for at in At::ALL {
@@ -329,36 +231,5 @@ impl Wire {
     pub fn advance(&mut self, by: Duration) -> Result<()> {
         let agent = self.bed.agent.as_ref().context(NotApplicable)?;
         super::clock::advance(&agent.bpffs(), by)
-    }
-}
-
-impl Flow {
-    /// A TCP segment of the pod.
-    pub fn sends(&self, flags: u8, numbers: (u32, u32), payload: &[u8]) -> Packet {
-        tcp(self.inside, self.outside, flags, numbers, payload)
-    }
-
-    /// A TCP segment of the server.
-    pub fn gets(&self, flags: u8, numbers: (u32, u32), payload: &[u8]) -> Packet {
-        tcp(self.outside, self.wire, flags, numbers, payload)
-    }
-
-    /// A datagram of the pod.
-    pub fn asks(&self, payload: &[u8]) -> Packet {
-        udp(self.inside, self.outside, payload)
-    }
-
-    /// A datagram of the server.
-    pub fn answers(&self, payload: &[u8]) -> Packet {
-        udp(self.outside, self.wire, payload)
-    }
-}
-
-impl Family {
-    pub const fn of(addr: IpAddr) -> Self {
-        match addr {
-            IpAddr::V4(_) => Self::V4,
-            IpAddr::V6(_) => Self::V6,
-        }
     }
 }

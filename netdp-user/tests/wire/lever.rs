@@ -8,7 +8,7 @@ use super::socket::Socket;
 use anyhow::{Result, ensure};
 use std::net::IpAddr;
 use std::time::Duration;
-use xtask::testbed::wait_for;
+use xtask::testbed::{Netns, wait_for};
 
 /// Only ever waited for in full when something is broken.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,10 +55,7 @@ impl Bed {
     pub fn flap(&self) -> Result<()> {
         self.node.ip("link set up0 down")?;
         self.node.ip("link set up0 up")?;
-        wait_for(PATIENCE, "up0 to be up again", || {
-            let state = self.node.ip("-br link show dev up0");
-            state.is_ok_and(|state| state.contains(" UP "))
-        })?;
+        self.node.wait_up("up0")?;
         // What survived is there already: an error then, which is no matter.
         for line in addressing().lines() {
             let _ = self.node.ip(line);
@@ -66,6 +63,20 @@ impl Bed {
         let routes = self.node.ip("route show default")?;
         ensure!(routes.contains("up0"), "no default route: {routes}");
         Ok(())
+    }
+}
+
+/// Waits until the link is up, as the kernel's own watch of it says.
+pub trait WaitUp {
+    fn wait_up(&self, link: &str) -> Result<()>;
+}
+
+impl WaitUp for Netns {
+    fn wait_up(&self, link: &str) -> Result<()> {
+        wait_for(PATIENCE, &format!("{link} to be up"), || {
+            let state = self.ip(&format!("-br link show dev {link}"));
+            state.is_ok_and(|state| state.contains(" UP "))
+        })
     }
 }
 
@@ -80,12 +91,12 @@ impl Wire {
 
     /// Something on the node sends the packet by the first uplink, past the
     /// node's IP stack.
-    pub fn from_the_node(&self, packet: &Packet) -> Result<()> {
-        self.from_the_node_tagged(packet, &[])
+    pub fn node_sends(&self, packet: &Packet) -> Result<()> {
+        self.node_sends_tagged(packet, &[])
     }
 
     /// The same with VLAN tags.
-    pub fn from_the_node_tagged(&self, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
+    pub fn node_sends_tagged(&self, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
         let at = At::Uplink(0);
         let kind: [u8; 2] = if packet.is_v4() { [8, 0] } else { [0x86, 0xdd] };
         let frame = [

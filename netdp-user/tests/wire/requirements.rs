@@ -109,7 +109,11 @@ fn collect(dir: &Path, known: &mut BTreeSet<String>) -> Result<()> {
             collect(&path, known)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             for line in fs::read_to_string(&path)?.lines() {
-                if let Some(name) = line.trim_start().strip_prefix("fn ") {
+                if let Some(name) = line
+                    .trim_start()
+                    .trim_start_matches("pub ")
+                    .strip_prefix("fn ")
+                {
                     let end = name.find(|c: char| !c.is_alphanumeric() && c != '_');
                     known.insert(name[..end.unwrap_or(name.len())].to_owned());
                 }

@@ -24,7 +24,7 @@ impl Socket {
     }
 
     fn here(interface: &str) -> Result<Self> {
-        let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
+        let protocol = i32::from(u16::try_from(libc::ETH_P_ALL)?.to_be());
         // SAFETY: no pointers; a descriptor that is returned is ours.
         let fd = unsafe {
             let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);

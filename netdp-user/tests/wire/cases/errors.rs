@@ -2,7 +2,8 @@
 
 use crate::bed::{At, BOTH, Family, V4, pod, server};
 use crate::build::{ACK, error, ping, tcp, udp};
-use crate::driver::{Flow, Wire};
+use crate::driver::Wire;
+use crate::flow::Flow;
 use crate::packet::Packet;
 use anyhow::{Result, ensure};
 

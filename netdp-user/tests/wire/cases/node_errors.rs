@@ -2,7 +2,8 @@
 
 use crate::bed::{At, BOTH, Family, V4, node, pod, server};
 use crate::build::{ACK, udp};
-use crate::driver::{Flow, Wire};
+use crate::driver::Wire;
+use crate::flow::Flow;
 use crate::packet::{Packet, word};
 use anyhow::{Result, ensure};
 

@@ -93,7 +93,7 @@ pub fn r5_8_vlan_tags_in_band(w: &mut Wire) -> Result<()> {
             &[[0x88, 0xa8, 0, 7], [0x81, 0, 0, 8]],
         ] {
             let packet = udp((pod(f, 0), 4000), (server(f, 0), 53), b"tagged");
-            w.from_the_node_tagged(&packet, tags)?;
+            w.node_sends_tagged(&packet, tags)?;
             // The capture has one tag taken off; the address is what counts.
             let frames = w.frames_with(At::Uplink(0), b"tagged")?;
             let pods = crate::checksum::octets(pod(f, 0));

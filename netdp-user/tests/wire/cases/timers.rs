@@ -3,7 +3,8 @@
 use crate::bed::{At, BOTH, V4, pod, server};
 use crate::build::{ACK, FIN, RST, SYN, error, ping, tcp, udp};
 use crate::clock::wait_for_mappings;
-use crate::driver::{Flow, Wire};
+use crate::driver::Wire;
+use crate::flow::Flow;
 use anyhow::{Result, ensure};
 use std::time::Duration;
 

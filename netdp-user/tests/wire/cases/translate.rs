@@ -123,11 +123,11 @@ pub fn r1_6_multicast_and_link_local_are_left_alone(w: &mut Wire) -> Result<()> 
         (IpAddr::from([255; 4]), 67),
         b"discover",
     );
-    w.from_the_node(&dhcp)?;
+    w.node_sends(&dhcp)?;
     w.expect_exactly(At::Uplink(0), &dhcp)?;
     let local: IpAddr = "fe80::1234".parse()?;
     let solicit = ping((local, 1), router(V6), b"link-local");
-    w.from_the_node(&solicit)?;
+    w.node_sends(&solicit)?;
     w.expect_exactly(At::Uplink(0), &solicit)
 }
 
