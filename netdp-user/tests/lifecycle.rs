@@ -204,7 +204,7 @@ fn detach_waits_for_the_agents_end() -> Result<()> {
     let _echo = Echo::start(&world.far)?;
     let to = SocketAddr::new(world.far.v4()?.into(), ECHO);
     let pid = world.agent.pid();
-    let told = refused(&mut world.agent.command(&["detach"]))?;
+    let told = refused(world.agent.command(&["detach"]))?;
     for words in ["an agent is running", "stop it first", "state"] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }
@@ -226,7 +226,8 @@ fn detach_waits_for_the_agents_end() -> Result<()> {
 fn a_second_agent_on_the_same_directories_is_refused() -> Result<()> {
     let world = World::with(POLICY_V4, &[])?;
     let mut second = world.agent.command(&["run"]);
-    let told = refused(second.arg("--config").arg(world.config.path()))?;
+    second.arg("--config").arg(world.config.path());
+    let told = refused(second)?;
     let pid = world.agent.pid().to_string();
     let dir = world.agent.state_dir().display().to_string();
     for words in ["another agent", &pid, &dir, "--state-dir"] {

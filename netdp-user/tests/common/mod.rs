@@ -15,7 +15,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use xtask::testbed::{
-    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
+    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, Running, UdpEchoServer,
+    wait_for,
 };
 
 /// The program under test.
@@ -233,14 +234,13 @@ pub fn is_mounted(path: &Path) -> Result<bool> {
         .any(|at| Path::new(&at) == path))
 }
 
-/// Runs a command that has to fail, and returns what it wrote to standard error.
-pub fn refused(command: &mut Command) -> Result<String> {
-    let out = command.output()?;
-    let told = String::from_utf8_lossy(&out.stderr).into_owned();
-    anyhow::ensure!(!out.status.success(), "{command:?} succeeded: {told}");
-    anyhow::ensure!(
-        out.status.code().is_some(),
-        "{command:?} did not exit: {told}"
-    );
+/// Runs a command that has to fail, soon, and returns what it wrote to standard
+/// error.
+pub fn refused(command: Command) -> Result<String> {
+    let mut running = Running::start(command)?;
+    let status = running.wait(SOON)?;
+    let told = running.stderr();
+    // Neither success nor a signal.
+    anyhow::ensure!(matches!(status.code(), Some(1..)), "{status}: {told}");
     Ok(told)
 }
