@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, any, tcp_source, udp_source};
 use common::{
     ECHO, Echo, OURS, POLICY, POLICY_V4, SOON, World, echoes, is_mounted, mappings, number,
-    refused, start_agent, status, tcx_programs, wait_log,
+    refused, start_agent, status, tcx_programs, wait_log, wait_tcx,
 };
 use serde_json::Value;
 use std::fs;
@@ -175,8 +175,7 @@ fn nothing_is_left(bed: &Bed, agent: &Agent) -> Result<()> {
         "{left} files are left in {}",
         agent.bpffs().display()
     );
-    let programs = tcx_programs(&bed.node, "eth0")?;
-    ensure!(programs.iter().all(Vec::is_empty), "{programs:?}");
+    wait_tcx(&bed.node, "eth0", &[&[], &[]])?;
     assert_eq!(status(agent)?["datapath"], "none");
     Ok(())
 }

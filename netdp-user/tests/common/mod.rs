@@ -218,6 +218,18 @@ pub fn tcx_programs(ns: &Netns, device: &str) -> Result<[Vec<String>; 2]> {
     Ok([query(TcAttachType::Ingress)?, query(TcAttachType::Egress)?])
 }
 
+/// Waits until the programs are these. The kernel takes a program off once the
+/// pin that held it is freed, which is a moment after it was removed.
+pub fn wait_tcx(ns: &Netns, device: &str, wanted: &[&[&str]; 2]) -> Result<()> {
+    let mut seen = None;
+    wait_for(SOON, &format!("{wanted:?} on {device}"), || {
+        seen = tcx_programs(ns, device).ok();
+        let same = |seen: &[Vec<String>; 2]| seen[0] == wanted[0] && seen[1] == wanted[1];
+        seen.as_ref().is_some_and(same)
+    })
+    .with_context(|| format!("there are {seen:?}"))
+}
+
 /// The filters of a device's clsact qdisc as `tc` tells: ingress, egress.
 pub fn filters(ns: &Netns, device: &str) -> Result<[String; 2]> {
     let show = |hook| ns.run(&["tc", "-s", "filter", "show", "dev", device, hook]);
