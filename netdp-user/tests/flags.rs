@@ -35,8 +35,8 @@ impl Place {
     }
 
     /// `netdp run` with directories of its own.
-    fn run(&self, program: impl AsRef<Path>) -> Command {
-        let mut command = self.node.command(program.as_ref());
+    fn run(&self) -> Command {
+        let mut command = self.node.command(NETDP);
         self.arguments(&mut command, &self.path("bpffs"), &self.path("state"));
         command
     }
@@ -94,7 +94,9 @@ fn bad_flags_are_named() -> Result<()> {
         (&["--uplnk", "eth0"], &["--uplnk", "'--uplink'"]),
         (&["eth0"], &["unexpected argument 'eth0'"]),
     ] {
-        let told = refused(place.run(NETDP).args(flags))?;
+        let mut run = place.run();
+        run.args(flags);
+        let told = refused(run)?;
         has(&told, words).with_context(|| format!("{flags:?}"))?;
     }
     place.untouched()
@@ -102,9 +104,10 @@ fn bad_flags_are_named() -> Result<()> {
 
 #[test]
 fn a_bad_command_is_named() -> Result<()> {
-    let told = refused(Command::new(NETDP).arg("detatch"))?;
-    has(&told, &["detatch", "'detach'"])?;
-    let told = refused(&mut Command::new(NETDP))?;
+    let mut detatch = Command::new(NETDP);
+    detatch.arg("detatch");
+    has(&refused(detatch)?, &["detatch", "'detach'"])?;
+    let told = refused(Command::new(NETDP))?;
     has(&told, &["Usage", "run", "status", "flows", "detach"])
 }
 
@@ -139,7 +142,7 @@ fn an_ordinary_user_learns_what_is_missing() -> Result<()> {
     let open = place.path("open");
     fs::create_dir(&open)?;
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
-    let told = refused(&mut with_privileges(&place, &NOBODY, &open.join("bpffs"))?)?;
+    let told = refused(with_privileges(&place, &NOBODY, &open.join("bpffs"))?)?;
     has(
         &told,
         &[
@@ -163,7 +166,7 @@ fn without_cap_bpf_the_capabilities_are_named() -> Result<()> {
     let drop = "-sys_admin,-bpf,-perfmon,-net_admin";
     let bounding = format!("--bounding-set={drop}");
     let inheritable = format!("--inh-caps={drop}");
-    let told = refused(&mut with_privileges(
+    let told = refused(with_privileges(
         &place,
         &[bounding.as_str(), inheritable.as_str()],
         &bpffs,
@@ -183,7 +186,7 @@ fn a_state_directory_that_cannot_be_made_is_named() -> Result<()> {
     for state in [file.clone(), file.join("below")] {
         let mut command = place.node.command(NETDP);
         place.arguments(&mut command, &place.path("bpffs"), &state);
-        let told = refused(&mut command)?;
+        let told = refused(command)?;
         has(
             &told,
             &[
@@ -200,7 +203,7 @@ fn a_state_directory_that_cannot_be_made_is_named() -> Result<()> {
     let state = place.path("roots");
     fs::create_dir(&state)?;
     place.arguments(&mut command, &place.path("bpffs"), &state);
-    let told = refused(&mut command)?;
+    let told = refused(command)?;
     has(&told, &[&state.display().to_string(), "ermission denied"])?;
     place.untouched()
 }
@@ -217,7 +220,7 @@ fn a_bpffs_that_cannot_be_mounted_is_named() -> Result<()> {
     ] {
         let mut command = place.node.command(NETDP);
         place.arguments(&mut command, &bpffs, &place.path("state"));
-        let told = refused(&mut command)?;
+        let told = refused(command)?;
         has(&told, &[&bpffs.display().to_string(), "--bpffs"])?;
     }
     place.untouched()
@@ -240,6 +243,6 @@ fn without_a_datapath_there_is_nothing_to_show() -> Result<()> {
     )?;
     let mut flows = Command::new(NETDP);
     places(flows.arg("flows"));
-    let told = refused(&mut flows)?;
+    let told = refused(flows)?;
     has(&told, &["no datapath", "--bpffs", "is the agent running"])
 }

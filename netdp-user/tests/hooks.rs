@@ -10,6 +10,7 @@ use aya::{Ebpf, EbpfLoader};
 use common::clients::{Tcp, any, tcp_source};
 use common::{
     ECHO, Echo, OURS, POLICY, SOON, World, filters, is_mounted, start_agent, status, tcx_programs,
+    wait_tcx,
 };
 use std::fs;
 use std::mem::ManuallyDrop;
@@ -136,7 +137,7 @@ fn other_programs_are_let_be() -> Result<()> {
     }
     agent.stop()?;
     agent.netdp(&["detach"])?;
-    assert_eq!(tcx_programs(node, "eth0")?, [[ours_out; 2], [ours_in; 2]]);
+    wait_tcx(node, "eth0", &[&[ours_out; 2], &[ours_in; 2]])?;
     for (text, (_, name)) in filters(node, "eth0")?.iter().zip(HOOKS) {
         ensure!(text.contains(name), "the other's filter is gone: {text:?}");
     }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, any, tcp_source, udp_source};
 use common::{
     ECHO, Echo, OURS, POLICY, POLICY_V4, SOON, World, echoes, is_mounted, mappings, number,
-    refused, start_agent, status, tcx_programs, wait_log,
+    refused, start_agent, status, tcx_programs, wait_log, wait_tcx,
 };
 use serde_json::Value;
 use std::fs;
@@ -175,8 +175,7 @@ fn nothing_is_left(bed: &Bed, agent: &Agent) -> Result<()> {
         "{left} files are left in {}",
         agent.bpffs().display()
     );
-    let programs = tcx_programs(&bed.node, "eth0")?;
-    ensure!(programs.iter().all(Vec::is_empty), "{programs:?}");
+    wait_tcx(&bed.node, "eth0", &[&[], &[]])?;
     assert_eq!(status(agent)?["datapath"], "none");
     Ok(())
 }
@@ -204,7 +203,7 @@ fn detach_waits_for_the_agents_end() -> Result<()> {
     let _echo = Echo::start(&world.far)?;
     let to = SocketAddr::new(world.far.v4()?.into(), ECHO);
     let pid = world.agent.pid();
-    let told = refused(&mut world.agent.command(&["detach"]))?;
+    let told = refused(world.agent.command(&["detach"]))?;
     for words in ["an agent is running", "stop it first", "state"] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }
@@ -226,7 +225,8 @@ fn detach_waits_for_the_agents_end() -> Result<()> {
 fn a_second_agent_on_the_same_directories_is_refused() -> Result<()> {
     let world = World::with(POLICY_V4, &[])?;
     let mut second = world.agent.command(&["run"]);
-    let told = refused(second.arg("--config").arg(world.config.path()))?;
+    second.arg("--config").arg(world.config.path());
+    let told = refused(second)?;
     let pid = world.agent.pid().to_string();
     let dir = world.agent.state_dir().display().to_string();
     for words in ["another agent", &pid, &dir, "--state-dir"] {

@@ -16,7 +16,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 use xtask::testbed::{
-    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
+    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, Running, UdpEchoServer,
+    wait_for,
 };
 
 /// The program under test.
@@ -218,6 +219,18 @@ pub fn tcx_programs(ns: &Netns, device: &str) -> Result<[Vec<String>; 2]> {
     Ok([query(TcAttachType::Ingress)?, query(TcAttachType::Egress)?])
 }
 
+/// Waits until the programs are these. The kernel takes a program off once the
+/// pin that held it is freed, which is a moment after it was removed.
+pub fn wait_tcx(ns: &Netns, device: &str, wanted: &[&[&str]; 2]) -> Result<()> {
+    let mut seen = None;
+    wait_for(SOON, &format!("{wanted:?} on {device}"), || {
+        seen = tcx_programs(ns, device).ok();
+        let same = |seen: &[Vec<String>; 2]| seen[0] == wanted[0] && seen[1] == wanted[1];
+        seen.as_ref().is_some_and(same)
+    })
+    .with_context(|| format!("there are {seen:?}"))
+}
+
 /// The filters of a device's clsact qdisc as `tc` tells: ingress, egress.
 pub fn filters(ns: &Netns, device: &str) -> Result<[String; 2]> {
     let show = |hook| ns.run(&["tc", "-s", "filter", "show", "dev", device, hook]);
@@ -234,14 +247,13 @@ pub fn is_mounted(path: &Path) -> Result<bool> {
         .any(|at| Path::new(&at) == path))
 }
 
-/// Runs a command that has to fail, and returns what it wrote to standard error.
-pub fn refused(command: &mut Command) -> Result<String> {
-    let out = command.output()?;
-    let told = String::from_utf8_lossy(&out.stderr).into_owned();
-    anyhow::ensure!(!out.status.success(), "{command:?} succeeded: {told}");
-    anyhow::ensure!(
-        out.status.code().is_some(),
-        "{command:?} did not exit: {told}"
-    );
+/// Runs a command that has to fail, soon, and returns what it wrote to standard
+/// error.
+pub fn refused(command: Command) -> Result<String> {
+    let mut running = Running::start(command)?;
+    let status = running.wait(SOON)?;
+    let told = running.stderr();
+    // Neither success nor a signal.
+    anyhow::ensure!(matches!(status.code(), Some(1..)), "{status}: {told}");
     Ok(told)
 }
