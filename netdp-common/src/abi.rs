@@ -226,7 +226,7 @@ pub struct Counters {
     pub egress_host: u64,
     /// Egress: replies of flows that began outside.
     pub egress_replies: u64,
-    /// Egress: passed because it is never translated (multicast, not IP, …).
+    /// Egress: passed because it is never translated (multicast and the like).
     pub egress_untouched: u64,
     /// Ingress: destination rewritten to the pod.
     pub ingress_translated: u64,

@@ -45,16 +45,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     let l2_len = if world.uplink().l2_len == 0 { 0 } else { 14 };
     let verdict = match skb::parse(ctx, l2_len, work) {
         Parsed::Ip => decide(&world, work, leaving),
-        Parsed::NotIp => {
-            world.count(|c| {
-                if leaving {
-                    &mut c.egress_untouched
-                } else {
-                    &mut c.ingress_passed
-                }
-            });
-            Verdict::Pass
-        }
+        Parsed::NotIp => Verdict::Pass,
         // The node's stack judges what comes in; nothing of the kind may leave.
         Parsed::Malformed if leaving => Verdict::Drop(DropReason::Malformed),
         Parsed::Malformed => Verdict::Pass,

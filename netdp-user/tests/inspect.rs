@@ -180,7 +180,7 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
     ensure!(number(&seen["last_seen"])? + 1 >= began, "{seen}");
 
     let far = world.far.v4()?.into();
-    common::clients::send_raw(pod, 253, far, b"x")?;
+    common::clients::send_raw(pod, libc::IPPROTO_AH, far, b"x")?;
     ping(pod, far)?;
     let counters = dump_counters(&world.agent)?;
     let sum = |name: &str| {

@@ -149,7 +149,11 @@ pub fn iperf(outside: &Outside, target: IpAddr, all: &mut Outcomes) -> Result<()
             // The end of the test overtakes what is on its way.
             format!("data arrived: {}", bytes > 1 << 20)
         } else {
-            format!("{} lost of {}", sum["lost_packets"], sum["packets"])
+            // On a busy machine a socket's buffer overflows now and then; were
+            // fragments not translated, every datagram would be lost.
+            let lost = sum["lost_packets"].as_u64().context("no lost_packets")?;
+            let sent = sum["packets"].as_u64().context("no packets")?;
+            format!("most arrived: {}", lost * 4 < sent)
         };
         all.insert(argv.join(" "), outcome);
         server.finish(Duration::from_secs(10))?;
