@@ -155,7 +155,7 @@ pub fn iperf(outside: &Outside, target: IpAddr, all: &mut Outcomes) -> Result<()
             let unread = overflows(receiver)? - before;
             let lost = sum["lost_packets"].as_u64().unwrap_or(u64::MAX);
             let lost = lost.saturating_sub(unread);
-            format!("{lost} lost on the way of {}", sum["packets"])
+            format!("{lost} lost on the way")
         };
         all.insert(argv.join(" "), outcome);
         server.finish(Duration::from_secs(10))?;
