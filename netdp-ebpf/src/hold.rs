@@ -123,7 +123,7 @@ unsafe extern "C" fn send(n: u32, release: *mut c_void) -> c_long {
     let key = numbered(release.datagram, n);
     // SAFETY: read only while the entry is there; what may replace it is
     // another packet of the same size limit.
-    if let Some(held) = unsafe { HELD.get(&key) }
+    if let Some(held) = unsafe { HELD.get(key) }
         && pour(release.ctx, held)
     {
         // SAFETY: a TC program's context. The clone comes back to this device's
@@ -132,7 +132,7 @@ unsafe extern "C" fn send(n: u32, release: *mut c_void) -> c_long {
             bpf_clone_redirect(release.ctx.skb.skb, release.ifindex, BPF_F_INGRESS.into());
         }
     }
-    let _ = HELD.remove(&key);
+    let _ = HELD.remove(key);
     0
 }
 

@@ -3,6 +3,14 @@
 
 #![no_std]
 #![no_main]
+#![expect(
+    missing_docs,
+    reason = "aya's macros wrap the programs in functions without their comments"
+)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "helpers and headers have narrower fields than Rust's types; what they hold fits"
+)]
 
 mod hold;
 mod maps;
@@ -23,7 +31,7 @@ use netdp_common::verdict::{DropReason, Verdict};
 /// are attached run too (include/uapi/linux/bpf.h, Linux 6.6).
 const NEXT: i32 = TC_ACT_UNSPEC;
 /// Drop.
-const SHOT: i32 = TC_ACT_SHOT as i32;
+const SHOT: i32 = TC_ACT_SHOT;
 
 /// Uplink, TC egress: pods' packets get the node's address.
 #[classifier]

@@ -111,6 +111,9 @@ struct Edit<'a> {
     addr_at: usize,
     /// Offset of the IPv4 header.
     l3: usize,
+    /// Whether a checksum makes up for the address in `skb->csum`. In IPv4 the
+    /// header's always does.
+    summed: bool,
 }
 
 /// Puts `pkt.new` in place of the source (`leaving`) or the destination and
@@ -128,24 +131,24 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
         (&pkt.tuple.dst, pkt.tuple.dst_id)
     };
     let delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
+    let mut summed = false;
     if let Some(l4) = checksummed(pkt, leaving) {
+        summed = true;
         let csum_at = pkt.l4_offset as usize + l4.checksum;
         if l4.pseudo && delta != 0 && delta != u32::MAX {
             replace_pseudo(ctx, csum_at, pkt.family, delta, l4.mangled_0)?;
         }
         let new_id = pkt.new.id as u16;
+        // Without a checksum nothing cancels a change out: skb->csum has to
+        // follow it.
+        let may_lack = l4.mangled_0 != 0 && (new_id != old_id || pkt.family == Family::V6);
+        if may_lack && ctx.load::<u16>(csum_at)? == 0 {
+            summed = false;
+        }
         if new_id != old_id {
             let (old, new) = (old_id.to_be(), new_id.to_be());
             ctx.l4_csum_replace(csum_at, old.into(), new.into(), 2 | l4.mangled_0)?;
-            // Where there is no checksum that cancels the change out, skb->csum
-            // has to follow it.
-            let unsummed = l4.mangled_0 != 0 && ctx.load::<u16>(csum_at)? == 0;
-            let follow = if unsummed {
-                u64::from(BPF_F_RECOMPUTE_CSUM)
-            } else {
-                0
-            };
-            ctx.store(pkt.l4_offset as usize + l4.id, &new, follow)?;
+            ctx.store(pkt.l4_offset as usize + l4.id, &new, follow(summed))?;
         }
     }
     let l3 = pkt.l3_offset as usize;
@@ -158,8 +161,19 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
             new: &pkt.new.addr,
             addr_at: l3 + addr_offset(pkt.family, leaving),
             l3,
+            summed,
         },
     )
+}
+
+/// The flag for a write that no checksum makes up for.
+#[inline(always)]
+fn follow(summed: bool) -> u64 {
+    if summed {
+        0
+    } else {
+        u64::from(BPF_F_RECOMPUTE_CSUM)
+    }
 }
 
 /// Writes the identification that the fragments of a datagram get, which the
@@ -259,7 +273,7 @@ fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
             ctx.l3_csum_replace(edit.l3 + 10, 0, delta.into(), 0)?;
             ctx.store(edit.addr_at, &edit.new.v4_octets(), 0)
         }
-        Family::V6 => ctx.store(edit.addr_at, edit.new.octets(), 0),
+        Family::V6 => ctx.store(edit.addr_at, edit.new.octets(), follow(edit.summed)),
     }
 }
 
@@ -319,6 +333,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
             new: &pkt.new.addr,
             addr_at: inner_l3 + addr_offset(pkt.family, inner_source),
             l3: inner_l3,
+            summed: true,
         },
     )?;
     // In IPv4 the inner header's checksum makes up for its address.
@@ -347,6 +362,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
             new: &pkt.new.addr,
             addr_at: l3 + addr_offset(pkt.family, leaving),
             l3,
+            summed: true,
         },
     )
 }

@@ -116,3 +116,20 @@ fn no_checksum_stays_none() {
     assert_eq!(csum(&out, at), 0);
     assert_ne!(out[l4_at(&second)..][..2], 4000u16.to_be_bytes());
 }
+
+/// RFC 6935: tunnels may send UDP over IPv6 without one. Nothing then makes up
+/// for a changed address in the checksum that a device took of the packet.
+#[test]
+fn no_checksum_over_ipv6_stays_none() {
+    let mut node = Node::new();
+    let [pod, server, wire] = FLOWS[1];
+    let packet = Build::new(pod, server, Kind::UdpNoChecksum);
+    let sent = packet.from(wire);
+    assert_eq!(node.out(&packet), becomes(&sent));
+    assert_eq!(node.back(&sent.answer()), becomes(&packet.answer()));
+    let rival = packet.from("[fd00:1::3]:4000");
+    let Seen::Next(out) = node.out(&rival) else {
+        panic!("dropped");
+    };
+    assert_eq!(csum(&out, l4_at(&rival) + 6), 0);
+}

@@ -14,10 +14,14 @@
 mod build;
 mod checksums;
 mod drops;
+mod errors;
+mod fragments;
+mod headers;
 mod lifetime;
 mod limits;
 mod node;
 mod random;
+mod refusals;
 mod restart;
 mod sockets;
 mod test_run;

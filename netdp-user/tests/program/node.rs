@@ -265,7 +265,8 @@ pub fn addresses(addrs: &[&str]) {
     }
 }
 
-fn ip(args: &[&str]) {
+/// Runs `ip` in the test's network namespace.
+pub fn ip(args: &[&str]) {
     let status = Command::new("ip").args(args).status();
     let status = status.expect("this test needs ip (Debian package iproute2)");
     assert!(status.success(), "ip {args:?}");

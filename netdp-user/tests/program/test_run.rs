@@ -10,6 +10,8 @@ pub enum Seen {
     Next(Vec<u8>),
     /// Dropped.
     Shot,
+    /// Sent by another device, as these bytes.
+    Redirected(Vec<u8>),
 }
 
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of include/uapi/linux/bpf.h (Linux 6.12).
@@ -84,6 +86,8 @@ pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32) -> Seen {
     match attr.retval {
         NEXT => Seen::Next(out),
         2 => Seen::Shot,
+        // `TC_ACT_REDIRECT`.
+        7 => Seen::Redirected(out),
         other => panic!("the program returned {other}"),
     }
 }

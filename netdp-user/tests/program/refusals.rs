@@ -1,0 +1,112 @@
+//! A pod whose new flow is refused is told so.
+
+use crate::build::{Build, Kind, SYN};
+use crate::node::{Node, Seen, ip};
+use crate::test_run::test_run;
+use netdp_user::datapath::Hook;
+
+/// A device that leads to the pods.
+fn pods() {
+    for knob in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{knob}"), "1").expect("forwarding");
+    }
+    ip(&["link", "add", "pods", "type", "veth", "peer", "name", "far"]);
+    for device in ["pods", "far"] {
+        ip(&["link", "set", device, "up"]);
+    }
+    ip(&["addr", "add", "172.16.0.1/24", "dev", "pods"]);
+    ip(&["addr", "add", "fd00:1::1/64", "dev", "pods", "nodad"]);
+}
+
+/// What the node answers, without the Ethernet header; `about` is what the
+/// answer may carry of the packet.
+fn wanted(packet: &Build, node: &str, about: usize) -> Vec<u8> {
+    let v4 = packet.src.is_ipv4();
+    let mut pod = packet.src;
+    pod.set_port(0);
+    let message = if v4 { 3 } else { 1 };
+    let error = Build::error(node, &pod.to_string(), message, packet, about);
+    let mut bytes = error.bytes();
+    // Code, and nothing in the second word; a header of the node's own.
+    let (ip, code) = if v4 { (20, 1) } else { (40, 3) };
+    bytes[ip + 1] = code;
+    bytes[ip + 4..ip + 8].fill(0);
+    if v4 {
+        bytes[1] = 0xc0;
+        bytes[4..8].fill(0);
+        bytes[8] = 64;
+    } else {
+        bytes[..4].copy_from_slice(&[0x60, 0, 0, 0]);
+        bytes[7] = 64;
+    }
+    // Checksums are judged by their definition.
+    bytes
+}
+
+/// Whether the sum over header, or message and pseudo-header, comes out right.
+fn checksums_are_right(bytes: &[u8]) -> bool {
+    use crate::build::internet;
+    if bytes[0] >> 4 == 4 {
+        return internet(&bytes[..20]) == 0 && internet(&bytes[20..]) == 0;
+    }
+    let len = u32::try_from(bytes.len() - 40).unwrap().to_be_bytes();
+    let pseudo = [&bytes[8..40], &len, &[0, 0, 0, 58], &bytes[40..]].concat();
+    internet(&pseudo) == 0
+}
+
+fn without_checksums(bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    let ip = if bytes[0] >> 4 == 4 { 20 } else { 40 };
+    if ip == 20 {
+        out[10..12].fill(0);
+    }
+    out[ip + 2..ip + 4].fill(0);
+    out
+}
+
+#[test]
+fn a_refused_flow_is_answered() {
+    for (pod, server, node_address) in [
+        ("172.16.0.2:4000", "198.51.100.7:443", "192.0.2.10:0"),
+        ("[fd00:1::2]:4000", "[2001:db8::7]:443", "[fd00::10]:0"),
+    ] {
+        let ip_header = if pod.starts_with('[') { 40 } else { 20 };
+        for (packet, l4) in [
+            (Build::tcp(pod, server, SYN), 20),
+            (Build::udp(pod, server), 8),
+            (Build::echo(pod, &server.replace("443", "0")), 8),
+        ] {
+            let mut node = Node::with(|setup| setup.max_flows = 1);
+            pods();
+            node.out(&Build::udp("172.16.0.9:1", "198.51.100.9:1"));
+            let frame = crate::node::frame(&packet);
+            let program = node.datapath().program(Hook::Egress).expect("the program");
+            let Seen::Redirected(bytes) = test_run(program, &frame, 0) else {
+                panic!("not answered: {packet:?}");
+            };
+            let answer = &bytes[14..];
+            let wanted = wanted(&packet, node_address, ip_header + l4);
+            assert!(checksums_are_right(answer), "{answer:02x?}");
+            assert_eq!(without_checksums(answer), without_checksums(&wanted));
+            assert_eq!(node.counters().drops.table_full, 1);
+        }
+    }
+}
+
+#[test]
+fn what_has_no_plain_header_is_dropped_in_silence() {
+    let mut node = Node::with(|setup| setup.max_flows = 1);
+    pods();
+    node.out(&Build::udp("172.16.0.9:1", "198.51.100.9:1"));
+    let mut options = Build::udp("172.16.0.2:4000", "198.51.100.7:443");
+    options.options = vec![1; 4];
+    let mut extended = Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443");
+    extended.extensions = vec![60];
+    let other = Build::new("172.16.0.2:0", "198.51.100.7:0", Kind::Other(47));
+    // No way back to it but the uplink itself.
+    let elsewhere = Build::udp("172.31.0.2:4000", "198.51.100.7:443");
+    for packet in [options, extended, other, elsewhere] {
+        assert_eq!(node.out(&packet), Seen::Shot, "{packet:?}");
+    }
+    assert_eq!(node.counters().drops.table_full, 8);
+}
