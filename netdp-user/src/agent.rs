@@ -184,6 +184,10 @@ impl Agent {
                     if let Err(err) = changed {
                         log::warn!("watching the network: {err:#}");
                         tokio::time::sleep(Duration::from_secs(1)).await;
+                        match Monitor::new().await {
+                            Ok(monitor) => self.monitor = monitor,
+                            Err(err) => log::warn!("{err:#}"),
+                        }
                     }
                     self.look().await;
                 }

@@ -6,7 +6,7 @@ use super::object::{EGRESS, INGRESS, program};
 use crate::uplinks::Uplink;
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
@@ -237,9 +237,11 @@ fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<Stri
     Ok(())
 }
 
-/// Removes our filter from an interface's clsact qdisc, if there is one.
+/// Removes our filter, and none but ours, from an interface's clsact qdisc;
+/// whether there was one.
 fn remove_filter(name: &str, hook: Hook) -> bool {
-    aya::programs::tc::qdisc_detach_program(name, hook.attach_type(), hook.program()).is_ok()
+    SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)
+        .is_ok_and(|link| link.detach().is_ok())
 }
 
 /// Removes every link below `bpffs`, and the filters on `uplinks`.
