@@ -14,6 +14,8 @@ use netdp_common::conntrack::Timeouts;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
@@ -165,11 +167,19 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        let log = self.datapath.take_log()?;
+        let mut log = AsyncFd::with_interest(log, Interest::READABLE)
+            .context("watching the programs' log")?;
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
         loop {
             tokio::select! {
+                spoke = log.readable_mut() => {
+                    let mut spoke = spoke.context("reading the programs' log")?;
+                    spoke.get_inner_mut().flush();
+                    spoke.clear_ready();
+                }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload(),

@@ -78,6 +78,15 @@ fn a_narrow_range_is_used_to_the_last_port_and_again() -> Result<()> {
     for (to, flows) in echoes(&world.far).into_iter().zip(&mut flows) {
         ensure!(ports(flows) == all, "{to}: used {:?}", ports(flows));
         wait_refused(&world, "no_free_port", || send_once(world.pod(0), 5000, to))?;
+        // Who and where to; at most one such line a second.
+        let who = format!("refused {}", world.pod(0).v4()?);
+        wait_for(common::SOON, "the refusal to be logged", || {
+            world
+                .agent
+                .log()
+                .lines()
+                .any(|line| line.contains(&who) && line.ends_with("every port towards it is taken"))
+        })?;
         ask_all(flows)?;
     }
     other_destinations_work(&world)?;

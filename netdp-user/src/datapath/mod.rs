@@ -22,6 +22,7 @@ use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
+use aya_log::EbpfLogger;
 use netdp_common::abi::{
     self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_HASH_PORTS, SETTING_IPV6,
     SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, UPLINK_V4, UPLINK_V6,
@@ -144,6 +145,14 @@ impl Datapath {
             schedule: schedule::Schedule::default(),
             adopted,
         })
+    }
+
+    /// What the programs have to say, for the log. To be taken once.
+    ///
+    /// # Errors
+    /// It was taken already.
+    pub fn take_log(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
+        EbpfLogger::init(&mut self.object).context("opening the programs' log")
     }
 
     /// Whether maps of an earlier agent were found and kept.
