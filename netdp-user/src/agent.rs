@@ -8,7 +8,7 @@ use crate::sources::file::{self, Watcher};
 use crate::state_dir::StateDir;
 use crate::status::{self, ConfigReport, Report, RuleReport, UplinkReport};
 use crate::uplinks::{Monitor, Patterns, Selection, Snapshot, local_addresses, select};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use netdp_common::abi::Action;
 use netdp_common::conntrack::Timeouts;
 use std::net::IpAddr;
@@ -168,8 +168,10 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let log = self.datapath.take_log()?;
-        let mut log = AsyncFd::with_interest(log, Interest::READABLE)
-            .context("watching the programs' log")?;
+        // SAFETY: the logger owns its ring buffer's descriptor, and gives the
+        // same one for as long as it lives.
+        let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) };
+        let mut log = log.map_err(|err| anyhow!("watching the programs' log: {err}"))?;
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
