@@ -8,6 +8,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use common::clients::{Tcp, Udp, any, tcp_source};
 use common::wire::Capture;
 use common::{Echo, POLICY, SOON, World, clock, echoes, nft, start_agent, status};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use xtask::testbed::{
@@ -91,9 +93,9 @@ fn pings(pod: &Host, host: &Host) -> Result<Vec<Running>> {
 }
 
 /// Ends them; all were answered.
-fn check_pings(pod: &Host, pings: Vec<Running>) -> Result<()> {
+fn check_pings(pings: Vec<Running>) -> Result<()> {
     for ping in pings {
-        pod.run(&["kill", "-INT", &ping.pid().to_string()])?;
+        kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
         let told = ping.finish(SOON)?;
         ensure!(told.contains(" 0% packet loss"), "{told}");
     }
@@ -148,7 +150,7 @@ fn flows_survive_agent_reload_address_and_conntrack() -> Result<()> {
     resume(&mut flows, "an added address")?;
     world.bed.node.run(&["conntrack", "-F"])?;
     resume(&mut flows, "conntrack -F")?;
-    check_pings(world.pod(0), pings)?;
+    check_pings(pings)?;
     ensure!(living(&world.agent, &flows)? == flows.len());
     Ok(())
 }
