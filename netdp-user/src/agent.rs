@@ -1,15 +1,17 @@
 //! The agent's loop: watches files and the network, keeps the datapath as both
 //! say, sweeps.
 
-use crate::config::{self, Config, Document, Options};
+mod configuration;
+mod network;
+
+use crate::config::{self, Config, Options};
 use crate::datapath::{self, Datapath, Setup, SweepRules};
-use crate::reconcile::{self, Change, PolicyRule, State};
-use crate::sources::file::{self, Watcher};
+use crate::reconcile::State;
+use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
-use crate::status::{self, ConfigReport, Report, RuleReport, UplinkReport};
-use crate::uplinks::{Monitor, Patterns, Selection, Snapshot, local_addresses, select};
+use crate::status::Report;
+use crate::uplinks::{Monitor, Patterns, Selection, Snapshot};
 use anyhow::{Context as _, Result, anyhow, bail};
-use netdp_common::abi::Action;
 use netdp_common::conntrack::Timeouts;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -95,14 +97,6 @@ pub fn run(options: RunOptions) -> Result<()> {
         let mut agent = Agent::start(options, state_dir).await?;
         agent.turn().await
     })
-}
-
-/// Where the configuration in force came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Files,
-    Defaults,
-    LastGood,
 }
 
 struct Agent {
@@ -213,226 +207,6 @@ impl Agent {
         self.end()
     }
 
-    /// The configuration at start: files; where those are bad, the policy of an
-    /// earlier agent that is still in force; else the defaults.
-    fn first_config(&mut self) {
-        match self.read() {
-            Ok((documents, loaded)) => self.accept(documents, loaded, Source::Files),
-            Err(rejected) => {
-                self.reject(&rejected);
-                let last_good = self
-                    .state_dir
-                    .last_good()
-                    .filter(|_| self.datapath.adopted())
-                    .and_then(|documents| {
-                        let loaded = config::load(&documents, &self.options.config_options).ok()?;
-                        Some((documents, loaded))
-                    });
-                let (documents, loaded, source) = match last_good {
-                    Some((documents, loaded)) => (documents, loaded, Source::LastGood),
-                    None => {
-                        let config = config::defaults(&self.options.config_options);
-                        let warnings = Vec::new();
-                        let loaded = config::Loaded { config, warnings };
-                        (Vec::new(), loaded, Source::Defaults)
-                    }
-                };
-                log::error!(
-                    "THE CONFIGURATION IS BAD: {} in force until it is mended",
-                    match source {
-                        Source::LastGood => "the last good one stays",
-                        _ => "the defaults are",
-                    }
-                );
-                self.accept(documents, loaded, source);
-                self.report.config.rejected = lines(&rejected.errors);
-            }
-        }
-    }
-
-    fn read(&self) -> Result<(Vec<Document>, config::Loaded), config::Rejected> {
-        let documents = file::read(&self.options.config_paths)?;
-        let loaded = config::load(&documents, &self.options.config_options)?;
-        Ok((documents, loaded))
-    }
-
-    /// Reads the files again; a bad one changes nothing.
-    fn reload(&mut self) {
-        match self.read() {
-            Ok((documents, loaded)) => {
-                let mended = !self.report.config.rejected.is_empty();
-                if mended {
-                    log::info!("the configuration is good again");
-                }
-                if mended
-                    || loaded.config != self.config
-                    || lines(&loaded.warnings) != self.report.config.warnings
-                    || self.report.config.source != name(Source::Files)
-                {
-                    self.accept(documents, loaded, Source::Files);
-                    self.reconcile();
-                }
-            }
-            Err(rejected) => {
-                if self.report.config.rejected != lines(&rejected.errors) {
-                    self.reject(&rejected);
-                    log::error!("the configuration is bad: what was in force stays");
-                    self.report.config.rejected = lines(&rejected.errors);
-                    self.save_report();
-                }
-            }
-        }
-    }
-
-    fn reject(&self, rejected: &config::Rejected) {
-        for error in &rejected.errors {
-            log::error!("{error}");
-        }
-    }
-
-    fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
-        for warning in &loaded.warnings {
-            log::warn!("{warning}");
-        }
-        for path in file::absent(&self.options.config_paths) {
-            log::info!("{} does not exist; it is read once it does", path.display());
-        }
-        if source == Source::Files
-            && let Err(err) = self.state_dir.save_last_good(&documents)
-        {
-            log::warn!("{err:#}");
-        }
-        self.report.config = ConfigReport {
-            source: match (source, documents.is_empty()) {
-                (Source::Files, true) => "defaults (no file)".into(),
-                (source, _) => name(source).into(),
-            },
-            files: documents.into_iter().map(|d| d.name).collect(),
-            hash: loaded.config.hash(),
-            applied_at: status::now(),
-            rules: loaded.config.rules.iter().map(rule_report).collect(),
-            warnings: lines(&loaded.warnings),
-            rejected: Vec::new(),
-        };
-        self.config = loaded.config;
-    }
-
-    /// Takes programs off interfaces that are no uplinks any more.
-    fn detach_strangers(&mut self) {
-        let selected = select(&self.snapshot, &self.selection);
-        let known = self.datapath.known_uplinks().unwrap_or_default();
-        for ifindex in known {
-            if selected.uplinks.iter().any(|u| u.ifindex == ifindex) {
-                continue;
-            }
-            let link = self.snapshot.link(ifindex);
-            let name = link.map_or_else(|| format!("index {ifindex}"), |l| l.name.clone());
-            log::info!("{name} is no uplink any more: detaching");
-            let change = Change::Detach { ifindex, name };
-            if let Err(err) = self.datapath.apply(&change) {
-                log::error!("{err:#}");
-            }
-        }
-    }
-
-    /// Looks at the network anew.
-    async fn look(&mut self) {
-        match self.monitor.snapshot().await {
-            Ok(snapshot) => {
-                self.snapshot = snapshot;
-                self.reconcile();
-            }
-            Err(err) => log::warn!("looking at the network: {err:#}"),
-        }
-    }
-
-    fn wanted(&mut self) -> State {
-        let selected = select(&self.snapshot, &self.selection);
-        if selected.unmatched != self.report.waiting_for {
-            for pattern in &selected.unmatched {
-                log::warn!("no interface matches --uplink {pattern} yet: waiting for it");
-            }
-        }
-        self.report.waiting_for = selected.unmatched;
-        if selected.reason != self.report.no_uplink
-            && let Some(reason) = &selected.reason
-            && self.report.waiting_for.is_empty()
-        {
-            log::warn!("no uplink: {reason}");
-        }
-        self.report.no_uplink = selected.reason;
-        State {
-            policy: Some(self.config.rules.iter().map(policy_rule).collect()),
-            local: local_addresses(&self.snapshot),
-            uplinks: selected
-                .uplinks
-                .into_iter()
-                .map(|uplink| (uplink.ifindex, uplink))
-                .collect(),
-        }
-    }
-
-    /// Makes the datapath what it is to be. What fails is said and tried again
-    /// at the next event.
-    fn reconcile(&mut self) {
-        let wanted = self.wanted();
-        let mut reached = wanted.clone();
-        for change in reconcile::diff(&self.applied, &wanted) {
-            log::debug!("{change:?}");
-            if let Err(err) = self.datapath.apply(&change) {
-                log::error!("{err:#}");
-                match &change {
-                    Change::SetPolicy(_) if self.applied.policy.is_none() => {
-                        // Attached without a policy it would masquerade all.
-                        reached = self.applied.clone();
-                        break;
-                    }
-                    Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
-                    Change::AddLocal(ip) => drop(reached.local.remove(ip)),
-                    Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
-                    Change::SetUplink(uplink) | Change::Attach(uplink) => {
-                        reached.uplinks.remove(&uplink.ifindex);
-                    }
-                    Change::Detach { .. } => {}
-                }
-            } else {
-                announce(&change);
-            }
-        }
-        let lost = self
-            .applied
-            .local
-            .difference(&reached.local)
-            .next()
-            .is_some();
-        let repolicied = self.applied.policy != reached.policy;
-        self.applied = reached;
-        self.selection.keep = wanted.uplinks.keys().copied().collect();
-        if lost || (repolicied && self.options.on_reload != OnReload::Sticky) {
-            self.sweep(true);
-        }
-        let attached = self.datapath.attached();
-        self.report.uplinks = attached
-            .iter()
-            .filter_map(|a| Some(UplinkReport::new(a, self.applied.uplinks.get(&a.ifindex)?)))
-            .collect();
-        self.save_report();
-        self.update_ready();
-    }
-
-    /// Brings back the programs that somebody took off an uplink.
-    fn reattach(&mut self) {
-        let uplinks: Vec<_> = self.applied.uplinks.values().cloned().collect();
-        for uplink in uplinks {
-            for change in [Change::SetUplink(uplink.clone()), Change::Attach(uplink)] {
-                log::debug!("again: {change:?}");
-                if let Err(err) = self.datapath.apply(&change) {
-                    log::error!("{err:#}");
-                }
-            }
-        }
-    }
-
     fn update_ready(&mut self) {
         let ready = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
         if ready == self.ready {
@@ -509,24 +283,6 @@ fn ticker(period: Duration) -> Interval {
     interval
 }
 
-fn announce(change: &Change) {
-    match change {
-        Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
-        Change::Attach(uplink) => log::info!("attached to {}", uplink.name),
-        Change::Detach { name, .. } => log::info!("detached from {name}"),
-        Change::SetUplink(uplink) => {
-            let show = |ip: Option<IpAddr>| ip.map_or_else(|| "none".into(), |ip| ip.to_string());
-            log::info!(
-                "{} masquerades with {} and {}",
-                uplink.name,
-                show(uplink.v4.map(IpAddr::from)),
-                show(uplink.v6.map(IpAddr::from))
-            );
-        }
-        Change::AddLocal(_) | Change::RemoveLocal(_) => {}
-    }
-}
-
 fn set_ready(options: &RunOptions, ready: bool) -> Result<()> {
     let Some(path) = &options.ready_file else {
         return Ok(());
@@ -541,34 +297,4 @@ fn set_ready(options: &RunOptions, ready: bool) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn policy_rule(rule: &config::Rule) -> PolicyRule {
-    PolicyRule {
-        prefix: rule.prefix,
-        action: match rule.action {
-            config::Action::Bypass => Action::Bypass,
-            config::Action::Masquerade => Action::Masquerade,
-        },
-    }
-}
-
-fn rule_report(rule: &config::Rule) -> RuleReport {
-    RuleReport {
-        prefix: rule.prefix.to_string(),
-        action: rule.action.to_string(),
-        origin: rule.origin.to_string(),
-    }
-}
-
-const fn name(source: Source) -> &'static str {
-    match source {
-        Source::Files => "files",
-        Source::Defaults => "defaults",
-        Source::LastGood => "last good",
-    }
-}
-
-fn lines(diagnostics: &[config::Diagnostic]) -> Vec<String> {
-    diagnostics.iter().map(ToString::to_string).collect()
 }

@@ -1,0 +1,155 @@
+//! The datapath follows the configuration and the node's network.
+
+use super::{Agent, OnReload};
+use crate::config;
+use crate::reconcile::{self, Change, PolicyRule, State};
+use crate::status::UplinkReport;
+use crate::uplinks::{local_addresses, select};
+use netdp_common::abi::Action;
+use std::net::IpAddr;
+
+impl Agent {
+    /// Takes programs off interfaces that are no uplinks any more.
+    pub(super) fn detach_strangers(&mut self) {
+        let selected = select(&self.snapshot, &self.selection);
+        let known = self.datapath.known_uplinks().unwrap_or_default();
+        for ifindex in known {
+            if selected.uplinks.iter().any(|u| u.ifindex == ifindex) {
+                continue;
+            }
+            let link = self.snapshot.link(ifindex);
+            let name = link.map_or_else(|| format!("index {ifindex}"), |l| l.name.clone());
+            log::info!("{name} is no uplink any more: detaching");
+            let change = Change::Detach { ifindex, name };
+            if let Err(err) = self.datapath.apply(&change) {
+                log::error!("{err:#}");
+            }
+        }
+    }
+
+    /// Looks at the network anew.
+    pub(super) async fn look(&mut self) {
+        match self.monitor.snapshot().await {
+            Ok(snapshot) => {
+                self.snapshot = snapshot;
+                self.reconcile();
+            }
+            Err(err) => log::warn!("looking at the network: {err:#}"),
+        }
+    }
+
+    fn wanted(&mut self) -> State {
+        let selected = select(&self.snapshot, &self.selection);
+        if selected.unmatched != self.report.waiting_for {
+            for pattern in &selected.unmatched {
+                log::warn!("no interface matches --uplink {pattern} yet: waiting for it");
+            }
+        }
+        self.report.waiting_for = selected.unmatched;
+        if selected.reason != self.report.no_uplink
+            && let Some(reason) = &selected.reason
+            && self.report.waiting_for.is_empty()
+        {
+            log::warn!("no uplink: {reason}");
+        }
+        self.report.no_uplink = selected.reason;
+        State {
+            policy: Some(self.config.rules.iter().map(policy_rule).collect()),
+            local: local_addresses(&self.snapshot),
+            uplinks: selected
+                .uplinks
+                .into_iter()
+                .map(|uplink| (uplink.ifindex, uplink))
+                .collect(),
+        }
+    }
+
+    /// Makes the datapath what it is to be. What fails is said and tried again
+    /// at the next event.
+    pub(super) fn reconcile(&mut self) {
+        let wanted = self.wanted();
+        let mut reached = wanted.clone();
+        for change in reconcile::diff(&self.applied, &wanted) {
+            log::debug!("{change:?}");
+            if let Err(err) = self.datapath.apply(&change) {
+                log::error!("{err:#}");
+                match &change {
+                    Change::SetPolicy(_) if self.applied.policy.is_none() => {
+                        // Attached without a policy it would masquerade all.
+                        reached = self.applied.clone();
+                        break;
+                    }
+                    Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
+                    Change::AddLocal(ip) => drop(reached.local.remove(ip)),
+                    Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
+                    Change::SetUplink(uplink) | Change::Attach(uplink) => {
+                        reached.uplinks.remove(&uplink.ifindex);
+                    }
+                    Change::Detach { .. } => {}
+                }
+            } else {
+                announce(&change);
+            }
+        }
+        let lost = self
+            .applied
+            .local
+            .difference(&reached.local)
+            .next()
+            .is_some();
+        let repolicied = self.applied.policy != reached.policy;
+        self.applied = reached;
+        self.selection.keep = wanted.uplinks.keys().copied().collect();
+        if lost || (repolicied && self.options.on_reload != OnReload::Sticky) {
+            self.sweep(true);
+        }
+        let attached = self.datapath.attached();
+        self.report.uplinks = attached
+            .iter()
+            .filter_map(|a| Some(UplinkReport::new(a, self.applied.uplinks.get(&a.ifindex)?)))
+            .collect();
+        self.save_report();
+        self.update_ready();
+    }
+
+    /// Brings back the programs that somebody took off an uplink.
+    pub(super) fn reattach(&mut self) {
+        let uplinks: Vec<_> = self.applied.uplinks.values().cloned().collect();
+        for uplink in uplinks {
+            for change in [Change::SetUplink(uplink.clone()), Change::Attach(uplink)] {
+                log::debug!("again: {change:?}");
+                if let Err(err) = self.datapath.apply(&change) {
+                    log::error!("{err:#}");
+                }
+            }
+        }
+    }
+}
+
+fn announce(change: &Change) {
+    match change {
+        Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
+        Change::Attach(uplink) => log::info!("attached to {}", uplink.name),
+        Change::Detach { name, .. } => log::info!("detached from {name}"),
+        Change::SetUplink(uplink) => {
+            let show = |ip: Option<IpAddr>| ip.map_or_else(|| "none".into(), |ip| ip.to_string());
+            log::info!(
+                "{} masquerades with {} and {}",
+                uplink.name,
+                show(uplink.v4.map(IpAddr::from)),
+                show(uplink.v6.map(IpAddr::from))
+            );
+        }
+        Change::AddLocal(_) | Change::RemoveLocal(_) => {}
+    }
+}
+
+fn policy_rule(rule: &config::Rule) -> PolicyRule {
+    PolicyRule {
+        prefix: rule.prefix,
+        action: match rule.action {
+            config::Action::Bypass => Action::Bypass,
+            config::Action::Masquerade => Action::Masquerade,
+        },
+    }
+}

@@ -1,0 +1,120 @@
+//! `netdp run`: its flags, and what they make of the agent.
+
+use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
+use super::{LogLevel, Places};
+use crate::agent::{OnExit, OnReload, RunOptions};
+use crate::config::Options;
+use crate::datapath::{Mechanism, NoLeak, PortMode, Setup};
+use crate::uplinks::Patterns;
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use netdp_common::abi::PORT_RANGES;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    places: Places,
+    /// Configuration file, or directory of files; may be repeated.
+    #[arg(long, value_name = "PATH", default_value = "/etc/config")]
+    config: Vec<PathBuf>,
+    /// Interface that leads out of the cluster; a name or a glob; may be repeated. Without it:
+    /// every interface with a default route or with an address of --node-ip.
+    #[arg(long, value_name = "NAME")]
+    uplink: Vec<String>,
+    /// Address that the node is known by; may be repeated.
+    #[arg(long, value_name = "IP", env = "NODE_IP", value_delimiter = ',')]
+    node_ip: Vec<IpAddr>,
+    /// Masquerade IPv6 too, and accept IPv6 CIDRs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    enable_ipv6: bool,
+    /// Add the reserved IPv4 ranges to the default non-masquerade CIDRs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    nomasq_all_reserved_ranges: bool,
+    /// The only ports that TCP and UDP mappings use on the wire, such as
+    /// 1024-29999,32768-65535. Without it: the source port's class (1-511, 600-1023, 1024-65535).
+    #[arg(long, value_name = "RANGES", default_value = "")]
+    to_ports: String,
+    /// How ports are chosen.
+    #[arg(long, value_enum, default_value_t = PortMode::Keep)]
+    port_mode: PortMode,
+    /// Give a pod's UDP port one port on the wire, whatever the destination (for STUN).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+    udp_endpoint_independent: bool,
+    /// What becomes of pods' packets that can't be translated.
+    #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
+    no_leak: NoLeak,
+    /// What a changed policy means for live mappings.
+    #[arg(long, value_enum, default_value_t = OnReload::Sticky)]
+    on_reload: OnReload,
+    /// Idle time after which mappings end, as NAME=DURATION, such as tcp-established=24h; may be
+    /// repeated. Names: tcp-opening, tcp-established, tcp-unreplied, tcp-half-closed, tcp-closing,
+    /// udp-unreplied, udp-replied, icmp, generic.
+    #[arg(long, value_name = "NAME=DURATION")]
+    timeout: Vec<String>,
+    /// Ports that mappings never use on the wire, besides ip_local_reserved_ports. The default
+    /// is the NodePort range.
+    #[arg(long, value_name = "RANGES", default_value = "30000-32767")]
+    reserved_ports: String,
+    /// How many mappings fit.
+    #[arg(long, value_name = "N", default_value_t = 262_144,
+          value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
+    max_flows: u32,
+    /// How programs are attached.
+    #[arg(long, value_enum, default_value_t = Mechanism::Auto)]
+    attach: Mechanism,
+    /// What becomes of the datapath when the agent ends.
+    #[arg(long, value_enum, default_value_t = OnExit::Keep)]
+    on_exit: OnExit,
+    /// File that exists while a configuration is in force.
+    #[arg(long, value_name = "PATH")]
+    ready_file: Option<PathBuf>,
+    /// Least severe messages to log.
+    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
+    pub(super) log_level: LogLevel,
+}
+
+impl Run {
+    pub(super) fn options(self) -> Result<RunOptions> {
+        let mut reserved = parse_ports(&self.reserved_ports)
+            .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
+        reserved.extend(kernel_reserved_ports());
+        let to_ports = parse_ranges(&self.to_ports)
+            .with_context(|| format!("--to-ports {:?}", self.to_ports))?;
+        if to_ports.len() > PORT_RANGES {
+            bail!(
+                "--to-ports {:?}: at most {PORT_RANGES} ranges",
+                self.to_ports
+            );
+        }
+        Ok(RunOptions {
+            config_paths: self.config,
+            config_options: Options {
+                enable_ipv6: self.enable_ipv6,
+                nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
+            },
+            patterns: Patterns::parse(&self.uplink)?,
+            node_addrs: self.node_ip,
+            bpffs: self.places.bpffs,
+            state_dir: self.places.state_dir,
+            setup: Setup {
+                enable_ipv6: self.enable_ipv6,
+                max_flows: self.max_flows,
+                to_ports,
+                port_mode: self.port_mode,
+                udp_endpoints: self.udp_endpoint_independent,
+                no_leak: self.no_leak,
+                reserved_ports: reserved,
+                mechanism: self.attach,
+            },
+            timeouts: parse_timeouts(&self.timeout)?,
+            on_reload: self.on_reload,
+            on_exit: self.on_exit,
+            ready_file: self.ready_file,
+        })
+    }
+}
