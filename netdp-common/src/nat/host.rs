@@ -1,0 +1,48 @@
+//! The node's own traffic.
+
+use super::Work;
+use super::open::{mapping, open};
+use crate::abi::MAPPING_HOST;
+use crate::conntrack::{ACK, FIN, RST, SYN};
+use crate::packet::L4;
+use crate::tables::Tables;
+use crate::tuple::proto;
+use crate::verdict::Verdict;
+
+/// The node's own traffic: left alone, unless a pod's mapping holds its wire
+/// tuple; then the node's flow gets another port. Towards a bypassed destination
+/// too, for the mapping may be older than the policy.
+#[inline(never)]
+pub(super) fn egress_host<T: Tables>(tables: &T, work: &mut Work, bypass: bool) -> Verdict {
+    let pkt = &work.pkt;
+    tables.count(|c| &mut c.egress_host);
+    let opens = match pkt.l4 {
+        L4::Udp | L4::Query | L4::Address => true,
+        L4::Tcp(segment) => segment.flags & (SYN | ACK | RST | FIN) == SYN,
+        _ => return Verdict::Pass,
+    };
+    let wire = pkt.tuple.reversed();
+    match tables.rev_snat(&wire) {
+        Some(slot) if slot.is_host() => {
+            slot.record(pkt, tables.now());
+            Verdict::Pass
+        }
+        Some(_) => {
+            work.pkt.new.addr = work.pkt.tuple.src;
+            open(tables, work, 0)
+        }
+        // Sockets are looked up when a port is given away. What a lookup does
+        // not find (pings, what netfilter translated to a node address) is
+        // remembered here.
+        None => {
+            let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
+            if opens && !bypass && !(found_by_lookup && tables.sent_by_socket()) {
+                let now = tables.now();
+                let marker = mapping(&wire.dst, wire.dst_id, MAPPING_HOST, now);
+                // A full table only costs this flow its protection.
+                let _ = tables.insert_rev_snat(&wire, &marker);
+            }
+            Verdict::Pass
+        }
+    }
+}
