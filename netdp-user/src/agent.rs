@@ -54,6 +54,8 @@ pub struct RunOptions {
     pub config_paths: Vec<PathBuf>,
     /// Flags that change what they mean.
     pub config_options: Options,
+    /// `--masq-chain`: what ip-masq-agent's chain is called.
+    pub masq_chain: String,
     /// `--uplink`.
     pub patterns: Patterns,
     /// `--node-ip`.

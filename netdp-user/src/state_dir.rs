@@ -4,7 +4,6 @@ use crate::config::Document;
 use crate::status::Report;
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -17,12 +16,6 @@ pub struct StateDir(PathBuf);
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    name: String,
-    text: String,
 }
 
 impl StateDir {
@@ -109,22 +102,13 @@ impl StateDir {
     /// # Errors
     /// The file can't be written.
     pub fn save_last_good(&self, documents: &[Document]) -> Result<()> {
-        let saved: Vec<_> = documents
-            .iter()
-            .map(|d| Saved {
-                name: d.name.clone(),
-                text: d.text.clone(),
-            })
-            .collect();
-        self.write("last-good.json", &serde_json::to_vec(&saved)?)
+        self.write("last-good.json", &serde_json::to_vec(documents)?)
     }
 
     /// The documents of the last good configuration, if there was one.
     pub fn last_good(&self) -> Option<Vec<Document>> {
         let bytes = fs::read(self.file("last-good.json")).ok()?;
-        let saved: Vec<Saved> = serde_json::from_slice(&bytes).ok()?;
-        let document = |Saved { name, text }| Document { name, text };
-        Some(saved.into_iter().map(document).collect())
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// Removes what belongs to a datapath that is no more.
@@ -153,7 +137,7 @@ impl StateDir {
 #[cfg(test)]
 mod tests {
     use super::StateDir;
-    use crate::config::Document;
+    use crate::config::{Document, Format};
 
     #[test]
     fn the_lock_is_held_once_and_freed() {
@@ -176,12 +160,21 @@ mod tests {
         assert_eq!(state.last_good(), None);
         let document = Document {
             name: "/etc/config/x".into(),
-            text: "a: b\n".into(),
+            text: "192.0.2.0/24\n".into(),
+            format: Format::NatRules,
         };
         state
             .save_last_good(std::slice::from_ref(&document))
             .unwrap();
         assert_eq!(state.last_good(), Some(vec![document]));
+        // As versions before there were formats have written it.
+        std::fs::write(
+            dir.path().join("last-good.json"),
+            r#"[{"name":"c","text":"{}"}]"#,
+        )
+        .unwrap();
+        let format = state.last_good().unwrap()[0].format;
+        assert_eq!(format, Format::MasqAgent);
         state.forget().unwrap();
         assert_eq!(state.last_good(), None);
     }

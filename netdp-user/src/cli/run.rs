@@ -3,7 +3,7 @@
 use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
 use super::{LogLevel, Places};
 use crate::agent::{OnExit, OnReload, RunOptions};
-use crate::config::Options;
+use crate::config::{Action, Options};
 use crate::datapath::{Mechanism, NoLeak, PortMode, Setup};
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
@@ -34,6 +34,13 @@ pub(super) struct Run {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     nomasq_all_reserved_ranges: bool,
+    /// What becomes of destinations that no list names. bypass: nothing is masqueraded but what
+    /// the lists say, as k8s-custom-iptables does it.
+    #[arg(long, value_enum, value_name = "ACTION")]
+    default_action: Option<Action>,
+    /// Name of ip-masq-agent's chain.
+    #[arg(long, value_name = "CHAIN", default_value = "IP-MASQ-AGENT")]
+    masq_chain: String,
     /// The only ports that TCP and UDP mappings use on the wire, such as
     /// 1024-29999,32768-65535. Without it: the source port's class (1-511, 600-1023, 1024-65535).
     #[arg(long, value_name = "RANGES", default_value = "")]
@@ -96,7 +103,9 @@ impl Run {
             config_options: Options {
                 enable_ipv6: self.enable_ipv6,
                 nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
+                default_action: self.default_action,
             },
+            masq_chain: self.masq_chain,
             patterns: Patterns::parse(&self.uplink)?,
             node_addrs: self.node_ip,
             bpffs: self.places.bpffs,

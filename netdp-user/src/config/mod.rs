@@ -1,21 +1,27 @@
 //! The configuration: what files say, checked, united, and turned into the policy that the
 //! datapath is given.
 //!
-//! The files are those of ip-masq-agent (YAML or JSON), with `masqueradeCIDRs` added. A set of
-//! files is taken whole or not at all: one error anywhere rejects it.
+//! The files are those of ip-masq-agent (YAML or JSON), with `masqueradeCIDRs` added, and those of
+//! k8s-custom-iptables. A set of files is taken whole or not at all: one error anywhere rejects it.
 
+mod built_in;
 mod cidr;
 mod diagnostic;
+mod document;
 mod duration;
 mod key;
 mod merge;
+mod nat_rules;
+mod nesting;
 mod parse;
+mod settings;
 mod tree;
 mod values;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,9 +30,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 pub use diagnostic::{Diagnostic, Rejected};
-
-/// The greatest size of a document, in bytes.
-pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 
 /// The resync interval where no file sets one.
 pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
@@ -44,45 +48,13 @@ pub struct Options {
     pub enable_ipv6: bool,
     /// Let the default list also hold the reserved IPv4 ranges.
     pub nomasq_all_reserved_ranges: bool,
-}
-
-/// One file of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Document {
-    /// How findings and origins call it, usually its path.
-    pub name: String,
-    /// YAML or JSON.
-    pub text: String,
-}
-
-impl Document {
-    /// A document of the bytes of a file.
-    ///
-    /// # Errors
-    /// More than [`MAX_DOCUMENT_BYTES`] bytes, or bytes that are not UTF-8.
-    pub fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Diagnostic> {
-        if bytes.len() > MAX_DOCUMENT_BYTES {
-            let message = "larger than 1 MiB, which no configuration is; split or shorten it";
-            return Err(Diagnostic::whole_file(&name, message));
-        }
-        match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { name, text }),
-            Err(error) => {
-                let valid = error.utf8_error().valid_up_to();
-                let before = error.as_bytes().iter().take(valid);
-                let line = 1 + before.filter(|byte| **byte == b'\n').count();
-                Err(Diagnostic::at(
-                    &name,
-                    line,
-                    "not UTF-8; save the file as UTF-8",
-                ))
-            }
-        }
-    }
+    /// What becomes of destinations that no list names. `None`, nobody said: they are masqueraded.
+    /// With [`Action::Bypass`] the default lists do not count, for they would change nothing.
+    pub default_action: Option<Action>,
 }
 
 /// What happens to a pod's packet to a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
 pub enum Action {
     /// It leaves as it is.
     Bypass,
@@ -104,6 +76,8 @@ impl fmt::Display for Action {
 pub enum Origin {
     /// No file says so: a default, or the link-local rule.
     BuiltIn,
+    /// A flag says so.
+    Flag(&'static str),
     /// An entry of a file.
     File {
         /// The document's name.
@@ -117,6 +91,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BuiltIn => f.write_str("built-in"),
+            Self::Flag(flag) => f.write_str(flag),
             Self::File { file, line } => write!(f, "{file}:{line}"),
         }
     }
@@ -129,15 +104,18 @@ pub struct Rule {
     pub prefix: IpNet,
     /// What to do.
     pub action: Action,
-    /// Who says so.
+    /// Who says so first.
     pub origin: Origin,
+    /// Who says the same, in the order of the documents.
+    pub also: Vec<Origin>,
 }
 
-/// An effective configuration. Destinations outside all rules are masqueraded.
+/// An effective configuration. Destinations outside all rules are masqueraded; another default
+/// action is a rule of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The whole policy: the link-local rules, then bypasses, then masquerades, those of files in
-    /// the order of the files and their entries.
+    /// The whole policy: the default action if it is a rule, the link-local rules, then bypasses,
+    /// then masquerades, then NAT rules, those of files in the order of the files and their entries.
     pub rules: Vec<Rule>,
     /// How often to read the files and check the datapath though nothing was notified.
     pub resync_interval: Duration,
@@ -234,16 +212,31 @@ pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
         .map(|doc| {
             (
                 doc.name.as_str(),
-                parse::parse(doc, opts, &mut errors, &mut warnings),
+                match doc.format {
+                    Format::MasqAgent => parse::parse(doc, opts, &mut errors, &mut warnings),
+                    Format::NatRules => nat_rules::parse(doc, opts, &mut errors, &mut warnings),
+                },
             )
         })
         .collect();
     let config = merge::merge(&files, opts, &mut errors, &mut warnings);
+    sort(&mut errors, docs);
+    sort(&mut warnings, docs);
     if errors.is_empty() {
         Ok(Loaded { config, warnings })
     } else {
         Err(Rejected { errors })
     }
+}
+
+/// Puts `findings` in the order of the documents and their lines.
+fn sort(findings: &mut [Diagnostic], docs: &[Document]) {
+    let names = docs.iter().map(|doc| doc.name.as_str());
+    let places: HashMap<&str, usize> = names.zip(0..).collect();
+    findings.sort_by_key(|finding| {
+        let place = places.get(finding.file.as_str());
+        (place.copied().unwrap_or(usize::MAX), finding.line)
+    });
 }
 
 /// The configuration without any file.

@@ -12,15 +12,24 @@ use super::key::{self, Key};
 use super::tree::{self, Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, Document, Options};
 
-/// What one file says. Whatever it leaves out is `None`, empty or false.
+/// What one file says. Whatever it leaves out is `None` or empty.
 #[derive(Debug, Default)]
 pub(super) struct FileConfig {
     /// `None`: the key is absent. The list may be empty.
     pub non_masquerade: Option<List>,
     pub masquerade: Option<List>,
-    pub masq_link_local: bool,
-    pub masq_link_local_ipv6: bool,
-    pub resync_interval: Option<Duration>,
+    pub masq_link_local: Option<Setting<bool>>,
+    pub masq_link_local_ipv6: Option<Setting<bool>>,
+    pub resync_interval: Option<Setting<Duration>>,
+    /// What a `nat.rules` lists: masqueraded whatever the other lists say.
+    pub nat_rules: Vec<Entry>,
+}
+
+/// A value and the line of its key.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting<T> {
+    pub value: T,
+    pub line: usize,
 }
 
 /// A list of CIDRs.
@@ -82,7 +91,10 @@ pub(super) fn parse(
             Key::MasqLinkLocalIpv6 => {
                 config.masq_link_local_ipv6 = reader.boolean(key, line, value);
             }
-            Key::ResyncInterval => config.resync_interval = reader.interval(value),
+            Key::ResyncInterval => {
+                let value = reader.interval(value);
+                config.resync_interval = value.map(|value| Setting { value, line });
+            }
             Key::CidrLimit => limit = reader.limit(line, value),
         }
     }
@@ -240,11 +252,7 @@ impl Reader<'_> {
             }
         };
         if matches!(prefix, IpNet::V6(_)) && !self.options.enable_ipv6 {
-            let advice = "pass --enable-ipv6 or remove the entry";
-            self.error(
-                item.line,
-                format!("{path}: {prefix} is IPv6, which is off; {advice}"),
-            );
+            self.error(item.line, format!("{path}: {}", ipv6_is_off(prefix)));
             return None;
         }
         Some(prefix)
@@ -267,6 +275,11 @@ impl Reader<'_> {
             self.error(line, message);
         }
     }
+}
+
+/// What to say of a prefix of the family that is off.
+pub(super) fn ipv6_is_off(prefix: IpNet) -> String {
+    format!("{prefix} is IPv6, which is off; pass --enable-ipv6 or remove the entry")
 }
 
 /// Whether `item` is what YAML makes of an unquoted `fd00::`, a mapping from `fd00:` to nothing.

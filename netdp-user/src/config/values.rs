@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::diagnostic::quoted;
 use super::duration;
 use super::key::Key;
-use super::parse::Reader;
+use super::parse::{Reader, Setting};
 use super::tree::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, MIN_RESYNC_INTERVAL};
 
 impl Reader<'_> {
-    pub fn boolean(&mut self, key: Key, line: usize, value: &Node) -> bool {
+    /// `None` where the value says nothing, and after an error.
+    pub fn boolean(&mut self, key: Key, line: usize, value: &Node) -> Option<Setting<bool>> {
         if value.is_null() {
             self.warn(
                 line,
@@ -19,7 +20,7 @@ impl Reader<'_> {
         } else if value.as_bool().is_none() {
             self.wrong_type(key, value.line, "true or false", value);
         }
-        value.as_bool().unwrap_or(false)
+        value.as_bool().map(|value| Setting { value, line })
     }
 
     pub fn interval(&mut self, value: &Node) -> Option<Duration> {

@@ -37,8 +37,23 @@ fn lists_are_united_and_booleans_ored() {
     assert!(config.masq_link_local && config.masq_link_local_ipv6);
     assert_eq!(config.resync_interval, Duration::from_secs(30));
     assert_eq!(config.rules[1].origin.to_string(), "a:1");
-    // Two files that name the same prefix agree; only the interval of zero is remarkable.
-    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    let by: Vec<_> = config.rules[1]
+        .also
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(by, ["b:1"]);
+    let warnings = lines(&loaded.warnings);
+    let starts = [
+        "a:2: resyncInterval: 300s has no effect, because c:2 has the shorter 30s",
+        "b:2: masqLinkLocal: false has no effect, because c:1 says true",
+        "d:1: masqLinkLocal: false has no effect, because c:1 says true",
+        "d:3: resyncInterval: \"0s\" is not positive",
+    ];
+    assert_eq!(warnings.len(), starts.len(), "{warnings:#?}");
+    for (warning, start) in warnings.iter().zip(starts) {
+        assert!(warning.starts_with(start), "{warning}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod errors;
 mod merging;
+mod nat_rules;
 mod policy;
 mod reading;
 mod warnings;
@@ -12,10 +13,12 @@ use super::*;
 const V6: Options = Options {
     enable_ipv6: true,
     nomasq_all_reserved_ranges: false,
+    default_action: None,
 };
 const V4: Options = Options {
     enable_ipv6: false,
     nomasq_all_reserved_ranges: false,
+    default_action: None,
 };
 
 const RFC1918: [&str; 3] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"];
@@ -24,6 +27,7 @@ fn doc(name: &str, text: &str) -> Document {
     Document {
         name: name.to_owned(),
         text: text.to_owned(),
+        format: Format::of(name),
     }
 }
 

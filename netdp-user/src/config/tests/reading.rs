@@ -188,6 +188,7 @@ fn defaults_are_those_of_no_file() {
 fn the_reserved_ranges_belong_to_the_defaults_only() {
     let opts = Options {
         nomasq_all_reserved_ranges: true,
+        default_action: None,
         ..V4
     };
     let reserved = [

@@ -1,0 +1,66 @@
+//! Settings that several files may make, of which one is in force.
+
+use std::time::Duration;
+
+use super::diagnostic::Diagnostic;
+use super::key::Key;
+use super::parse::{FileConfig, Setting};
+
+/// Files with their names.
+pub(super) type Files<'a> = &'a [(&'a str, FileConfig)];
+
+/// Whether any file says `true`. Those that say `false` are told that they have no say.
+pub(super) fn either(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>) -> bool {
+    let said = |file: &FileConfig| match key {
+        Key::MasqLinkLocal => file.masq_link_local,
+        _ => file.masq_link_local_ipv6,
+    };
+    let Some((name, winner)) = find(files, |file| said(file).filter(|said| said.value)) else {
+        return false;
+    };
+    for (other, said) in of_all(files, said).filter(|(_, said)| !said.value) {
+        let key = key.name();
+        let message = format!(
+            "{key}: false has no effect, because {name}:{} says true",
+            winner.line
+        );
+        warnings.push(Diagnostic::at(other, said.line, message));
+    }
+    true
+}
+
+/// The shortest interval of any file. Those that wanted a longer one are told.
+pub(super) fn shortest_interval(
+    files: Files<'_>,
+    warnings: &mut Vec<Diagnostic>,
+) -> Option<Duration> {
+    let said = |file: &FileConfig| file.resync_interval;
+    let (name, winner) = of_all(files, said).min_by_key(|(_, said)| said.value)?;
+    for (other, said) in of_all(files, said).filter(|(_, said)| said.value > winner.value) {
+        let message = format!(
+            "{}: {:?} has no effect, because {name}:{} has the shorter {:?}",
+            Key::ResyncInterval.name(),
+            said.value,
+            winner.line,
+            winner.value
+        );
+        warnings.push(Diagnostic::at(other, said.line, message));
+    }
+    Some(winner.value)
+}
+
+fn of_all<'a, T>(
+    files: Files<'a>,
+    said: impl Fn(&FileConfig) -> Option<Setting<T>>,
+) -> impl Iterator<Item = (&'a str, Setting<T>)> {
+    files
+        .iter()
+        .filter_map(move |(name, file)| Some((*name, said(file)?)))
+}
+
+fn find<'a, T>(
+    files: Files<'a>,
+    said: impl Fn(&FileConfig) -> Option<Setting<T>>,
+) -> Option<(&'a str, Setting<T>)> {
+    of_all(files, said).next()
+}
