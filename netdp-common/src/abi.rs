@@ -73,18 +73,27 @@ impl Action {
     #[inline(always)]
     #[must_use]
     pub const fn from_raw(raw: u32) -> Self {
-        match raw {
+        match raw & ACTION_MASK {
             1 => Self::Bypass,
             _ => Self::Masquerade,
         }
     }
 }
 
+/// The part of [`PolicyValue::action`] that is an [`Action`].
+pub const ACTION_MASK: u32 = 0xff;
+/// [`PolicyValue::action`]: masqueraded now, but an earlier policy bypassed these
+/// destinations. Connections of that time may still be alive.
+pub const POLICY_WAS_BYPASSED: u32 = 0x100;
+/// [`PolicyValue::action`]: no rule has this prefix. The entry only says where
+/// [`POLICY_WAS_BYPASSED`] begins or ends; all else is the covering entry's.
+pub const POLICY_NO_RULE: u32 = 0x200;
+
 /// Value of the policy tries.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PolicyValue {
-    /// An [`Action`] as number: 1 bypass, 2 masquerade.
+    /// An [`Action`] as number (1 bypass, 2 masquerade) and `POLICY_*` bits.
     pub action: u32,
     /// Index of the rule in the effective policy, for `netdp explain`.
     pub rule: u32,
@@ -101,6 +110,9 @@ pub const SETTING_HASH_PORTS: u32 = 8;
 /// [`Settings::flags`]: a pod's UDP port is one port on the wire, whatever the
 /// destination (endpoint-independent mapping, RFC 4787 REQ-1).
 pub const SETTING_UDP_ENDPOINTS: u32 = 16;
+/// [`Settings::flags`]: connections that an earlier policy bypassed end after
+/// [`crate::conntrack::DRAIN_SECONDS`] of silence.
+pub const SETTING_DRAIN: u32 = 64;
 
 /// [`Settings::no_leak`]: what can't be translated is dropped.
 pub const NO_LEAK_DROP: u32 = 0;
@@ -179,15 +191,17 @@ pub struct Mapping {
     pub packets: u32,
 }
 
-/// A flow that began outside, to an address behind the node. Key: the tuple of
-/// the replies that the pod will send.
+/// A flow that keeps the pod's address although its peer is masqueraded: it began
+/// outside, to an address behind the node, or an earlier policy bypassed it. Key:
+/// the tuple that the pod sends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound {
     /// Last packet in either direction, in ticks.
     pub last_seen: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Silence in ticks after which the record no longer counts; 0 stands for
+    /// [`crate::conntrack::INBOUND_SECONDS`].
+    pub limit: u32,
 }
 
 /// [`Fragment::verdict`]: fragments of the datagram pass.

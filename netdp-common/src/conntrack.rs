@@ -17,6 +17,14 @@ pub const fn ticks(seconds: u64) -> u64 {
     (seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)
 }
 
+/// Seconds of silence after which `--on-reload drain` ends a flow that the policy
+/// would not make any more.
+pub const DRAIN_SECONDS: u64 = 30;
+
+/// Seconds of silence after which a flow that keeps the pod's address is
+/// forgotten: as an established connection's mapping.
+pub const INBOUND_SECONDS: u64 = 432_000;
+
 /// TCP header flag FIN (RFC 9293 3.1).
 pub const FIN: u8 = 0x01;
 /// TCP header flag SYN.

@@ -23,6 +23,14 @@ use std::net::{IpAddr, SocketAddr};
 
 type Hook = Box<dyn FnOnce(&Fake)>;
 
+/// A record of the `inbound` map with its key.
+#[derive(Clone, Copy, Debug)]
+pub struct Inbound {
+    pub tuple: Tuple,
+    pub last_seen: u32,
+    pub limit: u32,
+}
+
 /// A node with one uplink: 192.0.2.10 and fd00::10. Everything is masqueraded
 /// until a test adds a rule.
 pub struct Fake {
@@ -31,8 +39,8 @@ pub struct Fake {
     pub local: HashSet<Addr>,
     pub snat: HalfMap,
     pub rev_snat: HalfMap,
-    /// Reply tuple and the tick it was last seen, least recently used first.
-    pub inbound: RefCell<Vec<(Tuple, u32)>>,
+    /// The least recently used first.
+    pub inbound: RefCell<Vec<Inbound>>,
     pub inbound_capacity: usize,
     /// What becomes of fragments, the oldest first.
     pub fragments: RefCell<Vec<(Tuple, Fragment)>>,
@@ -53,6 +61,8 @@ pub struct Fake {
     pub clock: Cell<u32>,
     /// Prefix, its length as of 128 bits, action; in any order.
     pub policy: Vec<(Addr, u32, Action)>,
+    /// Destinations that a policy before this one bypassed.
+    pub bypassed_before: HashSet<Addr>,
     /// Every port that was asked for, in order.
     pub candidates: RefCell<Vec<u16>>,
     /// Runs once, just before a reply half is inserted: another CPU.
@@ -111,6 +121,7 @@ impl Fake {
             sent_by_socket: true,
             clock: Cell::new(u32::MAX - 50),
             policy: Vec::new(),
+            bypassed_before: HashSet::new(),
             candidates: RefCell::default(),
             before_claim: RefCell::default(),
             before_original: RefCell::default(),

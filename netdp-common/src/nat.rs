@@ -10,16 +10,20 @@ mod host;
 mod open;
 
 use crate::abi::{
-    Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, SETTING_IPV6, UPLINK_V4, UPLINK_V6,
+    Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, SETTING_DRAIN, SETTING_IPV6, UPLINK_V4,
+    UPLINK_V6,
 };
 use crate::addr::Family;
-use crate::conntrack::{ACK, FIN, RST, SYN};
+use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
 use crate::packet::{Inner, L4, Packet};
 use crate::tables::Tables;
 use crate::verdict::{DropReason, Verdict};
 use follow::{continue_egress, continue_ingress};
 use host::egress_host;
 use open::{Claim, open};
+
+#[expect(clippy::cast_possible_truncation, reason = "half a minute")]
+const DRAIN_TICKS: u32 = ticks(DRAIN_SECONDS) as u32;
 
 /// The packet at hand and room to work on it. All-zero bytes are a valid value:
 /// the datapath keeps one for each CPU in a map, because the 512-byte stack has
@@ -111,6 +115,10 @@ fn egress_pod<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.egress_replies);
         return Verdict::Pass;
     }
+    if was_there_before(tables, pkt) {
+        tables.count(|c| &mut c.egress_bypassed);
+        return Verdict::Pass;
+    }
     let flags = match opening {
         Opening::New => 0,
         Opening::Pickup => MAPPING_PICKUP,
@@ -120,6 +128,30 @@ fn egress_pod<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         return Verdict::Drop(DropReason::NoSourceAddress);
     }
     open(tables, work, flags)
+}
+
+/// Whether the packet goes on with a connection that an earlier policy bypassed:
+/// its peer knows the pod's own address, and goes on to (`--on-reload sticky`).
+///
+/// Only a segment in the middle of a connection tells. A RST is not taken for
+/// one: what strays after a mapping has ended mostly is a RST, and must not leave
+/// with the pod's address (requirement 4.1). Of UDP and ICMP nothing tells; there
+/// a packet of the peer after the change does (`ingress_forwarded`).
+#[inline(always)]
+fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    let L4::Tcp(segment) = pkt.l4 else {
+        return false;
+    };
+    if segment.flags & (SYN | ACK | RST) != ACK || !tables.was_bypassed(&pkt.tuple.dst) {
+        return false;
+    }
+    let limit = if tables.settings().flags & SETTING_DRAIN == 0 {
+        0
+    } else {
+        DRAIN_TICKS
+    };
+    tables.insert_inbound(&pkt.tuple, limit);
+    true
 }
 
 /// Puts the address to masquerade with into `pkt.new`: the kernel's own choice
@@ -204,7 +236,7 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     }
     let reply = pkt.tuple.reversed();
     if !tables.refresh_inbound(&reply) {
-        tables.insert_inbound(&reply);
+        tables.insert_inbound(&reply, 0);
     }
     true
 }

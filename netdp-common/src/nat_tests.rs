@@ -11,6 +11,7 @@ mod model;
 mod modes;
 mod ports;
 mod race;
+mod reload;
 mod scope;
 mod tcp;
 mod untranslatable;

@@ -31,6 +31,9 @@ pub trait Tables {
     fn is_local(&self, addr: &Addr) -> bool;
     /// The policy for new flows to `dst`.
     fn action(&self, dst: &Addr) -> Action;
+    /// Whether a policy before the one in force bypassed `dst`, which is
+    /// masqueraded now.
+    fn was_bypassed(&self, dst: &Addr) -> bool;
     /// The original half of a mapping, by the tuple that the pod sends.
     fn snat(&self, tuple: &Tuple) -> Option<Slot>;
     /// The reply half of a mapping, by the tuple that comes in.
@@ -47,11 +50,13 @@ pub trait Tables {
     fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
     /// Gives a wire tuple back.
     fn remove_rev_snat(&self, tuple: &Tuple);
-    /// Whether a flow from outside is known whose replies have this tuple; if
-    /// so it is refreshed.
+    /// Whether what a pod sends with this tuple keeps its address: a reply of a
+    /// flow from outside, or of a flow that was bypassed. If so the record is
+    /// refreshed.
     fn refresh_inbound(&self, tuple: &Tuple) -> bool;
-    /// Remembers a flow from outside by the tuple of its replies.
-    fn insert_inbound(&self, tuple: &Tuple);
+    /// Remembers such a flow by the tuple that the pod sends. `limit`: silence in
+    /// ticks after which it no longer counts, see [`crate::abi::Inbound`].
+    fn insert_inbound(&self, tuple: &Tuple, limit: u32);
     /// Forgets it.
     fn remove_inbound(&self, tuple: &Tuple);
     /// The address that the kernel would choose for a packet of the node's own

@@ -20,10 +20,11 @@ use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use core::mem::MaybeUninit;
 use netdp_common::abi::{
-    Action, Counters, Fragment, Inbound, Mapping, PolicyValue, RESERVED_WORDS, Settings, Uplink,
+    Action, Counters, Fragment, Inbound, Mapping, POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS,
+    Settings, Uplink,
 };
 use netdp_common::addr::{Addr, Family};
-use netdp_common::conntrack::{TICK_SHIFT, age, ticks};
+use netdp_common::conntrack::{INBOUND_SECONDS, TICK_SHIFT, age, ticks};
 use netdp_common::nat::Work;
 use netdp_common::slot::Slot;
 use netdp_common::tables::{InsertError, Tables};
@@ -82,9 +83,6 @@ pub fn work<'a>() -> Option<&'a mut Work> {
     WORK.get_ptr_mut(0).map(|p| unsafe { &mut *p })
 }
 
-/// Seconds after which a record of a flow from outside no longer counts.
-const INBOUND_SECONDS: u64 = 432_000;
-
 /// The maps and helpers around one packet.
 pub struct World<'a> {
     ctx: &'a TcContext,
@@ -133,6 +131,18 @@ fn slot(map: &HashMap<Tuple, Mapping, 262_144>, tuple: &Tuple) -> Option<Slot> {
 }
 
 impl World<'_> {
+    /// [`PolicyValue::action`] for a destination.
+    #[inline(always)]
+    fn policy(&self, dst: &Addr) -> u32 {
+        let key = Key::new(128, *dst);
+        let value = if self.settings.active_policy == 0 {
+            POLICY_0.get(&key)
+        } else {
+            POLICY_1.get(&key)
+        };
+        value.map_or(Action::Masquerade as u32, |v| v.action)
+    }
+
     /// Counts a dropped packet.
     #[inline(always)]
     pub fn count_drop(&self, reason: DropReason) {
@@ -191,13 +201,12 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn action(&self, dst: &Addr) -> Action {
-        let key = Key::new(128, *dst);
-        let value = if self.settings.active_policy == 0 {
-            POLICY_0.get(&key)
-        } else {
-            POLICY_1.get(&key)
-        };
-        value.map_or(Action::Masquerade, |v| Action::from_raw(v.action))
+        Action::from_raw(self.policy(dst))
+    }
+
+    #[inline(always)]
+    fn was_bypassed(&self, dst: &Addr) -> bool {
+        self.policy(dst) & POLICY_WAS_BYPASSED != 0
     }
 
     #[inline(always)]
@@ -231,10 +240,14 @@ impl Tables for World<'_> {
         let now = self.now();
         match INBOUND.get_ptr_mut(tuple) {
             // SAFETY: a map value is readable and writable for the program's
-            // run; the field is one word, and any racing value is a time just
+            // run; each field is one word, and any racing value is a time just
             // past.
             Some(inbound) => unsafe {
-                let fresh = u64::from(age(now, (*inbound).last_seen)) < ticks(INBOUND_SECONDS);
+                let limit = match (*inbound).limit {
+                    0 => const { ticks(INBOUND_SECONDS) as u32 },
+                    limit => limit,
+                };
+                let fresh = age(now, (*inbound).last_seen) < limit;
                 (*inbound).last_seen = now;
                 fresh
             },
@@ -243,13 +256,13 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn insert_inbound(&self, tuple: &Tuple) {
+    fn insert_inbound(&self, tuple: &Tuple, limit: u32) {
         let inbound = Inbound {
             last_seen: self.now(),
-            pad: 0,
+            limit,
         };
         // The map evicts its least recently used entry; failing to insert costs
-        // a flow from outside its direct replies, counted where they drop.
+        // the flow its direct replies, counted where they drop.
         let _ = INBOUND.insert(tuple, inbound, 0);
     }
 

@@ -12,7 +12,9 @@ use netdp_common::addr::Addr;
 use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
 use netdp_common::tuple::{Tuple, proto};
 use netdp_user::config::{self, Options};
-use netdp_user::datapath::{Datapath, Mechanism, NoLeak, PortMode, Setup, SweepRules, Swept};
+use netdp_user::datapath::{
+    Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, Swept,
+};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use std::collections::BTreeSet;
@@ -55,6 +57,7 @@ fn setup(mappings: u32) -> Setup {
         port_mode: PortMode::Keep,
         udp_endpoints: false,
         no_leak: NoLeak::Drop,
+        on_reload: OnReload::Sticky,
         reserved_ports: BTreeSet::new(),
         mechanism: Mechanism::Auto,
     }

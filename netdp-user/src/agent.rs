@@ -5,14 +5,14 @@ mod configuration;
 mod network;
 
 use crate::config::{self, Config, Options};
-use crate::datapath::{self, Datapath, Setup, SweepRules};
+use crate::datapath::{self, Datapath, OnReload, Setup, SweepRules};
 use crate::reconcile::State;
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
 use crate::status::Report;
 use crate::uplinks::{Monitor, Patterns, Selection, Snapshot};
 use anyhow::{Context as _, Result, anyhow, bail};
-use netdp_common::conntrack::Timeouts;
+use netdp_common::conntrack::{DRAIN_SECONDS, Timeouts};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Idle time after which `--on-reload drain` ends a mapping.
-const DRAIN_IDLE: Duration = Duration::from_secs(30);
+const DRAIN_IDLE: Duration = Duration::from_secs(DRAIN_SECONDS);
 
 /// What becomes of the datapath when the agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -34,17 +34,6 @@ pub enum OnExit {
     Keep,
     /// It is removed.
     Detach,
-}
-
-/// What a changed policy means for live mappings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum OnReload {
-    /// They live on as they were made.
-    Sticky,
-    /// Those that the policy would not make any more end at once.
-    Cutover,
-    /// Those end when they have been idle for half a minute.
-    Drain,
 }
 
 /// Everything that `netdp run` is told.
@@ -68,8 +57,6 @@ pub struct RunOptions {
     pub setup: Setup,
     /// `--timeout` over the defaults.
     pub timeouts: Timeouts,
-    /// `--on-reload`.
-    pub on_reload: OnReload,
     /// `--on-exit`.
     pub on_exit: OnExit,
     /// `--ready-file`.
@@ -114,6 +101,9 @@ struct Agent {
     applied: State,
     snapshot: Snapshot,
     ready: bool,
+    /// When connections that an earlier policy bypassed have ended, where there
+    /// may be any.
+    forget_policies: Option<Instant>,
 }
 
 impl Agent {
@@ -152,6 +142,7 @@ impl Agent {
             },
             snapshot,
             ready: false,
+            forget_policies: None,
         };
         agent.first_config();
         agent.detach_strangers();
@@ -199,7 +190,10 @@ impl Agent {
                     }
                     self.look().await;
                 }
-                _ = sweep.tick() => self.sweep(false),
+                _ = sweep.tick() => {
+                    self.sweep(false);
+                    self.forget_policies();
+                }
             }
             if interval != self.config.resync_interval {
                 interval = self.config.resync_interval;
@@ -243,7 +237,7 @@ impl Agent {
     }
 
     fn sweep(&mut self, all: bool) {
-        let retire = match self.options.on_reload {
+        let retire = match self.options.setup.on_reload {
             OnReload::Sticky => None,
             OnReload::Cutover => Some(Duration::ZERO),
             OnReload::Drain => Some(DRAIN_IDLE),

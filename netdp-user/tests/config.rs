@@ -69,7 +69,7 @@ impl Street {
     }
 
     /// Goes through both policies and back, `write` being how they are
-    /// written; connections with a mapping keep it.
+    /// written; every connection keeps the source that it began with.
     fn change(&self, mut write: impl FnMut(&str) -> Result<()>) -> Result<()> {
         let mut open = Vec::new();
         for (policy, masqueraded) in [
@@ -83,9 +83,7 @@ impl Street {
             let to = self.to()?;
             let mut client = Tcp::connect(&self.bed.pods[0], any(to), to)?;
             let source = client.ask()?;
-            if masqueraded {
-                open.push((client, source));
-            }
+            open.push((client, source));
             for (client, before) in &mut open {
                 let now = client.ask().context("an open connection was lost")?;
                 ensure!(now == *before, "it moved from {before} to {now}");

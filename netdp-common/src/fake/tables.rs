@@ -1,15 +1,12 @@
 //! The maps and helpers, as [`Tables`] wants them.
 
-use super::Fake;
+use super::{Fake, Inbound};
 use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
 use crate::addr::{Addr, Family};
-use crate::conntrack::{age, ticks};
+use crate::conntrack::{INBOUND_SECONDS, age, ticks};
 use crate::slot::Slot;
 use crate::tables::{InsertError, Tables};
 use crate::tuple::Tuple;
-
-/// As netdp-ebpf's: a record older than this no longer counts.
-const INBOUND_SECONDS: u64 = 432_000;
 
 /// As netdp-ebpf's: half a second.
 const EXHAUSTED_TICKS: u32 = 8;
@@ -51,6 +48,10 @@ impl Tables for Fake {
         longest.map_or(Action::Masquerade, |rule| rule.2)
     }
 
+    fn was_bypassed(&self, dst: &Addr) -> bool {
+        self.bypassed_before.contains(dst)
+    }
+
     fn snat(&self, tuple: &Tuple) -> Option<Slot> {
         self.snat.slot(tuple)
     }
@@ -81,27 +82,39 @@ impl Tables for Fake {
 
     fn refresh_inbound(&self, tuple: &Tuple) -> bool {
         let mut inbound = self.inbound.borrow_mut();
-        let Some(at) = inbound.iter().position(|(known, _)| known == tuple) else {
+        let Some(at) = inbound.iter().position(|record| record.tuple == *tuple) else {
             return false;
         };
-        let (known, seen) = inbound.remove(at);
-        inbound.push((known, self.now()));
-        u64::from(age(self.now(), seen)) < ticks(INBOUND_SECONDS)
+        let record = inbound.remove(at);
+        let last_seen = self.now();
+        inbound.push(Inbound {
+            last_seen,
+            ..record
+        });
+        let limit = match record.limit {
+            0 => ticks(INBOUND_SECONDS),
+            limit => limit.into(),
+        };
+        u64::from(age(last_seen, record.last_seen)) < limit
     }
 
-    fn insert_inbound(&self, tuple: &Tuple) {
+    fn insert_inbound(&self, tuple: &Tuple, limit: u32) {
         let mut inbound = self.inbound.borrow_mut();
-        inbound.retain(|(known, _)| known != tuple);
+        inbound.retain(|record| record.tuple != *tuple);
         if inbound.len() == self.inbound_capacity {
             inbound.remove(0);
         }
-        inbound.push((*tuple, self.now()));
+        inbound.push(Inbound {
+            tuple: *tuple,
+            last_seen: self.now(),
+            limit,
+        });
     }
 
     fn remove_inbound(&self, tuple: &Tuple) {
         self.inbound
             .borrow_mut()
-            .retain(|(known, _)| known != tuple);
+            .retain(|record| record.tuple != *tuple);
     }
 
     fn route_source(&self, _: &Addr, _: Family) -> Option<Addr> {

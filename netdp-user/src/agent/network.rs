@@ -1,12 +1,15 @@
 //! The datapath follows the configuration and the node's network.
 
-use super::{Agent, OnReload};
+use super::{Agent, DRAIN_IDLE};
 use crate::config;
+use crate::datapath::OnReload;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
 use crate::uplinks::{local_addresses, select};
 use netdp_common::abi::Action;
 use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::Instant;
 
 impl Agent {
     /// Takes programs off interfaces that are no uplinks any more.
@@ -100,8 +103,17 @@ impl Agent {
         let repolicied = self.applied.policy != reached.policy;
         self.applied = reached;
         self.selection.keep = wanted.uplinks.keys().copied().collect();
-        if lost || (repolicied && self.options.on_reload != OnReload::Sticky) {
+        let on_reload = self.options.setup.on_reload;
+        if lost || (repolicied && on_reload != OnReload::Sticky) {
             self.sweep(true);
+        }
+        if repolicied {
+            let silence = match on_reload {
+                OnReload::Sticky => Duration::from_secs(self.options.timeouts.tcp_established),
+                OnReload::Drain => DRAIN_IDLE,
+                OnReload::Cutover => Duration::ZERO,
+            };
+            self.forget_policies = Some(Instant::now() + silence);
         }
         let attached = self.datapath.attached();
         self.report.uplinks = attached
@@ -110,6 +122,18 @@ impl Agent {
             .collect();
         self.save_report();
         self.update_ready();
+    }
+
+    /// Forgets what earlier policies bypassed, once no connection of that time
+    /// can be alive.
+    pub(super) fn forget_policies(&mut self) {
+        if self.forget_policies.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        match self.datapath.forget_earlier_policies() {
+            Ok(()) => self.forget_policies = None,
+            Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
+        }
     }
 
     /// Brings back the programs that somebody took off an uplink.

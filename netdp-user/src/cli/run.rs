@@ -2,9 +2,9 @@
 
 use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
 use super::{LogLevel, Places};
-use crate::agent::{OnExit, OnReload, RunOptions};
+use crate::agent::{OnExit, RunOptions};
 use crate::config::{Action, Options};
-use crate::datapath::{Mechanism, NoLeak, PortMode, Setup};
+use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -55,7 +55,7 @@ pub(super) struct Run {
     /// What becomes of pods' packets that can't be translated.
     #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
     no_leak: NoLeak,
-    /// What a changed policy means for live mappings.
+    /// What a changed policy means for live flows.
     #[arg(long, value_enum, default_value_t = OnReload::Sticky)]
     on_reload: OnReload,
     /// Idle time after which mappings end, as NAME=DURATION, such as tcp-established=24h; may be
@@ -117,11 +117,11 @@ impl Run {
                 port_mode: self.port_mode,
                 udp_endpoints: self.udp_endpoint_independent,
                 no_leak: self.no_leak,
+                on_reload: self.on_reload,
                 reserved_ports: reserved,
                 mechanism: self.attach,
             },
             timeouts: parse_timeouts(&self.timeout)?,
-            on_reload: self.on_reload,
             on_exit: self.on_exit,
             ready_file: self.ready_file,
         })

@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod bpffs;
+mod history;
 mod links;
 pub mod maps;
 mod object;
@@ -13,6 +14,7 @@ mod replies;
 mod schedule;
 mod sweep;
 
+pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use policy::PolicyChange;
@@ -24,8 +26,9 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
 use netdp_common::abi::{
-    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_HASH_PORTS, SETTING_IPV6,
-    SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, UPLINK_V4, UPLINK_V6,
+    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN,
+    SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
+    UPLINK_V4, UPLINK_V6,
 };
 use netdp_common::addr::Addr;
 use std::collections::BTreeSet;
@@ -48,6 +51,8 @@ pub struct Setup {
     pub udp_endpoints: bool,
     /// What becomes of packets that can't be translated.
     pub no_leak: NoLeak,
+    /// What a changed policy means for live flows.
+    pub on_reload: OnReload,
     /// Ports that no mapping gets.
     pub reserved_ports: BTreeSet<u16>,
     /// How programs are attached.
@@ -66,6 +71,7 @@ impl Setup {
             (self.enable_ipv6, SETTING_IPV6),
             (!self.to_ports.is_empty(), SETTING_PORTS),
             (self.udp_endpoints, SETTING_UDP_ENDPOINTS),
+            (self.on_reload == OnReload::Drain, SETTING_DRAIN),
         ] {
             if set {
                 flags |= flag;
@@ -84,6 +90,17 @@ pub enum PortMode {
     Hash,
     /// Always a random one.
     Random,
+}
+
+/// What a changed policy means for live flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnReload {
+    /// They live on as they were made.
+    Sticky,
+    /// Those that the policy would not make any more end at once.
+    Cutover,
+    /// Those end when they have been idle for half a minute.
+    Drain,
 }
 
 /// What becomes of packets that can't be translated.
@@ -113,6 +130,7 @@ pub struct Datapath {
     maps: Maps,
     links: links::Links,
     schedule: schedule::Schedule,
+    on_reload: OnReload,
     /// Whether maps of an earlier agent were found and kept.
     adopted: bool,
 }
@@ -143,6 +161,7 @@ impl Datapath {
             maps,
             links: links::Links::new(bpffs, setup.mechanism)?,
             schedule: schedule::Schedule::default(),
+            on_reload: setup.on_reload,
             adopted,
         })
     }
@@ -176,7 +195,13 @@ impl Datapath {
     /// The kernel refused it; the message names the object.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
         match change {
-            Change::SetPolicy(rules) => self.maps.set_policy(rules).map(drop),
+            Change::SetPolicy(rules) => {
+                let history = match self.on_reload {
+                    OnReload::Sticky | OnReload::Drain => History::Keep,
+                    OnReload::Cutover => History::Forget,
+                };
+                self.maps.set_policy(rules, history).map(drop)
+            }
             Change::AddLocal(ip) => self.maps.add_local(*ip),
             Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
@@ -193,6 +218,15 @@ impl Datapath {
                 self.maps.remove_uplink(*ifindex)
             }
         }
+    }
+
+    /// Forgets which destinations earlier policies bypassed: connections of that
+    /// time have ended, or count as new ones now.
+    ///
+    /// # Errors
+    /// The policy could not be read or written.
+    pub fn forget_earlier_policies(&mut self) -> Result<()> {
+        self.maps.forget_earlier_policies()
     }
 
     /// Ends mappings that are idle for too long or whose node address is gone.

@@ -1,6 +1,7 @@
 //! The policy tries: two of them and one index, so that a packet sees the old
 //! policy or the new one, never a mixture.
 
+use super::history::{self, History};
 use super::maps::{Maps, Trie, ignore_missing};
 use crate::reconcile::PolicyRule;
 use anyhow::{Context as _, Result};
@@ -20,18 +21,47 @@ pub struct PolicyChange {
     pub writes: usize,
 }
 
-type Prefix = (u32, Addr);
+/// Length and address of a trie's key; IPv4 lies below `::ffff:0:0/96`.
+pub(super) type Prefix = (u32, Addr);
 
 impl Maps {
-    /// Puts a policy in force, whole.
+    /// Puts a policy in force, whole. With [`History::Keep`] it remembers what
+    /// those before it bypassed.
     ///
     /// # Errors
     /// The kernel refused an entry; the old policy stays in force.
-    pub fn set_policy(&mut self, rules: &[PolicyRule]) -> Result<PolicyChange> {
-        let wanted = entries(rules);
+    pub fn set_policy(&mut self, rules: &[PolicyRule], history: History) -> Result<PolicyChange> {
+        let rules = entries(rules);
+        if history == History::Forget {
+            return self.swap_policy(&rules);
+        }
+        let wanted = history::joined(&rules, &self.active_policy()?);
+        self.swap_policy(&wanted).or_else(|err| {
+            // Possibly no room for what is of the past. The present comes first.
+            log::warn!("{err:#}; trying without regard to connections of the policy before");
+            self.swap_policy(&rules)
+        })
+    }
+
+    pub(super) fn forget_earlier_policies(&mut self) -> Result<()> {
+        let active = self.active_policy()?;
+        let wanted = history::forgotten(&active);
+        if wanted != active {
+            self.swap_policy(&wanted)?;
+        }
+        Ok(())
+    }
+
+    fn active_policy(&self) -> Result<BTreeMap<Prefix, PolicyValue>> {
+        let active = usize::from(self.settings()?.active_policy != 0);
+        read(&self.policy[active]).context("reading the policy in force")
+    }
+
+    /// Makes the idle trie hold `wanted`, and packets ask it.
+    fn swap_policy(&mut self, wanted: &BTreeMap<Prefix, PolicyValue>) -> Result<PolicyChange> {
         let mut settings = self.settings()?;
         let idle = usize::from(settings.active_policy == 0);
-        let writes = rewrite(&mut self.policy[idle], &wanted)?;
+        let writes = rewrite(&mut self.policy[idle], wanted)?;
         settings.active_policy = u32::from(settings.active_policy == 0);
         settings.generation = settings.generation.wrapping_add(1);
         self.set_settings(&settings)?;
@@ -47,12 +77,10 @@ impl Maps {
     /// # Errors
     /// The map could not be read.
     pub fn policy(&self) -> Result<Vec<(IpNet, PolicyValue)>> {
-        let active = usize::from(self.settings()?.active_policy != 0);
-        let mut rules = Vec::new();
-        for entry in self.policy[active].iter() {
-            let (key, value) = entry.context("reading the policy")?;
-            rules.push((to_net(key.prefix_len(), key.data()), value));
-        }
+        let mut rules: Vec<_> = history::forgotten(&self.active_policy()?)
+            .into_iter()
+            .map(|((len, addr), value)| (to_net(len, addr), value))
+            .collect();
         rules.sort_by_key(|(net, _)| (std::cmp::Reverse(net.prefix_len()), *net));
         Ok(rules)
     }
@@ -98,13 +126,18 @@ fn to_net(len: u32, addr: Addr) -> IpNet {
     IpNet::new(ip, u8::try_from(len).unwrap_or(u8::MAX)).unwrap_or_else(|_| IpNet::from(ip))
 }
 
-/// Makes `trie` hold exactly `wanted`; gives the number of writes.
-fn rewrite(trie: &mut Trie, wanted: &BTreeMap<Prefix, PolicyValue>) -> Result<usize> {
+fn read(trie: &Trie) -> Result<BTreeMap<Prefix, PolicyValue>> {
     let mut present = BTreeMap::new();
     for entry in trie.iter() {
-        let (key, value) = entry.context("reading the idle policy trie")?;
+        let (key, value) = entry?;
         present.insert((key.prefix_len(), key.data()), value);
     }
+    Ok(present)
+}
+
+/// Makes `trie` hold exactly `wanted`; gives the number of writes.
+fn rewrite(trie: &mut Trie, wanted: &BTreeMap<Prefix, PolicyValue>) -> Result<usize> {
+    let present = read(trie).context("reading the idle policy trie")?;
     let mut writes = 0;
     for &(len, addr) in present.keys() {
         if !wanted.contains_key(&(len, addr)) {

@@ -22,6 +22,7 @@ mod limits;
 mod node;
 mod random;
 mod refusals;
+mod reload;
 mod restart;
 mod sockets;
 mod test_run;

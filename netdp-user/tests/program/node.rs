@@ -11,7 +11,8 @@ use netdp_common::conntrack::ticks;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_user::config::Config;
 use netdp_user::datapath::{
-    self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, PortMode, Setup, SweepRules, Swept,
+    self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules,
+    Swept,
 };
 use netdp_user::reconcile::{Change, PolicyRule};
 use netdp_user::uplinks::{LinkLayer, Uplink};
@@ -53,6 +54,7 @@ impl Node {
             port_mode: PortMode::Keep,
             udp_endpoints: false,
             no_leak: NoLeak::Drop,
+            on_reload: OnReload::Sticky,
             reserved_ports: BTreeSet::new(),
             mechanism: Mechanism::Auto,
         };

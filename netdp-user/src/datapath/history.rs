@@ -1,0 +1,187 @@
+//! What earlier policies bypassed, kept beside the policy in force: a connection
+//! that began with the pod's address can only go on with it.
+//!
+//! The trie in force holds it all, so that it outlives the agent, and any number
+//! of changes in a row.
+
+use super::policy::Prefix;
+use netdp_common::abi::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
+use netdp_common::addr::Addr;
+use std::collections::BTreeMap;
+
+/// What becomes of connections that the policy before bypassed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum History {
+    /// They keep the pod's address.
+    Keep,
+    /// They are masqueraded like new ones, which ends them.
+    Forget,
+}
+
+/// Where no prefix covers an address: as the datapath takes it.
+const UNCOVERED: PolicyValue = PolicyValue {
+    action: Action::Masquerade as u32,
+    rule: u32::MAX,
+};
+
+/// A prefix on the way down to longer ones, and what holds below it.
+struct Level {
+    prefix: Prefix,
+    rule: PolicyValue,
+    bypassed_before: bool,
+    /// What the trie says here.
+    value: PolicyValue,
+}
+
+/// The entries of `rules`, marked where `before`, the trie until now, bypassed or
+/// was marked so itself; and as many more as it takes to mark exactly that.
+pub fn joined(
+    rules: &BTreeMap<Prefix, PolicyValue>,
+    before: &BTreeMap<Prefix, PolicyValue>,
+) -> BTreeMap<Prefix, PolicyValue> {
+    let mut out = BTreeMap::new();
+    // Covering prefixes come before those that they cover.
+    let prefixes: BTreeMap<(u128, u32), Prefix> = rules
+        .keys()
+        .chain(before.keys())
+        .map(|&(len, addr)| ((bits(addr), len), (len, addr)))
+        .collect();
+    let mut above: Vec<Level> = Vec::new();
+    for prefix in prefixes.into_values() {
+        while above
+            .last()
+            .is_some_and(|level| !covers(level.prefix, prefix))
+        {
+            above.pop();
+        }
+        let (rule, bypassed_before, value) =
+            above.last().map_or((UNCOVERED, false, UNCOVERED), |level| {
+                (level.rule, level.bypassed_before, level.value)
+            });
+        let own = rules.get(&prefix).copied();
+        let rule = own.unwrap_or(rule);
+        let bypassed_before = before.get(&prefix).map_or(bypassed_before, bypassed);
+        let mut wanted = rule;
+        if bypassed_before && action(&rule) == Action::Masquerade {
+            wanted.action |= POLICY_WAS_BYPASSED;
+        }
+        let covered = value.action & !POLICY_NO_RULE == wanted.action;
+        if own.is_none() && !covered {
+            wanted.action |= POLICY_NO_RULE;
+        }
+        if own.is_some() || !covered {
+            out.insert(prefix, wanted);
+        }
+        above.push(Level {
+            prefix,
+            rule,
+            bypassed_before,
+            value: wanted,
+        });
+    }
+    out
+}
+
+/// The entries of the policy alone.
+pub fn forgotten(entries: &BTreeMap<Prefix, PolicyValue>) -> BTreeMap<Prefix, PolicyValue> {
+    entries
+        .iter()
+        .filter(|(_, value)| value.action & POLICY_NO_RULE == 0)
+        .map(|(&prefix, &value)| {
+            let action = value.action & ACTION_MASK;
+            (prefix, PolicyValue { action, ..value })
+        })
+        .collect()
+}
+
+const fn action(value: &PolicyValue) -> Action {
+    Action::from_raw(value.action)
+}
+
+fn bypassed(value: &PolicyValue) -> bool {
+    action(value) == Action::Bypass || value.action & POLICY_WAS_BYPASSED != 0
+}
+
+fn bits(addr: Addr) -> u128 {
+    u128::from_be_bytes(*addr.octets())
+}
+
+fn covers((len, net): Prefix, (other_len, other): Prefix) -> bool {
+    let differ = bits(net) ^ bits(other);
+    len <= other_len && (len == 0 || differ >> (128 - len) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{action, covers, forgotten, joined};
+    use crate::datapath::policy::Prefix;
+    use netdp_common::abi::{Action, POLICY_WAS_BYPASSED, PolicyValue};
+    use netdp_common::addr::Addr;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    type Trie = BTreeMap<Prefix, PolicyValue>;
+
+    fn lookup(trie: &Trie, addr: Addr) -> PolicyValue {
+        let covering = trie
+            .iter()
+            .filter(|(prefix, _)| covers(**prefix, (128, addr)));
+        covering
+            .max_by_key(|(prefix, _)| prefix.0)
+            .map_or(super::UNCOVERED, |(_, value)| *value)
+    }
+
+    /// Prefixes of a few bits at the end of one address: they cover each other.
+    fn policy() -> impl Strategy<Value = Trie> {
+        let rule = (0u32..=5, 0u8..32, any::<bool>());
+        prop::collection::vec(rule, 0..6).prop_map(|rules| {
+            let rules = (0..).zip(rules).map(|(rule, (bits, net, bypass))| {
+                let kept = 0xffu8.checked_shl(5 - bits).unwrap_or(0);
+                let action = if bypass {
+                    Action::Bypass
+                } else {
+                    Action::Masquerade
+                };
+                let value = PolicyValue {
+                    action: action as u32,
+                    rule,
+                };
+                ((123 + bits, address(net & kept)), value)
+            });
+            rules.collect()
+        })
+    }
+
+    fn address(last: u8) -> Addr {
+        Addr::from_v4([10, 0, 0, last])
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_is_as_the_policies_say(policies in prop::collection::vec(policy(), 1..6)) {
+            let mut trie = Trie::new();
+            let mut history = [false; 32];
+            for policy in &policies {
+                trie = joined(policy, &trie);
+                for last in 0u8..32 {
+                    let wanted = lookup(policy, address(last));
+                    let seen = lookup(&trie, address(last));
+                    prop_assert_eq!(action(&seen), action(&wanted));
+                    prop_assert_eq!(seen.rule, wanted.rule);
+                    let bypassed = action(&wanted) == Action::Bypass;
+                    let marked = seen.action & POLICY_WAS_BYPASSED != 0;
+                    let before = &mut history[usize::from(last)];
+                    prop_assert_eq!(marked, *before && !bypassed);
+                    *before |= bypassed;
+                }
+                prop_assert_eq!(&forgotten(&trie), policy);
+            }
+        }
+
+        #[test]
+        fn one_policy_again_changes_nothing(first in policy(), second in policy()) {
+            let trie = joined(&second, &joined(&first, &Trie::new()));
+            prop_assert_eq!(joined(&second, &trie), trie);
+        }
+    }
+}
