@@ -29,6 +29,9 @@ pub struct Report {
     pub waiting_for: Vec<String>,
     /// Why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
+    /// What was decided about uplinks that stand on each other.
+    #[serde(default)]
+    pub stacked: Vec<String>,
 }
 
 /// The configuration in force.
@@ -193,6 +196,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         && report.waiting_for.is_empty()
     {
         writeln!(out, "waiting    {reason}")?;
+    }
+    for what in &report.stacked {
+        writeln!(out, "stacked    {what}")?;
     }
     let mut uplinks = table(&["UPLINK", "INDEX", "ATTACHED", "IPV4", "IPV6", "LINK"]);
     for uplink in &report.uplinks {

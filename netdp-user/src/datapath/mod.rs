@@ -25,7 +25,8 @@ use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
 use netdp_common::abi::{
     self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_HASH_PORTS, SETTING_IPV6,
-    SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, UPLINK_V4, UPLINK_V6,
+    SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, UPLINK_UNTAGGED, UPLINK_V4,
+    UPLINK_V6,
 };
 use netdp_common::addr::Addr;
 use std::collections::BTreeSet;
@@ -278,6 +279,9 @@ fn entry(uplink: &Uplink) -> abi::Uplink {
     }
     if uplink.v6.is_some() {
         flags |= UPLINK_V6;
+    }
+    if uplink.untagged {
+        flags |= UPLINK_UNTAGGED;
     }
     abi::Uplink {
         v4: Addr::from(IpAddr::V4(uplink.v4.unwrap_or(Ipv4Addr::UNSPECIFIED))),

@@ -140,8 +140,7 @@ impl Socket {
         let start = if self.kind == Kind::Tun { NO_HEADER } else { 0 };
         let room = &mut frame[start..];
         // SAFETY: the buffer is writable for its length.
-        let len =
-            unsafe { libc::read(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
+        let len = unsafe { libc::read(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
         let Ok(len) = usize::try_from(len) else {
             return Ok(None);
         };

@@ -61,7 +61,10 @@ impl Scattering {
 
     fn back(&self, w: &mut Wire, flow: &Flow, packet: &Packet) -> Result<()> {
         self.uplink.send(&framed(At::Uplink(0), packet))?;
-        w.expect_exactly(At::Pod(flow.pod), &packet.clone().forwarded().to(flow.inside))
+        w.expect_exactly(
+            At::Pod(flow.pod),
+            &packet.clone().forwarded().to(flow.inside),
+        )
     }
 }
 
@@ -85,7 +88,12 @@ pub fn r5_6_headers_outside_the_linear_area(w: &mut Wire) -> Result<()> {
         let first = udp(inside, outside, &LONG);
         s.pod.send(&framed(At::Pod(0), &first))?;
         let wire = w.came_out(&first)?;
-        let flow = Flow { pod: 0, inside, outside, wire };
+        let flow = Flow {
+            pod: 0,
+            inside,
+            outside,
+            wire,
+        };
         s.back(w, &flow, &flow.answers(&LONG))?;
         s.out(w, &flow, &flow.asks(&LONG))?;
         let tcp = w.tcp(0, 4000, (server(f, 0), 80))?;
@@ -128,7 +136,13 @@ fn error_comes_in(w: &mut Wire, s: &Scattering, flow: &Flow) -> Result<()> {
         0,
         &about(&quoted.clone().from(flow.wire)),
     );
-    let wanted = error(flow.outside.0, flow.inside.0, unreachable, 0, &about(&quoted));
+    let wanted = error(
+        flow.outside.0,
+        flow.inside.0,
+        unreachable,
+        0,
+        &about(&quoted),
+    );
     s.uplink.send(&framed(At::Uplink(0), &sent))?;
     w.expect_exactly(At::Pod(0), &wanted.forwarded())
 }
