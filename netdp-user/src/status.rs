@@ -108,6 +108,8 @@ struct Status {
     /// `in force` or `none`.
     datapath: &'static str,
     mappings: usize,
+    /// How many mappings fit.
+    max_mappings: usize,
     report: Option<Report>,
     packets: BTreeMap<&'static str, u64>,
     drops: BTreeMap<&'static str, u64>,
@@ -118,12 +120,13 @@ impl Status {
         let dir = StateDir::at(state_dir);
         let pid = dir.owner();
         let pinned = bpffs.join(netdp_common::abi::pins::SETTINGS).exists();
-        let (mappings, counters, attached) = if pinned {
+        let (mappings, max_mappings, counters, attached) = if pinned {
             let maps = Maps::open(bpffs)?;
             let attached = !maps.uplinks()?.is_empty();
-            (maps.flow_count()?, maps.counters()?, attached)
+            let max = maps.capacity()?;
+            (maps.flow_count()?, max, maps.counters()?, attached)
         } else {
-            (0, Counters::default(), false)
+            (0, 0, Counters::default(), false)
         };
         Ok(Self {
             agent: if pid.is_some() {
@@ -134,6 +137,7 @@ impl Status {
             pid,
             datapath: if attached { "in force" } else { "none" },
             mappings,
+            max_mappings,
             report: dir.report().ok(),
             packets: packets(&counters),
             drops: DropReason::ALL
@@ -150,7 +154,9 @@ impl Status {
             None => writeln!(out, "agent      not running")?,
         }
         writeln!(out, "datapath   {}", self.datapath)?;
-        writeln!(out, "mappings   {}", self.mappings)?;
+        let (used, max) = (self.mappings, self.max_mappings);
+        let percent = (used * 100).checked_div(max).unwrap_or(0);
+        writeln!(out, "mappings   {used} of {max} ({percent} %)")?;
         if let Some(report) = &self.report {
             describe(&mut out, report)?;
         }

@@ -9,6 +9,7 @@ mod links;
 pub mod maps;
 mod object;
 mod policy;
+mod release;
 mod replies;
 mod schedule;
 mod sweep;
