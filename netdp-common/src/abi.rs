@@ -145,6 +145,8 @@ pub struct Settings {
 pub const UPLINK_V4: u32 = 1;
 /// [`Uplink::flags`]: `v6` is set.
 pub const UPLINK_V6: u32 = 2;
+/// [`Uplink::flags`]: packets with a VLAN tag are not this uplink's.
+pub const UPLINK_UNTAGGED: u32 = 4;
 
 /// Value of the uplinks map; the key is the interface index.
 #[repr(C)]

@@ -22,6 +22,7 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use maps::World;
+use netdp_common::abi::UPLINK_UNTAGGED;
 use netdp_common::nat::{self, Work, fragment};
 use netdp_common::packet::{L4, Parsed};
 use netdp_common::tables::Tables;
@@ -50,6 +51,9 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     let (Some(world), Some(work)) = (World::new(ctx), maps::work()) else {
         return NEXT;
     };
+    if world.uplink().flags & UPLINK_UNTAGGED != 0 && skb::is_tagged(ctx) {
+        return NEXT;
+    }
     let l2_len = if world.uplink().l2_len == 0 { 0 } else { 14 };
     let verdict = match skb::parse(ctx, l2_len, work) {
         Parsed::Ip => decide(&world, work, leaving),

@@ -27,6 +27,17 @@ const ETH_P_8021Q: u16 = 0x8100;
 /// EtherType of an 802.1ad service tag.
 const ETH_P_8021AD: u16 = 0x88a8;
 
+/// Whether the packet has a VLAN tag, in band or taken off by a device.
+#[inline(always)]
+pub fn is_tagged(ctx: &TcContext) -> bool {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let (taken_off, kind) = unsafe {
+        let skb = ctx.skb.skb;
+        ((*skb).vlan_present != 0, (*skb).protocol)
+    };
+    taken_off || matches!(u16::from_be(kind as u16), ETH_P_8021Q | ETH_P_8021AD)
+}
+
 struct Linear<'a>(&'a TcContext);
 
 impl Bytes for Linear<'_> {

@@ -107,6 +107,7 @@ mod tests {
             v4: Some([10, 0, 0, 1].into()),
             v6: None,
             up: true,
+            untagged: false,
         }
     }
 

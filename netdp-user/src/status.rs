@@ -29,6 +29,9 @@ pub struct Report {
     pub waiting_for: Vec<String>,
     /// Why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
+    /// What was decided about uplinks that stand on each other.
+    #[serde(default)]
+    pub stacked: Vec<String>,
 }
 
 /// The configuration in force.
@@ -105,6 +108,8 @@ struct Status {
     /// `in force` or `none`.
     datapath: &'static str,
     mappings: usize,
+    /// How many mappings fit.
+    max_mappings: usize,
     report: Option<Report>,
     packets: BTreeMap<&'static str, u64>,
     drops: BTreeMap<&'static str, u64>,
@@ -115,12 +120,13 @@ impl Status {
         let dir = StateDir::at(state_dir);
         let pid = dir.owner();
         let pinned = bpffs.join(netdp_common::abi::pins::SETTINGS).exists();
-        let (mappings, counters, attached) = if pinned {
+        let (mappings, max_mappings, counters, attached) = if pinned {
             let maps = Maps::open(bpffs)?;
             let attached = !maps.uplinks()?.is_empty();
-            (maps.flow_count()?, maps.counters()?, attached)
+            let max = maps.capacity()?;
+            (maps.flow_count()?, max, maps.counters()?, attached)
         } else {
-            (0, Counters::default(), false)
+            (0, 0, Counters::default(), false)
         };
         Ok(Self {
             agent: if pid.is_some() {
@@ -131,6 +137,7 @@ impl Status {
             pid,
             datapath: if attached { "in force" } else { "none" },
             mappings,
+            max_mappings,
             report: dir.report().ok(),
             packets: packets(&counters),
             drops: DropReason::ALL
@@ -147,7 +154,9 @@ impl Status {
             None => writeln!(out, "agent      not running")?,
         }
         writeln!(out, "datapath   {}", self.datapath)?;
-        writeln!(out, "mappings   {}", self.mappings)?;
+        let (used, max) = (self.mappings, self.max_mappings);
+        let percent = (used * 100).checked_div(max).unwrap_or(0);
+        writeln!(out, "mappings   {used} of {max} ({percent} %)")?;
         if let Some(report) = &self.report {
             describe(&mut out, report)?;
         }
@@ -193,6 +202,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         && report.waiting_for.is_empty()
     {
         writeln!(out, "waiting    {reason}")?;
+    }
+    for what in &report.stacked {
+        writeln!(out, "stacked    {what}")?;
     }
     let mut uplinks = table(&["UPLINK", "INDEX", "ATTACHED", "IPV4", "IPV6", "LINK"]);
     for uplink in &report.uplinks {

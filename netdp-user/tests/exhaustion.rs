@@ -200,6 +200,33 @@ fn a_whole_class_is_used_to_the_last_port() -> Result<()> {
 }
 
 /// Flows without an answer make room, those with one never.
+/// How full the tables are, and what was refused for want of room.
+fn pressure_is_shown(world: &World, room: usize) -> Result<()> {
+    let shown = common::status(&world.agent)?;
+    assert_eq!(shown["max_mappings"], room);
+    // The sweep may be at it already.
+    let text = world.agent.netdp(&["status"])?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("mappings"))
+        .context("no line about mappings")?;
+    let mut words = line.split([' ', '(']).filter(|word| !word.is_empty());
+    let mut number = |at| words.nth(at).and_then(|word| word.parse::<usize>().ok());
+    let (used, of, percent) = (number(1), number(1), number(0));
+    let used = used.with_context(|| line.to_owned())?;
+    ensure!(
+        of == Some(room) && percent == Some(used * 100 / room),
+        "{line}"
+    );
+    ensure!(used > room / 2, "{line}");
+    let dropped = text.lines().find(|line| line.starts_with("dropped"));
+    ensure!(
+        dropped.is_some_and(|line| line.contains("table_full ")),
+        "{text}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_full_table_hurts_no_live_flow() -> Result<()> {
     const ROOM: usize = 1024;
@@ -229,6 +256,7 @@ fn a_full_table_hurts_no_live_flow() -> Result<()> {
         Ok(())
     })??;
     ensure!(drops(&world.agent, "table_full")? > before, "none refused");
+    pressure_is_shown(&world, ROOM)?;
     let check = |flows: &mut Vec<_>, connections: &mut Vec<(Tcp, SocketAddr)>| -> Result<()> {
         ask_all(flows)?;
         for (connection, before) in connections {

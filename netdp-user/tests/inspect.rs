@@ -272,7 +272,7 @@ fn status_and_flows_tell_people_and_programs() -> Result<()> {
     for words in [
         &pid,
         "datapath   in force",
-        "mappings   4",
+        "mappings   4 of 262144 (0 %)",
         "from files",
         &format!("{file}:2"),
         "eth0",

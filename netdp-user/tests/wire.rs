@@ -38,7 +38,7 @@ mod socket;
 mod subject;
 
 use anyhow::Result;
-use bed::{Options, Subject};
+use bed::{Medium, Options, Subject};
 use driver::Wire;
 
 /// One case: what it does, and the bed that it wants.
@@ -76,6 +76,7 @@ cases! {
     translate::r1_4_node_port_replies_pass;
     translate::r1_5_a_stray_packet_does_not_make_a_syn_a_reply;
     translate::r1_6_multicast_and_link_local_are_left_alone;
+    devices::r1_7_tunnel_packets_are_not_translated_again;
     translate::r1_8_pods_of_one_node_see_each_other;
     translate::r1_10_each_uplink_has_its_own_address;
     translate::r1_10_the_routes_preferred_source_is_used;
@@ -124,12 +125,17 @@ cases! {
     rewriting::r5_1_ipv4_options_stay;
     rewriting::r5_2_no_udp_checksum_stays_none;
     rewriting::r5_2_a_computed_zero_is_sent_as_ones;
+    buffers::r5_6_copies_are_not_touched;
+    buffers::r5_6_headers_outside_the_linear_area = Options::JUMBO;
     protocols::r5_7_sctp_keeps_its_crc;
     protocols::r5_7_sctp_ports_never_change;
     rewriting::r5_8_vlan_tags_in_band;
+    devices::r5_8_vlan_tags_taken_off;
+    devices::r5_8_no_ethernet_header = Options::medium(Medium::Tun);
     rewriting::r5_9_ipv6_extension_headers;
     rewriting::r5_9_unknown_headers_do_not_leak;
     rewriting::r5_10_ethernet_padding_is_ignored;
+    queries::r6_1_timestamp_queries;
     errors::r6_2_inbound_errors_reach_the_pod;
     errors::r6_2_quench_and_redirect_do_not;
     errors::r6_3_eight_bytes_are_enough;
@@ -170,6 +176,10 @@ cases! {
     lifecycle::r9_5_flows_survive_a_conntrack_flush;
     lifecycle::r9_6_replies_may_come_by_another_uplink;
     lifecycle::r9_6_a_new_flow_uses_the_uplink_that_routing_says;
+    devices::r9_7_one_translation_on_a_bridge = Options::medium(Medium::Bridge);
+    devices::r9_7_one_translation_on_a_macvlan = Options::medium(Medium::Macvlan);
+    devices::r9_7_one_translation_where_both_are_named = Options::medium(Medium::Both);
+    devices::r9_7_one_translation_where_the_lower_has_addresses = Options::medium(Medium::BothWithAddresses);
     lifecycle::r9_10_the_nodes_own_flows_are_untouched;
 }
 

@@ -56,6 +56,12 @@ impl Agent {
             log::warn!("no uplink: {reason}");
         }
         self.report.no_uplink = selected.reason;
+        if selected.stacked != self.report.stacked {
+            for what in &selected.stacked {
+                log::info!("{what}");
+            }
+        }
+        self.report.stacked = selected.stacked;
         State {
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),

@@ -1,8 +1,8 @@
 //! Attaching the programs to interfaces: TCX links, pinned, where the kernel
 //! has them (6.6), clsact filters otherwise. Other programs there are let be.
 
-use super::bpffs;
 use super::object::{EGRESS, INGRESS, program};
+use super::{bpffs, release};
 use crate::uplinks::Uplink;
 use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
@@ -225,7 +225,7 @@ fn is_unsupported(err: &anyhow::Error) -> bool {
 fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<String>) -> Result<()> {
     // Egress first: as long as packets leave translated, replies come back.
     for hook in [Hook::Egress, Hook::Ingress] {
-        bpffs::remove_pin(&hook.pin(bpffs, ifindex), removed)?;
+        take_off(&hook.pin(bpffs, ifindex), removed)?;
         // A new interface may have the name by now.
         if let Some(name) = name
             && name_of(ifindex).as_deref() == Some(name)
@@ -255,9 +255,18 @@ pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> R
     };
     for entry in entries {
         let entry = entry.map_err(|err| anyhow!("reading {}: {err}", dir.display()))?;
-        bpffs::remove_pin(&entry.path(), removed)?;
+        take_off(&entry.path(), removed)?;
     }
     Ok(())
+}
+
+/// Takes a pinned link's program off its hook and removes the pin; none there
+/// is fine.
+fn take_off(pin: &Path, removed: &mut Vec<String>) -> Result<()> {
+    // Where that fails, because the interface is gone or somebody has taken
+    // the program off already, the link goes with its pin.
+    let _ = release::detach(pin);
+    bpffs::remove_pin(pin, removed)
 }
 
 /// The name of an interface of this namespace.

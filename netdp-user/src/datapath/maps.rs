@@ -97,7 +97,11 @@ impl Maps {
     }
 
     /// How many mappings fit.
-    pub(super) fn capacity(&self) -> Result<usize> {
+    /// How many mappings fit.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn capacity(&self) -> Result<usize> {
         let info = self.snat_data.info().context("asking for the snat map")?;
         Ok(info.max_entries() as usize)
     }

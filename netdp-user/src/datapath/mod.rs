@@ -10,6 +10,7 @@ mod links;
 pub mod maps;
 mod object;
 mod policy;
+mod release;
 mod replies;
 mod schedule;
 mod sweep;
@@ -28,7 +29,7 @@ use aya_log::EbpfLogger;
 use netdp_common::abi::{
     self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN,
     SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
-    UPLINK_V4, UPLINK_V6,
+    UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
 };
 use netdp_common::addr::Addr;
 use std::collections::BTreeSet;
@@ -312,6 +313,9 @@ fn entry(uplink: &Uplink) -> abi::Uplink {
     }
     if uplink.v6.is_some() {
         flags |= UPLINK_V6;
+    }
+    if uplink.untagged {
+        flags |= UPLINK_UNTAGGED;
     }
     abi::Uplink {
         v4: Addr::from(IpAddr::V4(uplink.v4.unwrap_or(Ipv4Addr::UNSPECIFIED))),

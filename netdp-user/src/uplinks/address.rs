@@ -100,6 +100,11 @@ fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
         .or_else(|| snapshot.links.iter().find(|link| link.loopback))
 }
 
+/// Whether a link has addresses that traffic from elsewhere can be sent to.
+pub(super) fn carries_addresses(snapshot: &Snapshot, link: &Link) -> bool {
+    addrs_of(snapshot, link).any(|addr| addr.scope == AddressScope::Universe)
+}
+
 fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a Addr> {
     let ifindex = link.ifindex;
     snapshot

@@ -10,6 +10,7 @@ mod address;
 mod model;
 mod select;
 mod snapshot;
+mod stack;
 mod watch;
 
 #[cfg(test)]

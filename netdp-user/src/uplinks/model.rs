@@ -55,6 +55,10 @@ pub struct Link {
     pub mtu: u32,
     /// The index of the bond, bridge, VRF or the like that it is enslaved to.
     pub master: Option<u32>,
+    /// The index of the device of this namespace that it stands on
+    /// (`IFLA_LINK`): a VLAN's or macvlan's parent, a tunnel's carrier, the
+    /// other end of a veth.
+    pub below: Option<u32>,
     /// The kind of a virtual link ("veth", "bond", "bridge", "vlan", "vxlan",
     /// "vrf", …); most hardware has none.
     pub kind: Option<String>,

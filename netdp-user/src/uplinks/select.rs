@@ -8,6 +8,7 @@ use globset::{Glob, GlobMatcher};
 
 use super::address::{source_v4, source_v6};
 use super::model::{Family, Link, LinkLayer, Snapshot};
+use super::stack::unstack;
 
 /// What the administrator and the cluster say about the uplinks.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +68,8 @@ pub struct Uplink {
     pub v6: Option<Ipv6Addr>,
     /// Set up and able to carry packets.
     pub up: bool,
+    /// Packets with a VLAN tag are those of another uplink, and left alone.
+    pub untagged: bool,
 }
 
 /// The outcome of [`select`].
@@ -78,6 +81,8 @@ pub struct Selected {
     pub unmatched: Vec<String>,
     /// Why there are no uplinks, where there are none, and what would help.
     pub reason: Option<String>,
+    /// What was decided about links that stand on each other, a sentence each.
+    pub stacked: Vec<String>,
 }
 
 /// Chooses the uplinks, and the source address of each.
@@ -86,19 +91,24 @@ pub struct Selected {
 /// enslaved to it only the upper one is, so that a packet is translated once;
 /// an enslaved link that is named without its master is taken at its word.
 /// Membership of a VRF is not enslavement in this sense: packets pass the
-/// member's TC hooks and carry its address.
+/// member's TC hooks and carry its address. Where chosen links stand on each
+/// other, each packet is translated by one of them.
 pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
-    let chosen = if selection.patterns.is_empty() {
+    let mut chosen = if selection.patterns.is_empty() {
         by_role(snapshot, selection)
     } else {
         by_name(snapshot, &selection.patterns, &mut unmatched)
     };
+    let stack = unstack(snapshot, &mut chosen);
     let mut uplinks: Vec<Uplink> = snapshot
         .links
         .iter()
         .filter(|link| chosen.contains(&link.ifindex))
-        .map(|link| uplink(snapshot, link, selection.enable_ipv6))
+        .map(|link| Uplink {
+            untagged: stack.untagged.contains(&link.ifindex),
+            ..uplink(snapshot, link, selection.enable_ipv6)
+        })
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
     let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
@@ -106,6 +116,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         uplinks,
         unmatched,
         reason,
+        stacked: stack.told,
     }
 }
 
@@ -117,6 +128,7 @@ fn uplink(snapshot: &Snapshot, link: &Link, enable_ipv6: bool) -> Uplink {
         v4: source_v4(snapshot, link),
         v6: enable_ipv6.then(|| source_v6(snapshot, link)).flatten(),
         up: link.up && link.running,
+        untagged: false,
     }
 }
 

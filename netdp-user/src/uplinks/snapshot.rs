@@ -72,10 +72,14 @@ fn link(message: &LinkMessage) -> Option<Link> {
         link_layer: message.header.link_layer_type.into(),
         mtu: 0,
         master: None,
+        below: None,
         kind: None,
     };
+    let mut elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::Link(below @ 1..) => link.below = Some(*below),
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(0) => {}
@@ -88,6 +92,9 @@ fn link(message: &LinkMessage) -> Option<Link> {
             }
             _ => {}
         }
+    }
+    if elsewhere {
+        link.below = None;
     }
     (!link.name.is_empty()).then_some(link)
 }

@@ -55,6 +55,29 @@ fn vlan_tags_are_stepped_over() {
     }
 }
 
+/// The VLAN device has translated them, or will.
+#[test]
+fn tagged_packets_of_another_uplink_are_left_alone() {
+    let mut node = Node::new();
+    node.uplink_below_a_vlan();
+    for [pod, _, server, wire] in [V4, V6] {
+        let packet = Build::udp(pod, server);
+        let sent = packet.from(wire);
+        let seen = node.run_once(Hook::Egress, &frame(&packet));
+        assert_eq!(seen, Seen::Next(frame(&sent)), "without a tag");
+        for tags in [&[0x8100][..], &[0x88a8, 0x8100]] {
+            for (hook, packet) in [(Hook::Egress, &packet), (Hook::Ingress, &sent.answer())] {
+                let packet = tagged(packet, tags);
+                assert_eq!(
+                    node.run_once(hook, &packet),
+                    Seen::Next(packet),
+                    "{tags:x?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn extension_headers_are_stepped_over() {
     let mut node = Node::new();

@@ -98,6 +98,15 @@ impl Node {
     /// Test runs are as if the packet were on the loopback device, the only
     /// interface of the namespace.
     pub fn uplink(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
+        self.set_uplink(v4, v6, false);
+    }
+
+    /// As if a VLAN device on top of it were an uplink too.
+    pub fn uplink_below_a_vlan(&mut self) {
+        self.set_uplink(Some(V4), Some(V6), true);
+    }
+
+    fn set_uplink(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, untagged: bool) {
         self.apply(&Change::SetUplink(Uplink {
             ifindex: 1,
             name: "lo".into(),
@@ -105,6 +114,7 @@ impl Node {
             v4,
             v6,
             up: true,
+            untagged,
         }));
     }
 

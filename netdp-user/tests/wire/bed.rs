@@ -42,6 +42,11 @@ pub fn node(family: Family, uplink: usize) -> IpAddr {
     }
 }
 
+/// The node on the device below its first uplink ([`Medium::BothWithAddresses`]).
+pub fn lower(family: Family) -> IpAddr {
+    ip(family, "192.0.2", "2001:db8:1", 20)
+}
+
 /// A host that pods reach masqueraded, by the first uplink.
 pub fn server(family: Family, n: u8) -> IpAddr {
     ip(family, "198.51.100", "2001:db8:2", 10 + n)
@@ -102,6 +107,44 @@ pub struct Options {
     pub pod_mtu: u16,
     /// MTU of the first uplink, at the node's end.
     pub uplink_mtu: u16,
+    /// What the first uplink is made of.
+    pub medium: Medium,
+}
+
+/// What the first uplink, `up0`, is made of. Where it stands on another
+/// device, that one is `low0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// A wire.
+    Wire,
+    /// A tunnel device: its packets begin with the IP header.
+    Tun,
+    /// A bridge; the wire is a port of it. `--uplink` names both by a glob.
+    Bridge,
+    /// A macvlan device on the wire. `--uplink` names it alone.
+    Macvlan,
+    /// The same, and `--uplink` names both by a glob.
+    Both,
+    /// The same, and the wire has an address of its own.
+    BothWithAddresses,
+}
+
+impl Medium {
+    /// The device at the node's end of the wire.
+    pub const fn port(self) -> &'static str {
+        match self {
+            Self::Wire | Self::Tun => "up0",
+            _ => "low0",
+        }
+    }
+
+    /// `--uplink` for it.
+    pub const fn uplink(self) -> &'static str {
+        match self {
+            Self::Wire | Self::Tun | Self::Macvlan => "up0",
+            _ => "{up,low}0",
+        }
+    }
 }
 
 impl Options {
@@ -110,7 +153,22 @@ impl Options {
         to_ports: "",
         pod_mtu: 1500,
         uplink_mtu: 1500,
+        medium: Medium::Wire,
     };
+
+    /// Frames of up to 9000 bytes from end to end.
+    pub const JUMBO: Self = Self {
+        pod_mtu: 9000,
+        uplink_mtu: 9000,
+        ..Self::NONE
+    };
+
+    pub const fn medium(medium: Medium) -> Self {
+        Self {
+            medium,
+            ..Self::NONE
+        }
+    }
 
     pub const fn netdp(netdp: &'static [&'static str]) -> Self {
         Self {
@@ -179,7 +237,7 @@ impl At {
 pub struct Bed {
     pub agent: Option<Agent>,
     pub node: Netns,
-    _far: Netns,
+    pub far: Netns,
     pub sockets: Vec<Socket>,
     _dir: WorkDir,
 }
@@ -198,33 +256,43 @@ impl Bed {
             fs::write(&path, text)?;
             Ok(path.display().to_string())
         };
+        let is_tun = options.medium == Medium::Tun;
+        let mut tun = is_tun.then(|| Socket::tun(&node, "up0")).transpose()?;
         node.ip(&format!(
             "-batch {}",
             file("links", &wiring(&far, options))?
         ))?;
         let mut up = String::new();
-        for at in At::ALL {
+        for at in At::ALL.iter().filter(|at| !is_tun || **at != At::Uplink(0)) {
             writeln!(up, "link set {} up", at.name())?;
         }
         far.ip(&format!("-batch {}", file("up", &up)?))?;
-        for at in [At::Uplink(0), At::Uplink(1)] {
+        for port in ["up0", options.medium.port(), "up1"] {
             // Otherwise the node's own packets have half a checksum yet.
-            node.offloads(&at.name(), &["tx", "off"])?;
+            if !is_tun || port != "up0" {
+                node.offloads(port, &["tx", "off"])?;
+            }
         }
         // IPv6 addresses are in use only once the link is known to be up.
         for at in At::ALL {
             node.wait_up(&at.name())?;
         }
-        node.ip(&format!("-batch {}", file("net", &addressing())?))?;
+        node.ip(&format!(
+            "-batch {}",
+            file("net", &addressing(options.medium))?
+        ))?;
         let agent = subject.install(&node, dir.path(), options)?;
         let sockets = At::ALL
             .iter()
-            .map(|at| Socket::open(&far, &at.name()))
+            .map(|at| match (at, tun.take()) {
+                (At::Uplink(0), Some(tun)) => Ok(tun),
+                _ => Socket::open(&far, &at.name()),
+            })
             .collect::<Result<_>>()?;
         Ok(Self {
             agent,
             node,
-            _far: far,
+            far,
             sockets,
             _dir: dir,
         })
@@ -256,20 +324,47 @@ fn wiring(far: &Netns, options: &Options) -> String {
             At::Pod(0) => options.pod_mtu,
             _ => 1500,
         };
-        lines += &format!(
-            "link add {0} address {1} mtu {mtu} type veth peer name {0} address {2} netns {3}\n\
-             link set {0} up\n",
-            at.name(),
-            at.mac_text(1),
-            at.mac_text(2),
-            far.name()
-        );
+        let (name, medium) = match at {
+            At::Uplink(0) => (options.medium.port().to_owned(), options.medium),
+            _ => (at.name(), Medium::Wire),
+        };
+        let own = at.mac_text(if name == at.name() { 1 } else { 3 });
+        if medium != Medium::Tun {
+            lines += &format!(
+                "link add {name} address {own} mtu {mtu} type veth \
+                 peer name {} address {} mtu {} netns {}\n",
+                at.name(),
+                at.mac_text(2),
+                mtu.max(1500),
+                far.name()
+            );
+        }
+        lines += &format!("link set {name} up\n");
+        let upper = at.mac_text(1);
+        match medium {
+            Medium::Wire | Medium::Tun => continue,
+            Medium::Bridge => {
+                lines += &format!("link add up0 address {upper} type bridge mcast_snooping 0\n");
+                lines += "link set low0 master up0\n";
+            }
+            _ => lines += &format!("link add link low0 name up0 address {upper} type macvlan\n"),
+        }
+        lines += "link set up0 up\n";
     }
     lines
 }
 
-pub fn addressing() -> String {
+pub fn addressing(medium: Medium) -> String {
     let mut lines = String::new();
+    if medium == Medium::BothWithAddresses {
+        for family in BOTH {
+            let (len, flags) = match family {
+                V4 => (32, ""),
+                V6 => (128, " nodad"),
+            };
+            lines += &format!("addr add {}/{len} dev low0{flags}\n", lower(family));
+        }
+    }
     for (family, prefix, host) in [(V4, 24, 32), (V6, 64, 128)] {
         let neighbour = |addr: IpAddr, at: At| {
             let (name, mac) = (at.name(), at.mac_text(2));
@@ -287,6 +382,9 @@ pub fn addressing() -> String {
             (pod(family, 0), At::Pod(0)),
             (pod(family, 1), At::Pod(1)),
         ] {
+            if medium == Medium::Tun && at == At::Uplink(0) {
+                continue;
+            }
             lines += &neighbour(addr, at);
         }
         let (all, behind, marked) = match family {

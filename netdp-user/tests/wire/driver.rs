@@ -62,6 +62,13 @@ impl Wire {
         self.send_bytes(at, &packet.bytes())
     }
 
+    /// Sends a packet with VLAN tags before its EtherType.
+    pub fn send_tagged(&self, at: At, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
+        let mut frame = frame_of(at, &packet.bytes());
+        frame.splice(12..12, tags.concat());
+        self.bed.sockets[at.index()].send(&frame)
+    }
+
     /// A packet that every subject lets through arrives at `at`: what was sent
     /// before has arrived then, or never will.
     fn mark(&mut self, at: At) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What cases do to the node beside sending packets.
 
-use super::bed::{At, Bed, addressing};
+use super::bed::{At, Bed, Medium, addressing};
 use super::clock;
 use super::driver::Wire;
 use super::packet::Packet;
@@ -57,7 +57,7 @@ impl Bed {
         self.node.ip("link set up0 up")?;
         self.node.wait_up("up0")?;
         // What survived is there already: an error then, which is no matter.
-        for line in addressing().lines() {
+        for line in addressing(Medium::Wire).lines() {
             let _ = self.node.ip(line);
         }
         let routes = self.node.ip("route show default")?;
@@ -75,7 +75,7 @@ impl WaitUp for Netns {
     fn wait_up(&self, link: &str) -> Result<()> {
         wait_for(PATIENCE, &format!("{link} to be up"), || {
             let state = self.ip(&format!("-br link show dev {link}"));
-            state.is_ok_and(|state| state.contains(" UP "))
+            state.is_ok_and(|state| state.contains(" UP ") || state.contains(" UNKNOWN "))
         })
     }
 }

@@ -12,8 +12,20 @@ use xtask::testbed::Netns;
 /// Frames that wait for the test: enough for the largest bursts.
 const BUFFER: libc::c_int = 16 << 20;
 
+/// The Ethernet header that a tunnel device does not have.
+const NO_HEADER: usize = 14;
+
 pub struct Socket {
     fd: OwnedFd,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Packet,
+    /// A packet socket whose frames begin with a `virtio_net_hdr`.
+    Scattering,
+    Tun,
 }
 
 impl Socket {
@@ -21,6 +33,45 @@ impl Socket {
     pub fn open(ns: &Netns, interface: &str) -> Result<Self> {
         ns.enter(|| Self::here(interface))?
             .with_context(|| format!("a packet socket on {interface} in {}", ns.name()))
+    }
+
+    /// One for sending: of a frame longer than a page, only the Ethernet header
+    /// is in the linear area of the socket buffer (`packet_alloc_skb` in
+    /// net/packet/af_packet.c, Linux 6.18).
+    pub fn scattering(ns: &Netns, interface: &str) -> Result<Self> {
+        let socket = Self::open(ns, interface)?;
+        set(&socket.fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        Ok(Self {
+            kind: Kind::Scattering,
+            ..socket
+        })
+    }
+
+    /// The far side of a new tunnel device, which lives as long as this.
+    pub fn tun(ns: &Netns, interface: &str) -> Result<Self> {
+        ns.enter(|| Self::tun_here(interface))?
+            .with_context(|| format!("the tunnel device {interface} in {}", ns.name()))
+    }
+
+    fn tun_here(interface: &str) -> Result<Self> {
+        let fd: OwnedFd = fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")?
+            .into();
+        // SAFETY: plain data, for which zeroes are valid.
+        let mut request = unsafe { zeroed::<libc::ifreq>() };
+        for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
+            *to = libc::c_char::try_from(from)?;
+        }
+        request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
+        // SAFETY: the request lives through the call.
+        let made = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+        ensure!(made == 0, io::Error::last_os_error());
+        Ok(Self {
+            fd,
+            kind: Kind::Tun,
+        })
     }
 
     fn here(interface: &str) -> Result<Self> {
@@ -49,13 +100,21 @@ impl Socket {
         // SAFETY: the address lives through the call and has this length.
         let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
         ensure!(bound == 0, io::Error::last_os_error());
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            kind: Kind::Packet,
+        })
     }
 
     pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let with_header = [&[0; 10], frame].concat();
+        let frame = match self.kind {
+            Kind::Packet => frame,
+            Kind::Scattering => &with_header,
+            Kind::Tun => &frame[NO_HEADER..],
+        };
         // SAFETY: the buffer is readable for its length.
-        let sent =
-            unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        let sent = unsafe { libc::write(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len()) };
         ensure!(
             usize::try_from(sent).ok() == Some(frame.len()),
             "sending {} bytes: {}",
@@ -78,19 +137,19 @@ impl Socket {
             return Ok(None);
         }
         let mut frame = vec![0; 70_000];
+        let start = if self.kind == Kind::Tun { NO_HEADER } else { 0 };
+        let room = &mut frame[start..];
         // SAFETY: the buffer is writable for its length.
-        let len = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                frame.as_mut_ptr().cast(),
-                frame.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
+        let len = unsafe { libc::read(self.fd.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
         let Ok(len) = usize::try_from(len) else {
             return Ok(None);
         };
-        frame.truncate(len);
+        frame.truncate(start + len);
+        if self.kind == Kind::Tun {
+            let version = frame.get(start).map_or(0, |first| first >> 4);
+            let kind: [u8; 2] = if version == 6 { [0x86, 0xdd] } else { [8, 0] };
+            frame[start - 2..start].copy_from_slice(&kind);
+        }
         Ok(Some(frame))
     }
 }

@@ -36,7 +36,7 @@ impl Subject {
 fn start(node: &Netns, config: &str, options: &Options) -> Result<Agent> {
     let mut agent = AgentOptions::new(env!("CARGO_BIN_EXE_netdp"))
         .config(config.as_ref())
-        .uplink("up0")
+        .uplink(options.medium.uplink())
         .uplink("up1")
         .arg("--enable-ipv6");
     if !options.to_ports.is_empty() {

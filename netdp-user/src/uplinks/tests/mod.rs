@@ -5,6 +5,7 @@ mod kernel_snapshot;
 mod kernel_watch;
 mod netns;
 mod select;
+mod stack;
 mod watch;
 
 use std::net::IpAddr;
@@ -48,6 +49,7 @@ impl Net {
             link_layer: LinkLayer::Ethernet,
             mtu: 1500,
             master: None,
+            below: None,
             kind: None,
         });
         self.0.links.last_mut().unwrap()

@@ -21,12 +21,13 @@ fn datagram(flow: &Flow, id: u16) -> Packet {
 
 /// Puts together what left and compares it with what was sent. IPv4's
 /// identification may have changed.
-fn left_whole(w: &mut Wire, flow: &Flow, sent: &Packet) -> Result<()> {
+pub fn left_whole(w: &mut Wire, flow: &Flow, sent: &Packet) -> Result<()> {
     let parts = w.take_all(At::Uplink(0), |p| p.part.is_some())?;
     same_datagram(&parts, &sent.clone().forwarded().from(flow.wire))
 }
 
-fn same_datagram(parts: &[Packet], wanted: &Packet) -> Result<()> {
+/// Puts together what came and compares it with what was sent.
+pub fn same_datagram(parts: &[Packet], wanted: &Packet) -> Result<()> {
     let mut whole = reassembled(parts)?;
     ensure!(whole.checksum_ok(), "a bad checksum: {whole:?}");
     whole.id = wanted.id;

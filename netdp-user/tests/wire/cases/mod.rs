@@ -1,5 +1,7 @@
 //! The cases, named by the line of the requirements that they show.
 
+pub mod buffers;
+pub mod devices;
 pub mod errors;
 pub mod fragments;
 pub mod invalid;
@@ -7,6 +9,7 @@ pub mod lifecycle;
 pub mod node_errors;
 pub mod ports;
 pub mod protocols;
+pub mod queries;
 pub mod racing;
 pub mod rewriting;
 pub mod sharing;
