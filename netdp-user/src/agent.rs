@@ -4,7 +4,7 @@
 mod configuration;
 mod network;
 
-use crate::config::{self, Config, Options};
+use crate::config::{self, Config, Document, Options, Surroundings};
 use crate::datapath::{self, Datapath, OnReload, Setup, SweepRules};
 use crate::reconcile::State;
 use crate::sources::file::Watcher;
@@ -43,6 +43,10 @@ pub struct RunOptions {
     pub config_paths: Vec<PathBuf>,
     /// Flags that change what they mean.
     pub config_options: Options,
+    /// `--pod-cidr`, `--service-cidr`.
+    pub surroundings: Surroundings,
+    /// `--targets`: a document besides the files.
+    pub targets: Option<Document>,
     /// `--masq-chain`: what ip-masq-agent's chain is called.
     pub masq_chain: String,
     /// `--uplink`.

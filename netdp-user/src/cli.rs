@@ -1,5 +1,9 @@
 //! The command line.
 
+mod check;
+mod go;
+mod klog;
+mod policy;
 mod run;
 mod values;
 
@@ -8,8 +12,10 @@ use crate::datapath;
 use crate::state_dir::StateDir;
 use crate::status;
 use anyhow::{Result, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use check::Check;
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use run::Run;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
@@ -28,8 +34,18 @@ enum Command {
     Status(Show),
     /// List the live mappings.
     Flows(Show),
+    /// Look at a configuration without putting it in force.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Remove programs, pins and maps. Mappings end with them.
     Detach(Detach),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Check it, warn of what is seldom meant, and show the policy that it makes. Exits with 1 on
+    /// errors, and on warnings with --strict.
+    Check(Box<Check>),
 }
 
 /// Where one instance of netdp keeps its things.
@@ -82,6 +98,16 @@ pub enum Output {
     Json,
 }
 
+/// Parses a command line; ends the process with a message if it is none.
+///
+/// Command lines of ip-masq-agent are taken, too: see `go`.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Cli {
+    let command = Cli::command();
+    Cli::parse_from(go::normalise(args, |word| {
+        command.find_subcommand(word).is_some()
+    }))
+}
+
 /// Runs a command.
 ///
 /// # Errors
@@ -89,7 +115,7 @@ pub enum Output {
 pub fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(run) => {
-            init_log(run.log_level);
+            init_log(run.log_level());
             agent::run(run.options()?)
         }
         Command::Status(show) => status::print(
@@ -100,6 +126,7 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Flows(show) => {
             status::print_flows(&show.places.bpffs, show.output == Output::Json)
         }
+        Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Detach(detach) => {
             init_log(LogLevel::Warn);
             detach.run()

@@ -1,11 +1,9 @@
 //! The `netdp` command.
 
-use clap::Parser as _;
-use netdp_user::cli::Cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match netdp_user::cli::dispatch(Cli::parse()) {
+    match netdp_user::cli::dispatch(netdp_user::cli::parse(std::env::args_os())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             // The log may be filtered; the last word never is.

@@ -316,7 +316,8 @@ fn endpoint(ip: std::net::IpAddr, id: u16) -> String {
     std::net::SocketAddr::new(ip, id).to_string()
 }
 
-fn table(header: &[&str]) -> Table {
+/// A table in the style of all commands.
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -350,8 +351,8 @@ pub(crate) fn now() -> u64 {
         .as_secs()
 }
 
-/// A reader that goes away (`| head`) is no error.
-fn write_out(text: &str) -> Result<()> {
+/// Writes a result to standard output. A reader that goes away (`| head`) is no error.
+pub(crate) fn write_out(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("writing to standard output"),

@@ -26,7 +26,7 @@ impl Agent {
                     .last_good()
                     .filter(|_| self.datapath.adopted())
                     .and_then(|documents| {
-                        let loaded = config::load(&documents, &self.options.config_options).ok()?;
+                        let loaded = self.load(&documents).ok()?;
                         Some((documents, loaded))
                     });
                 let (documents, loaded, source) = match last_good {
@@ -52,9 +52,15 @@ impl Agent {
     }
 
     fn read(&self) -> Result<(Vec<Document>, config::Loaded), config::Rejected> {
-        let documents = file::read(&self.options.config_paths)?;
-        let loaded = config::load(&documents, &self.options.config_options)?;
+        let mut documents = file::read(&self.options.config_paths)?;
+        documents.extend(self.options.targets.clone());
+        let loaded = self.load(&documents)?;
         Ok((documents, loaded))
+    }
+
+    fn load(&self, documents: &[Document]) -> Result<config::Loaded, config::Rejected> {
+        let options = &self.options;
+        config::load_within(documents, &options.config_options, &options.surroundings)
     }
 
     /// Reads the files again; a bad one changes nothing.

@@ -1,9 +1,11 @@
 //! `netdp run`: its flags, and what they make of the agent.
 
+use super::go::parse_bool;
+use super::klog::Klog;
+use super::policy::Policy;
 use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
 use super::{LogLevel, Places};
 use crate::agent::{OnExit, RunOptions};
-use crate::config::{Action, Options};
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
@@ -26,18 +28,8 @@ pub(super) struct Run {
     /// Address that the node is known by; may be repeated.
     #[arg(long, value_name = "IP", env = "NODE_IP", value_delimiter = ',')]
     node_ip: Vec<IpAddr>,
-    /// Masquerade IPv6 too, and accept IPv6 CIDRs.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    enable_ipv6: bool,
-    /// Add the reserved IPv4 ranges to the default non-masquerade CIDRs.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
-    nomasq_all_reserved_ranges: bool,
-    /// What becomes of destinations that no list names. bypass: nothing is masqueraded but what
-    /// the lists say, as k8s-custom-iptables does it.
-    #[arg(long, value_enum, value_name = "ACTION")]
-    default_action: Option<Action>,
+    #[command(flatten)]
+    policy: Policy,
     /// Name of ip-masq-agent's chain.
     #[arg(long, value_name = "CHAIN", default_value = "IP-MASQ-AGENT")]
     masq_chain: String,
@@ -48,9 +40,14 @@ pub(super) struct Run {
     /// How ports are chosen.
     #[arg(long, value_enum, default_value_t = PortMode::Keep)]
     port_mode: PortMode,
+    /// ip-masq-agent's: true is --port-mode random, false is --port-mode keep.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", value_parser = parse_bool, conflicts_with = "port_mode")]
+    random_fully: Option<bool>,
     /// Give a pod's UDP port one port on the wire, whatever the destination (for STUN).
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
-          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = parse_bool)]
     udp_endpoint_independent: bool,
     /// What becomes of pods' packets that can't be translated.
     #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
@@ -80,13 +77,27 @@ pub(super) struct Run {
     /// File that exists while a configuration is in force.
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
-    /// Least severe messages to log.
-    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
-    pub(super) log_level: LogLevel,
+    /// Least severe messages to log [default: info, or what --v says].
+    #[arg(long, value_enum)]
+    log_level: Option<LogLevel>,
+    #[command(flatten)]
+    klog: Klog,
 }
 
 impl Run {
+    pub(super) fn log_level(&self) -> LogLevel {
+        let level = self.log_level.or_else(|| self.klog.level());
+        level.unwrap_or(LogLevel::Info)
+    }
+
     pub(super) fn options(self) -> Result<RunOptions> {
+        let ignored = self.klog.without_effect();
+        if !ignored.is_empty() {
+            log::info!(
+                "{}: taken for ip-masq-agent's sake, without effect; messages go to standard error",
+                ignored.join(", ")
+            );
+        }
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());
@@ -100,21 +111,22 @@ impl Run {
         }
         Ok(RunOptions {
             config_paths: self.config,
-            config_options: Options {
-                enable_ipv6: self.enable_ipv6,
-                nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
-                default_action: self.default_action,
-            },
+            config_options: self.policy.options(),
+            surroundings: self.policy.surroundings(),
+            targets: self.policy.targets(),
             masq_chain: self.masq_chain,
             patterns: Patterns::parse(&self.uplink)?,
             node_addrs: self.node_ip,
             bpffs: self.places.bpffs,
             state_dir: self.places.state_dir,
             setup: Setup {
-                enable_ipv6: self.enable_ipv6,
+                enable_ipv6: self.policy.enable_ipv6,
                 max_flows: self.max_flows,
                 to_ports,
-                port_mode: self.port_mode,
+                port_mode: match self.random_fully {
+                    Some(true) => PortMode::Random,
+                    Some(false) | None => self.port_mode,
+                },
                 udp_endpoints: self.udp_endpoint_independent,
                 no_leak: self.no_leak,
                 on_reload: self.on_reload,

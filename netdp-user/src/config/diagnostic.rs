@@ -6,7 +6,7 @@ use std::fmt;
 const MAX_QUOTED: usize = 80;
 
 /// One finding about one place of one file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Diagnostic {
     /// The document's name, usually a path.
     pub file: String,

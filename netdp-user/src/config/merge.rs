@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use super::built_in::{self, Said};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
+use super::lint::{self, Excused};
 use super::nesting;
 use super::parse::Entry;
 use super::settings::{self, Files};
@@ -58,17 +59,28 @@ pub(super) fn merge(
         masq_link_local,
         masq_link_local_ipv6,
     };
+    let mut excused = Excused::default();
     let mut rules = built_in::rules(options, said);
-    rules.retain(|rule| !user.index.contains_key(&rule.prefix));
+    rules.retain(|rule| {
+        let replaced = user.index.contains_key(&rule.prefix);
+        if replaced {
+            excused.replacing.insert(rule.prefix);
+        }
+        !replaced
+    });
     rules.append(&mut user.rules);
     add_nat_rules(files, &mut rules, warnings);
-    nesting::warn_of_shadowed(&rules, warnings);
-    Config {
+    let nat_rules = files.iter().flat_map(|(_, file)| &file.nat_rules);
+    excused.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
+    lint::redundant(&rules, &excused, warnings);
+    let config = Config {
         rules,
         resync_interval: resync_interval.unwrap_or(DEFAULT_RESYNC_INTERVAL),
         masq_link_local,
         masq_link_local_ipv6,
-    }
+    };
+    lint::link_local(files, &config, options, warnings);
+    config
 }
 
 /// The rules of all files, each prefix once.

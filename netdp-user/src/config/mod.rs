@@ -10,12 +10,15 @@ mod diagnostic;
 mod document;
 mod duration;
 mod key;
+mod lint;
+mod manifest;
 mod merge;
 mod nat_rules;
 mod nesting;
 mod parse;
 mod settings;
 mod tree;
+mod upstream;
 mod values;
 
 #[cfg(test)]
@@ -31,6 +34,9 @@ use ipnet::IpNet;
 
 pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
+pub use lint::Surroundings;
+pub use manifest::unwrap;
+pub use upstream::differences;
 
 /// The resync interval where no file sets one.
 pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
@@ -205,6 +211,18 @@ pub struct Loaded {
 /// # Errors
 /// Every error in every document; then none of them may come into force.
 pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
+    load_within(docs, opts, &Surroundings::default())
+}
+
+/// Reads, checks and unites `docs`, and warns of what the policy does to its `surroundings`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_within(
+    docs: &[Document],
+    opts: &Options,
+    surroundings: &Surroundings,
+) -> Result<Loaded, Rejected> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
     let files: Vec<_> = docs
@@ -220,6 +238,8 @@ pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
         })
         .collect();
     let config = merge::merge(&files, opts, &mut errors, &mut warnings);
+    lint::cluster(&config, opts, surroundings, &mut warnings);
+    lint::rest_unsaid(docs, &config, opts, &mut warnings);
     sort(&mut errors, docs);
     sort(&mut warnings, docs);
     if errors.is_empty() {

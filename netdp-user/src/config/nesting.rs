@@ -1,12 +1,6 @@
 //! Prefixes inside prefixes, found by sorting: the longest list costs little more than that.
 
-use std::collections::HashMap;
-
-use ipnet::IpNet;
-
-use super::diagnostic::Diagnostic;
-use super::key::Key;
-use super::{Action, Origin, Rule};
+use super::{Action, Rule};
 
 /// Calls `visit` with each rule of `rules` and those around it, the broadest first.
 pub(super) fn walk<'a>(rules: &[&'a Rule], mut visit: impl FnMut(&'a Rule, &[&'a Rule])) {
@@ -40,28 +34,4 @@ pub(super) fn bypasses_inside<'a>(rules: &'a [Rule], nat: &'a [Rule]) -> Vec<(&'
         }
     });
     inside
-}
-
-/// Warns of each written bypass whose next broader rule is a bypass too: it changes nothing.
-pub(super) fn warn_of_shadowed(rules: &[Rule], warnings: &mut Vec<Diagnostic>) {
-    let mut shadowed: HashMap<IpNet, &Rule> = HashMap::new();
-    walk(&rules.iter().collect::<Vec<_>>(), |rule, around| {
-        if let Some(outer) = around.last()
-            && (outer.action, rule.action) == (Action::Bypass, Action::Bypass)
-        {
-            shadowed.insert(rule.prefix, outer);
-        }
-    });
-    for rule in rules {
-        if let Origin::File { file, line } = &rule.origin
-            && let Some(outer) = shadowed.get(&rule.prefix)
-        {
-            let key = Key::NonMasqueradeCidrs.name();
-            let message = format!(
-                "{key}: {} changes nothing, because {} ({}) contains it",
-                rule.prefix, outer.prefix, outer.origin
-            );
-            warnings.push(Diagnostic::at(file, *line, message));
-        }
-    }
 }

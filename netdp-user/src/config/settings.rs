@@ -11,22 +11,30 @@ pub(super) type Files<'a> = &'a [(&'a str, FileConfig)];
 
 /// Whether any file says `true`. Those that say `false` are told that they have no say.
 pub(super) fn either(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>) -> bool {
-    let said = |file: &FileConfig| match key {
-        Key::MasqLinkLocal => file.masq_link_local,
-        _ => file.masq_link_local_ipv6,
-    };
-    let Some((name, winner)) = find(files, |file| said(file).filter(|said| said.value)) else {
+    let Some((name, line)) = first_true(files, key) else {
         return false;
     };
-    for (other, said) in of_all(files, said).filter(|(_, said)| !said.value) {
+    for (other, said) in of_all(files, |file| boolean(file, key)).filter(|(_, said)| !said.value) {
         let key = key.name();
-        let message = format!(
-            "{key}: false has no effect, because {name}:{} says true",
-            winner.line
-        );
+        let message = format!("{key}: false has no effect, because {name}:{line} says true");
         warnings.push(Diagnostic::at(other, said.line, message));
     }
     true
+}
+
+/// The first file that says `true`, and the line.
+pub(super) fn first_true<'a>(files: Files<'a>, key: Key) -> Option<(&'a str, usize)> {
+    of_all(files, |file| boolean(file, key))
+        .find(|(_, said)| said.value)
+        .map(|(name, said)| (name, said.line))
+}
+
+fn boolean(file: &FileConfig, key: Key) -> Option<Setting<bool>> {
+    match key {
+        Key::MasqLinkLocal => file.masq_link_local,
+        Key::MasqLinkLocalIpv6 => file.masq_link_local_ipv6,
+        _ => None,
+    }
 }
 
 /// The shortest interval of any file. Those that wanted a longer one are told.
@@ -56,11 +64,4 @@ fn of_all<'a, T>(
     files
         .iter()
         .filter_map(move |(name, file)| Some((*name, said(file)?)))
-}
-
-fn find<'a, T>(
-    files: Files<'a>,
-    said: impl Fn(&FileConfig) -> Option<Setting<T>>,
-) -> Option<(&'a str, Setting<T>)> {
-    of_all(files, said).next()
 }

@@ -8,6 +8,11 @@ const BYPASS: Options = Options {
     default_action: Some(Action::Bypass),
 };
 
+const MASQUERADE: Options = Options {
+    default_action: Some(Action::Masquerade),
+    ..V4
+};
+
 #[track_caller]
 fn nat(text: &str, opts: &Options) -> Loaded {
     let loaded = load(&[doc("/cfg/nat.rules", text)], opts);
@@ -40,7 +45,7 @@ fn words_are_networks_to_masquerade() {
         "1.2.3.0/24, 4.5.0.0/16,",
         "\u{feff}1.2.3.0/24 4.5.0.0/16",
     ] {
-        let loaded = nat(text, &V4);
+        let loaded = nat(text, &MASQUERADE);
         assert_eq!(loaded.warnings, [], "{text:?}");
         assert_eq!(
             prefixes(&loaded.config, Action::Masquerade),
@@ -59,7 +64,7 @@ fn words_are_networks_to_masquerade() {
 
 #[test]
 fn what_iptables_took_is_taken_with_a_warning() {
-    let loaded = nat("1.2.3.4/24,\n4.5.6.7/16 4.5.0.0/16", &V4);
+    let loaded = nat("1.2.3.4/24,\n4.5.6.7/16 4.5.0.0/16", &MASQUERADE);
     assert_eq!(
         prefixes(&loaded.config, Action::Masquerade),
         ["1.2.3.0/24", "4.5.0.0/16"]

@@ -1,0 +1,257 @@
+//! `netdp config check`: whether a configuration may come into force, what it means, and what its
+//! author should look at.
+
+use super::Output;
+use super::policy::Policy;
+use crate::config::{self, Config, Diagnostic, Document, Format, MAX_DOCUMENT_BYTES};
+use crate::sources::file;
+use crate::status;
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+/// What stands for standard input.
+const STDIN: &str = "-";
+
+/// The greatest size of standard input, in bytes: a list of objects holds many documents.
+const MAX_INPUT_BYTES: u64 = 64 << 20;
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// File, directory of files, or - for standard input. ConfigMaps and lists of them are looked
+    /// into. Without any: what --targets says, or the defaults.
+    #[arg(value_name = "FILE")]
+    paths: Vec<PathBuf>,
+    #[command(flatten)]
+    policy: Policy,
+    /// How standard input is to be read if it is no ConfigMap.
+    #[arg(long, value_enum, default_value_t = InputFormat::MasqAgent)]
+    format: InputFormat,
+    /// Let warnings count as errors.
+    #[arg(long)]
+    strict: bool,
+    /// Format of what is printed.
+    #[arg(long, short, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+/// [`Format`] on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum InputFormat {
+    /// ip-masq-agent's configuration.
+    MasqAgent,
+    /// k8s-custom-iptables' nat.rules.
+    NatRules,
+}
+
+/// What is printed.
+#[derive(Debug, Default, Serialize)]
+struct Verdict {
+    /// Whether it may come into force.
+    valid: bool,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+    /// What ip-masq-agent would do otherwise.
+    differences: Vec<Diagnostic>,
+    /// Where the documents come from.
+    documents: Vec<String>,
+    policy: Option<EffectivePolicy>,
+}
+
+#[derive(Debug, Serialize)]
+struct EffectivePolicy {
+    hash: String,
+    rules: Vec<RuleRow>,
+    /// What becomes of destinations outside all rules.
+    others: String,
+    ipv6: bool,
+    resync_interval_seconds: f64,
+    masq_link_local: bool,
+    masq_link_local_ipv6: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct RuleRow {
+    prefix: String,
+    action: String,
+    /// Everything that says so, the first one first.
+    origins: Vec<String>,
+}
+
+impl Check {
+    pub(super) fn run(self) -> Result<()> {
+        let verdict = self.verdict()?;
+        let text = match self.output {
+            Output::Json => serde_json::to_string_pretty(&verdict)? + "\n",
+            Output::Text => verdict.text(),
+        };
+        status::write_out(&text)?;
+        let (errors, warnings) = (verdict.errors.len(), verdict.warnings.len());
+        if errors > 0 {
+            bail!(
+                "the configuration is bad: {}",
+                counted(errors, "error", "errors")
+            );
+        }
+        if self.strict && warnings > 0 {
+            bail!("{}, and --strict", counted(warnings, "warning", "warnings"));
+        }
+        Ok(())
+    }
+
+    fn verdict(&self) -> Result<Verdict> {
+        let mut verdict = Verdict::default();
+        let mut documents = Vec::new();
+        for path in &self.paths {
+            let read = if path == Path::new(STDIN) {
+                self.stdin()?
+            } else if file::absent(std::slice::from_ref(path)).is_empty() {
+                file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
+            } else {
+                bail!("{} does not exist", path.display());
+            };
+            match read.and_then(looked_into) {
+                Ok(read) => documents.extend(read),
+                Err(errors) => verdict.errors.extend(errors),
+            }
+        }
+        documents.extend(self.policy.targets());
+        verdict.documents = documents.iter().map(|doc| doc.name.clone()).collect();
+        verdict.documents.dedup();
+        let options = self.policy.options();
+        match config::load_within(&documents, &options, &self.policy.surroundings()) {
+            Err(rejected) => verdict.errors.extend(rejected.errors),
+            Ok(loaded) if verdict.errors.is_empty() => {
+                verdict.valid = true;
+                verdict.warnings = loaded.warnings;
+                verdict.differences = config::differences(&documents);
+                verdict.policy = Some(effective(&loaded.config, options.enable_ipv6));
+            }
+            Ok(_) => {}
+        }
+        Ok(verdict)
+    }
+
+    /// Standard input as one document.
+    fn stdin(&self) -> Result<Result<Vec<Document>, Vec<Diagnostic>>> {
+        let mut bytes = Vec::new();
+        let input = std::io::stdin().lock();
+        input
+            .take(MAX_INPUT_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .context("reading standard input")?;
+        if bytes.len() as u64 > MAX_INPUT_BYTES {
+            bail!("standard input is larger than 64 MiB, which no configuration is");
+        }
+        let Ok(text) = String::from_utf8(bytes) else {
+            bail!("standard input is not UTF-8");
+        };
+        Ok(Ok(vec![Document {
+            name: STDIN.to_owned(),
+            text,
+            format: match self.format {
+                InputFormat::MasqAgent => Format::MasqAgent,
+                InputFormat::NatRules => Format::NatRules,
+            },
+        }]))
+    }
+}
+
+/// Puts what is inside ConfigMaps in their place.
+fn looked_into(documents: Vec<Document>) -> Result<Vec<Document>, Vec<Diagnostic>> {
+    let mut result = Vec::new();
+    let mut errors = Vec::new();
+    for document in documents {
+        let unwrapped = match document.format {
+            Format::MasqAgent => config::unwrap(&document.name, &document.text),
+            Format::NatRules => Ok(None),
+        };
+        match unwrapped {
+            Ok(Some(inner)) => result.extend(inner),
+            Ok(None) if document.text.len() > MAX_DOCUMENT_BYTES => {
+                let message = "larger than 1 MiB, which an agent would refuse; split it";
+                errors.push(Diagnostic::whole_file(&document.name, message));
+            }
+            Ok(None) => result.push(document),
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() {
+        Ok(result)
+    } else {
+        Err(errors)
+    }
+}
+
+fn effective(config: &Config, ipv6: bool) -> EffectivePolicy {
+    let mut rules: Vec<_> = config.rules.iter().collect();
+    // A prefix before what it contains.
+    rules.sort_by_key(|rule| rule.prefix);
+    let row = |rule: &config::Rule| RuleRow {
+        prefix: rule.prefix.to_string(),
+        action: rule.action.to_string(),
+        origins: std::iter::once(&rule.origin)
+            .chain(&rule.also)
+            .map(ToString::to_string)
+            .collect(),
+    };
+    EffectivePolicy {
+        hash: config.hash(),
+        rules: rules.into_iter().map(row).collect(),
+        others: config::Action::Masquerade.to_string(),
+        ipv6,
+        resync_interval_seconds: config.resync_interval.as_secs_f64(),
+        masq_link_local: config.masq_link_local,
+        masq_link_local_ipv6: config.masq_link_local_ipv6,
+    }
+}
+
+impl Verdict {
+    fn text(&self) -> String {
+        let mut lines: Vec<String> = Vec::new();
+        for (what, findings) in [
+            ("error", &self.errors),
+            ("warning", &self.warnings),
+            ("differs", &self.differences),
+        ] {
+            lines.extend(findings.iter().map(|finding| format!("{what}: {finding}")));
+        }
+        if let Some(policy) = &self.policy {
+            if !lines.is_empty() {
+                lines.push(String::new());
+            }
+            lines.push(policy.text());
+            lines.push(format!(
+                "{}, {}; config {}",
+                counted(policy.rules.len(), "rule", "rules"),
+                counted(self.warnings.len(), "warning", "warnings"),
+                policy.hash
+            ));
+        }
+        lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+}
+
+impl EffectivePolicy {
+    fn text(&self) -> String {
+        let mut table = status::table(&["PREFIX", "ACTION", "ORIGIN"]);
+        for rule in &self.rules {
+            table.add_row([&rule.prefix, &rule.action, &rule.origins.join(", ")]);
+        }
+        let all_v4 = self.rules.iter().any(|rule| rule.prefix == "0.0.0.0/0");
+        let all_v6 = self.rules.iter().any(|rule| rule.prefix == "::/0");
+        if !(all_v4 && (all_v6 || !self.ipv6)) {
+            table.add_row(["all others", &self.others, "default"]);
+        }
+        if !self.ipv6 {
+            table.add_row(["IPv6", "bypass", "off without --enable-ipv6"]);
+        }
+        table.to_string()
+    }
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}

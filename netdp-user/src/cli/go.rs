@@ -1,0 +1,91 @@
+//! Command lines of ip-masq-agent: Go's notation, and no subcommand.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+/// The name of ip-masq-agent's program, which netdp may be called by.
+const UPSTREAM: &str = "ip-masq-agent";
+
+/// The command line as clap takes it. `known` tells which words are subcommands.
+///
+/// Flags without a subcommand belong to `run`, and so does everything when the program is called
+/// `ip-masq-agent`. Of `run`, `-flag` is `--flag`, as in Go's `flag` package.
+pub(super) fn normalise(
+    args: impl IntoIterator<Item = OsString>,
+    known: impl Fn(&str) -> bool,
+) -> Vec<OsString> {
+    let mut args = args.into_iter();
+    let program = args.next().unwrap_or_default();
+    let mut rest: Vec<OsString> = args.collect();
+    let first = rest.first().and_then(|arg| arg.to_str()).unwrap_or("");
+    let is_command = known(first) || matches!(first, "-h" | "--help" | "-V" | "help");
+    let is_version = matches!(first, "--version" | "--version=true" | "--version=raw");
+    let called_upstream = Path::new(&program).file_name() == Some(OsStr::new(UPSTREAM));
+    if is_version {
+        return vec![program, "--version".into()];
+    }
+    if !is_command && (called_upstream || first.starts_with('-')) {
+        rest.insert(0, "run".into());
+    }
+    if rest.first().is_some_and(|command| command == "run") {
+        rest = rest.into_iter().map(long).collect();
+    }
+    std::iter::once(program).chain(rest).collect()
+}
+
+/// `-flag` as `--flag`; anything else as it is.
+fn long(arg: OsString) -> OsString {
+    match arg.to_str().and_then(|text| text.strip_prefix('-')) {
+        Some(name) if name.starts_with(|c: char| c.is_ascii_alphabetic()) && name != "h" => {
+            format!("--{name}").into()
+        }
+        _ => arg,
+    }
+}
+
+/// A boolean as Go's `strconv.ParseBool` takes it.
+pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::normalise;
+
+    fn normalised(line: &str) -> String {
+        let args = line.split(' ').map(Into::into);
+        let known = |word: &str| matches!(word, "run" | "status");
+        let args = normalise(args, known).into_iter();
+        args.map(|arg| arg.into_string().unwrap())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    #[test]
+    fn flags_alone_are_those_of_run() {
+        for (line, expected) in [
+            ("netdp", "netdp"),
+            ("netdp status -o json", "netdp status -o json"),
+            ("netdp -h", "netdp -h"),
+            ("netdp --help", "netdp --help"),
+            ("netdp --version=raw", "netdp --version"),
+            ("netdp wrong", "netdp wrong"),
+            ("netdp --v=2", "netdp run --v=2"),
+            ("netdp -v=2 -logtostderr", "netdp run --v=2 --logtostderr"),
+            ("netdp -v 2", "netdp run --v 2"),
+            ("netdp run -enable-ipv6", "netdp run --enable-ipv6"),
+            ("netdp run -h", "netdp run -h"),
+            ("netdp run --to-ports 1-2", "netdp run --to-ports 1-2"),
+            ("/netdp -masq-chain=X", "/netdp run --masq-chain=X"),
+            ("/ip-masq-agent", "/ip-masq-agent run"),
+            ("ip-masq-agent --v=2", "ip-masq-agent run --v=2"),
+            ("/ip-masq-agent status", "/ip-masq-agent status"),
+        ] {
+            assert_eq!(normalised(line), expected, "{line}");
+        }
+    }
+}

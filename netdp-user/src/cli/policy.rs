@@ -1,0 +1,62 @@
+//! The flags that change what a configuration means, and what is around it: the same for
+//! `netdp run` and `netdp config check`.
+
+use super::go::parse_bool;
+use crate::config::{Action, Document, Format, Options, Surroundings};
+use clap::Args;
+use ipnet::IpNet;
+
+#[derive(Debug, Args)]
+pub(super) struct Policy {
+    /// Masquerade IPv6 too, and accept IPv6 CIDRs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = parse_bool)]
+    pub enable_ipv6: bool,
+    /// Add the reserved IPv4 ranges to the default non-masquerade CIDRs.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = parse_bool)]
+    pub nomasq_all_reserved_ranges: bool,
+    /// What becomes of destinations that no list names. bypass: nothing is masqueraded but what
+    /// the lists say, as k8s-custom-iptables does it. Without it: masquerade.
+    #[arg(long, value_enum, value_name = "ACTION")]
+    default_action: Option<Action>,
+    /// Networks to masquerade, besides those of the configuration, with blanks or commas between
+    /// them; as a nat.rules file lists them.
+    #[arg(long, value_name = "CIDRS", env = "TARGETS")]
+    targets: Option<String>,
+    /// Where pods have their addresses: warn if it would be masqueraded. May be repeated.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pod_cidr: Vec<IpNet>,
+    /// Where services have their addresses: warn if it would be masqueraded. May be repeated.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    service_cidr: Vec<IpNet>,
+}
+
+impl Policy {
+    pub fn options(&self) -> Options {
+        Options {
+            enable_ipv6: self.enable_ipv6,
+            nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
+            default_action: self.default_action,
+        }
+    }
+
+    pub fn surroundings(&self) -> Surroundings {
+        let network = |nets: &[IpNet]| nets.iter().map(IpNet::trunc).collect();
+        Surroundings {
+            pod_cidrs: network(&self.pod_cidr),
+            service_cidrs: network(&self.service_cidr),
+        }
+    }
+
+    /// The document that `--targets` is.
+    pub fn targets(&self) -> Option<Document> {
+        self.targets.as_ref().map(|text| Document {
+            name: "--targets".to_owned(),
+            text: text.clone(),
+            format: Format::NatRules,
+        })
+    }
+}

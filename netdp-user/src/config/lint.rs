@@ -1,0 +1,185 @@
+//! What rejects nothing but is seldom meant: findings about the policy as a whole.
+
+use std::collections::{HashMap, HashSet};
+
+use ipnet::IpNet;
+
+use super::built_in::{LINK_LOCAL_V4, LINK_LOCAL_V6};
+use super::diagnostic::Diagnostic;
+use super::key::Key;
+use super::nesting;
+use super::settings::{self, Files};
+use super::{Action, Config, Document, Format, Options, Origin, Rule};
+
+/// The name that findings have which are about no line of any document.
+const POLICY: &str = "policy";
+
+/// What is around the policy: a policy that masquerades these is seldom meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Where pods have their addresses; of a node, or of the whole cluster.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Where services have theirs.
+    pub service_cidrs: Vec<IpNet>,
+}
+
+/// Prefixes that may say what holds by default.
+#[derive(Debug, Default)]
+pub(super) struct Excused {
+    /// Those of `nat.rules`: they were written for a node where something else decides the rest.
+    pub nat_rules: HashSet<IpNet>,
+    /// Those that took the place of a rule that nobody wrote.
+    pub replacing: HashSet<IpNet>,
+}
+
+/// Warns of each written rule that changes nothing: its next broader rule, or the default, does
+/// what it says.
+pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Diagnostic>) {
+    let mut broader: HashMap<IpNet, &Rule> = HashMap::new();
+    nesting::walk(&rules.iter().collect::<Vec<_>>(), |rule, around| {
+        if let Some(outer) = around.last() {
+            broader.insert(rule.prefix, outer);
+        }
+    });
+    let is_excused =
+        |prefix: &IpNet| excused.nat_rules.contains(prefix) || excused.replacing.contains(prefix);
+    for rule in rules {
+        let Origin::File { file, line } = &rule.origin else {
+            continue;
+        };
+        let why = match broader.get(&rule.prefix) {
+            Some(outer) if outer.action == rule.action => {
+                format!("{} ({}) contains it", outer.prefix, outer.origin)
+            }
+            None if rule.action == Action::Masquerade && !is_excused(&rule.prefix) => {
+                "what no list names is masqueraded anyway".to_owned()
+            }
+            _ => continue,
+        };
+        let list = match rule.action {
+            Action::Bypass => Key::NonMasqueradeCidrs.name(),
+            Action::Masquerade if excused.nat_rules.contains(&rule.prefix) => "NAT rule",
+            Action::Masquerade => Key::MasqueradeCidrs.name(),
+        };
+        let message = format!("{list}: {} changes nothing, because {why}", rule.prefix);
+        warnings.push(Diagnostic::at(file, *line, message));
+    }
+}
+
+/// Warns where link-local addresses are not treated as a file says or its reader expects.
+pub(super) fn link_local(
+    files: Files<'_>,
+    config: &Config,
+    options: &Options,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    for (key, range) in [
+        (Key::MasqLinkLocal, LINK_LOCAL_V4),
+        (Key::MasqLinkLocalIpv6, LINK_LOCAL_V6),
+    ] {
+        let set = settings::first_true(files, key);
+        let around = covering(&config.rules, range);
+        if let Some((file, line)) = set {
+            let why = match around {
+                _ if matches!(range, IpNet::V6(_)) && !options.enable_ipv6 => {
+                    "IPv6 is off; pass --enable-ipv6".to_owned()
+                }
+                Some(rule) if rule.action == Action::Bypass => {
+                    format!("{} ({}) contains {range}", rule.prefix, rule.origin)
+                }
+                _ => continue,
+            };
+            let message = format!("{}: true has no effect, because {why}", key.name());
+            warnings.push(Diagnostic::at(file, line, message));
+        } else if let Some(rule) = around
+            && rule.action == Action::Masquerade
+            && rule.prefix != range
+            && let Origin::File { file, line } = &rule.origin
+        {
+            let message = format!(
+                "{} masquerades {range}, too: link-local addresses, such as that of a metadata \
+                 server",
+                rule.prefix
+            );
+            warnings.push(Diagnostic::at(file, *line, message));
+        }
+    }
+}
+
+/// Warns of parts of the cluster that are masqueraded.
+pub(super) fn cluster(
+    config: &Config,
+    options: &Options,
+    surroundings: &Surroundings,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    const POD: &str = "pods on other nodes would see the node's address; name it in \
+                       nonMasqueradeCIDRs";
+    const SERVICE: &str = "this matters where services are not translated on the node; name it in \
+                           nonMasqueradeCIDRs";
+    let pods = surroundings.pod_cidrs.iter();
+    let services = surroundings.service_cidrs.iter();
+    for (what, cidr, advice) in pods
+        .map(|cidr| ("pod CIDR", *cidr, POD))
+        .chain(services.map(|cidr| ("service CIDR", *cidr, SERVICE)))
+    {
+        if matches!(cidr, IpNet::V6(_)) && !options.enable_ipv6 {
+            continue;
+        }
+        let inside = |action| {
+            let inside = move |rule: &&Rule| {
+                rule.action == action && rule.prefix != cidr && cidr.contains(&rule.prefix)
+            };
+            config.rules.iter().filter(inside)
+        };
+        let around = covering(&config.rules, cidr);
+        if around.is_none_or(|rule| rule.action == Action::Masquerade) {
+            let bypassed: Vec<IpNet> = inside(Action::Bypass).map(|rule| rule.prefix).collect();
+            if IpNet::aggregate(&bypassed) == [cidr] {
+                continue;
+            }
+            let why = match around {
+                Some(rule) => format!("by {} ({})", rule.prefix, rule.origin),
+                None => "because no list names it".to_owned(),
+            };
+            let message = format!("the {what} {cidr} is masqueraded {why}: {advice}");
+            warnings.push(Diagnostic::whole_file(POLICY, message));
+            continue;
+        }
+        for rule in inside(Action::Masquerade) {
+            let message = format!("{}, in the {what} {cidr}, is masqueraded", rule.prefix);
+            warnings.push(match &rule.origin {
+                Origin::File { file, line } => Diagnostic::at(file, *line, message),
+                _ => Diagnostic::whole_file(POLICY, message),
+            });
+        }
+    }
+}
+
+/// Warns where only NAT rules are given and nobody said what becomes of the rest.
+pub(super) fn rest_unsaid(
+    docs: &[Document],
+    config: &Config,
+    options: &Options,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    let written = |rule: &Rule| matches!(rule.origin, Origin::File { .. });
+    if options.default_action.is_some()
+        || docs.iter().any(|doc| doc.format != Format::NatRules)
+        || !config.rules.iter().any(written)
+    {
+        return;
+    }
+    let message = "there are NAT rules and no configuration of ip-masq-agent: other destinations \
+                   are masqueraded by its defaults; say --default-action bypass if they are to be \
+                   left alone, or --default-action masquerade if this is meant";
+    warnings.push(Diagnostic::whole_file(POLICY, message));
+}
+
+/// The longest rule that contains all of `cidr`.
+fn covering(rules: &[Rule], cidr: IpNet) -> Option<&Rule> {
+    rules
+        .iter()
+        .filter(|rule| rule.prefix.contains(&cidr))
+        .max_by_key(|rule| rule.prefix.prefix_len())
+}
