@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Tells on standard error what is being done, and why.
 pub fn say(what: &str) {
@@ -28,6 +29,32 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// Runs a command with all its output on standard error, where progress goes.
 pub fn run_as_progress(command: &mut Command) -> Result<()> {
     run(command.stdout(Stdio::from(std::io::stderr())))
+}
+
+/// The same for what is silent for minutes: tells from time to time that it is
+/// still at it.
+pub fn run_with_clock(command: &mut Command, what: &str) -> Result<()> {
+    const LOOK: Duration = Duration::from_millis(200);
+    const TELL: Duration = Duration::from_secs(20);
+    let line = line(command);
+    let (start, mut told) = (Instant::now(), Instant::now());
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(std::io::stderr()))
+        .spawn()
+        .with_context(|| format!("starting `{line}`"))?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if told.elapsed() >= TELL {
+            told = Instant::now();
+            say(&format!("{what}: {} s so far", start.elapsed().as_secs()));
+        }
+        std::thread::sleep(LOOK);
+    };
+    ensure!(status.success(), "`{line}`: {status}");
+    Ok(())
 }
 
 /// A command as one would type it.

@@ -3,10 +3,17 @@
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Where the security archive gets listed if nothing lists it yet.
 const SECURITY_LIST: &str = "/etc/apt/sources.list.d/netdp-bookworm-security.list";
+
+/// What Debian's archives are signed with.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// apt's own user can't write into directories of root's.
+const UNSANDBOXED: [&str; 2] = ["-o", "APT::Sandbox::User=root"];
 
 /// Installs packages without their recommendations.
 pub fn install(packages: &[&str]) -> Result<()> {
@@ -40,6 +47,95 @@ pub fn install(packages: &[&str]) -> Result<()> {
         },
         "installing packages",
     )
+}
+
+/// Unpacks a package's files below `into`, without installing it: what would be
+/// a service stays a file.
+pub fn unpack(package: &str, into: &Path) -> Result<()> {
+    shell::say(&format!("setup: apt-get download {package}"));
+    with_retry(
+        || {
+            let mut command = apt_get("download");
+            command.current_dir(into).args(UNSANDBOXED).arg(package);
+            command
+        },
+        &format!("downloading {package}"),
+    )?;
+    let archive = only_file(into, &format!("{package}_"), ".deb")?;
+    shell::run_as_progress(
+        Command::new("dpkg-deb")
+            .arg("--extract")
+            .arg(archive)
+            .arg(into),
+    )
+}
+
+/// Unpacks the source of a package of the main archive as `into/source`. The
+/// lists of sources are kept apart, so that the machine's own stay as they are.
+pub fn unpack_source(package: &str, into: &Path) -> Result<()> {
+    let archives = archives()?;
+    let main = main_archive(&archives).context(
+        "apt's sources lack Debian 12's main archive (bookworm, component main), whose sources \
+         are needed",
+    )?;
+    let signed_by = if Path::new(KEYRING).exists() {
+        format!("[signed-by={KEYRING}] ")
+    } else {
+        String::new()
+    };
+    let list = into.join("source.list");
+    fs::write(&list, format!("deb-src {signed_by}{main} bookworm main\n"))?;
+    fs::create_dir_all(into.join("lists/partial"))?;
+    let apt = |what: &str| {
+        let mut command = apt_get(what);
+        let option = |key: &str, path: &Path| format!("{key}={}", path.display());
+        command
+            .current_dir(into)
+            .args(UNSANDBOXED)
+            .args(["-o", &option("Dir::Etc::sourcelist", &list)])
+            .args(["-o", "Dir::Etc::sourceparts=/dev/null"])
+            .args(["-o", &option("Dir::State::lists", &into.join("lists"))])
+            .args([
+                "-o",
+                "Dir::Cache::pkgcache=",
+                "-o",
+                "Dir::Cache::srcpkgcache=",
+            ]);
+        command
+    };
+    shell::say(&format!(
+        "setup: fetching the source of {package} from {main}"
+    ));
+    with_retry(|| apt("update"), "fetching the list of sources")?;
+    with_retry(
+        || {
+            let mut command = apt("source");
+            command.args(["--download-only", package]);
+            command
+        },
+        &format!("downloading the source of {package}"),
+    )?;
+    let description = only_file(into, &format!("{package}_"), ".dsc")?;
+    // apt has checked the sums against the signed list.
+    shell::run_as_progress(
+        Command::new("dpkg-source")
+            .current_dir(into)
+            .args(["--no-check", "--extract"])
+            .arg(description)
+            .arg("source"),
+    )
+}
+
+/// The one file in `dir` whose name begins and ends so.
+fn only_file(dir: &Path, begin: &str, end: &str) -> Result<PathBuf> {
+    let mut found = None;
+    for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        let name = entry?.file_name().into_string().unwrap_or_default();
+        if name.starts_with(begin) && name.ends_with(end) {
+            found = Some(dir.join(name));
+        }
+    }
+    found.with_context(|| format!("apt left no {begin}*{end} in {}", dir.display()))
 }
 
 fn update() -> Result<()> {
@@ -97,16 +193,20 @@ fn has_candidate(policy: &str, package: &str) -> bool {
         .any(|version| version != "(none)")
 }
 
-/// A bare Debian 12, as debootstrap makes it, lists the main archive only. The
-/// compiler for BPF is in the security archive, which mirrors keep beside it.
-fn add_security_archive() -> Result<()> {
+/// The archives that apt's lists come from, one a line.
+fn archives() -> Result<String> {
     let uris = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)"])
         .args(["Created-By: Packages", "Codename: bookworm"])
         .output()
         .context("starting apt-get")?;
-    let uris = String::from_utf8_lossy(&uris.stdout);
-    let Some(security) = security_beside(&uris) else {
+    Ok(String::from_utf8_lossy(&uris.stdout).into_owned())
+}
+
+/// A bare Debian 12, as debootstrap makes it, lists the main archive only. The
+/// compiler for BPF is in the security archive, which mirrors keep beside it.
+fn add_security_archive() -> Result<()> {
+    let Some(security) = security_beside(&archives()?) else {
         return Ok(());
     };
     let line = format!("deb {security} bookworm-security main\n");
@@ -118,9 +218,13 @@ fn add_security_archive() -> Result<()> {
 }
 
 fn security_beside(uris: &str) -> Option<String> {
+    main_archive(uris).map(|main| format!("{main}-security"))
+}
+
+fn main_archive(uris: &str) -> Option<&str> {
     uris.lines()
-        .find_map(|uri| uri.trim_end_matches('/').strip_suffix("/debian"))
-        .map(|mirror| format!("{mirror}/debian-security"))
+        .map(|uri| uri.trim_end_matches('/'))
+        .find(|uri| uri.ends_with("/debian"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod apt;
 mod bpf_linker;
+mod kubernetes;
 mod needs;
 mod system;
 
@@ -24,7 +25,11 @@ pub fn run() -> Result<()> {
     if !system.is_supported() {
         bail!(by_hand(&system));
     }
-    if !is_root() && missing.iter().any(|need| need.package().is_some()) {
+    if !is_root()
+        && missing
+            .iter()
+            .any(|need| need.package().is_some() || need.is_kubernetes())
+    {
         bail!(
             "installing packages needs root. Run `cargo xtask setup` as root, or these commands:\n{}",
             commands(&missing)
@@ -32,6 +37,7 @@ pub fn run() -> Result<()> {
     }
     apt::install(&packages(&missing))?;
     bpf_linker::install_if_missing()?;
+    kubernetes::install_missing()?;
     let still = needs::missing();
     if !still.is_empty() {
         bail!(
@@ -70,8 +76,11 @@ fn commands(missing: &[Need]) -> String {
             packages.join(" ")
         );
     }
-    if missing.iter().any(|need| need.package().is_none()) {
+    if missing.iter().any(Need::is_cargo) {
         let _ = writeln!(lines, "  {}", bpf_linker::as_typed());
+    }
+    if missing.iter().any(Need::is_kubernetes) {
+        let _ = writeln!(lines, "  {}", kubernetes::BY_HAND);
     }
     lines
 }
@@ -90,7 +99,8 @@ fn by_hand(system: &System) -> String {
          as new as that Rust's:\n      {}\n\
          Then run the same command again.",
         bpf_linker::as_typed()
-    )
+    ) + "For the API server in tests: "
+        + kubernetes::BY_HAND
 }
 
 #[cfg(test)]

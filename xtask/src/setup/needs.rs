@@ -1,8 +1,10 @@
 //! What building, the tests and the demo need, and how to see that it is there.
 
+use super::kubernetes;
 use crate::shell;
 use std::path::Path;
 use std::process::Command;
+use xtask::testbed::kube_programs;
 
 /// Something that has to be on the machine.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +25,8 @@ enum Source {
     Package(&'static str),
     /// `cargo install`.
     Cargo,
+    /// Debian 12's Kubernetes and etcd, unpacked or built from source.
+    Kubernetes,
 }
 
 /// How to see that it is there.
@@ -31,6 +35,8 @@ enum Probe {
     /// Any of these programs.
     Program(&'static [&'static str]),
     File(&'static str),
+    /// A program of Kubernetes, where tests look for it.
+    Kubernetes(&'static str),
 }
 
 /// What part of the work needs it.
@@ -42,6 +48,8 @@ enum Part {
     Linker,
     /// Building the linker.
     LinkerBuild,
+    /// Building the API server.
+    ApiServerBuild,
     /// Tests and demo.
     Run,
 }
@@ -51,14 +59,25 @@ impl Need {
     pub fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Package(name) => Some(name),
-            Source::Cargo => None,
+            Source::Cargo | Source::Kubernetes => None,
         }
+    }
+
+    /// Whether [`kubernetes::install`](super::kubernetes::install) makes it.
+    pub fn is_kubernetes(&self) -> bool {
+        matches!(self.source, Source::Kubernetes)
+    }
+
+    /// Whether cargo installs it.
+    pub fn is_cargo(&self) -> bool {
+        matches!(self.source, Source::Cargo)
     }
 
     fn is_there(&self) -> bool {
         match self.probe {
             Probe::Program(any) => any.iter().any(|name| shell::has_program(name)),
             Probe::File(path) => Path::new(path).exists(),
+            Probe::Kubernetes(name) => kube_programs::find(name).is_ok(),
         }
     }
 }
@@ -86,6 +105,26 @@ const fn file(
         source: Source::Package(package),
         probe: Probe::File(path),
         part,
+    }
+}
+
+const fn kubernetes(what: &'static str, why: &'static str) -> Need {
+    Need {
+        what,
+        why,
+        source: Source::Kubernetes,
+        probe: Probe::Kubernetes(what),
+        part: Part::Run,
+    }
+}
+
+const fn api_server_build(path: &'static str, package: &'static str) -> Need {
+    Need {
+        what: package,
+        why: "building kube-apiserver and kube-proxy",
+        source: Source::Package(package),
+        probe: Probe::File(path),
+        part: Part::ApiServerBuild,
     }
 }
 
@@ -173,11 +212,28 @@ pub const ALL: &[Need] = &[
     ),
     program(&["nft"], "nftables", "coexistence with netfilter in tests"),
     program(&["conntrack"], "conntrack", "looks into netfilter in tests"),
+    api_server_build("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
+    api_server_build("/usr/lib/go-1.19/src/runtime", "golang-1.19-src"),
+    api_server_build(
+        "/usr/share/gocode/src/github.com/modern-go/reflect2",
+        "golang-github-modern-go-reflect2-dev",
+    ),
+    api_server_build("/usr/bin/rsync", "rsync"),
+    api_server_build("/usr/bin/jq", "jq"),
+    api_server_build("/usr/bin/make", "make"),
+    api_server_build("/usr/bin/dpkg-source", "dpkg-dev"),
+    kubernetes("etcd", "stores for the API server in tests"),
+    kubernetes("kubectl", "speaks to the API server in tests"),
+    kubernetes("kube-apiserver", "the API server in tests"),
+    kubernetes("kube-proxy", "coexistence with kube-proxy in tests"),
 ];
 
 /// What this machine lacks.
 pub fn missing() -> Vec<Need> {
     let linker = shell::has_program("bpf-linker");
+    let built = kubernetes::BUILT
+        .iter()
+        .all(|name| kube_programs::find(name).is_ok());
     let compiler = std::env::var_os("NETDP_EBPF_TOOLCHAIN").is_some() || has_nightly();
     ALL.iter()
         .filter(|need| match need.part {
@@ -185,6 +241,7 @@ pub fn missing() -> Vec<Need> {
             // against the LLVM of the compiler in /usr.
             Part::Compiler => !(compiler && linker),
             Part::LinkerBuild => !linker,
+            Part::ApiServerBuild => !built,
             Part::Linker | Part::Run => true,
         })
         .filter(|need| !need.is_there())

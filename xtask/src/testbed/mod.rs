@@ -21,10 +21,12 @@
 //! ```
 
 mod agent;
+mod apiserver;
 mod bed;
 mod config_volume;
 mod echo;
 mod http;
+pub mod kube_programs;
 mod link;
 mod names;
 mod netns;
@@ -34,6 +36,7 @@ mod service;
 mod workdir;
 
 pub use agent::{Agent, AgentOptions, binary_from_env};
+pub use apiserver::{API_PORT, ApiServer};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
 pub use config_volume::ConfigVolume;
 pub use echo::{EchoClient, EchoServer, UdpEchoServer, udp_ask};

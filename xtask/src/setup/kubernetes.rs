@@ -1,0 +1,123 @@
+//! A real Kubernetes API server for tests, of Debian 12's packages.
+//!
+//! Debian has etcd and kubectl as packages, which are unpacked and not
+//! installed: etcd would be a service. It has kube-apiserver and kube-proxy as
+//! source only.
+
+use super::apt;
+use crate::shell;
+use anyhow::{Context as _, Result};
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use xtask::testbed::kube_programs::{self, VERSION};
+
+/// What is built from source.
+pub const BUILT: [&str; 2] = ["kube-apiserver", "kube-proxy"];
+
+/// What is unpacked: the package, and the program in it.
+const UNPACKED: [(&str, &str); 2] = [
+    ("etcd-server", "usr/bin/etcd"),
+    ("kubernetes-client", "usr/bin/kubectl"),
+];
+
+/// What a person does who installs by hand.
+pub const BY_HAND: &str = "let KUBEBUILDER_ASSETS name a directory with etcd, kube-apiserver, \
+                           kubectl and kube-proxy (of Kubernetes 1.20 or later)";
+
+/// Where Debian keeps Go 1.19.
+const GO: &str = "/usr/lib/go-1.19/bin";
+
+/// Unpacks and builds what is missing, and leaves it where tests look.
+pub fn install_missing() -> Result<()> {
+    let cache = kube_programs::cache()?;
+    let work = cache.join("build");
+    let missing = |name: &str| kube_programs::find(name).is_err();
+    let start = || -> Result<()> {
+        // What an interrupted run left.
+        if work.exists() {
+            fs::remove_dir_all(&work)?;
+        }
+        fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))
+    };
+    for (package, file) in UNPACKED {
+        let file = Path::new(file);
+        let name = file.file_name().unwrap_or_default();
+        if missing(&name.to_string_lossy()) {
+            start()?;
+            apt::unpack(package, &work)?;
+            keep(&work.join(file), &cache.join(name))?;
+        }
+    }
+    let wanted: Vec<_> = BUILT.into_iter().filter(|name| missing(name)).collect();
+    if !wanted.is_empty() {
+        start()?;
+        build(&wanted, &work)?;
+        for name in wanted {
+            let built = work.join("source/_output/local/go/bin").join(name);
+            keep(&built, &cache.join(name))?;
+        }
+    }
+    if work.exists() {
+        fs::remove_dir_all(&work)?;
+    }
+    Ok(())
+}
+
+fn build(programs: &[&str], work: &Path) -> Result<()> {
+    apt::unpack_source("kubernetes", work)?;
+    let source = work.join("source");
+    replace_reflect2(&source)?;
+    let what: Vec<_> = programs.iter().map(|name| format!("cmd/{name}")).collect();
+    let names = programs.join(" and ");
+    shell::say(&format!(
+        "setup: building {names} {VERSION} (some seven minutes with two cores, once)"
+    ));
+    let path = std::env::var("PATH").unwrap_or_default();
+    shell::run_with_clock(
+        Command::new("make")
+            .current_dir(&source)
+            .arg(format!("WHAT={}", what.join(" ")))
+            .args(["GOLDFLAGS=-s -w", &format!("KUBE_GIT_VERSION=v{VERSION}")])
+            .env("PATH", format!("{GO}:{path}"))
+            .env("GOCACHE", work.join("gocache"))
+            .env("GOPATH", work.join("gopath"))
+            .envs([("CGO_ENABLED", "0"), ("GOPROXY", "off")])
+            .env("GOFLAGS", "-mod=vendor"),
+        &format!("setup: building {names}"),
+    )
+}
+
+/// The copy of reflect2 in the sources is older than Go 1.18, whose maps it
+/// misreads: the server would panic on some requests. Debian has a newer one.
+fn replace_reflect2(source: &Path) -> Result<()> {
+    const NEW: &str = "/usr/share/gocode/src/github.com/modern-go/reflect2";
+    let old = source.join("vendor/github.com/modern-go/reflect2");
+    let is_code = |path: &Path| {
+        path.extension()
+            .is_some_and(|extension| extension == "go" || extension == "s")
+    };
+    let code_in = |dir: &Path| -> Result<Vec<_>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+            files.push(entry?.path());
+        }
+        files.retain(|path| is_code(path));
+        Ok(files)
+    };
+    for file in code_in(&old)? {
+        fs::remove_file(file)?;
+    }
+    for file in code_in(Path::new(NEW))? {
+        fs::copy(&file, old.join(file.file_name().unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+/// Puts a program where tests look: whole, or not at all.
+fn keep(program: &Path, to: &Path) -> Result<()> {
+    let new = to.with_extension("new");
+    fs::copy(program, &new)
+        .and_then(|_| fs::rename(&new, to))
+        .with_context(|| format!("keeping {} as {}", program.display(), to.display()))
+}

@@ -1,0 +1,54 @@
+//! Keys and certificates of one API server.
+
+use super::write_private;
+use anyhow::{Context as _, Result};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use std::path::Path;
+
+/// An authority, the server's certificate that it signed, and the key that
+/// signs ServiceAccount tokens.
+pub(super) struct Pki {
+    ca: String,
+    certificate: String,
+    key: String,
+    accounts: KeyPair,
+}
+
+impl Pki {
+    /// Makes all of them anew.
+    pub(super) fn new() -> Result<Self> {
+        let mut authority = CertificateParams::default();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "netdp test authority");
+        let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)
+            .context("making a certificate authority")?;
+        let key = KeyPair::generate()?;
+        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"];
+        let certificate = CertificateParams::new(names.map(str::to_owned))?
+            .signed_by(&key, &authority)
+            .context("signing the server's certificate")?;
+        Ok(Self {
+            ca: authority.pem(),
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            accounts: KeyPair::generate()?,
+        })
+    }
+
+    /// Writes ca.crt, server.crt, server.key, and accounts.key
+    /// with accounts.pub.
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        for (name, text) in [
+            ("ca.crt", &self.ca),
+            ("server.crt", &self.certificate),
+            ("server.key", &self.key),
+            ("accounts.key", &self.accounts.serialize_pem()),
+            ("accounts.pub", &self.accounts.public_key_pem()),
+        ] {
+            write_private(&dir.join(name), text)?;
+        }
+        Ok(())
+    }
+}
