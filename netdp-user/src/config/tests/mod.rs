@@ -5,6 +5,7 @@ mod merging;
 mod nat_rules;
 mod policy;
 mod reading;
+mod upstream;
 mod warnings;
 
 use super::*;
