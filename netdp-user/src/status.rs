@@ -32,6 +32,9 @@ pub struct Report {
     /// What was decided about uplinks that stand on each other.
     #[serde(default)]
     pub stacked: Vec<String>,
+    /// Ways for packets past the uplinks' hooks.
+    #[serde(default)]
+    pub detours: Vec<String>,
 }
 
 /// The configuration in force.
@@ -205,6 +208,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.stacked {
         writeln!(out, "stacked    {what}")?;
+    }
+    for what in &report.detours {
+        writeln!(out, "detour     {what}")?;
     }
     let mut uplinks = table(&["UPLINK", "INDEX", "ATTACHED", "IPV4", "IPV6", "LINK"]);
     for uplink in &report.uplinks {

@@ -5,7 +5,7 @@ use crate::config;
 use crate::datapath::OnReload;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
-use crate::uplinks::{local_addresses, select};
+use crate::uplinks::{detours, local_addresses, select};
 use netdp_common::abi::Action;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -62,6 +62,13 @@ impl Agent {
             }
         }
         self.report.stacked = selected.stacked;
+        let detours = detours(&self.snapshot, &selected.uplinks);
+        for what in &detours {
+            if !self.report.detours.contains(what) {
+                log::warn!("{what}");
+            }
+        }
+        self.report.detours = detours;
         State {
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),

@@ -7,6 +7,7 @@
 //! [`Monitor::changed`], take the next.
 
 mod address;
+mod detour;
 mod model;
 mod select;
 mod snapshot;
@@ -16,6 +17,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use detour::detours;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Snapshot, local_addresses,
 };

@@ -59,6 +59,8 @@ pub struct Link {
     /// (`IFLA_LINK`): a VLAN's or macvlan's parent, a tunnel's carrier, the
     /// other end of a veth.
     pub below: Option<u32>,
+    /// An XDP program is attached to it.
+    pub xdp: bool,
     /// The kind of a virtual link ("veth", "bond", "bridge", "vlan", "vxlan",
     /// "vrf", …); most hardware has none.
     pub kind: Option<String>,

@@ -7,7 +7,7 @@ use futures::TryStreamExt as _;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+    LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
 };
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia,
@@ -73,6 +73,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         mtu: 0,
         master: None,
         below: None,
+        xdp: false,
         kind: None,
     };
     let mut elsewhere = false;
@@ -80,6 +81,11 @@ fn link(message: &LinkMessage) -> Option<Link> {
         match attribute {
             LinkAttribute::Link(below @ 1..) => link.below = Some(*below),
             LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+            LinkAttribute::Xdp(xdp) => {
+                link.xdp = xdp.iter().any(
+                    |about| matches!(about, LinkXdp::Attached(how) if *how != XdpAttached::None),
+                );
+            }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(0) => {}

@@ -34,6 +34,18 @@ pub struct Node {
     datapath: Option<Datapath>,
 }
 
+fn uplink(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, untagged: bool) -> Uplink {
+    Uplink {
+        ifindex: 1,
+        name: "lo".into(),
+        link_layer: LinkLayer::Ethernet,
+        v4,
+        v6,
+        up: true,
+        untagged,
+    }
+}
+
 impl Node {
     pub fn new() -> Self {
         Self::with(|_| {})
@@ -107,15 +119,21 @@ impl Node {
     }
 
     fn set_uplink(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, untagged: bool) {
-        self.apply(&Change::SetUplink(Uplink {
+        self.apply(&Change::SetUplink(uplink(v4, v6, untagged)));
+    }
+
+    /// Takes them off again.
+    pub fn detach(&mut self) {
+        self.apply(&Change::Detach {
             ifindex: 1,
             name: "lo".into(),
-            link_layer: LinkLayer::Ethernet,
-            v4,
-            v6,
-            up: true,
-            untagged,
-        }));
+        });
+        self.uplink(Some(V4), Some(V6));
+    }
+
+    /// Attaches the programs to the uplink.
+    pub fn attach(&mut self) {
+        self.apply(&Change::Attach(uplink(Some(V4), Some(V6), false)));
     }
 
     /// Bypasses these prefixes and masquerades the rest.

@@ -2,12 +2,34 @@
 
 use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, becomes};
+use aya::programs::{SchedClassifier, TcAttachType};
 use netdp_common::abi::pins;
 use std::fs;
 
 const POD: &str = "172.16.0.2:4000";
 const SERVER: &str = "198.51.100.7:443";
 const WIRE: &str = "192.0.2.10:4000";
+
+/// How many programs the hooks of the loopback device run.
+fn attached() -> usize {
+    [TcAttachType::Ingress, TcAttachType::Egress]
+        .map(|hook| SchedClassifier::query_tcx("lo", hook).expect("asking for TCX programs"))
+        .iter()
+        .map(|(_, programs)| programs.len())
+        .sum()
+}
+
+/// Without that the kernel takes them off some time after the pins are gone.
+#[test]
+fn programs_are_off_once_detaching_is_over() {
+    let mut node = Node::new();
+    for _ in 0..10 {
+        node.attach();
+        assert_eq!(attached(), 2);
+        node.detach();
+        assert_eq!(attached(), 0);
+    }
+}
 
 #[test]
 fn a_new_agent_adopts_every_mapping() {

@@ -50,6 +50,7 @@ impl Net {
             mtu: 1500,
             master: None,
             below: None,
+            xdp: false,
             kind: None,
         });
         self.0.links.last_mut().unwrap()

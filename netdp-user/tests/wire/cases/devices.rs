@@ -84,12 +84,25 @@ fn by_tunnel(w: &mut Wire, over: Family, f: Family) -> Result<()> {
     Ok(())
 }
 
+/// How many packets netdp says it has translated.
+fn translated(w: &Wire) -> Result<u64> {
+    let Some(agent) = &w.bed.agent else {
+        return Ok(0);
+    };
+    let status: serde_json::Value = serde_json::from_str(&agent.netdp(&["status", "-o", "json"])?)?;
+    let count = |name: &str| status["packets"][name].as_u64().context("a count");
+    Ok(count("egress_masqueraded")? + count("ingress_translated")?)
+}
+
 pub fn r1_7_tunnel_packets_are_not_translated_again(w: &mut Wire) -> Result<()> {
     for over in BOTH {
         tunnel(w, over)?;
+        let before = translated(w)?;
         for f in BOTH {
             by_tunnel(w, over, f)?;
         }
+        // To the node's own address and port would be a translation as well.
+        ensure!(translated(w)? == before, "tunnel packets were translated");
         // Beside it pods are masqueraded, also towards the tunnel's other end.
         let flow = w.tcp(0, 4001, (server(over, 9), VXLAN))?;
         by_tunnel(w, over, V4)?;

@@ -1,0 +1,23 @@
+//! Ways for packets that pass no TC hook, as far as links tell of them.
+
+use super::model::Snapshot;
+use super::select::Uplink;
+
+/// What may get past the uplinks' TC hooks, a sentence each.
+pub fn detours(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {
+    let with_xdp = snapshot.links.iter().filter(|link| link.xdp);
+    with_xdp
+        .map(|link| {
+            let name = &link.name;
+            if uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex) {
+                format!(
+                    "an XDP program runs on {name}: what it sends back (XDP_TX) or redirects is not translated"
+                )
+            } else {
+                format!(
+                    "an XDP program runs on {name}: what it redirects to an uplink is not translated"
+                )
+            }
+        })
+        .collect()
+}
