@@ -8,6 +8,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod iptables;
 pub mod reconcile;
 pub mod sources;
 pub mod state_dir;

@@ -1,0 +1,36 @@
+//! The policy as iptables chains: those that ip-masq-agent writes.
+//!
+//! The rules are made as text ([`render`]), read back ([`Table`]) and brought into the kernel by the
+//! distribution's own programs ([`Iptables`]).
+
+mod program;
+mod render;
+mod save;
+
+#[cfg(test)]
+mod tests;
+
+pub use program::{Backend, Iptables};
+pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
+pub use save::{Rule, Table};
+
+/// The chain that ip-masq-agent writes unless told otherwise.
+pub const MASQ_CHAIN: &str = "IP-MASQ-AGENT";
+
+/// An address family, which has programs and a table of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl std::fmt::Display for Family {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! The distribution's iptables programs: which of the two kinds, and how they are run.
+
+use super::{Chain, Family, Table, jump, restore};
+use anyhow::{Context as _, Result, anyhow, bail};
+use std::io::{ErrorKind, Write as _};
+use std::process::{Command, Output, Stdio};
+
+/// How long the programs wait for the lock that they share, in seconds.
+const LOCK_SECONDS: &str = "5";
+
+/// Which kernel interface the programs speak to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// nf_tables.
+    Nft,
+    /// The older x_tables.
+    Legacy,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Nft => "nft",
+            Self::Legacy => "legacy",
+        })
+    }
+}
+
+impl Backend {
+    /// The backend that the node already uses, as the wrappers of kubernetes-sigs/iptables-wrappers
+    /// find it: that in which the kubelet left its hint, else that which holds more rules, else nft.
+    #[must_use]
+    pub fn detect() -> Self {
+        for backend in [Self::Nft, Self::Legacy] {
+            let hinted = [Family::V4, Family::V6].into_iter().any(|family| {
+                let mangle = Iptables { family, backend }.save(&["--table", "mangle"]);
+                mangle.is_ok_and(|text| {
+                    text.lines().any(|line| {
+                        line.starts_with(":KUBE-IPTABLES-HINT ")
+                            || line.starts_with(":KUBE-KUBELET-CANARY ")
+                    })
+                })
+            });
+            if hinted {
+                return backend;
+            }
+        }
+        let rules = |backend| -> usize {
+            [Family::V4, Family::V6]
+                .into_iter()
+                .filter_map(|family| Iptables { family, backend }.save(&[]).ok())
+                .map(|text| text.lines().filter(|line| line.starts_with("-A ")).count())
+                .sum()
+        };
+        if rules(Self::Legacy) > rules(Self::Nft) {
+            Self::Legacy
+        } else {
+            Self::Nft
+        }
+    }
+}
+
+/// The programs of one family and backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Iptables {
+    /// The family.
+    pub family: Family,
+    /// The backend.
+    pub backend: Backend,
+}
+
+impl Iptables {
+    fn name(self, what: &str) -> String {
+        let family = match self.family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        format!("{family}-{}{what}", self.backend)
+    }
+
+    fn run(self, what: &str, arguments: &[&str], input: &str) -> Result<Output> {
+        let name = self.name(what);
+        let mut child = Command::new(&name)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|err| match err.kind() {
+                ErrorKind::NotFound => anyhow!(
+                    "there is no {name} here; install the package iptables, or use an image that has it"
+                ),
+                _ => anyhow!("starting {name}: {err}"),
+            })?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that ends early says why by its status.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        let output = child
+            .wait_with_output()
+            .with_context(|| format!("waiting for {name}"))?;
+        if !output.status.success() {
+            bail!(
+                "{name} {}: {}: {}",
+                arguments.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(output)
+    }
+
+    fn save(self, arguments: &[&str]) -> Result<String> {
+        let output = self.run("-save", arguments, "")?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The nat table as it is.
+    ///
+    /// # Errors
+    /// No such program, or it fails.
+    pub fn read(self) -> Result<Table> {
+        Ok(Table::parse(&self.save(&[
+            "--counters",
+            "--table",
+            "nat",
+        ])?))
+    }
+
+    /// Whether MASQUERADE knows `--random-fully`: the programs since 1.6.2.
+    #[must_use]
+    pub fn has_random_fully(self) -> bool {
+        let help = self.run("", &["-j", "MASQUERADE", "--help"], "");
+        help.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("--random-fully"))
+    }
+
+    /// Makes the chain what it is to be, in one step, and leads to it. Touches nothing where all of
+    /// it is there already. Whether something was written.
+    ///
+    /// # Errors
+    /// The programs fail, or another one keeps their lock for too long. Then nothing has changed.
+    pub fn apply(self, chain: &Chain) -> Result<bool> {
+        let table = self.read()?;
+        let led = leads_to(&table, &chain.name);
+        let is: Vec<_> = table.rules(&chain.name).iter().map(|r| &r.text).collect();
+        if led && is.iter().copied().eq(&chain.rules) {
+            return Ok(false);
+        }
+        self.restore(&restore(chain, !led))?;
+        Ok(true)
+    }
+
+    /// Removes rules of any chain and, once nothing leads there any more, the chains named.
+    /// The table itself stays, and with it the hooks that translate the connections that it knows.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn remove(self, rules: &[(String, String)], chains: &[&str]) -> Result<()> {
+        let mut text = String::from("*nat\n");
+        for (chain, rule) in rules {
+            text.push_str(&format!("-D {chain} {rule}\n"));
+        }
+        for chain in chains {
+            text.push_str(&format!("-F {chain}\n-X {chain}\n"));
+        }
+        text.push_str("COMMIT\n");
+        self.restore(&text)
+    }
+
+    fn restore(self, text: &str) -> Result<()> {
+        let arguments = ["--noflush", "--counters", "--wait", LOCK_SECONDS];
+        self.run("-restore", &arguments, text)?;
+        Ok(())
+    }
+}
+
+/// Whether POSTROUTING leads to the chain.
+fn leads_to(table: &Table, chain: &str) -> bool {
+    let jump = jump(chain);
+    table
+        .rules("POSTROUTING")
+        .iter()
+        .any(|rule| jump.strip_prefix("-A POSTROUTING ") == Some(rule.text.as_str()))
+}

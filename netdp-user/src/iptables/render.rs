@@ -1,0 +1,165 @@
+//! From the policy to the rules of ip-masq-agent (cmd/ip-masq-agent/ip-masq-agent.go at e3000864):
+//! its chain, its order, its comments.
+
+use super::Family;
+use crate::config::{Action, Config};
+use ipnet::IpNet;
+use netdp_common::abi::PortRange;
+use std::fmt::Write as _;
+
+/// The comment of the rules that return.
+const RETURN_COMMENT: &str = "ip-masq-agent: local traffic is not subject to MASQUERADE";
+/// The comment of the rules that masquerade.
+const MASQUERADE_COMMENT: &str =
+    "ip-masq-agent: outbound traffic is subject to MASQUERADE (must be last in chain)";
+/// The beginning of the comment of the rule that leads to the chain.
+pub const JUMP_COMMENT: &str =
+    "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL destination traffic to our custom";
+
+/// Protocols that `--to-ports` concerns, in ip-masq-agent's order.
+const PORT_PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
+
+/// How masquerading chooses source ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// `--to-ports`: the only ones, inclusive; none stands for all.
+    pub ranges: Vec<PortRange>,
+    /// `--random-fully`.
+    pub random_fully: bool,
+}
+
+/// The chain of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Its name.
+    pub name: String,
+    /// Its rules as iptables-save prints them, without `-A NAME`, in order.
+    pub rules: Vec<String>,
+}
+
+impl Chain {
+    /// The chain that does what `config` says.
+    ///
+    /// Without prefixes that are masqueraded, the rules are in the order of the configuration, as
+    /// ip-masq-agent writes them. With them the longest prefix has to decide: it goes first.
+    #[must_use]
+    pub fn new(name: &str, family: Family, config: &Config, ports: &Ports) -> Self {
+        let mut listed: Vec<_> = config
+            .rules
+            .iter()
+            .filter(|rule| family_of(&rule.prefix) == family)
+            .map(|rule| (rule.prefix, rule.action))
+            .collect();
+        let default = listed
+            .iter()
+            .find(|(prefix, _)| prefix.prefix_len() == 0)
+            .map_or(Action::Masquerade, |(_, action)| *action);
+        if listed
+            .iter()
+            .any(|(_, action)| matches!(action, Action::Masquerade))
+        {
+            listed.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+        }
+        let mut rules = Vec::new();
+        for (prefix, action) in listed {
+            let destination = match prefix.prefix_len() {
+                // iptables leaves it out, too.
+                0 => String::new(),
+                _ => format!("-d {prefix} "),
+            };
+            match action {
+                Action::Bypass => rules.push(format!(
+                    "{destination}-m comment --comment \"{RETURN_COMMENT}\" -j RETURN"
+                )),
+                Action::Masquerade => masquerade(&mut rules, &destination, ports),
+            }
+        }
+        if matches!(default, Action::Masquerade) && !rules.last().is_some_and(|r| is_final(r)) {
+            masquerade(&mut rules, "", ports);
+        }
+        Self {
+            name: name.into(),
+            rules,
+        }
+    }
+}
+
+/// Whether nothing behind this rule is reached.
+fn is_final(rule: &str) -> bool {
+    rule.starts_with("-m comment") && rule.contains("-j MASQUERADE")
+}
+
+const fn family_of(prefix: &IpNet) -> Family {
+    match prefix {
+        IpNet::V4(_) => Family::V4,
+        IpNet::V6(_) => Family::V6,
+    }
+}
+
+/// The rules that masquerade `destination`: for each protocol with ports and each range one, taken
+/// with a probability that gives each port the same chance; then one for all that is left.
+fn masquerade(rules: &mut Vec<String>, destination: &str, ports: &Ports) {
+    let random = if ports.random_fully {
+        " --random-fully"
+    } else {
+        ""
+    };
+    for protocol in PORT_PROTOCOLS {
+        for (at, range) in ports.ranges.iter().enumerate() {
+            let chance = match probability(&ports.ranges, at) {
+                None => String::new(),
+                Some(chance) => format!(" -m statistic --mode random --probability {chance}"),
+            };
+            let range = match (range.min, range.max) {
+                (min, max) if min == max => min.to_string(),
+                (min, max) => format!("{min}-{max}"),
+            };
+            rules.push(format!(
+                "{destination}-p {protocol} -m comment --comment \"{MASQUERADE_COMMENT}\"{chance} -j MASQUERADE --to-ports {range}{random}"
+            ));
+        }
+    }
+    rules.push(format!(
+        "{destination}-m comment --comment \"{MASQUERADE_COMMENT}\" -j MASQUERADE{random}"
+    ));
+}
+
+/// The chance of the range at `at` among those from there on; `None` for the last, which takes all.
+/// To the 11 digits that iptables-save prints: the kernel holds it in units of 2^-31
+/// (include/uapi/linux/netfilter/xt_statistic.h).
+fn probability(ranges: &[PortRange], at: usize) -> Option<String> {
+    let rest = ranges.get(at..)?;
+    let (first, others) = rest.split_first()?;
+    if others.is_empty() {
+        return None;
+    }
+    let all: u32 = rest.iter().map(PortRange::len).sum();
+    let scale = f64::from(1_u32 << 31);
+    let chance = (f64::from(first.len()) / f64::from(all) * scale).round_ties_even() / scale;
+    Some(format!("{chance:.11}"))
+}
+
+/// The rule in POSTROUTING that leads to the chain, as iptables-save prints it.
+#[must_use]
+pub fn jump(chain: &str) -> String {
+    format!(
+        "-A POSTROUTING -m comment --comment \"{JUMP_COMMENT} {chain} chain\" -m addrtype ! --dst-type LOCAL -j {chain}"
+    )
+}
+
+/// What iptables-restore --noflush is given to write `chain`, whole, and to lead to it if nothing
+/// does yet. Everything else in the table stays as it is.
+#[must_use]
+pub fn restore(chain: &Chain, with_jump: bool) -> String {
+    let mut text = format!("*nat\n:{} - [0:0]\n", chain.name);
+    for rule in &chain.rules {
+        // A String takes every write.
+        let _ = writeln!(text, "-A {} {rule}", chain.name);
+    }
+    if with_jump {
+        text.push_str(&jump(&chain.name));
+        text.push('\n');
+    }
+    text.push_str("COMMIT\n");
+    text
+}
