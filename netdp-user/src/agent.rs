@@ -2,22 +2,25 @@
 //! say, sweeps.
 
 mod configuration;
+mod engine;
 mod network;
+mod program_log;
 
 use crate::config::{self, Config, Document, Options, Surroundings};
-use crate::datapath::{self, Datapath, OnReload, Setup, SweepRules};
+use crate::datapath::{OnReload, Setup, SweepRules};
+use crate::iptables::ChainOptions;
 use crate::reconcile::State;
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
 use crate::status::Report;
 use crate::uplinks::{Monitor, Patterns, Selection, Snapshot};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
+use engine::Engine;
 use netdp_common::conntrack::{DRAIN_SECONDS, Timeouts};
+use program_log::ProgramLog;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
@@ -26,6 +29,17 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Idle time after which `--on-reload drain` ends a mapping.
 const DRAIN_IDLE: Duration = Duration::from_secs(DRAIN_SECONDS);
+
+/// What does the translating.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mode {
+    /// eBPF programs at the uplinks.
+    Ebpf,
+    /// netfilter, by the chains that ip-masq-agent writes.
+    Iptables,
+    /// eBPF where the kernel can, else iptables.
+    Auto,
+}
 
 /// What becomes of the datapath when the agent ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -47,8 +61,6 @@ pub struct RunOptions {
     pub surroundings: Surroundings,
     /// `--targets`: a document besides the files.
     pub targets: Option<Document>,
-    /// `--masq-chain`: what ip-masq-agent's chain is called.
-    pub masq_chain: String,
     /// `--uplink`.
     pub patterns: Patterns,
     /// `--node-ip`.
@@ -57,6 +69,12 @@ pub struct RunOptions {
     pub bpffs: PathBuf,
     /// `--state-dir`.
     pub state_dir: PathBuf,
+    /// `--mode`.
+    pub mode: Mode,
+    /// What the chains are to be in iptables mode.
+    pub chains: ChainOptions,
+    /// The flags given that iptables mode does not know.
+    pub ebpf_only: Vec<&'static str>,
     /// The datapath's fixed settings.
     pub setup: Setup,
     /// `--timeout` over the defaults.
@@ -98,7 +116,7 @@ struct Agent {
     selection: Selection,
     monitor: Monitor,
     watcher: Watcher,
-    datapath: Datapath,
+    engine: Engine,
     config: Config,
     report: Report,
     /// What the datapath was made to look like.
@@ -119,18 +137,18 @@ impl Agent {
             log::warn!("{problem}");
         }
         let monitor = Monitor::new().await?;
-        let datapath = Datapath::load(&options.bpffs, &options.setup)?;
+        let engine = Engine::start(&options)?;
         let snapshot = monitor.snapshot().await?;
         let selection = Selection {
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
-            keep: datapath.known_uplinks()?.into_iter().collect(),
+            keep: engine.known_uplinks()?.into_iter().collect(),
         };
         let mut agent = Self {
             config: config::defaults(&options.config_options),
             applied: State {
-                local: datapath.maps().local_addresses()?,
+                local: engine.local_addresses()?,
                 ..State::default()
             },
             options,
@@ -138,12 +156,12 @@ impl Agent {
             selection,
             monitor,
             watcher,
-            datapath,
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
-                mode: "ebpf".into(),
+                mode: engine.name().into(),
                 ..Report::default()
             },
+            engine,
             snapshot,
             ready: false,
             forget_policies: None,
@@ -158,21 +176,13 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let log = self.datapath.take_log()?;
-        // SAFETY: the logger owns its ring buffer's descriptor, and gives the
-        // same one for as long as it lives.
-        let log = unsafe { AsyncFd::register_with_interest(log, Interest::READABLE) };
-        let mut log = log.map_err(|err| anyhow!("watching the programs' log: {err}"))?;
+        let mut log = ProgramLog::watch(self.engine.take_log()?)?;
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
         loop {
             tokio::select! {
-                spoke = log.readable_mut() => {
-                    let mut spoke = spoke.context("reading the programs' log")?;
-                    spoke.get_inner_mut().flush();
-                    spoke.clear_ready();
-                }
+                passed_on = log.pass_on() => passed_on?,
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload(),
@@ -208,7 +218,10 @@ impl Agent {
     }
 
     fn update_ready(&mut self) {
-        let ready = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
+        let ready = match self.engine.as_chains() {
+            None => self.applied.policy.is_some() && !self.report.uplinks.is_empty(),
+            Some(_) => self.report.chains.iter().all(|chain| chain.error.is_none()),
+        };
         if ready == self.ready {
             return;
         }
@@ -218,15 +231,9 @@ impl Agent {
         }
         self.ready = ready;
         if ready {
-            let names: Vec<_> = self
-                .report
-                .uplinks
-                .iter()
-                .map(|u| u.name.as_str())
-                .collect();
             eprintln!(
                 "netdp: in force on {}: config {} from {}, {} rules",
-                names.join(", "),
+                self.report.places().join(", "),
                 self.report.config.hash,
                 self.report.config.source,
                 self.config.rules.len()
@@ -252,15 +259,7 @@ impl Agent {
             config: &self.config,
             retire,
         };
-        let swept = if all {
-            self.datapath.sweep(&rules)
-        } else {
-            self.datapath.sweep_some(&rules)
-        };
-        match swept {
-            Ok(swept) => log::debug!("{swept:?}"),
-            Err(err) => log::warn!("sweeping the mappings: {err:#}"),
-        }
+        self.engine.sweep(&rules, all);
     }
 
     fn end(&mut self) -> Result<()> {
@@ -268,9 +267,9 @@ impl Agent {
         match self.options.on_exit {
             OnExit::Keep => log::info!("ending; the datapath stays in force"),
             OnExit::Detach => {
-                let removed = datapath::detach(&self.options.bpffs)?;
+                let removed = self.engine.remove(&self.options)?;
                 self.state_dir.forget()?;
-                log::info!("ending; removed {} pins", removed.len());
+                log::info!("ending; removed {}", removed.join(", "));
             }
         }
         Ok(())

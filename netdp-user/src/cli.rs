@@ -9,6 +9,7 @@ mod values;
 
 use crate::agent;
 use crate::datapath;
+use crate::iptables;
 use crate::state_dir::StateDir;
 use crate::status;
 use anyhow::{Result, bail};
@@ -144,11 +145,15 @@ impl Detach {
                 self.places.state_dir.display()
             ),
         };
-        let removed = datapath::detach(&self.places.bpffs)?;
+        let mut removed = Vec::new();
+        for chain in dir.report().map(|r| r.chains).unwrap_or_default() {
+            removed.extend(iptables::remove(&chain.chain)?);
+        }
+        removed.extend(datapath::detach(&self.places.bpffs)?);
         dir.forget()?;
         if removed.is_empty() {
             eprintln!(
-                "netdp: nothing is pinned in {}",
+                "netdp: nothing is pinned in {}, and no agent wrote chains",
                 self.places.bpffs.display()
             );
         }

@@ -1,6 +1,7 @@
 //! `netdp status` and `netdp flows`.
 
 use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
+use crate::iptables::ChainReport;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
@@ -19,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Report {
     /// netdp's version.
     pub version: String,
-    /// `ebpf`.
+    /// `ebpf` or `iptables`.
     pub mode: String,
     /// The configuration in force.
     pub config: ConfigReport,
@@ -35,6 +36,21 @@ pub struct Report {
     /// Ways for packets past the uplinks' hooks.
     #[serde(default)]
     pub detours: Vec<String>,
+    /// The chains, in iptables mode.
+    #[serde(default)]
+    pub chains: Vec<ChainReport>,
+}
+
+impl Report {
+    /// The uplinks or chains by which the policy is in force.
+    pub fn places(&self) -> Vec<String> {
+        let uplinks = self.uplinks.iter().map(|uplink| uplink.name.clone());
+        let chains = self
+            .chains
+            .iter()
+            .map(|c| format!("{} chain {}", c.family, c.chain));
+        uplinks.chain(chains).collect()
+    }
 }
 
 /// The configuration in force.
@@ -156,6 +172,9 @@ impl Status {
             Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
             None => writeln!(out, "agent      not running")?,
         }
+        if let Some(report) = &self.report {
+            writeln!(out, "mode       {}", report.mode)?;
+        }
         writeln!(out, "datapath   {}", self.datapath)?;
         let (used, max) = (self.mappings, self.max_mappings);
         let percent = (used * 100).checked_div(max).unwrap_or(0);
@@ -212,6 +231,20 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;
     }
+    if !report.chains.is_empty() {
+        let mut chains = table(&["CHAIN", "FAMILY", "BACKEND", "RULES", "PROBLEM"]);
+        for chain in &report.chains {
+            chains.add_row([
+                chain.chain.clone(),
+                chain.family.clone(),
+                chain.backend.clone(),
+                chain.rules.to_string(),
+                chain.error.clone().unwrap_or_else(|| "-".into()),
+            ]);
+        }
+        writeln!(out, "\n{chains}\n")?;
+        return policy(out, config);
+    }
     let mut uplinks = table(&["UPLINK", "INDEX", "ATTACHED", "IPV4", "IPV6", "LINK"]);
     for uplink in &report.uplinks {
         uplinks.add_row([
@@ -224,6 +257,10 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         ]);
     }
     writeln!(out, "\n{uplinks}\n")?;
+    policy(out, config)
+}
+
+fn policy(out: &mut String, config: &ConfigReport) -> Result<()> {
     let mut policy = table(&["DESTINATION", "ACTION", "FROM"]);
     const SHOWN: usize = 20;
     for rule in config.rules.iter().take(SHOWN) {

@@ -24,7 +24,7 @@ impl Agent {
                 let last_good = self
                     .state_dir
                     .last_good()
-                    .filter(|_| self.datapath.adopted())
+                    .filter(|_| self.engine.adopted())
                     .and_then(|documents| {
                         let loaded = self.load(&documents).ok()?;
                         Some((documents, loaded))

@@ -3,6 +3,7 @@
 use super::{Agent, DRAIN_IDLE};
 use crate::config;
 use crate::datapath::OnReload;
+use crate::iptables::ChainReport;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
 use crate::uplinks::{detours, local_addresses, select};
@@ -15,7 +16,7 @@ impl Agent {
     /// Takes programs off interfaces that are no uplinks any more.
     pub(super) fn detach_strangers(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
-        let known = self.datapath.known_uplinks().unwrap_or_default();
+        let known = self.engine.known_uplinks().unwrap_or_default();
         for ifindex in known {
             if selected.uplinks.iter().any(|u| u.ifindex == ifindex) {
                 continue;
@@ -24,7 +25,7 @@ impl Agent {
             let name = link.map_or_else(|| format!("index {ifindex}"), |l| l.name.clone());
             log::info!("{name} is no uplink any more: detaching");
             let change = Change::Detach { ifindex, name };
-            if let Err(err) = self.datapath.apply(&change) {
+            if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
             }
         }
@@ -83,11 +84,16 @@ impl Agent {
     /// Makes the datapath what it is to be. What fails is said and tried again
     /// at the next event.
     pub(super) fn reconcile(&mut self) {
+        if let Some(chains) = self.engine.as_chains() {
+            let reports = chains.apply(&self.config);
+            self.accept_chains(reports);
+            return;
+        }
         let wanted = self.wanted();
         let mut reached = wanted.clone();
         for change in reconcile::diff(&self.applied, &wanted) {
             log::debug!("{change:?}");
-            if let Err(err) = self.datapath.apply(&change) {
+            if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
                 match &change {
                     Change::SetPolicy(_) if self.applied.policy.is_none() => {
@@ -128,11 +134,24 @@ impl Agent {
             };
             self.forget_policies = Some(Instant::now() + silence);
         }
-        let attached = self.datapath.attached();
+        let attached = self.engine.attached();
         self.report.uplinks = attached
             .iter()
             .filter_map(|a| Some(UplinkReport::new(a, self.applied.uplinks.get(&a.ifindex)?)))
             .collect();
+        self.save_report();
+        self.update_ready();
+    }
+
+    fn accept_chains(&mut self, reports: Vec<ChainReport>) {
+        for report in &reports {
+            if let Some(error) = &report.error
+                && !self.report.chains.contains(report)
+            {
+                log::error!("{}: {error}", report.family);
+            }
+        }
+        self.report.chains = reports;
         self.save_report();
         self.update_ready();
     }
@@ -143,7 +162,7 @@ impl Agent {
         if self.forget_policies.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        match self.datapath.forget_earlier_policies() {
+        match self.engine.forget_earlier_policies() {
             Ok(()) => self.forget_policies = None,
             Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
         }
@@ -155,7 +174,7 @@ impl Agent {
         for uplink in uplinks {
             for change in [Change::SetUplink(uplink.clone()), Change::Attach(uplink)] {
                 log::debug!("again: {change:?}");
-                if let Err(err) = self.datapath.apply(&change) {
+                if let Err(err) = self.engine.apply(&change) {
                     log::error!("{err:#}");
                 }
             }

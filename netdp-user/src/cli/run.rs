@@ -5,8 +5,9 @@ use super::klog::Klog;
 use super::policy::Policy;
 use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
 use super::{LogLevel, Places};
-use crate::agent::{OnExit, RunOptions};
+use crate::agent::{Mode, OnExit, RunOptions};
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
+use crate::iptables::{ChainOptions, Ports};
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -30,6 +31,9 @@ pub(super) struct Run {
     node_ip: Vec<IpAddr>,
     #[command(flatten)]
     policy: Policy,
+    /// What does the translating.
+    #[arg(long, value_enum, default_value_t = Mode::Ebpf)]
+    mode: Mode,
     /// Name of ip-masq-agent's chain.
     #[arg(long, value_name = "CHAIN", default_value = "IP-MASQ-AGENT")]
     masq_chain: String,
@@ -90,6 +94,22 @@ impl Run {
         level.unwrap_or(LogLevel::Info)
     }
 
+    /// The flags that say something, and nothing to netfilter.
+    fn ebpf_only(&self) -> Vec<&'static str> {
+        [
+            (!self.uplink.is_empty(), "--uplink"),
+            (self.port_mode != PortMode::Keep, "--port-mode"),
+            (self.udp_endpoint_independent, "--udp-endpoint-independent"),
+            (self.no_leak != NoLeak::Drop, "--no-leak"),
+            (self.on_reload != OnReload::Sticky, "--on-reload"),
+            (!self.timeout.is_empty(), "--timeout"),
+            (self.attach != Mechanism::Auto, "--attach"),
+        ]
+        .into_iter()
+        .filter_map(|(given, flag)| given.then_some(flag))
+        .collect()
+    }
+
     pub(super) fn options(self) -> Result<RunOptions> {
         let ignored = self.klog.without_effect();
         if !ignored.is_empty() {
@@ -110,11 +130,21 @@ impl Run {
             );
         }
         Ok(RunOptions {
+            mode: self.mode,
+            ebpf_only: self.ebpf_only(),
+            chains: ChainOptions {
+                name: self.masq_chain,
+                enable_ipv6: self.policy.enable_ipv6,
+                ports: Ports {
+                    ranges: to_ports.clone(),
+                    // ip-masq-agent's default.
+                    random_fully: self.random_fully.unwrap_or(true),
+                },
+            },
             config_paths: self.config,
             config_options: self.policy.options(),
             surroundings: self.policy.surroundings(),
             targets: self.policy.targets(),
-            masq_chain: self.masq_chain,
             patterns: Patterns::parse(&self.uplink)?,
             node_addrs: self.node_ip,
             bpffs: self.places.bpffs,

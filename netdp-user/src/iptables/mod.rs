@@ -3,6 +3,7 @@
 //! The rules are made as text ([`render`]), read back ([`Table`]) and brought into the kernel by the
 //! distribution's own programs ([`Iptables`]).
 
+mod chains;
 mod program;
 mod render;
 mod save;
@@ -10,6 +11,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
+pub use chains::{ChainOptions, ChainReport, Chains, remove};
 pub use program::{Backend, Iptables};
 pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
 pub use save::{Rule, Table};

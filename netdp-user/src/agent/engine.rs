@@ -1,0 +1,147 @@
+//! What does the translating: the datapath, or netfilter by the chains.
+
+use super::{Mode, RunOptions};
+use crate::datapath::{self, Attached, Datapath, SweepRules};
+use crate::iptables::{self, Chains};
+use crate::reconcile::Change;
+use anyhow::{Context as _, Result, bail};
+use aya_log::EbpfLogger;
+use netdp_common::abi::pins;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+pub(super) enum Engine {
+    Ebpf(Box<Datapath>),
+    Iptables(Chains),
+}
+
+impl Engine {
+    /// The engine of `--mode`.
+    ///
+    /// # Errors
+    /// It can't work here.
+    pub(super) fn start(options: &RunOptions) -> Result<Self> {
+        let pinned = options.bpffs.join(pins::SETTINGS).exists();
+        match options.mode {
+            Mode::Ebpf => Self::ebpf(options),
+            Mode::Iptables if pinned => bail!(
+                "an eBPF datapath is in force in {}: two would translate; end it with netdp detach",
+                options.bpffs.display()
+            ),
+            Mode::Iptables => Self::chains(options),
+            Mode::Auto => match Self::ebpf(options) {
+                // One that is in force already is not left for another.
+                Err(err) if !pinned => {
+                    log::warn!("--mode auto: iptables, because eBPF does not work here: {err:#}");
+                    Self::chains(options).with_context(|| {
+                        format!("eBPF does not work here ({err:#}), nor does iptables")
+                    })
+                }
+                other => other,
+            },
+        }
+    }
+
+    fn ebpf(options: &RunOptions) -> Result<Self> {
+        let datapath = Datapath::load(&options.bpffs, &options.setup)?;
+        Ok(Self::Ebpf(Box::new(datapath)))
+    }
+
+    fn chains(options: &RunOptions) -> Result<Self> {
+        for flag in &options.ebpf_only {
+            log::warn!("{flag} has no effect in iptables mode");
+        }
+        Ok(Self::Iptables(Chains::new(&options.chains)?))
+    }
+
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) => "ebpf",
+            Self::Iptables(_) => "iptables",
+        }
+    }
+
+    /// Whether an earlier agent's policy is in force.
+    pub(super) fn adopted(&self) -> bool {
+        match self {
+            Self::Ebpf(datapath) => datapath.adopted(),
+            Self::Iptables(chains) => chains.adopted(),
+        }
+    }
+
+    /// The chains, if they do it.
+    pub(super) const fn as_chains(&self) -> Option<&Chains> {
+        match self {
+            Self::Ebpf(_) => None,
+            Self::Iptables(chains) => Some(chains),
+        }
+    }
+
+    pub(super) fn known_uplinks(&self) -> Result<Vec<u32>> {
+        match self {
+            Self::Ebpf(datapath) => datapath.known_uplinks(),
+            Self::Iptables(_) => Ok(Vec::new()),
+        }
+    }
+
+    pub(super) fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().local_addresses(),
+            Self::Iptables(_) => Ok(BTreeSet::new()),
+        }
+    }
+
+    pub(super) fn apply(&mut self, change: &Change) -> Result<()> {
+        match self {
+            Self::Ebpf(datapath) => datapath.apply(change),
+            Self::Iptables(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn attached(&self) -> Vec<Attached> {
+        match self {
+            Self::Ebpf(datapath) => datapath.attached(),
+            Self::Iptables(_) => Vec::new(),
+        }
+    }
+
+    pub(super) fn forget_earlier_policies(&mut self) -> Result<()> {
+        match self {
+            Self::Ebpf(datapath) => datapath.forget_earlier_policies(),
+            Self::Iptables(_) => Ok(()),
+        }
+    }
+
+    /// Ends mappings whose time has come, of `all` or of those that may be due. netfilter ends
+    /// its own.
+    pub(super) fn sweep(&mut self, rules: &SweepRules<'_>, all: bool) {
+        let Self::Ebpf(datapath) = self else {
+            return;
+        };
+        let swept = if all {
+            datapath.sweep(rules)
+        } else {
+            datapath.sweep_some(rules)
+        };
+        match swept {
+            Ok(swept) => log::debug!("{swept:?}"),
+            Err(err) => log::warn!("sweeping the mappings: {err:#}"),
+        }
+    }
+
+    /// What the programs log.
+    pub(super) fn take_log(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>> {
+        match self {
+            Self::Ebpf(datapath) => datapath.take_log().map(Some),
+            Self::Iptables(_) => Ok(None),
+        }
+    }
+
+    /// Removes what is in force; says what that was.
+    pub(super) fn remove(&self, options: &RunOptions) -> Result<Vec<String>> {
+        match self {
+            Self::Ebpf(_) => datapath::detach(&options.bpffs),
+            Self::Iptables(_) => iptables::remove(&options.chains.name),
+        }
+    }
+}
