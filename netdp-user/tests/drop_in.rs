@@ -6,11 +6,12 @@ mod common;
 use anyhow::{Result, ensure};
 use common::clients::tcp_source;
 use common::{ECHO, Echo, NETDP, POLICY_V4, SOON, refused};
+use serde_json::Value;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use xtask::testbed::{Bed, Host, Running, WorkDir, wait_for};
+use xtask::testbed::{Bed, Host, Running, WorkDir, output, wait_for};
 
 /// A node without an agent, and two servers: `near` knows pods, `far` does not.
 struct Cluster {
@@ -128,6 +129,46 @@ fn targets_beat_the_other_list() -> Result<()> {
     cluster.start(NETDP, &["--targets=10.1.0.0/16"])?;
     ensure!(cluster.seen_by(&cluster.near)? == NODE, "{}", cluster.log());
     ensure!(cluster.seen_by(&cluster.far)? == NODE, "{}", cluster.log());
+    Ok(())
+}
+
+/// The check and the agent say the same of a configuration; the agent's log leaves out what is too
+/// much.
+#[test]
+fn the_agent_warns_as_the_check_does() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    let config = cluster.dir.path().join("config");
+    fs::create_dir(&config)?;
+    cluster.write("config/config", POLICY_V4)?;
+    let inside: String = (0..30).map(|n| format!("10.9.{n}.0/24\n")).collect();
+    cluster.write("config/nat.rules", &format!("10.9.0.0/16\n{inside}"))?;
+    let flags = ["--pod-cidr=172.16.0.0/15", "--targets=10.9.30.0/24"];
+    cluster.start(NETDP, &flags)?;
+    let mut check = Command::new(NETDP);
+    check.args(["config", "check", "-o", "json"]).args(flags);
+    let verdict: Value = serde_json::from_str(&output(check.arg(&config))?)?;
+    let warnings: Vec<String> = verdict["warnings"]
+        .as_array()
+        .map_or_else(Vec::new, |found| {
+            let text = |w: &Value, field: &str| w[field].to_string().trim_matches('"').to_owned();
+            let place = |w: &Value| match w["line"].as_u64() {
+                Some(line) => format!("{}:{line}", text(w, "file")),
+                None => text(w, "file"),
+            };
+            found
+                .iter()
+                .map(|w| format!("{}: {}", place(w), text(w, "message")))
+                .collect()
+        });
+    ensure!(warnings.len() == 32, "{warnings:#?}");
+    let status = fs::read(cluster.dir.path().join("state/status.json"))?;
+    let status: Value = serde_json::from_slice(&status)?;
+    let told: Vec<String> = serde_json::from_value(status["config"]["warnings"].clone())?;
+    ensure!(told == warnings, "{told:#?}\n{warnings:#?}");
+    let log = cluster.log();
+    ensure!(log.contains(warnings[0].as_str()), "{log}");
+    ensure!(log.contains("12 more warnings"), "{log}");
+    ensure!(!log.contains("10.9.29.0/24 changes nothing"), "{log}");
     Ok(())
 }
 
