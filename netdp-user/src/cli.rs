@@ -203,4 +203,63 @@ mod tests {
         }
         assert!(Cli::try_parse_from(["netdp", "run", "--enable-ipv6=maybe"]).is_err());
     }
+
+    fn run(line: &str) -> super::Run {
+        let args = super::go::normalise(line.split(' ').map(Into::into), |word| word == "run");
+        match Cli::try_parse_from(args).unwrap().command {
+            super::Command::Run(run) => *run,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn random_fully_is_a_port_mode() {
+        use crate::datapath::PortMode;
+        for (line, expected) in [
+            ("netdp run", PortMode::Keep),
+            ("netdp -random-fully", PortMode::Random),
+            ("netdp --random-fully=true", PortMode::Random),
+            ("netdp --random-fully=false", PortMode::Keep),
+            ("netdp --port-mode=hash", PortMode::Hash),
+        ] {
+            let options = run(line).options().unwrap();
+            assert_eq!(options.setup.port_mode, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn verbosity_is_a_level() {
+        for (line, expected) in [
+            ("netdp run", "Info"),
+            ("netdp -v=0", "Info"),
+            ("netdp -v 3", "Info"),
+            ("netdp --v=-1", "Info"),
+            ("netdp --v 4", "Debug"),
+            ("netdp --v=9", "Trace"),
+            ("netdp --v=9 --log-level=warn", "Warn"),
+        ] {
+            assert_eq!(format!("{:?}", run(line).log_level()), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn every_flag_of_ip_masq_agent_is_taken() {
+        let ignored = "--alsologtostderr --add_dir_header --skip_headers=true --skip_log_headers \
+                       --one_output --stderrthreshold=INFO --vmodule=a=1 --log_backtrace_at=x:1 \
+                       --log_dir=/x --log_file=/x --log_file_max_size=9 --log-flush-frequency=5s";
+        let line = format!(
+            "ip-masq-agent --masq-chain=X --nomasq-all-reserved-ranges=1 --enable-ipv6=T \
+             --random-fully=0 --to-ports=1-2 --v=2 --logtostderr {ignored}"
+        );
+        let run = run(&line);
+        assert_eq!(run.klog.without_effect().len(), ignored.split(' ').count());
+        let options = run.options().unwrap();
+        assert_eq!(options.masq_chain, "X");
+        assert!(options.config_options.enable_ipv6);
+        assert!(options.config_options.nomasq_all_reserved_ranges);
+        let spaced = super::tests::run("netdp -stderrthreshold 2 -log_dir /x -vmodule a=2");
+        assert_eq!(spaced.klog.without_effect().len(), 3);
+        let elsewhere = super::tests::run("netdp --logtostderr=false");
+        assert_eq!(elsewhere.klog.without_effect(), ["--logtostderr=false"]);
+    }
 }

@@ -5,6 +5,9 @@ use crate::config::{self, Document};
 use crate::sources::file;
 use crate::status::{self, ConfigReport, RuleReport};
 
+/// How many warnings about one configuration are logged: a long list may have one for each entry.
+const MAX_LOGGED: usize = 20;
+
 /// Where the configuration in force came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -98,8 +101,11 @@ impl Agent {
     }
 
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
-        for warning in &loaded.warnings {
+        for warning in loaded.warnings.iter().take(MAX_LOGGED) {
             log::warn!("{warning}");
+        }
+        if let more @ 1.. = loaded.warnings.len().saturating_sub(MAX_LOGGED) {
+            log::warn!("{more} more warnings: netdp config check shows them");
         }
         for path in file::absent(&self.options.config_paths) {
             log::info!("{} does not exist; it is read once it does", path.display());

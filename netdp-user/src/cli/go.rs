@@ -48,7 +48,7 @@ pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err("expected true or false".to_owned()),
+        _ => Err("the values are true, false, and 1, t, T, 0, f, F for them".to_owned()),
     }
 }
 

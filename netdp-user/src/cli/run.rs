@@ -85,7 +85,7 @@ pub(super) struct Run {
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
     #[command(flatten)]
-    klog: Klog,
+    pub(super) klog: Klog,
 }
 
 impl Run {

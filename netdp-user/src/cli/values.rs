@@ -76,7 +76,7 @@ pub(super) fn kernel_reserved_ports() -> BTreeSet<u16> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_ports;
+    use super::{parse_ports, parse_ranges};
 
     #[test]
     fn ports() {
@@ -85,6 +85,34 @@ mod tests {
         assert!(parse_ports("").unwrap().is_empty());
         for bad in ["x", "70000", "7-5", "1-", "-1"] {
             assert!(parse_ports(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// `ParseInterval` of ip-masq-agent, and what its `--to-ports` takes.
+    #[test]
+    fn ranges_are_those_of_ip_masq_agent() {
+        let ends = |text: &str| -> Vec<(u16, u16)> {
+            let ranges = parse_ranges(text).unwrap();
+            ranges.iter().map(|range| (range.min, range.max)).collect()
+        };
+        for (text, expected) in [
+            ("42-44", &[(42, 44)][..]),
+            ("42", &[(42, 42)]),
+            ("42-42", &[(42, 42)]),
+            ("1024-29999,32768-65535", &[(1024, 29999), (32768, 65535)]),
+            (
+                "1024-29999,32768-49151,61000-65535",
+                &[(1024, 29999), (32768, 49151), (61000, 65535)],
+            ),
+            ("1024,65535", &[(1024, 1024), (65535, 65535)]),
+            ("", &[]),
+        ] {
+            assert_eq!(ends(text), expected, "{text}");
+        }
+        for bad in [
+            "42 - 44", "42-43-44", "4x", "4x-44", "42-4x", "-44", "42-", "42-41",
+        ] {
+            assert!(parse_ranges(bad).is_err(), "{bad}");
         }
     }
 }

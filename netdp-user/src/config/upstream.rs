@@ -11,13 +11,13 @@ pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     let agent = docs.iter().filter(|doc| doc.format == Format::MasqAgent);
     for (index, doc) in agent.enumerate() {
-        if index > 0 {
-            let message = "ip-masq-agent reads one file only: this one has no say there";
-            found.push(Diagnostic::whole_file(&doc.name, message));
-        }
         let Ok(Some(root)) = tree::parse(&doc.text) else {
             continue;
         };
+        if index > 0 {
+            let message = "ip-masq-agent reads one document only: this one has no say there";
+            found.push(Diagnostic::at(&doc.name, root.line, message));
+        }
         let Value::Map(pairs) = &root.value else {
             continue;
         };
