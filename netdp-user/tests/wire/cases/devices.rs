@@ -158,7 +158,6 @@ fn all_kinds(w: &mut Wire) -> Result<()> {
 
 pub fn r5_8_no_ethernet_header(w: &mut Wire) -> Result<()> {
     all_kinds(w)?;
-    // Refusals go to the pod by its own device, which has a header.
     let mut bad = udp((pod(V4, 0), 4100), (server(V4, 0), 53), b"cut");
     bad.body.truncate(4);
     w.refused(0, &bad)
