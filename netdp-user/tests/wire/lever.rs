@@ -75,7 +75,8 @@ impl WaitUp for Netns {
     fn wait_up(&self, link: &str) -> Result<()> {
         wait_for(PATIENCE, &format!("{link} to be up"), || {
             let state = self.ip(&format!("-br link show dev {link}"));
-            state.is_ok_and(|state| state.contains(" UP ") || state.contains(" UNKNOWN "))
+            // A tunnel device does not tell more than that it has a carrier.
+            state.is_ok_and(|state| state.contains(" UP ") || state.contains("POINTOPOINT"))
         })
     }
 }
