@@ -70,6 +70,7 @@ const EXPECTED: [(Subject, &[&str]); 2] = [
             "r5_7_sctp_ports_never_change",
             "r5_8_vlan_tags_in_band",
             "r5_8_vlan_tags_taken_off",
+            "r5_8_no_ethernet_header",
             "r5_8_a_refusal_without_ethernet_header",
             "r5_9_unknown_headers_do_not_leak",
             "r6_1_timestamp_queries",
@@ -89,6 +90,7 @@ const EXPECTED: [(Subject, &[&str]); 2] = [
         &[
             "r1_5_a_stray_packet_does_not_make_a_syn_a_reply",
             "r1_6_multicast_and_link_local_are_left_alone",
+            "r1_7_tunnel_packets_are_not_translated_again",
             "r1_10_the_routes_preferred_source_is_used",
             "r2_1b_two_first_packets_of_one_flow",
             "r2_2_one_port_for_all_destinations",
@@ -106,6 +108,7 @@ const EXPECTED: [(Subject, &[&str]); 2] = [
             "r5_7_sctp_ports_never_change",
             "r5_8_vlan_tags_in_band",
             "r5_8_vlan_tags_taken_off",
+            "r5_8_no_ethernet_header",
             "r5_8_a_refusal_without_ethernet_header",
             "r5_9_unknown_headers_do_not_leak",
             "r6_1_timestamp_queries",
