@@ -9,7 +9,7 @@ use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup};
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_fib_lookup as fib_lookup, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_tail,
+    bpf_skb_change_head, bpf_skb_change_tail,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
@@ -23,6 +23,9 @@ use netdp_common::tuple::proto;
 /// Address families of include/linux/socket.h.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// Bytes of an Ethernet header.
+const ETHERNET: u32 = 14;
 
 /// IPv4 and ICMP header.
 #[repr(C)]
@@ -118,6 +121,12 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
             ctx.store(pkt.l3_offset as usize, &headers, 0).ok()?;
         }
         _ => return None,
+    }
+    if uplink.l2_len == 0 {
+        // `__bpf_redirect_neigh` drops what has no Ethernet header (net/core/filter.c).
+        // SAFETY: a helper on the program's own context.
+        let made = unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET, 0) };
+        (made == 0).then_some(())?;
     }
     // SAFETY: a helper with plain arguments; without parameters it looks the
     // next hop up itself.

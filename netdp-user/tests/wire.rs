@@ -132,6 +132,7 @@ cases! {
     rewriting::r5_8_vlan_tags_in_band;
     devices::r5_8_vlan_tags_taken_off;
     devices::r5_8_no_ethernet_header = Options::medium(Medium::Tun);
+    ports::r5_8_a_refusal_without_ethernet_header = Options { to_ports: "5000-5009", ..Options::medium(Medium::Tun) };
     rewriting::r5_9_ipv6_extension_headers;
     rewriting::r5_9_unknown_headers_do_not_leak;
     rewriting::r5_10_ethernet_padding_is_ignored;

@@ -281,6 +281,9 @@ impl Bed {
             "-batch {}",
             file("net", &addressing(options.medium))?
         ))?;
+        for uplink in 0..2 {
+            node.wait_local(super::bed::node(V6, uplink))?;
+        }
         let agent = subject.install(&node, dir.path(), options)?;
         let sockets = At::ALL
             .iter()

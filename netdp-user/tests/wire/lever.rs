@@ -69,13 +69,26 @@ impl Bed {
 /// Waits until the link is up, as the kernel's own watch of it says.
 pub trait WaitUp {
     fn wait_up(&self, link: &str) -> Result<()>;
+
+    /// Waits until packets to the IPv6 address are the node's own: the kernel
+    /// sees to that in the background (`addrconf_dad_work`, net/ipv6/addrconf.c).
+    fn wait_local(&self, addr: IpAddr) -> Result<()>;
 }
 
 impl WaitUp for Netns {
     fn wait_up(&self, link: &str) -> Result<()> {
         wait_for(PATIENCE, &format!("{link} to be up"), || {
             let state = self.ip(&format!("-br link show dev {link}"));
-            state.is_ok_and(|state| state.contains(" UP ") || state.contains(" UNKNOWN "))
+            // A tunnel device does not tell more than that it has a carrier.
+            state.is_ok_and(|state| state.contains(" UP ") || state.contains("POINTOPOINT"))
+        })
+    }
+
+    fn wait_local(&self, addr: IpAddr) -> Result<()> {
+        wait_for(PATIENCE, &format!("{addr} to be the node's"), || {
+            let routes = self.ip("-6 route show table local");
+            let local = format!("local {addr} ");
+            routes.is_ok_and(|routes| routes.lines().any(|line| line.starts_with(&local)))
         })
     }
 }

@@ -117,7 +117,7 @@ fn all_kinds(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let flow = w.udp(0, 4000, (server(f, 0), 53))?;
         let second = w.udp(1, 4000, (server(f, 0), 53))?;
-        ensure!(flow.wire.1 == 4000 && second.wire.1 != 4000);
+        ensure!(flow.wire != second.wire, "one port for two");
         let tcp = w.tcp(0, 4000, (server(f, 0), 80))?;
         w.back(&tcp, &tcp.gets(ACK, (5001, 1001), b"data"))?;
         let wire = w.out(0, &ping((pod(f, 0), 77), server(f, 0), b"ping"))?;
@@ -141,12 +141,12 @@ fn all_kinds(w: &mut Wire) -> Result<()> {
         )?;
         w.expect_exactly(At::Pod(0), &about(&asked, flow.inside.0).forwarded())?;
         // The first one last both ways: on the way in the others are held.
-        let (out, back) = (flow.asks(&[7; 64]), flow.answers(&[9; 64]));
-        for part in out.fragments(32).iter().rev() {
+        let (out, back) = (flow.asks(&[7; 3000]), flow.answers(&[9; 3000]));
+        for part in out.fragments(1200).iter().rev() {
             w.send(At::Pod(0), part)?;
         }
         left_whole(w, &flow, &out)?;
-        for part in back.fragments(32).iter().rev() {
+        for part in back.fragments(1200).iter().rev() {
             w.send(At::Uplink(0), part)?;
         }
         let parts = w.take_all(At::Pod(0), |p| p.part.is_some())?;
@@ -158,7 +158,6 @@ fn all_kinds(w: &mut Wire) -> Result<()> {
 
 pub fn r5_8_no_ethernet_header(w: &mut Wire) -> Result<()> {
     all_kinds(w)?;
-    // Refusals go to the pod by its own device, which has a header.
     let mut bad = udp((pod(V4, 0), 4100), (server(V4, 0), 53), b"cut");
     bad.body.truncate(4);
     w.refused(0, &bad)
@@ -235,6 +234,7 @@ pub fn r9_7_one_translation_where_both_are_named(w: &mut Wire) -> Result<()> {
 /// The lower device carries addresses, so that traffic may go by it directly:
 /// it is the uplink, and sees what goes by the upper one as well.
 pub fn r9_7_one_translation_where_the_lower_has_addresses(w: &mut Wire) -> Result<()> {
+    w.bed.agent()?;
     for f in BOTH {
         let (inside, outside) = ((pod(f, 0), 4000), (server(f, 0), 53));
         w.send(At::Pod(0), &udp(inside, outside, b"question"))?;

@@ -158,6 +158,10 @@ pub fn r2_8_the_pod_is_told_that_ports_are_used_up(w: &mut Wire) -> Result<()> {
     Ok(())
 }
 
+pub fn r5_8_a_refusal_without_ethernet_header(w: &mut Wire) -> Result<()> {
+    r2_8_the_pod_is_told_that_ports_are_used_up(w)
+}
+
 pub fn r2_9_unsolicited_packets_do_not_move_a_port(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let (outside, inside) = ((server(f, 0), 3478), (pod(f, 0), 4000));
