@@ -45,6 +45,8 @@ pub struct RunOptions {
     pub config_options: Options,
     /// `--uplink`.
     pub patterns: Patterns,
+    /// `--hairpin`.
+    pub hairpin: Patterns,
     /// `--node-ip`.
     pub node_addrs: Vec<IpAddr>,
     /// `--bpffs`.

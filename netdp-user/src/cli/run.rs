@@ -45,6 +45,11 @@ pub(super) struct Run {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set)]
     udp_endpoint_independent: bool,
+    /// Interface towards pods, such as cali* or cni0: pods there may reach each other by the
+    /// node's address and the ports that they have on it (hairpin); a name or a glob; may be
+    /// repeated.
+    #[arg(long, value_name = "NAME")]
+    hairpin: Vec<String>,
     /// What becomes of pods' packets that can't be translated.
     #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
     no_leak: NoLeak,
@@ -97,7 +102,8 @@ impl Run {
                 enable_ipv6: self.enable_ipv6,
                 nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
             },
-            patterns: Patterns::parse(&self.uplink)?,
+            patterns: Patterns::parse("--uplink", &self.uplink)?,
+            hairpin: Patterns::parse("--hairpin", &self.hairpin)?,
             node_addrs: self.node_ip,
             bpffs: self.places.bpffs,
             state_dir: self.places.state_dir,
@@ -109,6 +115,7 @@ impl Run {
                 udp_endpoints: self.udp_endpoint_independent,
                 no_leak: self.no_leak,
                 on_reload: self.on_reload,
+                hairpin: !self.hairpin.is_empty(),
                 reserved_ports: reserved,
                 mechanism: self.attach,
             },

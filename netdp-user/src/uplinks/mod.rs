@@ -8,6 +8,7 @@
 
 mod address;
 mod model;
+mod pods;
 mod select;
 mod snapshot;
 mod watch;
@@ -18,6 +19,7 @@ mod tests;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Snapshot, local_addresses,
 };
+pub use pods::pod_links;
 pub use select::{Patterns, Selected, Selection, Uplink, select};
 pub use snapshot::snapshot;
 pub use watch::Monitor;

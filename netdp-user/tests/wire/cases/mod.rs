@@ -2,6 +2,7 @@
 
 pub mod errors;
 pub mod fragments;
+pub mod hairpin;
 pub mod invalid;
 pub mod lifecycle;
 pub mod node_errors;
