@@ -113,6 +113,9 @@ pub const SETTING_UDP_ENDPOINTS: u32 = 16;
 /// [`Settings::flags`]: connections that an earlier policy bypassed end after
 /// [`crate::conntrack::DRAIN_SECONDS`] of silence.
 pub const SETTING_DRAIN: u32 = 64;
+/// [`Settings::flags`]: which wire endpoints pods have is remembered, for
+/// [`crate::nat::hairpin`].
+pub const SETTING_HAIRPIN: u32 = 128;
 
 /// [`Settings::no_leak`]: what can't be translated is dropped.
 pub const NO_LEAK_DROP: u32 = 0;
@@ -312,11 +315,14 @@ const _: () = {
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
+    assert!(size_of::<crate::packet::Endpoint>() == 20);
     assert!(size_of::<Counters>() == 96 + size_of::<Drops>());
 };
 
 #[cfg(feature = "user")]
 mod user {
+    use crate::packet::Endpoint;
+
     use super::{Addr, Counters, Inbound, Mapping, PolicyValue, Settings, Tuple, Uplink};
 
     macro_rules! pod {
@@ -337,6 +343,7 @@ mod user {
         Uplink,
         Inbound,
         PolicyValue,
-        Counters
+        Counters,
+        Endpoint
     );
 }

@@ -11,8 +11,8 @@ use crate::abi::{
 };
 use crate::addr::Addr;
 use crate::conntrack::ticks;
-use crate::nat::{self, Work};
-use crate::packet::{self, L4, Packet, Parsed};
+use crate::nat::{self, Work, hairpin};
+use crate::packet::{self, Endpoint, L4, Packet, Parsed};
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
 use build::Build;
@@ -52,11 +52,14 @@ pub struct Fake {
     /// Destinations without a free port, and since when.
     pub exhausted: RefCell<HashMap<Tuple, u32>>,
     pub endpoints: RefCell<HashMap<Tuple, u16>>,
+    pub wire_endpoints: RefCell<HashMap<Tuple, Endpoint>>,
     /// What the kernel would choose for the node's own packets.
     pub route_source: Option<Addr>,
     pub reserved: BTreeSet<u16>,
     /// Wire tuples that a connected or bound socket of the node receives.
     pub sockets: HashSet<Tuple>,
+    /// Ports that a socket of the node listens on.
+    pub listeners: HashSet<u16>,
     pub sent_by_socket: bool,
     pub clock: Cell<u32>,
     /// Prefix, its length as of 128 bits, action; in any order.
@@ -115,9 +118,11 @@ impl Fake {
             written_ip_id: Cell::new(packet::KEEP_IP_ID),
             exhausted: RefCell::default(),
             endpoints: RefCell::default(),
+            wire_endpoints: RefCell::default(),
             route_source: None,
             reserved: BTreeSet::new(),
             sockets: HashSet::new(),
+            listeners: HashSet::new(),
             sent_by_socket: true,
             clock: Cell::new(u32::MAX - 50),
             policy: Vec::new(),
@@ -158,17 +163,25 @@ impl Fake {
         self.run(packet, false)
     }
 
+    /// What becomes of a pod's packet to the node's address, as netdp-ebpf's
+    /// `turn_back`: both ends.
+    pub fn hairpin(&self, packet: &Build) -> Turned {
+        let mut work = parsed(packet);
+        match hairpin::leave(self, &mut work) {
+            Verdict::Pass => return Turned::Pass,
+            Verdict::Drop(reason) => return Turned::Drop(reason),
+            _ => {}
+        }
+        let source = self.written(&work.pkt);
+        match hairpin::enter(self, &mut work) {
+            Verdict::Drop(reason) => Turned::Drop(reason),
+            _ => Turned::To(source, self.written(&work.pkt)),
+        }
+    }
+
     /// Parses and decides, as `netdp-ebpf`'s `main` does.
     fn run(&self, packet: &Build, leaving: bool) -> Seen {
-        let mut work = Work::EMPTY;
-        let bytes = packet.bytes();
-        let parsed = packet::parse(&bytes[..], packet.ethertype(), 0, &mut work.pkt);
-        assert_eq!(parsed, Parsed::Ip, "{packet:?}");
-        if work.pkt.l4 == L4::Error
-            && packet::parse_inner(&bytes[..], &work.pkt, &mut work.inner).is_none()
-        {
-            work.pkt.l4 = L4::Untranslatable(DropReason::Malformed);
-        }
+        let mut work = parsed(packet);
         let verdict = if leaving {
             nat::egress(self, &mut work)
         } else {
@@ -190,6 +203,29 @@ impl Fake {
         let id = u16::try_from(pkt.new.id).expect("16 bits");
         to_socket(&pkt.new.addr, id)
     }
+}
+
+fn parsed(packet: &Build) -> Work {
+    let mut work = Work::EMPTY;
+    let bytes = packet.bytes();
+    let parsed = packet::parse(&bytes[..], packet.ethertype(), 0, &mut work.pkt);
+    assert_eq!(parsed, Parsed::Ip, "{packet:?}");
+    if work.pkt.l4 == L4::Error
+        && packet::parse_inner(&bytes[..], &work.pkt, &mut work.inner).is_none()
+    {
+        work.pkt.l4 = L4::Untranslatable(DropReason::Malformed);
+    }
+    work
+}
+
+/// What becomes of a packet that a pod sends to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// It is the node's.
+    Pass,
+    /// From there, to there.
+    To(SocketAddr, SocketAddr),
+    Drop(DropReason),
 }
 
 /// A verdict, with what the packet's source (leaving) or destination (coming

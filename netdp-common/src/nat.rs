@@ -6,6 +6,7 @@
 mod error;
 mod follow;
 pub mod fragment;
+pub mod hairpin;
 mod host;
 mod open;
 

@@ -4,6 +4,7 @@
 mod address;
 mod errors;
 mod fragments;
+mod hairpin;
 mod host;
 mod inbound;
 mod limits;

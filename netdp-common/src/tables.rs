@@ -2,6 +2,7 @@
 
 use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
 use crate::addr::{Addr, Family};
+use crate::packet::Endpoint;
 use crate::slot::Slot;
 use crate::tuple::Tuple;
 
@@ -78,12 +79,19 @@ pub trait Tables {
     fn endpoint_port(&self, endpoint: &Tuple) -> Option<u16>;
     /// Remembers it.
     fn set_endpoint_port(&self, endpoint: &Tuple, port: u16);
+    /// The far end of a mapping with this endpoint on the wire. `endpoint` is the
+    /// wire's side of a tuple.
+    fn wire_endpoint(&self, endpoint: &Tuple) -> Option<Endpoint>;
+    /// Remembers it.
+    fn set_wire_endpoint(&self, endpoint: &Tuple, far: &Endpoint);
     /// Whether `port` must not be given away (NodePorts and the like).
     fn port_reserved(&self, port: u16) -> bool;
     /// Whether the packet was sent by a socket of the node.
     fn sent_by_socket(&self) -> bool;
     /// Whether a socket of the node would receive packets with the tuple `wire`.
     fn socket_receives(&self, wire: &Tuple) -> bool;
+    /// The same, or a listener that would.
+    fn socket_listens(&self, wire: &Tuple) -> bool;
     /// Calls `step` with 0, 1, 2 … until it returns false or `n` calls are made.
     ///
     /// `step` is a type of its own and captures nothing: the BPF target has no

@@ -112,6 +112,9 @@ drop_reasons! {
     NoFreePort => no_free_port,
     /// The mapping tables are full.
     TableFull => table_full,
+    /// A pod's packet to another pod's endpoint on the wire, which has not asked
+    /// for it.
+    Unasked => unasked,
     /// The kernel refused to change the packet.
     RewriteFailed => rewrite_failed,
 }

@@ -12,11 +12,14 @@
     reason = "helpers and headers have narrower fields than Rust's types; what they hold fits"
 )]
 
+mod fib;
 mod hold;
 mod maps;
 mod refuse;
 mod report;
 mod skb;
+mod sockets;
+mod turn;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -44,6 +47,12 @@ pub fn egress_snat(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn ingress_rev_snat(ctx: TcContext) -> i32 {
     run(&ctx, false)
+}
+
+/// Interfaces towards pods, TC ingress: hairpin.
+#[classifier]
+pub fn pod_hairpin(ctx: TcContext) -> i32 {
+    turn::back(&ctx)
 }
 
 #[inline(always)]

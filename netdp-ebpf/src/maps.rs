@@ -2,23 +2,14 @@
 //!
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH,
-    BPF_FIB_LOOKUP_SRC, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_tuple,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SockTuple4,
-    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 as SockTuple6,
-};
+use crate::sockets;
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::{
-    bpf_fib_lookup as bpf_fib_lookup_helper, bpf_get_prandom_u32, bpf_ktime_get_coarse_ns,
-    bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
-use core::mem::MaybeUninit;
 use netdp_common::abi::{
     Action, Counters, Fragment, Inbound, Mapping, POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS,
     Settings, Uplink,
@@ -26,9 +17,10 @@ use netdp_common::abi::{
 use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{INBOUND_SECONDS, TICK_SHIFT, age, ticks};
 use netdp_common::nat::Work;
+use netdp_common::packet::Endpoint;
 use netdp_common::slot::Slot;
 use netdp_common::tables::{InsertError, Tables};
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::tuple::Tuple;
 use netdp_common::verdict::DropReason;
 
 #[btf_map]
@@ -60,13 +52,13 @@ static EXHAUSTED: LruHashMap<Tuple, u32, 4096> = LruHashMap::new();
 /// Endpoints → their port on the wire.
 #[btf_map]
 static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
+/// Endpoints on the wire → the far end of a mapping with it. Only kept with
+/// `--hairpin`; the loader makes it small otherwise.
+#[btf_map]
+static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
 /// The IPv4 identification given last.
 #[btf_map]
 static IP_ID: Array<u32, 1> = Array::new();
-
-/// Address families of include/linux/socket.h.
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// For how long a destination without free ports is left alone: 0.5 s.
 const EXHAUSTED_TICKS: u32 = 8;
@@ -108,7 +100,25 @@ impl<'a> World<'a> {
             uplink,
         })
     }
+
+    /// The same on an interface towards pods.
+    #[inline(always)]
+    pub fn of_pods(ctx: &'a TcContext) -> Option<Self> {
+        Some(Self {
+            ctx,
+            settings: SETTINGS.get(0)?,
+            uplink: &NO_UPLINK,
+        })
+    }
 }
+
+/// A pod-side interface has no address to masquerade with.
+static NO_UPLINK: Uplink = Uplink {
+    v4: Addr::from_v6([0; 16]),
+    v6: Addr::from_v6([0; 16]),
+    l2_len: 14,
+    flags: 0,
+};
 
 #[inline(always)]
 fn insert(
@@ -248,7 +258,10 @@ impl Tables for World<'_> {
                     limit => limit,
                 };
                 let fresh = age(now, (*inbound).last_seen) < limit;
-                (*inbound).last_seen = now;
+                // What has ended is not brought back by one more packet.
+                if fresh {
+                    (*inbound).last_seen = now;
+                }
                 fresh
             },
             None => false,
@@ -271,41 +284,9 @@ impl Tables for World<'_> {
         let _ = INBOUND.remove(tuple);
     }
 
-    /// `bpf_fib_lookup` with `BPF_FIB_LOOKUP_SRC` (Linux 6.7) gives what
-    /// `fib_result_prefsrc` and `ipv6_dev_get_saddr` choose (net/core/filter.c).
-    #[inline(never)]
+    #[inline(always)]
     fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr> {
-        let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
-        let p = params.as_mut_ptr();
-        // SAFETY: the buffer is a bpf_fib_lookup, all 64 bytes of which are
-        // written before the helper reads them.
-        unsafe {
-            let words = p.cast::<[u64; 8]>();
-            words.write([0; 8]);
-            (*p).ifindex = (*self.ctx.skb.skb).ifindex;
-            let to = dst.words();
-            match family {
-                Family::V4 => {
-                    (*p).family = AF_INET;
-                    (*p).__bindgen_anon_4.ipv4_dst = to[3];
-                }
-                Family::V6 => {
-                    (*p).family = AF_INET6;
-                    (*p).__bindgen_anon_4.ipv6_dst = to;
-                }
-            }
-            let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
-            let size = size_of::<bpf_fib_lookup>() as i32;
-            let found = bpf_fib_lookup_helper(self.ctx.as_ptr(), p, size, flags);
-            // The source is set too where the packet would be too big.
-            if found != 0 && found != i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-                return None;
-            }
-            Some(match family {
-                Family::V4 => Addr::from_v4_word((*p).__bindgen_anon_3.ipv4_src),
-                Family::V6 => Addr::from_words((*p).__bindgen_anon_3.ipv6_src),
-            })
-        }
+        crate::fib::source(self.ctx, dst, family)
     }
 
     #[inline(always)]
@@ -359,6 +340,18 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
+    fn wire_endpoint(&self, endpoint: &Tuple) -> Option<Endpoint> {
+        // SAFETY: copied at once; whoever replaces it meanwhile names another
+        // mapping of the same endpoint.
+        unsafe { WIRE_ENDPOINTS.get(endpoint).copied() }
+    }
+
+    #[inline(always)]
+    fn set_wire_endpoint(&self, endpoint: &Tuple, far: &Endpoint) {
+        let _ = WIRE_ENDPOINTS.insert(endpoint, far, 0);
+    }
+
+    #[inline(always)]
     fn port_reserved(&self, port: u16) -> bool {
         RESERVED_PORTS
             .get(u32::from(port) / 64)
@@ -371,62 +364,14 @@ impl Tables for World<'_> {
         unsafe { !(*self.ctx.skb.skb).__bindgen_anon_2.sk.is_null() }
     }
 
-    /// The lookup is in the namespace of the packet's device.
     #[inline(always)]
     fn socket_receives(&self, wire: &Tuple) -> bool {
-        // Uninitialised beyond the family's part: zeroing would call memset,
-        // whose returned pointer the verifier refuses.
-        let mut key = MaybeUninit::<bpf_sock_tuple>::uninit();
-        let (sport, dport) = (wire.src_id.to_be(), wire.dst_id.to_be());
-        let size = if wire.src.is_v4() {
-            let v4 = SockTuple4 {
-                saddr: wire.src.words()[3],
-                daddr: wire.dst.words()[3],
-                sport,
-                dport,
-            };
-            // SAFETY: the union holds this variant.
-            unsafe { key.as_mut_ptr().cast::<SockTuple4>().write(v4) };
-            size_of::<SockTuple4>()
-        } else {
-            let v6 = SockTuple6 {
-                saddr: wire.src.words(),
-                daddr: wire.dst.words(),
-                sport,
-                dport,
-            };
-            // SAFETY: the union holds this variant.
-            unsafe { key.as_mut_ptr().cast::<SockTuple6>().write(v6) };
-            size_of::<SockTuple6>()
-        } as u32;
-        let key = key.as_mut_ptr();
-        let ctx = self.ctx.as_ptr();
-        /// `BPF_F_CURRENT_NETNS` of include/uapi/linux/bpf.h.
-        const CURRENT_NETNS: u64 = u64::MAX;
-        /// `TCP_LISTEN` of include/net/tcp_states.h.
-        const TCP_LISTEN: u32 = 10;
-        // SAFETY: `key` is initialised up to `size`; a socket that is found is
-        // released before anything else happens.
-        unsafe {
-            if wire.proto == proto::TCP {
-                let sk = bpf_skc_lookup_tcp(ctx, key, size, CURRENT_NETNS, 0);
-                if sk.is_null() {
-                    return false;
-                }
-                // A listener receives only what matches no connection: it does
-                // not keep a pod from using its port towards another host.
-                let connected = (*sk).state != TCP_LISTEN;
-                bpf_sk_release(sk.cast());
-                connected
-            } else {
-                let sk = bpf_sk_lookup_udp(ctx, key, size, CURRENT_NETNS, 0);
-                if sk.is_null() {
-                    return false;
-                }
-                bpf_sk_release(sk.cast());
-                true
-            }
-        }
+        sockets::receives(self.ctx, wire, false)
+    }
+
+    #[inline(always)]
+    fn socket_listens(&self, wire: &Tuple) -> bool {
+        sockets::receives(self.ctx, wire, true)
     }
 
     #[inline(always)]

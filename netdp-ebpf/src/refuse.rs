@@ -4,25 +4,20 @@
 //!
 //! Only for packets with a plain header: no IP options, no extension headers.
 
+use crate::fib;
 use crate::maps::World;
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup};
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::{
-    bpf_csum_diff, bpf_fib_lookup as fib_lookup, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_head, bpf_skb_change_tail,
+    bpf_csum_diff, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail,
 };
 use aya_ebpf::programs::TcContext;
-use core::mem::MaybeUninit;
 use netdp_common::abi::{UPLINK_V4, UPLINK_V6};
 use netdp_common::addr::Family;
 use netdp_common::checksum;
 use netdp_common::packet::{L4, Packet};
 use netdp_common::tables::Tables as _;
 use netdp_common::tuple::proto;
-
-/// Address families of include/linux/socket.h.
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 /// Bytes of an Ethernet header.
 const ETHERNET: u32 = 14;
@@ -53,7 +48,11 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
         L4::Udp | L4::Query => 8,
         _ => return None,
     };
-    let pod_side = pod_interface(ctx, pkt)?;
+    let pod_side = fib::interface(ctx, &pkt.tuple.src, pkt.family)?;
+    // SAFETY: a TC program's context is readable for the program's run.
+    if pod_side == unsafe { (*ctx.skb.skb).ifindex } {
+        return None;
+    }
     let (l3_len, uplink) = (pkt.l4_offset - pkt.l3_offset, world.uplink());
     match pkt.family {
         Family::V4 if l3_len == 20 && uplink.flags & UPLINK_V4 != 0 => {
@@ -132,33 +131,6 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
     // next hop up itself.
     let action = unsafe { bpf_redirect_neigh(pod_side, core::ptr::null_mut(), 0, 0) };
     Some(action as i32)
-}
-
-/// The interface that leads to the packet's source.
-#[inline(always)]
-fn pod_interface(ctx: &TcContext, pkt: &Packet) -> Option<u32> {
-    let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
-    let p = params.as_mut_ptr();
-    // SAFETY: all 64 bytes are written before the helper reads them.
-    unsafe {
-        p.cast::<[u64; 8]>().write([0; 8]);
-        let uplink = (*ctx.skb.skb).ifindex;
-        (*p).ifindex = uplink;
-        match pkt.family {
-            Family::V4 => {
-                (*p).family = AF_INET;
-                (*p).__bindgen_anon_4.ipv4_dst = pkt.tuple.src.words()[3];
-            }
-            Family::V6 => {
-                (*p).family = AF_INET6;
-                (*p).__bindgen_anon_4.ipv6_dst = pkt.tuple.src.words();
-            }
-        }
-        let size = size_of::<bpf_fib_lookup>() as i32;
-        let found = fib_lookup(ctx.as_ptr(), p, size, 0);
-        // 7: there is a route, but no neighbour yet.
-        ((found == 0 || found == 7) && (*p).ifindex != uplink).then_some((*p).ifindex)
-    }
 }
 
 /// Cuts the packet after its L4 header and makes room for `room` bytes before

@@ -177,6 +177,37 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
     )
 }
 
+/// Whether the packet may go on by one more hop.
+#[inline(always)]
+pub fn has_hops(ctx: &TcContext, pkt: &Packet) -> bool {
+    ctx.load::<u8>(hops_at(pkt)).is_ok_and(|hops| hops > 1)
+}
+
+/// One hop less, as a router does.
+#[inline(always)]
+pub fn hop(ctx: &TcContext, pkt: &Packet) -> Result<(), i64> {
+    let at = hops_at(pkt);
+    let old = ctx.load::<[u8; 2]>(at)?;
+    let new = [old[0].wrapping_sub(1), old[1]];
+    if pkt.family == Family::V4 {
+        let word = |bytes| u64::from(u16::from_ne_bytes(bytes));
+        let check = pkt.l3_offset as usize + 10;
+        ctx.l3_csum_replace(check, word(old), word(new), 2)?;
+    }
+    // In IPv6 nothing makes up for it.
+    ctx.store(at, &new, follow(pkt.family == Family::V4))
+}
+
+/// Offset of the time to live, or the hop limit.
+#[inline(always)]
+fn hops_at(pkt: &Packet) -> usize {
+    pkt.l3_offset as usize
+        + match pkt.family {
+            Family::V4 => 8,
+            Family::V6 => 7,
+        }
+}
+
 /// The flag for a write that no checksum makes up for.
 #[inline(always)]
 fn follow(summed: bool) -> u64 {

@@ -58,6 +58,7 @@ fn setup(mappings: u32) -> Setup {
         udp_endpoints: false,
         no_leak: NoLeak::Drop,
         on_reload: OnReload::Sticky,
+        hairpin: false,
         reserved_ports: BTreeSet::new(),
         mechanism: Mechanism::Auto,
     }

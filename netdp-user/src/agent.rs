@@ -63,6 +63,8 @@ pub struct RunOptions {
     pub targets: Option<Document>,
     /// `--uplink`.
     pub patterns: Patterns,
+    /// `--hairpin`.
+    pub hairpin: Patterns,
     /// `--node-ip`.
     pub node_addrs: Vec<IpAddr>,
     /// `--bpffs`.

@@ -254,7 +254,7 @@ mod tests {
         let run = run(&line);
         assert_eq!(run.klog.without_effect().len(), ignored.split(' ').count());
         let options = run.options().unwrap();
-        assert_eq!(options.masq_chain, "X");
+        assert_eq!(options.chains.name, "X");
         assert!(options.config_options.enable_ipv6);
         assert!(options.config_options.nomasq_all_reserved_ranges);
         let spaced = super::tests::run("netdp -stderrthreshold 2 -log_dir /x -vmodule a=2");

@@ -27,6 +27,8 @@ pub struct State {
     pub local: BTreeSet<IpAddr>,
     /// The uplinks, by interface index.
     pub uplinks: BTreeMap<u32, Uplink>,
+    /// Interfaces towards pods that hairpin is wanted on, by index.
+    pub pod_links: BTreeMap<u32, String>,
 }
 
 /// One step from one state to another.
@@ -44,6 +46,20 @@ pub enum Change {
     Attach(Uplink),
     /// Take the programs off.
     Detach {
+        /// The interface's index.
+        ifindex: u32,
+        /// Its name when it was last seen.
+        name: String,
+    },
+    /// Attach the hairpin program to an interface towards pods.
+    AttachPods {
+        /// The interface's index.
+        ifindex: u32,
+        /// Its name.
+        name: String,
+    },
+    /// Take it off.
+    DetachPods {
         /// The interface's index.
         ifindex: u32,
         /// Its name when it was last seen.
@@ -85,6 +101,18 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             });
         }
     }
+    for (&ifindex, name) in &is.pod_links {
+        if wanted.pod_links.get(&ifindex) != Some(name) {
+            let name = name.clone();
+            changes.push(Change::DetachPods { ifindex, name });
+        }
+    }
+    for (&ifindex, name) in &wanted.pod_links {
+        if is.pod_links.get(&ifindex) != Some(name) {
+            let name = name.clone();
+            changes.push(Change::AttachPods { ifindex, name });
+        }
+    }
     changes.extend(
         is.local
             .difference(&wanted.local)
@@ -119,6 +147,7 @@ mod tests {
             }]),
             local: [[10, 0, 0, 1].into()].into(),
             uplinks: [(2, uplink(2))].into(),
+            pod_links: [(7, "cali1".into())].into(),
         }
     }
 
@@ -136,7 +165,8 @@ mod tests {
                 Change::SetPolicy(_),
                 Change::AddLocal(_),
                 Change::SetUplink(_),
-                Change::Attach(_)
+                Change::Attach(_),
+                Change::AttachPods { ifindex: 7, .. }
             ]
         ));
     }
@@ -162,6 +192,17 @@ mod tests {
                 Change::RemoveLocal(_)
             ]
         ));
+    }
+
+    #[test]
+    fn an_interface_towards_pods_follows_its_name() {
+        let mut renamed = wanted();
+        renamed.pod_links = [(7, "cali2".into())].into();
+        let changes = diff(&wanted(), &renamed);
+        let (ifindex, name) = (7, "cali1".into());
+        let off = Change::DetachPods { ifindex, name };
+        let name = "cali2".into();
+        assert_eq!(changes, [off, Change::AttachPods { ifindex, name }]);
     }
 
     #[test]

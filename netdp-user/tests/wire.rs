@@ -68,6 +68,8 @@ macro_rules! cases {
     };
 }
 
+const HAIRPIN: Options = Options::netdp(&["--hairpin", "pod?", "--udp-endpoint-independent"]);
+
 cases! {
     translate::r1_1_pods_leave_with_the_nodes_address;
     translate::r1_2_non_masquerade_cidrs_see_the_pod;
@@ -99,6 +101,9 @@ cases! {
     sharing::r2_10_the_pod_first;
     sharing::r2_11_a_listener_still_gets_new_connections;
     ports::r2_12_only_the_asked_may_answer;
+    hairpin::r2_13_pods_that_ask_for_each_other_meet = HAIRPIN;
+    hairpin::r2_13_a_pod_learns_that_the_other_refuses = HAIRPIN;
+    hairpin::r2_13_the_nodes_own_ports_stay_its_own = HAIRPIN;
     ports::r2_14_unsolicited_packets_are_the_nodes;
     timers::r3_1_udp;
     timers::r3_2_tcp_established;

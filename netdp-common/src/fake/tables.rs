@@ -4,6 +4,7 @@ use super::{Fake, Inbound};
 use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
 use crate::addr::{Addr, Family};
 use crate::conntrack::{INBOUND_SECONDS, age, ticks};
+use crate::packet::Endpoint;
 use crate::slot::Slot;
 use crate::tables::{InsertError, Tables};
 use crate::tuple::Tuple;
@@ -85,17 +86,21 @@ impl Tables for Fake {
         let Some(at) = inbound.iter().position(|record| record.tuple == *tuple) else {
             return false;
         };
-        let record = inbound.remove(at);
-        let last_seen = self.now();
-        inbound.push(Inbound {
-            last_seen,
-            ..record
-        });
+        let record = inbound[at];
         let limit = match record.limit {
             0 => ticks(INBOUND_SECONDS),
             limit => limit.into(),
         };
-        u64::from(age(last_seen, record.last_seen)) < limit
+        let last_seen = self.now();
+        let fresh = u64::from(age(last_seen, record.last_seen)) < limit;
+        if fresh {
+            inbound.remove(at);
+            inbound.push(Inbound {
+                last_seen,
+                ..record
+            });
+        }
+        fresh
     }
 
     fn insert_inbound(&self, tuple: &Tuple, limit: u32) {
@@ -160,6 +165,14 @@ impl Tables for Fake {
         self.endpoints.borrow_mut().insert(*endpoint, port);
     }
 
+    fn wire_endpoint(&self, endpoint: &Tuple) -> Option<Endpoint> {
+        self.wire_endpoints.borrow().get(endpoint).copied()
+    }
+
+    fn set_wire_endpoint(&self, endpoint: &Tuple, far: &Endpoint) {
+        self.wire_endpoints.borrow_mut().insert(*endpoint, *far);
+    }
+
     fn port_reserved(&self, port: u16) -> bool {
         self.candidates.borrow_mut().push(port);
         self.reserved.contains(&port)
@@ -171,6 +184,10 @@ impl Tables for Fake {
 
     fn socket_receives(&self, wire: &Tuple) -> bool {
         self.sockets.contains(wire)
+    }
+
+    fn socket_listens(&self, wire: &Tuple) -> bool {
+        self.sockets.contains(wire) || self.listeners.contains(&wire.dst_id)
     }
 
     fn repeat<S, F>(&self, n: u32, state: &mut S, step: F)

@@ -55,7 +55,7 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 }
 
 #[inline(always)]
-fn translate<T: Tables>(tables: &T, work: &mut Work, slot: Slot) {
+pub(super) fn translate<T: Tables>(tables: &T, work: &mut Work, slot: Slot) {
     work.pkt.new.addr = slot.addr();
     work.pkt.new.id = slot.id().into();
     tables.count(|c| &mut c.errors_translated);

@@ -1,10 +1,10 @@
 //! A new mapping: the search for a wire tuple, and the claim of it.
 
-use super::Work;
 use super::follow::continue_egress;
+use super::{Work, hairpin};
 use crate::abi::{
-    Mapping, PORT_RANGES, PortRange, SETTING_HASH_PORTS, SETTING_PORTS, SETTING_RANDOM_PORTS,
-    SETTING_UDP_ENDPOINTS,
+    Mapping, PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS,
+    SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
 };
 use crate::addr::Addr;
 use crate::packet::Packet;
@@ -79,6 +79,9 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
             }
             if wanted != Some(claim.wire.dst_id) {
                 remember_endpoint(tables, pkt, claim.wire.dst_id);
+            }
+            if tables.settings().flags & SETTING_HAIRPIN != 0 {
+                hairpin::remember(tables, &claim.wire);
             }
         }
         Err(InsertError::Full) => {

@@ -179,3 +179,15 @@ fn a_record_ends_in_time() {
     fake.advance(432_001);
     assert_eq!(fake.out(&V4.udp()), becomes(V4.node));
 }
+
+/// A segment that opens nothing does not bring an ended record back.
+#[test]
+fn an_ended_record_stays_ended() {
+    let fake = Fake::new();
+    fake.back(&Build::tcp(V4.server, V4.pod, SYN));
+    fake.advance(432_001);
+    let late = Build::tcp(V4.pod, V4.server, FIN | ACK);
+    for _ in 0..2 {
+        assert_eq!(fake.out(&late), drop_of(DropReason::TcpNoFlow));
+    }
+}

@@ -7,7 +7,7 @@ use crate::reconcile::Change;
 use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
 use netdp_common::abi::pins;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 pub(super) enum Engine {
@@ -94,6 +94,14 @@ impl Engine {
     pub(super) fn apply(&mut self, change: &Change) -> Result<()> {
         match self {
             Self::Ebpf(datapath) => datapath.apply(change),
+            Self::Iptables(_) => Ok(()),
+        }
+    }
+
+    /// Takes the hairpin program off all interfaces but these.
+    pub(super) fn detach_pods_except(&mut self, pods: &BTreeMap<u32, String>) -> Result<()> {
+        match self {
+            Self::Ebpf(datapath) => datapath.detach_pods_except(pods),
             Self::Iptables(_) => Ok(()),
         }
     }

@@ -6,8 +6,9 @@ use crate::datapath::OnReload;
 use crate::iptables::ChainReport;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
-use crate::uplinks::{detours, local_addresses, select};
+use crate::uplinks::{Uplink, detours, local_addresses, pod_links, select};
 use netdp_common::abi::Action;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -16,6 +17,10 @@ impl Agent {
     /// Takes programs off interfaces that are no uplinks any more.
     pub(super) fn detach_strangers(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
+        let pods = self.pod_links(&selected.uplinks);
+        if let Err(err) = self.engine.detach_pods_except(&pods) {
+            log::error!("{err:#}");
+        }
         let known = self.engine.known_uplinks().unwrap_or_default();
         for ifindex in known {
             if selected.uplinks.iter().any(|u| u.ifindex == ifindex) {
@@ -40,6 +45,12 @@ impl Agent {
             }
             Err(err) => log::warn!("looking at the network: {err:#}"),
         }
+    }
+
+    fn pod_links(&self, uplinks: &[Uplink]) -> BTreeMap<u32, String> {
+        pod_links(&self.snapshot, &self.options.hairpin, |ifindex| {
+            uplinks.iter().any(|uplink| uplink.ifindex == ifindex)
+        })
     }
 
     fn wanted(&mut self) -> State {
@@ -71,6 +82,7 @@ impl Agent {
         }
         self.report.detours = detours;
         State {
+            pod_links: self.pod_links(&selected.uplinks),
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
             uplinks: selected
@@ -107,7 +119,10 @@ impl Agent {
                     Change::SetUplink(uplink) | Change::Attach(uplink) => {
                         reached.uplinks.remove(&uplink.ifindex);
                     }
-                    Change::Detach { .. } => {}
+                    Change::AttachPods { ifindex, .. } => {
+                        reached.pod_links.remove(ifindex);
+                    }
+                    Change::Detach { .. } | Change::DetachPods { .. } => {}
                 }
             } else {
                 announce(&change);
@@ -170,13 +185,14 @@ impl Agent {
 
     /// Brings back the programs that somebody took off an uplink.
     pub(super) fn reattach(&mut self) {
-        let uplinks: Vec<_> = self.applied.uplinks.values().cloned().collect();
-        for uplink in uplinks {
-            for change in [Change::SetUplink(uplink.clone()), Change::Attach(uplink)] {
-                log::debug!("again: {change:?}");
-                if let Err(err) = self.engine.apply(&change) {
-                    log::error!("{err:#}");
-                }
+        let uplinks = self.applied.uplinks.values().cloned();
+        let uplinks = uplinks.flat_map(|u| [Change::SetUplink(u.clone()), Change::Attach(u)]);
+        let pods = self.applied.pod_links.clone().into_iter();
+        let pods = pods.map(|(ifindex, name)| Change::AttachPods { ifindex, name });
+        for change in uplinks.chain(pods) {
+            log::debug!("again: {change:?}");
+            if let Err(err) = self.engine.apply(&change) {
+                log::error!("{err:#}");
             }
         }
     }
@@ -196,6 +212,8 @@ fn announce(change: &Change) {
                 show(uplink.v6.map(IpAddr::from))
             );
         }
+        Change::AttachPods { name, .. } => log::info!("hairpin on {name}"),
+        Change::DetachPods { name, .. } => log::info!("no hairpin on {name} any more"),
         Change::AddLocal(_) | Change::RemoveLocal(_) => {}
     }
 }

@@ -53,6 +53,11 @@ pub(super) struct Run {
           default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set,
           value_parser = parse_bool)]
     udp_endpoint_independent: bool,
+    /// Interface towards pods, such as cali* or cni0: pods there may reach each other by the
+    /// node's address and the ports that they have on it (hairpin); a name or a glob; may be
+    /// repeated.
+    #[arg(long, value_name = "NAME")]
+    hairpin: Vec<String>,
     /// What becomes of pods' packets that can't be translated.
     #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
     no_leak: NoLeak,
@@ -100,6 +105,7 @@ impl Run {
             (!self.uplink.is_empty(), "--uplink"),
             (self.port_mode != PortMode::Keep, "--port-mode"),
             (self.udp_endpoint_independent, "--udp-endpoint-independent"),
+            (!self.hairpin.is_empty(), "--hairpin"),
             (self.no_leak != NoLeak::Drop, "--no-leak"),
             (self.on_reload != OnReload::Sticky, "--on-reload"),
             (!self.timeout.is_empty(), "--timeout"),
@@ -145,7 +151,8 @@ impl Run {
             config_options: self.policy.options(),
             surroundings: self.policy.surroundings(),
             targets: self.policy.targets(),
-            patterns: Patterns::parse(&self.uplink)?,
+            patterns: Patterns::parse("--uplink", &self.uplink)?,
+            hairpin: Patterns::parse("--hairpin", &self.hairpin)?,
             node_addrs: self.node_ip,
             bpffs: self.places.bpffs,
             state_dir: self.places.state_dir,
@@ -160,6 +167,7 @@ impl Run {
                 udp_endpoints: self.udp_endpoint_independent,
                 no_leak: self.no_leak,
                 on_reload: self.on_reload,
+                hairpin: !self.hairpin.is_empty(),
                 reserved_ports: reserved,
                 mechanism: self.attach,
             },

@@ -1,7 +1,7 @@
 //! Attaching the programs to interfaces: TCX links, pinned, where the kernel
 //! has them (6.6), clsact filters otherwise. Other programs there are let be.
 
-use super::object::{EGRESS, INGRESS, program};
+use super::object::{EGRESS, HAIRPIN, INGRESS, program};
 use super::{bpffs, release};
 use crate::uplinks::Uplink;
 use anyhow::{Context as _, Result, anyhow};
@@ -28,29 +28,33 @@ pub enum Hook {
     Egress,
     /// Packets that come in.
     Ingress,
+    /// Packets that pods send, at their interface's end in the node.
+    Pod,
 }
 
 impl Hook {
-    const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+    const UPLINK: [Self; 2] = [Self::Ingress, Self::Egress];
 
     pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Egress => EGRESS,
             Self::Ingress => INGRESS,
+            Self::Pod => HAIRPIN,
         }
     }
 
     const fn attach_type(self) -> TcAttachType {
         match self {
             Self::Egress => TcAttachType::Egress,
-            Self::Ingress => TcAttachType::Ingress,
+            Self::Ingress | Self::Pod => TcAttachType::Ingress,
         }
     }
 
-    /// Nearest to the wire: other programs see pods' own addresses both ways.
+    /// Nearest to the wire: other programs see pods' own addresses both ways, and
+    /// may refuse what a pod sends.
     fn order(self) -> LinkOrder {
         match self {
-            Self::Egress => LinkOrder::last(),
+            Self::Egress | Self::Pod => LinkOrder::last(),
             Self::Ingress => LinkOrder::first(),
         }
     }
@@ -59,6 +63,7 @@ impl Hook {
         let name = match self {
             Self::Egress => "egress",
             Self::Ingress => "ingress",
+            Self::Pod => "hairpin",
         };
         bpffs.join("links").join(format!("{name}_{ifindex}"))
     }
@@ -87,6 +92,13 @@ pub struct Attached {
     pub mechanism: Mechanism,
 }
 
+/// An interface to attach to.
+#[derive(Clone, Copy)]
+struct Device<'a> {
+    ifindex: u32,
+    name: &'a str,
+}
+
 /// What is attached where.
 pub struct Links {
     bpffs: PathBuf,
@@ -107,29 +119,17 @@ impl Links {
         self.attached.values().cloned().collect()
     }
 
-    /// Attaches both programs; ones that are there already, of this or an
-    /// earlier agent, are replaced in place. Ingress first: from the first
+    /// Attaches both programs of an uplink; ones that are there already, of this
+    /// or an earlier agent, are replaced in place. Ingress first: from the first
     /// packet that leaves translated on, replies find their way back.
     pub fn attach(&mut self, object: &mut Ebpf, uplink: &Uplink) -> Result<()> {
+        let device = Device {
+            ifindex: uplink.ifindex,
+            name: &uplink.name,
+        };
         let mut mechanism = self.mechanism;
-        for hook in Hook::BOTH {
-            let program = program(object, hook.program())?;
-            mechanism = match mechanism {
-                Mechanism::Clsact => {
-                    // Never both: a packet would be translated twice.
-                    bpffs::remove_pin(&hook.pin(&self.bpffs, uplink.ifindex), &mut Vec::new())?;
-                    attach_clsact(program, hook, uplink)?
-                }
-                Mechanism::Tcx => self.attach_tcx(program, hook, uplink)?,
-                Mechanism::Auto => match self.attach_tcx(program, hook, uplink) {
-                    Ok(tcx) => tcx,
-                    Err(err) if is_unsupported(&err) => {
-                        log::info!("{}: no TCX here, using clsact", uplink.name);
-                        attach_clsact(program, hook, uplink)?
-                    }
-                    Err(err) => return Err(err),
-                },
-            };
+        for hook in Hook::UPLINK {
+            mechanism = self.attach_one(object, hook, device, mechanism)?;
         }
         self.attached.insert(
             uplink.ifindex,
@@ -142,16 +142,48 @@ impl Links {
         Ok(())
     }
 
+    /// Attaches the hairpin program to an interface towards pods.
+    pub fn attach_pods(&self, object: &mut Ebpf, ifindex: u32, name: &str) -> Result<()> {
+        let device = Device { ifindex, name };
+        self.attach_one(object, Hook::Pod, device, self.mechanism)
+            .map(drop)
+    }
+
+    fn attach_one(
+        &self,
+        object: &mut Ebpf,
+        hook: Hook,
+        device: Device<'_>,
+        mechanism: Mechanism,
+    ) -> Result<Mechanism> {
+        let program = program(object, hook.program())?;
+        match mechanism {
+            Mechanism::Clsact => {
+                // Never both: a packet would be translated twice.
+                bpffs::remove_pin(&hook.pin(&self.bpffs, device.ifindex), &mut Vec::new())?;
+                attach_clsact(program, hook, device.name)
+            }
+            Mechanism::Tcx => self.attach_tcx(program, hook, device),
+            Mechanism::Auto => match self.attach_tcx(program, hook, device) {
+                Err(err) if is_unsupported(&err) => {
+                    log::info!("{}: no TCX here, using clsact", device.name);
+                    attach_clsact(program, hook, device.name)
+                }
+                done => done,
+            },
+        }
+    }
+
     fn attach_tcx(
         &self,
         program: &mut SchedClassifier,
         hook: Hook,
-        uplink: &Uplink,
+        device: Device<'_>,
     ) -> Result<Mechanism> {
-        let pin = hook.pin(&self.bpffs, uplink.ifindex);
+        let pin = hook.pin(&self.bpffs, device.ifindex);
         if !pin.exists() {
             // An earlier agent may have used clsact. Never both.
-            remove_filter(&uplink.name, hook);
+            remove_filter(device.name, hook);
         }
         if pin.exists() {
             let link = PinnedLink::from_pin(&pin)
@@ -167,13 +199,13 @@ impl Links {
                 // The interface went away and the kernel gave its index to
                 // another, or the link is dead: make a new one.
                 Err(err) => {
-                    log::info!("{}: the pinned {hook:?} link is dead ({err})", uplink.name);
+                    log::info!("{}: the pinned {hook:?} link is dead ({err})", device.name);
                     bpffs::remove_pin(&pin, &mut Vec::new())?;
                 }
             }
         }
         let options = TcAttachOptions::TcxOrder(hook.order());
-        let id = program.attach_with_options(&uplink.name, hook.attach_type(), options)?;
+        let id = program.attach_with_options(device.name, hook.attach_type(), options)?;
         let link: FdLink = program.take_link(id)?.try_into()?;
         link.pin(&pin)
             .with_context(|| format!("pinning the link {}", pin.display()))?;
@@ -184,18 +216,27 @@ impl Links {
         self.attached.remove(&ifindex);
         remove(&self.bpffs, ifindex, Some(name), &mut Vec::new())
     }
+
+    pub fn detach_pods(&self, ifindex: u32, name: &str) -> Result<()> {
+        remove_hook(&self.bpffs, Hook::Pod, ifindex, Some(name), &mut Vec::new())
+    }
+
+    /// Takes the hairpin program off every interface that is to lose it and is no
+    /// uplink, whichever agent attached it.
+    pub fn detach_pods_where(&self, loses: impl Fn(u32) -> bool, uplinks: &[u32]) -> Result<()> {
+        remove_pods(&self.bpffs, loses, uplinks, &mut Vec::new())
+    }
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, uplink: &Uplink) -> Result<Mechanism> {
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<Mechanism> {
     // Fails where the qdisc is there already, which is as good.
-    let _ = qdisc_add_clsact(&uplink.name);
-    let ours =
-        SchedClassifierLink::attached(&uplink.name, hook.attach_type(), PRIORITY, HANDLE, None)?;
+    let _ = qdisc_add_clsact(name);
+    let ours = SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)?;
     let id = match program.attach_to_link(ours) {
         Ok(id) => id,
         Err(_) => program
             .attach_with_options(
-                &uplink.name,
+                name,
                 hook.attach_type(),
                 TcAttachOptions::Netlink(NlOptions {
                     priority: PRIORITY,
@@ -225,13 +266,54 @@ fn is_unsupported(err: &anyhow::Error) -> bool {
 fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<String>) -> Result<()> {
     // Egress first: as long as packets leave translated, replies come back.
     for hook in [Hook::Egress, Hook::Ingress] {
-        take_off(&hook.pin(bpffs, ifindex), removed)?;
-        // A new interface may have the name by now.
-        if let Some(name) = name
-            && name_of(ifindex).as_deref() == Some(name)
-            && remove_filter(name, hook)
+        remove_hook(bpffs, hook, ifindex, name, removed)?;
+    }
+    Ok(())
+}
+
+fn remove_hook(
+    bpffs: &Path,
+    hook: Hook,
+    ifindex: u32,
+    name: Option<&str>,
+    removed: &mut Vec<String>,
+) -> Result<()> {
+    take_off(&hook.pin(bpffs, ifindex), removed)?;
+    // A new interface may have the name by now.
+    if let Some(name) = name
+        && name_of(ifindex).as_deref() == Some(name)
+        && remove_filter(name, hook)
+    {
+        removed.push(format!("clsact {hook:?} filter on {name}"));
+    }
+    Ok(())
+}
+
+/// Removes hairpin pins, and filters of interfaces that are no uplinks. Nothing
+/// tells where filters are: all interfaces are asked.
+fn remove_pods(
+    bpffs: &Path,
+    loses: impl Fn(u32) -> bool,
+    uplinks: &[u32],
+    removed: &mut Vec<String>,
+) -> Result<()> {
+    let dir = bpffs.join("links");
+    let entries = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+    for entry in entries {
+        let file = entry.file_name();
+        let index = file.to_str().and_then(|name| name.strip_prefix("hairpin_"));
+        if index
+            .and_then(|index| index.parse().ok())
+            .is_some_and(&loses)
         {
-            removed.push(format!("clsact {hook:?} filter on {name}"));
+            take_off(&entry.path(), removed)?;
+        }
+    }
+    let interfaces = nix::net::if_::if_nameindex().context("listing the interfaces")?;
+    for interface in &interfaces {
+        let (ifindex, name) = (interface.index(), interface.name().to_string_lossy());
+        if loses(ifindex) && !uplinks.contains(&ifindex) && remove_filter(&name, Hook::Pod) {
+            removed.push(format!("clsact hairpin filter on {name}"));
         }
     }
     Ok(())
@@ -249,6 +331,7 @@ pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> R
     for &ifindex in uplinks {
         remove(bpffs, ifindex, name_of(ifindex).as_deref(), removed)?;
     }
+    remove_pods(bpffs, |_| true, uplinks, removed)?;
     let dir = bpffs.join("links");
     let Ok(entries) = std::fs::read_dir(&dir) else {
         return Ok(());

@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod bpffs;
+mod endpoints;
 mod history;
 mod links;
 pub mod maps;
@@ -27,12 +28,12 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
 use netdp_common::abi::{
-    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN,
+    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN, SETTING_HAIRPIN,
     SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
     UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
 };
 use netdp_common::addr::Addr;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -56,6 +57,8 @@ pub struct Setup {
     pub on_reload: OnReload,
     /// Ports that no mapping gets.
     pub reserved_ports: BTreeSet<u16>,
+    /// Pods may reach each other by their endpoints on the wire.
+    pub hairpin: bool,
     /// How programs are attached.
     pub mechanism: Mechanism,
 }
@@ -72,6 +75,7 @@ impl Setup {
             (self.enable_ipv6, SETTING_IPV6),
             (!self.to_ports.is_empty(), SETTING_PORTS),
             (self.udp_endpoints, SETTING_UDP_ENDPOINTS),
+            (self.hairpin, SETTING_HAIRPIN),
             (self.on_reload == OnReload::Drain, SETTING_DRAIN),
         ] {
             if set {
@@ -146,9 +150,12 @@ impl Datapath {
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         bpffs::ensure(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
-        let object = object::load(bpffs, setup)?;
+        let mut object = object::load(bpffs, setup)?;
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
+        if setup.hairpin {
+            endpoints::fill(&mut object, &maps)?;
+        }
         let capacity = maps.capacity()?;
         if capacity != setup.max_flows as usize {
             log::warn!(
@@ -218,6 +225,11 @@ impl Datapath {
                 self.links.detach(*ifindex, name)?;
                 self.maps.remove_uplink(*ifindex)
             }
+            Change::AttachPods { ifindex, name } => self
+                .links
+                .attach_pods(&mut self.object, *ifindex, name)
+                .with_context(|| format!("attaching hairpin to {name}")),
+            Change::DetachPods { ifindex, name } => self.links.detach_pods(*ifindex, name),
         }
     }
 
@@ -271,6 +283,16 @@ impl Datapath {
         let mut settings = self.maps.settings()?;
         settings.clock_offset = ticks;
         self.maps.set_settings(&settings)
+    }
+
+    /// Takes the hairpin program of an earlier agent off all interfaces but these.
+    ///
+    /// # Errors
+    /// A pin could not be removed.
+    pub fn detach_pods_except(&mut self, keep: &BTreeMap<u32, String>) -> Result<()> {
+        let uplinks = self.maps.uplinks()?;
+        self.links
+            .detach_pods_where(|ifindex| !keep.contains_key(&ifindex), &uplinks)
     }
 
     /// Interfaces that an earlier agent attached to.

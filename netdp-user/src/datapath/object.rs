@@ -15,20 +15,28 @@ pub const EGRESS: &str = "egress_snat";
 /// Program at TC ingress.
 pub const INGRESS: &str = "ingress_rev_snat";
 
+/// Program at TC ingress of interfaces towards pods.
+pub const HAIRPIN: &str = "pod_hairpin";
+
 /// The object that the build script left.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
 
-/// Loads both programs over the pinned maps.
+/// Loads the programs over the pinned maps.
 pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries("SNAT", setup.max_flows)
         .map_max_entries("REV_SNAT", setup.max_flows);
+    if !setup.hairpin {
+        loader.map_max_entries("WIRE_ENDPOINTS", 1);
+    }
     for (file, map) in pins::ALL {
         loader.map_pin_path(map, bpffs.join(file));
     }
     let mut object = loader.load(OBJECT).map_err(explain)?;
-    for name in [EGRESS, INGRESS] {
+    let mut names = vec![EGRESS, INGRESS];
+    names.extend(setup.hairpin.then_some(HAIRPIN));
+    for name in names {
         program(&mut object, name)?
             .load()
             .map_err(explain)

@@ -294,6 +294,8 @@ impl<'a> Sweep<'a> {
         let idle = u64::from(age(self.now, half.last_seen));
         if let Some(after) = self.rules.retire
             && idle >= ticks(after.as_secs())
+            // Hairpin does not ask the policy.
+            && !self.local.contains(&tuple.dst)
             && self.rules.config.decide(tuple.dst.into()).action == Action::Bypass
         {
             return Fate::Retired;

@@ -9,6 +9,7 @@
 mod address;
 mod detour;
 mod model;
+mod pods;
 mod select;
 mod snapshot;
 mod stack;
@@ -21,6 +22,7 @@ pub use detour::detours;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Snapshot, local_addresses,
 };
+pub use pods::pod_links;
 pub use select::{Patterns, Selected, Selection, Uplink, select};
 pub use snapshot::snapshot;
 pub use watch::Monitor;

@@ -31,19 +31,24 @@ pub struct Selection {
 pub struct Patterns(Vec<GlobMatcher>);
 
 impl Patterns {
-    /// Reads the values of `--uplink`.
+    /// Reads the values of `flag`.
     ///
     /// # Errors
     /// Where one is not a glob; the error quotes it.
-    pub fn parse<S: AsRef<str>>(values: &[S]) -> Result<Self> {
+    pub fn parse<S: AsRef<str>>(flag: &str, values: &[S]) -> Result<Self> {
         let parse = |value: &S| {
             let value = value.as_ref();
             let glob = Glob::new(value).with_context(|| {
-                format!("--uplink {value:?} is not a pattern; give an interface name such as eth0 or a glob such as ens*")
+                format!("{flag} {value:?} is not a pattern; give an interface name such as eth0 or a glob such as ens*")
             })?;
             Ok(glob.compile_matcher())
         };
         values.iter().map(parse).collect::<Result<_>>().map(Self)
+    }
+
+    /// Whether a pattern matches a link's name.
+    pub(super) fn matches(&self, name: &str) -> bool {
+        self.0.iter().any(|pattern| pattern.is_match(name))
     }
 
     /// Whether no link was named.
@@ -186,7 +191,10 @@ fn by_name(snapshot: &Snapshot, patterns: &Patterns, unmatched: &mut Vec<String>
 /// The masters that a link's packets pass through, from the nearest up. This
 /// is also how the halves of a cloud's accelerated NIC hang together: the
 /// virtual function is enslaved to the synthetic device with the address.
-fn masters<'a>(snapshot: &'a Snapshot, link: &'a Link) -> impl Iterator<Item = &'a Link> {
+pub(super) fn masters<'a>(
+    snapshot: &'a Snapshot,
+    link: &'a Link,
+) -> impl Iterator<Item = &'a Link> {
     let above = |link: &&'a Link| match snapshot.vrf(link) {
         Some(_) => None,
         None => snapshot.link(link.master?),

@@ -67,6 +67,7 @@ impl Node {
             udp_endpoints: false,
             no_leak: NoLeak::Drop,
             on_reload: OnReload::Sticky,
+            hairpin: false,
             reserved_ports: BTreeSet::new(),
             mechanism: Mechanism::Auto,
         };

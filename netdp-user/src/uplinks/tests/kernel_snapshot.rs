@@ -128,7 +128,7 @@ fn selection_works_on_what_the_kernel_says() {
         assert_eq!(names(&selected), ["up0", "up1"]);
         assert_eq!(selected.uplinks[1].v4, Some("10.9.0.1".parse().unwrap()));
 
-        selection.patterns = Patterns::parse(&["up?peer", "wg0"]).unwrap();
+        selection.patterns = Patterns::parse("--uplink", &["up?peer", "wg0"]).unwrap();
         let selected = select(&snapshot, &selection);
         assert_eq!(names(&selected), ["up0peer", "up1peer"]);
         assert_eq!(selected.unmatched, ["wg0"]);

@@ -123,7 +123,7 @@ impl Net {
     }
 
     fn by_name(&self, patterns: &[&str]) -> Selected {
-        let patterns = Patterns::parse(patterns).unwrap();
+        let patterns = Patterns::parse("--uplink", patterns).unwrap();
         choose(
             &self.0,
             &Selection {

@@ -140,7 +140,7 @@ fn names_and_globs_choose_and_the_unmatched_are_reported() {
 
 #[test]
 fn a_malformed_glob_is_refused_by_name() {
-    let error = Patterns::parse(&["eth0", "eth[0"]).unwrap_err();
+    let error = Patterns::parse("--uplink", &["eth0", "eth[0"]).unwrap_err();
     assert!(
         format!("{error:#}").contains("--uplink \"eth[0\""),
         "{error:#}"

@@ -4,6 +4,7 @@ pub mod buffers;
 pub mod devices;
 pub mod errors;
 pub mod fragments;
+pub mod hairpin;
 pub mod invalid;
 pub mod lifecycle;
 pub mod node_errors;

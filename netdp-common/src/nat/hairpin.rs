@@ -1,0 +1,133 @@
+//! Hairpin (RFC 4787 REQ-9, RFC 5382 REQ-8): a pod sends to another pod's
+//! endpoint on the wire.
+//!
+//! The packet is treated as if it went out by the uplink and came back: it gets a
+//! source like any that leaves, and reaches the other pod only if that one has
+//! sent to this source (requirement 2.12, docs/adr/0013). Echo requests and
+//! fragments to the node's address are the node's.
+
+use super::Work;
+use super::error::translate;
+use super::follow::{continue_egress, continue_ingress};
+use super::open::open;
+use super::{Opening, opening, out_of_scope};
+use crate::packet::{Endpoint, L4, Packet};
+use crate::tables::Tables;
+use crate::tuple::{Tuple, proto};
+use crate::verdict::{DropReason, Verdict};
+
+/// The first half, for a packet that comes from a pod: its source on the wire.
+/// `Pass` leaves it to the node's stack.
+#[inline(always)]
+pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
+    // Cheapest first: nearly all that pods send is not for the node.
+    if !tables.is_local(&pkt.tuple.dst)
+        || pkt.is_fragment != 0
+        || out_of_scope(tables, pkt)
+        || tables.is_local(&pkt.tuple.src)
+    {
+        return Verdict::Pass;
+    }
+    match pkt.l4 {
+        L4::Error => match tables.snat(&work.inner.tuple.reversed()) {
+            Some(slot) => {
+                translate(tables, work, slot);
+                Verdict::RewriteError
+            }
+            None => Verdict::Pass,
+        },
+        L4::Tcp(_) | L4::Udp => match tables.snat(&pkt.tuple) {
+            Some(slot) => continue_egress(tables, pkt, slot),
+            None if begins(tables, pkt) => {
+                // What the node itself would use to talk to this address.
+                pkt.new.addr = pkt.tuple.dst;
+                open(tables, work, 0)
+            }
+            None => Verdict::Pass,
+        },
+        _ => Verdict::Pass,
+    }
+}
+
+/// Whether a packet of no known mapping gets one: if a pod, and nothing of the
+/// node's own, is behind the endpoint that it is sent to.
+#[inline(never)]
+fn begins<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    has_sockets(pkt.tuple.proto)
+        && matches!(opening(&pkt.l4), Opening::New)
+        && is_in_use(tables, &pkt.tuple)
+        && !tables.socket_listens(&pkt.tuple)
+}
+
+/// The second half: the pod behind the destination. To be called once the source
+/// is rewritten; the tuple is brought up to date here.
+#[inline(never)]
+pub fn enter<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let Work { pkt, inner, .. } = work;
+    let new = pkt.new;
+    pkt.tuple.src = new.addr;
+    if let L4::Error = pkt.l4 {
+        inner.tuple.dst = new.addr;
+        inner.tuple.dst_id = id(&new);
+        return match tables.rev_snat(&inner.tuple.reversed()) {
+            Some(slot) if !slot.is_host() => {
+                translate(tables, work, slot);
+                Verdict::RewriteError
+            }
+            _ => Verdict::Drop(DropReason::IcmpNoFlow),
+        };
+    }
+    pkt.tuple.src_id = id(&new);
+    match tables.rev_snat(&pkt.tuple) {
+        Some(slot) if !slot.is_host() => continue_ingress(tables, pkt, slot),
+        _ => Verdict::Drop(DropReason::Unasked),
+    }
+}
+
+/// Remembers that a pod has this endpoint on the wire, by one of its mappings
+/// that live.
+#[inline(never)]
+pub(super) fn remember<T: Tables>(tables: &T, wire: &Tuple) -> bool {
+    if !has_sockets(wire.proto) || is_in_use(tables, wire) {
+        return false;
+    }
+    let far = Endpoint {
+        addr: wire.src,
+        id: wire.src_id.into(),
+    };
+    tables.set_wire_endpoint(&key(wire), &far);
+    true
+}
+
+/// Whether a live mapping has the destination of `wire` for its endpoint.
+#[inline(always)]
+fn is_in_use<T: Tables>(tables: &T, wire: &Tuple) -> bool {
+    match tables.wire_endpoint(&key(wire)) {
+        Some(far) => {
+            let known = Tuple::new(far.addr, wire.dst, id(&far), wire.dst_id, wire.proto);
+            tables.rev_snat(&known).is_some_and(|slot| !slot.is_host())
+        }
+        None => false,
+    }
+}
+
+/// The key of a wire tuple's own end.
+#[inline(always)]
+#[must_use]
+pub const fn key(wire: &Tuple) -> Tuple {
+    Tuple::new(wire.dst, wire.dst, 0, wire.dst_id, wire.proto)
+}
+
+/// Whether the node's sockets of this protocol can be looked up.
+#[inline(always)]
+#[must_use]
+pub const fn has_sockets(protocol: u32) -> bool {
+    matches!(protocol, proto::TCP | proto::UDP)
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "an id has 16 bits")]
+const fn id(endpoint: &Endpoint) -> u16 {
+    endpoint.id as u16
+}

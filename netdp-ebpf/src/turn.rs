@@ -1,0 +1,72 @@
+//! Hairpin: a pod's packet to another pod's endpoint on the wire is rewritten at
+//! both ends and sent to that pod.
+//!
+//! It does not pass the node's stack, which refuses packets with its own address
+//! for source, and whose connection tracking would see half of each flow.
+
+use crate::maps::{self, World};
+use crate::{NEXT, SHOT, fib, skb};
+use aya_ebpf::helpers::bpf_redirect_neigh;
+use aya_ebpf::programs::TcContext;
+use netdp_common::nat::{Work, hairpin};
+use netdp_common::packet::Parsed;
+use netdp_common::verdict::{DropReason, Verdict};
+
+/// Bytes of an Ethernet header: pod-side interfaces have one.
+const ETHERNET: u32 = 14;
+
+/// Decides about a packet that comes from a pod.
+#[inline(always)]
+pub fn back(ctx: &TcContext) -> i32 {
+    let (Some(world), Some(work)) = (World::of_pods(ctx), maps::work()) else {
+        return NEXT;
+    };
+    let Parsed::Ip = skb::parse(ctx, ETHERNET, work) else {
+        return NEXT;
+    };
+    let out = hairpin::leave(&world, work);
+    // A packet without hops left is as much the node's as one for nobody.
+    if let Verdict::Rewrite | Verdict::RewriteError = out
+        && !skb::has_hops(ctx, &work.pkt)
+    {
+        return NEXT;
+    }
+    let redirected = match put(ctx, work, out, true) {
+        Ok(false) => return NEXT,
+        Ok(true) => {
+            let verdict = hairpin::enter(&world, work);
+            put(ctx, work, verdict, false).and_then(|_| redirect(ctx, work))
+        }
+        Err(reason) => Err(reason),
+    };
+    redirected.unwrap_or_else(|reason| {
+        world.count_drop(reason);
+        SHOT
+    })
+}
+
+/// Makes one half of the change; `false` where there is none to make.
+#[inline(always)]
+fn put(ctx: &TcContext, work: &Work, verdict: Verdict, leaving: bool) -> Result<bool, DropReason> {
+    match verdict {
+        Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving).map(|()| true),
+        Verdict::RewriteError => match skb::rewrite_error(ctx, work, leaving, true) {
+            0 => Ok(true),
+            _ => Err(DropReason::RewriteFailed),
+        },
+        Verdict::Drop(reason) => Err(reason),
+        Verdict::Pass | Verdict::Hold | Verdict::RewriteInner => Ok(false),
+    }
+}
+
+/// Sends the packet on to the pod, one hop less.
+#[inline(always)]
+fn redirect(ctx: &TcContext, work: &Work) -> Result<i32, DropReason> {
+    let pkt = &work.pkt;
+    let failed = DropReason::RewriteFailed;
+    let to = fib::interface(ctx, &pkt.new.addr, pkt.family).ok_or(failed)?;
+    skb::hop(ctx, pkt).map_err(|_| failed)?;
+    // SAFETY: a helper with plain arguments; without parameters it looks the
+    // next hop up itself.
+    Ok(unsafe { bpf_redirect_neigh(to, core::ptr::null_mut(), 0, 0) } as i32)
+}

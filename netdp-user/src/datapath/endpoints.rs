@@ -1,0 +1,42 @@
+//! Which endpoints pods have on the wire, for hairpin: the programs keep it, in a
+//! map that is made with them. A new agent fills its own from the mappings.
+
+use super::batch;
+use super::maps::Maps;
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{HashMap, Map};
+use netdp_common::abi::{MAPPING_HOST, Mapping};
+use netdp_common::nat::hairpin;
+use netdp_common::packet::Endpoint;
+use netdp_common::tuple::Tuple;
+use std::os::fd::AsFd as _;
+
+/// Remembers the endpoints of all live mappings.
+///
+/// # Errors
+/// A map could not be read or written.
+pub fn fill(object: &mut Ebpf, maps: &Maps) -> Result<()> {
+    let map: &mut Map = object
+        .map_mut("WIRE_ENDPOINTS")
+        .context("the eBPF object has no map WIRE_ENDPOINTS")?;
+    let mut index = HashMap::<_, Tuple, Endpoint>::try_from(map)?;
+    let mut failed = None;
+    batch::for_each(
+        maps.rev_snat_data.fd().as_fd(),
+        |wire: &Tuple, half: &Mapping| {
+            if half.flags & MAPPING_HOST == 0 && hairpin::has_sockets(wire.proto) {
+                let far = Endpoint {
+                    addr: wire.src,
+                    id: wire.src_id.into(),
+                };
+                let done = index.insert(hairpin::key(wire), far, 0);
+                failed = failed.take().or(done.err());
+            }
+        },
+    )?;
+    match failed {
+        Some(err) => Err(err).context("remembering an endpoint on the wire"),
+        None => Ok(()),
+    }
+}

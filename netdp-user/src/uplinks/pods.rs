@@ -1,0 +1,73 @@
+//! Which links lead to pods: a pure function of a snapshot.
+
+use super::model::{LinkLayer, Snapshot};
+use super::select::{Patterns, masters};
+use std::collections::BTreeMap;
+
+/// The links that `patterns` name, by index, with their names. Not the loopback
+/// device, uplinks, links without an Ethernet header, or those whose master is
+/// named too: a packet is looked at once.
+pub fn pod_links(
+    snapshot: &Snapshot,
+    patterns: &Patterns,
+    is_uplink: impl Fn(u32) -> bool,
+) -> BTreeMap<u32, String> {
+    let named = |name: &str| patterns.matches(name);
+    snapshot
+        .links
+        .iter()
+        .filter(|link| named(&link.name) && !link.loopback && !is_uplink(link.ifindex))
+        .filter(|link| link.link_layer == LinkLayer::Ethernet)
+        .filter(|link| !masters(snapshot, link).any(|master| named(&master.name)))
+        .map(|link| (link.ifindex, link.name.clone()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pod_links;
+    use crate::uplinks::model::{Link, LinkLayer, Snapshot};
+    use crate::uplinks::select::Patterns;
+
+    fn link(ifindex: u32, name: &str, master: Option<u32>) -> Link {
+        Link {
+            ifindex,
+            name: name.into(),
+            up: true,
+            running: true,
+            loopback: name == "lo",
+            link_layer: LinkLayer::Ethernet,
+            mtu: 1500,
+            master,
+            kind: None,
+            below: None,
+            xdp: false,
+        }
+    }
+
+    #[test]
+    fn names_choose_but_for_uplinks_and_the_ports_of_a_named_bridge() {
+        let mut snapshot = Snapshot {
+            links: vec![
+                link(1, "lo", None),
+                link(2, "eth0", None),
+                link(3, "cni0", None),
+                link(4, "veth1", Some(3)),
+                link(5, "cali1", None),
+                link(6, "cali2", None),
+            ],
+            ..Snapshot::default()
+        };
+        snapshot.links[5].link_layer = LinkLayer::None;
+        let chosen = |patterns: &[&str]| {
+            let patterns = Patterns::parse("--hairpin", patterns).unwrap();
+            let links = pod_links(&snapshot, &patterns, |ifindex| ifindex == 2);
+            links.into_values().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(chosen(&["cali*"]), "cali1");
+        assert_eq!(chosen(&["*"]), "cni0 cali1");
+        assert_eq!(chosen(&["veth*"]), "veth1");
+        assert_eq!(chosen(&["cni0", "veth*"]), "cni0");
+        assert_eq!(chosen(&[]), "");
+    }
+}
