@@ -1,19 +1,23 @@
 //! The agent's loop: watches files and the network, keeps the datapath as both
 //! say, sweeps.
 
+mod api;
 mod configuration;
 mod network;
+mod tell;
 
 use crate::config::{self, Config, Document, Options, Surroundings};
+use crate::control::Control;
 use crate::datapath::{self, Datapath, OnReload, Setup, SweepRules};
 use crate::reconcile::State;
 use crate::sources::file::Watcher;
+use crate::sources::kube::KubeOptions;
 use crate::state_dir::StateDir;
 use crate::status::Report;
 use crate::uplinks::{Monitor, Patterns, Selection, Snapshot};
 use anyhow::{Context as _, Result, anyhow, bail};
 use netdp_common::conntrack::{DRAIN_SECONDS, Timeouts};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::Interest;
@@ -65,6 +69,10 @@ pub struct RunOptions {
     pub on_exit: OnExit,
     /// `--ready-file`.
     pub ready_file: Option<PathBuf>,
+    /// What to follow of the Kubernetes API; `None` for nothing.
+    pub kube: Option<KubeOptions>,
+    /// `--http-listen`.
+    pub http_listen: Option<SocketAddr>,
 }
 
 /// Runs the agent until a signal ends it.
@@ -95,6 +103,7 @@ pub fn run(options: RunOptions) -> Result<()> {
 struct Agent {
     options: RunOptions,
     state_dir: StateDir,
+    control: Option<Control>,
     selection: Selection,
     monitor: Monitor,
     watcher: Watcher,
@@ -108,11 +117,16 @@ struct Agent {
     /// When connections that an earlier policy bypassed have ended, where there
     /// may be any.
     forget_policies: Option<Instant>,
+    /// Where the configuration in force is from.
+    source: configuration::Source,
+    api: api::Followed,
+    told: tell::Telling,
 }
 
 impl Agent {
     async fn start(options: RunOptions, state_dir: StateDir) -> Result<Self> {
         set_ready(&options, false)?;
+        let control = Control::start(options.kube.clone(), options.http_listen)?;
         // Both watches stand before the first look, so that nothing falls between.
         let watcher = Watcher::new(&options.config_paths);
         if let Some(problem) = watcher.problem() {
@@ -127,6 +141,7 @@ impl Agent {
             enable_ipv6: options.config_options.enable_ipv6,
             keep: datapath.known_uplinks()?.into_iter().collect(),
         };
+        let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
             config: config::defaults(&options.config_options),
             applied: State {
@@ -134,7 +149,6 @@ impl Agent {
                 ..State::default()
             },
             options,
-            state_dir,
             selection,
             monitor,
             watcher,
@@ -142,12 +156,19 @@ impl Agent {
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: "ebpf".into(),
+                config: configuration::counted_on(&state_dir),
                 ..Report::default()
             },
+            state_dir,
             snapshot,
             ready: false,
             forget_policies: None,
+            source: configuration::Source::Defaults,
+            api,
+            told: tell::Telling::new(control.is_some()),
+            control,
         };
+        agent.await_api().await;
         agent.first_config();
         agent.detach_strangers();
         agent.reconcile();
@@ -167,6 +188,7 @@ impl Agent {
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
         loop {
+            self.turned();
             tokio::select! {
                 spoke = log.readable_mut() => {
                     let mut spoke = spoke.context("reading the programs' log")?;
@@ -177,11 +199,13 @@ impl Agent {
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload(),
                 () = self.watcher.changed() => self.reload(),
+                () = api::changed(&mut self.control) => self.api_changed(),
                 _ = resync.tick() => {
                     self.watcher.rearm();
                     self.reload();
                     self.look().await;
                     self.reattach();
+                    self.check_datapath();
                 }
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
@@ -197,6 +221,7 @@ impl Agent {
                 _ = sweep.tick() => {
                     self.sweep(false);
                     self.forget_policies();
+                    self.tell();
                 }
             }
             if interval != self.config.resync_interval {

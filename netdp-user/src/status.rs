@@ -35,6 +35,12 @@ pub struct Report {
     /// Ways for packets past the uplinks' hooks.
     #[serde(default)]
     pub detours: Vec<String>,
+    /// How it stands with the Kubernetes API, if that is followed.
+    #[serde(default)]
+    pub api: Option<String>,
+    /// Why the node is not ready; nothing if it is, or if nobody asks.
+    #[serde(default)]
+    pub unready: Vec<String>,
 }
 
 /// The configuration in force.
@@ -46,6 +52,9 @@ pub struct ConfigReport {
     pub files: Vec<String>,
     /// Hash of the policy.
     pub hash: String,
+    /// How many policies have been in force here, this one included.
+    #[serde(default)]
+    pub generation: u64,
     /// When it came into force, in seconds since 1970.
     pub applied_at: u64,
     /// Rules in force, each `prefix action origin`.
@@ -198,6 +207,12 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     for warning in &config.warnings {
         writeln!(out, "warning    {warning}")?;
     }
+    if let Some(api) = &report.api {
+        writeln!(out, "api        {api}")?;
+    }
+    for reason in &report.unready {
+        writeln!(out, "not ready  {reason}")?;
+    }
     for name in &report.waiting_for {
         writeln!(out, "waiting    for an interface that matches {name}")?;
     }
@@ -340,7 +355,7 @@ fn or_none(list: &[String], separator: &str) -> String {
 }
 
 /// Seconds in the two units that say most.
-fn pretty(seconds: u64) -> String {
+pub(crate) fn pretty(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),

@@ -133,8 +133,12 @@ impl Agent {
             .iter()
             .filter_map(|a| Some(UplinkReport::new(a, self.applied.uplinks.get(&a.ifindex)?)))
             .collect();
+        if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
+            self.check_datapath();
+        }
         self.save_report();
         self.update_ready();
+        self.tell();
     }
 
     /// Forgets what earlier policies bypassed, once no connection of that time

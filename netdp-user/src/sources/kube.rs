@@ -10,6 +10,7 @@ mod tell;
 mod view;
 
 pub use client::{KubeOptions, connect, connect_as_user, in_cluster};
+pub(crate) use follow::random;
 pub use maps::{LABEL, NAT_RULES_MAP};
 pub use view::{MapDocuments, MapRef, NodeFacts, View};
 
@@ -36,5 +37,10 @@ pub async fn follow(client: Client, options: &KubeOptions, view: watch::Sender<V
             Follow::new(Api::<Node>::all(client), set).run().await;
         }
     };
-    tokio::join!(of(Which::Main), of(Which::Labelled), of(Which::NatRules), node);
+    tokio::join!(
+        of(Which::Main),
+        of(Which::Labelled),
+        of(Which::NatRules),
+        node
+    );
 }

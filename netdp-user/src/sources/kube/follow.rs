@@ -64,7 +64,10 @@ impl Trouble {
 
     fn of_status(status: &Status) -> Self {
         Self {
-            text: format!("the API answers {} {}: {}", status.code, status.reason, status.message),
+            text: format!(
+                "the API answers {} {}: {}",
+                status.code, status.reason, status.message
+            ),
             refused: matches!(status.code, 401 | 403),
             relist: true,
         }
@@ -189,7 +192,8 @@ where
         };
         // Without one there is nothing to go on from.
         let known = version.filter(|version| !version.is_empty());
-        self.version = Some(known.ok_or_else(|| Trouble::new("the API sends objects without a version"))?);
+        self.version =
+            Some(known.ok_or_else(|| Trouble::new("the API sends objects without a version"))?);
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub(super) struct Maps {
     main: String,
     shared: Arc<Shared>,
     /// By name.
-    maps: BTreeMap<String, MapDocuments>,
+    maps: BTreeMap<String, Arc<MapDocuments>>,
 }
 
 impl Maps {
@@ -75,7 +75,8 @@ impl Maps {
         // The other watches have these.
         let elsewhere = name == self.main || name == NAT_RULES_MAP;
         if self.which != Which::Labelled || !elsewhere {
-            self.maps.insert(name, documents(map, self.which.key()));
+            self.maps
+                .insert(name, Arc::new(documents(map, self.which.key())));
         }
     }
 
@@ -160,7 +161,9 @@ fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
                 others.join(", ")
             ),
         };
-        found.warnings.push(Diagnostic::whole_file(&format!("{prefix}{key}"), message));
+        found
+            .warnings
+            .push(Diagnostic::whole_file(&format!("{prefix}{key}"), message));
     }
     values.retain(|name, _| key.is_none_or(|key| key == *name));
     for (key, bytes) in values {

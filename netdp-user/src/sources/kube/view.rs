@@ -10,7 +10,7 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -20,7 +20,7 @@ use tokio::time::timeout;
 pub struct View {
     /// The ConfigMaps that count, in the order in which they are united: ip-masq-agent's, then
     /// those with the label by name, then k8s-custom-iptables'. `None` until all were listed once.
-    pub maps: Option<Vec<MapDocuments>>,
+    pub maps: Option<Vec<Arc<MapDocuments>>>,
     /// This node, once it was seen.
     pub node: Option<NodeFacts>,
     /// Why the API can't be followed right now.
@@ -88,7 +88,7 @@ impl Part {
 
 #[derive(Default)]
 struct Heard {
-    maps: BTreeMap<Part, Vec<MapDocuments>>,
+    maps: BTreeMap<Part, Vec<Arc<MapDocuments>>>,
     node: Option<NodeFacts>,
     troubles: BTreeMap<Part, Trouble>,
     teller: Teller,
@@ -117,7 +117,7 @@ impl Shared {
     }
 
     /// The ConfigMaps of one watch are these now.
-    pub(super) fn set_maps(&self, part: Part, maps: Vec<MapDocuments>) {
+    pub(super) fn set_maps(&self, part: Part, maps: Vec<Arc<MapDocuments>>) {
         self.lock().maps.insert(part, maps);
         self.publish();
     }
@@ -187,7 +187,11 @@ impl Shared {
         let nodes = nodes
             .map_err(|_| Trouble::new("the API is silent"))?
             .map_err(|error| Trouble::of(&error))?;
-        if nodes.items.iter().any(|node| node.uid().as_ref() == Some(&known.uid)) {
+        if nodes
+            .items
+            .iter()
+            .any(|node| node.uid().as_ref() == Some(&known.uid))
+        {
             return Ok(());
         }
         Err(Trouble::new(format!(
