@@ -1,16 +1,20 @@
 //! The agent's loop: watches files and the network, keeps the datapath as both
 //! say, sweeps.
 
+mod api;
 mod configuration;
 mod engine;
 mod network;
 mod program_log;
+mod tell;
 
 use crate::config::{self, Config, Document, Options, Surroundings};
+use crate::control::Control;
 use crate::datapath::{OnReload, Setup, SweepRules};
 use crate::iptables::ChainOptions;
 use crate::reconcile::State;
 use crate::sources::file::Watcher;
+use crate::sources::kube::KubeOptions;
 use crate::state_dir::StateDir;
 use crate::status::Report;
 use crate::uplinks::{Monitor, Patterns, Selection, Snapshot};
@@ -18,7 +22,7 @@ use anyhow::{Context as _, Result, bail};
 use engine::Engine;
 use netdp_common::conntrack::{DRAIN_SECONDS, Timeouts};
 use program_log::ProgramLog;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -85,6 +89,10 @@ pub struct RunOptions {
     pub on_exit: OnExit,
     /// `--ready-file`.
     pub ready_file: Option<PathBuf>,
+    /// What to follow of the Kubernetes API; `None` for nothing.
+    pub kube: Option<KubeOptions>,
+    /// `--http-listen`.
+    pub http_listen: Option<SocketAddr>,
 }
 
 /// Runs the agent until a signal ends it.
@@ -115,6 +123,7 @@ pub fn run(options: RunOptions) -> Result<()> {
 struct Agent {
     options: RunOptions,
     state_dir: StateDir,
+    control: Option<Control>,
     selection: Selection,
     monitor: Monitor,
     watcher: Watcher,
@@ -128,11 +137,16 @@ struct Agent {
     /// When connections that an earlier policy bypassed have ended, where there
     /// may be any.
     forget_policies: Option<Instant>,
+    /// Where the configuration in force is from.
+    source: configuration::Source,
+    api: api::Followed,
+    told: tell::Telling,
 }
 
 impl Agent {
     async fn start(options: RunOptions, state_dir: StateDir) -> Result<Self> {
         set_ready(&options, false)?;
+        let control = Control::start(options.kube.clone(), options.http_listen)?;
         // Both watches stand before the first look, so that nothing falls between.
         let watcher = Watcher::new(&options.config_paths);
         if let Some(problem) = watcher.problem() {
@@ -147,6 +161,7 @@ impl Agent {
             enable_ipv6: options.config_options.enable_ipv6,
             keep: engine.known_uplinks()?.into_iter().collect(),
         };
+        let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
             config: config::defaults(&options.config_options),
             applied: State {
@@ -154,20 +169,26 @@ impl Agent {
                 ..State::default()
             },
             options,
-            state_dir,
             selection,
             monitor,
             watcher,
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: engine.name().into(),
+                config: configuration::counted_on(&state_dir),
                 ..Report::default()
             },
             engine,
+            state_dir,
             snapshot,
             ready: false,
             forget_policies: None,
+            source: configuration::Source::Defaults,
+            api,
+            told: tell::Telling::new(control.is_some()),
+            control,
         };
+        agent.await_api().await;
         agent.first_config();
         agent.detach_strangers();
         agent.reconcile();
@@ -183,17 +204,20 @@ impl Agent {
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
         loop {
+            self.turned();
             tokio::select! {
                 passed_on = log.pass_on() => passed_on?,
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload(),
                 () = self.watcher.changed() => self.reload(),
+                () = api::changed(&mut self.control) => self.api_changed(),
                 _ = resync.tick() => {
                     self.watcher.rearm();
                     self.reload();
                     self.look().await;
                     self.reattach();
+                    self.check_datapath();
                 }
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
@@ -209,6 +233,7 @@ impl Agent {
                 _ = sweep.tick() => {
                     self.sweep(false);
                     self.forget_policies();
+                    self.tell();
                 }
             }
             if interval != self.config.resync_interval {

@@ -3,12 +3,14 @@
 mod check;
 mod go;
 mod klog;
+mod kube;
 mod policy;
 mod run;
 mod values;
 
 use crate::agent;
 use crate::datapath;
+use crate::fleet;
 use crate::iptables;
 use crate::state_dir::StateDir;
 use crate::status;
@@ -38,6 +40,8 @@ enum Command {
     /// Look at a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Show what is in force on each node of a Kubernetes cluster.
+    Fleet(Fleet),
     /// Remove programs, pins and maps. Mappings end with them.
     Detach(Detach),
 }
@@ -64,6 +68,15 @@ struct Places {
 struct Show {
     #[command(flatten)]
     places: Places,
+    /// Format.
+    #[arg(long, short, value_enum, default_value_t = Output::Text)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
+struct Fleet {
+    #[command(flatten)]
+    access: kube::KubeAccess,
     /// Format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -128,6 +141,11 @@ pub fn dispatch(cli: Cli) -> Result<()> {
             status::print_flows(&show.places.bpffs, show.output == Output::Json)
         }
         Command::Config(ConfigCommand::Check(check)) => check.run(),
+        Command::Fleet(fleet) => fleet::print(
+            fleet.access.kubeconfig.as_deref(),
+            &fleet.access.lease_namespace,
+            fleet.output == Output::Json,
+        ),
         Command::Detach(detach) => {
             init_log(LogLevel::Warn);
             detach.run()

@@ -7,7 +7,9 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod datapath;
+pub mod fleet;
 pub mod iptables;
 pub mod reconcile;
 pub mod sources;

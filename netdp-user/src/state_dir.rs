@@ -8,6 +8,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
+/// The documents that the Kubernetes API had.
+const LAST_API: &str = "last-api.json";
+
 /// The directory.
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
@@ -111,12 +114,26 @@ impl StateDir {
         serde_json::from_slice(&bytes).ok()
     }
 
+    /// Remembers what the Kubernetes API had when the last good configuration was made with it.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_last_api(&self, documents: &[Document]) -> Result<()> {
+        self.write(LAST_API, &serde_json::to_vec(documents)?)
+    }
+
+    /// What [`save_last_api`](Self::save_last_api) wrote, if it did.
+    pub fn last_api(&self) -> Option<Vec<Document>> {
+        let bytes = fs::read(self.file(LAST_API)).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
     /// Removes what belongs to a datapath that is no more.
     ///
     /// # Errors
     /// A file can't be removed.
     pub fn forget(&self) -> Result<()> {
-        for name in ["status.json", "last-good.json"] {
+        for name in ["status.json", "last-good.json", LAST_API] {
             let path = self.file(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;

@@ -39,6 +39,12 @@ pub struct Report {
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
+    /// How it stands with the Kubernetes API, if that is followed.
+    #[serde(default)]
+    pub api: Option<String>,
+    /// Why the node is not ready; nothing if it is, or if nobody asks.
+    #[serde(default)]
+    pub unready: Vec<String>,
 }
 
 impl Report {
@@ -62,6 +68,9 @@ pub struct ConfigReport {
     pub files: Vec<String>,
     /// Hash of the policy.
     pub hash: String,
+    /// How many policies have been in force here, this one included.
+    #[serde(default)]
+    pub generation: u64,
     /// When it came into force, in seconds since 1970.
     pub applied_at: u64,
     /// Rules in force, each `prefix action origin`.
@@ -216,6 +225,12 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for warning in &config.warnings {
         writeln!(out, "warning    {warning}")?;
+    }
+    if let Some(api) = &report.api {
+        writeln!(out, "api        {api}")?;
+    }
+    for reason in &report.unready {
+        writeln!(out, "not ready  {reason}")?;
     }
     for name in &report.waiting_for {
         writeln!(out, "waiting    for an interface that matches {name}")?;
@@ -377,7 +392,7 @@ fn or_none(list: &[String], separator: &str) -> String {
 }
 
 /// Seconds in the two units that say most.
-fn pretty(seconds: u64) -> String {
+pub(crate) fn pretty(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{}s", seconds / 60, seconds % 60),

@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::config::{self, Document};
 use crate::sources::file;
+use crate::state_dir::StateDir;
 use crate::status::{self, ConfigReport, RuleReport};
 
 /// How many warnings about one configuration are logged: a long list may have one for each entry.
@@ -10,8 +11,9 @@ const MAX_LOGGED: usize = 20;
 
 /// Where the configuration in force came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Files,
+pub(super) enum Source {
+    /// Files and, if that is followed, the Kubernetes API: what is to be.
+    Sources,
     Defaults,
     LastGood,
 }
@@ -21,7 +23,7 @@ impl Agent {
     /// earlier agent that is still in force; else the defaults.
     pub(super) fn first_config(&mut self) {
         match self.read() {
-            Ok((documents, loaded)) => self.accept(documents, loaded, Source::Files),
+            Ok((documents, loaded)) => self.accept(documents, loaded, Source::Sources),
             Err(rejected) => {
                 self.reject(&rejected);
                 let last_good = self
@@ -54,10 +56,12 @@ impl Agent {
         }
     }
 
-    fn read(&self) -> Result<(Vec<Document>, config::Loaded), config::Rejected> {
+    fn read(&mut self) -> Result<(Vec<Document>, config::Loaded), config::Rejected> {
         let mut documents = file::read(&self.options.config_paths)?;
         documents.extend(self.options.targets.clone());
-        let loaded = self.load(&documents)?;
+        let warnings = self.add_api(&mut documents)?;
+        let mut loaded = self.load(&documents)?;
+        loaded.warnings.extend(warnings);
         Ok((documents, loaded))
     }
 
@@ -77,9 +81,9 @@ impl Agent {
                 if mended
                     || loaded.config != self.config
                     || lines(&loaded.warnings) != self.report.config.warnings
-                    || self.report.config.source != name(Source::Files)
+                    || self.source != Source::Sources
                 {
-                    self.accept(documents, loaded, Source::Files);
+                    self.accept(documents, loaded, Source::Sources);
                     self.reconcile();
                 }
             }
@@ -88,7 +92,9 @@ impl Agent {
                     self.reject(&rejected);
                     log::error!("the configuration is bad: what was in force stays");
                     self.report.config.rejected = lines(&rejected.errors);
+                    self.told.another_config();
                     self.save_report();
+                    self.tell();
                 }
             }
         }
@@ -110,19 +116,29 @@ impl Agent {
         for path in file::absent(&self.options.config_paths) {
             log::info!("{} does not exist; it is read once it does", path.display());
         }
-        if source == Source::Files
+        if source == Source::Sources
             && let Err(err) = self.state_dir.save_last_good(&documents)
         {
             log::warn!("{err:#}");
         }
+        if source == Source::Sources {
+            self.remember_api();
+        }
+        let hash = loaded.config.hash();
+        let before = &self.report.config;
+        let (generation, applied_at) = if hash == before.hash {
+            (before.generation, before.applied_at)
+        } else {
+            (before.generation + 1, status::now())
+        };
+        self.source = source;
+        self.told.another_config();
         self.report.config = ConfigReport {
-            source: match (source, documents.is_empty()) {
-                (Source::Files, true) => "defaults (no file)".into(),
-                (source, _) => name(source).into(),
-            },
+            source: self.name_source(source, &documents),
             files: documents.into_iter().map(|d| d.name).collect(),
-            hash: loaded.config.hash(),
-            applied_at: status::now(),
+            hash,
+            generation,
+            applied_at,
             rules: loaded.config.rules.iter().map(rule_report).collect(),
             warnings: lines(&loaded.warnings),
             rejected: Vec::new(),
@@ -131,19 +147,32 @@ impl Agent {
     }
 }
 
+impl Agent {
+    fn name_source(&self, source: Source, documents: &[Document]) -> String {
+        match source {
+            Source::Defaults => "defaults".into(),
+            Source::LastGood => "last good".into(),
+            Source::Sources => self.api.name_of(documents.len()),
+        }
+    }
+}
+
+/// The policy that an earlier agent had in force, as far as counting policies goes.
+pub(super) fn counted_on(state_dir: &StateDir) -> ConfigReport {
+    let before = state_dir.report().unwrap_or_default().config;
+    ConfigReport {
+        hash: before.hash,
+        generation: before.generation,
+        applied_at: before.applied_at,
+        ..ConfigReport::default()
+    }
+}
+
 fn rule_report(rule: &config::Rule) -> RuleReport {
     RuleReport {
         prefix: rule.prefix.to_string(),
         action: rule.action.to_string(),
         origin: rule.origin.to_string(),
-    }
-}
-
-const fn name(source: Source) -> &'static str {
-    match source {
-        Source::Files => "files",
-        Source::Defaults => "defaults",
-        Source::LastGood => "last good",
     }
 }
 

@@ -6,7 +6,7 @@ use crate::iptables::{self, Chains};
 use crate::reconcile::Change;
 use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
-use netdp_common::abi::pins;
+use netdp_common::abi::{Counters, pins};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -74,6 +74,30 @@ impl Engine {
         match self {
             Self::Ebpf(_) => None,
             Self::Iptables(chains) => Some(chains),
+        }
+    }
+
+    /// The datapath, if it does it.
+    pub(super) const fn as_datapath(&mut self) -> Option<&mut Datapath> {
+        match self {
+            Self::Ebpf(datapath) => Some(datapath),
+            Self::Iptables(_) => None,
+        }
+    }
+
+    /// How many mappings live; those of netfilter are not counted.
+    pub(super) fn mappings(&self) -> usize {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().flow_count().unwrap_or_default(),
+            Self::Iptables(_) => 0,
+        }
+    }
+
+    /// What became of packets so far.
+    pub(super) fn counters(&self) -> Counters {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().counters().unwrap_or_default(),
+            Self::Iptables(_) => Counters::default(),
         }
     }
 

@@ -154,8 +154,12 @@ impl Agent {
             .iter()
             .filter_map(|a| Some(UplinkReport::new(a, self.applied.uplinks.get(&a.ifindex)?)))
             .collect();
+        if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
+            self.check_datapath();
+        }
         self.save_report();
         self.update_ready();
+        self.tell();
     }
 
     fn accept_chains(&mut self, reports: Vec<ChainReport>) {

@@ -2,6 +2,7 @@
 
 use super::go::parse_bool;
 use super::klog::Klog;
+use super::kube::KubeFlags;
 use super::policy::Policy;
 use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
 use super::{LogLevel, Places};
@@ -12,7 +13,7 @@ use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use netdp_common::abi::PORT_RANGES;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -86,6 +87,11 @@ pub(super) struct Run {
     /// File that exists while a configuration is in force.
     #[arg(long, value_name = "PATH")]
     ready_file: Option<PathBuf>,
+    #[command(flatten)]
+    kube: KubeFlags,
+    /// Address and port to serve /livez and /readyz on.
+    #[arg(long, value_name = "ADDR:PORT")]
+    http_listen: Option<SocketAddr>,
     /// Least severe messages to log [default: info, or what --v says].
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
@@ -174,6 +180,8 @@ impl Run {
             timeouts: parse_timeouts(&self.timeout)?,
             on_exit: self.on_exit,
             ready_file: self.ready_file,
+            kube: self.kube.options(),
+            http_listen: self.http_listen,
         })
     }
 }

@@ -191,7 +191,7 @@ pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
 
 /// 64-bit FNV-1a: fixed for good by its definition, unlike the standard library's hashers. Nobody
 /// gains by forging a hash that is only displayed and compared.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })

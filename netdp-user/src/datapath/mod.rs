@@ -14,6 +14,7 @@ mod policy;
 mod release;
 mod replies;
 mod schedule;
+mod self_check;
 mod sweep;
 
 pub use history::History;

@@ -53,6 +53,13 @@ pub fn is_config_name(name: &OsStr) -> bool {
     !name.starts_with(b".") && !name.ends_with(b"~")
 }
 
+/// Whether a file is in a volume of a ConfigMap: the kubelet's writer keeps a link `..data` beside
+/// the files (Kubernetes, `pkg/volume/util/atomic_writer.go`).
+pub fn is_in_volume(path: &Path) -> bool {
+    let data = path.parent().map(|dir| dir.join("..data"));
+    data.is_some_and(|data| data.is_symlink())
+}
+
 /// The files that `path` stands for, and whether they were found by listing a directory.
 fn files_at(path: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
     let entries = match fs::read_dir(path) {

@@ -2,4 +2,5 @@
 
 pub mod file;
 mod interest;
+pub mod kube;
 mod watch;

@@ -181,7 +181,15 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
     }
     let mut command = node.command(&options.binary);
     // The environment of whoever runs the tests is not the node's.
-    command.env_remove("NODE_IP");
+    for name in [
+        "NODE_IP",
+        "NODE_NAME",
+        "POD_NAMESPACE",
+        "KUBECONFIG",
+        "KUBERNETES_SERVICE_HOST",
+    ] {
+        command.env_remove(name);
+    }
     command.arg("run").args(&options.arguments);
     name_directories(&mut command, dir);
     command.arg("--ready-file").arg(ready);

@@ -1,0 +1,230 @@
+//! The Kubernetes API as one of the configuration's sources.
+
+use super::Agent;
+use super::configuration::Source;
+use crate::config::{Diagnostic, Document, Rejected};
+use crate::control::Control;
+use crate::sources::file;
+use crate::sources::kube::{NAT_RULES_MAP, View};
+use crate::state_dir::StateDir;
+use std::path::Path;
+use std::time::Duration;
+
+/// How long the first configuration waits for the API where nothing is known of what it had: long
+/// enough for an API that is well, short enough for pods to bear.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+
+/// What is known of the API.
+#[derive(Debug, Default)]
+pub(super) struct Followed {
+    on: bool,
+    view: View,
+    /// What it had when an earlier agent heard it, while this one has not.
+    remembered: Option<Vec<Document>>,
+    /// How many documents of the last reading are its.
+    documents: usize,
+    /// Files that were left out for what the API has, as said in the log.
+    left_out: Vec<String>,
+}
+
+impl Followed {
+    pub(super) fn new(on: bool, state_dir: &StateDir) -> Self {
+        Self {
+            on,
+            remembered: on.then(|| state_dir.last_api()).flatten(),
+            ..Self::default()
+        }
+    }
+
+    /// What the configuration in force is made of, `all` documents in number.
+    pub(super) fn name_of(&self, all: usize) -> String {
+        match (self.on, all, self.documents) {
+            (false, 0, _) => "defaults (no file)".into(),
+            (true, 0, _) => "defaults (no ConfigMap, no file)".into(),
+            (_, _, 0) => "files".into(),
+            (_, all, api) if all == api => "the Kubernetes API".into(),
+            _ => "files and the Kubernetes API".into(),
+        }
+    }
+
+    /// Why the policy in force may not be the one that is wanted, if so.
+    pub(super) fn unready(&self, required: bool, files: usize) -> Option<String> {
+        let known = self.view.maps.is_some() || self.remembered.is_some();
+        // In a cluster whose operator gave the agent no rights, files are all there is.
+        let enough = !required && (self.view.refused || files > 0);
+        if !self.on || known || enough {
+            return None;
+        }
+        let problem = self.view.problem.as_deref().unwrap_or("no answer yet");
+        Some(format!(
+            "the Kubernetes API has not told what is configured: {problem}"
+        ))
+    }
+
+    /// How it stands, for the status.
+    fn state(&self) -> Option<String> {
+        let kept = match (&self.view.maps, &self.remembered) {
+            (Some(_), _) => "what it said last stays in force",
+            (None, Some(_)) => "what it said to an earlier agent is in force",
+            (None, None) => "it has not said anything yet",
+        };
+        self.on
+            .then(|| match (&self.view.problem, &self.view.maps) {
+                (None, Some(_)) => "followed".into(),
+                (None, None) => format!("not heard yet; {kept}"),
+                (Some(problem), _) => format!("not followed, {kept}: {problem}"),
+            })
+    }
+
+    /// The view's ConfigMaps, for Events.
+    pub(super) fn maps(&self) -> Vec<crate::sources::kube::MapRef> {
+        let maps = self.view.maps.iter().flatten();
+        maps.map(|map| map.map.clone()).collect()
+    }
+}
+
+/// Waits until the API says something else; for ever where it is not followed.
+pub(super) async fn changed(control: &mut Option<Control>) {
+    match control {
+        Some(control) => control.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Agent {
+    /// Before the first configuration: gives the API a moment, unless it is known what it had.
+    pub(super) async fn await_api(&mut self) {
+        if !self.api.on || self.api.remembered.is_some() {
+            return;
+        }
+        log::info!("asking the Kubernetes API for the configuration");
+        let answered = async {
+            loop {
+                changed(&mut self.control).await;
+                self.see_api();
+                let view = &self.api.view;
+                let node = self.options.kube.as_ref().is_none_or(|kube| {
+                    kube.node_name.is_none() || view.node.is_some() || view.problem.is_some()
+                });
+                if view.refused || (view.maps.is_some() && node) {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(FIRST_ANSWER, answered).await.is_err() {
+            log::warn!(
+                "the Kubernetes API has not answered within {FIRST_ANSWER:?}: starting without \
+                 it; what it says counts once it does"
+            );
+        }
+    }
+
+    /// Takes what the API says now. Tells whether ConfigMaps, and whether the Node differ.
+    fn see_api(&mut self) -> (bool, bool) {
+        let Some(control) = &mut self.control else {
+            return (false, false);
+        };
+        let view = control.view();
+        let maps = view.maps != self.api.view.maps;
+        let node = view.node != self.api.view.node;
+        self.api.view = view;
+        if self.api.view.maps.is_some() {
+            self.api.remembered = None;
+        }
+        if let Some(facts) = self.api.view.node.as_ref().filter(|_| node) {
+            if self.options.node_addrs.is_empty() {
+                self.selection.node_addrs.clone_from(&facts.addresses);
+            }
+            let pods = &mut self.options.surroundings.pod_cidrs;
+            pods.extend(facts.pod_cidrs.iter().copied());
+            pods.sort_unstable();
+            pods.dedup();
+        }
+        self.report.api = self.api.state();
+        (maps, node)
+    }
+
+    /// The API says something else.
+    pub(super) fn api_changed(&mut self) {
+        let before = self.report.api.clone();
+        let (maps, node) = self.see_api();
+        if maps || node || self.source != Source::Sources {
+            self.reload();
+        }
+        if node {
+            self.reconcile();
+        }
+        if before != self.report.api {
+            self.save_report();
+        }
+        self.tell();
+    }
+
+    /// Adds what the API has to the documents of files, and takes those files out that are
+    /// volumes of the same ConfigMaps: the kubelet brings them up to date a minute later, and
+    /// until then they would contradict the API. Gives back what to look at.
+    ///
+    /// # Errors
+    /// ConfigMaps with what is no text.
+    pub(super) fn add_api(
+        &mut self,
+        documents: &mut Vec<Document>,
+    ) -> Result<Vec<Diagnostic>, Rejected> {
+        let Some(kube) = &self.options.kube else {
+            return Ok(Vec::new());
+        };
+        let maps = self.api.view.maps.as_deref().unwrap_or_default();
+        let said = |name: &str| {
+            maps.iter()
+                .any(|map| map.map.name == name && !map.documents.is_empty())
+        };
+        let (main, nat) = (said(&kube.config_map), said(NAT_RULES_MAP));
+        let mut left_out = Vec::new();
+        documents.retain(|document| {
+            let path = Path::new(&document.name);
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let same = (main && (name == "config" || name == kube.config_map.as_str()))
+                || (nat && name == "nat.rules");
+            let doubled = same && file::is_in_volume(path);
+            if doubled {
+                left_out.push(document.name.clone());
+            }
+            !doubled
+        });
+        for name in &left_out {
+            if !self.api.left_out.contains(name) {
+                log::info!("{name} is a volume of a ConfigMap that the API has: the API counts");
+            }
+        }
+        self.api.left_out = left_out;
+        let errors: Vec<_> = maps.iter().flat_map(|map| map.errors.clone()).collect();
+        if !errors.is_empty() {
+            return Err(Rejected { errors });
+        }
+        let files = documents.len();
+        documents.extend(self.api.remembered.iter().flatten().cloned());
+        documents.extend(maps.iter().flat_map(|map| map.documents.iter().cloned()));
+        self.api.documents = documents.len() - files;
+        Ok(maps.iter().flat_map(|map| map.warnings.clone()).collect())
+    }
+
+    /// After a configuration was taken: writes down what the API had, for the next agent.
+    pub(super) fn remember_api(&self) {
+        let Some(maps) = &self.api.view.maps else {
+            return;
+        };
+        let documents: Vec<_> = maps.iter().flat_map(|map| map.documents.clone()).collect();
+        if let Err(err) = self.state_dir.save_last_api(&documents) {
+            log::warn!("{err:#}");
+        }
+    }
+
+    /// How many documents are files.
+    pub(super) fn file_documents(&self) -> usize {
+        self.report
+            .config
+            .files
+            .len()
+            .saturating_sub(self.api.documents)
+    }
+}

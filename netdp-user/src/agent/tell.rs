@@ -1,0 +1,176 @@
+//! What the agent says of itself to the API and to probes.
+
+use super::Agent;
+use super::configuration::Source;
+use crate::control::Told;
+use crate::status::UplinkReport;
+use std::time::{Duration, Instant};
+
+/// Counting a million mappings takes a moment: not at each sweep.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
+
+/// Findings that are passed on.
+const LINES: usize = 20;
+
+/// What has been told.
+#[derive(Debug)]
+pub(super) struct Telling {
+    /// Somebody listens.
+    on: bool,
+    serial: u64,
+    /// The uplinks that were checked last: index and addresses.
+    checked: Vec<UplinkReport>,
+    /// What the last self-check found wrong.
+    fault: Option<String>,
+    mappings: usize,
+    counted: Option<Instant>,
+}
+
+impl Telling {
+    pub(super) fn new(on: bool) -> Self {
+        Self {
+            on,
+            serial: 0,
+            checked: Vec::new(),
+            fault: None,
+            mappings: 0,
+            counted: None,
+        }
+    }
+
+    /// A configuration was taken or rejected.
+    pub(super) fn another_config(&mut self) {
+        self.serial += 1;
+    }
+
+    /// Whether these are not the uplinks that were checked last.
+    pub(super) fn uplinks_changed(&self, uplinks: &[UplinkReport]) -> bool {
+        self.checked != uplinks
+    }
+}
+
+impl Agent {
+    /// The loop turns.
+    pub(super) fn turned(&self) {
+        if let Some(control) = &self.control {
+            control.beat();
+        }
+    }
+
+    /// Sends packets of our own through the programs: what they do is what the configuration says,
+    /// or the node is not ready.
+    pub(super) fn check_datapath(&mut self) {
+        if !self.told.on || self.applied.policy.is_none() {
+            return;
+        }
+        self.told.checked.clone_from(&self.report.uplinks);
+        let families: &[bool] = if self.options.config_options.enable_ipv6 {
+            &[true, false]
+        } else {
+            &[true]
+        };
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        let checked = datapath.self_check(
+            &self.config,
+            self.applied.uplinks.values(),
+            &self.applied.local,
+            families,
+        );
+        let fault = checked.err().map(|err| format!("{err:#}"));
+        if fault != self.told.fault {
+            match &fault {
+                Some(fault) => log::error!("{fault}"),
+                None => log::info!("the self-check is well again"),
+            }
+        }
+        self.told.fault = fault;
+    }
+
+    /// Why nothing is in force.
+    fn not_in_force(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.engine.as_chains().is_some() {
+            let errors = self.report.chains.iter().filter_map(|c| c.error.clone());
+            reasons.extend(errors);
+            return reasons;
+        }
+        if self.applied.policy.is_none() {
+            reasons.push("no policy is in force".to_owned());
+        }
+        if self.report.uplinks.is_empty() {
+            let why = self.report.no_uplink.as_deref();
+            reasons.push(format!(
+                "programs are attached nowhere: {}",
+                why.unwrap_or("see the log")
+            ));
+        }
+        reasons
+    }
+
+    fn unready(&self) -> Vec<String> {
+        let mut reasons = self.not_in_force();
+        if self.source != Source::Sources {
+            let rejected = self.report.config.rejected.iter().take(LINES);
+            let rejected: Vec<_> = rejected.map(String::as_str).collect();
+            reasons.push(format!(
+                "the configuration was bad from the start, {} in force: {}",
+                match self.source {
+                    Source::LastGood => "the last good one is",
+                    _ => "the defaults are",
+                },
+                rejected.join("; ")
+            ));
+        }
+        let required = self.options.kube.as_ref().is_some_and(|kube| kube.required);
+        reasons.extend(self.api.unready(required, self.file_documents()));
+        reasons.extend(self.told.fault.clone());
+        reasons
+    }
+
+    /// Says how things are.
+    pub(super) fn tell(&mut self) {
+        if !self.told.on {
+            return;
+        }
+        let unready = self.unready();
+        if unready != self.report.unready {
+            self.report.unready.clone_from(&unready);
+            self.save_report();
+        }
+        if self
+            .told
+            .counted
+            .is_none_or(|at| at.elapsed() >= COUNT_EVERY)
+        {
+            self.told.counted = Some(Instant::now());
+            self.told.mappings = self.engine.mappings();
+        }
+        let counters = self.engine.counters();
+        let config = &self.report.config;
+        let some = |lines: &[String]| lines.iter().take(LINES).cloned().collect::<Vec<_>>();
+        let told = Told {
+            version: self.report.version.clone(),
+            mode: self.report.mode.clone(),
+            serial: self.told.serial,
+            hash: config.hash.clone(),
+            generation: config.generation,
+            applied_at: config.applied_at,
+            source: config.source.clone(),
+            rules: config.rules.len(),
+            warnings: some(&config.warnings),
+            rejected: some(&config.rejected),
+            maps: self.api.maps(),
+            uplinks: self.report.uplinks.iter().map(|u| u.name.clone()).collect(),
+            mappings: self.told.mappings,
+            no_free_port: counters
+                .drops
+                .get(netdp_common::verdict::DropReason::NoFreePort),
+            unready,
+        };
+        if let Some(control) = &self.control {
+            control.tell(told);
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Runs the programs over packets of our own (`BPF_PROG_TEST_RUN`): does the kernel do with them
+//! what the configuration says?
+//!
+//! The packets are pings from an address that nobody has (192.0.0.8, RFC 7600; 100::1 of the
+//! discard-only prefix, RFC 6666). The mapping that one of them makes is removed at once; both are
+//! counted like any others.
+
+mod packet;
+
+use super::{Datapath, Hook};
+use crate::config::{Action, Config};
+use crate::uplinks::{LinkLayer, Uplink};
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::{TestRun as _, TestRunOptions};
+use netdp_common::addr::Addr;
+use netdp_common::tuple::{Tuple, proto};
+use packet::{ID, ping, ping_from};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too: on to the next program.
+const NEXT: u32 = u32::MAX;
+
+/// Where `ifindex` is in `struct __sk_buff` (include/uapi/linux/bpf.h).
+const IFINDEX_AT: usize = 40;
+
+/// Whom a test is sent from.
+const fn pod(v4: bool) -> IpAddr {
+    if v4 {
+        IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8))
+    } else {
+        IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1))
+    }
+}
+
+impl Datapath {
+    /// Sends two packets of each family through the program of each uplink: one that `config`
+    /// leaves alone, and one that it masquerades. Uplinks without an Ethernet header can't be asked.
+    ///
+    /// # Errors
+    /// What came out wrong, on which uplink.
+    pub fn self_check<'a>(
+        &mut self,
+        config: &Config,
+        uplinks: impl Iterator<Item = &'a Uplink>,
+        local: &BTreeSet<IpAddr>,
+        families: &[bool],
+    ) -> Result<()> {
+        for uplink in uplinks.filter(|uplink| uplink.link_layer == LinkLayer::Ethernet) {
+            for &v4 in families {
+                let address = if v4 {
+                    uplink.v4.is_some()
+                } else {
+                    uplink.v6.is_some()
+                };
+                if let Some(to) = destination(config, Action::Bypass, v4, local) {
+                    self.is_left_alone(uplink, to)?;
+                }
+                if let Some(to) = destination(config, Action::Masquerade, v4, local)
+                    && address
+                {
+                    self.is_masqueraded(uplink, to, local)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_left_alone(&mut self, uplink: &Uplink, to: IpAddr) -> Result<()> {
+        let sent = ping(pod(to.is_ipv4()), to);
+        let (verdict, seen) = self.send(uplink, &sent)?;
+        ensure!(
+            verdict == NEXT && seen == sent,
+            "self-check on {}: a packet to {to}, which the configuration leaves alone, came out \
+             otherwise (verdict {verdict:#x})",
+            uplink.name
+        );
+        Ok(())
+    }
+
+    fn is_masqueraded(
+        &mut self,
+        uplink: &Uplink,
+        to: IpAddr,
+        local: &BTreeSet<IpAddr>,
+    ) -> Result<()> {
+        let outcome = self.send(uplink, &ping(pod(to.is_ipv4()), to));
+        self.forget_test(to);
+        let (verdict, seen) = outcome?;
+        let source = ping_from(&seen, to);
+        ensure!(
+            verdict == NEXT && source.is_some_and(|source| local.contains(&source)),
+            "self-check on {}: a packet to {to}, which the configuration masquerades, came out \
+             otherwise (verdict {verdict:#x}, {})",
+            uplink.name,
+            source.map_or_else(|| "damaged".into(), |source| format!("from {source}"))
+        );
+        Ok(())
+    }
+
+    fn send(&mut self, uplink: &Uplink, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + 64];
+        let mut context = [0; IFINDEX_AT + 4];
+        context[IFINDEX_AT..].copy_from_slice(&uplink.ifindex.to_ne_bytes());
+        let ran = self
+            .program(Hook::Egress)?
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("self-check on {}: running the program", uplink.name))?;
+        out.truncate(ran.data_size_out as usize);
+        Ok((ran.return_value, out))
+    }
+
+    /// Removes the mapping that a test has made, if it has.
+    fn forget_test(&mut self, to: IpAddr) {
+        let number = if to.is_ipv4() {
+            proto::ICMP
+        } else {
+            proto::ICMPV6
+        };
+        let tuple = Tuple::new(Addr::from(pod(to.is_ipv4())), Addr::from(to), ID, 0, number);
+        let maps = &mut self.maps;
+        if let Ok(half) = maps.snat.get(&tuple, 0) {
+            // What is missing is gone, which is what is wanted.
+            let _ = maps.rev_snat.remove(&tuple.reply_to(half.addr, half.id));
+            let _ = maps.snat.remove(&tuple);
+        }
+    }
+}
+
+/// Somewhere that the configuration treats so. Documentation ranges (RFC 5737, RFC 3849) come
+/// first: nobody is there.
+fn destination(
+    config: &Config,
+    action: Action,
+    v4: bool,
+    local: &BTreeSet<IpAddr>,
+) -> Option<IpAddr> {
+    let nobody: [IpAddr; 4] = [
+        Ipv4Addr::new(192, 0, 2, 1).into(),
+        Ipv4Addr::new(198, 51, 100, 1).into(),
+        Ipv4Addr::new(203, 0, 113, 1).into(),
+        Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
+    ];
+    let ruled = config.rules.iter().filter(|rule| rule.action == action);
+    nobody
+        .into_iter()
+        .chain(ruled.filter_map(|rule| rule.prefix.hosts().next()))
+        // Enough to find one that no longer prefix takes away.
+        .take(64)
+        .filter(|ip| ip.is_ipv4() == v4 && !local.contains(ip))
+        .filter(|ip| !ip.is_multicast() && !ip.is_unspecified() && !ip.is_loopback())
+        .find(|ip| config.decide(*ip).action == action)
+}

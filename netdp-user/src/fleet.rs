@@ -1,0 +1,220 @@
+//! `netdp fleet`: what is in force on each node of a cluster, from the Leases that the agents keep.
+
+use crate::sources::kube::connect_as_user;
+use crate::status::{pretty, table, write_out};
+use anyhow::{Context as _, Result};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt as _};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long the API may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node with or without an agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct NodeState {
+    /// The node's name.
+    pub node: String,
+    /// `ready`, `not ready`, `stale` (the agent has not been heard of for longer than its Lease
+    /// says), or `no agent`.
+    pub state: String,
+    /// netdp's version.
+    pub version: String,
+    /// How packets are translated.
+    pub mode: String,
+    /// Hash of the policy in force.
+    pub config: String,
+    /// How many policies have been in force on the node.
+    pub generation: u64,
+    /// For how many seconds this one has been.
+    pub age_seconds: Option<u64>,
+    /// Live mappings.
+    pub mappings: u64,
+    /// Seconds since the agent was heard of.
+    pub heard_seconds: Option<u64>,
+    /// What is wrong there.
+    pub errors: String,
+}
+
+/// Prints the table, or JSON.
+///
+/// # Errors
+/// The API can't be asked.
+pub fn print(kubeconfig: Option<&Path>, namespace: &str, json: bool) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let nodes = runtime.block_on(async {
+        let client = connect_as_user(kubeconfig).await?;
+        tokio::time::timeout(PATIENCE, gather(client, namespace))
+            .await
+            .context("the Kubernetes API did not answer within 30 s")?
+    })?;
+    if json {
+        return write_out(&(serde_json::to_string_pretty(&nodes)? + "\n"));
+    }
+    write_out(&text(&nodes))
+}
+
+async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels("app.kubernetes.io/name=netdp");
+    let leases = leases
+        .list(&ours)
+        .await
+        .with_context(|| format!("listing the Leases in {namespace}"))?;
+    let now = crate::status::now();
+    let mut states: BTreeMap<String, NodeState> = leases
+        .items
+        .iter()
+        .map(|lease| node_state(lease, now))
+        .map(|state| (state.node.clone(), state))
+        .collect();
+    match Api::<Node>::all(client).list(&ListParams::default()).await {
+        Ok(nodes) => {
+            for node in nodes.items {
+                let name = node.name_any();
+                states.entry(name.clone()).or_insert_with(|| NodeState {
+                    node: name,
+                    state: "no agent".into(),
+                    ..NodeState::default()
+                });
+            }
+        }
+        Err(error) => eprintln!("netdp: nodes without an agent are not shown: {error}"),
+    }
+    Ok(states.into_values().collect())
+}
+
+fn node_state(lease: &Lease, now: u64) -> NodeState {
+    let annotation = |key: &str| {
+        let annotations = lease.annotations();
+        let value = annotations.get(&format!("netdp.io/{key}"));
+        value.cloned().unwrap_or_default()
+    };
+    let since = |second: i64| now.saturating_sub(u64::try_from(second).unwrap_or_default());
+    let spec = lease.spec.as_ref();
+    let renewed = spec.and_then(|spec| spec.renew_time.as_ref());
+    let heard = renewed.map(|time| since(time.0.as_second()));
+    let lasts = spec
+        .and_then(|spec| spec.lease_duration_seconds)
+        .unwrap_or_default();
+    let stale = heard.is_none_or(|heard| heard > u64::try_from(lasts).unwrap_or_default());
+    let applied: Option<jiff::Timestamp> = annotation("applied-at").parse().ok();
+    let name = lease.name_any();
+    let holder = spec.and_then(|spec| spec.holder_identity.clone());
+    NodeState {
+        node: holder.unwrap_or_else(|| name.trim_start_matches("netdp-").to_owned()),
+        state: match (stale, annotation("ready").as_str()) {
+            (true, _) => "stale",
+            (false, "true") => "ready",
+            (false, _) => "not ready",
+        }
+        .into(),
+        version: annotation("version"),
+        mode: annotation("mode"),
+        config: annotation("config-hash"),
+        generation: annotation("config-generation").parse().unwrap_or_default(),
+        age_seconds: applied.map(|at| since(at.as_second())),
+        mappings: annotation("mappings").parse().unwrap_or_default(),
+        heard_seconds: heard,
+        errors: annotation("errors"),
+    }
+}
+
+fn text(nodes: &[NodeState]) -> String {
+    let mut rows = table(&[
+        "NODE", "STATE", "VERSION", "MODE", "CONFIG", "GEN", "AGE", "MAPPINGS", "HEARD", "ERRORS",
+    ]);
+    let dash = |text: &str| {
+        if text.is_empty() {
+            "-".to_owned()
+        } else {
+            text.to_owned()
+        }
+    };
+    let ago = |seconds: Option<u64>| seconds.map_or_else(|| "-".into(), pretty);
+    for node in nodes {
+        rows.add_row([
+            node.node.clone(),
+            node.state.clone(),
+            dash(&node.version),
+            dash(&node.mode),
+            dash(&node.config),
+            node.generation.to_string(),
+            ago(node.age_seconds),
+            node.mappings.to_string(),
+            ago(node.heard_seconds),
+            dash(&node.errors),
+        ]);
+    }
+    let configs: BTreeSet<&str> = nodes
+        .iter()
+        .map(|node| node.config.as_str())
+        .filter(|config| !config.is_empty())
+        .collect();
+    let ready = nodes.iter().filter(|node| node.state == "ready").count();
+    let agree = match configs.len() {
+        0 => "no configuration is in force".to_owned(),
+        1 => "all that run have the same configuration".to_owned(),
+        several => format!("{several} different configurations are in force"),
+    };
+    format!("{rows}\n{ready} of {} nodes ready; {agree}\n", nodes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn lease(renewed: &str, ready: &str) -> Lease {
+        serde_json::from_value(json!({
+            "metadata": {"name": "netdp-a", "annotations": {
+                "netdp.io/version": "1.0", "netdp.io/config-hash": "abc", "netdp.io/ready": ready,
+                "netdp.io/config-generation": "3", "netdp.io/mappings": "7",
+                "netdp.io/applied-at": "1970-01-01T00:01:00Z",
+            }},
+            "spec": {"holderIdentity": "a", "leaseDurationSeconds": 150, "renewTime": renewed},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn silence_longer_than_the_lease_is_stale() {
+        let at = "1970-01-01T00:01:40.000000Z";
+        assert_eq!(node_state(&lease(at, "true"), 250).state, "ready");
+        assert_eq!(node_state(&lease(at, "false"), 250).state, "not ready");
+        let stale = node_state(&lease(at, "true"), 251);
+        assert_eq!(
+            (stale.state.as_str(), stale.heard_seconds),
+            ("stale", Some(151))
+        );
+        assert_eq!(
+            (stale.age_seconds, stale.generation, stale.mappings),
+            (Some(191), 3, 7)
+        );
+    }
+
+    #[test]
+    fn the_table_says_whether_nodes_agree() {
+        let node = |name: &str, config: &str, state: &str| NodeState {
+            node: name.into(),
+            config: config.into(),
+            state: state.into(),
+            ..NodeState::default()
+        };
+        let same = [
+            node("a", "x", "ready"),
+            node("b", "x", "ready"),
+            node("c", "", "no agent"),
+        ];
+        assert!(text(&same).contains("2 of 3 nodes ready; all that run have the same"));
+        let mixed = [node("a", "x", "ready"), node("b", "y", "stale")];
+        assert!(text(&mixed).contains("1 of 2 nodes ready; 2 different configurations"));
+    }
+}

@@ -1,0 +1,46 @@
+//! The Kubernetes API as a source: ConfigMaps and the Node, followed by list and watch.
+//!
+//! What was heard last stays while the API is gone, refuses or talks nonsense.
+
+mod client;
+mod follow;
+mod maps;
+mod node;
+mod tell;
+mod view;
+
+pub use client::{KubeOptions, connect, connect_as_user, in_cluster};
+pub(crate) use follow::random;
+pub use maps::{LABEL, NAT_RULES_MAP};
+pub use view::{MapDocuments, MapRef, NodeFacts, View};
+
+use follow::Follow;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::{Api, Client};
+use maps::{Maps, Which};
+use node::TheNode;
+use std::sync::Arc;
+use tokio::sync::watch;
+use view::Shared;
+
+/// Follows what `options` names, for ever, and keeps `view` up to date.
+pub async fn follow(client: Client, options: &KubeOptions, view: watch::Sender<View>) {
+    let shared = Arc::new(Shared::new(view, client.clone(), options));
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
+    let of = |which| {
+        let set = Maps::new(which, options, Arc::clone(&shared));
+        Follow::new(maps.clone(), set).run()
+    };
+    let node = async {
+        if let Some(name) = &options.node_name {
+            let set = TheNode::new(name, Arc::clone(&shared));
+            Follow::new(Api::<Node>::all(client), set).run().await;
+        }
+    };
+    tokio::join!(
+        of(Which::Main),
+        of(Which::Labelled),
+        of(Which::NatRules),
+        node
+    );
+}

@@ -1,0 +1,232 @@
+//! List, then watch, for ever: one set of objects.
+//!
+//! Not kube-runtime's watcher: that believes every list, and asks again at once when a server
+//! closes each watch as soon as it is opened.
+
+use futures::{TryStreamExt as _, pin_mut};
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::Status;
+use kube::{Api, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use std::fmt::Debug;
+use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long an answer may take to begin.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// How long a watch lives, seconds. The server ends it; a few seconds later it counts as dead.
+const WATCH_FOR: u32 = 240;
+
+/// A watch that lived this long has earned an immediate successor.
+const GOOD_LIFE: Duration = Duration::from_secs(5);
+
+/// Pauses between attempts that fail: from the first to the last, doubled each time.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// What is done with the objects.
+pub(super) trait Set<K> {
+    /// Which objects, as a field selector.
+    fn fields(&self) -> Option<String>;
+    /// Which objects, as a label selector.
+    fn labels(&self) -> Option<String>;
+    /// These are all objects there are, says a list.
+    async fn replace(&mut self, all: Vec<K>) -> Result<(), Trouble>;
+    /// There is this object, says a watch.
+    fn apply(&mut self, object: K);
+    /// It is gone, says a watch.
+    fn remove(&mut self, object: &K);
+    /// All is well, or is not.
+    fn state(&mut self, trouble: Option<&Trouble>);
+}
+
+/// Why objects can't be followed right now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// In words.
+    pub text: String,
+    /// It is the server's will: not authenticated, or forbidden.
+    pub refused: bool,
+    /// What was heard so far is not a state to go on from: list anew.
+    relist: bool,
+}
+
+impl Trouble {
+    /// Trouble after which everything is listed anew.
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            refused: false,
+            relist: true,
+        }
+    }
+
+    fn of_status(status: &Status) -> Self {
+        Self {
+            text: format!(
+                "the API answers {} {}: {}",
+                status.code, status.reason, status.message
+            ),
+            refused: matches!(status.code, 401 | 403),
+            relist: true,
+        }
+    }
+
+    pub(super) fn of(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => Self::of_status(status),
+            // A watch goes on where its connection broke.
+            kube::Error::ReadEvents(_) | kube::Error::HyperError(_) | kube::Error::Service(_) => {
+                Self {
+                    text: causes(error),
+                    refused: false,
+                    relist: false,
+                }
+            }
+            _ => Self::new(causes(error)),
+        }
+    }
+}
+
+/// An error with its causes, which its own text may repeat.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// One set being followed.
+pub(super) struct Follow<K, S> {
+    api: Api<K>,
+    set: S,
+    /// Up to where the set is known; `None` before a list.
+    version: Option<String>,
+}
+
+impl<K, S> Follow<K, S>
+where
+    K: Resource + Clone + DeserializeOwned + Debug,
+    S: Set<K>,
+{
+    pub(super) fn new(api: Api<K>, set: S) -> Self {
+        Self {
+            api,
+            set,
+            version: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut pause = PAUSES.0;
+        loop {
+            let start = Instant::now();
+            let outcome = self.round().await;
+            if let Err(trouble) = &outcome {
+                if trouble.relist {
+                    self.version = None;
+                }
+                self.set.state(Some(trouble));
+            }
+            if start.elapsed() >= GOOD_LIFE {
+                pause = PAUSES.0;
+                if outcome.is_ok() {
+                    continue;
+                }
+            }
+            sleep(pause.mul_f64(0.5 + 0.5 * random())).await;
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Lists if need be, then watches until the server ends it.
+    async fn round(&mut self) -> Result<(), Trouble> {
+        if self.version.is_none() {
+            self.version = Some(self.list().await?);
+        }
+        let version = self.version.clone().unwrap_or_default();
+        let params = WatchParams {
+            field_selector: self.set.fields(),
+            label_selector: self.set.labels(),
+            timeout: Some(WATCH_FOR),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let opened = timeout(ANSWER, self.api.watch(&params, &version)).await;
+        let events = opened
+            .map_err(|_| silent())?
+            .map_err(|error| Trouble::of(&error))?;
+        pin_mut!(events);
+        self.set.state(None);
+        let deadline = Instant::now() + Duration::from_secs(u64::from(WATCH_FOR)) + ANSWER;
+        loop {
+            match tokio::time::timeout_at(deadline, events.try_next()).await {
+                Err(_) => return Err(silent()),
+                Ok(Err(error)) => return Err(Trouble::of(&error)),
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Ok(Some(event))) => self.event(event)?,
+            }
+        }
+    }
+
+    fn event(&mut self, event: WatchEvent<K>) -> Result<(), Trouble> {
+        let version = match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                let version = object.resource_version();
+                self.set.apply(object);
+                version
+            }
+            WatchEvent::Deleted(object) => {
+                self.set.remove(&object);
+                object.resource_version()
+            }
+            WatchEvent::Bookmark(bookmark) => Some(bookmark.metadata.resource_version),
+            WatchEvent::Error(status) => return Err(Trouble::of_status(&status)),
+        };
+        // Without one there is nothing to go on from.
+        let known = version.filter(|version| !version.is_empty());
+        self.version =
+            Some(known.ok_or_else(|| Trouble::new("the API sends objects without a version"))?);
+        Ok(())
+    }
+
+    async fn list(&mut self) -> Result<String, Trouble> {
+        let params = ListParams {
+            field_selector: self.set.fields(),
+            label_selector: self.set.labels(),
+            ..ListParams::default()
+        };
+        let listed = timeout(ANSWER, self.api.list(&params)).await;
+        let listed = listed
+            .map_err(|_| silent())?
+            .map_err(|error| Trouble::of(&error))?;
+        let version = listed.metadata.resource_version.filter(|v| !v.is_empty());
+        let version = version.ok_or_else(|| Trouble::new("the API lists without a version"))?;
+        self.set.replace(listed.items).await?;
+        self.set.state(None);
+        Ok(version)
+    }
+}
+
+fn silent() -> Trouble {
+    Trouble {
+        text: "the API is silent".into(),
+        refused: false,
+        relist: false,
+    }
+}
+
+/// From 0 to 1, so that the nodes of a cluster do not ask all at once. Every `RandomState` has keys
+/// of its own.
+pub(crate) fn random() -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "any fraction will do")]
+    let fraction = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
+    fraction
+}

@@ -1,0 +1,176 @@
+//! ConfigMaps into documents.
+
+use super::client::KubeOptions;
+use super::follow::{Set, Trouble};
+use super::view::{MapDocuments, MapRef, Part, Shared};
+use crate::config::{Diagnostic, Document};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::ResourceExt as _;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The label by which further ConfigMaps count, whatever its value.
+pub const LABEL: &str = "netdp.io/config";
+
+/// k8s-custom-iptables' ConfigMap.
+pub const NAT_RULES_MAP: &str = "k8s-custom-iptables";
+
+/// The key in ip-masq-agent's ConfigMap.
+const CONFIG: &str = "config";
+
+/// The key in k8s-custom-iptables' ConfigMap.
+const NAT_RULES: &str = "nat.rules";
+
+/// Which ConfigMaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// ip-masq-agent's.
+    Main,
+    /// Those with the label.
+    Labelled,
+    /// k8s-custom-iptables'.
+    NatRules,
+}
+
+impl Which {
+    const fn part(self) -> Part {
+        match self {
+            Self::Main => Part::Main,
+            Self::Labelled => Part::Labelled,
+            Self::NatRules => Part::NatRules,
+        }
+    }
+
+    /// The only key that counts; `None` for all.
+    const fn key(self) -> Option<&'static str> {
+        match self {
+            Self::Main => Some(CONFIG),
+            Self::NatRules => Some(NAT_RULES),
+            Self::Labelled => None,
+        }
+    }
+}
+
+/// The ConfigMaps of one watch.
+pub(super) struct Maps {
+    which: Which,
+    main: String,
+    shared: Arc<Shared>,
+    /// By name.
+    maps: BTreeMap<String, Arc<MapDocuments>>,
+}
+
+impl Maps {
+    pub(super) fn new(which: Which, options: &KubeOptions, shared: Arc<Shared>) -> Self {
+        Self {
+            which,
+            main: options.config_map.clone(),
+            shared,
+            maps: BTreeMap::new(),
+        }
+    }
+
+    fn insert(&mut self, map: &ConfigMap) {
+        let name = map.name_any();
+        // The other watches have these.
+        let elsewhere = name == self.main || name == NAT_RULES_MAP;
+        if self.which != Which::Labelled || !elsewhere {
+            self.maps
+                .insert(name, Arc::new(documents(map, self.which.key())));
+        }
+    }
+
+    fn publish(&self) {
+        let maps = self.maps.values().cloned().collect();
+        self.shared.set_maps(self.which.part(), maps);
+    }
+}
+
+impl Set<ConfigMap> for Maps {
+    fn fields(&self) -> Option<String> {
+        match self.which {
+            Which::Main => Some(format!("metadata.name={}", self.main)),
+            Which::NatRules => Some(format!("metadata.name={NAT_RULES_MAP}")),
+            Which::Labelled => None,
+        }
+    }
+
+    fn labels(&self) -> Option<String> {
+        (self.which == Which::Labelled).then(|| LABEL.to_owned())
+    }
+
+    async fn replace(&mut self, all: Vec<ConfigMap>) -> Result<(), Trouble> {
+        let listed = |name: &String| all.iter().any(|map| map.name_any() == *name);
+        if !self.maps.keys().all(listed) {
+            self.shared.same_cluster().await?;
+        }
+        self.maps.clear();
+        for map in &all {
+            self.insert(map);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn apply(&mut self, object: ConfigMap) {
+        self.insert(&object);
+        self.publish();
+    }
+
+    fn remove(&mut self, object: &ConfigMap) {
+        self.maps.remove(&object.name_any());
+        self.publish();
+    }
+
+    fn state(&mut self, trouble: Option<&Trouble>) {
+        self.shared.set_state(self.which.part(), trouble);
+    }
+}
+
+/// The documents of a ConfigMap: of one key, or of all.
+fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
+    let namespace = map.namespace().unwrap_or_default();
+    let name = map.name_any();
+    let mut values: BTreeMap<&str, &[u8]> = BTreeMap::new();
+    for (key, text) in map.data.iter().flatten() {
+        values.insert(key, text.as_bytes());
+    }
+    for (key, bytes) in map.binary_data.iter().flatten() {
+        values.insert(key, &bytes.0);
+    }
+    let mut found = MapDocuments {
+        map: MapRef {
+            uid: map.uid().unwrap_or_default(),
+            resource_version: map.resource_version().unwrap_or_default(),
+            namespace,
+            name,
+        },
+        documents: Vec::new(),
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let prefix = found.map.prefix();
+    if let Some(key) = key
+        && !values.contains_key(key)
+    {
+        let others: Vec<_> = values.keys().copied().collect();
+        let message = match others.as_slice() {
+            [] => format!("the ConfigMap has no key {key:?}: it says nothing"),
+            others => format!(
+                "the ConfigMap has no key {key:?}, only {}: it says nothing",
+                others.join(", ")
+            ),
+        };
+        found
+            .warnings
+            .push(Diagnostic::whole_file(&format!("{prefix}{key}"), message));
+    }
+    values.retain(|name, _| key.is_none_or(|key| key == *name));
+    for (key, bytes) in values {
+        match Document::from_bytes(format!("{prefix}{key}"), bytes.to_vec()) {
+            Ok(document) => found.documents.push(document),
+            Err(error) => found.errors.push(error),
+        }
+    }
+    found
+}

@@ -1,0 +1,88 @@
+//! The Node that the agent runs on.
+
+use super::follow::{Set, Trouble};
+use super::view::{NodeFacts, Part, Shared};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt as _;
+use std::sync::Arc;
+
+/// One Node.
+pub(super) struct TheNode {
+    name: String,
+    shared: Arc<Shared>,
+}
+
+impl TheNode {
+    pub(super) fn new(name: &str, shared: Arc<Shared>) -> Self {
+        Self {
+            name: name.to_owned(),
+            shared,
+        }
+    }
+}
+
+impl Set<Node> for TheNode {
+    fn fields(&self) -> Option<String> {
+        Some(format!("metadata.name={}", self.name))
+    }
+
+    fn labels(&self) -> Option<String> {
+        None
+    }
+
+    async fn replace(&mut self, all: Vec<Node>) -> Result<(), Trouble> {
+        let Some(node) = all.iter().find(|node| node.name_any() == self.name) else {
+            return Err(Trouble::new(format!(
+                "there is no Node {}; is --node-name right?",
+                self.name
+            )));
+        };
+        let mut facts = facts(node);
+        // A list after a gap does not tell a node that was registered anew from another cluster:
+        // the UID by which deletions are judged stays.
+        if let Some(known) = self.shared.node() {
+            facts.uid = known.uid;
+        }
+        self.shared.set_node(facts);
+        Ok(())
+    }
+
+    fn apply(&mut self, object: Node) {
+        self.shared.set_node(facts(&object));
+    }
+
+    fn remove(&mut self, object: &Node) {
+        // The node is evidently still there: it runs this agent.
+        log::info!("the Node {} was deleted", object.name_any());
+    }
+
+    fn state(&mut self, trouble: Option<&Trouble>) {
+        self.shared.set_state(Part::Node, trouble);
+    }
+}
+
+fn facts(node: &Node) -> NodeFacts {
+    let status = node.status.as_ref();
+    let addresses = status.and_then(|status| status.addresses.as_ref());
+    let spec = node.spec.as_ref();
+    let single = spec.and_then(|spec| spec.pod_cidr.as_ref());
+    let several = spec.and_then(|spec| spec.pod_cidrs.as_ref());
+    let mut pod_cidrs: Vec<_> = several
+        .into_iter()
+        .flatten()
+        .chain(single)
+        .filter_map(|cidr| cidr.parse().ok())
+        .collect();
+    pod_cidrs.sort_unstable();
+    pod_cidrs.dedup();
+    NodeFacts {
+        uid: node.uid().unwrap_or_default(),
+        addresses: addresses
+            .into_iter()
+            .flatten()
+            .filter(|address| address.type_ == "InternalIP")
+            .filter_map(|address| address.address.parse().ok())
+            .collect(),
+        pod_cidrs,
+    }
+}

@@ -1,0 +1,202 @@
+//! What the API says, all watches together.
+
+use super::client::KubeOptions;
+use super::follow::Trouble;
+use super::tell::Teller;
+use crate::config::{Diagnostic, Document};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
+use kube::{Api, Client, ResourceExt as _};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// What the API says, as far as it was heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct View {
+    /// The ConfigMaps that count, in the order in which they are united: ip-masq-agent's, then
+    /// those with the label by name, then k8s-custom-iptables'. `None` until all were listed once.
+    pub maps: Option<Vec<Arc<MapDocuments>>>,
+    /// This node, once it was seen.
+    pub node: Option<NodeFacts>,
+    /// Why the API can't be followed right now.
+    pub problem: Option<String>,
+    /// Listing ConfigMaps was refused (401 or 403), and never granted before.
+    pub refused: bool,
+}
+
+/// A ConfigMap as an object to speak of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its version.
+    pub resource_version: String,
+}
+
+impl MapRef {
+    /// What the names of its documents begin with.
+    pub fn prefix(&self) -> String {
+        format!("{}/{}/", self.namespace, self.name)
+    }
+}
+
+/// A ConfigMap and the documents in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapDocuments {
+    /// Which one.
+    pub map: MapRef,
+    /// One for each key that counts, by key; named NAMESPACE/NAME/KEY.
+    pub documents: Vec<Document>,
+    /// Keys that are no text.
+    pub errors: Vec<Diagnostic>,
+    /// What its author should look at.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// What the agent wants to know of its node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// The Node's UID.
+    pub uid: String,
+    /// Its addresses of type InternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// The ranges of its pods.
+    pub pod_cidrs: Vec<IpNet>,
+}
+
+/// Which of the watches speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Main,
+    Labelled,
+    NatRules,
+    Node,
+}
+
+impl Part {
+    const MAPS: [Self; 3] = [Self::Main, Self::Labelled, Self::NatRules];
+}
+
+#[derive(Default)]
+struct Heard {
+    maps: BTreeMap<Part, Vec<Arc<MapDocuments>>>,
+    node: Option<NodeFacts>,
+    troubles: BTreeMap<Part, Trouble>,
+    teller: Teller,
+}
+
+/// What all watches share.
+pub(super) struct Shared {
+    heard: Mutex<Heard>,
+    view: watch::Sender<View>,
+    nodes: Api<Node>,
+    node_name: Option<String>,
+}
+
+impl Shared {
+    pub(super) fn new(view: watch::Sender<View>, client: Client, options: &KubeOptions) -> Self {
+        Self {
+            heard: Mutex::default(),
+            view,
+            nodes: Api::all(client),
+            node_name: options.node_name.clone(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ConfigMaps of one watch are these now.
+    pub(super) fn set_maps(&self, part: Part, maps: Vec<Arc<MapDocuments>>) {
+        self.lock().maps.insert(part, maps);
+        self.publish();
+    }
+
+    /// The node is this now.
+    pub(super) fn set_node(&self, node: NodeFacts) {
+        self.lock().node = Some(node);
+        self.publish();
+    }
+
+    pub(super) fn node(&self) -> Option<NodeFacts> {
+        self.lock().node.clone()
+    }
+
+    /// A watch is well, or is not.
+    pub(super) fn set_state(&self, part: Part, trouble: Option<&Trouble>) {
+        {
+            let mut heard = self.lock();
+            match trouble {
+                Some(trouble) => heard.troubles.insert(part, trouble.clone()),
+                None => heard.troubles.remove(&part),
+            };
+            let first = heard.troubles.values().next().map(|t| t.text.clone());
+            heard.teller.tell(first.as_deref());
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let view = {
+            let heard = self.lock();
+            let all = Part::MAPS.map(|part| heard.maps.get(&part));
+            let maps = all.iter().all(Option::is_some);
+            let refused = |part: &Part| {
+                let trouble = heard.troubles.get(part);
+                trouble.is_some_and(|trouble| trouble.refused)
+            };
+            View {
+                maps: maps.then(|| all.into_iter().flatten().flatten().cloned().collect()),
+                node: heard.node.clone(),
+                problem: heard.troubles.values().next().map(|t| t.text.clone()),
+                refused: !maps && Part::MAPS.iter().any(refused),
+            }
+        };
+        self.view.send_if_modified(|old| {
+            let changed = *old != view;
+            if changed {
+                *old = view;
+            }
+            changed
+        });
+    }
+
+    /// Whether a list that lacks what was there is to be believed. A server that was restored from
+    /// nothing, or is another cluster's, lists nothing either: it does not know this node by the
+    /// UID that it had.
+    pub(super) async fn same_cluster(&self) -> Result<(), Trouble> {
+        const PATIENCE: Duration = Duration::from_secs(15);
+        let Some(name) = &self.node_name else {
+            return Ok(());
+        };
+        let Some(known) = self.node() else {
+            return Ok(());
+        };
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        let nodes = timeout(PATIENCE, self.nodes.list(&params)).await;
+        let nodes = nodes
+            .map_err(|_| Trouble::new("the API is silent"))?
+            .map_err(|error| Trouble::of(&error))?;
+        if nodes
+            .items
+            .iter()
+            .any(|node| node.uid().as_ref() == Some(&known.uid))
+        {
+            return Ok(());
+        }
+        Err(Trouble::new(format!(
+            "ConfigMaps are gone, but so is the Node {name} as it was: this is not believed; \
+             restart the agent if the cluster was made anew"
+        )))
+    }
+}
