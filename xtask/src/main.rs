@@ -6,6 +6,7 @@
 
 mod build;
 mod demo;
+mod kernels;
 mod lint;
 mod scale;
 mod setup;
@@ -45,6 +46,12 @@ enum Task {
         #[arg(default_value_t = 1_000_000)]
         mappings: u32,
     },
+    /// Set up, then run tests on Debian 12's own kernel, in an emulated machine
+    /// (as root).
+    Kernels {
+        /// Integration tests of netdp-user; `stacked` if none is named.
+        tests: Vec<String>,
+    },
     /// Check format, lints and licences.
     Lint,
 }
@@ -70,6 +77,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
+        Task::Kernels { tests } => kernels::run(&tests),
         Task::Lint => lint::run(),
     }
 }

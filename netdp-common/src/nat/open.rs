@@ -70,8 +70,10 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
         Outcome::Searching => return Verdict::Drop(DropReason::NoFreePort),
         Outcome::Full => return Verdict::Drop(DropReason::TableFull),
     }
-    let original = mapping(&pkt.new.addr, claim.wire.dst_id, flags, now);
-    match tables.insert_snat(&pkt.tuple, &original) {
+    // The claim stands; its room serves for the other half. Before Linux 6.8
+    // frames count in steps of 32 bytes, and all may have 512 together.
+    claim.reply = mapping(&pkt.new.addr, claim.wire.dst_id, flags, now);
+    match tables.insert_snat(&pkt.tuple, &claim.reply) {
         Ok(()) => {
             tables.count(|c| &mut c.mappings_created);
             if claim.wire.dst_id != pkt.tuple.src_id {

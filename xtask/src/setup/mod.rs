@@ -1,6 +1,6 @@
 //! `setup`: installs what is missing, once.
 
-mod apt;
+pub mod apt;
 mod bpf_linker;
 mod kubernetes;
 mod needs;

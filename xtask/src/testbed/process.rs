@@ -12,6 +12,13 @@ use std::time::{Duration, Instant};
 /// How often a condition is looked at while waiting for it.
 const POLL: Duration = Duration::from_millis(5);
 
+/// How much slower than others this machine is: `NETDP_TEST_SLOWNESS`, or 1.
+/// Emulated ones need it (`cargo xtask kernels`).
+fn slowness() -> u32 {
+    let told = std::env::var("NETDP_TEST_SLOWNESS").ok();
+    told.and_then(|told| told.parse().ok()).unwrap_or(1)
+}
+
 /// Waits until `condition` holds. The error says what was waited for.
 pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     wait_some(deadline, what, || condition().then_some(()))
@@ -23,6 +30,7 @@ pub fn wait_some<T>(
     what: &str,
     mut look: impl FnMut() -> Option<T>,
 ) -> Result<T> {
+    let deadline = deadline * slowness();
     let start = Instant::now();
     loop {
         if let Some(found) = look() {

@@ -1,0 +1,173 @@
+//! `kernels`: tests in a virtual machine with Debian 12's own kernel, which is
+//! older than many and has modules that small kernels lack. Emulated, so that
+//! it needs no hardware support: some fifty times slower.
+
+use crate::setup::apt;
+use crate::{setup, shell};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use xtask::testbed::{self, kube_programs, output};
+
+/// What is run where none are named.
+const TESTS: [&str; 1] = ["stacked"];
+
+/// What starts the machine over this one's files (PyPI).
+const VIRTME: &str = "virtme-ng==1.42";
+
+/// How long the machine may run, in seconds.
+const PATIENCE: &str = "1500";
+
+/// Sets up, builds the tests and runs them on the other kernel; their output
+/// goes to standard output.
+pub fn run(tests: &[String]) -> Result<()> {
+    testbed::require_root("cargo xtask kernels")?;
+    setup::run()?;
+    apt::install(&missing(&[
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("depmod", "kmod"),
+    ]))?;
+    let cache = kube_programs::cache()?.with_file_name("kernels");
+    fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
+    let image = kernel(&cache)?;
+    let bin = virtme(&cache)?;
+    let names: Vec<&str> = match tests {
+        [] => TESTS.to_vec(),
+        named => named.iter().map(String::as_str).collect(),
+    };
+    let programs = build(&names)?;
+    boot(&cache, &image, &bin, &programs)
+}
+
+fn missing(wanted: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let there = |program: &str| {
+        let dirs = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].map(Path::new);
+        dirs.iter().any(|dir| dir.join(program).exists())
+    };
+    let absent = wanted.iter().filter(|(program, _)| !there(program));
+    absent.map(|(_, package)| *package).collect()
+}
+
+/// Unpacks the kernel and indexes its modules; its image.
+fn kernel(cache: &Path) -> Result<PathBuf> {
+    let meta = output(Command::new("apt-cache").args(["depends", "linux-image-amd64"]))?;
+    let package = meta
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .context("apt does not know what linux-image-amd64 depends on")?;
+    let version = package.trim_start_matches("linux-image-");
+    let dir = cache.join(version);
+    let image = dir.join("boot").join(format!("vmlinuz-{version}"));
+    let modules = dir.join("lib/modules").join(version);
+    if !modules.join("modules.dep.bin").exists() {
+        if dir.exists() {
+            fs::remove_dir_all(&dir)?;
+        }
+        fs::create_dir_all(&dir)?;
+        apt::unpack(package, &dir)?;
+        let depmod = Command::new("/sbin/depmod")
+            .arg("-b")
+            .arg(&dir)
+            .arg(version)
+            .status();
+        ensure!(depmod?.success(), "depmod failed in {}", dir.display());
+    }
+    Ok(image)
+}
+
+/// Installs virtme-ng into an environment of its own; the directory of its
+/// programs.
+fn virtme(cache: &Path) -> Result<PathBuf> {
+    let bin = cache.join("virtme/bin");
+    if !bin.join("vng").exists() {
+        shell::say(&format!("installing {VIRTME}"));
+        let venv = cache.join("virtme");
+        shell::run_as_progress(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
+        shell::run_as_progress(Command::new(bin.join("pip")).args(["install", "-q", VIRTME]))?;
+    }
+    Ok(bin)
+}
+
+/// Builds integration tests of netdp-user; their programs.
+fn build(names: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut command = shell::cargo();
+    command.args([
+        "test",
+        "-p",
+        "netdp-user",
+        "--no-run",
+        "--message-format=json",
+    ]);
+    for name in names {
+        command.args(["--test", name]);
+    }
+    let messages = command.stderr(Stdio::inherit()).output()?;
+    ensure!(messages.status.success(), "building the tests failed");
+    let messages = String::from_utf8_lossy(&messages.stdout).into_owned();
+    let programs: Vec<PathBuf> = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| {
+            let name = message["target"]["name"].as_str().unwrap_or_default();
+            message["profile"]["test"] == true && names.contains(&name)
+        })
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .collect();
+    ensure!(
+        programs.len() == names.len(),
+        "not every one of {names:?} is a test"
+    );
+    Ok(programs)
+}
+
+/// Runs the programs in the machine.
+fn boot(cache: &Path, image: &Path, bin: &Path, programs: &[PathBuf]) -> Result<()> {
+    let told = cache.join("told");
+    let script = cache.join("run");
+    let target = programs
+        .first()
+        .and_then(|program| program.ancestors().nth(3))
+        .context("no tests")?;
+    let mut text = format!(
+        "#!/bin/sh\nexport PATH=/usr/sbin:/usr/bin:/sbin:/bin NETDP_TEST_SLOWNESS=10\n\
+         exec >{} 2>&1\nuname -r\nsysctl -w net.core.bpf_jit_enable=1\n",
+        told.display()
+    );
+    for program in programs {
+        text += &format!("{} --test-threads 1 || failed=yes\n", program.display());
+    }
+    // What the machine itself returns says nothing.
+    text += "[ \"$failed\" ] || echo all passed\n";
+    fs::write(&script, text)?;
+    output(Command::new("chmod").arg("+x").arg(&script))?;
+    let _ = fs::remove_file(&told);
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("timeout");
+    command
+        .args([PATIENCE, "vng", "--run"])
+        .arg(image)
+        .args([
+            "--disable-kvm",
+            "--verbose",
+            "--cpus",
+            "2",
+            "--memory",
+            "2G",
+        ])
+        .arg(format!("--rwdir={}", cache.display()))
+        .arg(format!("--rwdir={}", target.display()))
+        .arg("--")
+        .arg(&script)
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .stderr(Stdio::null());
+    let ended = shell::run_with_clock(&mut command, "in the machine");
+    let told = fs::read_to_string(&told).context("the machine ran nothing")?;
+    println!("{told}");
+    ensure!(
+        told.contains("all passed"),
+        "tests failed on the other kernel ({ended:?})"
+    );
+    Ok(())
+}
