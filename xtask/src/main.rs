@@ -7,14 +7,15 @@
 mod build;
 mod demo;
 mod lint;
+mod make_image;
 mod scale;
 mod setup;
-mod shell;
 mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use xtask::shell;
 
 /// netdp's development tasks.
 #[derive(Debug, Parser)]
@@ -45,6 +46,8 @@ enum Task {
         #[arg(default_value_t = 1_000_000)]
         mappings: u32,
     },
+    /// Set up, then build an OCI image of netdp, without a container engine.
+    Image(make_image::Arguments),
     /// Check format, lints and licences.
     Lint,
 }
@@ -70,6 +73,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(),
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
+        Task::Image(arguments) => make_image::run(&arguments),
         Task::Lint => lint::run(),
     }
 }
