@@ -6,6 +6,7 @@
 
 mod build;
 mod demo;
+mod go_library;
 mod lint;
 mod make_image;
 mod scale;
@@ -14,6 +15,7 @@ mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use xtask::shell;
 
@@ -48,6 +50,13 @@ enum Task {
     },
     /// Set up, then build an OCI image of netdp, without a container engine.
     Image(make_image::Arguments),
+    /// Print the objects of a kustomization as JSON, by Kustomize itself.
+    Kustomize {
+        /// A directory with a kustomization.yaml.
+        directory: PathBuf,
+    },
+    /// Install the chart into a cluster, by Helm itself, and print the release as JSON.
+    Helm(go_library::Helm),
     /// Check format, lints and licences.
     Lint,
 }
@@ -74,6 +83,8 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Image(arguments) => make_image::run(&arguments),
+        Task::Kustomize { directory } => go_library::kustomize(&directory),
+        Task::Helm(helm) => go_library::helm(&helm),
         Task::Lint => lint::run(),
     }
 }

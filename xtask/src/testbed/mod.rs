@@ -25,6 +25,7 @@ mod apiserver;
 mod bed;
 mod config_volume;
 mod echo;
+pub mod go_libraries;
 mod http;
 pub mod kube_programs;
 mod link;
