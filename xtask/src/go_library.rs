@@ -10,6 +10,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_ulonglong};
 use std::path::{Path, PathBuf};
 use xtask::testbed::go_libraries::{HELM, KUSTOMIZE};
 
+/// No waiting for pods, as without `--wait`; the rest is checked as Helm does.
+const OPTIONS: &str = r#"{"wait": false, "timeout_seconds": 30, "server_side_apply": "false"}"#;
+
 /// What to install where.
 #[derive(Debug, Args)]
 pub struct Helm {
@@ -68,7 +71,7 @@ pub fn helm(helm: &Helm) -> Result<()> {
     let kubeconfig = text(&helm.kubeconfig.to_string_lossy())?;
     let chart = text(&helm.chart.to_string_lossy())?;
     let values = text(&helm.values)?;
-    let (name, none, options) = (text("netdp")?, text("")?, text("{}")?);
+    let (name, none, options) = (text("netdp")?, text("")?, text(OPTIONS)?);
     let (mut handle, mut result) = (0, std::ptr::null_mut());
     // SAFETY: as the package's header declares them; the strings outlive the
     // calls, and the handle is one that the first call has made.
