@@ -79,15 +79,14 @@ pub fn layout(about: &About, layers: &[Layer]) -> Result<Layout> {
     })
 }
 
-/// What the image runs if nobody says otherwise. The entrypoint takes flags
-/// right away, as that of ip-masq-agent's image does.
+/// What the image runs if nobody says otherwise.
 fn configuration(about: &About, layers: &[Layer]) -> Result<Vec<u8>> {
     let config = ConfigBuilder::default()
         .user("0:0")
         .env(vec![
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
         ])
-        .entrypoint(vec![format!("/{}", super::PROGRAM), "run".to_owned()])
+        .entrypoint(super::ENTRYPOINT.map(str::to_owned).to_vec())
         .working_dir("/")
         .labels(labels(about))
         .build()?;

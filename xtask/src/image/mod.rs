@@ -28,6 +28,10 @@ const DIRECTORIES: [&str; 5] = ["etc/config", "proc", "run/netdp", "sys", "dev"]
 /// `localhost`: nobody else's image can be pulled by mistake.
 pub const NAME: &str = concat!("localhost/netdp:", env!("CARGO_PKG_VERSION"));
 
+/// What a container of the image runs; its arguments come after it, as those of
+/// ip-masq-agent come after its entrypoint.
+pub const ENTRYPOINT: [&str; 2] = ["/usr/local/bin/netdp", "run"];
+
 /// An image that was made.
 #[derive(Debug, Clone)]
 pub struct Image {
