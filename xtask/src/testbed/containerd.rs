@@ -107,6 +107,10 @@ impl Containerd {
     pub fn run(&self, image: &str, id: &str, options: &ContainerOptions) -> Result<()> {
         let mut arguments: Vec<String> = words("run --detach --snapshotter native --net-host");
         arguments.push(format!("--log-uri=file://{}", self.log_file(id).display()));
+        arguments.push(format!(
+            "--runc-root={}",
+            self.dir.path().join("runc").display()
+        ));
         arguments.extend(security(&options.security)?);
         for (name, value) in &options.env {
             arguments.push(format!("--env={name}={value}"));
@@ -117,7 +121,7 @@ impl Containerd {
                 from.display()
             ));
         }
-        arguments.extend([image.to_owned(), id.to_owned()]);
+        arguments.extend([image.to_owned(), self.unique(id)]);
         arguments.extend(options.command.iter().cloned());
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         self.ctr(&arguments)?;
@@ -126,12 +130,14 @@ impl Containerd {
 
     /// Runs a program in a container and returns its standard output.
     pub fn exec(&self, id: &str, command: &[&str]) -> Result<String> {
-        self.ctr(&[&["task", "exec", "--exec-id", "look", id], command].concat())
+        let id = self.unique(id);
+        self.ctr(&[&["task", "exec", "--exec-id", "look", &id], command].concat())
     }
 
     /// The process of a container, as this machine numbers it; none if it has
     /// ended.
     pub fn pid(&self, id: &str) -> Result<Option<u32>> {
+        let id = self.unique(id);
         let tasks = self.ctr(&["task", "list"])?;
         let fields = tasks
             .lines()
@@ -154,15 +160,16 @@ impl Containerd {
 
     /// Ends a container as the kubelet does first, with SIGTERM, and removes it.
     pub fn stop(&self, id: &str) -> Result<()> {
-        self.ctr(&["task", "kill", "--signal", "SIGTERM", id])?;
+        self.ctr(&["task", "kill", "--signal", "SIGTERM", &self.unique(id)])?;
         self.wait_end(id)?;
         self.remove(id)
     }
 
     /// Removes a container that has ended.
     pub fn remove(&self, id: &str) -> Result<()> {
-        self.ctr(&["task", "delete", "--force", id])?;
-        self.ctr(&["container", "delete", id])?;
+        let id = self.unique(id);
+        self.ctr(&["task", "delete", "--force", &id])?;
+        self.ctr(&["container", "delete", &id])?;
         Ok(())
     }
 
@@ -183,6 +190,13 @@ impl Containerd {
             .arg(self.dir.path().join("socket"))
             .args(arguments);
         output(&mut command)
+    }
+
+    /// The name by which runc and the machine's cgroups know a container: they
+    /// are those of the whole machine.
+    fn unique(&self, id: &str) -> String {
+        let own = self.dir.path().file_name().unwrap_or_default();
+        format!("{}-{id}", own.display())
     }
 }
 
