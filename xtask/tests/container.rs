@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
-use xtask::image::{self, Image};
+use xtask::image::{self, Flavour, Image};
 use xtask::testbed::{
     Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for,
 };
@@ -94,11 +94,57 @@ fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
 
 #[test]
 fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
-    let node = Node::without_bpffs()?;
+    let node = Node::without_bpffs(Flavour::Plain)?;
     node.run(AGENT, &DaemonSet::read("base")?.container)?;
     node.containerd.wait_end(AGENT)?;
     let log = node.containerd.log(AGENT);
     ensure!(log.contains("mount -t bpf bpf"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> {
+    // iptables-nft speaks netlink; iptables-legacy opens a raw socket.
+    let both = json!(["NET_ADMIN", "NET_RAW"]);
+    let cases = [
+        ("iptables-nft", json!(["NET_ADMIN"]), true),
+        ("iptables-nft", json!(["NET_RAW"]), false),
+        ("ip6tables-nft", json!(["NET_ADMIN"]), true),
+        ("iptables-legacy", both.clone(), true),
+        ("iptables-legacy", json!(["NET_ADMIN"]), false),
+        ("ip6tables-legacy", both, true),
+    ];
+    let node = Node::without_bpffs(Flavour::Iptables)?;
+    let rule = "-w 5 -t nat -A POSTROUTING -m addrtype ! --dst-type LOCAL -p tcp -m statistic \
+                --mode random --probability 0.5 -m comment --comment netdp -j MASQUERADE \
+                --to-ports 1024-29999 --random-fully";
+    for (index, (program, capabilities, works)) in cases.into_iter().enumerate() {
+        let id = format!("rules{index}");
+        let mut options = ContainerOptions {
+            command: vec![program.into()],
+            security: DaemonSet::read("base")?.container["securityContext"].clone(),
+            mounts: vec![(node.dir.path().join("lock"), "/run/xtables.lock".into())],
+            ..ContainerOptions::default()
+        };
+        options
+            .command
+            .extend(rule.split_whitespace().map(str::to_owned));
+        options.security["capabilities"]["add"] = capabilities.clone();
+        node.containerd
+            .run(&Flavour::Iptables.name(), &id, &options)?;
+        node.containerd.wait_end(&id)?;
+        let listed = node
+            .bed
+            .node
+            .run(&[&format!("{program}-save"), "-t", "nat"])?;
+        assert_eq!(
+            listed.contains("netdp"),
+            works,
+            "{program} with {capabilities}: {}",
+            node.containerd.log(&id)
+        );
+        node.bed.node.run(&[program, "-t", "nat", "-F"])?;
+    }
     Ok(())
 }
 
@@ -114,13 +160,13 @@ struct Node {
 
 impl Node {
     fn start() -> Result<Self> {
-        let node = Self::without_bpffs()?;
+        let node = Self::without_bpffs(Flavour::Plain)?;
         let bpffs = node.dir.path().join("bpffs");
         output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(bpffs))?;
         Ok(node)
     }
 
-    fn without_bpffs() -> Result<Self> {
+    fn without_bpffs(flavour: Flavour) -> Result<Self> {
         let bed = Bed::builder()
             .uplink("eth0", &["10.1.0.10/16"])
             .pods(1, &["172.16.0.0/24"])
@@ -128,11 +174,12 @@ impl Node {
         let server = bed.server(0, &["198.51.100.7/24"])?;
         let http = HttpServer::start(&server, (server.v4()?, 80))?;
         let containerd = Containerd::start(&bed.node)?;
-        containerd.import(&image()?.archive)?;
+        containerd.import(&image(flavour)?.archive)?;
         let dir = WorkDir::new("node")?;
         for name in ["bpffs", "state"] {
             fs::create_dir(dir.path().join(name))?;
         }
+        fs::write(dir.path().join("lock"), "")?;
         Ok(Self {
             address: bed.uplinks[0].v4()?.into(),
             containerd,
@@ -304,14 +351,14 @@ fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
 }
 
 /// The image that ships, made once.
-fn image() -> Result<&'static Image> {
-    static IMAGE: OnceLock<Result<Image, String>> = OnceLock::new();
-    IMAGE
-        .get_or_init(|| {
-            image::target_dir()
-                .and_then(|directory| image::make(image::NAME, &directory))
-                .map_err(|error| format!("{error:#}"))
-        })
-        .as_ref()
+fn image(flavour: Flavour) -> Result<Image> {
+    type Made = Result<Image, String>;
+    static IMAGES: [OnceLock<Made>; 2] = [const { OnceLock::new() }; 2];
+    let made = IMAGES[usize::from(flavour == Flavour::Iptables)].get_or_init(|| {
+        image::target_dir()
+            .and_then(|directory| image::make(&flavour.name(), flavour, &directory))
+            .map_err(|error| format!("{error:#}"))
+    });
+    made.clone()
         .map_err(|error| anyhow::anyhow!("making the image: {error}"))
 }

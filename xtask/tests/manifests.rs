@@ -45,6 +45,10 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
             kustomization("base", "sys-admin", "")?,
             json!({"sysAdmin": true}),
         ),
+        (
+            kustomization("base", "iptables", "")?,
+            json!({"mode": "iptables"}),
+        ),
     ];
     for (kustomization, values) in cases {
         cluster.apply(&kustomize(kustomization.path())?)?;
@@ -95,6 +99,7 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
         (json!({"args": "--enable-ipv6"}), "/args"),
         (json!({"args": ["enable-ipv6"]}), "/args/0"),
         (json!({"httpPort": 0}), "/httpPort"),
+        (json!({"mode": "shadow"}), "/mode"),
         (json!({"maxUnavailable": "0%"}), "/maxUnavailable"),
         (json!({"image": {"digest": "sha256:12"}}), "/image/digest"),
         (json!({"targets": ["10.0.0.1"]}), "/targets/0"),

@@ -2,6 +2,7 @@
 //! a container engine. The same sources and compiler give the same image.
 
 mod binary;
+mod debian;
 mod layer;
 mod layout;
 mod sbom;
@@ -32,6 +33,30 @@ pub const NAME: &str = concat!("localhost/netdp:", env!("CARGO_PKG_VERSION"));
 /// ip-masq-agent come after its entrypoint.
 pub const ENTRYPOINT: [&str; 2] = ["/usr/local/bin/netdp", "run"];
 
+/// What is in an image beside netdp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// Nothing.
+    Plain,
+    /// Debian's iptables, for `--mode iptables`.
+    Iptables,
+}
+
+impl Flavour {
+    /// What the image is called unless it is given another name.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{NAME}{}", self.suffix())
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Iptables => "-iptables",
+        }
+    }
+}
+
 /// An image that was made.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -51,18 +76,25 @@ pub struct Image {
 ///
 /// # Errors
 /// Building failed, or a file can't be written.
-pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
+pub fn make(name: &str, flavour: Flavour, target_dir: &Path) -> Result<Image> {
     let (target, arch) = binary::target()?;
     let program = binary::build(&target, target_dir)?;
-    let sbom = serde_json::to_vec_pretty(&sbom::document(&sbom::metadata(&target)?)?)?;
+    let mut layers = Vec::new();
+    let mut sbom = sbom::document(&sbom::metadata(&target)?)?;
+    if flavour == Flavour::Iptables {
+        let (tree, packages) = debian::iptables()?;
+        layers.push(tree.pack()?);
+        sbom::add(&mut sbom, packages);
+    }
+    let sbom = serde_json::to_vec_pretty(&sbom)?;
     let about = About {
         name: name.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         arch,
     };
-    let tree = contents(&read(&program)?, &sbom)?;
-    let layout = layout::layout(&about, &[tree.pack()?])?;
-    let stem = format!("netdp-{}-{}", about.version, about.arch);
+    layers.push(contents(&read(&program)?, &sbom)?.pack()?);
+    let layout = layout::layout(&about, &layers)?;
+    let stem = format!("netdp-{}{}-{}", about.version, flavour.suffix(), about.arch);
     let image = Image {
         archive: target_dir.join(format!("image/{stem}.tar")),
         sbom: target_dir.join(format!("image/{stem}.cdx.json")),

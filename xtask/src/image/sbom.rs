@@ -85,6 +85,13 @@ pub fn document(metadata: &Metadata) -> Result<Value> {
     }))
 }
 
+/// Adds components that are no crates.
+pub fn add(document: &mut Value, components: Vec<Value>) {
+    if let Some(list) = document["components"].as_array_mut() {
+        list.extend(components);
+    }
+}
+
 fn component(package: &Package) -> Value {
     let mut component = json!({
         "type": "library",

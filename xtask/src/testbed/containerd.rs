@@ -237,17 +237,18 @@ fn security(context: &Value) -> Result<Vec<String>> {
             .filter_map(Value::as_str)
             .collect()
     };
+    // What is dropped and added is there; ctr would drop last.
+    let added = capabilities("add");
     for dropped in capabilities("drop") {
         let each: &[&str] = if dropped == "ALL" {
             &DEFAULT_CAPABILITIES
         } else {
             &[dropped]
         };
-        flags.extend(each.iter().map(|name| format!("--cap-drop=CAP_{name}")));
+        let gone = each.iter().filter(|name| !added.contains(name));
+        flags.extend(gone.map(|name| format!("--cap-drop=CAP_{name}")));
     }
-    for added in capabilities("add") {
-        flags.push(format!("--cap-add=CAP_{added}"));
-    }
+    flags.extend(added.iter().map(|name| format!("--cap-add=CAP_{name}")));
     Ok(flags)
 }
 
