@@ -57,7 +57,12 @@ enum ConfigCommand {
 #[derive(Debug, Args)]
 struct Places {
     /// Directory for pinned maps and links; a bpffs is mounted there if it is not on one.
-    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/netdp")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "NETDP_BPFFS",
+        default_value = "/sys/fs/bpf/netdp"
+    )]
     bpffs: PathBuf,
     /// Directory for the lock, the status and the last good configuration.
     #[arg(long, value_name = "DIR", default_value = "/run/netdp")]

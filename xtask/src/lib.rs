@@ -1,4 +1,6 @@
 //! What netdp's tasks, tests and demo share: [`testbed`], a small network of
-//! namespaces with real programs in it.
+//! namespaces with real programs in it; [`image`], the OCI image; [`shell`].
 
+pub mod image;
+pub mod shell;
 pub mod testbed;

@@ -6,16 +6,19 @@
 
 mod build;
 mod demo;
+mod go_library;
 mod kernels;
 mod lint;
+mod make_image;
 mod scale;
 mod setup;
-mod shell;
 mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use xtask::shell;
 
 /// netdp's development tasks.
 #[derive(Debug, Parser)]
@@ -52,6 +55,15 @@ enum Task {
         /// Integration tests of netdp-user; `stacked` if none is named.
         tests: Vec<String>,
     },
+    /// Set up, then build an OCI image of netdp, without a container engine.
+    Image(make_image::Arguments),
+    /// Print the objects of a kustomization as JSON, by Kustomize itself.
+    Kustomize {
+        /// A directory with a kustomization.yaml.
+        directory: PathBuf,
+    },
+    /// Install the chart into a cluster, by Helm itself, and print the release as JSON.
+    Helm(go_library::Helm),
     /// Check format, lints and licences.
     Lint,
 }
@@ -78,6 +90,9 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Kernels { tests } => kernels::run(&tests),
+        Task::Image(arguments) => make_image::run(&arguments),
+        Task::Kustomize { directory } => go_library::kustomize(&directory),
+        Task::Helm(helm) => go_library::helm(&helm),
         Task::Lint => lint::run(),
     }
 }

@@ -12,6 +12,7 @@ pub fn say(what: &str) {
 }
 
 /// The workspace.
+#[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -58,6 +59,7 @@ pub fn run_with_clock(command: &mut Command, what: &str) -> Result<()> {
 }
 
 /// A command as one would type it.
+#[must_use]
 pub fn line(command: &Command) -> String {
     std::iter::once(command.get_program())
         .chain(command.get_args())
@@ -68,6 +70,7 @@ pub fn line(command: &Command) -> String {
 
 /// A cargo command in the workspace, with cargo's own bin directory in PATH:
 /// that is where bpf-linker gets installed.
+#[must_use]
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("PATH", path());
@@ -82,15 +85,47 @@ fn path() -> OsString {
 }
 
 fn cargo_bin() -> Option<PathBuf> {
+    Some(cargo_home()?.join("bin"))
+}
+
+/// Where cargo keeps what it downloads and installs.
+#[must_use]
+pub fn cargo_home() -> Option<PathBuf> {
     let home = |name| std::env::var_os(name).map(PathBuf::from);
-    let cargo_home = home("CARGO_HOME").or_else(|| Some(home("HOME")?.join(".cargo")))?;
-    Some(cargo_home.join("bin"))
+    home("CARGO_HOME").or_else(|| Some(home("HOME")?.join(".cargo")))
+}
+
+/// The path of the program netdp in cargo's JSON messages: the target directory
+/// may be anywhere.
+#[must_use]
+pub fn built_netdp(messages: &str) -> Option<PathBuf> {
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "netdp")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
 /// Whether a program of this name can be run.
+#[must_use]
 pub fn has_program(name: &str) -> bool {
     // Debian's users other than root lack the sbin directories.
     std::env::split_paths(&path())
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|directory| directory.join(name).is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_is_found_among_the_messages() {
+        let messages = r#"{"reason":"compiler-artifact","target":{"name":"libc"},"executable":null}
+not json
+{"reason":"compiler-artifact","target":{"name":"netdp"},"executable":"/t/release/netdp"}
+{"reason":"build-finished","success":true}"#;
+        assert_eq!(built_netdp(messages), Some("/t/release/netdp".into()));
+        assert_eq!(built_netdp("{}"), None);
+    }
 }

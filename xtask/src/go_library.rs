@@ -1,0 +1,135 @@
+//! Kustomize and Helm themselves, as shared libraries that Python packages of
+//! theirs carry; the programs are in no package of Debian 12.
+//!
+//! Each runs in a process of its own: a program can hold one Go runtime safely.
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use libloading::{Library, Symbol};
+use std::ffi::{CStr, CString, c_char, c_int, c_ulonglong};
+use std::path::{Path, PathBuf};
+use xtask::testbed::go_libraries::{HELM, KUSTOMIZE};
+
+/// No waiting for pods, as without `--wait`; the rest is checked as Helm does.
+const OPTIONS: &str = r#"{"wait": false, "timeout_seconds": 30, "server_side_apply": "false"}"#;
+
+/// What to install where.
+#[derive(Debug, Args)]
+pub struct Helm {
+    /// The cluster.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// The release's namespace.
+    #[arg(long, default_value = "kube-system")]
+    namespace: String,
+    /// The values, as JSON.
+    #[arg(long, default_value = "{}")]
+    values: String,
+    /// Only look for mistakes in the chart.
+    #[arg(long)]
+    lint: bool,
+    /// The chart's directory.
+    chart: PathBuf,
+}
+
+/// Prints what `kustomize build` makes of a directory, as a JSON list.
+pub fn kustomize(directory: &Path) -> Result<()> {
+    let library = load(KUSTOMIZE.path()?)?;
+    let (directory, options) = (text(&directory.to_string_lossy())?, text("{}")?);
+    let mut result = std::ptr::null_mut();
+    // SAFETY: as the package's header declares it; the strings outlive the call.
+    let code = unsafe {
+        type Build = unsafe extern "C" fn(*const c_char, *const c_char, *mut *mut c_char) -> c_int;
+        let build: Symbol<'_, Build> = library.get(b"pykustomize_build_to_json")?;
+        build(directory.as_ptr(), options.as_ptr(), &raw mut result)
+    };
+    print(&library, code, result, b"pykustomize_last_error")
+}
+
+/// Installs or lints a chart and prints what Helm says, as JSON.
+pub fn helm(helm: &Helm) -> Result<()> {
+    type Create = unsafe extern "C" fn(
+        *const c_char,
+        *const c_char,
+        *const c_char,
+        *const c_char,
+        *mut c_ulonglong,
+    ) -> c_int;
+    type Install = unsafe extern "C" fn(
+        c_ulonglong,
+        *const c_char,
+        *const c_char,
+        *const c_char,
+        *const c_char,
+        *const c_char,
+        *mut *mut c_char,
+    ) -> c_int;
+    type Lint = unsafe extern "C" fn(c_ulonglong, *const c_char, *mut *mut c_char) -> c_int;
+
+    let library = load(HELM.path()?)?;
+    let namespace = text(&helm.namespace)?;
+    let kubeconfig = text(&helm.kubeconfig.to_string_lossy())?;
+    let chart = text(&helm.chart.to_string_lossy())?;
+    let values = text(&helm.values)?;
+    let (name, none, options) = (text("netdp")?, text("")?, text(OPTIONS)?);
+    let (mut handle, mut result) = (0, std::ptr::null_mut());
+    // SAFETY: as the package's header declares them; the strings outlive the
+    // calls, and the handle is one that the first call has made.
+    let code = unsafe {
+        let create: Symbol<'_, Create> = library.get(b"helm_sdkpy_config_create")?;
+        let code = create(
+            namespace.as_ptr(),
+            kubeconfig.as_ptr(),
+            none.as_ptr(),
+            options.as_ptr(),
+            &raw mut handle,
+        );
+        if code != 0 {
+            code
+        } else if helm.lint {
+            let lint: Symbol<'_, Lint> = library.get(b"helm_sdkpy_lint")?;
+            lint(handle, chart.as_ptr(), &raw mut result)
+        } else {
+            let install: Symbol<'_, Install> = library.get(b"helm_sdkpy_install")?;
+            install(
+                handle,
+                name.as_ptr(),
+                chart.as_ptr(),
+                values.as_ptr(),
+                none.as_ptr(),
+                options.as_ptr(),
+                &raw mut result,
+            )
+        }
+    };
+    print(&library, code, result, b"helm_sdkpy_last_error")
+}
+
+fn load(path: PathBuf) -> Result<Library> {
+    // SAFETY: a Go library's initialisers start its runtime; this process has
+    // no other one.
+    unsafe { Library::new(&path) }.with_context(|| format!("loading {}", path.display()))
+}
+
+fn text(text: &str) -> Result<CString> {
+    CString::new(text).with_context(|| format!("{text:?} has a zero byte"))
+}
+
+/// Prints a result, or fails with the library's own words.
+fn print(library: &Library, code: c_int, result: *const c_char, last_error: &[u8]) -> Result<()> {
+    if code == 0 && !result.is_null() {
+        // SAFETY: a string with a zero at its end, which lives on.
+        println!("{}", unsafe { CStr::from_ptr(result) }.to_string_lossy());
+        return Ok(());
+    }
+    // SAFETY: as the header declares it; the string lives on.
+    let words = unsafe {
+        let last: Symbol<'_, unsafe extern "C" fn() -> *const c_char> = library.get(last_error)?;
+        let words = last();
+        (!words.is_null()).then(|| CStr::from_ptr(words).to_string_lossy().into_owned())
+    };
+    bail!(
+        "{}",
+        words.unwrap_or_else(|| format!("the library returned {code}"))
+    )
+}

@@ -1,0 +1,69 @@
+//! The program of the image: linked statically, and the same bytes wherever it
+//! was built.
+
+use crate::shell;
+use anyhow::{Context as _, Result, bail, ensure};
+use oci_spec::image::Arch;
+use std::env::consts::ARCH;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+/// The Rust target and what OCI calls the machine: images are for the machine
+/// that they are made on.
+///
+/// # Errors
+/// There is no name for this machine.
+pub fn target() -> Result<(String, Arch)> {
+    let arch = match ARCH {
+        "x86_64" => Arch::Amd64,
+        "aarch64" => Arch::ARM64,
+        other => bail!("no image for {other}: only for x86_64 and aarch64"),
+    };
+    Ok((format!("{ARCH}-unknown-linux-musl"), arch))
+}
+
+/// Builds netdp in the target directory and returns the program's path.
+///
+/// # Errors
+/// The compiler's, which it has written to standard error.
+pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
+    shell::say(&format!(
+        "cargo build --release --target {target} (about three minutes the first time)"
+    ));
+    let out = shell::cargo()
+        .args(["build", "--release", "--locked", "--package", "netdp-user"])
+        .args(["--bin", "netdp", "--target", target])
+        .arg("--message-format=json-render-diagnostics")
+        .env("CARGO_TARGET_DIR", target_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(target_dir)?)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    ensure!(
+        out.status.success(),
+        "cargo build: {}. If the target {target} is missing: rustup target add {target}",
+        out.status
+    );
+    shell::built_netdp(&String::from_utf8_lossy(&out.stdout))
+        .context("cargo built no program of the name netdp")
+}
+
+/// Paths of this machine, which panics' messages would name, get fixed names.
+fn flags(target_dir: &Path) -> Result<String> {
+    let cargo_home = shell::cargo_home().context("neither CARGO_HOME nor HOME is set")?;
+    let root = shell::root()
+        .canonicalize()
+        .context("looking for the workspace")?;
+    let paths = [
+        (cargo_home.as_path(), "/cargo"),
+        (root.as_path(), "/netdp"),
+        // The target directory is mostly inside the workspace: the last that
+        // fits is taken.
+        (target_dir, "/target"),
+    ];
+    let flags: Vec<String> = paths
+        .iter()
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()))
+        .collect();
+    Ok(flags.join("\x1f"))
+}

@@ -1,0 +1,66 @@
+//! `image`: an OCI image, its bill of materials, and a look at both.
+
+use crate::{setup, shell};
+use anyhow::{Result, ensure};
+use clap::Args;
+use comfy_table::Table;
+use xtask::image::{self, Flavour, Image};
+
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// Registry, repository and tag of the image.
+    #[arg(long)]
+    name: Option<String>,
+    /// Put Debian's iptables in, for `--mode iptables`.
+    #[arg(long)]
+    iptables: bool,
+    /// Build all of it a second time, in another directory, and compare.
+    #[arg(long)]
+    twice: bool,
+}
+
+/// Makes the image; with `--twice`, fails unless both have the same digest.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    setup::run()?;
+    let flavour = if arguments.iptables {
+        Flavour::Iptables
+    } else {
+        Flavour::Plain
+    };
+    let name = arguments.name.clone().unwrap_or_else(|| flavour.name());
+    let directory = image::target_dir()?;
+    let image = image::make(&name, flavour, &directory)?;
+    if arguments.twice {
+        let again = tempfile::tempdir()?;
+        let second = image::make(&name, flavour, again.path())?;
+        ensure!(
+            image.digest == second.digest,
+            "not reproducible: {} the first time, {} the second",
+            image.digest,
+            second.digest
+        );
+        shell::say("built a second time elsewhere: the same digest");
+    }
+    println!("{}", table(&name, &image));
+    Ok(())
+}
+
+fn table(name: &str, image: &Image) -> Table {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.add_row(["image", name]);
+    table.add_row(["digest", &image.digest]);
+    table.add_row(["archive", &image.archive.display().to_string()]);
+    table.add_row(["archive's size", &megabytes(image.size)]);
+    table.add_row(["program's size", &megabytes(image.program_size)]);
+    table.add_row(["bill of materials", &image.sbom.display().to_string()]);
+    table
+}
+
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "a size to read, with two decimals"
+)]
+fn megabytes(bytes: u64) -> String {
+    format!("{:.2} MB", bytes as f64 / 1e6)
+}

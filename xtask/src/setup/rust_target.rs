@@ -1,0 +1,41 @@
+//! The Rust target of the image's program.
+
+use crate::shell;
+use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+use xtask::image;
+
+/// Whether the compiler that cargo uses has the target's standard library.
+pub fn is_there() -> bool {
+    let Ok(target) = image::target() else {
+        return false;
+    };
+    let out = Command::new("rustc")
+        .current_dir(shell::root())
+        .args(["--print", "target-libdir", "--target", &target])
+        .output();
+    out.is_ok_and(|out| {
+        out.status.success() && Path::new(String::from_utf8_lossy(&out.stdout).trim()).is_dir()
+    })
+}
+
+/// What a person types to get it.
+pub fn as_typed() -> String {
+    let target = image::target().unwrap_or_else(|_| "x86_64-unknown-linux-musl".into());
+    format!("rustup target add {target}")
+}
+
+/// Lets rustup install it.
+pub fn install_if_missing() -> Result<()> {
+    if is_there() {
+        return Ok(());
+    }
+    let target = image::target()?;
+    shell::say(&format!("setup: rustup target add {target}"));
+    shell::run_as_progress(
+        Command::new("rustup")
+            .current_dir(shell::root())
+            .args(["target", "add", &target]),
+    )
+}

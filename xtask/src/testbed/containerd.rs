@@ -1,0 +1,257 @@
+//! A containerd on a node, and containers as the kubelet would ask for them.
+
+use super::netns::Netns;
+use super::process::{Running, output, wait_for};
+use super::workdir::WorkDir;
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// How long containerd, or one of its containers, may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What containerd gives a container by default, and Kubernetes' `drop: [ALL]`
+/// takes away (containerd 1.6, oci/spec.go).
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+/// Not wanted here: file systems that the machine may lack, and Kubernetes' own
+/// interface, which needs a network plugin.
+const CONFIG: &str = "\
+version = 2
+disabled_plugins = [
+  \"io.containerd.grpc.v1.cri\",
+  \"io.containerd.internal.v1.opt\",
+  \"io.containerd.snapshotter.v1.aufs\",
+  \"io.containerd.snapshotter.v1.btrfs\",
+  \"io.containerd.snapshotter.v1.devmapper\",
+  \"io.containerd.snapshotter.v1.zfs\",
+]
+";
+
+/// A containerd with directories of its own. It and its containers are in the
+/// node's network, as with `hostNetwork`. Dropping it ends them.
+#[derive(Debug)]
+pub struct Containerd {
+    // Dropped first: the daemon before its directories.
+    running: Running,
+    node: Netns,
+    dir: WorkDir,
+}
+
+/// What a container may do and what it sees, in the words of a pod.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerOptions {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// The environment, besides the image's.
+    pub env: Vec<(String, String)>,
+    /// `securityContext` of the container.
+    pub security: Value,
+    /// Directories of the node, and where the container has them.
+    pub mounts: Vec<(PathBuf, String)>,
+}
+
+impl Containerd {
+    /// Starts it on a node and waits until it answers.
+    pub fn start(node: &Netns) -> Result<Self> {
+        let dir = WorkDir::new("containerd")?;
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let config = format!(
+            "{CONFIG}root = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n",
+            path("root"),
+            path("state"),
+            path("socket")
+        );
+        fs::write(dir.path().join("config.toml"), config)?;
+        let mut command = node.command("containerd");
+        command.arg("--config").arg(dir.path().join("config.toml"));
+        let started = Self {
+            running: Running::start(command)?,
+            node: node.clone(),
+            dir,
+        };
+        wait_for(PATIENCE, "containerd to answer", || {
+            started.ctr(&["version"]).is_ok()
+        })
+        .with_context(|| format!("containerd wrote:{}", started.running.written()))?;
+        Ok(started)
+    }
+
+    /// Imports an OCI image layout.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let archive = archive.to_string_lossy();
+        self.ctr(&["images", "import", "--snapshotter", "native", &archive])?;
+        Ok(())
+    }
+
+    /// Runs a container and does not wait. What it writes is in
+    /// [`log`](Self::log).
+    pub fn run(&self, image: &str, id: &str, options: &ContainerOptions) -> Result<()> {
+        let mut arguments: Vec<String> = words("run --detach --snapshotter native --net-host");
+        arguments.push(format!("--log-uri=file://{}", self.log_file(id).display()));
+        arguments.push(format!(
+            "--runc-root={}",
+            self.dir.path().join("runc").display()
+        ));
+        arguments.extend(security(&options.security)?);
+        for (name, value) in &options.env {
+            arguments.push(format!("--env={name}={value}"));
+        }
+        for (from, to) in &options.mounts {
+            arguments.push(format!(
+                "--mount=type=bind,src={},dst={to},options=rbind:rslave:rw",
+                from.display()
+            ));
+        }
+        arguments.extend([image.to_owned(), self.unique(id)]);
+        arguments.extend(options.command.iter().cloned());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        self.ctr(&arguments)?;
+        Ok(())
+    }
+
+    /// Runs a program in a container and returns its standard output.
+    pub fn exec(&self, id: &str, command: &[&str]) -> Result<String> {
+        let id = self.unique(id);
+        self.ctr(&[&["task", "exec", "--exec-id", "look", &id], command].concat())
+    }
+
+    /// The process of a container, as this machine numbers it; none if it has
+    /// ended.
+    pub fn pid(&self, id: &str) -> Result<Option<u32>> {
+        let id = self.unique(id);
+        let tasks = self.ctr(&["task", "list"])?;
+        let fields = tasks
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>());
+        for task in fields {
+            if let [name, pid, "RUNNING"] = task[..]
+                && name == id
+            {
+                return Ok(Some(pid.parse()?));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits until a container has ended.
+    pub fn wait_end(&self, id: &str) -> Result<()> {
+        let what = format!("the end of the container {id}");
+        wait_for(PATIENCE, &what, || matches!(self.pid(id), Ok(None))).with_context(|| self.log(id))
+    }
+
+    /// Ends a container as the kubelet does first, with SIGTERM, and removes it.
+    pub fn stop(&self, id: &str) -> Result<()> {
+        self.ctr(&["task", "kill", "--signal", "SIGTERM", &self.unique(id)])?;
+        self.wait_end(id)?;
+        self.remove(id)
+    }
+
+    /// Removes a container that has ended.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        let id = self.unique(id);
+        self.ctr(&["task", "delete", "--force", &id])?;
+        self.ctr(&["container", "delete", &id])?;
+        Ok(())
+    }
+
+    /// What a container wrote.
+    #[must_use]
+    pub fn log(&self, id: &str) -> String {
+        fs::read_to_string(self.log_file(id)).unwrap_or_default()
+    }
+
+    fn log_file(&self, id: &str) -> PathBuf {
+        self.dir.path().join(format!("{id}.log"))
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let mut command: Command = self.node.command("ctr");
+        command
+            .arg("--address")
+            .arg(self.dir.path().join("socket"))
+            .args(arguments);
+        output(&mut command)
+    }
+
+    /// The name by which runc and the machine's cgroups know a container: they
+    /// are those of the whole machine.
+    fn unique(&self, id: &str) -> String {
+        let own = self.dir.path().file_name().unwrap_or_default();
+        format!("{}-{id}", own.display())
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // The shims that hold containers outlive the daemon.
+        for line in self
+            .ctr(&["task", "list", "-q"])
+            .unwrap_or_default()
+            .lines()
+        {
+            let _ = self.ctr(&["task", "delete", "--force", line]);
+        }
+    }
+}
+
+/// A `securityContext` as flags of ctr.
+fn security(context: &Value) -> Result<Vec<String>> {
+    let mut flags = Vec::new();
+    if context["readOnlyRootFilesystem"] == true {
+        flags.push("--read-only".into());
+    }
+    if context["allowPrivilegeEscalation"] != false {
+        flags.push("--allow-new-privs".into());
+    }
+    if context["privileged"] == true {
+        flags.push("--privileged".into());
+    }
+    match context["seccompProfile"]["type"].as_str() {
+        Some("RuntimeDefault") => flags.push("--seccomp".into()),
+        None | Some("Unconfined") => {}
+        Some(other) => bail!("a seccomp profile of the type {other} is not supported here"),
+    }
+    let capabilities = |list: &str| -> Vec<&str> {
+        let list = context["capabilities"][list].as_array();
+        list.into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect()
+    };
+    // What is dropped and added is there; ctr would drop last.
+    let added = capabilities("add");
+    for dropped in capabilities("drop") {
+        let each: &[&str] = if dropped == "ALL" {
+            &DEFAULT_CAPABILITIES
+        } else {
+            &[dropped]
+        };
+        let gone = each.iter().filter(|name| !added.contains(name));
+        flags.extend(gone.map(|name| format!("--cap-drop=CAP_{name}")));
+    }
+    flags.extend(added.iter().map(|name| format!("--cap-add=CAP_{name}")));
+    Ok(flags)
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split(' ').map(str::to_owned).collect()
+}

@@ -1,0 +1,364 @@
+//! The image, run by containerd with exactly what the DaemonSet grants.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+use xtask::image::{self, Flavour, Image};
+use xtask::testbed::{
+    Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for,
+};
+
+/// How long the agent may take to be in force on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The container's name.
+const AGENT: &str = "netdp";
+
+#[test]
+fn it_translates_with_the_daemonsets_rights() -> Result<()> {
+    let node = Node::start()?;
+    let pod = DaemonSet::read("base")?;
+    node.run(AGENT, &pod.container)?;
+    node.wait_in_force(AGENT)?;
+
+    // It has these rights indeed, and no others.
+    let status = node.process_status(AGENT)?;
+    let granted = mask(&pod.capabilities()?)?;
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        assert_eq!(field(&status, set)?, format!("{granted:016x}"), "{set}");
+    }
+    assert_eq!(field(&status, "CapAmb")?, "0000000000000000");
+    assert_eq!(field(&status, "NoNewPrivs")?, "1");
+    assert_eq!(field(&status, "Seccomp")?, "2", "no seccomp filter");
+    assert_eq!(field(&status, "Uid")?, "0\t0\t0\t0");
+    ensure!(node.root_is_read_only(AGENT)?, "its root can be written to");
+
+    let before = node.source_seen()?;
+    assert_eq!(before, node.address);
+    let told = node.containerd.exec(AGENT, &["netdp", "status"])?;
+    eprintln!("netdp status, in the container:\n{told}");
+    ensure!(
+        told.contains("eth0") && told.contains("10.1.0.10"),
+        "{told}"
+    );
+
+    // A rolling update: the datapath outlives the pod, and the next one adopts it.
+    node.containerd.stop(AGENT)?;
+    assert_eq!(node.source_seen()?, node.address, "without an agent");
+    node.run("next", &pod.container)?;
+    node.wait_in_force("next")?;
+    assert_eq!(node.source_seen()?, node.address, "with the next agent");
+    Ok(())
+}
+
+#[test]
+fn each_capability_is_needed() -> Result<()> {
+    let pod = DaemonSet::read("base")?;
+    let all = pod.capabilities()?;
+    assert_eq!(all, ["BPF", "NET_ADMIN", "PERFMON"]);
+    for missing in &all {
+        let rest: Vec<_> = all.iter().filter(|name| name != &missing).collect();
+        let mut container = pod.container.clone();
+        container["securityContext"]["capabilities"]["add"] = json!(rest);
+        let node = Node::start()?;
+        node.run(AGENT, &container)?;
+        node.containerd.wait_end(AGENT)?;
+        let log = node.containerd.log(AGENT);
+        ensure!(
+            log.contains("netdp: error:") && log.contains("CAP_"),
+            "without CAP_{missing} it says:\n{log}"
+        );
+        ensure!(
+            !log.contains("in force on eth0"),
+            "it works without CAP_{missing}:\n{log}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
+    let node = Node::start()?;
+    let pod = DaemonSet::read("sys-admin")?;
+    assert_eq!(pod.capabilities()?, ["SYS_ADMIN", "NET_ADMIN"]);
+    node.run(AGENT, &pod.container)?;
+    node.wait_in_force(AGENT)?;
+    assert_eq!(node.source_seen()?, node.address);
+    Ok(())
+}
+
+#[test]
+fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
+    let node = Node::without_bpffs(Flavour::Plain)?;
+    node.run(AGENT, &DaemonSet::read("base")?.container)?;
+    node.containerd.wait_end(AGENT)?;
+    let log = node.containerd.log(AGENT);
+    ensure!(log.contains("mount -t bpf bpf"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> {
+    // iptables-nft speaks netlink; iptables-legacy opens a raw socket.
+    let both = json!(["NET_ADMIN", "NET_RAW"]);
+    let cases = [
+        ("iptables-nft", json!(["NET_ADMIN"]), true),
+        ("iptables-nft", json!(["NET_RAW"]), false),
+        ("ip6tables-nft", json!(["NET_ADMIN"]), true),
+        ("iptables-legacy", both.clone(), true),
+        ("iptables-legacy", json!(["NET_ADMIN"]), false),
+        ("ip6tables-legacy", both, true),
+    ];
+    let node = Node::without_bpffs(Flavour::Iptables)?;
+    let rule = "-w 5 -t nat -A POSTROUTING -m addrtype ! --dst-type LOCAL -p tcp -m statistic \
+                --mode random --probability 0.5 -m comment --comment netdp -j MASQUERADE \
+                --to-ports 1024-29999 --random-fully";
+    for (index, (program, capabilities, works)) in cases.into_iter().enumerate() {
+        let id = format!("rules{index}");
+        let mut options = ContainerOptions {
+            command: vec![program.into()],
+            security: DaemonSet::read("base")?.container["securityContext"].clone(),
+            mounts: vec![(node.dir.path().join("lock"), "/run/xtables.lock".into())],
+            ..ContainerOptions::default()
+        };
+        options
+            .command
+            .extend(rule.split_whitespace().map(str::to_owned));
+        options.security["capabilities"]["add"] = capabilities.clone();
+        node.containerd
+            .run(&Flavour::Iptables.name(), &id, &options)?;
+        node.containerd.wait_end(&id)?;
+        let listed = node
+            .bed
+            .node
+            .run(&[&format!("{program}-save"), "-t", "nat"])?;
+        assert_eq!(
+            listed.contains("netdp"),
+            works,
+            "{program} with {capabilities}: {}",
+            node.containerd.log(&id)
+        );
+        node.bed.node.run(&[program, "-t", "nat", "-F"])?;
+    }
+    Ok(())
+}
+
+/// A node with a pod, a server far off, and containerd.
+struct Node {
+    containerd: Containerd,
+    http: HttpServer,
+    server: Host,
+    bed: Bed,
+    address: IpAddr,
+    dir: WorkDir,
+}
+
+impl Node {
+    fn start() -> Result<Self> {
+        let node = Self::without_bpffs(Flavour::Plain)?;
+        let bpffs = node.dir.path().join("bpffs");
+        output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(bpffs))?;
+        Ok(node)
+    }
+
+    fn without_bpffs(flavour: Flavour) -> Result<Self> {
+        let bed = Bed::builder()
+            .uplink("eth0", &["10.1.0.10/16"])
+            .pods(1, &["172.16.0.0/24"])
+            .build()?;
+        let server = bed.server(0, &["198.51.100.7/24"])?;
+        let http = HttpServer::start(&server, (server.v4()?, 80))?;
+        let containerd = Containerd::start(&bed.node)?;
+        containerd.import(&image(flavour)?.archive)?;
+        let dir = WorkDir::new("node")?;
+        for name in ["bpffs", "state"] {
+            fs::create_dir(dir.path().join(name))?;
+        }
+        fs::write(dir.path().join("lock"), "")?;
+        Ok(Self {
+            address: bed.uplinks[0].v4()?.into(),
+            containerd,
+            http,
+            server,
+            bed,
+            dir,
+        })
+    }
+
+    /// Runs a container of a pod, with this node's directories in the place of
+    /// a whole machine's.
+    fn run(&self, id: &str, container: &Value) -> Result<()> {
+        let arguments = container["args"].as_array().into_iter().flatten();
+        let options = ContainerOptions {
+            command: image::ENTRYPOINT
+                .into_iter()
+                .chain(arguments.filter_map(Value::as_str))
+                .map(str::to_owned)
+                .collect(),
+            env: self.environment(container)?,
+            security: container["securityContext"].clone(),
+            mounts: [("bpffs", "bpffs"), ("state", "state")]
+                .into_iter()
+                .map(|(volume, directory)| {
+                    Ok((
+                        self.dir.path().join(directory),
+                        mount_path(container, volume)?,
+                    ))
+                })
+                .collect::<Result<_>>()?,
+        };
+        let image = container["image"].as_str().context("no image")?;
+        self.containerd.run(image, id, &options)
+    }
+
+    fn environment(&self, container: &Value) -> Result<Vec<(String, String)>> {
+        let variables = container["env"].as_array().into_iter().flatten();
+        let value = |variable: &Value| {
+            let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+            match (variable["value"].as_str(), field) {
+                (Some(value), None) => Ok(value.to_owned()),
+                (None, Some("spec.nodeName")) => Ok("node".into()),
+                (None, Some("status.hostIP")) => Ok(self.address.to_string()),
+                (None, Some("metadata.namespace")) => Ok("kube-system".into()),
+                _ => anyhow::bail!("what is {variable}?"),
+            }
+        };
+        variables
+            .map(|variable| {
+                let name = variable["name"].as_str().context("no name")?;
+                Ok((name.to_owned(), value(variable)?))
+            })
+            .collect()
+    }
+
+    fn wait_in_force(&self, id: &str) -> Result<()> {
+        wait_for(PATIENCE, "the agent to be in force", || {
+            self.containerd.log(id).contains("in force on eth0")
+        })
+        .with_context(|| format!("it wrote:\n{}", self.containerd.log(id)))
+    }
+
+    /// Whom the server sees when the pod asks it.
+    fn source_seen(&self) -> Result<IpAddr> {
+        let url = format!("http://{}/health", self.server.v4()?);
+        self.bed.pods[0].run(&["curl", "-sf", "-m", "10", &url])?;
+        let seen = self.http.seen().last().copied();
+        seen.context("the server saw nobody")
+    }
+
+    fn process_status(&self, id: &str) -> Result<String> {
+        let pid = self.containerd.pid(id)?.context("it does not run")?;
+        Ok(fs::read_to_string(format!("/proc/{pid}/status"))?)
+    }
+
+    fn root_is_read_only(&self, id: &str) -> Result<bool> {
+        let pid = self.containerd.pid(id)?.context("it does not run")?;
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts"))?;
+        let root = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(1) == Some("/"));
+        let options = root.and_then(|line| line.split(' ').nth(3));
+        Ok(options.context("no root")?.split(',').any(|it| it == "ro"))
+    }
+}
+
+/// The DaemonSet's only container.
+struct DaemonSet {
+    container: Value,
+}
+
+impl DaemonSet {
+    /// Of the base, or of the base with a component.
+    fn read(which: &str) -> Result<Self> {
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.arg("kustomize");
+        let dir = WorkDir::new("kustomization")?;
+        if which == "base" {
+            command.arg(deploy.join("base"));
+        } else {
+            let up = "../".repeat(dir.path().components().count() - 1);
+            let deploy = deploy.canonicalize()?;
+            let at = format!("{up}{}", deploy.display().to_string().trim_matches('/'));
+            fs::write(
+                dir.path().join("kustomization.yaml"),
+                format!("resources: [{at}/base]\ncomponents: [{at}/components/{which}]\n"),
+            )?;
+            command.arg(dir.path());
+        }
+        let built: Value = serde_json::from_str(&output(&mut command)?)?;
+        let objects = built["resources"].as_array().context("no resources")?;
+        let daemonset = objects
+            .iter()
+            .find(|object| object["kind"] == "DaemonSet")
+            .context("no DaemonSet")?;
+        let pod = &daemonset["spec"]["template"]["spec"];
+        ensure!(pod["hostNetwork"] == true, "not in the node's network");
+        ensure!(
+            pod["containers"].as_array().map(Vec::len) == Some(1)
+                && pod["initContainers"].is_null(),
+            "more than one container"
+        );
+        Ok(Self {
+            container: pod["containers"][0].clone(),
+        })
+    }
+
+    fn capabilities(&self) -> Result<Vec<String>> {
+        let context = &self.container["securityContext"];
+        ensure!(
+            context["capabilities"]["drop"] == json!(["ALL"]),
+            "{context}"
+        );
+        Ok(serde_json::from_value(
+            context["capabilities"]["add"].clone(),
+        )?)
+    }
+}
+
+fn mount_path(container: &Value, volume: &str) -> Result<String> {
+    let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+    let found = mounts.filter(|mount| mount["name"] == volume).last();
+    let path = found.and_then(|mount| mount["mountPath"].as_str());
+    Ok(path.context("not mounted")?.to_owned())
+}
+
+/// Capabilities as a bit mask, with the numbers of linux/capability.h.
+fn mask(names: &[String]) -> Result<u64> {
+    names.iter().try_fold(0, |mask, name| {
+        let number = match name.as_str() {
+            "NET_ADMIN" => 12,
+            "SYS_ADMIN" => 21,
+            "PERFMON" => 38,
+            "BPF" => 39,
+            other => anyhow::bail!("CAP_{other} has no number here"),
+        };
+        Ok(mask | 1 << number)
+    })
+}
+
+/// A field of /proc/PID/status.
+fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
+        .with_context(|| format!("{name} is not in\n{status}"))
+}
+
+/// The image that ships, made once.
+fn image(flavour: Flavour) -> Result<Image> {
+    type Made = Result<Image, String>;
+    static IMAGES: [OnceLock<Made>; 2] = [const { OnceLock::new() }; 2];
+    let made = IMAGES[usize::from(flavour == Flavour::Iptables)].get_or_init(|| {
+        image::target_dir()
+            .and_then(|directory| image::make(&flavour.name(), flavour, &directory))
+            .map_err(|error| format!("{error:#}"))
+    });
+    made.clone()
+        .map_err(|error| anyhow::anyhow!("making the image: {error}"))
+}

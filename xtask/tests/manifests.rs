@@ -1,0 +1,356 @@
+//! What is in deploy/, applied to a real API server: by kubectl what Kustomize
+//! makes of it, and by Helm.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::Duration;
+use xtask::testbed::{ApiServer, Netns, Running, WorkDir, output, wait_for};
+
+/// How long Helm may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An API server is heavy: one at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// The kinds that netdp's objects have, as kubectl names them.
+const KINDS: &str = "namespaces,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,\
+                     configmaps,daemonsets";
+
+#[test]
+fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    let targets = "\
+- target: {kind: ConfigMap}
+  patch: |-
+    - op: replace
+      path: /data/nat.rules
+      value: 10.1.0.0/16 192.168.7.0/24";
+    let cases = [
+        (kustomization("base", "", "")?, json!({})),
+        (
+            kustomization("overlays/ip-masq-agent", "", "")?,
+            json!({"replaceIpMasqAgent": true}),
+        ),
+        (
+            kustomization("overlays/k8s-custom-iptables", "", targets)?,
+            json!({"targets": ["10.1.0.0/16", "192.168.7.0/24"]}),
+        ),
+        (kustomization("base", "files", "")?, json!({"api": false})),
+        (
+            kustomization("base", "sys-admin", "")?,
+            json!({"sysAdmin": true}),
+        ),
+        (
+            kustomization("base", "iptables", "")?,
+            json!({"mode": "iptables"}),
+        ),
+    ];
+    for (kustomization, values) in cases {
+        cluster.apply(&kustomize(kustomization.path())?)?;
+        let by_kustomize = cluster.objects()?;
+        cluster.forget()?;
+        cluster.install(&values)?;
+        let by_helm = cluster.objects()?;
+        cluster.forget()?;
+        assert!(by_kustomize.len() >= 2, "{by_kustomize:?}");
+        assert_eq!(names(&by_kustomize), names(&by_helm), "with {values}");
+        for (kustomize, helm) in by_kustomize.iter().zip(&by_helm) {
+            assert_eq!(kustomize, helm, "with {values}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_overlay_leaves_nothing_of_ip_masq_agent() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [masq_agent()]}))?;
+    let overlay = kustomization("overlays/ip-masq-agent", "", "")?;
+    cluster.apply(&kustomize(overlay.path())?)?;
+    let replaced = daemonset(&cluster.objects()?)?;
+    cluster.forget()?;
+    cluster.apply(&kustomize(overlay.path())?)?;
+    assert_eq!(replaced, daemonset(&cluster.objects()?)?);
+    assert_eq!(replaced["metadata"]["name"], "ip-masq-agent");
+    Ok(())
+}
+
+#[test]
+fn without_the_api_there_are_no_rights_on_it() -> Result<()> {
+    let kustomization = kustomization("base", "files", "")?;
+    let list = kustomize(kustomization.path())?;
+    let kinds: Vec<_> = items(&list).iter().map(|item| &item["kind"]).collect();
+    assert_eq!(kinds, ["ServiceAccount", "DaemonSet"]);
+    Ok(())
+}
+
+#[test]
+fn helm_refuses_bad_values_and_says_which() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    let cases = [
+        (json!({"imagee": {}}), "imagee"),
+        (json!({"args": "--enable-ipv6"}), "/args"),
+        (json!({"args": ["enable-ipv6"]}), "/args/0"),
+        (json!({"httpPort": 0}), "/httpPort"),
+        (json!({"mode": "shadow"}), "/mode"),
+        (json!({"maxUnavailable": "0%"}), "/maxUnavailable"),
+        (json!({"image": {"digest": "sha256:12"}}), "/image/digest"),
+        (json!({"targets": ["10.0.0.1"]}), "/targets/0"),
+        (
+            json!({"config": {"nonMasqueradeCIDR": []}}),
+            "nonMasqueradeCIDR",
+        ),
+        (
+            json!({"config": {"resyncInterval": 60}}),
+            "/config/resyncInterval",
+        ),
+    ];
+    for (values, named) in cases {
+        let error = format!("{:#}", cluster.install(&values).unwrap_err());
+        assert!(
+            error.contains("schema") && error.contains(named),
+            "{values}: {error}"
+        );
+    }
+    assert_eq!(cluster.objects()?, [json!(null); 0]);
+    Ok(())
+}
+
+#[test]
+fn helm_lint_finds_nothing_wrong() -> Result<()> {
+    let mut lint = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    lint.args(["helm", "--lint", "--kubeconfig", "/nonexistent"])
+        .arg(chart());
+    let found: Value = serde_json::from_str(&Running::start(lint)?.finish(PATIENCE)?)?;
+    let messages = found["Messages"].as_array().context("no messages")?;
+    // The advice to have an icon. Warnings are 2, errors 3.
+    let severities: Vec<_> = messages.iter().map(|it| &it["Severity"]).collect();
+    assert_eq!(severities, [1], "{found}");
+    Ok(())
+}
+
+/// An API server with nothing of netdp in it.
+struct Cluster {
+    server: ApiServer,
+    ns: Netns,
+    dir: WorkDir,
+}
+
+impl Cluster {
+    fn start() -> Result<Self> {
+        let ns = Netns::new("manifests")?;
+        Ok(Self {
+            server: ApiServer::start(&ns)?,
+            ns,
+            dir: WorkDir::new("manifests")?,
+        })
+    }
+
+    /// As a user does it, with kubectl's check of fields.
+    fn apply(&self, list: &Value) -> Result<()> {
+        self.server.apply(&list.to_string())?;
+        Ok(())
+    }
+
+    /// As `helm install netdp deploy/helm/netdp --namespace kube-system` does.
+    fn install(&self, values: &Value) -> Result<()> {
+        let mut helm = self.ns.command(env!("CARGO_BIN_EXE_xtask"));
+        helm.args(["helm", "--values", &values.to_string(), "--kubeconfig"])
+            .arg(self.server.admin_kubeconfig())
+            .arg(chart());
+        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            helm.env(home, self.dir.path());
+        }
+        Running::start(helm)?.finish(PATIENCE)?;
+        Ok(())
+    }
+
+    /// netdp's objects as the server keeps them, without what differs each time.
+    fn objects(&self) -> Result<Vec<Value>> {
+        let list = self.server.kubectl(&[
+            "get",
+            KINDS,
+            "--all-namespaces",
+            "-l",
+            "app.kubernetes.io/name=netdp",
+            "-o",
+            "json",
+        ])?;
+        let list: Value = serde_json::from_str(&list)?;
+        let mut objects: Vec<Value> = items(&list).iter().cloned().map(essence).collect();
+        objects.sort_by_key(name);
+        Ok(objects)
+    }
+
+    /// Removes them, and Helm's record of them.
+    fn forget(&self) -> Result<()> {
+        let kubectl = |line: &str| {
+            let words: Vec<&str> = line.split(' ').collect();
+            self.server.kubectl(&words)
+        };
+        let ours = "-l app.kubernetes.io/name=netdp";
+        kubectl("delete secrets -n kube-system -l owner=helm")?;
+        let (namespace, others) = KINDS.split_once(',').context("one kind only")?;
+        for home in ["kube-system", "default", "netdp-fleet"] {
+            kubectl(&format!("delete {others} -n {home} {ours}"))?;
+        }
+        let gone = kubectl(&format!("delete {namespace} --wait=false {ours}"))?;
+        if !gone.contains("No resources") && !gone.is_empty() {
+            self.finalize("netdp-fleet")?;
+        }
+        wait_for(PATIENCE, "the end of netdp's objects", || {
+            self.objects().is_ok_and(|objects| objects.is_empty())
+        })
+    }
+
+    /// Ends a namespace that is empty: the work of a controller that is not
+    /// here.
+    fn finalize(&self, namespace: &str) -> Result<()> {
+        let file = self.dir.path().join("finalize.json");
+        let ended = json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": namespace},
+            "spec": {"finalizers": []},
+        });
+        fs::write(&file, ended.to_string())?;
+        let path = format!("/api/v1/namespaces/{namespace}/finalize");
+        let file = file.to_string_lossy();
+        self.server
+            .kubectl(&["replace", "--raw", &path, "-f", &file])?;
+        Ok(())
+    }
+}
+
+/// What an object is, without what the server and the tools add to it.
+fn essence(mut object: Value) -> Value {
+    let metadata = &mut object["metadata"];
+    for key in [
+        "annotations",
+        "creationTimestamp",
+        "generation",
+        "managedFields",
+        "resourceVersion",
+        "selfLink",
+        "uid",
+    ] {
+        metadata.as_object_mut().unwrap().remove(key);
+    }
+    metadata["labels"]
+        .as_object_mut()
+        .unwrap()
+        .remove("app.kubernetes.io/managed-by");
+    let object_fields = object.as_object_mut().unwrap();
+    object_fields.remove("status");
+    // A ServiceAccount's, made by the controllers of a whole cluster.
+    object_fields.remove("secrets");
+    // A Namespace's finalizers are the server's.
+    if object_fields["kind"] == "Namespace" {
+        object_fields.remove("spec");
+    }
+    object
+}
+
+fn name(object: &Value) -> String {
+    let metadata = &object["metadata"];
+    format!(
+        "{} {}/{}",
+        object["kind"], metadata["namespace"], metadata["name"]
+    )
+}
+
+fn names(objects: &[Value]) -> Vec<String> {
+    objects.iter().map(name).collect()
+}
+
+fn daemonset(objects: &[Value]) -> Result<Value> {
+    let mut all = objects
+        .iter()
+        .filter(|object| object["kind"] == "DaemonSet");
+    let one = all.next().context("there is no DaemonSet")?;
+    ensure!(all.next().is_none(), "there are two DaemonSets");
+    Ok(one.clone())
+}
+
+/// ip-masq-agent in the shape in which its project publishes it.
+fn masq_agent() -> Value {
+    let labels = json!({"k8s-app": "ip-masq-agent"});
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "ip-masq-agent", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "hostNetwork": true,
+                    "containers": [{
+                        "name": "ip-masq-agent",
+                        "image": "registry.example.com/ip-masq-agent:v2.12.0",
+                        "securityContext": {
+                            "privileged": false,
+                            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
+                        },
+                        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
+                    }],
+                    "volumes": [{
+                        "name": "config",
+                        "configMap": {
+                            "name": "ip-masq-agent",
+                            "optional": true,
+                            "items": [{"key": "config", "path": "ip-masq-agent"}],
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// A kustomization as a user writes it, on top of one in deploy/kustomize.
+fn kustomization(on: &str, component: &str, patches: &str) -> Result<WorkDir> {
+    let dir = WorkDir::new("kustomization")?;
+    let deploy = deploy().join("kustomize");
+    // Kustomize takes relative paths only.
+    let up = "../".repeat(dir.path().components().count() - 1);
+    let relative = |path: PathBuf| format!("{up}{}", path.display().to_string().trim_matches('/'));
+    let mut text = format!("resources:\n- {}\n", relative(deploy.join(on)));
+    if !component.is_empty() {
+        let component = relative(deploy.join("components").join(component));
+        text += &format!("components:\n- {component}\n");
+    }
+    if !patches.is_empty() {
+        text += &format!("patches:\n{patches}\n");
+    }
+    fs::write(dir.path().join("kustomization.yaml"), text)?;
+    Ok(dir)
+}
+
+/// What Kustomize makes of a directory, as a List.
+fn kustomize(directory: &Path) -> Result<Value> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.arg("kustomize").arg(directory);
+    let built: Value = serde_json::from_str(&output(&mut command)?)?;
+    Ok(json!({"apiVersion": "v1", "kind": "List", "items": built["resources"]}))
+}
+
+fn items(list: &Value) -> &[Value] {
+    list["items"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn chart() -> PathBuf {
+    deploy().join("helm/netdp")
+}
+
+fn deploy() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    path.canonicalize().expect("deploy/ is in the workspace")
+}
