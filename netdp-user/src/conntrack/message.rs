@@ -1,0 +1,220 @@
+//! Between [`Flow`] and the attributes of netlink.
+
+use super::{Ends, Flow, TcpState};
+use netlink_packet_core::{DecodeError, DefaultNla, Nla as _};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute as Attribute, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
+    Status, TCPFlags, Tuple,
+};
+use std::net::IpAddr;
+
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 1 << 15;
+const CTA_NAT_SRC: u16 = 6;
+const CTA_NAT_V4_MINIP: u16 = 1;
+const CTA_NAT_V4_MAXIP: u16 = 2;
+const CTA_NAT_PROTO: u16 = 3;
+const CTA_NAT_V6_MINIP: u16 = 4;
+const CTA_NAT_V6_MAXIP: u16 = 5;
+const CTA_PROTONAT_PORT_MIN: u16 = 1;
+const CTA_PROTONAT_PORT_MAX: u16 = 2;
+
+/// Attributes of an ICMP or ICMPv6 tuple: identifier, type, code.
+const ICMP_ATTRIBUTES: [u16; 3] = [4, 5, 6];
+const ICMPV6_ATTRIBUTES: [u16; 3] = [7, 8, 9];
+
+/// `IP_CT_TCP_FLAG_BE_LIBERAL`: no segment is out of the window. Nobody told the kernel where the
+/// window is.
+const BE_LIBERAL: u8 = 0x08;
+
+/// The flow that a message tells of; `None` if it lacks something.
+pub(super) fn flow(attributes: &[Attribute]) -> Option<Flow> {
+    let mut original = None;
+    let mut reply = None;
+    let mut answered = false;
+    let mut timeout = 0;
+    let mut tcp = None;
+    for attribute in attributes {
+        match attribute {
+            Attribute::CtaTupleOrig(tuples) => original = ends(tuples),
+            Attribute::CtaTupleReply(tuples) => reply = ends(tuples),
+            Attribute::CtaStatus(status) => answered = status.contains(Status::SeenReply),
+            Attribute::CtaTimeout(seconds) => timeout = *seconds,
+            Attribute::CtaProtoInfo(infos) => tcp = tcp_state(infos),
+            _ => {}
+        }
+    }
+    let (protocol, original) = original?;
+    let (_, reply) = reply?;
+    Some(Flow {
+        protocol,
+        original,
+        reply,
+        answered,
+        timeout,
+        tcp,
+    })
+}
+
+fn tcp_state(infos: &[ProtoInfo]) -> Option<TcpState> {
+    infos.iter().find_map(|info| match info {
+        ProtoInfo::TCP(tcp) => tcp.iter().find_map(|part| match part {
+            ProtoInfoTCP::State(raw) => Some(TcpState::from_raw(*raw)),
+            _ => None,
+        }),
+        _ => None,
+    })
+}
+
+fn ends(tuples: &[Tuple]) -> Option<(u8, Ends)> {
+    let (mut source, mut destination) = (None, None);
+    let (mut source_id, mut destination_id, mut protocol) = (0, 0, None);
+    for tuple in tuples {
+        match tuple {
+            Tuple::Ip(parts) => {
+                for part in parts {
+                    match part {
+                        IPTuple::SourceAddress(ip) => source = Some(*ip),
+                        IPTuple::DestinationAddress(ip) => destination = Some(*ip),
+                        _ => {}
+                    }
+                }
+            }
+            Tuple::Proto(parts) => {
+                for part in parts {
+                    match part {
+                        ProtoTuple::Protocol(number) => protocol = Some(u8::from(*number)),
+                        ProtoTuple::SourcePort(port) => source_id = *port,
+                        ProtoTuple::DestinationPort(port) => destination_id = *port,
+                        ProtoTuple::Other(nla)
+                            if [ICMP_ATTRIBUTES[0], ICMPV6_ATTRIBUTES[0]].contains(&nla.kind()) =>
+                        {
+                            // An identifier is both.
+                            source_id = id(nla)?;
+                            destination_id = source_id;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let ends = Ends {
+        source: source?,
+        destination: destination?,
+        source_id,
+        destination_id,
+    };
+    Some((protocol?, ends))
+}
+
+fn id(nla: &DefaultNla) -> Option<u16> {
+    let mut bytes = [0; 2];
+    if nla.value_len() != bytes.len() {
+        return None;
+    }
+    nla.emit_value(&mut bytes);
+    Some(u16::from_be_bytes(bytes))
+}
+
+/// What names `flow` to the kernel.
+pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
+    vec![Attribute::CtaTupleOrig(tuple(
+        flow.protocol,
+        &flow.original,
+        false,
+    ))]
+}
+
+/// What makes the kernel translate `flow` from now on: answered, assured, its source replaced by
+/// the destination of its reply direction.
+pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
+    let mut attributes = key(flow);
+    attributes.push(Attribute::CtaTupleReply(tuple(
+        flow.protocol,
+        // The kernel turns the original direction round and then translates: this is what it has
+        // to begin with.
+        &flow.original.reversed(),
+        true,
+    )));
+    attributes.push(Attribute::CtaStatus(
+        Status::Confirmed | Status::Assured | Status::SeenReply,
+    ));
+    attributes.push(Attribute::CtaTimeout(flow.timeout));
+    if let Some(state) = flow.tcp {
+        // Flags and the mask of those that are set.
+        let liberal = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL])?;
+        attributes.push(Attribute::CtaProtoInfo(vec![ProtoInfo::TCP(vec![
+            ProtoInfoTCP::State(state.raw()),
+            ProtoInfoTCP::OriginalFlags(liberal.clone()),
+            ProtoInfoTCP::ReplyFlags(liberal),
+        ])]));
+    }
+    attributes.push(Attribute::Other(source_nat(flow)));
+    Ok(attributes)
+}
+
+/// `CTA_NAT_SRC`: exactly one address and one port.
+fn source_nat(flow: &Flow) -> DefaultNla {
+    let mut value = Vec::new();
+    let (address, min, max) = match flow.reply.destination {
+        IpAddr::V4(ip) => (ip.octets().to_vec(), CTA_NAT_V4_MINIP, CTA_NAT_V4_MAXIP),
+        IpAddr::V6(ip) => (ip.octets().to_vec(), CTA_NAT_V6_MINIP, CTA_NAT_V6_MAXIP),
+    };
+    push(&mut value, min, &address);
+    push(&mut value, max, &address);
+    if flow.original.source_id != 0 {
+        let port = flow.reply.destination_id.to_be_bytes();
+        let mut ports = Vec::new();
+        push(&mut ports, CTA_PROTONAT_PORT_MIN, &port);
+        push(&mut ports, CTA_PROTONAT_PORT_MAX, &port);
+        push(&mut value, CTA_NAT_PROTO | NESTED, &ports);
+    }
+    DefaultNla::new(CTA_NAT_SRC | NESTED, value)
+}
+
+/// Appends an attribute: length and kind of two bytes each in the order of the machine, value,
+/// padding to four bytes (include/uapi/linux/netlink.h).
+fn push(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let nla = DefaultNla::new(kind, value.to_vec());
+    let start = out.len();
+    out.resize(start + netlink_packet_core::Emitable::buffer_len(&nla), 0);
+    if let Some(room) = out.get_mut(start..) {
+        netlink_packet_core::Emitable::emit(&nla, room);
+    }
+}
+
+fn tuple(protocol: u8, ends: &Ends, reply: bool) -> Vec<Tuple> {
+    let ip = vec![
+        IPTuple::SourceAddress(ends.source),
+        IPTuple::DestinationAddress(ends.destination),
+    ];
+    let mut proto = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
+    // Echo request and reply.
+    match (protocol, ends.source_id) {
+        (ICMP, id) => icmp(&mut proto, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
+        (ICMPV6, id) => icmp(
+            &mut proto,
+            ICMPV6_ATTRIBUTES,
+            id,
+            if reply { 129 } else { 128 },
+        ),
+        (_, 0) if ends.destination_id == 0 => {}
+        (_, source) => {
+            proto.push(ProtoTuple::SourcePort(source));
+            proto.push(ProtoTuple::DestinationPort(ends.destination_id));
+        }
+    }
+    vec![Tuple::Ip(ip), Tuple::Proto(proto)]
+}
+
+fn icmp(proto: &mut Vec<ProtoTuple>, kinds: [u16; 3], id: u16, message: u8) {
+    let other = |kind, value: &[u8]| ProtoTuple::Other(DefaultNla::new(kind, value.to_vec()));
+    proto.push(other(kinds[0], &id.to_be_bytes()));
+    proto.push(other(kinds[1], &[message]));
+    proto.push(other(kinds[2], &[0]));
+}

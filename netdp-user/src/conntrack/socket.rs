@@ -1,0 +1,177 @@
+//! Asking the kernel.
+
+use super::{Flow, message};
+use anyhow::{Context as _, Result, anyhow, bail};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_netfilter::conntrack::ConntrackMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
+use std::net::IpAddr;
+
+/// How often the kernel may have to be asked again while its table changes.
+const DUMPS: usize = 5;
+
+/// A socket to connection tracking in this network namespace.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Conntrack {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The kernel has no such sockets.
+    pub fn open() -> Result<Self> {
+        let mut socket =
+            Socket::new(NETLINK_NETFILTER).context("a netlink socket to connection tracking")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        // A large table comes in many datagrams; the kernel waits for none.
+        socket.set_rx_buf_sz(4 << 20)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// All that is tracked, of both families.
+    ///
+    /// # Errors
+    /// The kernel refuses, as one without connection tracking does.
+    pub fn dump(&mut self) -> Result<Vec<Flow>> {
+        for _ in 0..DUMPS {
+            self.send(NLM_F_DUMP, family(None), ConntrackMessage::Get(Vec::new()))?;
+            let mut flows = Vec::new();
+            if self.receive(Some(&mut flows))? == Received::Whole {
+                return Ok(flows);
+            }
+        }
+        bail!("connection tracking changes faster than it can be read")
+    }
+
+    /// Makes netfilter translate a connection from now on.
+    ///
+    /// # Errors
+    /// [`Errno::EEXIST`] where it knows one with the same tuple.
+    pub fn create(&mut self, flow: &Flow) -> Result<()> {
+        let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let new = ConntrackMessage::New(message::whole(flow)?);
+        self.send(flags, family(Some(flow)), new)?;
+        self.receive(None).map(drop)
+    }
+
+    /// Makes it forget a connection.
+    ///
+    /// # Errors
+    /// [`Errno::ENOENT`] where it knows none.
+    pub fn delete(&mut self, flow: &Flow) -> Result<()> {
+        let delete = ConntrackMessage::Delete(message::key(flow));
+        self.send(NLM_F_ACK, family(Some(flow)), delete)?;
+        self.receive(None).map(drop)
+    }
+
+    /// Makes netfilter translate a connection which it may know as one that it does not translate.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn replace(&mut self, flow: &Flow) -> Result<()> {
+        for _ in 0..DUMPS {
+            match self.create(flow) {
+                Err(err) if is(&err, Errno::EEXIST) => match self.delete(flow) {
+                    // A packet may bring it back before it is created.
+                    Err(err) if !is(&err, Errno::ENOENT) => return Err(err),
+                    _ => {}
+                },
+                other => return other,
+            }
+        }
+        Err(anyhow!("its packets keep bringing back another entry"))
+    }
+
+    fn send(
+        &mut self,
+        flags: u16,
+        family: NetfilterProtoFamily,
+        message: ConntrackMessage,
+    ) -> Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message);
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket
+            .send(&bytes, 0)
+            .context("asking connection tracking")?;
+        Ok(())
+    }
+
+    /// Reads the answer to the last question.
+    fn receive(&mut self, mut flows: Option<&mut Vec<Flow>>) -> Result<Received> {
+        loop {
+            let mut datagram = Vec::with_capacity(1 << 16);
+            self.socket
+                .recv(&mut datagram, 0)
+                .context("hearing from connection tracking")?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
+                let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)?;
+                // Messages begin at multiples of four bytes.
+                rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::Done(_) => return Ok(Received::Whole),
+                    NetlinkPayload::Error(error) => match error.code {
+                        None => return Ok(Received::Whole),
+                        Some(code) => return Err(Errno::from_raw(code.get().abs()).into()),
+                    },
+                    NetlinkPayload::InnerMessage(message) => {
+                        if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
+                            message.inner
+                            && let Some(flows) = &mut flows
+                        {
+                            flows.extend(message::flow(&attributes));
+                        }
+                    }
+                    NetlinkPayload::Overrun(_) => return Ok(Received::Cut),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Received {
+    Whole,
+    /// Something was lost.
+    Cut,
+}
+
+fn family(flow: Option<&Flow>) -> NetfilterProtoFamily {
+    match flow.map(|flow| flow.original.source) {
+        None => NetfilterProtoFamily::Unspec,
+        Some(IpAddr::V4(_)) => NetfilterProtoFamily::IPv4,
+        Some(IpAddr::V6(_)) => NetfilterProtoFamily::IPv6,
+    }
+}
+
+/// Whether an error is this one of the kernel's.
+fn is(err: &anyhow::Error, errno: Errno) -> bool {
+    err.downcast_ref::<Errno>() == Some(&errno)
+}

@@ -1,0 +1,53 @@
+use super::{Ends, Flow, TcpState, message};
+use netlink_packet_netfilter::conntrack::ConntrackAttribute;
+
+fn flow(source: &str, server: &str, node: &str) -> Flow {
+    let original = Ends {
+        source: source.parse().unwrap(),
+        destination: server.parse().unwrap(),
+        source_id: 40_000,
+        destination_id: 443,
+    };
+    Flow {
+        protocol: 6,
+        original,
+        reply: Ends {
+            destination: node.parse().unwrap(),
+            destination_id: 50_000,
+            ..original.reversed()
+        },
+        answered: true,
+        timeout: 100,
+        tcp: Some(TcpState::Established),
+    }
+}
+
+#[test]
+fn a_flow_survives_its_attributes() {
+    for flow in [
+        flow("10.0.0.1", "192.0.2.1", "192.0.2.9"),
+        flow("fd00::1", "2001:db8::1", "2001:db8::9"),
+    ] {
+        let mut attributes = message::whole(&flow).unwrap();
+        // As the kernel answers: the reply direction as it is after translation.
+        let told = message::whole(&Flow {
+            original: flow.reply.reversed(),
+            ..flow
+        })
+        .unwrap();
+        let reply = told
+            .into_iter()
+            .find(|a| matches!(a, ConntrackAttribute::CtaTupleReply(_)));
+        attributes.retain(|a| !matches!(a, ConntrackAttribute::CtaTupleReply(_)));
+        attributes.extend(reply);
+        assert_eq!(message::flow(&attributes), Some(flow));
+        assert!(flow.is_masqueraded());
+        assert_eq!(flow.leaves().source_id, 50_000);
+    }
+}
+
+#[test]
+fn half_a_message_is_no_flow() {
+    let key = message::key(&flow("10.0.0.1", "192.0.2.1", "192.0.2.9"));
+    assert_eq!(message::flow(&key), None);
+}
