@@ -13,8 +13,8 @@ use netdp_user::datapath::Hook;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use std::net::{IpAddr, SocketAddr};
 
-const CASES: u32 = 10;
-const LONGEST: usize = 220;
+const CASES: u32 = 6;
+const LONGEST: usize = 260;
 const SEED: u64 = 4_787;
 
 struct Kernel {
