@@ -137,7 +137,7 @@ fn random_walks_keep_to_the_model() {
         cases: CASES,
         rng_seed: RngSeed::Fixed(seed),
         failure_persistence: None,
-        max_shrink_iters: 60,
+        max_shrink_time: 15_000,
         ..Config::default()
     };
     let walks = (steps(LONGEST), proptest::bool::ANY, 0..NETS.len());
