@@ -102,7 +102,7 @@ fn no_policy_is_wrong_and_no_flow_is_lost() -> Result<()> {
         rounds += 1;
         if told.elapsed() > Duration::from_secs(30) {
             told = Instant::now();
-            println!(
+            eprintln!(
                 "{rounds} faults, {written} edits in {} s",
                 start.elapsed().as_secs()
             );
@@ -129,7 +129,7 @@ fn no_policy_is_wrong_and_no_flow_is_lost() -> Result<()> {
     cluster.wait_probe(&agent, "200", "ok")?;
     ensure!(flow.ask()? == source, "the flow has moved");
     ensure!(mappings(&agent)? >= 1, "the flow has no mapping");
-    println!(
+    eprintln!(
         "{rounds} faults, {written} edits, {:?}: no wrong policy, the flow lives",
         start.elapsed()
     );
