@@ -8,6 +8,7 @@ mod build;
 mod demo;
 mod go_library;
 mod kernels;
+mod kube;
 mod lint;
 mod make_image;
 mod scale;
@@ -64,6 +65,15 @@ enum Task {
     },
     /// Install the chart into a cluster, by Helm itself, and print the release as JSON.
     Helm(go_library::Helm),
+    /// Set up, then measure with a real Kubernetes API server: from an edit to the datapath, and the
+    /// agent at rest (as root).
+    Kube,
+    /// Set up, then let a Kubernetes API server do its worst (as root).
+    Soak {
+        /// For how many minutes.
+        #[arg(default_value_t = 10)]
+        minutes: u32,
+    },
     /// Check format, lints and licences.
     Lint,
 }
@@ -93,6 +103,8 @@ fn run(task: Task) -> Result<()> {
         Task::Image(arguments) => make_image::run(&arguments),
         Task::Kustomize { directory } => go_library::kustomize(&directory),
         Task::Helm(helm) => go_library::helm(&helm),
+        Task::Kube => kube::measure(),
+        Task::Soak { minutes } => kube::soak(minutes),
         Task::Lint => lint::run(),
     }
 }
