@@ -1,10 +1,11 @@
 //! The image, run by containerd with exactly what the DaemonSet grants.
 
+mod deploy;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -22,7 +23,7 @@ const AGENT: &str = "netdp";
 #[test]
 fn it_translates_with_the_daemonsets_rights() -> Result<()> {
     let node = Node::start()?;
-    let pod = DaemonSet::read("base")?;
+    let pod = DaemonSet::read("")?;
     node.run(AGENT, &pod.container)?;
     node.wait_in_force(AGENT)?;
 
@@ -58,7 +59,7 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
 
 #[test]
 fn each_capability_is_needed() -> Result<()> {
-    let pod = DaemonSet::read("base")?;
+    let pod = DaemonSet::read("")?;
     let all = pod.capabilities()?;
     assert_eq!(all, ["BPF", "NET_ADMIN", "PERFMON"]);
     for missing in &all {
@@ -95,7 +96,7 @@ fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
 #[test]
 fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
     let node = Node::without_bpffs(Flavour::Plain)?;
-    node.run(AGENT, &DaemonSet::read("base")?.container)?;
+    node.run(AGENT, &DaemonSet::read("")?.container)?;
     node.containerd.wait_end(AGENT)?;
     let log = node.containerd.log(AGENT);
     ensure!(log.contains("mount -t bpf bpf"), "{log}");
@@ -122,7 +123,7 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
         let id = format!("rules{index}");
         let mut options = ContainerOptions {
             command: vec![program.into()],
-            security: DaemonSet::read("base")?.container["securityContext"].clone(),
+            security: DaemonSet::read("")?.container["securityContext"].clone(),
             mounts: vec![(node.dir.path().join("lock"), "/run/xtables.lock".into())],
             ..ContainerOptions::default()
         };
@@ -273,26 +274,9 @@ struct DaemonSet {
 }
 
 impl DaemonSet {
-    /// Of the base, or of the base with a component.
-    fn read(which: &str) -> Result<Self> {
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.arg("kustomize");
-        let dir = WorkDir::new("kustomization")?;
-        if which == "base" {
-            command.arg(deploy.join("base"));
-        } else {
-            let up = "../".repeat(dir.path().components().count() - 1);
-            let deploy = deploy.canonicalize()?;
-            let at = format!("{up}{}", deploy.display().to_string().trim_matches('/'));
-            fs::write(
-                dir.path().join("kustomization.yaml"),
-                format!("resources: [{at}/base]\ncomponents: [{at}/components/{which}]\n"),
-            )?;
-            command.arg(dir.path());
-        }
-        let built: Value = serde_json::from_str(&output(&mut command)?)?;
-        let objects = built["resources"].as_array().context("no resources")?;
+    /// Of the base, with a component unless that is empty.
+    fn read(component: &str) -> Result<Self> {
+        let objects = deploy::objects("base", component, "")?;
         let daemonset = objects
             .iter()
             .find(|object| object["kind"] == "DaemonSet")
@@ -323,7 +307,7 @@ impl DaemonSet {
 
 fn mount_path(container: &Value, volume: &str) -> Result<String> {
     let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-    let found = mounts.filter(|mount| mount["name"] == volume).last();
+    let found = mounts.filter(|mount| mount["name"] == volume).next_back();
     let path = found.and_then(|mount| mount["mountPath"].as_str());
     Ok(path.context("not mounted")?.to_owned())
 }
