@@ -11,11 +11,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use xtask::image::{self, Flavour, Image};
 use xtask::testbed::{
-    Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for,
+    API_PORT, ApiServer, Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output,
+    wait_for,
 };
 
 /// How long the agent may take to be in force on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a pod has its ServiceAccount's token.
+const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// The container's name.
 const AGENT: &str = "netdp";
@@ -48,6 +52,11 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
         "{told}"
     );
 
+    for (probe, answer) in [("livenessProbe", "turns"), ("readinessProbe", "in force")] {
+        let told = node.probe(&pod.container[probe])?;
+        ensure!(told.contains(answer), "{probe}: {told}");
+    }
+
     // A rolling update: the datapath outlives the pod, and the next one adopts it.
     node.containerd.stop(AGENT)?;
     assert_eq!(node.source_seen()?, node.address, "without an agent");
@@ -79,6 +88,56 @@ fn each_capability_is_needed() -> Result<()> {
             "it works without CAP_{missing}:\n{log}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn it_follows_the_cluster_with_its_service_account() -> Result<()> {
+    let node = Node::start()?;
+    let server = ApiServer::start(&node.bed.node)?;
+    let objects = deploy::objects("base", "", "")?;
+    server.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
+    // What the kubelet would tell the pod, and mount into it.
+    let secrets = node.dir.path().join("secrets");
+    fs::copy(server.ca(), secrets.join("ca.crt"))?;
+    fs::write(secrets.join("namespace"), "kube-system")?;
+    fs::write(secrets.join("token"), server.token("kube-system", "netdp")?)?;
+    let mut container = DaemonSet::read("")?.container;
+    for (name, value) in [
+        ("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()),
+        ("KUBERNETES_SERVICE_PORT", API_PORT.to_string()),
+    ] {
+        let variables = container["env"].as_array_mut().context("no env")?;
+        variables.push(json!({"name": name, "value": value}));
+    }
+    node.run(AGENT, &container)?;
+    node.wait_in_force(AGENT)?;
+    assert_eq!(node.source_seen()?, node.address, "with the defaults");
+
+    // The server is in no range of the defaults.
+    server.apply(
+        "apiVersion: v1\n\
+         kind: ConfigMap\n\
+         metadata: {name: ip-masq-agent, namespace: kube-system}\n\
+         data: {config: 'nonMasqueradeCIDRs: [198.51.100.0/24]'}\n",
+    )?;
+    wait_for(PATIENCE, "the ConfigMap to be in force", || {
+        let told = node.containerd.exec(AGENT, &["netdp", "status"]);
+        told.is_ok_and(|told| told.contains("198.51.100.0/24"))
+    })
+    .with_context(|| node.containerd.log(AGENT))?;
+    wait_for(PATIENCE, "an Event on the ConfigMap", || {
+        let events = server.kubectl(&["get", "events", "-n", "kube-system"]);
+        events.is_ok_and(|events| events.contains("configmap/ip-masq-agent"))
+    })
+    .with_context(|| node.containerd.log(AGENT))?;
+    let leases = server.kubectl(&["get", "leases", "-n", "netdp-fleet", "-o", "name"])?;
+    ensure!(leases.contains("netdp-node"), "{leases}");
+    ensure!(
+        !node.containerd.log(AGENT).contains("forbidden"),
+        "{}",
+        node.containerd.log(AGENT)
+    );
     Ok(())
 }
 
@@ -177,7 +236,7 @@ impl Node {
         let containerd = Containerd::start(&bed.node)?;
         containerd.import(&image(flavour)?.archive)?;
         let dir = WorkDir::new("node")?;
-        for name in ["bpffs", "state"] {
+        for name in ["bpffs", "state", "secrets"] {
             fs::create_dir(dir.path().join(name))?;
         }
         fs::write(dir.path().join("lock"), "")?;
@@ -203,15 +262,17 @@ impl Node {
                 .collect(),
             env: self.environment(container)?,
             security: container["securityContext"].clone(),
-            mounts: [("bpffs", "bpffs"), ("state", "state")]
-                .into_iter()
-                .map(|(volume, directory)| {
-                    Ok((
-                        self.dir.path().join(directory),
-                        mount_path(container, volume)?,
-                    ))
-                })
-                .collect::<Result<_>>()?,
+            mounts: vec![
+                (
+                    self.dir.path().join("bpffs"),
+                    mount_path(container, "bpffs")?,
+                ),
+                (
+                    self.dir.path().join("state"),
+                    mount_path(container, "state")?,
+                ),
+                (self.dir.path().join("secrets"), SECRETS.into()),
+            ],
         };
         let image = container["image"].as_str().context("no image")?;
         self.containerd.run(image, id, &options)
@@ -250,6 +311,14 @@ impl Node {
         self.bed.pods[0].run(&["curl", "-sf", "-m", "10", &url])?;
         let seen = self.http.seen().last().copied();
         seen.context("the server saw nobody")
+    }
+
+    /// Asks as the kubelet does, from the node's network.
+    fn probe(&self, probe: &Value) -> Result<String> {
+        let get = &probe["httpGet"];
+        let [host, path] = [&get["host"], &get["path"]].map(|it| it.as_str().unwrap_or_default());
+        let url = format!("http://{host}:{}{path}", get["port"]);
+        self.bed.node.run(&["curl", "-sf", "-m", "5", &url])
     }
 
     fn process_status(&self, id: &str) -> Result<String> {
