@@ -4,6 +4,7 @@
     reason = "what a task is asked for goes to standard output, progress to standard error"
 )]
 
+mod bench;
 mod build;
 mod demo;
 mod kernels;
@@ -52,6 +53,8 @@ enum Task {
         /// Integration tests of netdp-user; `stacked` if none is named.
         tests: Vec<String>,
     },
+    /// Set up, then compare netdp with plain forwarding and netfilter (as root).
+    Bench(bench::Options),
     /// Check format, lints and licences.
     Lint,
 }
@@ -78,6 +81,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Kernels { tests } => kernels::run(&tests),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint => lint::run(),
     }
 }
