@@ -17,13 +17,12 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use xtask::testbed::{Agent, AgentOptions, Netns, WorkDir, wait_for};
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
-pub const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 20);
 /// The first of the addresses that are masqueraded, all of them the server's.
 pub const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// The first of those that are not.
@@ -313,7 +312,6 @@ const NF_CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 impl TrackedLimit {
     /// Raises it.
     pub fn raise() -> Result<Self> {
-        let _ = Command::new("modprobe").arg("nf_conntrack").status();
         let before = fs::read_to_string(NF_CONNTRACK_MAX).context(NF_CONNTRACK_MAX)?;
         fs::write(NF_CONNTRACK_MAX, MAX_FLOWS.to_string()).context(NF_CONNTRACK_MAX)?;
         Ok(Self(before))

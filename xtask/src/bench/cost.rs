@@ -29,9 +29,10 @@ impl Cost {
         Ok(Self(enable_stats(Stats::RunTime)?))
     }
 
-    /// The program of this name that the process has loaded.
+    /// The program of this name (of which the kernel keeps 15 bytes) that the process has loaded.
     pub fn of(&self, pid: u32, name: &str) -> Result<Runs> {
         let ids = programs_of(pid)?;
+        let name = name.get(..15).unwrap_or(name);
         let program = loaded_programs()
             .filter_map(Result::ok)
             .find(|program| ids.contains(&program.id()) && program.name_as_str() == Some(name));

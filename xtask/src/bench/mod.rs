@@ -4,6 +4,7 @@ mod bed;
 mod connections;
 mod cost;
 mod generator;
+#[expect(dead_code, reason = "a part is the generator's alone")]
 #[path = "../../../netdp-ebpf/src/bench/abi.rs"]
 mod generator_abi;
 mod html;
