@@ -4,6 +4,7 @@
     reason = "what a task is asked for goes to standard output, progress to standard error"
 )]
 
+mod bench;
 mod build;
 mod demo;
 mod go_library;
@@ -74,6 +75,8 @@ enum Task {
         #[arg(default_value_t = 10)]
         minutes: u32,
     },
+    /// Set up, then compare netdp with plain forwarding and netfilter (as root).
+    Bench(bench::Options),
     /// Check format, lints and licences.
     Lint,
 }
@@ -105,6 +108,7 @@ fn run(task: Task) -> Result<()> {
         Task::Helm(helm) => go_library::helm(&helm),
         Task::Kube => kube::measure(),
         Task::Soak { minutes } => kube::soak(minutes),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint => lint::run(),
     }
 }

@@ -375,8 +375,8 @@ impl DaemonSet {
 }
 
 fn mount_path(container: &Value, volume: &str) -> Result<String> {
-    let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-    let found = mounts.filter(|mount| mount["name"] == volume).next_back();
+    let mut mounts = container["volumeMounts"].as_array().into_iter().flatten();
+    let found = mounts.rfind(|mount| mount["name"] == volume);
     let path = found.and_then(|mount| mount["mountPath"].as_str());
     Ok(path.context("not mounted")?.to_owned())
 }
