@@ -24,12 +24,17 @@ fn main() -> Result<()> {
     }
     let manifest = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let ebpf = manifest.join("../netdp-ebpf");
+    let features: &[&str] = if std::env::var_os("CARGO_FEATURE_BENCH").is_some() {
+        &["bench"]
+    } else {
+        &[]
+    };
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "netdp-ebpf",
             root_dir: ebpf.to_str().context("the path is not UTF-8")?,
             no_default_features: false,
-            features: &[],
+            features,
         }],
         aya_build::Toolchain::Custom(&toolchain),
     )

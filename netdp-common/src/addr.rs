@@ -115,7 +115,7 @@ impl Addr {
     }
 }
 
-#[cfg(feature = "user")]
+#[cfg(any(feature = "user", test))]
 mod user {
     use super::Addr;
     use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

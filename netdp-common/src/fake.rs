@@ -3,6 +3,7 @@
 
 pub mod build;
 mod half_map;
+pub mod model;
 mod tables;
 
 use crate::abi::{

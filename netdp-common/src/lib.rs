@@ -18,6 +18,10 @@ pub mod tables;
 pub mod tuple;
 pub mod verdict;
 
+// What the tests of the programs include names the crate.
+#[cfg(test)]
+extern crate self as netdp_common;
+
 #[cfg(test)]
 mod fake;
 #[cfg(test)]

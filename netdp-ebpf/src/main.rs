@@ -65,24 +65,15 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     }
     let l2_len = if world.uplink().l2_len == 0 { 0 } else { 14 };
     let verdict = match skb::parse(ctx, l2_len, work) {
-        Parsed::Ip => decide(&world, work, leaving),
+        Parsed::Ip => match ip(ctx, &world, work, leaving) {
+            Ok(verdict) => verdict,
+            Err(reason) => Verdict::Drop(reason),
+        },
         Parsed::NotIp => Verdict::Pass,
         // The node's stack judges what comes in; nothing of the kind may leave.
         Parsed::Malformed if leaving => Verdict::Drop(DropReason::Malformed),
         Parsed::Malformed => Verdict::Pass,
     };
-    let verdict = match verdict {
-        Verdict::Hold => hold(ctx, &world, work),
-        other => other,
-    };
-    if !leaving && work.pkt.is_fragment != 0 && !matches!(work.pkt.l4, L4::LaterFragment) {
-        // Those that came before it follow it.
-        let datagram = fragment::key(&work.pkt);
-        if !hold::release(ctx, &datagram) {
-            world.count_drop(DropReason::RewriteFailed);
-            return SHOT;
-        }
-    }
     let failed = match verdict {
         Verdict::Pass => None,
         Verdict::Hold => return SHOT,
@@ -102,6 +93,28 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
             SHOT
         }
     }
+}
+
+/// Decides about an IP packet, and lets go what waited for it.
+#[inline(always)]
+fn ip(
+    ctx: &TcContext,
+    world: &World<'_>,
+    work: &mut Work,
+    leaving: bool,
+) -> Result<Verdict, DropReason> {
+    let verdict = match decide(world, work, leaving) {
+        Verdict::Hold => hold(ctx, world, work),
+        other => other,
+    };
+    if !leaving && work.pkt.is_fragment != 0 && !matches!(work.pkt.l4, L4::LaterFragment) {
+        // Those that came before it follow it.
+        let datagram = fragment::key(&work.pkt);
+        if !hold::release(ctx, &datagram) {
+            return Err(DropReason::RewriteFailed);
+        }
+    }
+    Ok(verdict)
 }
 
 /// Takes a fragment out of the stream until the first one comes; `Hold` if that

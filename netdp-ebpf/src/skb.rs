@@ -162,19 +162,7 @@ fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
             ctx.store(pkt.l4_offset as usize + l4.id, &new, follow(summed))?;
         }
     }
-    let l3 = pkt.l3_offset as usize;
-    store_ip_id(ctx, pkt)?;
-    store_addr(
-        ctx,
-        &Edit {
-            family: pkt.family,
-            old: old_addr,
-            new: &pkt.new.addr,
-            addr_at: l3 + addr_offset(pkt.family, leaving),
-            l3,
-            summed,
-        },
-    )
+    store_end(ctx, pkt, old_addr, leaving, summed)
 }
 
 /// Whether the packet may go on by one more hop.
@@ -305,6 +293,30 @@ fn replace_pseudo(
     Ok(())
 }
 
+/// Puts `pkt.new` into the IP header, with the identification of fragments.
+#[inline(always)]
+fn store_end(
+    ctx: &TcContext,
+    pkt: &Packet,
+    old: &Addr,
+    leaving: bool,
+    summed: bool,
+) -> Result<(), i64> {
+    let l3 = pkt.l3_offset as usize;
+    store_ip_id(ctx, pkt)?;
+    store_addr(
+        ctx,
+        &Edit {
+            family: pkt.family,
+            old,
+            new: &pkt.new.addr,
+            addr_at: l3 + addr_offset(pkt.family, leaving),
+            l3,
+            summed,
+        },
+    )
+}
+
 /// Writes an address and, for IPv4, the header checksum; the two cancel out in
 /// a complete checksum of the packet (`skb->csum`).
 #[inline(always)]
@@ -394,19 +406,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
         let delta = checksum::addr_diff(old_outer, &pkt.new.addr, Family::V6);
         replace_pseudo(ctx, csum_at, Family::V6, delta, 0)?;
     }
-    let l3 = pkt.l3_offset as usize;
-    store_ip_id(ctx, pkt)?;
-    store_addr(
-        ctx,
-        &Edit {
-            family: pkt.family,
-            old: old_outer,
-            new: &pkt.new.addr,
-            addr_at: l3 + addr_offset(pkt.family, leaving),
-            l3,
-            summed: true,
-        },
-    )
+    store_end(ctx, pkt, old_outer, leaving, true)
 }
 
 #[inline(always)]

@@ -4,10 +4,12 @@
     reason = "what a task is asked for goes to standard output, progress to standard error"
 )]
 
+mod bench;
 mod build;
 mod demo;
 mod go_library;
 mod kernels;
+mod kube;
 mod lint;
 mod make_image;
 mod scale;
@@ -64,6 +66,17 @@ enum Task {
     },
     /// Install the chart into a cluster, by Helm itself, and print the release as JSON.
     Helm(go_library::Helm),
+    /// Set up, then measure with a real Kubernetes API server: from an edit to the datapath, and the
+    /// agent at rest (as root).
+    Kube,
+    /// Set up, then let a Kubernetes API server do its worst (as root).
+    Soak {
+        /// For how many minutes.
+        #[arg(default_value_t = 10)]
+        minutes: u32,
+    },
+    /// Set up, then compare netdp with plain forwarding and netfilter (as root).
+    Bench(bench::Options),
     /// Check format, lints and licences.
     Lint,
 }
@@ -93,6 +106,9 @@ fn run(task: Task) -> Result<()> {
         Task::Image(arguments) => make_image::run(&arguments),
         Task::Kustomize { directory } => go_library::kustomize(&directory),
         Task::Helm(helm) => go_library::helm(&helm),
+        Task::Kube => kube::measure(),
+        Task::Soak { minutes } => kube::soak(minutes),
+        Task::Bench(options) => bench::run(&options),
         Task::Lint => lint::run(),
     }
 }

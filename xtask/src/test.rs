@@ -3,12 +3,17 @@
 use crate::{setup, shell};
 use anyhow::Result;
 use std::os::unix::process::CommandExt as _;
+use xtask::image::{self, Flavour};
 use xtask::testbed;
 
 /// Sets up and becomes `cargo test`, so that its words are the last.
 pub fn run(arguments: &[String]) -> Result<()> {
     testbed::require_root("cargo xtask test")?;
     setup::run()?;
+    if arguments.is_empty() {
+        shell::say("the image, which tests run under containerd");
+        image::make(image::NAME, Flavour::Plain, &image::target_dir()?)?;
+    }
     shell::say("cargo test (some minutes the first time)");
     let mut command = shell::cargo();
     command.arg("test");

@@ -1,20 +1,25 @@
 //! The image, run by containerd with exactly what the DaemonSet grants.
 
+mod deploy;
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 use xtask::image::{self, Flavour, Image};
 use xtask::testbed::{
-    Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for,
+    API_PORT, ApiServer, Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output,
+    wait_for,
 };
 
 /// How long the agent may take to be in force on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a pod has its ServiceAccount's token.
+const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// The container's name.
 const AGENT: &str = "netdp";
@@ -22,7 +27,7 @@ const AGENT: &str = "netdp";
 #[test]
 fn it_translates_with_the_daemonsets_rights() -> Result<()> {
     let node = Node::start()?;
-    let pod = DaemonSet::read("base")?;
+    let pod = DaemonSet::read("")?;
     node.run(AGENT, &pod.container)?;
     node.wait_in_force(AGENT)?;
 
@@ -47,6 +52,11 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
         "{told}"
     );
 
+    for (probe, answer) in [("livenessProbe", "turns"), ("readinessProbe", "in force")] {
+        let told = node.probe(&pod.container[probe])?;
+        ensure!(told.contains(answer), "{probe}: {told}");
+    }
+
     // A rolling update: the datapath outlives the pod, and the next one adopts it.
     node.containerd.stop(AGENT)?;
     assert_eq!(node.source_seen()?, node.address, "without an agent");
@@ -58,7 +68,7 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
 
 #[test]
 fn each_capability_is_needed() -> Result<()> {
-    let pod = DaemonSet::read("base")?;
+    let pod = DaemonSet::read("")?;
     let all = pod.capabilities()?;
     assert_eq!(all, ["BPF", "NET_ADMIN", "PERFMON"]);
     for missing in &all {
@@ -82,6 +92,56 @@ fn each_capability_is_needed() -> Result<()> {
 }
 
 #[test]
+fn it_follows_the_cluster_with_its_service_account() -> Result<()> {
+    let node = Node::start()?;
+    let server = ApiServer::start(&node.bed.node)?;
+    let objects = deploy::objects("base", "", "")?;
+    server.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
+    // What the kubelet would tell the pod, and mount into it.
+    let secrets = node.dir.path().join("secrets");
+    fs::copy(server.ca(), secrets.join("ca.crt"))?;
+    fs::write(secrets.join("namespace"), "kube-system")?;
+    fs::write(secrets.join("token"), server.token("kube-system", "netdp")?)?;
+    let mut container = DaemonSet::read("")?.container;
+    for (name, value) in [
+        ("KUBERNETES_SERVICE_HOST", "127.0.0.1".to_owned()),
+        ("KUBERNETES_SERVICE_PORT", API_PORT.to_string()),
+    ] {
+        let variables = container["env"].as_array_mut().context("no env")?;
+        variables.push(json!({"name": name, "value": value}));
+    }
+    node.run(AGENT, &container)?;
+    node.wait_in_force(AGENT)?;
+    assert_eq!(node.source_seen()?, node.address, "with the defaults");
+
+    // The server is in no range of the defaults.
+    server.apply(
+        "apiVersion: v1\n\
+         kind: ConfigMap\n\
+         metadata: {name: ip-masq-agent, namespace: kube-system}\n\
+         data: {config: 'nonMasqueradeCIDRs: [198.51.100.0/24]'}\n",
+    )?;
+    wait_for(PATIENCE, "the ConfigMap to be in force", || {
+        let told = node.containerd.exec(AGENT, &["netdp", "status"]);
+        told.is_ok_and(|told| told.contains("198.51.100.0/24"))
+    })
+    .with_context(|| node.containerd.log(AGENT))?;
+    wait_for(PATIENCE, "an Event on the ConfigMap", || {
+        let events = server.kubectl(&["get", "events", "-n", "kube-system"]);
+        events.is_ok_and(|events| events.contains("configmap/ip-masq-agent"))
+    })
+    .with_context(|| node.containerd.log(AGENT))?;
+    let leases = server.kubectl(&["get", "leases", "-n", "netdp-fleet", "-o", "name"])?;
+    ensure!(leases.contains("netdp-node"), "{leases}");
+    ensure!(
+        !node.containerd.log(AGENT).contains("forbidden"),
+        "{}",
+        node.containerd.log(AGENT)
+    );
+    Ok(())
+}
+
+#[test]
 fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
     let node = Node::start()?;
     let pod = DaemonSet::read("sys-admin")?;
@@ -95,7 +155,7 @@ fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
 #[test]
 fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
     let node = Node::without_bpffs(Flavour::Plain)?;
-    node.run(AGENT, &DaemonSet::read("base")?.container)?;
+    node.run(AGENT, &DaemonSet::read("")?.container)?;
     node.containerd.wait_end(AGENT)?;
     let log = node.containerd.log(AGENT);
     ensure!(log.contains("mount -t bpf bpf"), "{log}");
@@ -122,7 +182,7 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
         let id = format!("rules{index}");
         let mut options = ContainerOptions {
             command: vec![program.into()],
-            security: DaemonSet::read("base")?.container["securityContext"].clone(),
+            security: DaemonSet::read("")?.container["securityContext"].clone(),
             mounts: vec![(node.dir.path().join("lock"), "/run/xtables.lock".into())],
             ..ContainerOptions::default()
         };
@@ -176,7 +236,7 @@ impl Node {
         let containerd = Containerd::start(&bed.node)?;
         containerd.import(&image(flavour)?.archive)?;
         let dir = WorkDir::new("node")?;
-        for name in ["bpffs", "state"] {
+        for name in ["bpffs", "state", "secrets"] {
             fs::create_dir(dir.path().join(name))?;
         }
         fs::write(dir.path().join("lock"), "")?;
@@ -202,15 +262,17 @@ impl Node {
                 .collect(),
             env: self.environment(container)?,
             security: container["securityContext"].clone(),
-            mounts: [("bpffs", "bpffs"), ("state", "state")]
-                .into_iter()
-                .map(|(volume, directory)| {
-                    Ok((
-                        self.dir.path().join(directory),
-                        mount_path(container, volume)?,
-                    ))
-                })
-                .collect::<Result<_>>()?,
+            mounts: vec![
+                (
+                    self.dir.path().join("bpffs"),
+                    mount_path(container, "bpffs")?,
+                ),
+                (
+                    self.dir.path().join("state"),
+                    mount_path(container, "state")?,
+                ),
+                (self.dir.path().join("secrets"), SECRETS.into()),
+            ],
         };
         let image = container["image"].as_str().context("no image")?;
         self.containerd.run(image, id, &options)
@@ -251,6 +313,14 @@ impl Node {
         seen.context("the server saw nobody")
     }
 
+    /// Asks as the kubelet does, from the node's network.
+    fn probe(&self, probe: &Value) -> Result<String> {
+        let get = &probe["httpGet"];
+        let [host, path] = [&get["host"], &get["path"]].map(|it| it.as_str().unwrap_or_default());
+        let url = format!("http://{host}:{}{path}", get["port"]);
+        self.bed.node.run(&["curl", "-sf", "-m", "5", &url])
+    }
+
     fn process_status(&self, id: &str) -> Result<String> {
         let pid = self.containerd.pid(id)?.context("it does not run")?;
         Ok(fs::read_to_string(format!("/proc/{pid}/status"))?)
@@ -273,26 +343,9 @@ struct DaemonSet {
 }
 
 impl DaemonSet {
-    /// Of the base, or of the base with a component.
-    fn read(which: &str) -> Result<Self> {
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.arg("kustomize");
-        let dir = WorkDir::new("kustomization")?;
-        if which == "base" {
-            command.arg(deploy.join("base"));
-        } else {
-            let up = "../".repeat(dir.path().components().count() - 1);
-            let deploy = deploy.canonicalize()?;
-            let at = format!("{up}{}", deploy.display().to_string().trim_matches('/'));
-            fs::write(
-                dir.path().join("kustomization.yaml"),
-                format!("resources: [{at}/base]\ncomponents: [{at}/components/{which}]\n"),
-            )?;
-            command.arg(dir.path());
-        }
-        let built: Value = serde_json::from_str(&output(&mut command)?)?;
-        let objects = built["resources"].as_array().context("no resources")?;
+    /// Of the base, with a component unless that is empty.
+    fn read(component: &str) -> Result<Self> {
+        let objects = deploy::objects("base", component, "")?;
         let daemonset = objects
             .iter()
             .find(|object| object["kind"] == "DaemonSet")
@@ -322,8 +375,8 @@ impl DaemonSet {
 }
 
 fn mount_path(container: &Value, volume: &str) -> Result<String> {
-    let mounts = container["volumeMounts"].as_array().into_iter().flatten();
-    let found = mounts.filter(|mount| mount["name"] == volume).last();
+    let mut mounts = container["volumeMounts"].as_array().into_iter().flatten();
+    let found = mounts.rfind(|mount| mount["name"] == volume);
     let path = found.and_then(|mount| mount["mountPath"].as_str());
     Ok(path.context("not mounted")?.to_owned())
 }

@@ -1,14 +1,17 @@
 //! What is in deploy/, applied to a real API server: by kubectl what Kustomize
 //! makes of it, and by Helm.
 
+mod deploy;
+
 use anyhow::{Context as _, Result, ensure};
+use deploy::objects;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
-use xtask::testbed::{ApiServer, Netns, Running, WorkDir, output, wait_for};
+use xtask::testbed::{ApiServer, Netns, Running, WorkDir, wait_for};
 
 /// How long Helm may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,27 +34,24 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
       path: /data/nat.rules
       value: 10.1.0.0/16 192.168.7.0/24";
     let cases = [
-        (kustomization("base", "", "")?, json!({})),
+        (objects("base", "", "")?, json!({})),
         (
-            kustomization("overlays/ip-masq-agent", "", "")?,
+            objects("overlays/ip-masq-agent", "", "")?,
             json!({"replaceIpMasqAgent": true}),
         ),
         (
-            kustomization("overlays/k8s-custom-iptables", "", targets)?,
+            objects("overlays/k8s-custom-iptables", "", targets)?,
             json!({"targets": ["10.1.0.0/16", "192.168.7.0/24"]}),
         ),
-        (kustomization("base", "files", "")?, json!({"api": false})),
+        (objects("base", "files", "")?, json!({"api": false})),
+        (objects("base", "sys-admin", "")?, json!({"sysAdmin": true})),
         (
-            kustomization("base", "sys-admin", "")?,
-            json!({"sysAdmin": true}),
-        ),
-        (
-            kustomization("base", "iptables", "")?,
+            objects("base", "iptables", "")?,
             json!({"mode": "iptables"}),
         ),
     ];
-    for (kustomization, values) in cases {
-        cluster.apply(&kustomize(kustomization.path())?)?;
+    for (objects, values) in cases {
+        cluster.apply(&objects)?;
         let by_kustomize = cluster.objects()?;
         cluster.forget()?;
         cluster.install(&values)?;
@@ -70,12 +70,12 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
 fn the_overlay_leaves_nothing_of_ip_masq_agent() -> Result<()> {
     let _one = ONE.lock();
     let cluster = Cluster::start()?;
-    cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": [masq_agent()]}))?;
-    let overlay = kustomization("overlays/ip-masq-agent", "", "")?;
-    cluster.apply(&kustomize(overlay.path())?)?;
+    cluster.apply(&[masq_agent()])?;
+    let overlay = objects("overlays/ip-masq-agent", "", "")?;
+    cluster.apply(&overlay)?;
     let replaced = daemonset(&cluster.objects()?)?;
     cluster.forget()?;
-    cluster.apply(&kustomize(overlay.path())?)?;
+    cluster.apply(&overlay)?;
     assert_eq!(replaced, daemonset(&cluster.objects()?)?);
     assert_eq!(replaced["metadata"]["name"], "ip-masq-agent");
     Ok(())
@@ -83,9 +83,8 @@ fn the_overlay_leaves_nothing_of_ip_masq_agent() -> Result<()> {
 
 #[test]
 fn without_the_api_there_are_no_rights_on_it() -> Result<()> {
-    let kustomization = kustomization("base", "files", "")?;
-    let list = kustomize(kustomization.path())?;
-    let kinds: Vec<_> = items(&list).iter().map(|item| &item["kind"]).collect();
+    let objects = objects("base", "files", "")?;
+    let kinds: Vec<_> = objects.iter().map(|object| &object["kind"]).collect();
     assert_eq!(kinds, ["ServiceAccount", "DaemonSet"]);
     Ok(())
 }
@@ -127,7 +126,7 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
 fn helm_lint_finds_nothing_wrong() -> Result<()> {
     let mut lint = Command::new(env!("CARGO_BIN_EXE_xtask"));
     lint.args(["helm", "--lint", "--kubeconfig", "/nonexistent"])
-        .arg(chart());
+        .arg(chart()?);
     let found: Value = serde_json::from_str(&Running::start(lint)?.finish(PATIENCE)?)?;
     let messages = found["Messages"].as_array().context("no messages")?;
     // The advice to have an icon. Warnings are 2, errors 3.
@@ -154,7 +153,8 @@ impl Cluster {
     }
 
     /// As a user does it, with kubectl's check of fields.
-    fn apply(&self, list: &Value) -> Result<()> {
+    fn apply(&self, objects: &[Value]) -> Result<()> {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.server.apply(&list.to_string())?;
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Cluster {
         let mut helm = self.ns.command(env!("CARGO_BIN_EXE_xtask"));
         helm.args(["helm", "--values", &values.to_string(), "--kubeconfig"])
             .arg(self.server.admin_kubeconfig())
-            .arg(chart());
+            .arg(chart()?);
         for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
             helm.env(home, self.dir.path());
         }
@@ -231,31 +231,35 @@ impl Cluster {
 
 /// What an object is, without what the server and the tools add to it.
 fn essence(mut object: Value) -> Value {
-    let metadata = &mut object["metadata"];
-    for key in [
-        "annotations",
-        "creationTimestamp",
-        "generation",
-        "managedFields",
-        "resourceVersion",
-        "selfLink",
-        "uid",
-    ] {
-        metadata.as_object_mut().unwrap().remove(key);
-    }
-    metadata["labels"]
-        .as_object_mut()
-        .unwrap()
-        .remove("app.kubernetes.io/managed-by");
-    let object_fields = object.as_object_mut().unwrap();
-    object_fields.remove("status");
-    // A ServiceAccount's, made by the controllers of a whole cluster.
-    object_fields.remove("secrets");
+    remove(
+        &mut object["metadata"],
+        &[
+            "annotations",
+            "creationTimestamp",
+            "generation",
+            "managedFields",
+            "resourceVersion",
+            "selfLink",
+            "uid",
+        ],
+    );
+    remove(
+        &mut object["metadata"]["labels"],
+        &["app.kubernetes.io/managed-by"],
+    );
+    // A ServiceAccount's secrets are made by the controllers of a whole cluster.
+    remove(&mut object, &["status", "secrets"]);
     // A Namespace's finalizers are the server's.
-    if object_fields["kind"] == "Namespace" {
-        object_fields.remove("spec");
+    if object["kind"] == "Namespace" {
+        remove(&mut object, &["spec"]);
     }
     object
+}
+
+fn remove(object: &mut Value, keys: &[&str]) {
+    if let Some(object) = object.as_object_mut() {
+        object.retain(|key, _| !keys.contains(&key.as_str()));
+    }
 }
 
 fn name(object: &Value) -> String {
@@ -315,42 +319,10 @@ fn masq_agent() -> Value {
     })
 }
 
-/// A kustomization as a user writes it, on top of one in deploy/kustomize.
-fn kustomization(on: &str, component: &str, patches: &str) -> Result<WorkDir> {
-    let dir = WorkDir::new("kustomization")?;
-    let deploy = deploy().join("kustomize");
-    // Kustomize takes relative paths only.
-    let up = "../".repeat(dir.path().components().count() - 1);
-    let relative = |path: PathBuf| format!("{up}{}", path.display().to_string().trim_matches('/'));
-    let mut text = format!("resources:\n- {}\n", relative(deploy.join(on)));
-    if !component.is_empty() {
-        let component = relative(deploy.join("components").join(component));
-        text += &format!("components:\n- {component}\n");
-    }
-    if !patches.is_empty() {
-        text += &format!("patches:\n{patches}\n");
-    }
-    fs::write(dir.path().join("kustomization.yaml"), text)?;
-    Ok(dir)
-}
-
-/// What Kustomize makes of a directory, as a List.
-fn kustomize(directory: &Path) -> Result<Value> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-    command.arg("kustomize").arg(directory);
-    let built: Value = serde_json::from_str(&output(&mut command)?)?;
-    Ok(json!({"apiVersion": "v1", "kind": "List", "items": built["resources"]}))
-}
-
 fn items(list: &Value) -> &[Value] {
     list["items"].as_array().map_or(&[], Vec::as_slice)
 }
 
-fn chart() -> PathBuf {
-    deploy().join("helm/netdp")
-}
-
-fn deploy() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    path.canonicalize().expect("deploy/ is in the workspace")
+fn chart() -> Result<PathBuf> {
+    Ok(deploy::directory()?.join("helm/netdp"))
 }

@@ -4,7 +4,7 @@
 //! one, whoever comes first, and not one for each node.
 
 use super::Told;
-use crate::sources::kube::{KubeOptions, MapRef, random};
+use crate::sources::kube::{KubeOptions, MapRef, describe, random};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -200,7 +200,7 @@ impl Publisher {
             Ok(Ok(_)) => Ok(()),
             // Another node, or an earlier agent, was first.
             Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => Ok(()),
-            Ok(Err(error)) => Err(error.to_string()),
+            Ok(Err(error)) => Err(describe(&error)),
             Err(_) => Err("the API is silent".into()),
         }
     }

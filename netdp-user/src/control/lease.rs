@@ -1,7 +1,7 @@
 //! The node's Lease: what `netdp fleet` and kubectl show of it.
 
 use super::{Told, lease_name};
-use crate::sources::kube::{KubeOptions, View, random};
+use crate::sources::kube::{KubeOptions, View, describe, random};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PatchParams};
@@ -82,7 +82,7 @@ async fn write(api: &Api<Lease>, node: &str, lease: &Value) -> Result<(), String
     let patch = Patch::Apply(lease);
     match timeout(PATIENCE, api.patch(&lease_name(node), &params, &patch)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Err(error)) => Err(describe(&error)),
         Err(_) => Err("the API is silent".into()),
     }
 }

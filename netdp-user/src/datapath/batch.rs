@@ -1,5 +1,5 @@
-//! Reading a hash map in batches: `BPF_MAP_LOOKUP_BATCH` (Linux 5.6), which aya
-//! does not offer.
+//! Reading and removing entries of a hash map in batches: `BPF_MAP_LOOKUP_BATCH`
+//! and `BPF_MAP_DELETE_BATCH` (Linux 5.6), which aya does not offer.
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
 /// The `batch` member of `union bpf_attr`.
 #[repr(C)]
@@ -48,15 +49,7 @@ pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V
         };
         // SAFETY: the pointers are to live buffers of `count` elements, and the
         // kernel writes at most that many.
-        let status = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_MAP_LOOKUP_BATCH,
-                &raw mut attr,
-                size_of::<Attr>(),
-            )
-        };
-        let error = (status < 0).then(std::io::Error::last_os_error);
+        let error = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
         let code = error.as_ref().and_then(std::io::Error::raw_os_error);
         // ENOSPC: a bucket holds more than fits; nothing was read.
         if code == Some(libc::ENOSPC) {
@@ -84,4 +77,49 @@ pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V
         }
         cursor = Some(next);
     }
+}
+
+/// Removes these entries; those that are gone already are as good. `K` must be
+/// the map's key type.
+///
+/// # Errors
+/// The kernel refused to change the map.
+pub fn remove<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> Result<()> {
+    while !keys.is_empty() {
+        let mut attr = Attr {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.as_ptr() as u64,
+            values: 0,
+            count: u32::try_from(keys.len())?,
+            map_fd: u32::try_from(map.as_raw_fd())?,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads `count` keys from a live buffer.
+        let error = unsafe { call(BPF_MAP_DELETE_BATCH, &mut attr) }.err();
+        let Some(error) = error else {
+            return Ok(());
+        };
+        if error.raw_os_error() != Some(libc::ENOENT) {
+            return Err(error).context("removing entries of a map");
+        }
+        // It stopped at a key that is missing: go on behind it.
+        let done = usize::try_from(attr.count)?.saturating_add(1);
+        keys = keys.get(done..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// `bpf(2)` with the `batch` member.
+///
+/// # Safety
+/// The pointers in `attr` must be as `command` wants them.
+unsafe fn call(command: libc::c_int, attr: &mut Attr) -> std::io::Result<()> {
+    // SAFETY: `attr` lives, and its pointers are as the caller has promised.
+    let status = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<Attr>()) };
+    if status < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Ok(())
 }

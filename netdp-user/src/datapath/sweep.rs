@@ -4,7 +4,7 @@
 //! had been silent for its whole timeout: no live flow is ever collected.
 
 use super::batch;
-use super::maps::{Maps, ignore_missing};
+use super::maps::Maps;
 use super::replies::Replies;
 use super::schedule::{Next, Schedule};
 use crate::config::{Action, Config};
@@ -104,6 +104,9 @@ pub struct SweepRules<'a> {
 /// How full the tables may get, in percent, before closing and unanswered
 /// mappings make room.
 const PRESSURE_PERCENT: usize = 85;
+
+/// How many mappings are removed by one system call.
+const REMOVED_AT_ONCE: usize = 256;
 
 /// One mapping: whether and why it ends.
 enum Fate {
@@ -332,13 +335,14 @@ impl<'a> Sweep<'a> {
         for (tuple, wire, half) in self.torn {
             swept.repaired += usize::from(repair(&mut maps.rev_snat, &tuple, &wire, &half)?);
         }
-        for (tuple, wire) in &self.ended {
-            remove(&mut maps.snat, tuple)?;
-            remove(&mut maps.rev_snat, wire)?;
+        // Both halves of a mapping within a moment: what comes between finds one.
+        for ended in self.ended.chunks(REMOVED_AT_ONCE) {
+            let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
+            batch::remove(maps.snat_data.fd().as_fd(), &tuples).context("in the snat map")?;
+            batch::remove(maps.rev_snat_data.fd().as_fd(), &wires)
+                .context("in the rev_snat map")?;
         }
-        for wire in orphans {
-            remove(&mut maps.rev_snat, wire)?;
-        }
+        batch::remove(maps.rev_snat_data.fd().as_fd(), orphans).context("in the rev_snat map")?;
         Ok(swept)
     }
 
@@ -403,10 +407,6 @@ fn repair(
         ..*half
     };
     Ok(rev_snat.insert(wire, reply, BPF_NOEXIST).is_ok())
-}
-
-fn remove(map: &mut HashMap<MapData, Tuple, Mapping>, tuple: &Tuple) -> Result<()> {
-    ignore_missing(map.remove(tuple)).with_context(|| format!("removing the mapping {tuple:?}"))
 }
 
 impl Maps {

@@ -10,7 +10,7 @@ mod tell;
 mod view;
 
 pub use client::{KubeOptions, connect, connect_as_user, in_cluster};
-pub(crate) use follow::random;
+pub(crate) use follow::{describe, random};
 pub use maps::{LABEL, NAT_RULES_MAP};
 pub use view::{MapDocuments, MapRef, NodeFacts, View};
 

@@ -19,6 +19,9 @@ mod fragments;
 mod headers;
 mod lifetime;
 mod limits;
+#[path = "../../../netdp-common/src/fake/model.rs"]
+mod model;
+mod model_walks;
 mod node;
 mod random;
 mod refusals;

@@ -196,6 +196,15 @@ impl Node {
         rev_snat.remove(&key).expect("a reply half");
     }
 
+    /// All halves of mappings: original, reply.
+    pub fn halves(&self) -> [Vec<(Tuple, Mapping)>; 2] {
+        [pins::SNAT, pins::REV_SNAT].map(|pin| {
+            let map = self.mappings(pin);
+            let entries = map.iter().map(|entry| entry.expect("an entry"));
+            entries.collect()
+        })
+    }
+
     fn mappings(&self, pin: &str) -> HashMap<MapData, Tuple, Mapping> {
         let map = MapData::from_pin(self.bpffs().join(pin)).expect("a pinned map");
         Map::HashMap(map).try_into().expect("a map of mappings")

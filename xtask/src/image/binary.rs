@@ -5,6 +5,8 @@ use crate::shell;
 use anyhow::{Context as _, Result, bail, ensure};
 use oci_spec::image::Arch;
 use std::env::consts::ARCH;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -30,12 +32,14 @@ pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
     shell::say(&format!(
         "cargo build --release --target {target} (about three minutes the first time)"
     ));
+    let flags = flags(target_dir)?;
     let out = shell::cargo()
         .args(["build", "--release", "--locked", "--package", "netdp-user"])
         .args(["--bin", "netdp", "--target", target])
         .arg("--message-format=json-render-diagnostics")
         .env("CARGO_TARGET_DIR", target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(target_dir)?)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .env("RUSTC_WRAPPER", wrapper(target_dir, &flags)?)
         .stderr(Stdio::inherit())
         .output()
         .context("starting cargo")?;
@@ -48,8 +52,9 @@ pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
         .context("cargo built no program of the name netdp")
 }
 
-/// Paths of this machine, which panics' messages would name, get fixed names.
-fn flags(target_dir: &Path) -> Result<String> {
+/// Paths of this machine, which messages of panics and the eBPF programs' line
+/// information name, get fixed names.
+fn flags(target_dir: &Path) -> Result<Vec<String>> {
     let cargo_home = shell::cargo_home().context("neither CARGO_HOME nor HOME is set")?;
     let root = shell::root()
         .canonicalize()
@@ -61,9 +66,29 @@ fn flags(target_dir: &Path) -> Result<String> {
         // fits is taken.
         (target_dir, "/target"),
     ];
-    let flags: Vec<String> = paths
+    Ok(paths
         .iter()
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()))
+        .collect())
+}
+
+/// A program that runs the compiler with these flags. The eBPF programs are
+/// built by a cargo of their own, which gets no flags of this one's, but obeys
+/// `RUSTC_WRAPPER`.
+fn wrapper(target_dir: &Path, flags: &[String]) -> Result<PathBuf> {
+    let quoted: Vec<String> = flags
+        .iter()
+        .map(|flag| format!("'{}'", flag.replace('\'', r"'\''")))
         .collect();
-    Ok(flags.join("\x1f"))
+    let script = format!("#!/bin/sh\nexec \"$@\" {}\n", quoted.join(" "));
+    let path = target_dir.join("image/rustc-wrapper");
+    // Writing it anew while another process runs it would fail.
+    if fs::read_to_string(&path).is_ok_and(|there| there == script) {
+        return Ok(path);
+    }
+    fs::create_dir_all(target_dir.join("image"))
+        .and_then(|()| fs::write(&path, script))
+        .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o755)))
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
 }

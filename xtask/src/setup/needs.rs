@@ -244,7 +244,12 @@ pub const ALL: &[Need] = &[
         "coexistence with kube-proxy in tests",
     ),
     program(&["nft"], "nftables", "coexistence with netfilter in tests"),
-    program(&["conntrack"], "conntrack", "looks into netfilter in tests"),
+    program(
+        &["conntrack"],
+        "conntrack",
+        "looks into netfilter in tests and the bench",
+    ),
+    program(&["sockperf"], "sockperf", "measures latency in the bench"),
     api_server_build("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
     api_server_build("/usr/lib/go-1.19/src/runtime", "golang-1.19-src"),
     api_server_build(

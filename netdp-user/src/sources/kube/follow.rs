@@ -89,6 +89,11 @@ impl Trouble {
     }
 }
 
+/// An error in one line.
+pub(crate) fn describe(error: &kube::Error) -> String {
+    Trouble::of(error).text
+}
+
 /// An error with its causes, which its own text may repeat.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -141,7 +141,10 @@ impl Shared {
                 None => heard.troubles.remove(&part),
             };
             let first = heard.troubles.values().next().map(|t| t.text.clone());
-            heard.teller.tell(first.as_deref());
+            // Before all is heard, one watch that is well says nothing.
+            if first.is_some() || Part::MAPS.iter().all(|part| heard.maps.contains_key(part)) {
+                heard.teller.tell(first.as_deref());
+            }
         }
         self.publish();
     }

@@ -1,0 +1,103 @@
+//! Events on ConfigMaps and on the Node.
+
+use crate::cluster::{Cluster, EVERYTHING, NODE};
+use crate::common::{SOON, wait_log};
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use xtask::testbed::{Agent, wait_some};
+
+/// Waits for an Event with this reason, and returns it.
+fn event(cluster: &Cluster, agent: &Agent, namespace: &str, reason: &str) -> Result<Value> {
+    let mut seen = Value::Null;
+    wait_some(SOON, &format!("an Event {reason}"), || {
+        seen = cluster.json(&["-n", namespace, "get", "events"]).ok()?;
+        let items = seen["items"].as_array()?;
+        items
+            .iter()
+            .find(|event| event["reason"] == reason)
+            .cloned()
+    })
+    .with_context(|| format!("there are {seen:#}\nthe agent wrote:\n{}", agent.log()))
+}
+
+#[test]
+fn they_say_what_became_of_a_config_map() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    let applied = event(&cluster, &agent, "kube-system", "Applied")?;
+    assert_eq!(applied["type"], "Normal");
+    assert_eq!(applied["involvedObject"]["kind"], "ConfigMap");
+    assert_eq!(applied["involvedObject"]["name"], "ip-masq-agent");
+    let message = applied["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("in force: config "), "{message}");
+    cluster.configure("nonMasqueradeCIDRs:\n- 10.0.0.0/33\n")?;
+    let rejected = event(&cluster, &agent, "kube-system", "Rejected")?;
+    assert_eq!(rejected["type"], "Warning");
+    let message = rejected["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with("config:2: "), "{message}");
+    assert!(message.ends_with("what was in force stays"), "{message}");
+    cluster.configure("nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.1.0.0/16\n")?;
+    let warned = event(&cluster, &agent, "kube-system", "LookAtThis")?;
+    let message = warned["message"].as_str().unwrap_or_default();
+    assert!(message.contains("10.1.0.0/16"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn the_nodes_of_a_cluster_share_one_about_each_version() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let mut agent = cluster.agent()?;
+    event(&cluster, &agent, "kube-system", "Applied")?;
+    // The same agent anew, and one of another name.
+    agent.restart()?;
+    let log = agent.options().clone().arg("--log-level=debug");
+    *agent.options() = log;
+    agent.restart()?;
+    cluster.configure("nonMasqueradeCIDRs:\n- 10.0.0.0/33\n")?;
+    event(&cluster, &agent, "kube-system", "Rejected")?;
+    let events = cluster.json(&["-n", "kube-system", "get", "events"])?;
+    let items = events["items"].as_array().context("a list")?;
+    let applied = items
+        .iter()
+        .filter(|event| event["reason"] == "Applied")
+        .count();
+    assert_eq!(applied, 1, "{events:#}");
+    Ok(())
+}
+
+#[test]
+fn one_says_that_the_uplink_is_lost() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    // Said of the first state, so that the next is a change.
+    event(&cluster, &agent, "kube-system", "Applied")?;
+    cluster.bed.node.ip("link delete eth0")?;
+    let lost = event(&cluster, &agent, "default", "UplinkLost")?;
+    assert_eq!(lost["involvedObject"]["kind"], "Node");
+    assert_eq!(lost["involvedObject"]["name"], NODE);
+    assert!(
+        lost["message"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("eth0")
+    );
+    Ok(())
+}
+
+#[test]
+fn nothing_depends_on_the_right_to_write_them() -> Result<()> {
+    let cluster = Cluster::bare()?;
+    cluster.api.apply(&crate::cluster::account())?;
+    cluster
+        .api
+        .apply(&crate::rbac::without("events", "create"))?;
+    cluster.add_node()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    wait_log(&agent, "in an Event: ")?;
+    assert!(cluster.is_masqueraded()?);
+    cluster.wait_probe(&agent, "200", "ok")
+}

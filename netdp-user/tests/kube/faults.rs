@@ -1,0 +1,146 @@
+//! An API server that vanishes, refuses, lies or closes watches: the last good configuration stays.
+
+use crate::cluster::{Cluster, EVERYTHING, NOT_THE_NEIGHBOUR, wait_status};
+use crate::proxy::{Fault, Proxy};
+use anyhow::{Result, ensure};
+use std::time::Duration;
+use xtask::testbed::{Agent, wait_for};
+
+/// Every fault that keeps the agent from hearing of a change.
+const DEAF: [Fault; 6] = [
+    Fault::Cut,
+    Fault::Silent,
+    Fault::Status(403),
+    Fault::Status(500),
+    Fault::Status(410),
+    Fault::Garbage,
+];
+
+#[test]
+fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
+    let agent = Agent::start(
+        &cluster.bed.node,
+        cluster.options(&cluster.kubeconfig_of(&proxy)?),
+    )?;
+    let mut masqueraded = true;
+    for fault in DEAF {
+        proxy.set(fault);
+        let before = proxy.requests();
+        masqueraded = !masqueraded;
+        cluster.configure(if masqueraded {
+            EVERYTHING
+        } else {
+            NOT_THE_NEIGHBOUR
+        })?;
+        if fault != Fault::Cut {
+            // It has come up against the fault.
+            wait_for(Duration::from_secs(20), "requests", || {
+                proxy.requests() >= before + 3
+            })?;
+        }
+        ensure!(
+            cluster.is_masqueraded()? != masqueraded,
+            "{fault:?}: changed"
+        );
+        if fault != Fault::Silent {
+            wait_status(&agent, "a word of it", |report| {
+                let api = report["api"].as_str().unwrap_or_default();
+                api.contains("what it said last stays in force")
+            })?;
+        }
+        cluster.wait_probe(&agent, "200", "ok")?;
+        proxy.set(Fault::None);
+        cluster.wait_masqueraded(&agent, masqueraded)?;
+    }
+    wait_status(&agent, "all well", |report| report["api"] == "followed")?;
+    // Told, but not at each attempt.
+    let log = agent.log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("Kubernetes API"))
+        .count();
+    ensure!(lines <= 4 * DEAF.len(), "{lines} lines:\n{log}");
+    Ok(())
+}
+
+#[test]
+fn changes_count_with_a_slow_api_and_with_watches_that_do_not_last() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
+    let agent = Agent::start(
+        &cluster.bed.node,
+        cluster.options(&cluster.kubeconfig_of(&proxy)?),
+    )?;
+    let mut masqueraded = true;
+    for fault in [Fault::Slow, Fault::Gone] {
+        proxy.set(fault);
+        masqueraded = !masqueraded;
+        cluster.configure(if masqueraded {
+            EVERYTHING
+        } else {
+            NOT_THE_NEIGHBOUR
+        })?;
+        cluster.wait_masqueraded(&agent, masqueraded)?;
+    }
+    // Watches that are closed at once are not opened again at once.
+    proxy.set(Fault::ShortWatches);
+    let before = proxy.requests();
+    wait_for(Duration::from_secs(20), "watches", || {
+        proxy.requests() >= before + 12
+    })?;
+    proxy.set(Fault::None);
+    cluster.configure(if masqueraded {
+        NOT_THE_NEIGHBOUR
+    } else {
+        EVERYTHING
+    })?;
+    cluster.wait_masqueraded(&agent, !masqueraded)
+}
+
+#[test]
+fn a_cluster_that_was_made_anew_is_not_believed() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let mut agent = cluster.agent()?;
+    assert!(cluster.is_masqueraded()?);
+    cluster.api.restart_empty()?;
+    // Its ServiceAccount is another one: nothing can be heard with the token of before.
+    cluster.api.apply(&crate::cluster::account())?;
+    cluster.api.apply(crate::cluster::RBAC)?;
+    cluster.add_node()?;
+    cluster.kubeconfig()?;
+    assert!(cluster.is_masqueraded()?);
+    // A new agent hears that there is no ConfigMap, and believes it.
+    agent.restart()?;
+    cluster.wait_masqueraded(&agent, false)
+}
+
+#[test]
+fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
+    let agent = Agent::start(
+        &cluster.bed.node,
+        cluster.options(&cluster.kubeconfig_of(&proxy)?),
+    )?;
+    // A watch that ends is resumed; only one that can't be is followed by a list.
+    proxy.set(Fault::Gone);
+    wait_status(&agent, "the watches' end", |report| {
+        report["api"] != "followed"
+    })?;
+    proxy.set(Fault::EmptyLists);
+    wait_status(&agent, "disbelief", |report| {
+        let api = report["api"].as_str().unwrap_or_default();
+        api.contains("this is not believed") || api.contains("there is no Node")
+    })?;
+    assert!(cluster.is_masqueraded()?);
+    proxy.set(Fault::None);
+    wait_status(&agent, "all well", |report| report["api"] == "followed")?;
+    assert!(cluster.is_masqueraded()?);
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! `netdp fleet`.
+
+use crate::cluster::{Cluster, EVERYTHING, NODE};
+use crate::common::SOON;
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::process::Command;
+use xtask::testbed::{Agent, output, wait_for};
+
+fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let mut command: Command = cluster.bed.node.command(crate::common::NETDP);
+    command
+        .arg("fleet")
+        .arg("--kubeconfig")
+        .arg(cluster.api.admin_kubeconfig())
+        .args(arguments);
+    output(&mut command)
+}
+
+/// Waits until the node is shown so.
+fn wait_shown(cluster: &Cluster, agent: &Agent, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    let mut seen = Value::Null;
+    wait_for(SOON, "the node to be shown as wanted", || {
+        let shown = fleet(cluster, &["-o", "json"]).ok();
+        let shown = shown.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        let rows = shown.as_ref().and_then(Value::as_array);
+        let row = rows.and_then(|rows| rows.iter().find(|row| row["node"] == NODE));
+        seen = row.cloned().unwrap_or_default();
+        wanted(&seen)
+    })
+    .with_context(|| format!("it is shown as {seen:#}\nthe agent wrote:\n{}", agent.log()))?;
+    Ok(seen)
+}
+
+#[test]
+fn it_shows_what_is_in_force_where() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    cluster
+        .api
+        .apply("apiVersion: v1\nkind: Node\nmetadata: {name: node-b}\n")?;
+    let agent = cluster.agent()?;
+    let first = wait_shown(&cluster, &agent, |row| row["state"] == "ready")?;
+    assert_eq!(first["mode"], "ebpf");
+    let report = crate::common::status(&agent)?["report"].clone();
+    assert_eq!(first["config"], report["config"]["hash"]);
+    // Another configuration is another hash and the next generation.
+    cluster.configure("nonMasqueradeCIDRs: [172.16.0.0/16, 192.0.2.0/24]\n")?;
+    let next = first["generation"].as_u64().context("a number")? + 1;
+    let second = wait_shown(&cluster, &agent, |row| row["generation"] == next)?;
+    assert_ne!(second["config"], first["config"]);
+    // A bad one leaves both, and is told.
+    cluster.configure("nonMasqueradeCIDRs: [x]\n")?;
+    let third = wait_shown(&cluster, &agent, |row| {
+        let errors = row["errors"].as_str().unwrap_or_default();
+        errors.contains("kube-system/ip-masq-agent/config:1")
+    })?;
+    assert_eq!(
+        (&third["config"], &third["state"]),
+        (&second["config"], &second["state"])
+    );
+    let text = fleet(&cluster, &[])?;
+    assert!(text.contains("NODE") && text.contains("node-b"), "{text}");
+    assert!(text.contains("no agent"), "{text}");
+    assert!(text.contains("1 of 2 nodes ready"), "{text}");
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The manifests' RBAC: each permission is needed, and there is no other.
+
+use crate::cluster::{Cluster, EVERYTHING, NODE, RBAC, account};
+use crate::common::SOON;
+use anyhow::{Context as _, Result, ensure};
+use xtask::testbed::{Agent, wait_for};
+
+/// Every permission: resource and verb.
+const NEEDED: [(&str, &str); 7] = [
+    ("configmaps", "list"),
+    ("configmaps", "watch"),
+    ("nodes", "list"),
+    ("nodes", "watch"),
+    ("events", "create"),
+    ("leases", "create"),
+    ("leases", "patch"),
+];
+
+/// The manifests without a permission.
+pub fn without(resource: &str, verb: &str) -> String {
+    let mut found = false;
+    let mut of_resource = false;
+    let mut text = String::new();
+    for line in RBAC.lines() {
+        let trimmed = line.trim();
+        if let Some(resources) = trimmed.strip_prefix("resources: ") {
+            of_resource = resources == format!("[{resource}]");
+        }
+        if let Some(verbs) = trimmed.strip_prefix("verbs: [").filter(|_| of_resource) {
+            let left: Vec<_> = verbs
+                .trim_end_matches(']')
+                .split(", ")
+                .filter(|other| *other != verb)
+                .collect();
+            found |= left.len() < verbs.split(", ").count();
+            let left = if left.is_empty() {
+                vec!["delete"]
+            } else {
+                left
+            };
+            text.push_str(&format!("  verbs: [{}]\n", left.join(", ")));
+            continue;
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    assert!(found, "there is no {verb} of {resource}");
+    text
+}
+
+/// What the agent says of what it was refused, once it has gone through everything it does.
+fn refusals(cluster: &Cluster, agent: &Agent, wanted: &str) -> Result<()> {
+    wait_for(SOON, wanted, || agent.log().contains(wanted)).with_context(|| {
+        format!(
+            "the agent wrote:\n{}\n{}",
+            agent.log(),
+            cluster.dir.path().display()
+        )
+    })
+}
+
+/// Waits until the API server has taken note that the agent may not do this any more.
+fn wait_forbidden(cluster: &Cluster, resource: &str, verb: &str) -> Result<()> {
+    let namespaces: &[&str] = match resource {
+        "events" => &["kube-system", "default"],
+        "leases" => &["netdp-fleet"],
+        _ => &["kube-system"],
+    };
+    let who = "--as=system:serviceaccount:kube-system:netdp";
+    for namespace in namespaces {
+        wait_for(SOON, &format!("no {verb} of {resource}"), || {
+            // It prints `no` and fails.
+            let may = ["auth", "can-i", verb, resource, who, "-n", namespace];
+            cluster.api.kubectl(&may).is_err()
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn each_permission_is_needed() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let lease = format!("netdp-{NODE}");
+    for (resource, verb) in NEEDED {
+        cluster.api.apply(&without(resource, verb))?;
+        let delete = [
+            "-n",
+            "netdp-fleet",
+            "delete",
+            "lease",
+            "--ignore-not-found",
+            &lease,
+        ];
+        cluster.api.kubectl(&delete)?;
+        cluster
+            .api
+            .kubectl(&["-n", "kube-system", "delete", "events", "--all"])?;
+        wait_forbidden(&cluster, resource, verb)?;
+        let agent = cluster.agent()?;
+        let words = match (resource, verb) {
+            // The API server says no more of a patch that may not create.
+            ("leases", "create") => format!("\"{lease}\" is forbidden"),
+            _ => format!("cannot {verb} resource \"{resource}\""),
+        };
+        refusals(&cluster, &agent, &words)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_refused_with_all_of_them_and_nothing_else_is_allowed() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    let lease = format!("netdp-{NODE}");
+    wait_for(SOON, "the Lease and the Event", || {
+        let lease = cluster.json(&["-n", "netdp-fleet", "get", "lease", &lease]);
+        let events = cluster.json(&["-n", "kube-system", "get", "events"]);
+        lease.is_ok() && events.is_ok_and(|events| events["items"][0]["reason"] == "Applied")
+    })
+    .with_context(|| format!("the agent wrote:\n{}", agent.log()))?;
+    ensure!(!agent.log().contains("cannot "), "{}", agent.log());
+    for (namespace, wanted) in [
+        (
+            "kube-system",
+            &[
+                "configmaps [list watch]",
+                "events [create]",
+                "nodes [list watch]",
+            ][..],
+        ),
+        ("default", &["events [create]", "nodes [list watch]"]),
+        (
+            "netdp-fleet",
+            &[
+                "leases.coordination.k8s.io [create patch]",
+                "nodes [list watch]",
+            ],
+        ),
+        ("elsewhere", &["nodes [list watch]"]),
+    ] {
+        let who = "--as=system:serviceaccount:kube-system:netdp";
+        let list = [
+            "auth",
+            "can-i",
+            "--list",
+            "--no-headers",
+            who,
+            "-n",
+            namespace,
+        ];
+        let listed = cluster.api.kubectl(&list)?;
+        let mut allowed: Vec<String> = listed
+            .lines()
+            // What everybody may: ask about oneself, and read paths that are no resources.
+            .filter(|line| !line.contains("selfsubject") && !line.trim_start().starts_with('['))
+            .map(|line| {
+                let what = line.split_whitespace().next().unwrap_or_default();
+                let verbs = line.rsplit_once('[').map_or("", |(_, verbs)| verbs).trim();
+                format!("{what} [{verbs}")
+            })
+            .collect();
+        allowed.sort();
+        ensure!(
+            allowed == wanted,
+            "in {namespace}: {allowed:?}, of\n{listed}"
+        );
+    }
+    ensure!(account().contains("netdp"), "the ServiceAccount");
+    Ok(())
+}

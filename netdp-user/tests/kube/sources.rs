@@ -1,0 +1,209 @@
+//! ConfigMaps and the Node as sources.
+
+use crate::cluster::{Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, wait_status};
+use crate::common::wait_log;
+use anyhow::Result;
+use serde_json::Value;
+use xtask::testbed::{Agent, ConfigVolume};
+
+/// The rule about a prefix: what it does, and who says so.
+fn rule(report: &Value, prefix: &str) -> Option<(String, String)> {
+    let rules = report["config"]["rules"].as_array()?;
+    let rule = rules.iter().find(|rule| rule["prefix"] == prefix)?;
+    let text = |key: &str| rule[key].as_str().map(str::to_owned);
+    Some((text("action")?, text("origin")?))
+}
+
+fn has(report: &Value, prefix: &str, action: &str, origin: &str) -> bool {
+    rule(report, prefix) == Some((action.into(), origin.into()))
+}
+
+#[test]
+fn the_config_map_is_edited_deleted_and_made_again() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    assert!(cluster.is_masqueraded()?);
+    cluster.configure(NOT_THE_NEIGHBOUR)?;
+    cluster.wait_masqueraded(&agent, false)?;
+    cluster.configure(EVERYTHING)?;
+    cluster.wait_masqueraded(&agent, true)?;
+    // As with ip-masq-agent: without a ConfigMap the defaults hold.
+    cluster
+        .api
+        .kubectl(&["-n", "kube-system", "delete", "configmap", "ip-masq-agent"])?;
+    cluster.wait_masqueraded(&agent, false)?;
+    wait_status(&agent, "the defaults", |report| {
+        report["config"]["source"] == "defaults (no ConfigMap, no file)"
+    })?;
+    cluster.configure(EVERYTHING)?;
+    cluster.wait_masqueraded(&agent, true)
+}
+
+#[test]
+fn config_maps_are_united_and_each_rule_says_where_it_is_from() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure("nonMasqueradeCIDRs:\n- 172.16.0.0/16\n- 192.0.2.0/24\n")?;
+    cluster.write(
+        "team-b",
+        "netdp.io/config: \"\"",
+        "b.yaml",
+        "masqueradeCIDRs: [198.51.100.0/24]\n",
+    )?;
+    cluster.write(
+        "team-a",
+        "netdp.io/config: yes-please",
+        "a.yaml",
+        "nonMasqueradeCIDRs:\n- 192.0.2.0/24\n- 203.0.113.0/24\n",
+    )?;
+    cluster.write(
+        "k8s-custom-iptables",
+        "",
+        "nat.rules",
+        "10.9.0.0/16 10.8.0.0/16\n",
+    )?;
+    cluster.write(
+        "of-others",
+        "",
+        "config",
+        "masqueradeCIDRs: [198.51.100.128/25]\n",
+    )?;
+    let agent = cluster.agent()?;
+    wait_status(&agent, "all rules", |report| {
+        let files = report["config"]["files"].as_array();
+        let files: Vec<_> = files
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        files
+            == [
+                "kube-system/ip-masq-agent/config",
+                "kube-system/team-a/a.yaml",
+                "kube-system/team-b/b.yaml",
+                "kube-system/k8s-custom-iptables/nat.rules",
+            ]
+            && has(
+                report,
+                "192.0.2.0/24",
+                "bypass",
+                "kube-system/ip-masq-agent/config:3",
+            )
+            && has(
+                report,
+                "203.0.113.0/24",
+                "bypass",
+                "kube-system/team-a/a.yaml:3",
+            )
+            && has(
+                report,
+                "198.51.100.0/24",
+                "masquerade",
+                "kube-system/team-b/b.yaml:1",
+            )
+            && has(
+                report,
+                "10.9.0.0/16",
+                "masquerade",
+                "kube-system/k8s-custom-iptables/nat.rules:1",
+            )
+            && rule(report, "198.51.100.128/25").is_none()
+    })?;
+    // Contradictions are told with both places; what was in force stays.
+    cluster.write(
+        "team-b",
+        "netdp.io/config: \"\"",
+        "b.yaml",
+        "masqueradeCIDRs: [192.0.2.0/24]\n",
+    )?;
+    wait_log(
+        &agent,
+        "kube-system/team-b/b.yaml:1: 192.0.2.0/24 is in masqueradeCIDRs here, but in nonMasqueradeCIDRs at kube-system/ip-masq-agent/config:3",
+    )?;
+    // Without the label it counts no more, and the others are good again.
+    cluster.write("team-b", "", "b.yaml", "masqueradeCIDRs: [192.0.2.0/24]\n")?;
+    wait_status(&agent, "two ConfigMaps less", |report| {
+        report["config"]["rejected"] == serde_json::json!([])
+            && rule(report, "198.51.100.0/24").is_none()
+    })
+}
+
+#[test]
+fn a_volume_of_the_same_config_map_is_not_counted_twice() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    // Named by its key, as in a volume that does not name items.
+    let volume = ConfigVolume::new(EVERYTHING)?;
+    let name = volume.file();
+    let name = name
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    let options = cluster
+        .options(&cluster.kubeconfig()?)
+        .config(volume.path())
+        .arg(format!("--config-map={name}"));
+    cluster.write(&name, "", "config", EVERYTHING)?;
+    let agent = Agent::start(&cluster.bed.node, options)?;
+    // The kubelet will bring the volume up to date in a minute. It would contradict until then.
+    cluster.write(
+        &name,
+        "",
+        "config",
+        "nonMasqueradeCIDRs: []\nmasqueradeCIDRs: [172.16.0.0/16]\n",
+    )?;
+    wait_status(&agent, "the API's word", |report| {
+        has(
+            report,
+            "172.16.0.0/16",
+            "masquerade",
+            &format!("kube-system/{name}/config:2"),
+        ) && report["config"]["rejected"] == serde_json::json!([])
+    })?;
+    // Without the ConfigMap in the API the file is what there is.
+    cluster
+        .api
+        .kubectl(&["-n", "kube-system", "delete", "configmap", &name])?;
+    wait_status(&agent, "the file", |report| {
+        rule(report, "172.16.0.0/16").is_some_and(|(action, _)| action == "bypass")
+            && report["config"]["source"] == "files"
+    })
+}
+
+#[test]
+fn a_config_map_without_the_key_is_warned_of() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.write("ip-masq-agent", "", "confg", EVERYTHING)?;
+    let agent = cluster.agent()?;
+    wait_log(
+        &agent,
+        "kube-system/ip-masq-agent/config: the ConfigMap has no key \"config\", only confg",
+    )?;
+    assert!(!cluster.is_masqueraded()?);
+    Ok(())
+}
+
+#[test]
+fn the_node_says_its_pod_range() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure("nonMasqueradeCIDRs: [10.0.0.0/8]\n")?;
+    let agent = cluster.agent()?;
+    wait_status(&agent, "a warning", |report| {
+        let warnings = report["config"]["warnings"].to_string();
+        warnings.contains("172.16.0.0/24")
+    })?;
+    let lease = cluster.json(&[
+        "-n",
+        "netdp-fleet",
+        "get",
+        "lease",
+        &format!("netdp-{NODE}"),
+    ])?;
+    let node = cluster.json(&["get", "node", NODE])?;
+    assert_eq!(
+        lease["metadata"]["ownerReferences"][0]["uid"],
+        node["metadata"]["uid"]
+    );
+    Ok(())
+}

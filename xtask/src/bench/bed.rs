@@ -1,0 +1,335 @@
+//! One variant's bed: client, node and server in a row, with nothing else on
+//! the wires. Every variant has a bed of its own, so that rounds interleave.
+//!
+//! ```text
+//! client eth0 ── pod0 node eth0 ── eth0 server, to which 198.18.0.0/15 and
+//! 172.16.0.2          10.1.0.10    10.1.0.20    10.200.0.0/16 are routed
+//! ```
+
+use super::policy;
+use super::variant::{Kind, Variant};
+use anyhow::{Context as _, Result};
+use aya::maps::{Array, HashMap, Map, MapData};
+use netdp_common::abi::{Mapping, Settings, pins};
+use netdp_common::tuple::Tuple;
+use std::fs;
+use std::io::Write as _;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use xtask::testbed::{Agent, AgentOptions, Netns, WorkDir, wait_for};
+
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
+pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
+/// The first of the addresses that are masqueraded, all of them the server's.
+pub const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+/// The first of those that are not.
+pub const NEAR: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 0);
+
+/// Hardware addresses by which the generator's frames go.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const POD_SIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
+
+/// How many flows fit into netdp's and netfilter's tables.
+pub const MAX_FLOWS: u32 = 2_097_152;
+
+/// How long a policy may take to be in force.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub struct Bed {
+    pub variant: &'static Variant,
+    pub client: Netns,
+    pub node: Netns,
+    pub server: Netns,
+    pub cidrs: u32,
+    netdp: Option<Netdp>,
+}
+
+struct Netdp {
+    // Dropped first: the agent before its configuration.
+    agent: Agent,
+    config: Config,
+}
+
+impl Bed {
+    /// Makes the bed and puts a policy of `cidrs` CIDRs in force.
+    pub fn new(variant: &'static Variant, binary: &Path, cidrs: u32) -> Result<Self> {
+        let (client, node, server) = wires()?;
+        if variant.conntrack {
+            feed(&node, &["nft", "-f", "-"], policy::TRACK)?;
+        }
+        let mut bed = Self {
+            variant,
+            client,
+            node,
+            server,
+            cidrs,
+            netdp: None,
+        };
+        if let Kind::Netdp(arguments) = variant.kind {
+            let config = Config::new(&policy::netdp(cidrs))?;
+            let options = AgentOptions::new(binary)
+                .config(&config.path())
+                .uplink("eth0")
+                .arg("--max-flows")
+                .arg(MAX_FLOWS.to_string());
+            let options = arguments.iter().fold(options, |all, one| all.arg(*one));
+            let agent = Agent::start(&bed.node, options)?;
+            bed.netdp = Some(Netdp { agent, config });
+        } else {
+            bed.set_rules(cidrs)?;
+        }
+        Ok(bed)
+    }
+
+    /// Changes the number of CIDRs; gives the time from the edit until they are
+    /// in force.
+    pub fn set_cidrs(&mut self, cidrs: u32) -> Result<Duration> {
+        self.cidrs = cidrs;
+        if self.netdp.is_some() {
+            return self.edit(&policy::netdp(cidrs));
+        }
+        let start = Instant::now();
+        self.set_rules(cidrs)?;
+        Ok(start.elapsed())
+    }
+
+    /// Has netdp's configuration be these files.
+    pub fn edit(&mut self, files: &[String]) -> Result<Duration> {
+        let before = self.generation()?;
+        let netdp = self.netdp.as_mut().context("no netdp here")?;
+        netdp.config.prepare(files)?;
+        let start = Instant::now();
+        netdp.config.swap()?;
+        wait_for(PATIENCE, "a changed policy in force", || {
+            self.generation().is_ok_and(|now| now != before)
+        })?;
+        Ok(start.elapsed())
+    }
+
+    fn generation(&self) -> Result<u32> {
+        let settings: Array<_, Settings> = Map::Array(self.pinned(pins::SETTINGS)?).try_into()?;
+        Ok(settings.get(&0, 0)?.generation)
+    }
+
+    fn pinned(&self, name: &str) -> Result<MapData> {
+        let path = self.agent()?.bpffs().join(name);
+        MapData::from_pin(&path).with_context(|| path.display().to_string())
+    }
+
+    fn agent(&self) -> Result<&Agent> {
+        let netdp = self.netdp.as_ref().context("no netdp here")?;
+        Ok(&netdp.agent)
+    }
+
+    /// The agent's process, where there is one.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.netdp.as_ref().map(|netdp| netdp.agent.pid())
+    }
+
+    fn set_rules(&self, cidrs: u32) -> Result<()> {
+        match self.variant.kind {
+            Kind::Plain | Kind::Netdp(_) => Ok(()),
+            Kind::MasqAgent(restore) => feed(&self.node, &[restore], &policy::masq_agent(cidrs)),
+            Kind::NftSet => {
+                let replace = format!(
+                    "table ip bench_masq {{}}\ndelete table ip bench_masq\n{}",
+                    policy::nft_set(cidrs)
+                );
+                feed(&self.node, &["nft", "-f", "-"], &replace)
+            }
+        }
+    }
+
+    /// Ends all flows.
+    pub fn forget_flows(&self) -> Result<()> {
+        if self.tracks() {
+            // It reports on standard error and has nothing else to say.
+            self.node.run(&["conntrack", "-F"])?;
+        }
+        if self.netdp.is_some() {
+            for name in [pins::SNAT, pins::REV_SNAT] {
+                let mut map: HashMap<_, Tuple, Mapping> =
+                    Map::HashMap(self.pinned(name)?).try_into()?;
+                let keys: Vec<Tuple> = map.keys().filter_map(Result::ok).collect();
+                for key in keys {
+                    // The sweep may have been faster.
+                    let _ = map.remove(&key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tracks(&self) -> bool {
+        self.variant.conntrack || matches!(self.variant.kind, Kind::MasqAgent(_) | Kind::NftSet)
+    }
+
+    /// Switches segmentation and receive offloads of all interfaces.
+    pub fn offloads(&self, on: bool) -> Result<()> {
+        let state = if on { "on" } else { "off" };
+        let settings = ["tso", "gso", "gro", "tx", "sg"]
+            .map(|name| [name, state])
+            .concat();
+        for (ns, interface) in [
+            (&self.client, "eth0"),
+            (&self.node, "pod0"),
+            (&self.node, "eth0"),
+            (&self.server, "eth0"),
+        ] {
+            ns.offloads(interface, &settings)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs a program that reads `text`.
+fn feed(ns: &Netns, argv: &[&str], text: &str) -> Result<()> {
+    let (program, arguments) = argv.split_first().context("an empty command line")?;
+    let mut child = ns
+        .command(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .with_context(|| format!("starting {program}"))?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    let written = stdin.write_all(text.as_bytes());
+    drop(stdin);
+    let status = child.wait()?;
+    anyhow::ensure!(status.success(), "{program} in {}: {status}", ns.name());
+    Ok(written?)
+}
+
+fn wires() -> Result<(Netns, Netns, Netns)> {
+    let (client, node, server) = (
+        Netns::new("client")?,
+        Netns::new("node")?,
+        Netns::new("server")?,
+    );
+    wire(&client, "eth0", &node, "pod0")?;
+    wire(&node, "eth0", &server, "eth0")?;
+    end(&client, "eth0", CLIENT_MAC, "172.16.0.2/24")?;
+    end(&node, "pod0", POD_SIDE_MAC, "172.16.0.1/24")?;
+    end(&node, "eth0", NODE_MAC, "10.1.0.10/16")?;
+    end(&server, "eth0", SERVER_MAC, "10.1.0.20/16")?;
+    node.forward()?;
+    // Nothing but the measured packets on the wires.
+    client.ip("neigh replace 172.16.0.1 lladdr 02:00:00:00:00:02 dev eth0")?;
+    node.ip("neigh replace 172.16.0.2 lladdr 02:00:00:00:00:01 dev pod0")?;
+    node.ip("neigh replace 10.1.0.20 lladdr 02:00:00:00:00:04 dev eth0")?;
+    server.ip("neigh replace 10.1.0.10 lladdr 02:00:00:00:00:03 dev eth0")?;
+    client.ip("route add default via 172.16.0.1")?;
+    for network in ["198.18.0.0/15", "10.200.0.0/16"] {
+        node.ip(&format!("route add {network} via 10.1.0.20"))?;
+        server.ip(&format!("route add local {network} dev lo"))?;
+    }
+    server.ip("route add 172.16.0.0/16 via 10.1.0.10")?;
+    for ns in [&client, &server] {
+        ns.sysctl("net.ipv4.tcp_tw_reuse", "1")?;
+        ns.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
+        ns.sysctl("net.core.somaxconn", "8192")?;
+    }
+    Ok((client, node, server))
+}
+
+fn wire(a: &Netns, a_name: &str, b: &Netns, b_name: &str) -> Result<()> {
+    a.ip(&format!(
+        "link add {a_name} numrxqueues 2 numtxqueues 2 type veth peer name {b_name} \
+         numrxqueues 2 numtxqueues 2 netns {}",
+        b.name()
+    ))?;
+    Ok(())
+}
+
+fn end(ns: &Netns, interface: &str, mac: [u8; 6], address: &str) -> Result<()> {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    ns.sysctl(&format!("net.ipv6.conf.{interface}.disable_ipv6"), "1")?;
+    ns.ip(&format!("link set {interface} address {mac}"))?;
+    ns.ip(&format!("link set {interface} up"))?;
+    ns.ip(&format!("addr add {address} dev {interface}"))?;
+    // Frames of XDP need the receiver's NAPI, which comes with GRO.
+    ns.offloads(interface, &["gro", "on"])
+}
+
+/// A directory of netdp's configuration that is replaced as a whole.
+struct Config {
+    dir: WorkDir,
+    version: u32,
+}
+
+impl Config {
+    fn new(files: &[String]) -> Result<Self> {
+        let mut config = Self {
+            dir: WorkDir::new("bench-config")?,
+            version: 0,
+        };
+        config.prepare(files)?;
+        config.swap()?;
+        Ok(config)
+    }
+
+    /// What `--config` names.
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("current")
+    }
+
+    fn version(&self, version: u32) -> PathBuf {
+        self.dir.path().join(format!("version-{version}"))
+    }
+
+    fn prepare(&mut self, files: &[String]) -> Result<()> {
+        self.version += 1;
+        let dir = self.version(self.version);
+        fs::create_dir(&dir)?;
+        for (n, text) in files.iter().enumerate() {
+            fs::write(dir.join(format!("{n:03}.yaml")), text)?;
+        }
+        Ok(())
+    }
+
+    fn swap(&mut self) -> Result<()> {
+        let link = self.dir.path().join("next");
+        symlink(self.version(self.version), &link)?;
+        fs::rename(&link, self.path())?;
+        if self.version > 1 {
+            fs::remove_dir_all(self.version(self.version - 1))?;
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's limit of tracked connections, which is one for all namespaces;
+/// put back when dropped.
+pub struct TrackedLimit(String);
+
+const NF_CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+impl TrackedLimit {
+    /// Raises it.
+    pub fn raise() -> Result<Self> {
+        let before = fs::read_to_string(NF_CONNTRACK_MAX).context(NF_CONNTRACK_MAX)?;
+        fs::write(NF_CONNTRACK_MAX, MAX_FLOWS.to_string()).context(NF_CONNTRACK_MAX)?;
+        Ok(Self(before))
+    }
+
+    /// What it was.
+    pub fn before(&self) -> &str {
+        &self.0
+    }
+
+    /// Puts it back.
+    pub fn restore(before: &str) {
+        let _ = fs::write(NF_CONNTRACK_MAX, before);
+    }
+}
+
+impl Drop for TrackedLimit {
+    fn drop(&mut self) {
+        Self::restore(&self.0);
+    }
+}

@@ -1,0 +1,61 @@
+//! What the kernel says of programs: runs, and the time that they took.
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::loaded_programs;
+use aya::sys::{Stats, enable_stats};
+use std::fs;
+use std::os::fd::OwnedFd;
+
+/// Statistics are kept while it lives; they cost every program some nanoseconds
+/// a run, which is no part of what they say.
+pub struct Cost(#[expect(dead_code, reason = "closed when dropped")] OwnedFd);
+
+/// A program's runs so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Runs {
+    count: u64,
+    nanoseconds: u64,
+}
+
+impl Runs {
+    /// Nanoseconds of a run since then.
+    pub fn since(self, before: Self) -> f64 {
+        (self.nanoseconds - before.nanoseconds) as f64 / (self.count - before.count) as f64
+    }
+}
+
+impl Cost {
+    pub fn enable() -> Result<Self> {
+        Ok(Self(enable_stats(Stats::RunTime)?))
+    }
+
+    /// The program of this name (of which the kernel keeps 15 bytes) that the process has loaded.
+    pub fn of(&self, pid: u32, name: &str) -> Result<Runs> {
+        let ids = programs_of(pid)?;
+        let name = name.get(..15).unwrap_or(name);
+        let program = loaded_programs()
+            .filter_map(Result::ok)
+            .find(|program| ids.contains(&program.id()) && program.name_as_str() == Some(name));
+        let program = program.with_context(|| format!("{name} is not loaded"))?;
+        let runs = Runs {
+            count: program.run_count(),
+            nanoseconds: u64::try_from(program.run_time().as_nanos())?,
+        };
+        Ok(runs)
+    }
+}
+
+/// The ids of the programs to which a process holds descriptors.
+fn programs_of(pid: u32) -> Result<Vec<u32>> {
+    let dir = format!("/proc/{pid}/fdinfo");
+    let mut ids = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| dir.clone())? {
+        let Ok(text) = fs::read_to_string(entry?.path()) else {
+            continue;
+        };
+        let id = text.lines().find_map(|line| line.strip_prefix("prog_id:"));
+        ids.extend(id.and_then(|id| id.trim().parse::<u32>().ok()));
+    }
+    ensure!(!ids.is_empty(), "process {pid} holds no program");
+    Ok(ids)
+}

@@ -1,0 +1,326 @@
+//! The packet generator and the sink: XDP programs, run and attached from here.
+
+use super::bed::{Bed, CLIENT, CLIENT_MAC, FAR, NEAR, NODE, NODE_MAC, POD_SIDE_MAC, SERVER_MAC};
+use super::generator_abi::{FRAME, PORT, Seen, Stream};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, PerCpuArray, PerCpuValues};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{TestRun as _, Xdp};
+use aya::util::nr_cpus;
+use aya::{Ebpf, TestRunAttrs, TestRunOptions};
+use netdp_common::checksum;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use xtask::testbed::Netns;
+
+/// Frames that the kernel sends at once (its own limit is 256).
+const BATCH: u32 = 64;
+
+/// How long the last packets may be on their way.
+const UNDER_WAY: Duration = Duration::from_millis(50);
+
+/// Wrappers, so that they may go through maps.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct StreamValue(Stream);
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct SeenValue(Seen);
+// SAFETY: repr(C), integers only, no padding (21 and 4 words).
+unsafe impl aya::Pod for StreamValue {}
+// SAFETY: as before.
+unsafe impl aya::Pod for SeenValue {}
+
+/// What is sent through a bed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// How many flows take turns; a power of two.
+    pub flows: Flows,
+    /// Whether the destinations are masqueraded ones.
+    pub masqueraded: bool,
+    /// Whether the server sends, to flows that are there.
+    pub reply: bool,
+}
+
+/// Flows that take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flows {
+    /// This many, a power of two.
+    Live(u32),
+    /// Every packet begins one.
+    New,
+}
+
+/// One burst through a bed.
+#[derive(Debug, Clone, Copy)]
+pub struct Burst {
+    /// Packets that arrived.
+    pub received: u64,
+    /// From the first to the last.
+    pub time: Duration,
+}
+
+impl Burst {
+    /// Packets per second.
+    pub fn rate(&self) -> f64 {
+        self.received as f64 / self.time.as_secs_f64()
+    }
+}
+
+/// The loaded programs.
+pub struct Generator(Ebpf);
+
+/// A sink, while it lives.
+pub struct Sink(#[expect(dead_code, reason = "detaches when dropped")] XdpLink);
+
+impl Generator {
+    pub fn load(object: &Path) -> Result<Self> {
+        let mut ebpf =
+            Ebpf::load_file(object).with_context(|| format!("loading {}", object.display()))?;
+        for name in ["bench_generate", "bench_sink"] {
+            program(&mut ebpf, name)?.load()?;
+        }
+        Ok(Self(ebpf))
+    }
+
+    /// Has an interface drop and count the generator's packets.
+    pub fn sink(&mut self, ns: &Netns, interface: &str) -> Result<Sink> {
+        let index = interface_index(ns, interface)?;
+        let sink = program(&mut self.0, "bench_sink")?;
+        let link = ns.enter(|| {
+            let id = sink.attach_to_if_index(index, XdpMode::Driver)?;
+            sink.take_link(id)
+        })??;
+        Ok(Sink(link))
+    }
+
+    /// Sends `count` packets on each CPU named, and waits for them to arrive.
+    pub fn send(&mut self, bed: &Bed, load: Load, count: u32, cpus: &[usize]) -> Result<Burst> {
+        let ns = if load.reply { &bed.server } else { &bed.client };
+        self.send_from(ns, &stream(bed, load), count, cpus)
+    }
+
+    fn send_from(
+        &mut self,
+        ns: &Netns,
+        stream: &Stream,
+        count: u32,
+        cpus: &[usize],
+    ) -> Result<Burst> {
+        let index = interface_index(ns, "eth0")?;
+        let mut streams: Array<_, StreamValue> = self
+            .0
+            .map_mut("STREAM")
+            .context("no map STREAM")?
+            .try_into()?;
+        streams.set(0, StreamValue(*stream), 0)?;
+        let before = self.seen()?;
+        let programs = &self.0;
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = cpus
+                .iter()
+                .map(|cpu| scope.spawn(|| ns.enter(|| run(programs, index, count, *cpu))))
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| match thread.join() {
+                    Ok(result) => result?,
+                    Err(_) => bail!("a generator ended"),
+                })
+        })?;
+        self.arrived(&before, count as usize * cpus.len(), start)
+    }
+
+    fn arrived(&self, before: &Total, sent: usize, start: Instant) -> Result<Burst> {
+        let mut time = start.elapsed();
+        let mut last = self.seen()?.packets;
+        // What takes long is lost: rings are short.
+        while last - before.packets < sent as u64 && start.elapsed() - time < UNDER_WAY {
+            let now = self.seen()?.packets;
+            if now != last {
+                (last, time) = (now, start.elapsed());
+            }
+        }
+        Ok(Burst {
+            received: last - before.packets,
+            time,
+        })
+    }
+
+    /// What the generator alone is capable of: over one wire into a sink.
+    pub fn own_rate(&mut self, bed: &Bed, count: u32) -> Result<Burst> {
+        let _sink = self.sink(&bed.node, "pod0")?;
+        let load = Load {
+            flows: Flows::Live(1),
+            masqueraded: true,
+            reply: false,
+        };
+        self.send(bed, load, count, &[0])
+    }
+
+    /// Whether the last packets that arrived were translated as they had to be.
+    pub fn check(&self, bed: &Bed, load: Load) -> Result<()> {
+        let seen = self.seen()?;
+        let translated = bed.variant.masquerades() && load.masqueraded;
+        let (got, wanted) = match (load.reply, translated) {
+            (true, _) => (seen.destination, CLIENT),
+            (false, true) => (seen.source, NODE),
+            (false, false) => (seen.source, CLIENT),
+        };
+        ensure!(
+            got == wanted,
+            "{}: {load:?}: packets arrived with {got} where {wanted} should be",
+            bed.variant.name
+        );
+        Ok(())
+    }
+
+    fn seen(&self) -> Result<Total> {
+        let map: PerCpuArray<_, SeenValue> =
+            self.0.map("SEEN").context("no map SEEN")?.try_into()?;
+        let seen: PerCpuValues<SeenValue> = map.get(&0, 0)?;
+        let mut total = Total {
+            packets: 0,
+            source: Ipv4Addr::UNSPECIFIED,
+            destination: Ipv4Addr::UNSPECIFIED,
+        };
+        for SeenValue(seen) in seen.iter() {
+            total.packets += seen.packets;
+            if seen.source != 0 {
+                total.source = seen.source.to_ne_bytes().into();
+                total.destination = seen.destination.to_ne_bytes().into();
+            }
+        }
+        Ok(total)
+    }
+
+    /// Forgets what was seen, so that [`check`](Self::check) looks at one bed.
+    pub fn forget(&mut self) -> Result<()> {
+        let nothing = SeenValue(Seen {
+            packets: 0,
+            source: 0,
+            destination: 0,
+        });
+        let cpus = nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let mut map: PerCpuArray<_, SeenValue> =
+            self.0.map_mut("SEEN").context("no map SEEN")?.try_into()?;
+        Ok(map.set(0, PerCpuValues::try_from(vec![nothing; cpus])?, 0)?)
+    }
+}
+
+struct Total {
+    packets: u64,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name);
+    Ok(program
+        .with_context(|| format!("no program {name}"))?
+        .try_into()?)
+}
+
+/// Runs the generator, in whose namespace this is.
+fn run(programs: &Ebpf, index: u32, count: u32, cpu: usize) -> Result<()> {
+    have_to_itself(cpu)?;
+    let generate: &Xdp = programs
+        .program("bench_generate")
+        .context("no program bench_generate")?
+        .try_into()?;
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+    // egress_ifindex (include/uapi/linux/bpf.h).
+    let context = [0, u32::try_from(FRAME)?, 0, index, 0, 0]
+        .map(u32::to_ne_bytes)
+        .concat();
+    generate.test_run(TestRunOptions {
+        data_in: Some(&[0; FRAME]),
+        ctx_in: Some(&context),
+        repeat: count,
+        attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+        ..TestRunOptions::default()
+    })?;
+    Ok(())
+}
+
+/// Puts this thread on a CPU, before all that is not of real time: what else
+/// the machine does matters less. The kernel handles packets in the thread that
+/// sends them (`local_bh_enable`).
+fn have_to_itself(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)?;
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the parameter is a live sched_param.
+    let done = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    ensure!(
+        done == 0,
+        "real-time priority: {}",
+        std::io::Error::last_os_error()
+    );
+    Ok(())
+}
+
+fn interface_index(ns: &Netns, interface: &str) -> Result<u32> {
+    let index = ns.enter(|| nix::net::if_::if_nametoindex(interface))?;
+    index.with_context(|| format!("{interface} in {}", ns.name()))
+}
+
+/// The frame of flow 0 and the sums of what does not vary.
+fn stream(bed: &Bed, load: Load) -> Stream {
+    let server = if load.masqueraded { FAR } else { NEAR };
+    let translated = bed.variant.masquerades() && load.masqueraded;
+    let (source, destination) = match (load.reply, translated) {
+        (false, _) => (CLIENT, Ipv4Addr::UNSPECIFIED),
+        (true, true) => (Ipv4Addr::UNSPECIFIED, NODE),
+        (true, false) => (Ipv4Addr::UNSPECIFIED, CLIENT),
+    };
+    let macs = if load.reply {
+        [NODE_MAC, SERVER_MAC]
+    } else {
+        [POD_SIDE_MAC, CLIENT_MAC]
+    };
+    let payload = FRAME - 14;
+    let [high, low] = u16::try_from(payload).unwrap_or(u16::MAX).to_be_bytes();
+    let [udp_high, udp_low] = u16::try_from(payload - 20)
+        .unwrap_or(u16::MAX)
+        .to_be_bytes();
+    let mut frame = [0; FRAME];
+    frame[..6].copy_from_slice(&macs[0]);
+    frame[6..12].copy_from_slice(&macs[1]);
+    frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, high, low, 0, 0, 0x40, 0, 64, 17]);
+    frame[26..30].copy_from_slice(&source.octets());
+    frame[30..34].copy_from_slice(&destination.octets());
+    let port_at = if load.reply { 34 } else { 36 };
+    frame[port_at..port_at + 2].copy_from_slice(&PORT.to_be_bytes());
+    frame[38..40].copy_from_slice(&[udp_high, udp_low]);
+    let ip_sum = sum(&frame[14..34]);
+    let pseudo = [0, 17, udp_high, udp_low];
+    let udp_sum = checksum::add(checksum::add(sum(&frame[26..]), sum(&pseudo)), 0);
+    let mut words = [0; FRAME / 4];
+    for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    Stream {
+        frame: words,
+        ip_sum,
+        udp_sum,
+        server: server.into(),
+        mask: match load.flows {
+            Flows::Live(flows) => flows - 1,
+            Flows::New => u32::MAX >> 1,
+        },
+        reply: load.reply.into(),
+    }
+}
+
+/// The ones' complement sum of 16-bit words as they lie in memory.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks_exact(2).fold(0, |sum, pair| {
+        checksum::add(sum, u16::from_ne_bytes([pair[0], pair[1]]).into())
+    })
+}

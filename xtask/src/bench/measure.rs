@@ -1,0 +1,254 @@
+//! What is measured, and how often.
+
+use super::bed::Bed;
+use super::connections;
+use super::cost::Cost;
+use super::generator::{Flows, Generator, Load, Sink};
+use super::result::{Cell, Row};
+use super::{latency, throughput};
+use crate::shell;
+use anyhow::{Context as _, Result, ensure};
+use std::time::Duration;
+
+/// Packets in a burst; more where there are more flows than that.
+const BURST: u32 = 100_000;
+
+/// The beds, and what measures them.
+pub struct Lab {
+    pub beds: Vec<Bed>,
+    pub generator: Generator,
+    pub rounds: usize,
+    /// How long programs such as iperf3 run.
+    pub slice: Duration,
+    pub rows: Vec<Row>,
+}
+
+/// What a row is.
+pub struct About {
+    pub what: String,
+    pub unit: &'static str,
+    pub curve: Option<(String, f64)>,
+    pub higher_is_better: bool,
+}
+
+impl Lab {
+    /// Measures all beds in turns, each round beginning with another one.
+    pub fn interleave(
+        &mut self,
+        about: About,
+        mut measure: impl FnMut(&mut Bed, &mut Generator) -> Result<Option<f64>>,
+    ) -> Result<()> {
+        shell::say(&format!("{}, {} rounds", about.what, self.rounds));
+        let mut cells: Vec<Cell> = self.beds.iter().map(|bed| Cell::new(bed.variant)).collect();
+        let count = self.beds.len();
+        for round in 0..self.rounds {
+            for index in (0..count).map(|n| (n + round) % count) {
+                let bed = &mut self.beds[index];
+                let sample = measure(bed, &mut self.generator)
+                    .with_context(|| format!("{}: {}", bed.variant.name, about.what))?;
+                cells[index].samples.extend(sample);
+            }
+        }
+        cells.retain(|cell| !cell.samples.is_empty());
+        let row = Row {
+            what: about.what,
+            unit: about.unit,
+            cidrs: self.beds.first().map_or(0, |bed| bed.cidrs),
+            curve: about.curve,
+            higher_is_better: about.higher_is_better,
+            cells,
+        };
+        super::table::print_row(&row);
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Sinks at both ends of every bed.
+    pub fn sinks(&mut self) -> Result<Vec<Sink>> {
+        let mut sinks = Vec::new();
+        for bed in &self.beds {
+            sinks.push(self.generator.sink(&bed.client, "eth0")?);
+            sinks.push(self.generator.sink(&bed.server, "eth0")?);
+        }
+        Ok(sinks)
+    }
+
+    /// Packets per second.
+    pub fn packets(
+        &mut self,
+        load: Load,
+        curve: Option<(String, f64)>,
+        cpus: &[usize],
+    ) -> Result<()> {
+        let what = match cpus.len() {
+            1 => format!("packets, {load}"),
+            cpus => format!("packets, {load}, {cpus} CPUs"),
+        };
+        self.warm_up(load, cpus)?;
+        let about = About {
+            what,
+            unit: "packets/s",
+            curve,
+            higher_is_better: true,
+        };
+        self.interleave(about, |bed, generator| {
+            burst(bed, generator, load, cpus).map(Some)
+        })
+    }
+
+    /// The programs' own time.
+    pub fn cost(&mut self, load: Load) -> Result<()> {
+        self.warm_up(load, &[0])?;
+        let about = About {
+            what: format!("netdp's own time, {load}"),
+            unit: "ns/packet",
+            curve: None,
+            higher_is_better: false,
+        };
+        let cost = Cost::enable()?;
+        self.interleave(about, |bed, generator| {
+            let Some(pid) = bed.agent_pid() else {
+                return Ok(None);
+            };
+            let program = if load.reply {
+                "ingress_rev_snat"
+            } else {
+                "egress_snat"
+            };
+            let before = cost.of(pid, program)?;
+            burst(bed, generator, load, &[0])?;
+            Ok(Some(cost.of(pid, program)?.since(before)))
+        })
+    }
+
+    fn warm_up(&mut self, load: Load, cpus: &[usize]) -> Result<()> {
+        let first = Load {
+            reply: false,
+            ..load
+        };
+        for index in 0..self.beds.len() {
+            let Self {
+                beds, generator, ..
+            } = self;
+            let bed = &mut beds[index];
+            for load in [first, load] {
+                generator.forget()?;
+                burst(bed, generator, load, cpus)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn throughput(&mut self, udp: bool, offloads: bool) -> Result<()> {
+        let servers = self.each(throughput::serve)?;
+        for bed in &self.beds {
+            bed.offloads(offloads)?;
+        }
+        let kind = if udp { "UDP" } else { "TCP" };
+        let state = if offloads { "on" } else { "off" };
+        let about = About {
+            what: format!("{kind} throughput, offloads {state}"),
+            unit: "Gbit/s",
+            curve: None,
+            higher_is_better: true,
+        };
+        let slice = self.slice;
+        let mut cpu: Vec<Cell> = self.beds.iter().map(|bed| Cell::new(bed.variant)).collect();
+        self.interleave(about, |bed, _| {
+            let run = throughput::run(bed, udp, slice)?;
+            let cell = cpu.iter_mut().find(|cell| cell.variant == bed.variant.name);
+            cell.context("no such bed")?
+                .samples
+                .push(run.cpu_per_gigabyte);
+            Ok(Some(run.gigabits))
+        })?;
+        drop(servers);
+        self.rows.push(Row {
+            what: format!("CPU for {kind}, offloads {state}"),
+            unit: "s/GB",
+            cidrs: self.beds.first().map_or(0, |bed| bed.cidrs),
+            curve: None,
+            higher_is_better: false,
+            cells: cpu,
+        });
+        for bed in &self.beds {
+            bed.offloads(true)?;
+        }
+        Ok(())
+    }
+
+    pub fn latency(&mut self) -> Result<()> {
+        let servers = self.each(latency::serve)?;
+        let slice = self.slice;
+        let mut rest: Vec<Vec<Cell>> = Vec::new();
+        for _ in latency::PERCENTILES {
+            rest.push(self.beds.iter().map(|bed| Cell::new(bed.variant)).collect());
+        }
+        let about = About {
+            what: format!("latency, percentile {}", latency::FIRST),
+            unit: "µs",
+            curve: None,
+            higher_is_better: false,
+        };
+        self.interleave(about, |bed, _| {
+            let found = latency::run(bed, slice)?;
+            for (cells, value) in rest.iter_mut().zip(&found.others) {
+                let cell = cells
+                    .iter_mut()
+                    .find(|cell| cell.variant == bed.variant.name);
+                cell.context("no such bed")?.samples.push(*value);
+            }
+            Ok(Some(found.first))
+        })?;
+        drop(servers);
+        for (percentile, cells) in latency::PERCENTILES.iter().zip(rest) {
+            let row = Row {
+                what: format!("latency, percentile {percentile}"),
+                unit: "µs",
+                cidrs: self.beds.first().map_or(0, |bed| bed.cidrs),
+                curve: None,
+                higher_is_better: false,
+                cells,
+            };
+            super::table::print_row(&row);
+            self.rows.push(row);
+        }
+        Ok(())
+    }
+
+    pub fn connections(&mut self, curve: Option<(String, f64)>) -> Result<()> {
+        let servers = self.each(connections::serve)?;
+        let slice = self.slice;
+        let about = About {
+            what: "connections".into(),
+            unit: "1/s",
+            curve,
+            higher_is_better: true,
+        };
+        self.interleave(about, |bed, _| connections::run(bed, slice).map(Some))?;
+        drop(servers);
+        for bed in &self.beds {
+            bed.forget_flows()?;
+        }
+        Ok(())
+    }
+
+    fn each<T>(&self, start: impl Fn(&Bed) -> Result<T>) -> Result<Vec<T>> {
+        self.beds.iter().map(start).collect()
+    }
+}
+
+/// One burst; its packets per second.
+fn burst(bed: &Bed, generator: &mut Generator, load: Load, cpus: &[usize]) -> Result<f64> {
+    let count = match load.flows {
+        Flows::Live(flows) => BURST.max(flows),
+        Flows::New => BURST,
+    };
+    let burst = generator.send(bed, load, count, cpus)?;
+    ensure!(burst.received > 0, "no packet arrived");
+    generator.check(bed, load)?;
+    if load.flows == Flows::New {
+        bed.forget_flows()?;
+    }
+    Ok(burst.rate())
+}

@@ -1,0 +1,211 @@
+//! `bench`: netdp beside plain forwarding and netfilter, interleaved in one run.
+
+mod bed;
+mod connections;
+mod cost;
+mod generator;
+#[expect(dead_code, reason = "a part is the generator's alone")]
+#[path = "../../../netdp-ebpf/src/bench/abi.rs"]
+mod generator_abi;
+mod html;
+mod latency;
+mod measure;
+mod plan;
+mod policy;
+mod reload;
+mod result;
+mod table;
+mod throughput;
+mod variant;
+
+use crate::{setup, shell};
+use anyhow::{Context as _, Result, ensure};
+use bed::{Bed, TrackedLimit};
+use clap::Args;
+use generator::Generator;
+use measure::Lab;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Stdio, exit};
+use std::time::{Duration, Instant};
+use variant::{Measure, Variant};
+use xtask::testbed;
+
+/// As many CIDRs as an ordinary cluster has.
+const FEW: u32 = 12;
+
+/// What `cargo xtask bench` takes.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// A few minutes instead of most of an hour: fewer rounds, sizes and seconds.
+    #[arg(long)]
+    quick: bool,
+    /// Measure only these.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Measure>,
+    /// Compare only these.
+    #[arg(long, value_delimiter = ',', value_parser = named)]
+    variants: Vec<&'static Variant>,
+    /// How many times each bed has its turn.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Where report.html and report.json go.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+fn named(name: &str) -> Result<&'static Variant, String> {
+    Variant::named(name).ok_or_else(|| {
+        let names: Vec<&str> = variant::ALL.iter().map(|variant| variant.name).collect();
+        format!("there are {}", names.join(", "))
+    })
+}
+
+/// Sets up, builds, measures, reports.
+pub fn run(options: &Options) -> Result<()> {
+    testbed::require_root("cargo xtask bench")?;
+    setup::run()?;
+    let built = build()?;
+    // A process that ends by a signal drops nothing.
+    let limit = TrackedLimit::raise()?;
+    let before = limit.before().to_owned();
+    ctrlc::set_handler(move || {
+        TrackedLimit::restore(&before);
+        testbed::remove_all();
+        exit(130);
+    })?;
+    let start = Instant::now();
+    let plan = plan::Plan::new(options);
+    let mut lab = Lab {
+        beds: beds(&plan.variants, &built.netdp)?,
+        generator: Generator::load(&built.generator)?,
+        rounds: plan.rounds,
+        slice: plan.slice,
+        rows: Vec::new(),
+    };
+    let own = own_rate(&mut lab)?;
+    plan.carry_out(&mut lab)?;
+    let names: Vec<&'static str> = plan.variants.iter().map(|variant| variant.name).collect();
+    table::print_summary(&lab.rows, &names);
+    let head = head(options, &own, start.elapsed());
+    report(&options.out, &lab, &head)
+}
+
+fn beds(variants: &[&'static Variant], netdp: &Path) -> Result<Vec<Bed>> {
+    shell::say(&format!("making {} beds", variants.len()));
+    variants
+        .iter()
+        .map(|variant| {
+            Bed::new(variant, netdp, FEW).with_context(|| format!("the bed of {}", variant.name))
+        })
+        .collect()
+}
+
+/// The generator must not be what limits.
+fn own_rate(lab: &mut Lab) -> Result<String> {
+    const BURST: u32 = 500_000;
+    let Lab {
+        beds, generator, ..
+    } = lab;
+    let bed = beds.first().context("nothing to compare")?;
+    let mut best: f64 = 0.0;
+    for _ in 0..5 {
+        best = best.max(generator.own_rate(bed, BURST)?.rate());
+    }
+    let text = format!(
+        "{} packets/s over one wire into a sink",
+        table::number(best)
+    );
+    println!("The generator alone: {text}");
+    Ok(text)
+}
+
+fn head(options: &Options, own: &str, took: Duration) -> Vec<(String, String)> {
+    let first_line = |path: &str| {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        text.lines().next().unwrap_or_default().to_owned()
+    };
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("", |value| value.trim_start_matches(['\t', ' ', ':']));
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let command: Vec<String> = std::env::args().skip(1).collect();
+    [
+        ("command", format!("cargo xtask {}", command.join(" "))),
+        ("machine", format!("{cpus} CPUs, {model}")),
+        ("kernel", first_line("/proc/version")),
+        ("load at the end", first_line("/proc/loadavg")),
+        ("generator alone", own.to_owned()),
+        ("took", format!("{} s", took.as_secs())),
+        ("quick", options.quick.to_string()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+fn report(out: &Path, lab: &Lab, head: &[(String, String)]) -> Result<()> {
+    let out = shell::root().join(out);
+    fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
+    let json = serde_json::json!({
+        "about": head.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+        "rows": lab.rows,
+    });
+    for (name, text) in [
+        ("report.json", serde_json::to_string_pretty(&json)?),
+        ("report.html", html::page(&lab.rows, head)?),
+    ] {
+        let path = out.join(name);
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        println!("{}", path.canonicalize().unwrap_or(path).display());
+    }
+    Ok(())
+}
+
+struct Built {
+    netdp: PathBuf,
+    generator: PathBuf,
+}
+
+/// netdp, and the generator's programs, which its build script leaves beside its
+/// own.
+fn build() -> Result<Built> {
+    shell::say("cargo build --release (two or three minutes the first time)");
+    let out = shell::cargo()
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "netdp-user",
+            "--features",
+            "bench",
+        ])
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    ensure!(out.status.success(), "cargo build: {}", out.status);
+    let mut netdp = None;
+    let mut generator = None;
+    for line in String::from_utf8_lossy(&out.stdout).lines() {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else {
+            continue;
+        };
+        let of_netdp = message["package_id"]
+            .as_str()
+            .is_some_and(|id| id.contains("netdp-user"));
+        if message["target"]["name"] == "netdp" {
+            netdp = message["executable"].as_str().map(PathBuf::from).or(netdp);
+        }
+        if of_netdp && message["reason"] == "build-script-executed" {
+            generator = message["out_dir"]
+                .as_str()
+                .map(|dir| Path::new(dir).join("netdp-bench"));
+        }
+    }
+    Ok(Built {
+        netdp: netdp.context("cargo built no program of the name netdp")?,
+        generator: generator.context("cargo ran no build script of netdp-user")?,
+    })
+}

@@ -1,0 +1,176 @@
+//! What is measured in which order, and how thoroughly.
+
+use super::Options;
+use super::bed::Bed;
+use super::generator::{Flows, Load};
+use super::measure::Lab;
+use super::variant::{self, Measure, Variant};
+use crate::shell;
+use anyhow::Result;
+use std::fmt;
+use std::time::Duration;
+
+/// One run of `cargo xtask bench`.
+pub struct Plan {
+    pub variants: Vec<&'static Variant>,
+    pub rounds: usize,
+    pub slice: Duration,
+    only: Vec<Measure>,
+    flows: &'static [u32],
+    cidrs: &'static [u32],
+}
+
+impl Plan {
+    pub fn new(options: &Options) -> Self {
+        let quick = options.quick;
+        Self {
+            variants: if options.variants.is_empty() {
+                variant::ALL.iter().collect()
+            } else {
+                options.variants.clone()
+            },
+            rounds: options.rounds.unwrap_or(if quick { 5 } else { 9 }),
+            slice: Duration::from_secs(if quick { 1 } else { 2 }),
+            only: options.only.clone(),
+            flows: if quick {
+                &[1, 4096]
+            } else {
+                &[1, 64, 4096, 65_536, 1_048_576]
+            },
+            cidrs: if quick {
+                &[10, 4_000]
+            } else {
+                &[10, 100, 1_000, 10_000, 30_000, 100_000]
+            },
+        }
+    }
+
+    fn wants(&self, measure: Measure) -> bool {
+        self.only.is_empty() || self.only.contains(&measure)
+    }
+
+    pub fn carry_out(&self, lab: &mut Lab) -> Result<()> {
+        if self.wants(Measure::Packets) {
+            self.packets(lab)?;
+        }
+        if self.wants(Measure::Cpus) {
+            let _sinks = lab.sinks()?;
+            for load in [OUT_MANY, BYPASSED] {
+                lab.packets(load, None, &[0, 1])?;
+            }
+        }
+        if self.wants(Measure::Cost) {
+            let _sinks = lab.sinks()?;
+            for load in [OUT_ONE, OUT_MANY, BACK_MANY, BYPASSED, NEW] {
+                lab.cost(load)?;
+            }
+        }
+        forget(lab)?;
+        if self.wants(Measure::Throughput) {
+            for offloads in [true, false] {
+                for udp in [false, true] {
+                    lab.throughput(udp, offloads)?;
+                }
+            }
+        }
+        if self.wants(Measure::Latency) {
+            lab.latency()?;
+        }
+        self.by_cidrs(lab)
+    }
+
+    fn packets(&self, lab: &mut Lab) -> Result<()> {
+        let _sinks = lab.sinks()?;
+        for &flows in self.flows {
+            let load = Load {
+                flows: Flows::Live(flows),
+                ..OUT_ONE
+            };
+            let curve = ("packets/s by live flows".to_owned(), f64::from(flows));
+            lab.packets(load, Some(curve), &[0])?;
+        }
+        forget(lab)?;
+        for load in [BACK_MANY, BYPASSED] {
+            lab.packets(load, None, &[0])?;
+        }
+        forget(lab)
+    }
+
+    fn by_cidrs(&self, lab: &mut Lab) -> Result<()> {
+        let loads = [OUT_MANY, NEW];
+        for &cidrs in self.cidrs {
+            if ![Measure::Packets, Measure::Connections, Measure::Reload]
+                .iter()
+                .any(|measure| self.wants(*measure))
+            {
+                continue;
+            }
+            shell::say(&format!("putting {cidrs} CIDRs in force"));
+            lab.beds.retain(|bed| cidrs <= bed.variant.max_cidrs);
+            for bed in &mut lab.beds {
+                if bed.cidrs != cidrs {
+                    bed.set_cidrs(cidrs)?;
+                }
+            }
+            let curve = |name: &str| Some((format!("{name} by CIDRs"), f64::from(cidrs)));
+            if self.wants(Measure::Packets) {
+                let _sinks = lab.sinks()?;
+                for load in loads {
+                    lab.packets(load, curve(&format!("packets/s, {load},")), &[0])?;
+                }
+                forget(lab)?;
+            }
+            if self.wants(Measure::Connections) {
+                lab.connections(curve("connections/s"))?;
+            }
+            if self.wants(Measure::Reload) {
+                lab.one_line(cidrs)?;
+                lab.all_lines(cidrs)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn forget(lab: &Lab) -> Result<()> {
+    lab.beds.iter().try_for_each(Bed::forget_flows)
+}
+
+const OUT_ONE: Load = Load {
+    flows: Flows::Live(1),
+    masqueraded: true,
+    reply: false,
+};
+const OUT_MANY: Load = Load {
+    flows: Flows::Live(4096),
+    ..OUT_ONE
+};
+const BACK_MANY: Load = Load {
+    reply: true,
+    ..OUT_MANY
+};
+const BYPASSED: Load = Load {
+    masqueraded: false,
+    ..OUT_MANY
+};
+const NEW: Load = Load {
+    flows: Flows::New,
+    ..OUT_ONE
+};
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.flows {
+            Flows::Live(1) => write!(f, "1 flow")?,
+            Flows::Live(flows) => write!(f, "{flows} flows")?,
+            Flows::New => write!(f, "all new flows")?,
+        }
+        if self.reply {
+            write!(f, ", replies")?;
+        }
+        if !self.masqueraded {
+            write!(f, ", bypassed")?;
+        }
+        Ok(())
+    }
+}

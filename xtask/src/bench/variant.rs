@@ -1,0 +1,120 @@
+//! What is compared: a line each.
+
+use clap::ValueEnum;
+
+/// What a node does with pods' packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It forwards them.
+    Plain,
+    /// The rules of ip-masq-agent, loaded with this program.
+    MasqAgent(&'static str),
+    /// The same policy as one nftables set.
+    NftSet,
+    /// netdp, with these arguments.
+    Netdp(&'static [&'static str]),
+}
+
+/// One column of the report.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Variant {
+    /// Its name, for `--variants` and tables.
+    pub name: &'static str,
+    /// What it is.
+    pub what: &'static str,
+    pub kind: Kind,
+    /// Whether the node tracks connections besides, as with kube-proxy.
+    pub conntrack: bool,
+    /// How many CIDRs it can be given in reasonable time.
+    pub max_cidrs: u32,
+}
+
+impl Variant {
+    /// Whether packets to destinations outside all CIDRs get the node's address.
+    pub fn masquerades(&self) -> bool {
+        self.kind != Kind::Plain
+    }
+
+    pub fn named(name: &str) -> Option<&'static Self> {
+        ALL.iter().find(|variant| variant.name == name)
+    }
+}
+
+/// What ratios are taken to.
+pub const BASE: &str = "plain";
+/// The same for what also tracks connections.
+pub const BASE_TRACKED: &str = "plain+ct";
+
+const NO_LIMIT: u32 = u32::MAX;
+
+/// All of them, in the order of columns.
+pub const ALL: &[Variant] = &[
+    Variant {
+        name: BASE,
+        what: "forwarding, no netfilter rule",
+        kind: Kind::Plain,
+        conntrack: false,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: BASE_TRACKED,
+        what: "forwarding with connection tracking, as on a node with kube-proxy",
+        kind: Kind::Plain,
+        conntrack: true,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: "masq-nft",
+        what: "ip-masq-agent's rules, iptables-nft",
+        kind: Kind::MasqAgent("iptables-nft-restore"),
+        conntrack: false,
+        max_cidrs: 30_000,
+    },
+    Variant {
+        name: "masq-legacy",
+        what: "ip-masq-agent's rules, iptables-legacy",
+        kind: Kind::MasqAgent("iptables-legacy-restore"),
+        conntrack: false,
+        max_cidrs: 30_000,
+    },
+    Variant {
+        name: "nft-set",
+        what: "the same policy as an nftables set",
+        kind: Kind::NftSet,
+        conntrack: false,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: "netdp",
+        what: "netdp, no netfilter rule",
+        kind: Kind::Netdp(&[]),
+        conntrack: false,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: "netdp+ct",
+        what: "netdp, with connection tracking as on a node with kube-proxy",
+        kind: Kind::Netdp(&[]),
+        conntrack: true,
+        max_cidrs: NO_LIMIT,
+    },
+];
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Measure {
+    /// Packets per second, 64-byte UDP, one CPU.
+    Packets,
+    /// The same on two CPUs at once.
+    Cpus,
+    /// The datapath's own time for a packet, by the kernel's program statistics.
+    Cost,
+    /// TCP and UDP throughput, offloads on and off.
+    Throughput,
+    /// Connections per second: connect, one request, close.
+    Connections,
+    /// Latency percentiles under load.
+    Latency,
+    /// From the edit of a configuration to a policy in force.
+    Reload,
+}

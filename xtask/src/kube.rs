@@ -1,0 +1,29 @@
+//! `kube` and `soak`: the agent with a real Kubernetes API server, measured and tormented.
+
+use crate::{setup, shell};
+use anyhow::Result;
+use xtask::testbed;
+
+/// Sets up and measures edits and the agent at rest; the figures go to standard output.
+pub fn measure() -> Result<()> {
+    testbed::require_root("cargo xtask kube")?;
+    setup::run()?;
+    shell::say("cargo bench (some minutes the first time)");
+    shell::run(shell::cargo().args(["bench", "-p", "netdp-user", "--bench", "kube"]))
+}
+
+/// Sets up, and lets the API server do its worst for so many minutes.
+pub fn soak(minutes: u32) -> Result<()> {
+    testbed::require_root("cargo xtask soak")?;
+    setup::run()?;
+    shell::say(&format!(
+        "cargo test, then {minutes} minutes of a hostile API server"
+    ));
+    let seconds = u64::from(minutes) * 60;
+    shell::run(
+        shell::cargo()
+            .args(["test", "-p", "netdp-user", "--test", "kube", "--"])
+            .args(["soak::", "--nocapture"])
+            .env("NETDP_SOAK_SECONDS", seconds.to_string()),
+    )
+}

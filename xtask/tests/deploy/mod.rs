@@ -1,0 +1,38 @@
+//! What is in deploy/kustomize, as Kustomize makes it.
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use xtask::testbed::{WorkDir, output};
+
+/// A kustomization as a user writes it: on one of netdp's, with a component and
+/// patches, which may be empty. Gives the objects that Kustomize makes of it.
+pub fn objects(on: &str, component: &str, patches: &str) -> Result<Vec<Value>> {
+    let dir = WorkDir::new("kustomization")?;
+    let deploy = directory()?.join("kustomize");
+    // Kustomize takes relative paths only.
+    let up = "../".repeat(dir.path().components().count() - 1);
+    let relative = |path: PathBuf| format!("{up}{}", path.display().to_string().trim_matches('/'));
+    let mut text = format!("resources:\n- {}\n", relative(deploy.join(on)));
+    if !component.is_empty() {
+        let component = relative(deploy.join("components").join(component));
+        text += &format!("components:\n- {component}\n");
+    }
+    if !patches.is_empty() {
+        text += &format!("patches:\n{patches}\n");
+    }
+    fs::write(dir.path().join("kustomization.yaml"), text)?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.arg("kustomize").arg(dir.path());
+    let mut built: Value = serde_json::from_str(&output(&mut command)?)?;
+    serde_json::from_value(built["resources"].take()).context("Kustomize made no list")
+}
+
+/// deploy/.
+pub fn directory() -> Result<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    path.canonicalize()
+        .with_context(|| format!("looking for {}", path.display()))
+}
