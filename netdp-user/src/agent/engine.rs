@@ -1,12 +1,13 @@
 //! What does the translating: the datapath, or netfilter by the chains.
 
+use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::datapath::{self, Attached, Datapath, SweepRules};
 use crate::iptables::{self, Chains};
 use crate::reconcile::Change;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya_log::EbpfLogger;
-use netdp_common::abi::{Counters, pins};
+use netdp_common::abi::Counters;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -21,13 +22,9 @@ impl Engine {
     /// # Errors
     /// It can't work here.
     pub(super) fn start(options: &RunOptions) -> Result<Self> {
-        let pinned = options.bpffs.join(pins::SETTINGS).exists();
+        let pinned = is_pinned(&options.bpffs);
         match options.mode {
             Mode::Ebpf => Self::ebpf(options),
-            Mode::Iptables if pinned => bail!(
-                "an eBPF datapath is in force in {}: two would translate; end it with netdp detach",
-                options.bpffs.display()
-            ),
             Mode::Iptables => Self::chains(options),
             Mode::Auto => match Self::ebpf(options) {
                 // One that is in force already is not left for another.
