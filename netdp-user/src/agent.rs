@@ -4,6 +4,7 @@
 mod api;
 mod configuration;
 mod engine;
+mod foreign;
 mod network;
 mod program_log;
 mod tell;
@@ -141,6 +142,7 @@ struct Agent {
     source: configuration::Source,
     api: api::Followed,
     told: tell::Telling,
+    foreign: foreign::Foreign,
 }
 
 impl Agent {
@@ -187,11 +189,13 @@ impl Agent {
             api,
             told: tell::Telling::new(control.is_some()),
             control,
+            foreign: foreign::Foreign::new(),
         };
         agent.await_api().await;
         agent.first_config();
         agent.detach_strangers();
         agent.reconcile();
+        agent.ask_foreign();
         Ok(agent)
     }
 
@@ -218,7 +222,9 @@ impl Agent {
                     self.look().await;
                     self.reattach();
                     self.check_datapath();
+                    self.ask_foreign();
                 }
+                event = self.foreign.next() => self.on_rules(event),
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
                         log::warn!("watching the network: {err:#}");

@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod datapath;
 pub mod fleet;
+pub mod foreign;
 pub mod iptables;
 pub mod reconcile;
 pub mod sources;

@@ -1,6 +1,7 @@
 //! `netdp status` and `netdp flows`.
 
 use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
+use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
@@ -39,6 +40,9 @@ pub struct Report {
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
+    /// Other rules that translate sources.
+    #[serde(default)]
+    pub foreign: foreign::Seen,
     /// How it stands with the Kubernetes API, if that is followed.
     #[serde(default)]
     pub api: Option<String>,
