@@ -3,6 +3,7 @@
 use super::rule::{Match, Target, overlap};
 use super::walk::Reached;
 use crate::config::{Action, Rule};
+use crate::iptables::Family;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -172,7 +173,12 @@ fn bypassed(reached: &Reached<'_>, around: &Around) -> Vec<String> {
         })
     };
     let translated = |prefix: &IpNet| {
-        (around.enable_ipv6 || matches!(prefix, IpNet::V4(_)))
+        let family = match prefix {
+            IpNet::V4(_) => Family::V4,
+            IpNet::V6(_) => Family::V6,
+        };
+        (around.enable_ipv6 || family == Family::V4)
+            && reached.family.is_none_or(|only| only == family)
             && parts(reached, prefix).iter().any(|part| {
                 !reached.spared.iter().any(|net| net.contains(part))
                     && !masqueraded_within(prefix, part)

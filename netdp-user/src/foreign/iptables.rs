@@ -1,17 +1,18 @@
 //! Rules as iptables-save prints them.
 
 use super::rule::{Match, Rule, Ruleset, Target};
-use crate::iptables::Table;
+use crate::iptables::{Family, Table};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
 /// The nat table.
-pub fn ruleset(table: &Table) -> Ruleset {
+pub fn ruleset(table: &Table, family: Family) -> Ruleset {
     let chains = table.chains.iter().map(|(name, rules)| {
         let rules = rules.iter().map(|rule| parse(name, &rule.text)).collect();
         (name.clone(), rules)
     });
     Ruleset {
+        family: Some(family),
         chains: chains.collect(),
         roots: vec!["POSTROUTING".into()],
     }

@@ -64,7 +64,11 @@ pub fn ruleset(listing: &Value, text: &str, roots: Vec<String>) -> Ruleset {
         let parsed = parse(&rule["expr"], text, &sets);
         chains.entry(chain.into()).or_default().push(parsed);
     }
-    Ruleset { chains, roots }
+    Ruleset {
+        family: None,
+        chains,
+        roots,
+    }
 }
 
 fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> Rule {

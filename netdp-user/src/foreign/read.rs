@@ -28,7 +28,7 @@ pub fn look(around: &Around) -> Seen {
             }
             match (Iptables { family, backend }).read() {
                 Ok(table) => {
-                    let set = iptables::ruleset(&table);
+                    let set = iptables::ruleset(&table, family);
                     judge(
                         &set,
                         &family.to_string(),
@@ -81,7 +81,8 @@ fn native(read: &[Family], around: &Around, seen: &mut Seen) -> Result<()> {
         let name = ["list", "table", &table.family, &table.name];
         let listing = json(&name)?;
         let text = run(&[&["-s", "-a"], &name[..]].concat())?;
-        let set = nft::ruleset(&listing, &text, roots);
+        let mut set = nft::ruleset(&listing, &text, roots);
+        set.family = family;
         let family = family.map_or_else(|| "both".into(), |family| family.to_string());
         let place = format!("{} {}", table.family, table.name);
         let first = seen.rules.len();

@@ -1,5 +1,6 @@
 //! A NAT rule of any kind, as far as it matters to pods' packets.
 
+use crate::iptables::Family;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -53,6 +54,8 @@ pub struct Rule {
 /// The chains that know each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
+    /// The only family whose packets come here, if there is one.
+    pub family: Option<Family>,
     pub chains: BTreeMap<String, Vec<Rule>>,
     /// Those that every packet goes through on its way out.
     pub roots: Vec<String>,

@@ -1,7 +1,7 @@
 use super::classify::{Around, Translator};
 use super::{iptables, nft, owner, rule::Ruleset, walk};
 use crate::config::{Action, Origin, Rule};
-use crate::iptables::Table;
+use crate::iptables::{Family, Table};
 use ipnet::IpNet;
 
 fn prefix(text: &str, action: Action) -> Rule {
@@ -51,7 +51,7 @@ fn judge(set: &Ruleset, after: bool, around: &Around) -> Vec<(String, bool, Stri
 }
 
 fn saved(rules: &str) -> Ruleset {
-    iptables::ruleset(&Table::parse(rules))
+    iptables::ruleset(&Table::parse(rules), Family::V4)
 }
 
 /// The one rule that translates, as both modes see it: owner, conflict with eBPF, conflict with the

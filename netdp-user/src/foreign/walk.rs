@@ -2,6 +2,7 @@
 //! get there.
 
 use super::rule::{Match, Rule, Ruleset, Target};
+use crate::iptables::Family;
 use ipnet::IpNet;
 
 /// Chains in chains in chains: the kernel takes no more (NFT_JUMP_STACK_SIZE,
@@ -12,6 +13,8 @@ const MAX_DEPTH: usize = 16;
 #[derive(Debug, Clone)]
 pub struct Reached<'a> {
     pub rule: &'a Rule,
+    /// The only family whose packets come here, if there is one.
+    pub family: Option<Family>,
     /// From the root on.
     pub path: Vec<&'a str>,
     /// Where in the root it is, or what leads to it.
@@ -67,6 +70,7 @@ fn step<'a>(
     match &rule.target {
         Target::Masquerade | Target::Snat(_) => found.push(Reached {
             rule,
+            family: set.family,
             path: way.path.clone(),
             position,
             matches: way.matches.iter().copied().chain(&rule.matches).collect(),

@@ -1,6 +1,6 @@
 //! The chains of both families, kept as the configuration says.
 
-use super::{Backend, Chain, Family, Iptables, Ports};
+use super::{Backend, Chain, Family, Iptables, Ports, Rule};
 use crate::config::Config;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,25 @@ pub struct ChainReport {
     pub rules: usize,
     /// Why it could not be written, if so.
     pub error: Option<String>,
+}
+
+impl ChainReport {
+    /// The rules as they are in the kernel now, with their counters.
+    ///
+    /// # Errors
+    /// The programs are not here or fail.
+    pub fn live(&self) -> Result<Vec<Rule>> {
+        let family = match self.family.as_str() {
+            "IPv6" => Family::V6,
+            _ => Family::V4,
+        };
+        let backend = match self.backend.as_str() {
+            "legacy" => Backend::Legacy,
+            _ => Backend::Nft,
+        };
+        let table = Iptables { family, backend }.read()?;
+        Ok(table.rules(&self.chain).to_vec())
+    }
 }
 
 impl Chains {

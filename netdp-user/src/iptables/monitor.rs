@@ -42,8 +42,10 @@ impl RuleMonitor {
         .context("opening a netlink socket for changes of nf_tables")?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUP_NFTABLES))
             .context("asking for changes of nf_tables")?;
+        // SAFETY: an OwnedFd names one open descriptor until it is dropped.
+        let socket = unsafe { AsyncFd::register(socket) };
         Ok(Self {
-            socket: AsyncFd::register(socket).context("waiting for changes of nf_tables")?,
+            socket: socket.context("waiting for changes of nf_tables")?,
             due: None,
             not_before: Instant::now(),
         })
