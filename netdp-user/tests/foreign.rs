@@ -117,7 +117,7 @@ fn rules_of_both_kinds_of_iptables_are_judged() -> Result<()> {
             );
             let text = node.agent.netdp(&["status"])?;
             for words in [
-                "conflict   NAT by a CNI plugin is in conflict: it translates packets to 10.0.0.0/8",
+                "conflict   NAT by a CNI plugin translates packets to 10.0.0.0/8",
                 "-A CNI-aaaa ! -d 224.0.0.0/4 -j MASQUERADE",
                 "harmless: concerns only packets that carry the mark 0x4000/0x4000",
             ] {
@@ -126,7 +126,7 @@ fn rules_of_both_kinds_of_iptables_are_judged() -> Result<()> {
             ensure!(
                 node.agent
                     .log()
-                    .contains("NAT by a CNI plugin is in conflict"),
+                    .contains("in conflict: NAT by a CNI plugin"),
                 "{mode}: it is not in the log"
             );
         }

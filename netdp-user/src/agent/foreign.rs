@@ -96,9 +96,9 @@ impl Agent {
         let now = &self.report.foreign;
         for found in now.rules.iter().filter(|f| !before.rules.contains(f)) {
             if found.conflict {
-                log::warn!("{found}");
+                log::warn!("in conflict: {found}");
             } else {
-                log::info!("{found}");
+                log::info!("harmless: {found}");
             }
         }
         for gone in before.rules.iter().filter(|f| !now.rules.contains(f)) {

@@ -184,12 +184,15 @@ fn bypassed(reached: &Reached<'_>, around: &Around) -> Vec<String> {
                     && !masqueraded_within(prefix, part)
             })
     };
-    around
+    let mut found: Vec<_> = around
         .rules
         .iter()
         .filter(|rule| rule.action == Action::Bypass && translated(&rule.prefix))
-        .map(|rule| rule.prefix.to_string())
-        .collect()
+        .map(|rule| rule.prefix)
+        .collect();
+    // The largest say most.
+    found.sort_by_key(IpNet::prefix_len);
+    found.iter().map(ToString::to_string).collect()
 }
 
 /// What of the prefix meets the rule's conditions, as far as addresses tell.

@@ -62,16 +62,15 @@ impl Finding {
 
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let what = if self.conflict {
-            "in conflict"
-        } else {
-            "harmless"
-        };
-        write!(
-            f,
-            "NAT by {} is {what}: it {}; {} {}: {}",
-            self.owner, self.why, self.backend, self.family, self.rule
-        )
+        let Self {
+            owner,
+            why,
+            backend,
+            family,
+            rule,
+            ..
+        } = self;
+        write!(f, "NAT by {owner} {why}: {backend}, {family}: {rule}")
     }
 }
 

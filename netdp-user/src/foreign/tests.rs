@@ -102,7 +102,7 @@ fn cni_chains_are_in_conflict() {
     assert!(ebpf && chains);
     assert_eq!(
         why,
-        "translates packets to 169.254.0.0/16, 10.0.0.0/8, 172.16.0.0/12 and 1 more, which the configuration leaves alone"
+        "translates packets to 10.0.0.0/8, 172.16.0.0/12, 169.254.0.0/16 and 1 more, which the configuration leaves alone"
     );
 }
 

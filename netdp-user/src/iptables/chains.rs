@@ -4,6 +4,7 @@ use super::{Backend, Chain, Family, Iptables, Ports, Rule};
 use crate::config::Config;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 
 /// The greatest length of a chain's name (XT_EXTENSION_MAXNAMELEN less the final zero,
 /// include/uapi/linux/netfilter/x_tables.h).
@@ -27,6 +28,8 @@ pub struct Chains {
     name: String,
     ports: Ports,
     adopted: bool,
+    /// What was written last.
+    written: RefCell<Vec<(Family, Chain)>>,
 }
 
 /// What the chain of one family is, as `netdp status` tells.
@@ -105,6 +108,7 @@ impl Chains {
             name: name.into(),
             ports,
             adopted,
+            written: RefCell::default(),
         })
     }
 
@@ -120,7 +124,7 @@ impl Chains {
             let chain = Chain::new(&self.name, iptables.family, config, &self.ports);
             let error = match iptables.apply(&chain) {
                 Ok(true) => {
-                    log::info!("{}: chain {} written", iptables.family, self.name);
+                    self.note(iptables.family, &chain);
                     None
                 }
                 Ok(false) => None,
@@ -135,6 +139,21 @@ impl Chains {
             }
         };
         self.families.iter().map(apply).collect()
+    }
+
+    /// Says why it was written: for the first time or anew, or because somebody else changed it.
+    fn note(&self, family: Family, chain: &Chain) {
+        let mut written = self.written.borrow_mut();
+        let name = &self.name;
+        if written.iter().any(|(f, c)| *f == family && c == chain) {
+            log::warn!(
+                "{family}: somebody changed chain {name} or what leads to it: written again"
+            );
+            return;
+        }
+        log::info!("{family}: chain {name} written");
+        written.retain(|(f, _)| *f != family);
+        written.push((family, chain.clone()));
     }
 }
 
