@@ -4,6 +4,7 @@
 mod api;
 mod configuration;
 mod engine;
+mod foreign;
 mod network;
 mod program_log;
 mod takeover;
@@ -174,6 +175,7 @@ struct Agent {
     source: configuration::Source,
     api: api::Followed,
     told: tell::Telling,
+    foreign: foreign::Foreign,
 }
 
 impl Agent {
@@ -222,6 +224,7 @@ impl Agent {
             api,
             told: tell::Telling::new(control.is_some()),
             control,
+            foreign: foreign::Foreign::new(),
         };
         agent.await_api().await;
         agent.first_config();
@@ -236,6 +239,7 @@ impl Agent {
         agent.keep_untranslated();
         agent.reconcile();
         agent.take_over();
+        agent.ask_foreign();
         Ok(agent)
     }
 
@@ -263,7 +267,9 @@ impl Agent {
                     self.reattach();
                     self.watch_chains();
                     self.check_datapath();
+                    self.ask_foreign();
                 }
+                event = self.foreign.next() => self.on_rules(event),
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
                         log::warn!("watching the network: {err:#}");

@@ -11,6 +11,7 @@ pub mod conntrack;
 pub mod control;
 pub mod datapath;
 pub mod fleet;
+pub mod foreign;
 pub mod iptables;
 pub mod reconcile;
 pub mod rollback;

@@ -1,10 +1,14 @@
 //! `netdp status` and `netdp flows`.
 
+mod nat;
+
 use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
+use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
+use nat::LiveRules;
 use netdp_common::abi::Counters;
 use netdp_common::verdict::DropReason;
 use serde::{Deserialize, Serialize};
@@ -42,6 +46,9 @@ pub struct Report {
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
+    /// Other rules that translate sources.
+    #[serde(default)]
+    pub foreign: foreign::Seen,
     /// How it stands with the Kubernetes API, if that is followed.
     #[serde(default)]
     pub api: Option<String>,
@@ -142,6 +149,8 @@ struct Status {
     /// How many mappings fit.
     max_mappings: usize,
     report: Option<Report>,
+    /// The chains' rules as they are now, in iptables mode.
+    rules: Vec<LiveRules>,
     packets: BTreeMap<&'static str, u64>,
     drops: BTreeMap<&'static str, u64>,
 }
@@ -159,7 +168,9 @@ impl Status {
         } else {
             (0, 0, Counters::default(), false)
         };
+        let report = dir.report().ok();
         Ok(Self {
+            rules: nat::live(report.as_ref()),
             agent: if pid.is_some() {
                 "running"
             } else {
@@ -169,7 +180,7 @@ impl Status {
             datapath: if attached { "in force" } else { "none" },
             mappings,
             max_mappings,
-            report: dir.report().ok(),
+            report,
             packets: packets(&counters),
             drops: DropReason::ALL
                 .iter()
@@ -193,6 +204,8 @@ impl Status {
         writeln!(out, "mappings   {used} of {max} ({percent} %)")?;
         if let Some(report) = &self.report {
             describe(&mut out, report)?;
+            nat::rules(&mut out, &self.rules)?;
+            nat::foreign(&mut out, &report.foreign)?;
         }
         let shown: Vec<_> = self
             .packets

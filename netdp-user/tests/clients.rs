@@ -80,6 +80,17 @@ fn clients_see_a_plain_router() -> Result<()> {
     same(&translated, &run(Shape::NORMAL.plain())?)
 }
 
+/// Nor do they see anything else in iptables mode.
+#[test]
+fn clients_see_a_plain_router_in_iptables_mode() -> Result<()> {
+    let translated = run(Shape {
+        mode: "iptables",
+        ..Shape::NORMAL
+    })?;
+    check_normal(&translated)?;
+    same(&translated, &run(Shape::NORMAL.plain())?)
+}
+
 #[test]
 fn clients_without_offloads_see_the_same() -> Result<()> {
     check_normal(&run(Shape {

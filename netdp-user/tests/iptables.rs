@@ -185,6 +185,67 @@ fn a_change_is_written_and_what_is_right_is_left_alone() -> Result<()> {
     Ok(())
 }
 
+/// Where the kernel tells of changes, the next look at everything is not waited for.
+#[test]
+fn the_chain_is_mended_at_once() -> Result<()> {
+    let node = Node::start("nft", "resyncInterval: 1h\n", &[])?;
+    node.add(&["-t", "nat", "-F", "POSTROUTING"])?;
+    wait_for(SOON, "the jump", || {
+        node.listing("iptables").is_ok_and(|all| all.contains(JUMP))
+    })?;
+    node.add(&["-t", "nat", "-D", "IP-MASQ-AGENT", "1"])?;
+    wait_for(SOON, "the first rule", || {
+        let rules = node.rules("iptables").unwrap_or_default();
+        rules
+            .first()
+            .is_some_and(|rule| rule.contains("169.254.0.0/16"))
+    })?;
+    ensure!(
+        node.agent
+            .log()
+            .contains("somebody changed chain IP-MASQ-AGENT")
+    );
+    Ok(())
+}
+
+/// What is right is not written again: the counters go on.
+#[test]
+fn counters_are_kept_and_shown() -> Result<()> {
+    for backend in BACKENDS {
+        let mut node = Node::start(backend, "resyncInterval: 200ms\n", &[])?;
+        let pod = &node.bed.pods[0];
+        // Nobody answers, which does not matter to the rule.
+        let _ = pod
+            .ns
+            .command("ping")
+            .args(["-c1", "-W1", "10.1.0.1"])
+            .output()?;
+        let rule = |family: usize| -> Result<serde_json::Value> {
+            let status = node.agent.netdp(&["status", "-o", "json"])?;
+            let status: serde_json::Value = serde_json::from_str(&status)?;
+            Ok(status["rules"][family]["rules"][1].clone())
+        };
+        let before = rule(0)?;
+        ensure!(
+            before["text"].to_string().contains("-d 10.0.0.0/8"),
+            "{before}"
+        );
+        assert_eq!(before["counters"][0], 1, "{before}");
+        // Warnings about the configuration are new, the rules are as they were.
+        node.config.write("resyncInterval: 200ms\nnoSuchKey: 1\n")?;
+        wait_for(SOON, "another look at everything", || {
+            node.agent.log().contains("noSuchKey")
+        })?;
+        assert_eq!(rule(0)?, before, "{backend}");
+        ensure!(
+            node.agent
+                .netdp(&["status"])?
+                .contains("-d 10.0.0.0/8 -j RETURN")
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn status_tells_and_detach_removes() -> Result<()> {
     for backend in BACKENDS {

@@ -24,6 +24,8 @@ mod controls;
 mod driver;
 #[path = "wire/flow.rs"]
 mod flow;
+#[path = "wire/iptables_mode.rs"]
+mod iptables_mode;
 #[path = "wire/lever.rs"]
 mod lever;
 #[path = "wire/octets.rs"]
@@ -218,6 +220,18 @@ fn assert_case(name: &str) {
 #[test]
 fn controls_fail_where_they_should() {
     controls::run();
+}
+
+/// The same cases in iptables mode: what differs is what docs/iptables-mode.md says.
+#[test]
+fn iptables_mode_differs_where_the_document_says() {
+    iptables_mode::run();
+}
+
+/// As the next, about iptables mode.
+#[test]
+fn the_document_has_the_differences_of_iptables_mode() {
+    iptables_mode::check_document().unwrap();
 }
 
 /// `NETDP_REWRITE_DOCS=1` writes the document anew.

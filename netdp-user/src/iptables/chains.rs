@@ -1,9 +1,10 @@
 //! The chains of both families, kept as the configuration says.
 
-use super::{Backend, Chain, Family, Iptables, Ports};
+use super::{Backend, Chain, Family, Iptables, Ports, Rule};
 use crate::config::Config;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 
 /// The greatest length of a chain's name (XT_EXTENSION_MAXNAMELEN less the final zero,
 /// include/uapi/linux/netfilter/x_tables.h).
@@ -27,6 +28,8 @@ pub struct Chains {
     name: String,
     ports: Ports,
     adopted: bool,
+    /// What was written last.
+    written: RefCell<Vec<(Family, Chain)>>,
 }
 
 /// What the chain of one family is, as `netdp status` tells.
@@ -42,6 +45,25 @@ pub struct ChainReport {
     pub rules: usize,
     /// Why it could not be written, if so.
     pub error: Option<String>,
+}
+
+impl ChainReport {
+    /// The rules as they are in the kernel now, with their counters.
+    ///
+    /// # Errors
+    /// The programs are not here or fail.
+    pub fn live(&self) -> Result<Vec<Rule>> {
+        let family = match self.family.as_str() {
+            "IPv6" => Family::V6,
+            _ => Family::V4,
+        };
+        let backend = match self.backend.as_str() {
+            "legacy" => Backend::Legacy,
+            _ => Backend::Nft,
+        };
+        let table = Iptables { family, backend }.read()?;
+        Ok(table.rules(&self.chain).to_vec())
+    }
 }
 
 impl Chains {
@@ -86,6 +108,7 @@ impl Chains {
             name: name.into(),
             ports,
             adopted,
+            written: RefCell::default(),
         })
     }
 
@@ -114,7 +137,7 @@ impl Chains {
             let chain = Chain::new(&self.name, iptables.family, config, &self.ports);
             let error = match iptables.apply(&chain) {
                 Ok(true) => {
-                    log::info!("{}: chain {} written", iptables.family, self.name);
+                    self.note(iptables.family, &chain);
                     None
                 }
                 Ok(false) => None,
@@ -129,6 +152,21 @@ impl Chains {
             }
         };
         self.families.iter().map(apply).collect()
+    }
+
+    /// Says why it was written: for the first time or anew, or because somebody else changed it.
+    fn note(&self, family: Family, chain: &Chain) {
+        let mut written = self.written.borrow_mut();
+        let name = &self.name;
+        if written.iter().any(|(f, c)| *f == family && c == chain) {
+            log::warn!(
+                "{family}: somebody changed chain {name} or what leads to it: written again"
+            );
+            return;
+        }
+        log::info!("{family}: chain {name} written");
+        written.retain(|(f, _)| *f != family);
+        written.push((family, chain.clone()));
     }
 }
 

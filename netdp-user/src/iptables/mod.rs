@@ -4,6 +4,7 @@
 //! distribution's own programs ([`Iptables`]).
 
 mod chains;
+mod monitor;
 mod program;
 mod render;
 mod save;
@@ -12,6 +13,7 @@ mod save;
 mod tests;
 
 pub use chains::{ChainOptions, ChainReport, Chains, Found, find, remove};
+pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
 pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
 pub use save::{Rule, Table};

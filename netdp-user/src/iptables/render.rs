@@ -54,10 +54,10 @@ impl Chain {
             .iter()
             .find(|(prefix, _)| prefix.prefix_len() == 0)
             .map_or(Action::Masquerade, |(_, action)| *action);
-        if listed
+        let longest_first = listed
             .iter()
-            .any(|(_, action)| matches!(action, Action::Masquerade))
-        {
+            .any(|(_, action)| matches!(action, Action::Masquerade));
+        if longest_first {
             listed.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
         }
         let mut rules = Vec::new();
@@ -74,7 +74,9 @@ impl Chain {
                 Action::Masquerade => masquerade(&mut rules, &destination, ports),
             }
         }
-        if matches!(default, Action::Masquerade) && !rules.last().is_some_and(|r| is_final(r)) {
+        // ip-masq-agent writes the last rule even behind one for everything.
+        let reached = !longest_first || matches!(default, Action::Masquerade);
+        if reached && !rules.last().is_some_and(|r| is_final(r)) {
             masquerade(&mut rules, "", ports);
         }
         Self {

@@ -1,9 +1,10 @@
 //! What iptables-save prints of a table.
 
+use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// A rule of a chain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// Its text without `-A CHAIN`.
     pub text: String,

@@ -30,6 +30,8 @@ nonMasqueradeCIDRs:
 pub struct Shape {
     /// netdp runs; otherwise the outside knows the way to pods.
     pub translated: bool,
+    /// Its `--mode`.
+    pub mode: &'static str,
     /// Checksum and segmentation offloads and GRO, on every interface.
     pub offloads: bool,
     /// MTU between the routers.
@@ -42,6 +44,7 @@ impl Shape {
     /// Translated, with offloads, and 1500 bytes everywhere.
     pub const NORMAL: Self = Self {
         translated: true,
+        mode: "ebpf",
         offloads: true,
         beyond: 1500,
         before: 1500,
@@ -126,7 +129,11 @@ impl Outside {
         if shape.translated {
             let filter = format!("src net {} or src net {}", POD_NETWORKS[0], POD_NETWORKS[1]);
             self.leaks = Some(Tcpdump::start(router, "node", &filter)?);
-            let agent = start_agent(&self.bed.node, &self._config, &["--enable-ipv6"])?;
+            let agent = start_agent(
+                &self.bed.node,
+                &self._config,
+                &["--mode", shape.mode, "--enable-ipv6"],
+            )?;
             self.agent = Some(agent);
         } else {
             for (network, node) in POD_NETWORKS.iter().zip(&self.bed.uplinks[0].addresses) {

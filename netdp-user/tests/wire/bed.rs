@@ -88,6 +88,8 @@ pub fn is_masqueraded(addr: IpAddr) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     Netdp,
+    /// netdp in iptables mode.
+    NetdpIptables,
     /// nftables' masquerade on the uplinks.
     Nft,
     /// ip-masq-agent's rules.
@@ -235,7 +237,10 @@ impl At {
 
 /// Namespaces, wires and the subject.
 pub struct Bed {
+    /// netdp with its datapath.
     pub agent: Option<Agent>,
+    /// netdp in iptables mode: to cases netfilter, like the controls.
+    chains: Option<Agent>,
     pub node: Netns,
     pub far: Netns,
     pub sockets: Vec<Socket>,
@@ -284,7 +289,8 @@ impl Bed {
         for uplink in 0..2 {
             node.wait_local(super::bed::node(V6, uplink))?;
         }
-        let agent = subject.install(&node, dir.path(), options)?;
+        let mut agent = subject.install(&node, dir.path(), options)?;
+        let chains = agent.take_if(|_| subject == Subject::NetdpIptables);
         let sockets = At::ALL
             .iter()
             .map(|at| match (at, tun.take()) {
@@ -294,6 +300,7 @@ impl Bed {
             .collect::<Result<_>>()?;
         Ok(Self {
             agent,
+            chains,
             node,
             far,
             sockets,
@@ -304,6 +311,12 @@ impl Bed {
     /// The agent; a case that needs one does not apply to the controls.
     pub fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().context(NotApplicable)
+    }
+
+    /// The agent, in whatever mode.
+    pub fn any_agent(&mut self) -> Result<&mut Agent> {
+        let agent = self.agent.as_mut().or(self.chains.as_mut());
+        agent.context(NotApplicable)
     }
 }
 

@@ -30,7 +30,7 @@ const NETDP_ONLY: &[&str] = &[
 /// Cases whose end is a matter of chance for a control: a random port may lie
 /// in the reserved range or not, netfilter may lose a packet of a race or not,
 /// and on a busy machine it was seen to lose a SYN to the node's listener.
-const CHANCE: &[&str] = &[
+pub const CHANCE: &[&str] = &[
     "r2_1_two_pods_at_the_same_moment",
     "r2_1b_two_first_packets_of_one_flow",
     "r2_5_reserved_ports_are_not_given_away",
@@ -132,17 +132,17 @@ const EXPECTED: [(Subject, &[&str]); 2] = [
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Score {
+pub enum Score {
     Pass,
     Fail,
     /// It asks for what only netdp has.
     Void,
 }
 
-type Scores = BTreeMap<(usize, usize), (Score, String)>;
+pub type Scores = BTreeMap<(usize, usize), (Score, String)>;
 
 /// Runs every case against every subject, a few at a time.
-fn scores(subjects: &[Subject]) -> Scores {
+pub fn scores(subjects: &[Subject]) -> Scores {
     let next = AtomicUsize::new(0);
     let scores = Mutex::new(Scores::new());
     thread::scope(|scope| {
@@ -172,9 +172,13 @@ fn scores(subjects: &[Subject]) -> Scores {
 /// See the test that calls it.
 pub fn run() {
     let wants_table = std::env::var_os("NETDP_WIRE_TABLE").is_some();
-    let mut subjects = vec![Subject::Nft, Subject::IpMasqAgent, Subject::Nobody];
+    let mut subjects = match std::env::var_os("IPT_ONLY") {
+        Some(_) => vec![],
+        None => vec![Subject::Nft, Subject::IpMasqAgent, Subject::Nobody],
+    };
     if wants_table {
         subjects.insert(0, Subject::Netdp);
+        subjects.insert(1, Subject::NetdpIptables);
     }
     let scores = scores(&subjects);
     if wants_table {
@@ -188,6 +192,10 @@ pub fn run() {
         } else {
             Score::Fail
         };
+        if subject == Subject::NetdpIptables {
+            // Has a test of its own.
+            continue;
+        }
         let control = subject != Subject::Netdp;
         let as_wanted = if control && NETDP_ONLY.contains(&name) {
             *score != Score::Pass

@@ -15,9 +15,13 @@ impl Subject {
             Ok(path.display().to_string())
         };
         match self {
-            Self::Netdp => {
+            Self::Netdp | Self::NetdpIptables => {
                 let config = format!("nonMasqueradeCIDRs: [{}]\n", NON_MASQUERADE.join(", "));
-                return start(node, &file("config", &config)?, options).map(Some);
+                let mode = match self {
+                    Self::NetdpIptables => "iptables",
+                    _ => "ebpf",
+                };
+                return start(node, &file("config", &config)?, mode, options).map(Some);
             }
             Self::Nft => {
                 node.run(&["nft", "-f", &file("nft", &nft(options))?])?;
@@ -33,11 +37,13 @@ impl Subject {
     }
 }
 
-fn start(node: &Netns, config: &str, options: &Options) -> Result<Agent> {
+fn start(node: &Netns, config: &str, mode: &str, options: &Options) -> Result<Agent> {
     let mut agent = AgentOptions::new(env!("CARGO_BIN_EXE_netdp"))
         .config(config.as_ref())
         .uplink(options.medium.uplink())
         .uplink("up1")
+        .arg("--mode")
+        .arg(mode)
         .arg("--enable-ipv6");
     if !options.to_ports.is_empty() {
         agent = agent.arg("--to-ports").arg(options.to_ports);

@@ -26,6 +26,7 @@ pub fn binary_from_env() -> Result<PathBuf> {
 pub struct AgentOptions {
     binary: PathBuf,
     arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 impl AgentOptions {
@@ -35,6 +36,7 @@ impl AgentOptions {
         Self {
             binary: binary.into(),
             arguments: Vec::new(),
+            environment: Vec::new(),
         }
     }
 
@@ -54,6 +56,13 @@ impl AgentOptions {
     #[must_use]
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
+        self
+    }
+
+    /// A variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -199,6 +208,12 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
     ] {
         command.env_remove(name);
     }
+    command.envs(
+        options
+            .environment
+            .iter()
+            .map(|(name, value)| (name, value)),
+    );
     command.arg("run").args(&options.arguments);
     name_directories(&mut command, dir);
     command.arg("--ready-file").arg(ready);

@@ -18,8 +18,8 @@ pub fn r9_2_flows_outlive_the_agent(w: &mut Wire) -> Result<()> {
         .collect::<Result<_>>()?;
     for step in 0..3 {
         match step {
-            1 => w.bed.agent()?.kill9()?,
-            2 => w.bed.agent()?.restart()?,
+            1 => w.bed.any_agent()?.kill9()?,
+            2 => w.bed.any_agent()?.restart()?,
             _ => {}
         }
         for (udp, tcp) in &flows {

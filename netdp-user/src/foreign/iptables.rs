@@ -1,0 +1,148 @@
+//! Rules as iptables-save prints them.
+
+use super::rule::{Match, Rule, Ruleset, Target};
+use crate::iptables::{Family, Table};
+use ipnet::IpNet;
+use std::net::IpAddr;
+
+/// The nat table.
+pub fn ruleset(table: &Table, family: Family) -> Ruleset {
+    let chains = table.chains.iter().map(|(name, rules)| {
+        let rules = rules.iter().map(|rule| parse(name, &rule.text)).collect();
+        (name.clone(), rules)
+    });
+    Ruleset {
+        family: Some(family),
+        chains: chains.collect(),
+        roots: vec!["POSTROUTING".into()],
+    }
+}
+
+/// A rule without its `-A CHAIN`.
+fn parse(chain: &str, text: &str) -> Rule {
+    let words = words(text);
+    let mut rule = Rule {
+        text: format!("-A {chain} {text}"),
+        matches: Vec::new(),
+        target: Target::Other,
+    };
+    let mut not = false;
+    let mut at = 0;
+    while let Some(option) = words.get(at) {
+        at += 1;
+        if option == "!" {
+            not = true;
+            continue;
+        }
+        let rest = words.get(at..).unwrap_or_default();
+        let count = match option.as_str() {
+            // A comment may begin with anything.
+            "--comment" => 1,
+            _ => rest
+                .iter()
+                .position(|word| word.starts_with('-') || word == "!")
+                .unwrap_or(rest.len()),
+        };
+        let values = rest.get(..count).unwrap_or_default();
+        at += count;
+        understand(&mut rule, option, values, not);
+        not = false;
+    }
+    rule
+}
+
+fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
+    let value = values.first().map(String::as_str).unwrap_or_default();
+    let nets = || value.parse::<IpNet>().or_else(|_| host(value)).ok();
+    let found = match option {
+        "-m" | "--comment" | "--random" | "--random-fully" | "--to-ports" | "--persistent" => None,
+        "-s" => Some(nets().map(|net| Match::Source {
+            nets: vec![net],
+            not,
+        })),
+        "-d" => Some(nets().map(|net| Match::Destination {
+            nets: vec![net],
+            not,
+        })),
+        "-o" => Some(Some(Match::Out {
+            names: vec![value.into()],
+            not,
+        })),
+        "--mark" => Some(Some(mark(value, not))),
+        "--src-type" if value == "LOCAL" => Some(Some(Match::LocalSource { not })),
+        "--dst-type" if value == "LOCAL" => Some(Some(Match::LocalDestination { not })),
+        "--ctstate" | "--ctstatus" if value == "DNAT" && !not => Some(Some(Match::Translated)),
+        "-j" | "-g" => {
+            rule.target = target(value);
+            None
+        }
+        "--to-source" => {
+            if let Target::Snat(to) = &mut rule.target {
+                to.extend(address(value));
+            }
+            None
+        }
+        // Of another target, as MARK's.
+        _ if rule.target != Target::Other => None,
+        _ => Some(None),
+    };
+    if let Some(condition) = found {
+        let other = || Match::Other(format!("{option} {}", values.join(" ")));
+        rule.matches.push(condition.unwrap_or_else(other));
+    }
+}
+
+fn target(name: &str) -> Target {
+    match name {
+        "MASQUERADE" => Target::Masquerade,
+        "SNAT" => Target::Snat(Vec::new()),
+        "RETURN" | "ACCEPT" => Target::Leave,
+        "MARK" | "CONNMARK" | "LOG" | "NFLOG" | "DNAT" | "REDIRECT" | "NETMAP" => Target::Other,
+        chain => Target::Jump(chain.into()),
+    }
+}
+
+/// `VALUE` or `VALUE/MASK`; of the value 0 it is the absence that counts.
+fn mark(value: &str, not: bool) -> Match {
+    let number = value.split('/').next().unwrap_or(value);
+    let zero = number.trim_start_matches("0x").bytes().all(|b| b == b'0');
+    Match::Mark {
+        text: value.into(),
+        set: zero == not,
+    }
+}
+
+fn host(text: &str) -> Result<IpNet, std::net::AddrParseError> {
+    text.parse::<IpAddr>().map(IpNet::from)
+}
+
+/// The first address of `A[-B][:PORTS]`.
+fn address(text: &str) -> Option<IpAddr> {
+    let first = text.split('-').next().unwrap_or(text);
+    let plain = first.parse().ok();
+    plain.or_else(|| {
+        let bare = first.rsplit_once(':').map_or(first, |(ip, _)| ip);
+        bare.trim_matches(['[', ']']).parse().ok()
+    })
+}
+
+/// Splits at blanks; quotes keep together, a backslash takes the next character as it is.
+fn words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quoted = false;
+    let mut characters = text.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            '\\' => word.get_or_insert_default().extend(characters.next()),
+            ' ' if !quoted => words.extend(word.take()),
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    words
+}

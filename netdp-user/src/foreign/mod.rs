@@ -1,0 +1,85 @@
+//! Other people's source NAT: rules that translate the packets that netdp is to translate.
+//!
+//! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]), [`walk`]
+//! finds what is reached from POSTROUTING, [`classify`] says what each rule means for pods' packets.
+
+mod classify;
+mod iptables;
+mod nft;
+mod owner;
+mod read;
+mod rule;
+mod walk;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+pub use classify::{Around, Translator, Verdict, classify};
+pub use read::look;
+pub use watch::Watch;
+
+use serde::{Deserialize, Serialize};
+
+/// What was seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Rules that translate sources and are not netdp's.
+    pub rules: Vec<Finding>,
+    /// What could not be looked at, and why.
+    pub unread: Vec<String>,
+}
+
+/// One rule, or several that differ in their addresses only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Who writes such rules, as far as names tell.
+    pub owner: String,
+    /// `IPv4`, `IPv6`, or `both`.
+    pub family: String,
+    /// `nft`, `legacy` (iptables of either kind) or `nftables`.
+    pub backend: String,
+    /// Where it is.
+    pub chain: String,
+    /// Its text, as the program of its kind prints it; that of the first, where there are several.
+    pub rule: String,
+    /// How many there are.
+    pub count: usize,
+    /// Whether it does to pods' packets what the configuration does not say.
+    pub conflict: bool,
+    /// Why.
+    pub why: String,
+}
+
+impl Finding {
+    fn is_like(&self, other: &Self) -> bool {
+        self.owner != owner::UNKNOWN
+            && (&self.owner, &self.family, &self.backend)
+                == (&other.owner, &other.family, &other.backend)
+            && (self.conflict, &self.why) == (other.conflict, &other.why)
+    }
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            owner,
+            why,
+            backend,
+            family,
+            rule,
+            ..
+        } = self;
+        write!(f, "NAT by {owner} {why}: {backend}, {family}: {rule}")
+    }
+}
+
+impl Seen {
+    /// Adds a finding; rules of one owner that mean the same count as one.
+    pub(crate) fn add(&mut self, finding: Finding) {
+        match self.rules.iter_mut().find(|known| known.is_like(&finding)) {
+            Some(known) => known.count += 1,
+            None => self.rules.push(finding),
+        }
+    }
+}

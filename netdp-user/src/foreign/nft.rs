@@ -1,0 +1,183 @@
+//! Rules as `nft -j list table` prints them (libnftables-json(5)).
+
+use super::rule::{Match, Rule, Ruleset, Target};
+use ipnet::IpNet;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// A table.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableName {
+    /// `ip`, `ip6` or `inet`.
+    pub family: String,
+    pub name: String,
+}
+
+/// The tables that have a NAT chain at postrouting, of what `nft -j list chains` printed, with those
+/// chains.
+pub fn nat_tables(listing: &Value) -> BTreeMap<TableName, Vec<String>> {
+    let mut tables: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for chain in objects(listing, "chain") {
+        let of = |key: &str| chain[key].as_str().unwrap_or_default();
+        if of("type") == "nat"
+            && of("hook") == "postrouting"
+            && ["ip", "ip6", "inet"].contains(&of("family"))
+        {
+            let name = TableName {
+                family: of("family").into(),
+                name: of("table").into(),
+            };
+            tables.entry(name).or_default().push(of("name").into());
+        }
+    }
+    tables
+}
+
+fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &'a Value> {
+    let all = listing["nftables"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    all.iter().filter_map(move |object| object.get(kind))
+}
+
+/// The table that `listing` is about; `text` is the same as `nft -s -a list table` printed it.
+pub fn ruleset(listing: &Value, text: &str, roots: Vec<String>) -> Ruleset {
+    let texts: BTreeMap<u64, &str> = text
+        .lines()
+        .filter_map(|line| {
+            let (rule, handle) = line.rsplit_once(" # handle ")?;
+            Some((handle.trim().parse().ok()?, rule.trim()))
+        })
+        // Chains and sets have handles, too, of another count.
+        .filter(|(_, rule)| !rule.ends_with('{'))
+        .collect();
+    let sets: BTreeMap<String, &Value> = objects(listing, "set")
+        .filter_map(|set| Some((format!("@{}", set["name"].as_str()?), &set["elem"])))
+        .collect();
+    let mut chains: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
+    for rule in objects(listing, "rule") {
+        let text = rule["handle"]
+            .as_u64()
+            .and_then(|handle| texts.get(&handle));
+        let text = text.map_or_else(|| rule["expr"].to_string(), |text| (*text).to_owned());
+        let chain = rule["chain"].as_str().unwrap_or_default();
+        let parsed = parse(&rule["expr"], text, &sets);
+        chains.entry(chain.into()).or_default().push(parsed);
+    }
+    Ruleset {
+        family: None,
+        chains,
+        roots,
+    }
+}
+
+fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> Rule {
+    let mut rule = Rule {
+        text,
+        matches: Vec::new(),
+        target: Target::Other,
+    };
+    for expression in expressions.as_array().into_iter().flatten() {
+        let Some((kind, value)) = expression.as_object().and_then(|o| o.iter().next()) else {
+            continue;
+        };
+        match kind.as_str() {
+            "match" => rule.matches.push(condition(value, sets)),
+            "masquerade" => rule.target = Target::Masquerade,
+            "snat" => {
+                let to = value["addr"].as_str().and_then(|ip| ip.parse().ok());
+                rule.target = Target::Snat(to.into_iter().collect());
+            }
+            // As in iptables: MASQUERADE of iptables-nft may be seen so.
+            "xt" if value["name"] == "MASQUERADE" => rule.target = Target::Masquerade,
+            "xt" if value["name"] == "SNAT" => rule.target = Target::Snat(Vec::new()),
+            "return" | "accept" => rule.target = Target::Leave,
+            "jump" | "goto" => {
+                let to = value["target"].as_str().unwrap_or_default();
+                rule.target = Target::Jump(to.into());
+            }
+            "counter" | "log" | "mangle" | "comment" => {}
+            _ => rule.matches.push(Match::Other(expression.to_string())),
+        }
+    }
+    rule
+}
+
+fn condition(found: &Value, sets: &BTreeMap<String, &Value>) -> Match {
+    understood(found, sets).unwrap_or_else(|| Match::Other(found.to_string()))
+}
+
+fn understood(found: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
+    let not = match found["op"].as_str()? {
+        "==" | "in" => false,
+        "!=" => true,
+        _ => return None,
+    };
+    let (left, right) = (&found["left"], &found["right"]);
+    let (kind, of) = left.as_object()?.iter().next()?;
+    match kind.as_str() {
+        "payload" => {
+            let nets = nets(right, sets)?;
+            match of["field"].as_str()? {
+                "saddr" => Some(Match::Source { nets, not }),
+                "daddr" => Some(Match::Destination { nets, not }),
+                _ => None,
+            }
+        }
+        "meta" if of["key"] == "oifname" || of["key"] == "oif" => {
+            let names = elements(right)
+                .into_iter()
+                .map(|name| Some(name.as_str()?.replace('*', "+")))
+                .collect::<Option<_>>()?;
+            Some(Match::Out { names, not })
+        }
+        "meta" if of["key"] == "mark" => Some(mark(right, right, not)),
+        "&" if of[0]["meta"]["key"] == "mark" => Some(mark(right, &of[1], not)),
+        "fib" if of["result"] == "type" && right == "local" => {
+            let flags = of["flags"].as_array()?;
+            if flags.iter().any(|flag| flag == "saddr") {
+                Some(Match::LocalSource { not })
+            } else {
+                Some(Match::LocalDestination { not })
+            }
+        }
+        "ct" if of["key"] == "status" && right == "dnat" && !not => Some(Match::Translated),
+        _ => None,
+    }
+}
+
+/// Whether one is carried: compared with 0 it is the absence that counts.
+fn mark(value: &Value, shown: &Value, not: bool) -> Match {
+    let text = shown
+        .as_u64()
+        .map_or_else(|| shown.to_string(), |mark| format!("{mark:#x}"));
+    let zero = value.as_u64() == Some(0);
+    Match::Mark {
+        text,
+        set: zero == not,
+    }
+}
+
+fn elements(value: &Value) -> Vec<&Value> {
+    match value.get("set").unwrap_or(value) {
+        Value::Array(all) => all.iter().collect(),
+        one => vec![one],
+    }
+}
+
+/// All of them, or nothing where one is no prefix.
+fn nets(value: &Value, sets: &BTreeMap<String, &Value>) -> Option<Vec<IpNet>> {
+    let named = value.as_str().and_then(|name| sets.get(name));
+    elements(named.map_or(value, |elements| *elements))
+        .into_iter()
+        .map(|element| {
+            let element = element.get("elem").map_or(element, |inner| &inner["val"]);
+            if let Some(prefix) = element.get("prefix") {
+                let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
+                return IpNet::new(prefix["addr"].as_str()?.parse().ok()?, length).ok();
+            }
+            let address: std::net::IpAddr = element.as_str()?.parse().ok()?;
+            Some(IpNet::from(address))
+        })
+        .collect()
+}

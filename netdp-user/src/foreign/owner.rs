@@ -1,0 +1,42 @@
+//! Who writes rules in chains and tables of such names.
+
+/// Nobody that is known.
+pub const UNKNOWN: &str = "somebody";
+
+/// Beginnings of chains' and tables' names.
+const NAMES: [(&str, &str); 18] = [
+    ("KUBE-", "kube-proxy"),
+    ("kube-proxy", "kube-proxy"),
+    ("FLANNEL-", "flannel"),
+    ("cali-", "Calico"),
+    ("CNI-", "a CNI plugin"),
+    ("cni_", "a CNI plugin"),
+    ("KIND-MASQ-AGENT", "kind"),
+    ("kindnet", "kindnet"),
+    ("AWS-", "the AWS VPC CNI plugin"),
+    ("IP-MASQ-AGENT", "ip-masq-agent"),
+    ("IP-MASQ", "GKE"),
+    ("CILIUM_", "Cilium"),
+    ("OLD_CILIUM_", "Cilium"),
+    ("LIBVIRT_", "libvirt"),
+    ("DOCKER", "Docker"),
+    ("NETAVARK", "Podman"),
+    ("netavark", "Podman"),
+    ("ts-", "Tailscale"),
+];
+
+/// The owner of a rule: by the names on its way, else by its text.
+pub fn owner(path: &[&str], rule: &str) -> &'static str {
+    let by_name = path
+        .iter()
+        .flat_map(|name| name.split(' '))
+        .find_map(|name| NAMES.iter().find(|(start, _)| name.starts_with(start)));
+    match by_name {
+        Some((_, owner)) => owner,
+        None if rule.contains("\"custom-iptables-") => "k8s-custom-iptables",
+        None if rule.contains("! -o docker0") || rule.contains("oifname != \"docker0\"") => {
+            "Docker"
+        }
+        None => UNKNOWN,
+    }
+}

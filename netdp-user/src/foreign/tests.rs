@@ -1,0 +1,303 @@
+use super::classify::{Around, Translator};
+use super::{iptables, nft, owner, rule::Ruleset, walk};
+use crate::config::{Action, Origin, Rule};
+use crate::iptables::{Family, Table};
+use ipnet::IpNet;
+
+fn prefix(text: &str, action: Action) -> Rule {
+    Rule {
+        prefix: text.parse().unwrap(),
+        action,
+        origin: Origin::BuiltIn,
+        also: Vec::new(),
+    }
+}
+
+/// ip-masq-agent's defaults, two uplinks, and pods that are known to be in 10.244.0.0/16.
+fn around(translator: Translator) -> Around {
+    let bypass = [
+        "169.254.0.0/16",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "fe80::/10",
+    ];
+    Around {
+        translator,
+        rules: bypass
+            .into_iter()
+            .map(|p| prefix(p, Action::Bypass))
+            .collect(),
+        uplinks: vec!["eth0".into(), "eth1".into()],
+        pods: vec!["10.244.0.0/16".parse().unwrap()],
+        local: ["192.0.2.10".parse().unwrap()].into(),
+        enable_ipv6: true,
+    }
+}
+
+fn chain() -> Translator {
+    Translator::Chain("IP-MASQ-AGENT".into())
+}
+
+fn judge(set: &Ruleset, after: bool, around: &Around) -> Vec<(String, bool, String)> {
+    walk::reached(set)
+        .iter()
+        .map(|way| {
+            let verdict = super::classify(way, after, around);
+            let owner = owner::owner(&way.path, &way.rule.text).to_owned();
+            (owner, verdict.conflict, verdict.why)
+        })
+        .collect()
+}
+
+fn saved(rules: &str) -> Ruleset {
+    iptables::ruleset(&Table::parse(rules), Family::V4)
+}
+
+/// The one rule that translates, as both modes see it: owner, conflict with eBPF, conflict with the
+/// chain, why (the chain's).
+fn one(rules: &str) -> (String, bool, bool, String) {
+    let set = saved(rules);
+    let ebpf = judge(&set, false, &around(Translator::Ebpf));
+    let chains = judge(&set, false, &around(chain()));
+    assert_eq!((ebpf.len(), chains.len()), (1, 1), "{rules}: {chains:?}");
+    let (owner, conflict, why) = chains[0].clone();
+    (owner, ebpf[0].1, conflict, why)
+}
+
+#[test]
+fn services_marks_are_harmless() {
+    let rules = "\
+-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully
+";
+    let why = "concerns only packets that carry the mark 0x4000/0x4000";
+    assert_eq!(one(rules), ("kube-proxy".into(), false, false, why.into()));
+    // Without the first rule everything would be translated.
+    let (_, ebpf, chains, _) = one(&rules.replace("! --mark", "--mark"));
+    assert!(ebpf && chains);
+}
+
+#[test]
+fn a_mark_that_is_asked_for_is_harmless() {
+    for rules in [
+        "-A POSTROUTING -m mark --mark 0x40000/0xff0000 -j ts-x\n-A ts-x -j MASQUERADE\n",
+        "-A POSTROUTING -m mark ! --mark 0x0/0xf -j MASQUERADE\n",
+    ] {
+        let (_, ebpf, chains, why) = one(rules);
+        assert!(!ebpf && !chains, "{rules}: {why}");
+    }
+}
+
+#[test]
+fn cni_chains_are_in_conflict() {
+    let (owner, ebpf, chains, why) = one("\
+-A POSTROUTING -s 10.244.0.5/32 -m comment --comment \"name: \\\"x\\\" id: \\\"y\\\"\" -j CNI-0123456789abcdef
+-A CNI-0123456789abcdef -d 10.244.0.0/24 -m comment --comment \"name\" -j ACCEPT
+-A CNI-0123456789abcdef ! -d 224.0.0.0/4 -m comment --comment \"name\" -j MASQUERADE
+");
+    assert_eq!(owner, "a CNI plugin");
+    assert!(ebpf && chains);
+    assert_eq!(
+        why,
+        "translates packets to 10.0.0.0/8, 172.16.0.0/12, 169.254.0.0/16 and 1 more, which the configuration leaves alone"
+    );
+}
+
+#[test]
+fn a_second_agent_that_decides_the_same_is_harmless_to_the_chain() {
+    let rules = "\
+-A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ
+-A IP-MASQ -d 169.254.0.0/16 -j RETURN
+-A IP-MASQ -d 10.0.0.0/8 -j RETURN
+-A IP-MASQ -d 172.16.0.0/12 -j RETURN
+-A IP-MASQ -d 192.168.0.0/16 -j RETURN
+-A IP-MASQ -j MASQUERADE
+";
+    let (owner, ebpf, chains, why) = one(rules);
+    assert_eq!(owner, "GKE");
+    assert!(ebpf, "netfilter comes before the programs");
+    assert!(!chains, "{why}");
+    let (.., chains, why) = one(&rules.replace("172.16.0.0/12", "172.16.0.0/13"));
+    assert!(chains);
+    assert!(
+        why.starts_with("translates packets to 172.16.0.0/12, "),
+        "{why}"
+    );
+}
+
+#[test]
+fn flannel_calico_kind_and_aws_are_in_conflict() {
+    for (owner, rules) in [
+        (
+            "flannel",
+            "-A POSTROUTING -m comment --comment \"flanneld masq\" -j FLANNEL-POSTRTG
+-A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -j RETURN
+-A FLANNEL-POSTRTG -s 10.244.1.0/24 -d 10.244.0.0/16 -j RETURN
+-A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE --random-fully\n",
+        ),
+        (
+            "Calico",
+            "-A POSTROUTING -j cali-POSTROUTING
+-A cali-POSTROUTING -j cali-nat-outgoing
+-A cali-nat-outgoing -m set --match-set cali40masq-ipam-pools src -m set ! --match-set cali40all-ipam-pools dst -j MASQUERADE\n",
+        ),
+        (
+            "kind",
+            "-A POSTROUTING -m addrtype ! --dst-type LOCAL -j KIND-MASQ-AGENT
+-A KIND-MASQ-AGENT -d 10.244.0.0/16 -j RETURN
+-A KIND-MASQ-AGENT -j MASQUERADE\n",
+        ),
+        (
+            "the AWS VPC CNI plugin",
+            "-A POSTROUTING -j AWS-SNAT-CHAIN-0
+-A AWS-SNAT-CHAIN-0 -d 10.0.0.0/16 -j RETURN
+-A AWS-SNAT-CHAIN-0 ! -o vlan+ -m addrtype ! --dst-type LOCAL -j SNAT --to-source 10.0.1.5 --random-fully\n",
+        ),
+        (
+            "k8s-custom-iptables",
+            "-A POSTROUTING -d 10.9.0.0/16 -m comment --comment \"custom-iptables-1700000000: 10.9.0.0/16\" -j MASQUERADE\n",
+        ),
+    ] {
+        let (found, ebpf, chains, why) = one(rules);
+        assert_eq!(found, owner);
+        assert!(ebpf && chains, "{owner}: {why}");
+    }
+}
+
+#[test]
+fn prefixes_that_are_masqueraded_anyway_do_not_matter_to_the_chain() {
+    let set = saved("-A POSTROUTING -d 10.9.0.0/16 -j MASQUERADE\n");
+    let mut around = around(chain());
+    around.rules.push(prefix("10.9.0.0/16", Action::Masquerade));
+    assert!(!judge(&set, false, &around)[0].1);
+    around.rules.push(prefix("10.9.7.0/24", Action::Bypass));
+    let (_, conflict, why) = &judge(&set, false, &around)[0];
+    assert!(conflict);
+    assert!(why.contains(" 10.9.7.0/24,"), "{why}");
+}
+
+#[test]
+fn container_engines_translate_their_own() {
+    let docker = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n";
+    let mut unknown = around(Translator::Ebpf);
+    unknown.pods.clear();
+    for around in [around(Translator::Ebpf), unknown.clone()] {
+        let (owner, conflict, why) = &judge(&saved(docker), false, &around)[0];
+        assert_eq!(owner, "Docker");
+        assert!(!conflict, "{why}");
+    }
+    // A bridge that may be anybody's.
+    let bridge = docker.replace("docker0", "cni0");
+    let (_, conflict, why) = &judge(&saved(&bridge), false, &unknown)[0];
+    assert!(conflict);
+    assert!(why.contains("--pod-cidr"), "{why}");
+    // Docker's network is that of the pods.
+    let mut same = unknown;
+    same.pods = vec!["172.16.0.0/12".parse().unwrap()];
+    assert!(judge(&saved(docker), false, &same)[0].1);
+}
+
+#[test]
+fn what_is_not_on_its_way_out_is_harmless() {
+    for rules in [
+        "-A POSTROUTING -s 172.17.0.2/32 -d 172.17.0.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE\n",
+        "-A POSTROUTING -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE\n",
+        "-A POSTROUTING -o cni0 -j MASQUERADE\n",
+        "-A POSTROUTING ! -o eth+ -j MASQUERADE\n",
+        "-A POSTROUTING -m addrtype --src-type LOCAL -j MASQUERADE\n",
+        "-A POSTROUTING -m addrtype --dst-type LOCAL -j MASQUERADE\n",
+        "-A POSTROUTING -m conntrack --ctstatus DNAT -j MASQUERADE\n",
+    ] {
+        let (_, ebpf, chains, why) = one(rules);
+        assert!(!ebpf && !chains, "{rules}: {why}");
+    }
+    for rules in [
+        "-A POSTROUTING -o eth1 -j MASQUERADE\n",
+        "-A POSTROUTING -o eth+ -j MASQUERADE\n",
+        "-A POSTROUTING ! -o eth0 -j MASQUERADE\n",
+        "-A POSTROUTING -m addrtype ! --src-type LOCAL -j MASQUERADE\n",
+    ] {
+        assert!(one(rules).1, "{rules}");
+    }
+}
+
+#[test]
+fn another_source_is_a_conflict_unless_netdp_comes_first() {
+    let excluded = "-d 169.254.0.0/16 -j RETURN\n-A C -d 10.0.0.0/8 -j RETURN\n-A C -d 172.16.0.0/12 -j RETURN\n-A C -d 192.168.0.0/16 -j RETURN\n";
+    let snat = |to: &str| {
+        saved(&format!(
+            "-A POSTROUTING -j C\n-A C {excluded}-A C -j SNAT --to-source {to}\n"
+        ))
+    };
+    let around = around(chain());
+    assert!(judge(&snat("203.0.113.9"), false, &around)[0].1);
+    assert!(!judge(&snat("203.0.113.9"), true, &around)[0].1);
+    assert!(
+        !judge(&snat("192.0.2.10"), false, &around)[0].1,
+        "the node's own"
+    );
+    assert!(!judge(&snat("192.0.2.10:1024-2047"), false, &around)[0].1);
+}
+
+#[test]
+fn rules_that_nothing_leads_to_do_not_count_and_circles_end() {
+    let set = saved("-A A -j MASQUERADE\n-A POSTROUTING -j B\n-A B -j C\n-A C -j B\n");
+    assert!(walk::reached(&set).is_empty());
+}
+
+const NFT: &str = include_str!("tests/nft.json");
+const NFT_TEXT: &str = include_str!("tests/nft.txt");
+
+/// A table in nft's own words: every kind of condition that is understood.
+#[test]
+fn native_rules_are_read() {
+    let listing = serde_json::from_str(NFT).unwrap();
+    let tables = nft::nat_tables(&listing);
+    let (name, roots) = tables.into_iter().next().unwrap();
+    assert_eq!((name.family.as_str(), name.name.as_str()), ("inet", "x"));
+    assert_eq!(roots, ["p"]);
+    let set = nft::ruleset(&listing, NFT_TEXT, roots);
+    let ways = walk::reached(&set);
+    let found = judge(&set, false, &around(Translator::Ebpf));
+    let told: Vec<_> = ways
+        .iter()
+        .zip(&found)
+        .map(|(way, (_, conflict, why))| (way.rule.text.as_str(), *conflict, why.as_str()))
+        .collect();
+    let before = "translates packets before netdp gets them, so that netdp's options and status are not about them";
+    assert_eq!(
+        told,
+        [
+            (
+                "ip saddr 172.17.0.0/16 oifname != \"docker0\" masquerade",
+                false,
+                "concerns only the containers on docker0, 172.17.0.0/16"
+            ),
+            (
+                "ip saddr { 10.1.0.0/16, 10.244.0.1 } ip daddr != { 10.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16 } snat ip to 1.2.3.4",
+                true,
+                before
+            ),
+            (
+                "ct status dnat masquerade",
+                false,
+                "concerns only packets that a service has redirected"
+            ),
+            (
+                "meta mark & 0x00004000 != 0x00000000 masquerade",
+                false,
+                "concerns only packets that carry the mark 0x4000"
+            ),
+            (
+                "ip6 saddr fd00::/64 oifname \"eth*\" masquerade",
+                true,
+                "translates packets to fe80::/10, which the configuration leaves alone"
+            ),
+        ]
+    );
+    let spared: Vec<IpNet> = ways[4].spared.iter().map(|net| **net).collect();
+    assert_eq!(spared, ["10.0.0.0/8".parse::<IpNet>().unwrap()]);
+}

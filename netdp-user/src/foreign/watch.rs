@@ -1,0 +1,39 @@
+//! Looks beside the agent's loop: programs with many rules to print take their time.
+
+use super::{Around, Seen, look};
+use tokio::task::JoinHandle;
+
+/// A look at a time.
+#[derive(Debug, Default)]
+pub struct Watch {
+    running: Option<JoinHandle<Seen>>,
+    /// Asked for while one was running.
+    next: Option<Around>,
+}
+
+impl Watch {
+    /// Looks anew, soon.
+    pub fn ask(&mut self, around: Around) {
+        if self.running.is_some() {
+            self.next = Some(around);
+        } else {
+            self.running = Some(tokio::task::spawn_blocking(move || look(&around)));
+        }
+    }
+
+    /// Waits for what is seen; for ever where nobody asked. Dropping the future loses nothing.
+    pub async fn seen(&mut self) -> Seen {
+        let Some(running) = &mut self.running else {
+            return std::future::pending().await;
+        };
+        let seen = running.await;
+        self.running = None;
+        if let Some(around) = self.next.take() {
+            self.ask(around);
+        }
+        seen.unwrap_or_else(|err| Seen {
+            unread: vec![format!("looking for other NAT rules: {err}")],
+            ..Seen::default()
+        })
+    }
+}

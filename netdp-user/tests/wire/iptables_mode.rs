@@ -1,0 +1,96 @@
+//! The cases in iptables mode. iptables_mode.txt has those that fail there, and why; it is the table of
+//! docs/iptables-mode.md.
+
+use super::CASES;
+use super::bed::Subject;
+use super::controls::{CHANCE, Score, scores};
+use anyhow::{Context as _, Result, ensure};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+const SOURCE: &str = include_str!("iptables_mode.txt");
+
+const BEGIN: &str = "<!-- differences: made from netdp-user/tests/wire/iptables_mode.txt -->\n";
+const END: &str = "<!-- end of differences -->\n";
+
+/// Cases that move netdp's clock or ask for what only its datapath has.
+const DATAPATH_ONLY: &[&str] = &[
+    "r2_3_hashed_ports_are_repeatable",
+    "r3_1_udp",
+    "r3_2_tcp_established",
+    "r3_3_tcp_on_its_way",
+    "r3_3_a_half_closed_download_goes_on",
+    "r3_4_icmp_and_others",
+    "r3_5_outbound_packets_refresh",
+    "r3_8_a_guessed_rst_does_not_shorten_a_flow",
+    "r3_11_timeouts_are_settings",
+    "r9_7_one_translation_where_the_lower_has_addresses",
+];
+
+/// `cases: why`, a line each.
+fn differences() -> impl Iterator<Item = (Vec<&'static str>, &'static str)> {
+    SOURCE.lines().filter_map(|line| {
+        let (cases, why) = line.split_once(": ")?;
+        Some((cases.split(' ').collect(), why))
+    })
+}
+
+fn listed() -> BTreeMap<&'static str, &'static str> {
+    let all = differences().flat_map(|(cases, why)| cases.into_iter().map(move |case| (case, why)));
+    all.collect()
+}
+
+/// See the test that calls it.
+pub fn run() {
+    let listed = listed();
+    let mut wrong = String::new();
+    for case in listed.keys().chain(DATAPATH_ONLY) {
+        if !CASES.iter().any(|known| known.name == *case) {
+            let _ = writeln!(wrong, "there is no case {case}");
+        }
+    }
+    for (&(case, _), (score, why)) in &scores(&[Subject::NetdpIptables]) {
+        let name = CASES[case].name;
+        let as_listed = match score {
+            _ if CHANCE.contains(&name) => true,
+            Score::Pass => !listed.contains_key(name) && !DATAPATH_ONLY.contains(&name),
+            Score::Fail => listed.contains_key(name),
+            Score::Void => DATAPATH_ONLY.contains(&name),
+        };
+        if !as_listed {
+            let _ = writeln!(wrong, "{name}: {score:?} {why}");
+        }
+    }
+    assert!(wrong.is_empty(), "not as listed:\n{wrong}");
+}
+
+fn table() -> String {
+    let mut text = String::from("\n| Cases | In iptables mode |\n|---|---|\n");
+    for (cases, why) in differences() {
+        let cases: Vec<_> = cases.iter().map(|case| format!("`{case}`")).collect();
+        let _ = writeln!(text, "| {} | {why} |", cases.join(" "));
+    }
+    text + "\n"
+}
+
+/// See the test that calls it.
+pub fn check_document() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/iptables-mode.md");
+    let found = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let (before, rest) = found
+        .split_once(BEGIN)
+        .context("no beginning of the table")?;
+    let (_, after) = rest.split_once(END).context("no end of the table")?;
+    let wanted = format!("{before}{BEGIN}{}{END}{after}", table());
+    if std::env::var_os("NETDP_REWRITE_DOCS").is_some() {
+        fs::write(&path, &wanted)?;
+        return Ok(());
+    }
+    ensure!(
+        found == wanted,
+        "docs/iptables-mode.md does not have the table of iptables_mode.txt; NETDP_REWRITE_DOCS=1 writes it anew"
+    );
+    Ok(())
+}
