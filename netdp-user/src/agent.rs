@@ -41,6 +41,9 @@ pub enum Mode {
     Ebpf,
     /// netfilter, by the chains that ip-masq-agent writes.
     Iptables,
+    /// Nothing of netdp's: what eBPF would do is compared with what netfilter does, see
+    /// netdp shadow report.
+    Shadow,
     /// eBPF where the kernel can, else iptables.
     Auto,
 }
@@ -259,7 +262,8 @@ impl Agent {
         self.ready = ready;
         if ready {
             eprintln!(
-                "netdp: in force on {}: config {} from {}, {} rules",
+                "netdp: {} {}: config {} from {}, {} rules",
+                self.engine.in_force(),
                 self.report.places().join(", "),
                 self.report.config.hash,
                 self.report.config.source,

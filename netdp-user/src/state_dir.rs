@@ -1,6 +1,7 @@
-//! The state directory: one agent's lock, status and last good configuration.
+//! The state directory: one agent's lock, status, findings and last good configuration.
 
 use crate::config::Document;
+use crate::shadow::ShadowReport;
 use crate::status::Report;
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -10,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// The documents that the Kubernetes API had.
 const LAST_API: &str = "last-api.json";
+
+/// What shadow mode has found.
+const SHADOW: &str = "shadow.json";
 
 /// The directory.
 #[derive(Debug, Clone)]
@@ -100,6 +104,24 @@ impl StateDir {
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
 
+    /// Writes what shadow mode has found.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_shadow(&self, report: &ShadowReport) -> Result<()> {
+        self.write(SHADOW, &serde_json::to_vec_pretty(report)?)
+    }
+
+    /// What shadow mode has found.
+    ///
+    /// # Errors
+    /// There is no such report.
+    pub fn shadow(&self) -> Result<ShadowReport> {
+        let path = self.file(SHADOW);
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
+    }
+
     /// Remembers the documents of a good configuration.
     ///
     /// # Errors
@@ -133,7 +155,7 @@ impl StateDir {
     /// # Errors
     /// A file can't be removed.
     pub fn forget(&self) -> Result<()> {
-        for name in ["status.json", "last-good.json", LAST_API] {
+        for name in ["status.json", "last-good.json", LAST_API, SHADOW] {
             let path = self.file(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
