@@ -171,6 +171,13 @@ pub const MAPPING_HOST: u16 = 1;
 /// [`Mapping::flags`]: began with a TCP segment in mid-stream.
 pub const MAPPING_PICKUP: u16 = 2;
 
+/// [`Mapping::flags`] of a reply half: netfilter may translate the flow by now.
+/// What leaves with its wire tuple and the node's source passes untouched.
+pub const MAPPING_HANDED: u16 = 4;
+/// [`Mapping::flags`] of a reply half: netfilter translates the flow. What comes
+/// in for it passes untouched.
+pub const MAPPING_YIELDED: u16 = 8;
+
 /// One direction of a mapping. The SNAT map holds the original direction (key:
 /// the tuple that the pod sends; value: the wire source), the RevSNAT map the
 /// reply direction (key: the tuple that comes in; value: the pod). Each half

@@ -1,6 +1,6 @@
 //! A mapping where it lies in a map, shared with other CPUs.
 
-use crate::abi::{MAPPING_HOST, Mapping};
+use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping};
 use crate::addr::Addr;
 use crate::conntrack;
 use crate::packet::{L4, Packet};
@@ -44,6 +44,24 @@ impl Slot {
     pub fn is_host(self) -> bool {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.0).flags & MAPPING_HOST != 0 }
+    }
+
+    /// Whether what comes in for the tuple is not ours to translate: the node's
+    /// own, or netfilter's.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_others(self) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).flags & (MAPPING_HOST | MAPPING_YIELDED) != 0 }
+    }
+
+    /// Whether what leaves with the tuple and the node's source is where it
+    /// belongs: the node's own, or a pod's flow that netfilter has translated.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_leave(self) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).flags & (MAPPING_HOST | MAPPING_HANDED) != 0 }
     }
 
     /// TCP flags seen in this direction.

@@ -6,6 +6,7 @@ mod configuration;
 mod engine;
 mod network;
 mod program_log;
+mod takeover;
 mod tell;
 
 use crate::config::{self, Config, Document, Options, Surroundings};
@@ -25,7 +26,7 @@ use program_log::ProgramLog;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 /// How often mappings are looked at that may have ended.
@@ -82,6 +83,11 @@ pub struct RunOptions {
     pub mode: Mode,
     /// What the chains are to be in iptables mode.
     pub chains: ChainOptions,
+    /// `--takeover`: whether the chains of ip-masq-agent go once the datapath is in force.
+    pub takeover: bool,
+    /// `--grace`: how long the datapath goes on, after the way back to iptables, for mappings that
+    /// netfilter does not take.
+    pub grace: Duration,
     /// The flags given that iptables mode does not know.
     pub ebpf_only: Vec<&'static str>,
     /// The datapath's fixed settings.
@@ -118,9 +124,32 @@ pub fn run(options: RunOptions) -> Result<()> {
         .build()
         .context("starting the runtime")?;
     runtime.block_on(async {
-        let mut agent = Agent::start(options, state_dir).await?;
-        agent.turn().await
+        // From the start: a signal that nobody awaits yet would kill the process.
+        let mut signals = Signals::listen()?;
+        let mut agent = tokio::select! {
+            agent = Agent::start(options, state_dir) => agent?,
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+        };
+        agent.turn(signals).await
     })
+}
+
+/// What the outside asks of the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 struct Agent {
@@ -140,6 +169,9 @@ struct Agent {
     /// When connections that an earlier policy bypassed have ended, where there
     /// may be any.
     forget_policies: Option<Instant>,
+    /// The chains were looked for, and removed.
+    taken_over: bool,
+    draining: Option<takeover::Draining>,
     /// Where the configuration in force is from.
     source: configuration::Source,
     api: api::Followed,
@@ -186,6 +218,8 @@ impl Agent {
             snapshot,
             ready: false,
             forget_policies: None,
+            taken_over: false,
+            draining: None,
             source: configuration::Source::Defaults,
             api,
             told: tell::Telling::new(control.is_some()),
@@ -193,15 +227,20 @@ impl Agent {
         };
         agent.await_api().await;
         agent.first_config();
+        if agent.engine.as_chains().is_some() && takeover::is_pinned(&agent.options.bpffs) {
+            agent
+                .give_back()
+                .context("giving the mappings to netfilter")?;
+            return Ok(agent);
+        }
         agent.detach_strangers();
+        agent.keep_untranslated();
         agent.reconcile();
+        agent.take_over();
         Ok(agent)
     }
 
-    async fn turn(&mut self) -> Result<()> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut hangup = signal(SignalKind::hangup())?;
+    async fn turn(&mut self, mut signals: Signals) -> Result<()> {
         let mut log = ProgramLog::watch(self.engine.take_log()?)?;
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
@@ -210,9 +249,12 @@ impl Agent {
             self.turned();
             tokio::select! {
                 passed_on = log.pass_on() => passed_on?,
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hangup.recv() => self.reload(),
+                _ = signals.terminate.recv() => break,
+                _ = signals.interrupt.recv() => break,
+                _ = signals.hangup.recv() => {
+                    self.reload();
+                    self.watch_chains();
+                }
                 () = self.watcher.changed() => self.reload(),
                 () = api::changed(&mut self.control) => self.api_changed(),
                 _ = resync.tick() => {
@@ -220,6 +262,7 @@ impl Agent {
                     self.reload();
                     self.look().await;
                     self.reattach();
+                    self.watch_chains();
                     self.check_datapath();
                 }
                 changed = self.monitor.changed() => {
@@ -236,6 +279,10 @@ impl Agent {
                 _ = sweep.tick() => {
                     self.sweep(false);
                     self.forget_policies();
+                    if !self.taken_over {
+                        self.take_over();
+                    }
+                    self.drain();
                     self.tell();
                 }
             }

@@ -37,6 +37,9 @@ pub struct Report {
     /// Ways for packets past the uplinks' hooks.
     #[serde(default)]
     pub detours: Vec<String>,
+    /// Chains that were taken over and that somebody has put back.
+    #[serde(default)]
+    pub chains_back: Vec<String>,
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
@@ -255,6 +258,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.stacked {
         writeln!(out, "stacked    {what}")?;
+    }
+    for what in &report.chains_back {
+        writeln!(out, "conflict   {what} is back: somebody still writes it")?;
     }
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;

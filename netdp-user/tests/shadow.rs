@@ -163,6 +163,8 @@ fn a_mixed_workload_agrees() -> Result<()> {
     }
     let attached = tcx_programs(node, "eth0")?;
     ensure!(attached.iter().all(Vec::is_empty), "attached: {attached:?}");
+    let rules = node.run(&["iptables-nft", "-t", "nat", "-S", "POSTROUTING"])?;
+    ensure!(rules.contains("-j IP-MASQ-AGENT"), "{rules}");
     let status = world.agent.netdp(&["status"])?;
     ensure!(status.contains("shadow"), "{status}");
     Ok(())

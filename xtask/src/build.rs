@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 /// Sets up, builds, and returns the program's path.
 pub fn run() -> Result<PathBuf> {
-    setup::run()?;
+    setup::run_without_api_server()?;
     shell::say("cargo build --release (two or three minutes the first time)");
     let out = shell::cargo()
         .args(["build", "--release", "--package", "netdp-user"])

@@ -7,7 +7,7 @@ use xtask::testbed;
 /// Sets up and measures; the figures go to standard output.
 pub fn run(mappings: u32) -> Result<()> {
     testbed::require_root("cargo xtask scale")?;
-    setup::run()?;
+    setup::run_without_api_server()?;
     shell::say("cargo bench (some minutes the first time)");
     shell::run(
         shell::cargo()

@@ -198,9 +198,7 @@ impl Cluster {
         let ours = "-l app.kubernetes.io/name=netdp";
         kubectl("delete secrets -n kube-system -l owner=helm")?;
         let (namespace, others) = KINDS.split_once(',').context("one kind only")?;
-        for home in ["kube-system", "default", "netdp-fleet"] {
-            kubectl(&format!("delete {others} -n {home} {ours}"))?;
-        }
+        kubectl(&format!("delete {others} --all-namespaces {ours}"))?;
         let gone = kubectl(&format!("delete {namespace} --wait=false {ours}"))?;
         if !gone.contains("No resources") && !gone.is_empty() {
             self.finalize("netdp-fleet")?;

@@ -13,7 +13,7 @@ use crate::verdict::{DropReason, Verdict};
 #[inline(never)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     match tables.rev_snat(&work.inner.tuple.reversed()) {
-        Some(slot) if !slot.is_host() => {
+        Some(slot) if !slot.is_others() => {
             translate(tables, work, slot);
             Verdict::RewriteError
         }

@@ -39,7 +39,7 @@ fn reopen<T: Tables>(tables: &T, pkt: &Packet, slot: Slot, now: u32) -> bool {
 #[inline(always)]
 pub(super) fn continue_ingress<T: Tables>(tables: &T, pkt: &mut Packet, slot: Slot) -> Verdict {
     let now = tables.now();
-    if slot.is_host() {
+    if slot.is_others() {
         slot.record(pkt, now);
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;

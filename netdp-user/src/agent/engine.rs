@@ -1,5 +1,6 @@
 //! What does the translating: the datapath, or netfilter by the chains.
 
+use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
 use crate::datapath::{self, Attached, Datapath, SweepRules};
@@ -9,7 +10,7 @@ use crate::shadow::{Node, Shadow};
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
-use netdp_common::abi::{Counters, pins};
+use netdp_common::abi::Counters;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -25,13 +26,9 @@ impl Engine {
     /// # Errors
     /// It can't work here.
     pub(super) fn start(options: &RunOptions) -> Result<Self> {
-        let pinned = options.bpffs.join(pins::SETTINGS).exists();
+        let pinned = is_pinned(&options.bpffs);
         match options.mode {
             Mode::Ebpf => Self::ebpf(options),
-            Mode::Iptables if pinned => bail!(
-                "an eBPF datapath is in force in {}: two would translate; end it with netdp detach",
-                options.bpffs.display()
-            ),
             Mode::Iptables => Self::chains(options),
             Mode::Shadow if pinned => bail!(
                 "an eBPF datapath is in force in {}: there is no other to compare with; end it with netdp detach",

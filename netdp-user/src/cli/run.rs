@@ -7,6 +7,7 @@ use super::policy::Policy;
 use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
 use super::{LogLevel, Places};
 use crate::agent::{Mode, OnExit, RunOptions};
+use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
 use crate::uplinks::Patterns;
@@ -15,6 +16,7 @@ use clap::Args;
 use netdp_common::abi::PORT_RANGES;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -35,6 +37,16 @@ pub(super) struct Run {
     /// What does the translating.
     #[arg(long, value_enum, default_value_t = Mode::Ebpf)]
     mode: Mode,
+    /// Whether ip-masq-agent's chain, and the rules of k8s-custom-iptables that the configuration
+    /// covers, go once the eBPF datapath is in force. Connections that they translate go on.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = parse_bool)]
+    takeover: bool,
+    /// On the way back to iptables: how long the eBPF datapath goes on for mappings that netfilter
+    /// does not take.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    grace: Duration,
     /// Name of ip-masq-agent's chain.
     #[arg(long, value_name = "CHAIN", default_value = "IP-MASQ-AGENT")]
     masq_chain: String,
@@ -143,6 +155,8 @@ impl Run {
         }
         Ok(RunOptions {
             mode: self.mode,
+            takeover: self.takeover,
+            grace: self.grace,
             ebpf_only: self.ebpf_only(),
             chains: ChainOptions {
                 name: self.masq_chain,

@@ -263,3 +263,6 @@ impl Publisher {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

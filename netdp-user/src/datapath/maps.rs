@@ -5,8 +5,8 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
-    Counters, LAYOUT, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS, Settings,
-    Uplink, pins,
+    Counters, Inbound, LAYOUT, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
+    Settings, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::tuple::Tuple;
@@ -30,6 +30,7 @@ pub struct Maps {
     local_addrs: HashMap<MapData, Addr, u32>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Counters>,
+    pub(super) inbound: HashMap<MapData, Tuple, Inbound>,
     reserved_ports: Array<MapData, u64>,
 }
 
@@ -59,6 +60,7 @@ impl Maps {
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
+            inbound: Map::LruHashMap(pinned(pins::INBOUND)?).try_into()?,
             counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
         };
@@ -96,7 +98,6 @@ impl Maps {
         self.set_settings(&settings)
     }
 
-    /// How many mappings fit.
     /// How many mappings fit.
     ///
     /// # Errors

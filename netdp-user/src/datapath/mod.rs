@@ -6,6 +6,7 @@
 mod batch;
 pub mod bpffs;
 mod endpoints;
+mod handover;
 mod history;
 mod links;
 pub mod maps;
@@ -17,6 +18,7 @@ mod schedule;
 mod self_check;
 mod sweep;
 
+pub use handover::{Handover, untranslated};
 pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
@@ -191,6 +193,11 @@ impl Datapath {
     /// The maps, for looking.
     pub fn maps(&self) -> &Maps {
         &self.maps
+    }
+
+    /// The maps, to write.
+    pub fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
     }
 
     /// What is attached.

@@ -71,7 +71,7 @@ pub struct FlowRecord {
 }
 
 /// The datapath's clock now, in ticks.
-fn now(maps: &Maps) -> Result<u32> {
+pub(super) fn now(maps: &Maps) -> Result<u32> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .context("reading the monotonic clock")?;
     let nanos = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());

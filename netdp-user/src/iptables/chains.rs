@@ -95,6 +95,19 @@ impl Chains {
         self.adopted
     }
 
+    /// Writes the chains without leading to them: from then on the kernel tracks connections, and
+    /// translates those that it is told to.
+    ///
+    /// # Errors
+    /// The programs fail.
+    pub fn prepare(&self, config: &Config) -> Result<()> {
+        for iptables in &self.families {
+            let chain = Chain::new(&self.name, iptables.family, config, &self.ports);
+            iptables.prepare(&chain)?;
+        }
+        Ok(())
+    }
+
     /// Makes the chains what `config` says, each family for itself.
     pub fn apply(&self, config: &Config) -> Vec<ChainReport> {
         let apply = |iptables: &Iptables| {
@@ -119,30 +132,97 @@ impl Chains {
     }
 }
 
-/// Removes the chain `name` and what leads to it, in both families and backends; says what was
-/// removed. Connections that netfilter translates already go on.
+/// Rules of others that do what netdp does, in one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    iptables: Iptables,
+    /// The chain of ip-masq-agent, if it is there.
+    chain: Option<String>,
+    /// Rules to remove: chain and text.
+    rules: Vec<(String, String)>,
+}
+
+impl std::fmt::Display for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Iptables { family, backend } = self.iptables;
+        match &self.chain {
+            Some(chain) => write!(f, "chain {chain} ({family}, {backend})"),
+            None => write!(
+                f,
+                "{} rules of k8s-custom-iptables ({family}, {backend})",
+                self.rules.len()
+            ),
+        }
+    }
+}
+
+impl Found {
+    /// Removes them in one step. With `keep`, connections that netfilter translates already go on:
+    /// nat rules are asked for a connection's first packet only (Linux 6.18, nf_nat_inet_fn), and
+    /// tracking stays.
+    ///
+    /// # Errors
+    /// The programs fail.
+    pub fn remove(&self, keep: bool) -> Result<()> {
+        let chains: Vec<_> = self.chain.iter().map(String::as_str).collect();
+        self.iptables.remove(&self.rules, &chains, keep)
+    }
+}
+
+/// The chain `name` with what leads to it, and the rules of k8s-custom-iptables whose prefix
+/// `covered` knows, in both families and backends.
+pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> Vec<Found> {
+    let mut found = Vec::new();
+    for backend in [Backend::Nft, Backend::Legacy] {
+        for family in [Family::V4, Family::V6] {
+            let iptables = Iptables { family, backend };
+            // Without programs there is nobody to write rules, either.
+            let Ok(table) = iptables.read() else {
+                continue;
+            };
+            let rules = |wanted: &dyn Fn(&str) -> bool| -> Vec<_> {
+                table
+                    .all()
+                    .filter(|(_, rule)| wanted(&rule.text))
+                    .map(|(chain, rule)| (chain.to_owned(), rule.text.clone()))
+                    .collect()
+            };
+            if table.chains.contains_key(name) {
+                found.push(Found {
+                    iptables,
+                    chain: Some(name.to_owned()),
+                    rules: rules(&|text| text.ends_with(&format!("-j {name}"))),
+                });
+            }
+            let custom = rules(&|text| custom_prefix(text).is_some_and(&covered));
+            if !custom.is_empty() {
+                found.push(Found {
+                    iptables,
+                    chain: None,
+                    rules: custom,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// The destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
+fn custom_prefix(rule: &str) -> Option<&str> {
+    let prefix = rule.strip_prefix("-d ")?.split(' ').next()?;
+    (rule.contains("--comment \"custom-iptables-") && rule.contains("-j MASQUERADE"))
+        .then_some(prefix)
+}
+
+/// Removes the chain `name` and what leads to it; says what was removed.
 ///
 /// # Errors
 /// The programs fail.
 pub fn remove(name: &str) -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    for backend in [Backend::Nft, Backend::Legacy] {
-        for family in [Family::V4, Family::V6] {
-            let iptables = Iptables { family, backend };
-            let Ok(table) = iptables.read() else {
-                continue;
-            };
-            if !table.chains.contains_key(name) {
-                continue;
-            }
-            let jumps: Vec<_> = table
-                .all()
-                .filter(|(_, rule)| rule.text.ends_with(&format!("-j {name}")))
-                .map(|(chain, rule)| (chain.to_owned(), rule.text.clone()))
-                .collect();
-            iptables.remove(&jumps, &[name])?;
-            removed.push(format!("chain {name} ({family}, {backend})"));
-        }
+    for found in find(name, |_| false) {
+        found.remove(false)?;
+        removed.push(found.to_string());
     }
     Ok(removed)
 }

@@ -11,8 +11,8 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use chains::{ChainOptions, ChainReport, Chains, remove};
-pub use program::{Backend, Iptables};
+pub use chains::{ChainOptions, ChainReport, Chains, Found, find, remove};
+pub use program::{Backend, Iptables, KEEP_CHAIN};
 pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
 pub use save::{Rule, Table};
 

@@ -8,6 +8,12 @@ use std::process::{Command, Output, Stdio};
 /// How long the programs wait for the lock that they share, in seconds.
 const LOCK_SECONDS: &str = "5";
 
+/// A chain that nothing leads to. Its rule makes the kernel go on tracking connections, and
+/// with that translating those that it translates already: when the last rule that needs tracking
+/// goes, so does tracking (Linux 6.18, nf_ct_netns_put).
+pub const KEEP_CHAIN: &str = "NETDP-KEEP";
+const KEEP_COMMENT: &str = "netdp: connections that netfilter translates go on";
+
 /// Which kernel interface the programs speak to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
@@ -33,7 +39,7 @@ impl Backend {
     pub fn detect() -> Self {
         for backend in [Self::Nft, Self::Legacy] {
             let hinted = [Family::V4, Family::V6].into_iter().any(|family| {
-                let mangle = Iptables { family, backend }.save(&["--table", "mangle"]);
+                let mangle = Iptables { family, backend }.save("mangle");
                 mangle.is_ok_and(|text| {
                     text.lines().any(|line| {
                         line.starts_with(":KUBE-IPTABLES-HINT ")
@@ -48,8 +54,9 @@ impl Backend {
         let rules = |backend| -> usize {
             [Family::V4, Family::V6]
                 .into_iter()
-                .filter_map(|family| Iptables { family, backend }.save(&[]).ok())
-                .map(|text| text.lines().filter(|line| line.starts_with("-A ")).count())
+                .map(|family| Iptables { family, backend })
+                .flat_map(|iptables| ["nat", "filter", "mangle"].map(|table| iptables.save(table)))
+                .map(|text| Table::parse(&text.unwrap_or_default()).all().count())
                 .sum()
         };
         if rules(Self::Legacy) > rules(Self::Nft) {
@@ -110,8 +117,24 @@ impl Iptables {
         Ok(output)
     }
 
-    fn save(self, arguments: &[&str]) -> Result<String> {
-        let output = self.run("-save", arguments, "")?;
+    /// The tables that the older interface has in this network namespace. Asking for another one
+    /// would bring it to life, and connection tracking with it.
+    fn legacy_has(self, table: &str) -> bool {
+        let path = match self.family {
+            Family::V4 => "/proc/net/ip_tables_names",
+            Family::V6 => "/proc/net/ip6_tables_names",
+        };
+        let names = std::fs::read_to_string(path).unwrap_or_default();
+        names.lines().any(|name| name == table)
+    }
+
+    /// What iptables-save prints of a table.
+    fn save(self, table: &str) -> Result<String> {
+        if self.backend == Backend::Legacy && !self.legacy_has(table) {
+            return Ok(String::new());
+        }
+        let arguments = ["--counters", "--table", table];
+        let output = self.run("-save", &arguments, "")?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -120,11 +143,7 @@ impl Iptables {
     /// # Errors
     /// No such program, or it fails.
     pub fn read(self) -> Result<Table> {
-        Ok(Table::parse(&self.save(&[
-            "--counters",
-            "--table",
-            "nat",
-        ])?))
+        Ok(Table::parse(&self.save("nat")?))
     }
 
     /// Whether MASQUERADE knows `--random-fully`: the programs since 1.6.2.
@@ -150,13 +169,31 @@ impl Iptables {
         Ok(true)
     }
 
-    /// Removes rules of any chain and, once nothing leads there any more, the chains named.
-    /// The table itself stays, and with it the hooks that translate the connections that it knows.
+    /// Writes the chain without leading to it. Where something does already, nothing is to prepare.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
-    pub fn remove(self, rules: &[(String, String)], chains: &[&str]) -> Result<()> {
+    pub fn prepare(self, chain: &Chain) -> Result<()> {
+        if leads_to(&self.read()?, &chain.name) {
+            return Ok(());
+        }
+        // Naming the built-in chain brings its hook to life.
+        let text = restore(chain, false);
+        self.restore(&text.replacen("*nat\n", "*nat\n:POSTROUTING ACCEPT [0:0]\n", 1))
+    }
+
+    /// Removes rules of any chain and, once nothing leads there any more, the chains named.
+    /// With `keep`, connections that netfilter translates already go on: see [`KEEP_CHAIN`].
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn remove(self, rules: &[(String, String)], chains: &[&str], keep: bool) -> Result<()> {
         let mut text = String::from("*nat\n");
+        if keep {
+            text.push_str(&format!(
+                ":{KEEP_CHAIN} - [0:0]\n-A {KEEP_CHAIN} -m conntrack --ctstate NEW -m comment --comment \"{KEEP_COMMENT}\" -j RETURN\n"
+            ));
+        }
         for (chain, rule) in rules {
             text.push_str(&format!("-D {chain} {rule}\n"));
         }

@@ -1,16 +1,21 @@
 //! A node with an API server on its loopback, a pod, and a neighbour that sees who asks.
 
 use crate::common::clients::tcp_source;
-use crate::common::{ECHO, Echo, NETDP, SOON, status};
+use crate::common::{ECHO, Echo, NETDP, status};
 use crate::proxy::Proxy;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use xtask::testbed::{Agent, AgentOptions, ApiServer, Bed, Host, WorkDir, wait_for};
 
 /// The node's name in Kubernetes.
 pub const NODE: &str = "node-a";
+
+/// How long the agent may take to come back to an API that is well again: its longest pause is
+/// 10 s, and the machine is busy with other tests.
+pub const RECOVERY: Duration = Duration::from_secs(40);
 
 /// Where the agent serves probes.
 pub const PROBES: &str = "127.0.0.1:10268";
@@ -117,7 +122,7 @@ impl Cluster {
 
     /// Waits until new connections are masqueraded, or are not.
     pub fn wait_masqueraded(&self, agent: &Agent, wanted: bool) -> Result<()> {
-        wait_for(SOON, &format!("masqueraded: {wanted}"), || {
+        wait_for(RECOVERY, &format!("masqueraded: {wanted}"), || {
             self.is_masqueraded().is_ok_and(|is| is == wanted)
         })
         .with_context(|| format!("the agent wrote:\n{}", agent.log()))
@@ -136,7 +141,7 @@ impl Cluster {
     pub fn wait_probe(&self, agent: &Agent, code: &str, words: &str) -> Result<()> {
         let mut seen = None;
         wait_for(
-            SOON,
+            RECOVERY,
             &format!("/readyz to be {code} with {words:?}"),
             || {
                 seen = self.probe("/readyz").ok();
@@ -162,7 +167,7 @@ pub fn account() -> String {
 /// Waits until the status says so.
 pub fn wait_status(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
     let mut seen = Value::Null;
-    wait_for(SOON, what, || {
+    wait_for(RECOVERY, what, || {
         seen = status(agent).map_or(Value::Null, |status| status["report"].clone());
         wanted(&seen)
     })

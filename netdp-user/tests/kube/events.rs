@@ -1,7 +1,7 @@
 //! Events on ConfigMaps and on the Node.
 
-use crate::cluster::{Cluster, EVERYTHING, NODE};
-use crate::common::{SOON, wait_log};
+use crate::cluster::{Cluster, EVERYTHING, NODE, RECOVERY};
+use crate::common::wait_log;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use xtask::testbed::{Agent, wait_some};
@@ -9,7 +9,7 @@ use xtask::testbed::{Agent, wait_some};
 /// Waits for an Event with this reason, and returns it.
 fn event(cluster: &Cluster, agent: &Agent, namespace: &str, reason: &str) -> Result<Value> {
     let mut seen = Value::Null;
-    wait_some(SOON, &format!("an Event {reason}"), || {
+    wait_some(RECOVERY, &format!("an Event {reason}"), || {
         seen = cluster.json(&["-n", namespace, "get", "events"]).ok()?;
         let items = seen["items"].as_array()?;
         items

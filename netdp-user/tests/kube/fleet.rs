@@ -1,7 +1,7 @@
 //! `netdp fleet`.
 
+use crate::cluster::RECOVERY;
 use crate::cluster::{Cluster, EVERYTHING, NODE};
-use crate::common::SOON;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
 /// Waits until the node is shown so.
 fn wait_shown(cluster: &Cluster, agent: &Agent, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
     let mut seen = Value::Null;
-    wait_for(SOON, "the node to be shown as wanted", || {
+    wait_for(RECOVERY, "the node to be shown as wanted", || {
         let shown = fleet(cluster, &["-o", "json"]).ok();
         let shown = shown.and_then(|text| serde_json::from_str::<Value>(&text).ok());
         let rows = shown.as_ref().and_then(Value::as_array);

@@ -37,7 +37,7 @@ pub enum Fault {
     Gone,
     /// Watches end as soon as they began.
     ShortWatches,
-    /// Lists are empty.
+    /// Lists are empty, and no version is known: an API server over another etcd.
     EmptyLists,
 }
 
@@ -144,7 +144,7 @@ async fn answer(
         Fault::Slow => tokio::time::sleep(Duration::from_millis(700)).await,
         Fault::Status(code) => return Ok(reply(code, &status(code))),
         Fault::Garbage => return Ok(reply(200, "<html>\u{0}{\"kind\": \"Rubbish\"}\n")),
-        Fault::Gone if watches => {
+        Fault::Gone | Fault::EmptyLists if watches => {
             let event = format!("{{\"type\":\"ERROR\",\"object\":{}}}\n", status(410));
             return Ok(reply(200, &event));
         }

@@ -1,7 +1,7 @@
 //! The manifests' RBAC: each permission is needed, and there is no other.
 
+use crate::cluster::RECOVERY;
 use crate::cluster::{Cluster, EVERYTHING, NODE, RBAC, account};
-use crate::common::SOON;
 use anyhow::{Context as _, Result, ensure};
 use xtask::testbed::{Agent, wait_for};
 
@@ -50,7 +50,7 @@ pub fn without(resource: &str, verb: &str) -> String {
 
 /// What the agent says of what it was refused, once it has gone through everything it does.
 fn refusals(cluster: &Cluster, agent: &Agent, wanted: &str) -> Result<()> {
-    wait_for(SOON, wanted, || agent.log().contains(wanted)).with_context(|| {
+    wait_for(RECOVERY, wanted, || agent.log().contains(wanted)).with_context(|| {
         format!(
             "the agent wrote:\n{}\n{}",
             agent.log(),
@@ -68,7 +68,7 @@ fn wait_forbidden(cluster: &Cluster, resource: &str, verb: &str) -> Result<()> {
     };
     let who = "--as=system:serviceaccount:kube-system:netdp";
     for namespace in namespaces {
-        wait_for(SOON, &format!("no {verb} of {resource}"), || {
+        wait_for(RECOVERY, &format!("no {verb} of {resource}"), || {
             // It prints `no` and fails.
             let may = ["auth", "can-i", verb, resource, who, "-n", namespace];
             cluster.api.kubectl(&may).is_err()
@@ -114,7 +114,7 @@ fn nothing_is_refused_with_all_of_them_and_nothing_else_is_allowed() -> Result<(
     cluster.configure(EVERYTHING)?;
     let agent = cluster.agent()?;
     let lease = format!("netdp-{NODE}");
-    wait_for(SOON, "the Lease and the Event", || {
+    wait_for(RECOVERY, "the Lease and the Event", || {
         let lease = cluster.json(&["-n", "netdp-fleet", "get", "lease", &lease]);
         let events = cluster.json(&["-n", "kube-system", "get", "events"]);
         lease.is_ok() && events.is_ok_and(|events| events["items"][0]["reason"] == "Applied")

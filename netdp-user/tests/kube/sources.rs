@@ -1,10 +1,10 @@
 //! ConfigMaps and the Node as sources.
 
-use crate::cluster::{Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, wait_status};
+use crate::cluster::{Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RECOVERY, wait_status};
 use crate::common::wait_log;
 use anyhow::Result;
 use serde_json::Value;
-use xtask::testbed::{Agent, ConfigVolume};
+use xtask::testbed::{Agent, ConfigVolume, wait_some};
 
 /// The rule about a prefix: what it does, and who says so.
 fn rule(report: &Value, prefix: &str) -> Option<(String, String)> {
@@ -193,13 +193,11 @@ fn the_node_says_its_pod_range() -> Result<()> {
         let warnings = report["config"]["warnings"].to_string();
         warnings.contains("172.16.0.0/24")
     })?;
-    let lease = cluster.json(&[
-        "-n",
-        "netdp-fleet",
-        "get",
-        "lease",
-        &format!("netdp-{NODE}"),
-    ])?;
+    let name = format!("netdp-{NODE}");
+    let lease = wait_some(RECOVERY, "the Lease", || {
+        let get = ["-n", "netdp-fleet", "get", "lease", &name];
+        cluster.json(&get).ok()
+    })?;
     let node = cluster.json(&["get", "node", NODE])?;
     assert_eq!(
         lease["metadata"]["ownerReferences"][0]["uid"],

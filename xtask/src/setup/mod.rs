@@ -17,7 +17,17 @@ use xtask::testbed::is_root;
 
 /// Installs what is missing; does nothing, quickly, when all is there.
 pub fn run() -> Result<()> {
-    let missing = needs::missing();
+    install(|_| true)
+}
+
+/// The same without what only tests with a Kubernetes API server need, which takes minutes to build.
+pub fn run_without_api_server() -> Result<()> {
+    install(|need| !need.is_for_api_server())
+}
+
+fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
+    let look = || -> Vec<Need> { needs::missing().into_iter().filter(&wanted).collect() };
+    let missing = look();
     if missing.is_empty() {
         shell::say("setup: everything is installed");
         return Ok(());
@@ -39,10 +49,12 @@ pub fn run() -> Result<()> {
     }
     apt::install(&packages(&missing))?;
     bpf_linker::install_if_missing()?;
-    kubernetes::install_missing()?;
+    if missing.iter().any(Need::is_kubernetes) {
+        kubernetes::install_missing()?;
+    }
     go_libraries::install_missing()?;
     rust_target::install_if_missing()?;
-    let still = needs::missing();
+    let still = look();
     if !still.is_empty() {
         bail!(
             "installed without an error, but still missing:\n{}",

@@ -77,6 +77,11 @@ impl Need {
         matches!(self.source, Source::Kubernetes)
     }
 
+    /// Whether nothing needs it but an API server and its tests.
+    pub fn is_for_api_server(&self) -> bool {
+        self.is_kubernetes() || self.part == Part::ApiServerBuild
+    }
+
     /// Whether cargo installs it.
     pub fn is_cargo(&self) -> bool {
         matches!(self.source, Source::Cargo)

@@ -56,6 +56,15 @@ impl AgentOptions {
         self.arguments.push(argument.into());
         self
     }
+
+    /// Another argument instead of one that was given.
+    pub fn replace(&mut self, argument: &str, by: &str) {
+        for given in &mut self.arguments {
+            if given == argument {
+                *given = by.into();
+            }
+        }
+    }
 }
 
 /// An agent with directories of its own. Dropping it kills it, and removes its

@@ -1,0 +1,259 @@
+//! Taking over from netfilter on a live node, and giving back to it.
+//!
+//! Takeover: first what connection tracking knows, then the programs, then once more what it
+//! knows, then the chains go. Connections that netfilter translates stay with it until they end.
+//! Giving back is the mirror image. docs/adr/0021 has the order and why.
+
+use super::Agent;
+use crate::config::Action;
+use crate::conntrack::{Conntrack, Flow};
+use crate::datapath::{self, Handover, Maps, untranslated};
+use crate::iptables::{self, KEEP_CHAIN};
+use crate::uplinks::local_addresses;
+use anyhow::Result;
+use ipnet::IpNet;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Silence after which a mapping that netfilter could not be given counts as over.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A datapath that goes on only for mappings that netfilter could not be given.
+pub(super) struct Draining {
+    bpffs: PathBuf,
+    maps: Maps,
+    until: Instant,
+}
+
+impl Agent {
+    /// Before programs are attached for the first time: connections that nobody translates keep
+    /// their addresses.
+    pub(super) fn keep_untranslated(&mut self) {
+        if self.engine.adopted() {
+            return;
+        }
+        let Some(flows) = tracked() else {
+            return;
+        };
+        let local: BTreeSet<_> = local_addresses(&self.snapshot).into_iter().collect();
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        let mut kept = 0;
+        for flow in flows.iter().filter(|flow| flow.answered) {
+            for ends in untranslated(flow, &local) {
+                if self.config.decide(ends.destination).action == Action::Bypass {
+                    continue;
+                }
+                if let Err(err) = datapath.maps_mut().keep_address(flow.protocol, &ends) {
+                    log::warn!("{err:#}");
+                    return;
+                }
+                kept += 1;
+            }
+        }
+        if kept > 0 {
+            log::info!("{kept} connections that are not translated stay so");
+        }
+    }
+
+    /// With the programs attached: the chains of ip-masq-agent and the rules of k8s-custom-iptables
+    /// go, the connections that they translate stay with netfilter.
+    pub(super) fn take_over(&mut self) {
+        let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
+        if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
+            return;
+        }
+        let keep = self.reserve_translated() > 0;
+        let config = &self.config;
+        let masqueraded = |prefix: &str| {
+            let network = prefix.parse::<IpNet>().map(|net| net.network());
+            let network = network.or_else(|_| prefix.parse::<IpAddr>());
+            network.is_ok_and(|ip| config.decide(ip).action == Action::Masquerade)
+        };
+        for found in iptables::find(&self.options.chains.name, masqueraded) {
+            match found.remove(keep) {
+                Ok(()) => log::info!("taken over: {found}"),
+                Err(err) => {
+                    log::error!("taking over {found}: {err:#}; it goes on beside the datapath")
+                }
+            }
+        }
+        // What began between the first look and the rules' end.
+        self.reserve_translated();
+        self.taken_over = true;
+    }
+
+    /// How many connections netfilter translates to an address of the node; all of them are
+    /// reserved.
+    fn reserve_translated(&mut self) -> usize {
+        let Some(flows) = tracked() else {
+            return 0;
+        };
+        let local = &self.applied.local;
+        let translated: Vec<_> = flows
+            .iter()
+            .filter(|flow| flow.is_masqueraded() && local.contains(&flow.reply.destination))
+            .copied()
+            .collect();
+        let Some(datapath) = self.engine.as_datapath() else {
+            return 0;
+        };
+        let mut reserved = 0;
+        for flow in &translated {
+            match datapath.maps_mut().reserve(flow) {
+                Ok(new) => reserved += usize::from(new),
+                Err(err) => {
+                    log::warn!("{err:#}");
+                    break;
+                }
+            }
+        }
+        if reserved > 0 {
+            log::info!("{reserved} connections that netfilter translates stay with it");
+        }
+        translated.len()
+    }
+
+    /// Whether somebody has put the chains back that were taken over: said once, not fought about.
+    /// What they translate arrives as the node's own traffic.
+    pub(super) fn watch_chains(&mut self) {
+        if !self.taken_over {
+            return;
+        }
+        self.release_tracking();
+        let back: Vec<_> = iptables::find(&self.options.chains.name, |_| false)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        if back != self.report.chains_back {
+            for chain in &back {
+                log::warn!(
+                    "{chain} is back: somebody, ip-masq-agent perhaps, still writes it; new connections are netfilter's until it is gone. Stop that agent and restart this one"
+                );
+            }
+            self.report.chains_back = back;
+            self.save_report();
+        }
+    }
+
+    /// Once netfilter translates nothing any more, connections need not be tracked for us.
+    fn release_tracking(&mut self) {
+        let kept = iptables::find(KEEP_CHAIN, |_| false);
+        if kept.is_empty() {
+            return;
+        }
+        let Some(flows) = tracked() else {
+            return;
+        };
+        let local = &self.applied.local;
+        if flows
+            .iter()
+            .any(|flow| flow.is_masqueraded() && local.contains(&flow.reply.destination))
+        {
+            return;
+        }
+        for chain in kept {
+            match chain.remove(false) {
+                Ok(()) => {
+                    log::info!("the last connection of netfilter's has ended: {chain} is gone")
+                }
+                Err(err) => log::warn!("{err:#}"),
+            }
+        }
+    }
+
+    /// In iptables mode, where programs of an earlier agent are attached: gives their mappings to
+    /// netfilter. To be called before the chains are led to, and again after.
+    pub(super) fn give_back(&mut self) -> Result<()> {
+        let Some(chains) = self.engine.as_chains() else {
+            return Ok(());
+        };
+        chains.prepare(&self.config)?;
+        let mut maps = Maps::open(&self.options.bpffs)?;
+        let given = give_all(&mut maps)?;
+        log::info!("{given} mappings are netfilter's now");
+        self.reconcile();
+        // What began before the chains were led to.
+        let later = give_all(&mut maps)?;
+        log::debug!("{later} more");
+        self.draining = Some(Draining {
+            bpffs: self.options.bpffs.clone(),
+            maps,
+            until: Instant::now() + self.options.grace,
+        });
+        self.drain();
+        Ok(())
+    }
+
+    /// Takes the programs off once nothing needs them any more.
+    pub(super) fn drain(&mut self) {
+        let Some(draining) = &self.draining else {
+            return;
+        };
+        if self.report.chains.iter().any(|chain| chain.error.is_some()) {
+            // As long as netfilter does not masquerade, the programs do.
+            return;
+        }
+        match draining.is_over() {
+            Ok(false) => {}
+            Ok(true) => {
+                match datapath::detach(&draining.bpffs) {
+                    Ok(_) => log::info!("the eBPF datapath is gone; netfilter translates"),
+                    Err(err) => log::error!("{err:#}"),
+                }
+                self.draining = None;
+            }
+            Err(err) => log::error!("{err:#}"),
+        }
+    }
+}
+
+impl Draining {
+    fn is_over(&self) -> Result<bool> {
+        Ok(self.maps.lingering(SILENCE)? == 0 || Instant::now() >= self.until)
+    }
+}
+
+/// Gives every mapping to netfilter that it takes. How many that were.
+fn give_all(maps: &mut Maps) -> Result<usize> {
+    let mut conntrack = Conntrack::open()?;
+    let mut given = 0;
+    for handover in maps.handovers()? {
+        if give(maps, &mut conntrack, &handover)? {
+            given += 1;
+        }
+    }
+    Ok(given)
+}
+
+/// At no moment does a packet leave with the pod's address or another port: see docs/adr/0021.
+fn give(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Result<bool> {
+    maps.hand(handover)?;
+    if let Err(err) = conntrack.replace(&handover.flow) {
+        log::debug!("netfilter does not take {:?}: {err:#}", handover.flow);
+        maps.take_back(handover)?;
+        return Ok(false);
+    }
+    maps.give_up(handover)?;
+    Ok(true)
+}
+
+/// What connection tracking knows; `None` where there is none.
+fn tracked() -> Option<Vec<Flow>> {
+    match Conntrack::open().and_then(|mut conntrack| conntrack.dump()) {
+        Ok(flows) => Some(flows),
+        Err(err) => {
+            log::debug!("connection tracking: {err:#}");
+            None
+        }
+    }
+}
+
+/// Whether a datapath is pinned there.
+pub(super) fn is_pinned(bpffs: &Path) -> bool {
+    bpffs.join(netdp_common::abi::pins::SETTINGS).exists()
+}

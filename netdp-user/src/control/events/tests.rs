@@ -1,0 +1,71 @@
+use super::*;
+
+fn map(name: &str) -> MapRef {
+    MapRef {
+        namespace: "kube-system".into(),
+        name: name.into(),
+        uid: "u".into(),
+        resource_version: "7".into(),
+    }
+}
+
+fn told() -> Told {
+    Told {
+        version: "1".into(),
+        uplinks: vec!["eth0".into(), "eth1".into()],
+        no_free_port: 5,
+        ..Told::default()
+    }
+}
+
+fn reasons(before: &Told, now: &Told) -> Vec<(&'static str, String)> {
+    let found = happenings(before, now).into_iter();
+    found.map(|it| (it.reason, it.message)).collect()
+}
+
+#[test]
+fn the_first_look_is_no_news_of_the_node() {
+    assert_eq!(reasons(&Told::default(), &told()), []);
+}
+
+#[test]
+fn refused_flows_and_lost_uplinks_are_told_of_the_node() {
+    let mut now = told();
+    now.no_free_port = 8;
+    now.uplinks.remove(0);
+    let found = reasons(&told(), &now);
+    assert_eq!(found.len(), 2);
+    assert!(found[0].0 == "UplinkLost" && found[0].1.contains("on eth0:"));
+    assert!(found[1].0 == "PortsExhausted" && found[1].1.starts_with("3 "));
+    assert_eq!(reasons(&now, &now), []);
+}
+
+#[test]
+fn errors_are_told_where_they_are() {
+    let mut now = told();
+    now.serial = 1;
+    now.maps = vec![map("good"), map("bad")];
+    now.rejected = vec![
+        "kube-system/bad/config:2: no".into(),
+        "/etc/config/x:1: neither".into(),
+    ];
+    let found = happenings(&told(), &now);
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[0].about, About::Map(map("bad")));
+    assert_eq!(found[0].message, "config:2: no; what was in force stays");
+    assert_eq!(found[1].about, About::Node);
+    assert!(found[1].message.starts_with("/etc/config/x:1: neither;"));
+}
+
+#[test]
+fn what_is_in_force_is_told_of_each_config_map_and_warnings_of_their_own() {
+    let mut now = told();
+    now.serial = 1;
+    now.maps = vec![map("a"), map("b")];
+    now.warnings = vec!["kube-system/b/config:3: odd".into()];
+    let found = happenings(&told(), &now);
+    let reasons: Vec<_> = found.iter().map(|it| it.reason).collect();
+    assert_eq!(reasons, ["Applied", "Applied", "LookAtThis"]);
+    assert_eq!(found[2].about, About::Map(map("b")));
+    assert_eq!(found[2].message, "config:3: odd");
+}

@@ -1,0 +1,270 @@
+//! Flows that change hands between the datapath and netfilter.
+
+use super::batch;
+use super::maps::{Maps, ignore_missing};
+use super::sweep::now;
+use crate::conntrack::{Ends, Flow, TcpState};
+use anyhow::{Context as _, Result};
+use aya::maps::MapError;
+use netdp_common::abi::{Inbound, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping};
+use netdp_common::addr::Addr;
+use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_state, ticks};
+use netdp_common::tuple::{Tuple, proto};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+
+/// `BPF_NOEXIST` and `BPF_EXIST`.
+const NOEXIST: u64 = 1;
+const EXIST: u64 = 2;
+
+/// What connection tracking gives connections by default, in seconds (net.netfilter.nf_conntrack_*;
+/// Linux 6.18): the datapath's own timeouts count no more once netfilter has them.
+const ESTABLISHED_SECONDS: u32 = 432_000;
+const OTHER_TCP_SECONDS: u32 = 120;
+const UDP_SECONDS: u32 = 300;
+const OTHER_SECONDS: u32 = 600;
+
+/// `TCP_CONNTRACK_*` of include/uapi/linux/netfilter/nf_conntrack_tcp.h.
+const SYN_SENT: u8 = 1;
+const TIME_WAIT: u8 = 7;
+
+/// A mapping that netfilter may be given.
+#[derive(Debug, Clone, Copy)]
+pub struct Handover {
+    /// As netfilter is to know it.
+    pub flow: Flow,
+    /// The key of its reply half.
+    wire: Tuple,
+}
+
+impl Maps {
+    /// Keeps pods from the wire tuple of a connection that netfilter translates, and lets its
+    /// packets pass. False if the datapath has something there already.
+    ///
+    /// # Errors
+    /// The table is full.
+    pub fn reserve(&mut self, flow: &Flow) -> Result<bool> {
+        let now = now(self)?;
+        let wire = tuple(flow.protocol, &flow.leaves()).reversed();
+        let marker = Mapping {
+            addr: wire.dst,
+            id: wire.dst_id,
+            flags: MAPPING_HOST,
+            last_seen: now,
+            created: now,
+            tcp_ack: 0,
+            tcp_seen: match flow.tcp {
+                Some(TcpState::Established) => SEEN_SYN | SEEN_DATA,
+                _ => SEEN_SYN,
+            },
+            packets: u32::from(flow.answered),
+        };
+        match self.rev_snat.insert(wire, marker, NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(MapError::SyscallError(err))
+                if err.io_error.raw_os_error() == Some(libc::EEXIST) =>
+            {
+                Ok(false)
+            }
+            Err(err) => {
+                Err(err).context("keeping the tuple of a connection that netfilter translates")
+            }
+        }
+    }
+
+    /// Lets what leaves as `ends` keep its address: a connection that nobody translates.
+    ///
+    /// # Errors
+    /// The map can't be written.
+    pub fn keep_address(&mut self, protocol: u8, ends: &Ends) -> Result<()> {
+        let record = Inbound {
+            last_seen: now(self)?,
+            limit: 0,
+        };
+        self.inbound
+            .insert(tuple(protocol, ends), record, 0)
+            .context("writing the inbound map")
+    }
+
+    /// The live mappings that netfilter does not have yet. Those between pods (hairpin) are not
+    /// among them: netfilter would not translate them so.
+    ///
+    /// # Errors
+    /// The maps can't be read.
+    pub fn handovers(&self) -> Result<Vec<Handover>> {
+        let local = self.local_addresses()?;
+        let mut list = Vec::new();
+        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |tuple, half| {
+            let wire = tuple.reply_to(half.addr, half.id);
+            if let Ok(reply) = self.rev_snat.get(&wire, 0)
+                && reply.flags & MAPPING_YIELDED == 0
+                && !local.contains(&IpAddr::from(tuple.dst))
+            {
+                let flow = flow(tuple, half, &reply);
+                list.push(Handover { flow, wire });
+            }
+        })
+        .context("reading the snat map")?;
+        Ok(list)
+    }
+
+    /// How many of the mappings that netfilter could not be given had a packet of late.
+    ///
+    /// # Errors
+    /// The maps can't be read.
+    pub fn lingering(&self, of_late: std::time::Duration) -> Result<usize> {
+        let now = now(self)?;
+        let fresh = |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(of_late.as_secs());
+        let mut lingering = 0;
+        batch::for_each::<Tuple, Mapping>(self.rev_snat_data.fd().as_fd(), |_, half| {
+            if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && fresh(half) {
+                lingering += 1;
+            }
+        })
+        .context("reading the rev_snat map")?;
+        Ok(lingering)
+    }
+
+    /// Netfilter is about to translate the flow: what it has translated may leave.
+    ///
+    /// # Errors
+    /// The map can't be written.
+    pub fn hand(&mut self, handover: &Handover) -> Result<()> {
+        self.mark(&handover.wire, MAPPING_HANDED)
+    }
+
+    /// Netfilter translates the flow: its answers are netfilter's.
+    ///
+    /// # Errors
+    /// The map can't be written.
+    pub fn give_up(&mut self, handover: &Handover) -> Result<()> {
+        self.mark(&handover.wire, MAPPING_HANDED | MAPPING_YIELDED)
+    }
+
+    /// Netfilter does not take it: the datapath goes on.
+    ///
+    /// # Errors
+    /// The map can't be written.
+    pub fn take_back(&mut self, handover: &Handover) -> Result<()> {
+        self.mark(&handover.wire, 0)
+    }
+
+    /// Writes the marks of a reply half. A packet that comes at the same moment may go unrecorded.
+    fn mark(&mut self, wire: &Tuple, marks: u16) -> Result<()> {
+        let Ok(mut half) = self.rev_snat.get(wire, 0) else {
+            return Ok(());
+        };
+        half.flags = half.flags & !(MAPPING_HANDED | MAPPING_YIELDED) | marks;
+        // One that has ended meanwhile stays so.
+        ignore_missing(self.rev_snat.insert(wire, half, EXIST))
+            .context("marking a mapping as netfilter's")
+    }
+}
+
+/// Where the connection leaves the node, whichever side began it, with an address that is not
+/// the node's own: nothing translates it there.
+#[must_use]
+pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
+    let ways = [flow.leaves(), flow.original.reversed()];
+    ways.into_iter()
+        .filter(|ends| !local.contains(&ends.source) && !local.contains(&ends.destination))
+        .collect()
+}
+
+fn tuple(protocol: u8, ends: &Ends) -> Tuple {
+    let protocol = u32::from(protocol);
+    let (source, destination) = (Addr::from(ends.source), Addr::from(ends.destination));
+    match protocol {
+        // A request: see `Tuple`.
+        proto::ICMP | proto::ICMPV6 => Tuple::new(source, destination, ends.source_id, 0, protocol),
+        _ => Tuple::new(
+            source,
+            destination,
+            ends.source_id,
+            ends.destination_id,
+            protocol,
+        ),
+    }
+}
+
+fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
+    let ends = |source: Addr, source_id| Ends {
+        source: source.into(),
+        destination: tuple.dst.into(),
+        source_id,
+        // An identifier stands on both sides.
+        destination_id: if tuple.is_icmp() {
+            source_id
+        } else {
+            tuple.dst_id
+        },
+    };
+    let tcp = (tuple.proto == proto::TCP).then(|| match tcp_state(half.tcp_seen, reply.tcp_seen) {
+        State::SynSent => TcpState::Other(SYN_SENT),
+        State::TimeWait | State::Closed => TcpState::Other(TIME_WAIT),
+        State::SynReceived | State::Established | State::HalfClosed | State::Unreplied => {
+            TcpState::Established
+        }
+    });
+    Flow {
+        // Protocol numbers have eight bits.
+        protocol: u8::try_from(tuple.proto).unwrap_or(u8::MAX),
+        original: ends(tuple.src, tuple.src_id),
+        reply: ends(half.addr, half.id).reversed(),
+        answered: true,
+        timeout: match (tuple.proto, tcp) {
+            (_, Some(TcpState::Established)) => ESTABLISHED_SECONDS,
+            (_, Some(TcpState::Other(_))) => OTHER_TCP_SECONDS,
+            (proto::UDP, _) => UDP_SECONDS,
+            _ => OTHER_SECONDS,
+        },
+        tcp,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::untranslated;
+    use crate::conntrack::{Ends, Flow};
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
+
+    fn ends(source: &str, destination: &str) -> Ends {
+        Ends {
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            source_id: 1000,
+            destination_id: 80,
+        }
+    }
+
+    fn flow(original: Ends, reply: Ends) -> Flow {
+        Flow {
+            protocol: 6,
+            original,
+            reply,
+            answered: true,
+            timeout: 1,
+            tcp: None,
+        }
+    }
+
+    #[test]
+    fn either_side_may_have_begun() {
+        let local = BTreeSet::from(["192.0.2.9".parse::<IpAddr>().unwrap()]);
+        let out = ends("10.0.0.1", "198.51.100.1");
+        // Nobody translates: both ways may leave by an uplink.
+        let found = untranslated(&flow(out, out.reversed()), &local);
+        assert_eq!(found, [out, out.reversed()]);
+        // Masqueraded: what leaves is the node's, and its answers go to the pod.
+        let seen = ends("192.0.2.9", "198.51.100.1");
+        let found = untranslated(&flow(out, seen.reversed()), &local);
+        assert_eq!(found, [out.reversed()]);
+        // To a port of the node that leads to a pod: the answers leave as the node's.
+        let node_port = ends("198.51.100.1", "192.0.2.9");
+        let to_pod = ends("198.51.100.1", "10.0.0.1");
+        let found = untranslated(&flow(node_port, to_pod.reversed()), &local);
+        assert_eq!(found, [to_pod]);
+    }
+}

@@ -1,0 +1,265 @@
+//! From ip-masq-agent's chains to the eBPF datapath and back, on a live node.
+
+mod common;
+
+use anyhow::{Context as _, Result, ensure};
+use common::clients::{Tcp, Udp, any, tcp_source, udp_source};
+use common::wire::Capture;
+use common::{Echo, NETDP, POLICY, SOON, echoes, same_family};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::net::{IpAddr, SocketAddr};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Running, wait_for};
+
+const BACKENDS: [&str; 2] = ["nft", "legacy"];
+
+/// A client that stays, and the source that its server saw first.
+enum Client {
+    Tcp(Tcp),
+    Udp(Udp),
+}
+
+struct Flow {
+    client: Client,
+    to: SocketAddr,
+    seen: SocketAddr,
+}
+
+impl Flow {
+    fn ask(&mut self) -> Result<SocketAddr> {
+        match &mut self.client {
+            Client::Tcp(tcp) => tcp.ask(),
+            Client::Udp(udp) => udp.ask(),
+        }
+    }
+
+    /// It goes on, and its server still sees it from the same place.
+    fn resume(&mut self, after: &str) -> Result<()> {
+        let (to, seen) = (self.to, self.seen);
+        let now = self
+            .ask()
+            .with_context(|| format!("the flow to {to}, after {after}"))?;
+        ensure!(now == seen, "{after}: {to} saw {seen}, now {now}");
+        Ok(())
+    }
+}
+
+/// A node that a kubelet has marked for one backend, with an agent in iptables mode.
+struct Node {
+    // Before the bed.
+    agent: Agent,
+    bed: Bed,
+    far: Host,
+    _config: ConfigVolume,
+    _echo: Echo,
+    wire: Capture,
+    pings: Vec<Running>,
+    flows: Vec<Flow>,
+    backend: &'static str,
+}
+
+impl Node {
+    fn start(backend: &'static str) -> Result<Self> {
+        let bed = Bed::dual_stack()?;
+        for family in ["iptables", "ip6tables"] {
+            let program = format!("{family}-{backend}");
+            bed.node
+                .run(&[&program, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])?;
+        }
+        let config = ConfigVolume::new(POLICY)?;
+        let options = AgentOptions::new(NETDP)
+            .config(config.path())
+            .arg("--enable-ipv6")
+            .arg("--mode=iptables");
+        let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
+        let echo = Echo::start(&far)?;
+        let agent = Agent::start(&bed.node, options)?;
+        let mut node = Self {
+            wire: Capture::start(&far)?,
+            agent,
+            _config: config,
+            _echo: echo,
+            pings: Vec::new(),
+            flows: Vec::new(),
+            far,
+            bed,
+            backend,
+        };
+        node.ping()?;
+        node.open()?;
+        Ok(node)
+    }
+
+    /// Pings without end from each pod, in each family.
+    fn ping(&mut self) -> Result<()> {
+        for pod in &self.bed.pods {
+            for net in &self.far.addresses {
+                let target = net.addr().to_string();
+                let ping = pod.spawn(&["ping", "-n", "-q", "-i0.02", &target])?;
+                self.pings.push(ping);
+            }
+        }
+        Ok(())
+    }
+
+    /// New connections from each pod, TCP and UDP, in each family.
+    fn open(&mut self) -> Result<()> {
+        for pod in &self.bed.pods {
+            for to in echoes(&self.far) {
+                let tcp = Client::Tcp(Tcp::connect(pod, any(to), to)?);
+                let udp = Client::Udp(Udp::connect(pod, any(to), to)?);
+                for client in [tcp, udp] {
+                    let mut flow = Flow {
+                        client,
+                        to,
+                        seen: to,
+                    };
+                    flow.seen = flow.ask()?;
+                    self.flows.push(flow);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, from: &str, to: &str) -> Result<()> {
+        self.agent.stop()?;
+        let (from, to) = (format!("--mode={from}"), format!("--mode={to}"));
+        self.agent.options().replace(&from, &to);
+        self.agent.restart()
+    }
+
+    /// All connections go on, new ones are masqueraded.
+    fn check(&mut self, after: &str) -> Result<()> {
+        for flow in &mut self.flows {
+            flow.resume(after)?;
+        }
+        let far = &self.far;
+        for to in echoes(far) {
+            let node = self.node_address(to.ip())?;
+            for pod in &self.bed.pods {
+                ensure!(tcp_source(pod, to)? == node, "{after}: TCP to {to}");
+                ensure!(udp_source(pod, to)? == node, "{after}: UDP to {to}");
+            }
+        }
+        self.nothing_leaked(after)
+    }
+
+    fn node_address(&self, like: IpAddr) -> Result<IpAddr> {
+        same_family(&self.bed.uplinks[0].addresses, like)
+    }
+
+    /// The far side saw nobody but the node, ever.
+    fn nothing_leaked(&self, after: &str) -> Result<()> {
+        for packet in self.wire.packets()? {
+            let pods = self.bed.pods.iter().flat_map(|pod: &Host| &pod.addresses);
+            for pod in pods {
+                ensure!(pod.addr() != packet.source, "{after}: leaked {packet:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// No ping was without an answer; `lost` may be.
+    fn end_pings(&mut self, lost: usize) -> Result<()> {
+        for ping in self.pings.drain(..) {
+            kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
+            let told = ping.finish(SOON)?;
+            let (sent, received) = counts(&told).with_context(|| told.clone())?;
+            ensure!(sent > 0 && sent - received <= lost, "{told}");
+        }
+        Ok(())
+    }
+
+    fn wait_no_chains(&self) -> Result<()> {
+        wait_for(SOON, "the chains to be gone", || {
+            self.chains().is_ok_and(|found| !found)
+        })
+        .with_context(|| self.agent.log())
+    }
+
+    fn chains(&self) -> Result<bool> {
+        let mut found = false;
+        for family in ["iptables", "ip6tables"] {
+            let program = format!("{family}-{}", self.backend);
+            let listing = self.bed.node.run(&[&program, "-t", "nat", "-S"])?;
+            found |= listing.contains("IP-MASQ-AGENT");
+        }
+        Ok(found)
+    }
+}
+
+/// libtest shows this where a test failed.
+impl Drop for Node {
+    fn drop(&mut self) {
+        eprintln!("the agent wrote:\n{}", self.agent.log());
+        eprintln!("{:?}", self.agent.netdp(&["status"]));
+        eprintln!("{:?}", self.agent.netdp(&["flows"]));
+        eprintln!("{:?}", self.bed.node.run(&["conntrack", "-L"]));
+    }
+}
+
+/// Sent and received, of ping's last lines.
+fn counts(told: &str) -> Option<(usize, usize)> {
+    let line = told
+        .lines()
+        .find(|line| line.contains("packets transmitted"))?;
+    let mut words = line.split_whitespace();
+    let sent = words.next()?.parse().ok()?;
+    let received = words.nth(2)?.parse().ok()?;
+    Some((sent, received))
+}
+
+fn takeover_and_back(backend: &'static str) -> Result<()> {
+    let mut node = Node::start(backend)?;
+    ensure!(node.chains()?, "no chains to take over");
+    for round in 0..2 {
+        node.change("iptables", "ebpf")?;
+        node.wait_no_chains()?;
+        node.check(&format!("takeover {round}"))?;
+        node.open()?;
+        node.change("ebpf", "iptables")?;
+        ensure!(node.chains()?, "no chains");
+        wait_for(SOON, "the datapath to be gone", || {
+            let pins = std::fs::read_dir(node.agent.bpffs());
+            pins.is_ok_and(|mut pins| pins.next().is_none())
+        })
+        .with_context(|| node.agent.log())?;
+        node.check(&format!("rollback {round}"))?;
+        node.open()?;
+    }
+    // Between connection tracking and the programs a packet may be lost, never a connection.
+    node.end_pings(8)
+}
+
+#[test]
+fn takeover_and_rollback_with_nft() -> Result<()> {
+    takeover_and_back("nft")
+}
+
+#[test]
+fn takeover_and_rollback_with_legacy() -> Result<()> {
+    takeover_and_back("legacy")
+}
+
+/// Somebody puts the chain back: it is told of, and left.
+#[test]
+fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
+    for backend in BACKENDS {
+        let mut node = Node::start(backend)?;
+        node.change("iptables", "ebpf")?;
+        node.wait_no_chains()?;
+        let program = format!("iptables-{backend}");
+        node.bed
+            .node
+            .run(&[&program, "-t", "nat", "-N", "IP-MASQ-AGENT"])?;
+        kill(Pid::from_raw(node.agent.pid().try_into()?), Signal::SIGHUP)?;
+        wait_for(SOON, "the agent to tell", || {
+            let status = node.agent.netdp(&["status"]).unwrap_or_default();
+            status.contains("chain IP-MASQ-AGENT (IPv4") && status.contains("is back")
+        })?;
+        ensure!(node.chains()?, "the agent fights");
+        node.check("the chain is back")?;
+    }
+    Ok(())
+}
