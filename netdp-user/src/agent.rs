@@ -14,6 +14,7 @@ use crate::control::Control;
 use crate::datapath::{OnReload, Setup, SweepRules};
 use crate::iptables::ChainOptions;
 use crate::reconcile::State;
+use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
 use crate::sources::kube::KubeOptions;
 use crate::state_dir::StateDir;
@@ -171,7 +172,7 @@ struct Agent {
     forget_policies: Option<Instant>,
     /// The chains were looked for, and removed.
     taken_over: bool,
-    draining: Option<takeover::Draining>,
+    rollback: Option<Rollback>,
     /// Where the configuration in force is from.
     source: configuration::Source,
     api: api::Followed,
@@ -219,7 +220,7 @@ impl Agent {
             ready: false,
             forget_policies: None,
             taken_over: false,
-            draining: None,
+            rollback: None,
             source: configuration::Source::Defaults,
             api,
             told: tell::Telling::new(control.is_some()),
@@ -233,6 +234,7 @@ impl Agent {
                 .context("giving the mappings to netfilter")?;
             return Ok(agent);
         }
+        agent.save_fallback();
         agent.detach_strangers();
         agent.keep_untranslated();
         agent.reconcile();
@@ -316,6 +318,17 @@ impl Agent {
                 self.report.config.source,
                 self.config.rules.len()
             );
+        }
+    }
+
+    /// For `netdp detach --to-iptables`.
+    fn save_fallback(&self) {
+        let fallback = Fallback {
+            chains: self.options.chains.clone(),
+            config: self.options.config_options,
+        };
+        if let Err(err) = self.state_dir.save_fallback(&fallback) {
+            log::warn!("{err:#}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod check;
+mod detach;
 mod go;
 mod klog;
 mod kube;
@@ -9,15 +10,13 @@ mod run;
 mod values;
 
 use crate::agent;
-use crate::datapath;
 use crate::fleet;
-use crate::iptables;
 use crate::shadow::{self, Verdict};
-use crate::state_dir::StateDir;
 use crate::status;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use detach::Detach;
 use run::Run;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -97,12 +96,6 @@ struct Fleet {
     /// Format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-#[derive(Debug, Args)]
-struct Detach {
-    #[command(flatten)]
-    places: Places,
 }
 
 /// Severity of log messages.
@@ -188,35 +181,6 @@ impl Show {
                 ExitCode::from(2)
             }
         }
-    }
-}
-
-impl Detach {
-    fn run(self) -> Result<()> {
-        let dir = StateDir::open(&self.places.state_dir)?;
-        let _lock = match dir.lock()? {
-            Some(lock) => lock,
-            None => bail!(
-                "an agent is running on {}; stop it first, or it would attach again",
-                self.places.state_dir.display()
-            ),
-        };
-        let mut removed = Vec::new();
-        for chain in dir.report().map(|r| r.chains).unwrap_or_default() {
-            removed.extend(iptables::remove(&chain.chain)?);
-        }
-        removed.extend(datapath::detach(&self.places.bpffs)?);
-        dir.forget()?;
-        if removed.is_empty() {
-            eprintln!(
-                "netdp: nothing is pinned in {}, and no agent wrote chains",
-                self.places.bpffs.display()
-            );
-        }
-        for what in removed {
-            eprintln!("netdp: removed {what}");
-        }
-        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod fleet;
 pub mod iptables;
 pub mod reconcile;
+pub mod rollback;
 pub mod shadow;
 pub mod sources;
 pub mod state_dir;

@@ -1,6 +1,7 @@
 //! The state directory: one agent's lock, status, findings and last good configuration.
 
 use crate::config::Document;
+use crate::rollback::Fallback;
 use crate::shadow::ShadowReport;
 use crate::status::Report;
 use anyhow::{Context as _, Result};
@@ -122,6 +123,29 @@ impl StateDir {
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
 
+    /// Remembers what the way back to iptables has to know.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_fallback(&self, fallback: &Fallback) -> Result<()> {
+        self.write("fallback.json", &serde_json::to_vec(fallback)?)
+    }
+
+    /// What an agent of this directory has remembered for the way back.
+    ///
+    /// # Errors
+    /// There is none, or it is not one.
+    pub fn fallback(&self) -> Result<Fallback> {
+        let path = self.file("fallback.json");
+        let bytes = fs::read(&path).with_context(|| {
+            format!(
+                "reading {}; has an agent run with this --state-dir?",
+                path.display()
+            )
+        })?;
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
+    }
+
     /// Remembers the documents of a good configuration.
     ///
     /// # Errors
@@ -155,7 +179,13 @@ impl StateDir {
     /// # Errors
     /// A file can't be removed.
     pub fn forget(&self) -> Result<()> {
-        for name in ["status.json", "last-good.json", LAST_API, SHADOW] {
+        for name in [
+            "status.json",
+            "last-good.json",
+            "fallback.json",
+            LAST_API,
+            SHADOW,
+        ] {
             let path = self.file(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;

@@ -54,6 +54,9 @@ fn what_is_lost_is_counted() -> Result<()> {
         migration.tally().connections().1 > 0
     })?;
     let outcome = migration.finish()?;
-    ensure!(outcome.leaks > 0 && outcome.lost() > 0 && !outcome.is_clean(), "{outcome}");
+    ensure!(
+        outcome.leaks > 0 && outcome.lost() > 0 && !outcome.is_clean(),
+        "{outcome}"
+    );
     Ok(())
 }

@@ -193,9 +193,6 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
-        eprintln!("{:?}", self.agent.netdp(&["status"]));
-        eprintln!("{:?}", self.agent.netdp(&["flows"]));
-        eprintln!("{:?}", self.bed.node.run(&["conntrack", "-L"]));
     }
 }
 
@@ -240,6 +237,29 @@ fn takeover_and_rollback_with_nft() -> Result<()> {
 #[test]
 fn takeover_and_rollback_with_legacy() -> Result<()> {
     takeover_and_back("legacy")
+}
+
+/// Without another agent: one command.
+#[test]
+fn detach_to_iptables_ends_no_connection() -> Result<()> {
+    for backend in BACKENDS {
+        let mut node = Node::start(backend)?;
+        node.change("iptables", "ebpf")?;
+        node.wait_no_chains()?;
+        node.open()?;
+        node.agent.stop()?;
+        node.agent.netdp(&["detach", "--to-iptables"])?;
+        ensure!(node.chains()?, "no chains");
+        let pins = std::fs::read_dir(node.agent.bpffs())?;
+        ensure!(pins.count() == 0, "the datapath is still there");
+        node.check("detach")?;
+        let rules = format!("iptables-{backend}");
+        let rules = node.bed.node.run(&[&rules, "-t", "nat", "-S"])?;
+        // Those of the configuration, not the defaults.
+        ensure!(rules.contains("-d 172.16.0.0/16 "), "{rules}");
+        ensure!(!rules.contains("-d 10.0.0.0/8 "), "{rules}");
+    }
+    Ok(())
 }
 
 /// Somebody puts the chain back: it is told of, and left.

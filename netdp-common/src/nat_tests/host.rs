@@ -1,7 +1,7 @@
 //! The node's own traffic, and how it and the pods keep out of each other's way.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
-use crate::abi::{Action, MAPPING_HOST};
+use crate::abi::{Action, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
 use crate::fake::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::fake::{Fake, Seen, tuple_of};
 use crate::tables::Tables as _;
@@ -181,4 +181,45 @@ fn bypassed_traffic_of_the_node_reserves_nothing() {
         assert_eq!(fake.out(&packet.from(V4.node)), Seen::Pass);
     }
     assert_eq!(fake.rev_snat.len(), 0);
+}
+
+/// Marks the reply half of the mapping that `packet` has opened.
+fn mark(fake: &Fake, packet: &Build, net: &super::Net, flags: u16) {
+    let wire = tuple_of(&packet.from(net.node)).reversed();
+    let mut half = fake.rev_snat.get(&wire).expect("a reply half");
+    half.flags = flags;
+    fake.rev_snat.remove(&wire);
+    fake.rev_snat.insert(&wire, &half).expect("room");
+}
+
+/// On its way to netfilter a flow arrives translated or not, and its answers are
+/// still ours.
+#[test]
+fn a_handed_flow_is_served_both_ways() {
+    for net in BOTH {
+        for packet in net.openings() {
+            let fake = opened(&packet);
+            mark(&fake, &packet, &net, MAPPING_HANDED);
+            let translated = packet.from(net.node);
+            assert_eq!(fake.out(&translated), Seen::Pass, "{packet:?}");
+            assert_eq!(fake.out(&packet), becomes(net.node), "{packet:?}");
+            assert_eq!(fake.back(&translated.answer()), becomes(net.pod));
+        }
+    }
+}
+
+/// Once netfilter has it, its answers are netfilter's to translate, and the pod's
+/// packets, should one still come, stay hidden.
+#[test]
+fn a_yielded_flow_is_netfilters() {
+    for net in BOTH {
+        for packet in net.openings() {
+            let fake = opened(&packet);
+            mark(&fake, &packet, &net, MAPPING_HANDED | MAPPING_YIELDED);
+            let translated = packet.from(net.node);
+            assert_eq!(fake.out(&translated), Seen::Pass, "{packet:?}");
+            assert_eq!(fake.back(&translated.answer()), Seen::Pass, "{packet:?}");
+            assert_eq!(fake.out(&packet), becomes(net.node), "{packet:?}");
+        }
+    }
 }

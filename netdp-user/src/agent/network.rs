@@ -167,7 +167,7 @@ impl Agent {
         self.tell();
     }
 
-    fn accept_chains(&mut self, reports: Vec<ChainReport>) {
+    pub(super) fn accept_chains(&mut self, reports: Vec<ChainReport>) {
         for report in &reports {
             if let Some(error) = &report.error
                 && !self.report.chains.contains(report)

@@ -7,26 +7,15 @@
 use super::Agent;
 use crate::config::Action;
 use crate::conntrack::{Conntrack, Flow};
-use crate::datapath::{self, Handover, Maps, untranslated};
+use crate::datapath::untranslated;
 use crate::iptables::{self, KEEP_CHAIN};
+use crate::rollback::Rollback;
 use crate::uplinks::local_addresses;
 use anyhow::Result;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-use tokio::time::Instant;
-
-/// Silence after which a mapping that netfilter could not be given counts as over.
-const SILENCE: Duration = Duration::from_secs(30);
-
-/// A datapath that goes on only for mappings that netfilter could not be given.
-pub(super) struct Draining {
-    bpffs: PathBuf,
-    maps: Maps,
-    until: Instant,
-}
+use std::path::Path;
 
 impl Agent {
     /// Before programs are attached for the first time: connections that nobody translates keep
@@ -78,7 +67,7 @@ impl Agent {
             match found.remove(keep) {
                 Ok(()) => log::info!("taken over: {found}"),
                 Err(err) => {
-                    log::error!("taking over {found}: {err:#}; it goes on beside the datapath")
+                    log::error!("taking over {found}: {err:#}; it goes on beside the datapath");
                 }
             }
         }
@@ -159,7 +148,7 @@ impl Agent {
         for chain in kept {
             match chain.remove(false) {
                 Ok(()) => {
-                    log::info!("the last connection of netfilter's has ended: {chain} is gone")
+                    log::info!("the last connection of netfilter's has ended: {chain} is gone");
                 }
                 Err(err) => log::warn!("{err:#}"),
             }
@@ -167,79 +156,38 @@ impl Agent {
     }
 
     /// In iptables mode, where programs of an earlier agent are attached: gives their mappings to
-    /// netfilter. To be called before the chains are led to, and again after.
+    /// netfilter.
     pub(super) fn give_back(&mut self) -> Result<()> {
         let Some(chains) = self.engine.as_chains() else {
             return Ok(());
         };
-        chains.prepare(&self.config)?;
-        let mut maps = Maps::open(&self.options.bpffs)?;
-        let given = give_all(&mut maps)?;
-        log::info!("{given} mappings are netfilter's now");
-        self.reconcile();
-        // What began before the chains were led to.
-        let later = give_all(&mut maps)?;
-        log::debug!("{later} more");
-        self.draining = Some(Draining {
-            bpffs: self.options.bpffs.clone(),
-            maps,
-            until: Instant::now() + self.options.grace,
-        });
+        let options = &self.options;
+        let (rollback, reports) =
+            Rollback::begin(&options.bpffs, chains, &self.config, options.grace)?;
+        self.accept_chains(reports);
+        self.rollback = Some(rollback);
         self.drain();
         Ok(())
     }
 
-    /// Takes the programs off once nothing needs them any more.
+    /// Takes the programs off once nothing needs them any more. As long as netfilter does not
+    /// masquerade, they do.
     pub(super) fn drain(&mut self) {
-        let Some(draining) = &self.draining else {
+        let Some(rollback) = &self.rollback else {
             return;
         };
         if self.report.chains.iter().any(|chain| chain.error.is_some()) {
-            // As long as netfilter does not masquerade, the programs do.
             return;
         }
-        match draining.is_over() {
-            Ok(false) => {}
-            Ok(true) => {
-                match datapath::detach(&draining.bpffs) {
-                    Ok(_) => log::info!("the eBPF datapath is gone; netfilter translates"),
-                    Err(err) => log::error!("{err:#}"),
-                }
-                self.draining = None;
+        match rollback.finish() {
+            Ok(Some(_)) => {
+                log::info!("the eBPF datapath is gone; netfilter translates");
+                self.rollback = None;
             }
+            Ok(None) => {}
             Err(err) => log::error!("{err:#}"),
         }
     }
-}
-
-impl Draining {
-    fn is_over(&self) -> Result<bool> {
-        Ok(self.maps.lingering(SILENCE)? == 0 || Instant::now() >= self.until)
-    }
-}
-
-/// Gives every mapping to netfilter that it takes. How many that were.
-fn give_all(maps: &mut Maps) -> Result<usize> {
-    let mut conntrack = Conntrack::open()?;
-    let mut given = 0;
-    for handover in maps.handovers()? {
-        if give(maps, &mut conntrack, &handover)? {
-            given += 1;
-        }
-    }
-    Ok(given)
-}
-
-/// At no moment does a packet leave with the pod's address or another port: see docs/adr/0021.
-fn give(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Result<bool> {
-    maps.hand(handover)?;
-    if let Err(err) = conntrack.replace(&handover.flow) {
-        log::debug!("netfilter does not take {:?}: {err:#}", handover.flow);
-        maps.take_back(handover)?;
-        return Ok(false);
-    }
-    maps.give_up(handover)?;
-    Ok(true)
 }
 
 /// What connection tracking knows; `None` where there is none.

@@ -162,7 +162,10 @@ impl Run {
                 name: self.masq_chain,
                 enable_ipv6: self.policy.enable_ipv6,
                 ports: Ports {
-                    ranges: to_ports.clone(),
+                    ranges: to_ports
+                        .iter()
+                        .map(|range| (range.min, range.max))
+                        .collect(),
                     // ip-masq-agent's default.
                     random_fully: self.random_fully.unwrap_or(true),
                 },

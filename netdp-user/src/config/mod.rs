@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
@@ -48,7 +49,7 @@ pub const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
 pub const DEFAULT_CIDR_LIMIT: usize = 64;
 
 /// The flags that change what a configuration means.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// Accept IPv6 CIDRs and add the IPv6 link-local rule.
     pub enable_ipv6: bool,
@@ -60,7 +61,7 @@ pub struct Options {
 }
 
 /// What happens to a pod's packet to a destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Action {
     /// It leaves as it is.
     Bypass,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 const MAX_NAME: usize = 28;
 
 /// What the chains are to be, whatever the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainOptions {
     /// `--masq-chain`.
     pub name: String,

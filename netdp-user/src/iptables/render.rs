@@ -4,7 +4,7 @@
 use super::Family;
 use crate::config::{Action, Config};
 use ipnet::IpNet;
-use netdp_common::abi::PortRange;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 /// The comment of the rules that return.
@@ -20,10 +20,10 @@ pub const JUMP_COMMENT: &str =
 const PORT_PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
 /// How masquerading chooses source ports.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
     /// `--to-ports`: the only ones, inclusive; none stands for all.
-    pub ranges: Vec<PortRange>,
+    pub ranges: Vec<(u16, u16)>,
     /// `--random-fully`.
     pub random_fully: bool,
 }
@@ -105,14 +105,15 @@ fn masquerade(rules: &mut Vec<String>, destination: &str, ports: &Ports) {
         ""
     };
     for protocol in PORT_PROTOCOLS {
-        for (at, range) in ports.ranges.iter().enumerate() {
+        for (at, (min, max)) in ports.ranges.iter().enumerate() {
             let chance = match probability(&ports.ranges, at) {
                 None => String::new(),
                 Some(chance) => format!(" -m statistic --mode random --probability {chance}"),
             };
-            let range = match (range.min, range.max) {
-                (min, max) if min == max => min.to_string(),
-                (min, max) => format!("{min}-{max}"),
+            let range = if min == max {
+                min.to_string()
+            } else {
+                format!("{min}-{max}")
             };
             rules.push(format!(
                 "{destination}-p {protocol} -m comment --comment \"{MASQUERADE_COMMENT}\"{chance} -j MASQUERADE --to-ports {range}{random}"
@@ -127,15 +128,16 @@ fn masquerade(rules: &mut Vec<String>, destination: &str, ports: &Ports) {
 /// The chance of the range at `at` among those from there on; `None` for the last, which takes all.
 /// To the 11 digits that iptables-save prints: the kernel holds it in units of 2^-31
 /// (include/uapi/linux/netfilter/xt_statistic.h).
-fn probability(ranges: &[PortRange], at: usize) -> Option<String> {
+fn probability(ranges: &[(u16, u16)], at: usize) -> Option<String> {
     let rest = ranges.get(at..)?;
     let (first, others) = rest.split_first()?;
     if others.is_empty() {
         return None;
     }
-    let all: u32 = rest.iter().map(PortRange::len).sum();
+    let length = |(min, max): &(u16, u16)| u32::from(max.saturating_sub(*min)) + 1;
+    let all: u32 = rest.iter().map(length).sum();
     let scale = f64::from(1_u32 << 31);
-    let chance = (f64::from(first.len()) / f64::from(all) * scale).round_ties_even() / scale;
+    let chance = (f64::from(length(first)) / f64::from(all) * scale).round_ties_even() / scale;
     Some(format!("{chance:.11}"))
 }
 

@@ -1,7 +1,6 @@
 use super::{Chain, Ports, restore};
 use super::{Family, Table};
 use crate::config::{self, Config, Document, Options};
-use netdp_common::abi::PortRange;
 
 fn config(text: &str) -> Config {
     let document = Document {
@@ -18,7 +17,7 @@ fn config(text: &str) -> Config {
 
 fn chances(ranges: &[(u16, u16)]) -> Vec<String> {
     let ports = Ports {
-        ranges: ranges.iter().map(|(a, b)| PortRange::new(*a, *b)).collect(),
+        ranges: ranges.to_vec(),
         random_fully: false,
     };
     let chain = Chain::new("C", Family::V4, &config("nonMasqueradeCIDRs: []"), &ports);
