@@ -111,7 +111,7 @@ pub struct RunOptions {
 /// It can't start: another agent, privileges, kernel, bpffs.
 pub fn run(options: RunOptions) -> Result<()> {
     let state_dir = StateDir::open(&options.state_dir)?;
-    let Some(_lock) = state_dir.lock()? else {
+    let Some(_lock) = state_dir.lock_soon()? else {
         let owner = state_dir
             .owner()
             .map_or_else(String::new, |pid| format!(" (pid {pid})"));

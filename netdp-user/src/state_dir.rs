@@ -9,12 +9,17 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The documents that the Kubernetes API had.
 const LAST_API: &str = "last-api.json";
 
 /// What shadow mode has found.
 const SHADOW: &str = "shadow.json";
+
+/// How long a lock is waited for: a second.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The directory.
 #[derive(Debug, Clone)]
@@ -74,6 +79,21 @@ impl StateDir {
             Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
             Err((_, err)) => Err(err).with_context(|| format!("locking {}", path.display())),
         }
+    }
+
+    /// The same, for an agent that starts right after another was killed: what that one was about to
+    /// run has its lock until it runs.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_soon(&self) -> Result<Option<Lock>> {
+        for _ in 0..TRIES {
+            if let Some(lock) = self.lock()? {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        self.lock()
     }
 
     /// The process that holds the lock, if one does.
