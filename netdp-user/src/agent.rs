@@ -44,6 +44,9 @@ pub enum Mode {
     Ebpf,
     /// netfilter, by the chains that ip-masq-agent writes.
     Iptables,
+    /// Nothing of netdp's: what eBPF would do is compared with what netfilter does, see
+    /// netdp shadow report.
+    Shadow,
     /// eBPF where the kernel can, else iptables.
     Auto,
 }
@@ -109,7 +112,7 @@ pub struct RunOptions {
 /// It can't start: another agent, privileges, kernel, bpffs.
 pub fn run(options: RunOptions) -> Result<()> {
     let state_dir = StateDir::open(&options.state_dir)?;
-    let Some(_lock) = state_dir.lock()? else {
+    let Some(_lock) = state_dir.lock_soon()? else {
         let owner = state_dir
             .owner()
             .map_or_else(String::new, |pid| format!(" (pid {pid})"));
@@ -314,7 +317,8 @@ impl Agent {
         self.ready = ready;
         if ready {
             eprintln!(
-                "netdp: in force on {}: config {} from {}, {} rules",
+                "netdp: {} {}: config {} from {}, {} rules",
+                self.engine.in_force(),
                 self.report.places().join(", "),
                 self.report.config.hash,
                 self.report.config.source,

@@ -11,6 +11,7 @@ mod values;
 
 use crate::agent;
 use crate::fleet;
+use crate::shadow::{self, Verdict};
 use crate::status;
 use anyhow::Result;
 use check::Check;
@@ -19,6 +20,7 @@ use detach::Detach;
 use run::Run;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 /// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
 #[derive(Debug, Parser)]
@@ -39,10 +41,20 @@ enum Command {
     /// Look at a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at what shadow mode has found.
+    #[command(subcommand)]
+    Shadow(ShadowCommand),
     /// Show what is in force on each node of a Kubernetes cluster.
     Fleet(Fleet),
     /// Remove programs, pins and maps. Mappings end with them.
     Detach(Detach),
+}
+
+#[derive(Debug, Subcommand)]
+enum ShadowCommand {
+    /// Compare what netdp would do with what netfilter does. Exits with 0 if all connections that
+    /// were seen would look alike, with 1 if some would not, with 2 if that is not known.
+    Report(Show),
 }
 
 #[derive(Debug, Subcommand)]
@@ -124,7 +136,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Cli {
 ///
 /// # Errors
 /// Whatever the command could not do.
-pub fn dispatch(cli: Cli) -> Result<()> {
+pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run(run) => {
             init_log(run.log_level());
@@ -147,6 +159,27 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Detach(detach) => {
             init_log(LogLevel::Warn);
             detach.run()
+        }
+        Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+impl Show {
+    /// `netdp shadow report`: as `diff`, 0 is the same, 1 is not, 2 is trouble.
+    fn compare(&self) -> ExitCode {
+        let json = self.output == Output::Json;
+        match shadow::print(&self.places.state_dir, json) {
+            Ok(Verdict::Alike) => ExitCode::SUCCESS,
+            Ok(Verdict::Different) => ExitCode::FAILURE,
+            Ok(Verdict::Unknown) => {
+                eprintln!("netdp: no connection was seen yet");
+                ExitCode::from(2)
+            }
+            Err(err) => {
+                eprintln!("netdp: error: {err:#}");
+                ExitCode::from(2)
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod foreign;
 pub mod iptables;
 pub mod reconcile;
 pub mod rollback;
+pub mod shadow;
 pub mod sources;
 pub mod state_dir;
 pub mod status;

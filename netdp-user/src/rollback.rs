@@ -43,17 +43,28 @@ impl Rollback {
     ) -> Result<(Self, Vec<ChainReport>)> {
         chains.prepare(config)?;
         let mut maps = Maps::open(bpffs)?;
-        let given = give_all(&mut maps)?;
+        let before = maps.settings()?;
+        let given = Self::hand_over(&mut maps, chains, config);
+        maps.set_ports_of(&before)?;
+        log::info!("{} mappings are netfilter's now", given?);
         let reports = chains.apply(config);
-        // What began before the chains were led to.
-        let later = give_all(&mut maps)?;
-        log::info!("{} mappings are netfilter's now", given + later);
         let rollback = Self {
             bpffs: bpffs.to_owned(),
             maps,
             until: Instant::now() + grace,
         };
         Ok((rollback, reports))
+    }
+
+    /// Until the chains are led to, both may begin connections, and netfilter does not know what
+    /// the other's look like on the wire: they use different ports.
+    fn hand_over(maps: &mut Maps, chains: &Chains, config: &Config) -> Result<usize> {
+        let (ours, netfilters) = apart(&chains.ports().ranges);
+        maps.open_within(&ours)?;
+        let given = give_all(maps)?;
+        chains.apply_within(config, &netfilters);
+        // What began before they were led to.
+        Ok(given + give_all(maps)?)
     }
 
     /// How many mappings the datapath still has to serve.
@@ -74,6 +85,39 @@ impl Rollback {
         }
         datapath::detach(&self.bpffs).map(Some)
     }
+}
+
+/// Inclusive ranges of ports.
+type Ranges = Vec<(u16, u16)>;
+
+/// The upper half of the ports in `ranges`, all but the privileged ones if there is none; and the
+/// others.
+fn apart(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
+    let all = if ranges.is_empty() {
+        &[(1024, u16::MAX)]
+    } else {
+        ranges
+    };
+    let size = |(min, max): &(u16, u16)| u32::from(*max).saturating_sub(u32::from(*min)) + 1;
+    let mut lower = all.iter().map(size).sum::<u32>().div_ceil(2);
+    let (mut high, mut low) = (Vec::new(), Vec::new());
+    for &(min, max) in all {
+        // The first port that is not among the lower ones; none of them fits 16 bits then.
+        match u16::try_from(u32::from(min) + lower) {
+            Ok(first) if first <= min => high.push((min, max)),
+            Ok(first) if first <= max => {
+                low.push((min, first - 1));
+                high.push((first, max));
+            }
+            _ => low.push((min, max)),
+        }
+        lower = lower.saturating_sub(size(&(min, max)));
+    }
+    if high.is_empty() {
+        // A single port can't be split.
+        high.clone_from(&low);
+    }
+    (high, low)
 }
 
 fn give_all(maps: &mut Maps) -> Result<usize> {
@@ -98,4 +142,22 @@ fn give(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Resu
     }
     maps.give_up(handover)?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::apart;
+
+    #[test]
+    fn ports_are_split_in_halves() {
+        let high_low = |high: &[(u16, u16)], low: &[(u16, u16)]| (high.to_vec(), low.to_vec());
+        assert_eq!(apart(&[]), high_low(&[(33_280, 65_535)], &[(1024, 33_279)]));
+        assert_eq!(
+            apart(&[(1, 2), (10, 13), (20, 21)]),
+            high_low(&[(12, 13), (20, 21)], &[(1, 2), (10, 11)])
+        );
+        assert_eq!(apart(&[(1, 4), (7, 10)]), high_low(&[(7, 10)], &[(1, 4)]));
+        assert_eq!(apart(&[(1, 3)]), high_low(&[(3, 3)], &[(1, 2)]));
+        assert_eq!(apart(&[(9, 9)]), high_low(&[(9, 9)], &[(9, 9)]));
+    }
 }

@@ -1,16 +1,25 @@
-//! The state directory: one agent's lock, status and last good configuration.
+//! The state directory: one agent's lock, status, findings and last good configuration.
 
 use crate::config::Document;
 use crate::rollback::Fallback;
+use crate::shadow::ShadowReport;
 use crate::status::Report;
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The documents that the Kubernetes API had.
 const LAST_API: &str = "last-api.json";
+
+/// What shadow mode has found.
+const SHADOW: &str = "shadow.json";
+
+/// How long a lock is waited for: a second.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The directory.
 #[derive(Debug, Clone)]
@@ -72,6 +81,21 @@ impl StateDir {
         }
     }
 
+    /// The same, for an agent that starts right after another was killed: what that one was about to
+    /// run has its lock until it runs.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    pub fn lock_soon(&self) -> Result<Option<Lock>> {
+        for _ in 0..TRIES {
+            if let Some(lock) = self.lock()? {
+                return Ok(Some(lock));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        self.lock()
+    }
+
     /// The process that holds the lock, if one does.
     pub fn owner(&self) -> Option<u32> {
         let mut file = File::open(self.file("lock")).ok()?;
@@ -97,6 +121,24 @@ impl StateDir {
     /// There is none, or it is not one.
     pub fn report(&self) -> Result<Report> {
         let path = self.file("status.json");
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// Writes what shadow mode has found.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_shadow(&self, report: &ShadowReport) -> Result<()> {
+        self.write(SHADOW, &serde_json::to_vec_pretty(report)?)
+    }
+
+    /// What shadow mode has found.
+    ///
+    /// # Errors
+    /// There is no such report.
+    pub fn shadow(&self) -> Result<ShadowReport> {
+        let path = self.file(SHADOW);
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
@@ -157,7 +199,13 @@ impl StateDir {
     /// # Errors
     /// A file can't be removed.
     pub fn forget(&self) -> Result<()> {
-        for name in ["status.json", "last-good.json", "fallback.json", LAST_API] {
+        for name in [
+            "status.json",
+            "last-good.json",
+            "fallback.json",
+            LAST_API,
+            SHADOW,
+        ] {
             let path = self.file(name);
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;

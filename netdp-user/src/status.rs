@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use nat::LiveRules;
 use netdp_common::abi::Counters;
+use netdp_common::tuple::proto;
 use netdp_common::verdict::DropReason;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Report {
     /// netdp's version.
     pub version: String,
-    /// `ebpf` or `iptables`.
+    /// `ebpf`, `iptables` or `shadow`.
     pub mode: String,
     /// The configuration in force.
     pub config: ConfigReport,
@@ -109,7 +110,7 @@ pub struct UplinkReport {
     pub name: String,
     /// Its index.
     pub ifindex: u32,
-    /// `tcx` or `clsact`.
+    /// `tcx` or `clsact`; `no` in shadow mode.
     pub attached: String,
     /// Address for IPv4.
     pub v4: Option<Ipv4Addr>,
@@ -130,6 +131,18 @@ impl UplinkReport {
                 Mechanism::Clsact => "clsact".into(),
                 Mechanism::Auto | Mechanism::Tcx => "tcx".into(),
             },
+            v4: uplink.v4,
+            v6: uplink.v6,
+            up: uplink.up,
+        }
+    }
+
+    /// An uplink that nothing is attached to.
+    pub fn watched(uplink: &crate::uplinks::Uplink) -> Self {
+        Self {
+            name: uplink.name.clone(),
+            ifindex: uplink.ifindex,
+            attached: "no".into(),
             v4: uplink.v4,
             v6: uplink.v6,
             up: uplink.up,
@@ -426,6 +439,17 @@ pub(crate) fn now() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or(Duration::ZERO)
         .as_secs()
+}
+
+/// A protocol's name, or its number.
+pub(crate) fn protocol(number: u32) -> String {
+    match number {
+        proto::TCP => "tcp".into(),
+        proto::UDP => "udp".into(),
+        proto::ICMP => "icmp".into(),
+        proto::ICMPV6 => "icmpv6".into(),
+        other => other.to_string(),
+    }
 }
 
 /// Writes a result to standard output. A reader that goes away (`| head`) is no error.

@@ -37,7 +37,10 @@ enum Task {
     /// Set up, then build target/release/netdp.
     Build,
     /// Set up, build, and show the main job in network namespaces (as root).
-    Demo,
+    Demo {
+        #[command(subcommand)]
+        story: Option<Story>,
+    },
     /// Set up, then run every test (as root).
     Test {
         /// What `cargo test` shall get, for example `-p netdp-common` or a
@@ -81,6 +84,16 @@ enum Task {
     Lint,
 }
 
+#[derive(Debug, Subcommand)]
+enum Story {
+    /// A live node goes from ip-masq-agent's rules to eBPF and back, under load.
+    Migrate {
+        /// How often.
+        #[arg(long, default_value_t = 1)]
+        rounds: usize,
+    },
+}
+
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
@@ -99,7 +112,10 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup => setup::run(),
         Task::Build => build::run().map(|_| ()),
-        Task::Demo => demo::run(),
+        Task::Demo { story: None } => demo::run(),
+        Task::Demo {
+            story: Some(Story::Migrate { rounds }),
+        } => demo::migrate(rounds),
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Kernels { tests } => kernels::run(&tests),

@@ -2,10 +2,13 @@
 
 use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
+use crate::config::Config;
 use crate::datapath::{self, Attached, Datapath, SweepRules};
 use crate::iptables::{self, Chains};
-use crate::reconcile::Change;
-use anyhow::{Context as _, Result};
+use crate::reconcile::{Change, State};
+use crate::shadow::{Node, Shadow};
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result, bail};
 use aya_log::EbpfLogger;
 use netdp_common::abi::Counters;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +17,7 @@ use std::net::IpAddr;
 pub(super) enum Engine {
     Ebpf(Box<Datapath>),
     Iptables(Chains),
+    Shadow(Shadow),
 }
 
 impl Engine {
@@ -26,6 +30,14 @@ impl Engine {
         match options.mode {
             Mode::Ebpf => Self::ebpf(options),
             Mode::Iptables => Self::chains(options),
+            Mode::Shadow if pinned => bail!(
+                "an eBPF datapath is in force in {}: there is no other to compare with; end it with netdp detach",
+                options.bpffs.display()
+            ),
+            Mode::Shadow => {
+                let dir = StateDir::at(&options.state_dir);
+                Ok(Self::Shadow(Shadow::start(&options.chains.name, dir)?))
+            }
             Mode::Auto => match Self::ebpf(options) {
                 // One that is in force already is not left for another.
                 Err(err) if !pinned => {
@@ -55,6 +67,7 @@ impl Engine {
         match self {
             Self::Ebpf(_) => "ebpf",
             Self::Iptables(_) => "iptables",
+            Self::Shadow(_) => "shadow",
         }
     }
 
@@ -63,14 +76,40 @@ impl Engine {
         match self {
             Self::Ebpf(datapath) => datapath.adopted(),
             Self::Iptables(chains) => chains.adopted(),
+            Self::Shadow(_) => false,
         }
     }
 
     /// The chains, if they do it.
     pub(super) const fn as_chains(&self) -> Option<&Chains> {
         match self {
-            Self::Ebpf(_) => None,
+            Self::Ebpf(_) | Self::Shadow(_) => None,
             Self::Iptables(chains) => Some(chains),
+        }
+    }
+
+    /// What `netdp run` says of it once it is ready.
+    pub(super) const fn in_force(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) | Self::Iptables(_) => "in force on",
+            Self::Shadow(_) => "translates nothing, compares with netfilter on",
+        }
+    }
+
+    /// Whether nothing is translated, only compared.
+    pub(super) const fn is_shadow(&self) -> bool {
+        matches!(self, Self::Shadow(_))
+    }
+
+    /// Gives what is compared with netfilter.
+    pub(super) fn compare(&self, config: &Config, state: &State, enable_ipv6: bool) {
+        if let Self::Shadow(shadow) = self {
+            shadow.set(Node {
+                config: config.clone(),
+                local: state.local.clone(),
+                uplinks: state.uplinks.clone(),
+                enable_ipv6,
+            });
         }
     }
 
@@ -78,7 +117,7 @@ impl Engine {
     pub(super) const fn as_datapath(&mut self) -> Option<&mut Datapath> {
         match self {
             Self::Ebpf(datapath) => Some(datapath),
-            Self::Iptables(_) => None,
+            Self::Iptables(_) | Self::Shadow(_) => None,
         }
     }
 
@@ -86,7 +125,7 @@ impl Engine {
     pub(super) fn mappings(&self) -> usize {
         match self {
             Self::Ebpf(datapath) => datapath.maps().flow_count().unwrap_or_default(),
-            Self::Iptables(_) => 0,
+            Self::Iptables(_) | Self::Shadow(_) => 0,
         }
     }
 
@@ -94,28 +133,28 @@ impl Engine {
     pub(super) fn counters(&self) -> Counters {
         match self {
             Self::Ebpf(datapath) => datapath.maps().counters().unwrap_or_default(),
-            Self::Iptables(_) => Counters::default(),
+            Self::Iptables(_) | Self::Shadow(_) => Counters::default(),
         }
     }
 
     pub(super) fn known_uplinks(&self) -> Result<Vec<u32>> {
         match self {
             Self::Ebpf(datapath) => datapath.known_uplinks(),
-            Self::Iptables(_) => Ok(Vec::new()),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(Vec::new()),
         }
     }
 
     pub(super) fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
         match self {
             Self::Ebpf(datapath) => datapath.maps().local_addresses(),
-            Self::Iptables(_) => Ok(BTreeSet::new()),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(BTreeSet::new()),
         }
     }
 
     pub(super) fn apply(&mut self, change: &Change) -> Result<()> {
         match self {
             Self::Ebpf(datapath) => datapath.apply(change),
-            Self::Iptables(_) => Ok(()),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
         }
     }
 
@@ -123,21 +162,21 @@ impl Engine {
     pub(super) fn detach_pods_except(&mut self, pods: &BTreeMap<u32, String>) -> Result<()> {
         match self {
             Self::Ebpf(datapath) => datapath.detach_pods_except(pods),
-            Self::Iptables(_) => Ok(()),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
         }
     }
 
     pub(super) fn attached(&self) -> Vec<Attached> {
         match self {
             Self::Ebpf(datapath) => datapath.attached(),
-            Self::Iptables(_) => Vec::new(),
+            Self::Iptables(_) | Self::Shadow(_) => Vec::new(),
         }
     }
 
     pub(super) fn forget_earlier_policies(&mut self) -> Result<()> {
         match self {
             Self::Ebpf(datapath) => datapath.forget_earlier_policies(),
-            Self::Iptables(_) => Ok(()),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
         }
     }
 
@@ -162,7 +201,7 @@ impl Engine {
     pub(super) fn take_log(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>> {
         match self {
             Self::Ebpf(datapath) => datapath.take_log().map(Some),
-            Self::Iptables(_) => Ok(None),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(None),
         }
     }
 
@@ -171,6 +210,7 @@ impl Engine {
         match self {
             Self::Ebpf(_) => datapath::detach(&options.bpffs),
             Self::Iptables(_) => iptables::remove(&options.chains.name),
+            Self::Shadow(_) => Ok(Vec::new()),
         }
     }
 }

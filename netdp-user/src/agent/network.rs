@@ -2,7 +2,7 @@
 
 use super::{Agent, DRAIN_IDLE};
 use crate::config;
-use crate::datapath::OnReload;
+use crate::datapath::{Attached, OnReload};
 use crate::iptables::ChainReport;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
@@ -124,7 +124,7 @@ impl Agent {
                     }
                     Change::Detach { .. } | Change::DetachPods { .. } => {}
                 }
-            } else {
+            } else if !self.engine.is_shadow() {
                 announce(&change);
             }
         }
@@ -149,11 +149,16 @@ impl Agent {
             };
             self.forget_policies = Some(Instant::now() + silence);
         }
-        let attached = self.engine.attached();
-        self.report.uplinks = attached
-            .iter()
-            .filter_map(|a| Some(UplinkReport::new(a, self.applied.uplinks.get(&a.ifindex)?)))
-            .collect();
+        let ipv6 = self.options.config_options.enable_ipv6;
+        self.engine.compare(&self.config, &self.applied, ipv6);
+        let uplinks = &self.applied.uplinks;
+        self.report.uplinks = if self.engine.is_shadow() {
+            uplinks.values().map(UplinkReport::watched).collect()
+        } else {
+            let attached = self.engine.attached();
+            let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
+            attached.iter().filter_map(report).collect()
+        };
         if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
             self.check_datapath();
         }

@@ -53,7 +53,7 @@ impl Agent {
     /// go, the connections that they translate stay with netfilter.
     pub(super) fn take_over(&mut self) {
         let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
-        if !self.options.takeover || self.engine.as_chains().is_some() || !in_force {
+        if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
             return;
         }
         let keep = self.reserve_translated() > 0;

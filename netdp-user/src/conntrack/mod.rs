@@ -4,6 +4,7 @@
 //! Messages: include/uapi/linux/netfilter/nfnetlink_conntrack.h; what the kernel makes of them:
 //! net/netfilter/nf_conntrack_netlink.c.
 
+mod events;
 mod flow;
 mod message;
 mod socket;
@@ -11,5 +12,6 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+pub use events::{Events, Heard};
 pub use flow::{Ends, Flow, TcpState};
 pub use socket::Conntrack;

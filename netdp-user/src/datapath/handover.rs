@@ -6,7 +6,10 @@ use super::sweep::now;
 use crate::conntrack::{Ends, Flow, TcpState};
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
-use netdp_common::abi::{Inbound, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping};
+use netdp_common::abi::{
+    Inbound, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, PORT_RANGES, PortRange,
+    SETTING_PORTS, Settings,
+};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_state, ticks};
 use netdp_common::tuple::{Tuple, proto};
@@ -39,6 +42,32 @@ pub struct Handover {
 }
 
 impl Maps {
+    /// From now on TCP and UDP mappings begin with no other ports than these, which are at most
+    /// [`PORT_RANGES`].
+    ///
+    /// # Errors
+    /// The settings can't be written.
+    pub fn open_within(&mut self, ranges: &[(u16, u16)]) -> Result<()> {
+        let mut settings = self.settings()?;
+        settings.flags |= SETTING_PORTS;
+        settings.ports = [PortRange::EMPTY; PORT_RANGES];
+        for (place, (min, max)) in settings.ports.iter_mut().zip(ranges) {
+            *place = PortRange::new(*min, *max);
+        }
+        self.set_settings(&settings)
+    }
+
+    /// Mappings begin with the ports of `before` again.
+    ///
+    /// # Errors
+    /// The settings can't be written.
+    pub fn set_ports_of(&mut self, before: &Settings) -> Result<()> {
+        let mut settings = self.settings()?;
+        settings.flags = before.flags;
+        settings.ports = before.ports;
+        self.set_settings(&settings)
+    }
+
     /// Keeps pods from the wire tuple of a connection that netfilter translates, and lets its
     /// packets pass. False if the datapath has something there already.
     ///

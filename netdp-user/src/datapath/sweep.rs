@@ -448,13 +448,7 @@ fn record(now: u32, tuple: &Tuple, half: &Mapping, reply: Option<&Mapping>) -> F
         _ => "unreplied".into(),
     };
     FlowRecord {
-        protocol: match tuple.proto {
-            proto::TCP => "tcp".into(),
-            proto::UDP => "udp".into(),
-            proto::ICMP => "icmp".into(),
-            proto::ICMPV6 => "icmpv6".into(),
-            other => other.to_string(),
-        },
+        protocol: crate::status::protocol(tuple.proto),
         source: tuple.src.into(),
         source_id: tuple.src_id,
         destination: tuple.dst.into(),

@@ -133,8 +133,27 @@ impl Chains {
 
     /// Makes the chains what `config` says, each family for itself.
     pub fn apply(&self, config: &Config) -> Vec<ChainReport> {
+        self.apply_with(config, &self.ports)
+    }
+
+    /// The same, with no other ports than these for now.
+    pub fn apply_within(&self, config: &Config, ranges: &[(u16, u16)]) -> Vec<ChainReport> {
+        let ports = Ports {
+            ranges: ranges.to_vec(),
+            random_fully: self.ports.random_fully,
+        };
+        self.apply_with(config, &ports)
+    }
+
+    /// How ports are chosen.
+    #[must_use]
+    pub const fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    fn apply_with(&self, config: &Config, ports: &Ports) -> Vec<ChainReport> {
         let apply = |iptables: &Iptables| {
-            let chain = Chain::new(&self.name, iptables.family, config, &self.ports);
+            let chain = Chain::new(&self.name, iptables.family, config, ports);
             let error = match iptables.apply(&chain) {
                 Ok(true) => {
                     self.note(iptables.family, &chain);

@@ -5,12 +5,13 @@ mod clients;
 mod dual_nic;
 mod finale;
 mod memorystore;
+mod migrate;
 mod peering;
 mod table;
 
 use crate::{build, shell};
 use anyhow::{Context as _, Result, ensure};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::time::{Duration, Instant};
 use xtask::testbed::{self, Agent, AgentOptions, Bed, ConfigVolume, Host};
@@ -38,6 +39,27 @@ const STORIES: [(&str, Story); 4] = [
 
 /// Sets up, builds, tells the stories.
 pub fn run() -> Result<()> {
+    let netdp = prepare()?;
+    let start = Instant::now();
+    for (title, tell) in STORIES {
+        scene(title, || tell(&netdp))?;
+    }
+    end(start);
+    Ok(())
+}
+
+/// Sets up, builds, tells how a live node changes hands.
+pub fn migrate(rounds: usize) -> Result<()> {
+    let netdp = prepare()?;
+    let start = Instant::now();
+    scene("from ip-masq-agent to netdp and back", || {
+        migrate::tell(&netdp, rounds)
+    })?;
+    end(start);
+    Ok(())
+}
+
+fn prepare() -> Result<PathBuf> {
     testbed::require_root("cargo xtask demo")?;
     for (path, mount) in [
         ("/proc/self/ns/net", "mount -t proc proc /proc"),
@@ -55,16 +77,19 @@ pub fn run() -> Result<()> {
         testbed::remove_all();
         exit(INTERRUPTED);
     })?;
-    let start = Instant::now();
-    for (title, tell) in STORIES {
-        println!("\n{title}\n{}", "─".repeat(title.chars().count()));
-        tell(&netdp).with_context(|| format!("the story is not as told: {title}"))?;
-    }
+    Ok(netdp)
+}
+
+fn scene(title: &str, tell: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("\n{title}\n{}", "─".repeat(title.chars().count()));
+    tell().with_context(|| format!("the story is not as told: {title}"))
+}
+
+fn end(start: Instant) {
     println!(
         "\nAll as told, in {:.0} s. Nothing is left behind.",
         start.elapsed().as_secs_f32()
     );
-    Ok(())
 }
 
 /// Says what a scene is about.

@@ -1,0 +1,98 @@
+//! Hearing of new connections.
+
+use super::{Flow, message};
+use anyhow::{Context as _, Result};
+use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
+use netlink_packet_netfilter::conntrack::ConntrackMessage;
+use netlink_packet_netfilter::{NetfilterMessage, NetfilterMessageInner};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::time::Duration;
+
+/// `NFNLGRP_CONNTRACK_NEW` (include/uapi/linux/netfilter/nfnetlink.h).
+const NEW: u32 = 1;
+
+/// Room for events that are not heard at once, in bytes: some ten thousand connections.
+const ROOM: usize = 16 << 20;
+
+/// New connections of this network namespace, as they are confirmed: translated or not, that is
+/// decided then.
+#[derive(Debug)]
+pub struct Events {
+    socket: Socket,
+}
+
+/// What was heard.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// New connections; none if there were none for a while.
+    Flows(Vec<Flow>),
+    /// There were more than there is room for, and some were lost.
+    Lost,
+}
+
+impl Events {
+    /// Begins to listen. The kernel writes events down only where somebody listens
+    /// (net.netfilter.nf_conntrack_events = 2, its default).
+    ///
+    /// # Errors
+    /// The kernel has no such sockets.
+    pub fn open() -> Result<Self> {
+        let mut socket =
+            Socket::new(NETLINK_NETFILTER).context("a netlink socket for new connections")?;
+        socket.bind_auto()?;
+        // SAFETY: the socket lives as long as the borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+        setsockopt(&fd, RcvBufForce, &ROOM).context("making room for connection events")?;
+        socket
+            .add_membership(NEW)
+            .context("listening for new connections")?;
+        Ok(Self { socket })
+    }
+
+    /// Waits for new connections, at most this long.
+    ///
+    /// # Errors
+    /// The socket has failed.
+    pub fn hear(&self, patience: Duration) -> Result<Heard> {
+        // SAFETY: the socket lives as long as the borrow.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
+        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, patience) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(Heard::Flows(Vec::new())),
+            other => other.context("waiting for new connections")?,
+        };
+        let mut datagram = Vec::with_capacity(1 << 16);
+        match self.socket.recv(&mut datagram, libc::MSG_DONTWAIT) {
+            Ok(_) => Ok(Heard::Flows(flows(&datagram))),
+            Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => Ok(Heard::Lost),
+            Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => {
+                Ok(Heard::Flows(Vec::new()))
+            }
+            Err(err) => Err(err).context("hearing of new connections"),
+        }
+    }
+}
+
+/// The connections that a datagram tells of.
+fn flows(mut rest: &[u8]) -> Vec<Flow> {
+    let mut flows = Vec::new();
+    while let Ok(header) = NetlinkBuffer::new_checked(rest) {
+        let length = header.length() as usize;
+        let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest);
+        // Messages begin at multiples of four bytes.
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if let Ok(message) = message
+            && let NetlinkPayload::InnerMessage(message) = message.payload
+            && let NetfilterMessageInner::Conntrack(ConntrackMessage::New(attributes)) =
+                message.inner
+        {
+            flows.extend(message::flow(&attributes));
+        }
+    }
+    flows
+}

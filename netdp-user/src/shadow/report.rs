@@ -1,0 +1,211 @@
+//! What `--mode shadow` has found, and `netdp shadow report`.
+
+use crate::conntrack::Flow;
+use crate::state_dir::StateDir;
+use crate::status::{self, table, write_out};
+use anyhow::{Context as _, Result};
+use netdp_common::tuple::proto;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+/// Kinds of differences that are kept apart; more are counted only.
+const MAX_KINDS: usize = 100;
+
+/// Connections shown for each.
+const EXAMPLES: usize = 5;
+
+/// What was seen since the configuration in force came into force.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShadowReport {
+    /// Hash of the configuration that netdp would follow.
+    pub config: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// New connections that were compared.
+    pub flows: u64,
+    /// Those that both treat alike.
+    pub agreeing: u64,
+    /// Those that they do not.
+    pub differing: u64,
+    /// How often events were lost. What was still alive afterwards was compared then; connections
+    /// that had ended were not.
+    pub overruns: u64,
+    /// In which way they agree.
+    pub alike: BTreeMap<String, u64>,
+    /// The differences, in the order in which they were found.
+    pub differences: Vec<Difference>,
+}
+
+/// Connections that are treated differently for the same reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// What netdp would do, and by which prefix.
+    pub netdp: String,
+    /// What netfilter did, and by which rule.
+    pub netfilter: String,
+    /// How many.
+    pub flows: u64,
+    /// Some of them.
+    pub examples: Vec<Example>,
+}
+
+/// A connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Example {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Who began it.
+    pub source: SocketAddr,
+    /// Where it goes, after netfilter may have replaced that. The port is the identifier of ICMP.
+    pub destination: SocketAddr,
+    /// The source that netfilter lets the destination see.
+    pub netfilter: IpAddr,
+    /// The one that netdp would; none if it would drop it.
+    pub netdp: Option<IpAddr>,
+}
+
+impl Example {
+    pub(super) fn new(flow: &Flow, netdp: Option<IpAddr>) -> Self {
+        let (original, reply) = (&flow.original, &flow.reply);
+        // An identifier is replaced like a port, but both ends have the same.
+        let destination_id = match flow.protocol.into() {
+            proto::ICMP | proto::ICMPV6 => original.destination_id,
+            _ => reply.source_id,
+        };
+        Self {
+            protocol: flow.protocol,
+            source: SocketAddr::new(original.source, original.source_id),
+            destination: SocketAddr::new(reply.source, destination_id),
+            netfilter: reply.destination,
+            netdp,
+        }
+    }
+}
+
+impl ShadowReport {
+    pub(super) fn agree(&mut self, how: &str) {
+        self.flows += 1;
+        self.agreeing += 1;
+        match self.alike.get_mut(how) {
+            Some(count) => *count += 1,
+            None => drop(self.alike.insert(how.into(), 1)),
+        }
+    }
+
+    pub(super) fn differ(&mut self, netdp: String, netfilter: String, example: Example) {
+        self.flows += 1;
+        self.differing += 1;
+        let known = self
+            .differences
+            .iter()
+            .position(|d| d.netdp == netdp && d.netfilter == netfilter);
+        let full = self.differences.len() >= MAX_KINDS;
+        let place = match known {
+            Some(place) => place,
+            None if full => return,
+            None => {
+                self.differences.push(Difference {
+                    netdp,
+                    netfilter,
+                    ..Difference::default()
+                });
+                self.differences.len() - 1
+            }
+        };
+        if let Some(difference) = self.differences.get_mut(place) {
+            difference.flows += 1;
+            if difference.examples.len() < EXAMPLES {
+                difference.examples.push(example);
+            }
+        }
+    }
+
+    /// What scripts ask for.
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        match (self.flows, self.differing) {
+            (0, _) => Verdict::Unknown,
+            (_, 0) => Verdict::Alike,
+            _ => Verdict::Different,
+        }
+    }
+
+    fn text(&self) -> Result<String> {
+        let mut out = String::new();
+        let age = status::pretty(status::now().saturating_sub(self.since));
+        writeln!(out, "config     {}, compared for {age}", self.config)?;
+        writeln!(
+            out,
+            "flows      {} seen, {} agree, {} differ",
+            self.flows, self.agreeing, self.differing
+        )?;
+        if self.overruns > 0 {
+            writeln!(
+                out,
+                "overruns   {}: short connections of those moments were not seen",
+                self.overruns
+            )?;
+        }
+        if !self.alike.is_empty() {
+            let mut alike = table(&["AGREE", "FLOWS"]);
+            for (how, count) in &self.alike {
+                alike.add_row([how.clone(), count.to_string()]);
+            }
+            writeln!(out, "\n{alike}")?;
+        }
+        for difference in &self.differences {
+            writeln!(out, "\ndiffer     {} flows", difference.flows)?;
+            writeln!(out, "netdp      would {}", difference.netdp)?;
+            writeln!(out, "netfilter  {}", difference.netfilter)?;
+            let mut examples = table(&["PROTO", "SOURCE", "DESTINATION", "NETFILTER", "NETDP"]);
+            for example in &difference.examples {
+                examples.add_row([
+                    status::protocol(example.protocol.into()),
+                    example.source.to_string(),
+                    example.destination.to_string(),
+                    example.netfilter.to_string(),
+                    example
+                        .netdp
+                        .map_or_else(|| "dropped".into(), |ip| ip.to_string()),
+                ]);
+            }
+            writeln!(out, "{examples}")?;
+        }
+        let told: u64 = self.differences.iter().map(|d| d.flows).sum();
+        if let more @ 1.. = self.differing.saturating_sub(told) {
+            writeln!(out, "\n{more} more flows differ in other ways")?;
+        }
+        Ok(out)
+    }
+}
+
+/// The report in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// All that was seen is treated alike.
+    Alike,
+    /// Something is not.
+    Different,
+    /// Nothing was seen.
+    Unknown,
+}
+
+/// Prints the report of the agent of `state_dir`.
+///
+/// # Errors
+/// There is none.
+pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
+    let report = StateDir::at(state_dir)
+        .shadow()
+        .context("no netdp run --mode shadow has written a report here")?;
+    let text = if json {
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        report.text()?
+    };
+    write_out(&text)?;
+    Ok(report.verdict())
+}

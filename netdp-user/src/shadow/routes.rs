@@ -1,0 +1,140 @@
+//! Asking the kernel for routes, one by one.
+
+use super::judge::Ways;
+use anyhow::{Context as _, Result, bail};
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// Interfaces towards sources that are remembered, at most.
+const REMEMBERED: usize = 16_384;
+
+/// The routes of this network namespace.
+#[derive(Debug)]
+pub(super) struct Routes {
+    socket: Socket,
+    sequence: u32,
+    /// By which interface the packets of a source come in: that which leads back there.
+    incoming: HashMap<IpAddr, Option<u32>>,
+}
+
+impl Routes {
+    pub(super) fn open() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE).context("a netlink socket for routes")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+            incoming: HashMap::new(),
+        })
+    }
+
+    /// What was asked before may be otherwise by now.
+    pub(super) fn forget(&mut self) {
+        self.incoming.clear();
+    }
+
+    fn ask(&mut self, to: IpAddr, more: &[RouteAttribute]) -> Result<RouteMessage> {
+        let mut question = RouteMessage::default();
+        question.header.address_family = match to {
+            IpAddr::V4(_) => AddressFamily::Inet,
+            IpAddr::V6(_) => AddressFamily::Inet6,
+        };
+        let whole = if to.is_ipv4() { 32 } else { 128 };
+        question.header.destination_prefix_length = whole;
+        question
+            .attributes
+            .push(RouteAttribute::Destination(to.into()));
+        for attribute in more {
+            if let RouteAttribute::Source(_) = attribute {
+                question.header.source_prefix_length = whole;
+            }
+            question.attributes.push(attribute.clone());
+        }
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST;
+        header.sequence_number = self.sequence;
+        let payload = NetlinkPayload::from(RouteNetlinkMessage::GetRoute(question));
+        let mut message = NetlinkMessage::new(header, payload);
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).context("asking for a route")?;
+        loop {
+            let mut answer = Vec::with_capacity(1 << 13);
+            self.socket
+                .recv(&mut answer, 0)
+                .context("waiting for a route")?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            return match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
+                NetlinkPayload::Error(error) => Err(error.to_io().into()),
+                other => bail!("no route, but {other:?}"),
+            };
+        }
+    }
+
+    fn incoming(&mut self, from: IpAddr) -> Option<u32> {
+        if let Some(known) = self.incoming.get(&from) {
+            return *known;
+        }
+        let ifindex = self.ask(from, &[]).ok().as_ref().and_then(leaves);
+        if self.incoming.len() >= REMEMBERED {
+            self.incoming.clear();
+        }
+        self.incoming.insert(from, ifindex);
+        ifindex
+    }
+}
+
+impl Ways for Routes {
+    fn leaves_by(&mut self, from: IpAddr, to: IpAddr, own: bool) -> Option<u32> {
+        let source = RouteAttribute::Source(RouteAddress::from(from));
+        let asked = match self.incoming(from).filter(|_| !own) {
+            Some(ifindex) => self.ask(to, &[source, RouteAttribute::Iif(ifindex)]),
+            None if own => self.ask(to, &[source]),
+            None => self.ask(to, &[]),
+        };
+        // Where the kernel would not let such a packet in (reverse path filter), the way of the
+        // node's own packets is the best guess: connection tracking has seen it pass.
+        asked
+            .or_else(|_| self.ask(to, &[]))
+            .ok()
+            .as_ref()
+            .and_then(leaves)
+    }
+
+    fn source(&mut self, to: IpAddr, ifindex: u32) -> Option<IpAddr> {
+        let route = self.ask(to, &[RouteAttribute::Oif(ifindex)]).ok()?;
+        route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => Some(IpAddr::from(*v4)),
+                RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => Some(IpAddr::from(*v6)),
+                _ => None,
+            })
+    }
+}
+
+/// The interface of a route that leads away from the node.
+fn leaves(route: &RouteMessage) -> Option<u32> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(ifindex) => Some(*ifindex),
+            _ => None,
+        })
+}

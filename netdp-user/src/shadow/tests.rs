@@ -1,0 +1,221 @@
+use super::Verdict;
+use super::judge::{Expected, Judgement, Node, Ways, judge};
+use super::netfilter::{Did, Rules, did};
+use super::report::{Example, ShadowReport};
+use crate::config::{self, Document, Format, Options};
+use crate::conntrack::{Ends, Flow};
+use crate::iptables::Table;
+use crate::uplinks::{LinkLayer, Uplink};
+use std::net::IpAddr;
+
+const NODE: &str = "192.0.2.9";
+
+/// Everything beyond 10.0.0.0/8 leaves by the uplink.
+struct Plain;
+
+impl Ways for Plain {
+    fn leaves_by(&mut self, _: IpAddr, to: IpAddr, _: bool) -> Option<u32> {
+        let pods: ipnet::IpNet = "10.0.0.0/8".parse().unwrap();
+        (!pods.contains(&to)).then_some(2)
+    }
+
+    fn source(&mut self, _: IpAddr, _: u32) -> Option<IpAddr> {
+        None
+    }
+}
+
+impl Rules for Did {
+    fn did(&mut self, _: &Flow) -> Did {
+        self.clone()
+    }
+}
+
+fn node(nonmasquerade: &str) -> Node {
+    let document = Document {
+        name: "c".into(),
+        text: format!("nonMasqueradeCIDRs: [{nonmasquerade}]"),
+        format: Format::MasqAgent,
+    };
+    let uplink = Uplink {
+        ifindex: 2,
+        name: "eth0".into(),
+        link_layer: LinkLayer::Ethernet,
+        v4: Some([192, 0, 2, 9].into()),
+        v6: None,
+        up: true,
+        untagged: false,
+    };
+    Node {
+        config: config::load(&[document], &Options::default())
+            .unwrap()
+            .config,
+        local: [NODE.parse().unwrap()].into(),
+        uplinks: [(2, uplink)].into(),
+        enable_ipv6: false,
+    }
+}
+
+/// From `source` to `target`, by the name of `asked`; seen there as `seen`.
+fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
+    let ends = |source: &str, destination: &str, source_id, destination_id| Ends {
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        source_id,
+        destination_id,
+    };
+    Flow {
+        protocol: 6,
+        original: ends(source, asked, 40_000, 443),
+        reply: ends(target, seen, 443, 50_000),
+        answered: false,
+        timeout: 10,
+        tcp: None,
+    }
+}
+
+fn judged(flow: &Flow, node: &Node, mut did: Did) -> Judgement {
+    judge(flow, &Expected::of(flow, node, &mut Plain), node, &mut did)
+}
+
+#[test]
+fn what_looks_the_same_agrees() {
+    let unasked = || Did::Unknown("nobody asks".into());
+    let node = node("172.16.0.0/12");
+    for (flow, how) in [
+        (flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE), "masqueraded"),
+        // A service: the policy is asked for what is behind it.
+        (
+            flow("10.0.0.1", "10.96.0.1", "8.8.8.8", NODE),
+            "masqueraded",
+        ),
+        (
+            flow("10.0.0.1", "8.8.8.8", "172.16.0.1", "10.0.0.1"),
+            "left alone",
+        ),
+        (
+            flow("192.0.2.77", NODE, "10.0.0.1", "192.0.2.77"),
+            "by no uplink",
+        ),
+        // Another port, as --random-fully gives it, is no difference.
+        (flow(NODE, "8.8.8.8", "8.8.8.8", NODE), "the node's own"),
+        (
+            flow("10.0.0.1", "224.0.0.5", "224.0.0.5", "10.0.0.1"),
+            "by no uplink",
+        ),
+    ] {
+        assert_eq!(
+            judged(&flow, &node, unasked()),
+            Judgement::Agrees(how),
+            "{flow:?}"
+        );
+    }
+}
+
+#[test]
+fn anothers_masquerade_is_no_difference() {
+    let node = node("172.16.0.0/12");
+    let marked = flow("192.0.2.77", NODE, "172.16.0.1", NODE);
+    let not = Did::Not("-d 172.16.0.0/12 -j RETURN".into());
+    let agrees = Judgement::Agrees("masqueraded by another's rule, which stays");
+    assert_eq!(judged(&marked, &node, not.clone()), agrees);
+    // To an address that is not the node's: netdp would take it for a pod.
+    let foreign = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", "198.51.100.7");
+    assert!(matches!(
+        judged(&foreign, &node, not),
+        Judgement::Differs { .. }
+    ));
+}
+
+#[test]
+fn a_difference_names_prefix_and_rule() {
+    let node = node("8.8.8.0/24");
+    let masqueraded = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE);
+    let rule = Did::Masquerade("-A X -j MASQUERADE".into());
+    let differs = |netdp: &str, netfilter: &str| Judgement::Differs {
+        netdp: netdp.into(),
+        netfilter: netfilter.into(),
+    };
+    assert_eq!(
+        judged(&masqueraded, &node, rule.clone()),
+        differs(
+            "leave alone: 8.8.8.0/24 (c:1)",
+            "masquerade as 192.0.2.9: -A X -j MASQUERADE"
+        )
+    );
+    let left = flow("10.0.0.1", "9.9.9.9", "9.9.9.9", "10.0.0.1");
+    assert_eq!(
+        judged(&left, &node, Did::Not("-A X -j RETURN".into())),
+        differs(
+            "masquerade as 192.0.2.9: no prefix covers it",
+            "leave alone: -A X -j RETURN"
+        )
+    );
+    // The chain changes the node's own source, and traffic between pods; netdp does neither.
+    for (from, to, why) in [
+        (NODE, "9.9.9.9", "the node's own traffic"),
+        ("10.0.0.1", "10.0.0.2", "it leaves by no uplink"),
+    ] {
+        let flow = flow(from, to, to, "192.0.2.10");
+        let expected = format!("leave alone: {why}");
+        assert_eq!(
+            judged(&flow, &node, rule.clone()),
+            differs(&expected, "masquerade as 192.0.2.10: -A X -j MASQUERADE")
+        );
+    }
+    let mut sealed = left;
+    sealed.protocol = 51;
+    assert!(matches!(
+        judged(&sealed, &node, Did::Not(String::new())),
+        Judgement::Differs { netdp, .. } if netdp.starts_with("drop: ")
+    ));
+}
+
+#[test]
+fn the_chain_is_walked_as_the_kernel_does() {
+    let table = Table::parse(
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n:X - [0:0]\n\
+         [0:0] -A POSTROUTING -m comment --comment \"say: -j X\" -m addrtype ! --dst-type LOCAL -j X\n\
+         [0:0] -A POSTROUTING -d 172.16.3.0/24 -m comment --comment \"custom-iptables-1: x\" -j MASQUERADE\n\
+         [0:0] -A X -d 172.16.0.0/12 -m comment --comment \"-d 0.0.0.0/0 -j MASQUERADE\" -j RETURN\n\
+         [0:0] -A X ! -d 9.9.0.0/16 -p udp -j RETURN\n\
+         [0:0] -A X -s 10.0.0.0/8 -j MASQUERADE --random-fully\nCOMMIT\n",
+    );
+    let to = |target: &str| flow("10.0.0.1", target, target, "10.0.0.1");
+    let walked = |flow: &Flow| match did(&table, "X", flow) {
+        Did::Masquerade(rule) => format!("masquerade {rule}"),
+        Did::Not(rule) => format!("not {rule}"),
+        Did::Unknown(why) => why,
+    };
+    assert!(walked(&to("172.16.0.1")).starts_with("not -A X -d 172.16.0.0/12"));
+    assert!(walked(&to("172.16.3.1")).starts_with("masquerade -A POSTROUTING -d 172.16.3.0/24"));
+    assert!(walked(&to("8.8.8.8")).starts_with("masquerade -A X -s 10.0.0.0/8"));
+    let mut udp = to("8.8.8.8");
+    udp.protocol = 17;
+    assert!(walked(&udp).starts_with("not -A X ! -d 9.9.0.0/16"));
+    udp = to("9.9.1.1");
+    udp.protocol = 17;
+    assert!(walked(&udp).starts_with("masquerade"));
+    let other = flow("192.0.2.77", "8.8.8.8", "8.8.8.8", "192.0.2.77");
+    assert_eq!(walked(&other), "not no rule of X matches");
+    let none = did(&Table::default(), "X", &other);
+    assert_eq!(none, Did::Not("there is no chain X".into()));
+}
+
+#[test]
+fn a_report_is_bounded() {
+    let mut report = ShadowReport::default();
+    assert_eq!(report.verdict(), Verdict::Unknown);
+    report.agree("masqueraded");
+    assert_eq!(report.verdict(), Verdict::Alike);
+    let example = Example::new(&flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE), None);
+    for kind in 0..300 {
+        for _ in 0..10 {
+            report.differ(kind.to_string(), "rule".into(), example.clone());
+        }
+    }
+    assert_eq!(report.verdict(), Verdict::Different);
+    assert_eq!((report.flows, report.differing), (3001, 3000));
+    assert_eq!(report.differences.len(), 100);
+    assert_eq!(report.differences[0].flows, 10);
+    assert_eq!(report.differences[0].examples.len(), 5);
+}

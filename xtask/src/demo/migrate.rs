@@ -1,0 +1,60 @@
+//! From ip-masq-agent's rules to eBPF and back, on live traffic.
+
+use super::narrate;
+use crate::shell;
+use anyhow::{Result, ensure};
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use std::path::Path;
+use std::time::Instant;
+use xtask::migration::Migration;
+
+/// Shadow, then takeover and rollback, `rounds` times.
+pub fn tell(netdp: &Path, rounds: usize) -> Result<()> {
+    narrate(
+        "The node has the chains that ip-masq-agent leaves (nft, IPv4 and IPv6). Its pods have \
+         connections that stay\nopen, some of them idle, begin new ones without pause, and ping. \
+         Then netdp looks on, takes over, and gives\nback.\n",
+    );
+    shell::say("starting the node, its chains and the load");
+    let mut migration = Migration::start(netdp, "nft")?;
+    shell::say("comparing in the shadow of the chains");
+    println!("netdp shadow report:");
+    for line in migration.shadow()?.lines() {
+        println!("   {line}");
+    }
+    let mut steps = Table::new();
+    steps.load_style(UTF8_FULL_CONDENSED).set_header([
+        "",
+        "who translates",
+        "took",
+        "connections so far",
+        "lost",
+    ]);
+    for round in 1..=rounds {
+        for (what, who) in [("takeover", "eBPF"), ("rollback", "netfilter")] {
+            shell::say(&format!("{what} {round} of {rounds}"));
+            let start = Instant::now();
+            if what == "takeover" {
+                migration.take_over()?;
+            } else {
+                migration.give_back()?;
+            }
+            let (opened, lost) = migration.tally().connections();
+            steps.add_row([
+                format!("{what} {round}"),
+                who.into(),
+                format!("{:.1} s", start.elapsed().as_secs_f32()),
+                opened.to_string(),
+                lost.to_string(),
+            ]);
+        }
+    }
+    println!("\n{steps}\n");
+    let outcome = migration.finish()?;
+    print!("{outcome}");
+    ensure!(
+        outcome.is_clean(),
+        "something was lost, leaked or translated twice"
+    );
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! What became of the load's connections.
+
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Messages about what was lost that are kept.
+const MESSAGES: usize = 10;
+
+/// A kind of connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// TCP that stays open and is never silent.
+    LongTcp,
+    /// TCP that stays open and is silent while hands change.
+    IdleTcp,
+    /// TCP for one question.
+    ShortTcp,
+    /// A UDP socket that goes on.
+    LongUdp,
+    /// One for one question.
+    ShortUdp,
+    /// A ping that goes on.
+    Icmp,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::LongTcp,
+        Self::IdleTcp,
+        Self::ShortTcp,
+        Self::LongUdp,
+        Self::ShortUdp,
+        Self::Icmp,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::LongTcp => "TCP, open throughout",
+            Self::IdleTcp => "TCP, open throughout, idle",
+            Self::ShortTcp => "TCP, one question each",
+            Self::LongUdp => "UDP, one socket throughout",
+            Self::ShortUdp => "UDP, one question each",
+            Self::Icmp => "ping throughout",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    opened: AtomicUsize,
+    answers: AtomicUsize,
+    lost: AtomicUsize,
+}
+
+/// Counts of each kind, from any thread.
+#[derive(Debug, Default)]
+pub struct Tally {
+    counts: [Counts; Kind::ALL.len()],
+    packets_lost: AtomicUsize,
+    messages: Mutex<Vec<String>>,
+}
+
+impl Tally {
+    fn of(&self, kind: Kind) -> &Counts {
+        &self.counts[kind as usize]
+    }
+
+    pub(super) fn opened(&self, kind: Kind) {
+        self.of(kind).opened.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn answered(&self, kind: Kind, count: usize) {
+        self.of(kind).answers.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn lost(&self, kind: Kind, why: &anyhow::Error) {
+        self.of(kind).lost.fetch_add(1, Ordering::Relaxed);
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        if messages.len() < MESSAGES {
+            messages.push(format!("{}: {why:#}", kind.name()));
+        }
+    }
+
+    pub(super) fn packets_lost(&self, count: usize) {
+        self.packets_lost.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many connections were opened, and lost.
+    #[must_use]
+    pub fn connections(&self) -> (usize, usize) {
+        let sum = |of: fn(&Counts) -> &AtomicUsize| {
+            let each = self.counts.iter().map(|c| of(c).load(Ordering::Relaxed));
+            each.sum()
+        };
+        (sum(|c| &c.opened), sum(|c| &c.lost))
+    }
+}
+
+/// All that was counted.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Of each kind: opened, answers, lost.
+    pub kinds: Vec<(Kind, usize, usize, usize)>,
+    /// How often hands changed.
+    pub changes: usize,
+    /// Packets that left the node with a pod's source.
+    pub leaks: u64,
+    /// Connections that both netfilter and eBPF translated.
+    pub twice: usize,
+    /// Pings and datagrams without an answer; TCP sends again by itself.
+    pub packets_lost: usize,
+    /// Why connections were lost.
+    pub messages: Vec<String>,
+}
+
+impl Outcome {
+    pub(super) fn new(tally: &Tally, changes: usize, leaks: u64, twice: usize) -> Self {
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        let counts = |kind| {
+            let c = tally.of(kind);
+            (kind, load(&c.opened), load(&c.answers), load(&c.lost))
+        };
+        Self {
+            kinds: Kind::ALL.map(counts).into(),
+            changes,
+            leaks,
+            twice,
+            packets_lost: load(&tally.packets_lost),
+            messages: tally
+                .messages
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+        }
+    }
+
+    /// How many connections were lost.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.kinds.iter().map(|(.., lost)| lost).sum()
+    }
+
+    /// No connection was lost, no packet leaked, none was translated twice.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.lost() == 0 && self.leaks == 0 && self.twice == 0
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        table.set_header(["connections, IPv4 and IPv6", "opened", "answers", "lost"]);
+        for (kind, opened, answers, lost) in &self.kinds {
+            table.add_row([
+                kind.name().to_owned(),
+                opened.to_string(),
+                answers.to_string(),
+                lost.to_string(),
+            ]);
+        }
+        writeln!(f, "{table}")?;
+        writeln!(
+            f,
+            "changes of hands:                           {}",
+            self.changes
+        )?;
+        writeln!(
+            f,
+            "connections lost:                           {}",
+            self.lost()
+        )?;
+        writeln!(
+            f,
+            "packets with a pod's source on the uplink:  {}",
+            self.leaks
+        )?;
+        writeln!(
+            f,
+            "connections translated twice:               {}",
+            self.twice
+        )?;
+        writeln!(
+            f,
+            "pings and datagrams without an answer:      {}",
+            self.packets_lost
+        )?;
+        for message in &self.messages {
+            writeln!(f, "{message}")?;
+        }
+        Ok(())
+    }
+}
