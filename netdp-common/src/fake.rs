@@ -67,6 +67,8 @@ pub struct Fake {
     pub policy: Vec<(Addr, u32, Action)>,
     /// Destinations that a policy before this one bypassed.
     pub bypassed_before: HashSet<Addr>,
+    /// Pods, peers, and the epoch in which they were found to be bypassed.
+    pub known_bypass: RefCell<HashSet<(Addr, Addr, u32)>>,
     /// Every port that was asked for, in order.
     pub candidates: RefCell<Vec<u16>>,
     /// Runs once, just before a reply half is inserted: another CPU.
@@ -98,6 +100,8 @@ impl Fake {
             ports: [PortRange::EMPTY; PORT_RANGES],
             clock_offset: 0,
             generation: 1,
+            epoch: 1,
+            pad: 0,
         };
         let uplink = Uplink {
             v4: addr("192.0.2.10"),
@@ -128,6 +132,7 @@ impl Fake {
             clock: Cell::new(u32::MAX - 50),
             policy: Vec::new(),
             bypassed_before: HashSet::new(),
+            known_bypass: RefCell::default(),
             candidates: RefCell::default(),
             before_claim: RefCell::default(),
             before_original: RefCell::default(),

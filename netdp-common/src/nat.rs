@@ -61,7 +61,12 @@ enum Opening {
 /// Decides about a packet that leaves by an uplink.
 #[inline(always)]
 pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    if out_of_scope(tables, &work.pkt) {
+    let pkt = &work.pkt;
+    if may_be_known(pkt) && tables.is_known_bypass(&pkt.tuple.src, &pkt.tuple.dst) {
+        tables.count(|c| &mut c.egress_bypassed);
+        return Verdict::Pass;
+    }
+    if out_of_scope(tables, pkt) {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
@@ -95,6 +100,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         return egress_host(tables, work, bypass);
     }
     if bypass {
+        tables.set_known_bypass(&pkt.tuple.src, &pkt.tuple.dst);
         tables.count(|c| &mut c.egress_bypassed);
         return Verdict::Pass;
     }
@@ -195,7 +201,11 @@ fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdic
 /// Decides about a packet that comes in by an uplink.
 #[inline(always)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    if out_of_scope(tables, &work.pkt) || matches!(work.pkt.l4, L4::Untranslatable(_)) {
+    let pkt = &work.pkt;
+    if may_be_known(pkt) && tables.is_known_bypass(&pkt.tuple.dst, &pkt.tuple.src)
+        || out_of_scope(tables, pkt)
+        || matches!(pkt.l4, L4::Untranslatable(_))
+    {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
@@ -233,6 +243,7 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         return false;
     }
     if let Action::Bypass = tables.action(&pkt.tuple.src) {
+        tables.set_known_bypass(&pkt.tuple.dst, &pkt.tuple.src);
         return false;
     }
     let reply = pkt.tuple.reversed();
@@ -240,6 +251,14 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         tables.insert_inbound(&reply, 0);
     }
     true
+}
+
+/// Whether two addresses alone may decide about the packet. What an error or a
+/// fragment is about has to be looked up, and those that follow a fragment have
+/// to find its verdict.
+#[inline(always)]
+const fn may_be_known(pkt: &Packet) -> bool {
+    pkt.is_fragment == 0 && !matches!(pkt.l4, L4::Error | L4::LaterFragment)
 }
 
 /// Packets that no mapping is ever made for: multicast, broadcast, unspecified

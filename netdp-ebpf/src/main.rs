@@ -14,6 +14,7 @@
 
 mod fib;
 mod hold;
+mod known;
 mod maps;
 mod refuse;
 mod report;

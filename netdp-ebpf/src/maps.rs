@@ -2,7 +2,7 @@
 //!
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
-use crate::sockets;
+use crate::{known, sockets};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
@@ -79,6 +79,8 @@ pub fn work<'a>() -> Option<&'a mut Work> {
 pub struct World<'a> {
     ctx: &'a TcContext,
     settings: &'a Settings,
+    /// As it was before anything was looked up.
+    epoch: u32,
     uplink: &'a Uplink,
 }
 
@@ -88,15 +90,17 @@ impl<'a> World<'a> {
     #[inline(always)]
     pub fn new(ctx: &'a TcContext) -> Option<Self> {
         let settings = SETTINGS.get(0)?;
+        let epoch = epoch(settings);
         // SAFETY: a TC program's context is readable for the program's run.
         let ifindex = unsafe { (*ctx.skb.skb).ifindex };
         // SAFETY: entries are replaced, not freed under a running program
         // (the map's memory is reclaimed after a grace period only); fields
         // change all together by replacement.
-        let uplink = unsafe { UPLINKS.get(ifindex) }?;
+        let uplink = known::uplink(epoch, ifindex, || unsafe { UPLINKS.get(ifindex) })?;
         Some(Self {
             ctx,
             settings,
+            epoch,
             uplink,
         })
     }
@@ -104,12 +108,22 @@ impl<'a> World<'a> {
     /// The same on an interface towards pods.
     #[inline(always)]
     pub fn of_pods(ctx: &'a TcContext) -> Option<Self> {
+        let settings = SETTINGS.get(0)?;
+        let epoch = epoch(settings);
         Some(Self {
             ctx,
-            settings: SETTINGS.get(0)?,
+            settings,
+            epoch,
             uplink: &NO_UPLINK,
         })
     }
+}
+
+/// The epoch, read now: whatever is looked up comes after.
+#[inline(always)]
+fn epoch(settings: &Settings) -> u32 {
+    // SAFETY: a reference. Volatile, so that the read is not put off.
+    unsafe { (&raw const settings.epoch).read_volatile() }
 }
 
 /// A pod-side interface has no address to masquerade with.
@@ -212,6 +226,16 @@ impl Tables for World<'_> {
     #[inline(always)]
     fn action(&self, dst: &Addr) -> Action {
         Action::from_raw(self.policy(dst))
+    }
+
+    #[inline(always)]
+    fn is_known_bypass(&self, pod: &Addr, peer: &Addr) -> bool {
+        known::is_bypassed(self.settings, self.epoch, pod, peer)
+    }
+
+    #[inline(always)]
+    fn set_known_bypass(&self, pod: &Addr, peer: &Addr) {
+        known::set_bypassed(self.settings, self.epoch, pod, peer);
     }
 
     #[inline(always)]

@@ -118,9 +118,9 @@ struct Edit<'a> {
     family: Family,
     old: &'a Addr,
     new: &'a Addr,
-    /// Offset of the address.
-    addr_at: usize,
-    /// Offset of the IPv4 header.
+    /// Whether it is the source.
+    source: bool,
+    /// Offset of the IP header.
     l3: usize,
     /// Whether a checksum makes up for the address in `skb->csum`. In IPv4 the
     /// header's always does.
@@ -310,7 +310,7 @@ fn store_end(
             family: pkt.family,
             old,
             new: &pkt.new.addr,
-            addr_at: l3 + addr_offset(pkt.family, leaving),
+            source: leaving,
             l3,
             summed,
         },
@@ -323,11 +323,23 @@ fn store_end(
 fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
     match edit.family {
         Family::V4 => {
+            // Checksum and addresses in one write: each helper call has its price.
+            let Some([sum, source, destination]) = Linear(ctx).words::<3>(edit.l3 + 8) else {
+                return Err(-1);
+            };
             let delta = checksum::addr_diff(edit.old, edit.new, Family::V4);
-            ctx.l3_csum_replace(edit.l3 + 10, 0, delta.into(), 0)?;
-            ctx.store(edit.addr_at, &edit.new.v4_octets(), 0)
+            let [ttl, protocol, high, low] = sum.to_ne_bytes();
+            let sum = checksum::replace(u16::from_ne_bytes([high, low]), delta).to_ne_bytes();
+            let first = u32::from_ne_bytes([ttl, protocol, sum[0], sum[1]]);
+            let new = edit.new.words()[3];
+            let (source, destination) = if edit.source {
+                (new, destination)
+            } else {
+                (source, new)
+            };
+            ctx.store(edit.l3 + 8, &[first, source, destination], 0)
         }
-        Family::V6 => ctx.store(edit.addr_at, edit.new.octets(), follow(edit.summed)),
+        Family::V6 => ctx.store(edit.l3 + addr_offset(edit.family, edit.source), edit.new.octets(), follow(edit.summed)),
     }
 }
 
@@ -385,7 +397,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
             family: pkt.family,
             old: old_addr,
             new: &pkt.new.addr,
-            addr_at: inner_l3 + addr_offset(pkt.family, inner_source),
+            source: inner_source,
             l3: inner_l3,
             summed: true,
         },

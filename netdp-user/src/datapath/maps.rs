@@ -6,7 +6,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
     Counters, Inbound, LAYOUT, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
-    Settings, Uplink, pins,
+    SETTING_NONE_STICKY, Settings, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::tuple::Tuple;
@@ -89,6 +89,7 @@ impl Maps {
         }
         let mut settings = self.settings()?;
         settings.layout = LAYOUT;
+        // Until the sweep knows better, mappings may be older than the policy.
         settings.flags = setup.flags();
         settings.no_leak = setup.no_leak.raw();
         settings.ports = [PortRange::EMPTY; PORT_RANGES];
@@ -137,15 +138,39 @@ impl Maps {
         Ok(sum)
     }
 
+    /// Ends what the programs remember. To be called after the change.
+    pub(super) fn next_epoch(&mut self) -> Result<()> {
+        let mut settings = self.settings()?;
+        settings.epoch = settings.epoch.wrapping_add(1);
+        self.set_settings(&settings)
+    }
+
+    /// Says whether no mapping lives whose destination the policy bypasses.
+    pub(super) fn set_none_sticky(&mut self, none: bool) -> Result<()> {
+        let mut settings = self.settings()?;
+        let before = settings.flags;
+        if none {
+            settings.flags |= SETTING_NONE_STICKY;
+        } else {
+            settings.flags &= !SETTING_NONE_STICKY;
+        }
+        if settings.flags == before {
+            return Ok(());
+        }
+        self.set_settings(&settings)
+    }
+
     pub(super) fn add_local(&mut self, ip: IpAddr) -> Result<()> {
         self.local_addrs
             .insert(Addr::from(ip), 1, 0)
-            .with_context(|| format!("adding the node's address {ip}"))
+            .with_context(|| format!("adding the node's address {ip}"))?;
+        self.next_epoch()
     }
 
     pub(super) fn remove_local(&mut self, ip: IpAddr) -> Result<()> {
         ignore_missing(self.local_addrs.remove(&Addr::from(ip)))
-            .with_context(|| format!("removing the node's address {ip}"))
+            .with_context(|| format!("removing the node's address {ip}"))?;
+        self.next_epoch()
     }
 
     /// The addresses that the datapath takes for the node's own.
@@ -162,12 +187,14 @@ impl Maps {
     pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<()> {
         self.uplinks
             .insert(ifindex, uplink, 0)
-            .with_context(|| format!("writing the uplink with index {ifindex}"))
+            .with_context(|| format!("writing the uplink with index {ifindex}"))?;
+        self.next_epoch()
     }
 
     pub(super) fn remove_uplink(&mut self, ifindex: u32) -> Result<()> {
         ignore_missing(self.uplinks.remove(&ifindex))
-            .with_context(|| format!("removing the uplink with index {ifindex}"))
+            .with_context(|| format!("removing the uplink with index {ifindex}"))?;
+        self.next_epoch()
     }
 
     /// The interface indexes that have programs.

@@ -15,6 +15,7 @@ mod policy;
 mod release;
 mod replies;
 mod schedule;
+mod sticky;
 mod self_check;
 mod sweep;
 

@@ -5,6 +5,7 @@ use super::history::{self, History};
 use super::maps::{Maps, Trie, ignore_missing};
 use crate::reconcile::PolicyRule;
 use anyhow::{Context as _, Result};
+use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use ipnet::{IpNet, Ipv4Net};
 use netdp_common::abi::{Action, PolicyValue};
@@ -59,17 +60,30 @@ impl Maps {
 
     /// Makes the idle trie hold `wanted`, and packets ask it.
     fn swap_policy(&mut self, wanted: &BTreeMap<Prefix, PolicyValue>) -> Result<PolicyChange> {
-        let mut settings = self.settings()?;
-        let idle = usize::from(settings.active_policy == 0);
+        let idle = usize::from(self.settings()?.active_policy == 0);
         let writes = rewrite(&mut self.policy[idle], wanted)?;
+        // Mappings made until now may go where the new policy bypasses.
+        self.set_none_sticky(false)?;
+        let mut settings = self.settings()?;
         settings.active_policy = u32::from(settings.active_policy == 0);
         settings.generation = settings.generation.wrapping_add(1);
         self.set_settings(&settings)?;
+        self.next_epoch()?;
         wait_for_readers();
         Ok(PolicyChange {
             entries: wanted.len(),
             writes,
         })
+    }
+
+    /// What the policy in force does with new flows to `destination`.
+    pub(super) fn action(&self, destination: &Addr) -> Result<Action> {
+        let active = usize::from(self.settings()?.active_policy != 0);
+        match self.policy[active].get(&Key::new(128, *destination), 0) {
+            Ok(value) => Ok(Action::from_raw(value.action)),
+            Err(MapError::KeyNotFound) => Ok(Action::Masquerade),
+            Err(err) => Err(err).context("asking the policy in force"),
+        }
     }
 
     /// The policy in force, longest prefixes first.

@@ -1,0 +1,108 @@
+//! What this CPU has found out lately, so that it need not look it up for each
+//! packet: the uplink, and pairs of addresses between which packets are bypassed.
+//! It counts for one epoch of the settings only.
+
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::macros::btf_map;
+use netdp_common::abi::{SETTING_NONE_STICKY, Settings, Uplink};
+use netdp_common::addr::Addr;
+
+/// Pairs that are remembered: a table without chains, where the last one stays.
+/// 1,024 of them take 40 KiB of each CPU, about a cache of the first level.
+const PAIRS: u32 = 1024;
+
+/// Packets between these two are bypassed.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Pair {
+    pod: Addr,
+    peer: Addr,
+    epoch: u32,
+    /// 1 if it is one.
+    valid: u32,
+}
+
+/// The uplink with this index.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LastUplink {
+    uplink: Uplink,
+    ifindex: u32,
+    epoch: u32,
+}
+
+#[btf_map]
+static KNOWN_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
+#[btf_map]
+static LAST_UPLINK: PerCpuArray<LastUplink, 1> = PerCpuArray::new();
+
+/// Whether this pair was found to be bypassed.
+#[inline(always)]
+pub fn is_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) -> bool {
+    if settings.flags & SETTING_NONE_STICKY == 0 {
+        return false;
+    }
+    let Some(pair) = KNOWN_PAIRS.get_ptr(slot(pod, peer)) else {
+        return false;
+    };
+    // SAFETY: this CPU's own entry.
+    let pair = unsafe { &*pair };
+    pair.valid != 0
+        && pair.epoch == epoch
+        && same(&pair.peer, peer)
+        && same(&pair.pod, pod)
+}
+
+/// Remembers what was found in `epoch`.
+#[inline(always)]
+pub fn set_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) {
+    if settings.flags & SETTING_NONE_STICKY == 0 {
+        return;
+    }
+    if let Some(pair) = KNOWN_PAIRS.get_ptr_mut(slot(pod, peer)) {
+        let found = Pair {
+            pod: *pod,
+            peer: *peer,
+            epoch,
+            valid: 1,
+        };
+        // SAFETY: this CPU's own entry.
+        unsafe { pair.write(found) };
+    }
+}
+
+/// The place of a pair: the upper bits of a multiplicative hash (the constant is
+/// 2^32 over the golden ratio, made odd).
+#[inline(always)]
+fn slot(pod: &Addr, peer: &Addr) -> u32 {
+    let (a, b) = (pod.words(), peer.words());
+    let mixed = (a[3] ^ a[2] ^ a[1]).rotate_left(16) ^ b[3] ^ b[2] ^ b[1];
+    mixed.wrapping_mul(0x9e37_79b1) >> (32 - PAIRS.ilog2())
+}
+
+/// By words: a comparison of arrays would call memcmp.
+#[inline(always)]
+fn same(a: &Addr, b: &Addr) -> bool {
+    let (a, b) = (a.words(), b.words());
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+}
+
+/// The uplink, looked up with `find` where it is not the last one. `epoch` was
+/// read before.
+#[inline(always)]
+pub fn uplink<'a>(
+    epoch: u32,
+    ifindex: u32,
+    find: impl FnOnce() -> Option<&'a Uplink>,
+) -> Option<&'a Uplink> {
+    let last = LAST_UPLINK.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own entry, which nothing else writes during the run.
+    unsafe {
+        if (*last).ifindex != ifindex || (*last).epoch != epoch {
+            (*last).uplink = *find()?;
+            (*last).ifindex = ifindex;
+            (*last).epoch = epoch;
+        }
+        Some(&(*last).uplink)
+    }
+}
