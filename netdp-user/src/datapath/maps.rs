@@ -1,6 +1,7 @@
 //! The pinned maps, typed.
 
 use super::Setup;
+use super::policy::Entries;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -26,6 +27,9 @@ pub struct Maps {
     pub(super) snat_data: MapData,
     pub(super) rev_snat_data: MapData,
     pub(super) policy: [Trie; 2],
+    /// What the tries hold, once they have been read: reading a large one takes
+    /// long, and nobody else writes them.
+    pub(super) policy_entries: [Option<Entries>; 2],
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
     settings: Array<MapData, Settings>,
@@ -57,6 +61,7 @@ impl Maps {
                 trie(pins::POLICY_0)?.try_into()?,
                 trie(pins::POLICY_1)?.try_into()?,
             ],
+            policy_entries: [None, None],
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
