@@ -187,6 +187,12 @@ impl Fake {
 
     /// Parses and decides, as `netdp-ebpf`'s `main` does.
     fn run(&self, packet: &Build, leaving: bool) -> Seen {
+        let bytes = packet.bytes();
+        if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)
+            && nat::passes(self, &src, &dst, leaving)
+        {
+            return Seen::Pass;
+        }
         let mut work = parsed(packet);
         let verdict = if leaving {
             nat::egress(self, &mut work)
@@ -216,6 +222,10 @@ fn parsed(packet: &Build) -> Work {
     let bytes = packet.bytes();
     let parsed = packet::parse(&bytes[..], packet.ethertype(), 0, &mut work.pkt);
     assert_eq!(parsed, Parsed::Ip, "{packet:?}");
+    let mut plain = work.pkt;
+    if packet::parse_plain(&bytes[..], packet.ethertype(), 0, &mut plain) {
+        assert_eq!(plain, work.pkt, "{packet:?}");
+    }
     if work.pkt.l4 == L4::Error
         && packet::parse_inner(&bytes[..], &work.pkt, &mut work.inner).is_none()
     {

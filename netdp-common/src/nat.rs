@@ -14,7 +14,7 @@ use crate::abi::{
     Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, SETTING_DRAIN, SETTING_IPV6, UPLINK_V4,
     UPLINK_V6,
 };
-use crate::addr::Family;
+use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
 use crate::packet::{Inner, L4, Packet};
 use crate::tables::Tables;
@@ -58,15 +58,29 @@ enum Opening {
     Not(DropReason),
 }
 
+/// Whether a packet between these addresses, found by [`crate::packet::peek`],
+/// passes without a further look. If so it is counted.
+#[inline(always)]
+pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> bool {
+    if leaving {
+        let known = tables.is_known_bypass(src, dst);
+        if known {
+            tables.count(|c| &mut c.egress_bypassed);
+        }
+        known
+    } else {
+        let known = tables.is_known_bypass(dst, src);
+        if known {
+            tables.count(|c| &mut c.ingress_passed);
+        }
+        known
+    }
+}
+
 /// Decides about a packet that leaves by an uplink.
 #[inline(always)]
 pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    let pkt = &work.pkt;
-    if may_be_known(pkt) && tables.is_known_bypass(&pkt.tuple.src, &pkt.tuple.dst) {
-        tables.count(|c| &mut c.egress_bypassed);
-        return Verdict::Pass;
-    }
-    if out_of_scope(tables, pkt) {
+    if out_of_scope(tables, &work.pkt) {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
@@ -201,11 +215,7 @@ fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdic
 /// Decides about a packet that comes in by an uplink.
 #[inline(always)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    let pkt = &work.pkt;
-    if may_be_known(pkt) && tables.is_known_bypass(&pkt.tuple.dst, &pkt.tuple.src)
-        || out_of_scope(tables, pkt)
-        || matches!(pkt.l4, L4::Untranslatable(_))
-    {
+    if out_of_scope(tables, &work.pkt) || matches!(work.pkt.l4, L4::Untranslatable(_)) {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
@@ -251,14 +261,6 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         tables.insert_inbound(&reply, 0);
     }
     true
-}
-
-/// Whether two addresses alone may decide about the packet. What an error or a
-/// fragment is about has to be looked up, and those that follow a fragment have
-/// to find its verdict.
-#[inline(always)]
-const fn may_be_known(pkt: &Packet) -> bool {
-    pkt.is_fragment == 0 && !matches!(pkt.l4, L4::Error | L4::LaterFragment)
 }
 
 /// Packets that no mapping is ever made for: multicast, broadcast, unspecified

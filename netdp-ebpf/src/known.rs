@@ -1,8 +1,10 @@
 //! What this CPU has found out lately, so that it need not look it up for each
-//! packet: the uplink, and pairs of addresses between which packets are bypassed.
-//! It counts for one epoch of the settings only.
+//! packet: the time, the uplink, and pairs of addresses between which packets are bypassed.
+//! It counts for one epoch of the settings only, the time for one
+//! jiffy.
 
 use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use netdp_common::abi::{SETTING_NONE_STICKY, Settings, Uplink};
 use netdp_common::addr::Addr;
@@ -22,19 +24,21 @@ struct Pair {
     valid: u32,
 }
 
-/// The uplink with this index.
+/// What the last packet needed.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct LastUplink {
+pub struct Last {
     uplink: Uplink,
     ifindex: u32,
     epoch: u32,
+    jiffies: u64,
+    ns: u64,
 }
 
 #[btf_map]
 static KNOWN_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
 #[btf_map]
-static LAST_UPLINK: PerCpuArray<LastUplink, 1> = PerCpuArray::new();
+static LAST: PerCpuArray<Last, 1> = PerCpuArray::new();
 
 /// Whether this pair was found to be bypassed.
 #[inline(always)]
@@ -87,15 +91,24 @@ fn same(a: &Addr, b: &Addr) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
+/// This CPU's last packet.
+#[inline(always)]
+pub fn last() -> Option<*mut Last> {
+    LAST.get_ptr_mut(0)
+}
+
 /// The uplink, looked up with `find` where it is not the last one. `epoch` was
 /// read before.
+///
+/// # Safety
+/// `last` is [`last`]'s.
 #[inline(always)]
-pub fn uplink<'a>(
+pub unsafe fn uplink<'a>(
+    last: *mut Last,
     epoch: u32,
     ifindex: u32,
     find: impl FnOnce() -> Option<&'a Uplink>,
 ) -> Option<&'a Uplink> {
-    let last = LAST_UPLINK.get_ptr_mut(0)?;
     // SAFETY: this CPU's own entry, which nothing else writes during the run.
     unsafe {
         if (*last).ifindex != ifindex || (*last).epoch != epoch {
@@ -104,5 +117,23 @@ pub fn uplink<'a>(
             (*last).epoch = epoch;
         }
         Some(&(*last).uplink)
+    }
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, at most a jiffy late. The verifier puts
+/// `bpf_jiffies64` in line; the clock is a call.
+///
+/// # Safety
+/// `last` is [`last`]'s.
+#[inline(always)]
+pub unsafe fn now(last: *mut Last) -> u64 {
+    // SAFETY: helpers without arguments; this CPU's own entry.
+    unsafe {
+        let jiffies = bpf_jiffies64();
+        if (*last).jiffies != jiffies {
+            (*last).ns = bpf_ktime_get_coarse_ns();
+            (*last).jiffies = jiffies;
+        }
+        (*last).ns
     }
 }

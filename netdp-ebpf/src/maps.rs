@@ -6,7 +6,7 @@ use crate::{known, sockets};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
@@ -81,6 +81,7 @@ pub struct World<'a> {
     settings: &'a Settings,
     /// As it was before anything was looked up.
     epoch: u32,
+    last: *mut known::Last,
     uplink: &'a Uplink,
 }
 
@@ -91,16 +92,19 @@ impl<'a> World<'a> {
     pub fn new(ctx: &'a TcContext) -> Option<Self> {
         let settings = SETTINGS.get(0)?;
         let epoch = epoch(settings);
+        let last = known::last()?;
         // SAFETY: a TC program's context is readable for the program's run.
         let ifindex = unsafe { (*ctx.skb.skb).ifindex };
         // SAFETY: entries are replaced, not freed under a running program
         // (the map's memory is reclaimed after a grace period only); fields
         // change all together by replacement.
-        let uplink = known::uplink(epoch, ifindex, || unsafe { UPLINKS.get(ifindex) })?;
+        let uplink =
+            unsafe { known::uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
         Some(Self {
             ctx,
             settings,
             epoch,
+            last,
             uplink,
         })
     }
@@ -110,10 +114,12 @@ impl<'a> World<'a> {
     pub fn of_pods(ctx: &'a TcContext) -> Option<Self> {
         let settings = SETTINGS.get(0)?;
         let epoch = epoch(settings);
+        let last = known::last()?;
         Some(Self {
             ctx,
             settings,
             epoch,
+            last,
             uplink: &NO_UPLINK,
         })
     }
@@ -187,8 +193,8 @@ impl Tables for World<'_> {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "ticks wrap by design")]
     fn now(&self) -> u32 {
-        // SAFETY: a helper without arguments.
-        let ns = unsafe { bpf_ktime_get_coarse_ns() };
+        // SAFETY: this run's `last`.
+        let ns = unsafe { known::now(self.last) };
         ((ns >> TICK_SHIFT) as u32).wrapping_add(self.settings.clock_offset)
     }
 

@@ -63,11 +63,27 @@ pub fn words<const N: usize>(ctx: &TcContext, offset: usize) -> Option<[u32; N]>
     Linear(ctx).words(offset)
 }
 
+/// See [`packet::peek`]; tags in band are not looked behind.
+#[inline(always)]
+pub fn peek(ctx: &TcContext, l2_len: u32) -> Option<(Addr, Addr)> {
+    packet::peek(&Linear(ctx), ethertype(ctx), l2_len)
+}
+
+/// The EtherType, or that of the first tag in band, host byte order.
+#[inline(always)]
+fn ethertype(ctx: &TcContext) -> u16 {
+    // SAFETY: a TC program's context is readable for the program's run.
+    u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
+}
+
 /// Parses the packet into `work`. Headers outside the linear area are pulled in
 /// and the packet is parsed again. `l2_len` is 14, or 0 on devices without
 /// Ethernet header.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
+    if packet::parse_plain(&Linear(ctx), ethertype(ctx), l2_len, &mut work.pkt) {
+        return Parsed::Ip;
+    }
     let parsed = parse_linear(ctx, l2_len, work);
     let cut = match parsed {
         Parsed::Ip => matches!(
@@ -89,8 +105,7 @@ pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
 
 #[inline(never)]
 fn parse_linear(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
-    // SAFETY: a TC program's context is readable for the program's run.
-    let mut ethertype = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    let mut ethertype = ethertype(ctx);
     let mut l3_offset = l2_len;
     // Tags that the device did not take off; those it did are not in the bytes.
     for _ in 0..2 {
