@@ -352,7 +352,13 @@ fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
             } else {
                 (source, new)
             };
-            ctx.store(edit.l3 + 8, &[first, source, destination], 0)
+            let start = ctx.data() + edit.l3 + 8;
+            if start + 12 > ctx.data_end() {
+                return Err(-1);
+            }
+            // SAFETY: inside the packet.
+            unsafe { (start as *mut [u32; 3]).write([first, source, destination]) };
+            Ok(())
         }
         Family::V6 => ctx.store(edit.l3 + addr_offset(edit.family, edit.source), edit.new.octets(), follow(edit.summed)),
     }
