@@ -138,11 +138,7 @@ const MAX_EXTENSIONS: u32 = 5;
 /// The addresses of a packet of which nothing else may matter: no fragment, no
 /// ICMP, and in IPv6 TCP or UDP right after the header. `None` for all others.
 #[inline(always)]
-pub fn peek<B: Bytes + ?Sized>(
-    bytes: &B,
-    ethertype: u16,
-    l3_offset: u32,
-) -> Option<(Addr, Addr)> {
+pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<(Addr, Addr)> {
     let at = l3_offset as usize;
     match ethertype {
         ETH_P_IP => {

@@ -51,10 +51,7 @@ pub fn is_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) -> 
     };
     // SAFETY: this CPU's own entry.
     let pair = unsafe { &*pair };
-    pair.valid != 0
-        && pair.epoch == epoch
-        && same(&pair.peer, peer)
-        && same(&pair.pod, pod)
+    pair.valid != 0 && pair.epoch == epoch && same(&pair.peer, peer) && same(&pair.pod, pod)
 }
 
 /// Remembers what was found in `epoch`.

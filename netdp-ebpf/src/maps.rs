@@ -98,8 +98,7 @@ impl<'a> World<'a> {
         // SAFETY: entries are replaced, not freed under a running program
         // (the map's memory is reclaimed after a grace period only); fields
         // change all together by replacement.
-        let uplink =
-            unsafe { known::uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
+        let uplink = unsafe { known::uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
         Some(Self {
             ctx,
             settings,

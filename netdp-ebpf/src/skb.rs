@@ -360,7 +360,11 @@ fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
             unsafe { (start as *mut [u32; 3]).write([first, source, destination]) };
             Ok(())
         }
-        Family::V6 => ctx.store(edit.l3 + addr_offset(edit.family, edit.source), edit.new.octets(), follow(edit.summed)),
+        Family::V6 => ctx.store(
+            edit.l3 + addr_offset(edit.family, edit.source),
+            edit.new.octets(),
+            follow(edit.summed),
+        ),
     }
 }
 

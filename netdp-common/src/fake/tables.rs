@@ -1,9 +1,7 @@
 //! The maps and helpers, as [`Tables`] wants them.
 
 use super::{Fake, Inbound};
-use crate::abi::{
-    Action, Counters, Fragment, Mapping, SETTING_NONE_STICKY, Settings, Uplink,
-};
+use crate::abi::{Action, Counters, Fragment, Mapping, SETTING_NONE_STICKY, Settings, Uplink};
 use crate::addr::{Addr, Family};
 use crate::conntrack::{INBOUND_SECONDS, age, ticks};
 use crate::packet::Endpoint;

@@ -94,6 +94,10 @@ fn fragments_are_looked_into() {
         let fake = bypassing(&net);
         assert_eq!(fake.out(&net.udp()), Seen::Pass);
         assert_eq!(fake.out(&net.udp().first()), Seen::Pass);
-        assert_eq!(fake.fragments.borrow().len(), 1, "the later ones must find it");
+        assert_eq!(
+            fake.fragments.borrow().len(),
+            1,
+            "the later ones must find it"
+        );
     }
 }

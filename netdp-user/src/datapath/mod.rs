@@ -15,8 +15,8 @@ mod policy;
 mod release;
 mod replies;
 mod schedule;
-mod sticky;
 mod self_check;
+mod sticky;
 mod sweep;
 
 pub use handover::{Handover, untranslated};

@@ -103,11 +103,7 @@ pub fn run(options: &Options) -> Result<()> {
     report(&options.out, &lab, &head)
 }
 
-fn beds(
-    variants: &[&'static Variant],
-    netdp: &Path,
-    before: Option<&Path>,
-) -> Result<Vec<Bed>> {
+fn beds(variants: &[&'static Variant], netdp: &Path, before: Option<&Path>) -> Result<Vec<Bed>> {
     shell::say(&format!("making {} beds", variants.len()));
     variants
         .iter()

@@ -129,9 +129,8 @@ impl Plan {
 }
 
 fn variants(options: &Options) -> Vec<&'static Variant> {
-    let chosen = |variant: &&Variant| {
-        options.variants.is_empty() || options.variants.contains(variant)
-    };
+    let chosen =
+        |variant: &&Variant| options.variants.is_empty() || options.variants.contains(variant);
     let there = |variant: &&Variant| variant.name != variant::BEFORE || options.before.is_some();
     variant::ALL.iter().filter(there).filter(chosen).collect()
 }
