@@ -28,9 +28,9 @@ struct Pair {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Last {
-    uplink: Uplink,
+    pub uplink: Uplink,
     ifindex: u32,
-    epoch: u32,
+    pub epoch: u32,
     jiffies: u64,
     ns: u64,
 }
@@ -38,7 +38,7 @@ pub struct Last {
 #[btf_map]
 static KNOWN_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
 #[btf_map]
-static LAST: PerCpuArray<Last, 1> = PerCpuArray::new();
+static LAST: PerCpuArray<Last, 2> = PerCpuArray::new();
 
 /// Whether this pair was found to be bypassed.
 #[inline(always)]
@@ -88,24 +88,29 @@ fn same(a: &Addr, b: &Addr) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
-/// This CPU's last packet.
+/// The last packet at an uplink.
+pub const UPLINK: u32 = 0;
+/// The last one from a pod: an interface without addresses to masquerade with.
+pub const PODS: u32 = 1;
+
+/// This CPU's last packet of a kind.
 #[inline(always)]
-pub fn last() -> Option<*mut Last> {
-    LAST.get_ptr_mut(0)
+pub fn last(kind: u32) -> Option<*mut Last> {
+    LAST.get_ptr_mut(kind)
 }
 
-/// The uplink, looked up with `find` where it is not the last one. `epoch` was
-/// read before.
+/// Has `last` hold the uplink and the epoch: looked up with `find` where they are
+/// others. `epoch` was read before.
 ///
 /// # Safety
 /// `last` is [`last`]'s.
 #[inline(always)]
-pub unsafe fn uplink<'a>(
+pub unsafe fn see_uplink<'a>(
     last: *mut Last,
     epoch: u32,
     ifindex: u32,
     find: impl FnOnce() -> Option<&'a Uplink>,
-) -> Option<&'a Uplink> {
+) -> Option<()> {
     // SAFETY: this CPU's own entry, which nothing else writes during the run.
     unsafe {
         if (*last).ifindex != ifindex || (*last).epoch != epoch {
@@ -113,7 +118,7 @@ pub unsafe fn uplink<'a>(
             (*last).ifindex = ifindex;
             (*last).epoch = epoch;
         }
-        Some(&(*last).uplink)
+        Some(())
     }
 }
 

@@ -79,10 +79,8 @@ pub fn work<'a>() -> Option<&'a mut Work> {
 pub struct World<'a> {
     ctx: &'a TcContext,
     settings: &'a Settings,
-    /// As it was before anything was looked up.
-    epoch: u32,
+    /// Has the uplink, and the epoch as it was before anything was looked up.
     last: *mut known::Last,
-    uplink: &'a Uplink,
 }
 
 impl<'a> World<'a> {
@@ -92,34 +90,27 @@ impl<'a> World<'a> {
     pub fn new(ctx: &'a TcContext) -> Option<Self> {
         let settings = SETTINGS.get(0)?;
         let epoch = epoch(settings);
-        let last = known::last()?;
+        let last = known::last(known::UPLINK)?;
         // SAFETY: a TC program's context is readable for the program's run.
         let ifindex = unsafe { (*ctx.skb.skb).ifindex };
         // SAFETY: entries are replaced, not freed under a running program
         // (the map's memory is reclaimed after a grace period only); fields
         // change all together by replacement.
-        let uplink = unsafe { known::uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
+        unsafe { known::see_uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
         Some(Self {
             ctx,
             settings,
-            epoch,
             last,
-            uplink,
         })
     }
 
     /// The same on an interface towards pods.
     #[inline(always)]
     pub fn of_pods(ctx: &'a TcContext) -> Option<Self> {
-        let settings = SETTINGS.get(0)?;
-        let epoch = epoch(settings);
-        let last = known::last()?;
         Some(Self {
             ctx,
-            settings,
-            epoch,
-            last,
-            uplink: &NO_UPLINK,
+            settings: SETTINGS.get(0)?,
+            last: known::last(known::PODS)?,
         })
     }
 }
@@ -130,14 +121,6 @@ fn epoch(settings: &Settings) -> u32 {
     // SAFETY: a reference. Volatile, so that the read is not put off.
     unsafe { (&raw const settings.epoch).read_volatile() }
 }
-
-/// A pod-side interface has no address to masquerade with.
-static NO_UPLINK: Uplink = Uplink {
-    v4: Addr::from_v6([0; 16]),
-    v6: Addr::from_v6([0; 16]),
-    l2_len: 14,
-    flags: 0,
-};
 
 #[inline(always)]
 fn insert(
@@ -160,6 +143,12 @@ fn slot(map: &HashMap<Tuple, Mapping, 262_144>, tuple: &Tuple) -> Option<Slot> {
 }
 
 impl World<'_> {
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        unsafe { (*self.last).epoch }
+    }
+
     /// [`PolicyValue::action`] for a destination.
     #[inline(always)]
     fn policy(&self, dst: &Addr) -> u32 {
@@ -210,7 +199,8 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn uplink(&self) -> &Uplink {
-        self.uplink
+        // SAFETY: this run's `last`, whose uplink nothing changes meanwhile.
+        unsafe { &(*self.last).uplink }
     }
 
     #[inline(always)]
@@ -235,12 +225,12 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn is_known_bypass(&self, pod: &Addr, peer: &Addr) -> bool {
-        known::is_bypassed(self.settings, self.epoch, pod, peer)
+        known::is_bypassed(self.settings, self.epoch(), pod, peer)
     }
 
     #[inline(always)]
     fn set_known_bypass(&self, pod: &Addr, peer: &Addr) {
-        known::set_bypassed(self.settings, self.epoch, pod, peer);
+        known::set_bypassed(self.settings, self.epoch(), pod, peer);
     }
 
     #[inline(always)]
