@@ -110,6 +110,11 @@ pub const SETTING_HASH_PORTS: u32 = 8;
 /// [`Settings::flags`]: a pod's UDP port is one port on the wire, whatever the
 /// destination (endpoint-independent mapping, RFC 4787 REQ-1).
 pub const SETTING_UDP_ENDPOINTS: u32 = 16;
+/// [`Settings::flags`]: no mapping lives whose destination the policy bypasses.
+/// Only then may bypassed packets pass without a look for a mapping
+/// ([`crate::tables::Tables::is_known_bypass`]). Off after each change of the
+/// policy, until a sweep through all mappings has found none.
+pub const SETTING_NONE_STICKY: u32 = 32;
 /// [`Settings::flags`]: connections that an earlier policy bypassed end after
 /// [`crate::conntrack::DRAIN_SECONDS`] of silence.
 pub const SETTING_DRAIN: u32 = 64;
@@ -142,6 +147,12 @@ pub struct Settings {
     pub clock_offset: u32,
     /// Counts the policies that were put in force.
     pub generation: u32,
+    /// Counts changes of what packets are judged by: policies, the node's
+    /// addresses, uplinks. What a program remembers of them counts for one epoch.
+    /// Written after the change that it counts.
+    pub epoch: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// [`Uplink::flags`]: `v4` is set.
@@ -317,7 +328,7 @@ const _: () = {
     assert!(size_of::<Addr>() == 16);
     assert!(size_of::<Tuple>() == 40);
     assert!(size_of::<Mapping>() == 40);
-    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Uplink>() == 40);
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);

@@ -67,6 +67,8 @@ pub struct Fake {
     pub policy: Vec<(Addr, u32, Action)>,
     /// Destinations that a policy before this one bypassed.
     pub bypassed_before: HashSet<Addr>,
+    /// Pods, peers, and the epoch in which they were found to be bypassed.
+    pub known_bypass: RefCell<HashSet<(Addr, Addr, u32)>>,
     /// Every port that was asked for, in order.
     pub candidates: RefCell<Vec<u16>>,
     /// Runs once, just before a reply half is inserted: another CPU.
@@ -98,6 +100,8 @@ impl Fake {
             ports: [PortRange::EMPTY; PORT_RANGES],
             clock_offset: 0,
             generation: 1,
+            epoch: 1,
+            pad: 0,
         };
         let uplink = Uplink {
             v4: addr("192.0.2.10"),
@@ -128,6 +132,7 @@ impl Fake {
             clock: Cell::new(u32::MAX - 50),
             policy: Vec::new(),
             bypassed_before: HashSet::new(),
+            known_bypass: RefCell::default(),
             candidates: RefCell::default(),
             before_claim: RefCell::default(),
             before_original: RefCell::default(),
@@ -182,6 +187,12 @@ impl Fake {
 
     /// Parses and decides, as `netdp-ebpf`'s `main` does.
     fn run(&self, packet: &Build, leaving: bool) -> Seen {
+        let bytes = packet.bytes();
+        if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)
+            && nat::passes(self, &src, &dst, leaving)
+        {
+            return Seen::Pass;
+        }
         let mut work = parsed(packet);
         let verdict = if leaving {
             nat::egress(self, &mut work)
@@ -211,6 +222,10 @@ fn parsed(packet: &Build) -> Work {
     let bytes = packet.bytes();
     let parsed = packet::parse(&bytes[..], packet.ethertype(), 0, &mut work.pkt);
     assert_eq!(parsed, Parsed::Ip, "{packet:?}");
+    let mut plain = work.pkt;
+    if packet::parse_plain(&bytes[..], packet.ethertype(), 0, &mut plain) {
+        assert_eq!(plain, work.pkt, "{packet:?}");
+    }
     if work.pkt.l4 == L4::Error
         && packet::parse_inner(&bytes[..], &work.pkt, &mut work.inner).is_none()
     {

@@ -14,7 +14,7 @@ use crate::abi::{
     Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, SETTING_DRAIN, SETTING_IPV6, UPLINK_V4,
     UPLINK_V6,
 };
-use crate::addr::Family;
+use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
 use crate::packet::{Inner, L4, Packet};
 use crate::tables::Tables;
@@ -58,6 +58,25 @@ enum Opening {
     Not(DropReason),
 }
 
+/// Whether a packet between these addresses, found by [`crate::packet::peek`],
+/// passes without a further look. If so it is counted.
+#[inline(always)]
+pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> bool {
+    if leaving {
+        let known = tables.is_known_bypass(src, dst);
+        if known {
+            tables.count(|c| &mut c.egress_bypassed);
+        }
+        known
+    } else {
+        let known = tables.is_known_bypass(dst, src);
+        if known {
+            tables.count(|c| &mut c.ingress_passed);
+        }
+        known
+    }
+}
+
 /// Decides about a packet that leaves by an uplink.
 #[inline(always)]
 pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
@@ -95,6 +114,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         return egress_host(tables, work, bypass);
     }
     if bypass {
+        tables.set_known_bypass(&pkt.tuple.src, &pkt.tuple.dst);
         tables.count(|c| &mut c.egress_bypassed);
         return Verdict::Pass;
     }
@@ -233,6 +253,7 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         return false;
     }
     if let Action::Bypass = tables.action(&pkt.tuple.src) {
+        tables.set_known_bypass(&pkt.tuple.dst, &pkt.tuple.src);
         return false;
     }
     let reply = pkt.tuple.reversed();

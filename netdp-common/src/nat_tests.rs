@@ -7,6 +7,7 @@ mod fragments;
 mod hairpin;
 mod host;
 mod inbound;
+mod known;
 mod limits;
 mod model;
 mod modes;

@@ -135,6 +135,90 @@ pub enum Parsed {
 /// IPv6 extension headers that are stepped over, at most.
 const MAX_EXTENSIONS: u32 = 5;
 
+/// The addresses of a packet of which nothing else may matter: no fragment, no
+/// ICMP, and in IPv6 TCP or UDP right after the header. `None` for all others.
+#[inline(always)]
+pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<(Addr, Addr)> {
+    let at = l3_offset as usize;
+    match ethertype {
+        ETH_P_IP => {
+            let [w0, w1, w2, src, dst] = bytes.words::<5>(at)?;
+            let (w0, w1, w2) = (u32::from_be(w0), u32::from_be(w1), u32::from_be(w2));
+            let (len, total) = ((w0 >> 24 & 0xf) * 4, w0 & 0xffff);
+            let plain = w0 >> 28 == 4
+                && len >= 20
+                && (total == 0 || total >= len)
+                && w1 & 0x3fff == 0
+                && w2 >> 16 & 0xff != proto::ICMP;
+            plain.then(|| (Addr::from_v4_word(src), Addr::from_v4_word(dst)))
+        }
+        ETH_P_IPV6 => {
+            let [w0, w1, s0, s1, s2, s3, d0, d1, d2, d3] = bytes.words::<10>(at)?;
+            let next = u32::from_be(w1) >> 8 & 0xff;
+            let (src, dst) = (
+                Addr::from_words([s0, s1, s2, s3]),
+                Addr::from_words([d0, d1, d2, d3]),
+            );
+            let plain = u32::from_be(w0) >> 28 == 6
+                && matches!(next, proto::TCP | proto::UDP)
+                && !src.is_v4()
+                && !dst.is_v4();
+            plain.then_some((src, dst))
+        }
+        _ => None,
+    }
+}
+
+/// Parses what most packets are, as [`parse`] does, in fewer steps: TCP or UDP
+/// right after an IPv4 header without options, whole. `false` for all others.
+#[inline(always)]
+pub fn parse_plain<B: Bytes + ?Sized>(
+    bytes: &B,
+    ethertype: u16,
+    l3_offset: u32,
+    pkt: &mut Packet,
+) -> bool {
+    if ethertype != ETH_P_IP {
+        return false;
+    }
+    let at = l3_offset as usize;
+    let Some([w0, w1, w2, src, dst]) = bytes.words::<5>(at) else {
+        return false;
+    };
+    let (w0, protocol) = (u32::from_be(w0), u32::from_be(w2) >> 16 & 0xff);
+    let total = w0 & 0xffff;
+    if w0 >> 24 != 0x45 || total != 0 && total < 20 || u32::from_be(w1) & 0x3fff != 0 {
+        return false;
+    }
+    let (ports, l4) = match protocol {
+        proto::TCP => {
+            let Some(words) = bytes.words::<5>(at + 20) else {
+                return false;
+            };
+            let [ports, seq, ack, flags, _] = words.map(u32::from_be);
+            let flags = (flags >> 16 & 0xff) as u8;
+            (ports, L4::Tcp(TcpSegment { flags, seq, ack }))
+        }
+        proto::UDP => match bytes.words::<2>(at + 20) {
+            Some([ports, _]) => (u32::from_be(ports), L4::Udp),
+            None => return false,
+        },
+        _ => return false,
+    };
+    pkt.family = Family::V4;
+    pkt.tuple.src = Addr::from_v4_word(src);
+    pkt.tuple.dst = Addr::from_v4_word(dst);
+    pkt.tuple.proto = protocol;
+    set_ports(&mut pkt.tuple, ports);
+    pkt.l4 = l4;
+    pkt.l3_offset = l3_offset;
+    pkt.l4_offset = l3_offset + 20;
+    pkt.is_fragment = 0;
+    pkt.fragment_id = 0;
+    pkt.new_ip_id = KEEP_IP_ID;
+    true
+}
+
 /// Parses the packet at `l3_offset` bytes into `pkt`. `ethertype` is in host
 /// byte order.
 #[inline(always)]

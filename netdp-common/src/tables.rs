@@ -32,6 +32,12 @@ pub trait Tables {
     fn is_local(&self, addr: &Addr) -> bool;
     /// The policy for new flows to `dst`.
     fn action(&self, dst: &Addr) -> Action;
+    /// Whether packets between `pod` and `peer` were found to be bypassed, and
+    /// still are: `pod` is no address of the node, the policy bypasses `peer`, and
+    /// no mapping lives that says otherwise. `false` where nothing is known.
+    fn is_known_bypass(&self, pod: &Addr, peer: &Addr) -> bool;
+    /// Remembers that they are; may forget it any time.
+    fn set_known_bypass(&self, pod: &Addr, peer: &Addr);
     /// Whether a policy before the one in force bypassed `dst`, which is
     /// masqueraded now.
     fn was_bypassed(&self, dst: &Addr) -> bool;

@@ -14,6 +14,7 @@
 
 mod fib;
 mod hold;
+mod known;
 mod maps;
 mod refuse;
 mod report;
@@ -57,13 +58,21 @@ pub fn pod_hairpin(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, leaving: bool) -> i32 {
-    let (Some(world), Some(work)) = (World::new(ctx), maps::work()) else {
+    let Some(world) = World::new(ctx) else {
         return NEXT;
     };
     if world.uplink().flags & UPLINK_UNTAGGED != 0 && skb::is_tagged(ctx) {
         return NEXT;
     }
     let l2_len = if world.uplink().l2_len == 0 { 0 } else { 14 };
+    if let Some((src, dst)) = skb::peek(ctx, l2_len)
+        && nat::passes(&world, &src, &dst, leaving)
+    {
+        return NEXT;
+    }
+    let Some(work) = maps::work() else {
+        return NEXT;
+    };
     let verdict = match skb::parse(ctx, l2_len, work) {
         Parsed::Ip => match ip(ctx, &world, work, leaving) {
             Ok(verdict) => verdict,

@@ -2,11 +2,11 @@
 //!
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
-use crate::sockets;
+use crate::{known, sockets};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
@@ -79,7 +79,8 @@ pub fn work<'a>() -> Option<&'a mut Work> {
 pub struct World<'a> {
     ctx: &'a TcContext,
     settings: &'a Settings,
-    uplink: &'a Uplink,
+    /// Has the uplink, and the epoch as it was before anything was looked up.
+    last: *mut known::Last,
 }
 
 impl<'a> World<'a> {
@@ -88,16 +89,18 @@ impl<'a> World<'a> {
     #[inline(always)]
     pub fn new(ctx: &'a TcContext) -> Option<Self> {
         let settings = SETTINGS.get(0)?;
+        let epoch = epoch(settings);
+        let last = known::last(known::UPLINK)?;
         // SAFETY: a TC program's context is readable for the program's run.
         let ifindex = unsafe { (*ctx.skb.skb).ifindex };
         // SAFETY: entries are replaced, not freed under a running program
         // (the map's memory is reclaimed after a grace period only); fields
         // change all together by replacement.
-        let uplink = unsafe { UPLINKS.get(ifindex) }?;
+        unsafe { known::see_uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
         Some(Self {
             ctx,
             settings,
-            uplink,
+            last,
         })
     }
 
@@ -107,18 +110,17 @@ impl<'a> World<'a> {
         Some(Self {
             ctx,
             settings: SETTINGS.get(0)?,
-            uplink: &NO_UPLINK,
+            last: known::last(known::PODS)?,
         })
     }
 }
 
-/// A pod-side interface has no address to masquerade with.
-static NO_UPLINK: Uplink = Uplink {
-    v4: Addr::from_v6([0; 16]),
-    v6: Addr::from_v6([0; 16]),
-    l2_len: 14,
-    flags: 0,
-};
+/// The epoch, read now: whatever is looked up comes after.
+#[inline(always)]
+fn epoch(settings: &Settings) -> u32 {
+    // SAFETY: a reference. Volatile, so that the read is not put off.
+    unsafe { (&raw const settings.epoch).read_volatile() }
+}
 
 #[inline(always)]
 fn insert(
@@ -141,6 +143,12 @@ fn slot(map: &HashMap<Tuple, Mapping, 262_144>, tuple: &Tuple) -> Option<Slot> {
 }
 
 impl World<'_> {
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        unsafe { (*self.last).epoch }
+    }
+
     /// [`PolicyValue::action`] for a destination.
     #[inline(always)]
     fn policy(&self, dst: &Addr) -> u32 {
@@ -173,8 +181,8 @@ impl Tables for World<'_> {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "ticks wrap by design")]
     fn now(&self) -> u32 {
-        // SAFETY: a helper without arguments.
-        let ns = unsafe { bpf_ktime_get_coarse_ns() };
+        // SAFETY: this run's `last`.
+        let ns = unsafe { known::now(self.last) };
         ((ns >> TICK_SHIFT) as u32).wrapping_add(self.settings.clock_offset)
     }
 
@@ -191,7 +199,8 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn uplink(&self) -> &Uplink {
-        self.uplink
+        // SAFETY: this run's `last`, whose uplink nothing changes meanwhile.
+        unsafe { &(*self.last).uplink }
     }
 
     #[inline(always)]
@@ -212,6 +221,16 @@ impl Tables for World<'_> {
     #[inline(always)]
     fn action(&self, dst: &Addr) -> Action {
         Action::from_raw(self.policy(dst))
+    }
+
+    #[inline(always)]
+    fn is_known_bypass(&self, pod: &Addr, peer: &Addr) -> bool {
+        known::is_bypassed(self.settings, self.epoch(), pod, peer)
+    }
+
+    #[inline(always)]
+    fn set_known_bypass(&self, pod: &Addr, peer: &Addr) {
+        known::set_bypassed(self.settings, self.epoch(), pod, peer);
     }
 
     #[inline(always)]

@@ -63,11 +63,27 @@ pub fn words<const N: usize>(ctx: &TcContext, offset: usize) -> Option<[u32; N]>
     Linear(ctx).words(offset)
 }
 
+/// See [`packet::peek`]; tags in band are not looked behind.
+#[inline(always)]
+pub fn peek(ctx: &TcContext, l2_len: u32) -> Option<(Addr, Addr)> {
+    packet::peek(&Linear(ctx), ethertype(ctx), l2_len)
+}
+
+/// The EtherType, or that of the first tag in band, host byte order.
+#[inline(always)]
+fn ethertype(ctx: &TcContext) -> u16 {
+    // SAFETY: a TC program's context is readable for the program's run.
+    u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
+}
+
 /// Parses the packet into `work`. Headers outside the linear area are pulled in
 /// and the packet is parsed again. `l2_len` is 14, or 0 on devices without
 /// Ethernet header.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
+    if packet::parse_plain(&Linear(ctx), ethertype(ctx), l2_len, &mut work.pkt) {
+        return Parsed::Ip;
+    }
     let parsed = parse_linear(ctx, l2_len, work);
     let cut = match parsed {
         Parsed::Ip => matches!(
@@ -89,8 +105,7 @@ pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
 
 #[inline(never)]
 fn parse_linear(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
-    // SAFETY: a TC program's context is readable for the program's run.
-    let mut ethertype = u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16);
+    let mut ethertype = ethertype(ctx);
     let mut l3_offset = l2_len;
     // Tags that the device did not take off; those it did are not in the bytes.
     for _ in 0..2 {
@@ -118,9 +133,9 @@ struct Edit<'a> {
     family: Family,
     old: &'a Addr,
     new: &'a Addr,
-    /// Offset of the address.
-    addr_at: usize,
-    /// Offset of the IPv4 header.
+    /// Whether it is the source.
+    source: bool,
+    /// Offset of the IP header.
     l3: usize,
     /// Whether a checksum makes up for the address in `skb->csum`. In IPv4 the
     /// header's always does.
@@ -310,7 +325,7 @@ fn store_end(
             family: pkt.family,
             old,
             new: &pkt.new.addr,
-            addr_at: l3 + addr_offset(pkt.family, leaving),
+            source: leaving,
             l3,
             summed,
         },
@@ -323,11 +338,33 @@ fn store_end(
 fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
     match edit.family {
         Family::V4 => {
+            // Checksum and addresses in one write: each helper call has its price.
+            let Some([sum, source, destination]) = Linear(ctx).words::<3>(edit.l3 + 8) else {
+                return Err(-1);
+            };
             let delta = checksum::addr_diff(edit.old, edit.new, Family::V4);
-            ctx.l3_csum_replace(edit.l3 + 10, 0, delta.into(), 0)?;
-            ctx.store(edit.addr_at, &edit.new.v4_octets(), 0)
+            let [ttl, protocol, high, low] = sum.to_ne_bytes();
+            let sum = checksum::replace(u16::from_ne_bytes([high, low]), delta).to_ne_bytes();
+            let first = u32::from_ne_bytes([ttl, protocol, sum[0], sum[1]]);
+            let new = edit.new.words()[3];
+            let (source, destination) = if edit.source {
+                (new, destination)
+            } else {
+                (source, new)
+            };
+            let start = ctx.data() + edit.l3 + 8;
+            if start + 12 > ctx.data_end() {
+                return Err(-1);
+            }
+            // SAFETY: inside the packet.
+            unsafe { (start as *mut [u32; 3]).write([first, source, destination]) };
+            Ok(())
         }
-        Family::V6 => ctx.store(edit.addr_at, edit.new.octets(), follow(edit.summed)),
+        Family::V6 => ctx.store(
+            edit.l3 + addr_offset(edit.family, edit.source),
+            edit.new.octets(),
+            follow(edit.summed),
+        ),
     }
 }
 
@@ -385,7 +422,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
             family: pkt.family,
             old: old_addr,
             new: &pkt.new.addr,
-            addr_at: inner_l3 + addr_offset(pkt.family, inner_source),
+            source: inner_source,
             l3: inner_l3,
             summed: true,
         },

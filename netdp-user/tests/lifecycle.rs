@@ -278,7 +278,7 @@ fn maps_of_another_layout_are_refused() -> Result<()> {
         xtask::testbed::output(&mut command)
     };
     let settings = bpffs.join("settings").display().to_string();
-    let zeros = "0 ".repeat(36);
+    let zeros = "0 ".repeat(44);
     // The version is the value's first word.
     bpftool(&format!(
         "map update pinned {settings} key hex 0 0 0 0 value hex 63 0 0 0 {}",

@@ -1,7 +1,7 @@
 //! The maps and helpers, as [`Tables`] wants them.
 
 use super::{Fake, Inbound};
-use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
+use crate::abi::{Action, Counters, Fragment, Mapping, SETTING_NONE_STICKY, Settings, Uplink};
 use crate::addr::{Addr, Family};
 use crate::conntrack::{INBOUND_SECONDS, age, ticks};
 use crate::packet::Endpoint;
@@ -47,6 +47,18 @@ impl Tables for Fake {
         };
         let longest = self.policy.iter().filter(covers).max_by_key(|rule| rule.1);
         longest.map_or(Action::Masquerade, |rule| rule.2)
+    }
+
+    fn is_known_bypass(&self, pod: &Addr, peer: &Addr) -> bool {
+        self.settings.flags & SETTING_NONE_STICKY != 0
+            && (self.known_bypass.borrow()).contains(&(*pod, *peer, self.settings.epoch))
+    }
+
+    fn set_known_bypass(&self, pod: &Addr, peer: &Addr) {
+        if self.settings.flags & SETTING_NONE_STICKY != 0 {
+            let pair = (*pod, *peer, self.settings.epoch);
+            self.known_bypass.borrow_mut().insert(pair);
+        }
     }
 
     fn was_bypassed(&self, dst: &Addr) -> bool {

@@ -1,12 +1,13 @@
 //! The pinned maps, typed.
 
 use super::Setup;
+use super::policy::Entries;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
     Counters, Inbound, LAYOUT, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
-    Settings, Uplink, pins,
+    SETTING_NONE_STICKY, Settings, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::tuple::Tuple;
@@ -26,6 +27,9 @@ pub struct Maps {
     pub(super) snat_data: MapData,
     pub(super) rev_snat_data: MapData,
     pub(super) policy: [Trie; 2],
+    /// What the tries hold, once they have been read: reading a large one takes
+    /// long, and nobody else writes them.
+    pub(super) policy_entries: [Option<Entries>; 2],
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
     settings: Array<MapData, Settings>,
@@ -57,6 +61,7 @@ impl Maps {
                 trie(pins::POLICY_0)?.try_into()?,
                 trie(pins::POLICY_1)?.try_into()?,
             ],
+            policy_entries: [None, None],
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
@@ -89,6 +94,7 @@ impl Maps {
         }
         let mut settings = self.settings()?;
         settings.layout = LAYOUT;
+        // Until the sweep knows better, mappings may be older than the policy.
         settings.flags = setup.flags();
         settings.no_leak = setup.no_leak.raw();
         settings.ports = [PortRange::EMPTY; PORT_RANGES];
@@ -137,15 +143,39 @@ impl Maps {
         Ok(sum)
     }
 
+    /// Ends what the programs remember. To be called after the change.
+    pub(super) fn next_epoch(&mut self) -> Result<()> {
+        let mut settings = self.settings()?;
+        settings.epoch = settings.epoch.wrapping_add(1);
+        self.set_settings(&settings)
+    }
+
+    /// Says whether no mapping lives whose destination the policy bypasses.
+    pub(super) fn set_none_sticky(&mut self, none: bool) -> Result<()> {
+        let mut settings = self.settings()?;
+        let before = settings.flags;
+        if none {
+            settings.flags |= SETTING_NONE_STICKY;
+        } else {
+            settings.flags &= !SETTING_NONE_STICKY;
+        }
+        if settings.flags == before {
+            return Ok(());
+        }
+        self.set_settings(&settings)
+    }
+
     pub(super) fn add_local(&mut self, ip: IpAddr) -> Result<()> {
         self.local_addrs
             .insert(Addr::from(ip), 1, 0)
-            .with_context(|| format!("adding the node's address {ip}"))
+            .with_context(|| format!("adding the node's address {ip}"))?;
+        self.next_epoch()
     }
 
     pub(super) fn remove_local(&mut self, ip: IpAddr) -> Result<()> {
         ignore_missing(self.local_addrs.remove(&Addr::from(ip)))
-            .with_context(|| format!("removing the node's address {ip}"))
+            .with_context(|| format!("removing the node's address {ip}"))?;
+        self.next_epoch()
     }
 
     /// The addresses that the datapath takes for the node's own.
@@ -162,12 +192,14 @@ impl Maps {
     pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<()> {
         self.uplinks
             .insert(ifindex, uplink, 0)
-            .with_context(|| format!("writing the uplink with index {ifindex}"))
+            .with_context(|| format!("writing the uplink with index {ifindex}"))?;
+        self.next_epoch()
     }
 
     pub(super) fn remove_uplink(&mut self, ifindex: u32) -> Result<()> {
         ignore_missing(self.uplinks.remove(&ifindex))
-            .with_context(|| format!("removing the uplink with index {ifindex}"))
+            .with_context(|| format!("removing the uplink with index {ifindex}"))?;
+        self.next_epoch()
     }
 
     /// The interface indexes that have programs.

@@ -16,6 +16,7 @@ mod release;
 mod replies;
 mod schedule;
 mod self_check;
+mod sticky;
 mod sweep;
 
 pub use handover::{Handover, untranslated};

@@ -5,6 +5,7 @@ use super::history::{self, History};
 use super::maps::{Maps, Trie, ignore_missing};
 use crate::reconcile::PolicyRule;
 use anyhow::{Context as _, Result};
+use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
 use ipnet::{IpNet, Ipv4Net};
 use netdp_common::abi::{Action, PolicyValue};
@@ -23,6 +24,9 @@ pub struct PolicyChange {
 
 /// Length and address of a trie's key; IPv4 lies below `::ffff:0:0/96`.
 pub(super) type Prefix = (u32, Addr);
+
+/// What a trie holds.
+pub(super) type Entries = BTreeMap<Prefix, PolicyValue>;
 
 impl Maps {
     /// Puts a policy in force, whole. With [`History::Keep`] it remembers what
@@ -52,24 +56,46 @@ impl Maps {
         Ok(())
     }
 
-    fn active_policy(&self) -> Result<BTreeMap<Prefix, PolicyValue>> {
+    fn active_policy(&self) -> Result<Entries> {
         let active = usize::from(self.settings()?.active_policy != 0);
-        read(&self.policy[active]).context("reading the policy in force")
+        match &self.policy_entries[active] {
+            Some(entries) => Ok(entries.clone()),
+            None => read(&self.policy[active]).context("reading the policy in force"),
+        }
     }
 
     /// Makes the idle trie hold `wanted`, and packets ask it.
-    fn swap_policy(&mut self, wanted: &BTreeMap<Prefix, PolicyValue>) -> Result<PolicyChange> {
+    fn swap_policy(&mut self, wanted: &Entries) -> Result<PolicyChange> {
+        let idle = usize::from(self.settings()?.active_policy == 0);
+        // Where a write fails, nobody knows what it holds.
+        let present = match self.policy_entries[idle].take() {
+            Some(present) => present,
+            None => read(&self.policy[idle]).context("reading the idle policy trie")?,
+        };
+        let writes = rewrite(&mut self.policy[idle], &present, wanted)?;
+        self.policy_entries[idle] = Some(wanted.clone());
+        // Mappings made until now may go where the new policy bypasses.
+        self.set_none_sticky(false)?;
         let mut settings = self.settings()?;
-        let idle = usize::from(settings.active_policy == 0);
-        let writes = rewrite(&mut self.policy[idle], wanted)?;
         settings.active_policy = u32::from(settings.active_policy == 0);
         settings.generation = settings.generation.wrapping_add(1);
         self.set_settings(&settings)?;
+        self.next_epoch()?;
         wait_for_readers();
         Ok(PolicyChange {
             entries: wanted.len(),
             writes,
         })
+    }
+
+    /// What the policy in force does with new flows to `destination`.
+    pub(super) fn action(&self, destination: &Addr) -> Result<Action> {
+        let active = usize::from(self.settings()?.active_policy != 0);
+        match self.policy[active].get(&Key::new(128, *destination), 0) {
+            Ok(value) => Ok(Action::from_raw(value.action)),
+            Err(MapError::KeyNotFound) => Ok(Action::Masquerade),
+            Err(err) => Err(err).context("asking the policy in force"),
+        }
     }
 
     /// The policy in force, longest prefixes first.
@@ -88,7 +114,7 @@ impl Maps {
 
 /// The trie's entries for `rules`. IPv4's root stands in the trie even where no
 /// rule names it: an IPv6 `::/0` would otherwise cover it.
-fn entries(rules: &[PolicyRule]) -> BTreeMap<Prefix, PolicyValue> {
+fn entries(rules: &[PolicyRule]) -> Entries {
     let mut wanted = BTreeMap::new();
     let root = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
     let masquerade = PolicyValue {
@@ -126,7 +152,7 @@ fn to_net(len: u32, addr: Addr) -> IpNet {
     IpNet::new(ip, u8::try_from(len).unwrap_or(u8::MAX)).unwrap_or_else(|_| IpNet::from(ip))
 }
 
-fn read(trie: &Trie) -> Result<BTreeMap<Prefix, PolicyValue>> {
+fn read(trie: &Trie) -> Result<Entries> {
     let mut present = BTreeMap::new();
     for entry in trie.iter() {
         let (key, value) = entry?;
@@ -136,8 +162,7 @@ fn read(trie: &Trie) -> Result<BTreeMap<Prefix, PolicyValue>> {
 }
 
 /// Makes `trie` hold exactly `wanted`; gives the number of writes.
-fn rewrite(trie: &mut Trie, wanted: &BTreeMap<Prefix, PolicyValue>) -> Result<usize> {
-    let present = read(trie).context("reading the idle policy trie")?;
+fn rewrite(trie: &mut Trie, present: &Entries, wanted: &Entries) -> Result<usize> {
     let mut writes = 0;
     for &(len, addr) in present.keys() {
         if !wanted.contains_key(&(len, addr)) {

@@ -7,6 +7,7 @@ use super::batch;
 use super::maps::Maps;
 use super::replies::Replies;
 use super::schedule::{Next, Schedule};
+use super::sticky::Sticky;
 use crate::config::{Action, Config};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, MapData};
@@ -161,11 +162,13 @@ pub fn all(maps: &mut Maps, rules: &SweepRules<'_>, schedule: &mut Schedule) -> 
     let limit = limit(maps)?;
     let interval = schedule.interval(rules.timeouts.shortest());
     let mut sweep = Sweep::new(now(maps)?, rules, false, ticks(interval));
+    sweep.sticky = Sticky::look(maps.settings()?.flags);
     let mut replies = sweep.replies(maps)?;
     sweep.originals(maps, &mut replies)?;
     if sweep.swept.live > limit {
         // Once more, looking at both halves of every mapping.
         sweep = Sweep::new(sweep.now, rules, true, ticks(interval));
+        sweep.sticky = Sticky::look(maps.settings()?.flags);
         replies = sweep.replies(maps)?;
         sweep.originals(maps, &mut replies)?;
         sweep.relieve(limit);
@@ -176,7 +179,10 @@ pub fn all(maps: &mut Maps, rules: &SweepRules<'_>, schedule: &mut Schedule) -> 
     }
     sweep.swept.host = replies.host;
     let (now, due) = (sweep.now, std::mem::take(&mut sweep.due));
+    let sticky = std::mem::take(&mut sweep.sticky);
+    let ours = sweep.local.clone();
     let swept = sweep.end(maps, &over)?;
+    sticky.tell(maps, &ours)?;
     schedule.swept(now, cpu_time()?.saturating_sub(start), interval, due);
     schedule.populate(swept.live, created);
     Ok(swept)
@@ -196,6 +202,8 @@ struct Sweep<'a> {
     due: Vec<(u32, Tuple)>,
     /// Ticks until the next full sweep.
     horizon: u64,
+    /// Whether mappings are older than the policy.
+    sticky: Sticky,
     /// Mappings that may make room: how willingly (less first), how long idle.
     spare: Vec<(u8, u32, Tuple, Tuple)>,
 }
@@ -212,6 +220,7 @@ impl<'a> Sweep<'a> {
             torn: Vec::new(),
             due: Vec::new(),
             horizon,
+            sticky: Sticky::default(),
             spare: Vec::new(),
         }
     }
@@ -281,6 +290,7 @@ impl<'a> Sweep<'a> {
         match fate {
             Fate::Lives(_) => {
                 self.swept.live += 1;
+                self.sticky.note(tuple.dst);
                 return;
             }
             Fate::Expired => self.swept.expired += 1,

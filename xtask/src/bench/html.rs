@@ -23,7 +23,7 @@ const COLOURS: [RGBColor; 8] = [
 
 const STYLE: &str = "body{font:15px/1.4 system-ui,sans-serif;max-width:1100px;margin:2em auto;\
 color:#222}table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #ccc;\
-padding:.2em .6em;text-align:right}td:first-child,th:first-child{text-align:left}\
+padding:.2em .6em;text-align:right}td:first-child,th:first-child,td:nth-child(2):last-child{text-align:left}\
 .plots{display:flex;flex-wrap:wrap;gap:8px}small{color:#666}";
 
 /// The whole page.

@@ -49,6 +49,12 @@ pub struct Options {
     /// How many times each bed has its turn.
     #[arg(long)]
     rounds: Option<usize>,
+    /// A netdp of another state of the sources, compared as `before`.
+    #[arg(long, value_name = "PROGRAM")]
+    before: Option<PathBuf>,
+    /// Programs that were built elsewhere: netdp, and the generator's object.
+    #[arg(long, num_args = 2, value_names = ["NETDP", "GENERATOR"], hide = true)]
+    built: Vec<PathBuf>,
     /// Where report.html and report.json go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
@@ -65,7 +71,13 @@ fn named(name: &str) -> Result<&'static Variant, String> {
 pub fn run(options: &Options) -> Result<()> {
     testbed::require_root("cargo xtask bench")?;
     setup::run()?;
-    let built = build()?;
+    let built = match &options.built[..] {
+        [netdp, generator] => Built {
+            netdp: netdp.clone(),
+            generator: generator.clone(),
+        },
+        _ => build()?,
+    };
     // A process that ends by a signal drops nothing.
     let limit = TrackedLimit::raise()?;
     let before = limit.before().to_owned();
@@ -77,7 +89,7 @@ pub fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     let plan = plan::Plan::new(options);
     let mut lab = Lab {
-        beds: beds(&plan.variants, &built.netdp)?,
+        beds: beds(&plan.variants, &built.netdp, options.before.as_deref())?,
         generator: Generator::load(&built.generator)?,
         rounds: plan.rounds,
         slice: plan.slice,
@@ -91,11 +103,16 @@ pub fn run(options: &Options) -> Result<()> {
     report(&options.out, &lab, &head)
 }
 
-fn beds(variants: &[&'static Variant], netdp: &Path) -> Result<Vec<Bed>> {
+fn beds(variants: &[&'static Variant], netdp: &Path, before: Option<&Path>) -> Result<Vec<Bed>> {
     shell::say(&format!("making {} beds", variants.len()));
     variants
         .iter()
         .map(|variant| {
+            let netdp = if variant.name == variant::BEFORE {
+                before.context("--before names no program")?
+            } else {
+                netdp
+            };
             Bed::new(variant, netdp, FEW).with_context(|| format!("the bed of {}", variant.name))
         })
         .collect()

@@ -24,11 +24,7 @@ impl Plan {
     pub fn new(options: &Options) -> Self {
         let quick = options.quick;
         Self {
-            variants: if options.variants.is_empty() {
-                variant::ALL.iter().collect()
-            } else {
-                options.variants.clone()
-            },
+            variants: variants(options),
             rounds: options.rounds.unwrap_or(if quick { 5 } else { 9 }),
             slice: Duration::from_secs(if quick { 1 } else { 2 }),
             only: options.only.clone(),
@@ -130,6 +126,13 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+fn variants(options: &Options) -> Vec<&'static Variant> {
+    let chosen =
+        |variant: &&Variant| options.variants.is_empty() || options.variants.contains(variant);
+    let there = |variant: &&Variant| variant.name != variant::BEFORE || options.before.is_some();
+    variant::ALL.iter().filter(there).filter(chosen).collect()
 }
 
 fn forget(lab: &Lab) -> Result<()> {

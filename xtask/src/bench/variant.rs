@@ -45,6 +45,9 @@ pub const BASE: &str = "plain";
 /// The same for what also tracks connections.
 pub const BASE_TRACKED: &str = "plain+ct";
 
+/// The netdp of `--before`.
+pub const BEFORE: &str = "before";
+
 const NO_LIMIT: u32 = u32::MAX;
 
 /// All of them, in the order of columns.
@@ -96,6 +99,13 @@ pub const ALL: &[Variant] = &[
         what: "netdp, with connection tracking as on a node with kube-proxy",
         kind: Kind::Netdp(&[]),
         conntrack: true,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: BEFORE,
+        what: "netdp of another state of the sources, given with --before",
+        kind: Kind::Netdp(&[]),
+        conntrack: false,
         max_cidrs: NO_LIMIT,
     },
 ];
