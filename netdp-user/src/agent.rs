@@ -171,8 +171,10 @@ struct Agent {
     /// When connections that an earlier policy bypassed have ended, where there
     /// may be any.
     forget_policies: Option<Instant>,
-    /// The chains were looked for, and removed.
-    taken_over: bool,
+    /// Whether there were chains to take over, once they were looked for.
+    taken_over: Option<bool>,
+    /// What has to be done once is not done yet: not ready.
+    starting: bool,
     rollback: Option<Rollback>,
     /// Where the configuration in force is from.
     source: configuration::Source,
@@ -221,7 +223,8 @@ impl Agent {
             snapshot,
             ready: false,
             forget_policies: None,
-            taken_over: false,
+            taken_over: None,
+            starting: true,
             rollback: None,
             source: configuration::Source::Defaults,
             api,
@@ -235,6 +238,8 @@ impl Agent {
             agent
                 .give_back()
                 .context("giving the mappings to netfilter")?;
+            agent.starting = false;
+            agent.update_ready();
             return Ok(agent);
         }
         agent.save_fallback();
@@ -242,6 +247,8 @@ impl Agent {
         agent.keep_untranslated();
         agent.reconcile();
         agent.take_over();
+        agent.starting = false;
+        agent.update_ready();
         agent.ask_foreign();
         Ok(agent)
     }
@@ -287,7 +294,7 @@ impl Agent {
                 _ = sweep.tick() => {
                     self.sweep(false);
                     self.forget_policies();
-                    if !self.taken_over {
+                    if self.taken_over.is_none() {
                         self.take_over();
                     }
                     self.drain();
@@ -303,10 +310,11 @@ impl Agent {
     }
 
     fn update_ready(&mut self) {
-        let ready = match self.engine.as_chains() {
+        let in_force = match self.engine.as_chains() {
             None => self.applied.policy.is_some() && !self.report.uplinks.is_empty(),
             Some(_) => self.report.chains.iter().all(|chain| chain.error.is_none()),
         };
+        let ready = in_force && !self.starting;
         if ready == self.ready {
             return;
         }

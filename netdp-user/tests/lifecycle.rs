@@ -323,9 +323,10 @@ fn resyncs_leak_no_descriptors() -> Result<()> {
     wait(5)?;
     let before = open()?;
     wait(25)?;
-    let after = open()?;
-    ensure!(after <= before + 1, "{before} descriptors, then {after}");
-    Ok(())
+    // One moment may find a program running that the agent asks about rules.
+    wait_for(SOON, &format!("no more than {before} descriptors"), || {
+        open().is_ok_and(|after| after <= before)
+    })
 }
 
 /// The file says when an agent is in force.

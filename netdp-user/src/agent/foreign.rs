@@ -75,7 +75,8 @@ impl Agent {
     pub(super) fn ask_foreign(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
         let translator = match &self.engine {
-            Engine::Ebpf(_) => Translator::Ebpf,
+            // What shadow mode looks at is what the datapath would find.
+            Engine::Ebpf(_) | Engine::Shadow(_) => Translator::Ebpf,
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
         self.foreign.watch.ask(Around {

@@ -63,7 +63,10 @@ impl Agent {
             let network = network.or_else(|_| prefix.parse::<IpAddr>());
             network.is_ok_and(|ip| config.decide(ip).action == Action::Masquerade)
         };
-        for found in iptables::find(&self.options.chains.name, masqueraded) {
+        let found = iptables::find(&self.options.chains.name, masqueraded);
+        let kept = !iptables::find(KEEP_CHAIN, |_| false).is_empty();
+        self.taken_over = Some(kept || !found.is_empty());
+        for found in found {
             match found.remove(keep) {
                 Ok(()) => log::info!("taken over: {found}"),
                 Err(err) => {
@@ -73,7 +76,6 @@ impl Agent {
         }
         // What began between the first look and the rules' end.
         self.reserve_translated();
-        self.taken_over = true;
     }
 
     /// How many connections netfilter translates to an address of the node; all of them are
@@ -110,7 +112,7 @@ impl Agent {
     /// Whether somebody has put the chains back that were taken over: said once, not fought about.
     /// What they translate arrives as the node's own traffic.
     pub(super) fn watch_chains(&mut self) {
-        if !self.taken_over {
+        if self.taken_over != Some(true) {
             return;
         }
         self.release_tracking();
