@@ -14,16 +14,23 @@ app.kubernetes.io/name: netdp
 {{ if .Values.replaceIpMasqAgent }}ip-masq-agent{{ else }}netdp{{ end }}
 {{- end }}
 
+{{- /* Not empty where iptables has to be in the image. */ -}}
+{{- define "netdp.takeover" -}}
+{{- if or .Values.takeover .Values.replaceIpMasqAgent .Values.targets }}true{{ end }}
+{{- end }}
+
 {{- define "netdp.image" -}}
 {{- $tag := .Chart.AppVersion }}
-{{- if eq .Values.mode "iptables" }}{{ $tag = printf "%s-iptables" $tag }}{{ end }}
+{{- if or (eq .Values.mode "iptables") (include "netdp.takeover" .) }}{{ $tag = printf "%s-iptables" $tag }}{{ end }}
 {{- with .Values.image -}}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $tag }}{{ end }}
 {{- end }}
 {{- end }}
 
 {{- define "netdp.capabilities" -}}
-{{- if eq .Values.mode "iptables" -}}
+{{- if include "netdp.takeover" . -}}
+[BPF, NET_ADMIN, NET_RAW, PERFMON]
+{{- else if eq .Values.mode "iptables" -}}
 [NET_ADMIN, NET_RAW]
 {{- else if .Values.sysAdmin -}}
 [SYS_ADMIN, NET_ADMIN]
