@@ -45,10 +45,7 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
         ),
         (objects("base", "files", "")?, json!({"api": false})),
         (objects("base", "sys-admin", "")?, json!({"sysAdmin": true})),
-        (
-            objects("base", "takeover", "")?,
-            json!({"takeover": true}),
-        ),
+        (objects("base", "takeover", "")?, json!({"takeover": true})),
         (
             objects("base", "iptables", "")?,
             json!({"mode": "iptables"}),
