@@ -10,6 +10,7 @@ use common::wire::Capture;
 use common::{
     Echo, POLICY_V4, SOON, World, drops, echoes, mappings, nft, packets, same_family, start_agent,
 };
+use netdp_user::datapath::Maps;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -117,6 +118,13 @@ fn the_nodes_own_traffic_is_unchanged() -> Result<()> {
     for secondary in ["10.1.0.77/16", "fd00:1::77/64"] {
         node.address("eth0", secondary.parse()?)?;
     }
+    // What the node sends from an address that the agent has not heard of yet is a pod's to it.
+    let new: IpAddr = "fd00:1::77".parse()?;
+    wait_for(SOON, "the agent to know the new addresses", || {
+        let maps = Maps::open(&world.agent.bpffs());
+        maps.and_then(|maps| maps.local_addresses())
+            .is_ok_and(|local| local.contains(&new))
+    })?;
     let url = "http://10.2.0.1/health";
     for (interface, port) in [("10.1.0.10", "45678"), ("10.1.0.77", "45679")] {
         node.run(&[
