@@ -317,7 +317,10 @@ fn policy(out: &mut String, config: &ConfigReport) -> Result<()> {
         let more = format!("… {} more", config.rules.len() - SHOWN);
         policy.add_row([more.as_str(), "", "-o json shows all"]);
     }
-    policy.add_row(["everything else", "masquerade", "built-in"]);
+    // A default action is a rule for everything.
+    if !config.rules.iter().any(|rule| rule.prefix == "0.0.0.0/0") {
+        policy.add_row(["everything else", "masquerade", "built-in"]);
+    }
     writeln!(out, "{policy}\n")?;
     Ok(())
 }
