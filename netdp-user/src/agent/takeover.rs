@@ -59,9 +59,9 @@ impl Agent {
         let keep = self.reserve_translated() > 0;
         let config = &self.config;
         let masqueraded = |prefix: &str| {
-            let network = prefix.parse::<IpNet>().map(|net| net.network());
-            let network = network.or_else(|_| prefix.parse::<IpAddr>());
-            network.is_ok_and(|ip| config.decide(ip).action == Action::Masquerade)
+            let net = prefix.parse::<IpNet>();
+            let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
+            net.is_ok_and(|net| config.masquerades(&net))
         };
         let found = iptables::find(&self.options.chains.name, masqueraded);
         let kept = !iptables::find(KEEP_CHAIN, |_| false).is_empty();

@@ -156,6 +156,16 @@ impl Config {
         }
     }
 
+    /// Whether every destination in `net` is masqueraded.
+    pub fn masquerades(&self, net: &IpNet) -> bool {
+        let covering = self.rules.iter().filter(|rule| rule.prefix.contains(net));
+        let covering = covering.max_by_key(|rule| rule.prefix.prefix_len());
+        covering.is_none_or(|rule| rule.action == Action::Masquerade)
+            && !self.rules.iter().any(|rule| {
+                rule.action == Action::Bypass && net.contains(&rule.prefix) && rule.prefix != *net
+            })
+    }
+
     /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every
     /// version for the same rules and settings, in whichever order and files they were written.
     pub fn hash(&self) -> String {

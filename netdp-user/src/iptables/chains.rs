@@ -233,7 +233,7 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> Vec<Found> {
     for backend in [Backend::Nft, Backend::Legacy] {
         for family in [Family::V4, Family::V6] {
             let iptables = Iptables { family, backend };
-            // Without programs there is nobody to write rules, either.
+            // Tables that can't be read are told of where other NAT rules are looked for.
             let Ok(table) = iptables.read() else {
                 continue;
             };

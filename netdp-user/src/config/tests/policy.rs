@@ -227,3 +227,28 @@ const PIECES: &[&str] = &[
     "@",
     "`",
 ];
+
+#[test]
+fn a_network_is_masqueraded_only_whole() {
+    let text = "nonMasqueradeCIDRs: [10.0.0.0/8, 192.168.7.0/24]\nmasqueradeCIDRs: [10.0.0.0/29]";
+    let document = crate::config::Document {
+        name: "c".into(),
+        text: text.into(),
+        format: crate::config::Format::MasqAgent,
+    };
+    let config = crate::config::load(&[document], &crate::config::Options::default())
+        .unwrap()
+        .config;
+    for (net, whole) in [
+        ("10.0.0.0/29", true),
+        ("10.0.0.0/30", true),
+        // Its first address is.
+        ("10.0.0.0/8", false),
+        ("10.0.0.0/16", false),
+        ("203.0.113.0/24", true),
+        // It holds a network that is not.
+        ("192.168.0.0/16", false),
+    ] {
+        assert_eq!(config.masquerades(&net.parse().unwrap()), whole, "{net}");
+    }
+}
