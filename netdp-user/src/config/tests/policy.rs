@@ -231,14 +231,12 @@ const PIECES: &[&str] = &[
 #[test]
 fn a_network_is_masqueraded_only_whole() {
     let text = "nonMasqueradeCIDRs: [10.0.0.0/8, 192.168.7.0/24]\nmasqueradeCIDRs: [10.0.0.0/29]";
-    let document = crate::config::Document {
+    let document = Document {
         name: "c".into(),
         text: text.into(),
-        format: crate::config::Format::MasqAgent,
+        format: Format::MasqAgent,
     };
-    let config = crate::config::load(&[document], &crate::config::Options::default())
-        .unwrap()
-        .config;
+    let config = load(&[document], &Options::default()).unwrap().config;
     for (net, whole) in [
         ("10.0.0.0/29", true),
         ("10.0.0.0/30", true),
