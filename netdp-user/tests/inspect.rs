@@ -182,14 +182,20 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
     let far = world.far.v4()?.into();
     common::clients::send_raw(pod, libc::IPPROTO_AH, far, b"x")?;
     ping(pod, far)?;
-    let counters = dump_counters(&world.agent)?;
+    // Others' packets (neighbours, multicast) come in meanwhile: the status is
+    // held against counters that were the same before and after it.
+    let mut seen = Err(anyhow::anyhow!("never asked"));
+    common::wait_for(common::SOON, "counters at rest", || {
+        seen = at_rest(&world.agent);
+        !matches!(seen, Ok(None))
+    })?;
+    let (counters, shown) = seen?.context("no counters")?;
     let sum = |name: &str| {
         counters
             .iter()
             .map(|cpu| number(&cpu[name]))
             .sum::<Result<u64>>()
     };
-    let shown = common::status(&world.agent)?;
     for name in COUNTERS {
         assert_eq!(number(&shown["packets"][name])?, sum(name)?, "{name}");
     }
@@ -209,6 +215,13 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// The counters of each CPU with the status, if no packet came between the two.
+fn at_rest(agent: &Agent) -> Result<Option<(Vec<Value>, Value)>> {
+    let before = dump_counters(agent)?;
+    let shown = common::status(agent)?;
+    Ok((before == dump_counters(agent)?).then_some((before, shown)))
 }
 
 /// The counters of each CPU.
