@@ -36,6 +36,35 @@ pub const fn addr_diff(old: &Addr, new: &Addr, family: Family) -> u32 {
     }
 }
 
+/// The sum of an address.
+#[inline(always)]
+#[must_use]
+pub const fn addr_sum(addr: &Addr, family: Family) -> u32 {
+    let words = addr.words();
+    match family {
+        Family::V4 => words[3],
+        Family::V6 => add(add(words[0], words[1]), add(words[2], words[3])),
+    }
+}
+
+/// The sum of a pseudo-header (RFC 9293 3.1, RFC 8200 8.1). `len` is that of the
+/// L4 header and what follows it.
+#[inline(always)]
+#[must_use]
+pub const fn pseudo_sum(src: &Addr, dst: &Addr, family: Family, proto: u8, len: u16) -> u32 {
+    let addrs = add(addr_sum(src, family), addr_sum(dst, family));
+    add(addrs, (proto as u16).to_be() as u32 + len.to_be() as u32)
+}
+
+/// Whether a checksum field holds no more than the sum of its pseudo-header, to
+/// which the device is to add the rest (`CHECKSUM_PARTIAL`,
+/// include/linux/skbuff.h). By chance a whole checksum may look the same.
+#[inline(always)]
+#[must_use]
+pub const fn may_be_partial(field: u16, pseudo: u32) -> bool {
+    matches!(fold(add(pseudo, !field as u32 & 0xffff)), 0 | 0xffff)
+}
+
 /// Folds a 32-bit sum to 16 bits.
 #[inline(always)]
 #[must_use]
@@ -56,7 +85,7 @@ pub const fn replace(field: u16, diff: u32) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::{add, addr_diff, diff, fold, replace};
+    use super::{add, addr_diff, diff, fold, may_be_partial, pseudo_sum, replace};
     use crate::addr::{Addr, Family};
     use proptest::prelude::*;
 
@@ -86,6 +115,21 @@ mod tests {
             data[at.clone()].copy_from_slice(&new[at]);
             let delta = addr_diff(&Addr::from_v6(old), &Addr::from_v6(new), family);
             prop_assert!(same(replace(before, delta), full(&data)));
+        }
+
+        #[test]
+        fn a_partial_checksum_is_told(src: [u8; 16], dst: [u8; 16], proto: u8, len: u16, v6: bool) {
+            let (family, from) = if v6 { (Family::V6, 0) } else { (Family::V4, 12) };
+            let mut header = [&src[from..], &dst[from..]].concat();
+            header.extend([0, proto]);
+            header.extend(len.to_be_bytes());
+            let seed = !full(&header);
+            let (src, dst) = (Addr::from_v6(src), Addr::from_v6(dst));
+            let pseudo = pseudo_sum(&src, &dst, family, proto, len);
+            prop_assert!(same(fold(pseudo), seed));
+            for field in 0..=u16::MAX {
+                prop_assert_eq!(may_be_partial(field, pseudo), same(field, seed), "{}", field);
+            }
         }
 
         #[test]

@@ -20,7 +20,7 @@ use crate::packet::{Inner, L4, Packet};
 use crate::tables::Tables;
 use crate::verdict::{DropReason, Verdict};
 use follow::{continue_egress, continue_ingress};
-use host::egress_host;
+use host::needs_mapping;
 use open::{Claim, open};
 
 #[expect(clippy::cast_possible_truncation, reason = "half a minute")]
@@ -111,7 +111,11 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     }
     let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
     if tables.is_local(&pkt.tuple.src) {
-        return egress_host(tables, work, bypass);
+        return if needs_mapping(tables, work, bypass) {
+            open(tables, work, 0)
+        } else {
+            Verdict::Pass
+        };
     }
     if bypass {
         tables.set_known_bypass(&pkt.tuple.src, &pkt.tuple.dst);

@@ -86,7 +86,10 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     let failed = match verdict {
         Verdict::Pass => None,
         Verdict::Hold => return SHOT,
-        Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving).err(),
+        Verdict::Rewrite => {
+            skb::set_hash(ctx, &work.pkt);
+            skb::rewrite(ctx, &work.pkt, leaving).err()
+        }
         Verdict::RewriteError => rewrite_error(ctx, work, leaving, true),
         Verdict::RewriteInner => rewrite_error(ctx, work, leaving, false),
         Verdict::Drop(reason) => Some(reason),

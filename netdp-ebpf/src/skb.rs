@@ -1,6 +1,7 @@
 //! All access to packet bytes.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
+use aya_ebpf::helpers::bpf_set_hash;
 use aya_ebpf::programs::TcContext;
 use netdp_common::addr::{Addr, Family};
 use netdp_common::checksum;
@@ -146,7 +147,104 @@ struct Edit<'a> {
 /// updates every checksum over it.
 #[inline(always)]
 pub fn rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropReason> {
+    if leaving && rewrite_whole(ctx, pkt).is_some() {
+        return Ok(());
+    }
     try_rewrite(ctx, pkt, leaving).map_err(|_| DropReason::RewriteFailed)
+}
+
+/// Writes a new source without the help of the kernel, where that is safe:
+/// `None` if it is not, and nothing has been written.
+///
+/// The helpers are there for `skb->ip_summed`, which a program can't see. What
+/// leaves has no use for `skb->csum`, so that the only question is whether the
+/// checksum is whole or partial; it is whole where it differs from the
+/// pseudo-header's.
+#[inline(always)]
+fn rewrite_whole(ctx: &TcContext, pkt: &Packet) -> Option<()> {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
+    // Fragments and super-packets have another length in their pseudo-header.
+    if segments || pkt.is_fragment != 0 {
+        return None;
+    }
+    let csum = match (&pkt.l4, pkt.tuple.proto) {
+        (L4::Tcp(_), _) => 16,
+        (L4::Udp, proto::UDP) => 6,
+        _ => return None,
+    };
+    match pkt.family {
+        Family::V4 => rewrite_headers::<20>(ctx, pkt, csum),
+        Family::V6 => rewrite_headers::<40>(ctx, pkt, csum),
+    }
+}
+
+/// The same for an IP header of this length, with the checksum at this offset of
+/// what follows it.
+#[inline(always)]
+fn rewrite_headers<const HEADER: usize>(ctx: &TcContext, pkt: &Packet, csum: usize) -> Option<()> {
+    let l3 = pkt.l3_offset as usize;
+    if pkt.l4_offset as usize != l3 + HEADER || l3 > MAX_OFFSET {
+        return None;
+    }
+    let start = ctx.data() + l3;
+    if start + HEADER + csum + 2 > ctx.data_end() {
+        return None;
+    }
+    let (l4, udp) = (start + HEADER, csum == 6);
+    let (family, old, new) = (pkt.family, &pkt.tuple.src, &pkt.new.addr);
+    // SAFETY: all that is read and written lies between `start` and the end of
+    // the checksum, which was just compared with the packet's. It may be
+    // unaligned, see `Linear`.
+    unsafe {
+        let len = match family {
+            Family::V4 => u16::from_be(((start + 2) as *const u16).read())
+                .checked_sub(HEADER as u16)?,
+            Family::V6 => u16::from_be(((start + 4) as *const u16).read()),
+        };
+        let field = ((l4 + csum) as *const u16).read();
+        let proto = pkt.tuple.proto as u8;
+        let pseudo = checksum::pseudo_sum(old, &pkt.tuple.dst, family, proto, len);
+        if checksum::may_be_partial(field, pseudo) {
+            return None;
+        }
+        let delta = checksum::addr_diff(old, new, family);
+        match family {
+            Family::V4 => {
+                let sum = (start + 10) as *mut u16;
+                sum.write(checksum::replace(sum.read(), delta));
+                ((start + 12) as *mut u32).write(new.words()[3]);
+            }
+            Family::V6 => ((start + 8) as *mut [u32; 4]).write(new.words()),
+        }
+        let id = (pkt.new.id as u16).to_be();
+        let ids = checksum::diff(pkt.tuple.src_id.to_be().into(), id.into());
+        // RFC 768: 0 stands for no checksum.
+        if !udp || field != 0 {
+            let sum = match checksum::replace(field, checksum::add(delta, ids)) {
+                0 if udp => 0xffff,
+                sum => sum,
+            };
+            ((l4 + csum) as *mut u16).write(sum);
+        }
+        (l4 as *mut u16).write(id);
+    }
+    Some(())
+}
+
+/// Gives a packet that has none the hash by which queues are chosen. What the
+/// kernel would do instead is to look into the packet's headers once more
+/// (`skb_get_hash`, net/core/flow_dissector.c, Linux 6.12). Fragments keep
+/// theirs, which is the same for all of a datagram.
+#[inline(always)]
+pub fn set_hash(ctx: &TcContext, pkt: &Packet) {
+    // SAFETY: a TC program's context is readable for the program's run; the
+    // helper takes it and a number.
+    unsafe {
+        if (*ctx.skb.skb).hash == 0 && pkt.is_fragment == 0 {
+            bpf_set_hash(ctx.skb.skb, pkt.tuple.quick_hash());
+        }
+    }
 }
 
 #[inline(always)]

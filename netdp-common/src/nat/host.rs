@@ -1,35 +1,34 @@
 //! The node's own traffic.
 
 use super::Work;
-use super::open::{mapping, open};
+use super::open::mapping;
 use crate::abi::MAPPING_HOST;
 use crate::conntrack::{ACK, FIN, RST, SYN};
 use crate::packet::L4;
 use crate::tables::Tables;
 use crate::tuple::proto;
-use crate::verdict::Verdict;
 
-/// The node's own traffic: left alone, unless a pod's mapping holds its wire
-/// tuple; then the node's flow gets another port. Towards a bypassed destination
-/// too, for the mapping may be older than the policy.
+/// Whether a packet of the node's own needs a mapping: a pod's holds its wire
+/// tuple, towards a bypassed destination too, for the mapping may be older than
+/// the policy. All others are left alone.
 #[inline(never)]
-pub(super) fn egress_host<T: Tables>(tables: &T, work: &mut Work, bypass: bool) -> Verdict {
+pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool) -> bool {
     let pkt = &work.pkt;
     tables.count(|c| &mut c.egress_host);
     let opens = match pkt.l4 {
         L4::Udp | L4::Query | L4::Address => true,
         L4::Tcp(segment) => segment.flags & (SYN | ACK | RST | FIN) == SYN,
-        _ => return Verdict::Pass,
+        _ => return false,
     };
     let wire = pkt.tuple.reversed();
     match tables.rev_snat(&wire) {
         Some(slot) if slot.may_leave() => {
             slot.record(pkt, tables.now());
-            Verdict::Pass
+            false
         }
         Some(_) => {
             work.pkt.new.addr = work.pkt.tuple.src;
-            open(tables, work, 0)
+            true
         }
         // Sockets are looked up when a port is given away. What a lookup does
         // not find (pings, what netfilter translated to a node address) is
@@ -42,7 +41,7 @@ pub(super) fn egress_host<T: Tables>(tables: &T, work: &mut Work, bypass: bool) 
                 // A full table only costs this flow its protection.
                 let _ = tables.insert_rev_snat(&wire, &marker);
             }
-            Verdict::Pass
+            false
         }
     }
 }
