@@ -43,4 +43,13 @@ pub struct Seen {
     pub source: u32,
     /// Destination address of the last one.
     pub destination: u32,
+    /// When the generator made its first one, in nanoseconds of
+    /// `CLOCK_MONOTONIC`; 0 before.
+    pub first: u64,
+    /// When the last one of which the number is a multiple of [`LOOK`] came.
+    pub last: u64,
 }
+
+/// How often the sink looks at the clock, in packets: seldom, for a look is a
+/// part of what a packet costs. A power of two.
+pub const LOOK: u64 = 32;

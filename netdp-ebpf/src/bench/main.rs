@@ -13,10 +13,10 @@
 
 mod abi;
 
-use abi::{FIRST_PORT, FRAME, PORT, PORT_BITS, Seen, Stream};
+use abi::{FIRST_PORT, FRAME, LOOK, PORT, PORT_BITS, Seen, Stream};
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
-use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use netdp_common::checksum::{add, fold};
@@ -50,6 +50,13 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
         *cursor = number.wrapping_add(1);
         number as u32
     };
+    let seen = SEEN.get_ptr_mut(0)?;
+    // SAFETY: this CPU's own entry; a helper without arguments.
+    unsafe {
+        if (*seen).first == 0 {
+            (*seen).first = bpf_ktime_get_ns();
+        }
+    }
     let data = ctx.data();
     if data + FRAME > ctx.data_end() {
         return None;
@@ -100,9 +107,12 @@ pub fn bench_sink(ctx: XdpContext) -> u32 {
     }
     if let Some(seen) = SEEN.get_ptr_mut(0) {
         let word = |at| u32::from(load(at)) | u32::from(load(at + 2)) << 16;
-        // SAFETY: this CPU's own entry.
+        // SAFETY: this CPU's own entry; a helper without arguments.
         unsafe {
             (*seen).packets += 1;
+            if (*seen).packets % LOOK == 0 {
+                (*seen).last = bpf_ktime_get_ns();
+            }
             (*seen).source = word(26);
             (*seen).destination = word(30);
         }

@@ -34,8 +34,8 @@ pub const POD_SIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
 
-/// How many flows fit into netdp's and netfilter's tables.
-pub const MAX_FLOWS: u32 = 2_097_152;
+/// How many flows fit into netfilter's table.
+const MAX_TRACKED: u32 = 2_097_152;
 
 /// How long a policy may take to be in force.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -52,6 +52,7 @@ pub struct Bed {
 struct Netdp {
     // Dropped first: the agent before its configuration.
     agent: Agent,
+    options: AgentOptions,
     config: Config,
 }
 
@@ -70,20 +71,53 @@ impl Bed {
             cidrs,
             netdp: None,
         };
-        if let Kind::Netdp(arguments) = variant.kind {
+        if variant.has_agent() {
             let config = Config::new(&policy::netdp(cidrs))?;
             let options = AgentOptions::new(binary)
                 .config(&config.path())
                 .uplink("eth0")
-                .arg("--max-flows")
-                .arg(MAX_FLOWS.to_string());
-            let options = arguments.iter().fold(options, |all, one| all.arg(*one));
-            let agent = Agent::start(&bed.node, options)?;
-            bed.netdp = Some(Netdp { agent, config });
+                .arg("--mode")
+                .arg(match variant.kind {
+                    Kind::NetdpIptables => "iptables",
+                    _ => "ebpf",
+                });
+            let agent = Agent::start(&bed.node, options.clone())?;
+            bed.netdp = Some(Netdp {
+                agent,
+                options,
+                config,
+            });
         } else {
             bed.set_rules(cidrs)?;
         }
         Ok(bed)
+    }
+
+    /// Has netdp's tables hold this many flows, all of them new.
+    pub fn resize(&mut self, max_flows: u32) -> Result<()> {
+        if self.variant.kind != Kind::Netdp {
+            return Ok(());
+        }
+        let Some(old) = self.netdp.take() else {
+            return Ok(());
+        };
+        let Netdp {
+            agent,
+            options,
+            config,
+        } = old;
+        drop(agent);
+        let larger = options
+            .clone()
+            .arg("--max-flows")
+            .arg(max_flows.to_string());
+        let agent = Agent::start(&self.node, larger)?;
+        self.netdp = Some(Netdp {
+            agent,
+            options,
+            config,
+        });
+        Ok(())
     }
 
     /// Changes the number of CIDRs; gives the time from the edit until they are
@@ -98,7 +132,7 @@ impl Bed {
         Ok(start.elapsed())
     }
 
-    /// Has netdp's configuration be these files.
+    /// Has netdp's configuration be these files, which say something new.
     pub fn edit(&mut self, files: &[String]) -> Result<Duration> {
         let before = self.generation()?;
         let netdp = self.netdp.as_mut().context("no netdp here")?;
@@ -111,7 +145,12 @@ impl Bed {
         Ok(start.elapsed())
     }
 
+    /// How many policies have come into force.
     fn generation(&self) -> Result<u32> {
+        if self.variant.kind == Kind::NetdpIptables {
+            let written = self.agent()?.log().matches("IP-MASQ-AGENT written").count();
+            return Ok(u32::try_from(written)?);
+        }
         let settings: Array<_, Settings> = Map::Array(self.pinned(pins::SETTINGS)?).try_into()?;
         Ok(settings.get(&0, 0)?.generation)
     }
@@ -131,9 +170,15 @@ impl Bed {
         self.netdp.as_ref().map(|netdp| netdp.agent.pid())
     }
 
+    /// The process whose programs handle packets, where there is one.
+    pub fn datapath_pid(&self) -> Option<u32> {
+        self.agent_pid()
+            .filter(|_| self.variant.kind == Kind::Netdp)
+    }
+
     fn set_rules(&self, cidrs: u32) -> Result<()> {
         match self.variant.kind {
-            Kind::Plain | Kind::Netdp(_) => Ok(()),
+            Kind::Plain | Kind::Netdp | Kind::NetdpIptables => Ok(()),
             Kind::MasqAgent(restore) => feed(&self.node, &[restore], &policy::masq_agent(cidrs)),
             Kind::NftSet => {
                 let replace = format!(
@@ -151,7 +196,7 @@ impl Bed {
             // It reports on standard error and has nothing else to say.
             self.node.run(&["conntrack", "-F"])?;
         }
-        if self.netdp.is_some() {
+        if self.variant.kind == Kind::Netdp {
             for name in [pins::SNAT, pins::REV_SNAT] {
                 let mut map: HashMap<_, Tuple, Mapping> =
                     Map::HashMap(self.pinned(name)?).try_into()?;
@@ -166,7 +211,7 @@ impl Bed {
     }
 
     fn tracks(&self) -> bool {
-        self.variant.conntrack || matches!(self.variant.kind, Kind::MasqAgent(_) | Kind::NftSet)
+        self.variant.conntrack || !matches!(self.variant.kind, Kind::Plain | Kind::Netdp)
     }
 
     /// Switches segmentation and receive offloads of all interfaces.
@@ -313,7 +358,7 @@ impl TrackedLimit {
     /// Raises it.
     pub fn raise() -> Result<Self> {
         let before = fs::read_to_string(NF_CONNTRACK_MAX).context(NF_CONNTRACK_MAX)?;
-        fs::write(NF_CONNTRACK_MAX, MAX_FLOWS.to_string()).context(NF_CONNTRACK_MAX)?;
+        fs::write(NF_CONNTRACK_MAX, MAX_TRACKED.to_string()).context(NF_CONNTRACK_MAX)?;
         Ok(Self(before))
     }
 

@@ -22,6 +22,9 @@ const BATCH: u32 = 64;
 /// How long the last packets may be on their way.
 const UNDER_WAY: Duration = Duration::from_millis(50);
 
+/// How often to look whether they have come.
+const PAUSE: Duration = Duration::from_micros(50);
+
 /// Wrappers, so that they may go through maps.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -29,9 +32,9 @@ struct StreamValue(Stream);
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct SeenValue(Seen);
-// SAFETY: repr(C), integers only, no padding (21 and 4 words).
+// SAFETY: repr(C), integers only, no padding (21 words).
 unsafe impl aya::Pod for StreamValue {}
-// SAFETY: as before.
+// SAFETY: repr(C), integers only, no padding (two words between double words).
 unsafe impl aya::Pod for SeenValue {}
 
 /// What is sent through a bed.
@@ -54,7 +57,9 @@ pub enum Flows {
     New,
 }
 
-/// One burst through a bed.
+/// One burst through a bed. The first and the last packet are timed where they are
+/// made and where they arrive: what a generator needs to begin and to end, a tick
+/// or so, is no part of it.
 #[derive(Debug, Clone, Copy)]
 pub struct Burst {
     /// Packets that arrived.
@@ -117,9 +122,8 @@ impl Generator {
             .context("no map STREAM")?
             .try_into()?;
         streams.set(0, StreamValue(*stream), 0)?;
-        let before = self.seen()?;
+        self.forget()?;
         let programs = &self.0;
-        let start = Instant::now();
         std::thread::scope(|scope| {
             let threads: Vec<_> = cpus
                 .iter()
@@ -132,22 +136,25 @@ impl Generator {
                     Err(_) => bail!("a generator ended"),
                 })
         })?;
-        self.arrived(&before, count as usize * cpus.len(), start)
+        self.arrived(u64::from(count) * cpus.len() as u64)
     }
 
-    fn arrived(&self, before: &Total, sent: usize, start: Instant) -> Result<Burst> {
-        let mut time = start.elapsed();
-        let mut last = self.seen()?.packets;
-        // What takes long is lost: rings are short.
-        while last - before.packets < sent as u64 && start.elapsed() - time < UNDER_WAY {
-            let now = self.seen()?.packets;
-            if now != last {
-                (last, time) = (now, start.elapsed());
+    /// Waits for the packets that were sent; what takes long is lost, for rings
+    /// are short.
+    fn arrived(&self, sent: u64) -> Result<Burst> {
+        let mut seen = self.seen()?;
+        let mut since = Instant::now();
+        while seen.packets < sent && since.elapsed() < UNDER_WAY {
+            // The kernel's thread that handles them may need this very CPU.
+            std::thread::sleep(PAUSE);
+            let now = self.seen()?;
+            if now.packets != seen.packets {
+                (seen, since) = (now, Instant::now());
             }
         }
         Ok(Burst {
-            received: last - before.packets,
-            time,
+            received: seen.packets,
+            time: Duration::from_nanos(seen.last.saturating_sub(seen.first)),
         })
     }
 
@@ -187,9 +194,15 @@ impl Generator {
             packets: 0,
             source: Ipv4Addr::UNSPECIFIED,
             destination: Ipv4Addr::UNSPECIFIED,
+            first: 0,
+            last: 0,
         };
         for SeenValue(seen) in seen.iter() {
             total.packets += seen.packets;
+            total.last = total.last.max(seen.last);
+            if seen.first != 0 && (total.first == 0 || seen.first < total.first) {
+                total.first = seen.first;
+            }
             if seen.source != 0 {
                 total.source = seen.source.to_ne_bytes().into();
                 total.destination = seen.destination.to_ne_bytes().into();
@@ -198,12 +211,14 @@ impl Generator {
         Ok(total)
     }
 
-    /// Forgets what was seen, so that [`check`](Self::check) looks at one bed.
-    pub fn forget(&mut self) -> Result<()> {
+    /// Forgets what was seen of other bursts.
+    fn forget(&mut self) -> Result<()> {
         let nothing = SeenValue(Seen {
             packets: 0,
             source: 0,
             destination: 0,
+            first: 0,
+            last: 0,
         });
         let cpus = nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
         let mut map: PerCpuArray<_, SeenValue> =
@@ -216,6 +231,8 @@ struct Total {
     packets: u64,
     source: Ipv4Addr,
     destination: Ipv4Addr,
+    first: u64,
+    last: u64,
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {

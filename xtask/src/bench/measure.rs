@@ -63,6 +63,14 @@ impl Lab {
         Ok(())
     }
 
+    /// Has netdp's tables hold this many flows.
+    pub fn resize(&mut self, max_flows: u32) -> Result<()> {
+        shell::say(&format!("netdp's tables: {max_flows} flows"));
+        self.beds
+            .iter_mut()
+            .try_for_each(|bed| bed.resize(max_flows))
+    }
+
     /// Sinks at both ends of every bed.
     pub fn sinks(&mut self) -> Result<Vec<Sink>> {
         let mut sinks = Vec::new();
@@ -107,7 +115,7 @@ impl Lab {
         };
         let cost = Cost::enable()?;
         self.interleave(about, |bed, generator| {
-            let Some(pid) = bed.agent_pid() else {
+            let Some(pid) = bed.datapath_pid() else {
                 return Ok(None);
             };
             let program = if load.reply {
@@ -132,7 +140,6 @@ impl Lab {
             } = self;
             let bed = &mut beds[index];
             for load in [first, load] {
-                generator.forget()?;
                 burst(bed, generator, load, cpus)?;
             }
         }

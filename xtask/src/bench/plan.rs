@@ -10,6 +10,12 @@ use anyhow::Result;
 use std::fmt;
 use std::time::Duration;
 
+/// What `netdp run --max-flows` is by default.
+const DEFAULT_MAX_FLOWS: u32 = 262_144;
+
+/// A million, and the largest number of flows that is measured.
+const MANY_FLOWS: u32 = 1 << 20;
+
 /// One run of `cargo xtask bench`.
 pub struct Plan {
     pub variants: Vec<&'static Variant>,
@@ -31,7 +37,7 @@ impl Plan {
             flows: if quick {
                 &[1, 4096]
             } else {
-                &[1, 64, 4096, 65_536, 1_048_576]
+                &[1, 64, 4096, 65_536, MANY_FLOWS]
             },
             cidrs: if quick {
                 &[10, 4_000]
@@ -78,12 +84,18 @@ impl Plan {
     fn packets(&self, lab: &mut Lab) -> Result<()> {
         let _sinks = lab.sinks()?;
         for &flows in self.flows {
+            if flows > DEFAULT_MAX_FLOWS {
+                lab.resize(flows)?;
+            }
             let load = Load {
                 flows: Flows::Live(flows),
                 ..OUT_ONE
             };
             let curve = ("packets/s by live flows".to_owned(), f64::from(flows));
             lab.packets(load, Some(curve), &[0])?;
+        }
+        if self.flows.iter().any(|flows| *flows > DEFAULT_MAX_FLOWS) {
+            lab.resize(DEFAULT_MAX_FLOWS)?;
         }
         forget(lab)?;
         for load in [BACK_MANY, BYPASSED] {

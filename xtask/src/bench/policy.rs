@@ -63,8 +63,9 @@ pub fn nft_set(count: u32) -> String {
     )
 }
 
-/// A rule that has the kernel track connections.
-pub const TRACK: &str = "table ip bench_track {\n chain forward { type filter hook forward \
+/// A rule that has the kernel track connections, where no forwarded packet meets
+/// it: what is measured is the tracking.
+pub const TRACK: &str = "table ip bench_track {\n chain input { type filter hook input \
                          priority 0; ct state invalid drop; }\n}\n";
 
 #[cfg(test)]

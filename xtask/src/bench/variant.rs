@@ -11,8 +11,10 @@ pub enum Kind {
     MasqAgent(&'static str),
     /// The same policy as one nftables set.
     NftSet,
-    /// netdp, with these arguments.
-    Netdp(&'static [&'static str]),
+    /// netdp.
+    Netdp,
+    /// netdp in its iptables mode.
+    NetdpIptables,
 }
 
 /// One column of the report.
@@ -33,6 +35,11 @@ impl Variant {
     /// Whether packets to destinations outside all CIDRs get the node's address.
     pub fn masquerades(&self) -> bool {
         self.kind != Kind::Plain
+    }
+
+    /// Whether netdp's agent runs.
+    pub fn has_agent(&self) -> bool {
+        matches!(self.kind, Kind::Netdp | Kind::NetdpIptables)
     }
 
     pub fn named(name: &str) -> Option<&'static Self> {
@@ -90,21 +97,28 @@ pub const ALL: &[Variant] = &[
     Variant {
         name: "netdp",
         what: "netdp, no netfilter rule",
-        kind: Kind::Netdp(&[]),
+        kind: Kind::Netdp,
         conntrack: false,
         max_cidrs: NO_LIMIT,
     },
     Variant {
         name: "netdp+ct",
         what: "netdp, with connection tracking as on a node with kube-proxy",
-        kind: Kind::Netdp(&[]),
+        kind: Kind::Netdp,
         conntrack: true,
         max_cidrs: NO_LIMIT,
     },
     Variant {
+        name: "netdp-iptables",
+        what: "netdp in iptables mode",
+        kind: Kind::NetdpIptables,
+        conntrack: false,
+        max_cidrs: 10_000,
+    },
+    Variant {
         name: BEFORE,
         what: "netdp of another state of the sources, given with --before",
-        kind: Kind::Netdp(&[]),
+        kind: Kind::Netdp,
         conntrack: false,
         max_cidrs: NO_LIMIT,
     },
