@@ -1,7 +1,7 @@
 //! All access to packet bytes.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
-use aya_ebpf::helpers::bpf_set_hash;
+use aya_ebpf::helpers::{bpf_csum_update, bpf_set_hash};
 use aya_ebpf::programs::TcContext;
 use netdp_common::addr::{Addr, Family};
 use netdp_common::checksum;
@@ -147,21 +147,20 @@ struct Edit<'a> {
 /// updates every checksum over it.
 #[inline(always)]
 pub fn rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropReason> {
-    if leaving && rewrite_whole(ctx, pkt).is_some() {
+    if rewrite_whole(ctx, pkt, leaving).is_some() {
         return Ok(());
     }
     try_rewrite(ctx, pkt, leaving).map_err(|_| DropReason::RewriteFailed)
 }
 
-/// Writes a new source without the help of the kernel, where that is safe:
-/// `None` if it is not, and nothing has been written.
+/// Writes the new end without the kernel's help, where that is safe: `None` if it
+/// is not, and nothing has been written.
 ///
-/// The helpers are there for `skb->ip_summed`, which a program can't see. What
-/// leaves has no use for `skb->csum`, so that the only question is whether the
-/// checksum is whole or partial; it is whole where it differs from the
-/// pseudo-header's.
+/// The helpers are there for `skb->ip_summed`, which a program can't see: whether
+/// the checksum is whole or partial. It is whole where it differs from the
+/// pseudo-header's. What is then left of them is `skb->csum`.
 #[inline(always)]
-fn rewrite_whole(ctx: &TcContext, pkt: &Packet) -> Option<()> {
+fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Option<()> {
     // SAFETY: a TC program's context is readable for the program's run.
     let segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
     // Fragments and super-packets have another length in their pseudo-header.
@@ -174,15 +173,27 @@ fn rewrite_whole(ctx: &TcContext, pkt: &Packet) -> Option<()> {
         _ => return None,
     };
     match pkt.family {
-        Family::V4 => rewrite_headers::<20>(ctx, pkt, csum),
-        Family::V6 => rewrite_headers::<40>(ctx, pkt, csum),
+        Family::V4 => rewrite_headers::<20>(ctx, pkt, csum, leaving),
+        Family::V6 => rewrite_v6(ctx, pkt, csum, leaving).then_some(()),
     }
+}
+
+/// A function of its own, because main's frame and all below it may have 512
+/// bytes together.
+#[inline(never)]
+fn rewrite_v6(ctx: &TcContext, pkt: &Packet, csum: usize, leaving: bool) -> bool {
+    rewrite_headers::<40>(ctx, pkt, csum, leaving).is_some()
 }
 
 /// The same for an IP header of this length, with the checksum at this offset of
 /// what follows it.
 #[inline(always)]
-fn rewrite_headers<const HEADER: usize>(ctx: &TcContext, pkt: &Packet, csum: usize) -> Option<()> {
+fn rewrite_headers<const HEADER: usize>(
+    ctx: &TcContext,
+    pkt: &Packet,
+    csum: usize,
+    leaving: bool,
+) -> Option<()> {
     let l3 = pkt.l3_offset as usize;
     if pkt.l4_offset as usize != l3 + HEADER || l3 > MAX_OFFSET {
         return None;
@@ -192,44 +203,67 @@ fn rewrite_headers<const HEADER: usize>(ctx: &TcContext, pkt: &Packet, csum: usi
         return None;
     }
     let (l4, udp) = (start + HEADER, csum == 6);
-    let (family, old, new) = (pkt.family, &pkt.tuple.src, &pkt.new.addr);
+    let (family, new) = (pkt.family, &pkt.new.addr);
+    let (old, old_id) = end(pkt, leaving);
+    let addr_at = start + addr_offset(family, leaving);
+    let id_at = if leaving { l4 } else { l4 + 2 };
     // SAFETY: all that is read and written lies between `start` and the end of
     // the checksum, which was just compared with the packet's. It may be
     // unaligned, see `Linear`.
     unsafe {
         let len = match family {
-            Family::V4 => u16::from_be(((start + 2) as *const u16).read())
-                .checked_sub(HEADER as u16)?,
+            Family::V4 => {
+                u16::from_be(((start + 2) as *const u16).read()).checked_sub(HEADER as u16)?
+            }
             Family::V6 => u16::from_be(((start + 4) as *const u16).read()),
         };
         let field = ((l4 + csum) as *const u16).read();
-        let proto = pkt.tuple.proto as u8;
-        let pseudo = checksum::pseudo_sum(old, &pkt.tuple.dst, family, proto, len);
+        let (src, dst) = (&pkt.tuple.src, &pkt.tuple.dst);
+        let pseudo = checksum::pseudo_sum(src, dst, family, pkt.tuple.proto as u8, len);
         if checksum::may_be_partial(field, pseudo) {
             return None;
         }
-        let delta = checksum::addr_diff(old, new, family);
+        let addrs = checksum::addr_diff(old, new, family);
+        let id = (pkt.new.id as u16).to_be();
+        let ids = checksum::diff(old_id.to_be().into(), id.into());
+        // The change of all bytes together.
+        let mut change = checksum::add(addrs, ids);
         match family {
             Family::V4 => {
                 let sum = (start + 10) as *mut u16;
-                sum.write(checksum::replace(sum.read(), delta));
-                ((start + 12) as *mut u32).write(new.words()[3]);
+                sum.write(checksum::replace(sum.read(), addrs));
+                (addr_at as *mut u32).write(new.words()[3]);
+                change = ids;
             }
-            Family::V6 => ((start + 8) as *mut [u32; 4]).write(new.words()),
+            Family::V6 => (addr_at as *mut [u32; 4]).write(new.words()),
         }
-        let id = (pkt.new.id as u16).to_be();
-        let ids = checksum::diff(pkt.tuple.src_id.to_be().into(), id.into());
         // RFC 768: 0 stands for no checksum.
         if !udp || field != 0 {
-            let sum = match checksum::replace(field, checksum::add(delta, ids)) {
+            let sums = checksum::add(addrs, ids);
+            let sum = match checksum::replace(field, sums) {
                 0 if udp => 0xffff,
                 sum => sum,
             };
             ((l4 + csum) as *mut u16).write(sum);
+            change = checksum::diff(sums, change);
         }
-        (l4 as *mut u16).write(id);
+        (id_at as *mut u16).write(id);
+        if !matches!(change, 0 | u32::MAX) {
+            // Refused where there is no skb->csum.
+            bpf_csum_update(ctx.skb.skb, change);
+        }
     }
     Some(())
+}
+
+/// The end that changes: the source of what leaves.
+#[inline(always)]
+fn end(pkt: &Packet, leaving: bool) -> (&Addr, u16) {
+    if leaving {
+        (&pkt.tuple.src, pkt.tuple.src_id)
+    } else {
+        (&pkt.tuple.dst, pkt.tuple.dst_id)
+    }
 }
 
 /// Gives a packet that has none the hash by which queues are chosen. What the
@@ -249,11 +283,7 @@ pub fn set_hash(ctx: &TcContext, pkt: &Packet) {
 
 #[inline(always)]
 fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> {
-    let (old_addr, old_id) = if leaving {
-        (&pkt.tuple.src, pkt.tuple.src_id)
-    } else {
-        (&pkt.tuple.dst, pkt.tuple.dst_id)
-    };
+    let (old_addr, old_id) = end(pkt, leaving);
     let delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
     let mut summed = false;
     if let Some(l4) = checksummed(pkt, leaving) {
