@@ -198,8 +198,9 @@ fn rewrite_headers<const HEADER: usize>(ctx: &TcContext, pkt: &Packet, csum: usi
     // unaligned, see `Linear`.
     unsafe {
         let len = match family {
-            Family::V4 => u16::from_be(((start + 2) as *const u16).read())
-                .checked_sub(HEADER as u16)?,
+            Family::V4 => {
+                u16::from_be(((start + 2) as *const u16).read()).checked_sub(HEADER as u16)?
+            }
             Family::V6 => u16::from_be(((start + 4) as *const u16).read()),
         };
         let field = ((l4 + csum) as *const u16).read();
