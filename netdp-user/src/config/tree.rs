@@ -53,10 +53,13 @@ impl Node {
         let Value::Plain(text) = &self.value else {
             return None;
         };
-        match text.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" | "y" => Some(true),
-            "false" | "no" | "off" | "n" => Some(false),
-            _ => None,
+        let is = |words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+        if is(&["true", "yes", "on", "y"]) {
+            Some(true)
+        } else if is(&["false", "no", "off", "n"]) {
+            Some(false)
+        } else {
+            None
         }
     }
 
