@@ -97,7 +97,7 @@ fn policy_of(trie: &Trie) -> BTreeMap<(u32, IpAddr), u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_trie_holds_what_a_fresh_one_would(steps in prop::collection::vec(step(), 1..12)) {
         let mut node = Node::new();
