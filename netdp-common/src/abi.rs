@@ -95,7 +95,8 @@ pub const POLICY_NO_RULE: u32 = 0x200;
 pub struct PolicyValue {
     /// An [`Action`] as number (1 bypass, 2 masquerade) and `POLICY_*` bits.
     pub action: u32,
-    /// Index of the rule in the effective policy, for `netdp explain`.
+    /// The rule's number, which it keeps while changes of the policy leave its
+    /// prefix in it; `u32::MAX` where no rule says so.
     pub rule: u32,
 }
 

@@ -101,6 +101,8 @@ struct Agent {
     /// When connections that an earlier policy bypassed have ended, where there
     /// may be any.
     forget_policies: Option<Instant>,
+    /// The idle trie has to be brought up to date.
+    unprepared: bool,
     /// Whether there were chains to take over, once they were looked for.
     taken_over: Option<bool>,
     /// What has to be done once is not done yet: not ready.
@@ -153,6 +155,7 @@ impl Agent {
             snapshot,
             ready: false,
             forget_policies: None,
+            unprepared: false,
             taken_over: None,
             starting: true,
             rollback: None,
@@ -209,6 +212,7 @@ impl Agent {
                     self.check_datapath();
                     self.ask_foreign();
                 }
+                () = std::future::ready(()), if self.unprepared => self.prepare_policy(),
                 event = self.foreign.next() => self.on_rules(event),
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {

@@ -7,7 +7,7 @@ use crate::status::Report;
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{BufWriter, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -112,7 +112,10 @@ impl StateDir {
     /// # Errors
     /// The file can't be written.
     pub fn save_report(&self, report: &Report) -> Result<()> {
-        self.write("status.json", &serde_json::to_vec_pretty(report)?)
+        self.replace("status.json", |file| {
+            // With many CIDRs the whole text would be the most that we ever hold.
+            Ok(serde_json::to_writer_pretty(file, report)?)
+        })
     }
 
     /// The status that an agent wrote last.
@@ -216,10 +219,23 @@ impl StateDir {
 
     /// Replaces a file whole: a reader sees the old one or the new one.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.replace(name, |file| file.write_all(bytes))
+    }
+
+    /// Replaces a file whole by what `write` writes.
+    fn replace(
+        &self,
+        name: &str,
+        write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+    ) -> Result<()> {
         let (path, new) = (self.file(name), self.file(&format!(".{name}.new")));
-        fs::write(&new, bytes)
-            .and_then(|()| fs::rename(&new, &path))
-            .with_context(|| format!("writing {}", path.display()))
+        let replace = || {
+            let mut file = BufWriter::new(File::create(&new)?);
+            write(&mut file)?;
+            file.flush()?;
+            fs::rename(&new, &path)
+        };
+        replace().with_context(|| format!("writing {}", path.display()))
     }
 }
 

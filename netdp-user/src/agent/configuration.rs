@@ -83,8 +83,12 @@ impl Agent {
                     || lines(&loaded.warnings) != self.report.config.warnings
                     || self.source != Source::Sources
                 {
-                    self.accept(documents, loaded, Source::Sources);
-                    self.reconcile();
+                    let (config, warnings) = (loaded.config, loaded.warnings);
+                    let before = std::mem::replace(&mut self.config, config);
+                    let applied = self.apply();
+                    drop(before);
+                    self.accepted(documents, &warnings, Source::Sources);
+                    self.applied(applied);
                 }
             }
             Err(rejected) => {
@@ -106,11 +110,23 @@ impl Agent {
         }
     }
 
+    /// Takes a configuration for the one that is to be in force.
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
-        for warning in loaded.warnings.iter().take(MAX_LOGGED) {
+        self.config = loaded.config;
+        self.accepted(documents, &loaded.warnings, source);
+    }
+
+    /// Writes down what is to be known of the configuration that was taken.
+    fn accepted(
+        &mut self,
+        documents: Vec<Document>,
+        warnings: &[config::Diagnostic],
+        source: Source,
+    ) {
+        for warning in warnings.iter().take(MAX_LOGGED) {
             log::warn!("{warning}");
         }
-        if let more @ 1.. = loaded.warnings.len().saturating_sub(MAX_LOGGED) {
+        if let more @ 1.. = warnings.len().saturating_sub(MAX_LOGGED) {
             log::warn!("{more} more warnings: netdp config check shows them");
         }
         for path in file::absent(&self.options.config_paths) {
@@ -124,7 +140,7 @@ impl Agent {
         if source == Source::Sources {
             self.remember_api();
         }
-        let hash = loaded.config.hash();
+        let hash = self.config.hash();
         let before = &self.report.config;
         let (generation, applied_at) = if hash == before.hash {
             (before.generation, before.applied_at)
@@ -139,11 +155,10 @@ impl Agent {
             hash,
             generation,
             applied_at,
-            rules: loaded.config.rules.iter().map(rule_report).collect(),
-            warnings: lines(&loaded.warnings),
+            rules: self.config.rules.iter().map(rule_report).collect(),
+            warnings: lines(warnings),
             rejected: Vec::new(),
         };
-        self.config = loaded.config;
     }
 }
 

@@ -180,6 +180,14 @@ impl Engine {
         }
     }
 
+    /// Makes ready for the next change of the policy.
+    pub(super) fn prepare_policy(&mut self) -> Result<()> {
+        match self {
+            Self::Ebpf(datapath) => datapath.prepare_policy().map(drop),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
+        }
+    }
+
     /// Ends mappings whose time has come, of `all` or of those that may be due. netfilter ends
     /// its own.
     pub(super) fn sweep(&mut self, rules: &SweepRules<'_>, all: bool) {

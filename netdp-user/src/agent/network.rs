@@ -13,6 +13,17 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// What came of [`Agent::apply`].
+pub(super) enum Applied {
+    Chains(Vec<ChainReport>),
+    Datapath {
+        /// The node has an address less.
+        lost: bool,
+        /// Another policy is in force.
+        repolicied: bool,
+    },
+}
+
 impl Agent {
     /// Takes programs off interfaces that are no uplinks any more.
     pub(super) fn detach_strangers(&mut self) {
@@ -96,10 +107,14 @@ impl Agent {
     /// Makes the datapath what it is to be. What fails is said and tried again
     /// at the next event.
     pub(super) fn reconcile(&mut self) {
+        let applied = self.apply();
+        self.applied(applied);
+    }
+
+    /// The part of [`reconcile`](Self::reconcile) that packets see.
+    pub(super) fn apply(&mut self) -> Applied {
         if let Some(chains) = self.engine.as_chains() {
-            let reports = chains.apply(&self.config);
-            self.accept_chains(reports);
-            return;
+            return Applied::Chains(chains.apply(&self.config));
         }
         let wanted = self.wanted();
         let mut reached = wanted.clone();
@@ -128,20 +143,28 @@ impl Agent {
                 announce(&change);
             }
         }
-        let lost = self
-            .applied
-            .local
-            .difference(&reached.local)
-            .next()
-            .is_some();
-        let repolicied = self.applied.policy != reached.policy;
+        let mut lost = self.applied.local.difference(&reached.local);
+        let applied = Applied::Datapath {
+            lost: lost.next().is_some(),
+            repolicied: self.applied.policy != reached.policy,
+        };
         self.applied = reached;
         self.selection.keep = wanted.uplinks.keys().copied().collect();
+        applied
+    }
+
+    /// The rest: what follows from it, and telling.
+    pub(super) fn applied(&mut self, applied: Applied) {
+        let (lost, repolicied) = match applied {
+            Applied::Chains(reports) => return self.accept_chains(reports),
+            Applied::Datapath { lost, repolicied } => (lost, repolicied),
+        };
         let on_reload = self.options.setup.on_reload;
         if lost || (repolicied && on_reload != OnReload::Sticky) {
             self.sweep(true);
         }
         if repolicied {
+            self.unprepared = true;
             let silence = match on_reload {
                 OnReload::Sticky => Duration::from_secs(self.options.timeouts.tcp_established),
                 OnReload::Drain => DRAIN_IDLE,
@@ -187,8 +210,20 @@ impl Agent {
             return;
         }
         match self.engine.forget_earlier_policies() {
-            Ok(()) => self.forget_policies = None,
+            Ok(()) => {
+                self.forget_policies = None;
+                self.unprepared = true;
+            }
             Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
+        }
+    }
+
+    /// With time on its hands: makes ready for the next change of the policy.
+    pub(super) fn prepare_policy(&mut self) {
+        self.unprepared = false;
+        if let Err(err) = self.engine.prepare_policy() {
+            // The next change writes it anyway.
+            log::debug!("preparing for the next policy: {err:#}");
         }
     }
 

@@ -94,6 +94,8 @@ struct UserRules {
 impl UserRules {
     fn add(&mut self, file: &str, entries: &[Entry], action: Action, errors: &mut Vec<Diagnostic>) {
         let file: Arc<str> = Arc::from(file);
+        self.rules.reserve(entries.len());
+        self.index.reserve(entries.len());
         for entry in entries {
             let origin = Origin::File {
                 file: Arc::clone(&file),

@@ -16,6 +16,7 @@ mod merge;
 mod nat_rules;
 mod nesting;
 mod parse;
+mod plain;
 mod settings;
 mod tree;
 mod upstream;

@@ -1,6 +1,7 @@
 //! One file: from the tree of its text to typed values.
 
 use std::collections::{HashMap, hash_map};
+use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,6 +42,19 @@ pub(super) struct List {
     written: usize,
     /// The distinct entries, in their order.
     pub entries: Vec<Entry>,
+}
+
+/// How findings call an item of a list; text only where there is one.
+#[derive(Debug, Clone, Copy)]
+struct ItemPath {
+    key: Key,
+    index: usize,
+}
+
+impl fmt::Display for ItemPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.key.name(), self.index)
+    }
 }
 
 /// One CIDR and its line.
@@ -174,10 +188,10 @@ impl Reader<'_> {
             return None;
         };
         let mut entries: Vec<Entry> = Vec::with_capacity(items.len());
-        let mut lines: HashMap<IpNet, usize> = HashMap::new();
+        let mut lines: HashMap<IpNet, usize> = HashMap::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
-            let path = format!("{}[{index}]", key.name());
-            let Some(prefix) = self.entry(&path, item) else {
+            let path = ItemPath { key, index };
+            let Some(prefix) = self.entry(path, item) else {
                 continue;
             };
             match lines.entry(prefix) {
@@ -221,7 +235,7 @@ impl Reader<'_> {
         }
     }
 
-    fn entry(&mut self, path: &str, item: &Node) -> Option<IpNet> {
+    fn entry(&mut self, path: ItemPath, item: &Node) -> Option<IpNet> {
         let text = match &item.value {
             _ if item.is_null() => {
                 let problem = cidr::CidrError::Blank;

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
 use super::diagnostic::quoted;
+use super::plain;
 
 /// The configuration is two levels deep; the rest is room for unknown keys, and a bound on what a
 /// hostile file can make us hold.
@@ -52,10 +53,13 @@ impl Node {
         let Value::Plain(text) = &self.value else {
             return None;
         };
-        match text.to_ascii_lowercase().as_str() {
-            "true" | "yes" | "on" | "y" => Some(true),
-            "false" | "no" | "off" | "n" => Some(false),
-            _ => None,
+        let is = |words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+        if is(&["true", "yes", "on", "y"]) {
+            Some(true)
+        } else if is(&["false", "no", "off", "n"]) {
+            Some(false)
+        } else {
+            None
         }
     }
 
@@ -93,6 +97,11 @@ impl Node {
 ///
 /// JSON is read as the subset of YAML that it is, except that tabs between its tokens are legal.
 pub(super) fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
+    plain::parse(text).map_or_else(|| parse_yaml(text), |root| Ok(Some(root)))
+}
+
+/// The same by the YAML parser, whatever the text.
+pub(super) fn parse_yaml(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = if text.trim_start().starts_with('{') {
         // A raw tab cannot be inside a JSON string, so that only white space changes here.

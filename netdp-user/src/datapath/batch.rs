@@ -1,5 +1,6 @@
-//! Reading and removing entries of a hash map in batches: `BPF_MAP_LOOKUP_BATCH`
-//! and `BPF_MAP_DELETE_BATCH` (Linux 5.6), which aya does not offer.
+//! Reading, writing and removing entries of a map in batches: `BPF_MAP_LOOKUP_BATCH`,
+//! `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_DELETE_BATCH`, which aya does not offer. Hash
+//! maps take them since Linux 5.6, tries since 5.13 (kernel/bpf/lpm_trie.c).
 
 use anyhow::{Context as _, Result};
 use aya::Pod;
@@ -7,6 +8,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_int = 26;
 const BPF_MAP_DELETE_BATCH: libc::c_int = 27;
 
 /// The `batch` member of `union bpf_attr`.
@@ -109,6 +111,54 @@ pub fn remove<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> Result<()> {
         keys = keys.get(done..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// As [`remove`]; false where the kernel knows no batches of this kind of map.
+///
+/// # Errors
+/// The kernel refused to change the map.
+pub fn try_remove<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<bool> {
+    match remove(map, keys) {
+        Err(err) if err.downcast_ref::<std::io::Error>().is_some_and(is_unknown) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+/// Writes these entries, new or not; gives how many of them, from the first. It
+/// stops at one that the kernel refuses, or before all where the kernel knows no
+/// batches of this kind of map. `K` and `V` must be the map's key and value types.
+///
+/// # Errors
+/// There are too many.
+pub fn try_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<usize> {
+    let all = keys.len().min(values.len());
+    if all == 0 {
+        return Ok(0);
+    }
+    let mut attr = Attr {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: u32::try_from(all)?,
+        map_fd: u32::try_from(map.as_raw_fd())?,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys and values from live buffers.
+    if unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }.is_ok() {
+        return Ok(all);
+    }
+    // Where it did not even begin, `count` is as it was.
+    let done = usize::try_from(attr.count)?;
+    Ok(if done < all { done } else { 0 })
+}
+
+/// Whether an error says that there are no such batches: the command is unknown,
+/// or the map has none (`ENOTSUPP`, which is of the kernel alone).
+fn is_unknown(error: &std::io::Error) -> bool {
+    const ENOTSUPP: i32 = 524;
+    matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP))
 }
 
 /// `bpf(2)` with the `batch` member.

@@ -4,10 +4,8 @@
 //! The trie in force holds it all, so that it outlives the agent, and any number
 //! of changes in a row.
 
-use super::policy::Prefix;
+use super::entries::{Entries, NO_RULE, Prefix, bits};
 use netdp_common::abi::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
-use netdp_common::addr::Addr;
-use std::collections::BTreeMap;
 
 /// What becomes of connections that the policy before bypassed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,7 +19,7 @@ pub enum History {
 /// Where no prefix covers an address: as the datapath takes it.
 const UNCOVERED: PolicyValue = PolicyValue {
     action: Action::Masquerade as u32,
-    rule: u32::MAX,
+    rule: NO_RULE,
 };
 
 /// A prefix on the way down to longer ones, and what holds below it.
@@ -35,19 +33,11 @@ struct Level {
 
 /// The entries of `rules`, marked where `before`, the trie until now, bypassed or
 /// was marked so itself; and as many more as it takes to mark exactly that.
-pub fn joined(
-    rules: &BTreeMap<Prefix, PolicyValue>,
-    before: &BTreeMap<Prefix, PolicyValue>,
-) -> BTreeMap<Prefix, PolicyValue> {
-    let mut out = BTreeMap::new();
+pub(super) fn joined(rules: &Entries, before: &Entries) -> Entries {
+    let mut out = Vec::with_capacity(rules.len());
     // Covering prefixes come before those that they cover.
-    let prefixes: BTreeMap<(u128, u32), Prefix> = rules
-        .keys()
-        .chain(before.keys())
-        .map(|&(len, addr)| ((bits(addr), len), (len, addr)))
-        .collect();
     let mut above: Vec<Level> = Vec::new();
-    for prefix in prefixes.into_values() {
+    for (prefix, own, marked) in rules.beside(before) {
         while above
             .last()
             .is_some_and(|level| !covers(level.prefix, prefix))
@@ -58,9 +48,8 @@ pub fn joined(
             above.last().map_or((UNCOVERED, false, UNCOVERED), |level| {
                 (level.rule, level.bypassed_before, level.value)
             });
-        let own = rules.get(&prefix).copied();
         let rule = own.unwrap_or(rule);
-        let bypassed_before = before.get(&prefix).map_or(bypassed_before, bypassed);
+        let bypassed_before = marked.map_or(bypassed_before, |value| bypassed(&value));
         let mut wanted = rule;
         if bypassed_before && action(&rule) == Action::Masquerade {
             wanted.action |= POLICY_WAS_BYPASSED;
@@ -70,7 +59,7 @@ pub fn joined(
             wanted.action |= POLICY_NO_RULE;
         }
         if own.is_some() || !covered {
-            out.insert(prefix, wanted);
+            out.push((prefix, wanted));
         }
         above.push(Level {
             prefix,
@@ -79,15 +68,15 @@ pub fn joined(
             value: wanted,
         });
     }
-    out
+    out.into_iter().collect()
 }
 
 /// The entries of the policy alone.
-pub fn forgotten(entries: &BTreeMap<Prefix, PolicyValue>) -> BTreeMap<Prefix, PolicyValue> {
+pub(super) fn forgotten(entries: &Entries) -> Entries {
     entries
         .iter()
         .filter(|(_, value)| value.action & POLICY_NO_RULE == 0)
-        .map(|(&prefix, &value)| {
+        .map(|&(prefix, value)| {
             let action = value.action & ACTION_MASK;
             (prefix, PolicyValue { action, ..value })
         })
@@ -102,10 +91,6 @@ fn bypassed(value: &PolicyValue) -> bool {
     action(value) == Action::Bypass || value.action & POLICY_WAS_BYPASSED != 0
 }
 
-fn bits(addr: Addr) -> u128 {
-    u128::from_be_bytes(*addr.octets())
-}
-
 fn covers((len, net): Prefix, (other_len, other): Prefix) -> bool {
     let differ = bits(net) ^ bits(other);
     len <= other_len && (len == 0 || differ >> (128 - len) == 0)
@@ -114,25 +99,22 @@ fn covers((len, net): Prefix, (other_len, other): Prefix) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{action, covers, forgotten, joined};
-    use crate::datapath::policy::Prefix;
+    use crate::datapath::entries::Entries;
     use netdp_common::abi::{Action, POLICY_WAS_BYPASSED, PolicyValue};
     use netdp_common::addr::Addr;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
-    type Trie = BTreeMap<Prefix, PolicyValue>;
-
-    fn lookup(trie: &Trie, addr: Addr) -> PolicyValue {
+    fn lookup(trie: &Entries, addr: Addr) -> PolicyValue {
         let covering = trie
             .iter()
-            .filter(|(prefix, _)| covers(**prefix, (128, addr)));
+            .filter(|(prefix, _)| covers(*prefix, (128, addr)));
         covering
             .max_by_key(|(prefix, _)| prefix.0)
             .map_or(super::UNCOVERED, |(_, value)| *value)
     }
 
     /// Prefixes of a few bits at the end of one address: they cover each other.
-    fn policy() -> impl Strategy<Value = Trie> {
+    fn policy() -> impl Strategy<Value = Entries> {
         let rule = (0u32..=5, 0u8..32, any::<bool>());
         prop::collection::vec(rule, 0..6).prop_map(|rules| {
             let rules = (0..).zip(rules).map(|(rule, (bits, net, bypass))| {
@@ -159,7 +141,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_address_is_as_the_policies_say(policies in prop::collection::vec(policy(), 1..6)) {
-            let mut trie = Trie::new();
+            let mut trie = Entries::default();
             let mut history = [false; 32];
             for policy in &policies {
                 trie = joined(policy, &trie);
@@ -180,7 +162,7 @@ mod tests {
 
         #[test]
         fn one_policy_again_changes_nothing(first in policy(), second in policy()) {
-            let trie = joined(&second, &joined(&first, &Trie::new()));
+            let trie = joined(&second, &joined(&first, &Entries::default()));
             prop_assert_eq!(joined(&second, &trie), trie);
         }
     }

@@ -1,7 +1,7 @@
 //! The pinned maps, typed.
 
 use super::Setup;
-use super::policy::Entries;
+use super::entries::Entries;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -15,6 +15,7 @@ use netdp_common::verdict::DropReason;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A trie of the policy.
 pub type Trie = LpmTrie<MapData, Addr, PolicyValue>;
@@ -27,9 +28,11 @@ pub struct Maps {
     pub(super) snat_data: MapData,
     pub(super) rev_snat_data: MapData,
     pub(super) policy: [Trie; 2],
+    /// The tries once more, for writing in batches.
+    pub(super) policy_data: [MapData; 2],
     /// What the tries hold, once they have been read: reading a large one takes
     /// long, and nobody else writes them.
-    pub(super) policy_entries: [Option<Entries>; 2],
+    pub(super) policy_entries: [Option<Arc<Entries>>; 2],
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
     settings: Array<MapData, Settings>,
@@ -61,6 +64,7 @@ impl Maps {
                 trie(pins::POLICY_0)?.try_into()?,
                 trie(pins::POLICY_1)?.try_into()?,
             ],
+            policy_data: [pinned(pins::POLICY_0)?, pinned(pins::POLICY_1)?],
             policy_entries: [None, None],
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,

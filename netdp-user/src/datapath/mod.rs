@@ -6,6 +6,7 @@
 mod batch;
 pub mod bpffs;
 mod endpoints;
+mod entries;
 mod handover;
 mod history;
 mod links;
@@ -249,6 +250,15 @@ impl Datapath {
     /// The policy could not be read or written.
     pub fn forget_earlier_policies(&mut self) -> Result<()> {
         self.maps.forget_earlier_policies()
+    }
+
+    /// Makes ready for the next change of the policy, so that it has little to
+    /// write. Gives the number of writes.
+    ///
+    /// # Errors
+    /// The idle trie could not be written; what is in force is not concerned.
+    pub fn prepare_policy(&mut self) -> Result<usize> {
+        self.maps.prepare_policy()
     }
 
     /// Ends mappings that are idle for too long or whose node address is gone.

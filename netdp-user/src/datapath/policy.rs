@@ -1,6 +1,8 @@
 //! The policy tries: two of them and one index, so that a packet sees the old
 //! policy or the new one, never a mixture.
 
+use super::batch;
+use super::entries::{Entries, NO_RULE, Prefix};
 use super::history::{self, History};
 use super::maps::{Maps, Trie, ignore_missing};
 use crate::reconcile::PolicyRule;
@@ -10,8 +12,9 @@ use aya::maps::lpm_trie::Key;
 use ipnet::{IpNet, Ipv4Net};
 use netdp_common::abi::{Action, PolicyValue};
 use netdp_common::addr::Addr;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 
 /// What a change of the policy did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,12 +25,6 @@ pub struct PolicyChange {
     pub writes: usize,
 }
 
-/// Length and address of a trie's key; IPv4 lies below `::ffff:0:0/96`.
-pub(super) type Prefix = (u32, Addr);
-
-/// What a trie holds.
-pub(super) type Entries = BTreeMap<Prefix, PolicyValue>;
-
 impl Maps {
     /// Puts a policy in force, whole. With [`History::Keep`] it remembers what
     /// those before it bypassed.
@@ -35,45 +32,77 @@ impl Maps {
     /// # Errors
     /// The kernel refused an entry; the old policy stays in force.
     pub fn set_policy(&mut self, rules: &[PolicyRule], history: History) -> Result<PolicyChange> {
-        let rules = entries(rules);
+        let before = self.active_policy()?;
+        let rules = entries(rules).numbered_after(&before);
         if history == History::Forget {
-            return self.swap_policy(&rules);
+            return self.swap_policy(Arc::new(rules));
         }
-        let wanted = history::joined(&rules, &self.active_policy()?);
-        self.swap_policy(&wanted).or_else(|err| {
+        let wanted = history::joined(&rules, &before);
+        self.swap_policy(Arc::new(wanted)).or_else(|err| {
             // Possibly no room for what is of the past. The present comes first.
             log::warn!("{err:#}; trying without regard to connections of the policy before");
-            self.swap_policy(&rules)
+            self.swap_policy(Arc::new(rules))
         })
     }
 
     pub(super) fn forget_earlier_policies(&mut self) -> Result<()> {
         let active = self.active_policy()?;
         let wanted = history::forgotten(&active);
-        if wanted != active {
-            self.swap_policy(&wanted)?;
+        if wanted != *active {
+            self.swap_policy(Arc::new(wanted))?;
         }
         Ok(())
     }
 
-    fn active_policy(&self) -> Result<Entries> {
+    /// Makes the idle trie hold what is in force, so that the next change has
+    /// little to write. Gives the number of writes.
+    ///
+    /// # Errors
+    /// The kernel refused an entry; the policy in force is not concerned.
+    pub fn prepare_policy(&mut self) -> Result<usize> {
+        let active = self.active_policy()?;
+        self.write_idle(active)
+    }
+
+    fn active_policy(&self) -> Result<Arc<Entries>> {
         let active = usize::from(self.settings()?.active_policy != 0);
         match &self.policy_entries[active] {
-            Some(entries) => Ok(entries.clone()),
-            None => read(&self.policy[active]).context("reading the policy in force"),
+            Some(entries) => Ok(Arc::clone(entries)),
+            None => self
+                .read_policy(active)
+                .context("reading the policy in force"),
         }
     }
 
-    /// Makes the idle trie hold `wanted`, and packets ask it.
-    fn swap_policy(&mut self, wanted: &Entries) -> Result<PolicyChange> {
+    fn read_policy(&self, index: usize) -> Result<Arc<Entries>> {
+        let trie = self.policy[index].iter();
+        let entry = |entry: Result<(Key<Addr>, _), _>| {
+            entry.map(|(key, value)| ((key.prefix_len(), key.data()), value))
+        };
+        let entries = trie.map(entry).collect::<Result<Entries, MapError>>()?;
+        Ok(Arc::new(entries))
+    }
+
+    /// Makes the idle trie hold `wanted`; gives the number of writes.
+    fn write_idle(&mut self, wanted: Arc<Entries>) -> Result<usize> {
         let idle = usize::from(self.settings()?.active_policy == 0);
         // Where a write fails, nobody knows what it holds.
         let present = match self.policy_entries[idle].take() {
             Some(present) => present,
-            None => read(&self.policy[idle]).context("reading the idle policy trie")?,
+            None => self
+                .read_policy(idle)
+                .context("reading the idle policy trie")?,
         };
-        let writes = rewrite(&mut self.policy[idle], &present, wanted)?;
-        self.policy_entries[idle] = Some(wanted.clone());
+        let difference = Difference::between(&present, &wanted);
+        difference.write(&mut self.policy[idle], self.policy_data[idle].fd().as_fd())?;
+        self.policy_entries[idle] = Some(wanted);
+        Ok(difference.len())
+    }
+
+    /// Makes the idle trie hold `wanted`, and packets ask it.
+    fn swap_policy(&mut self, wanted: Arc<Entries>) -> Result<PolicyChange> {
+        let entries = wanted.len();
+        let writes = self.write_idle(wanted)?;
         // Mappings made until now may go where the new policy bypasses.
         self.set_none_sticky(false)?;
         let mut settings = self.settings()?;
@@ -82,10 +111,7 @@ impl Maps {
         self.set_settings(&settings)?;
         self.next_epoch()?;
         wait_for_readers();
-        Ok(PolicyChange {
-            entries: wanted.len(),
-            writes,
-        })
+        Ok(PolicyChange { entries, writes })
     }
 
     /// What the policy in force does with new flows to `destination`.
@@ -103,9 +129,10 @@ impl Maps {
     /// # Errors
     /// The map could not be read.
     pub fn policy(&self) -> Result<Vec<(IpNet, PolicyValue)>> {
-        let mut rules: Vec<_> = history::forgotten(&self.active_policy()?)
-            .into_iter()
-            .map(|((len, addr), value)| (to_net(len, addr), value))
+        let active = self.active_policy()?;
+        let mut rules: Vec<_> = history::forgotten(&active)
+            .iter()
+            .map(|&((len, addr), value)| (to_net(len, addr), value))
             .collect();
         rules.sort_by_key(|(net, _)| (std::cmp::Reverse(net.prefix_len()), *net));
         Ok(rules)
@@ -115,21 +142,22 @@ impl Maps {
 /// The trie's entries for `rules`. IPv4's root stands in the trie even where no
 /// rule names it: an IPv6 `::/0` would otherwise cover it.
 fn entries(rules: &[PolicyRule]) -> Entries {
-    let mut wanted = BTreeMap::new();
     let root = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
     let masquerade = PolicyValue {
         action: Action::Masquerade as u32,
-        rule: u32::MAX,
+        rule: NO_RULE,
     };
-    wanted.insert(prefix(&root), masquerade);
-    for (index, rule) in (0..).zip(rules) {
+    let rules = (0..).zip(rules).map(|(index, rule)| {
         let value = PolicyValue {
             action: rule.action as u32,
             rule: index,
         };
-        wanted.insert(prefix(&rule.prefix), value);
-    }
-    wanted
+        (prefix(&rule.prefix), value)
+    });
+    [(prefix(&root), masquerade)]
+        .into_iter()
+        .chain(rules)
+        .collect()
 }
 
 /// The key of a prefix: IPv4 lies below `::ffff:0:0/96`.
@@ -152,33 +180,59 @@ fn to_net(len: u32, addr: Addr) -> IpNet {
     IpNet::new(ip, u8::try_from(len).unwrap_or(u8::MAX)).unwrap_or_else(|_| IpNet::from(ip))
 }
 
-fn read(trie: &Trie) -> Result<Entries> {
-    let mut present = BTreeMap::new();
-    for entry in trie.iter() {
-        let (key, value) = entry?;
-        present.insert((key.prefix_len(), key.data()), value);
-    }
-    Ok(present)
+/// What has to be written for a trie to hold something else.
+struct Difference {
+    gone: Vec<Key<Addr>>,
+    changed: Vec<Key<Addr>>,
+    /// Those of `changed`.
+    values: Vec<PolicyValue>,
 }
 
-/// Makes `trie` hold exactly `wanted`; gives the number of writes.
-fn rewrite(trie: &mut Trie, present: &Entries, wanted: &Entries) -> Result<usize> {
-    let mut writes = 0;
-    for &(len, addr) in present.keys() {
-        if !wanted.contains_key(&(len, addr)) {
-            ignore_missing(trie.remove(&Key::new(len, addr)))
-                .with_context(|| format!("removing {} from the policy", to_net(len, addr)))?;
-            writes += 1;
+impl Difference {
+    fn between(present: &Entries, wanted: &Entries) -> Self {
+        let mut difference = Self {
+            gone: Vec::new(),
+            changed: Vec::new(),
+            values: Vec::new(),
+        };
+        for ((len, addr), is, wanted) in present.beside(wanted) {
+            let key = Key::new(len, addr);
+            match wanted {
+                None => difference.gone.push(key),
+                Some(value) if is != Some(value) => {
+                    difference.changed.push(key);
+                    difference.values.push(value);
+                }
+                Some(_) => {}
+            }
         }
+        difference
     }
-    for (&(len, addr), value) in wanted {
-        if present.get(&(len, addr)) != Some(value) {
-            trie.insert(&Key::new(len, addr), value, 0)
-                .with_context(|| format!("adding {} to the policy", to_net(len, addr)))?;
-            writes += 1;
+
+    const fn len(&self) -> usize {
+        self.gone.len() + self.changed.len()
+    }
+
+    /// `trie` and `map` are the same.
+    fn write(&self, trie: &mut Trie, map: BorrowedFd<'_>) -> Result<()> {
+        if !batch::try_remove(map, &self.gone).context("removing from the policy")? {
+            for key in &self.gone {
+                ignore_missing(trie.remove(key))
+                    .with_context(|| format!("removing {} from the policy", net_of(key)))?;
+            }
         }
+        // What a batch does not take, one by one tells why.
+        let done = batch::try_update(map, &self.changed, &self.values)?;
+        for (key, value) in self.changed.iter().zip(&self.values).skip(done) {
+            trie.insert(key, value, 0)
+                .with_context(|| format!("adding {} to the policy", net_of(key)))?;
+        }
+        Ok(())
     }
-    Ok(writes)
+}
+
+fn net_of(key: &Key<Addr>) -> IpNet {
+    to_net(key.prefix_len(), key.data())
 }
 
 /// Returns once no packet is in a program that began before the call:
@@ -220,12 +274,16 @@ mod tests {
             action: Action::Bypass,
         };
         let root = prefix(&"0.0.0.0/0".parse().unwrap());
-        let trie = entries(&[all_v6]);
-        assert_eq!(trie[&root].action, Action::Masquerade as u32);
+        let root_action = |rule| {
+            let trie = entries(&[rule]);
+            let found = trie.iter().find(|(prefix, _)| *prefix == root);
+            found.map(|(_, value)| value.action)
+        };
+        assert_eq!(root_action(all_v6), Some(Action::Masquerade as u32));
         let all_v4 = PolicyRule {
             prefix: "0.0.0.0/0".parse().unwrap(),
             action: Action::Bypass,
         };
-        assert_eq!(entries(&[all_v4])[&root].action, Action::Bypass as u32);
+        assert_eq!(root_action(all_v4), Some(Action::Bypass as u32));
     }
 }

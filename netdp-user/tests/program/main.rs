@@ -30,3 +30,4 @@ mod restart;
 mod sockets;
 mod test_run;
 mod translation;
+mod tries;

@@ -176,16 +176,41 @@ impl Bed {
             .filter(|_| self.variant.kind == Kind::Netdp)
     }
 
+    /// Has one CIDR of so many be another one each turn; gives the time until
+    /// that is in force.
+    pub fn change_one(&mut self, cidrs: u32, turn: u32) -> Result<Option<Duration>> {
+        if self.netdp.is_some() {
+            let files = policy::netdp(cidrs);
+            let files: Vec<_> = files.iter().map(|f| policy::another(f, turn)).collect();
+            return self.edit(&files).map(Some);
+        }
+        let Some((argv, text)) = self.rules(cidrs) else {
+            return Ok(None);
+        };
+        let text = policy::another(&text, turn);
+        let start = Instant::now();
+        feed(&self.node, argv, &text)?;
+        Ok(Some(start.elapsed()))
+    }
+
     fn set_rules(&self, cidrs: u32) -> Result<()> {
+        match self.rules(cidrs) {
+            Some((argv, text)) => feed(&self.node, argv, &text),
+            None => Ok(()),
+        }
+    }
+
+    /// A policy for netfilter: the program and what it reads.
+    fn rules(&self, cidrs: u32) -> Option<(&'static [&'static str], String)> {
         match self.variant.kind {
-            Kind::Plain | Kind::Netdp | Kind::NetdpIptables => Ok(()),
-            Kind::MasqAgent(restore) => feed(&self.node, &[restore], &policy::masq_agent(cidrs)),
+            Kind::Plain | Kind::Netdp | Kind::NetdpIptables => None,
+            Kind::MasqAgent(restore) => Some((restore, policy::masq_agent(cidrs))),
             Kind::NftSet => {
                 let replace = format!(
                     "table ip bench_masq {{}}\ndelete table ip bench_masq\n{}",
                     policy::nft_set(cidrs)
                 );
-                feed(&self.node, &["nft", "-f", "-"], &replace)
+                Some((&["nft", "-f", "-"], replace))
             }
         }
     }

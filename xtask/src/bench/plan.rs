@@ -134,6 +134,7 @@ impl Plan {
             if self.wants(Measure::Reload) {
                 lab.one_line(cidrs)?;
                 lab.all_lines(cidrs)?;
+                lab.memory(cidrs)?;
             }
         }
         Ok(())

@@ -63,6 +63,15 @@ pub fn nft_set(count: u32) -> String {
     )
 }
 
+/// The first of [`cidrs`].
+const FIRST: &str = "20.0.0.0/24";
+
+/// A policy in any form, with another network in the place of its first: all
+/// that come after it stay.
+pub fn another(policy: &str, turn: u32) -> String {
+    policy.replacen(FIRST, &format!("192.0.2.{}/32", turn % 250), 1)
+}
+
 /// A rule that has the kernel track connections, where no forwarded packet meets
 /// it: what is measured is the tracking.
 pub const TRACK: &str = "table ip bench_track {\n chain input { type filter hook input \
@@ -86,6 +95,14 @@ mod tests {
                 count as usize
             );
             assert_eq!(nft_set(count).matches('/').count(), count as usize);
+        }
+    }
+
+    #[test]
+    fn every_form_has_a_first_network_to_change() {
+        for policy in [netdp(3).concat(), masq_agent(3), nft_set(3)] {
+            assert_eq!(policy.matches(FIRST).count(), 1);
+            assert!(another(&policy, 7).contains("192.0.2.7/32"));
         }
     }
 }

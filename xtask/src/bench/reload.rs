@@ -1,45 +1,66 @@
-//! From the edit of a configuration to a policy in force.
+//! From the edit of a configuration to a policy in force, and the memory that
+//! the agent takes for it.
 
 use super::measure::{About, Lab};
-use super::policy;
+use super::variant::Kind;
 use anyhow::{Context as _, Result};
+use std::fs;
 
 impl Lab {
     /// One CIDR among many changes.
     pub fn one_line(&mut self, cidrs: u32) -> Result<()> {
-        let about = About {
-            what: "one CIDR changed, in force after".into(),
-            unit: "ms",
-            curve: Some(("one CIDR changed, ms by CIDRs".into(), cidrs.into())),
-            higher_is_better: false,
-        };
         let mut turn = 0;
+        let about = about("one CIDR changed, in force after", "ms", cidrs);
         self.interleave(about, |bed, _| {
-            if bed.agent_pid().is_none() {
-                return Ok(None);
-            }
             turn += 1;
-            let mut files = policy::netdp(cidrs);
-            let first = files.first_mut().context("no file")?;
-            first.push_str(&format!("- 192.0.2.{}/32\n", turn % 250));
-            Ok(Some(bed.edit(&files)?.as_secs_f64() * 1e3))
+            let took = bed.change_one(cidrs, turn)?;
+            Ok(took.map(|took| took.as_secs_f64() * 1e3))
         })
     }
 
     /// From twelve CIDRs to many.
     pub fn all_lines(&mut self, cidrs: u32) -> Result<()> {
-        let about = About {
-            what: "all CIDRs changed, in force after".into(),
-            unit: "ms",
-            curve: Some(("all CIDRs changed, ms by CIDRs".into(), cidrs.into())),
-            higher_is_better: false,
-        };
+        let about = about("all CIDRs changed, in force after", "ms", cidrs);
         self.interleave(about, |bed, _| {
-            if bed.agent_pid().is_none() {
+            if bed.variant.kind == Kind::Plain {
                 return Ok(None);
             }
             bed.set_cidrs(super::FEW)?;
             Ok(Some(bed.set_cidrs(cidrs)?.as_secs_f64() * 1e3))
         })
     }
+
+    /// What the agent has in memory after that, and the most that it ever had.
+    pub fn memory(&mut self, cidrs: u32) -> Result<()> {
+        for (what, field) in [
+            ("the agent's memory", "VmRSS:"),
+            ("the most of it so far", "VmHWM:"),
+        ] {
+            self.interleave(about(what, "MiB", cidrs), |bed, _| {
+                bed.agent_pid().map(|pid| resident(pid, field)).transpose()
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn about(what: &str, unit: &'static str, cidrs: u32) -> About {
+    About {
+        what: what.into(),
+        unit,
+        curve: Some((format!("{what}, {unit} by CIDRs"), cidrs.into())),
+        higher_is_better: false,
+    }
+}
+
+/// A field of a process' status that is in KiB, in MiB.
+fn resident(pid: u32, field: &str) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field));
+    let value = value.and_then(|value| value.trim().strip_suffix(" kB"));
+    let kib: f64 = value
+        .with_context(|| format!("{path}: no {field}"))?
+        .parse()?;
+    Ok(kib / 1024.0)
 }

@@ -8,7 +8,7 @@ pub enum Kind {
     /// It forwards them.
     Plain,
     /// The rules of ip-masq-agent, loaded with this program.
-    MasqAgent(&'static str),
+    MasqAgent(&'static [&'static str]),
     /// The same policy as one nftables set.
     NftSet,
     /// netdp.
@@ -76,14 +76,14 @@ pub const ALL: &[Variant] = &[
     Variant {
         name: "masq-nft",
         what: "ip-masq-agent's rules, iptables-nft",
-        kind: Kind::MasqAgent("iptables-nft-restore"),
+        kind: Kind::MasqAgent(&["iptables-nft-restore"]),
         conntrack: false,
         max_cidrs: 30_000,
     },
     Variant {
         name: "masq-legacy",
         what: "ip-masq-agent's rules, iptables-legacy",
-        kind: Kind::MasqAgent("iptables-legacy-restore"),
+        kind: Kind::MasqAgent(&["iptables-legacy-restore"]),
         conntrack: false,
         max_cidrs: 30_000,
     },
