@@ -8,7 +8,7 @@ use common::{ECHO, Echo, World, echoes, flows, number};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use xtask::testbed::{Agent, output};
+use xtask::testbed::{Agent, output, wait_for};
 
 /// A CPU's counters in the order of their fields.
 const COUNTERS: [&str; 9] = [
@@ -185,7 +185,7 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
     // Others' packets (neighbours, multicast) come in meanwhile: the status is
     // held against counters that were the same before and after it.
     let mut seen = Err(anyhow::anyhow!("never asked"));
-    common::wait_for(common::SOON, "counters at rest", || {
+    wait_for(common::SOON, "counters at rest", || {
         seen = at_rest(&world.agent);
         !matches!(seen, Ok(None))
     })?;
