@@ -1,15 +1,13 @@
 //! Between [`Flow`] and the attributes of netlink.
 
 use super::{Ends, Flow, TcpState};
+use netdp_common::tuple::proto;
 use netlink_packet_core::{DecodeError, DefaultNla, Nla as _};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute as Attribute, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,
     Status, TCPFlags, Tuple,
 };
 use std::net::IpAddr;
-
-const ICMP: u8 = 1;
-const ICMPV6: u8 = 58;
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 1 << 15;
@@ -193,28 +191,28 @@ fn tuple(protocol: u8, ends: &Ends, reply: bool) -> Vec<Tuple> {
         IPTuple::SourceAddress(ends.source),
         IPTuple::DestinationAddress(ends.destination),
     ];
-    let mut proto = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
+    let mut parts = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
     // Echo request and reply.
-    match (protocol, ends.source_id) {
-        (ICMP, id) => icmp(&mut proto, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
-        (ICMPV6, id) => icmp(
-            &mut proto,
+    match (u32::from(protocol), ends.source_id) {
+        (proto::ICMP, id) => icmp(&mut parts, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
+        (proto::ICMPV6, id) => icmp(
+            &mut parts,
             ICMPV6_ATTRIBUTES,
             id,
             if reply { 129 } else { 128 },
         ),
         (_, 0) if ends.destination_id == 0 => {}
         (_, source) => {
-            proto.push(ProtoTuple::SourcePort(source));
-            proto.push(ProtoTuple::DestinationPort(ends.destination_id));
+            parts.push(ProtoTuple::SourcePort(source));
+            parts.push(ProtoTuple::DestinationPort(ends.destination_id));
         }
     }
-    vec![Tuple::Ip(ip), Tuple::Proto(proto)]
+    vec![Tuple::Ip(ip), Tuple::Proto(parts)]
 }
 
-fn icmp(proto: &mut Vec<ProtoTuple>, kinds: [u16; 3], id: u16, message: u8) {
+fn icmp(parts: &mut Vec<ProtoTuple>, kinds: [u16; 3], id: u16, message: u8) {
     let other = |kind, value: &[u8]| ProtoTuple::Other(DefaultNla::new(kind, value.to_vec()));
-    proto.push(other(kinds[0], &id.to_be_bytes()));
-    proto.push(other(kinds[1], &[message]));
-    proto.push(other(kinds[2], &[0]));
+    parts.push(other(kinds[0], &id.to_be_bytes()));
+    parts.push(other(kinds[1], &[message]));
+    parts.push(other(kinds[2], &[0]));
 }

@@ -254,7 +254,7 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
 
 #[cfg(test)]
 mod tests {
-    use super::untranslated;
+    use super::{proto, untranslated};
     use crate::conntrack::{Ends, Flow};
     use std::collections::BTreeSet;
     use std::net::IpAddr;
@@ -270,7 +270,7 @@ mod tests {
 
     fn flow(original: Ends, reply: Ends) -> Flow {
         Flow {
-            protocol: 6,
+            protocol: u8::try_from(proto::TCP).unwrap(),
             original,
             reply,
             answered: true,
