@@ -50,7 +50,7 @@ fn what_is_lost_is_counted() -> Result<()> {
     migration.take_over()?;
     migration.agent().stop()?;
     migration.agent().netdp(&["detach"])?;
-    wait_for(Duration::from_secs(30), "a lost connection", || {
+    wait_for(Duration::from_secs(90), "a lost connection", || {
         migration.tally().connections().1 > 0
     })?;
     let outcome = migration.finish()?;

@@ -8,16 +8,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use common::clients::{Tcp, Udp, any, tcp_source};
 use common::wire::Capture;
 use common::{Echo, POLICY, SOON, World, clock, echoes, nft, start_agent, status};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use xtask::testbed::{
-    Agent, Bed, ConfigVolume, Host, Netns, Running, last_host, wait_for, wait_some,
+    Agent, Bed, ConfigVolume, Host, Netns, Pings, last_host, wait_for, wait_some,
 };
 
 /// More than the time between two sweeps.
-const SWEEP: Duration = Duration::from_secs(20);
+const SWEEP: Duration = Duration::from_secs(60);
 
 const RANDOM: [&str; 3] = ["--enable-ipv6", "--port-mode", "random"];
 
@@ -86,18 +84,18 @@ fn living(agent: &Agent, flows: &[Flow]) -> Result<usize> {
 }
 
 /// Pings without end.
-fn pings(pod: &Host, host: &Host) -> Result<Vec<Running>> {
-    let each = host.addresses.iter().map(|net| net.addr().to_string());
-    each.map(|target| pod.spawn(&["ping", "-n", "-q", "-i0.02", &target]))
-        .collect()
+fn pings(pod: &Host, host: &Host) -> Result<Pings> {
+    let mut pings = Pings::default();
+    for address in &host.addresses {
+        pings.start(pod, address.addr(), "0.02")?;
+    }
+    Ok(pings)
 }
 
 /// Ends them; all were answered.
-fn check_pings(pings: Vec<Running>) -> Result<()> {
-    for ping in pings {
-        kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
-        let told = ping.finish(SOON)?;
-        ensure!(told.contains(" 0% packet loss"), "{told}");
+fn check_pings(pings: Pings) -> Result<()> {
+    for ping in pings.end()? {
+        ensure!(ping.alive && ping.lost == 0, "{ping:?}");
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use common::{Echo, NETDP, POLICY, SOON, echoes, same_family};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Running, wait_for};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, wait_for};
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 
@@ -53,7 +53,7 @@ struct Node {
     _config: ConfigVolume,
     _echo: Echo,
     wire: Capture,
-    pings: Vec<Running>,
+    pings: Pings,
     flows: Vec<Flow>,
     backend: &'static str,
 }
@@ -63,8 +63,15 @@ impl Node {
         let bed = Bed::dual_stack()?;
         for family in ["iptables", "ip6tables"] {
             let program = format!("{family}-{backend}");
-            bed.node
-                .run(&[&program, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])?;
+            bed.node.run(&[
+                &program,
+                "--wait",
+                "60",
+                "-t",
+                "mangle",
+                "-N",
+                "KUBE-IPTABLES-HINT",
+            ])?;
         }
         let config = ConfigVolume::new(POLICY)?;
         let options = AgentOptions::new(NETDP)
@@ -79,7 +86,7 @@ impl Node {
             agent,
             _config: config,
             _echo: echo,
-            pings: Vec::new(),
+            pings: Pings::default(),
             flows: Vec::new(),
             far,
             bed,
@@ -94,9 +101,7 @@ impl Node {
     fn ping(&mut self) -> Result<()> {
         for pod in &self.bed.pods {
             for net in &self.far.addresses {
-                let target = net.addr().to_string();
-                let ping = pod.spawn(&["ping", "-n", "-q", "-i0.02", &target])?;
-                self.pings.push(ping);
+                self.pings.start(pod, net.addr(), "0.02")?;
             }
         }
         Ok(())
@@ -162,11 +167,8 @@ impl Node {
 
     /// No ping was without an answer; `lost` may be.
     fn end_pings(&mut self, lost: usize) -> Result<()> {
-        for ping in self.pings.drain(..) {
-            kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
-            let told = ping.finish(SOON)?;
-            let (sent, received) = counts(&told).with_context(|| told.clone())?;
-            ensure!(sent > 0 && sent - received <= lost, "{told}");
+        for ping in std::mem::take(&mut self.pings).end()? {
+            ensure!(ping.alive && ping.lost <= lost, "{ping:?}");
         }
         Ok(())
     }
@@ -182,7 +184,10 @@ impl Node {
         let mut found = false;
         for family in ["iptables", "ip6tables"] {
             let program = format!("{family}-{}", self.backend);
-            let listing = self.bed.node.run(&[&program, "-t", "nat", "-S"])?;
+            let listing = self
+                .bed
+                .node
+                .run(&[&program, "--wait", "60", "-t", "nat", "-S"])?;
             found |= listing.contains("IP-MASQ-AGENT");
         }
         Ok(found)
@@ -194,17 +199,6 @@ impl Drop for Node {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
     }
-}
-
-/// Sent and received, of ping's last lines.
-fn counts(told: &str) -> Option<(usize, usize)> {
-    let line = told
-        .lines()
-        .find(|line| line.contains("packets transmitted"))?;
-    let mut words = line.split_whitespace();
-    let sent = words.next()?.parse().ok()?;
-    let received = words.nth(2)?.parse().ok()?;
-    Some((sent, received))
 }
 
 fn takeover_and_back(backend: &'static str) -> Result<()> {
@@ -254,7 +248,10 @@ fn detach_to_iptables_ends_no_connection() -> Result<()> {
         ensure!(pins.count() == 0, "the datapath is still there");
         node.check("detach")?;
         let rules = format!("iptables-{backend}");
-        let rules = node.bed.node.run(&[&rules, "-t", "nat", "-S"])?;
+        let rules = node
+            .bed
+            .node
+            .run(&[&rules, "--wait", "60", "-t", "nat", "-S"])?;
         // Those of the configuration, not the defaults.
         ensure!(rules.contains("-d 172.16.0.0/16 "), "{rules}");
         ensure!(!rules.contains("-d 10.0.0.0/8 "), "{rules}");
@@ -272,7 +269,7 @@ fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
         let program = format!("iptables-{backend}");
         node.bed
             .node
-            .run(&[&program, "-t", "nat", "-N", "IP-MASQ-AGENT"])?;
+            .run(&[&program, "--wait", "60", "-t", "nat", "-N", "IP-MASQ-AGENT"])?;
         kill(Pid::from_raw(node.agent.pid().try_into()?), Signal::SIGHUP)?;
         wait_for(SOON, "the agent to tell", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();

@@ -1,10 +1,8 @@
 //! Connections of pods to servers, without pause.
 
 use super::tally::{Kind, Tally};
-use crate::testbed::{EchoClient, Host, Netns, Running, wait_for};
+use crate::testbed::{EchoClient, Host, Netns, Pinged, Pings, wait_for};
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// How long a connection may take to be there.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(20);
 
 /// How long an answer to a datagram may take, and how often it is asked for.
 const ANSWER: Duration = Duration::from_millis(500);
@@ -27,16 +25,13 @@ const PACE: Duration = Duration::from_millis(5);
 /// Connections of each kind that a worker begins with.
 const AT_FIRST: usize = 3;
 
-/// Pings at the end of a run that were still under way.
-const UNDER_WAY: usize = 3;
-
 /// Workers, one for each pod and family.
 #[derive(Debug)]
 pub(super) struct Load {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     steady: usize,
-    pings: Vec<Running>,
+    pings: Pings,
 }
 
 #[derive(Debug, Default)]
@@ -63,7 +58,7 @@ impl Load {
             shared,
             workers: Vec::new(),
             steady: 0,
-            pings: Vec::new(),
+            pings: Pings::default(),
         };
         for pod in pods {
             for to in targets {
@@ -76,9 +71,7 @@ impl Load {
                 load.spawn(&line, brief);
                 load.spawn(&line, steady);
                 load.steady += 1;
-                let target = to.ip().to_string();
-                load.pings
-                    .push(pod.spawn(&["ping", "-n", "-i0.05", &target])?);
+                load.pings.start(pod, to.ip(), "0.05")?;
                 load.shared.tally.opened(Kind::Icmp);
             }
         }
@@ -106,8 +99,8 @@ impl Load {
 
     pub(super) fn end(mut self) -> Result<Tally> {
         self.stop();
-        for ping in self.pings.drain(..) {
-            count_ping(ping, &self.shared.tally)?;
+        for ping in std::mem::take(&mut self.pings).end()? {
+            count_ping(&ping, &self.shared.tally);
         }
         let shared = std::mem::take(&mut self.shared);
         Ok(Arc::try_unwrap(shared).map_or_else(|_| Tally::default(), |shared| shared.tally))
@@ -127,28 +120,13 @@ impl Drop for Load {
     }
 }
 
-/// Ends a ping and reads what it says.
-fn count_ping(ping: Running, tally: &Tally) -> Result<()> {
-    kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
-    let told = ping.finish(CONNECT)?;
-    let sent = told
-        .lines()
-        .find_map(|line| line.split_once(" packets transmitted, "))
-        .with_context(|| told.clone())?;
-    let received = sent.1.split(' ').next().unwrap_or_default();
-    let (sent, received): (usize, usize) = (sent.0.parse()?, received.parse()?);
-    let last = told
-        .lines()
-        .rev()
-        .find_map(|line| line.split_once("icmp_seq=")?.1.split(' ').next());
-    let last: usize = last.unwrap_or_default().parse().unwrap_or_default();
-    tally.answered(Kind::Icmp, received);
-    tally.packets_lost(sent.saturating_sub(received));
-    if last + UNDER_WAY < sent {
-        let why = anyhow::anyhow!("no answer after {last} of {sent}");
+fn count_ping(ping: &Pinged, tally: &Tally) {
+    tally.answered(Kind::Icmp, ping.answered);
+    tally.packets_lost(ping.lost);
+    if !ping.alive {
+        let why = anyhow::anyhow!("no answer after {}", ping.answered + ping.lost);
         tally.lost(Kind::Icmp, &why);
     }
-    Ok(())
 }
 
 /// Connections for one question each, until the end.

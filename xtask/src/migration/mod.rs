@@ -60,8 +60,15 @@ impl Migration {
         // What the kubelet leaves, and what tells the backend.
         for family in ["iptables", "ip6tables"] {
             let program = format!("{family}-{backend}");
-            bed.node
-                .run(&[&program, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"])?;
+            bed.node.run(&[
+                &program,
+                "--wait",
+                "60",
+                "-t",
+                "mangle",
+                "-N",
+                "KUBE-IPTABLES-HINT",
+            ])?;
         }
         let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
         let targets: Vec<_> = far
@@ -162,7 +169,10 @@ impl Migration {
         let mut has = false;
         for family in ["iptables", "ip6tables"] {
             let program = format!("{family}-{}", self.backend);
-            let listing = self.bed.node.run(&[&program, "-t", "nat", "-S"])?;
+            let listing = self
+                .bed
+                .node
+                .run(&[&program, "--wait", "60", "-t", "nat", "-S"])?;
             has |= listing.contains(CHAIN);
         }
         Ok(has)

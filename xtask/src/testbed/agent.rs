@@ -1,9 +1,11 @@
 //! The agent, `netdp run`, on a node.
 
 use super::netns::Netns;
+use super::no_bpf::fail_bpf;
 use super::process::{Running, output, wait_for};
 use super::workdir::WorkDir;
 use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +13,7 @@ use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 /// How long an agent may take to be in force, and to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The netdp that `NETDP_BIN` names. Tests in netdp-user have a better source:
 /// `env!("CARGO_BIN_EXE_netdp")`.
@@ -27,6 +29,7 @@ pub struct AgentOptions {
     binary: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    bpf_error: Option<Errno>,
 }
 
 impl AgentOptions {
@@ -37,6 +40,7 @@ impl AgentOptions {
             binary: binary.into(),
             arguments: Vec::new(),
             environment: Vec::new(),
+            bpf_error: None,
         }
     }
 
@@ -64,6 +68,11 @@ impl AgentOptions {
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
+    }
+
+    /// As on a kernel whose bpf(2) does nothing but fail so; `None` ends that.
+    pub const fn set_bpf_error(&mut self, error: Option<Errno>) {
+        self.bpf_error = error;
     }
 
     /// Another argument instead of one that was given.
@@ -217,6 +226,9 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
     command.arg("run").args(&options.arguments);
     name_directories(&mut command, dir);
     command.arg("--ready-file").arg(ready);
+    if let Some(error) = options.bpf_error {
+        fail_bpf(&mut command, error);
+    }
     Running::start(command)
 }
 

@@ -1,0 +1,100 @@
+//! Pings that go on until they are ended.
+
+use super::netns::Netns;
+use super::process::{Running, wait_for};
+use anyhow::{Context as _, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// How long one more answer may take, and a ping's end. Waited for in full only
+/// where no answer comes any more.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Any number of pings, each to one target.
+#[derive(Debug, Default)]
+pub struct Pings(Vec<Running>);
+
+/// What became of a ping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinged {
+    /// How many requests were answered.
+    pub answered: usize,
+    /// How many were not although a later one was. Those that were under way
+    /// when it was ended do not count.
+    pub lost: usize,
+    /// An answer came after it was decided to end it.
+    pub alive: bool,
+}
+
+impl Pings {
+    /// Starts one more; `interval` is in seconds, for example `0.02`.
+    pub fn start(&mut self, from: &Netns, to: IpAddr, interval: &str) -> Result<()> {
+        let argv = ["ping", "-n", "-i", interval, &to.to_string()];
+        self.0.push(from.spawn(&argv)?);
+        Ok(())
+    }
+
+    /// Waits for one more answer to each, and ends them.
+    pub fn end(self) -> Result<Vec<Pinged>> {
+        let last = |ping: &Running| answers(&ping.stdout()).last().copied();
+        let before: Vec<_> = self.0.iter().map(last).collect();
+        let go_on = || self.0.iter().zip(&before).all(|(ping, b)| last(ping) > *b);
+        // Whose last answer it was is told below.
+        let _ = wait_for(PATIENCE, "one more answer to each ping", go_on);
+        let alive: Vec<_> = self
+            .0
+            .iter()
+            .zip(&before)
+            .map(|(ping, b)| last(ping) > *b)
+            .collect();
+        let pings = self.0.into_iter().zip(alive);
+        pings.map(|(ping, alive)| end(ping, alive)).collect()
+    }
+}
+
+fn end(ping: Running, alive: bool) -> Result<Pinged> {
+    kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
+    let mut ping = ping;
+    // It fails where nothing was answered.
+    ping.wait(PATIENCE)?;
+    let answers = answers(&ping.stdout());
+    let sent_until = answers.last().copied().unwrap_or_default();
+    let missing = sent_until.checked_sub(answers.len());
+    Ok(Pinged {
+        answered: answers.len(),
+        lost: missing.with_context(|| format!("answers to nothing:{}", ping.written()))?,
+        alive,
+    })
+}
+
+/// The numbers of the requests that were answered; the first is 1.
+fn answers(told: &str) -> BTreeSet<usize> {
+    let lines = told.lines().filter(|line| line.contains(" bytes from "));
+    let number = |line: &str| {
+        line.split_once("icmp_seq=")?
+            .1
+            .split(' ')
+            .next()?
+            .parse()
+            .ok()
+    };
+    lines.filter_map(number).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_answers_count_each_once() {
+        let told = "PING 10.2.0.1 (10.2.0.1) 56(84) bytes of data.\n\
+                    64 bytes from 10.2.0.1: icmp_seq=1 ttl=63 time=0.08 ms\n\
+                    64 bytes from 10.2.0.1: icmp_seq=1 ttl=63 time=0.09 ms (DUP!)\n\
+                    From 10.1.255.254 icmp_seq=2 Destination Host Unreachable\n\
+                    64 bytes from 10.2.0.1: icmp_seq=4 ttl=63 time=0.08 ms\n";
+        assert_eq!(answers(told), BTreeSet::from([1, 4]));
+    }
+}
