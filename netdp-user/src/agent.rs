@@ -232,6 +232,7 @@ impl Agent {
                         self.take_over();
                     }
                     self.drain();
+                    self.retry_chains();
                     self.tell();
                 }
             }

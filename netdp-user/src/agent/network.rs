@@ -104,8 +104,8 @@ impl Agent {
         }
     }
 
-    /// Makes the datapath what it is to be. What fails is said and tried again
-    /// at the next event.
+    /// Makes the datapath, or the chains, what they are to be. What fails is said and
+    /// tried again at the next event, chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
     pub(super) fn reconcile(&mut self) {
         let applied = self.apply();
         self.applied(applied);
@@ -201,6 +201,13 @@ impl Agent {
         self.report.chains = reports;
         self.save_report();
         self.update_ready();
+    }
+
+    /// Writes the chains again if one could not be written: what was in the way may be gone.
+    pub(super) fn retry_chains(&mut self) {
+        if self.report.chains.iter().any(|chain| chain.error.is_some()) {
+            self.reconcile();
+        }
     }
 
     /// Forgets what earlier policies bypassed, once no connection of that time

@@ -111,7 +111,7 @@ impl Iptables {
                 "{name} {}: {}: {}",
                 arguments.join(" "),
                 output.status,
-                String::from_utf8_lossy(&output.stderr).trim()
+                one_line(&String::from_utf8_lossy(&output.stderr))
             );
         }
         Ok(output)
@@ -209,6 +209,12 @@ impl Iptables {
         self.run("-restore", &arguments, text)?;
         Ok(())
     }
+}
+
+/// What a program wrote, for a message that is one line.
+fn one_line(told: &str) -> String {
+    let lines: Vec<_> = told.lines().map(str::trim).collect();
+    lines.join("; ")
 }
 
 /// Whether POSTROUTING leads to the chain.

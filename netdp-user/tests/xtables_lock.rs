@@ -1,0 +1,163 @@
+//! `--mode iptables` while another program holds the lock of iptables.
+
+mod common;
+
+use anyhow::{Context as _, Result, ensure};
+use common::clients::tcp_source;
+use common::{ECHO, Echo, SOON, options, status, wait_log};
+use nix::fcntl::{Flock, FlockArg};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, wait_for};
+
+const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16]\n";
+const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.77.0.0/16]\n";
+
+/// How iptables ends that waited in vain.
+const BUSY: &str = "Another app is currently holding the xtables lock";
+
+/// A node of the older kind of iptables, which has the lock.
+struct Node {
+    bed: Bed,
+    config: ConfigVolume,
+    dir: WorkDir,
+}
+
+impl Node {
+    fn new() -> Result<Self> {
+        let bed = Bed::dual_stack()?;
+        let node = Self {
+            bed,
+            config: ConfigVolume::new(BEFORE)?,
+            dir: WorkDir::new("lock")?,
+        };
+        for family in ["iptables-legacy", "ip6tables-legacy"] {
+            let mut hint = node.bed.node.command(family);
+            hint.env("XTABLES_LOCKFILE", node.file());
+            hint.args(["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"]);
+            xtask::testbed::output(&mut hint)?;
+        }
+        Ok(node)
+    }
+
+    /// A lock of its own: the usual file is one for the whole machine, other tests
+    /// included.
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("xtables.lock")
+    }
+
+    fn options(&self) -> AgentOptions {
+        options(&self.config, &["--mode=iptables"]).env("XTABLES_LOCKFILE", self.file())
+    }
+
+    fn hold(&self) -> Result<Flock<File>> {
+        let file = File::create(self.file())?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| error)
+            .context("taking the lock")
+    }
+
+    /// The chain with its counters, which reading needs no lock for.
+    fn rules(&self) -> Result<Vec<String>> {
+        let all = self
+            .bed
+            .node
+            .run(&["iptables-legacy-save", "-c", "-t", "nat"])?;
+        let ours = all.lines().filter(|line| line.contains("IP-MASQ-AGENT"));
+        Ok(ours.map(str::to_owned).collect())
+    }
+
+    fn wait_rules(&self, words: &str) -> Result<()> {
+        wait_for(SOON, &format!("{words} in the chain"), || {
+            self.rules()
+                .is_ok_and(|rules| rules.iter().any(|rule| rule.contains(words)))
+        })
+    }
+}
+
+/// Whether a program that writes rules runs for the agent.
+fn is_writing(agent: &Agent) -> bool {
+    let children = format!("/proc/{0}/task/{0}/children", agent.pid());
+    let children = fs::read_to_string(children).unwrap_or_default();
+    children.split_whitespace().any(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        line.starts_with("iptables-legacy-restore\0") && line.contains("--wait\0")
+    })
+}
+
+fn error(agent: &Agent) -> Result<Value> {
+    Ok(status(agent)?["report"]["chains"][0]["error"].clone())
+}
+
+/// It is waited for, and the chain is written once it is free.
+#[test]
+fn a_lock_that_is_given_back_is_waited_for() -> Result<()> {
+    let mut node = Node::new()?;
+    let agent = Agent::start(&node.bed.node, node.options())?;
+    let before = node.rules()?;
+    ensure!(!before.is_empty(), "no chain");
+
+    let lock = node.hold()?;
+    node.config.write(AFTER)?;
+    wait_for(SOON, "the agent to write", || is_writing(&agent))?;
+    ensure!(node.rules()? == before, "written without the lock");
+    drop(lock);
+    node.wait_rules("-d 10.77.0.0/16")?;
+    ensure!(error(&agent)?.is_null(), "{}", agent.log());
+    Ok(())
+}
+
+/// It is not waited for without end: that is told, what is in force stays, and the
+/// chain is written once the lock is free, though nothing else happens.
+#[test]
+fn a_lock_that_is_kept_is_told_of_and_tried_again() -> Result<()> {
+    let mut node = Node::new()?;
+    let far = node.bed.server(0, &["10.2.0.1/24"])?;
+    let _echo = Echo::start(&far)?;
+    let agent = Agent::start(&node.bed.node, node.options())?;
+    let before = node.rules()?;
+
+    let lock = node.hold()?;
+    node.config.write(AFTER)?;
+    wait_log(&agent, BUSY)?;
+    ensure!(node.rules()? == before, "written without the lock");
+    wait_for(SOON, "the status to say so", || {
+        error(&agent).is_ok_and(|error| error.to_string().contains(BUSY))
+    })?;
+    let log = agent.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains(BUSY))
+        .context("no line")?;
+    for words in ["ERROR", "IPv4", "iptables-legacy-restore", "--wait 5"] {
+        ensure!(line.contains(words), "{words:?} is not in {line}");
+    }
+    let text = agent.netdp(&["status"])?;
+    ensure!(text.contains(BUSY), "{text}");
+    let to = (far.v4()?, ECHO).into();
+    ensure!(tcp_source(&node.bed.pods[0], to)? == IpAddr::from([10, 1, 0, 10]));
+
+    drop(lock);
+    node.wait_rules("-d 10.77.0.0/16")?;
+    wait_for(SOON, "the status to be well", || {
+        error(&agent).is_ok_and(|error| error.is_null())
+    })
+}
+
+/// An agent that comes while somebody holds it is not ready until it is free.
+#[test]
+fn an_agent_that_starts_meanwhile_gets_there_afterwards() -> Result<()> {
+    let node = Node::new()?;
+    let lock = node.hold()?;
+    let mut agent = Agent::spawn(&node.bed.node, node.options())?;
+    wait_log(&agent, BUSY)?;
+    let ready = agent.state_dir().with_file_name("ready");
+    ensure!(!ready.exists(), "ready without a chain");
+    ensure!(node.rules()?.is_empty(), "written without the lock");
+    drop(lock);
+    agent.wait_ready(SOON)?;
+    node.wait_rules("-j MASQUERADE")
+}
