@@ -8,7 +8,6 @@ use outside::programs::{self, Outcomes, Servers};
 use outside::tcpdump::Tcpdump;
 use outside::{Outside, POD_NETWORKS, Shape};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 use xtask::testbed::wait_for;
 
 const SIZES: [&str; 6] = ["0", "1452", "1472", "1473", "8000", "20000"];
@@ -174,10 +173,8 @@ fn a_narrow_hop_before_the_pod_is_found_and_hides_it() -> Result<()> {
         "ICMP6, time exceeded in-transit",
     ];
     for words in expected {
-        wait_for(Duration::from_secs(5), words, || {
-            errors.seen().contains(words)
-        })
-        .map_err(|error| error.context(errors.seen()))?;
+        wait_for(common::SOON, words, || errors.seen().contains(words))
+            .map_err(|error| error.context(errors.seen()))?;
     }
     let seen = errors.finish()?;
     for network in POD_NETWORKS {

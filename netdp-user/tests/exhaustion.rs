@@ -8,14 +8,14 @@ use common::clients::{Tcp, Udp, any, from_port};
 use common::{ECHO, Echo, World, clock, drops, echoes, mappings};
 use netdp_user::datapath::Maps;
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
-use xtask::testbed::{Host, wait_for};
+use xtask::testbed::{Host, wait_for, wait_some};
 
 const NARROW: std::ops::RangeInclusive<u16> = 40_000..=40_099;
 
 /// More than the time between two sweeps.
-const SWEEP: Duration = Duration::from_secs(20);
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Ports of the wire class of unprivileged ports: 1024 to 65535 without the
 /// NodePort range.
@@ -26,6 +26,16 @@ fn send_once(pod: &Host, port: u16, to: SocketAddr) -> Result<()> {
     let socket = pod.enter(|| UdpSocket::bind(from_port(port, to)))??;
     socket.send_to(b"once", to)?;
     Ok(())
+}
+
+/// A datagram from each port. One socket for each: what comes back finds nobody.
+fn send_from(pod: &Host, ports: impl Iterator<Item = u16> + Send, to: SocketAddr) -> Result<()> {
+    pod.enter(|| -> Result<()> {
+        for port in ports {
+            UdpSocket::bind(from_port(port, to))?.send_to(b"once", to)?;
+        }
+        Ok(())
+    })?
 }
 
 /// Sends until the counter of a drop reason rises.
@@ -175,19 +185,26 @@ fn a_whole_class_is_used_to_the_last_port() -> Result<()> {
             Ok((flow, seen))
         })
         .collect::<Result<Vec<_>>>()?;
-    world.pod(0).enter(|| -> Result<()> {
-        // One socket for each: what comes back finds nobody.
-        for port in 1024..=u16::MAX {
-            UdpSocket::bind(from_port(port, to))?.send_to(b"once", to)?;
-        }
-        Ok(())
-    })??;
-    let used = || -> Result<BTreeSet<u16>> {
-        let flows = Maps::open(&world.agent.bpffs())?.flows()?;
-        let udp = flows.iter().filter(|flow| flow.protocol == "udp");
-        Ok(udp.map(|flow| flow.nat_id).collect())
-    };
-    let used = used()?;
+    let pod = IpAddr::from(world.pod(0).v4()?);
+    let mut mapped = BTreeSet::new();
+    let used = wait_some(SWEEP, "every port to be used", || {
+        // What a busy machine had no room for is sent again.
+        send_from(
+            world.pod(0),
+            (1024..=u16::MAX).filter(|port| !mapped.contains(port)),
+            to,
+        )
+        .ok()?;
+        let flows = Maps::open(&world.agent.bpffs()).ok()?.flows().ok()?;
+        let udp = || flows.iter().filter(|flow| flow.protocol == "udp");
+        mapped = udp()
+            .filter(|flow| flow.source == pod)
+            .map(|flow| flow.source_id)
+            .collect();
+        let used: BTreeSet<u16> = udp().map(|flow| flow.nat_id).collect();
+        (used.len() >= CLASS).then_some(used)
+    })
+    .with_context(|| format!("{} flows have a mapping", mapped.len()))?;
     ensure!(used.len() == CLASS, "{} of {CLASS} ports used", used.len());
     ensure!(!used.iter().any(|port| (30_000..=32_767).contains(port)));
     let refused = drops(&world.agent, "no_free_port")?;
@@ -255,7 +272,9 @@ fn a_full_table_hurts_no_live_flow() -> Result<()> {
         }
         Ok(())
     })??;
-    ensure!(drops(&world.agent, "table_full")? > before, "none refused");
+    wait_for(common::SOON, "some to be refused", || {
+        drops(&world.agent, "table_full").is_ok_and(|now| now > before)
+    })?;
     pressure_is_shown(&world, ROOM)?;
     let check = |flows: &mut Vec<_>, connections: &mut Vec<(Tcp, SocketAddr)>| -> Result<()> {
         ask_all(flows)?;
@@ -285,16 +304,19 @@ fn one_more(world: &World, to: SocketAddr) -> Result<Option<(Udp, SocketAddr)>> 
     let before = drops(&world.agent, "table_full")?;
     let mut flow = Udp::connect(world.pod(1), any(to), to)?;
     flow.socket
-        .set_read_timeout(Some(Duration::from_millis(300)))?;
-    match flow.ask() {
-        Ok(seen) => {
-            flow.socket.set_read_timeout(Some(common::ANSWER))?;
-            Ok(Some((flow, seen)))
+        .set_read_timeout(Some(Duration::from_millis(100)))?;
+    flow.socket.send(b"may I")?;
+    let answered = wait_some(common::SOON, "an answer or a refusal", || {
+        if flow.socket.recv(&mut [0; 256]).is_ok() {
+            return Some(true);
         }
-        Err(error) => {
-            let refused = drops(&world.agent, "table_full")? > before;
-            ensure!(refused, "no answer, and not refused: {error:#}");
-            Ok(None)
-        }
+        let refused = drops(&world.agent, "table_full").is_ok_and(|now| now > before);
+        refused.then_some(false)
+    })?;
+    if !answered {
+        return Ok(None);
     }
+    flow.socket.set_read_timeout(Some(common::ANSWER))?;
+    let seen = flow.ask()?;
+    Ok(Some((flow, seen)))
 }

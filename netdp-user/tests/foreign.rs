@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use common::{NETDP, SOON};
 use serde_json::Value;
 use std::fs;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, WorkDir, wait_for};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, WorkDir, wait_for, wait_some};
 
 /// As kube-proxy, a CNI plugin and Docker write them, in iptables-restore's language.
 const RULES: &str = "\
@@ -84,12 +84,11 @@ impl Node {
                 })
                 .collect()
         };
-        wait_for(SOON, "the rules of others", || {
-            self.foreign()
-                .is_ok_and(|foreign| told(&foreign).len() == count)
+        wait_some(SOON, "the rules of others", || {
+            let found = told(&self.foreign().ok()?);
+            (found.len() == count).then_some(found)
         })
-        .map_err(|err| err.context(format!("{:?}", self.foreign())))?;
-        Ok(told(&self.foreign()?))
+        .map_err(|err| err.context(format!("{:?}", self.foreign())))
     }
 }
 
@@ -97,7 +96,7 @@ fn restore(node: &Netns, dir: &WorkDir, backend: &str) -> Result<()> {
     let path = dir.path().join("rules");
     fs::write(&path, RULES)?;
     let program = format!("iptables-{backend}-restore");
-    node.run(&[&program, &path.display().to_string()])?;
+    node.run(&[&program, "--wait", "60", &path.display().to_string()])?;
     Ok(())
 }
 

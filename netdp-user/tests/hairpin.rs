@@ -151,6 +151,13 @@ fn sockets_that_were_known_before_a_restart_meet() -> Result<()> {
     Ok(())
 }
 
+/// A program is attached before it is pinned.
+fn wait_pins(agent: &Agent, wanted: usize) -> Result<()> {
+    wait_for(SOON, &format!("{wanted} pins"), || {
+        pins(agent).is_ok_and(|count| count == wanted)
+    })
+}
+
 fn pins(agent: &Agent) -> Result<usize> {
     let entries = std::fs::read_dir(agent.bpffs().join("links"))?;
     let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
@@ -166,16 +173,14 @@ fn interfaces_towards_pods_come_and_go() -> Result<()> {
     wait_tcx(node, "cni0", &ON)?;
     node.ip("link add cali1 type veth peer name inside1")?;
     wait_tcx(node, "cali1", &ON)?;
-    assert_eq!(pins(&world.agent)?, 2);
+    wait_pins(&world.agent, 2)?;
     node.ip("link set cali1 name other1")?;
     wait_tcx(node, "other1", &OFF)?;
     node.ip("link set other1 name cali2")?;
     wait_tcx(node, "cali2", &ON)?;
     node.ip("link del cali2")?;
     wait_log(&world.agent, "no hairpin on cali2 any more")?;
-    wait_for(SOON, "its pin to be gone", || {
-        pins(&world.agent).is_ok_and(|count| count == 1)
-    })?;
+    wait_pins(&world.agent, 1)?;
     // An agent that does not want it takes it off.
     world.agent.kill9()?;
     wait_tcx(node, "cni0", &ON)?;
@@ -190,20 +195,22 @@ fn interfaces_towards_pods_come_and_go() -> Result<()> {
 fn clsact_filters_towards_pods_go_too() -> Result<()> {
     let flags = ["--hairpin", "cni0", "--attach", "clsact"];
     let mut world = World::with(common::POLICY_V4, &flags)?;
-    let on = |world: &World| {
-        Ok::<_, anyhow::Error>(filters(&world.bed.node, "cni0")?[0].contains(PROGRAM))
+    let wait = |world: &World, wanted: bool| {
+        wait_for(SOON, &format!("the filter to be there: {wanted}"), || {
+            filters(&world.bed.node, "cni0").is_ok_and(|[on, _]| on.contains(PROGRAM) == wanted)
+        })
     };
-    ensure!(on(&world)?, "not attached");
+    wait(&world, true)?;
     world.agent.kill9()?;
     *world.agent.options() = options(&world.config, &["--attach", "clsact"]);
     world.agent.restart()?;
-    ensure!(!on(&world)?, "it stayed");
+    wait(&world, false)?;
     world.agent.kill9()?;
     *world.agent.options() = options(&world.config, &flags);
     world.agent.restart()?;
-    ensure!(on(&world)?, "not attached again");
+    wait(&world, true)?;
     world.agent.stop()?;
     world.agent.netdp(&["detach"])?;
-    ensure!(!on(&world)?, "it stayed after detach");
+    wait(&world, false)?;
     Ok(())
 }

@@ -24,7 +24,7 @@ masqueradeCIDRs:
 - 10.1.0.0/29
 ";
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(30);
 
 /// A command of the document and the output that it shows right after.
 #[derive(Debug, PartialEq, Eq)]
@@ -118,7 +118,7 @@ fn make_traffic(bed: &Bed) -> anyhow::Result<Vec<EchoClient>> {
     let seen = out.ask()?;
     assert_eq!(seen.ip(), bed.uplinks[0].v4()?, "not masqueraded");
     udp_ask(pod, 0, (server.v4()?, 7), SOON)?;
-    pod.run(&["ping", "-c1", "-W5", "203.0.113.10"])?;
+    pod.run(&["ping", "-c1", "-W30", "203.0.113.10"])?;
     // 10.1.0.0/29 is masqueraded, so that this flow has to be remembered.
     let mut inwards = EchoClient::connect(&neighbour, (pod.v4()?, 7), SOON)?;
     let seen = inwards.ask()?;

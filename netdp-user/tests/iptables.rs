@@ -14,13 +14,15 @@ const JUMP: &str = "-A POSTROUTING -m comment --comment \"ip-masq-agent: ensure 
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 
-/// Successful output of a program on the node.
+/// Successful output of a program on the node. The lock of the older kind is one for
+/// the whole machine, on which agents and other tests are at work.
 fn on(node: &Netns, program: &str, arguments: &[&str]) -> Result<String> {
+    let mut command = node.command(program);
     let Output {
         status,
         stdout,
         stderr,
-    } = node.command(program).args(arguments).output()?;
+    } = command.args(["--wait", "60"]).args(arguments).output()?;
     ensure!(
         status.success(),
         "{program} {arguments:?}: {status}: {}",
@@ -200,12 +202,8 @@ fn the_chain_is_mended_at_once() -> Result<()> {
             .first()
             .is_some_and(|rule| rule.contains("169.254.0.0/16"))
     })?;
-    ensure!(
-        node.agent
-            .log()
-            .contains("somebody changed chain IP-MASQ-AGENT")
-    );
-    Ok(())
+    // Said once it is written.
+    common::wait_log(&node.agent, "somebody changed chain IP-MASQ-AGENT")
 }
 
 /// What is right is not written again: the counters go on.

@@ -165,7 +165,9 @@ fn written(bed: &Bed, backend: &str, config: &str, flags: &[&str]) -> Result<[St
     let mut agent = Agent::start(&bed.node, options)?;
     let rules = |family: &str| -> Result<String> {
         let program = format!("{family}-{backend}");
-        let all = bed.node.run(&[&program, "-t", "nat", "-S"])?;
+        let all = bed
+            .node
+            .run(&[&program, "--wait", "60", "-t", "nat", "-S"])?;
         let rules: Vec<_> = all.lines().filter(|line| line.starts_with("-A ")).collect();
         Ok(rules.join("\n"))
     };
@@ -180,8 +182,15 @@ fn bed(backend: &str) -> Result<Bed> {
     let bed = Bed::dual_stack()?;
     for family in ["iptables", "ip6tables"] {
         let program = format!("{family}-{backend}");
-        bed.node
-            .run(&[&program, "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"])?;
+        bed.node.run(&[
+            &program,
+            "--wait",
+            "60",
+            "-t",
+            "mangle",
+            "-N",
+            "KUBE-KUBELET-CANARY",
+        ])?;
     }
     Ok(bed)
 }

@@ -4,16 +4,15 @@ mod common;
 
 use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, any, tcp_source, udp_source};
+use common::transfer::Transfer;
 use common::{
-    ECHO, Echo, OURS, POLICY, POLICY_V4, SOON, World, echoes, is_mounted, mappings, number,
-    refused, start_agent, status, tcx_programs, wait_log,
+    ECHO, Echo, OURS, POLICY, POLICY_V4, SOON, World, echoes, is_mounted, mappings, refused,
+    start_agent, status, tcx_programs, wait_log,
 };
-use serde_json::Value;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Running, wait_for};
+use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 /// Connections that stay open in each family.
 const OPEN: usize = 50;
@@ -45,72 +44,15 @@ fn still_there(open: &mut [Open]) -> Result<()> {
     Ok(())
 }
 
-/// An iperf3 transfer from a pod that runs for some seconds.
-struct Transfer {
-    client: Running,
-    _server: Running,
-}
-
-impl Transfer {
-    fn start(pod: &Host, server: &Host, to: IpAddr, seconds: u32) -> Result<Self> {
-        let to = to.to_string();
-        let guard = server.spawn(&["iperf3", "--server", "--bind", &to])?;
-        server.wait_listening(5201)?;
-        let seconds = seconds.to_string();
-        let client = pod.spawn(&[
-            "iperf3",
-            "--client",
-            &to,
-            "--json",
-            "--interval",
-            "0.25",
-            "--bitrate",
-            "200M",
-            "--time",
-            &seconds,
-        ])?;
-        Ok(Self {
-            client,
-            _server: guard,
-        })
-    }
-
-    fn runs(&mut self) -> Result<()> {
-        ensure!(
-            self.client.exit_status()?.is_none(),
-            "the transfer is over: {}",
-            self.client.written()
-        );
-        Ok(())
-    }
-
-    /// Waits for the end; data has to have moved in every interval.
-    fn finish(self) -> Result<()> {
-        let report: Value = serde_json::from_str(&self.client.finish(Duration::from_secs(30))?)?;
-        let intervals = report["intervals"].as_array().context("no intervals")?;
-        ensure!(intervals.len() > 8, "{report:#}");
-        for interval in intervals {
-            ensure!(
-                number(&interval["sum"]["bytes"])? > 0,
-                "a stall: {interval:#}"
-            );
-        }
-        let sent = number(&report["end"]["sum_sent"]["bytes"])?;
-        let got = number(&report["end"]["sum_received"]["bytes"])?;
-        ensure!(got > 0 && got <= sent, "{got} of {sent} bytes");
-        Ok(())
-    }
-}
-
 #[test]
 fn a_killed_agent_takes_nothing_with_it() -> Result<()> {
     let mut world = World::start()?;
     let _echo = Echo::start(&world.far)?;
     // One of each family, at the same time, each from its own server.
     let other = world.bed.server(0, &["10.3.0.1/24", "fd00:3::1/64"])?;
-    let mut transfers = [
-        Transfer::start(world.pod(1), &world.far, world.far.v4()?.into(), 5)?,
-        Transfer::start(world.pod(1), &other, other.v6()?.into(), 5)?,
+    let transfers = [
+        Transfer::start(world.pod(1), &world.far, world.far.v4()?.into())?,
+        Transfer::start(world.pod(1), &other, other.v6()?.into())?,
     ];
     let mut open = open_connections(world.pod(0), &world.far)?;
     let before = mappings(&world.agent)?;
@@ -118,6 +60,7 @@ fn a_killed_agent_takes_nothing_with_it() -> Result<()> {
 
     world.agent.kill9()?;
     still_there(&mut open)?;
+    transfers.iter().try_for_each(Transfer::goes_on)?;
     assert_eq!(status(&world.agent)?["agent"], "not running");
     assert_eq!(status(&world.agent)?["datapath"], "in force");
     for to in echoes(&world.far) {
@@ -133,12 +76,8 @@ fn a_killed_agent_takes_nothing_with_it() -> Result<()> {
     still_there(&mut open)?;
     let programs = tcx_programs(&world.bed.node, "eth0")?;
     assert_eq!(programs, OURS.map(|name| vec![name.to_owned()]));
-    for transfer in &mut transfers {
-        transfer.runs()?;
-    }
-    for transfer in transfers {
-        transfer.finish()?;
-    }
+    transfers.iter().try_for_each(Transfer::goes_on)?;
+    transfers.into_iter().try_for_each(Transfer::finish)?;
     still_there(&mut open)
 }
 

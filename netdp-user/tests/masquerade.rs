@@ -13,7 +13,6 @@ use common::{
 use netdp_user::datapath::Maps;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 use xtask::testbed::{
     Bed, ConfigVolume, EchoServer, HttpServer, RedisServer, UdpEchoServer, wait_for,
 };
@@ -394,7 +393,7 @@ fn what_cannot_be_translated_never_leaves_as_the_pods() -> Result<()> {
 
     // To where pods are known, such packets pass as they are.
     send_raw(pod, 253, world.near.v4()?.into(), b"hello")?;
-    wait_for(Duration::from_secs(5), "protocol 253 from the pod", || {
+    wait_for(SOON, "protocol 253 from the pod", || {
         let seen = wire.packets().unwrap_or_default();
         seen.iter()
             .any(|p| p.protocol == 253 && p.source == IpAddr::from([172, 16, 0, 2]))

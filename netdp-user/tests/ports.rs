@@ -71,10 +71,10 @@ fn pings_with_the_same_identifier_are_told_apart() -> Result<()> {
         let wire = Capture::start(&world.far)?;
         let target = address.addr().to_string();
         let ping =
-            |pod: &Netns| pod.spawn(&["ping", "-n", "-e", "77", "-c10", "-i0.05", "-W5", &target]);
+            |pod: &Netns| pod.spawn(&["ping", "-n", "-e", "77", "-c10", "-i0.05", "-W15", &target]);
         let running = [ping(world.pod(0))?, ping(world.pod(1))?];
         for ping in running {
-            let told = ping.finish(Duration::from_secs(10))?;
+            let told = ping.finish(common::SOON)?;
             ensure!(told.contains("10 received"), "{told}");
         }
         let identifiers: BTreeSet<[u8; 2]> = wire
@@ -116,7 +116,7 @@ fn parallel_requests_from_colliding_ports_all_succeed() -> Result<()> {
                 "--fail",
                 "--fail-early",
                 "--max-time",
-                "10",
+                "60",
                 "--local-port",
                 "40000-44999",
                 &url,
@@ -124,7 +124,7 @@ fn parallel_requests_from_colliding_ports_all_succeed() -> Result<()> {
         }
     }
     for running in loops {
-        let told = running.finish(Duration::from_secs(120))?;
+        let told = running.finish(Duration::from_secs(300))?;
         ensure!(told.lines().count() == REQUESTS, "{told}");
         let node = told.lines().all(|l| l == "10.1.0.10" || l == "fd00:1::10");
         ensure!(node, "{told}");

@@ -16,7 +16,7 @@ use xtask::testbed::{
 };
 
 /// How long the agent may take to be in force on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where a pod has its ServiceAccount's token.
 const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -175,7 +175,7 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
         ("ip6tables-legacy", both, true),
     ];
     let node = Node::without_bpffs(Flavour::Iptables)?;
-    let rule = "-w 5 -t nat -A POSTROUTING -m addrtype ! --dst-type LOCAL -p tcp -m statistic \
+    let rule = "-w 60 -t nat -A POSTROUTING -m addrtype ! --dst-type LOCAL -p tcp -m statistic \
                 --mode random --probability 0.5 -m comment --comment netdp -j MASQUERADE \
                 --to-ports 1024-29999 --random-fully";
     for (index, (program, capabilities, works)) in cases.into_iter().enumerate() {
@@ -203,7 +203,9 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
             "{program} with {capabilities}: {}",
             node.containerd.log(&id)
         );
-        node.bed.node.run(&[program, "-t", "nat", "-F"])?;
+        node.bed
+            .node
+            .run(&[program, "-w", "60", "-t", "nat", "-F"])?;
     }
     Ok(())
 }
@@ -308,7 +310,7 @@ impl Node {
     /// Whom the server sees when the pod asks it.
     fn source_seen(&self) -> Result<IpAddr> {
         let url = format!("http://{}/health", self.server.v4()?);
-        self.bed.pods[0].run(&["curl", "-sf", "-m", "10", &url])?;
+        self.bed.pods[0].run(&["curl", "-sf", "-m", "30", &url])?;
         let seen = self.http.seen().last().copied();
         seen.context("the server saw nobody")
     }
@@ -318,7 +320,7 @@ impl Node {
         let get = &probe["httpGet"];
         let [host, path] = [&get["host"], &get["path"]].map(|it| it.as_str().unwrap_or_default());
         let url = format!("http://{host}:{}{path}", get["port"]);
-        self.bed.node.run(&["curl", "-sf", "-m", "5", &url])
+        self.bed.node.run(&["curl", "-sf", "-m", "30", &url])
     }
 
     fn process_status(&self, id: &str) -> Result<String> {

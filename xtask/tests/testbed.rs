@@ -9,7 +9,7 @@ use xtask::testbed::{
     udp_ask, veth,
 };
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(30);
 
 /// A process id that no process has: it was ours and is reaped.
 fn dead_pid() -> std::io::Result<u32> {
@@ -30,7 +30,7 @@ fn a_ping_crosses_a_wire_in_both_families() {
         ns.address("eth0", v6.parse().unwrap()).unwrap();
     }
     for target in ["192.0.2.2", "fd00::2"] {
-        a.run(&["ping", "-c1", "-W2", target]).unwrap();
+        a.run(&["ping", "-c1", "-W30", target]).unwrap();
     }
 }
 
@@ -107,7 +107,7 @@ fn without_netdp_only_a_neighbour_answers_pods() {
 
     let http = HttpServer::start(&near, (near.v4().unwrap(), 80)).unwrap();
     let _http6 = HttpServer::start(&near, (near.v6().unwrap(), 80)).unwrap();
-    let body = |url: &str| pod.run(&["curl", "-sf", "--max-time", "2", url]);
+    let body = |url: &str| pod.run(&["curl", "-sf", "--max-time", "30", url]);
     assert_eq!(body("http://10.1.0.20/health").unwrap(), "172.16.0.2\n");
     assert_eq!(body("http://[fd00:1::20]/health").unwrap(), "fd00:172::2\n");
     assert_eq!(body("http://10.1.0.20/bytes/70000").unwrap().len(), 70000);
@@ -116,7 +116,7 @@ fn without_netdp_only_a_neighbour_answers_pods() {
 
     // The node itself reaches everyone.
     for target in ["10.2.0.1", "fd00:2::1", "10.1.0.30"] {
-        bed.node.run(&["ping", "-c1", "-W2", target]).unwrap();
+        bed.node.run(&["ping", "-c1", "-W30", target]).unwrap();
     }
     for (host, target) in [(&far, "10.2.0.1"), (&stranger, "10.1.0.30")] {
         assert!(
@@ -126,7 +126,7 @@ fn without_netdp_only_a_neighbour_answers_pods() {
         );
     }
     bed.pods[1]
-        .run(&["ping", "-c1", "-W2", "172.16.0.2"])
+        .run(&["ping", "-c1", "-W30", "172.16.0.2"])
         .unwrap();
 }
 
@@ -141,7 +141,7 @@ fn a_second_uplink_leads_to_its_own_servers() {
     let far = bed.server(1, &["10.10.0.1/24"]).unwrap();
     let http = HttpServer::start(&far, (far.v4().unwrap(), 80)).unwrap();
     bed.node
-        .run(&["curl", "-sf", "--max-time", "2", "http://10.10.0.1/health"])
+        .run(&["curl", "-sf", "--max-time", "30", "http://10.10.0.1/health"])
         .unwrap();
     assert_eq!(http.seen(), [bed.uplinks[1].v4().unwrap()]);
 }

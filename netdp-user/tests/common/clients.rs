@@ -119,7 +119,7 @@ pub fn udp_source(ns: &Netns, to: SocketAddr) -> Result<IpAddr> {
 /// Three pings, all of which have to be answered.
 pub fn ping(ns: &Netns, target: IpAddr) -> Result<String> {
     let target = target.to_string();
-    ns.run(&["ping", "-n", "-c3", "-i0.05", "-W5", &target])
+    ns.run(&["ping", "-n", "-c3", "-i0.05", "-W15", &target])
 }
 
 /// Sends one IP packet after `header` of which only protocol and addresses are

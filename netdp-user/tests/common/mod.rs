@@ -5,6 +5,7 @@
 
 pub mod clients;
 pub mod clock;
+pub mod transfer;
 pub mod wire;
 
 use anyhow::{Context as _, Result};
@@ -23,11 +24,13 @@ use xtask::testbed::{
 /// The program under test.
 pub const NETDP: &str = env!("CARGO_BIN_EXE_netdp");
 
-/// How long something may take that takes milliseconds on an idle machine.
-pub const SOON: Duration = Duration::from_secs(10);
+/// How long something may take that takes milliseconds on an idle machine: only
+/// ever waited for in full when it does not come. Less than the minute after
+/// which an agent looks at everything though nothing was noticed.
+pub const SOON: Duration = Duration::from_secs(40);
 
 /// How long a packet is awaited that has to come.
-pub const ANSWER: Duration = Duration::from_secs(5);
+pub const ANSWER: Duration = Duration::from_secs(15);
 
 /// The port of [`Echo`].
 pub const ECHO: u16 = 7;

@@ -15,7 +15,7 @@ pub const NODE: &str = "node-a";
 
 /// How long the agent may take to come back to an API that is well again: its longest pause is
 /// 10 s, and the machine is busy with other tests.
-pub const RECOVERY: Duration = Duration::from_secs(40);
+pub const RECOVERY: Duration = Duration::from_secs(50);
 
 /// Where the agent serves probes.
 pub const PROBES: &str = "127.0.0.1:10268";

@@ -1,9 +1,8 @@
 //! An API server that vanishes, refuses, lies or closes watches: the last good configuration stays.
 
-use crate::cluster::{Cluster, EVERYTHING, NOT_THE_NEIGHBOUR, wait_status};
+use crate::cluster::{Cluster, EVERYTHING, NOT_THE_NEIGHBOUR, RECOVERY, wait_status};
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Result, ensure};
-use std::time::Duration;
 use xtask::testbed::{Agent, wait_for};
 
 /// Every fault that keeps the agent from hearing of a change.
@@ -37,9 +36,7 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
         })?;
         if fault != Fault::Cut {
             // It has come up against the fault.
-            wait_for(Duration::from_secs(20), "requests", || {
-                proxy.requests() >= before + 3
-            })?;
+            wait_for(RECOVERY, "requests", || proxy.requests() >= before + 3)?;
         }
         ensure!(
             cluster.is_masqueraded()? != masqueraded,
@@ -89,9 +86,7 @@ fn changes_count_with_a_slow_api_and_with_watches_that_do_not_last() -> Result<(
     // Watches that are closed at once are not opened again at once.
     proxy.set(Fault::ShortWatches);
     let before = proxy.requests();
-    wait_for(Duration::from_secs(20), "watches", || {
-        proxy.requests() >= before + 12
-    })?;
+    wait_for(RECOVERY, "watches", || proxy.requests() >= before + 12)?;
     proxy.set(Fault::None);
     cluster.configure(if masqueraded {
         NOT_THE_NEIGHBOUR

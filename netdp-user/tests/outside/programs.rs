@@ -2,12 +2,12 @@
 //! run to run.
 
 use super::Outside;
+use crate::common::SOON;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 use xtask::testbed::{Host, HttpServer, Running, WorkDir};
 
 /// A command line and what came of it.
@@ -89,7 +89,7 @@ pub fn ping(outside: &Outside, target: IpAddr, sizes: &[&str], all: &mut Outcome
     let target = target.to_string();
     for size in sizes {
         let argv = [
-            "ping", "-n", "-c2", "-i0.05", "-W5", "-s", size, "-p", "5a", &target,
+            "ping", "-n", "-c2", "-i0.05", "-W15", "-s", size, "-p", "5a", &target,
         ];
         let counts = lines_with(&told(outside.pod(), &argv), "transmitted");
         let counts = counts.split(", time").next().unwrap_or_default().to_owned();
@@ -100,7 +100,7 @@ pub fn ping(outside: &Outside, target: IpAddr, sizes: &[&str], all: &mut Outcome
 /// What a ping that may not be fragmented is told about the MTU.
 pub fn ping_whole(outside: &Outside, target: IpAddr, size: &str) -> String {
     let target = target.to_string();
-    let argv = ["ping", "-n", "-c1", "-W5", "-M", "do", "-s", size, &target];
+    let argv = ["ping", "-n", "-c1", "-W15", "-M", "do", "-s", size, &target];
     lines_with(&told(outside.pod(), &argv), "mtu")
 }
 
@@ -108,7 +108,9 @@ pub fn ping_whole(outside: &Outside, target: IpAddr, size: &str) -> String {
 pub fn traces(outside: &Outside, target: IpAddr, all: &mut Outcomes) {
     let target = target.to_string();
     let http = HTTP.to_string();
-    let traceroute = ["traceroute", "-n", "-q2", "-w5"];
+    // Without zeros it waits for a later answer only as many times as long as for
+    // the first: too short on a busy machine.
+    let traceroute = ["traceroute", "-n", "-q2", "-w15,0,0"];
     let mtr = ["mtr", "-n", "-r", "-c2", "-i0.1", "-G2", "-Z2"];
     let variants: [(&[&str], &[&str]); 9] = [
         (&["tracepath", "-n"], &[]),
@@ -158,7 +160,7 @@ pub fn iperf(outside: &Outside, target: IpAddr, all: &mut Outcomes) -> Result<()
             format!("{lost} lost on the way")
         };
         all.insert(argv.join(" "), outcome);
-        server.finish(Duration::from_secs(10))?;
+        server.finish(SOON)?;
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use std::time::Duration;
 use xtask::testbed::{Netns, Running, wait_for};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running tcpdump. Each packet's headers are told in full, with those of the
 /// packet in an ICMP error.

@@ -31,7 +31,7 @@ pub fn advance(bpffs: &Path, by: Duration) -> Result<()> {
 pub fn wait_for_mappings(bpffs: &Path, count: usize) -> Result<()> {
     let map: HashMap<_, Tuple, Mapping> = Map::HashMap(pinned(bpffs, pins::SNAT)?).try_into()?;
     let what = format!("{count} mappings");
-    wait_for(Duration::from_secs(30), &what, || {
+    wait_for(Duration::from_secs(60), &what, || {
         map.keys().count() == count
     })
 }

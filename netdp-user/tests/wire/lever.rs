@@ -11,7 +11,7 @@ use std::time::Duration;
 use xtask::testbed::{Netns, wait_for};
 
 /// Only ever waited for in full when something is broken.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Bed {
     /// Waits until the agent, if there is one, has seen the node's new address.

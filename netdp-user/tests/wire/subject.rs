@@ -28,7 +28,12 @@ impl Subject {
             }
             Self::IpMasqAgent => {
                 for (tool, family) in [("iptables-restore", V4), ("ip6tables-restore", V6)] {
-                    node.run(&[tool, &file(tool, &ip_masq_agent(family, options))?])?;
+                    node.run(&[
+                        tool,
+                        "--wait",
+                        "60",
+                        &file(tool, &ip_masq_agent(family, options))?,
+                    ])?;
                 }
             }
             Self::Nobody => {}

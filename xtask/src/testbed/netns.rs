@@ -136,7 +136,7 @@ impl Netns {
     pub fn wait_listening(&self, port: u16) -> Result<()> {
         let filter = format!("sport = :{port}");
         wait_for(
-            Duration::from_secs(10),
+            Duration::from_secs(60),
             &format!("a listener on TCP port {port} in {}", self.name()),
             || {
                 self.run(&["ss", "-Hltn", &filter])

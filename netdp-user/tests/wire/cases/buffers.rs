@@ -9,7 +9,7 @@ use crate::socket::Socket;
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(15);
 
 /// The next packet that the tap sees and that ends so.
 fn seen(tap: &Socket, end: &[u8]) -> Result<Packet> {

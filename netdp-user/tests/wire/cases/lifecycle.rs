@@ -121,7 +121,7 @@ pub fn r9_10_the_nodes_own_flows_are_untouched(w: &mut Wire) -> Result<()> {
             (p.src, p.sport()) == local && p.body.ends_with(b"the node asks")
         })?;
         w.send(At::Uplink(0), &udp(outside, local, b"answer"))?;
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(5)))?;
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(15)))?;
         let mut buffer = [0; 16];
         let (len, from) = socket.recv_from(&mut buffer)?;
         ensure!(&buffer[..len] == b"answer" && from == SocketAddr::from(outside));

@@ -39,7 +39,7 @@ fn race(w: &mut Wire, pods: [usize; 2]) -> Result<BTreeMap<u16, Vec<End>>> {
     let mut seen: BTreeMap<u16, Vec<End>> = BTreeMap::new();
     let mut count = 0;
     let what = "all datagrams of the race";
-    wait_for(std::time::Duration::from_secs(10), what, || {
+    wait_for(std::time::Duration::from_secs(30), what, || {
         let new = w.take_all(At::Uplink(0), |p| p.dst == server(V4, 0));
         for packet in new.unwrap_or_default() {
             count += 1;
