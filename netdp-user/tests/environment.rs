@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
-use xtask::testbed::{Agent, AgentOptions, Bed, wait_for};
+use std::process::Command;
+use xtask::testbed::{Agent, AgentOptions, Bed, output, wait_for};
 
 const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.9.0.0/24]\n";
 const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.2.0.0/24]\n";
@@ -83,15 +83,21 @@ fn a_kernel_without_btf_will_do() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("config.yaml");
     fs::write(&path, BEFORE)?;
-    let hiding = dir.path().join("netdp-without-btf");
+    let (text, hiding) = (
+        dir.path().join("text"),
+        dir.path().join("netdp-without-btf"),
+    );
     fs::write(
-        &hiding,
+        &text,
         format!(
             "#!/bin/sh\nexec unshare --mount sh -c 'mount -t tmpfs none /sys/kernel/btf && \
              ! test -e /sys/kernel/btf/vmlinux && exec {NETDP} \"$@\"' netdp \"$@\"\n"
         ),
     )?;
-    fs::set_permissions(&hiding, fs::Permissions::from_mode(0o755))?;
+    // Not written by this process: a child that another test is starting would have it
+    // open for writing, and then it can't be run.
+    let mut install = Command::new("install");
+    output(install.args(["-m", "755"]).arg(&text).arg(&hiding))?;
     let _agent = Agent::start(&bed.node, AgentOptions::new(&hiding).config(&path))?;
     let _echo = Echo::start(&far)?;
     let to = SocketAddr::new(far.v4()?.into(), ECHO);

@@ -23,7 +23,7 @@ const CLASS: usize = 65_536 - 1024 - 2768;
 
 /// A datagram from a socket that is not kept.
 fn send_once(pod: &Host, port: u16, to: SocketAddr) -> Result<()> {
-    let socket = pod.enter(|| UdpSocket::bind(from_port(port, to)))??;
+    let socket = pod.open(|| UdpSocket::bind(from_port(port, to)))?;
     socket.send_to(b"once", to)?;
     Ok(())
 }

@@ -106,7 +106,7 @@ fn iperf(world: &World, to: IpAddr) -> Result<()> {
 
 /// A UDP socket whose datagrams have no checksum if `unchecked`.
 fn udp(ns: &Netns, at: SocketAddr, unchecked: bool) -> Result<UdpSocket> {
-    let socket = ns.enter(|| UdpSocket::bind(at))??;
+    let socket = ns.open(|| UdpSocket::bind(at))?;
     socket.set_read_timeout(Some(ANSWER))?;
     if unchecked {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)?;

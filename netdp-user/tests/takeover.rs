@@ -81,6 +81,11 @@ impl Node {
         let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
         let echo = Echo::start(&far)?;
         let agent = Agent::start(&bed.node, options)?;
+        // A flow that is silent while an agent starts on a busy machine does not end.
+        for key in ["udp_timeout", "udp_timeout_stream"] {
+            bed.node
+                .sysctl(&format!("net.netfilter.nf_conntrack_{key}"), "600")?;
+        }
         let mut node = Self {
             wire: Capture::start(&far)?,
             agent,

@@ -55,14 +55,14 @@ impl Tcp {
 /// A plain TCP connection from a chosen source, with read and write time-outs.
 pub fn tcp_stream(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     let stream = ns
-        .enter(|| -> std::io::Result<TcpStream> {
+        .open(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
             // A port that an earlier connection left in TIME-WAIT.
             socket.set_reuse_address(true)?;
             socket.bind(&from.into())?;
             socket.connect_timeout(&to.into(), ANSWER)?;
-            Ok(socket.into())
-        })?
+            Ok(TcpStream::from(socket))
+        })
         .with_context(|| format!("connecting from {} ({from}) to {to}", ns.name()))?;
     stream.set_read_timeout(Some(ANSWER))?;
     stream.set_write_timeout(Some(ANSWER))?;
@@ -81,11 +81,11 @@ impl Udp {
     /// Binds to `from` and connects to `to`.
     pub fn connect(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Self> {
         let socket = ns
-            .enter(|| -> std::io::Result<UdpSocket> {
+            .open(|| {
                 let socket = UdpSocket::bind(from)?;
                 socket.connect(to)?;
                 Ok(socket)
-            })?
+            })
             .with_context(|| format!("UDP from {} ({from}) to {to}", ns.name()))?;
         socket.set_read_timeout(Some(ANSWER))?;
         Ok(Self { socket, asked: 0 })

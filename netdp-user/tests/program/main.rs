@@ -17,6 +17,7 @@ mod drops;
 mod errors;
 mod fragments;
 mod headers;
+mod known;
 mod lifetime;
 mod limits;
 #[path = "../../../netdp-common/src/fake/model.rs"]

@@ -3,6 +3,8 @@
 use crate::build::{Build, SYN};
 use crate::node::{Node, addresses, becomes};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+use xtask::testbed::wait_for;
 
 const SERVER: &str = "198.51.100.7:443";
 const WIRE: &str = "192.0.2.10:4000";
@@ -39,6 +41,7 @@ fn a_udp_socket_keeps_its_port() {
         let tcp = opening(false, v6);
         assert_eq!(node.out(&tcp), becomes(&tcp.from(wire)), "{bind}");
         drop(socket);
+        wait_closed(if v6 { "udp6" } else { "udp" }, ":0FA0 ");
         let other = if v6 {
             "[fd00:1::3]:4000"
         } else {
@@ -72,12 +75,24 @@ fn a_tcp_connection_keeps_its_port_towards_its_peer_only() {
     let first = tcp.from("172.16.0.9:4000").to("198.51.100.8:443");
     assert_eq!(node.out(&first), becomes(&first.from(WIRE)));
     drop(listener);
+    wait_closed("tcp", ":0FA0 00000000:0000 0A ");
     let stream = connect_from_wire();
     assert_ne!(node.out(&tcp), becomes(&tcp.from(WIRE)));
     assert_eq!(node.counters().ports_changed, 1);
     let elsewhere = tcp.to("198.51.100.9:443");
     assert_eq!(node.out(&elsewhere), becomes(&elsewhere.from(WIRE)));
     drop((stream, far));
+}
+
+/// Waits until none of the test's sockets has the port 4000: a child that another test
+/// is starting has them too until it becomes another program.
+fn wait_closed(protocol: &str, line: &str) {
+    let file = format!("/proc/thread-self/net/{protocol}");
+    let what = format!("no {line:?} in {file}");
+    let gone = wait_for(Duration::from_secs(30), &what, || {
+        std::fs::read_to_string(&file).is_ok_and(|sockets| !sockets.contains(line))
+    });
+    gone.expect("a closed socket");
 }
 
 /// A connection from the node's port 4000 to the server.

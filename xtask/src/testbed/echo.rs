@@ -73,7 +73,7 @@ impl UdpEchoServer {
     pub fn start(ns: &Netns, at: impl Into<SocketAddr>) -> Result<Self> {
         let at = at.into();
         let socket = ns
-            .enter(|| UdpSocket::bind(at))?
+            .open(|| UdpSocket::bind(at))
             .with_context(|| format!("binding UDP {at} in {}", ns.name()))?;
         Ok(Self(Service::start(socket, |socket| {
             let mut buffer = [0; 2048];
@@ -100,7 +100,7 @@ pub fn udp_ask(
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let socket = ns
-        .enter(|| UdpSocket::bind((any, from)))?
+        .open(|| UdpSocket::bind((any, from)))
         .with_context(|| format!("binding UDP port {from} in {}", ns.name()))?;
     socket.set_read_timeout(Some(deadline))?;
     socket.connect(to)?;

@@ -1,16 +1,20 @@
 //! One network namespace.
 
 use super::names::{self, NETNS_DIR};
-use super::process::{Running, output, wait_for};
+use super::process::{Running, output, wait_for, wait_some};
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// How long a listener may take to be there, and a port to be free again.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A network namespace, known to `ip netns` by its [name](Self::name).
 ///
@@ -118,6 +122,19 @@ impl Netns {
         })
     }
 
+    /// Opens a socket in here that needs a certain port. Where the port was given back
+    /// only now it may be in use a moment longer: a child that another thread is
+    /// starting has this process's sockets until it becomes another program.
+    pub fn open<T: Send>(&self, open: impl Fn() -> io::Result<T> + Send + Sync) -> Result<T> {
+        let opened = self.enter(|| {
+            wait_some(PATIENCE, "the port", || match open() {
+                Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+                done => Some(done),
+            })
+        })?;
+        Ok(opened??)
+    }
+
     /// Sets a sysctl, for example `net.ipv4.ip_forward`. Dots separate; an
     /// interface name with a dot in it is not supported.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
@@ -136,7 +153,7 @@ impl Netns {
     pub fn wait_listening(&self, port: u16) -> Result<()> {
         let filter = format!("sport = :{port}");
         wait_for(
-            Duration::from_secs(60),
+            PATIENCE,
             &format!("a listener on TCP port {port} in {}", self.name()),
             || {
                 self.run(&["ss", "-Hltn", &filter])

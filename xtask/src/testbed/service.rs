@@ -48,8 +48,11 @@ impl Service {
         F: Fn(TcpStream, SocketAddr) -> std::io::Result<()> + Send + Sync + 'static,
     {
         let listener = ns
-            .enter(|| TcpListener::bind(at))?
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .open(|| {
+                let listener = TcpListener::bind(at)?;
+                listener.set_nonblocking(true)?;
+                Ok(listener)
+            })
             .with_context(|| format!("listening on {at} in {}", ns.name()))?;
         let serve = Arc::new(serve);
         Ok(Self::start(listener, move |listener| {
