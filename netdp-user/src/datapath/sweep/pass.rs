@@ -78,12 +78,18 @@ impl<'a> Pass<'a> {
     }
 
     /// Below this idle time a mapping of this protocol lives beyond the horizon,
-    /// whatever else is known of it.
+    /// whatever else is known of it. Where full sweeps are frequent, halves are
+    /// compared sooner than that takes: missing ones are found.
     fn young(&self, protocol: u32) -> u64 {
         if self.pressed {
             return 0;
         }
-        ticks(self.rules.timeouts.shortest_of(protocol)).saturating_sub(self.horizon)
+        let timeouts = &self.rules.timeouts;
+        let sooner = ticks(timeouts.shortest()).saturating_sub(self.horizon);
+        if sooner > 0 {
+            return sooner;
+        }
+        ticks(timeouts.shortest_of(protocol)).saturating_sub(self.horizon)
     }
 
     /// The reply halves that decide something, read in one go.
