@@ -192,6 +192,31 @@ impl Timeouts {
         .fold(u64::MAX, u64::min)
     }
 
+    /// The shortest of this protocol's timeouts, in seconds.
+    #[must_use]
+    pub fn shortest_of(&self, protocol: u32) -> u64 {
+        match protocol {
+            proto::TCP => self
+                .tcp_opening
+                .min(self.tcp_established)
+                .min(self.tcp_unreplied)
+                .min(self.tcp_half_closed)
+                .min(self.tcp_closing),
+            proto::UDP => self.udp_unreplied.min(self.udp_replied),
+            proto::ICMP | proto::ICMPV6 => self.icmp,
+            _ => self.generic,
+        }
+    }
+
+    /// The shortest timeout in seconds that a mapping can get in the place of a
+    /// longer one, by a packet that begins it anew: TCP that closes, UDP that is
+    /// answered. A mapping that lives for longer than this lives for as long,
+    /// whatever comes.
+    #[must_use]
+    pub fn shortest_renewed(&self) -> u64 {
+        self.shortest_of(proto::TCP).min(self.udp_replied)
+    }
+
     /// Seconds of silence that end a mapping, from what each direction was seen
     /// to send. `replied`: anything ever came back.
     #[must_use]

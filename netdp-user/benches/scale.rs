@@ -7,20 +7,21 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::abi::{Mapping, Settings, pins};
+use netdp_common::abi::{Action, Mapping, Settings, pins};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
 use netdp_common::tuple::{Tuple, proto};
-use netdp_user::config::{self, Options};
 use netdp_user::datapath::{
-    Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, Swept,
+    Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, Sweeper, Swept,
 };
+use netdp_user::reconcile::{Change, PolicyRule};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use xtask::testbed::{WorkDir, require_root};
 
@@ -36,23 +37,46 @@ fn main() -> Result<()> {
     let bpffs = dir.path().join("bpffs");
     let mut datapath = Datapath::load(&bpffs, &setup(mappings))?;
 
-    let start = Instant::now();
+    println!("live mappings: {mappings}");
     fill(&bpffs, mappings)?;
-    println!("{mappings} mappings, written in {:.1?}", start.elapsed());
     memory(&bpffs, mappings)?;
-    sweep(&mut datapath, "sweep, all active a moment ago")?;
+    let mut sweeper = Sweeper::open(&bpffs)?;
+    let rules = rules(Some(NODE));
+    // The first takes note of what it costs, and of how full the tables are.
+    sweep(&mut sweeper, &rules)?;
+    share(&mut sweeper, &rules, "all active a moment ago")?;
     advance(&bpffs, Duration::from_secs(1800))?;
-    sweep(&mut datapath, "sweep, all silent for half an hour")?;
+    share(&mut sweeper, &rules, "all silent for half an hour")?;
+    let ending = |what: &str, sweep: &mut dyn FnMut() -> Result<Swept>| {
+        let (swept, wall, cpu) = timed(sweep)?;
+        let ended = swept.expired + swept.address_gone + swept.retired;
+        println!("{what}: {ended} ended; {wall:.3?} of time, {cpu:.3?} of CPU");
+        anyhow::Ok(())
+    };
+    ending("address gone", &mut || sweeper.changed(&self::rules(None)))?;
+    datapath.apply(&Change::SetPolicy(bypass_all()?))?;
+    fill(&bpffs, mappings)?;
+    let mut cutover = rules.clone();
+    cutover.retire = Some(Duration::ZERO);
+    ending("cutover", &mut || sweeper.changed(&cutover))?;
+    fill(&bpffs, mappings)?;
     advance(&bpffs, Duration::from_secs(6 * 86_400))?;
-    sweep(&mut datapath, "sweep that ends them all")?;
+    ending("all over at once", &mut || sweeper.all(&rules))?;
     Ok(())
+}
+
+fn bypass_all() -> Result<Vec<PolicyRule>> {
+    Ok(vec![PolicyRule {
+        prefix: "0.0.0.0/0".parse()?,
+        action: Action::Bypass,
+    }])
 }
 
 fn setup(mappings: u32) -> Setup {
     Setup {
         enable_ipv6: true,
-        // Not so full that mappings have to make room.
-        max_flows: mappings.next_power_of_two().max(mappings / 4 * 5),
+        // As one asks for room for a million: 1,048,576.
+        max_flows: mappings.next_power_of_two(),
         to_ports: Vec::new(),
         port_mode: PortMode::Keep,
         udp_endpoints: false,
@@ -120,7 +144,7 @@ fn advance(bpffs: &Path, by: Duration) -> Result<()> {
 
 /// What the kernel says it charges for the two tables.
 fn memory(bpffs: &Path, mappings: u32) -> Result<()> {
-    let mut sum = 0;
+    let (mut sum, mut room) = (0, 1);
     for name in [pins::SNAT, pins::REV_SNAT] {
         let map = pinned(bpffs, name)?;
         let fd = map.fd().as_fd().as_raw_fd();
@@ -133,36 +157,53 @@ fn memory(bpffs: &Path, mappings: u32) -> Result<()> {
             .parse()?;
         let entries = map.info()?.max_entries();
         println!("{name:9} {bytes} bytes for room for {entries}");
-        sum += bytes * u64::from(mappings) / u64::from(entries);
+        sum += bytes;
+        room = u64::from(entries);
     }
     println!(
-        "kernel memory: {} bytes for a mapping (both tables with their buckets, at full use)",
+        "kernel memory: {} bytes for each mapping that there is room for, {} for each that lives",
+        sum / room,
         sum / u64::from(mappings)
     );
     Ok(())
 }
 
-fn sweep(datapath: &mut Datapath, what: &str) -> Result<Swept> {
-    let timeouts = Timeouts::default();
-    let config = config::defaults(&Options::default());
-    let local = BTreeSet::from([IpAddr::from(NODE)]);
-    let rules = SweepRules {
-        timeouts: &timeouts,
-        local: &local,
-        config: &config,
+fn rules(node: Option<[u8; 4]>) -> SweepRules {
+    SweepRules {
+        timeouts: Timeouts::default(),
+        local: node.into_iter().map(IpAddr::from).collect(),
         retire: None,
-    };
-    let (start, cpu) = (Instant::now(), cpu()?);
-    let swept = datapath.sweep(&rules)?;
-    let (wall, cpu) = (start.elapsed(), self::cpu()? - cpu);
-    let interval = u32::try_from(datapath.sweep_interval(&rules))?;
+        stop: Arc::default(),
+    }
+}
+
+fn sweep(sweeper: &mut Sweeper, rules: &SweepRules) -> Result<(Duration, Duration)> {
+    let (_, wall, cpu) = timed(|| sweeper.all(rules))?;
+    Ok((wall, cpu))
+}
+
+/// What sweeping takes of a core: a full sweep as often as the schedule says,
+/// and in between looks at the original halves.
+fn share(sweeper: &mut Sweeper, rules: &SweepRules, what: &str) -> Result<()> {
+    let (wall, full) = sweep(sweeper, rules)?;
+    let interval = sweeper.interval(rules);
+    let (_, _, look) = timed(|| sweeper.recent(rules))?;
+    let shortest = rules.timeouts.shortest();
+    let looks = interval.saturating_sub(1) / shortest;
+    let cpu = full + look * u32::try_from(looks)?;
     println!(
-        "{what}: {} live, {} ended; {wall:.3?} of time, {cpu:.3?} of CPU; every {interval} s: {:.1} % of a core",
-        swept.live,
-        swept.expired,
-        cpu.as_secs_f64() / f64::from(interval) * 100.0
+        "{what}: {} live; full sweep {wall:.3?} of time, {full:.3?} of CPU, every {interval} s; look {look:.3?} of CPU, every {shortest} s: {:.2} % of a core",
+        sweeper.live(),
+        cpu.as_secs_f64() / f64::from(u32::try_from(interval)?) * 100.0
     );
-    Ok(swept)
+    Ok(())
+}
+
+/// What it gave, elapsed time, and CPU time.
+fn timed(mut work: impl FnMut() -> Result<Swept>) -> Result<(Swept, Duration, Duration)> {
+    let (start, before) = (Instant::now(), cpu()?);
+    let swept = work()?;
+    Ok((swept, start.elapsed(), cpu()? - before))
 }
 
 /// CPU time of this thread so far, user and system.

@@ -8,12 +8,12 @@ mod foreign;
 mod network;
 mod options;
 mod program_log;
+mod sweeping;
 mod takeover;
 mod tell;
 
 use crate::config::{self, Config};
 use crate::control::Control;
-use crate::datapath::{OnReload, SweepRules};
 use crate::reconcile::State;
 use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
@@ -25,6 +25,7 @@ use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
 use std::time::Duration;
+use sweeping::Sweeping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
@@ -92,6 +93,8 @@ struct Agent {
     monitor: Monitor,
     watcher: Watcher,
     engine: Engine,
+    /// `None` where there is no datapath.
+    sweeping: Option<Sweeping>,
     config: Config,
     report: Report,
     /// What the datapath was made to look like.
@@ -125,7 +128,11 @@ impl Agent {
             log::warn!("{problem}");
         }
         let monitor = Monitor::new().await?;
-        let engine = Engine::start(&options)?;
+        let mut engine = Engine::start(&options)?;
+        let sweeping = match engine.as_datapath() {
+            Some(_) => Some(Sweeping::start(&options.bpffs)?),
+            None => None,
+        };
         let snapshot = monitor.snapshot().await?;
         let selection = Selection {
             patterns: options.patterns.clone(),
@@ -151,6 +158,7 @@ impl Agent {
                 ..Report::default()
             },
             engine,
+            sweeping,
             state_dir,
             snapshot,
             ready: false,
@@ -225,6 +233,7 @@ impl Agent {
                     }
                     self.look().await;
                 }
+                () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 _ = sweep.tick() => {
                     self.sweep(false);
                     self.forget_policies();
@@ -285,21 +294,6 @@ impl Agent {
         if let Err(err) = self.state_dir.save_report(&self.report) {
             log::warn!("{err:#}");
         }
-    }
-
-    fn sweep(&mut self, all: bool) {
-        let retire = match self.options.setup.on_reload {
-            OnReload::Sticky => None,
-            OnReload::Cutover => Some(Duration::ZERO),
-            OnReload::Drain => Some(DRAIN_IDLE),
-        };
-        let rules = SweepRules {
-            timeouts: &self.options.timeouts,
-            local: &self.applied.local,
-            config: &self.config,
-            retire,
-        };
-        self.engine.sweep(&rules, all);
     }
 
     fn end(&mut self) -> Result<()> {

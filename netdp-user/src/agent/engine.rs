@@ -3,7 +3,7 @@
 use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
-use crate::datapath::{self, Attached, Datapath, SweepRules};
+use crate::datapath::{self, Attached, Datapath};
 use crate::iptables::{self, Chains};
 use crate::reconcile::{Change, State};
 use crate::shadow::{Node, Shadow};
@@ -121,14 +121,6 @@ impl Engine {
         }
     }
 
-    /// How many mappings live; those of netfilter are not counted.
-    pub(super) fn mappings(&self) -> usize {
-        match self {
-            Self::Ebpf(datapath) => datapath.maps().flow_count().unwrap_or_default(),
-            Self::Iptables(_) | Self::Shadow(_) => 0,
-        }
-    }
-
     /// What became of packets so far.
     pub(super) fn counters(&self) -> Counters {
         match self {
@@ -185,23 +177,6 @@ impl Engine {
         match self {
             Self::Ebpf(datapath) => datapath.prepare_policy().map(drop),
             Self::Iptables(_) | Self::Shadow(_) => Ok(()),
-        }
-    }
-
-    /// Ends mappings whose time has come, of `all` or of those that may be due. netfilter ends
-    /// its own.
-    pub(super) fn sweep(&mut self, rules: &SweepRules<'_>, all: bool) {
-        let Self::Ebpf(datapath) = self else {
-            return;
-        };
-        let swept = if all {
-            datapath.sweep(rules)
-        } else {
-            datapath.sweep_some(rules)
-        };
-        match swept {
-            Ok(swept) => log::debug!("{swept:?}"),
-            Err(err) => log::warn!("sweeping the mappings: {err:#}"),
         }
     }
 

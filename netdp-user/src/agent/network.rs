@@ -118,7 +118,14 @@ impl Agent {
         }
         let wanted = self.wanted();
         let mut reached = wanted.clone();
-        for change in reconcile::diff(&self.applied, &wanted) {
+        let changes = reconcile::diff(&self.applied, &wanted);
+        if changes
+            .iter()
+            .any(|change| matches!(change, Change::SetPolicy(_) | Change::AddLocal(_)))
+        {
+            self.interrupt_sweep();
+        }
+        for change in changes {
             log::debug!("{change:?}");
             if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");

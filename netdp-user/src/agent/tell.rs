@@ -145,7 +145,7 @@ impl Agent {
             .is_none_or(|at| at.elapsed() >= COUNT_EVERY)
         {
             self.told.counted = Some(Instant::now());
-            self.told.mappings = self.engine.mappings();
+            self.told.mappings = self.mappings();
         }
         let counters = self.engine.counters();
         let config = &self.report.config;

@@ -24,6 +24,10 @@ struct Attr {
     flags: u64,
 }
 
+/// How many entries are read by one system call: what is read, and what the
+/// kernel touched for it, stays in a core's cache while it is looked at.
+const READ_AT_ONCE: usize = 1024;
+
 /// Calls `each` for every entry of the hash map behind `map`. Entries that come
 /// or go meanwhile may be seen or not. `K` and `V` must be the map's key and
 /// value types.
@@ -31,11 +35,31 @@ struct Attr {
 /// # Errors
 /// The kernel refused to read the map.
 pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> Result<()> {
-    let mut capacity = 4096;
+    for_each_batch::<K, V>(map, |keys, values| {
+        for (key, value) in keys.iter().zip(values) {
+            each(key, value);
+        }
+        Ok(())
+    })
+}
+
+/// The same, some entries at a time.
+///
+/// # Errors
+/// The kernel refused to read the map, or the error of `each`.
+pub fn for_each_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    mut each: impl FnMut(&[K], &[V]) -> Result<()>,
+) -> Result<()> {
+    let mut capacity = READ_AT_ONCE;
+    let mut keys = Vec::<K>::with_capacity(capacity);
+    let mut values = Vec::<V>::with_capacity(capacity);
     let mut cursor: Option<u32> = None;
     loop {
-        let mut keys = Vec::<K>::with_capacity(capacity);
-        let mut values = Vec::<V>::with_capacity(capacity);
+        keys.clear();
+        values.clear();
+        keys.reserve(capacity);
+        values.reserve(capacity);
         let mut next = 0u32;
         let mut attr = Attr {
             in_batch: cursor
@@ -70,9 +94,7 @@ pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V
             keys.set_len(count);
             values.set_len(count);
         }
-        for (key, value) in keys.iter().zip(&values) {
-            each(key, value);
-        }
+        each(&keys, &values)?;
         // ENOENT: that was the end.
         if code.is_some() {
             return Ok(());

@@ -7,6 +7,7 @@ mod batch;
 pub mod bpffs;
 mod endpoints;
 mod entries;
+mod flows;
 mod handover;
 mod history;
 mod links;
@@ -14,18 +15,16 @@ pub mod maps;
 mod object;
 mod policy;
 mod release;
-mod replies;
-mod schedule;
 mod self_check;
-mod sticky;
 mod sweep;
 
+pub use flows::FlowRecord;
 pub use handover::{Handover, untranslated};
 pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use policy::PolicyChange;
-pub use sweep::{FlowRecord, SweepRules, Swept};
+pub use sweep::{SweepRules, Sweeper, Swept};
 
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
@@ -139,7 +138,6 @@ pub struct Datapath {
     object: aya::Ebpf,
     maps: Maps,
     links: links::Links,
-    schedule: schedule::Schedule,
     on_reload: OnReload,
     /// Whether maps of an earlier agent were found and kept.
     adopted: bool,
@@ -173,7 +171,6 @@ impl Datapath {
             object,
             maps,
             links: links::Links::new(bpffs, setup.mechanism)?,
-            schedule: schedule::Schedule::default(),
             on_reload: setup.on_reload,
             adopted,
         })
@@ -261,28 +258,17 @@ impl Datapath {
         self.maps.prepare_policy()
     }
 
-    /// Ends mappings that are idle for too long or whose node address is gone.
+    /// Takes note of what a sweep found out for the programs: that no mapping
+    /// lives whose destination the policy bypasses. Only if nothing has changed
+    /// since it began.
     ///
     /// # Errors
-    /// A map could not be read.
-    pub fn sweep(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
-        sweep::all(&mut self.maps, rules, &mut self.schedule)
-    }
-
-    /// The same as [`sweep`](Self::sweep), for use every few seconds: where
-    /// there are many mappings it mostly looks only at those that may have
-    /// ended, and [`Swept`] counts only those.
-    ///
-    /// # Errors
-    /// A map could not be read.
-    pub fn sweep_some(&mut self, rules: &SweepRules<'_>) -> Result<Swept> {
-        sweep::some(&mut self.maps, rules, &mut self.schedule)
-    }
-
-    /// Seconds between sweeps through all mappings, after what the last one
-    /// cost: [`sweep_some`](Self::sweep_some) keeps to it.
-    pub fn sweep_interval(&self, rules: &SweepRules<'_>) -> u64 {
-        self.schedule.interval(rules.timeouts.shortest())
+    /// The settings map could not be read or written.
+    pub fn settle(&mut self, swept: &Swept) -> Result<()> {
+        match swept.none_sticky {
+            Some(epoch) if epoch == self.maps.settings()?.epoch => self.maps.set_none_sticky(true),
+            _ => Ok(()),
+        }
     }
 
     /// The loaded program of a hook, to run it over packets of one's own.

@@ -4,6 +4,7 @@ use crate::build::{ACK, Build, FIN, SYN};
 use crate::node::{Node, V6, becomes};
 use netdp_common::conntrack::Timeouts;
 use netdp_user::datapath::Swept;
+use std::sync::atomic::Ordering;
 
 const POD: &str = "172.16.0.2:4000";
 const SERVER: &str = "198.51.100.7:443";
@@ -135,4 +136,53 @@ fn a_ping_of_the_node_holds_its_identifier_for_a_minute() {
     let swept = sweep(&mut node);
     assert_eq!((swept.live, swept.host), (0, 0));
     assert_eq!(node.out(&pod), becomes(&pod.from(WIRE)));
+}
+
+#[test]
+fn a_look_at_recent_mappings_puts_them_into_the_schedule() {
+    let mut node = Node::new();
+    let rules = Node::rules(&Node::local());
+    let mut sweeper = node.sweeper();
+    sweeper.all(&rules).expect("a sweep of nothing");
+    let early = Build::udp(POD, SERVER);
+    node.out(&early);
+    node.at(100);
+    let late = Build::udp("172.16.0.3:4001", SERVER);
+    node.out(&late);
+    let looked = sweeper.recent(&rules).expect("a look");
+    assert_eq!((looked.live, looked.expired), (2, 0));
+    node.at(121);
+    let looked = sweeper.recent(&rules).expect("a look");
+    // The earlier one is in the schedule: looks leave it to that.
+    assert_eq!((looked.live, looked.expired), (2, 0));
+    sweeper.some(&rules).expect("what is due");
+    assert_eq!(node.flows().len(), 1, "over by time");
+    assert_eq!(node.flows()[0].source_id, 4001);
+}
+
+#[test]
+fn a_look_ends_what_a_lost_address_ends_with_both_halves() {
+    let mut node = Node::new();
+    node.out(&Build::udp(POD, SERVER));
+    node.out(&Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443"));
+    let mut sweeper = node.sweeper();
+    sweeper.all(&Node::rules(&Node::local())).expect("a sweep");
+    let v6_only = Node::rules(&[V6.into()].into());
+    let looked = sweeper.recent(&v6_only).expect("a look");
+    assert_eq!((looked.live, looked.address_gone), (1, 1));
+    assert_eq!(node.halves().map(|halves| halves.len()), [1, 1]);
+}
+
+#[test]
+fn a_sweep_that_is_told_to_stop_ends_nothing_more() {
+    let mut node = Node::new();
+    node.out(&Build::udp(POD, SERVER));
+    let rules = Node::rules(&[V6.into()].into());
+    let mut sweeper = node.sweeper();
+    rules.stop.store(true, Ordering::Release);
+    let swept = sweeper.all(&rules).expect("a sweep");
+    assert!(swept.stopped && swept.none_sticky.is_none());
+    assert_eq!(node.flows().len(), 1);
+    rules.stop.store(false, Ordering::Release);
+    assert_eq!(sweeper.all(&rules).expect("a sweep").address_gone, 1);
 }

@@ -9,10 +9,9 @@ use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
 use netdp_common::conntrack::Timeouts;
 use netdp_common::conntrack::ticks;
 use netdp_common::tuple::{Tuple, proto};
-use netdp_user::config::Config;
 use netdp_user::datapath::{
     self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules,
-    Swept,
+    Sweeper, Swept,
 };
 use netdp_user::reconcile::{Change, PolicyRule};
 use netdp_user::uplinks::{LinkLayer, Uplink};
@@ -21,7 +20,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 pub const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
@@ -159,19 +158,24 @@ impl Node {
 
     /// Ends what is over, while the node has these addresses.
     pub fn sweep(&mut self, local: &BTreeSet<IpAddr>) -> Swept {
-        let config = Config {
-            rules: Vec::new(),
-            resync_interval: Duration::from_secs(60),
-            masq_link_local: false,
-            masq_link_local_ipv6: false,
-        };
-        let rules = SweepRules {
-            timeouts: &Timeouts::default(),
-            local,
-            config: &config,
+        let mut sweeper = self.sweeper();
+        let swept = sweeper.all(&Self::rules(local)).expect("a sweep");
+        self.datapath().settle(&swept).expect("settings");
+        swept
+    }
+
+    pub fn sweeper(&self) -> Sweeper {
+        Sweeper::open(&self.bpffs()).expect("the pinned maps")
+    }
+
+    /// The default timeouts, while the node has these addresses.
+    pub fn rules(local: &BTreeSet<IpAddr>) -> SweepRules {
+        SweepRules {
+            timeouts: Timeouts::default(),
+            local: local.clone(),
             retire: None,
-        };
-        self.datapath().sweep(&rules).expect("a sweep")
+            stop: Arc::default(),
+        }
     }
 
     pub fn counters(&mut self) -> Counters {

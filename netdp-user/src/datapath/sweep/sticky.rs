@@ -1,6 +1,6 @@
 //! Whether mappings live that the policy in force would not make.
 
-use super::maps::Maps;
+use crate::datapath::maps::Maps;
 use anyhow::Result;
 use netdp_common::abi::{Action, SETTING_NONE_STICKY};
 use netdp_common::addr::Addr;
@@ -37,18 +37,18 @@ impl Sticky {
         }
     }
 
-    /// Tells the programs if there is none. `ours` are the node's addresses:
+    /// Whether it was asked and there is none. `ours` are the node's addresses:
     /// hairpin mappings go there, for which the policy is not asked.
-    pub fn tell(self, maps: &mut Maps, ours: &BTreeSet<Addr>) -> Result<()> {
-        for destination in self.destinations.iter().flatten() {
+    pub fn none(self, maps: &Maps, ours: &BTreeSet<Addr>) -> Result<bool> {
+        let Some(destinations) = self.destinations else {
+            return Ok(false);
+        };
+        for destination in &destinations {
             if !ours.contains(destination) && maps.action(destination)? == Action::Bypass {
-                return Ok(());
+                return Ok(false);
             }
         }
-        if self.destinations.is_some() {
-            maps.set_none_sticky(true)?;
-        }
-        Ok(())
+        Ok(true)
     }
 }
 

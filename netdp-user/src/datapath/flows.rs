@@ -1,0 +1,99 @@
+//! What mappings live, for looking.
+
+use super::batch;
+use super::maps::Maps;
+use super::sweep::now;
+use anyhow::{Context as _, Result};
+use netdp_common::abi::Mapping;
+use netdp_common::conntrack::{TICK_SHIFT, age, tcp_state};
+use netdp_common::tuple::{Tuple, proto};
+use serde::Serialize;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+
+/// A live mapping.
+#[derive(Debug, Clone, Serialize)]
+pub struct FlowRecord {
+    /// Protocol name, or number.
+    pub protocol: String,
+    /// The pod's address.
+    pub source: IpAddr,
+    /// The pod's port or ICMP identifier.
+    pub source_id: u16,
+    /// The destination.
+    pub destination: IpAddr,
+    /// The destination's port.
+    pub destination_id: u16,
+    /// The node's address that the destination sees.
+    pub nat_address: IpAddr,
+    /// The port or identifier that the destination sees.
+    pub nat_id: u16,
+    /// TCP state, `replied` or `unreplied`.
+    pub state: String,
+    /// Seconds since it began.
+    pub age_seconds: u64,
+    /// Seconds since its last packet in either direction.
+    pub idle_seconds: u64,
+    /// Packets out.
+    pub packets_out: u32,
+    /// Packets back.
+    pub packets_in: u32,
+}
+
+impl Maps {
+    /// Every live mapping.
+    ///
+    /// # Errors
+    /// A map could not be read.
+    pub fn flows(&self) -> Result<Vec<FlowRecord>> {
+        let now = now(self)?;
+        let mut flows = Vec::new();
+        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |tuple, half| {
+            let reply = self.rev_snat.get(&tuple.reply_to(half.addr, half.id), 0);
+            flows.push(record(now, tuple, half, reply.ok().as_ref()));
+        })
+        .context("reading the snat map")?;
+        flows.sort_by_key(|flow| (flow.source, flow.destination, flow.source_id));
+        Ok(flows)
+    }
+
+    /// How many mappings there are.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn flow_count(&self) -> Result<usize> {
+        let mut count = 0;
+        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |_, _| count += 1)
+            .context("reading the snat map")?;
+        Ok(count)
+    }
+}
+
+fn record(now: u32, tuple: &Tuple, half: &Mapping, reply: Option<&Mapping>) -> FlowRecord {
+    let packets_in = reply.map_or(0, |reply| reply.packets);
+    let seen = reply.map_or(0, |reply| reply.tcp_seen);
+    let idle = age(now, half.last_seen).min(reply.map_or(u32::MAX, |r| age(now, r.last_seen)));
+    let state = match tuple.proto {
+        proto::TCP => format!("{:?}", tcp_state(half.tcp_seen, seen)),
+        _ if packets_in > 0 => "replied".into(),
+        _ => "unreplied".into(),
+    };
+    FlowRecord {
+        protocol: crate::status::protocol(tuple.proto),
+        source: tuple.src.into(),
+        source_id: tuple.src_id,
+        destination: tuple.dst.into(),
+        destination_id: tuple.dst_id,
+        nat_address: half.addr.into(),
+        nat_id: half.id,
+        state,
+        age_seconds: seconds(age(now, half.created)),
+        idle_seconds: seconds(idle),
+        packets_out: half.packets,
+        packets_in,
+    }
+}
+
+fn seconds(ticks: u32) -> u64 {
+    (u64::from(ticks) << TICK_SHIFT) / 1_000_000_000
+}

@@ -1,0 +1,65 @@
+//! How long a mapping lives, as its halves show it.
+
+use anyhow::Result;
+use aya::maps::{HashMap, MapData};
+use netdp_common::abi::Mapping;
+use netdp_common::conntrack::{TcpState, Timeouts, age, tcp_state, ticks};
+use netdp_common::tuple::{Tuple, proto};
+
+/// One mapping: whether and why it ends.
+pub enum Fate {
+    /// For so many ticks at least, unless a packet changes it; not looked into
+    /// further where that is longer than the horizon.
+    Lives(u64),
+    Expired,
+    AddressGone,
+    Retired,
+}
+
+/// How willingly a live mapping makes room; `None`: never.
+pub fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping) -> Option<u8> {
+    if tuple.proto == proto::TCP {
+        return match tcp_state(original.tcp_seen, reply.tcp_seen) {
+            TcpState::Closed | TcpState::TimeWait => Some(0),
+            TcpState::SynSent | TcpState::Unreplied => Some(1),
+            TcpState::SynReceived | TcpState::Established | TcpState::HalfClosed => None,
+        };
+    }
+    (reply.packets == 0).then_some(1)
+}
+
+/// How many ticks a mapping has left if no packet comes; 0: it is over.
+pub fn left(
+    now: u32,
+    timeouts: &Timeouts,
+    tuple: &Tuple,
+    original: &Mapping,
+    reply: Option<&Mapping>,
+) -> u64 {
+    let (seen, replied, reply_seen) = match reply {
+        Some(reply) => (reply.tcp_seen, reply.packets > 0, reply.last_seen),
+        None => (0, false, original.last_seen),
+    };
+    let timeout = timeouts.of(tuple.proto, original.tcp_seen, seen, replied);
+    let idle = age(now, original.last_seen).min(age(now, reply_seen));
+    ticks(timeout).saturating_sub(u64::from(idle))
+}
+
+/// Makes a missing reply half again; false if another mapping has the tuple.
+pub fn repair(
+    rev_snat: &mut HashMap<MapData, Tuple, Mapping>,
+    tuple: &Tuple,
+    wire: &Tuple,
+    half: &Mapping,
+) -> Result<bool> {
+    const BPF_NOEXIST: u64 = 1;
+    let reply = Mapping {
+        addr: tuple.src,
+        id: tuple.src_id,
+        tcp_ack: 0,
+        tcp_seen: 0,
+        packets: 0,
+        ..*half
+    };
+    Ok(rev_snat.insert(wire, reply, BPF_NOEXIST).is_ok())
+}

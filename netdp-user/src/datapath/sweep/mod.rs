@@ -1,0 +1,286 @@
+//! Ends mappings whose time has come.
+//!
+//! A mapping's time is the later of what its two halves saw. Whatever is swept
+//! had been silent for its whole timeout: no live flow is ever collected.
+
+mod fate;
+mod pass;
+mod replies;
+mod schedule;
+mod sticky;
+
+use super::maps::Maps;
+use anyhow::{Context as _, Result};
+use fate::Fate;
+use netdp_common::conntrack::{TICK_SHIFT, Timeouts, ticks};
+use pass::Pass;
+use replies::Replies;
+use schedule::Schedule;
+use serde::Serialize;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use sticky::Sticky;
+
+/// What a sweep found and did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Swept {
+    /// Mappings that live on.
+    pub live: usize,
+    /// Mappings that ended by time.
+    pub expired: usize,
+    /// Mappings that ended because their node address is gone.
+    pub address_gone: usize,
+    /// Mappings that ended because the policy would not make them any more.
+    pub retired: usize,
+    /// Mappings that ended to make room.
+    pub made_room: usize,
+    /// Whether the tables were nearly full.
+    pub pressure: bool,
+    /// Mappings of which one half was missing and was made again.
+    pub repaired: usize,
+    /// Tuples that are reserved for the node's own flows.
+    pub host: usize,
+    /// The epoch of the settings in which no mapping was found whose
+    /// destination the policy bypasses, for [`super::Datapath::settle`].
+    pub none_sticky: Option<u32>,
+    /// It was told to stop and has not seen everything.
+    pub stopped: bool,
+}
+
+/// What ends a mapping.
+#[derive(Debug, Clone)]
+pub struct SweepRules {
+    /// Idle times.
+    pub timeouts: Timeouts,
+    /// The node's addresses: a mapping to another one is over.
+    pub local: BTreeSet<IpAddr>,
+    /// Idle time after which mappings that the policy in force would not make
+    /// any more end; `None` lets them live.
+    pub retire: Option<Duration>,
+    /// Becomes true when these rules are out of date: then the sweep ends no
+    /// more mappings.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl SweepRules {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// The datapath's clock now, in ticks.
+pub(super) fn now(maps: &Maps) -> Result<u32> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .context("reading the monotonic clock")?;
+    let nanos = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
+    // Ticks wrap by design.
+    let ticks = (nanos >> TICK_SHIFT) & i128::from(u32::MAX);
+    Ok(u32::try_from(ticks)?.wrapping_add(maps.settings()?.clock_offset))
+}
+
+/// CPU time of this thread so far.
+fn cpu_time() -> Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .context("reading the thread's CPU time")?;
+    Ok(Duration::from(time))
+}
+
+/// How full the tables may get, in percent, before closing and unanswered
+/// mappings make room.
+const PRESSURE_PERCENT: usize = 85;
+
+/// How many mappings are looked up before those among them that end are removed.
+const LOOKED_UP_AT_ONCE: usize = 256;
+
+/// A full sweep that is cheaper than this is done whenever one is asked for.
+const CHEAP: Duration = Duration::from_millis(20);
+
+/// Ends mappings. It has the maps open by itself, so that it can work on a
+/// thread of its own, and writes none but the two mapping tables.
+pub struct Sweeper {
+    maps: Maps,
+    schedule: Schedule,
+}
+
+impl Sweeper {
+    /// Opens the maps pinned below `bpffs`.
+    ///
+    /// # Errors
+    /// A map is missing or not what it should be.
+    pub fn open(bpffs: &Path) -> Result<Self> {
+        Ok(Self {
+            maps: Maps::open(bpffs)?,
+            schedule: Schedule::default(),
+        })
+    }
+
+    /// Mappings that lived at the last look at all of them.
+    pub fn live(&self) -> usize {
+        self.schedule.population().0
+    }
+
+    /// Seconds between full sweeps, after what the last one cost.
+    pub fn interval(&self, rules: &SweepRules) -> u64 {
+        self.schedule.interval(rules.timeouts.shortest_renewed())
+    }
+
+    /// What is due now, for use every few seconds: everything, or where there
+    /// are many mappings mostly those that may have ended; then [`Swept`]
+    /// counts only those.
+    ///
+    /// # Errors
+    /// A map could not be read or changed.
+    pub fn some(&mut self, rules: &SweepRules) -> Result<Swept> {
+        let now = now(&self.maps)?;
+        let next = self.schedule.next(now, rules.timeouts.shortest());
+        if next.full || self.crowded()? {
+            return self.all(rules);
+        }
+        let mut swept = Swept::default();
+        if next.recent {
+            swept = self.recent(rules)?;
+        }
+        let mut pass = Pass::new(now, rules, u64::from(u32::MAX));
+        let mut again = Vec::new();
+        for due in next.due.chunks(LOOKED_UP_AT_ONCE) {
+            if rules.stopped() {
+                pass.swept.stopped = true;
+                break;
+            }
+            let mut ended = HashSet::new();
+            for tuple in due {
+                let Ok(half) = self.maps.snat.get(tuple, 0) else {
+                    continue;
+                };
+                let wire = tuple.reply_to(half.addr, half.id);
+                let fate = pass.fate(&self.maps, tuple, &half, || {
+                    self.maps.rev_snat.get(&wire, 0).ok()
+                })?;
+                match fate {
+                    Fate::Lives(left) => {
+                        again.push((u32::try_from(left).unwrap_or(u32::MAX), *tuple));
+                    }
+                    // Listed twice it ends once.
+                    _ if !ended.insert(*tuple) => continue,
+                    _ => {}
+                }
+                pass.note(&fate, tuple, &wire);
+            }
+            pass.remove_ended(&self.maps)?;
+        }
+        self.schedule.again(now, again);
+        let due = pass.swept;
+        if next.recent {
+            swept.expired += due.expired;
+            swept.address_gone += due.address_gone;
+            swept.retired += due.retired;
+            swept.stopped |= due.stopped;
+            return Ok(swept);
+        }
+        Ok(due)
+    }
+
+    /// Ends at once what a lost address or a changed policy ends; where that is
+    /// cheap, everything that is over.
+    ///
+    /// # Errors
+    /// A map could not be read or changed.
+    pub fn changed(&mut self, rules: &SweepRules) -> Result<Swept> {
+        if self.schedule.cost().is_none_or(|cost| cost < CHEAP) {
+            return self.all(rules);
+        }
+        let swept = self.recent(rules)?;
+        if self.schedule.next_is_full(now(&self.maps)?) {
+            return self.all(rules);
+        }
+        Ok(swept)
+    }
+
+    /// Looks at every original half: ends what a lost address or the policy
+    /// ends, and takes mappings into the schedule that were made since the last
+    /// such look. Of older ones the schedule knows.
+    ///
+    /// # Errors
+    /// A map could not be read or changed.
+    pub fn recent(&mut self, rules: &SweepRules) -> Result<Swept> {
+        let created = self.maps.counters()?.mappings_created;
+        let now = now(&self.maps)?;
+        let mut pass = Pass::new(now, rules, self.schedule.remaining(now));
+        pass.looked = self.schedule.looked();
+        let settings = self.maps.settings()?;
+        pass.sticky = Sticky::look(settings.flags);
+        pass.originals(&self.maps, &mut Replies::default())?;
+        if pass.swept.stopped {
+            return Ok(pass.swept);
+        }
+        self.schedule.looked_at(now);
+        self.schedule.again(now, std::mem::take(&mut pass.due));
+        self.schedule.populate(pass.swept.live, created);
+        pass.tell(&self.maps, settings.epoch)
+    }
+
+    /// Goes once through all mappings.
+    ///
+    /// # Errors
+    /// A map could not be read or changed.
+    pub fn all(&mut self, rules: &SweepRules) -> Result<Swept> {
+        let start = cpu_time()?;
+        let created = self.maps.counters()?.mappings_created;
+        let capacity = self.maps.capacity()?;
+        let limit = capacity * PRESSURE_PERCENT / 100;
+        let interval = self.interval(rules);
+        let settings = self.maps.settings()?;
+        let begun = now(&self.maps)?;
+        let mut pass = Pass::new(begun, rules, ticks(interval));
+        pass.sticky = Sticky::look(settings.flags);
+        let mut replies = pass.replies(&self.maps)?;
+        pass.originals(&self.maps, &mut replies)?;
+        let crowded = pass.swept.live > self.schedule.limit(limit);
+        if crowded && !pass.swept.stopped {
+            pass = self.relieve(rules, pass, &mut replies, limit)?;
+        }
+        if pass.swept.stopped {
+            return Ok(pass.swept);
+        }
+        pass.finish(&mut self.maps, &mut replies)?;
+        let due = std::mem::take(&mut pass.due);
+        let cost = cpu_time()?.saturating_sub(start);
+        self.schedule.swept(begun, cost, interval, due);
+        self.schedule.populate(pass.swept.live, created);
+        self.schedule
+            .relieved(crowded, pass.swept.live, limit, capacity);
+        pass.tell(&self.maps, settings.epoch)
+    }
+
+    /// Once more, looking at both halves of every mapping, to make room.
+    fn relieve<'a>(
+        &self,
+        rules: &'a SweepRules,
+        before: Pass<'a>,
+        replies: &mut Replies,
+        limit: usize,
+    ) -> Result<Pass<'a>> {
+        let mut pass = before.once_more(rules);
+        pass.sticky = Sticky::look(self.maps.settings()?.flags);
+        *replies = pass.replies(&self.maps)?;
+        pass.originals(&self.maps, replies)?;
+        pass.relieve(limit);
+        Ok(pass)
+    }
+
+    /// Whether the tables may have become nearly full since the last look.
+    fn crowded(&self) -> Result<bool> {
+        let (live, created) = self.schedule.population();
+        let more = self
+            .maps
+            .counters()?
+            .mappings_created
+            .saturating_sub(created);
+        let limit = self.maps.capacity()? * PRESSURE_PERCENT / 100;
+        Ok(live + usize::try_from(more)? > self.schedule.limit(limit))
+    }
+}

@@ -1,0 +1,300 @@
+//! One pass through the mappings.
+
+use super::fate::{Fate, left, repair, spare};
+use super::replies::Replies;
+use super::sticky::Sticky;
+use super::{SweepRules, Swept};
+use crate::datapath::batch;
+use crate::datapath::maps::Maps;
+use anyhow::{Context as _, Result};
+use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
+use netdp_common::addr::Addr;
+use netdp_common::conntrack::{age, ticks};
+use netdp_common::tuple::Tuple;
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::AsFd as _;
+
+/// How many mappings are removed by one system call.
+const REMOVED_AT_ONCE: usize = 256;
+
+/// Ticks by which a mapping may say that it was made too early: the programs'
+/// clock is up to a jiffy late.
+const CLOCK_SLACK: u32 = 2;
+
+pub struct Pass<'a> {
+    now: u32,
+    local: BTreeSet<Addr>,
+    rules: &'a SweepRules,
+    /// What the policy does with a destination, as far as it was asked.
+    policy: HashMap<Addr, Action>,
+    /// Mappings that were made before this moment are in the schedule.
+    pub looked: Option<u32>,
+    /// Look for mappings that may make room.
+    pressed: bool,
+    pub swept: Swept,
+    ended: Vec<(Tuple, Tuple)>,
+    /// Original halves without reply half.
+    torn: Vec<(Tuple, Tuple, Mapping)>,
+    /// Living mappings that may end before the horizon: in how many ticks.
+    pub due: Vec<(u32, Tuple)>,
+    /// Ticks until the next full sweep.
+    horizon: u64,
+    /// Whether mappings are older than the policy.
+    pub sticky: Sticky,
+    /// Mappings that may make room: how willingly (less first), how long idle.
+    spare: Vec<(u8, u32, Tuple, Tuple)>,
+}
+
+impl<'a> Pass<'a> {
+    pub fn new(now: u32, rules: &'a SweepRules, horizon: u64) -> Self {
+        Self {
+            now,
+            local: rules.local.iter().copied().map(Addr::from).collect(),
+            rules,
+            policy: HashMap::new(),
+            looked: None,
+            pressed: false,
+            swept: Swept::default(),
+            ended: Vec::new(),
+            torn: Vec::new(),
+            due: Vec::new(),
+            horizon,
+            sticky: Sticky::default(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// The same again, looking for mappings that may make room. What has ended
+    /// stays counted.
+    pub fn once_more(self, rules: &'a SweepRules) -> Self {
+        Self {
+            pressed: true,
+            swept: Swept {
+                live: 0,
+                ..self.swept
+            },
+            ..Self::new(self.now, rules, self.horizon)
+        }
+    }
+
+    /// Below this idle time a mapping of this protocol lives beyond the horizon,
+    /// whatever else is known of it. Where full sweeps are frequent, halves are
+    /// compared sooner than that takes: missing ones are found.
+    fn young(&self, protocol: u32) -> u64 {
+        if self.pressed {
+            return 0;
+        }
+        let timeouts = &self.rules.timeouts;
+        let sooner = ticks(timeouts.shortest()).saturating_sub(self.horizon);
+        if sooner > 0 {
+            return sooner;
+        }
+        ticks(timeouts.shortest_of(protocol)).saturating_sub(self.horizon)
+    }
+
+    /// The reply halves that decide something, read in one go.
+    pub fn replies(&self, maps: &Maps) -> Result<Replies> {
+        let mut replies = Replies::default();
+        batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
+            let idle = u64::from(age(self.now, half.last_seen));
+            if half.flags & MAPPING_HOST != 0 {
+                if left(self.now, &self.rules.timeouts, wire, half, Some(half)) == 0 {
+                    replies.over.push(*wire);
+                } else {
+                    replies.host += 1;
+                }
+            } else if idle >= self.young(wire.proto) {
+                replies.insert(wire, half);
+            }
+        })
+        .context("reading the rev_snat map")?;
+        Ok(replies)
+    }
+
+    /// Looks at every original half. Those that end are removed with their
+    /// reply halves, batch by batch.
+    pub fn originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
+        let snat = maps.snat_data.fd().as_fd();
+        batch::for_each_batch::<Tuple, Mapping>(snat, |tuples, halves| {
+            if self.rules.stopped() {
+                self.swept.stopped = true;
+                return Ok(());
+            }
+            for (tuple, half) in tuples.iter().zip(halves) {
+                self.original(maps, replies, tuple, half)?;
+            }
+            self.remove_ended(maps)
+        })
+        .context("going through the snat map")
+    }
+
+    fn original(
+        &mut self,
+        maps: &Maps,
+        replies: &mut Replies,
+        tuple: &Tuple,
+        half: &Mapping,
+    ) -> Result<()> {
+        let wire = tuple.reply_to(half.addr, half.id);
+        let read = replies.take(&wire, half);
+        let mut asked = None;
+        let mut fate = self.fate(maps, tuple, half, || {
+            read.or_else(|| *asked.insert(maps.rev_snat.get(&wire, 0).ok()))
+        })?;
+        if let (Fate::Expired, Some(_)) = (&fate, read) {
+            // A packet may have come since it was read.
+            fate = self.fate(maps, tuple, half, || maps.rev_snat.get(&wire, 0).ok())?;
+        }
+        self.note(&fate, tuple, &wire);
+        let Fate::Lives(left) = fate else {
+            return Ok(());
+        };
+        if left <= self.horizon {
+            let left = u32::try_from(left).unwrap_or(u32::MAX);
+            self.due.push((left, *tuple));
+        }
+        if let Some(None) = asked {
+            self.torn.push((*tuple, wire, *half));
+        }
+        if self.pressed
+            && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
+            && let Some(willing) = spare(tuple, half, &reply)
+        {
+            let idle = age(self.now, half.last_seen);
+            self.spare.push((willing, u32::MAX - idle, *tuple, wire));
+        }
+        Ok(())
+    }
+
+    /// Counts a mapping, and remembers it if it ends.
+    pub fn note(&mut self, fate: &Fate, tuple: &Tuple, wire: &Tuple) {
+        match fate {
+            Fate::Lives(_) => {
+                self.swept.live += 1;
+                self.sticky.note(tuple.dst);
+                return;
+            }
+            Fate::Expired => self.swept.expired += 1,
+            Fate::AddressGone => self.swept.address_gone += 1,
+            Fate::Retired => self.swept.retired += 1,
+        }
+        self.ended.push((*tuple, *wire));
+    }
+
+    pub fn fate(
+        &mut self,
+        maps: &Maps,
+        tuple: &Tuple,
+        half: &Mapping,
+        reply: impl FnOnce() -> Option<Mapping>,
+    ) -> Result<Fate> {
+        if !self.local.contains(&half.addr) {
+            return Ok(Fate::AddressGone);
+        }
+        let idle = u64::from(age(self.now, half.last_seen));
+        if let Some(after) = self.rules.retire
+            && idle >= ticks(after.as_secs())
+            // Hairpin does not ask the policy.
+            && !self.local.contains(&tuple.dst)
+            && self.action(maps, tuple.dst)? == Action::Bypass
+        {
+            return Ok(Fate::Retired);
+        }
+        if idle < self.young(tuple.proto) || self.is_scheduled(half) {
+            return Ok(Fate::Lives(u64::MAX));
+        }
+        let timeouts = &self.rules.timeouts;
+        Ok(
+            match left(self.now, timeouts, tuple, half, reply().as_ref()) {
+                0 => Fate::Expired,
+                left => Fate::Lives(left),
+            },
+        )
+    }
+
+    /// Whether an earlier pass has seen the mapping.
+    fn is_scheduled(&self, half: &Mapping) -> bool {
+        self.looked.is_some_and(|looked| {
+            let since = age(self.now, looked).saturating_add(CLOCK_SLACK);
+            age(self.now, half.created) > since
+        })
+    }
+
+    fn action(&mut self, maps: &Maps, destination: Addr) -> Result<Action> {
+        if let Some(action) = self.policy.get(&destination) {
+            return Ok(*action);
+        }
+        let action = maps.action(&destination)?;
+        self.policy.insert(destination, action);
+        Ok(action)
+    }
+
+    /// Removes what has ended so far. Both halves of a mapping within a moment:
+    /// what comes between finds one.
+    pub fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
+        for ended in self.ended.chunks(REMOVED_AT_ONCE) {
+            let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
+            batch::remove(maps.snat_data.fd().as_fd(), &tuples).context("in the snat map")?;
+            batch::remove(maps.rev_snat_data.fd().as_fd(), &wires)
+                .context("in the rev_snat map")?;
+        }
+        self.ended.clear();
+        Ok(())
+    }
+
+    /// Makes missing halves again, and removes those that lack the other and
+    /// what makes room.
+    pub fn finish(&mut self, maps: &mut Maps, replies: &mut Replies) -> Result<()> {
+        let mut over = std::mem::take(&mut replies.over);
+        if !replies.is_empty() {
+            over.extend(self.orphans(maps, replies)?);
+        }
+        self.swept.host = replies.host;
+        for (tuple, wire, half) in self.torn.drain(..) {
+            let repaired = repair(&mut maps.rev_snat, &tuple, &wire, &half)?;
+            self.swept.repaired += usize::from(repaired);
+        }
+        self.remove_ended(maps)?;
+        batch::remove(maps.rev_snat_data.fd().as_fd(), &over).context("in the rev_snat map")
+    }
+
+    /// Reply halves without original half.
+    fn orphans(&self, maps: &Maps, replies: &Replies) -> Result<Vec<Tuple>> {
+        let mut orphans = Vec::new();
+        let shortest = ticks(self.rules.timeouts.shortest());
+        batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
+            let idle = u64::from(age(self.now, half.last_seen));
+            if idle >= shortest && half.flags & MAPPING_HOST == 0 && replies.has(wire) {
+                let original = Tuple::new(half.addr, wire.src, half.id, wire.src_id, wire.proto);
+                if maps.snat.get(&original, 0).is_err() {
+                    orphans.push(*wire);
+                }
+            }
+        })
+        .context("reading the rev_snat map")?;
+        Ok(orphans)
+    }
+
+    /// Where the tables are nearly full, ends closing mappings, then unanswered
+    /// ones, the longest idle first. Established ones are never touched.
+    pub fn relieve(&mut self, limit: usize) {
+        let surplus = self.swept.live.saturating_sub(limit);
+        self.spare
+            .sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
+        for (_, _, tuple, wire) in self.spare.iter().take(surplus) {
+            self.ended.push((*tuple, *wire));
+            self.swept.live -= 1;
+            self.swept.made_room += 1;
+        }
+        self.swept.pressure = true;
+    }
+
+    /// What was found, with the word on whether mappings are older than the
+    /// policy of `epoch`.
+    pub fn tell(self, maps: &Maps, epoch: u32) -> Result<Swept> {
+        let mut swept = self.swept;
+        let none = self.sticky.none(maps, &self.local)?;
+        swept.none_sticky = none.then_some(epoch);
+        Ok(swept)
+    }
+}
