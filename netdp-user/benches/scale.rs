@@ -75,8 +75,7 @@ fn bypass_all() -> Result<Vec<PolicyRule>> {
 fn setup(mappings: u32) -> Setup {
     Setup {
         enable_ipv6: true,
-        // As one asks for room for a million: 1,048,576.
-        max_flows: mappings.next_power_of_two(),
+        max_flows: mappings,
         to_ports: Vec::new(),
         port_mode: PortMode::Keep,
         udp_endpoints: false,
