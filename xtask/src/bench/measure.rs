@@ -13,6 +13,11 @@ use std::time::Duration;
 /// Packets in a burst; more where there are more flows than that.
 const BURST: u32 = 100_000;
 
+/// Packets that show how many new flows a bed can bear.
+const FIRST: u32 = 2_000;
+/// For about how long new flows are then measured, up to [`BURST`] of them.
+const NEW_SECONDS: f64 = 0.3;
+
 /// The beds, and what measures them.
 pub struct Lab {
     pub beds: Vec<Bed>,
@@ -249,8 +254,28 @@ impl Lab {
 fn burst(bed: &Bed, generator: &mut Generator, load: Load, cpus: &[usize]) -> Result<f64> {
     let count = match load.flows {
         Flows::Live(flows) => BURST.max(flows),
-        Flows::New => BURST,
+        // Long chains of rules make each new flow dear.
+        Flows::New => {
+            let rate = one_burst(bed, generator, load, FIRST, cpus)?;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "casts of floats saturate"
+            )]
+            let room = (rate * NEW_SECONDS) as u32;
+            room.clamp(FIRST, BURST)
+        }
     };
+    one_burst(bed, generator, load, count, cpus)
+}
+
+fn one_burst(
+    bed: &Bed,
+    generator: &mut Generator,
+    load: Load,
+    count: u32,
+    cpus: &[usize],
+) -> Result<f64> {
     let burst = generator.send(bed, load, count, cpus)?;
     ensure!(burst.received > 0, "no packet arrived");
     generator.check(bed, load)?;

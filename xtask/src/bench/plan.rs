@@ -31,7 +31,7 @@ impl Plan {
         let quick = options.quick;
         Self {
             variants: variants(options),
-            rounds: options.rounds.unwrap_or(if quick { 5 } else { 9 }),
+            rounds: options.rounds.unwrap_or(if quick { 5 } else { 7 }),
             slice: Duration::from_secs(if quick { 1 } else { 2 }),
             only: options.only.clone(),
             flows: if quick {
@@ -42,7 +42,7 @@ impl Plan {
             cidrs: if quick {
                 &[10, 4_000]
             } else {
-                &[10, 100, 1_000, 10_000, 30_000, 100_000]
+                &[10, 1_000, 4_000, 30_000, 100_000]
             },
         }
     }
