@@ -173,6 +173,7 @@ fn rules(node: Option<[u8; 4]>) -> SweepRules {
         local: node.into_iter().map(IpAddr::from).collect(),
         retire: None,
         stop: Arc::default(),
+        grown: Arc::default(),
     }
 }
 

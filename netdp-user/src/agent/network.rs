@@ -119,11 +119,12 @@ impl Agent {
         let wanted = self.wanted();
         let mut reached = wanted.clone();
         let changes = reconcile::diff(&self.applied, &wanted);
-        if changes
-            .iter()
-            .any(|change| matches!(change, Change::SetPolicy(_) | Change::AddLocal(_)))
-        {
-            self.interrupt_sweep();
+        for change in &changes {
+            match change {
+                Change::SetPolicy(_) => self.interrupt_sweep(),
+                Change::AddLocal(_) => self.spare_addresses(),
+                _ => {}
+            }
         }
         for change in changes {
             log::debug!("{change:?}");

@@ -31,6 +31,8 @@ pub(super) struct Sweeping {
     wake: Arc<Notify>,
     /// Becomes true when the rules at work are out of date.
     stop: Arc<AtomicBool>,
+    /// Becomes true when the node has got addresses that those do not know.
+    grown: Arc<AtomicBool>,
     busy: bool,
     /// The rules have changed since the sweep at work began.
     again: bool,
@@ -51,6 +53,7 @@ impl Sweeping {
         std::thread::Builder::new()
             .name("netdp-sweep".into())
             .spawn(move || {
+                let _end = EndWithAgent;
                 while let Ok((rules, changed)) = asked.recv() {
                     let swept = if changed {
                         sweeper.changed(&rules)
@@ -69,6 +72,7 @@ impl Sweeping {
             done,
             wake,
             stop: Arc::default(),
+            grown: Arc::default(),
             busy: false,
             again: false,
             live: 0,
@@ -80,6 +84,18 @@ impl Sweeping {
         match sweeping {
             Some(sweeping) => sweeping.wake.notified().await,
             None => std::future::pending().await,
+        }
+    }
+}
+
+/// Ends the agent with the thread that panics, as a panic of the loop would: then
+/// whoever runs the agent starts it anew, instead of mappings that never end.
+struct EndWithAgent;
+
+impl Drop for EndWithAgent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
         }
     }
 }
@@ -97,6 +113,7 @@ impl Agent {
             return;
         }
         sweeping.stop = Arc::clone(&rules.stop);
+        sweeping.grown = Arc::clone(&rules.grown);
         if sweeping.jobs.send((rules, changed)).is_err() {
             log::error!("the thread that sweeps has ended: mappings will not end");
             return;
@@ -123,6 +140,14 @@ impl Agent {
         {
             sweeping.stop.store(true, Ordering::Release);
             sweeping.again = true;
+        }
+    }
+
+    /// The sweep at work, if there is one, ends no mapping any more because its
+    /// address is gone: the node has got another.
+    pub(super) fn spare_addresses(&self) {
+        if let Some(sweeping) = &self.sweeping {
+            sweeping.grown.store(true, Ordering::Release);
         }
     }
 
@@ -158,6 +183,7 @@ impl Agent {
                 OnReload::Drain => Some(DRAIN_IDLE),
             },
             stop: Arc::default(),
+            grown: Arc::default(),
         }
     }
 

@@ -33,6 +33,8 @@ pub struct Maps {
     /// What the tries hold, once they have been read: reading a large one takes
     /// long, and nobody else writes them.
     pub(super) policy_entries: [Option<Arc<Entries>>; 2],
+    /// Packets may still be asking the idle trie.
+    pub(super) has_readers: bool,
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
     settings: Array<MapData, Settings>,
@@ -66,6 +68,7 @@ impl Maps {
             ],
             policy_data: [pinned(pins::POLICY_0)?, pinned(pins::POLICY_1)?],
             policy_entries: [None, None],
+            has_readers: false,
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
@@ -194,6 +197,14 @@ impl Maps {
     }
 
     pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<()> {
+        // What programs remember counts on where nothing changes.
+        if self
+            .uplinks
+            .get(&ifindex, 0)
+            .is_ok_and(|now| now == *uplink)
+        {
+            return Ok(());
+        }
         self.uplinks
             .insert(ifindex, uplink, 0)
             .with_context(|| format!("writing the uplink with index {ifindex}"))?;

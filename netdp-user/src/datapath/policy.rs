@@ -60,6 +60,9 @@ impl Maps {
     /// # Errors
     /// The kernel refused an entry; the policy in force is not concerned.
     pub fn prepare_policy(&mut self) -> Result<usize> {
+        if self.has_readers {
+            return Ok(0);
+        }
         let active = self.active_policy()?;
         self.write_idle(active)
     }
@@ -110,7 +113,7 @@ impl Maps {
         settings.generation = settings.generation.wrapping_add(1);
         self.set_settings(&settings)?;
         self.next_epoch()?;
-        wait_for_readers();
+        self.has_readers = !wait_for_readers();
         Ok(PolicyChange { entries, writes })
     }
 
@@ -237,12 +240,13 @@ fn net_of(key: &Key<Addr>) -> IpNet {
 
 /// Returns once no packet is in a program that began before the call:
 /// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu` (kernel/sched/membarrier.c,
-/// Linux 6.12). Then the trie that went idle may be changed.
-fn wait_for_readers() {
+/// Linux 6.12). Then the trie that went idle may be changed. `false` where the
+/// kernel refuses it, as with `nohz_full`: then the time until the next change
+/// has to do.
+fn wait_for_readers() -> bool {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: membarrier(2) takes plain integers. It fails only where the
-    // kernel lacks it; then the time until the next change has to do.
-    let _ = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    // SAFETY: membarrier(2) takes plain integers.
+    unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) == 0 }
 }
 
 #[cfg(test)]

@@ -175,6 +175,7 @@ impl Node {
             local: local.clone(),
             retire: None,
             stop: Arc::default(),
+            grown: Arc::default(),
         }
     }
 

@@ -9,6 +9,7 @@ mod generator;
 mod generator_abi;
 mod html;
 mod latency;
+mod markdown;
 mod measure;
 mod plan;
 mod policy;
@@ -55,7 +56,7 @@ pub struct Options {
     /// Programs that were built elsewhere: netdp, and the generator's object.
     #[arg(long, num_args = 2, value_names = ["NETDP", "GENERATOR"], hide = true)]
     built: Vec<PathBuf>,
-    /// Where report.html and report.json go.
+    /// Where report.html, report.json and report.md go.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
@@ -100,7 +101,7 @@ pub fn run(options: &Options) -> Result<()> {
     let names: Vec<&'static str> = plan.variants.iter().map(|variant| variant.name).collect();
     table::print_summary(&lab.rows, &names);
     let head = head(options, &own, start.elapsed());
-    report(&options.out, &lab, &head)
+    report(&options.out, &lab, &names, &head)
 }
 
 fn beds(variants: &[&'static Variant], netdp: &Path, before: Option<&Path>) -> Result<Vec<Bed>> {
@@ -152,7 +153,10 @@ fn head(options: &Options, own: &str, took: Duration) -> Vec<(String, String)> {
     [
         ("command", format!("cargo xtask {}", command.join(" "))),
         ("machine", format!("{cpus} CPUs, {model}")),
-        ("kernel", first_line("/proc/version")),
+        (
+            "kernel",
+            format!("Linux {}", first_line("/proc/sys/kernel/osrelease")),
+        ),
         ("load at the end", first_line("/proc/loadavg")),
         ("generator alone", own.to_owned()),
         ("took", format!("{} s", took.as_secs())),
@@ -162,7 +166,7 @@ fn head(options: &Options, own: &str, took: Duration) -> Vec<(String, String)> {
     .into()
 }
 
-fn report(out: &Path, lab: &Lab, head: &[(String, String)]) -> Result<()> {
+fn report(out: &Path, lab: &Lab, names: &[&str], head: &[(String, String)]) -> Result<()> {
     let out = shell::root().join(out);
     fs::create_dir_all(&out).with_context(|| out.display().to_string())?;
     let json = serde_json::json!({
@@ -172,6 +176,7 @@ fn report(out: &Path, lab: &Lab, head: &[(String, String)]) -> Result<()> {
     for (name, text) in [
         ("report.json", serde_json::to_string_pretty(&json)?),
         ("report.html", html::page(&lab.rows, head)?),
+        ("report.md", markdown::page(&lab.rows, names, head)),
     ] {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| path.display().to_string())?;

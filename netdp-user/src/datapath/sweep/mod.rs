@@ -13,6 +13,7 @@ use super::maps::Maps;
 use anyhow::{Context as _, Result};
 use fate::Fate;
 use netdp_common::conntrack::{TICK_SHIFT, Timeouts, ticks};
+use netdp_common::tuple::Tuple;
 use pass::Pass;
 use replies::Replies;
 use schedule::Schedule;
@@ -64,6 +65,9 @@ pub struct SweepRules {
     /// Becomes true when these rules are out of date: then the sweep ends no
     /// more mappings.
     pub stop: Arc<AtomicBool>,
+    /// Becomes true when the node has got addresses that are not in `local`: then
+    /// the sweep ends none for its address.
+    pub grown: Arc<AtomicBool>,
 }
 
 impl SweepRules {
@@ -138,41 +142,41 @@ impl Sweeper {
         let now = now(&self.maps)?;
         let next = self.schedule.next(now, rules.timeouts.shortest());
         if next.full || self.crowded()? {
-            return self.all(rules);
+            let swept = self.all(rules);
+            if !matches!(&swept, Ok(swept) if !swept.stopped) {
+                self.schedule.again(now, at_once(&next.due));
+            }
+            return swept;
         }
         let mut swept = Swept::default();
         if next.recent {
-            swept = self.recent(rules)?;
+            match self.recent(rules) {
+                Ok(found) => swept = found,
+                Err(err) => {
+                    self.schedule.again(now, at_once(&next.due));
+                    return Err(err);
+                }
+            }
         }
         let mut pass = Pass::new(now, rules, u64::from(u32::MAX));
         let mut again = Vec::new();
-        for due in next.due.chunks(LOOKED_UP_AT_ONCE) {
+        let mut unseen = &next.due[..];
+        let mut result = Ok(());
+        while !unseen.is_empty() && result.is_ok() {
             if rules.stopped() {
                 pass.swept.stopped = true;
                 break;
             }
-            let mut ended = HashSet::new();
-            for tuple in due {
-                let Ok(half) = self.maps.snat.get(tuple, 0) else {
-                    continue;
-                };
-                let wire = tuple.reply_to(half.addr, half.id);
-                let fate = pass.fate(&self.maps, tuple, &half, || {
-                    self.maps.rev_snat.get(&wire, 0).ok()
-                })?;
-                match fate {
-                    Fate::Lives(left) => {
-                        again.push((u32::try_from(left).unwrap_or(u32::MAX), *tuple));
-                    }
-                    // Listed twice it ends once.
-                    _ if !ended.insert(*tuple) => continue,
-                    _ => {}
-                }
-                pass.note(&fate, tuple, &wire);
+            let (due, rest) = unseen.split_at(unseen.len().min(LOOKED_UP_AT_ONCE));
+            result = self.look_at(&mut pass, due, &mut again);
+            if result.is_ok() {
+                unseen = rest;
             }
-            pass.remove_ended(&self.maps)?;
         }
+        // What was not looked at is due again.
+        again.extend(at_once(unseen));
         self.schedule.again(now, again);
+        result?;
         let due = pass.swept;
         if next.recent {
             swept.expired += due.expired;
@@ -182,6 +186,36 @@ impl Sweeper {
             return Ok(swept);
         }
         Ok(due)
+    }
+
+    /// Ends those of some mappings that are over; the others go to `again`, with
+    /// the ticks that they have left.
+    fn look_at(
+        &self,
+        pass: &mut Pass<'_>,
+        due: &[Tuple],
+        again: &mut Vec<(u32, Tuple)>,
+    ) -> Result<()> {
+        let mut ended = HashSet::new();
+        for tuple in due {
+            let Ok(half) = self.maps.snat.get(tuple, 0) else {
+                continue;
+            };
+            let wire = tuple.reply_to(half.addr, half.id);
+            let fate = pass.fate(&self.maps, tuple, &half, || {
+                self.maps.rev_snat.get(&wire, 0).ok()
+            })?;
+            match fate {
+                Fate::Lives(left) => {
+                    again.push((u32::try_from(left).unwrap_or(u32::MAX), *tuple));
+                }
+                // Listed twice it ends once.
+                _ if !ended.insert(*tuple) => continue,
+                _ => {}
+            }
+            pass.note(&fate, tuple, &wire);
+        }
+        pass.remove_ended(&self.maps)
     }
 
     /// Ends at once what a lost address or a changed policy ends; where that is
@@ -239,7 +273,7 @@ impl Sweeper {
         pass.sticky = Sticky::look(settings.flags);
         let mut replies = pass.replies(&self.maps)?;
         pass.originals(&self.maps, &mut replies)?;
-        let crowded = pass.swept.live > self.schedule.limit(limit);
+        let crowded = pass.swept.live + replies.host > self.schedule.limit(limit);
         if crowded && !pass.swept.stopped {
             pass = self.relieve(rules, pass, &mut replies, limit)?;
         }
@@ -251,8 +285,9 @@ impl Sweeper {
         let cost = cpu_time()?.saturating_sub(start);
         self.schedule.swept(begun, cost, interval, due);
         self.schedule.populate(pass.swept.live, created);
+        self.schedule.reserve(pass.swept.host);
         self.schedule
-            .relieved(crowded, pass.swept.live, limit, capacity);
+            .relieved(crowded, self.schedule.taken(), limit, capacity);
         pass.tell(&self.maps, settings.epoch)
     }
 
@@ -268,19 +303,27 @@ impl Sweeper {
         pass.sticky = Sticky::look(self.maps.settings()?.flags);
         *replies = pass.replies(&self.maps)?;
         pass.originals(&self.maps, replies)?;
-        pass.relieve(limit);
+        if !pass.swept.stopped {
+            pass.relieve(&self.maps, limit.saturating_sub(replies.host))?;
+        }
         Ok(pass)
     }
 
     /// Whether the tables may have become nearly full since the last look.
     fn crowded(&self) -> Result<bool> {
-        let (live, created) = self.schedule.population();
+        let (_, created) = self.schedule.population();
         let more = self
             .maps
             .counters()?
             .mappings_created
             .saturating_sub(created);
         let limit = self.maps.capacity()? * PRESSURE_PERCENT / 100;
-        Ok(live + usize::try_from(more)? > self.schedule.limit(limit))
+        let taken = self.schedule.taken() + usize::try_from(more)?;
+        Ok(taken > self.schedule.limit(limit))
     }
+}
+
+/// Mappings to be looked at as soon as possible.
+fn at_once(due: &[Tuple]) -> Vec<(u32, Tuple)> {
+    due.iter().map(|tuple| (0, *tuple)).collect()
 }

@@ -13,6 +13,7 @@ use netdp_common::conntrack::{age, ticks};
 use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
 
 /// How many mappings are removed by one system call.
 const REMOVED_AT_ONCE: usize = 256;
@@ -188,7 +189,7 @@ impl<'a> Pass<'a> {
         half: &Mapping,
         reply: impl FnOnce() -> Option<Mapping>,
     ) -> Result<Fate> {
-        if !self.local.contains(&half.addr) {
+        if !self.local.contains(&half.addr) && !self.rules.grown.load(Ordering::Acquire) {
             return Ok(Fate::AddressGone);
         }
         let idle = u64::from(age(self.now, half.last_seen));
@@ -246,6 +247,15 @@ impl<'a> Pass<'a> {
     /// what makes room.
     pub fn finish(&mut self, maps: &mut Maps, replies: &mut Replies) -> Result<()> {
         let mut over = std::mem::take(&mut replies.over);
+        // A packet of the node may have come since they were read.
+        let timeouts = &self.rules.timeouts;
+        over.retain(|wire| {
+            let half = maps.rev_snat.get(wire, 0);
+            half.is_ok_and(|half| {
+                half.flags & MAPPING_HOST != 0
+                    && left(self.now, timeouts, wire, &half, Some(&half)) == 0
+            })
+        });
         if !replies.is_empty() {
             over.extend(self.orphans(maps, replies)?);
         }
@@ -276,17 +286,28 @@ impl<'a> Pass<'a> {
     }
 
     /// Where the tables are nearly full, ends closing mappings, then unanswered
-    /// ones, the longest idle first. Established ones are never touched.
-    pub fn relieve(&mut self, limit: usize) {
+    /// ones, the longest idle first. Established ones are never touched: what has
+    /// come alive since it was read stays.
+    pub fn relieve(&mut self, maps: &Maps, limit: usize) -> Result<()> {
         let surplus = self.swept.live.saturating_sub(limit);
-        self.spare
-            .sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
-        for (_, _, tuple, wire) in self.spare.iter().take(surplus) {
-            self.ended.push((*tuple, *wire));
-            self.swept.live -= 1;
-            self.swept.made_room += 1;
+        let mut spares = std::mem::take(&mut self.spare);
+        spares.sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
+        spares.truncate(surplus);
+        for some in spares.chunks(REMOVED_AT_ONCE) {
+            for (_, _, tuple, wire) in some {
+                let halves = (maps.snat.get(tuple, 0), maps.rev_snat.get(wire, 0));
+                if let (Ok(half), Ok(reply)) = halves
+                    && spare(tuple, &half, &reply).is_some()
+                {
+                    self.ended.push((*tuple, *wire));
+                    self.swept.live -= 1;
+                    self.swept.made_room += 1;
+                }
+            }
+            self.remove_ended(maps)?;
         }
         self.swept.pressure = true;
+        Ok(())
     }
 
     /// What was found, with the word on whether mappings are older than the

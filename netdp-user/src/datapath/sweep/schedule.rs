@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Seconds between full sweeps of small tables.
 const SHORTEST: u64 = 5;
 
+/// Tables with less than one part in this many left count as full.
+const FULL: usize = 64;
+
 /// Full sweeps may use one part in this many of a core.
 const SHARE: u32 = 100;
 
@@ -46,6 +49,8 @@ pub struct Schedule {
     population: (usize, u64),
     /// How many mappings are too many, where making room was in vain.
     crowd: Option<usize>,
+    /// How many of the node's own tuples the last full sweep left.
+    host: usize,
 }
 
 impl Schedule {
@@ -118,14 +123,16 @@ impl Schedule {
         self.crowd.map_or(limit, |crowd| crowd.max(limit))
     }
 
-    /// Takes note that `live` mappings are left, where there should be `limit` at
-    /// most; `crowded`: that is after making room. Where that was in vain, it is
-    /// tried again when half of what is left is taken, not every few seconds.
-    pub fn relieved(&mut self, crowded: bool, live: usize, limit: usize, capacity: usize) {
-        if live <= limit {
+    /// Takes note that `taken` places are left taken, where there should be `limit`
+    /// at most; `crowded`: that is after making room. Where that was in vain, it is
+    /// tried again when half of what is left is taken, not every few seconds; but
+    /// always where hardly any is left.
+    pub fn relieved(&mut self, crowded: bool, taken: usize, limit: usize, capacity: usize) {
+        if taken <= limit {
             self.crowd = None;
         } else if crowded {
-            self.crowd = Some(live + capacity.saturating_sub(live) / 2);
+            let half = taken + capacity.saturating_sub(taken) / 2;
+            self.crowd = Some(half.min(capacity - capacity / FULL - 1));
         }
     }
 
@@ -142,6 +149,16 @@ impl Schedule {
             .filter(|(at, _)| *at < interval);
         self.due.extend(more);
         self.sort();
+    }
+
+    /// Takes note of how many of the node's own tuples a full sweep left.
+    pub fn reserve(&mut self, host: usize) {
+        self.host = host;
+    }
+
+    /// How many places are taken, as of the last looks.
+    pub fn taken(&self) -> usize {
+        self.population.0 + self.host
     }
 
     /// Takes note of how many mappings a full sweep left, and how many had ever
@@ -233,6 +250,8 @@ mod tests {
         assert_eq!(schedule.limit(850), 950);
         schedule.relieved(true, 960, 850, 1000);
         assert_eq!(schedule.limit(850), 980);
+        schedule.relieved(true, 1000, 850, 1000);
+        assert!(schedule.limit(850) < 1000, "room is sought in full tables");
         schedule.relieved(true, 850, 850, 1000);
         assert_eq!(schedule.limit(850), 850);
     }
