@@ -37,6 +37,9 @@ pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
 /// How many flows fit into netfilter's table.
 const MAX_TRACKED: u32 = 2_097_152;
 
+/// For how long an agent that is at rest has had no CPU.
+const REST: Duration = Duration::from_millis(250);
+
 /// How long a policy may take to be in force.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -137,6 +140,7 @@ impl Bed {
         let before = self.generation()?;
         let netdp = self.netdp.as_mut().context("no netdp here")?;
         netdp.config.prepare(files)?;
+        at_rest(netdp.agent.pid())?;
         let start = Instant::now();
         netdp.config.swap()?;
         wait_for(PATIENCE, "a changed policy in force", || {
@@ -255,6 +259,18 @@ impl Bed {
         }
         Ok(())
     }
+}
+
+/// Waits until a process has nothing to do: what came of the edit before is no
+/// part of the next one.
+fn at_rest(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/schedstat");
+    let mut before = String::new();
+    wait_for(PATIENCE, "the agent at rest", || {
+        std::thread::sleep(REST);
+        let now = fs::read_to_string(&path).unwrap_or_default();
+        std::mem::replace(&mut before, now.clone()) == now
+    })
 }
 
 /// Runs a program that reads `text`.
