@@ -186,3 +186,36 @@ fn a_sweep_that_is_told_to_stop_ends_nothing_more() {
     rules.stop.store(false, Ordering::Release);
     assert_eq!(sweeper.all(&rules).expect("a sweep").address_gone, 1);
 }
+
+#[test]
+fn what_was_due_when_a_sweep_was_told_to_stop_is_due_again() {
+    let mut node = Node::new();
+    let timeouts = Timeouts::default();
+    node.out(&Build::udp(POD, SERVER));
+    node.at(timeouts.udp_unreplied - 2);
+    let rules = Node::rules(&Node::local());
+    let mut sweeper = node.sweeper();
+    assert_eq!(sweeper.all(&rules).expect("a sweep").live, 1);
+    // Before the next full sweep.
+    node.at(timeouts.udp_unreplied + 1);
+    rules.stop.store(true, Ordering::Release);
+    let swept = sweeper.some(&rules).expect("what is due");
+    assert!(swept.stopped);
+    assert_eq!(node.flows().len(), 1);
+    rules.stop.store(false, Ordering::Release);
+    assert_eq!(sweeper.some(&rules).expect("what is due").expired, 1);
+    assert!(node.flows().is_empty());
+}
+
+#[test]
+fn a_sweep_that_does_not_know_an_address_yet_spares_its_mappings() {
+    let mut node = Node::new();
+    node.out(&Build::udp(POD, SERVER));
+    let rules = Node::rules(&[V6.into()].into());
+    rules.grown.store(true, Ordering::Release);
+    let mut sweeper = node.sweeper();
+    let swept = sweeper.all(&rules).expect("a sweep");
+    assert_eq!((swept.live, swept.address_gone), (1, 0));
+    rules.grown.store(false, Ordering::Release);
+    assert_eq!(sweeper.all(&rules).expect("a sweep").address_gone, 1);
+}
