@@ -131,8 +131,11 @@ fn it_follows_the_cluster_with_its_service_account() -> Result<()> {
         events.is_ok_and(|events| events.contains("configmap/ip-masq-agent"))
     })
     .with_context(|| node.containerd.log(AGENT))?;
-    let leases = server.kubectl(&["get", "leases", "-n", "netdp-fleet", "-o", "name"])?;
-    ensure!(leases.contains("netdp-node"), "{leases}");
+    wait_for(PATIENCE, "the node's Lease", || {
+        let leases = server.kubectl(&["get", "leases", "-n", "netdp-fleet", "-o", "name"]);
+        leases.is_ok_and(|leases| leases.contains("netdp-node"))
+    })
+    .with_context(|| node.containerd.log(AGENT))?;
     ensure!(
         !node.containerd.log(AGENT).contains("forbidden"),
         "{}",
