@@ -34,8 +34,8 @@ pub const POD_SIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
 
-/// How many flows fit into netfilter's table.
-const MAX_TRACKED: u32 = 2_097_152;
+/// How many flows fit into netfilter's table, which is one for all beds.
+const MAX_TRACKED: u32 = 16_777_216;
 
 /// For how long an agent that is at rest has had no CPU.
 const REST: Duration = Duration::from_millis(250);
