@@ -121,3 +121,31 @@ const fn mix(hash: u32, word: u32) -> u32 {
     let mixed = (hash.rotate_left(13) ^ word).wrapping_mul(0x9e37_79b1);
     mixed ^ mixed >> 15
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Tuple, proto};
+    use crate::addr::Addr;
+
+    /// Queues are chosen by the upper bits.
+    #[test]
+    fn the_quick_hash_spreads_ports_and_hosts_over_queues() {
+        const QUEUES: usize = 8;
+        let to = Addr::from_v4([198, 51, 100, 7]);
+        let by_port = |n: u16| Tuple::new(Addr::from_v4([10, 0, 0, 1]), to, n, 443, proto::TCP);
+        let by_host = |n: u16| {
+            let [high, low] = n.to_be_bytes();
+            Tuple::new(Addr::from_v4([10, 0, high, low]), to, 5000, 443, proto::TCP)
+        };
+        for tuple in [&by_port as &dyn Fn(u16) -> Tuple, &by_host] {
+            let mut queues = [0; QUEUES];
+            for n in 0..4096 {
+                queues[tuple(n).quick_hash() as usize >> (32 - QUEUES.ilog2())] += 1;
+            }
+            assert!(
+                queues.iter().all(|flows| (256..1024).contains(flows)),
+                "{queues:?}"
+            );
+        }
+    }
+}

@@ -115,7 +115,7 @@ impl Agent {
         sweeping.stop = Arc::clone(&rules.stop);
         sweeping.grown = Arc::clone(&rules.grown);
         if sweeping.jobs.send((rules, changed)).is_err() {
-            log::error!("the thread that sweeps has ended: mappings will not end");
+            log::error!("the thread that sweeps has ended, mappings will not: restart the agent");
             return;
         }
         sweeping.busy = true;
