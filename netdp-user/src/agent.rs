@@ -199,6 +199,8 @@ impl Agent {
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
+        // From now on it is known how much room the tables have.
+        self.sweep(false);
         loop {
             self.turned();
             tokio::select! {
@@ -234,6 +236,7 @@ impl Agent {
                     self.look().await;
                 }
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
+                () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {
                     self.sweep(false);
                     self.forget_policies();

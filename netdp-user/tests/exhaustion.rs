@@ -7,8 +7,11 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, Udp, any, from_port};
 use common::{ECHO, Echo, World, clock, drops, echoes, mappings};
 use netdp_user::datapath::Maps;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 use xtask::testbed::{Host, wait_for, wait_some};
 
@@ -45,6 +48,11 @@ fn wait_refused(world: &World, reason: &str, mut send: impl FnMut() -> Result<()
     wait_for(common::SOON, &format!("{reason} to be counted"), || {
         drops(&world.agent, reason).is_ok_and(|now| now > before)
     })
+}
+
+fn signal(world: &World, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(world.agent.pid())?;
+    Ok(kill(Pid::from_raw(pid), signal)?)
 }
 
 fn ask_all(flows: &mut [(Udp, SocketAddr)]) -> Result<()> {
@@ -156,7 +164,7 @@ fn tcp_connections_use_a_range_to_the_last_port() -> Result<()> {
         wait_refused(&world, "no_free_port", || {
             let tried = world
                 .pod(1)
-                .enter(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)))?;
+                .enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(300)))?;
             ensure!(tried.is_err(), "one more connection than ports");
             Ok(())
         })?;
@@ -265,17 +273,14 @@ fn a_full_table_hurts_no_live_flow() -> Result<()> {
     let mut flows = open(world.pod(0), to, LIVE)?;
     // Nobody answers there: the router drops what it has no route for.
     let nobody = SocketAddr::from(([10, 66, 0, 1], 9));
-    let before = drops(&world.agent, "table_full")?;
-    world.pod(1).enter(|| -> Result<()> {
-        for port in 2000..2000 + 2 * u16::try_from(ROOM)? {
-            UdpSocket::bind(from_port(port, nobody))?.send_to(b"once", nobody)?;
-        }
-        Ok(())
-    })??;
-    wait_for(common::SOON, "some to be refused", || {
-        drops(&world.agent, "table_full").is_ok_and(|now| now > before)
+    // An agent that is at it makes room as fast as they come.
+    signal(&world, Signal::SIGSTOP)?;
+    wait_refused(&world, "table_full", || {
+        let ports = 2000..2000 + 2 * u16::try_from(ROOM)?;
+        send_from(world.pod(1), ports, nobody)
     })?;
     pressure_is_shown(&world, ROOM)?;
+    signal(&world, Signal::SIGCONT)?;
     let check = |flows: &mut Vec<_>, connections: &mut Vec<(Tcp, SocketAddr)>| -> Result<()> {
         ask_all(flows)?;
         for (connection, before) in connections {
@@ -319,4 +324,56 @@ fn one_more(world: &World, to: SocketAddr) -> Result<Option<(Udp, SocketAddr)>> 
     flow.socket.set_read_timeout(Some(common::ANSWER))?;
     let seen = flow.ask()?;
     Ok(Some((flow, seen)))
+}
+
+/// Answers connections until the listener's name is gone from the network.
+fn answer_all(far: &Host, port: u16) -> Result<()> {
+    let listener = far.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??;
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut byte = [0; 1];
+            // Until the client closes; one that failed is the client's to tell.
+            while let Ok(1) = (&stream).read(&mut byte) {
+                let _ = (&stream).write_all(&byte);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// More connections end than the tables have places, faster than the sweep comes.
+#[test]
+fn connections_that_have_ended_make_room_in_time() -> Result<()> {
+    const ROOM: usize = 16_384;
+    const PORTS: std::ops::Range<u16> = 8000..8004;
+    const EACH: usize = ROOM * 2 / 4;
+    let world = World::with(
+        common::POLICY,
+        &["--enable-ipv6", "--max-flows", &ROOM.to_string()],
+    )?;
+    let _echo = Echo::start(&world.far)?;
+    let echo = echoes(&world.far)[0];
+    let mut silent = Tcp::connect(world.pod(1), any(echo), echo)?;
+    let seen = silent.ask()?;
+    for port in PORTS {
+        answer_all(&world.far, port)?;
+        let to = SocketAddr::new(echo.ip(), port);
+        world.pod(0).enter(|| -> Result<()> {
+            for n in 0..EACH {
+                ask_once(to).with_context(|| format!("connection {n} of {EACH} to {to}"))?;
+            }
+            Ok(())
+        })??;
+    }
+    assert_eq!(silent.ask()?, seen);
+    assert_eq!(drops(&world.agent, "table_full")?, 0);
+    Ok(())
+}
+
+fn ask_once(to: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&to, common::ANSWER)?;
+    stream.set_read_timeout(Some(common::ANSWER))?;
+    stream.write_all(b"?")?;
+    stream.read_exact(&mut [0; 1])?;
+    Ok(())
 }

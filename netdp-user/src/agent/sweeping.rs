@@ -1,7 +1,10 @@
 //! Mappings end on a thread of their own: with a million of them a sweep takes
 //! seconds, in which the agent has other things to do.
+//!
+//! Between sweeps the agent looks whether so many mappings have been made that the
+//! tables may be nearly full, the sooner the less room there was.
 
-use super::{Agent, DRAIN_IDLE};
+use super::{Agent, DRAIN_IDLE, SWEEP_INTERVAL};
 use crate::datapath::{OnReload, SweepRules, Sweeper, Swept};
 use anyhow::{Context as _, Result};
 use std::path::Path;
@@ -10,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// How long the agent waits for a sweep before it goes on without it: those of
 /// small tables take no longer, and what comes after finds them done.
@@ -18,11 +22,29 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// With more mappings than this, what the last sweep counted is good enough.
 const COUNTED_ANEW: usize = 50_000;
 
+/// New mappings a second that no node exceeds.
+const FASTEST: u64 = 50_000;
+
+/// The tables are looked at no more often.
+const SOONEST: Duration = Duration::from_millis(20);
+
+/// A sweep that makes room has this many times its CPU time behind it before the
+/// next: a fifth of a core at the most.
+const REST: u32 = 4;
+
 /// What is asked of the thread: the rules, and whether they have changed.
 type Job = (SweepRules, bool);
 
-/// What comes back: what was done, and how many mappings live.
-type Done = (Result<Swept>, usize);
+/// What comes back.
+struct Done {
+    swept: Result<Swept>,
+    /// How many mappings live.
+    live: usize,
+    /// [`Sweeper::full_at`].
+    full_at: Option<u64>,
+    /// [`Sweeper::cost`].
+    cost: Duration,
+}
 
 /// The thread that sweeps.
 pub(super) struct Sweeping {
@@ -37,6 +59,10 @@ pub(super) struct Sweeping {
     /// The rules have changed since the sweep at work began.
     again: bool,
     live: usize,
+    /// How many mappings may have been made until the tables may be nearly full.
+    full_at: Option<u64>,
+    /// When to look whether they are.
+    look_at: Instant,
 }
 
 impl Sweeping {
@@ -60,7 +86,13 @@ impl Sweeping {
                     } else {
                         sweeper.some(&rules)
                     };
-                    if answers.send((swept, sweeper.live())).is_err() {
+                    let done = Done {
+                        full_at: sweeper.full_at().filter(|_| swept.is_ok()),
+                        swept,
+                        live: sweeper.live(),
+                        cost: sweeper.cost(),
+                    };
+                    if answers.send(done).is_err() {
                         return;
                     }
                     waker.notify_one();
@@ -76,7 +108,17 @@ impl Sweeping {
             busy: false,
             again: false,
             live: 0,
+            full_at: None,
+            look_at: Instant::now() + SWEEP_INTERVAL,
         })
+    }
+
+    /// Waits until it is time to look whether the tables are nearly full.
+    pub(super) async fn wants_look(sweeping: Option<&Self>) {
+        match sweeping {
+            Some(sweeping) => tokio::time::sleep_until(sweeping.look_at).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until a sweep has ended, or may have.
@@ -151,14 +193,42 @@ impl Agent {
         }
     }
 
-    fn swept(&mut self, (swept, live): Done) {
+    /// Sweeps if so many mappings have been made that there may be no room left
+    /// before the next sweep.
+    pub(super) fn look_for_room(&mut self) {
+        let room = self.room();
+        let Some(sweeping) = &mut self.sweeping else {
+            return;
+        };
+        sweeping.look_at = match room {
+            Some(room) => Instant::now() + look_again_after(room),
+            // The end of the sweep says when.
+            None => Instant::now() + SWEEP_INTERVAL,
+        };
+        if room.is_none() && sweeping.full_at.is_some() {
+            self.sweep(false);
+        }
+    }
+
+    /// How many more mappings may be made; `None` if there may be too many or
+    /// nobody knows.
+    fn room(&mut self) -> Option<u64> {
+        let full_at = self.sweeping.as_ref()?.full_at?;
+        // Whether they can be read is shown by the sweep itself.
+        let counters = self.engine.as_datapath()?.maps().counters().ok()?;
+        full_at.checked_sub(counters.mappings_created)
+    }
+
+    fn swept(&mut self, done: Done) {
         let Some(sweeping) = &mut self.sweeping else {
             return;
         };
         sweeping.busy = false;
-        sweeping.live = live;
+        sweeping.live = done.live;
+        sweeping.full_at = done.full_at;
+        sweeping.look_at = Instant::now() + SOONEST.max(done.cost * REST);
         let again = std::mem::take(&mut sweeping.again);
-        let settled = swept.and_then(|swept| {
+        let settled = done.swept.and_then(|swept| {
             log::debug!("{swept:?}");
             match self.engine.as_datapath() {
                 Some(datapath) => datapath.settle(&swept),
@@ -195,4 +265,9 @@ impl Agent {
             (_, None) => 0,
         }
     }
+}
+
+/// For how long there is room if so many more mappings may be made.
+fn look_again_after(room: u64) -> Duration {
+    Duration::from_millis(room.saturating_mul(1000) / FASTEST).clamp(SOONEST, SWEEP_INTERVAL)
 }

@@ -47,6 +47,9 @@ pub struct Options {
     /// Compare only these.
     #[arg(long, value_delimiter = ',', value_parser = named)]
     variants: Vec<&'static Variant>,
+    /// What depends on the number of CIDRs is measured with these numbers.
+    #[arg(long, value_delimiter = ',')]
+    cidrs: Vec<u32>,
     /// How many times each bed has its turn.
     #[arg(long)]
     rounds: Option<usize>,

@@ -23,7 +23,7 @@ pub struct Plan {
     pub slice: Duration,
     only: Vec<Measure>,
     flows: &'static [u32],
-    cidrs: &'static [u32],
+    cidrs: Vec<u32>,
 }
 
 impl Plan {
@@ -39,10 +39,10 @@ impl Plan {
             } else {
                 &[1, 64, 4096, 65_536, MANY_FLOWS]
             },
-            cidrs: if quick {
-                &[10, 4_000]
-            } else {
-                &[10, 1_000, 4_000, 30_000, 100_000]
+            cidrs: match (&options.cidrs[..], quick) {
+                ([], true) => vec![10, 4_000],
+                ([], false) => vec![10, 1_000, 4_000, 30_000, 100_000],
+                (chosen, _) => chosen.to_vec(),
             },
         }
     }
@@ -106,7 +106,7 @@ impl Plan {
 
     fn by_cidrs(&self, lab: &mut Lab) -> Result<()> {
         let loads = [OUT_MANY, NEW];
-        for &cidrs in self.cidrs {
+        for &cidrs in &self.cidrs {
             if ![Measure::Packets, Measure::Connections, Measure::Reload]
                 .iter()
                 .any(|measure| self.wants(*measure))

@@ -16,16 +16,21 @@ pub enum Fate {
     Retired,
 }
 
-/// How willingly a live mapping makes room; `None`: never.
+/// How willingly a closing mapping makes room.
+pub const CLOSING: u8 = 0;
+/// And one without an answer.
+const UNANSWERED: u8 = 1;
+
+/// How willingly a live mapping makes room, less before more; `None`: never.
 pub fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping) -> Option<u8> {
     if tuple.proto == proto::TCP {
         return match tcp_state(original.tcp_seen, reply.tcp_seen) {
-            TcpState::Closed | TcpState::TimeWait => Some(0),
-            TcpState::SynSent | TcpState::Unreplied => Some(1),
+            TcpState::Closed | TcpState::TimeWait => Some(CLOSING),
+            TcpState::SynSent | TcpState::Unreplied => Some(UNANSWERED),
             TcpState::SynReceived | TcpState::Established | TcpState::HalfClosed => None,
         };
     }
-    (reply.packets == 0).then_some(1)
+    (reply.packets == 0).then_some(UNANSWERED)
 }
 
 /// How many ticks a mapping has left if no packet comes; 0: it is over.

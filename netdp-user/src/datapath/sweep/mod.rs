@@ -96,6 +96,11 @@ fn cpu_time() -> Result<Duration> {
 /// How full the tables may get, in percent, before closing and unanswered
 /// mappings make room.
 const PRESSURE_PERCENT: usize = 85;
+/// How full closing mappings leave them then: where thousands of connections end
+/// each second, room is not to be made all the time.
+const CLOSING_PERCENT: usize = 50;
+/// How full unanswered ones leave them.
+const UNANSWERED_PERCENT: usize = 75;
 
 /// How many mappings are looked up before those among them that end are removed.
 const LOOKED_UP_AT_ONCE: usize = 256;
@@ -107,6 +112,8 @@ const CHEAP: Duration = Duration::from_millis(20);
 /// thread of its own, and writes none but the two mapping tables.
 pub struct Sweeper {
     maps: Maps,
+    /// How many mappings there is room for.
+    capacity: usize,
     schedule: Schedule,
 }
 
@@ -116,10 +123,29 @@ impl Sweeper {
     /// # Errors
     /// A map is missing or not what it should be.
     pub fn open(bpffs: &Path) -> Result<Self> {
+        let maps = Maps::open(bpffs)?;
         Ok(Self {
-            maps: Maps::open(bpffs)?,
+            capacity: maps.capacity()?,
+            maps,
             schedule: Schedule::default(),
         })
+    }
+
+    /// How many mappings may have been made, ever, until the tables may be nearly
+    /// full and want another sweep. `None` where the last could not make room: then
+    /// another would not either.
+    pub fn full_at(&self) -> Option<u64> {
+        self.schedule.full_at(self.limit())
+    }
+
+    /// CPU time of the last full sweep.
+    pub fn cost(&self) -> Duration {
+        self.schedule.cost().unwrap_or_default()
+    }
+
+    /// How many mappings are nearly too many.
+    fn limit(&self) -> usize {
+        self.capacity * PRESSURE_PERCENT / 100
     }
 
     /// Mappings that lived at the last look at all of them.
@@ -264,8 +290,7 @@ impl Sweeper {
     pub fn all(&mut self, rules: &SweepRules) -> Result<Swept> {
         let start = cpu_time()?;
         let created = self.maps.counters()?.mappings_created;
-        let capacity = self.maps.capacity()?;
-        let limit = capacity * PRESSURE_PERCENT / 100;
+        let limit = self.limit();
         let interval = self.interval(rules);
         let settings = self.maps.settings()?;
         let begun = now(&self.maps)?;
@@ -275,7 +300,7 @@ impl Sweeper {
         pass.originals(&self.maps, &mut replies)?;
         let crowded = pass.swept.live + replies.host > self.schedule.limit(limit);
         if crowded && !pass.swept.stopped {
-            pass = self.relieve(rules, pass, &mut replies, limit)?;
+            pass = self.relieve(rules, pass, &mut replies)?;
         }
         if pass.swept.stopped {
             return Ok(pass.swept);
@@ -287,7 +312,7 @@ impl Sweeper {
         self.schedule.populate(pass.swept.live, created);
         self.schedule.reserve(pass.swept.host);
         self.schedule
-            .relieved(crowded, self.schedule.taken(), limit, capacity);
+            .relieved(crowded, self.schedule.taken(), limit, self.capacity);
         pass.tell(&self.maps, settings.epoch)
     }
 
@@ -297,14 +322,15 @@ impl Sweeper {
         rules: &'a SweepRules,
         before: Pass<'a>,
         replies: &mut Replies,
-        limit: usize,
     ) -> Result<Pass<'a>> {
         let mut pass = before.once_more(rules);
         pass.sticky = Sticky::look(self.maps.settings()?.flags);
         *replies = pass.replies(&self.maps)?;
         pass.originals(&self.maps, replies)?;
         if !pass.swept.stopped {
-            pass.relieve(&self.maps, limit.saturating_sub(replies.host))?;
+            let room =
+                |percent: usize| (self.capacity * percent / 100).saturating_sub(replies.host);
+            pass.relieve(&self.maps, room(CLOSING_PERCENT), room(UNANSWERED_PERCENT))?;
         }
         Ok(pass)
     }
@@ -317,9 +343,8 @@ impl Sweeper {
             .counters()?
             .mappings_created
             .saturating_sub(created);
-        let limit = self.maps.capacity()? * PRESSURE_PERCENT / 100;
         let taken = self.schedule.taken() + usize::try_from(more)?;
-        Ok(taken > self.schedule.limit(limit))
+        Ok(taken > self.schedule.limit(self.limit()))
     }
 }
 

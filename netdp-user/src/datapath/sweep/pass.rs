@@ -1,6 +1,6 @@
 //! One pass through the mappings.
 
-use super::fate::{Fate, left, repair, spare};
+use super::fate::{CLOSING, Fate, left, repair, spare};
 use super::replies::Replies;
 use super::sticky::Sticky;
 use super::{SweepRules, Swept};
@@ -285,14 +285,16 @@ impl<'a> Pass<'a> {
         Ok(orphans)
     }
 
-    /// Where the tables are nearly full, ends closing mappings, then unanswered
-    /// ones, the longest idle first. Established ones are never touched: what has
-    /// come alive since it was read stays.
-    pub fn relieve(&mut self, maps: &Maps, limit: usize) -> Result<()> {
-        let surplus = self.swept.live.saturating_sub(limit);
+    /// Where the tables are nearly full, ends closing mappings until `closing` are
+    /// left, and unanswered ones if more than `unanswered` are, the longest idle
+    /// first. Established ones are never touched: what has come alive since it was
+    /// read stays.
+    pub fn relieve(&mut self, maps: &Maps, closing: usize, unanswered: usize) -> Result<()> {
         let mut spares = std::mem::take(&mut self.spare);
         spares.sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
-        spares.truncate(surplus);
+        let all_closing = spares.partition_point(|(willing, ..)| *willing == CLOSING);
+        let surplus = |limit| self.swept.live.saturating_sub(limit);
+        spares.truncate(surplus(unanswered).max(all_closing.min(surplus(closing))));
         for some in spares.chunks(REMOVED_AT_ONCE) {
             for (_, _, tuple, wire) in some {
                 let halves = (maps.snat.get(tuple, 0), maps.rev_snat.get(wire, 0));

@@ -172,6 +172,16 @@ impl Schedule {
         self.population
     }
 
+    /// How many mappings may have been made, ever, until more than `limit` places
+    /// may be taken; `None` where making room was in vain.
+    pub fn full_at(&self, limit: usize) -> Option<u64> {
+        let room = limit.saturating_sub(self.taken());
+        match self.crowd {
+            None => Some(self.population.1 + u64::try_from(room).ok()?),
+            Some(_) => None,
+        }
+    }
+
     fn sort(&mut self) {
         self.due
             .sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
@@ -252,7 +262,22 @@ mod tests {
         assert_eq!(schedule.limit(850), 980);
         schedule.relieved(true, 1000, 850, 1000);
         assert!(schedule.limit(850) < 1000, "room is sought in full tables");
+        assert_eq!(schedule.full_at(850), None, "nor a moment later");
         schedule.relieved(true, 850, 850, 1000);
         assert_eq!(schedule.limit(850), 850);
+    }
+
+    #[test]
+    fn room_is_measured_from_what_was_made_by_the_last_look() {
+        let mut schedule = Schedule::default();
+        schedule.populate(500, 7000);
+        schedule.reserve(50);
+        assert_eq!(schedule.full_at(850), Some(7300));
+        schedule.populate(840, 7400);
+        assert_eq!(
+            schedule.full_at(850),
+            Some(7400),
+            "what is too much is no room"
+        );
     }
 }
