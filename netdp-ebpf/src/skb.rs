@@ -248,8 +248,11 @@ fn rewrite_headers<const HEADER: usize>(
             change = checksum::diff(sums, change);
         }
         (id_at as *mut u16).write(id);
-        if !matches!(change, 0 | u32::MAX) {
-            // Refused where there is no skb->csum.
+        // What leaves has no `skb->csum`: it was made here, or a packet from
+        // elsewhere lost it when it was forwarded (`skb_forward_csum`,
+        // include/linux/skbuff.h, Linux 6.12).
+        if !leaving && !matches!(change, 0 | u32::MAX) {
+            // Refused where there is none.
             bpf_csum_update(ctx.skb.skb, change);
         }
     }

@@ -1,4 +1,5 @@
-//! The generator and the sink of `cargo xtask bench`; no part of netdp.
+//! The generator, the sink and the empty program of `cargo xtask bench`; no part
+//! of netdp.
 
 #![no_std]
 #![no_main]
@@ -14,11 +15,12 @@
 mod abi;
 
 use abi::{FIRST_PORT, FRAME, LOOK, PORT, PORT_BITS, Seen, Stream};
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use aya_ebpf::macros::{btf_map, xdp};
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::macros::{btf_map, classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use netdp_common::checksum::{add, fold};
 
 #[btf_map]
@@ -118,6 +120,12 @@ pub fn bench_sink(ctx: XdpContext) -> u32 {
         }
     }
     XDP_DROP
+}
+
+/// Does nothing: what a hook costs, and what the kernel's statistics say of that.
+#[classifier]
+pub fn bench_empty(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
 }
 
 #[cfg(not(test))]

@@ -6,6 +6,7 @@
 //! 172.16.0.2          10.1.0.10    10.1.0.20    10.200.0.0/16 are routed
 //! ```
 
+use super::generator::EMPTY;
 use super::policy;
 use super::variant::{Kind, Variant};
 use anyhow::{Context as _, Result};
@@ -174,10 +175,15 @@ impl Bed {
         self.netdp.as_ref().map(|netdp| netdp.agent.pid())
     }
 
-    /// The process whose programs handle packets, where there is one.
-    pub fn datapath_pid(&self) -> Option<u32> {
-        self.agent_pid()
-            .filter(|_| self.variant.kind == Kind::Netdp)
+    /// The process that has the TC programs, where there are any, and the name of
+    /// the one that packets leave by, or come in.
+    pub fn program(&self, ingress: bool) -> Option<(u32, &'static str)> {
+        match (self.variant.kind, ingress) {
+            (Kind::Empty, _) => Some((std::process::id(), EMPTY)),
+            (Kind::Netdp, false) => Some((self.agent_pid()?, "egress_snat")),
+            (Kind::Netdp, true) => Some((self.agent_pid()?, "ingress_rev_snat")),
+            _ => None,
+        }
     }
 
     /// Has one CIDR of so many be another one each turn; gives the time until
@@ -207,7 +213,7 @@ impl Bed {
     /// A policy for netfilter: the program and what it reads.
     fn rules(&self, cidrs: u32) -> Option<(&'static [&'static str], String)> {
         match self.variant.kind {
-            Kind::Plain | Kind::Netdp | Kind::NetdpIptables => None,
+            Kind::Plain | Kind::Empty | Kind::Netdp | Kind::NetdpIptables => None,
             Kind::MasqAgent(restore) => Some((restore, policy::masq_agent(cidrs))),
             Kind::NftSet => {
                 let replace = format!(
@@ -240,7 +246,8 @@ impl Bed {
     }
 
     fn tracks(&self) -> bool {
-        self.variant.conntrack || !matches!(self.variant.kind, Kind::Plain | Kind::Netdp)
+        use Kind::{Empty, Netdp, Plain};
+        self.variant.conntrack || !matches!(self.variant.kind, Plain | Empty | Netdp)
     }
 
     /// Switches segmentation and receive offloads of all interfaces.

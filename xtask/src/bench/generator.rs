@@ -1,11 +1,14 @@
-//! The packet generator and the sink: XDP programs, run and attached from here.
+//! The packet generator, the sink and the empty program, run and attached from
+//! here.
 
 use super::bed::{Bed, CLIENT, CLIENT_MAC, FAR, NEAR, NODE, NODE_MAC, POD_SIDE_MAC, SERVER_MAC};
 use super::generator_abi::{FRAME, PORT, Seen, Stream};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, PerCpuArray, PerCpuValues};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{TestRun as _, Xdp};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, TestRunAttrs, TestRunOptions};
 use netdp_common::checksum;
@@ -78,6 +81,12 @@ impl Burst {
 /// The loaded programs.
 pub struct Generator(Ebpf);
 
+/// The program that does nothing.
+pub const EMPTY: &str = "bench_empty";
+
+/// The empty program's place on a hook, while it lives.
+pub struct Hook(#[expect(dead_code, reason = "detaches when dropped")] SchedClassifierLink);
+
 /// A sink, while it lives.
 pub struct Sink(#[expect(dead_code, reason = "detaches when dropped")] XdpLink);
 
@@ -88,7 +97,28 @@ impl Generator {
         for name in ["bench_generate", "bench_sink"] {
             program(&mut ebpf, name)?.load()?;
         }
+        let empty = ebpf.program_mut(EMPTY);
+        let empty: &mut SchedClassifier = empty.context("no empty program")?.try_into()?;
+        empty.load()?;
         Ok(Self(ebpf))
+    }
+
+    /// Puts the empty program where netdp has its own.
+    pub fn attach_empty(&mut self, bed: &Bed) -> Result<[Hook; 2]> {
+        let empty = self.0.program_mut(EMPTY);
+        let empty: &mut SchedClassifier = empty.context("no empty program")?.try_into()?;
+        let mut attach = |hook| {
+            let link = bed.node.enter(|| {
+                let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+                let id = empty.attach_with_options("eth0", hook, order)?;
+                empty.take_link(id)
+            })??;
+            anyhow::Ok(Hook(link))
+        };
+        Ok([
+            attach(TcAttachType::Egress)?,
+            attach(TcAttachType::Ingress)?,
+        ])
     }
 
     /// Has an interface drop and count the generator's packets.

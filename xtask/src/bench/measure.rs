@@ -26,6 +26,8 @@ pub struct Lab {
     /// How long programs such as iperf3 run.
     pub slice: Duration,
     pub rows: Vec<Row>,
+    /// What could not be measured, and why.
+    pub failed: Vec<String>,
 }
 
 /// What a row is.
@@ -46,12 +48,24 @@ impl Lab {
         shell::say(&format!("{}, {} rounds", about.what, self.rounds));
         let mut cells: Vec<Cell> = self.beds.iter().map(|bed| Cell::new(bed.variant)).collect();
         let count = self.beds.len();
+        let mut failed = vec![false; count];
         for round in 0..self.rounds {
             for index in (0..count).map(|n| (n + round) % count) {
                 let bed = &mut self.beds[index];
-                let sample = measure(bed, &mut self.generator)
-                    .with_context(|| format!("{}: {}", bed.variant.name, about.what))?;
-                cells[index].samples.extend(sample);
+                if failed[index] {
+                    continue;
+                }
+                match measure(bed, &mut self.generator) {
+                    Ok(sample) => cells[index].samples.extend(sample),
+                    // An hour's other results count all the same.
+                    Err(err) => {
+                        let what = format!("{}: {}: {err:#}", bed.variant.name, about.what);
+                        shell::say(&format!("FAILED: {what}"));
+                        self.failed.push(what);
+                        failed[index] = true;
+                        cells[index].samples.clear();
+                    }
+                }
             }
         }
         cells.retain(|cell| !cell.samples.is_empty());
@@ -109,24 +123,19 @@ impl Lab {
         })
     }
 
-    /// The programs' own time.
+    /// The TC programs' own time.
     pub fn cost(&mut self, load: Load) -> Result<()> {
         self.warm_up(load, &[0])?;
         let about = About {
-            what: format!("netdp's own time, {load}"),
+            what: format!("the program's own time, {load}"),
             unit: "ns/packet",
             curve: None,
             higher_is_better: false,
         };
         let cost = Cost::enable()?;
         self.interleave(about, |bed, generator| {
-            let Some(pid) = bed.datapath_pid() else {
+            let Some((pid, program)) = bed.program(load.reply) else {
                 return Ok(None);
-            };
-            let program = if load.reply {
-                "ingress_rev_snat"
-            } else {
-                "egress_snat"
             };
             let before = cost.of(pid, program)?;
             burst(bed, generator, load, &[0])?;
@@ -175,6 +184,7 @@ impl Lab {
             Ok(Some(run.gigabits))
         })?;
         drop(servers);
+        cpu.retain(|cell| !cell.samples.is_empty());
         self.rows.push(Row {
             what: format!("CPU for {kind}, offloads {state}"),
             unit: "s/GB",
@@ -213,7 +223,8 @@ impl Lab {
             Ok(Some(found.first))
         })?;
         drop(servers);
-        for (percentile, cells) in latency::PERCENTILES.iter().zip(rest) {
+        for (percentile, mut cells) in latency::PERCENTILES.iter().zip(rest) {
+            cells.retain(|cell| !cell.samples.is_empty());
             let row = Row {
                 what: format!("latency, percentile {percentile}"),
                 unit: "µs",

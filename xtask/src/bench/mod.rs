@@ -29,7 +29,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Stdio, exit};
 use std::time::{Duration, Instant};
-use variant::{Measure, Variant};
+use variant::{Kind, Measure, Variant};
 use xtask::testbed;
 
 /// As many CIDRs as an ordinary cluster has.
@@ -98,13 +98,26 @@ pub fn run(options: &Options) -> Result<()> {
         rounds: plan.rounds,
         slice: plan.slice,
         rows: Vec::new(),
+        failed: Vec::new(),
     };
+    let mut hooks = Vec::new();
+    for bed in &lab.beds {
+        if bed.variant.kind == Kind::Empty {
+            hooks.push(lab.generator.attach_empty(bed)?);
+        }
+    }
     let own = own_rate(&mut lab)?;
     plan.carry_out(&mut lab)?;
     let names: Vec<&'static str> = plan.variants.iter().map(|variant| variant.name).collect();
     table::print_summary(&lab.rows, &names);
     let head = head(options, &own, start.elapsed());
-    report(&options.out, &lab, &names, &head)
+    report(&options.out, &lab, &names, &head)?;
+    ensure!(
+        lab.failed.is_empty(),
+        "could not be measured:\n{}",
+        lab.failed.join("\n")
+    );
+    Ok(())
 }
 
 fn beds(variants: &[&'static Variant], netdp: &Path, before: Option<&Path>) -> Result<Vec<Bed>> {

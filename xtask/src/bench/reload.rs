@@ -22,7 +22,7 @@ impl Lab {
     pub fn all_lines(&mut self, cidrs: u32) -> Result<()> {
         let about = about("all CIDRs changed, in force after", "ms", cidrs);
         self.interleave(about, |bed, _| {
-            if bed.variant.kind == Kind::Plain {
+            if matches!(bed.variant.kind, Kind::Plain | Kind::Empty) {
                 return Ok(None);
             }
             bed.set_cidrs(super::FEW)?;

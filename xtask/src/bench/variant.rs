@@ -7,6 +7,8 @@ use clap::ValueEnum;
 pub enum Kind {
     /// It forwards them.
     Plain,
+    /// The same past an empty TC program on both of netdp's hooks.
+    Empty,
     /// The rules of ip-masq-agent, loaded with this program.
     MasqAgent(&'static [&'static str]),
     /// The same policy as one nftables set.
@@ -34,7 +36,7 @@ pub struct Variant {
 impl Variant {
     /// Whether packets to destinations outside all CIDRs get the node's address.
     pub fn masquerades(&self) -> bool {
-        self.kind != Kind::Plain
+        !matches!(self.kind, Kind::Plain | Kind::Empty)
     }
 
     /// Whether netdp's agent runs.
@@ -71,6 +73,13 @@ pub const ALL: &[Variant] = &[
         what: "forwarding with connection tracking, as on a node with kube-proxy",
         kind: Kind::Plain,
         conntrack: true,
+        max_cidrs: NO_LIMIT,
+    },
+    Variant {
+        name: "empty-tc",
+        what: "forwarding, with an empty TC program where netdp has its own",
+        kind: Kind::Empty,
+        conntrack: false,
         max_cidrs: NO_LIMIT,
     },
     Variant {
@@ -131,7 +140,7 @@ pub enum Measure {
     Packets,
     /// The same on two CPUs at once.
     Cpus,
-    /// The datapath's own time for a packet, by the kernel's program statistics.
+    /// A TC program's own time for a packet, by the kernel's program statistics.
     Cost,
     /// TCP and UDP throughput, offloads on and off.
     Throughput,
