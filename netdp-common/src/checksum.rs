@@ -83,9 +83,52 @@ pub const fn replace(field: u16, diff: u32) -> u16 {
     !fold(add(!field as u32 & 0xffff, diff))
 }
 
+/// What a new end does to the sums over a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The sum of replacing the address, see [`addr_diff`].
+    pub addr: u32,
+    /// The sum of replacing the port.
+    pub id: u32,
+}
+
+impl Change {
+    /// The L4 checksum field afterwards. `None` where there is none: 0 stands for
+    /// that in UDP (RFC 768), where `may_lack` is set, and a checksum of 0 is written
+    /// as its other form.
+    #[inline(always)]
+    #[must_use]
+    pub const fn field(self, field: u16, may_lack: bool) -> Option<u16> {
+        if may_lack && field == 0 {
+            return None;
+        }
+        match replace(field, add(self.addr, self.id)) {
+            0 if may_lack => Some(0xffff),
+            new => Some(new),
+        }
+    }
+
+    /// By what the sum of all bytes from the IP header on changes (`skb->csum`);
+    /// `summed`: the L4 checksum field follows. In IPv4 the header has a checksum
+    /// of its own, which makes up for the address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn total(self, family: Family, summed: bool) -> u32 {
+        let bytes = match family {
+            Family::V4 => self.id,
+            Family::V6 => add(self.addr, self.id),
+        };
+        if summed {
+            diff(add(self.addr, self.id), bytes)
+        } else {
+            bytes
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{add, addr_diff, diff, fold, may_be_partial, pseudo_sum, replace};
+    use super::{Change, add, addr_diff, diff, fold, may_be_partial, pseudo_sum, replace};
     use crate::addr::{Addr, Family};
     use proptest::prelude::*;
 
@@ -138,6 +181,52 @@ mod tests {
             prop_assert!(!same(wrong, field));
             let delta = diff(old, new);
             prop_assert!(!same(replace(wrong, delta), replace(field, delta)));
+        }
+
+        #[test]
+        fn the_sum_of_all_bytes_follows(
+            mut packet in prop::collection::vec(any::<u8>(), 60..100),
+            new: [u8; 16],
+            port: [u8; 2],
+            v6: bool,
+            none: bool,
+            may_lack: bool,
+        ) {
+            let (family, header, addr) = if v6 {
+                (Family::V6, 40, 8..24)
+            } else {
+                (Family::V4, 20, 12..16)
+            };
+            let checksum = header + 6;
+            if none {
+                packet[checksum..checksum + 2].fill(0);
+            }
+            let word = |bytes: &[u8]| u16::from_ne_bytes([bytes[0], bytes[1]]);
+            let padded = |bytes: &[u8]| {
+                let mut whole = [0; 16];
+                whole[16 - bytes.len()..].copy_from_slice(bytes);
+                Addr::from_v6(whole)
+            };
+            let before = full(&packet);
+            let change = Change {
+                addr: addr_diff(&padded(&packet[addr.clone()]), &Addr::from_v6(new), family),
+                id: diff(word(&packet[header..]).into(), word(&port).into()),
+            };
+            packet[addr.clone()].copy_from_slice(&new[16 - addr.len()..]);
+            packet[header..header + 2].copy_from_slice(&port);
+            if family == Family::V4 {
+                let sum = replace(word(&packet[10..]), change.addr);
+                packet[10..12].copy_from_slice(&sum.to_ne_bytes());
+            }
+            let field = word(&packet[checksum..]);
+            let after = change.field(field, may_lack);
+            prop_assert_eq!(after.is_none(), may_lack && field == 0);
+            prop_assert!(!may_lack || after != Some(0), "would say that there is none");
+            if let Some(after) = after {
+                packet[checksum..checksum + 2].copy_from_slice(&after.to_ne_bytes());
+            }
+            let total = change.total(family, after.is_some());
+            prop_assert!(same(replace(before, total), full(&packet)));
         }
 
         #[test]

@@ -88,7 +88,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         Verdict::Hold => return SHOT,
         Verdict::Rewrite => {
             skb::set_hash(ctx, &work.pkt);
-            skb::rewrite(ctx, &work.pkt, leaving).err()
+            skb::rewrite(ctx, &work.pkt, leaving, leaving).err()
         }
         Verdict::RewriteError => rewrite_error(ctx, work, leaving, true),
         Verdict::RewriteInner => rewrite_error(ctx, work, leaving, false),

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE
 use aya_ebpf::helpers::{bpf_csum_update, bpf_set_hash};
 use aya_ebpf::programs::TcContext;
 use netdp_common::addr::{Addr, Family};
-use netdp_common::checksum;
+use netdp_common::checksum::{self, Change};
 use netdp_common::nat::Work;
 use netdp_common::packet::{self, Bytes, KEEP_IP_ID, L4, Packet, Parsed};
 use netdp_common::tuple::proto;
@@ -14,6 +14,11 @@ use netdp_common::verdict::DropReason;
 /// changes is IPv6's. There the address and the checksum cancel out in
 /// `skb->csum`, which the helper must then leave alone.
 const BPF_F_IPV6: u64 = 1 << 7;
+
+/// Where the checksum is in a TCP header (RFC 9293 3.1).
+const TCP_CHECKSUM: usize = 16;
+/// And in one of UDP (RFC 768), UDP-Lite or DCCP.
+const UDP_CHECKSUM: usize = 6;
 
 /// No header that the datapath reads begins beyond this offset. Also tells the
 /// verifier a bound.
@@ -144,10 +149,15 @@ struct Edit<'a> {
 }
 
 /// Puts `pkt.new` in place of the source (`leaving`) or the destination and
-/// updates every checksum over it.
+/// updates every checksum over it. `forwarded`: the program is at TC egress.
 #[inline(always)]
-pub fn rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropReason> {
-    if rewrite_whole(ctx, pkt, leaving).is_some() {
+pub fn rewrite(
+    ctx: &TcContext,
+    pkt: &Packet,
+    leaving: bool,
+    forwarded: bool,
+) -> Result<(), DropReason> {
+    if rewrite_whole(ctx, pkt, leaving, forwarded).is_some() {
         return Ok(());
     }
     try_rewrite(ctx, pkt, leaving).map_err(|_| DropReason::RewriteFailed)
@@ -160,7 +170,7 @@ pub fn rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropR
 /// the checksum is whole or partial. It is whole where it differs from the
 /// pseudo-header's. What is then left of them is `skb->csum`.
 #[inline(always)]
-fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Option<()> {
+fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool, forwarded: bool) -> Option<()> {
     // SAFETY: a TC program's context is readable for the program's run.
     let segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
     // Fragments and super-packets have another length in their pseudo-header.
@@ -168,21 +178,21 @@ fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Option<()> {
         return None;
     }
     let csum = match (&pkt.l4, pkt.tuple.proto) {
-        (L4::Tcp(_), _) => 16,
-        (L4::Udp, proto::UDP) => 6,
+        (L4::Tcp(_), _) => TCP_CHECKSUM,
+        (L4::Udp, proto::UDP) => UDP_CHECKSUM,
         _ => return None,
     };
     match pkt.family {
-        Family::V4 => rewrite_headers::<20>(ctx, pkt, csum, leaving),
-        Family::V6 => rewrite_v6(ctx, pkt, csum, leaving).then_some(()),
+        Family::V4 => rewrite_headers::<20>(ctx, pkt, csum, leaving, forwarded),
+        Family::V6 => rewrite_v6(ctx, pkt, csum, leaving, forwarded).then_some(()),
     }
 }
 
 /// A function of its own, because main's frame and all below it may have 512
 /// bytes together.
 #[inline(never)]
-fn rewrite_v6(ctx: &TcContext, pkt: &Packet, csum: usize, leaving: bool) -> bool {
-    rewrite_headers::<40>(ctx, pkt, csum, leaving).is_some()
+fn rewrite_v6(ctx: &TcContext, pkt: &Packet, csum: usize, leaving: bool, forwarded: bool) -> bool {
+    rewrite_headers::<40>(ctx, pkt, csum, leaving, forwarded).is_some()
 }
 
 /// The same for an IP header of this length, with the checksum at this offset of
@@ -193,6 +203,7 @@ fn rewrite_headers<const HEADER: usize>(
     pkt: &Packet,
     csum: usize,
     leaving: bool,
+    forwarded: bool,
 ) -> Option<()> {
     let l3 = pkt.l3_offset as usize;
     if pkt.l4_offset as usize != l3 + HEADER || l3 > MAX_OFFSET {
@@ -202,7 +213,7 @@ fn rewrite_headers<const HEADER: usize>(
     if start + HEADER + csum + 2 > ctx.data_end() {
         return None;
     }
-    let (l4, udp) = (start + HEADER, csum == 6);
+    let l4 = start + HEADER;
     let (family, new) = (pkt.family, &pkt.new.addr);
     let (old, old_id) = end(pkt, leaving);
     let addr_at = start + addr_offset(family, leaving);
@@ -223,37 +234,33 @@ fn rewrite_headers<const HEADER: usize>(
         if checksum::may_be_partial(field, pseudo) {
             return None;
         }
-        let addrs = checksum::addr_diff(old, new, family);
         let id = (pkt.new.id as u16).to_be();
-        let ids = checksum::diff(old_id.to_be().into(), id.into());
-        // The change of all bytes together.
-        let mut change = checksum::add(addrs, ids);
+        let change = Change {
+            addr: checksum::addr_diff(old, new, family),
+            id: checksum::diff(old_id.to_be().into(), id.into()),
+        };
         match family {
             Family::V4 => {
                 let sum = (start + 10) as *mut u16;
-                sum.write(checksum::replace(sum.read(), addrs));
+                sum.write(checksum::replace(sum.read(), change.addr));
                 (addr_at as *mut u32).write(new.words()[3]);
-                change = ids;
             }
             Family::V6 => (addr_at as *mut [u32; 4]).write(new.words()),
         }
-        // RFC 768: 0 stands for no checksum.
-        if !udp || field != 0 {
-            let sums = checksum::add(addrs, ids);
-            let sum = match checksum::replace(field, sums) {
-                0 if udp => 0xffff,
-                sum => sum,
-            };
+        let summed = change.field(field, csum == UDP_CHECKSUM);
+        if let Some(sum) = summed {
             ((l4 + csum) as *mut u16).write(sum);
-            change = checksum::diff(sums, change);
         }
         (id_at as *mut u16).write(id);
-        // What leaves has no `skb->csum`: it was made here, or a packet from
-        // elsewhere lost it when it was forwarded (`skb_forward_csum`,
-        // include/linux/skbuff.h, Linux 6.12).
-        if !leaving && !matches!(change, 0 | u32::MAX) {
-            // Refused where there is none.
-            bpf_csum_update(ctx.skb.skb, change);
+        // At TC egress there is no `skb->csum`: a packet was made here, or it lost
+        // that when it was forwarded (`skb_forward_csum`, include/linux/skbuff.h,
+        // Linux 6.12). An unnecessary call would be a twentieth of the whole cost.
+        if !forwarded {
+            let total = change.total(family, summed.is_some());
+            if !matches!(total, 0 | u32::MAX) {
+                // Refused where there is none.
+                bpf_csum_update(ctx.skb.skb, total);
+            }
         }
     }
     Some(())
@@ -385,8 +392,8 @@ fn checksummed(pkt: &Packet, leaving: bool) -> Option<Checksummed> {
     }
     let port = if leaving { 0 } else { 2 };
     let (checksum, id, pseudo) = match pkt.tuple.proto {
-        proto::TCP => (16, port, true),
-        proto::UDP | proto::UDP_LITE | proto::DCCP => (6, port, true),
+        proto::TCP => (TCP_CHECKSUM, port, true),
+        proto::UDP | proto::UDP_LITE | proto::DCCP => (UDP_CHECKSUM, port, true),
         proto::ICMPV6 => (2, 4, true),
         proto::ICMP => (2, 4, false),
         _ => return None,

@@ -49,7 +49,7 @@ pub fn back(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn put(ctx: &TcContext, work: &Work, verdict: Verdict, leaving: bool) -> Result<bool, DropReason> {
     match verdict {
-        Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving).map(|()| true),
+        Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving, false).map(|()| true),
         Verdict::RewriteError => match skb::rewrite_error(ctx, work, leaving, true) {
             0 => Ok(true),
             _ => Err(DropReason::RewriteFailed),

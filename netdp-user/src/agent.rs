@@ -199,7 +199,7 @@ impl Agent {
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
-        // From now on it is known how much room the tables have.
+        // When it is through, it is known how much room the tables have.
         self.sweep(false);
         loop {
             self.turned();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use xtask::testbed::Netns;
+use xtask::testbed::{Netns, wait_for};
 
 /// Nothing is left to the hardware, and no packet is larger than the MTU.
 const OFF: [&str; 12] = [
@@ -225,6 +225,36 @@ fn with_offloads_at_the_ends_only() -> Result<()> {
     everything(&world)?;
     for address in &world.far.addresses {
         segmented_datagrams(&world, address.addr())?;
+    }
+    Ok(())
+}
+
+/// A socket that is not connected gives its packets no hash, by which the kernel
+/// chooses queues; a translated packet has one, and the kernel need not make it.
+#[test]
+fn a_translated_packet_has_a_hash() -> Result<()> {
+    let world = World::start()?;
+    let all = Capture::leaving(&world.bed.node, false)?;
+    let hashed = Capture::leaving(&world.bed.node, true)?;
+    let left = |capture: &Capture, from: IpAddr, to: IpAddr| -> Result<bool> {
+        let mut packets = capture.packets()?.into_iter();
+        Ok(packets.any(|packet| packet.source == from && packet.destination == to))
+    };
+    let pod = world.pod(0);
+    // IPv6 has one from its flow label.
+    for (host, masqueraded) in [(&world.far, true), (&world.near, false)] {
+        let to = IpAddr::from(host.v4()?);
+        let from = if masqueraded {
+            world.node_address(to)?
+        } else {
+            pod.v4()?.into()
+        };
+        let socket = pod.open(|| UdpSocket::bind(any(SocketAddr::new(to, 0))))?;
+        wait_for(SOON, "a packet to leave", || {
+            let sent = socket.send_to(b"?", SocketAddr::new(to, 9));
+            sent.is_ok() && left(&all, from, to).is_ok_and(|left| left)
+        })?;
+        assert_eq!(left(&hashed, from, to)?, masqueraded, "to {to}");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! tables may be nearly full, the sooner the less room there was.
 
 use super::{Agent, DRAIN_IDLE, SWEEP_INTERVAL};
-use crate::datapath::{OnReload, SweepRules, Sweeper, Swept};
+use crate::datapath::{OnReload, SweepRules, Sweeper, Swept, cpu_time};
 use anyhow::{Context as _, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,9 +28,9 @@ const FASTEST: u64 = 50_000;
 /// The tables are looked at no more often.
 const SOONEST: Duration = Duration::from_millis(20);
 
-/// A sweep that makes room has this many times its CPU time behind it before the
-/// next: a fifth of a core at the most.
-const REST: u32 = 4;
+/// After this many times its own CPU time the sweep is asked for the next time, if
+/// room is short: a quarter of a core, besides what is due every few seconds.
+const REST: u32 = 3;
 
 /// What is asked of the thread: the rules, and whether they have changed.
 type Job = (SweepRules, bool);
@@ -42,7 +42,7 @@ struct Done {
     live: usize,
     /// [`Sweeper::full_at`].
     full_at: Option<u64>,
-    /// [`Sweeper::cost`].
+    /// CPU time of the thread.
     cost: Duration,
 }
 
@@ -63,6 +63,8 @@ pub(super) struct Sweeping {
     full_at: Option<u64>,
     /// When to look whether they are.
     look_at: Instant,
+    /// No sooner than this.
+    rests_until: Instant,
 }
 
 impl Sweeping {
@@ -81,6 +83,7 @@ impl Sweeping {
             .spawn(move || {
                 let _end = EndWithAgent;
                 while let Ok((rules, changed)) = asked.recv() {
+                    let begun = cpu_time();
                     let swept = if changed {
                         sweeper.changed(&rules)
                     } else {
@@ -90,7 +93,7 @@ impl Sweeping {
                         full_at: sweeper.full_at().filter(|_| swept.is_ok()),
                         swept,
                         live: sweeper.live(),
-                        cost: sweeper.cost(),
+                        cost: begun.and_then(time_since).unwrap_or_default(),
                     };
                     if answers.send(done).is_err() {
                         return;
@@ -110,6 +113,7 @@ impl Sweeping {
             live: 0,
             full_at: None,
             look_at: Instant::now() + SWEEP_INTERVAL,
+            rests_until: Instant::now(),
         })
     }
 
@@ -200,11 +204,9 @@ impl Agent {
         let Some(sweeping) = &mut self.sweeping else {
             return;
         };
-        sweeping.look_at = match room {
-            Some(room) => Instant::now() + look_again_after(room),
-            // The end of the sweep says when.
-            None => Instant::now() + SWEEP_INTERVAL,
-        };
+        // Where there may be none, the end of the sweep says when.
+        let after = room.map_or(SWEEP_INTERVAL, look_again_after);
+        sweeping.look_at = Instant::now() + after;
         if room.is_none() && sweeping.full_at.is_some() {
             self.sweep(false);
         }
@@ -226,7 +228,9 @@ impl Agent {
         sweeping.busy = false;
         sweeping.live = done.live;
         sweeping.full_at = done.full_at;
-        sweeping.look_at = Instant::now() + SOONEST.max(done.cost * REST);
+        let now = Instant::now();
+        sweeping.rests_until = sweeping.rests_until.max(now + done.cost * REST);
+        sweeping.look_at = sweeping.rests_until.max(now + SOONEST);
         let again = std::mem::take(&mut sweeping.again);
         let settled = done.swept.and_then(|swept| {
             log::debug!("{swept:?}");
@@ -265,6 +269,11 @@ impl Agent {
             (_, None) => 0,
         }
     }
+}
+
+/// CPU time of this thread since it was `begun`.
+fn time_since(begun: Duration) -> Result<Duration> {
+    Ok(cpu_time()?.saturating_sub(begun))
 }
 
 /// For how long there is room if so many more mappings may be made.

@@ -24,6 +24,22 @@ struct Attr {
     flags: u64,
 }
 
+impl Attr {
+    /// For `count` keys and as many values, or none, at these addresses.
+    fn new(map: BorrowedFd<'_>, keys: u64, values: u64, count: usize) -> Result<Self> {
+        Ok(Self {
+            in_batch: 0,
+            out_batch: 0,
+            keys,
+            values,
+            count: u32::try_from(count)?,
+            map_fd: u32::try_from(map.as_raw_fd())?,
+            elem_flags: 0,
+            flags: 0,
+        })
+    }
+}
+
 /// How many entries are read by one system call: what is read, and what the
 /// kernel touched for it, stays in a core's cache while it is looked at.
 const READ_AT_ONCE: usize = 1024;
@@ -61,18 +77,12 @@ pub fn for_each_batch<K: Pod, V: Pod>(
         keys.reserve(capacity);
         values.reserve(capacity);
         let mut next = 0u32;
-        let mut attr = Attr {
-            in_batch: cursor
-                .as_ref()
-                .map_or(0, |cursor| std::ptr::from_ref(cursor) as u64),
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: u32::try_from(capacity)?,
-            map_fd: u32::try_from(map.as_raw_fd())?,
-            elem_flags: 0,
-            flags: 0,
-        };
+        let (key, value) = (keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64);
+        let mut attr = Attr::new(map, key, value, capacity)?;
+        attr.in_batch = cursor
+            .as_ref()
+            .map_or(0, |cursor| std::ptr::from_ref(cursor) as u64);
+        attr.out_batch = &raw mut next as u64;
         // SAFETY: the pointers are to live buffers of `count` elements, and the
         // kernel writes at most that many.
         let error = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
@@ -110,16 +120,7 @@ pub fn for_each_batch<K: Pod, V: Pod>(
 /// The kernel refused to change the map.
 pub fn remove<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> Result<()> {
     while !keys.is_empty() {
-        let mut attr = Attr {
-            in_batch: 0,
-            out_batch: 0,
-            keys: keys.as_ptr() as u64,
-            values: 0,
-            count: u32::try_from(keys.len())?,
-            map_fd: u32::try_from(map.as_raw_fd())?,
-            elem_flags: 0,
-            flags: 0,
-        };
+        let mut attr = Attr::new(map, keys.as_ptr() as u64, 0, keys.len())?;
         // SAFETY: the kernel reads `count` keys from a live buffer.
         let error = unsafe { call(BPF_MAP_DELETE_BATCH, &mut attr) }.err();
         let Some(error) = error else {
@@ -157,16 +158,8 @@ pub fn try_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V])
     if all == 0 {
         return Ok(0);
     }
-    let mut attr = Attr {
-        in_batch: 0,
-        out_batch: 0,
-        keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count: u32::try_from(all)?,
-        map_fd: u32::try_from(map.as_raw_fd())?,
-        elem_flags: 0,
-        flags: 0,
-    };
+    let (first, value) = (keys.as_ptr() as u64, values.as_ptr() as u64);
+    let mut attr = Attr::new(map, first, value, all)?;
     // SAFETY: the kernel reads `count` keys and values from live buffers.
     if unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }.is_ok() {
         return Ok(all);

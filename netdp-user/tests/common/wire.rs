@@ -1,7 +1,7 @@
 //! Packets as they pass in a namespace.
 
 use anyhow::{Context as _, Result};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io::{ErrorKind, Read as _};
 use std::net::IpAddr;
 use xtask::testbed::Netns;
@@ -33,6 +33,31 @@ impl Capture {
         socket.set_recv_buffer_size(8 << 20)?;
         socket.set_nonblocking(true)?;
         Ok(Self(socket))
+    }
+
+    /// Begins, with those frames only that interfaces send; `hashed`: and that have
+    /// a hash by then (`skb->hash`).
+    pub fn leaving(ns: &Netns, hashed: bool) -> Result<Self> {
+        // include/uapi/linux/filter.h: the negative offset SKF_AD_OFF, from there
+        // SKF_AD_PKTTYPE and SKF_AD_RXHASH. include/uapi/linux/if_packet.h.
+        const TYPE: u32 = 0xffff_f000 + 4;
+        const HASH: u32 = 0xffff_f000 + 32;
+        const PACKET_OUTGOING: u32 = 4;
+        let [load, equal, give] = [0x20, 0x15, 0x06];
+        let refuse = || SockFilter::new(give, 0, 0, 0);
+        let capture = Self::start(ns)?;
+        capture.0.attach_filter(&[
+            SockFilter::new(load, 0, 0, TYPE),
+            SockFilter::new(equal, 1, 0, PACKET_OUTGOING),
+            refuse(),
+            SockFilter::new(load, 0, 0, HASH),
+            SockFilter::new(equal, 0, 1, if hashed { 0 } else { u32::MAX }),
+            refuse(),
+            SockFilter::new(give, 0, 0, u32::MAX),
+        ])?;
+        // What came before the filter.
+        capture.packets()?;
+        Ok(capture)
     }
 
     /// The IP packets seen since the last call.

@@ -396,33 +396,47 @@ impl Config {
     }
 }
 
-/// The kernel's limit of tracked connections, which is one for all namespaces;
-/// put back when dropped.
-pub struct TrackedLimit(String);
+/// The kernel's table of tracked connections, which is one for all namespaces; put
+/// back as it was when dropped.
+pub struct Tracking {
+    max: String,
+    buckets: String,
+}
 
-const NF_CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
 
-impl TrackedLimit {
-    /// Raises it.
-    pub fn raise() -> Result<Self> {
-        let before = fs::read_to_string(NF_CONNTRACK_MAX).context(NF_CONNTRACK_MAX)?;
-        fs::write(NF_CONNTRACK_MAX, MAX_TRACKED.to_string()).context(NF_CONNTRACK_MAX)?;
-        Ok(Self(before))
+/// Buckets for all beds together where each has very many flows: the table of one
+/// node would have chains of dozens.
+const MANY_BUCKETS: u32 = 1 << 22;
+
+impl Tracking {
+    /// Has it hold the connections of all beds.
+    pub fn enlarge() -> Result<Self> {
+        let max = fs::read_to_string(MAX).context(MAX)?;
+        let buckets = fs::read_to_string(BUCKETS).context(BUCKETS)?;
+        fs::write(MAX, MAX_TRACKED.to_string()).context(MAX)?;
+        Ok(Self { max, buckets })
     }
 
-    /// What it was.
-    pub fn before(&self) -> &str {
-        &self.0
+    /// Gives it very many buckets, or as many as it had.
+    pub fn spread(&self, widely: bool) -> Result<()> {
+        let many = MANY_BUCKETS.to_string();
+        fs::write(BUCKETS, if widely { &many } else { &self.buckets }).context(BUCKETS)
     }
 
-    /// Puts it back.
-    pub fn restore(before: &str) {
-        let _ = fs::write(NF_CONNTRACK_MAX, before);
+    /// What restores it.
+    pub fn restorer(&self) -> impl Fn() + Send + Sync + 'static {
+        let (max, buckets) = (self.max.clone(), self.buckets.clone());
+        move || {
+            let _ = fs::write(BUCKETS, &buckets);
+            let _ = fs::write(MAX, &max);
+        }
     }
 }
 
-impl Drop for TrackedLimit {
+impl Drop for Tracking {
     fn drop(&mut self) {
-        Self::restore(&self.0);
+        self.restorer()();
     }
 }

@@ -1,6 +1,6 @@
 //! What is measured, and how often.
 
-use super::bed::Bed;
+use super::bed::{Bed, Tracking};
 use super::connections;
 use super::cost::Cost;
 use super::generator::{Flows, Generator, Load, Sink};
@@ -28,6 +28,7 @@ pub struct Lab {
     pub rows: Vec<Row>,
     /// What could not be measured, and why.
     pub failed: Vec<String>,
+    pub tracking: Tracking,
 }
 
 /// What a row is.
@@ -184,7 +185,7 @@ impl Lab {
             Ok(Some(run.gigabits))
         })?;
         drop(servers);
-        cpu.retain(|cell| !cell.samples.is_empty());
+        self.retain_measured(&mut cpu);
         self.rows.push(Row {
             what: format!("CPU for {kind}, offloads {state}"),
             unit: "s/GB",
@@ -224,7 +225,7 @@ impl Lab {
         })?;
         drop(servers);
         for (percentile, mut cells) in latency::PERCENTILES.iter().zip(rest) {
-            cells.retain(|cell| !cell.samples.is_empty());
+            self.retain_measured(&mut cells);
             let row = Row {
                 what: format!("latency, percentile {percentile}"),
                 unit: "µs",
@@ -254,6 +255,14 @@ impl Lab {
             bed.forget_flows()?;
         }
         Ok(())
+    }
+
+    /// Leaves out what has no place in the last row: it failed.
+    fn retain_measured(&self, cells: &mut Vec<Cell>) {
+        cells.retain(|cell| {
+            let rows = self.rows.iter().rev();
+            rows.take(1).any(|row| row.cell(cell.variant).is_some())
+        });
     }
 
     fn each<T>(&self, start: impl Fn(&Bed) -> Result<T>) -> Result<Vec<T>> {

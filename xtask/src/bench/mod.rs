@@ -21,7 +21,7 @@ mod variant;
 
 use crate::{setup, shell};
 use anyhow::{Context as _, Result, ensure};
-use bed::{Bed, TrackedLimit};
+use bed::{Bed, Tracking};
 use clap::Args;
 use generator::Generator;
 use measure::Lab;
@@ -83,10 +83,10 @@ pub fn run(options: &Options) -> Result<()> {
         _ => build()?,
     };
     // A process that ends by a signal drops nothing.
-    let limit = TrackedLimit::raise()?;
-    let before = limit.before().to_owned();
+    let tracking = Tracking::enlarge()?;
+    let restore = tracking.restorer();
     ctrlc::set_handler(move || {
-        TrackedLimit::restore(&before);
+        restore();
         testbed::remove_all();
         exit(130);
     })?;
@@ -99,18 +99,24 @@ pub fn run(options: &Options) -> Result<()> {
         slice: plan.slice,
         rows: Vec::new(),
         failed: Vec::new(),
+        tracking,
     };
     let mut hooks = Vec::new();
     for bed in &lab.beds {
         if bed.variant.kind == Kind::Empty {
-            hooks.push(lab.generator.attach_empty(bed)?);
+            let hook = lab.generator.attach_empty(bed);
+            let hint = "Linux 6.6 or newer has TCX; leave empty-tc out with --variants";
+            hooks.push(hook.with_context(|| format!("attaching an empty program: {hint}"))?);
         }
     }
     let own = own_rate(&mut lab)?;
     plan.carry_out(&mut lab)?;
     let names: Vec<&'static str> = plan.variants.iter().map(|variant| variant.name).collect();
     table::print_summary(&lab.rows, &names);
-    let head = head(options, &own, start.elapsed());
+    let mut head = head(options, &own, start.elapsed());
+    if !lab.failed.is_empty() {
+        head.push(("FAILED".to_owned(), lab.failed.join("; ")));
+    }
     report(&options.out, &lab, &names, &head)?;
     ensure!(
         lab.failed.is_empty(),

@@ -13,6 +13,9 @@ use std::time::Duration;
 /// What `netdp run --max-flows` is by default.
 const DEFAULT_MAX_FLOWS: u32 = 262_144;
 
+/// Up to so many flows in each bed fit into the buckets of one node.
+const SHARED_WELL: u32 = 4096;
+
 /// A million, and the largest number of flows that is measured.
 const MANY_FLOWS: u32 = 1 << 20;
 
@@ -42,7 +45,13 @@ impl Plan {
             cidrs: match (&options.cidrs[..], quick) {
                 ([], true) => vec![10, 4_000],
                 ([], false) => vec![10, 1_000, 4_000, 30_000, 100_000],
-                (chosen, _) => chosen.to_vec(),
+                (chosen, _) => {
+                    // Some variants are left out from some number on.
+                    let mut chosen = chosen.to_vec();
+                    chosen.sort_unstable();
+                    chosen.dedup();
+                    chosen
+                }
             },
         }
     }
@@ -84,6 +93,7 @@ impl Plan {
     fn packets(&self, lab: &mut Lab) -> Result<()> {
         let _sinks = lab.sinks()?;
         for &flows in self.flows {
+            lab.tracking.spread(flows > SHARED_WELL)?;
             if flows > DEFAULT_MAX_FLOWS {
                 lab.resize(flows)?;
             }
@@ -98,6 +108,7 @@ impl Plan {
             lab.resize(DEFAULT_MAX_FLOWS)?;
         }
         forget(lab)?;
+        lab.tracking.spread(false)?;
         for load in [BACK_MANY, BYPASSED] {
             lab.packets(load, None, &[0])?;
         }

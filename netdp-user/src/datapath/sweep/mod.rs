@@ -87,20 +87,44 @@ pub(super) fn now(maps: &Maps) -> Result<u32> {
 }
 
 /// CPU time of this thread so far.
-fn cpu_time() -> Result<Duration> {
+///
+/// # Errors
+/// The kernel does not say.
+pub fn cpu_time() -> Result<Duration> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
         .context("reading the thread's CPU time")?;
     Ok(Duration::from(time))
 }
 
-/// How full the tables may get, in percent, before closing and unanswered
-/// mappings make room.
+/// How full the tables may get, in percent, before mappings that can be spared
+/// make room, all of them.
 const PRESSURE_PERCENT: usize = 85;
-/// How full closing mappings leave them then: where thousands of connections end
-/// each second, room is not to be made all the time.
-const CLOSING_PERCENT: usize = 50;
-/// How full unanswered ones leave them.
+/// How full those that have closed leave them then: where thousands of connections
+/// end each second, room is not to be made all the time.
+const CLOSED_PERCENT: usize = 50;
+/// How full those leave them for which nothing came back.
 const UNANSWERED_PERCENT: usize = 75;
+
+/// How many mappings may be left when room is made.
+pub struct Room {
+    /// Closed ones end as long as there are more.
+    closed: usize,
+    /// So do unanswered ones.
+    unanswered: usize,
+    /// So do those that may still have a packet under way.
+    others: usize,
+}
+
+impl Room {
+    /// How many mappings that can be spared end of `live` ones, where the first
+    /// `closed` of them have closed, and the first `unanswered` have or had no answer.
+    fn ending(&self, live: usize, closed: usize, unanswered: usize) -> usize {
+        let surplus = |limit| live.saturating_sub(limit);
+        let closed = closed.min(surplus(self.closed));
+        let unanswered = unanswered.min(surplus(self.unanswered));
+        closed.max(unanswered).max(surplus(self.others))
+    }
+}
 
 /// How many mappings are looked up before those among them that end are removed.
 const LOOKED_UP_AT_ONCE: usize = 256;
@@ -136,11 +160,6 @@ impl Sweeper {
     /// another would not either.
     pub fn full_at(&self) -> Option<u64> {
         self.schedule.full_at(self.limit())
-    }
-
-    /// CPU time of the last full sweep.
-    pub fn cost(&self) -> Duration {
-        self.schedule.cost().unwrap_or_default()
     }
 
     /// How many mappings are nearly too many.
@@ -204,6 +223,8 @@ impl Sweeper {
         self.schedule.again(now, again);
         result?;
         let due = pass.swept;
+        self.schedule
+            .ended(due.expired + due.address_gone + due.retired);
         if next.recent {
             swept.expired += due.expired;
             swept.address_gone += due.address_gone;
@@ -289,7 +310,7 @@ impl Sweeper {
     /// A map could not be read or changed.
     pub fn all(&mut self, rules: &SweepRules) -> Result<Swept> {
         let start = cpu_time()?;
-        let created = self.maps.counters()?.mappings_created;
+        let mut created = self.maps.counters()?.mappings_created;
         let limit = self.limit();
         let interval = self.interval(rules);
         let settings = self.maps.settings()?;
@@ -300,6 +321,7 @@ impl Sweeper {
         pass.originals(&self.maps, &mut replies)?;
         let crowded = pass.swept.live + replies.host > self.schedule.limit(limit);
         if crowded && !pass.swept.stopped {
+            created = self.maps.counters()?.mappings_created;
             pass = self.relieve(rules, pass, &mut replies)?;
         }
         if pass.swept.stopped {
@@ -330,7 +352,12 @@ impl Sweeper {
         if !pass.swept.stopped {
             let room =
                 |percent: usize| (self.capacity * percent / 100).saturating_sub(replies.host);
-            pass.relieve(&self.maps, room(CLOSING_PERCENT), room(UNANSWERED_PERCENT))?;
+            let room = Room {
+                closed: room(CLOSED_PERCENT),
+                unanswered: room(UNANSWERED_PERCENT),
+                others: room(PRESSURE_PERCENT),
+            };
+            pass.relieve(&self.maps, &room)?;
         }
         Ok(pass)
     }
@@ -351,4 +378,26 @@ impl Sweeper {
 /// Mappings to be looked at as soon as possible.
 fn at_once(due: &[Tuple]) -> Vec<(u32, Tuple)> {
     due.iter().map(|tuple| (0, *tuple)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Room;
+
+    #[test]
+    fn room_is_made_of_what_nobody_misses_as_far_as_that_goes() {
+        let room = Room {
+            closed: 50,
+            unanswered: 75,
+            others: 85,
+        };
+        // All are old and have closed.
+        assert_eq!(room.ending(90, 90, 90), 40);
+        // Few have closed, few had no answer for long.
+        assert_eq!(room.ending(90, 3, 10), 10);
+        assert_eq!(room.ending(90, 3, 60), 15);
+        // Most live, the others are young: no more than has to be.
+        assert_eq!(room.ending(86, 0, 0), 1);
+        assert_eq!(room.ending(85, 0, 0), 0);
+    }
 }

@@ -1,9 +1,9 @@
 //! One pass through the mappings.
 
-use super::fate::{CLOSING, Fate, left, repair, spare};
+use super::fate::{Fate, Spare, left, repair, spare};
 use super::replies::Replies;
 use super::sticky::Sticky;
-use super::{SweepRules, Swept};
+use super::{Room, SweepRules, Swept};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
@@ -17,6 +17,10 @@ use std::sync::atomic::Ordering;
 
 /// How many mappings are removed by one system call.
 const REMOVED_AT_ONCE: usize = 256;
+
+/// How many are looked at once more before they end to make room: little time
+/// passes between.
+const LOOKED_UP_AT_ONCE: usize = 32;
 
 /// Ticks by which a mapping may say that it was made too early: the programs'
 /// clock is up to a jiffy late.
@@ -42,8 +46,9 @@ pub struct Pass<'a> {
     horizon: u64,
     /// Whether mappings are older than the policy.
     pub sticky: Sticky,
-    /// Mappings that may make room: how willingly (less first), how long idle.
-    spare: Vec<(u8, u32, Tuple, Tuple)>,
+    /// Mappings that may make room: how willingly, and `u32::MAX` less their idle
+    /// time.
+    spare: Vec<(Spare, u32, Tuple, Tuple)>,
 }
 
 impl<'a> Pass<'a> {
@@ -159,9 +164,9 @@ impl<'a> Pass<'a> {
         }
         if self.pressed
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
-            && let Some(willing) = spare(tuple, half, &reply)
+            && let Some(willing) = spare(tuple, half, &reply, self.idle(half, &reply))
         {
-            let idle = age(self.now, half.last_seen);
+            let idle = self.idle(half, &reply);
             self.spare.push((willing, u32::MAX - idle, *tuple, wire));
         }
         Ok(())
@@ -285,21 +290,29 @@ impl<'a> Pass<'a> {
         Ok(orphans)
     }
 
-    /// Where the tables are nearly full, ends closing mappings until `closing` are
-    /// left, and unanswered ones if more than `unanswered` are, the longest idle
-    /// first. Established ones are never touched: what has come alive since it was
-    /// read stays.
-    pub fn relieve(&mut self, maps: &Maps, closing: usize, unanswered: usize) -> Result<()> {
+    /// For how long no packet has come in either direction.
+    fn idle(&self, original: &Mapping, reply: &Mapping) -> u32 {
+        age(self.now, original.last_seen).min(age(self.now, reply.last_seen))
+    }
+
+    /// Where the tables are nearly full, ends mappings that can be spared, the
+    /// longest idle first, until so many are left as `room` says. Established ones
+    /// are never touched: what has come alive since it was read stays.
+    pub fn relieve(&mut self, maps: &Maps, room: &Room) -> Result<()> {
         let mut spares = std::mem::take(&mut self.spare);
         spares.sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
-        let all_closing = spares.partition_point(|(willing, ..)| *willing == CLOSING);
-        let surplus = |limit| self.swept.live.saturating_sub(limit);
-        spares.truncate(surplus(unanswered).max(all_closing.min(surplus(closing))));
-        for some in spares.chunks(REMOVED_AT_ONCE) {
-            for (_, _, tuple, wire) in some {
+        let up_to = |willing| spares.partition_point(|(other, ..)| *other <= willing);
+        let (closed, unanswered) = (up_to(Spare::Closed), up_to(Spare::Unanswered));
+        spares.truncate(room.ending(self.swept.live, closed, unanswered));
+        for some in spares.chunks(LOOKED_UP_AT_ONCE) {
+            if self.rules.stopped() {
+                self.swept.stopped = true;
+                break;
+            }
+            for (willing, _, tuple, wire) in some {
                 let halves = (maps.snat.get(tuple, 0), maps.rev_snat.get(wire, 0));
                 if let (Ok(half), Ok(reply)) = halves
-                    && spare(tuple, &half, &reply).is_some()
+                    && spare(tuple, &half, &reply, self.idle(&half, &reply)) == Some(*willing)
                 {
                     self.ended.push((*tuple, *wire));
                     self.swept.live -= 1;

@@ -167,19 +167,25 @@ impl Schedule {
         self.population = (live, created);
     }
 
-    /// What [`populate`](Self::populate) was told.
+    /// Takes note of mappings that have ended since.
+    pub fn ended(&mut self, count: usize) {
+        self.population.0 = self.population.0.saturating_sub(count);
+    }
+
+    /// What [`populate`](Self::populate) was told, less what has ended since.
     pub fn population(&self) -> (usize, u64) {
         self.population
     }
 
-    /// How many mappings may have been made, ever, until more than `limit` places
-    /// may be taken; `None` where making room was in vain.
+    /// How many mappings may have been made, ever, until more places may be taken
+    /// than `limit`, or where making room was in vain the limit that holds then.
+    /// `None` where hardly any is left: room is sought every few seconds.
     pub fn full_at(&self, limit: usize) -> Option<u64> {
-        let room = limit.saturating_sub(self.taken());
-        match self.crowd {
-            None => Some(self.population.1 + u64::try_from(room).ok()?),
-            Some(_) => None,
-        }
+        let room = match self.crowd {
+            None => limit.saturating_sub(self.taken()),
+            Some(_) => self.limit(limit).checked_sub(self.taken())?,
+        };
+        Some(self.population.1 + u64::try_from(room).ok()?)
     }
 
     fn sort(&mut self) {
@@ -262,7 +268,10 @@ mod tests {
         assert_eq!(schedule.limit(850), 980);
         schedule.relieved(true, 1000, 850, 1000);
         assert!(schedule.limit(850) < 1000, "room is sought in full tables");
-        assert_eq!(schedule.full_at(850), None, "nor a moment later");
+        schedule.populate(1000, 5000);
+        assert_eq!(schedule.full_at(850), None, "but not all the time");
+        schedule.populate(900, 5000);
+        assert_eq!(schedule.full_at(850), Some(5084), "before all is taken");
         schedule.relieved(true, 850, 850, 1000);
         assert_eq!(schedule.limit(850), 850);
     }
@@ -279,5 +288,7 @@ mod tests {
             Some(7400),
             "what is too much is no room"
         );
+        schedule.ended(100);
+        assert_eq!(schedule.full_at(850), Some(7460));
     }
 }
