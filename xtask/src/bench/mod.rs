@@ -38,7 +38,7 @@ const FEW: u32 = 12;
 /// What `cargo xtask bench` takes.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// About ten minutes instead of most of an hour: fewer rounds, sizes and seconds.
+    /// A few minutes instead of most of an hour: fewer rounds, sizes and seconds.
     #[arg(long)]
     quick: bool,
     /// Measure only these.

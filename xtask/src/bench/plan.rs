@@ -34,7 +34,7 @@ impl Plan {
         let quick = options.quick;
         Self {
             variants: variants(options),
-            rounds: options.rounds.unwrap_or(if quick { 5 } else { 7 }),
+            rounds: options.rounds.unwrap_or(if quick { 3 } else { 7 }),
             slice: Duration::from_secs(if quick { 1 } else { 2 }),
             only: options.only.clone(),
             flows: if quick {
@@ -72,7 +72,7 @@ impl Plan {
         }
         if self.wants(Measure::Cost) {
             let _sinks = lab.sinks()?;
-            for load in [OUT_ONE, OUT_MANY, BACK_MANY, BYPASSED, NEW] {
+            for load in [OUT_ONE, BACK_ONE, OUT_MANY, BACK_MANY, BYPASSED, NEW] {
                 lab.cost(load)?;
             }
         }
@@ -167,6 +167,10 @@ const OUT_ONE: Load = Load {
     flows: Flows::Live(1),
     masqueraded: true,
     reply: false,
+};
+const BACK_ONE: Load = Load {
+    reply: true,
+    ..OUT_ONE
 };
 const OUT_MANY: Load = Load {
     flows: Flows::Live(4096),
