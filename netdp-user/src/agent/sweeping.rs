@@ -5,7 +5,7 @@
 //! tables may be nearly full, the sooner the less room there was.
 
 use super::{Agent, DRAIN_IDLE, SWEEP_INTERVAL};
-use crate::datapath::{OnReload, SweepRules, Sweeper, Swept, cpu_time};
+use crate::datapath::{OnReload, REST, SweepRules, Sweeper, Swept, cpu_time};
 use anyhow::{Context as _, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -27,10 +27,6 @@ const FASTEST: u64 = 50_000;
 
 /// The tables are looked at no more often.
 const SOONEST: Duration = Duration::from_millis(20);
-
-/// After this many times its own CPU time the sweep is asked for the next time, if
-/// room is short: a quarter of a core, besides what is due every few seconds.
-const REST: u32 = 3;
 
 /// What is asked of the thread: the rules, and whether they have changed.
 type Job = (SweepRules, bool);

@@ -129,6 +129,10 @@ impl Room {
 /// How many mappings are looked up before those among them that end are removed.
 const LOOKED_UP_AT_ONCE: usize = 256;
 
+/// After this many times its own CPU time a full sweep comes again, if room is
+/// short: a quarter of a core, however full the tables are.
+pub const REST: u32 = 3;
+
 /// A full sweep that is cheaper than this is done whenever one is asked for.
 const CHEAP: Duration = Duration::from_millis(20);
 
@@ -186,7 +190,7 @@ impl Sweeper {
     pub fn some(&mut self, rules: &SweepRules) -> Result<Swept> {
         let now = now(&self.maps)?;
         let next = self.schedule.next(now, rules.timeouts.shortest());
-        if next.full || self.crowded()? {
+        if next.full || (self.schedule.rested(now, REST) && self.crowded()?) {
             let swept = self.all(rules);
             if !matches!(&swept, Ok(swept) if !swept.stopped) {
                 self.schedule.again(now, at_once(&next.due));

@@ -95,6 +95,14 @@ impl Schedule {
             .is_none_or(|(last, interval)| age(now, last) + 1 >= interval)
     }
 
+    /// Whether so many times its own CPU time have passed since the last full sweep
+    /// began, in whole seconds.
+    pub fn rested(&self, now: u32, times: u32) -> bool {
+        let rest = ticks((self.cost * times).as_secs());
+        self.last
+            .is_none_or(|(last, _)| u64::from(age(now, last)) >= rest)
+    }
+
     /// Ticks until the next full sweep.
     pub fn remaining(&self, now: u32) -> u64 {
         self.last.map_or(0, |(last, interval)| {
@@ -215,6 +223,18 @@ mod tests {
         assert_eq!(schedule.interval(240), 80);
         assert_eq!(schedule.interval(30), 30, "timeouts stay exact");
         assert_eq!(schedule.interval(1), 5);
+    }
+
+    #[test]
+    fn a_sweep_rests_as_it_has_cost() {
+        let at = |seconds| u32::try_from(ticks(seconds)).unwrap();
+        let mut schedule = Schedule::default();
+        assert!(schedule.rested(0, 3), "none was before");
+        schedule.swept(at(100), Duration::from_secs(3), 240, Vec::new());
+        assert!(!schedule.rested(at(108), 3));
+        assert!(schedule.rested(at(110), 3));
+        schedule.swept(at(110), Duration::from_millis(300), 30, Vec::new());
+        assert!(schedule.rested(at(110), 3), "cheap ones need none");
     }
 
     fn due(tuples: &[Tuple]) -> Next {
