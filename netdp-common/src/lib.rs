@@ -2,7 +2,8 @@
 //! I/O, tested on the host. `netdp-ebpf` supplies the packet bytes and the maps.
 //!
 //! A packet walks [`packet`] → [`nat`] ([`policy`](tables), [`port`],
-//! [`conntrack`]) → [`verdict`].
+//! [`conntrack`]) → [`verdict`]. Which mappings end so that others may begin is
+//! [`spare`]'s.
 
 #![cfg_attr(not(test), no_std)]
 
@@ -14,6 +15,7 @@ pub mod nat;
 pub mod packet;
 pub mod port;
 pub mod slot;
+pub mod spare;
 pub mod tables;
 pub mod tuple;
 pub mod verdict;

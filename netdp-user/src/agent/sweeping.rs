@@ -5,7 +5,7 @@
 //! tables may be nearly full, the sooner the less room there was.
 
 use super::{Agent, DRAIN_IDLE, SWEEP_INTERVAL};
-use crate::datapath::{OnReload, REST, SweepRules, Sweeper, Swept, cpu_time};
+use crate::datapath::{OnReload, SweepRules, Sweeper, Swept};
 use anyhow::{Context as _, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ struct Done {
     live: usize,
     /// [`Sweeper::full_at`].
     full_at: Option<u64>,
-    /// CPU time of the thread.
-    cost: Duration,
+    /// [`Sweeper::rest`].
+    rest: Duration,
 }
 
 /// The thread that sweeps.
@@ -59,8 +59,6 @@ pub(super) struct Sweeping {
     full_at: Option<u64>,
     /// When to look whether they are.
     look_at: Instant,
-    /// No sooner than this.
-    rests_until: Instant,
 }
 
 impl Sweeping {
@@ -79,7 +77,6 @@ impl Sweeping {
             .spawn(move || {
                 let _end = EndWithAgent;
                 while let Ok((rules, changed)) = asked.recv() {
-                    let begun = cpu_time();
                     let swept = if changed {
                         sweeper.changed(&rules)
                     } else {
@@ -89,7 +86,7 @@ impl Sweeping {
                         full_at: sweeper.full_at().filter(|_| swept.is_ok()),
                         swept,
                         live: sweeper.live(),
-                        cost: begun.and_then(time_since).unwrap_or_default(),
+                        rest: sweeper.rest().unwrap_or(SWEEP_INTERVAL),
                     };
                     if answers.send(done).is_err() {
                         return;
@@ -109,7 +106,6 @@ impl Sweeping {
             live: 0,
             full_at: None,
             look_at: Instant::now() + SWEEP_INTERVAL,
-            rests_until: Instant::now(),
         })
     }
 
@@ -224,9 +220,7 @@ impl Agent {
         sweeping.busy = false;
         sweeping.live = done.live;
         sweeping.full_at = done.full_at;
-        let now = Instant::now();
-        sweeping.rests_until = sweeping.rests_until.max(now + done.cost * REST);
-        sweeping.look_at = sweeping.rests_until.max(now + SOONEST);
+        sweeping.look_at = Instant::now() + done.rest.max(SOONEST);
         let again = std::mem::take(&mut sweeping.again);
         let settled = done.swept.and_then(|swept| {
             log::debug!("{swept:?}");
@@ -265,11 +259,6 @@ impl Agent {
             (_, None) => 0,
         }
     }
-}
-
-/// CPU time of this thread since it was `begun`.
-fn time_since(begun: Duration) -> Result<Duration> {
-    Ok(cpu_time()?.saturating_sub(begun))
 }
 
 /// For how long there is room if so many more mappings may be made.

@@ -24,7 +24,7 @@ pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use policy::PolicyChange;
-pub use sweep::{REST, SweepRules, Sweeper, Swept, cpu_time};
+pub use sweep::{SweepRules, Sweeper, Swept};
 
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};

@@ -87,10 +87,7 @@ pub(super) fn now(maps: &Maps) -> Result<u32> {
 }
 
 /// CPU time of this thread so far.
-///
-/// # Errors
-/// The kernel does not say.
-pub fn cpu_time() -> Result<Duration> {
+fn cpu_time() -> Result<Duration> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
         .context("reading the thread's CPU time")?;
     Ok(Duration::from(time))
@@ -129,10 +126,6 @@ impl Room {
 /// How many mappings are looked up before those among them that end are removed.
 const LOOKED_UP_AT_ONCE: usize = 256;
 
-/// After this many times its own CPU time a full sweep comes again, if room is
-/// short: a quarter of a core, however full the tables are.
-pub const REST: u32 = 3;
-
 /// A full sweep that is cheaper than this is done whenever one is asked for.
 const CHEAP: Duration = Duration::from_millis(20);
 
@@ -166,6 +159,15 @@ impl Sweeper {
         self.schedule.full_at(self.limit())
     }
 
+    /// How long until another full sweep may come to make room.
+    ///
+    /// # Errors
+    /// The clock can't be read.
+    pub fn rest(&self) -> Result<Duration> {
+        let ticks = self.schedule.rest(now(&self.maps)?);
+        Ok(Duration::from_nanos(ticks << TICK_SHIFT))
+    }
+
     /// How many mappings are nearly too many.
     fn limit(&self) -> usize {
         self.capacity * PRESSURE_PERCENT / 100
@@ -190,7 +192,7 @@ impl Sweeper {
     pub fn some(&mut self, rules: &SweepRules) -> Result<Swept> {
         let now = now(&self.maps)?;
         let next = self.schedule.next(now, rules.timeouts.shortest());
-        if next.full || (self.schedule.rested(now, REST) && self.crowded()?) {
+        if next.full || (self.schedule.rest(now) == 0 && self.crowded()?) {
             let swept = self.all(rules);
             if !matches!(&swept, Ok(swept) if !swept.stopped) {
                 self.schedule.again(now, at_once(&next.due));

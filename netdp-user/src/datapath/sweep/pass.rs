@@ -1,6 +1,6 @@
 //! One pass through the mappings.
 
-use super::fate::{Fate, Spare, left, repair, spare};
+use super::fate::{Fate, left, repair};
 use super::replies::Replies;
 use super::sticky::Sticky;
 use super::{Room, SweepRules, Swept};
@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{age, ticks};
+use netdp_common::spare::{Spare, idle, spare};
 use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd as _;
@@ -164,10 +165,11 @@ impl<'a> Pass<'a> {
         }
         if self.pressed
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
-            && let Some(willing) = spare(tuple, half, &reply, self.idle(half, &reply))
         {
-            let idle = self.idle(half, &reply);
-            self.spare.push((willing, u32::MAX - idle, *tuple, wire));
+            let idle = idle(self.now, half, &reply);
+            if let Some(willing) = spare(tuple, half, &reply, idle) {
+                self.spare.push((willing, u32::MAX - idle, *tuple, wire));
+            }
         }
         Ok(())
     }
@@ -290,11 +292,6 @@ impl<'a> Pass<'a> {
         Ok(orphans)
     }
 
-    /// For how long no packet has come in either direction.
-    fn idle(&self, original: &Mapping, reply: &Mapping) -> u32 {
-        age(self.now, original.last_seen).min(age(self.now, reply.last_seen))
-    }
-
     /// Where the tables are nearly full, ends mappings that can be spared, the
     /// longest idle first, until so many are left as `room` says. Established ones
     /// are never touched: what has come alive since it was read stays.
@@ -312,7 +309,7 @@ impl<'a> Pass<'a> {
             for (willing, _, tuple, wire) in some {
                 let halves = (maps.snat.get(tuple, 0), maps.rev_snat.get(wire, 0));
                 if let (Ok(half), Ok(reply)) = halves
-                    && spare(tuple, &half, &reply, self.idle(&half, &reply)) == Some(*willing)
+                    && spare(tuple, &half, &reply, idle(self.now, &half, &reply)) == Some(*willing)
                 {
                     self.ended.push((*tuple, *wire));
                     self.swept.live -= 1;

@@ -10,7 +10,7 @@
 //! through the original halves alone, once in the shortest of all timeouts:
 //! none can have ended sooner.
 
-use netdp_common::conntrack::{age, ticks};
+use netdp_common::conntrack::{TICK_SHIFT, age, ticks};
 use netdp_common::tuple::Tuple;
 use std::time::Duration;
 
@@ -22,6 +22,9 @@ const FULL: usize = 64;
 
 /// Full sweeps may use one part in this many of a core.
 const SHARE: u32 = 100;
+
+/// And where room is short, one in this many, however full the tables are.
+const SHARE_FOR_ROOM: u32 = 4;
 
 /// What is to be done at a moment.
 #[derive(Debug, PartialEq, Eq)]
@@ -95,12 +98,14 @@ impl Schedule {
             .is_none_or(|(last, interval)| age(now, last) + 1 >= interval)
     }
 
-    /// Whether so many times its own CPU time have passed since the last full sweep
-    /// began, in whole seconds.
-    pub fn rested(&self, now: u32, times: u32) -> bool {
-        let rest = ticks((self.cost * times).as_secs());
-        self.last
-            .is_none_or(|(last, _)| u64::from(age(now, last)) >= rest)
+    /// Ticks until a full sweep may come to make room, counted from the last one's
+    /// begin by what that cost.
+    pub fn rest(&self, now: u32) -> u64 {
+        let after = (self.cost * SHARE_FOR_ROOM).as_nanos() >> TICK_SHIFT;
+        self.last.map_or(0, |(last, _)| {
+            let after = u64::try_from(after).unwrap_or(u64::MAX);
+            after.saturating_sub(age(now, last).into())
+        })
     }
 
     /// Ticks until the next full sweep.
@@ -204,7 +209,7 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use super::{Next, Schedule};
+    use super::{Next, Schedule, TICK_SHIFT};
     use netdp_common::addr::Addr;
     use netdp_common::conntrack::ticks;
     use netdp_common::tuple::Tuple;
@@ -227,14 +232,17 @@ mod tests {
 
     #[test]
     fn a_sweep_rests_as_it_has_cost() {
-        let at = |seconds| u32::try_from(ticks(seconds)).unwrap();
         let mut schedule = Schedule::default();
-        assert!(schedule.rested(0, 3), "none was before");
-        schedule.swept(at(100), Duration::from_secs(3), 240, Vec::new());
-        assert!(!schedule.rested(at(108), 3));
-        assert!(schedule.rested(at(110), 3));
-        schedule.swept(at(110), Duration::from_millis(300), 30, Vec::new());
-        assert!(schedule.rested(at(110), 3), "cheap ones need none");
+        assert_eq!(schedule.rest(7), 0, "none was before");
+        let begun = u32::MAX - 10;
+        let cost = Duration::from_nanos(100 << TICK_SHIFT);
+        schedule.swept(begun, cost, 240, Vec::new());
+        assert_eq!(schedule.rest(begun.wrapping_add(100)), 300, "as it ends");
+        assert_eq!(schedule.rest(begun.wrapping_add(399)), 1);
+        assert_eq!(schedule.rest(begun.wrapping_add(500)), 0);
+        let cheap = Duration::from_nanos((1 << TICK_SHIFT) / 5);
+        schedule.swept(begun, cheap, 30, Vec::new());
+        assert_eq!(schedule.rest(begun), 0, "cheap ones need none");
     }
 
     fn due(tuples: &[Tuple]) -> Next {
