@@ -5,8 +5,7 @@ mod common;
 use anyhow::{Context as _, Result, ensure};
 use common::clients::tcp_source;
 use common::{ECHO, Echo, NETDP, SOON, status};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
@@ -67,7 +66,7 @@ fn sighup_has_the_configuration_read_again() -> Result<()> {
         "the change was noticed without a signal"
     );
 
-    kill(Pid::from_raw(i32::try_from(agent.pid())?), Signal::SIGHUP)?;
+    agent.signal(Signal::SIGHUP)?;
     wait_for(SOON, "the new configuration", || in_force("10.2.0.0/24"))
         .with_context(|| format!("the agent wrote:\n{}", agent.log()))?;
     // The way back is not known to the far side: what is bypassed is on its own.

@@ -5,6 +5,7 @@ mod common;
 use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, Udp, any, from_port, ping};
 use common::{ECHO, Echo, World, echoes, flows, number};
+use netdp_common::abi::{SETTING_IPV6, SETTING_NONE_STICKY};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -125,7 +126,8 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     assert_eq!(settings["layout"], 1);
     // IPv6; and once the first sweep is through, that no mapping is older than the
     // policy.
-    assert_eq!(number(&settings["flags"])? & !32, 1);
+    let flags = u32::try_from(number(&settings["flags"])?)?;
+    assert_eq!(flags & !SETTING_NONE_STICKY, SETTING_IPV6);
     let active = number(&settings["active_policy"])?;
     let policy = dump(&world.agent, &format!("policy_{active}"))?;
     let rule = |address: &str, length: u8, action: u32| -> Result<()> {

@@ -180,18 +180,7 @@ fn written(bed: &Bed, backend: &str, config: &str, flags: &[&str]) -> Result<[St
 
 fn bed(backend: &str) -> Result<Bed> {
     let bed = Bed::dual_stack()?;
-    for family in ["iptables", "ip6tables"] {
-        let program = format!("{family}-{backend}");
-        bed.node.run(&[
-            &program,
-            "--wait",
-            "60",
-            "-t",
-            "mangle",
-            "-N",
-            "KUBE-KUBELET-CANARY",
-        ])?;
-    }
+    bed.kubelet_chain(backend, "KUBE-KUBELET-CANARY")?;
     Ok(bed)
 }
 

@@ -5,8 +5,7 @@ mod common;
 use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, Udp, any, ping, tcp_source};
 use common::{ECHO, Echo, NETDP, POLICY, SOON, echoes, start_agent, tcx_programs};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
@@ -224,14 +223,13 @@ fn nothing_seen_is_not_agreement() -> Result<()> {
 #[test]
 fn a_flood_is_compared_whole() -> Result<()> {
     let world = World::start(POLICY)?;
-    let agent = Pid::from_raw(i32::try_from(world.agent.pid())?);
-    kill(agent, Signal::SIGSTOP)?;
+    world.agent.signal(Signal::SIGSTOP)?;
     let to: IpAddr = world.far.v4()?.into();
     let socket = world.bed.pods[0].enter(|| std::net::UdpSocket::bind("0.0.0.0:0"))??;
     for port in 1..=FLOOD {
         socket.send_to(b"x", (to, port))?;
     }
-    kill(agent, Signal::SIGCONT)?;
+    world.agent.signal(Signal::SIGCONT)?;
     let (code, report) = world.wait_flows(FLOOD.into())?;
     ensure!(report["overruns"].as_u64() >= Some(1), "{report:#}");
     assert_eq!(report["flows"], u64::from(FLOOD), "{report:#}");

@@ -6,8 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, Udp, any, tcp_source, udp_source};
 use common::wire::Capture;
 use common::{Echo, NETDP, POLICY, SOON, echoes, same_family};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::net::{IpAddr, SocketAddr};
 use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, wait_for};
 
@@ -61,18 +60,7 @@ struct Node {
 impl Node {
     fn start(backend: &'static str) -> Result<Self> {
         let bed = Bed::dual_stack()?;
-        for family in ["iptables", "ip6tables"] {
-            let program = format!("{family}-{backend}");
-            bed.node.run(&[
-                &program,
-                "--wait",
-                "60",
-                "-t",
-                "mangle",
-                "-N",
-                "KUBE-IPTABLES-HINT",
-            ])?;
-        }
+        bed.kubelet_chain(backend, "KUBE-IPTABLES-HINT")?;
         let config = ConfigVolume::new(POLICY)?;
         let options = AgentOptions::new(NETDP)
             .config(config.path())
@@ -275,7 +263,7 @@ fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
         node.bed
             .node
             .run(&[&program, "--wait", "60", "-t", "nat", "-N", "IP-MASQ-AGENT"])?;
-        kill(Pid::from_raw(node.agent.pid().try_into()?), Signal::SIGHUP)?;
+        node.agent.signal(Signal::SIGHUP)?;
         wait_for(SOON, "the agent to tell", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
             status.contains("chain IP-MASQ-AGENT (IPv4") && status.contains("is back")

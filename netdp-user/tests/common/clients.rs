@@ -1,11 +1,11 @@
 //! Clients with a chosen source.
 
 use super::ANSWER;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use xtask::testbed::Netns;
+use xtask::testbed::{Netns, seen};
 
 /// Any port of any address, of the family of `like`.
 pub fn any(like: SocketAddr) -> SocketAddr {
@@ -133,14 +133,4 @@ pub fn send_raw(ns: &Netns, protocol: i32, to: IpAddr, payload: &[u8]) -> Result
     })?
     .with_context(|| format!("sending protocol {protocol} from {} to {to}", ns.name()))?;
     Ok(())
-}
-
-fn seen(answer: &str, word: &str) -> Result<SocketAddr> {
-    let (echoed, peer) = answer
-        .trim_end()
-        .split_once(' ')
-        .with_context(|| format!("the echo server closed or sent nonsense: {answer:?}"))?;
-    ensure!(echoed == word, "sent {word:?} and got {echoed:?} back");
-    peer.parse()
-        .with_context(|| format!("not an address: {peer:?}"))
 }

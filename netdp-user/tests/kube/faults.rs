@@ -15,8 +15,9 @@ const DEAF: [Fault; 6] = [
     Fault::Garbage,
 ];
 
-#[test]
-fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
+/// A cluster that masquerades everything, and an agent that hears of it through a
+/// proxy.
+fn behind_a_proxy() -> Result<(Cluster, Proxy, Agent)> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
     let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
@@ -24,16 +25,27 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
         &cluster.bed.node,
         cluster.options(&cluster.kubeconfig_of(&proxy)?),
     )?;
+    Ok((cluster, proxy, agent))
+}
+
+/// Everything is masqueraded, or all but the neighbour.
+fn configure(cluster: &Cluster, masqueraded: bool) -> Result<()> {
+    cluster.configure(if masqueraded {
+        EVERYTHING
+    } else {
+        NOT_THE_NEIGHBOUR
+    })
+}
+
+#[test]
+fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
+    let (cluster, proxy, agent) = behind_a_proxy()?;
     let mut masqueraded = true;
     for fault in DEAF {
         proxy.set(fault);
         let before = proxy.requests();
         masqueraded = !masqueraded;
-        cluster.configure(if masqueraded {
-            EVERYTHING
-        } else {
-            NOT_THE_NEIGHBOUR
-        })?;
+        configure(&cluster, masqueraded)?;
         if fault != Fault::Cut {
             // It has come up against the fault.
             wait_for(RECOVERY, "requests", || proxy.requests() >= before + 3)?;
@@ -65,22 +77,12 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
 
 #[test]
 fn changes_count_with_a_slow_api_and_with_watches_that_do_not_last() -> Result<()> {
-    let cluster = Cluster::start()?;
-    cluster.configure(EVERYTHING)?;
-    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
-    let agent = Agent::start(
-        &cluster.bed.node,
-        cluster.options(&cluster.kubeconfig_of(&proxy)?),
-    )?;
+    let (cluster, proxy, agent) = behind_a_proxy()?;
     let mut masqueraded = true;
     for fault in [Fault::Slow, Fault::Gone] {
         proxy.set(fault);
         masqueraded = !masqueraded;
-        cluster.configure(if masqueraded {
-            EVERYTHING
-        } else {
-            NOT_THE_NEIGHBOUR
-        })?;
+        configure(&cluster, masqueraded)?;
         cluster.wait_masqueraded(&agent, masqueraded)?;
     }
     // Watches that are closed at once are not opened again at once.
@@ -88,11 +90,7 @@ fn changes_count_with_a_slow_api_and_with_watches_that_do_not_last() -> Result<(
     let before = proxy.requests();
     wait_for(RECOVERY, "watches", || proxy.requests() >= before + 12)?;
     proxy.set(Fault::None);
-    cluster.configure(if masqueraded {
-        NOT_THE_NEIGHBOUR
-    } else {
-        EVERYTHING
-    })?;
+    configure(&cluster, !masqueraded)?;
     cluster.wait_masqueraded(&agent, !masqueraded)
 }
 
@@ -116,13 +114,7 @@ fn a_cluster_that_was_made_anew_is_not_believed() -> Result<()> {
 
 #[test]
 fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
-    let cluster = Cluster::start()?;
-    cluster.configure(EVERYTHING)?;
-    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
-    let agent = Agent::start(
-        &cluster.bed.node,
-        cluster.options(&cluster.kubeconfig_of(&proxy)?),
-    )?;
+    let (cluster, proxy, agent) = behind_a_proxy()?;
     // A watch that ends is resumed; only one that can't be is followed by a list.
     proxy.set(Fault::Gone);
     wait_status(&agent, "the watches' end", |report| {

@@ -3,8 +3,7 @@
 use crate::cluster::{Cluster, EVERYTHING, PROBES};
 use crate::common::{NETDP, flows, mappings};
 use anyhow::Result;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::fs;
 use xtask::testbed::{Agent, AgentOptions, Bed, WorkDir};
 
@@ -86,11 +85,10 @@ fn a_loop_that_stands_still_is_not_answered_for() -> Result<()> {
     let cluster = Cluster::start()?;
     let agent = cluster.agent()?;
     cluster.wait_probe(&agent, "200", "ok")?;
-    let pid = Pid::from_raw(i32::try_from(agent.pid())?);
-    kill(pid, Signal::SIGSTOP)?;
+    agent.signal(Signal::SIGSTOP)?;
     let url = format!("http://{PROBES}/livez");
     let silent = cluster.bed.node.run(&["curl", "-s", "-m", "2", &url]);
-    kill(pid, Signal::SIGCONT)?;
+    agent.signal(Signal::SIGCONT)?;
     assert!(silent.is_err(), "{silent:?}");
     cluster.wait_probe(&agent, "200", "ok")
 }

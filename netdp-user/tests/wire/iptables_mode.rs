@@ -3,7 +3,7 @@
 
 use super::CASES;
 use super::bed::Subject;
-use super::controls::{CHANCE, Score, scores};
+use super::controls::{CHANCE, DATAPATH_ONLY, Score, scores};
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,20 +14,6 @@ const SOURCE: &str = include_str!("iptables_mode.txt");
 
 const BEGIN: &str = "<!-- differences: made from netdp-user/tests/wire/iptables_mode.txt -->\n";
 const END: &str = "<!-- end of differences -->\n";
-
-/// Cases that move netdp's clock or ask for what only its datapath has.
-const DATAPATH_ONLY: &[&str] = &[
-    "r2_3_hashed_ports_are_repeatable",
-    "r3_1_udp",
-    "r3_2_tcp_established",
-    "r3_3_tcp_on_its_way",
-    "r3_3_a_half_closed_download_goes_on",
-    "r3_4_icmp_and_others",
-    "r3_5_outbound_packets_refresh",
-    "r3_8_a_guessed_rst_does_not_shorten_a_flow",
-    "r3_11_timeouts_are_settings",
-    "r9_7_one_translation_where_the_lower_has_addresses",
-];
 
 /// `cases: why`, a line each.
 fn differences() -> impl Iterator<Item = (Vec<&'static str>, &'static str)> {

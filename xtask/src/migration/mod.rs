@@ -57,19 +57,7 @@ impl Migration {
     /// load that they masquerade.
     pub fn start(netdp: &Path, backend: &'static str) -> Result<Self> {
         let bed = Bed::dual_stack()?;
-        // What the kubelet leaves, and what tells the backend.
-        for family in ["iptables", "ip6tables"] {
-            let program = format!("{family}-{backend}");
-            bed.node.run(&[
-                &program,
-                "--wait",
-                "60",
-                "-t",
-                "mangle",
-                "-N",
-                "KUBE-IPTABLES-HINT",
-            ])?;
-        }
+        bed.kubelet_chain(backend, "KUBE-IPTABLES-HINT")?;
         let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
         let targets: Vec<_> = far
             .addresses

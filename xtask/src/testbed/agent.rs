@@ -6,6 +6,7 @@ use super::process::{Running, output, wait_for};
 use super::workdir::WorkDir;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -168,6 +169,11 @@ impl Agent {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.running.pid()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.running.signal(signal)
     }
 
     /// Where its maps and links are pinned (`--bpffs`).

@@ -144,6 +144,17 @@ impl Bed {
         BedBuilder::default()
     }
 
+    /// Leaves chains on the node as a kubelet does: what tells which backend of
+    /// iptables, `nft` or `legacy`, is used there.
+    pub fn kubelet_chain(&self, backend: &str, name: &str) -> Result<()> {
+        for family in ["iptables", "ip6tables"] {
+            let program = format!("{family}-{backend}");
+            self.node
+                .run(&[&program, "--wait", "60", "-t", "mangle", "-N", name])?;
+        }
+        Ok(())
+    }
+
     /// Both families, one uplink `eth0` (10.1.0.10/16, fd00:1::10/64), and two
     /// pods (172.16.0.2 and .3, fd00:172::2 and ::3).
     pub fn dual_stack() -> Result<Self> {

@@ -112,7 +112,8 @@ pub fn udp_ask(
     seen(&String::from_utf8_lossy(&buffer[..count]), "ask")
 }
 
-fn seen(answer: &str, word: &str) -> Result<SocketAddr> {
+/// The address that an echo server's answer says it saw; the rest has to be `word`.
+pub fn seen(answer: &str, word: &str) -> Result<SocketAddr> {
     let (echoed, peer) = answer
         .trim_end()
         .split_once(' ')

@@ -44,7 +44,7 @@ pub use apiserver::{API_PORT, ApiServer};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
 pub use config_volume::ConfigVolume;
 pub use containerd::{ContainerOptions, Containerd};
-pub use echo::{EchoClient, EchoServer, UdpEchoServer, udp_ask};
+pub use echo::{EchoClient, EchoServer, UdpEchoServer, seen, udp_ask};
 pub use http::HttpServer;
 pub use link::veth;
 pub use names::{is_root, remove_all, require_root, sweep};

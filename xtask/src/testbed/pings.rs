@@ -3,8 +3,7 @@
 use super::netns::Netns;
 use super::process::{Running, wait_for};
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -56,7 +55,7 @@ impl Pings {
 }
 
 fn end(ping: Running, alive: bool) -> Result<Pinged> {
-    kill(Pid::from_raw(ping.pid().try_into()?), Signal::SIGINT)?;
+    ping.signal(Signal::SIGINT)?;
     let mut ping = ping;
     // It fails where nothing was answered.
     ping.wait(PATIENCE)?;

@@ -136,10 +136,15 @@ impl Running {
         Ok(self.stdout())
     }
 
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.pid())?), signal)
+            .with_context(|| format!("sending {signal} to `{}`", self.line))
+    }
+
     /// Sends SIGTERM and waits until it ends.
     pub fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
-        kill(Pid::from_raw(i32::try_from(self.pid())?), Signal::SIGTERM)
-            .with_context(|| format!("terminating `{}`", self.line))?;
+        self.signal(Signal::SIGTERM)?;
         self.wait(deadline)
     }
 
