@@ -6,7 +6,7 @@
 //! 172.16.0.2          10.1.0.10    10.1.0.20    10.200.0.0/16 are routed
 //! ```
 
-use super::generator::EMPTY;
+use super::generator::{EMPTY, Load};
 use super::policy;
 use super::variant::{Kind, Variant};
 use anyhow::{Context as _, Result};
@@ -184,6 +184,12 @@ impl Bed {
             (Kind::Netdp, true) => Some((self.agent_pid()?, "ingress_rev_snat")),
             _ => None,
         }
+    }
+
+    /// Whether these packets arrive. Replies need a port that is known, and iptables
+    /// mode's are random.
+    pub fn bears(&self, load: Load) -> bool {
+        !(load.reply && self.variant.kind == Kind::NetdpIptables)
     }
 
     /// Has one CIDR of so many be another one each turn; gives the time until

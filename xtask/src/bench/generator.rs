@@ -8,7 +8,7 @@ use aya::maps::{Array, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, Xdp};
+use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, TestRunAttrs, TestRunOptions};
 use netdp_common::checksum;
@@ -95,18 +95,15 @@ impl Generator {
         let mut ebpf =
             Ebpf::load_file(object).with_context(|| format!("loading {}", object.display()))?;
         for name in ["bench_generate", "bench_sink"] {
-            program(&mut ebpf, name)?.load()?;
+            program::<Xdp>(&mut ebpf, name)?.load()?;
         }
-        let empty = ebpf.program_mut(EMPTY);
-        let empty: &mut SchedClassifier = empty.context("no empty program")?.try_into()?;
-        empty.load()?;
+        program::<SchedClassifier>(&mut ebpf, EMPTY)?.load()?;
         Ok(Self(ebpf))
     }
 
     /// Puts the empty program where netdp has its own.
     pub fn attach_empty(&mut self, bed: &Bed) -> Result<[Hook; 2]> {
-        let empty = self.0.program_mut(EMPTY);
-        let empty: &mut SchedClassifier = empty.context("no empty program")?.try_into()?;
+        let empty: &mut SchedClassifier = program(&mut self.0, EMPTY)?;
         let mut attach = |hook| {
             let link = bed.node.enter(|| {
                 let order = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -124,7 +121,7 @@ impl Generator {
     /// Has an interface drop and count the generator's packets.
     pub fn sink(&mut self, ns: &Netns, interface: &str) -> Result<Sink> {
         let index = interface_index(ns, interface)?;
-        let sink = program(&mut self.0, "bench_sink")?;
+        let sink: &mut Xdp = program(&mut self.0, "bench_sink")?;
         let link = ns.enter(|| {
             let id = sink.attach_to_if_index(index, XdpMode::Driver)?;
             sink.take_link(id)
@@ -265,11 +262,13 @@ struct Total {
     last: u64,
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     let program = ebpf.program_mut(name);
-    Ok(program
-        .with_context(|| format!("no program {name}"))?
-        .try_into()?)
+    let program = program.with_context(|| format!("no program {name}"))?;
+    Ok(program.try_into()?)
 }
 
 /// Runs the generator, in whose namespace this is.

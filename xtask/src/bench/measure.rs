@@ -5,7 +5,6 @@ use super::connections;
 use super::cost::Cost;
 use super::generator::{Flows, Generator, Load, Sink};
 use super::result::{Cell, Row};
-use super::variant::Kind;
 use super::{latency, throughput};
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
@@ -113,6 +112,17 @@ impl Lab {
             1 => format!("packets, {load}"),
             cpus => format!("packets, {load}, {cpus} CPUs"),
         };
+        self.packets_as(what, load, curve, cpus)
+    }
+
+    /// The same by another name.
+    pub fn packets_as(
+        &mut self,
+        what: String,
+        load: Load,
+        curve: Option<(String, f64)>,
+        cpus: &[usize],
+    ) -> Result<()> {
         self.warm_up(load, cpus)?;
         let about = About {
             what,
@@ -121,8 +131,7 @@ impl Lab {
             higher_is_better: true,
         };
         self.interleave(about, |bed, generator| {
-            // Its ports are random: nobody knows where replies have to go.
-            if load.reply && bed.variant.kind == Kind::NetdpIptables {
+            if !bed.bears(load) {
                 return Ok(None);
             }
             burst(bed, generator, load, cpus).map(Some)
@@ -160,7 +169,9 @@ impl Lab {
             } = self;
             let bed = &mut beds[index];
             for load in [first, load] {
-                burst(bed, generator, load, cpus)?;
+                if bed.bears(load) {
+                    burst(bed, generator, load, cpus)?;
+                }
             }
         }
         Ok(())
@@ -264,10 +275,8 @@ impl Lab {
 
     /// Leaves out what has no place in the last row: it failed.
     fn retain_measured(&self, cells: &mut Vec<Cell>) {
-        cells.retain(|cell| {
-            let rows = self.rows.iter().rev();
-            rows.take(1).any(|row| row.cell(cell.variant).is_some())
-        });
+        let last = self.rows.last();
+        cells.retain(|cell| last.is_some_and(|row| row.cell(cell.variant).is_some()));
     }
 
     fn each<T>(&self, start: impl Fn(&Bed) -> Result<T>) -> Result<Vec<T>> {
