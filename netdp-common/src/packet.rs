@@ -4,7 +4,7 @@
 //! ICMP errors (whose inner packet [`parse_inner`] reads) are told apart.
 
 use crate::addr::{Addr, Family};
-use crate::tuple::{Tuple, proto};
+use crate::tuple::{Tuple, proto, quick_hash};
 use crate::verdict::DropReason;
 
 /// EtherType of IPv4.
@@ -167,6 +167,31 @@ pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Opt
         }
         _ => None,
     }
+}
+
+/// The hash by which queues are chosen for a packet between these addresses, if it
+/// is whole and TCP or UDP right after a header without options: that of its
+/// [`Tuple`]. `None` for all others.
+#[inline(always)]
+pub fn queue_hash<B: Bytes + ?Sized>(
+    bytes: &B,
+    ethertype: u16,
+    l3_offset: u32,
+    src: &Addr,
+    dst: &Addr,
+) -> Option<u32> {
+    let at = l3_offset as usize;
+    let [w0, w1, w2] = bytes.words::<3>(at)?.map(u32::from_be);
+    let (protocol, header) = match ethertype {
+        ETH_P_IP if w0 >> 24 == 0x45 && w1 & 0x3fff == 0 => (w2 >> 16 & 0xff, 20),
+        ETH_P_IPV6 if w0 >> 28 == 6 => (w1 >> 8 & 0xff, 40),
+        _ => return None,
+    };
+    if !matches!(protocol, proto::TCP | proto::UDP) {
+        return None;
+    }
+    let [ids] = bytes.words::<1>(at + header)?;
+    Some(quick_hash(src, dst, u32::from_be(ids)))
 }
 
 /// Parses what most packets are, as [`parse`] does, in fewer steps: TCP or UDP

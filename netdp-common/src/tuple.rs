@@ -94,16 +94,12 @@ impl Tuple {
         mix(hash, src[3] ^ dst[2].rotate_left(16))
     }
 
-    /// A hash of addresses and ports in fewer steps, for a choice of queues: the
-    /// upper bits are the good ones.
+    /// [`quick_hash`] of this tuple.
     #[inline(always)]
     #[must_use]
     pub const fn quick_hash(&self) -> u32 {
-        let (a, b) = (self.src.words(), self.dst.words());
-        let src = a[3] ^ a[2] ^ a[1];
-        let dst = b[3] ^ b[2] ^ b[1];
         let ids = (self.src_id as u32) << 16 | self.dst_id as u32;
-        mix(mix(src, dst), ids)
+        quick_hash(&self.src, &self.dst, ids)
     }
 
     /// Whether `proto` is ICMP of either family.
@@ -112,6 +108,18 @@ impl Tuple {
     pub const fn is_icmp(&self) -> bool {
         self.proto == proto::ICMP || self.proto == proto::ICMPV6
     }
+}
+
+/// A hash of addresses and ports in fewer steps than [`Tuple::hash`], for a choice
+/// of queues: the upper bits are the good ones. `ids`: the source's in the upper
+/// half, the destination's in the lower.
+#[inline(always)]
+#[must_use]
+pub const fn quick_hash(src: &Addr, dst: &Addr, ids: u32) -> u32 {
+    let (a, b) = (src.words(), dst.words());
+    let src = a[3] ^ a[2] ^ a[1];
+    let dst = b[3] ^ b[2] ^ b[1];
+    mix(mix(src, dst), ids)
 }
 
 /// One round of a multiplicative hash; the constant is 2^32 over the golden

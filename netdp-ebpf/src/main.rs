@@ -68,6 +68,9 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     if let Some((src, dst)) = skb::peek(ctx, l2_len)
         && nat::passes(&world, &src, &dst, leaving)
     {
+        if leaving {
+            skb::set_plain_hash(ctx, l2_len, &src, &dst);
+        }
         return NEXT;
     }
     let Some(work) = maps::work() else {
@@ -84,7 +87,14 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         Parsed::Malformed => Verdict::Pass,
     };
     let failed = match verdict {
-        Verdict::Pass => None,
+        Verdict::Pass => {
+            // As above: a flow is to stay in its queue, whether its addresses are
+            // known or not.
+            if leaving {
+                skb::set_plain_hash(ctx, l2_len, &work.pkt.tuple.src, &work.pkt.tuple.dst);
+            }
+            None
+        }
         Verdict::Hold => return SHOT,
         Verdict::Rewrite => {
             skb::set_hash(ctx, &work.pkt);

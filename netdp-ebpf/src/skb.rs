@@ -282,11 +282,29 @@ fn end(pkt: &Packet, leaving: bool) -> (&Addr, u16) {
 /// theirs, which is the same for all of a datagram.
 #[inline(always)]
 pub fn set_hash(ctx: &TcContext, pkt: &Packet) {
+    if pkt.is_fragment == 0 {
+        hash_by(ctx, || Some(pkt.tuple.quick_hash()));
+    }
+}
+
+/// The same for a packet between these addresses that stays as it is, where that is
+/// told from its first words alone.
+#[inline(always)]
+pub fn set_plain_hash(ctx: &TcContext, l2_len: u32, src: &Addr, dst: &Addr) {
+    hash_by(ctx, || {
+        packet::queue_hash(&Linear(ctx), ethertype(ctx), l2_len, src, dst)
+    });
+}
+
+#[inline(always)]
+fn hash_by(ctx: &TcContext, hash: impl FnOnce() -> Option<u32>) {
     // SAFETY: a TC program's context is readable for the program's run; the
     // helper takes it and a number.
     unsafe {
-        if (*ctx.skb.skb).hash == 0 && pkt.is_fragment == 0 {
-            bpf_set_hash(ctx.skb.skb, pkt.tuple.quick_hash());
+        if (*ctx.skb.skb).hash == 0
+            && let Some(hash) = hash()
+        {
+            bpf_set_hash(ctx.skb.skb, hash);
         }
     }
 }

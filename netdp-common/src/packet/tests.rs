@@ -3,7 +3,7 @@
 mod inner;
 mod kinds;
 
-use super::{Bytes, Inner, L4, Packet, Parsed, TcpSegment, parse, parse_inner};
+use super::{Bytes, Inner, L4, Packet, Parsed, TcpSegment, parse, parse_inner, queue_hash};
 use crate::addr::Family;
 use crate::fake::addr;
 use crate::fake::build::{ACK, Build, Kind, SYN};
@@ -54,6 +54,27 @@ fn translatable() -> Vec<Build> {
     options.options = vec![1; 40];
     all.push(options);
     all
+}
+
+#[test]
+fn a_queue_is_chosen_by_the_tuple_of_what_is_plain() {
+    let mut hashes = 0;
+    for packet in translatable() {
+        let pkt = ok(&packet);
+        let ends = (&pkt.tuple.src, &pkt.tuple.dst);
+        let hash = queue_hash(&packet.bytes()[..], packet.ethertype(), 0, ends.0, ends.1);
+        let plain = matches!(pkt.l4, L4::Tcp(_) | L4::Udp) && packet.options.is_empty();
+        assert_eq!(hash, plain.then(|| pkt.tuple.quick_hash()), "{packet:?}");
+        hashes += usize::from(hash.is_some());
+    }
+    assert!(hashes >= 4, "both protocols of both families");
+    let mut fragment = Build::udp("172.16.0.2:4000", "198.51.100.7:443").bytes();
+    fragment[6] = 0x20;
+    let tuple = parsed(&fragment, V4).1.tuple;
+    assert_eq!(
+        queue_hash(&fragment[..], V4, 0, &tuple.src, &tuple.dst),
+        None
+    );
 }
 
 #[test]
