@@ -61,8 +61,14 @@ struct Netdp {
 }
 
 impl Bed {
-    /// Makes the bed and puts a policy of `cidrs` CIDRs in force.
-    pub fn new(variant: &'static Variant, binary: &Path, cidrs: u32) -> Result<Self> {
+    /// Makes the bed and puts a policy of `cidrs` CIDRs in force. netdp's tables hold
+    /// `max_flows`.
+    pub fn new(
+        variant: &'static Variant,
+        binary: &Path,
+        cidrs: u32,
+        max_flows: u32,
+    ) -> Result<Self> {
         let (client, node, server) = wires()?;
         if variant.conntrack {
             feed(&node, &["nft", "-f", "-"], policy::TRACK)?;
@@ -85,7 +91,7 @@ impl Bed {
                     Kind::NetdpIptables => "iptables",
                     _ => "ebpf",
                 });
-            let agent = Agent::start(&bed.node, options.clone())?;
+            let agent = Agent::start(&bed.node, sized(&options, max_flows))?;
             bed.netdp = Some(Netdp {
                 agent,
                 options,
@@ -111,11 +117,7 @@ impl Bed {
             config,
         } = old;
         drop(agent);
-        let larger = options
-            .clone()
-            .arg("--max-flows")
-            .arg(max_flows.to_string());
-        let agent = Agent::start(&self.node, larger)?;
+        let agent = Agent::start(&self.node, sized(&options, max_flows))?;
         self.netdp = Some(Netdp {
             agent,
             options,
@@ -272,6 +274,11 @@ impl Bed {
         }
         Ok(())
     }
+}
+
+fn sized(options: &AgentOptions, max_flows: u32) -> AgentOptions {
+    let options = options.clone();
+    options.arg("--max-flows").arg(max_flows.to_string())
 }
 
 /// Waits until a process has nothing to do: what came of the edit before is no

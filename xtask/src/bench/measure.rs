@@ -138,11 +138,11 @@ impl Lab {
         })
     }
 
-    /// The TC programs' own time.
-    pub fn cost(&mut self, load: Load) -> Result<()> {
+    /// The TC programs' own time. `tables`: what they are, for the name.
+    pub fn cost(&mut self, load: Load, tables: &str) -> Result<()> {
         self.warm_up(load, &[0])?;
         let about = About {
-            what: format!("the program's own time, {load}"),
+            what: format!("the program's own time, {load}{tables}"),
             unit: "ns/packet",
             curve: None,
             higher_is_better: false,

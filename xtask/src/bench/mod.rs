@@ -50,6 +50,9 @@ pub struct Options {
     /// What depends on the number of CIDRs is measured with these numbers.
     #[arg(long, value_delimiter = ',')]
     cidrs: Vec<u32>,
+    /// For how many flows netdp's tables have room, unless more are measured.
+    #[arg(long, value_name = "N", default_value_t = 262_144)]
+    max_flows: u32,
     /// How many times each bed has its turn.
     #[arg(long)]
     rounds: Option<usize>,
@@ -93,7 +96,7 @@ pub fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     let plan = plan::Plan::new(options);
     let mut lab = Lab {
-        beds: beds(&plan.variants, &built.netdp, options.before.as_deref())?,
+        beds: beds(&plan.variants, &built.netdp, options)?,
         generator: Generator::load(&built.generator)?,
         rounds: plan.rounds,
         slice: plan.slice,
@@ -126,17 +129,19 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn beds(variants: &[&'static Variant], netdp: &Path, before: Option<&Path>) -> Result<Vec<Bed>> {
+fn beds(variants: &[&'static Variant], netdp: &Path, options: &Options) -> Result<Vec<Bed>> {
     shell::say(&format!("making {} beds", variants.len()));
     variants
         .iter()
         .map(|variant| {
             let netdp = if variant.name == variant::BEFORE {
+                let before = options.before.as_deref();
                 before.context("--before names no program")?
             } else {
                 netdp
             };
-            Bed::new(variant, netdp, FEW).with_context(|| format!("the bed of {}", variant.name))
+            Bed::new(variant, netdp, FEW, options.max_flows)
+                .with_context(|| format!("the bed of {}", variant.name))
         })
         .collect()
 }

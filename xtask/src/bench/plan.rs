@@ -10,14 +10,16 @@ use anyhow::Result;
 use std::fmt;
 use std::time::Duration;
 
-/// What `netdp run --max-flows` is by default.
-const DEFAULT_MAX_FLOWS: u32 = 262_144;
-
 /// Up to so many flows in each bed fit into the buckets of one node.
 const SHARED_WELL: u32 = 4096;
 
 /// A million, and the largest number of flows that is measured.
 const MANY_FLOWS: u32 = 1 << 20;
+
+/// After very many flows have come and gone. In fresh tables mappings lie in the
+/// order in which they are asked for here, and CPUs fetch ahead what lies in order;
+/// on a node they lie anywhere among all that there were at once.
+const USED: &str = ", in used tables";
 
 /// One run of `cargo xtask bench`.
 pub struct Plan {
@@ -25,6 +27,8 @@ pub struct Plan {
     pub rounds: usize,
     pub slice: Duration,
     only: Vec<Measure>,
+    /// Room for flows in netdp's tables, unless more are measured.
+    max_flows: u32,
     flows: &'static [u32],
     cidrs: Vec<u32>,
 }
@@ -37,6 +41,7 @@ impl Plan {
             rounds: options.rounds.unwrap_or(if quick { 3 } else { 7 }),
             slice: Duration::from_secs(if quick { 1 } else { 2 }),
             only: options.only.clone(),
+            max_flows: options.max_flows,
             flows: if quick {
                 &[1, 4096]
             } else {
@@ -65,15 +70,20 @@ impl Plan {
             self.packets(lab)?;
         }
         if self.wants(Measure::Cpus) {
+            lab.resize(self.max_flows)?;
             let _sinks = lab.sinks()?;
             for load in [OUT_MANY, BYPASSED] {
                 lab.packets(load, None, &[0, 1])?;
             }
         }
         if self.wants(Measure::Cost) {
+            lab.resize(self.max_flows)?;
             let _sinks = lab.sinks()?;
             for load in [OUT_ONE, BACK_ONE, OUT_MANY, BACK_MANY, BYPASSED, NEW] {
-                lab.cost(load)?;
+                lab.cost(load, "")?;
+            }
+            for load in [OUT_MANY, BACK_MANY] {
+                lab.cost(load, USED)?;
             }
         }
         forget(lab)?;
@@ -94,7 +104,7 @@ impl Plan {
         let _sinks = lab.sinks()?;
         for &flows in self.flows {
             lab.tracking.spread(flows > SHARED_WELL)?;
-            if flows > DEFAULT_MAX_FLOWS {
+            if flows > self.max_flows {
                 lab.resize(flows)?;
             }
             let load = Load {
@@ -104,8 +114,8 @@ impl Plan {
             let curve = ("packets/s by live flows".to_owned(), f64::from(flows));
             lab.packets(load, Some(curve), &[0])?;
         }
-        if self.flows.iter().any(|flows| *flows > DEFAULT_MAX_FLOWS) {
-            lab.resize(DEFAULT_MAX_FLOWS)?;
+        if self.flows.iter().any(|flows| *flows > self.max_flows) {
+            lab.resize(self.max_flows)?;
         }
         forget(lab)?;
         lab.tracking.spread(false)?;
@@ -113,10 +123,8 @@ impl Plan {
             lab.packets(load, None, &[0])?;
         }
         forget(lab)?;
-        // In fresh tables mappings lie in the order in which they are asked for here,
-        // and CPUs fetch ahead what lies in order. On a node they lie anywhere.
         lab.packets(NEW, None, &[0])?;
-        let what = format!("packets, {OUT_MANY}, in used tables");
+        let what = format!("packets, {OUT_MANY}{USED}");
         lab.packets_as(what, OUT_MANY, None, &[0])?;
         forget(lab)
     }
@@ -139,7 +147,7 @@ impl Plan {
             let curve = |name: &str| Some((format!("{name} by CIDRs"), f64::from(cidrs)));
             if self.wants(Measure::Packets) {
                 // Tables that nothing has been in yet, for each number the same.
-                lab.resize(DEFAULT_MAX_FLOWS)?;
+                lab.resize(self.max_flows)?;
                 let _sinks = lab.sinks()?;
                 for load in [OUT_MANY, NEW] {
                     lab.packets(load, curve(&format!("packets/s, {load},")), &[0])?;
