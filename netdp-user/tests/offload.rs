@@ -7,6 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{any, ping, tcp_stream};
 use common::wire::Capture;
 use common::{ANSWER, SOON, World, number, same_family};
+use netdp_common::abi::SETTING_NONE_STICKY;
+use netdp_user::datapath::Maps;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -234,11 +236,17 @@ fn with_offloads_at_the_ends_only() -> Result<()> {
 #[test]
 fn what_leaves_has_a_hash() -> Result<()> {
     let world = World::start()?;
+    wait_for(SOON, "bypassed packets to pass without a look", || {
+        let settings = Maps::open(&world.agent.bpffs()).and_then(|maps| maps.settings());
+        settings.is_ok_and(|settings| settings.flags & SETTING_NONE_STICKY != 0)
+    })?;
     let all = Capture::leaving(&world.bed.node, false)?;
     let hashed = Capture::leaving(&world.bed.node, true)?;
-    let left = |capture: &Capture, from: IpAddr, to: IpAddr| -> Result<bool> {
-        let mut packets = capture.packets()?.into_iter();
-        Ok(packets.any(|packet| packet.source == from && packet.destination == to))
+    let left = |capture: &Capture, from: IpAddr, to: IpAddr| -> Result<usize> {
+        let packets = capture.packets()?.into_iter();
+        Ok(packets
+            .filter(|packet| packet.source == from && packet.destination == to)
+            .count())
     };
     let pod = world.pod(0);
     // IPv6 has one from its flow label.
@@ -250,17 +258,26 @@ fn what_leaves_has_a_hash() -> Result<()> {
             pod.v4()?.into()
         };
         let socket = pod.open(|| UdpSocket::bind(any(SocketAddr::new(to, 0))))?;
-        wait_for(SOON, "a packet to leave", || {
-            let sent = socket.send_to(b"?", SocketAddr::new(to, 9));
-            sent.is_ok() && left(&all, from, to).is_ok_and(|left| left)
-        })?;
-        assert!(left(&hashed, from, to)?, "to {to}");
+        // The second one's addresses are known.
+        for packet in ["first", "second"] {
+            socket.send_to(b"?", SocketAddr::new(to, 9))?;
+            wait_for(SOON, "a packet to leave", || {
+                left(&all, from, to).is_ok_and(|left| left == 1)
+            })?;
+            assert_eq!(left(&hashed, from, to)?, 1, "the {packet} to {to}");
+        }
     }
-    // An echo request that is not translated is left to the kernel.
-    let (pod, to) = (world.pod(1), IpAddr::from(world.near.v4()?));
+    // Fragments keep what they have: nothing.
+    let to = IpAddr::from(world.near.v4()?);
+    let pod = world.pod(1);
     let from = pod.v4()?.into();
-    ping(pod, to)?;
-    assert!(left(&all, from, to)?);
-    assert!(!left(&hashed, from, to)?, "everything has a hash");
+    let socket = pod.open(|| UdpSocket::bind(any(SocketAddr::new(to, 0))))?;
+    socket.send_to(&[0; 2000], SocketAddr::new(to, 9))?;
+    let mut fragments = 0;
+    wait_for(SOON, "two fragments to leave", || {
+        fragments += left(&all, from, to).unwrap_or_default();
+        fragments == 2
+    })?;
+    assert_eq!(left(&hashed, from, to)?, 0, "everything has a hash");
     Ok(())
 }

@@ -56,25 +56,66 @@ fn translatable() -> Vec<Build> {
     all
 }
 
+/// The hash of a packet behind an Ethernet header.
+fn hash_of(bytes: &[u8], ethertype: u16, tuple: &Tuple) -> Option<u32> {
+    let frame = [&[0xff; 14], bytes].concat();
+    queue_hash(&frame[..], ethertype, 14, &tuple.src, &tuple.dst)
+}
+
 #[test]
 fn a_queue_is_chosen_by_the_tuple_of_what_is_plain() {
-    let mut hashes = 0;
+    const TAG: u16 = 0x8100;
+    let mut hashed = Vec::new();
     for packet in translatable() {
-        let pkt = ok(&packet);
-        let ends = (&pkt.tuple.src, &pkt.tuple.dst);
-        let hash = queue_hash(&packet.bytes()[..], packet.ethertype(), 0, ends.0, ends.1);
+        let (pkt, bytes) = (ok(&packet), packet.bytes());
+        let hash = hash_of(&bytes, packet.ethertype(), &pkt.tuple);
         let plain = matches!(pkt.l4, L4::Tcp(_) | L4::Udp) && packet.options.is_empty();
         assert_eq!(hash, plain.then(|| pkt.tuple.quick_hash()), "{packet:?}");
-        hashes += usize::from(hash.is_some());
+        if plain {
+            assert_eq!(hash_of(&bytes, TAG, &pkt.tuple), None, "a tag in band");
+            hashed.push((pkt.family, pkt.tuple.proto));
+        }
     }
-    assert!(hashes >= 4, "both protocols of both families");
-    let mut fragment = Build::udp("172.16.0.2:4000", "198.51.100.7:443").bytes();
-    fragment[6] = 0x20;
-    let tuple = parsed(&fragment, V4).1.tuple;
-    assert_eq!(
-        queue_hash(&fragment[..], V4, 0, &tuple.src, &tuple.dst),
-        None
-    );
+    for family in [Family::V4, Family::V6] {
+        for protocol in [proto::TCP, proto::UDP] {
+            assert!(
+                hashed.contains(&(family, protocol)),
+                "{family:?} {protocol}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_plain_gets_no_hash() {
+    let v4 = Build::udp("172.16.0.2:4000", "198.51.100.7:443");
+    let v6 = Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443");
+    for (packet, ethertype, header, next) in [(&v4, V4, 20, 9), (&v6, V6, 40, 6)] {
+        let (tuple, bytes) = (ok(packet).tuple, packet.bytes());
+        assert!(hash_of(&bytes, ethertype, &tuple).is_some());
+        assert_eq!(
+            hash_of(&bytes[..header + 3], ethertype, &tuple),
+            None,
+            "cut off"
+        );
+        assert_eq!(
+            hash_of(&bytes, V4 ^ V6 ^ ethertype, &tuple),
+            None,
+            "another version"
+        );
+        // UDP-Lite, DCCP, a fragment header.
+        for other in [136, 33, 44] {
+            let mut bytes = bytes.clone();
+            bytes[next] = other;
+            assert_eq!(hash_of(&bytes, ethertype, &tuple), None, "protocol {other}");
+        }
+    }
+    let tuple = ok(&v4).tuple;
+    for (at, value, what) in [(6, 0x20, "first"), (7, 0x01, "later")] {
+        let mut bytes = v4.bytes();
+        bytes[at] = value;
+        assert_eq!(hash_of(&bytes, V4, &tuple), None, "{what} fragment");
+    }
 }
 
 #[test]
