@@ -335,7 +335,7 @@ fn answer_all(far: &Host, port: u16) -> Result<()> {
 }
 
 /// More connections end than the tables have places, faster than the sweep comes:
-/// that takes a machine that makes some 3,000 a second. For a slower one the sweep
+/// that takes a machine that makes some 2,000 a second. For a slower one the sweep
 /// every few seconds is enough.
 #[test]
 fn connections_that_have_ended_make_room_in_time() -> Result<()> {

@@ -86,7 +86,7 @@ impl Sweeping {
                         full_at: sweeper.full_at().filter(|_| swept.is_ok()),
                         swept,
                         live: sweeper.live(),
-                        rest: sweeper.rest().unwrap_or(SWEEP_INTERVAL),
+                        rest: sweeper.rest(),
                     };
                     if answers.send(done).is_err() {
                         return;

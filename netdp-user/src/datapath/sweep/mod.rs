@@ -16,14 +16,14 @@ use netdp_common::conntrack::{TICK_SHIFT, Timeouts, ticks};
 use netdp_common::tuple::Tuple;
 use pass::Pass;
 use replies::Replies;
-use schedule::Schedule;
+use schedule::{Rest, Schedule};
 use serde::Serialize;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use sticky::Sticky;
 
 /// What a sweep found and did.
@@ -136,6 +136,7 @@ pub struct Sweeper {
     /// How many mappings there is room for.
     capacity: usize,
     schedule: Schedule,
+    rest: Rest,
 }
 
 impl Sweeper {
@@ -149,6 +150,7 @@ impl Sweeper {
             capacity: maps.capacity()?,
             maps,
             schedule: Schedule::default(),
+            rest: Rest::new(Instant::now()),
         })
     }
 
@@ -160,12 +162,8 @@ impl Sweeper {
     }
 
     /// How long until another full sweep may come to make room.
-    ///
-    /// # Errors
-    /// The clock can't be read.
-    pub fn rest(&self) -> Result<Duration> {
-        let ticks = self.schedule.rest(now(&self.maps)?);
-        Ok(Duration::from_nanos(ticks << TICK_SHIFT))
+    pub fn rest(&self) -> Duration {
+        self.rest.left(Instant::now())
     }
 
     /// How many mappings are nearly too many.
@@ -192,7 +190,7 @@ impl Sweeper {
     pub fn some(&mut self, rules: &SweepRules) -> Result<Swept> {
         let now = now(&self.maps)?;
         let next = self.schedule.next(now, rules.timeouts.shortest());
-        if next.full || (self.schedule.rest(now) == 0 && self.crowded()?) {
+        if next.full || (self.rest().is_zero() && self.crowded()?) {
             let swept = self.all(rules);
             if !matches!(&swept, Ok(swept) if !swept.stopped) {
                 self.schedule.again(now, at_once(&next.due));
@@ -294,6 +292,10 @@ impl Sweeper {
     /// # Errors
     /// A map could not be read or changed.
     pub fn recent(&mut self, rules: &SweepRules) -> Result<Swept> {
+        self.resting(|sweeper, _| sweeper.look_for_recent(rules))
+    }
+
+    fn look_for_recent(&mut self, rules: &SweepRules) -> Result<Swept> {
         let created = self.maps.counters()?.mappings_created;
         let now = now(&self.maps)?;
         let mut pass = Pass::new(now, rules, self.schedule.remaining(now));
@@ -315,7 +317,21 @@ impl Sweeper {
     /// # Errors
     /// A map could not be read or changed.
     pub fn all(&mut self, rules: &SweepRules) -> Result<Swept> {
-        let start = cpu_time()?;
+        self.resting(|sweeper, start| sweeper.go_through(rules, start))
+    }
+
+    /// Does what is told the thread's CPU time so far, and rests for it.
+    fn resting(
+        &mut self,
+        work: impl FnOnce(&mut Self, Duration) -> Result<Swept>,
+    ) -> Result<Swept> {
+        let (begun, start) = (Instant::now(), cpu_time()?);
+        let swept = work(self, start);
+        self.rest.worked(begun, cpu_time()?.saturating_sub(start));
+        swept
+    }
+
+    fn go_through(&mut self, rules: &SweepRules, start: Duration) -> Result<Swept> {
         let mut created = self.maps.counters()?.mappings_created;
         let limit = self.limit();
         let interval = self.interval(rules);

@@ -10,9 +10,9 @@
 //! through the original halves alone, once in the shortest of all timeouts:
 //! none can have ended sooner.
 
-use netdp_common::conntrack::{TICK_SHIFT, age, ticks};
+use netdp_common::conntrack::{age, ticks};
 use netdp_common::tuple::Tuple;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Seconds between full sweeps of small tables.
 const SHORTEST: u64 = 5;
@@ -25,6 +25,30 @@ const SHARE: u32 = 100;
 
 /// And where room is short, one in this many, however full the tables are.
 const SHARE_FOR_ROOM: u32 = 4;
+
+/// The pause before a sweep that is to make room, by what was swept before, to the
+/// end or not.
+#[derive(Debug)]
+pub struct Rest {
+    until: Instant,
+}
+
+impl Rest {
+    /// None so far.
+    pub fn new(now: Instant) -> Self {
+        Self { until: now }
+    }
+
+    /// Takes note of what began at `begun` and took `cost` of CPU time.
+    pub fn worked(&mut self, begun: Instant, cost: Duration) {
+        self.until = self.until.max(begun + cost * SHARE_FOR_ROOM);
+    }
+
+    /// How long it still lasts.
+    pub fn left(&self, now: Instant) -> Duration {
+        self.until.saturating_duration_since(now)
+    }
+}
 
 /// What is to be done at a moment.
 #[derive(Debug, PartialEq, Eq)]
@@ -96,16 +120,6 @@ impl Schedule {
         // A timer that is a little early is on time.
         self.last
             .is_none_or(|(last, interval)| age(now, last) + 1 >= interval)
-    }
-
-    /// Ticks until a full sweep may come to make room, counted from the last one's
-    /// begin by what that cost.
-    pub fn rest(&self, now: u32) -> u64 {
-        let after = (self.cost * SHARE_FOR_ROOM).as_nanos() >> TICK_SHIFT;
-        self.last.map_or(0, |(last, _)| {
-            let after = u64::try_from(after).unwrap_or(u64::MAX);
-            after.saturating_sub(age(now, last).into())
-        })
     }
 
     /// Ticks until the next full sweep.
@@ -209,11 +223,11 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use super::{Next, Schedule, TICK_SHIFT};
+    use super::{Next, Rest, Schedule};
     use netdp_common::addr::Addr;
     use netdp_common::conntrack::ticks;
     use netdp_common::tuple::Tuple;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     fn tuple(id: u16) -> Tuple {
         let addr = Addr::from_v4([10, 0, 0, 1]);
@@ -232,17 +246,15 @@ mod tests {
 
     #[test]
     fn a_sweep_rests_as_it_has_cost() {
-        let mut schedule = Schedule::default();
-        assert_eq!(schedule.rest(7), 0, "none was before");
-        let begun = u32::MAX - 10;
-        let cost = Duration::from_nanos(100 << TICK_SHIFT);
-        schedule.swept(begun, cost, 240, Vec::new());
-        assert_eq!(schedule.rest(begun.wrapping_add(100)), 300, "as it ends");
-        assert_eq!(schedule.rest(begun.wrapping_add(399)), 1);
-        assert_eq!(schedule.rest(begun.wrapping_add(500)), 0);
-        let cheap = Duration::from_nanos((1 << TICK_SHIFT) / 5);
-        schedule.swept(begun, cheap, 30, Vec::new());
-        assert_eq!(schedule.rest(begun), 0, "cheap ones need none");
+        let ms = Duration::from_millis;
+        let begun = Instant::now();
+        let mut rest = Rest::new(begun);
+        assert_eq!(rest.left(begun), ms(0), "nothing was before");
+        rest.worked(begun, ms(10));
+        assert_eq!(rest.left(begun + ms(10)), ms(30), "as it ends");
+        rest.worked(begun + ms(10), ms(1));
+        assert_eq!(rest.left(begun + ms(39)), ms(1), "the longer one counts");
+        assert_eq!(rest.left(begun + ms(50)), ms(0));
     }
 
     fn due(tuples: &[Tuple]) -> Next {
