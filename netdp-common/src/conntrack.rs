@@ -237,14 +237,19 @@ impl Timeouts {
     }
 }
 
-/// Whether `timeout` seconds have passed since the later of the two moments.
-/// A moment after `now` (another CPU was a tick ahead) counts as now.
+/// How many ticks are left until `timeout` seconds have passed since the later of the
+/// two moments; 0: they have.
 #[must_use]
-pub const fn expired(now: u32, original_seen: u32, reply_seen: u32, timeout: u64) -> bool {
-    let idle = age(now, original_seen);
-    let other = age(now, reply_seen);
-    let idle = if other < idle { other } else { idle };
-    idle as u64 >= ticks(timeout)
+pub const fn left(now: u32, original_seen: u32, reply_seen: u32, timeout: u64) -> u64 {
+    ticks(timeout).saturating_sub(idle(now, original_seen, reply_seen) as u64)
+}
+
+/// Ticks since the later of the two moments. A moment after `now` (another CPU was a
+/// tick ahead) counts as now.
+#[must_use]
+pub const fn idle(now: u32, original_seen: u32, reply_seen: u32) -> u32 {
+    let (original, reply) = (age(now, original_seen), age(now, reply_seen));
+    if reply < original { reply } else { original }
 }
 
 /// Ticks from `then` to `now`; 0 if `then` lies ahead.
@@ -257,8 +262,8 @@ pub const fn age(now: u32, then: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{
-        ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts, age,
-        expired, observe, tcp_state, ticks,
+        ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts, age, left,
+        observe, tcp_state, ticks,
     };
     use crate::packet::TcpSegment;
     use crate::tuple::proto;
@@ -334,6 +339,7 @@ mod tests {
 
     #[test]
     fn expiry_is_exact_and_survives_the_wrap() {
+        let expired = |now, original, reply, timeout| left(now, original, reply, timeout) == 0;
         let limit = u32::try_from(ticks(60)).unwrap();
         for base in [0, 1_000, u32::MAX - 10, u32::MAX] {
             let at = base.wrapping_add(limit);
@@ -348,6 +354,7 @@ mod tests {
                 60
             ));
         }
+        assert_eq!(left(limit - 7, 0, 0, 60), 7);
         assert_eq!(age(5, 7), 0);
     }
 }

@@ -1,7 +1,7 @@
 //! Which mappings make room for new ones where the tables are nearly full.
 
 use crate::abi::Mapping;
-use crate::conntrack::{TcpState, age, tcp_state, ticks};
+use crate::conntrack::{TcpState, tcp_state, ticks};
 use crate::tuple::{Tuple, proto};
 
 /// Which live mappings make room, the first ones first.
@@ -45,12 +45,6 @@ pub fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping, idle: u32) -> O
     } else {
         None
     }
-}
-
-/// Ticks for which no packet has come in either direction.
-#[must_use]
-pub fn idle(now: u32, original: &Mapping, reply: &Mapping) -> u32 {
-    age(now, original.last_seen).min(age(now, reply.last_seen))
 }
 
 #[cfg(test)]

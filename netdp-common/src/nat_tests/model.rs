@@ -1,7 +1,7 @@
 //! The model's random walks over the fake.
 
 use crate::abi::{Action, MAPPING_HOST, PortRange, SETTING_PORTS};
-use crate::conntrack::{Timeouts, expired};
+use crate::conntrack::{Timeouts, left};
 use crate::fake::build::Build;
 use crate::fake::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
 use crate::fake::{Fake, Seen};
@@ -74,14 +74,14 @@ impl Subject for Host {
             let reply = self.fake.rev_snat.get(&wire).expect("a reply half");
             let (seen, replied) = (reply.tcp_seen, reply.packets > 0);
             let timeout = timeouts.of(tuple.proto, half.tcp_seen, seen, replied);
-            if expired(now, half.last_seen, reply.last_seen, timeout) {
+            if left(now, half.last_seen, reply.last_seen, timeout) == 0 {
                 self.fake.snat.remove(&tuple);
                 self.fake.rev_snat.remove(&wire);
             }
         }
         for (wire, half) in self.fake.rev_snat.all() {
             let seen = half.last_seen;
-            if half.flags & MAPPING_HOST != 0 && expired(now, seen, seen, 300) {
+            if half.flags & MAPPING_HOST != 0 && left(now, seen, seen, 300) == 0 {
                 self.fake.rev_snat.remove(&wire);
             }
         }

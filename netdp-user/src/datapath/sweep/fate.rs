@@ -3,7 +3,7 @@
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
 use netdp_common::abi::Mapping;
-use netdp_common::conntrack::{Timeouts, age, ticks};
+use netdp_common::conntrack::{self, Timeouts};
 use netdp_common::tuple::Tuple;
 
 /// One mapping: whether and why it ends.
@@ -29,8 +29,7 @@ pub fn left(
         None => (0, false, original.last_seen),
     };
     let timeout = timeouts.of(tuple.proto, original.tcp_seen, seen, replied);
-    let idle = age(now, original.last_seen).min(age(now, reply_seen));
-    ticks(timeout).saturating_sub(u64::from(idle))
+    conntrack::left(now, original.last_seen, reply_seen, timeout)
 }
 
 /// Makes a missing reply half again; false if another mapping has the tuple.

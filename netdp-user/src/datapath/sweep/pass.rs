@@ -9,8 +9,8 @@ use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
-use netdp_common::conntrack::{age, ticks};
-use netdp_common::spare::{Spare, idle, spare};
+use netdp_common::conntrack::{age, idle, ticks};
+use netdp_common::spare::{Spare, spare};
 use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::AsFd as _;
@@ -166,7 +166,7 @@ impl<'a> Pass<'a> {
         if self.pressed
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
         {
-            let idle = idle(self.now, half, &reply);
+            let idle = idle(self.now, half.last_seen, reply.last_seen);
             if let Some(willing) = spare(tuple, half, &reply, idle) {
                 self.spare.push((willing, u32::MAX - idle, *tuple, wire));
             }
@@ -308,9 +308,11 @@ impl<'a> Pass<'a> {
             }
             for (willing, _, tuple, wire) in some {
                 let halves = (maps.snat.get(tuple, 0), maps.rev_snat.get(wire, 0));
-                if let (Ok(half), Ok(reply)) = halves
-                    && spare(tuple, &half, &reply, idle(self.now, &half, &reply)) == Some(*willing)
-                {
+                let (Ok(half), Ok(reply)) = halves else {
+                    continue;
+                };
+                let idle = idle(self.now, half.last_seen, reply.last_seen);
+                if spare(tuple, &half, &reply, idle) == Some(*willing) {
                     self.ended.push((*tuple, *wire));
                     self.swept.live -= 1;
                     self.swept.made_room += 1;
