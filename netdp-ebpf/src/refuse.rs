@@ -60,7 +60,7 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
             let sum = sum_of(ctx, pkt.l3_offset + 28, 20 + l4)?;
             // Type 3, code 1: host unreachable.
             let icmp = 0x0301_0000u32.to_be();
-            let check = !checksum::fold(checksum::add(sum, icmp));
+            let check = !checksum::fold(checksum::add(sum, icmp).into());
             let total = 28 + 20 + l4;
             let mut ip = [
                 (0x45c0_0000 | total).to_be(),
@@ -71,7 +71,7 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
             ];
             let mut header = 0;
             for word in ip {
-                header = checksum::add(header, word);
+                header += checksum::Sum::from(word);
             }
             ip[2] |= u32::from(!checksum::fold(header).to_be()).to_be();
             let headers = V4 {
@@ -100,7 +100,7 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
             }
             sum = checksum::add(sum, payload.to_be());
             sum = checksum::add(sum, proto::ICMPV6.to_be());
-            let check = !checksum::fold(sum);
+            let check = !checksum::fold(sum.into());
             let headers = V6 {
                 words: [
                     0x6000_0000u32.to_be(),

@@ -312,7 +312,7 @@ fn hash_by(ctx: &TcContext, hash: impl FnOnce() -> Option<u32>) {
 #[inline(always)]
 fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> {
     let (old_addr, old_id) = end(pkt, leaving);
-    let delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
+    let delta = checksum::narrow(checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family));
     let mut summed = false;
     if let Some(l4) = checksummed(pkt, leaving) {
         summed = true;
@@ -558,7 +558,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
         let covers_addr = inner.tuple.proto != proto::ICMP;
         let mut delta = id_delta;
         if covers_addr {
-            delta = checksum::add(delta, addr_delta);
+            delta += addr_delta;
         }
         let new = checksum::replace(old, delta);
         if !none && new != old {
@@ -585,7 +585,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
     )?;
     // In IPv4 the inner header's checksum makes up for its address.
     if pkt.family == Family::V6 {
-        ctx.l4_csum_replace(csum_at, 0, addr_delta.into(), 0)?;
+        ctx.l4_csum_replace(csum_at, 0, checksum::narrow(addr_delta).into(), 0)?;
     }
     if !outer {
         return Ok(());
@@ -597,7 +597,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
     };
     if pkt.family == Family::V6 {
         let delta = checksum::addr_diff(old_outer, &pkt.new.addr, Family::V6);
-        replace_pseudo(ctx, csum_at, Family::V6, delta, 0)?;
+        replace_pseudo(ctx, csum_at, Family::V6, checksum::narrow(delta), 0)?;
     }
     store_end(ctx, pkt, old_outer, leaving, true)
 }

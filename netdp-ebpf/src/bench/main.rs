@@ -75,8 +75,8 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     } else {
         (26, 36)
     };
-    let ip = !fold(add(stream.ip_sum, sum));
-    let udp = !fold(add(add(stream.udp_sum, sum), u32::from(client.to_be())));
+    let ip = !fold(add(stream.ip_sum, sum).into());
+    let udp = !fold(add(add(stream.udp_sum, sum), u32::from(client.to_be())).into());
     // SAFETY: the frame has FRAME bytes from `data` on, checked above.
     unsafe {
         (data as *mut [u32; FRAME / 4]).write(stream.frame);

@@ -86,14 +86,14 @@ fn octets(ip: IpAddr) -> [u8; 16] {
 }
 
 fn set(frame: &mut [u8], at: usize, of: impl Fn(&[u8]) -> u32) {
-    let checksum = !fold(of(frame));
+    let checksum = !fold(of(frame).into());
     frame[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
 }
 
 /// Whether all checksums are right: a sum over data with its checksum is all ones (RFC 1071).
 fn is_good(ip: &[u8], header: usize, from: IpAddr, to: IpAddr) -> bool {
-    (to.is_ipv6() || fold(sum(&ip[..header])) == u16::MAX)
-        && fold(icmp_sum(ip, header, from, to)) == u16::MAX
+    (to.is_ipv6() || fold(sum(&ip[..header]).into()) == u16::MAX)
+        && fold(icmp_sum(ip, header, from, to).into()) == u16::MAX
 }
 
 /// ICMPv6 covers a pseudo-header (RFC 8200 8.1), ICMP does not.
