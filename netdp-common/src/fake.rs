@@ -12,7 +12,7 @@ use crate::abi::{
 };
 use crate::addr::Addr;
 use crate::conntrack::ticks;
-use crate::nat::{self, Work, hairpin};
+use crate::nat::{self, Known, Work, hairpin};
 use crate::packet::{self, Endpoint, L4, Packet, Parsed};
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
@@ -193,11 +193,19 @@ impl Fake {
         {
             return Seen::Pass;
         }
+        let plain = packet::plain(&bytes[..], packet.ethertype(), 0);
+        if let Some(plain) = plain {
+            match nat::known(self, &plain.tuple(), &plain.l4, leaving) {
+                Known::Rewrite(slot) => return Seen::As(to_socket(&slot.addr(), slot.id())),
+                Known::Pass => return Seen::Pass,
+                Known::Nothing => {}
+            }
+        }
         let mut work = parsed(packet);
         let verdict = if leaving {
-            nat::egress(self, &mut work)
+            nat::egress(self, &mut work, plain.is_some())
         } else {
-            nat::ingress(self, &mut work)
+            nat::ingress(self, &mut work, plain.is_some())
         };
         match verdict {
             Verdict::Pass => Seen::Pass,
@@ -222,9 +230,10 @@ fn parsed(packet: &Build) -> Work {
     let bytes = packet.bytes();
     let parsed = packet::parse(&bytes[..], packet.ethertype(), 0, &mut work.pkt);
     assert_eq!(parsed, Parsed::Ip, "{packet:?}");
-    let mut plain = work.pkt;
-    if packet::parse_plain(&bytes[..], packet.ethertype(), 0, &mut plain) {
-        assert_eq!(plain, work.pkt, "{packet:?}");
+    if let Some(plain) = packet::plain(&bytes[..], packet.ethertype(), 0) {
+        let mut filled = work.pkt;
+        plain.fill(0, &mut filled);
+        assert_eq!(filled, work.pkt, "{packet:?}");
     }
     if work.pkt.l4 == L4::Error
         && packet::parse_inner(&bytes[..], &work.pkt, &mut work.inner).is_none()

@@ -18,8 +18,10 @@ use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
 use crate::packet::{Inner, L4, Packet};
 use crate::tables::Tables;
+use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
-use follow::{continue_egress, continue_ingress};
+pub use follow::{Known, rewrite};
+use follow::{apply, continue_egress, continue_ingress};
 use host::needs_mapping;
 use open::{Claim, open};
 
@@ -77,9 +79,39 @@ pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> b
     }
 }
 
-/// Decides about a packet that leaves by an uplink.
+/// What the mapping says, if there is one, of a [`crate::packet::Plain`] packet, or of
+/// any with an L4 header and a tuple of its own. It asks nothing that was asked when
+/// the mapping began.
 #[inline(always)]
-pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+pub fn known<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, leaving: bool) -> Known {
+    // An echo reply continues no mapping of those that leave, with identifier 0 its
+    // tuple would be that of a request; nor does a request one of what comes in.
+    let other_way = match l4 {
+        L4::QueryReply => leaving,
+        L4::Query => !leaving,
+        L4::Untranslatable(_) => true,
+        _ => false,
+    };
+    if other_way {
+        return Known::Nothing;
+    }
+    if leaving {
+        match tables.snat(tuple) {
+            Some(slot) => continue_egress(tables, tuple, l4, slot),
+            None => Known::Nothing,
+        }
+    } else {
+        match tables.rev_snat(tuple) {
+            Some(slot) => continue_ingress(tables, tuple, l4, slot),
+            None => Known::Nothing,
+        }
+    }
+}
+
+/// Decides about a packet that leaves by an uplink. `unknown`: [`known`] has found
+/// nothing.
+#[inline(always)]
+pub fn egress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict {
     if out_of_scope(tables, &work.pkt) {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
@@ -87,7 +119,7 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let verdict = match work.pkt.l4 {
         L4::Error => error::egress(tables, work),
         L4::LaterFragment => return fragment::later_egress(tables, work),
-        _ => egress_flow(tables, work),
+        _ => egress_flow(tables, work, unknown),
     };
     let verdict = match verdict {
         Verdict::Drop(reason) if reason.is_untranslatable() => no_leak(tables, work, reason),
@@ -100,35 +132,44 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 }
 
 #[inline(always)]
-fn egress_flow<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+fn egress_flow<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict {
     let pkt = &mut work.pkt;
-    // An echo reply continues no mapping of this direction; with identifier 0 its
-    // tuple would be that of a request.
-    if !matches!(pkt.l4, L4::QueryReply | L4::Untranslatable(_))
-        && let Some(slot) = tables.snat(&pkt.tuple)
-    {
-        return continue_egress(tables, pkt, slot);
+    if !unknown {
+        match known(tables, &pkt.tuple, &pkt.l4, true) {
+            Known::Nothing => {}
+            known => return apply(pkt, known),
+        }
     }
     let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
-    if tables.is_local(&pkt.tuple.src) {
-        return if needs_mapping(tables, work, bypass) {
-            open(tables, work, 0)
-        } else {
-            Verdict::Pass
-        };
-    }
-    if bypass {
-        tables.set_known_bypass(&pkt.tuple.src, &pkt.tuple.dst);
-        tables.count(|c| &mut c.egress_bypassed);
-        return Verdict::Pass;
-    }
-    egress_pod(tables, work)
+    let flags = if tables.is_local(&pkt.tuple.src) {
+        if !needs_mapping(tables, work, bypass) {
+            return Verdict::Pass;
+        }
+        0
+    } else {
+        if bypass {
+            tables.set_known_bypass(&pkt.tuple.src, &pkt.tuple.dst);
+            tables.count(|c| &mut c.egress_bypassed);
+            return Verdict::Pass;
+        }
+        let opening = opening(&pkt.l4);
+        if let Some(verdict) = egress_pod(tables, pkt) {
+            return verdict;
+        }
+        match opening {
+            Opening::Pickup => MAPPING_PICKUP,
+            _ => 0,
+        }
+    };
+    // From here and not from there, because frames that are open at one time may have
+    // 512 bytes together.
+    open(tables, work, flags)
 }
 
-/// A pod's packet to a masqueraded destination, not of a known mapping.
+/// A pod's packet to a masqueraded destination, not of a known mapping. `None` if it
+/// may begin one.
 #[inline(never)]
-fn egress_pod<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    let pkt = &mut work.pkt;
+fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
     let opening = opening(&pkt.l4);
     if matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_)) {
         // A pod's new SYN is never a reply, whatever stray packet came before
@@ -138,21 +179,19 @@ fn egress_pod<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         && tables.refresh_inbound(&pkt.tuple)
     {
         tables.count(|c| &mut c.egress_replies);
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
     if was_there_before(tables, pkt) {
         tables.count(|c| &mut c.egress_bypassed);
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
-    let flags = match opening {
-        Opening::New => 0,
-        Opening::Pickup => MAPPING_PICKUP,
-        Opening::Not(reason) => return Verdict::Drop(reason),
-    };
+    if let Opening::Not(reason) = opening {
+        return Some(Verdict::Drop(reason));
+    }
     if !choose_source(tables, pkt) {
-        return Verdict::Drop(DropReason::NoSourceAddress);
+        return Some(Verdict::Drop(DropReason::NoSourceAddress));
     }
-    open(tables, work, flags)
+    None
 }
 
 /// Whether the packet goes on with a connection that an earlier policy bypassed:
@@ -216,9 +255,9 @@ fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdic
     }
 }
 
-/// Decides about a packet that comes in by an uplink.
+/// Decides about a packet that comes in by an uplink. `unknown`: as in [`egress`].
 #[inline(always)]
-pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+pub fn ingress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict {
     if out_of_scope(tables, &work.pkt) || matches!(work.pkt.l4, L4::Untranslatable(_)) {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
@@ -226,7 +265,7 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let verdict = match work.pkt.l4 {
         L4::Error => error::ingress(tables, work),
         L4::LaterFragment => return fragment::later_ingress(tables, work),
-        _ => ingress_flow(tables, &mut work.pkt),
+        _ => ingress_flow(tables, &mut work.pkt, unknown),
     };
     if work.pkt.is_fragment != 0 {
         fragment::first_ingress(tables, work, verdict);
@@ -235,12 +274,12 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 }
 
 #[inline(always)]
-fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet) -> Verdict {
-    // Nor does an echo request continue one of this.
-    if !matches!(pkt.l4, L4::Query)
-        && let Some(slot) = tables.rev_snat(&pkt.tuple)
-    {
-        return continue_ingress(tables, pkt, slot);
+fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, unknown: bool) -> Verdict {
+    if !unknown {
+        match known(tables, &pkt.tuple, &pkt.l4, false) {
+            Known::Nothing => {}
+            known => return apply(pkt, known),
+        }
     }
     if !tables.is_local(&pkt.tuple.dst) {
         ingress_forwarded(tables, pkt);

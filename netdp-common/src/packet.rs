@@ -194,54 +194,94 @@ pub fn queue_hash<B: Bytes + ?Sized>(
     Some(quick_hash(src, dst, u32::from_be(ids)))
 }
 
-/// Parses what most packets are, as [`parse`] does, in fewer steps: TCP or UDP
-/// right after an IPv4 header without options, whole. `false` for all others.
+/// What most packets are: TCP or UDP right after an IPv4 header without options,
+/// whole. Small enough for registers: what is decided and written by it needs no look
+/// into a [`Packet`].
+#[derive(Clone, Copy, Debug)]
+pub struct Plain {
+    /// Addresses as they lie in memory.
+    src: u32,
+    dst: u32,
+    /// Ports in host byte order, the source's in the upper half.
+    ports: u32,
+    /// The segment, or that it is UDP.
+    pub l4: L4,
+}
+
+impl Plain {
+    /// Its source address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn src(&self) -> Addr {
+        Addr::from_v4_word(self.src)
+    }
+
+    /// Its destination address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn dst(&self) -> Addr {
+        Addr::from_v4_word(self.dst)
+    }
+
+    /// Its tuple.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tuple(&self) -> Tuple {
+        let proto = match self.l4 {
+            L4::Tcp(_) => proto::TCP,
+            _ => proto::UDP,
+        };
+        let mut tuple = Tuple::new(self.src(), self.dst(), 0, 0, proto);
+        set_ports(&mut tuple, self.ports);
+        tuple
+    }
+
+    /// Fills in all of `pkt` but what takes an end's place, as [`parse`] does.
+    #[inline(always)]
+    pub fn fill(&self, l3_offset: u32, pkt: &mut Packet) {
+        pkt.family = Family::V4;
+        pkt.tuple = self.tuple();
+        pkt.l4 = self.l4;
+        pkt.l3_offset = l3_offset;
+        pkt.l4_offset = l3_offset + 20;
+        pkt.is_fragment = 0;
+        pkt.fragment_id = 0;
+        pkt.new_ip_id = KEEP_IP_ID;
+    }
+}
+
+/// Reads a packet that is [`Plain`]; `None` for all others.
 #[inline(always)]
-pub fn parse_plain<B: Bytes + ?Sized>(
-    bytes: &B,
-    ethertype: u16,
-    l3_offset: u32,
-    pkt: &mut Packet,
-) -> bool {
+pub fn plain<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<Plain> {
     if ethertype != ETH_P_IP {
-        return false;
+        return None;
     }
     let at = l3_offset as usize;
-    let Some([w0, w1, w2, src, dst]) = bytes.words::<5>(at) else {
-        return false;
-    };
+    let [w0, w1, w2, src, dst] = bytes.words::<5>(at)?;
     let (w0, protocol) = (u32::from_be(w0), u32::from_be(w2) >> 16 & 0xff);
     let total = w0 & 0xffff;
     if w0 >> 24 != 0x45 || total != 0 && total < 20 || u32::from_be(w1) & 0x3fff != 0 {
-        return false;
+        return None;
     }
     let (ports, l4) = match protocol {
         proto::TCP => {
-            let Some(words) = bytes.words::<5>(at + 20) else {
-                return false;
-            };
-            let [ports, seq, ack, flags, _] = words.map(u32::from_be);
+            // The whole header, so that all a rewrite touches is there.
+            let [ports, seq, ack, flags, _] = bytes.words::<5>(at + 20)?.map(u32::from_be);
             let flags = (flags >> 16 & 0xff) as u8;
             (ports, L4::Tcp(TcpSegment { flags, seq, ack }))
         }
-        proto::UDP => match bytes.words::<2>(at + 20) {
-            Some([ports, _]) => (u32::from_be(ports), L4::Udp),
-            None => return false,
-        },
-        _ => return false,
+        proto::UDP => {
+            let [ports, _] = bytes.words::<2>(at + 20)?.map(u32::from_be);
+            (ports, L4::Udp)
+        }
+        _ => return None,
     };
-    pkt.family = Family::V4;
-    pkt.tuple.src = Addr::from_v4_word(src);
-    pkt.tuple.dst = Addr::from_v4_word(dst);
-    pkt.tuple.proto = protocol;
-    set_ports(&mut pkt.tuple, ports);
-    pkt.l4 = l4;
-    pkt.l3_offset = l3_offset;
-    pkt.l4_offset = l3_offset + 20;
-    pkt.is_fragment = 0;
-    pkt.fragment_id = 0;
-    pkt.new_ip_id = KEEP_IP_ID;
-    true
+    Some(Plain {
+        src,
+        dst,
+        ports,
+        l4,
+    })
 }
 
 /// Parses the packet at `l3_offset` bytes into `pkt`. `ethertype` is in host
@@ -412,7 +452,7 @@ fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet) -> Option<()> {
 }
 
 #[inline(always)]
-fn set_ports(tuple: &mut Tuple, ports: u32) {
+const fn set_ports(tuple: &mut Tuple, ports: u32) {
     tuple.src_id = (ports >> 16) as u16;
     tuple.dst_id = (ports & 0xffff) as u16;
 }

@@ -3,7 +3,7 @@
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping};
 use crate::addr::Addr;
 use crate::conntrack;
-use crate::packet::{L4, Packet};
+use crate::packet::L4;
 
 /// A live [`Mapping`]. Fields are read and written one by one and never through
 /// references: another CPU may change any of them meanwhile. Each field is at
@@ -92,17 +92,17 @@ impl Slot {
 
     /// Records a packet of this direction.
     #[inline(always)]
-    pub fn record(self, pkt: &Packet, now: u32) {
+    pub fn record(self, l4: &L4, now: u32) {
         // SAFETY: valid by the contract of `new`. The count may lose updates
         // that race; it is only ever shown.
         unsafe {
             let m = self.0;
             (*m).packets = (*m).packets.wrapping_add(1);
             let before = (*m).tcp_seen;
-            if (*m).last_seen != now && conntrack::refreshes(before, &pkt.l4) {
+            if (*m).last_seen != now && conntrack::refreshes(before, l4) {
                 (*m).last_seen = now;
             }
-            if let L4::Tcp(segment) = pkt.l4 {
+            if let L4::Tcp(segment) = *l4 {
                 let after = conntrack::observe(before, segment);
                 if after != before {
                     (*m).tcp_seen = after;

@@ -27,8 +27,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use maps::World;
 use netdp_common::abi::UPLINK_UNTAGGED;
-use netdp_common::nat::{self, Work, fragment};
-use netdp_common::packet::{L4, Parsed};
+use netdp_common::nat::{self, Known, Work, fragment};
+use netdp_common::packet::{L4, Parsed, Plain};
 use netdp_common::tables::Tables;
 use netdp_common::verdict::{DropReason, Verdict};
 
@@ -64,20 +64,42 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     if world.uplink().flags & UPLINK_UNTAGGED != 0 && skb::is_tagged(ctx) {
         return NEXT;
     }
-    let l2_len = if world.uplink().l2_len == 0 { 0 } else { 14 };
-    if let Some((src, dst)) = skb::peek(ctx, l2_len)
+    let l2_len = match world.uplink().l2_len {
+        0 => 0,
+        _ => skb::ETHERNET,
+    };
+    let plain = match l2_len {
+        0 => None,
+        _ => skb::plain(ctx),
+    };
+    let ends = match &plain {
+        Some(plain) => Some((plain.src(), plain.dst())),
+        None => skb::peek(ctx, l2_len),
+    };
+    if let Some((src, dst)) = ends
         && nat::passes(&world, &src, &dst, leaving)
     {
-        if leaving {
-            skb::set_plain_hash(ctx, l2_len, &src, &dst);
+        match &plain {
+            Some(plain) if leaving => skb::set_tuple_hash(ctx, &plain.tuple()),
+            None if leaving => skb::set_plain_hash(ctx, l2_len, &src, &dst),
+            _ => {}
         }
         return NEXT;
     }
     let Some(work) = maps::work() else {
         return NEXT;
     };
-    let verdict = match skb::parse(ctx, l2_len, work) {
-        Parsed::Ip => match ip(ctx, &world, work, leaving) {
+    if let Some(plain) = &plain
+        && let Some(action) = known(ctx, &world, work, plain, leaving)
+    {
+        return action;
+    }
+    let parsed = match &plain {
+        Some(_) => Parsed::Ip,
+        None => skb::parse(ctx, l2_len, work),
+    };
+    let verdict = match parsed {
+        Parsed::Ip => match ip(ctx, &world, work, plain.is_some(), leaving) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::Drop(reason),
         },
@@ -117,15 +139,53 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     }
 }
 
-/// Decides about an IP packet, and lets go what waited for it.
+/// What most packets are: plain ones of known mappings. What they need stays in
+/// registers. `None` for all others, which are then parsed.
+#[inline(always)]
+fn known(
+    ctx: &TcContext,
+    world: &World<'_>,
+    work: &mut Work,
+    plain: &Plain,
+    leaving: bool,
+) -> Option<i32> {
+    // Into memory, for that is where keys are.
+    work.pkt.tuple = plain.tuple();
+    match nat::known(world, &work.pkt.tuple, &plain.l4, leaving) {
+        Known::Rewrite(slot) => {
+            skb::set_tuple_hash(ctx, &plain.tuple());
+            if skb::rewrite_plain(ctx, plain, slot, leaving) {
+                return Some(NEXT);
+            }
+            plain.fill(skb::ETHERNET, &mut work.pkt);
+            nat::rewrite(&mut work.pkt, slot);
+            match skb::rewrite_by_helpers(ctx, &work.pkt, leaving) {
+                Ok(()) => Some(NEXT),
+                Err(reason) => {
+                    world.count_drop(reason);
+                    Some(SHOT)
+                }
+            }
+        }
+        Known::Pass => Some(NEXT),
+        Known::Nothing => {
+            plain.fill(skb::ETHERNET, &mut work.pkt);
+            None
+        }
+    }
+}
+
+/// Decides about an IP packet, and lets go what waited for it. `unknown`: it has no
+/// mapping.
 #[inline(always)]
 fn ip(
     ctx: &TcContext,
     world: &World<'_>,
     work: &mut Work,
+    unknown: bool,
     leaving: bool,
 ) -> Result<Verdict, DropReason> {
-    let verdict = match decide(world, work, leaving) {
+    let verdict = match decide(world, work, unknown, leaving) {
         Verdict::Hold => hold(ctx, world, work),
         other => other,
     };
@@ -163,11 +223,11 @@ fn rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> Op
 }
 
 #[inline(always)]
-fn decide(world: &World<'_>, work: &mut Work, leaving: bool) -> Verdict {
+fn decide(world: &World<'_>, work: &mut Work, unknown: bool, leaving: bool) -> Verdict {
     if leaving {
-        nat::egress(world, work)
+        nat::egress(world, work, unknown)
     } else {
-        nat::ingress(world, work)
+        nat::ingress(world, work, unknown)
     }
 }
 

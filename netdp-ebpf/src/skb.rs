@@ -6,8 +6,9 @@ use aya_ebpf::programs::TcContext;
 use netdp_common::addr::{Addr, Family};
 use netdp_common::checksum::{self, Change};
 use netdp_common::nat::Work;
-use netdp_common::packet::{self, Bytes, KEEP_IP_ID, L4, Packet, Parsed};
-use netdp_common::tuple::proto;
+use netdp_common::packet::{self, Bytes, KEEP_IP_ID, L4, Packet, Parsed, Plain};
+use netdp_common::slot::Slot;
+use netdp_common::tuple::{Tuple, proto};
 use netdp_common::verdict::DropReason;
 
 /// `BPF_F_IPV6` (include/uapi/linux/bpf.h, Linux 6.16): the pseudo-header that
@@ -19,6 +20,9 @@ const BPF_F_IPV6: u64 = 1 << 7;
 const TCP_CHECKSUM: usize = 16;
 /// And in one of UDP (RFC 768), UDP-Lite or DCCP.
 const UDP_CHECKSUM: usize = 6;
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET: u32 = 14;
 
 /// No header that the datapath reads begins beyond this offset. Also tells the
 /// verifier a bound.
@@ -82,12 +86,19 @@ fn ethertype(ctx: &TcContext) -> u16 {
     u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
 }
 
+/// The packet behind an Ethernet header, if it is [`Plain`].
+#[inline(always)]
+pub fn plain(ctx: &TcContext) -> Option<Plain> {
+    packet::plain(&Linear(ctx), ethertype(ctx), ETHERNET)
+}
+
 /// Parses the packet into `work`. Headers outside the linear area are pulled in
 /// and the packet is parsed again. `l2_len` is 14, or 0 on devices without
 /// Ethernet header.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
-    if packet::parse_plain(&Linear(ctx), ethertype(ctx), l2_len, &mut work.pkt) {
+    if let Some(plain) = packet::plain(&Linear(ctx), ethertype(ctx), l2_len) {
+        plain.fill(l2_len, &mut work.pkt);
         return Parsed::Ip;
     }
     let parsed = parse_linear(ctx, l2_len, work);
@@ -157,67 +168,112 @@ pub fn rewrite(
     leaving: bool,
     forwarded: bool,
 ) -> Result<(), DropReason> {
-    if rewrite_whole(ctx, pkt, leaving, forwarded).is_some() {
+    if rewrite_whole(ctx, pkt, leaving, forwarded) {
         return Ok(());
     }
-    try_rewrite(ctx, pkt, leaving).map_err(|_| DropReason::RewriteFailed)
+    rewrite_by_helpers(ctx, pkt, leaving)
 }
 
-/// Writes the new end without the kernel's help, where that is safe: `None` if it
-/// is not, and nothing has been written.
+/// The same, every step by the kernel's helpers: for what [`rewrite_plain`] has left
+/// alone.
+#[inline(always)]
+pub fn rewrite_by_helpers(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropReason> {
+    match try_rewrite(ctx, pkt, leaving) {
+        true => Ok(()),
+        false => Err(DropReason::RewriteFailed),
+    }
+}
+
+/// A packet of which both headers are where they mostly are.
+struct Whole<'a> {
+    family: Family,
+    tuple: Tuple,
+    /// What takes an end's place.
+    addr: &'a Addr,
+    id: u16,
+    /// Offset of the IP header.
+    l3: usize,
+    leaving: bool,
+    /// The program is at TC egress.
+    forwarded: bool,
+}
+
+/// Writes the mapping's end into a packet without the kernel's help, where that is
+/// safe: if it is not, nothing has been written.
 ///
 /// The helpers are there for `skb->ip_summed`, which a program can't see: whether
 /// the checksum is whole or partial. It is whole where it differs from the
 /// pseudo-header's. What is then left of them is `skb->csum`.
 #[inline(always)]
-fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool, forwarded: bool) -> Option<()> {
+pub fn rewrite_plain(ctx: &TcContext, plain: &Plain, slot: Slot, leaving: bool) -> bool {
+    let whole = Whole {
+        family: Family::V4,
+        tuple: plain.tuple(),
+        addr: &slot.addr(),
+        id: slot.id(),
+        l3: ETHERNET as usize,
+        leaving,
+        forwarded: leaving,
+    };
+    write_whole::<20>(ctx, &whole).is_some()
+}
+
+/// The same for any packet. A function of its own, because main's frame and all below
+/// it may have 512 bytes together.
+#[inline(never)]
+fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool, forwarded: bool) -> bool {
+    let l3 = pkt.l3_offset as usize;
+    // Fragments have another length in their pseudo-header.
+    if pkt.is_fragment != 0 || l3 > MAX_OFFSET || !matches!(pkt.l4, L4::Tcp(_) | L4::Udp) {
+        return false;
+    }
+    let whole = Whole {
+        family: pkt.family,
+        tuple: pkt.tuple,
+        addr: &pkt.new.addr,
+        id: pkt.new.id as u16,
+        l3,
+        leaving,
+        forwarded,
+    };
+    let written = match (pkt.family, pkt.l4_offset - pkt.l3_offset) {
+        (Family::V4, 20) => write_whole::<20>(ctx, &whole),
+        (Family::V6, 40) => write_whole::<40>(ctx, &whole),
+        _ => None,
+    };
+    written.is_some()
+}
+
+/// The same for an IP header of this length.
+#[inline(always)]
+fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Option<()> {
+    let Whole {
+        family,
+        tuple,
+        addr,
+        l3,
+        leaving,
+        ..
+    } = whole;
     // SAFETY: a TC program's context is readable for the program's run.
     let segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
-    // Fragments and super-packets have another length in their pseudo-header.
-    if segments || pkt.is_fragment != 0 {
+    // So have super-packets.
+    if segments {
         return None;
     }
-    let csum = match (&pkt.l4, pkt.tuple.proto) {
-        (L4::Tcp(_), _) => TCP_CHECKSUM,
-        (L4::Udp, proto::UDP) => UDP_CHECKSUM,
+    let csum = match tuple.proto {
+        proto::TCP => TCP_CHECKSUM,
+        proto::UDP => UDP_CHECKSUM,
         _ => return None,
     };
-    match pkt.family {
-        Family::V4 => rewrite_headers::<20>(ctx, pkt, csum, leaving, forwarded),
-        Family::V6 => rewrite_v6(ctx, pkt, csum, leaving, forwarded).then_some(()),
-    }
-}
-
-/// A function of its own, because main's frame and all below it may have 512
-/// bytes together.
-#[inline(never)]
-fn rewrite_v6(ctx: &TcContext, pkt: &Packet, csum: usize, leaving: bool, forwarded: bool) -> bool {
-    rewrite_headers::<40>(ctx, pkt, csum, leaving, forwarded).is_some()
-}
-
-/// The same for an IP header of this length, with the checksum at this offset of
-/// what follows it.
-#[inline(always)]
-fn rewrite_headers<const HEADER: usize>(
-    ctx: &TcContext,
-    pkt: &Packet,
-    csum: usize,
-    leaving: bool,
-    forwarded: bool,
-) -> Option<()> {
-    let l3 = pkt.l3_offset as usize;
-    if pkt.l4_offset as usize != l3 + HEADER || l3 > MAX_OFFSET {
-        return None;
-    }
     let start = ctx.data() + l3;
     if start + HEADER + csum + 2 > ctx.data_end() {
         return None;
     }
     let l4 = start + HEADER;
-    let (family, new) = (pkt.family, &pkt.new.addr);
-    let (old, old_id) = end(pkt, leaving);
-    let addr_at = start + addr_offset(family, leaving);
-    let id_at = if leaving { l4 } else { l4 + 2 };
+    let (old, old_id) = end(tuple, *leaving);
+    let addr_at = start + addr_offset(*family, *leaving);
+    let id_at = if *leaving { l4 } else { l4 + 2 };
     // SAFETY: all that is read and written lies between `start` and the end of
     // the checksum, which was just compared with the packet's. It may be
     // unaligned, see `Linear`.
@@ -229,23 +285,22 @@ fn rewrite_headers<const HEADER: usize>(
             Family::V6 => u16::from_be(((start + 4) as *const u16).read()),
         };
         let field = ((l4 + csum) as *const u16).read();
-        let (src, dst) = (&pkt.tuple.src, &pkt.tuple.dst);
-        let pseudo = checksum::pseudo_sum(src, dst, family, pkt.tuple.proto as u8, len);
+        let pseudo = checksum::pseudo_sum(&tuple.src, &tuple.dst, *family, tuple.proto as u8, len);
         if checksum::may_be_partial(field, pseudo) {
             return None;
         }
-        let id = (pkt.new.id as u16).to_be();
+        let id = whole.id.to_be();
         let change = Change {
-            addr: checksum::addr_diff(old, new, family),
+            addr: checksum::addr_diff(old, addr, *family),
             id: checksum::diff(old_id.to_be().into(), id.into()),
         };
         match family {
             Family::V4 => {
                 let sum = (start + 10) as *mut u16;
                 sum.write(checksum::replace(sum.read(), change.addr));
-                (addr_at as *mut u32).write(new.words()[3]);
+                (addr_at as *mut u32).write(addr.words()[3]);
             }
-            Family::V6 => (addr_at as *mut [u32; 4]).write(new.words()),
+            Family::V6 => (addr_at as *mut [u32; 4]).write(addr.words()),
         }
         let summed = change.field(field, csum == UDP_CHECKSUM);
         if let Some(sum) = summed {
@@ -255,8 +310,8 @@ fn rewrite_headers<const HEADER: usize>(
         // At TC egress there is no `skb->csum`: a packet was made here, or it lost
         // that when it was forwarded (`skb_forward_csum`, include/linux/skbuff.h,
         // Linux 6.12). An unnecessary call would be a twentieth of the whole cost.
-        if !forwarded {
-            let total = change.total(family, summed.is_some());
+        if !whole.forwarded {
+            let total = change.total(*family, summed.is_some());
             if !matches!(total, 0 | u32::MAX) {
                 // Refused where there is none.
                 bpf_csum_update(ctx.skb.skb, total);
@@ -268,11 +323,11 @@ fn rewrite_headers<const HEADER: usize>(
 
 /// The end that changes: the source of what leaves.
 #[inline(always)]
-fn end(pkt: &Packet, leaving: bool) -> (&Addr, u16) {
+fn end(tuple: &Tuple, leaving: bool) -> (&Addr, u16) {
     if leaving {
-        (&pkt.tuple.src, pkt.tuple.src_id)
+        (&tuple.src, tuple.src_id)
     } else {
-        (&pkt.tuple.dst, pkt.tuple.dst_id)
+        (&tuple.dst, tuple.dst_id)
     }
 }
 
@@ -283,8 +338,14 @@ fn end(pkt: &Packet, leaving: bool) -> (&Addr, u16) {
 #[inline(always)]
 pub fn set_hash(ctx: &TcContext, pkt: &Packet) {
     if pkt.is_fragment == 0 {
-        hash_by(ctx, || Some(pkt.tuple.quick_hash()));
+        set_tuple_hash(ctx, &pkt.tuple);
     }
+}
+
+/// The same for a packet with this tuple that is no fragment.
+#[inline(always)]
+pub fn set_tuple_hash(ctx: &TcContext, tuple: &Tuple) {
+    hash_by(ctx, || Some(tuple.quick_hash()));
 }
 
 /// The same for a packet between these addresses that stays as it is, where that is
@@ -309,9 +370,14 @@ fn hash_by(ctx: &TcContext, hash: impl FnOnce() -> Option<u32>) {
     }
 }
 
+#[inline(never)]
+fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> bool {
+    replace_end(ctx, pkt, leaving).is_ok()
+}
+
 #[inline(always)]
-fn try_rewrite(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> {
-    let (old_addr, old_id) = end(pkt, leaving);
+fn replace_end(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> {
+    let (old_addr, old_id) = end(&pkt.tuple, leaving);
     let delta = checksum::narrow(checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family));
     let mut summed = false;
     if let Some(l4) = checksummed(pkt, leaving) {

@@ -12,16 +12,14 @@ use netdp_common::nat::{Work, hairpin};
 use netdp_common::packet::Parsed;
 use netdp_common::verdict::{DropReason, Verdict};
 
-/// Bytes of an Ethernet header: pod-side interfaces have one.
-const ETHERNET: u32 = 14;
-
 /// Decides about a packet that comes from a pod.
 #[inline(always)]
 pub fn back(ctx: &TcContext) -> i32 {
     let (Some(world), Some(work)) = (World::of_pods(ctx), maps::work()) else {
         return NEXT;
     };
-    let Parsed::Ip = skb::parse(ctx, ETHERNET, work) else {
+    // Pod-side interfaces have an Ethernet header.
+    let Parsed::Ip = skb::parse(ctx, skb::ETHERNET, work) else {
         return NEXT;
     };
     let out = hairpin::leave(&world, work);

@@ -8,7 +8,7 @@
 
 use super::Work;
 use super::error::translate;
-use super::follow::{continue_egress, continue_ingress};
+use super::follow::{apply, continue_egress, continue_ingress};
 use super::open::open;
 use super::{Opening, opening, out_of_scope};
 use crate::packet::{Endpoint, L4, Packet};
@@ -38,7 +38,10 @@ pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
             None => Verdict::Pass,
         },
         L4::Tcp(_) | L4::Udp => match tables.snat(&pkt.tuple) {
-            Some(slot) => continue_egress(tables, pkt, slot),
+            Some(slot) => {
+                let known = continue_egress(tables, &pkt.tuple, &pkt.l4, slot);
+                apply(pkt, known)
+            }
             None if begins(tables, pkt) => {
                 // What the node itself would use to talk to this address.
                 pkt.new.addr = pkt.tuple.dst;
@@ -80,7 +83,10 @@ pub fn enter<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     }
     pkt.tuple.src_id = id(&new);
     match tables.rev_snat(&pkt.tuple) {
-        Some(slot) if !slot.is_host() => continue_ingress(tables, pkt, slot),
+        Some(slot) if !slot.is_host() => {
+            let known = continue_ingress(tables, &pkt.tuple, &pkt.l4, slot);
+            apply(pkt, known)
+        }
         _ => Verdict::Drop(DropReason::Unasked),
     }
 }

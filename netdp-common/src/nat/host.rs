@@ -23,7 +23,7 @@ pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool
     let wire = pkt.tuple.reversed();
     match tables.rev_snat(&wire) {
         Some(slot) if slot.may_leave() => {
-            slot.record(pkt, tables.now());
+            slot.record(&pkt.l4, tables.now());
             false
         }
         Some(_) => {

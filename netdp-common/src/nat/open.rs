@@ -1,6 +1,6 @@
 //! A new mapping: the search for a wire tuple, and the claim of it.
 
-use super::follow::continue_egress;
+use super::follow::{apply, continue_egress};
 use super::{Work, hairpin};
 use crate::abi::{
     Mapping, PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS,
@@ -97,7 +97,8 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
             if slot.id() != claim.wire.dst_id || slot.addr() != pkt.new.addr {
                 tables.remove_rev_snat(&claim.wire);
             }
-            continue_egress(tables, pkt, slot)
+            let known = continue_egress(tables, &pkt.tuple, &pkt.l4, slot);
+            apply(pkt, known)
         }
         None => Verdict::Drop(DropReason::TableFull),
     }
