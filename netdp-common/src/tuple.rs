@@ -116,11 +116,21 @@ impl Tuple {
 #[inline(always)]
 #[must_use]
 pub const fn quick_hash(src: &Addr, dst: &Addr, ids: u32) -> u32 {
-    let (a, b) = (src.words(), dst.words());
-    let src = a[3] ^ a[2] ^ a[1];
-    let dst = b[3] ^ b[2] ^ b[1];
-    mix(mix(src, dst), ids)
+    let mixed = (pair_hash(src, dst) >> 32 ^ ids as u64).wrapping_mul(GOLDEN);
+    (mixed >> 32) as u32
 }
+
+/// A hash of two addresses. The upper bits are the good ones.
+#[inline(always)]
+#[must_use]
+pub const fn pair_hash(a: &Addr, b: &Addr) -> u64 {
+    let (a, b) = (a.words(), b.words());
+    let (a, b) = (a[3] ^ a[2] ^ a[1], b[3] ^ b[2] ^ b[1]);
+    ((a as u64) << 32 | b as u64).wrapping_mul(GOLDEN)
+}
+
+/// 2^64 over the golden ratio, made odd: the factor of a multiplicative hash.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// One round of a multiplicative hash; the constant is 2^32 over the golden
 /// ratio, made odd.

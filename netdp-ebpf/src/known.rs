@@ -8,6 +8,7 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use netdp_common::abi::{SETTING_NONE_STICKY, Settings, Uplink};
 use netdp_common::addr::Addr;
+use netdp_common::tuple::pair_hash;
 
 /// Pairs that are remembered: a table without chains, where the last one stays.
 /// 1,024 of them take 40 KiB of each CPU, about a cache of the first level.
@@ -72,13 +73,10 @@ pub fn set_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) {
     }
 }
 
-/// The place of a pair: the upper bits of a multiplicative hash (the constant is
-/// 2^32 over the golden ratio, made odd).
+/// The place of a pair.
 #[inline(always)]
 fn slot(pod: &Addr, peer: &Addr) -> u32 {
-    let (a, b) = (pod.words(), peer.words());
-    let mixed = (a[3] ^ a[2] ^ a[1]).rotate_left(16) ^ b[3] ^ b[2] ^ b[1];
-    mixed.wrapping_mul(0x9e37_79b1) >> (32 - PAIRS.ilog2())
+    (pair_hash(pod, peer) >> (64 - PAIRS.ilog2())) as u32
 }
 
 /// By words: a comparison of arrays would call memcmp.

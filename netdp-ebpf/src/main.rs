@@ -72,28 +72,21 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         0 => None,
         _ => skb::plain(ctx),
     };
-    let ends = match &plain {
-        Some(plain) => Some((plain.src(), plain.dst())),
-        None => skb::peek(ctx, l2_len),
-    };
-    if let Some((src, dst)) = ends
+    if let Some(plain) = &plain {
+        if let Some(action) = judge_plain(ctx, &world, plain, leaving) {
+            return action;
+        }
+    } else if let Some((src, dst)) = skb::peek(ctx, l2_len)
         && nat::passes(&world, &src, &dst, leaving)
     {
-        match &plain {
-            Some(plain) if leaving => skb::set_tuple_hash(ctx, &plain.tuple()),
-            None if leaving => skb::set_plain_hash(ctx, l2_len, &src, &dst),
-            _ => {}
+        if leaving {
+            skb::set_plain_hash(ctx, l2_len, &src, &dst);
         }
         return NEXT;
     }
     let Some(work) = maps::work() else {
         return NEXT;
     };
-    if let Some(plain) = &plain
-        && let Some(action) = known(ctx, &world, work, plain, leaving)
-    {
-        return action;
-    }
     let parsed = match &plain {
         Some(_) => Parsed::Ip,
         None => skb::parse(ctx, l2_len, work),
@@ -139,16 +132,20 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     }
 }
 
-/// What most packets are: plain ones of known mappings. What they need stays in
-/// registers. `None` for all others, which are then parsed.
+/// What most packets are: plain ones that are known to be bypassed, or to belong to a
+/// mapping. What they need stays in registers, as far as these go. `None` for all
+/// others; they have been parsed by then.
 #[inline(always)]
-fn known(
-    ctx: &TcContext,
-    world: &World<'_>,
-    work: &mut Work,
-    plain: &Plain,
-    leaving: bool,
-) -> Option<i32> {
+fn judge_plain(ctx: &TcContext, world: &World<'_>, plain: &Plain, leaving: bool) -> Option<i32> {
+    if nat::passes(world, &plain.src(), &plain.dst(), leaving) {
+        if leaving {
+            skb::set_tuple_hash(ctx, &plain.tuple());
+        }
+        return Some(NEXT);
+    }
+    let Some(work) = maps::work() else {
+        return Some(NEXT);
+    };
     // Into memory, for that is where keys are.
     work.pkt.tuple = plain.tuple();
     match nat::known(world, &work.pkt.tuple, &plain.l4, leaving) {
