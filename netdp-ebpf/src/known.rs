@@ -38,8 +38,6 @@ pub struct Last {
 
 #[btf_map]
 static KNOWN_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
-#[btf_map]
-static LAST: PerCpuArray<Last, 2> = PerCpuArray::new();
 
 /// Whether this pair was found to be bypassed.
 #[inline(always)]
@@ -86,22 +84,11 @@ fn same(a: &Addr, b: &Addr) -> bool {
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
-/// The last packet at an uplink.
-pub const UPLINK: u32 = 0;
-/// The last one from a pod: an interface without addresses to masquerade with.
-pub const PODS: u32 = 1;
-
-/// This CPU's last packet of a kind.
-#[inline(always)]
-pub fn last(kind: u32) -> Option<*mut Last> {
-    LAST.get_ptr_mut(kind)
-}
-
 /// Has `last` hold the uplink and the epoch: looked up with `find` where they are
 /// others. `epoch` was read before.
 ///
 /// # Safety
-/// `last` is [`last`]'s.
+/// `last` is this CPU's.
 #[inline(always)]
 pub unsafe fn see_uplink<'a>(
     last: *mut Last,
@@ -124,7 +111,7 @@ pub unsafe fn see_uplink<'a>(
 /// `bpf_jiffies64` in line; the clock is a call.
 ///
 /// # Safety
-/// `last` is [`last`]'s.
+/// `last` is this CPU's.
 #[inline(always)]
 pub unsafe fn now(last: *mut Last) -> u64 {
     // SAFETY: helpers without arguments; this CPU's own entry.

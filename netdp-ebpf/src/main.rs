@@ -58,7 +58,7 @@ pub fn pod_hairpin(ctx: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(ctx: &TcContext, leaving: bool) -> i32 {
-    let Some(world) = World::new(ctx) else {
+    let Some((world, work)) = World::new(ctx) else {
         return NEXT;
     };
     if world.uplink().flags & UPLINK_UNTAGGED != 0 && skb::is_tagged(ctx) {
@@ -73,7 +73,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         _ => skb::plain(ctx),
     };
     if let Some(plain) = &plain {
-        if let Some(action) = judge_plain(ctx, &world, plain, leaving) {
+        if let Some(action) = judge_plain(ctx, &world, work, plain, leaving) {
             return action;
         }
     } else if let Some((src, dst)) = skb::peek(ctx, l2_len)
@@ -84,9 +84,6 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         }
         return NEXT;
     }
-    let Some(work) = maps::work() else {
-        return NEXT;
-    };
     let parsed = match &plain {
         Some(_) => Parsed::Ip,
         None => skb::parse(ctx, l2_len, work),
@@ -136,16 +133,19 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
 /// mapping. What they need stays in registers, as far as these go. `None` for all
 /// others; they have been parsed by then.
 #[inline(always)]
-fn judge_plain(ctx: &TcContext, world: &World<'_>, plain: &Plain, leaving: bool) -> Option<i32> {
+fn judge_plain(
+    ctx: &TcContext,
+    world: &World<'_>,
+    work: &mut Work,
+    plain: &Plain,
+    leaving: bool,
+) -> Option<i32> {
     if nat::passes(world, &plain.src(), &plain.dst(), leaving) {
         if leaving {
             skb::set_tuple_hash(ctx, &plain.tuple());
         }
         return Some(NEXT);
     }
-    let Some(work) = maps::work() else {
-        return Some(NEXT);
-    };
     // Into memory, for that is where keys are.
     work.pkt.tuple = plain.tuple();
     match nat::known(world, &work.pkt.tuple, &plain.l4, leaving) {

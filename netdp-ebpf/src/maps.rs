@@ -63,16 +63,27 @@ static IP_ID: Array<u32, 1> = Array::new();
 /// For how long a destination without free ports is left alone: 0.5 s.
 const EXHAUSTED_TICKS: u32 = 8;
 
-/// What this CPU is working at.
-#[btf_map]
-static WORK: PerCpuArray<Work, 1> = PerCpuArray::new();
+/// What a CPU has for itself, in one place because each look for one has its price.
+#[repr(C)]
+struct Own {
+    last: known::Last,
+    work: Work,
+}
 
-/// This CPU's place to work.
+#[btf_map]
+static OWN: PerCpuArray<Own, 2> = PerCpuArray::new();
+/// [`OWN`]: for packets at an uplink.
+const UPLINK: u32 = 0;
+/// [`OWN`]: for those from pods, at interfaces without addresses to masquerade with.
+const PODS: u32 = 1;
+
+/// This CPU's last packet and its place to work.
 #[inline(always)]
-pub fn work<'a>() -> Option<&'a mut Work> {
+fn own<'a>(kind: u32) -> Option<(*mut known::Last, &'a mut Work)> {
+    let own = OWN.get_ptr_mut(kind)?;
     // SAFETY: each CPU has its own and runs one TC program at a time, with
     // bottom halves off; zeroes are a valid `Work`.
-    WORK.get_ptr_mut(0).map(|p| unsafe { &mut *p })
+    unsafe { Some((&raw mut (*own).last, &mut (*own).work)) }
 }
 
 /// The maps and helpers around one packet.
@@ -84,34 +95,38 @@ pub struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    /// `None` where the agent has not set the interface up: then the program
-    /// has nothing to decide.
+    /// The world and a place to work. `None` where the agent has not set the
+    /// interface up: then the program has nothing to decide.
     #[inline(always)]
-    pub fn new(ctx: &'a TcContext) -> Option<Self> {
+    pub fn new(ctx: &'a TcContext) -> Option<(Self, &'a mut Work)> {
         let settings = SETTINGS.get(0)?;
         let epoch = epoch(settings);
-        let last = known::last(known::UPLINK)?;
+        let (last, work) = own(UPLINK)?;
         // SAFETY: a TC program's context is readable for the program's run.
         let ifindex = unsafe { (*ctx.skb.skb).ifindex };
         // SAFETY: entries are replaced, not freed under a running program
         // (the map's memory is reclaimed after a grace period only); fields
         // change all together by replacement.
         unsafe { known::see_uplink(last, epoch, ifindex, || UPLINKS.get(ifindex)) }?;
-        Some(Self {
+        let world = Self {
             ctx,
             settings,
             last,
-        })
+        };
+        Some((world, work))
     }
 
     /// The same on an interface towards pods.
     #[inline(always)]
-    pub fn of_pods(ctx: &'a TcContext) -> Option<Self> {
-        Some(Self {
+    pub fn of_pods(ctx: &'a TcContext) -> Option<(Self, &'a mut Work)> {
+        let settings = SETTINGS.get(0)?;
+        let (last, work) = own(PODS)?;
+        let world = Self {
             ctx,
-            settings: SETTINGS.get(0)?,
-            last: known::last(known::PODS)?,
-        })
+            settings,
+            last,
+        };
+        Some((world, work))
     }
 }
 

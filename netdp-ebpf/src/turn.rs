@@ -4,7 +4,7 @@
 //! It does not pass the node's stack, which refuses packets with its own address
 //! for source, and whose connection tracking would see half of each flow.
 
-use crate::maps::{self, World};
+use crate::maps::World;
 use crate::{NEXT, SHOT, fib, skb};
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
@@ -15,7 +15,7 @@ use netdp_common::verdict::{DropReason, Verdict};
 /// Decides about a packet that comes from a pod.
 #[inline(always)]
 pub fn back(ctx: &TcContext) -> i32 {
-    let (Some(world), Some(work)) = (World::of_pods(ctx), maps::work()) else {
+    let Some((world, work)) = World::of_pods(ctx) else {
         return NEXT;
     };
     // Pod-side interfaces have an Ethernet header.
