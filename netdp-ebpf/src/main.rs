@@ -1,5 +1,5 @@
 //! The TC programs: parse, decide in netdp-common, turn the verdict into an
-//! action. A packet walks `main` → `skb` → `netdp_common::nat` → `skb`.
+//! action. A packet walks `main` → `skb` → `netdp_common::nat` → `skb`, or `rewrite`.
 
 #![no_std]
 #![no_main]
@@ -18,6 +18,7 @@ mod known;
 mod maps;
 mod refuse;
 mod report;
+mod rewrite;
 mod skb;
 mod sockets;
 mod turn;
@@ -110,7 +111,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         Verdict::Hold => return SHOT,
         Verdict::Rewrite => {
             skb::set_hash(ctx, &work.pkt);
-            skb::rewrite(ctx, &work.pkt, leaving, leaving).err()
+            rewrite::packet(ctx, &work.pkt, leaving, leaving).err()
         }
         Verdict::RewriteError => rewrite_error(ctx, work, leaving, true),
         Verdict::RewriteInner => rewrite_error(ctx, work, leaving, false),
@@ -156,7 +157,7 @@ fn judge_plain(
             }
             plain.fill(skb::ETHERNET, &mut work.pkt);
             nat::rewrite(&mut work.pkt, slot);
-            match skb::rewrite_by_helpers(ctx, &work.pkt, leaving) {
+            match rewrite::by_helpers(ctx, &work.pkt, leaving) {
                 Ok(()) => Some(NEXT),
                 Err(reason) => {
                     world.count_drop(reason);
@@ -213,7 +214,7 @@ fn hold(ctx: &TcContext, world: &World<'_>, work: &mut Work) -> Verdict {
 
 #[inline(always)]
 fn rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> Option<DropReason> {
-    match skb::rewrite_error(ctx, work, leaving, outer) {
+    match rewrite::error(ctx, work, leaving, outer) {
         0 => None,
         _ => Some(DropReason::RewriteFailed),
     }

@@ -98,7 +98,7 @@ impl<'a> World<'a> {
     /// The world and a place to work. `None` where the agent has not set the
     /// interface up: then the program has nothing to decide.
     #[inline(always)]
-    pub fn new(ctx: &'a TcContext) -> Option<(Self, &'a mut Work)> {
+    pub fn new<'w>(ctx: &'a TcContext) -> Option<(Self, &'w mut Work)> {
         let settings = SETTINGS.get(0)?;
         let epoch = epoch(settings);
         let (last, work) = own(UPLINK)?;
@@ -118,7 +118,7 @@ impl<'a> World<'a> {
 
     /// The same on an interface towards pods.
     #[inline(always)]
-    pub fn of_pods(ctx: &'a TcContext) -> Option<(Self, &'a mut Work)> {
+    pub fn of_pods<'w>(ctx: &'a TcContext) -> Option<(Self, &'w mut Work)> {
         let settings = SETTINGS.get(0)?;
         let (last, work) = own(PODS)?;
         let world = Self {

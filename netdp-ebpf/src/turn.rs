@@ -5,7 +5,7 @@
 //! for source, and whose connection tracking would see half of each flow.
 
 use crate::maps::World;
-use crate::{NEXT, SHOT, fib, skb};
+use crate::{NEXT, SHOT, fib, rewrite, skb};
 use aya_ebpf::helpers::bpf_redirect_neigh;
 use aya_ebpf::programs::TcContext;
 use netdp_common::nat::{Work, hairpin};
@@ -25,7 +25,7 @@ pub fn back(ctx: &TcContext) -> i32 {
     let out = hairpin::leave(&world, work);
     // A packet without hops left is as much the node's as one for nobody.
     if let Verdict::Rewrite | Verdict::RewriteError = out
-        && !skb::has_hops(ctx, &work.pkt)
+        && !rewrite::has_hops(ctx, &work.pkt)
     {
         return NEXT;
     }
@@ -47,8 +47,8 @@ pub fn back(ctx: &TcContext) -> i32 {
 #[inline(always)]
 fn put(ctx: &TcContext, work: &Work, verdict: Verdict, leaving: bool) -> Result<bool, DropReason> {
     match verdict {
-        Verdict::Rewrite => skb::rewrite(ctx, &work.pkt, leaving, false).map(|()| true),
-        Verdict::RewriteError => match skb::rewrite_error(ctx, work, leaving, true) {
+        Verdict::Rewrite => rewrite::packet(ctx, &work.pkt, leaving, false).map(|()| true),
+        Verdict::RewriteError => match rewrite::error(ctx, work, leaving, true) {
             0 => Ok(true),
             _ => Err(DropReason::RewriteFailed),
         },
@@ -63,7 +63,7 @@ fn redirect(ctx: &TcContext, work: &Work) -> Result<i32, DropReason> {
     let pkt = &work.pkt;
     let failed = DropReason::RewriteFailed;
     let to = fib::interface(ctx, &pkt.new.addr, pkt.family).ok_or(failed)?;
-    skb::hop(ctx, pkt).map_err(|_| failed)?;
+    rewrite::hop(ctx, pkt).map_err(|_| failed)?;
     // SAFETY: a helper with plain arguments; without parameters it looks the
     // next hop up itself.
     Ok(unsafe { bpf_redirect_neigh(to, core::ptr::null_mut(), 0, 0) } as i32)
