@@ -188,20 +188,26 @@ impl Fake {
     /// Parses and decides, as `netdp-ebpf`'s `main` does.
     fn run(&self, packet: &Build, leaving: bool) -> Seen {
         let bytes = packet.bytes();
-        if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)
+        // Only behind an Ethernet header.
+        let plain = match self.uplink.l2_len {
+            0 => None,
+            _ => packet::plain(&bytes[..], packet.ethertype(), 0),
+        };
+        let mut work = parsed(packet);
+        if let Some(plain) = plain {
+            match nat::plain(self, &mut work, &plain, 0, leaving) {
+                Some(Known::Rewrite(slot)) => {
+                    nat::fill_new(&mut work.pkt, slot);
+                    return Seen::As(self.written(&work.pkt));
+                }
+                Some(Known::Bypassed | Known::Pass) => return Seen::Pass,
+                None => {}
+            }
+        } else if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)
             && nat::passes(self, &src, &dst, leaving)
         {
             return Seen::Pass;
         }
-        let plain = packet::plain(&bytes[..], packet.ethertype(), 0);
-        if let Some(plain) = plain {
-            match nat::known(self, &plain.tuple(), &plain.l4, leaving) {
-                Known::Rewrite(slot) => return Seen::As(to_socket(&slot.addr(), slot.id())),
-                Known::Pass => return Seen::Pass,
-                Known::Nothing => {}
-            }
-        }
-        let mut work = parsed(packet);
         let verdict = if leaving {
             nat::egress(self, &mut work, plain.is_some())
         } else {

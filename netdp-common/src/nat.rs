@@ -16,11 +16,11 @@ use crate::abi::{
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
-use crate::packet::{Inner, L4, Packet};
+use crate::packet::{Inner, L4, Packet, Plain};
 use crate::tables::Tables;
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
-pub use follow::{Known, rewrite};
+pub use follow::{Known, fill_new};
 use follow::{apply, continue_egress, continue_ingress};
 use host::needs_mapping;
 use open::{Claim, open};
@@ -60,8 +60,8 @@ enum Opening {
     Not(DropReason),
 }
 
-/// Whether a packet between these addresses, found by [`crate::packet::peek`],
-/// passes without a further look. If so it is counted.
+/// Whether a packet between these addresses, found by [`crate::packet::peek`] or
+/// [`crate::packet::plain`], passes without a further look. If so it is counted.
 #[inline(always)]
 pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> bool {
     if leaving {
@@ -79,13 +79,36 @@ pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> b
     }
 }
 
-/// What the mapping says, if there is one, of a [`crate::packet::Plain`] packet, or of
-/// any with an L4 header and a tuple of its own. It asks nothing that was asked when
-/// the mapping began.
+/// What is known of a plain packet. `None` where it has to be judged: `work` has it
+/// then, for [`egress`] or [`ingress`].
+///
+/// Whether it is in scope is not asked: an IPv4 packet that is not never got a mapping,
+/// and none of its addresses is known to be bypassed.
 #[inline(always)]
-pub fn known<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, leaving: bool) -> Known {
-    // An echo reply continues no mapping of those that leave, with identifier 0 its
-    // tuple would be that of a request; nor does a request one of what comes in.
+pub fn plain<T: Tables>(
+    tables: &T,
+    work: &mut Work,
+    plain: &Plain,
+    l3_offset: u32,
+    leaving: bool,
+) -> Option<Known> {
+    if passes(tables, &plain.src(), &plain.dst(), leaving) {
+        return Some(Known::Bypassed);
+    }
+    // Into memory, for that is where keys are.
+    work.pkt.tuple = plain.tuple();
+    let known = known(tables, &work.pkt.tuple, &plain.l4, leaving);
+    if known.is_none() {
+        plain.fill(l3_offset, &mut work.pkt);
+    }
+    known
+}
+
+/// What a packet's mapping says, if it has one.
+#[inline(always)]
+fn known<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, leaving: bool) -> Option<Known> {
+    // An echo reply continues no mapping of those that leave: with identifier 0 its
+    // tuple would be that of a request. Nor does a request one of what comes in.
     let other_way = match l4 {
         L4::QueryReply => leaving,
         L4::Query => !leaving,
@@ -93,25 +116,21 @@ pub fn known<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, leaving: bool) -> Kn
         _ => false,
     };
     if other_way {
-        return Known::Nothing;
+        return None;
     }
     if leaving {
-        match tables.snat(tuple) {
-            Some(slot) => continue_egress(tables, tuple, l4, slot),
-            None => Known::Nothing,
-        }
+        let slot = tables.snat(tuple)?;
+        Some(continue_egress(tables, tuple, l4, slot))
     } else {
-        match tables.rev_snat(tuple) {
-            Some(slot) => continue_ingress(tables, tuple, l4, slot),
-            None => Known::Nothing,
-        }
+        let slot = tables.rev_snat(tuple)?;
+        Some(continue_ingress(tables, tuple, l4, slot))
     }
 }
 
-/// Decides about a packet that leaves by an uplink. `unknown`: [`known`] has found
-/// nothing.
+/// Decides about a packet that leaves by an uplink. `asked`: [`plain`] has found no
+/// mapping.
 #[inline(always)]
-pub fn egress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict {
+pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     if out_of_scope(tables, &work.pkt) {
         tables.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
@@ -119,7 +138,7 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict 
     let verdict = match work.pkt.l4 {
         L4::Error => error::egress(tables, work),
         L4::LaterFragment => return fragment::later_egress(tables, work),
-        _ => egress_flow(tables, work, unknown),
+        _ => egress_flow(tables, work, asked),
     };
     let verdict = match verdict {
         Verdict::Drop(reason) if reason.is_untranslatable() => no_leak(tables, work, reason),
@@ -132,13 +151,10 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict 
 }
 
 #[inline(always)]
-fn egress_flow<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict {
+fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     let pkt = &mut work.pkt;
-    if !unknown {
-        match known(tables, &pkt.tuple, &pkt.l4, true) {
-            Known::Nothing => {}
-            known => return apply(pkt, known),
-        }
+    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, true) {
+        return apply(pkt, known);
     }
     let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
     let flags = if tables.is_local(&pkt.tuple.src) {
@@ -152,16 +168,15 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict
             tables.count(|c| &mut c.egress_bypassed);
             return Verdict::Pass;
         }
-        let opening = opening(&pkt.l4);
         if let Some(verdict) = egress_pod(tables, pkt) {
             return verdict;
         }
-        match opening {
+        match opening(&pkt.l4) {
             Opening::Pickup => MAPPING_PICKUP,
             _ => 0,
         }
     };
-    // From here and not from there, because frames that are open at one time may have
+    // Not from `egress_pod`, whose frame would stay open: all frames that are may have
     // 512 bytes together.
     open(tables, work, flags)
 }
@@ -255,9 +270,9 @@ fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdic
     }
 }
 
-/// Decides about a packet that comes in by an uplink. `unknown`: as in [`egress`].
+/// Decides about a packet that comes in by an uplink. `asked`: as in [`egress`].
 #[inline(always)]
-pub fn ingress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict {
+pub fn ingress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     if out_of_scope(tables, &work.pkt) || matches!(work.pkt.l4, L4::Untranslatable(_)) {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
@@ -265,7 +280,7 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict
     let verdict = match work.pkt.l4 {
         L4::Error => error::ingress(tables, work),
         L4::LaterFragment => return fragment::later_ingress(tables, work),
-        _ => ingress_flow(tables, &mut work.pkt, unknown),
+        _ => ingress_flow(tables, &mut work.pkt, asked),
     };
     if work.pkt.is_fragment != 0 {
         fragment::first_ingress(tables, work, verdict);
@@ -274,12 +289,9 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work, unknown: bool) -> Verdict
 }
 
 #[inline(always)]
-fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, unknown: bool) -> Verdict {
-    if !unknown {
-        match known(tables, &pkt.tuple, &pkt.l4, false) {
-            Known::Nothing => {}
-            known => return apply(pkt, known),
-        }
+fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, asked: bool) -> Verdict {
+    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, false) {
+        return apply(pkt, known);
     }
     if !tables.is_local(&pkt.tuple.dst) {
         ingress_forwarded(tables, pkt);

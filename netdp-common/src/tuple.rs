@@ -116,34 +116,63 @@ impl Tuple {
 #[inline(always)]
 #[must_use]
 pub const fn quick_hash(src: &Addr, dst: &Addr, ids: u32) -> u32 {
-    let mixed = (pair_hash(src, dst) >> 32 ^ ids as u64).wrapping_mul(GOLDEN);
-    (mixed >> 32) as u32
+    // 2^64 over the golden ratio, made odd.
+    const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+    let pair = (word(src) as u64) << 32 | word(dst) as u64;
+    let mixed = pair.wrapping_mul(GOLDEN) >> 32 ^ ids as u64;
+    (mixed.wrapping_mul(GOLDEN) >> 32) as u32
 }
 
-/// A hash of two addresses. The upper bits are the good ones.
+/// A place among 2^`bits` for a pair of addresses: pods of one node and their peers,
+/// of which mostly the last octets differ, should not share one.
 #[inline(always)]
 #[must_use]
-pub const fn pair_hash(a: &Addr, b: &Addr) -> u64 {
-    let (a, b) = (a.words(), b.words());
-    let (a, b) = (a[3] ^ a[2] ^ a[1], b[3] ^ b[2] ^ b[1]);
-    ((a as u64) << 32 | b as u64).wrapping_mul(GOLDEN)
+pub const fn pair_slot(pod: &Addr, peer: &Addr, bits: u32) -> u32 {
+    let mixed = word(pod).rotate_left(16) ^ word(peer);
+    mixed.wrapping_mul(GOLDEN_RATIO) >> (u32::BITS - bits)
 }
 
-/// 2^64 over the golden ratio, made odd: the factor of a multiplicative hash.
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// What tells addresses of one network apart.
+#[inline(always)]
+const fn word(addr: &Addr) -> u32 {
+    let words = addr.words();
+    words[3] ^ words[2] ^ words[1]
+}
 
-/// One round of a multiplicative hash; the constant is 2^32 over the golden
-/// ratio, made odd.
+/// 2^32 over the golden ratio, made odd: the factor of a multiplicative hash.
+const GOLDEN_RATIO: u32 = 0x9e37_79b1;
+
+/// One round of a multiplicative hash.
 #[inline(always)]
 const fn mix(hash: u32, word: u32) -> u32 {
-    let mixed = (hash.rotate_left(13) ^ word).wrapping_mul(0x9e37_79b1);
+    let mixed = (hash.rotate_left(13) ^ word).wrapping_mul(GOLDEN_RATIO);
     mixed ^ mixed >> 15
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Tuple, proto};
+    use super::{Tuple, pair_slot, proto};
     use crate::addr::Addr;
+    use std::collections::HashMap;
+
+    /// Random ones would have 0.71, 0.23 and 0.62 of them alone.
+    #[test]
+    fn pairs_of_addresses_mostly_have_a_slot_for_themselves() {
+        for (pods, peers, wanted) in [(16, 16, 0.9), (32, 32, 0.5), (1, 500, 0.9)] {
+            let mut slots = HashMap::<u32, u32>::new();
+            for pod in 0..pods {
+                for peer in 0..peers {
+                    let [high, low] = u16::to_be_bytes(peer);
+                    let pod = Addr::from_v4([10, 244, 1, 2 + pod]);
+                    let peer = Addr::from_v4([10, 0, high, low]);
+                    *slots.entry(pair_slot(&pod, &peer, 10)).or_default() += 1;
+                }
+            }
+            let alone: u32 = slots.values().filter(|pairs| **pairs == 1).sum();
+            let alone = f64::from(alone) / (f64::from(pods) * f64::from(peers));
+            assert!(alone >= wanted, "{pods} pods, {peers} peers: {alone}");
+        }
+    }
 
     /// Queues are chosen by the upper bits.
     #[test]

@@ -119,4 +119,4 @@ drop_reasons! {
     RewriteFailed => rewrite_failed,
 }
 
-const _: () = assert!(size_of::<Verdict>() == 4);
+const _: () = assert!(size_of::<Verdict>() == 4 && size_of::<Option<Verdict>>() == 4);

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::btf_map;
 use netdp_common::abi::{SETTING_NONE_STICKY, Settings, Uplink};
 use netdp_common::addr::Addr;
-use netdp_common::tuple::pair_hash;
+use netdp_common::tuple::pair_slot;
 
 /// Pairs that are remembered: a table without chains, where the last one stays.
 /// 1,024 of them take 40 KiB of each CPU, about a cache of the first level.
@@ -45,7 +45,7 @@ pub fn is_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) -> 
     if settings.flags & SETTING_NONE_STICKY == 0 {
         return false;
     }
-    let Some(pair) = KNOWN_PAIRS.get_ptr(slot(pod, peer)) else {
+    let Some(pair) = KNOWN_PAIRS.get_ptr(pair_slot(pod, peer, PAIRS.ilog2())) else {
         return false;
     };
     // SAFETY: this CPU's own entry.
@@ -59,7 +59,7 @@ pub fn set_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) {
     if settings.flags & SETTING_NONE_STICKY == 0 {
         return;
     }
-    if let Some(pair) = KNOWN_PAIRS.get_ptr_mut(slot(pod, peer)) {
+    if let Some(pair) = KNOWN_PAIRS.get_ptr_mut(pair_slot(pod, peer, PAIRS.ilog2())) {
         let found = Pair {
             pod: *pod,
             peer: *peer,
@@ -69,12 +69,6 @@ pub fn set_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) {
         // SAFETY: this CPU's own entry.
         unsafe { pair.write(found) };
     }
-}
-
-/// The place of a pair.
-#[inline(always)]
-fn slot(pod: &Addr, peer: &Addr) -> u32 {
-    (pair_hash(pod, peer) >> (64 - PAIRS.ilog2())) as u32
 }
 
 /// By words: a comparison of arrays would call memcmp.

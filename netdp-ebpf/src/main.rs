@@ -65,13 +65,9 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     if world.uplink().flags & UPLINK_UNTAGGED != 0 && skb::is_tagged(ctx) {
         return NEXT;
     }
-    let l2_len = match world.uplink().l2_len {
-        0 => 0,
-        _ => skb::ETHERNET,
-    };
-    let plain = match l2_len {
-        0 => None,
-        _ => skb::plain(ctx),
+    let (l2_len, plain) = match world.uplink().l2_len {
+        0 => (0, None),
+        _ => (skb::ETHERNET, skb::plain(ctx)),
     };
     if let Some(plain) = &plain {
         if let Some(action) = judge_plain(ctx, &world, work, plain, leaving) {
@@ -81,13 +77,14 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         && nat::passes(&world, &src, &dst, leaving)
     {
         if leaving {
-            skb::set_plain_hash(ctx, l2_len, &src, &dst);
+            skb::set_queue_hash(ctx, l2_len, &src, &dst);
         }
         return NEXT;
     }
-    let parsed = match &plain {
-        Some(_) => Parsed::Ip,
-        None => skb::parse(ctx, l2_len, work),
+    let parsed = match (&plain, l2_len) {
+        (Some(_), _) => Parsed::Ip,
+        (None, 0) => skb::parse(ctx, 0, work),
+        (None, _) => skb::parse_any(ctx, l2_len, work),
     };
     let verdict = match parsed {
         Parsed::Ip => match ip(ctx, &world, work, plain.is_some(), leaving) {
@@ -104,7 +101,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
             // As above: a flow is to stay in its queue, whether its addresses are
             // known or not.
             if leaving {
-                skb::set_plain_hash(ctx, l2_len, &work.pkt.tuple.src, &work.pkt.tuple.dst);
+                skb::set_queue_hash(ctx, l2_len, &work.pkt.tuple.src, &work.pkt.tuple.dst);
             }
             None
         }
@@ -130,9 +127,9 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     }
 }
 
-/// What most packets are: plain ones that are known to be bypassed, or to belong to a
-/// mapping. What they need stays in registers, as far as these go. `None` for all
-/// others; they have been parsed by then.
+/// What most packets are: plain ones of which is known what becomes of them. What they
+/// need stays in registers, as far as these go. `None` for all others; `work` has them
+/// then.
 #[inline(always)]
 fn judge_plain(
     ctx: &TcContext,
@@ -141,22 +138,20 @@ fn judge_plain(
     plain: &Plain,
     leaving: bool,
 ) -> Option<i32> {
-    if nat::passes(world, &plain.src(), &plain.dst(), leaving) {
-        if leaving {
-            skb::set_tuple_hash(ctx, &plain.tuple());
+    match nat::plain(world, work, plain, skb::ETHERNET, leaving)? {
+        Known::Bypassed => {
+            if leaving {
+                skb::set_tuple_hash(ctx, &plain.tuple());
+            }
+            Some(NEXT)
         }
-        return Some(NEXT);
-    }
-    // Into memory, for that is where keys are.
-    work.pkt.tuple = plain.tuple();
-    match nat::known(world, &work.pkt.tuple, &plain.l4, leaving) {
         Known::Rewrite(slot) => {
             skb::set_tuple_hash(ctx, &plain.tuple());
             if skb::rewrite_plain(ctx, plain, slot, leaving) {
                 return Some(NEXT);
             }
             plain.fill(skb::ETHERNET, &mut work.pkt);
-            nat::rewrite(&mut work.pkt, slot);
+            nat::fill_new(&mut work.pkt, slot);
             match rewrite::by_helpers(ctx, &work.pkt, leaving) {
                 Ok(()) => Some(NEXT),
                 Err(reason) => {
@@ -166,24 +161,20 @@ fn judge_plain(
             }
         }
         Known::Pass => Some(NEXT),
-        Known::Nothing => {
-            plain.fill(skb::ETHERNET, &mut work.pkt);
-            None
-        }
     }
 }
 
-/// Decides about an IP packet, and lets go what waited for it. `unknown`: it has no
-/// mapping.
+/// Decides about an IP packet, and lets go what waited for it. `asked`: for its mapping,
+/// of which there is none.
 #[inline(always)]
 fn ip(
     ctx: &TcContext,
     world: &World<'_>,
     work: &mut Work,
-    unknown: bool,
+    asked: bool,
     leaving: bool,
 ) -> Result<Verdict, DropReason> {
-    let verdict = match decide(world, work, unknown, leaving) {
+    let verdict = match decide(world, work, asked, leaving) {
         Verdict::Hold => hold(ctx, world, work),
         other => other,
     };
@@ -221,11 +212,11 @@ fn rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> Op
 }
 
 #[inline(always)]
-fn decide(world: &World<'_>, work: &mut Work, unknown: bool, leaving: bool) -> Verdict {
+fn decide(world: &World<'_>, work: &mut Work, asked: bool, leaving: bool) -> Verdict {
     if leaving {
-        nat::egress(world, work, unknown)
+        nat::egress(world, work, asked)
     } else {
-        nat::ingress(world, work, unknown)
+        nat::ingress(world, work, asked)
     }
 }
 

@@ -4,8 +4,8 @@
 //!
 //! Only for packets with a plain header: no IP options, no extension headers.
 
-use crate::fib;
 use crate::maps::World;
+use crate::{fib, skb};
 use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::helpers::{
     bpf_csum_diff, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_head,
@@ -18,9 +18,6 @@ use netdp_common::checksum;
 use netdp_common::packet::{L4, Packet};
 use netdp_common::tables::Tables as _;
 use netdp_common::tuple::proto;
-
-/// Bytes of an Ethernet header.
-const ETHERNET: u32 = 14;
 
 /// IPv4 and ICMP header.
 #[repr(C)]
@@ -124,7 +121,7 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
     if uplink.l2_len == 0 {
         // `__bpf_redirect_neigh` drops what has no Ethernet header (net/core/filter.c).
         // SAFETY: a helper on the program's own context.
-        let made = unsafe { bpf_skb_change_head(ctx.skb.skb, ETHERNET, 0) };
+        let made = unsafe { bpf_skb_change_head(ctx.skb.skb, skb::ETHERNET, 0) };
         (made == 0).then_some(())?;
     }
     // SAFETY: a helper with plain arguments; without parameters it looks the
@@ -159,7 +156,7 @@ fn sum_of(ctx: &TcContext, offset: u32, len: u32) -> Option<u32> {
 
 #[inline(always)]
 fn sum_words<const N: usize>(ctx: &TcContext, offset: usize) -> Option<u32> {
-    let words = crate::skb::words::<N>(ctx, offset)?;
+    let words = skb::words::<N>(ctx, offset)?;
     // SAFETY: a buffer of N words on the stack.
     let sum = unsafe {
         bpf_csum_diff(

@@ -45,8 +45,8 @@ pub fn packet(
     by_helpers(ctx, pkt, leaving)
 }
 
-/// The same, every step by the kernel's helpers: for what [`skb::rewrite_plain`] has left
-/// alone.
+/// The same by the kernel's helpers, which know whether a checksum is partial: for what
+/// can't be written directly.
 #[inline(always)]
 pub fn by_helpers(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropReason> {
     match try_rewrite(ctx, pkt, leaving) {

@@ -86,15 +86,21 @@ pub fn plain(ctx: &TcContext) -> Option<Plain> {
     packet::plain(&Linear(ctx), ethertype(ctx), ETHERNET)
 }
 
-/// Parses the packet into `work`. Headers outside the linear area are pulled in
-/// and the packet is parsed again. `l2_len` is 14, or 0 on devices without
-/// Ethernet header.
+/// Parses the packet into `work`. `l2_len` is 14, or 0 on devices without Ethernet
+/// header.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     if let Some(plain) = packet::plain(&Linear(ctx), ethertype(ctx), l2_len) {
         plain.fill(l2_len, &mut work.pkt);
         return Parsed::Ip;
     }
+    parse_any(ctx, l2_len, work)
+}
+
+/// The same where nothing speaks for a [`Plain`] packet. Headers outside the linear area
+/// are pulled in and the packet is parsed again.
+#[inline(always)]
+pub fn parse_any(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     let parsed = parse_linear(ctx, l2_len, work);
     let cut = match parsed {
         Parsed::Ip => matches!(
@@ -139,7 +145,8 @@ fn parse_linear(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     parsed
 }
 
-/// A packet of which both headers are where they mostly are.
+/// A packet of which both headers are where they mostly are, and what is to be written
+/// into it.
 struct Whole<'a> {
     family: Family,
     tuple: Tuple,
@@ -178,7 +185,7 @@ pub fn rewrite_plain(ctx: &TcContext, plain: &Plain, slot: Slot, leaving: bool) 
 #[inline(never)]
 pub fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool, forwarded: bool) -> bool {
     let l3 = pkt.l3_offset as usize;
-    // Fragments have another length in their pseudo-header.
+    // Fragments have another length in their pseudo-header than in their own.
     if pkt.is_fragment != 0 || l3 > MAX_OFFSET || !matches!(pkt.l4, L4::Tcp(_) | L4::Udp) {
         return false;
     }
@@ -212,7 +219,7 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
     } = whole;
     // SAFETY: a TC program's context is readable for the program's run.
     let segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
-    // So have super-packets.
+    // Super-packets have another length in their pseudo-header.
     if segments {
         return None;
     }
@@ -337,7 +344,7 @@ pub fn set_tuple_hash(ctx: &TcContext, tuple: &Tuple) {
 /// The same for a packet between these addresses that stays as it is, where that is
 /// told from its first words alone.
 #[inline(always)]
-pub fn set_plain_hash(ctx: &TcContext, l2_len: u32, src: &Addr, dst: &Addr) {
+pub fn set_queue_hash(ctx: &TcContext, l2_len: u32, src: &Addr, dst: &Addr) {
     hash_by(ctx, || {
         packet::queue_hash(&Linear(ctx), ethertype(ctx), l2_len, src, dst)
     });

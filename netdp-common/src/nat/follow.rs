@@ -7,15 +7,16 @@ use crate::tables::Tables;
 use crate::tuple::Tuple;
 use crate::verdict::Verdict;
 
-/// What is known of a packet from its mapping.
+/// What is known of a packet, so that the policy need not be asked. It is counted and
+/// recorded.
 #[derive(Clone, Copy)]
 pub enum Known {
-    /// Its new end is the mapping's.
+    /// All between its addresses is bypassed.
+    Bypassed,
+    /// It belongs to a mapping, and its new end is the mapping's.
     Rewrite(Slot),
     /// The mapping keeps a place for somebody else's flow: the packet stays as it is.
     Pass,
-    /// There is no mapping.
-    Nothing,
 }
 
 /// A packet of a known mapping, from the pod's side.
@@ -84,15 +85,17 @@ fn rst_is_credible<T: Tables>(tables: &T, wire: &Tuple, flags: u8, seq: u32, slo
 #[inline(always)]
 pub(super) fn apply(pkt: &mut Packet, known: Known) -> Verdict {
     match known {
-        Known::Rewrite(slot) => rewrite(pkt, slot),
-        Known::Pass | Known::Nothing => Verdict::Pass,
+        Known::Rewrite(slot) => {
+            fill_new(pkt, slot);
+            Verdict::Rewrite
+        }
+        Known::Bypassed | Known::Pass => Verdict::Pass,
     }
 }
 
-/// Puts the mapping's end into `pkt`.
+/// Puts the mapping's end into `pkt.new`.
 #[inline(always)]
-pub fn rewrite(pkt: &mut Packet, slot: Slot) -> Verdict {
+pub fn fill_new(pkt: &mut Packet, slot: Slot) {
     pkt.new.addr = slot.addr();
     pkt.new.id = slot.id().into();
-    Verdict::Rewrite
 }

@@ -14,8 +14,11 @@ struct Host {
 }
 
 impl Host {
-    fn new(capacity: usize, reserved: bool) -> Self {
+    fn new(capacity: usize, reserved: bool, ethernet: bool) -> Self {
         let mut fake = Fake::new();
+        if !ethernet {
+            fake.uplink.l2_len = 0;
+        }
         fake.settings.flags |= SETTING_PORTS;
         fake.settings.ports[0] = PortRange::new(RANGE[0], RANGE[2]);
         if reserved {
@@ -111,9 +114,10 @@ proptest! {
         steps in steps(120),
         capacity in prop::sample::select(vec![4usize, 9, 100]),
         reserved: bool,
+        ethernet: bool,
         net in 0..2usize,
     ) {
-        let mut world = World::new(Host::new(capacity, reserved), &NETS[net]);
+        let mut world = World::new(Host::new(capacity, reserved, ethernet), &NETS[net]);
         for step in steps {
             world.take(step);
         }
