@@ -269,7 +269,7 @@ impl Drop for Node {
 }
 
 /// The tuple of a packet of TCP or UDP.
-fn tuple_of(packet: &Build) -> Tuple {
+pub fn tuple_of(packet: &Build) -> Tuple {
     let protocol = match packet.kind {
         Kind::Tcp { .. } => proto::TCP,
         _ => proto::UDP,

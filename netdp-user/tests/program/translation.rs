@@ -1,7 +1,9 @@
 //! Input packet → output packet, byte for byte.
 
 use crate::build::{ACK, Build, FIN, Kind, RST, SYN};
-use crate::node::{Node, Seen, becomes, frame};
+use crate::node::{Node, Seen, becomes, frame, tuple_of};
+use netdp_common::addr::Family;
+use netdp_common::checksum::{fold, pseudo_sum};
 use netdp_user::datapath::Hook;
 
 /// The first packet of a flow, and its wire source.
@@ -118,6 +120,41 @@ fn colliding_ports_are_rewritten_too() {
             "{name}, other"
         );
         assert_eq!(node.counters().ports_changed, before + 1, "{name}");
+    }
+}
+
+/// Gives a UDP packet data with which its checksum is the sum of the pseudo-header: that is
+/// what a partial one looks like.
+fn look_partial(packet: &mut Build) {
+    let (family, header) = if packet.src.is_ipv4() {
+        (Family::V4, 20)
+    } else {
+        (Family::V6, 40)
+    };
+    let tuple = tuple_of(packet);
+    let pseudo = fold(pseudo_sum(&tuple.src, &tuple.dst, family, 17, 10));
+    let mut sum_with = |data: [u8; 2]| {
+        packet.data = data.to_vec();
+        let bytes = packet.bytes();
+        u16::from_ne_bytes([bytes[header + 6], bytes[header + 7]])
+    };
+    let filler = fold(u64::from(sum_with([0, 0])) + u64::from(!pseudo));
+    assert_eq!(sum_with(filler.to_ne_bytes()), pseudo);
+}
+
+#[test]
+fn a_checksum_that_looks_partial_may_be_whole() {
+    for (pod, server, wire) in [
+        ("172.16.0.2:4000", "198.51.100.7:443", "192.0.2.10:4000"),
+        ("[fd00:1::2]:4000", "[2001:db8::7]:443", "[fd00::10]:4000"),
+    ] {
+        let mut node = Node::new();
+        let mut packet = Build::udp(pod, server);
+        look_partial(&mut packet);
+        assert_eq!(node.out(&packet), becomes(&packet.from(wire)));
+        let mut reply = Build::udp(server, wire);
+        look_partial(&mut reply);
+        assert_eq!(node.back(&reply), becomes(&reply.to(pod)));
     }
 }
 
