@@ -82,7 +82,8 @@ const PODS: u32 = 1;
 fn own<'a>(kind: u32) -> Option<(*mut known::Last, &'a mut Work)> {
     let own = OWN.get_ptr_mut(kind)?;
     // SAFETY: each CPU has its own and runs one TC program at a time, with
-    // bottom halves off; zeroes are a valid `Work`.
+    // bottom halves off, which asks once; the two are fields of one value that do not
+    // overlap, and zeroes are a valid `Work`.
     unsafe { Some((&raw mut (*own).last, &mut (*own).work)) }
 }
 
