@@ -3,9 +3,12 @@
 //! IPv4 options and IPv6 extension headers are stepped over; fragments and
 //! ICMP errors (whose inner packet [`parse_inner`] reads) are told apart.
 
+mod plain;
+
 use crate::addr::{Addr, Family};
-use crate::tuple::{Tuple, proto, quick_hash};
+use crate::tuple::{Tuple, proto};
 use crate::verdict::DropReason;
+pub use plain::{Plain, peek, plain, queue_hash};
 
 /// EtherType of IPv4.
 pub const ETH_P_IP: u16 = 0x0800;
@@ -134,155 +137,6 @@ pub enum Parsed {
 
 /// IPv6 extension headers that are stepped over, at most.
 const MAX_EXTENSIONS: u32 = 5;
-
-/// The addresses of a packet of which nothing else may matter: no fragment, no
-/// ICMP, and in IPv6 TCP or UDP right after the header. `None` for all others.
-#[inline(always)]
-pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<(Addr, Addr)> {
-    let at = l3_offset as usize;
-    match ethertype {
-        ETH_P_IP => {
-            let [w0, w1, w2, src, dst] = bytes.words::<5>(at)?;
-            let (w0, w1, w2) = (u32::from_be(w0), u32::from_be(w1), u32::from_be(w2));
-            let (len, total) = ((w0 >> 24 & 0xf) * 4, w0 & 0xffff);
-            let plain = w0 >> 28 == 4
-                && len >= 20
-                && (total == 0 || total >= len)
-                && w1 & 0x3fff == 0
-                && w2 >> 16 & 0xff != proto::ICMP;
-            plain.then(|| (Addr::from_v4_word(src), Addr::from_v4_word(dst)))
-        }
-        ETH_P_IPV6 => {
-            let [w0, w1, s0, s1, s2, s3, d0, d1, d2, d3] = bytes.words::<10>(at)?;
-            let next = u32::from_be(w1) >> 8 & 0xff;
-            let (src, dst) = (
-                Addr::from_words([s0, s1, s2, s3]),
-                Addr::from_words([d0, d1, d2, d3]),
-            );
-            let plain = u32::from_be(w0) >> 28 == 6
-                && matches!(next, proto::TCP | proto::UDP)
-                && !src.is_v4()
-                && !dst.is_v4();
-            plain.then_some((src, dst))
-        }
-        _ => None,
-    }
-}
-
-/// The hash by which queues are chosen for a packet between these addresses, if it
-/// is whole and TCP or UDP right after a header without options: that of its
-/// [`Tuple`]. `None` for all others.
-#[inline(always)]
-pub fn queue_hash<B: Bytes + ?Sized>(
-    bytes: &B,
-    ethertype: u16,
-    l3_offset: u32,
-    src: &Addr,
-    dst: &Addr,
-) -> Option<u32> {
-    let at = l3_offset as usize;
-    let [w0, w1, w2] = bytes.words::<3>(at)?.map(u32::from_be);
-    let (protocol, header) = match ethertype {
-        ETH_P_IP if w0 >> 24 == 0x45 && w1 & 0x3fff == 0 => (w2 >> 16 & 0xff, 20),
-        ETH_P_IPV6 if w0 >> 28 == 6 => (w1 >> 8 & 0xff, 40),
-        _ => return None,
-    };
-    if !matches!(protocol, proto::TCP | proto::UDP) {
-        return None;
-    }
-    let [ids] = bytes.words::<1>(at + header)?;
-    Some(quick_hash(src, dst, u32::from_be(ids)))
-}
-
-/// What most packets are: TCP or UDP right after an IPv4 header without options,
-/// whole. Small enough for registers: what is decided and written by it needs no look
-/// into a [`Packet`].
-#[derive(Clone, Copy, Debug)]
-pub struct Plain {
-    /// Addresses as they lie in memory.
-    src: u32,
-    dst: u32,
-    /// Ports in host byte order, the source's in the upper half.
-    ports: u32,
-    /// The segment, or that it is UDP.
-    pub l4: L4,
-}
-
-impl Plain {
-    /// Its source address.
-    #[inline(always)]
-    #[must_use]
-    pub const fn src(&self) -> Addr {
-        Addr::from_v4_word(self.src)
-    }
-
-    /// Its destination address.
-    #[inline(always)]
-    #[must_use]
-    pub const fn dst(&self) -> Addr {
-        Addr::from_v4_word(self.dst)
-    }
-
-    /// Its tuple.
-    #[inline(always)]
-    #[must_use]
-    pub const fn tuple(&self) -> Tuple {
-        let proto = match self.l4 {
-            L4::Tcp(_) => proto::TCP,
-            _ => proto::UDP,
-        };
-        let mut tuple = Tuple::new(self.src(), self.dst(), 0, 0, proto);
-        set_ports(&mut tuple, self.ports);
-        tuple
-    }
-
-    /// Fills in all of `pkt` but what takes an end's place, as [`parse`] does.
-    #[inline(always)]
-    pub fn fill(&self, l3_offset: u32, pkt: &mut Packet) {
-        pkt.family = Family::V4;
-        pkt.tuple = self.tuple();
-        pkt.l4 = self.l4;
-        pkt.l3_offset = l3_offset;
-        pkt.l4_offset = l3_offset + 20;
-        pkt.is_fragment = 0;
-        pkt.fragment_id = 0;
-        pkt.new_ip_id = KEEP_IP_ID;
-    }
-}
-
-/// Reads a packet that is [`Plain`]; `None` for all others.
-#[inline(always)]
-pub fn plain<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<Plain> {
-    if ethertype != ETH_P_IP {
-        return None;
-    }
-    let at = l3_offset as usize;
-    let [w0, w1, w2, src, dst] = bytes.words::<5>(at)?;
-    let (w0, protocol) = (u32::from_be(w0), u32::from_be(w2) >> 16 & 0xff);
-    let total = w0 & 0xffff;
-    if w0 >> 24 != 0x45 || total != 0 && total < 20 || u32::from_be(w1) & 0x3fff != 0 {
-        return None;
-    }
-    let (ports, l4) = match protocol {
-        proto::TCP => {
-            // The whole header, so that all a rewrite touches is there.
-            let [ports, seq, ack, flags, _] = bytes.words::<5>(at + 20)?.map(u32::from_be);
-            let flags = (flags >> 16 & 0xff) as u8;
-            (ports, L4::Tcp(TcpSegment { flags, seq, ack }))
-        }
-        proto::UDP => {
-            let [ports, _] = bytes.words::<2>(at + 20)?.map(u32::from_be);
-            (ports, L4::Udp)
-        }
-        _ => return None,
-    };
-    Some(Plain {
-        src,
-        dst,
-        ports,
-        l4,
-    })
-}
 
 /// Parses the packet at `l3_offset` bytes into `pkt`. `ethertype` is in host
 /// byte order.
