@@ -260,11 +260,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
     // The inner packet went the other way: what is its source is the outer
     // packet's destination.
     let inner_source = !leaving;
-    let (old_addr, old_id) = if inner_source {
-        (&inner.tuple.src, inner.tuple.src_id)
-    } else {
-        (&inner.tuple.dst, inner.tuple.dst_id)
-    };
+    let (old_addr, old_id) = end(&inner.tuple, inner_source);
     let new_id = pkt.new.id as u16;
     let addr_delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
     let id_delta = checksum::diff(old_id.to_be().into(), new_id.to_be().into());
@@ -309,11 +305,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
     if !outer {
         return Ok(());
     }
-    let old_outer = if leaving {
-        &pkt.tuple.src
-    } else {
-        &pkt.tuple.dst
-    };
+    let (old_outer, _) = end(&pkt.tuple, leaving);
     if pkt.family == Family::V6 {
         let delta = checksum::addr_diff(old_outer, &pkt.new.addr, Family::V6);
         replace_pseudo(ctx, csum_at, Family::V6, checksum::narrow(delta), 0)?;

@@ -283,10 +283,10 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
     Some(())
 }
 
-/// The end that changes: the source of what leaves.
+/// One end of a tuple, such as that which changes: the source of what leaves.
 #[inline(always)]
-pub fn end(tuple: &Tuple, leaving: bool) -> (&Addr, u16) {
-    if leaving {
+pub fn end(tuple: &Tuple, source: bool) -> (&Addr, u16) {
+    if source {
         (&tuple.src, tuple.src_id)
     } else {
         (&tuple.dst, tuple.dst_id)
