@@ -193,7 +193,7 @@ impl Fake {
             0 => None,
             _ => packet::plain(&bytes[..], packet.ethertype(), 0),
         };
-        let mut work = parsed(packet);
+        let mut work = Work::EMPTY;
         if let Some(plain) = plain {
             match nat::plain(self, &mut work, &plain, 0, leaving) {
                 Some(Known::Rewrite(slot)) => {
@@ -201,12 +201,15 @@ impl Fake {
                     return Seen::As(self.written(&work.pkt));
                 }
                 Some(Known::Bypassed | Known::Pass) => return Seen::Pass,
-                None => {}
+                None => assert_eq!(work.pkt, parsed(packet).pkt, "{packet:?}"),
             }
-        } else if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)
-            && nat::passes(self, &src, &dst, leaving)
-        {
-            return Seen::Pass;
+        } else {
+            if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)
+                && nat::passes(self, &src, &dst, leaving)
+            {
+                return Seen::Pass;
+            }
+            work = parsed(packet);
         }
         let verdict = if leaving {
             nat::egress(self, &mut work, plain.is_some())
