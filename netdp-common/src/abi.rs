@@ -4,7 +4,7 @@
 //! `Option` crosses the boundary. The layout is versioned by [`LAYOUT`].
 
 use crate::addr::Addr;
-use crate::tuple::Tuple;
+use crate::tuple::{Tuple, proto};
 use crate::verdict::Drops;
 
 /// Version of everything in this file. A pinned map with another version is not
@@ -235,6 +235,58 @@ pub const FRAGMENT_REWRITE: u32 = 1;
 /// [`Fragment::verdict`]: they are dropped.
 pub const FRAGMENT_DROP: u32 = 2;
 
+/// `node_ports`: the node answers on this TCP port although no socket of its own
+/// need listen there (a hostPort, a service).
+pub const NODE_PORT_TCP: u32 = 1;
+/// `node_ports`: the same for UDP.
+pub const NODE_PORT_UDP: u32 = 2;
+/// `node_ports`: a service or socket of the node has this SCTP port.
+pub const NODE_PORT_SCTP: u32 = 4;
+/// `node_ports`: a service or socket of the node has this UDP-Lite port.
+pub const NODE_PORT_UDP_LITE: u32 = 8;
+/// `node_ports`: a service or socket of the node has this DCCP port.
+pub const NODE_PORT_DCCP: u32 = 16;
+
+/// The bit of a protocol in `node_ports`; 0 for one without ports.
+#[inline(always)]
+#[must_use]
+pub const fn node_port_bit(protocol: u32) -> u32 {
+    match protocol {
+        proto::TCP => NODE_PORT_TCP,
+        proto::UDP => NODE_PORT_UDP,
+        proto::SCTP => NODE_PORT_SCTP,
+        proto::UDP_LITE => NODE_PORT_UDP_LITE,
+        proto::DCCP => NODE_PORT_DCCP,
+        _ => 0,
+    }
+}
+
+/// Key of `node_protocols`: the node itself speaks this protocol, which has no
+/// ports, with this peer: a tunnel, IPsec, a routing daemon.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeProtocol {
+    /// The peer; the family's unspecified address stands for any.
+    pub peer: Addr,
+    /// IP protocol number.
+    pub proto: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+impl NodeProtocol {
+    /// `protocol` with `peer`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(peer: Addr, proto: u32) -> Self {
+        Self {
+            peer,
+            proto,
+            pad: 0,
+        }
+    }
+}
+
 /// What becomes of the fragments of one datagram. Key: a [`Tuple`] whose ids
 /// hold the upper and the lower half of the IP identification.
 #[repr(C)]
@@ -309,6 +361,11 @@ pub mod pins {
     /// Port / 64 → bitmap word.
     pub const RESERVED_PORTS: &str = "reserved_ports";
 
+    /// Port → `NODE_PORT_*` bits.
+    pub const NODE_PORTS: &str = "node_ports";
+    /// [`super::NodeProtocol`] → 1.
+    pub const NODE_PROTOCOLS: &str = "node_protocols";
+
     /// Every map: pin file name and the name in the eBPF object.
     pub const ALL: &[(&str, &str)] = &[
         (SNAT, "SNAT"),
@@ -322,6 +379,8 @@ pub mod pins {
         (SETTINGS, "SETTINGS"),
         (COUNTERS, "COUNTERS"),
         (RESERVED_PORTS, "RESERVED_PORTS"),
+        (NODE_PORTS, "NODE_PORTS"),
+        (NODE_PROTOCOLS, "NODE_PROTOCOLS"),
     ];
 }
 
@@ -334,6 +393,7 @@ const _: () = {
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
+    assert!(size_of::<NodeProtocol>() == 24);
     assert!(size_of::<crate::packet::Endpoint>() == 20);
     assert!(size_of::<Counters>() == 96 + size_of::<Drops>());
 };
@@ -342,7 +402,9 @@ const _: () = {
 mod user {
     use crate::packet::Endpoint;
 
-    use super::{Addr, Counters, Inbound, Mapping, PolicyValue, Settings, Tuple, Uplink};
+    use super::{
+        Addr, Counters, Inbound, Mapping, NodeProtocol, PolicyValue, Settings, Tuple, Uplink,
+    };
 
     macro_rules! pod {
         ($($name:ty),+) => {
@@ -363,6 +425,7 @@ mod user {
         Inbound,
         PolicyValue,
         Counters,
+        NodeProtocol,
         Endpoint
     );
 }

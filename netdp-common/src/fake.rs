@@ -7,8 +7,8 @@ pub mod model;
 mod tables;
 
 use crate::abi::{
-    Action, Counters, Fragment, LAYOUT, NO_LEAK_DROP, PORT_RANGES, PortRange, SETTING_IPV6,
-    Settings, UPLINK_V4, UPLINK_V6, Uplink,
+    Action, Counters, Fragment, LAYOUT, NO_LEAK_DROP, NodeProtocol, PORT_RANGES, PortRange,
+    SETTING_IPV6, Settings, UPLINK_V4, UPLINK_V6, Uplink,
 };
 use crate::addr::Addr;
 use crate::conntrack::ticks;
@@ -57,6 +57,10 @@ pub struct Fake {
     /// What the kernel would choose for the node's own packets.
     pub route_source: Option<Addr>,
     pub reserved: BTreeSet<u16>,
+    /// Protocols and ports on which the node answers without a socket.
+    pub node_ports: HashSet<(u32, u16)>,
+    /// What the node speaks that has no ports, and with whom.
+    pub node_protocols: HashSet<NodeProtocol>,
     /// Wire tuples that a connected or bound socket of the node receives.
     pub sockets: HashSet<Tuple>,
     /// Ports that a socket of the node listens on.
@@ -126,6 +130,8 @@ impl Fake {
             wire_endpoints: RefCell::default(),
             route_source: None,
             reserved: BTreeSet::new(),
+            node_ports: HashSet::new(),
+            node_protocols: HashSet::new(),
             sockets: HashSet::new(),
             listeners: HashSet::new(),
             sent_by_socket: true,

@@ -1,6 +1,6 @@
 //! What the decisions need from the world: maps, clock, sockets.
 
-use crate::abi::{Action, Counters, Fragment, Mapping, Settings, Uplink};
+use crate::abi::{Action, Counters, Fragment, Mapping, NodeProtocol, Settings, Uplink};
 use crate::addr::{Addr, Family};
 use crate::packet::Endpoint;
 use crate::slot::Slot;
@@ -92,6 +92,11 @@ pub trait Tables {
     fn set_wire_endpoint(&self, endpoint: &Tuple, far: &Endpoint);
     /// Whether `port` must not be given away (NodePorts and the like).
     fn port_reserved(&self, port: u16) -> bool;
+    /// Whether a hostPort or service of the node answers on this port, or a socket
+    /// that a lookup would not find.
+    fn node_answers(&self, protocol: u32, port: u16) -> bool;
+    /// Whether the node itself speaks this protocol without ports with this peer.
+    fn node_speaks(&self, key: &NodeProtocol) -> bool;
     /// Whether the packet was sent by a socket of the node.
     fn sent_by_socket(&self) -> bool;
     /// Whether a socket of the node would receive packets with the tuple `wire`.

@@ -11,8 +11,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use netdp_common::abi::{
-    Action, Counters, Fragment, Inbound, Mapping, POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS,
-    Settings, Uplink,
+    Action, Counters, Fragment, Inbound, Mapping, NodeProtocol, POLICY_WAS_BYPASSED, PolicyValue,
+    RESERVED_WORDS, Settings, Uplink, node_port_bit,
 };
 use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{INBOUND_SECONDS, TICK_SHIFT, age, ticks};
@@ -45,6 +45,10 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 static RESERVED_PORTS: Array<u64, RESERVED_WORDS> = Array::new();
+#[btf_map]
+static NODE_PORTS: Array<u32, 65_536> = Array::new();
+#[btf_map]
+static NODE_PROTOCOLS: HashMap<NodeProtocol, u32, 4096> = HashMap::new();
 
 /// Wire tuples with the first of their ports, when all of these were taken.
 #[btf_map]
@@ -391,6 +395,18 @@ impl Tables for World<'_> {
         RESERVED_PORTS
             .get(u32::from(port) / 64)
             .is_some_and(|word| word >> (port % 64) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn node_answers(&self, protocol: u32, port: u16) -> bool {
+        NODE_PORTS
+            .get(u32::from(port))
+            .is_some_and(|bits| bits & node_port_bit(protocol) != 0)
+    }
+
+    #[inline(always)]
+    fn node_speaks(&self, key: &NodeProtocol) -> bool {
+        NODE_PROTOCOLS.get_ptr(key).is_some()
     }
 
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! The maps and helpers, as [`Tables`] wants them.
 
 use super::{Fake, Inbound};
-use crate::abi::{Action, Counters, Fragment, Mapping, SETTING_NONE_STICKY, Settings, Uplink};
+use crate::abi::{
+    Action, Counters, Fragment, Mapping, NodeProtocol, SETTING_NONE_STICKY, Settings, Uplink,
+};
 use crate::addr::{Addr, Family};
 use crate::conntrack::{INBOUND_SECONDS, age, ticks};
 use crate::packet::Endpoint;
@@ -188,6 +190,14 @@ impl Tables for Fake {
     fn port_reserved(&self, port: u16) -> bool {
         self.candidates.borrow_mut().push(port);
         self.reserved.contains(&port)
+    }
+
+    fn node_answers(&self, protocol: u32, port: u16) -> bool {
+        self.node_ports.contains(&(protocol, port))
+    }
+
+    fn node_speaks(&self, key: &NodeProtocol) -> bool {
+        self.node_protocols.contains(key)
     }
 
     fn sent_by_socket(&self) -> bool {

@@ -171,7 +171,9 @@ fn search<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
 #[inline(always)]
 fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
     let has_ports = matches!(claim.wire.proto, proto::TCP | proto::UDP);
-    if has_ports && tables.port_reserved(claim.wire.dst_id) {
+    if has_ports && tables.port_reserved(claim.wire.dst_id)
+        || tables.node_answers(claim.wire.proto, claim.wire.dst_id)
+    {
         return;
     }
     if let Some(owner) = tables.rev_snat(&claim.wire) {

@@ -75,7 +75,7 @@ fn explain<E: std::error::Error + Send + Sync + 'static>(err: E) -> anyhow::Erro
 }
 
 /// What each pinned map must look like: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 11] {
+fn layout() -> [(&'static str, MapType, usize, usize); 13] {
     let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
     [
@@ -110,6 +110,13 @@ fn layout() -> [(&'static str, MapType, usize, usize); 11] {
             size_of::<abi::Counters>(),
         ),
         (pins::RESERVED_PORTS, MapType::Array, 4, 8),
+        (pins::NODE_PORTS, MapType::Array, 4, 4),
+        (
+            pins::NODE_PROTOCOLS,
+            MapType::Hash,
+            size_of::<abi::NodeProtocol>(),
+            4,
+        ),
     ]
 }
 
