@@ -190,6 +190,21 @@ pub const MAPPING_HANDED: u16 = 4;
 /// in for it passes untouched.
 pub const MAPPING_YIELDED: u16 = 8;
 
+/// [`Mapping::flags`] of an original half: the lower bits of the index of the interface
+/// by which the pod's packets came last, see [`origin_tag`].
+pub const MAPPING_ORIGIN: u16 = 0x7ff0;
+/// [`Mapping::flags`] of an original half: counted as of that interface, not of the pod
+/// ([`crate::share`]).
+pub const MAPPING_BY_INTERFACE: u16 = 0x8000;
+
+/// The bits of [`MAPPING_ORIGIN`] for an interface index; 0 for what the node sends.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "masked")]
+pub const fn origin_tag(ifindex: u32) -> u16 {
+    (ifindex << 4) as u16 & MAPPING_ORIGIN
+}
+
 /// One direction of a mapping. The SNAT map holds the original direction (key:
 /// the tuple that the pod sends; value: the wire source), the RevSNAT map the
 /// reply direction (key: the tuple that comes in; value: the pod). Each half
@@ -207,7 +222,8 @@ pub struct Mapping {
     pub last_seen: u32,
     /// When the mapping was made, in ticks.
     pub created: u32,
-    /// TCP acknowledgement number last sent in this direction.
+    /// TCP acknowledgement number last sent in this direction; of the original half,
+    /// before there was one, the number that acknowledges its SYN.
     pub tcp_ack: u32,
     /// TCP flags seen in this direction: `conntrack::SEEN_*` bits.
     pub tcp_seen: u32,
@@ -216,8 +232,9 @@ pub struct Mapping {
 }
 
 /// A flow that keeps the pod's address although its peer is masqueraded: it began
-/// outside, to an address behind the node, or an earlier policy bypassed it. Key:
-/// the tuple that the pod sends.
+/// outside, to an address behind the node, or an earlier policy bypassed it. The pod has
+/// not answered it yet, or it has closed; else it is in [`Live`]. Key: the tuple that the
+/// pod sends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound {
@@ -227,6 +244,63 @@ pub struct Inbound {
     /// [`crate::conntrack::INBOUND_SECONDS`].
     pub limit: u32,
 }
+
+/// [`Live::seen`]: the pod has sent a FIN.
+pub const LIVE_FIN_OUT: u32 = 1;
+/// [`Live::seen`]: the peer has sent a FIN.
+pub const LIVE_FIN_IN: u32 = 2;
+/// [`Live::seen`]: where the index of the interface begins by which the pod's packets
+/// came last; its lower 16 bits.
+pub const LIVE_ORIGIN_SHIFT: u32 = 16;
+
+/// A flow as [`Inbound`] that the pod has answered. Key: as there. Value of
+/// `inbound_live`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Last packet in either direction, in ticks.
+    pub last_seen: u32,
+    /// Silence in ticks after which it has ended; 0: as its protocol and state say.
+    pub limit: u32,
+    /// `LIVE_*` bits and the interface.
+    pub seen: u32,
+    /// TCP acknowledgement number that the pod has sent last.
+    pub ack: u32,
+}
+
+/// Value of `node_flows`: a flow of the node's own that no lookup of a socket finds,
+/// such as the answers of a hostPort. Key: the tuple that comes in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeFlow {
+    /// Last packet that left, in ticks.
+    pub last_seen: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// The single entry of the limits map: what pods may take, and the node's secret.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// What only the node knows, for hashes that nobody else can tell.
+    pub secret: crate::siphash::Key,
+    /// How many mappings fit.
+    pub capacity: u32,
+    /// How many live inbound flows fit.
+    pub inbound_capacity: u32,
+    /// Mappings that one pod may have; 0 for as many as there is room for.
+    pub flows: u32,
+    /// New mappings of one pod in a second; 0 for any number.
+    pub rate: u32,
+    /// New mappings of one pod at once, where `rate` is set.
+    pub burst: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Entries of the ring of mappings that began last: a power of two.
+pub const RECENT: u32 = 65_536;
 
 /// [`Fragment::verdict`]: fragments of the datagram pass.
 pub const FRAGMENT_PASS: u32 = 0;
@@ -366,6 +440,25 @@ pub mod pins {
     /// [`super::NodeProtocol`] → 1.
     pub const NODE_PROTOCOLS: &str = "node_protocols";
 
+    /// [`super::Tuple`] → [`super::Live`].
+    pub const INBOUND_LIVE: &str = "inbound_live";
+    /// [`super::Tuple`] → [`super::Fragment`], of what comes in.
+    pub const FRAGMENTS_IN: &str = "fragments_in";
+    /// [`super::Tuple`] → [`super::NodeFlow`].
+    pub const NODE_FLOWS: &str = "node_flows";
+    /// 0 → [`super::Limits`].
+    pub const LIMITS: &str = "limits";
+    /// Bucket → [`crate::share::Share`].
+    pub const SHARES: &str = "shares";
+    /// Bucket → [`crate::share::Ended`].
+    pub const SHARES_ENDED: &str = "shares_ended";
+    /// Number → [`super::Tuple`] of a mapping.
+    pub const RECENT: &str = "recent";
+    /// Number → [`crate::port_map::Owner`].
+    pub const PORT_MAP_OWNERS: &str = "port_map_owners";
+    /// Number → [`crate::port_map::Bits`].
+    pub const PORT_MAPS: &str = "port_maps";
+
     /// Every map: pin file name and the name in the eBPF object.
     pub const ALL: &[(&str, &str)] = &[
         (SNAT, "SNAT"),
@@ -381,6 +474,15 @@ pub mod pins {
         (RESERVED_PORTS, "RESERVED_PORTS"),
         (NODE_PORTS, "NODE_PORTS"),
         (NODE_PROTOCOLS, "NODE_PROTOCOLS"),
+        (INBOUND_LIVE, "INBOUND_LIVE"),
+        (FRAGMENTS_IN, "FRAGMENTS_IN"),
+        (NODE_FLOWS, "NODE_FLOWS"),
+        (LIMITS, "LIMITS"),
+        (SHARES, "SHARES"),
+        (SHARES_ENDED, "SHARES_ENDED"),
+        (RECENT, "RECENT"),
+        (PORT_MAP_OWNERS, "PORT_MAP_OWNERS"),
+        (PORT_MAPS, "PORT_MAPS"),
     ];
 }
 
@@ -394,6 +496,10 @@ const _: () = {
     assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
     assert!(size_of::<NodeProtocol>() == 24);
+    assert!(size_of::<Live>() == 16);
+    assert!(size_of::<Limits>() == 40);
+    assert!(size_of::<crate::share::Share>() == 56);
+    assert!(size_of::<crate::port_map::Owner>() == 56);
     assert!(size_of::<crate::packet::Endpoint>() == 20);
     assert!(size_of::<Counters>() == 96 + size_of::<Drops>());
 };
@@ -402,8 +508,12 @@ const _: () = {
 mod user {
     use crate::packet::Endpoint;
 
+    use crate::port_map::{Bits, Owner};
+    use crate::share::{Ended, Share};
+
     use super::{
-        Addr, Counters, Inbound, Mapping, NodeProtocol, PolicyValue, Settings, Tuple, Uplink,
+        Addr, Counters, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol, PolicyValue,
+        Settings, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -426,6 +536,13 @@ mod user {
         PolicyValue,
         Counters,
         NodeProtocol,
+        NodeFlow,
+        Live,
+        Limits,
+        Share,
+        Ended,
+        Owner,
+        Bits,
         Endpoint
     );
 }

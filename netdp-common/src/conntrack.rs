@@ -25,6 +25,35 @@ pub const DRAIN_SECONDS: u64 = 30;
 /// forgotten: as an established connection's mapping.
 pub const INBOUND_SECONDS: u64 = 432_000;
 
+/// Seconds of silence after which a flow from outside that the pod has not answered is
+/// forgotten, by protocol: as mappings that nothing has come back for.
+#[must_use]
+pub const fn asked_seconds(protocol: u32) -> u64 {
+    match protocol {
+        proto::TCP => 240,
+        proto::UDP | proto::UDP_LITE => 120,
+        proto::ICMP | proto::ICMPV6 => 60,
+        _ => 600,
+    }
+}
+
+/// Seconds of silence after which an answered flow from outside has ended, by protocol
+/// and whether one side of a connection has closed: as the mappings of such flows.
+#[must_use]
+pub const fn live_seconds(protocol: u32, half_closed: bool) -> u64 {
+    match protocol {
+        proto::TCP if half_closed => 7_440,
+        proto::TCP => INBOUND_SECONDS,
+        proto::UDP | proto::UDP_LITE => 300,
+        proto::ICMP | proto::ICMPV6 => 60,
+        _ => 600,
+    }
+}
+
+/// Seconds for which a connection from outside that has closed keeps the pod's address:
+/// as long as a peer sends its FIN again (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
+pub const CLOSED_SECONDS: u64 = 60;
+
 /// TCP header flag FIN (RFC 9293 3.1).
 pub const FIN: u8 = 0x01;
 /// TCP header flag SYN.
@@ -120,6 +149,40 @@ pub const fn tcp_state(original: u32, reply: u32) -> TcpState {
         (false, _) => TcpState::SynReceived,
         (true, _) => TcpState::Established,
     }
+}
+
+/// How far an acknowledgement of a SYN may lie beyond it: data that went with it
+/// (RFC 7413).
+const WITH_SYN: u32 = 1460;
+/// How far a segment may lie from what the other side has acknowledged: more than a window
+/// that anyone uses; with both sides a 128th of all numbers.
+const WINDOW: u32 = 1 << 24;
+
+/// Whether an endpoint believes a RST, from what it was seen to send: `seen` and the
+/// last acknowledgement number, or before there was one, the number that acknowledges
+/// its SYN (RFC 9293 3.5.3; RFC 5961 3.2: the exact next number, else it only asks).
+#[must_use]
+pub const fn rst_is_acceptable(seen: u32, acked: u32, rst: TcpSegment) -> bool {
+    if rst.bad_checksum != 0 {
+        return false;
+    }
+    if seen & SEEN_DATA != 0 {
+        return rst.seq == acked;
+    }
+    rst.flags & ACK != 0 && seen & SEEN_SYN != 0 && rst.ack.wrapping_sub(acked) <= WITH_SYN
+}
+
+/// Whether a segment lies in a window behind what its receiver has acknowledged.
+#[must_use]
+pub const fn is_in_window(seen: u32, acked: u32, segment: TcpSegment) -> bool {
+    seen & SEEN_DATA == 0 || segment.seq.wrapping_sub(acked) < WINDOW
+}
+
+/// Whether a FIN is one of this connection: near to what its receiver has acknowledged,
+/// which does not have to be the last that there was.
+#[must_use]
+pub const fn fin_is_plausible(seen: u32, acked: u32, segment: TcpSegment) -> bool {
+    is_in_window(seen, acked, segment) || acked.wrapping_sub(segment.seq) < WINDOW
 }
 
 /// Idle times in seconds after which a mapping ends.
@@ -271,6 +334,7 @@ mod tests {
     fn segment(flags: u8) -> TcpSegment {
         TcpSegment {
             flags,
+            bad_checksum: 0,
             seq: 0,
             ack: 0,
         }

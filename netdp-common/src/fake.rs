@@ -7,30 +7,31 @@ pub mod model;
 mod tables;
 
 use crate::abi::{
-    Action, Counters, Fragment, LAYOUT, NO_LEAK_DROP, NodeProtocol, PORT_RANGES, PortRange,
-    SETTING_IPV6, Settings, UPLINK_V4, UPLINK_V6, Uplink,
+    Action, Counters, Fragment, Inbound, LAYOUT, Limits, Live, NO_LEAK_DROP, NodeFlow,
+    NodeProtocol, PORT_RANGES, PortRange, SETTING_IPV6, Settings, UPLINK_V4, UPLINK_V6, Uplink,
 };
 use crate::addr::Addr;
 use crate::conntrack::ticks;
 use crate::nat::{self, Known, Work, hairpin};
 use crate::packet::{self, Endpoint, L4, Packet, Parsed};
+use crate::port_map::{Bits, Owner};
+use crate::share::{Ended, Share};
+use crate::tables::Origin;
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
 use build::Build;
 use half_map::HalfMap;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
+/// Entries of the ring: few, so that tests get around.
+const RECENT: usize = 64;
+
 type Hook = Box<dyn FnOnce(&Fake)>;
 
-/// A record of the `inbound` map with its key.
-#[derive(Clone, Copy, Debug)]
-pub struct Inbound {
-    pub tuple: Tuple,
-    pub last_seen: u32,
-    pub limit: u32,
-}
+/// Values of a map that stay where they are, by key.
+type Cells<K, V> = RefCell<HashMap<K, Box<UnsafeCell<V>>>>;
 
 /// A node with one uplink: 192.0.2.10 and fd00::10. Everything is masqueraded
 /// until a test adds a rule.
@@ -40,14 +41,27 @@ pub struct Fake {
     pub local: HashSet<Addr>,
     pub snat: HalfMap,
     pub rev_snat: HalfMap,
-    /// The least recently used first.
-    pub inbound: RefCell<Vec<Inbound>>,
-    pub inbound_capacity: usize,
-    /// What becomes of fragments, the oldest first.
-    pub fragments: RefCell<Vec<(Tuple, Fragment)>>,
+    /// Flows that the pods have not answered.
+    asked: Cells<Tuple, Inbound>,
+    /// Their tuples, the least recently used first.
+    asked_order: RefCell<Vec<Tuple>>,
+    pub asked_capacity: usize,
+    live: Cells<Tuple, Live>,
+    pub limits: Limits,
+    shares: Cells<u32, (Share, Ended)>,
+    port_maps: Cells<u32, (Owner, Bits)>,
+    /// The ring of mappings that began last, and where it is.
+    recent: RefCell<(Vec<Tuple>, usize)>,
+    pub node_flows: RefCell<HashMap<Tuple, NodeFlow>>,
+    /// By which interface packets come to the node.
+    pub ingress_ifindex: Cell<u32>,
+    /// Where sources are; [`Origin::Link`] where nothing is said.
+    pub origins: RefCell<HashMap<Addr, Origin>>,
+    /// What becomes of fragments that come in, and that leave, the oldest first.
+    fragments: [RefCell<Vec<(Tuple, Fragment)>>; 2],
     pub fragments_capacity: usize,
-    /// The IPv4 identification that was given last.
-    pub ip_id: Cell<u32>,
+    /// The IPv4 identifications that were given last.
+    pub ip_ids: RefCell<HashMap<u32, u32>>,
     /// The one that the last packet was to get.
     pub written_ip_id: Cell<u32>,
     /// Destinations without a free port, and since when.
@@ -119,11 +133,28 @@ impl Fake {
             local: [uplink.v4, uplink.v6].into(),
             snat: HalfMap::new(1_000_000),
             rev_snat: HalfMap::new(1_000_000),
-            inbound: RefCell::default(),
-            inbound_capacity: 1_000,
-            fragments: RefCell::default(),
+            asked: RefCell::default(),
+            asked_order: RefCell::default(),
+            asked_capacity: 1_000,
+            live: RefCell::default(),
+            limits: Limits {
+                secret: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+                capacity: 1_000_000,
+                inbound_capacity: 1_000,
+                flows: 0,
+                rate: 0,
+                burst: 0,
+                pad: 0,
+            },
+            shares: RefCell::default(),
+            port_maps: RefCell::default(),
+            recent: RefCell::new((vec![Packet::EMPTY.tuple; RECENT], 0)),
+            node_flows: RefCell::default(),
+            ingress_ifindex: Cell::new(7),
+            origins: RefCell::default(),
+            fragments: Default::default(),
             fragments_capacity: 1_000,
-            ip_id: Cell::new(0xfffd),
+            ip_ids: RefCell::default(),
             written_ip_id: Cell::new(packet::KEEP_IP_ID),
             exhausted: RefCell::default(),
             endpoints: RefCell::default(),
@@ -154,6 +185,24 @@ impl Fake {
         let len: u32 = len.parse().expect("a prefix length");
         let len = if net.is_v4() { len + 96 } else { len };
         self.policy.push((net, len, action));
+    }
+
+    /// Mappings that count for the pod, or for all.
+    pub fn mappings_of(&self, bucket: u32) -> u32 {
+        use crate::tables::Tables as _;
+        self.share(bucket).map_or(0, |share| share.mappings())
+    }
+
+    pub fn asked_len(&self) -> usize {
+        self.asked.borrow().len()
+    }
+
+    pub fn live_len(&self) -> usize {
+        self.live.borrow().len()
+    }
+
+    pub fn fragments_len(&self) -> usize {
+        self.fragments.iter().map(|side| side.borrow().len()).sum()
     }
 
     pub fn counters(&self) -> Counters {
@@ -206,7 +255,8 @@ impl Fake {
                     nat::fill_new(&mut work.pkt, slot);
                     return Seen::As(self.written(&work.pkt));
                 }
-                Some(Known::Bypassed | Known::Pass) => return Seen::Pass,
+                Some(Known::Bypassed | Known::Pass | Known::Unmapped) => return Seen::Pass,
+                Some(Known::Forged) => return Seen::Drop(DropReason::ForgedSource),
                 None => assert_eq!(work.pkt, parsed(packet).pkt, "{packet:?}"),
             }
         } else {

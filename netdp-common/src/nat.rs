@@ -3,27 +3,37 @@
 //! Egress: mapping → policy → the node's own traffic → replies of flows from
 //! outside → a new mapping. Ingress: mapping → flows that begin outside.
 
+mod admit;
 mod error;
+mod evict;
 mod follow;
 pub mod fragment;
 pub mod hairpin;
 mod host;
+pub mod inbound;
 mod open;
+mod origin;
+mod search;
 
 use crate::abi::{
-    Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, SETTING_DRAIN, SETTING_IPV6, UPLINK_V4,
-    UPLINK_V6,
+    Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol, SETTING_DRAIN,
+    SETTING_IPV6, UPLINK_V4, UPLINK_V6,
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
 use crate::packet::{Inner, L4, Packet, Plain};
+use crate::share::{Key, Role};
 use crate::tables::Tables;
-use crate::tuple::Tuple;
+use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
+use admit::refusal;
+use evict::Recycling;
 pub use follow::{Known, fill_new};
 use follow::{apply, continue_egress, continue_ingress};
 use host::needs_mapping;
-use open::{Claim, open};
+use inbound::Continued;
+use open::{Claim, UNCOUNTED, open};
+use origin::is_forged;
 
 #[expect(clippy::cast_possible_truncation, reason = "half a minute")]
 const DRAIN_TICKS: u32 = ticks(DRAIN_SECONDS) as u32;
@@ -39,6 +49,7 @@ pub struct Work {
     /// The packet inside, where `pkt` is an ICMP error.
     pub inner: Inner,
     claim: Claim,
+    recycling: Recycling,
 }
 
 impl Work {
@@ -47,6 +58,7 @@ impl Work {
         pkt: Packet::EMPTY,
         inner: Inner::EMPTY,
         claim: Claim::EMPTY,
+        recycling: Recycling::EMPTY,
     };
 }
 
@@ -97,7 +109,7 @@ pub fn plain<T: Tables>(
     }
     // Into memory, for that is where keys are.
     work.pkt.tuple = plain.tuple();
-    let known = known(tables, &work.pkt.tuple, &plain.l4, leaving);
+    let known = known(tables, &work.pkt.tuple, &plain.l4, Family::V4, leaving);
     if known.is_none() {
         plain.fill(l3_offset, &mut work.pkt);
     }
@@ -106,7 +118,13 @@ pub fn plain<T: Tables>(
 
 /// What a packet's mapping says, if it has one.
 #[inline(always)]
-fn known<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, leaving: bool) -> Option<Known> {
+fn known<T: Tables>(
+    tables: &T,
+    tuple: &Tuple,
+    l4: &L4,
+    family: Family,
+    leaving: bool,
+) -> Option<Known> {
     // An echo reply continues no mapping of those that leave: with identifier 0 its
     // tuple would be that of a request. Nor does a request one of what comes in.
     let other_way = match l4 {
@@ -120,7 +138,7 @@ fn known<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, leaving: bool) -> Option
     }
     if leaving {
         let slot = tables.snat(tuple)?;
-        Some(continue_egress(tables, tuple, l4, slot))
+        Some(continue_egress(tables, tuple, l4, family, slot))
     } else {
         let slot = tables.rev_snat(tuple)?;
         Some(continue_ingress(tables, tuple, l4, slot))
@@ -137,7 +155,7 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     }
     let verdict = match work.pkt.l4 {
         L4::Error => error::egress(tables, work),
-        L4::LaterFragment => return fragment::later_egress(tables, work),
+        L4::LaterFragment => return later_fragment(tables, work),
         _ => egress_flow(tables, work, asked),
     };
     let verdict = match verdict {
@@ -151,9 +169,20 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 }
 
 #[inline(always)]
+fn later_fragment<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    if let Some(known) = fragment::known_egress(tables, work) {
+        return known;
+    }
+    if is_forged(tables, &work.pkt.tuple.src, work.pkt.family) {
+        return Verdict::Drop(DropReason::ForgedSource);
+    }
+    fragment::early_egress(tables, work)
+}
+
+#[inline(always)]
 fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     let pkt = &mut work.pkt;
-    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, true) {
+    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, pkt.family, true) {
         return apply(pkt, known);
     }
     let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
@@ -161,6 +190,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         if !needs_mapping(tables, work, bypass) {
             return Verdict::Pass;
         }
+        work.claim.set_bucket(UNCOUNTED, 0);
         0
     } else {
         if bypass {
@@ -171,10 +201,11 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         if let Some(verdict) = egress_pod(tables, pkt) {
             return verdict;
         }
-        match opening(&pkt.l4) {
-            Opening::Pickup => MAPPING_PICKUP,
-            _ => 0,
+        let pickup = matches!(opening(&pkt.l4), Opening::Pickup);
+        if let Some(reason) = refusal(tables, work) {
+            return Verdict::Drop(reason);
         }
+        if pickup { MAPPING_PICKUP } else { 0 }
     };
     // Not from `egress_pod`, whose frame would stay open: all frames that are may have
     // 512 bytes together.
@@ -187,14 +218,24 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
     let opening = opening(&pkt.l4);
     if matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_)) {
+        if is_forged(tables, &pkt.tuple.src, pkt.family) {
+            return Some(Verdict::Drop(DropReason::ForgedSource));
+        }
         // A pod's new SYN is never a reply, whatever stray packet came before
         // it (requirement 1.5).
-        tables.remove_inbound(&pkt.tuple);
-    } else if !matches!(pkt.l4, L4::Query | L4::Untranslatable(_))
-        && tables.refresh_inbound(&pkt.tuple)
-    {
-        tables.count(|c| &mut c.egress_replies);
-        return Some(Verdict::Pass);
+        inbound::forget(tables, &pkt.tuple);
+    } else if !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
+        match inbound::continued(tables, pkt, &pkt.tuple) {
+            Continued::No => {}
+            Continued::Yes => {
+                tables.count(|c| &mut c.egress_replies);
+                return Some(Verdict::Pass);
+            }
+            Continued::Forged => return Some(Verdict::Drop(DropReason::ForgedSource)),
+        }
+    }
+    if is_forged(tables, &pkt.tuple.src, pkt.family) {
+        return Some(Verdict::Drop(DropReason::ForgedSource));
     }
     if was_there_before(tables, pkt) {
         tables.count(|c| &mut c.egress_bypassed);
@@ -203,10 +244,29 @@ fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
     if let Opening::Not(reason) = opening {
         return Some(Verdict::Drop(reason));
     }
+    if matches!(pkt.l4, L4::Address) && is_spoken(tables, pkt) {
+        return Some(Verdict::Drop(DropReason::NodeProtocol));
+    }
     if !choose_source(tables, pkt) {
         return Some(Verdict::Drop(DropReason::NoSourceAddress));
     }
     None
+}
+
+/// Whether the node itself speaks the packet's protocol, which has no ports, with its
+/// destination: then what comes back is the node's.
+#[inline(always)]
+fn is_spoken<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    if pkt.tuple.proto == proto::SCTP {
+        // That has ports ([`Tables::node_answers`]).
+        return false;
+    }
+    let any = match pkt.family {
+        Family::V4 => Addr::from_v4([0; 4]),
+        Family::V6 => Addr::from_words([0; 4]),
+    };
+    tables.node_speaks(&NodeProtocol::new(pkt.tuple.dst, pkt.tuple.proto))
+        || tables.node_speaks(&NodeProtocol::new(any, pkt.tuple.proto))
 }
 
 /// Whether the packet goes on with a connection that an earlier policy bypassed:
@@ -229,7 +289,7 @@ fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     } else {
         DRAIN_TICKS
     };
-    tables.insert_inbound(&pkt.tuple, limit);
+    inbound::keep(tables, pkt, limit);
     true
 }
 
@@ -251,6 +311,14 @@ fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
         _ => return false,
     };
     true
+}
+
+/// Whether the pod is told that its packet was refused: so many times in a moment, lest a
+/// flood makes another.
+#[inline(never)]
+pub fn is_answered<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    let bucket = Key::of(tables.secret(), &pkt.tuple.src, Role::Pod).bucket;
+    (tables.share(bucket)).is_none_or(|share| share.take_answer(tables.now()))
 }
 
 /// What becomes of a packet that can't be translated.
@@ -290,7 +358,7 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 
 #[inline(always)]
 fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, asked: bool) -> Verdict {
-    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, false) {
+    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, pkt.family, false) {
         return apply(pkt, known);
     }
     if !tables.is_local(&pkt.tuple.dst) {
@@ -304,18 +372,15 @@ fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, asked: bool) -> Verdict
 /// a flow whose answers would otherwise be masqueraded.
 #[inline(never)]
 fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
-    if !begins_outside(&pkt.l4) {
+    let begins = begins_outside(&pkt.l4);
+    if !begins && !matches!(pkt.l4, L4::Tcp(_)) {
         return false;
     }
     if let Action::Bypass = tables.action(&pkt.tuple.src) {
         tables.set_known_bypass(&pkt.tuple.dst, &pkt.tuple.src);
         return false;
     }
-    let reply = pkt.tuple.reversed();
-    if !tables.refresh_inbound(&reply) {
-        tables.insert_inbound(&reply, 0);
-    }
-    true
+    inbound::came(tables, pkt, begins)
 }
 
 /// Packets that no mapping is ever made for: multicast, broadcast, unspecified

@@ -6,6 +6,8 @@
 mod plain;
 
 use crate::addr::{Addr, Family};
+use crate::checksum;
+use crate::conntrack::RST;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::DropReason;
 pub use plain::{Plain, peek, plain, queue_hash};
@@ -19,6 +21,10 @@ pub const ETH_P_IPV6: u16 = 0x86dd;
 pub trait Bytes {
     /// `N` words from `offset` bytes on, if the packet has them.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
+
+    /// The ones' complement sum of up to [`SUMMED`] bytes from `offset` on, if the packet
+    /// has them (RFC 1071).
+    fn sum(&self, offset: usize, len: u32) -> Option<u32>;
 }
 
 impl Bytes for [u8] {
@@ -30,6 +36,17 @@ impl Bytes for [u8] {
         }
         Some(words)
     }
+
+    fn sum(&self, offset: usize, len: u32) -> Option<u32> {
+        let bytes = self.get(offset..offset.checked_add(len as usize)?)?;
+        let mut sum = 0;
+        for chunk in bytes.chunks(4) {
+            let mut word = [0; 4];
+            word.get_mut(..chunk.len())?.copy_from_slice(chunk);
+            sum += checksum::Sum::from(u32::from_ne_bytes(word));
+        }
+        Some(checksum::narrow(sum))
+    }
 }
 
 /// The TCP header fields that decide.
@@ -38,6 +55,9 @@ impl Bytes for [u8] {
 pub struct TcpSegment {
     /// The flags octet (RFC 9293 3.1).
     pub flags: u8,
+    /// 1 if this is a RST whose checksum is wrong, or that is too long to tell; 0 for all
+    /// others, of which nobody asks.
+    pub bad_checksum: u8,
     /// Sequence number.
     pub seq: u32,
     /// Acknowledgement number.
@@ -164,7 +184,7 @@ pub fn parse<B: Bytes + ?Sized>(
     pkt.l4_offset = l3_offset + header.len;
     match header.end {
         HeaderEnd::L4 => {
-            if parse_l4(bytes, pkt).is_none() {
+            if parse_l4(bytes, pkt, header.rest).is_none() {
                 pkt.l4 = L4::Untranslatable(DropReason::Malformed);
             }
         }
@@ -185,6 +205,8 @@ enum HeaderEnd {
 struct Header {
     len: u32,
     end: HeaderEnd,
+    /// Bytes after it, as the header says; 0 where it does not.
+    rest: u32,
 }
 
 /// RFC 791 3.1.
@@ -211,7 +233,8 @@ fn parse_v4<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
             end = HeaderEnd::LaterFragment;
         }
     }
-    Some(Header { len, end })
+    let rest = total.saturating_sub(len);
+    Some(Header { len, end, rest })
 }
 
 /// RFC 8200 3.
@@ -227,7 +250,10 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
     if u32::from_be(w0) >> 28 != 6 || pkt.tuple.src.is_v4() || pkt.tuple.dst.is_v4() {
         return None;
     }
-    Some(step_over_extensions(bytes, at, pkt))
+    let mut header = step_over_extensions(bytes, at, pkt);
+    let payload = u32::from_be(w1) >> 16;
+    header.rest = (payload + 40).saturating_sub(header.len);
+    Some(header)
 }
 
 /// RFC 8200 4: extension headers begin with the next header and their length.
@@ -245,10 +271,14 @@ fn step_over_extensions<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packe
                 | proto::IPV6_FRAGMENT
         ) {
             let end = HeaderEnd::L4;
-            return Header { len, end };
+            return Header { len, end, rest: 0 };
         }
         let Some([w0, w1]) = bytes.words::<2>(at + len as usize) else {
-            return Header { len, end: unknown };
+            return Header {
+                len,
+                end: unknown,
+                rest: 0,
+            };
         };
         let w0 = u32::from_be(w0);
         pkt.tuple.proto = w0 >> 24;
@@ -258,26 +288,58 @@ fn step_over_extensions<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packe
             pkt.fragment_id = u32::from_be(w1);
             if w0 & 0xfff8 != 0 {
                 let end = HeaderEnd::LaterFragment;
-                return Header { len, end };
+                return Header { len, end, rest: 0 };
             }
         } else {
             len += ((w0 >> 16 & 0xff) + 1) * 8;
         }
     }
-    Header { len, end: unknown }
+    Header {
+        len,
+        end: unknown,
+        rest: 0,
+    }
 }
 
-/// Fills in `l4` and the ids; `None` if the header is cut short.
+/// Bytes of a TCP segment that are summed at most: the longest header (RFC 9293 3.1) and
+/// what some put into a RST to say why.
+pub const SUMMED: u32 = 128;
+
+/// Whether the checksum of a TCP segment of `len` bytes is right, or a partial one that the
+/// device is to complete. `false` too for one that is too long to tell. `field`: the word
+/// that begins with it, as it lies in memory.
 #[inline(always)]
-fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet) -> Option<()> {
+fn tcp_checksum_holds<B: Bytes + ?Sized>(bytes: &B, pkt: &Packet, field: u32, len: u32) -> bool {
+    if len < 20 || len > SUMMED {
+        return false;
+    }
+    let Tuple { src, dst, .. } = &pkt.tuple;
+    let pseudo = checksum::pseudo_sum(src, dst, pkt.family, proto::TCP as u8, len as u16);
+    let [a, b, ..] = field.to_ne_bytes();
+    if checksum::may_be_partial(u16::from_ne_bytes([a, b]), pseudo) {
+        return true;
+    }
+    bytes
+        .sum(pkt.l4_offset as usize, len)
+        .is_some_and(|sum| checksum::fold(pseudo + checksum::Sum::from(sum)) == 0xffff)
+}
+
+/// Fills in `l4` and the ids; `None` if the header is cut short. `len`: bytes from there
+/// on, as the IP header says.
+#[inline(always)]
+fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet, len: u32) -> Option<()> {
     let at = pkt.l4_offset as usize;
     match (pkt.tuple.proto, pkt.family) {
         (proto::TCP, _) => {
             // The whole header, so that all a rewrite touches is there.
-            let [ports, seq, ack, flags, _] = bytes.words::<5>(at)?.map(u32::from_be);
+            let [ports, seq, ack, flags, field] = bytes.words::<5>(at)?;
+            let [ports, seq, ack, flags] = [ports, seq, ack, flags].map(u32::from_be);
             set_ports(&mut pkt.tuple, ports);
+            let flags = (flags >> 16 & 0xff) as u8;
             pkt.l4 = L4::Tcp(TcpSegment {
-                flags: (flags >> 16 & 0xff) as u8,
+                flags,
+                bad_checksum: (flags & RST != 0 && !tcp_checksum_holds(bytes, pkt, field, len))
+                    as u8,
                 seq,
                 ack,
             });

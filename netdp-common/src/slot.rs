@@ -1,6 +1,9 @@
 //! A mapping where it lies in a map, shared with other CPUs.
 
-use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping};
+use crate::abi::{
+    Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live, MAPPING_HANDED, MAPPING_HOST,
+    MAPPING_ORIGIN, MAPPING_YIELDED, Mapping,
+};
 use crate::addr::Addr;
 use crate::conntrack;
 use crate::packet::L4;
@@ -64,6 +67,45 @@ impl Slot {
         unsafe { (*self.0).flags & (MAPPING_HOST | MAPPING_HANDED) != 0 }
     }
 
+    /// All `MAPPING_*` bits.
+    #[inline(always)]
+    #[must_use]
+    pub fn flags(self) -> u16 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).flags }
+    }
+
+    /// Notes by which interface the pod's packets come, as [`crate::abi::origin_tag`] has it.
+    #[inline(always)]
+    pub fn set_origin(self, tag: u16) {
+        // SAFETY: valid by the contract of `new`; of an original half nobody else
+        // writes the flags.
+        unsafe { (*self.0).flags = (*self.0).flags & !MAPPING_ORIGIN | tag }
+    }
+
+    /// Packets in this direction.
+    #[inline(always)]
+    #[must_use]
+    pub fn packets(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).packets }
+    }
+
+    /// Last packet of this direction, in ticks.
+    #[inline(always)]
+    #[must_use]
+    pub fn last_seen(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).last_seen }
+    }
+
+    /// Forgets that this direction sent a RST: its connection goes on.
+    #[inline(always)]
+    pub fn mend(self) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).tcp_seen &= !conntrack::SEEN_RST }
+    }
+
     /// TCP flags seen in this direction.
     #[inline(always)]
     #[must_use]
@@ -107,20 +149,112 @@ impl Slot {
                 if after != before {
                     (*m).tcp_seen = after;
                 }
-                if segment.flags & conntrack::ACK != 0 {
+                let syn = segment.flags & conntrack::SYN != 0;
+                if syn && before & conntrack::SEEN_DATA == 0 {
+                    (*m).tcp_ack = segment.seq.wrapping_add(1);
+                } else if !syn && segment.flags & conntrack::ACK != 0 {
                     (*m).tcp_ack = segment.ack;
                 }
             }
         }
     }
 
-    /// Records that time passed without learning anything of the segment:
-    /// for one that may be forged.
+    /// Counts a segment without learning anything of it: for one that may be forged.
     #[inline(always)]
     pub fn record_untrusted(self) {
         // SAFETY: valid by the contract of `new`.
         unsafe {
             (*self.0).packets = (*self.0).packets.wrapping_add(1);
+        }
+    }
+}
+
+/// A live [`Inbound`], as [`Slot`].
+#[derive(Clone, Copy)]
+pub struct AskedSlot(*mut Inbound);
+
+impl AskedSlot {
+    /// # Safety
+    /// As for [`Slot::new`].
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(inbound: *mut Inbound) -> Self {
+        Self(inbound)
+    }
+
+    /// Copies it out.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(self) -> Inbound {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { *self.0 }
+    }
+
+    /// Notes a packet of either direction.
+    #[inline(always)]
+    pub fn refresh(self, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).last_seen = now }
+    }
+}
+
+/// A live [`Live`], as [`Slot`].
+#[derive(Clone, Copy)]
+pub struct LiveSlot(*mut Live);
+
+impl LiveSlot {
+    /// # Safety
+    /// As for [`Slot::new`].
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(live: *mut Live) -> Self {
+        Self(live)
+    }
+
+    /// Copies it out.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(self) -> Live {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { *self.0 }
+    }
+
+    /// Notes a packet of either direction.
+    #[inline(always)]
+    pub fn refresh(self, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            if (*self.0).last_seen != now {
+                (*self.0).last_seen = now;
+            }
+        }
+    }
+
+    /// Notes what the pod acknowledges.
+    #[inline(always)]
+    pub fn set_ack(self, ack: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).ack = ack }
+    }
+
+    /// Notes a FIN of one side; whether both have sent one by now.
+    #[inline(always)]
+    pub fn set_fin(self, side: u32) -> bool {
+        const BOTH: u32 = LIVE_FIN_OUT | LIVE_FIN_IN;
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            (*self.0).seen |= side;
+            (*self.0).seen & BOTH == BOTH
+        }
+    }
+
+    /// Notes by which interface the pod's packets come.
+    #[inline(always)]
+    pub fn set_origin(self, ifindex: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let bits = (*self.0).seen & ((1 << LIVE_ORIGIN_SHIFT) - 1);
+            (*self.0).seen = bits | ifindex << LIVE_ORIGIN_SHIFT;
         }
     }
 }

@@ -27,24 +27,34 @@ const UNANSWERED_SECONDS: u64 = 5;
 /// room; `None`: never.
 #[must_use]
 pub fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping, idle: u32) -> Option<Spare> {
-    let after = |seconds, then, sooner| {
-        let long = u64::from(idle) >= ticks(seconds);
-        Some(if long { then } else { sooner })
+    let seen = (original.tcp_seen, reply.tcp_seen);
+    class(tuple.proto, seen, reply.packets, idle)
+}
+
+/// The same from what decides it: what both directions of a TCP connection were `seen` to
+/// send, and how many packets came back.
+#[inline(always)]
+#[must_use]
+pub const fn class(protocol: u32, seen: (u32, u32), replies: u32, idle: u32) -> Option<Spare> {
+    let idle = idle as u64;
+    let closed = if idle >= ticks(CLOSED_SECONDS) {
+        Spare::Closed
+    } else {
+        Spare::Closing
     };
-    let closing = || after(CLOSED_SECONDS, Spare::Closed, Spare::Closing);
-    let unanswered = || after(UNANSWERED_SECONDS, Spare::Unanswered, Spare::Asking);
-    if tuple.proto == proto::TCP {
-        return match tcp_state(original.tcp_seen, reply.tcp_seen) {
-            TcpState::Closed | TcpState::TimeWait => closing(),
-            TcpState::SynSent | TcpState::Unreplied => unanswered(),
+    let unanswered = if idle >= ticks(UNANSWERED_SECONDS) {
+        Spare::Unanswered
+    } else {
+        Spare::Asking
+    };
+    if protocol == proto::TCP {
+        return match tcp_state(seen.0, seen.1) {
+            TcpState::Closed | TcpState::TimeWait => Some(closed),
+            TcpState::SynSent | TcpState::Unreplied => Some(unanswered),
             TcpState::SynReceived | TcpState::Established | TcpState::HalfClosed => None,
         };
     }
-    if reply.packets == 0 {
-        unanswered()
-    } else {
-        None
-    }
+    if replies == 0 { Some(unanswered) } else { None }
 }
 
 #[cfg(test)]

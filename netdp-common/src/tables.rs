@@ -1,9 +1,14 @@
 //! What the decisions need from the world: maps, clock, sockets.
 
-use crate::abi::{Action, Counters, Fragment, Mapping, NodeProtocol, Settings, Uplink};
+use crate::abi::{
+    Action, Counters, Fragment, Limits, Live, Mapping, NodeFlow, NodeProtocol, Settings, Uplink,
+};
 use crate::addr::{Addr, Family};
 use crate::packet::Endpoint;
-use crate::slot::Slot;
+use crate::port_map::PortMapSlot;
+use crate::share::ShareSlot;
+use crate::siphash;
+use crate::slot::{AskedSlot, LiveSlot, Slot};
 use crate::tuple::Tuple;
 
 /// Why an entry could not be inserted.
@@ -13,6 +18,23 @@ pub enum InsertError {
     Exists,
     /// The map is full or the kernel has no memory.
     Full,
+}
+
+/// Where a source is, as the routing table has it, beside where its packet came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nothing speaks against it: no route, a default route, a route by a gateway that
+    /// leads elsewhere, or the packet came by no interface.
+    Unknown,
+    /// Its network begins behind the interface by which the packet came, and a neighbour
+    /// there is known by this address.
+    Link,
+    /// The same, but no neighbour is known by it.
+    Unresolved,
+    /// A gateway behind the interface by which the packet came leads there.
+    Routed,
+    /// Its network begins behind another interface: the packet is forged.
+    Elsewhere,
 }
 
 /// The datapath's maps and helpers. `netdp-ebpf` implements it over BPF maps,
@@ -57,24 +79,59 @@ pub trait Tables {
     fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
     /// Gives a wire tuple back.
     fn remove_rev_snat(&self, tuple: &Tuple);
-    /// Whether what a pod sends with this tuple keeps its address: a reply of a
-    /// flow from outside, or of a flow that was bypassed. If so the record is
-    /// refreshed.
-    fn refresh_inbound(&self, tuple: &Tuple) -> bool;
-    /// Remembers such a flow by the tuple that the pod sends. `limit`: silence in
-    /// ticks after which it no longer counts, see [`crate::abi::Inbound`].
-    fn insert_inbound(&self, tuple: &Tuple, limit: u32);
+    /// Removes an original half.
+    fn remove_snat(&self, tuple: &Tuple);
+    /// What pods may take, and the secret of the node.
+    fn limits(&self) -> &Limits;
+    /// The secret of the node.
+    #[inline(always)]
+    fn secret(&self) -> siphash::Key {
+        self.limits().secret
+    }
+    /// What the pods of a bucket have, or all of them for [`crate::share::TOTAL`].
+    fn share(&self, bucket: u32) -> Option<ShareSlot>;
+    /// The index of the interface by which the packet came to the node; 0 if the node
+    /// itself sends it.
+    fn ingress_ifindex(&self) -> u32;
+    /// Where `addr` is, beside where the packet came from.
+    fn origin(&self, addr: &Addr, family: Family) -> Origin;
+    /// Copies the tuple of the mapping that began as many mappings ago as are remembered.
+    fn oldest(&self, tuple: &mut Tuple) -> bool;
+    /// Goes on to the next one.
+    fn skip_oldest(&self);
+    /// Remembers a mapping in the place of the oldest.
+    fn push_recent(&self, tuple: &Tuple);
+    /// The map of taken ports in this place, below [`crate::port_map::PORT_MAPS`].
+    fn port_map(&self, index: u32) -> Option<PortMapSlot>;
+    /// A flow of the node's own that no socket is found for, by the tuple that comes in.
+    fn node_flow(&self, wire: &Tuple) -> Option<NodeFlow>;
+    /// Remembers one; may forget it any time.
+    fn set_node_flow(&self, wire: &Tuple, flow: &NodeFlow);
+    /// A flow that keeps the pod's address and that the pod has answered, by the tuple
+    /// that the pod sends.
+    fn live(&self, tuple: &Tuple) -> Option<LiveSlot>;
+    /// Remembers one; `false` if there is no room, or it is there already.
+    fn insert_live(&self, tuple: &Tuple, live: &Live) -> bool;
+    /// Forgets it; `false` if it was gone.
+    fn remove_live(&self, tuple: &Tuple) -> bool;
+    /// Such a flow that the pod has not answered, or that has closed.
+    fn asked(&self, tuple: &Tuple) -> Option<AskedSlot>;
+    /// Remembers one, in the place of the least recently used. `limit`: silence in ticks
+    /// after which it no longer counts, see [`crate::abi::Inbound`].
+    fn insert_asked(&self, tuple: &Tuple, limit: u32);
     /// Forgets it.
-    fn remove_inbound(&self, tuple: &Tuple);
+    fn remove_asked(&self, tuple: &Tuple);
     /// The address that the kernel would choose for a packet of the node's own
     /// to `dst` by this uplink; `None` where it can't be asked.
     fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr>;
-    /// What becomes of the fragments of a datagram, by [`Fragment`]'s key.
-    fn fragment(&self, key: &Tuple) -> Option<Fragment>;
+    /// What becomes of the fragments of a datagram that leaves, or comes in, by
+    /// [`Fragment`]'s key.
+    fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment>;
     /// Remembers what becomes of them.
-    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment);
-    /// An IPv4 identification that the node has not used lately.
-    fn next_ip_id(&self) -> u32;
+    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment, leaving: bool);
+    /// Counts the IPv4 identifications of a sequence, chosen by `sequence`; the lower 16
+    /// bits count.
+    fn next_ip_id(&self, sequence: u32) -> u32;
     /// Whether all ports towards a destination were taken a moment ago. `wire`'s
     /// `dst_id` is the first of them.
     fn is_exhausted(&self, wire: &Tuple) -> bool;
@@ -99,10 +156,9 @@ pub trait Tables {
     fn node_speaks(&self, key: &NodeProtocol) -> bool;
     /// Whether the packet was sent by a socket of the node.
     fn sent_by_socket(&self) -> bool;
-    /// Whether a socket of the node would receive packets with the tuple `wire`.
+    /// Whether a socket of the node would receive packets with the tuple `wire`, a
+    /// listener included.
     fn socket_receives(&self, wire: &Tuple) -> bool;
-    /// The same, or a listener that would.
-    fn socket_listens(&self, wire: &Tuple) -> bool;
     /// Calls `step` with 0, 1, 2 … until it returns false or `n` calls are made.
     ///
     /// `step` is a type of its own and captures nothing: the BPF target has no

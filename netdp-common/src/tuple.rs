@@ -1,6 +1,7 @@
 //! The five fields that name a packet's flow on the wire.
 
 use crate::addr::Addr;
+use crate::siphash;
 
 /// IP protocol numbers that the datapath knows (IANA protocol-numbers).
 pub mod proto {
@@ -81,17 +82,35 @@ impl Tuple {
         Self::new(self.dst, addr, self.dst_id, id, self.proto)
     }
 
-    /// A hash of all fields, the same on every node and in every version.
+    /// Hashes all fields with the node's secret: the same for as long as the node has
+    /// it, and nobody else can tell it.
     #[inline(always)]
     #[must_use]
-    pub const fn hash(&self) -> u32 {
+    pub const fn keyed_hash(&self, secret: siphash::Key) -> u64 {
         let (src, dst) = (self.src.words(), self.dst.words());
-        let ids = (self.src_id as u32) << 16 | self.dst_id as u32;
-        let mut hash = mix(self.proto, ids);
-        hash = mix(hash, src[0] ^ dst[1].rotate_left(16));
-        hash = mix(hash, src[1] ^ dst[0].rotate_left(16));
-        hash = mix(hash, src[2] ^ dst[3].rotate_left(16));
-        mix(hash, src[3] ^ dst[2].rotate_left(16))
+        let ids = (self.src_id as u64) << 16 | self.dst_id as u64;
+        siphash::hash(
+            secret,
+            [
+                (src[0] as u64) << 32 | src[1] as u64,
+                (src[2] as u64) << 32 | src[3] as u64,
+                (dst[0] as u64) << 32 | dst[1] as u64,
+                (dst[2] as u64) << 32 | dst[3] as u64,
+                ids << 32 | self.proto as u64,
+            ],
+        )
+    }
+
+    /// Whether it is the same tuple. By words: a comparison of arrays would call memcmp.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        let (a, b) = (self.src.words(), other.src.words());
+        let (c, d) = (self.dst.words(), other.dst.words());
+        let src = (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+        let dst = (c[0] ^ d[0]) | (c[1] ^ d[1]) | (c[2] ^ d[2]) | (c[3] ^ d[3]);
+        let ids = (self.src_id ^ other.src_id) | (self.dst_id ^ other.dst_id);
+        src | dst | ids as u32 | (self.proto ^ other.proto) == 0
     }
 
     /// [`quick_hash`] of this tuple.
@@ -110,7 +129,7 @@ impl Tuple {
     }
 }
 
-/// A hash of addresses and ports in fewer steps than [`Tuple::hash`], for a choice
+/// A hash of addresses and ports in fewer steps than [`Tuple::keyed_hash`], for a choice
 /// of queues: the upper bits are the good ones. `ids`: the source's in the upper
 /// half, the destination's in the lower.
 #[inline(always)]
@@ -141,13 +160,6 @@ const fn word(addr: &Addr) -> u32 {
 
 /// 2^32 over the golden ratio, made odd: the factor of a multiplicative hash.
 const GOLDEN_RATIO: u32 = 0x9e37_79b1;
-
-/// One round of a multiplicative hash.
-#[inline(always)]
-const fn mix(hash: u32, word: u32) -> u32 {
-    let mixed = (hash.rotate_left(13) ^ word).wrapping_mul(GOLDEN_RATIO);
-    mixed ^ mixed >> 15
-}
 
 #[cfg(test)]
 mod tests {

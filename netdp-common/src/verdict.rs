@@ -35,7 +35,11 @@ macro_rules! drop_reasons {
             pub const fn is_refusal(self) -> bool {
                 matches!(
                     self,
-                    Self::NoFreePort | Self::TableFull | Self::NoSourceAddress
+                    Self::NoFreePort
+                        | Self::TableFull
+                        | Self::NoSourceAddress
+                        | Self::NodeProtocol
+                        | Self::PodLimit
                 )
             }
 
@@ -117,6 +121,12 @@ drop_reasons! {
     Unasked => unasked,
     /// The kernel refused to change the packet.
     RewriteFailed => rewrite_failed,
+    /// A pod's packet with the address of a pod that lives behind another interface.
+    ForgedSource => forged_source,
+    /// The node itself speaks this protocol, which has no ports, with the destination.
+    NodeProtocol => node_protocol,
+    /// The pod has as many mappings, or has begun as many in this time, as it may.
+    PodLimit => pod_limit,
 }
 
 const _: () = assert!(size_of::<Verdict>() == 4 && size_of::<Option<Verdict>>() == 4);

@@ -9,6 +9,7 @@ use aya_ebpf::helpers::bpf_fib_lookup as lookup_helper;
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netdp_common::addr::{Addr, Family};
+use netdp_common::tables::Origin;
 
 /// Address families of include/linux/socket.h.
 const AF_INET: u8 = 2;
@@ -66,6 +67,42 @@ pub fn source(ctx: &TcContext, dst: &Addr, family: Family) -> Option<Addr> {
             Family::V6 => Addr::from_words(params.__bindgen_anon_3.ipv6_src),
         }
     })
+}
+
+/// Where `addr` is, beside where the packet came from: by the route to it.
+#[inline(never)]
+pub fn origin(ctx: &TcContext, addr: &Addr, family: Family) -> Origin {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let (came_by, leaves_by) = unsafe { ((*ctx.skb.skb).ingress_ifindex, (*ctx.skb.skb).ifindex) };
+    let Some(Found { code, params }) = lookup(ctx, addr, family, 0) else {
+        return Origin::Unknown;
+    };
+    if came_by == 0 || code != 0 && code != BPF_FIB_LKUP_RET_NO_NEIGH {
+        return Origin::Unknown;
+    }
+    // SAFETY: `lookup` has written all of it.
+    let params = unsafe { params.assume_init_ref() };
+    // SAFETY: the lookup leaves the destination there, or the gateway to it.
+    let direct = unsafe {
+        match family {
+            Family::V4 => {
+                params.family == AF_INET && params.__bindgen_anon_4.ipv4_dst == addr.words()[3]
+            }
+            Family::V6 => {
+                let [a, b, c, d] = params.__bindgen_anon_4.ipv6_dst;
+                let [e, f, g, h] = addr.words();
+                (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+            }
+        }
+    };
+    match (direct, params.ifindex == came_by) {
+        (true, true) if code == 0 => Origin::Link,
+        (true, true) => Origin::Unresolved,
+        // What is behind the uplink itself is no pod of this node's.
+        (true, false) if params.ifindex != leaves_by => Origin::Elsewhere,
+        (false, true) => Origin::Routed,
+        _ => Origin::Unknown,
+    }
 }
 
 /// The interface that leads to `dst`, a pod.

@@ -120,7 +120,9 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
             world.count_drop(reason);
             if leaving && reason.is_refusal() {
                 report::refused(ctx, &world, &work.pkt, reason);
-                return refuse::answer(ctx, &world, &work.pkt);
+                if nat::is_answered(&world, &work.pkt) {
+                    return refuse::answer(ctx, &world, &work.pkt);
+                }
             }
             SHOT
         }
@@ -160,7 +162,11 @@ fn judge_plain(
                 }
             }
         }
-        Known::Pass => Some(NEXT),
+        Known::Pass | Known::Unmapped => Some(NEXT),
+        Known::Forged => {
+            world.count_drop(DropReason::ForgedSource);
+            Some(SHOT)
+        }
     }
 }
 

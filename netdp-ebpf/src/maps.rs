@@ -2,8 +2,8 @@
 //!
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
-use crate::{known, sockets};
-use aya_ebpf::bindings::BPF_NOEXIST;
+use crate::{fib, known, sockets};
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
@@ -11,15 +11,17 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use netdp_common::abi::{
-    Action, Counters, Fragment, Inbound, Mapping, NodeProtocol, POLICY_WAS_BYPASSED, PolicyValue,
-    RESERVED_WORDS, Settings, Uplink, node_port_bit,
+    self, Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
+    POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, Settings, Uplink, node_port_bit,
 };
 use netdp_common::addr::{Addr, Family};
-use netdp_common::conntrack::{INBOUND_SECONDS, TICK_SHIFT, age, ticks};
+use netdp_common::conntrack::{TICK_SHIFT, age};
 use netdp_common::nat::Work;
 use netdp_common::packet::Endpoint;
-use netdp_common::slot::Slot;
-use netdp_common::tables::{InsertError, Tables};
+use netdp_common::port_map::{Bits, Owner, PORT_MAPS as PORT_MAPS_LEN, PortMapSlot};
+use netdp_common::share::{self, Ended, Share, ShareSlot};
+use netdp_common::slot::{AskedSlot, LiveSlot, Slot};
+use netdp_common::tables::{InsertError, Origin, Tables};
 use netdp_common::tuple::Tuple;
 use netdp_common::verdict::DropReason;
 
@@ -50,6 +52,30 @@ static NODE_PORTS: Array<u32, 65_536> = Array::new();
 #[btf_map]
 static NODE_PROTOCOLS: HashMap<NodeProtocol, u32, 4096> = HashMap::new();
 
+/// 131,072 answered inbound flows; memory is taken as they come.
+#[btf_map]
+static INBOUND_LIVE: HashMap<Tuple, Live, 131_072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+#[btf_map]
+static FRAGMENTS_IN: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
+#[btf_map]
+static NODE_FLOWS: LruHashMap<Tuple, NodeFlow, 65_536> = LruHashMap::new();
+#[btf_map]
+static LIMITS: Array<Limits, 1> = Array::new();
+#[btf_map]
+static SHARES: Array<Share, { share::ENTRIES }> = Array::new();
+#[btf_map]
+static SHARES_ENDED: Array<Ended, { share::ENTRIES }> = Array::new();
+#[btf_map]
+static RECENT: Array<Tuple, { abi::RECENT as usize }> = Array::new();
+#[btf_map]
+static PORT_MAP_OWNERS: Array<Owner, { PORT_MAPS_LEN as usize }> = Array::new();
+#[btf_map]
+static PORT_MAPS: Array<Bits, { PORT_MAPS_LEN as usize }> = Array::new();
+
+/// Where the ring [`RECENT`] is.
+#[btf_map]
+static RECENT_AT: Array<u32, 1> = Array::new();
+
 /// Wire tuples with the first of their ports, when all of these were taken.
 #[btf_map]
 static EXHAUSTED: LruHashMap<Tuple, u32, 4096> = LruHashMap::new();
@@ -60,9 +86,11 @@ static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
 /// `--hairpin`; the loader makes it small otherwise.
 #[btf_map]
 static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
-/// The IPv4 identification given last.
+/// The IPv4 identifications given last, of so many sequences.
 #[btf_map]
-static IP_ID: Array<u32, 1> = Array::new();
+static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();
+/// A power of two; those that share one only leave more numbers out.
+const IP_ID_SEQUENCES: u32 = 4096;
 
 /// For how long a destination without free ports is left alone: 0.5 s.
 const EXHAUSTED_TICKS: u32 = 8;
@@ -285,30 +313,118 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn refresh_inbound(&self, tuple: &Tuple) -> bool {
-        let now = self.now();
-        match INBOUND.get_ptr_mut(tuple) {
-            // SAFETY: a map value is readable and writable for the program's
-            // run; each field is one word, and any racing value is a time just
-            // past.
-            Some(inbound) => unsafe {
-                let limit = match (*inbound).limit {
-                    0 => const { ticks(INBOUND_SECONDS) as u32 },
-                    limit => limit,
-                };
-                let fresh = age(now, (*inbound).last_seen) < limit;
-                // What has ended is not brought back by one more packet.
-                if fresh {
-                    (*inbound).last_seen = now;
-                }
-                fresh
-            },
+    fn remove_snat(&self, tuple: &Tuple) {
+        let _ = SNAT.remove(tuple);
+    }
+
+    #[inline(always)]
+    fn limits(&self) -> &Limits {
+        // There is always an entry; the verifier wants to see it asked.
+        LIMITS.get(0).unwrap_or(&UNLIMITED)
+    }
+
+    #[inline(always)]
+    fn share(&self, bucket: u32) -> Option<ShareSlot> {
+        let share = SHARES.get_ptr_mut(bucket)?;
+        let ended = SHARES_ENDED.get_ptr(bucket)?;
+        // SAFETY: map values, readable and writable for the program's run.
+        Some(unsafe { ShareSlot::new(share, ended) })
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: a TC program's context is readable for the program's run.
+        unsafe { (*self.ctx.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn origin(&self, addr: &Addr, family: Family) -> Origin {
+        fib::origin(self.ctx, addr, family)
+    }
+
+    #[inline(always)]
+    fn oldest(&self, tuple: &mut Tuple) -> bool {
+        let Some(at) = RECENT_AT.get(0) else {
+            return false;
+        };
+        match RECENT.get(*at & (abi::RECENT - 1)) {
+            Some(oldest) => {
+                *tuple = *oldest;
+                true
+            }
             None => false,
         }
     }
 
     #[inline(always)]
-    fn insert_inbound(&self, tuple: &Tuple, limit: u32) {
+    fn skip_oldest(&self) {
+        if let Some(at) = RECENT_AT.get_ptr_mut(0) {
+            // SAFETY: a map value, one word. Two CPUs at once skip one.
+            unsafe { *at = (*at).wrapping_add(1) };
+        }
+    }
+
+    #[inline(always)]
+    fn push_recent(&self, tuple: &Tuple) {
+        if let Some(at) = RECENT_AT.get(0)
+            && let Some(place) = RECENT.get_ptr_mut(*at & (abi::RECENT - 1))
+        {
+            // SAFETY: a map value. Words of two tuples may mix where two CPUs write at
+            // once: then no mapping is found by it.
+            unsafe { place.write(*tuple) };
+        }
+        self.skip_oldest();
+    }
+
+    #[inline(always)]
+    fn port_map(&self, index: u32) -> Option<PortMapSlot> {
+        let owner = PORT_MAP_OWNERS.get_ptr_mut(index)?;
+        let bits = PORT_MAPS.get_ptr_mut(index)?;
+        // SAFETY: map values, readable and writable for the program's run.
+        Some(unsafe { PortMapSlot::new(owner, bits) })
+    }
+
+    #[inline(always)]
+    fn node_flow(&self, wire: &Tuple) -> Option<NodeFlow> {
+        // SAFETY: copied at once, and each word is right for itself.
+        unsafe { NODE_FLOWS.get(wire).copied() }
+    }
+
+    #[inline(always)]
+    fn set_node_flow(&self, wire: &Tuple, flow: &NodeFlow) {
+        // The map evicts its least recently used entry.
+        let _ = NODE_FLOWS.insert(wire, flow, 0);
+    }
+
+    #[inline(always)]
+    fn live(&self, tuple: &Tuple) -> Option<LiveSlot> {
+        // SAFETY: a map value is readable and writable for the program's run.
+        INBOUND_LIVE
+            .get_ptr_mut(tuple)
+            .map(|p| unsafe { LiveSlot::new(p) })
+    }
+
+    #[inline(always)]
+    fn insert_live(&self, tuple: &Tuple, live: &Live) -> bool {
+        INBOUND_LIVE.insert(tuple, live, BPF_NOEXIST.into()).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_live(&self, tuple: &Tuple) -> bool {
+        INBOUND_LIVE.remove(tuple).is_ok()
+    }
+
+    #[inline(always)]
+    fn asked(&self, tuple: &Tuple) -> Option<AskedSlot> {
+        // SAFETY: as above; each field is one word, and any racing value is a time just
+        // past.
+        INBOUND
+            .get_ptr_mut(tuple)
+            .map(|p| unsafe { AskedSlot::new(p) })
+    }
+
+    #[inline(always)]
+    fn insert_asked(&self, tuple: &Tuple, limit: u32) {
         let inbound = Inbound {
             last_seen: self.now(),
             limit,
@@ -319,39 +435,49 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn remove_inbound(&self, tuple: &Tuple) {
+    fn remove_asked(&self, tuple: &Tuple) {
         let _ = INBOUND.remove(tuple);
     }
 
     #[inline(always)]
     fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr> {
-        crate::fib::source(self.ctx, dst, family)
+        fib::source(self.ctx, dst, family)
     }
 
     #[inline(always)]
-    fn fragment(&self, key: &Tuple) -> Option<Fragment> {
+    fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment> {
         // SAFETY: copied at once; an entry that is replaced meanwhile is one of
         // the same datagram.
-        unsafe { FRAGMENTS.get(key).copied() }
+        unsafe {
+            if leaving {
+                FRAGMENTS.get(key).copied()
+            } else {
+                FRAGMENTS_IN.get(key).copied()
+            }
+        }
     }
 
     #[inline(always)]
-    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment) {
+    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment, leaving: bool) {
         // Failing costs the datagram, never more.
-        let _ = FRAGMENTS.insert(key, fragment, 0);
+        let _ = if leaving {
+            FRAGMENTS.insert(key, fragment, 0)
+        } else {
+            FRAGMENTS_IN.insert(key, fragment, 0)
+        };
     }
 
     /// Counts over all CPUs without a lock: two may get the same, which then
     /// matters only if both datagrams go to one host at one time.
     #[inline(always)]
-    fn next_ip_id(&self) -> u32 {
-        match IP_ID.get_ptr_mut(0) {
+    fn next_ip_id(&self, sequence: u32) -> u32 {
+        match IP_IDS.get_ptr_mut(sequence & (IP_ID_SEQUENCES - 1)) {
             // SAFETY: a map value, one word.
             Some(id) => unsafe {
                 *id = (*id).wrapping_add(1);
-                *id & 0xffff
+                *id
             },
-            None => self.random() & 0xffff,
+            None => self.random(),
         }
     }
 
@@ -417,12 +543,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn socket_receives(&self, wire: &Tuple) -> bool {
-        sockets::receives(self.ctx, wire, false)
-    }
-
-    #[inline(always)]
-    fn socket_listens(&self, wire: &Tuple) -> bool {
-        sockets::receives(self.ctx, wire, true)
+        sockets::receives(self.ctx, wire)
     }
 
     #[inline(always)]
@@ -446,6 +567,17 @@ impl Tables for World<'_> {
         }
     }
 }
+
+/// Stands for an entry that is always there.
+static UNLIMITED: Limits = Limits {
+    secret: [0; 2],
+    capacity: u32::MAX,
+    inbound_capacity: u32::MAX,
+    flows: 0,
+    rate: 0,
+    burst: 0,
+    pad: 0,
+};
 
 struct Frame<'a, T, S, F> {
     tables: &'a T,

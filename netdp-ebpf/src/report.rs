@@ -64,6 +64,32 @@ pub fn refused(ctx: &TcContext, world: &World<'_>, pkt: &Packet, reason: DropRea
             *dst.octets(),
             port
         ),
+        (DropReason::PodLimit, Family::V4) => warn!(
+            ctx,
+            "refused {:i} to {:i} port {}: the pod has reached its limit (--pod-flows, --pod-new-flows)",
+            src.v4_octets(),
+            dst.v4_octets(),
+            port
+        ),
+        (DropReason::PodLimit, Family::V6) => warn!(
+            ctx,
+            "refused {:i} to {:i} port {}: the pod has reached its limit (--pod-flows, --pod-new-flows)",
+            *src.octets(),
+            *dst.octets(),
+            port
+        ),
+        (DropReason::NodeProtocol, Family::V4) => warn!(
+            ctx,
+            "refused {:i} to {:i}: the node itself speaks this protocol with it",
+            src.v4_octets(),
+            dst.v4_octets()
+        ),
+        (DropReason::NodeProtocol, Family::V6) => warn!(
+            ctx,
+            "refused {:i} to {:i}: the node itself speaks this protocol with it",
+            *src.octets(),
+            *dst.octets()
+        ),
         (_, Family::V4) => warn!(
             ctx,
             "refused {:i} to {:i}: the uplink has no address",

@@ -1,11 +1,14 @@
 //! Packet bytes, read and written where they lie.
 
-use aya_ebpf::helpers::{bpf_csum_update, bpf_set_hash};
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::helpers::{bpf_csum_diff, bpf_csum_update, bpf_set_hash, bpf_skb_load_bytes};
+use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use netdp_common::addr::{Addr, Family};
 use netdp_common::checksum::{self, Change};
 use netdp_common::nat::Work;
-use netdp_common::packet::{self, Bytes, L4, Packet, Parsed, Plain};
+use netdp_common::packet::{self, Bytes, L4, Packet, Parsed, Plain, SUMMED};
 use netdp_common::slot::Slot;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_common::verdict::DropReason;
@@ -59,6 +62,42 @@ impl Bytes for Linear<'_> {
         // them so have the verifier refuse the program (strict alignment).
         Some(unsafe { (start as *const [u32; N]).read() })
     }
+
+    #[inline(always)]
+    fn sum(&self, offset: usize, len: u32) -> Option<u32> {
+        sum(self.0, offset as u32, len)
+    }
+}
+
+/// Room for what is summed: too much for the stack.
+#[btf_map]
+static SUMMED_BYTES: PerCpuArray<[u64; SUMMED as usize / 8], 1> = PerCpuArray::new();
+
+/// The ones' complement sum of up to [`SUMMED`] bytes.
+#[inline(never)]
+fn sum(ctx: &TcContext, offset: u32, len: u32) -> Option<u32> {
+    let room = SUMMED_BYTES.get_ptr_mut(0)?;
+    // SAFETY: a local. Volatile, so that LLVM forgets what it knows of the length and
+    // leaves the bounds that the verifier wants to see.
+    let len = unsafe { (&raw const len).read_volatile() };
+    if len > SUMMED {
+        return None;
+    }
+    // No segment has none, see `hold::bounded`.
+    let len = if len > 1 { len } else { 1 };
+    // SAFETY: this CPU's own room; the helper writes `len` bytes, which fit, and what is
+    // behind them counts as 0.
+    let sum = unsafe {
+        for n in 0..SUMMED as usize / 8 {
+            (&raw mut (*room)[n]).write_volatile(0);
+        }
+        let copied = bpf_skb_load_bytes(ctx.as_ptr(), offset, room.cast(), len);
+        if copied != 0 {
+            return None;
+        }
+        bpf_csum_diff(core::ptr::null_mut(), 0, room.cast(), SUMMED, 0)
+    };
+    u32::try_from(sum).ok()
 }
 
 /// `N` words of the packet, if they are in its linear part.

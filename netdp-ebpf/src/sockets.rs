@@ -10,11 +10,10 @@ use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netdp_common::tuple::{Tuple, proto};
 
-/// Whether a socket would receive packets with the tuple `wire`; a TCP listener
-/// only counts where `listeners` is set. The lookup is in the namespace of the
-/// packet's device.
-#[inline(always)]
-pub fn receives(ctx: &TcContext, wire: &Tuple, listeners: bool) -> bool {
+/// Whether a socket would receive packets with the tuple `wire`, a listener
+/// included. The lookup is in the namespace of the packet's device.
+#[inline(never)]
+pub fn receives(ctx: &TcContext, wire: &Tuple) -> bool {
     // Uninitialised beyond the family's part: zeroing would call memset,
     // whose returned pointer the verifier refuses.
     let mut key = MaybeUninit::<bpf_sock_tuple>::uninit();
@@ -44,8 +43,6 @@ pub fn receives(ctx: &TcContext, wire: &Tuple, listeners: bool) -> bool {
     let ctx = ctx.as_ptr();
     /// `BPF_F_CURRENT_NETNS` of include/uapi/linux/bpf.h.
     const CURRENT_NETNS: u64 = u64::MAX;
-    /// `TCP_LISTEN` of include/net/tcp_states.h.
-    const TCP_LISTEN: u32 = 10;
     // SAFETY: `key` is initialised up to `size`; a socket that is found is
     // released before anything else happens.
     unsafe {
@@ -54,11 +51,8 @@ pub fn receives(ctx: &TcContext, wire: &Tuple, listeners: bool) -> bool {
             if sk.is_null() {
                 return false;
             }
-            // A listener receives only what matches no connection: it does
-            // not keep a pod from using its port towards another host.
-            let connected = listeners || (*sk).state != TCP_LISTEN;
             bpf_sk_release(sk.cast());
-            connected
+            true
         } else {
             let sk = bpf_sk_lookup_udp(ctx, key, size, CURRENT_NETNS, 0);
             if sk.is_null() {

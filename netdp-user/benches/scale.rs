@@ -82,6 +82,9 @@ fn setup(mappings: u32) -> Setup {
         no_leak: NoLeak::Drop,
         on_reload: OnReload::Sticky,
         hairpin: false,
+        pod_flows: 0,
+        pod_new_flows: 0,
+        secret: [1, 2],
         reserved_ports: BTreeSet::new(),
         mechanism: Mechanism::Auto,
     }

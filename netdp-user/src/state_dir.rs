@@ -5,6 +5,7 @@ use crate::rollback::Fallback;
 use crate::shadow::ShadowReport;
 use crate::status::Report;
 use anyhow::{Context as _, Result};
+use netdp_common::siphash;
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read as _, Seek as _, Write as _};
@@ -16,6 +17,18 @@ const LAST_API: &str = "last-api.json";
 
 /// What shadow mode has found.
 const SHADOW: &str = "shadow.json";
+
+/// What hashes are keyed by.
+const SECRET: &str = "secret";
+
+fn secret_from(bytes: [u8; 16]) -> siphash::Key {
+    let [a, b] = [0, 8].map(|at| {
+        let mut half = [0; 8];
+        half.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_le_bytes(half)
+    });
+    [a, b]
+}
 
 /// How long a lock is waited for: a second.
 const TRIES: u32 = 20;
@@ -105,6 +118,37 @@ impl StateDir {
             Ok(_) => None,
             Err(_) => text.trim().parse().ok(),
         }
+    }
+
+    /// Reads the node's secret, or makes one.
+    ///
+    /// # Errors
+    /// There is no randomness, or the file can't be written.
+    pub fn secret(&self) -> Result<siphash::Key> {
+        let path = self.file(SECRET);
+        if let Ok(bytes) = fs::read(&path)
+            && let Ok(bytes) = <[u8; 16]>::try_from(bytes)
+        {
+            return Ok(secret_from(bytes));
+        }
+        let mut bytes = [0; 16];
+        File::open("/dev/urandom")
+            .and_then(|mut file| file.read_exact(&mut bytes))
+            .context("reading /dev/urandom, for the node's secret")?;
+        let secret = secret_from(bytes);
+        self.save_secret(secret)?;
+        Ok(secret)
+    }
+
+    /// Writes the node's secret, for the next agent.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save_secret(&self, secret: siphash::Key) -> Result<()> {
+        self.replace(SECRET, |file| {
+            file.write_all(&secret[0].to_le_bytes())?;
+            Ok(file.write_all(&secret[1].to_le_bytes())?)
+        })
     }
 
     /// Writes the status for `netdp status`.

@@ -1,15 +1,19 @@
 //! The maps and helpers, as [`Tables`] wants them.
 
-use super::{Fake, Inbound};
+use super::Fake;
 use crate::abi::{
-    Action, Counters, Fragment, Mapping, NodeProtocol, SETTING_NONE_STICKY, Settings, Uplink,
+    Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
+    SETTING_NONE_STICKY, Settings, Uplink,
 };
 use crate::addr::{Addr, Family};
-use crate::conntrack::{INBOUND_SECONDS, age, ticks};
-use crate::packet::Endpoint;
-use crate::slot::Slot;
-use crate::tables::{InsertError, Tables};
+use crate::conntrack::age;
+use crate::packet::{Endpoint, Packet};
+use crate::port_map::{Bits, Owner, PortMapSlot, WORDS};
+use crate::share::ShareSlot;
+use crate::slot::{AskedSlot, LiveSlot, Slot};
+use crate::tables::{InsertError, Origin, Tables};
 use crate::tuple::Tuple;
+use std::cell::UnsafeCell;
 
 /// As netdp-ebpf's: half a second.
 const EXHAUSTED_TICKS: u32 = 8;
@@ -95,60 +99,136 @@ impl Tables for Fake {
         self.rev_snat.remove(tuple);
     }
 
-    fn refresh_inbound(&self, tuple: &Tuple) -> bool {
-        let mut inbound = self.inbound.borrow_mut();
-        let Some(at) = inbound.iter().position(|record| record.tuple == *tuple) else {
-            return false;
-        };
-        let record = inbound[at];
-        let limit = match record.limit {
-            0 => ticks(INBOUND_SECONDS),
-            limit => limit.into(),
-        };
-        let last_seen = self.now();
-        let fresh = u64::from(age(last_seen, record.last_seen)) < limit;
-        if fresh {
-            inbound.remove(at);
-            inbound.push(Inbound {
-                last_seen,
-                ..record
-            });
-        }
-        fresh
+    fn remove_snat(&self, tuple: &Tuple) {
+        self.snat.remove(tuple);
     }
 
-    fn insert_inbound(&self, tuple: &Tuple, limit: u32) {
-        let mut inbound = self.inbound.borrow_mut();
-        inbound.retain(|record| record.tuple != *tuple);
-        if inbound.len() == self.inbound_capacity {
-            inbound.remove(0);
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn share(&self, bucket: u32) -> Option<ShareSlot> {
+        let mut shares = self.shares.borrow_mut();
+        let cell = shares.entry(bucket).or_default().get();
+        // SAFETY: the value is never removed and lives as long as the fake.
+        Some(unsafe { ShareSlot::new(&raw mut (*cell).0, &raw const (*cell).1) })
+    }
+
+    fn ingress_ifindex(&self) -> u32 {
+        self.ingress_ifindex.get()
+    }
+
+    fn origin(&self, addr: &Addr, _: Family) -> Origin {
+        let known = self.origins.borrow().get(addr).copied();
+        known.unwrap_or(Origin::Link)
+    }
+
+    fn oldest(&self, tuple: &mut Tuple) -> bool {
+        let recent = self.recent.borrow();
+        *tuple = recent.0[recent.1];
+        true
+    }
+
+    fn skip_oldest(&self) {
+        let mut recent = self.recent.borrow_mut();
+        recent.1 = (recent.1 + 1) % recent.0.len();
+    }
+
+    fn push_recent(&self, tuple: &Tuple) {
+        let mut recent = self.recent.borrow_mut();
+        let at = recent.1;
+        recent.0[at] = *tuple;
+        recent.1 = (at + 1) % recent.0.len();
+    }
+
+    fn port_map(&self, index: u32) -> Option<PortMapSlot> {
+        let mut maps = self.port_maps.borrow_mut();
+        let cell = maps.entry(index).or_insert_with(|| {
+            let owner = Owner {
+                wire: Packet::EMPTY.tuple,
+                used_at: 0,
+                cleared_at: 0,
+                refused: 0,
+                refused_at: 0,
+            };
+            Box::new(UnsafeCell::new((owner, Bits([0; WORDS as usize]))))
+        });
+        let cell = cell.get();
+        // SAFETY: as for shares.
+        Some(unsafe { PortMapSlot::new(&raw mut (*cell).0, &raw mut (*cell).1) })
+    }
+
+    fn node_flow(&self, wire: &Tuple) -> Option<NodeFlow> {
+        self.node_flows.borrow().get(wire).copied()
+    }
+
+    fn set_node_flow(&self, wire: &Tuple, flow: &NodeFlow) {
+        self.node_flows.borrow_mut().insert(*wire, *flow);
+    }
+
+    fn live(&self, tuple: &Tuple) -> Option<LiveSlot> {
+        let live = self.live.borrow();
+        // SAFETY: one thread; nothing removes the value while a slot is used.
+        live.get(tuple)
+            .map(|cell| unsafe { LiveSlot::new(cell.get()) })
+    }
+
+    fn insert_live(&self, tuple: &Tuple, value: &Live) -> bool {
+        let mut live = self.live.borrow_mut();
+        let room = live.len() < self.limits.inbound_capacity as usize;
+        if !room || live.contains_key(tuple) {
+            return false;
         }
-        inbound.push(Inbound {
-            tuple: *tuple,
+        live.insert(*tuple, Box::new(UnsafeCell::new(*value)));
+        true
+    }
+
+    fn remove_live(&self, tuple: &Tuple) -> bool {
+        self.live.borrow_mut().remove(tuple).is_some()
+    }
+
+    fn asked(&self, tuple: &Tuple) -> Option<AskedSlot> {
+        let asked = self.asked.borrow();
+        let cell = asked.get(tuple)?;
+        let mut order = self.asked_order.borrow_mut();
+        order.retain(|other| other != tuple);
+        order.push(*tuple);
+        // SAFETY: as for live ones.
+        Some(unsafe { AskedSlot::new(cell.get()) })
+    }
+
+    fn insert_asked(&self, tuple: &Tuple, limit: u32) {
+        self.remove_asked(tuple);
+        let (mut asked, mut order) = (self.asked.borrow_mut(), self.asked_order.borrow_mut());
+        if asked.len() == self.asked_capacity {
+            asked.remove(&order.remove(0));
+        }
+        let record = Inbound {
             last_seen: self.now(),
             limit,
-        });
+        };
+        asked.insert(*tuple, Box::new(UnsafeCell::new(record)));
+        order.push(*tuple);
     }
 
-    fn remove_inbound(&self, tuple: &Tuple) {
-        self.inbound
-            .borrow_mut()
-            .retain(|record| record.tuple != *tuple);
+    fn remove_asked(&self, tuple: &Tuple) {
+        self.asked.borrow_mut().remove(tuple);
+        self.asked_order.borrow_mut().retain(|other| other != tuple);
     }
 
     fn route_source(&self, _: &Addr, _: Family) -> Option<Addr> {
         self.route_source
     }
 
-    fn fragment(&self, key: &Tuple) -> Option<Fragment> {
-        let fragments = self.fragments.borrow();
+    fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment> {
+        let fragments = self.fragments[usize::from(leaving)].borrow();
         let mut all = fragments.iter();
         all.find(|(known, _)| known == key)
             .map(|(_, fragment)| *fragment)
     }
 
-    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment) {
-        let mut fragments = self.fragments.borrow_mut();
+    fn insert_fragment(&self, key: &Tuple, fragment: &Fragment, leaving: bool) {
+        let mut fragments = self.fragments[usize::from(leaving)].borrow_mut();
         fragments.retain(|(known, _)| known != key);
         if fragments.len() == self.fragments_capacity {
             fragments.remove(0);
@@ -156,9 +236,11 @@ impl Tables for Fake {
         fragments.push((*key, *fragment));
     }
 
-    fn next_ip_id(&self) -> u32 {
-        self.ip_id.set((self.ip_id.get() + 1) & 0xffff);
-        self.ip_id.get()
+    fn next_ip_id(&self, sequence: u32) -> u32 {
+        let mut ip_ids = self.ip_ids.borrow_mut();
+        let id = ip_ids.entry(sequence).or_insert(0xfffd);
+        *id = (*id + 1) & 0xffff;
+        *id
     }
 
     fn is_exhausted(&self, wire: &Tuple) -> bool {
@@ -205,10 +287,6 @@ impl Tables for Fake {
     }
 
     fn socket_receives(&self, wire: &Tuple) -> bool {
-        self.sockets.contains(wire)
-    }
-
-    fn socket_listens(&self, wire: &Tuple) -> bool {
         self.sockets.contains(wire) || self.listeners.contains(&wire.dst_id)
     }
 

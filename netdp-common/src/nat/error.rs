@@ -3,6 +3,8 @@
 //! An error neither refreshes nor ends a mapping (RFC 4787 REQ-12).
 
 use super::Work;
+use super::inbound::{Continued, continued};
+use super::origin::{may_report, same};
 use crate::abi::Action;
 use crate::slot::Slot;
 use crate::tables::Tables;
@@ -12,6 +14,11 @@ use crate::verdict::{DropReason, Verdict};
 /// that left, translated.
 #[inline(never)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    // It goes to whom the packet inside has for source (RFC 792), else it is forged.
+    if !same(&work.pkt.tuple.dst, &work.inner.tuple.src) {
+        tables.count(|c| &mut c.ingress_passed);
+        return Verdict::Pass;
+    }
     match tables.rev_snat(&work.inner.tuple.reversed()) {
         Some(slot) if !slot.is_others() => {
             translate(tables, work, slot);
@@ -32,6 +39,9 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let own = tables.is_local(&work.pkt.tuple.src);
     let original = work.inner.tuple.reversed();
     if let Some(slot) = tables.snat(&original) {
+        if !own && !may_report(tables, &work.pkt, &original.src) {
+            return Verdict::Drop(DropReason::ForgedSource);
+        }
         translate(tables, work, slot);
         return if own {
             Verdict::RewriteInner
@@ -47,7 +57,7 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.egress_bypassed);
         return Verdict::Pass;
     }
-    if tables.refresh_inbound(&original) {
+    if matches!(continued(tables, &work.pkt, &original), Continued::Yes) {
         tables.count(|c| &mut c.egress_replies);
         return Verdict::Pass;
     }

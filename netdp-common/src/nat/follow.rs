@@ -1,11 +1,18 @@
 //! Packets of known mappings: what they record, what they become.
 
-use crate::conntrack::{self, ACK, FIN, RST, SEEN_DATA, SYN};
+use super::evict;
+use super::origin::is_forged;
+use crate::abi::{MAPPING_ORIGIN, origin_tag};
+use crate::addr::Family;
+use crate::conntrack::{
+    self, ACK, FIN, RST, SEEN_RST, SYN, TcpState, fin_is_plausible, is_in_window,
+    rst_is_acceptable, tcp_state,
+};
 use crate::packet::{L4, Packet, TcpSegment};
 use crate::slot::Slot;
 use crate::tables::Tables;
 use crate::tuple::Tuple;
-use crate::verdict::Verdict;
+use crate::verdict::{DropReason, Verdict};
 
 /// What is known of a packet, so that the policy need not be asked. It is counted and
 /// recorded.
@@ -17,20 +24,50 @@ pub enum Known {
     Rewrite(Slot),
     /// The mapping keeps a place for somebody else's flow: the packet stays as it is.
     Pass,
+    /// It has the address of a pod that lives elsewhere.
+    Forged,
+    /// It is the node's after all: the mapping has ended.
+    Unmapped,
 }
 
 /// A packet of a known mapping, from the pod's side.
 #[inline(always)]
-pub(super) fn continue_egress<T: Tables>(tables: &T, tuple: &Tuple, l4: &L4, slot: Slot) -> Known {
+pub(super) fn continue_egress<T: Tables>(
+    tables: &T,
+    tuple: &Tuple,
+    l4: &L4,
+    family: Family,
+    slot: Slot,
+) -> Known {
     let now = tables.now();
-    if let L4::Tcp(TcpSegment { flags, .. }) = *l4
-        && flags & (SYN | ACK | RST | FIN) == SYN
-    {
-        reopen(tables, tuple, slot, now);
+    let tag = origin_tag(tables.ingress_ifindex());
+    if slot.flags() & MAPPING_ORIGIN != tag && !moved(tables, tuple, family, slot, tag) {
+        return Known::Forged;
+    }
+    if let L4::Tcp(segment) = *l4 {
+        if segment.flags & (SYN | ACK | RST | FIN) == SYN {
+            reopen(tables, tuple, slot, now);
+        } else if segment.flags & RST == 0 && slot.tcp_seen() & SEEN_RST != 0 {
+            // Who has reset a connection sends nothing more on it.
+            slot.mend();
+        } else if segment.bad_checksum != 0 {
+            slot.record_untrusted();
+            return Known::Rewrite(slot);
+        }
     }
     slot.record(l4, now);
     tables.count(|c| &mut c.egress_masqueraded);
     Known::Rewrite(slot)
+}
+
+/// Whether the pod itself sends by another interface than before, which is noted then.
+#[inline(never)]
+fn moved<T: Tables>(tables: &T, tuple: &Tuple, family: Family, slot: Slot, tag: u16) -> bool {
+    if is_forged(tables, &tuple.src, family) {
+        return false;
+    }
+    slot.set_origin(tag);
+    true
 }
 
 /// RFC 9293 3.6.1: a new SYN may reopen a connection in TIME-WAIT.
@@ -56,28 +93,92 @@ pub(super) fn continue_ingress<T: Tables>(tables: &T, wire: &Tuple, l4: &L4, slo
         tables.count(|c| &mut c.ingress_passed);
         return Known::Pass;
     }
-    if let L4::Tcp(TcpSegment { flags, seq, .. }) = *l4
-        && flags & RST != 0
-        && !rst_is_credible(tables, wire, flags, seq, slot)
-    {
-        slot.record_untrusted();
-    } else {
-        slot.record(l4, now);
+    let fate = match *l4 {
+        L4::Tcp(segment)
+            if segment.flags & (SYN | RST | FIN) != 0 || slot.tcp_seen() & SEEN_RST != 0 =>
+        {
+            judge_segment(tables, wire, segment, slot)
+        }
+        // The first that comes back.
+        L4::Udp if slot.packets() == 0 && is_nodes_by_now(tables, wire) => Incoming::Nodes,
+        _ => Incoming::Trusted,
+    };
+    match fate {
+        Incoming::Trusted => slot.record(l4, now),
+        Incoming::Untrusted => slot.record_untrusted(),
+        Incoming::Nodes => {
+            let original = Tuple::new(slot.addr(), wire.src, slot.id(), wire.src_id, wire.proto);
+            evict::end(tables, &original, wire);
+            tables.count(|c| &mut c.ingress_passed);
+            return Known::Unmapped;
+        }
     }
     tables.count(|c| &mut c.ingress_translated);
     Known::Rewrite(slot)
 }
 
-/// Whether the pod will believe this RST: only then may it shorten the mapping
-/// (RFC 7857 2.2; RFC 5961 3.2: the exact next sequence number, or, before the
-/// pod has acknowledged anything, an acknowledgement).
+/// What a packet that comes in for a mapping is worth.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Incoming {
+    /// The pod will believe it.
+    Trusted,
+    /// It is translated, but may be forged: it changes nothing.
+    Untrusted,
+    /// It is for the node, and the mapping ends.
+    Nodes,
+}
+
+/// Whether the node has come to receive what comes in here since the mapping began.
 #[inline(never)]
-fn rst_is_credible<T: Tables>(tables: &T, wire: &Tuple, flags: u8, seq: u32, slot: Slot) -> bool {
+fn is_nodes_by_now<T: Tables>(tables: &T, wire: &Tuple) -> bool {
+    tables.node_answers(wire.proto, wire.dst_id) || tables.socket_receives(wire)
+}
+
+/// Judges a SYN, FIN or RST that comes in, and what comes after a RST.
+///
+/// A SYN without ACK begins a connection from outside: that is the node's (requirement
+/// 2.14), unless the pod waits for one itself (simultaneous open, RFC 5382 REQ-2a) on a
+/// port that the node does not answer on. In the midst of a connection the pod asks what
+/// it is about (RFC 5961 4).
+#[inline(never)]
+fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot: Slot) -> Incoming {
     let original = Tuple::new(slot.addr(), wire.src, slot.id(), wire.src_id, wire.proto);
-    match tables.snat(&original) {
-        Some(half) if half.tcp_seen() & SEEN_DATA != 0 => half.tcp_ack() == seq,
-        Some(_) => flags & ACK != 0,
-        None => false,
+    let Some(half) = tables.snat(&original) else {
+        return Incoming::Untrusted;
+    };
+    let (seen, acked) = (half.tcp_seen(), half.tcp_ack());
+    if segment.flags & RST != 0 {
+        return trusted(rst_is_acceptable(seen, acked, segment));
+    }
+    if segment.flags & (SYN | ACK) == SYN {
+        return match tcp_state(seen, slot.tcp_seen()) {
+            TcpState::Closed | TcpState::TimeWait => Incoming::Nodes,
+            TcpState::SynSent | TcpState::SynReceived if is_nodes_by_now(tables, wire) => {
+                Incoming::Nodes
+            }
+            TcpState::SynSent | TcpState::SynReceived => Incoming::Trusted,
+            TcpState::Established | TcpState::Unreplied | TcpState::HalfClosed => {
+                Incoming::Untrusted
+            }
+        };
+    }
+    if segment.flags & SYN != 0 {
+        // An answer to the SYN, or one sent again.
+        return Incoming::Trusted;
+    }
+    if slot.tcp_seen() & SEEN_RST != 0 && is_in_window(seen, acked, segment) {
+        // Who has reset a connection sends nothing more on it.
+        slot.mend();
+    }
+    trusted(segment.flags & FIN == 0 || fin_is_plausible(seen, acked, segment))
+}
+
+const fn trusted(trusted: bool) -> Incoming {
+    if trusted {
+        Incoming::Trusted
+    } else {
+        Incoming::Untrusted
     }
 }
 
@@ -89,7 +190,8 @@ pub(super) fn apply(pkt: &mut Packet, known: Known) -> Verdict {
             fill_new(pkt, slot);
             Verdict::Rewrite
         }
-        Known::Bypassed | Known::Pass => Verdict::Pass,
+        Known::Bypassed | Known::Pass | Known::Unmapped => Verdict::Pass,
+        Known::Forged => Verdict::Drop(DropReason::ForgedSource),
     }
 }
 

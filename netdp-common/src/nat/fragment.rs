@@ -9,6 +9,7 @@ use crate::abi::{Action, FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragmen
 use crate::addr::Family;
 use crate::conntrack::{age, ticks};
 use crate::packet::{KEEP_IP_ID, Packet};
+use crate::share::{Key, Role};
 use crate::tables::Tables;
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
@@ -32,9 +33,9 @@ pub const fn key(pkt: &Packet) -> Tuple {
 }
 
 #[inline(always)]
-fn known<T: Tables>(tables: &T, key: &Tuple) -> Option<Fragment> {
+fn known<T: Tables>(tables: &T, key: &Tuple, leaving: bool) -> Option<Fragment> {
     tables
-        .fragment(key)
+        .fragment(key, leaving)
         .filter(|f| (age(tables.now(), f.last_seen) as u64) < ticks(SECONDS))
 }
 
@@ -46,9 +47,9 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
     let key = key(pkt);
     let fragment = match verdict {
         Verdict::Rewrite | Verdict::RewriteError => {
-            pkt.new_ip_id = match (pkt.family, known(tables, &key)) {
+            pkt.new_ip_id = match (pkt.family, known(tables, &key, true)) {
                 (Family::V4, Some(earlier)) => earlier.new_ip_id,
-                (Family::V4, None) => tables.next_ip_id(),
+                (Family::V4, None) => new_ip_id(tables, pkt),
                 // 32 random bits need no help.
                 (Family::V6, _) => KEEP_IP_ID,
             };
@@ -57,8 +58,31 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
         Verdict::Drop(_) => fragment(tables, pkt, FRAGMENT_DROP),
         _ => fragment(tables, pkt, FRAGMENT_PASS),
     };
-    tables.insert_fragment(&key, &fragment);
-    true
+    remember(tables, pkt, &key, &fragment)
+}
+
+/// Keeps the record of a datagram that leaves, unless the pod has made too many in this
+/// moment: then others' would be lost for it.
+#[inline(always)]
+fn remember<T: Tables>(tables: &T, pkt: &Packet, key: &Tuple, fragment: &Fragment) -> bool {
+    let bucket = Key::of(tables.secret(), &pkt.tuple.src, Role::Pod).bucket;
+    let may = (tables.share(bucket)).is_none_or(|share| share.take_fragment(tables.now()));
+    if may {
+        tables.insert_fragment(key, fragment, true);
+    }
+    may
+}
+
+/// An identification for a datagram's fragments: those between two addresses count for
+/// themselves (RFC 6864 5.3.1), from where nobody can tell.
+#[inline(always)]
+fn new_ip_id<T: Tables>(tables: &T, pkt: &Packet) -> u32 {
+    let key = Tuple::new(pkt.new.addr, pkt.tuple.dst, 0, 0, pkt.tuple.proto);
+    let hash = key.keyed_hash(tables.secret());
+    tables
+        .next_ip_id(hash as u32)
+        .wrapping_add((hash >> 32) as u32)
+        & 0xffff
 }
 
 /// Remembers what became of the first fragment.
@@ -70,35 +94,45 @@ pub fn first_ingress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -
         _ => FRAGMENT_PASS,
     };
     let fragment = fragment(tables, &work.pkt, verdict);
-    tables.insert_fragment(&key(&work.pkt), &fragment);
+    tables.insert_fragment(&key(&work.pkt), &fragment, false);
     true
 }
 
-/// A fragment without L4 header that leaves.
+/// A fragment without L4 header that leaves. `None` if a pod's came before its first one.
 #[inline(never)]
-pub fn later_egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+pub(super) fn known_egress<T: Tables>(tables: &T, work: &mut Work) -> Option<Verdict> {
     let pkt = &mut work.pkt;
     let key = key(pkt);
-    if let Some(known) = known(tables, &key) {
-        return follow(tables, pkt, &known, true);
+    if let Some(known) = known(tables, &key, true) {
+        return Some(follow(tables, pkt, &known, true));
     }
     if let Action::Bypass = tables.action(&pkt.tuple.dst) {
         tables.count(|c| &mut c.egress_bypassed);
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
     if tables.is_local(&pkt.tuple.src) {
         tables.count(|c| &mut c.egress_host);
-        return Verdict::Pass;
+        return Some(Verdict::Pass);
     }
+    None
+}
+
+/// A pod's fragment without L4 header that overtook the first one.
+#[inline(never)]
+pub(super) fn early_egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
+    let key = key(pkt);
     if !choose_source(tables, pkt) {
         return Verdict::Drop(DropReason::NoSourceAddress);
     }
     pkt.new_ip_id = match pkt.family {
-        Family::V4 => tables.next_ip_id(),
+        Family::V4 => new_ip_id(tables, pkt),
         Family::V6 => KEEP_IP_ID,
     };
     let fragment = fragment(tables, pkt, FRAGMENT_REWRITE);
-    tables.insert_fragment(&key, &fragment);
+    if !remember(tables, pkt, &key, &fragment) {
+        return Verdict::Drop(DropReason::PodLimit);
+    }
     tables.count(|c| &mut c.egress_masqueraded);
     Verdict::Rewrite
 }
@@ -107,7 +141,7 @@ pub fn later_egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 #[inline(never)]
 pub fn later_ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let pkt = &mut work.pkt;
-    match known(tables, &key(pkt)) {
+    match known(tables, &key(pkt), false) {
         Some(known) => follow(tables, pkt, &known, false),
         None if tables.is_local(&pkt.tuple.dst) => Verdict::Hold,
         None => {

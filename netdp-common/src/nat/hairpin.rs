@@ -7,9 +7,11 @@
 //! fragments to the node's address are the node's.
 
 use super::Work;
+use super::admit::refusal;
 use super::error::translate;
 use super::follow::{apply, continue_egress, continue_ingress};
 use super::open::open;
+use super::origin::{is_forged, may_report};
 use super::{Opening, opening, out_of_scope};
 use crate::packet::{Endpoint, L4, Packet};
 use crate::tables::Tables;
@@ -31,21 +33,27 @@ pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     }
     match pkt.l4 {
         L4::Error => match tables.snat(&work.inner.tuple.reversed()) {
-            Some(slot) => {
+            Some(slot) if may_report(tables, pkt, &work.inner.tuple.dst) => {
                 translate(tables, work, slot);
                 Verdict::RewriteError
             }
-            None => Verdict::Pass,
+            _ => Verdict::Pass,
         },
         L4::Tcp(_) | L4::Udp => match tables.snat(&pkt.tuple) {
             Some(slot) => {
-                let known = continue_egress(tables, &pkt.tuple, &pkt.l4, slot);
+                let known = continue_egress(tables, &pkt.tuple, &pkt.l4, pkt.family, slot);
                 apply(pkt, known)
             }
             None if begins(tables, pkt) => {
+                if is_forged(tables, &pkt.tuple.src, pkt.family) {
+                    return Verdict::Drop(DropReason::ForgedSource);
+                }
                 // What the node itself would use to talk to this address.
                 pkt.new.addr = pkt.tuple.dst;
-                open(tables, work, 0)
+                match refusal(tables, work) {
+                    Some(reason) => Verdict::Drop(reason),
+                    None => open(tables, work, 0),
+                }
             }
             None => Verdict::Pass,
         },
@@ -60,7 +68,7 @@ fn begins<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     has_sockets(pkt.tuple.proto)
         && matches!(opening(&pkt.l4), Opening::New)
         && is_in_use(tables, &pkt.tuple)
-        && !tables.socket_listens(&pkt.tuple)
+        && !tables.socket_receives(&pkt.tuple)
 }
 
 /// The second half: the pod behind the destination. To be called once the source

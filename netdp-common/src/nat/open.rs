@@ -1,29 +1,57 @@
 //! A new mapping: the search for a wire tuple, and the claim of it.
 
 use super::follow::{apply, continue_egress};
-use super::{Work, hairpin};
+use super::search;
+use super::{Work, hairpin, host};
 use crate::abi::{
     Mapping, PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS,
     SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
 };
 use crate::addr::Addr;
+use crate::conntrack::{SEEN_FIN, SEEN_RST, age};
 use crate::packet::Packet;
 use crate::port::{self, Search};
+use crate::share;
+use crate::slot::Slot;
 use crate::tables::{InsertError, Tables};
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
+
+/// The bucket of mappings that count for no pod: the node's own.
+pub(super) const UNCOUNTED: u32 = u32::MAX;
 
 /// The state of one search for a wire tuple.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Claim {
     /// The wire tuple of the replies; `dst_id` is the candidate.
-    wire: Tuple,
+    pub(super) wire: Tuple,
     /// The reply half that claims it.
     reply: Mapping,
-    ranges: [PortRange; PORT_RANGES],
-    search: Search,
-    outcome: Outcome,
+    pub(super) ranges: [PortRange; PORT_RANGES],
+    pub(super) search: Search,
+    pub(super) outcome: Outcome,
+    /// Where the mapping counts, see [`crate::share`]; or [`UNCOUNTED`].
+    pub(super) bucket: u32,
+    /// Flags of its original half besides those that the caller asks for.
+    origin: u32,
+    /// A candidate, plus 1, whose mapping may be one that makes room; or 0.
+    pub(super) spare: u32,
+    /// When it had its last packet back, in ticks.
+    spare_seen: u32,
+    /// Where the search through a map of ports is.
+    pub(super) at: u32,
+    /// Candidates that may still be tried.
+    pub(super) tries: u32,
+    /// The port that is wanted most, if `has_wanted` is 1.
+    wanted: u32,
+    has_wanted: u32,
+    /// The destination, as maps of ports have it.
+    pub(super) key: Tuple,
+    /// The place of its map.
+    pub(super) map: u32,
+    /// 1 if all were found taken just now.
+    pub(super) exhausted: u32,
 }
 
 impl Claim {
@@ -34,7 +62,25 @@ impl Claim {
         ranges: [PortRange::EMPTY; PORT_RANGES],
         search: Search::new(0, 0),
         outcome: Outcome::Searching,
+        bucket: UNCOUNTED,
+        origin: 0,
+        spare: 0,
+        spare_seen: 0,
+        at: 0,
+        tries: 0,
+        wanted: 0,
+        has_wanted: 0,
+        key: Packet::EMPTY.tuple,
+        map: 0,
+        exhausted: 0,
     };
+
+    /// Notes where the mapping will count, and the flags that say so.
+    #[inline(always)]
+    pub(super) const fn set_bucket(&mut self, bucket: u32, origin: u16) {
+        self.bucket = bucket;
+        self.origin = origin as u32;
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,38 +94,68 @@ pub(super) enum Outcome {
 /// Makes a mapping with the address in `pkt.new`: claims a wire tuple by
 /// inserting the reply half, then inserts the original half; where another CPU
 /// was faster with the same flow, gives the claim back and follows it.
-#[inline(never)]
+///
+/// Step by step, each with a frame of its own that is gone before the next: all frames
+/// that are open may have 512 bytes together. What they share is in `work`.
+#[inline(always)]
 pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
+    begin(tables, work, flags);
     let Work { pkt, claim, .. } = work;
-    let now = tables.now();
+    if !search::must_wait(tables, claim) {
+        if claim.has_wanted != 0 {
+            try_wanted(tables, claim);
+        }
+        search::run(tables, pkt, claim);
+    }
+    match claim.outcome {
+        Outcome::Claimed => finish(tables, work, flags),
+        Outcome::Searching => Verdict::Drop(DropReason::NoFreePort),
+        Outcome::Full => Verdict::Drop(DropReason::TableFull),
+    }
+}
+
+/// Begins the search.
+#[inline(never)]
+fn begin<T: Tables>(tables: &T, work: &mut Work, flags: u16) {
+    let Work { pkt, claim, .. } = work;
     let wanted = wanted_port(tables, pkt);
     claim.wire = pkt
         .tuple
         .reply_to(pkt.new.addr, wanted.unwrap_or(pkt.tuple.src_id));
-    claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, now);
+    claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, tables.now());
     claim.ranges = ranges_for(tables, &pkt.tuple);
     claim.outcome = Outcome::Searching;
-    if wanted.is_some() && may_have(tables, claim) {
-        try_candidate(tables, claim);
-    }
-    if claim.outcome == Outcome::Searching {
-        search(tables, pkt, claim);
-    }
-    match claim.outcome {
-        Outcome::Claimed => {}
-        Outcome::Searching => return Verdict::Drop(DropReason::NoFreePort),
-        Outcome::Full => return Verdict::Drop(DropReason::TableFull),
-    }
-    // The claim stands; its room serves for the other half. Before Linux 6.8
-    // frames count in steps of 32 bytes, and all may have 512 together.
-    claim.reply = mapping(&pkt.new.addr, claim.wire.dst_id, flags, now);
+    claim.spare = 0;
+    claim.wanted = u32::from(claim.wire.dst_id);
+    claim.has_wanted = (wanted.is_some() && may_have(tables, claim)).into();
+}
+
+/// Tries the port that is wanted most.
+#[inline(never)]
+fn try_wanted<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    try_candidate(tables, claim);
+    claim.outcome == Outcome::Claimed
+}
+
+/// Completes the mapping, and follows it.
+#[inline(never)]
+fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
+    let Work { pkt, claim, .. } = work;
+    // The claim stands; its room serves for the other half.
+    claim.reply = mapping(
+        &pkt.new.addr,
+        claim.wire.dst_id,
+        flags | claim.origin as u16,
+        tables.now(),
+    );
     match tables.insert_snat(&pkt.tuple, &claim.reply) {
         Ok(()) => {
             tables.count(|c| &mut c.mappings_created);
+            account(tables, &pkt.tuple, claim.bucket);
             if claim.wire.dst_id != pkt.tuple.src_id {
                 tables.count(|c| &mut c.ports_changed);
             }
-            if wanted != Some(claim.wire.dst_id) {
+            if claim.has_wanted == 0 || claim.wanted != u32::from(claim.wire.dst_id) {
                 remember_endpoint(tables, pkt, claim.wire.dst_id);
             }
             if tables.settings().flags & SETTING_HAIRPIN != 0 {
@@ -97,10 +173,24 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
             if slot.id() != claim.wire.dst_id || slot.addr() != pkt.new.addr {
                 tables.remove_rev_snat(&claim.wire);
             }
-            let known = continue_egress(tables, &pkt.tuple, &pkt.l4, slot);
+            let known = continue_egress(tables, &pkt.tuple, &pkt.l4, pkt.family, slot);
             apply(pkt, known)
         }
         None => Verdict::Drop(DropReason::TableFull),
+    }
+}
+
+/// Counts a mapping that has begun.
+#[inline(always)]
+fn account<T: Tables>(tables: &T, tuple: &Tuple, bucket: u32) {
+    if let Some(total) = tables.share(share::TOTAL) {
+        total.add_mappings(1);
+    }
+    if bucket != UNCOUNTED {
+        if let Some(share) = tables.share(bucket) {
+            share.add_mappings(1);
+        }
+        tables.push_recent(tuple);
     }
 }
 
@@ -137,59 +227,43 @@ const fn endpoint(pkt: &Packet) -> Tuple {
     Tuple::new(tuple.src, pkt.new.addr, tuple.src_id, 0, tuple.proto)
 }
 
-/// Walks through all ports until one is free. A destination without any is
-/// left alone for a moment: a walk through all of them is not for every packet.
+/// Claims `claim.wire` if it is free: nothing that the node has or answers on may come
+/// in by it.
 #[inline(always)]
-fn search<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
-    // Classes run out one by one.
-    let class = claim.ranges[0].min;
-    claim.wire.dst_id = class;
-    if tables.is_exhausted(&claim.wire) {
-        return;
-    }
-    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
-        pkt.tuple.hash()
-    } else {
-        tables.random()
-    };
-    claim.search = Search::new(port::total(&claim.ranges), start);
-    tables.repeat(claim.search.len(), claim, |tables, n, claim| {
-        let offset = claim.search.offset(n);
-        if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
-            claim.wire.dst_id = candidate;
-            try_candidate(tables, claim);
-        }
-        claim.outcome == Outcome::Searching
-    });
-    if claim.outcome == Outcome::Searching {
-        claim.wire.dst_id = class;
-        tables.set_exhausted(&claim.wire);
-    }
-}
-
-/// Claims `claim.wire` if it is free.
-#[inline(always)]
-fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
+pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
+    let port = claim.wire.dst_id;
     let has_ports = matches!(claim.wire.proto, proto::TCP | proto::UDP);
-    if has_ports && tables.port_reserved(claim.wire.dst_id)
-        || tables.node_answers(claim.wire.proto, claim.wire.dst_id)
-    {
+    if has_ports && tables.port_reserved(port) || tables.node_answers(claim.wire.proto, port) {
         return;
     }
     if let Some(owner) = tables.rev_snat(&claim.wire) {
         // Our own claim, its other half not yet there (another CPU) or lost.
         if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
             claim.outcome = Outcome::Claimed;
+        } else {
+            note_spare(claim, owner);
         }
         return;
     }
-    if has_ports && tables.socket_receives(&claim.wire) {
+    if has_ports && tables.socket_receives(&claim.wire) || host::is_nodes(tables, &claim.wire) {
         return;
     }
     match tables.insert_rev_snat(&claim.wire, &claim.reply) {
         Ok(()) => claim.outcome = Outcome::Claimed,
         Err(InsertError::Exists) => {}
         Err(InsertError::Full) => claim.outcome = Outcome::Full,
+    }
+}
+
+/// Remembers the candidate whose mapping had an answer longest ago, of those that may
+/// have had none or have closed.
+#[inline(always)]
+fn note_spare(claim: &mut Claim, owner: Slot) {
+    let seen = owner.last_seen();
+    let quiet = owner.packets() == 0 || owner.tcp_seen() & (SEEN_FIN | SEEN_RST) != 0;
+    if quiet && (claim.spare == 0 || age(claim.spare_seen, seen) > 0) {
+        claim.spare = u32::from(claim.wire.dst_id) + 1;
+        claim.spare_seen = seen;
     }
 }
 

@@ -6,7 +6,7 @@ mod kinds;
 use super::{Bytes, Inner, L4, Packet, Parsed, TcpSegment, parse, parse_inner, queue_hash};
 use crate::addr::Family;
 use crate::fake::addr;
-use crate::fake::build::{ACK, Build, Kind, SYN};
+use crate::fake::build::{ACK, Build, Kind, RST, SYN};
 use crate::nat::Work;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::DropReason;
@@ -124,7 +124,16 @@ fn a_tuple_is_as_on_the_wire() {
         let pkt = ok(&packet);
         let ip = |end: std::net::SocketAddr| addr(&end.ip().to_string());
         let (l4, number) = match packet.kind {
-            Kind::Tcp { flags, seq, ack } => (L4::Tcp(TcpSegment { flags, seq, ack }), proto::TCP),
+            Kind::Tcp { flags, seq, ack } => {
+                let bad_checksum = u8::from(flags & RST != 0 && packet.csum_error != 0);
+                let segment = TcpSegment {
+                    flags,
+                    bad_checksum,
+                    seq,
+                    ack,
+                };
+                (L4::Tcp(segment), proto::TCP)
+            }
             Kind::Udp | Kind::UdpNoChecksum => (L4::Udp, proto::UDP),
             Kind::Echo => (L4::Query, proto::ICMP),
             _ => (L4::QueryReply, proto::ICMP),

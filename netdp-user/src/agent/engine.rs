@@ -52,7 +52,14 @@ impl Engine {
     }
 
     fn ebpf(options: &RunOptions) -> Result<Self> {
-        let datapath = Datapath::load(&options.bpffs, &options.setup)?;
+        let state_dir = StateDir::at(&options.state_dir);
+        let mut setup = options.setup.clone();
+        setup.secret = state_dir.secret()?;
+        let datapath = Datapath::load(&options.bpffs, &setup)?;
+        let limits = datapath.maps().limits()?;
+        if limits.secret != setup.secret {
+            state_dir.save_secret(limits.secret)?;
+        }
         Ok(Self::Ebpf(Box::new(datapath)))
     }
 

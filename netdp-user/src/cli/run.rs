@@ -90,6 +90,13 @@ pub(super) struct Run {
     #[arg(long, value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     max_flows: u32,
+    /// Mappings that one pod may have; 0 for its share of what fits: while the tables are
+    /// more than half full, a pod may have sixteen times what is left.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pod_flows: u32,
+    /// New mappings of one pod in a second, twice as many at once; 0 for any number.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pod_new_flows: u32,
     /// How programs are attached.
     #[arg(long, value_enum, default_value_t = Mechanism::Auto)]
     attach: Mechanism,
@@ -127,6 +134,8 @@ impl Run {
             (self.no_leak != NoLeak::Drop, "--no-leak"),
             (self.on_reload != OnReload::Sticky, "--on-reload"),
             (!self.timeout.is_empty(), "--timeout"),
+            (self.pod_flows != 0, "--pod-flows"),
+            (self.pod_new_flows != 0, "--pod-new-flows"),
             (self.attach != Mechanism::Auto, "--attach"),
         ]
         .into_iter()
@@ -192,6 +201,10 @@ impl Run {
                 on_reload: self.on_reload,
                 hairpin: !self.hairpin.is_empty(),
                 reserved_ports: reserved,
+                pod_flows: self.pod_flows,
+                pod_new_flows: self.pod_new_flows,
+                // The agent puts the node's in.
+                secret: [0; 2],
                 mechanism: self.attach,
             },
             timeouts: parse_timeouts(&self.timeout)?,

@@ -7,7 +7,7 @@ use crate::conntrack::{Ends, Flow, TcpState};
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
 use netdp_common::abi::{
-    Inbound, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, PORT_RANGES, PortRange,
+    Live, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, PORT_RANGES, PortRange,
     SETTING_PORTS, Settings,
 };
 use netdp_common::addr::Addr;
@@ -107,13 +107,15 @@ impl Maps {
     /// # Errors
     /// The map can't be written.
     pub fn keep_address(&mut self, protocol: u8, ends: &Ends) -> Result<()> {
-        let record = Inbound {
+        let live = Live {
             last_seen: now(self)?,
             limit: 0,
+            seen: 0,
+            ack: 0,
         };
-        self.inbound
-            .insert(tuple(protocol, ends), record, 0)
-            .context("writing the inbound map")
+        self.inbound_live
+            .insert(tuple(protocol, ends), live, 0)
+            .context("writing the inbound_live map")
     }
 
     /// The live mappings that netfilter does not have yet. Those between pods (hairpin) are not

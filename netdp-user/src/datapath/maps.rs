@@ -6,16 +6,21 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
-    Counters, Inbound, LAYOUT, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
+    Counters, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
     SETTING_NONE_STICKY, Settings, Uplink, pins,
 };
 use netdp_common::addr::Addr;
+use netdp_common::port_map::Bits;
+use netdp_common::share::Ended;
 use netdp_common::tuple::Tuple;
 use netdp_common::verdict::DropReason;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Entries of `inbound_live`, as netdp-ebpf has it.
+const INBOUND_CAPACITY: u32 = 131_072;
 
 /// A trie of the policy.
 pub type Trie = LpmTrie<MapData, Addr, PolicyValue>;
@@ -39,8 +44,19 @@ pub struct Maps {
     local_addrs: HashMap<MapData, Addr, u32>,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Counters>,
-    pub(super) inbound: HashMap<MapData, Tuple, Inbound>,
     reserved_ports: Array<MapData, u64>,
+    limits: Array<MapData, Limits>,
+    pub(super) inbound_live: HashMap<MapData, Tuple, Live>,
+    /// The same once more, for reading in batches.
+    pub(super) inbound_live_data: MapData,
+    /// For reading in batches.
+    pub(super) shares_data: MapData,
+    pub(super) shares_ended: Array<MapData, Ended>,
+    /// The same once more, for reading in batches.
+    pub(super) shares_ended_data: MapData,
+    /// For reading in batches.
+    pub(super) port_map_owners_data: MapData,
+    pub(super) port_maps: Array<MapData, Bits>,
 }
 
 impl Maps {
@@ -72,9 +88,16 @@ impl Maps {
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
-            inbound: Map::LruHashMap(pinned(pins::INBOUND)?).try_into()?,
             counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
+            limits: array(pins::LIMITS)?.try_into()?,
+            inbound_live: hash(pins::INBOUND_LIVE)?.try_into()?,
+            inbound_live_data: pinned(pins::INBOUND_LIVE)?,
+            shares_data: pinned(pins::SHARES)?,
+            shares_ended: array(pins::SHARES_ENDED)?.try_into()?,
+            shares_ended_data: pinned(pins::SHARES_ENDED)?,
+            port_map_owners_data: pinned(pins::PORT_MAP_OWNERS)?,
+            port_maps: array(pins::PORT_MAPS)?.try_into()?,
         };
         let layout = maps.settings()?.layout;
         if layout != LAYOUT && layout != 0 {
@@ -108,7 +131,27 @@ impl Maps {
         for (slot, range) in settings.ports.iter_mut().zip(&setup.to_ports) {
             *slot = *range;
         }
-        self.set_settings(&settings)
+        self.set_settings(&settings)?;
+        let mut limits = self.limits()?;
+        if limits.secret == [0; 2] {
+            limits.secret = setup.secret;
+        }
+        limits.capacity = u32::try_from(self.capacity()?)?;
+        limits.inbound_capacity = INBOUND_CAPACITY;
+        limits.flows = setup.pod_flows;
+        limits.rate = setup.pod_new_flows;
+        limits.burst = setup.pod_new_flows.saturating_mul(2);
+        self.limits
+            .set(0, limits, 0)
+            .context("writing the limits map")
+    }
+
+    /// What pods may take, and the node's secret.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn limits(&self) -> Result<Limits> {
+        self.limits.get(&0, 0).context("reading the limits map")
     }
 
     /// How many mappings fit.

@@ -37,6 +37,7 @@ use netdp_common::abi::{
     UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
 };
 use netdp_common::addr::Addr;
+use netdp_common::siphash;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -59,6 +60,13 @@ pub struct Setup {
     pub no_leak: NoLeak,
     /// What a changed policy means for live flows.
     pub on_reload: OnReload,
+    /// Mappings that one pod may have; 0 for as many as there is room for.
+    pub pod_flows: u32,
+    /// New mappings of one pod in a second; 0 for any number.
+    pub pod_new_flows: u32,
+    /// What only the node knows, for hashes that nobody can foretell. Pinned maps keep
+    /// theirs.
+    pub secret: siphash::Key,
     /// Ports that no mapping gets.
     pub reserved_ports: BTreeSet<u16>,
     /// Pods may reach each other by their endpoints on the wire.

@@ -7,6 +7,8 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::abi::{self, pins};
 use netdp_common::addr::Addr;
+use netdp_common::port_map::{Bits, Owner};
+use netdp_common::share::{Ended, Share};
 use netdp_common::tuple::Tuple;
 use std::path::Path;
 
@@ -75,7 +77,7 @@ fn explain<E: std::error::Error + Send + Sync + 'static>(err: E) -> anyhow::Erro
 }
 
 /// What each pinned map must look like: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 13] {
+fn layout() -> [(&'static str, MapType, usize, usize); 22] {
     let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
     [
@@ -117,6 +119,30 @@ fn layout() -> [(&'static str, MapType, usize, usize); 13] {
             size_of::<abi::NodeProtocol>(),
             4,
         ),
+        (
+            pins::INBOUND_LIVE,
+            MapType::Hash,
+            size_of::<Tuple>(),
+            size_of::<abi::Live>(),
+        ),
+        (
+            pins::FRAGMENTS_IN,
+            MapType::LruHash,
+            size_of::<Tuple>(),
+            size_of::<abi::Fragment>(),
+        ),
+        (
+            pins::NODE_FLOWS,
+            MapType::LruHash,
+            size_of::<Tuple>(),
+            size_of::<abi::NodeFlow>(),
+        ),
+        (pins::LIMITS, MapType::Array, 4, size_of::<abi::Limits>()),
+        (pins::SHARES, MapType::Array, 4, size_of::<Share>()),
+        (pins::SHARES_ENDED, MapType::Array, 4, size_of::<Ended>()),
+        (pins::RECENT, MapType::Array, 4, size_of::<Tuple>()),
+        (pins::PORT_MAP_OWNERS, MapType::Array, 4, size_of::<Owner>()),
+        (pins::PORT_MAPS, MapType::Array, 4, size_of::<Bits>()),
     ]
 }
 

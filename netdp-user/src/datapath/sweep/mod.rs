@@ -3,6 +3,7 @@
 //! A mapping's time is the later of what its two halves saw. Whatever is swept
 //! had been silent for its whole timeout: no live flow is ever collected.
 
+mod accounts;
 mod fate;
 mod pass;
 mod replies;
@@ -12,7 +13,8 @@ mod sticky;
 use super::maps::Maps;
 use anyhow::{Context as _, Result};
 use fate::Fate;
-use netdp_common::conntrack::{TICK_SHIFT, Timeouts, ticks};
+use netdp_common::conntrack::{TICK_SHIFT, Timeouts, age, ticks};
+use netdp_common::siphash;
 use netdp_common::tuple::Tuple;
 use pass::Pass;
 use replies::Replies;
@@ -123,6 +125,9 @@ impl Room {
     }
 }
 
+/// Seconds between looks at inbound flows.
+const INBOUND_SECONDS: u64 = 30;
+
 /// How many mappings are looked up before those among them that end are removed.
 const LOOKED_UP_AT_ONCE: usize = 256;
 
@@ -137,6 +142,10 @@ pub struct Sweeper {
     capacity: usize,
     schedule: Schedule,
     rest: Rest,
+    /// The node's, by which pods are counted.
+    secret: siphash::Key,
+    /// When inbound flows were looked at last, in ticks.
+    inbound_at: Option<u32>,
 }
 
 impl Sweeper {
@@ -148,9 +157,11 @@ impl Sweeper {
         let maps = Maps::open(bpffs)?;
         Ok(Self {
             capacity: maps.capacity()?,
+            secret: maps.limits()?.secret,
             maps,
             schedule: Schedule::default(),
             rest: Rest::new(Instant::now()),
+            inbound_at: None,
         })
     }
 
@@ -207,7 +218,7 @@ impl Sweeper {
                 }
             }
         }
-        let mut pass = Pass::new(now, rules, u64::from(u32::MAX));
+        let mut pass = Pass::new(now, self.secret, rules, u64::from(u32::MAX));
         let mut again = Vec::new();
         let mut unseen = &next.due[..];
         let mut result = Ok(());
@@ -222,6 +233,7 @@ impl Sweeper {
                 unseen = rest;
             }
         }
+        result = result.and(pass.settle(&mut self.maps, false));
         // What was not looked at is due again.
         again.extend(at_once(unseen));
         self.schedule.again(now, again);
@@ -264,7 +276,7 @@ impl Sweeper {
                 _ if !ended.insert(*tuple) => continue,
                 _ => {}
             }
-            pass.note(&fate, tuple, &wire);
+            pass.note(&fate, tuple, &wire, &half);
         }
         pass.remove_ended(&self.maps)
     }
@@ -298,11 +310,12 @@ impl Sweeper {
     fn look_for_recent(&mut self, rules: &SweepRules) -> Result<Swept> {
         let created = self.maps.counters()?.mappings_created;
         let now = now(&self.maps)?;
-        let mut pass = Pass::new(now, rules, self.schedule.remaining(now));
+        let mut pass = Pass::new(now, self.secret, rules, self.schedule.remaining(now));
         pass.looked = self.schedule.looked();
         let settings = self.maps.settings()?;
         pass.sticky = Sticky::look(settings.flags);
         pass.originals(&self.maps, &mut Replies::default())?;
+        pass.settle(&mut self.maps, true)?;
         if pass.swept.stopped {
             return Ok(pass.swept);
         }
@@ -337,7 +350,7 @@ impl Sweeper {
         let interval = self.interval(rules);
         let settings = self.maps.settings()?;
         let begun = now(&self.maps)?;
-        let mut pass = Pass::new(begun, rules, ticks(interval));
+        let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
         pass.sticky = Sticky::look(settings.flags);
         let mut replies = pass.replies(&self.maps)?;
         pass.originals(&self.maps, &mut replies)?;
@@ -347,9 +360,12 @@ impl Sweeper {
             pass = self.relieve(rules, pass, &mut replies)?;
         }
         if pass.swept.stopped {
+            pass.settle(&mut self.maps, false)?;
             return Ok(pass.swept);
         }
         pass.finish(&mut self.maps, &mut replies)?;
+        pass.settle(&mut self.maps, true)?;
+        self.inbound(begun)?;
         let due = std::mem::take(&mut pass.due);
         let cost = cpu_time()?.saturating_sub(start);
         self.schedule.swept(begun, cost, interval, due);
@@ -358,6 +374,16 @@ impl Sweeper {
         self.schedule
             .relieved(crowded, self.schedule.taken(), limit, self.capacity);
         pass.tell(&self.maps, settings.epoch)
+    }
+
+    /// Ends live inbound flows, at times.
+    fn inbound(&mut self, now: u32) -> Result<()> {
+        let since = self.inbound_at.map(|at| u64::from(age(now, at)));
+        if since.is_none_or(|since| since >= ticks(INBOUND_SECONDS)) {
+            self.maps.sweep_inbound(now)?;
+            self.inbound_at = Some(now);
+        }
+        Ok(())
     }
 
     /// Once more, looking at both halves of every mapping, to make room.

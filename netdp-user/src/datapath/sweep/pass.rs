@@ -1,5 +1,6 @@
 //! One pass through the mappings.
 
+use super::accounts::Accounts;
 use super::fate::{Fate, left, repair};
 use super::replies::Replies;
 use super::sticky::Sticky;
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{age, idle, ticks};
+use netdp_common::siphash;
 use netdp_common::spare::{Spare, spare};
 use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap};
@@ -50,10 +52,14 @@ pub struct Pass<'a> {
     /// Mappings that may make room: how willingly, and `u32::MAX` less their idle
     /// time.
     spare: Vec<(Spare, u32, Tuple, Tuple)>,
+    /// What pods have.
+    pub accounts: Accounts,
+    /// Wire tuples that have become free.
+    freed: Vec<Tuple>,
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(now: u32, rules: &'a SweepRules, horizon: u64) -> Self {
+    pub fn new(now: u32, secret: siphash::Key, rules: &'a SweepRules, horizon: u64) -> Self {
         Self {
             now,
             local: rules.local.iter().copied().map(Addr::from).collect(),
@@ -68,6 +74,8 @@ impl<'a> Pass<'a> {
             horizon,
             sticky: Sticky::default(),
             spare: Vec::new(),
+            accounts: Accounts::new(secret),
+            freed: Vec::new(),
         }
     }
 
@@ -80,7 +88,8 @@ impl<'a> Pass<'a> {
                 live: 0,
                 ..self.swept
             },
-            ..Self::new(self.now, rules, self.horizon)
+            freed: self.freed,
+            ..Self::new(self.now, self.accounts.secret, rules, self.horizon)
         }
     }
 
@@ -152,7 +161,7 @@ impl<'a> Pass<'a> {
             // A packet may have come since it was read.
             fate = self.fate(maps, tuple, half, || maps.rev_snat.get(&wire, 0).ok())?;
         }
-        self.note(&fate, tuple, &wire);
+        self.note(&fate, tuple, &wire, half);
         let Fate::Lives(left) = fate else {
             return Ok(());
         };
@@ -175,17 +184,19 @@ impl<'a> Pass<'a> {
     }
 
     /// Counts a mapping, and remembers it if it ends.
-    pub fn note(&mut self, fate: &Fate, tuple: &Tuple, wire: &Tuple) {
+    pub fn note(&mut self, fate: &Fate, tuple: &Tuple, wire: &Tuple, half: &Mapping) {
         match fate {
             Fate::Lives(_) => {
                 self.swept.live += 1;
                 self.sticky.note(tuple.dst);
+                self.accounts.lives(tuple, half);
                 return;
             }
             Fate::Expired => self.swept.expired += 1,
             Fate::AddressGone => self.swept.address_gone += 1,
             Fate::Retired => self.swept.retired += 1,
         }
+        self.accounts.ends(tuple, half);
         self.ended.push((*tuple, *wire));
     }
 
@@ -245,6 +256,7 @@ impl<'a> Pass<'a> {
             batch::remove(maps.snat_data.fd().as_fd(), &tuples).context("in the snat map")?;
             batch::remove(maps.rev_snat_data.fd().as_fd(), &wires)
                 .context("in the rev_snat map")?;
+            self.freed.extend(wires);
         }
         self.ended.clear();
         Ok(())
@@ -314,6 +326,7 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.now, half.last_seen, reply.last_seen);
                 if spare(tuple, &half, &reply, idle) == Some(*willing) {
                     self.ended.push((*tuple, *wire));
+                    self.accounts.ends_after_all(tuple, &half);
                     self.swept.live -= 1;
                     self.swept.made_room += 1;
                 }
@@ -321,6 +334,20 @@ impl<'a> Pass<'a> {
             self.remove_ended(maps)?;
         }
         self.swept.pressure = true;
+        Ok(())
+    }
+
+    /// Makes the programs' counts right; `all`: every mapping was seen.
+    pub fn settle(&mut self, maps: &mut Maps, all: bool) -> Result<()> {
+        if all && !self.swept.stopped {
+            self.accounts.settle_all(maps)?;
+        } else {
+            self.accounts.settle_ended(maps)?;
+        }
+        let freed = std::mem::take(&mut self.freed);
+        if !freed.is_empty() {
+            maps.release_ports(&freed)?;
+        }
         Ok(())
     }
 

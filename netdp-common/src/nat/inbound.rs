@@ -1,0 +1,231 @@
+//! Flows that keep the pod's address although their peer is masqueraded: they began
+//! outside, or an earlier policy bypassed them.
+//!
+//! What nobody has answered is kept where the least recently used gives way
+//! ([`Tables::asked`]). What the pod answers is kept apart, where nothing gives way
+//! ([`Tables::live`]), and no pod or peer takes more than its share. What has closed goes
+//! back to the former.
+
+use super::origin::is_forged;
+use crate::abi::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
+use crate::conntrack::{
+    ACK, CLOSED_SECONDS, FIN, INBOUND_SECONDS, RST, SEEN_DATA, SYN, age, asked_seconds,
+    fin_is_plausible, live_seconds, ticks,
+};
+use crate::packet::{L4, Packet};
+use crate::share::{self, Key, Role, ShareSlot};
+use crate::tables::Tables;
+use crate::tuple::Tuple;
+
+#[expect(clippy::cast_possible_truncation, reason = "a minute")]
+const CLOSED_TICKS: u32 = ticks(CLOSED_SECONDS) as u32;
+/// [`Inbound::limit`]: as long as [`asked_seconds`] says.
+const BY_PROTOCOL: u32 = u32::MAX;
+
+/// Whether a pod's packet continues such a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Continued {
+    /// It is of none.
+    No,
+    /// It is.
+    Yes,
+    /// It would, but comes from elsewhere than the pod.
+    Forged,
+}
+
+/// Whether a pod's packet, or what an ICMP error is about, continues a flow that is known
+/// by `tuple`. If so that is recorded.
+#[inline(never)]
+pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> Continued {
+    let now = tables.now();
+    if let Some(slot) = tables.live(tuple) {
+        let live = slot.get();
+        if is_fresh(tuple.proto, &live, now) {
+            let ifindex = tables.ingress_ifindex();
+            if live.seen >> LIVE_ORIGIN_SHIFT != ifindex & 0xffff {
+                if is_forged(tables, &pkt.tuple.src, pkt.family) {
+                    return Continued::Forged;
+                }
+                slot.set_origin(ifindex);
+            }
+            slot.refresh(now);
+            if let L4::Tcp(segment) = pkt.l4 {
+                if segment.flags & ACK != 0 {
+                    slot.set_ack(segment.ack);
+                }
+                let closed = segment.flags & FIN != 0 && slot.set_fin(LIVE_FIN_OUT)
+                    || segment.flags & RST != 0 && segment.bad_checksum == 0;
+                if closed {
+                    end(tables, tuple, CLOSED_TICKS);
+                }
+            }
+            return Continued::Yes;
+        }
+        end(tables, tuple, 0);
+    }
+    let Some(slot) = tables.asked(tuple) else {
+        return Continued::No;
+    };
+    let asked = slot.get();
+    if age(now, asked.last_seen) >= asked_ticks(tuple.proto, asked) {
+        return Continued::No;
+    }
+    if is_forged(tables, &pkt.tuple.src, pkt.family) {
+        return Continued::Forged;
+    }
+    slot.refresh(now);
+    if asked.limit != CLOSED_TICKS && is_answer(&pkt.l4) {
+        promote(tables, pkt, tuple, now, 0);
+    }
+    Continued::Yes
+}
+
+/// Records a packet from outside to an address behind the node that may begin such a flow
+/// (`begins`) or goes on with one.
+#[inline(never)]
+pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
+    let now = tables.now();
+    let tuple = pkt.tuple.reversed();
+    if let Some(slot) = tables.live(&tuple) {
+        let live = slot.get();
+        if is_fresh(tuple.proto, &live, now) {
+            slot.refresh(now);
+            if let L4::Tcp(segment) = pkt.l4 {
+                // What the pod does not believe changes nothing.
+                let fin =
+                    segment.flags & FIN != 0 && fin_is_plausible(SEEN_DATA, live.ack, segment);
+                let closed = fin && slot.set_fin(LIVE_FIN_IN)
+                    || segment.flags & RST != 0
+                        && segment.bad_checksum == 0
+                        && segment.seq == live.ack;
+                if closed {
+                    end(tables, &tuple, CLOSED_TICKS);
+                }
+            }
+            return true;
+        }
+        end(tables, &tuple, 0);
+    }
+    if !begins {
+        return false;
+    }
+    let syn = matches!(pkt.l4, L4::Tcp(segment) if segment.flags & (SYN | ACK) == SYN);
+    match tables.asked(&tuple) {
+        Some(slot)
+            if !syn && age(now, slot.get().last_seen) < asked_ticks(tuple.proto, slot.get()) =>
+        {
+            slot.refresh(now);
+        }
+        _ => tables.insert_asked(&tuple, BY_PROTOCOL),
+    }
+    true
+}
+
+/// Remembers that the pod's own packet goes on with a flow that was bypassed. `limit`:
+/// silence in ticks after which it ends, or 0.
+#[inline(always)]
+pub(super) fn keep<T: Tables>(tables: &T, pkt: &Packet, limit: u32) {
+    if !promote(tables, pkt, &pkt.tuple, tables.now(), limit) {
+        tables.insert_asked(&pkt.tuple, limit);
+    }
+}
+
+/// Forgets a flow: its pod begins another by the same tuple.
+#[inline(always)]
+pub(super) fn forget<T: Tables>(tables: &T, tuple: &Tuple) {
+    if tables.live(tuple).is_some() {
+        end(tables, tuple, 0);
+    }
+    tables.remove_asked(tuple);
+}
+
+/// Whether a packet of the pod is one that only somebody sends who goes on with the flow.
+#[inline(always)]
+const fn is_answer(l4: &L4) -> bool {
+    match l4 {
+        L4::Tcp(segment) => segment.flags & RST == 0,
+        L4::Udp | L4::QueryReply | L4::Address => true,
+        L4::Query | L4::Error | L4::LaterFragment | L4::Untranslatable(_) => false,
+    }
+}
+
+/// Moves a flow to where nothing displaces it, if its pod and its peer have not more than
+/// their share of that.
+#[inline(never)]
+fn promote<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple, now: u32, limit: u32) -> bool {
+    let Some([pod, peer, total]) = shares(tables, tuple) else {
+        return false;
+    };
+    let most = share::limit(tables.limits().inbound_capacity, total.inbound());
+    if pod.inbound() >= most || peer.inbound() >= most {
+        return false;
+    }
+    let ack = match pkt.l4 {
+        L4::Tcp(segment) => segment.ack,
+        _ => 0,
+    };
+    let live = Live {
+        last_seen: now,
+        limit,
+        seen: tables.ingress_ifindex() << LIVE_ORIGIN_SHIFT,
+        ack,
+    };
+    if !tables.insert_live(tuple, &live) {
+        return false;
+    }
+    pod.add_inbound(1);
+    peer.add_inbound(1);
+    total.add_inbound(1);
+    tables.remove_asked(tuple);
+    true
+}
+
+/// Ends a live flow; what is under way of it keeps the pod's address for `linger` ticks.
+#[inline(never)]
+fn end<T: Tables>(tables: &T, tuple: &Tuple, linger: u32) -> bool {
+    if linger > 0 {
+        tables.insert_asked(tuple, linger);
+    }
+    let removed = tables.remove_live(tuple);
+    if removed && let Some([pod, peer, total]) = shares(tables, tuple) {
+        pod.add_inbound(u64::MAX);
+        peer.add_inbound(u64::MAX);
+        total.add_inbound(u64::MAX);
+    }
+    removed
+}
+
+/// Where a flow counts: at its pod, its peer, and among all.
+#[inline(always)]
+fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
+    let secret = tables.secret();
+    let pod = tables.share(Key::of(secret, &tuple.src, Role::Pod).bucket)?;
+    let peer = tables.share(Key::of(secret, &tuple.dst, Role::Peer).bucket)?;
+    Some([pod, peer, tables.share(share::TOTAL)?])
+}
+
+/// Silence in ticks that ends an unanswered flow. Records without a limit are of agents
+/// before this one, which did not tell answered ones apart.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "days at most")]
+const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
+    match asked.limit {
+        0 => ticks(INBOUND_SECONDS) as u32,
+        BY_PROTOCOL => ticks(asked_seconds(protocol)) as u32,
+        limit => limit,
+    }
+}
+
+/// Whether a live flow has not been silent for too long.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "days at most")]
+pub const fn is_fresh(protocol: u32, live: &Live, now: u32) -> bool {
+    let half_closed = live.seen & (LIVE_FIN_OUT | LIVE_FIN_IN) != 0;
+    let limit = match live.limit {
+        0 => ticks(live_seconds(protocol, half_closed)) as u32,
+        limit => limit,
+    };
+    age(now, live.last_seen) < limit
+}

@@ -1,0 +1,50 @@
+//! Where a pod's packet comes from: what another pod sends with its address changes
+//! nothing, where the routing table tells them apart.
+
+use crate::addr::{Addr, Family};
+use crate::packet::Packet;
+use crate::share::{Key, Role};
+use crate::tables::{Origin, Tables};
+
+/// Whether the packet, which has the source `src`, comes by an interface behind which that
+/// is not. Asked once for each pod, interface and epoch.
+#[inline(never)]
+pub(super) fn is_forged<T: Tables>(tables: &T, src: &Addr, family: Family) -> bool {
+    let ifindex = tables.ingress_ifindex();
+    if ifindex == 0 {
+        return false;
+    }
+    let key = Key::of(tables.secret(), src, Role::Pod);
+    let Some(share) = tables.share(key.bucket) else {
+        return false;
+    };
+    let epoch = tables.settings().epoch;
+    if share.is_behind(key.tag, ifindex, epoch) {
+        return false;
+    }
+    if matches!(tables.origin(src, family), Origin::Elsewhere) {
+        return true;
+    }
+    share.set_behind(key.tag, ifindex, epoch);
+    false
+}
+
+/// Whether an ICMP error that a pod sends may be about a packet to `pod`: its own, or it
+/// is a router on the way there.
+#[inline(always)]
+pub(super) fn may_report<T: Tables>(tables: &T, pkt: &Packet, pod: &Addr) -> bool {
+    let origin = tables.origin(pod, pkt.family);
+    if same(&pkt.tuple.src, pod) {
+        !matches!(origin, Origin::Elsewhere)
+    } else {
+        // Nothing is between the node and a neighbour of its own.
+        matches!(origin, Origin::Routed | Origin::Unknown)
+    }
+}
+
+/// By words: a comparison of arrays would call memcmp.
+#[inline(always)]
+pub(super) const fn same(a: &Addr, b: &Addr) -> bool {
+    let (a, b) = (a.words(), b.words());
+    (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+}

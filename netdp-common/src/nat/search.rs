@@ -1,0 +1,285 @@
+//! The search for a port that is free. Its work for one packet is bounded: some
+//! candidates at random, then those that a map of taken ports leaves ([`port_map`]).
+//! Where none is free, a mapping that is over gives way.
+
+use super::evict;
+use super::open::{Claim, Outcome, UNCOUNTED, try_candidate};
+use crate::abi::SETTING_HASH_PORTS;
+use crate::conntrack::{SEEN_RST, idle, ticks};
+use crate::packet::Packet;
+use crate::port::{self, Search};
+use crate::port_map::{self, PortMapSlot, WORDS};
+use crate::share::{ShareSlot, bucket_of_mapping};
+use crate::slot::Slot;
+use crate::spare::Spare;
+use crate::tables::Tables;
+use crate::tuple::Tuple;
+
+/// Ranges of no more ports are walked through whole.
+const NARROW: u32 = 256;
+/// Candidates at random before a map of the taken ones is asked.
+const AT_RANDOM: u32 = 64;
+/// Candidates at random where all were found taken just now, or a map is kept.
+const SHORT_LOOKS: u32 = 8;
+/// Candidates that a map leaves, for one packet. With those at random they take a few
+/// tens of microseconds.
+const FROM_MAP: u32 = 160;
+/// After this time a map in which all is taken begins anew: what ended meanwhile is found
+/// though nobody has told of it.
+const STALE_TICKS: u32 = ticks(2) as u32;
+/// A map that nobody has looked for this long goes to another destination.
+const UNUSED_TICKS: u32 = ticks(1) as u32;
+/// For how long a pod that found no port has precedence over those that have many.
+const TURN_TICKS: u32 = ticks(30) as u32;
+/// So many mappings are many.
+const MANY: u32 = 8192;
+/// Seconds after which a peer's TIME-WAIT is over, and its port may be met anew
+/// (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
+const TIME_WAIT_SECONDS: u64 = 60;
+
+/// Looks for a free port and claims it. A destination without any is left alone for a
+/// moment. Step by step, see [`super::open::open`].
+#[inline(always)]
+pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
+    if claim.outcome == Outcome::Searching {
+        at_random(tables, pkt, claim);
+    }
+    if claim.outcome == Outcome::Searching
+        && claim.search.len() > NARROW
+        && claim.exhausted == 0
+        && prepare_map(tables, claim)
+    {
+        from_map(tables, claim);
+    }
+    if claim.outcome == Outcome::Searching {
+        instead_of(tables, claim);
+    }
+    if claim.outcome == Outcome::Searching && claim.exhausted == 0 {
+        give_up(tables, claim);
+    }
+}
+
+/// Notes where the map of the destination is.
+#[inline(always)]
+fn locate<T: Tables>(tables: &T, claim: &mut Claim) {
+    claim.key = port_map::destination(&claim.wire);
+    claim.map = port_map::index(tables.secret(), &claim.key);
+}
+
+/// The map of the destination, if one is kept.
+#[inline(always)]
+fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
+    tables
+        .port_map(claim.map)
+        .filter(|map| map.is_of(&claim.key))
+}
+
+/// A walk from a random start, or from one that follows from the tuple; a short one where
+/// more is known, for one that gives way.
+#[inline(never)]
+fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
+    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
+        pkt.tuple.keyed_hash(tables.secret()) as u32
+    } else {
+        tables.random()
+    };
+    locate(tables, claim);
+    // Classes run out one by one.
+    claim.wire.dst_id = claim.ranges[0].min;
+    claim.exhausted = tables.is_exhausted(&claim.wire).into();
+    claim.search = Search::new(port::total(&claim.ranges), start);
+    let len = claim.search.len();
+    claim.tries = 1;
+    let most = match len {
+        0..=SHORT_LOOKS => len,
+        _ if claim.exhausted != 0 => SHORT_LOOKS,
+        0..=NARROW => len,
+        _ if map_of(tables, claim).is_some() => SHORT_LOOKS,
+        _ => AT_RANDOM,
+    };
+    tables.repeat(most, claim, |tables, n, claim| {
+        let offset = claim.search.offset(n);
+        if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
+            claim.wire.dst_id = candidate;
+            try_candidate(tables, claim);
+        }
+        claim.outcome == Outcome::Searching
+    });
+    claim.outcome == Outcome::Claimed
+}
+
+/// Has a map of the destination, if there is one or place for one.
+#[inline(never)]
+fn prepare_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    let Some(map) = tables.port_map(claim.map) else {
+        return false;
+    };
+    let now = tables.now();
+    if map.is_of(&claim.key) {
+        map.touch(now);
+        return true;
+    }
+    if map.is_in_use(now, UNUSED_TICKS) {
+        return false;
+    }
+    map.take(&claim.key, now);
+    clear(tables, claim);
+    true
+}
+
+/// Notes of no port that it is taken.
+#[inline(always)]
+fn clear<T: Tables>(tables: &T, claim: &mut Claim) {
+    tables.repeat(WORDS, claim, |tables, n, claim| {
+        if let Some(map) = tables.port_map(claim.map) {
+            map.set_word(n, 0);
+        }
+        true
+    });
+}
+
+/// Tries ports that the map does not know to be taken. Whatever is tried is taken then,
+/// by this flow or by another.
+#[inline(never)]
+fn from_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    claim.at = tables.random();
+    claim.tries = FROM_MAP;
+    // Each word once, and once more for each try.
+    tables.repeat(WORDS + FROM_MAP, claim, |tables, _, claim| {
+        step(tables, claim)
+    });
+    let now = tables.now();
+    if claim.outcome == Outcome::Searching
+        && claim.tries > 0
+        && let Some(map) = tables.port_map(claim.map)
+        && map.is_stale(now, STALE_TICKS)
+    {
+        map.set_cleared(now);
+        clear(tables, claim);
+        // Those that are to be found again are found with the next packets.
+        claim.tries = 0;
+    }
+    claim.outcome == Outcome::Claimed
+}
+
+/// Tries one port of the word at hand, or goes on to the next word; `false` at the end.
+#[inline(always)]
+fn step<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    let Some(map) = tables.port_map(claim.map) else {
+        return false;
+    };
+    let n = claim.at & (WORDS - 1);
+    let free = !map.word(n) & port_map::word_mask(&claim.ranges, n);
+    if free == 0 {
+        claim.at = claim.at.wrapping_add(1);
+        return true;
+    }
+    let port = (n * 64 + port_map::lowest(free)) as u16;
+    map.set(port, true);
+    claim.wire.dst_id = port;
+    try_candidate(tables, claim);
+    claim.tries -= 1;
+    claim.outcome == Outcome::Searching && claim.tries > 0
+}
+
+/// Whether a pod with many mappings has to wait for ports towards this destination: one
+/// with fewer found none lately.
+#[inline(never)]
+pub(super) fn must_wait<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    if claim.bucket == UNCOUNTED {
+        return false;
+    }
+    let has = tables.share(claim.bucket).map_or(0, ShareSlot::mappings);
+    if has < MANY {
+        return false;
+    }
+    locate(tables, claim);
+    let Some(map) = map_of(tables, claim) else {
+        return false;
+    };
+    match map.refused_lately(tables.now(), TURN_TICKS) {
+        Some(other) if other != claim.bucket => {
+            (tables.share(other)).is_some_and(|other| other.mappings() < has / 2)
+        }
+        _ => false,
+    }
+}
+
+/// Remembers that there is no port, and who found none.
+#[inline(never)]
+fn give_up<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    claim.wire.dst_id = claim.ranges[0].min;
+    // Where tries have run out there may be more.
+    if claim.tries > 0 {
+        tables.set_exhausted(&claim.wire);
+    }
+    if claim.bucket != UNCOUNTED
+        && let Some(map) = map_of(tables, claim)
+    {
+        map.set_refused(claim.bucket, tables.now());
+    }
+    true
+}
+
+/// Claims the port of a mapping that is over: nothing came back for a while, or it has
+/// closed and the peer has forgotten it too. Of a pod that has many times as many mappings
+/// as this one, whatever does not live gives way.
+#[inline(never)]
+fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    if claim.spare == 0 {
+        return false;
+    }
+    claim.wire.dst_id = (claim.spare - 1) as u16;
+    let Some(reply) = tables.rev_snat(&claim.wire) else {
+        try_candidate(tables, claim);
+        return true;
+    };
+    let wire = &claim.wire;
+    // The room for the key of maps: it is not asked for any more but by `give_up`.
+    claim.key = Tuple::new(reply.addr(), wire.src, reply.id(), wire.src_id, wire.proto);
+    let ended = gives_way(tables, claim, reply);
+    if ended {
+        evict::end(tables, &claim.key, &claim.wire);
+        try_candidate(tables, claim);
+    }
+    claim.key = port_map::destination(&claim.wire);
+    ended
+}
+
+/// Whether the mapping with the original tuple in `claim.key` gives way.
+#[inline(always)]
+fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
+    let (original, protocol) = (&claim.key, claim.wire.proto);
+    let Some(half) = tables.snat(original) else {
+        return false;
+    };
+    let Some(class) = evict::class(tables, protocol, half, reply) else {
+        return false;
+    };
+    let over = match class {
+        Spare::Unanswered => true,
+        Spare::Closed => {
+            let reset = (half.tcp_seen() | reply.tcp_seen()) & SEEN_RST != 0;
+            let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
+            reset || u64::from(idle) >= ticks(TIME_WAIT_SECONDS)
+        }
+        Spare::Closing | Spare::Asking => false,
+    };
+    if over {
+        return true;
+    }
+    let owner = bucket_of_mapping(tables.secret(), &original.src, half.flags());
+    has_many_more(tables, owner, claim.bucket)
+}
+
+/// Whether one bucket has many times as many mappings as another.
+#[inline(always)]
+fn has_many_more<T: Tables>(tables: &T, one: u32, other: u32) -> bool {
+    if one == other || other == UNCOUNTED {
+        return false;
+    }
+    match (tables.share(one), tables.share(other)) {
+        (Some(one), Some(other)) => one.mappings() > other.mappings() * 4 + 64,
+        _ => false,
+    }
+}

@@ -1,0 +1,260 @@
+//! Which ports towards one destination were found taken: a hint that keeps the search
+//! for a free one short. What is true is the mapping table; a bit too many costs a
+//! port for a while, one too few a try.
+
+use crate::abi::{PORT_RANGES, PortRange};
+use crate::conntrack::age;
+use crate::siphash;
+use crate::tuple::Tuple;
+
+/// Destinations that are remembered at a time.
+pub const PORT_MAPS: u32 = 128;
+/// 64-bit words of a map.
+pub const WORDS: u32 = 1024;
+
+/// Whose ports a map holds. Value of `port_map_owners`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The wire tuple of the replies, with port 0 for the node's.
+    pub wire: Tuple,
+    /// When it was looked for last, in ticks.
+    pub used_at: u32,
+    /// When all of them were found taken and the map began anew, in ticks.
+    pub cleared_at: u32,
+    /// The bucket of the pod that found none last ([`crate::share`]), plus 1.
+    pub refused: u32,
+    /// When that was, in ticks.
+    pub refused_at: u32,
+}
+
+/// Value of `port_maps`: a bit for each port that was found taken.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bits(pub [u64; WORDS as usize]);
+
+/// The wire tuple that stands for all ports of the node towards a destination.
+#[inline(always)]
+#[must_use]
+pub const fn destination(wire: &Tuple) -> Tuple {
+    let mut key = *wire;
+    key.dst_id = 0;
+    key
+}
+
+/// The place of a destination among the maps.
+#[inline(always)]
+#[must_use]
+pub const fn index(secret: siphash::Key, key: &Tuple) -> u32 {
+    key.keyed_hash(secret) as u32 & (PORT_MAPS - 1)
+}
+
+/// The ports of word `n` that lie in the ranges.
+#[inline(always)]
+#[must_use]
+pub const fn word_mask(ranges: &[PortRange; PORT_RANGES], n: u32) -> u64 {
+    let first = n * 64;
+    let mut mask = 0;
+    let mut i = 0;
+    while i < PORT_RANGES {
+        mask |= range_mask(ranges[i], first);
+        i += 1;
+    }
+    mask
+}
+
+/// The 64 ports from `first` on that lie in the range.
+#[inline(always)]
+const fn range_mask(range: PortRange, first: u32) -> u64 {
+    let (min, max) = (range.min as u32, range.max as u32);
+    if min > max || max < first || min >= first + 64 {
+        return 0;
+    }
+    let low = if min > first { min - first } else { 0 };
+    let high = if max < first + 63 { max - first } else { 63 };
+    (u64::MAX >> (63 - high)) & (u64::MAX << low)
+}
+
+/// The lowest of the bits that are set; `word` is not 0. No single instruction of BPF
+/// does it.
+#[inline(always)]
+#[must_use]
+pub const fn lowest(word: u64) -> u32 {
+    let mut word = word;
+    let mut at = 0;
+    if word & 0xffff_ffff == 0 {
+        word >>= 32;
+        at += 32;
+    }
+    if word & 0xffff == 0 {
+        word >>= 16;
+        at += 16;
+    }
+    if word & 0xff == 0 {
+        word >>= 8;
+        at += 8;
+    }
+    if word & 0xf == 0 {
+        word >>= 4;
+        at += 4;
+    }
+    if word & 3 == 0 {
+        word >>= 2;
+        at += 2;
+    }
+    if word & 1 == 0 {
+        at += 1;
+    }
+    at
+}
+
+/// A map where it lies, shared with other CPUs and the agent.
+#[derive(Clone, Copy)]
+pub struct PortMapSlot {
+    owner: *mut Owner,
+    bits: *mut Bits,
+}
+
+impl PortMapSlot {
+    /// # Safety
+    /// Both must stay readable and writable for as long as the slot is used (map values
+    /// inside one program run).
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(owner: *mut Owner, bits: *mut Bits) -> Self {
+        Self { owner, bits }
+    }
+
+    /// Whether it is of some destination that was looked for within `unused` ticks.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_in_use(self, now: u32, unused: u32) -> bool {
+        // SAFETY: valid by the contract of `new`; words of two owners may mix, which
+        // costs tries.
+        unsafe { (*self.owner).wire.proto != 0 && age(now, (*self.owner).used_at) < unused }
+    }
+
+    /// Whether it began longer than `stale` ticks ago.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_stale(self, now: u32, stale: u32) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { age(now, (*self.owner).cleared_at) > stale }
+    }
+
+    /// The bucket of the pod that found no port within so many ticks.
+    #[inline(always)]
+    #[must_use]
+    pub fn refused_lately(self, now: u32, within: u32) -> Option<u32> {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let refused = (*self.owner).refused;
+            let lately = refused != 0 && age(now, (*self.owner).refused_at) < within;
+            lately.then(|| refused - 1)
+        }
+    }
+
+    /// Whether it holds the ports towards this destination.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_of(self, key: &Tuple) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.owner).wire.is_same(key) }
+    }
+
+    /// Begins a map for another destination. Bits are to be cleared.
+    #[inline(always)]
+    pub fn take(self, key: &Tuple, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            (*self.owner).wire = *key;
+            (*self.owner).used_at = now;
+            (*self.owner).cleared_at = now;
+            (*self.owner).refused = 0;
+        }
+    }
+
+    /// Notes that it was looked for.
+    #[inline(always)]
+    pub fn touch(self, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.owner).used_at = now }
+    }
+
+    /// Notes that the map begins anew.
+    #[inline(always)]
+    pub fn set_cleared(self, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.owner).cleared_at = now }
+    }
+
+    /// Notes that a pod of this bucket found no port.
+    #[inline(always)]
+    pub fn set_refused(self, bucket: u32, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            (*self.owner).refused = bucket + 1;
+            (*self.owner).refused_at = now;
+        }
+    }
+
+    /// The word `n`, taken modulo their number.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(self, n: u32) -> u64 {
+        // SAFETY: valid by the contract of `new`, and the index is in bounds.
+        unsafe {
+            *(&raw const (*self.bits).0)
+                .cast::<u64>()
+                .add((n & (WORDS - 1)) as usize)
+        }
+    }
+
+    /// Writes the word `n`.
+    #[inline(always)]
+    pub fn set_word(self, n: u32, word: u64) {
+        // SAFETY: as above. What another CPU writes at once may be lost.
+        unsafe {
+            *(&raw mut (*self.bits).0)
+                .cast::<u64>()
+                .add((n & (WORDS - 1)) as usize) = word;
+        }
+    }
+
+    /// Notes that a port is taken, or free.
+    #[inline(always)]
+    pub fn set(self, port: u16, taken: bool) {
+        let (n, bit) = (u32::from(port) / 64, 1u64 << (port % 64));
+        let word = self.word(n);
+        self.set_word(n, if taken { word | bit } else { word & !bit });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{lowest, word_mask};
+    use crate::abi::PortRange;
+
+    #[test]
+    fn a_word_holds_the_ports_of_the_ranges_and_no_others() {
+        let ranges = [
+            PortRange::new(1, 3),
+            PortRange::new(60, 70),
+            PortRange::new(1024, 65_535),
+            PortRange::EMPTY,
+        ];
+        for port in 0..=u16::MAX {
+            let wanted = ranges.iter().any(|r| r.min <= port && port <= r.max);
+            let mask = word_mask(&ranges, u32::from(port) / 64);
+            assert_eq!(mask >> (port % 64) & 1 != 0, wanted, "{port}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_bit_is_found() {
+        for bit in 0..64 {
+            assert_eq!(lowest(1 << bit), bit);
+            assert_eq!(lowest(u64::MAX << bit), bit);
+        }
+    }
+}

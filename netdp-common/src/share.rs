@@ -1,0 +1,360 @@
+//! Each pod's share of what all pods use together.
+//!
+//! Pods are counted in buckets that a keyed hash of their address chooses, as in
+//! stochastic fair queueing (McKenney, 1990): bounded memory whatever addresses are
+//! forged, and nobody can choose to share a bucket with somebody else.
+
+use crate::abi::{MAPPING_BY_INTERFACE, MAPPING_ORIGIN};
+use crate::addr::Addr;
+use crate::siphash;
+
+/// Buckets. Of 250 pods any two share one with a probability of 1 in 16,384.
+pub const BUCKETS: u32 = 16_384;
+
+/// The index of what is counted for all together.
+pub const TOTAL: u32 = BUCKETS;
+
+/// How many entries the maps of shares have.
+pub const ENTRIES: usize = BUCKETS as usize + 1;
+
+/// Value of the `shares` map: what the pods of one bucket have opened. Written by the
+/// programs.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Mappings opened less those that programs ended (wrapping).
+    pub opened: u64,
+    /// Inbound flows recorded as live less those that programs ended (wrapping).
+    pub inbound: u64,
+    /// New mappings that may begin now.
+    pub tokens: u32,
+    /// When tokens were last added, in ticks.
+    pub filled_at: u32,
+    /// Records of datagrams made in the tick `fragments_at`.
+    pub fragments: u32,
+    /// Tick of `fragments`.
+    pub fragments_at: u32,
+    /// Refusals that were answered in the tick `answered_at`.
+    pub answered: u32,
+    /// Tick of `answered`.
+    pub answered_at: u32,
+    /// Interface by which the pod that was seen last is reached and sends.
+    pub ifindex: u32,
+    /// Which pod of the bucket that was, by [`Key::tag`].
+    pub tag: u32,
+    /// The epoch of the settings in which it was found.
+    pub epoch: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// Value of the `shares_ended` map: what the agent ended of a bucket, or found to be
+/// gone. Written by the agent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Mappings (wrapping).
+    pub mappings: u64,
+    /// Live inbound flows (wrapping).
+    pub inbound: u64,
+}
+
+/// Where a pod, or a peer, is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Below [`BUCKETS`].
+    pub bucket: u32,
+    /// Tells pods of one bucket apart, mostly.
+    pub tag: u32,
+}
+
+/// What is counted at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A pod.
+    Pod = 1,
+    /// A peer of inbound flows.
+    Peer = 2,
+    /// All that comes by one interface and can't be told apart; not an address.
+    Interface = 3,
+}
+
+impl Key {
+    /// The key of `addr` under the node's secret.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(secret: siphash::Key, addr: &Addr, role: Role) -> Self {
+        let [a, b, c, d] = addr.words();
+        let words = [
+            (a as u64) << 32 | b as u64,
+            (c as u64) << 32 | d as u64,
+            role as u64,
+        ];
+        let hash = siphash::hash(secret, words);
+        Self {
+            bucket: hash as u32 & (BUCKETS - 1),
+            tag: (hash >> 32) as u32,
+        }
+    }
+
+    /// The key of an interface, by its tag ([`crate::abi::origin_tag`]).
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_interface(secret: siphash::Key, tag: u32) -> Self {
+        let addr = Addr::from_words([0, 0, 0, tag]);
+        Self::of(secret, &addr, Role::Interface)
+    }
+}
+
+/// The bucket that a mapping counts in, by its pod and the flags of its original half.
+#[inline(always)]
+#[must_use]
+pub const fn bucket_of_mapping(secret: siphash::Key, pod: &Addr, flags: u16) -> u32 {
+    if flags & MAPPING_BY_INTERFACE != 0 {
+        Key::of_interface(secret, (flags & MAPPING_ORIGIN) as u32).bucket
+    } else {
+        Key::of(secret, pod, Role::Pod).bucket
+    }
+}
+
+/// Records of datagrams that one bucket may make in a tick (67 ms): 30,000 a second,
+/// at which the map turns over in half a second.
+pub const FRAGMENTS_PER_TICK: u32 = 2048;
+
+/// Refusals of one bucket that are answered in a tick: 120 a second.
+pub const ANSWERS_PER_TICK: u32 = 8;
+
+/// Rounds of [`BUCKETS`] by which a bucket may take more than is left free.
+const GENEROSITY: u32 = 16;
+
+/// How many of `capacity` a bucket may have while all together have `used`: sixteen times
+/// what is left (dynamic thresholds: Choudhury and Hahne, 1998). One pod may take sixteen
+/// seventeenths, two of them sixteen thirty-thirds each; something is always left for one
+/// more. Below half there is no limit.
+#[inline(always)]
+#[must_use]
+pub const fn limit(capacity: u32, used: u32) -> u32 {
+    if used < capacity / 2 {
+        return u32::MAX;
+    }
+    let limit = capacity.saturating_sub(used).saturating_mul(GENEROSITY);
+    // What is nobody's worth refusing.
+    let least = capacity / 4096;
+    if limit > least { limit } else { least }
+}
+
+/// The difference of two wrapping counters; 0 where the agent was ahead.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "compared before")]
+pub const fn count(opened: u64, ended: u64) -> u32 {
+    let count = opened.wrapping_sub(ended);
+    if count > u32::MAX as u64 {
+        0
+    } else {
+        count as u32
+    }
+}
+
+/// A live [`Share`] with what the agent ended of it, shared with other CPUs.
+#[derive(Clone, Copy)]
+pub struct ShareSlot {
+    share: *mut Share,
+    ended: *const Ended,
+}
+
+impl ShareSlot {
+    /// # Safety
+    /// Both must stay readable, `share` writable too, for as long as the slot is used
+    /// (map values inside one program run).
+    #[inline(always)]
+    #[must_use]
+    pub const unsafe fn new(share: *mut Share, ended: *const Ended) -> Self {
+        Self { share, ended }
+    }
+
+    /// Returns how many mappings live.
+    #[inline(always)]
+    #[must_use]
+    pub fn mappings(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { count((*self.share).opened, (*self.ended).mappings) }
+    }
+
+    /// Returns how many inbound flows live.
+    #[inline(always)]
+    #[must_use]
+    pub fn inbound(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { count((*self.share).inbound, (*self.ended).inbound) }
+    }
+
+    /// Counts `by` mappings more; `u64::MAX` for one less. Two CPUs at once may count one
+    /// for two: the target has no atomic addition, and the agent counts anew with each
+    /// full sweep.
+    #[inline(always)]
+    pub fn add_mappings(self, by: u64) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.share).opened = (*self.share).opened.wrapping_add(by) }
+    }
+
+    /// Counts `by` inbound flows more; `u64::MAX` for one less. As above.
+    #[inline(always)]
+    pub fn add_inbound(self, by: u64) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.share).inbound = (*self.share).inbound.wrapping_add(by) }
+    }
+
+    /// Takes a token of `rate` a second with a burst; `false` if there is none. Two
+    /// CPUs at once may take one for two.
+    #[inline(always)]
+    pub fn take_token(self, now: u32, rate: u32, burst: u32) -> bool {
+        // A second has 14.9 ticks.
+        const TICKS_PER_SECOND: u64 = 15;
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let share = self.share;
+            let idle = now.wrapping_sub((*share).filled_at);
+            let mut tokens = (*share).tokens;
+            if idle != 0 {
+                let more = u64::from(idle) * u64::from(rate) / TICKS_PER_SECOND;
+                // Slow rates gather until there is a whole token.
+                if more > 0 {
+                    let full = u64::from(tokens) + more;
+                    tokens = if full > u64::from(burst) {
+                        burst
+                    } else {
+                        full as u32
+                    };
+                    (*share).filled_at = now;
+                }
+            }
+            let taken = tokens > 0;
+            (*share).tokens = if taken { tokens - 1 } else { 0 };
+            taken
+        }
+    }
+
+    /// Counts a record of a datagram; `false` if there were too many in this tick.
+    #[inline(always)]
+    pub fn take_fragment(self, now: u32) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let share = self.share;
+            if (*share).fragments_at != now {
+                (*share).fragments_at = now;
+                (*share).fragments = 0;
+            }
+            (*share).fragments += 1;
+            (*share).fragments <= FRAGMENTS_PER_TICK
+        }
+    }
+
+    /// Counts an answer to a refusal; `false` if there were too many in this tick.
+    #[inline(always)]
+    pub fn take_answer(self, now: u32) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let share = self.share;
+            if (*share).answered_at != now {
+                (*share).answered_at = now;
+                (*share).answered = 0;
+            }
+            (*share).answered += 1;
+            (*share).answered <= ANSWERS_PER_TICK
+        }
+    }
+
+    /// Whether the pod with this tag was found behind the interface in this epoch.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_behind(self, tag: u32, ifindex: u32, epoch: u32) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let share = self.share;
+            (*share).ifindex == ifindex && (*share).tag == tag && (*share).epoch == epoch
+        }
+    }
+
+    /// Remembers that it was.
+    #[inline(always)]
+    pub fn set_behind(self, tag: u32, ifindex: u32, epoch: u32) {
+        // SAFETY: valid by the contract of `new`. Words of two pods may mix where two
+        // CPUs write at once: then neither is found.
+        unsafe {
+            let share = self.share;
+            (*share).tag = tag;
+            (*share).ifindex = ifindex;
+            (*share).epoch = epoch;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Ended, Key, Role, Share, ShareSlot, limit};
+    use crate::addr::Addr;
+
+    #[test]
+    fn something_is_left_whoever_takes_how_much() {
+        const CAPACITY: u32 = 262_144;
+        for greedy in [1, 2, 3, 10, 100] {
+            let mut has = vec![0u32; greedy];
+            loop {
+                let used: u32 = has.iter().sum();
+                let Some(pod) = has.iter_mut().find(|has| **has < limit(CAPACITY, used)) else {
+                    break;
+                };
+                *pod += 1;
+            }
+            let used: u32 = has.iter().sum();
+            let free = CAPACITY - used;
+            let greedy = u32::try_from(greedy).unwrap();
+            let wanted = CAPACITY / (16 * greedy + 1);
+            assert!(free + 1 >= wanted, "{greedy}: {free} of {wanted}");
+            assert!(0 < limit(CAPACITY, used), "one more gets in");
+        }
+    }
+
+    #[test]
+    fn half_a_table_is_for_whoever_comes() {
+        assert_eq!(limit(1000, 499), u32::MAX);
+        assert_eq!(limit(1000, 900), 1600);
+        assert_eq!(limit(1 << 20, 1 << 20), 256, "crumbs are for all");
+    }
+
+    #[test]
+    fn tokens_come_at_their_rate() {
+        let mut share = Share {
+            filled_at: 100,
+            ..Share::default()
+        };
+        let ended = Ended::default();
+        // SAFETY: both outlive the slot.
+        let slot = unsafe { ShareSlot::new(&raw mut share, &raw const ended) };
+        assert!(!slot.take_token(100, 30, 60), "none yet");
+        let taken = |now| (0..1000).filter(|_| slot.take_token(now, 30, 60)).count();
+        assert_eq!(taken(101), 2);
+        assert_eq!(taken(116), 30);
+        assert_eq!(taken(10_000), 60, "the burst");
+        assert_eq!(
+            (10_001..10_016)
+                .filter(|t| slot.take_token(*t, 1, 1))
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn addresses_spread_under_each_secret_in_another_way() {
+        let addr = |n: u32| Addr::from_v4(n.to_be_bytes());
+        let buckets: std::collections::HashSet<_> = (0..1000)
+            .map(|n| Key::of([1, 2], &addr(n), Role::Pod).bucket)
+            .collect();
+        assert!(buckets.len() > 900, "{}", buckets.len());
+        let moved = (0..1000).filter(|n| {
+            Key::of([1, 2], &addr(*n), Role::Pod) != Key::of([1, 3], &addr(*n), Role::Pod)
+        });
+        assert_eq!(moved.count(), 1000);
+    }
+}

@@ -1,0 +1,197 @@
+//! What pods have, counted anew: the programs count what begins, this what has ended.
+
+use crate::datapath::batch;
+use crate::datapath::maps::Maps;
+use anyhow::{Context as _, Result};
+use netdp_common::abi::{Live, Mapping};
+use netdp_common::nat::inbound;
+use netdp_common::port_map::{self, Owner};
+use netdp_common::share::{self, Ended, Key, Role, Share, bucket_of_mapping};
+use netdp_common::siphash;
+use netdp_common::tuple::Tuple;
+use std::collections::HashMap;
+use std::os::fd::AsFd as _;
+
+/// The mappings of a pass by the bucket that they count in.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    pub secret: siphash::Key,
+    live: HashMap<u32, u64>,
+    ended: HashMap<u32, u64>,
+}
+
+impl Accounts {
+    /// Begins to count, with the secret by which buckets are chosen.
+    pub fn new(secret: siphash::Key) -> Self {
+        Self {
+            secret,
+            ..Self::default()
+        }
+    }
+
+    /// Counts a mapping that lives.
+    pub fn lives(&mut self, tuple: &Tuple, half: &Mapping) {
+        for bucket in self.buckets(tuple, half) {
+            *self.live.entry(bucket).or_default() += 1;
+        }
+    }
+
+    /// Counts a mapping that has ended.
+    pub fn ends(&mut self, tuple: &Tuple, half: &Mapping) {
+        for bucket in self.buckets(tuple, half) {
+            *self.ended.entry(bucket).or_default() += 1;
+        }
+    }
+
+    /// Counts a mapping that was counted as living and has ended.
+    pub fn ends_after_all(&mut self, tuple: &Tuple, half: &Mapping) {
+        for bucket in self.buckets(tuple, half) {
+            if let Some(live) = self.live.get_mut(&bucket) {
+                *live = live.saturating_sub(1);
+            }
+        }
+        self.ends(tuple, half);
+    }
+
+    fn buckets(&self, tuple: &Tuple, half: &Mapping) -> [u32; 2] {
+        let bucket = bucket_of_mapping(self.secret, &tuple.src, half.flags);
+        [bucket, share::TOTAL]
+    }
+
+    /// After a pass through all mappings: makes the shares what they are. What begins
+    /// meanwhile may be counted or not, until the next one.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn settle_all(&self, maps: &mut Maps) -> Result<()> {
+        maps.settle_shares(|bucket, share, ended| {
+            let live = self.live.get(&bucket).copied().unwrap_or_default();
+            ended.mappings = share.opened.wrapping_sub(live);
+        })
+    }
+
+    /// After any other: takes off what has ended.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn settle_ended(&self, maps: &mut Maps) -> Result<()> {
+        for (bucket, count) in &self.ended {
+            let mut ended = maps.shares_ended(*bucket)?;
+            ended.mappings = ended.mappings.wrapping_add(*count);
+            maps.set_shares_ended(*bucket, ended)?;
+        }
+        Ok(())
+    }
+}
+
+impl Maps {
+    fn shares_ended(&self, bucket: u32) -> Result<Ended> {
+        self.shares_ended
+            .get(&bucket, 0)
+            .context("reading the shares_ended map")
+    }
+
+    fn set_shares_ended(&mut self, bucket: u32, ended: Ended) -> Result<()> {
+        self.shares_ended
+            .set(bucket, ended, 0)
+            .context("writing the shares_ended map")
+    }
+
+    /// Writes those entries that `change` changes.
+    fn settle_shares(&mut self, change: impl Fn(u32, &Share, &mut Ended)) -> Result<()> {
+        let mut shares = HashMap::new();
+        batch::for_each::<u32, Share>(self.shares_data.fd().as_fd(), |bucket, share| {
+            shares.insert(*bucket, *share);
+        })
+        .context("reading the shares map")?;
+        let mut changed = Vec::new();
+        batch::for_each::<u32, Ended>(self.shares_ended_data.fd().as_fd(), |bucket, before| {
+            let mut ended = *before;
+            if let Some(share) = shares.get(bucket) {
+                change(*bucket, share, &mut ended);
+            }
+            if ended != *before {
+                changed.push((*bucket, ended));
+            }
+        })
+        .context("reading the shares_ended map")?;
+        for (bucket, ended) in changed {
+            self.set_shares_ended(bucket, ended)?;
+        }
+        Ok(())
+    }
+
+    /// Ends live inbound flows that have been silent for too long, and counts those that
+    /// live by pod and peer.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn sweep_inbound(&mut self, now: u32) -> Result<usize> {
+        let secret = self.limits()?.secret;
+        let mut over = Vec::new();
+        let mut live = HashMap::<u32, u64>::new();
+        batch::for_each::<Tuple, Live>(self.inbound_live_data.fd().as_fd(), |tuple, flow| {
+            if !inbound::is_fresh(tuple.proto, flow, now) {
+                over.push(*tuple);
+                return;
+            }
+            for bucket in [
+                Key::of(secret, &tuple.src, Role::Pod).bucket,
+                Key::of(secret, &tuple.dst, Role::Peer).bucket,
+                share::TOTAL,
+            ] {
+                *live.entry(bucket).or_default() += 1;
+            }
+        })
+        .context("reading the inbound_live map")?;
+        // A packet may have come since it was read.
+        over.retain(|tuple| {
+            let flow = self.inbound_live.get(tuple, 0);
+            flow.is_ok_and(|flow| !inbound::is_fresh(tuple.proto, &flow, now))
+        });
+        batch::remove(self.inbound_live_data.fd().as_fd(), &over)
+            .context("in the inbound_live map")?;
+        self.settle_shares(|bucket, share, ended| {
+            let live = live.get(&bucket).copied().unwrap_or_default();
+            ended.inbound = share.inbound.wrapping_sub(live);
+        })?;
+        let count = live.get(&share::TOTAL).copied().unwrap_or_default();
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    /// Notes that the ports of these wire tuples are free, where maps of them are kept.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn release_ports(&mut self, wires: &[Tuple]) -> Result<()> {
+        let mut freed = HashMap::<Tuple, Vec<u16>>::new();
+        for wire in wires {
+            let ports = freed.entry(port_map::destination(wire)).or_default();
+            ports.push(wire.dst_id);
+        }
+        let mut owned = Vec::new();
+        batch::for_each::<u32, Owner>(self.port_map_owners_data.fd().as_fd(), |index, owner| {
+            if owner.wire.proto != 0
+                && let Some(ports) = freed.remove(&owner.wire)
+            {
+                owned.push((*index, ports));
+            }
+        })
+        .context("reading the port_map_owners map")?;
+        for (index, ports) in owned {
+            let mut bits = self
+                .port_maps
+                .get(&index, 0)
+                .context("reading the port_maps map")?;
+            for port in ports {
+                if let Some(word) = bits.0.get_mut(usize::from(port) / 64) {
+                    *word &= !(1 << (port % 64));
+                }
+            }
+            self.port_maps
+                .set(index, bits, 0)
+                .context("writing the port_maps map")?;
+        }
+        Ok(())
+    }
+}
