@@ -22,10 +22,10 @@ use crate::verdict::{DropReason, Verdict};
 use build::Build;
 use half_map::HalfMap;
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-/// Entries of the ring: few, so that tests get around.
+/// Mappings that are remembered: few, so that tests get around.
 const RECENT: usize = 64;
 
 type Hook = Box<dyn FnOnce(&Fake)>;
@@ -50,11 +50,13 @@ pub struct Fake {
     pub limits: Limits,
     shares: Cells<u32, (Share, Ended)>,
     port_maps: Cells<u32, (Owner, Bits)>,
-    /// The ring of mappings that began last, and where it is.
-    recent: RefCell<(Vec<Tuple>, usize)>,
+    /// Mappings that began last, the oldest first.
+    recent: RefCell<VecDeque<Tuple>>,
     pub node_flows: RefCell<HashMap<Tuple, NodeFlow>>,
-    /// By which interface packets come to the node.
+    /// By which interface packets come to the node, where it does not send them itself.
     pub ingress_ifindex: Cell<u32>,
+    /// What has the node's address was sent by the node.
+    pub own: Cell<bool>,
     /// Where sources are; [`Origin::Link`] where nothing is said.
     pub origins: RefCell<HashMap<Addr, Origin>>,
     /// What becomes of fragments that come in, and that leave, the oldest first.
@@ -148,9 +150,10 @@ impl Fake {
             },
             shares: RefCell::default(),
             port_maps: RefCell::default(),
-            recent: RefCell::new((vec![Packet::EMPTY.tuple; RECENT], 0)),
+            recent: RefCell::default(),
             node_flows: RefCell::default(),
             ingress_ifindex: Cell::new(7),
+            own: Cell::new(true),
             origins: RefCell::default(),
             fragments: Default::default(),
             fragments_capacity: 1_000,
@@ -242,6 +245,16 @@ impl Fake {
 
     /// Parses and decides, as `netdp-ebpf`'s `main` does.
     fn run(&self, packet: &Build, leaving: bool) -> Seen {
+        let before = self.ingress_ifindex.get();
+        if leaving && self.own.get() && self.local.contains(&tuple_of(packet).src) {
+            self.ingress_ifindex.set(0);
+        }
+        let seen = self.judge(packet, leaving);
+        self.ingress_ifindex.set(before);
+        seen
+    }
+
+    fn judge(&self, packet: &Build, leaving: bool) -> Seen {
         let bytes = packet.bytes();
         // Only behind an Ethernet header.
         let plain = match self.uplink.l2_len {

@@ -95,12 +95,10 @@ pub trait Tables {
     fn ingress_ifindex(&self) -> u32;
     /// Where `addr` is, beside where the packet came from.
     fn origin(&self, addr: &Addr, family: Family) -> Origin;
-    /// Copies the tuple of the mapping that began as many mappings ago as are remembered.
-    fn oldest(&self, tuple: &mut Tuple) -> bool;
-    /// Goes on to the next one.
-    fn skip_oldest(&self);
-    /// Remembers a mapping in the place of the oldest.
+    /// Remembers the tuple of a mapping that has begun, in the place of the oldest if need be.
     fn push_recent(&self, tuple: &Tuple);
+    /// Takes out the one that was remembered longest ago; `false` if there is none.
+    fn pop_recent(&self, tuple: &mut Tuple) -> bool;
     /// The map of taken ports in this place, below [`crate::port_map::PORT_MAPS`].
     fn port_map(&self, index: u32) -> Option<PortMapSlot>;
     /// A flow of the node's own that no socket is found for, by the tuple that comes in.
@@ -148,7 +146,12 @@ pub trait Tables {
     /// Remembers it.
     fn set_wire_endpoint(&self, endpoint: &Tuple, far: &Endpoint);
     /// Whether `port` must not be given away (NodePorts and the like).
-    fn port_reserved(&self, port: u16) -> bool;
+    #[inline(always)]
+    fn port_reserved(&self, port: u16) -> bool {
+        self.ports_reserved(port as u32 / 64) >> (port % 64) & 1 != 0
+    }
+    /// Which of the 64 ports from `64 * word` on must not be given away.
+    fn ports_reserved(&self, word: u32) -> u64;
     /// Whether a hostPort or service of the node answers on this port, or a socket
     /// that a lookup would not find.
     fn node_answers(&self, protocol: u32, port: u16) -> bool;

@@ -72,9 +72,15 @@ static PORT_MAP_OWNERS: Array<Owner, { PORT_MAPS_LEN as usize }> = Array::new();
 #[btf_map]
 static PORT_MAPS: Array<Bits, { PORT_MAPS_LEN as usize }> = Array::new();
 
-/// Where the ring [`RECENT`] is.
+/// How many mappings were ever put into the ring [`RECENT`], and taken out (wrapping).
+#[repr(C)]
+struct RecentAt {
+    put: u32,
+    taken: u32,
+}
+
 #[btf_map]
-static RECENT_AT: Array<u32, 1> = Array::new();
+static RECENT_AT: Array<RecentAt, 1> = Array::new();
 
 /// Wire tuples with the first of their ports, when all of these were taken.
 #[btf_map]
@@ -343,37 +349,42 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn oldest(&self, tuple: &mut Tuple) -> bool {
-        let Some(at) = RECENT_AT.get(0) else {
+    fn push_recent(&self, tuple: &Tuple) {
+        let Some(at) = RECENT_AT.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: map values. Two CPUs at once may write to one place: one mapping is
+        // forgotten, or where words of two mix, none is found by them.
+        unsafe {
+            let put = (*at).put;
+            if let Some(place) = RECENT.get_ptr_mut(put & (abi::RECENT - 1)) {
+                place.write(*tuple);
+            }
+            (*at).put = put.wrapping_add(1);
+            if put.wrapping_sub((*at).taken) >= abi::RECENT {
+                (*at).taken = put.wrapping_sub(abi::RECENT - 1);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn pop_recent(&self, tuple: &mut Tuple) -> bool {
+        let Some(at) = RECENT_AT.get_ptr_mut(0) else {
             return false;
         };
-        match RECENT.get(*at & (abi::RECENT - 1)) {
-            Some(oldest) => {
-                *tuple = *oldest;
-                true
+        // SAFETY: as above.
+        unsafe {
+            let taken = (*at).taken;
+            if taken == (*at).put {
+                return false;
             }
-            None => false,
+            (*at).taken = taken.wrapping_add(1);
+            match RECENT.get(taken & (abi::RECENT - 1)) {
+                Some(oldest) => *tuple = *oldest,
+                None => return false,
+            }
         }
-    }
-
-    #[inline(always)]
-    fn skip_oldest(&self) {
-        if let Some(at) = RECENT_AT.get_ptr_mut(0) {
-            // SAFETY: a map value, one word. Two CPUs at once skip one.
-            unsafe { *at = (*at).wrapping_add(1) };
-        }
-    }
-
-    #[inline(always)]
-    fn push_recent(&self, tuple: &Tuple) {
-        if let Some(at) = RECENT_AT.get(0)
-            && let Some(place) = RECENT.get_ptr_mut(*at & (abi::RECENT - 1))
-        {
-            // SAFETY: a map value. Words of two tuples may mix where two CPUs write at
-            // once: then no mapping is found by it.
-            unsafe { place.write(*tuple) };
-        }
-        self.skip_oldest();
+        true
     }
 
     #[inline(always)]
@@ -517,10 +528,8 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn port_reserved(&self, port: u16) -> bool {
-        RESERVED_PORTS
-            .get(u32::from(port) / 64)
-            .is_some_and(|word| word >> (port % 64) & 1 != 0)
+    fn ports_reserved(&self, word: u32) -> u64 {
+        RESERVED_PORTS.get(word).copied().unwrap_or(0)
     }
 
     #[inline(always)]

@@ -6,6 +6,8 @@
 
 #[path = "model/flow.rs"]
 mod flow;
+#[path = "model/kept.rs"]
+mod kept;
 #[path = "model/world.rs"]
 mod world;
 
@@ -72,7 +74,8 @@ pub trait Subject {
     /// Forgets what earlier policies bypassed.
     fn forget_policies(&mut self);
     /// The node's packets are sent by sockets from now on, or are not.
-    fn node_has_socket(&mut self, has: bool);
+    /// Gives what is so.
+    fn node_has_socket(&mut self, has: bool) -> bool;
     /// Time passes.
     fn advance(&mut self, seconds: u64);
     /// Ends what is over by the default timeouts.
@@ -81,8 +84,6 @@ pub trait Subject {
     fn restart(&mut self);
     /// Everything that is mapped, and marked for the node.
     fn halves(&self) -> Halves;
-    /// How many mappings fit.
-    fn capacity(&self) -> usize;
     /// Whether the port is reserved.
     fn is_reserved(&self, port: u16) -> bool;
 }

@@ -1,6 +1,6 @@
 //! The maps and helpers, as [`Tables`] wants them.
 
-use super::Fake;
+use super::{Fake, RECENT};
 use crate::abi::{
     Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
     SETTING_NONE_STICKY, Settings, Uplink,
@@ -123,22 +123,20 @@ impl Tables for Fake {
         known.unwrap_or(Origin::Link)
     }
 
-    fn oldest(&self, tuple: &mut Tuple) -> bool {
-        let recent = self.recent.borrow();
-        *tuple = recent.0[recent.1];
-        true
-    }
-
-    fn skip_oldest(&self) {
-        let mut recent = self.recent.borrow_mut();
-        recent.1 = (recent.1 + 1) % recent.0.len();
-    }
-
     fn push_recent(&self, tuple: &Tuple) {
         let mut recent = self.recent.borrow_mut();
-        let at = recent.1;
-        recent.0[at] = *tuple;
-        recent.1 = (at + 1) % recent.0.len();
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(*tuple);
+    }
+
+    fn pop_recent(&self, tuple: &mut Tuple) -> bool {
+        let popped = self.recent.borrow_mut().pop_front();
+        popped.is_some_and(|popped| {
+            *tuple = popped;
+            true
+        })
     }
 
     fn port_map(&self, index: u32) -> Option<PortMapSlot> {
@@ -272,6 +270,12 @@ impl Tables for Fake {
     fn port_reserved(&self, port: u16) -> bool {
         self.candidates.borrow_mut().push(port);
         self.reserved.contains(&port)
+    }
+
+    fn ports_reserved(&self, word: u32) -> u64 {
+        let reserved = self.reserved.iter().map(|port| u32::from(*port));
+        let here = reserved.filter(|port| port / 64 == word);
+        here.fold(0, |bits, port| bits | 1 << (port % 64))
     }
 
     fn node_answers(&self, protocol: u32, port: u16) -> bool {

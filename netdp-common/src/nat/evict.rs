@@ -108,32 +108,35 @@ pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
     recycling.made != 0
 }
 
-/// Looks at the oldest mapping.
+/// Looks at the mapping that began longest ago of those that are remembered. One that lives
+/// is forgotten, one that may make room later waits for its next turn.
 #[inline(always)]
 fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
-    if !tables.oldest(&mut recycling.original) {
+    if !tables.pop_recent(&mut recycling.original) {
         return;
     }
-    let protocol = recycling.original.proto;
-    if let Some(half) = tables.snat(&recycling.original) {
-        recycling.wire = recycling.original.reply_to(half.addr(), half.id());
-        if let Some(reply) = tables.rev_snat(&recycling.wire)
-            && let Some(class) = class(tables, protocol, half, reply)
-        {
-            let owner = bucket_of_mapping(tables.secret(), &recycling.original.src, half.flags());
-            let own = owner == recycling.bucket;
-            let spared = if recycling.own != 0 {
-                own
-            } else {
-                let greedy =
-                    (tables.share(owner)).is_some_and(|share| share.mappings() > recycling.most);
-                own || greedy || matches!(class, Spare::Closed | Spare::Unanswered)
-            };
-            if spared && end(tables, &recycling.original, &recycling.wire) {
-                recycling.made = 1;
-                return;
-            }
-        }
+    let Some(half) = tables.snat(&recycling.original) else {
+        return;
+    };
+    recycling.wire = recycling.original.reply_to(half.addr(), half.id());
+    let Some(reply) = tables.rev_snat(&recycling.wire) else {
+        return;
+    };
+    let Some(class) = class(tables, recycling.original.proto, half, reply) else {
+        return;
+    };
+    let (pod, flags) = (&recycling.original.src, half.flags());
+    let owner = bucket_of_mapping(tables.secret(), pod, flags);
+    let own = owner == recycling.bucket;
+    let makes_room = if recycling.own != 0 {
+        own
+    } else {
+        let greedy = (tables.share(owner)).is_some_and(|share| share.mappings() > recycling.most);
+        own || greedy || matches!(class, Spare::Closed | Spare::Unanswered)
+    };
+    if makes_room {
+        recycling.made = end(tables, &recycling.original, &recycling.wire).into();
+    } else {
+        tables.push_recent(&recycling.original);
     }
-    tables.skip_oldest();
 }

@@ -131,7 +131,7 @@ enum Incoming {
 
 /// Whether the node has come to receive what comes in here since the mapping began.
 #[inline(never)]
-fn is_nodes_by_now<T: Tables>(tables: &T, wire: &Tuple) -> bool {
+pub(super) fn is_nodes_by_now<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     tables.node_answers(wire.proto, wire.dst_id) || tables.socket_receives(wire)
 }
 

@@ -18,7 +18,7 @@ pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool
     tables.count(|c| &mut c.egress_host);
     if matches!(
         pkt.l4,
-        L4::Error | L4::LaterFragment | L4::Untranslatable(_)
+        L4::QueryReply | L4::Error | L4::LaterFragment | L4::Untranslatable(_)
     ) {
         return false;
     }

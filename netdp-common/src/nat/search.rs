@@ -2,8 +2,9 @@
 //! candidates at random, then those that a map of taken ports leaves ([`port_map`]).
 //! Where none is free, a mapping that is over gives way.
 
-use super::evict;
+use super::follow::is_nodes_by_now;
 use super::open::{Claim, Outcome, UNCOUNTED, try_candidate};
+use super::{evict, host};
 use crate::abi::SETTING_HASH_PORTS;
 use crate::conntrack::{SEEN_RST, idle, ticks};
 use crate::packet::Packet;
@@ -169,7 +170,8 @@ fn step<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
         return false;
     };
     let n = claim.at & (WORDS - 1);
-    let free = !map.word(n) & port_map::word_mask(&claim.ranges, n);
+    let reserved = tables.ports_reserved(n);
+    let free = !(map.word(n) | reserved) & port_map::word_mask(&claim.ranges, n);
     if free == 0 {
         claim.at = claim.at.wrapping_add(1);
         return true;
@@ -265,6 +267,9 @@ fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
         }
         Spare::Closing | Spare::Asking => false,
     };
+    if is_nodes_by_now(tables, &claim.wire) || host::is_nodes(tables, &claim.wire) {
+        return false;
+    }
     if over {
         return true;
     }

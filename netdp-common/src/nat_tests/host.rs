@@ -35,12 +35,9 @@ fn a_ping_of_the_node_keeps_its_identifier() {
             assert_eq!(fake.out(&ping), Seen::Pass);
             assert_eq!(fake.back(&ping.answer()), Seen::Pass);
         }
-        let mark = fake
-            .rev_snat
-            .get(&tuple_of(&ping).reversed())
-            .expect("a mark");
-        assert_eq!(mark.flags, MAPPING_HOST);
-        assert_eq!(mark.packets, 3, "all but the first packet");
+        let flow = fake.node_flow(&tuple_of(&ping).reversed());
+        assert_eq!(flow.map(|flow| flow.last_seen), Some(fake.now()));
+        assert_eq!(fake.rev_snat.len(), 0, "it takes no pod's room");
         // A pod that pings with the same identifier gets another one.
         let pod = net.echo(4000);
         let seen = fake.out(&pod);
@@ -68,34 +65,51 @@ fn what_netfilter_translated_to_the_node_is_remembered() {
             assert_eq!(fake.back(&opening.answer()), Seen::Pass, "still the node's");
             assert_paired(&fake);
         }
-        // A segment that opens nothing reserves nothing.
-        let mut fake = Fake::new();
-        fake.sent_by_socket = false;
-        for flags in [ACK, SYN | ACK, FIN | ACK, RST] {
+        // So is what goes on: the answers of a hostPort.
+        for flags in [ACK, SYN | ACK, FIN | ACK] {
+            let mut fake = Fake::new();
+            fake.sent_by_socket = false;
             let packet = Build::tcp(net.node, net.server, flags);
             assert_eq!(fake.out(&packet), Seen::Pass);
+            assert_eq!(fake.rev_snat.len(), 0, "it takes no pod's room");
+            assert_ne!(fake.out(&net.syn()), becomes(net.node), "{flags:#x}");
+            assert_eq!(fake.back(&packet.answer()), Seen::Pass);
         }
-        assert_eq!(fake.rev_snat.len(), 0);
     }
 }
 
 #[test]
-fn a_mark_is_kept_alive_by_its_flow() {
+fn a_flow_of_the_nodes_is_remembered_while_it_goes_on() {
     let mut fake = Fake::new();
     fake.sent_by_socket = false;
     let packet = Build::udp(V4.node, V4.server);
-    let wire = tuple_of(&packet).reversed();
-    for answer in [false, true] {
+    for _ in 0..2 {
         fake.out(&packet);
-        fake.advance(60);
-        let seen = if answer {
-            fake.back(&packet.answer())
-        } else {
-            fake.out(&packet)
-        };
-        assert_eq!(seen, Seen::Pass);
-        let mark = fake.rev_snat.get(&wire).unwrap();
-        assert_eq!(mark.last_seen, fake.now());
+        fake.advance(299);
+        assert_ne!(fake.out(&V4.udp().from(V4.other_pod)), Seen::Pass);
+    }
+    fake.out(&packet);
+    fake.advance(301);
+    assert_eq!(fake.out(&V4.udp()), becomes(V4.node));
+}
+
+/// What the node answers to is the node's, though a pod asked for the tuple first; but not
+/// at the word of a packet that may be a pod's with a forged source.
+#[test]
+fn the_nodes_answer_takes_a_tuple_that_nobody_lives_by() {
+    for net in BOTH {
+        let answer = Build::tcp(net.node, net.server, SYN | ACK);
+        let mut fake = opened(&net.syn());
+        fake.sent_by_socket = false;
+        assert_eq!(fake.out(&answer), Seen::Pass);
+        assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+        assert_eq!(fake.back(&answer.answer()), Seen::Pass);
+        let mut fake = opened(&net.syn());
+        fake.sent_by_socket = false;
+        fake.own.set(false);
+        assert_eq!(fake.out(&answer), Seen::Pass);
+        let forged = usize::from(net.node.starts_with('['));
+        assert_eq!(fake.snat.len(), forged, "{}", net.node);
     }
 }
 

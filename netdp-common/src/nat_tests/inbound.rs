@@ -32,7 +32,7 @@ fn a_pod_answers_as_itself() {
             }
             assert_eq!(fake.counters().egress_replies, 3);
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
-            assert_eq!(fake.asked_len(), 1);
+            assert_eq!(fake.asked_len() + fake.live_len(), 1);
         }
     }
 }
@@ -169,15 +169,68 @@ fn the_oldest_record_makes_room() {
 }
 
 #[test]
-fn a_record_ends_in_time() {
-    let fake = Fake::new();
-    fake.back(&V4.udp().answer());
-    fake.advance(431_000);
-    assert_eq!(fake.out(&V4.udp()), Seen::Pass, "and is refreshed");
-    fake.advance(431_000);
-    assert_eq!(fake.out(&V4.udp()), Seen::Pass);
-    fake.advance(432_001);
-    assert_eq!(fake.out(&V4.udp()), becomes(V4.node));
+fn a_record_lives_as_long_as_such_a_flow_does() {
+    let ack = Build::tcp(V4.server, V4.pod, ACK);
+    for (packet, asked, live) in [(V4.udp().answer(), 120, 300), (ack, 240, 432_000)] {
+        let fake = Fake::new();
+        fake.back(&packet);
+        fake.advance(asked - 1);
+        assert_eq!(fake.out(&packet.answer()), Seen::Pass, "and is answered");
+        fake.advance(live - 1);
+        assert_eq!(fake.out(&packet.answer()), Seen::Pass, "and is refreshed");
+        fake.advance(live + 1);
+        assert_eq!(fake.out(&packet.answer()), becomes(V4.node));
+        let fake = Fake::new();
+        fake.back(&packet);
+        fake.advance(asked + 1);
+        assert_eq!(fake.out(&packet.answer()), becomes(V4.node), "unanswered");
+    }
+}
+
+/// An outsider's flood displaces what nobody has answered, and nothing else.
+#[test]
+fn what_a_pod_has_answered_is_displaced_by_nothing() {
+    let mut fake = Fake::new();
+    fake.asked_capacity = 4;
+    let idle = Build::tcp(V4.server, V4.pod, SYN);
+    fake.back(&idle);
+    assert_eq!(
+        fake.out(&Build::tcp(V4.pod, V4.server, SYN | ACK)),
+        Seen::Pass
+    );
+    for n in 0..1_000 {
+        let from = format!("198.51.100.9:{}", 1024 + n);
+        for _ in 0..2 {
+            fake.back(&Build::tcp(&from, V4.pod, SYN));
+        }
+    }
+    fake.advance(400_000);
+    assert_eq!(fake.out(&Build::tcp(V4.pod, V4.server, ACK)), Seen::Pass);
+}
+
+/// One peer's connections take no more than its share, closed ones nothing.
+#[test]
+fn live_records_are_shared_and_given_back() {
+    let mut fake = Fake::new();
+    fake.limits.inbound_capacity = 100;
+    let connection = |fake: &Fake, from: &str| {
+        fake.back(&Build::tcp(from, V4.pod, SYN));
+        assert_eq!(fake.out(&Build::tcp(V4.pod, from, SYN | ACK)), Seen::Pass);
+    };
+    for n in 0..1_000 {
+        connection(&fake, &format!("198.51.100.9:{}", 1024 + n));
+    }
+    assert!(fake.live_len() < 100, "something is left");
+    let (before, closed) = (fake.live_len(), "198.51.100.9:1024");
+    fake.back(&Build::tcp(closed, V4.pod, FIN | ACK));
+    assert_eq!(fake.out(&Build::tcp(V4.pod, closed, FIN | ACK)), Seen::Pass);
+    assert_eq!(fake.live_len(), before - 1);
+    assert_eq!(
+        fake.out(&Build::tcp(V4.pod, closed, ACK)),
+        Seen::Pass,
+        "late"
+    );
+    assert_eq!(fake.live_len(), before - 1, "and it stays closed");
 }
 
 /// A segment that opens nothing does not bring an ended record back.

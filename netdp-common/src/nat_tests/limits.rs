@@ -65,8 +65,7 @@ fn exhaustion_drops_the_new_flow_only() {
     assert_eq!(fake.out(&late), drop_of(DropReason::NoFreePort));
     {
         let tried = fake.candidates.borrow();
-        let distinct: BTreeSet<u16> = tried.iter().copied().collect();
-        assert_eq!((tried.len(), distinct), (1_000, wires), "each exactly once");
+        assert!(tried.len() <= 1 + 64 + 160, "{} tries", tried.len());
     }
     let after: BTreeSet<_> = fake
         .snat

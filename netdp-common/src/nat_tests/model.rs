@@ -1,6 +1,6 @@
 //! The model's random walks over the fake.
 
-use crate::abi::{Action, MAPPING_HOST, PortRange, SETTING_PORTS};
+use crate::abi::{Action, PortRange, SETTING_PORTS};
 use crate::conntrack::{Timeouts, left};
 use crate::fake::build::Build;
 use crate::fake::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
@@ -10,11 +10,10 @@ use proptest::prelude::*;
 
 struct Host {
     fake: Fake,
-    capacity: usize,
 }
 
 impl Host {
-    fn new(capacity: usize, reserved: bool, ethernet: bool) -> Self {
+    fn new(reserved: bool, ethernet: bool) -> Self {
         let mut fake = Fake::new();
         if !ethernet {
             fake.uplink.l2_len = 0;
@@ -24,9 +23,7 @@ impl Host {
         if reserved {
             fake.reserved.insert(RANGE[1]);
         }
-        fake.snat.set_capacity(capacity);
-        fake.rev_snat.set_capacity(capacity);
-        Self { fake, capacity }
+        Self { fake }
     }
 }
 
@@ -61,8 +58,9 @@ impl Subject for Host {
         self.fake.bypassed_before.clear();
     }
 
-    fn node_has_socket(&mut self, is: bool) {
+    fn node_has_socket(&mut self, is: bool) -> bool {
         self.fake.sent_by_socket = is;
+        is
     }
 
     fn advance(&mut self, seconds: u64) {
@@ -82,12 +80,6 @@ impl Subject for Host {
                 self.fake.rev_snat.remove(&wire);
             }
         }
-        for (wire, half) in self.fake.rev_snat.all() {
-            let seen = half.last_seen;
-            if half.flags & MAPPING_HOST != 0 && left(now, seen, seen, 300) == 0 {
-                self.fake.rev_snat.remove(&wire);
-            }
-        }
     }
 
     /// Nothing of the programs' is the agent's.
@@ -95,10 +87,6 @@ impl Subject for Host {
 
     fn halves(&self) -> Halves {
         [self.fake.snat.all(), self.fake.rev_snat.all()]
-    }
-
-    fn capacity(&self) -> usize {
-        self.capacity
     }
 
     fn is_reserved(&self, port: u16) -> bool {
@@ -112,12 +100,11 @@ proptest! {
     #[test]
     fn random_walks_keep_to_the_model(
         steps in steps(120),
-        capacity in prop::sample::select(vec![4usize, 9, 100]),
         reserved: bool,
         ethernet: bool,
         net in 0..2usize,
     ) {
-        let mut world = World::new(Host::new(capacity, reserved, ethernet), &NETS[net]);
+        let mut world = World::new(Host::new(reserved, ethernet), &NETS[net]);
         for step in steps {
             world.take(step);
         }

@@ -280,6 +280,11 @@ impl Bytes for Watched<'_> {
         self.furthest.set(self.furthest.get().max(offset + N * 4));
         self.bytes.words::<N>(offset)
     }
+
+    /// Reaches as far as the packet: how far a checksum reaches is the packet's word.
+    fn sum(&self, offset: usize, len: u32) -> Option<u32> {
+        self.bytes.sum(offset, len)
+    }
 }
 
 proptest! {

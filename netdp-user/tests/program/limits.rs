@@ -1,6 +1,6 @@
 //! Full tables and taken ports, with the kernel's maps and loops.
 
-use crate::build::{Build, SYN};
+use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, Seen, becomes, frame};
 use netdp_user::datapath::Hook;
 use std::collections::BTreeSet;
@@ -14,6 +14,8 @@ fn a_full_table_drops_new_flows_only() {
     let wire = |n: u16| flow(n).from(&format!("192.0.2.10:{}", 4000 + n));
     for n in 0..4 {
         assert_eq!(node.out(&flow(n)), becomes(&wire(n)), "flow {n}");
+        let reply = wire(n).answer();
+        assert_eq!(node.back(&reply), becomes(&flow(n).answer()));
     }
     for n in 4..8 {
         assert_eq!(node.out(&flow(n)), Seen::Shot, "flow {n}");
@@ -32,17 +34,38 @@ fn a_full_table_drops_new_flows_only() {
     assert_eq!(node.out(&flow(7)), becomes(&wire(7)));
 }
 
+/// What has no answer gives way to the next flow of its own pod, with nobody to sweep.
+#[test]
+fn in_a_full_table_unanswered_flows_give_way() {
+    let mut node = Node::with(|setup| setup.max_flows = 64);
+    let flow = |n: u16| Build::udp(&format!("172.16.0.2:{}", 4000 + n), SERVER);
+    let wire = |n: u16| flow(n).from(&format!("192.0.2.10:{}", 4000 + n));
+    assert_eq!(node.out(&flow(0)), becomes(&wire(0)));
+    assert_eq!(node.back(&wire(0).answer()), becomes(&flow(0).answer()));
+    for n in 1..400 {
+        assert_eq!(node.out(&flow(n)), becomes(&wire(n)), "flow {n}");
+    }
+    let good = flow(7).from("172.16.0.3:4007");
+    assert_eq!(node.out(&good), becomes(&good.from("192.0.2.10:4007")));
+    assert_eq!(node.out(&flow(0)), becomes(&wire(0)), "what lives stays");
+    assert_eq!(node.counters().drops.table_full, 0);
+}
+
 /// Every port above 1023 towards one server, then none, then one again.
 #[test]
 fn exhausted_ports_drop_new_flows_only() {
     let mut node = Node::with(|setup| setup.max_flows = 70_000);
-    let mut bytes = frame(&Build::tcp("172.16.0.2:1024", SERVER, SYN));
-    let sport = 14 + 20;
+    let first = Build::tcp("172.16.0.2:1024", SERVER, SYN);
+    let mut out = frame(&first);
+    let mut back = frame(&Build::tcp(SERVER, "192.0.2.10:1024", SYN | ACK));
+    let (sport, dport) = (14 + 20, 14 + 22);
     for port in 1024..=u16::MAX {
         // The checksum is as wrong as the port: nobody looks.
-        bytes[sport..sport + 2].copy_from_slice(&port.to_be_bytes());
-        let seen = node.run_once(Hook::Egress, &bytes);
+        out[sport..sport + 2].copy_from_slice(&port.to_be_bytes());
+        back[dport..dport + 2].copy_from_slice(&port.to_be_bytes());
+        let seen = node.run_once(Hook::Egress, &out);
         assert_ne!(seen, Seen::Shot, "port {port}");
+        node.run_once(Hook::Ingress, &back);
     }
     assert_eq!(node.counters().ports_changed, 0);
     let late = Build::tcp("172.16.0.3:4000", SERVER, SYN);
@@ -55,15 +78,14 @@ fn exhausted_ports_drop_new_flows_only() {
     let elsewhere = late.to("198.51.100.8:443");
     let wire = elsewhere.from("192.0.2.10:4000");
     assert_eq!(node.out(&elsewhere), becomes(&wire));
-    // The last free port is found.
+    // The last free port is found, without an agent to tell of it: each packet looks at
+    // some. Those of a flow that was refused come once more.
     let ended = Build::tcp("172.16.0.2:54321", SERVER, SYN);
     node.forget(&ended, "192.0.2.10:54321");
-    assert_eq!(
-        node.out(&late),
-        Seen::Shot,
-        "not searched for again at once"
-    );
-    node.at(1);
+    node.at(3);
+    let packets = (0..2_000).take_while(|_| node.out(&late) == Seen::Shot);
+    let packets = packets.count();
+    assert!(packets < 2_000, "not found");
     assert_eq!(node.out(&late), becomes(&late.from("192.0.2.10:54321")));
     assert_eq!(node.flows().len(), 64_513);
 }

@@ -99,7 +99,9 @@ impl Subject for Kernel {
     }
 
     /// Test runs have a socket.
-    fn node_has_socket(&mut self, _: bool) {}
+    fn node_has_socket(&mut self, _: bool) -> bool {
+        true
+    }
 
     fn advance(&mut self, seconds: u64) {
         self.seconds += seconds;
@@ -117,10 +119,6 @@ impl Subject for Kernel {
 
     fn halves(&self) -> Halves {
         self.node.halves()
-    }
-
-    fn capacity(&self) -> usize {
-        self.node.setup.max_flows as usize
     }
 
     fn is_reserved(&self, port: u16) -> bool {

@@ -75,32 +75,72 @@ impl Flow {
             self.last = now;
             return;
         };
-        let closed = self.out.rst || self.back.rst || self.out.fin && self.back.fin;
-        if flags == SYN && closed {
-            let acknowledged = self.out.acknowledged;
+        if flags == SYN && self.is_closed() {
             self.out = Side::default();
-            self.out.acknowledged = acknowledged;
             self.back = Side::default();
             self.last = now;
+        } else if flags & RST == 0 {
+            self.out.rst = false;
         }
         self.out.note(flags, &mut self.last, now);
     }
 
-    /// A packet of the server.
-    pub fn gets(&mut self, flags: Option<u8>, in_sequence: bool, now: Moment) {
-        self.back.packets += 1;
-        let Some(flags) = flags else {
+    fn is_closed(&self) -> bool {
+        self.out.rst || self.back.rst || self.out.fin && self.back.fin
+    }
+
+    fn is_half_closed(&self) -> bool {
+        (self.back.syn || self.back.other) && (self.out.fin || self.back.fin)
+    }
+
+    /// A packet of the server. Whether it is the node's, and ends the mapping.
+    pub fn gets(&mut self, sent: Option<Sent>, now: Moment) -> bool {
+        let Some(sent) = sent else {
+            self.back.packets += 1;
             self.last = now;
-            return;
+            return false;
         };
-        let believed = if self.out.other {
-            in_sequence && self.out.acknowledged
+        let flags = sent.flags;
+        if flags & RST == 0 && flags & (SYN | ACK) == SYN && self.is_closed() {
+            return true;
+        }
+        self.back.packets += 1;
+        let believed = if flags & RST != 0 {
+            if self.out.other {
+                sent.in_sequence && self.out.acknowledged
+            } else {
+                flags & ACK != 0 && self.out.syn && sent.acknowledges
+            }
+        } else if flags & (SYN | ACK) == SYN {
+            !self.out.other && !self.is_half_closed()
         } else {
-            flags & ACK != 0
+            if flags & SYN == 0 && (!self.out.other || sent.in_sequence) {
+                self.back.rst = false;
+            }
+            true
         };
-        if flags & RST == 0 || believed {
+        if believed {
             self.back.note(flags, &mut self.last, now);
         }
+        false
+    }
+
+    /// Whether another flow may have its port; `None` where that is too close to tell.
+    pub fn gives_way(&self, now: Moment) -> Option<bool> {
+        let tcp = matches!(self.first.kind, Kind::Tcp { .. });
+        let seconds = match tcp {
+            true if self.out.rst || self.back.rst => 1,
+            true if self.is_closed() => 60,
+            true if self.back.syn || self.back.other => return Some(false),
+            false if self.back.packets > 0 => return Some(false),
+            _ => 5,
+        };
+        self.last.is_past(now, seconds)
+    }
+
+    /// Whether anything came back.
+    pub fn is_answered(&self) -> bool {
+        self.back.packets > 0
     }
 
     /// Whether it has ended; `None` where that is too close to tell.
@@ -125,16 +165,31 @@ impl Flow {
     }
 }
 
+/// A TCP segment of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    pub flags: u8,
+    /// It is the next that the pod expects.
+    pub in_sequence: bool,
+    /// It acknowledges the pod's SYN.
+    pub acknowledges: bool,
+}
+
 impl Side {
     fn note(&mut self, flags: u8, last: &mut Moment, now: Moment) {
         let repeated = flags & SYN != 0 && self.syn && !self.other && !self.fin && !self.rst;
         if flags & RST == 0 && !repeated {
             *last = now;
         }
+        // Until it acknowledges anything, a SYN says what acknowledges it.
+        if flags & SYN == 0 {
+            self.acknowledged |= flags & ACK != 0;
+        } else if !self.other {
+            self.acknowledged = false;
+        }
         self.syn |= flags & SYN != 0;
         self.other |= flags & SYN == 0;
         self.fin |= flags & FIN != 0;
         self.rst |= flags & RST != 0;
-        self.acknowledged |= flags & ACK != 0;
     }
 }

@@ -1,17 +1,15 @@
 //! The node under test, and what the model knows of it.
 
 use super::super::build::{Build, Kind, SYN};
-use super::flow::{Flow, Moment};
+use super::flow::{Flow, Moment, Sent};
+use super::kept::Kept;
 use super::{Carries, Net, Outcome, PORTS, RANGE, Step, Subject, packet};
-use netdp_common::abi::{MAPPING_HOST, Mapping};
+use netdp_common::abi::Mapping;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_common::verdict::DropReason;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Instant;
-
-/// Seconds for which the answers to packets from outside keep their source.
-const ASKED: u64 = 432_000;
 
 pub struct World<S> {
     subject: S,
@@ -23,7 +21,9 @@ pub struct World<S> {
     live: HashMap<Tuple, Flow>,
     /// Tuples that keep the pod's address: answers to packets that came from
     /// outside, connections that were bypassed. With their last packet.
-    asked: HashMap<Tuple, Moment>,
+    kept: HashMap<Tuple, Kept>,
+    /// Wire tuples of the node's own flows without a socket, with their last packet.
+    nodes: HashMap<Tuple, Moment>,
 }
 
 impl<S: Subject> World<S> {
@@ -35,7 +35,8 @@ impl<S: Subject> World<S> {
             bypassed_before: [false; 2],
             waited: 0,
             live: HashMap::new(),
-            asked: HashMap::new(),
+            kept: HashMap::new(),
+            nodes: HashMap::new(),
         }
     }
 
@@ -48,12 +49,12 @@ impl<S: Subject> World<S> {
                 carries,
                 from_socket,
             } => {
-                self.subject.node_has_socket(from_socket);
+                let from_socket = self.subject.node_has_socket(from_socket);
                 let near = self.net.pods.get(pod).copied().unwrap_or(self.net.node);
                 let to = self.net.servers[server];
                 let packet = packet(near, to, PORTS[port], carries, false);
                 if near == self.net.node {
-                    self.host_sends(&packet, carries);
+                    self.host_sends(&packet, server, carries, from_socket);
                 } else {
                     self.pod_sends(&packet, server, carries);
                 }
@@ -115,20 +116,22 @@ impl<S: Subject> World<S> {
             return;
         }
         if matches!(carries, Carries::Tcp(SYN)) {
-            self.asked.remove(&tuple);
+            self.kept.remove(&tuple);
         }
         if !matches!(carries, Carries::Echo)
-            && let Some(asked) = self.asked.get_mut(&tuple)
+            && let Some(kept) = self.kept.get_mut(&tuple)
         {
-            match asked.is_past(now, ASKED) {
-                Some(true) => {}
+            match kept.counts(carries, now) {
                 Some(false) => {
-                    assert_eq!(seen, Outcome::Pass, "asked: {packet:?}");
-                    *asked = now;
+                    self.kept.remove(&tuple);
+                }
+                Some(true) => {
+                    assert_eq!(seen, Outcome::Pass, "kept: {packet:?}");
+                    kept.sent(carries, now);
                     return;
                 }
                 None if seen == Outcome::Pass => {
-                    *asked = now;
+                    kept.sent(carries, now);
                     return;
                 }
                 None => {}
@@ -136,7 +139,7 @@ impl<S: Subject> World<S> {
         }
         if carries.goes_on() && self.bypassed_before[server] {
             assert_eq!(seen, Outcome::Pass, "was bypassed: {packet:?}");
-            self.asked.insert(tuple, now);
+            self.kept.insert(tuple, Kept::live(now));
             return;
         }
         match seen {
@@ -171,25 +174,55 @@ impl<S: Subject> World<S> {
         }
     }
 
-    fn host_sends(&mut self, packet: &Build, carries: Carries) {
-        let tuple = tuple_of(packet);
+    fn host_sends(&mut self, packet: &Build, server: usize, carries: Carries, socket: bool) {
+        let (tuple, now) = (tuple_of(packet), self.now());
         let seen = self.subject.out(packet);
         if self.goes_on(&tuple, carries, seen) {
             return;
         }
         let answers = matches!(carries, Carries::EchoReply);
-        let taken = self.live.values().any(|f| f.reply == tuple.reversed());
+        let wire = tuple.reversed();
+        let owner = self.live.iter().find(|(_, flow)| flow.reply == wire);
+        let owner = owner.map(|(pod, flow)| (*pod, flow.is_answered()));
+        let changes_port = matches!(carries, Carries::Udp | Carries::Echo | Carries::Tcp(SYN));
         match seen {
-            Outcome::Pass => assert!(!taken || answers, "two owners: {packet:?}"),
+            Outcome::Pass => {
+                assert!(owner.is_none() || !changes_port, "two owners: {packet:?}");
+                // What answers to something is the node's, unless a connection lives there.
+                if let Some((pod, false)) = owner
+                    && !answers
+                {
+                    self.live.remove(&pod);
+                    self.nodes.insert(wire, now);
+                }
+                let found = socket && has_ports(&tuple);
+                if owner.is_none() && !answers && !self.bypass[server] && !found {
+                    self.nodes.insert(wire, now);
+                }
+            }
             Outcome::As(wire) => {
-                assert!(taken && !answers, "for nothing: {packet:?}");
+                assert!(owner.is_some() && changes_port, "for nothing: {packet:?}");
                 self.opened(packet, wire, carries);
             }
             Outcome::Drop(reason) => {
-                assert!(taken && !answers, "for nothing: {packet:?}");
+                assert!(owner.is_some() && changes_port, "for nothing: {packet:?}");
                 self.assert_refused(&tuple, reason);
             }
         }
+    }
+
+    /// Whether the node is known to have the wire tuple; `None` where that is too close to
+    /// tell.
+    fn is_nodes(&self, wire: &Tuple) -> Option<bool> {
+        let Some(last) = self.nodes.get(wire) else {
+            return Some(false);
+        };
+        let limit = match wire.proto {
+            proto::TCP => 432_000,
+            proto::UDP => 300,
+            _ => 60,
+        };
+        last.is_past(self.now(), limit).map(|past| !past)
     }
 
     fn opened(&mut self, packet: &Build, wire: SocketAddr, carries: Carries) {
@@ -201,27 +234,21 @@ impl<S: Subject> World<S> {
             assert!(RANGE.contains(&wire.port()), "{wire}");
             assert!(!self.subject.is_reserved(wire.port()), "{wire}");
         }
-        let clash = self.live.values().any(|flow| flow.reply == reply);
-        assert!(!clash, "{wire} is taken: {packet:?}");
-        assert!(!self.marked().contains(&reply), "{wire} is the node's");
+        if let Some((pod, flow)) = self.live.iter().find(|(_, flow)| flow.reply == reply) {
+            let gives_way = flow.gives_way(self.now());
+            assert_ne!(gives_way, Some(false), "{wire} is taken: {packet:?}");
+            let pod = *pod;
+            self.live.remove(&pod);
+        }
+        assert_ne!(self.is_nodes(&reply), Some(true), "{wire} is the node's");
         let mut flow = Flow::new(wire, packet.clone(), reply, self.now());
         flow.sends(carries, self.now());
         self.live.insert(tuple, flow);
     }
 
-    fn marked(&self) -> HashSet<Tuple> {
-        let [_, reply] = self.subject.halves();
-        let marks = reply.into_iter().filter(|(_, half)| is_mark(half));
-        marks.map(|(wire, _)| wire).collect()
-    }
-
     /// A flow may be refused where no port, or no room, is left.
     fn assert_refused(&self, tuple: &Tuple, reason: DropReason) {
         let [_, replies] = self.subject.halves();
-        if reason == DropReason::TableFull {
-            assert_eq!(replies.len(), self.subject.capacity());
-            return;
-        }
         assert_eq!(reason, DropReason::NoFreePort, "{tuple:?}");
         assert!(has_ports(tuple));
         let node = format!("{}:0", self.net.node).parse::<SocketAddr>();
@@ -229,7 +256,9 @@ impl<S: Subject> World<S> {
         for port in RANGE {
             let wire = tuple.reply_to(node, port);
             let taken = replies.iter().any(|(known, _)| *known == wire);
-            assert!(taken || self.subject.is_reserved(port), "{port} was free");
+            let nodes = self.is_nodes(&wire) != Some(false);
+            let free = !taken && !nodes && !self.subject.is_reserved(port);
+            assert!(!free, "{port} was free");
         }
     }
 
@@ -245,26 +274,46 @@ impl<S: Subject> World<S> {
         let mut answer = flow.first.from(&flow.wire.to_string()).answer();
         let mut sent = None;
         if let Kind::Tcp {
-            flags: old, seq, ..
+            flags: old,
+            seq,
+            ack,
         } = &mut answer.kind
         {
             *old = flags;
-            // What pods acknowledge, see `Build::tcp`.
-            *seq = if in_sequence { 2_000 } else { 7 };
-            sent = Some(flags);
+            // What pods acknowledge, and what acknowledges their SYN, see `Build::tcp`.
+            (*seq, *ack) = if in_sequence { (2_000, 1_001) } else { (7, 7) };
+            sent = Some(Sent {
+                flags,
+                in_sequence,
+                acknowledges: in_sequence,
+            });
         }
+        let (wire, pod) = (flow.reply, flow.first.src);
         let seen = self.subject.back(&answer);
-        assert_eq!(seen, Outcome::As(flow.first.src), "{answer:?}");
-        flow.gets(sent, in_sequence, now);
+        let ends = flow.gets(sent, now);
+        self.came_in(&wire, pod, seen, ends);
+    }
+
+    /// After a packet for a mapping: it was translated, or the mapping has ended.
+    fn came_in(&mut self, wire: &Tuple, pod: SocketAddr, seen: Outcome, ends: bool) {
+        if ends {
+            assert_eq!(seen, Outcome::Pass, "the node's: {wire:?}");
+            self.live.retain(|_, flow| flow.reply != *wire);
+        } else {
+            assert_eq!(seen, Outcome::As(pod), "{wire:?}");
+        }
     }
 
     fn direct(&mut self, server: usize, pod: usize, port: usize, carries: Carries) {
         let (near, from) = (self.net.pods[pod], self.net.servers[server]);
         let packet = packet(near, from, PORTS[port], carries, true);
         assert_eq!(self.subject.back(&packet), Outcome::Pass, "{packet:?}");
-        if carries.begins() && !self.bypass[server] {
-            let now = self.now();
-            self.asked.insert(tuple_of(&packet).reversed(), now);
+        let tcp = matches!(carries, Carries::Tcp(_));
+        if (carries.begins() || tcp) && !self.bypass[server] {
+            let (tuple, now) = (tuple_of(&packet).reversed(), self.now());
+            if let Some(kept) = Kept::came(self.kept.remove(&tuple), carries, now) {
+                self.kept.insert(tuple, kept);
+            }
         }
     }
 
@@ -279,13 +328,18 @@ impl<S: Subject> World<S> {
             assert_eq!(seen, Outcome::Pass, "{packet:?}");
             return;
         };
-        assert_eq!(seen, Outcome::As(flow.first.src), "{packet:?}");
-        // Its sequence number is that of `Build::tcp`: not what pods expect.
-        let flags = match carries {
-            Carries::Tcp(flags) => Some(flags),
+        // Its sequence number is that of `Build::tcp`: not what pods expect. What it
+        // acknowledges is near enough.
+        let sent = match carries {
+            Carries::Tcp(flags) => Some(Sent {
+                flags,
+                in_sequence: false,
+                acknowledges: true,
+            }),
             _ => None,
         };
-        flow.gets(flags, false, now);
+        let (pod, ends) = (flow.first.src, flow.gets(sent, now));
+        self.came_in(&wire, pod, seen, ends);
     }
 
     /// What is over ends, and nothing else.
@@ -314,13 +368,8 @@ impl<S: Subject> World<S> {
             let reply = replies.get(&flow.reply).expect("a reply half");
             assert_eq!((reply.addr, reply.id), (tuple.src, tuple.src_id));
         }
-        let owned = replies.values().filter(|half| !is_mark(half)).count();
-        assert_eq!(owned, self.live.len(), "a wire tuple has one owner");
+        assert_eq!(replies.len(), self.live.len(), "a wire tuple has one owner");
     }
-}
-
-const fn is_mark(half: &Mapping) -> bool {
-    half.flags & MAPPING_HOST != 0
 }
 
 const fn has_ports(tuple: &Tuple) -> bool {
