@@ -1,3 +1,5 @@
+mod inward;
+
 use super::classify::{Around, Translator};
 use super::{iptables, nft, owner, rule::Ruleset, walk};
 use crate::config::{Action, Origin, Rule};

@@ -11,6 +11,9 @@ mod proc;
 mod report;
 mod xfrm;
 
+#[cfg(test)]
+mod tests;
+
 pub use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
 pub use probe::{Probe, Prober};
 pub use report::{NodeReport, PortsReport, ProtocolReport};

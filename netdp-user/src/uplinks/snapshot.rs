@@ -108,7 +108,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
 }
 
 /// A tunnel that is down receives nothing.
-fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
+pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
     if !message.header.flags.contains(LinkFlags::Up) {
         return Vec::new();
     }
