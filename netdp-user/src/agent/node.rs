@@ -68,15 +68,15 @@ impl Agent {
         if !self.node.wanted {
             return;
         }
-        if nat.failed
-            && let Some(before) = &self.node.nat
-        {
+        if let Some(before) = &self.node.nat {
             // What was not read this time counts as it was.
-            let missing = |rule: &&Diverted| !nat.diverted.contains(rule);
+            let missing = |rule: &&Diverted| {
+                nat.failed.contains(&rule.backend) && !nat.diverted.contains(rule)
+            };
             let kept: Vec<_> = before.diverted.iter().filter(missing).cloned().collect();
             nat.diverted.extend(kept);
         }
-        self.node.complete |= !nat.failed;
+        self.node.complete |= nat.failed.is_empty();
         self.node.nat = Some(nat);
         self.update_node();
     }
@@ -132,10 +132,7 @@ impl Agent {
         }
         match maps.set(&wanted) {
             Ok(0) => {}
-            Ok(writes) => log::info!(
-                "kept from pods' flows: {} ({writes} writes)",
-                wanted.report.line()
-            ),
+            Ok(_) => log::info!("kept from pods' flows: {}", wanted.report.line()),
             Err(err) => log::error!("{err:#}"),
         }
         let before = self.report.node.replace(wanted.report.clone());

@@ -25,6 +25,7 @@ pub use read::look;
 pub use watch::Watch;
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// All that one look shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub struct Inward {
     pub diverted: Vec<Diverted>,
     /// Where such rules may be that could not be read, and why.
     pub unread: Vec<String>,
-    /// A program that is here has failed: there may be more rules than these.
-    pub failed: bool,
+    /// Backends whose program is here and has failed: there may be more rules of theirs.
+    pub failed: BTreeSet<String>,
 }
 
 /// What was seen.

@@ -47,7 +47,9 @@ pub fn look(around: &Around) -> Look {
                     }
                 }
                 Err(err) => {
-                    look.nat.failed |= !is_missing(&err);
+                    if !is_missing(&err) {
+                        look.nat.failed.insert(backend.to_string());
+                    }
                     let problem = format!("iptables, {family}, {backend}: {err:#}");
                     match backend {
                         // nft reads its tables, too.
@@ -60,7 +62,9 @@ pub fn look(around: &Around) -> Look {
         }
     }
     if let Err(err) = native(&read, around, &local, &mut look) {
-        look.nat.failed |= !is_missing(&err);
+        if !is_missing(&err) {
+            look.nat.failed.insert("nftables".into());
+        }
         let problem = format!("nftables: {err:#}");
         look.nat.unread.append(&mut unread_nft);
         look.nat.unread.push(problem.clone());

@@ -35,7 +35,7 @@ impl Watch {
             let unread = vec![format!("looking for other NAT rules: {err}")];
             let nat = Inward {
                 unread: unread.clone(),
-                failed: true,
+                failed: ["nft", "legacy", "nftables"].map(str::to_owned).into(),
                 ..Inward::default()
             };
             let seen = Seen {

@@ -97,7 +97,7 @@ impl FromIterator<(u16, u16)> for Ranges {
         for (first, last) in all {
             match apart.last_mut() {
                 Some(before) if first <= before.1.saturating_add(1) => {
-                    before.1 = before.1.max(last)
+                    before.1 = before.1.max(last);
                 }
                 _ => apart.push((first, last)),
             }
