@@ -6,6 +6,7 @@ mod configuration;
 mod engine;
 mod foreign;
 mod network;
+mod node;
 mod options;
 mod program_log;
 mod sweeping;
@@ -116,6 +117,7 @@ struct Agent {
     api: api::Followed,
     told: tell::Telling,
     foreign: foreign::Foreign,
+    node: node::Node,
 }
 
 impl Agent {
@@ -172,6 +174,7 @@ impl Agent {
             told: tell::Telling::new(control.is_some()),
             control,
             foreign: foreign::Foreign::new(),
+            node: node::Node::default(),
         };
         agent.await_api().await;
         agent.first_config();
@@ -186,6 +189,7 @@ impl Agent {
         agent.save_fallback();
         agent.detach_strangers();
         agent.keep_untranslated();
+        agent.learn_node().await;
         agent.reconcile();
         agent.take_over();
         agent.starting = false;
@@ -224,6 +228,7 @@ impl Agent {
                 }
                 () = std::future::ready(()), if self.unprepared => self.prepare_policy(),
                 event = self.foreign.next() => self.on_rules(event),
+                probe = self.node.changed() => self.on_probe(probe),
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
                         log::warn!("watching the network: {err:#}");

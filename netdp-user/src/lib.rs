@@ -13,6 +13,7 @@ pub mod datapath;
 pub mod fleet;
 pub mod foreign;
 pub mod iptables;
+pub mod node;
 pub mod reconcile;
 pub mod rollback;
 pub mod shadow;

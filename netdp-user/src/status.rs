@@ -5,6 +5,7 @@ mod nat;
 use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
 use crate::foreign;
 use crate::iptables::ChainReport;
+use crate::node::NodeReport;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
@@ -50,6 +51,9 @@ pub struct Report {
     /// Other rules that translate sources.
     #[serde(default)]
     pub foreign: foreign::Seen,
+    /// What is kept from pods' flows because the node itself receives it, in eBPF mode.
+    #[serde(default)]
+    pub node: Option<NodeReport>,
     /// How it stands with the Kubernetes API, if that is followed.
     #[serde(default)]
     pub api: Option<String>,
@@ -277,6 +281,18 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;
+    }
+    if let Some(node) = &report.node {
+        writeln!(out, "node ports {}", node.line())?;
+        for what in &node.not_kept {
+            writeln!(out, "not kept   {what}")?;
+        }
+        for problem in &node.unread {
+            writeln!(
+                out,
+                "not kept   hostPorts and services, as far as NAT rules cannot be read: {problem}"
+            )?;
+        }
     }
     if !report.chains.is_empty() {
         let mut chains = table(&["CHAIN", "FAMILY", "BACKEND", "RULES", "PROBLEM"]);

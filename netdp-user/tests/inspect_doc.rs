@@ -4,6 +4,7 @@
 
 use netdp_common::abi::pins;
 use netdp_common::verdict::DropReason;
+use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +24,9 @@ nonMasqueradeCIDRs:
 masqueradeCIDRs:
 - 10.1.0.0/29
 ";
+
+/// OSPF's IP protocol number.
+const OSPF: i32 = 89;
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -148,6 +152,10 @@ fn every_command_shows_the_fields_that_the_document_shows() {
         .build()
         .unwrap();
     let config = ConfigVolume::new(CONFIG).unwrap();
+    let _routing_daemon = bed
+        .node
+        .open(|| Socket::new(Domain::IPV4, Type::RAW, Some(OSPF.into())))
+        .unwrap();
     let options = AgentOptions::new(env!("CARGO_BIN_EXE_netdp")).config(config.path());
     let agent = Agent::start(&bed.node, options).unwrap();
     let _connections = make_traffic(&bed).unwrap();

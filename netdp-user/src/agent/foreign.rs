@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::engine::Engine;
-use crate::foreign::{Around, Seen, Translator, Watch};
+use crate::foreign::{Around, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
 use crate::uplinks::{local_addresses, select};
 use std::time::Instant;
@@ -42,15 +42,20 @@ impl Foreign {
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             () = Self::rules_changed(&mut self.monitor) => Event::RulesChanged,
-            seen = self.watch.seen() => Event::Seen(seen),
+            look = self.watch.seen() => Event::Seen(look),
         }
+    }
+
+    /// Waits for what a look shows; for ever where nobody asked for one.
+    pub(super) async fn seen(&mut self) -> Look {
+        self.watch.seen().await
     }
 }
 
 /// What may happen.
 pub(super) enum Event {
     RulesChanged,
-    Seen(Seen),
+    Seen(Look),
 }
 
 impl Agent {
@@ -67,7 +72,10 @@ impl Agent {
                     monitor.took(start.elapsed());
                 }
             }
-            Event::Seen(seen) => self.accept_foreign(seen),
+            Event::Seen(look) => {
+                self.accept_inward(look.nat);
+                self.accept_foreign(look.seen);
+            }
         }
     }
 
@@ -79,12 +87,14 @@ impl Agent {
             Engine::Ebpf(_) | Engine::Shadow(_) => Translator::Ebpf,
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
+        let local = local_addresses(&self.snapshot);
+        self.judge_by(&local);
         self.foreign.watch.ask(Around {
             translator,
             rules: self.config.rules.clone(),
             uplinks: selected.uplinks.into_iter().map(|u| u.name).collect(),
             pods: self.options.surroundings.pod_cidrs.clone(),
-            local: local_addresses(&self.snapshot),
+            local,
             enable_ipv6: self.options.config_options.enable_ipv6,
         });
     }

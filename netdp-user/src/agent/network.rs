@@ -53,6 +53,7 @@ impl Agent {
             Ok(snapshot) => {
                 self.snapshot = snapshot;
                 self.reconcile();
+                self.network_changed();
             }
             Err(err) => log::warn!("looking at the network: {err:#}"),
         }

@@ -12,6 +12,7 @@ mod handover;
 mod history;
 mod links;
 pub mod maps;
+mod node;
 mod object;
 mod policy;
 mod release;
@@ -23,6 +24,7 @@ pub use handover::{Handover, untranslated};
 pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
+pub use node::NodeMaps;
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
 
@@ -145,6 +147,7 @@ impl NoLeak {
 pub struct Datapath {
     object: aya::Ebpf,
     maps: Maps,
+    node: NodeMaps,
     links: links::Links,
     on_reload: OnReload,
     /// Whether maps of an earlier agent were found and kept.
@@ -178,6 +181,7 @@ impl Datapath {
         Ok(Self {
             object,
             maps,
+            node: NodeMaps::open(bpffs)?,
             links: links::Links::new(bpffs, setup.mechanism)?,
             on_reload: setup.on_reload,
             adopted,
@@ -205,6 +209,11 @@ impl Datapath {
     /// The maps, to write.
     pub fn maps_mut(&mut self) -> &mut Maps {
         &mut self.maps
+    }
+
+    /// The maps of what the node itself receives.
+    pub fn node_mut(&mut self) -> &mut NodeMaps {
+        &mut self.node
     }
 
     /// What is attached.

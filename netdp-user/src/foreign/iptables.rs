@@ -1,31 +1,39 @@
 //! Rules as iptables-save prints them.
 
+use super::inward::{Onward, To, has_between, may_be_node};
 use super::rule::{Match, Rule, Ruleset, Target};
 use crate::iptables::{Family, Table};
+use crate::node::{PortSet, Ranges, protocol_bit};
 use ipnet::IpNet;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// The nat table.
-pub fn ruleset(table: &Table, family: Family) -> Ruleset {
+/// The nat table of a node with these addresses.
+pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     let chains = table.chains.iter().map(|(name, rules)| {
-        let rules = rules.iter().map(|rule| parse(name, &rule.text)).collect();
+        let parse = |rule: &crate::iptables::Rule| parse(name, &rule.text, local);
+        let rules = rules.iter().map(parse).collect();
         (name.clone(), rules)
     });
     Ruleset {
         family: Some(family),
         chains: chains.collect(),
         roots: vec!["POSTROUTING".into()],
+        inward_roots: vec!["PREROUTING".into(), "OUTPUT".into()],
     }
 }
 
 /// A rule without its `-A CHAIN`.
-fn parse(chain: &str, text: &str) -> Rule {
+fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
     let words = words(text);
     let mut rule = Rule {
         text: format!("-A {chain} {text}"),
         matches: Vec::new(),
         target: Target::Other,
+        onward: Vec::new(),
     };
+    let mut ports = PortSet::all();
+    let mut to = None;
     let mut not = false;
     let mut at = 0;
     while let Some(option) = words.get(at) {
@@ -46,9 +54,76 @@ fn parse(chain: &str, text: &str) -> Rule {
         let values = rest.get(..count).unwrap_or_default();
         at += count;
         understand(&mut rule, option, values, not);
+        let value = values.first().map(String::as_str).unwrap_or_default();
+        match option.as_str() {
+            "-j" | "-g" => to = onward(value),
+            _ => {
+                if let Some(only) = inward(option, value, not, local) {
+                    ports = ports.intersection(&only);
+                }
+            }
+        }
         not = false;
     }
+    if !ports.is_empty() {
+        rule.onward.extend(to.map(|to| Onward { ports, to }));
+    }
     rule
+}
+
+/// Where a target sends packets that come in.
+fn onward(target: &str) -> Option<To> {
+    match target {
+        "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Some(To::Elsewhere),
+        "RETURN" | "ACCEPT" | "DROP" | "MARK" | "CONNMARK" | "LOG" | "NFLOG" => None,
+        chain => Some(To::Chain(chain.into())),
+    }
+}
+
+/// What of the packets that are addressed to the node meets a condition, where it is about that.
+fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
+    let all_or_none = |all: bool| {
+        if all {
+            PortSet::all()
+        } else {
+            PortSet::default()
+        }
+    };
+    match option {
+        "-p" => {
+            let bit = protocol_bit(value);
+            let mask = if not { !bit } else { bit };
+            Some(PortSet::of(mask, &Ranges::all()))
+        }
+        "--dport" | "--dports" => {
+            let ports = ports(value)?;
+            let ports = if not { ports.complement() } else { ports };
+            Some(PortSet::of(u32::MAX, &ports))
+        }
+        "-d" => {
+            let net = value.parse::<IpNet>().or_else(|_| host(value)).ok()?;
+            Some(all_or_none(may_be_node(&[net], not, local)))
+        }
+        "--dst-range" if !not => {
+            let (first, last) = value.split_once('-')?;
+            let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+            Some(all_or_none(has_between(first, last, local)))
+        }
+        "--dst-type" => {
+            let is_local = value.split(',').any(|kind| kind == "LOCAL");
+            Some(all_or_none(is_local != not))
+        }
+        _ => None,
+    }
+}
+
+/// `80,443,8000:8010`; nothing where it is something else.
+fn ports(text: &str) -> Option<Ranges> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once(':').unwrap_or((part, part));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    text.split(',').map(range).collect()
 }
 
 fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {

@@ -1,11 +1,15 @@
-//! Other people's source NAT: rules that translate the packets that netdp is to translate.
+//! Other people's NAT: rules that translate the packets that netdp is to translate, and rules that
+//! give another destination to what is addressed to the node.
 //!
-//! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]), [`walk`]
+//! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]). [`walk`]
 //! finds what is reached from POSTROUTING, [`classify`] says what each rule means for pods' packets.
+//! [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports.
 
 mod classify;
+mod inward;
 mod iptables;
 mod nft;
+mod nft_inward;
 mod owner;
 mod read;
 mod rule;
@@ -16,10 +20,32 @@ mod watch;
 mod tests;
 
 pub use classify::{Around, Translator, Verdict, classify};
+pub use inward::Diverted;
 pub use read::look;
 pub use watch::Watch;
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// All that one look shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Look {
+    /// What concerns pods' packets.
+    pub seen: Seen,
+    /// What concerns packets to the node.
+    pub nat: Inward,
+}
+
+/// What becomes of packets that are addressed to the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inward {
+    /// Rules that give some of them another destination.
+    pub diverted: Vec<Diverted>,
+    /// Where such rules may be that could not be read, and why.
+    pub unread: Vec<String>,
+    /// Backends whose program is here and has failed: there may be more rules of theirs.
+    pub failed: BTreeSet<String>,
+}
 
 /// What was seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

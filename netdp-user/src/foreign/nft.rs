@@ -1,9 +1,11 @@
 //! Rules as `nft -j list table` prints them (libnftables-json(5)).
 
+use super::nft_inward::{Context, net, onward};
 use super::rule::{Match, Rule, Ruleset, Target};
 use ipnet::IpNet;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,21 +15,49 @@ pub struct TableName {
     pub name: String,
 }
 
-/// The tables that have a NAT chain at postrouting, of what `nft -j list chains` printed, with those
-/// chains.
-pub fn nat_tables(listing: &Value) -> BTreeMap<TableName, Vec<String>> {
-    let mut tables: BTreeMap<_, Vec<_>> = BTreeMap::new();
+/// The chains of a table that packets go through before others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Roots {
+    /// NAT chains at postrouting.
+    pub outward: Vec<String>,
+    /// Chains at prerouting, and NAT chains at output.
+    pub inward: Vec<String>,
+}
+
+impl Roots {
+    /// Whether iptables-nft makes a nat table of such chains.
+    pub fn are_iptables(&self) -> bool {
+        let known = |name: &String| {
+            ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"].contains(&name.as_str())
+        };
+        self.outward.iter().chain(&self.inward).all(known)
+    }
+}
+
+/// The tables that may translate or divert packets, of what `nft -j list chains` printed.
+pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
+    let mut tables: BTreeMap<_, Roots> = BTreeMap::new();
     for chain in objects(listing, "chain") {
         let of = |key: &str| chain[key].as_str().unwrap_or_default();
-        if of("type") == "nat"
-            && of("hook") == "postrouting"
-            && ["ip", "ip6", "inet"].contains(&of("family"))
-        {
-            let name = TableName {
-                family: of("family").into(),
-                name: of("table").into(),
-            };
-            tables.entry(name).or_default().push(of("name").into());
+        if !["ip", "ip6", "inet"].contains(&of("family")) {
+            continue;
+        }
+        let outward = match (of("type"), of("hook")) {
+            ("nat", "postrouting") => true,
+            ("nat", "prerouting" | "output") => false,
+            // TPROXY; what iptables-nft writes is not for nft to tell.
+            ("filter", "prerouting") if of("name") != "PREROUTING" => false,
+            _ => continue,
+        };
+        let name = TableName {
+            family: of("family").into(),
+            name: of("table").into(),
+        };
+        let roots = tables.entry(name).or_default();
+        if outward {
+            roots.outward.push(of("name").into());
+        } else {
+            roots.inward.push(of("name").into());
         }
     }
     tables
@@ -40,8 +70,9 @@ fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &
     all.iter().filter_map(move |object| object.get(kind))
 }
 
-/// The table that `listing` is about; `text` is the same as `nft -s -a list table` printed it.
-pub fn ruleset(listing: &Value, text: &str, roots: Vec<String>) -> Ruleset {
+/// The table that `listing` is about, of a node with these addresses; `text` is the same as
+/// `nft -s -a list table` printed it.
+pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAddr>) -> Ruleset {
     let texts: BTreeMap<u64, &str> = text
         .lines()
         .filter_map(|line| {
@@ -51,9 +82,14 @@ pub fn ruleset(listing: &Value, text: &str, roots: Vec<String>) -> Ruleset {
         // Chains and sets have handles, too, of another count.
         .filter(|(_, rule)| !rule.ends_with('{'))
         .collect();
-    let sets: BTreeMap<String, &Value> = objects(listing, "set")
-        .filter_map(|set| Some((format!("@{}", set["name"].as_str()?), &set["elem"])))
-        .collect();
+    let named = ["set", "map"]
+        .into_iter()
+        .flat_map(|kind| objects(listing, kind));
+    let named = named.filter_map(|set| Some((format!("@{}", set["name"].as_str()?), &set["elem"])));
+    let context = Context {
+        local,
+        named: named.collect(),
+    };
     let mut chains: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
     for rule in objects(listing, "rule") {
         let text = rule["handle"]
@@ -61,13 +97,15 @@ pub fn ruleset(listing: &Value, text: &str, roots: Vec<String>) -> Ruleset {
             .and_then(|handle| texts.get(&handle));
         let text = text.map_or_else(|| rule["expr"].to_string(), |text| (*text).to_owned());
         let chain = rule["chain"].as_str().unwrap_or_default();
-        let parsed = parse(&rule["expr"], text, &sets);
+        let mut parsed = parse(&rule["expr"], text, &context.named);
+        parsed.onward = onward(&rule["expr"], &context);
         chains.entry(chain.into()).or_default().push(parsed);
     }
     Ruleset {
         family: None,
         chains,
-        roots,
+        roots: roots.outward,
+        inward_roots: roots.inward,
     }
 }
 
@@ -76,6 +114,7 @@ fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> 
         text,
         matches: Vec::new(),
         target: Target::Other,
+        onward: Vec::new(),
     };
     for expression in expressions.as_array().into_iter().flatten() {
         let Some((kind, value)) = expression.as_object().and_then(|o| o.iter().next()) else {
@@ -170,14 +209,6 @@ fn nets(value: &Value, sets: &BTreeMap<String, &Value>) -> Option<Vec<IpNet>> {
     let named = value.as_str().and_then(|name| sets.get(name));
     elements(named.map_or(value, |elements| *elements))
         .into_iter()
-        .map(|element| {
-            let element = element.get("elem").map_or(element, |inner| &inner["val"]);
-            if let Some(prefix) = element.get("prefix") {
-                let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
-                return IpNet::new(prefix["addr"].as_str()?.parse().ok()?, length).ok();
-            }
-            let address: std::net::IpAddr = element.as_str()?.parse().ok()?;
-            Some(IpNet::from(address))
-        })
+        .map(|element| net(element.get("elem").map_or(element, |inner| &inner["val"])))
         .collect()
 }

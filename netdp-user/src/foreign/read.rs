@@ -1,26 +1,32 @@
 //! Reads the rules of the namespace with the programs that there are.
 
 use super::classify::{Around, Translator, classify};
+use super::inward::{self, Diverted};
 use super::rule::Ruleset;
-use super::{Finding, Seen, iptables, nft, owner, walk};
-use crate::iptables::{Backend, Family, Iptables};
-use anyhow::{Context as _, Result, bail};
+use super::{Finding, Look, iptables, nft, owner, walk};
+use crate::iptables::{Backend, Family, Iptables, has_legacy_nat};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::process::Command;
 
 /// What nobody would look for.
 const NO_PROGRAM: &str = "is not here, so that NAT rules made with it cannot be seen";
 
-/// Looks at every rule that translates sources. Changes nothing, creates no table.
+/// Looks at every rule that translates sources, and at those that divert what is addressed to the
+/// node. Changes nothing, creates no table.
 #[must_use]
-pub fn look(around: &Around) -> Seen {
-    let mut seen = Seen::default();
+pub fn look(around: &Around) -> Look {
+    let mut look = Look::default();
+    let local = reachable(around);
     let mut families = vec![Family::V4];
     if around.enable_ipv6 {
         families.push(Family::V6);
     }
     let mut read = Vec::new();
+    let mut unread_nft = Vec::new();
     for backend in [Backend::Nft, Backend::Legacy] {
         for &family in &families {
             if backend == Backend::Legacy && !has_legacy_nat(family) {
@@ -28,50 +34,74 @@ pub fn look(around: &Around) -> Seen {
             }
             match (Iptables { family, backend }).read() {
                 Ok(table) => {
-                    let set = iptables::ruleset(&table, family);
+                    let set = iptables::ruleset(&table, family, &local);
                     judge(
                         &set,
                         &family.to_string(),
                         &backend.to_string(),
                         around,
-                        &mut seen,
+                        &mut look,
                     );
                     if backend == Backend::Nft {
                         read.push(family);
                     }
                 }
-                Err(err) => seen
-                    .unread
-                    .push(format!("iptables, {family}, {backend}: {err:#}")),
+                Err(err) => {
+                    if !is_missing(&err) {
+                        look.nat.failed.insert(backend.to_string());
+                    }
+                    let problem = format!("iptables, {family}, {backend}: {err:#}");
+                    match backend {
+                        // nft reads its tables, too.
+                        Backend::Nft => unread_nft.push(problem.clone()),
+                        Backend::Legacy => look.nat.unread.push(problem.clone()),
+                    }
+                    look.seen.unread.push(problem);
+                }
             }
         }
     }
-    if let Err(err) = native(&read, around, &mut seen) {
-        seen.unread.push(format!("nftables: {err:#}"));
+    if let Err(err) = native(&read, around, &local, &mut look) {
+        if !is_missing(&err) {
+            look.nat.failed.insert("nftables".into());
+        }
+        let problem = format!("nftables: {err:#}");
+        look.nat.unread.append(&mut unread_nft);
+        look.nat.unread.push(problem.clone());
+        look.seen.unread.push(problem);
     }
-    seen
+    look
 }
 
-/// Whether the older kind of nat table is in use; to ask iptables-legacy would create it.
-fn has_legacy_nat(family: Family) -> bool {
-    let path = match family {
-        Family::V4 => "/proc/thread-self/net/ip_tables_names",
-        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
-    };
-    let names = std::fs::read_to_string(path).unwrap_or_default();
-    names.lines().any(|name| name == "nat")
+/// The node's addresses that packets of translated families may come in for.
+fn reachable(around: &Around) -> BTreeSet<IpAddr> {
+    let may = |ip: &&IpAddr| !ip.is_loopback() && (around.enable_ipv6 || ip.is_ipv4());
+    around.local.iter().filter(may).copied().collect()
+}
+
+/// Whether the error is that a program is not here.
+fn is_missing(err: &anyhow::Error) -> bool {
+    err.chain().any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|err| err.kind() == ErrorKind::NotFound)
+    })
 }
 
 /// Tables that iptables-nft does not print; it printed its own for the families in `read`.
-fn native(read: &[Family], around: &Around, seen: &mut Seen) -> Result<()> {
+fn native(
+    read: &[Family],
+    around: &Around,
+    local: &BTreeSet<IpAddr>,
+    look: &mut Look,
+) -> Result<()> {
     let chains = json(&["list", "chains"])?;
-    for (table, roots) in nft::nat_tables(&chains) {
+    for (table, roots) in nft::tables(&chains) {
         let family = match table.family.as_str() {
             "ip" => Some(Family::V4),
             "ip6" => Some(Family::V6),
             _ => None,
         };
-        let is_iptables = table.name == "nat" && roots == ["POSTROUTING"];
+        let is_iptables = table.name == "nat" && roots.are_iptables();
         if is_iptables && family.is_some_and(|family| read.contains(&family)) {
             continue;
         }
@@ -80,17 +110,25 @@ fn native(read: &[Family], around: &Around, seen: &mut Seen) -> Result<()> {
         }
         let name = ["list", "table", &table.family, &table.name];
         let listing = json(&name)?;
-        let text = run(&[&["-s", "-a"], &name[..]].concat())?;
-        let mut set = nft::ruleset(&listing, &text, roots);
+        let text = if roots.outward.is_empty() {
+            String::new()
+        } else {
+            run(&[&["-s", "-a"], &name[..]].concat())?
+        };
+        let mut set = nft::ruleset(&listing, &text, roots, local);
         set.family = family;
         let family = family.map_or_else(|| "both".into(), |family| family.to_string());
         let place = format!("{} {}", table.family, table.name);
-        let first = seen.rules.len();
-        judge(&set, &family, "nftables", around, seen);
-        for finding in seen.rules.iter_mut().skip(first) {
-            finding.chain = format!("{place} {}", finding.chain);
-            if finding.owner == owner::UNKNOWN {
-                finding.owner = owner::owner(&[&table.name], &finding.rule).into();
+        let (rules, diverted) = (look.seen.rules.len(), look.nat.diverted.len());
+        judge(&set, &family, "nftables", around, look);
+        let rules = look.seen.rules.iter_mut().skip(rules);
+        let rules = rules.map(|found| (&mut found.chain, &mut found.owner, &found.rule));
+        let diverted = look.nat.diverted.iter_mut().skip(diverted);
+        let diverted = diverted.map(|found| (&mut found.chain, &mut found.owner, &found.rule));
+        for (chain, owner, rule) in rules.chain(diverted) {
+            *chain = format!("{place} {chain}");
+            if owner == owner::UNKNOWN {
+                *owner = owner::owner(&[&table.name], rule).into();
             }
         }
     }
@@ -104,7 +142,9 @@ fn json(arguments: &[&str]) -> Result<Value> {
 
 fn run(arguments: &[&str]) -> Result<String> {
     let output = match Command::new("nft").args(arguments).output() {
-        Err(err) if err.kind() == ErrorKind::NotFound => bail!("the program nft {NO_PROGRAM}"),
+        Err(err) if err.kind() == ErrorKind::NotFound => {
+            return Err(anyhow!(err).context(format!("the program nft {NO_PROGRAM}")));
+        }
         other => other.context("starting nft")?,
     };
     if !output.status.success() {
@@ -114,7 +154,16 @@ fn run(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, seen: &mut Seen) {
+fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, look: &mut Look) {
+    let diverted = inward::reached(set).into_iter().map(|way| Diverted {
+        owner: owner::owner(&[way.chain], way.rule).into(),
+        backend: backend.into(),
+        family: family.into(),
+        chain: way.chain.into(),
+        rule: way.rule.into(),
+        ports: way.ports,
+    });
+    look.nat.diverted.extend(diverted);
     let all = walk::reached(set);
     let own = match &around.translator {
         Translator::Ebpf => None,
@@ -125,7 +174,7 @@ fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, seen: &mut
     for way in all.iter().filter(|way| !is_own(way)) {
         let after = position.is_some_and(|own| way.position > own);
         let verdict = classify(way, after, around);
-        seen.add(Finding {
+        look.seen.add(Finding {
             owner: owner::owner(&way.path, &way.rule.text).into(),
             family: family.into(),
             backend: backend.into(),

@@ -1,5 +1,6 @@
 //! A NAT rule of any kind, as far as it matters to pods' packets.
 
+use super::inward::Onward;
 use crate::iptables::Family;
 use ipnet::IpNet;
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub struct Rule {
     pub text: String,
     pub matches: Vec<Match>,
     pub target: Target,
+    /// What it does with packets that are addressed to the node.
+    pub onward: Vec<Onward>,
 }
 
 /// The chains that know each other.
@@ -59,6 +62,8 @@ pub struct Ruleset {
     pub chains: BTreeMap<String, Vec<Rule>>,
     /// Those that every packet goes through on its way out.
     pub roots: Vec<String>,
+    /// Those that packets go through before it is known whether they are for the node.
+    pub inward_roots: Vec<String>,
 }
 
 /// Whether the prefixes share addresses.

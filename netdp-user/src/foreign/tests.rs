@@ -1,3 +1,5 @@
+mod inward;
+
 use super::classify::{Around, Translator};
 use super::{iptables, nft, owner, rule::Ruleset, walk};
 use crate::config::{Action, Origin, Rule};
@@ -51,7 +53,7 @@ fn judge(set: &Ruleset, after: bool, around: &Around) -> Vec<(String, bool, Stri
 }
 
 fn saved(rules: &str) -> Ruleset {
-    iptables::ruleset(&Table::parse(rules), Family::V4)
+    iptables::ruleset(&Table::parse(rules), Family::V4, &Default::default())
 }
 
 /// The one rule that translates, as both modes see it: owner, conflict with eBPF, conflict with the
@@ -255,11 +257,14 @@ const NFT_TEXT: &str = include_str!("tests/nft.txt");
 #[test]
 fn native_rules_are_read() {
     let listing = serde_json::from_str(NFT).unwrap();
-    let tables = nft::nat_tables(&listing);
+    let tables = nft::tables(&listing);
     let (name, roots) = tables.into_iter().next().unwrap();
     assert_eq!((name.family.as_str(), name.name.as_str()), ("inet", "x"));
-    assert_eq!(roots, ["p"]);
-    let set = nft::ruleset(&listing, NFT_TEXT, roots);
+    assert_eq!(
+        (roots.outward.as_slice(), roots.inward.len()),
+        (&["p".to_owned()][..], 0)
+    );
+    let set = nft::ruleset(&listing, NFT_TEXT, roots, &Default::default());
     let ways = walk::reached(&set);
     let found = judge(&set, false, &around(Translator::Ebpf));
     let told: Vec<_> = ways

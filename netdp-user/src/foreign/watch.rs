@@ -1,12 +1,12 @@
 //! Looks beside the agent's loop: programs with many rules to print take their time.
 
-use super::{Around, Seen, look};
+use super::{Around, Inward, Look, Seen, look};
 use tokio::task::JoinHandle;
 
 /// A look at a time.
 #[derive(Debug, Default)]
 pub struct Watch {
-    running: Option<JoinHandle<Seen>>,
+    running: Option<JoinHandle<Look>>,
     /// Asked for while one was running.
     next: Option<Around>,
 }
@@ -22,7 +22,7 @@ impl Watch {
     }
 
     /// Waits for what is seen; for ever where nobody asked. Dropping the future loses nothing.
-    pub async fn seen(&mut self) -> Seen {
+    pub async fn seen(&mut self) -> Look {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
         };
@@ -31,9 +31,18 @@ impl Watch {
         if let Some(around) = self.next.take() {
             self.ask(around);
         }
-        seen.unwrap_or_else(|err| Seen {
-            unread: vec![format!("looking for other NAT rules: {err}")],
-            ..Seen::default()
+        seen.unwrap_or_else(|err| {
+            let unread = vec![format!("looking for other NAT rules: {err}")];
+            let nat = Inward {
+                unread: unread.clone(),
+                failed: ["nft", "legacy", "nftables"].map(str::to_owned).into(),
+                ..Inward::default()
+            };
+            let seen = Seen {
+                unread,
+                ..Seen::default()
+            };
+            Look { seen, nat }
         })
     }
 }

@@ -4,6 +4,7 @@
 //! distribution's own programs ([`Iptables`]).
 
 mod chains;
+mod legacy;
 mod monitor;
 mod program;
 mod render;
@@ -13,6 +14,7 @@ mod save;
 mod tests;
 
 pub use chains::{ChainOptions, ChainReport, Chains, Found, find, remove};
+pub use legacy::{LegacyState, has_legacy_nat};
 pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
 pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};

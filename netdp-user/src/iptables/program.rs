@@ -94,9 +94,9 @@ impl Iptables {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|err| match err.kind() {
-                ErrorKind::NotFound => anyhow!(
+                ErrorKind::NotFound => anyhow::Error::new(err).context(format!(
                     "there is no {name} here; install the package iptables, or use an image that has it"
-                ),
+                )),
                 _ => anyhow!("starting {name}: {err}"),
             })?;
         if let Some(mut stdin) = child.stdin.take() {

@@ -13,6 +13,7 @@ mod pods;
 mod select;
 mod snapshot;
 mod stack;
+mod tunnel;
 mod watch;
 
 #[cfg(test)]
@@ -25,4 +26,5 @@ pub use model::{
 pub use pods::pod_links;
 pub use select::{Patterns, Selected, Selection, Uplink, select};
 pub use snapshot::snapshot;
+pub use tunnel::Tunnel;
 pub use watch::Monitor;

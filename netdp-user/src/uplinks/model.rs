@@ -1,5 +1,6 @@
 //! Links, addresses and default routes as plain data.
 
+use super::tunnel::Tunnel;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub addrs: Vec<Addr>,
     /// The unicast default routes of the main table, one entry a next hop.
     pub default_routes: Vec<DefaultRoute>,
+    /// What the tunnels that are up receive.
+    pub tunnels: Vec<Tunnel>,
 }
 
 impl Snapshot {

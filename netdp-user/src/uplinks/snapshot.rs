@@ -15,6 +15,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, Snapshot};
+use super::tunnel::{self, Tunnel};
 
 /// Reads links, addresses and default routes from the network namespace of
 /// the handle's socket.
@@ -58,6 +59,7 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
         links: links.iter().filter_map(link).collect(),
         addrs: addrs.iter().filter_map(addr).collect(),
         default_routes,
+        tunnels: links.iter().flat_map(tunnels).collect(),
     })
 }
 
@@ -103,6 +105,27 @@ fn link(message: &LinkMessage) -> Option<Link> {
         link.below = None;
     }
     (!link.name.is_empty()).then_some(link)
+}
+
+/// A tunnel that is down receives nothing.
+pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
+    if !message.header.flags.contains(LinkFlags::Up) {
+        return Vec::new();
+    }
+    let mut name = String::new();
+    let mut found = Vec::new();
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(own) => name.clone_from(own),
+            LinkAttribute::LinkInfo(infos) => found = tunnel::spoken(infos),
+            _ => {}
+        }
+    }
+    let tunnel = |spoken| Tunnel {
+        link: name.clone(),
+        spoken,
+    };
+    found.into_iter().map(tunnel).collect()
 }
 
 fn addr(message: &AddressMessage) -> Option<Addr> {

@@ -6,6 +6,7 @@ mod kernel_watch;
 mod netns;
 mod select;
 mod stack;
+mod tunnel;
 mod watch;
 
 use std::net::IpAddr;

@@ -1,0 +1,159 @@
+//! What the node itself receives is kept from pods' flows.
+
+use super::Agent;
+use crate::foreign::{Diverted, Inward};
+use crate::node::{Facts, Probe, Prober, decide};
+use crate::uplinks::local_addresses;
+use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// How long the agent waits at its start, before programs are attached, until it knows.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The facts as they are known.
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    /// Nothing until the first look has ended.
+    nat: Option<Inward>,
+    prober: Prober,
+    probe: Option<Probe>,
+    /// All rules have been read once: what an earlier agent put in force counts no more.
+    complete: bool,
+    /// The addresses by which rules were judged last.
+    judged_by: BTreeSet<IpAddr>,
+    /// Nobody asks where there is no datapath.
+    wanted: bool,
+}
+
+impl Node {
+    /// Waits for a change of what nobody tells of; for ever where there is no datapath.
+    pub(super) async fn changed(&mut self) -> Probe {
+        if !self.wanted {
+            return std::future::pending().await;
+        }
+        self.prober.changed().await
+    }
+}
+
+impl Agent {
+    /// Before programs are attached: finds out what the node receives, and puts that in force.
+    pub(super) async fn learn_node(&mut self) {
+        if self.engine.as_datapath().is_none() {
+            return;
+        }
+        self.node.wanted = true;
+        self.ask_foreign();
+        let until = Instant::now() + PATIENCE;
+        // Both go on meanwhile, and what comes later is taken then.
+        let probe = timeout_at(until, self.node.prober.changed()).await;
+        let look = timeout_at(until, self.foreign.seen()).await;
+        if probe.is_err() || look.is_err() {
+            log::warn!(
+                "reading NAT rules, sockets and services takes longer than {} s: until it is done, pods' \
+                 flows may get ports on which the node receives",
+                PATIENCE.as_secs()
+            );
+        }
+        self.node.probe = probe.ok();
+        if let Ok(look) = look {
+            self.accept_inward(look.nat);
+        }
+    }
+
+    /// NAT rules were looked at.
+    pub(super) fn accept_inward(&mut self, mut nat: Inward) {
+        if !self.node.wanted {
+            return;
+        }
+        if let Some(before) = &self.node.nat {
+            // What was not read this time counts as it was.
+            let missing = |rule: &&Diverted| {
+                nat.failed.contains(&rule.backend) && !nat.diverted.contains(rule)
+            };
+            let kept: Vec<_> = before.diverted.iter().filter(missing).cloned().collect();
+            nat.diverted.extend(kept);
+        }
+        self.node.complete |= nat.failed.is_empty();
+        self.node.nat = Some(nat);
+        self.update_node();
+    }
+
+    /// Sockets, services or IPsec have changed.
+    pub(super) fn on_probe(&mut self, probe: Probe) {
+        let before = self.node.probe.replace(probe);
+        let legacy = |probe: Option<&Probe>| probe.map(|probe| probe.legacy.clone());
+        if legacy(before.as_ref()) != legacy(self.node.probe.as_ref()) {
+            self.ask_foreign();
+        }
+        self.update_node();
+    }
+
+    /// Links or addresses may have changed.
+    pub(super) fn network_changed(&mut self) {
+        if !self.node.wanted {
+            return;
+        }
+        if local_addresses(&self.snapshot) != self.node.judged_by {
+            self.ask_foreign();
+        }
+        self.update_node();
+    }
+
+    /// Rules are about to be judged by the addresses that are known now.
+    pub(super) fn judge_by(&mut self, local: &BTreeSet<IpAddr>) {
+        self.node.judged_by.clone_from(local);
+    }
+
+    /// Puts in force what is known, where it differs.
+    fn update_node(&mut self) {
+        let (Some(nat), Some(probe)) = (&self.node.nat, &self.node.probe) else {
+            return;
+        };
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        let mut wanted = decide(&Facts {
+            nat,
+            probe,
+            tunnels: &self.snapshot.tunnels,
+            local: &local_addresses(&self.snapshot),
+        });
+        let maps = datapath.node_mut();
+        if !self.node.complete {
+            for (&port, bits) in maps.ports() {
+                let bits = bits & (NODE_PORT_TCP | NODE_PORT_UDP);
+                if bits != 0 {
+                    *wanted.ports.entry(port).or_default() |= bits;
+                }
+            }
+        }
+        match maps.set(&wanted) {
+            Ok(0) => {}
+            Ok(_) => log::info!("kept from pods' flows: {}", wanted.report.line()),
+            Err(err) => log::error!("{err:#}"),
+        }
+        let before = self.report.node.replace(wanted.report.clone());
+        if before.as_ref() == Some(&wanted.report) {
+            return;
+        }
+        let before = before.unwrap_or_default();
+        let new = |list: &[String], before: &[String]| -> Vec<String> {
+            list.iter()
+                .filter(|what| !before.contains(what))
+                .cloned()
+                .collect()
+        };
+        for what in new(&wanted.report.not_kept, &before.not_kept) {
+            log::warn!("not kept from pods' flows, only live connections are told apart: {what}");
+        }
+        for problem in new(&wanted.report.unread, &before.unread) {
+            log::warn!(
+                "hostPorts and services that NAT rules lead to pods are not kept from pods' flows: {problem}"
+            );
+        }
+        self.save_report();
+    }
+}

@@ -1,0 +1,64 @@
+//! By what a change of iptables-legacy's nat tables shows, which the kernel tells nobody of.
+
+use super::Family;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use std::os::fd::{AsRawFd as _, RawFd};
+
+/// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO` (include/uapi/linux/netfilter_ipv4/ip_tables.h).
+const GET_INFO: libc::c_int = 64;
+
+/// Bytes of a `struct ipt_getinfo` or `ip6t_getinfo`: the table's name, then numbers.
+const INFO: usize = 84;
+
+/// The size, the number of entries and the chains' offsets of each nat table; nothing where there is
+/// none. A change that leaves all of them as they are does not show.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LegacyState(Vec<Option<Vec<u8>>>);
+
+impl LegacyState {
+    /// Asks the kernel. Creates no table.
+    #[must_use]
+    pub fn read() -> Self {
+        Self(vec![info(Family::V4), info(Family::V6)])
+    }
+}
+
+/// Whether the older kind of nat table is in use; to ask for it otherwise would create it.
+#[must_use]
+pub fn has_legacy_nat(family: Family) -> bool {
+    let path = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    let names = std::fs::read_to_string(path).unwrap_or_default();
+    names.lines().any(|name| name == "nat")
+}
+
+fn info(family: Family) -> Option<Vec<u8>> {
+    if !has_legacy_nat(family) {
+        return None;
+    }
+    let (domain, level) = match family {
+        Family::V4 => (AddressFamily::Inet, libc::IPPROTO_IP),
+        Family::V6 => (AddressFamily::Inet6, libc::IPPROTO_IPV6),
+    };
+    let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
+    get_info(socket.as_raw_fd(), level)
+}
+
+fn get_info(socket: RawFd, level: libc::c_int) -> Option<Vec<u8>> {
+    let mut info = vec![0u8; INFO];
+    info[..3].copy_from_slice(b"nat");
+    let mut length = libc::socklen_t::try_from(INFO).ok()?;
+    // SAFETY: the kernel reads and writes `length` bytes of a live buffer that has as many.
+    let status = unsafe {
+        libc::getsockopt(
+            socket,
+            level,
+            GET_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    (status == 0).then_some(info)
+}

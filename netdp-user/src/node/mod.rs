@@ -1,0 +1,258 @@
+//! What packets the node itself receives that the programs cannot tell by looking for a socket:
+//! pods' flows must not take the ports and protocols of those.
+//!
+//! The facts are NAT rules of others ([`crate::foreign`]), IPVS's services, sockets, IPsec
+//! ([`Prober`]) and tunnels ([`crate::uplinks`]); [`decide`] makes of them what the maps `node_ports`
+//! and `node_protocols` are to hold.
+
+mod ports;
+mod probe;
+mod proc;
+mod report;
+mod xfrm;
+
+#[cfg(test)]
+mod tests;
+
+pub use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
+pub use probe::{Probe, Prober};
+pub use report::{NodeReport, PortsReport, ProtocolReport};
+pub use xfrm::Ipsec;
+
+use crate::foreign::Inward;
+use crate::uplinks::Tunnel;
+use netdp_common::abi::{NodeProtocol, node_port_bit};
+use netdp_common::addr::Addr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// How many ports of one protocol are kept from pods at most: a quarter of all.
+pub const MOST_PORTS: u32 = 16_384;
+
+/// With more peers of one protocol than this, all count as its peers.
+const MOST_PEERS: usize = 256;
+
+/// A protocol without ports that the node speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Spoken {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// With whom; the family's unspecified address stands for anybody.
+    pub peer: IpAddr,
+}
+
+impl Spoken {
+    /// The key of the map `node_protocols`.
+    #[must_use]
+    pub fn key(&self) -> NodeProtocol {
+        NodeProtocol::new(Addr::from(self.peer), u32::from(self.protocol))
+    }
+
+    const fn with_anybody(self) -> Self {
+        let peer = match self.peer {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Self { peer, ..self }
+    }
+}
+
+/// A service of IPVS.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Service {
+    /// `tcp`, `udp`, `sctp`; `fwm` for one that is chosen by a mark.
+    pub protocol: String,
+    /// Where it is; nothing where a mark chooses it.
+    pub address: Option<IpAddr>,
+    /// 0 stands for every port.
+    pub port: u16,
+}
+
+/// Everything that is known.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// NAT rules.
+    pub nat: &'a Inward,
+    /// Sockets, services, IPsec.
+    pub probe: &'a Probe,
+    /// Tunnels.
+    pub tunnels: &'a [Tunnel],
+    /// The node's addresses.
+    pub local: &'a BTreeSet<IpAddr>,
+}
+
+/// What the maps are to hold, and what is said about it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// `NODE_PORT_*` bits by port; no zeros.
+    pub ports: BTreeMap<u16, u32>,
+    /// What the node speaks.
+    pub protocols: BTreeSet<Spoken>,
+    /// Where all that is from.
+    pub report: NodeReport,
+}
+
+/// Ports from one place.
+struct Source {
+    from: String,
+    /// What is said where the ports are too many.
+    about: String,
+    ports: PortSet,
+}
+
+/// What the maps are to hold.
+#[must_use]
+pub fn decide(facts: &Facts<'_>) -> Wanted {
+    let mut wanted = Wanted::default();
+    wanted.report.unread.clone_from(&facts.nat.unread);
+    let mut sources = rules(facts.nat);
+    sources.extend(services(facts));
+    sources.extend(sockets(facts.probe));
+    add_ports(sources, &mut wanted);
+    add_protocols(spoken(facts), &mut wanted);
+    wanted
+}
+
+fn rules(nat: &Inward) -> Vec<Source> {
+    let source = |found: &crate::foreign::Diverted| Source {
+        from: format!("{} ({}, {})", found.owner, found.backend, found.family),
+        about: format!(
+            "{}, {}, {}: {}",
+            found.backend, found.family, found.chain, found.rule
+        ),
+        ports: found.ports.clone(),
+    };
+    nat.diverted.iter().map(source).collect()
+}
+
+fn services(facts: &Facts<'_>) -> Vec<Source> {
+    let here = |service: &&Service| service.address.is_none_or(|ip| facts.local.contains(&ip));
+    let source = |service: &Service| {
+        let Service { protocol, port, .. } = service;
+        let about = match service.address {
+            Some(address) => format!("IPVS: {protocol} {address}, every port"),
+            None => "IPVS: a service that a mark chooses".into(),
+        };
+        let ports = match port {
+            0 => Ranges::all(),
+            port => Ranges::one(*port, *port),
+        };
+        let mask = match service.address {
+            Some(_) => protocol_bit(protocol),
+            None => u32::MAX,
+        };
+        Source {
+            from: "IPVS".into(),
+            about,
+            ports: PortSet::of(mask, &ports),
+        }
+    };
+    facts
+        .probe
+        .services
+        .iter()
+        .filter(here)
+        .map(source)
+        .collect()
+}
+
+fn sockets(probe: &Probe) -> Vec<Source> {
+    let source = |&(bit, port): &(u32, u16)| Source {
+        from: "sockets".into(),
+        about: "sockets".into(),
+        ports: PortSet::of(bit, &Ranges::one(port, port)),
+    };
+    probe.sockets.iter().map(source).collect()
+}
+
+/// Those with the fewest ports first, until there are too many.
+fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
+    let mut by_place: BTreeMap<(&str, String), Ranges> = BTreeMap::new();
+    let mut too_many: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for (n, (name, number)) in PROTOCOLS.into_iter().enumerate() {
+        let of = |source: &Source| source.ports.by_protocol().nth(n).map(|(_, _, r)| r.clone());
+        let mut parts: Vec<_> = sources.iter().filter_map(|s| Some((s, of(s)?))).collect();
+        parts.retain(|(_, ports)| !ports.is_empty());
+        parts.sort_by_key(|(_, ports)| ports.count());
+        let mut all = BTreeSet::new();
+        for (source, ports) in parts {
+            let new = || ports.ports().filter(|port| !all.contains(port)).count();
+            let most = MOST_PORTS as usize;
+            if ports.count() > MOST_PORTS || all.len() + new() > most {
+                too_many.entry(source.about.clone()).or_default().push(name);
+                continue;
+            }
+            all.extend(ports.ports());
+            let known = by_place.entry((name, source.from.clone())).or_default();
+            *known = known.union(&ports);
+        }
+        for port in all {
+            *wanted.ports.entry(port).or_default() |= node_port_bit(number);
+        }
+    }
+    wanted.report.ports = by_place
+        .into_iter()
+        .map(|((protocol, from), ports)| PortsReport {
+            protocol: protocol.into(),
+            ports: ports.to_string(),
+            from,
+        })
+        .collect();
+    wanted.report.not_kept = too_many
+        .into_iter()
+        .map(|(about, protocols)| format!("{} of {about}", protocols.join(", ")))
+        .collect();
+}
+
+/// Everything that is spoken, with where that is from.
+fn spoken(facts: &Facts<'_>) -> BTreeMap<Spoken, String> {
+    let mut found = BTreeMap::new();
+    for tunnel in facts.tunnels {
+        found
+            .entry(tunnel.spoken)
+            .or_insert_with(|| format!("interface {}", tunnel.link));
+    }
+    for spoken in ipsec(&facts.probe.ipsec, facts.local) {
+        found.entry(spoken).or_insert_with(|| "IPsec".into());
+    }
+    for spoken in &facts.probe.raw {
+        found.entry(*spoken).or_insert_with(|| "sockets".into());
+    }
+    found
+}
+
+/// With whom IPsec speaks: the ends that are not the node's; anybody where none is known.
+fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<Spoken> {
+    let mut found = BTreeSet::new();
+    for &Ipsec { protocol, ends } in all {
+        let others: Vec<_> = ends
+            .into_iter()
+            .filter(|end| !local.contains(end))
+            .collect();
+        let known = others.iter().any(|end| !end.is_unspecified());
+        let peers = others
+            .into_iter()
+            .filter(|end| !known || !end.is_unspecified());
+        found.extend(peers.map(|peer| Spoken { protocol, peer }));
+    }
+    found
+}
+
+fn add_protocols(found: BTreeMap<Spoken, String>, wanted: &mut Wanted) {
+    let mut peers: BTreeMap<Spoken, usize> = BTreeMap::new();
+    for spoken in found.keys() {
+        *peers.entry(spoken.with_anybody()).or_default() += 1;
+    }
+    let mut kept: BTreeMap<Spoken, String> = BTreeMap::new();
+    for (spoken, from) in found {
+        let anybody = spoken.with_anybody();
+        let many = peers.get(&anybody).is_some_and(|count| *count > MOST_PEERS);
+        let spoken = if many { anybody } else { spoken };
+        kept.entry(spoken).or_insert(from);
+    }
+    wanted.protocols = kept.keys().copied().collect();
+    wanted.report.protocols = kept
+        .into_iter()
+        .map(|(spoken, from)| ProtocolReport::new(&spoken, from))
+        .collect();
+}

@@ -1,0 +1,126 @@
+//! What `netdp status` says of the ports and protocols that are kept from pods.
+
+use super::Spoken;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How many ranges of ports of one protocol, and how many protocols, a line names.
+const NAMED: usize = 12;
+
+/// What is kept from pods' flows because the node itself receives it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Ports.
+    pub ports: Vec<PortsReport>,
+    /// Protocols without ports.
+    pub protocols: Vec<ProtocolReport>,
+    /// What has too many ports to be kept from pods.
+    pub not_kept: Vec<String>,
+    /// Where there may be more that could not be read, and why.
+    pub unread: Vec<String>,
+}
+
+/// Ports of one protocol, from one place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortsReport {
+    /// `tcp`, `udp`, `sctp`, `udplite` or `dccp`.
+    pub protocol: String,
+    /// `80,8080-8081`.
+    pub ports: String,
+    /// Who receives there.
+    pub from: String,
+}
+
+/// A protocol without ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProtocolReport {
+    /// Its name, or its number.
+    pub protocol: String,
+    /// With whom: an address, `anybody (IPv4)` or `anybody (IPv6)`.
+    pub peer: String,
+    /// What speaks it.
+    pub from: String,
+}
+
+impl ProtocolReport {
+    pub(super) fn new(spoken: &Spoken, from: String) -> Self {
+        let peer = match (spoken.peer.is_unspecified(), spoken.peer.is_ipv4()) {
+            (false, _) => spoken.peer.to_string(),
+            (true, true) => "anybody (IPv4)".into(),
+            (true, false) => "anybody (IPv6)".into(),
+        };
+        Self {
+            protocol: name(spoken.protocol),
+            peer,
+            from,
+        }
+    }
+}
+
+impl NodeReport {
+    /// All of it in a line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut by_protocol: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for found in &self.ports {
+            let ports = by_protocol.entry(&found.protocol).or_default();
+            ports.extend(found.ports.split(','));
+        }
+        let ports = by_protocol.into_iter().map(|(protocol, mut ports)| {
+            let first = |text: &&str| -> u32 {
+                let number = text.split('-').next().unwrap_or(text);
+                number.parse().unwrap_or_default()
+            };
+            ports.sort_by_key(first);
+            ports.dedup();
+            format!("{protocol} {}", shortened(&ports, ","))
+        });
+        let mut parts: Vec<String> = ports.collect();
+        let protocols: Vec<_> = self
+            .protocols
+            .iter()
+            .map(|found| match found.peer.strip_prefix("anybody") {
+                Some(_) => found.protocol.clone(),
+                None => format!("{} to {}", found.protocol, found.peer),
+            })
+            .collect();
+        if !protocols.is_empty() {
+            let mut protocols: Vec<_> = protocols.iter().map(String::as_str).collect();
+            protocols.dedup();
+            parts.push(format!("protocols {}", shortened(&protocols, ", ")));
+        }
+        if parts.is_empty() {
+            return "none".into();
+        }
+        parts.join("; ")
+    }
+}
+
+fn shortened(all: &[&str], separator: &str) -> String {
+    let named = all.get(..NAMED.min(all.len())).unwrap_or_default();
+    match all.len() - named.len() {
+        0 => named.join(separator),
+        more => format!("{} and {more} more", named.join(separator)),
+    }
+}
+
+/// A protocol's name, or its number.
+fn name(protocol: u8) -> String {
+    match protocol {
+        2 => "igmp",
+        4 => "ipip",
+        41 => "ipv6",
+        47 => "gre",
+        50 => "esp",
+        51 => "ah",
+        88 => "eigrp",
+        89 => "ospf",
+        103 => "pim",
+        108 => "ipcomp",
+        112 => "vrrp",
+        115 => "l2tp",
+        137 => "mpls",
+        other => return other.to_string(),
+    }
+    .into()
+}

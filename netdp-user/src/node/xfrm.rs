@@ -1,0 +1,194 @@
+//! The protocols that IPsec speaks, from the kernel's states and policies
+//! (include/uapi/linux/xfrm.h), and with whom.
+
+use anyhow::{Context as _, Result};
+use netlink_packet_core::{
+    NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
+use nix::errno::Errno;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const XFRM_MSG_NEWSA: u16 = 0x10;
+const XFRM_MSG_GETSA: u16 = 0x12;
+const XFRM_MSG_NEWPOLICY: u16 = 0x13;
+const XFRM_MSG_GETPOLICY: u16 = 0x15;
+const XFRMA_TMPL: u16 = 5;
+
+/// `sizeof(struct xfrm_selector)`: in `struct xfrm_usersa_info` the `struct xfrm_id` follows.
+const SELECTOR: usize = 56;
+/// `sizeof(struct xfrm_id)`: an address, the SPI, the protocol.
+const ID: usize = 24;
+/// Where in an `xfrm_id` the protocol is.
+const ID_PROTOCOL: usize = 20;
+/// `offsetof(struct xfrm_usersa_info, saddr)` and `family`.
+const STATE_SOURCE: usize = SELECTOR + ID;
+const STATE_FAMILY: usize = 212;
+/// `sizeof(struct xfrm_userpolicy_info)`, behind which attributes begin.
+const POLICY: usize = 168;
+/// `sizeof(struct xfrm_user_tmpl)`, and where in it the family and the source are.
+const TEMPLATE: usize = 64;
+const TEMPLATE_FAMILY: usize = 24;
+const TEMPLATE_SOURCE: usize = 28;
+
+/// A protocol of IPsec's with both ends of it, the node's and the peer's; an unspecified address
+/// stands for any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ipsec {
+    /// ESP, AH or IPCOMP.
+    pub protocol: u8,
+    /// Destination and source.
+    pub ends: [IpAddr; 2],
+}
+
+/// What IPsec may speak in the namespace of the calling thread.
+///
+/// # Errors
+/// The kernel refuses. One without IPsec speaks none.
+pub fn spoken() -> Result<BTreeSet<Ipsec>> {
+    let mut socket = match Socket::new(NETLINK_XFRM) {
+        Err(err) if err.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
+            return Ok(BTreeSet::new());
+        }
+        other => other.context("opening a netlink socket to IPsec")?,
+    };
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut found = BTreeSet::new();
+    dump(&socket, XFRM_MSG_GETSA, |kind, message| {
+        if kind == XFRM_MSG_NEWSA {
+            found.extend(state(message));
+        }
+    })?;
+    dump(&socket, XFRM_MSG_GETPOLICY, |kind, message| {
+        if kind == XFRM_MSG_NEWPOLICY {
+            found.extend(templates(message));
+        }
+    })?;
+    Ok(found)
+}
+
+/// Asks for all of a kind and hands over the type and the payload of each answer.
+fn dump(socket: &Socket, kind: u16, mut each: impl FnMut(u16, &[u8])) -> Result<()> {
+    let mut request = [0; 16];
+    let mut header = NetlinkBuffer::new(&mut request[..]);
+    header.set_length(16);
+    header.set_message_type(kind);
+    header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
+    header.set_sequence_number(u32::from(kind));
+    socket.send(&request, 0).context("asking IPsec")?;
+    loop {
+        let mut datagram = Vec::with_capacity(1 << 16);
+        socket
+            .recv(&mut datagram, 0)
+            .context("hearing from IPsec")?;
+        let mut rest = datagram.as_slice();
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest)?;
+            let payload = message.payload();
+            match message.message_type() {
+                _ if message.sequence_number() != u32::from(kind) => {}
+                NLMSG_DONE => return Ok(()),
+                NLMSG_ERROR => {
+                    let code = payload.first_chunk().copied().map(i32::from_ne_bytes);
+                    let code = Errno::from_raw(code.unwrap_or_default().saturating_abs());
+                    return Err(code).context("asking IPsec");
+                }
+                kind => each(kind, payload),
+            }
+            // Messages begin at multiples of four bytes.
+            let length = (message.length() as usize).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+        }
+    }
+}
+
+/// What a `struct xfrm_usersa_info` says.
+fn state(message: &[u8]) -> Option<Ipsec> {
+    let id = message.get(SELECTOR..)?;
+    ends(
+        id,
+        message.get(STATE_SOURCE..)?,
+        message.get(STATE_FAMILY..)?,
+    )
+}
+
+/// What each template of a policy says.
+fn templates(message: &[u8]) -> Vec<Ipsec> {
+    let attributes = NlasIterator::new(message.get(POLICY..).unwrap_or_default());
+    let templates = attributes
+        .filter_map(Result::ok)
+        .filter(|a| a.kind() == XFRMA_TMPL);
+    let mut found = Vec::new();
+    for attribute in templates {
+        for template in attribute.value().chunks_exact(TEMPLATE) {
+            let (source, family) = (&template[TEMPLATE_SOURCE..], &template[TEMPLATE_FAMILY..]);
+            found.extend(ends(template, source, family));
+        }
+    }
+    found
+}
+
+/// What a `struct xfrm_id`, a source and a family say.
+fn ends(id: &[u8], source: &[u8], family: &[u8]) -> Option<Ipsec> {
+    let family = u16::from_ne_bytes(*family.first_chunk()?);
+    let protocol = *id.get(ID_PROTOCOL)?;
+    let address = |bytes: &[u8]| -> Option<IpAddr> {
+        match i32::from(family) {
+            libc::AF_INET => Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?).into()),
+            libc::AF_INET6 => Some(Ipv6Addr::from(*bytes.first_chunk::<16>()?).into()),
+            _ => None,
+        }
+    };
+    let ends = [address(id)?, address(source)?];
+    Some(Ipsec { protocol, ends })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Ipsec, POLICY, SELECTOR, STATE_FAMILY, STATE_SOURCE, XFRMA_TMPL, state, templates,
+    };
+    use proptest::prelude::*;
+
+    fn esp(destination: &str, source: &str) -> Ipsec {
+        Ipsec {
+            protocol: 50,
+            ends: [destination, source].map(|ip| ip.parse().unwrap()),
+        }
+    }
+
+    #[test]
+    fn a_state_has_two_ends() {
+        let mut message = [0; 224];
+        message[SELECTOR..SELECTOR + 4].copy_from_slice(&[192, 0, 2, 7]);
+        message[SELECTOR + 20] = 50;
+        message[STATE_SOURCE..STATE_SOURCE + 4].copy_from_slice(&[10, 1, 0, 10]);
+        message[STATE_FAMILY..STATE_FAMILY + 2].copy_from_slice(&2u16.to_ne_bytes());
+        assert_eq!(state(&message), Some(esp("192.0.2.7", "10.1.0.10")));
+    }
+
+    #[test]
+    fn every_template_of_a_policy_counts() {
+        let mut message = vec![0; POLICY];
+        message.extend(132u16.to_ne_bytes());
+        message.extend(XFRMA_TMPL.to_ne_bytes());
+        for last in [7, 8] {
+            let mut template = [0; 64];
+            template[..4].copy_from_slice(&[192, 0, 2, last]);
+            template[20] = 50;
+            template[24..26].copy_from_slice(&2u16.to_ne_bytes());
+            message.extend(template);
+        }
+        let ends = ["192.0.2.7", "192.0.2.8"].map(|ip| esp(ip, "0.0.0.0"));
+        assert_eq!(templates(&message), ends);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = (state(&bytes), templates(&bytes));
+        }
+    }
+}

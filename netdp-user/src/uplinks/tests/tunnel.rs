@@ -1,0 +1,109 @@
+//! What tunnels speak, from netlink's own bytes (include/uapi/linux/if_tunnel.h).
+
+use crate::uplinks::snapshot::tunnels;
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
+
+/// RTM_NEWLINK.
+const NEW_LINK: u16 = 16;
+
+const UP: u32 = 1;
+
+/// Numbers of attributes.
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const KIND: u16 = 1;
+const DATA: u16 = 2;
+const GRE_LOCAL: u16 = 6;
+const GRE_REMOTE: u16 = 7;
+const GRE_COLLECT_METADATA: u16 = 18;
+const IPTUN_REMOTE: u16 = 3;
+const IPTUN_PROTO: u16 = 9;
+const VTI_REMOTE: u16 = 5;
+
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap();
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// `protocol peer` of each thing that a link speaks.
+fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
+    let info = [
+        attribute(KIND, format!("{kind}\0").as_bytes()),
+        attribute(DATA, &data.concat()),
+    ];
+    // A nlmsghdr, then an ifinfomsg with an index and flags.
+    let mut message = vec![0; 16];
+    message[4..6].copy_from_slice(&NEW_LINK.to_ne_bytes());
+    message.extend([0, 0, 0, 0, 9, 0, 0, 0]);
+    message.extend(flags.to_ne_bytes());
+    message.extend([0; 4]);
+    message.extend(attribute(IFLA_IFNAME, b"t0\0"));
+    message.extend(attribute(IFLA_LINKINFO, &info.concat()));
+    let length = u32::try_from(message.len()).unwrap();
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&message).unwrap();
+    let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = message.payload else {
+        panic!("{message:?}");
+    };
+    tunnels(&link)
+        .iter()
+        .map(|tunnel| {
+            assert_eq!(tunnel.link, "t0");
+            format!("{} {}", tunnel.spoken.protocol, tunnel.spoken.peer)
+        })
+        .collect()
+}
+
+const V4: [u8; 4] = [192, 0, 2, 7];
+const V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7];
+
+#[test]
+fn gre_has_a_peer_or_any() {
+    let local = attribute(GRE_LOCAL, &[10, 1, 0, 10]);
+    for kind in ["gre", "gretap", "erspan"] {
+        let remote = attribute(GRE_REMOTE, &V4);
+        assert_eq!(spoken(kind, &[local.clone(), remote], UP), ["47 192.0.2.7"]);
+        let any = [local.clone(), attribute(GRE_REMOTE, &[0; 4])];
+        assert_eq!(spoken(kind, &any, UP), ["47 0.0.0.0"]);
+        let flow_based = [attribute(GRE_COLLECT_METADATA, &[])];
+        assert_eq!(spoken(kind, &flow_based, UP), ["47 0.0.0.0"]);
+    }
+    for kind in ["ip6gre", "ip6gretap", "ip6erspan"] {
+        let remote = attribute(GRE_REMOTE, &V6);
+        assert_eq!(spoken(kind, &[remote], UP), ["47 2001:db8::7"]);
+        assert_eq!(spoken(kind, &[], UP), ["47 ::"]);
+    }
+}
+
+#[test]
+fn ip_in_ip_has_the_protocols_that_it_carries() {
+    let remote = attribute(IPTUN_REMOTE, &V4);
+    let only = |protocol: u8| attribute(IPTUN_PROTO, &[protocol]);
+    assert_eq!(
+        spoken("ipip", &[remote.clone(), only(4)], UP),
+        ["4 192.0.2.7"]
+    );
+    let any = spoken("ipip", &[remote.clone(), only(0)], UP);
+    assert_eq!(any, ["4 192.0.2.7", "137 192.0.2.7"]);
+    assert_eq!(spoken("sit", &[remote, only(41)], UP), ["41 192.0.2.7"]);
+    let v6 = attribute(IPTUN_REMOTE, &V6);
+    let any = spoken("ip6tnl", &[v6, only(0)], UP);
+    assert_eq!(any, ["41 2001:db8::7", "4 2001:db8::7", "137 2001:db8::7"]);
+}
+
+#[test]
+fn vti_speaks_ipsec() {
+    let v4 = spoken("vti", &[attribute(VTI_REMOTE, &V4)], UP);
+    assert_eq!(v4, ["50 192.0.2.7", "51 192.0.2.7", "108 192.0.2.7"]);
+    assert_eq!(spoken("vti6", &[], UP), ["50 ::", "51 ::", "108 ::"]);
+}
+
+#[test]
+fn what_is_down_or_no_tunnel_speaks_nothing() {
+    assert_eq!(spoken("gre", &[attribute(GRE_REMOTE, &V4)], 0), [""; 0]);
+    assert_eq!(spoken("dummy", &[], UP), [""; 0]);
+}

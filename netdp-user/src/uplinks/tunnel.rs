@@ -1,0 +1,98 @@
+//! Tunnels of this node: which protocol they speak, and with whom.
+
+use crate::node::Spoken;
+use rtnetlink::packet_route::IpProtocol;
+use rtnetlink::packet_route::link::{
+    InfoData, InfoGre, InfoGre6, InfoIpTunnel, InfoKind, InfoVti, LinkInfo,
+};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// IP protocol numbers.
+const IPIP: u8 = 4;
+const IPV6: u8 = 41;
+const GRE: u8 = 47;
+const ESP: u8 = 50;
+const AH: u8 = 51;
+const IPCOMP: u8 = 108;
+const MPLS: u8 = 137;
+
+/// What a tunnel that is up receives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tunnel {
+    /// The name of its interface.
+    pub link: String,
+    /// Its protocol and peer.
+    pub spoken: Spoken,
+}
+
+/// The protocols of a link that is up, with its peer.
+pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
+    let kind = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    });
+    let data = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(data) => Some(data),
+        _ => None,
+    });
+    let remote = data.and_then(remote);
+    let v4 = remote.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let v6 = remote.unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED));
+    let (peer, protocols): (IpAddr, &[u8]) = match kind {
+        Some(InfoKind::GreTun | InfoKind::GreTap | InfoKind::ErSpan) => (v4, &[GRE]),
+        Some(InfoKind::GreTun6 | InfoKind::GreTap6 | InfoKind::Ip6ErSpan) => (v6, &[GRE]),
+        // What they carry does not matter: all may be switched on later.
+        Some(InfoKind::IpIp) => (v4, &[IPIP, MPLS]),
+        Some(InfoKind::SitTun) => (v4, &[IPV6, IPIP, MPLS]),
+        Some(InfoKind::Ip6Tnl) => (v6, &[IPV6, IPIP, MPLS]),
+        Some(InfoKind::Vti) => (v4, &[ESP, AH, IPCOMP]),
+        Some(InfoKind::Vti6) => (v6, &[ESP, AH, IPCOMP]),
+        _ => return Vec::new(),
+    };
+    let only = data.and_then(carried);
+    let spoken = protocols
+        .iter()
+        .filter(|protocol| only.is_none_or(|only| only == **protocol));
+    spoken.map(|&protocol| Spoken { protocol, peer }).collect()
+}
+
+fn remote(data: &InfoData) -> Option<IpAddr> {
+    let v4 = |ip: &Ipv4Addr| IpAddr::V4(*ip);
+    let v6 = |ip: &Ipv6Addr| IpAddr::V6(*ip);
+    match data {
+        InfoData::GreTun(all) | InfoData::GreTap(all) | InfoData::ErSpan(all) => {
+            all.iter().find_map(|info| match info {
+                InfoGre::Remote(ip) => Some(v4(ip)),
+                _ => None,
+            })
+        }
+        InfoData::GreTun6(all) | InfoData::GreTap6(all) | InfoData::Ip6ErSpan(all) => {
+            all.iter().find_map(|info| match info {
+                InfoGre6::Remote(ip) => Some(v6(ip)),
+                _ => None,
+            })
+        }
+        InfoData::IpTunnel(all) => all.iter().find_map(|info| match info {
+            InfoIpTunnel::Remote(ip) => Some(*ip),
+            _ => None,
+        }),
+        InfoData::Vti(all) => all.iter().find_map(|info| match info {
+            InfoVti::Remote(ip) => Some(*ip),
+            _ => None,
+        }),
+        _ => None,
+    }
+}
+
+/// The only protocol that a tunnel carries, if it is one.
+fn carried(data: &InfoData) -> Option<u8> {
+    let InfoData::IpTunnel(all) = data else {
+        return None;
+    };
+    all.iter().find_map(|info| match info {
+        InfoIpTunnel::Protocol(IpProtocol::Ipip) => Some(IPIP),
+        InfoIpTunnel::Protocol(IpProtocol::Ipv6) => Some(IPV6),
+        InfoIpTunnel::Protocol(IpProtocol::Mpls) => Some(MPLS),
+        _ => None,
+    })
+}
