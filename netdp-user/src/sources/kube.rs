@@ -4,6 +4,7 @@
 
 mod client;
 mod follow;
+mod limit;
 mod maps;
 mod node;
 mod tell;
