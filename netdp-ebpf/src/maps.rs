@@ -3,7 +3,7 @@
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
 use crate::{known, sockets};
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_loop};
@@ -34,7 +34,7 @@ static POLICY_1: LpmTrie<Addr, PolicyValue, 1_048_576> = LpmTrie::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 1024> = HashMap::new();
 #[btf_map]
-static LOCAL_ADDRS: HashMap<Addr, u32, 16_384> = HashMap::new();
+static LOCAL_ADDRS: HashMap<Addr, u32, 131_072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map]
 static INBOUND: LruHashMap<Tuple, Inbound, 131_072> = LruHashMap::new();
 #[btf_map]

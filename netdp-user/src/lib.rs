@@ -13,6 +13,8 @@ pub mod datapath;
 pub mod fleet;
 pub mod foreign;
 pub mod iptables;
+pub mod limits;
+pub mod programs;
 pub mod reconcile;
 pub mod rollback;
 pub mod shadow;

@@ -26,6 +26,7 @@ pub use maps::Maps;
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
 
+use crate::limits;
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
@@ -153,6 +154,9 @@ impl Datapath {
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         bpffs::ensure(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
+        if !adopted {
+            limits::check_memory(setup.max_flows)?;
+        }
         let mut object = object::load(bpffs, setup)?;
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
@@ -190,7 +194,7 @@ impl Datapath {
     }
 
     /// The maps, for looking.
-    pub fn maps(&self) -> &Maps {
+    pub const fn maps(&self) -> &Maps {
         &self.maps
     }
 

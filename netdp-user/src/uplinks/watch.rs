@@ -9,12 +9,17 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::model::Snapshot;
 use super::snapshot::{family_of, snapshot};
 
 /// How long a burst of notifications may go on before it is reported.
 const COALESCE: Duration = Duration::from_millis(20);
+
+/// How long a report comes after the one before while notifications do not end: each look at a node
+/// of thousands of links is dear. From the first to the last, five times as long each time.
+pub(super) const PAUSES: (Duration, Duration) = (COALESCE, Duration::from_millis(500));
 
 const GROUPS: [MulticastGroup; 5] = [
     MulticastGroup::Link,
@@ -62,14 +67,15 @@ impl Monitor {
         });
         Ok(Self {
             handle,
-            changes: Changes(changes),
+            changes: Changes::new(changes),
             _tasks: tasks,
         })
     }
 
     /// Waits until a link, an address or a default route has changed since the
     /// last return, or a notification was lost. A burst of up to 20 ms is
-    /// reported once. Dropping the future loses no change.
+    /// reported once; while they do not end, reports come less and less often, up
+    /// to half a second apart. Dropping the future loses no change.
     ///
     /// # Errors
     /// Where the netlink socket has failed: changes are no longer seen, and
@@ -88,21 +94,75 @@ impl Monitor {
 }
 
 /// The reader's side of the "something changed" mark.
-pub(super) struct Changes(pub(super) watch::Receiver<()>);
+pub(super) struct Changes {
+    mark: watch::Receiver<()>,
+    pace: Pace,
+    /// When what was noticed is reported.
+    due: Option<Instant>,
+}
 
 impl Changes {
+    pub(super) fn new(mark: watch::Receiver<()>) -> Self {
+        Self {
+            mark,
+            pace: Pace::default(),
+            due: None,
+        }
+    }
+
     pub(super) async fn next(&mut self) -> Result<()> {
-        // Waits on a copy: were this future dropped during the pause, the
-        // original would still hold the change as unseen.
-        let mut probe = self.0.clone();
-        probe
-            .changed()
-            .await
-            .ok()
-            .context("the netlink socket for link, address and route notifications was closed")?;
-        tokio::time::sleep(COALESCE).await;
-        self.0.mark_unchanged();
+        let due = match self.due {
+            Some(due) => due,
+            None => {
+                // Waits on a copy: were this future dropped during the pause, the
+                // original would still hold the change as unseen.
+                let mut probe = self.mark.clone();
+                probe.changed().await.ok().context(
+                    "the netlink socket for link, address and route notifications was closed",
+                )?;
+                *self.due.insert(self.pace.due(Instant::now()))
+            }
+        };
+        sleep_until(due).await;
+        self.mark.mark_unchanged();
+        self.due = None;
+        self.pace.reported(Instant::now());
         Ok(())
+    }
+}
+
+/// How soon reports follow each other.
+#[derive(Debug)]
+pub(super) struct Pace {
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            pause: PAUSES.0,
+            last: None,
+        }
+    }
+}
+
+impl Pace {
+    /// When a change that was noticed `now` is to be reported.
+    pub(super) fn due(&mut self, now: Instant) -> Instant {
+        let Some(last) = self.last else {
+            return now + COALESCE;
+        };
+        self.pause = if now < last + self.pause {
+            (self.pause * 5).min(PAUSES.1)
+        } else {
+            PAUSES.0
+        };
+        (now + COALESCE).max(last + self.pause)
+    }
+
+    pub(super) const fn reported(&mut self, now: Instant) {
+        self.last = Some(now);
     }
 }
 

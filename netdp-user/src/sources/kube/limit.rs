@@ -21,7 +21,7 @@ pub(super) const PAGE: u32 = 2;
 pub(super) const MAPS: usize = 64;
 
 /// How many bytes the documents of one selection may have together.
-pub(super) const MAPS_BYTES: usize = 16 << 20;
+pub(super) const MAPS_BYTES: usize = 4 << 20;
 
 /// An answer that is not read to its end.
 #[derive(Debug)]

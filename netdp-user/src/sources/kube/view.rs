@@ -47,12 +47,14 @@ impl MapDocuments {
     pub(super) fn bytes(&self) -> usize {
         let map = &self.map;
         let of_map = map.namespace.len() + map.name.len() + map.uid.len();
-        let documents = self.documents.iter().map(|document| {
-            size_of::<Document>() + document.name.len() + document.text.len()
-        });
-        let findings = self.errors.iter().chain(&self.warnings).map(|finding| {
-            size_of::<Diagnostic>() + finding.file.len() + finding.message.len()
-        });
+        let documents = self
+            .documents
+            .iter()
+            .map(|document| size_of::<Document>() + document.name.len() + document.text.len());
+        let findings =
+            self.errors.iter().chain(&self.warnings).map(|finding| {
+                size_of::<Diagnostic>() + finding.file.len() + finding.message.len()
+            });
         of_map + map.resource_version.len() + documents.chain(findings).sum::<usize>()
     }
 }

@@ -9,9 +9,9 @@ use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteType;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::super::watch::{Changes, matters};
+use super::super::watch::{Changes, PAUSES, Pace, matters};
 
 fn message(inner: RouteNetlinkMessage) -> NetlinkMessage<RouteNetlinkMessage> {
     NetlinkMessage::from(inner)
@@ -58,7 +58,7 @@ fn only_default_routes_of_the_main_table_count() {
 #[tokio::test]
 async fn dropping_the_wait_loses_no_change() {
     let (mark, receiver) = watch::channel(());
-    let mut changes = Changes(receiver);
+    let mut changes = Changes::new(receiver);
     mark.send_replace(());
     {
         // The change is seen, the pause has begun: the worst moment.
@@ -80,6 +80,43 @@ async fn dropping_the_wait_loses_no_change() {
 async fn a_closed_socket_is_an_error() {
     let (mark, receiver) = watch::channel(());
     drop(mark);
-    let error = Changes(receiver).next().await.unwrap_err();
+    let error = Changes::new(receiver).next().await.unwrap_err();
     assert!(error.to_string().contains("closed"), "{error:#}");
+}
+
+/// How many reports there are of changes one after the other, and the longest time that one waits.
+fn pace(changes: impl Iterator<Item = u64>) -> (usize, Duration) {
+    let start = Instant::now();
+    let mut pace = Pace::default();
+    let mut due: Option<Instant> = None;
+    let (mut reports, mut longest) = (0, Duration::ZERO);
+    for milliseconds in changes {
+        let now = start + Duration::from_millis(milliseconds);
+        if let Some(at) = due.filter(|at| *at <= now) {
+            pace.reported(at);
+            due = None;
+        }
+        if due.is_none() {
+            let at = pace.due(now);
+            longest = longest.max(at - now);
+            reports += 1;
+            due = Some(at);
+        }
+    }
+    (reports, longest)
+}
+
+#[test]
+fn a_storm_is_reported_twice_a_second() {
+    // Ten seconds, a change each millisecond.
+    let (reports, longest) = pace(0..10_000);
+    assert!((20..=24).contains(&reports), "{reports}");
+    assert!(longest <= PAUSES.1, "{longest:?}");
+}
+
+#[test]
+fn changes_that_are_apart_are_reported_at_once() {
+    let (reports, longest) = pace((0..20).map(|n| n * 600));
+    assert_eq!(reports, 20);
+    assert_eq!(longest, PAUSES.0);
 }
