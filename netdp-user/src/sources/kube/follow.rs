@@ -79,9 +79,11 @@ impl Trouble {
     }
 
     pub(super) fn of(error: &kube::Error) -> Self {
+        if let Some(error) = TooLong::behind(error) {
+            return Self::new(error.to_string());
+        }
         match error {
             kube::Error::Api(status) => Self::of_status(status),
-            error if TooLong::is_cause_of(error) => Self::new(causes(error)),
             // A watch goes on where its connection broke.
             kube::Error::ReadEvents(_) | kube::Error::HyperError(_) | kube::Error::Service(_) => {
                 Self {
@@ -222,11 +224,11 @@ where
             let page = page
                 .map_err(|_| silent())?
                 .map_err(|error| Trouble::of(&error))?;
-            if page.items.is_empty() && page.metadata.continue_.is_some() {
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if page.items.is_empty() && params.continue_token.is_some() {
                 return Err(Trouble::new("the API lists pages with nothing on them"));
             }
             self.set.gather(page.items, &mut all)?;
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if params.continue_token.is_none() {
                 break page.metadata.resource_version;
             }

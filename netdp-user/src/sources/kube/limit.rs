@@ -30,16 +30,16 @@ pub(super) struct TooLong {
 }
 
 impl TooLong {
-    /// Whether an error is one, or comes of one.
-    pub(super) fn is_cause_of(error: &(dyn Error + 'static)) -> bool {
+    /// The one that an error is, or comes of.
+    pub(super) fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
         while let Some(cause) = next {
-            if cause.is::<Self>() {
-                return true;
+            if let Some(found) = cause.downcast_ref() {
+                return Some(found);
             }
             next = cause.source();
         }
-        false
+        None
     }
 }
 
@@ -210,10 +210,10 @@ mod tests {
     #[test]
     fn it_is_found_behind_other_errors() {
         let error = kube::Error::Service(Box::new(TooLong { limit: 10 }));
-        assert!(TooLong::is_cause_of(&error));
+        assert!(TooLong::behind(&error).is_some());
         let error = kube::Error::ReadEvents(std::io::Error::other(error));
-        assert!(TooLong::is_cause_of(&error));
+        assert!(TooLong::behind(&error).is_some());
         let other = kube::Error::LinesCodecMaxLineLengthExceeded;
-        assert!(!TooLong::is_cause_of(&other));
+        assert!(TooLong::behind(&other).is_none());
     }
 }
