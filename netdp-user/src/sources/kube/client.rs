@@ -25,6 +25,8 @@ pub struct KubeOptions {
     pub namespace: String,
     /// The ConfigMap in ip-masq-agent's format.
     pub config_map: String,
+    /// Whether those with the label count.
+    pub labelled: bool,
     /// This node; without it the Node is not read, and there is no Lease.
     pub node_name: Option<String>,
     /// Where the Leases of the nodes are.
