@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use xtask::testbed::{Agent, AgentOptions, Bed, Netns, WorkDir, wait_for};
 
@@ -50,6 +50,12 @@ struct State {
     events: AtomicUsize,
 }
 
+impl State {
+    fn mode(&self) -> MutexGuard<'_, Mode> {
+        self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A server that speaks as much HTTP as the agent does.
 struct Api {
     state: Arc<State>,
@@ -77,7 +83,7 @@ impl Api {
     }
 
     fn set(&self, mode: Mode) {
-        *self.state.mode.lock().unwrap() = mode;
+        *self.state.mode() = mode;
         self.state.changed.notify_all();
     }
 
@@ -111,7 +117,7 @@ fn serve(state: &State, stream: TcpStream) -> Result<()> {
 }
 
 fn answer(state: &State, request: &str, mut stream: &TcpStream) -> Result<()> {
-    let mode = *state.mode.lock().unwrap();
+    let mode = *state.mode();
     if request.starts_with("POST") {
         state.events.fetch_add(1, Ordering::Relaxed);
         return whole(stream, r#"{"metadata":{},"involvedObject":{}}"#);
@@ -136,8 +142,8 @@ fn answer(state: &State, request: &str, mut stream: &TcpStream) -> Result<()> {
             Mode::Changes if labelled => return changes(state, stream),
             _ => {}
         }
-        let now = state.mode.lock().unwrap();
-        drop(state.changed.wait_while(now, |now| *now == mode).unwrap());
+        let now = state.changed.wait_while(state.mode(), |now| *now == mode);
+        drop(now.unwrap_or_else(PoisonError::into_inner));
         let gone = json!({"type": "ERROR", "object":
             {"kind": "Status", "status": "Failure", "code": 410, "reason": "Expired", "message": "x"}});
         chunk(stream, &format!("{gone}\n"))?;
@@ -199,12 +205,11 @@ fn answer(state: &State, request: &str, mut stream: &TcpStream) -> Result<()> {
 /// One of many ConfigMaps changes, and the policy with it.
 fn changes(state: &State, stream: &TcpStream) -> Result<()> {
     for number in 2..100_000 {
-        let now = state.mode.lock().unwrap();
         let pause = Duration::from_millis(300);
         let (now, _) = state
             .changed
-            .wait_timeout_while(now, pause, |now| *now == Mode::Changes)
-            .unwrap();
+            .wait_timeout_while(state.mode(), pause, |now| *now == Mode::Changes)
+            .unwrap_or_else(PoisonError::into_inner);
         if *now != Mode::Changes {
             break;
         }
