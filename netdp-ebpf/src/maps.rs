@@ -36,7 +36,7 @@ static POLICY_1: LpmTrie<Addr, PolicyValue, 1_048_576> = LpmTrie::new();
 #[btf_map]
 static UPLINKS: HashMap<u32, Uplink, 1024> = HashMap::new();
 #[btf_map]
-static LOCAL_ADDRS: HashMap<Addr, u32, 16_384> = HashMap::new();
+static LOCAL_ADDRS: HashMap<Addr, u32, 131_072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
 #[btf_map]
 static INBOUND: LruHashMap<Tuple, Inbound, 131_072> = LruHashMap::new();
 #[btf_map]

@@ -15,6 +15,7 @@ mod tell;
 
 use crate::config::{self, Config};
 use crate::control::Control;
+use crate::limits;
 use crate::reconcile::State;
 use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
@@ -43,6 +44,11 @@ const DRAIN_IDLE: Duration = Duration::from_secs(DRAIN_SECONDS);
 /// # Errors
 /// It can't start: another agent, privileges, kernel, bpffs.
 pub fn run(options: RunOptions) -> Result<()> {
+    limits::raise_open_files();
+    run_within(options).map_err(limits::explain)
+}
+
+fn run_within(options: RunOptions) -> Result<()> {
     let state_dir = StateDir::open(&options.state_dir)?;
     let Some(_lock) = state_dir.lock_soon()? else {
         let owner = state_dir

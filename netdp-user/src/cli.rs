@@ -11,6 +11,7 @@ mod values;
 
 use crate::agent;
 use crate::fleet;
+use crate::programs;
 use crate::shadow::{self, Verdict};
 use crate::status;
 use anyhow::Result;
@@ -78,6 +79,10 @@ struct Places {
     /// Directory for the lock, the status and the last good configuration.
     #[arg(long, value_name = "DIR", default_value = "/run/netdp")]
     state_dir: PathBuf,
+    /// Directory in which the programs of iptables and nft are looked for; may be repeated. Only
+    /// root may be able to write to what is there.
+    #[arg(long, value_name = "DIR", default_values = programs::DIRECTORIES)]
+    programs: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +142,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Cli {
 /// # Errors
 /// Whatever the command could not do.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
+    if let Some(places) = cli.command.places() {
+        programs::look_in(places.programs.clone());
+    }
     match cli.command {
         Command::Run(run) => {
             init_log(run.log_level());
@@ -163,6 +171,18 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
     }
     .map(|()| ExitCode::SUCCESS)
+}
+
+impl Command {
+    fn places(&self) -> Option<&Places> {
+        match self {
+            Self::Run(run) => Some(&run.places),
+            Self::Status(show) | Self::Flows(show) => Some(&show.places),
+            Self::Shadow(ShadowCommand::Report(show)) => Some(&show.places),
+            Self::Detach(detach) => Some(&detach.places),
+            Self::Config(_) | Self::Fleet(_) => None,
+        }
+    }
 }
 
 impl Show {

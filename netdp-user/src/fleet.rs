@@ -8,12 +8,17 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt as _};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
 /// How long the API may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many objects are asked for at once.
+const PAGE: u32 = 500;
 
 /// A node with or without an agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -64,20 +69,18 @@ pub fn print(kubeconfig: Option<&Path>, namespace: &str, json: bool) -> Result<(
 async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
     let ours = ListParams::default().labels("app.kubernetes.io/name=netdp");
-    let leases = leases
-        .list(&ours)
+    let leases = list_all(&leases, ours)
         .await
         .with_context(|| format!("listing the Leases in {namespace}"))?;
     let now = crate::status::now();
     let mut states: BTreeMap<String, NodeState> = leases
-        .items
         .iter()
         .map(|lease| node_state(lease, now))
         .map(|state| (state.node.clone(), state))
         .collect();
-    match Api::<Node>::all(client).list(&ListParams::default()).await {
+    match list_all(&Api::<Node>::all(client), ListParams::default()).await {
         Ok(nodes) => {
-            for node in nodes.items {
+            for node in nodes {
                 let name = node.name_any();
                 states.entry(name.clone()).or_insert_with(|| NodeState {
                     node: name,
@@ -89,6 +92,23 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
         Err(error) => eprintln!("netdp: nodes without an agent are not shown: {error}"),
     }
     Ok(states.into_values().collect())
+}
+
+/// Every object, page by page.
+async fn list_all<K>(api: &Api<K>, mut params: ListParams) -> kube::Result<Vec<K>>
+where
+    K: Clone + Debug + DeserializeOwned,
+{
+    params.limit = Some(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let page = api.list(&params).await?;
+        all.extend(page.items);
+        params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+        if params.continue_token.is_none() {
+            return Ok(all);
+        }
+    }
 }
 
 fn node_state(lease: &Lease, now: u64) -> NodeState {

@@ -31,6 +31,35 @@ pub struct State {
     pub pod_links: BTreeMap<u32, String>,
 }
 
+impl State {
+    /// Keeps what a map with room for so many addresses allows. Where they are more, what packets
+    /// come by that are not the node's can't be told from pods' any more: nothing is attached that
+    /// is not already, and the addresses that are known, and those of uplinks, come first. Whether
+    /// all of them fit.
+    pub fn fit(&mut self, room: usize, applied: &Self) -> bool {
+        if self.local.len() <= room {
+            return true;
+        }
+        let v4 = self
+            .uplinks
+            .values()
+            .filter_map(|it| it.v4.map(IpAddr::from));
+        let v6 = self
+            .uplinks
+            .values()
+            .filter_map(|it| it.v6.map(IpAddr::from));
+        let first: BTreeSet<IpAddr> = v4.chain(v6).collect();
+        let mut all: Vec<_> = std::mem::take(&mut self.local).into_iter().collect();
+        all.sort_by_key(|ip| (!first.contains(ip), !applied.local.contains(ip)));
+        self.local = all.into_iter().take(room).collect();
+        self.uplinks
+            .retain(|ifindex, _| applied.uplinks.contains_key(ifindex));
+        self.pod_links
+            .retain(|ifindex, _| applied.pod_links.contains_key(ifindex));
+        false
+    }
+}
+
 /// One step from one state to another.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
@@ -126,6 +155,7 @@ mod tests {
     use super::{Change, PolicyRule, State, diff};
     use crate::uplinks::{LinkLayer, Uplink};
     use netdp_common::abi::Action;
+    use std::net::IpAddr;
 
     fn uplink(ifindex: u32) -> Uplink {
         Uplink {
@@ -176,6 +206,30 @@ mod tests {
         let mut unknown = wanted();
         unknown.policy = None;
         assert_eq!(diff(&wanted(), &unknown), []);
+    }
+
+    #[test]
+    fn addresses_without_room_are_not_taken_for_pods_of_a_new_uplink() {
+        let mut fits = wanted();
+        assert!(fits.fit(1, &State::default()));
+        assert_eq!(fits, wanted());
+
+        let mut many = wanted();
+        many.local
+            .extend((2..100).map(|n| IpAddr::from([9, 0, 0, n])));
+        // Nothing was attached: nothing is.
+        let mut fresh = many.clone();
+        assert!(!fresh.fit(10, &State::default()));
+        assert!(fresh.uplinks.is_empty() && fresh.pod_links.is_empty());
+        assert_eq!(fresh.local.len(), 10);
+        // What was attached and known stays.
+        let mut applied = wanted();
+        applied.local.insert([9, 0, 0, 77].into());
+        let mut grown = many.clone();
+        grown.uplinks.insert(3, uplink(3));
+        assert!(!grown.fit(2, &applied));
+        assert_eq!(grown.uplinks, wanted().uplinks);
+        assert_eq!(grown.local, applied.local);
     }
 
     #[test]

@@ -36,6 +36,9 @@ pub struct Report {
     pub waiting_for: Vec<String>,
     /// Why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
+    /// Why not all addresses of the node count, if so.
+    #[serde(default)]
+    pub no_room: Option<String>,
     /// What was decided about uplinks that stand on each other.
     #[serde(default)]
     pub stacked: Vec<String>,

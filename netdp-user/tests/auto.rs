@@ -147,7 +147,7 @@ fn a_datapath_in_force_is_not_left() -> Result<()> {
 #[test]
 fn with_neither_both_reasons_are_told() -> Result<()> {
     let world = World::new()?;
-    let mut options = world.options().env("PATH", "/nonexistent");
+    let mut options = world.options().arg("--programs=/nonexistent");
     options.set_bpf_error(Some(Errno::ENOSYS));
     let mut agent = Agent::spawn(&world.bed.node, options)?;
     let told = format!("{:#}", agent.wait_ready(common::SOON).unwrap_err());

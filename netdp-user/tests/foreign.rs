@@ -167,7 +167,7 @@ fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
     let config = ConfigVolume::new("")?;
     let options = AgentOptions::new(NETDP)
         .config(config.path())
-        .env("PATH", "/nonexistent");
+        .arg("--programs=/nonexistent");
     let agent = Agent::start(&bed.node, options)?;
     wait_for(SOON, "what is not looked at", || {
         agent.netdp(&["status"]).is_ok_and(|status| {

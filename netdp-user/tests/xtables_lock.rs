@@ -84,7 +84,8 @@ fn is_writing(agent: &Agent) -> bool {
     children.split_whitespace().any(|pid| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
-        line.starts_with("iptables-legacy-restore\0") && line.contains("--wait\0")
+        let program = line.split('\0').next().unwrap_or_default();
+        program.ends_with("/iptables-legacy-restore") && line.contains("--wait\0")
     })
 }
 

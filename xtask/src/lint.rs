@@ -1,11 +1,13 @@
-//! `lint`: format, lints, licences.
+//! `lint`: format, lints, licences, advisories.
 
 use crate::shell;
 use anyhow::{Context as _, Result};
+use std::path::PathBuf;
 use std::process::Stdio;
 
-/// Runs them all; the first that finds something ends it.
-pub fn run() -> Result<()> {
+/// Runs them all; the first that finds something ends it. With `advisories`, it is an error that those
+/// can't be had.
+pub fn run(advisories: bool) -> Result<()> {
     component("fmt", "rustfmt")?;
     component("clippy", "clippy")?;
     shell::say("cargo fmt --check");
@@ -31,7 +33,8 @@ pub fn run() -> Result<()> {
             // would otherwise have.
             .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )?;
-    licences()
+    licences()?;
+    check_advisories(advisories)
 }
 
 /// Fails with the way to get it if the toolchain lacks a component.
@@ -57,4 +60,35 @@ fn licences() -> Result<()> {
     }
     shell::say("cargo deny check");
     shell::run(shell::cargo().args(["deny", "check", "bans", "licenses", "sources"]))
+}
+
+/// Known vulnerabilities of dependencies. The database is fetched anew; one of an earlier time will do,
+/// if it is not too old (`maximum-db-staleness` in deny.toml).
+fn check_advisories(required: bool) -> Result<()> {
+    shell::say("cargo deny fetch db");
+    let fetched = shell::run(shell::cargo().args(["deny", "fetch", "db"]));
+    if let Err(error) = &fetched {
+        let there = database().is_some_and(|path| path.is_dir());
+        if !there {
+            let message = "ADVISORIES WERE NOT CHECKED: the database of RustSec can't be fetched, and there is \
+                           none of an earlier time; run this again where github.com can be reached";
+            anyhow::ensure!(!required, "{message}: {error:#}");
+            shell::say(message);
+            return Ok(());
+        }
+        shell::say("the database of RustSec can't be fetched: that of the last time has to do");
+    }
+    let mut check = shell::cargo();
+    check.args(["deny", "check"]);
+    if fetched.is_err() {
+        check.arg("--disable-fetch");
+    }
+    check.arg("advisories");
+    shell::say(&shell::line(&check));
+    shell::run(&mut check)
+}
+
+/// Where cargo-deny keeps its databases.
+fn database() -> Option<PathBuf> {
+    Some(shell::cargo_home()?.join("advisory-dbs"))
 }

@@ -80,8 +80,12 @@ enum Task {
     },
     /// Set up, then compare netdp with plain forwarding and netfilter (as root).
     Bench(bench::Options),
-    /// Check format, lints and licences.
-    Lint,
+    /// Check format, lints, licences and known vulnerabilities of dependencies.
+    Lint {
+        /// Fail if the database of vulnerabilities can't be had, instead of saying so.
+        #[arg(long)]
+        advisories: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -125,6 +129,6 @@ fn run(task: Task) -> Result<()> {
         Task::Kube => kube::measure(),
         Task::Soak { minutes } => kube::soak(minutes),
         Task::Bench(options) => bench::run(&options),
-        Task::Lint => lint::run(),
+        Task::Lint { advisories } => lint::run(advisories),
     }
 }

@@ -47,6 +47,10 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
         (objects("base", "sys-admin", "")?, json!({"sysAdmin": true})),
         (objects("base", "takeover", "")?, json!({"takeover": true})),
         (
+            objects("base", "named-maps", "")?,
+            json!({"labelledConfigMaps": false}),
+        ),
+        (
             objects("base", "iptables", "")?,
             json!({"mode": "iptables"}),
         ),

@@ -150,6 +150,14 @@ impl Engine {
         }
     }
 
+    /// How many addresses of the node have room.
+    pub(super) const fn address_room(&self) -> usize {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().address_room(),
+            Self::Iptables(_) | Self::Shadow(_) => usize::MAX,
+        }
+    }
+
     pub(super) fn apply(&mut self, change: &Change) -> Result<()> {
         match self {
             Self::Ebpf(datapath) => datapath.apply(change),

@@ -13,6 +13,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How many addresses a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
+const ADDRESSES: usize = 131_072;
+
 /// What came of [`Agent::apply`].
 pub(super) enum Applied {
     Chains(Vec<ChainReport>),
@@ -105,6 +108,31 @@ impl Agent {
         }
     }
 
+    /// Makes do with the room that there is for the node's addresses.
+    fn fit(&mut self, wanted: &mut State) {
+        let count = wanted.local.len();
+        let room = self.engine.address_room();
+        let fits = wanted.fit(room, &self.applied);
+        let no_room = (!fits).then(|| {
+            format!(
+                "the node has {count} addresses, and the datapath's map has room for {room}: what \
+                 was attached stays, nothing else is attached. Take addresses away{}",
+                if room < ADDRESSES {
+                    format!("; after `netdp detach` a new map has room for {ADDRESSES}")
+                } else {
+                    String::new()
+                }
+            )
+        });
+        if no_room != self.report.no_room {
+            match &no_room {
+                Some(problem) => log::error!("{problem}"),
+                None => log::info!("all addresses of the node have room again"),
+            }
+        }
+        self.report.no_room = no_room;
+    }
+
     /// Makes the datapath, or the chains, what they are to be. What fails is said and
     /// tried again at the next event, chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
     pub(super) fn reconcile(&mut self) {
@@ -117,7 +145,9 @@ impl Agent {
         if let Some(chains) = self.engine.as_chains() {
             return Applied::Chains(chains.apply(&self.config));
         }
-        let wanted = self.wanted();
+        let mut wanted = self.wanted();
+        self.selection.keep = wanted.uplinks.keys().copied().collect();
+        self.fit(&mut wanted);
         let mut reached = wanted.clone();
         let changes = reconcile::diff(&self.applied, &wanted);
         for change in &changes {
@@ -158,7 +188,6 @@ impl Agent {
             repolicied: self.applied.policy != reached.policy,
         };
         self.applied = reached;
-        self.selection.keep = wanted.uplinks.keys().copied().collect();
         applied
     }
 

@@ -111,6 +111,7 @@ impl Agent {
 
     fn unready(&self) -> Vec<String> {
         let mut reasons = self.not_in_force();
+        reasons.extend(self.report.no_room.clone());
         if self.source != Source::Sources {
             let rejected = self.report.config.rejected.iter().take(LINES);
             let rejected: Vec<_> = rejected.map(String::as_str).collect();

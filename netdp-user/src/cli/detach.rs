@@ -20,7 +20,7 @@ const TELL: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub(super) struct Detach {
     #[command(flatten)]
-    places: Places,
+    pub(super) places: Places,
     /// Give the mappings to netfilter first, and new connections to ip-masq-agent's chains, made of
     /// the last good configuration: no connection ends.
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! The flags that have to do with Kubernetes.
 
+use super::go::parse_bool;
 use crate::sources::kube::{KubeOptions, in_cluster};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -49,6 +50,12 @@ pub(super) struct KubeFlags {
     /// label netdp.io/config, and k8s-custom-iptables with its key nat.rules, count besides.
     #[arg(long, value_name = "NAME", default_value = "ip-masq-agent")]
     config_map: String,
+    /// Whether ConfigMaps with the label netdp.io/config count. The right to read them is the right to
+    /// read all of the namespace.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set,
+          value_parser = parse_bool)]
+    labelled_config_maps: bool,
 }
 
 impl KubeFlags {
@@ -67,6 +74,7 @@ impl KubeFlags {
             required: self.kube == Kube::On,
             namespace: self.kube_namespace,
             config_map: self.config_map,
+            labelled: self.labelled_config_maps,
             node_name: self.node_name.filter(|name| !name.is_empty()),
             lease_namespace: self.access.lease_namespace,
         })

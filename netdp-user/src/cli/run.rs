@@ -21,7 +21,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub(super) struct Run {
     #[command(flatten)]
-    places: Places,
+    pub(super) places: Places,
     /// Configuration file, or directory of files; may be repeated.
     #[arg(long, value_name = "PATH", default_value = "/etc/config")]
     config: Vec<PathBuf>,

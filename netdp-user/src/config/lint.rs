@@ -9,10 +9,20 @@ use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::nesting;
 use super::settings::{self, Files};
-use super::{Action, Config, Document, Format, Options, Origin, Rule};
+use super::{Action, Config, Document, Format, MAX_RULES, Options, Origin, Rule};
 
 /// The name that findings have which are about no line of any document.
 const POLICY: &str = "policy";
+
+/// Refuses a policy that has no room in the kernel.
+pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
+    let message = format!(
+        "{} CIDRs in all documents together, more than the {MAX_RULES} that there is room for; list \
+         broader networks",
+        rules.len()
+    );
+    Diagnostic::whole_file(POLICY, message)
+}
 
 /// What is around the policy: a policy that masquerades these is seldom meant.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

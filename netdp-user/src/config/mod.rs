@@ -49,6 +49,10 @@ pub const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
 /// How many CIDRs one file may list where it does not say itself.
 pub const DEFAULT_CIDR_LIMIT: usize = 64;
 
+/// How many rules a policy may have: the kernel's tries hold 1,048,576 prefixes each, some of which
+/// are netdp's own.
+pub const MAX_RULES: usize = 1_000_000;
+
 /// The flags that change what a configuration means.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
@@ -250,6 +254,11 @@ pub fn load_within(
         })
         .collect();
     let config = merge::merge(&files, opts, &mut errors, &mut warnings);
+    if config.rules.len() > MAX_RULES {
+        errors.push(lint::too_many(&config.rules));
+        // There may be one for each.
+        warnings.clear();
+    }
     lint::cluster(&config, opts, surroundings, &mut warnings);
     lint::rest_unsaid(docs, &config, opts, &mut warnings);
     sort(&mut errors, docs);

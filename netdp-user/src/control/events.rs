@@ -3,20 +3,20 @@
 //! All nodes of a cluster name the Event about one version of a ConfigMap alike, so that there is
 //! one, whoever comes first, and not one for each node.
 
+mod budget;
+
 use super::Told;
 use crate::sources::kube::{KubeOptions, MapRef, describe, random};
+use budget::Budget;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-
-/// The same about a node is not said more often.
-const NODE_QUIET: Duration = Duration::from_secs(300);
 
 /// The greatest length of a message (the API's limit), in bytes.
 const LONGEST: usize = 1024;
@@ -51,7 +51,8 @@ pub(super) async fn publish(
         client,
         node: options.node_name.clone(),
         posted: VecDeque::new(),
-        node_said: HashMap::new(),
+        budget: Budget::new(Instant::now()),
+        held_back: false,
         failed: false,
     };
     let mut before = Told::default();
@@ -69,7 +70,7 @@ pub(super) async fn publish(
 fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
     let mut found = Vec::new();
     if now.serial != before.serial {
-        about_config(now, &mut found);
+        about_config(before, now, &mut found);
     }
     let mut node = |reason, message| {
         found.push(Happening {
@@ -105,7 +106,7 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
     found
 }
 
-fn about_config(now: &Told, found: &mut Vec<Happening>) {
+fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
     let mut others: Vec<&str> = now.rejected.iter().map(String::as_str).collect();
     for map in &now.maps {
         let prefix = map.prefix();
@@ -127,7 +128,9 @@ fn about_config(now: &Told, found: &mut Vec<Happening>) {
             let message = format!("{}; what was in force stays", errors.join("; "));
             say("Warning", "Rejected", message);
         }
-        if now.rejected.is_empty() {
+        // Where one of many has changed, there is nothing new to say of the others.
+        let is_news = !before.rejected.is_empty() || !before.maps.contains(map);
+        if now.rejected.is_empty() && is_news {
             let message = format!("in force: config {}, {} rules", now.hash, now.rules);
             say("Normal", "Applied", message);
             let warnings = own(&now.warnings);
@@ -151,21 +154,15 @@ struct Publisher {
     node: Option<String>,
     /// Names of Events that there are.
     posted: VecDeque<String>,
-    /// When each reason was given about the node.
-    node_said: HashMap<&'static str, Instant>,
+    budget: Budget,
+    /// Something was not said for want of budget, which the log has.
+    held_back: bool,
     /// The last one could not be posted, which was said.
     failed: bool,
 }
 
 impl Publisher {
     async fn say(&mut self, happening: &Happening) {
-        if happening.about == About::Node {
-            let said = self.node_said.get(happening.reason);
-            if said.is_some_and(|at| at.elapsed() < NODE_QUIET) {
-                return;
-            }
-            self.node_said.insert(happening.reason, Instant::now());
-        }
         let Some(event) = self.event(happening) else {
             return;
         };
@@ -173,6 +170,17 @@ impl Publisher {
         if self.posted.contains(&name) {
             return;
         }
+        let (about, reason) = (&happening.about, happening.reason);
+        if !self.budget.take(about, reason, Instant::now()) {
+            if !self.held_back {
+                log::info!(
+                    "{reason} is not said in an Event: there were many; the status has everything"
+                );
+            }
+            self.held_back = true;
+            return;
+        }
+        self.held_back = false;
         match self.post(&event).await {
             Ok(()) => {
                 self.failed = false;

@@ -42,6 +42,8 @@ pub struct Maps {
     pub(super) has_readers: bool,
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
+    /// How many entries `local_addrs` has room for.
+    address_room: usize,
     settings: Array<MapData, Settings>,
     counters: PerCpuArray<MapData, Counters>,
     reserved_ports: Array<MapData, u64>,
@@ -86,6 +88,10 @@ impl Maps {
             policy_entries: [None, None],
             has_readers: false,
             uplinks: hash(pins::UPLINKS)?.try_into()?,
+            address_room: pinned(pins::LOCAL_ADDRS)?
+                .info()
+                .context("asking for the local_addrs map")?
+                .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
             counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
@@ -161,6 +167,11 @@ impl Maps {
     pub fn capacity(&self) -> Result<usize> {
         let info = self.snat_data.info().context("asking for the snat map")?;
         Ok(info.max_entries() as usize)
+    }
+
+    /// How many addresses of the node have room: a map that an earlier version made keeps its size.
+    pub const fn address_room(&self) -> usize {
+        self.address_room
     }
 
     /// The settings in force.

@@ -28,6 +28,7 @@ pub use node::NodeMaps;
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
 
+use crate::limits;
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
@@ -164,6 +165,9 @@ impl Datapath {
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         bpffs::ensure(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
+        if !adopted {
+            limits::check_memory(setup.max_flows)?;
+        }
         let mut object = object::load(bpffs, setup)?;
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
@@ -202,7 +206,7 @@ impl Datapath {
     }
 
     /// The maps, for looking.
-    pub fn maps(&self) -> &Maps {
+    pub const fn maps(&self) -> &Maps {
         &self.maps
     }
 

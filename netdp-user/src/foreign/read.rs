@@ -5,12 +5,12 @@ use super::inward::{self, Diverted};
 use super::rule::Ruleset;
 use super::{Finding, Look, iptables, nft, owner, walk};
 use crate::iptables::{Backend, Family, Iptables, has_legacy_nat};
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::programs;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::process::Command;
 
 /// What nobody would look for.
 const NO_PROGRAM: &str = "is not here, so that NAT rules made with it cannot be seen";
@@ -141,17 +141,9 @@ fn json(arguments: &[&str]) -> Result<Value> {
 }
 
 fn run(arguments: &[&str]) -> Result<String> {
-    let output = match Command::new("nft").args(arguments).output() {
-        Err(err) if err.kind() == ErrorKind::NotFound => {
-            return Err(anyhow!(err).context(format!("the program nft {NO_PROGRAM}")));
-        }
-        other => other.context("starting nft")?,
-    };
-    if !output.status.success() {
-        let told = String::from_utf8_lossy(&output.stderr);
-        bail!("nft {}: {}", arguments.join(" "), told.trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let nft = programs::find("nft")?;
+    let nft = nft.ok_or_else(|| programs::absent(format!("the program nft {NO_PROGRAM}")))?;
+    Ok(nft.run(arguments, "")?.output)
 }
 
 fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, look: &mut Look) {

@@ -1,9 +1,8 @@
 //! The distribution's iptables programs: which of the two kinds, and how they are run.
 
 use super::{Chain, Family, Table, jump, restore};
-use anyhow::{Context as _, Result, anyhow, bail};
-use std::io::{ErrorKind, Write as _};
-use std::process::{Command, Output, Stdio};
+use crate::programs;
+use anyhow::Result;
 
 /// How long the programs wait for the lock that they share, in seconds.
 const LOCK_SECONDS: &str = "5";
@@ -85,36 +84,14 @@ impl Iptables {
         format!("{family}-{}{what}", self.backend)
     }
 
-    fn run(self, what: &str, arguments: &[&str], input: &str) -> Result<Output> {
+    fn run(self, what: &str, arguments: &[&str], input: &str) -> Result<String> {
         let name = self.name(what);
-        let mut child = Command::new(&name)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|err| match err.kind() {
-                ErrorKind::NotFound => anyhow::Error::new(err).context(format!(
-                    "there is no {name} here; install the package iptables, or use an image that has it"
-                )),
-                _ => anyhow!("starting {name}: {err}"),
-            })?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A program that ends early says why by its status.
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        let output = child
-            .wait_with_output()
-            .with_context(|| format!("waiting for {name}"))?;
-        if !output.status.success() {
-            bail!(
-                "{name} {}: {}: {}",
-                arguments.join(" "),
-                output.status,
-                one_line(&String::from_utf8_lossy(&output.stderr))
-            );
-        }
-        Ok(output)
+        let program = programs::find(&name)?.ok_or_else(|| {
+            programs::absent(format!(
+                "there is no {name} here; install the package iptables, or use an image that has it"
+            ))
+        })?;
+        Ok(program.run(arguments, input)?.output)
     }
 
     /// The tables that the older interface has in this network namespace. Asking for another one
@@ -134,8 +111,7 @@ impl Iptables {
             return Ok(String::new());
         }
         let arguments = ["--counters", "--table", table];
-        let output = self.run("-save", &arguments, "")?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        self.run("-save", &arguments, "")
     }
 
     /// The nat table as it is.
@@ -150,7 +126,7 @@ impl Iptables {
     #[must_use]
     pub fn has_random_fully(self) -> bool {
         let help = self.run("", &["-j", "MASQUERADE", "--help"], "");
-        help.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("--random-fully"))
+        help.is_ok_and(|help| help.contains("--random-fully"))
     }
 
     /// Makes the chain what it is to be, in one step, and leads to it. Touches nothing where all of
@@ -209,12 +185,6 @@ impl Iptables {
         self.run("-restore", &arguments, text)?;
         Ok(())
     }
-}
-
-/// What a program wrote, for a message that is one line.
-fn one_line(told: &str) -> String {
-    let lines: Vec<_> = told.lines().map(str::trim).collect();
-    lines.join("; ")
 }
 
 /// Whether POSTROUTING leads to the chain.

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 pub use super::watch::Watcher;
 use crate::config::{Diagnostic, Document, MAX_DOCUMENT_BYTES, Rejected};
 
+/// How many bytes all files may have together.
+const MAX_BYTES: usize = 64 << 20;
+
 /// Reads the documents at `paths`, in their order. A path is a file, or a directory of which every
 /// regular file counts, sorted by name, except those that [`is_config_name`] leaves out. What does
 /// not exist is no document: see [`absent`].
@@ -17,15 +20,28 @@ use crate::config::{Diagnostic, Document, MAX_DOCUMENT_BYTES, Rejected};
 /// # Errors
 /// Everything that exists but can't be read, is too large, or is not UTF-8.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
-    let mut documents = Vec::new();
+    let mut documents: Vec<Document> = Vec::new();
+    let mut bytes = 0;
     let mut errors = Vec::new();
     for path in paths {
         match files_at(path) {
             Ok(files) => {
                 for (file, listed) in files {
                     match read_one(&file, listed) {
-                        Ok(document) => documents.extend(document),
+                        Ok(document) => {
+                            bytes += document.as_ref().map_or(0, |it| it.text.len());
+                            documents.extend(document);
+                        }
                         Err(error) => errors.push(error),
+                    }
+                    if bytes > MAX_BYTES {
+                        let message = format!(
+                            "with this file the configuration is larger than {} MiB; give fewer files",
+                            MAX_BYTES >> 20
+                        );
+                        let file = file.display().to_string();
+                        errors.push(Diagnostic::whole_file(&file, message));
+                        return Err(Rejected { errors });
                     }
                 }
             }

@@ -4,6 +4,7 @@
 
 mod client;
 mod follow;
+mod limit;
 mod maps;
 mod node;
 mod tell;
@@ -21,7 +22,7 @@ use maps::{Maps, Which};
 use node::TheNode;
 use std::sync::Arc;
 use tokio::sync::watch;
-use view::Shared;
+use view::{Part, Shared};
 
 /// Follows what `options` names, for ever, and keeps `view` up to date.
 pub async fn follow(client: Client, options: &KubeOptions, view: watch::Sender<View>) {
@@ -37,10 +38,13 @@ pub async fn follow(client: Client, options: &KubeOptions, view: watch::Sender<V
             Follow::new(Api::<Node>::all(client), set).run().await;
         }
     };
-    tokio::join!(
-        of(Which::Main),
-        of(Which::Labelled),
-        of(Which::NatRules),
-        node
-    );
+    let labelled = async {
+        if options.labelled {
+            of(Which::Labelled).await;
+        } else {
+            // None, which is all that there is to hear of them.
+            shared.set_maps(Part::Labelled, Vec::new());
+        }
+    };
+    tokio::join!(of(Which::Main), labelled, of(Which::NatRules), node);
 }

@@ -160,7 +160,7 @@ fn addr(message: &AddressMessage) -> Option<Addr> {
 
 /// The family of a default route of the main table, of whatever type; `None`
 /// for any other route.
-pub(super) fn family_of(route: &RouteMessage) -> Option<Family> {
+fn family_of(route: &RouteMessage) -> Option<Family> {
     let family = match route.header.address_family {
         AddressFamily::Inet => Family::V4,
         AddressFamily::Inet6 => Family::V6,

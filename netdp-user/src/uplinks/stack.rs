@@ -29,6 +29,10 @@ pub(super) struct Stack {
 pub(super) fn unstack(snapshot: &Snapshot, chosen: &mut BTreeSet<u32>) -> Stack {
     let mut stack = Stack::default();
     for upper in snapshot.links.iter() {
+        // Of thousands of links few are chosen, and to look beneath one is to look at all.
+        if !chosen.contains(&upper.ifindex) {
+            continue;
+        }
         for (lower, tagged) in beneath(snapshot, upper) {
             if !chosen.contains(&upper.ifindex) || !chosen.contains(&lower.ifindex) {
                 continue;

@@ -1,28 +1,31 @@
 //! When the node's network changes.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use futures::StreamExt as _;
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::{Handle, MulticastGroup};
-use tokio::sync::watch;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use rtnetlink::Handle;
+use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
 use super::model::Snapshot;
-use super::snapshot::{family_of, snapshot};
+use super::snapshot::snapshot;
 
 /// How long a burst of notifications may go on before it is reported.
 const COALESCE: Duration = Duration::from_millis(20);
 
-const GROUPS: [MulticastGroup; 5] = [
-    MulticastGroup::Link,
-    MulticastGroup::Ipv4Ifaddr,
-    MulticastGroup::Ipv6Ifaddr,
-    MulticastGroup::Ipv4Route,
-    MulticastGroup::Ipv6Route,
-];
+/// How long a report comes after the one before while notifications do not end: each look at a node
+/// of thousands of links is dear. From the first to the last, five times as long each time.
+pub(super) const PAUSES: (Duration, Duration) = (COALESCE, Duration::from_millis(500));
+
+/// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE
+/// (include/uapi/linux/rtnetlink.h) as bits: groups count from 1.
+const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 
 /// Follows links, addresses and default routes of one network namespace.
 ///
@@ -31,8 +34,11 @@ pub struct Monitor {
     /// Requests go over a socket of their own, so that a flood of
     /// notifications cannot push out the answer to one.
     handle: Handle,
-    changes: Changes,
-    _tasks: JoinSet<()>,
+    _requests: JoinSet<()>,
+    events: AsyncFd<OwnedFd>,
+    pace: Pace,
+    /// When what was noticed is reported.
+    due: Option<Instant>,
 }
 
 impl Monitor {
@@ -43,39 +49,78 @@ impl Monitor {
     /// # Errors
     /// Where the netlink sockets cannot be opened.
     pub async fn new() -> Result<Self> {
-        let (requests, handle, _) =
+        let (connection, handle, _) =
             rtnetlink::new_connection().context("opening a netlink socket for requests")?;
-        let (events, _, mut messages) = rtnetlink::new_multicast_connection(&GROUPS)
-            .context("opening a netlink socket for link, address and route notifications")?;
-        let (mark, changes) = watch::channel(());
-        let mut tasks = JoinSet::new();
-        tasks.spawn(requests);
-        tasks.spawn(events);
-        // Messages are dropped as they come, not when someone asks, so that a
-        // busy agent does not pile them up in memory.
-        tasks.spawn(async move {
-            while let Some((message, _)) = messages.next().await {
-                if matters(&message) {
-                    mark.send_replace(());
-                }
-            }
-        });
+        let mut requests = JoinSet::new();
+        requests.spawn(connection);
+        let events = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkRoute,
+        )
+        .and_then(|events| bind(events.as_raw_fd(), &NetlinkAddr::new(0, GROUPS)).map(|()| events))
+        .context("opening a netlink socket for link, address and route notifications")?;
+        // SAFETY: an OwnedFd names one open descriptor until it is dropped.
+        let events = unsafe { AsyncFd::register(events) };
         Ok(Self {
             handle,
-            changes: Changes(changes),
-            _tasks: tasks,
+            _requests: requests,
+            events: events.context("waiting for link, address and route notifications")?,
+            pace: Pace::default(),
+            due: None,
         })
     }
 
     /// Waits until a link, an address or a default route has changed since the
     /// last return, or a notification was lost. A burst of up to 20 ms is
-    /// reported once. Dropping the future loses no change.
+    /// reported once; while they do not end, reports come less and less often, up
+    /// to half a second apart. Dropping the future loses no change.
     ///
     /// # Errors
     /// Where the netlink socket has failed: changes are no longer seen, and
     /// the monitor must be made anew.
     pub async fn changed(&mut self) -> Result<()> {
-        self.changes.next().await
+        let due = loop {
+            if let Some(due) = self.due {
+                break due;
+            }
+            let ready = self.events.readable().await;
+            let mut ready = ready.context("waiting for link, address and route notifications")?;
+            ready.clear_ready();
+            drop(ready);
+            if self.drain()? {
+                self.due = Some(self.pace.due(Instant::now()));
+            }
+        };
+        // What comes meanwhile waits in the socket: nobody is woken for each.
+        sleep_until(due).await;
+        self.drain()?;
+        self.due = None;
+        self.pace.reported(Instant::now());
+        Ok(())
+    }
+
+    /// Takes what there is; tells whether any of it matters.
+    fn drain(&self) -> Result<bool> {
+        let mut datagram = vec![0; 1 << 15];
+        let mut found = false;
+        loop {
+            match recv(
+                self.events.as_raw_fd(),
+                &mut datagram,
+                MsgFlags::MSG_DONTWAIT,
+            ) {
+                Ok(length) => found |= datagram.get(..length).is_none_or(any_matters),
+                // The socket's buffer was full: what was lost may have mattered.
+                Err(Errno::ENOBUFS) => found = true,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(found),
+                Err(err) => {
+                    return Err(err).context("hearing of links, addresses and routes");
+                }
+            }
+        }
     }
 
     /// The network as it is now.
@@ -87,40 +132,79 @@ impl Monitor {
     }
 }
 
-/// The reader's side of the "something changed" mark.
-pub(super) struct Changes(pub(super) watch::Receiver<()>);
+/// How soon reports follow each other.
+#[derive(Debug)]
+pub(super) struct Pace {
+    pause: Duration,
+    last: Option<Instant>,
+}
 
-impl Changes {
-    pub(super) async fn next(&mut self) -> Result<()> {
-        // Waits on a copy: were this future dropped during the pause, the
-        // original would still hold the change as unseen.
-        let mut probe = self.0.clone();
-        probe
-            .changed()
-            .await
-            .ok()
-            .context("the netlink socket for link, address and route notifications was closed")?;
-        tokio::time::sleep(COALESCE).await;
-        self.0.mark_unchanged();
-        Ok(())
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            pause: PAUSES.0,
+            last: None,
+        }
     }
 }
 
-/// Whether a notification can mean another snapshot. Nodes add and remove
-/// routes to pods all day, which are in none.
-pub(super) fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    match &message.payload {
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-        ) => family_of(route).is_some(),
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewLink(_)
-            | RouteNetlinkMessage::DelLink(_)
-            | RouteNetlinkMessage::NewAddress(_)
-            | RouteNetlinkMessage::DelAddress(_),
-        ) => true,
-        // The socket's buffer was full: what was lost may have mattered.
-        NetlinkPayload::Overrun(_) => true,
-        _ => false,
+impl Pace {
+    /// When a change that was noticed `now` is to be reported.
+    pub(super) fn due(&mut self, now: Instant) -> Instant {
+        let Some(last) = self.last else {
+            return now + COALESCE;
+        };
+        self.pause = if now < last + self.pause {
+            (self.pause * 5).min(PAUSES.1)
+        } else {
+            PAUSES.0
+        };
+        (now + COALESCE).max(last + self.pause)
     }
+
+    pub(super) const fn reported(&mut self, now: Instant) {
+        self.last = Some(now);
+    }
+}
+
+/// Whether a notification among these can mean another snapshot. Only so much of
+/// each is read as tells that: links have much to say. Nodes add and remove
+/// routes to pods all day, which are in no snapshot.
+pub(super) fn any_matters(mut datagram: &[u8]) -> bool {
+    /// struct nlmsghdr: length and type are first.
+    const HEADER: usize = 16;
+    while let (Some(length), Some(kind)) = (
+        datagram
+            .first_chunk()
+            .map(|bytes| u32::from_ne_bytes(*bytes)),
+        datagram
+            .get(4..)
+            .and_then(<[u8]>::first_chunk)
+            .map(|bytes| u16::from_ne_bytes(*bytes)),
+    ) {
+        let length = length as usize;
+        let matters = match kind {
+            libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => true,
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
+                datagram.get(HEADER..).is_none_or(is_default_route)
+            }
+            _ => false,
+        };
+        if matters {
+            return true;
+        }
+        match datagram.get(length.max(HEADER).next_multiple_of(4)..) {
+            Some(rest) => datagram = rest,
+            None => break,
+        }
+    }
+    false
+}
+
+/// Whether a struct rtmsg is about a default route of the main table. Numbers of
+/// tables that the header has no room for are another one in it (RT_TABLE_COMPAT).
+fn is_default_route(route: &[u8]) -> bool {
+    let (prefix_length, table) = (route.get(1), route.get(4));
+    prefix_length.is_none_or(|length| *length == 0)
+        && table.is_none_or(|table| *table == libc::RT_TABLE_MAIN)
 }

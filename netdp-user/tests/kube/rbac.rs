@@ -1,7 +1,8 @@
 //! The manifests' RBAC: each permission is needed, and there is no other.
 
-use crate::cluster::RECOVERY;
-use crate::cluster::{Cluster, EVERYTHING, NODE, RBAC, account};
+use crate::cluster::{
+    Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RBAC, RECOVERY, account, wait_status,
+};
 use anyhow::{Context as _, Result, ensure};
 use xtask::testbed::{Agent, wait_for};
 
@@ -106,6 +107,46 @@ fn each_permission_is_needed() -> Result<()> {
         refusals(&cluster, &agent, &words)?;
     }
     Ok(())
+}
+
+/// As the component named-maps has it: no ConfigMap but those two can be read.
+#[test]
+fn named_config_maps_need_no_right_to_others() -> Result<()> {
+    let cluster = Cluster::bare()?;
+    let all = "  resources: [configmaps]\n";
+    let named = format!("{all}  resourceNames: [ip-masq-agent, k8s-custom-iptables]\n");
+    ensure!(RBAC.matches(all).count() == 1);
+    cluster.api.apply(&account())?;
+    cluster.api.apply(&RBAC.replace(all, &named))?;
+    cluster.add_node()?;
+    cluster.configure(EVERYTHING)?;
+    cluster.write("more", "netdp.io/config: x", "config", NOT_THE_NEIGHBOUR)?;
+    let options = cluster.options(&cluster.kubeconfig()?);
+    let narrow = options.clone().arg("--labelled-config-maps=false");
+    let mut agent = Agent::start(&cluster.bed.node, narrow)?;
+    wait_status(&agent, "the API to be followed", |report| {
+        report["api"] == "followed"
+    })?;
+    ensure!(!agent.log().contains("cannot "), "{}", agent.log());
+    // What has the label does not count.
+    cluster.wait_masqueraded(&agent, true)?;
+    cluster.configure(NOT_THE_NEIGHBOUR)?;
+    cluster.wait_masqueraded(&agent, false)?;
+    let who = "--as=system:serviceaccount:kube-system:netdp";
+    let may = [
+        "auth",
+        "can-i",
+        "list",
+        "configmaps",
+        who,
+        "-n",
+        "kube-system",
+    ];
+    ensure!(cluster.api.kubectl(&may).is_err());
+    // Whoever wants the label needs the right.
+    *agent.options() = options;
+    agent.restart()?;
+    refusals(&cluster, &agent, "cannot list resource \"configmaps\"")
 }
 
 #[test]

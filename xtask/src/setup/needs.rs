@@ -254,6 +254,12 @@ pub const ALL: &[Need] = &[
         "conntrack",
         "looks into netfilter in tests and the bench",
     ),
+    program(&["systemd-analyze"], "systemd", "checks the systemd unit"),
+    program(
+        &["prlimit"],
+        "util-linux",
+        "limits what an agent may use in tests",
+    ),
     program(&["sockperf"], "sockperf", "measures latency in the bench"),
     api_server_build("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
     api_server_build("/usr/lib/go-1.19/src/runtime", "golang-1.19-src"),

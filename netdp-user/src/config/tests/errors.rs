@@ -376,3 +376,25 @@ fn long_text_is_cut() {
         assert!(rejected.to_string().len() < 500, "{rejected}");
     }
 }
+
+#[test]
+fn a_policy_that_has_no_room_in_the_kernel_is_refused() {
+    let mut docs = Vec::new();
+    for part in 0..12_u32 {
+        let mut text = String::from("cidrLimit: 100000\nnonMasqueradeCIDRs:\n");
+        for n in part * 84_000..(part + 1) * 84_000 {
+            let [_, a, b, c] = n.to_be_bytes();
+            text.push_str(&format!("- 1{}.{a}.{b}.{c}/32\n", part % 3));
+        }
+        docs.push(doc(&format!("{part}.yaml"), &text));
+    }
+    let rejected = load(&docs, &V4).unwrap_err();
+    let told = rejected.to_string();
+    assert_eq!(rejected.errors.len(), 1);
+    assert!(
+        told.contains("1008001 CIDRs") && told.contains("1000000"),
+        "{told}"
+    );
+    docs.pop();
+    assert_eq!(load(&docs, &V4).unwrap().config.rules.len(), 924_001);
+}

@@ -1,6 +1,6 @@
 use super::*;
 
-fn map(name: &str) -> MapRef {
+pub(super) fn map(name: &str) -> MapRef {
     MapRef {
         namespace: "kube-system".into(),
         name: name.into(),
@@ -68,4 +68,17 @@ fn what_is_in_force_is_told_of_each_config_map_and_warnings_of_their_own() {
     assert_eq!(reasons, ["Applied", "Applied", "LookAtThis"]);
     assert_eq!(found[2].about, About::Map(map("b")));
     assert_eq!(found[2].message, "config:3: odd");
+}
+
+#[test]
+fn of_many_config_maps_only_what_is_new_is_told() {
+    let mut before = told();
+    before.serial = 1;
+    before.maps = (0..50).map(|n| map(&format!("map{n}"))).collect();
+    let mut now = before.clone();
+    now.serial = 2;
+    now.maps[7].resource_version = "8".into();
+    let found = happenings(&before, &now);
+    let about: Vec<_> = found.iter().map(|it| &it.about).collect();
+    assert_eq!(about, [&About::Map(now.maps[7].clone())]);
 }

@@ -114,3 +114,17 @@ fn what_cannot_be_read_is_named() {
     fs::write(root.join("full"), vec![b' '; MAX_DOCUMENT_BYTES]).unwrap();
     assert_eq!(documents(root, &["full"])[0].1.len(), MAX_DOCUMENT_BYTES);
 }
+
+#[test]
+fn all_files_together_have_a_greatest_size() {
+    let temp = tempfile::tempdir().unwrap();
+    let line = "# nothing but a remark\n";
+    let text = line.repeat(MAX_DOCUMENT_BYTES / line.len());
+    for n in 0..=65 {
+        fs::write(temp.path().join(format!("{n:02}")), &text).unwrap();
+    }
+    let rejected = read(&[temp.path().to_owned()]).unwrap_err();
+    assert_eq!(rejected.errors.len(), 1);
+    let told = rejected.to_string();
+    assert!(told.contains("64 MiB") && told.contains("/64: "), "{told}");
+}

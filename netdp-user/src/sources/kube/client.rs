@@ -1,6 +1,8 @@
 //! The way to the API: from inside a pod, or by a kubeconfig.
 
+use super::limit::{ANSWER, ANSWER_TO_USER, Limits};
 use anyhow::{Context as _, Result};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use std::path::{Path, PathBuf};
@@ -23,6 +25,8 @@ pub struct KubeOptions {
     pub namespace: String,
     /// The ConfigMap in ip-masq-agent's format.
     pub config_map: String,
+    /// Whether those with the label count.
+    pub labelled: bool,
     /// This node; without it the Node is not read, and there is no Lease.
     pub node_name: Option<String>,
     /// Where the Leases of the nodes are.
@@ -43,7 +47,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
         Some(path) => from_file(path).await?,
         None => Config::incluster().context("reading the pod's ServiceAccount")?,
     };
-    build(config)
+    build(config, ANSWER)
 }
 
 /// A client for a person: by `kubeconfig`, or as kubectl would find its way.
@@ -55,7 +59,7 @@ pub async fn connect_as_user(kubeconfig: Option<&Path>) -> Result<Client> {
         Some(path) => from_file(path).await?,
         None => Config::infer().await.context("finding a kubeconfig")?,
     };
-    build(config)
+    build(config, ANSWER_TO_USER)
 }
 
 async fn from_file(path: &Path) -> Result<Config> {
@@ -66,9 +70,11 @@ async fn from_file(path: &Path) -> Result<Config> {
         .with_context(context)
 }
 
-fn build(mut config: Config) -> Result<Client> {
+fn build(mut config: Config, bytes: usize) -> Result<Client> {
     config.connect_timeout = Some(CONNECT);
     // Whoever asks knows when to ask again.
     config.default_retry = false;
-    Client::try_from(config).context("making a client of the Kubernetes API")
+    let builder =
+        ClientBuilder::try_from(config).context("making a client of the Kubernetes API")?;
+    Ok(builder.with_layer(&Limits { bytes }).build())
 }

@@ -3,6 +3,7 @@
 //! Not kube-runtime's watcher: that believes every list, and asks again at once when a server
 //! closes each watch as soon as it is opened.
 
+use super::limit::{PAGE, TooLong};
 use futures::{TryStreamExt as _, pin_mut};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Status;
@@ -27,14 +28,18 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 
 /// What is done with the objects.
 pub(super) trait Set<K> {
+    /// What is kept of a list until it is complete.
+    type Listed: Default;
     /// Which objects, as a field selector.
     fn fields(&self) -> Option<String>;
     /// Which objects, as a label selector.
     fn labels(&self) -> Option<String>;
-    /// These are all objects there are, says a list.
-    async fn replace(&mut self, all: Vec<K>) -> Result<(), Trouble>;
+    /// These are some of all objects, says a list.
+    fn gather(&self, page: Vec<K>, listed: &mut Self::Listed) -> Result<(), Trouble>;
+    /// These are all objects there are.
+    async fn replace(&mut self, all: Self::Listed) -> Result<(), Trouble>;
     /// There is this object, says a watch.
-    fn apply(&mut self, object: K);
+    fn apply(&mut self, object: K) -> Result<(), Trouble>;
     /// It is gone, says a watch.
     fn remove(&mut self, object: &K);
     /// All is well, or is not.
@@ -74,6 +79,9 @@ impl Trouble {
     }
 
     pub(super) fn of(error: &kube::Error) -> Self {
+        if let Some(error) = TooLong::behind(error) {
+            return Self::new(error.to_string());
+        }
         match error {
             kube::Error::Api(status) => Self::of_status(status),
             // A watch goes on where its connection broke.
@@ -185,7 +193,7 @@ where
         let version = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 let version = object.resource_version();
-                self.set.apply(object);
+                self.set.apply(object)?;
                 version
             }
             WatchEvent::Deleted(object) => {
@@ -202,19 +210,32 @@ where
         Ok(())
     }
 
+    /// Lists page by page, so that no answer has to be long.
     async fn list(&mut self) -> Result<String, Trouble> {
-        let params = ListParams {
+        let mut params = ListParams {
             field_selector: self.set.fields(),
             label_selector: self.set.labels(),
+            limit: Some(PAGE),
             ..ListParams::default()
         };
-        let listed = timeout(ANSWER, self.api.list(&params)).await;
-        let listed = listed
-            .map_err(|_| silent())?
-            .map_err(|error| Trouble::of(&error))?;
-        let version = listed.metadata.resource_version.filter(|v| !v.is_empty());
+        let mut all = S::Listed::default();
+        let version = loop {
+            let page = timeout(ANSWER, self.api.list(&params)).await;
+            let page = page
+                .map_err(|_| silent())?
+                .map_err(|error| Trouble::of(&error))?;
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if page.items.is_empty() && params.continue_token.is_some() {
+                return Err(Trouble::new("the API lists pages with nothing on them"));
+            }
+            self.set.gather(page.items, &mut all)?;
+            if params.continue_token.is_none() {
+                break page.metadata.resource_version;
+            }
+        };
+        let version = version.filter(|version| !version.is_empty());
         let version = version.ok_or_else(|| Trouble::new("the API lists without a version"))?;
-        self.set.replace(listed.items).await?;
+        self.set.replace(all).await?;
         self.set.state(None);
         Ok(version)
     }

@@ -2,6 +2,7 @@
 
 use super::client::KubeOptions;
 use super::follow::{Set, Trouble};
+use super::limit::{MAPS, MAPS_BYTES};
 use super::view::{MapDocuments, MapRef, Part, Shared};
 use crate::config::{Diagnostic, Document};
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -20,6 +21,9 @@ const CONFIG: &str = "config";
 
 /// The key in k8s-custom-iptables' ConfigMap.
 const NAT_RULES: &str = "nat.rules";
+
+/// How many keys a warning names.
+const NAMED: usize = 5;
 
 /// Which ConfigMaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,15 @@ impl Which {
         }
     }
 
+    /// Which ones, in words.
+    fn name(self, main: &str) -> &str {
+        match self {
+            Self::Main => main,
+            Self::Labelled => LABEL,
+            Self::NatRules => NAT_RULES_MAP,
+        }
+    }
+
     /// The only key that counts; `None` for all.
     const fn key(self) -> Option<&'static str> {
         match self {
@@ -56,8 +69,7 @@ pub(super) struct Maps {
     which: Which,
     main: String,
     shared: Arc<Shared>,
-    /// By name.
-    maps: BTreeMap<String, Arc<MapDocuments>>,
+    maps: Listed,
 }
 
 impl Maps {
@@ -70,14 +82,32 @@ impl Maps {
         }
     }
 
-    fn insert(&mut self, map: &ConfigMap) {
+    /// The documents of a map that this watch is for.
+    fn documents_of(&self, map: &ConfigMap) -> Option<(String, Arc<MapDocuments>)> {
         let name = map.name_any();
-        // The other watches have these.
-        let elsewhere = name == self.main || name == NAT_RULES_MAP;
-        if self.which != Which::Labelled || !elsewhere {
-            self.maps
-                .insert(name, Arc::new(documents(map, self.which.key())));
-        }
+        let counts = match self.which {
+            Which::Main => name == self.main,
+            Which::NatRules => name == NAT_RULES_MAP,
+            // The other watches have these.
+            Which::Labelled => name != self.main && name != NAT_RULES_MAP,
+        };
+        counts.then(|| (name, Arc::new(documents(map, self.which.key()))))
+    }
+
+    /// Whether these are not too many.
+    fn check(&self, maps: &Listed) -> Result<(), Trouble> {
+        let problem = if maps.len() > MAPS {
+            format!("more than {MAPS} ConfigMaps have the label {LABEL}")
+        } else if maps.values().map(|map| map.bytes()).sum::<usize>() > MAPS_BYTES {
+            format!(
+                "the ConfigMaps {} hold more than {} MiB",
+                self.which.name(&self.main),
+                MAPS_BYTES >> 20
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Trouble::new(format!("{problem}: what was in force stays")))
     }
 
     fn publish(&self) {
@@ -86,7 +116,12 @@ impl Maps {
     }
 }
 
+/// Documents by the names of ConfigMaps.
+type Listed = BTreeMap<String, Arc<MapDocuments>>;
+
 impl Set<ConfigMap> for Maps {
+    type Listed = Listed;
+
     fn fields(&self) -> Option<String> {
         match self.which {
             Which::Main => Some(format!("metadata.name={}", self.main)),
@@ -99,22 +134,30 @@ impl Set<ConfigMap> for Maps {
         (self.which == Which::Labelled).then(|| LABEL.to_owned())
     }
 
-    async fn replace(&mut self, all: Vec<ConfigMap>) -> Result<(), Trouble> {
-        let listed = |name: &String| all.iter().any(|map| map.name_any() == *name);
-        if !self.maps.keys().all(listed) {
+    fn gather(&self, page: Vec<ConfigMap>, listed: &mut Listed) -> Result<(), Trouble> {
+        listed.extend(page.iter().filter_map(|map| self.documents_of(map)));
+        self.check(listed)
+    }
+
+    async fn replace(&mut self, all: Listed) -> Result<(), Trouble> {
+        if !self.maps.keys().all(|name| all.contains_key(name)) {
             self.shared.same_cluster().await?;
         }
-        self.maps.clear();
-        for map in &all {
-            self.insert(map);
-        }
+        self.maps = all;
         self.publish();
         Ok(())
     }
 
-    fn apply(&mut self, object: ConfigMap) {
-        self.insert(&object);
+    fn apply(&mut self, object: ConfigMap) -> Result<(), Trouble> {
+        let Some((name, documents)) = self.documents_of(&object) else {
+            return Ok(());
+        };
+        let mut maps = self.maps.clone();
+        maps.insert(name, documents);
+        self.check(&maps)?;
+        self.maps = maps;
         self.publish();
+        Ok(())
     }
 
     fn remove(&mut self, object: &ConfigMap) {
@@ -153,7 +196,7 @@ fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
     if let Some(key) = key
         && !values.contains_key(key)
     {
-        let others: Vec<_> = values.keys().copied().collect();
+        let others: Vec<_> = values.keys().copied().take(NAMED).collect();
         let message = match others.as_slice() {
             [] => format!("the ConfigMap has no key {key:?}: it says nothing"),
             others => format!(

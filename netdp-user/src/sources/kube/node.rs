@@ -21,7 +21,20 @@ impl TheNode {
     }
 }
 
+/// More than one says that field selectors are not known.
+const MOST: usize = 64;
+
+/// What is kept of a list.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    node: Option<NodeFacts>,
+    /// How many Nodes were listed, this one included.
+    count: usize,
+}
+
 impl Set<Node> for TheNode {
+    type Listed = Listed;
+
     fn fields(&self) -> Option<String> {
         Some(format!("metadata.name={}", self.name))
     }
@@ -30,14 +43,28 @@ impl Set<Node> for TheNode {
         None
     }
 
-    async fn replace(&mut self, all: Vec<Node>) -> Result<(), Trouble> {
-        let Some(node) = all.iter().find(|node| node.name_any() == self.name) else {
+    fn gather(&self, page: Vec<Node>, listed: &mut Self::Listed) -> Result<(), Trouble> {
+        listed.count += page.len();
+        let found = page.iter().find(|node| node.name_any() == self.name);
+        if let Some(node) = found {
+            listed.node = Some(facts(node));
+        }
+        if listed.count > MOST {
+            return Err(Trouble::new(format!(
+                "the API lists more than {MOST} Nodes where it was asked for {}",
+                self.name
+            )));
+        }
+        Ok(())
+    }
+
+    async fn replace(&mut self, all: Self::Listed) -> Result<(), Trouble> {
+        let Some(mut facts) = all.node else {
             return Err(Trouble::new(format!(
                 "there is no Node {}; is --node-name right?",
                 self.name
             )));
         };
-        let mut facts = facts(node);
         // A list after a gap does not tell a node that was registered anew from another cluster:
         // the UID by which deletions are judged stays.
         if let Some(known) = self.shared.node() {
@@ -47,11 +74,18 @@ impl Set<Node> for TheNode {
         Ok(())
     }
 
-    fn apply(&mut self, object: Node) {
-        self.shared.set_node(facts(&object));
+    fn apply(&mut self, object: Node) -> Result<(), Trouble> {
+        // Whoever does not know of selectors sends others too.
+        if object.name_any() == self.name {
+            self.shared.set_node(facts(&object));
+        }
+        Ok(())
     }
 
     fn remove(&mut self, object: &Node) {
+        if object.name_any() != self.name {
+            return;
+        }
         // The node is evidently still there: it runs this agent.
         log::info!("the Node {} was deleted", object.name_any());
     }

@@ -42,6 +42,23 @@ pub struct MapRef {
     pub resource_version: String,
 }
 
+impl MapDocuments {
+    /// About how many bytes are kept of it.
+    pub(super) fn bytes(&self) -> usize {
+        let map = &self.map;
+        let of_map = map.namespace.len() + map.name.len() + map.uid.len();
+        let documents = self
+            .documents
+            .iter()
+            .map(|document| size_of::<Document>() + document.name.len() + document.text.len());
+        let findings =
+            self.errors.iter().chain(&self.warnings).map(|finding| {
+                size_of::<Diagnostic>() + finding.file.len() + finding.message.len()
+            });
+        of_map + map.resource_version.len() + documents.chain(findings).sum::<usize>()
+    }
+}
+
 impl MapRef {
     /// What the names of its documents begin with.
     pub fn prefix(&self) -> String {
@@ -185,7 +202,9 @@ impl Shared {
         let Some(known) = self.node() else {
             return Ok(());
         };
-        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        let params = ListParams::default()
+            .fields(&format!("metadata.name={name}"))
+            .limit(1);
         let nodes = timeout(PATIENCE, self.nodes.list(&params)).await;
         let nodes = nodes
             .map_err(|_| Trouble::new("the API is silent"))?

@@ -1,6 +1,8 @@
 //! The monitor on the real kernel.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use super::super::{Monitor, Snapshot};
 use super::netns::{NODE, expect_change, has_addr, in_namespace, ip, running, settle, until};
@@ -99,5 +101,63 @@ fn a_flood_that_overruns_the_socket_is_reported_and_survived() {
         settle(&mut monitor).await;
         ip("addr del 10.200.7.250/32 dev up0");
         expect_change(&mut monitor, "a change after the overrun").await;
+    });
+}
+
+/// A storm of links, as when many pods start at once: few looks, and none of the uplink's changes is
+/// missed.
+#[test]
+fn two_thousand_pairs_of_links_take_few_looks() {
+    in_namespace(|| async {
+        ip(NODE);
+        let mut monitor = Monitor::new().await.unwrap();
+        settle(&mut monitor).await;
+        let mut storm = Command::new("ip")
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = storm.stdin.take().unwrap();
+        // In pieces, so that it goes on for seconds on any machine.
+        let pieces = std::thread::spawn(move || {
+            for piece in 0..20 {
+                for n in 0..100 {
+                    let id = piece * 100 + n;
+                    writeln!(input, "link add va{id} type veth peer name vb{id}").unwrap();
+                    writeln!(input, "link set va{id} up").unwrap();
+                }
+                input.flush().unwrap();
+                std::thread::park_timeout(std::time::Duration::from_millis(100));
+            }
+        });
+        let start = std::time::Instant::now();
+        let mut looks = 0;
+        let mut changed = None;
+        let mut seen = None;
+        while storm.try_wait().unwrap().is_none() {
+            monitor.changed().await.unwrap();
+            let snapshot = monitor.snapshot().await.unwrap();
+            looks += 1;
+            if changed.is_none() && snapshot.links.len() > 500 {
+                ip("addr add 192.0.2.99/24 dev up0");
+                changed = Some(looks);
+            }
+            if seen.is_none() && has_addr(&snapshot, "192.0.2.99") {
+                seen = Some(looks);
+            }
+        }
+        pieces.join().unwrap();
+        let halves = start.elapsed().as_millis() / 500;
+        let most = usize::try_from(halves).unwrap() + 5;
+        eprintln!("{looks} looks in {:?}", start.elapsed());
+        assert!(looks <= most, "{looks} looks in {:?}", start.elapsed());
+        let changed = changed.expect("the storm was over too soon");
+        assert_eq!(
+            seen,
+            Some(changed + 1),
+            "the uplink's change, made in look {changed}"
+        );
+        let all = until(&mut monitor, "all links", |s| s.links.len() == 4005).await;
+        assert!(has_addr(&all, "192.0.2.99"));
     });
 }

@@ -12,8 +12,8 @@ use super::super::{Monitor, Snapshot, local_addresses};
 
 /// Much longer than any notification takes.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-/// Longer than the notifications of one command are apart.
-const QUIET: Duration = Duration::from_millis(100);
+/// Longer than reports are apart.
+const QUIET: Duration = Duration::from_millis(700);
 
 /// Runs a test on a thread and a runtime of its own, in a new network
 /// namespace. Commands that the test starts inherit the thread's namespace.

@@ -1,0 +1,157 @@
+//! How many Events a node may write: a configuration that changes all the time, or a cluster of
+//! thousands, is no reason to fill the API server's store.
+
+use super::About;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Of a node, about whatever it is: 16, then one every two minutes; 46 in the first hour, 30 in any other.
+const NODE: Rate = Rate {
+    burst: 16,
+    every: Duration::from_secs(120),
+};
+
+/// For one reason about one ConfigMap: 4, then one every five minutes.
+const MAP: Rate = Rate {
+    burst: 4,
+    every: Duration::from_secs(300),
+};
+
+/// For one reason about the Node.
+const THE_NODE: Rate = Rate {
+    burst: 1,
+    every: Duration::from_secs(300),
+};
+
+/// How many things are kept apart.
+const KEPT: usize = 256;
+
+/// So many at once, then one each time.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: u32,
+    every: Duration,
+}
+
+/// What is left of a [`Rate`].
+#[derive(Debug)]
+struct Bucket {
+    rate: Rate,
+    left: u32,
+    /// Up to when what came back is counted.
+    since: Instant,
+}
+
+impl Bucket {
+    const fn new(rate: Rate, now: Instant) -> Self {
+        Self {
+            rate,
+            left: rate.burst,
+            since: now,
+        }
+    }
+
+    fn refill(&mut self, now: Instant) {
+        while self.left < self.rate.burst && now >= self.since + self.rate.every {
+            self.left += 1;
+            self.since += self.rate.every;
+        }
+        if self.left == self.rate.burst {
+            self.since = now;
+        }
+    }
+
+    const fn is_full(&self) -> bool {
+        self.left == self.rate.burst
+    }
+}
+
+/// What a node may still say.
+#[derive(Debug)]
+pub(super) struct Budget {
+    node: Bucket,
+    each: HashMap<(String, &'static str), Bucket>,
+}
+
+impl Budget {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            node: Bucket::new(NODE, now),
+            each: HashMap::new(),
+        }
+    }
+
+    /// Whether this may be said now; then it counts as said.
+    pub(super) fn take(&mut self, about: &About, reason: &'static str, now: Instant) -> bool {
+        self.node.refill(now);
+        for bucket in self.each.values_mut() {
+            bucket.refill(now);
+        }
+        self.each.retain(|_, bucket| !bucket.is_full());
+        let (name, rate) = match about {
+            About::Map(map) => (map.prefix(), MAP),
+            About::Node => (String::new(), THE_NODE),
+        };
+        let key = (name, reason);
+        if self.node.left == 0 || (self.each.len() >= KEPT && !self.each.contains_key(&key)) {
+            return false;
+        }
+        let bucket = self.each.entry(key);
+        let bucket = bucket.or_insert_with(|| Bucket::new(rate, now));
+        if bucket.left == 0 {
+            return false;
+        }
+        bucket.left -= 1;
+        self.node.left -= 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::map;
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_changes_each_second_is_not_told_each_second() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let about = About::Map(map("a"));
+        let said = |second| start + Duration::from_secs(second);
+        let count = (0..3600).filter(|second| budget.take(&about, "Applied", said(*second)));
+        assert_eq!(count.count(), 4 + 11);
+        // Another reason has a budget of its own.
+        assert!(budget.take(&about, "Rejected", said(3600)));
+    }
+
+    #[test]
+    fn many_config_maps_are_no_way_around_it() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let mut count = 0;
+        for second in 0..7200 {
+            for name in 0..500 {
+                let about = About::Map(map(&format!("map{name}")));
+                let at = start + Duration::from_secs(second);
+                count += u32::from(budget.take(&about, "Applied", at));
+            }
+        }
+        assert!(count <= 16 + 60, "{count} in two hours");
+    }
+
+    #[test]
+    fn the_same_about_the_node_is_said_once_in_five_minutes() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        let mut at = |second| {
+            budget.take(
+                &About::Node,
+                "PortsExhausted",
+                start + Duration::from_secs(second),
+            )
+        };
+        assert!(at(0));
+        assert!(!at(299));
+        assert!(at(300));
+    }
+}

@@ -1,0 +1,211 @@
+//! What the agent may use: open files, and memory.
+
+use anyhow::{Result, bail};
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The two tables of mappings, for each flow that fits (Linux 6.18, `bytes_memlock`).
+const BYTES_PER_FLOW: u64 = 288;
+
+/// The other maps and the agent, at rest.
+const AT_REST: u64 = 30 << 20;
+
+/// The same while programs are loaded and checked.
+const AT_START: u64 = 80 << 20;
+
+/// With fewer open files the agent does not start.
+const OPEN_FILES: u64 = 256;
+
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Raises the limit of open files as far as it goes, for whoever started this.
+pub fn raise_open_files() {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    if soft < hard
+        && let Err(err) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        log::warn!("raising the limit of open files from {soft} to {hard}: {err}");
+    }
+    if hard < OPEN_FILES {
+        log::warn!(
+            "only {hard} files may be open (RLIMIT_NOFILE), too few for the datapath: allow \
+             {OPEN_FILES} or more (LimitNOFILE= of systemd)"
+        );
+    }
+}
+
+/// Says of an error what limit was met, if it is one of those.
+pub fn explain(error: anyhow::Error) -> anyhow::Error {
+    let code = error.chain().find_map(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        let io = io.and_then(std::io::Error::raw_os_error);
+        io.or_else(|| Some(*cause.downcast_ref::<Errno>()? as i32))
+    });
+    match code.map(Errno::from_raw) {
+        Some(Errno::EMFILE) => {
+            let open = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            error.context(format!(
+                "no more than {open} files may be open (RLIMIT_NOFILE), too few: allow \
+                 {OPEN_FILES} or more (LimitNOFILE= of systemd)"
+            ))
+        }
+        Some(Errno::ENFILE) => error.context(
+            "the machine has too many open files: raise the sysctl fs.file-max, or end what holds them",
+        ),
+        Some(Errno::ENOMEM) => error.context(match memory() {
+            Some(limit) => format!(
+                "no memory left: the limit is {} MiB ({}); raise it, or make the tables smaller \
+                 (--max-flows)",
+                limit.bytes >> 20,
+                limit.file.display()
+            ),
+            None => "no memory left on the machine; make the tables smaller (--max-flows)".into(),
+        }),
+        _ => error,
+    }
+}
+
+/// Checks that maps for so many flows have room in the memory that this process may use.
+///
+/// # Errors
+/// They have not: making them would fail, or end the agent.
+pub fn check_memory(max_flows: u32) -> Result<()> {
+    memory().map_or(Ok(()), |limit| check(&limit, max_flows))
+}
+
+fn check(limit: &Limit, max_flows: u32) -> Result<()> {
+    let tables = u64::from(max_flows) * BYTES_PER_FLOW;
+    let (bytes, file) = (limit.bytes, limit.file.display());
+    if bytes < tables + AT_REST {
+        bail!(
+            "the memory limit of {} MiB ({file}) is too low for --max-flows {max_flows}: the kernel's \
+             maps and the agent take {} MiB, {} MiB at start; raise it, or make the tables smaller",
+            bytes >> 20,
+            (tables + AT_REST) >> 20,
+            (tables + AT_START) >> 20
+        );
+    }
+    if bytes < tables + AT_START {
+        log::warn!(
+            "the memory limit of {} MiB ({file}) is tight for --max-flows {max_flows}: up to {} MiB \
+             are taken at start",
+            bytes >> 20,
+            (tables + AT_START) >> 20
+        );
+    }
+    Ok(())
+}
+
+/// A limit of memory, and where it is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Limit {
+    bytes: u64,
+    file: PathBuf,
+}
+
+/// The lowest limit of the control groups that this process is in.
+fn memory() -> Option<Limit> {
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    memory_of(Path::new(CGROUPS), &groups)
+}
+
+fn memory_of(root: &Path, groups: &str) -> Option<Limit> {
+    let mut found = Vec::new();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (parts.next(), parts.next()) else {
+            continue;
+        };
+        let (root, name) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            named if named.split(',').any(|it| it == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => continue,
+        };
+        // In a container the path may be that of the host: what is above exists.
+        let group = Path::new(group.trim_start_matches('/'));
+        found.extend(
+            group
+                .ancestors()
+                .filter_map(|above| limit_in(&root.join(above).join(name))),
+        );
+    }
+    found.into_iter().min_by_key(|limit| limit.bytes)
+}
+
+fn limit_in(file: &Path) -> Option<Limit> {
+    let text = fs::read_to_string(file).ok()?;
+    let bytes: u64 = text.trim().parse().ok()?;
+    // The first version's way to say that there is none.
+    (bytes < 1 << 60).then(|| Limit {
+        bytes,
+        file: file.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lowest_limit_counts_of_either_kind_of_control_group() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let limit = |groups: &str| memory_of(root.path(), groups).map(|it| (it.bytes, it.file));
+        assert_eq!(limit("0::/a/b\n"), None);
+        write("a/b/memory.max", "max\n");
+        assert_eq!(limit("0::/a/b\n"), None);
+        let above = write("a/memory.max", "1000\n");
+        assert_eq!(limit("0::/a/b\n"), Some((1000, above)));
+        let own = write("a/b/memory.max", "999\n");
+        assert_eq!(limit("0::/a/b\n"), Some((999, own)));
+        write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        let groups = "5:cpu:/c\n4:memory:/not/here\n0::/\n";
+        assert_eq!(limit(groups), None);
+        let first = write("memory/memory.limit_in_bytes", "77\n");
+        assert_eq!(limit(groups), Some((77, first)));
+    }
+
+    #[test]
+    fn limits_that_are_too_low_are_refused_with_what_is_needed() {
+        let limit = |mebibytes: u64| Limit {
+            bytes: mebibytes << 20,
+            file: "/memory.max".into(),
+        };
+        check(&limit(102), 262_144).unwrap();
+        let told = check(&limit(101), 262_144).unwrap_err().to_string();
+        for words in [
+            "101 MiB",
+            "/memory.max",
+            "take 102 MiB",
+            "152 MiB at start",
+            "--max-flows",
+        ] {
+            assert!(told.contains(words), "{words}: {told}");
+        }
+        check(&limit(101), 131_072).unwrap();
+    }
+
+    #[test]
+    fn errors_of_limits_say_what_to_do() {
+        let told = |errno: Errno| {
+            let error = std::io::Error::from(errno);
+            let error = anyhow::Error::new(error).context("making a map");
+            format!("{:#}", explain(error))
+        };
+        assert!(told(Errno::EMFILE).contains("RLIMIT_NOFILE"));
+        assert!(told(Errno::ENOMEM).contains("--max-flows"));
+        assert!(told(Errno::ENFILE).contains("fs.file-max"));
+        assert!(told(Errno::EINVAL).starts_with("making a map"));
+    }
+}

@@ -1,0 +1,339 @@
+//! Other people's programs, which the agent runs as root: from where, and how.
+//!
+//! Only from directories that are named, never from `$PATH`, and only if nobody but root can have
+//! changed what is there. Whether that is so is looked at each time: the package may be replaced
+//! while the agent runs.
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::Pid;
+use std::fs;
+use std::io::{ErrorKind, Read, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+/// Where programs are looked for unless `--programs` says otherwise. Not below /usr/local, which
+/// the group staff may write to on Debian.
+pub const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// How long a program may run. Less than what the liveness probe gives the agent's loop.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How much it may print: rules of some hundred thousand endpoints.
+const OUTPUT: u64 = 64 << 20;
+
+/// How much of its complaints is read.
+const COMPLAINTS: u64 = 64 << 10;
+
+/// A variable that is passed on: where the programs of iptables-legacy have their lock.
+const LOCK_FILE: &str = "XTABLES_LOCKFILE";
+
+static PLACES: OnceLock<Vec<PathBuf>> = OnceLock::new();
+
+/// Looks for programs there from now on. Only the first call counts.
+pub fn look_in(directories: Vec<PathBuf>) {
+    // A second call comes from a test in this process.
+    let _ = PLACES.set(directories);
+}
+
+/// A program that may be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program(PathBuf);
+
+/// What a program that ended well has printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Printed {
+    /// To standard output.
+    pub output: String,
+    /// To standard error.
+    pub complaints: String,
+}
+
+/// The error of a program that is not there, as one of the kind [`ErrorKind::NotFound`].
+pub fn absent(message: String) -> anyhow::Error {
+    anyhow!(std::io::Error::from(ErrorKind::NotFound)).context(message)
+}
+
+/// Finds a program; `None` where no directory has it.
+///
+/// # Errors
+/// There is one that somebody other than root could have put there or changed.
+pub fn find(name: &str) -> Result<Option<Program>> {
+    match PLACES.get() {
+        Some(places) => find_in(places, name),
+        None => find_in(&DIRECTORIES.map(PathBuf::from), name),
+    }
+}
+
+fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
+    for directory in directories {
+        let path = directory.join(name);
+        if !path.exists() {
+            continue;
+        }
+        check(&path).with_context(|| {
+            format!(
+                "{} is not run, because others than root can change it",
+                path.display()
+            )
+        })?;
+        // By this path, not by that of the file behind it: iptables goes by its name.
+        return Ok(Some(Program(path)));
+    }
+    Ok(None)
+}
+
+/// Checks that only root can change the program, what it is a link to, and the directories above both.
+fn check(path: &Path) -> Result<()> {
+    let real = path.canonicalize()?;
+    let parent = path.parent().context("it has no directory")?;
+    let above = parent.canonicalize()?;
+    for path in real.ancestors().chain(above.ancestors()) {
+        let about = fs::metadata(path)?;
+        let by_group = about.mode() & 0o020 != 0 && about.gid() != 0;
+        ensure!(
+            about.uid() == 0 && about.mode() & 0o002 == 0 && !by_group,
+            "{} belongs to user {} and has mode {:o}; give it to root and take writing from others",
+            path.display(),
+            about.uid(),
+            about.mode() & 0o7777
+        );
+    }
+    let about = fs::metadata(&real)?;
+    ensure!(
+        about.is_file() && about.mode() & 0o111 != 0,
+        "{} is no program",
+        real.display()
+    );
+    Ok(())
+}
+
+impl Program {
+    /// Runs it, with `input` as its standard input.
+    ///
+    /// # Errors
+    /// It can't be started, takes too long, prints too much, or fails.
+    pub fn run(&self, arguments: &[&str], input: &str) -> Result<Printed> {
+        self.run_for(arguments, input, PATIENCE, OUTPUT)
+            .with_context(|| format!("{} {}", self.0.display(), arguments.join(" ")))
+    }
+
+    fn command(&self, arguments: &[&str], input: &str) -> Command {
+        let mut command = Command::new(&self.0);
+        let stdin = match input {
+            "" => Stdio::null(),
+            _ => Stdio::piped(),
+        };
+        command
+            .args(arguments)
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("PATH", DIRECTORIES.join(":"))
+            .current_dir("/")
+            // With whatever it starts.
+            .process_group(0)
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(file) = std::env::var_os(LOCK_FILE) {
+            command.env(LOCK_FILE, file);
+        }
+        command
+    }
+
+    fn run_for(
+        &self,
+        arguments: &[&str],
+        input: &str,
+        patience: Duration,
+        most: u64,
+    ) -> Result<Printed> {
+        let mut child = self
+            .command(arguments, input)
+            .spawn()
+            .context("starting it")?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        let (stdin, stdout, stderr) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (ended, end) = channel();
+        let (in_time, output, complaints) = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // A program that ends early says why by its status.
+                stdin.map(|mut stdin| stdin.write_all(input.as_bytes()))
+            });
+            let output = scope.spawn(|| read(stdout, most));
+            let complaints = scope.spawn(|| read(stderr, COMPLAINTS));
+            scope.spawn(move || {
+                // It stays a zombie, so that its id is not given to another one meanwhile.
+                let _ = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+                ended.send(())
+            });
+            let in_time = end.recv_timeout(patience).is_ok();
+            // Nobody of its own is left behind to hold the pipes open.
+            let _ = killpg(pid, Signal::SIGKILL);
+            (in_time, output.join(), complaints.join())
+        });
+        let status: ExitStatus = child.wait().context("waiting for it")?;
+        ensure!(
+            in_time,
+            "it was ended after {} s without a result",
+            patience.as_secs_f32()
+        );
+        let gone = |_| anyhow!("reading what it prints");
+        let output = output.map_err(gone)?.context("reading what it prints")?;
+        let complaints = complaints.map_err(gone)?.context("reading what it says")?;
+        let Some(output) = output else {
+            bail!("it prints more than {} MiB", most >> 20);
+        };
+        let printed = Printed {
+            output,
+            complaints: one_line(&complaints.unwrap_or_default()),
+        };
+        ensure!(status.success(), "{status}: {}", printed.complaints);
+        Ok(printed)
+    }
+}
+
+/// All that comes, `None` if it is more than `most` bytes. The pipe is closed then.
+fn read(pipe: Option<impl Read>, most: u64) -> std::io::Result<Option<String>> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(most + 1).read_to_end(&mut bytes)?;
+    }
+    let fits = bytes.len() as u64 <= most;
+    Ok(fits.then(|| String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// What a program wrote, for a message that is one line.
+fn one_line(told: &str) -> String {
+    let lines: Vec<_> = told.lines().map(str::trim).collect();
+    lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+
+    /// A directory of root's whose parents are root's, too.
+    fn directory() -> tempfile::TempDir {
+        tempfile::tempdir_in("/run").expect("this test needs root")
+    }
+
+    fn write(path: &Path, text: &str, mode: u32) {
+        fs::write(path, text).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn script(dir: &Path, text: &str) -> Program {
+        let path = dir.join("script");
+        write(&path, &format!("#!/bin/sh\n{text}"), 0o755);
+        find_in(&[dir.to_owned()], "script").unwrap().unwrap()
+    }
+
+    #[test]
+    fn what_only_root_can_change_is_found() {
+        let dir = directory();
+        assert_eq!(find_in(&[dir.path().to_owned()], "x").unwrap(), None);
+        let program = dir.path().join("x");
+        write(&program, "", 0o755);
+        let missing = dir.path().join("missing");
+        let found = find_in(&[missing, dir.path().to_owned()], "x").unwrap();
+        assert_eq!(found, Some(Program(program)));
+    }
+
+    #[test]
+    fn what_others_can_change_is_refused_and_named() {
+        type Spoil = fn(&Path);
+        let ways: [(&str, Spoil); 6] = [
+            ("mode 777", |dir| {
+                fs::set_permissions(dir.join("x"), fs::Permissions::from_mode(0o777)).unwrap();
+            }),
+            ("belongs to user 1000", |dir| {
+                chown(dir.join("x"), Some(1000), None).unwrap();
+            }),
+            ("mode 775", |dir| {
+                chown(dir.join("x"), None, Some(50)).unwrap();
+                fs::set_permissions(dir.join("x"), fs::Permissions::from_mode(0o775)).unwrap();
+            }),
+            ("mode 1777", |dir| {
+                fs::set_permissions(dir, fs::Permissions::from_mode(0o1777)).unwrap();
+            }),
+            ("belongs to user 1000", |dir| {
+                let other = dir.join("other");
+                fs::create_dir(&other).unwrap();
+                write(&other.join("x"), "", 0o755);
+                chown(&other, Some(1000), None).unwrap();
+                fs::remove_file(dir.join("x")).unwrap();
+                symlink(other.join("x"), dir.join("x")).unwrap();
+            }),
+            ("no program", |dir| {
+                fs::set_permissions(dir.join("x"), fs::Permissions::from_mode(0o644)).unwrap();
+            }),
+        ];
+        for (words, spoil) in ways {
+            let dir = directory();
+            write(&dir.path().join("x"), "", 0o755);
+            spoil(dir.path());
+            let refused = find_in(&[dir.path().to_owned()], "x");
+            let refused = format!("{:#}", refused.unwrap_err());
+            assert!(
+                refused.contains(words) && refused.contains("is not run"),
+                "{words:?}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn it_gets_no_environment_and_no_standard_input() {
+        let dir = directory();
+        let printed = script(dir.path(), "env | sort; cat; echo \"1$HOME\" >&2").run(&[], "");
+        let printed = printed.unwrap();
+        let names: Vec<_> = printed
+            .output
+            .lines()
+            .filter_map(|line| Some(line.split_once('=')?.0))
+            .collect();
+        assert_eq!(names, ["LC_ALL", "PATH", "PWD"], "{printed:?}");
+        assert_eq!(printed.complaints, "1");
+    }
+
+    #[test]
+    fn it_gets_its_input_and_its_failure_is_told() {
+        let dir = directory();
+        let program = script(dir.path(), "cat; echo a; echo b >&2; exit $1");
+        assert_eq!(program.run(&["0"], "in\n").unwrap().output, "in\na\n");
+        let failed = format!("{:#}", program.run(&["3"], "").unwrap_err());
+        assert!(failed.contains("exit status: 3: b"), "{failed}");
+        assert!(failed.contains("/script 3"), "{failed}");
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_ended_with_all_that_it_started() {
+        let dir = directory();
+        let program = script(dir.path(), "sleep 1000 & sleep 1000");
+        let patience = Duration::from_millis(100);
+        let ended = program.run_for(&[], "", patience, 100).unwrap_err();
+        assert!(
+            format!("{ended:#}").contains("was ended after"),
+            "{ended:#}"
+        );
+    }
+
+    #[test]
+    fn one_that_prints_without_end_is_ended() {
+        let dir = directory();
+        let program = script(dir.path(), "exec cat /dev/zero");
+        let ended = program.run_for(&[], "", PATIENCE, 1 << 20).unwrap_err();
+        assert!(
+            format!("{ended:#}").contains("more than 1 MiB"),
+            "{ended:#}"
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! How much of an answer is read: whoever speaks for the API can't make the agent hold more.
+
+use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::{Request, Response};
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tower::{BoxError, Layer, Service};
+
+/// The greatest answer that the agent reads: a page of a list, or one event of a watch. Objects are
+/// at most 1.5 MiB in the API server's store.
+pub(super) const ANSWER: usize = 4 << 20;
+
+/// The greatest answer that is read for a person: a page of a list of nodes.
+pub(super) const ANSWER_TO_USER: usize = 64 << 20;
+
+/// How many objects a page of a list has: few enough for [`ANSWER`].
+pub(super) const PAGE: u32 = 2;
+
+/// How many ConfigMaps of one selection count.
+pub(super) const MAPS: usize = 64;
+
+/// How many bytes the documents of one selection may have together.
+pub(super) const MAPS_BYTES: usize = 4 << 20;
+
+/// An answer that is not read to its end.
+#[derive(Debug)]
+pub(super) struct TooLong {
+    limit: usize,
+}
+
+impl TooLong {
+    /// The one that an error is, or comes of.
+    pub(super) fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(cause) = next {
+            if let Some(found) = cause.downcast_ref() {
+                return Some(found);
+            }
+            next = cause.source();
+        }
+        None
+    }
+}
+
+impl std::fmt::Display for TooLong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "the API sends more than {} MiB at once, and is not read any further; look for an \
+             object of that size, or for what stands between the node and the API server",
+            self.limit >> 20
+        )
+    }
+}
+
+impl Error for TooLong {}
+
+/// Puts a limit on the bodies of all answers.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// In bytes; of a watch, for each line.
+    pub(super) bytes: usize,
+}
+
+impl<S> Layer<S> for Limits {
+    type Service = Limited<S>;
+
+    fn layer(&self, inner: S) -> Limited<S> {
+        Limited {
+            inner,
+            limits: *self,
+        }
+    }
+}
+
+/// A service whose answers have a limit.
+#[derive(Debug)]
+pub(super) struct Limited<S> {
+    inner: S,
+    limits: Limits,
+}
+
+impl<S, A, B> Service<Request<A>> for Limited<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<LimitedBody<B>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        let query = request.uri().query().unwrap_or_default();
+        let by_line = query.split('&').any(|part| part == "watch=true");
+        let limit = self.limits.bytes;
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            Ok(answer.await?.map(|inner| LimitedBody {
+                inner,
+                by_line,
+                limit,
+                seen: 0,
+            }))
+        })
+    }
+}
+
+/// A body that fails when it gets too long.
+#[derive(Debug)]
+pub(super) struct LimitedBody<B> {
+    inner: B,
+    /// Each line counts for itself.
+    by_line: bool,
+    limit: usize,
+    /// How many bytes came, or came since the last line ended.
+    seen: usize,
+}
+
+impl<B> LimitedBody<B> {
+    fn count(&mut self, data: &[u8]) -> Result<(), TooLong> {
+        let limit = self.limit;
+        let add = |bytes: usize, seen: usize| match seen.saturating_add(bytes) {
+            seen if seen > limit => Err(TooLong { limit }),
+            seen => Ok(seen),
+        };
+        if self.by_line {
+            let mut lines = data.split(|byte| *byte == b'\n').peekable();
+            while let Some(line) = lines.next() {
+                let seen = add(line.len(), self.seen)?;
+                self.seen = if lines.peek().is_some() { 0 } else { seen };
+            }
+        } else {
+            self.seen = add(data.len(), self.seen)?;
+        }
+        Ok(())
+    }
+}
+
+impl<B> Body for LimitedBody<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                let counted = frame.data_ref().map_or(Ok(()), |data| self.count(data));
+                Some(counted.map(|()| frame).map_err(Into::into))
+            }
+            Some(Err(error)) => Some(Err(error.into())),
+            None => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(by_line: bool) -> LimitedBody<()> {
+        LimitedBody {
+            inner: (),
+            by_line,
+            limit: 10,
+            seen: 0,
+        }
+    }
+
+    #[test]
+    fn an_answer_is_counted_as_a_whole() {
+        let mut body = body(false);
+        body.count(b"12345\n").unwrap();
+        body.count(b"6789").unwrap();
+        let error = body.count(b"x").unwrap_err();
+        assert!(error.to_string().contains("more than"), "{error}");
+    }
+
+    #[test]
+    fn of_a_watch_each_line_is_counted_for_itself() {
+        let mut body = body(true);
+        for _ in 0..100 {
+            body.count(b"123456789\n").unwrap();
+            body.count(b"12345").unwrap();
+            body.count(b"67890\n1\n").unwrap();
+        }
+        body.count(b"1234567890").unwrap();
+        body.count(b"1").unwrap_err();
+    }
+
+    #[test]
+    fn it_is_found_behind_other_errors() {
+        let error = kube::Error::Service(Box::new(TooLong { limit: 10 }));
+        assert!(TooLong::behind(&error).is_some());
+        let error = kube::Error::ReadEvents(std::io::Error::other(error));
+        assert!(TooLong::behind(&error).is_some());
+        let other = kube::Error::LinesCodecMaxLineLengthExceeded;
+        assert!(TooLong::behind(&other).is_none());
+    }
+}
