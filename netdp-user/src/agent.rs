@@ -5,6 +5,7 @@ mod api;
 mod configuration;
 mod engine;
 mod foreign;
+mod guard;
 mod network;
 mod options;
 mod program_log;
@@ -116,6 +117,7 @@ struct Agent {
     api: api::Followed,
     told: tell::Telling,
     foreign: foreign::Foreign,
+    guard: guard::Guard,
 }
 
 impl Agent {
@@ -172,6 +174,7 @@ impl Agent {
             told: tell::Telling::new(control.is_some()),
             control,
             foreign: foreign::Foreign::new(),
+            guard: guard::Guard::new(),
         };
         agent.await_api().await;
         agent.first_config();
@@ -199,6 +202,7 @@ impl Agent {
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
+        let mut looks = ticker(guard::LOOK_INTERVAL);
         // When it is through, it is known how much room the tables have.
         self.sweep(false);
         loop {
@@ -217,6 +221,7 @@ impl Agent {
                     self.watcher.rearm();
                     self.reload();
                     self.look().await;
+                    self.mend_hooks();
                     self.reattach();
                     self.watch_chains();
                     self.check_datapath();
@@ -235,6 +240,8 @@ impl Agent {
                     }
                     self.look().await;
                 }
+                _ = looks.tick() => self.look_at_hooks(),
+                found = self.guard.found() => self.looked_at_hooks(found),
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {
@@ -258,7 +265,11 @@ impl Agent {
 
     fn update_ready(&mut self) {
         let in_force = match self.engine.as_chains() {
-            None => self.applied.policy.is_some() && !self.report.uplinks.is_empty(),
+            None => {
+                self.applied.policy.is_some()
+                    && !self.report.uplinks.is_empty()
+                    && self.report.off.is_empty()
+            }
             Some(_) => self.report.chains.iter().all(|chain| chain.error.is_none()),
         };
         let ready = in_force && !self.starting;

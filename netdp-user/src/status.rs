@@ -2,7 +2,7 @@
 
 mod nat;
 
-use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
+use crate::datapath::{Attached, FlowRecord, Found, Maps, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::state_dir::StateDir;
@@ -56,6 +56,18 @@ pub struct Report {
     /// Why the node is not ready; nothing if it is, or if nobody asks.
     #[serde(default)]
     pub unready: Vec<String>,
+    /// Where programs are to be.
+    #[serde(default)]
+    pub placed: Vec<Placed>,
+    /// Where programs were to be and are not, as the agent last knew.
+    #[serde(default)]
+    pub off: Vec<String>,
+    /// Why the datapath is not pinned, if so: it ends with the agent.
+    #[serde(default)]
+    pub unpinned: Option<String>,
+    /// How often the agent has put back programs or pins that were gone.
+    #[serde(default)]
+    pub repairs: u64,
 }
 
 impl Report {
@@ -156,8 +168,10 @@ struct Status {
     /// `running`, or `not running`.
     agent: &'static str,
     pid: Option<u32>,
-    /// `in force` or `none`.
+    /// `in force`, `not in force` or `none`.
     datapath: &'static str,
+    /// Why it is not in force.
+    off: Vec<String>,
     mappings: usize,
     /// How many mappings fit.
     max_mappings: usize,
@@ -182,6 +196,7 @@ impl Status {
             (0, 0, Counters::default(), false)
         };
         let report = dir.report().ok();
+        let (off, placed) = looked(report.as_ref(), pid.is_some());
         Ok(Self {
             rules: nat::live(report.as_ref()),
             agent: if pid.is_some() {
@@ -190,7 +205,12 @@ impl Status {
                 "not running"
             },
             pid,
-            datapath: if attached { "in force" } else { "none" },
+            datapath: match (off.is_empty(), attached || placed) {
+                (false, _) => "not in force",
+                (true, true) => "in force",
+                (true, false) => "none",
+            },
+            off,
             mappings,
             max_mappings,
             report,
@@ -211,7 +231,29 @@ impl Status {
         if let Some(report) = &self.report {
             writeln!(out, "mode       {}", report.mode)?;
         }
-        writeln!(out, "datapath   {}", self.datapath)?;
+        match self.off.as_slice() {
+            [] => writeln!(out, "datapath   {}", self.datapath)?,
+            reasons => {
+                for reason in reasons {
+                    writeln!(out, "datapath   NOT IN FORCE: {reason}")?;
+                }
+            }
+        }
+        if let Some(report) = &self.report {
+            if let Some(why) = &report.unpinned {
+                writeln!(
+                    out,
+                    "unpinned   the datapath will not outlive the agent: {why}"
+                )?;
+            }
+            if report.repairs > 0 {
+                writeln!(
+                    out,
+                    "repairs    {} (programs or pins that somebody took away)",
+                    report.repairs
+                )?;
+            }
+        }
         let (used, max) = (self.mappings, self.max_mappings);
         let percent = (used * 100).checked_div(max).unwrap_or(0);
         writeln!(out, "mappings   {used} of {max} ({percent} %)")?;
@@ -236,6 +278,28 @@ impl Status {
         writeln!(out, "dropped    {}", or_none(&drops, ", "))?;
         Ok(out)
     }
+}
+
+/// What is not attached as the kernel has it now, and whether anything is. What could not be attached
+/// at all only a living agent knows.
+fn looked(report: Option<&Report>, alive: bool) -> (Vec<String>, bool) {
+    let Some(report) = report else {
+        return (Vec::new(), false);
+    };
+    let mut off = Vec::new();
+    let mut there = false;
+    for placed in &report.placed {
+        match placed.look() {
+            Ok(Found::There) => there = true,
+            Ok(Found::Missing) => off.push(placed.to_string()),
+            Ok(Found::NoInterface) => {}
+            Err(err) => off.push(format!("not known: {err:#}")),
+        }
+    }
+    let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();
+    let refused = report.off.iter().filter(|why| !known.contains(why));
+    off.extend(refused.filter(|_| alive).cloned());
+    (off, there)
 }
 
 fn describe(out: &mut String, report: &Report) -> Result<()> {

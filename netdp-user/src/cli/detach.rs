@@ -54,10 +54,13 @@ impl Detach {
 
     fn for_good(&self, dir: &StateDir) -> Result<Vec<String>> {
         let mut removed = Vec::new();
-        for chain in dir.report().map(|r| r.chains).unwrap_or_default() {
+        let report = dir.report().unwrap_or_default();
+        for chain in report.chains {
             removed.extend(iptables::remove(&chain.chain)?);
         }
         removed.extend(datapath::detach(&self.places.bpffs)?);
+        // Those of a datapath whose maps were not pinned any more.
+        removed.extend(datapath::remove_filters(&report.placed));
         dir.forget()?;
         if removed.is_empty() {
             eprintln!(

@@ -40,7 +40,6 @@ pub fn is_bpffs(dir: &Path) -> bool {
 }
 
 fn mount(dir: &Path) -> Result<()> {
-    log::info!("mounting a bpffs at {}", dir.display());
     nix::mount::mount(
         Some("bpf"),
         dir,
@@ -55,7 +54,9 @@ fn mount(dir: &Path) -> Result<()> {
             dir.display(),
             dir.display()
         )
-    })
+    })?;
+    log::info!("mounted a bpffs at {}", dir.display());
+    Ok(())
 }
 
 /// Removes a pin; none there is fine.
