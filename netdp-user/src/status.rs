@@ -172,6 +172,8 @@ struct Status {
     datapath: &'static str,
     /// Why it is not in force.
     off: Vec<String>,
+    /// Why the maps could not be read, if so: then there are no counts.
+    unread: Option<String>,
     mappings: usize,
     /// How many mappings fit.
     max_mappings: usize,
@@ -187,14 +189,13 @@ impl Status {
         let dir = StateDir::at(state_dir);
         let pid = dir.owner();
         let pinned = bpffs.join(netdp_common::abi::pins::SETTINGS).exists();
-        let (mappings, max_mappings, counters, attached) = if pinned {
-            let maps = Maps::open(bpffs)?;
-            let attached = !maps.uplinks()?.is_empty();
-            let max = maps.capacity()?;
-            (maps.flow_count()?, max, maps.counters()?, attached)
+        let read = if pinned {
+            read_maps(bpffs)
         } else {
-            (0, 0, Counters::default(), false)
+            Ok((0, 0, Counters::default(), false))
         };
+        let unread = read.as_ref().err().map(|err| format!("{err:#}"));
+        let (mappings, max_mappings, counters, attached) = read.unwrap_or_default();
         let report = dir.report().ok();
         let (off, placed) = looked(report.as_ref(), pid.is_some());
         Ok(Self {
@@ -211,6 +212,7 @@ impl Status {
                 (true, false) => "none",
             },
             off,
+            unread,
             mappings,
             max_mappings,
             report,
@@ -256,7 +258,10 @@ impl Status {
         }
         let (used, max) = (self.mappings, self.max_mappings);
         let percent = (used * 100).checked_div(max).unwrap_or(0);
-        writeln!(out, "mappings   {used} of {max} ({percent} %)")?;
+        match &self.unread {
+            None => writeln!(out, "mappings   {used} of {max} ({percent} %)")?,
+            Some(why) => writeln!(out, "mappings   not known: {why}")?,
+        }
         if let Some(report) = &self.report {
             describe(&mut out, report)?;
             nat::rules(&mut out, &self.rules)?;
@@ -278,6 +283,18 @@ impl Status {
         writeln!(out, "dropped    {}", or_none(&drops, ", "))?;
         Ok(out)
     }
+}
+
+/// Mappings, how many fit, counters, and whether there are uplinks.
+fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
+    let maps = Maps::open(bpffs)?;
+    let attached = !maps.uplinks()?.is_empty();
+    Ok((
+        maps.flow_count()?,
+        maps.capacity()?,
+        maps.counters()?,
+        attached,
+    ))
 }
 
 /// What is not attached as the kernel has it now, and whether anything is. What could not be attached

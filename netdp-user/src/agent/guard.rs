@@ -77,6 +77,11 @@ impl Guard {
         self.refused.insert(ifindex, why.clone()) != Some(why)
     }
 
+    /// Whether a change was made before, and is made again with an attempt to attach.
+    pub(super) fn is_again(&self, change: &Change) -> bool {
+        matches!(change, Change::SetUplink(uplink) if self.refused.contains_key(&uplink.ifindex))
+    }
+
     /// Keeps the refusals of interfaces that still are to be attached to and are not.
     pub(super) fn retain_refusals(&mut self, refused: impl Fn(u32) -> bool) {
         let off = &self.off;

@@ -156,7 +156,7 @@ impl Agent {
                     }
                     Change::Detach { .. } | Change::DetachPods { .. } => {}
                 }
-            } else if !self.engine.is_shadow() {
+            } else if !self.engine.is_shadow() && !self.guard.is_again(&change) {
                 announce(&change);
             }
         }

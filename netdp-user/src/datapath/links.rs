@@ -1,12 +1,12 @@
 //! Attaching the programs to interfaces: TCX links, held and pinned, where the
 //! kernel has them (6.6), clsact filters otherwise. Other programs there are let be.
 
-use super::bpffs;
 use super::object::{EGRESS, HAIRPIN, INGRESS, program};
 use super::placed::Placed;
 use super::tcx::TcxLink;
+use super::{bpffs, filter};
 use crate::uplinks::Uplink;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
 use aya::programs::links::Link as _;
 use aya::programs::tc::{
@@ -106,8 +106,8 @@ pub struct Links {
     attached: BTreeMap<u32, Attached>,
     /// Where programs are to be, once they were attached there.
     places: BTreeMap<(u32, Hook), Place>,
-    /// Why links are not pinned, as it was last.
-    unpinned: Option<String>,
+    /// Why links could not be pinned when they were made; another's pin may be in the place.
+    unpinned: BTreeMap<(u32, Hook), String>,
 }
 
 /// A program's place.
@@ -124,7 +124,7 @@ impl Links {
             mechanism,
             attached: BTreeMap::new(),
             places: BTreeMap::new(),
-            unpinned: None,
+            unpinned: BTreeMap::new(),
         })
     }
 
@@ -149,23 +149,24 @@ impl Links {
     /// Pins links whose pins are gone. Tells how many.
     pub fn pin(&mut self) -> Result<usize> {
         let mut pinned = 0;
-        for ((ifindex, hook), place) in &self.places {
-            let pin = hook.pin(&self.bpffs, *ifindex);
+        for (at, place) in &self.places {
+            let pin = at.1.pin(&self.bpffs, at.0);
             if let Some(link) = &place.link
-                && !pin.exists()
+                && (self.unpinned.contains_key(at) || !pin.exists())
             {
+                bpffs::remove_pin(&pin, &mut Vec::new())?;
                 link.pin(&pin)
                     .with_context(|| format!("pinning the link {}", pin.display()))?;
                 pinned += 1;
             }
         }
-        self.unpinned = None;
+        self.unpinned.clear();
         Ok(pinned)
     }
 
     /// Why a link could not be pinned when it was made.
     pub fn unpinned(&self) -> Option<&str> {
-        self.unpinned.as_deref()
+        self.unpinned.values().next().map(String::as_str)
     }
 
     /// Attaches both programs of an uplink; ones that are there already, of this
@@ -210,7 +211,7 @@ impl Links {
             Mechanism::Clsact => {
                 // Never both: a packet would be translated twice.
                 bpffs::remove_pin(&hook.pin(&self.bpffs, device.ifindex), &mut Vec::new())?;
-                attach_clsact(program, hook, device.name)?;
+                attach_clsact(program, hook, device)?;
                 (Mechanism::Clsact, None)
             }
             Mechanism::Tcx => (
@@ -220,7 +221,7 @@ impl Links {
             Mechanism::Auto => match self.attach_tcx(program, hook, device) {
                 Err(err) if is_unsupported(&err) => {
                     log::info!("{}: no TCX here, using clsact", device.name);
-                    attach_clsact(program, hook, device.name)?;
+                    attach_clsact(program, hook, device)?;
                     (Mechanism::Clsact, None)
                 }
                 done => (Mechanism::Tcx, Some(done?)),
@@ -276,8 +277,10 @@ impl Links {
             link.pin(&pin)
                 .with_context(|| format!("pinning the link {}", pin.display()))
         });
-        if let Err(err) = pinned {
-            self.unpinned = Some(format!("{err:#}"));
+        let at = (device.ifindex, hook);
+        match pinned {
+            Ok(()) => drop(self.unpinned.remove(&at)),
+            Err(err) => drop(self.unpinned.insert(at, format!("{err:#}"))),
         }
         Ok(link)
     }
@@ -326,6 +329,9 @@ impl Links {
     fn release(&mut self, which: impl Fn(u32, Hook) -> bool) {
         self.places.retain(|(ifindex, hook), place| {
             let goes = which(*ifindex, *hook);
+            if goes {
+                self.unpinned.remove(&(*ifindex, *hook));
+            }
             if goes && let Some(link) = &place.link {
                 // Fails where the interface is gone, and the program with it.
                 let _ = link.detach();
@@ -335,9 +341,18 @@ impl Links {
     }
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<()> {
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
+    let Device { ifindex, name } = device;
     // Fails where the qdisc is there already, which is as good.
     let _ = qdisc_add_clsact(name);
+    // One of the kind ingress would take both filters, and run them at ingress.
+    let qdisc = filter::qdisc(ifindex)?;
+    ensure!(
+        qdisc.as_deref() == Some("clsact"),
+        "{name} has {}, where clsact would be: remove it (tc qdisc del dev {name} ingress), or \
+         use --attach tcx",
+        qdisc.map_or_else(|| "no qdisc".into(), |kind| format!("a qdisc {kind}"))
+    );
     let ours = SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)?;
     let id = match program.attach_to_link(ours) {
         Ok(id) => id,
