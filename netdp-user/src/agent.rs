@@ -20,11 +20,15 @@ use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
 use crate::status::Report;
+use crate::terminal;
 use crate::uplinks::{Monitor, Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use sweeping::Sweeping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -285,9 +289,9 @@ impl Agent {
             eprintln!(
                 "netdp: {} {}: config {} from {}, {} rules",
                 self.engine.in_force(),
-                self.report.places().join(", "),
+                terminal::line(&self.report.places().join(", ")),
                 self.report.config.hash,
-                self.report.config.source,
+                terminal::line(&self.report.config.source),
                 self.config.rules.len()
             );
         }
@@ -335,7 +339,12 @@ fn set_ready(options: &RunOptions, ready: bool) -> Result<()> {
         return Ok(());
     };
     if ready {
-        return std::fs::write(path, "ready\n")
+        // Not into what somebody else has put there: a FIFO would hold the agent up.
+        return crate::private::create(path)
+            .and_then(|mut file| {
+                file.set_permissions(Permissions::from_mode(0o644))?;
+                file.write_all(b"ready\n")
+            })
             .with_context(|| format!("writing the ready file {}", path.display()));
     }
     match std::fs::remove_file(path) {

@@ -6,6 +6,7 @@ use crate::datapath::{Attached, FlowRecord, Found, Maps, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::state_dir::StateDir;
+use crate::terminal;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use nat::LiveRules;
@@ -14,7 +15,7 @@ use netdp_common::tuple::proto;
 use netdp_common::verdict::DropReason;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -230,18 +231,20 @@ impl Status {
             Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
             None => writeln!(out, "agent      not running")?,
         }
-        if let Some(report) = &self.report {
+        let report = self.report.as_ref().map(terminal::each).transpose()?;
+        if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
         }
         match self.off.as_slice() {
             [] => writeln!(out, "datapath   {}", self.datapath)?,
             reasons => {
                 for reason in reasons {
+                    let reason = terminal::line(reason);
                     writeln!(out, "datapath   NOT IN FORCE: {reason}")?;
                 }
             }
         }
-        if let Some(report) = &self.report {
+        if let Some(report) = &report {
             if let Some(why) = &report.unpinned {
                 writeln!(
                     out,
@@ -260,9 +263,9 @@ impl Status {
         let percent = (used * 100).checked_div(max).unwrap_or(0);
         match &self.unread {
             None => writeln!(out, "mappings   {used} of {max} ({percent} %)")?,
-            Some(why) => writeln!(out, "mappings   not known: {why}")?,
+            Some(why) => writeln!(out, "mappings   not known: {}", terminal::line(why))?,
         }
-        if let Some(report) = &self.report {
+        if let Some(report) = &report {
             describe(&mut out, report)?;
             nat::rules(&mut out, &self.rules)?;
             nat::foreign(&mut out, &report.foreign)?;
@@ -434,7 +437,7 @@ pub fn print(bpffs: &Path, state_dir: &Path, json: bool) -> Result<()> {
     } else {
         status.text()?
     };
-    write_out(&text)
+    write_out(&text, json)
 }
 
 /// Prints the live mappings.
@@ -450,7 +453,7 @@ pub fn print_flows(bpffs: &Path, json: bool) -> Result<()> {
     } else {
         flow_table(&flows)
     };
-    write_out(&text)
+    write_out(&text, json)
 }
 
 fn flow_table(flows: &[FlowRecord]) -> String {
@@ -491,12 +494,28 @@ fn endpoint(ip: std::net::IpAddr, id: u16) -> String {
 }
 
 /// A table in the style of all commands.
-pub(crate) fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Rows {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
         .set_header(header.to_vec());
-    table
+    Rows(table)
+}
+
+/// A table, whose cells are shown as [`terminal::line`].
+pub(crate) struct Rows(Table);
+
+impl Rows {
+    pub(crate) fn add_row<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        let shown = |cell: T| terminal::line(cell.as_ref()).into_owned();
+        self.0.add_row(cells.into_iter().map(shown));
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 fn or_none(list: &[String], separator: &str) -> String {
@@ -536,9 +555,15 @@ pub(crate) fn protocol(number: u32) -> String {
     }
 }
 
-/// Writes a result to standard output. A reader that goes away (`| head`) is no error.
-pub(crate) fn write_out(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+/// Writes a result to standard output; one for people as [`terminal::lines`]. A reader that goes away
+/// (`| head`) is no error.
+pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
+    let shown = if json {
+        text.into()
+    } else {
+        terminal::lines(text)
+    };
+    match std::io::stdout().write_all(shown.as_bytes()) {
         Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("writing to standard output"),
     }

@@ -7,6 +7,7 @@ use crate::iptables::{self, Chains};
 use crate::rollback::Rollback;
 use crate::state_dir::StateDir;
 use crate::status::Report;
+use crate::terminal;
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use std::time::{Duration, Instant};
@@ -47,7 +48,7 @@ impl Detach {
             self.for_good(&dir)?
         };
         for what in removed {
-            eprintln!("netdp: removed {what}");
+            eprintln!("netdp: removed {}", terminal::line(&what));
         }
         Ok(())
     }
