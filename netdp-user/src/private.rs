@@ -41,7 +41,7 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
     }
     check(path, flag)?;
     let mode = fs::metadata(path)?.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    if mode & 0o777 != DIRECTORY {
         fs::set_permissions(path, Permissions::from_mode(DIRECTORY)).with_context(|| {
             format!(
                 "taking others' rights from {} (mode {mode:04o})",

@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Running, wait_for};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Running, wait_for};
 
 /// Nobody's.
 const NOBODY: u32 = 65_534;
@@ -52,12 +52,19 @@ fn are_private(dir: &Path) -> Result<()> {
 fn files_are_the_agents_own_whatever_the_umask() -> Result<()> {
     let bed = Bed::dual_stack()?;
     let config = ConfigVolume::new(POLICY_V4)?;
-    let before = nix::sys::stat::umask(Mode::empty());
-    let agent = start_agent(&bed.node, &config, &[]);
-    nix::sys::stat::umask(before);
-    let mut agent = agent?;
+    let dir = xtask::testbed::WorkDir::new("umask")?;
+    let wrapper = dir.path().join("netdp");
+    let script = |umask| format!("#!/bin/sh\numask {umask}\nexec {} \"$@\"\n", common::NETDP);
+    fs::write(&wrapper, script("0277"))?;
+    set_mode(&wrapper, 0o755)?;
+    let start = || Agent::start(&bed.node, AgentOptions::new(&wrapper).config(config.path()));
+    let agent = start()?;
     are_private(&agent.state_dir())?;
-    ensure!(mode(&agent.bpffs())? == 0o700);
+    drop(agent);
+    fs::write(&wrapper, script("0"))?;
+    let mut agent = start()?;
+    are_private(&agent.state_dir())?;
+    ensure!(mode(&agent.bpffs())? & 0o777 == 0o700);
     // As an earlier version has left them.
     agent.stop()?;
     for entry in fs::read_dir(agent.state_dir())? {
@@ -66,7 +73,7 @@ fn files_are_the_agents_own_whatever_the_umask() -> Result<()> {
     set_mode(&agent.state_dir(), 0o755)?;
     set_mode(&agent.bpffs(), 0o755)?;
     agent.restart()?;
-    ensure!(mode(&agent.bpffs())? == 0o700);
+    ensure!(mode(&agent.bpffs())? & 0o777 == 0o700);
     are_private(&agent.state_dir())
 }
 
@@ -228,7 +235,7 @@ fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
         &bed.node,
         options(&config, &[&format!("--http-listen={at}")]),
     )?;
-    let near = bed.neighbour(0, &["10.1.0.20/16"])?;
+    let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
     let probe = |ns: &xtask::testbed::Netns| -> Result<Duration> {
         let start = Instant::now();
         let url = format!("http://{at}/livez");
@@ -268,7 +275,17 @@ fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
 fn names_steer_no_terminal() -> Result<()> {
     let world = World::with(POLICY_V4, &["--uplink", "eth0", "--uplink", "e\x1b*"])?;
     let node = &world.bed.node;
-    node.run(&["ip", "link", "add", "e\x1b[31mx", "type", "dummy"])?;
+    node.run(&[
+        "ip",
+        "link",
+        "add",
+        "e\x1b[31mx",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "other",
+    ])?;
     node.run(&["ip", "link", "set", "e\x1b[31mx", "up"])?;
     node.run(&["ip", "addr", "add", "10.77.0.1/24", "dev", "e\x1b[31mx"])?;
     wait_log(&world.agent, "attached to e\\u{1b}[31mx")?;
