@@ -196,6 +196,36 @@ fn the_status_looks_at_the_hooks_itself() -> Result<()> {
     street.wait_healed(1)
 }
 
+/// Interfaces towards pods are watched as uplinks are.
+#[test]
+fn a_detached_hairpin_program_is_attached_again() -> Result<()> {
+    for mechanism in ["tcx", "clsact"] {
+        let flags = ["--enable-ipv6", "--hairpin", "cni0", "--attach", mechanism];
+        let world = World::with(&format!("{POLICY}resyncInterval: 1h\n"), &flags)?;
+        let node = &world.bed.node;
+        if mechanism == "tcx" {
+            let mut links = fs::read_dir(world.agent.bpffs().join("links"))?;
+            let pin = links.find_map(|entry| {
+                let path = entry.ok()?.path();
+                path.to_string_lossy().contains("hairpin_").then_some(path)
+            });
+            let mut detach = Command::new("bpftool");
+            detach.args(["link", "detach", "pinned"]);
+            output(detach.arg(pin.context("no hairpin link")?))?;
+        } else {
+            node.run(&["tc", "filter", "del", "dev", "cni0", "ingress"])?;
+        }
+        wait_log(&world.agent, "the hairpin program is not attached to cni0")?;
+        wait_log(&world.agent, "all programs are attached again")?;
+        let text = [
+            tcx_programs(node, "cni0")?[0].join(" "),
+            filters(node, "cni0")?[0].clone(),
+        ];
+        ensure!(text.concat().contains("pod_hairpin"), "{text:?}");
+    }
+    Ok(())
+}
+
 /// Another program in our link's place.
 #[test]
 fn a_program_that_was_replaced_is_put_back() -> Result<()> {
