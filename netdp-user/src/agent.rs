@@ -5,6 +5,7 @@ mod api;
 mod configuration;
 mod engine;
 mod foreign;
+mod guard;
 mod network;
 mod node;
 mod options;
@@ -21,11 +22,15 @@ use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
 use crate::status::Report;
+use crate::terminal;
 use crate::uplinks::{Monitor, Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
+use std::fs::Permissions;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use sweeping::Sweeping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -124,6 +129,7 @@ struct Agent {
     told: tell::Telling,
     foreign: foreign::Foreign,
     node: node::Node,
+    guard: guard::Guard,
 }
 
 impl Agent {
@@ -181,6 +187,7 @@ impl Agent {
             control,
             foreign: foreign::Foreign::new(),
             node: node::Node::default(),
+            guard: guard::Guard::new(),
         };
         agent.await_api().await;
         agent.first_config();
@@ -209,6 +216,7 @@ impl Agent {
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
+        let mut looks = ticker(guard::LOOK_INTERVAL);
         // When it is through, it is known how much room the tables have.
         self.sweep(false);
         loop {
@@ -227,6 +235,7 @@ impl Agent {
                     self.watcher.rearm();
                     self.reload();
                     self.look().await;
+                    self.mend_hooks();
                     self.reattach();
                     self.watch_chains();
                     self.check_datapath();
@@ -246,6 +255,8 @@ impl Agent {
                     }
                     self.look().await;
                 }
+                _ = looks.tick() => self.look_at_hooks(),
+                found = self.guard.found() => self.looked_at_hooks(found),
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {
@@ -269,7 +280,11 @@ impl Agent {
 
     fn update_ready(&mut self) {
         let in_force = match self.engine.as_chains() {
-            None => self.applied.policy.is_some() && !self.report.uplinks.is_empty(),
+            None => {
+                self.applied.policy.is_some()
+                    && !self.report.uplinks.is_empty()
+                    && self.report.off.is_empty()
+            }
             Some(_) => self.report.chains.iter().all(|chain| chain.error.is_none()),
         };
         let ready = in_force && !self.starting;
@@ -285,9 +300,9 @@ impl Agent {
             eprintln!(
                 "netdp: {} {}: config {} from {}, {} rules",
                 self.engine.in_force(),
-                self.report.places().join(", "),
+                terminal::line(&self.report.places().join(", ")),
                 self.report.config.hash,
-                self.report.config.source,
+                terminal::line(&self.report.config.source),
                 self.config.rules.len()
             );
         }
@@ -335,7 +350,12 @@ fn set_ready(options: &RunOptions, ready: bool) -> Result<()> {
         return Ok(());
     };
     if ready {
-        return std::fs::write(path, "ready\n")
+        // Not into what somebody else has put there: a FIFO would hold the agent up.
+        return crate::private::create(path)
+            .and_then(|mut file| {
+                file.set_permissions(Permissions::from_mode(0o644))?;
+                file.write_all(b"ready\n")
+            })
             .with_context(|| format!("writing the ready file {}", path.display()));
     }
     match std::fs::remove_file(path) {

@@ -13,13 +13,14 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Verdict};
-use crate::status;
+use crate::{status, terminal};
 use anyhow::Result;
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use detach::Detach;
 use run::Run;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -197,7 +198,8 @@ impl Show {
                 ExitCode::from(2)
             }
             Err(err) => {
-                eprintln!("netdp: error: {err:#}");
+                let said = format!("{err:#}");
+                eprintln!("netdp: error: {}", terminal::lines(&said));
                 ExitCode::from(2)
             }
         }
@@ -221,7 +223,14 @@ fn init_log(level: LogLevel) {
         // Traces every relocation at debug level.
         .filter_module("aya", log::LevelFilter::Warn)
         .filter_module("aya_obj", log::LevelFilter::Warn)
-        .format_target(false)
+        // As env_logger has it, but for what would steer the terminal of whoever reads it.
+        .format(|out, record| {
+            let (time, level) = (out.timestamp(), record.level());
+            let style = out.default_level_style(level);
+            let said = record.args().to_string();
+            let said = terminal::line(&said);
+            writeln!(out, "[{time} {style}{level:<5}{style:#}] {said}")
+        })
         .init();
 }
 

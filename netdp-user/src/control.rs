@@ -52,6 +52,10 @@ pub struct Told {
     pub no_free_port: u64,
     /// Why the node is not ready; nothing if it is.
     pub unready: Vec<String>,
+    /// How often programs were found taken off.
+    pub losses: u64,
+    /// What became of it last.
+    pub last_loss: String,
 }
 
 /// When the agent's loop turned last.

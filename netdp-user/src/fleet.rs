@@ -61,9 +61,9 @@ pub fn print(kubeconfig: Option<&Path>, namespace: &str, json: bool) -> Result<(
             .context("the Kubernetes API did not answer within 30 s")?
     })?;
     if json {
-        return write_out(&(serde_json::to_string_pretty(&nodes)? + "\n"));
+        return write_out(&(serde_json::to_string_pretty(&nodes)? + "\n"), true);
     }
-    write_out(&text(&nodes))
+    write_out(&text(&nodes), false)
 }
 
 async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
@@ -89,7 +89,10 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
                 });
             }
         }
-        Err(error) => eprintln!("netdp: nodes without an agent are not shown: {error}"),
+        Err(error) => eprintln!(
+            "netdp: nodes without an agent are not shown: {}",
+            crate::terminal::line(&error.to_string())
+        ),
     }
     Ok(states.into_values().collect())
 }

@@ -7,7 +7,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(err) => {
             // The log may be filtered; the last word never is.
-            eprintln!("netdp: error: {err:#}");
+            let said = format!("{err:#}");
+            eprintln!("netdp: error: {}", netdp_user::terminal::lines(&said));
             ExitCode::FAILURE
         }
     }

@@ -1,16 +1,20 @@
 //! The state directory: one agent's lock, status, findings and last good configuration.
 
+mod lock;
+
 use crate::config::Document;
+use crate::private;
 use crate::rollback::Fallback;
 use crate::shadow::ShadowReport;
 use crate::status::Report;
 use anyhow::{Context as _, Result};
 use netdp_common::siphash;
-use nix::fcntl::{Flock, FlockArg};
-use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Read as _, Seek as _, Write as _};
+use std::fs::{self, File};
+use std::io::{BufWriter, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use lock::Lock;
 
 /// The documents that the Kubernetes API had.
 const LAST_API: &str = "last-api.json";
@@ -38,24 +42,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
 
-/// Held while an agent lives.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<File>,
-}
-
 impl StateDir {
-    /// Makes the directory if need be.
+    /// Makes the directory if need be, and takes others' rights to what is in it.
     ///
     /// # Errors
-    /// It can't be made.
+    /// It can't be made, or others could swap what is in it.
     pub fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).with_context(|| {
-            format!(
-                "creating the state directory {}; choose another with --state-dir",
-                path.display()
-            )
-        })?;
+        private::directory(path, "--state-dir").context("the state directory")?;
+        private::tighten(path)?;
         Ok(Self(path.to_owned()))
     }
 
@@ -73,25 +67,7 @@ impl StateDir {
     /// # Errors
     /// The lock file can't be made.
     pub fn lock(&self) -> Result<Option<Lock>> {
-        let path = self.file("lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .with_context(|| format!("opening the lock file {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
-                file.set_len(0)?;
-                file.rewind()?;
-                writeln!(file, "{}", std::process::id())
-                    .with_context(|| format!("writing the lock file {}", path.display()))?;
-                Ok(Some(Lock { _file: file }))
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, err)) => Err(err).with_context(|| format!("locking {}", path.display())),
-        }
+        lock::take(&self.file("lock"))
     }
 
     /// The same, for an agent that starts right after another was killed: what that one was about to
@@ -111,13 +87,7 @@ impl StateDir {
 
     /// The process that holds the lock, if one does.
     pub fn owner(&self) -> Option<u32> {
-        let mut file = File::open(self.file("lock")).ok()?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).ok()?;
-        match Flock::lock(file, FlockArg::LockSharedNonblock) {
-            Ok(_) => None,
-            Err(_) => text.trim().parse().ok(),
-        }
+        lock::owner(&self.file("lock"))
     }
 
     /// Reads the node's secret, or makes one.
@@ -126,7 +96,7 @@ impl StateDir {
     /// There is no randomness, or the file can't be written.
     pub fn secret(&self) -> Result<siphash::Key> {
         let path = self.file(SECRET);
-        if let Ok(bytes) = fs::read(&path)
+        if let Ok(bytes) = private::read(&path)
             && let Ok(bytes) = <[u8; 16]>::try_from(bytes)
         {
             return Ok(secret_from(bytes));
@@ -168,7 +138,7 @@ impl StateDir {
     /// There is none, or it is not one.
     pub fn report(&self) -> Result<Report> {
         let path = self.file("status.json");
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let bytes = private::read(&path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -186,7 +156,7 @@ impl StateDir {
     /// There is no such report.
     pub fn shadow(&self) -> Result<ShadowReport> {
         let path = self.file(SHADOW);
-        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let bytes = private::read(&path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -204,7 +174,7 @@ impl StateDir {
     /// There is none, or it is not one.
     pub fn fallback(&self) -> Result<Fallback> {
         let path = self.file("fallback.json");
-        let bytes = fs::read(&path).with_context(|| {
+        let bytes = private::read(&path).with_context(|| {
             format!(
                 "reading {}; has an agent run with this --state-dir?",
                 path.display()
@@ -223,7 +193,7 @@ impl StateDir {
 
     /// The documents of the last good configuration, if there was one.
     pub fn last_good(&self) -> Option<Vec<Document>> {
-        let bytes = fs::read(self.file("last-good.json")).ok()?;
+        let bytes = private::read(&self.file("last-good.json")).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -237,7 +207,7 @@ impl StateDir {
 
     /// What [`save_last_api`](Self::save_last_api) wrote, if it did.
     pub fn last_api(&self) -> Option<Vec<Document>> {
-        let bytes = fs::read(self.file(LAST_API)).ok()?;
+        let bytes = private::read(&self.file(LAST_API)).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -274,7 +244,7 @@ impl StateDir {
     ) -> Result<()> {
         let (path, new) = (self.file(name), self.file(&format!(".{name}.new")));
         let replace = || {
-            let mut file = BufWriter::new(File::create(&new)?);
+            let mut file = BufWriter::new(private::create(&new)?);
             write(&mut file)?;
             file.flush()?;
             fs::rename(&new, &path)

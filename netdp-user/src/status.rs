@@ -2,11 +2,12 @@
 
 mod nat;
 
-use crate::datapath::{Attached, FlowRecord, Maps, Mechanism};
+use crate::datapath::{Attached, FlowRecord, Found, Maps, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::state_dir::StateDir;
+use crate::terminal;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use nat::LiveRules;
@@ -15,7 +16,7 @@ use netdp_common::tuple::proto;
 use netdp_common::verdict::DropReason;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -63,6 +64,18 @@ pub struct Report {
     /// Why the node is not ready; nothing if it is, or if nobody asks.
     #[serde(default)]
     pub unready: Vec<String>,
+    /// Where programs are to be.
+    #[serde(default)]
+    pub placed: Vec<Placed>,
+    /// Where programs were to be and are not, as the agent last knew.
+    #[serde(default)]
+    pub off: Vec<String>,
+    /// Why the datapath is not pinned, if so: it ends with the agent.
+    #[serde(default)]
+    pub unpinned: Option<String>,
+    /// How often the agent has put back programs or pins that were gone.
+    #[serde(default)]
+    pub repairs: u64,
 }
 
 impl Report {
@@ -163,8 +176,12 @@ struct Status {
     /// `running`, or `not running`.
     agent: &'static str,
     pid: Option<u32>,
-    /// `in force` or `none`.
+    /// `in force`, `not in force` or `none`.
     datapath: &'static str,
+    /// Why it is not in force.
+    off: Vec<String>,
+    /// Why the maps could not be read, if so: then there are no counts.
+    unread: Option<String>,
     mappings: usize,
     /// How many mappings fit.
     max_mappings: usize,
@@ -180,15 +197,15 @@ impl Status {
         let dir = StateDir::at(state_dir);
         let pid = dir.owner();
         let pinned = bpffs.join(netdp_common::abi::pins::SETTINGS).exists();
-        let (mappings, max_mappings, counters, attached) = if pinned {
-            let maps = Maps::open(bpffs)?;
-            let attached = !maps.uplinks()?.is_empty();
-            let max = maps.capacity()?;
-            (maps.flow_count()?, max, maps.counters()?, attached)
+        let read = if pinned {
+            read_maps(bpffs)
         } else {
-            (0, 0, Counters::default(), false)
+            Ok((0, 0, Counters::default(), false))
         };
+        let unread = read.as_ref().err().map(|err| format!("{err:#}"));
+        let (mappings, max_mappings, counters, attached) = read.unwrap_or_default();
         let report = dir.report().ok();
+        let (off, placed) = looked(report.as_ref(), pid.is_some());
         Ok(Self {
             rules: nat::live(report.as_ref()),
             agent: if pid.is_some() {
@@ -197,7 +214,13 @@ impl Status {
                 "not running"
             },
             pid,
-            datapath: if attached { "in force" } else { "none" },
+            datapath: match (off.is_empty(), attached || placed) {
+                (false, _) => "not in force",
+                (true, true) => "in force",
+                (true, false) => "none",
+            },
+            off,
+            unread,
             mappings,
             max_mappings,
             report,
@@ -215,14 +238,41 @@ impl Status {
             Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
             None => writeln!(out, "agent      not running")?,
         }
-        if let Some(report) = &self.report {
+        let report = self.report.as_ref().map(terminal::each).transpose()?;
+        if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
         }
-        writeln!(out, "datapath   {}", self.datapath)?;
+        match self.off.as_slice() {
+            [] => writeln!(out, "datapath   {}", self.datapath)?,
+            reasons => {
+                for reason in reasons {
+                    let reason = terminal::line(reason);
+                    writeln!(out, "datapath   NOT IN FORCE: {reason}")?;
+                }
+            }
+        }
+        if let Some(report) = &report {
+            if let Some(why) = &report.unpinned {
+                writeln!(
+                    out,
+                    "unpinned   the datapath will not outlive the agent: {why}"
+                )?;
+            }
+            if report.repairs > 0 {
+                writeln!(
+                    out,
+                    "repairs    {} (programs or pins that somebody took away)",
+                    report.repairs
+                )?;
+            }
+        }
         let (used, max) = (self.mappings, self.max_mappings);
         let percent = (used * 100).checked_div(max).unwrap_or(0);
-        writeln!(out, "mappings   {used} of {max} ({percent} %)")?;
-        if let Some(report) = &self.report {
+        match &self.unread {
+            None => writeln!(out, "mappings   {used} of {max} ({percent} %)")?,
+            Some(why) => writeln!(out, "mappings   not known: {}", terminal::line(why))?,
+        }
+        if let Some(report) = &report {
             describe(&mut out, report)?;
             nat::rules(&mut out, &self.rules)?;
             nat::foreign(&mut out, &report.foreign)?;
@@ -243,6 +293,40 @@ impl Status {
         writeln!(out, "dropped    {}", or_none(&drops, ", "))?;
         Ok(out)
     }
+}
+
+/// Mappings, how many fit, counters, and whether there are uplinks.
+fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
+    let maps = Maps::open(bpffs)?;
+    let attached = !maps.uplinks()?.is_empty();
+    Ok((
+        maps.flow_count()?,
+        maps.capacity()?,
+        maps.counters()?,
+        attached,
+    ))
+}
+
+/// What is not attached as the kernel has it now, and whether anything is. What could not be attached
+/// at all only a living agent knows.
+fn looked(report: Option<&Report>, alive: bool) -> (Vec<String>, bool) {
+    let Some(report) = report else {
+        return (Vec::new(), false);
+    };
+    let mut off = Vec::new();
+    let mut there = false;
+    for placed in &report.placed {
+        match placed.look() {
+            Ok(Found::There) => there = true,
+            Ok(Found::Missing) => off.push(placed.to_string()),
+            Ok(Found::NoInterface) => {}
+            Err(err) => off.push(format!("not known: {err:#}")),
+        }
+    }
+    let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();
+    let refused = report.off.iter().filter(|why| !known.contains(why));
+    off.extend(refused.filter(|_| alive).cloned());
+    (off, there)
 }
 
 fn describe(out: &mut String, report: &Report) -> Result<()> {
@@ -372,7 +456,7 @@ pub fn print(bpffs: &Path, state_dir: &Path, json: bool) -> Result<()> {
     } else {
         status.text()?
     };
-    write_out(&text)
+    write_out(&text, json)
 }
 
 /// Prints the live mappings.
@@ -388,7 +472,7 @@ pub fn print_flows(bpffs: &Path, json: bool) -> Result<()> {
     } else {
         flow_table(&flows)
     };
-    write_out(&text)
+    write_out(&text, json)
 }
 
 fn flow_table(flows: &[FlowRecord]) -> String {
@@ -429,12 +513,28 @@ fn endpoint(ip: std::net::IpAddr, id: u16) -> String {
 }
 
 /// A table in the style of all commands.
-pub(crate) fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Rows {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
         .set_header(header.to_vec());
-    table
+    Rows(table)
+}
+
+/// A table, whose cells are shown as [`terminal::line`].
+pub(crate) struct Rows(Table);
+
+impl Rows {
+    pub(crate) fn add_row<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        let shown = |cell: T| terminal::line(cell.as_ref()).into_owned();
+        self.0.add_row(cells.into_iter().map(shown));
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 fn or_none(list: &[String], separator: &str) -> String {
@@ -474,9 +574,15 @@ pub(crate) fn protocol(number: u32) -> String {
     }
 }
 
-/// Writes a result to standard output. A reader that goes away (`| head`) is no error.
-pub(crate) fn write_out(text: &str) -> Result<()> {
-    match std::io::stdout().write_all(text.as_bytes()) {
+/// Writes a result to standard output; one for people as [`terminal::lines`]. A reader that goes away
+/// (`| head`) is no error.
+pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
+    let shown = if json {
+        text.into()
+    } else {
+        terminal::lines(text)
+    };
+    match std::io::stdout().write_all(shown.as_bytes()) {
         Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.context("writing to standard output"),
     }

@@ -3,7 +3,7 @@
 use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
-use crate::datapath::{self, Attached, Datapath};
+use crate::datapath::{Attached, Datapath};
 use crate::iptables::{self, Chains};
 use crate::reconcile::{Change, State};
 use crate::shadow::{Node, Shadow};
@@ -204,9 +204,9 @@ impl Engine {
     }
 
     /// Removes what is in force; says what that was.
-    pub(super) fn remove(&self, options: &RunOptions) -> Result<Vec<String>> {
+    pub(super) fn remove(&mut self, options: &RunOptions) -> Result<Vec<String>> {
         match self {
-            Self::Ebpf(_) => datapath::detach(&options.bpffs),
+            Self::Ebpf(datapath) => datapath.remove(),
             Self::Iptables(_) => iptables::remove(&options.chains.name),
             Self::Shadow(_) => Ok(Vec::new()),
         }

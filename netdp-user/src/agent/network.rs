@@ -160,7 +160,16 @@ impl Agent {
         for change in changes {
             log::debug!("{change:?}");
             if let Err(err) = self.engine.apply(&change) {
-                log::error!("{err:#}");
+                let why = format!("{err:#}");
+                let news = match &change {
+                    Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
+                        self.guard.refused(*ifindex, why.clone())
+                    }
+                    _ => true,
+                };
+                if news {
+                    log::error!("{why}");
+                }
                 match &change {
                     Change::SetPolicy(_) if self.applied.policy.is_none() => {
                         // Attached without a policy it would masquerade all.
@@ -178,7 +187,7 @@ impl Agent {
                     }
                     Change::Detach { .. } | Change::DetachPods { .. } => {}
                 }
-            } else if !self.engine.is_shadow() {
+            } else if !self.engine.is_shadow() && !self.guard.is_again(&change) {
                 announce(&change);
             }
         }
@@ -187,6 +196,16 @@ impl Agent {
             lost: lost.next().is_some(),
             repolicied: self.applied.policy != reached.policy,
         };
+        self.guard.retain_refusals(|ifindex| {
+            let is_missing = |wanted: bool, reached: bool| wanted && !reached;
+            is_missing(
+                wanted.uplinks.contains_key(&ifindex),
+                reached.uplinks.contains_key(&ifindex),
+            ) || is_missing(
+                wanted.pod_links.contains_key(&ifindex),
+                reached.pod_links.contains_key(&ifindex),
+            )
+        });
         self.applied = reached;
         applied
     }
@@ -223,9 +242,7 @@ impl Agent {
         if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
             self.check_datapath();
         }
-        self.save_report();
-        self.update_ready();
-        self.tell();
+        self.tell_faults();
     }
 
     pub(super) fn accept_chains(&mut self, reports: Vec<ChainReport>) {

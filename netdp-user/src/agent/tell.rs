@@ -72,12 +72,14 @@ impl Agent {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
-        let checked = datapath.self_check(
-            &self.config,
-            self.applied.uplinks.values(),
-            &self.applied.local,
-            families,
-        );
+        let checked = datapath.check_hooks().and_then(|()| {
+            datapath.self_check(
+                &self.config,
+                self.applied.uplinks.values(),
+                &self.applied.local,
+                families,
+            )
+        });
         let fault = checked.err().map(|err| format!("{err:#}"));
         if fault != self.told.fault {
             match &fault {
@@ -106,6 +108,7 @@ impl Agent {
                 why.unwrap_or("see the log")
             ));
         }
+        reasons.extend(self.report.off.iter().cloned());
         reasons
     }
 
@@ -169,6 +172,8 @@ impl Agent {
                 .drops
                 .get(netdp_common::verdict::DropReason::NoFreePort),
             unready,
+            losses: self.guard.losses,
+            last_loss: self.guard.last_loss.clone(),
         };
         if let Some(control) = &self.control {
             control.tell(told);

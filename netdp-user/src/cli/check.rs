@@ -87,7 +87,7 @@ impl Check {
             Output::Json => serde_json::to_string_pretty(&verdict)? + "\n",
             Output::Text => verdict.text(),
         };
-        status::write_out(&text)?;
+        status::write_out(&text, self.output == Output::Json)?;
         let (errors, warnings) = (verdict.errors.len(), verdict.warnings.len());
         if errors > 0 {
             bail!(

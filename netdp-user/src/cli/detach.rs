@@ -7,6 +7,7 @@ use crate::iptables::{self, Chains};
 use crate::rollback::Rollback;
 use crate::state_dir::StateDir;
 use crate::status::Report;
+use crate::terminal;
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use std::time::{Duration, Instant};
@@ -47,17 +48,20 @@ impl Detach {
             self.for_good(&dir)?
         };
         for what in removed {
-            eprintln!("netdp: removed {what}");
+            eprintln!("netdp: removed {}", terminal::line(&what));
         }
         Ok(())
     }
 
     fn for_good(&self, dir: &StateDir) -> Result<Vec<String>> {
         let mut removed = Vec::new();
-        for chain in dir.report().map(|r| r.chains).unwrap_or_default() {
+        let report = dir.report().unwrap_or_default();
+        for chain in report.chains {
             removed.extend(iptables::remove(&chain.chain)?);
         }
         removed.extend(datapath::detach(&self.places.bpffs)?);
+        // Those of a datapath whose maps were not pinned any more.
+        removed.extend(datapath::remove_filters(&report.placed));
         dir.forget()?;
         if removed.is_empty() {
             eprintln!(

@@ -93,6 +93,12 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
             format!("pods' traffic is no longer masqueraded on {names}: it is no uplink any more"),
         );
     }
+    if now.losses > before.losses {
+        node(
+            "DatapathDetached",
+            format!("pods' traffic was not masqueraded: {}", now.last_loss),
+        );
+    }
     // The counter outlives agents: the first look tells nothing new.
     if now.no_free_port > before.no_free_port && !before.version.is_empty() {
         let count = now.no_free_port - before.no_free_port;

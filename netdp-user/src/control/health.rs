@@ -7,20 +7,29 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{sleep, timeout};
 
 /// A loop that has not turned for this long hangs: it turns at least with each sweep, every five
 /// seconds, and the longest sweep that was measured took less than two.
 const HANGS: Duration = Duration::from_secs(30);
 
-/// Connections at a time, and how long each may take.
+/// Connections at a time, in all and of one address.
 const CONNECTIONS: usize = 32;
-const PATIENCE: Duration = Duration::from_secs(10);
+const OF_ONE: usize = 8;
+
+/// How long a request may take to come, and how long a connection may last.
+const HEADER: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How large a request may be; the least that hyper takes.
+const REQUEST_BYTES: usize = 8192;
 
 /// Serves for ever, if there is where.
 pub(super) async fn serve(
@@ -36,13 +45,10 @@ pub(super) async fn serve(
             return;
         }
     };
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut places = Places::default();
     loop {
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else {
-            return;
-        };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 log::debug!("accepting a probe: {error}");
                 // Out of file descriptors, most likely: a moment may help.
@@ -51,20 +57,57 @@ pub(super) async fn serve(
             }
         };
         let (pulse, told) = (Arc::clone(&pulse), told.clone());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let response = answer(&request, &pulse, &told.borrow());
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
+                .header_read_timeout(HEADER)
+                .max_buf_size(REQUEST_BYTES)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             if let Ok(Err(error)) = timeout(PATIENCE, connection).await {
                 log::debug!("answering a probe: {error}");
             }
-            drop(permit);
         });
+        places.take(peer.ip().to_canonical(), task.abort_handle());
+        // Lets those that had to give way close, and those that have asked be answered.
+        yield_now().await;
+    }
+}
+
+/// The connections there are, the oldest first. A probe asks at once and is answered at once: the
+/// oldest is one that does neither.
+#[derive(Debug, Default)]
+struct Places(VecDeque<(IpAddr, AbortHandle)>);
+
+impl Places {
+    /// Takes a place. Where there is none, the oldest connection gives way: of the same address, if
+    /// that has its share, else of the one that has most.
+    fn take(&mut self, from: IpAddr, task: AbortHandle) {
+        self.0.retain(|(_, task)| !task.is_finished());
+        let mut shares: BTreeMap<IpAddr, usize> = BTreeMap::new();
+        for (address, _) in &self.0 {
+            *shares.entry(*address).or_default() += 1;
+        }
+        let loser = if shares.get(&from).is_some_and(|share| *share >= OF_ONE) {
+            Some(from)
+        } else if self.0.len() >= CONNECTIONS {
+            let most = shares.values().copied().max();
+            let oldest = self.0.iter().map(|(address, _)| *address);
+            oldest
+                .into_iter()
+                .find(|address| shares.get(address).copied() == most)
+        } else {
+            None
+        };
+        let at = loser.and_then(|loser| self.0.iter().position(|(address, _)| *address == loser));
+        if let Some((_, task)) = at.and_then(|at| self.0.remove(at)) {
+            task.abort();
+        }
+        self.0.push_back((from, task));
     }
 }
 

@@ -1,5 +1,6 @@
 //! The BPF file system that pins live in.
 
+use crate::private;
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -30,6 +31,8 @@ pub fn ensure(dir: &Path) -> Result<()> {
     if !is_bpffs(dir) {
         mount(dir)?;
     }
+    // Whoever could put other pins here would have the agent write their maps.
+    private::directory(dir, "--bpffs").context("the directory for pins")?;
     fs::create_dir_all(dir.join("links"))
         .with_context(|| format!("creating {}", dir.join("links").display()))
 }
@@ -40,7 +43,6 @@ pub fn is_bpffs(dir: &Path) -> bool {
 }
 
 fn mount(dir: &Path) -> Result<()> {
-    log::info!("mounting a bpffs at {}", dir.display());
     nix::mount::mount(
         Some("bpf"),
         dir,
@@ -55,7 +57,9 @@ fn mount(dir: &Path) -> Result<()> {
             dir.display(),
             dir.display()
         )
-    })
+    })?;
+    log::info!("mounted a bpffs at {}", dir.display());
+    Ok(())
 }
 
 /// Removes a pin; none there is fine.

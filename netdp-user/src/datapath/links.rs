@@ -1,27 +1,30 @@
-//! Attaching the programs to interfaces: TCX links, pinned, where the kernel
-//! has them (6.6), clsact filters otherwise. Other programs there are let be.
+//! Attaching the programs to interfaces: TCX links, held and pinned, where the
+//! kernel has them (6.6), clsact filters otherwise. Other programs there are let be.
 
 use super::object::{EGRESS, HAIRPIN, INGRESS, program};
-use super::{bpffs, release};
+use super::placed::Placed;
+use super::tcx::TcxLink;
+use super::{bpffs, filter};
 use crate::uplinks::Uplink;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::Ebpf;
-use aya::programs::links::{FdLink, Link as _, PinnedLink};
+use aya::programs::links::Link as _;
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
-use serde::Serialize;
+use aya::programs::{SchedClassifier, TcAttachType};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 /// Fixed priority and handle of our clsact filters, so that a later agent finds
 /// and replaces them.
-const PRIORITY: u16 = 40_960;
-const HANDLE: TcHandle = TcHandle::new(0, 0x6e64);
+pub(super) const PRIORITY: u16 = 40_960;
+pub(super) const HANDLE: TcHandle = TcHandle::new(0, 0x6e64);
 
 /// One of the two hooks on an uplink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
     /// Packets that leave.
@@ -50,27 +53,24 @@ impl Hook {
         }
     }
 
-    /// Nearest to the wire: other programs see pods' own addresses both ways, and
-    /// may refuse what a pod sends.
-    fn order(self) -> LinkOrder {
+    /// As people call it.
+    pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Egress | Self::Pod => LinkOrder::last(),
-            Self::Ingress => LinkOrder::first(),
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+            Self::Pod => "hairpin",
         }
     }
 
     fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
-        let name = match self {
-            Self::Egress => "egress",
-            Self::Ingress => "ingress",
-            Self::Pod => "hairpin",
-        };
-        bpffs.join("links").join(format!("{name}_{ifindex}"))
+        bpffs
+            .join("links")
+            .join(format!("{}_{ifindex}", self.name()))
     }
 }
 
 /// How programs are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mechanism {
     /// TCX where the kernel has it, else clsact.
@@ -104,6 +104,17 @@ pub struct Links {
     bpffs: PathBuf,
     mechanism: Mechanism,
     attached: BTreeMap<u32, Attached>,
+    /// Where programs are to be, once they were attached there.
+    places: BTreeMap<(u32, Hook), Place>,
+    /// Why links could not be pinned when they were made; another's pin may be in the place.
+    unpinned: BTreeMap<(u32, Hook), String>,
+}
+
+/// A program's place.
+struct Place {
+    placed: Placed,
+    /// Held besides the pin: losing that takes nothing off. None with clsact.
+    link: Option<TcxLink>,
 }
 
 impl Links {
@@ -112,11 +123,50 @@ impl Links {
             bpffs: bpffs.to_owned(),
             mechanism,
             attached: BTreeMap::new(),
+            places: BTreeMap::new(),
+            unpinned: BTreeMap::new(),
         })
     }
 
     pub fn attached(&self) -> Vec<Attached> {
         self.attached.values().cloned().collect()
+    }
+
+    /// Where programs are to be.
+    pub fn placed(&self) -> Vec<Placed> {
+        let places = self.places.values();
+        places.map(|place| place.placed.clone()).collect()
+    }
+
+    /// The pins that are to be there.
+    pub fn pins(&self) -> Vec<PathBuf> {
+        let pinned = self.places.iter().filter(|(_, place)| place.link.is_some());
+        pinned
+            .map(|((ifindex, hook), _)| hook.pin(&self.bpffs, *ifindex))
+            .collect()
+    }
+
+    /// Pins links whose pins are gone. Tells how many.
+    pub fn pin(&mut self) -> Result<usize> {
+        let mut pinned = 0;
+        for (at, place) in &self.places {
+            let pin = at.1.pin(&self.bpffs, at.0);
+            if let Some(link) = &place.link
+                && (self.unpinned.contains_key(at) || !pin.exists())
+            {
+                bpffs::remove_pin(&pin, &mut Vec::new())?;
+                link.pin(&pin)
+                    .with_context(|| format!("pinning the link {}", pin.display()))?;
+                pinned += 1;
+            }
+        }
+        self.unpinned.clear();
+        Ok(pinned)
+    }
+
+    /// Why a link could not be pinned when it was made.
+    pub fn unpinned(&self) -> Option<&str> {
+        self.unpinned.values().next().map(String::as_str)
     }
 
     /// Attaches both programs of an uplink; ones that are there already, of this
@@ -143,94 +193,166 @@ impl Links {
     }
 
     /// Attaches the hairpin program to an interface towards pods.
-    pub fn attach_pods(&self, object: &mut Ebpf, ifindex: u32, name: &str) -> Result<()> {
+    pub fn attach_pods(&mut self, object: &mut Ebpf, ifindex: u32, name: &str) -> Result<()> {
         let device = Device { ifindex, name };
         self.attach_one(object, Hook::Pod, device, self.mechanism)
             .map(drop)
     }
 
     fn attach_one(
-        &self,
+        &mut self,
         object: &mut Ebpf,
         hook: Hook,
         device: Device<'_>,
         mechanism: Mechanism,
     ) -> Result<Mechanism> {
         let program = program(object, hook.program())?;
-        match mechanism {
+        let (mechanism, link) = match mechanism {
             Mechanism::Clsact => {
                 // Never both: a packet would be translated twice.
                 bpffs::remove_pin(&hook.pin(&self.bpffs, device.ifindex), &mut Vec::new())?;
-                attach_clsact(program, hook, device.name)
+                attach_clsact(program, hook, device)?;
+                (Mechanism::Clsact, None)
             }
-            Mechanism::Tcx => self.attach_tcx(program, hook, device),
+            Mechanism::Tcx => (
+                Mechanism::Tcx,
+                Some(self.attach_tcx(program, hook, device)?),
+            ),
             Mechanism::Auto => match self.attach_tcx(program, hook, device) {
                 Err(err) if is_unsupported(&err) => {
                     log::info!("{}: no TCX here, using clsact", device.name);
-                    attach_clsact(program, hook, device.name)
+                    attach_clsact(program, hook, device)?;
+                    (Mechanism::Clsact, None)
                 }
-                done => done,
+                done => (Mechanism::Tcx, Some(done?)),
             },
-        }
+        };
+        let placed = Placed {
+            ifindex: device.ifindex,
+            interface: device.name.to_owned(),
+            hook,
+            mechanism,
+            program: program.info().context("asking for a program's id")?.id(),
+        };
+        let place = Place { placed, link };
+        self.places.insert((device.ifindex, hook), place);
+        Ok(mechanism)
     }
 
     fn attach_tcx(
-        &self,
-        program: &mut SchedClassifier,
+        &mut self,
+        program: &SchedClassifier,
         hook: Hook,
         device: Device<'_>,
-    ) -> Result<Mechanism> {
+    ) -> Result<TcxLink> {
+        let program = program.fd()?.as_fd();
         let pin = hook.pin(&self.bpffs, device.ifindex);
-        if !pin.exists() {
-            // An earlier agent may have used clsact. Never both.
-            remove_filter(device.name, hook);
-        }
-        if pin.exists() {
-            let link = PinnedLink::from_pin(&pin)
-                .with_context(|| format!("opening the pinned link {}", pin.display()))?;
-            let link = SchedClassifierLink::try_from(FdLink::from(link))
-                .with_context(|| format!("{} is not a TCX link", pin.display()))?;
-            match program.attach_to_link(link) {
-                Ok(id) => {
-                    // The pin holds the link; this end of it can go.
-                    drop(program.take_link(id)?);
-                    return Ok(Mechanism::Tcx);
-                }
+        let place = self.places.get_mut(&(device.ifindex, hook));
+        let link = match place.and_then(|place| place.link.take()) {
+            Some(held) => Some(held),
+            None if pin.exists() => Some(
+                TcxLink::open(&pin)
+                    .with_context(|| format!("opening the pinned link {}", pin.display()))?,
+            ),
+            None => {
+                // An earlier agent may have used clsact. Never both.
+                remove_filter(device.name, hook);
+                None
+            }
+        };
+        if let Some(link) = link {
+            match link.update(program) {
+                Ok(()) => return Ok(link),
                 // The interface went away and the kernel gave its index to
-                // another, or the link is dead: make a new one.
+                // another, or somebody has detached it: make a new one.
                 Err(err) => {
-                    log::info!("{}: the pinned {hook:?} link is dead ({err})", device.name);
-                    bpffs::remove_pin(&pin, &mut Vec::new())?;
+                    log::info!("{}: the {} link is dead ({err})", device.name, hook.name());
                 }
             }
         }
-        let options = TcAttachOptions::TcxOrder(hook.order());
-        let id = program.attach_with_options(device.name, hook.attach_type(), options)?;
-        let link: FdLink = program.take_link(id)?.try_into()?;
-        link.pin(&pin)
-            .with_context(|| format!("pinning the link {}", pin.display()))?;
-        Ok(Mechanism::Tcx)
+        let link = TcxLink::create(program, device.ifindex, hook)
+            .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
+        // Attached is what matters; what can't be pinned now is tried again.
+        let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
+            link.pin(&pin)
+                .with_context(|| format!("pinning the link {}", pin.display()))
+        });
+        let at = (device.ifindex, hook);
+        match pinned {
+            Ok(()) => drop(self.unpinned.remove(&at)),
+            Err(err) => drop(self.unpinned.insert(at, format!("{err:#}"))),
+        }
+        Ok(link)
     }
 
     pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<()> {
         self.attached.remove(&ifindex);
+        // Egress first: as long as packets leave translated, replies come back.
+        self.release(|at, hook| at == ifindex && hook == Hook::Egress);
+        self.release(|at, hook| at == ifindex && hook == Hook::Ingress);
         remove(&self.bpffs, ifindex, Some(name), &mut Vec::new())
     }
 
-    pub fn detach_pods(&self, ifindex: u32, name: &str) -> Result<()> {
+    pub fn detach_pods(&mut self, ifindex: u32, name: &str) -> Result<()> {
+        self.release(|at, hook| at == ifindex && hook == Hook::Pod);
         remove_hook(&self.bpffs, Hook::Pod, ifindex, Some(name), &mut Vec::new())
     }
 
     /// Takes the hairpin program off every interface that is to lose it and is no
     /// uplink, whichever agent attached it.
-    pub fn detach_pods_where(&self, loses: impl Fn(u32) -> bool, uplinks: &[u32]) -> Result<()> {
+    pub fn detach_pods_where(
+        &mut self,
+        loses: impl Fn(u32) -> bool,
+        uplinks: &[u32],
+    ) -> Result<()> {
+        self.release(|at, hook| hook == Hook::Pod && loses(at));
         remove_pods(&self.bpffs, loses, uplinks, &mut Vec::new())
+    }
+
+    /// Takes every program off, pinned or not. Says of which interfaces.
+    pub fn detach_all(&mut self) -> Vec<String> {
+        let mut removed = Vec::new();
+        for (ifindex, hook) in self.places.keys() {
+            if let Some(name) = name_of(*ifindex)
+                && remove_filter(&name, *hook)
+            {
+                removed.push(format!("clsact {hook:?} filter on {name}"));
+            }
+        }
+        self.release(|_, hook| hook == Hook::Egress);
+        self.release(|_, _| true);
+        self.attached.clear();
+        removed
+    }
+
+    /// Forgets places. Links that are held are taken off at once.
+    fn release(&mut self, which: impl Fn(u32, Hook) -> bool) {
+        self.places.retain(|(ifindex, hook), place| {
+            let goes = which(*ifindex, *hook);
+            if goes {
+                self.unpinned.remove(&(*ifindex, *hook));
+            }
+            if goes && let Some(link) = &place.link {
+                // Fails where the interface is gone, and the program with it.
+                let _ = link.detach();
+            }
+            !goes
+        });
     }
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Result<Mechanism> {
+fn attach_clsact(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
+    let Device { ifindex, name } = device;
     // Fails where the qdisc is there already, which is as good.
     let _ = qdisc_add_clsact(name);
+    // One of the kind ingress would take both filters, and run them at ingress.
+    let qdisc = filter::qdisc(ifindex)?;
+    ensure!(
+        qdisc.as_deref() == Some("clsact"),
+        "{name} has {}, where clsact would be: remove it (tc qdisc del dev {name} ingress), or \
+         use --attach tcx",
+        qdisc.map_or_else(|| "no qdisc".into(), |kind| format!("a qdisc {kind}"))
+    );
     let ours = SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)?;
     let id = match program.attach_to_link(ours) {
         Ok(id) => id,
@@ -248,7 +370,7 @@ fn attach_clsact(program: &mut SchedClassifier, hook: Hook, name: &str) -> Resul
     };
     // Dropping the link would remove the filter; it is to outlive the agent.
     std::mem::forget(program.take_link(id)?);
-    Ok(Mechanism::Clsact)
+    Ok(())
 }
 
 /// Whether the kernel does not know TCX: EINVAL before Linux 6.6, and EOPNOTSUPP
@@ -326,6 +448,19 @@ fn remove_filter(name: &str, hook: Hook) -> bool {
         .is_ok_and(|link| link.detach().is_ok())
 }
 
+/// Removes the filters among these, pinned maps or not. Gives back what was removed, a line each.
+pub fn remove_filters(placed: &[Placed]) -> Vec<String> {
+    let ours = placed
+        .iter()
+        .filter(|placed| name_of(placed.ifindex).as_deref() == Some(&placed.interface))
+        .filter(|placed| remove_filter(&placed.interface, placed.hook));
+    ours.map(|placed| {
+        let (hook, name) = (placed.hook, &placed.interface);
+        format!("clsact {hook:?} filter on {name}")
+    })
+    .collect()
+}
+
 /// Removes every link below `bpffs`, and the filters on `uplinks`.
 pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> Result<()> {
     for &ifindex in uplinks {
@@ -348,7 +483,7 @@ pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> R
 fn take_off(pin: &Path, removed: &mut Vec<String>) -> Result<()> {
     // Where that fails, because the interface is gone or somebody has taken
     // the program off already, the link goes with its pin.
-    let _ = release::detach(pin);
+    let _ = TcxLink::open(pin).and_then(|link| link.detach());
     bpffs::remove_pin(pin, removed)
 }
 

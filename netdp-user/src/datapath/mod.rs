@@ -7,6 +7,7 @@ mod batch;
 pub mod bpffs;
 mod endpoints;
 mod entries;
+mod filter;
 mod flows;
 mod handover;
 mod history;
@@ -14,17 +15,19 @@ mod links;
 pub mod maps;
 mod node;
 mod object;
+mod placed;
 mod policy;
-mod release;
 mod self_check;
 mod sweep;
+mod tcx;
 
 pub use flows::FlowRecord;
 pub use handover::{Handover, untranslated};
 pub use history::History;
-pub use links::{Attached, Hook, Mechanism};
+pub use links::{Attached, Hook, Mechanism, remove_filters};
 pub use maps::Maps;
 pub use node::NodeMaps;
+pub use placed::{Findings, Found, Placed, Watched};
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
 
@@ -43,7 +46,7 @@ use netdp_common::addr::Addr;
 use netdp_common::siphash;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How the datapath is set up once, at the agent's start.
 #[derive(Debug, Clone)]
@@ -153,6 +156,7 @@ pub struct Datapath {
     on_reload: OnReload,
     /// Whether maps of an earlier agent were found and kept.
     adopted: bool,
+    bpffs: PathBuf,
 }
 
 impl Datapath {
@@ -189,6 +193,7 @@ impl Datapath {
             links: links::Links::new(bpffs, setup.mechanism)?,
             on_reload: setup.on_reload,
             adopted,
+            bpffs: bpffs.to_owned(),
         })
     }
 
@@ -223,6 +228,59 @@ impl Datapath {
     /// What is attached.
     pub fn attached(&self) -> Vec<Attached> {
         self.links.attached()
+    }
+
+    /// What is to be attached and pinned, to look at on another thread.
+    pub fn watched(&self) -> Watched {
+        let maps = abi::pins::ALL.iter().map(|(file, _)| self.bpffs.join(file));
+        Watched {
+            placed: self.links.placed(),
+            bpffs: self.bpffs.clone(),
+            pins: maps.chain(self.links.pins()).collect(),
+        }
+    }
+
+    /// Where programs are to be.
+    pub fn placed(&self) -> Vec<Placed> {
+        self.links.placed()
+    }
+
+    /// Why a link could not be pinned when it was made.
+    pub fn unpinned(&self) -> Option<&str> {
+        self.links.unpinned()
+    }
+
+    /// Pins what is not pinned any more, on a bpffs that is mounted anew if need be. Tells how much
+    /// that was.
+    ///
+    /// # Errors
+    /// What can't be pinned, and why. It stays in force as long as this process lives.
+    pub fn pin(&mut self) -> Result<usize> {
+        bpffs::ensure(&self.bpffs)?;
+        let mut pinned = 0;
+        for (file, name) in abi::pins::ALL {
+            let pin = self.bpffs.join(file);
+            if pin.exists() {
+                continue;
+            }
+            let map = self.object.map(name);
+            map.with_context(|| format!("the eBPF object has no map {name}"))?
+                .pin(&pin)
+                .with_context(|| format!("pinning the map {}", pin.display()))?;
+            pinned += 1;
+        }
+        Ok(pinned + self.links.pin()?)
+    }
+
+    /// Takes all programs off, and removes pins and maps. Gives back what was
+    /// removed, a line each.
+    ///
+    /// # Errors
+    /// What could not be removed, by name.
+    pub fn remove(&mut self) -> Result<Vec<String>> {
+        let mut removed = self.links.detach_all();
+        removed.extend(detach(&self.bpffs)?);
+        Ok(removed)
     }
 
     /// Makes one change.

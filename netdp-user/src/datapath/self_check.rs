@@ -7,7 +7,7 @@
 
 mod packet;
 
-use super::{Datapath, Hook};
+use super::{Datapath, Found, Hook};
 use crate::config::{Action, Config};
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
@@ -62,6 +62,17 @@ impl Datapath {
                     self.is_masqueraded(uplink, to, local)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Asks whether the programs are where they were put.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check_hooks(&self) -> Result<()> {
+        for placed in self.placed() {
+            ensure!(placed.look()? != Found::Missing, "self-check: {placed}");
         }
         Ok(())
     }

@@ -206,6 +206,6 @@ pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
     } else {
         report.text()?
     };
-    write_out(&text)?;
+    write_out(&text, json)?;
     Ok(report.verdict())
 }

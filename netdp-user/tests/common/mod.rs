@@ -5,6 +5,7 @@
 
 pub mod clients;
 pub mod clock;
+pub mod links;
 pub mod transfer;
 pub mod wire;
 

@@ -44,6 +44,28 @@ fn they_say_what_became_of_a_config_map() -> Result<()> {
     Ok(())
 }
 
+/// Somebody takes all programs off. They are back before anybody could ask.
+#[test]
+fn a_detached_datapath_is_told_of_the_node() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let mut options = cluster.options(&cluster.kubeconfig()?);
+    options = options.arg("--attach=clsact");
+    let agent = Agent::start(&cluster.bed.node, options)?;
+    let off = ["tc", "filter", "del", "dev", "eth0", "egress"];
+    cluster.bed.node.run(&off)?;
+    let told = event(&cluster, &agent, "default", "DatapathDetached")?;
+    assert_eq!(told["type"], "Warning");
+    assert_eq!(told["involvedObject"]["kind"], "Node");
+    let message = told["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("the egress program is not attached to eth0 (clsact)"),
+        "{message}"
+    );
+    cluster.wait_probe(&agent, "200", "ok")?;
+    cluster.wait_masqueraded(&agent, true)
+}
+
 #[test]
 fn the_nodes_of_a_cluster_share_one_about_each_version() -> Result<()> {
     let cluster = Cluster::start()?;

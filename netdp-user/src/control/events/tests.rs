@@ -41,6 +41,18 @@ fn refused_flows_and_lost_uplinks_are_told_of_the_node() {
 }
 
 #[test]
+fn programs_that_were_taken_off_are_told_even_if_they_are_back() {
+    let mut now = told();
+    now.losses = 1;
+    now.last_loss = "the egress program is not attached to eth0 (tcx)".into();
+    let found = reasons(&told(), &now);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].0, "DatapathDetached");
+    assert!(found[0].1.ends_with(&now.last_loss));
+    assert_eq!(reasons(&now, &now), []);
+}
+
+#[test]
 fn errors_are_told_where_they_are() {
     let mut now = told();
     now.serial = 1;

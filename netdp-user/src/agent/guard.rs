@@ -1,0 +1,241 @@
+//! Programs that somebody takes off, and pins that somebody removes: noticed within a second, said,
+//! and put right.
+
+use super::Agent;
+use crate::datapath::{Findings, Found, Placed, Watched};
+use crate::reconcile::Change;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+/// How often hooks and pins are looked at.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What is known of hooks and pins.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// A look beside the loop: the kernel may make one wait for its networking lock.
+    looking: Option<JoinHandle<Findings>>,
+    /// What is not attached now.
+    off: Vec<Placed>,
+    /// When everything was seen attached last.
+    seen: Instant,
+    /// Why interfaces could not be attached to, by index.
+    refused: BTreeMap<u32, String>,
+    /// What could not be asked, as said in the log.
+    problem: Option<String>,
+    /// How often programs were found missing.
+    pub(super) losses: u64,
+    /// What became of it last.
+    pub(super) last_loss: String,
+}
+
+impl Guard {
+    pub(super) fn new() -> Self {
+        Self {
+            looking: None,
+            off: Vec::new(),
+            seen: Instant::now(),
+            refused: BTreeMap::new(),
+            problem: None,
+            losses: 0,
+            last_loss: String::new(),
+        }
+    }
+
+    /// Looks soon, unless a look is under way.
+    pub(super) fn look(&mut self, watched: Watched) {
+        if self.looking.is_none() {
+            self.looking = Some(tokio::task::spawn_blocking(move || watched.look()));
+        }
+    }
+
+    /// Waits for what a look shows; for ever where there is none. Dropping the future loses nothing.
+    pub(super) async fn found(&mut self) -> Option<Findings> {
+        let Some(looking) = &mut self.looking else {
+            return std::future::pending().await;
+        };
+        let found = looking.await;
+        self.looking = None;
+        match found {
+            Ok(found) => Some(found),
+            Err(err) => {
+                log::error!("looking at the hooks: {err}");
+                None
+            }
+        }
+    }
+
+    /// Everything that is in the way of translating, a line each.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let off = self.off.iter().map(ToString::to_string);
+        off.chain(self.refused.values().cloned()).collect()
+    }
+
+    /// An interface could not be attached to; whether that is news.
+    pub(super) fn refused(&mut self, ifindex: u32, why: String) -> bool {
+        self.refused.insert(ifindex, why.clone()) != Some(why)
+    }
+
+    /// Whether a change was made before, and is made again with an attempt to attach.
+    pub(super) fn is_again(&self, change: &Change) -> bool {
+        matches!(change, Change::SetUplink(uplink) if self.refused.contains_key(&uplink.ifindex))
+    }
+
+    /// Keeps the refusals of interfaces that still are to be attached to and are not.
+    pub(super) fn retain_refusals(&mut self, refused: impl Fn(u32) -> bool) {
+        let off = &self.off;
+        self.refused
+            .retain(|ifindex, _| is_off(off, *ifindex) || refused(*ifindex));
+    }
+}
+
+fn is_off(off: &[Placed], ifindex: u32) -> bool {
+    off.iter().any(|placed| placed.ifindex == ifindex)
+}
+
+impl Agent {
+    /// It is time to look.
+    pub(super) fn look_at_hooks(&mut self) {
+        if let Some(datapath) = self.engine.as_datapath() {
+            self.guard.look(datapath.watched());
+        }
+        let (off, mut refused) = (&self.guard.off, self.guard.refused.keys());
+        if refused.any(|ifindex| !is_off(off, *ifindex)) {
+            self.reconcile();
+        }
+    }
+
+    /// A look is over.
+    pub(super) fn looked_at_hooks(&mut self, found: Option<Findings>) {
+        let Some(found) = found else {
+            return;
+        };
+        if found.problem != self.guard.problem
+            && let Some(problem) = &found.problem
+        {
+            log::error!("{problem}");
+        }
+        self.guard.problem = found.problem;
+        if !found.missing.is_empty() || !self.guard.off.is_empty() {
+            self.mend_hooks();
+        } else if self.guard.problem.is_none() {
+            self.guard.seen = found.at;
+        }
+        self.mend_pins(found.unpinned);
+    }
+
+    /// Attaches again what is not attached, and says so.
+    pub(super) fn mend_hooks(&mut self) {
+        // Once more: what a look has shown may be over.
+        let missing = self.missing();
+        if missing.is_empty() && self.guard.off.is_empty() {
+            return;
+        }
+        for placed in missing.iter().filter(|it| !self.guard.off.contains(it)) {
+            log::error!("{placed}: attaching it again; pods' traffic has passed untranslated");
+            self.guard.losses += 1;
+            self.guard.last_loss = placed.to_string();
+        }
+        self.guard.off = missing;
+        self.tell_faults();
+        let lost: BTreeSet<u32> = self.guard.off.iter().map(|it| it.ifindex).collect();
+        let uplinks = self.applied.uplinks.values();
+        let uplinks = uplinks.filter(|uplink| lost.contains(&uplink.ifindex));
+        let pods = self.applied.pod_links.iter();
+        let pods = pods.filter(|(ifindex, _)| lost.contains(ifindex));
+        let pods = pods.map(|(&ifindex, name)| Change::AttachPods {
+            ifindex,
+            name: name.clone(),
+        });
+        let changes: Vec<_> = uplinks.cloned().map(Change::Attach).chain(pods).collect();
+        for change in changes {
+            let ifindex = match &change {
+                Change::Attach(uplink) => uplink.ifindex,
+                Change::AttachPods { ifindex, .. } => *ifindex,
+                _ => continue,
+            };
+            if let Err(err) = self.engine.apply(&change) {
+                let why = format!("{err:#}");
+                if self.guard.refused(ifindex, why.clone()) {
+                    log::error!("{why}");
+                }
+            }
+        }
+        let left = self.missing();
+        for ifindex in lost {
+            if !is_off(&left, ifindex) {
+                self.guard.refused.remove(&ifindex);
+            }
+        }
+        let mended = self
+            .guard
+            .off
+            .iter()
+            .filter(|it| !left.contains(it))
+            .count();
+        self.report.repairs += u64::try_from(mended).unwrap_or(u64::MAX);
+        if left.is_empty() {
+            let off = self.guard.seen.elapsed().as_secs_f64();
+            log::info!("all programs are attached again, after {off:.1} s at most");
+            self.guard.last_loss += &format!("; attached again after {off:.1} s at most");
+            self.guard.seen = Instant::now();
+        }
+        self.guard.off = left;
+        self.tell_faults();
+    }
+
+    /// What is not attached, asked now.
+    pub(super) fn missing(&mut self) -> Vec<Placed> {
+        let placed = self.engine.as_datapath().map(|datapath| datapath.placed());
+        let mut placed = placed.unwrap_or_default();
+        placed.retain(|placed| matches!(placed.look(), Ok(Found::Missing)));
+        placed
+    }
+
+    /// Pins what is not pinned. Without pins all is in force, as long as the agent lives.
+    fn mend_pins(&mut self, unpinned: bool) {
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        let before = &self.report.unpinned;
+        let (pinned, why) = match (unpinned, datapath.unpinned()) {
+            (false, None) => (0, None),
+            _ => match datapath.pin() {
+                Ok(pinned) => (pinned, None),
+                Err(err) => (0, Some(format!("{err:#}"))),
+            },
+        };
+        match &why {
+            Some(why) if before.as_ref() != Some(why) => log::error!(
+                "the datapath is not pinned in {} and will not outlive this agent: {why}; tried \
+                 again every {LOOK_INTERVAL:?}",
+                self.options.bpffs.display()
+            ),
+            None if pinned > 0 => {
+                log::warn!(
+                    "pins were missing in {}: the datapath is pinned there again",
+                    self.options.bpffs.display()
+                );
+                self.report.repairs += 1;
+            }
+            _ => {}
+        }
+        if pinned > 0 || why != self.report.unpinned {
+            self.report.unpinned = why;
+            self.save_report();
+        }
+    }
+
+    /// Says what is in the way, to whoever asks.
+    pub(super) fn tell_faults(&mut self) {
+        self.report.off = self.guard.faults();
+        self.report.placed = match self.engine.as_datapath() {
+            Some(datapath) => datapath.placed(),
+            None => Vec::new(),
+        };
+        self.save_report();
+        self.update_ready();
+        self.tell();
+    }
+}

@@ -1,0 +1,208 @@
+//! Directories and files of the agent's own, which nobody else may read, write, lock or swap.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
+use std::io::{Error, ErrorKind, Read as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::Path;
+
+const DIRECTORY: u32 = 0o700;
+const FILE: u32 = 0o600;
+
+/// Whether a user may have a say here: root, or who runs this.
+pub fn is_trusted(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
+}
+
+/// Makes a directory that is its owner's alone, or sees to it that the one that is there is so.
+/// `flag` is what chooses another.
+///
+/// # Errors
+/// It can't be made, or others could swap what is in it.
+pub fn directory(path: &Path, flag: &str) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)
+            .with_context(|| {
+                format!("creating {}; choose another with {flag}", parent.display())
+            })?;
+    }
+    match DirBuilder::new().mode(DIRECTORY).create(path) {
+        Err(err) if err.kind() != ErrorKind::AlreadyExists => {
+            return Err(err).with_context(|| {
+                format!("creating {}; choose another with {flag}", path.display())
+            });
+        }
+        _ => {}
+    }
+    check(path, flag)?;
+    let mode = fs::metadata(path)?.mode() & 0o7777;
+    if mode & 0o777 != DIRECTORY {
+        fs::set_permissions(path, Permissions::from_mode(DIRECTORY)).with_context(|| {
+            format!(
+                "taking others' rights from {} (mode {mode:04o})",
+                path.display()
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Checks that nobody but root and ourselves can swap a directory or what is in it.
+///
+/// # Errors
+/// Which directory is whose, and what to do.
+pub fn check(path: &Path, flag: &str) -> Result<()> {
+    let absolute = std::path::absolute(path)?;
+    for link in absolute.ancestors() {
+        let own =
+            fs::symlink_metadata(link).with_context(|| format!("looking at {}", link.display()))?;
+        if own.file_type().is_symlink() {
+            ensure!(
+                is_trusted(own.uid()),
+                "{} is a symbolic link of uid {}, who could point it elsewhere: remove it, or choose \
+                 another place with {flag}",
+                link.display(),
+                own.uid()
+            );
+        }
+    }
+    let real = fs::canonicalize(&absolute)?;
+    let own = fs::symlink_metadata(&real)?;
+    ensure!(
+        own.is_dir(),
+        "{} is no directory; choose another with {flag}",
+        path.display()
+    );
+    if !is_trusted(own.uid()) || own.mode() & 0o022 != 0 {
+        refuse(&real, &own, flag)?;
+    }
+    for above in absolute
+        .ancestors()
+        .chain(real.ancestors())
+        .filter(|dir| *dir != absolute && *dir != real)
+    {
+        let metadata =
+            fs::metadata(above).with_context(|| format!("looking at {}", above.display()))?;
+        let (mode, sticky) = (metadata.mode(), metadata.mode() & 0o1000 != 0);
+        let group = mode & 0o020 != 0 && metadata.gid() != 0;
+        if !is_trusted(metadata.uid()) || (!sticky && (mode & 0o002 != 0 || group)) {
+            refuse(above, &metadata, flag)
+                .with_context(|| format!("{} can be swapped by others", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn refuse(path: &Path, metadata: &Metadata, flag: &str) -> Result<()> {
+    let dir = path.display();
+    bail!(
+        "{dir} is owned by uid {}, gid {}, with mode {:04o}: others could stop or mislead the agent. \
+         Make it root's alone (chown root: {dir}; chmod go-w {dir}), or choose another place with \
+         {flag}",
+        metadata.uid(),
+        metadata.gid(),
+        metadata.mode() & 0o7777
+    )
+}
+
+/// Opens a regular file to read. Neither a FIFO nor a device is waited for, no link followed.
+///
+/// # Errors
+/// There is none, or it is something else.
+pub fn open(path: &Path) -> std::io::Result<File> {
+    regular(OpenOptions::new().read(true), path)
+}
+
+/// Reads a regular file.
+///
+/// # Errors
+/// As [`open`].
+pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Makes a new file in the place of whatever is there.
+///
+/// # Errors
+/// The file system refused.
+pub fn create(path: &Path) -> std::io::Result<File> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(FILE)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    // A umask may have taken rights of our own.
+    file.set_permissions(Permissions::from_mode(FILE))?;
+    Ok(file)
+}
+
+/// Opens a regular file to read and write, made if need be, and takes others' rights.
+///
+/// # Errors
+/// It is something else, or another's.
+pub fn open_own(path: &Path) -> std::io::Result<File> {
+    let mut options = OpenOptions::new();
+    options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(FILE);
+    let file = regular(&mut options, path)?;
+    let metadata = file.metadata()?;
+    if !is_trusted(metadata.uid()) {
+        let text = format!("it is owned by uid {}: remove it", metadata.uid());
+        return Err(Error::new(ErrorKind::PermissionDenied, text));
+    }
+    if metadata.mode() & 0o777 != FILE {
+        file.set_permissions(Permissions::from_mode(FILE))?;
+    }
+    Ok(file)
+}
+
+/// Takes others' rights to the regular files in a directory.
+///
+/// # Errors
+/// Which file's can't be taken.
+pub fn tighten(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
+        let path = entry?.path();
+        let Ok(file) = open(&path) else {
+            continue;
+        };
+        let metadata = file.metadata()?;
+        if metadata.mode() & 0o077 != 0 && is_trusted(metadata.uid()) {
+            file.set_permissions(Permissions::from_mode(FILE))
+                .with_context(|| format!("taking others' rights from {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn regular(options: &mut OpenOptions, path: &Path) -> std::io::Result<File> {
+    let file = options
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|err| match err.raw_os_error() {
+            Some(libc::ELOOP) => {
+                Error::other("it is a symbolic link, not a regular file: remove it")
+            }
+            _ => err,
+        })?;
+    if file.metadata()?.is_file() {
+        return Ok(file);
+    }
+    Err(Error::other("it is not a regular file: remove it"))
+}

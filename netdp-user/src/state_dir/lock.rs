@@ -1,0 +1,140 @@
+//! The lock of the state directory. It is held by flock(2), which whoever can open a file may take,
+//! and older versions left it readable to all: one that another user holds does not count.
+
+use crate::private;
+use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+/// Held while an agent lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+/// Takes the lock; `None` if another agent holds it.
+pub(super) fn take(path: &Path) -> Result<Option<Lock>> {
+    match try_once(path)? {
+        Tried::Taken(lock) => Ok(Some(lock)),
+        Tried::Held(file) if is_strangers(&file)? => replace(path),
+        Tried::Held(_) | Tried::Replaced => Ok(None),
+    }
+}
+
+/// The process that holds the lock, if an agent does.
+pub(super) fn owner(path: &Path) -> Option<u32> {
+    let mut file = private::open(path).ok()?;
+    let mut text = String::new();
+    (&mut file).take(32).read_to_string(&mut text).ok()?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Ok(_) => None,
+        Err((file, _)) if is_strangers(&file).unwrap_or(false) => None,
+        Err(_) => text.trim().parse().ok(),
+    }
+}
+
+enum Tried {
+    Taken(Lock),
+    Held(File),
+    /// By another agent, between opening and locking it.
+    Replaced,
+}
+
+fn try_once(path: &Path) -> Result<Tried> {
+    let file = private::open_own(path)
+        .with_context(|| format!("opening the lock file {}", path.display()))?;
+    let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(file) => file,
+        Err((file, Errno::EWOULDBLOCK)) => return Ok(Tried::Held(file)),
+        Err((_, err)) => return Err(err).with_context(|| format!("locking {}", path.display())),
+    };
+    let (ours, there) = (file.metadata()?, fs::symlink_metadata(path));
+    if there.is_ok_and(|there| (there.dev(), there.ino()) != (ours.dev(), ours.ino())) {
+        return Ok(Tried::Replaced);
+    }
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+        .with_context(|| format!("writing the lock file {}", path.display()))?;
+    Ok(Tried::Taken(Lock { _file: file }))
+}
+
+/// Puts a new file in the place of one that a stranger holds. Agents that do so at the same time take
+/// turns, by a file that no stranger ever could open.
+fn replace(path: &Path) -> Result<Option<Lock>> {
+    let turn = path.with_file_name(".lock.turn");
+    let file = private::open_own(&turn).with_context(|| format!("opening {}", turn.display()))?;
+    let Ok(_turn) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
+        return Ok(None);
+    };
+    match try_once(path)? {
+        Tried::Taken(lock) => return Ok(Some(lock)),
+        Tried::Held(file) if is_strangers(&file)? => {}
+        Tried::Held(_) | Tried::Replaced => return Ok(None),
+    }
+    log::warn!(
+        "another user's process holds {}: it is replaced",
+        path.display()
+    );
+    fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
+    match try_once(path)? {
+        Tried::Taken(lock) => Ok(Some(lock)),
+        Tried::Held(_) | Tried::Replaced => Ok(None),
+    }
+}
+
+/// Whether nobody that could be an agent holds the lock of a file. A holder that can't be seen, one in
+/// another container, counts as an agent.
+fn is_strangers(file: &File) -> Result<bool> {
+    let metadata = file.metadata()?;
+    let (major, minor) = (
+        nix::sys::stat::major(metadata.dev()),
+        nix::sys::stat::minor(metadata.dev()),
+    );
+    let held = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").context("reading /proc/locks")?;
+    let mut holders = holders(&locks, &held).peekable();
+    Ok(holders.peek().is_some() && holders.all(is_stranger))
+}
+
+/// The processes that hold a lock by flock(2), of the lines of `/proc/locks`.
+fn holders<'a>(locks: &'a str, held: &'a str) -> impl Iterator<Item = u32> + 'a {
+    locks.lines().filter_map(move |line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (kind, pid) = (words.next()?, words.nth(2)?);
+        let at = words.next()?;
+        // One that waits has an arrow before the kind.
+        (kind == "FLOCK" && at == held).then(|| pid.parse().ok())?
+    })
+}
+
+/// Whether a process runs for another user, or has for a part: of a program that gives rights, all
+/// ids but one are root's.
+fn is_stranger(pid: u32) -> bool {
+    // One that has ended left the lock to a child. An agent's children do not last.
+    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
+        return true;
+    };
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    let mut ids = ids.unwrap_or_default().split_whitespace();
+    !ids.all(|id| id.parse().is_ok_and(private::is_trusted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::holders;
+
+    #[test]
+    fn holders_are_told_from_others_and_from_those_who_wait() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 77 00:1b:9 0 EOF\n\
+                     1: -> FLOCK  ADVISORY  WRITE 78 00:1b:9 0 EOF\n\
+                     2: POSIX  ADVISORY  WRITE 79 00:1b:9 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ 80 00:1b:9 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE 81 00:1b:91 0 EOF\n";
+        assert_eq!(holders(locks, "00:1b:9").collect::<Vec<_>>(), [77, 80]);
+    }
+}
