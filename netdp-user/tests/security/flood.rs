@@ -1,17 +1,20 @@
 //! Packets of any content and number, from a raw socket of a host.
 
+use crate::build::udp;
 use crate::checksum::internet;
-use crate::packet::{Packet, TCP, UDP, word};
+use crate::common::wire::Capture;
+use crate::common::{SOON, same_family};
+use crate::packet::{End, Packet, TCP, UDP, word};
 use anyhow::{Context as _, Result, ensure};
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use xtask::testbed::{Netns, wait_some};
+use xtask::testbed::{Host, Netns, wait_for, wait_some};
 
 /// Packets in one system call.
 const BATCH: usize = 64;
@@ -45,8 +48,7 @@ impl Raw {
                 ))
             }
         })?;
-        let (fd, interface) =
-            opened.with_context(|| format!("a raw socket in {}", ns.name()))?;
+        let (fd, interface) = opened.with_context(|| format!("a raw socket in {}", ns.name()))?;
         Ok(Self {
             fd,
             mac,
@@ -105,12 +107,14 @@ impl Raw {
             let rest = &mut messages[sent..];
             let count = u32::try_from(rest.len())?;
             // SAFETY: the messages and what they point to live through the call.
-            let done =
-                unsafe { libc::sendmmsg(self.fd.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
+            let done = unsafe { libc::sendmmsg(self.fd.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
             if done < 0 {
                 let error = io::Error::last_os_error();
                 // The queue is full: a flood goes on.
-                ensure!(error.raw_os_error() == Some(libc::ENOBUFS), "sending: {error}");
+                ensure!(
+                    error.raw_os_error() == Some(libc::ENOBUFS),
+                    "sending: {error}"
+                );
                 continue;
             }
             sent += usize::try_from(done)?;
@@ -119,11 +123,46 @@ impl Raw {
     }
 }
 
+/// A host that sends single packets.
+#[derive(Debug)]
+pub struct Attacker {
+    raw: Raw,
+    wire: Capture,
+    from: End,
+    to: End,
+    marks: u32,
+}
+
+impl Attacker {
+    /// What it sends goes towards `to` and passes `seen_at`.
+    pub fn new(host: &Host, seen_at: &Netns, to: IpAddr) -> Result<Self> {
+        Ok(Self {
+            raw: Raw::towards(host, to)?,
+            wire: Capture::start(seen_at)?,
+            from: (same_family(&host.addresses, to)?, 9),
+            to: (to, 9),
+            marks: 0,
+        })
+    }
+
+    /// Sends it; what comes of it has come when this returns.
+    pub fn send(&mut self, packet: &Packet) -> Result<()> {
+        self.raw.send(packet)?;
+        self.marks += 1;
+        let mark = format!("mark-{}", self.marks);
+        self.raw.send(&udp(self.from, self.to, mark.as_bytes()))?;
+        wait_for(SOON, "the mark", || {
+            let packets = self.wire.packets().unwrap_or_default();
+            packets.iter().any(|p| p.payload.ends_with(mark.as_bytes()))
+        })
+    }
+}
+
 /// The hardware address to which a host sends what is for `dst`.
 fn next_hop(ns: &Netns, dst: IpAddr) -> Result<[u8; 6]> {
     let route = ns.ip(&format!("route get {dst}"))?;
     let via = after(&route, "via").unwrap_or_else(|| dst.to_string());
-    wait_some(crate::common::SOON, &format!("a neighbour {via}"), || {
+    wait_some(SOON, &format!("a neighbour {via}"), || {
         // Only to have its hardware address asked for.
         let _ = ns.run(&["ping", "-n", "-c1", "-W1", &via]);
         let found = ns.ip(&format!("neigh show {via}")).ok()?;
@@ -261,11 +300,12 @@ pub fn burst(
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU32>,
     thread: Option<JoinHandle<Result<u32>>>,
 }
 
 impl Flood {
-    /// `rate` packets a second, from several templates in turn; `vary` makes packet `n`.
+    /// `rate` packets a second of each template; `vary` makes packet `n`.
     pub fn start(
         raw: Raw,
         mut templates: Vec<Template>,
@@ -274,6 +314,8 @@ impl Flood {
     ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
+        let told = Arc::<AtomicU32>::default();
+        let count = Arc::clone(&told);
         let thread = std::thread::spawn(move || {
             let start = Instant::now();
             let mut sent = 0_u32;
@@ -292,13 +334,20 @@ impl Flood {
                     sent += 1;
                 }
                 raw.send_all(&batch)?;
+                count.store(sent, Ordering::Relaxed);
             }
             Ok(sent)
         });
         Self {
             stop,
+            sent: told,
             thread: Some(thread),
         }
+    }
+
+    /// How many of each template were sent so far.
+    pub fn sent(&self) -> u32 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Ends it; how many of each template were sent.

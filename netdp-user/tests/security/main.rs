@@ -23,6 +23,9 @@ mod octets;
 #[path = "../wire/packet.rs"]
 #[allow(dead_code, reason = "attacks use a part of this")]
 mod packet;
+#[path = "../wire/socket.rs"]
+#[allow(dead_code, reason = "attacks use a part of this")]
+mod socket;
 
 mod errors;
 mod fairness;

@@ -111,15 +111,31 @@ fn container(site: &Site) -> Result<Host> {
         site.node()
             .address("docker0", format!("{gateway}/{length}").parse()?)?;
         container.address("eth0", *own)?;
-        let all = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let all = if gateway.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
         container.route(all.parse()?, gateway)?;
         let (tool, family) = match gateway {
             IpAddr::V4(_) => ("iptables", own.trunc()),
             IpAddr::V6(_) => ("ip6tables", own.trunc()),
         };
         site.node().run(&[
-            tool, "--wait", "60", "-t", "nat", "-I", "POSTROUTING", "-s",
-            &family.to_string(), "!", "-o", "docker0", "-j", "MASQUERADE",
+            tool,
+            "--wait",
+            "60",
+            "-t",
+            "nat",
+            "-I",
+            "POSTROUTING",
+            "-s",
+            &family.to_string(),
+            "!",
+            "-o",
+            "docker0",
+            "-j",
+            "MASQUERADE",
         ])?;
     }
     Ok(container)

@@ -55,7 +55,11 @@ fn hashing() -> Result<(Site, Echo)> {
 fn ports_that_follow_from_the_tuple_are_not_predictable() -> Result<()> {
     let (site, _echo) = hashing()?;
     let (seen, known) = ports(&site)?;
-    ensure!(known <= CHANCE, "{known} of {} ports were predicted", seen.len());
+    ensure!(
+        known <= CHANCE,
+        "{known} of {} ports were predicted",
+        seen.len()
+    );
     Ok(())
 }
 
@@ -64,7 +68,11 @@ fn two_nodes_give_one_tuple_different_ports() -> Result<()> {
     let (first, second) = (hashing()?, hashing()?);
     let (first, second) = (ports(&first.0)?.0, ports(&second.0)?.0);
     let same = first.iter().zip(&second).filter(|(a, b)| a == b).count();
-    ensure!(same <= CHANCE, "{same} of {} ports are the same", first.len());
+    ensure!(
+        same <= CHANCE,
+        "{same} of {} ports are the same",
+        first.len()
+    );
     Ok(())
 }
 

@@ -2,9 +2,8 @@
 //! whatever another pod sends from a port of that number.
 
 use crate::build::{self, ACK, FIN, PSH, SYN};
-use crate::common::wire::Capture;
-use crate::common::{SOON, nft};
-use crate::flood::Raw;
+use crate::common::nft;
+use crate::flood::Attacker;
 use crate::packet::{Packet, TCP, UDP};
 use crate::site::{Control, Site, Subject, Wrongs, both, end, ends, restore};
 use crate::talk::{PATIENCE, Pair, bound};
@@ -12,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use socket2::Type;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use xtask::testbed::{Bed, Netns, WorkDir, wait_for};
+use xtask::testbed::{Bed, Netns, WorkDir};
 
 /// Where the services lead to on the good pod.
 const INSIDE: u16 = 80;
@@ -94,9 +93,7 @@ fn each_service(
 /// Who attacks whom, in one family.
 struct Scene<'a> {
     site: &'a Site,
-    raw: Raw,
-    wire: Capture,
-    marks: u32,
+    attacker: Attacker,
     family: IpAddr,
 }
 
@@ -104,9 +101,7 @@ impl<'a> Scene<'a> {
     fn new(site: &'a Site, family: IpAddr) -> Result<Self> {
         Ok(Self {
             site,
-            raw: Raw::towards(site.evil(), family)?,
-            wire: Capture::start(&site.far)?,
-            marks: 0,
+            attacker: Attacker::new(site.evil(), &site.far, family)?,
             family,
         })
     }
@@ -114,20 +109,6 @@ impl<'a> Scene<'a> {
     fn client(&self, ports: &Cell<u16>) -> SocketAddr {
         ports.set(ports.get() + 1);
         SocketAddr::new(self.family, ports.get())
-    }
-
-    /// The attacking pod sends this; what comes of it has come when this returns.
-    fn attack(&mut self, packet: &Packet) -> Result<()> {
-        self.raw.send(packet)?;
-        self.marks += 1;
-        let mark = format!("mark-{}", self.marks);
-        let pod = end(self.site.evil(), self.family, 9)?;
-        let (pod, far) = ((pod.ip(), 9), (self.family, 9));
-        self.raw.send(&build::udp(pod, far, mark.as_bytes()))?;
-        wait_for(SOON, "the mark", || {
-            let packets = self.wire.packets().unwrap_or_default();
-            packets.iter().any(|p| p.payload.ends_with(mark.as_bytes()))
-        })
     }
 
     /// What the attacker sends from the service's port.
@@ -189,7 +170,7 @@ fn established(subject: Subject, late: bool) -> Result<()> {
             let (protocol, attack) = scene.packets(client, node.port())?.swap_remove(n);
             let mut served = scene.open(protocol, client, node)?;
             served.goes_on().context("before the attack")?;
-            scene.attack(&attack)?;
+            scene.attacker.send(&attack)?;
             // What the attack provokes may need a turn to arrive.
             let result = served.goes_on().and_then(|()| served.goes_on());
             wrongs.note(format!("{node}, client {client}, after {attack:?}"), result);
@@ -203,7 +184,7 @@ fn new(subject: Subject, late: bool) -> Result<()> {
         for n in 0..=SEGMENTS.len() {
             let client = scene.client(ports);
             let (protocol, attack) = scene.packets(client, node.port())?.swap_remove(n);
-            scene.attack(&attack)?;
+            scene.attacker.send(&attack)?;
             let opened = scene.open(protocol, client, node);
             let result = opened.and_then(|mut served| served.goes_on());
             wrongs.note(format!("{node}, client {client}, after {attack:?}"), result);

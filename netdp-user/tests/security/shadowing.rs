@@ -69,7 +69,10 @@ fn after_a_refusal(site: &Site, (client, port, listener): Case) -> Result<()> {
     ensure!(attempt == Found::Refused, "the pod found {attempt:?}");
     let _pod = Named::tcp(site.evil(), every, "pod")?;
     let _after = listen(Listener::After)?;
-    is_the_nodes(who(&site.far, from_port(client.port(), client), node)?, listener)
+    is_the_nodes(
+        who(&site.far, from_port(client.port(), client), node)?,
+        listener,
+    )
 }
 
 /// The pod's attempt ends, then it listens where it came from.
@@ -97,7 +100,10 @@ fn while_pending(site: &Site, (client, port, listener): Case) -> Result<()> {
         packets.iter().any(|p| p.payload.get(2..4) == Some(&to))
     })?;
     let _after = listen(Listener::After)?;
-    is_the_nodes(who(&site.far, from_port(client.port(), client), node)?, listener)
+    is_the_nodes(
+        who(&site.far, from_port(client.port(), client), node)?,
+        listener,
+    )
 }
 
 /// The client drops what it did not ask for, so that the pod still tries: its socket

@@ -44,16 +44,16 @@ pub fn both(control: Control, attack: impl Fn(Subject) -> Result<()>) -> Result<
         Err(error) => eprintln!("ip-masq-agent's rules fail: {error:#}"),
     }
     let netdp = attack(Subject::Netdp);
-    if let Err(error) = &netdp {
-        eprintln!("netdp fails: {error:#}");
-    }
     let as_recorded = match control {
         Control::Holds => found.is_ok(),
         Control::Fails => found.is_err(),
         Control::Either => true,
     };
-    netdp?;
-    ensure!(as_recorded, "ip-masq-agent's rules: {found:?}, not {control:?}");
+    netdp.context("netdp")?;
+    ensure!(
+        as_recorded,
+        "ip-masq-agent's rules: {found:?}, not {control:?}"
+    );
     Ok(())
 }
 
@@ -69,7 +69,12 @@ impl Wrongs {
     }
 
     pub fn none(self) -> Result<()> {
-        ensure!(self.0.is_empty(), "{} wrong:\n{}", self.0.len(), self.0.join("\n"));
+        ensure!(
+            self.0.is_empty(),
+            "{} wrong:\n{}",
+            self.0.len(),
+            self.0.join("\n")
+        );
         Ok(())
     }
 }
@@ -226,7 +231,11 @@ fn routed_pod(node: &Netns, index: u8) -> Result<Host> {
         node.ip(&format!("route add {own} dev {device}"))?;
         pod.address("eth0", *own)?;
         pod.ip(&format!("route add {gateway} dev eth0"))?;
-        let all = if gateway.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+        let all = if gateway.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
         pod.route(all.parse()?, gateway)?;
     }
     Ok(pod)

@@ -92,7 +92,10 @@ pub enum Found {
 impl Found {
     /// It has to be this one.
     pub fn is(self, name: &str) -> Result<()> {
-        ensure!(self == Self::Named(name.to_owned()), "found {self:?}, not {name}");
+        ensure!(
+            self == Self::Named(name.to_owned()),
+            "found {self:?}, not {name}"
+        );
         Ok(())
     }
 
@@ -271,12 +274,7 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub fn start(
-        ns: &Netns,
-        from: SocketAddr,
-        to: SocketAddr,
-        name: &'static str,
-    ) -> Result<Self> {
+    pub fn start(ns: &Netns, from: SocketAddr, to: SocketAddr, name: &'static str) -> Result<Self> {
         let mut socket = connecting(ns, from, to)?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
