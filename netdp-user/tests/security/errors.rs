@@ -64,7 +64,7 @@ fn told_by_another(subject: Subject) -> Result<()> {
 
 #[test]
 fn a_pods_error_about_another_pods_flow_is_not_the_nodes() -> Result<()> {
-    both(Control::Either, told_by_another)
+    both(Control::Fails, told_by_another)
 }
 
 /// An outsider tells one pod of what left with the node's address.

@@ -374,7 +374,7 @@ fn varied_packets_have_right_checksums() -> Result<()> {
     for (src, dst) in [("172.16.0.4", "10.66.0.1"), ("fd00:172::4", "fd00:66::1")] {
         let (src, dst) = ((src.parse()?, 1), (dst.parse()?, 2));
         let tcp = crate::build::tcp(src, dst, crate::build::SYN, (1, 0), b"");
-        for packet in [tcp, crate::build::udp(src, dst, b"x")] {
+        for packet in [tcp, udp(src, dst, b"x")] {
             let mut template = Template::new(&packet);
             for n in [0, 7, 0x1234, 0xffff] {
                 template.sport(n);

@@ -31,8 +31,11 @@ mod errors;
 mod fairness;
 mod flood;
 mod forged;
+#[allow(dead_code, reason = "benches/hostile.rs has the rest")]
 mod good;
 mod inbound;
+#[allow(dead_code, reason = "benches/hostile.rs has the rest")]
+mod kinds;
 mod node_flows;
 mod predicted;
 mod search;

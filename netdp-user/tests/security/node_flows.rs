@@ -61,7 +61,7 @@ fn forged(subject: Subject) -> Result<()> {
 
 #[test]
 fn packets_forged_with_the_nodes_address_use_up_no_room() -> Result<()> {
-    both(Control::Either, forged)
+    both(Control::Holds, forged)
 }
 
 /// Where a port of the node's leads to a pod, its answers leave with the node's address.

@@ -2,11 +2,10 @@
 
 use crate::build;
 use crate::common::clients::{Udp, from_port};
-use crate::common::{ECHO, Echo, drops, flows};
+use crate::common::{ECHO, Echo, drops, mappings};
 use crate::flood::{Raw, Template, burst};
 use crate::site::{Site, Subject, end, ends};
 use anyhow::{Context as _, Result, ensure};
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 use xtask::testbed::{Host, wait_some};
@@ -43,25 +42,14 @@ fn send_from(pod: &Host, ports: &[u16], to: SocketAddr) -> Result<()> {
     )
 }
 
-/// The ports on the wire that are in use towards a destination.
-fn used(site: &mut Site, to: SocketAddr) -> Result<BTreeSet<u16>> {
-    let agent = site.agent().context("netdp is the subject")?;
-    let all = flows(agent)?.into_iter();
-    let there = all.filter(|flow| flow["destination"] == to.ip().to_string());
-    there
-        .map(|flow| Ok(u16::try_from(flow["nat_id"].as_u64().context("a port")?)?))
-        .collect()
-}
-
-/// Sends from these ports of two pods until all that is wanted is used.
-fn fill(site: &mut Site, wanted: &BTreeSet<u16>, to: SocketAddr) -> Result<()> {
+/// Sends from these ports of two pods until as many mappings live as there have to.
+fn fill(site: &mut Site, ports: &[u16], all: usize, to: SocketAddr) -> Result<()> {
+    let (first, second) = ports.split_at(ports.len() / 2);
     wait_some(Duration::from_secs(60), "the ports to be used", || {
-        let now = used(site, to).ok()?;
-        let missing: Vec<u16> = wanted.difference(&now).copied().collect();
-        let (first, second) = missing.split_at(missing.len() / 2);
         send_from(site.evil(), first, to).ok()?;
         send_from(&site.bed.pods[1], second, to).ok()?;
-        missing.is_empty().then_some(())
+        let now = mappings(site.agent()?).ok()?;
+        (now >= all as u64).then_some(())
     })
 }
 
@@ -80,9 +68,10 @@ fn ask(site: &Site, port: u16, to: SocketAddr) -> Result<Option<SocketAddr>> {
 #[test]
 fn the_last_ports_of_a_destination_are_found() -> Result<()> {
     let mut site = Site::start(Subject::Netdp, &[])?;
+    let mut before = 0;
     for to in ends(&site.far, ECHO) {
-        let most: BTreeSet<u16> = class().filter(|port| !is_spare(*port)).collect();
-        fill(&mut site, &most, to)?;
+        let most: Vec<u16> = class().filter(|port| !is_spare(*port)).collect();
+        fill(&mut site, &most, before + most.len(), to)?;
         let echo = Echo::start(&site.far)?;
         for n in 0..FLOWS {
             // Taken by another pod, and in no order.
@@ -95,17 +84,19 @@ fn the_last_ports_of_a_destination_are_found() -> Result<()> {
             );
         }
         drop(echo);
-        fill(&mut site, &class().collect(), to)?;
+        let spare: Vec<u16> = class().filter(|port| is_spare(*port)).collect();
+        before += class().count();
+        fill(&mut site, &spare, before, to)?;
         let _echo = Echo::start(&site.far)?;
         let refused = |site: &mut Site| {
             let agent = site.agent().context("netdp is the subject")?;
             drops(agent, "no_free_port")
         };
-        let before = refused(&mut site)?;
+        let earlier = refused(&mut site)?;
         let seen = ask(&site, 19_001, to)?;
         ensure!(seen.is_none(), "100 % used: seen as {seen:?}");
         let after = refused(&mut site)?;
-        ensure!(after > before, "the refusal of a port was not counted");
+        ensure!(after > earlier, "the refusal of a port was not counted");
     }
     Ok(())
 }

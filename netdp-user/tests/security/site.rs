@@ -30,9 +30,6 @@ pub enum Control {
     Holds,
     /// They do not.
     Fails,
-    /// Chance or load decides.
-    #[allow(dead_code, reason = "each binary that has this uses a part of it")]
-    Either,
 }
 
 /// Runs an attack against both; netdp has to hold, and ip-masq-agent's rules do what is
@@ -47,7 +44,6 @@ pub fn both(control: Control, attack: impl Fn(Subject) -> Result<()>) -> Result<
     let as_recorded = match control {
         Control::Holds => found.is_ok(),
         Control::Fails => found.is_err(),
-        Control::Either => true,
     };
     netdp.context("netdp")?;
     ensure!(
@@ -93,7 +89,6 @@ pub struct Site {
     /// Another one.
     pub other: Host,
     pub bed: Bed,
-    subject: Subject,
 }
 
 impl Site {
@@ -143,12 +138,7 @@ impl Site {
             far,
             other,
             bed,
-            subject,
         })
-    }
-
-    pub fn is_netdp(&self) -> bool {
-        self.subject == Subject::Netdp
     }
 
     /// The agent, where netdp is the subject.
