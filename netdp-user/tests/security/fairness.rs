@@ -16,9 +16,12 @@ const DEFAULT: &str = "262144";
 /// Packets a second of each family, as many as there is room for within seconds.
 const RATE: u32 = 30_000;
 
-/// How long a flood goes on at least, and at most.
+/// How long a flood may take to use up the room, and goes on then.
+const LONGEST: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(3);
-const LONGEST: Duration = Duration::from_secs(20);
+
+/// Between two words of the old connections.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// One flood at a time, on what may be a small machine.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -49,17 +52,20 @@ fn beside(subject: Subject, kind: Kind, room: &str, fate: Fate) -> Result<()> {
     let start = Instant::now();
     let flood = kind.flood(&site, RATE)?;
     let clients = Clients::start(site.good(), &echoes(&site.other));
-    // More than there is room for.
+    // More than there is room for, and a while after that.
     let enough = room.parse::<u32>()? / 2 + 10_000;
-    let goes_on = || flood.sent() < enough && start.elapsed() < LONGEST;
-    while start.elapsed() < LONG || goes_on() {
+    let mut end = None;
+    while end.is_none_or(|end| Instant::now() < end) {
+        if end.is_none() && (flood.sent() >= enough || start.elapsed() > LONGEST) {
+            end = Some(Instant::now() + LONG);
+        }
         let result = old.go_on();
         let broken = result.is_err();
         wrongs.note("during the flood", result);
         if broken {
             break;
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(PAUSE);
     }
     let attempts = clients.end()?;
     let sent = flood.end()?;

@@ -91,17 +91,17 @@ pub enum Found {
 
 impl Found {
     /// It has to be this one.
-    pub fn is(self, name: &str) -> Result<()> {
+    pub fn is(&self, name: &str) -> Result<()> {
         ensure!(
-            self == Self::Named(name.to_owned()),
+            *self == Self::Named(name.to_owned()),
             "found {self:?}, not {name}"
         );
         Ok(())
     }
 
     /// Nobody may be there, and the node says so.
-    pub fn is_refused(self) -> Result<()> {
-        ensure!(self == Self::Refused, "found {self:?}, not a refusal");
+    pub fn is_refused(&self) -> Result<()> {
+        ensure!(*self == Self::Refused, "found {self:?}, not a refusal");
         Ok(())
     }
 }
