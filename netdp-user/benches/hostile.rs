@@ -1,6 +1,6 @@
 //! A pod that floods, and how another fares beside it: netdp and ip-masq-agent's rules.
 //! Then the worst time that one packet takes where nearly all ports of a destination
-//! are used. By hand, as root:
+//! are used. Agents' logs go to standard error. By hand, as root:
 //! `cargo bench -p netdp-user --bench hostile -- [SECONDS [PACKETS A SECOND]]`.
 #![allow(
     clippy::print_stdout,

@@ -184,7 +184,7 @@ impl Site {
 /// libtest shows this where a test failed.
 impl Drop for Site {
     fn drop(&mut self) {
-        if let Some(agent) = self.agent.as_ref().filter(|_| cfg!(test)) {
+        if let Some(agent) = &self.agent {
             let log = agent.log();
             let from = log.len().saturating_sub(4000);
             eprintln!("the agent wrote:\n{}", log.get(from..).unwrap_or(&log));
