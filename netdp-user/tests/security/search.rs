@@ -1,0 +1,102 @@
+//! The search for a port where nearly all of a destination's, or all, are taken.
+
+use crate::build;
+use crate::common::clients::{Udp, from_port};
+use crate::common::{ECHO, Echo, drops, mappings};
+use crate::flood::{Raw, Template, burst};
+use crate::site::{Site, Subject, end, ends};
+use anyhow::{Context as _, Result, ensure};
+use std::net::SocketAddr;
+use std::time::Duration;
+use xtask::testbed::{Host, wait_some};
+
+/// Times that a client sends a datagram.
+const TRIES: usize = 5;
+
+/// Flows that have to find a port.
+const FLOWS: u16 = 20;
+
+/// The ports that mappings may use: those of NodePorts are not among them.
+fn class() -> impl Iterator<Item = u16> {
+    (1024..=u16::MAX).filter(|port| !(30_000..=32_767).contains(port))
+}
+
+/// One of a hundred.
+fn is_spare(port: u16) -> bool {
+    port % 100 == 99
+}
+
+/// A datagram from each port.
+fn send_from(pod: &Host, ports: &[u16], to: SocketAddr) -> Result<()> {
+    let from = (end(pod, to.ip(), 0)?.ip(), 1);
+    let packet = build::udp(from, (to.ip(), to.port()), b"x");
+    let raw = Raw::towards(pod, to.ip())?;
+    burst(
+        &raw,
+        &Template::new(&packet),
+        u32::try_from(ports.len())?,
+        |n, packet| {
+            let at = usize::try_from(n).unwrap_or(0);
+            packet.sport(ports.get(at).copied().unwrap_or(0));
+        },
+    )
+}
+
+/// Sends from these ports of two pods until as many mappings live as there have to.
+fn fill(site: &mut Site, ports: &[u16], all: usize, to: SocketAddr) -> Result<()> {
+    let (first, second) = ports.split_at(ports.len() / 2);
+    wait_some(Duration::from_secs(60), "the ports to be used", || {
+        send_from(site.evil(), first, to).ok()?;
+        send_from(&site.bed.pods[1], second, to).ok()?;
+        let now = mappings(site.agent()?).ok()?;
+        (now >= all as u64).then_some(())
+    })
+}
+
+/// A flow of the good pod; the time-out of an answer is a retransmission's.
+fn ask(site: &Site, port: u16, to: SocketAddr) -> Result<Option<SocketAddr>> {
+    let mut flow = Udp::connect(site.good(), from_port(port, to), to)?;
+    flow.socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    for _ in 0..TRIES {
+        if let Ok(seen) = flow.ask() {
+            return Ok(Some(seen));
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn the_last_ports_of_a_destination_are_found() -> Result<()> {
+    let mut site = Site::start(Subject::Netdp, &[])?;
+    let mut before = 0;
+    for to in ends(&site.far, ECHO) {
+        let most: Vec<u16> = class().filter(|port| !is_spare(*port)).collect();
+        fill(&mut site, &most, before + most.len(), to)?;
+        let echo = Echo::start(&site.far)?;
+        for n in 0..FLOWS {
+            // Taken by another pod, and in no order.
+            let port = 20_000 + n * 401;
+            let seen = ask(&site, port, to)?;
+            let seen = seen.with_context(|| format!("99 % used: no port for {port} to {to}"))?;
+            ensure!(
+                seen.ip() == site.on_node(to.ip(), 0)?.ip(),
+                "seen as {seen}"
+            );
+        }
+        drop(echo);
+        let spare: Vec<u16> = class().filter(|port| is_spare(*port)).collect();
+        before += class().count();
+        fill(&mut site, &spare, before, to)?;
+        let _echo = Echo::start(&site.far)?;
+        let refused = |site: &mut Site| {
+            let agent = site.agent().context("netdp is the subject")?;
+            drops(agent, "no_free_port")
+        };
+        let earlier = refused(&mut site)?;
+        let seen = ask(&site, 19_001, to)?;
+        ensure!(seen.is_none(), "100 % used: seen as {seen:?}");
+        let after = refused(&mut site)?;
+        ensure!(after > earlier, "the refusal of a port was not counted");
+    }
+    Ok(())
+}

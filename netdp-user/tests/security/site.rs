@@ -1,0 +1,258 @@
+//! A node whose pods have a veth and a route each, as most CNI plugins make them, and
+//! who translates on it.
+
+use crate::common::{NETDP, status};
+use anyhow::{Context as _, Result, ensure};
+use ipnet::IpNet;
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Netns, WorkDir, veth};
+
+/// Pods are left alone, the rest is masqueraded: the node's own network too.
+const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
+
+/// The pods' end of the node.
+const GATEWAYS: [&str; 2] = ["172.16.0.1", "fd00:172::1"];
+
+/// Who translates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    Netdp,
+    /// ip-masq-agent's rules, with `--random-fully`, its default.
+    IpMasqAgent,
+}
+
+/// What ip-masq-agent's rules are known to do in the same situation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// They withstand the attack.
+    Holds,
+    /// They do not.
+    Fails,
+}
+
+/// Runs an attack against both; netdp has to hold, and ip-masq-agent's rules do what is
+/// recorded of them.
+pub fn both(control: Control, attack: impl Fn(Subject) -> Result<()>) -> Result<()> {
+    let found = attack(Subject::IpMasqAgent);
+    match &found {
+        Ok(()) => eprintln!("ip-masq-agent's rules hold"),
+        Err(error) => eprintln!("ip-masq-agent's rules fail: {error:#}"),
+    }
+    let netdp = attack(Subject::Netdp);
+    let as_recorded = match control {
+        Control::Holds => found.is_ok(),
+        Control::Fails => found.is_err(),
+    };
+    netdp.context("netdp")?;
+    ensure!(
+        as_recorded,
+        "ip-masq-agent's rules: {found:?}, not {control:?}"
+    );
+    Ok(())
+}
+
+/// Collects what went wrong, so that one wrong does not hide the next.
+#[derive(Debug, Default)]
+pub struct Wrongs(Vec<String>);
+
+impl Wrongs {
+    pub fn note(&mut self, what: impl fmt::Display, result: Result<()>) {
+        if let Err(error) = result {
+            self.0.push(format!("{what}: {error:#}"));
+        }
+    }
+
+    pub fn none(self) -> Result<()> {
+        ensure!(
+            self.0.is_empty(),
+            "{} wrong:\n{}",
+            self.0.len(),
+            self.0.join("\n")
+        );
+        Ok(())
+    }
+}
+
+/// The node with three pods: the first two mean no harm.
+#[derive(Debug)]
+pub struct Site {
+    // Before the bed.
+    agent: Option<Agent>,
+    _config: ConfigVolume,
+    _dir: WorkDir,
+    /// In the node's network; knows the way to pods and is masqueraded.
+    pub near: Host,
+    /// Behind a router; does not know pods.
+    pub far: Host,
+    /// Another one.
+    pub other: Host,
+    pub bed: Bed,
+}
+
+impl Site {
+    pub fn start(subject: Subject, arguments: &[&str]) -> Result<Self> {
+        Self::prepared(subject, arguments, |_| Ok(()))
+    }
+
+    /// With what `prepare` does to the node before anybody translates.
+    pub fn prepared(
+        subject: Subject,
+        arguments: &[&str],
+        prepare: impl FnOnce(&Bed) -> Result<()>,
+    ) -> Result<Self> {
+        let mut bed = Bed::builder()
+            .uplink("eth0", &["10.1.0.10/16", "fd00:1::10/64"])
+            .pods(0, &["172.16.0.0/24", "fd00:172::/64"])
+            .build()?;
+        for index in 0..3 {
+            let pod = routed_pod(&bed.node, index)?;
+            bed.pods.push(pod);
+        }
+        let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
+        let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
+        let other = bed.server(0, &["10.3.0.1/24", "fd00:3::1/64"])?;
+        prepare(&bed)?;
+        let (config, dir) = (ConfigVolume::new(POLICY)?, WorkDir::new("rules")?);
+        let agent = match subject {
+            Subject::Netdp => {
+                let options = AgentOptions::new(NETDP)
+                    .config(config.path())
+                    .arg("--enable-ipv6");
+                let options = arguments
+                    .iter()
+                    .fold(options, |options, argument| options.arg(*argument));
+                Some(Agent::start(&bed.node, options)?)
+            }
+            Subject::IpMasqAgent => {
+                ip_masq_agent(&bed.node, &dir)?;
+                None
+            }
+        };
+        Ok(Self {
+            agent,
+            _config: config,
+            _dir: dir,
+            near,
+            far,
+            other,
+            bed,
+        })
+    }
+
+    /// The agent, where netdp is the subject.
+    pub fn agent(&mut self) -> Option<&mut Agent> {
+        self.agent.as_mut()
+    }
+
+    pub fn node(&self) -> &Netns {
+        &self.bed.node
+    }
+
+    /// A pod that means no harm.
+    pub fn good(&self) -> &Host {
+        &self.bed.pods[0]
+    }
+
+    /// The pod that attacks.
+    pub fn evil(&self) -> &Host {
+        &self.bed.pods[2]
+    }
+
+    /// A port of the node's address of the family of `like`.
+    pub fn on_node(&self, like: IpAddr, port: u16) -> Result<SocketAddr> {
+        let address = crate::common::same_family(&self.bed.uplinks[0].addresses, like)?;
+        Ok(SocketAddr::new(address, port))
+    }
+
+    /// netdp's tables are not full, and nothing was refused for want of room.
+    pub fn not_full(&mut self) -> Result<()> {
+        let Some(agent) = self.agent.as_ref() else {
+            return Ok(());
+        };
+        let shown = status(agent)?;
+        let number = |value: &serde_json::Value| value.as_u64().context("not a number");
+        let (used, room) = (number(&shown["mappings"])?, number(&shown["max_mappings"])?);
+        ensure!(used < room * 9 / 10, "{used} mappings of {room}");
+        let refused = number(&shown["drops"]["table_full"])?;
+        ensure!(refused == 0, "{refused} packets found the tables full");
+        Ok(())
+    }
+}
+
+/// libtest shows this where a test failed.
+impl Drop for Site {
+    fn drop(&mut self) {
+        if let Some(agent) = &self.agent {
+            let log = agent.log();
+            let from = log.len().saturating_sub(4000);
+            eprintln!("the agent wrote:\n{}", log.get(from..).unwrap_or(&log));
+        }
+    }
+}
+
+/// The addresses of a host with a port, IPv4 first.
+pub fn ends(host: &Host, port: u16) -> Vec<SocketAddr> {
+    let end = |net: &IpNet| SocketAddr::new(net.addr(), port);
+    host.addresses.iter().map(end).collect()
+}
+
+/// The address of a host that has the family of `like`, with a port.
+pub fn end(host: &Host, like: IpAddr, port: u16) -> Result<SocketAddr> {
+    let address = crate::common::same_family(&host.addresses, like)?;
+    Ok(SocketAddr::new(address, port))
+}
+
+fn routed_pod(node: &Netns, index: u8) -> Result<Host> {
+    let last = index + 2;
+    let pod = Host {
+        ns: Netns::new("pod")?,
+        addresses: vec![
+            format!("172.16.0.{last}/32").parse()?,
+            format!("fd00:172::{last:x}/128").parse()?,
+        ],
+    };
+    let device = format!("pod{index}");
+    veth(node, &device, &pod, "eth0")?;
+    for (own, gateway) in pod.addresses.iter().zip(GATEWAYS) {
+        let gateway: IpAddr = gateway.parse()?;
+        node.address(&device, gateway.into())?;
+        node.ip(&format!("route add {own} dev {device}"))?;
+        pod.address("eth0", *own)?;
+        pod.ip(&format!("route add {gateway} dev eth0"))?;
+        let all = if gateway.is_ipv4() {
+            "0.0.0.0/0"
+        } else {
+            "::/0"
+        };
+        pod.route(all.parse()?, gateway)?;
+    }
+    Ok(pod)
+}
+
+fn ip_masq_agent(node: &Netns, dir: &WorkDir) -> Result<()> {
+    for (tool, local, pods) in [
+        ("iptables-restore", "169.254.0.0/16", "172.16.0.0/16"),
+        ("ip6tables-restore", "fe80::/10", "fd00:172::/64"),
+    ] {
+        let rules = format!(
+            "*nat\n:IP-MASQ-AGENT - [0:0]\n\
+             -A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT\n\
+             -A IP-MASQ-AGENT -d {local} -j RETURN\n\
+             -A IP-MASQ-AGENT -d {pods} -j RETURN\n\
+             -A IP-MASQ-AGENT -j MASQUERADE --random-fully\nCOMMIT\n"
+        );
+        restore(node, dir, tool, &rules)?;
+    }
+    Ok(())
+}
+
+/// Rules in the language of iptables-restore; others of the node stay.
+pub fn restore(node: &Netns, dir: &WorkDir, tool: &str, rules: &str) -> Result<()> {
+    let path = dir.path().join(tool);
+    fs::write(&path, rules)?;
+    let path = path.display().to_string();
+    node.run(&[tool, "--noflush", "--wait", "60", &path])?;
+    Ok(())
+}
