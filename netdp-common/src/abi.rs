@@ -338,7 +338,7 @@ pub const fn node_port_bit(protocol: u32) -> u32 {
 /// Key of `node_protocols`: the node itself speaks this protocol, which has no
 /// ports, with this peer: a tunnel, IPsec, a routing daemon.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeProtocol {
     /// The peer; the family's unspecified address stands for any.
     pub peer: Addr,

@@ -82,7 +82,7 @@ fn setup(mappings: u32) -> Setup {
         no_leak: NoLeak::Drop,
         on_reload: OnReload::Sticky,
         hairpin: false,
-        pod_flows: 0,
+        pod_flows: u32::MAX,
         pod_new_flows: 0,
         secret: [1, 2],
         reserved_ports: BTreeSet::new(),

@@ -17,7 +17,9 @@ use crate::verdict::DropReason;
 pub(super) fn refusal<T: Tables>(tables: &T, work: &mut Work) -> Option<DropReason> {
     match ask(tables, work) {
         Answer::Yes => None,
-        Answer::IfOwn => (!recycle(tables, work)).then_some(DropReason::TableFull),
+        Answer::IfOwn if recycle(tables, work) => None,
+        Answer::IfOwn if tables.limits().flows != 0 => Some(DropReason::PodLimit),
+        Answer::IfOwn => Some(DropReason::TableFull),
         Answer::Tight => {
             // What can't be had now may still fit.
             recycle(tables, work);
@@ -32,7 +34,7 @@ pub(super) fn refusal<T: Tables>(tables: &T, work: &mut Work) -> Option<DropReas
 #[repr(u32)]
 enum Answer {
     Yes,
-    /// If one of its own makes room.
+    /// If one of its own, or of somebody with many more, makes room.
     IfOwn,
     /// There is hardly room.
     Tight,
@@ -67,14 +69,17 @@ fn ask<T: Tables>(tables: &T, work: &mut Work) -> Answer {
     let Some(share) = tables.share(key.bucket) else {
         return Answer::Yes;
     };
-    if limits.flows != 0 && share.mappings() >= limits.flows
-        || limits.rate != 0 && !share.take_token(tables.now(), limits.rate, limits.burst)
-    {
+    if limits.rate != 0 && !share.take_token(tables.now(), limits.rate, limits.burst) {
         return Answer::No;
     }
-    let most = share::limit(capacity, used);
-    let own = share.mappings() >= most;
-    work.recycling.begin(key.bucket, own, most);
+    let most = match limits.flows {
+        0 => share::limit(capacity, used),
+        // Who sets a limit has thought of it.
+        flows => flows,
+    };
+    let has = share.mappings();
+    let own = has >= most;
+    work.recycling.begin(key.bucket, own, most, has);
     if own {
         Answer::IfOwn
     } else if used >= capacity - capacity / 64 {

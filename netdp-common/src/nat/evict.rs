@@ -5,7 +5,7 @@ use super::Work;
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
 use crate::conntrack::idle;
 use crate::port_map;
-use crate::share::{self, bucket_of_mapping};
+use crate::share::{self, ShareSlot, bucket_of_mapping};
 use crate::slot::Slot;
 use crate::spare::{self, Spare};
 use crate::tables::Tables;
@@ -22,10 +22,12 @@ pub(super) struct Recycling {
     wire: Tuple,
     /// The bucket that asks.
     bucket: u32,
-    /// 1: only what is of that bucket.
+    /// 1: only what is of that bucket, or of one with many more mappings.
     own: u32,
     /// How many mappings a bucket may have at the moment.
     most: u32,
+    /// How many that which asks has.
+    has: u32,
     /// 1: one has ended.
     made: u32,
 }
@@ -38,16 +40,18 @@ impl Recycling {
         bucket: 0,
         own: 0,
         most: 0,
+        has: 0,
         made: 0,
     };
 
-    /// Begins a look for a bucket that may have no more than `most`; with `own` only for
-    /// what is of that bucket.
+    /// Begins a look for a bucket that has `has` mappings and may have no more than `most`;
+    /// with `own` only for what is of that bucket, or of one with many more.
     #[inline(always)]
-    pub(super) const fn begin(&mut self, bucket: u32, own: bool, most: u32) {
+    pub(super) const fn begin(&mut self, bucket: u32, own: bool, most: u32, has: u32) {
         self.bucket = bucket;
         self.own = own as u32;
         self.most = most;
+        self.has = has;
         self.made = 0;
     }
 }
@@ -128,11 +132,11 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     let (pod, flags) = (&recycling.original.src, half.flags());
     let owner = bucket_of_mapping(tables.secret(), pod, flags);
     let own = owner == recycling.bucket;
+    let owned = tables.share(owner).map_or(0, ShareSlot::mappings);
     let makes_room = if recycling.own != 0 {
-        own
+        own || owned / 2 > recycling.has
     } else {
-        let greedy = (tables.share(owner)).is_some_and(|share| share.mappings() > recycling.most);
-        own || greedy || matches!(class, Spare::Closed | Spare::Unanswered)
+        own || owned > recycling.most || matches!(class, Spare::Closed | Spare::Unanswered)
     };
     if makes_room {
         recycling.made = end(tables, &recycling.original, &recycling.wire).into();

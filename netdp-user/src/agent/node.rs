@@ -135,6 +135,16 @@ impl Agent {
             Ok(_) => log::info!("kept from pods' flows: {}", wanted.report.line()),
             Err(err) => log::error!("{err:#}"),
         }
+        let added = maps.take_added();
+        if !added.is_empty()
+            && let Some(datapath) = self.engine.as_datapath()
+        {
+            match datapath.maps_mut().end_for_node(&added) {
+                Ok(0) => {}
+                Ok(ended) => log::info!("{ended} mappings on those have ended"),
+                Err(err) => log::error!("{err:#}"),
+            }
+        }
         let before = self.report.node.replace(wanted.report.clone());
         if before.as_ref() == Some(&wanted.report) {
             return;

@@ -90,9 +90,8 @@ pub(super) struct Run {
     #[arg(long, value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     max_flows: u32,
-    /// Mappings that one pod may have; 0 for its share of what fits: while the tables are
-    /// more than half full, a pod may have sixteen times what is left, and the last sixteenth is
-    /// for pods that have few.
+    /// Mappings that one pod may have in each family. 0: three eighths of what fits, and no
+    /// more than twice what is left.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pod_flows: u32,
     /// New mappings of one pod in a second, twice as many at once; 0 for any number.

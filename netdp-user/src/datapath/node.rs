@@ -1,13 +1,17 @@
 //! The maps of what the node itself receives: `node_ports`, `node_protocols`.
 
 use super::batch;
-use super::maps::ignore_missing;
+use super::maps::{Maps, ignore_missing};
+use super::sweep::now;
 use crate::node::{Spoken, Wanted};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::abi::{NodeProtocol, pins};
+use netdp_common::abi::{MAPPING_HOST, Mapping, NodeProtocol, node_port_bit, pins};
+use netdp_common::addr::Addr;
+use netdp_common::conntrack::{age, ticks};
+use netdp_common::tuple::Tuple;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -18,6 +22,72 @@ pub struct NodeMaps {
     /// Bits by port; no zeros.
     ports_held: BTreeMap<u16, u32>,
     protocols_held: BTreeSet<Spoken>,
+    added: Added,
+}
+
+/// What the node has come to receive.
+#[derive(Debug, Clone, Default)]
+pub struct Added {
+    /// `NODE_PORT_*` bits by port.
+    ports: BTreeMap<u16, u32>,
+    protocols: BTreeSet<NodeProtocol>,
+}
+
+impl Added {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty() && self.protocols.is_empty()
+    }
+
+    /// Whether a mapping with this wire tuple, which began so many ticks ago, has to end: what
+    /// comes in by it may be the node's. A flow with ports that is older than the time in which
+    /// a new rule is noticed was there before the rule: that lives.
+    fn ends(&self, wire: &Tuple, old: u32) -> bool {
+        let bits = self.ports.get(&wire.dst_id).copied().unwrap_or_default();
+        if bits & node_port_bit(wire.proto) != 0 {
+            return u64::from(old) < ticks(NOTICED_SECONDS);
+        }
+        let any = if wire.src.is_v4() {
+            Addr::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        } else {
+            Addr::from(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+        };
+        [wire.src, any].into_iter().any(|peer| {
+            self.protocols
+                .contains(&NodeProtocol::new(peer, wire.proto))
+        })
+    }
+}
+
+/// Seconds within which a rule is noticed, whatever happens.
+const NOTICED_SECONDS: u64 = 10;
+
+impl Maps {
+    /// Ends mappings of pods that took, just before it was known, what is the node's. Gives their
+    /// number.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn end_for_node(&mut self, added: &Added) -> Result<usize> {
+        let now = now(self)?;
+        let mut wires = Vec::new();
+        let mut originals = Vec::new();
+        batch::for_each::<Tuple, Mapping>(self.rev_snat_data.fd().as_fd(), |wire, half| {
+            if half.flags & MAPPING_HOST == 0 && added.ends(wire, age(now, half.created)) {
+                let original = (half.addr, wire.src, half.id, wire.src_id, wire.proto);
+                let (src, dst, src_id, dst_id, proto) = original;
+                originals.push(Tuple::new(src, dst, src_id, dst_id, proto));
+                wires.push(*wire);
+            }
+        })
+        .context("reading the rev_snat map")?;
+        batch::remove(self.snat_data.fd().as_fd(), &originals).context("in the snat map")?;
+        batch::remove(self.rev_snat_data.fd().as_fd(), &wires).context("in the rev_snat map")?;
+        // The next full sweep counts anew.
+        self.release_ports(&wires)?;
+        Ok(wires.len())
+    }
 }
 
 impl NodeMaps {
@@ -56,6 +126,7 @@ impl NodeMaps {
             protocols,
             ports_held,
             protocols_held,
+            added: Added::default(),
         })
     }
 
@@ -86,6 +157,7 @@ impl NodeMaps {
                 .insert(spoken.key(), 1, 0)
                 .with_context(|| format!("adding {spoken:?} to node_protocols"))?;
             self.protocols_held.insert(spoken);
+            self.added.protocols.insert(spoken.key());
             writes += 1;
         }
         let gone: Vec<u16> = self.ports_held.keys().copied().collect();
@@ -101,9 +173,18 @@ impl NodeMaps {
         Ok(writes)
     }
 
+    /// Takes what was added since this was asked last.
+    pub fn take_added(&mut self) -> Added {
+        std::mem::take(&mut self.added)
+    }
+
     fn set_port(&mut self, port: u16, bits: u32) -> Result<usize> {
-        if self.ports_held.get(&port).copied().unwrap_or_default() == bits {
+        let before = self.ports_held.get(&port).copied().unwrap_or_default();
+        if before == bits {
             return Ok(0);
+        }
+        if bits & !before != 0 {
+            self.added.ports.insert(port, bits & !before);
         }
         self.ports
             .set(u32::from(port), bits, 0)

@@ -37,7 +37,7 @@ fn a_full_table_drops_new_flows_only() {
 /// What has no answer gives way to the next flow of its own pod, with nobody to sweep.
 #[test]
 fn in_a_full_table_unanswered_flows_give_way() {
-    let mut node = Node::with(|setup| setup.max_flows = 64);
+    let mut node = Node::with(|setup| (setup.max_flows, setup.pod_flows) = (64, 0));
     let flow = |n: u16| Build::udp(&format!("172.16.0.2:{}", 4000 + n), SERVER);
     let wire = |n: u16| flow(n).from(&format!("192.0.2.10:{}", 4000 + n));
     assert_eq!(node.out(&flow(0)), becomes(&wire(0)));

@@ -20,13 +20,13 @@ const CHANCE: usize = 1;
 /// The ports that mappings never use, if nothing else is said.
 const RESERVED: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// What netdp's source, which everybody may read, says of a flow.
+/// What netdp's source, which everybody may read, says of a flow whose node has no secret.
 fn predicted(pod: SocketAddr, to: SocketAddr) -> Option<u16> {
     let (src, dst) = (pod.ip().into(), to.ip().into());
     let tuple = Tuple::new(src, dst, pod.port(), to.port(), proto::UDP);
     let mut ranges = [PortRange::EMPTY; PORT_RANGES];
     ranges[0] = class_of(pod.port());
-    let search = Search::new(total(&ranges), tuple.hash());
+    let search = Search::new(total(&ranges), tuple.keyed_hash([0; 2]) as u32);
     let ports = (0..search.len()).filter_map(|n| nth_port(&ranges, search.offset(n)));
     ports.into_iter().find(|port| !RESERVED.contains(port))
 }

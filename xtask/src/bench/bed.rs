@@ -18,7 +18,7 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use xtask::testbed::{Agent, AgentOptions, Netns, WorkDir, wait_for};
 
@@ -276,9 +276,22 @@ impl Bed {
     }
 }
 
+/// With tables for so many flows, all of which may be one pod's, where netdp knows of such
+/// limits.
 fn sized(options: &AgentOptions, max_flows: u32) -> AgentOptions {
-    let options = options.clone();
-    options.arg("--max-flows").arg(max_flows.to_string())
+    const LIMIT: &str = "--pod-flows";
+    let sized = (options.clone())
+        .arg("--max-flows")
+        .arg(max_flows.to_string());
+    let help = Command::new(sized.program())
+        .args(["run", "--help"])
+        .output();
+    match help {
+        Ok(help) if String::from_utf8_lossy(&help.stdout).contains(LIMIT) => {
+            sized.arg(LIMIT).arg(max_flows.to_string())
+        }
+        _ => sized,
+    }
 }
 
 /// Waits until a process has nothing to do: what came of the edit before is no

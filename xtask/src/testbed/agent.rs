@@ -57,6 +57,12 @@ impl AgentOptions {
         self.arg("--uplink").arg(name)
     }
 
+    /// The netdp program.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.binary
+    }
+
     /// Any other argument of `netdp run`.
     #[must_use]
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
