@@ -168,11 +168,15 @@ impl Datapath {
     /// a kernel that refuses the programs.
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         bpffs::ensure(bpffs)?;
+        let counted = object::Carried::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
         if !adopted {
             limits::check_memory(setup.max_flows)?;
         }
         let mut object = object::load(bpffs, setup)?;
+        if let Some(counted) = counted {
+            counted.put(bpffs)?;
+        }
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
         if setup.hairpin {

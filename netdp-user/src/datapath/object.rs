@@ -2,7 +2,7 @@
 
 use super::Setup;
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{MapInfo, MapType};
+use aya::maps::{Map, MapData, MapInfo, MapType, PerCpuArray, PerCpuValues};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::abi::{self, pins};
@@ -144,6 +144,60 @@ fn layout() -> [(&'static str, MapType, usize, usize); 22] {
         (pins::PORT_MAP_OWNERS, MapType::Array, 4, size_of::<Owner>()),
         (pins::PORT_MAPS, MapType::Array, 4, size_of::<Bits>()),
     ]
+}
+
+/// Counters before there were reasons to drop for forged sources, protocols of the node and
+/// limits of pods, which come last: 12 and 11 of 8 bytes.
+const FEWER_COUNTERS: usize = 23;
+/// Counters by now.
+const COUNTERS: usize = size_of::<abi::Counters>() / 8;
+
+/// What an earlier version has counted on each CPU.
+pub struct Carried(Vec<[u64; COUNTERS]>);
+
+impl Carried {
+    /// Takes the counters of an earlier version out of the way, whose programs go on counting
+    /// in a map of their own until they are replaced. `None` where there are none.
+    ///
+    /// # Errors
+    /// The map could not be read, or its pin not be removed.
+    pub fn take(bpffs: &Path) -> Result<Option<Self>> {
+        let path = bpffs.join(pins::COUNTERS);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let info = MapInfo::from_pin(&path)
+            .with_context(|| format!("reading the pinned map {}", path.display()))?;
+        if info.value_size() as usize != FEWER_COUNTERS * 8 {
+            return Ok(None);
+        }
+        let map = Map::PerCpuArray(MapData::from_pin(&path)?);
+        let before: PerCpuArray<_, [u64; FEWER_COUNTERS]> = map.try_into()?;
+        let counted = before.get(&0, 0).context("reading the counters")?;
+        let counted = counted.iter().map(|before| {
+            let mut counters = [0; COUNTERS];
+            for (now, before) in counters.iter_mut().zip(before) {
+                *now = *before;
+            }
+            counters
+        });
+        let carried = Self(counted.collect());
+        std::fs::remove_file(&path)
+            .with_context(|| format!("removing the pin {}", path.display()))?;
+        Ok(Some(carried))
+    }
+
+    /// Goes on counting from there.
+    ///
+    /// # Errors
+    /// The new map could not be written.
+    pub fn put(self, bpffs: &Path) -> Result<()> {
+        let map = Map::PerCpuArray(MapData::from_pin(bpffs.join(pins::COUNTERS))?);
+        let mut counters: PerCpuArray<_, [u64; COUNTERS]> = map.try_into()?;
+        counters
+            .set(0, PerCpuValues::try_from(self.0)?, 0)
+            .context("writing the counters")
+    }
 }
 
 /// Checks the maps that are pinned already; aya opens them as they are.

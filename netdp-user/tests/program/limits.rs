@@ -83,9 +83,10 @@ fn exhausted_ports_drop_new_flows_only() {
     let ended = Build::tcp("172.16.0.2:54321", SERVER, SYN);
     node.forget(&ended, "192.0.2.10:54321");
     node.at(3);
-    let packets = (0..2_000).take_while(|_| node.out(&late) == Seen::Shot);
-    let packets = packets.count();
-    assert!(packets < 2_000, "not found");
+    let bytes = frame(&late);
+    let refused = (0..2_000).take_while(|_| node.run_once(Hook::Egress, &bytes) == Seen::Shot);
+    let refused = refused.count();
+    assert!(refused < 2_000, "not found");
     assert_eq!(node.out(&late), becomes(&late.from("192.0.2.10:54321")));
     assert_eq!(node.flows().len(), 64_513);
 }

@@ -2,6 +2,7 @@
 
 use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, becomes};
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TcAttachType};
 use netdp_common::abi::pins;
 use std::fs;
@@ -142,4 +143,40 @@ fn two_nodes_do_not_disturb_each_other() {
     two.policy(&["0.0.0.0/0"]);
     assert_eq!(two.out(&packet), becomes(&packet));
     assert_eq!(one.out(&packet), becomes(&packet.from(WIRE)));
+}
+
+/// A version before this one had fewer counters: 23.
+#[test]
+fn counters_of_an_earlier_version_go_on() {
+    const FEWER: usize = 23;
+    let mut node = Node::new();
+    let flow = Build::udp(POD, SERVER);
+    assert_eq!(node.out(&flow), becomes(&flow.from(WIRE)));
+    node.stop();
+    let pin = node.bpffs().join(pins::COUNTERS);
+    fs::remove_file(&pin).expect("the pin");
+    let made = std::process::Command::new("bpftool")
+        .args(["map", "create"])
+        .arg(&pin)
+        .args(["type", "percpu_array", "key", "4", "value"])
+        .arg((FEWER * 8).to_string())
+        .args(["entries", "1", "name", "COUNTERS"])
+        .status();
+    assert!(made.expect("bpftool").success());
+    let map = Map::PerCpuArray(MapData::from_pin(&pin).expect("the map"));
+    let mut before: PerCpuArray<_, [u64; FEWER]> = map.try_into().expect("counters");
+    let cpus = aya::util::nr_cpus().expect("the number of CPUs");
+    let values = PerCpuValues::try_from(vec![[3; FEWER]; cpus]).expect("values");
+    before.set(0, values, 0).expect("counters");
+    node.start().expect("the next agent");
+    assert!(node.datapath().adopted());
+    let counted = node.counters();
+    let each = 3 * u64::try_from(cpus).expect("a number");
+    assert_eq!(
+        (counted.egress_masqueraded, counted.drops.rewrite_failed),
+        (each, each)
+    );
+    assert_eq!(counted.drops.pod_limit, 0);
+    let reply = flow.from(WIRE).answer();
+    assert_eq!(node.back(&reply), becomes(&flow.answer()));
 }

@@ -2,7 +2,7 @@
 //! whatever another pod sends from a port of that number.
 
 use crate::build::{self, ACK, FIN, PSH, SYN};
-use crate::common::nft;
+use crate::common::{SOON, nft};
 use crate::flood::Attacker;
 use crate::packet::{Packet, TCP, UDP};
 use crate::site::{Control, Site, Subject, Wrongs, both, end, ends, restore};
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use socket2::Type;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use xtask::testbed::{Bed, Netns, WorkDir};
+use xtask::testbed::{Bed, Netns, WorkDir, wait_for};
 
 /// Where the services lead to on the good pod.
 const INSIDE: u16 = 80;
@@ -75,9 +75,17 @@ fn each_service(
     case: impl Fn(&mut Scene, SocketAddr, &Cell<u16>, &mut Wrongs) -> Result<()>,
 ) -> Result<()> {
     let prepare = |bed: &Bed| if late { Ok(()) } else { serve(&bed.node) };
-    let site = Site::prepared(subject, &[], prepare)?;
+    let mut site = Site::prepared(subject, &[], prepare)?;
     if late {
         serve(site.node())?;
+        if let Some(agent) = site.agent() {
+            wait_for(SOON, "the rules to be known", || {
+                let status = agent.netdp(&["status"]).unwrap_or_default();
+                SERVICES
+                    .iter()
+                    .all(|port| status.contains(&port.to_string()))
+            })?;
+        }
     }
     let (mut wrongs, ports) = (Wrongs::default(), Cell::new(50_000));
     for family in ends(&site.far, 0) {
