@@ -123,6 +123,10 @@ pub const SETTING_DRAIN: u32 = 64;
 /// [`crate::nat::hairpin`].
 pub const SETTING_HAIRPIN: u32 = 128;
 
+/// [`Settings::flags`]: where packets came from is not compared with where their sources
+/// are: interfaces of a VRF show up as the VRF.
+pub const SETTING_ANY_SOURCE: u32 = 256;
+
 /// [`Settings::no_leak`]: what can't be translated is dropped.
 pub const NO_LEAK_DROP: u32 = 0;
 /// [`Settings::no_leak`]: what can't be translated leaves as it is.
@@ -275,8 +279,8 @@ pub struct Live {
 pub struct NodeFlow {
     /// Last packet that left, in ticks.
     pub last_seen: u32,
-    /// Always zero.
-    pub pad: u32,
+    /// Silence in ticks after which it no longer counts.
+    pub limit: u32,
 }
 
 /// The single entry of the limits map: what pods may take, and the node's secret.
@@ -297,6 +301,17 @@ pub struct Limits {
     pub burst: u32,
     /// Always zero.
     pub pad: u32,
+}
+
+/// The single entry of `recent_at`: how many mappings were ever put into the ring, and taken
+/// out (wrapping).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecentAt {
+    /// Put in.
+    pub put: u32,
+    /// Taken out.
+    pub taken: u32,
 }
 
 /// Entries of the ring of mappings that began last: a power of two.
@@ -454,6 +469,8 @@ pub mod pins {
     pub const SHARES_ENDED: &str = "shares_ended";
     /// Number → [`super::Tuple`] of a mapping.
     pub const RECENT: &str = "recent";
+    /// 0 → [`super::RecentAt`].
+    pub const RECENT_AT: &str = "recent_at";
     /// Number → [`crate::port_map::Owner`].
     pub const PORT_MAP_OWNERS: &str = "port_map_owners";
     /// Number → [`crate::port_map::Bits`].
@@ -481,6 +498,7 @@ pub mod pins {
         (SHARES, "SHARES"),
         (SHARES_ENDED, "SHARES_ENDED"),
         (RECENT, "RECENT"),
+        (RECENT_AT, "RECENT_AT"),
         (PORT_MAP_OWNERS, "PORT_MAP_OWNERS"),
         (PORT_MAPS, "PORT_MAPS"),
     ];
@@ -498,8 +516,8 @@ const _: () = {
     assert!(size_of::<NodeProtocol>() == 24);
     assert!(size_of::<Live>() == 16);
     assert!(size_of::<Limits>() == 40);
-    assert!(size_of::<crate::share::Share>() == 56);
-    assert!(size_of::<crate::port_map::Owner>() == 56);
+    assert!(size_of::<crate::share::Share>() == 64);
+    assert!(size_of::<crate::port_map::Owner>() == 64);
     assert!(size_of::<crate::packet::Endpoint>() == 20);
     assert!(size_of::<Counters>() == 96 + size_of::<Drops>());
 };

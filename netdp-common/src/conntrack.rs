@@ -17,6 +17,13 @@ pub const fn ticks(seconds: u64) -> u64 {
     (seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)
 }
 
+/// [`ticks`] of a time that is days at most.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "9 years fit")]
+pub const fn ticks32(seconds: u64) -> u32 {
+    ticks(seconds) as u32
+}
+
 /// Seconds of silence after which `--on-reload drain` ends a flow that the policy
 /// would not make any more.
 pub const DRAIN_SECONDS: u64 = 30;

@@ -190,12 +190,6 @@ impl Fake {
         self.policy.push((net, len, action));
     }
 
-    /// Mappings that count for the pod, or for all.
-    pub fn mappings_of(&self, bucket: u32) -> u32 {
-        use crate::tables::Tables as _;
-        self.share(bucket).map_or(0, |share| share.mappings())
-    }
-
     pub fn asked_len(&self) -> usize {
         self.asked.borrow().len()
     }

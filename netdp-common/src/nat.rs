@@ -29,10 +29,10 @@ use crate::verdict::{DropReason, Verdict};
 use admit::refusal;
 use evict::Recycling;
 pub use follow::{Known, fill_new};
-use follow::{apply, continue_egress, continue_ingress};
+use follow::{apply, continue_egress, continue_ingress, is_nodes_by_now};
 use host::needs_mapping;
 use inbound::Continued;
-use open::{Claim, UNCOUNTED, open};
+use open::{Claim, open};
 use origin::is_forged;
 
 #[expect(clippy::cast_possible_truncation, reason = "half a minute")]
@@ -162,7 +162,8 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         Verdict::Drop(reason) if reason.is_untranslatable() => no_leak(tables, work, reason),
         other => other,
     };
-    if work.pkt.is_fragment != 0 {
+    // What is forged says nothing of the datagram that it claims to be of.
+    if work.pkt.is_fragment != 0 && verdict != Verdict::Drop(DropReason::ForgedSource) {
         fragment::first_egress(tables, work, verdict);
     }
     verdict
@@ -170,13 +171,14 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 
 #[inline(always)]
 fn later_fragment<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    if let Some(known) = fragment::known_egress(tables, work) {
-        return known;
-    }
-    if is_forged(tables, &work.pkt.tuple.src, work.pkt.family) {
+    let Tuple { src, dst, .. } = &work.pkt.tuple;
+    if is_forged(tables, src, work.pkt.family) && !matches!(tables.action(dst), Action::Bypass) {
         return Verdict::Drop(DropReason::ForgedSource);
     }
-    fragment::early_egress(tables, work)
+    match fragment::known_egress(tables, work) {
+        Some(known) => known,
+        None => fragment::early_egress(tables, work),
+    }
 }
 
 #[inline(always)]
@@ -190,7 +192,13 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         if !needs_mapping(tables, work, bypass) {
             return Verdict::Pass;
         }
-        work.claim.set_bucket(UNCOUNTED, 0);
+        if tables.ingress_ifindex() == 0 {
+            let key = Key::of(tables.secret(), &work.pkt.tuple.src, Role::Pod);
+            work.claim.set_bucket(key.bucket, 0);
+        } else if let Some(reason) = refusal(tables, work) {
+            // Others' translation, or a forged source: it has one share.
+            return Verdict::Drop(reason);
+        }
         0
     } else {
         if bypass {
@@ -329,13 +337,28 @@ fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdic
             tables.count(|c| &mut c.egress_let_out);
             Verdict::Pass
         }
-        NO_LEAK_ADDRESS if choose_source(tables, &mut work.pkt) => {
+        NO_LEAK_ADDRESS
+            if choose_source(tables, &mut work.pkt) && !speaks_for_node(tables, &work.pkt) =>
+        {
             tables.count(|c| &mut c.egress_let_out);
             work.pkt.new.id = work.pkt.tuple.src_id.into();
             Verdict::Rewrite
         }
         _ => Verdict::Drop(reason),
     }
+}
+
+/// Whether a TCP segment with its own port and the node's address would be taken for one of
+/// somebody else's connection: of the node, or of a pod by its mapping.
+#[inline(always)]
+fn speaks_for_node<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    if !matches!(pkt.l4, L4::Tcp(_)) {
+        return false;
+    }
+    let wire = pkt.tuple.reply_to(pkt.new.addr, pkt.tuple.src_id);
+    tables.rev_snat(&wire).is_some()
+        || is_nodes_by_now(tables, &wire)
+        || host::is_nodes(tables, &wire)
 }
 
 /// Decides about a packet that comes in by an uplink. `asked`: as in [`egress`].

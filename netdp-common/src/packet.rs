@@ -310,11 +310,15 @@ pub const SUMMED: u32 = 128;
 /// that begins with it, as it lies in memory.
 #[inline(always)]
 fn tcp_checksum_holds<B: Bytes + ?Sized>(bytes: &B, pkt: &Packet, field: u32, len: u32) -> bool {
-    if len < 20 || len > SUMMED {
+    let Ok(length) = u16::try_from(len) else {
+        return false;
+    };
+    if !(20..=SUMMED).contains(&len) {
         return false;
     }
     let Tuple { src, dst, .. } = &pkt.tuple;
-    let pseudo = checksum::pseudo_sum(src, dst, pkt.family, proto::TCP as u8, len as u16);
+    const TCP: u8 = 6;
+    let pseudo = checksum::pseudo_sum(src, dst, pkt.family, TCP, length);
     let [a, b, ..] = field.to_ne_bytes();
     if checksum::may_be_partial(u16::from_ne_bytes([a, b]), pseudo) {
         return true;

@@ -26,6 +26,10 @@ pub struct Owner {
     pub refused: u32,
     /// When that was, in ticks.
     pub refused_at: u32,
+    /// The first port of the range that it found none in.
+    pub refused_class: u32,
+    /// Always zero.
+    pub pad: u32,
 }
 
 /// Value of `port_maps`: a bit for each port that was found taken.
@@ -46,7 +50,15 @@ pub const fn destination(wire: &Tuple) -> Tuple {
 #[inline(always)]
 #[must_use]
 pub const fn index(secret: siphash::Key, key: &Tuple) -> u32 {
-    key.keyed_hash(secret) as u32 & (PORT_MAPS - 1)
+    fold(key.keyed_hash(secret)) & (PORT_MAPS - 1)
+}
+
+/// The lower half of a hash.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "half of it is enough")]
+pub const fn fold(hash: u64) -> u32 {
+    hash as u32
 }
 
 /// The ports of word `n` that lie in the ranges.
@@ -70,7 +82,7 @@ const fn range_mask(range: PortRange, first: u32) -> u64 {
     if min > max || max < first || min >= first + 64 {
         return 0;
     }
-    let low = if min > first { min - first } else { 0 };
+    let low = min.saturating_sub(first);
     let high = if max < first + 63 { max - first } else { 63 };
     (u64::MAX >> (63 - high)) & (u64::MAX << low)
 }
@@ -142,14 +154,15 @@ impl PortMapSlot {
         unsafe { age(now, (*self.owner).cleared_at) > stale }
     }
 
-    /// The bucket of the pod that found no port within so many ticks.
+    /// The bucket of the pod that found no port of this range within so many ticks.
     #[inline(always)]
     #[must_use]
-    pub fn refused_lately(self, now: u32, within: u32) -> Option<u32> {
+    pub fn refused_lately(self, class: u16, now: u32, within: u32) -> Option<u32> {
         // SAFETY: valid by the contract of `new`.
         unsafe {
             let refused = (*self.owner).refused;
-            let lately = refused != 0 && age(now, (*self.owner).refused_at) < within;
+            let same = (*self.owner).refused_class == u32::from(class);
+            let lately = refused != 0 && same && age(now, (*self.owner).refused_at) < within;
             lately.then(|| refused - 1)
         }
     }
@@ -188,13 +201,14 @@ impl PortMapSlot {
         unsafe { (*self.owner).cleared_at = now }
     }
 
-    /// Notes that a pod of this bucket found no port.
+    /// Notes that a pod of this bucket found no port in the range that begins with `class`.
     #[inline(always)]
-    pub fn set_refused(self, bucket: u32, now: u32) {
+    pub fn set_refused(self, bucket: u32, class: u16, now: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe {
             (*self.owner).refused = bucket + 1;
             (*self.owner).refused_at = now;
+            (*self.owner).refused_class = class.into();
         }
     }
 

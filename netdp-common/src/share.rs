@@ -6,6 +6,7 @@
 
 use crate::abi::{MAPPING_BY_INTERFACE, MAPPING_ORIGIN};
 use crate::addr::Addr;
+use crate::port_map::fold;
 use crate::siphash;
 
 /// Buckets. Of 250 pods any two share one with a probability of 1 in 16,384.
@@ -44,6 +45,10 @@ pub struct Share {
     pub tag: u32,
     /// The epoch of the settings in which it was found.
     pub epoch: u32,
+    /// Flows of the node's own noted in the tick `notes_at`.
+    pub notes: u32,
+    /// Tick of `notes`.
+    pub notes_at: u32,
     /// Always zero.
     pub pad: u32,
 }
@@ -92,8 +97,8 @@ impl Key {
         ];
         let hash = siphash::hash(secret, words);
         Self {
-            bucket: hash as u32 & (BUCKETS - 1),
-            tag: (hash >> 32) as u32,
+            bucket: fold(hash) & (BUCKETS - 1),
+            tag: fold(hash >> 32),
         }
     }
 
@@ -120,6 +125,10 @@ pub const fn bucket_of_mapping(secret: siphash::Key, pod: &Addr, flags: u16) -> 
 /// Records of datagrams that one bucket may make in a tick (67 ms): 30,000 a second,
 /// at which the map turns over in half a second.
 pub const FRAGMENTS_PER_TICK: u32 = 2048;
+
+/// Flows that may be forged that one interface may have noted in a tick: 60 a second, so
+/// that they never hold most ports towards a destination.
+pub const NOTES_PER_TICK: u32 = 4;
 
 /// Refusals of one bucket that are answered in a tick: 120 a second.
 pub const ANSWERS_PER_TICK: u32 = 8;
@@ -214,11 +223,7 @@ impl ShareSlot {
                 // Slow rates gather until there is a whole token.
                 if more > 0 {
                     let full = u64::from(tokens) + more;
-                    tokens = if full > u64::from(burst) {
-                        burst
-                    } else {
-                        full as u32
-                    };
+                    tokens = u32::try_from(full).map_or(burst, |full| full.min(burst));
                     (*share).filled_at = now;
                 }
             }
@@ -240,6 +245,22 @@ impl ShareSlot {
             }
             (*share).fragments += 1;
             (*share).fragments <= FRAGMENTS_PER_TICK
+        }
+    }
+
+    /// Counts a note of a flow that may be forged; `false` if there were too many in this
+    /// tick.
+    #[inline(always)]
+    pub fn take_note(self, now: u32) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            let share = self.share;
+            if (*share).notes_at != now {
+                (*share).notes_at = now;
+                (*share).notes = 0;
+            }
+            (*share).notes += 1;
+            (*share).notes <= NOTES_PER_TICK
         }
     }
 

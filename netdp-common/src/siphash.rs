@@ -62,7 +62,7 @@ mod tests {
     /// input count up from 0.
     #[test]
     fn the_reference_vectors_hold() {
-        let word = |n: u8| u64::from_le_bytes(std::array::from_fn(|i| n * 8 + i as u8));
+        let word = |n: u8| u64::from_le_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| n * 8 + i));
         let key = [word(0), word(1)];
         let bytes = |hash: u64| hash.to_le_bytes();
         assert_eq!(

@@ -1,8 +1,8 @@
 //! A mapping where it lies in a map, shared with other CPUs.
 
 use crate::abi::{
-    Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live, MAPPING_HANDED, MAPPING_HOST,
-    MAPPING_ORIGIN, MAPPING_YIELDED, Mapping,
+    Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live, MAPPING_BY_INTERFACE,
+    MAPPING_HANDED, MAPPING_HOST, MAPPING_ORIGIN, MAPPING_YIELDED, Mapping,
 };
 use crate::addr::Addr;
 use crate::conntrack;
@@ -80,7 +80,13 @@ impl Slot {
     pub fn set_origin(self, tag: u16) {
         // SAFETY: valid by the contract of `new`; of an original half nobody else
         // writes the flags.
-        unsafe { (*self.0).flags = (*self.0).flags & !MAPPING_ORIGIN | tag }
+        unsafe {
+            let flags = (*self.0).flags;
+            // Where it counts must stay.
+            if flags & MAPPING_BY_INTERFACE == 0 {
+                (*self.0).flags = flags & !MAPPING_ORIGIN | tag;
+            }
+        }
     }
 
     /// Packets in this direction.
@@ -195,6 +201,13 @@ impl AskedSlot {
     pub fn refresh(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.0).last_seen = now }
+    }
+
+    /// Writes the silence in ticks after which it no longer counts.
+    #[inline(always)]
+    pub fn set_limit(self, limit: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).limit = limit }
     }
 }
 

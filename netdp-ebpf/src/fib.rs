@@ -9,7 +9,6 @@ use aya_ebpf::helpers::bpf_fib_lookup as lookup_helper;
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netdp_common::addr::{Addr, Family};
-use netdp_common::tables::Origin;
 
 /// Address families of include/linux/socket.h.
 const AF_INET: u8 = 2;
@@ -31,6 +30,8 @@ fn lookup(ctx: &TcContext, dst: &Addr, family: Family, flags: u32) -> Option<Fou
     let code = unsafe {
         p.cast::<[u64; 8]>().write([0; 8]);
         (*p).ifindex = (*ctx.skb.skb).ifindex;
+        // With a length the helper compares that with the MTU, and not the packet's own.
+        (*p).__bindgen_anon_1.tot_len = 1;
         let to = dst.words();
         match family {
             Family::V4 => {
@@ -69,21 +70,31 @@ pub fn source(ctx: &TcContext, dst: &Addr, family: Family) -> Option<Addr> {
     })
 }
 
-/// Where `addr` is, beside where the packet came from: by the route to it.
+/// What the route to an address says.
+pub struct Route {
+    /// The interface.
+    pub ifindex: u32,
+    /// There is no gateway on the way.
+    pub direct: bool,
+    /// A neighbour has the address.
+    pub resolved: bool,
+}
+
+/// The route to `addr`, a pod.
 #[inline(never)]
-pub fn origin(ctx: &TcContext, addr: &Addr, family: Family) -> Origin {
-    // SAFETY: a TC program's context is readable for the program's run.
-    let (came_by, leaves_by) = unsafe { ((*ctx.skb.skb).ingress_ifindex, (*ctx.skb.skb).ifindex) };
+pub fn route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut Route) -> bool {
     let Some(Found { code, params }) = lookup(ctx, addr, family, 0) else {
-        return Origin::Unknown;
+        return false;
     };
-    if came_by == 0 || code != 0 && code != BPF_FIB_LKUP_RET_NO_NEIGH {
-        return Origin::Unknown;
+    if code != 0 && code != BPF_FIB_LKUP_RET_NO_NEIGH {
+        return false;
     }
     // SAFETY: `lookup` has written all of it.
     let params = unsafe { params.assume_init_ref() };
+    route.ifindex = params.ifindex;
+    route.resolved = code == 0;
     // SAFETY: the lookup leaves the destination there, or the gateway to it.
-    let direct = unsafe {
+    route.direct = unsafe {
         match family {
             Family::V4 => {
                 params.family == AF_INET && params.__bindgen_anon_4.ipv4_dst == addr.words()[3]
@@ -95,14 +106,7 @@ pub fn origin(ctx: &TcContext, addr: &Addr, family: Family) -> Origin {
             }
         }
     };
-    match (direct, params.ifindex == came_by) {
-        (true, true) if code == 0 => Origin::Link,
-        (true, true) => Origin::Unresolved,
-        // What is behind the uplink itself is no pod of this node's.
-        (true, false) if params.ifindex != leaves_by => Origin::Elsewhere,
-        (false, true) => Origin::Routed,
-        _ => Origin::Unknown,
-    }
+    true
 }
 
 /// The interface that leads to `dst`, a pod.

@@ -2,7 +2,8 @@
 //!
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
-use crate::{fib, known, sockets};
+use crate::fib::{self, Route};
+use crate::{known, sockets};
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
@@ -12,7 +13,7 @@ use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use netdp_common::abi::{
     self, Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
-    POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, Settings, Uplink, node_port_bit,
+    POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, RecentAt, Settings, Uplink, node_port_bit,
 };
 use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{TICK_SHIFT, age};
@@ -71,13 +72,6 @@ static RECENT: Array<Tuple, { abi::RECENT as usize }> = Array::new();
 static PORT_MAP_OWNERS: Array<Owner, { PORT_MAPS_LEN as usize }> = Array::new();
 #[btf_map]
 static PORT_MAPS: Array<Bits, { PORT_MAPS_LEN as usize }> = Array::new();
-
-/// How many mappings were ever put into the ring [`RECENT`], and taken out (wrapping).
-#[repr(C)]
-struct RecentAt {
-    put: u32,
-    taken: u32,
-}
 
 #[btf_map]
 static RECENT_AT: Array<RecentAt, 1> = Array::new();
@@ -345,7 +339,23 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn origin(&self, addr: &Addr, family: Family) -> Origin {
-        fib::origin(self.ctx, addr, family)
+        let came_by = self.ingress_ifindex();
+        let mut route = Route {
+            ifindex: 0,
+            direct: false,
+            resolved: false,
+        };
+        if came_by == 0 || !fib::route(self.ctx, addr, family, &mut route) {
+            return Origin::Unknown;
+        }
+        match (route.direct, route.ifindex == came_by) {
+            (true, true) if route.resolved => Origin::Link,
+            (true, true) => Origin::Unresolved,
+            // What is behind an uplink is no pod of this node's.
+            (true, false) if UPLINKS.get_ptr(route.ifindex).is_none() => Origin::Elsewhere,
+            (false, true) => Origin::Routed,
+            _ => Origin::Unknown,
+        }
     }
 
     #[inline(always)]

@@ -33,7 +33,12 @@ pub fn back(ctx: &TcContext) -> i32 {
         Ok(false) => return NEXT,
         Ok(true) => {
             let verdict = hairpin::enter(&world, work);
-            put(ctx, work, verdict, false).and_then(|_| redirect(ctx, work))
+            match put(ctx, work, verdict, false) {
+                Ok(true) => redirect(ctx, work),
+                // The mapping was the node's after all: too late to give it back.
+                Ok(false) => Err(DropReason::Unasked),
+                Err(reason) => Err(reason),
+            }
         }
         Err(reason) => Err(reason),
     };

@@ -148,6 +148,8 @@ impl Tables for Fake {
                 cleared_at: 0,
                 refused: 0,
                 refused_at: 0,
+                refused_class: 0,
+                pad: 0,
             };
             Box::new(UnsafeCell::new((owner, Bits([0; WORDS as usize]))))
         });

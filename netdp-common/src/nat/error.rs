@@ -3,7 +3,7 @@
 //! An error neither refreshes nor ends a mapping (RFC 4787 REQ-12).
 
 use super::Work;
-use super::inbound::{Continued, continued};
+use super::inbound::is_known;
 use super::origin::{may_report, same};
 use crate::abi::Action;
 use crate::slot::Slot;
@@ -57,7 +57,10 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
         tables.count(|c| &mut c.egress_bypassed);
         return Verdict::Pass;
     }
-    if matches!(continued(tables, &work.pkt, &original), Continued::Yes) {
+    if !may_report(tables, &work.pkt, &original.src) {
+        return Verdict::Drop(DropReason::ForgedSource);
+    }
+    if is_known(tables, &original) {
         tables.count(|c| &mut c.egress_replies);
         return Verdict::Pass;
     }

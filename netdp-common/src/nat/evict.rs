@@ -2,6 +2,7 @@
 //! Never one that lives ([`crate::spare`]).
 
 use super::Work;
+use super::origin::same;
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
 use crate::conntrack::idle;
 use crate::port_map;
@@ -12,7 +13,7 @@ use crate::tables::Tables;
 use crate::tuple::Tuple;
 
 /// Mappings that are looked at for one packet.
-const LOOKS: u32 = 4;
+const LOOKS: u32 = 8;
 
 /// What a look for room is about.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +60,11 @@ impl Recycling {
 /// Ends a mapping, and takes it out of all that is counted.
 #[inline(never)]
 pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool {
-    let Some(half) = tables.snat(original) else {
+    let half = tables.snat(original);
+    // The original half of another mapping is none of this one's.
+    let Some(half) = half.filter(|half| half.id() == wire.dst_id && same(&half.addr(), &wire.dst))
+    else {
+        tables.remove_rev_snat(wire);
         return false;
     };
     let bucket = bucket_of_mapping(tables.secret(), &original.src, half.flags());
@@ -112,8 +117,8 @@ pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
     recycling.made != 0
 }
 
-/// Looks at the mapping that began longest ago of those that are remembered. One that lives
-/// is forgotten, one that may make room later waits for its next turn.
+/// Looks at the mapping that began longest ago of those that are remembered. One that does
+/// not make room waits for its next turn.
 #[inline(always)]
 fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     if !tables.pop_recent(&mut recycling.original) {
@@ -127,6 +132,7 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
         return;
     };
     let Some(class) = class(tables, recycling.original.proto, half, reply) else {
+        tables.push_recent(&recycling.original);
         return;
     };
     let (pod, flags) = (&recycling.original.src, half.flags());

@@ -11,7 +11,7 @@ use crate::conntrack::{
 use crate::packet::{L4, Packet, TcpSegment};
 use crate::slot::Slot;
 use crate::tables::Tables;
-use crate::tuple::Tuple;
+use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
 
 /// What is known of a packet, so that the policy need not be asked. It is counted and
@@ -132,7 +132,8 @@ enum Incoming {
 /// Whether the node has come to receive what comes in here since the mapping began.
 #[inline(never)]
 pub(super) fn is_nodes_by_now<T: Tables>(tables: &T, wire: &Tuple) -> bool {
-    tables.node_answers(wire.proto, wire.dst_id) || tables.socket_receives(wire)
+    let has_sockets = matches!(wire.proto, proto::TCP | proto::UDP);
+    tables.node_answers(wire.proto, wire.dst_id) || has_sockets && tables.socket_receives(wire)
 }
 
 /// Judges a SYN, FIN or RST that comes in, and what comes after a RST.
@@ -154,7 +155,9 @@ fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot:
     if segment.flags & (SYN | ACK) == SYN {
         return match tcp_state(seen, slot.tcp_seen()) {
             TcpState::Closed | TcpState::TimeWait => Incoming::Nodes,
-            TcpState::SynSent | TcpState::SynReceived if is_nodes_by_now(tables, wire) => {
+            TcpState::SynSent | TcpState::SynReceived | TcpState::Unreplied
+                if is_nodes_by_now(tables, wire) =>
+            {
                 Incoming::Nodes
             }
             TcpState::SynSent | TcpState::SynReceived => Incoming::Trusted,

@@ -9,6 +9,7 @@ use crate::abi::{Action, FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragmen
 use crate::addr::Family;
 use crate::conntrack::{age, ticks};
 use crate::packet::{KEEP_IP_ID, Packet};
+use crate::port_map::fold;
 use crate::share::{Key, Role};
 use crate::tables::Tables;
 use crate::tuple::Tuple;
@@ -79,10 +80,7 @@ fn remember<T: Tables>(tables: &T, pkt: &Packet, key: &Tuple, fragment: &Fragmen
 fn new_ip_id<T: Tables>(tables: &T, pkt: &Packet) -> u32 {
     let key = Tuple::new(pkt.new.addr, pkt.tuple.dst, 0, 0, pkt.tuple.proto);
     let hash = key.keyed_hash(tables.secret());
-    tables
-        .next_ip_id(hash as u32)
-        .wrapping_add((hash >> 32) as u32)
-        & 0xffff
+    (tables.next_ip_id(fold(hash)).wrapping_add(fold(hash >> 32))) & 0xffff
 }
 
 /// Remembers what became of the first fragment.

@@ -1,10 +1,11 @@
 //! The node's own traffic.
 
 use super::{Work, evict};
-use crate::abi::NodeFlow;
+use crate::abi::{NodeFlow, origin_tag};
 use crate::addr::Family;
-use crate::conntrack::{ACK, FIN, RST, SYN, age, live_seconds, ticks};
+use crate::conntrack::{ACK, FIN, RST, SYN, age, live_seconds, ticks32};
 use crate::packet::{L4, Packet};
+use crate::share::Key;
 use crate::slot::Slot;
 use crate::tables::Tables;
 use crate::tuple::{Tuple, proto};
@@ -34,8 +35,9 @@ pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool
         // remembered here, where it takes no pod's room.
         None => {
             let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
-            if !bypass && !(found_by_lookup && tables.sent_by_socket()) {
-                note(tables, &wire);
+            let found = found_by_lookup && tables.sent_by_socket();
+            if !bypass && !found {
+                note(tables, pkt, &wire);
             }
             false
         }
@@ -61,7 +63,7 @@ fn meets_pod<T: Tables>(tables: &T, work: &mut Work, wire: &Tuple, slot: Slot) -
     if !lives && !may_be_forged(tables, pkt) {
         let original = Tuple::new(slot.addr(), wire.src, slot.id(), wire.src_id, wire.proto);
         evict::end(tables, &original, wire);
-        note(tables, wire);
+        note(tables, pkt, wire);
     }
     false
 }
@@ -73,29 +75,43 @@ fn may_be_forged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     matches!(pkt.family, Family::V6) && tables.ingress_ifindex() != 0
 }
 
-/// Remembers a flow that no socket is found for.
-#[inline(always)]
-fn note<T: Tables>(tables: &T, wire: &Tuple) {
+/// Seconds for which a flow is remembered that may be forged.
+const DOUBTFUL_SECONDS: u64 = 300;
+
+/// Remembers a flow that no socket is found for, unless no pod gets its port anyway.
+#[inline(never)]
+fn note<T: Tables>(tables: &T, pkt: &Packet, wire: &Tuple) -> bool {
+    let has_ports = matches!(wire.proto, proto::TCP | proto::UDP);
+    if has_ports && tables.port_reserved(wire.dst_id)
+        || tables.node_answers(wire.proto, wire.dst_id)
+    {
+        return false;
+    }
     let now = tables.now();
+    let limit = if may_be_forged(tables, pkt) {
+        let tag = origin_tag(tables.ingress_ifindex());
+        let bucket = Key::of_interface(tables.secret(), tag.into()).bucket;
+        let may = (tables.share(bucket)).is_none_or(|share| share.take_note(now));
+        if !may {
+            return false;
+        }
+        ticks32(DOUBTFUL_SECONDS)
+    } else {
+        ticks32(live_seconds(wire.proto, false))
+    };
     let known = tables.node_flow(wire);
     if known.is_none_or(|flow| flow.last_seen != now) {
         let flow = NodeFlow {
             last_seen: now,
-            pad: 0,
+            limit,
         };
         tables.set_node_flow(wire, &flow);
     }
+    true
 }
 
 /// Whether what comes in by this tuple is known to be the node's.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "days at most")]
 pub(super) fn is_nodes<T: Tables>(tables: &T, wire: &Tuple) -> bool {
-    match tables.node_flow(wire) {
-        Some(flow) => {
-            let limit = ticks(live_seconds(wire.proto, false)) as u32;
-            age(tables.now(), flow.last_seen) < limit
-        }
-        None => false,
-    }
+    (tables.node_flow(wire)).is_some_and(|flow| age(tables.now(), flow.last_seen) < flow.limit)
 }

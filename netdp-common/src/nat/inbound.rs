@@ -10,15 +10,14 @@ use super::origin::is_forged;
 use crate::abi::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
 use crate::conntrack::{
     ACK, CLOSED_SECONDS, FIN, INBOUND_SECONDS, RST, SEEN_DATA, SYN, age, asked_seconds,
-    fin_is_plausible, live_seconds, ticks,
+    fin_is_plausible, live_seconds, ticks32,
 };
 use crate::packet::{L4, Packet};
 use crate::share::{self, Key, Role, ShareSlot};
 use crate::tables::Tables;
 use crate::tuple::Tuple;
 
-#[expect(clippy::cast_possible_truncation, reason = "a minute")]
-const CLOSED_TICKS: u32 = ticks(CLOSED_SECONDS) as u32;
+const CLOSED_TICKS: u32 = ticks32(CLOSED_SECONDS);
 /// [`Inbound::limit`]: as long as [`asked_seconds`] says.
 const BY_PROTOCOL: u32 = u32::MAX;
 
@@ -75,10 +74,29 @@ pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> C
         return Continued::Forged;
     }
     slot.refresh(now);
-    if asked.limit != CLOSED_TICKS && is_answer(&pkt.l4) {
-        promote(tables, pkt, tuple, now, 0);
+    if asked.limit != CLOSED_TICKS
+        && is_answer(&pkt.l4)
+        && !promote(tables, pkt, tuple, now, 0)
+        && matches!(pkt.l4, L4::Tcp(_))
+    {
+        // Over its share it is kept for as long, as far as there is room.
+        slot.set_limit(ticks32(INBOUND_SECONDS));
     }
     Continued::Yes
+}
+
+/// Whether a flow is known by `tuple`. Nothing is recorded.
+#[inline(never)]
+pub(super) fn is_known<T: Tables>(tables: &T, tuple: &Tuple) -> bool {
+    let now = tables.now();
+    let live = tables.live(tuple);
+    if live.is_some_and(|slot| is_fresh(tuple.proto, &slot.get(), now)) {
+        return true;
+    }
+    tables.asked(tuple).is_some_and(|slot| {
+        let asked = slot.get();
+        age(now, asked.last_seen) < asked_ticks(tuple.proto, asked)
+    })
 }
 
 /// Records a packet from outside to an address behind the node that may begin such a flow
@@ -208,11 +226,10 @@ fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
 /// Silence in ticks that ends an unanswered flow. Records without a limit are of agents
 /// before this one, which did not tell answered ones apart.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "days at most")]
 const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
     match asked.limit {
-        0 => ticks(INBOUND_SECONDS) as u32,
-        BY_PROTOCOL => ticks(asked_seconds(protocol)) as u32,
+        0 => ticks32(INBOUND_SECONDS),
+        BY_PROTOCOL => ticks32(asked_seconds(protocol)),
         limit => limit,
     }
 }
@@ -220,11 +237,10 @@ const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
 /// Whether a live flow has not been silent for too long.
 #[inline(always)]
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "days at most")]
 pub const fn is_fresh(protocol: u32, live: &Live, now: u32) -> bool {
     let half_closed = live.seen & (LIVE_FIN_OUT | LIVE_FIN_IN) != 0;
     let limit = match live.limit {
-        0 => ticks(live_seconds(protocol, half_closed)) as u32,
+        0 => ticks32(live_seconds(protocol, half_closed)),
         limit => limit,
     };
     age(now, live.last_seen) < limit

@@ -1,5 +1,6 @@
 //! A new mapping: the search for a wire tuple, and the claim of it.
 
+use super::evict::recycle;
 use super::follow::{apply, continue_egress};
 use super::search;
 use super::{Work, hairpin, host};
@@ -17,9 +18,6 @@ use crate::tables::{InsertError, Tables};
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
 
-/// The bucket of mappings that count for no pod: the node's own.
-pub(super) const UNCOUNTED: u32 = u32::MAX;
-
 /// The state of one search for a wire tuple.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -31,10 +29,11 @@ pub(super) struct Claim {
     pub(super) ranges: [PortRange; PORT_RANGES],
     pub(super) search: Search,
     pub(super) outcome: Outcome,
-    /// Where the mapping counts, see [`crate::share`]; or [`UNCOUNTED`].
+    /// Where the mapping counts, see [`crate::share`].
     pub(super) bucket: u32,
     /// Flags of its original half besides those that the caller asks for.
-    origin: u32,
+    origin: u16,
+    pad: u16,
     /// A candidate, plus 1, whose mapping may be one that makes room; or 0.
     pub(super) spare: u32,
     /// When it had its last packet back, in ticks.
@@ -62,8 +61,9 @@ impl Claim {
         ranges: [PortRange::EMPTY; PORT_RANGES],
         search: Search::new(0, 0),
         outcome: Outcome::Searching,
-        bucket: UNCOUNTED,
+        bucket: 0,
         origin: 0,
+        pad: 0,
         spare: 0,
         spare_seen: 0,
         at: 0,
@@ -75,11 +75,17 @@ impl Claim {
         exhausted: 0,
     };
 
+    /// The candidate that may make room.
+    #[inline(always)]
+    pub(super) fn spare_port(&self) -> Option<u16> {
+        u16::try_from(self.spare.checked_sub(1)?).ok()
+    }
+
     /// Notes where the mapping will count, and the flags that say so.
     #[inline(always)]
     pub(super) const fn set_bucket(&mut self, bucket: u32, origin: u16) {
         self.bucket = bucket;
-        self.origin = origin as u32;
+        self.origin = origin;
     }
 }
 
@@ -110,7 +116,11 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
     match claim.outcome {
         Outcome::Claimed => finish(tables, work, flags),
         Outcome::Searching => Verdict::Drop(DropReason::NoFreePort),
-        Outcome::Full => Verdict::Drop(DropReason::TableFull),
+        Outcome::Full => {
+            // So that the next packet finds room.
+            recycle(tables, work);
+            Verdict::Drop(DropReason::TableFull)
+        }
     }
 }
 
@@ -145,7 +155,7 @@ fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     claim.reply = mapping(
         &pkt.new.addr,
         claim.wire.dst_id,
-        flags | claim.origin as u16,
+        flags | claim.origin,
         tables.now(),
     );
     match tables.insert_snat(&pkt.tuple, &claim.reply) {
@@ -186,12 +196,10 @@ fn account<T: Tables>(tables: &T, tuple: &Tuple, bucket: u32) {
     if let Some(total) = tables.share(share::TOTAL) {
         total.add_mappings(1);
     }
-    if bucket != UNCOUNTED {
-        if let Some(share) = tables.share(bucket) {
-            share.add_mappings(1);
-        }
-        tables.push_recent(tuple);
+    if let Some(share) = tables.share(bucket) {
+        share.add_mappings(1);
     }
+    tables.push_recent(tuple);
 }
 
 /// The port to try before all others: the one that the endpoint has elsewhere,

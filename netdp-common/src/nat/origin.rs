@@ -1,6 +1,7 @@
 //! Where a pod's packet comes from: what another pod sends with its address changes
 //! nothing, where the routing table tells them apart.
 
+use crate::abi::SETTING_ANY_SOURCE;
 use crate::addr::{Addr, Family};
 use crate::packet::Packet;
 use crate::share::{Key, Role};
@@ -11,7 +12,7 @@ use crate::tables::{Origin, Tables};
 #[inline(never)]
 pub(super) fn is_forged<T: Tables>(tables: &T, src: &Addr, family: Family) -> bool {
     let ifindex = tables.ingress_ifindex();
-    if ifindex == 0 {
+    if ifindex == 0 || tables.settings().flags & SETTING_ANY_SOURCE != 0 {
         return false;
     }
     let key = Key::of(tables.secret(), src, Role::Pod);

@@ -3,10 +3,10 @@
 //! Where none is free, a mapping that is over gives way.
 
 use super::follow::is_nodes_by_now;
-use super::open::{Claim, Outcome, UNCOUNTED, try_candidate};
+use super::open::{Claim, Outcome, try_candidate};
 use super::{evict, host};
 use crate::abi::SETTING_HASH_PORTS;
-use crate::conntrack::{SEEN_RST, idle, ticks};
+use crate::conntrack::{SEEN_RST, idle, ticks, ticks32};
 use crate::packet::Packet;
 use crate::port::{self, Search};
 use crate::port_map::{self, PortMapSlot, WORDS};
@@ -27,11 +27,11 @@ const SHORT_LOOKS: u32 = 8;
 const FROM_MAP: u32 = 160;
 /// After this time a map in which all is taken begins anew: what ended meanwhile is found
 /// though nobody has told of it.
-const STALE_TICKS: u32 = ticks(2) as u32;
+const STALE_TICKS: u32 = ticks32(2);
 /// A map that nobody has looked for this long goes to another destination.
-const UNUSED_TICKS: u32 = ticks(1) as u32;
+const UNUSED_TICKS: u32 = ticks32(1);
 /// For how long a pod that found no port has precedence over those that have many.
-const TURN_TICKS: u32 = ticks(30) as u32;
+const TURN_TICKS: u32 = ticks32(30);
 /// So many mappings are many.
 const MANY: u32 = 8192;
 /// Seconds after which a peer's TIME-WAIT is over, and its port may be met anew
@@ -80,7 +80,7 @@ fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
 #[inline(never)]
 fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
     let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
-        pkt.tuple.keyed_hash(tables.secret()) as u32
+        port_map::fold(pkt.tuple.keyed_hash(tables.secret()))
     } else {
         tables.random()
     };
@@ -90,14 +90,15 @@ fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
     claim.exhausted = tables.is_exhausted(&claim.wire).into();
     claim.search = Search::new(port::total(&claim.ranges), start);
     let len = claim.search.len();
-    claim.tries = 1;
-    let most = match len {
-        0..=SHORT_LOOKS => len,
-        _ if claim.exhausted != 0 => SHORT_LOOKS,
-        0..=NARROW => len,
-        _ if map_of(tables, claim).is_some() => SHORT_LOOKS,
-        _ => AT_RANDOM,
+    let most = if claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some() {
+        SHORT_LOOKS
+    } else if len > NARROW {
+        AT_RANDOM
+    } else {
+        NARROW
     };
+    let most = if most < len { most } else { len };
+    claim.tries = (most == len).into();
     tables.repeat(most, claim, |tables, n, claim| {
         let offset = claim.search.offset(n);
         if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
@@ -176,7 +177,9 @@ fn step<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
         claim.at = claim.at.wrapping_add(1);
         return true;
     }
-    let port = (n * 64 + port_map::lowest(free)) as u16;
+    let Ok(port) = u16::try_from(n * 64 + port_map::lowest(free)) else {
+        return false;
+    };
     map.set(port, true);
     claim.wire.dst_id = port;
     try_candidate(tables, claim);
@@ -188,9 +191,6 @@ fn step<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
 /// with fewer found none lately.
 #[inline(never)]
 pub(super) fn must_wait<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
-    if claim.bucket == UNCOUNTED {
-        return false;
-    }
     let has = tables.share(claim.bucket).map_or(0, ShareSlot::mappings);
     if has < MANY {
         return false;
@@ -199,7 +199,7 @@ pub(super) fn must_wait<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let Some(map) = map_of(tables, claim) else {
         return false;
     };
-    match map.refused_lately(tables.now(), TURN_TICKS) {
+    match map.refused_lately(claim.ranges[0].min, tables.now(), TURN_TICKS) {
         Some(other) if other != claim.bucket => {
             (tables.share(other)).is_some_and(|other| other.mappings() < has / 2)
         }
@@ -212,13 +212,12 @@ pub(super) fn must_wait<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
 fn give_up<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.wire.dst_id = claim.ranges[0].min;
     // Where tries have run out there may be more.
-    if claim.tries > 0 {
-        tables.set_exhausted(&claim.wire);
+    if claim.tries == 0 {
+        return false;
     }
-    if claim.bucket != UNCOUNTED
-        && let Some(map) = map_of(tables, claim)
-    {
-        map.set_refused(claim.bucket, tables.now());
+    tables.set_exhausted(&claim.wire);
+    if let Some(map) = map_of(tables, claim) {
+        map.set_refused(claim.bucket, claim.ranges[0].min, tables.now());
     }
     true
 }
@@ -228,10 +227,10 @@ fn give_up<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
 /// as this one, whatever does not live gives way.
 #[inline(never)]
 fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
-    if claim.spare == 0 {
+    let Some(port) = claim.spare_port() else {
         return false;
-    }
-    claim.wire.dst_id = (claim.spare - 1) as u16;
+    };
+    claim.wire.dst_id = port;
     let Some(reply) = tables.rev_snat(&claim.wire) else {
         try_candidate(tables, claim);
         return true;
@@ -280,7 +279,7 @@ fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
 /// Whether one bucket has many times as many mappings as another.
 #[inline(always)]
 fn has_many_more<T: Tables>(tables: &T, one: u32, other: u32) -> bool {
-    if one == other || other == UNCOUNTED {
+    if one == other {
         return false;
     }
     match (tables.share(one), tables.share(other)) {

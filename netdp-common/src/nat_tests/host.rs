@@ -1,7 +1,7 @@
 //! The node's own traffic, and how it and the pods keep out of each other's way.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
-use crate::abi::{Action, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
+use crate::abi::{Action, MAPPING_HANDED, MAPPING_YIELDED};
 use crate::fake::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::fake::{Fake, Seen, tuple_of};
 use crate::tables::Tables as _;

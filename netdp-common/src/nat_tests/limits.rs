@@ -3,7 +3,7 @@
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
 use crate::abi::{PortRange, SETTING_PORTS};
 use crate::fake::Fake;
-use crate::fake::build::{Build, SYN};
+use crate::fake::build::{ACK, Build, SYN};
 use crate::verdict::DropReason;
 use std::collections::BTreeSet;
 
@@ -13,6 +13,11 @@ fn a_full_table_drops_the_new_flow_only() {
         for (snat, rev_snat) in [(1, 1), (1, 9), (9, 1)] {
             for packet in net.openings() {
                 let fake = opened(&packet);
+                // What has an answer gives way to nothing.
+                let reply = packet.from(net.node).answer();
+                assert_eq!(fake.back(&reply), becomes(net.pod));
+                let reply = Build::tcp(net.server, net.node, SYN | ACK);
+                fake.back(&reply);
                 fake.snat.set_capacity(snat);
                 fake.rev_snat.set_capacity(rev_snat);
                 for fresh in [packet.from(net.other_pod), packet.to(net.other_server)] {

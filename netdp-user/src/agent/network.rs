@@ -140,11 +140,23 @@ impl Agent {
         self.applied(applied);
     }
 
+    /// Has sources compared with where packets came from, unless there is a VRF: what comes by
+    /// its interfaces shows up as come by the VRF (`vrf_ip_rcv`, drivers/net/vrf.c, Linux 6.12).
+    fn judge_sources(&mut self) {
+        let vrf = (self.snapshot.links.iter()).any(|link| link.kind.as_deref() == Some("vrf"));
+        if let Some(datapath) = self.engine.as_datapath()
+            && let Err(err) = datapath.maps_mut().set_any_source(vrf)
+        {
+            log::warn!("{err:#}");
+        }
+    }
+
     /// The part of [`reconcile`](Self::reconcile) that packets see.
     pub(super) fn apply(&mut self) -> Applied {
         if let Some(chains) = self.engine.as_chains() {
             return Applied::Chains(chains.apply(&self.config));
         }
+        self.judge_sources();
         let mut wanted = self.wanted();
         self.selection.keep = wanted.uplinks.keys().copied().collect();
         self.fit(&mut wanted);

@@ -44,6 +44,9 @@ impl Agent {
                 kept += 1;
             }
         }
+        if let Err(err) = datapath.maps_mut().count_inbound() {
+            log::warn!("{err:#}");
+        }
         if kept > 0 {
             log::info!("{kept} connections that are not translated stay so");
         }

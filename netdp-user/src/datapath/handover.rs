@@ -113,7 +113,7 @@ impl Maps {
             seen: 0,
             ack: 0,
         };
-        self.inbound_live
+        (self.pods_mut()?.inbound_live)
             .insert(tuple(protocol, ends), live, 0)
             .context("writing the inbound_live map")
     }

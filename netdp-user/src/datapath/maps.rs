@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
     Counters, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
-    SETTING_NONE_STICKY, Settings, Uplink, pins,
+    SETTING_ANY_SOURCE, SETTING_NONE_STICKY, Settings, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::port_map::Bits;
@@ -18,6 +18,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Why there are no [`PodMaps`].
+const EARLIER: &str = "the pinned maps are of an earlier version; netdp run brings them up to date";
 
 /// Entries of `inbound_live`, as netdp-ebpf has it.
 const INBOUND_CAPACITY: u32 = 131_072;
@@ -45,9 +48,16 @@ pub struct Maps {
     /// How many entries `local_addrs` has room for.
     address_room: usize,
     settings: Array<MapData, Settings>,
-    counters: PerCpuArray<MapData, Counters>,
+    /// `None` over the pin of a version that counted other things.
+    counters: Option<PerCpuArray<MapData, Counters>>,
     reserved_ports: Array<MapData, u64>,
-    limits: Array<MapData, Limits>,
+    /// `None` over the pins of a version that had none of them.
+    pods: Option<PodMaps>,
+}
+
+/// What pods have, and may have.
+pub(super) struct PodMaps {
+    pub(super) limits: Array<MapData, Limits>,
     pub(super) inbound_live: HashMap<MapData, Tuple, Live>,
     /// The same once more, for reading in batches.
     pub(super) inbound_live_data: MapData,
@@ -59,6 +69,18 @@ pub struct Maps {
     /// For reading in batches.
     pub(super) port_map_owners_data: MapData,
     pub(super) port_maps: Array<MapData, Bits>,
+}
+
+/// The interfaces that programs were attached to, whichever version pinned the rest.
+///
+/// # Errors
+/// The map is not there, or can't be read.
+pub fn pinned_uplinks(bpffs: &Path) -> Result<Vec<u32>> {
+    let path = bpffs.join(pins::UPLINKS);
+    let map = MapData::from_pin(&path)
+        .with_context(|| format!("opening the pinned map {}", path.display()))?;
+    let uplinks: HashMap<_, u32, Uplink> = Map::HashMap(map).try_into()?;
+    Ok(uplinks.keys().collect::<Result<_, _>>()?)
 }
 
 impl Maps {
@@ -94,16 +116,21 @@ impl Maps {
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
-            counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
+            counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into().ok(),
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
-            limits: array(pins::LIMITS)?.try_into()?,
-            inbound_live: hash(pins::INBOUND_LIVE)?.try_into()?,
-            inbound_live_data: pinned(pins::INBOUND_LIVE)?,
-            shares_data: pinned(pins::SHARES)?,
-            shares_ended: array(pins::SHARES_ENDED)?.try_into()?,
-            shares_ended_data: pinned(pins::SHARES_ENDED)?,
-            port_map_owners_data: pinned(pins::PORT_MAP_OWNERS)?,
-            port_maps: array(pins::PORT_MAPS)?.try_into()?,
+            pods: match bpffs.join(pins::LIMITS).exists() {
+                true => Some(PodMaps {
+                    limits: array(pins::LIMITS)?.try_into()?,
+                    inbound_live: hash(pins::INBOUND_LIVE)?.try_into()?,
+                    inbound_live_data: pinned(pins::INBOUND_LIVE)?,
+                    shares_data: pinned(pins::SHARES)?,
+                    shares_ended: array(pins::SHARES_ENDED)?.try_into()?,
+                    shares_ended_data: pinned(pins::SHARES_ENDED)?,
+                    port_map_owners_data: pinned(pins::PORT_MAP_OWNERS)?,
+                    port_maps: array(pins::PORT_MAPS)?.try_into()?,
+                }),
+                false => None,
+            },
         };
         let layout = maps.settings()?.layout;
         if layout != LAYOUT && layout != 0 {
@@ -147,7 +174,8 @@ impl Maps {
         limits.flows = setup.pod_flows;
         limits.rate = setup.pod_new_flows;
         limits.burst = setup.pod_new_flows.saturating_mul(2);
-        self.limits
+        self.pods_mut()?
+            .limits
             .set(0, limits, 0)
             .context("writing the limits map")
     }
@@ -157,7 +185,34 @@ impl Maps {
     /// # Errors
     /// The map could not be read.
     pub fn limits(&self) -> Result<Limits> {
-        self.limits.get(&0, 0).context("reading the limits map")
+        (self.pods()?.limits)
+            .get(&0, 0)
+            .context("reading the limits map")
+    }
+
+    pub(super) fn pods(&self) -> Result<&PodMaps> {
+        self.pods.as_ref().context(EARLIER)
+    }
+
+    pub(super) fn pods_mut(&mut self) -> Result<&mut PodMaps> {
+        self.pods.as_mut().context(EARLIER)
+    }
+
+    /// Has sources compared with where packets came from, or not.
+    ///
+    /// # Errors
+    /// The settings can't be read or written.
+    pub fn set_any_source(&mut self, any: bool) -> Result<()> {
+        let before = self.settings()?;
+        let mut settings = before;
+        settings.flags &= !SETTING_ANY_SOURCE;
+        if any {
+            settings.flags |= SETTING_ANY_SOURCE;
+        }
+        if settings == before {
+            return Ok(());
+        }
+        self.set_settings(&settings)
     }
 
     /// How many mappings fit.
@@ -195,6 +250,8 @@ impl Maps {
     pub fn counters(&self) -> Result<Counters> {
         let per_cpu = self
             .counters
+            .as_ref()
+            .context(EARLIER)?
             .get(&0, 0)
             .context("reading the counters map")?;
         let mut sum = Counters::default();

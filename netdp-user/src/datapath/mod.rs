@@ -402,11 +402,8 @@ pub fn detach(bpffs: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let mut removed = Vec::new();
-    let uplinks = match Maps::open(bpffs) {
-        Ok(maps) => maps.uplinks()?,
-        // Half of the pins, or another layout: the links and files go all the same.
-        Err(_) => Vec::new(),
-    };
+    // Of another version's pins, or half of them, the links and files go all the same.
+    let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
     links::remove_all(bpffs, &uplinks, &mut removed)?;
     for (file, _) in abi::pins::ALL {
         bpffs::remove_pin(&bpffs.join(file), &mut removed)?;

@@ -77,7 +77,7 @@ fn explain<E: std::error::Error + Send + Sync + 'static>(err: E) -> anyhow::Erro
 }
 
 /// What each pinned map must look like: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 22] {
+fn layout() -> [(&'static str, MapType, usize, usize); 23] {
     let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
     [
@@ -141,6 +141,12 @@ fn layout() -> [(&'static str, MapType, usize, usize); 22] {
         (pins::SHARES, MapType::Array, 4, size_of::<Share>()),
         (pins::SHARES_ENDED, MapType::Array, 4, size_of::<Ended>()),
         (pins::RECENT, MapType::Array, 4, size_of::<Tuple>()),
+        (
+            pins::RECENT_AT,
+            MapType::Array,
+            4,
+            size_of::<abi::RecentAt>(),
+        ),
         (pins::PORT_MAP_OWNERS, MapType::Array, 4, size_of::<Owner>()),
         (pins::PORT_MAPS, MapType::Array, 4, size_of::<Bits>()),
     ]

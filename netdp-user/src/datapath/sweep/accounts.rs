@@ -1,5 +1,6 @@
 //! What pods have, counted anew: the programs count what begins, this what has ended.
 
+use super::now;
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
@@ -15,7 +16,9 @@ use std::os::fd::AsFd as _;
 /// The mappings of a pass by the bucket that they count in.
 #[derive(Debug, Default)]
 pub struct Accounts {
-    pub secret: siphash::Key,
+    secret: siphash::Key,
+    /// What the programs had counted when the pass began.
+    opened: HashMap<u32, Share>,
     live: HashMap<u32, u64>,
     ended: HashMap<u32, u64>,
 }
@@ -27,6 +30,24 @@ impl Accounts {
             secret,
             ..Self::default()
         }
+    }
+
+    /// Begins once more, as of the same moment.
+    pub fn again(self) -> Self {
+        Self {
+            live: HashMap::new(),
+            ended: HashMap::new(),
+            ..self
+        }
+    }
+
+    /// Takes note of what the programs have counted by now: for a pass through all mappings.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn look(&mut self, maps: &Maps) -> Result<()> {
+        self.opened = maps.shares()?;
+        Ok(())
     }
 
     /// Counts a mapping that lives.
@@ -58,13 +79,14 @@ impl Accounts {
         [bucket, share::TOTAL]
     }
 
-    /// After a pass through all mappings: makes the shares what they are. What begins
-    /// meanwhile may be counted or not, until the next one.
+    /// After a pass through all mappings that were there when [`look`](Self::look) was called:
+    /// makes the shares what they are. What begins in that very moment may count twice, until
+    /// the next one.
     ///
     /// # Errors
     /// A map could not be read or written.
     pub fn settle_all(&self, maps: &mut Maps) -> Result<()> {
-        maps.settle_shares(|bucket, share, ended| {
+        maps.settle_shares(&self.opened, |bucket, share, ended| {
             let live = self.live.get(&bucket).copied().unwrap_or_default();
             ended.mappings = share.opened.wrapping_sub(live);
         })
@@ -86,39 +108,59 @@ impl Accounts {
 
 impl Maps {
     fn shares_ended(&self, bucket: u32) -> Result<Ended> {
-        self.shares_ended
+        (self.pods()?.shares_ended)
             .get(&bucket, 0)
             .context("reading the shares_ended map")
     }
 
     fn set_shares_ended(&mut self, bucket: u32, ended: Ended) -> Result<()> {
-        self.shares_ended
+        (self.pods_mut()?.shares_ended)
             .set(bucket, ended, 0)
             .context("writing the shares_ended map")
     }
 
-    /// Writes those entries that `change` changes.
-    fn settle_shares(&mut self, change: impl Fn(u32, &Share, &mut Ended)) -> Result<()> {
+    fn shares(&self) -> Result<HashMap<u32, Share>> {
         let mut shares = HashMap::new();
-        batch::for_each::<u32, Share>(self.shares_data.fd().as_fd(), |bucket, share| {
+        batch::for_each::<u32, Share>(self.pods()?.shares_data.fd().as_fd(), |bucket, share| {
             shares.insert(*bucket, *share);
         })
         .context("reading the shares map")?;
+        Ok(shares)
+    }
+
+    /// Writes those entries that `change` changes.
+    fn settle_shares(
+        &mut self,
+        shares: &HashMap<u32, Share>,
+        change: impl Fn(u32, &Share, &mut Ended),
+    ) -> Result<()> {
         let mut changed = Vec::new();
-        batch::for_each::<u32, Ended>(self.shares_ended_data.fd().as_fd(), |bucket, before| {
-            let mut ended = *before;
-            if let Some(share) = shares.get(bucket) {
-                change(*bucket, share, &mut ended);
-            }
-            if ended != *before {
-                changed.push((*bucket, ended));
-            }
-        })
+        batch::for_each::<u32, Ended>(
+            self.pods()?.shares_ended_data.fd().as_fd(),
+            |bucket, before| {
+                let mut ended = *before;
+                if let Some(share) = shares.get(bucket) {
+                    change(*bucket, share, &mut ended);
+                }
+                if ended != *before {
+                    changed.push((*bucket, ended));
+                }
+            },
+        )
         .context("reading the shares_ended map")?;
         for (bucket, ended) in changed {
             self.set_shares_ended(bucket, ended)?;
         }
         Ok(())
+    }
+
+    /// Counts live inbound flows by pod and peer: some were written besides the programs.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn count_inbound(&mut self) -> Result<()> {
+        let now = now(self)?;
+        self.sweep_inbound(now).map(drop)
     }
 
     /// Ends live inbound flows that have been silent for too long, and counts those that
@@ -128,30 +170,35 @@ impl Maps {
     /// A map could not be read or written.
     pub fn sweep_inbound(&mut self, now: u32) -> Result<usize> {
         let secret = self.limits()?.secret;
+        let shares = self.shares()?;
         let mut over = Vec::new();
         let mut live = HashMap::<u32, u64>::new();
-        batch::for_each::<Tuple, Live>(self.inbound_live_data.fd().as_fd(), |tuple, flow| {
-            if !inbound::is_fresh(tuple.proto, flow, now) {
-                over.push(*tuple);
-                return;
-            }
-            for bucket in [
-                Key::of(secret, &tuple.src, Role::Pod).bucket,
-                Key::of(secret, &tuple.dst, Role::Peer).bucket,
-                share::TOTAL,
-            ] {
-                *live.entry(bucket).or_default() += 1;
-            }
-        })
+        batch::for_each::<Tuple, Live>(
+            self.pods()?.inbound_live_data.fd().as_fd(),
+            |tuple, flow| {
+                if !inbound::is_fresh(tuple.proto, flow, now) {
+                    over.push(*tuple);
+                    return;
+                }
+                for bucket in [
+                    Key::of(secret, &tuple.src, Role::Pod).bucket,
+                    Key::of(secret, &tuple.dst, Role::Peer).bucket,
+                    share::TOTAL,
+                ] {
+                    *live.entry(bucket).or_default() += 1;
+                }
+            },
+        )
         .context("reading the inbound_live map")?;
         // A packet may have come since it was read.
+        let pods = self.pods()?;
         over.retain(|tuple| {
-            let flow = self.inbound_live.get(tuple, 0);
+            let flow = pods.inbound_live.get(tuple, 0);
             flow.is_ok_and(|flow| !inbound::is_fresh(tuple.proto, &flow, now))
         });
-        batch::remove(self.inbound_live_data.fd().as_fd(), &over)
+        batch::remove(self.pods()?.inbound_live_data.fd().as_fd(), &over)
             .context("in the inbound_live map")?;
-        self.settle_shares(|bucket, share, ended| {
+        self.settle_shares(&shares, |bucket, share, ended| {
             let live = live.get(&bucket).copied().unwrap_or_default();
             ended.inbound = share.inbound.wrapping_sub(live);
         })?;
@@ -170,26 +217,26 @@ impl Maps {
             ports.push(wire.dst_id);
         }
         let mut owned = Vec::new();
-        batch::for_each::<u32, Owner>(self.port_map_owners_data.fd().as_fd(), |index, owner| {
-            if owner.wire.proto != 0
-                && let Some(ports) = freed.remove(&owner.wire)
-            {
-                owned.push((*index, ports));
-            }
-        })
+        batch::for_each::<u32, Owner>(
+            self.pods()?.port_map_owners_data.fd().as_fd(),
+            |index, owner| {
+                if owner.wire.proto != 0
+                    && let Some(ports) = freed.remove(&owner.wire)
+                {
+                    owned.push((*index, ports));
+                }
+            },
+        )
         .context("reading the port_map_owners map")?;
         for (index, ports) in owned {
-            let mut bits = self
-                .port_maps
-                .get(&index, 0)
-                .context("reading the port_maps map")?;
+            let maps = &mut self.pods_mut()?.port_maps;
+            let mut bits = maps.get(&index, 0).context("reading the port_maps map")?;
             for port in ports {
                 if let Some(word) = bits.0.get_mut(usize::from(port) / 64) {
                     *word &= !(1 << (port % 64));
                 }
             }
-            self.port_maps
-                .set(index, bits, 0)
+            maps.set(index, bits, 0)
                 .context("writing the port_maps map")?;
         }
         Ok(())

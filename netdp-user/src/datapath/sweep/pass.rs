@@ -89,7 +89,8 @@ impl<'a> Pass<'a> {
                 ..self.swept
             },
             freed: self.freed,
-            ..Self::new(self.now, self.accounts.secret, rules, self.horizon)
+            accounts: self.accounts.again(),
+            ..Self::new(self.now, siphash::Key::default(), rules, self.horizon)
         }
     }
 
@@ -189,7 +190,10 @@ impl<'a> Pass<'a> {
             Fate::Lives(_) => {
                 self.swept.live += 1;
                 self.sticky.note(tuple.dst);
-                self.accounts.lives(tuple, half);
+                // Others are not in what the programs had counted when the pass began.
+                if age(half.created, self.now) == 0 {
+                    self.accounts.lives(tuple, half);
+                }
                 return;
             }
             Fate::Expired => self.swept.expired += 1,
