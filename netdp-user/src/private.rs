@@ -28,7 +28,11 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
             .mode(0o755)
             .create(parent)
             .with_context(|| {
-                format!("creating {}; choose another with {flag}", parent.display())
+                format!(
+                    "creating {}, in which {} is to be; choose another place with {flag}",
+                    parent.display(),
+                    path.display()
+                )
             })?;
     }
     match DirBuilder::new().mode(DIRECTORY).create(path) {
@@ -38,6 +42,22 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
             });
         }
         _ => {}
+    }
+    let own =
+        fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+    let ourselves = nix::unistd::geteuid();
+    // Who is not root learns more of what else is missing.
+    if !ourselves.is_root() && own.uid() == 0 {
+        return Ok(());
+    }
+    if own.is_dir() && own.uid() == ourselves.as_raw() && own.mode() & 0o022 != 0 {
+        log::warn!(
+            "{} could be written by others (mode {:04o}): it is made the agent's alone",
+            path.display(),
+            own.mode() & 0o7777
+        );
+        fs::set_permissions(path, Permissions::from_mode(DIRECTORY))
+            .with_context(|| format!("taking others' rights from {}", path.display()))?;
     }
     check(path, flag)?;
     let mode = fs::metadata(path)?.mode() & 0o7777;
