@@ -15,6 +15,7 @@ mod ports;
 mod race;
 mod reload;
 mod scope;
+mod security;
 mod tcp;
 mod untranslatable;
 

@@ -117,7 +117,7 @@ impl StateDir {
     pub fn save_secret(&self, secret: siphash::Key) -> Result<()> {
         self.replace(SECRET, |file| {
             file.write_all(&secret[0].to_le_bytes())?;
-            Ok(file.write_all(&secret[1].to_le_bytes())?)
+            file.write_all(&secret[1].to_le_bytes())
         })
     }
 
