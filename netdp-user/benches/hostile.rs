@@ -241,6 +241,9 @@ fn setup() -> Setup {
         no_leak: NoLeak::Drop,
         on_reload: OnReload::Sticky,
         hairpin: false,
+        pod_flows: u32::MAX,
+        pod_new_flows: 0,
+        secret: [1, 2],
         reserved_ports: (30_000..=32_767).collect::<BTreeSet<u16>>(),
         mechanism: Mechanism::Auto,
     }

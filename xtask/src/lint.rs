@@ -71,7 +71,7 @@ fn check_advisories(required: bool) -> Result<()> {
         let there = database().is_some_and(|path| path.is_dir());
         if !there {
             let message = "ADVISORIES WERE NOT CHECKED: the database of RustSec can't be fetched, and there is \
-                           none of an earlier time; run this again where github.com can be reached";
+                           none of an earlier time; run this again where it can be fetched";
             anyhow::ensure!(!required, "{message}: {error:#}");
             shell::say(message);
             return Ok(());
