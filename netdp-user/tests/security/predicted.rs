@@ -6,6 +6,7 @@ use crate::site::{Site, Subject, end, ends};
 use anyhow::{Context as _, Result, ensure};
 use netdp_common::abi::{PORT_RANGES, PortRange};
 use netdp_common::port::{Search, class_of, nth_port, total};
+use netdp_common::port_map::fold;
 use netdp_common::tuple::{Tuple, proto};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -26,7 +27,7 @@ fn predicted(pod: SocketAddr, to: SocketAddr) -> Option<u16> {
     let tuple = Tuple::new(src, dst, pod.port(), to.port(), proto::UDP);
     let mut ranges = [PortRange::EMPTY; PORT_RANGES];
     ranges[0] = class_of(pod.port());
-    let search = Search::new(total(&ranges), tuple.keyed_hash([0; 2]) as u32);
+    let search = Search::new(total(&ranges), fold(tuple.keyed_hash([0; 2])));
     let ports = (0..search.len()).filter_map(|n| nth_port(&ranges, search.offset(n)));
     ports.into_iter().find(|port| !RESERVED.contains(port))
 }
