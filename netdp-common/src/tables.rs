@@ -95,7 +95,8 @@ pub trait Tables {
     fn ingress_ifindex(&self) -> u32;
     /// Where `addr` is, beside where the packet came from.
     fn origin(&self, addr: &Addr, family: Family) -> Origin;
-    /// Remembers the tuple of a mapping that has begun, in the place of the oldest if need be.
+    /// Remembers the tuple of a mapping that has begun or closed, in the place of the oldest if
+    /// need be.
     fn push_recent(&self, tuple: &Tuple);
     /// Takes out the one that was remembered longest ago; `false` if there is none.
     fn pop_recent(&self, tuple: &mut Tuple) -> bool;

@@ -117,8 +117,9 @@ pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
     recycling.made != 0
 }
 
-/// Looks at the mapping that began longest ago of those that are remembered. One that does
-/// not make room waits for its next turn.
+/// Looks at the mapping that began or closed longest ago of those that are remembered. One
+/// that lives is forgotten until it closes; one that may make room later waits for its next
+/// turn.
 #[inline(always)]
 fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     if !tables.pop_recent(&mut recycling.original) {
@@ -132,7 +133,6 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
         return;
     };
     let Some(class) = class(tables, recycling.original.proto, half, reply) else {
-        tables.push_recent(&recycling.original);
         return;
     };
     let (pod, flags) = (&recycling.original.src, half.flags());

@@ -56,6 +56,12 @@ pub(super) fn continue_egress<T: Tables>(
         }
     }
     slot.record(l4, now);
+    if let L4::Tcp(segment) = *l4
+        && segment.flags & (FIN | RST) != 0
+    {
+        // It may make room from now on.
+        tables.push_recent(tuple);
+    }
     tables.count(|c| &mut c.egress_masqueraded);
     Known::Rewrite(slot)
 }
@@ -150,7 +156,11 @@ fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot:
     };
     let (seen, acked) = (half.tcp_seen(), half.tcp_ack());
     if segment.flags & RST != 0 {
-        return trusted(rst_is_acceptable(seen, acked, segment));
+        let acceptable = rst_is_acceptable(seen, acked, segment);
+        if acceptable {
+            tables.push_recent(&original);
+        }
+        return trusted(acceptable);
     }
     if segment.flags & (SYN | ACK) == SYN {
         return match tcp_state(seen, slot.tcp_seen()) {
@@ -174,7 +184,14 @@ fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot:
         // Who has reset a connection sends nothing more on it.
         slot.mend();
     }
-    trusted(segment.flags & FIN == 0 || fin_is_plausible(seen, acked, segment))
+    if segment.flags & FIN == 0 {
+        return Incoming::Trusted;
+    }
+    let plausible = fin_is_plausible(seen, acked, segment);
+    if plausible {
+        tables.push_recent(&original);
+    }
+    trusted(plausible)
 }
 
 const fn trusted(trusted: bool) -> Incoming {
