@@ -28,6 +28,8 @@ pub fn run(tests: &[String]) -> Result<()> {
     apt::install(&missing(&[
         ("qemu-system-x86_64", "qemu-system-x86"),
         ("depmod", "kmod"),
+        // The first file system of the machine.
+        ("busybox", "busybox-static"),
     ]))?;
     let cache = kube_programs::cache()?.with_file_name("kernels");
     fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
