@@ -17,8 +17,8 @@ use std::os::fd::AsFd as _;
 #[derive(Debug, Default)]
 pub struct Accounts {
     secret: siphash::Key,
-    /// What the programs had counted when the pass began.
-    opened: HashMap<u32, Share>,
+    /// What the programs had counted halfway through the pass.
+    opened: HashMap<u32, u64>,
     live: HashMap<u32, u64>,
     ended: HashMap<u32, u64>,
 }
@@ -32,7 +32,7 @@ impl Accounts {
         }
     }
 
-    /// Begins once more, as of the same moment.
+    /// Begins once more.
     pub fn again(self) -> Self {
         Self {
             live: HashMap::new(),
@@ -41,12 +41,21 @@ impl Accounts {
         }
     }
 
-    /// Takes note of what the programs have counted by now: for a pass through all mappings.
+    /// Takes note of what the programs had counted `before` all mappings were looked at, and
+    /// have now. A mapping is seen at some moment between the two: of thousands that begin
+    /// and end meanwhile, as many are seen as there were halfway, within chance.
     ///
     /// # Errors
     /// The map could not be read.
-    pub fn look(&mut self, maps: &Maps) -> Result<()> {
-        self.opened = maps.shares()?;
+    pub fn looked(&mut self, maps: &Maps, before: &HashMap<u32, Share>) -> Result<()> {
+        let after = maps.shares()?;
+        self.opened = after
+            .into_iter()
+            .map(|(bucket, after)| {
+                let before = before.get(&bucket).map_or(after.opened, |it| it.opened);
+                (bucket, halfway(before, after.opened))
+            })
+            .collect();
         Ok(())
     }
 
@@ -79,16 +88,14 @@ impl Accounts {
         [bucket, share::TOTAL]
     }
 
-    /// After a pass through all mappings that were there when [`look`](Self::look) was called:
-    /// makes the shares what they are. What begins in that very moment may count twice, until
-    /// the next one.
+    /// After a pass through all mappings: makes the shares what they are.
     ///
     /// # Errors
     /// A map could not be read or written.
     pub fn settle_all(&self, maps: &mut Maps) -> Result<()> {
-        maps.settle_shares(&self.opened, |bucket, share, ended| {
+        maps.settle_shares(&self.opened, |bucket, opened, ended| {
             let live = self.live.get(&bucket).copied().unwrap_or_default();
-            ended.mappings = share.opened.wrapping_sub(live);
+            ended.mappings = opened.wrapping_sub(live);
         })
     }
 
@@ -106,6 +113,12 @@ impl Accounts {
     }
 }
 
+/// Halfway between two readings of a wrapping counter that goes up and down.
+const fn halfway(before: u64, after: u64) -> u64 {
+    let change = after.wrapping_sub(before).cast_signed() / 2;
+    before.wrapping_add(change.cast_unsigned())
+}
+
 impl Maps {
     fn shares_ended(&self, bucket: u32) -> Result<Ended> {
         (self.pods()?.shares_ended)
@@ -119,7 +132,11 @@ impl Maps {
             .context("writing the shares_ended map")
     }
 
-    fn shares(&self) -> Result<HashMap<u32, Share>> {
+    /// What the programs have counted of each bucket.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn shares(&self) -> Result<HashMap<u32, Share>> {
         let mut shares = HashMap::new();
         batch::for_each::<u32, Share>(self.pods()?.shares_data.fd().as_fd(), |bucket, share| {
             shares.insert(*bucket, *share);
@@ -129,10 +146,10 @@ impl Maps {
     }
 
     /// Writes those entries that `change` changes.
-    fn settle_shares(
+    fn settle_shares<T>(
         &mut self,
-        shares: &HashMap<u32, Share>,
-        change: impl Fn(u32, &Share, &mut Ended),
+        shares: &HashMap<u32, T>,
+        change: impl Fn(u32, &T, &mut Ended),
     ) -> Result<()> {
         let mut changed = Vec::new();
         batch::for_each::<u32, Ended>(
@@ -240,5 +257,19 @@ impl Maps {
                 .context("writing the port_maps map")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::halfway;
+
+    #[test]
+    fn halfway_is_right_up_down_and_around() {
+        assert_eq!(halfway(10, 20), 15);
+        assert_eq!(halfway(20, 10), 15);
+        assert_eq!(halfway(u64::MAX, 3), 1);
+        assert_eq!(halfway(3, u64::MAX), 1);
+        assert_eq!(halfway(7, 7), 7);
     }
 }

@@ -314,7 +314,6 @@ impl Sweeper {
         pass.looked = self.schedule.looked();
         let settings = self.maps.settings()?;
         pass.sticky = Sticky::look(settings.flags);
-        pass.accounts.look(&self.maps)?;
         pass.originals(&self.maps, &mut Replies::default())?;
         pass.settle(&mut self.maps, true)?;
         if pass.swept.stopped {
@@ -353,7 +352,6 @@ impl Sweeper {
         let begun = now(&self.maps)?;
         let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
         pass.sticky = Sticky::look(settings.flags);
-        pass.accounts.look(&self.maps)?;
         let mut replies = pass.replies(&self.maps)?;
         pass.originals(&self.maps, &mut replies)?;
         let crowded = pass.swept.live + replies.host > self.schedule.limit(limit);

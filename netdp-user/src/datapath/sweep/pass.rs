@@ -132,6 +132,7 @@ impl<'a> Pass<'a> {
     /// reply halves, batch by batch.
     pub fn originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
         let snat = maps.snat_data.fd().as_fd();
+        let before = maps.shares()?;
         batch::for_each_batch::<Tuple, Mapping>(snat, |tuples, halves| {
             if self.rules.stopped() {
                 self.swept.stopped = true;
@@ -142,7 +143,8 @@ impl<'a> Pass<'a> {
             }
             self.remove_ended(maps)
         })
-        .context("going through the snat map")
+        .context("going through the snat map")?;
+        self.accounts.looked(maps, &before)
     }
 
     fn original(
@@ -190,10 +192,7 @@ impl<'a> Pass<'a> {
             Fate::Lives(_) => {
                 self.swept.live += 1;
                 self.sticky.note(tuple.dst);
-                // Others are not in what the programs had counted when the pass began.
-                if age(half.created, self.now) == 0 {
-                    self.accounts.lives(tuple, half);
-                }
+                self.accounts.lives(tuple, half);
                 return;
             }
             Fate::Expired => self.swept.expired += 1,
