@@ -293,7 +293,8 @@ fn without_programs_it_says_what_it_cannot_keep() -> Result<()> {
     let config = ConfigVolume::new("")?;
     let options = AgentOptions::new(NETDP)
         .config(config.path())
-        .env("PATH", "/nonexistent");
+        .arg("--programs")
+        .arg("/nonexistent");
     let agent = Agent::start(&bed.node, options)?;
     let text = agent.netdp(&["status"])?;
     let words = "not kept   hostPorts and services, as far as NAT rules cannot be read: nftables: the program nft is not here";
