@@ -78,9 +78,13 @@ fn may_be_forged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
 /// Seconds for which a flow is remembered that may be forged.
 const DOUBTFUL_SECONDS: u64 = 300;
 
-/// Remembers a flow that no socket is found for, unless no pod gets its port anyway.
+/// Remembers a flow that no socket is found for, unless no pod gets its port anyway. A RST
+/// begins none: so the node refuses what it does not know.
 #[inline(never)]
 fn note<T: Tables>(tables: &T, pkt: &Packet, wire: &Tuple) -> bool {
+    if matches!(pkt.l4, L4::Tcp(segment) if segment.flags & RST != 0) {
+        return false;
+    }
     let has_ports = matches!(wire.proto, proto::TCP | proto::UDP);
     if has_ports && tables.port_reserved(wire.dst_id)
         || tables.node_answers(wire.proto, wire.dst_id)

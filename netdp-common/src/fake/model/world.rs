@@ -1,6 +1,6 @@
 //! The node under test, and what the model knows of it.
 
-use super::super::build::{Build, Kind, SYN};
+use super::super::build::{Build, Kind, RST, SYN};
 use super::flow::{Flow, Moment, Sent};
 use super::kept::Kept;
 use super::{Carries, Net, Outcome, PORTS, RANGE, Step, Subject, packet};
@@ -181,6 +181,7 @@ impl<S: Subject> World<S> {
             return;
         }
         let answers = matches!(carries, Carries::EchoReply);
+        let refuses = matches!(carries, Carries::Tcp(flags) if flags & RST != 0);
         let wire = tuple.reversed();
         let owner = self.live.iter().find(|(_, flow)| flow.reply == wire);
         let owner = owner.map(|(pod, flow)| (*pod, flow.is_answered()));
@@ -193,10 +194,12 @@ impl<S: Subject> World<S> {
                     && !answers
                 {
                     self.live.remove(&pod);
-                    self.nodes.insert(wire, now);
+                    if !refuses {
+                        self.nodes.insert(wire, now);
+                    }
                 }
                 let found = socket && has_ports(&tuple);
-                if owner.is_none() && !answers && !self.bypass[server] && !found {
+                if owner.is_none() && !answers && !refuses && !self.bypass[server] && !found {
                     self.nodes.insert(wire, now);
                 }
             }

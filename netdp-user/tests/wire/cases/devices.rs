@@ -182,7 +182,7 @@ pub fn r5_8_vlan_tags_taken_off(w: &mut Wire) -> Result<()> {
             &[[0x81, 0, 0, 7]][..],
             &[[0x88, 0xa8, 0, 7], [0x81, 0, 0, 8]],
         ] {
-            let packet = udp((pod(f, 0), 4000), (server(f, 0), 53), b"tagged");
+            let packet = udp((pod(f, 1), 4000), (server(f, 0), 53), b"tagged");
             w.send_tagged(At::Pod(1), &packet, tags)?;
             let frames = w.frames_with(At::Uplink(0), b"tagged")?;
             ensure!(frames.len() == 1, "{frames:02x?}");
