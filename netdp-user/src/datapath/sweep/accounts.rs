@@ -132,7 +132,7 @@ impl Maps {
             .context("writing the shares_ended map")
     }
 
-    /// What the programs have counted of each bucket.
+    /// Reads what the programs have counted of each bucket.
     ///
     /// # Errors
     /// The map could not be read.

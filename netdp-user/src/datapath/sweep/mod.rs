@@ -134,8 +134,9 @@ const LOOKED_UP_AT_ONCE: usize = 256;
 /// A full sweep that is cheaper than this is done whenever one is asked for.
 const CHEAP: Duration = Duration::from_millis(20);
 
-/// Ends mappings. It has the maps open by itself, so that it can work on a
-/// thread of its own, and writes none but the two mapping tables.
+/// Ends mappings and live inbound flows. It has the maps open by itself, so that it can
+/// work on a thread of its own, and writes the mapping tables, the live inbound flows, what
+/// has ended of each share, and the maps of used ports.
 pub struct Sweeper {
     maps: Maps,
     /// How many mappings there is room for.
