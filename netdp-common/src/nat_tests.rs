@@ -22,7 +22,6 @@ mod untranslatable;
 use crate::abi::Mapping;
 use crate::fake::build::{Build, SYN};
 use crate::fake::{Fake, Seen, becomes, tuple_of};
-use crate::tuple::Tuple;
 use crate::verdict::DropReason;
 
 /// The same places in each family.
@@ -123,7 +122,7 @@ fn assert_paired(fake: &Fake) {
     }
     for (wire, half) in fake.rev_snat.all() {
         if half.flags & crate::abi::MAPPING_HOST == 0 {
-            let original = Tuple::new(half.addr, wire.src, half.id, wire.src_id, wire.proto);
+            let original = wire.answers(half.addr, half.id);
             assert!(fake.snat.get(&original).is_some(), "{wire:?}: half alone");
             owned += 1;
         }

@@ -158,6 +158,23 @@ pub const fn count(opened: u64, ended: u64) -> u32 {
     }
 }
 
+/// Counts one more in a tick; how many those are in it.
+///
+/// # Safety
+/// Both must be readable and writable.
+#[inline(always)]
+const unsafe fn count_in_tick(count: *mut u32, tick: *mut u32, now: u32) -> u32 {
+    // SAFETY: by the contract.
+    unsafe {
+        if *tick != now {
+            *tick = now;
+            *count = 0;
+        }
+        *count = (*count).saturating_add(1);
+        *count
+    }
+}
+
 /// A live [`Share`] with what the agent ended of it, shared with other CPUs.
 #[derive(Clone, Copy)]
 pub struct ShareSlot {
@@ -238,13 +255,11 @@ impl ShareSlot {
     pub fn take_fragment(self, now: u32) -> bool {
         // SAFETY: valid by the contract of `new`.
         unsafe {
-            let share = self.share;
-            if (*share).fragments_at != now {
-                (*share).fragments_at = now;
-                (*share).fragments = 0;
-            }
-            (*share).fragments += 1;
-            (*share).fragments <= FRAGMENTS_PER_TICK
+            let (count, tick) = (
+                &raw mut (*self.share).fragments,
+                &raw mut (*self.share).fragments_at,
+            );
+            count_in_tick(count, tick, now) <= FRAGMENTS_PER_TICK
         }
     }
 
@@ -254,13 +269,11 @@ impl ShareSlot {
     pub fn take_note(self, now: u32) -> bool {
         // SAFETY: valid by the contract of `new`.
         unsafe {
-            let share = self.share;
-            if (*share).notes_at != now {
-                (*share).notes_at = now;
-                (*share).notes = 0;
-            }
-            (*share).notes += 1;
-            (*share).notes <= NOTES_PER_TICK
+            let (count, tick) = (
+                &raw mut (*self.share).notes,
+                &raw mut (*self.share).notes_at,
+            );
+            count_in_tick(count, tick, now) <= NOTES_PER_TICK
         }
     }
 
@@ -269,13 +282,11 @@ impl ShareSlot {
     pub fn take_answer(self, now: u32) -> bool {
         // SAFETY: valid by the contract of `new`.
         unsafe {
-            let share = self.share;
-            if (*share).answered_at != now {
-                (*share).answered_at = now;
-                (*share).answered = 0;
-            }
-            (*share).answered += 1;
-            (*share).answered <= ANSWERS_PER_TICK
+            let (count, tick) = (
+                &raw mut (*self.share).answered,
+                &raw mut (*self.share).answered_at,
+            );
+            count_in_tick(count, tick, now) <= ANSWERS_PER_TICK
         }
     }
 

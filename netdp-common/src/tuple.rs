@@ -82,6 +82,14 @@ impl Tuple {
         Self::new(self.dst, addr, self.dst_id, id, self.proto)
     }
 
+    /// Inverts [`reply_to`](Self::reply_to): the packet, before its source was translated,
+    /// that this wire tuple answers, sent by `addr`, `id`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers(&self, addr: Addr, id: u16) -> Self {
+        Self::new(addr, self.src, id, self.src_id, self.proto)
+    }
+
     /// Hashes all fields with the node's secret: the same for as long as the node has
     /// it, and nobody else can tell it.
     #[inline(always)]

@@ -113,7 +113,7 @@ pub(super) fn continue_ingress<T: Tables>(tables: &T, wire: &Tuple, l4: &L4, slo
         Incoming::Trusted => slot.record(l4, now),
         Incoming::Untrusted => slot.record_untrusted(),
         Incoming::Nodes => {
-            let original = Tuple::new(slot.addr(), wire.src, slot.id(), wire.src_id, wire.proto);
+            let original = wire.answers(slot.addr(), slot.id());
             evict::end(tables, &original, wire);
             tables.count(|c| &mut c.ingress_passed);
             return Known::Unmapped;
@@ -150,7 +150,7 @@ pub(super) fn is_nodes_by_now<T: Tables>(tables: &T, wire: &Tuple) -> bool {
 /// it is about (RFC 5961 4).
 #[inline(never)]
 fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot: Slot) -> Incoming {
-    let original = Tuple::new(slot.addr(), wire.src, slot.id(), wire.src_id, wire.proto);
+    let original = wire.answers(slot.addr(), slot.id());
     let Some(half) = tables.snat(&original) else {
         return Incoming::Untrusted;
     };

@@ -61,7 +61,7 @@ fn meets_pod<T: Tables>(tables: &T, work: &mut Work, wire: &Tuple, slot: Slot) -
     }
     let lives = matches!(pkt.l4, L4::Tcp(_)) && slot.packets() > 0;
     if !lives && !may_be_forged(tables, pkt) {
-        let original = Tuple::new(slot.addr(), wire.src, slot.id(), wire.src_id, wire.proto);
+        let original = wire.answers(slot.addr(), slot.id());
         evict::end(tables, &original, wire);
         note(tables, pkt, wire);
     }

@@ -14,7 +14,6 @@ use crate::share::{ShareSlot, bucket_of_mapping};
 use crate::slot::Slot;
 use crate::spare::Spare;
 use crate::tables::Tables;
-use crate::tuple::Tuple;
 
 /// Ranges of no more ports are walked through whole.
 const NARROW: u32 = 256;
@@ -237,7 +236,7 @@ fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     };
     let wire = &claim.wire;
     // The room for the key of maps: it is not asked for any more but by `give_up`.
-    claim.key = Tuple::new(reply.addr(), wire.src, reply.id(), wire.src_id, wire.proto);
+    claim.key = wire.answers(reply.addr(), reply.id());
     let ended = gives_way(tables, claim, reply);
     if ended {
         evict::end(tables, &claim.key, &claim.wire);

@@ -29,7 +29,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Waits for a change of what nobody tells of; for ever where there is no datapath.
+    /// Waits for a change of what has to be polled; for ever where there is no datapath.
     pub(super) async fn changed(&mut self) -> Probe {
         if !self.wanted {
             return std::future::pending().await;

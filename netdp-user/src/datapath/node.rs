@@ -75,9 +75,7 @@ impl Maps {
         let mut originals = Vec::new();
         batch::for_each::<Tuple, Mapping>(self.rev_snat_data.fd().as_fd(), |wire, half| {
             if half.flags & MAPPING_HOST == 0 && added.ends(wire, age(now, half.created)) {
-                let original = (half.addr, wire.src, half.id, wire.src_id, wire.proto);
-                let (src, dst, src_id, dst_id, proto) = original;
-                originals.push(Tuple::new(src, dst, src_id, dst_id, proto));
+                originals.push(wire.answers(half.addr, half.id));
                 wires.push(*wire);
             }
         })

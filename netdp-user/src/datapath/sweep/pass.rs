@@ -297,7 +297,7 @@ impl<'a> Pass<'a> {
         batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
             let idle = u64::from(age(self.now, half.last_seen));
             if idle >= shortest && half.flags & MAPPING_HOST == 0 && replies.has(wire) {
-                let original = Tuple::new(half.addr, wire.src, half.id, wire.src_id, wire.proto);
+                let original = wire.answers(half.addr, half.id);
                 if maps.snat.get(&original, 0).is_err() {
                     orphans.push(*wire);
                 }
