@@ -7,6 +7,7 @@ use crate::abi::{
 use crate::addr::Addr;
 use crate::conntrack;
 use crate::packet::L4;
+use crate::tuple::proto;
 
 /// A live [`Mapping`]. Fields are read and written one by one and never through
 /// references: another CPU may change any of them meanwhile. Each field is at
@@ -95,6 +96,18 @@ impl Slot {
     pub fn packets(self) -> u32 {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.0).packets }
+    }
+
+    /// Whether this direction has sent anything, on a connection that was opened anew: since
+    /// then. What may be forged does not count there.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_sent(self, protocol: u32) -> bool {
+        if protocol == proto::TCP {
+            self.tcp_seen() != 0
+        } else {
+            self.packets() != 0
+        }
     }
 
     /// Last packet of this direction, in ticks.

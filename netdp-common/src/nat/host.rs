@@ -59,7 +59,7 @@ fn meets_pod<T: Tables>(tables: &T, work: &mut Work, wire: &Tuple, slot: Slot) -
         work.pkt.new.addr = work.pkt.tuple.src;
         return true;
     }
-    let lives = matches!(pkt.l4, L4::Tcp(_)) && slot.packets() > 0;
+    let lives = matches!(pkt.l4, L4::Tcp(_)) && slot.has_sent(wire.proto);
     if !lives && !may_be_forged(tables, pkt) {
         let original = wire.answers(slot.addr(), slot.id());
         evict::end(tables, &original, wire);

@@ -268,7 +268,7 @@ pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
 #[inline(always)]
 fn note_spare(claim: &mut Claim, owner: Slot) {
     let seen = owner.last_seen();
-    let quiet = owner.packets() == 0 || owner.tcp_seen() & (SEEN_FIN | SEEN_RST) != 0;
+    let quiet = !owner.has_sent(claim.wire.proto) || owner.tcp_seen() & (SEEN_FIN | SEEN_RST) != 0;
     if quiet && (claim.spare == 0 || age(claim.spare_seen, seen) > 0) {
         claim.spare = u32::from(claim.wire.dst_id) + 1;
         claim.spare_seen = seen;

@@ -138,9 +138,12 @@ impl Flow {
         self.last.is_past(now, seconds)
     }
 
-    /// Whether anything came back.
+    /// Whether anything came back, to be believed on a connection.
     pub fn is_answered(&self) -> bool {
-        self.back.packets > 0
+        match self.first.kind {
+            Kind::Tcp { .. } => self.back.syn || self.back.other,
+            _ => self.back.packets > 0,
+        }
     }
 
     /// Whether it has ended; `None` where that is too close to tell.
