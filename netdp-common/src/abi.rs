@@ -237,15 +237,16 @@ pub struct Mapping {
 
 /// A flow that keeps the pod's address although its peer is masqueraded: it began
 /// outside, to an address behind the node, or an earlier policy bypassed it. The pod has
-/// not answered it yet, or it has closed; else it is in [`Live`]. Key: the tuple that the
-/// pod sends.
+/// not answered it yet, it has closed, or its pod or peer has more than its share; else it
+/// is in [`Live`]. Key: the tuple that the pod sends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound {
     /// Last packet in either direction, in ticks.
     pub last_seen: u32,
     /// Silence in ticks after which the record no longer counts; 0 stands for
-    /// [`crate::conntrack::INBOUND_SECONDS`].
+    /// [`crate::conntrack::INBOUND_SECONDS`], the greatest number for
+    /// [`crate::conntrack::asked_seconds`].
     pub limit: u32,
 }
 
@@ -514,10 +515,13 @@ const _: () = {
     assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
     assert!(size_of::<NodeProtocol>() == 24);
+    assert!(size_of::<NodeFlow>() == 8);
     assert!(size_of::<Live>() == 16);
     assert!(size_of::<Limits>() == 40);
     assert!(size_of::<crate::share::Share>() == 64);
+    assert!(size_of::<crate::share::Ended>() == 16);
     assert!(size_of::<crate::port_map::Owner>() == 64);
+    assert!(size_of::<crate::port_map::Bits>() == 8192);
     assert!(size_of::<crate::packet::Endpoint>() == 20);
     assert!(size_of::<Counters>() == 96 + size_of::<Drops>());
 };

@@ -20,7 +20,7 @@ use crate::abi::{
     SETTING_IPV6, UPLINK_V4, UPLINK_V6,
 };
 use crate::addr::{Addr, Family};
-use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks};
+use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks32};
 use crate::packet::{Inner, L4, Packet, Plain};
 use crate::share::{Key, Role};
 use crate::tables::Tables;
@@ -35,8 +35,7 @@ use inbound::Continued;
 use open::{Claim, open};
 use origin::is_forged;
 
-#[expect(clippy::cast_possible_truncation, reason = "half a minute")]
-const DRAIN_TICKS: u32 = ticks(DRAIN_SECONDS) as u32;
+const DRAIN_TICKS: u32 = ticks32(DRAIN_SECONDS);
 
 /// The packet at hand and room to work on it. All-zero bytes are a valid value:
 /// the datapath keeps one for each CPU in a map, because the 512-byte stack has
@@ -195,6 +194,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         if tables.ingress_ifindex() == 0 {
             let key = Key::of(tables.secret(), &work.pkt.tuple.src, Role::Pod);
             work.claim.set_bucket(key.bucket, 0);
+            work.recycling.begin(key.bucket, false, u32::MAX, 0);
         } else if let Some(reason) = refusal(tables, work) {
             // Others' translation, or a forged source: it has one share.
             return Verdict::Drop(reason);
@@ -225,14 +225,8 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 #[inline(never)]
 fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
     let opening = opening(&pkt.l4);
-    if matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_)) {
-        if is_forged(tables, &pkt.tuple.src, pkt.family) {
-            return Some(Verdict::Drop(DropReason::ForgedSource));
-        }
-        // A pod's new SYN is never a reply, whatever stray packet came before
-        // it (requirement 1.5).
-        inbound::forget(tables, &pkt.tuple);
-    } else if !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
+    let begins_connection = matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_));
+    if !begins_connection && !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
         match inbound::continued(tables, pkt, &pkt.tuple) {
             Continued::No => {}
             Continued::Yes => {
@@ -244,6 +238,11 @@ fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
     }
     if is_forged(tables, &pkt.tuple.src, pkt.family) {
         return Some(Verdict::Drop(DropReason::ForgedSource));
+    }
+    if begins_connection {
+        // A pod's new SYN is never a reply, whatever stray packet came before
+        // it (requirement 1.5).
+        inbound::forget(tables, &pkt.tuple);
     }
     if was_there_before(tables, pkt) {
         tables.count(|c| &mut c.egress_bypassed);

@@ -9,7 +9,7 @@ use crate::addr::Addr;
 use crate::port_map::fold;
 use crate::siphash;
 
-/// Buckets. Of 250 pods any two share one with a probability of 1 in 16,384.
+/// Buckets. Any two pods share one with a probability of 1 in 16,384.
 pub const BUCKETS: u32 = 16_384;
 
 /// The index of what is counted for all together.

@@ -58,7 +58,7 @@ pub const fn hash<const N: usize>(key: Key, words: [u64; N]) -> u64 {
 mod tests {
     use super::hash;
 
-    /// `vectors_sip64` of the reference implementation for 8, 16 and 40 bytes: key and
+    /// `vectors_sip64` of the reference implementation for 8 and 16 bytes: key and
     /// input count up from 0.
     #[test]
     fn the_reference_vectors_hold() {

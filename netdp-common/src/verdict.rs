@@ -114,7 +114,7 @@ drop_reasons! {
     NoSourceAddress => no_source_address,
     /// Every port towards this destination is taken.
     NoFreePort => no_free_port,
-    /// The mapping tables are full.
+    /// The mapping tables are full, or the pod has its share of them.
     TableFull => table_full,
     /// A pod's packet to another pod's endpoint on the wire, which has not asked
     /// for it.

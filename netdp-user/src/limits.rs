@@ -48,9 +48,10 @@ pub fn explain(error: anyhow::Error) -> anyhow::Error {
     match code.map(Errno::from_raw) {
         Some(Errno::EMFILE) => {
             let open = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+            let enough = OPEN_FILES.max(open.saturating_mul(2));
             error.context(format!(
-                "no more than {open} files may be open (RLIMIT_NOFILE), too few: allow \
-                 {OPEN_FILES} or more (LimitNOFILE= of systemd)"
+                "no more than {open} files may be open (RLIMIT_NOFILE), too few: allow {enough} or \
+                 more (LimitNOFILE= of systemd, the container runtime's limit in a pod)"
             ))
         }
         Some(Errno::ENFILE) => error.context(

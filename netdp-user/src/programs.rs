@@ -77,12 +77,7 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
         if !path.exists() {
             continue;
         }
-        check(&path).with_context(|| {
-            format!(
-                "{} is not run, because others than root can change it",
-                path.display()
-            )
-        })?;
+        check(&path).with_context(|| format!("{} is not run", path.display()))?;
         // By this path, not by that of the file behind it: iptables goes by its name.
         return Ok(Some(Program(path)));
     }
@@ -91,21 +86,23 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
 
 /// Checks that only root can change the program, what it is a link to, and the directories above both.
 fn check(path: &Path) -> Result<()> {
-    let real = path.canonicalize()?;
+    let looking_at = |path: &Path| format!("looking at {}", path.display());
+    let real = path.canonicalize().with_context(|| looking_at(path))?;
     let parent = path.parent().context("it has no directory")?;
-    let above = parent.canonicalize()?;
+    let above = parent.canonicalize().with_context(|| looking_at(parent))?;
     for path in real.ancestors().chain(above.ancestors()) {
-        let about = fs::metadata(path)?;
+        let about = fs::metadata(path).with_context(|| looking_at(path))?;
         let by_group = about.mode() & 0o020 != 0 && about.gid() != 0;
         ensure!(
             about.uid() == 0 && about.mode() & 0o002 == 0 && !by_group,
-            "{} belongs to user {} and has mode {:o}; give it to root and take writing from others",
+            "others than root can change {}, which belongs to user {} and has mode {:o}: give it to \
+             root (chown root:root) and take writing from others (chmod go-w)",
             path.display(),
             about.uid(),
             about.mode() & 0o7777
         );
     }
-    let about = fs::metadata(&real)?;
+    let about = fs::metadata(&real).with_context(|| looking_at(&real))?;
     ensure!(
         about.is_file() && about.mode() & 0o111 != 0,
         "{} is no program",

@@ -10,7 +10,7 @@ use super::origin::is_forged;
 use crate::abi::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
 use crate::conntrack::{
     ACK, CLOSED_SECONDS, FIN, INBOUND_SECONDS, RST, SEEN_DATA, SYN, age, asked_seconds,
-    fin_is_plausible, live_seconds, ticks32,
+    fin_is_plausible, live_seconds, rst_is_acceptable, ticks32,
 };
 use crate::packet::{L4, Packet};
 use crate::share::{self, Key, Role, ShareSlot};
@@ -33,8 +33,8 @@ pub enum Continued {
     Forged,
 }
 
-/// Whether a pod's packet, or what an ICMP error is about, continues a flow that is known
-/// by `tuple`. If so that is recorded.
+/// Whether a pod's packet continues a flow that is known by `tuple`. If so that is
+/// recorded.
 #[inline(never)]
 pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> Continued {
     let now = tables.now();
@@ -67,7 +67,7 @@ pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> C
         return Continued::No;
     };
     let asked = slot.get();
-    if age(now, asked.last_seen) >= asked_ticks(tuple.proto, asked) {
+    if !is_asked_still(tuple.proto, asked, now) {
         return Continued::No;
     }
     if is_forged(tables, &pkt.tuple.src, pkt.family) {
@@ -93,10 +93,7 @@ pub(super) fn is_known<T: Tables>(tables: &T, tuple: &Tuple) -> bool {
     if live.is_some_and(|slot| is_fresh(tuple.proto, &slot.get(), now)) {
         return true;
     }
-    tables.asked(tuple).is_some_and(|slot| {
-        let asked = slot.get();
-        age(now, asked.last_seen) < asked_ticks(tuple.proto, asked)
-    })
+    (tables.asked(tuple)).is_some_and(|slot| is_asked_still(tuple.proto, slot.get(), now))
 }
 
 /// Records a packet from outside to an address behind the node that may begin such a flow
@@ -114,9 +111,7 @@ pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
                 let fin =
                     segment.flags & FIN != 0 && fin_is_plausible(SEEN_DATA, live.ack, segment);
                 let closed = fin && slot.set_fin(LIVE_FIN_IN)
-                    || segment.flags & RST != 0
-                        && segment.bad_checksum == 0
-                        && segment.seq == live.ack;
+                    || segment.flags & RST != 0 && rst_is_acceptable(SEEN_DATA, live.ack, segment);
                 if closed {
                     end(tables, &tuple, CLOSED_TICKS);
                 }
@@ -130,11 +125,7 @@ pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
     }
     let syn = matches!(pkt.l4, L4::Tcp(segment) if segment.flags & (SYN | ACK) == SYN);
     match tables.asked(&tuple) {
-        Some(slot)
-            if !syn && age(now, slot.get().last_seen) < asked_ticks(tuple.proto, slot.get()) =>
-        {
-            slot.refresh(now);
-        }
+        Some(slot) if !syn && is_asked_still(tuple.proto, slot.get(), now) => slot.refresh(now),
         _ => tables.insert_asked(&tuple, BY_PROTOCOL),
     }
     true
@@ -223,8 +214,14 @@ fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
     Some([pod, peer, tables.share(share::TOTAL)?])
 }
 
-/// Silence in ticks that ends an unanswered flow. Records without a limit are of agents
-/// before this one, which did not tell answered ones apart.
+/// Whether a flow that is recorded as unanswered has not been silent for too long.
+#[inline(always)]
+const fn is_asked_still(protocol: u32, asked: Inbound, now: u32) -> bool {
+    age(now, asked.last_seen) < asked_ticks(protocol, asked)
+}
+
+/// Silence in ticks that ends an unanswered flow. Records without a limit go on with a flow
+/// that was bypassed, or are of agents that did not tell answered ones apart.
 #[inline(always)]
 const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
     match asked.limit {

@@ -6,7 +6,7 @@ use super::follow::is_nodes_by_now;
 use super::open::{Claim, Outcome, try_candidate};
 use super::{evict, host};
 use crate::abi::SETTING_HASH_PORTS;
-use crate::conntrack::{SEEN_RST, idle, ticks, ticks32};
+use crate::conntrack::{CLOSED_SECONDS, SEEN_RST, idle, ticks32};
 use crate::packet::Packet;
 use crate::port::{self, Search};
 use crate::port_map::{self, PortMapSlot, WORDS};
@@ -33,9 +33,6 @@ const UNUSED_TICKS: u32 = ticks32(1);
 const TURN_TICKS: u32 = ticks32(30);
 /// So many mappings are many.
 const MANY: u32 = 8192;
-/// Seconds after which a peer's TIME-WAIT is over, and its port may be met anew
-/// (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
-const TIME_WAIT_SECONDS: u64 = 60;
 
 /// Looks for a free port and claims it. A destination without any is left alone for a
 /// moment. Step by step, see [`super::open::open`].
@@ -261,18 +258,18 @@ fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
         Spare::Closed => {
             let reset = (half.tcp_seen() | reply.tcp_seen()) & SEEN_RST != 0;
             let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
-            reset || u64::from(idle) >= ticks(TIME_WAIT_SECONDS)
+            // The peer's TIME-WAIT is over by then, and it may meet the port anew
+            // (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
+            reset || idle >= ticks32(CLOSED_SECONDS)
         }
         Spare::Closing | Spare::Asking => false,
     };
-    if is_nodes_by_now(tables, &claim.wire) || host::is_nodes(tables, &claim.wire) {
-        return false;
-    }
-    if over {
-        return true;
-    }
-    let owner = bucket_of_mapping(tables.secret(), &original.src, half.flags());
-    has_many_more(tables, owner, claim.bucket)
+    let gives = over || {
+        let owner = bucket_of_mapping(tables.secret(), &original.src, half.flags());
+        has_many_more(tables, owner, claim.bucket)
+    };
+    // Sockets are looked up for what gives way only.
+    gives && !is_nodes_by_now(tables, &claim.wire) && !host::is_nodes(tables, &claim.wire)
 }
 
 /// Whether one bucket has many times as many mappings as another.

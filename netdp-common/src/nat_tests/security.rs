@@ -293,5 +293,5 @@ fn forged_node_flows_use_up_neither_ports_nor_room() {
             _ => break,
         }
     }
-    assert!(fake.snat.len() <= 25, "{}", fake.snat.len());
+    assert!((2..=25).contains(&fake.snat.len()), "{}", fake.snat.len());
 }

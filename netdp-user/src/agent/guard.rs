@@ -133,7 +133,7 @@ impl Agent {
             return;
         }
         for placed in missing.iter().filter(|it| !self.guard.off.contains(it)) {
-            log::error!("{placed}: attaching it again; pods' traffic has passed untranslated");
+            log::error!("{placed}: attaching it again; packets have passed untranslated meanwhile");
             self.guard.losses += 1;
             self.guard.last_loss = placed.to_string();
         }

@@ -136,9 +136,7 @@ impl Agent {
             Err(err) => log::error!("{err:#}"),
         }
         let added = maps.take_added();
-        if !added.is_empty()
-            && let Some(datapath) = self.engine.as_datapath()
-        {
+        if !added.is_empty() {
             match datapath.maps_mut().end_for_node(&added) {
                 Ok(0) => {}
                 Ok(ended) => log::info!("{ended} mappings on those have ended"),

@@ -6,7 +6,7 @@ use super::placed::Placed;
 use super::tcx::TcxLink;
 use super::{bpffs, filter};
 use crate::uplinks::Uplink;
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
 use aya::programs::links::Link as _;
 use aya::programs::tc::{
@@ -344,15 +344,22 @@ impl Links {
 fn attach_clsact(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
     let Device { ifindex, name } = device;
     // Fails where the qdisc is there already, which is as good.
-    let _ = qdisc_add_clsact(name);
+    let added = qdisc_add_clsact(name);
     // One of the kind ingress would take both filters, and run them at ingress.
-    let qdisc = filter::qdisc(ifindex)?;
-    ensure!(
-        qdisc.as_deref() == Some("clsact"),
-        "{name} has {}, where clsact would be: remove it (tc qdisc del dev {name} ingress), or \
-         use --attach tcx",
-        qdisc.map_or_else(|| "no qdisc".into(), |kind| format!("a qdisc {kind}"))
-    );
+    match filter::qdisc(ifindex)?.as_deref() {
+        Some("clsact") => {}
+        Some(kind) => bail!(
+            "{name} has a qdisc {kind}, where clsact would be: remove it (tc qdisc del dev {name} \
+             ingress), or use --attach tcx"
+        ),
+        None => {
+            added.with_context(|| format!("adding the clsact qdisc to {name}"))?;
+            bail!(
+                "{name} has no clsact qdisc, though the kernel took one: find what removes it (tc \
+                 monitor), or use --attach tcx"
+            );
+        }
+    }
     let ours = SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)?;
     let id = match program.attach_to_link(ours) {
         Ok(id) => id,

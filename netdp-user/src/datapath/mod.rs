@@ -66,7 +66,8 @@ pub struct Setup {
     pub no_leak: NoLeak,
     /// What a changed policy means for live flows.
     pub on_reload: OnReload,
-    /// Mappings that one pod may have; 0 for as many as there is room for.
+    /// Mappings that one pod may have in each family; 0 for its share of the room
+    /// ([`netdp_common::share::limit`]).
     pub pod_flows: u32,
     /// New mappings of one pod in a second; 0 for any number.
     pub pod_new_flows: u32,

@@ -5,7 +5,8 @@ use super::About;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Of a node, about whatever it is: 16, then one every two minutes; 46 in the first hour, 30 in any other.
+/// Of a node, about whatever it is: 16, then one every two minutes; at most 46 in an hour, 30 in each
+/// if it goes on.
 const NODE: Rate = Rate {
     burst: 16,
     every: Duration::from_secs(120),

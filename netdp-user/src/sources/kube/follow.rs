@@ -226,7 +226,10 @@ where
                 .map_err(|error| Trouble::of(&error))?;
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
-                return Err(Trouble::new("the API lists pages with nothing on them"));
+                return Err(Trouble::new(
+                    "the API lists pages with nothing on them: look for what stands between the node and the API \
+                     server",
+                ));
             }
             self.set.gather(page.items, &mut all)?;
             if params.continue_token.is_none() {

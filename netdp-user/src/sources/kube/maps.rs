@@ -97,17 +97,20 @@ impl Maps {
     /// Whether these are not too many.
     fn check(&self, maps: &Listed) -> Result<(), Trouble> {
         let problem = if maps.len() > MAPS {
-            format!("more than {MAPS} ConfigMaps have the label {LABEL}")
+            format!(
+                "more than {MAPS} ConfigMaps have the label {LABEL}: what was in force stays; take it \
+                 off some"
+            )
         } else if maps.values().map(|map| map.bytes()).sum::<usize>() > MAPS_BYTES {
             format!(
-                "the ConfigMaps {} hold more than {} MiB",
+                "the ConfigMaps {} hold more than {} MiB: what was in force stays; make them smaller",
                 self.which.name(&self.main),
                 MAPS_BYTES >> 20
             )
         } else {
             return Ok(());
         };
-        Err(Trouble::new(format!("{problem}: what was in force stays")))
+        Err(Trouble::new(problem))
     }
 
     fn publish(&self) {
