@@ -391,18 +391,20 @@ fn a_bpffs_that_can_not_be_written_stops_nothing() -> Result<()> {
     detach_link(&egress)?;
     street.wait_healed(2)?;
     street.leaks_nothing()?;
-    let unpinned = |street: &Street| {
-        let said = street.world.agent.netdp(&["status"]).unwrap_or_default();
+    let unpinned = |street: &Street| -> Result<Option<String>> {
+        let said = street.world.agent.netdp(&["status"])?;
         let line = said.lines().find(|line| line.starts_with("unpinned "));
-        line.map(str::to_owned)
+        Ok(line.map(str::to_owned))
     };
     wait_for(HEALED, "the status to say so", || {
-        unpinned(&street)
-            .is_some_and(|line| line.contains("will not outlive") && line.contains("egress_"))
+        let said = unpinned(&street).ok().flatten();
+        said.is_some_and(|line| line.contains("will not outlive") && line.contains("egress_"))
     })?;
     wait_log(&street.world.agent, "will not outlive this agent")?;
     read_only(MsFlags::empty())?;
-    wait_for(HEALED, "it to be pinned", || unpinned(&street).is_none())?;
+    wait_for(HEALED, "it to be pinned", || {
+        unpinned(&street).is_ok_and(|line| line.is_none())
+    })?;
     street.survives_a_restart()
 }
 

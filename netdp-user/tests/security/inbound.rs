@@ -2,13 +2,18 @@
 //! not end another's.
 
 use crate::build::{self, SYN};
+use crate::common::SOON;
 use crate::common::clients::any;
 use crate::flood::{Raw, Template, burst};
 use crate::packet::Packet;
 use crate::site::{Control, Site, Subject, Wrongs, both, end, ends};
 use crate::talk::{Named, Pair, who};
 use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData};
+use netdp_common::abi::{Live, pins};
+use netdp_common::tuple::Tuple;
 use std::net::{IpAddr, SocketAddr};
+use xtask::testbed::wait_for;
 
 /// Each is sent twice, in each family.
 const TUPLES: u32 = 150_000;
@@ -73,13 +78,20 @@ fn datagrams_from_outside_do_not_end_an_idle_connection() -> Result<()> {
 #[test]
 fn short_connections_from_outside_do_not_end_an_idle_connection() -> Result<()> {
     both(Control::Holds, |subject| {
-        let site = Site::start(subject, &[])?;
+        let mut site = Site::start(subject, &[])?;
         let mut pairs = idle(&site)?;
         for to in ends(site.evil(), 5001) {
             let _pod = Named::tcp(site.evil(), to, "pod")?;
             for _ in 0..CONNECTIONS / 2 {
                 who(&site.near, any(to), to)?.is("pod")?;
             }
+        }
+        if let Some(agent) = site.agent() {
+            let map = MapData::from_pin(agent.bpffs().join(pins::INBOUND_LIVE))?;
+            let map: HashMap<_, Tuple, Live> = Map::HashMap(map).try_into()?;
+            wait_for(SOON, "closed connections to be forgotten", || {
+                map.keys().count() == pairs.len()
+            })?;
         }
         still_there(&mut pairs)
     })

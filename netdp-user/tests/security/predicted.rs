@@ -3,7 +3,7 @@
 use crate::common::clients::{Udp, from_port};
 use crate::common::{Echo, clock, mappings};
 use crate::site::{Site, Subject, end, ends};
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use netdp_common::abi::{PORT_RANGES, PortRange};
 use netdp_common::port::{Search, class_of, nth_port, total};
 use netdp_common::port_map::fold;
@@ -21,25 +21,28 @@ const CHANCE: usize = 1;
 /// The ports that mappings never use, if nothing else is said.
 const RESERVED: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// What netdp's source, which everybody may read, says of a flow whose node has no secret.
-fn predicted(pod: SocketAddr, to: SocketAddr) -> Option<u16> {
+/// No secret.
+const NONE: [u64; 2] = [0; 2];
+
+/// What netdp's source, which everybody may read, says of a flow whose node has this secret.
+fn predicted(secret: [u64; 2], pod: SocketAddr, to: SocketAddr) -> Option<u16> {
     let (src, dst) = (pod.ip().into(), to.ip().into());
     let tuple = Tuple::new(src, dst, pod.port(), to.port(), proto::UDP);
     let mut ranges = [PortRange::EMPTY; PORT_RANGES];
     ranges[0] = class_of(pod.port());
-    let search = Search::new(total(&ranges), fold(tuple.keyed_hash([0; 2])));
+    let search = Search::new(total(&ranges), fold(tuple.keyed_hash(secret)));
     let ports = (0..search.len()).filter_map(|n| nth_port(&ranges, search.offset(n)));
     ports.into_iter().find(|port| !RESERVED.contains(port))
 }
 
-/// The port on the wire of each flow, and of how many it was predicted.
-fn ports(site: &Site) -> Result<(Vec<u16>, usize)> {
+/// The port on the wire of each flow, and of how many it was predicted with this secret.
+fn ports(site: &Site, secret: [u64; 2]) -> Result<(Vec<u16>, usize)> {
     let (mut seen, mut known) = (Vec::new(), 0);
     for to in ends(&site.far, crate::common::ECHO) {
         for n in 0..FLOWS {
             let pod = end(site.good(), to.ip(), 20_000 + n * 701)?;
             let wire = Udp::connect(site.good(), from_port(pod.port(), to), to)?.ask()?;
-            known += usize::from(predicted(pod, to) == Some(wire.port()));
+            known += usize::from(predicted(secret, pod, to) == Some(wire.port()));
             seen.push(wire.port());
         }
     }
@@ -54,11 +57,25 @@ fn hashing() -> Result<(Site, Echo)> {
 
 #[test]
 fn ports_that_follow_from_the_tuple_are_not_predictable() -> Result<()> {
-    let (site, _echo) = hashing()?;
-    let (seen, known) = ports(&site)?;
+    let (mut site, _echo) = hashing()?;
+    let (seen, known) = ports(&site, NONE)?;
     ensure!(
         known <= CHANCE,
         "{known} of {} ports were predicted",
+        seen.len()
+    );
+    // Who knows the secret does predict them: it is all that keeps others from it.
+    let agent = site.agent().context("netdp is the subject")?;
+    let secret = std::fs::read(agent.state_dir().join("secret"))?;
+    let words = secret
+        .chunks_exact(8)
+        .map(|word| Ok(u64::from_le_bytes(word.try_into()?)));
+    let words: Vec<u64> = words.collect::<Result<_>>()?;
+    let secret = <[u64; 2]>::try_from(words).map_err(|words| anyhow!("a secret of {words:?}"))?;
+    let (seen, known) = ports(&site, secret)?;
+    ensure!(
+        known + CHANCE >= seen.len(),
+        "with the secret, {known} of {} ports were predicted",
         seen.len()
     );
     Ok(())
@@ -67,7 +84,7 @@ fn ports_that_follow_from_the_tuple_are_not_predictable() -> Result<()> {
 #[test]
 fn two_nodes_give_one_tuple_different_ports() -> Result<()> {
     let (first, second) = (hashing()?, hashing()?);
-    let (first, second) = (ports(&first.0)?.0, ports(&second.0)?.0);
+    let (first, second) = (ports(&first.0, NONE)?.0, ports(&second.0, NONE)?.0);
     let same = first.iter().zip(&second).filter(|(a, b)| a == b).count();
     ensure!(
         same <= CHANCE,
@@ -80,7 +97,7 @@ fn two_nodes_give_one_tuple_different_ports() -> Result<()> {
 #[test]
 fn a_tuple_keeps_its_port_over_restarts_of_the_agent() -> Result<()> {
     let (mut site, _echo) = hashing()?;
-    let (before, _) = ports(&site)?;
+    let (before, _) = ports(&site, NONE)?;
     let agent = site.agent().context("netdp is the subject")?;
     // The mappings end, so that the ports are given anew.
     clock::advance(agent, Duration::from_secs(400))?;
@@ -88,7 +105,7 @@ fn a_tuple_keeps_its_port_over_restarts_of_the_agent() -> Result<()> {
         mappings(agent).is_ok_and(|left| left == 0)
     })?;
     agent.restart()?;
-    let (after, _) = ports(&site)?;
+    let (after, _) = ports(&site, NONE)?;
     assert_eq!(before, after);
     Ok(())
 }

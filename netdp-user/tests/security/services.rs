@@ -81,9 +81,10 @@ fn each_service(
         if let Some(agent) = site.agent() {
             wait_for(SOON, "the rules to be known", || {
                 let status = agent.netdp(&["status"]).unwrap_or_default();
-                SERVICES
-                    .iter()
-                    .all(|port| status.contains(&port.to_string()))
+                status.lines().any(|line| {
+                    line.starts_with("node ports ")
+                        && (SERVICES.iter()).all(|port| line.contains(&port.to_string()))
+                })
             })?;
         }
     }
