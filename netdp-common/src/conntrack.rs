@@ -5,8 +5,9 @@
 //! wraps after 9 years, all comparisons are wrapping, and a map value holds it
 //! in four bytes.
 
+use crate::abi::Mapping;
 use crate::packet::{L4, TcpSegment};
-use crate::tuple::proto;
+use crate::tuple::{Tuple, proto};
 
 /// Nanoseconds to ticks: shift right by this.
 pub const TICK_SHIFT: u32 = 26;
@@ -78,6 +79,13 @@ pub const SEEN_FIN: u32 = 2;
 pub const SEEN_RST: u32 = 4;
 /// This direction sent a segment other than a SYN.
 pub const SEEN_DATA: u32 = 8;
+/// The other direction sent a RST. A hint in reply halves for the search for a port, which
+/// reads no others; no state follows from it.
+pub const SEEN_OTHERS_RST: u32 = 16;
+/// The other direction sent a FIN. A hint as [`SEEN_OTHERS_RST`].
+pub const SEEN_OTHERS_FIN: u32 = 32;
+/// All such hints.
+pub const SEEN_OTHERS: u32 = SEEN_OTHERS_RST | SEEN_OTHERS_FIN;
 
 /// What a direction was seen to send, after one more segment.
 #[inline(always)]
@@ -142,6 +150,7 @@ pub enum TcpState {
 /// The table: what the original and the reply direction were seen to send → state.
 #[must_use]
 pub const fn tcp_state(original: u32, reply: u32) -> TcpState {
+    let reply = reply & !SEEN_OTHERS;
     if (original | reply) & SEEN_RST != 0 {
         return TcpState::Closed;
     }
@@ -192,6 +201,83 @@ pub const fn fin_is_plausible(seen: u32, acked: u32, segment: TcpSegment) -> boo
     is_in_window(seen, acked, segment) || acked.wrapping_sub(segment.seq) < WINDOW
 }
 
+/// What a mapping has carried so far, as far as it decides how long it may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Protocol number.
+    pub protocol: u32,
+    /// The peer's port, host byte order, where the protocol has ports.
+    pub peer_port: u16,
+    /// `SEEN_*` bits of the original direction.
+    pub original: u32,
+    /// `SEEN_*` bits of the reply direction.
+    pub reply: u32,
+    /// Packets of the original direction (wrapping).
+    pub packets: u32,
+    /// Packets that came back (wrapping).
+    pub replies: u32,
+    /// Ticks from the first packet to the last one.
+    pub lasted: u32,
+}
+
+/// Ticks for which a question and its answer last at most; what lasts longer is a stream
+/// (`stream_ts` in net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
+const EXCHANGE_TICKS: u32 = ticks32(2);
+/// Ports below this one are well-known (RFC 6335 6).
+const WELL_KNOWN: u16 = 1024;
+
+impl Carried {
+    /// Returns what a mapping has carried; without a reply half nothing has come back.
+    #[must_use]
+    pub const fn by(tuple: &Tuple, original: &Mapping, reply: Option<&Mapping>) -> Self {
+        let (seen, replies, reply_at) = match reply {
+            Some(reply) => (reply.tcp_seen, reply.packets, reply.last_seen),
+            None => (0, 0, original.last_seen),
+        };
+        let begun = original.created;
+        Self {
+            protocol: tuple.proto,
+            peer_port: tuple.dst_id,
+            original: original.tcp_seen,
+            reply: seen,
+            packets: original.packets,
+            replies,
+            lasted: lasted(begun, original.last_seen, reply_at),
+        }
+    }
+
+    /// Whether an answer came, and nothing since, so that it is no stream.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_exchange(&self) -> bool {
+        let asks = matches!(
+            self.protocol,
+            proto::UDP | proto::UDP_LITE | proto::ICMP | proto::ICMPV6
+        );
+        asks && self.replies != 0 && self.lasted <= EXCHANGE_TICKS
+    }
+
+    /// Whether it was a question to a well-known port of UDP and its answer, each sent twice
+    /// at most, and nothing since: such flows may end soon (RFC 4787 REQ-5 a).
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_lookup(&self) -> bool {
+        self.protocol == proto::UDP
+            && self.peer_port < WELL_KNOWN
+            && self.packets <= 2
+            && self.replies <= 2
+            && self.is_exchange()
+    }
+}
+
+/// Ticks from the moment when a mapping began to the later of the two moments.
+#[inline(always)]
+#[must_use]
+pub const fn lasted(begun: u32, original_seen: u32, reply_seen: u32) -> u32 {
+    let (original, reply) = (age(original_seen, begun), age(reply_seen, begun));
+    if reply > original { reply } else { original }
+}
+
 /// Idle times in seconds after which a mapping ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
@@ -210,6 +296,10 @@ pub struct Timeouts {
     pub udp_unreplied: u64,
     /// UDP with replies (RFC 4787 REQ-5: 5 minutes recommended).
     pub udp_replied: u64,
+    /// A question and its answer by UDP to a port below 1024 (netfilter: 30; RFC 4787
+    /// REQ-5 a allows less than 2 minutes there). Sweeps are not timed for it: the next
+    /// one that is due ends the mapping.
+    pub udp_lookup: u64,
     /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
     pub icmp: u64,
     /// Any other protocol (netfilter: 600).
@@ -226,6 +316,7 @@ impl Default for Timeouts {
             tcp_closing: 240,
             udp_unreplied: 120,
             udp_replied: 300,
+            udp_lookup: 30,
             icmp: 60,
             generic: 600,
         }
@@ -233,7 +324,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The shortest of all timeouts, in seconds.
+    /// The shortest of all timeouts that sweeps are timed for, in seconds.
     #[must_use]
     pub fn shortest(&self) -> u64 {
         let Self {
@@ -244,6 +335,7 @@ impl Timeouts {
             tcp_closing,
             udp_unreplied,
             udp_replied,
+            udp_lookup: _,
             icmp,
             generic,
         } = *self;
@@ -287,20 +379,20 @@ impl Timeouts {
         self.shortest_of(proto::TCP).min(self.udp_replied)
     }
 
-    /// Seconds of silence that end a mapping, from what each direction was seen
-    /// to send. `replied`: anything ever came back.
+    /// Returns the seconds of silence that end a mapping, from what it has carried.
     #[must_use]
-    pub const fn of(&self, protocol: u32, original: u32, reply: u32, replied: bool) -> u64 {
-        match protocol {
-            proto::TCP => match tcp_state(original, reply) {
+    pub const fn of(&self, carried: &Carried) -> u64 {
+        match carried.protocol {
+            proto::TCP => match tcp_state(carried.original, carried.reply) {
                 TcpState::SynSent | TcpState::SynReceived => self.tcp_opening,
                 TcpState::Established => self.tcp_established,
                 TcpState::Unreplied => self.tcp_unreplied,
                 TcpState::HalfClosed => self.tcp_half_closed,
                 TcpState::TimeWait | TcpState::Closed => self.tcp_closing,
             },
-            proto::UDP if replied => self.udp_replied,
-            proto::UDP => self.udp_unreplied,
+            proto::UDP if carried.replies == 0 => self.udp_unreplied,
+            proto::UDP if carried.is_lookup() => self.udp_lookup,
+            proto::UDP => self.udp_replied,
             proto::ICMP | proto::ICMPV6 => self.icmp,
             _ => self.generic,
         }
@@ -332,8 +424,8 @@ pub const fn age(now: u32, then: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{
-        ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts, age, left,
-        observe, tcp_state, ticks,
+        ACK, Carried, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts,
+        age, left, observe, tcp_state, ticks, ticks32,
     };
     use crate::packet::TcpSegment;
     use crate::tuple::proto;
@@ -393,11 +485,41 @@ mod tests {
     #[test]
     fn mid_stream_is_short_until_answered() {
         let t = Timeouts::default();
-        assert_eq!(t.of(proto::TCP, SEEN_DATA, 0, false), t.tcp_unreplied);
-        assert_eq!(
-            t.of(proto::TCP, SEEN_DATA, SEEN_DATA, true),
-            t.tcp_established
-        );
+        let mut carried = Carried {
+            protocol: proto::TCP,
+            peer_port: 80,
+            original: SEEN_DATA,
+            reply: 0,
+            packets: 1,
+            replies: 0,
+            lasted: 0,
+        };
+        assert_eq!(t.of(&carried), t.tcp_unreplied);
+        carried.reply = SEEN_DATA;
+        carried.replies = 1;
+        assert_eq!(t.of(&carried), t.tcp_established);
+    }
+
+    #[test]
+    fn a_question_to_a_well_known_port_ends_soon_after_its_answer() {
+        let t = Timeouts::default();
+        let asked = |protocol, peer_port, replies, lasted| {
+            t.of(&Carried {
+                protocol,
+                peer_port,
+                original: 0,
+                reply: 0,
+                packets: replies,
+                replies,
+                lasted: ticks32(lasted),
+            })
+        };
+        assert_eq!(asked(proto::UDP, 53, 1, 0), t.udp_lookup);
+        assert_eq!(asked(proto::UDP, 53, 0, 0), t.udp_unreplied);
+        assert_eq!(asked(proto::UDP, 443, 9, 3), t.udp_replied, "a stream");
+        assert_eq!(asked(proto::UDP, 443, 3, 1), t.udp_replied, "a handshake");
+        assert_eq!(asked(proto::UDP, 1024, 1, 0), t.udp_replied);
+        assert_eq!(asked(proto::ICMP, 0, 1, 0), t.icmp);
     }
 
     #[test]

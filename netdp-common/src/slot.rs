@@ -104,10 +104,18 @@ impl Slot {
     #[must_use]
     pub fn has_sent(self, protocol: u32) -> bool {
         if protocol == proto::TCP {
-            self.tcp_seen() != 0
+            self.tcp_seen() & !conntrack::SEEN_OTHERS != 0
         } else {
             self.packets() != 0
         }
+    }
+
+    /// When the mapping began, in ticks.
+    #[inline(always)]
+    #[must_use]
+    pub fn created(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).created }
     }
 
     /// Last packet of this direction, in ticks.
@@ -123,6 +131,14 @@ impl Slot {
     pub fn mend(self) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.0).tcp_seen &= !conntrack::SEEN_RST }
+    }
+
+    /// Notes that the other direction has closed: `SEEN_OTHERS_*` bits.
+    #[inline(always)]
+    pub fn note_others(self, hints: u32) {
+        // SAFETY: valid by the contract of `new`. A packet of this direction may undo
+        // it meanwhile: it is only a hint.
+        unsafe { (*self.0).tcp_seen |= hints }
     }
 
     /// TCP flags seen in this direction.

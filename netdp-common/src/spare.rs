@@ -1,14 +1,16 @@
-//! Which mappings make room for new ones where the tables are nearly full.
+//! Which mappings make room for new ones where the tables are nearly full, or where no port
+//! is left towards a destination.
 
-use crate::abi::Mapping;
-use crate::conntrack::{TcpState, tcp_state, ticks};
-use crate::tuple::{Tuple, proto};
+use crate::conntrack::{Carried, TcpState, tcp_state, ticks32};
+use crate::tuple::proto;
 
-/// Which live mappings make room, the first ones first.
+/// Which mappings make room, the first ones first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Spare {
     /// Both sides have closed, a while ago.
     Closed,
+    /// A question was answered, a while ago, and nothing came after that.
+    Answered,
     /// Nothing has come back for a while.
     Unanswered,
     /// Closed just now: what was lost may be sent once more.
@@ -17,88 +19,137 @@ pub enum Spare {
     Asking,
 }
 
-/// Seconds of silence after which nothing is sent again for a closed connection:
+/// Ticks of silence after which nothing is sent again for a closed connection:
 /// a few retransmission timeouts (RFC 6298 2.4: 1 s at least, 0.2 s in Linux).
-const CLOSED_SECONDS: u64 = 1;
-/// Seconds after which nobody waits for an answer any more: what resolvers wait.
-const UNANSWERED_SECONDS: u64 = 5;
+pub const CLOSED_TICKS: u32 = ticks32(1);
+/// Ticks after which nobody waits for an answer any more: what resolvers wait.
+pub const UNANSWERED_TICKS: u32 = ticks32(5);
+/// Ticks after which a question and its answer are over (netfilter's timer for UDP that is
+/// no stream: `UDP_CT_UNREPLIED`, net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
+pub const ANSWERED_TICKS: u32 = ticks32(30);
+/// Ticks after which a UDP stream is no longer one (`UDP_CT_REPLIED` there; the least that
+/// RFC 4787 REQ-5 asks for).
+pub const STREAM_TICKS: u32 = ticks32(120);
 
-/// Whether and how willingly a mapping that has been idle for so many ticks makes
+/// Returns whether and how willingly a mapping that has been idle for so many ticks makes
 /// room; `None`: never.
-#[must_use]
-pub fn spare(tuple: &Tuple, original: &Mapping, reply: &Mapping, idle: u32) -> Option<Spare> {
-    let seen = (original.tcp_seen, reply.tcp_seen);
-    class(tuple.proto, seen, reply.packets, idle)
-}
-
-/// The same from what decides it: what both directions of a TCP connection were `seen` to
-/// send, and how many packets came back.
 #[inline(always)]
 #[must_use]
-pub const fn class(protocol: u32, seen: (u32, u32), replies: u32, idle: u32) -> Option<Spare> {
-    let idle = idle as u64;
-    let closed = if idle >= ticks(CLOSED_SECONDS) {
+pub const fn spare(carried: &Carried, idle: u32) -> Option<Spare> {
+    let closed = if idle >= CLOSED_TICKS {
         Spare::Closed
     } else {
         Spare::Closing
     };
-    let unanswered = if idle >= ticks(UNANSWERED_SECONDS) {
+    let unanswered = if idle >= UNANSWERED_TICKS {
         Spare::Unanswered
     } else {
         Spare::Asking
     };
-    if protocol == proto::TCP {
-        return match tcp_state(seen.0, seen.1) {
+    if carried.protocol == proto::TCP {
+        return match tcp_state(carried.original, carried.reply) {
             TcpState::Closed | TcpState::TimeWait => Some(closed),
             TcpState::SynSent | TcpState::Unreplied => Some(unanswered),
             TcpState::SynReceived | TcpState::Established | TcpState::HalfClosed => None,
         };
     }
-    if replies == 0 { Some(unanswered) } else { None }
+    if carried.replies == 0 {
+        return Some(unanswered);
+    }
+    let answered = if carried.is_lookup() {
+        UNANSWERED_TICKS
+    } else {
+        ANSWERED_TICKS
+    };
+    if carried.is_exchange() && idle >= answered {
+        Some(Spare::Answered)
+    } else {
+        None
+    }
+}
+
+/// Returns whether a UDP stream has been idle for so long that its port may go to another
+/// flow where no other is left.
+#[inline(always)]
+#[must_use]
+pub const fn is_silent_stream(carried: &Carried, idle: u32) -> bool {
+    carried.protocol == proto::UDP && carried.replies != 0 && idle >= STREAM_TICKS
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Spare, spare};
-    use crate::abi::Mapping;
-    use crate::addr::Addr;
-    use crate::conntrack::{SEEN_FIN, SEEN_SYN, ticks};
-    use crate::tuple::{Tuple, proto};
+    use super::{Spare, is_silent_stream, spare};
+    use crate::conntrack::{Carried, SEEN_FIN, SEEN_SYN, ticks32};
+    use crate::tuple::proto;
 
-    fn half(tcp_seen: u32, packets: u32) -> Mapping {
-        Mapping {
-            addr: Addr::from_v4([10, 0, 0, 1]),
-            id: 1,
-            flags: 0,
-            last_seen: 0,
-            created: 0,
-            tcp_ack: 0,
-            tcp_seen,
-            packets,
+    const TCP: Carried = Carried {
+        protocol: proto::TCP,
+        peer_port: 443,
+        original: SEEN_SYN,
+        reply: 0,
+        packets: 1,
+        replies: 0,
+        lasted: 0,
+    };
+
+    fn udp(peer_port: u16, replies: u32, lasted: u64) -> Carried {
+        Carried {
+            protocol: proto::UDP,
+            peer_port,
+            packets: replies.max(1),
+            replies,
+            lasted: ticks32(lasted),
+            original: 0,
+            ..TCP
         }
     }
 
     #[test]
     fn what_may_still_have_a_packet_under_way_is_spared_last() {
-        let addr = Addr::from_v4([10, 0, 0, 2]);
-        let seconds = |seconds| u32::try_from(ticks(seconds)).unwrap();
-        let ask = |protocol, original, reply: Mapping, idle| {
-            let tuple = Tuple::new(addr, addr, 1, 2, protocol);
-            spare(&tuple, &half(original, 1), &reply, idle)
+        assert_eq!(spare(&udp(53, 0, 0), ticks32(4)), Some(Spare::Asking));
+        assert_eq!(spare(&udp(53, 0, 0), ticks32(6)), Some(Spare::Unanswered));
+        assert_eq!(spare(&TCP, 0), Some(Spare::Asking));
+        assert_eq!(spare(&TCP, ticks32(6)), Some(Spare::Unanswered));
+        let both = Carried {
+            original: SEEN_SYN | SEEN_FIN,
+            reply: SEEN_SYN | SEEN_FIN,
+            replies: 3,
+            ..TCP
         };
-        let udp = |packets, idle| ask(proto::UDP, 0, half(0, packets), idle);
-        assert_eq!(udp(0, seconds(4)), Some(Spare::Asking));
-        assert_eq!(udp(0, seconds(6)), Some(Spare::Unanswered));
-        assert_eq!(udp(1, seconds(1000)), None);
-        let syn = |idle| ask(proto::TCP, SEEN_SYN, half(0, 0), idle);
-        assert_eq!(syn(0), Some(Spare::Asking));
-        assert_eq!(syn(seconds(6)), Some(Spare::Unanswered));
-        let both = SEEN_SYN | SEEN_FIN;
-        let closing = |idle| ask(proto::TCP, both, half(both, 3), idle);
-        assert_eq!(closing(0), Some(Spare::Closing));
-        assert_eq!(closing(seconds(2)), Some(Spare::Closed));
-        let open = ask(proto::TCP, SEEN_SYN, half(SEEN_SYN, 3), seconds(5000));
-        assert_eq!(open, None, "established");
-        assert!(Spare::Closed < Spare::Unanswered && Spare::Unanswered < Spare::Closing);
+        assert_eq!(spare(&both, 0), Some(Spare::Closing));
+        assert_eq!(spare(&both, ticks32(2)), Some(Spare::Closed));
+        let open = Carried {
+            reply: SEEN_SYN,
+            replies: 3,
+            ..TCP
+        };
+        assert_eq!(spare(&open, ticks32(5000)), None, "established");
+        assert!(Spare::Closed < Spare::Answered && Spare::Answered < Spare::Unanswered);
+        assert!(Spare::Unanswered < Spare::Closing);
+    }
+
+    #[test]
+    fn an_answered_question_makes_room_and_a_stream_does_not() {
+        assert_eq!(spare(&udp(53, 1, 1), ticks32(4)), None, "asked once more");
+        assert_eq!(spare(&udp(53, 1, 1), ticks32(5)), Some(Spare::Answered));
+        assert_eq!(spare(&udp(443, 3, 1), ticks32(29)), None, "a handshake");
+        assert_eq!(spare(&udp(443, 3, 1), ticks32(30)), Some(Spare::Answered));
+        assert_eq!(spare(&udp(5353, 1, 1), ticks32(29)), None);
+        assert_eq!(spare(&udp(5353, 1, 1), ticks32(30)), Some(Spare::Answered));
+        assert_eq!(spare(&udp(53, 9, 3), ticks32(1000)), None, "a stream");
+        assert!(!is_silent_stream(&udp(53, 9, 3), ticks32(119)));
+        assert!(is_silent_stream(&udp(53, 9, 3), ticks32(120)));
+        assert!(!is_silent_stream(&udp(53, 0, 3), ticks32(120)));
+        let echo = Carried {
+            protocol: proto::ICMP,
+            ..udp(0, 1, 0)
+        };
+        assert_eq!(spare(&echo, ticks32(29)), None);
+        assert_eq!(spare(&echo, ticks32(30)), Some(Spare::Answered));
+        let tunnel = Carried {
+            protocol: 47,
+            ..udp(0, 1, 0)
+        };
+        assert_eq!(spare(&tunnel, ticks32(500)), None, "it has no other port");
     }
 }

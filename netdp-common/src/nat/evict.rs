@@ -4,11 +4,11 @@
 use super::Work;
 use super::origin::same;
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
-use crate::conntrack::idle;
+use crate::conntrack::{Carried, idle, lasted};
 use crate::port_map;
 use crate::share::{self, ShareSlot, bucket_of_mapping};
 use crate::slot::Slot;
-use crate::spare::{self, Spare};
+use crate::spare::{Spare, spare};
 use crate::tables::Tables;
 use crate::tuple::Tuple;
 
@@ -84,24 +84,21 @@ pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool
     true
 }
 
-/// How willingly a mapping makes room now; `None`: it lives, or is somebody else's.
+/// What a mapping has carried so far; `None`: it is somebody else's.
 #[inline(always)]
-pub(super) fn class<T: Tables>(
-    tables: &T,
-    protocol: u32,
-    half: Slot,
-    reply: Slot,
-) -> Option<Spare> {
+pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carried> {
     if reply.flags() & (MAPPING_HOST | MAPPING_HANDED | MAPPING_YIELDED) != 0 {
         return None;
     }
-    let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
-    spare::class(
-        protocol,
-        (half.tcp_seen(), reply.tcp_seen()),
-        reply.packets(),
-        idle,
-    )
+    Some(Carried {
+        protocol: original.proto,
+        peer_port: original.dst_id,
+        original: half.tcp_seen(),
+        reply: reply.tcp_seen(),
+        packets: half.packets(),
+        replies: reply.packets(),
+        lasted: lasted(half.created(), half.last_seen(), reply.last_seen()),
+    })
 }
 
 /// Ends one of the mappings that began longest ago as far as that is remembered: of the
@@ -132,7 +129,9 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     let Some(reply) = tables.rev_snat(&recycling.wire) else {
         return;
     };
-    let Some(class) = class(tables, recycling.original.proto, half, reply) else {
+    let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
+    let carried = carried(&recycling.original, half, reply);
+    let Some(class) = carried.and_then(|carried| spare(&carried, idle)) else {
         return;
     };
     let (pod, flags) = (&recycling.original.src, half.flags());
@@ -142,7 +141,8 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     let makes_room = if recycling.own != 0 {
         own || owned / 2 > recycling.has
     } else {
-        own || owned > recycling.most || matches!(class, Spare::Closed | Spare::Unanswered)
+        own || owned > recycling.most
+            || matches!(class, Spare::Closed | Spare::Answered | Spare::Unanswered)
     };
     if makes_room {
         recycling.made = end(tables, &recycling.original, &recycling.wire).into();

@@ -5,8 +5,8 @@ use super::origin::is_forged;
 use crate::abi::{MAPPING_ORIGIN, origin_tag};
 use crate::addr::Family;
 use crate::conntrack::{
-    self, ACK, FIN, RST, SEEN_RST, SYN, TcpState, fin_is_plausible, is_in_window,
-    rst_is_acceptable, tcp_state,
+    self, ACK, FIN, RST, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, TcpState,
+    fin_is_plausible, is_in_window, rst_is_acceptable, tcp_state,
 };
 use crate::packet::{L4, Packet, TcpSegment};
 use crate::slot::Slot;
@@ -59,11 +59,25 @@ pub(super) fn continue_egress<T: Tables>(
     if let L4::Tcp(segment) = *l4
         && segment.flags & (FIN | RST) != 0
     {
-        // It may make room from now on.
-        tables.push_recent(tuple);
+        closes(tables, tuple, slot, segment);
     }
     tables.count(|c| &mut c.egress_masqueraded);
     Known::Rewrite(slot)
+}
+
+/// A connection that the pod closes may make room from now on.
+#[inline(never)]
+fn closes<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, segment: TcpSegment) -> bool {
+    tables.push_recent(tuple);
+    if let Some(reply) = tables.rev_snat(&tuple.reply_to(slot.addr(), slot.id())) {
+        let rst = segment.flags & RST != 0;
+        reply.note_others(if rst {
+            SEEN_OTHERS_RST
+        } else {
+            SEEN_OTHERS_FIN
+        });
+    }
+    true
 }
 
 /// Whether the pod itself sends by another interface than before, which is noted then.

@@ -2,18 +2,21 @@
 
 use super::evict::recycle;
 use super::follow::{apply, continue_egress};
-use super::search;
+use super::search::{self, is_free_again};
 use super::{Work, hairpin, host};
 use crate::abi::{
     Mapping, PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS,
     SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
 };
 use crate::addr::Addr;
-use crate::conntrack::{SEEN_FIN, SEEN_RST, age};
-use crate::packet::Packet;
+use crate::conntrack::{
+    ACK, Carried, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, age, lasted,
+};
+use crate::packet::{L4, Packet};
 use crate::port::{self, Search};
 use crate::share;
 use crate::slot::Slot;
+use crate::spare::{UNANSWERED_TICKS, is_silent_stream, spare};
 use crate::tables::{InsertError, Tables};
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
@@ -34,10 +37,11 @@ pub(super) struct Claim {
     /// Flags of its original half besides those that the caller asks for.
     origin: u16,
     pad: u16,
-    /// A candidate, plus 1, whose mapping may be one that makes room; or 0.
-    pub(super) spare: u32,
-    /// When it had its last packet back, in ticks.
-    spare_seen: u32,
+    /// Candidates whose mappings may give way.
+    spares: [SparePort; SPARES],
+    /// The sequence number of the SYN that begins the mapping, if `is_syn` is 1.
+    syn: u32,
+    is_syn: u32,
     /// Where the search through a map of ports is.
     pub(super) at: u32,
     /// Candidates that may still be tried.
@@ -64,8 +68,9 @@ impl Claim {
         bucket: 0,
         origin: 0,
         pad: 0,
-        spare: 0,
-        spare_seen: 0,
+        spares: [SparePort::NONE; SPARES],
+        syn: 0,
+        is_syn: 0,
         at: 0,
         tries: 0,
         wanted: 0,
@@ -75,10 +80,20 @@ impl Claim {
         exhausted: 0,
     };
 
-    /// The candidate that may make room.
+    /// A candidate whose mapping may give way.
     #[inline(always)]
-    pub(super) fn spare_port(&self) -> Option<u16> {
-        u16::try_from(self.spare.checked_sub(1)?).ok()
+    pub(super) fn spare_port(&self, n: usize) -> Option<u16> {
+        u16::try_from(self.spares[n & (SPARES - 1)].port.checked_sub(1)?).ok()
+    }
+
+    /// Whether a SYN begins the mapping whose sequence number lies after all that the
+    /// earlier connection of this port has sent, so that the peer takes it for a new one
+    /// even in TIME-WAIT (RFC 9293 3.6.1, RFC 6191; `nf_nat_used_tuple_harder` in
+    /// net/netfilter/nf_nat_core.c, Linux 6.12). `acked`: what the peer has acknowledged
+    /// last.
+    #[inline(always)]
+    pub(super) const fn follows(&self, acked: u32) -> bool {
+        self.is_syn != 0 && age(self.syn, acked) > 0
     }
 
     /// Notes where the mapping will count, and the flags that say so.
@@ -87,6 +102,23 @@ impl Claim {
         self.bucket = bucket;
         self.origin = origin;
     }
+}
+
+/// How many candidates are remembered whose mappings may give way. A power of two.
+pub(super) const SPARES: usize = 4;
+
+/// A candidate whose mapping may give way.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+struct SparePort {
+    /// The candidate plus 1; 0 for none.
+    port: u32,
+    /// The greater, the likelier it gives way; the greatest if its mapping is over.
+    rank: u32,
+}
+
+impl SparePort {
+    const NONE: Self = Self { port: 0, rank: 0 };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +167,11 @@ fn begin<T: Tables>(tables: &T, work: &mut Work, flags: u16) {
     claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, tables.now());
     claim.ranges = ranges_for(tables, &pkt.tuple);
     claim.outcome = Outcome::Searching;
-    claim.spare = 0;
+    claim.spares = [SparePort::NONE; SPARES];
+    (claim.is_syn, claim.syn) = match pkt.l4 {
+        L4::Tcp(segment) if segment.flags & (SYN | ACK) == SYN => (1, segment.seq),
+        _ => (0, 0),
+    };
     claim.wanted = u32::from(claim.wire.dst_id);
     claim.has_wanted = (wanted.is_some() && may_have(tables, claim)).into();
 }
@@ -249,7 +285,7 @@ pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
         if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
             claim.outcome = Outcome::Claimed;
         } else {
-            note_spare(claim, owner);
+            note_spare(tables, claim, owner);
         }
         return;
     }
@@ -263,16 +299,54 @@ pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
     }
 }
 
-/// Remembers the candidate whose mapping had an answer longest ago, of those that may
-/// have had none or have closed.
+/// Remembers the candidate if its mapping may give way, as far as this half shows.
 #[inline(always)]
-fn note_spare(claim: &mut Claim, owner: Slot) {
-    let seen = owner.last_seen();
-    let quiet = !owner.has_sent(claim.wire.proto) || owner.tcp_seen() & (SEEN_FIN | SEEN_RST) != 0;
-    if quiet && (claim.spare == 0 || age(claim.spare_seen, seen) > 0) {
-        claim.spare = u32::from(claim.wire.dst_id) + 1;
-        claim.spare_seen = seen;
+fn note_spare<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
+    let silent = age(tables.now(), owner.last_seen());
+    let Some(over) = is_over(claim, owner, silent) else {
+        return;
+    };
+    let port = u32::from(claim.wire.dst_id);
+    let rank = if over { u32::MAX } else { silent };
+    let spare = &mut claim.spares[port as usize & (SPARES - 1)];
+    // Of those that are over the last one that is met, which is any: what speaks against one
+    // of them would speak against it every time.
+    if rank >= spare.rank {
+        *spare = SparePort {
+            port: port + 1,
+            rank,
+        };
     }
+}
+
+/// Whether a mapping is over, as far as its reply half shows, which has been `silent` for so
+/// many ticks; `None` where it lives.
+#[inline(always)]
+fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
+    if !reply.has_sent(claim.wire.proto) {
+        return Some(silent >= UNANSWERED_TICKS);
+    }
+    let seen = reply.tcp_seen();
+    if claim.wire.proto == proto::TCP {
+        let reset = seen & (SEEN_RST | SEEN_OTHERS_RST) != 0;
+        let closed = seen & SEEN_FIN != 0 && seen & SEEN_OTHERS_FIN != 0;
+        if !reset && !closed {
+            // The hint may be lost, where both sides close at once.
+            return (seen & SEEN_FIN != 0).then_some(false);
+        }
+        return Some(is_free_again(reset, claim.follows(reply.tcp_ack()), silent));
+    }
+    let carried = Carried {
+        protocol: claim.wire.proto,
+        peer_port: claim.wire.src_id,
+        original: 0,
+        reply: seen,
+        packets: 0,
+        replies: reply.packets(),
+        lasted: lasted(reply.created(), reply.last_seen(), reply.last_seen()),
+    };
+    let over = spare(&carried, silent).is_some() || is_silent_stream(&carried, silent);
+    over.then_some(true)
 }
 
 /// Whether the candidate may be tried at all: classes only bound the search for

@@ -3,7 +3,7 @@
 //! Where none is free, a mapping that is over gives way.
 
 use super::follow::is_nodes_by_now;
-use super::open::{Claim, Outcome, try_candidate};
+use super::open::{Claim, Outcome, SPARES, try_candidate};
 use super::{evict, host};
 use crate::abi::SETTING_HASH_PORTS;
 use crate::conntrack::{CLOSED_SECONDS, SEEN_RST, idle, ticks32};
@@ -12,7 +12,7 @@ use crate::port::{self, Search};
 use crate::port_map::{self, PortMapSlot, WORDS};
 use crate::share::{ShareSlot, bucket_of_mapping};
 use crate::slot::Slot;
-use crate::spare::Spare;
+use crate::spare::{CLOSED_TICKS, Spare, is_silent_stream, spare};
 use crate::tables::Tables;
 
 /// Ranges of no more ports are walked through whole.
@@ -218,15 +218,21 @@ fn give_up<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     true
 }
 
-/// Claims the port of a mapping that is over: nothing came back for a while, or it has
-/// closed and the peer has forgotten it too. Of a pod that has many times as many mappings
-/// as this one, whatever does not live gives way.
+/// Claims the port of a mapping that gives way.
+#[inline(always)]
+fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) {
+    for n in 0..SPARES {
+        if claim.outcome == Outcome::Searching
+            && let Some(port) = claim.spare_port(n)
+        {
+            claim.wire.dst_id = port;
+            instead_of_one(tables, claim);
+        }
+    }
+}
+
 #[inline(never)]
-fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
-    let Some(port) = claim.spare_port() else {
-        return false;
-    };
-    claim.wire.dst_id = port;
+fn instead_of_one<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let Some(reply) = tables.rev_snat(&claim.wire) else {
         try_candidate(tables, claim);
         return true;
@@ -243,43 +249,53 @@ fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     ended
 }
 
-/// Whether the mapping with the original tuple in `claim.key` gives way.
+/// Whether the mapping with the original tuple in `claim.key` gives way: nothing came back
+/// for a while, a question was answered a while ago, a stream is over, or a connection has
+/// closed. Of a pod that has many times as many mappings as this one, whatever does not
+/// live gives way.
 #[inline(always)]
 fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
-    let (original, protocol) = (&claim.key, claim.wire.proto);
+    let original = &claim.key;
     let Some(half) = tables.snat(original) else {
         return false;
     };
-    let Some(class) = evict::class(tables, protocol, half, reply) else {
+    let Some(carried) = evict::carried(original, half, reply) else {
         return false;
     };
-    let over = match class {
-        Spare::Unanswered => true,
-        Spare::Closed => {
-            let reset = (half.tcp_seen() | reply.tcp_seen()) & SEEN_RST != 0;
-            let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
-            // The peer's TIME-WAIT is over by then, and it may meet the port anew
-            // (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
-            reset || idle >= ticks32(CLOSED_SECONDS)
+    let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
+    let over = match spare(&carried, idle) {
+        None => is_silent_stream(&carried, idle),
+        Some(Spare::Unanswered | Spare::Answered) => true,
+        Some(Spare::Closed | Spare::Closing) => {
+            let reset = (carried.original | carried.reply) & SEEN_RST != 0;
+            is_free_again(reset, claim.follows(reply.tcp_ack()), idle)
+                || has_many_more(tables, claim, half.flags())
         }
-        Spare::Closing | Spare::Asking => false,
-    };
-    let gives = over || {
-        let owner = bucket_of_mapping(tables.secret(), &original.src, half.flags());
-        has_many_more(tables, owner, claim.bucket)
+        Some(Spare::Asking) => has_many_more(tables, claim, half.flags()),
     };
     // Sockets are looked up for what gives way only.
-    gives && !is_nodes_by_now(tables, &claim.wire) && !host::is_nodes(tables, &claim.wire)
+    over && !is_nodes_by_now(tables, &claim.wire) && !host::is_nodes(tables, &claim.wire)
 }
 
-/// Whether one bucket has many times as many mappings as another.
+/// Whether the port of a connection that has closed may be used for another one to the same
+/// peer: with a sequence number that lies after the earlier connection's (`follows`) at
+/// once; else when a RST has ended it, and nothing is under way any more, or when the peer's
+/// TIME-WAIT is over (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
 #[inline(always)]
-fn has_many_more<T: Tables>(tables: &T, one: u32, other: u32) -> bool {
-    if one == other {
+pub(super) const fn is_free_again(reset: bool, follows: bool, idle: u32) -> bool {
+    follows || reset && idle >= CLOSED_TICKS || idle >= ticks32(CLOSED_SECONDS)
+}
+
+/// Whether the bucket of the mapping in `claim.key`, with these flags, has many times as many
+/// mappings as the one that asks.
+#[inline(always)]
+fn has_many_more<T: Tables>(tables: &T, claim: &Claim, flags: u16) -> bool {
+    let owner = bucket_of_mapping(tables.secret(), &claim.key.src, flags);
+    if owner == claim.bucket {
         return false;
     }
-    match (tables.share(one), tables.share(other)) {
-        (Some(one), Some(other)) => one.mappings() > other.mappings() * 4 + 64,
+    match (tables.share(owner), tables.share(claim.bucket)) {
+        (Some(owner), Some(asks)) => owner.mappings() > asks.mappings() * 4 + 64,
         _ => false,
     }
 }

@@ -1,7 +1,7 @@
 //! The model's random walks over the fake.
 
 use crate::abi::{Action, PortRange, SETTING_PORTS};
-use crate::conntrack::{Timeouts, left};
+use crate::conntrack::{Carried, Timeouts, left};
 use crate::fake::build::Build;
 use crate::fake::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
 use crate::fake::{Fake, Seen};
@@ -73,8 +73,7 @@ impl Subject for Host {
         for (tuple, half) in self.fake.snat.all() {
             let wire = tuple.reply_to(half.addr, half.id);
             let reply = self.fake.rev_snat.get(&wire).expect("a reply half");
-            let (seen, replied) = (reply.tcp_seen, reply.packets > 0);
-            let timeout = timeouts.of(tuple.proto, half.tcp_seen, seen, replied);
+            let timeout = timeouts.of(&Carried::by(&tuple, &half, Some(&reply)));
             if left(now, half.last_seen, reply.last_seen, timeout) == 0 {
                 self.fake.snat.remove(&tuple);
                 self.fake.rev_snat.remove(&wire);

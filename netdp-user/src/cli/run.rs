@@ -79,7 +79,7 @@ pub(super) struct Run {
     on_reload: OnReload,
     /// Idle time after which mappings end, as NAME=DURATION, such as tcp-established=24h; may be
     /// repeated. Names: tcp-opening, tcp-established, tcp-unreplied, tcp-half-closed, tcp-closing,
-    /// udp-unreplied, udp-replied, icmp, generic.
+    /// udp-unreplied, udp-replied, udp-lookup, icmp, generic.
     #[arg(long, value_name = "NAME=DURATION")]
     timeout: Vec<String>,
     /// Ports that mappings never use on the wire, besides ip_local_reserved_ports. The default

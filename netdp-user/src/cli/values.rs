@@ -22,6 +22,7 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
             "tcp-closing" => &mut timeouts.tcp_closing,
             "udp-unreplied" => &mut timeouts.udp_unreplied,
             "udp-replied" => &mut timeouts.udp_replied,
+            "udp-lookup" => &mut timeouts.udp_lookup,
             "icmp" => &mut timeouts.icmp,
             "generic" => &mut timeouts.generic,
             _ => bail!("--timeout {text:?}: there is no timeout {name:?}; see --help"),

@@ -40,6 +40,8 @@ struct Side {
     /// Anything but a SYN.
     other: bool,
     acknowledged: bool,
+    /// The last number that it acknowledged lies after that of pods' SYNs.
+    ahead: bool,
 }
 
 /// A live mapping.
@@ -53,6 +55,7 @@ pub struct Flow {
     pub reply: Tuple,
     out: Side,
     back: Side,
+    begun: Moment,
     last: Moment,
 }
 
@@ -64,6 +67,7 @@ impl Flow {
             reply,
             out: Side::default(),
             back: Side::default(),
+            begun: now,
             last: now,
         }
     }
@@ -76,8 +80,12 @@ impl Flow {
             return;
         };
         if flags == SYN && self.is_closed() {
+            let ahead = self.back.ahead;
             self.out = Side::default();
-            self.back = Side::default();
+            self.back = Side {
+                ahead,
+                ..Side::default()
+            };
             self.last = now;
         } else if flags & RST == 0 {
             self.out.rst = false;
@@ -121,6 +129,9 @@ impl Flow {
         };
         if believed {
             self.back.note(flags, &mut self.last, now);
+            if flags & (SYN | ACK) != 0 {
+                self.back.ahead = sent.acknowledges;
+            }
         }
         false
     }
@@ -129,13 +140,46 @@ impl Flow {
     pub fn gives_way(&self, now: Moment) -> Option<bool> {
         let tcp = matches!(self.first.kind, Kind::Tcp { .. });
         let seconds = match tcp {
+            // A SYN that begins after all that the peer has seen may have it at once.
+            true if self.is_closed() && !self.back.ahead => return None,
             true if self.out.rst || self.back.rst => 1,
             true if self.is_closed() => 60,
             true if self.back.syn || self.back.other => return Some(false),
-            false if self.back.packets > 0 => return Some(false),
+            false if self.back.packets > 0 => return self.gives_way_answered(now),
             _ => 5,
         };
         self.last.is_past(now, seconds)
+    }
+
+    fn gives_way_answered(&self, now: Moment) -> Option<bool> {
+        // To port 443, or a ping.
+        let (exchange, stream) = match self.first.kind {
+            Kind::Udp if self.is_lookup() => (5, self.last.is_past(now, 120)),
+            Kind::Udp => (30, self.last.is_past(now, 120)),
+            _ => (30, Some(false)),
+        };
+        match self.is_exchange() {
+            Some(true) => self.last.is_past(now, exchange),
+            Some(false) => stream,
+            None => None,
+        }
+    }
+
+    /// Whether it may be no more than a question and its answer.
+    fn is_lookup(&self) -> bool {
+        self.out.packets <= 2 && self.back.packets <= 2
+    }
+
+    /// Whether nothing came later than an answer does; `None` where that is too close to tell.
+    fn is_exchange(&self) -> Option<bool> {
+        if self.last.waited != self.begun.waited {
+            // Walks wait for longer than that.
+            Some(false)
+        } else if (self.last.real - self.begun.real).as_secs() < 1 {
+            Some(true)
+        } else {
+            None
+        }
     }
 
     /// Whether anything came back, to be believed on a connection.
@@ -148,6 +192,15 @@ impl Flow {
 
     /// Whether it has ended; `None` where that is too close to tell.
     pub fn is_over(&self, now: Moment) -> Option<bool> {
+        let udp = matches!(self.first.kind, Kind::Udp) && self.back.packets > 0;
+        if udp && self.is_lookup() && self.is_exchange() != Some(false) {
+            // Sweeps are not timed for it: it ends with one that is due anyway.
+            return match (self.last.is_past(now, 30), self.last.is_past(now, 300)) {
+                (Some(false), _) => Some(false),
+                (_, Some(true)) => Some(true),
+                _ => None,
+            };
+        }
         self.last.is_past(now, self.timeout())
     }
 

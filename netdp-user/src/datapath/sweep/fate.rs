@@ -3,7 +3,7 @@
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
 use netdp_common::abi::Mapping;
-use netdp_common::conntrack::{self, Timeouts};
+use netdp_common::conntrack::{self, Carried, Timeouts};
 use netdp_common::tuple::Tuple;
 
 /// One mapping: whether and why it ends.
@@ -24,11 +24,8 @@ pub fn left(
     original: &Mapping,
     reply: Option<&Mapping>,
 ) -> u64 {
-    let (seen, replied, reply_seen) = match reply {
-        Some(reply) => (reply.tcp_seen, reply.packets > 0, reply.last_seen),
-        None => (0, false, original.last_seen),
-    };
-    let timeout = timeouts.of(tuple.proto, original.tcp_seen, seen, replied);
+    let timeout = timeouts.of(&Carried::by(tuple, original, reply));
+    let reply_seen = reply.unwrap_or(original).last_seen;
     conntrack::left(now, original.last_seen, reply_seen, timeout)
 }
 

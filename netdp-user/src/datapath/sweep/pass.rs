@@ -10,7 +10,7 @@ use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
-use netdp_common::conntrack::{age, idle, ticks};
+use netdp_common::conntrack::{Carried, age, idle, ticks};
 use netdp_common::siphash;
 use netdp_common::spare::{Spare, spare};
 use netdp_common::tuple::Tuple;
@@ -179,7 +179,7 @@ impl<'a> Pass<'a> {
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
         {
             let idle = idle(self.now, half.last_seen, reply.last_seen);
-            if let Some(willing) = spare(tuple, half, &reply, idle) {
+            if let Some(willing) = spare(&Carried::by(tuple, half, Some(&reply)), idle) {
                 self.spare.push((willing, u32::MAX - idle, *tuple, wire));
             }
         }
@@ -327,7 +327,8 @@ impl<'a> Pass<'a> {
                     continue;
                 };
                 let idle = idle(self.now, half.last_seen, reply.last_seen);
-                if spare(tuple, &half, &reply, idle) == Some(*willing) {
+                let carried = Carried::by(tuple, &half, Some(&reply));
+                if spare(&carried, idle) == Some(*willing) {
                     self.ended.push((*tuple, *wire));
                     self.accounts.ends_after_all(tuple, &half);
                     self.swept.live -= 1;
