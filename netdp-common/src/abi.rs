@@ -230,9 +230,24 @@ pub struct Mapping {
     /// before there was one, the number that acknowledges its SYN.
     pub tcp_ack: u32,
     /// TCP flags seen in this direction: `conntrack::SEEN_*` bits.
-    pub tcp_seen: u32,
+    pub tcp_seen: u8,
+    /// Of an original half: the lower bits of the epoch ([`Settings::epoch`]) in which its
+    /// address was last found to be right for where the packets leave.
+    pub epoch: u8,
+    /// Of an original half: the lower bits of the index of the interface by which its
+    /// packets leave; 0 where that is not known.
+    pub uplink: u16,
     /// Packets in this direction (wrapping).
     pub packets: u32,
+}
+
+impl Mapping {
+    /// Returns what this direction was seen to send: `conntrack::SEEN_*` bits.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seen(&self) -> u32 {
+        self.tcp_seen as u32
+    }
 }
 
 /// A flow that keeps the pod's address although its peer is masqueraded: it began

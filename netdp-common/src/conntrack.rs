@@ -231,14 +231,14 @@ impl Carried {
     #[must_use]
     pub const fn by(tuple: &Tuple, original: &Mapping, reply: Option<&Mapping>) -> Self {
         let (seen, replies, reply_at) = match reply {
-            Some(reply) => (reply.tcp_seen, reply.packets, reply.last_seen),
+            Some(reply) => (reply.seen(), reply.packets, reply.last_seen),
             None => (0, 0, original.last_seen),
         };
         let begun = original.created;
         Self {
             protocol: tuple.proto,
             peer_port: tuple.dst_id,
-            original: original.tcp_seen,
+            original: original.seen(),
             reply: seen,
             packets: original.packets,
             replies,

@@ -38,6 +38,8 @@ type Cells<K, V> = RefCell<HashMap<K, Box<UnsafeCell<V>>>>;
 pub struct Fake {
     pub settings: Settings,
     pub uplink: Uplink,
+    /// The uplink's index.
+    pub ifindex: u32,
     pub local: HashSet<Addr>,
     pub snat: HalfMap,
     pub rev_snat: HalfMap,
@@ -132,6 +134,7 @@ impl Fake {
         Self {
             settings,
             uplink,
+            ifindex: 2,
             local: [uplink.v4, uplink.v6].into(),
             snat: HalfMap::new(1_000_000),
             rev_snat: HalfMap::new(1_000_000),
@@ -264,6 +267,7 @@ impl Fake {
                 }
                 Some(Known::Bypassed | Known::Pass | Known::Unmapped) => return Seen::Pass,
                 Some(Known::Forged) => return Seen::Drop(DropReason::ForgedSource),
+                Some(Known::Resting) => return Seen::Drop(DropReason::NoSourceAddress),
                 None => assert_eq!(work.pkt, parsed(packet).pkt, "{packet:?}"),
             }
         } else {

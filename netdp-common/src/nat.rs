@@ -14,6 +14,7 @@ pub mod inbound;
 mod open;
 mod origin;
 mod search;
+mod settle;
 
 use crate::abi::{
     Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol, SETTING_DRAIN,
@@ -34,6 +35,7 @@ use host::needs_mapping;
 use inbound::Continued;
 use open::{Claim, open};
 use origin::is_forged;
+use settle::{Settled, begins_anew, settle};
 
 const DRAIN_TICKS: u32 = ticks32(DRAIN_SECONDS);
 
@@ -137,6 +139,14 @@ fn known<T: Tables>(
     }
     if leaving {
         let slot = tables.snat(tuple)?;
+        let syn = begins_anew(l4);
+        if syn || slot.place() != tables.place() {
+            match settle(tables, tuple, family, slot, syn) {
+                Settled::Stays => {}
+                Settled::Rests => return Some(Known::Resting),
+                Settled::Ended => return None,
+            }
+        }
         Some(continue_egress(tables, tuple, l4, family, slot))
     } else {
         let slot = tables.rev_snat(tuple)?;
@@ -304,20 +314,30 @@ fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
 /// for this destination, else the uplink's. `false` if there is none.
 #[inline(always)]
 fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
+    match source_for(tables, &pkt.tuple, pkt.family) {
+        Some(addr) => {
+            pkt.new.addr = addr;
+            true
+        }
+        None => false,
+    }
+}
+
+/// The address that a pod's flow gets; `None` if there is none.
+#[inline(always)]
+fn source_for<T: Tables>(tables: &T, tuple: &Tuple, family: Family) -> Option<Addr> {
     // A route may name a preferred source. It counts only while the node has it.
-    if let Some(addr) = tables.route_source(&pkt.tuple.dst, pkt.family)
+    if let Some(addr) = tables.route_source(&tuple.dst, family)
         && tables.is_local(&addr)
     {
-        pkt.new.addr = addr;
-        return true;
+        return Some(addr);
     }
     let uplink = tables.uplink();
-    pkt.new.addr = match pkt.family {
-        Family::V4 if uplink.flags & UPLINK_V4 != 0 => uplink.v4,
-        Family::V6 if uplink.flags & UPLINK_V6 != 0 => uplink.v6,
-        _ => return false,
-    };
-    true
+    match family {
+        Family::V4 if uplink.flags & UPLINK_V4 != 0 => Some(uplink.v4),
+        Family::V6 if uplink.flags & UPLINK_V6 != 0 => Some(uplink.v6),
+        _ => None,
+    }
 }
 
 /// Whether the pod is told that its packet was refused: so many times in a moment, lest a

@@ -11,6 +11,7 @@ mod known;
 mod limits;
 mod model;
 mod modes;
+mod moves;
 mod ports;
 mod race;
 mod reload;

@@ -9,6 +9,24 @@ use crate::conntrack;
 use crate::packet::L4;
 use crate::tuple::proto;
 
+/// Where packets leave: the lower bits of the uplink's interface index, and of the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Of the interface index.
+    pub uplink: u16,
+    /// Of the epoch.
+    pub epoch: u8,
+}
+
+impl Place {
+    /// Whether another uplink is known to be meant.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_elsewhere(self, now: Self) -> bool {
+        self.uplink != 0 && self.uplink != now.uplink
+    }
+}
+
 /// A live [`Mapping`]. Fields are read and written one by one and never through
 /// references: another CPU may change any of them meanwhile. Each field is at
 /// most a word and each value any mix of them may show is harmless, but for the
@@ -129,16 +147,45 @@ impl Slot {
     /// Forgets that this direction sent a RST: its connection goes on.
     #[inline(always)]
     pub fn mend(self) {
+        self.set_tcp_seen(self.tcp_seen() & !conntrack::SEEN_RST);
+    }
+
+    /// Where the packets of this original half leave, as far as its address was found to be
+    /// right for that.
+    #[inline(always)]
+    #[must_use]
+    pub fn place(self) -> Place {
         // SAFETY: valid by the contract of `new`.
-        unsafe { (*self.0).tcp_seen &= !conntrack::SEEN_RST }
+        unsafe {
+            Place {
+                uplink: (*self.0).uplink,
+                epoch: (*self.0).epoch,
+            }
+        }
+    }
+
+    /// Notes where they leave.
+    #[inline(always)]
+    pub fn set_place(self, place: Place) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe {
+            (*self.0).uplink = place.uplink;
+            (*self.0).epoch = place.epoch;
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "there are fewer bits")]
+    fn set_tcp_seen(self, seen: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).tcp_seen = seen as u8 }
     }
 
     /// Notes that the other direction has closed: `SEEN_OTHERS_*` bits.
     #[inline(always)]
     pub fn note_others(self, hints: u32) {
-        // SAFETY: valid by the contract of `new`. A packet of this direction may undo
-        // it meanwhile: it is only a hint.
-        unsafe { (*self.0).tcp_seen |= hints }
+        // A packet of this direction may undo it meanwhile: it is only a hint.
+        self.set_tcp_seen(self.tcp_seen() | hints);
     }
 
     /// TCP flags seen in this direction.
@@ -146,7 +193,7 @@ impl Slot {
     #[must_use]
     pub fn tcp_seen(self) -> u32 {
         // SAFETY: valid by the contract of `new`.
-        unsafe { (*self.0).tcp_seen }
+        unsafe { (*self.0).tcp_seen.into() }
     }
 
     /// The acknowledgement number last sent in this direction.
@@ -175,14 +222,14 @@ impl Slot {
         unsafe {
             let m = self.0;
             (*m).packets = (*m).packets.wrapping_add(1);
-            let before = (*m).tcp_seen;
+            let before = self.tcp_seen();
             if (*m).last_seen != now && conntrack::refreshes(before, l4) {
                 (*m).last_seen = now;
             }
             if let L4::Tcp(segment) = *l4 {
                 let after = conntrack::observe(before, segment);
                 if after != before {
-                    (*m).tcp_seen = after;
+                    self.set_tcp_seen(after);
                 }
                 let syn = segment.flags & conntrack::SYN != 0;
                 if syn && before & conntrack::SEEN_DATA == 0 {

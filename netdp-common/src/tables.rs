@@ -8,7 +8,7 @@ use crate::packet::Endpoint;
 use crate::port_map::PortMapSlot;
 use crate::share::ShareSlot;
 use crate::siphash;
-use crate::slot::{AskedSlot, LiveSlot, Slot};
+use crate::slot::{AskedSlot, LiveSlot, Place, Slot};
 use crate::tuple::Tuple;
 
 /// Why an entry could not be inserted.
@@ -48,6 +48,19 @@ pub trait Tables {
     fn settings(&self) -> &Settings;
     /// The uplink that the packet leaves or comes in by.
     fn uplink(&self) -> &Uplink;
+    /// The index of the interface at which the program runs.
+    fn ifindex(&self) -> u32;
+    /// Where a packet that leaves does so.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower bits are wanted")]
+    fn place(&self) -> Place {
+        Place {
+            uplink: self.ifindex() as u16,
+            epoch: self.epoch() as u8,
+        }
+    }
+    /// The epoch, as it was before anything was looked up ([`Settings::epoch`]).
+    fn epoch(&self) -> u32;
     /// Counts.
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64);
     /// Whether `addr` is an address of the node.

@@ -70,8 +70,10 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         _ => (skb::ETHERNET, skb::plain(ctx)),
     };
     if let Some(plain) = &plain {
-        if let Some(action) = judge_plain(ctx, &world, work, plain, leaving) {
-            return action;
+        match judge_plain(ctx, &world, work, plain, leaving) {
+            Some(Ok(())) => return NEXT,
+            Some(Err(reason)) => return drop_it(ctx, &world, work, reason, leaving),
+            None => {}
         }
     } else if let Some((src, dst)) = skb::peek(ctx, l2_len)
         && nat::passes(&world, &src, &dst, leaving)
@@ -116,22 +118,32 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     };
     match failed {
         None => NEXT,
-        Some(reason) => {
-            world.count_drop(reason);
-            if leaving && reason.is_refusal() {
-                report::refused(ctx, &world, &work.pkt, reason);
-                if nat::is_answered(&world, &work.pkt) {
-                    return refuse::answer(ctx, &world, &work.pkt);
-                }
-            }
-            SHOT
-        }
+        Some(reason) => drop_it(ctx, &world, work, reason, leaving),
     }
 }
 
+/// Counts a packet that is dropped; one that the node had to refuse is reported and answered.
+#[inline(never)]
+fn drop_it(
+    ctx: &TcContext,
+    world: &World<'_>,
+    work: &Work,
+    reason: DropReason,
+    leaving: bool,
+) -> i32 {
+    world.count_drop(reason);
+    if leaving && reason.is_refusal() {
+        report::refused(ctx, world, &work.pkt, reason);
+        if nat::is_answered(world, &work.pkt) {
+            return refuse::answer(ctx, world, &work.pkt);
+        }
+    }
+    SHOT
+}
+
 /// What most packets are: plain ones of which is known what becomes of them. What they
-/// need stays in registers, as far as these go. `None` for all others; `work` has them
-/// then.
+/// need stays in registers, as far as these go. An error is why it is dropped. `None` for
+/// all others; `work` has them then.
 #[inline(always)]
 fn judge_plain(
     ctx: &TcContext,
@@ -139,33 +151,28 @@ fn judge_plain(
     work: &mut Work,
     plain: &Plain,
     leaving: bool,
-) -> Option<i32> {
+) -> Option<Result<(), DropReason>> {
     match nat::plain(world, work, plain, skb::ETHERNET, leaving)? {
         Known::Bypassed => {
             if leaving {
                 skb::set_tuple_hash(ctx, &plain.tuple());
             }
-            Some(NEXT)
+            Some(Ok(()))
         }
         Known::Rewrite(slot) => {
             skb::set_tuple_hash(ctx, &plain.tuple());
             if skb::rewrite_plain(ctx, plain, slot, leaving) {
-                return Some(NEXT);
+                return Some(Ok(()));
             }
             plain.fill(skb::ETHERNET, &mut work.pkt);
             nat::fill_new(&mut work.pkt, slot);
-            match rewrite::by_helpers(ctx, &work.pkt, leaving) {
-                Ok(()) => Some(NEXT),
-                Err(reason) => {
-                    world.count_drop(reason);
-                    Some(SHOT)
-                }
-            }
+            Some(rewrite::by_helpers(ctx, &work.pkt, leaving))
         }
-        Known::Pass | Known::Unmapped => Some(NEXT),
-        Known::Forged => {
-            world.count_drop(DropReason::ForgedSource);
-            Some(SHOT)
+        Known::Pass | Known::Unmapped => Some(Ok(())),
+        Known::Forged => Some(Err(DropReason::ForgedSource)),
+        Known::Resting => {
+            plain.fill(skb::ETHERNET, &mut work.pkt);
+            Some(Err(DropReason::NoSourceAddress))
         }
     }
 }

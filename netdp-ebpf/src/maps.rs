@@ -191,12 +191,6 @@ fn slot(map: &HashMap<Tuple, Mapping, 262_144>, tuple: &Tuple) -> Option<Slot> {
 }
 
 impl World<'_> {
-    #[inline(always)]
-    fn epoch(&self) -> u32 {
-        // SAFETY: this run's `last`.
-        unsafe { (*self.last).epoch }
-    }
-
     /// [`PolicyValue::action`] for a destination.
     #[inline(always)]
     fn policy(&self, dst: &Addr) -> u32 {
@@ -249,6 +243,18 @@ impl Tables for World<'_> {
     fn uplink(&self) -> &Uplink {
         // SAFETY: this run's `last`, whose uplink nothing changes meanwhile.
         unsafe { &(*self.last).uplink }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a TC program's context is readable for the program's run.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        unsafe { (*self.last).epoch }
     }
 
     #[inline(always)]

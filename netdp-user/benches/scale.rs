@@ -117,7 +117,9 @@ fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
             last_seen: now,
             created: now,
             tcp_ack: n,
-            tcp_seen: SEEN_SYN | SEEN_DATA,
+            tcp_seen: u8::try_from(SEEN_SYN | SEEN_DATA)?,
+            epoch: 0,
+            uplink: 0,
             packets: 10,
         };
         let reply = Mapping {

@@ -10,6 +10,7 @@ mod network;
 mod node;
 mod options;
 mod program_log;
+mod resting;
 mod sweeping;
 mod takeover;
 mod tell;
@@ -112,6 +113,8 @@ struct Agent {
     /// What the datapath was made to look like.
     applied: State,
     snapshot: Snapshot,
+    /// Addresses that were lost just now.
+    resting: resting::Resting,
     ready: bool,
     /// When connections that an earlier policy bypassed have ended, where there
     /// may be any.
@@ -175,6 +178,7 @@ impl Agent {
             sweeping,
             state_dir,
             snapshot,
+            resting: resting::Resting::default(),
             ready: false,
             forget_policies: None,
             unprepared: false,
@@ -260,7 +264,8 @@ impl Agent {
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {
-                    self.sweep(false);
+                    let gone = self.resting.end(Instant::now());
+                    self.sweep(gone);
                     self.forget_policies();
                     if self.taken_over.is_none() {
                         self.take_over();

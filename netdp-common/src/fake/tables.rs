@@ -38,6 +38,14 @@ impl Tables for Fake {
         &self.uplink
     }
 
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn epoch(&self) -> u32 {
+        self.settings.epoch
+    }
+
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
         *counter(&mut self.counters.borrow_mut()) += 1;
     }

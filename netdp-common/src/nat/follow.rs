@@ -28,6 +28,8 @@ pub enum Known {
     Forged,
     /// It is the node's after all: the mapping has ended.
     Unmapped,
+    /// The node has not got the mapping's address at the moment.
+    Resting,
 }
 
 /// A packet of a known mapping, from the pod's side.
@@ -226,6 +228,7 @@ pub(super) fn apply(pkt: &mut Packet, known: Known) -> Verdict {
         }
         Known::Bypassed | Known::Pass | Known::Unmapped => Verdict::Pass,
         Known::Forged => Verdict::Drop(DropReason::ForgedSource),
+        Known::Resting => Verdict::Drop(DropReason::NoSourceAddress),
     }
 }
 

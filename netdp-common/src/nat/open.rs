@@ -194,6 +194,8 @@ fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
         flags | claim.origin,
         tables.now(),
     );
+    let place = tables.place();
+    (claim.reply.uplink, claim.reply.epoch) = (place.uplink, place.epoch);
     match tables.insert_snat(&pkt.tuple, &claim.reply) {
         Ok(()) => {
             tables.count(|c| &mut c.mappings_created);
@@ -395,6 +397,8 @@ pub(super) const fn mapping(addr: &Addr, id: u16, flags: u16, now: u32) -> Mappi
         created: now,
         tcp_ack: 0,
         tcp_seen: 0,
+        epoch: 0,
+        uplink: 0,
         packets: 0,
     }
 }

@@ -33,6 +33,8 @@ fn half(addr: crate::addr::Addr, id: u16) -> Mapping {
         created: 0,
         tcp_ack: 0,
         tcp_seen: 0,
+        epoch: 0,
+        uplink: 0,
         packets: 0,
     }
 }

@@ -51,7 +51,7 @@ fn a_connection_from_outside_is_the_nodes_where_none_lives() {
         fake.out(&segment(&syn, ACK, 1_001, 5_001));
         assert_eq!(fake.back(&from_outside), becomes(net.pod));
         let (original, reply) = halves(&fake, &syn);
-        let state = tcp_state(original.tcp_seen, reply.tcp_seen);
+        let state = tcp_state(original.seen(), reply.seen());
         assert_eq!(state, TcpState::Established);
     }
 }
@@ -127,7 +127,7 @@ fn a_rst_with_a_wrong_checksum_ends_nothing() {
         fake.out(&segment(&net.syn(), ACK, 1_001, 5_001));
         let state = |fake: &Fake| {
             let (original, reply) = halves(fake, &net.syn());
-            tcp_state(original.tcp_seen, reply.tcp_seen)
+            tcp_state(original.seen(), reply.seen())
         };
         let mut wrong = segment(&net.syn(), RST, 1_001, 0);
         wrong.csum_error = 0x1234;
@@ -157,11 +157,7 @@ fn a_rst_in_syn_sent_has_to_acknowledge_the_syn() {
             let rst = segment(&from_outside, RST | ACK, 0, ack);
             assert_eq!(fake.back(&rst), becomes(net.pod));
             let (original, reply) = halves(&fake, &net.syn());
-            assert_eq!(
-                tcp_state(original.tcp_seen, reply.tcp_seen),
-                wanted,
-                "{ack}"
-            );
+            assert_eq!(tcp_state(original.seen(), reply.seen()), wanted, "{ack}");
         }
     }
 }

@@ -17,7 +17,7 @@ fn segment(src: &str, dst: &str, flags: u8, seq: u32, ack: u32) -> Build {
 
 fn state(fake: &Fake, net: &Net) -> TcpState {
     let (original, reply) = halves(fake, &net.syn());
-    tcp_state(original.tcp_seen, reply.tcp_seen)
+    tcp_state(original.seen(), reply.seen())
 }
 
 /// A connection in which the pod has acknowledged up to 5001.
@@ -105,15 +105,15 @@ fn a_syn_opens_with_urgent_and_ecn_bits_too() {
 fn the_halves_see_what_is_sent() {
     let fake = established(&V4);
     let (original, reply) = halves(&fake, &V4.syn());
-    assert_eq!(original.tcp_seen, SEEN_SYN | SEEN_DATA);
-    assert_eq!(reply.tcp_seen, SEEN_SYN);
+    assert_eq!(original.seen(), SEEN_SYN | SEEN_DATA);
+    assert_eq!(reply.seen(), SEEN_SYN);
     assert_eq!((original.tcp_ack, reply.tcp_ack), (5_001, 5_001));
     assert_eq!((original.packets, reply.packets), (2, 1));
     fake.advance(10);
     fake.back(&segment(V4.server, V4.node, FIN | ACK, 5_001, 1_001));
     let (later, reply) = halves(&fake, &V4.syn());
     assert_eq!(later, original, "a packet writes to its own half only");
-    assert_eq!(reply.tcp_seen & SEEN_FIN, SEEN_FIN);
+    assert_eq!(reply.seen() & SEEN_FIN, SEEN_FIN);
     assert_eq!(reply.last_seen, fake.now());
     assert_eq!(state(&fake, &V4), TcpState::HalfClosed);
 }
@@ -191,8 +191,8 @@ fn a_new_syn_reopens_a_closed_tuple() {
             assert_eq!(fake.out(&net.syn()), becomes(net.node), "{ending}");
             assert_eq!(state(&fake, &net), TcpState::SynSent, "{ending}");
             let (original, reply) = halves(&fake, &net.syn());
-            assert_eq!(original.tcp_seen, SEEN_SYN);
-            assert_eq!(reply.tcp_seen, 0);
+            assert_eq!(original.seen(), SEEN_SYN);
+            assert_eq!(reply.seen(), 0);
             assert_eq!(
                 (original.last_seen, reply.last_seen),
                 (fake.now(), fake.now())
@@ -223,7 +223,7 @@ fn a_closed_mapping_still_translates() {
         let rst = segment(net.pod, net.server, RST, 1_001, 0);
         assert_eq!(fake.out(&rst), becomes(net.node));
         let (original, _) = halves(&fake, &net.syn());
-        assert_eq!(original.tcp_seen & SEEN_RST, SEEN_RST);
+        assert_eq!(original.seen() & SEEN_RST, SEEN_RST);
     }
 }
 

@@ -20,8 +20,6 @@ const ADDRESSES: usize = 131_072;
 pub(super) enum Applied {
     Chains(Vec<ChainReport>),
     Datapath {
-        /// The node has an address less.
-        lost: bool,
         /// Another policy is in force.
         repolicied: bool,
     },
@@ -203,9 +201,12 @@ impl Agent {
                 announce(&change);
             }
         }
-        let mut lost = self.applied.local.difference(&reached.local);
+        let (before, after) = (&self.applied.local, &reached.local);
+        self.resting.changed(before, after, Instant::now());
+        for address in before.difference(after) {
+            log::info!("{address} is gone: mappings with it rest until it is back, for 15 s");
+        }
         let applied = Applied::Datapath {
-            lost: lost.next().is_some(),
             repolicied: self.applied.policy != reached.policy,
         };
         self.guard.retain_refusals(|ifindex| {
@@ -224,12 +225,12 @@ impl Agent {
 
     /// The rest: what follows from it, and telling.
     pub(super) fn applied(&mut self, applied: Applied) {
-        let (lost, repolicied) = match applied {
+        let repolicied = match applied {
             Applied::Chains(reports) => return self.accept_chains(reports),
-            Applied::Datapath { lost, repolicied } => (lost, repolicied),
+            Applied::Datapath { repolicied } => repolicied,
         };
         let on_reload = self.options.setup.on_reload;
-        if lost || (repolicied && on_reload != OnReload::Sticky) {
+        if repolicied && on_reload != OnReload::Sticky {
             self.sweep(true);
         }
         if repolicied {

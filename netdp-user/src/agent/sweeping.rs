@@ -139,7 +139,7 @@ impl Drop for EndWithAgent {
 }
 
 impl Agent {
-    /// Ends mappings whose time has come. `changed`: an address was lost, or the
+    /// Ends mappings whose time has come. `changed`: an address is gone for good, or the
     /// policy has changed. In iptables mode netfilter ends its own.
     pub(super) fn sweep(&mut self, changed: bool) {
         let rules = self.sweep_rules();
@@ -240,7 +240,7 @@ impl Agent {
     fn sweep_rules(&self) -> SweepRules {
         SweepRules {
             timeouts: self.options.timeouts,
-            local: self.applied.local.clone(),
+            local: self.resting.with(&self.applied.local),
             retire: match self.options.setup.on_reload {
                 OnReload::Sticky => None,
                 OnReload::Cutover => Some(Duration::ZERO),

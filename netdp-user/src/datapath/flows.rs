@@ -71,10 +71,10 @@ impl Maps {
 
 fn record(now: u32, tuple: &Tuple, half: &Mapping, reply: Option<&Mapping>) -> FlowRecord {
     let packets_in = reply.map_or(0, |reply| reply.packets);
-    let seen = reply.map_or(0, |reply| reply.tcp_seen);
+    let seen = reply.map_or(0, |reply| reply.seen());
     let idle = age(now, half.last_seen).min(reply.map_or(u32::MAX, |r| age(now, r.last_seen)));
     let state = match tuple.proto {
-        proto::TCP => format!("{:?}", tcp_state(half.tcp_seen, seen)),
+        proto::TCP => format!("{:?}", tcp_state(half.seen(), seen)),
         _ if packets_in > 0 => "replied".into(),
         _ => "unreplied".into(),
     };

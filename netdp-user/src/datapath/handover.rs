@@ -76,6 +76,10 @@ impl Maps {
     pub fn reserve(&mut self, flow: &Flow) -> Result<bool> {
         let now = now(self)?;
         let wire = tuple(flow.protocol, &flow.leaves()).reversed();
+        let seen = match flow.tcp {
+            Some(TcpState::Established) => SEEN_SYN | SEEN_DATA,
+            _ => SEEN_SYN,
+        };
         let marker = Mapping {
             addr: wire.dst,
             id: wire.dst_id,
@@ -83,10 +87,9 @@ impl Maps {
             last_seen: now,
             created: now,
             tcp_ack: 0,
-            tcp_seen: match flow.tcp {
-                Some(TcpState::Established) => SEEN_SYN | SEEN_DATA,
-                _ => SEEN_SYN,
-            },
+            tcp_seen: u8::try_from(seen)?,
+            epoch: 0,
+            uplink: 0,
             packets: u32::from(flow.answered),
         };
         match self.rev_snat.insert(wire, marker, NOEXIST) {
@@ -231,7 +234,7 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
             tuple.dst_id
         },
     };
-    let tcp = (tuple.proto == proto::TCP).then(|| match tcp_state(half.tcp_seen, reply.tcp_seen) {
+    let tcp = (tuple.proto == proto::TCP).then(|| match tcp_state(half.seen(), reply.seen()) {
         State::SynSent => TcpState::Other(SYN_SENT),
         State::TimeWait | State::Closed => TcpState::Other(TIME_WAIT),
         State::SynReceived | State::Established | State::HalfClosed | State::Unreplied => {

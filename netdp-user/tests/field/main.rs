@@ -13,5 +13,9 @@ mod common;
 #[path = "../security/site.rs"]
 #[allow(dead_code, reason = "attacks use the rest")]
 mod site;
+#[path = "../security/talk.rs"]
+#[allow(dead_code, reason = "attacks use the rest")]
+mod talk;
 
+mod moves;
 mod ports;

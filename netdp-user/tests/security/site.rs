@@ -231,7 +231,8 @@ fn routed_pod(node: &Netns, index: u8) -> Result<Host> {
     Ok(pod)
 }
 
-fn ip_masq_agent(node: &Netns, dir: &WorkDir) -> Result<()> {
+/// ip-masq-agent's rules.
+pub fn ip_masq_agent(node: &Netns, dir: &WorkDir) -> Result<()> {
     for (tool, local, pods) in [
         ("iptables-restore", "169.254.0.0/16", "172.16.0.0/16"),
         ("ip6tables-restore", "fe80::/10", "fd00:172::/64"),

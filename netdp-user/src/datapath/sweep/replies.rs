@@ -10,7 +10,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 /// What decides how long a mapping lives.
 struct Short {
     last_seen: u32,
-    tcp_seen: u32,
+    tcp_seen: u8,
     packets: u32,
 }
 

@@ -1,0 +1,68 @@
+//! Addresses that the node has just lost. They are often back within a second (networkd
+//! restarts, a DHCP lease is renewed): until it is clear that they are not, mappings with them
+//! rest. The programs let nothing leave with such an address meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long mappings rest.
+const REST: Duration = Duration::from_secs(15);
+
+/// Addresses that are gone, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Resting(BTreeMap<IpAddr, Instant>);
+
+impl Resting {
+    /// Notes what the node has lost and what it has got.
+    pub(super) fn changed(
+        &mut self,
+        before: &BTreeSet<IpAddr>,
+        after: &BTreeSet<IpAddr>,
+        now: Instant,
+    ) {
+        self.0.retain(|address, _| !after.contains(address));
+        for address in before.difference(after) {
+            self.0.insert(*address, now);
+        }
+    }
+
+    /// Returns the addresses whose mappings go on or rest.
+    pub(super) fn with(&self, local: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        local.iter().chain(self.0.keys()).copied().collect()
+    }
+
+    /// Forgets the addresses that have been gone for too long, and returns whether there
+    /// were any: their mappings are to end.
+    pub(super) fn end(&mut self, now: Instant) -> bool {
+        let before = self.0.len();
+        self.0
+            .retain(|_, since| now.saturating_duration_since(*since) < REST);
+        self.0.len() < before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{REST, Resting};
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
+    use tokio::time::Instant;
+
+    #[test]
+    fn an_address_that_comes_back_rests_no_longer() {
+        let [one, two] = ["192.0.2.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        let (both, left) = (BTreeSet::from([one, two]), BTreeSet::from([one]));
+        let now = Instant::now();
+        let mut resting = Resting::default();
+        resting.changed(&both, &left, now);
+        assert_eq!(resting.with(&left), both);
+        assert!(!resting.end(now + REST / 2));
+        resting.changed(&left, &both, now + REST / 2);
+        assert!(!resting.end(now + REST), "it is back");
+        resting.changed(&both, &left, now + REST);
+        assert!(resting.end(now + REST * 2));
+        assert_eq!(resting.with(&left), left);
+    }
+}
