@@ -296,9 +296,9 @@ pub struct Timeouts {
     pub udp_unreplied: u64,
     /// UDP with replies (RFC 4787 REQ-5: 5 minutes recommended).
     pub udp_replied: u64,
-    /// A question and its answer by UDP to a port below 1024 (netfilter: 30; RFC 4787
-    /// REQ-5 a allows less than 2 minutes there). Sweeps are not timed for it: the next
-    /// one that is due ends the mapping.
+    /// A question and its answer by UDP to a port below 1024 (RFC 4787 REQ-5: at least 2
+    /// minutes, less for such ports). Sweeps are not timed for less than the others: the
+    /// next one that is due ends the mapping.
     pub udp_lookup: u64,
     /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
     pub icmp: u64,
@@ -316,7 +316,7 @@ impl Default for Timeouts {
             tcp_closing: 240,
             udp_unreplied: 120,
             udp_replied: 300,
-            udp_lookup: 30,
+            udp_lookup: 120,
             icmp: 60,
             generic: 600,
         }

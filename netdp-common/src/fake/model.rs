@@ -32,7 +32,8 @@ pub struct Net {
     servers: [&'static str; 2],
     /// The same as prefixes.
     pub prefixes: [&'static str; 2],
-    node: &'static str,
+    /// The node's, on each of its uplinks.
+    pub nodes: [&'static str; 2],
 }
 
 pub const NETS: [Net; 2] = [
@@ -40,13 +41,13 @@ pub const NETS: [Net; 2] = [
         pods: ["172.16.0.2", "172.16.0.3", "172.16.0.4"],
         servers: ["198.51.100.7", "198.51.100.8"],
         prefixes: ["198.51.100.7/32", "198.51.100.8/32"],
-        node: "192.0.2.10",
+        nodes: ["192.0.2.10", "203.0.113.10"],
     },
     Net {
         pods: ["[fd00:1::2]", "[fd00:1::3]", "[fd00:1::4]"],
         servers: ["[2001:db8::7]", "[2001:db8::8]"],
         prefixes: ["2001:db8::7/128", "2001:db8::8/128"],
-        node: "[fd00::10]",
+        nodes: ["[fd00::10]", "[fd01::10]"],
     },
 ];
 
@@ -62,7 +63,7 @@ pub enum Outcome {
 /// Both halves of every mapping: original, reply.
 pub type Halves = [Vec<(Tuple, Mapping)>; 2];
 
-/// A datapath that masquerades everything, with 192.0.2.10 and `fd00::10`, and
+/// A datapath that masquerades everything, with the addresses of [`Net::nodes`], and
 /// nothing but [`RANGE`] for TCP and UDP.
 pub trait Subject {
     /// A packet leaves.
@@ -76,6 +77,8 @@ pub trait Subject {
     /// The node's packets are sent by sockets from now on, or are not.
     /// Gives what is so.
     fn node_has_socket(&mut self, has: bool) -> bool;
+    /// Packets leave by this uplink from now on.
+    fn lead(&mut self, uplink: usize);
     /// Time passes.
     fn advance(&mut self, seconds: u64);
     /// Ends what is over by the default timeouts.
@@ -132,6 +135,10 @@ pub enum Step {
         bypass: bool,
     },
     ForgetPolicies,
+    /// The routes lead to another uplink.
+    Lead {
+        uplink: usize,
+    },
     /// Time passes; what has ended is swept.
     Wait {
         seconds: u64,
@@ -177,6 +184,7 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         3 => (servers, any::<bool>()).prop_map(|(server, bypass)| Step::Policy { server, bypass }),
         1 => Just(Step::ForgetPolicies),
+        2 => (0..2usize).prop_map(|uplink| Step::Lead { uplink }),
         3 => seconds.prop_map(|seconds| Step::Wait { seconds }),
         1 => Just(Step::Restart),
     ]

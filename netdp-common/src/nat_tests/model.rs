@@ -4,7 +4,7 @@ use crate::abi::{Action, PortRange, SETTING_PORTS};
 use crate::conntrack::{Carried, Timeouts, left};
 use crate::fake::build::Build;
 use crate::fake::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
-use crate::fake::{Fake, Seen};
+use crate::fake::{Fake, Seen, addr};
 use crate::tables::Tables as _;
 use proptest::prelude::*;
 
@@ -61,6 +61,15 @@ impl Subject for Host {
     fn node_has_socket(&mut self, is: bool) -> bool {
         self.fake.sent_by_socket = is;
         is
+    }
+
+    fn lead(&mut self, uplink: usize) {
+        self.fake.ifindex = 2 + u32::try_from(uplink).expect("an index");
+        let [v4, v6] = NETS
+            .each_ref()
+            .map(|net| addr(net.nodes[uplink].trim_matches(['[', ']'])));
+        (self.fake.uplink.v4, self.fake.uplink.v6) = (v4, v6);
+        self.fake.local.extend([v4, v6]);
     }
 
     fn advance(&mut self, seconds: u64) {

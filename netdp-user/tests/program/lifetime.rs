@@ -8,6 +8,8 @@ use std::sync::atomic::Ordering;
 
 const POD: &str = "172.16.0.2:4000";
 const SERVER: &str = "198.51.100.7:443";
+/// Not a well-known port.
+const HIGH: &str = "198.51.100.7:4433";
 const WIRE: &str = "192.0.2.10:4000";
 
 fn sweep(node: &mut Node) -> Swept {
@@ -35,9 +37,19 @@ fn a_mapping_ends_when_its_time_has_come() {
     lives_for(&mut node, 0, timeouts.udp_unreplied, "UDP");
 
     let mut node = Node::new();
+    node.out(&Build::udp(POD, HIGH));
+    node.back(&Build::udp(HIGH, WIRE));
+    lives_for(&mut node, 0, timeouts.udp_replied, "UDP with replies");
+
+    let mut node = Node::new();
     node.out(&Build::udp(POD, SERVER));
     node.back(&Build::udp(SERVER, WIRE));
-    lives_for(&mut node, 0, timeouts.udp_replied, "UDP with replies");
+    lives_for(
+        &mut node,
+        0,
+        timeouts.udp_lookup,
+        "a question and its answer",
+    );
 
     let mut node = Node::new();
     node.out(&Build::echo(POD, "198.51.100.7:0"));
@@ -65,7 +77,7 @@ fn a_mapping_ends_when_its_time_has_come() {
 
 #[test]
 fn packets_of_either_direction_keep_it_alive() {
-    let udp = Build::udp(POD, SERVER);
+    let udp = Build::udp(POD, HIGH);
     for outwards in [true, false] {
         let mut node = Node::new();
         node.out(&udp);

@@ -20,15 +20,29 @@ const SEED: u64 = 4_787;
 struct Kernel {
     node: Node,
     seconds: u64,
+    uplinks: [u32; 2],
+    /// The uplink by which packets leave and come in.
+    ifindex: u32,
 }
 
 impl Kernel {
     fn new(reserved: bool) -> Self {
-        let node = Node::with(|setup| {
+        let mut node = Node::with(|setup| {
             setup.to_ports = vec![PortRange::new(RANGE[0], RANGE[2])];
             setup.reserved_ports.extend(reserved.then_some(RANGE[1]));
         });
-        Self { node, seconds: 0 }
+        let [v4, v6] = NETS
+            .each_ref()
+            .map(|net| net.nodes[1].trim_matches(['[', ']']));
+        let (v4, v6) = (v4.parse().unwrap(), v6.parse().unwrap());
+        let second = node.second_uplink(v4, v6);
+        let uplinks = [1, second];
+        Self {
+            node,
+            seconds: 0,
+            uplinks,
+            ifindex: 1,
+        }
     }
 
     /// Runs the packet through a program and tells what became of the end that
@@ -36,7 +50,7 @@ impl Kernel {
     /// would be if the packet had been sent so.
     fn run(&mut self, hook: Hook, packet: &Build, end: SocketAddr, at: [usize; 2]) -> Outcome {
         let before = self.node.counters().drops;
-        match self.node.run_once(hook, &frame(packet)) {
+        match self.node.run_on(hook, &frame(packet), self.ifindex) {
             Seen::Shot => {
                 let after = self.node.counters().drops;
                 let grown = |reason: &&DropReason| after.get(**reason) > before.get(**reason);
@@ -103,13 +117,18 @@ impl Subject for Kernel {
         true
     }
 
+    fn lead(&mut self, uplink: usize) {
+        self.ifindex = self.uplinks[uplink];
+    }
+
     fn advance(&mut self, seconds: u64) {
         self.seconds += seconds;
         self.node.at(self.seconds);
     }
 
     fn sweep(&mut self) {
-        self.node.sweep(&Node::local());
+        let local = self.node.local_addresses();
+        self.node.sweep(&local);
     }
 
     fn restart(&mut self) {

@@ -2,7 +2,7 @@
 
 use crate::build::{Build, Kind};
 pub use crate::test_run::Seen;
-use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_run};
+use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_run, test_run_on};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
 use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
@@ -253,11 +253,31 @@ impl Node {
 
     /// Runs a hook's program over a frame once.
     pub fn run_once(&mut self, hook: Hook, frame: &[u8]) -> Seen {
-        test_run(
-            self.datapath().program(hook).expect("the program"),
-            frame,
-            0,
-        )
+        self.run_on(hook, frame, 1)
+    }
+
+    /// The same as if on another interface than the loopback device.
+    pub fn run_on(&mut self, hook: Hook, frame: &[u8], ifindex: u32) -> Seen {
+        let program = self.datapath().program(hook).expect("the program");
+        test_run_on(program, frame, 0, ifindex)
+    }
+
+    /// Makes another uplink with these addresses, and returns its index.
+    pub fn second_uplink(&mut self, v4: Ipv4Addr, v6: Ipv6Addr) -> u32 {
+        ip(&["link", "add", "up1", "type", "veth", "peer", "name", "far1"]);
+        let ifindex = nix::net::if_::if_nametoindex("up1").expect("the veth");
+        let mut second = uplink(Some(v4), Some(v6), false);
+        (second.ifindex, second.name) = (ifindex, "up1".into());
+        self.apply(&Change::SetUplink(second));
+        self.apply(&Change::AddLocal(v4.into()));
+        self.apply(&Change::AddLocal(v6.into()));
+        ifindex
+    }
+
+    /// The addresses that the programs take for the node's.
+    pub fn local_addresses(&mut self) -> BTreeSet<IpAddr> {
+        let local = self.datapath().maps().local_addresses();
+        local.expect("the addresses")
     }
 }
 

@@ -49,11 +49,22 @@ struct Attr {
     pad: u32,
 }
 
+/// The word of `struct __sk_buff` that is the interface index.
+const IFINDEX: usize = 10;
+
 /// `BPF_PROG_TEST_RUN`. Not aya's, which offers no flags.
 pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32) -> Seen {
+    test_run_on(program, frame, flags, 1)
+}
+
+/// The same on an interface of the namespace that is not the loopback device.
+pub fn test_run_on(program: &SchedClassifier, frame: &[u8], flags: u32, ifindex: u32) -> Seen {
     /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
     const BPF_PROG_TEST_RUN: libc::c_int = 10;
     let mut out = vec![0; frame.len() + 64];
+    // `struct __sk_buff` of include/uapi/linux/bpf.h: what is not zero has to be settable.
+    let mut context = [0_u32; 48];
+    context[IFINDEX] = ifindex;
     let fd = program.fd().expect("a loaded program").as_fd().as_raw_fd();
     let mut attr = Attr {
         prog_fd: u32::try_from(fd).expect("a file descriptor"),
@@ -62,6 +73,8 @@ pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32) -> Seen {
         data_in: frame.as_ptr() as u64,
         data_out: out.as_mut_ptr() as u64,
         repeat: 1,
+        ctx_in: context.as_ptr() as u64,
+        ctx_size_in: u32::try_from(size_of_val(&context)).expect("a short context"),
         flags,
         ..Attr::default()
     };

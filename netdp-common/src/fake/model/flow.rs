@@ -53,6 +53,8 @@ pub struct Flow {
     pub first: Build,
     /// The tuple of its replies.
     pub reply: Tuple,
+    /// Where its packets left last.
+    pub uplink: usize,
     out: Side,
     back: Side,
     begun: Moment,
@@ -60,11 +62,12 @@ pub struct Flow {
 }
 
 impl Flow {
-    pub fn new(wire: SocketAddr, first: Build, reply: Tuple, now: Moment) -> Self {
+    pub fn new(wire: SocketAddr, first: Build, reply: Tuple, uplink: usize, now: Moment) -> Self {
         Self {
             wire,
             first,
             reply,
+            uplink,
             out: Side::default(),
             back: Side::default(),
             begun: now,
@@ -182,6 +185,11 @@ impl Flow {
         }
     }
 
+    /// Whether it is a connection that has closed or was never answered.
+    pub fn may_begin_anew(&self) -> bool {
+        self.is_closed() || !self.is_answered()
+    }
+
     /// Whether anything came back, to be believed on a connection.
     pub fn is_answered(&self) -> bool {
         match self.first.kind {
@@ -195,7 +203,7 @@ impl Flow {
         let udp = matches!(self.first.kind, Kind::Udp) && self.back.packets > 0;
         if udp && self.is_lookup() && self.is_exchange() != Some(false) {
             // Sweeps are not timed for it: it ends with one that is due anyway.
-            return match (self.last.is_past(now, 30), self.last.is_past(now, 300)) {
+            return match (self.last.is_past(now, 120), self.last.is_past(now, 300)) {
                 (Some(false), _) => Some(false),
                 (_, Some(true)) => Some(true),
                 _ => None,

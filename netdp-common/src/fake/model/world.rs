@@ -8,7 +8,7 @@ use netdp_common::abi::Mapping;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_common::verdict::DropReason;
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 pub struct World<S> {
@@ -18,6 +18,8 @@ pub struct World<S> {
     /// Servers that an earlier policy bypassed.
     bypassed_before: [bool; 2],
     waited: u64,
+    /// The one by which packets leave.
+    uplink: usize,
     live: HashMap<Tuple, Flow>,
     /// Tuples that keep the pod's address: answers to packets that came from
     /// outside, connections that were bypassed. With their last packet.
@@ -34,6 +36,7 @@ impl<S: Subject> World<S> {
             bypass: [false; 2],
             bypassed_before: [false; 2],
             waited: 0,
+            uplink: 0,
             live: HashMap::new(),
             kept: HashMap::new(),
             nodes: HashMap::new(),
@@ -50,10 +53,11 @@ impl<S: Subject> World<S> {
                 from_socket,
             } => {
                 let from_socket = self.subject.node_has_socket(from_socket);
-                let near = self.net.pods.get(pod).copied().unwrap_or(self.net.node);
+                let node = self.net.nodes[0];
+                let near = self.net.pods.get(pod).copied().unwrap_or(node);
                 let to = self.net.servers[server];
                 let packet = packet(near, to, PORTS[port], carries, false);
-                if near == self.net.node {
+                if near == node {
                     self.host_sends(&packet, server, carries, from_socket);
                 } else {
                     self.pod_sends(&packet, server, carries);
@@ -88,6 +92,10 @@ impl<S: Subject> World<S> {
                 self.bypassed_before = [false; 2];
                 self.subject.forget_policies();
             }
+            Step::Lead { uplink } => {
+                self.uplink = uplink;
+                self.subject.lead(uplink);
+            }
             Step::Wait { seconds } => {
                 self.waited += seconds;
                 self.subject.advance(seconds);
@@ -108,6 +116,7 @@ impl<S: Subject> World<S> {
     fn pod_sends(&mut self, packet: &Build, server: usize, carries: Carries) {
         let (tuple, now) = (tuple_of(packet), self.now());
         let seen = self.subject.out(packet);
+        self.moves(&tuple, carries);
         if self.goes_on(&tuple, carries, seen) {
             return;
         }
@@ -158,6 +167,34 @@ impl<S: Subject> World<S> {
                 assert!(carries.opens(), "{packet:?} opens nothing: {reason:?}");
                 self.assert_refused(&tuple, reason);
             }
+        }
+    }
+
+    /// The address of the node on an uplink, without a port.
+    fn node(&self, uplink: usize) -> IpAddr {
+        let node = format!("{}:0", self.net.nodes[uplink]).parse::<SocketAddr>();
+        node.expect("an address").ip()
+    }
+
+    /// A flow ends where its packet leaves by another uplink, with another address: but for
+    /// a connection, which ends when a SYN begins it anew.
+    fn moves(&mut self, tuple: &Tuple, carries: Carries) {
+        let (uplink, node) = (self.uplink, self.node(self.uplink));
+        let Some(flow) = self.live.get_mut(tuple) else {
+            return;
+        };
+        if matches!(carries, Carries::EchoReply) {
+            return;
+        }
+        let ends = flow.wire.ip() != node
+            && match carries {
+                Carries::Tcp(SYN) => flow.may_begin_anew(),
+                Carries::Tcp(_) => false,
+                _ => flow.uplink != uplink,
+            };
+        flow.uplink = uplink;
+        if ends {
+            self.live.remove(tuple);
         }
     }
 
@@ -243,8 +280,13 @@ impl<S: Subject> World<S> {
     fn opened(&mut self, packet: &Build, wire: SocketAddr, carries: Carries) {
         let tuple = tuple_of(packet);
         let reply = tuple.reply_to(wire.ip().into(), wire.port());
-        let node = format!("{}:0", self.net.node).parse::<SocketAddr>();
-        assert_eq!(Ok(wire.ip()), node.map(|node| node.ip()));
+        let own = self.node(0);
+        let node = if packet.src.ip() == own {
+            own
+        } else {
+            self.node(self.uplink)
+        };
+        assert_eq!(wire.ip(), node);
         if has_ports(&tuple) {
             assert!(RANGE.contains(&wire.port()), "{wire}");
             assert!(!self.subject.is_reserved(wire.port()), "{wire}");
@@ -256,7 +298,7 @@ impl<S: Subject> World<S> {
             self.live.remove(&pod);
         }
         assert_ne!(self.is_nodes(&reply), Some(true), "{wire} is the node's");
-        let mut flow = Flow::new(wire, packet.clone(), reply, self.now());
+        let mut flow = Flow::new(wire, packet.clone(), reply, self.uplink, self.now());
         flow.sends(carries, self.now());
         self.live.insert(tuple, flow);
     }
@@ -266,8 +308,12 @@ impl<S: Subject> World<S> {
         let [_, replies] = self.subject.halves();
         assert_eq!(reason, DropReason::NoFreePort, "{tuple:?}");
         assert!(has_ports(tuple));
-        let node = format!("{}:0", self.net.node).parse::<SocketAddr>();
-        let node = node.expect("an address").ip().into();
+        let own = self.node(0).into();
+        let node = if tuple.src == own {
+            own
+        } else {
+            self.node(self.uplink).into()
+        };
         for port in RANGE {
             let wire = tuple.reply_to(node, port);
             let taken = replies.iter().any(|(known, _)| *known == wire);
@@ -337,7 +383,7 @@ impl<S: Subject> World<S> {
 
     fn stray(&mut self, server: usize, port: u16, carries: Carries) {
         let (from, now) = (self.net.servers[server], self.now());
-        let packet = packet(self.net.node, from, port, carries, true);
+        let packet = packet(self.net.nodes[0], from, port, carries, true);
         let wire = tuple_of(&packet);
         let seen = self.subject.back(&packet);
         let asks = matches!(carries, Carries::Echo);

@@ -20,10 +20,10 @@ fn left(w: &mut Wire, count: usize) -> Result<()> {
 }
 
 pub fn r3_1_udp(w: &mut Wire) -> Result<()> {
-    let answered = w.udp(0, 4000, (server(V4, 0), 53))?;
+    let answered = w.udp(0, 4000, (server(V4, 0), 5353))?;
     w.out(
         0,
-        &udp((pod(V4, 0), 4001), (server(V4, 0), 53), b"unanswered"),
+        &udp((pod(V4, 0), 4001), (server(V4, 0), 5353), b"unanswered"),
     )?;
     w.advance(Duration::from_secs(115))?;
     left(w, 2)?;
