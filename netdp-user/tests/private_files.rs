@@ -146,12 +146,28 @@ fn a_lock_of_another_user_stops_no_agent() -> Result<()> {
     ensure!(status(&world.agent)?["agent"] == "not running");
     world.agent.restart()?;
     ensure!(status(&world.agent)?["agent"] == "running");
-    wait_log(&world.agent, "another user's process holds")?;
+    wait_log(&world.agent, "state/lock: it is replaced")?;
     // The new lock is one.
     let mut second = world.agent.command(&["run"]);
     second.arg("--config").arg(world.config.path());
     let told = refused(second)?;
     ensure!(told.contains("another agent"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn a_lock_that_a_killed_agent_has_left_to_a_child_is_waited_for() -> Result<()> {
+    let mut world = World::start()?;
+    let lock = world.agent.state_dir().join("lock");
+    world.agent.kill9()?;
+    // As a child does that was killed for before it ran its program: the lock is that of a process
+    // which has ended.
+    let left = "exec 9>>\"$0\"; flock -n 9 && exec sleep 1 >/dev/null 2>&1 &";
+    let path = lock.to_str().context("a path")?;
+    xtask::testbed::output(Command::new("sh").args(["-c", &format!("({left})"), path]))?;
+    let inode = fs::metadata(&lock)?.ino();
+    world.agent.restart()?;
+    ensure!(fs::metadata(&lock)?.ino() == inode, "the lock was replaced");
     Ok(())
 }
 

@@ -23,7 +23,7 @@ const AT_RANDOM: u32 = 64;
 const SHORT_LOOKS: u32 = 8;
 /// Candidates that a map leaves, for one packet. With those at random they take a few
 /// tens of microseconds.
-const FROM_MAP: u32 = 160;
+const FROM_MAP: u32 = 112;
 /// After this time a map in which all is taken begins anew: what ended meanwhile is found
 /// though nobody has told of it.
 const STALE_TICKS: u32 = ticks32(2);

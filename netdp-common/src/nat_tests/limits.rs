@@ -70,7 +70,7 @@ fn exhaustion_drops_the_new_flow_only() {
     assert_eq!(fake.out(&late), drop_of(DropReason::NoFreePort));
     {
         let tried = fake.candidates.borrow();
-        assert!(tried.len() <= 1 + 64 + 160, "{} tries", tried.len());
+        assert!(tried.len() <= 1 + 64 + 112, "{} tries", tried.len());
     }
     let after: BTreeSet<_> = fake
         .snat

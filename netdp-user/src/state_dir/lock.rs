@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Held while an agent lives.
 #[derive(Debug)]
@@ -16,12 +17,25 @@ pub struct Lock {
     _file: Flock<File>,
 }
 
+/// For how long the lock is waited for that an ended agent has left to a child. Children that run
+/// another program let go of it at once: what is waited for is that they begin to.
+const PATIENCE: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(10);
+
 /// Takes the lock; `None` if another agent holds it.
 pub(super) fn take(path: &Path) -> Result<Option<Lock>> {
-    match try_once(path)? {
-        Tried::Taken(lock) => Ok(Some(lock)),
-        Tried::Held(file) if is_strangers(&file)? => replace(path),
-        Tried::Held(_) | Tried::Replaced => Ok(None),
+    let begun = Instant::now();
+    loop {
+        let file = match try_once(path)? {
+            Tried::Taken(lock) => return Ok(Some(lock)),
+            Tried::Held(file) => file,
+            Tried::Replaced => return Ok(None),
+        };
+        match holder(&file)? {
+            Holder::Agent => return Ok(None),
+            Holder::Gone if begun.elapsed() < PATIENCE => std::thread::sleep(POLL),
+            Holder::Gone | Holder::Stranger => return replace(path),
+        }
     }
 }
 
@@ -32,7 +46,7 @@ pub(super) fn owner(path: &Path) -> Option<u32> {
     (&mut file).take(32).read_to_string(&mut text).ok()?;
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
         Ok(_) => None,
-        Err((file, _)) if is_strangers(&file).unwrap_or(false) => None,
+        Err((file, _)) if holder(&file).is_ok_and(|holder| holder != Holder::Agent) => None,
         Err(_) => text.trim().parse().ok(),
     }
 }
@@ -71,15 +85,17 @@ fn replace(path: &Path) -> Result<Option<Lock>> {
     let Ok(_turn) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
         return Ok(None);
     };
-    match try_once(path)? {
+    let holder = match try_once(path)? {
         Tried::Taken(lock) => return Ok(Some(lock)),
-        Tried::Held(file) if is_strangers(&file)? => {}
-        Tried::Held(_) | Tried::Replaced => return Ok(None),
-    }
-    log::warn!(
-        "another user's process holds {}: it is replaced",
-        path.display()
-    );
+        Tried::Held(file) => holder(&file)?,
+        Tried::Replaced => return Ok(None),
+    };
+    let who = match holder {
+        Holder::Agent => return Ok(None),
+        Holder::Gone => "somebody to whom an ended process has left it",
+        Holder::Stranger => "another user's process",
+    };
+    log::warn!("{who} holds {}: it is replaced", path.display());
     fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
     match try_once(path)? {
         Tried::Taken(lock) => Ok(Some(lock)),
@@ -87,9 +103,19 @@ fn replace(path: &Path) -> Result<Option<Lock>> {
     }
 }
 
-/// Whether nobody that could be an agent holds the lock of a file. A holder that can't be seen, one in
-/// another container, counts as an agent.
-fn is_strangers(file: &File) -> Result<bool> {
+/// Who holds the lock of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder {
+    /// One that could be an agent, or that can't be seen, in another container.
+    Agent,
+    /// One that has ended: a child of it has the lock, or whoever it gave the file to.
+    Gone,
+    /// One that runs for another user.
+    Stranger,
+}
+
+/// Finds out who holds the lock of a file: of several holders the one that speaks most for an agent.
+fn holder(file: &File) -> Result<Holder> {
     let metadata = file.metadata()?;
     let (major, minor) = (
         nix::sys::stat::major(metadata.dev()),
@@ -97,8 +123,15 @@ fn is_strangers(file: &File) -> Result<bool> {
     );
     let held = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
     let locks = fs::read_to_string("/proc/locks").context("reading /proc/locks")?;
-    let mut holders = holders(&locks, &held).peekable();
-    Ok(holders.peek().is_some() && holders.all(is_stranger))
+    let holders: Vec<_> = holders(&locks, &held).map(judge).collect();
+    let has = |holder| holders.contains(&holder);
+    Ok(if holders.is_empty() || has(Holder::Agent) {
+        Holder::Agent
+    } else if has(Holder::Gone) {
+        Holder::Gone
+    } else {
+        Holder::Stranger
+    })
 }
 
 /// The processes that hold a lock by flock(2), of the lines of `/proc/locks`.
@@ -112,16 +145,18 @@ fn holders<'a>(locks: &'a str, held: &'a str) -> impl Iterator<Item = u32> + 'a 
     })
 }
 
-/// Whether a process runs for another user, or has for a part: of a program that gives rights, all
-/// ids but one are root's.
-fn is_stranger(pid: u32) -> bool {
-    // One that has ended left the lock to a child. An agent's children do not last.
+/// Judges a process: of a program that gives rights, all ids but one are root's.
+fn judge(pid: u32) -> Holder {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
-        return true;
+        return Holder::Gone;
     };
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let mut ids = ids.unwrap_or_default().split_whitespace();
-    !ids.all(|id| id.parse().is_ok_and(private::is_trusted))
+    if ids.all(|id| id.parse().is_ok_and(private::is_trusted)) {
+        Holder::Agent
+    } else {
+        Holder::Stranger
+    }
 }
 
 #[cfg(test)]
