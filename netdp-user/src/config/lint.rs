@@ -9,7 +9,7 @@ use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::nesting;
 use super::settings::{self, Files};
-use super::{Action, Config, Document, Format, MAX_RULES, Options, Origin, Rule};
+use super::{Action, Config, MAX_RULES, Options, Origin, Rule};
 
 /// The name that findings have which are about no line of any document.
 const POLICY: &str = "policy";
@@ -166,18 +166,15 @@ pub(super) fn cluster(
     }
 }
 
-/// Warns where only NAT rules are given and nobody said what becomes of the rest.
+/// Warns where there are `only_nat_rules` and nobody said what becomes of the rest.
 pub(super) fn rest_unsaid(
-    docs: &[Document],
+    only_nat_rules: bool,
     config: &Config,
     options: &Options,
     warnings: &mut Vec<Diagnostic>,
 ) {
     let written = |rule: &Rule| matches!(rule.origin, Origin::File { .. });
-    if options.default_action.is_some()
-        || docs.iter().any(|doc| doc.format != Format::NatRules)
-        || !config.rules.iter().any(written)
-    {
+    if options.default_action.is_some() || !only_nat_rules || !config.rules.iter().any(written) {
         return;
     }
     let message = "there are NAT rules and no configuration of ip-masq-agent: other destinations \

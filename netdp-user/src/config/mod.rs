@@ -16,6 +16,7 @@ mod merge;
 mod nat_rules;
 mod nesting;
 mod parse;
+mod parts;
 mod plain;
 mod settings;
 mod tree;
@@ -32,12 +33,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use parse::FileConfig;
+use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use lint::Surroundings;
-pub use manifest::unwrap;
+pub use manifest::holds_objects;
 pub use upstream::differences;
 
 /// The resync interval where no file sets one.
@@ -220,6 +223,8 @@ pub struct Loaded {
     pub config: Config,
     /// Findings that reject nothing.
     pub warnings: Vec<Diagnostic>,
+    /// Which objects of manifests were read, and which were left out.
+    pub notes: Vec<Diagnostic>,
 }
 
 /// Reads, checks and unites `docs`. No documents give the defaults.
@@ -241,16 +246,28 @@ pub fn load_within(
 ) -> Result<Loaded, Rejected> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
-    let files: Vec<_> = docs
+    let mut notes = Vec::new();
+    let mut parts = Vec::new();
+    for doc in docs {
+        parts.extend(parts::parts(doc, &mut errors, &mut notes));
+    }
+    let only_nat_rules = parts
         .iter()
-        .map(|doc| {
-            (
-                doc.name.as_str(),
-                match doc.format {
-                    Format::MasqAgent => parse::parse(doc, opts, &mut errors, &mut warnings),
-                    Format::NatRules => nat_rules::parse(doc, opts, &mut errors, &mut warnings),
-                },
-            )
+        .all(|part| matches!(part.text, Text::NatRules(_)));
+    let files: Vec<_> = parts
+        .iter()
+        .map(|Part { name, text }| {
+            let name = name.as_ref();
+            let config = match text {
+                Text::MasqAgent(None) => FileConfig::default(),
+                Text::MasqAgent(Some(root)) => {
+                    parse::parse(name, root, opts, &mut errors, &mut warnings)
+                }
+                Text::NatRules(text) => {
+                    nat_rules::parse(name, text, opts, &mut errors, &mut warnings)
+                }
+            };
+            (name, config)
         })
         .collect();
     let config = merge::merge(&files, opts, &mut errors, &mut warnings);
@@ -260,19 +277,23 @@ pub fn load_within(
         warnings.clear();
     }
     lint::cluster(&config, opts, surroundings, &mut warnings);
-    lint::rest_unsaid(docs, &config, opts, &mut warnings);
-    sort(&mut errors, docs);
-    sort(&mut warnings, docs);
+    lint::rest_unsaid(only_nat_rules, &config, opts, &mut warnings);
+    sort(&mut errors, &parts);
+    sort(&mut warnings, &parts);
     if errors.is_empty() {
-        Ok(Loaded { config, warnings })
+        Ok(Loaded {
+            config,
+            warnings,
+            notes,
+        })
     } else {
         Err(Rejected { errors })
     }
 }
 
-/// Puts `findings` in the order of the documents and their lines.
-fn sort(findings: &mut [Diagnostic], docs: &[Document]) {
-    let names = docs.iter().map(|doc| doc.name.as_str());
+/// Puts `findings` in the order of the parts and their lines.
+fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
+    let names = parts.iter().map(|part| part.name.as_ref());
     let places: HashMap<&str, usize> = names.zip(0..).collect();
     findings.sort_by_key(|finding| {
         let place = places.get(finding.file.as_str());
