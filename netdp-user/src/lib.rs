@@ -15,6 +15,7 @@ pub mod foreign;
 pub mod iptables;
 pub mod limits;
 pub mod node;
+pub mod prefixes;
 pub mod private;
 pub mod programs;
 pub mod reconcile;

@@ -64,7 +64,7 @@ impl Agent {
         let masqueraded = |prefix: &str| {
             let net = prefix.parse::<IpNet>();
             let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
-            net.is_ok_and(|net| config.masquerades(&net))
+            net.is_ok_and(|net| config.masquerades(net))
         };
         let found = iptables::find(&self.options.chains.name, masqueraded);
         let kept = !iptables::find(KEEP_CHAIN, |_| false).is_empty();

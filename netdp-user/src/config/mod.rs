@@ -18,6 +18,7 @@ mod nesting;
 mod parse;
 mod parts;
 mod plain;
+mod rules;
 mod settings;
 mod tree;
 mod upstream;
@@ -41,6 +42,7 @@ pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use lint::Surroundings;
 pub use manifest::holds_objects;
+pub use rules::Rules;
 pub use upstream::differences;
 
 /// The resync interval where no file sets one.
@@ -131,7 +133,7 @@ pub struct Rule {
 pub struct Config {
     /// The whole policy: the default action if it is a rule, the link-local rules, then bypasses,
     /// then masquerades, then NAT rules, those of files in the order of the files and their entries.
-    pub rules: Vec<Rule>,
+    pub rules: Rules,
     /// How often to read the files and check the datapath though nothing was notified.
     pub resync_interval: Duration,
     /// Whether 169.254.0.0/16 is left without its own bypass rule.
@@ -150,14 +152,9 @@ pub struct Decision<'a> {
 }
 
 impl Config {
-    /// The decision for a destination, found by asking every rule: for explaining and for tests,
-    /// not for packets.
+    /// The decision for a destination.
     pub fn decide(&self, destination: IpAddr) -> Decision<'_> {
-        let matching = self
-            .rules
-            .iter()
-            .filter(|rule| rule.prefix.contains(&destination));
-        let rule = matching.max_by_key(|rule| rule.prefix.prefix_len());
+        let rule = self.rules.covering(destination.into()).next();
         Decision {
             action: rule.map_or(Action::Masquerade, |rule| rule.action),
             rule,
@@ -165,13 +162,10 @@ impl Config {
     }
 
     /// Whether every destination in `net` is masqueraded.
-    pub fn masquerades(&self, net: &IpNet) -> bool {
-        let covering = self.rules.iter().filter(|rule| rule.prefix.contains(net));
-        let covering = covering.max_by_key(|rule| rule.prefix.prefix_len());
-        covering.is_none_or(|rule| rule.action == Action::Masquerade)
-            && !self.rules.iter().any(|rule| {
-                rule.action == Action::Bypass && net.contains(&rule.prefix) && rule.prefix != *net
-            })
+    pub fn masquerades(&self, net: IpNet) -> bool {
+        let around = self.rules.covering(net).next();
+        around.is_none_or(|rule| rule.action == Action::Masquerade)
+            && !self.rules.bypass_a_part(net)
     }
 
     /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every
