@@ -49,6 +49,9 @@ pub struct Report {
     /// Chains that were taken over and that somebody has put back.
     #[serde(default)]
     pub chains_back: Vec<String>,
+    /// Chains and rules that were to be taken over and could not be yet, and why.
+    #[serde(default)]
+    pub not_taken_over: Vec<String>,
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
@@ -365,6 +368,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.chains_back {
         writeln!(out, "conflict   {what} is back: somebody still writes it")?;
+    }
+    for what in &report.not_taken_over {
+        writeln!(out, "takeover   to be tried again: {what}")?;
     }
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;

@@ -92,7 +92,10 @@ impl Agent {
             }
             Event::Seen(look) => {
                 self.accept_inward(look.nat);
-                self.accept_foreign(look.seen);
+                // After a takeover rules are looked at anew.
+                if !self.takeover.is_trying() {
+                    self.accept_foreign(look.seen);
+                }
             }
         }
     }

@@ -9,7 +9,6 @@ use crate::programs;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 
 /// What nobody would look for.
@@ -48,7 +47,7 @@ pub fn look(around: &Around) -> Look {
                     }
                 }
                 Err(err) => {
-                    if !is_missing(&err) {
+                    if !programs::is_absent(&err) {
                         look.nat.failed.insert(backend.to_string());
                     }
                     let problem = format!("iptables, {family}, {backend}: {err:#}");
@@ -63,7 +62,7 @@ pub fn look(around: &Around) -> Look {
         }
     }
     if let Err(err) = native(&read, around, &local, (&mut look, &mut findings)) {
-        if !is_missing(&err) {
+        if !programs::is_absent(&err) {
             look.nat.failed.insert("nftables".into());
         }
         let problem = format!("nftables: {err:#}");
@@ -79,14 +78,6 @@ pub fn look(around: &Around) -> Look {
 fn reachable(around: &Around) -> BTreeSet<IpAddr> {
     let may = |ip: &&IpAddr| !ip.is_loopback() && (around.enable_ipv6 || ip.is_ipv4());
     around.local.iter().filter(may).copied().collect()
-}
-
-/// Whether the error is that a program is not here.
-fn is_missing(err: &anyhow::Error) -> bool {
-    err.chain().any(|cause| {
-        let cause = cause.downcast_ref::<std::io::Error>();
-        cause.is_some_and(|err| err.kind() == ErrorKind::NotFound)
-    })
 }
 
 /// Tables that iptables-nft does not print; it printed its own for the families in `read`.
