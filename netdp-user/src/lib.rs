@@ -14,6 +14,7 @@ pub mod fleet;
 pub mod foreign;
 pub mod iptables;
 pub mod limits;
+pub mod misspelling;
 pub mod node;
 pub mod prefixes;
 pub mod private;

@@ -35,6 +35,12 @@ pub struct Report {
     pub uplinks: Vec<UplinkReport>,
     /// `--uplink` patterns that match no interface yet.
     pub waiting_for: Vec<String>,
+    /// `--hairpin` patterns that match no interface yet.
+    #[serde(default)]
+    pub waiting_for_pods: Vec<String>,
+    /// What may have been meant by some of those.
+    #[serde(default)]
+    pub hints: Vec<String>,
     /// Why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
     /// Why not all addresses of the node count, if so.
@@ -357,6 +363,15 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for name in &report.waiting_for {
         writeln!(out, "waiting    for an interface that matches {name}")?;
+    }
+    for name in &report.waiting_for_pods {
+        writeln!(
+            out,
+            "waiting    for an interface towards pods that matches {name}"
+        )?;
+    }
+    for hint in &report.hints {
+        writeln!(out, "hint       {hint}")?;
     }
     if let Some(reason) = &report.no_uplink
         && report.waiting_for.is_empty()

@@ -143,7 +143,13 @@ impl Agent {
             log::warn!("{more} more warnings: netdp config check shows them");
         }
         for path in file::absent(&self.options.config_paths) {
-            log::info!("{} does not exist; it is read once it does", path.display());
+            let path_name = path.display();
+            match file::meant_by(path) {
+                None => log::info!("{path_name} does not exist; it is read once it does"),
+                Some(hint) => {
+                    log::warn!("{path_name} does not exist; it is read once it does; {hint}");
+                }
+            }
         }
         if source == Source::Sources
             && let Err(err) = self.state_dir.save_last_good(&documents)

@@ -112,7 +112,9 @@ impl Check {
             } else if file::absent(std::slice::from_ref(path)).is_empty() {
                 file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
             } else {
-                bail!("{} does not exist", path.display());
+                let hint =
+                    file::meant_by(path).map_or_else(String::new, |hint| format!("; {hint}"));
+                bail!("{} does not exist{hint}", path.display());
             };
             match read {
                 Ok(read) => documents.extend(read),
