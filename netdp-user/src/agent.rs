@@ -162,6 +162,7 @@ impl Agent {
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: engine.name().into(),
+                kernel: engine.kernel(),
                 config: configuration::counted_on(&state_dir),
                 ..Report::default()
             },

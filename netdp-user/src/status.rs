@@ -2,7 +2,7 @@
 
 mod nat;
 
-use crate::datapath::{Attached, FlowRecord, Found, Maps, Mechanism, Placed};
+use crate::datapath::{Attached, FlowRecord, Found, Kernel, Maps, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
@@ -29,6 +29,9 @@ pub struct Report {
     pub version: String,
     /// `ebpf`, `iptables` or `shadow`.
     pub mode: String,
+    /// What the kernel was found to have, in eBPF mode.
+    #[serde(default)]
+    pub kernel: Option<Kernel>,
     /// The configuration in force.
     pub config: ConfigReport,
     /// What is attached.
@@ -250,6 +253,9 @@ impl Status {
         let report = self.report.as_ref().map(terminal::each).transpose()?;
         if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
+            if let Some(kernel) = &report.kernel {
+                writeln!(out, "kernel     {kernel}")?;
+            }
         }
         match self.off.as_slice() {
             [] => writeln!(out, "datapath   {}", self.datapath)?,

@@ -15,7 +15,6 @@ use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_s
 use netdp_common::tuple::{Tuple, proto};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 /// `BPF_NOEXIST` and `BPF_EXIST`.
 const NOEXIST: u64 = 1;
@@ -132,7 +131,7 @@ impl Maps {
     pub fn handovers(&self) -> Result<Vec<Handover>> {
         let local = self.local_addresses()?;
         let mut list = Vec::new();
-        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |tuple, half| {
+        batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
             let wire = tuple.reply_to(half.addr, half.id);
             if let Ok(reply) = self.rev_snat.get(&wire, 0)
                 && reply.flags & MAPPING_YIELDED == 0
@@ -154,7 +153,7 @@ impl Maps {
         let now = now(self)?;
         let fresh = |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(of_late.as_secs());
         let mut lingering = 0;
-        batch::for_each::<Tuple, Mapping>(self.rev_snat_data.fd().as_fd(), |_, half| {
+        batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |_, half| {
             if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && fresh(half) {
                 lingering += 1;
             }
