@@ -3,6 +3,7 @@
 
 mod api;
 mod configuration;
+mod ending;
 mod engine;
 mod foreign;
 mod guard;
@@ -18,6 +19,7 @@ mod tell;
 use crate::config::{self, Config};
 use crate::control::Control;
 use crate::limits;
+use crate::programs;
 use crate::reconcile::State;
 use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
@@ -26,6 +28,7 @@ use crate::status::Report;
 use crate::terminal;
 use crate::uplinks::{Monitor, Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
+use ending::Ending;
 use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
@@ -69,33 +72,25 @@ fn run_within(options: RunOptions) -> Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    runtime.block_on(async {
+    let ended = runtime.block_on(async {
         // From the start: a signal that nobody awaits yet would kill the process.
-        let mut signals = Signals::listen()?;
+        let mut ending = Ending::listen()?;
+        let hangup = signal(SignalKind::hangup())?;
         let mut agent = tokio::select! {
             agent = Agent::start(options, state_dir) => agent?,
-            _ = signals.terminate.recv() => return Ok(()),
-            _ = signals.interrupt.recv() => return Ok(()),
+            () = ending.begun() => return Ok(()),
         };
-        agent.turn(signals).await
-    })
-}
-
-/// What the outside asks of the agent.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
+        // Wherever the loop waits, it is left at once.
+        tokio::select! {
+            biased;
+            () = ending.begun() => {}
+            ended = agent.turn(hangup) => ended?,
+        }
+        agent.end()
+    });
+    // Nor is anything waited for that is done beside the loop.
+    runtime.shutdown_background();
+    ended
 }
 
 struct Agent {
@@ -121,8 +116,7 @@ struct Agent {
     forget_policies: Option<Instant>,
     /// The idle trie has to be brought up to date.
     unprepared: bool,
-    /// Whether there were chains to take over, once they were looked for.
-    taken_over: Option<bool>,
+    takeover: takeover::Takeover,
     /// What has to be done once is not done yet: not ready.
     starting: bool,
     rollback: Option<Rollback>,
@@ -171,6 +165,7 @@ impl Agent {
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: engine.name().into(),
+                kernel: engine.kernel(),
                 config: configuration::counted_on(&state_dir),
                 ..Report::default()
             },
@@ -182,7 +177,7 @@ impl Agent {
             ready: false,
             forget_policies: None,
             unprepared: false,
-            taken_over: None,
+            takeover: takeover::Takeover::new(),
             starting: true,
             rollback: None,
             source: configuration::Source::Defaults,
@@ -205,17 +200,22 @@ impl Agent {
         }
         agent.save_fallback();
         agent.detach_strangers();
-        agent.keep_untranslated();
+        agent.keep_untranslated().await;
         agent.learn_node().await;
         agent.reconcile();
-        agent.take_over();
-        agent.starting = false;
-        agent.update_ready();
-        agent.ask_foreign();
+        if !agent.take_over() {
+            agent.starting = false;
+            agent.update_ready();
+            agent.ask_foreign();
+        }
         Ok(agent)
     }
 
-    async fn turn(&mut self, mut signals: Signals) -> Result<()> {
+    /// Does what is to be done until the future is dropped.
+    ///
+    /// # Errors
+    /// What the programs log can't be passed on.
+    async fn turn(&mut self, mut hangup: Signal) -> Result<()> {
         let mut log = ProgramLog::watch(self.engine.take_log()?)?;
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
@@ -227,9 +227,7 @@ impl Agent {
             self.turned();
             tokio::select! {
                 passed_on = log.pass_on() => passed_on?,
-                _ = signals.terminate.recv() => break,
-                _ = signals.interrupt.recv() => break,
-                _ = signals.hangup.recv() => {
+                _ = hangup.recv() => {
                     self.reload();
                     self.watch_chains();
                 }
@@ -247,6 +245,7 @@ impl Agent {
                 }
                 () = std::future::ready(()), if self.unprepared => self.prepare_policy(),
                 event = self.foreign.next() => self.on_rules(event),
+                done = self.takeover.done() => self.took_over(done),
                 probe = self.node.changed() => self.on_probe(probe),
                 changed = self.monitor.changed() => {
                     if let Err(err) = changed {
@@ -267,7 +266,7 @@ impl Agent {
                     let gone = self.resting.end(Instant::now());
                     self.sweep(gone);
                     self.forget_policies();
-                    if self.taken_over.is_none() {
+                    if self.takeover.is_due() {
                         self.take_over();
                     }
                     self.drain();
@@ -280,7 +279,6 @@ impl Agent {
                 resync = ticker(interval);
             }
         }
-        self.end()
     }
 
     fn update_ready(&mut self) {
@@ -335,6 +333,10 @@ impl Agent {
         match self.options.on_exit {
             OnExit::Keep => log::info!("ending; the datapath stays in force"),
             OnExit::Detach => {
+                if self.engine.as_chains().is_some() {
+                    // The chains can't go without.
+                    programs::resume();
+                }
                 let removed = self.engine.remove(&self.options)?;
                 self.state_dir.forget()?;
                 log::info!("ending; removed {}", removed.join(", "));

@@ -8,14 +8,15 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Where programs are looked for unless `--programs` says otherwise. Not below /usr/local, which
@@ -34,12 +35,53 @@ const COMPLAINTS: u64 = 64 << 10;
 /// A variable that is passed on: where the programs of iptables-legacy have their lock.
 const LOCK_FILE: &str = "XTABLES_LOCKFILE";
 
+/// Programs that run now, by their process groups.
+static RUNNING: Mutex<Running> = Mutex::new(Running {
+    ended: false,
+    groups: BTreeSet::new(),
+});
+
+struct Running {
+    /// None is to run any more.
+    ended: bool,
+    groups: BTreeSet<Pid>,
+}
+
 static PLACES: OnceLock<Vec<PathBuf>> = OnceLock::new();
 
 /// Looks for programs there from now on. Only the first call counts.
 pub fn look_in(directories: Vec<PathBuf>) {
     // A second call comes from a test in this process.
     let _ = PLACES.set(directories);
+}
+
+fn running() -> MutexGuard<'static, Running> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ends all programs that run, and lets none run until [`resume`]: for an agent that is told to end
+/// while it waits for one. What iptables and nft do is done whole or not at all.
+pub fn end_all() {
+    let mut running = running();
+    running.ended = true;
+    for group in &running.groups {
+        // Not waited for yet, so that the number is still its own.
+        let _ = killpg(*group, Signal::SIGKILL);
+    }
+}
+
+/// Lets programs run again after [`end_all`].
+pub fn resume() {
+    running().ended = false;
+}
+
+/// Whether the error is that a program is not here.
+#[must_use]
+pub fn is_absent(err: &anyhow::Error) -> bool {
+    err.chain().any(|cause| {
+        let cause = cause.downcast_ref::<std::io::Error>();
+        cause.is_some_and(|err| err.kind() == ErrorKind::NotFound)
+    })
 }
 
 /// A program that may be run.
@@ -144,6 +186,19 @@ impl Program {
         command
     }
 
+    /// Starts it, unless the agent ends; it is among those that run before that can end.
+    fn start(&self, arguments: &[&str], input: &str) -> Result<(Child, Pid)> {
+        let mut running = running();
+        ensure!(!running.ended, "it is not run, because the agent ends");
+        let child = self
+            .command(arguments, input)
+            .spawn()
+            .context("starting it")?;
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        running.groups.insert(pid);
+        Ok((child, pid))
+    }
+
     fn run_for(
         &self,
         arguments: &[&str],
@@ -151,11 +206,7 @@ impl Program {
         patience: Duration,
         most: u64,
     ) -> Result<Printed> {
-        let mut child = self
-            .command(arguments, input)
-            .spawn()
-            .context("starting it")?;
-        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        let (mut child, pid) = self.start(arguments, input)?;
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (ended, end) = channel();
@@ -176,7 +227,16 @@ impl Program {
             let _ = killpg(pid, Signal::SIGKILL);
             (in_time, output.join(), complaints.join())
         });
+        let ended = {
+            let mut running = running();
+            running.groups.remove(&pid);
+            running.ended
+        };
         let status: ExitStatus = child.wait().context("waiting for it")?;
+        ensure!(
+            !ended || status.success(),
+            "it was ended, because the agent ends"
+        );
         ensure!(
             in_time,
             "it was ended after {} s without a result",

@@ -2,7 +2,7 @@
 
 mod nat;
 
-use crate::datapath::{Attached, FlowRecord, Found, Maps, Mechanism, Placed};
+use crate::datapath::{Attached, FlowRecord, Found, Kernel, Maps, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
@@ -29,12 +29,21 @@ pub struct Report {
     pub version: String,
     /// `ebpf`, `iptables` or `shadow`.
     pub mode: String,
+    /// What the kernel was found to have, in eBPF mode.
+    #[serde(default)]
+    pub kernel: Option<Kernel>,
     /// The configuration in force.
     pub config: ConfigReport,
     /// What is attached.
     pub uplinks: Vec<UplinkReport>,
     /// `--uplink` patterns that match no interface yet.
     pub waiting_for: Vec<String>,
+    /// `--hairpin` patterns that match no interface yet.
+    #[serde(default)]
+    pub waiting_for_pods: Vec<String>,
+    /// What may have been meant by some of those.
+    #[serde(default)]
+    pub hints: Vec<String>,
     /// Why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
     /// Why not all addresses of the node count, if so.
@@ -49,6 +58,9 @@ pub struct Report {
     /// Chains that were taken over and that somebody has put back.
     #[serde(default)]
     pub chains_back: Vec<String>,
+    /// Chains and rules that were to be taken over and could not be yet, and why.
+    #[serde(default)]
+    pub not_taken_over: Vec<String>,
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
@@ -241,6 +253,9 @@ impl Status {
         let report = self.report.as_ref().map(terminal::each).transpose()?;
         if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
+            if let Some(kernel) = &report.kernel {
+                writeln!(out, "kernel     {kernel}")?;
+            }
         }
         match self.off.as_slice() {
             [] => writeln!(out, "datapath   {}", self.datapath)?,
@@ -355,6 +370,15 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     for name in &report.waiting_for {
         writeln!(out, "waiting    for an interface that matches {name}")?;
     }
+    for name in &report.waiting_for_pods {
+        writeln!(
+            out,
+            "waiting    for an interface towards pods that matches {name}"
+        )?;
+    }
+    for hint in &report.hints {
+        writeln!(out, "hint       {hint}")?;
+    }
     if let Some(reason) = &report.no_uplink
         && report.waiting_for.is_empty()
     {
@@ -365,6 +389,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.chains_back {
         writeln!(out, "conflict   {what} is back: somebody still writes it")?;
+    }
+    for what in &report.not_taken_over {
+        writeln!(out, "takeover   to be tried again: {what}")?;
     }
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;

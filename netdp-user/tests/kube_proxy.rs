@@ -7,7 +7,7 @@ use common::clients::{Tcp, Udp, any};
 use common::{ECHO, Echo, POLICY_V4, World, flows, mappings};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use xtask::testbed::{ApiServer, Netns, Running, kube_programs, wait_for};
+use xtask::testbed::{ApiServer, Netns, Running, ensure_tracked, kube_programs, wait_for};
 
 /// How long kube-proxy may take to write its rules on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -81,6 +81,8 @@ fn services_work_beside_kube_proxy() -> Result<()> {
     let world = World::with(POLICY_V4, &[])?;
     let (node, pods, far) = (&world.bed.node, &world.bed.pods, &world.far);
     let _echoes = [Echo::start(&pods[1])?, Echo::start(far)?];
+    // kube-proxy, its API server and etcd talk to each other all the time.
+    ensure_tracked(node, 4096)?;
     let api = ApiServer::start(node)?;
     let inside = pods[1].v4()?.into();
     api.apply(

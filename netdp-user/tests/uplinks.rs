@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, any, tcp_source, udp_source};
 use common::{
     ECHO, Echo, OURS, POLICY, POLICY_V4, SOON, World, echoes, options, start_agent, status,
-    tcx_programs, wait_log,
+    tcx_programs, wait_log, wait_tcx,
 };
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
@@ -28,6 +28,39 @@ fn wait_source(pod: &Host, to: SocketAddr, source: IpAddr) -> Result<()> {
     let what = format!("connections to {to} to come from {source}");
     wait_for(SOON, &what, || {
         tcp_source(pod, to).is_ok_and(|seen| seen == source)
+    })
+}
+
+/// What nobody's interface is called is waited for too, but not without a word on what was meant.
+#[test]
+fn patterns_of_others_get_a_hint() -> Result<()> {
+    let bed = Bed::dual_stack()?;
+    let config = ConfigVolume::new(POLICY_V4)?;
+    let flags = ["--uplink", "eth+", "--hairpin", "CNI0"];
+    let agent = Agent::spawn(&bed.node, options(&config, &flags))?;
+    for (pattern, hint) in [
+        (
+            "--uplink eth+",
+            "what iptables calls + is * here: write eth*, which matches eth0",
+        ),
+        ("--hairpin CNI0", "letter case matters: there is cni0"),
+    ] {
+        let line = format!("no interface matches {pattern} yet: waiting for it; {hint}");
+        wait_log(&agent, &line)?;
+        let shown = format!("hint       {pattern}: {hint}");
+        wait_for(SOON, "the status to say so", || {
+            agent
+                .netdp(&["status"])
+                .is_ok_and(|told| told.contains(&shown))
+        })?;
+    }
+    // One that comes is taken all the same.
+    bed.node.ip("link set eth0 down")?;
+    bed.node.ip("link set eth0 name eth+")?;
+    wait_tcx(&bed.node, "eth+", &[&OURS[..1], &OURS[1..]]).with_context(|| agent.log())?;
+    wait_for(SOON, "the hint to be gone", || {
+        let told = agent.netdp(&["status"]);
+        told.is_ok_and(|told| !told.contains("hint       --uplink"))
     })
 }
 

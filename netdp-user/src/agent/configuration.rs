@@ -39,7 +39,12 @@ impl Agent {
                     None => {
                         let config = config::defaults(&self.options.config_options);
                         let warnings = Vec::new();
-                        let loaded = config::Loaded { config, warnings };
+                        let notes = Vec::new();
+                        let loaded = config::Loaded {
+                            config,
+                            warnings,
+                            notes,
+                        };
                         (Vec::new(), loaded, Source::Defaults)
                     }
                 };
@@ -83,11 +88,15 @@ impl Agent {
                     || lines(&loaded.warnings) != self.report.config.warnings
                     || self.source != Source::Sources
                 {
-                    let (config, warnings) = (loaded.config, loaded.warnings);
+                    let config::Loaded {
+                        config,
+                        warnings,
+                        notes,
+                    } = loaded;
                     let before = std::mem::replace(&mut self.config, config);
                     let applied = self.apply();
                     drop(before);
-                    self.accepted(documents, &warnings, Source::Sources);
+                    self.accepted(documents, &warnings, &notes, Source::Sources);
                     self.applied(applied);
                 }
             }
@@ -113,7 +122,7 @@ impl Agent {
     /// Takes a configuration for the one that is to be in force.
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
         self.config = loaded.config;
-        self.accepted(documents, &loaded.warnings, source);
+        self.accepted(documents, &loaded.warnings, &loaded.notes, source);
     }
 
     /// Writes down what is to be known of the configuration that was taken.
@@ -121,8 +130,12 @@ impl Agent {
         &mut self,
         documents: Vec<Document>,
         warnings: &[config::Diagnostic],
+        notes: &[config::Diagnostic],
         source: Source,
     ) {
+        for note in notes.iter().take(MAX_LOGGED) {
+            log::info!("{note}");
+        }
         for warning in warnings.iter().take(MAX_LOGGED) {
             log::warn!("{warning}");
         }
@@ -130,7 +143,13 @@ impl Agent {
             log::warn!("{more} more warnings: netdp config check shows them");
         }
         for path in file::absent(&self.options.config_paths) {
-            log::info!("{} does not exist; it is read once it does", path.display());
+            let path_name = path.display();
+            match file::meant_by(path) {
+                None => log::info!("{path_name} does not exist; it is read once it does"),
+                Some(hint) => {
+                    log::warn!("{path_name} does not exist; it is read once it does; {hint}");
+                }
+            }
         }
         if source == Source::Sources
             && let Err(err) = self.state_dir.save_last_good(&documents)

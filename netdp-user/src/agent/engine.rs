@@ -3,7 +3,7 @@
 use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
-use crate::datapath::{Attached, Datapath};
+use crate::datapath::{Attached, Datapath, Kernel};
 use crate::iptables::{self, Chains};
 use crate::reconcile::{Change, State};
 use crate::shadow::{Node, Shadow};
@@ -124,6 +124,14 @@ impl Engine {
     pub(super) const fn as_datapath(&mut self) -> Option<&mut Datapath> {
         match self {
             Self::Ebpf(datapath) => Some(datapath),
+            Self::Iptables(_) | Self::Shadow(_) => None,
+        }
+    }
+
+    /// What the kernel was found to have, where that matters.
+    pub(super) fn kernel(&self) -> Option<Kernel> {
+        match self {
+            Self::Ebpf(datapath) => Some(datapath.kernel()),
             Self::Iptables(_) | Self::Shadow(_) => None,
         }
     }

@@ -2,10 +2,15 @@
 
 use super::Agent;
 use super::engine::Engine;
-use crate::foreign::{Around, Look, Seen, Translator, Watch};
+use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
 use crate::uplinks::{local_addresses, select};
+use log::Level;
+use std::collections::HashSet;
 use std::time::Instant;
+
+/// How many rules are logged at once that have changed in the same way.
+const MAX_LOGGED: usize = 50;
 
 /// Looks, and what calls for them.
 #[derive(Debug)]
@@ -58,6 +63,19 @@ pub(super) enum Event {
     Seen(Look),
 }
 
+/// Says what is the matter with these rules; of very many only with the first.
+fn say<'a>(level: Level, what: &str, mut rules: impl Iterator<Item = &'a Finding>) {
+    for found in rules.by_ref().take(MAX_LOGGED) {
+        log::log!(level, "{what}: {found}");
+    }
+    if let more @ 1.. = rules.count() {
+        log::log!(
+            level,
+            "{what}: {more} more; netdp status -o json shows them"
+        );
+    }
+}
+
 impl Agent {
     /// Somebody changed rules, or they were looked at.
     pub(super) fn on_rules(&mut self, event: Event) {
@@ -74,7 +92,10 @@ impl Agent {
             }
             Event::Seen(look) => {
                 self.accept_inward(look.nat);
-                self.accept_foreign(look.seen);
+                // After a takeover rules are looked at anew.
+                if !self.takeover.is_trying() {
+                    self.accept_foreign(look.seen);
+                }
             }
         }
     }
@@ -105,16 +126,15 @@ impl Agent {
         }
         let before = std::mem::replace(&mut self.report.foreign, seen);
         let now = &self.report.foreign;
-        for found in now.rules.iter().filter(|f| !before.rules.contains(f)) {
-            if found.conflict {
-                log::warn!("in conflict: {found}");
-            } else {
-                log::info!("harmless: {found}");
-            }
-        }
-        for gone in before.rules.iter().filter(|f| !now.rules.contains(f)) {
-            log::info!("no longer so: {gone}");
-        }
+        let (old, new): (HashSet<_>, HashSet<_>) =
+            (before.rules.iter().collect(), now.rules.iter().collect());
+        let is_new = |found: &&Finding| !old.contains(found);
+        let conflicts = now.rules.iter().filter(|found| found.conflict);
+        say(Level::Warn, "in conflict", conflicts.filter(is_new));
+        let harmless = now.rules.iter().filter(|found| !found.conflict);
+        say(Level::Info, "harmless", harmless.filter(is_new));
+        let gone = before.rules.iter().filter(|found| !new.contains(found));
+        say(Level::Info, "no longer so", gone);
         for problem in now.unread.iter().filter(|p| !before.unread.contains(p)) {
             log::info!("looking for other NAT rules: {problem}");
         }

@@ -6,7 +6,8 @@ use crate::datapath::{Attached, OnReload};
 use crate::iptables::ChainReport;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
-use crate::uplinks::{Uplink, detours, local_addresses, pod_links, select};
+use crate::uplinks::{Uplink, detours, hint, local_addresses, pod_links, select};
+use log::Level;
 use netdp_common::abi::Action;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -68,12 +69,7 @@ impl Agent {
 
     fn wanted(&mut self) -> State {
         let selected = select(&self.snapshot, &self.selection);
-        if selected.unmatched != self.report.waiting_for {
-            for pattern in &selected.unmatched {
-                log::warn!("no interface matches --uplink {pattern} yet: waiting for it");
-            }
-        }
-        self.report.waiting_for = selected.unmatched;
+        self.wait_for(selected.unmatched);
         if selected.reason != self.report.no_uplink
             && let Some(reason) = &selected.reason
             && self.report.waiting_for.is_empty()
@@ -104,6 +100,38 @@ impl Agent {
                 .map(|uplink| (uplink.ifindex, uplink))
                 .collect(),
         }
+    }
+
+    /// Says which interfaces are waited for, and what may have been meant instead.
+    fn wait_for(&mut self, uplinks: Vec<String>) {
+        let pods = self.options.hairpin.unmatched(&self.snapshot);
+        let mut hints = Vec::new();
+        for (flag, patterns, before) in [
+            ("--uplink", &uplinks, &self.report.waiting_for),
+            ("--hairpin", &pods, &self.report.waiting_for_pods),
+        ] {
+            for pattern in patterns {
+                let hint = hint(flag, pattern, &self.snapshot);
+                let and = hint
+                    .as_ref()
+                    .map_or_else(String::new, |hint| format!("; {hint}"));
+                // Pods come when they come.
+                let level = match (flag, &hint) {
+                    ("--hairpin", None) => Level::Info,
+                    _ => Level::Warn,
+                };
+                if patterns != before {
+                    log::log!(
+                        level,
+                        "no interface matches {flag} {pattern} yet: waiting for it{and}"
+                    );
+                }
+                hints.extend(hint.map(|hint| format!("{flag} {pattern}: {hint}")));
+            }
+        }
+        self.report.waiting_for = uplinks;
+        self.report.waiting_for_pods = pods;
+        self.report.hints = hints;
     }
 
     /// Makes do with the room that there is for the node's addresses.

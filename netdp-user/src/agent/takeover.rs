@@ -4,10 +4,14 @@
 //! knows, then the chains go. Connections that netfilter translates stay with it until they end.
 //! Giving back is the mirror image. docs/adr/0021 has the order and why.
 
+//!
+//! Reading large tables and running iptables takes its time, which the loop has not: it is done
+//! beside it.
+
 use super::Agent;
-use crate::config::Action;
+use crate::config::{Action, Config};
 use crate::conntrack::{Conntrack, Flow};
-use crate::datapath::untranslated;
+use crate::datapath::{Maps, untranslated};
 use crate::iptables::{self, KEEP_CHAIN};
 use crate::rollback::Rollback;
 use crate::uplinks::local_addresses;
@@ -15,114 +19,190 @@ use anyhow::Result;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
+
+/// How long a takeover that failed rests at first, and at most. Each failure doubles it.
+const FIRST_REST: Duration = Duration::from_secs(5);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+
+/// How far the takeover is, and what is done for it beside the loop.
+#[derive(Debug)]
+pub(super) struct Takeover {
+    running: Option<JoinHandle<Done>>,
+    /// There was something to take over.
+    any: bool,
+    /// All of it is taken over.
+    complete: bool,
+    /// When to try again what has failed, and how long to rest after the next failure.
+    again: Option<Instant>,
+    rest: Duration,
+}
+
+impl Takeover {
+    pub(super) const fn new() -> Self {
+        Self {
+            running: None,
+            any: false,
+            complete: false,
+            again: None,
+            rest: FIRST_REST,
+        }
+    }
+
+    /// Waits for what was done; for ever where nothing is. Dropping the future loses nothing.
+    pub(super) async fn done(&mut self) -> Done {
+        let Some(running) = &mut self.running else {
+            return std::future::pending().await;
+        };
+        let done = running.await;
+        self.running = None;
+        done.unwrap_or_else(|err| Done::Failed(err.to_string()))
+    }
+
+    /// Whether it is time to try, or to try again.
+    pub(super) fn is_due(&self) -> bool {
+        let rested = self.again.is_none_or(|at| Instant::now() >= at);
+        !self.complete && !self.is_running() && rested
+    }
+
+    const fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether rules are being taken over right now: whoever looks at them sees some that are about
+    /// to go.
+    pub(super) const fn is_trying(&self) -> bool {
+        self.is_running() && !self.complete
+    }
+}
+
+/// What was done beside the loop.
+#[derive(Debug)]
+pub(super) enum Done {
+    /// A takeover.
+    Tried(Tried),
+    /// A look after one.
+    Watched {
+        /// The chains that somebody has put back.
+        back: Vec<String>,
+    },
+    /// Nothing, and why.
+    Failed(String),
+}
+
+/// What came of a takeover.
+#[derive(Debug)]
+pub(super) struct Tried {
+    /// Whether there was something to take over.
+    any: bool,
+    /// What could not be, and why.
+    failed: Vec<String>,
+}
+
+/// What takes rules over, and what it has to know.
+struct Job {
+    bpffs: PathBuf,
+    config: Config,
+    local: BTreeSet<IpAddr>,
+    chain: String,
+}
 
 impl Agent {
     /// Before programs are attached for the first time: connections that nobody translates keep
     /// their addresses.
-    pub(super) fn keep_untranslated(&mut self) {
-        if self.engine.adopted() {
+    pub(super) async fn keep_untranslated(&mut self) {
+        if self.engine.adopted() || self.engine.as_datapath().is_none() {
             return;
         }
-        let Some(flows) = tracked() else {
-            return;
-        };
-        let local: BTreeSet<_> = local_addresses(&self.snapshot).into_iter().collect();
-        let Some(datapath) = self.engine.as_datapath() else {
-            return;
-        };
-        let mut kept = 0;
-        for flow in flows.iter().filter(|flow| flow.answered) {
-            for ends in untranslated(flow, &local) {
-                if self.config.decide(ends.destination).action == Action::Bypass {
-                    continue;
-                }
-                if let Err(err) = datapath.maps_mut().keep_address(flow.protocol, &ends) {
-                    log::warn!("{err:#}");
-                    return;
-                }
-                kept += 1;
-            }
+        let mut job = self.job();
+        job.local = local_addresses(&self.snapshot);
+        match spawn_blocking(move || job.keep_untranslated()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(kept)) => log::info!("{kept} connections that are not translated stay so"),
+            Ok(Err(err)) => log::warn!("{err:#}"),
+            Err(err) => log::warn!("keeping connections that are not translated: {err}"),
         }
-        if let Err(err) = datapath.maps_mut().count_inbound() {
-            log::warn!("{err:#}");
-        }
-        if kept > 0 {
-            log::info!("{kept} connections that are not translated stay so");
+    }
+
+    fn job(&self) -> Job {
+        Job {
+            bpffs: self.options.bpffs.clone(),
+            config: self.config.clone(),
+            local: self.applied.local.clone(),
+            chain: self.options.chains.name.clone(),
         }
     }
 
     /// With the programs attached: the chains of ip-masq-agent and the rules of k8s-custom-iptables
-    /// go, the connections that they translate stay with netfilter.
-    pub(super) fn take_over(&mut self) {
+    /// go, the connections that they translate stay with netfilter. Whether that has begun.
+    pub(super) fn take_over(&mut self) -> bool {
         let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
         if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
-            return;
+            return false;
         }
-        let keep = self.reserve_translated() > 0;
-        let config = &self.config;
-        let masqueraded = |prefix: &str| {
-            let net = prefix.parse::<IpNet>();
-            let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
-            net.is_ok_and(|net| config.masquerades(&net))
-        };
-        let found = iptables::find(&self.options.chains.name, masqueraded);
-        let kept = !iptables::find(KEEP_CHAIN, |_| false).is_empty();
-        self.taken_over = Some(kept || !found.is_empty());
-        for found in found {
-            match found.remove(keep) {
-                Ok(()) => log::info!("taken over: {found}"),
-                Err(err) => {
-                    log::error!("taking over {found}: {err:#}; it goes on beside the datapath");
-                }
-            }
+        if self.takeover.complete || self.takeover.is_running() {
+            return false;
         }
-        // What began between the first look and the rules' end.
-        self.reserve_translated();
+        let job = self.job();
+        self.takeover.again = None;
+        self.takeover.running = Some(spawn_blocking(move || Done::Tried(job.take_over())));
+        true
     }
 
-    /// How many connections netfilter translates to an address of the node; all of them are
-    /// reserved.
-    fn reserve_translated(&mut self) -> usize {
-        let Some(flows) = tracked() else {
-            return 0;
-        };
-        let local = &self.applied.local;
-        let translated: Vec<_> = flows
+    /// What was done beside the loop is done.
+    pub(super) fn took_over(&mut self, done: Done) {
+        match done {
+            Done::Tried(tried) => {
+                self.takeover.any |= tried.any;
+                self.tried(tried.failed);
+            }
+            Done::Failed(why) if self.takeover.complete => log::error!("{why}"),
+            Done::Failed(why) => self.tried(vec![why]),
+            Done::Watched { back } => self.watched(back),
+        }
+    }
+
+    /// A takeover has come to an end, with what could not be taken over.
+    fn tried(&mut self, failed: Vec<String>) {
+        for what in failed
             .iter()
-            .filter(|flow| flow.is_masqueraded() && local.contains(&flow.reply.destination))
-            .copied()
-            .collect();
-        let Some(datapath) = self.engine.as_datapath() else {
-            return 0;
-        };
-        let mut reserved = 0;
-        for flow in &translated {
-            match datapath.maps_mut().reserve(flow) {
-                Ok(new) => reserved += usize::from(new),
-                Err(err) => {
-                    log::warn!("{err:#}");
-                    break;
-                }
-            }
+            .filter(|it| !self.report.not_taken_over.contains(it))
+        {
+            log::error!("taking over {what}; it goes on beside the datapath, and is tried again");
         }
-        if reserved > 0 {
-            log::info!("{reserved} connections that netfilter translates stay with it");
+        self.takeover.complete = failed.is_empty();
+        if failed.is_empty() {
+            self.takeover.rest = FIRST_REST;
+        } else {
+            self.takeover.again = Some(Instant::now() + self.takeover.rest);
+            self.takeover.rest = (self.takeover.rest * 2).min(LONGEST_REST);
         }
-        translated.len()
+        if failed != self.report.not_taken_over {
+            self.report.not_taken_over = failed;
+            self.save_report();
+        }
+        if self.starting {
+            self.starting = false;
+            self.update_ready();
+        }
+        self.ask_foreign();
     }
 
-    /// Whether somebody has put the chains back that were taken over: said once, not fought about.
-    /// What they translate arrives as the node's own traffic.
+    /// Looks, beside the loop, whether somebody has put the chains back that were taken over.
     pub(super) fn watch_chains(&mut self) {
-        if self.taken_over != Some(true) {
+        if !(self.takeover.complete && self.takeover.any) || self.takeover.is_running() {
             return;
         }
-        self.release_tracking();
-        let back: Vec<_> = iptables::find(&self.options.chains.name, |_| false)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
+        let job = self.job();
+        self.takeover.running = Some(spawn_blocking(move || job.watch()));
+    }
+
+    /// Chains that are back are told of once, not fought about. What they translate arrives as the
+    /// node's own traffic.
+    fn watched(&mut self, back: Vec<String>) {
         if back != self.report.chains_back {
             for chain in &back {
                 log::warn!(
@@ -131,32 +211,6 @@ impl Agent {
             }
             self.report.chains_back = back;
             self.save_report();
-        }
-    }
-
-    /// Once netfilter translates nothing any more, connections need not be tracked for us.
-    fn release_tracking(&mut self) {
-        let kept = iptables::find(KEEP_CHAIN, |_| false);
-        if kept.is_empty() {
-            return;
-        }
-        let Some(flows) = tracked() else {
-            return;
-        };
-        let local = &self.applied.local;
-        if flows
-            .iter()
-            .any(|flow| flow.is_masqueraded() && local.contains(&flow.reply.destination))
-        {
-            return;
-        }
-        for chain in kept {
-            match chain.remove(false) {
-                Ok(()) => {
-                    log::info!("the last connection of netfilter's has ended: {chain} is gone");
-                }
-                Err(err) => log::warn!("{err:#}"),
-            }
         }
     }
 
@@ -191,6 +245,96 @@ impl Agent {
             }
             Ok(None) => {}
             Err(err) => log::error!("{err:#}"),
+        }
+    }
+}
+
+impl Job {
+    /// How many connections keep their addresses that nobody translates.
+    fn keep_untranslated(&self) -> Result<usize> {
+        let Some(flows) = tracked() else {
+            return Ok(0);
+        };
+        let answered = flows.iter().filter(|flow| flow.answered);
+        let ends = answered.flat_map(|flow| {
+            let ends = untranslated(flow, &self.local).into_iter();
+            ends.map(|ends| (flow.protocol, ends))
+        });
+        let kept: Vec<_> = ends
+            .filter(|(_, ends)| self.config.decide(ends.destination).action != Action::Bypass)
+            .collect();
+        let mut maps = Maps::open(&self.bpffs)?;
+        maps.keep_addresses(&kept)?;
+        maps.count_inbound()?;
+        Ok(kept.len())
+    }
+
+    fn take_over(&self) -> Tried {
+        let keep = self.reserve_translated() > 0;
+        let masqueraded = |prefix: &str| {
+            let net = prefix.parse::<IpNet>();
+            let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
+            net.is_ok_and(|net| self.config.masquerades(net))
+        };
+        let (found, mut failed) = iptables::find(&self.chain, masqueraded);
+        let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
+        let any = !kept.is_empty() || !found.is_empty();
+        for found in found {
+            match found.remove(keep) {
+                Ok(()) => log::info!("taken over: {found}"),
+                Err(err) => failed.push(format!("{found}: {err:#}")),
+            }
+        }
+        // What began between the first look and the rules' end.
+        self.reserve_translated();
+        Tried { any, failed }
+    }
+
+    /// The connections that netfilter translates to an address of the node.
+    fn translated(&self) -> Option<Vec<Flow>> {
+        let mut flows = tracked()?;
+        flows.retain(|flow| flow.is_masqueraded() && self.local.contains(&flow.reply.destination));
+        Some(flows)
+    }
+
+    /// How many those are; all of them are reserved.
+    fn reserve_translated(&self) -> usize {
+        let translated = self.translated().unwrap_or_default();
+        if translated.is_empty() {
+            return 0;
+        }
+        match Maps::open(&self.bpffs).and_then(|mut maps| maps.reserve(&translated)) {
+            Ok(0) => {}
+            Ok(reserved) => {
+                log::info!("{reserved} connections that netfilter translates stay with it");
+            }
+            Err(err) => log::warn!("{err:#}"),
+        }
+        translated.len()
+    }
+
+    /// Which chains are back; the one that keeps tracking alive goes once it is not needed.
+    fn watch(&self) -> Done {
+        self.release_tracking();
+        let (back, _) = iptables::find(&self.chain, |_| false);
+        Done::Watched {
+            back: back.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Once netfilter translates nothing any more, connections need not be tracked for us.
+    fn release_tracking(&self) {
+        let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
+        if kept.is_empty() || self.translated().is_none_or(|flows| !flows.is_empty()) {
+            return;
+        }
+        for chain in kept {
+            match chain.remove(false) {
+                Ok(()) => {
+                    log::info!("the last connection of netfilter's has ended: {chain} is gone");
+                }
+                Err(err) => log::warn!("{err:#}"),
+            }
         }
     }
 }

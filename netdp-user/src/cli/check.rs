@@ -55,6 +55,8 @@ struct Verdict {
     warnings: Vec<Diagnostic>,
     /// What ip-masq-agent would do otherwise.
     differences: Vec<Diagnostic>,
+    /// Which objects of manifests were read, and which were left out.
+    notes: Vec<Diagnostic>,
     /// Where the documents come from.
     documents: Vec<String>,
     policy: Option<EffectivePolicy>,
@@ -110,9 +112,11 @@ impl Check {
             } else if file::absent(std::slice::from_ref(path)).is_empty() {
                 file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
             } else {
-                bail!("{} does not exist", path.display());
+                let hint =
+                    file::meant_by(path).map_or_else(String::new, |hint| format!("; {hint}"));
+                bail!("{} does not exist{hint}", path.display());
             };
-            match read.and_then(looked_into) {
+            match read {
                 Ok(read) => documents.extend(read),
                 Err(errors) => verdict.errors.extend(errors),
             }
@@ -126,6 +130,7 @@ impl Check {
             Ok(loaded) if verdict.errors.is_empty() => {
                 verdict.valid = true;
                 verdict.warnings = loaded.warnings;
+                verdict.notes = loaded.notes;
                 verdict.differences = config::differences(&documents);
                 verdict.policy = Some(effective(&loaded.config, options.enable_ipv6));
             }
@@ -148,6 +153,10 @@ impl Check {
         let Ok(text) = String::from_utf8(bytes) else {
             bail!("standard input is not UTF-8");
         };
+        if text.len() > MAX_DOCUMENT_BYTES && !config::holds_objects(&text) {
+            let message = "larger than 1 MiB, which an agent would refuse; split it";
+            return Ok(Err(vec![Diagnostic::whole_file(STDIN, message)]));
+        }
         Ok(Ok(vec![Document {
             name: STDIN.to_owned(),
             text,
@@ -156,32 +165,6 @@ impl Check {
                 InputFormat::NatRules => Format::NatRules,
             },
         }]))
-    }
-}
-
-/// Puts what is inside ConfigMaps in their place.
-fn looked_into(documents: Vec<Document>) -> Result<Vec<Document>, Vec<Diagnostic>> {
-    let mut result = Vec::new();
-    let mut errors = Vec::new();
-    for document in documents {
-        let unwrapped = match document.format {
-            Format::MasqAgent => config::unwrap(&document.name, &document.text),
-            Format::NatRules => Ok(None),
-        };
-        match unwrapped {
-            Ok(Some(inner)) => result.extend(inner),
-            Ok(None) if document.text.len() > MAX_DOCUMENT_BYTES => {
-                let message = "larger than 1 MiB, which an agent would refuse; split it";
-                errors.push(Diagnostic::whole_file(&document.name, message));
-            }
-            Ok(None) => result.push(document),
-            Err(error) => errors.push(error),
-        }
-    }
-    if errors.is_empty() {
-        Ok(result)
-    } else {
-        Err(errors)
     }
 }
 
@@ -215,6 +198,7 @@ impl Verdict {
             ("error", &self.errors),
             ("warning", &self.warnings),
             ("differs", &self.differences),
+            ("note", &self.notes),
         ] {
             lines.extend(findings.iter().map(|finding| format!("{what}: {finding}")));
         }

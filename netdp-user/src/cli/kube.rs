@@ -69,6 +69,18 @@ impl KubeFlags {
             Kube::Off => false,
             Kube::Auto => kubeconfig.is_some() || in_cluster(),
         };
+        if on {
+            for (flag, name) in [
+                ("--config-map", Some(&self.config_map)),
+                ("--kube-namespace", Some(&self.kube_namespace)),
+                ("--lease-namespace", Some(&self.access.lease_namespace)),
+                ("--node-name", self.node_name.as_ref()),
+            ] {
+                if let Some(problem) = name.and_then(|name| no_object_name(name)) {
+                    log::warn!("{flag}: {problem}");
+                }
+            }
+        }
         on.then(|| KubeOptions {
             kubeconfig,
             required: self.kube == Kube::On,
@@ -78,5 +90,68 @@ impl KubeFlags {
             node_name: self.node_name.filter(|name| !name.is_empty()),
             lease_namespace: self.access.lease_namespace,
         })
+    }
+}
+
+/// Why no object of Kubernetes can have this name, if so, and which one may have been meant: names are
+/// those of RFC 1123's hosts (Kubernetes, "Object Names and IDs"). An empty one is none.
+fn no_object_name(name: &str) -> Option<String> {
+    let is_valid = |name: &str| {
+        let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        name.bytes().all(|b| inside(b) || matches!(b, b'-' | b'.'))
+            && name.bytes().next().is_none_or(inside)
+            && name.bytes().last().is_none_or(inside)
+    };
+    if is_valid(name) {
+        return None;
+    }
+    if let Some((namespace, name)) = name.split_once('/') {
+        return Some(format!(
+            "{namespace:?} before the slash is no part of a name; write {name}, and \
+             --kube-namespace {namespace} for its namespace"
+        ));
+    }
+    let likely = name.trim().to_lowercase().replace(['_', ' '], "-");
+    let hint = if is_valid(&likely) {
+        format!("; did you mean {likely}?")
+    } else {
+        String::new()
+    };
+    Some(format!(
+        "no object is called {name:?}: names have small letters, digits, '-' and '.'{hint}"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::no_object_name;
+
+    #[test]
+    fn names_that_nothing_has_are_told() {
+        for good in [
+            "",
+            "ip-masq-agent",
+            "kube-system",
+            "node-1.example.org",
+            "10.0.0.1",
+        ] {
+            assert_eq!(no_object_name(good), None, "{good}");
+        }
+        for (bad, words) in [
+            (
+                "kube-system/ip-masq-agent",
+                "write ip-masq-agent, and --kube-namespace kube-system",
+            ),
+            ("Node-1", "did you mean node-1?"),
+            ("ip_masq_agent", "did you mean ip-masq-agent?"),
+            ("-x", "small letters, digits"),
+            ("$(NODE_NAME)", "small letters, digits"),
+        ] {
+            let told = no_object_name(bad);
+            assert!(
+                told.as_ref().is_some_and(|told| told.contains(words)),
+                "{bad}: {told:?}"
+            );
+        }
     }
 }

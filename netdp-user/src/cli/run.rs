@@ -4,7 +4,9 @@ use super::go::parse_bool;
 use super::klog::Klog;
 use super::kube::KubeFlags;
 use super::policy::Policy;
-use super::values::{kernel_reserved_ports, parse_ports, parse_ranges, parse_timeouts};
+use super::values::{
+    kernel_reserved_ports, parse_listen, parse_ports, parse_ranges, parse_timeouts,
+};
 use super::{LogLevel, Places};
 use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
@@ -109,7 +111,7 @@ pub(super) struct Run {
     #[command(flatten)]
     kube: KubeFlags,
     /// Address and port to serve /livez and /readyz on.
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     http_listen: Option<SocketAddr>,
     /// Least severe messages to log [default: info, or what --v says].
     #[arg(long, value_enum)]

@@ -1,11 +1,29 @@
 //! The values that flags take: ports, ranges, timeouts.
 
 use crate::config::parse_duration;
+use crate::misspelling::nearest;
 use anyhow::{Context as _, Result, bail};
 use netdp_common::abi::PortRange;
 use netdp_common::conntrack::Timeouts;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
+
+/// The names that `--timeout` knows.
+const TIMEOUTS: [&str; 9] = [
+    "tcp-opening",
+    "tcp-established",
+    "tcp-unreplied",
+    "tcp-half-closed",
+    "tcp-closing",
+    "udp-unreplied",
+    "udp-replied",
+    "icmp",
+    "generic",
+];
+
+/// Above this similarity a name is taken for a misspelling.
+const MIN_SIMILARITY: f64 = 0.8;
 
 /// `NAME=DURATION` over the defaults.
 pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
@@ -25,7 +43,15 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
             "udp-lookup" => &mut timeouts.udp_lookup,
             "icmp" => &mut timeouts.icmp,
             "generic" => &mut timeouts.generic,
-            _ => bail!("--timeout {text:?}: there is no timeout {name:?}; see --help"),
+            _ => match nearest(name, TIMEOUTS, MIN_SIMILARITY) {
+                Some(meant) => {
+                    bail!("--timeout {text:?}: there is no timeout {name:?}; did you mean {meant}?")
+                }
+                None => bail!(
+                    "--timeout {text:?}: there is no timeout {name:?}; there are {}",
+                    TIMEOUTS.join(", ")
+                ),
+            },
         };
         let duration = parse_duration(value)
             .ok()
@@ -44,6 +70,10 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
 pub(super) fn parse_ranges(text: &str) -> Result<Vec<PortRange>> {
     let mut ranges = Vec::new();
     for range in text.split(',').map(str::trim).filter(|r| !r.is_empty()) {
+        // Others' notations.
+        if let Some((first, last)) = [":", "..", "--"].iter().find_map(|it| range.split_once(it)) {
+            bail!("{range:?} is not a range of ports: write {first}-{last}");
+        }
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let port = |text: &str| {
             text.parse::<u16>()
@@ -75,9 +105,57 @@ pub(super) fn kernel_reserved_ports() -> BTreeSet<u16> {
     })
 }
 
+/// An address and port to listen on, `:8080` for all addresses included, as Go has it.
+pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
+    let all = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
+    let text = all.as_deref().unwrap_or(text);
+    text.parse().map_err(|_| {
+        "an address and a port are wanted, such as 127.0.0.1:8080, [::]:8080 or :8080".to_owned()
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{parse_ports, parse_ranges};
+    use super::{parse_listen, parse_ports, parse_ranges, parse_timeouts};
+
+    #[test]
+    fn a_timeout_that_does_not_exist_is_likely_another() {
+        for (given, words) in [
+            ("udp_replied=5m", "did you mean udp-replied?"),
+            ("TCP-Established=1h", "did you mean tcp-established?"),
+            ("tcp-halfclosed=1h", "did you mean tcp-half-closed?"),
+            ("established=1h", "did you mean tcp-established?"),
+            ("sctp=1h", "there are tcp-opening"),
+        ] {
+            let told = parse_timeouts(&[given.into()]).unwrap_err().to_string();
+            assert!(told.contains(words), "{given}: {told}");
+        }
+    }
+
+    #[test]
+    fn ranges_of_others_are_told_how_to_write() {
+        for range in ["1024:65535", "1024..65535", "1024--65535"] {
+            let told = parse_ranges(range).unwrap_err().to_string();
+            assert!(told.contains("write 1024-65535"), "{told}");
+        }
+    }
+
+    #[test]
+    fn places_to_listen_on() {
+        for (text, place) in [
+            (":8080", "0.0.0.0:8080"),
+            ("127.0.0.1:1", "127.0.0.1:1"),
+            ("[::]:1", "[::]:1"),
+        ] {
+            assert_eq!(parse_listen(text).unwrap().to_string(), place);
+        }
+        for bad in ["8080", "localhost:8080", "::1:8080x", ":"] {
+            assert!(
+                parse_listen(bad).unwrap_err().contains("[::]:8080"),
+                "{bad}"
+            );
+        }
+    }
 
     #[test]
     fn ports() {

@@ -1,12 +1,10 @@
 //! The keys that a file may have.
 
 use super::diagnostic::quoted;
+use crate::misspelling::nearest;
 
 /// Below this Jaro-Winkler similarity an unknown key is not called a misspelling of a known one.
 const MIN_SIMILARITY: f64 = 0.75;
-
-/// Bytes above which a key is not compared with the known ones.
-const MAX_MISSPELLING: usize = 64;
 
 /// The keys of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,17 +48,7 @@ impl Key {
 
     /// The key that `text` is most likely a misspelling of.
     fn nearest(text: &str) -> Option<Self> {
-        // No misspelling is this long, and comparing costs the product of the lengths.
-        if text.len() > MAX_MISSPELLING {
-            return None;
-        }
-        let text = text.to_ascii_lowercase();
-        Self::ALL
-            .into_iter()
-            .map(|key| (key, key.name().to_ascii_lowercase()))
-            .filter(|(_, name)| strsim::jaro_winkler(&text, name) >= MIN_SIMILARITY)
-            .min_by_key(|(_, name)| strsim::damerau_levenshtein(&text, name))
-            .map(|(key, _)| key)
+        Self::find(nearest(text, Self::ALL.map(Self::name), MIN_SIMILARITY)?)
     }
 }
 

@@ -9,7 +9,7 @@ use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::nesting;
 use super::settings::{self, Files};
-use super::{Action, Config, Document, Format, MAX_RULES, Options, Origin, Rule};
+use super::{Action, Config, MAX_RULES, Options, Origin, Rule};
 
 /// The name that findings have which are about no line of any document.
 const POLICY: &str = "policy";
@@ -88,7 +88,7 @@ pub(super) fn link_local(
         (Key::MasqLinkLocalIpv6, LINK_LOCAL_V6),
     ] {
         let set = settings::first_true(files, key);
-        let around = covering(&config.rules, range);
+        let around = config.rules.covering(range).next();
         if let Some((file, line)) = set {
             let why = match around {
                 _ if matches!(range, IpNet::V6(_)) && !options.enable_ipv6 => {
@@ -137,12 +137,10 @@ pub(super) fn cluster(
             continue;
         }
         let inside = |action| {
-            let inside = move |rule: &&Rule| {
-                rule.action == action && rule.prefix != cidr && cidr.contains(&rule.prefix)
-            };
-            config.rules.iter().filter(inside)
+            let inside = config.rules.inside(cidr);
+            inside.filter(move |rule| rule.action == action && rule.prefix != cidr)
         };
-        let around = covering(&config.rules, cidr);
+        let around = config.rules.covering(cidr).next();
         if around.is_none_or(|rule| rule.action == Action::Masquerade) {
             let bypassed: Vec<IpNet> = inside(Action::Bypass).map(|rule| rule.prefix).collect();
             if IpNet::aggregate(&bypassed) == [cidr] {
@@ -166,30 +164,19 @@ pub(super) fn cluster(
     }
 }
 
-/// Warns where only NAT rules are given and nobody said what becomes of the rest.
+/// Warns where there are `only_nat_rules` and nobody said what becomes of the rest.
 pub(super) fn rest_unsaid(
-    docs: &[Document],
+    only_nat_rules: bool,
     config: &Config,
     options: &Options,
     warnings: &mut Vec<Diagnostic>,
 ) {
     let written = |rule: &Rule| matches!(rule.origin, Origin::File { .. });
-    if options.default_action.is_some()
-        || docs.iter().any(|doc| doc.format != Format::NatRules)
-        || !config.rules.iter().any(written)
-    {
+    if options.default_action.is_some() || !only_nat_rules || !config.rules.iter().any(written) {
         return;
     }
     let message = "there are NAT rules and no configuration of ip-masq-agent: other destinations \
                    are masqueraded by its defaults; say --default-action bypass if they are to be \
                    left alone, or --default-action masquerade if this is meant";
     warnings.push(Diagnostic::whole_file(POLICY, message));
-}
-
-/// The longest rule that contains all of `cidr`.
-fn covering(rules: &[Rule], cidr: IpNet) -> Option<&Rule> {
-    rules
-        .iter()
-        .filter(|rule| rule.prefix.contains(&cidr))
-        .max_by_key(|rule| rule.prefix.prefix_len())
 }

@@ -74,7 +74,7 @@ pub(super) fn merge(
     excused.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
     lint::redundant(&rules, &excused, warnings);
     let config = Config {
-        rules,
+        rules: rules.into(),
         resync_interval: resync_interval.unwrap_or(DEFAULT_RESYNC_INTERVAL),
         masq_link_local,
         masq_link_local_ipv6,

@@ -16,7 +16,9 @@ mod merge;
 mod nat_rules;
 mod nesting;
 mod parse;
+mod parts;
 mod plain;
+mod rules;
 mod settings;
 mod tree;
 mod upstream;
@@ -32,12 +34,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use parse::FileConfig;
+use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use lint::Surroundings;
-pub use manifest::unwrap;
+pub use manifest::holds_objects;
+pub use rules::Rules;
 pub use upstream::differences;
 
 /// The resync interval where no file sets one.
@@ -128,7 +133,7 @@ pub struct Rule {
 pub struct Config {
     /// The whole policy: the default action if it is a rule, the link-local rules, then bypasses,
     /// then masquerades, then NAT rules, those of files in the order of the files and their entries.
-    pub rules: Vec<Rule>,
+    pub rules: Rules,
     /// How often to read the files and check the datapath though nothing was notified.
     pub resync_interval: Duration,
     /// Whether 169.254.0.0/16 is left without its own bypass rule.
@@ -147,14 +152,9 @@ pub struct Decision<'a> {
 }
 
 impl Config {
-    /// The decision for a destination, found by asking every rule: for explaining and for tests,
-    /// not for packets.
+    /// The decision for a destination.
     pub fn decide(&self, destination: IpAddr) -> Decision<'_> {
-        let matching = self
-            .rules
-            .iter()
-            .filter(|rule| rule.prefix.contains(&destination));
-        let rule = matching.max_by_key(|rule| rule.prefix.prefix_len());
+        let rule = self.rules.covering(destination.into()).next();
         Decision {
             action: rule.map_or(Action::Masquerade, |rule| rule.action),
             rule,
@@ -162,13 +162,10 @@ impl Config {
     }
 
     /// Whether every destination in `net` is masqueraded.
-    pub fn masquerades(&self, net: &IpNet) -> bool {
-        let covering = self.rules.iter().filter(|rule| rule.prefix.contains(net));
-        let covering = covering.max_by_key(|rule| rule.prefix.prefix_len());
-        covering.is_none_or(|rule| rule.action == Action::Masquerade)
-            && !self.rules.iter().any(|rule| {
-                rule.action == Action::Bypass && net.contains(&rule.prefix) && rule.prefix != *net
-            })
+    pub fn masquerades(&self, net: IpNet) -> bool {
+        let around = self.rules.covering(net).next();
+        around.is_none_or(|rule| rule.action == Action::Masquerade)
+            && !self.rules.bypass_a_part(net)
     }
 
     /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every
@@ -220,6 +217,8 @@ pub struct Loaded {
     pub config: Config,
     /// Findings that reject nothing.
     pub warnings: Vec<Diagnostic>,
+    /// Which objects of manifests were read, and which were left out.
+    pub notes: Vec<Diagnostic>,
 }
 
 /// Reads, checks and unites `docs`. No documents give the defaults.
@@ -241,16 +240,28 @@ pub fn load_within(
 ) -> Result<Loaded, Rejected> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
-    let files: Vec<_> = docs
+    let mut notes = Vec::new();
+    let mut parts = Vec::new();
+    for doc in docs {
+        parts.extend(parts::parts(doc, &mut errors, &mut notes));
+    }
+    let only_nat_rules = parts
         .iter()
-        .map(|doc| {
-            (
-                doc.name.as_str(),
-                match doc.format {
-                    Format::MasqAgent => parse::parse(doc, opts, &mut errors, &mut warnings),
-                    Format::NatRules => nat_rules::parse(doc, opts, &mut errors, &mut warnings),
-                },
-            )
+        .all(|part| matches!(part.text, Text::NatRules(_)));
+    let files: Vec<_> = parts
+        .iter()
+        .map(|Part { name, text }| {
+            let name = name.as_ref();
+            let config = match text {
+                Text::MasqAgent(None) => FileConfig::default(),
+                Text::MasqAgent(Some(root)) => {
+                    parse::parse(name, root, opts, &mut errors, &mut warnings)
+                }
+                Text::NatRules(text) => {
+                    nat_rules::parse(name, text, opts, &mut errors, &mut warnings)
+                }
+            };
+            (name, config)
         })
         .collect();
     let config = merge::merge(&files, opts, &mut errors, &mut warnings);
@@ -260,19 +271,23 @@ pub fn load_within(
         warnings.clear();
     }
     lint::cluster(&config, opts, surroundings, &mut warnings);
-    lint::rest_unsaid(docs, &config, opts, &mut warnings);
-    sort(&mut errors, docs);
-    sort(&mut warnings, docs);
+    lint::rest_unsaid(only_nat_rules, &config, opts, &mut warnings);
+    sort(&mut errors, &parts);
+    sort(&mut warnings, &parts);
     if errors.is_empty() {
-        Ok(Loaded { config, warnings })
+        Ok(Loaded {
+            config,
+            warnings,
+            notes,
+        })
     } else {
         Err(Rejected { errors })
     }
 }
 
-/// Puts `findings` in the order of the documents and their lines.
-fn sort(findings: &mut [Diagnostic], docs: &[Document]) {
-    let names = docs.iter().map(|doc| doc.name.as_str());
+/// Puts `findings` in the order of the parts and their lines.
+fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
+    let names = parts.iter().map(|part| part.name.as_ref());
     let places: HashMap<&str, usize> = names.zip(0..).collect();
     findings.sort_by_key(|finding| {
         let place = places.get(finding.file.as_str());

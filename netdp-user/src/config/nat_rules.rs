@@ -8,21 +8,20 @@ use std::collections::{HashMap, hash_map};
 
 use ipnet::IpNet;
 
+use super::Options;
 use super::cidr::{self, CidrError};
 use super::diagnostic::{Diagnostic, quoted};
 use super::parse::{Entry, FileConfig, ipv6_is_off};
-use super::{Document, Options};
 
-/// Reads `document`, adding what is wrong with it to `errors` and `warnings`.
+/// Reads the `text` of `file`, adding what is wrong with it to `errors` and `warnings`.
 pub(super) fn parse(
-    document: &Document,
+    file: &str,
+    text: &str,
     options: &Options,
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> FileConfig {
-    let file = &document.name;
-    let text = document.text.strip_prefix('\u{feff}');
-    let text = text.unwrap_or(&document.text);
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut entries = Vec::new();
     let mut lines: HashMap<IpNet, usize> = HashMap::new();
     for (line, words) in (1..).zip(text.lines()) {

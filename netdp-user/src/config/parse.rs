@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::cidr;
 use super::diagnostic::{Diagnostic, quoted};
 use super::key::{self, Key};
-use super::tree::{self, Node, Value};
-use super::{DEFAULT_CIDR_LIMIT, Document, Options};
+use super::tree::{Node, Value};
+use super::{DEFAULT_CIDR_LIMIT, Options};
 
 /// What one file says. Whatever it leaves out is `None` or empty.
 #[derive(Debug, Default)]
@@ -64,24 +64,16 @@ pub(super) struct Entry {
     pub line: usize,
 }
 
-/// Reads `document`, adding what is wrong with it to `errors` and `warnings`. What can be read is
-/// returned in spite of errors, so that later checks find theirs too.
+/// Reads the YAML document with this topmost node in `file`, adding what is wrong with it to
+/// `errors` and `warnings`. What can be read is returned in spite of errors, so that later checks
+/// find theirs too.
 pub(super) fn parse(
-    document: &Document,
+    file: &str,
+    root: &Node,
     options: &Options,
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> FileConfig {
-    let file = &document.name;
-    let root = match tree::parse(&document.text) {
-        Ok(Some(root)) if !root.is_null() => root,
-        // An empty file is a file that sets nothing.
-        Ok(_) => return FileConfig::default(),
-        Err(error) => {
-            errors.push(Diagnostic::at(file, error.line, error.message));
-            return FileConfig::default();
-        }
-    };
     let Value::Map(pairs) = &root.value else {
         let found = root.describe();
         let message =

@@ -136,7 +136,11 @@ mod tests {
         ] {
             let short = parse(text);
             assert!(short.is_some(), "{text}");
-            assert_eq!(short, tree::parse_yaml(text).unwrap(), "{text}");
+            assert_eq!(
+                short.into_iter().collect::<Vec<_>>(),
+                tree::parse_yaml(text).unwrap(),
+                "{text}"
+            );
         }
     }
 
@@ -221,7 +225,7 @@ mod tests {
         ) {
             let text = lines.join("\n") + if end { "\n" } else { "" };
             if let Some(tree) = parse(&text) {
-                prop_assert_eq!(Ok(Some(tree)), tree::parse_yaml(&text), "{:?}", text);
+                prop_assert_eq!(Ok(vec![tree]), tree::parse_yaml(&text), "{:?}", text);
             }
         }
     }

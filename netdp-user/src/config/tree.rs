@@ -93,15 +93,15 @@ impl Node {
     }
 }
 
-/// Parses one document. `None` is a text without content.
+/// Parses a text of any number of documents: those that have content, in their order.
 ///
 /// JSON is read as the subset of YAML that it is, except that tabs between its tokens are legal.
-pub(super) fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
-    plain::parse(text).map_or_else(|| parse_yaml(text), |root| Ok(Some(root)))
+pub(super) fn parse(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
+    plain::parse(text).map_or_else(|| parse_yaml(text), |root| Ok(vec![root]))
 }
 
 /// The same by the YAML parser, whatever the text.
-pub(super) fn parse_yaml(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
+pub(super) fn parse_yaml(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let text = if text.trim_start().starts_with('{') {
         // A raw tab cannot be inside a JSON string, so that only white space changes here.
@@ -119,7 +119,7 @@ pub(super) fn parse_yaml(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
         })?;
         builder.take(event, span)?;
     }
-    Ok(builder.root)
+    Ok(builder.roots)
 }
 
 /// A list or mapping that is still open.
@@ -135,8 +135,8 @@ struct Open {
 struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
-    documents: usize,
-    root: Option<Rc<Node>>,
+    /// Of each document that has content, the topmost node.
+    roots: Vec<Rc<Node>>,
 }
 
 impl Builder {
@@ -151,12 +151,8 @@ impl Builder {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(_) => {
-                self.documents += 1;
-                if self.documents > 1 {
-                    return fail(
-                        "a second YAML document begins here; keep one document in each file",
-                    );
-                }
+                // Anchors are of one document (YAML 1.2.2, section 3.2.2.2).
+                self.anchors.clear();
                 Ok(())
             }
             Event::Scalar(_, _, _, Some(_))
@@ -192,7 +188,9 @@ impl Builder {
                     self.complete(node, 0);
                     Ok(())
                 }
-                None => fail("an alias (*…) refers to the node that it is part of"),
+                None => fail(
+                    "an alias (*…) refers to the node that it is part of, or to another document",
+                ),
             },
         }
     }
@@ -217,7 +215,9 @@ impl Builder {
             self.anchors.insert(anchor, Rc::clone(&node));
         }
         let Some(parent) = self.open.last_mut() else {
-            self.root = Some(node);
+            if !node.is_null() {
+                self.roots.push(node);
+            }
             return;
         };
         match &mut parent.value {

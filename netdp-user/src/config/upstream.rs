@@ -1,22 +1,27 @@
 //! Where ip-masq-agent would make another policy of the same documents.
 
+use super::Document;
 use super::diagnostic::Diagnostic;
 use super::key::Key;
-use super::tree::{self, Value};
-use super::{Document, Format};
+use super::parts::{self, Text};
+use super::tree::Value;
 
 /// What ip-masq-agent would do otherwise with `docs`, which netdp accepts. Findings for someone who
 /// compares the two; nothing is wrong with any of them.
 pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
     let mut found = Vec::new();
-    let agent = docs.iter().filter(|doc| doc.format == Format::MasqAgent);
-    for (index, doc) in agent.enumerate() {
-        let Ok(Some(root)) = tree::parse(&doc.text) else {
-            continue;
-        };
+    let unread = (&mut Vec::new(), &mut Vec::new());
+    let parts = docs
+        .iter()
+        .flat_map(|doc| parts::parts(doc, unread.0, unread.1));
+    let agent = parts.filter_map(|part| match part.text {
+        Text::MasqAgent(root) => Some((part.name, root?)),
+        Text::NatRules(_) => None,
+    });
+    for (index, (name, root)) in agent.enumerate() {
         if index > 0 {
             let message = "ip-masq-agent reads one document only: this one has no say there";
-            found.push(Diagnostic::at(&doc.name, root.line, message));
+            found.push(Diagnostic::at(&name, root.line, message));
         }
         let Value::Map(pairs) = &root.value else {
             continue;
@@ -35,7 +40,7 @@ pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
                 }
                 _ => continue,
             };
-            found.push(Diagnostic::at(&doc.name, key.line, message));
+            found.push(Diagnostic::at(&name, key.line, message));
         }
     }
     found

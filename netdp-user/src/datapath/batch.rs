@@ -2,9 +2,10 @@
 //! `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_DELETE_BATCH`, which aya does not offer. Hash
 //! maps take them since Linux 5.6, tries since 5.13 (kernel/bpf/lpm_trie.c).
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use aya::maps::{MapData, MapType};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
 const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
@@ -40,17 +41,70 @@ impl Attr {
     }
 }
 
+/// Which maps may be read in batches. Of others the place where the next batch begins is a key,
+/// which is larger than that of these (`generic_map_lookup_batch`, kernel/bpf/syscall.c).
+const READABLE: [MapType; 3] = [MapType::Hash, MapType::LruHash, MapType::Array];
+
+/// Which maps may be written in batches.
+const WRITABLE: [MapType; 3] = [MapType::Hash, MapType::LruHash, MapType::LpmTrie];
+
+/// The descriptor of `map`, if it is of one of these kinds and its keys have so many bytes, and its
+/// values, where they matter: the kernel goes by its own sizes, whatever the buffers hold.
+fn checked<'a>(
+    map: &'a MapData,
+    kinds: &[MapType],
+    key: usize,
+    value: Option<usize>,
+) -> Result<BorrowedFd<'a>> {
+    let info = map.info().context("asking for a map's sizes")?;
+    let (kind, is_key, is_value) = (
+        info.map_type().context("asking for a map's kind")?,
+        info.key_size() as usize,
+        info.value_size() as usize,
+    );
+    ensure!(
+        kinds.contains(&kind) && is_key == key && value.is_none_or(|value| is_value == value),
+        "the map {} is of the kind {kind:?} with keys of {is_key} bytes and values of {is_value}; \
+         keys of {key} bytes were expected, and values of {}",
+        info.name_as_str().unwrap_or_default(),
+        value.map_or_else(|| "any number".into(), |value| value.to_string()),
+    );
+    Ok(map.fd().as_fd())
+}
+
+/// Whether the kernel takes batches of entries to write and to remove for this map: a batch of none,
+/// which changes nothing.
+///
+/// # Errors
+/// The kernel refuses for another reason.
+pub fn takes_writes(map: &MapData) -> Result<bool> {
+    /// The map has no batches. Of the kernel alone.
+    const ENOTSUPP: i32 = 524;
+    for command in [BPF_MAP_UPDATE_BATCH, BPF_MAP_DELETE_BATCH] {
+        let mut attr = Attr::new(map.fd().as_fd(), 0, 0, 0)?;
+        // SAFETY: of no entries the kernel reads none.
+        match unsafe { call(command, &mut attr) } {
+            Ok(()) => {}
+            // The command is unknown, or has no batches of this kind of map.
+            Err(err) if matches!(err.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
+                return Ok(false);
+            }
+            Err(err) => return Err(err).context("asking whether a map takes batches"),
+        }
+    }
+    Ok(true)
+}
+
 /// How many entries are read by one system call: what is read, and what the
 /// kernel touched for it, stays in a core's cache while it is looked at.
 const READ_AT_ONCE: usize = 1024;
 
 /// Calls `each` for every entry of the hash map behind `map`. Entries that come
-/// or go meanwhile may be seen or not. `K` and `V` must be the map's key and
-/// value types.
+/// or go meanwhile may be seen or not.
 ///
 /// # Errors
-/// The kernel refused to read the map.
-pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V)) -> Result<()> {
+/// `K` and `V` have not the sizes of the map's keys and values, or the kernel refused to read it.
+pub fn for_each<K: Pod, V: Pod>(map: &MapData, mut each: impl FnMut(&K, &V)) -> Result<()> {
     for_each_batch::<K, V>(map, |keys, values| {
         for (key, value) in keys.iter().zip(values) {
             each(key, value);
@@ -62,11 +116,12 @@ pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(&K, &V
 /// The same, some entries at a time.
 ///
 /// # Errors
-/// The kernel refused to read the map, or the error of `each`.
+/// As [`for_each`], or the error of `each`.
 pub fn for_each_batch<K: Pod, V: Pod>(
-    map: BorrowedFd<'_>,
+    map: &MapData,
     mut each: impl FnMut(&[K], &[V]) -> Result<()>,
 ) -> Result<()> {
+    let map = checked(map, &READABLE, size_of::<K>(), Some(size_of::<V>()))?;
     let mut capacity = READ_AT_ONCE;
     let mut keys = Vec::<K>::with_capacity(capacity);
     let mut values = Vec::<V>::with_capacity(capacity);
@@ -83,8 +138,9 @@ pub fn for_each_batch<K: Pod, V: Pod>(
             .as_ref()
             .map_or(0, |cursor| std::ptr::from_ref(cursor) as u64);
         attr.out_batch = &raw mut next as u64;
-        // SAFETY: the pointers are to live buffers of `count` elements, and the
-        // kernel writes at most that many.
+        // SAFETY: the pointers are to live buffers of `count` elements of the
+        // map's sizes, and the kernel writes at most that many; the place where
+        // it goes on has four bytes for these kinds of maps.
         let error = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
         let code = error.as_ref().and_then(std::io::Error::raw_os_error);
         // ENOSPC: a bucket holds more than fits; nothing was read.
@@ -113,15 +169,16 @@ pub fn for_each_batch<K: Pod, V: Pod>(
     }
 }
 
-/// Removes these entries; those that are gone already are as good. `K` must be
-/// the map's key type.
+/// Removes these entries; those that are gone already are as good.
 ///
 /// # Errors
-/// The kernel refused to change the map.
-pub fn remove<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> Result<()> {
+/// `K` has not the size of the map's keys, or the kernel refused to change it.
+pub fn remove<K: Pod>(map: &MapData, mut keys: &[K]) -> Result<()> {
+    let map = checked(map, &WRITABLE, size_of::<K>(), None)?;
     while !keys.is_empty() {
         let mut attr = Attr::new(map, keys.as_ptr() as u64, 0, keys.len())?;
-        // SAFETY: the kernel reads `count` keys from a live buffer.
+        // SAFETY: the kernel reads `count` keys of the map's size from a live
+        // buffer.
         let error = unsafe { call(BPF_MAP_DELETE_BATCH, &mut attr) }.err();
         let Some(error) = error else {
             return Ok(());
@@ -136,44 +193,27 @@ pub fn remove<K: Pod>(map: BorrowedFd<'_>, mut keys: &[K]) -> Result<()> {
     Ok(())
 }
 
-/// As [`remove`]; false where the kernel knows no batches of this kind of map.
-///
-/// # Errors
-/// The kernel refused to change the map.
-pub fn try_remove<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> Result<bool> {
-    match remove(map, keys) {
-        Err(err) if err.downcast_ref::<std::io::Error>().is_some_and(is_unknown) => Ok(false),
-        other => other.map(|()| true),
-    }
-}
-
 /// Writes these entries, new or not; gives how many of them, from the first. It
-/// stops at one that the kernel refuses, or before all where the kernel knows no
-/// batches of this kind of map. `K` and `V` must be the map's key and value types.
+/// stops at one that the kernel refuses.
 ///
 /// # Errors
-/// There are too many.
-pub fn try_update<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> Result<usize> {
+/// There are too many, or `K` and `V` have not the sizes of the map's keys and values.
+pub fn update<K: Pod, V: Pod>(map: &MapData, keys: &[K], values: &[V]) -> Result<usize> {
+    let map = checked(map, &WRITABLE, size_of::<K>(), Some(size_of::<V>()))?;
     let all = keys.len().min(values.len());
     if all == 0 {
         return Ok(0);
     }
     let (first, value) = (keys.as_ptr() as u64, values.as_ptr() as u64);
     let mut attr = Attr::new(map, first, value, all)?;
-    // SAFETY: the kernel reads `count` keys and values from live buffers.
+    // SAFETY: the kernel reads `count` keys and values of the map's sizes from
+    // live buffers.
     if unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }.is_ok() {
         return Ok(all);
     }
     // Where it did not even begin, `count` is as it was.
     let done = usize::try_from(attr.count)?;
     Ok(if done < all { done } else { 0 })
-}
-
-/// Whether an error says that there are no such batches: the command is unknown,
-/// or the map has none (`ENOTSUPP`, which is of the kernel alone).
-fn is_unknown(error: &std::io::Error) -> bool {
-    const ENOTSUPP: i32 = 524;
-    matches!(error.raw_os_error(), Some(libc::EINVAL | ENOTSUPP))
 }
 
 /// `bpf(2)` with the `batch` member.
@@ -187,4 +227,113 @@ unsafe fn call(command: libc::c_int, attr: &mut Attr) -> std::io::Result<()> {
         return Err(std::io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{FromRawFd as _, OwnedFd};
+
+    /// The beginning of the member of `union bpf_attr` for `BPF_MAP_CREATE`.
+    #[repr(C)]
+    struct Create {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        map_flags: u32,
+    }
+
+    /// A map of 8 entries.
+    fn map(kind: MapType, key_size: u32, value_size: u32) -> MapData {
+        const BPF_MAP_CREATE: libc::c_int = 0;
+        const BPF_F_NO_PREALLOC: u32 = 1;
+        let mut create = Create {
+            map_type: kind as u32,
+            key_size,
+            value_size,
+            max_entries: 8,
+            map_flags: match kind {
+                MapType::LpmTrie => BPF_F_NO_PREALLOC,
+                _ => 0,
+            },
+        };
+        // SAFETY: the attribute is what the command takes, and lives through the call.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_MAP_CREATE,
+                &raw mut create,
+                size_of::<Create>(),
+            )
+        };
+        assert!(
+            fd >= 0,
+            "this test needs root: {}",
+            std::io::Error::last_os_error()
+        );
+        // SAFETY: the kernel has just given us this descriptor.
+        let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+        MapData::from_fd(fd).unwrap()
+    }
+
+    fn read<K: Pod + Ord, V: Pod + Ord>(map: &MapData) -> Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        for_each::<K, V>(map, |key, value| entries.push((*key, *value)))?;
+        entries.sort();
+        Ok(entries)
+    }
+
+    #[test]
+    fn entries_come_and_go_in_batches() {
+        let hash = map(MapType::Hash, 4, 8);
+        assert_eq!(update(&hash, &[1_u32, 2, 3], &[10_u64, 20, 30]).unwrap(), 3);
+        assert_eq!(read(&hash).unwrap(), [(1_u32, 10_u64), (2, 20), (3, 30)]);
+        remove(&hash, &[1_u32, 7, 3]).unwrap();
+        assert_eq!(read(&hash).unwrap(), [(2_u32, 20_u64)]);
+    }
+
+    /// What is smaller than the kernel takes it to be would be read, or written, beyond its end.
+    #[test]
+    fn other_sizes_than_the_maps_are_refused() {
+        let hash = map(MapType::Hash, 4, 8);
+        update(&hash, &[1_u32], &[10_u64]).unwrap();
+        let refused = [
+            read::<u32, u32>(&hash).map(drop),
+            read::<u16, u64>(&hash).map(drop),
+            read::<u64, u64>(&hash).map(drop),
+            update(&hash, &[1_u32], &[1_u32]).map(drop),
+            update(&hash, &[1_u8], &[1_u64]).map(drop),
+            remove(&hash, &[1_u8]),
+            remove(&hash, &[1_u64]),
+        ];
+        for refused in refused {
+            let told = format!("{:#}", refused.unwrap_err());
+            assert!(told.contains("keys of 4 bytes and values of 8"), "{told}");
+        }
+        assert_eq!(read(&hash).unwrap(), [(1_u32, 10_u64)]);
+    }
+
+    #[test]
+    fn other_kinds_of_maps_are_refused() {
+        // Its cursor is a key.
+        let trie = map(MapType::LpmTrie, 8, 4);
+        assert!(read::<[u8; 8], u32>(&trie).is_err());
+        // Its values are one for each CPU.
+        let counters = map(MapType::PerCpuArray, 4, 8);
+        assert!(read::<u32, u64>(&counters).is_err());
+    }
+
+    #[test]
+    fn the_kernel_tells_what_it_takes() {
+        for (kind, takes) in [
+            (MapType::Hash, true),
+            (MapType::LpmTrie, true),
+            // Its entries can't be removed.
+            (MapType::Array, false),
+        ] {
+            let key = if kind == MapType::LpmTrie { 8 } else { 4 };
+            assert_eq!(takes_writes(&map(kind, key, 8)).unwrap(), takes, "{kind:?}");
+        }
+    }
 }

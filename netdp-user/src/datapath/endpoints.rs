@@ -10,7 +10,6 @@ use netdp_common::abi::{MAPPING_HOST, Mapping};
 use netdp_common::nat::hairpin;
 use netdp_common::packet::Endpoint;
 use netdp_common::tuple::Tuple;
-use std::os::fd::AsFd as _;
 
 /// Remembers the endpoints of all live mappings.
 ///
@@ -22,19 +21,16 @@ pub fn fill(object: &mut Ebpf, maps: &Maps) -> Result<()> {
         .context("the eBPF object has no map WIRE_ENDPOINTS")?;
     let mut index = HashMap::<_, Tuple, Endpoint>::try_from(map)?;
     let mut failed = None;
-    batch::for_each(
-        maps.rev_snat_data.fd().as_fd(),
-        |wire: &Tuple, half: &Mapping| {
-            if half.flags & MAPPING_HOST == 0 && hairpin::has_sockets(wire.proto) {
-                let far = Endpoint {
-                    addr: wire.src,
-                    id: wire.src_id.into(),
-                };
-                let done = index.insert(hairpin::key(wire), far, 0);
-                failed = failed.take().or(done.err());
-            }
-        },
-    )?;
+    batch::for_each(&maps.rev_snat_data, |wire: &Tuple, half: &Mapping| {
+        if half.flags & MAPPING_HOST == 0 && hairpin::has_sockets(wire.proto) {
+            let far = Endpoint {
+                addr: wire.src,
+                id: wire.src_id.into(),
+            };
+            let done = index.insert(hairpin::key(wire), far, 0);
+            failed = failed.take().or(done.err());
+        }
+    })?;
     match failed {
         Some(err) => Err(err).context("remembering an endpoint on the wire"),
         None => Ok(()),

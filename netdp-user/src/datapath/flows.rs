@@ -9,7 +9,6 @@ use netdp_common::conntrack::{TICK_SHIFT, age, tcp_state};
 use netdp_common::tuple::{Tuple, proto};
 use serde::Serialize;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 /// A live mapping.
 #[derive(Debug, Clone, Serialize)]
@@ -48,7 +47,7 @@ impl Maps {
     pub fn flows(&self) -> Result<Vec<FlowRecord>> {
         let now = now(self)?;
         let mut flows = Vec::new();
-        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |tuple, half| {
+        batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
             let reply = self.rev_snat.get(&tuple.reply_to(half.addr, half.id), 0);
             flows.push(record(now, tuple, half, reply.ok().as_ref()));
         })
@@ -63,7 +62,7 @@ impl Maps {
     /// The map could not be read.
     pub fn flow_count(&self) -> Result<usize> {
         let mut count = 0;
-        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |_, _| count += 1)
+        batch::for_each::<Tuple, Mapping>(&self.snat_data, |_, _| count += 1)
             .context("reading the snat map")?;
         Ok(count)
     }

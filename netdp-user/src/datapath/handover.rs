@@ -15,7 +15,6 @@ use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_s
 use netdp_common::tuple::{Tuple, proto};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 
 /// `BPF_NOEXIST` and `BPF_EXIST`.
 const NOEXIST: u64 = 1;
@@ -68,57 +67,63 @@ impl Maps {
         self.set_settings(&settings)
     }
 
-    /// Keeps pods from the wire tuple of a connection that netfilter translates, and lets its
-    /// packets pass. False if the datapath has something there already.
+    /// Keeps pods from the wire tuples of connections that netfilter translates, and lets their
+    /// packets pass. Gives how many of them are new: the datapath may have something there already.
     ///
     /// # Errors
     /// The table is full.
-    pub fn reserve(&mut self, flow: &Flow) -> Result<bool> {
+    pub fn reserve(&mut self, flows: &[Flow]) -> Result<usize> {
         let now = now(self)?;
-        let wire = tuple(flow.protocol, &flow.leaves()).reversed();
-        let seen = match flow.tcp {
-            Some(TcpState::Established) => SEEN_SYN | SEEN_DATA,
-            _ => SEEN_SYN,
-        };
-        let marker = Mapping {
-            addr: wire.dst,
-            id: wire.dst_id,
-            flags: MAPPING_HOST,
-            last_seen: now,
-            created: now,
-            tcp_ack: 0,
-            tcp_seen: u8::try_from(seen)?,
-            epoch: 0,
-            uplink: 0,
-            packets: u32::from(flow.answered),
-        };
-        match self.rev_snat.insert(wire, marker, NOEXIST) {
-            Ok(()) => Ok(true),
-            Err(MapError::SyscallError(err))
-                if err.io_error.raw_os_error() == Some(libc::EEXIST) =>
-            {
-                Ok(false)
-            }
-            Err(err) => {
-                Err(err).context("keeping the tuple of a connection that netfilter translates")
+        let mut reserved = 0;
+        for flow in flows {
+            let wire = tuple(flow.protocol, &flow.leaves()).reversed();
+            let seen = match flow.tcp {
+                Some(TcpState::Established) => SEEN_SYN | SEEN_DATA,
+                _ => SEEN_SYN,
+            };
+            let marker = Mapping {
+                addr: wire.dst,
+                id: wire.dst_id,
+                flags: MAPPING_HOST,
+                last_seen: now,
+                created: now,
+                tcp_ack: 0,
+                tcp_seen: u8::try_from(seen)?,
+                epoch: 0,
+                uplink: 0,
+                packets: u32::from(flow.answered),
+            };
+            match self.rev_snat.insert(wire, marker, NOEXIST) {
+                Ok(()) => reserved += 1,
+                Err(MapError::SyscallError(err))
+                    if err.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(err) => {
+                    return Err(err)
+                        .context("keeping the tuple of a connection that netfilter translates");
+                }
             }
         }
+        Ok(reserved)
     }
 
-    /// Lets what leaves as `ends` keep its address: a connection that nobody translates.
+    /// Lets what leaves as these ends keep its address: connections that nobody translates.
     ///
     /// # Errors
     /// The map can't be written.
-    pub fn keep_address(&mut self, protocol: u8, ends: &Ends) -> Result<()> {
+    pub fn keep_addresses(&mut self, connections: &[(u8, Ends)]) -> Result<()> {
         let live = Live {
             last_seen: now(self)?,
             limit: 0,
             seen: 0,
             ack: 0,
         };
-        (self.pods_mut()?.inbound_live)
-            .insert(tuple(protocol, ends), live, 0)
-            .context("writing the inbound_live map")
+        let pods = self.pods_mut()?;
+        for (protocol, ends) in connections {
+            (pods.inbound_live)
+                .insert(tuple(*protocol, ends), live, 0)
+                .context("writing the inbound_live map")?;
+        }
+        Ok(())
     }
 
     /// The live mappings that netfilter does not have yet. Those between pods (hairpin) are not
@@ -129,7 +134,7 @@ impl Maps {
     pub fn handovers(&self) -> Result<Vec<Handover>> {
         let local = self.local_addresses()?;
         let mut list = Vec::new();
-        batch::for_each::<Tuple, Mapping>(self.snat_data.fd().as_fd(), |tuple, half| {
+        batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
             let wire = tuple.reply_to(half.addr, half.id);
             if let Ok(reply) = self.rev_snat.get(&wire, 0)
                 && reply.flags & MAPPING_YIELDED == 0
@@ -151,7 +156,7 @@ impl Maps {
         let now = now(self)?;
         let fresh = |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(of_late.as_secs());
         let mut lingering = 0;
-        batch::for_each::<Tuple, Mapping>(self.rev_snat_data.fd().as_fd(), |_, half| {
+        batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |_, half| {
             if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && fresh(half) {
                 lingering += 1;
             }

@@ -118,7 +118,20 @@ struct Place {
 }
 
 impl Links {
-    pub fn new(bpffs: &Path, mechanism: Mechanism) -> Result<Self> {
+    /// `tcx`: whether the kernel has that.
+    pub fn new(bpffs: &Path, mechanism: Mechanism, tcx: bool) -> Result<Self> {
+        let mechanism = match (mechanism, tcx) {
+            (Mechanism::Tcx, false) => bail!(
+                "--attach tcx: this kernel has no TCX, which came with Linux 6.6; use --attach auto or \
+                 clsact"
+            ),
+            (Mechanism::Tcx | Mechanism::Auto, true) => Mechanism::Tcx,
+            (Mechanism::Auto, false) => {
+                log::info!("no TCX here, using clsact");
+                Mechanism::Clsact
+            }
+            (Mechanism::Clsact, _) => Mechanism::Clsact,
+        };
         Ok(Self {
             bpffs: bpffs.to_owned(),
             mechanism,
@@ -214,18 +227,11 @@ impl Links {
                 attach_clsact(program, hook, device)?;
                 (Mechanism::Clsact, None)
             }
-            Mechanism::Tcx => (
+            // What `new` has made of auto.
+            Mechanism::Tcx | Mechanism::Auto => (
                 Mechanism::Tcx,
                 Some(self.attach_tcx(program, hook, device)?),
             ),
-            Mechanism::Auto => match self.attach_tcx(program, hook, device) {
-                Err(err) if is_unsupported(&err) => {
-                    log::info!("{}: no TCX here, using clsact", device.name);
-                    attach_clsact(program, hook, device)?;
-                    (Mechanism::Clsact, None)
-                }
-                done => (Mechanism::Tcx, Some(done?)),
-            },
         };
         let placed = Placed {
             ifindex: device.ifindex,
@@ -378,17 +384,6 @@ fn attach_clsact(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) 
     // Dropping the link would remove the filter; it is to outlive the agent.
     std::mem::forget(program.take_link(id)?);
     Ok(())
-}
-
-/// Whether the kernel does not know TCX: EINVAL before Linux 6.6, and EOPNOTSUPP
-/// where it is compiled out.
-fn is_unsupported(err: &anyhow::Error) -> bool {
-    err.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::raw_os_error)
-            .is_some_and(|code| matches!(code, libc::EINVAL | libc::EOPNOTSUPP))
-    })
 }
 
 /// Removes what is pinned for an interface, and its filters if it still exists.

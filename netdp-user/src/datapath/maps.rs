@@ -1,7 +1,7 @@
 //! The pinned maps, typed.
 
-use super::Setup;
 use super::entries::Entries;
+use super::{Setup, batch};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -38,6 +38,8 @@ pub struct Maps {
     pub(super) policy: [Trie; 2],
     /// The tries once more, for writing in batches.
     pub(super) policy_data: [MapData; 2],
+    /// Whether the kernel takes that.
+    pub(super) batches: bool,
     /// What the tries hold, once they have been read: reading a large one takes
     /// long, and nobody else writes them.
     pub(super) policy_entries: [Option<Arc<Entries>>; 2],
@@ -106,6 +108,7 @@ impl Maps {
                 trie(pins::POLICY_0)?.try_into()?,
                 trie(pins::POLICY_1)?.try_into()?,
             ],
+            batches: batch::takes_writes(&pinned(pins::POLICY_0)?)?,
             policy_data: [pinned(pins::POLICY_0)?, pinned(pins::POLICY_1)?],
             policy_entries: [None, None],
             has_readers: false,
@@ -142,6 +145,11 @@ impl Maps {
             );
         }
         Ok(maps)
+    }
+
+    /// Whether the kernel takes the policy in batches.
+    pub const fn takes_batches(&self) -> bool {
+        self.batches
     }
 
     /// Writes what is fixed for the agent's run. The policy in force stays.

@@ -44,6 +44,7 @@ use netdp_common::abi::{
 };
 use netdp_common::addr::Addr;
 use netdp_common::siphash;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -148,8 +149,31 @@ impl NoLeak {
     }
 }
 
+/// What the kernel was found to have, which it need not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// TCX (Linux 6.6); else programs are attached by clsact.
+    pub tcx: bool,
+    /// Writing tries in batches (Linux 5.13); else the policy is written entry by entry.
+    pub trie_batches: bool,
+}
+
+impl std::fmt::Display for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let attach = if self.tcx { "TCX" } else { "no TCX" };
+        let write = if self.trie_batches {
+            "batches"
+        } else {
+            "no batches"
+        };
+        write!(f, "{attach}, {write} for tries")
+    }
+}
+
 /// The loaded datapath.
 pub struct Datapath {
+    /// What was asked for at the start.
+    kernel: Kernel,
     object: aya::Ebpf,
     maps: Maps,
     node: NodeMaps,
@@ -191,11 +215,16 @@ impl Datapath {
                 setup.max_flows
             );
         }
+        let kernel = Kernel {
+            tcx: tcx::is_known().context("asking whether the kernel has TCX")?,
+            trie_batches: maps.takes_batches(),
+        };
         Ok(Self {
+            kernel,
             object,
             maps,
             node: NodeMaps::open(bpffs)?,
-            links: links::Links::new(bpffs, setup.mechanism)?,
+            links: links::Links::new(bpffs, setup.mechanism, kernel.tcx)?,
             on_reload: setup.on_reload,
             adopted,
             bpffs: bpffs.to_owned(),
@@ -213,6 +242,11 @@ impl Datapath {
     /// Whether maps of an earlier agent were found and kept.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// What the kernel was found to have.
+    pub const fn kernel(&self) -> Kernel {
+        self.kernel
     }
 
     /// The maps, for looking.

@@ -12,7 +12,6 @@ use netdp_common::conntrack::{age, ticks};
 use netdp_common::tuple::Tuple;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
 /// Both maps, with what they hold: nobody else writes them.
@@ -73,15 +72,15 @@ impl Maps {
         let now = now(self)?;
         let mut wires = Vec::new();
         let mut originals = Vec::new();
-        batch::for_each::<Tuple, Mapping>(self.rev_snat_data.fd().as_fd(), |wire, half| {
+        batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |wire, half| {
             if half.flags & MAPPING_HOST == 0 && added.ends(wire, age(now, half.created)) {
                 originals.push(wire.answers(half.addr, half.id));
                 wires.push(*wire);
             }
         })
         .context("reading the rev_snat map")?;
-        batch::remove(self.snat_data.fd().as_fd(), &originals).context("in the snat map")?;
-        batch::remove(self.rev_snat_data.fd().as_fd(), &wires).context("in the rev_snat map")?;
+        batch::remove(&self.snat_data, &originals).context("in the snat map")?;
+        batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")?;
         // The next full sweep counts anew.
         self.release_ports(&wires)?;
         Ok(wires.len())
@@ -101,7 +100,7 @@ impl NodeMaps {
         };
         let ports = pinned(pins::NODE_PORTS)?;
         let mut ports_held = BTreeMap::new();
-        batch::for_each::<u32, u32>(ports.fd().as_fd(), |port, bits| {
+        batch::for_each::<u32, u32>(&ports, |port, bits| {
             if let (Ok(port), 1..) = (u16::try_from(*port), *bits) {
                 ports_held.insert(port, *bits);
             }

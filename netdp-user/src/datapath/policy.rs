@@ -7,13 +7,12 @@ use super::history::{self, History};
 use super::maps::{Maps, Trie, ignore_missing};
 use crate::reconcile::PolicyRule;
 use anyhow::{Context as _, Result};
-use aya::maps::MapError;
 use aya::maps::lpm_trie::Key;
+use aya::maps::{MapData, MapError};
 use ipnet::{IpNet, Ipv4Net};
 use netdp_common::abi::{Action, PolicyValue};
 use netdp_common::addr::Addr;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 /// What a change of the policy did.
@@ -97,7 +96,8 @@ impl Maps {
                 .context("reading the idle policy trie")?,
         };
         let difference = Difference::between(&present, &wanted);
-        difference.write(&mut self.policy[idle], self.policy_data[idle].fd().as_fd())?;
+        let batches = self.batches.then_some(&self.policy_data[idle]);
+        difference.write(&mut self.policy[idle], batches)?;
         self.policy_entries[idle] = Some(wanted);
         Ok(difference.len())
     }
@@ -216,16 +216,19 @@ impl Difference {
         self.gone.len() + self.changed.len()
     }
 
-    /// `trie` and `map` are the same.
-    fn write(&self, trie: &mut Trie, map: BorrowedFd<'_>) -> Result<()> {
-        if !batch::try_remove(map, &self.gone).context("removing from the policy")? {
+    /// Writes it in batches if there is a `map` for that, which is the same as `trie`.
+    fn write(&self, trie: &mut Trie, map: Option<&MapData>) -> Result<()> {
+        let mut done = 0;
+        if let Some(map) = map {
+            batch::remove(map, &self.gone).context("removing from the policy")?;
+            // What a batch does not take, one by one tells why.
+            done = batch::update(map, &self.changed, &self.values)?;
+        } else {
             for key in &self.gone {
                 ignore_missing(trie.remove(key))
                     .with_context(|| format!("removing {} from the policy", net_of(key)))?;
             }
         }
-        // What a batch does not take, one by one tells why.
-        let done = batch::try_update(map, &self.changed, &self.values)?;
         for (key, value) in self.changed.iter().zip(&self.values).skip(done) {
             trie.insert(key, value, 0)
                 .with_context(|| format!("adding {} to the policy", net_of(key)))?;

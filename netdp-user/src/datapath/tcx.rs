@@ -155,6 +155,25 @@ impl TcxLink {
     }
 }
 
+/// Whether the kernel has TCX: asked once, by a question that only such a kernel knows. EINVAL is what
+/// those before Linux 6.6 answer, and those without `CONFIG_NET_XGRESS`; of an attempt to attach it
+/// could mean anything.
+///
+/// # Errors
+/// The kernel refuses for another reason.
+pub fn is_known() -> Result<bool> {
+    /// Every namespace has its loopback device there (`LOOPBACK_IFINDEX`, include/net/flow.h).
+    const LOOPBACK: u32 = 1;
+    match programs(LOOPBACK, Hook::Ingress) {
+        Ok(_) => Ok(true),
+        Err(err) => match err.raw_os_error() {
+            Some(libc::EINVAL | libc::EOPNOTSUPP) => Ok(false),
+            Some(libc::ENODEV) => Ok(true),
+            _ => Err(err),
+        },
+    }
+}
+
 /// The ids of the programs on a hook.
 ///
 /// # Errors

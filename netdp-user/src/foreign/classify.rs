@@ -2,10 +2,11 @@
 
 use super::rule::{Match, Target, overlap};
 use super::walk::Reached;
-use crate::config::{Action, Rule};
+use crate::config::{Action, Rule, Rules};
 use crate::iptables::Family;
+use crate::prefixes::Prefixes;
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 /// Prefixes that are named in a reason.
@@ -26,7 +27,7 @@ pub struct Around {
     /// Who translates.
     pub translator: Translator,
     /// The policy.
-    pub rules: Vec<Rule>,
+    pub rules: Rules,
     /// Interfaces that lead out; none if that is unknown.
     pub uplinks: Vec<String>,
     /// Where pods have their addresses; none if that is unknown.
@@ -60,46 +61,112 @@ fn conflict(why: impl Into<String>) -> Verdict {
     }
 }
 
-/// Judges a rule that translates; `after` says that netdp's chain decides before it.
-#[must_use]
-pub fn classify(reached: &Reached<'_>, after: bool, around: &Around) -> Verdict {
-    if let Some(why) = not_pods(reached, around) {
-        return harmless(why);
+/// Judges rules, one after the other.
+pub(super) struct Classifier<'a> {
+    around: &'a Around,
+    /// What was last asked of the policy, and the answer: rules that differ in their sources only
+    /// ask the same.
+    last: Option<(Question<'a>, String)>,
+}
+
+/// What decides which prefixes a rule may translate that the configuration leaves alone.
+#[derive(PartialEq, Eq)]
+struct Question<'a> {
+    family: Option<Family>,
+    /// Whether sources may be of each family.
+    sources: (bool, bool),
+    /// Of destinations.
+    conditions: Vec<&'a Match>,
+    spared_version: u64,
+}
+
+impl<'a> Classifier<'a> {
+    pub(super) const fn new(around: &'a Around) -> Self {
+        Self { around, last: None }
     }
-    let hint = unknown_sources(reached, around);
-    let mut prefixes = bypassed(reached, around);
-    if !prefixes.is_empty() {
-        let more = prefixes.len().saturating_sub(NAMED);
-        prefixes.truncate(NAMED);
-        let more = match more {
+
+    /// Judges a rule that translates; `after` says that netdp's chain decides before it.
+    pub(super) fn classify(&mut self, reached: &Reached<'a, '_>, after: bool) -> Verdict {
+        let around = self.around;
+        if let Some(why) = not_pods(reached, around) {
+            return harmless(why);
+        }
+        let hint = unknown_sources(reached, around);
+        let prefixes = self.bypassed(reached);
+        if !prefixes.is_empty() {
+            return conflict(format!(
+                "translates packets to {prefixes}, which the configuration leaves alone{hint}"
+            ));
+        }
+        if around.translator == Translator::Ebpf {
+            return conflict(format!(
+                "translates packets before netdp gets them, so that netdp's options and status are not about them{hint}"
+            ));
+        }
+        if after {
+            return harmless("comes after netdp's chain, which has decided by then");
+        }
+        match &reached.rule.target {
+            Target::Snat(to) if to.is_empty() || !to.iter().all(|ip| around.local.contains(ip)) => {
+                conflict(format!(
+                    "gives packets another source than netdp's chain, which comes after it{hint}"
+                ))
+            }
+            _ => harmless("translates only what netdp's chain translates, too"),
+        }
+    }
+
+    /// The prefixes that the configuration leaves alone and that the rule may translate, in words;
+    /// nothing if there are none.
+    fn bypassed(&mut self, reached: &Reached<'a, '_>) -> String {
+        let mut question = Question {
+            family: reached.family,
+            sources: (true, true),
+            conditions: Vec::new(),
+            spared_version: reached.spared_version,
+        };
+        for condition in &reached.matches {
+            match condition {
+                Match::Source { nets, .. } => {
+                    let (v4, v6) = families(nets);
+                    question.sources.0 &= v4;
+                    question.sources.1 &= v6;
+                }
+                Match::Destination { .. } => question.conditions.push(condition),
+                _ => {}
+            }
+        }
+        if let Some((last, answer)) = &self.last
+            && *last == question
+        {
+            return answer.clone();
+        }
+        let mut prefixes = bypassed(&question, reached, self.around);
+        // The largest say most.
+        prefixes.sort_by_key(IpNet::prefix_len);
+        let more = match prefixes.len().saturating_sub(NAMED) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        return conflict(format!(
-            "translates packets to {}{more}, which the configuration leaves alone{hint}",
-            prefixes.join(", ")
-        ));
-    }
-    if around.translator == Translator::Ebpf {
-        return conflict(format!(
-            "translates packets before netdp gets them, so that netdp's options and status are not about them{hint}"
-        ));
-    }
-    if after {
-        return harmless("comes after netdp's chain, which has decided by then");
-    }
-    match &reached.rule.target {
-        Target::Snat(to) if to.is_empty() || !to.iter().all(|ip| around.local.contains(ip)) => {
-            conflict(format!(
-                "gives packets another source than netdp's chain, which comes after it{hint}"
-            ))
-        }
-        _ => harmless("translates only what netdp's chain translates, too"),
+        prefixes.truncate(NAMED);
+        let answer = match prefixes.as_slice() {
+            [] => String::new(),
+            prefixes => list(prefixes) + &more,
+        };
+        self.last = Some((question, answer.clone()));
+        answer
     }
 }
 
+/// Whether there are any of IPv4, and of IPv6.
+fn families(nets: &[IpNet]) -> (bool, bool) {
+    let v4 = nets.iter().any(|net| matches!(net, IpNet::V4(_)));
+    let v6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
+    (v4, v6)
+}
+
 /// Why no packet that a pod sends out is concerned, if so.
-fn not_pods(reached: &Reached<'_>, around: &Around) -> Option<String> {
+fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     if let Some(mark) = reached.mark {
         return Some(format!("concerns only packets that carry the mark {mark}"));
     }
@@ -163,67 +230,86 @@ fn not_pods(reached: &Reached<'_>, around: &Around) -> Option<String> {
         .then(|| format!("concerns only sources in {}, no pods", list(sources)))
 }
 
-/// The prefixes that the configuration leaves alone and that the rule may translate.
-fn bypassed(reached: &Reached<'_>, around: &Around) -> Vec<String> {
-    let masqueraded_within = |prefix: &IpNet, part: &IpNet| {
-        around.rules.iter().any(|rule| {
-            rule.action == Action::Masquerade
-                && rule.prefix.prefix_len() > prefix.prefix_len()
-                && rule.prefix.contains(part)
-        })
-    };
-    let translated = |prefix: &IpNet| {
-        let family = match prefix {
-            IpNet::V4(_) => Family::V4,
-            IpNet::V6(_) => Family::V6,
-        };
-        (around.enable_ipv6 || family == Family::V4)
-            && reached.family.is_none_or(|only| only == family)
-            && parts(reached, prefix).iter().any(|part| {
-                !reached.spared.iter().any(|net| net.contains(part))
-                    && !masqueraded_within(prefix, part)
-            })
-    };
-    let mut found: Vec<_> = around
-        .rules
-        .iter()
-        .filter(|rule| rule.action == Action::Bypass && translated(&rule.prefix))
-        .map(|rule| rule.prefix)
-        .collect();
-    // The largest say most.
-    found.sort_by_key(IpNet::prefix_len);
-    found.iter().map(ToString::to_string).collect()
-}
-
-/// What of the prefix meets the rule's conditions, as far as addresses tell.
-fn parts(reached: &Reached<'_>, prefix: &IpNet) -> Vec<IpNet> {
-    let mut parts = vec![*prefix];
-    for condition in &reached.matches {
-        match condition {
-            Match::Source { nets, .. } | Match::Destination { nets, .. }
-                if !nets.iter().any(|net| same_family(net, prefix)) =>
-            {
-                return Vec::new();
-            }
-            Match::Destination { nets, not: true } => {
-                parts.retain(|part| !nets.iter().any(|net| net.contains(part)));
-            }
-            Match::Destination { nets, not: false } => {
-                let both = |part: &IpNet| {
-                    let of = *part;
-                    let within = nets.iter().filter(move |net| overlap(net, &of));
-                    within.map(move |net| if net.contains(&of) { of } else { *net })
-                };
-                parts = parts.iter().flat_map(both).collect();
-            }
-            _ => {}
+/// The answer to a question about the rule.
+fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around) -> Vec<IpNet> {
+    let mut conditions = Vec::new();
+    let (mut v4, mut v6) = question.sources;
+    for condition in &question.conditions {
+        if let Match::Destination { nets, not } = condition {
+            let of = families(nets);
+            v4 &= of.0;
+            v6 &= of.1;
+            conditions.push((nets, *not));
         }
     }
-    parts
+    v4 &= question.family != Some(Family::V6);
+    v6 &= question.family != Some(Family::V4) && around.enable_ipv6;
+    // The shortest list of destinations leads to the prefixes; the others are asked of each.
+    let positive = (0..conditions.len()).filter(|at| conditions.get(*at).is_some_and(|it| !it.1));
+    let first = positive.min_by_key(|at| conditions.get(*at).map(|it| it.0.len()));
+    let first = first.map(|at| conditions.swap_remove(at).0);
+    let conditions: Vec<_> = conditions
+        .into_iter()
+        .map(|(nets, not)| (nets, Prefixes::new(nets.iter().copied()), not))
+        .collect();
+    let is_translated = |prefix: &IpNet, part: IpNet| {
+        let mut parts = vec![part];
+        for (nets, prefixes, not) in &conditions {
+            if *not {
+                parts.retain(|part| prefixes.covering(*part).next().is_none());
+                continue;
+            }
+            let both = |part: IpNet| {
+                let covered = prefixes.covering(part).next().map(|_| part);
+                let inside = prefixes.inside(part).filter_map(|at| nets.get(at).copied());
+                let inside = inside.filter(move |_| covered.is_none());
+                covered.into_iter().chain(inside)
+            };
+            parts = parts.into_iter().flat_map(both).collect();
+        }
+        parts.iter().any(|part| {
+            !reached.spared.covers(part) && !masqueraded_within(&around.rules, prefix, *part)
+        })
+    };
+    let is_bypass = |rule: &&Rule| {
+        let of_family = match rule.prefix {
+            IpNet::V4(_) => v4,
+            IpNet::V6(_) => v6,
+        };
+        rule.action == Action::Bypass && of_family
+    };
+    let rules = &around.rules;
+    let Some(nets) = first else {
+        let all = rules.iter().filter(is_bypass).map(|rule| rule.prefix);
+        return all
+            .filter(|prefix| is_translated(prefix, *prefix))
+            .collect();
+    };
+    let mut found = Vec::new();
+    let mut known = HashSet::new();
+    for net in nets {
+        let around = rules.covering(*net).map(|rule| (rule, *net));
+        let inside = rules.inside(*net).map(|rule| (rule, rule.prefix));
+        for (rule, part) in around.chain(inside).filter(|(rule, _)| is_bypass(rule)) {
+            if !known.contains(&rule.prefix) && is_translated(&rule.prefix, part) {
+                known.insert(rule.prefix);
+                found.push(rule.prefix);
+            }
+        }
+    }
+    found
+}
+
+/// Whether a longer prefix than `prefix` masquerades all of `part`, which is in that.
+fn masqueraded_within(rules: &Rules, prefix: &IpNet, part: IpNet) -> bool {
+    rules
+        .covering(part)
+        .take_while(|rule| rule.prefix.prefix_len() > prefix.prefix_len())
+        .any(|rule| rule.action == Action::Masquerade)
 }
 
 /// Where sources are named and nobody says where pods are.
-fn unknown_sources(reached: &Reached<'_>, around: &Around) -> String {
+fn unknown_sources(reached: &Reached<'_, '_>, around: &Around) -> String {
     let named = reached
         .matches
         .iter()

@@ -2,7 +2,7 @@
 //! give another destination to what is addressed to the node.
 //!
 //! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]). [`walk`]
-//! finds what is reached from POSTROUTING, [`classify`] says what each rule means for pods' packets.
+//! finds what is reached from POSTROUTING, [`classify`](classify::Classifier::classify) says what each rule means for pods' packets.
 //! [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports.
 
 mod classify;
@@ -19,13 +19,13 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use classify::{Around, Translator, Verdict, classify};
+pub use classify::{Around, Translator};
 pub use inward::Diverted;
 pub use read::look;
 pub use watch::Watch;
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// All that one look shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct Seen {
 }
 
 /// One rule, or several that differ in their addresses only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Finding {
     /// Who writes such rules, as far as names tell.
     pub owner: String,
@@ -77,15 +77,6 @@ pub struct Finding {
     pub why: String,
 }
 
-impl Finding {
-    fn is_like(&self, other: &Self) -> bool {
-        self.owner != owner::UNKNOWN
-            && (&self.owner, &self.family, &self.backend)
-                == (&other.owner, &other.family, &other.backend)
-            && (self.conflict, &self.why) == (other.conflict, &other.why)
-    }
-}
-
 impl std::fmt::Display for Finding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
@@ -100,12 +91,33 @@ impl std::fmt::Display for Finding {
     }
 }
 
-impl Seen {
-    /// Adds a finding; rules of one owner that mean the same count as one.
-    pub(crate) fn add(&mut self, finding: Finding) {
-        match self.rules.iter_mut().find(|known| known.is_like(&finding)) {
-            Some(known) => known.count += 1,
-            None => self.rules.push(finding),
+/// Findings as they come; rules of one owner that mean the same count as one.
+#[derive(Debug, Default)]
+struct Findings {
+    rules: Vec<Finding>,
+    /// Where in `rules` those of known owners are.
+    known: HashMap<Meaning, usize>,
+}
+
+/// Owner, family, backend, whether it is a conflict, and why.
+type Meaning = (String, String, String, bool, String);
+
+impl Findings {
+    fn add(&mut self, finding: Finding) {
+        if finding.owner != owner::UNKNOWN {
+            let meaning = (
+                finding.owner.clone(),
+                finding.family.clone(),
+                finding.backend.clone(),
+                finding.conflict,
+                finding.why.clone(),
+            );
+            let place = *self.known.entry(meaning).or_insert(self.rules.len());
+            if let Some(like) = self.rules.get_mut(place) {
+                like.count += 1;
+                return;
+            }
         }
+        self.rules.push(finding);
     }
 }

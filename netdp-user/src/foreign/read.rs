@@ -1,15 +1,14 @@
 //! Reads the rules of the namespace with the programs that there are.
 
-use super::classify::{Around, Translator, classify};
+use super::classify::{Around, Classifier, Translator};
 use super::inward::{self, Diverted};
 use super::rule::Ruleset;
-use super::{Finding, Look, iptables, nft, owner, walk};
+use super::{Finding, Findings, Look, iptables, nft, owner, walk};
 use crate::iptables::{Backend, Family, Iptables, has_legacy_nat};
 use crate::programs;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::net::IpAddr;
 
 /// What nobody would look for.
@@ -20,6 +19,7 @@ const NO_PROGRAM: &str = "is not here, so that NAT rules made with it cannot be 
 #[must_use]
 pub fn look(around: &Around) -> Look {
     let mut look = Look::default();
+    let mut findings = Findings::default();
     let local = reachable(around);
     let mut families = vec![Family::V4];
     if around.enable_ipv6 {
@@ -40,14 +40,14 @@ pub fn look(around: &Around) -> Look {
                         &family.to_string(),
                         &backend.to_string(),
                         around,
-                        &mut look,
+                        (&mut look, &mut findings),
                     );
                     if backend == Backend::Nft {
                         read.push(family);
                     }
                 }
                 Err(err) => {
-                    if !is_missing(&err) {
+                    if !programs::is_absent(&err) {
                         look.nat.failed.insert(backend.to_string());
                     }
                     let problem = format!("iptables, {family}, {backend}: {err:#}");
@@ -61,8 +61,8 @@ pub fn look(around: &Around) -> Look {
             }
         }
     }
-    if let Err(err) = native(&read, around, &local, &mut look) {
-        if !is_missing(&err) {
+    if let Err(err) = native(&read, around, &local, (&mut look, &mut findings)) {
+        if !programs::is_absent(&err) {
             look.nat.failed.insert("nftables".into());
         }
         let problem = format!("nftables: {err:#}");
@@ -70,6 +70,7 @@ pub fn look(around: &Around) -> Look {
         look.nat.unread.push(problem.clone());
         look.seen.unread.push(problem);
     }
+    look.seen.rules = findings.rules;
     look
 }
 
@@ -79,20 +80,12 @@ fn reachable(around: &Around) -> BTreeSet<IpAddr> {
     around.local.iter().filter(may).copied().collect()
 }
 
-/// Whether the error is that a program is not here.
-fn is_missing(err: &anyhow::Error) -> bool {
-    err.chain().any(|cause| {
-        let cause = cause.downcast_ref::<std::io::Error>();
-        cause.is_some_and(|err| err.kind() == ErrorKind::NotFound)
-    })
-}
-
 /// Tables that iptables-nft does not print; it printed its own for the families in `read`.
 fn native(
     read: &[Family],
     around: &Around,
     local: &BTreeSet<IpAddr>,
-    look: &mut Look,
+    (look, findings): (&mut Look, &mut Findings),
 ) -> Result<()> {
     let chains = json(&["list", "chains"])?;
     for (table, roots) in nft::tables(&chains) {
@@ -119,9 +112,9 @@ fn native(
         set.family = family;
         let family = family.map_or_else(|| "both".into(), |family| family.to_string());
         let place = format!("{} {}", table.family, table.name);
-        let (rules, diverted) = (look.seen.rules.len(), look.nat.diverted.len());
-        judge(&set, &family, "nftables", around, look);
-        let rules = look.seen.rules.iter_mut().skip(rules);
+        let (rules, diverted) = (findings.rules.len(), look.nat.diverted.len());
+        judge(&set, &family, "nftables", around, (look, findings));
+        let rules = findings.rules.iter_mut().skip(rules);
         let rules = rules.map(|found| (&mut found.chain, &mut found.owner, &found.rule));
         let diverted = look.nat.diverted.iter_mut().skip(diverted);
         let diverted = diverted.map(|found| (&mut found.chain, &mut found.owner, &found.rule));
@@ -146,7 +139,13 @@ fn run(arguments: &[&str]) -> Result<String> {
     Ok(nft.run(arguments, "")?.output)
 }
 
-fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, look: &mut Look) {
+fn judge(
+    set: &Ruleset,
+    family: &str,
+    backend: &str,
+    around: &Around,
+    (look, findings): (&mut Look, &mut Findings),
+) {
     let diverted = inward::reached(set).into_iter().map(|way| Diverted {
         owner: owner::owner(&[way.chain], way.rule).into(),
         backend: backend.into(),
@@ -156,18 +155,28 @@ fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, look: &mut
         ports: way.ports,
     });
     look.nat.diverted.extend(diverted);
-    let all = walk::reached(set);
     let own = match &around.translator {
         Translator::Ebpf => None,
         Translator::Chain(name) => Some(name.as_str()),
     };
-    let is_own = |way: &walk::Reached<'_>| own.is_some_and(|own| way.path.contains(&own));
-    let position = all.iter().find(|way| is_own(way)).map(|way| way.position);
-    for way in all.iter().filter(|way| !is_own(way)) {
+    let is_own = |way: &walk::Reached<'_, '_>| own.is_some_and(|own| way.path.contains(&own));
+    let mut position = None;
+    if own.is_some() {
+        walk::reached(set, |way| {
+            if position.is_none() && is_own(way) {
+                position = Some(way.position);
+            }
+        });
+    }
+    let mut classifier = Classifier::new(around);
+    walk::reached(set, |way| {
+        if is_own(way) {
+            return;
+        }
         let after = position.is_some_and(|own| way.position > own);
-        let verdict = classify(way, after, around);
-        look.seen.add(Finding {
-            owner: owner::owner(&way.path, &way.rule.text).into(),
+        let verdict = classifier.classify(way, after);
+        findings.add(Finding {
+            owner: owner::owner(way.path, &way.rule.text).into(),
             family: family.into(),
             backend: backend.into(),
             chain: way.chain().into(),
@@ -176,5 +185,5 @@ fn judge(set: &Ruleset, family: &str, backend: &str, around: &Around, look: &mut
             conflict: verdict.conflict,
             why: verdict.why,
         });
-    }
+    });
 }

@@ -1,10 +1,9 @@
 mod inward;
 
-use super::classify::{Around, Translator};
+use super::classify::{Around, Classifier, Translator};
 use super::{iptables, nft, owner, rule::Ruleset, walk};
-use crate::config::{Action, Origin, Rule};
+use crate::config::{Action, Origin, Rule, Rules};
 use crate::iptables::{Family, Table};
-use ipnet::IpNet;
 
 fn prefix(text: &str, action: Action) -> Rule {
     Rule {
@@ -13,6 +12,10 @@ fn prefix(text: &str, action: Action) -> Rule {
         origin: Origin::BuiltIn,
         also: Vec::new(),
     }
+}
+
+fn with(rules: &Rules, more: Rule) -> Rules {
+    rules.iter().cloned().chain([more]).collect()
 }
 
 /// ip-masq-agent's defaults, two uplinks, and pods that are known to be in 10.244.0.0/16.
@@ -42,14 +45,14 @@ fn chain() -> Translator {
 }
 
 fn judge(set: &Ruleset, after: bool, around: &Around) -> Vec<(String, bool, String)> {
-    walk::reached(set)
-        .iter()
-        .map(|way| {
-            let verdict = super::classify(way, after, around);
-            let owner = owner::owner(&way.path, &way.rule.text).to_owned();
-            (owner, verdict.conflict, verdict.why)
-        })
-        .collect()
+    let mut classifier = Classifier::new(around);
+    let mut judged = Vec::new();
+    walk::reached(set, |way| {
+        let verdict = classifier.classify(way, after);
+        let owner = owner::owner(way.path, &way.rule.text).to_owned();
+        judged.push((owner, verdict.conflict, verdict.why));
+    });
+    judged
 }
 
 fn saved(rules: &str) -> Ruleset {
@@ -173,9 +176,9 @@ fn flannel_calico_kind_and_aws_are_in_conflict() {
 fn prefixes_that_are_masqueraded_anyway_do_not_matter_to_the_chain() {
     let set = saved("-A POSTROUTING -d 10.9.0.0/16 -j MASQUERADE\n");
     let mut around = around(chain());
-    around.rules.push(prefix("10.9.0.0/16", Action::Masquerade));
+    around.rules = with(&around.rules, prefix("10.9.0.0/16", Action::Masquerade));
     assert!(!judge(&set, false, &around)[0].1);
-    around.rules.push(prefix("10.9.7.0/24", Action::Bypass));
+    around.rules = with(&around.rules, prefix("10.9.7.0/24", Action::Bypass));
     let (_, conflict, why) = &judge(&set, false, &around)[0];
     assert!(conflict);
     assert!(why.contains(" 10.9.7.0/24,"), "{why}");
@@ -247,7 +250,7 @@ fn another_source_is_a_conflict_unless_netdp_comes_first() {
 #[test]
 fn rules_that_nothing_leads_to_do_not_count_and_circles_end() {
     let set = saved("-A A -j MASQUERADE\n-A POSTROUTING -j B\n-A B -j C\n-A C -j B\n");
-    assert!(walk::reached(&set).is_empty());
+    assert_eq!(judge(&set, false, &around(Translator::Ebpf)), []);
 }
 
 const NFT: &str = include_str!("tests/nft.json");
@@ -265,12 +268,18 @@ fn native_rules_are_read() {
         (&["p".to_owned()][..], 0)
     );
     let set = nft::ruleset(&listing, NFT_TEXT, roots, &Default::default());
-    let ways = walk::reached(&set);
+    let mut ways = Vec::new();
+    let mut spared = Vec::new();
+    walk::reached(&set, |way| {
+        ways.push(way.rule.text.as_str());
+        spared
+            .push(["10.0.0.0/8", "11.0.0.0/8"].map(|net| way.spared.covers(&net.parse().unwrap())));
+    });
     let found = judge(&set, false, &around(Translator::Ebpf));
     let told: Vec<_> = ways
         .iter()
         .zip(&found)
-        .map(|(way, (_, conflict, why))| (way.rule.text.as_str(), *conflict, why.as_str()))
+        .map(|(way, (_, conflict, why))| (*way, *conflict, why.as_str()))
         .collect();
     let before = "translates packets before netdp gets them, so that netdp's options and status are not about them";
     assert_eq!(
@@ -303,6 +312,85 @@ fn native_rules_are_read() {
             ),
         ]
     );
-    let spared: Vec<IpNet> = ways[4].spared.iter().map(|net| **net).collect();
-    assert_eq!(spared, ["10.0.0.0/8".parse::<IpNet>().unwrap()]);
+    assert_eq!(spared[4], [true, false]);
+}
+
+#[test]
+fn what_spares_in_a_chain_spares_in_that_chain_only() {
+    let rules = "\
+-A POSTROUTING -d 10.0.0.0/8 -j RETURN
+-A POSTROUTING -j A
+-A POSTROUTING -j MASQUERADE
+-A A -d 172.16.0.0/12 -j RETURN
+-A A -d 10.0.0.0/8 -j RETURN
+-A A -j MASQUERADE
+";
+    let judged = judge(&saved(rules), false, &around(Translator::Ebpf));
+    let why = |prefixes: &str| {
+        format!("translates packets to {prefixes}, which the configuration leaves alone")
+    };
+    let told: Vec<_> = judged.into_iter().map(|(.., why)| why).collect();
+    assert_eq!(
+        told,
+        [
+            why("169.254.0.0/16, 192.168.0.0/16"),
+            why("172.16.0.0/12, 169.254.0.0/16, 192.168.0.0/16")
+        ]
+    );
+}
+
+/// The `n`th of more networks than anybody lists.
+fn nth(n: u32) -> String {
+    format!("{}/30", std::net::Ipv4Addr::from(0x0a00_0000 + n * 4))
+}
+
+/// As many rules as a policy may well have, judged by as many, in every shape that asks the policy:
+/// asking each by each would not end.
+#[test]
+fn long_lists_are_judged_by_long_lists() {
+    const MANY: u32 = 100_000;
+    let around = Around {
+        rules: (0..MANY).map(|n| prefix(&nth(n), Action::Bypass)).collect(),
+        ..around(Translator::Ebpf)
+    };
+    let lines = |line: &dyn Fn(u32) -> String| saved(&(0..MANY).map(line).collect::<String>());
+    let conflicts = |set: &Ruleset| {
+        let judged = judge(set, false, &around);
+        judged
+            .iter()
+            .filter(|(_, conflict, why)| *conflict && why.contains("leaves alone"))
+            .count()
+    };
+    let by_destination = lines(&|n| format!("-A POSTROUTING -d {} -j MASQUERADE\n", nth(n)));
+    assert_eq!(conflicts(&by_destination), MANY as usize);
+    let by_source = lines(&|n| {
+        let source = std::net::Ipv4Addr::from(0x0af4_0000 + n % 256);
+        format!("-A POSTROUTING -s {source}/32 -j MASQUERADE\n")
+    });
+    assert_eq!(conflicts(&by_source), MANY as usize);
+    // Half of them spare what the other half would have translated.
+    let spared = lines(&|n| match n % 2 {
+        0 => format!("-A POSTROUTING -d {} -j RETURN\n", nth(n)),
+        _ => format!("-A POSTROUTING -d {} -j MASQUERADE\n", nth(n - 1)),
+    });
+    assert_eq!(conflicts(&spared), 0);
+    // A chain that is led to from many places.
+    let jumps = lines(&|n| match n % 2 {
+        0 => format!("-A POSTROUTING -d {} -j RETURN\n", nth(n)),
+        _ => format!("-A POSTROUTING -d {} -j A\n", nth(n)),
+    });
+    let mut jumps = jumps;
+    jumps
+        .chains
+        .extend(saved("-A A -j MASQUERADE\n").chains.remove_entry("A"));
+    assert_eq!(conflicts(&jumps), MANY as usize / 2);
+    // A set on either side of a condition.
+    for not in [true, false] {
+        let nets = (0..MANY).map(|n| nth(n).parse().unwrap()).collect();
+        let mut set = saved("-A POSTROUTING -d 0.0.0.0/1 -j MASQUERADE\n");
+        let rule = &mut set.chains.get_mut("POSTROUTING").unwrap()[0];
+        rule.matches
+            .push(super::rule::Match::Destination { nets, not });
+        assert_eq!(conflicts(&set), usize::from(!not));
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::{Backend, Chain, Family, Iptables, Ports, Rule};
 use crate::config::Config;
+use crate::programs;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -227,15 +228,22 @@ impl Found {
 }
 
 /// The chain `name` with what leads to it, and the rules of k8s-custom-iptables whose prefix
-/// `covered` knows, in both families and backends.
-pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> Vec<Found> {
+/// `covered` knows, in both families and backends; and which tables could not be read, although the
+/// program is here.
+pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<String>) {
     let mut found = Vec::new();
+    let mut unread = Vec::new();
     for backend in [Backend::Nft, Backend::Legacy] {
         for family in [Family::V4, Family::V6] {
             let iptables = Iptables { family, backend };
-            // Tables that can't be read are told of where other NAT rules are looked for.
-            let Ok(table) = iptables.read() else {
-                continue;
+            let table = match iptables.read() {
+                Ok(table) => table,
+                // What is made without them is told of where other NAT rules are looked for.
+                Err(err) if programs::is_absent(&err) => continue,
+                Err(err) => {
+                    unread.push(format!("iptables, {family}, {backend}: {err:#}"));
+                    continue;
+                }
             };
             let rules = |wanted: &dyn Fn(&str) -> bool| -> Vec<_> {
                 table
@@ -261,7 +269,7 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> Vec<Found> {
             }
         }
     }
-    found
+    (found, unread)
 }
 
 /// The destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
@@ -277,7 +285,11 @@ fn custom_prefix(rule: &str) -> Option<&str> {
 /// The programs fail.
 pub fn remove(name: &str) -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    for found in find(name, |_| false) {
+    let (found, unread) = find(name, |_| false);
+    for problem in unread {
+        log::warn!("{problem}");
+    }
+    for found in found {
         found.remove(false)?;
         removed.push(found.to_string());
     }

@@ -9,9 +9,16 @@ use std::path::{Path, PathBuf};
 
 pub use super::watch::Watcher;
 use crate::config::{Diagnostic, Document, MAX_DOCUMENT_BYTES, Rejected};
+use crate::misspelling::nearest;
 
 /// How many bytes all files may have together.
 const MAX_BYTES: usize = 64 << 20;
+
+/// Entries of a directory that are compared with a name that is not there.
+const MAX_SIBLINGS: usize = 1000;
+
+/// Above this similarity a name is taken for a misspelling.
+const MIN_SIMILARITY: f64 = 0.9;
 
 /// Reads the documents at `paths`, in their order. A path is a file, or a directory of which every
 /// regular file counts, sorted by name, except those that [`is_config_name`] leaves out. What does
@@ -60,6 +67,30 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
 pub fn absent(paths: &[PathBuf]) -> Vec<&Path> {
     let missing = |path: &&PathBuf| fs::metadata(path).is_err_and(|error| is_absence(&error));
     paths.iter().filter(missing).map(PathBuf::as_path).collect()
+}
+
+/// What may have been meant by a path that does not exist: several, or one that is nearly called so.
+pub fn meant_by(path: &Path) -> Option<String> {
+    let text = path.to_string_lossy();
+    let parts: Vec<&str> = text
+        .split([',', ':', ' '])
+        .filter(|it| !it.is_empty())
+        .collect();
+    if parts.len() > 1 && parts.iter().all(|part| Path::new(part).exists()) {
+        return Some(format!("give each path by itself: {}", parts.join(" and ")));
+    }
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    let entries = fs::read_dir(dir.unwrap_or(Path::new("."))).ok()?;
+    let names: Vec<String> = entries
+        .take(MAX_SIBLINGS)
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    let name = path.file_name()?.to_string_lossy();
+    let nearest = nearest(&name, names.iter().map(String::as_str), MIN_SIMILARITY)?;
+    Some(format!(
+        "did you mean {}?",
+        path.with_file_name(nearest).display()
+    ))
 }
 
 /// Whether a file of this name in a configuration directory counts: hidden files are the workings

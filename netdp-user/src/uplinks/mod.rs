@@ -8,6 +8,7 @@
 
 mod address;
 mod detour;
+mod hint;
 mod model;
 mod pods;
 mod select;
@@ -20,6 +21,7 @@ mod watch;
 mod tests;
 
 pub use detour::detours;
+pub use hint::hint;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Snapshot, local_addresses,
 };

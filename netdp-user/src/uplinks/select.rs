@@ -51,6 +51,18 @@ impl Patterns {
         self.0.iter().any(|pattern| pattern.is_match(name))
     }
 
+    /// Those that no link matches, the loopback device aside.
+    pub fn unmatched(&self, snapshot: &Snapshot) -> Vec<String> {
+        let is_unmatched = |pattern: &&GlobMatcher| {
+            let mut links = snapshot.links.iter().filter(|link| !link.loopback);
+            !links.any(|link| pattern.is_match(&link.name))
+        };
+        let unmatched = self.0.iter().filter(is_unmatched);
+        unmatched
+            .map(|pattern| pattern.glob().to_string())
+            .collect()
+    }
+
     /// Whether no link was named.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -30,7 +30,7 @@ pub struct AgentOptions {
     binary: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
-    bpf_error: Option<Errno>,
+    bpf_error: Option<(Errno, &'static [u8])>,
 }
 
 impl AgentOptions {
@@ -78,8 +78,15 @@ impl AgentOptions {
     }
 
     /// As on a kernel whose bpf(2) does nothing but fail so; `None` ends that.
-    pub const fn set_bpf_error(&mut self, error: Option<Errno>) {
-        self.bpf_error = error;
+    pub fn set_bpf_error(&mut self, error: Option<Errno>) {
+        self.bpf_error = error.map(|error| (error, &[][..]));
+    }
+
+    /// As on a kernel where these commands of bpf(2) (`enum bpf_cmd`) fail so.
+    #[must_use]
+    pub const fn without_bpf(mut self, commands: &'static [u8], error: Errno) -> Self {
+        self.bpf_error = Some((error, commands));
+        self
     }
 
     /// Another argument instead of one that was given.
@@ -238,8 +245,8 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
     command.arg("run").args(&options.arguments);
     name_directories(&mut command, dir);
     command.arg("--ready-file").arg(ready);
-    if let Some(error) = options.bpf_error {
-        fail_bpf(&mut command, error);
+    if let Some((error, commands)) = options.bpf_error {
+        fail_bpf(&mut command, error, commands);
     }
     Running::start(command)
 }

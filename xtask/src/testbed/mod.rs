@@ -37,6 +37,7 @@ mod pings;
 mod process;
 mod redis;
 mod service;
+mod tracking;
 mod workdir;
 
 pub use agent::{Agent, AgentOptions, binary_from_env};
@@ -52,4 +53,5 @@ pub use netns::Netns;
 pub use pings::{Pinged, Pings};
 pub use process::{Running, output, wait_for, wait_some};
 pub use redis::RedisServer;
+pub use tracking::ensure_tracked;
 pub use workdir::WorkDir;

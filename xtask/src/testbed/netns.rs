@@ -2,6 +2,7 @@
 
 use super::names::{self, NETNS_DIR};
 use super::process::{Running, output, wait_for, wait_some};
+use super::tracking;
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, setns};
 use std::ffi::OsStr;
@@ -27,6 +28,22 @@ pub struct Netns(Arc<Inner>);
 struct Inner {
     name: String,
     file: File,
+}
+
+impl Inner {
+    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)
+                    .with_context(|| format!("entering the namespace {}", self.name))?;
+                Ok(work())
+            });
+            match thread.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
 }
 
 impl Netns {
@@ -109,17 +126,7 @@ impl Netns {
     /// Runs `work` on a thread of its own inside the namespace: the sockets
     /// that it opens stay in here wherever they are used afterwards.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
-                setns(&self.0.file, CloneFlags::CLONE_NEWNET)
-                    .with_context(|| format!("entering the namespace {}", self.name()))?;
-                Ok(work())
-            });
-            match thread.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        self.0.enter(work)
     }
 
     /// Opens a socket in here that needs a certain port. Where the port was given back
@@ -165,6 +172,10 @@ impl Netns {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // libtest shows it where a test failed.
+        if let Ok(Some(full)) = self.enter(tracking::was_full) {
+            eprintln!("in {}: {full}", self.name);
+        }
         names::remove_netns(&self.name);
     }
 }

@@ -1,40 +1,64 @@
-//! Processes for which bpf(2) fails, as on a kernel that has none.
+//! Processes for which bpf(2) fails, as on a kernel that has none, or an older one.
 
 use nix::errno::Errno;
 use std::io::Error;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// Has every bpf(2) of the command's process, and of those that it starts, fail
-/// with this error: a seccomp filter (seccomp(2)), as container runtimes use.
-pub(super) fn fail_bpf(command: &mut Command, error: Errno) {
+/// Where the first argument is in `seccomp_data`: its lower half, on a machine with the lowest byte
+/// first.
+const FIRST_ARGUMENT: u32 = 16;
+
+/// Has bpf(2) of the command's process, and of those that it starts, fail with this error: a seccomp
+/// filter (seccomp(2)), as container runtimes use. `commands` are those that fail (`enum bpf_cmd`,
+/// include/uapi/linux/bpf.h); all if there are none.
+pub(super) fn fail_bpf(command: &mut Command, error: Errno, commands: &[u8]) {
+    let filter = filter(error, commands);
     // SAFETY: between fork and exec the closure makes two system calls; it takes
     // no lock and allocates nothing.
     unsafe {
-        command.pre_exec(move || install(error));
+        command.pre_exec(move || install(&filter));
     }
 }
 
-fn install(error: Errno) -> std::io::Result<()> {
+fn filter(error: Errno, commands: &[u8]) -> Vec<libc::sock_filter> {
     let instruction = |code: u32, k, jt, jf| {
         // The opcodes fit: linux/bpf_common.h.
         let code = code.to_le_bytes();
         let code = u16::from_le_bytes([code[0], code[1]]);
         libc::sock_filter { code, jt, jf, k }
     };
-    let number = u32::try_from(libc::SYS_bpf).map_err(Error::other)?;
+    let number = u32::try_from(libc::SYS_bpf).unwrap_or(u32::MAX);
     // Failing is with the error in the lower half (SECCOMP_RET_DATA).
     let fail = libc::SECCOMP_RET_ERRNO | (error as i32).cast_unsigned();
-    let mut filter = [
+    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let end = libc::BPF_RET | libc::BPF_K;
+    let mut filter = vec![
         // The number of the system call comes first in `seccomp_data`.
-        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number, 0, 1),
-        instruction(libc::BPF_RET | libc::BPF_K, fail, 0, 0),
-        instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+        instruction(load, 0, 0, 0),
+        instruction(jump, number, 1, 0),
+        instruction(end, libc::SECCOMP_RET_ALLOW, 0, 0),
+        instruction(load, FIRST_ARGUMENT, 0, 0),
     ];
+    for command in commands {
+        filter.push(instruction(jump, u32::from(*command), 0, 1));
+        filter.push(instruction(end, fail, 0, 0));
+    }
+    let others = if commands.is_empty() {
+        fail
+    } else {
+        libc::SECCOMP_RET_ALLOW
+    };
+    filter.push(instruction(end, others, 0, 0));
+    filter
+}
+
+fn install(filter: &[libc::sock_filter]) -> std::io::Result<()> {
     let program = libc::sock_fprog {
-        len: 4,
-        filter: filter.as_mut_ptr(),
+        len: u16::try_from(filter.len()).map_err(Error::other)?,
+        // The kernel only reads it.
+        filter: filter.as_ptr().cast_mut(),
     };
     // SAFETY: the arguments are numbers, and a program that lives through the call.
     let done = unsafe {

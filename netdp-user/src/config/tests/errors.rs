@@ -61,11 +61,15 @@ fn text_that_is_no_mapping() {
             &["found the number 42"],
         ),
         (
-            "masqLinkLocal: true\n---\n",
-            "c.yaml:2: a second YAML document",
-            &["one document"],
+            "{}\n---\n- 10.0.0.0/8\n",
+            "c.yaml:3: expected a mapping",
+            &["found a list"],
         ),
-        ("{}\n---\n{}\n", "c.yaml:2: a second YAML document", &[]),
+        (
+            "a: &a 1\n---\nb: *a\n",
+            "c.yaml:3: an alias",
+            &["another document"],
+        ),
         (
             "masqLinkLocal: !!bool true",
             "c.yaml:1: YAML tags",

@@ -247,6 +247,26 @@ fn a_network_is_masqueraded_only_whole() {
         // It holds a network that is not.
         ("192.168.0.0/16", false),
     ] {
-        assert_eq!(config.masquerades(&net.parse().unwrap()), whole, "{net}");
+        assert_eq!(config.masquerades(net.parse().unwrap()), whole, "{net}");
+    }
+}
+
+/// As many rules as a policy may well have, asked for as many destinations: asking each rule would
+/// not end.
+#[test]
+fn long_lists_are_asked_often() {
+    const MANY: u32 = 100_000;
+    let address = |n: u32| Ipv4Addr::from(0x0a00_0000 + n * 4);
+    let text: String = (0..MANY)
+        .map(|n| format!("- {}/30\n", address(n)))
+        .collect();
+    let text = format!("cidrLimit: {MANY}\nnonMasqueradeCIDRs:\n{text}");
+    let config = accept(&text).config;
+    for n in 0..MANY {
+        let (inside, outside) = (address(n), address(n + MANY));
+        assert_eq!(config.decide(inside.into()).action, Action::Bypass);
+        assert_eq!(config.decide(outside.into()).action, Action::Masquerade);
+        assert!(config.masquerades(IpAddr::from(outside).into()));
+        assert!(!config.masquerades(IpNet::new(inside.into(), 29).unwrap()));
     }
 }

@@ -11,7 +11,6 @@ use netdp_common::share::{self, Ended, Key, Role, Share, bucket_of_mapping};
 use netdp_common::siphash;
 use netdp_common::tuple::Tuple;
 use std::collections::HashMap;
-use std::os::fd::AsFd as _;
 
 /// The mappings of a pass by the bucket that they count in.
 #[derive(Debug, Default)]
@@ -138,7 +137,7 @@ impl Maps {
     /// The map could not be read.
     pub fn shares(&self) -> Result<HashMap<u32, Share>> {
         let mut shares = HashMap::new();
-        batch::for_each::<u32, Share>(self.pods()?.shares_data.fd().as_fd(), |bucket, share| {
+        batch::for_each::<u32, Share>(&self.pods()?.shares_data, |bucket, share| {
             shares.insert(*bucket, *share);
         })
         .context("reading the shares map")?;
@@ -152,18 +151,15 @@ impl Maps {
         change: impl Fn(u32, &T, &mut Ended),
     ) -> Result<()> {
         let mut changed = Vec::new();
-        batch::for_each::<u32, Ended>(
-            self.pods()?.shares_ended_data.fd().as_fd(),
-            |bucket, before| {
-                let mut ended = *before;
-                if let Some(share) = shares.get(bucket) {
-                    change(*bucket, share, &mut ended);
-                }
-                if ended != *before {
-                    changed.push((*bucket, ended));
-                }
-            },
-        )
+        batch::for_each::<u32, Ended>(&self.pods()?.shares_ended_data, |bucket, before| {
+            let mut ended = *before;
+            if let Some(share) = shares.get(bucket) {
+                change(*bucket, share, &mut ended);
+            }
+            if ended != *before {
+                changed.push((*bucket, ended));
+            }
+        })
         .context("reading the shares_ended map")?;
         for (bucket, ended) in changed {
             self.set_shares_ended(bucket, ended)?;
@@ -190,22 +186,19 @@ impl Maps {
         let shares = self.shares()?;
         let mut over = Vec::new();
         let mut live = HashMap::<u32, u64>::new();
-        batch::for_each::<Tuple, Live>(
-            self.pods()?.inbound_live_data.fd().as_fd(),
-            |tuple, flow| {
-                if !inbound::is_fresh(tuple.proto, flow, now) {
-                    over.push(*tuple);
-                    return;
-                }
-                for bucket in [
-                    Key::of(secret, &tuple.src, Role::Pod).bucket,
-                    Key::of(secret, &tuple.dst, Role::Peer).bucket,
-                    share::TOTAL,
-                ] {
-                    *live.entry(bucket).or_default() += 1;
-                }
-            },
-        )
+        batch::for_each::<Tuple, Live>(&self.pods()?.inbound_live_data, |tuple, flow| {
+            if !inbound::is_fresh(tuple.proto, flow, now) {
+                over.push(*tuple);
+                return;
+            }
+            for bucket in [
+                Key::of(secret, &tuple.src, Role::Pod).bucket,
+                Key::of(secret, &tuple.dst, Role::Peer).bucket,
+                share::TOTAL,
+            ] {
+                *live.entry(bucket).or_default() += 1;
+            }
+        })
         .context("reading the inbound_live map")?;
         // A packet may have come since it was read.
         let pods = self.pods()?;
@@ -213,8 +206,7 @@ impl Maps {
             let flow = pods.inbound_live.get(tuple, 0);
             flow.is_ok_and(|flow| !inbound::is_fresh(tuple.proto, &flow, now))
         });
-        batch::remove(self.pods()?.inbound_live_data.fd().as_fd(), &over)
-            .context("in the inbound_live map")?;
+        batch::remove(&self.pods()?.inbound_live_data, &over).context("in the inbound_live map")?;
         self.settle_shares(&shares, |bucket, share, ended| {
             let live = live.get(&bucket).copied().unwrap_or_default();
             ended.inbound = share.inbound.wrapping_sub(live);
@@ -234,16 +226,13 @@ impl Maps {
             ports.push(wire.dst_id);
         }
         let mut owned = Vec::new();
-        batch::for_each::<u32, Owner>(
-            self.pods()?.port_map_owners_data.fd().as_fd(),
-            |index, owner| {
-                if owner.wire.proto != 0
-                    && let Some(ports) = freed.remove(&owner.wire)
-                {
-                    owned.push((*index, ports));
-                }
-            },
-        )
+        batch::for_each::<u32, Owner>(&self.pods()?.port_map_owners_data, |index, owner| {
+            if owner.wire.proto != 0
+                && let Some(ports) = freed.remove(&owner.wire)
+            {
+                owned.push((*index, ports));
+            }
+        })
         .context("reading the port_map_owners map")?;
         for (index, ports) in owned {
             let maps = &mut self.pods_mut()?.port_maps;

@@ -15,7 +15,6 @@ use netdp_common::siphash;
 use netdp_common::spare::{Spare, spare};
 use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::AsFd as _;
 use std::sync::atomic::Ordering;
 
 /// How many mappings are removed by one system call.
@@ -112,7 +111,7 @@ impl<'a> Pass<'a> {
     /// The reply halves that decide something, read in one go.
     pub fn replies(&self, maps: &Maps) -> Result<Replies> {
         let mut replies = Replies::default();
-        batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
+        batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
             let idle = u64::from(age(self.now, half.last_seen));
             if half.flags & MAPPING_HOST != 0 {
                 if left(self.now, &self.rules.timeouts, wire, half, Some(half)) == 0 {
@@ -131,7 +130,7 @@ impl<'a> Pass<'a> {
     /// Looks at every original half. Those that end are removed with their
     /// reply halves, batch by batch.
     pub fn originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
-        let snat = maps.snat_data.fd().as_fd();
+        let snat = &maps.snat_data;
         let before = maps.shares()?;
         batch::for_each_batch::<Tuple, Mapping>(snat, |tuples, halves| {
             if self.rules.stopped() {
@@ -256,9 +255,8 @@ impl<'a> Pass<'a> {
     pub fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
-            batch::remove(maps.snat_data.fd().as_fd(), &tuples).context("in the snat map")?;
-            batch::remove(maps.rev_snat_data.fd().as_fd(), &wires)
-                .context("in the rev_snat map")?;
+            batch::remove(&maps.snat_data, &tuples).context("in the snat map")?;
+            batch::remove(&maps.rev_snat_data, &wires).context("in the rev_snat map")?;
             self.freed.extend(wires);
         }
         self.ended.clear();
@@ -287,14 +285,14 @@ impl<'a> Pass<'a> {
             self.swept.repaired += usize::from(repaired);
         }
         self.remove_ended(maps)?;
-        batch::remove(maps.rev_snat_data.fd().as_fd(), &over).context("in the rev_snat map")
+        batch::remove(&maps.rev_snat_data, &over).context("in the rev_snat map")
     }
 
     /// Reply halves without original half.
     fn orphans(&self, maps: &Maps, replies: &Replies) -> Result<Vec<Tuple>> {
         let mut orphans = Vec::new();
         let shortest = ticks(self.rules.timeouts.shortest());
-        batch::for_each::<Tuple, Mapping>(maps.rev_snat_data.fd().as_fd(), |wire, half| {
+        batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
             let idle = u64::from(age(self.now, half.last_seen));
             if idle >= shortest && half.flags & MAPPING_HOST == 0 && replies.has(wire) {
                 let original = wire.answers(half.addr, half.id);

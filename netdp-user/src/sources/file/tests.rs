@@ -128,3 +128,28 @@ fn all_files_together_have_a_greatest_size() {
     let told = rejected.to_string();
     assert!(told.contains("64 MiB") && told.contains("/64: "), "{told}");
 }
+
+#[test]
+fn what_is_not_there_may_be_called_otherwise() {
+    let temp = tempfile::tempdir().unwrap();
+    let at = |name: &str| temp.path().join(name);
+    fs::create_dir(at("netdp")).unwrap();
+    fs::write(at("config.yaml"), "").unwrap();
+    for (name, words) in [
+        ("netpd", "did you mean"),
+        ("config.yml", "config.yaml?"),
+        ("Config.yaml", "config.yaml?"),
+    ] {
+        let meant = meant_by(&at(name));
+        assert!(
+            meant.as_ref().is_some_and(|it| it.contains(words)),
+            "{name}: {meant:?}"
+        );
+    }
+    let both = format!("{},{}", at("netdp").display(), at("config.yaml").display());
+    let meant = meant_by(Path::new(&both)).unwrap();
+    assert!(meant.starts_with("give each path by itself: "), "{meant}");
+    for name in ["other", "none/config.yaml", "/"] {
+        assert_eq!(meant_by(&at(name)), None, "{name}");
+    }
+}

@@ -247,8 +247,11 @@ pub const TRAPS: &[Case] = &[
         Ours::Error("A key that is set twice"),
     ),
     differs(
-        case("masqLinkLocal: false\n---\nmasqLinkLocal: true", &RFC1918),
-        Ours::Error("A second YAML document"),
+        case(
+            "nonMasqueradeCIDRs: [1.0.0.0/8]\n---\nnonMasqueradeCIDRs: [1.2.0.0/16]",
+            &["1.0.0.0/8"],
+        ),
+        Ours::Otherwise("Further YAML documents in the file"),
     ),
     differs(
         case("nonMasqueradeCIDRs: [!!str 1.0.0.0/8]", &["1.0.0.0/8"]),
