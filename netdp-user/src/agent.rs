@@ -120,6 +120,8 @@ struct Agent {
     unprepared: bool,
     /// Whether there were chains to take over, once they were looked for.
     taken_over: Option<bool>,
+    /// Why they were not taken over at the last attempt.
+    kept_chains: Vec<String>,
     /// What has to be done once is not done yet: not ready.
     starting: bool,
     rollback: Option<Rollback>,
@@ -148,7 +150,9 @@ impl Agent {
             None => None,
         };
         let snapshot = monitor.snapshot().await?;
+        let config = config::defaults(&options.config_options);
         let selection = Selection {
+            masqueraded: config.masqueraded(),
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
@@ -156,7 +160,7 @@ impl Agent {
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
-            config: config::defaults(&options.config_options),
+            config,
             applied: State {
                 local: engine.local_addresses()?,
                 ..State::default()
@@ -179,6 +183,7 @@ impl Agent {
             forget_policies: None,
             unprepared: false,
             taken_over: None,
+            kept_chains: Vec::new(),
             starting: true,
             rollback: None,
             source: configuration::Source::Defaults,

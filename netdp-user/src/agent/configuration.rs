@@ -85,6 +85,7 @@ impl Agent {
                 {
                     let (config, warnings) = (loaded.config, loaded.warnings);
                     let before = std::mem::replace(&mut self.config, config);
+                    self.selection.masqueraded = self.config.masqueraded();
                     let applied = self.apply();
                     drop(before);
                     self.accepted(documents, &warnings, Source::Sources);
@@ -113,6 +114,7 @@ impl Agent {
     /// Takes a configuration for the one that is to be in force.
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
         self.config = loaded.config;
+        self.selection.masqueraded = self.config.masqueraded();
         self.accepted(documents, &loaded.warnings, source);
     }
 

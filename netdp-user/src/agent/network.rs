@@ -6,7 +6,7 @@ use crate::datapath::{Attached, OnReload};
 use crate::iptables::ChainReport;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
-use crate::uplinks::{Uplink, detours, local_addresses, pod_links, select};
+use crate::uplinks::{Settled, Uplink, detours, local_addresses, pod_links, select};
 use netdp_common::abi::Action;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -89,6 +89,31 @@ impl Agent {
             }
         }
         self.report.stacked = selected.stacked;
+        for what in &selected.leaks {
+            if !self.report.leaks.contains(what) {
+                log::error!("{what}");
+            }
+        }
+        if self
+            .report
+            .leaks
+            .iter()
+            .any(|what| !selected.leaks.contains(what))
+        {
+            let left = selected.leaks.len();
+            log::info!("interfaces that masqueraded destinations leave by untranslated: {left}");
+        }
+        self.report.leaks = selected.leaks;
+        let guests = selected.guests.iter();
+        let new: Vec<_> = guests
+            .filter(|name| !self.report.guests.contains(name))
+            .collect();
+        if !new.is_empty() {
+            log::info!("{new:?} lead to guests of this node: what goes there is not masqueraded");
+        }
+        self.report.guests = selected.guests;
+        let uplinks = selected.uplinks.iter().map(|uplink| uplink.ifindex);
+        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
         let detours = detours(&self.snapshot, &selected.uplinks);
         for what in &detours {
             if !self.report.detours.contains(what) {

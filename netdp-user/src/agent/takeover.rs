@@ -59,6 +59,9 @@ impl Agent {
         if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
             return;
         }
+        if self.leaks_without_chains() {
+            return;
+        }
         let keep = self.reserve_translated() > 0;
         let config = &self.config;
         let masqueraded = |prefix: &str| {
@@ -79,6 +82,22 @@ impl Agent {
         }
         // What began between the first look and the rules' end.
         self.reserve_translated();
+    }
+
+    /// Whether pods' addresses would leave by some interface if the chains went; said once.
+    fn leaks_without_chains(&mut self) -> bool {
+        let reasons = self.report.leaks.iter().chain(&self.report.off);
+        let reasons: Vec<String> = reasons.cloned().collect();
+        if reasons == self.kept_chains {
+            return !reasons.is_empty();
+        }
+        if !reasons.is_empty() {
+            for chain in iptables::find(&self.options.chains.name, |_| false) {
+                log::error!("{chain} is not taken over: {}", reasons.join("; "));
+            }
+        }
+        self.kept_chains = reasons;
+        !self.kept_chains.is_empty()
     }
 
     /// How many connections netfilter translates to an address of the node; all of them are

@@ -12,6 +12,7 @@ mod duration;
 mod key;
 mod lint;
 mod manifest;
+mod masqueraded;
 mod merge;
 mod nat_rules;
 mod nesting;
@@ -38,6 +39,7 @@ pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use lint::Surroundings;
 pub use manifest::unwrap;
+pub use masqueraded::Masqueraded;
 pub use upstream::differences;
 
 /// The resync interval where no file sets one.
@@ -169,6 +171,11 @@ impl Config {
             && !self.rules.iter().any(|rule| {
                 rule.action == Action::Bypass && net.contains(&rule.prefix) && rule.prefix != *net
             })
+    }
+
+    /// Which destinations are masqueraded, for questions about whole prefixes.
+    pub fn masqueraded(&self) -> Masqueraded {
+        Masqueraded::of(&self.rules)
     }
 
     /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every
