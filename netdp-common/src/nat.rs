@@ -14,10 +14,11 @@ pub mod inbound;
 mod open;
 mod origin;
 mod search;
+mod source;
 
 use crate::abi::{
     Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol, SETTING_DRAIN,
-    SETTING_IPV6, UPLINK_V4, UPLINK_V6,
+    SETTING_IPV6,
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks32};
@@ -34,6 +35,8 @@ use host::needs_mapping;
 use inbound::Continued;
 use open::{Claim, open};
 use origin::is_forged;
+pub use source::Way;
+use source::choose_source;
 
 const DRAIN_TICKS: u32 = ticks32(DRAIN_SECONDS);
 
@@ -187,7 +190,9 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         return apply(pkt, known);
     }
     let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
-    let flags = if tables.is_local(&pkt.tuple.src) {
+    let flags = if tables.is_local(&pkt.tuple.src)
+        || tables.ingress_ifindex() == 0 && tables.is_any_ip(&pkt.tuple.src)
+    {
         if !needs_mapping(tables, work, bypass) {
             return Verdict::Pass;
         }
@@ -297,26 +302,6 @@ fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         DRAIN_TICKS
     };
     inbound::keep(tables, pkt, limit);
-    true
-}
-
-/// Puts the address to masquerade with into `pkt.new`: the kernel's own choice
-/// for this destination, else the uplink's. `false` if there is none.
-#[inline(always)]
-fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
-    // A route may name a preferred source. It counts only while the node has it.
-    if let Some(addr) = tables.route_source(&pkt.tuple.dst, pkt.family)
-        && tables.is_local(&addr)
-    {
-        pkt.new.addr = addr;
-        return true;
-    }
-    let uplink = tables.uplink();
-    pkt.new.addr = match pkt.family {
-        Family::V4 if uplink.flags & UPLINK_V4 != 0 => uplink.v4,
-        Family::V6 if uplink.flags & UPLINK_V6 != 0 => uplink.v6,
-        _ => return false,
-    };
     true
 }
 

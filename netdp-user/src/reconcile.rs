@@ -3,7 +3,7 @@
 //! Applying every change of a full diff against nothing is always safe: each
 //! only states what is to be.
 
-use crate::uplinks::Uplink;
+use crate::uplinks::{Asked, Given, Sources, Uplink};
 use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,8 @@ pub struct State {
     pub local: BTreeSet<IpAddr>,
     /// The uplinks, by interface index.
     pub uplinks: BTreeMap<u32, Uplink>,
+    /// Which sources packets may leave them with.
+    pub sources: Sources,
     /// Interfaces towards pods that hairpin is wanted on, by index.
     pub pod_links: BTreeMap<u32, String>,
 }
@@ -69,6 +71,10 @@ pub enum Change {
     AddLocal(IpAddr),
     /// The node no longer has this address.
     RemoveLocal(IpAddr),
+    /// Write down a source that packets may leave with.
+    SetSource(Asked, Given),
+    /// It counts no more.
+    RemoveSource(Asked),
     /// Write down an uplink's addresses.
     SetUplink(Uplink),
     /// Attach the programs to an uplink.
@@ -113,6 +119,11 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             .difference(&is.local)
             .map(|ip| Change::AddLocal(*ip)),
     );
+    for (asked, given) in &wanted.sources {
+        if is.sources.get(asked) != Some(given) {
+            changes.push(Change::SetSource(*asked, *given));
+        }
+    }
     for (ifindex, uplink) in &wanted.uplinks {
         let before = is.uplinks.get(ifindex);
         if before != Some(uplink) {
@@ -142,6 +153,9 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::AttachPods { ifindex, name });
         }
     }
+    let gone = is.sources.keys();
+    let gone = gone.filter(|asked| !wanted.sources.contains_key(asked));
+    changes.extend(gone.map(|asked| Change::RemoveSource(*asked)));
     changes.extend(
         is.local
             .difference(&wanted.local)
@@ -153,7 +167,7 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::{Change, PolicyRule, State, diff};
-    use crate::uplinks::{LinkLayer, Uplink};
+    use crate::uplinks::{Asked, Given, LinkLayer, Uplink};
     use netdp_common::abi::Action;
     use std::net::IpAddr;
 
@@ -177,7 +191,23 @@ mod tests {
             }]),
             local: [[10, 0, 0, 1].into()].into(),
             uplinks: [(2, uplink(2))].into(),
+            sources: [(asked(), given(1))].into(),
             pod_links: [(7, "cali1".into())].into(),
+        }
+    }
+
+    fn asked() -> Asked {
+        Asked {
+            link: 2,
+            named: false,
+            net: "10.0.0.0/24".parse().unwrap(),
+        }
+    }
+
+    fn given(last: u8) -> Given {
+        Given {
+            addr: [10, 0, 0, last].into(),
+            via: 2,
         }
     }
 
@@ -194,6 +224,7 @@ mod tests {
             [
                 Change::SetPolicy(_),
                 Change::AddLocal(_),
+                Change::SetSource(..),
                 Change::SetUplink(_),
                 Change::Attach(_),
                 Change::AttachPods { ifindex: 7, .. }
@@ -237,15 +268,20 @@ mod tests {
         let mut moved = wanted();
         moved.local = [[10, 0, 0, 2].into()].into();
         moved.uplinks.get_mut(&2).unwrap().v4 = Some([10, 0, 0, 2].into());
+        moved.sources.insert(asked(), given(2));
         let changes = diff(&wanted(), &moved);
         assert!(matches!(
             changes.as_slice(),
             [
                 Change::AddLocal(_),
+                Change::SetSource(..),
                 Change::SetUplink(_),
                 Change::RemoveLocal(_)
             ]
         ));
+        moved.sources.clear();
+        let gone = Change::RemoveSource(asked());
+        assert!(diff(&wanted(), &moved).contains(&gone));
     }
 
     #[test]

@@ -125,6 +125,7 @@ impl Agent {
             pod_links: self.pod_links(&selected.uplinks),
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
+            sources: selected.sources,
             uplinks: selected
                 .uplinks
                 .into_iter()
@@ -216,6 +217,11 @@ impl Agent {
                     Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
                     Change::AddLocal(ip) => drop(reached.local.remove(ip)),
                     Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
+                    Change::SetSource(asked, _) => drop(reached.sources.remove(asked)),
+                    Change::RemoveSource(asked) => {
+                        let before = self.applied.sources.get(asked);
+                        reached.sources.extend(before.map(|given| (*asked, *given)));
+                    }
                     Change::SetUplink(uplink) | Change::Attach(uplink) => {
                         reached.uplinks.remove(&uplink.ifindex);
                     }
@@ -357,7 +363,10 @@ fn announce(change: &Change) {
         }
         Change::AttachPods { name, .. } => log::info!("hairpin on {name}"),
         Change::DetachPods { name, .. } => log::info!("no hairpin on {name} any more"),
-        Change::AddLocal(_) | Change::RemoveLocal(_) => {}
+        Change::AddLocal(_)
+        | Change::RemoveLocal(_)
+        | Change::SetSource(..)
+        | Change::RemoveSource(_) => {}
     }
 }
 

@@ -18,6 +18,7 @@ mod object;
 mod placed;
 mod policy;
 mod self_check;
+mod sources;
 mod sweep;
 mod tcx;
 
@@ -303,6 +304,8 @@ impl Datapath {
             }
             Change::AddLocal(ip) => self.maps.add_local(*ip),
             Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
+            Change::SetSource(asked, given) => sources::set(&mut self.object, asked, given),
+            Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
             Change::Attach(uplink) if uplink.link_layer == LinkLayer::Other => bail!(
                 "{} is of a kind whose packets netdp can't parse: neither Ethernet nor bare IP",

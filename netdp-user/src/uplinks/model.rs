@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub default_routes: Vec<DefaultRoute>,
     /// Where the unicast routes of all tables but `local` lead, these among them.
     pub routes: Vec<Route>,
+    /// What the node receives without having the address (`ip route add local`).
+    pub any_ip: Vec<IpNet>,
     /// What the tunnels that are up receive.
     pub tunnels: Vec<Tunnel>,
 }

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::address::{source_v4, source_v6};
 use super::model::{Family, Link, LinkLayer, Snapshot};
 use super::reach::{Reach, reach};
+use super::sources::{Sources, sources};
 use super::stack::{is_translated_beneath, unstack};
 use crate::config::Masqueraded;
 
@@ -87,6 +88,8 @@ pub struct Uplink {
 pub struct Selected {
     /// The uplinks, by index.
     pub uplinks: Vec<Uplink>,
+    /// Which sources packets may leave them with.
+    pub sources: Sources,
     /// The patterns that no link matches: they may yet appear.
     pub unmatched: Vec<String>,
     /// Why there are no uplinks, where there are none, and what would help.
@@ -124,7 +127,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         .filter(|link| chosen.contains(&link.ifindex))
         .map(|link| Uplink {
             untagged: stack.untagged.contains(&link.ifindex),
-            ..uplink(snapshot, link, selection.enable_ipv6)
+            ..uplink(snapshot, link, selection)
         })
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
@@ -133,6 +136,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let guests = reach.guests.iter().filter_map(name).collect();
     let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
     Selected {
+        sources: sources(snapshot, selection, &uplinks),
         uplinks,
         unmatched,
         reason,
@@ -176,13 +180,15 @@ fn leaks(
     leaks
 }
 
-fn uplink(snapshot: &Snapshot, link: &Link, enable_ipv6: bool) -> Uplink {
+fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
+    let known = &selection.node_addrs;
+    let v6 = || source_v6(snapshot, link, known);
     Uplink {
         ifindex: link.ifindex,
         name: link.name.clone(),
         link_layer: link.link_layer,
-        v4: source_v4(snapshot, link),
-        v6: enable_ipv6.then(|| source_v6(snapshot, link)).flatten(),
+        v4: source_v4(snapshot, link, known),
+        v6: selection.enable_ipv6.then(v6).flatten(),
         up: link.up && link.running,
         untagged: false,
     }

@@ -44,6 +44,7 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
     let mut default_routes = Vec::new();
     let mut all = Vec::new();
+    let mut any_ip = Vec::new();
     for (family, request) in [(Family::V4, v4), (Family::V6, v6)] {
         let mut routes = handle.route().get(request).execute();
         while let Some(route) = routes
@@ -52,22 +53,30 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
             .with_context(|| format!("listing the {family:?} routes over netlink"))?
         {
             // A kernel without IPv6 answers for all the families it has.
-            if family_of(&route) != Some(family) || route.header.kind != RouteType::Unicast {
-                continue;
-            }
-            let table = table_of(&route);
-            if table == u32::from(libc::RT_TABLE_LOCAL) {
+            if family_of(&route) != Some(family) {
                 continue;
             }
             let Some(destination) = destination_of(family, &route) else {
                 continue;
             };
+            let table = table_of(&route);
+            let header = &route.header;
+            if table == u32::from(libc::RT_TABLE_LOCAL) {
+                // The kernel's own are for addresses, which are known.
+                if header.kind == RouteType::Local && header.protocol != RouteProtocol::Kernel {
+                    any_ip.push(destination);
+                }
+                continue;
+            }
+            if header.kind != RouteType::Unicast {
+                continue;
+            }
             let hops = next_hops(family, &route);
             all.extend(hops.iter().map(|hop| Route {
                 destination,
                 ifindex: hop.ifindex,
                 by_gateway: hop.gateway.is_some(),
-                prefsrc: match route.header.protocol {
+                prefsrc: match header.protocol {
                     RouteProtocol::Kernel => None,
                     _ => hop.prefsrc,
                 },
@@ -82,6 +91,7 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
         addrs: addrs.iter().filter_map(addr).collect(),
         default_routes,
         routes: all,
+        any_ip,
         tunnels: links.iter().flat_map(tunnels).collect(),
     })
 }

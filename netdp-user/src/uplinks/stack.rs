@@ -70,7 +70,7 @@ pub(super) fn is_translated_beneath(snapshot: &Snapshot, link: &Link, uplinks: &
 
 /// The links whose hooks a link's packets pass after its own, and whether the
 /// packets have a VLAN tag there.
-fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link, bool)> {
+pub(super) fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link, bool)> {
     let mut found: Vec<(&Link, bool)> = Vec::new();
     let mut todo = vec![(upper.ifindex, false)];
     while let Some((ifindex, tagged)) = todo.pop() {
