@@ -167,6 +167,9 @@ pub const UPLINK_V6: u32 = 2;
 /// [`Uplink::flags`]: packets with a VLAN tag are not this uplink's.
 pub const UPLINK_UNTAGGED: u32 = 4;
 
+/// [`Uplink::flags`]: the interface is no uplink, and only what comes in by it is looked at.
+pub const UPLINK_OBSERVED: u32 = 8;
+
 /// Value of the uplinks map; the key is the interface index.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

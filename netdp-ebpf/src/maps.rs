@@ -14,7 +14,7 @@ use core::ffi::{c_long, c_void};
 use netdp_common::abi::{
     self, Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
     POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, RecentAt, SOURCE_ANY_IP, Settings, Source,
-    SourceKey, Uplink, node_port_bit,
+    SourceKey, UPLINK_OBSERVED, Uplink, node_port_bit,
 };
 use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{TICK_SHIFT, age};
@@ -102,6 +102,13 @@ const SOURCE_BITS: u32 = 160;
 /// The route of the packet at hand.
 #[btf_map]
 static WAY: PerCpuArray<Way, 1> = PerCpuArray::new();
+
+#[inline(always)]
+fn is_uplink(ifindex: u32) -> bool {
+    // SAFETY: a reference; entries are replaced, not freed under a running program.
+    let uplink = unsafe { UPLINKS.get(ifindex) };
+    uplink.is_some_and(|uplink| uplink.flags & UPLINK_OBSERVED == 0)
+}
 
 /// Whether the node receives what is sent to an address that it does not have.
 #[inline(never)]
@@ -392,7 +399,7 @@ impl Tables for World<'_> {
             (true, true) if route.resolved => Origin::Link,
             (true, true) => Origin::Unresolved,
             // What is behind an uplink is no pod of this node's.
-            (true, false) if UPLINKS.get_ptr(route.ifindex).is_none() => Origin::Elsewhere,
+            (true, false) if !is_uplink(route.ifindex) => Origin::Elsewhere,
             (false, true) => Origin::Routed,
             _ => Origin::Unknown,
         }

@@ -27,6 +27,8 @@ pub struct State {
     pub local: BTreeSet<IpAddr>,
     /// The uplinks, by interface index.
     pub uplinks: BTreeMap<u32, Uplink>,
+    /// Interfaces that are none, of which only what comes in is looked at, by index.
+    pub observed: BTreeMap<u32, Uplink>,
     /// Which sources packets may leave them with.
     pub sources: Sources,
     /// Interfaces towards pods that hairpin is wanted on, by index.
@@ -56,6 +58,8 @@ impl State {
         self.local = all.into_iter().take(room).collect();
         self.uplinks
             .retain(|ifindex, _| applied.uplinks.contains_key(ifindex));
+        self.observed
+            .retain(|ifindex, _| applied.observed.contains_key(ifindex));
         self.pod_links
             .retain(|ifindex, _| applied.pod_links.contains_key(ifindex));
         false
@@ -79,6 +83,10 @@ pub enum Change {
     SetUplink(Uplink),
     /// Attach the programs to an uplink.
     Attach(Uplink),
+    /// Write down an interface of which only what comes in is looked at.
+    SetObserved(Uplink),
+    /// Attach what looks at that, and take off what an uplink has besides.
+    Observe(Uplink),
     /// Take the programs off.
     Detach {
         /// The interface's index.
@@ -133,8 +141,17 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::Attach(uplink.clone()));
         }
     }
-    for (ifindex, uplink) in &is.uplinks {
-        if !wanted.uplinks.contains_key(ifindex) {
+    for (ifindex, link) in &wanted.observed {
+        let before = is.observed.get(ifindex);
+        if before != Some(link) {
+            changes.push(Change::SetObserved(link.clone()));
+        }
+        if before.is_none() {
+            changes.push(Change::Observe(link.clone()));
+        }
+    }
+    for (ifindex, uplink) in is.uplinks.iter().chain(&is.observed) {
+        if !wanted.uplinks.contains_key(ifindex) && !wanted.observed.contains_key(ifindex) {
             changes.push(Change::Detach {
                 ifindex: *ifindex,
                 name: uplink.name.clone(),
@@ -169,6 +186,7 @@ mod tests {
     use super::{Change, PolicyRule, State, diff};
     use crate::uplinks::{Asked, Given, LinkLayer, Uplink};
     use netdp_common::abi::Action;
+    use std::collections::BTreeMap;
     use std::net::IpAddr;
 
     fn uplink(ifindex: u32) -> Uplink {
@@ -191,6 +209,7 @@ mod tests {
             }]),
             local: [[10, 0, 0, 1].into()].into(),
             uplinks: [(2, uplink(2))].into(),
+            observed: BTreeMap::new(),
             sources: [(asked(), given(1))].into(),
             pod_links: [(7, "cali1".into())].into(),
         }
@@ -293,6 +312,17 @@ mod tests {
         let off = Change::DetachPods { ifindex, name };
         let name = "cali2".into();
         assert_eq!(changes, [off, Change::AttachPods { ifindex, name }]);
+    }
+
+    #[test]
+    fn an_interface_that_becomes_an_uplink_is_attached_to_again() {
+        let mut before = wanted();
+        before.uplinks.clear();
+        before.observed = [(2, uplink(2))].into();
+        let set = Change::SetUplink(uplink(2));
+        assert_eq!(diff(&before, &wanted()), [set, Change::Attach(uplink(2))]);
+        let set = Change::SetObserved(uplink(2));
+        assert_eq!(diff(&wanted(), &before), [set, Change::Observe(uplink(2))]);
     }
 
     #[test]

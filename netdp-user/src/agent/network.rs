@@ -35,14 +35,19 @@ impl Agent {
         if let Err(err) = self.engine.detach_pods_except(&pods) {
             log::error!("{err:#}");
         }
-        let known = self.engine.known_uplinks().unwrap_or_default();
+        let uplinks = self.engine.known_uplinks().unwrap_or_default();
+        let known = self.engine.known_interfaces().unwrap_or_default();
         for ifindex in known {
-            if selected.uplinks.iter().any(|u| u.ifindex == ifindex) {
-                continue;
-            }
+            let is_it = |uplink: &Uplink| uplink.ifindex == ifindex;
+            let remains = selected.uplinks.iter().any(is_it);
             let link = self.snapshot.link(ifindex);
             let name = link.map_or_else(|| format!("index {ifindex}"), |l| l.name.clone());
-            log::info!("{name} is no uplink any more: detaching");
+            if !remains && uplinks.contains(&ifindex) {
+                log::info!("{name} is no uplink any more: detaching");
+            }
+            if remains || selected.observed.iter().any(is_it) {
+                continue;
+            }
             let change = Change::Detach { ifindex, name };
             if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
@@ -69,7 +74,7 @@ impl Agent {
     }
 
     fn wanted(&mut self) -> State {
-        let selected = select(&self.snapshot, &self.selection);
+        let mut selected = select(&self.snapshot, &self.selection);
         if selected.unmatched != self.report.waiting_for {
             for pattern in &selected.unmatched {
                 log::warn!("no interface matches --uplink {pattern} yet: waiting for it");
@@ -121,10 +126,17 @@ impl Agent {
             }
         }
         self.report.detours = detours;
+        let pod_links = self.pod_links(&selected.uplinks);
+        (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
         State {
-            pod_links: self.pod_links(&selected.uplinks),
+            pod_links,
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
+            observed: selected
+                .observed
+                .into_iter()
+                .map(|link| (link.ifindex, link))
+                .collect(),
             sources: selected.sources,
             uplinks: selected
                 .uplinks
@@ -200,6 +212,10 @@ impl Agent {
             if let Err(err) = self.engine.apply(&change) {
                 let why = format!("{err:#}");
                 let news = match &change {
+                    // Nothing leaks; answers to what comes in there may be lost.
+                    Change::Observe(Uplink { ifindex, .. }) => {
+                        self.guard.unobserved(*ifindex, &why)
+                    }
                     Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
                         self.guard.refused(*ifindex, why.clone())
                     }
@@ -224,6 +240,9 @@ impl Agent {
                     }
                     Change::SetUplink(uplink) | Change::Attach(uplink) => {
                         reached.uplinks.remove(&uplink.ifindex);
+                    }
+                    Change::SetObserved(link) | Change::Observe(link) => {
+                        reached.observed.remove(&link.ifindex);
                     }
                     Change::AttachPods { ifindex, .. } => {
                         reached.pod_links.remove(ifindex);
@@ -336,9 +355,12 @@ impl Agent {
     pub(super) fn reattach(&mut self) {
         let uplinks = self.applied.uplinks.values().cloned();
         let uplinks = uplinks.flat_map(|u| [Change::SetUplink(u.clone()), Change::Attach(u)]);
+        let observed = self.applied.observed.values().cloned();
+        let observed = observed.flat_map(|o| [Change::SetObserved(o.clone()), Change::Observe(o)]);
+        let uplinks: Vec<_> = uplinks.chain(observed).collect();
         let pods = self.applied.pod_links.clone().into_iter();
         let pods = pods.map(|(ifindex, name)| Change::AttachPods { ifindex, name });
-        for change in uplinks.chain(pods) {
+        for change in uplinks.into_iter().chain(pods) {
             log::debug!("again: {change:?}");
             if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
@@ -350,6 +372,12 @@ impl Agent {
 fn announce(change: &Change) {
     match change {
         Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
+        Change::Observe(link) => {
+            log::info!(
+                "looking at what comes in by {}, which is no uplink",
+                link.name
+            );
+        }
         Change::Attach(uplink) => log::info!("attached to {}", uplink.name),
         Change::Detach { name, .. } => log::info!("detached from {name}"),
         Change::SetUplink(uplink) => {
@@ -364,6 +392,7 @@ fn announce(change: &Change) {
         Change::AttachPods { name, .. } => log::info!("hairpin on {name}"),
         Change::DetachPods { name, .. } => log::info!("no hairpin on {name} any more"),
         Change::AddLocal(_)
+        | Change::SetObserved(_)
         | Change::RemoveLocal(_)
         | Change::SetSource(..)
         | Change::RemoveSource(_) => {}

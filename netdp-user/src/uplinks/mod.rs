@@ -9,6 +9,7 @@
 mod address;
 mod detour;
 mod model;
+mod observe;
 mod pods;
 mod reach;
 mod select;

@@ -74,7 +74,7 @@ pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6:
 }
 
 /// Whether what is sent by a link goes anywhere.
-fn leads_out(link: &Link) -> bool {
+pub(super) fn leads_out(link: &Link) -> bool {
     let nowhere = matches!(link.kind.as_deref(), Some("dummy" | "ifb" | "nlmon"));
     !link.loopback && !nowhere
 }

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::address::{source_v4, source_v6};
 use super::model::{Family, Link, LinkLayer, Snapshot};
+use super::observe::observed;
 use super::reach::{Reach, reach};
 use super::sources::{Sources, sources};
 use super::stack::{is_translated_beneath, unstack};
@@ -88,6 +89,9 @@ pub struct Uplink {
 pub struct Selected {
     /// The uplinks, by index.
     pub uplinks: Vec<Uplink>,
+    /// Other links, by which requests to pods may come in. They are no uplinks: only what comes in
+    /// is looked at, lest answers that leave by an uplink are taken for something else.
+    pub observed: Vec<Uplink>,
     /// Which sources packets may leave them with.
     pub sources: Sources,
     /// The patterns that no link matches: they may yet appear.
@@ -136,6 +140,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let guests = reach.guests.iter().filter_map(name).collect();
     let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
     Selected {
+        observed: observed(snapshot, &uplinks),
         sources: sources(snapshot, selection, &uplinks),
         uplinks,
         unmatched,

@@ -4,6 +4,7 @@ mod address;
 mod kernel_snapshot;
 mod kernel_watch;
 mod netns;
+mod observe;
 mod reach;
 mod select;
 mod stack;
