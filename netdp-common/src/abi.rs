@@ -167,6 +167,9 @@ pub const UPLINK_V6: u32 = 2;
 /// [`Uplink::flags`]: packets with a VLAN tag are not this uplink's.
 pub const UPLINK_UNTAGGED: u32 = 4;
 
+/// [`Uplink::flags`]: the interface is no uplink, and only what comes in by it is looked at.
+pub const UPLINK_OBSERVED: u32 = 8;
+
 /// Value of the uplinks map; the key is the interface index.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +182,33 @@ pub struct Uplink {
     pub l2_len: u32,
     /// `UPLINK_*` bits.
     pub flags: u32,
+}
+
+/// [`SourceKey::link`]: what the kernel names as source for packets by that interface.
+pub const SOURCE_NAMED: u32 = 1 << 31;
+
+/// [`SourceKey::link`] of what the node receives although it has no such address; no interface has
+/// this index.
+pub const SOURCE_ANY_IP: u32 = 0;
+
+/// Key of the trie of sources: an interface, and an address that is asked about.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceKey {
+    /// Its index, and [`SOURCE_NAMED`] where `addr` is a source; else that is a next hop.
+    pub link: u32,
+    /// The address.
+    pub addr: Addr,
+}
+
+/// Value of the trie of sources: what packets leave with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The address.
+    pub addr: Addr,
+    /// The index of the uplink at whose hooks it counts.
+    pub via: u32,
 }
 
 /// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry only
@@ -526,6 +556,8 @@ const _: () = {
     assert!(size_of::<Mapping>() == 40);
     assert!(size_of::<Settings>() == 48);
     assert!(size_of::<Uplink>() == 40);
+    assert!(size_of::<SourceKey>() == 20);
+    assert!(size_of::<Source>() == 20);
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
@@ -550,7 +582,7 @@ mod user {
 
     use super::{
         Addr, Counters, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol, PolicyValue,
-        Settings, Tuple, Uplink,
+        Settings, Source, SourceKey, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -580,6 +612,8 @@ mod user {
         Ended,
         Owner,
         Bits,
-        Endpoint
+        Endpoint,
+        Source,
+        SourceKey
     );
 }

@@ -8,11 +8,12 @@ mod tables;
 
 use crate::abi::{
     Action, Counters, Fragment, Inbound, LAYOUT, Limits, Live, NO_LEAK_DROP, NodeFlow,
-    NodeProtocol, PORT_RANGES, PortRange, SETTING_IPV6, Settings, UPLINK_V4, UPLINK_V6, Uplink,
+    NodeProtocol, PORT_RANGES, PortRange, SETTING_IPV6, Settings, SourceKey, UPLINK_V4, UPLINK_V6,
+    Uplink,
 };
 use crate::addr::Addr;
 use crate::conntrack::ticks;
-use crate::nat::{self, Known, Work, hairpin};
+use crate::nat::{self, Known, Way, Work, hairpin};
 use crate::packet::{self, Endpoint, L4, Packet, Parsed};
 use crate::port_map::{Bits, Owner};
 use crate::share::{Ended, Share};
@@ -41,6 +42,8 @@ pub struct Fake {
     /// The uplink's index.
     pub ifindex: u32,
     pub local: HashSet<Addr>,
+    /// What the node receives besides.
+    pub any_ip: HashSet<Addr>,
     pub snat: HalfMap,
     pub rev_snat: HalfMap,
     /// Flows that the pods have not answered.
@@ -72,8 +75,10 @@ pub struct Fake {
     pub exhausted: RefCell<HashMap<Tuple, u32>>,
     pub endpoints: RefCell<HashMap<Tuple, u16>>,
     pub wire_endpoints: RefCell<HashMap<Tuple, Endpoint>>,
-    /// What the kernel would choose for the node's own packets.
-    pub route_source: Option<Addr>,
+    /// The route that packets take.
+    pub way: Option<Way>,
+    /// What the agent has put down about sources, by bits of the key that count.
+    pub sources: Vec<(SourceKey, u32, Addr)>,
     pub reserved: BTreeSet<u16>,
     /// Protocols and ports on which the node answers without a socket.
     pub node_ports: HashSet<(u32, u16)>,
@@ -136,6 +141,7 @@ impl Fake {
             uplink,
             ifindex: 2,
             local: [uplink.v4, uplink.v6].into(),
+            any_ip: HashSet::new(),
             snat: HalfMap::new(1_000_000),
             rev_snat: HalfMap::new(1_000_000),
             asked: RefCell::default(),
@@ -165,7 +171,8 @@ impl Fake {
             exhausted: RefCell::default(),
             endpoints: RefCell::default(),
             wire_endpoints: RefCell::default(),
-            route_source: None,
+            way: None,
+            sources: Vec::new(),
             reserved: BTreeSet::new(),
             node_ports: HashSet::new(),
             node_protocols: HashSet::new(),
@@ -268,7 +275,12 @@ impl Fake {
                 Some(Known::Bypassed | Known::Pass | Known::Unmapped) => return Seen::Pass,
                 Some(Known::Forged) => return Seen::Drop(DropReason::ForgedSource),
                 Some(Known::Resting) => return Seen::Drop(DropReason::NoSourceAddress),
-                None => assert_eq!(work.pkt, parsed(packet).pkt, "{packet:?}"),
+                None => {
+                    // A mapping that has ended may have left an address there.
+                    let new = Packet::EMPTY.new;
+                    let filled = Packet { new, ..work.pkt };
+                    assert_eq!(filled, parsed(packet).pkt, "{packet:?}");
+                }
             }
         } else {
             if let Some((src, dst)) = packet::peek(&bytes[..], packet.ethertype(), 0)

@@ -15,10 +15,11 @@ mod open;
 mod origin;
 mod search;
 mod settle;
+mod source;
 
 use crate::abi::{
     Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol, SETTING_DRAIN,
-    SETTING_IPV6, UPLINK_V4, UPLINK_V6,
+    SETTING_IPV6,
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks32};
@@ -36,6 +37,8 @@ use inbound::Continued;
 use open::{Claim, open};
 use origin::is_forged;
 use settle::{Settled, begins_anew, settle};
+pub use source::Way;
+use source::choose_source;
 
 const DRAIN_TICKS: u32 = ticks32(DRAIN_SECONDS);
 
@@ -110,18 +113,18 @@ pub fn plain<T: Tables>(
     }
     // Into memory, for that is where keys are.
     work.pkt.tuple = plain.tuple();
-    let known = known(tables, &work.pkt.tuple, &plain.l4, Family::V4, leaving);
+    let known = known(tables, &mut work.pkt, &plain.l4, Family::V4, leaving);
     if known.is_none() {
         plain.fill(l3_offset, &mut work.pkt);
     }
     known
 }
 
-/// What a packet's mapping says, if it has one.
+/// What a packet's mapping says, if it has one. Of `pkt` the tuple is read.
 #[inline(always)]
 fn known<T: Tables>(
     tables: &T,
-    tuple: &Tuple,
+    pkt: &mut Packet,
     l4: &L4,
     family: Family,
     leaving: bool,
@@ -138,19 +141,20 @@ fn known<T: Tables>(
         return None;
     }
     if leaving {
-        let slot = tables.snat(tuple)?;
+        let slot = tables.snat(&pkt.tuple)?;
         let syn = begins_anew(l4);
         if syn || slot.place() != tables.place() {
-            match settle(tables, tuple, family, slot, syn) {
+            pkt.family = family;
+            match settle(tables, pkt, slot, syn) {
                 Settled::Stays => {}
                 Settled::Rests => return Some(Known::Resting),
                 Settled::Ended => return None,
             }
         }
-        Some(continue_egress(tables, tuple, l4, family, slot))
+        Some(continue_egress(tables, &pkt.tuple, l4, family, slot))
     } else {
-        let slot = tables.rev_snat(tuple)?;
-        Some(continue_ingress(tables, tuple, l4, slot))
+        let slot = tables.rev_snat(&pkt.tuple)?;
+        Some(continue_ingress(tables, &pkt.tuple, l4, slot))
     }
 }
 
@@ -193,11 +197,14 @@ fn later_fragment<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
 #[inline(always)]
 fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     let pkt = &mut work.pkt;
-    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, pkt.family, true) {
+    let l4 = pkt.l4;
+    if !asked && let Some(known) = known(tables, pkt, &l4, pkt.family, true) {
         return apply(pkt, known);
     }
     let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
-    let flags = if tables.is_local(&pkt.tuple.src) {
+    let flags = if tables.is_local(&pkt.tuple.src)
+        || tables.ingress_ifindex() == 0 && tables.is_any_ip(&pkt.tuple.src)
+    {
         if !needs_mapping(tables, work, bypass) {
             return Verdict::Pass;
         }
@@ -310,36 +317,6 @@ fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     true
 }
 
-/// Puts the address to masquerade with into `pkt.new`: the kernel's own choice
-/// for this destination, else the uplink's. `false` if there is none.
-#[inline(always)]
-fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
-    match source_for(tables, &pkt.tuple, pkt.family) {
-        Some(addr) => {
-            pkt.new.addr = addr;
-            true
-        }
-        None => false,
-    }
-}
-
-/// The address that a pod's flow gets; `None` if there is none.
-#[inline(always)]
-fn source_for<T: Tables>(tables: &T, tuple: &Tuple, family: Family) -> Option<Addr> {
-    // A route may name a preferred source. It counts only while the node has it.
-    if let Some(addr) = tables.route_source(&tuple.dst, family)
-        && tables.is_local(&addr)
-    {
-        return Some(addr);
-    }
-    let uplink = tables.uplink();
-    match family {
-        Family::V4 if uplink.flags & UPLINK_V4 != 0 => Some(uplink.v4),
-        Family::V6 if uplink.flags & UPLINK_V6 != 0 => Some(uplink.v6),
-        _ => None,
-    }
-}
-
 /// Whether the pod is told that its packet was refused: so many times in a moment, lest a
 /// flood makes another.
 #[inline(never)]
@@ -400,7 +377,8 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 
 #[inline(always)]
 fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, asked: bool) -> Verdict {
-    if !asked && let Some(known) = known(tables, &pkt.tuple, &pkt.l4, pkt.family, false) {
+    let l4 = pkt.l4;
+    if !asked && let Some(known) = known(tables, pkt, &l4, pkt.family, false) {
         return apply(pkt, known);
     }
     if !tables.is_local(&pkt.tuple.dst) {

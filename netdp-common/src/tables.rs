@@ -1,9 +1,11 @@
 //! What the decisions need from the world: maps, clock, sockets.
 
 use crate::abi::{
-    Action, Counters, Fragment, Limits, Live, Mapping, NodeFlow, NodeProtocol, Settings, Uplink,
+    Action, Counters, Fragment, Limits, Live, Mapping, NodeFlow, NodeProtocol, Settings, SourceKey,
+    Uplink,
 };
 use crate::addr::{Addr, Family};
+use crate::nat::Way;
 use crate::packet::Endpoint;
 use crate::port_map::PortMapSlot;
 use crate::share::ShareSlot;
@@ -65,6 +67,9 @@ pub trait Tables {
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64);
     /// Whether `addr` is an address of the node.
     fn is_local(&self, addr: &Addr) -> bool;
+    /// Whether the node receives what is sent to `addr` although it is no address of the node
+    /// (`ip route add local`).
+    fn is_any_ip(&self, addr: &Addr) -> bool;
     /// The policy for new flows to `dst`.
     fn action(&self, dst: &Addr) -> Action;
     /// Whether packets between `pod` and `peer` were found to be bypassed, and
@@ -133,9 +138,12 @@ pub trait Tables {
     fn insert_asked(&self, tuple: &Tuple, limit: u32);
     /// Forgets it.
     fn remove_asked(&self, tuple: &Tuple);
-    /// The address that the kernel would choose for a packet of the node's own
-    /// to `dst` by this uplink; `None` where it can't be asked.
-    fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr>;
+    /// The route that a forwarded packet with this tuple takes by the uplink; `None` where that
+    /// can't be told.
+    fn way(&self, tuple: &Tuple, family: Family) -> Option<&Way>;
+    /// Puts the source that the agent has put down for a key into `addr`, if it counts at this
+    /// uplink.
+    fn source(&self, key: &SourceKey, addr: &mut Addr) -> bool;
     /// What becomes of the fragments of a datagram that leaves, or comes in, by
     /// [`Fragment`]'s key.
     fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment>;

@@ -1,14 +1,17 @@
 //! The kernel's routing tables.
 
+use crate::maps;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_OUTPUT,
-    BPF_FIB_LOOKUP_SKIP_NEIGH, BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH,
+    BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
 };
 use aya_ebpf::helpers::bpf_fib_lookup as lookup_helper;
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netdp_common::addr::{Addr, Family};
+use netdp_common::nat::Way;
+use netdp_common::tuple::{Tuple, proto};
 
 /// Address families of include/linux/socket.h.
 const AF_INET: u8 = 2;
@@ -48,26 +51,96 @@ fn lookup(ctx: &TcContext, dst: &Addr, family: Family, flags: u32) -> Option<Fou
     u32::try_from(code).ok().map(|code| Found { code, params })
 }
 
-/// The address that the kernel would choose for a packet of the node's own.
-/// `bpf_fib_lookup` with `BPF_FIB_LOOKUP_SRC` (Linux 6.7) gives what
-/// `fib_result_prefsrc` and `ipv6_dev_get_saddr` choose (net/core/filter.c).
+/// Takes the mark for the lookup too (`BPF_FIB_LOOKUP_MARK`, Linux 6.10; the bindings are older).
+const MARK: u32 = 1 << 5;
+
+/// The route that a forwarded packet with this tuple takes by this uplink, and the source that
+/// it names. First as the kernel has routed the packet: by its source, mark, DSCP, ports and
+/// the interface that it came by, so that `ip rule` counts. Where that does not lead here (a
+/// mark that was set later, a packet that others redirected), by routes of this uplink alone.
 #[inline(never)]
-pub fn source(ctx: &TcContext, dst: &Addr, family: Family) -> Option<Addr> {
-    let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC;
-    let Found { code, params } = lookup(ctx, dst, family, flags)?;
-    // The source is set too where the packet would be too big.
-    if code != 0 && code != BPF_FIB_LKUP_RET_FRAG_NEEDED {
-        return None;
+pub fn way(ctx: &TcContext, tuple: &Tuple, family: Family, way: &mut Way) -> bool {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let (here, came_by) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).ingress_ifindex) };
+    if came_by != 0 && ask(ctx, tuple, family, came_by, way) && maps::leads_here(way, here) {
+        return true;
     }
-    // SAFETY: `lookup` has written all of it.
-    let params = unsafe { params.assume_init_ref() };
-    // SAFETY: on success the helper has set the family's source.
-    Some(unsafe {
-        match family {
-            Family::V4 => Addr::from_v4_word(params.__bindgen_anon_3.ipv4_src),
-            Family::V6 => Addr::from_words(params.__bindgen_anon_3.ipv6_src),
+    ask(ctx, tuple, family, 0, way) && way.link == here
+}
+
+/// Asks once; `came_by` 0 stands for what leaves by this uplink.
+#[inline(never)]
+fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut Way) -> bool {
+    let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
+    let p = params.as_mut_ptr();
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    let mut flags = BPF_FIB_LOOKUP_SKIP_NEIGH | BPF_FIB_LOOKUP_SRC | MARK;
+    // SAFETY: the buffer is a bpf_fib_lookup, all 64 bytes of which are written before the
+    // helper reads them; a TC program's context is readable for the program's run.
+    unsafe {
+        p.cast::<[u64; 8]>().write([0; 8]);
+        let skb = ctx.skb.skb;
+        (*p).ifindex = came_by;
+        if came_by == 0 {
+            (*p).ifindex = (*skb).ifindex;
+            flags |= BPF_FIB_LOOKUP_OUTPUT;
         }
-    })
+        (*p).l4_protocol = tuple.proto as u8;
+        if matches!(tuple.proto, proto::TCP | proto::UDP) {
+            (*p).sport = tuple.src_id.to_be();
+            (*p).dport = tuple.dst_id.to_be();
+        }
+        // With a length the helper compares that with the MTU, and not the packet's own.
+        (*p).__bindgen_anon_1.tot_len = 1;
+        let (from, to) = (tuple.src.words(), tuple.dst.words());
+        match family {
+            Family::V4 => {
+                (*p).family = AF_INET;
+                (*p).__bindgen_anon_3.ipv4_src = from[3];
+                (*p).__bindgen_anon_4.ipv4_dst = to[3];
+            }
+            Family::V6 => {
+                (*p).family = AF_INET6;
+                (*p).__bindgen_anon_3.ipv6_src = from;
+                (*p).__bindgen_anon_4.ipv6_dst = to;
+            }
+        }
+        // The union of the two hardware addresses begins with the mark.
+        (&raw mut (*p).smac).cast::<u32>().write((*skb).mark);
+        let mut code = lookup_helper(ctx.as_ptr(), p, size, flags);
+        if code < 0 {
+            // Linux 6.7 to 6.9 do not know the one flag, those before neither; nothing is
+            // written then.
+            code = lookup_helper(ctx.as_ptr(), p, size, flags & !MARK);
+        }
+        way.has_source = 1;
+        if code < 0 {
+            let plain = flags & !(MARK | BPF_FIB_LOOKUP_SRC);
+            code = lookup_helper(ctx.as_ptr(), p, size, plain);
+            way.has_source = 0;
+        }
+        // IPv6, where no interface has an address; the rest is set (the bindings are older).
+        const NO_SRC_ADDR: i64 = 9;
+        match code {
+            0 => {}
+            NO_SRC_ADDR => way.has_source = 0,
+            _ => return false,
+        }
+        way.link = (*p).ifindex;
+        let source = (*p).__bindgen_anon_3;
+        let next = (*p).__bindgen_anon_4;
+        // A route to IPv4 may have an IPv6 router; the helper says so.
+        way.next = if (*p).family == AF_INET {
+            Addr::from_v4_word(next.ipv4_dst)
+        } else {
+            Addr::from_words(next.ipv6_dst)
+        };
+        way.source = match family {
+            Family::V4 => Addr::from_v4_word(source.ipv4_src),
+            Family::V6 => Addr::from_words(source.ipv6_src),
+        };
+    }
+    true
 }
 
 /// What the route to an address says.

@@ -13,11 +13,12 @@ use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use netdp_common::abi::{
     self, Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
-    POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, RecentAt, Settings, Uplink, node_port_bit,
+    POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, RecentAt, SOURCE_ANY_IP, Settings, Source,
+    SourceKey, UPLINK_OBSERVED, Uplink, node_port_bit,
 };
 use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{TICK_SHIFT, age};
-use netdp_common::nat::Work;
+use netdp_common::nat::{Way, Work};
 use netdp_common::packet::Endpoint;
 use netdp_common::port_map::{Bits, Owner, PORT_MAPS as PORT_MAPS_LEN, PortMapSlot};
 use netdp_common::share::{self, Ended, Share, ShareSlot};
@@ -91,6 +92,47 @@ static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
 static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();
 /// A power of two; those that share one only leave more numbers out.
 const IP_ID_SEQUENCES: u32 = 4096;
+
+/// Which sources packets may leave with, by interface; made anew with each agent, which fills it
+/// before programs are attached.
+#[btf_map]
+static SOURCES: LpmTrie<SourceKey, Source, 65_536> = LpmTrie::new();
+/// Bits of a whole key.
+const SOURCE_BITS: u32 = 160;
+/// The route of the packet at hand.
+#[btf_map]
+static WAY: PerCpuArray<Way, 1> = PerCpuArray::new();
+
+#[inline(always)]
+fn is_uplink(ifindex: u32) -> bool {
+    // SAFETY: a reference; entries are replaced, not freed under a running program.
+    let uplink = unsafe { UPLINKS.get(ifindex) };
+    uplink.is_some_and(|uplink| uplink.flags & UPLINK_OBSERVED == 0)
+}
+
+/// Whether the node receives what is sent to an address that it does not have.
+#[inline(never)]
+fn any_ip(addr: &Addr) -> bool {
+    let key = SourceKey {
+        link: SOURCE_ANY_IP,
+        addr: *addr,
+    };
+    SOURCES.get(&Key::new(SOURCE_BITS, key)).is_some()
+}
+
+/// Whether a route leads to the interface with this index: to itself, or to a VLAN device that the
+/// agent knows to stand on it.
+#[inline(never)]
+pub fn leads_here(way: &Way, here: u32) -> bool {
+    if way.link == here {
+        return true;
+    }
+    let key = SourceKey {
+        link: way.link,
+        addr: way.next,
+    };
+    (SOURCES.get(&Key::new(SOURCE_BITS, key))).is_some_and(|source| source.via == here)
+}
 
 /// For how long a destination without free ports is left alone: 0.5 s.
 const EXHAUSTED_TICKS: u32 = 8;
@@ -273,6 +315,11 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
+    fn is_any_ip(&self, addr: &Addr) -> bool {
+        any_ip(addr)
+    }
+
+    #[inline(always)]
     fn action(&self, dst: &Addr) -> Action {
         Action::from_raw(self.policy(dst))
     }
@@ -358,7 +405,7 @@ impl Tables for World<'_> {
             (true, true) if route.resolved => Origin::Link,
             (true, true) => Origin::Unresolved,
             // What is behind an uplink is no pod of this node's.
-            (true, false) if UPLINKS.get_ptr(route.ifindex).is_none() => Origin::Elsewhere,
+            (true, false) if !is_uplink(route.ifindex) => Origin::Elsewhere,
             (false, true) => Origin::Routed,
             _ => Origin::Unknown,
         }
@@ -467,8 +514,25 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn route_source(&self, dst: &Addr, family: Family) -> Option<Addr> {
-        fib::source(self.ctx, dst, family)
+    fn way(&self, tuple: &Tuple, family: Family) -> Option<&Way> {
+        let way = WAY.get_ptr_mut(0)?;
+        // SAFETY: each CPU has its own, and a TC program asks for one at a time; zeroes are a
+        // valid `Way`.
+        let way = unsafe { &mut *way };
+        fib::way(self.ctx, tuple, family, way).then_some(way)
+    }
+
+    #[inline(always)]
+    fn source(&self, key: &SourceKey, addr: &mut Addr) -> bool {
+        // SAFETY: a TC program's context is readable for the program's run.
+        let here = unsafe { (*self.ctx.skb.skb).ifindex };
+        match SOURCES.get(&Key::new(SOURCE_BITS, *key)) {
+            Some(source) if source.via == here => {
+                *addr = source.addr;
+                true
+            }
+            _ => false,
+        }
     }
 
     #[inline(always)]

@@ -145,7 +145,9 @@ impl Agent {
             None => None,
         };
         let snapshot = monitor.snapshot().await?;
+        let config = config::defaults(&options.config_options);
         let selection = Selection {
+            masqueraded: config.masqueraded(),
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
@@ -153,7 +155,7 @@ impl Agent {
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
-            config: config::defaults(&options.config_options),
+            config,
             applied: State {
                 local: engine.local_addresses()?,
                 ..State::default()

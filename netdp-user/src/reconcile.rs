@@ -3,7 +3,7 @@
 //! Applying every change of a full diff against nothing is always safe: each
 //! only states what is to be.
 
-use crate::uplinks::Uplink;
+use crate::uplinks::{Asked, Given, Sources, Uplink};
 use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,10 @@ pub struct State {
     pub local: BTreeSet<IpAddr>,
     /// The uplinks, by interface index.
     pub uplinks: BTreeMap<u32, Uplink>,
+    /// Interfaces that are none, of which only what comes in is looked at, by index.
+    pub observed: BTreeMap<u32, Uplink>,
+    /// Which sources packets may leave them with.
+    pub sources: Sources,
     /// Interfaces towards pods that hairpin is wanted on, by index.
     pub pod_links: BTreeMap<u32, String>,
 }
@@ -54,6 +58,8 @@ impl State {
         self.local = all.into_iter().take(room).collect();
         self.uplinks
             .retain(|ifindex, _| applied.uplinks.contains_key(ifindex));
+        self.observed
+            .retain(|ifindex, _| applied.observed.contains_key(ifindex));
         self.pod_links
             .retain(|ifindex, _| applied.pod_links.contains_key(ifindex));
         false
@@ -69,10 +75,18 @@ pub enum Change {
     AddLocal(IpAddr),
     /// The node no longer has this address.
     RemoveLocal(IpAddr),
+    /// Write down a source that packets may leave with.
+    SetSource(Asked, Given),
+    /// It counts no more.
+    RemoveSource(Asked),
     /// Write down an uplink's addresses.
     SetUplink(Uplink),
     /// Attach the programs to an uplink.
     Attach(Uplink),
+    /// Write down an interface of which only what comes in is looked at.
+    SetObserved(Uplink),
+    /// Attach what looks at that, and take off what an uplink has besides.
+    Observe(Uplink),
     /// Take the programs off.
     Detach {
         /// The interface's index.
@@ -113,6 +127,11 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             .difference(&is.local)
             .map(|ip| Change::AddLocal(*ip)),
     );
+    for (asked, given) in &wanted.sources {
+        if is.sources.get(asked) != Some(given) {
+            changes.push(Change::SetSource(*asked, *given));
+        }
+    }
     for (ifindex, uplink) in &wanted.uplinks {
         let before = is.uplinks.get(ifindex);
         if before != Some(uplink) {
@@ -122,8 +141,17 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::Attach(uplink.clone()));
         }
     }
-    for (ifindex, uplink) in &is.uplinks {
-        if !wanted.uplinks.contains_key(ifindex) {
+    for (ifindex, link) in &wanted.observed {
+        let before = is.observed.get(ifindex);
+        if before != Some(link) {
+            changes.push(Change::SetObserved(link.clone()));
+        }
+        if before.is_none() {
+            changes.push(Change::Observe(link.clone()));
+        }
+    }
+    for (ifindex, uplink) in is.uplinks.iter().chain(&is.observed) {
+        if !wanted.uplinks.contains_key(ifindex) && !wanted.observed.contains_key(ifindex) {
             changes.push(Change::Detach {
                 ifindex: *ifindex,
                 name: uplink.name.clone(),
@@ -142,6 +170,9 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::AttachPods { ifindex, name });
         }
     }
+    let gone = is.sources.keys();
+    let gone = gone.filter(|asked| !wanted.sources.contains_key(asked));
+    changes.extend(gone.map(|asked| Change::RemoveSource(*asked)));
     changes.extend(
         is.local
             .difference(&wanted.local)
@@ -153,8 +184,9 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::{Change, PolicyRule, State, diff};
-    use crate::uplinks::{LinkLayer, Uplink};
+    use crate::uplinks::{Asked, Given, LinkLayer, Uplink};
     use netdp_common::abi::Action;
+    use std::collections::BTreeMap;
     use std::net::IpAddr;
 
     fn uplink(ifindex: u32) -> Uplink {
@@ -177,7 +209,24 @@ mod tests {
             }]),
             local: [[10, 0, 0, 1].into()].into(),
             uplinks: [(2, uplink(2))].into(),
+            observed: BTreeMap::new(),
+            sources: [(asked(), given(1))].into(),
             pod_links: [(7, "cali1".into())].into(),
+        }
+    }
+
+    fn asked() -> Asked {
+        Asked {
+            link: 2,
+            named: false,
+            net: "10.0.0.0/24".parse().unwrap(),
+        }
+    }
+
+    fn given(last: u8) -> Given {
+        Given {
+            addr: [10, 0, 0, last].into(),
+            via: 2,
         }
     }
 
@@ -194,6 +243,7 @@ mod tests {
             [
                 Change::SetPolicy(_),
                 Change::AddLocal(_),
+                Change::SetSource(..),
                 Change::SetUplink(_),
                 Change::Attach(_),
                 Change::AttachPods { ifindex: 7, .. }
@@ -237,15 +287,20 @@ mod tests {
         let mut moved = wanted();
         moved.local = [[10, 0, 0, 2].into()].into();
         moved.uplinks.get_mut(&2).unwrap().v4 = Some([10, 0, 0, 2].into());
+        moved.sources.insert(asked(), given(2));
         let changes = diff(&wanted(), &moved);
         assert!(matches!(
             changes.as_slice(),
             [
                 Change::AddLocal(_),
+                Change::SetSource(..),
                 Change::SetUplink(_),
                 Change::RemoveLocal(_)
             ]
         ));
+        moved.sources.clear();
+        let gone = Change::RemoveSource(asked());
+        assert!(diff(&wanted(), &moved).contains(&gone));
     }
 
     #[test]
@@ -257,6 +312,17 @@ mod tests {
         let off = Change::DetachPods { ifindex, name };
         let name = "cali2".into();
         assert_eq!(changes, [off, Change::AttachPods { ifindex, name }]);
+    }
+
+    #[test]
+    fn an_interface_that_becomes_an_uplink_is_attached_to_again() {
+        let mut before = wanted();
+        before.uplinks.clear();
+        before.observed = [(2, uplink(2))].into();
+        let set = Change::SetUplink(uplink(2));
+        assert_eq!(diff(&before, &wanted()), [set, Change::Attach(uplink(2))]);
+        let set = Change::SetObserved(uplink(2));
+        assert_eq!(diff(&wanted(), &before), [set, Change::Observe(uplink(2))]);
     }
 
     #[test]

@@ -52,6 +52,13 @@ pub struct Report {
     /// What was decided about uplinks that stand on each other.
     #[serde(default)]
     pub stacked: Vec<String>,
+    /// Interfaces that the node routes masqueraded destinations by and that are no uplinks: packets
+    /// leave there untranslated.
+    #[serde(default)]
+    pub leaks: Vec<String>,
+    /// Interfaces towards guests of the node that the policy masquerades, and netdp does not.
+    #[serde(default)]
+    pub guests: Vec<String>,
     /// Ways for packets past the uplinks' hooks.
     #[serde(default)]
     pub detours: Vec<String>,
@@ -386,6 +393,16 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.stacked {
         writeln!(out, "stacked    {what}")?;
+    }
+    for what in &report.leaks {
+        writeln!(out, "leak       {what}")?;
+    }
+    if !report.guests.is_empty() {
+        let guests = report.guests.join(", ");
+        writeln!(
+            out,
+            "guests     {guests}: what goes there is not masqueraded"
+        )?;
     }
     for what in &report.chains_back {
         writeln!(out, "conflict   {what} is back: somebody still writes it")?;

@@ -217,6 +217,8 @@ fn the_default_route_may_move_to_another_interface() -> Result<()> {
     let second = bed.server(1, &["10.10.0.1/24"])?;
     let _echoes = [Echo::start(&first)?, Echo::start(&second)?];
     let config = ConfigVolume::new("nonMasqueradeCIDRs: [172.16.0.0/16]\n")?;
+    // By which the node routes nothing that is masqueraded yet.
+    bed.node.ip("route flush dev eth1")?;
     let agent = start_agent(&bed.node, &config, &[])?;
     let to_first = SocketAddr::new(first.v4()?.into(), ECHO);
     let to_second = SocketAddr::new(second.v4()?.into(), ECHO);
@@ -229,6 +231,7 @@ fn the_default_route_may_move_to_another_interface() -> Result<()> {
         "eth1 is no uplink yet"
     );
 
+    bed.node.ip("route add 10.9.0.0/16 dev eth1")?;
     bed.node.ip("route replace default via 10.9.255.254")?;
     wait_uplink(&agent, "eth1", |uplink| uplink["v4"] == "10.9.0.10")?;
     wait_source(&bed.pods[0], to_second, [10, 9, 0, 10].into())?;

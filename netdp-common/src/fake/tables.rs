@@ -3,10 +3,11 @@
 use super::{Fake, RECENT};
 use crate::abi::{
     Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
-    SETTING_NONE_STICKY, Settings, Uplink,
+    SETTING_NONE_STICKY, Settings, SourceKey, Uplink,
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::age;
+use crate::nat::Way;
 use crate::packet::{Endpoint, Packet};
 use crate::port_map::{Bits, Owner, PortMapSlot, WORDS};
 use crate::share::ShareSlot;
@@ -52,6 +53,10 @@ impl Tables for Fake {
 
     fn is_local(&self, addr: &Addr) -> bool {
         self.local.contains(addr)
+    }
+
+    fn is_any_ip(&self, addr: &Addr) -> bool {
+        self.any_ip.contains(addr)
     }
 
     fn action(&self, dst: &Addr) -> Action {
@@ -224,8 +229,21 @@ impl Tables for Fake {
         self.asked_order.borrow_mut().retain(|other| other != tuple);
     }
 
-    fn route_source(&self, _: &Addr, _: Family) -> Option<Addr> {
-        self.route_source
+    fn way(&self, _: &Tuple, _: Family) -> Option<&Way> {
+        self.way.as_ref()
+    }
+
+    fn source(&self, key: &SourceKey, addr: &mut Addr) -> bool {
+        let value = |addr: &Addr| u128::from_be_bytes(*addr.octets());
+        let covers = |(known, len, _): &&(SourceKey, u32, Addr)| {
+            known.link == key.link
+                && (*len == 0 || (value(&known.addr) ^ value(&key.addr)) >> (128 - len) == 0)
+        };
+        let longest = self.sources.iter().filter(covers).max_by_key(|it| it.1);
+        longest.is_some_and(|(_, _, found)| {
+            *addr = *found;
+            true
+        })
     }
 
     fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment> {

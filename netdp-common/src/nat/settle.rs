@@ -2,14 +2,13 @@
 //! have lost.
 
 use super::origin::{is_forged, same};
-use super::{evict, source_for};
+use super::{choose_source, evict};
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
-use crate::addr::Family;
 use crate::conntrack::{ACK, FIN, RST, SYN, TcpState, tcp_state};
-use crate::packet::L4;
+use crate::packet::{L4, Packet};
 use crate::slot::Slot;
 use crate::tables::Tables;
-use crate::tuple::{Tuple, proto};
+use crate::tuple::proto;
 
 /// What becomes of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,42 +34,36 @@ pub(super) const fn begins_anew(l4: &L4) -> bool {
 /// Decides whether a mapping goes on where its packet leaves (docs/adr/0040). One that leaves by
 /// another uplink, where the flow would get another address, ends; so does one whose address is
 /// gone, where there is another. A TCP connection lives by its address: it keeps it, and rests
-/// while the node has not got it. It ends only with a SYN that begins it anew (`syn`).
+/// while the node has not got it. It ends only with a SYN that begins it anew (`syn`). Of `pkt`
+/// tuple and family are read, and the address of a new mapping is put there.
 #[inline(never)]
-pub(super) fn settle<T: Tables>(
-    tables: &T,
-    tuple: &Tuple,
-    family: Family,
-    slot: Slot,
-    syn: bool,
-) -> Settled {
+pub(super) fn settle<T: Tables>(tables: &T, pkt: &mut Packet, slot: Slot, syn: bool) -> Settled {
     // What somebody else sends in the pod's name changes nothing; it is dropped later.
-    if is_forged(tables, &tuple.src, family) {
+    if is_forged(tables, &pkt.tuple.src, pkt.family) {
         return Settled::Stays;
     }
-    let wire = tuple.reply_to(slot.addr(), slot.id());
+    let wire = pkt.tuple.reply_to(slot.addr(), slot.id());
     let reply = tables.rev_snat(&wire);
     let flags = reply.map_or(0, Slot::flags);
     let elsewhere = slot.place().is_elsewhere(tables.place());
     let there = tables.is_local(&slot.addr());
     let stays = flags & (MAPPING_HOST | MAPPING_HANDED | MAPPING_YIELDED) != 0
         || there && !elsewhere && !syn
-        || tables.is_local(&tuple.src);
+        || tables.is_local(&pkt.tuple.src);
     if stays {
         slot.set_place(tables.place());
         return Settled::Stays;
     }
-    let source = source_for(tables, tuple, family);
+    let has_source = choose_source(tables, pkt);
     let lives =
-        tuple.proto == proto::TCP && !(syn && is_over(slot, reply.map_or(0, Slot::tcp_seen)));
-    match source {
-        Some(source) if there && same(&source, &slot.addr()) => {}
-        Some(_) if !lives => {
-            evict::end(tables, tuple, &wire);
-            return Settled::Ended;
+        pkt.tuple.proto == proto::TCP && !(syn && is_over(slot, reply.map_or(0, Slot::tcp_seen)));
+    let stays = there && (lives || !has_source || same(&pkt.new.addr, &slot.addr()));
+    if !stays {
+        if lives || !has_source {
+            return Settled::Rests;
         }
-        _ if !there => return Settled::Rests,
-        _ => {}
+        evict::end(tables, &pkt.tuple, &wire);
+        return Settled::Ended;
     }
     slot.set_place(tables.place());
     Settled::Stays

@@ -1,8 +1,10 @@
 //! Protocols of which only the addresses are translated.
 
-use super::{BOTH, V4, assert_paired, becomes, drop_of, opened, wire_of};
+use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, opened, wire_of};
+use crate::abi::{SOURCE_NAMED, SourceKey};
 use crate::fake::build::{Build, Kind};
 use crate::fake::{Fake, Seen, addr};
+use crate::nat::Way;
 use crate::verdict::DropReason;
 
 /// GRE, ESP, IPIP, and a protocol that nobody has.
@@ -68,13 +70,38 @@ fn udp_lite_has_ports_like_udp() {
     }
 }
 
+const LINK: u32 = 2;
+
+fn way(source: Option<&str>, next: &str) -> Option<Way> {
+    Some(Way {
+        link: LINK,
+        has_source: source.is_some().into(),
+        source: addr(source.unwrap_or("::")),
+        next: addr(next),
+    })
+}
+
 #[test]
-fn the_kernels_choice_of_source_comes_first() {
+fn the_routes_own_source_comes_first() {
     let mut fake = Fake::new();
     let preferred = addr("192.0.2.99");
-    fake.route_source = Some(preferred);
+    fake.way = way(Some("192.0.2.99"), "192.0.2.1");
+    let named = |fake: &mut Fake, from: &str, to: &str| {
+        let key = SourceKey {
+            link: LINK | SOURCE_NAMED,
+            addr: addr(from),
+        };
+        fake.sources.push((key, 128, addr(to)));
+    };
     assert_eq!(
         fake.out(&V4.udp()),
+        becomes(V4.node),
+        "nobody gave it to a route"
+    );
+    named(&mut fake, "192.0.2.99", "192.0.2.99");
+    let other = V4.udp().to(V4.other_server);
+    assert_eq!(
+        fake.out(&other),
         becomes(V4.node),
         "not an address of the node"
     );
@@ -92,7 +119,62 @@ fn the_kernels_choice_of_source_comes_first() {
     // Where the uplink has none, it is the only one.
     fake.uplink.flags = 0;
     assert_eq!(fake.out(&V4.other_syn().to("198.51.100.9:80")), wanted);
-    fake.route_source = None;
+    // The agent knows a better one.
+    fake.local.insert(addr("192.0.2.98"));
+    fake.way = way(Some("192.0.2.97"), "192.0.2.1");
+    named(&mut fake, "192.0.2.97", "192.0.2.98");
+    let seen = fake.out(&V4.syn().to("198.51.100.10:80"));
+    assert_eq!(seen, becomes("192.0.2.98:4000"));
+    fake.way = None;
     let late = V4.echo(1);
     assert!(matches!(fake.out(&late), Seen::Drop(_)));
+}
+
+/// What the kernel borrows from another interface is not used.
+#[test]
+fn a_source_of_another_interface_is_not_used() {
+    for (net, borrowed, next) in [
+        (V4, "172.16.0.1", "192.0.2.1"),
+        (V6, "fd00:172::1", "fe80::1"),
+    ] {
+        let mut fake = Fake::new();
+        fake.way = way(Some(borrowed), next);
+        fake.local.insert(addr(borrowed));
+        assert_eq!(fake.out(&net.udp()), becomes(net.node));
+        fake.uplink.flags = 0;
+        assert_eq!(fake.out(&net.syn()), drop_of(DropReason::NoSourceAddress));
+    }
+}
+
+#[test]
+fn the_next_hops_subnet_decides_where_no_source_is_named() {
+    let mut fake = Fake::new();
+    for (net, len, source) in [
+        ("10.8.0.0", 96 + 16, "10.8.0.4"),
+        ("10.9.0.0", 96 + 16, "10.9.0.4"),
+        ("fd00:8::", 64, "fd00:8::4"),
+    ] {
+        fake.local.insert(addr(source));
+        let key = SourceKey {
+            link: LINK,
+            addr: addr(net),
+        };
+        fake.sources.push((key, len, addr(source)));
+    }
+    for (next, source) in [
+        ("10.8.255.1", "10.8.0.4:4000"),
+        ("10.9.0.9", "10.9.0.4:4000"),
+        ("10.10.0.9", V4.node),
+        // A route to IPv4 by an IPv6 router.
+        ("fe80::1", V4.node),
+        ("fd00:8::1", V4.node),
+    ] {
+        fake.way = way(None, next);
+        let number = next.bytes().map(u32::from).sum::<u32>();
+        let to = format!("198.51.100.{}:80", number % 200);
+        assert_eq!(fake.out(&V4.udp().to(&to)), becomes(source), "by {next}");
+    }
+    fake.way = way(None, "10.8.255.1");
+    fake.way.as_mut().unwrap().link = 3;
+    assert_eq!(fake.out(&V4.syn()), becomes(V4.node), "another interface's");
 }

@@ -113,6 +113,23 @@ fn the_nodes_answer_takes_a_tuple_that_nobody_lives_by() {
     }
 }
 
+/// The node's own sockets on what it receives by `ip route add local` keep their address; a
+/// pod that has one is a pod.
+#[test]
+fn a_socket_on_an_address_that_is_only_routed_here_keeps_it() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        fake.any_ip
+            .insert(crate::fake::addr(net.pod_ip.trim_matches(['[', ']'])));
+        fake.ingress_ifindex.set(0);
+        assert_eq!(fake.out(&net.syn()), Seen::Pass);
+        assert_eq!(fake.out(&net.udp()), Seen::Pass);
+        assert_eq!(fake.snat.len(), 0);
+        fake.ingress_ifindex.set(7);
+        assert_eq!(fake.out(&net.syn()), becomes(net.node));
+    }
+}
+
 #[test]
 fn a_full_table_does_not_stop_the_node() {
     let mut fake = Fake::new();

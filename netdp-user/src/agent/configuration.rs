@@ -94,6 +94,7 @@ impl Agent {
                         notes,
                     } = loaded;
                     let before = std::mem::replace(&mut self.config, config);
+                    self.selection.masqueraded = self.config.masqueraded();
                     let applied = self.apply();
                     drop(before);
                     self.accepted(documents, &warnings, &notes, Source::Sources);
@@ -122,6 +123,7 @@ impl Agent {
     /// Takes a configuration for the one that is to be in force.
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
         self.config = loaded.config;
+        self.selection.masqueraded = self.config.masqueraded();
         self.accepted(documents, &loaded.warnings, &loaded.notes, source);
     }
 

@@ -151,6 +151,14 @@ impl Engine {
         }
     }
 
+    /// Uplinks of an earlier agent, and interfaces that it observed.
+    pub(super) fn known_interfaces(&self) -> Result<Vec<u32>> {
+        match self {
+            Self::Ebpf(datapath) => datapath.known_interfaces(),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(Vec::new()),
+        }
+    }
+
     pub(super) fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
         match self {
             Self::Ebpf(datapath) => datapath.maps().local_addresses(),

@@ -22,6 +22,8 @@ pub(super) struct Guard {
     seen: Instant,
     /// Why interfaces could not be attached to, by index.
     refused: BTreeMap<u32, String>,
+    /// Why interfaces that are no uplinks could not be observed, by index.
+    unobserved: BTreeMap<u32, String>,
     /// What could not be asked, as said in the log.
     problem: Option<String>,
     /// How often programs were found missing.
@@ -37,6 +39,7 @@ impl Guard {
             off: Vec::new(),
             seen: Instant::now(),
             refused: BTreeMap::new(),
+            unobserved: BTreeMap::new(),
             problem: None,
             losses: 0,
             last_loss: String::new(),
@@ -75,6 +78,11 @@ impl Guard {
     /// An interface could not be attached to; whether that is news.
     pub(super) fn refused(&mut self, ifindex: u32, why: String) -> bool {
         self.refused.insert(ifindex, why.clone()) != Some(why)
+    }
+
+    /// An interface that is no uplink could not be attached to; whether that is news.
+    pub(super) fn unobserved(&mut self, ifindex: u32, why: &str) -> bool {
+        self.unobserved.insert(ifindex, why.to_owned()).as_deref() != Some(why)
     }
 
     /// Whether a change was made before, and is made again with an attempt to attach.
@@ -142,16 +150,20 @@ impl Agent {
         let lost: BTreeSet<u32> = self.guard.off.iter().map(|it| it.ifindex).collect();
         let uplinks = self.applied.uplinks.values();
         let uplinks = uplinks.filter(|uplink| lost.contains(&uplink.ifindex));
+        let observed = self.applied.observed.values();
+        let observed = observed.filter(|link| lost.contains(&link.ifindex));
+        let observed = observed.cloned().map(Change::Observe);
         let pods = self.applied.pod_links.iter();
         let pods = pods.filter(|(ifindex, _)| lost.contains(ifindex));
         let pods = pods.map(|(&ifindex, name)| Change::AttachPods {
             ifindex,
             name: name.clone(),
         });
-        let changes: Vec<_> = uplinks.cloned().map(Change::Attach).chain(pods).collect();
+        let uplinks = uplinks.cloned().map(Change::Attach);
+        let changes: Vec<_> = uplinks.chain(observed).chain(pods).collect();
         for change in changes {
             let ifindex = match &change {
-                Change::Attach(uplink) => uplink.ifindex,
+                Change::Attach(link) | Change::Observe(link) => link.ifindex,
                 Change::AttachPods { ifindex, .. } => *ifindex,
                 _ => continue,
             };

@@ -6,7 +6,7 @@ use crate::datapath::{Attached, OnReload};
 use crate::iptables::ChainReport;
 use crate::reconcile::{self, Change, PolicyRule, State};
 use crate::status::UplinkReport;
-use crate::uplinks::{Uplink, detours, hint, local_addresses, pod_links, select};
+use crate::uplinks::{Settled, Uplink, detours, hint, local_addresses, pod_links, select};
 use log::Level;
 use netdp_common::abi::Action;
 use std::collections::BTreeMap;
@@ -34,14 +34,19 @@ impl Agent {
         if let Err(err) = self.engine.detach_pods_except(&pods) {
             log::error!("{err:#}");
         }
-        let known = self.engine.known_uplinks().unwrap_or_default();
+        let uplinks = self.engine.known_uplinks().unwrap_or_default();
+        let known = self.engine.known_interfaces().unwrap_or_default();
         for ifindex in known {
-            if selected.uplinks.iter().any(|u| u.ifindex == ifindex) {
-                continue;
-            }
+            let is_it = |uplink: &Uplink| uplink.ifindex == ifindex;
+            let remains = selected.uplinks.iter().any(is_it);
             let link = self.snapshot.link(ifindex);
             let name = link.map_or_else(|| format!("index {ifindex}"), |l| l.name.clone());
-            log::info!("{name} is no uplink any more: detaching");
+            if !remains && uplinks.contains(&ifindex) {
+                log::info!("{name} is no uplink any more: detaching");
+            }
+            if remains || selected.observed.iter().any(is_it) {
+                continue;
+            }
             let change = Change::Detach { ifindex, name };
             if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
@@ -68,8 +73,8 @@ impl Agent {
     }
 
     fn wanted(&mut self) -> State {
-        let selected = select(&self.snapshot, &self.selection);
-        self.wait_for(selected.unmatched);
+        let mut selected = select(&self.snapshot, &self.selection);
+        self.wait_for(std::mem::take(&mut selected.unmatched));
         if selected.reason != self.report.no_uplink
             && let Some(reason) = &selected.reason
             && self.report.waiting_for.is_empty()
@@ -83,6 +88,31 @@ impl Agent {
             }
         }
         self.report.stacked = selected.stacked;
+        for what in &selected.leaks {
+            if !self.report.leaks.contains(what) {
+                log::error!("{what}");
+            }
+        }
+        if self
+            .report
+            .leaks
+            .iter()
+            .any(|what| !selected.leaks.contains(what))
+        {
+            let left = selected.leaks.len();
+            log::info!("interfaces that masqueraded destinations leave by untranslated: {left}");
+        }
+        self.report.leaks = selected.leaks;
+        let guests = selected.guests.iter();
+        let new: Vec<_> = guests
+            .filter(|name| !self.report.guests.contains(name))
+            .collect();
+        if !new.is_empty() {
+            log::info!("{new:?} lead to guests of this node: what goes there is not masqueraded");
+        }
+        self.report.guests = selected.guests;
+        let uplinks = selected.uplinks.iter().map(|uplink| uplink.ifindex);
+        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
         let detours = detours(&self.snapshot, &selected.uplinks);
         for what in &detours {
             if !self.report.detours.contains(what) {
@@ -90,10 +120,18 @@ impl Agent {
             }
         }
         self.report.detours = detours;
+        let pod_links = self.pod_links(&selected.uplinks);
+        (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
         State {
-            pod_links: self.pod_links(&selected.uplinks),
+            pod_links,
             policy: Some(self.config.rules.iter().map(policy_rule).collect()),
             local: local_addresses(&self.snapshot),
+            observed: selected
+                .observed
+                .into_iter()
+                .map(|link| (link.ifindex, link))
+                .collect(),
+            sources: selected.sources,
             uplinks: selected
                 .uplinks
                 .into_iter()
@@ -200,6 +238,10 @@ impl Agent {
             if let Err(err) = self.engine.apply(&change) {
                 let why = format!("{err:#}");
                 let news = match &change {
+                    // Nothing leaks; answers to what comes in there may be lost.
+                    Change::Observe(Uplink { ifindex, .. }) => {
+                        self.guard.unobserved(*ifindex, &why)
+                    }
                     Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
                         self.guard.refused(*ifindex, why.clone())
                     }
@@ -217,8 +259,16 @@ impl Agent {
                     Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
                     Change::AddLocal(ip) => drop(reached.local.remove(ip)),
                     Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
+                    Change::SetSource(asked, _) => drop(reached.sources.remove(asked)),
+                    Change::RemoveSource(asked) => {
+                        let before = self.applied.sources.get(asked);
+                        reached.sources.extend(before.map(|given| (*asked, *given)));
+                    }
                     Change::SetUplink(uplink) | Change::Attach(uplink) => {
                         reached.uplinks.remove(&uplink.ifindex);
+                    }
+                    Change::SetObserved(link) | Change::Observe(link) => {
+                        reached.observed.remove(&link.ifindex);
                     }
                     Change::AttachPods { ifindex, .. } => {
                         reached.pod_links.remove(ifindex);
@@ -334,9 +384,12 @@ impl Agent {
     pub(super) fn reattach(&mut self) {
         let uplinks = self.applied.uplinks.values().cloned();
         let uplinks = uplinks.flat_map(|u| [Change::SetUplink(u.clone()), Change::Attach(u)]);
+        let observed = self.applied.observed.values().cloned();
+        let observed = observed.flat_map(|o| [Change::SetObserved(o.clone()), Change::Observe(o)]);
+        let uplinks: Vec<_> = uplinks.chain(observed).collect();
         let pods = self.applied.pod_links.clone().into_iter();
         let pods = pods.map(|(ifindex, name)| Change::AttachPods { ifindex, name });
-        for change in uplinks.chain(pods) {
+        for change in uplinks.into_iter().chain(pods) {
             log::debug!("again: {change:?}");
             if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
@@ -348,6 +401,12 @@ impl Agent {
 fn announce(change: &Change) {
     match change {
         Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
+        Change::Observe(link) => {
+            log::info!(
+                "looking at what comes in by {}, which is no uplink",
+                link.name
+            );
+        }
         Change::Attach(uplink) => log::info!("attached to {}", uplink.name),
         Change::Detach { name, .. } => log::info!("detached from {name}"),
         Change::SetUplink(uplink) => {
@@ -361,7 +420,11 @@ fn announce(change: &Change) {
         }
         Change::AttachPods { name, .. } => log::info!("hairpin on {name}"),
         Change::DetachPods { name, .. } => log::info!("no hairpin on {name} any more"),
-        Change::AddLocal(_) | Change::RemoveLocal(_) => {}
+        Change::AddLocal(_)
+        | Change::SetObserved(_)
+        | Change::RemoveLocal(_)
+        | Change::SetSource(..)
+        | Change::RemoveSource(_) => {}
     }
 }
 

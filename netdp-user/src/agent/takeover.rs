@@ -3,7 +3,6 @@
 //! Takeover: first what connection tracking knows, then the programs, then once more what it
 //! knows, then the chains go. Connections that netfilter translates stay with it until they end.
 //! Giving back is the mirror image. docs/adr/0021 has the order and why.
-
 //!
 //! Reading large tables and running iptables takes its time, which the loop has not: it is done
 //! beside it.
@@ -108,6 +107,8 @@ struct Job {
     config: Config,
     local: BTreeSet<IpAddr>,
     chain: String,
+    /// Why chains have to stay, if so.
+    stay: Vec<String>,
 }
 
 impl Agent {
@@ -133,6 +134,7 @@ impl Agent {
             config: self.config.clone(),
             local: self.applied.local.clone(),
             chain: self.options.chains.name.clone(),
+            stay: Vec::new(),
         }
     }
 
@@ -146,7 +148,9 @@ impl Agent {
         if self.takeover.complete || self.takeover.is_running() {
             return false;
         }
-        let job = self.job();
+        let mut job = self.job();
+        // Without the chains pods' addresses would leave there.
+        job.stay = [&self.report.leaks[..], &self.report.off[..]].concat();
         self.takeover.again = None;
         self.takeover.running = Some(spawn_blocking(move || Done::Tried(job.take_over())));
         true
@@ -270,6 +274,15 @@ impl Job {
     }
 
     fn take_over(&self) -> Tried {
+        if !self.stay.is_empty() {
+            let (found, mut failed) = iptables::find(&self.chain, |_| false);
+            let why = self.stay.join("; ");
+            failed.extend(found.iter().map(|chain| format!("{chain}: {why}")));
+            return Tried {
+                any: !found.is_empty(),
+                failed,
+            };
+        }
         let keep = self.reserve_translated() > 0;
         let masqueraded = |prefix: &str| {
             let net = prefix.parse::<IpNet>();

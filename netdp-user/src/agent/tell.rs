@@ -115,6 +115,7 @@ impl Agent {
     fn unready(&self) -> Vec<String> {
         let mut reasons = self.not_in_force();
         reasons.extend(self.report.no_room.clone());
+        reasons.extend(self.report.leaks.iter().take(LINES).cloned());
         if self.source != Source::Sources {
             let rejected = self.report.config.rejected.iter().take(LINES);
             let rejected: Vec<_> = rejected.map(String::as_str).collect();

@@ -28,7 +28,8 @@ pub(super) struct Run {
     #[arg(long, value_name = "PATH", default_value = "/etc/config")]
     config: Vec<PathBuf>,
     /// Interface that leads out of the cluster; a name or a glob; may be repeated. Without it:
-    /// every interface with a default route or with an address of --node-ip.
+    /// every interface by which the node routes to what is masqueraded, or with an address of
+    /// --node-ip.
     #[arg(long, value_name = "NAME")]
     uplink: Vec<String>,
     /// Address that the node is known by; may be repeated.

@@ -12,6 +12,7 @@ mod duration;
 mod key;
 mod lint;
 mod manifest;
+mod masqueraded;
 mod merge;
 mod nat_rules;
 mod nesting;
@@ -42,6 +43,7 @@ pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use lint::Surroundings;
 pub use manifest::holds_objects;
+pub use masqueraded::Masqueraded;
 pub use rules::Rules;
 pub use upstream::differences;
 
@@ -166,6 +168,11 @@ impl Config {
         let around = self.rules.covering(net).next();
         around.is_none_or(|rule| rule.action == Action::Masquerade)
             && !self.rules.bypass_a_part(net)
+    }
+
+    /// Which destinations are masqueraded, for questions about whole prefixes.
+    pub fn masqueraded(&self) -> Masqueraded {
+        Masqueraded::of(&self.rules)
     }
 
     /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every

@@ -291,6 +291,19 @@ impl Links {
         Ok(link)
     }
 
+    /// Attaches what looks at what comes in by an interface that is no uplink, or leaves one that
+    /// was an uplink with that.
+    pub fn observe(&mut self, object: &mut Ebpf, link: &Uplink) -> Result<()> {
+        let ifindex = link.ifindex;
+        let name = link.name.as_str();
+        let device = Device { ifindex, name };
+        self.attach_one(object, Hook::Ingress, device, self.mechanism)?;
+        self.attached.remove(&ifindex);
+        self.release(|at, hook| at == ifindex && hook == Hook::Egress);
+        let bpffs = &self.bpffs;
+        remove_hook(bpffs, Hook::Egress, ifindex, Some(name), &mut Vec::new())
+    }
+
     pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<()> {
         self.attached.remove(&ifindex);
         // Egress first: as long as packets leave translated, replies come back.

@@ -7,7 +7,7 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
     Counters, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
-    SETTING_ANY_SOURCE, SETTING_NONE_STICKY, Settings, Uplink, pins,
+    SETTING_ANY_SOURCE, SETTING_NONE_STICKY, Settings, UPLINK_OBSERVED, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::port_map::Bits;
@@ -336,11 +336,24 @@ impl Maps {
         self.next_epoch()
     }
 
-    /// The interface indexes that have programs.
+    /// The indexes of uplinks.
     ///
     /// # Errors
     /// The map could not be read.
     pub fn uplinks(&self) -> Result<Vec<u32>> {
+        let mut found = self.interfaces()?;
+        found.retain(|ifindex| {
+            let uplink = self.uplinks.get(ifindex, 0);
+            uplink.is_ok_and(|uplink| uplink.flags & UPLINK_OBSERVED == 0)
+        });
+        Ok(found)
+    }
+
+    /// The indexes of all interfaces that have programs, but for hairpin.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub fn interfaces(&self) -> Result<Vec<u32>> {
         self.uplinks
             .keys()
             .map(|key| key.context("reading the uplinks map"))

@@ -18,6 +18,7 @@ mod object;
 mod placed;
 mod policy;
 mod self_check;
+mod sources;
 mod sweep;
 mod tcx;
 
@@ -40,7 +41,7 @@ use aya_log::EbpfLogger;
 use netdp_common::abi::{
     self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN, SETTING_HAIRPIN,
     SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
-    UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
+    UPLINK_OBSERVED, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
 };
 use netdp_common::addr::Addr;
 use netdp_common::siphash;
@@ -337,6 +338,8 @@ impl Datapath {
             }
             Change::AddLocal(ip) => self.maps.add_local(*ip),
             Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
+            Change::SetSource(asked, given) => sources::set(&mut self.object, asked, given),
+            Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
             Change::Attach(uplink) if uplink.link_layer == LinkLayer::Other => bail!(
                 "{} is of a kind whose packets netdp can't parse: neither Ethernet nor bare IP",
@@ -346,6 +349,15 @@ impl Datapath {
                 .links
                 .attach(&mut self.object, uplink)
                 .with_context(|| format!("attaching to uplink {}", uplink.name)),
+            Change::SetObserved(link) => {
+                let mut entry = entry(link);
+                entry.flags |= UPLINK_OBSERVED;
+                self.maps.set_uplink(link.ifindex, &entry)
+            }
+            Change::Observe(link) => self
+                .links
+                .observe(&mut self.object, link)
+                .with_context(|| format!("looking at what comes in by {}", link.name)),
             Change::Detach { ifindex, name } => {
                 self.links.detach(*ifindex, name)?;
                 self.maps.remove_uplink(*ifindex)
@@ -413,17 +425,25 @@ impl Datapath {
     /// # Errors
     /// A pin could not be removed.
     pub fn detach_pods_except(&mut self, keep: &BTreeMap<u32, String>) -> Result<()> {
-        let uplinks = self.maps.uplinks()?;
+        let uplinks = self.maps.interfaces()?;
         self.links
             .detach_pods_where(|ifindex| !keep.contains_key(&ifindex), &uplinks)
     }
 
-    /// Interfaces that an earlier agent attached to.
+    /// Uplinks that an earlier agent attached to.
     ///
     /// # Errors
     /// The uplinks map could not be read.
     pub fn known_uplinks(&self) -> Result<Vec<u32>> {
         self.maps.uplinks()
+    }
+
+    /// All interfaces that an earlier agent attached to.
+    ///
+    /// # Errors
+    /// The uplinks map could not be read.
+    pub fn known_interfaces(&self) -> Result<Vec<u32>> {
+        self.maps.interfaces()
     }
 }
 

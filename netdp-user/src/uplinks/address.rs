@@ -10,7 +10,8 @@ use super::model::{Addr, AddressScope, Family, Link, Snapshot};
 /// choose it: `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in
 /// net/ipv4/devinet.c of Linux 6.12. It passes over secondary and narrower
 /// addresses, prefers one on the next hop's subnet, and otherwise takes the
-/// first. The `src` of a route plays no part in it.
+/// first; of several that are equal in this, one in `known`, the addresses that the node is known
+/// by. The `src` of a route plays no part in it.
 ///
 /// Where the link has no such address, the kernel looks at its VRF device, or
 /// at the loopback device where it is in none, and so does this: routers run
@@ -18,31 +19,32 @@ use super::model::{Addr, AddressScope, Family, Link, Snapshot};
 /// goes on to every other interface; this does not, because what it would find
 /// there may be a pod bridge's address, or one of another network, to which no
 /// reply comes back. `None` means that the packet must be dropped.
-pub(super) fn source_v4(snapshot: &Snapshot, link: &Link) -> Option<Ipv4Addr> {
-    primary_v4(snapshot, link, gateway(snapshot, link, Family::V4))
-        .or_else(|| primary_v4(snapshot, lender(snapshot, link)?, None))
+pub(super) fn source_v4(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> Option<Ipv4Addr> {
+    primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known)
+        .or_else(|| primary_v4(snapshot, lender(snapshot, link)?, None, known))
 }
 
-fn primary_v4(snapshot: &Snapshot, link: &Link, nexthop: Option<IpAddr>) -> Option<Ipv4Addr> {
-    let mut first = None;
-    for addr in addrs_of(snapshot, link) {
-        let (IpAddr::V4(local), IpAddr::V4(prefix)) = (addr.addr, addr.prefix_addr) else {
-            continue;
-        };
-        if addr.flags.secondary || addr.scope != AddressScope::Universe {
-            continue;
+fn primary_v4(
+    snapshot: &Snapshot,
+    link: &Link,
+    nexthop: Option<IpAddr>,
+    known: &[IpAddr],
+) -> Option<Ipv4Addr> {
+    let on_subnet = |addr: &Addr| match (addr.prefix_addr, nexthop) {
+        (IpAddr::V4(prefix), Some(IpAddr::V4(nexthop))) => {
+            Ipv4Net::new(prefix, addr.prefix_len).is_ok_and(|subnet| subnet.contains(&nexthop))
         }
-        let subnet = Ipv4Net::new(prefix, addr.prefix_len);
-        let on_subnet = match nexthop {
-            Some(IpAddr::V4(nexthop)) => subnet.is_ok_and(|subnet| subnet.contains(&nexthop)),
-            _ => true,
-        };
-        if on_subnet {
-            return Some(local);
-        }
-        first = first.or(Some(local));
-    }
-    first
+        _ => true,
+    };
+    addrs_of(snapshot, link)
+        .filter_map(|addr| match addr.addr {
+            IpAddr::V4(ip) => Some((ip, addr)),
+            IpAddr::V6(_) => None,
+        })
+        .filter(|(_, addr)| !addr.flags.secondary && addr.scope == AddressScope::Universe)
+        // The first of those that come first.
+        .min_by_key(|(_, addr)| (!on_subnet(addr), !known.contains(&addr.addr)))
+        .map(|(ip, _)| ip)
 }
 
 /// The IPv6 address for traffic by `link`'s default route: the order of
@@ -50,17 +52,22 @@ fn primary_v4(snapshot: &Snapshot, link: &Link, nexthop: Option<IpAddr>) -> Opti
 /// net/ipv6/addrconf.c of Linux 6.12 goes through it, for the addresses of
 /// this link alone. Never one that is not global in scope or not yet known to
 /// be unique; then, each only where the earlier ones do not decide: preferred
-/// before deprecated, global before unique-local, public before temporary, on
+/// before deprecated, global before unique-local, one in `known`, public before temporary, on
 /// the gateway's /64 before elsewhere, first listed.
 ///
 /// A link without any borrows from its VRF or loopback device, as in
 /// [`source_v4`]. `None` means that the packet must be dropped.
-pub(super) fn source_v6(snapshot: &Snapshot, link: &Link) -> Option<Ipv6Addr> {
-    best_v6(snapshot, link, gateway(snapshot, link, Family::V6))
-        .or_else(|| best_v6(snapshot, lender(snapshot, link)?, None))
+pub(super) fn source_v6(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> Option<Ipv6Addr> {
+    best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known)
+        .or_else(|| best_v6(snapshot, lender(snapshot, link)?, None, known))
 }
 
-fn best_v6(snapshot: &Snapshot, link: &Link, gateway: Option<IpAddr>) -> Option<Ipv6Addr> {
+fn best_v6(
+    snapshot: &Snapshot,
+    link: &Link,
+    gateway: Option<IpAddr>,
+    known: &[IpAddr],
+) -> Option<Ipv6Addr> {
     let on_gateway_subnet = |ip: &Ipv6Addr| match gateway {
         Some(IpAddr::V6(gateway)) => ip.segments()[..4] == gateway.segments()[..4],
         _ => false,
@@ -70,12 +77,12 @@ fn best_v6(snapshot: &Snapshot, link: &Link, gateway: Option<IpAddr>) -> Option<
             IpAddr::V6(ip) => Some((ip, addr)),
             IpAddr::V4(_) => None,
         })
-        .filter(|(_, addr)| addr.scope == AddressScope::Universe)
-        .filter(|(_, addr)| !addr.flags.tentative && !addr.flags.dadfailed)
+        .filter(|(_, addr)| is_usable_v6(addr))
         .min_by_key(|(ip, addr)| {
             (
                 addr.flags.deprecated,
                 ip.is_unique_local(),
+                !known.contains(&addr.addr),
                 addr.flags.temporary,
                 !on_gateway_subnet(ip),
             )
@@ -100,12 +107,20 @@ fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
         .or_else(|| snapshot.links.iter().find(|link| link.loopback))
 }
 
+/// Whether an address is of IPv6, global in scope and known to be unique.
+pub(super) fn is_usable_v6(addr: &Addr) -> bool {
+    addr.addr.is_ipv6()
+        && addr.scope == AddressScope::Universe
+        && !addr.flags.tentative
+        && !addr.flags.dadfailed
+}
+
 /// Whether a link has addresses that traffic from elsewhere can be sent to.
 pub(super) fn carries_addresses(snapshot: &Snapshot, link: &Link) -> bool {
     addrs_of(snapshot, link).any(|addr| addr.scope == AddressScope::Universe)
 }
 
-fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a Addr> {
+pub(super) fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a Addr> {
     let ifindex = link.ifindex;
     snapshot
         .addrs

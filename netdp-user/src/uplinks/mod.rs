@@ -1,6 +1,6 @@
 //! What the node's network looks like, and which of its links lead out.
 //!
-//! [`snapshot`] reads links, addresses and default routes from netlink into
+//! [`snapshot`] reads links, addresses and routes from netlink into
 //! plain data; [`select`] turns that data into uplinks without touching the
 //! kernel; [`Monitor`] says when it is worth doing both again. The order that
 //! misses nothing is: make the monitor, take a snapshot, act on it, wait for
@@ -10,9 +10,12 @@ mod address;
 mod detour;
 mod hint;
 mod model;
+mod observe;
 mod pods;
+mod reach;
 mod select;
 mod snapshot;
+mod sources;
 mod stack;
 mod tunnel;
 mod watch;
@@ -23,10 +26,13 @@ mod tests;
 pub use detour::detours;
 pub use hint::hint;
 pub use model::{
-    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Snapshot, local_addresses,
+    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot,
+    local_addresses,
 };
 pub use pods::pod_links;
+pub use reach::Settled;
 pub use select::{Patterns, Selected, Selection, Uplink, select};
 pub use snapshot::snapshot;
+pub use sources::{Asked, Given, Sources};
 pub use tunnel::Tunnel;
 pub use watch::Monitor;

@@ -1,6 +1,7 @@
 //! Links, addresses and default routes as plain data.
 
 use super::tunnel::Tunnel;
+use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -22,6 +23,10 @@ pub struct Snapshot {
     pub addrs: Vec<Addr>,
     /// The unicast default routes of the main table, one entry a next hop.
     pub default_routes: Vec<DefaultRoute>,
+    /// Where the unicast routes of all tables but `local` lead, these among them.
+    pub routes: Vec<Route>,
+    /// What the node receives without having the address (`ip route add local`).
+    pub any_ip: Vec<IpNet>,
     /// What the tunnels that are up receive.
     pub tunnels: Vec<Tunnel>,
 }
@@ -156,6 +161,27 @@ pub struct DefaultRoute {
     pub prefsrc: Option<IpAddr>,
     /// The priority: the lowest wins.
     pub metric: u32,
+}
+
+/// A way out of one route of any table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where it leads.
+    pub destination: IpNet,
+    /// The link that it leaves by.
+    pub ifindex: u32,
+    /// There is a router on the way.
+    pub by_gateway: bool,
+    /// The source address that the route asks for. Not of routes that the kernel makes of an
+    /// address: these say no more than the address does.
+    pub prefsrc: Option<IpAddr>,
+}
+
+impl Route {
+    /// Whether it leads to one host on the link.
+    pub(super) fn is_to_neighbour(&self) -> bool {
+        !self.by_gateway && self.destination.prefix_len() == self.destination.max_prefix_len()
+    }
 }
 
 /// Every address of every link of the node, both families, loopback included:

@@ -5,10 +5,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use globset::{Glob, GlobMatcher};
+use ipnet::IpNet;
 
 use super::address::{source_v4, source_v6};
 use super::model::{Family, Link, LinkLayer, Snapshot};
-use super::stack::unstack;
+use super::observe::observed;
+use super::reach::{Reach, reach};
+use super::sources::{Sources, sources};
+use super::stack::{is_translated_beneath, unstack};
+use crate::config::Masqueraded;
 
 /// What the administrator and the cluster say about the uplinks.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +25,8 @@ pub struct Selection {
     pub node_addrs: Vec<IpAddr>,
     /// Whether IPv6 is translated too.
     pub enable_ipv6: bool,
+    /// What the policy masquerades: links by which the node routes there are uplinks.
+    pub masqueraded: Masqueraded,
     /// Indexes of links that were uplinks by their role. They stay so while
     /// they exist: a default route that is gone for a moment must not let a
     /// packet out untranslated.
@@ -94,12 +101,23 @@ pub struct Uplink {
 pub struct Selected {
     /// The uplinks, by index.
     pub uplinks: Vec<Uplink>,
+    /// Other links, by which requests to pods may come in. They are no uplinks: only what comes in
+    /// is looked at, lest answers that leave by an uplink are taken for something else.
+    pub observed: Vec<Uplink>,
+    /// Which sources packets may leave them with.
+    pub sources: Sources,
     /// The patterns that no link matches: they may yet appear.
     pub unmatched: Vec<String>,
     /// Why there are no uplinks, where there are none, and what would help.
     pub reason: Option<String>,
     /// What was decided about links that stand on each other, a sentence each.
     pub stacked: Vec<String>,
+    /// Links by which the node routes to masqueraded destinations and that are no uplinks, a
+    /// sentence each: packets leave there untranslated.
+    pub leaks: Vec<String>,
+    /// Links that lead to guests of the node that the policy masquerades; what is sent there is
+    /// not.
+    pub guests: Vec<String>,
 }
 
 /// Chooses the uplinks, and the source address of each.
@@ -112,8 +130,9 @@ pub struct Selected {
 /// other, each packet is translated by one of them.
 pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
+    let reach = reach(snapshot, &selection.masqueraded, selection.enable_ipv6);
     let mut chosen = if selection.patterns.is_empty() {
-        by_role(snapshot, selection)
+        by_role(snapshot, selection, &reach)
     } else {
         by_name(snapshot, &selection.patterns, &mut unmatched)
     };
@@ -124,34 +143,77 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         .filter(|link| chosen.contains(&link.ifindex))
         .map(|link| Uplink {
             untagged: stack.untagged.contains(&link.ifindex),
-            ..uplink(snapshot, link, selection.enable_ipv6)
+            ..uplink(snapshot, link, selection)
         })
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
+    let leaks = leaks(snapshot, selection, &reach, &uplinks);
+    let name = |ifindex: &u32| Some(snapshot.link(*ifindex)?.name.clone());
+    let guests = reach.guests.iter().filter_map(name).collect();
     let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
     Selected {
+        observed: observed(snapshot, &uplinks),
+        sources: sources(snapshot, selection, &uplinks),
         uplinks,
         unmatched,
         reason,
         stacked: stack.told,
+        leaks,
+        guests,
     }
 }
 
-fn uplink(snapshot: &Snapshot, link: &Link, enable_ipv6: bool) -> Uplink {
+/// Which links lead to masqueraded destinations although nothing translates there.
+fn leaks(
+    snapshot: &Snapshot,
+    selection: &Selection,
+    reach: &Reach,
+    uplinks: &[Uplink],
+) -> Vec<String> {
+    let is_uplink = |ifindex: u32| uplinks.iter().any(|uplink| uplink.ifindex == ifindex);
+    let tell = |ifindex: u32, net: &IpNet, why: &str| {
+        let name = snapshot.link(ifindex).map_or("", |link| &link.name);
+        format!(
+            "{name} is no uplink, and the node routes to {net} by it, which is masqueraded: packets leave there with pods' addresses; {why}"
+        )
+    };
+    let mut leaks = Vec::new();
+    for (&ifindex, net) in &reach.out {
+        let translated = snapshot
+            .link(ifindex)
+            .is_none_or(|link| is_translated_beneath(snapshot, link, uplinks));
+        if !is_uplink(ifindex) && !translated {
+            let why = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
+            leaks.push(tell(ifindex, net, why));
+        }
+    }
+    // Who names the uplinks has been told of those above.
+    for (&ifindex, net) in &reach.unfit {
+        if !is_uplink(ifindex) && selection.patterns.is_empty() {
+            let why = "it also leads to guests that are masqueraded and so can't be an uplink: name their network in nonMasqueradeCIDRs";
+            leaks.push(tell(ifindex, net, why));
+        }
+    }
+    leaks
+}
+
+fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
+    let known = &selection.node_addrs;
+    let v6 = || source_v6(snapshot, link, known);
     Uplink {
         ifindex: link.ifindex,
         name: link.name.clone(),
         link_layer: link.link_layer,
-        v4: source_v4(snapshot, link),
-        v6: enable_ipv6.then(|| source_v6(snapshot, link)).flatten(),
+        v4: source_v4(snapshot, link, known),
+        v6: selection.enable_ipv6.then(v6).flatten(),
         up: link.up && link.running,
         untagged: false,
     }
 }
 
-/// The links that carry a default route or an address of the node, or did so
-/// before, or the masters of those.
-fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
+/// The links that carry a default route, an address of the node, or a route to what is masqueraded,
+/// or did so before, or the masters of those.
+fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSet<u32> {
     let routes = snapshot
         .default_routes
         .iter()
@@ -162,14 +224,22 @@ fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
         .iter()
         .filter(|addr| selection.node_addrs.contains(&addr.addr))
         .map(|addr| addr.ifindex);
+    let kept = selection.keep.iter().copied();
     routes
         .chain(addrs)
-        .chain(selection.keep.iter().copied())
+        .chain(reach.out.keys().copied())
+        // What comes back for guests that are masqueraded by now would be dropped there.
+        .chain(kept.filter(|ifindex| !reach.guests.contains(ifindex)))
         .filter_map(|ifindex| snapshot.link(ifindex))
-        .map(|link| masters(snapshot, link).last().unwrap_or(link))
+        .map(|link| top(snapshot, link))
         .filter(|link| !link.loopback)
         .map(|link| link.ifindex)
         .collect()
+}
+
+/// The last of a link's masters, or itself.
+pub(super) fn top<'a>(snapshot: &'a Snapshot, link: &'a Link) -> &'a Link {
+    masters(snapshot, link).last().unwrap_or(link)
 }
 
 /// The links that a pattern names, but for those whose master is named too.
@@ -226,7 +296,9 @@ fn why_none(selection: &Selection, unmatched: &[String]) -> String {
     } else {
         "IPv4"
     };
-    let mut reason = format!("no interface carries an {versions} default route of the main table");
+    let mut reason = format!(
+        "no interface carries an {versions} default route of the main table or another route to what is masqueraded"
+    );
     if !selection.node_addrs.is_empty() {
         let addrs: Vec<String> = selection
             .node_addrs

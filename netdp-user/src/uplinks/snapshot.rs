@@ -1,23 +1,24 @@
-//! Reads links, addresses and default routes from netlink.
+//! Reads links, addresses and routes from netlink.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
+use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
     LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType, RouteVia,
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType, RouteVia,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, Snapshot};
+use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
-/// Reads links, addresses and default routes from the network namespace of
+/// Reads links, addresses and routes from the network namespace of
 /// the handle's socket.
 ///
 /// # Errors
@@ -42,6 +43,8 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
     let mut default_routes = Vec::new();
+    let mut all = Vec::new();
+    let mut any_ip = Vec::new();
     for (family, request) in [(Family::V4, v4), (Family::V6, v6)] {
         let mut routes = handle.route().get(request).execute();
         while let Some(route) = routes
@@ -50,8 +53,36 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
             .with_context(|| format!("listing the {family:?} routes over netlink"))?
         {
             // A kernel without IPv6 answers for all the families it has.
-            if family_of(&route) == Some(family) && route.header.kind == RouteType::Unicast {
-                default_routes.extend(next_hops(family, &route));
+            if family_of(&route) != Some(family) {
+                continue;
+            }
+            let Some(destination) = destination_of(family, &route) else {
+                continue;
+            };
+            let table = table_of(&route);
+            let header = &route.header;
+            if table == u32::from(libc::RT_TABLE_LOCAL) {
+                // The kernel's own are for addresses, which are known.
+                if header.kind == RouteType::Local && header.protocol != RouteProtocol::Kernel {
+                    any_ip.push(destination);
+                }
+                continue;
+            }
+            if header.kind != RouteType::Unicast {
+                continue;
+            }
+            let hops = next_hops(family, &route);
+            all.extend(hops.iter().map(|hop| Route {
+                destination,
+                ifindex: hop.ifindex,
+                by_gateway: hop.gateway.is_some(),
+                prefsrc: match header.protocol {
+                    RouteProtocol::Kernel => None,
+                    _ => hop.prefsrc,
+                },
+            }));
+            if destination.prefix_len() == 0 && table == u32::from(libc::RT_TABLE_MAIN) {
+                default_routes.extend(hops);
             }
         }
     }
@@ -59,6 +90,8 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
         links: links.iter().filter_map(link).collect(),
         addrs: addrs.iter().filter_map(addr).collect(),
         default_routes,
+        routes: all,
+        any_ip,
         tunnels: links.iter().flat_map(tunnels).collect(),
     })
 }
@@ -158,14 +191,15 @@ fn addr(message: &AddressMessage) -> Option<Addr> {
     })
 }
 
-/// The family of a default route of the main table, of whatever type; `None`
-/// for any other route.
 fn family_of(route: &RouteMessage) -> Option<Family> {
-    let family = match route.header.address_family {
-        AddressFamily::Inet => Family::V4,
-        AddressFamily::Inet6 => Family::V6,
-        _ => return None,
-    };
+    match route.header.address_family {
+        AddressFamily::Inet => Some(Family::V4),
+        AddressFamily::Inet6 => Some(Family::V6),
+        _ => None,
+    }
+}
+
+fn table_of(route: &RouteMessage) -> u32 {
     // The attribute has room for table numbers that the header cuts off.
     let table = route
         .attributes
@@ -174,10 +208,23 @@ fn family_of(route: &RouteMessage) -> Option<Family> {
             RouteAttribute::Table(table) => Some(*table),
             _ => None,
         });
-    let table = table.unwrap_or_else(|| u32::from(route.header.table));
-    let is_default = route.header.destination_prefix_length == 0
-        && table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    is_default.then_some(family)
+    table.unwrap_or_else(|| u32::from(route.header.table))
+}
+
+/// Where a route leads; a default route does not say.
+fn destination_of(family: Family, route: &RouteMessage) -> Option<IpNet> {
+    let said = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(address) => ip(address),
+            _ => None,
+        });
+    let address = said.unwrap_or(match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    });
+    IpNet::new(address, route.header.destination_prefix_length).ok()
 }
 
 /// One entry a next hop. A route by a next-hop object lists its hops too,

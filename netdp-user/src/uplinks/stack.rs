@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::address::carries_addresses;
 use super::model::{Link, Snapshot};
+use super::select::Uplink;
 
 /// What becomes of chosen links that stand on each other.
 #[derive(Debug, Default)]
@@ -59,9 +60,17 @@ pub(super) fn unstack(snapshot: &Snapshot, chosen: &mut BTreeSet<u32>) -> Stack 
     stack
 }
 
+/// Whether one of these uplinks translates what leaves by a link, further down.
+pub(super) fn is_translated_beneath(snapshot: &Snapshot, link: &Link, uplinks: &[Uplink]) -> bool {
+    beneath(snapshot, link).iter().any(|(lower, tagged)| {
+        let mut here = (uplinks.iter()).filter(|uplink| uplink.ifindex == lower.ifindex);
+        here.any(|uplink| !(*tagged && uplink.untagged))
+    })
+}
+
 /// The links whose hooks a link's packets pass after its own, and whether the
 /// packets have a VLAN tag there.
-fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link, bool)> {
+pub(super) fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link, bool)> {
     let mut found: Vec<(&Link, bool)> = Vec::new();
     let mut todo = vec![(upper.ifindex, false)];
     while let Some((ifindex, tagged)) = todo.pop() {

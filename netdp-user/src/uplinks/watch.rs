@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::model::Snapshot;
+use super::reach::Settled;
 use super::snapshot::snapshot;
 
 /// How long a burst of notifications may go on before it is reported.
@@ -27,7 +28,7 @@ pub(super) const PAUSES: (Duration, Duration) = (COALESCE, Duration::from_millis
 /// (include/uapi/linux/rtnetlink.h) as bits: groups count from 1.
 const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 
-/// Follows links, addresses and default routes of one network namespace.
+/// Follows links, addresses and routes of one network namespace.
 ///
 /// Dropping it closes its sockets.
 pub struct Monitor {
@@ -39,6 +40,7 @@ pub struct Monitor {
     pace: Pace,
     /// When what was noticed is reported.
     due: Option<Instant>,
+    settled: Settled,
 }
 
 impl Monitor {
@@ -69,10 +71,16 @@ impl Monitor {
             events: events.context("waiting for link, address and route notifications")?,
             pace: Pace::default(),
             due: None,
+            settled: Settled::default(),
         })
     }
 
-    /// Waits until a link, an address or a default route has changed since the
+    /// Leaves out, from now on, notifications of routes that say nothing new.
+    pub fn settle(&mut self, settled: Settled) {
+        self.settled = settled;
+    }
+
+    /// Waits until a link, an address or a route has changed since the
     /// last return, or a notification was lost. A burst of up to 20 ms is
     /// reported once; while they do not end, reports come less and less often, up
     /// to half a second apart. Dropping the future loses no change.
@@ -111,7 +119,10 @@ impl Monitor {
                 &mut datagram,
                 MsgFlags::MSG_DONTWAIT,
             ) {
-                Ok(length) => found |= datagram.get(..length).is_none_or(any_matters),
+                Ok(length) => {
+                    let some = datagram.get(..length);
+                    found |= some.is_none_or(|some| any_matters(some, &self.settled));
+                }
                 // The socket's buffer was full: what was lost may have mattered.
                 Err(Errno::ENOBUFS) => found = true,
                 Err(Errno::EINTR) => {}
@@ -168,9 +179,9 @@ impl Pace {
 }
 
 /// Whether a notification among these can mean another snapshot. Only so much of
-/// each is read as tells that: links have much to say. Nodes add and remove
-/// routes to pods all day, which are in no snapshot.
-pub(super) fn any_matters(mut datagram: &[u8]) -> bool {
+/// each is read as tells that: links have much to say, and nodes add and remove
+/// routes to pods all day.
+pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
     /// struct nlmsghdr: length and type are first.
     const HEADER: usize = 16;
     while let (Some(length), Some(kind)) = (
@@ -186,7 +197,10 @@ pub(super) fn any_matters(mut datagram: &[u8]) -> bool {
         let matters = match kind {
             libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => true,
             libc::RTM_NEWROUTE | libc::RTM_DELROUTE => {
-                datagram.get(HEADER..).is_none_or(is_default_route)
+                let end = length.clamp(HEADER, datagram.len());
+                datagram
+                    .get(HEADER..end)
+                    .is_none_or(|route| route_matters(route, settled))
             }
             _ => false,
         };
@@ -201,10 +215,62 @@ pub(super) fn any_matters(mut datagram: &[u8]) -> bool {
     false
 }
 
-/// Whether a struct rtmsg is about a default route of the main table. Numbers of
-/// tables that the header has no room for are another one in it (RT_TABLE_COMPAT).
-fn is_default_route(route: &[u8]) -> bool {
-    let (prefix_length, table) = (route.get(1), route.get(4));
-    prefix_length.is_none_or(|length| *length == 0)
-        && table.is_none_or(|table| *table == libc::RT_TABLE_MAIN)
+/// Whether a struct rtmsg with its attributes is about a route that may lead out by another link
+/// than those that are known to.
+fn route_matters(route: &[u8], settled: &Settled) -> bool {
+    /// struct rtmsg (include/uapi/linux/rtnetlink.h).
+    const HEADER: usize = 12;
+    let [family, length, _, _, table, protocol, _, kind, ..] = *route else {
+        return true;
+    };
+    // A default route decides about addresses too. Numbers of tables that the header has no
+    // room for are another one in it (RT_TABLE_COMPAT).
+    if length == 0 && table == libc::RT_TABLE_MAIN {
+        return true;
+    }
+    if table == libc::RT_TABLE_LOCAL {
+        // The kernel's own come and go with addresses.
+        return kind == libc::RTN_LOCAL && protocol != libc::RTPROT_KERNEL;
+    }
+    if kind != libc::RTN_UNICAST {
+        return false;
+    }
+    let Some(attributes) = route.get(HEADER..) else {
+        return true;
+    };
+    let mut by = None;
+    let mut gateway = false;
+    for (attribute, value) in attributes_of(attributes) {
+        match attribute {
+            libc::RTA_OIF => by = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)),
+            libc::RTA_GATEWAY | libc::RTA_VIA => gateway = true,
+            // It names a source.
+            libc::RTA_PREFSRC if protocol != libc::RTPROT_KERNEL => return true,
+            _ => {}
+        }
+    }
+    let Some(by) = by else {
+        return true;
+    };
+    let most = if i32::from(family) == libc::AF_INET {
+        32
+    } else {
+        128
+    };
+    let to_guest = !gateway && length == most && settled.guests.contains(&by);
+    !settled.uplinks.contains(&by) && !to_guest
+}
+
+/// The attributes (struct rtattr) of a message, types and values.
+fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const HEADER: usize = 4;
+    std::iter::from_fn(move || {
+        let [a, b, c, d, ..] = *bytes else {
+            return None;
+        };
+        let length = usize::from(u16::from_ne_bytes([a, b]));
+        let value = bytes.get(HEADER..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([c, d]), value))
+    })
 }

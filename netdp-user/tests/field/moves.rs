@@ -6,6 +6,7 @@ use crate::common::{ECHO, Echo, NETDP, SOON};
 use crate::site::{Control, Subject, both, ends, ip_masq_agent};
 use crate::talk::Pair;
 use anyhow::{Context as _, Result, ensure};
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use xtask::testbed::{
@@ -176,13 +177,16 @@ fn connections_outlive_an_address_that_comes_back() -> Result<()> {
         let node = &pairs.bed.node;
         node.ip(&format!("address delete {own} dev eth0"))?;
         std::thread::sleep(Duration::from_millis(250));
-        pair.send_from_server()?;
+        pair.server.write_all(b"meanwhile")?;
         std::thread::sleep(Duration::from_millis(250));
         let nodad = if to.is_ipv6() { "nodad" } else { "" };
         node.ip(&format!("address add {own} dev eth0 {nodad}"))?;
         pairs.lead(0)?;
-        pair.server_was_heard()
+        let mut heard = [0; 9];
+        pair.client
+            .read_exact(&mut heard)
             .context("what the server sent meanwhile")?;
+        ensure!(&heard == b"meanwhile", "{heard:?}");
         pair.goes_on()?;
     }
     Ok(())

@@ -245,22 +245,6 @@ impl Pair {
         said(&mut self.server, &mut self.client, self.count).context("from the server")
     }
 
-    /// The server says something, and nobody waits for it.
-    pub fn send_from_server(&mut self) -> Result<()> {
-        self.count += 1;
-        self.server
-            .write_all(&self.count.to_be_bytes())
-            .context("from the server")
-    }
-
-    /// What it said reaches the client.
-    pub fn server_was_heard(&mut self) -> Result<()> {
-        let mut heard = [0; 4];
-        self.client.read_exact(&mut heard)?;
-        ensure!(heard == self.count.to_be_bytes(), "heard {heard:?}");
-        Ok(())
-    }
-
     /// The client's word reaches the server.
     pub fn client_speaks(&mut self) -> Result<()> {
         self.count += 1;

@@ -183,3 +183,96 @@ fn v6_falls_to_the_first_listed_where_nothing_else_decides() {
     net.addr("eth0", "2001:db8::1/64");
     assert_eq!(v6(&net), ip("2001:db8::2"));
 }
+
+/// What the programs are told of a link: named or next hop, and what is used then.
+fn told(net: &Net, known: &[&str]) -> Vec<String> {
+    let mut selection = net.selection(&[], &["eth0"]);
+    selection.node_addrs = known.iter().map(|ip| ip.parse().unwrap()).collect();
+    let selected = super::choose(&net.0, &selection);
+    let line = |(asked, given): (&super::super::Asked, &super::super::Given)| {
+        let named = if asked.named { "named" } else { "next" };
+        format!("{} {named} {} {}", asked.link, asked.net, given.addr)
+    };
+    selected.sources.iter().map(line).collect()
+}
+
+#[test]
+fn a_known_address_comes_first_among_equals() {
+    let mut net = eth0();
+    net.addr("eth0", "10.1.0.99/32");
+    net.addr("eth0", "10.1.0.4/32");
+    net.addr("eth0", "2001:db8::99/128");
+    net.addr("eth0", "2001:db8::4/128");
+    net.route4("eth0", "10.1.0.1");
+    let chosen = |net: &Net, known: &[&str]| {
+        let mut selection = net.selection(&[], &["eth0"]);
+        selection.node_addrs = known.iter().map(|ip| ip.parse().unwrap()).collect();
+        let uplink = super::choose(&net.0, &selection).uplinks.remove(0);
+        (uplink.v4, uplink.v6)
+    };
+    assert_eq!(chosen(&net, &[]), (ip("10.1.0.99"), ip("2001:db8::99")));
+    let known = ["10.1.0.4", "2001:db8::4"];
+    assert_eq!(chosen(&net, &known), (ip("10.1.0.4"), ip("2001:db8::4")));
+    let v6 = [
+        "2 named 2001:db8::4/128 2001:db8::4",
+        "2 named 2001:db8::99/128 2001:db8::4",
+    ];
+    assert_eq!(told(&net, &known), v6);
+    // The gateway's network is no equal.
+    net.addr("eth0", "10.1.0.5/24");
+    assert_eq!(chosen(&net, &known).0, ip("10.1.0.5"));
+}
+
+#[test]
+fn sources_are_by_network_and_by_what_routes_name() {
+    let mut net = eth0();
+    net.addr("eth0", "10.8.0.4/16");
+    net.addr("eth0", "10.9.0.4/16");
+    net.addr_with("eth0", "10.9.0.5/16", |addr| addr.flags.secondary = true);
+    net.addr_with("eth0", "2001:db8::7/64", |addr| addr.flags.temporary = true);
+    net.addr("eth0", "2001:db8::4/64");
+    net.addr("eth0", "fd00::4/64");
+    net.addr_with("eth0", "2001:db8::9/64", |addr| addr.flags.tentative = true);
+    net.leads("eth0", "203.0.113.0/24", true);
+    net.0.routes[0].prefsrc = ip("192.0.2.1");
+    net.0.any_ip.push("198.18.0.0/24".parse().unwrap());
+    let wanted = [
+        "0 next 198.18.0.0/24 198.18.0.0",
+        "2 next 10.8.0.0/16 10.8.0.4",
+        "2 next 10.9.0.0/16 10.9.0.4",
+        "2 next 2001:db8::/64 2001:db8::4",
+        "2 next fd00::/64 fd00::4",
+        "2 named 192.0.2.1/32 192.0.2.1",
+        "2 named 2001:db8::4/128 2001:db8::4",
+        "2 named 2001:db8::7/128 2001:db8::4",
+        "2 named fd00::4/128 fd00::4",
+    ];
+    assert_eq!(told(&net, &[]), wanted);
+}
+
+/// The packets of a VLAN device that is no uplink get its address at the one beneath.
+#[test]
+fn a_vlan_device_has_sources_where_it_is_translated() {
+    let mut net = eth0();
+    net.addr("eth0", "10.1.0.4/16");
+    net.on("eth0", "eth0.100", "vlan");
+    net.addr("eth0.100", "10.100.0.4/24");
+    let at = |net: &Net, uplinks: &[&str]| {
+        let selected = super::choose(&net.0, &net.selection(&[], uplinks));
+        let by_vlan = |(asked, given): (&super::super::Asked, &super::super::Given)| {
+            (asked.link == 3).then(|| (asked.net.to_string(), given.via))
+        };
+        selected
+            .sources
+            .iter()
+            .filter_map(by_vlan)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(at(&net, &["eth0"]), [("10.100.0.0/24".to_owned(), 2)]);
+    assert_eq!(
+        at(&net, &["eth0", "eth0.100"]),
+        [("10.100.0.0/24".to_owned(), 3)]
+    );
+    net.on("eth0", "eth0.200", "vlan");
+    assert_eq!(at(&net, &["eth0", "eth0.200"]), [], "left alone there");
+}

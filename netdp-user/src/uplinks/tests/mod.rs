@@ -4,6 +4,8 @@ mod address;
 mod kernel_snapshot;
 mod kernel_watch;
 mod netns;
+mod observe;
+mod reach;
 mod select;
 mod stack;
 mod tunnel;
@@ -12,9 +14,10 @@ mod watch;
 use std::net::IpAddr;
 
 use super::{
-    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Patterns, Selected,
-    Selection, Snapshot, select as choose,
+    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Patterns, Route,
+    Selected, Selection, Snapshot, select as choose,
 };
+use crate::config::{Action, Masqueraded, Origin, Rule};
 
 /// A node's network, built up link by link.
 #[derive(Default)]
@@ -98,6 +101,43 @@ impl Net {
             prefsrc: None,
             metric,
         });
+    }
+
+    /// Adds a route of some table.
+    fn leads(&mut self, link: &str, destination: &str, by_gateway: bool) {
+        let ifindex = self.index(link);
+        self.0.routes.push(Route {
+            destination: destination.parse().unwrap(),
+            ifindex,
+            by_gateway,
+            prefsrc: None,
+        });
+    }
+
+    /// What is chosen where pods (172.16/16 and fd00:172::/64) and 10.1/16 are bypassed.
+    fn by_routes(&self, patterns: &[&str]) -> Selected {
+        let bypassed = ["172.16.0.0/16", "fd00:172::/64", "10.1.0.0/16"];
+        self.with_bypassed(&bypassed, patterns)
+    }
+
+    fn with_bypassed(&self, bypassed: &[&str], patterns: &[&str]) -> Selected {
+        choose(&self.0, &self.selection(bypassed, patterns))
+    }
+
+    fn selection(&self, bypassed: &[&str], patterns: &[&str]) -> Selection {
+        let rule = |prefix: &&str| Rule {
+            prefix: prefix.parse().unwrap(),
+            action: Action::Bypass,
+            origin: Origin::BuiltIn,
+            also: Vec::new(),
+        };
+        let rules: Vec<_> = bypassed.iter().map(rule).collect();
+        Selection {
+            patterns: Patterns::parse("--uplink", patterns).unwrap(),
+            enable_ipv6: true,
+            masqueraded: Masqueraded::of(&rules),
+            ..Selection::default()
+        }
     }
 
     fn route4(&mut self, link: &str, gateway: &str) {

@@ -5,7 +5,7 @@ use super::{Net, names};
 
 impl Net {
     /// Adds a link of a kind on top of another one.
-    fn on(&mut self, lower: &str, name: &str, kind: &str) {
+    pub(super) fn on(&mut self, lower: &str, name: &str, kind: &str) {
         let below = self.index(lower);
         let link = self.link(name);
         link.below = Some(below);

@@ -12,7 +12,8 @@ use rtnetlink::packet_route::route::RouteType;
 use tokio::time::{Instant, timeout};
 
 use super::super::Monitor;
-use super::super::watch::{PAUSES, Pace, any_matters};
+use super::super::reach::Settled;
+use super::super::watch::{self, PAUSES, Pace};
 use super::netns::{expect_change, in_namespace, ip, settle};
 
 /// As the kernel sends it.
@@ -24,40 +25,61 @@ fn message(inner: RouteNetlinkMessage) -> Vec<u8> {
     bytes
 }
 
+/// Whether a notification matters while nothing is known of the links.
+fn any_matters(datagram: &[u8]) -> bool {
+    watch::any_matters(datagram, &Settled::default())
+}
+
 #[test]
-fn only_default_routes_of_the_main_table_count() {
+fn routes_by_links_that_masquerade_already_say_nothing_new() {
     let v4 = || RouteMessageBuilder::<Ipv4Addr>::new();
-    let default = v4().build();
-    assert!(any_matters(&message(RouteNetlinkMessage::NewRoute(
-        default.clone()
-    ))));
-    assert!(any_matters(&message(RouteNetlinkMessage::DelRoute(
-        default
-    ))));
-    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
-    assert!(any_matters(&message(RouteNetlinkMessage::DelRoute(v6))));
+    let settled = Settled {
+        uplinks: [2, 3].into(),
+        guests: [9].into(),
+    };
+    let matters = |inner| watch::any_matters(&message(inner), &settled);
+    let default = v4().output_interface(2).build();
+    assert!(matters(RouteNetlinkMessage::NewRoute(default.clone())));
+    assert!(matters(RouteNetlinkMessage::DelRoute(default)));
+    let v6 = RouteMessageBuilder::<Ipv6Addr>::new().output_interface(2);
+    assert!(matters(RouteNetlinkMessage::DelRoute(v6.build())));
     // A replacement is announced by the new route alone.
     let blackhole = v4().kind(RouteType::BlackHole).build();
-    assert!(any_matters(&message(RouteNetlinkMessage::NewRoute(
-        blackhole
-    ))));
+    assert!(matters(RouteNetlinkMessage::NewRoute(blackhole)));
+    let net = || v4().destination_prefix(Ipv4Addr::new(10, 244, 1, 0), 24);
+    let blackhole = net().kind(RouteType::BlackHole).build();
+    assert!(!matters(RouteNetlinkMessage::NewRoute(blackhole)));
 
-    let pods = v4()
-        .destination_prefix(Ipv4Addr::new(10, 244, 1, 0), 24)
-        .build();
-    assert!(!any_matters(&message(RouteNetlinkMessage::NewRoute(pods))));
-    for table in [100, 1000] {
-        let mut other = v4().table_id(table).build();
-        if table > 255 {
-            other.header.table = libc::RT_TABLE_COMPAT;
+    for table in [100, 254, 1000] {
+        for (link, news) in [(2, false), (3, false), (4, true), (9, true)] {
+            let mut route = net().table_id(table).output_interface(link).build();
+            if table > 255 {
+                route.header.table = libc::RT_TABLE_COMPAT;
+            }
+            let told = matters(RouteNetlinkMessage::NewRoute(route));
+            assert_eq!(told, news, "by {link} in table {table}");
         }
-        assert!(
-            !any_matters(&message(RouteNetlinkMessage::NewRoute(other))),
-            "table {table}"
-        );
     }
+    let local = net().table_id(255).output_interface(4).build();
+    assert!(!matters(RouteNetlinkMessage::NewRoute(local)));
+    // Hosts on a wire to guests come and go all day.
+    let pod = || v4().destination_prefix(Ipv4Addr::new(10, 244, 1, 7), 32);
+    let route = pod().output_interface(9).build();
+    assert!(!matters(RouteNetlinkMessage::NewRoute(route)));
+    let route = pod().output_interface(4).build();
+    assert!(matters(RouteNetlinkMessage::NewRoute(route)));
+    let behind = pod()
+        .gateway(Ipv4Addr::new(10, 244, 1, 8))
+        .output_interface(9);
+    assert!(matters(RouteNetlinkMessage::NewRoute(behind.build())));
+    // A source is news by any link; so is a route that names none.
+    let source = net()
+        .pref_source(Ipv4Addr::new(10, 1, 0, 9))
+        .output_interface(2);
+    assert!(matters(RouteNetlinkMessage::NewRoute(source.build())));
+    assert!(matters(RouteNetlinkMessage::NewRoute(net().build())));
     let neighbour = RouteNetlinkMessage::NewNeighbour(NeighbourMessage::default());
-    assert!(!any_matters(&message(neighbour)));
+    assert!(!matters(neighbour));
 }
 
 #[test]

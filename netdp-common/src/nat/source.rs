@@ -1,0 +1,55 @@
+//! Which address a packet leaves with.
+
+use crate::abi::{SOURCE_NAMED, SourceKey, UPLINK_V4, UPLINK_V6};
+use crate::addr::{Addr, Family};
+use crate::packet::Packet;
+use crate::tables::Tables;
+
+/// The route that a packet takes, as far as it decides about the address. All-zero bytes are a
+/// valid value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Way {
+    /// The index of the interface that it leads to: the uplink, or a VLAN device above it.
+    pub link: u32,
+    /// 1 if the kernel was asked for a source and named one.
+    pub has_source: u32,
+    /// What it named: the route's own, or one of the interface's addresses, or one of another
+    /// interface where that has none.
+    pub source: Addr,
+    /// The router, or the destination itself where there is none.
+    pub next: Addr,
+}
+
+/// Puts the address to masquerade with into `pkt.new`; `false` if there is none. The first of:
+///
+/// - what the route that the packet takes names, if that is one of [`Tables::source`]'s: a
+///   `src` that the administrator gave it, or in IPv6 one of the uplink's addresses;
+/// - the address of the interface on the subnet of the next hop;
+/// - the uplink's own, [`crate::abi::Uplink`].
+#[inline(never)]
+pub(super) fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
+    if let Some(way) = tables.way(&pkt.tuple, pkt.family) {
+        let named = way.has_source != 0 && find(tables, way.link | SOURCE_NAMED, &way.source, pkt);
+        if named || find(tables, way.link, &way.next, pkt) {
+            return true;
+        }
+    }
+    let uplink = tables.uplink();
+    pkt.new.addr = match pkt.family {
+        Family::V4 if uplink.flags & UPLINK_V4 != 0 => uplink.v4,
+        Family::V6 if uplink.flags & UPLINK_V6 != 0 => uplink.v6,
+        _ => return false,
+    };
+    true
+}
+
+/// Whether the agent has put down a source for this, of the packet's family.
+#[inline(always)]
+fn find<T: Tables>(tables: &T, link: u32, addr: &Addr, pkt: &mut Packet) -> bool {
+    let key = SourceKey { link, addr: *addr };
+    tables.source(&key, &mut pkt.new.addr)
+        && pkt.new.addr.is_v4() == matches!(pkt.family, Family::V4)
+        // It counts only while the node has it.
+        && tables.is_local(&pkt.new.addr)
+}

@@ -1,0 +1,58 @@
+//! The trie of sources. It is made with the programs and not pinned: an agent fills it before it
+//! attaches them.
+
+use super::maps::ignore_missing;
+use crate::uplinks::{Asked, Given};
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::MapData;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use ipnet::IpNet;
+use netdp_common::abi::{SOURCE_NAMED, Source, SourceKey};
+use netdp_common::addr::Addr;
+
+/// The map's name in the eBPF object.
+const NAME: &str = "SOURCES";
+
+/// Puts a source down.
+///
+/// # Errors
+/// The map is full, or there is none.
+pub(super) fn set(object: &mut Ebpf, asked: &Asked, given: &Given) -> Result<()> {
+    let source = Source {
+        addr: Addr::from(given.addr),
+        via: given.via,
+    };
+    open(object)?
+        .insert(&key(asked), source, 0)
+        .with_context(|| format!("writing the source {} for {}", given.addr, asked.net))
+}
+
+/// Takes one away; none there is fine.
+///
+/// # Errors
+/// The kernel refuses it.
+pub(super) fn remove(object: &mut Ebpf, asked: &Asked) -> Result<()> {
+    ignore_missing(open(object)?.remove(&key(asked)))
+        .with_context(|| format!("removing the source for {}", asked.net))
+}
+
+fn open(object: &mut Ebpf) -> Result<LpmTrie<&mut MapData, SourceKey, Source>> {
+    let map = object.map_mut(NAME);
+    let map = map.with_context(|| format!("the eBPF object has no map {NAME}"))?;
+    Ok(map.try_into()?)
+}
+
+/// All bits of the interface count.
+fn key(asked: &Asked) -> Key<SourceKey> {
+    let bits = match asked.net {
+        IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
+        IpNet::V6(net) => u32::from(net.prefix_len()),
+    };
+    let named = if asked.named { SOURCE_NAMED } else { 0 };
+    let key = SourceKey {
+        link: asked.link | named,
+        addr: Addr::from(asked.net.network()),
+    };
+    Key::new(32 + bits, key)
+}

@@ -1,0 +1,66 @@
+//! Links that are no uplinks, and by which requests to pods may come in all the same.
+
+use std::collections::BTreeSet;
+
+use super::model::{Link, LinkLayer, Snapshot};
+use super::reach::{leads_out, leads_to_guests, networks};
+use super::select::{Uplink, top};
+use super::stack::{beneath, unstack};
+
+/// Links that are observed at most: the map of uplinks has 1,024 places.
+const MOST: usize = 512;
+
+/// The links by which requests may come in from outside: all that lead out of the machine, have no
+/// master, and of which no uplink sees the packets. Where there is no uplink none need be.
+pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
+    if uplinks.is_empty() {
+        return Vec::new();
+    }
+    let uplink = |ifindex| uplinks.iter().find(|uplink| uplink.ifindex == ifindex);
+    let networks = networks(snapshot);
+    let may_be = |link: &&Link| {
+        link.up
+            && leads_out(link)
+            && link.link_layer != LinkLayer::Other
+            && link.kind.as_deref() != Some("vrf")
+            && uplink(link.ifindex).is_none()
+            && top(snapshot, link).ifindex == link.ifindex
+            && !leads_to_guests(snapshot, link, &networks)
+            // What an uplink beneath sees already.
+            && beneath(snapshot, link).iter().all(|(lower, tagged)| {
+                uplink(lower.ifindex).is_none_or(|lower| *tagged && lower.untagged)
+            })
+    };
+    let links = snapshot.links.iter().filter(may_be);
+    let mut found: BTreeSet<u32> = links.map(|link| link.ifindex).collect();
+    let mut untagged = BTreeSet::new();
+    for uplink in uplinks {
+        let Some(link) = snapshot.link(uplink.ifindex) else {
+            continue;
+        };
+        for (lower, tagged) in beneath(snapshot, link) {
+            if tagged {
+                untagged.insert(lower.ifindex);
+            } else {
+                found.remove(&lower.ifindex);
+            }
+        }
+    }
+    untagged.extend(unstack(snapshot, &mut found).untagged);
+    let links = snapshot
+        .links
+        .iter()
+        .filter(|link| found.contains(&link.ifindex));
+    links
+        .take(MOST)
+        .map(|link| Uplink {
+            ifindex: link.ifindex,
+            name: link.name.clone(),
+            link_layer: link.link_layer,
+            v4: None,
+            v6: None,
+            up: link.up && link.running,
+            untagged: untagged.contains(&link.ifindex),
+        })
+        .collect()
+}

@@ -1,0 +1,139 @@
+//! By which links a node routes to what its policy masquerades.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::model::{Link, LinkLayer, Snapshot};
+use super::select::top;
+use crate::config::Masqueraded;
+
+/// What the routes say of links, by index.
+#[derive(Debug, Default)]
+pub(super) struct Reach {
+    /// Links that lead to masqueraded destinations, each with one of the routes.
+    pub out: BTreeMap<u32, IpNet>,
+    /// Links that lead to guests of this node, pods for example, that the policy masquerades.
+    /// What leaves by them is also what comes back for these guests: they can't be uplinks.
+    pub guests: BTreeSet<u32>,
+    /// Those among [`guests`](Self::guests) that lead to other masqueraded destinations too, each
+    /// with one of the routes.
+    pub unfit: BTreeMap<u32, IpNet>,
+}
+
+/// What is known of one link from its routes.
+#[derive(Default)]
+struct Ways {
+    /// A masqueraded destination behind a router, or anywhere (a default route).
+    beyond: Option<IpNet>,
+    /// A masqueraded destination on the link.
+    direct: Option<IpNet>,
+}
+
+/// Asks the routes of all tables.
+pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6: bool) -> Reach {
+    let mut ways: BTreeMap<u32, Ways> = BTreeMap::new();
+    for route in &snapshot.routes {
+        let net = route.destination;
+        if matches!(net, IpNet::V6(_)) && !enable_ipv6 || !masqueraded.touches(&net) {
+            continue;
+        }
+        let Some(link) = snapshot.link(route.ifindex) else {
+            continue;
+        };
+        let ways = ways.entry(top(snapshot, link).ifindex).or_default();
+        if route.by_gateway || net.prefix_len() == 0 {
+            ways.beyond.get_or_insert(net);
+        } else {
+            ways.direct.get_or_insert(net);
+        }
+    }
+    let networks = networks(snapshot);
+    let mut reach = Reach::default();
+    for (ifindex, ways) in ways {
+        let Some(link) = snapshot.link(ifindex).filter(|link| leads_out(link)) else {
+            continue;
+        };
+        let guests = ways
+            .direct
+            .filter(|_| leads_to_guests(snapshot, link, &networks));
+        match (guests, ways.beyond) {
+            (None, beyond) => {
+                if let Some(net) = beyond.or(ways.direct) {
+                    reach.out.insert(ifindex, net);
+                }
+            }
+            (Some(_), Some(net)) => {
+                reach.guests.insert(ifindex);
+                reach.unfit.insert(ifindex, net);
+            }
+            (Some(_), None) => drop(reach.guests.insert(ifindex)),
+        }
+    }
+    reach
+}
+
+/// Whether what is sent by a link goes anywhere.
+pub(super) fn leads_out(link: &Link) -> bool {
+    let nowhere = matches!(link.kind.as_deref(), Some("dummy" | "ifb" | "nlmon"));
+    !link.loopback && !nowhere
+}
+
+/// Whether those on a link are guests of this node: a bridge of which no port leads out of the
+/// machine, or a wire to one guest each, to which routes lead by host routes alone. A wire that is
+/// one of the node's own networks has that network's route.
+pub(super) fn leads_to_guests(snapshot: &Snapshot, link: &Link, networks: &BTreeSet<u32>) -> bool {
+    if link.kind.as_deref() == Some("bridge") {
+        let mut ports = (snapshot.links.iter()).filter(|port| port.master == Some(link.ifindex));
+        return ports.all(is_wire);
+    }
+    is_wire(link) && !networks.contains(&link.ifindex)
+}
+
+/// The links that have more than single hosts on them, as routes say.
+pub(super) fn networks(snapshot: &Snapshot) -> BTreeSet<u32> {
+    (snapshot.routes.iter())
+        .filter(|route| !route.by_gateway && !route.is_to_neighbour())
+        .filter(|route| !is_link_local(&route.destination))
+        .map(|route| route.ifindex)
+        .collect()
+}
+
+/// Whether a link may end in a container or a virtual machine.
+fn is_wire(link: &Link) -> bool {
+    match link.kind.as_deref() {
+        Some("veth" | "netkit") => true,
+        Some("tun") => link.link_layer == LinkLayer::Ethernet,
+        _ => false,
+    }
+}
+
+fn is_link_local(net: &IpNet) -> bool {
+    match net {
+        IpNet::V4(_) => false,
+        IpNet::V6(net) => net.network().segments()[0] & 0xffc0 == 0xfe80,
+    }
+}
+
+/// Which notifications of routes say nothing new, see [`super::Monitor::settle`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Links that masquerade already.
+    pub(super) uplinks: BTreeSet<u32>,
+    /// Wires to guests: another host route changes nothing.
+    pub(super) guests: BTreeSet<u32>,
+}
+
+impl Settled {
+    /// After these uplinks were chosen from this snapshot.
+    pub fn after(snapshot: &Snapshot, uplinks: impl Iterator<Item = u32>) -> Self {
+        let uplinks: BTreeSet<u32> = uplinks.collect();
+        let networks = networks(snapshot);
+        let guests = (snapshot.links.iter())
+            .filter(|link| is_wire(link) && !networks.contains(&link.ifindex))
+            .map(|link| link.ifindex)
+            .filter(|ifindex| !uplinks.contains(ifindex))
+            .collect();
+        Self { uplinks, guests }
+    }
+}

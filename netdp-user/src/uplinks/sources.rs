@@ -1,0 +1,152 @@
+//! Which sources packets may leave an uplink with, for the programs to choose from by the route
+//! that each packet takes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use netdp_common::abi::SOURCE_ANY_IP;
+
+use super::address::{addrs_of, is_usable_v6};
+use super::model::{Addr, AddressScope, Link, Snapshot};
+use super::select::{Selection, Uplink};
+use super::stack::beneath;
+
+/// Addresses of a link that are looked at: whoever has more gets the uplink's address by the rest.
+const MOST: usize = 1024;
+
+/// What a program asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    /// The index of the interface that the packet's route leads to; [`SOURCE_ANY_IP`] for a
+    /// question that is none about a source.
+    pub link: u32,
+    /// `net` is an address that the kernel names as source; else it has the next hop.
+    pub named: bool,
+    /// The address or network.
+    pub net: IpNet,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The source.
+    pub addr: IpAddr,
+    /// The index of the uplink at whose hooks it counts.
+    pub via: u32,
+}
+
+/// Sources by the question that they answer.
+pub type Sources = BTreeMap<Asked, Given>;
+
+/// What the node receives without having the address, the sources of uplinks, and of VLAN devices whose packets they translate.
+pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Uplink]) -> Sources {
+    let mut found = Sources::new();
+    for &net in &snapshot.any_ip {
+        let link = SOURCE_ANY_IP;
+        let addr = net.addr();
+        let named = false;
+        found.insert(Asked { link, named, net }, Given { addr, via: link });
+    }
+    for uplink in uplinks {
+        let Some(link) = snapshot.link(uplink.ifindex) else {
+            continue;
+        };
+        let via = uplink.ifindex;
+        add(&mut found, snapshot, selection, link, via);
+        if uplink.untagged {
+            continue;
+        }
+        let above = snapshot.links.iter().filter(|upper| {
+            upper.kind.as_deref() == Some("vlan")
+                && !uplinks.iter().any(|other| other.ifindex == upper.ifindex)
+                && (beneath(snapshot, upper).iter()).any(|(lower, _)| lower.ifindex == via)
+        });
+        for upper in above {
+            add(&mut found, snapshot, selection, upper, via);
+        }
+    }
+    found
+}
+
+fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &Link, via: u32) {
+    let addrs: Vec<&Addr> = addrs_of(snapshot, link)
+        .filter(|addr| addr.scope == AddressScope::Universe)
+        .take(MOST)
+        .collect();
+    let mut give = |named: bool, net: IpNet, addr: IpAddr| {
+        let link = link.ifindex;
+        found.insert(Asked { link, named, net }, Given { addr, via });
+    };
+    let is_node = |addr: &Addr| selection.node_addrs.contains(&addr.addr);
+    // Of one network the node's known address, else the first, as inet_select_addr
+    // (net/ipv4/devinet.c) chooses.
+    let v4 = addrs
+        .iter()
+        .filter(|addr| addr.addr.is_ipv4() && !addr.flags.secondary);
+    let mut networks: BTreeMap<IpNet, &Addr> = BTreeMap::new();
+    for addr in v4 {
+        let Some(net) = network(addr) else {
+            continue;
+        };
+        let first = networks.entry(net).or_insert(addr);
+        if is_node(addr) && !is_node(first) {
+            *first = addr;
+        }
+    }
+    for (net, addr) in networks {
+        give(false, net, addr.addr);
+    }
+    if selection.enable_ipv6 {
+        let v6: Vec<&Addr> = addrs
+            .into_iter()
+            .filter(|addr| is_usable_v6(addr))
+            .collect();
+        for addr in &v6 {
+            let peers = v6.iter().filter(|peer| are_peers(addr, peer));
+            let best = peers.min_by_key(|peer| {
+                let flags = peer.flags;
+                (
+                    flags.deprecated,
+                    !is_node(peer),
+                    flags.temporary,
+                    peer.addr != addr.addr,
+                )
+            });
+            let best = best.unwrap_or(addr).addr;
+            give(true, addr.addr.into(), best);
+            if let Some(net) = network(addr) {
+                give(false, net, best);
+            }
+        }
+    }
+    for route in snapshot
+        .routes
+        .iter()
+        .filter(|route| route.ifindex == link.ifindex)
+    {
+        if let Some(source) = route.prefsrc
+            && (source.is_ipv4() || selection.enable_ipv6)
+        {
+            give(true, source.into(), source);
+        }
+    }
+}
+
+/// Whether two IPv6 addresses of a link are as good as each other for every destination: of one
+/// kind, and on one network unless one of them has none.
+fn are_peers(a: &Addr, b: &Addr) -> bool {
+    let is_local = |addr: &Addr| matches!(addr.addr, IpAddr::V6(ip) if ip.is_unique_local());
+    let on_one = match (network(a), network(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    };
+    is_local(a) == is_local(b) && on_one
+}
+
+/// The network around an address; none where it stands alone.
+fn network(addr: &Addr) -> Option<IpNet> {
+    let net = IpNet::new(addr.prefix_addr, addr.prefix_len).ok()?.trunc();
+    let alone = net.prefix_len() == net.max_prefix_len() && addr.prefix_addr == addr.addr;
+    (!alone).then_some(net)
+}
