@@ -24,6 +24,8 @@ const SHORT_LOOKS: u32 = 8;
 /// Candidates that a map leaves, for one packet. With those at random they take a few
 /// tens of microseconds.
 const FROM_MAP: u32 = 112;
+/// The same for a packet that has begun the map, after all candidates at random.
+const FROM_NEW_MAP: u32 = 16;
 /// After this time a map in which all is taken begins anew: what ended meanwhile is found
 /// though nobody has told of it.
 const STALE_TICKS: u32 = ticks32(2);
@@ -106,7 +108,8 @@ fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
     claim.outcome == Outcome::Claimed
 }
 
-/// Has a map of the destination, if there is one or place for one.
+/// Has a map of the destination, if there is one or place for one, and notes how many of its
+/// ports may be tried.
 #[inline(never)]
 fn prepare_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let Some(map) = tables.port_map(claim.map) else {
@@ -115,6 +118,7 @@ fn prepare_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let now = tables.now();
     if map.is_of(&claim.key) {
         map.touch(now);
+        claim.tries = FROM_MAP;
         return true;
     }
     if map.is_in_use(now, UNUSED_TICKS) {
@@ -122,6 +126,7 @@ fn prepare_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     }
     map.take(&claim.key, now);
     clear(tables, claim);
+    claim.tries = FROM_NEW_MAP;
     true
 }
 
@@ -141,7 +146,6 @@ fn clear<T: Tables>(tables: &T, claim: &mut Claim) {
 #[inline(never)]
 fn from_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.at = tables.random();
-    claim.tries = FROM_MAP;
     // Each word once, and once more for each try.
     tables.repeat(WORDS + FROM_MAP, claim, |tables, _, claim| {
         step(tables, claim)
