@@ -185,7 +185,7 @@ fn an_uplink_that_is_not_named_is_told_of_and_keeps_the_chains() -> Result<()> {
     wait_log(agent, leak)?;
     wait_log(
         agent,
-        "chain IP-MASQ-AGENT (IPv4, nft) is not taken over: eth1 is no uplink",
+        "taking over chain IP-MASQ-AGENT (IPv4, nft): eth1 is no uplink",
     )?;
     wait_for(SOON, "the status to say so", || {
         let told = agent.netdp(&["status"]).unwrap_or_default();

@@ -102,6 +102,9 @@ impl Agent {
             let left = selected.leaks.len();
             log::info!("interfaces that masqueraded destinations leave by untranslated: {left}");
         }
+        if selected.leaks != self.report.leaks {
+            self.takeover.try_soon();
+        }
         self.report.leaks = selected.leaks;
         let guests = selected.guests.iter();
         let new: Vec<_> = guests

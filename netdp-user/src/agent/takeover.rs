@@ -67,6 +67,12 @@ impl Takeover {
         !self.complete && !self.is_running() && rested
     }
 
+    /// Has what failed tried again with the next look: what stood in the way has changed.
+    pub(super) const fn try_soon(&mut self) {
+        self.again = None;
+        self.rest = FIRST_REST;
+    }
+
     const fn is_running(&self) -> bool {
         self.running.is_some()
     }
