@@ -2,6 +2,7 @@
 //! namespaces with real programs in it; [`migration`], a live node that changes
 //! hands; [`image`], the OCI image; [`shell`].
 
+#[cfg(feature = "full")]
 pub mod image;
 pub mod migration;
 pub mod shell;

@@ -23,6 +23,16 @@ pub fn run(advisories: bool) -> Result<()> {
         "-D",
         "warnings",
     ]))?;
+    shell::say("cargo clippy of what `cargo xtask` is built of first");
+    shell::run(shell::cargo().args([
+        "clippy",
+        "--package",
+        "xtask",
+        "--no-default-features",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
     shell::say("cargo clippy of the eBPF programs, as if for this machine");
     shell::run(
         shell::cargo()

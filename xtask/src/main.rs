@@ -4,27 +4,36 @@
     reason = "what a task is asked for goes to standard output, progress to standard error"
 )]
 
+#[cfg(feature = "full")]
 mod bench;
 mod build;
 mod demo;
+#[cfg(feature = "full")]
 mod go_library;
 mod kernels;
 mod kube;
 mod lint;
+#[cfg(feature = "full")]
 mod make_image;
 mod scale;
 mod setup;
+#[cfg(feature = "full")]
 mod test;
+
+#[cfg(not(feature = "full"))]
+mod rest;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+#[cfg(not(feature = "full"))]
+use std::ffi::OsString;
 use std::process::ExitCode;
 use xtask::shell;
 
 /// netdp's development tasks.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
+#[cfg_attr(not(feature = "full"), command(after_help = rest::HELP))]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -42,6 +51,7 @@ enum Task {
         story: Option<Story>,
     },
     /// Set up, then run every test (as root).
+    #[cfg(feature = "full")]
     Test {
         /// What `cargo test` shall get, for example `-p netdp-common` or a
         /// test's name.
@@ -61,13 +71,16 @@ enum Task {
         tests: Vec<String>,
     },
     /// Set up, then build an OCI image of netdp, without a container engine.
+    #[cfg(feature = "full")]
     Image(make_image::Arguments),
     /// Print the objects of a kustomization as JSON, by Kustomize itself.
+    #[cfg(feature = "full")]
     Kustomize {
         /// A directory with a kustomization.yaml.
-        directory: PathBuf,
+        directory: std::path::PathBuf,
     },
     /// Install the chart into a cluster, by Helm itself, and print the release as JSON.
+    #[cfg(feature = "full")]
     Helm(go_library::Helm),
     /// Set up, then measure with a real Kubernetes API server: from an edit to the datapath, and the
     /// agent at rest (as root).
@@ -79,6 +92,7 @@ enum Task {
         minutes: u32,
     },
     /// Set up, then compare netdp with plain forwarding and netfilter (as root).
+    #[cfg(feature = "full")]
     Bench(bench::Options),
     /// Check format, lints, licences and known vulnerabilities of dependencies.
     Lint {
@@ -86,6 +100,10 @@ enum Task {
         #[arg(long)]
         advisories: bool,
     },
+    /// One of the tasks that are not built yet.
+    #[cfg(not(feature = "full"))]
+    #[command(external_subcommand)]
+    Rest(Vec<OsString>),
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,15 +138,22 @@ fn run(task: Task) -> Result<()> {
         Task::Demo {
             story: Some(Story::Migrate { rounds }),
         } => demo::migrate(rounds),
+        #[cfg(feature = "full")]
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Kernels { tests } => kernels::run(&tests),
+        #[cfg(feature = "full")]
         Task::Image(arguments) => make_image::run(&arguments),
+        #[cfg(feature = "full")]
         Task::Kustomize { directory } => go_library::kustomize(&directory),
+        #[cfg(feature = "full")]
         Task::Helm(helm) => go_library::helm(&helm),
         Task::Kube => kube::measure(),
         Task::Soak { minutes } => kube::soak(minutes),
+        #[cfg(feature = "full")]
         Task::Bench(options) => bench::run(&options),
         Task::Lint { advisories } => lint::run(advisories),
+        #[cfg(not(feature = "full"))]
+        Task::Rest(arguments) => rest::run(&arguments),
     }
 }

@@ -106,6 +106,12 @@ pub fn built_netdp(messages: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
+/// The Rust target of programs for this machine that need no library of it.
+#[must_use]
+pub fn static_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
 /// Whether a program of this name can be run.
 #[must_use]
 pub fn has_program(name: &str) -> bool {

@@ -71,7 +71,7 @@ fn prepare() -> Result<PathBuf> {
         );
     }
     // NETDP_BIN shows a program that was built elsewhere.
-    let netdp = testbed::binary_from_env().or_else(|_| build::run())?;
+    let netdp = testbed::binary_from_env().or_else(|_| build::for_demo())?;
     // A process that ends by a signal drops nothing.
     ctrlc::set_handler(|| {
         testbed::remove_all();

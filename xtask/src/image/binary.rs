@@ -21,7 +21,7 @@ pub fn target() -> Result<(String, Arch)> {
         "aarch64" => Arch::ARM64,
         other => bail!("no image for {other}: only for x86_64 and aarch64"),
     };
-    Ok((format!("{ARCH}-unknown-linux-musl"), arch))
+    Ok((shell::static_target(), arch))
 }
 
 /// Builds netdp in the target directory and returns the program's path.

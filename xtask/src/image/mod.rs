@@ -107,14 +107,6 @@ pub fn make(name: &str, flavour: Flavour, target_dir: &Path) -> Result<Image> {
     Ok(image)
 }
 
-/// The Rust target of the program.
-///
-/// # Errors
-/// There is no image for this machine.
-pub fn target() -> Result<String> {
-    Ok(binary::target()?.0)
-}
-
 /// The directory that cargo builds in.
 ///
 /// # Errors

@@ -6,11 +6,14 @@ use anyhow::{Context as _, Result};
 /// Its LLVM has to be at least as new as the compiler's.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-const ARGUMENTS: [&str; 8] = [
+const ARGUMENTS: [&str; 10] = [
     "install",
     "bpf-linker",
     "--version",
     "0.13.0",
+    // It is LLVM that works; the rest need not be optimised, which takes most of the time.
+    "--profile",
+    "dev",
     "--locked",
     "--no-default-features",
     "--features",
@@ -22,7 +25,7 @@ pub fn install_if_missing() -> Result<()> {
     if shell::has_program("bpf-linker") {
         return Ok(());
     }
-    shell::say("setup: cargo install bpf-linker, which links eBPF programs (about two minutes)");
+    shell::say("setup: cargo install bpf-linker, which links eBPF programs (about a minute)");
     let install = || {
         shell::run_as_progress(
             shell::cargo()

@@ -25,6 +25,11 @@ pub fn run_without_api_server() -> Result<()> {
     install(|need| !need.is_for_api_server())
 }
 
+/// The same for the demo alone.
+pub fn run_for_demo() -> Result<()> {
+    install(Need::is_for_demo)
+}
+
 fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
     let look = || -> Vec<Need> { needs::missing().into_iter().filter(&wanted).collect() };
     let missing = look();
@@ -52,8 +57,12 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
     if missing.iter().any(Need::is_kubernetes) {
         kubernetes::install_missing()?;
     }
-    go_libraries::install_missing()?;
-    rust_target::install_if_missing()?;
+    if missing.iter().any(Need::is_go_library) {
+        go_libraries::install_missing()?;
+    }
+    if missing.iter().any(Need::is_rust_target) {
+        rust_target::install_if_missing()?;
+    }
     let still = look();
     if !still.is_empty() {
         bail!(

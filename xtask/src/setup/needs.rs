@@ -59,8 +59,10 @@ enum Part {
     LinkerBuild,
     /// Building the API server.
     ApiServerBuild,
-    /// Tests and demo.
+    /// Tests.
     Run,
+    /// Demo, and tests.
+    Demo,
 }
 
 impl Need {
@@ -80,6 +82,14 @@ impl Need {
     /// Whether nothing needs it but an API server and its tests.
     pub fn is_for_api_server(&self) -> bool {
         self.is_kubernetes() || self.part == Part::ApiServerBuild
+    }
+
+    /// Whether the demo can't be built or run without it.
+    pub fn is_for_demo(&self) -> bool {
+        match self.part {
+            Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Demo => true,
+            Part::ApiServerBuild | Part::Run => false,
+        }
     }
 
     /// Whether cargo installs it.
@@ -107,6 +117,14 @@ impl Need {
             }
             Probe::RustTarget => rust_target::is_there(),
         }
+    }
+}
+
+/// A program that the demo runs.
+const fn shown(any: &'static [&'static str], package: &'static str, why: &'static str) -> Need {
+    Need {
+        part: Part::Demo,
+        ..program(any, package, why)
     }
 }
 
@@ -217,13 +235,13 @@ pub const ALL: &[Need] = &[
         probe: Probe::Program(&["bpf-linker"]),
         part: Part::Linker,
     },
-    program(&["ip"], "iproute2", "makes namespaces, links and routes"),
-    program(&["ss"], "iproute2", "lists sockets"),
+    shown(&["ip"], "iproute2", "makes namespaces, links and routes"),
+    shown(&["ss"], "iproute2", "lists sockets"),
     program(&["bpftool"], "bpftool", "reads maps and programs in tests"),
-    program(&["curl"], "curl", "HTTP client in demo and tests"),
-    program(&["ping"], "iputils-ping", "ICMP client in tests"),
-    program(&["redis-cli"], "redis-tools", "Redis client in the demo"),
-    program(
+    shown(&["curl"], "curl", "HTTP client in demo and tests"),
+    shown(&["ping"], "iputils-ping", "ICMP client in tests"),
+    shown(&["redis-cli"], "redis-tools", "Redis client in the demo"),
+    shown(
         &["redis-server", "redis-check-rdb"],
         "redis-tools",
         "Redis server in the demo (not as a service)",
@@ -243,12 +261,16 @@ pub const ALL: &[Need] = &[
     program(&["nghttpd"], "nghttp2-server", "HTTP/2 server in tests"),
     program(&["tcpdump"], "tcpdump", "captures packets in tests"),
     program(&["ethtool"], "ethtool", "switches offloads in tests"),
-    program(
+    shown(
         &["iptables"],
         "iptables",
-        "coexistence with kube-proxy in tests",
+        "the demo migrate, and coexistence with kube-proxy in tests",
     ),
-    program(&["nft"], "nftables", "coexistence with netfilter in tests"),
+    shown(
+        &["nft"],
+        "nftables",
+        "the demo migrate, and coexistence with netfilter in tests",
+    ),
     program(
         &["conntrack"],
         "conntrack",
@@ -312,7 +334,7 @@ pub fn missing() -> Vec<Need> {
             Part::Compiler => !(compiler && linker),
             Part::LinkerBuild => !linker,
             Part::ApiServerBuild => !built,
-            Part::Linker | Part::Run => true,
+            Part::Linker | Part::Run | Part::Demo => true,
         })
         .filter(|need| !need.is_there())
         .copied()
@@ -330,4 +352,38 @@ fn has_nightly() -> bool {
                 .join("lib/rustlib/src/rust/library/core")
                 .is_dir()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is installed or built for the demo that only tests need.
+    #[test]
+    fn the_demo_needs_compilers_and_the_programs_that_it_shows() {
+        let programs: Vec<_> = ALL
+            .iter()
+            .filter(|need| need.part == Part::Demo)
+            .map(|need| need.what)
+            .collect();
+        assert_eq!(
+            programs,
+            [
+                "ip",
+                "ss",
+                "curl",
+                "ping",
+                "redis-cli",
+                "redis-server",
+                "iptables",
+                "nft"
+            ]
+        );
+        for need in ALL.iter().filter(|need| need.is_for_demo()) {
+            assert!(
+                !need.is_for_api_server() && !need.is_go_library() && !need.is_rust_target(),
+                "{need:?}"
+            );
+        }
+    }
 }

@@ -4,16 +4,17 @@ use crate::shell;
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
-use xtask::image;
 
 /// Whether the compiler that cargo uses has the target's standard library.
 pub fn is_there() -> bool {
-    let Ok(target) = image::target() else {
-        return false;
-    };
     let out = Command::new("rustc")
         .current_dir(shell::root())
-        .args(["--print", "target-libdir", "--target", &target])
+        .args([
+            "--print",
+            "target-libdir",
+            "--target",
+            &shell::static_target(),
+        ])
         .output();
     out.is_ok_and(|out| {
         out.status.success() && Path::new(String::from_utf8_lossy(&out.stdout).trim()).is_dir()
@@ -22,8 +23,7 @@ pub fn is_there() -> bool {
 
 /// What a person types to get it.
 pub fn as_typed() -> String {
-    let target = image::target().unwrap_or_else(|_| "x86_64-unknown-linux-musl".into());
-    format!("rustup target add {target}")
+    format!("rustup target add {}", shell::static_target())
 }
 
 /// Lets rustup install it.
@@ -31,7 +31,7 @@ pub fn install_if_missing() -> Result<()> {
     if is_there() {
         return Ok(());
     }
-    let target = image::target()?;
+    let target = shell::static_target();
     shell::say(&format!("setup: rustup target add {target}"));
     shell::run_as_progress(
         Command::new("rustup")

@@ -21,6 +21,7 @@
 //! ```
 
 mod agent;
+#[cfg(feature = "full")]
 mod apiserver;
 mod bed;
 mod config_volume;
@@ -41,6 +42,7 @@ mod tracking;
 mod workdir;
 
 pub use agent::{Agent, AgentOptions, binary_from_env};
+#[cfg(feature = "full")]
 pub use apiserver::{API_PORT, ApiServer};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
 pub use config_volume::ConfigVolume;

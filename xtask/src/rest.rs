@@ -1,0 +1,31 @@
+//! Tasks that need what takes long to build: they are built, and run, when they are asked for.
+
+use crate::shell;
+use anyhow::{Context as _, Result, bail};
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+
+/// What `--help` says of them.
+pub const HELP: &str = "\
+Further tasks, built when they are asked for:
+  test       Set up, then run every test (as root)
+  image      Set up, then build an OCI image of netdp, without a container engine
+  kustomize  Print the objects of a kustomization as JSON, by Kustomize itself
+  helm       Install the chart into a cluster, by Helm itself, and print the release as JSON
+  bench      Set up, then compare netdp with plain forwarding and netfilter (as root)";
+
+/// Becomes xtask with all its tasks.
+pub fn run(arguments: &[OsString]) -> Result<()> {
+    const TASKS: [&str; 5] = ["test", "image", "kustomize", "helm", "bench"];
+    let task = arguments.first().context("no task")?.to_string_lossy();
+    if !TASKS.contains(&task.as_ref()) {
+        bail!("there is no task {task:?}: see cargo xtask --help");
+    }
+    shell::say(&format!("building the rest of xtask, which {task} needs"));
+    let mut cargo = shell::cargo();
+    cargo
+        .args(["run", "--package", "xtask", "--"])
+        .args(arguments);
+    let line = shell::line(&cargo);
+    Err(cargo.exec()).with_context(|| format!("starting `{line}`"))
+}
