@@ -8,6 +8,7 @@
 
 mod address;
 mod detour;
+mod macs;
 mod model;
 mod observe;
 mod pods;
@@ -23,6 +24,7 @@ mod watch;
 mod tests;
 
 pub use detour::detours;
+pub use macs::Mac;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot,
     local_addresses,
