@@ -211,6 +211,18 @@ pub struct Source {
     pub via: u32,
 }
 
+/// Key of the hardware addresses by which the node itself sends at an uplink.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MacKey {
+    /// The uplink's index.
+    pub link: u32,
+    /// The address; all zeros says that those of this uplink are known.
+    pub mac: [u8; 6],
+    /// Always zero.
+    pub pad: u16,
+}
+
 /// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry only
 /// keeps pods from taking it; packets pass untouched.
 pub const MAPPING_HOST: u16 = 1;
@@ -558,6 +570,7 @@ const _: () = {
     assert!(size_of::<Uplink>() == 40);
     assert!(size_of::<SourceKey>() == 20);
     assert!(size_of::<Source>() == 20);
+    assert!(size_of::<MacKey>() == 12);
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);
     assert!(size_of::<PolicyValue>() == 8);
@@ -581,8 +594,8 @@ mod user {
     use crate::share::{Ended, Share};
 
     use super::{
-        Addr, Counters, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol, PolicyValue,
-        Settings, Source, SourceKey, Tuple, Uplink,
+        Addr, Counters, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeProtocol,
+        PolicyValue, Settings, Source, SourceKey, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -614,6 +627,7 @@ mod user {
         Bits,
         Endpoint,
         Source,
-        SourceKey
+        SourceKey,
+        MacKey
     );
 }

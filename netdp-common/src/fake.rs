@@ -75,6 +75,8 @@ pub struct Fake {
     pub exhausted: RefCell<HashMap<Tuple, u32>>,
     pub endpoints: RefCell<HashMap<Tuple, u16>>,
     pub wire_endpoints: RefCell<HashMap<Tuple, Endpoint>>,
+    /// What leaves was not sent by the node.
+    pub bridged: Cell<bool>,
     /// The route that packets take.
     pub way: Option<Way>,
     /// What the agent has put down about sources, by bits of the key that count.
@@ -171,6 +173,7 @@ impl Fake {
             exhausted: RefCell::default(),
             endpoints: RefCell::default(),
             wire_endpoints: RefCell::default(),
+            bridged: Cell::new(false),
             way: None,
             sources: Vec::new(),
             reserved: BTreeSet::new(),

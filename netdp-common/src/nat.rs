@@ -167,6 +167,10 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         return Verdict::Pass;
     }
     let verdict = match work.pkt.l4 {
+        // Of the others a new flow is asked so.
+        L4::Error | L4::LaterFragment | L4::Untranslatable(_) if is_bridged(tables, &work.pkt) => {
+            return Verdict::Pass;
+        }
         L4::Error => error::egress(tables, work),
         L4::LaterFragment => return later_fragment(tables, work),
         _ => egress_flow(tables, work, asked),
@@ -180,6 +184,17 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         fragment::first_egress(tables, work, verdict);
     }
     verdict
+}
+
+/// Whether the packet only crosses the uplink's link, from a guest that is on it itself (a macvlan,
+/// a virtual machine on a bridge): it is none of the node's business. If so it is counted.
+#[inline(always)]
+fn is_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    let bridged = !tables.is_local(&pkt.tuple.src) && tables.is_bridged(&pkt.tuple, pkt.family);
+    if bridged {
+        tables.count(|c| &mut c.egress_untouched);
+    }
+    bridged
 }
 
 #[inline(always)]
@@ -250,8 +265,12 @@ fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
                 tables.count(|c| &mut c.egress_replies);
                 return Some(Verdict::Pass);
             }
+            Continued::Forged if is_bridged(tables, pkt) => return Some(Verdict::Pass),
             Continued::Forged => return Some(Verdict::Drop(DropReason::ForgedSource)),
         }
+    }
+    if is_bridged(tables, pkt) {
+        return Some(Verdict::Pass);
     }
     if is_forged(tables, &pkt.tuple.src, pkt.family) {
         return Some(Verdict::Drop(DropReason::ForgedSource));
@@ -404,7 +423,7 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
 }
 
 /// Packets that no mapping is ever made for: multicast, broadcast, unspecified
-/// or link-local source, and IPv6 while it is off.
+/// or link-local source, neighbour discovery, and IPv6 while it is off.
 #[inline(always)]
 fn out_of_scope<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     match pkt.family {
@@ -415,7 +434,9 @@ fn out_of_scope<T: Tables>(tables: &T, pkt: &Packet) -> bool {
             }
         }
     }
-    pkt.tuple.src.is_special(pkt.family) || pkt.tuple.dst.is_special(pkt.family)
+    matches!(pkt.l4, L4::Discovery)
+        || pkt.tuple.src.is_special(pkt.family)
+        || pkt.tuple.dst.is_special(pkt.family)
 }
 
 /// What this packet may do when nothing is known about it.
@@ -424,7 +445,7 @@ const fn opening(l4: &L4) -> Opening {
     match l4 {
         L4::Udp | L4::Query | L4::Address => Opening::New,
         L4::QueryReply | L4::Error => Opening::Not(DropReason::IcmpNoFlow),
-        L4::LaterFragment => Opening::Not(DropReason::Malformed),
+        L4::LaterFragment | L4::Discovery => Opening::Not(DropReason::Malformed),
         L4::Untranslatable(reason) => Opening::Not(*reason),
         L4::Tcp(segment) => match segment.flags & (SYN | ACK | RST | FIN) {
             SYN => Opening::New,
@@ -441,6 +462,8 @@ const fn begins_outside(l4: &L4) -> bool {
     match l4 {
         L4::Udp | L4::Query | L4::Address => true,
         L4::Tcp(segment) => segment.flags & RST == 0 && segment.flags & (SYN | ACK) != SYN | ACK,
-        L4::QueryReply | L4::Error | L4::LaterFragment | L4::Untranslatable(_) => false,
+        L4::QueryReply | L4::Error | L4::LaterFragment | L4::Discovery | L4::Untranslatable(_) => {
+            false
+        }
     }
 }

@@ -78,6 +78,9 @@ pub enum L4 {
     QueryReply,
     /// An ICMP error: it carries the packet that it is about.
     Error,
+    /// A message of neighbour discovery that no router has forwarded (RFC 4861 7.1: a hop limit
+    /// of 255). It is of the link and never translated.
+    Discovery,
     /// A protocol of which only the addresses are translated. The ids are 0, or
     /// SCTP's ports, which must stay: its CRC covers them.
     Address,
@@ -361,6 +364,14 @@ fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet, len: u32) -> Option<
         (proto::ICMP, Family::V4) | (proto::ICMPV6, Family::V6) => {
             let [w0, w1] = bytes.words::<2>(at)?.map(u32::from_be);
             pkt.l4 = set_icmp(&mut pkt.tuple, w0 >> 24, w1 >> 16);
+            if matches!(pkt.family, Family::V6) && matches!(w0 >> 24, 133..=137) {
+                let [w1] = bytes
+                    .words::<1>(pkt.l3_offset as usize + 4)?
+                    .map(u32::from_be);
+                if w1 & 0xff == 0xff {
+                    pkt.l4 = L4::Discovery;
+                }
+            }
         }
         // Its integrity check covers the addresses (RFC 4302 3.3.3.1).
         (proto::ICMP | proto::ICMPV6 | proto::AH, _) => {

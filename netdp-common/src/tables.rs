@@ -138,6 +138,9 @@ pub trait Tables {
     fn insert_asked(&self, tuple: &Tuple, limit: u32);
     /// Forgets it.
     fn remove_asked(&self, tuple: &Tuple);
+    /// Whether the packet that leaves was not sent by the node: it has another hardware address for
+    /// source than those by which the node sends.
+    fn is_bridged(&self, tuple: &Tuple, family: Family) -> bool;
     /// The route that a forwarded packet with this tuple takes by the uplink; `None` where that
     /// can't be told.
     fn way(&self, tuple: &Tuple, family: Family) -> Option<&Way>;

@@ -68,6 +68,61 @@ pub fn way(ctx: &TcContext, tuple: &Tuple, family: Family, way: &mut Way) -> boo
     ask(ctx, tuple, family, 0, way) && way.link == here
 }
 
+/// Whether the kernel, routing a packet with this tuple from where it came, would send it by this
+/// uplink with `mac` for its source.
+#[inline(never)]
+pub fn sends_as(ctx: &TcContext, tuple: &Tuple, family: Family, mac: &[u8; 6]) -> bool {
+    let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
+    let p = params.as_mut_ptr();
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: as in `ask`.
+    unsafe {
+        p.cast::<[u64; 8]>().write([0; 8]);
+        (*p).ifindex = (*ctx.skb.skb).ingress_ifindex;
+        (*p).__bindgen_anon_1.tot_len = 1;
+        fill(p, tuple, family);
+        (&raw mut (*p).smac)
+            .cast::<u32>()
+            .write((*ctx.skb.skb).mark);
+        let mut code = lookup_helper(ctx.as_ptr(), p, size, MARK);
+        if code < 0 {
+            code = lookup_helper(ctx.as_ptr(), p, size, 0);
+        }
+        let [a, b, c, d, e, f] = (*p).smac;
+        let [g, h, i, j, k, l] = *mac;
+        code == 0 && (a ^ g) | (b ^ h) | (c ^ i) | (d ^ j) | (e ^ k) | (f ^ l) == 0
+    }
+}
+
+/// Writes protocol, addresses and ports.
+///
+/// # Safety
+/// `p` is a whole `bpf_fib_lookup`.
+#[inline(always)]
+unsafe fn fill(p: *mut bpf_fib_lookup, tuple: &Tuple, family: Family) {
+    // SAFETY: as the caller says.
+    unsafe {
+        (*p).l4_protocol = tuple.proto as u8;
+        if matches!(tuple.proto, proto::TCP | proto::UDP) {
+            (*p).sport = tuple.src_id.to_be();
+            (*p).dport = tuple.dst_id.to_be();
+        }
+        let (from, to) = (tuple.src.words(), tuple.dst.words());
+        match family {
+            Family::V4 => {
+                (*p).family = AF_INET;
+                (*p).__bindgen_anon_3.ipv4_src = from[3];
+                (*p).__bindgen_anon_4.ipv4_dst = to[3];
+            }
+            Family::V6 => {
+                (*p).family = AF_INET6;
+                (*p).__bindgen_anon_3.ipv6_src = from;
+                (*p).__bindgen_anon_4.ipv6_dst = to;
+            }
+        }
+    }
+}
+
 /// Asks once; `came_by` 0 stands for what leaves by this uplink.
 #[inline(never)]
 fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut Way) -> bool {
@@ -85,26 +140,9 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
             (*p).ifindex = (*skb).ifindex;
             flags |= BPF_FIB_LOOKUP_OUTPUT;
         }
-        (*p).l4_protocol = tuple.proto as u8;
-        if matches!(tuple.proto, proto::TCP | proto::UDP) {
-            (*p).sport = tuple.src_id.to_be();
-            (*p).dport = tuple.dst_id.to_be();
-        }
         // With a length the helper compares that with the MTU, and not the packet's own.
         (*p).__bindgen_anon_1.tot_len = 1;
-        let (from, to) = (tuple.src.words(), tuple.dst.words());
-        match family {
-            Family::V4 => {
-                (*p).family = AF_INET;
-                (*p).__bindgen_anon_3.ipv4_src = from[3];
-                (*p).__bindgen_anon_4.ipv4_dst = to[3];
-            }
-            Family::V6 => {
-                (*p).family = AF_INET6;
-                (*p).__bindgen_anon_3.ipv6_src = from;
-                (*p).__bindgen_anon_4.ipv6_dst = to;
-            }
-        }
+        fill(p, tuple, family);
         // The union of the two hardware addresses begins with the mark.
         (&raw mut (*p).smac).cast::<u32>().write((*skb).mark);
         let mut code = lookup_helper(ctx.as_ptr(), p, size, flags);

@@ -95,7 +95,9 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
         },
         Parsed::NotIp => Verdict::Pass,
         // The node's stack judges what comes in; nothing of the kind may leave.
-        Parsed::Malformed if leaving => Verdict::Drop(DropReason::Malformed),
+        Parsed::Malformed if leaving && !world.is_bridged(&work.pkt.tuple, work.pkt.family) => {
+            Verdict::Drop(DropReason::Malformed)
+        }
         Parsed::Malformed => Verdict::Pass,
     };
     let failed = match verdict {

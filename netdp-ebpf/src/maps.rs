@@ -3,7 +3,7 @@
 //! Sizes are defaults; the loader overrides them before the maps are made.
 
 use crate::fib::{self, Route};
-use crate::{known, sockets};
+use crate::{known, skb, sockets};
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
@@ -12,9 +12,9 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use netdp_common::abi::{
-    self, Action, Counters, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeProtocol,
-    POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, RecentAt, SOURCE_ANY_IP, Settings, Source,
-    SourceKey, UPLINK_OBSERVED, Uplink, node_port_bit,
+    self, Action, Counters, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
+    NodeProtocol, POLICY_WAS_BYPASSED, PolicyValue, RESERVED_WORDS, RecentAt, SOURCE_ANY_IP,
+    Settings, Source, SourceKey, UPLINK_OBSERVED, Uplink, node_port_bit,
 };
 use netdp_common::addr::{Addr, Family};
 use netdp_common::conntrack::{TICK_SHIFT, age};
@@ -93,6 +93,10 @@ static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();
 /// A power of two; those that share one only leave more numbers out.
 const IP_ID_SEQUENCES: u32 = 4096;
 
+/// By which hardware addresses the node sends at each uplink; made anew with each agent, which
+/// fills it before programs are attached.
+#[btf_map]
+static MACS: HashMap<MacKey, u32, 4096> = HashMap::new();
 /// Which sources packets may leave with, by interface; made anew with each agent, which fills it
 /// before programs are attached.
 #[btf_map]
@@ -102,6 +106,27 @@ const SOURCE_BITS: u32 = 160;
 /// The route of the packet at hand.
 #[btf_map]
 static WAY: PerCpuArray<Way, 1> = PerCpuArray::new();
+
+/// Whether the packet has another hardware address for source than those by which the node sends.
+/// Where the agent does not know of one yet, the kernel's routes tell it.
+#[inline(never)]
+fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let link = unsafe { (*ctx.skb.skb).ifindex };
+    let mut key = MacKey {
+        link,
+        mac: [0; 6],
+        pad: 0,
+    };
+    if MACS.get_ptr(&key).is_none() {
+        return false;
+    }
+    let Some(mac) = skb::source_mac(ctx) else {
+        return false;
+    };
+    key.mac = mac;
+    MACS.get_ptr(&key).is_none() && !fib::sends_as(ctx, tuple, family, &key.mac)
+}
 
 #[inline(always)]
 fn is_uplink(ifindex: u32) -> bool {
@@ -511,6 +536,11 @@ impl Tables for World<'_> {
     #[inline(always)]
     fn remove_asked(&self, tuple: &Tuple) {
         let _ = INBOUND.remove(tuple);
+    }
+
+    #[inline(always)]
+    fn is_bridged(&self, tuple: &Tuple, family: Family) -> bool {
+        self.uplink().l2_len != 0 && bridged(self.ctx, tuple, family)
     }
 
     #[inline(always)]

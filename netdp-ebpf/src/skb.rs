@@ -45,6 +45,19 @@ pub fn is_tagged(ctx: &TcContext) -> bool {
     taken_off || matches!(u16::from_be(kind as u16), ETH_P_8021Q | ETH_P_8021AD)
 }
 
+/// The source of the Ethernet header.
+#[inline(always)]
+pub fn source_mac(ctx: &TcContext) -> Option<[u8; 6]> {
+    /// After the destination (IEEE 802.3 3.2).
+    const AT: usize = 6;
+    let start = ctx.data() + AT;
+    if start + 6 > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: the verifier proves that the bytes lie between data and data_end.
+    Some(unsafe { (start as *const [u8; 6]).read() })
+}
+
 struct Linear<'a>(&'a TcContext);
 
 impl Bytes for Linear<'_> {

@@ -3,7 +3,7 @@
 //! Applying every change of a full diff against nothing is always safe: each
 //! only states what is to be.
 
-use crate::uplinks::{Asked, Given, Sources, Uplink};
+use crate::uplinks::{Asked, Given, Mac, Sources, Uplink};
 use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,8 @@ pub struct State {
     pub uplinks: BTreeMap<u32, Uplink>,
     /// Interfaces that are none, of which only what comes in is looked at, by index.
     pub observed: BTreeMap<u32, Uplink>,
+    /// By which hardware addresses the node sends at uplinks.
+    pub macs: BTreeSet<Mac>,
     /// Which sources packets may leave them with.
     pub sources: Sources,
     /// Interfaces towards pods that hairpin is wanted on, by index.
@@ -75,6 +77,10 @@ pub enum Change {
     AddLocal(IpAddr),
     /// The node no longer has this address.
     RemoveLocal(IpAddr),
+    /// Write down a hardware address by which the node sends.
+    AddMac(Mac),
+    /// It counts no more.
+    RemoveMac(Mac),
     /// Write down a source that packets may leave with.
     SetSource(Asked, Given),
     /// It counts no more.
@@ -127,6 +133,8 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             .difference(&is.local)
             .map(|ip| Change::AddLocal(*ip)),
     );
+    let macs = wanted.macs.difference(&is.macs);
+    changes.extend(macs.map(|mac| Change::AddMac(*mac)));
     for (asked, given) in &wanted.sources {
         if is.sources.get(asked) != Some(given) {
             changes.push(Change::SetSource(*asked, *given));
@@ -170,6 +178,8 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::AttachPods { ifindex, name });
         }
     }
+    let macs = is.macs.difference(&wanted.macs);
+    changes.extend(macs.map(|mac| Change::RemoveMac(*mac)));
     let gone = is.sources.keys();
     let gone = gone.filter(|asked| !wanted.sources.contains_key(asked));
     changes.extend(gone.map(|asked| Change::RemoveSource(*asked)));
@@ -186,7 +196,7 @@ mod tests {
     use super::{Change, PolicyRule, State, diff};
     use crate::uplinks::{Asked, Given, LinkLayer, Uplink};
     use netdp_common::abi::Action;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
 
     fn uplink(ifindex: u32) -> Uplink {
@@ -210,6 +220,7 @@ mod tests {
             local: [[10, 0, 0, 1].into()].into(),
             uplinks: [(2, uplink(2))].into(),
             observed: BTreeMap::new(),
+            macs: BTreeSet::new(),
             sources: [(asked(), given(1))].into(),
             pod_links: [(7, "cali1".into())].into(),
         }

@@ -40,6 +40,8 @@ pub struct Build {
     pub src: SocketAddr,
     pub dst: SocketAddr,
     pub kind: Kind,
+    /// Routers that it may still pass.
+    pub hops: u8,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
     /// IPv4 flags and fragment offset; in IPv6 a fragment header of that meaning.
@@ -65,6 +67,7 @@ impl Build {
             src: endpoint(src),
             dst: endpoint(dst),
             kind,
+            hops: 63,
             options: Vec::new(),
             fragment: 0,
             ip_id: 0x5678_1234,
@@ -182,7 +185,7 @@ impl Build {
                 out.extend(total.to_be_bytes());
                 out.extend(&self.ip_id.to_be_bytes()[2..]);
                 out.extend(self.fragment.to_be_bytes());
-                out.extend([63, self.protocol(), 0, 0]);
+                out.extend([self.hops, self.protocol(), 0, 0]);
                 out.extend(src.octets());
                 out.extend(dst.octets());
                 out.extend(&self.options);
@@ -194,7 +197,7 @@ impl Build {
                 let (first, extensions) = self.v6_extensions();
                 let len = u16::try_from(extensions.len() + l4.len()).unwrap();
                 out.extend(len.to_be_bytes());
-                out.extend([first, 63]);
+                out.extend([first, self.hops]);
                 out.extend(src.octets());
                 out.extend(dst.octets());
                 out.extend(extensions);

@@ -229,6 +229,10 @@ impl Tables for Fake {
         self.asked_order.borrow_mut().retain(|other| other != tuple);
     }
 
+    fn is_bridged(&self, _: &Tuple, _: Family) -> bool {
+        self.bridged.get()
+    }
+
     fn way(&self, _: &Tuple, _: Family) -> Option<&Way> {
         self.way.as_ref()
     }

@@ -155,7 +155,7 @@ const fn is_answer(l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => segment.flags & RST == 0,
         L4::Udp | L4::QueryReply | L4::Address => true,
-        L4::Query | L4::Error | L4::LaterFragment | L4::Untranslatable(_) => false,
+        L4::Query | L4::Error | L4::LaterFragment | L4::Discovery | L4::Untranslatable(_) => false,
     }
 }
 

@@ -223,3 +223,55 @@ fn unasked_for_packets_reach_the_node_unchanged() {
         assert_eq!(fake.back(&friend), becomes(net.pod));
     }
 }
+
+/// RFC 4861: of the link, whoever sends it. What a router has forwarded has fewer hops left.
+#[test]
+fn neighbour_discovery_is_left_alone() {
+    for kind in 133..=137 {
+        let mut message = Build::new(V6.pod, V6.server, Kind::Icmp(kind));
+        message.data = vec![0; 16];
+        let fake = Fake::new();
+        assert_eq!(
+            fake.out(&message),
+            drop_of(DropReason::IcmpNoFlow),
+            "{kind}"
+        );
+        message.hops = 255;
+        assert_eq!(fake.out(&message), Seen::Pass, "{kind}");
+        assert_eq!(fake.back(&message.answer()), Seen::Pass, "{kind}");
+        assert_eq!(fake.counters().egress_untouched, 1);
+        let mut v4 = Build::new(V4.pod, V4.server, Kind::Icmp(kind));
+        v4.hops = 255;
+        assert_eq!(fake.out(&v4), drop_of(DropReason::IcmpNoFlow), "{kind}");
+    }
+}
+
+/// What a guest on the uplink's own link sends is not the node's to translate.
+#[test]
+fn what_is_bridged_is_left_alone() {
+    for net in BOTH {
+        let fake = Fake::new();
+        let known = net.udp();
+        assert_eq!(fake.out(&known), becomes(net.node));
+        fake.bridged.set(true);
+        assert_eq!(fake.out(&known), becomes(net.node), "a live mapping stays");
+        let reset = Build::tcp(net.pod, net.other_server, RST);
+        let error = Build::error(net.pod, net.server, 3, &net.udp().answer(), 64);
+        let others = [
+            net.syn(),
+            net.echo(1),
+            reset,
+            net.udp().to(net.other_server),
+        ];
+        for packet in others {
+            assert_eq!(fake.out(&packet), Seen::Pass, "{packet:?}");
+            assert_eq!(fake.out(&packet.first()), Seen::Pass, "{packet:?}");
+            assert_eq!(fake.out(&packet.last()), Seen::Pass, "{packet:?}");
+        }
+        assert_eq!(fake.out(&error), Seen::Pass);
+        assert_eq!(fake.snat.len(), 1);
+        let own = Build::udp(net.node, net.other_server);
+        assert_eq!(fake.out(&own), Seen::Pass);
+        assert_paired(&fake);
+    }
+}

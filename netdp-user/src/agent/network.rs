@@ -134,6 +134,7 @@ impl Agent {
                 .into_iter()
                 .map(|link| (link.ifindex, link))
                 .collect(),
+            macs: selected.macs,
             sources: selected.sources,
             uplinks: selected
                 .uplinks
@@ -262,6 +263,8 @@ impl Agent {
                     Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
                     Change::AddLocal(ip) => drop(reached.local.remove(ip)),
                     Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
+                    Change::AddMac(mac) => drop(reached.macs.remove(mac)),
+                    Change::RemoveMac(mac) => drop(reached.macs.insert(*mac)),
                     Change::SetSource(asked, _) => drop(reached.sources.remove(asked)),
                     Change::RemoveSource(asked) => {
                         let before = self.applied.sources.get(asked);
@@ -424,6 +427,8 @@ fn announce(change: &Change) {
         Change::AttachPods { name, .. } => log::info!("hairpin on {name}"),
         Change::DetachPods { name, .. } => log::info!("no hairpin on {name} any more"),
         Change::AddLocal(_)
+        | Change::AddMac(_)
+        | Change::RemoveMac(_)
         | Change::SetObserved(_)
         | Change::RemoveLocal(_)
         | Change::SetSource(..)

@@ -12,6 +12,7 @@ mod flows;
 mod handover;
 mod history;
 mod links;
+mod macs;
 pub mod maps;
 mod node;
 mod object;
@@ -338,6 +339,8 @@ impl Datapath {
             }
             Change::AddLocal(ip) => self.maps.add_local(*ip),
             Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
+            Change::AddMac(mac) => macs::add(&mut self.object, mac),
+            Change::RemoveMac(mac) => macs::remove(&mut self.object, mac),
             Change::SetSource(asked, given) => sources::set(&mut self.object, asked, given),
             Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),

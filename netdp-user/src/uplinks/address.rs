@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 
 use super::model::{Addr, AddressScope, Family, Link, Snapshot};
+use super::select::masters;
 
 /// The IPv4 address for traffic by `link`'s default route, as MASQUERADE would
 /// choose it: `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in
@@ -13,14 +14,17 @@ use super::model::{Addr, AddressScope, Family, Link, Snapshot};
 /// first; of several that are equal in this, one in `known`, the addresses that the node is known
 /// by. The `src` of a route plays no part in it.
 ///
-/// Where the link has no such address, the kernel looks at its VRF device, or
+/// Where the link has no such address, its bridge or bond may: what is routed by that leaves
+/// here. Then the kernel looks at its VRF device, or
 /// at the loopback device where it is in none, and so does this: routers run
 /// links without addresses, with the node's own on loopback. The kernel then
 /// goes on to every other interface; this does not, because what it would find
 /// there may be a pod bridge's address, or one of another network, to which no
 /// reply comes back. `None` means that the packet must be dropped.
 pub(super) fn source_v4(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> Option<Ipv4Addr> {
-    primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known)
+    let of = |link| primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known);
+    of(link)
+        .or_else(|| masters(snapshot, link).find_map(of))
         .or_else(|| primary_v4(snapshot, lender(snapshot, link)?, None, known))
 }
 
@@ -58,7 +62,9 @@ fn primary_v4(
 /// A link without any borrows from its VRF or loopback device, as in
 /// [`source_v4`]. `None` means that the packet must be dropped.
 pub(super) fn source_v6(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> Option<Ipv6Addr> {
-    best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known)
+    let of = |link| best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known);
+    of(link)
+        .or_else(|| masters(snapshot, link).find_map(of))
         .or_else(|| best_v6(snapshot, lender(snapshot, link)?, None, known))
 }
 

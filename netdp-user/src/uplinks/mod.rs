@@ -9,6 +9,7 @@
 mod address;
 mod detour;
 mod hint;
+mod macs;
 mod model;
 mod observe;
 mod pods;
@@ -25,6 +26,7 @@ mod tests;
 
 pub use detour::detours;
 pub use hint::hint;
+pub use macs::Mac;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot,
     local_addresses,

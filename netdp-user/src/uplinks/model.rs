@@ -59,6 +59,8 @@ pub struct Link {
     pub loopback: bool,
     /// What a packet starts with at this link's TC hooks.
     pub link_layer: LinkLayer,
+    /// The hardware address, if it is one of Ethernet.
+    pub mac: Option<[u8; 6]>,
     /// The largest network-layer packet, in bytes.
     pub mtu: u32,
     /// The index of the bond, bridge, VRF or the like that it is enslaved to.

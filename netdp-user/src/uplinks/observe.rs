@@ -24,8 +24,8 @@ pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
             && link.link_layer != LinkLayer::Other
             && link.kind.as_deref() != Some("vrf")
             && uplink(link.ifindex).is_none()
-            && top(snapshot, link).ifindex == link.ifindex
             && !leads_to_guests(snapshot, link, &networks)
+            && top(snapshot, link).ifindex == link.ifindex
             // What an uplink beneath sees already.
             && beneath(snapshot, link).iter().all(|(lower, tagged)| {
                 uplink(lower.ifindex).is_none_or(|lower| *tagged && lower.untagged)

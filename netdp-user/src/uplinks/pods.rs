@@ -37,6 +37,7 @@ mod tests {
             running: true,
             loopback: name == "lo",
             link_layer: LinkLayer::Ethernet,
+            mac: None,
             mtu: 1500,
             master,
             kind: None,

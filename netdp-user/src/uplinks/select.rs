@@ -8,6 +8,7 @@ use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
 
 use super::address::{source_v4, source_v6};
+use super::macs::{Mac, macs};
 use super::model::{Family, Link, LinkLayer, Snapshot};
 use super::observe::observed;
 use super::reach::{Reach, reach};
@@ -104,6 +105,8 @@ pub struct Selected {
     /// Other links, by which requests to pods may come in. They are no uplinks: only what comes in
     /// is looked at, lest answers that leave by an uplink are taken for something else.
     pub observed: Vec<Uplink>,
+    /// By which hardware addresses the node sends at them.
+    pub macs: BTreeSet<Mac>,
     /// Which sources packets may leave them with.
     pub sources: Sources,
     /// The patterns that no link matches: they may yet appear.
@@ -148,11 +151,17 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
     let leaks = leaks(snapshot, selection, &reach, &uplinks);
-    let name = |ifindex: &u32| Some(snapshot.link(*ifindex)?.name.clone());
-    let guests = reach.guests.iter().filter_map(name).collect();
+    let guests = (reach
+        .guests
+        .iter()
+        .filter_map(|ifindex| snapshot.link(*ifindex)))
+    .filter(|link| !is_translated(snapshot, link, &uplinks))
+    .map(|link| link.name.clone())
+    .collect();
     let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
     Selected {
         observed: observed(snapshot, &uplinks),
+        macs: macs(snapshot, &uplinks),
         sources: sources(snapshot, selection, &uplinks),
         uplinks,
         unmatched,
@@ -170,31 +179,29 @@ fn leaks(
     reach: &Reach,
     uplinks: &[Uplink],
 ) -> Vec<String> {
-    let is_uplink = |ifindex: u32| uplinks.iter().any(|uplink| uplink.ifindex == ifindex);
-    let tell = |ifindex: u32, net: &IpNet, why: &str| {
-        let name = snapshot.link(ifindex).map_or("", |link| &link.name);
+    let tell = |link: &Link, net: &IpNet, why: &str| {
+        let name = &link.name;
         format!(
             "{name} is no uplink, and the node routes to {net} by it, which is masqueraded: packets leave there with pods' addresses; {why}"
         )
     };
-    let mut leaks = Vec::new();
-    for (&ifindex, net) in &reach.out {
-        let translated = snapshot
-            .link(ifindex)
-            .is_none_or(|link| is_translated_beneath(snapshot, link, uplinks));
-        if !is_uplink(ifindex) && !translated {
-            let why = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
-            leaks.push(tell(ifindex, net, why));
-        }
-    }
-    // Who names the uplinks has been told of those above.
-    for (&ifindex, net) in &reach.unfit {
-        if !is_uplink(ifindex) && selection.patterns.is_empty() {
-            let why = "it also leads to guests that are masqueraded and so can't be an uplink: name their network in nonMasqueradeCIDRs";
-            leaks.push(tell(ifindex, net, why));
-        }
-    }
-    leaks
+    let named = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
+    let guests = "it also leads to guests that are masqueraded and so can't be an uplink: name their network in nonMasqueradeCIDRs";
+    let out = reach.out.iter().map(|way| (way, named));
+    // Who names the uplinks has decided about these.
+    let by_role = selection.patterns.is_empty();
+    let unfit = reach.unfit.iter().filter(|_| by_role);
+    out.chain(unfit.map(|way| (way, guests)))
+        .filter_map(|((ifindex, net), why)| Some((snapshot.link(*ifindex)?, net, why)))
+        .filter(|(link, _, _)| !is_translated(snapshot, link, uplinks))
+        .map(|(link, net, why)| tell(link, net, why))
+        .collect()
+}
+
+/// Whether what leaves by a link is translated, there or further down.
+fn is_translated(snapshot: &Snapshot, link: &Link, uplinks: &[Uplink]) -> bool {
+    uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex)
+        || is_translated_beneath(snapshot, link, uplinks)
 }
 
 fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {

@@ -105,6 +105,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         running: flags.contains(LinkFlags::Running),
         loopback: flags.contains(LinkFlags::Loopback),
         link_layer: message.header.link_layer_type.into(),
+        mac: None,
         mtu: 0,
         master: None,
         below: None,
@@ -122,6 +123,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
                 );
             }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(0) => {}
             LinkAttribute::Controller(master) => link.master = Some(*master),

@@ -10,7 +10,7 @@ use netdp_common::abi::SOURCE_ANY_IP;
 use super::address::{addrs_of, is_usable_v6};
 use super::model::{Addr, AddressScope, Link, Snapshot};
 use super::select::{Selection, Uplink};
-use super::stack::beneath;
+use super::stack::{above, beneath};
 
 /// Addresses of a link that are looked at: whoever has more gets the uplink's address by the rest.
 const MOST: usize = 1024;
@@ -39,7 +39,8 @@ pub struct Given {
 /// Sources by the question that they answer.
 pub type Sources = BTreeMap<Asked, Given>;
 
-/// What the node receives without having the address, the sources of uplinks, and of VLAN devices whose packets they translate.
+/// What the node receives without having the address, the sources of uplinks, and of the VLAN
+/// devices, bridges and bonds whose packets they translate.
 pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Uplink]) -> Sources {
     let mut found = Sources::new();
     for &net in &snapshot.any_ip {
@@ -54,19 +55,24 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
         };
         let via = uplink.ifindex;
         add(&mut found, snapshot, selection, link, via);
-        if uplink.untagged {
-            continue;
-        }
-        let above = snapshot.links.iter().filter(|upper| {
-            upper.kind.as_deref() == Some("vlan")
-                && !uplinks.iter().any(|other| other.ifindex == upper.ifindex)
-                && (beneath(snapshot, upper).iter()).any(|(lower, _)| lower.ifindex == via)
-        });
-        for upper in above {
-            add(&mut found, snapshot, selection, upper, via);
+        // What else leaves by its hooks and has addresses of its own.
+        for upper in above(snapshot, via) {
+            let is_uplink = uplinks.iter().any(|other| other.ifindex == upper.ifindex);
+            let tagged = beneath(snapshot, upper)
+                .iter()
+                .any(|(lower, tagged)| lower.ifindex == via && *tagged);
+            let shares = upper.kind.as_deref() == Some("vlan") || has_ports(snapshot, upper);
+            if !is_uplink && shares && !(tagged && uplink.untagged) {
+                add(&mut found, snapshot, selection, upper, via);
+            }
         }
     }
     found
+}
+
+/// Whether a link is a bridge, a bond or the like.
+fn has_ports(snapshot: &Snapshot, link: &Link) -> bool {
+    (snapshot.links.iter()).any(|port| port.master == Some(link.ifindex))
 }
 
 fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &Link, via: u32) {

@@ -68,6 +68,31 @@ pub(super) fn is_translated_beneath(snapshot: &Snapshot, link: &Link, uplinks: &
     })
 }
 
+/// A link and those whose packets pass its hooks too: the reverse of [`beneath`].
+pub(super) fn above(snapshot: &Snapshot, ifindex: u32) -> impl Iterator<Item = &Link> {
+    let mut found: Vec<&Link> = snapshot.link(ifindex).into_iter().collect();
+    let mut at = 0;
+    while let Some(&lower) = found.get(at) {
+        at += 1;
+        let master = lower.master.filter(|_| snapshot.vrf(lower).is_none());
+        for upper in snapshot.links.iter() {
+            let stands = shares(upper) && upper.below == Some(lower.ifindex);
+            // A snapshot taken during a change could hold a loop.
+            let is_new = found.iter().all(|seen| seen.ifindex != upper.ifindex);
+            if (stands || master == Some(upper.ifindex)) && is_new {
+                found.push(upper);
+            }
+        }
+    }
+    found.into_iter()
+}
+
+/// Whether a link sends by the link that it stands on, and not as something that the node makes.
+fn shares(link: &Link) -> bool {
+    let kind = link.kind.as_deref().unwrap_or_default();
+    matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap")
+}
+
 /// The links whose hooks a link's packets pass after its own, and whether the
 /// packets have a VLAN tag there.
 pub(super) fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link, bool)> {
@@ -78,7 +103,7 @@ pub(super) fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link
             continue;
         };
         let kind = link.kind.as_deref().unwrap_or_default();
-        let shares = matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap");
+        let shares = shares(link);
         let tagged = tagged || kind == "vlan";
         let is_lower = |lower: &&Link| {
             let is_port = kind != "vrf" && lower.master == Some(ifindex);

@@ -51,6 +51,7 @@ impl Net {
             running: true,
             loopback: false,
             link_layer: LinkLayer::Ethernet,
+            mac: None,
             mtu: 1500,
             master: None,
             below: None,

@@ -1,0 +1,45 @@
+//! The map of the hardware addresses by which the node sends. As [`super::sources`], it is made with
+//! the programs and not pinned.
+
+use super::maps::ignore_missing;
+use crate::uplinks::Mac;
+use anyhow::{Context as _, Result};
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
+use netdp_common::abi::MacKey;
+
+/// The map's name in the eBPF object.
+const NAME: &str = "MACS";
+
+/// Adds one.
+///
+/// # Errors
+/// The map is full, or there is none.
+pub(super) fn add(object: &mut Ebpf, mac: &Mac) -> Result<()> {
+    open(object)?
+        .insert(key(mac), 1, 0)
+        .with_context(|| format!("adding a hardware address of interface {}", mac.link))
+}
+
+/// Takes one away; none there is fine.
+///
+/// # Errors
+/// The kernel refuses it.
+pub(super) fn remove(object: &mut Ebpf, mac: &Mac) -> Result<()> {
+    ignore_missing(open(object)?.remove(&key(mac)))
+        .with_context(|| format!("removing a hardware address of interface {}", mac.link))
+}
+
+fn open(object: &mut Ebpf) -> Result<HashMap<&mut MapData, MacKey, u32>> {
+    let map = object.map_mut(NAME);
+    let map = map.with_context(|| format!("the eBPF object has no map {NAME}"))?;
+    Ok(map.try_into()?)
+}
+
+const fn key(mac: &Mac) -> MacKey {
+    MacKey {
+        link: mac.link,
+        mac: mac.mac,
+        pad: 0,
+    }
+}

@@ -1,0 +1,35 @@
+//! By which hardware addresses the node sends at its uplinks: what has another one for source is
+//! bridged there.
+
+use std::collections::BTreeSet;
+
+use super::model::{LinkLayer, Snapshot};
+use super::select::Uplink;
+use super::stack::above;
+
+/// A hardware address of the node at an uplink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mac {
+    /// The uplink's index.
+    pub link: u32,
+    /// The address; all zeros says that those of this uplink are known.
+    pub mac: [u8; 6],
+}
+
+/// Those of each uplink and of what stands on it in the node. None for uplinks without an Ethernet
+/// header.
+pub(super) fn macs(snapshot: &Snapshot, uplinks: &[Uplink]) -> BTreeSet<Mac> {
+    let mut found = BTreeSet::new();
+    let ethernet = uplinks
+        .iter()
+        .filter(|it| it.link_layer == LinkLayer::Ethernet);
+    for uplink in ethernet {
+        let link = uplink.ifindex;
+        if snapshot.link(link).is_none_or(|own| own.mac.is_none()) {
+            continue;
+        }
+        let macs = above(snapshot, link).filter_map(|upper| upper.mac);
+        found.extend(macs.chain([[0; 6]]).map(|mac| Mac { link, mac }));
+    }
+    found
+}
