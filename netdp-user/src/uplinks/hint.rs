@@ -196,6 +196,7 @@ mod tests {
             kind: None,
             below: None,
             xdp: false,
+            mac: None,
         });
         let snapshot = Snapshot {
             links: links.collect(),
