@@ -20,6 +20,9 @@ pub const INGRESS: &str = "ingress_rev_snat";
 /// Program at TC ingress of interfaces towards pods.
 pub const HAIRPIN: &str = "pod_hairpin";
 
+/// Program that does nothing, for a link that is being moved.
+pub const STAND_IN: &str = "stand_in";
+
 /// The object that the build script left.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
 
@@ -39,12 +42,24 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     let mut names = vec![EGRESS, INGRESS];
     names.extend(setup.hairpin.then_some(HAIRPIN));
     for name in names {
-        program(&mut object, name)?
+        loaded(&mut object, name)?;
+    }
+    Ok(object)
+}
+
+/// One of the object's programs, which the kernel has.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = program(object, name)?;
+    if program.fd().is_err() {
+        program
             .load()
             .map_err(explain)
             .with_context(|| format!("loading the program {name}"))?;
     }
-    Ok(object)
+    Ok(program)
 }
 
 /// One of the object's programs.
