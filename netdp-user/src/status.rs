@@ -43,6 +43,9 @@ pub struct Report {
     /// What was decided about uplinks that stand on each other.
     #[serde(default)]
     pub stacked: Vec<String>,
+    /// IPsec policies that cover what pods send once it has the node's address.
+    #[serde(default)]
+    pub ipsec: Vec<String>,
     /// Ways for packets past the uplinks' hooks.
     #[serde(default)]
     pub detours: Vec<String>,
@@ -394,6 +397,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.chains_back {
         writeln!(out, "conflict   {what} is back: somebody still writes it")?;
+    }
+    for what in &report.ipsec {
+        writeln!(out, "ipsec      {what}")?;
     }
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;
