@@ -52,6 +52,9 @@ pub struct Report {
     /// Chains that were taken over and that somebody has put back.
     #[serde(default)]
     pub chains_back: Vec<String>,
+    /// Why chains of netfilter's are not taken over, if so.
+    #[serde(default)]
+    pub not_taken_over: Option<String>,
     /// The chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
@@ -397,6 +400,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.chains_back {
         writeln!(out, "conflict   {what} is back: somebody still writes it")?;
+    }
+    if let Some(what) = &report.not_taken_over {
+        writeln!(out, "conflict   {what}")?;
     }
     for what in &report.ipsec {
         writeln!(out, "ipsec      {what}")?;

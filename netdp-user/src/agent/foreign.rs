@@ -4,13 +4,15 @@ use super::Agent;
 use super::engine::Engine;
 use crate::foreign::{Around, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
-use crate::uplinks::{local_addresses, select};
+use crate::uplinks::{Uplink, local_addresses, select};
 use std::time::Instant;
 
 /// Looks, and what calls for them.
 #[derive(Debug)]
 pub(super) struct Foreign {
     watch: Watch,
+    /// Whether a look is over.
+    looked: bool,
     /// Where changes are told at all; else there is the resync interval.
     monitor: Option<RuleMonitor>,
 }
@@ -23,8 +25,14 @@ impl Foreign {
         }
         Self {
             watch: Watch::default(),
+            looked: false,
             monitor: monitor.ok(),
         }
+    }
+
+    /// Whether it is known what rules there are.
+    pub(super) const fn has_looked(&self) -> bool {
+        self.looked
     }
 
     /// Waits until somebody has changed rules; for ever where nobody tells.
@@ -92,6 +100,11 @@ impl Agent {
         self.foreign.watch.ask(Around {
             translator,
             rules: self.config.rules.clone(),
+            wire: selected
+                .uplinks
+                .iter()
+                .flat_map(Uplink::addresses)
+                .collect(),
             uplinks: selected.uplinks.into_iter().map(|u| u.name).collect(),
             pods: self.options.surroundings.pod_cidrs.clone(),
             local,
@@ -99,7 +112,8 @@ impl Agent {
         });
     }
 
-    fn accept_foreign(&mut self, seen: Seen) {
+    pub(super) fn accept_foreign(&mut self, seen: Seen) {
+        self.foreign.looked = true;
         if seen == self.report.foreign {
             return;
         }

@@ -60,6 +60,7 @@ impl Agent {
         self.node.probe = probe.ok();
         if let Ok(look) = look {
             self.accept_inward(look.nat);
+            self.accept_foreign(look.seen);
         }
     }
 

@@ -59,6 +59,10 @@ impl Agent {
         if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
             return;
         }
+        // Until it is known, and as long as it is so: what netfilter translates is not dropped.
+        if !self.foreign.has_looked() || self.answers_would_be_dropped() {
+            return;
+        }
         let keep = self.reserve_translated() > 0;
         let config = &self.config;
         let masqueraded = |prefix: &str| {
@@ -79,6 +83,27 @@ impl Agent {
         }
         // What began between the first look and the rules' end.
         self.reserve_translated();
+    }
+
+    /// Whether somebody's rules drop answers that netdp gives pods' addresses, and there are chains to
+    /// take over whose connections that would end. Told once.
+    fn answers_would_be_dropped(&mut self) -> bool {
+        let found = self.report.foreign.rules.iter();
+        let mut found = found.filter(|found| found.drops && found.conflict);
+        let problem = found.next().and_then(|found| {
+            let chains = iptables::find(&self.options.chains.name, |_| false);
+            let chain = chains.first()?;
+            Some(format!("{chain} is not taken over: {found}"))
+        });
+        if problem != self.report.not_taken_over {
+            match &problem {
+                Some(problem) => log::error!("{problem}"),
+                None => log::info!("nothing is in the way of taking over any more"),
+            }
+            self.report.not_taken_over.clone_from(&problem);
+            self.save_report();
+        }
+        problem.is_some()
     }
 
     /// How many connections netfilter translates to an address of the node; all of them are

@@ -3,9 +3,11 @@
 //!
 //! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]). [`walk`]
 //! finds what is reached from POSTROUTING, [`classify`] says what each rule means for pods' packets.
-//! [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports.
+//! [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports. [`early`] judges rules
+//! that drop what is addressed to pods before netfilter would have given answers their addresses.
 
 mod classify;
+mod early;
 mod inward;
 mod iptables;
 mod nft;
@@ -50,7 +52,7 @@ pub struct Inward {
 /// What was seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Rules that translate sources and are not netdp's.
+    /// Rules that translate sources and are not netdp's, and those that drop answers to pods.
     pub rules: Vec<Finding>,
     /// What could not be looked at, and why.
     pub unread: Vec<String>,
@@ -71,6 +73,9 @@ pub struct Finding {
     pub rule: String,
     /// How many there are.
     pub count: usize,
+    /// Whether it drops packets, rather than translating them.
+    #[serde(default)]
+    pub drops: bool,
     /// Whether it does to pods' packets what the configuration does not say.
     pub conflict: bool,
     /// Why.
@@ -82,7 +87,7 @@ impl Finding {
         self.owner != owner::UNKNOWN
             && (&self.owner, &self.family, &self.backend)
                 == (&other.owner, &other.family, &other.backend)
-            && (self.conflict, &self.why) == (other.conflict, &other.why)
+            && (self.drops, self.conflict, &self.why) == (other.drops, other.conflict, &other.why)
     }
 }
 
@@ -96,7 +101,8 @@ impl std::fmt::Display for Finding {
             rule,
             ..
         } = self;
-        write!(f, "NAT by {owner} {why}: {backend}, {family}: {rule}")
+        let what = if self.drops { "a rule of" } else { "NAT by" };
+        write!(f, "{what} {owner} {why}: {backend}, {family}: {rule}")
     }
 }
 

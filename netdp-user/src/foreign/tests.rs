@@ -31,6 +31,7 @@ fn around(translator: Translator) -> Around {
             .map(|p| prefix(p, Action::Bypass))
             .collect(),
         uplinks: vec!["eth0".into(), "eth1".into()],
+        wire: vec!["192.0.2.10".parse().unwrap()],
         pods: vec!["10.244.0.0/16".parse().unwrap()],
         local: ["192.0.2.10".parse().unwrap()].into(),
         enable_ipv6: true,
@@ -305,4 +306,21 @@ fn native_rules_are_read() {
     );
     let spared: Vec<IpNet> = ways[4].spared.iter().map(|net| **net).collect();
     assert_eq!(spared, ["10.0.0.0/8".parse::<IpNet>().unwrap()]);
+}
+
+#[test]
+fn devices_of_chains_are_read() {
+    let text = "\
+table netdev own { # handle 1
+\tchain one { # handle 1
+\t\ttype filter hook ingress device \"eth0\" priority filter; policy accept;
+\t}
+\tchain two { # handle 2
+\t\ttype filter hook ingress devices = { eth0, eth1 } priority filter; policy accept;
+\t}
+}
+";
+    assert_eq!(nft::devices(text, "one"), ["eth0"]);
+    assert_eq!(nft::devices(text, "two"), ["eth0", "eth1"]);
+    assert!(nft::devices(text, "none").is_empty());
 }

@@ -1,5 +1,5 @@
-//! Which rules that translate sources are reached from the roots, and what a packet has to be like to
-//! get there.
+//! Which rules that translate sources, or drop what comes in, are reached from the roots, and what a
+//! packet has to be like to get there.
 
 use super::rule::{Match, Rule, Ruleset, Target};
 use crate::iptables::Family;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 /// include/net/netfilter/nf_tables.h).
 const MAX_DEPTH: usize = 16;
 
-/// A rule that translates, with its way there.
+/// A rule that translates or drops, with its way there.
 #[derive(Debug, Clone)]
 pub struct Reached<'a> {
     pub rule: &'a Rule,
@@ -34,10 +34,24 @@ impl Reached<'_> {
     }
 }
 
-/// All of them, in the order in which packets meet them.
+/// All that translate, in the order in which packets meet them.
 pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
+    let translates = |target: &Target| matches!(target, Target::Masquerade | Target::Snat(_));
+    walk(set, &set.roots, translates)
+}
+
+/// All that drop what comes in before answers would get a pod's address.
+pub fn early_drops(set: &Ruleset) -> Vec<Reached<'_>> {
+    walk(set, &set.early_roots, |target| *target == Target::Drop)
+}
+
+fn walk<'a>(
+    set: &'a Ruleset,
+    roots: &'a [String],
+    wanted: fn(&Target) -> bool,
+) -> Vec<Reached<'a>> {
     let mut found = Vec::new();
-    for root in &set.roots {
+    for root in roots {
         let Some(rules) = set.chains.get(root) else {
             continue;
         };
@@ -46,7 +60,7 @@ pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
             ..Way::default()
         };
         for (position, rule) in rules.iter().enumerate() {
-            step(set, rule, position, &mut state, &mut found);
+            step(set, rule, position, wanted, &mut state, &mut found);
         }
     }
     found
@@ -64,11 +78,12 @@ fn step<'a>(
     set: &'a Ruleset,
     rule: &'a Rule,
     position: usize,
+    wanted: fn(&Target) -> bool,
     way: &mut Way<'a>,
     found: &mut Vec<Reached<'a>>,
 ) {
     match &rule.target {
-        Target::Masquerade | Target::Snat(_) => found.push(Reached {
+        target if wanted(target) => found.push(Reached {
             rule,
             family: set.family,
             path: way.path.clone(),
@@ -94,9 +109,9 @@ fn step<'a>(
             inner.path.push(name);
             inner.matches.extend(&rule.matches);
             for rule in rules {
-                step(set, rule, position, &mut inner, found);
+                step(set, rule, position, wanted, &mut inner, found);
             }
         }
-        Target::Other => {}
+        Target::Masquerade | Target::Snat(_) | Target::Drop | Target::Other => {}
     }
 }

@@ -9,7 +9,6 @@ use crate::uplinks::Uplink;
 use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 
 /// What IPsec policies mean for masqueraded packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,11 +29,11 @@ pub fn withheld<'a>(policies: &[Policy], uplinks: impl Iterator<Item = &'a Uplin
     sorted.sort_by_key(|policy| policy.priority);
     let mut all = Withheld::default();
     for uplink in uplinks {
-        let addresses = [uplink.v4.map(IpAddr::from), uplink.v6.map(IpAddr::from)];
         let covers = |policy: &&&Policy| {
-            let mut addresses = addresses.iter().flatten();
             (policy.ifindex == 0 || policy.ifindex == uplink.ifindex)
-                && addresses.any(|address| policy.source.contains(address))
+                && uplink
+                    .addresses()
+                    .any(|address| policy.source.contains(&address))
         };
         let covering: Vec<&Policy> = sorted.iter().filter(covers).copied().collect();
         let mut own: BTreeMap<IpNet, bool> = BTreeMap::new();
