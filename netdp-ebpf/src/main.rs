@@ -57,6 +57,12 @@ pub fn pod_hairpin(ctx: TcContext) -> i32 {
     turn::back(&ctx)
 }
 
+/// What a link holds while a program moves before those of others: nothing happens.
+#[classifier]
+pub fn stand_in(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
 #[inline(always)]
 fn run(ctx: &TcContext, leaving: bool) -> i32 {
     let Some((world, work)) = World::new(ctx) else {

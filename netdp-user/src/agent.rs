@@ -10,6 +10,7 @@ mod guard;
 mod network;
 mod node;
 mod options;
+mod outrun;
 mod program_log;
 mod resting;
 mod sweeping;
@@ -188,6 +189,7 @@ impl Agent {
             node: node::Node::default(),
             guard: guard::Guard::new(),
         };
+        agent.warn_of_fleeting_pins();
         agent.await_api().await;
         agent.first_config();
         if agent.engine.as_chains().is_some() && takeover::is_pinned(&agent.options.bpffs) {
@@ -203,6 +205,7 @@ impl Agent {
         agent.keep_untranslated().await;
         agent.learn_node().await;
         agent.reconcile();
+        agent.remove_orphans();
         if !agent.take_over() {
             agent.starting = false;
             agent.update_ready();
@@ -259,7 +262,7 @@ impl Agent {
                     self.look().await;
                 }
                 _ = looks.tick() => self.look_at_hooks(),
-                found = self.guard.found() => self.looked_at_hooks(found),
+                event = self.guard.next() => self.on_guard(event),
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {

@@ -3,7 +3,6 @@
 //! Takeover: first what connection tracking knows, then the programs, then once more what it
 //! knows, then the chains go. Connections that netfilter translates stay with it until they end.
 //! Giving back is the mirror image. docs/adr/0021 has the order and why.
-
 //!
 //! Reading large tables and running iptables takes its time, which the loop has not: it is done
 //! beside it.
@@ -39,6 +38,8 @@ pub(super) struct Takeover {
     /// When to try again what has failed, and how long to rest after the next failure.
     again: Option<Instant>,
     rest: Duration,
+    /// What stands in the way has changed since the one that runs began.
+    changed: bool,
 }
 
 impl Takeover {
@@ -49,6 +50,7 @@ impl Takeover {
             complete: false,
             again: None,
             rest: FIRST_REST,
+            changed: false,
         }
     }
 
@@ -66,6 +68,13 @@ impl Takeover {
     pub(super) fn is_due(&self) -> bool {
         let rested = self.again.is_none_or(|at| Instant::now() >= at);
         !self.complete && !self.is_running() && rested
+    }
+
+    /// Has what failed tried again with the next look: what stood in the way has changed.
+    pub(super) const fn try_soon(&mut self) {
+        self.again = None;
+        self.rest = FIRST_REST;
+        self.changed = self.is_running();
     }
 
     const fn is_running(&self) -> bool {
@@ -108,6 +117,8 @@ struct Job {
     config: Config,
     local: BTreeSet<IpAddr>,
     chain: String,
+    /// Why chains have to stay, if so.
+    stay: Vec<String>,
 }
 
 impl Agent {
@@ -133,11 +144,13 @@ impl Agent {
             config: self.config.clone(),
             local: self.applied.local.clone(),
             chain: self.options.chains.name.clone(),
+            stay: Vec::new(),
         }
     }
 
     /// With the programs attached: the chains of ip-masq-agent and the rules of k8s-custom-iptables
-    /// go, the connections that they translate stay with netfilter. Whether that has begun.
+    /// go, the connections that they translate stay with netfilter. Whether that has begun, or will as
+    /// soon as it is known what others' rules there are.
     pub(super) fn take_over(&mut self) -> bool {
         let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
         if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
@@ -146,7 +159,12 @@ impl Agent {
         if self.takeover.complete || self.takeover.is_running() {
             return false;
         }
-        let job = self.job();
+        if !self.foreign.has_looked() {
+            return true;
+        }
+        let mut job = self.job();
+        // What netfilter translates is not to be dropped.
+        job.stay.extend(self.foreign.in_the_way().cloned());
         self.takeover.again = None;
         self.takeover.running = Some(spawn_blocking(move || Done::Tried(job.take_over())));
         true
@@ -177,7 +195,8 @@ impl Agent {
         if failed.is_empty() {
             self.takeover.rest = FIRST_REST;
         } else {
-            self.takeover.again = Some(Instant::now() + self.takeover.rest);
+            let changed = std::mem::take(&mut self.takeover.changed);
+            self.takeover.again = (!changed).then(|| Instant::now() + self.takeover.rest);
             self.takeover.rest = (self.takeover.rest * 2).min(LONGEST_REST);
         }
         if failed != self.report.not_taken_over {
@@ -270,7 +289,6 @@ impl Job {
     }
 
     fn take_over(&self) -> Tried {
-        let keep = self.reserve_translated() > 0;
         let masqueraded = |prefix: &str| {
             let net = prefix.parse::<IpNet>();
             let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
@@ -279,6 +297,12 @@ impl Job {
         let (found, mut failed) = iptables::find(&self.chain, masqueraded);
         let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
         let any = !kept.is_empty() || !found.is_empty();
+        if !self.stay.is_empty() && !found.is_empty() {
+            let why = self.stay.join("; ");
+            failed.extend(found.iter().map(|found| format!("{found}: {why}")));
+            return Tried { any, failed };
+        }
+        let keep = self.reserve_translated() > 0;
         for found in found {
             match found.remove(keep) {
                 Ok(()) => log::info!("taken over: {found}"),

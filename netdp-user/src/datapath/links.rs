@@ -1,27 +1,18 @@
 //! Attaching the programs to interfaces: TCX links, held and pinned, where the
 //! kernel has them (6.6), clsact filters otherwise. Other programs there are let be.
 
-use super::object::{EGRESS, HAIRPIN, INGRESS, program};
+use super::object::{EGRESS, HAIRPIN, INGRESS, STAND_IN};
 use super::placed::Placed;
 use super::tcx::TcxLink;
-use super::{bpffs, filter};
+use super::{bpffs, clsact, object};
 use crate::uplinks::Uplink;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
-use aya::programs::links::Link as _;
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
-};
 use aya::programs::{SchedClassifier, TcAttachType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-
-/// Fixed priority and handle of our clsact filters, so that a later agent finds
-/// and replaces them.
-pub(super) const PRIORITY: u16 = 40_960;
-pub(super) const HANDLE: TcHandle = TcHandle::new(0, 0x6e64);
 
 /// One of the two hooks on an uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,7 +37,7 @@ impl Hook {
         }
     }
 
-    const fn attach_type(self) -> TcAttachType {
+    pub(super) const fn attach_type(self) -> TcAttachType {
         match self {
             Self::Egress => TcAttachType::Egress,
             Self::Ingress | Self::Pod => TcAttachType::Ingress,
@@ -54,7 +45,7 @@ impl Hook {
     }
 
     /// As people call it.
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Egress => "egress",
             Self::Ingress => "ingress",
@@ -62,7 +53,7 @@ impl Hook {
         }
     }
 
-    fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
+    pub(super) fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
         bpffs
             .join("links")
             .join(format!("{}_{ifindex}", self.name()))
@@ -94,9 +85,9 @@ pub struct Attached {
 
 /// An interface to attach to.
 #[derive(Clone, Copy)]
-struct Device<'a> {
-    ifindex: u32,
-    name: &'a str,
+pub(super) struct Device<'a> {
+    pub(super) ifindex: u32,
+    pub(super) name: &'a str,
 }
 
 /// What is attached where.
@@ -219,12 +210,12 @@ impl Links {
         device: Device<'_>,
         mechanism: Mechanism,
     ) -> Result<Mechanism> {
-        let program = program(object, hook.program())?;
+        let program = object::loaded(object, hook.program())?;
         let (mechanism, link) = match mechanism {
             Mechanism::Clsact => {
                 // Never both: a packet would be translated twice.
                 bpffs::remove_pin(&hook.pin(&self.bpffs, device.ifindex), &mut Vec::new())?;
-                attach_clsact(program, hook, device)?;
+                clsact::attach(program, hook, device)?;
                 (Mechanism::Clsact, None)
             }
             // What `new` has made of auto.
@@ -245,6 +236,58 @@ impl Links {
         Ok(mechanism)
     }
 
+    /// Puts an uplink's program before those of others that have come before it since. The new one
+    /// is there before the old one goes, and for a few microseconds only are both.
+    ///
+    /// # Errors
+    /// There is no place before theirs, or the kernel refused: all is as before.
+    pub fn overtake(&mut self, object: &mut Ebpf, placed: &Placed) -> Result<()> {
+        let Placed { ifindex, hook, .. } = *placed;
+        let Some(place) = self.places.get_mut(&(ifindex, hook)) else {
+            return Ok(());
+        };
+        let name = place.placed.interface.clone();
+        let device = Device {
+            ifindex,
+            name: &name,
+        };
+        let Some(old) = place.link.take() else {
+            return clsact::overtake(object::loaded(object, hook.program())?, hook, device);
+        };
+        let moved = tcx_overtake(object, placed);
+        let (link, program) = match moved {
+            Ok(moved) => moved,
+            Err(err) => {
+                place.link = Some(old);
+                return Err(err);
+            }
+        };
+        // Fails where it is detached already.
+        let _ = old.detach();
+        self.pin_anew(&link, (ifindex, hook));
+        let placed = Placed {
+            program,
+            ..placed.clone()
+        };
+        let link = Some(link);
+        self.places.insert((ifindex, hook), Place { placed, link });
+        Ok(())
+    }
+
+    /// Pins a link that was just made. Attached is what matters; what can't be pinned now is tried
+    /// again.
+    fn pin_anew(&mut self, link: &TcxLink, at: (u32, Hook)) {
+        let pin = at.1.pin(&self.bpffs, at.0);
+        let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
+            link.pin(&pin)
+                .with_context(|| format!("pinning the link {}", pin.display()))
+        });
+        match pinned {
+            Ok(()) => drop(self.unpinned.remove(&at)),
+            Err(err) => drop(self.unpinned.insert(at, format!("{err:#}"))),
+        }
+    }
+
     fn attach_tcx(
         &mut self,
         program: &SchedClassifier,
@@ -262,7 +305,7 @@ impl Links {
             ),
             None => {
                 // An earlier agent may have used clsact. Never both.
-                remove_filter(device.name, hook);
+                clsact::remove(device.name, hook);
                 None
             }
         };
@@ -278,16 +321,7 @@ impl Links {
         }
         let link = TcxLink::create(program, device.ifindex, hook)
             .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
-        // Attached is what matters; what can't be pinned now is tried again.
-        let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
-            link.pin(&pin)
-                .with_context(|| format!("pinning the link {}", pin.display()))
-        });
-        let at = (device.ifindex, hook);
-        match pinned {
-            Ok(()) => drop(self.unpinned.remove(&at)),
-            Err(err) => drop(self.unpinned.insert(at, format!("{err:#}"))),
-        }
+        self.pin_anew(&link, (device.ifindex, hook));
         Ok(link)
     }
 
@@ -320,7 +354,7 @@ impl Links {
         let mut removed = Vec::new();
         for (ifindex, hook) in self.places.keys() {
             if let Some(name) = name_of(*ifindex)
-                && remove_filter(&name, *hook)
+                && clsact::remove(&name, *hook)
             {
                 removed.push(format!("clsact {hook:?} filter on {name}"));
             }
@@ -347,43 +381,35 @@ impl Links {
     }
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
-    let Device { ifindex, name } = device;
-    // Fails where the qdisc is there already, which is as good.
-    let added = qdisc_add_clsact(name);
-    // One of the kind ingress would take both filters, and run them at ingress.
-    match filter::qdisc(ifindex)?.as_deref() {
-        Some("clsact") => {}
-        Some(kind) => bail!(
-            "{name} has a qdisc {kind}, where clsact would be: remove it (tc qdisc del dev {name} \
-             ingress), or use --attach tcx"
-        ),
-        None => {
-            added.with_context(|| format!("adding the clsact qdisc to {name}"))?;
-            bail!(
-                "{name} has no clsact qdisc, though the kernel took one: find what removes it (tc \
-                 monitor), or use --attach tcx"
-            );
+/// Makes a link before all others for the program of a place, which its own link goes on to hold.
+///
+/// What makes a link returns milliseconds after packets meet it, once none is under way by the list
+/// as it was (`tcx_entry_sync`, include/net/tcx.h, Linux 6.18). Lest both programs translate for so
+/// long, the new link begins with a program that does nothing. A program is on a hook once only:
+/// where ours is there, another copy is loaded.
+fn tcx_overtake(object: &mut Ebpf, placed: &Placed) -> Result<(TcxLink, u32)> {
+    let Placed { ifindex, hook, .. } = *placed;
+    let stand_in = object::loaded(object, STAND_IN)?.fd()?.as_fd();
+    let link = TcxLink::create(stand_in, ifindex, hook)
+        .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
+    let update = |object: &mut Ebpf| {
+        let mut program = object::loaded(object, hook.program())?;
+        if program.info()?.id() == placed.program {
+            program.unload()?;
+            program = object::loaded(object, hook.program())?;
+        }
+        link.update(program.fd()?.as_fd())?;
+        Ok::<_, anyhow::Error>(program.info()?.id())
+    };
+    let updated = update(object);
+    match updated {
+        Ok(program) => Ok((link, program)),
+        Err(err) => {
+            // As it was.
+            let _ = link.detach();
+            Err(err).with_context(|| format!("moving the {} program", hook.name()))
         }
     }
-    let ours = SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)?;
-    let id = match program.attach_to_link(ours) {
-        Ok(id) => id,
-        Err(_) => program
-            .attach_with_options(
-                name,
-                hook.attach_type(),
-                TcAttachOptions::Netlink(NlOptions {
-                    priority: PRIORITY,
-                    handle: HANDLE,
-                    classid: None,
-                }),
-            )
-            .with_context(|| format!("adding the clsact {hook:?} filter"))?,
-    };
-    // Dropping the link would remove the filter; it is to outlive the agent.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
 }
 
 /// Removes what is pinned for an interface, and its filters if it still exists.
@@ -406,7 +432,7 @@ fn remove_hook(
     // A new interface may have the name by now.
     if let Some(name) = name
         && name_of(ifindex).as_deref() == Some(name)
-        && remove_filter(name, hook)
+        && clsact::remove(name, hook)
     {
         removed.push(format!("clsact {hook:?} filter on {name}"));
     }
@@ -436,31 +462,11 @@ fn remove_pods(
     let interfaces = nix::net::if_::if_nameindex().context("listing the interfaces")?;
     for interface in &interfaces {
         let (ifindex, name) = (interface.index(), interface.name().to_string_lossy());
-        if loses(ifindex) && !uplinks.contains(&ifindex) && remove_filter(&name, Hook::Pod) {
+        if loses(ifindex) && !uplinks.contains(&ifindex) && clsact::remove(&name, Hook::Pod) {
             removed.push(format!("clsact hairpin filter on {name}"));
         }
     }
     Ok(())
-}
-
-/// Removes our filter, and none but ours, from an interface's clsact qdisc;
-/// whether there was one.
-fn remove_filter(name: &str, hook: Hook) -> bool {
-    SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)
-        .is_ok_and(|link| link.detach().is_ok())
-}
-
-/// Removes the filters among these, pinned maps or not. Gives back what was removed, a line each.
-pub fn remove_filters(placed: &[Placed]) -> Vec<String> {
-    let ours = placed
-        .iter()
-        .filter(|placed| name_of(placed.ifindex).as_deref() == Some(&placed.interface))
-        .filter(|placed| remove_filter(&placed.interface, placed.hook));
-    ours.map(|placed| {
-        let (hook, name) = (placed.hook, &placed.interface);
-        format!("clsact {hook:?} filter on {name}")
-    })
-    .collect()
 }
 
 /// Removes every link below `bpffs`, and the filters on `uplinks`.

@@ -89,6 +89,14 @@ pub struct Uplink {
     pub untagged: bool,
 }
 
+impl Uplink {
+    /// The addresses that traffic leaves with.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v4 = self.v4.map(IpAddr::from);
+        v4.into_iter().chain(self.v6.map(IpAddr::from))
+    }
+}
+
 /// The outcome of [`select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
