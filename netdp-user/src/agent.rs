@@ -29,6 +29,7 @@ use anyhow::{Context as _, Result, bail};
 use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
+use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -154,6 +155,7 @@ impl Agent {
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
             keep: engine.known_uplinks()?.into_iter().collect(),
+            names: BTreeSet::new(),
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
@@ -209,6 +211,9 @@ impl Agent {
         agent.remove_orphans();
         agent.take_over();
         agent.starting = false;
+        if let Some(datapath) = agent.engine.as_datapath() {
+            datapath.set_started();
+        }
         agent.update_ready();
         agent.ask_foreign();
         Ok(agent)
