@@ -33,6 +33,7 @@ use ending::Ending;
 use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
+use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -151,6 +152,7 @@ impl Agent {
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
             keep: engine.known_uplinks()?.into_iter().collect(),
+            names: BTreeSet::new(),
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
@@ -210,6 +212,9 @@ impl Agent {
             agent.starting = false;
             agent.update_ready();
             agent.ask_foreign();
+        }
+        if let Some(datapath) = agent.engine.as_datapath() {
+            datapath.set_started();
         }
         Ok(agent)
     }

@@ -187,6 +187,9 @@ impl Agent {
         self.judge_sources();
         let mut wanted = self.wanted();
         self.selection.keep = wanted.uplinks.keys().copied().collect();
+        let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
+        self.selection.names.extend(names);
+        self.monitor.expect(&self.selection);
         self.fit(&mut wanted);
         let mut reached = wanted.clone();
         let changes = reconcile::diff(&self.applied, &wanted);

@@ -121,6 +121,13 @@ fn link(filter: &Filter, hook: Hook, name: &str) -> Result<SchedClassifierLink> 
         .with_context(|| format!("looking for {name}"))
 }
 
+/// Whether our filter is at an interface's hook.
+pub fn is_there(name: &str, hook: Hook) -> bool {
+    let ifindex = nix::net::if_::if_nametoindex(name).unwrap_or_default();
+    let filters = filter::list(ifindex, hook).unwrap_or_default();
+    filters.iter().any(Filter::is_ours)
+}
+
 /// Removes our filter, and none but ours, from an interface's clsact qdisc; whether there was one.
 pub fn remove(name: &str, hook: Hook) -> bool {
     let Ok(ifindex) = nix::net::if_::if_nametoindex(name) else {

@@ -1,7 +1,7 @@
 //! Attaching the programs to interfaces: TCX links, held and pinned, where the
 //! kernel has them (6.6), clsact filters otherwise. Other programs there are let be.
 
-use super::object::{EGRESS, HAIRPIN, INGRESS, STAND_IN};
+use super::object::{EGRESS, HAIRPIN, INGRESS, SHUT, STAND_IN};
 use super::placed::Placed;
 use super::tcx::TcxLink;
 use super::{bpffs, clsact, object};
@@ -99,6 +99,8 @@ pub struct Links {
     places: BTreeMap<(u32, Hook), Place>,
     /// Why links could not be pinned when they were made; another's pin may be in the place.
     unpinned: BTreeMap<(u32, Hook), String>,
+    /// Whether interfaces that are attached to by now are new ones.
+    started: bool,
 }
 
 /// A program's place.
@@ -129,6 +131,7 @@ impl Links {
             attached: BTreeMap::new(),
             places: BTreeMap::new(),
             unpinned: BTreeMap::new(),
+            started: false,
         })
     }
 
@@ -173,6 +176,12 @@ impl Links {
         self.unpinned.values().next().map(String::as_str)
     }
 
+    /// From here on, interfaces are new ones, by which nothing has left yet: until both programs are
+    /// attached, nothing that is forwarded leaves.
+    pub const fn set_started(&mut self) {
+        self.started = true;
+    }
+
     /// Attaches both programs of an uplink; ones that are there already, of this
     /// or an earlier agent, are replaced in place. Ingress first: from the first
     /// packet that leaves translated on, replies find their way back.
@@ -182,8 +191,19 @@ impl Links {
             name: &uplink.name,
         };
         let mut mechanism = self.mechanism;
+        let mut shut = self.shut(object, device);
         for hook in Hook::UPLINK {
-            mechanism = self.attach_one(object, hook, device, mechanism)?;
+            let made = shut.take_if(|_| hook == Hook::Egress);
+            mechanism = match self.attach_one(object, hook, device, mechanism, made) {
+                Ok(mechanism) => mechanism,
+                Err(err) => {
+                    if let Some(shut) = shut {
+                        // It fails where the interface is gone, which is as good.
+                        let _ = shut.detach();
+                    }
+                    return Err(err);
+                }
+            };
         }
         self.attached.insert(
             uplink.ifindex,
@@ -199,16 +219,38 @@ impl Links {
     /// Attaches the hairpin program to an interface towards pods.
     pub fn attach_pods(&mut self, object: &mut Ebpf, ifindex: u32, name: &str) -> Result<()> {
         let device = Device { ifindex, name };
-        self.attach_one(object, Hook::Pod, device, self.mechanism)
+        self.attach_one(object, Hook::Pod, device, self.mechanism, None)
             .map(drop)
     }
 
+    /// Makes the egress link of a new interface at once, with a program that lets nothing through that
+    /// is forwarded: the kernel takes its time for the ingress link. `None` where there is no TCX, or
+    /// anything of ours.
+    fn shut(&self, object: &mut Ebpf, device: Device<'_>) -> Option<TcxLink> {
+        let Device { ifindex, name } = device;
+        let is_there = |hook: Hook| {
+            self.places.contains_key(&(ifindex, hook))
+                || hook.pin(&self.bpffs, ifindex).exists()
+                || clsact::is_there(name, hook)
+        };
+        if !self.started
+            || self.mechanism == Mechanism::Clsact
+            || Hook::UPLINK.into_iter().any(is_there)
+        {
+            return None;
+        }
+        let shut = object::loaded(object, SHUT).ok()?.fd().ok()?.as_fd();
+        TcxLink::create(shut, ifindex, Hook::Egress).ok()
+    }
+
+    /// `made` is a link that was just made for it.
     fn attach_one(
         &mut self,
         object: &mut Ebpf,
         hook: Hook,
         device: Device<'_>,
         mechanism: Mechanism,
+        made: Option<TcxLink>,
     ) -> Result<Mechanism> {
         let program = object::loaded(object, hook.program())?;
         let (mechanism, link) = match mechanism {
@@ -221,7 +263,7 @@ impl Links {
             // What `new` has made of auto.
             Mechanism::Tcx | Mechanism::Auto => (
                 Mechanism::Tcx,
-                Some(self.attach_tcx(program, hook, device)?),
+                Some(self.attach_tcx(program, hook, device, made)?),
             ),
         };
         let placed = Placed {
@@ -293,10 +335,18 @@ impl Links {
         program: &SchedClassifier,
         hook: Hook,
         device: Device<'_>,
+        made: Option<TcxLink>,
     ) -> Result<TcxLink> {
         let program = program.fd()?.as_fd();
         let pin = hook.pin(&self.bpffs, device.ifindex);
-        let place = self.places.get_mut(&(device.ifindex, hook));
+        let at = (device.ifindex, hook);
+        if let Some(link) = made {
+            link.update(program)
+                .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
+            self.pin_anew(&link, at);
+            return Ok(link);
+        }
+        let place = self.places.get_mut(&at);
         let link = match place.and_then(|place| place.link.take()) {
             Some(held) => Some(held),
             None if pin.exists() => Some(
@@ -321,7 +371,7 @@ impl Links {
         }
         let link = TcxLink::create(program, device.ifindex, hook)
             .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
-        self.pin_anew(&link, (device.ifindex, hook));
+        self.pin_anew(&link, at);
         Ok(link)
     }
 

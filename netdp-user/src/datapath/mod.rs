@@ -261,6 +261,11 @@ impl Datapath {
         self.kernel
     }
 
+    /// From here on, uplinks that are attached to are new interfaces.
+    pub const fn set_started(&mut self) {
+        self.links.set_started();
+    }
+
     /// Why the pins end with the agent's mount namespace, if they do.
     pub fn fleeting(&self) -> Option<&str> {
         self.fleeting.as_deref()

@@ -23,6 +23,9 @@ pub const HAIRPIN: &str = "pod_hairpin";
 /// Program that does nothing, for a link that is being moved.
 pub const STAND_IN: &str = "stand_in";
 
+/// Program at TC egress of an interface that is being set up: drops what is forwarded.
+pub const SHUT: &str = "shut";
+
 /// The object that the build script left.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
 

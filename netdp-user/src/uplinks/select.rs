@@ -24,6 +24,16 @@ pub struct Selection {
     /// they exist: a default route that is gone for a moment must not let a
     /// packet out untranslated.
     pub keep: BTreeSet<u32>,
+    /// Names of links that were uplinks by their role. One that is deleted and made again is an uplink
+    /// from its first moment, before it has an address or a route.
+    pub names: BTreeSet<String>,
+}
+
+impl Selection {
+    /// Whether a link of this name is an uplink whatever else it has.
+    pub(super) fn expects(&self, name: &str) -> bool {
+        self.patterns.matches(name) || (self.patterns.is_empty() && self.names.contains(name))
+    }
 }
 
 /// Names of links, with globs (`*`, `?`, `[ab]`, `{a,b}`).
@@ -170,8 +180,14 @@ fn by_role(snapshot: &Snapshot, selection: &Selection) -> BTreeSet<u32> {
         .iter()
         .filter(|addr| selection.node_addrs.contains(&addr.addr))
         .map(|addr| addr.ifindex);
+    let named = snapshot
+        .links
+        .iter()
+        .filter(|link| selection.names.contains(&link.name))
+        .map(|link| link.ifindex);
     routes
         .chain(addrs)
+        .chain(named)
         .chain(selection.keep.iter().copied())
         .filter_map(|ifindex| snapshot.link(ifindex))
         .map(|link| masters(snapshot, link).last().unwrap_or(link))
