@@ -16,13 +16,13 @@ const PORTS: usize = 200;
 /// Flows that begin when all ports have been used.
 const MORE: usize = 20;
 
-/// How a connection is closed.
+/// By what a connection is closed.
 #[derive(Debug, Clone, Copy)]
 enum Closed {
-    ByPod,
-    ByServer,
-    ByPodsRst,
-    ByServersRst,
+    Pod,
+    Server,
+    PodsRst,
+    ServersRst,
 }
 
 /// A node that uses [`RANGE`] for every flow.
@@ -65,10 +65,10 @@ fn closed(pod: &Host, server: &Netns, port: u16, to: SocketAddr, how: Closed) ->
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     }
     let (first, last) = match how {
-        Closed::ByPod | Closed::ByPodsRst => (client, peer),
-        Closed::ByServer | Closed::ByServersRst => (peer, client),
+        Closed::Pod | Closed::PodsRst => (client, peer),
+        Closed::Server | Closed::ServersRst => (peer, client),
     };
-    if matches!(how, Closed::ByPodsRst | Closed::ByServersRst) {
+    if matches!(how, Closed::PodsRst | Closed::ServersRst) {
         socket2::SockRef::from(&first).set_linger(Some(Duration::ZERO))?;
         drop(first);
         return match end(last) {
@@ -107,22 +107,22 @@ fn connections_come_back(subject: Subject, how: Closed) -> Result<()> {
 #[test]
 fn connections_that_pods_have_closed_give_their_ports_to_new_ones() -> Result<()> {
     both(Control::Holds, |subject| {
-        connections_come_back(subject, Closed::ByPod)
+        connections_come_back(subject, Closed::Pod)
     })
 }
 
 #[test]
 fn connections_that_servers_have_closed_give_their_ports_to_new_ones() -> Result<()> {
     both(Control::Holds, |subject| {
-        connections_come_back(subject, Closed::ByServer)
+        connections_come_back(subject, Closed::Server)
     })
 }
 
 #[test]
 fn connections_that_a_rst_has_ended_give_their_ports_to_new_ones() -> Result<()> {
     both(Control::Holds, |subject| {
-        connections_come_back(subject, Closed::ByPodsRst)?;
-        connections_come_back(subject, Closed::ByServersRst)
+        connections_come_back(subject, Closed::PodsRst)?;
+        connections_come_back(subject, Closed::ServersRst)
     })
 }
 
