@@ -65,6 +65,9 @@ pub enum Action {
     Bypass = 1,
     /// Use the uplink's address.
     Masquerade = 2,
+    /// Drop: with the uplink's address it would fall under an IPsec policy of the node's, which
+    /// the kernel has asked for the pod's address, and asks no more.
+    Withhold = 3,
 }
 
 impl Action {
@@ -75,6 +78,7 @@ impl Action {
     pub const fn from_raw(raw: u32) -> Self {
         match raw & ACTION_MASK {
             1 => Self::Bypass,
+            3 => Self::Withhold,
             _ => Self::Masquerade,
         }
     }
@@ -93,7 +97,7 @@ pub const POLICY_NO_RULE: u32 = 0x200;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PolicyValue {
-    /// An [`Action`] as number (1 bypass, 2 masquerade) and `POLICY_*` bits.
+    /// An [`Action`] as number (1 bypass, 2 masquerade, 3 withhold) and `POLICY_*` bits.
     pub action: u32,
     /// The rule's number, which it keeps while changes of the policy leave its
     /// prefix in it; `u32::MAX` where no rule says so.

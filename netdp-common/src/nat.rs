@@ -216,7 +216,8 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     if !asked && let Some(known) = known(tables, pkt, &l4, pkt.family, true) {
         return apply(pkt, known);
     }
-    let bypass = matches!(tables.action(&pkt.tuple.dst), Action::Bypass);
+    let action = tables.action(&pkt.tuple.dst);
+    let bypass = matches!(action, Action::Bypass);
     let flags = if tables.is_local(&pkt.tuple.src)
         || tables.ingress_ifindex() == 0 && tables.is_any_ip(&pkt.tuple.src)
     {
@@ -238,7 +239,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
             tables.count(|c| &mut c.egress_bypassed);
             return Verdict::Pass;
         }
-        if let Some(verdict) = egress_pod(tables, pkt) {
+        if let Some(verdict) = egress_pod(tables, pkt, action) {
             return verdict;
         }
         let pickup = matches!(opening(&pkt.l4), Opening::Pickup);
@@ -252,10 +253,10 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     open(tables, work, flags)
 }
 
-/// A pod's packet to a masqueraded destination, not of a known mapping. `None` if it
-/// may begin one.
+/// A pod's packet to a masqueraded destination, or one that is withheld; not of a known mapping.
+/// `None` if it may begin one.
 #[inline(never)]
-fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
+fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet, action: Action) -> Option<Verdict> {
     let opening = opening(&pkt.l4);
     let begins_connection = matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_));
     if !begins_connection && !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
@@ -283,6 +284,9 @@ fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet) -> Option<Verdict> {
     if was_there_before(tables, pkt) {
         tables.count(|c| &mut c.egress_bypassed);
         return Some(Verdict::Pass);
+    }
+    if matches!(action, Action::Withhold) {
+        return Some(Verdict::Drop(DropReason::IpsecPolicy));
     }
     if let Opening::Not(reason) = opening {
         return Some(Verdict::Drop(reason));

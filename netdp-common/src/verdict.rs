@@ -40,6 +40,7 @@ macro_rules! drop_reasons {
                         | Self::NoSourceAddress
                         | Self::NodeProtocol
                         | Self::PodLimit
+                        | Self::IpsecPolicy
                 )
             }
 
@@ -127,6 +128,8 @@ drop_reasons! {
     NodeProtocol => node_protocol,
     /// The pod has as many mappings, or has begun as many in this time, as it may.
     PodLimit => pod_limit,
+    /// With the node's address the packet would fall under an IPsec policy, and leave in clear.
+    IpsecPolicy => ipsec_policy,
 }
 
 const _: () = assert!(size_of::<Verdict>() == 4 && size_of::<Option<Verdict>>() == 4);

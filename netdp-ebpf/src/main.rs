@@ -57,6 +57,23 @@ pub fn pod_hairpin(ctx: TcContext) -> i32 {
     turn::back(&ctx)
 }
 
+/// Egress of an uplink until its ingress has a program: what is forwarded does not leave. It would
+/// leave untranslated, or its answer would meet nothing that knows it.
+#[classifier]
+pub fn shut(ctx: TcContext) -> i32 {
+    // SAFETY: a TC program's context is readable for the program's run.
+    match unsafe { (*ctx.skb.skb).ingress_ifindex } {
+        0 => NEXT,
+        _ => SHOT,
+    }
+}
+
+/// What a link holds while a program moves before those of others: nothing happens.
+#[classifier]
+pub fn stand_in(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
 #[inline(always)]
 fn run(ctx: &TcContext, leaving: bool) -> i32 {
     let Some((world, work)) = World::new(ctx) else {

@@ -90,6 +90,18 @@ pub fn refused(ctx: &TcContext, world: &World<'_>, pkt: &Packet, reason: DropRea
             *src.octets(),
             *dst.octets()
         ),
+        (DropReason::IpsecPolicy, Family::V4) => warn!(
+            ctx,
+            "refused {:i} to {:i}: an IPsec policy covers it, and it would leave in clear",
+            src.v4_octets(),
+            dst.v4_octets()
+        ),
+        (DropReason::IpsecPolicy, Family::V6) => warn!(
+            ctx,
+            "refused {:i} to {:i}: an IPsec policy covers it, and it would leave in clear",
+            *src.octets(),
+            *dst.octets()
+        ),
         (_, Family::V4) => warn!(
             ctx,
             "refused {:i} to {:i}: the uplink has no address",

@@ -10,6 +10,7 @@ mod guard;
 mod network;
 mod node;
 mod options;
+mod outrun;
 mod program_log;
 mod resting;
 mod sweeping;
@@ -32,6 +33,7 @@ use ending::Ending;
 use engine::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
+use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -152,6 +154,7 @@ impl Agent {
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
             keep: engine.known_uplinks()?.into_iter().collect(),
+            names: BTreeSet::new(),
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {
@@ -190,6 +193,7 @@ impl Agent {
             node: node::Node::default(),
             guard: guard::Guard::new(),
         };
+        agent.warn_of_fleeting_pins();
         agent.await_api().await;
         agent.first_config();
         if agent.engine.as_chains().is_some() && takeover::is_pinned(&agent.options.bpffs) {
@@ -205,10 +209,14 @@ impl Agent {
         agent.keep_untranslated().await;
         agent.learn_node().await;
         agent.reconcile();
+        agent.remove_orphans();
         if !agent.take_over() {
             agent.starting = false;
             agent.update_ready();
             agent.ask_foreign();
+        }
+        if let Some(datapath) = agent.engine.as_datapath() {
+            datapath.set_started();
         }
         Ok(agent)
     }
@@ -261,7 +269,7 @@ impl Agent {
                     self.look().await;
                 }
                 _ = looks.tick() => self.look_at_hooks(),
-                found = self.guard.found() => self.looked_at_hooks(found),
+                event = self.guard.next() => self.on_guard(event),
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {

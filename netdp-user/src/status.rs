@@ -59,6 +59,9 @@ pub struct Report {
     /// Interfaces towards guests of the node that the policy masquerades, and netdp does not.
     #[serde(default)]
     pub guests: Vec<String>,
+    /// IPsec policies that cover what pods send once it has the node's address.
+    #[serde(default)]
+    pub ipsec: Vec<String>,
     /// Ways for packets past the uplinks' hooks.
     #[serde(default)]
     pub detours: Vec<String>,
@@ -89,9 +92,15 @@ pub struct Report {
     /// Where programs were to be and are not, as the agent last knew.
     #[serde(default)]
     pub off: Vec<String>,
+    /// Others' programs that come before ours on an uplink.
+    #[serde(default)]
+    pub behind: Vec<String>,
     /// Why the datapath is not pinned, if so: it ends with the agent.
     #[serde(default)]
     pub unpinned: Option<String>,
+    /// Why the pins end with the agent's mount namespace, if they do.
+    #[serde(default)]
+    pub fleeting: Option<String>,
     /// How often the agent has put back programs or pins that were gone.
     #[serde(default)]
     pub repairs: u64,
@@ -199,6 +208,8 @@ struct Status {
     datapath: &'static str,
     /// Why it is not in force.
     off: Vec<String>,
+    /// Others' programs that come before ours on an uplink.
+    behind: Vec<String>,
     /// Why the maps could not be read, if so: then there are no counts.
     unread: Option<String>,
     mappings: usize,
@@ -224,7 +235,7 @@ impl Status {
         let unread = read.as_ref().err().map(|err| format!("{err:#}"));
         let (mappings, max_mappings, counters, attached) = read.unwrap_or_default();
         let report = dir.report().ok();
-        let (off, placed) = looked(report.as_ref(), pid.is_some());
+        let Looked { off, there, behind } = looked(report.as_ref(), pid.is_some());
         Ok(Self {
             rules: nat::live(report.as_ref()),
             agent: if pid.is_some() {
@@ -233,12 +244,13 @@ impl Status {
                 "not running"
             },
             pid,
-            datapath: match (off.is_empty(), attached || placed) {
+            datapath: match (off.is_empty(), attached || there) {
                 (false, _) => "not in force",
                 (true, true) => "in force",
                 (true, false) => "none",
             },
             off,
+            behind,
             unread,
             mappings,
             max_mappings,
@@ -273,12 +285,18 @@ impl Status {
                 }
             }
         }
+        for what in &self.behind {
+            writeln!(out, "conflict   {}", terminal::line(what))?;
+        }
         if let Some(report) = &report {
             if let Some(why) = &report.unpinned {
                 writeln!(
                     out,
                     "unpinned   the datapath will not outlive the agent: {why}"
                 )?;
+            }
+            if let Some(why) = &report.fleeting {
+                writeln!(out, "unpinned   {why}")?;
             }
             if report.repairs > 0 {
                 writeln!(
@@ -329,26 +347,40 @@ fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
     ))
 }
 
-/// What is not attached as the kernel has it now, and whether anything is. What could not be attached
-/// at all only a living agent knows.
-fn looked(report: Option<&Report>, alive: bool) -> (Vec<String>, bool) {
+/// What the kernel has on the hooks.
+#[derive(Debug, Default)]
+struct Looked {
+    /// What is not attached.
+    off: Vec<String>,
+    /// Whether anything is.
+    there: bool,
+    /// What others have before it.
+    behind: Vec<String>,
+}
+
+/// Looks at the hooks. What could not be attached at all, and what others' programs do to packets, only
+/// a living agent knows.
+fn looked(report: Option<&Report>, alive: bool) -> Looked {
+    let mut looked = Looked::default();
     let Some(report) = report else {
-        return (Vec::new(), false);
+        return looked;
     };
-    let mut off = Vec::new();
-    let mut there = false;
     for placed in &report.placed {
         match placed.look() {
-            Ok(Found::There) => there = true,
-            Ok(Found::Missing) => off.push(placed.to_string()),
+            Ok(Found::There) => looked.there = true,
+            Ok(Found::Behind(ahead)) => {
+                looked.there = true;
+                looked.behind.push(placed.behind(&ahead));
+            }
+            Ok(Found::Missing) => looked.off.push(placed.to_string()),
             Ok(Found::NoInterface) => {}
-            Err(err) => off.push(format!("not known: {err:#}")),
+            Err(err) => looked.off.push(format!("not known: {err:#}")),
         }
     }
     let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();
     let refused = report.off.iter().filter(|why| !known.contains(why));
-    off.extend(refused.filter(|_| alive).cloned());
-    (off, there)
+    looked.off.extend(refused.filter(|_| alive).cloned());
+    looked
 }
 
 fn describe(out: &mut String, report: &Report) -> Result<()> {
@@ -409,6 +441,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.not_taken_over {
         writeln!(out, "takeover   to be tried again: {what}")?;
+    }
+    for what in &report.ipsec {
+        writeln!(out, "ipsec      {what}")?;
     }
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;

@@ -3,9 +3,11 @@
 mod common;
 
 use anyhow::{Result, ensure};
-use common::{NETDP, SOON};
+use common::clients::tcp_source;
+use common::{ECHO, Echo, NETDP, POLICY_V4, SOON, nft, wait_log};
 use serde_json::Value;
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, WorkDir, wait_for, wait_some};
 
 /// As kube-proxy, a CNI plugin and Docker write them, in iptables-restore's language.
@@ -181,4 +183,109 @@ fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
         })
     })
     .map_err(|err| err.context(agent.netdp(&["status"]).unwrap_or_default()))
+}
+
+/// Rules that drop what is addressed to pods and does not come from their bridge, each in its kind of
+/// table: how they are made, and how they are told of.
+const DROPS: [(&str, &str); 5] = [
+    (
+        "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 ! -i cni0 -j DROP",
+        "somebody nft 1 true",
+    ),
+    (
+        "iptables-legacy --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 ! -i cni0 -j DROP",
+        "somebody legacy 1 true",
+    ),
+    (
+        "iptables-nft --wait 60 -t mangle -A PREROUTING -d 172.16.0.0/24 -i eth+ -j DROP",
+        "somebody nft 1 true",
+    ),
+    (
+        "nft add table inet own; add chain inet own early { type filter hook prerouting priority -300; }; \
+         add rule inet own early iifname != cni0 ip daddr 172.16.0.0/24 drop",
+        "somebody nftables 1 true",
+    ),
+    (
+        "nft add table netdev own; add chain netdev own in { type filter hook ingress device eth0 priority 0; }; \
+         add rule netdev own in ip daddr { 172.16.0.2, 172.16.0.3 } counter drop",
+        "somebody nftables 1 true",
+    ),
+];
+
+/// Those that concern no answers, or dropped them with netfilter too.
+const DROP_OTHERS: [&str; 7] = [
+    "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 -i cni0 -j DROP",
+    "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP",
+    "iptables-nft --wait 60 -t mangle -A PREROUTING -d 172.16.0.0/24 -m conntrack --ctstate INVALID -j DROP",
+    "iptables-nft --wait 60 -t raw -A PREROUTING -m rpfilter --invert -j DROP",
+    "iptables-nft --wait 60 -t raw -A PREROUTING -s 10.0.0.0/8 -d 172.16.0.0/24 -j DROP",
+    "nft add table inet late; add chain inet late in { type filter hook prerouting priority 0; }; \
+     add rule inet late in iifname != cni0 ip daddr 172.16.0.0/24 ct state new drop",
+    "nft add table netdev pods; add chain netdev pods in { type filter hook ingress device cni0 priority 0; }; \
+     add rule netdev pods in ip daddr 172.16.0.0/24 ip saddr 192.0.2.1 drop",
+];
+
+fn make(node: &Netns, rule: &str) -> Result<()> {
+    match rule.strip_prefix("nft ") {
+        Some(rules) => node.run(&["nft", rules])?,
+        None => node.run(&rule.split(' ').collect::<Vec<_>>())?,
+    };
+    Ok(())
+}
+
+/// With netfilter answers have the node's address where such rules are.
+#[test]
+fn rules_that_drop_answers_to_pods_are_told_of() -> Result<()> {
+    for (rule, told) in DROPS {
+        let bed = Bed::dual_stack()?;
+        let far = bed.server(0, &["10.2.0.1/24"])?;
+        let _echo = Echo::start(&far)?;
+        let to = SocketAddr::new(far.v4()?.into(), ECHO);
+        make(&bed.node, rule)?;
+        nft(
+            &bed.node,
+            "add table ip masq; add chain ip masq out { type nat hook postrouting priority 100; }; \
+             add rule ip masq out oifname eth0 masquerade",
+        )?;
+        let own = IpAddr::from(bed.uplinks[0].v4()?);
+        ensure!(tcp_source(&bed.pods[0], to)? == own, "netfilter, {rule}");
+        nft(&bed.node, "delete table ip masq")?;
+        let config = ConfigVolume::new(POLICY_V4)?;
+        let options = AgentOptions::new(NETDP)
+            .config(config.path())
+            .arg("--pod-cidr=172.16.0.0/24");
+        let agent = Agent::start(&bed.node, options)?;
+        let node = Node {
+            agent,
+            bed,
+            dir: WorkDir::new("foreign")?,
+            _config: config,
+        };
+        assert_eq!(node.found(1)?, [told], "{rule}");
+        let text = node.agent.netdp(&["status"])?;
+        let words = "conflict   a rule of somebody drops answers to pods";
+        ensure!(text.contains(words), "{text}");
+        wait_log(&node.agent, "in conflict: a rule of somebody drops answers")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_that_drop_something_else_are_no_conflict() -> Result<()> {
+    let node = Node::start("ebpf", |node, _| {
+        DROP_OTHERS.iter().try_for_each(|rule| make(node, rule))
+    })?;
+    // What comes after all of them is seen.
+    make(&node.bed.node, DROPS[0].0)?;
+    assert_eq!(node.found(1)?, [DROPS[0].1]);
+    // Whoever translates a source himself gets its answers.
+    let own =
+        "iptables-nft --wait 60 -t nat -A POSTROUTING -s 172.16.0.0/16 ! -o docker0 -j MASQUERADE";
+    make(&node.bed.node, own)?;
+    wait_for(SOON, "the drop to hurt nobody", || {
+        let found = node.foreign().unwrap_or_default();
+        let rules = found["rules"].as_array().cloned().unwrap_or_default();
+        rules.len() == 1 && rules[0]["drops"] == false
+    })
+    .map_err(|err| err.context(format!("{:?}", node.foreign())))
 }

@@ -111,8 +111,8 @@ fn other_programs_are_let_be() -> Result<()> {
     );
     assert_eq!(
         egress,
-        [ours_in, ours_out, ours_in],
-        "ours was the last when it came"
+        [ours_out, ours_in, ours_in],
+        "ours comes first, as netfilter's translation does"
     );
 
     let mut open = Tcp::connect(&bed.pods[0], any(to), to)?;

@@ -273,3 +273,33 @@ fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
     }
     Ok(())
 }
+
+/// Whose answers would be dropped stays with netfilter, for as long as that is so.
+#[test]
+fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
+    for backend in BACKENDS {
+        let mut node = Node::start(backend)?;
+        let program = format!("iptables-{backend}");
+        let rule = |verb: &'static str| {
+            let rule = ["--wait", "60", "-t", "raw", verb, "PREROUTING"];
+            let drop = ["-d", "172.16.0.0/24", "!", "-i", "cni0", "-j", "DROP"];
+            [&[program.as_str()][..], &rule, &drop].concat()
+        };
+        node.bed.node.run(&rule("-A"))?;
+        node.change("iptables", "ebpf")?;
+        wait_for(SOON, "the status to say so", || {
+            let status = node.agent.netdp(&["status"]).unwrap_or_default();
+            let words = "takeover   to be tried again: chain IP-MASQ-AGENT";
+            let told = status.lines().find(|line| line.starts_with(words));
+            told.is_some_and(|told| told.contains("a rule of somebody drops answers to pods"))
+        })
+        .with_context(|| node.agent.log())?;
+        ensure!(node.chains()?, "the chains are gone");
+        node.check("a takeover that was put off")?;
+        node.bed.node.run(&rule("-D"))?;
+        node.wait_no_chains()?;
+        node.check("the takeover")?;
+        node.end_pings(8)?;
+    }
+    Ok(())
+}

@@ -4,13 +4,14 @@ mod common;
 
 use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, any, tcp_source, udp_source};
+use common::wire::Capture;
 use common::{
     ECHO, Echo, OURS, POLICY, POLICY_V4, SOON, World, echoes, options, start_agent, status,
     tcx_programs, wait_log, wait_tcx,
 };
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, last_host, wait_for, wait_some};
+use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Pings, last_host, wait_for, wait_some};
 
 /// Waits until the status of an uplink is as wanted.
 fn wait_uplink(agent: &Agent, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
@@ -174,6 +175,52 @@ fn an_uplink_may_be_deleted_and_made_again() -> Result<()> {
         assert_eq!(tcp_source(world.pod(1), to)?, address);
         assert_eq!(udp_source(world.pod(1), to)?, address);
     }
+    Ok(())
+}
+
+/// A known uplink has its programs before anything can leave by it, however it was found.
+#[test]
+fn an_uplink_that_is_made_again_leaks_nothing_once_it_is_set_up() -> Result<()> {
+    let world = World::start()?;
+    let _echo = Echo::start(&world.far)?;
+    let (node, uplink) = (&world.bed.node, &world.bed.uplinks[0]);
+    let mut pings = Pings::default();
+    for pod in &world.bed.pods {
+        for net in &world.far.addresses {
+            pings.start(pod, net.addr(), "0.005")?;
+        }
+    }
+    for _ in 0..3 {
+        node.ip("link del eth0")?;
+        wait_for(SOON, "the uplink to be gone", || {
+            status(&world.agent).is_ok_and(|s| s["report"]["uplinks"] == Value::Array(vec![]))
+        })?;
+        let wire = Capture::start(&uplink.router)?;
+        uplink.router.plug("lan", "node", node, "eth0")?;
+        uplink.router.ip("neigh flush all")?;
+        // No address, no route: only the name tells.
+        wait_for(SOON, "the programs to be attached", || {
+            let ours = OURS.map(|name| vec![name.to_owned()]);
+            tcx_programs(node, "eth0").is_ok_and(|programs| programs == ours)
+        })?;
+        for address in &uplink.addresses {
+            node.address("eth0", *address)?;
+            let default = match address.addr() {
+                IpAddr::V4(_) => "0.0.0.0/0",
+                IpAddr::V6(_) => "::/0",
+            };
+            node.route(default.parse()?, last_host(*address).addr())?;
+        }
+        for to in echoes(&world.far) {
+            wait_source(world.pod(0), to, world.node_address(to.ip())?)?;
+        }
+        for packet in wire.packets()? {
+            let pods = world.bed.pods.iter().flat_map(|pod| &pod.addresses);
+            let mut pods = pods.map(ipnet::IpNet::addr);
+            ensure!(!pods.any(|pod| pod == packet.source), "leaked {packet:?}");
+        }
+    }
+    pings.end()?;
     Ok(())
 }
 

@@ -104,7 +104,8 @@ pub(super) fn known_egress<T: Tables>(tables: &T, work: &mut Work) -> Option<Ver
     if let Some(known) = known(tables, &key, true) {
         return Some(follow(tables, pkt, &known, true));
     }
-    if let Action::Bypass = tables.action(&pkt.tuple.dst) {
+    let action = tables.action(&pkt.tuple.dst);
+    if let Action::Bypass = action {
         tables.count(|c| &mut c.egress_bypassed);
         return Some(Verdict::Pass);
     }
@@ -112,7 +113,10 @@ pub(super) fn known_egress<T: Tables>(tables: &T, work: &mut Work) -> Option<Ver
         tables.count(|c| &mut c.egress_host);
         return Some(Verdict::Pass);
     }
-    None
+    match action {
+        Action::Withhold => Some(Verdict::Drop(DropReason::IpsecPolicy)),
+        _ => None,
+    }
 }
 
 /// A pod's fragment without L4 header that overtook the first one.

@@ -45,6 +45,29 @@ fn a_bypassed_destination_sees_the_pod() {
     }
 }
 
+/// Of an IPsec policy. The node's own packets were judged by it; what keeps the pod's address is none
+/// of its.
+#[test]
+fn what_is_withheld_is_dropped() {
+    for (net, prefix) in [(V4, "198.51.100.0/24"), (V6, "2001:db8::/32")] {
+        for packet in net.openings() {
+            let mut fake = Fake::new();
+            fake.rule(prefix, Action::Withhold);
+            let dropped = drop_of(DropReason::IpsecPolicy);
+            assert_eq!(fake.out(&packet), dropped, "{packet:?}");
+            assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+            assert_eq!(fake.out(&packet.from(net.node)), Seen::Pass);
+        }
+        let mut fake = Fake::new();
+        fake.rule(prefix, Action::Withhold);
+        let dropped = drop_of(DropReason::IpsecPolicy);
+        assert_eq!(fake.out(&net.udp().last()), dropped, "before its first");
+        let inward = net.udp().answer();
+        assert_eq!(fake.back(&inward), Seen::Pass);
+        assert_eq!(fake.out(&net.udp()), Seen::Pass, "it began outside");
+    }
+}
+
 #[test]
 fn the_longest_prefix_decides() {
     let mut fake = Fake::new();

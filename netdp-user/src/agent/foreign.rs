@@ -4,7 +4,7 @@ use super::Agent;
 use super::engine::Engine;
 use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
-use crate::uplinks::{local_addresses, select};
+use crate::uplinks::{Uplink, local_addresses, select};
 use log::Level;
 use std::collections::HashSet;
 use std::time::Instant;
@@ -16,6 +16,10 @@ const MAX_LOGGED: usize = 50;
 #[derive(Debug)]
 pub(super) struct Foreign {
     watch: Watch,
+    /// Whether a look is over.
+    looked: bool,
+    /// A rule that drops answers to pods, in words.
+    in_the_way: Option<String>,
     /// Where changes are told at all; else there is the resync interval.
     monitor: Option<RuleMonitor>,
 }
@@ -28,8 +32,31 @@ impl Foreign {
         }
         Self {
             watch: Watch::default(),
+            looked: false,
+            in_the_way: None,
             monitor: monitor.ok(),
         }
+    }
+
+    /// Whether it is known what rules there are.
+    pub(super) const fn has_looked(&self) -> bool {
+        self.looked
+    }
+
+    /// What keeps a takeover from ending what netfilter serves: somebody's rule drops answers that
+    /// netdp gives pods' addresses.
+    pub(super) const fn in_the_way(&self) -> Option<&String> {
+        self.in_the_way.as_ref()
+    }
+
+    /// Takes note of what a look shows to be in the way of a takeover. Whether that is news.
+    pub(super) fn note(&mut self, seen: &Seen) -> bool {
+        let mut drops = seen.rules.iter().filter(|it| it.drops && it.conflict);
+        let in_the_way = drops.next().map(ToString::to_string);
+        let is_news = !self.looked || in_the_way != self.in_the_way;
+        self.looked = true;
+        self.in_the_way = in_the_way;
+        is_news
     }
 
     /// Waits until somebody has changed rules; for ever where nobody tells.
@@ -92,6 +119,10 @@ impl Agent {
             }
             Event::Seen(look) => {
                 self.accept_inward(look.nat);
+                if self.foreign.note(&look.seen) {
+                    self.takeover.try_soon();
+                    self.take_over();
+                }
                 // After a takeover rules are looked at anew.
                 if !self.takeover.is_trying() {
                     self.accept_foreign(look.seen);
@@ -113,6 +144,11 @@ impl Agent {
         self.foreign.watch.ask(Around {
             translator,
             rules: self.config.rules.clone(),
+            wire: selected
+                .uplinks
+                .iter()
+                .flat_map(Uplink::addresses)
+                .collect(),
             uplinks: selected.uplinks.into_iter().map(|u| u.name).collect(),
             pods: self.options.surroundings.pod_cidrs.clone(),
             local,

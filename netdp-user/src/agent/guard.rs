@@ -2,7 +2,10 @@
 //! and put right.
 
 use super::Agent;
+use super::foreign::Foreign;
+use super::outrun::Outrun;
 use crate::datapath::{Findings, Found, Placed, Watched};
+use crate::iptables::RuleMonitor;
 use crate::reconcile::Change;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,15 +14,23 @@ use tokio::task::JoinHandle;
 /// How often hooks and pins are looked at.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// As long as this a look at the hooks is taken to last: the node is left in peace for twenty times
+/// that before somebody's next change of a filter calls for another.
+const LASTS: Duration = Duration::from_millis(5);
+
 /// What is known of hooks and pins.
 #[derive(Debug)]
 pub(super) struct Guard {
     /// A look beside the loop: the kernel may make one wait for its networking lock.
     looking: Option<JoinHandle<Findings>>,
+    /// Tells when somebody has changed a filter or a qdisc; else there is [`LOOK_INTERVAL`].
+    filters: Option<RuleMonitor>,
     /// What is not attached now.
     off: Vec<Placed>,
     /// When everything was seen attached last.
     seen: Instant,
+    /// Others' programs that come before ours.
+    pub(super) outrun: Outrun,
     /// Why interfaces could not be attached to, by index.
     refused: BTreeMap<u32, String>,
     /// Why interfaces that are no uplinks could not be observed, by index.
@@ -34,10 +45,16 @@ pub(super) struct Guard {
 
 impl Guard {
     pub(super) fn new() -> Self {
+        let filters = RuleMonitor::of_filters();
+        if let Err(err) = &filters {
+            log::debug!("{err:#}");
+        }
         Self {
             looking: None,
+            filters: filters.ok(),
             off: Vec::new(),
             seen: Instant::now(),
+            outrun: Outrun::new(),
             refused: BTreeMap::new(),
             unobserved: BTreeMap::new(),
             problem: None,
@@ -53,26 +70,22 @@ impl Guard {
         }
     }
 
-    /// Waits for what a look shows; for ever where there is none. Dropping the future loses nothing.
-    pub(super) async fn found(&mut self) -> Option<Findings> {
-        let Some(looking) = &mut self.looking else {
-            return std::future::pending().await;
-        };
-        let found = looking.await;
-        self.looking = None;
-        match found {
-            Ok(found) => Some(found),
-            Err(err) => {
-                log::error!("looking at the hooks: {err}");
-                None
-            }
+    /// Waits for what a look shows, or for the time to look at packets. Dropping the future loses
+    /// nothing.
+    pub(super) async fn next(&mut self) -> Event {
+        tokio::select! {
+            found = found(&mut self.looking) => Event::Looked(found),
+            () = self.outrun.due() => Event::Packets,
+            () = Foreign::rules_changed(&mut self.filters) => Event::FiltersChanged,
         }
     }
 
     /// Everything that is in the way of translating, a line each.
     pub(super) fn faults(&self) -> Vec<String> {
         let off = self.off.iter().map(ToString::to_string);
-        off.chain(self.refused.values().cloned()).collect()
+        off.chain(self.outrun.faults())
+            .chain(self.refused.values().cloned())
+            .collect()
     }
 
     /// An interface could not be attached to; whether that is news.
@@ -98,6 +111,32 @@ impl Guard {
     }
 }
 
+/// What may happen.
+pub(super) enum Event {
+    /// A look is over.
+    Looked(Option<Findings>),
+    /// It is time to look at packets.
+    Packets,
+    /// Somebody has changed a filter or a qdisc.
+    FiltersChanged,
+}
+
+/// What a look shows; for ever where there is none.
+async fn found(looking: &mut Option<JoinHandle<Findings>>) -> Option<Findings> {
+    let Some(running) = looking else {
+        return std::future::pending().await;
+    };
+    let found = running.await;
+    *looking = None;
+    match found {
+        Ok(found) => Some(found),
+        Err(err) => {
+            log::error!("looking at the hooks: {err}");
+            None
+        }
+    }
+}
+
 fn is_off(off: &[Placed], ifindex: u32) -> bool {
     off.iter().any(|placed| placed.ifindex == ifindex)
 }
@@ -114,8 +153,22 @@ impl Agent {
         }
     }
 
+    /// What [`Guard::next`] has waited for.
+    pub(super) fn on_guard(&mut self, event: Event) {
+        match event {
+            Event::Looked(found) => self.looked_at_hooks(found),
+            Event::Packets => self.look_at_packets(),
+            Event::FiltersChanged => {
+                if let Some(filters) = &mut self.guard.filters {
+                    filters.took(LASTS);
+                }
+                self.look_at_hooks();
+            }
+        }
+    }
+
     /// A look is over.
-    pub(super) fn looked_at_hooks(&mut self, found: Option<Findings>) {
+    fn looked_at_hooks(&mut self, found: Option<Findings>) {
         let Some(found) = found else {
             return;
         };
@@ -130,6 +183,7 @@ impl Agent {
         } else if self.guard.problem.is_none() {
             self.guard.seen = found.at;
         }
+        self.look_ahead(found.behind);
         self.mend_pins(found.unpinned);
     }
 
@@ -236,6 +290,33 @@ impl Agent {
         if pinned > 0 || why != self.report.unpinned {
             self.report.unpinned = why;
             self.save_report();
+        }
+    }
+
+    /// Says so where the pins end with the agent's mount namespace.
+    pub(super) fn warn_of_fleeting_pins(&mut self) {
+        let fleeting = self.engine.as_datapath().and_then(|it| it.fleeting());
+        let fleeting = fleeting.map(str::to_owned);
+        if let Some(why) = &fleeting {
+            log::warn!("{why}");
+        }
+        self.report.fleeting = fleeting;
+    }
+
+    /// With the programs attached: takes off those of an earlier agent whose pins are out of reach.
+    /// They go on by an old policy.
+    pub(super) fn remove_orphans(&mut self) {
+        let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
+        let Some(datapath) = self.engine.as_datapath().filter(|_| in_force) else {
+            return;
+        };
+        match datapath.remove_orphans() {
+            Ok(removed) => {
+                for what in removed {
+                    log::warn!("removed: {what}");
+                }
+            }
+            Err(err) => log::info!("looking for programs whose pins are out of reach: {err:#}"),
         }
     }
 

@@ -125,9 +125,11 @@ impl Agent {
         self.report.detours = detours;
         let pod_links = self.pod_links(&selected.uplinks);
         (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
+        let withheld = self.withheld(&selected.uplinks);
+        let policy = self.config.rules.iter().map(policy_rule).collect();
         State {
             pod_links,
-            policy: Some(self.config.rules.iter().map(policy_rule).collect()),
+            policy: Some(withheld.apply(policy)),
             local: local_addresses(&self.snapshot),
             observed: selected
                 .observed
@@ -227,6 +229,9 @@ impl Agent {
         self.judge_sources();
         let mut wanted = self.wanted();
         self.selection.keep = wanted.uplinks.keys().copied().collect();
+        let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
+        self.selection.names.extend(names);
+        self.monitor.expect(&self.selection);
         self.fit(&mut wanted);
         let mut reached = wanted.clone();
         let changes = reconcile::diff(&self.applied, &wanted);
@@ -313,6 +318,9 @@ impl Agent {
             Applied::Chains(reports) => return self.accept_chains(reports),
             Applied::Datapath { repolicied } => repolicied,
         };
+        if repolicied {
+            self.end_withheld();
+        }
         let on_reload = self.options.setup.on_reload;
         if repolicied && on_reload != OnReload::Sticky {
             self.sweep(true);
@@ -340,6 +348,24 @@ impl Agent {
             self.check_datapath();
         }
         self.tell_faults();
+    }
+
+    /// Ends mappings by which packets would leave that fall under an IPsec policy.
+    fn end_withheld(&mut self) {
+        let policy = self.applied.policy.iter().flatten();
+        let mut withheld = policy.filter(|rule| rule.action == Action::Withhold);
+        let Some(datapath) = self
+            .engine
+            .as_datapath()
+            .filter(|_| withheld.next().is_some())
+        else {
+            return;
+        };
+        match datapath.maps_mut().end_withheld() {
+            Ok(0) => {}
+            Ok(ended) => log::warn!("{ended} mappings have ended: an IPsec policy covers them"),
+            Err(err) => log::error!("{err:#}"),
+        }
     }
 
     pub(super) fn accept_chains(&mut self, reports: Vec<ChainReport>) {

@@ -2,8 +2,8 @@
 
 use super::Agent;
 use crate::foreign::{Diverted, Inward};
-use crate::node::{Facts, Probe, Prober, decide};
-use crate::uplinks::local_addresses;
+use crate::node::{Facts, Probe, Prober, Withheld, decide, withheld};
+use crate::uplinks::{Uplink, local_addresses};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -60,6 +60,7 @@ impl Agent {
         self.node.probe = probe.ok();
         if let Ok(look) = look {
             self.accept_inward(look.nat);
+            self.foreign.note(&look.seen);
         }
     }
 
@@ -84,11 +85,29 @@ impl Agent {
     /// Sockets, services or IPsec have changed.
     pub(super) fn on_probe(&mut self, probe: Probe) {
         let before = self.node.probe.replace(probe);
+        let policies = |probe: Option<&Probe>| probe.map(|probe| probe.policies.clone());
+        if policies(before.as_ref()) != policies(self.node.probe.as_ref()) {
+            self.reconcile();
+        }
         let legacy = |probe: Option<&Probe>| probe.map(|probe| probe.legacy.clone());
         if legacy(before.as_ref()) != legacy(self.node.probe.as_ref()) {
             self.ask_foreign();
         }
         self.update_node();
+    }
+
+    /// What would fall under an IPsec policy with the address of one of these uplinks.
+    pub(super) fn withheld(&mut self, uplinks: &[Uplink]) -> Withheld {
+        let probe = self.node.probe.as_ref();
+        let policies = probe.map_or(&[][..], |probe| &probe.policies);
+        let withheld = withheld(policies, uplinks.iter());
+        for what in &withheld.told {
+            if !self.report.ipsec.contains(what) {
+                log::warn!("{what}");
+            }
+        }
+        self.report.ipsec.clone_from(&withheld.told);
+        withheld
     }
 
     /// Links or addresses may have changed.

@@ -38,6 +38,8 @@ pub(super) struct Takeover {
     /// When to try again what has failed, and how long to rest after the next failure.
     again: Option<Instant>,
     rest: Duration,
+    /// What stands in the way has changed since the one that runs began.
+    changed: bool,
 }
 
 impl Takeover {
@@ -48,6 +50,7 @@ impl Takeover {
             complete: false,
             again: None,
             rest: FIRST_REST,
+            changed: false,
         }
     }
 
@@ -71,6 +74,7 @@ impl Takeover {
     pub(super) const fn try_soon(&mut self) {
         self.again = None;
         self.rest = FIRST_REST;
+        self.changed = self.is_running();
     }
 
     const fn is_running(&self) -> bool {
@@ -145,7 +149,8 @@ impl Agent {
     }
 
     /// With the programs attached: the chains of ip-masq-agent and the rules of k8s-custom-iptables
-    /// go, the connections that they translate stay with netfilter. Whether that has begun.
+    /// go, the connections that they translate stay with netfilter. Whether that has begun, or will as
+    /// soon as it is known what others' rules there are.
     pub(super) fn take_over(&mut self) -> bool {
         let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
         if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
@@ -154,9 +159,14 @@ impl Agent {
         if self.takeover.complete || self.takeover.is_running() {
             return false;
         }
+        if !self.foreign.has_looked() {
+            return true;
+        }
         let mut job = self.job();
         // Without the chains pods' addresses would leave there.
         job.stay = [&self.report.leaks[..], &self.report.off[..]].concat();
+        // What netfilter translates is not to be dropped.
+        job.stay.extend(self.foreign.in_the_way().cloned());
         self.takeover.again = None;
         self.takeover.running = Some(spawn_blocking(move || Done::Tried(job.take_over())));
         true
@@ -187,7 +197,8 @@ impl Agent {
         if failed.is_empty() {
             self.takeover.rest = FIRST_REST;
         } else {
-            self.takeover.again = Some(Instant::now() + self.takeover.rest);
+            let changed = std::mem::take(&mut self.takeover.changed);
+            self.takeover.again = (!changed).then(|| Instant::now() + self.takeover.rest);
             self.takeover.rest = (self.takeover.rest * 2).min(LONGEST_REST);
         }
         if failed != self.report.not_taken_over {
@@ -280,16 +291,6 @@ impl Job {
     }
 
     fn take_over(&self) -> Tried {
-        if !self.stay.is_empty() {
-            let (found, mut failed) = iptables::find(&self.chain, |_| false);
-            let why = self.stay.join("; ");
-            failed.extend(found.iter().map(|chain| format!("{chain}: {why}")));
-            return Tried {
-                any: !found.is_empty(),
-                failed,
-            };
-        }
-        let keep = self.reserve_translated() > 0;
         let masqueraded = |prefix: &str| {
             let net = prefix.parse::<IpNet>();
             let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
@@ -298,6 +299,12 @@ impl Job {
         let (found, mut failed) = iptables::find(&self.chain, masqueraded);
         let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
         let any = !kept.is_empty() || !found.is_empty();
+        if !self.stay.is_empty() && !found.is_empty() {
+            let why = self.stay.join("; ");
+            failed.extend(found.iter().map(|found| format!("{found}: {why}")));
+            return Tried { any, failed };
+        }
+        let keep = self.reserve_translated() > 0;
         for found in found {
             match found.remove(keep) {
                 Ok(()) => log::info!("taken over: {found}"),

@@ -80,6 +80,7 @@ impl Detach {
             .config;
         let chains = Chains::new(&fallback.chains)?;
         let bpffs = &self.places.bpffs;
+        datapath::adopt(bpffs)?;
         let (rollback, reports) = Rollback::begin(bpffs, &chains, &config, self.grace)?;
         if let Some(error) = reports.iter().find_map(|report| report.error.clone()) {
             bail!("{error}; the eBPF datapath goes on");

@@ -1,5 +1,6 @@
 //! The BPF file system that pins live in.
 
+use super::mounts;
 use crate::private;
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MntFlags, MsFlags};
@@ -9,11 +10,15 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// Makes `dir` a directory on a bpffs, mounting one there if it is not.
+/// The initial PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h, Linux 6.18).
+const INITIAL_PIDS: &str = "pid:[4026531836]";
+
+/// Makes `dir` a directory on a bpffs, mounting one there if it is not. Tells whether that was so.
 ///
 /// # Errors
 /// The directory can't be made or the bpffs can't be mounted.
-pub fn ensure(dir: &Path) -> Result<()> {
+pub fn ensure(dir: &Path) -> Result<bool> {
+    let mut mounted = false;
     if let Err(err) = fs::create_dir_all(dir) {
         // /sys/fs/bpf without a bpffs: sysfs lets nobody make directories.
         let parent = dir.parent().unwrap_or(dir);
@@ -26,20 +31,52 @@ pub fn ensure(dir: &Path) -> Result<()> {
             });
         }
         mount(parent)?;
+        mounted = true;
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     if !is_bpffs(dir) {
         mount(dir)?;
+        mounted = true;
     }
     // Whoever could put other pins here would have the agent write their maps.
     private::directory(dir, "--bpffs").context("the directory for pins")?;
     fs::create_dir_all(dir.join("links"))
-        .with_context(|| format!("creating {}", dir.join("links").display()))
+        .with_context(|| format!("creating {}", dir.join("links").display()))?;
+    Ok(mounted)
 }
 
 /// Whether `dir` lies on a bpffs.
 pub fn is_bpffs(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Why the bpffs of `dir` ends with the mount namespace of this process, if it does: it is mounted
+/// nowhere else, as far as can be told. Pins then outlive the agent only as long as something else
+/// holds that namespace.
+///
+/// It counts as mounted elsewhere if process 1 has it too. In a container (a PID namespace of its own)
+/// process 1 may share our mounts: there one is not mounted elsewhere that this process has mounted, and
+/// that does not propagate.
+pub fn is_fleeting(dir: &Path, mounted: bool) -> Option<String> {
+    let dir = fs::canonicalize(dir).ok()?;
+    let own = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts: Vec<_> = mounts::parse(&own).collect();
+    let above = mounts.iter().filter(|mount| dir.starts_with(&mount.point));
+    // Of one place the latest counts.
+    let at = above.max_by_key(|mount| mount.point.as_os_str().len())?;
+    let inits = fs::read_to_string("/proc/1/mountinfo").ok()?;
+    let has_init = mounts::parse(&inits).any(|mount| mount.device == at.device);
+    let container =
+        fs::read_link("/proc/self/ns/pid").is_ok_and(|it| it != Path::new(INITIAL_PIDS));
+    let is_known = has_init && !(container && mounted && !at.is_shared);
+    (!is_known).then(|| {
+        format!(
+            "the bpffs at {} is mounted in this process's mount namespace only: programs and maps go \
+             with that, and pods' packets then leave with their own addresses. Mount one on the host \
+             (mount -t bpf bpf /sys/fs/bpf) and give it to the agent, or let mounts propagate to the host",
+            at.point.display()
+        )
+    })
 }
 
 fn mount(dir: &Path) -> Result<()> {

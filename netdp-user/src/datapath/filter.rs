@@ -1,12 +1,13 @@
-//! Which program our filter of a clsact qdisc runs: questions over rtnetlink, answered at once.
+//! What is in the place of a clsact qdisc, and which filters it has: questions over rtnetlink,
+//! answered at once.
 
-use super::links::{HANDLE, Hook, PRIORITY};
-use anyhow::{Context as _, Result, bail, ensure};
+use super::links::Hook;
+use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 /// Message types of include/uapi/linux/rtnetlink.h and netlink.h.
 const RTM_NEWQDISC: u16 = 36;
@@ -14,9 +15,11 @@ const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_ECHO: u16 = 8;
+const NLM_F_DUMP: u16 = 0x300;
 
 /// `TC_H_MAKE(TC_H_CLSACT, …)` of include/uapi/linux/pkt_sched.h.
 const CLSACT: u32 = 0xffff_fff1;
@@ -26,49 +29,149 @@ const EGRESS: u32 = 0xffff_fff3;
 /// Attributes of a filter, and of one that runs a BPF program (include/uapi/linux/pkt_cls.h).
 const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
+const TCA_CHAIN: u16 = 11;
+const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
 
 /// `ETH_P_ALL`.
 const ALL_PROTOCOLS: u16 = 3;
+
+/// The handles of our filters. A filter that takes another one's place before others is there beside
+/// it for a moment, so there are two.
+pub const HANDLES: [u32; 2] = [0x6e64, 0x6e65];
 
 /// Sizes of `struct nlmsghdr`, `struct tcmsg` and `struct nlattr`.
 const HEADER: usize = 16;
 const ABOUT: usize = 20;
 const ATTRIBUTE: usize = 4;
 
-/// The id of the program that our filter at the hook runs; `None` without one.
+/// A filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    /// Filters with lower ones come first.
+    pub preference: u16,
+    /// Told apart by these within one preference.
+    pub handle: u32,
+    /// Whether packets of every protocol meet it.
+    pub all_protocols: bool,
+    /// `bpf`, `matchall`, `flower`, …
+    pub kind: String,
+    /// The id of its program, if it is a BPF one.
+    pub program: Option<u32>,
+    /// The name that it was given with the program.
+    pub name: String,
+}
+
+impl Filter {
+    /// Whether we have put it there.
+    pub fn is_ours(&self) -> bool {
+        self.kind == "bpf" && HANDLES.contains(&self.handle)
+    }
+
+    /// Whether a program of ours may share its preference, and then comes before it: a new BPF
+    /// filter is put before those of its preference (`cls_bpf_change`, net/sched/cls_bpf.c, Linux
+    /// 6.18), and one preference has one kind and one protocol.
+    pub fn lets_in(&self) -> bool {
+        self.kind == "bpf" && self.all_protocols
+    }
+}
+
+impl std::fmt::Display for Filter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            preference,
+            kind,
+            name,
+            ..
+        } = self;
+        write!(f, "the {kind} filter of preference {preference}")?;
+        if !name.is_empty() {
+            write!(f, " ({name})")?;
+        }
+        Ok(())
+    }
+}
+
+/// The filters at a hook that packets meet, in their order.
 ///
 /// # Errors
 /// There is no such interface (`ENODEV`), or the kernel can't be asked.
-pub fn program(ifindex: u32, hook: Hook) -> Result<Option<u32>> {
+pub fn list(ifindex: u32, hook: Hook) -> Result<Vec<Filter>> {
     let parent = match hook {
         Hook::Egress => EGRESS,
         Hook::Ingress | Hook::Pod => INGRESS,
     };
-    let info = u32::from(PRIORITY) << 16 | u32::from(ALL_PROTOCOLS.to_be());
-    let about = [ifindex, HANDLE.into(), parent, info];
-    let flags = NLM_F_REQUEST;
-    let kind = Some(b"bpf\0");
-    let Some(attributes) = ask(RTM_GETTFILTER, flags, RTM_NEWTFILTER, about, kind)? else {
-        return Ok(None);
+    // A dump says nothing of an interface that is not there.
+    if super::links::name_of(ifindex).is_none() {
+        return Err(std::io::Error::from(Errno::ENODEV).into());
+    }
+    let socket = open()?;
+    let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
+    let flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let question = message(RTM_GETTFILTER, flags, [ifindex, 0, parent, 0]);
+    sendto(fd, &question, &kernel, MsgFlags::empty()).context("asking about filters")?;
+    let mut found = Vec::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let length = recv(fd, &mut buffer, MsgFlags::empty()).context("hearing of filters")?;
+        let mut rest = buffer.get(..length).unwrap_or(&buffer);
+        while let (Some(size), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
+            let size = size as usize;
+            let Some(payload) = rest.get(HEADER..size) else {
+                bail!("the kernel's answer about filters is cut short");
+            };
+            match kind {
+                NLMSG_DONE => return Ok(found),
+                NLMSG_ERROR => match failure(payload) {
+                    None => return Ok(found),
+                    Some(err) => return Err(err).context("asking about filters"),
+                },
+                RTM_NEWTFILTER => found.extend(read(payload)),
+                _ => {}
+            }
+            rest = rest.get(size.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// A filter of the chain that packets meet; kinds that have several print a head without a handle
+/// first.
+fn read(payload: &[u8]) -> Option<Filter> {
+    let handle = u32_at(payload, 8)?;
+    let info = u32_at(payload, 16)?;
+    let attributes = payload.get(ABOUT..)?;
+    let chain = attribute(attributes, TCA_CHAIN).and_then(|chain| u32_at(chain, 0));
+    if handle == 0 || chain.is_some_and(|chain| chain != 0) {
+        return None;
+    }
+    let text = |bytes: Option<&[u8]>| {
+        let bytes = bytes.unwrap_or_default();
+        let text = String::from_utf8_lossy(bytes);
+        text.trim_end_matches('\0').to_owned()
     };
-    let id = attribute(&attributes, TCA_OPTIONS)
-        .and_then(|options| attribute(options, TCA_BPF_ID))
-        .and_then(|id| id.first_chunk())
-        .map(|id| u32::from_ne_bytes(*id));
-    ensure!(id.is_some(), "the kernel tells no program of a filter");
-    Ok(id)
+    let options = attribute(attributes, TCA_OPTIONS).unwrap_or_default();
+    let kind = text(attribute(attributes, TCA_KIND));
+    let is_bpf = kind == "bpf";
+    let of_bpf = |wanted| attribute(options, wanted).filter(|_| is_bpf);
+    Some(Filter {
+        preference: (info >> 16) as u16,
+        handle,
+        all_protocols: info & 0xffff == u32::from(ALL_PROTOCOLS.to_be()),
+        program: of_bpf(TCA_BPF_ID).and_then(|id| u32_at(id, 0)),
+        name: text(of_bpf(TCA_BPF_NAME)),
+        kind,
+    })
 }
 
 /// The kind of the qdisc in the place of clsact: that, `ingress`, or none.
 ///
 /// # Errors
-/// As for [`program`].
+/// As for [`list`].
 pub fn qdisc(ifindex: u32) -> Result<Option<String>> {
     let about = [ifindex, 0, CLSACT, 0];
     // Without these some kernels, 6.18 among them, do not answer.
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO;
-    let attributes = ask(RTM_GETQDISC, flags, RTM_NEWQDISC, about, None)?;
+    let attributes = ask(RTM_GETQDISC, flags, RTM_NEWQDISC, about)?;
     let kind = attributes.and_then(|all| attribute(&all, TCA_KIND).map(<[u8]>::to_vec));
     Ok(kind.map(|kind| {
         String::from_utf8_lossy(&kind)
@@ -77,48 +180,52 @@ pub fn qdisc(ifindex: u32) -> Result<Option<String>> {
     }))
 }
 
-/// Asks about one object; `None` if there is none, else its attributes.
-fn ask(
-    question: u16,
-    flags: u16,
-    answer: u16,
-    about: [u32; 4],
-    kind: Option<&[u8; 4]>,
-) -> Result<Option<Vec<u8>>> {
-    let socket = socket(
+fn open() -> Result<OwnedFd> {
+    socket(
         AddressFamily::Netlink,
         SockType::Raw,
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkRoute,
     )
-    .context("opening a netlink socket")?;
+    .context("opening a netlink socket")
+}
+
+/// Asks about one object; `None` if there is none, else its attributes.
+fn ask(question: u16, flags: u16, answer: u16, about: [u32; 4]) -> Result<Option<Vec<u8>>> {
+    let socket = open()?;
     let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
-    let message = message(question, flags, about, kind);
+    let message = message(question, flags, about);
     sendto(fd, &message, &kernel, MsgFlags::empty()).context("asking about filters")?;
     let mut buffer = [0; 8192];
     // The kernel has answered before sendto(2) returns.
     let length = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).context("hearing of filters")?;
     let heard = buffer.get(..length).unwrap_or(&buffer);
     match u16_at(heard, 4) {
-        Some(NLMSG_ERROR) => {
-            let code = heard.get(HEADER..).and_then(<[u8]>::first_chunk);
-            let code = code.map_or(0, |code| i32::from_ne_bytes(*code));
-            match Errno::from_raw(-code) {
-                // Only that the question was heard.
-                _ if code == 0 => Ok(None),
-                // No filter, no chain, no qdisc.
-                Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP => Ok(None),
-                errno => Err(std::io::Error::from(errno)).context("asking about filters"),
-            }
-        }
+        Some(NLMSG_ERROR) => match failure(heard.get(HEADER..).unwrap_or_default()) {
+            None => Ok(None),
+            Some(err) => Err(err).context("asking about filters"),
+        },
         kind if kind == Some(answer) => Ok(heard.get(HEADER + ABOUT..).map(<[u8]>::to_vec)),
         _ => bail!("the kernel's answer about filters is none"),
     }
 }
 
-fn message(kind: u16, flags: u16, about: [u32; 4], filter: Option<&[u8; 4]>) -> Vec<u8> {
-    let attribute = filter.map_or(0, |filter| ATTRIBUTE + filter.len());
-    let length = HEADER + ABOUT + attribute;
+/// What a `struct nlmsgerr` says, if it is more than that there is no such thing.
+fn failure(payload: &[u8]) -> Option<std::io::Error> {
+    let code = payload
+        .first_chunk()
+        .map_or(0, |code| i32::from_ne_bytes(*code));
+    match Errno::from_raw(-code) {
+        // Only that the question was heard.
+        _ if code == 0 => None,
+        // No filter, no chain, no qdisc.
+        Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP => None,
+        errno => Some(errno.into()),
+    }
+}
+
+fn message(kind: u16, flags: u16, about: [u32; 4]) -> Vec<u8> {
+    let length = HEADER + ABOUT;
     let mut message = Vec::with_capacity(length);
     message.extend(u32::try_from(length).unwrap_or_default().to_ne_bytes());
     message.extend(kind.to_ne_bytes());
@@ -127,11 +234,6 @@ fn message(kind: u16, flags: u16, about: [u32; 4], filter: Option<&[u8; 4]>) -> 
     message.extend([0; 4 + 4 + 4]);
     for word in about {
         message.extend(word.to_ne_bytes());
-    }
-    if let Some(filter) = filter {
-        message.extend(8_u16.to_ne_bytes());
-        message.extend(TCA_KIND.to_ne_bytes());
-        message.extend(filter);
     }
     message
 }
@@ -149,6 +251,11 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_ne_bytes(*bytes))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {

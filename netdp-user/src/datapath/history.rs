@@ -51,7 +51,7 @@ pub(super) fn joined(rules: &Entries, before: &Entries) -> Entries {
         let rule = own.unwrap_or(rule);
         let bypassed_before = marked.map_or(bypassed_before, |value| bypassed(&value));
         let mut wanted = rule;
-        if bypassed_before && action(&rule) == Action::Masquerade {
+        if bypassed_before && action(&rule) != Action::Bypass {
             wanted.action |= POLICY_WAS_BYPASSED;
         }
         let covered = value.action & !POLICY_NO_RULE == wanted.action;

@@ -1,27 +1,18 @@
 //! Attaching the programs to interfaces: TCX links, held and pinned, where the
 //! kernel has them (6.6), clsact filters otherwise. Other programs there are let be.
 
-use super::object::{EGRESS, HAIRPIN, INGRESS, program};
+use super::object::{EGRESS, HAIRPIN, INGRESS, SHUT, STAND_IN};
 use super::placed::Placed;
 use super::tcx::TcxLink;
-use super::{bpffs, filter};
+use super::{bpffs, clsact, object};
 use crate::uplinks::Uplink;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
-use aya::programs::links::Link as _;
-use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
-};
 use aya::programs::{SchedClassifier, TcAttachType};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-
-/// Fixed priority and handle of our clsact filters, so that a later agent finds
-/// and replaces them.
-pub(super) const PRIORITY: u16 = 40_960;
-pub(super) const HANDLE: TcHandle = TcHandle::new(0, 0x6e64);
 
 /// One of the two hooks on an uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,7 +37,7 @@ impl Hook {
         }
     }
 
-    const fn attach_type(self) -> TcAttachType {
+    pub(super) const fn attach_type(self) -> TcAttachType {
         match self {
             Self::Egress => TcAttachType::Egress,
             Self::Ingress | Self::Pod => TcAttachType::Ingress,
@@ -54,7 +45,7 @@ impl Hook {
     }
 
     /// As people call it.
-    pub(super) const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Egress => "egress",
             Self::Ingress => "ingress",
@@ -62,7 +53,7 @@ impl Hook {
         }
     }
 
-    fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
+    pub(super) fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
         bpffs
             .join("links")
             .join(format!("{}_{ifindex}", self.name()))
@@ -94,9 +85,9 @@ pub struct Attached {
 
 /// An interface to attach to.
 #[derive(Clone, Copy)]
-struct Device<'a> {
-    ifindex: u32,
-    name: &'a str,
+pub(super) struct Device<'a> {
+    pub(super) ifindex: u32,
+    pub(super) name: &'a str,
 }
 
 /// What is attached where.
@@ -108,6 +99,8 @@ pub struct Links {
     places: BTreeMap<(u32, Hook), Place>,
     /// Why links could not be pinned when they were made; another's pin may be in the place.
     unpinned: BTreeMap<(u32, Hook), String>,
+    /// Whether interfaces that are attached to by now are new ones.
+    started: bool,
 }
 
 /// A program's place.
@@ -138,6 +131,7 @@ impl Links {
             attached: BTreeMap::new(),
             places: BTreeMap::new(),
             unpinned: BTreeMap::new(),
+            started: false,
         })
     }
 
@@ -182,6 +176,12 @@ impl Links {
         self.unpinned.values().next().map(String::as_str)
     }
 
+    /// From here on, interfaces are new ones, by which nothing has left yet: until both programs are
+    /// attached, nothing that is forwarded leaves.
+    pub const fn set_started(&mut self) {
+        self.started = true;
+    }
+
     /// Attaches both programs of an uplink; ones that are there already, of this
     /// or an earlier agent, are replaced in place. Ingress first: from the first
     /// packet that leaves translated on, replies find their way back.
@@ -191,8 +191,19 @@ impl Links {
             name: &uplink.name,
         };
         let mut mechanism = self.mechanism;
+        let mut shut = self.shut(object, device);
         for hook in Hook::UPLINK {
-            mechanism = self.attach_one(object, hook, device, mechanism)?;
+            let made = shut.take_if(|_| hook == Hook::Egress);
+            mechanism = match self.attach_one(object, hook, device, mechanism, made) {
+                Ok(mechanism) => mechanism,
+                Err(err) => {
+                    if let Some(shut) = shut {
+                        // It fails where the interface is gone, which is as good.
+                        let _ = shut.detach();
+                    }
+                    return Err(err);
+                }
+            };
         }
         self.attached.insert(
             uplink.ifindex,
@@ -208,29 +219,51 @@ impl Links {
     /// Attaches the hairpin program to an interface towards pods.
     pub fn attach_pods(&mut self, object: &mut Ebpf, ifindex: u32, name: &str) -> Result<()> {
         let device = Device { ifindex, name };
-        self.attach_one(object, Hook::Pod, device, self.mechanism)
+        self.attach_one(object, Hook::Pod, device, self.mechanism, None)
             .map(drop)
     }
 
+    /// Makes the egress link of a new interface at once, with a program that lets nothing through that
+    /// is forwarded: the kernel takes its time for the ingress link. `None` where there is no TCX, or
+    /// anything of ours.
+    fn shut(&self, object: &mut Ebpf, device: Device<'_>) -> Option<TcxLink> {
+        let Device { ifindex, name } = device;
+        let is_there = |hook: Hook| {
+            self.places.contains_key(&(ifindex, hook))
+                || hook.pin(&self.bpffs, ifindex).exists()
+                || clsact::is_there(name, hook)
+        };
+        if !self.started
+            || self.mechanism == Mechanism::Clsact
+            || Hook::UPLINK.into_iter().any(is_there)
+        {
+            return None;
+        }
+        let shut = object::loaded(object, SHUT).ok()?.fd().ok()?.as_fd();
+        TcxLink::create(shut, ifindex, Hook::Egress).ok()
+    }
+
+    /// `made` is a link that was just made for it.
     fn attach_one(
         &mut self,
         object: &mut Ebpf,
         hook: Hook,
         device: Device<'_>,
         mechanism: Mechanism,
+        made: Option<TcxLink>,
     ) -> Result<Mechanism> {
-        let program = program(object, hook.program())?;
+        let program = object::loaded(object, hook.program())?;
         let (mechanism, link) = match mechanism {
             Mechanism::Clsact => {
                 // Never both: a packet would be translated twice.
                 bpffs::remove_pin(&hook.pin(&self.bpffs, device.ifindex), &mut Vec::new())?;
-                attach_clsact(program, hook, device)?;
+                clsact::attach(program, hook, device)?;
                 (Mechanism::Clsact, None)
             }
             // What `new` has made of auto.
             Mechanism::Tcx | Mechanism::Auto => (
                 Mechanism::Tcx,
-                Some(self.attach_tcx(program, hook, device)?),
+                Some(self.attach_tcx(program, hook, device, made)?),
             ),
         };
         let placed = Placed {
@@ -245,15 +278,75 @@ impl Links {
         Ok(mechanism)
     }
 
+    /// Puts an uplink's program before those of others that have come before it since. The new one
+    /// is there before the old one goes, and for a few microseconds only are both.
+    ///
+    /// # Errors
+    /// There is no place before theirs, or the kernel refused: all is as before.
+    pub fn overtake(&mut self, object: &mut Ebpf, placed: &Placed) -> Result<()> {
+        let Placed { ifindex, hook, .. } = *placed;
+        let Some(place) = self.places.get_mut(&(ifindex, hook)) else {
+            return Ok(());
+        };
+        let name = place.placed.interface.clone();
+        let device = Device {
+            ifindex,
+            name: &name,
+        };
+        let Some(old) = place.link.take() else {
+            return clsact::overtake(object::loaded(object, hook.program())?, hook, device);
+        };
+        let moved = tcx_overtake(object, placed);
+        let (link, program) = match moved {
+            Ok(moved) => moved,
+            Err(err) => {
+                place.link = Some(old);
+                return Err(err);
+            }
+        };
+        // Fails where it is detached already.
+        let _ = old.detach();
+        self.pin_anew(&link, (ifindex, hook));
+        let placed = Placed {
+            program,
+            ..placed.clone()
+        };
+        let link = Some(link);
+        self.places.insert((ifindex, hook), Place { placed, link });
+        Ok(())
+    }
+
+    /// Pins a link that was just made. Attached is what matters; what can't be pinned now is tried
+    /// again.
+    fn pin_anew(&mut self, link: &TcxLink, at: (u32, Hook)) {
+        let pin = at.1.pin(&self.bpffs, at.0);
+        let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
+            link.pin(&pin)
+                .with_context(|| format!("pinning the link {}", pin.display()))
+        });
+        match pinned {
+            Ok(()) => drop(self.unpinned.remove(&at)),
+            Err(err) => drop(self.unpinned.insert(at, format!("{err:#}"))),
+        }
+    }
+
     fn attach_tcx(
         &mut self,
         program: &SchedClassifier,
         hook: Hook,
         device: Device<'_>,
+        made: Option<TcxLink>,
     ) -> Result<TcxLink> {
         let program = program.fd()?.as_fd();
         let pin = hook.pin(&self.bpffs, device.ifindex);
-        let place = self.places.get_mut(&(device.ifindex, hook));
+        let at = (device.ifindex, hook);
+        if let Some(link) = made {
+            link.update(program)
+                .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
+            self.pin_anew(&link, at);
+            return Ok(link);
+        }
+        let place = self.places.get_mut(&at);
         let link = match place.and_then(|place| place.link.take()) {
             Some(held) => Some(held),
             None if pin.exists() => Some(
@@ -262,7 +355,7 @@ impl Links {
             ),
             None => {
                 // An earlier agent may have used clsact. Never both.
-                remove_filter(device.name, hook);
+                clsact::remove(device.name, hook);
                 None
             }
         };
@@ -278,16 +371,7 @@ impl Links {
         }
         let link = TcxLink::create(program, device.ifindex, hook)
             .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
-        // Attached is what matters; what can't be pinned now is tried again.
-        let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
-            link.pin(&pin)
-                .with_context(|| format!("pinning the link {}", pin.display()))
-        });
-        let at = (device.ifindex, hook);
-        match pinned {
-            Ok(()) => drop(self.unpinned.remove(&at)),
-            Err(err) => drop(self.unpinned.insert(at, format!("{err:#}"))),
-        }
+        self.pin_anew(&link, at);
         Ok(link)
     }
 
@@ -297,7 +381,7 @@ impl Links {
         let ifindex = link.ifindex;
         let name = link.name.as_str();
         let device = Device { ifindex, name };
-        self.attach_one(object, Hook::Ingress, device, self.mechanism)?;
+        self.attach_one(object, Hook::Ingress, device, self.mechanism, None)?;
         self.attached.remove(&ifindex);
         self.release(|at, hook| at == ifindex && hook == Hook::Egress);
         let bpffs = &self.bpffs;
@@ -333,7 +417,7 @@ impl Links {
         let mut removed = Vec::new();
         for (ifindex, hook) in self.places.keys() {
             if let Some(name) = name_of(*ifindex)
-                && remove_filter(&name, *hook)
+                && clsact::remove(&name, *hook)
             {
                 removed.push(format!("clsact {hook:?} filter on {name}"));
             }
@@ -360,43 +444,35 @@ impl Links {
     }
 }
 
-fn attach_clsact(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
-    let Device { ifindex, name } = device;
-    // Fails where the qdisc is there already, which is as good.
-    let added = qdisc_add_clsact(name);
-    // One of the kind ingress would take both filters, and run them at ingress.
-    match filter::qdisc(ifindex)?.as_deref() {
-        Some("clsact") => {}
-        Some(kind) => bail!(
-            "{name} has a qdisc {kind}, where clsact would be: remove it (tc qdisc del dev {name} \
-             ingress), or use --attach tcx"
-        ),
-        None => {
-            added.with_context(|| format!("adding the clsact qdisc to {name}"))?;
-            bail!(
-                "{name} has no clsact qdisc, though the kernel took one: find what removes it (tc \
-                 monitor), or use --attach tcx"
-            );
+/// Makes a link before all others for the program of a place, which its own link goes on to hold.
+///
+/// What makes a link returns milliseconds after packets meet it, once none is under way by the list
+/// as it was (`tcx_entry_sync`, include/net/tcx.h, Linux 6.18). Lest both programs translate for so
+/// long, the new link begins with a program that does nothing. A program is on a hook once only:
+/// where ours is there, another copy is loaded.
+fn tcx_overtake(object: &mut Ebpf, placed: &Placed) -> Result<(TcxLink, u32)> {
+    let Placed { ifindex, hook, .. } = *placed;
+    let stand_in = object::loaded(object, STAND_IN)?.fd()?.as_fd();
+    let link = TcxLink::create(stand_in, ifindex, hook)
+        .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
+    let update = |object: &mut Ebpf| {
+        let mut program = object::loaded(object, hook.program())?;
+        if program.info()?.id() == placed.program {
+            program.unload()?;
+            program = object::loaded(object, hook.program())?;
+        }
+        link.update(program.fd()?.as_fd())?;
+        Ok::<_, anyhow::Error>(program.info()?.id())
+    };
+    let updated = update(object);
+    match updated {
+        Ok(program) => Ok((link, program)),
+        Err(err) => {
+            // As it was.
+            let _ = link.detach();
+            Err(err).with_context(|| format!("moving the {} program", hook.name()))
         }
     }
-    let ours = SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)?;
-    let id = match program.attach_to_link(ours) {
-        Ok(id) => id,
-        Err(_) => program
-            .attach_with_options(
-                name,
-                hook.attach_type(),
-                TcAttachOptions::Netlink(NlOptions {
-                    priority: PRIORITY,
-                    handle: HANDLE,
-                    classid: None,
-                }),
-            )
-            .with_context(|| format!("adding the clsact {hook:?} filter"))?,
-    };
-    // Dropping the link would remove the filter; it is to outlive the agent.
-    std::mem::forget(program.take_link(id)?);
-    Ok(())
 }
 
 /// Removes what is pinned for an interface, and its filters if it still exists.
@@ -419,7 +495,7 @@ fn remove_hook(
     // A new interface may have the name by now.
     if let Some(name) = name
         && name_of(ifindex).as_deref() == Some(name)
-        && remove_filter(name, hook)
+        && clsact::remove(name, hook)
     {
         removed.push(format!("clsact {hook:?} filter on {name}"));
     }
@@ -449,31 +525,11 @@ fn remove_pods(
     let interfaces = nix::net::if_::if_nameindex().context("listing the interfaces")?;
     for interface in &interfaces {
         let (ifindex, name) = (interface.index(), interface.name().to_string_lossy());
-        if loses(ifindex) && !uplinks.contains(&ifindex) && remove_filter(&name, Hook::Pod) {
+        if loses(ifindex) && !uplinks.contains(&ifindex) && clsact::remove(&name, Hook::Pod) {
             removed.push(format!("clsact hairpin filter on {name}"));
         }
     }
     Ok(())
-}
-
-/// Removes our filter, and none but ours, from an interface's clsact qdisc;
-/// whether there was one.
-fn remove_filter(name: &str, hook: Hook) -> bool {
-    SchedClassifierLink::attached(name, hook.attach_type(), PRIORITY, HANDLE, None)
-        .is_ok_and(|link| link.detach().is_ok())
-}
-
-/// Removes the filters among these, pinned maps or not. Gives back what was removed, a line each.
-pub fn remove_filters(placed: &[Placed]) -> Vec<String> {
-    let ours = placed
-        .iter()
-        .filter(|placed| name_of(placed.ifindex).as_deref() == Some(&placed.interface))
-        .filter(|placed| remove_filter(&placed.interface, placed.hook));
-    ours.map(|placed| {
-        let (hook, name) = (placed.hook, &placed.interface);
-        format!("clsact {hook:?} filter on {name}")
-    })
-    .collect()
 }
 
 /// Removes every link below `bpffs`, and the filters on `uplinks`.

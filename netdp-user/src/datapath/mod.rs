@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod bpffs;
+mod clsact;
 mod endpoints;
 mod entries;
 mod filter;
@@ -14,24 +15,30 @@ mod history;
 mod links;
 mod macs;
 pub mod maps;
+mod mounts;
 mod node;
 mod object;
+mod orphans;
 mod placed;
 mod policy;
 mod self_check;
 mod sources;
 mod sweep;
+mod tap;
 mod tcx;
 
+pub use clsact::remove_filters;
 pub use flows::FlowRecord;
 pub use handover::{Handover, untranslated};
 pub use history::History;
-pub use links::{Attached, Hook, Mechanism, remove_filters};
+pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use node::NodeMaps;
-pub use placed::{Findings, Found, Placed, Watched};
+pub use orphans::adopt;
+pub use placed::{Ahead, Findings, Found, Placed, Watched};
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
+pub use tap::{Effect, Rules, Tap};
 
 use crate::limits;
 use crate::reconcile::Change;
@@ -184,6 +191,8 @@ pub struct Datapath {
     /// Whether maps of an earlier agent were found and kept.
     adopted: bool,
     bpffs: PathBuf,
+    /// Why all ends with this mount namespace, if it does.
+    fleeting: Option<String>,
 }
 
 impl Datapath {
@@ -194,7 +203,9 @@ impl Datapath {
     /// A bpffs that can't be made, maps of another layout, missing privileges,
     /// a kernel that refuses the programs.
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
-        bpffs::ensure(bpffs)?;
+        let mounted = bpffs::ensure(bpffs)?;
+        let fleeting = bpffs::is_fleeting(bpffs, mounted);
+        adopt(bpffs)?;
         let counted = object::Carried::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
         if !adopted {
@@ -230,6 +241,7 @@ impl Datapath {
             on_reload: setup.on_reload,
             adopted,
             bpffs: bpffs.to_owned(),
+            fleeting,
         })
     }
 
@@ -249,6 +261,16 @@ impl Datapath {
     /// What the kernel was found to have.
     pub const fn kernel(&self) -> Kernel {
         self.kernel
+    }
+
+    /// From here on, uplinks that are attached to are new interfaces.
+    pub const fn set_started(&mut self) {
+        self.links.set_started();
+    }
+
+    /// Why the pins end with the agent's mount namespace, if they do.
+    pub fn fleeting(&self) -> Option<&str> {
+        self.fleeting.as_deref()
     }
 
     /// The maps, for looking.
@@ -286,6 +308,16 @@ impl Datapath {
         self.links.placed()
     }
 
+    /// Puts an uplink's program before those of others.
+    ///
+    /// # Errors
+    /// There is no place before theirs, or the kernel refused: all is as before.
+    pub fn overtake(&mut self, placed: &Placed) -> Result<()> {
+        self.links
+            .overtake(&mut self.object, placed)
+            .with_context(|| format!("on {}", placed.interface))
+    }
+
     /// Why a link could not be pinned when it was made.
     pub fn unpinned(&self) -> Option<&str> {
         self.links.unpinned()
@@ -311,6 +343,19 @@ impl Datapath {
             pinned += 1;
         }
         Ok(pinned + self.links.pin()?)
+    }
+
+    /// Takes off the programs of netdp's whose pins are out of reach. Gives back what was removed, a line
+    /// each.
+    ///
+    /// # Errors
+    /// The kernel does not tell of its programs, or refused.
+    pub fn remove_orphans(&self) -> Result<Vec<String>> {
+        let placed = self.links.placed();
+        let keep = placed.iter().map(|it| (it.ifindex, it.hook, it.program));
+        let mut removed = Vec::new();
+        orphans::remove(&keep.collect(), &mut removed)?;
+        Ok(removed)
     }
 
     /// Takes all programs off, and removes pins and maps. Gives back what was
@@ -450,23 +495,27 @@ impl Datapath {
     }
 }
 
-/// Removes programs, pins and maps below `bpffs`, and the bpffs if it is
-/// mounted there. Gives back what was removed, a line each.
+/// Removes programs, pins and maps below `bpffs`, and the bpffs if it is mounted there; and the programs
+/// of netdp's on the node's hooks whose pins are out of reach. Gives back what was removed, a line each.
 ///
 /// # Errors
 /// What could not be removed, by name.
 pub fn detach(bpffs: &Path) -> Result<Vec<String>> {
-    if !bpffs::is_bpffs(bpffs) {
-        return Ok(Vec::new());
-    }
     let mut removed = Vec::new();
-    // Of another version's pins, or half of them, the links and files go all the same.
-    let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
-    links::remove_all(bpffs, &uplinks, &mut removed)?;
-    for (file, _) in abi::pins::ALL {
-        bpffs::remove_pin(&bpffs.join(file), &mut removed)?;
+    let mut before = None;
+    // Below one that is unmounted another may come to light.
+    while bpffs::is_bpffs(bpffs) && before.replace(removed.len()) != Some(removed.len()) {
+        // Of another version's pins, or half of them, the links and files go all the same.
+        let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
+        links::remove_all(bpffs, &uplinks, &mut removed)?;
+        for (file, _) in abi::pins::ALL {
+            bpffs::remove_pin(&bpffs.join(file), &mut removed)?;
+        }
+        bpffs::remove_dir(bpffs, &mut removed)?;
     }
-    bpffs::remove_dir(bpffs, &mut removed)?;
+    if let Err(err) = orphans::remove(&BTreeSet::new(), &mut removed) {
+        log::warn!("looking for programs whose pins are out of reach: {err:#}");
+    }
     Ok(removed)
 }
 

@@ -6,7 +6,7 @@ use super::sweep::now;
 use crate::node::{Spoken, Wanted};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::abi::{MAPPING_HOST, Mapping, NodeProtocol, node_port_bit, pins};
+use netdp_common::abi::{Action, MAPPING_HOST, Mapping, NodeProtocol, node_port_bit, pins};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{age, ticks};
 use netdp_common::tuple::Tuple;
@@ -70,10 +70,32 @@ impl Maps {
     /// A map could not be read or written.
     pub fn end_for_node(&mut self, added: &Added) -> Result<usize> {
         let now = now(self)?;
+        let wires = self.end(|wire, half| added.ends(wire, age(now, half.created)))?;
+        self.release_ports(&wires)?;
+        Ok(wires.len())
+    }
+
+    /// Ends mappings of pods towards what the policy withholds. Gives their number.
+    ///
+    /// # Errors
+    /// A map could not be read or written.
+    pub fn end_withheld(&mut self) -> Result<usize> {
+        let mut known = std::collections::HashMap::new();
+        let wires = self.end(|wire, _| {
+            let withheld = || matches!(self.action(&wire.src), Ok(Action::Withhold));
+            *known.entry(wire.src).or_insert_with(withheld)
+        })?;
+        self.release_ports(&wires)?;
+        Ok(wires.len())
+    }
+
+    /// Ends those of pods' mappings that `ends` says, by their wire tuple and reply half. Gives their
+    /// wire tuples; the next full sweep counts anew.
+    fn end(&self, mut ends: impl FnMut(&Tuple, &Mapping) -> bool) -> Result<Vec<Tuple>> {
         let mut wires = Vec::new();
         let mut originals = Vec::new();
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |wire, half| {
-            if half.flags & MAPPING_HOST == 0 && added.ends(wire, age(now, half.created)) {
+            if half.flags & MAPPING_HOST == 0 && ends(wire, half) {
                 originals.push(wire.answers(half.addr, half.id));
                 wires.push(*wire);
             }
@@ -81,9 +103,7 @@ impl Maps {
         .context("reading the rev_snat map")?;
         batch::remove(&self.snat_data, &originals).context("in the snat map")?;
         batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")?;
-        // The next full sweep counts anew.
-        self.release_ports(&wires)?;
-        Ok(wires.len())
+        Ok(wires)
     }
 }
 

@@ -20,6 +20,12 @@ pub const INGRESS: &str = "ingress_rev_snat";
 /// Program at TC ingress of interfaces towards pods.
 pub const HAIRPIN: &str = "pod_hairpin";
 
+/// Program that does nothing, for a link that is being moved.
+pub const STAND_IN: &str = "stand_in";
+
+/// Program at TC egress of an interface that is being set up: drops what is forwarded.
+pub const SHUT: &str = "shut";
+
 /// The object that the build script left.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
 
@@ -39,12 +45,24 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     let mut names = vec![EGRESS, INGRESS];
     names.extend(setup.hairpin.then_some(HAIRPIN));
     for name in names {
-        program(&mut object, name)?
+        loaded(&mut object, name)?;
+    }
+    Ok(object)
+}
+
+/// One of the object's programs, which the kernel has.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = program(object, name)?;
+    if program.fd().is_err() {
+        program
             .load()
             .map_err(explain)
             .with_context(|| format!("loading the program {name}"))?;
     }
-    Ok(object)
+    Ok(program)
 }
 
 /// One of the object's programs.
@@ -152,11 +170,12 @@ fn layout() -> [(&'static str, MapType, usize, usize); 23] {
     ]
 }
 
-/// Counters before there were reasons to drop for forged sources, protocols of the node and
-/// limits of pods, which come last: 12 and 11 of 8 bytes.
-const FEWER_COUNTERS: usize = 23;
+/// How many counters of 8 bytes earlier versions had: without reasons to drop for forged sources,
+/// protocols of the node and limits of pods; without that for IPsec policies. Reasons come last.
+const FEWER_COUNTERS: [usize; 2] = [23, 26];
 /// Counters by now.
 const COUNTERS: usize = size_of::<abi::Counters>() / 8;
+const _: () = assert!(COUNTERS > FEWER_COUNTERS[1]);
 
 /// What an earlier version has counted on each CPU.
 pub struct Carried(Vec<[u64; COUNTERS]>);
@@ -174,11 +193,22 @@ impl Carried {
         }
         let info = MapInfo::from_pin(&path)
             .with_context(|| format!("reading the pinned map {}", path.display()))?;
-        if info.value_size() as usize != FEWER_COUNTERS * 8 {
+        let size = info.value_size() as usize;
+        let carried = if size == FEWER_COUNTERS[0] * 8 {
+            Self::read::<{ FEWER_COUNTERS[0] }>(&path)?
+        } else if size == FEWER_COUNTERS[1] * 8 {
+            Self::read::<{ FEWER_COUNTERS[1] }>(&path)?
+        } else {
             return Ok(None);
-        }
-        let map = Map::PerCpuArray(MapData::from_pin(&path)?);
-        let before: PerCpuArray<_, [u64; FEWER_COUNTERS]> = map.try_into()?;
+        };
+        std::fs::remove_file(&path)
+            .with_context(|| format!("removing the pin {}", path.display()))?;
+        Ok(Some(carried))
+    }
+
+    fn read<const N: usize>(path: &Path) -> Result<Self> {
+        let map = Map::PerCpuArray(MapData::from_pin(path)?);
+        let before: PerCpuArray<_, [u64; N]> = map.try_into()?;
         let counted = before.get(&0, 0).context("reading the counters")?;
         let counted = counted.iter().map(|before| {
             let mut counters = [0; COUNTERS];
@@ -187,10 +217,7 @@ impl Carried {
             }
             counters
         });
-        let carried = Self(counted.collect());
-        std::fs::remove_file(&path)
-            .with_context(|| format!("removing the pin {}", path.display()))?;
-        Ok(Some(carried))
+        Ok(Self(counted.collect()))
     }
 
     /// Goes on counting from there.

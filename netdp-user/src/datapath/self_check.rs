@@ -12,6 +12,7 @@ use crate::config::{Action, Config};
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
+use netdp_common::abi;
 use netdp_common::addr::Addr;
 use netdp_common::tuple::{Tuple, proto};
 use packet::{ID, ping, ping_from};
@@ -58,6 +59,7 @@ impl Datapath {
                 }
                 if let Some(to) = destination(config, Action::Masquerade, v4, local)
                     && address
+                    && self.maps.action(&Addr::from(to))? == abi::Action::Masquerade
                 {
                     self.is_masqueraded(uplink, to, local)?;
                 }

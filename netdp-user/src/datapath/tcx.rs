@@ -3,6 +3,7 @@
 //! time later.
 
 use super::links::Hook;
+use aya::programs::loaded_programs;
 use std::ffi::CString;
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -13,6 +14,7 @@ use std::path::Path;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_PROG_QUERY: libc::c_int = 16;
+const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_LINK_UPDATE: libc::c_int = 29;
 const BPF_LINK_DETACH: libc::c_int = 34;
@@ -21,7 +23,7 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 const INGRESS: u32 = 46;
 const EGRESS: u32 = 47;
 
-/// Before, and after, all others.
+/// Before, and after, all others that are there by then.
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
 
@@ -57,6 +59,14 @@ struct Update {
     old_prog_fd: u32,
 }
 
+/// That for `BPF_LINK_GET_FD_BY_ID`.
+#[repr(C)]
+struct ById {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
 /// That for `BPF_PROG_QUERY`.
 #[repr(C)]
 struct Query {
@@ -78,8 +88,9 @@ struct Query {
 pub struct TcxLink(OwnedFd);
 
 impl TcxLink {
-    /// Attaches a program. Nearest to the wire: other programs see pods' own addresses both ways,
-    /// and may refuse what a pod sends.
+    /// Attaches a program. At an uplink it comes before all others, both ways: what another one
+    /// returns keeps no packet from it (docs/adr/0035). Towards pods it comes after them, which may
+    /// refuse what a pod sends.
     ///
     /// # Errors
     /// The kernel refused.
@@ -89,8 +100,8 @@ impl TcxLink {
             target_ifindex: ifindex,
             attach_type: attach_type(hook),
             flags: match hook {
-                Hook::Egress | Hook::Pod => BPF_F_AFTER,
-                Hook::Ingress => BPF_F_BEFORE,
+                Hook::Egress | Hook::Ingress => BPF_F_BEFORE,
+                Hook::Pod => BPF_F_AFTER,
             },
             relative_fd: 0,
             padding: 0,
@@ -113,6 +124,20 @@ impl TcxLink {
         };
         // SAFETY: the path ends with NUL and lives through the call.
         unsafe { descriptor(BPF_OBJ_GET, &mut get) }.map(Self)
+    }
+
+    /// Opens a link by its id, pinned or not.
+    ///
+    /// # Errors
+    /// There is none by now, or the kernel refused: this needs `CAP_SYS_ADMIN`.
+    pub fn by_id(id: u32) -> Result<Self> {
+        let mut get = ById {
+            id,
+            next_id: 0,
+            open_flags: 0,
+        };
+        // SAFETY: the attribute is what the command takes and has no pointer.
+        unsafe { descriptor(BPF_LINK_GET_FD_BY_ID, &mut get) }.map(Self)
     }
 
     /// Puts another program in the place of the link's: no packet meets neither.
@@ -164,7 +189,7 @@ impl TcxLink {
 pub fn is_known() -> Result<bool> {
     /// Every namespace has its loopback device there (`LOOPBACK_IFINDEX`, include/net/flow.h).
     const LOOPBACK: u32 = 1;
-    match programs(LOOPBACK, Hook::Ingress) {
+    match on_hook(LOOPBACK, Hook::Ingress) {
         Ok(_) => Ok(true),
         Err(err) => match err.raw_os_error() {
             Some(libc::EINVAL | libc::EOPNOTSUPP) => Ok(false),
@@ -174,33 +199,54 @@ pub fn is_known() -> Result<bool> {
     }
 }
 
-/// The ids of the programs on a hook.
+/// A program on a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnHook {
+    /// Its id.
+    pub program: u32,
+    /// The id of the link that holds it; 0 where it was attached without one.
+    pub link: u32,
+}
+
+/// The programs on a hook, in the order in which they run.
 ///
 /// # Errors
 /// There is no such interface (`ENODEV`), or the kernel has no TCX.
-pub fn programs(ifindex: u32, hook: Hook) -> Result<Vec<u32>> {
-    let mut ids = [0_u32; MOST as usize];
+pub fn on_hook(ifindex: u32, hook: Hook) -> Result<Vec<OnHook>> {
+    let mut programs = [0_u32; MOST as usize];
+    let mut links = [0_u32; MOST as usize];
     let mut query = Query {
         target_ifindex: ifindex,
         attach_type: attach_type(hook),
         query_flags: 0,
         attach_flags: 0,
-        prog_ids: ids.as_mut_ptr() as u64,
+        prog_ids: programs.as_mut_ptr() as u64,
         count: MOST,
         padding: 0,
         prog_attach_flags: 0,
-        link_ids: 0,
+        link_ids: links.as_mut_ptr() as u64,
         link_attach_flags: 0,
         revision: 0,
     };
     // SAFETY: the attribute is what the command takes; the kernel writes no more ids than `count`
-    // into the array, which outlives the call.
+    // into the arrays, which outlive the call.
     match unsafe { bpf(BPF_PROG_QUERY, &mut query) } {
-        Ok(_) => Ok(ids.into_iter().take(query.count as usize).collect()),
+        Ok(_) => {
+            let pairs = programs.into_iter().zip(links);
+            let found = pairs.map(|(program, link)| OnHook { program, link });
+            Ok(found.take(query.count as usize).collect())
+        }
         // The first kernels with TCX say so of a hook that nobody has used.
         Err(err) if err.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
         Err(err) => Err(err),
     }
+}
+
+/// The name of a program by its id; `None` where the kernel does not tell it: that needs
+/// `CAP_SYS_ADMIN`.
+pub fn name(program: u32) -> Option<String> {
+    let found = loaded_programs().flatten().find(|it| it.id() == program)?;
+    found.name_as_str().map(str::to_owned)
 }
 
 const fn attach_type(hook: Hook) -> u32 {

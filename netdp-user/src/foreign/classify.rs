@@ -30,6 +30,8 @@ pub struct Around {
     pub rules: Rules,
     /// Interfaces that lead out; none if that is unknown.
     pub uplinks: Vec<String>,
+    /// What pods' packets leave with.
+    pub wire: Vec<IpAddr>,
     /// Where pods have their addresses; none if that is unknown.
     pub pods: Vec<IpNet>,
     /// The node's addresses.
@@ -331,7 +333,7 @@ fn list(nets: &[IpNet]) -> String {
     nets.join(", ")
 }
 
-fn is_named(name: &str, pattern: &str) -> bool {
+pub(super) fn is_named(name: &str, pattern: &str) -> bool {
     match pattern.strip_suffix('+') {
         Some(beginning) => name.starts_with(beginning),
         None => name == pattern,

@@ -10,6 +10,22 @@ use std::net::IpAddr;
 
 /// The nat table of a node with these addresses.
 pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
+    Ruleset {
+        roots: vec!["POSTROUTING".into()],
+        inward_roots: vec!["PREROUTING".into(), "OUTPUT".into()],
+        ..chains(table, family, local)
+    }
+}
+
+/// The raw or the mangle table.
+pub fn early(table: &Table, family: Family) -> Ruleset {
+    Ruleset {
+        early_roots: vec!["PREROUTING".into()],
+        ..chains(table, family, &BTreeSet::new())
+    }
+}
+
+fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     let chains = table.chains.iter().map(|(name, rules)| {
         let parse = |rule: &crate::iptables::Rule| parse(name, &rule.text, local);
         let rules = rules.iter().map(parse).collect();
@@ -18,8 +34,7 @@ pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Rules
     Ruleset {
         family: Some(family),
         chains: chains.collect(),
-        roots: vec!["POSTROUTING".into()],
-        inward_roots: vec!["PREROUTING".into(), "OUTPUT".into()],
+        ..Ruleset::default()
     }
 }
 
@@ -139,6 +154,10 @@ fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
             nets: vec![net],
             not,
         })),
+        "-i" => Some(Some(Match::In {
+            names: vec![value.into()],
+            not,
+        })),
         "-o" => Some(Some(Match::Out {
             names: vec![value.into()],
             not,
@@ -172,6 +191,7 @@ fn target(name: &str) -> Target {
         "MASQUERADE" => Target::Masquerade,
         "SNAT" => Target::Snat(Vec::new()),
         "RETURN" | "ACCEPT" => Target::Leave,
+        "DROP" | "REJECT" => Target::Drop,
         "MARK" | "CONNMARK" | "LOG" | "NFLOG" | "DNAT" | "REDIRECT" | "NETMAP" => Target::Other,
         chain => Target::Jump(chain.into()),
     }

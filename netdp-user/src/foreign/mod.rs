@@ -2,10 +2,13 @@
 //! give another destination to what is addressed to the node.
 //!
 //! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]). [`walk`]
-//! finds what is reached from POSTROUTING, [`classify`](classify::Classifier::classify) says what each rule means for pods' packets.
-//! [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports.
+//! finds what is reached from POSTROUTING, [`classify`](classify::Classifier::classify) says what each rule
+//! means for pods' packets. [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports.
+//! [`early`] judges rules that drop what is addressed to pods before netfilter would have given answers
+//! their addresses.
 
 mod classify;
+mod early;
 mod inward;
 mod iptables;
 mod nft;
@@ -50,7 +53,7 @@ pub struct Inward {
 /// What was seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Rules that translate sources and are not netdp's.
+    /// Rules that translate sources and are not netdp's, and those that drop answers to pods.
     pub rules: Vec<Finding>,
     /// What could not be looked at, and why.
     pub unread: Vec<String>,
@@ -71,6 +74,9 @@ pub struct Finding {
     pub rule: String,
     /// How many there are.
     pub count: usize,
+    /// Whether it drops packets, rather than translating them.
+    #[serde(default)]
+    pub drops: bool,
     /// Whether it does to pods' packets what the configuration does not say.
     pub conflict: bool,
     /// Why.
@@ -87,7 +93,8 @@ impl std::fmt::Display for Finding {
             rule,
             ..
         } = self;
-        write!(f, "NAT by {owner} {why}: {backend}, {family}: {rule}")
+        let what = if self.drops { "a rule of" } else { "NAT by" };
+        write!(f, "{what} {owner} {why}: {backend}, {family}: {rule}")
     }
 }
 
@@ -99,8 +106,8 @@ struct Findings {
     known: HashMap<Meaning, usize>,
 }
 
-/// Owner, family, backend, whether it is a conflict, and why.
-type Meaning = (String, String, String, bool, String);
+/// Owner, family, backend, whether it drops, whether it is a conflict, and why.
+type Meaning = (String, String, String, bool, bool, String);
 
 impl Findings {
     fn add(&mut self, finding: Finding) {
@@ -109,6 +116,7 @@ impl Findings {
                 finding.owner.clone(),
                 finding.family.clone(),
                 finding.backend.clone(),
+                finding.drops,
                 finding.conflict,
                 finding.why.clone(),
             );

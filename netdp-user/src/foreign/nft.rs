@@ -22,7 +22,22 @@ pub struct Roots {
     pub outward: Vec<String>,
     /// Chains at prerouting, and NAT chains at output.
     pub inward: Vec<String>,
+    /// Chains that come before netfilter would give answers a pod's address: at prerouting, and at
+    /// ingress of devices.
+    pub early: Vec<Early>,
 }
+
+/// Such a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Early {
+    pub chain: String,
+    /// Where it is; everywhere if none is named.
+    pub devices: Vec<String>,
+}
+
+/// Where connection tracking gives answers a pod's address (`NF_IP_PRI_NAT_DST`,
+/// include/uapi/linux/netfilter_ipv4.h).
+const NAT: i64 = -100;
 
 impl Roots {
     /// Whether iptables-nft makes a nat table of such chains.
@@ -39,8 +54,23 @@ pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
     let mut tables: BTreeMap<_, Roots> = BTreeMap::new();
     for chain in objects(listing, "chain") {
         let of = |key: &str| chain[key].as_str().unwrap_or_default();
-        if !["ip", "ip6", "inet"].contains(&of("family")) {
+        if !["ip", "ip6", "inet", "netdev"].contains(&of("family")) {
             continue;
+        }
+        let at_prerouting = of("hook") == "prerouting" && chain["prio"].as_i64() < Some(NAT);
+        let early = of("type") == "filter" && (at_prerouting || of("hook") == "ingress");
+        if early {
+            let devices = elements(&chain["dev"])
+                .into_iter()
+                .filter_map(Value::as_str);
+            let name = TableName {
+                family: of("family").into(),
+                name: of("table").into(),
+            };
+            tables.entry(name).or_default().early.push(Early {
+                chain: of("name").into(),
+                devices: devices.map(str::to_owned).collect(),
+            });
         }
         let outward = match (of("type"), of("hook")) {
             ("nat", "postrouting") => true,
@@ -68,6 +98,22 @@ fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &
         .as_array()
         .map_or(&[][..], Vec::as_slice);
     all.iter().filter_map(move |object| object.get(kind))
+}
+
+/// The devices at whose ingress a chain is, as `nft -s -a list table` printed it: the JSON of nft 1.0.6 has
+/// none.
+pub fn devices(text: &str, chain: &str) -> Vec<String> {
+    let head = format!("chain {chain} {{");
+    let mut lines = text.lines().map(str::trim_start);
+    let found = lines.find(|line| line.starts_with(&head));
+    // `type filter hook ingress device "eth0" priority …`, or `devices = { eth0, eth1 }`.
+    let names = found.and_then(|_| lines.next()?.split_once(" device"));
+    let names = names.and_then(|(_, rest)| rest.split_once(" priority"));
+    let names = names.map_or("", |(names, _)| names);
+    let names = names.strip_prefix('s').unwrap_or(names);
+    let names = names.split([' ', ',', '{', '}', '=', '"']);
+    let names = names.filter(|name| !name.is_empty());
+    names.map(str::to_owned).collect()
 }
 
 /// The table that `listing` is about, of a node with these addresses; `text` is the same as
@@ -106,6 +152,7 @@ pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAdd
         chains,
         roots: roots.outward,
         inward_roots: roots.inward,
+        early_roots: roots.early.into_iter().map(|early| early.chain).collect(),
     }
 }
 
@@ -131,6 +178,7 @@ fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> 
             "xt" if value["name"] == "MASQUERADE" => rule.target = Target::Masquerade,
             "xt" if value["name"] == "SNAT" => rule.target = Target::Snat(Vec::new()),
             "return" | "accept" => rule.target = Target::Leave,
+            "drop" | "reject" => rule.target = Target::Drop,
             "jump" | "goto" => {
                 let to = value["target"].as_str().unwrap_or_default();
                 rule.target = Target::Jump(to.into());
@@ -164,11 +212,12 @@ fn understood(found: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
             }
         }
         "meta" if of["key"] == "oifname" || of["key"] == "oif" => {
-            let names = elements(right)
-                .into_iter()
-                .map(|name| Some(name.as_str()?.replace('*', "+")))
-                .collect::<Option<_>>()?;
+            let names = names(right)?;
             Some(Match::Out { names, not })
+        }
+        "meta" if of["key"] == "iifname" || of["key"] == "iif" => {
+            let names = names(right)?;
+            Some(Match::In { names, not })
         }
         "meta" if of["key"] == "mark" => Some(mark(right, right, not)),
         "&" if of[0]["meta"]["key"] == "mark" => Some(mark(right, &of[1], not)),
@@ -202,6 +251,13 @@ fn elements(value: &Value) -> Vec<&Value> {
         Value::Array(all) => all.iter().collect(),
         one => vec![one],
     }
+}
+
+/// Names of interfaces, all or nothing.
+fn names(value: &Value) -> Option<Vec<String>> {
+    let names = elements(value).into_iter();
+    let names = names.map(|name| Some(name.as_str()?.replace('*', "+")));
+    names.collect()
 }
 
 /// All of them, or nothing where one is no prefix.

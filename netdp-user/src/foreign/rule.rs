@@ -13,6 +13,9 @@ pub enum Match {
     Source { nets: Vec<IpNet>, not: bool },
     /// Its destination is.
     Destination { nets: Vec<IpNet>, not: bool },
+    /// It comes in by (or, if `not`, by another than) one of these; a `+` at the end stands for
+    /// anything.
+    In { names: Vec<String>, not: bool },
     /// It leaves by (or, if `not`, by another than) one of these; a `+` at the end stands for
     /// anything.
     Out { names: Vec<String>, not: bool },
@@ -39,6 +42,8 @@ pub enum Target {
     Leave,
     /// Another chain decides.
     Jump(String),
+    /// It goes no further.
+    Drop,
     /// Nothing that concerns its source.
     Other,
 }
@@ -64,6 +69,8 @@ pub struct Ruleset {
     pub roots: Vec<String>,
     /// Those that packets go through before it is known whether they are for the node.
     pub inward_roots: Vec<String>,
+    /// Those that packets go through before netfilter would give answers a pod's address.
+    pub early_roots: Vec<String>,
 }
 
 /// Whether the prefixes share addresses.

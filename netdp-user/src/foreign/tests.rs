@@ -34,6 +34,7 @@ fn around(translator: Translator) -> Around {
             .map(|p| prefix(p, Action::Bypass))
             .collect(),
         uplinks: vec!["eth0".into(), "eth1".into()],
+        wire: vec!["192.0.2.10".parse().unwrap()],
         pods: vec!["10.244.0.0/16".parse().unwrap()],
         local: ["192.0.2.10".parse().unwrap()].into(),
         enable_ipv6: true,
@@ -393,4 +394,21 @@ fn long_lists_are_judged_by_long_lists() {
             .push(super::rule::Match::Destination { nets, not });
         assert_eq!(conflicts(&set), usize::from(!not));
     }
+}
+
+#[test]
+fn devices_of_chains_are_read() {
+    let text = "\
+table netdev own { # handle 1
+\tchain one { # handle 1
+\t\ttype filter hook ingress device \"eth0\" priority filter; policy accept;
+\t}
+\tchain two { # handle 2
+\t\ttype filter hook ingress devices = { eth0, eth1 } priority filter; policy accept;
+\t}
+}
+";
+    assert_eq!(nft::devices(text, "one"), ["eth0"]);
+    assert_eq!(nft::devices(text, "two"), ["eth0", "eth1"]);
+    assert!(nft::devices(text, "none").is_empty());
 }

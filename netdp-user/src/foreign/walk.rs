@@ -1,5 +1,5 @@
-//! Which rules that translate sources are reached from the roots, and what a packet has to be like to
-//! get there.
+//! Which rules that translate sources, or drop what comes in, are reached from the roots, and what a
+//! packet has to be like to get there.
 
 use super::rule::{Match, Rule, Ruleset, Target};
 use crate::iptables::Family;
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 /// include/net/netfilter/nf_tables.h).
 const MAX_DEPTH: usize = 16;
 
-/// A rule that translates, with its way there.
+/// A rule that translates or drops, with its way there.
 #[derive(Debug)]
 pub struct Reached<'a, 'w> {
     pub rule: &'a Rule,
@@ -37,17 +37,37 @@ impl Reached<'_, '_> {
     }
 }
 
-/// Shows all of them to `each`, in the order in which packets meet them.
-pub fn reached<'a>(set: &'a Ruleset, mut each: impl FnMut(&Reached<'a, '_>)) {
+/// Shows all that translate to `each`, in the order in which packets meet them.
+pub fn reached<'a>(set: &'a Ruleset, each: impl FnMut(&Reached<'a, '_>)) {
+    let translates = |target: &Target| matches!(target, Target::Masquerade | Target::Snat(_));
+    walk(set, &set.roots, translates, each);
+}
+
+/// Shows all to `each` that drop what comes in before answers would get a pod's address.
+pub fn early_drops<'a>(set: &'a Ruleset, each: impl FnMut(&Reached<'a, '_>)) {
+    walk(
+        set,
+        &set.early_roots,
+        |target| *target == Target::Drop,
+        each,
+    );
+}
+
+fn walk<'a>(
+    set: &'a Ruleset,
+    roots: &'a [String],
+    wanted: fn(&Target) -> bool,
+    mut each: impl FnMut(&Reached<'a, '_>),
+) {
     let mut way = Way::default();
-    for root in &set.roots {
+    for root in roots {
         let Some(rules) = set.chains.get(root) else {
             continue;
         };
         way.path = vec![root];
         let place = way.place();
         for (position, rule) in rules.iter().enumerate() {
-            step(set, rule, position, &mut way, &mut each);
+            step(set, rule, position, wanted, &mut way, &mut each);
         }
         way.go_back(place);
     }
@@ -105,11 +125,12 @@ fn step<'a>(
     set: &'a Ruleset,
     rule: &'a Rule,
     position: usize,
+    wanted: fn(&Target) -> bool,
     way: &mut Way<'a>,
     each: &mut impl FnMut(&Reached<'a, '_>),
 ) {
     match &rule.target {
-        Target::Masquerade | Target::Snat(_) => each(&Reached {
+        target if wanted(target) => each(&Reached {
             rule,
             family: set.family,
             path: &way.path,
@@ -136,10 +157,10 @@ fn step<'a>(
             way.path.push(name);
             way.matches.extend(&rule.matches);
             for rule in rules {
-                step(set, rule, position, way, each);
+                step(set, rule, position, wanted, way, each);
             }
             way.go_back(place);
         }
-        Target::Other => {}
+        Target::Masquerade | Target::Snat(_) | Target::Drop | Target::Other => {}
     }
 }

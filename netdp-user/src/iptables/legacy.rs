@@ -1,4 +1,4 @@
-//! By what a change of iptables-legacy's nat tables shows, which the kernel tells nobody of.
+//! By what a change of iptables-legacy's tables shows, which the kernel tells nobody of.
 
 use super::Family;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -10,8 +10,11 @@ const GET_INFO: libc::c_int = 64;
 /// Bytes of a `struct ipt_getinfo` or `ip6t_getinfo`: the table's name, then numbers.
 const INFO: usize = 84;
 
-/// The size, the number of entries and the chains' offsets of each nat table; nothing where there is
-/// none. A change that leaves all of them as they are does not show.
+/// The tables whose rules concern pods' packets, or answers to them.
+const TABLES: [&str; 3] = ["nat", "raw", "mangle"];
+
+/// The size, the number of entries and the chains' offsets of each table; nothing where there is none. A
+/// change that leaves all of them as they are does not show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LegacyState(Vec<Option<Vec<u8>>>);
 
@@ -19,23 +22,28 @@ impl LegacyState {
     /// Asks the kernel. Creates no table.
     #[must_use]
     pub fn read() -> Self {
-        Self(vec![info(Family::V4), info(Family::V6)])
+        let of = |family| TABLES.map(|table| info(family, table));
+        Self([of(Family::V4), of(Family::V6)].concat())
     }
 }
 
 /// Whether the older kind of nat table is in use; to ask for it otherwise would create it.
 #[must_use]
 pub fn has_legacy_nat(family: Family) -> bool {
+    has_legacy(family, "nat")
+}
+
+fn has_legacy(family: Family, table: &str) -> bool {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     let names = std::fs::read_to_string(path).unwrap_or_default();
-    names.lines().any(|name| name == "nat")
+    names.lines().any(|name| name == table)
 }
 
-fn info(family: Family) -> Option<Vec<u8>> {
-    if !has_legacy_nat(family) {
+fn info(family: Family, table: &str) -> Option<Vec<u8>> {
+    if !has_legacy(family, table) {
         return None;
     }
     let (domain, level) = match family {
@@ -43,12 +51,13 @@ fn info(family: Family) -> Option<Vec<u8>> {
         Family::V6 => (AddressFamily::Inet6, libc::IPPROTO_IPV6),
     };
     let socket = socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None).ok()?;
-    get_info(socket.as_raw_fd(), level)
+    get_info(socket.as_raw_fd(), level, table)
 }
 
-fn get_info(socket: RawFd, level: libc::c_int) -> Option<Vec<u8>> {
+fn get_info(socket: RawFd, level: libc::c_int, table: &str) -> Option<Vec<u8>> {
     let mut info = vec![0u8; INFO];
-    info[..3].copy_from_slice(b"nat");
+    info.get_mut(..table.len())?
+        .copy_from_slice(table.as_bytes());
     let mut length = libc::socklen_t::try_from(INFO).ok()?;
     // SAFETY: the kernel reads and writes `length` bytes of a live buffer that has as many.
     let status = unsafe {

@@ -119,7 +119,15 @@ impl Iptables {
     /// # Errors
     /// No such program, or it fails.
     pub fn read(self) -> Result<Table> {
-        Ok(Table::parse(&self.save("nat")?))
+        self.read_table("nat")
+    }
+
+    /// A table as it is; nothing of the older kind's where it is not in use.
+    ///
+    /// # Errors
+    /// No such program, or it fails.
+    pub fn read_table(self, table: &str) -> Result<Table> {
+        Ok(Table::parse(&self.save(table)?))
     }
 
     /// Whether MASQUERADE knows `--random-fully`: the programs since 1.6.2.

@@ -9,6 +9,7 @@ mod ports;
 mod probe;
 mod proc;
 mod report;
+mod withhold;
 mod xfrm;
 
 #[cfg(test)]
@@ -17,7 +18,8 @@ mod tests;
 pub use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
 pub use probe::{Probe, Prober};
 pub use report::{NodeReport, PortsReport, ProtocolReport};
-pub use xfrm::Ipsec;
+pub use withhold::{Withheld, withheld};
+pub use xfrm::{Ipsec, Policy};
 
 use crate::foreign::Inward;
 use crate::uplinks::Tunnel;

@@ -1,6 +1,6 @@
 //! What nobody tells of when it changes: looked at again and again, beside the agent's loop.
 
-use super::xfrm::{self, Ipsec};
+use super::xfrm::{self, Ipsec, Policy};
 use super::{Service, Spoken, proc};
 use crate::iptables::LegacyState;
 use std::collections::BTreeSet;
@@ -25,6 +25,8 @@ pub struct Probe {
     pub raw: BTreeSet<Spoken>,
     /// What IPsec speaks.
     pub ipsec: BTreeSet<Ipsec>,
+    /// Its policies about what leaves, as the kernel lists them.
+    pub policies: Vec<Policy>,
     /// By which a change of iptables-legacy's rules shows.
     pub legacy: LegacyState,
 }
@@ -40,14 +42,16 @@ impl Probe {
         let raw = raw.iter().flat_map(|text| proc::raw(text));
         let lite = [text("udplite"), text("udplite6")];
         let lite = lite.iter().flat_map(|text| proc::udplite(text));
+        let (ipsec, policies) = xfrm::read().unwrap_or_else(|err| {
+            log::debug!("{err:#}");
+            (BTreeSet::new(), Vec::new())
+        });
         Self {
             sockets: proc::sctp(&text("sctp/eps")).chain(lite).collect(),
             services: proc::ipvs(&text("ip_vs")),
             raw: raw.chain(proc::l2tp(&text("protocols"))).collect(),
-            ipsec: xfrm::spoken().unwrap_or_else(|err| {
-                log::debug!("{err:#}");
-                BTreeSet::new()
-            }),
+            ipsec,
+            policies,
             legacy: LegacyState::read(),
         }
     }

@@ -1,7 +1,8 @@
 //! The protocols that IPsec speaks, from the kernel's states and policies
-//! (include/uapi/linux/xfrm.h), and with whom.
+//! (include/uapi/linux/xfrm.h), and with whom; and what its policies cover that leaves.
 
 use anyhow::{Context as _, Result};
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NlasIterator,
 };
@@ -15,6 +16,27 @@ const XFRM_MSG_GETSA: u16 = 0x12;
 const XFRM_MSG_NEWPOLICY: u16 = 0x13;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
 const XFRMA_TMPL: u16 = 5;
+const XFRMA_MARK: u16 = 21;
+const XFRMA_IF_ID: u16 = 31;
+
+/// `XFRM_POLICY_OUT` and `XFRM_POLICY_BLOCK`.
+const OUT: u8 = 1;
+const BLOCK: u8 = 1;
+
+/// Where in a `struct xfrm_selector` the source, the ports' masks, the family, the lengths of the
+/// destination's and the source's prefix, the protocol and the interface are.
+const SELECTOR_SOURCE: usize = 16;
+const SELECTOR_DPORT_MASK: usize = 34;
+const SELECTOR_SPORT_MASK: usize = 38;
+const SELECTOR_FAMILY: usize = 40;
+const SELECTOR_LENGTHS: usize = 42;
+const SELECTOR_PROTOCOL: usize = 44;
+const SELECTOR_INTERFACE: usize = 48;
+
+/// Where in a `struct xfrm_userpolicy_info` the priority, the direction and the action are.
+const POLICY_PRIORITY: usize = 152;
+const POLICY_DIRECTION: usize = 160;
+const POLICY_ACTION: usize = 161;
 
 /// `sizeof(struct xfrm_selector)`: in `struct xfrm_usersa_info` the `struct xfrm_id` follows.
 const SELECTOR: usize = 56;
@@ -42,20 +64,43 @@ pub struct Ipsec {
     pub ends: [IpAddr; 2],
 }
 
-/// What IPsec may speak in the namespace of the calling thread.
+/// A policy about what leaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// The source that it is about.
+    pub source: IpNet,
+    /// The destination.
+    pub destination: IpNet,
+    /// The index of the only interface that it is about; 0 for all.
+    pub ifindex: u32,
+    /// It is about a protocol, ports or a mark only.
+    pub narrow: bool,
+    /// What it covers has to be transformed, or may not leave at all.
+    pub protects: bool,
+    /// Of two that match, the one with the lower number counts.
+    pub priority: u32,
+}
+
+impl std::fmt::Display for Policy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "src {} dst {}", self.source, self.destination)
+    }
+}
+
+/// What IPsec may speak in the namespace of the calling thread, and its policies about what leaves.
 ///
 /// # Errors
 /// The kernel refuses. One without IPsec speaks none.
-pub fn spoken() -> Result<BTreeSet<Ipsec>> {
+pub fn read() -> Result<(BTreeSet<Ipsec>, Vec<Policy>)> {
     let mut socket = match Socket::new(NETLINK_XFRM) {
         Err(err) if err.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
-            return Ok(BTreeSet::new());
+            return Ok((BTreeSet::new(), Vec::new()));
         }
         other => other.context("opening a netlink socket to IPsec")?,
     };
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
-    let mut found = BTreeSet::new();
+    let (mut found, mut policies) = (BTreeSet::new(), Vec::new());
     dump(&socket, XFRM_MSG_GETSA, |kind, message| {
         if kind == XFRM_MSG_NEWSA {
             found.extend(state(message));
@@ -64,9 +109,10 @@ pub fn spoken() -> Result<BTreeSet<Ipsec>> {
     dump(&socket, XFRM_MSG_GETPOLICY, |kind, message| {
         if kind == XFRM_MSG_NEWPOLICY {
             found.extend(templates(message));
+            policies.extend(policy(message));
         }
     })?;
-    Ok(found)
+    Ok((found, policies))
 }
 
 /// Asks for all of a kind and hands over the type and the payload of each answer.
@@ -130,6 +176,61 @@ fn templates(message: &[u8]) -> Vec<Ipsec> {
     found
 }
 
+/// What a `struct xfrm_userpolicy_info` and its attributes say, if it is about what leaves. Those of
+/// IPsec interfaces are not about uplinks.
+fn policy(message: &[u8]) -> Option<Policy> {
+    if *message.get(POLICY_DIRECTION)? != OUT {
+        return None;
+    }
+    let attributes = NlasIterator::new(message.get(POLICY..).unwrap_or_default());
+    let (mut has_templates, mut narrow) = (false, false);
+    for attribute in attributes.filter_map(Result::ok) {
+        let value = attribute.value();
+        let is_set = || {
+            value
+                .first_chunk()
+                .is_some_and(|word| u32::from_ne_bytes(*word) != 0)
+        };
+        match attribute.kind() {
+            XFRMA_TMPL => has_templates = !value.is_empty(),
+            // `struct xfrm_mark`: value and mask.
+            XFRMA_MARK => {
+                let mask = value.get(4..).unwrap_or_default();
+                narrow |= mask.iter().any(|byte| *byte != 0);
+            }
+            XFRMA_IF_ID if is_set() => return None,
+            _ => {}
+        }
+    }
+    let words = |at: usize| message.get(at..).and_then(<[u8]>::first_chunk);
+    let word = |at: usize| words(at).map(|bytes| u32::from_ne_bytes(*bytes));
+    let [destination, source] = [0, 1].map(|end| message.get(SELECTOR_LENGTHS + end).copied());
+    let family = i32::from(u16::from_ne_bytes(
+        *message.get(SELECTOR_FAMILY..)?.first_chunk()?,
+    ));
+    let net = |at: usize, length: Option<u8>| -> Option<IpNet> {
+        let bytes = message.get(at..)?;
+        let address: IpAddr = match family {
+            libc::AF_INET => Ipv4Addr::from(*bytes.first_chunk::<4>()?).into(),
+            libc::AF_INET6 => Ipv6Addr::from(*bytes.first_chunk::<16>()?).into(),
+            _ => return None,
+        };
+        Some(IpNet::new(address, length?).ok()?.trunc())
+    };
+    let masks = [SELECTOR_DPORT_MASK, SELECTOR_SPORT_MASK];
+    let masks = masks.map(|at| message.get(at..at + 2));
+    narrow |= masks.iter().flatten().any(|mask| *mask != [0, 0]);
+    narrow |= *message.get(SELECTOR_PROTOCOL)? != 0;
+    Some(Policy {
+        destination: net(0, destination)?,
+        source: net(SELECTOR_SOURCE, source)?,
+        ifindex: word(SELECTOR_INTERFACE)?,
+        narrow,
+        protects: has_templates || *message.get(POLICY_ACTION)? == BLOCK,
+        priority: word(POLICY_PRIORITY)?,
+    })
+}
+
 /// What a `struct xfrm_id`, a source and a family say.
 fn ends(id: &[u8], source: &[u8], family: &[u8]) -> Option<Ipsec> {
     let family = u16::from_ne_bytes(*family.first_chunk()?);
@@ -148,7 +249,8 @@ fn ends(id: &[u8], source: &[u8], family: &[u8]) -> Option<Ipsec> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Ipsec, POLICY, SELECTOR, STATE_FAMILY, STATE_SOURCE, XFRMA_TMPL, state, templates,
+        Ipsec, POLICY, Policy, SELECTOR, STATE_FAMILY, STATE_SOURCE, XFRMA_TMPL, policy, state,
+        templates,
     };
     use proptest::prelude::*;
 
@@ -185,10 +287,46 @@ mod tests {
         assert_eq!(templates(&message), ends);
     }
 
+    #[test]
+    fn a_policy_about_what_leaves_is_read() {
+        let mut message = vec![0; POLICY];
+        message[..4].copy_from_slice(&[192, 0, 2, 0]);
+        message[16..20].copy_from_slice(&[10, 1, 0, 10]);
+        message[40..42].copy_from_slice(&2u16.to_ne_bytes());
+        message[42..44].copy_from_slice(&[24, 32]);
+        message[152..156].copy_from_slice(&7u32.to_ne_bytes());
+        assert_eq!(policy(&message), None, "of what comes in");
+        message[160] = 1;
+        let expected = Policy {
+            source: "10.1.0.10/32".parse().unwrap(),
+            destination: "192.0.2.0/24".parse().unwrap(),
+            ifindex: 0,
+            narrow: false,
+            protects: false,
+            priority: 7,
+        };
+        assert_eq!(policy(&message), Some(expected.clone()));
+        let mut tcp = message.clone();
+        tcp[44] = 6;
+        assert!(policy(&tcp).unwrap().narrow);
+        let mut protects = message.clone();
+        protects.extend(68u16.to_ne_bytes());
+        protects.extend(XFRMA_TMPL.to_ne_bytes());
+        protects.extend([0; 64]);
+        assert!(policy(&protects).unwrap().protects);
+        message[161] = 1;
+        assert!(policy(&message).unwrap().protects, "it blocks");
+        let mut of_interface = protects;
+        of_interface.extend(8u16.to_ne_bytes());
+        of_interface.extend(31u16.to_ne_bytes());
+        of_interface.extend(5u32.to_ne_bytes());
+        assert_eq!(policy(&of_interface), None, "of an IPsec interface");
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let _ = (state(&bytes), templates(&bytes));
+            let _ = (state(&bytes), templates(&bytes), policy(&bytes));
         }
     }
 }

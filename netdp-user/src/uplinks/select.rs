@@ -32,6 +32,16 @@ pub struct Selection {
     /// they exist: a default route that is gone for a moment must not let a
     /// packet out untranslated.
     pub keep: BTreeSet<u32>,
+    /// Names of links that were uplinks by their role. One that is deleted and made again is an uplink
+    /// from its first moment, before it has an address or a route.
+    pub names: BTreeSet<String>,
+}
+
+impl Selection {
+    /// Whether a link of this name is an uplink whatever else it has.
+    pub(super) fn expects(&self, name: &str) -> bool {
+        self.patterns.matches(name) || (self.patterns.is_empty() && self.names.contains(name))
+    }
 }
 
 /// Names of links, with globs (`*`, `?`, `[ab]`, `{a,b}`).
@@ -95,6 +105,14 @@ pub struct Uplink {
     pub up: bool,
     /// Packets with a VLAN tag are those of another uplink, and left alone.
     pub untagged: bool,
+}
+
+impl Uplink {
+    /// The addresses that traffic leaves with.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        let v4 = self.v4.map(IpAddr::from);
+        v4.into_iter().chain(self.v6.map(IpAddr::from))
+    }
 }
 
 /// The outcome of [`select`].
@@ -231,7 +249,12 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
         .iter()
         .filter(|addr| selection.node_addrs.contains(&addr.addr))
         .map(|addr| addr.ifindex);
-    let kept = selection.keep.iter().copied();
+    let named = snapshot
+        .links
+        .iter()
+        .filter(|link| selection.names.contains(&link.name))
+        .map(|link| link.ifindex);
+    let kept = named.chain(selection.keep.iter().copied());
     routes
         .chain(addrs)
         .chain(reach.out.keys().copied())

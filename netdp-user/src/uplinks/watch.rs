@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::model::Snapshot;
 use super::reach::Settled;
+use super::select::Selection;
 use super::snapshot::snapshot;
 
 /// How long a burst of notifications may go on before it is reported.
@@ -38,6 +40,8 @@ pub struct Monitor {
     _requests: JoinSet<()>,
     events: AsyncFd<OwnedFd>,
     pace: Pace,
+    /// Links of which names are uplinks from their first moment, but for those that are known.
+    expected: Selection,
     /// When what was noticed is reported.
     due: Option<Instant>,
     settled: Settled,
@@ -70,6 +74,7 @@ impl Monitor {
             _requests: requests,
             events: events.context("waiting for link, address and route notifications")?,
             pace: Pace::default(),
+            expected: Selection::default(),
             due: None,
             settled: Settled::default(),
         })
@@ -78,6 +83,11 @@ impl Monitor {
     /// Leaves out, from now on, notifications of routes that say nothing new.
     pub fn settle(&mut self, settled: Settled) {
         self.settled = settled;
+    }
+
+    /// Reports a link that is a new uplink by its name at once.
+    pub fn expect(&mut self, selection: &Selection) {
+        self.expected.clone_from(selection);
     }
 
     /// Waits until a link, an address or a route has changed since the
@@ -97,22 +107,29 @@ impl Monitor {
             let mut ready = ready.context("waiting for link, address and route notifications")?;
             ready.clear_ready();
             drop(ready);
-            if self.drain()? {
-                self.due = Some(self.pace.due(Instant::now()));
+            match self.drain()? {
+                Noticed::Nothing => {}
+                Noticed::Change => self.due = Some(self.pace.due(Instant::now())),
+                Noticed::Uplink => self.due = Some(Instant::now()),
             }
         };
-        // What comes meanwhile waits in the socket: nobody is woken for each.
-        sleep_until(due).await;
+        // What comes meanwhile waits in the socket: nobody is woken for each. A new uplink does not wait.
+        while Instant::now() < due {
+            sleep_until(due.min(Instant::now() + COALESCE)).await;
+            if self.drain()? == Noticed::Uplink {
+                break;
+            }
+        }
         self.drain()?;
         self.due = None;
         self.pace.reported(Instant::now());
         Ok(())
     }
 
-    /// Takes what there is; tells whether any of it matters.
-    fn drain(&self) -> Result<bool> {
+    /// Takes what there is; tells what of it matters.
+    fn drain(&self) -> Result<Noticed> {
         let mut datagram = vec![0; 1 << 15];
-        let mut found = false;
+        let mut found = Noticed::Nothing;
         loop {
             match recv(
                 self.events.as_raw_fd(),
@@ -120,11 +137,15 @@ impl Monitor {
                 MsgFlags::MSG_DONTWAIT,
             ) {
                 Ok(length) => {
-                    let some = datagram.get(..length);
-                    found |= some.is_none_or(|some| any_matters(some, &self.settled));
+                    let datagram = datagram.get(..length).unwrap_or(&datagram);
+                    if announces_uplink(datagram, &self.expected) {
+                        found = Noticed::Uplink;
+                    } else if any_matters(datagram, &self.settled) {
+                        found = found.max(Noticed::Change);
+                    }
                 }
                 // The socket's buffer was full: what was lost may have mattered.
-                Err(Errno::ENOBUFS) => found = true,
+                Err(Errno::ENOBUFS) => found = found.max(Noticed::Change),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(found),
                 Err(err) => {
@@ -178,12 +199,50 @@ impl Pace {
     }
 }
 
+/// What notifications say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Noticed {
+    Nothing,
+    /// There is another snapshot to take.
+    Change,
+    /// There is a new uplink.
+    Uplink,
+}
+
+/// struct nlmsghdr: length and type are first.
+const HEADER: usize = 16;
+
+/// Whether a notification among these is of a new link whose name alone makes it an uplink.
+pub(super) fn announces_uplink(mut datagram: &[u8], expected: &Selection) -> bool {
+    /// struct ifinfomsg, and where in it the index is.
+    const LINK: usize = 16;
+    const INDEX: usize = 4;
+    while let Ok(message) = NetlinkBuffer::new_checked(datagram) {
+        let payload = message.payload();
+        let index = payload.get(INDEX..).and_then(<[u8]>::first_chunk);
+        let index = index.map_or(0, |index| u32::from_ne_bytes(*index));
+        let attributes = NlasIterator::new(payload.get(LINK..).unwrap_or_default());
+        let name = attributes
+            .filter_map(Result::ok)
+            .find(|attribute| attribute.kind() == libc::IFLA_IFNAME);
+        let name = name.map(|name| String::from_utf8_lossy(name.value()).into_owned());
+        let is_new = message.message_type() == libc::RTM_NEWLINK && !expected.keep.contains(&index);
+        if is_new && name.is_some_and(|name| expected.expects(name.trim_end_matches('\0'))) {
+            return true;
+        }
+        let length = message.length() as usize;
+        match datagram.get(length.max(HEADER).next_multiple_of(4)..) {
+            Some(rest) => datagram = rest,
+            None => break,
+        }
+    }
+    false
+}
+
 /// Whether a notification among these can mean another snapshot. Only so much of
 /// each is read as tells that: links have much to say, and nodes add and remove
 /// routes to pods all day.
 pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
-    /// struct nlmsghdr: length and type are first.
-    const HEADER: usize = 16;
     while let (Some(length), Some(kind)) = (
         datagram
             .first_chunk()

@@ -7,6 +7,7 @@ pub mod clients;
 pub mod clock;
 pub mod links;
 pub mod transfer;
+pub mod verdict;
 pub mod wire;
 
 use anyhow::{Context as _, Result};

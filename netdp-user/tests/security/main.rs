@@ -42,5 +42,6 @@ mod search;
 mod services;
 mod shadowing;
 mod site;
+#[allow(dead_code, reason = "tests/field has the rest")]
 mod talk;
 mod tunnels;

@@ -6,14 +6,15 @@ use std::time::Duration;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_core::NetlinkMessage;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::LinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteType;
 use tokio::time::{Instant, timeout};
 
 use super::super::Monitor;
 use super::super::reach::Settled;
-use super::super::watch::{self, PAUSES, Pace};
+use super::super::select::Selection;
+use super::super::watch::{self, PAUSES, Pace, announces_uplink};
 use super::netns::{expect_change, in_namespace, ip, settle};
 
 /// As the kernel sends it.
@@ -152,4 +153,25 @@ fn changes_that_are_apart_are_reported_at_once() {
     let (reports, longest) = pace((0..20).map(|n| n * 600));
     assert_eq!(reports, 20);
     assert_eq!(longest, PAUSES.0);
+}
+
+#[test]
+fn a_new_link_of_an_uplinks_name_is_announced() {
+    let link = |name: &str, index| {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes.push(LinkAttribute::IfName(name.into()));
+        message(RouteNetlinkMessage::NewLink(link))
+    };
+    let expected = Selection {
+        keep: [2].into(),
+        names: ["eth0".to_owned()].into(),
+        ..Selection::default()
+    };
+    assert!(announces_uplink(&link("eth0", 3), &expected));
+    let burst = [link("veth1", 7), link("eth0", 3)].concat();
+    assert!(announces_uplink(&burst, &expected));
+    assert!(!announces_uplink(&link("eth0", 2), &expected), "known");
+    assert!(!announces_uplink(&link("eth1", 3), &expected));
+    assert!(!announces_uplink(&[0; 7], &expected));
 }

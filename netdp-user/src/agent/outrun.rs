@@ -1,0 +1,236 @@
+//! Others' programs that come before ours on an uplink's hook. What they return may keep packets from
+//! ours: pods' packets then leave with their own addresses, or answers are lost. Ours is put before
+//! theirs again; where that can't be, it is looked at what packets really do (docs/adr/0035).
+
+use super::Agent;
+use crate::datapath::{Ahead, Effect, Hook, NoLeak, Placed, Rules, Tap};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+use tokio::time::sleep_until;
+
+/// How often a program is put before others, in [`PERIOD`]: those may do the same.
+const MOVES: usize = 3;
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// How often it is looked at what packets do, where others come before ours.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// How long what was seen counts.
+const COUNTS: Duration = Duration::from_secs(30);
+
+type At = (u32, Hook);
+
+/// What is known of them.
+#[derive(Debug)]
+pub(super) struct Outrun {
+    /// Who comes before ours, for as long as nobody can change it.
+    behind: BTreeMap<At, Behind>,
+    /// When ours was put before others.
+    moves: BTreeMap<At, Vec<Instant>>,
+    /// By interface.
+    taps: BTreeMap<u32, Tap>,
+    /// When packets were looked at last.
+    looked: tokio::time::Instant,
+}
+
+#[derive(Debug)]
+struct Behind {
+    placed: Placed,
+    ahead: Ahead,
+    /// What that does to packets, and when it was seen last.
+    fault: Option<(String, Instant)>,
+}
+
+impl Outrun {
+    pub(super) fn new() -> Self {
+        Self {
+            behind: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            taps: BTreeMap::new(),
+            looked: tokio::time::Instant::now(),
+        }
+    }
+
+    /// What others do to packets, a line each.
+    pub(super) fn faults(&self) -> impl Iterator<Item = String> {
+        let faults = self.behind.values().filter_map(|it| it.fault.as_ref());
+        faults.map(|(fault, _)| fault.clone())
+    }
+
+    /// Who comes before ours, a line each.
+    fn lines(&self) -> Vec<String> {
+        let behind = self.behind.values();
+        behind.map(|it| it.placed.behind(&it.ahead)).collect()
+    }
+
+    /// Waits until packets are to be looked at; for ever where nobody comes before ours.
+    pub(super) async fn due(&self) {
+        if self.taps.is_empty() {
+            return std::future::pending().await;
+        }
+        sleep_until(self.looked + LOOK).await;
+    }
+
+    /// Whether ours may be put before others once more.
+    fn may_move(&mut self, at: At) -> bool {
+        let moves = self.moves.entry(at).or_default();
+        moves.retain(|moved| moved.elapsed() < PERIOD);
+        moves.len() < MOVES
+    }
+}
+
+/// What was seen, as a sentence.
+fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
+    let (interface, who) = (&placed.interface, ahead.subject());
+    match (placed.hook, effect) {
+        (
+            Hook::Egress,
+            Effect {
+                leaked: Some((from, to)),
+                ..
+            },
+        ) => Some(format!(
+            "packets leave by {interface} with pods' own addresses ({from} to {to}): {who} before the \
+             egress program, and keeps them from it"
+        )),
+        (
+            Hook::Ingress,
+            Effect {
+                lost: Some(from), ..
+            },
+        ) => Some(format!(
+            "answers to pods that come in by {interface} are lost (from {from}): {who} before the \
+             ingress program, and keeps them from it"
+        )),
+        _ => None,
+    }
+}
+
+impl Agent {
+    /// Others' programs were seen before ours: puts ours before them, or watches what packets do.
+    pub(super) fn look_ahead(&mut self, found: Vec<(Placed, Ahead)>) {
+        let before = self.guard.outrun.lines();
+        let had_faults = self.guard.outrun.faults().next().is_some();
+        let mut behind = BTreeMap::new();
+        for (placed, ahead) in found {
+            let at = (placed.ifindex, placed.hook);
+            if ahead.can_move && self.guard.outrun.may_move(at) && self.overtake(&placed, &ahead) {
+                continue;
+            }
+            let known = self.guard.outrun.behind.remove(&at);
+            let it = Behind {
+                placed,
+                ahead,
+                fault: known.and_then(|it| it.fault),
+            };
+            behind.insert(at, it);
+        }
+        let outrun = &mut self.guard.outrun;
+        outrun.behind = behind;
+        let watched: BTreeSet<u32> = outrun.behind.keys().map(|at| at.0).collect();
+        outrun.taps.retain(|ifindex, _| watched.contains(ifindex));
+        let mut blind = None;
+        for ifindex in watched {
+            if outrun.taps.contains_key(&ifindex) {
+                continue;
+            }
+            match Tap::open(&self.options.bpffs, ifindex) {
+                Ok(tap) => drop(outrun.taps.insert(ifindex, tap)),
+                Err(err) => blind = Some(format!("{err:#}")),
+            }
+        }
+        let lines = outrun.lines();
+        for line in lines.iter().filter(|line| !before.contains(line)) {
+            log::warn!(
+                "{line}: what it returns may keep packets from netdp; {}",
+                match &blind {
+                    Some(why) => format!("nobody looks whether it does: {why}"),
+                    None => "it is looked at whether it does".into(),
+                }
+            );
+        }
+        if before != lines || had_faults {
+            self.report.behind = lines;
+            self.tell_faults();
+        }
+    }
+
+    /// Puts a program before others; whether that was done.
+    fn overtake(&mut self, placed: &Placed, ahead: &Ahead) -> bool {
+        let at = (placed.ifindex, placed.hook);
+        let Some(datapath) = self.engine.as_datapath() else {
+            return false;
+        };
+        let moved = datapath.overtake(placed);
+        let moves = self.guard.outrun.moves.entry(at).or_default();
+        moves.push(Instant::now());
+        let (who, interface) = (ahead.who.join(" and "), &placed.interface);
+        let hook = placed.hook.name();
+        match moved {
+            Ok(()) => {
+                log::warn!(
+                    "{interface}: {who} had come before the {hook} program, and could keep packets \
+                     from it: it comes first again"
+                );
+                self.report.repairs += 1;
+                self.tell_faults();
+                true
+            }
+            Err(err) => {
+                log::error!("putting the {hook} program before {who}: {err:#}");
+                false
+            }
+        }
+    }
+
+    /// Looks at what packets do where others' programs come before ours.
+    pub(super) fn look_at_packets(&mut self) {
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        let rules = Rules {
+            local: &self.applied.local,
+            enable_ipv6: self.options.config_options.enable_ipv6,
+            no_leak: self.options.setup.no_leak == NoLeak::Drop,
+        };
+        let outrun = &mut self.guard.outrun;
+        outrun.looked = tokio::time::Instant::now();
+        let mut seen = BTreeMap::new();
+        outrun.taps.retain(|ifindex, tap| {
+            match tap.look(datapath.maps(), &rules) {
+                Ok(effect) => drop(seen.insert(*ifindex, effect)),
+                // The next look at the hooks begins anew.
+                Err(err) => {
+                    log::debug!("{err:#}");
+                    return false;
+                }
+            }
+            true
+        });
+        let mut changed = false;
+        for ((ifindex, _), behind) in &mut outrun.behind {
+            let effect = seen.get(ifindex).copied().unwrap_or_default();
+            if let Some(fault) = describe(&behind.placed, &behind.ahead, effect) {
+                let known = behind.fault.take();
+                let fault = known.map_or_else(
+                    || {
+                        log::error!("{fault}");
+                        self.guard.losses += 1;
+                        self.guard.last_loss.clone_from(&fault);
+                        changed = true;
+                        fault
+                    },
+                    |(known, _)| known,
+                );
+                behind.fault = Some((fault, Instant::now()));
+            }
+            if let Some((fault, _)) = behind.fault.take_if(|(_, at)| at.elapsed() >= COUNTS) {
+                log::info!("not seen for {} s: {fault}", COUNTS.as_secs());
+                changed = true;
+            }
+        }
+        if changed {
+            self.tell_faults();
+        }
+    }
+}

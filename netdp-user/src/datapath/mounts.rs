@@ -1,0 +1,82 @@
+//! What is mounted where (`/proc/PID/mountinfo`, proc_pid_mountinfo(5)).
+
+use std::path::PathBuf;
+
+/// A mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// `MAJOR:MINOR` of its file system, the same wherever that is mounted.
+    pub device: String,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Whether what is mounted there is mounted elsewhere too.
+    pub is_shared: bool,
+    /// The kind of file system.
+    pub kind: String,
+}
+
+/// The mounts of a `mountinfo`, the latest last.
+pub fn parse(text: &str) -> impl Iterator<Item = Mount> {
+    text.lines().filter_map(|line| {
+        let (mount, system) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(2);
+        let device = fields.next()?.to_owned();
+        let point = unescape(fields.nth(1)?);
+        Some(Mount {
+            device,
+            point: PathBuf::from(point),
+            is_shared: fields.any(|field| field.starts_with("shared:")),
+            kind: system.split(' ').next()?.to_owned(),
+        })
+    })
+}
+
+/// Blanks and backslashes are written as `\040` and the like.
+fn unescape(text: &str) -> String {
+    let mut parts = text.split('\\');
+    let mut found = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part
+            .get(..3)
+            .and_then(|code| u8::from_str_radix(code, 8).ok());
+        match code {
+            Some(code) => {
+                found.push(char::from(code));
+                found += part.get(3..).unwrap_or_default();
+            }
+            None => {
+                found.push('\\');
+                found += part;
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mount, parse};
+
+    #[test]
+    fn mounts_are_read_whatever_optional_fields_they_have() {
+        let text = "\
+24 1 0:22 / /sys rw,nosuid shared:7 - sysfs sysfs rw
+31 24 0:27 / /sys/fs/bpf rw,nosuid shared:9 master:2 - bpf bpf rw,mode=700
+90 60 0:99 / /a\\040place rw - bpf none rw
+";
+        let mount = |device: &str, point: &str, is_shared, kind: &str| Mount {
+            device: device.into(),
+            point: point.into(),
+            is_shared,
+            kind: kind.into(),
+        };
+        assert_eq!(
+            parse(text).collect::<Vec<_>>(),
+            [
+                mount("0:22", "/sys", true, "sysfs"),
+                mount("0:27", "/sys/fs/bpf", true, "bpf"),
+                mount("0:99", "/a place", false, "bpf"),
+            ]
+        );
+    }
+}

@@ -1,0 +1,298 @@
+//! Programs of netdp's whose pins are out of reach: below a bpffs that another one was mounted over, or
+//! in a mount namespace that nobody enters any more. They translate by a policy that nobody changes,
+//! beside the new ones. They are told by their names and those of their maps.
+
+use super::filter;
+use super::links::{Hook, name_of};
+use super::tcx::{self, TcxLink};
+use super::{bpffs, clsact};
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{MapData, MapInfo};
+use aya::programs::{ProgramInfo, loaded_programs};
+use netdp_common::abi::pins;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The kernel keeps so many characters of a name (`BPF_OBJ_NAME_LEN` without the NUL).
+const NAME: usize = 15;
+
+/// Directories in directories of a bpffs in which pins are looked for.
+const DEPTH: usize = 4;
+
+/// A program on a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphan {
+    /// The interface's index.
+    pub ifindex: u32,
+    /// Its name.
+    pub interface: String,
+    /// The hook.
+    pub hook: Hook,
+    /// The program's id.
+    pub program: u32,
+    /// Its TCX link's id; none of a clsact filter.
+    link: Option<u32>,
+    /// The ids of its maps.
+    maps: BTreeSet<u32>,
+}
+
+impl std::fmt::Display for Orphan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (hook, interface) = (self.hook.name(), &self.interface);
+        let mechanism = self.link.map_or("clsact", |_| "tcx");
+        write!(
+            f,
+            "{hook} program {} on {interface} ({mechanism})",
+            self.program
+        )
+    }
+}
+
+/// All programs of netdp's in this network namespace whose maps are pinned nowhere that can be seen
+/// from here, and which no other living process holds; but for those in `keep`: interface, hook and
+/// program.
+///
+/// # Errors
+/// There are programs of which the kernel does not tell whose they are: that needs `CAP_SYS_ADMIN`.
+pub fn find(keep: &BTreeSet<(u32, Hook, u32)>) -> Result<Vec<Orphan>> {
+    let mut candidates = candidates()?;
+    candidates.retain(|it| !keep.contains(&(it.ifindex, it.hook, it.program)));
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let programs = programs()?;
+    let mut found = Vec::new();
+    for mut candidate in candidates {
+        let Some(info) = programs.get(&candidate.program) else {
+            continue;
+        };
+        let ids = info.map_ids().ok().flatten().unwrap_or_default();
+        candidate.maps = ids.into_iter().collect();
+        if short(candidate.hook.program()) == info.name_as_str().unwrap_or_default()
+            && is_netdps(&candidate.maps)
+        {
+            found.push(candidate);
+        }
+    }
+    if found.is_empty() {
+        return Ok(found);
+    }
+    let within_reach = pinned();
+    found.retain(|orphan| orphan.maps.is_disjoint(&within_reach));
+    let held = held(&found);
+    for orphan in found.iter().filter(|it| !it.maps.is_disjoint(&held)) {
+        log::warn!(
+            "the {orphan} is another netdp's, which runs: two that translate on one interface get \
+             in each other's way. Stop one of them"
+        );
+    }
+    found.retain(|orphan| orphan.maps.is_disjoint(&held));
+    Ok(found)
+}
+
+/// Pins the maps and links of such programs below `bpffs`, where none are pinned: what they translate
+/// goes on. Tells whether there were any.
+///
+/// # Errors
+/// Something can't be pinned.
+pub fn adopt(bpffs: &Path) -> Result<bool> {
+    if bpffs.join(pins::SETTINGS).exists() {
+        return Ok(false);
+    }
+    let found = match find(&BTreeSet::new()) {
+        Ok(found) => found,
+        Err(err) => {
+            log::debug!("looking for programs of an earlier agent: {err:#}");
+            return Ok(false);
+        }
+    };
+    // Where there are several, the one that has translated last is first.
+    let egress = found.iter().filter(|orphan| orphan.hook == Hook::Egress);
+    let Some(first) = egress.max_by_key(|orphan| orphan.program) else {
+        return Ok(false);
+    };
+    let datapath: Vec<_> = found.iter().filter(|it| shares(it, first)).collect();
+    let maps = datapath.iter().flat_map(|it| &it.maps).copied().collect();
+    bpffs::ensure(bpffs)?;
+    let mut pinned = Vec::new();
+    if let Err(err) = adopt_maps(bpffs, &maps, &mut pinned) {
+        log::warn!("the {first} is of another version, and its pins are out of reach: {err:#}");
+        for pin in pinned {
+            bpffs::remove_pin(&pin, &mut Vec::new())?;
+        }
+        return Ok(false);
+    }
+    for orphan in datapath {
+        if let Some(link) = orphan.link {
+            let pin = orphan.hook.pin(bpffs, orphan.ifindex);
+            TcxLink::by_id(link)
+                .and_then(|link| link.pin(&pin))
+                .with_context(|| format!("pinning the link {}", pin.display()))?;
+        }
+        log::warn!(
+            "the {orphan} had its pins out of reach: it and its maps are pinned in {} now",
+            bpffs.display()
+        );
+    }
+    Ok(true)
+}
+
+/// Takes such programs off, but for those in `keep`. Adds a line for each to `removed`.
+///
+/// # Errors
+/// As for [`find`], or the kernel refused.
+pub fn remove(keep: &BTreeSet<(u32, Hook, u32)>, removed: &mut Vec<String>) -> Result<()> {
+    for orphan in find(keep)? {
+        match orphan.link {
+            Some(link) => TcxLink::by_id(link)
+                .and_then(|link| link.detach())
+                .with_context(|| format!("taking off the {orphan}"))?,
+            None => {
+                let gone = clsact::remove(&orphan.interface, orphan.hook);
+                ensure!(gone, "taking off the {orphan}: the kernel refused");
+            }
+        }
+        removed.push(format!("{orphan}, whose pins were out of reach"));
+    }
+    Ok(())
+}
+
+/// Whether two are of one datapath.
+fn shares(orphan: &Orphan, other: &Orphan) -> bool {
+    !orphan.maps.is_disjoint(&other.maps)
+}
+
+/// What may be ours, by where it is.
+fn candidates() -> Result<Vec<Orphan>> {
+    let interfaces = nix::net::if_::if_nameindex().context("listing the interfaces")?;
+    let mut found = Vec::new();
+    for interface in &interfaces {
+        let ifindex = interface.index();
+        let Some(name) = name_of(ifindex) else {
+            continue;
+        };
+        for hook in [Hook::Egress, Hook::Ingress, Hook::Pod] {
+            let tcx = tcx::on_hook(ifindex, hook).unwrap_or_default();
+            let links = tcx.into_iter().filter(|it| it.link != 0);
+            let links = links.map(|it| (it.program, Some(it.link)));
+            let filters = filter::list(ifindex, hook).unwrap_or_default();
+            let filters = filters.into_iter().filter(filter::Filter::is_ours);
+            let filters = filters.filter_map(|it| Some((it.program?, None)));
+            for (program, link) in links.chain(filters) {
+                found.push(Orphan {
+                    ifindex,
+                    interface: name.clone(),
+                    hook,
+                    program,
+                    link,
+                    maps: BTreeSet::new(),
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What the kernel runs, by id.
+fn programs() -> Result<BTreeMap<u32, ProgramInfo>> {
+    let mut found = BTreeMap::new();
+    for program in loaded_programs() {
+        match program {
+            Ok(info) => drop(found.insert(info.id(), info)),
+            // It is gone by now, unless the kernel tells of none.
+            Err(err) if found.is_empty() => {
+                return Err(err).context(
+                    "whose the programs on the hooks are, the kernel does not tell (this needs \
+                     CAP_SYS_ADMIN)",
+                );
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(found)
+}
+
+fn short(name: &str) -> &str {
+    name.get(..NAME).unwrap_or(name)
+}
+
+/// Whether these are the maps of a datapath.
+fn is_netdps(maps: &BTreeSet<u32>) -> bool {
+    let names = maps.iter().filter_map(|id| MapInfo::from_id(*id).ok());
+    let names: BTreeSet<_> = names
+        .filter_map(|info| info.name_as_str().map(str::to_owned))
+        .collect();
+    // pod_hairpin has no policy.
+    ["SNAT", "REV_SNAT", "SETTINGS"]
+        .into_iter()
+        .all(|name| names.contains(name))
+}
+
+fn adopt_maps(bpffs: &Path, maps: &BTreeSet<u32>, pinned: &mut Vec<PathBuf>) -> Result<()> {
+    let mut by_name = BTreeMap::new();
+    for id in maps {
+        let info = MapInfo::from_id(*id).context("asking for a map")?;
+        by_name.insert(info.name_as_str().unwrap_or_default().to_owned(), *id);
+    }
+    for (file, name) in pins::ALL {
+        let pin = bpffs.join(file);
+        // One that no program uses is made anew.
+        let Some(id) = by_name.get(short(name)) else {
+            continue;
+        };
+        MapData::from_id(*id)?
+            .pin(&pin)
+            .with_context(|| format!("pinning the map {}", pin.display()))?;
+        pinned.push(pin);
+    }
+    super::object::check_pins(bpffs).map(drop)
+}
+
+/// The ids of maps that are pinned on a bpffs that is seen from here: whoever pinned them can go on
+/// with them, or take them off.
+fn pinned() -> BTreeSet<u32> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for mount in super::mounts::parse(&mounts).filter(|mount| mount.kind == "bpf") {
+        collect(&mount.point, DEPTH, &mut found);
+    }
+    found
+}
+
+fn collect(dir: &Path, depth: usize, found: &mut BTreeSet<u32>) {
+    if depth == 0 || !bpffs::is_bpffs(dir) {
+        return;
+    }
+    let settings = dir.join(pins::SETTINGS);
+    if let Ok(info) = MapInfo::from_pin(&settings) {
+        found.insert(info.id());
+    }
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        collect(&entry.path(), depth - 1, found);
+    }
+}
+
+/// Those of the programs' maps that other living processes hold, as far as `/proc` shows them.
+fn held(orphans: &[Orphan]) -> BTreeSet<u32> {
+    let maps: BTreeSet<u32> = orphans.iter().flat_map(|it| it.maps.clone()).collect();
+    let own = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter(|entry| {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        *name != own && name.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    let mut found = BTreeSet::new();
+    for process in processes {
+        let infos = fs::read_dir(process.path().join("fdinfo"));
+        for info in infos.into_iter().flatten().flatten() {
+            let text = fs::read_to_string(info.path()).unwrap_or_default();
+            let id = text.lines().find_map(|line| line.strip_prefix("map_id:"));
+            let id = id.and_then(|id| id.trim().parse().ok());
+            found.extend(id.filter(|id| maps.contains(id)));
+        }
+    }
+    found
+}
