@@ -118,14 +118,14 @@ fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
         mac: [0; 6],
         pad: 0,
     };
-    if MACS.get_ptr(&key).is_none() {
+    if MACS.get_ptr(key).is_none() {
         return false;
     }
     let Some(mac) = skb::source_mac(ctx) else {
         return false;
     };
     key.mac = mac;
-    MACS.get_ptr(&key).is_none() && !fib::sends_as(ctx, tuple, family, &key.mac)
+    MACS.get_ptr(key).is_none() && !fib::sends_as(ctx, tuple, family, &key.mac)
 }
 
 #[inline(always)]

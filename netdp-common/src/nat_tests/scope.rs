@@ -298,3 +298,18 @@ fn what_is_bridged_is_left_alone() {
         assert_paired(&fake);
     }
 }
+
+/// An uplink may lead to pods too, where the policy masquerades their addresses.
+#[test]
+fn what_comes_back_for_a_pod_leaves_by_an_uplink_untouched() {
+    for net in BOTH {
+        let fake = Fake::new();
+        for packet in [net.syn(), net.udp(), net.echo(1)] {
+            fake.out(&packet);
+            let back = packet.answer();
+            assert_eq!(fake.out(&back), Seen::Pass, "{back:?}");
+            let other = back.to(net.other_pod);
+            assert_ne!(fake.out(&other), Seen::Pass, "{other:?}");
+        }
+    }
+}
