@@ -120,13 +120,19 @@ pub(super) fn known_egress<T: Tables>(tables: &T, work: &mut Work) -> Option<Ver
 }
 
 /// A pod's fragment without L4 header that overtook the first one.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn early_egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    let pkt = &mut work.pkt;
-    let key = key(pkt);
-    if !choose_source(tables, pkt) {
+    // Not from `begin_early`, whose frame would stay open beside that of the lookup.
+    if !choose_source(tables, &mut work.pkt) {
         return Verdict::Drop(DropReason::NoSourceAddress);
     }
+    begin_early(tables, work)
+}
+
+#[inline(never)]
+fn begin_early<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
+    let pkt = &mut work.pkt;
+    let key = key(pkt);
     pkt.new_ip_id = match pkt.family {
         Family::V4 => new_ip_id(tables, pkt),
         Family::V6 => KEEP_IP_ID,
