@@ -10,6 +10,7 @@ mod endpoints;
 mod entries;
 mod filter;
 mod flows;
+mod front;
 mod handover;
 mod history;
 mod links;
