@@ -31,7 +31,7 @@ pub(super) const fn begins_anew(l4: &L4) -> bool {
     }
 }
 
-/// Decides whether a mapping goes on where its packet leaves (docs/adr/0040). One that leaves by
+/// Decides whether a mapping goes on where its packet leaves (docs/adr/0039). One that leaves by
 /// another uplink, where the flow would get another address, ends; so does one whose address is
 /// gone, where there is another. A TCP connection lives by its address: it keeps it, and rests
 /// while the node has not got it. It ends only with a SYN that begins it anew (`syn`). Of `pkt`
