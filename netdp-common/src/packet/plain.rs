@@ -107,7 +107,7 @@ impl Plain {
         tuple
     }
 
-    /// Fills in all of `pkt` but what takes an end's place, as [`parse`] does.
+    /// Fills in all of `pkt` but what takes an end's place, as [`super::parse`] does.
     #[inline(always)]
     pub fn fill(&self, l3_offset: u32, pkt: &mut Packet) {
         pkt.family = Family::V4;
