@@ -334,6 +334,8 @@ fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
         node.run(&[&change[..], &ours, &["object-pinned", &pin]].concat())?;
         let told = format!("the {hook} program is not attached to eth0 (clsact)");
         wait_log(&world.agent, &told)?;
+        // Both are put back at once, so that it would not be told of what happens to the other meanwhile.
+        wait_well(&world)?;
     }
     wait_log(&world.agent, "all programs are attached again")?;
     wait_for(NOTICED, "ours to be back", || {
