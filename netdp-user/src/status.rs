@@ -272,9 +272,6 @@ impl Status {
         let report = self.report.as_ref().map(terminal::each).transpose()?;
         if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
-            if let Some(kernel) = &report.kernel {
-                writeln!(out, "kernel     {kernel}")?;
-            }
         }
         match self.off.as_slice() {
             [] => writeln!(out, "datapath   {}", self.datapath)?,
@@ -284,6 +281,9 @@ impl Status {
                     writeln!(out, "datapath   NOT IN FORCE: {reason}")?;
                 }
             }
+        }
+        if let Some(kernel) = report.as_ref().and_then(|report| report.kernel.as_ref()) {
+            writeln!(out, "kernel     {kernel}")?;
         }
         for what in &self.behind {
             writeln!(out, "conflict   {}", terminal::line(what))?;

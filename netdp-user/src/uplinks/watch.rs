@@ -297,12 +297,14 @@ fn route_matters(route: &[u8], settled: &Settled) -> bool {
     let Some(attributes) = route.get(HEADER..) else {
         return true;
     };
+    /// `RTA_VIA` of include/uapi/linux/rtnetlink.h (Linux 6.12); musl's libc has no name for it.
+    const RTA_VIA: u16 = 18;
     let mut by = None;
     let mut gateway = false;
     for (attribute, value) in attributes_of(attributes) {
         match attribute {
             libc::RTA_OIF => by = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)),
-            libc::RTA_GATEWAY | libc::RTA_VIA => gateway = true,
+            libc::RTA_GATEWAY | RTA_VIA => gateway = true,
             // It names a source.
             libc::RTA_PREFSRC if protocol != libc::RTPROT_KERNEL => return true,
             _ => {}

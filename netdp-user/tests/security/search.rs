@@ -2,7 +2,7 @@
 
 use crate::build;
 use crate::common::clients::{Udp, from_port};
-use crate::common::{ECHO, Echo, drops};
+use crate::common::{ECHO, Echo, clock, drops};
 use crate::flood::{Raw, Template, burst};
 use crate::site::{Site, Subject, end, ends};
 use anyhow::{Context as _, Result, ensure};
@@ -44,9 +44,25 @@ fn send_from(pod: &Host, ports: &[u16], to: SocketAddr) -> Result<()> {
     )
 }
 
-/// Sends from these ports of two pods until all but `others` have a mapping, and an answer by
-/// it: what has none gives way.
+/// Sends from these ports of two pods, at two moments, until all but `others` have a mapping and
+/// answers by it: what has none gives way, and so does an answered question soon.
 fn fill(site: &mut Site, ports: &[u16], others: usize, to: SocketAddr) -> Result<()> {
+    fill_once(site, ports, others, to, 0)?;
+    clock::advance(
+        site.agent().context("netdp is the subject")?,
+        Duration::from_secs(3),
+    )?;
+    fill_once(site, ports, others, to, 1)
+}
+
+/// `before`: answers that each flow has had before.
+fn fill_once(
+    site: &mut Site,
+    ports: &[u16],
+    others: usize,
+    to: SocketAddr,
+    before: u32,
+) -> Result<()> {
     let (first, second) = ports.split_at(ports.len() / 2);
     let mut left = [first.to_vec(), second.to_vec()];
     wait_some(Duration::from_secs(60), "the ports to be used", || {
@@ -57,7 +73,7 @@ fn fill(site: &mut Site, ports: &[u16], others: usize, to: SocketAddr) -> Result
         let flows = Maps::open(&site.agent()?.bpffs()).ok()?.flows().ok()?;
         let answered: HashSet<_> = flows
             .iter()
-            .filter(|flow| flow.destination == to.ip() && flow.packets_in > 0)
+            .filter(|flow| flow.destination == to.ip() && flow.packets_in > before)
             .map(|flow| (flow.source, flow.source_id))
             .collect();
         for (pod, ports) in pods.iter().zip(&mut left) {

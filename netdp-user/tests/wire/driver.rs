@@ -65,6 +65,10 @@ impl Wire {
     /// Sends a packet with VLAN tags before its EtherType.
     pub fn send_tagged(&self, at: At, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
         let mut frame = frame_of(at, &packet.bytes());
+        if let At::Pod(_) = at {
+            // It is sent on as it is: with the node's address, as what was routed.
+            frame.splice(6..12, At::Uplink(0).mac(1));
+        }
         frame.splice(12..12, tags.concat());
         self.bed.sockets[at.index()].send(&frame)
     }

@@ -239,8 +239,7 @@ pub fn r9_7_one_translation_where_the_lower_has_addresses(w: &mut Wire) -> Resul
         let (inside, outside) = ((pod(f, 0), 4000), (server(f, 0), 53));
         w.send(At::Pod(0), &udp(inside, outside, b"question"))?;
         let seen = w.expect(At::Uplink(0), "question", |p| p.dst == outside.0)?;
-        // In IPv6 the kernel names the source of the route by the upper one.
-        let source = if f == V4 { lower(f) } else { node(f, 0) };
+        let source = lower(f);
         ensure!((seen.src, seen.sport()) == (source, 4000), "{seen:?}");
         let answer = udp(outside, (source, 4000), b"answer");
         w.send(At::Uplink(0), &answer)?;
