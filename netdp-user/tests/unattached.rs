@@ -268,7 +268,8 @@ fn a_removed_qdisc_is_made_again() -> Result<()> {
     node.run(&["tc", "qdisc", "del", "dev", "eth0", "clsact"])?;
     street.wait_healed(2)?;
     let log = street.world.agent.log();
-    ensure!(log.matches("attaching it again").count() == 2, "{log}");
+    // The filters go one by one: a look between finds some of them.
+    ensure!(log.matches("attaching it again").count() >= 2, "{log}");
     ensure!(
         filters(&node, "eth0")?
             .iter()
