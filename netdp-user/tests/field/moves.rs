@@ -6,6 +6,7 @@ use crate::common::{ECHO, Echo, NETDP, SOON};
 use crate::site::{Control, Subject, both, ends, ip_masq_agent};
 use crate::talk::Pair;
 use anyhow::{Context as _, Result, ensure};
+use netdp_user::datapath::Maps;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -18,7 +19,7 @@ const PORT: u16 = 45_000;
 
 /// A server that is reached by the first of two uplinks, and by the second after a failover.
 struct Pairs {
-    _agent: Option<Agent>,
+    agent: Option<Agent>,
     _config: ConfigVolume,
     _dir: WorkDir,
     /// The same addresses behind each uplink.
@@ -51,7 +52,7 @@ impl Pairs {
             }
         };
         let pairs = Self {
-            _agent: agent,
+            agent,
             _config: config,
             _dir: dir,
             servers,
@@ -78,6 +79,16 @@ impl Pairs {
         let addresses = self.bed.uplinks[uplink].addresses.iter();
         let mut found = addresses.filter(|net| net.addr().is_ipv4() == like.is_ipv4());
         found.next().copied().context("no address")
+    }
+
+    /// Waits until the programs know that the node has an address, or has not.
+    fn wait_known(&self, address: IpAddr, there: bool) -> Result<()> {
+        let agent = self.agent.as_ref().context("netdp is the subject")?;
+        let maps = Maps::open(&agent.bpffs())?;
+        wait_for(SOON, &format!("{address}: {there}"), || {
+            let local = maps.local_addresses();
+            local.is_ok_and(|local| local.contains(&address) == there)
+        })
     }
 
     fn pod(&self) -> &Host {
@@ -165,8 +176,8 @@ fn a_client_that_connects_again_gets_the_address_of_the_new_uplink() -> Result<(
     both(Control::Holds, connections)
 }
 
-/// The uplink's address goes for half a second, and the server speaks first meanwhile and
-/// after that.
+/// The uplink's address goes and comes back, and the server speaks first meanwhile and after
+/// that.
 #[test]
 fn connections_outlive_an_address_that_comes_back() -> Result<()> {
     let pairs = Pairs::start(Subject::Netdp)?;
@@ -176,9 +187,8 @@ fn connections_outlive_an_address_that_comes_back() -> Result<()> {
         let own = pairs.net(0, to.ip())?;
         let node = &pairs.bed.node;
         node.ip(&format!("address delete {own} dev eth0"))?;
-        std::thread::sleep(Duration::from_millis(250));
+        pairs.wait_known(own.addr(), false)?;
         pair.server.write_all(b"meanwhile")?;
-        std::thread::sleep(Duration::from_millis(250));
         let nodad = if to.is_ipv6() { "nodad" } else { "" };
         node.ip(&format!("address add {own} dev eth0 {nodad}"))?;
         pairs.lead(0)?;
