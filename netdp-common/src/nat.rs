@@ -269,13 +269,13 @@ fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet, action: Action) -> Option
             Continued::Forged if is_bridged(tables, pkt) => return Some(Verdict::Pass),
             Continued::Forged => return Some(Verdict::Drop(DropReason::ForgedSource)),
         }
+        if tables.snat(&pkt.tuple.reversed()).is_some() {
+            // It came back for a pod by another uplink, and this one leads to the pod.
+            tables.count(|c| &mut c.egress_replies);
+            return Some(Verdict::Pass);
+        }
     }
     if is_bridged(tables, pkt) {
-        return Some(Verdict::Pass);
-    }
-    if tables.snat(&pkt.tuple.reversed()).is_some() {
-        // It came back for a pod by another uplink, and this one leads to the pod.
-        tables.count(|c| &mut c.egress_replies);
         return Some(Verdict::Pass);
     }
     if is_forged(tables, &pkt.tuple.src, pkt.family) {
