@@ -92,8 +92,11 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
     // Nor what was there before.
     let wire = Capture::start(&world.far)?;
     for (socket, to) in &open {
-        let _ = socket.send_to(b"?", to);
-        std::thread::sleep(Duration::from_millis(50));
+        let before = drops(&world.agent, "ipsec_policy")?;
+        socket.send_to(b"?", to)?;
+        wait_for(SOON, "the datagram to be dropped", || {
+            drops(&world.agent, "ipsec_policy").is_ok_and(|now| now > before)
+        })?;
     }
     let to: Vec<IpAddr> = echoes(&world.far).iter().map(SocketAddr::ip).collect();
     for packet in wire.packets()? {
