@@ -1,13 +1,12 @@
-//! How long a mapping lives: TCP state from what each direction was seen to
-//! send, and the timeouts.
+//! TCP state from what each direction was seen to send, and time. How long a mapping lives
+//! by both is in [`crate::timeouts`].
 //!
 //! Time is in ticks of 2^26 ns (67.1 ms) of `CLOCK_MONOTONIC`, as `u32`: it
 //! wraps after 9 years, all comparisons are wrapping, and a map value holds it
 //! in four bytes.
 
-use crate::abi::Mapping;
 use crate::packet::{L4, TcpSegment};
-use crate::tuple::{Tuple, proto};
+use crate::tuple::proto;
 
 /// Nanoseconds to ticks: shift right by this.
 pub const TICK_SHIFT: u32 = 26;
@@ -201,204 +200,6 @@ pub const fn fin_is_plausible(seen: u32, acked: u32, segment: TcpSegment) -> boo
     is_in_window(seen, acked, segment) || acked.wrapping_sub(segment.seq) < WINDOW
 }
 
-/// What a mapping has carried so far, as far as it decides how long it may be silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Carried {
-    /// Protocol number.
-    pub protocol: u32,
-    /// The peer's port, host byte order, where the protocol has ports.
-    pub peer_port: u16,
-    /// `SEEN_*` bits of the original direction.
-    pub original: u32,
-    /// `SEEN_*` bits of the reply direction.
-    pub reply: u32,
-    /// Packets of the original direction (wrapping).
-    pub packets: u32,
-    /// Packets that came back (wrapping).
-    pub replies: u32,
-    /// Ticks from the first packet to the last one.
-    pub lasted: u32,
-}
-
-/// Ticks for which a question and its answer last at most; what lasts longer is a stream
-/// (`stream_ts` in net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
-const EXCHANGE_TICKS: u32 = ticks32(2);
-/// Ports below this one are well-known (RFC 6335 6).
-const WELL_KNOWN: u16 = 1024;
-
-impl Carried {
-    /// Returns what a mapping has carried; without a reply half nothing has come back.
-    #[must_use]
-    pub const fn by(tuple: &Tuple, original: &Mapping, reply: Option<&Mapping>) -> Self {
-        let (seen, replies, reply_at) = match reply {
-            Some(reply) => (reply.seen(), reply.packets, reply.last_seen),
-            None => (0, 0, original.last_seen),
-        };
-        let begun = original.created;
-        Self {
-            protocol: tuple.proto,
-            peer_port: tuple.dst_id,
-            original: original.seen(),
-            reply: seen,
-            packets: original.packets,
-            replies,
-            lasted: lasted(begun, original.last_seen, reply_at),
-        }
-    }
-
-    /// Whether an answer came, and nothing since, so that it is no stream.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_exchange(&self) -> bool {
-        let asks = matches!(
-            self.protocol,
-            proto::UDP | proto::UDP_LITE | proto::ICMP | proto::ICMPV6
-        );
-        asks && self.replies != 0 && self.lasted <= EXCHANGE_TICKS
-    }
-
-    /// Whether it was a question to a well-known port of UDP and its answer, each sent twice
-    /// at most, and nothing since: such flows may end soon (RFC 4787 REQ-5 a).
-    #[inline(always)]
-    #[must_use]
-    pub const fn is_lookup(&self) -> bool {
-        self.protocol == proto::UDP
-            && self.peer_port < WELL_KNOWN
-            && self.packets <= 2
-            && self.replies <= 2
-            && self.is_exchange()
-    }
-}
-
-/// Ticks from the moment when a mapping began to the later of the two moments.
-#[inline(always)]
-#[must_use]
-pub const fn lasted(begun: u32, original_seen: u32, reply_seen: u32) -> u32 {
-    let (original, reply) = (age(original_seen, begun), age(reply_seen, begun));
-    if reply > original { reply } else { original }
-}
-
-/// Idle times in seconds after which a mapping ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP before it is established (RFC 5382 REQ-5: at least 4 minutes).
-    pub tcp_opening: u64,
-    /// TCP established (RFC 5382 REQ-5: at least 2 h 4 min; netfilter: 5 days).
-    pub tcp_established: u64,
-    /// TCP picked up in mid-stream before anything came back (netfilter: 300).
-    pub tcp_unreplied: u64,
-    /// TCP with one side closed. As long as a transfer may take: RFC 5382's
-    /// floor for established connections.
-    pub tcp_half_closed: u64,
-    /// TCP after both FINs or a RST (RFC 7857 2.1 and 2.2: 4 minutes).
-    pub tcp_closing: u64,
-    /// UDP before anything came back (RFC 4787 REQ-5: at least 2 minutes).
-    pub udp_unreplied: u64,
-    /// UDP with replies (RFC 4787 REQ-5: 5 minutes recommended).
-    pub udp_replied: u64,
-    /// A question and its answer by UDP to a port below 1024 (RFC 4787 REQ-5: at least 2
-    /// minutes, less for such ports). Sweeps are not timed for less than the others: the
-    /// next one that is due ends the mapping.
-    pub udp_lookup: u64,
-    /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
-    pub icmp: u64,
-    /// Any other protocol (netfilter: 600).
-    pub generic: u64,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            tcp_opening: 240,
-            tcp_established: 432_000,
-            tcp_unreplied: 300,
-            tcp_half_closed: 7_440,
-            tcp_closing: 240,
-            udp_unreplied: 120,
-            udp_replied: 300,
-            udp_lookup: 120,
-            icmp: 60,
-            generic: 600,
-        }
-    }
-}
-
-impl Timeouts {
-    /// The shortest of all timeouts that sweeps are timed for, in seconds.
-    #[must_use]
-    pub fn shortest(&self) -> u64 {
-        let Self {
-            tcp_opening,
-            tcp_established,
-            tcp_unreplied,
-            tcp_half_closed,
-            tcp_closing,
-            udp_unreplied,
-            udp_replied,
-            udp_lookup: _,
-            icmp,
-            generic,
-        } = *self;
-        [
-            tcp_opening,
-            tcp_established,
-            tcp_unreplied,
-            tcp_half_closed,
-            tcp_closing,
-            udp_unreplied,
-            udp_replied,
-            icmp,
-            generic,
-        ]
-        .into_iter()
-        .fold(u64::MAX, u64::min)
-    }
-
-    /// The shortest of this protocol's timeouts, in seconds.
-    #[must_use]
-    pub fn shortest_of(&self, protocol: u32) -> u64 {
-        match protocol {
-            proto::TCP => self
-                .tcp_opening
-                .min(self.tcp_established)
-                .min(self.tcp_unreplied)
-                .min(self.tcp_half_closed)
-                .min(self.tcp_closing),
-            proto::UDP => self.udp_unreplied.min(self.udp_replied),
-            proto::ICMP | proto::ICMPV6 => self.icmp,
-            _ => self.generic,
-        }
-    }
-
-    /// The shortest timeout in seconds that a mapping can get in the place of a
-    /// longer one, by a packet that begins it anew: TCP that closes, UDP that is
-    /// answered. A mapping that lives for longer than this lives for as long,
-    /// whatever comes.
-    #[must_use]
-    pub fn shortest_renewed(&self) -> u64 {
-        self.shortest_of(proto::TCP).min(self.udp_replied)
-    }
-
-    /// Returns the seconds of silence that end a mapping, from what it has carried.
-    #[must_use]
-    pub const fn of(&self, carried: &Carried) -> u64 {
-        match carried.protocol {
-            proto::TCP => match tcp_state(carried.original, carried.reply) {
-                TcpState::SynSent | TcpState::SynReceived => self.tcp_opening,
-                TcpState::Established => self.tcp_established,
-                TcpState::Unreplied => self.tcp_unreplied,
-                TcpState::HalfClosed => self.tcp_half_closed,
-                TcpState::TimeWait | TcpState::Closed => self.tcp_closing,
-            },
-            proto::UDP if carried.replies == 0 => self.udp_unreplied,
-            proto::UDP if carried.is_lookup() => self.udp_lookup,
-            proto::UDP => self.udp_replied,
-            proto::ICMP | proto::ICMPV6 => self.icmp,
-            _ => self.generic,
-        }
-    }
-}
-
 /// How many ticks are left until `timeout` seconds have passed since the later of the
 /// two moments; 0: they have.
 #[must_use]
@@ -424,11 +225,10 @@ pub const fn age(now: u32, then: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{
-        ACK, Carried, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, Timeouts,
-        age, left, observe, tcp_state, ticks, ticks32,
+        ACK, FIN, RST, SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, SYN, TcpState, age, left, observe,
+        tcp_state, ticks,
     };
     use crate::packet::TcpSegment;
-    use crate::tuple::proto;
 
     fn segment(flags: u8) -> TcpSegment {
         TcpSegment {
@@ -480,54 +280,6 @@ mod tests {
         let o = observe(observe(0, segment(SYN)), segment(ACK));
         let r = observe(0, segment(SYN));
         assert_eq!(tcp_state(o, r), TcpState::Established);
-    }
-
-    #[test]
-    fn mid_stream_is_short_until_answered() {
-        let t = Timeouts::default();
-        let mut carried = Carried {
-            protocol: proto::TCP,
-            peer_port: 80,
-            original: SEEN_DATA,
-            reply: 0,
-            packets: 1,
-            replies: 0,
-            lasted: 0,
-        };
-        assert_eq!(t.of(&carried), t.tcp_unreplied);
-        carried.reply = SEEN_DATA;
-        carried.replies = 1;
-        assert_eq!(t.of(&carried), t.tcp_established);
-    }
-
-    #[test]
-    fn a_question_to_a_well_known_port_ends_soon_after_its_answer() {
-        let t = Timeouts::default();
-        let asked = |protocol, peer_port, replies, lasted| {
-            t.of(&Carried {
-                protocol,
-                peer_port,
-                original: 0,
-                reply: 0,
-                packets: replies,
-                replies,
-                lasted: ticks32(lasted),
-            })
-        };
-        assert_eq!(asked(proto::UDP, 53, 1, 0), t.udp_lookup);
-        assert_eq!(asked(proto::UDP, 53, 0, 0), t.udp_unreplied);
-        assert_eq!(asked(proto::UDP, 443, 9, 3), t.udp_replied, "a stream");
-        assert_eq!(asked(proto::UDP, 443, 3, 1), t.udp_replied, "a handshake");
-        assert_eq!(asked(proto::UDP, 1024, 1, 0), t.udp_replied);
-        assert_eq!(asked(proto::ICMP, 0, 1, 0), t.icmp);
-    }
-
-    #[test]
-    fn defaults_are_at_or_above_the_floors() {
-        let t = Timeouts::default();
-        assert!(t.tcp_opening >= 240 && t.tcp_closing >= 240);
-        assert!(t.tcp_established >= 7_440 && t.tcp_half_closed >= 7_440);
-        assert!(t.udp_unreplied >= 120 && t.udp_replied >= 300 && t.icmp >= 60);
     }
 
     #[test]

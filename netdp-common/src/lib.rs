@@ -20,6 +20,7 @@ pub mod siphash;
 pub mod slot;
 pub mod spare;
 pub mod tables;
+pub mod timeouts;
 pub mod tuple;
 pub mod verdict;
 

@@ -1,7 +1,8 @@
 //! Which mappings make room for new ones where the tables are nearly full, or where no port
 //! is left towards a destination.
 
-use crate::conntrack::{Carried, TcpState, tcp_state, ticks32};
+use crate::conntrack::{TcpState, tcp_state, ticks32};
+use crate::timeouts::Carried;
 use crate::tuple::proto;
 
 /// Which mappings make room, the first ones first.
@@ -79,7 +80,8 @@ pub const fn is_silent_stream(carried: &Carried, idle: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Spare, is_silent_stream, spare};
-    use crate::conntrack::{Carried, SEEN_FIN, SEEN_SYN, ticks32};
+    use crate::conntrack::{SEEN_FIN, SEEN_SYN, ticks32};
+    use crate::timeouts::Carried;
     use crate::tuple::proto;
 
     const TCP: Carried = Carried {

@@ -4,12 +4,13 @@
 use super::Work;
 use super::origin::same;
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
-use crate::conntrack::{Carried, idle, lasted};
+use crate::conntrack::idle;
 use crate::port_map;
 use crate::share::{self, ShareSlot, bucket_of_mapping};
 use crate::slot::Slot;
 use crate::spare::{Spare, spare};
 use crate::tables::Tables;
+use crate::timeouts::{Carried, lasted};
 use crate::tuple::Tuple;
 
 /// Mappings that are looked at for one packet.

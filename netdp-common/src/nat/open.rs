@@ -9,15 +9,14 @@ use crate::abi::{
     SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
 };
 use crate::addr::Addr;
-use crate::conntrack::{
-    ACK, Carried, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, age, lasted,
-};
+use crate::conntrack::{ACK, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, age};
 use crate::packet::{L4, Packet};
 use crate::port::{self, Search};
 use crate::share;
 use crate::slot::Slot;
 use crate::spare::{UNANSWERED_TICKS, is_silent_stream, spare};
 use crate::tables::{InsertError, Tables};
+use crate::timeouts::{Carried, lasted};
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
 

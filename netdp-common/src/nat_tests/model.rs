@@ -1,11 +1,12 @@
 //! The model's random walks over the fake.
 
 use crate::abi::{Action, PortRange, SETTING_PORTS};
-use crate::conntrack::{Carried, Timeouts, left};
+use crate::conntrack::left;
 use crate::fake::build::Build;
 use crate::fake::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
 use crate::fake::{Fake, Seen, addr};
 use crate::tables::Tables as _;
+use crate::timeouts::{Carried, Timeouts};
 use proptest::prelude::*;
 
 struct Host {

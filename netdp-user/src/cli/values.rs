@@ -4,7 +4,7 @@ use crate::config::parse_duration;
 use crate::misspelling::nearest;
 use anyhow::{Context as _, Result, bail};
 use netdp_common::abi::PortRange;
-use netdp_common::conntrack::Timeouts;
+use netdp_common::timeouts::Timeouts;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -6,8 +6,8 @@ use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_r
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
 use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
-use netdp_common::conntrack::Timeouts;
 use netdp_common::conntrack::ticks;
+use netdp_common::timeouts::Timeouts;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_user::datapath::{
     self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules,

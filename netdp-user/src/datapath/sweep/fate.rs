@@ -3,7 +3,8 @@
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
 use netdp_common::abi::Mapping;
-use netdp_common::conntrack::{self, Carried, Timeouts};
+use netdp_common::conntrack::{self};
+use netdp_common::timeouts::{Carried, Timeouts};
 use netdp_common::tuple::Tuple;
 
 /// One mapping: whether and why it ends.
