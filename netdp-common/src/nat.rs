@@ -36,7 +36,7 @@ use host::needs_mapping;
 use inbound::Continued;
 use open::{Claim, open};
 use origin::is_forged;
-use settle::{Settled, begins_anew, settle};
+use settle::{Settled, settle};
 pub use source::Way;
 use source::choose_source;
 
@@ -142,7 +142,7 @@ fn known<T: Tables>(
     }
     if leaving {
         let slot = tables.snat(&pkt.tuple)?;
-        let syn = begins_anew(l4);
+        let syn = l4.is_bare_syn();
         if syn || slot.place() != tables.place() {
             pkt.family = family;
             match settle(tables, pkt, slot, syn) {
@@ -258,7 +258,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 #[inline(never)]
 fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet, action: Action) -> Option<Verdict> {
     let opening = opening(&pkt.l4);
-    let begins_connection = matches!(opening, Opening::New) && matches!(pkt.l4, L4::Tcp(_));
+    let begins_connection = pkt.l4.is_bare_syn();
     if !begins_connection && !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
         match inbound::continued(tables, pkt, &pkt.tuple) {
             Continued::No => {}

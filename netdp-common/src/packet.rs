@@ -7,7 +7,7 @@ mod plain;
 
 use crate::addr::{Addr, Family};
 use crate::checksum;
-use crate::conntrack::RST;
+use crate::conntrack::{ACK, FIN, RST, SYN};
 use crate::tuple::{Tuple, proto};
 use crate::verdict::DropReason;
 pub use plain::{Plain, peek, plain, queue_hash};
@@ -88,6 +88,18 @@ pub enum L4 {
     LaterFragment,
     /// Something that can't be translated, and why.
     Untranslatable(DropReason),
+}
+
+impl L4 {
+    /// Returns whether it opens a TCP connection and does nothing else: a bare SYN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_bare_syn(&self) -> bool {
+        match self {
+            Self::Tcp(segment) => segment.flags & (SYN | ACK | RST | FIN) == SYN,
+            _ => false,
+        }
+    }
 }
 
 /// An address and its L4 id.

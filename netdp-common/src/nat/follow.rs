@@ -47,7 +47,7 @@ pub(super) fn continue_egress<T: Tables>(
         return Known::Forged;
     }
     if let L4::Tcp(segment) = *l4 {
-        if segment.flags & (SYN | ACK | RST | FIN) == SYN {
+        if l4.is_bare_syn() {
             reopen(tables, tuple, slot, now);
         } else if segment.flags & RST == 0 && slot.tcp_seen() & SEEN_RST != 0 {
             // Who has reset a connection sends nothing more on it.

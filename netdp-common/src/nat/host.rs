@@ -3,7 +3,7 @@
 use super::{Work, evict};
 use crate::abi::{NodeFlow, origin_tag};
 use crate::addr::Family;
-use crate::conntrack::{ACK, FIN, RST, SYN, age, live_seconds, ticks32};
+use crate::conntrack::{RST, age, live_seconds, ticks32};
 use crate::packet::{L4, Packet};
 use crate::share::Key;
 use crate::slot::Slot;
@@ -52,8 +52,7 @@ fn meets_pod<T: Tables>(tables: &T, work: &mut Work, wire: &Tuple, slot: Slot) -
     let pkt = &work.pkt;
     let changes_port = match pkt.l4 {
         L4::Udp | L4::Query => true,
-        L4::Tcp(segment) => segment.flags & (SYN | ACK | RST | FIN) == SYN,
-        _ => false,
+        _ => pkt.l4.is_bare_syn(),
     };
     if changes_port {
         work.pkt.new.addr = work.pkt.tuple.src;

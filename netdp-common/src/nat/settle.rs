@@ -4,8 +4,8 @@
 use super::origin::{is_forged, same};
 use super::{choose_source, evict};
 use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
-use crate::conntrack::{ACK, FIN, RST, SYN, TcpState, tcp_state};
-use crate::packet::{L4, Packet};
+use crate::conntrack::{TcpState, tcp_state};
+use crate::packet::Packet;
 use crate::slot::Slot;
 use crate::tables::Tables;
 use crate::tuple::proto;
@@ -20,15 +20,6 @@ pub(super) enum Settled {
     Rests,
     /// It has ended: the flow gets another one.
     Ended,
-}
-
-/// Whether a packet of a known flow may begin it anew.
-#[inline(always)]
-pub(super) const fn begins_anew(l4: &L4) -> bool {
-    match l4 {
-        L4::Tcp(segment) => segment.flags & (SYN | ACK | RST | FIN) == SYN,
-        _ => false,
-    }
 }
 
 /// Decides whether a mapping goes on where its packet leaves (docs/adr/0039). One that leaves by
