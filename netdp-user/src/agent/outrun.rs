@@ -81,6 +81,7 @@ impl Outrun {
 
 /// What was seen, as a sentence.
 fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
+    const REMEDY: &str = "remove it, or have it return TC_ACT_UNSPEC";
     let (interface, who) = (&placed.interface, ahead.subject());
     match (placed.hook, effect) {
         (
@@ -91,7 +92,7 @@ fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
             },
         ) => Some(format!(
             "packets leave by {interface} with pods' own addresses ({from} to {to}): {who} before the \
-             egress program, and keeps them from it"
+             egress program, and keeps them from it: {REMEDY}"
         )),
         (
             Hook::Ingress,
@@ -100,7 +101,7 @@ fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
             },
         ) => Some(format!(
             "answers to pods that come in by {interface} are lost (from {from}): {who} before the \
-             ingress program, and keeps them from it"
+             ingress program, and keeps them from it: {REMEDY}"
         )),
         _ => None,
     }
@@ -144,8 +145,8 @@ impl Agent {
             log::warn!(
                 "{line}: what it returns may keep packets from netdp; {}",
                 match &blind {
-                    Some(why) => format!("nobody looks whether it does: {why}"),
-                    None => "it is looked at whether it does".into(),
+                    Some(why) => format!("whether it does can't be checked: {why}"),
+                    None => "packets are checked for that".into(),
                 }
             );
         }

@@ -9,17 +9,21 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// The names that `--timeout` knows.
-const TIMEOUTS: [&str; 9] = [
-    "tcp-opening",
-    "tcp-established",
-    "tcp-unreplied",
-    "tcp-half-closed",
-    "tcp-closing",
-    "udp-unreplied",
-    "udp-replied",
-    "icmp",
-    "generic",
+/// Where a timeout is among all.
+type TimeoutOf = fn(&mut Timeouts) -> &mut u64;
+
+/// The names that `--timeout` knows, each with the timeout that it stands for.
+const TIMEOUTS: [(&str, TimeoutOf); 10] = [
+    ("tcp-opening", |all| &mut all.tcp_opening),
+    ("tcp-established", |all| &mut all.tcp_established),
+    ("tcp-unreplied", |all| &mut all.tcp_unreplied),
+    ("tcp-half-closed", |all| &mut all.tcp_half_closed),
+    ("tcp-closing", |all| &mut all.tcp_closing),
+    ("udp-unreplied", |all| &mut all.udp_unreplied),
+    ("udp-replied", |all| &mut all.udp_replied),
+    ("udp-lookup", |all| &mut all.udp_lookup),
+    ("icmp", |all| &mut all.icmp),
+    ("generic", |all| &mut all.generic),
 ];
 
 /// Above this similarity a name is taken for a misspelling.
@@ -32,26 +36,17 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
         let Some((name, value)) = text.split_once('=') else {
             bail!("--timeout {text:?}: expected NAME=DURATION, such as udp-replied=5m");
         };
-        let slot = match name {
-            "tcp-opening" => &mut timeouts.tcp_opening,
-            "tcp-established" => &mut timeouts.tcp_established,
-            "tcp-unreplied" => &mut timeouts.tcp_unreplied,
-            "tcp-half-closed" => &mut timeouts.tcp_half_closed,
-            "tcp-closing" => &mut timeouts.tcp_closing,
-            "udp-unreplied" => &mut timeouts.udp_unreplied,
-            "udp-replied" => &mut timeouts.udp_replied,
-            "udp-lookup" => &mut timeouts.udp_lookup,
-            "icmp" => &mut timeouts.icmp,
-            "generic" => &mut timeouts.generic,
-            _ => match nearest(name, TIMEOUTS, MIN_SIMILARITY) {
+        let names = || TIMEOUTS.iter().map(|(name, _)| *name);
+        let Some((_, timeout)) = TIMEOUTS.iter().find(|(known, _)| *known == name) else {
+            match nearest(name, names(), MIN_SIMILARITY) {
                 Some(meant) => {
                     bail!("--timeout {text:?}: there is no timeout {name:?}; did you mean {meant}?")
                 }
                 None => bail!(
                     "--timeout {text:?}: there is no timeout {name:?}; there are {}",
-                    TIMEOUTS.join(", ")
+                    names().collect::<Vec<_>>().join(", ")
                 ),
-            },
+            }
         };
         let duration = parse_duration(value)
             .ok()
@@ -61,7 +56,7 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
                 "--timeout {text:?}: {value:?} is not a duration of a second or more, such as 90s or 2h4m"
             );
         };
-        *slot = duration.as_secs();
+        *timeout(&mut timeouts) = duration.as_secs();
     }
     Ok(timeouts)
 }
@@ -116,7 +111,18 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_listen, parse_ports, parse_ranges, parse_timeouts};
+    use super::{TIMEOUTS, parse_listen, parse_ports, parse_ranges, parse_timeouts};
+
+    #[test]
+    fn each_name_is_of_one_timeout() {
+        let given: Vec<String> = (TIMEOUTS.iter().zip(1000..))
+            .map(|((name, _), seconds)| format!("{name}={seconds}s"))
+            .collect();
+        let mut all = parse_timeouts(&given).unwrap();
+        for ((name, timeout), seconds) in TIMEOUTS.iter().zip(1000..) {
+            assert_eq!(*timeout(&mut all), seconds, "{name}");
+        }
+    }
 
     #[test]
     fn a_timeout_that_does_not_exist_is_likely_another() {
