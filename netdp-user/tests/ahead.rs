@@ -67,14 +67,14 @@ fn wait_told(world: &World, words: &str) -> Result<()> {
     wait_for(NOTICED, &format!("{words:?} to be told"), || {
         let status = world.agent.netdp(&["status"]).unwrap_or_default();
         let mut lines = status.lines();
+        let ready = ready(world).unwrap_or_default();
         lines.any(|line| line.starts_with("datapath   NOT IN FORCE") && line.contains(words))
             && !ready_file(&world.agent)
+            && ready.contains(words)
+            && ready.ends_with("503")
     })
-    .with_context(|| format!("{:?}", world.agent.netdp(&["status"])))?;
-    wait_log(&world.agent, words)?;
-    let ready = ready(world)?;
-    ensure!(ready.contains(words) && ready.ends_with("503"), "{ready}");
-    Ok(())
+    .with_context(|| format!("{:?}, {:?}", world.agent.netdp(&["status"]), ready(world)))?;
+    wait_log(&world.agent, words)
 }
 
 fn wait_well(world: &World) -> Result<()> {

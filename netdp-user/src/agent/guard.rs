@@ -327,8 +327,9 @@ impl Agent {
             Some(datapath) => datapath.placed(),
             None => Vec::new(),
         };
+        // Probes first: who reads in a file that the node is not ready finds that they say so too.
+        self.tell();
         self.save_report();
         self.update_ready();
-        self.tell();
     }
 }

@@ -140,10 +140,8 @@ impl Agent {
             return;
         }
         let unready = self.unready();
-        if unready != self.report.unready {
-            self.report.unready.clone_from(&unready);
-            self.save_report();
-        }
+        let changed = unready != self.report.unready;
+        self.report.unready.clone_from(&unready);
         if self
             .told
             .counted
@@ -178,6 +176,9 @@ impl Agent {
         };
         if let Some(control) = &self.control {
             control.tell(told);
+        }
+        if changed {
+            self.save_report();
         }
     }
 }
