@@ -88,6 +88,13 @@ impl Agent {
             }
         }
         self.report.stacked = selected.stacked;
+        for what in &selected.left_out {
+            if !self.report.left_out.contains(what) {
+                log::warn!("{what}");
+            }
+        }
+        self.report.left_out = selected.left_out;
+        self.selection.with_guests = selected.with_guests;
         for what in &selected.leaks {
             if !self.report.leaks.contains(what) {
                 log::error!("{what}");
