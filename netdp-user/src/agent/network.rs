@@ -132,7 +132,7 @@ impl Agent {
         self.report.detours = detours;
         let pod_links = self.pod_links(&selected.uplinks);
         (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
-        let withheld = self.withheld(&selected.uplinks);
+        let withheld = self.withheld(&selected.uplinks, &selected.sources);
         let policy = self.config.rules.iter().map(policy_rule).collect();
         State {
             pod_links,
