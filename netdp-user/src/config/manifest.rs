@@ -230,13 +230,13 @@ fn in_place(outer: &str, line: usize, inner: &str) -> Option<String> {
     let first = line.checked_sub(1 + blank)?;
     let mut theirs = outer.lines().skip(first);
     let bare = |l: &str| l.trim_start_matches(BYTE_ORDER_MARK).trim().to_owned();
-    let mut same = |l: &str| {
+    let same = |l: &str| {
         let their = theirs.next().map(str::trim);
         their.is_some_and(|their| bare(their) == bare(l))
     };
     inner
         .lines()
-        .all(|l| same(l))
+        .all(same)
         .then(|| format!("{}{inner}", "\n".repeat(first)))
 }
 
