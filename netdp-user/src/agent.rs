@@ -155,6 +155,7 @@ impl Agent {
             enable_ipv6: options.config_options.enable_ipv6,
             keep: engine.known_uplinks()?.into_iter().collect(),
             names: BTreeSet::new(),
+            with_guests: BTreeSet::new(),
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let mut agent = Self {

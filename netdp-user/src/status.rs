@@ -49,6 +49,9 @@ pub struct Report {
     /// Why not all addresses of the node count, if so.
     #[serde(default)]
     pub no_room: Option<String>,
+    /// What `--uplink` names and can't be an uplink.
+    #[serde(default)]
+    pub left_out: Vec<String>,
     /// What was decided about uplinks that stand on each other.
     #[serde(default)]
     pub stacked: Vec<String>,
@@ -422,6 +425,14 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         && report.waiting_for.is_empty()
     {
         writeln!(out, "waiting    {reason}")?;
+    }
+    // Without any uplink it is the reason.
+    for what in report
+        .left_out
+        .iter()
+        .filter(|what| report.no_uplink.as_ref() != Some(*what))
+    {
+        writeln!(out, "left out   {what}")?;
     }
     for what in &report.stacked {
         writeln!(out, "stacked    {what}")?;

@@ -13,8 +13,11 @@ use common::{
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Pings, wait_for};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, WorkDir, wait_for};
 
 /// In which it has to be noticed: two looks, and a busy machine.
 const NOTICED: Duration = Duration::from_secs(5);
@@ -341,5 +344,106 @@ fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
     wait_for(NOTICED, "ours to be back", || {
         is_translated(&world.bed, &world.far).is_ok()
     })?;
+    wait_well(&world)
+}
+
+/// Where an agent ended between the two steps of an overtaking, its old filter is there too.
+#[test]
+fn what_an_overtaking_that_was_cut_short_left_goes() -> Result<()> {
+    let (mut world, _echo) = world("clsact")?;
+    let node = world.bed.node.clone();
+    world.agent.stop()?;
+    let old = Verdict::always(NEXT)?;
+    let pin = world.agent.bpffs().join("old");
+    old.pin(&pin)?;
+    let pin = pin.display().to_string();
+    for (hook, text) in ["egress", "ingress"].iter().zip(filters(&node, "eth0")?) {
+        ensure!(text.contains("handle 0x6e64"), "{text}");
+        let add = ["tc", "filter", "add", "dev", "eth0", hook, "pref", "2"];
+        let what = ["handle", "0x6e65", "bpf", "da", "object-pinned", &pin];
+        node.run(&[&add[..], &what].concat())?;
+    }
+    let ours = || -> Result<Vec<usize>> {
+        let hooks = filters(&node, "eth0")?;
+        Ok(hooks
+            .map(|text| text.matches("handle 0x6e6").count())
+            .to_vec())
+    };
+    ensure!(ours()? == [2, 2], "{:?}", filters(&node, "eth0")?);
+    world.agent.restart()?;
+    ensure!(ours()? == [1, 1], "{:?}", filters(&node, "eth0")?);
+    is_translated(&world.bed, &world.far)?;
+    Ok(())
+}
+
+/// What the shipped manifest grants, as `setpriv` calls it.
+fn shipped_capabilities() -> Result<Vec<String>> {
+    let manifest = include_str!("../../deploy/kustomize/base/daemonset.yaml");
+    let unit = include_str!("../../deploy/netdp.service");
+    let line = |text: &'static str, start: &str| {
+        let mut lines = text.lines().map(str::trim);
+        lines.find_map(|line| line.strip_prefix(start))
+    };
+    let added = line(manifest, "add: [").context("no capabilities in the manifest")?;
+    let added = added.trim_end_matches(']').split(", ");
+    let added: BTreeSet<String> = added.map(str::to_lowercase).collect();
+    let bounding = line(unit, "CapabilityBoundingSet=").context("none in the unit")?;
+    let bounding = bounding.split(' ').filter_map(|it| it.strip_prefix("CAP_"));
+    let bounding: BTreeSet<String> = bounding.map(str::to_lowercase).collect();
+    ensure!(
+        added == bounding,
+        "{added:?} in the pod, {bounding:?} in the unit"
+    );
+    Ok(added.into_iter().collect())
+}
+
+/// Not as root with everything, which no node gives to netdp.
+#[test]
+fn a_leak_is_seen_with_the_shipped_capabilities() -> Result<()> {
+    let bed = Bed::dual_stack()?;
+    let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
+    let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
+    let config = ConfigVolume::new(&policy())?;
+    let dir = WorkDir::new("capabilities")?;
+    let netdp = dir.path().join("netdp");
+    let granted: Vec<String> = (shipped_capabilities()?.iter())
+        .map(|name| format!("+{name}"))
+        .collect();
+    let granted = granted.join(",");
+    // The bpffs is there, as on a node.
+    let script = format!(
+        "#!/bin/sh\nfor word; do\n\
+         if [ \"$before\" = --bpffs ] && ! mountpoint -q \"$word\"; then\n\
+         mkdir -p -m 700 \"$word\" && mount -t bpf -o mode=0700 bpf \"$word\" || exit 1\n\
+         fi\nbefore=$word\ndone\n\
+         exec setpriv --bounding-set=-all,{granted} --inh-caps=-all,{granted} {} \"$@\"\n",
+        common::NETDP
+    );
+    fs::write(&netdp, script)?;
+    fs::set_permissions(&netdp, fs::Permissions::from_mode(0o755))?;
+    let arguments = [
+        "--enable-ipv6".to_owned(),
+        "--attach=clsact".to_owned(),
+        format!("--http-listen={PROBES}"),
+    ];
+    let options = AgentOptions::new(&netdp).config(config.path());
+    let options = arguments.into_iter().fold(options, AgentOptions::arg);
+    let world = World {
+        agent: Agent::start(&bed.node, options)?,
+        config,
+        near,
+        far,
+        bed,
+    };
+    let _echo = Echo::start(&world.far)?;
+    is_translated(&world.bed, &world.far)?;
+    let passing = Verdict::always(PASS)?;
+    passing.attach(&world.bed.node, "eth0", EGRESS, false)?;
+    let mut pings = Pings::default();
+    for to in echoes(&world.far) {
+        pings.start(world.pod(0), to.ip(), "0.05")?;
+    }
+    wait_told(&world, "packets leave by eth0 with pods' own addresses")?;
+    passing.detach(&world.bed.node, "eth0", EGRESS)?;
     wait_well(&world)
 }

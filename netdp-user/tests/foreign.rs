@@ -289,3 +289,30 @@ fn rules_that_drop_something_else_are_no_conflict() -> Result<()> {
     })
     .map_err(|err| err.context(format!("{:?}", node.foreign())))
 }
+
+/// Whether a rule about an interface matters depends on whether that is an uplink.
+#[test]
+fn rules_are_judged_again_when_the_uplinks_change() -> Result<()> {
+    let node = Node::start("ebpf", |node, _| {
+        node.ip("link add up9 type veth peer name up9p")?;
+        node.ip("link set up9 addrgenmode none")?;
+        node.ip("link set up9p up")?;
+        node.ip("link set up9 up")?;
+        node.ip("addr add 10.9.0.1/24 dev up9")?;
+        nft(
+            node,
+            "add table ip some; add chain ip some out { type nat hook postrouting priority 100; }; \
+             add rule ip some out oifname up9 masquerade",
+        )
+    })?;
+    assert_eq!(node.found(1)?, ["somebody nftables 1 false"]);
+    // No address changes, nor any rule.
+    node.bed
+        .node
+        .ip("route add 203.0.113.0/24 via 10.9.0.2 dev up9")?;
+    wait_some(SOON, "the rule to be in conflict", || {
+        let found = node.found(1).ok()?;
+        (found == ["somebody nftables 1 true"]).then_some(())
+    })
+    .map_err(|err| err.context(format!("{:?}", node.foreign())))
+}

@@ -90,6 +90,49 @@ const CASES: &[Case] = &[
         expected: Ok(&["10.1.0.0/16 bypass", "fd01::/16 bypass"]),
     },
     Case {
+        name: "byte order marks where documents begin",
+        files: &[
+            (
+                "map.yaml",
+                "\u{feff}apiVersion: v1\nkind: ConfigMap\nmetadata: {name: k8s-custom-iptables}\n\
+                 data:\n  nat.rules: |\n    \u{feff}198.51.100.0/24\n    fd02::/64\n",
+            ),
+            (
+                "more.yaml",
+                "nonMasqueradeCIDRs: [10.1.0.0/16]\n---\n\u{feff}nonMasqueradeCIDRs: ['fd01::/16']\n",
+            ),
+            (
+                "block.yaml",
+                "apiVersion: v1\nkind: ConfigMap\ndata:\n  config: |\n    \
+                 \u{feff}nonMasqueradeCIDRs:\n    - 10.3.0.0/16\n",
+            ),
+        ],
+        expected: Ok(&[
+            "10.1.0.0/16 bypass",
+            "10.3.0.0/16 bypass",
+            "198.51.100.0/24 masquerade",
+            "fd01::/16 bypass",
+            "fd02::/64 masquerade",
+        ]),
+    },
+    Case {
+        name: "binaryData",
+        files: &[(
+            "map.yaml",
+            "apiVersion: v1\nkind: ConfigMap\nbinaryData:\n  config: |\n    bm9uTWFzcXVlcmFkZUNJ\n    \
+             RFJzOiBbMTAuMS4wLjAvMTZdCg==\n",
+        )],
+        expected: Ok(&["10.1.0.0/16 bypass"]),
+    },
+    Case {
+        name: "binaryData that is none",
+        files: &[(
+            "map.yaml",
+            "apiVersion: v1\nkind: ConfigMap\nbinaryData:\n  config: '%%%'\n",
+        )],
+        expected: Err("map.yaml:4: \"config\" in binaryData is not base64"),
+    },
+    Case {
         name: "a list",
         files: &[(
             "list.yaml",

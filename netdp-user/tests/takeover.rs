@@ -303,3 +303,50 @@ fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
     }
     Ok(())
 }
+
+/// What IPsec protects with the node's address is netfilter's for as long as that is so: netdp would drop
+/// it, or let it leave in clear where the policy is about a protocol only.
+#[test]
+fn what_ipsec_protects_is_not_taken_over() -> Result<()> {
+    for (what, selector) in [
+        ("is dropped", ""),
+        ("leaves in clear", "proto tcp dport 443"),
+    ] {
+        let mut node = Node::start("nft")?;
+        let kernel = node.bed.node.clone();
+        let policies = |verb: &str| -> Result<()> {
+            for (from, to, ends) in [
+                ("10.1.0.10/32", "10.3.0.0/24", ["10.1.0.10", "10.3.0.1"]),
+                ("fd00:1::10/128", "fd00:3::/64", ["fd00:1::10", "fd00:3::1"]),
+            ] {
+                let template = match verb {
+                    "add" => format!(
+                        "tmpl src {} dst {} proto esp mode transport",
+                        ends[0], ends[1]
+                    ),
+                    _ => String::new(),
+                };
+                kernel.ip(&format!(
+                    "xfrm policy {verb} dir out src {from} dst {to} {selector} {template}"
+                ))?;
+            }
+            Ok(())
+        };
+        policies("add")?;
+        node.change("iptables", "ebpf")?;
+        wait_for(SOON, "the status to say so", || {
+            let status = node.agent.netdp(&["status"]).unwrap_or_default();
+            let words = "takeover   to be tried again: chain IP-MASQ-AGENT";
+            let mut told = status.lines().filter(|line| line.starts_with(words));
+            told.any(|told| told.contains("IPsec policy") && told.contains(what))
+        })
+        .with_context(|| node.agent.log())?;
+        ensure!(node.chains()?, "the chains are gone");
+        node.check("a takeover that was put off")?;
+        policies("delete")?;
+        node.wait_no_chains()?;
+        node.check("the takeover")?;
+        node.end_pings(8)?;
+    }
+    Ok(())
+}

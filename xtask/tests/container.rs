@@ -70,9 +70,10 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
 fn each_capability_is_needed() -> Result<()> {
     let pod = DaemonSet::read("")?;
     let all = pod.capabilities()?;
-    assert_eq!(all, ["BPF", "NET_ADMIN", "PERFMON"]);
-    for missing in &all {
-        let rest: Vec<_> = all.iter().filter(|name| name != &missing).collect();
+    assert_eq!(all, ["BPF", "NET_ADMIN", "NET_RAW", "PERFMON"]);
+    // Without CAP_NET_RAW it runs, and does not look at packets (netdp-user/tests/ahead.rs).
+    for missing in all.iter().filter(|name| *name != "NET_RAW") {
+        let rest: Vec<_> = all.iter().filter(|name| *name != missing).collect();
         let mut container = pod.container.clone();
         container["securityContext"]["capabilities"]["add"] = json!(rest);
         let node = Node::start()?;
@@ -148,7 +149,7 @@ fn it_follows_the_cluster_with_its_service_account() -> Result<()> {
 fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
     let node = Node::start()?;
     let pod = DaemonSet::read("sys-admin")?;
-    assert_eq!(pod.capabilities()?, ["SYS_ADMIN", "NET_ADMIN"]);
+    assert_eq!(pod.capabilities()?, ["SYS_ADMIN", "NET_ADMIN", "NET_RAW"]);
     node.run(AGENT, &pod.container)?;
     node.wait_in_force(AGENT)?;
     assert_eq!(node.source_seen()?, node.address);
@@ -391,6 +392,7 @@ fn mask(names: &[String]) -> Result<u64> {
     names.iter().try_fold(0, |mask, name| {
         let number = match name.as_str() {
             "NET_ADMIN" => 12,
+            "NET_RAW" => 13,
             "SYS_ADMIN" => 21,
             "PERFMON" => 38,
             "BPF" => 39,

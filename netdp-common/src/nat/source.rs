@@ -25,13 +25,20 @@ pub struct Way {
 ///
 /// - what the route that the packet takes names, if that is one of [`Tables::source`]'s: a
 ///   `src` that the administrator gave it, or in IPv6 one of the uplink's addresses;
-/// - the address of the interface on the subnet of the next hop;
+/// - the address of the interface on the subnet of the next hop, or, of one above the uplink, its best;
 /// - the uplink's own, [`crate::abi::Uplink`].
 #[inline(never)]
 pub(super) fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
     if let Some(way) = tables.way(&pkt.tuple, pkt.family) {
         let named = way.has_source != 0 && find(tables, way.link | SOURCE_NAMED, &way.source, pkt);
         if named || find(tables, way.link, &way.next, pkt) {
+            return true;
+        }
+        // An IPv6 router is on no network of IPv4.
+        if matches!(pkt.family, Family::V4)
+            && !way.next.is_v4()
+            && find(tables, way.link, &Addr::from_v4([0; 4]), pkt)
+        {
             return true;
         }
     }

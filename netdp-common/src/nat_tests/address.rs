@@ -178,3 +178,38 @@ fn the_next_hops_subnet_decides_where_no_source_is_named() {
     fake.way.as_mut().unwrap().link = 3;
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node), "another interface's");
 }
+
+/// A VLAN device above the uplink has its own address, whichever router the route names.
+#[test]
+fn an_interface_above_the_uplink_has_a_source_for_every_router() {
+    const ABOVE: u32 = 7;
+    let mut fake = Fake::new();
+    let mut give = |net: &str, bits: u32, to: &str| {
+        let key = SourceKey {
+            link: ABOVE,
+            addr: addr(net),
+        };
+        fake.sources.push((key, bits, addr(to)));
+        fake.local.insert(addr(to));
+    };
+    give("0.0.0.0", 96, "198.51.100.4");
+    give("::", 0, "2001:db8:100::4");
+    for (net, next, wanted) in [
+        (V4, "192.0.2.1", "198.51.100.4:4000"),
+        (V4, "fe80::1", "198.51.100.4:4000"),
+        (V6, "fe80::1", "[2001:db8:100::4]:4000"),
+    ] {
+        fake.way = way(None, next);
+        assert_eq!(fake.out(&net.udp().to(net.other_server)), becomes(net.node));
+        fake.way = Some(Way {
+            link: ABOVE,
+            ..way(None, next).unwrap()
+        });
+        let flow = if next.starts_with('f') {
+            net.syn()
+        } else {
+            net.udp()
+        };
+        assert_eq!(fake.out(&flow), becomes(wanted), "by {next}");
+    }
+}

@@ -4,7 +4,6 @@ use super::Agent;
 use super::engine::Engine;
 use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
-use crate::uplinks::{Uplink, local_addresses, select};
 use log::Level;
 use std::collections::HashSet;
 use std::time::Instant;
@@ -133,27 +132,22 @@ impl Agent {
 
     /// Looks at them soon.
     pub(super) fn ask_foreign(&mut self) {
-        let selected = select(&self.snapshot, &self.selection);
         let translator = match &self.engine {
             // What shadow mode looks at is what the datapath would find.
             Engine::Ebpf(_) | Engine::Shadow(_) => Translator::Ebpf,
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
-        let local = local_addresses(&self.snapshot);
-        self.judge_by(&local);
+        let by = self.to_judge_by();
         self.foreign.watch.ask(Around {
             translator,
             rules: self.config.rules.clone(),
-            wire: selected
-                .uplinks
-                .iter()
-                .flat_map(Uplink::addresses)
-                .collect(),
-            uplinks: selected.uplinks.into_iter().map(|u| u.name).collect(),
+            wire: by.wire.clone(),
+            uplinks: by.uplinks.clone(),
             pods: self.options.surroundings.pod_cidrs.clone(),
-            local,
+            local: by.local.clone(),
             enable_ipv6: self.options.config_options.enable_ipv6,
         });
+        self.judge_by(by);
     }
 
     fn accept_foreign(&mut self, seen: Seen) {

@@ -88,6 +88,13 @@ impl Agent {
             }
         }
         self.report.stacked = selected.stacked;
+        for what in &selected.left_out {
+            if !self.report.left_out.contains(what) {
+                log::warn!("{what}");
+            }
+        }
+        self.report.left_out = selected.left_out;
+        self.selection.with_guests = selected.with_guests;
         for what in &selected.leaks {
             if !self.report.leaks.contains(what) {
                 log::error!("{what}");
@@ -125,7 +132,7 @@ impl Agent {
         self.report.detours = detours;
         let pod_links = self.pod_links(&selected.uplinks);
         (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
-        let withheld = self.withheld(&selected.uplinks);
+        let withheld = self.withheld(&selected.uplinks, &selected.sources);
         let policy = self.config.rules.iter().map(policy_rule).collect();
         State {
             pod_links,

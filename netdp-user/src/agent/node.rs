@@ -3,7 +3,7 @@
 use super::Agent;
 use crate::foreign::{Diverted, Inward};
 use crate::node::{Facts, Probe, Prober, Withheld, decide, withheld};
-use crate::uplinks::{Uplink, local_addresses};
+use crate::uplinks::{Sources, Uplink, local_addresses, select};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -22,13 +22,32 @@ pub(super) struct Node {
     probe: Option<Probe>,
     /// All rules have been read once: what an earlier agent put in force counts no more.
     complete: bool,
-    /// The addresses by which rules were judged last.
-    judged_by: BTreeSet<IpAddr>,
+    /// By what rules were judged last.
+    judged_by: Option<JudgedBy>,
+    /// What falls under IPsec policies, and is not protected as netfilter would have it.
+    missed_ipsec: Vec<String>,
     /// Nobody asks where there is no datapath.
     wanted: bool,
 }
 
+/// What decides about others' rules, beside the configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct JudgedBy {
+    /// The node's addresses.
+    pub local: BTreeSet<IpAddr>,
+    /// The uplinks' names.
+    pub uplinks: Vec<String>,
+    /// The addresses that packets may leave them with.
+    pub wire: Vec<IpAddr>,
+}
+
 impl Node {
+    /// What keeps a takeover from ending what netfilter serves: it protects by IPsec policies what netdp
+    /// would drop, or let leave in clear.
+    pub(super) fn missed_ipsec(&self) -> &[String] {
+        &self.missed_ipsec
+    }
+
     /// Waits for a change of what has to be polled; for ever where there is no datapath.
     pub(super) async fn changed(&mut self) -> Probe {
         if !self.wanted {
@@ -96,17 +115,23 @@ impl Agent {
         self.update_node();
     }
 
-    /// What would fall under an IPsec policy with the address of one of these uplinks.
-    pub(super) fn withheld(&mut self, uplinks: &[Uplink]) -> Withheld {
+    /// What would fall under an IPsec policy with an address that packets may leave one of these uplinks
+    /// with.
+    pub(super) fn withheld(&mut self, uplinks: &[Uplink], sources: &Sources) -> Withheld {
         let probe = self.node.probe.as_ref();
         let policies = probe.map_or(&[][..], |probe| &probe.policies);
-        let withheld = withheld(policies, uplinks.iter());
+        let pods = &self.options.surroundings.pod_cidrs;
+        let withheld = withheld(policies, uplinks.iter(), sources, pods);
         for what in &withheld.told {
             if !self.report.ipsec.contains(what) {
                 log::warn!("{what}");
             }
         }
         self.report.ipsec.clone_from(&withheld.told);
+        if withheld.missed != self.node.missed_ipsec {
+            self.takeover.try_soon();
+        }
+        self.node.missed_ipsec.clone_from(&withheld.missed);
         withheld
     }
 
@@ -115,15 +140,30 @@ impl Agent {
         if !self.node.wanted {
             return;
         }
-        if local_addresses(&self.snapshot) != self.node.judged_by {
+        if self.node.judged_by.as_ref() != Some(&self.to_judge_by()) {
             self.ask_foreign();
         }
         self.update_node();
     }
 
-    /// Rules are about to be judged by the addresses that are known now.
-    pub(super) fn judge_by(&mut self, local: &BTreeSet<IpAddr>) {
-        self.node.judged_by.clone_from(local);
+    /// What others' rules are to be judged by now.
+    pub(super) fn to_judge_by(&self) -> JudgedBy {
+        let selected = select(&self.snapshot, &self.selection);
+        let own = selected.uplinks.iter().flat_map(Uplink::addresses);
+        let is_uplink = |via: u32| selected.uplinks.iter().any(|uplink| uplink.ifindex == via);
+        let given = selected.sources.values();
+        let given = given.filter(|given| is_uplink(given.via));
+        let wire: BTreeSet<IpAddr> = own.chain(given.map(|given| given.addr)).collect();
+        JudgedBy {
+            local: local_addresses(&self.snapshot),
+            uplinks: selected.uplinks.into_iter().map(|u| u.name).collect(),
+            wire: wire.into_iter().collect(),
+        }
+    }
+
+    /// Rules are about to be judged by this.
+    pub(super) fn judge_by(&mut self, by: JudgedBy) {
+        self.node.judged_by = Some(by);
     }
 
     /// Puts in force what is known, where it differs.

@@ -191,6 +191,8 @@ impl Agent {
         };
         let rules = Rules {
             local: &self.applied.local,
+            any_ip: &self.snapshot.any_ip,
+            macs: &self.applied.macs,
             enable_ipv6: self.options.config_options.enable_ipv6,
             no_leak: self.options.setup.no_leak == NoLeak::Drop,
         };

@@ -165,6 +165,8 @@ impl Agent {
         let mut job = self.job();
         // Without the chains pods' addresses would leave there.
         job.stay = [&self.report.leaks[..], &self.report.off[..]].concat();
+        // What IPsec protects is neither to be dropped nor to leave in clear.
+        job.stay.extend_from_slice(self.node.missed_ipsec());
         // What netfilter translates is not to be dropped.
         job.stay.extend(self.foreign.in_the_way().cloned());
         self.takeover.again = None;

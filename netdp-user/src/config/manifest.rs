@@ -3,16 +3,18 @@
 
 use std::rc::Rc;
 
+use k8s_openapi::ByteString;
+
 use super::diagnostic::{Diagnostic, quoted};
 use super::document::{Document, Format};
+use super::keys::{Keys, LABEL, MASQ_AGENT_MAP, NAT_RULES_MAP};
 use super::tree::{Node, Value};
 
-/// ConfigMaps that are read out of several, by name; and by label.
-const NAMES: [&str; 2] = ["ip-masq-agent", "k8s-custom-iptables"];
-const LABEL: &str = "netdp.io/config";
+/// ConfigMaps that are read out of several, by name; others by their label.
+const NAMES: [&str; 2] = [MASQ_AGENT_MAP, NAT_RULES_MAP];
 
-/// How the keys begin that Azure's agent takes.
-const AZURE_PREFIX: &str = "ip-masq";
+/// Editors of other systems put it before a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// How many objects a message names.
 const NAMED: usize = 5;
@@ -33,7 +35,7 @@ pub fn holds_objects(text: &str) -> bool {
 /// out, goes to `notes`.
 ///
 /// # Errors
-/// There is no document in them.
+/// There is no document in them, or one in `binaryData` can't be read.
 pub(super) fn documents(
     outer: &Document,
     objects: &[Rc<Node>],
@@ -59,7 +61,7 @@ pub(super) fn documents(
     for object in all {
         let counts = is_map(object) && (!by_name || is_ours(object));
         let inner = if counts {
-            values(outer, object)
+            values(outer, object)?
         } else {
             Vec::new()
         };
@@ -142,36 +144,82 @@ fn is_labelled(object: &Node) -> bool {
 }
 
 /// The documents that are values of a ConfigMap in `outer`.
-fn values(outer: &Document, object: &Node) -> Vec<Document> {
-    let (name, text) = (&outer.name, &outer.text);
-    let Some(Value::Map(data)) = get(object, "data").map(|data| &data.value) else {
-        return Vec::new();
+fn values(outer: &Document, object: &Node) -> Result<Vec<Document>, Diagnostic> {
+    let metadata = get(object, "metadata");
+    let name = metadata.and_then(|it| get(it, "name")).and_then(string);
+    let keys = Keys::of(
+        name.unwrap_or_default(),
+        MASQ_AGENT_MAP,
+        is_labelled(object),
+    );
+    let mut found = Vec::new();
+    for (key, value, text) in entries(object, "data").filter(|(key, ..)| keys.count(key)) {
+        found.push(in_text(outer, key, value, text));
+    }
+    for (key, value, text) in entries(object, "binaryData").filter(|(key, ..)| keys.count(key)) {
+        found.push(in_base64(outer, key, value, text)?);
+    }
+    Ok(found)
+}
+
+/// The keys of a field of an object, their values, and the texts that these are.
+fn entries<'a>(
+    object: &'a Node,
+    field: &str,
+) -> impl Iterator<Item = (&'a str, &'a Node, &'a str)> + use<'a> {
+    let pairs = match get(object, field).map(|data| &data.value) {
+        Some(Value::Map(pairs)) => pairs.as_slice(),
+        _ => &[],
     };
-    let all = is_labelled(object);
-    let entries = data.iter().filter_map(|(key, value)| {
-        let key = string(key)?;
-        let known = all || key == "config" || key.starts_with(AZURE_PREFIX);
-        let format = Format::of(key);
-        (known || format == Format::NatRules).then_some((key, value, format))
-    });
-    entries
-        .filter_map(|(key, value, format)| Some((key, value, string(value)?, format)))
-        .map(
-            |(key, value, inner, format)| match in_place(text, value.line, inner) {
-                Some(inner) => Document {
-                    name: name.clone(),
-                    text: inner,
-                    format,
-                },
-                // Its lines are within one line here, as in JSON.
-                None => Document {
-                    name: format!("{name}:{} ({key})", value.line),
-                    text: inner.to_owned(),
-                    format,
-                },
-            },
-        )
-        .collect()
+    let entry = |(key, value): &'a (Rc<Node>, Rc<Node>)| {
+        Some((string(key)?, value.as_ref(), string(value)?))
+    };
+    pairs.iter().filter_map(entry)
+}
+
+/// The document of a key in `data`.
+fn in_text(outer: &Document, key: &str, value: &Node, text: &str) -> Document {
+    let format = Format::of(key);
+    // Blank lines will come before it.
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    match in_place(&outer.text, value.line, text) {
+        Some(text) => Document {
+            name: outer.name.clone(),
+            text,
+            format,
+        },
+        // Its lines are within one line here, as in JSON.
+        None => Document {
+            name: inner_name(outer, key, value),
+            text: text.to_owned(),
+            format,
+        },
+    }
+}
+
+/// The document of a key in `binaryData`.
+fn in_base64(
+    outer: &Document,
+    key: &str,
+    value: &Node,
+    text: &str,
+) -> Result<Document, Diagnostic> {
+    let bare: String = text.split_whitespace().collect();
+    let bytes: Result<ByteString, _> = serde_json::from_value(bare.into());
+    let bytes = bytes.map_err(|error| {
+        let message = format!("{} in binaryData is not base64: {error}", quoted(key));
+        Diagnostic::at(&outer.name, value.line, message)
+    })?;
+    let document = Document::from_bytes(inner_name(outer, key, value), bytes.0)?;
+    Ok(Document {
+        format: Format::of(key),
+        ..document
+    })
+}
+
+/// What a document is called that has lines of its own.
+fn inner_name(outer: &Document, key: &str, value: &Node) -> String {
+    format!("{}:{} ({key})", outer.name, value.line)
 }
 
 /// `inner`, moved to the line where it stands in `outer`, so that its lines have the numbers they
@@ -181,7 +229,11 @@ fn in_place(outer: &str, line: usize, inner: &str) -> Option<String> {
     let blank = inner.lines().take_while(|l| l.trim().is_empty()).count();
     let first = line.checked_sub(1 + blank)?;
     let mut theirs = outer.lines().skip(first);
-    let same = |l: &str| theirs.next().is_some_and(|their| their.trim() == l.trim());
+    let bare = |l: &str| l.trim_start_matches(BYTE_ORDER_MARK).trim().to_owned();
+    let same = |l: &str| {
+        let their = theirs.next().map(str::trim);
+        their.is_some_and(|their| bare(their) == bare(l))
+    };
     inner
         .lines()
         .all(same)

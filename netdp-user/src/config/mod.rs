@@ -10,6 +10,7 @@ mod diagnostic;
 mod document;
 mod duration;
 mod key;
+mod keys;
 mod lint;
 mod manifest;
 mod masqueraded;
@@ -41,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Rejected};
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
+pub use keys::{Keys, LABEL, NAT_RULES_MAP};
 pub use lint::Surroundings;
 pub use manifest::holds_objects;
 pub use masqueraded::Masqueraded;

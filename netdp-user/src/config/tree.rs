@@ -97,12 +97,13 @@ impl Node {
 ///
 /// JSON is read as the subset of YAML that it is, except that tabs between its tokens are legal.
 pub(super) fn parse(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
+    let text = &*without_marks(text);
     plain::parse(text).map_or_else(|| parse_yaml(text), |root| Ok(vec![root]))
 }
 
 /// The same by the YAML parser, whatever the text.
 pub(super) fn parse_yaml(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let text = &*without_marks(text);
     let text = if text.trim_start().starts_with('{') {
         // A raw tab cannot be inside a JSON string, so that only white space changes here.
         Cow::Owned(text.replace('\t', " "))
@@ -120,6 +121,21 @@ pub(super) fn parse_yaml(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
         builder.take(event, span)?;
     }
     Ok(builder.roots)
+}
+
+/// The text without byte order marks where documents may begin: before it, and before what lines have in
+/// it, as where files were put together, or one was put into a block of a manifest.
+fn without_marks(text: &str) -> Cow<'_, str> {
+    const MARK: char = '\u{feff}';
+    if !text.contains(MARK) {
+        return Cow::Borrowed(text);
+    }
+    let lines = text.split_inclusive('\n').map(|line| {
+        let bare = line.trim_start_matches([' ', MARK]);
+        let start = line.get(..line.len() - bare.len()).unwrap_or_default();
+        start.replace(MARK, "") + bare
+    });
+    Cow::Owned(lines.collect())
 }
 
 /// A list or mapping that is still open.

@@ -39,16 +39,20 @@ pub fn attach(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> 
     let Some(ours) = filters.iter().find(|filter| filter.is_ours()) else {
         return add(program, hook, device, &filters);
     };
-    let link = link(ours, hook, name)?;
-    match program.attach_to_link(link) {
+    let at = link(ours, hook, name)?;
+    match program.attach_to_link(at) {
         Ok(id) => {
             // Dropping the link would remove the filter; it is to outlive the agent.
             std::mem::forget(program.take_link(id)?);
-            Ok(())
         }
         // It is gone by now.
-        Err(_) => add(program, hook, device, &[]),
+        Err(_) => add(program, hook, device, &[])?,
     }
+    // An agent that ended while its filter overtook others has left the old one too.
+    for surplus in filters.iter().filter(|filter| filter.is_ours()).skip(1) {
+        link(surplus, hook, name)?.detach()?;
+    }
+    Ok(())
 }
 
 /// Puts our filter before those that have come before it. The new one is there before the old one
@@ -128,14 +132,23 @@ pub fn is_there(name: &str, hook: Hook) -> bool {
     filters.iter().any(Filter::is_ours)
 }
 
-/// Removes our filter, and none but ours, from an interface's clsact qdisc; whether there was one.
+/// Removes our filters, and none but ours, from an interface's clsact qdisc; whether there was one.
 pub fn remove(name: &str, hook: Hook) -> bool {
+    remove_those(name, hook, |_| true)
+}
+
+/// Removes those of our filters that run this program; whether there was one.
+pub fn remove_program(name: &str, hook: Hook, program: u32) -> bool {
+    remove_those(name, hook, |filter| filter.program == Some(program))
+}
+
+fn remove_those(name: &str, hook: Hook, which: impl Fn(&Filter) -> bool) -> bool {
     let Ok(ifindex) = nix::net::if_::if_nametoindex(name) else {
         return false;
     };
     let filters = filter::list(ifindex, hook).unwrap_or_default();
     let mut removed = false;
-    for ours in filters.iter().filter(|filter| filter.is_ours()) {
+    for ours in filters.iter().filter(|it| it.is_ours() && which(it)) {
         removed |= link(ours, hook, name).is_ok_and(|link| link.detach().is_ok());
     }
     removed

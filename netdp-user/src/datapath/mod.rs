@@ -391,7 +391,9 @@ impl Datapath {
             Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
             Change::Attach(uplink) if uplink.link_layer == LinkLayer::Other => bail!(
-                "{} is of a kind whose packets netdp can't parse: neither Ethernet nor bare IP",
+                "{} is of a kind whose packets netdp can't parse: they begin neither with Ethernet nor \
+                 with bare IP, as InfiniBand's do, or those of GRE without `remote`; give that one, or \
+                 name other uplinks with --uplink",
                 uplink.name
             ),
             Change::Attach(uplink) => self

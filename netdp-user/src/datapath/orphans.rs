@@ -149,7 +149,7 @@ pub fn remove(keep: &BTreeSet<(u32, Hook, u32)>, removed: &mut Vec<String>) -> R
                 .and_then(|link| link.detach())
                 .with_context(|| format!("taking off the {orphan}"))?,
             None => {
-                let gone = clsact::remove(&orphan.interface, orphan.hook);
+                let gone = clsact::remove_program(&orphan.interface, orphan.hook, orphan.program);
                 ensure!(gone, "taking off the {orphan}: the kernel refused");
             }
         }

@@ -6,8 +6,10 @@
 //! (`dev_queue_xmit_nit` and `__netif_receive_skb_core`, net/core/dev.c, Linux 6.18).
 
 use super::maps::Maps;
+use crate::uplinks::Mac;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
+use ipnet::IpNet;
 use netdp_common::abi::{
     Action, Inbound, Live, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, pins,
 };
@@ -41,6 +43,10 @@ const SETTLING: Duration = Duration::from_millis(2);
 pub struct Rules<'a> {
     /// The node's addresses.
     pub local: &'a BTreeSet<IpAddr>,
+    /// What it receives without having the address.
+    pub any_ip: &'a [IpNet],
+    /// By which hardware addresses it sends.
+    pub macs: &'a BTreeSet<Mac>,
     /// Whether IPv6 is translated.
     pub enable_ipv6: bool,
     /// Whether nothing may leave with a pod's address that is to be masqueraded.
@@ -59,6 +65,8 @@ pub struct Effect {
 /// A look at what an interface carries.
 pub struct Tap {
     socket: OwnedFd,
+    ifindex: u32,
+    snat: BpfHashMap<MapData, Tuple, Mapping>,
     inbound: BpfHashMap<MapData, Tuple, Inbound>,
     inbound_live: BpfHashMap<MapData, Tuple, Live>,
     rev_snat: BpfHashMap<MapData, Tuple, Mapping>,
@@ -87,6 +95,8 @@ impl Tap {
         };
         Ok(Self {
             socket: open(ifindex).context("opening a packet socket (this needs CAP_NET_RAW)")?,
+            ifindex,
+            snat: Map::HashMap(pinned(pins::SNAT)?).try_into()?,
             inbound: Map::LruHashMap(pinned(pins::INBOUND)?).try_into()?,
             inbound_live: Map::HashMap(pinned(pins::INBOUND_LIVE)?).try_into()?,
             rev_snat: Map::HashMap(pinned(pins::REV_SNAT)?).try_into()?,
@@ -113,7 +123,9 @@ impl Tap {
                 continue;
             }
             if heard.leaves {
-                if rules.no_leak && self.is_leak(&packet, maps, rules) {
+                let own = self.ifindex;
+                let may_be = rules.no_leak && may_leak(&packet, heard.mac, own, rules);
+                if may_be && self.is_leak(&packet, maps) {
                     let Tuple { src, dst, .. } = packet.tuple;
                     effect.leaked = Some((src.into(), dst.into()));
                 }
@@ -132,22 +144,13 @@ impl Tap {
         Ok(effect)
     }
 
-    /// Whether the egress program would not have let the packet leave so.
-    fn is_leak(&self, packet: &Packet, maps: &Maps, rules: &Rules<'_>) -> bool {
-        let Tuple { src, dst, .. } = &packet.tuple;
-        let from = IpAddr::from(*src);
-        if (from.is_ipv6() && !rules.enable_ipv6)
-            || (from.is_ipv6() && src.is_v6_link_local())
-            || src.is_special(packet.family)
-            || dst.is_special(packet.family)
-            || rules.local.contains(&from)
-            || matches!(packet.l4, L4::Error)
-        {
-            return false;
-        }
-        matches!(maps.action(dst), Ok(Action::Masquerade))
+    /// Whether the egress program would not have let the packet leave so, as far as maps tell. What came
+    /// back for a pod by another uplink has been given that one's address.
+    fn is_leak(&self, packet: &Packet, maps: &Maps) -> bool {
+        matches!(maps.action(&packet.tuple.dst), Ok(Action::Masquerade))
             && self.inbound.get(&packet.tuple, 0).is_err()
             && self.inbound_live.get(&packet.tuple, 0).is_err()
+            && self.snat.get(&packet.tuple.reversed(), 0).is_err()
     }
 
     /// Whether a packet that has come in for a pod was not counted.
@@ -166,6 +169,27 @@ impl Tap {
     }
 }
 
+/// Whether a packet that leaves may be a pod's, as far as it tells itself: not one of the node's own, nor of
+/// the link's (neighbour discovery), nor of a guest that is bridged to it and has a hardware address that
+/// the node does not send by.
+fn may_leak(packet: &Packet, mac: Option<[u8; 6]>, ifindex: u32, rules: &Rules<'_>) -> bool {
+    let Tuple { src, dst, .. } = &packet.tuple;
+    let from = IpAddr::from(*src);
+    let is_known = |mac: [u8; 6]| {
+        let known = Mac { link: ifindex, mac };
+        rules.macs.contains(&known)
+    };
+    // All zeros says that those of this interface are known.
+    let is_bridged = mac.is_some_and(|mac| is_known([0; 6]) && !is_known(mac));
+    !(is_bridged
+        || (from.is_ipv6() && (!rules.enable_ipv6 || src.is_v6_link_local()))
+        || src.is_special(packet.family)
+        || dst.is_special(packet.family)
+        || rules.local.contains(&from)
+        || rules.any_ip.iter().any(|net| net.contains(&from))
+        || matches!(packet.l4, L4::Error | L4::Discovery))
+}
+
 /// Whether a packet that comes in for a mapping is the pod's: a new SYN is the node's.
 const fn is_answer(l4: &L4) -> bool {
     match l4 {
@@ -180,6 +204,8 @@ struct Heard {
     length: usize,
     ethertype: u16,
     leaves: bool,
+    /// The hardware address that it came from, on Ethernet.
+    mac: Option<[u8; 6]>,
 }
 
 fn open(ifindex: u32) -> std::io::Result<OwnedFd> {
@@ -251,7 +277,73 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Heard>> {
                 length,
                 ethertype: u16::from_be(from.sll_protocol),
                 leaves,
+                // Of what leaves too it is the sender's (`eth_header_parse`, net/ethernet/eth.c).
+                mac: (from.sll_halen == 6)
+                    .then(|| from.sll_addr.first_chunk().copied())
+                    .flatten(),
             }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Rules, may_leak};
+    use crate::uplinks::Mac;
+    use ipnet::IpNet;
+    use netdp_common::addr::{Addr, Family};
+    use netdp_common::packet::{L4, Packet};
+    use std::net::IpAddr;
+
+    const UPLINK: u32 = 2;
+    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const GUESTS: [u8; 6] = [2, 0, 0, 0, 0, 9];
+
+    fn may(from: &str, to: &str, l4: L4, mac: Option<[u8; 6]>, known: bool) -> bool {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut packet = Packet::EMPTY;
+        packet.tuple.src = Addr::from(ip(from));
+        packet.tuple.dst = Addr::from(ip(to));
+        packet.family = if ip(to).is_ipv6() {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        packet.l4 = l4;
+        let any_ip: [IpNet; 2] =
+            ["198.18.0.0/24", "2001:db8:18::/64"].map(|net| net.parse().unwrap());
+        let macs = [[0; 6], OWN].map(|mac| Mac { link: UPLINK, mac });
+        let rules = Rules {
+            local: &["192.0.2.10", "2001:db8::10"].map(ip).into(),
+            any_ip: &any_ip,
+            macs: &macs.into_iter().filter(|_| known).collect(),
+            enable_ipv6: true,
+            no_leak: true,
+        };
+        may_leak(&packet, mac, UPLINK, &rules)
+    }
+
+    #[test]
+    fn what_is_no_pods_is_no_leak() {
+        for (pod, node, any_ip, to) in [
+            ("172.16.0.7", "192.0.2.10", "198.18.0.7", "203.0.113.1"),
+            ("fd00:172::7", "2001:db8::10", "2001:db8:18::7", "2600::1"),
+        ] {
+            assert!(may(pod, to, L4::Udp, Some(OWN), true));
+            assert!(may(pod, to, L4::Udp, None, true), "no Ethernet");
+            assert!(may(pod, to, L4::Udp, Some(GUESTS), false), "none are known");
+            assert!(!may(node, to, L4::Udp, Some(OWN), true));
+            assert!(!may(any_ip, to, L4::Udp, Some(OWN), true), "AnyIP");
+            assert!(!may(pod, to, L4::Udp, Some(GUESTS), true), "bridged");
+            assert!(!may(pod, to, L4::Error, Some(OWN), true));
+        }
+        assert!(!may(
+            "fd00:172::7",
+            "2600::1",
+            L4::Discovery,
+            Some(OWN),
+            true
+        ));
+        assert!(!may("fe80::7", "2600::1", L4::Udp, Some(OWN), true));
     }
 }

@@ -5,10 +5,11 @@
 
 use super::xfrm::Policy;
 use crate::reconcile::PolicyRule;
-use crate::uplinks::Uplink;
+use crate::uplinks::{Sources, Uplink};
 use ipnet::IpNet;
 use netdp_common::abi::Action;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 /// What IPsec policies mean for masqueraded packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,22 +19,35 @@ pub struct Withheld {
     pub destinations: BTreeMap<IpNet, bool>,
     /// What is said of it, a line for each policy.
     pub told: Vec<String>,
+    /// Those lines of what leaves in clear or is dropped, though netfilter would have it protected.
+    pub missed: Vec<String>,
 }
 
-/// Looks for policies that cover what leaves with the uplinks' addresses.
+/// Looks for policies that cover what leaves with the uplinks' addresses: their own, and those that
+/// `sources` give by them. `pods` are the networks that are known to be pods'.
 #[must_use]
-pub fn withheld<'a>(policies: &[Policy], uplinks: impl Iterator<Item = &'a Uplink>) -> Withheld {
+pub fn withheld<'a>(
+    policies: &[Policy],
+    uplinks: impl Iterator<Item = &'a Uplink>,
+    sources: &Sources,
+    pods: &[IpNet],
+) -> Withheld {
     // Of two that match, the one with the lower number counts; of equal ones the older, which is told
     // first.
     let mut sorted: Vec<_> = policies.iter().collect();
     sorted.sort_by_key(|policy| policy.priority);
     let mut all = Withheld::default();
     for uplink in uplinks {
+        let given = (sources.iter()).filter(|(_, given)| given.via == uplink.ifindex);
+        // What a VLAN device above the uplink sends has that one for its interface.
+        let given = given.map(|(asked, given)| (asked.link, given.addr));
+        let own = uplink.addresses().map(|address| (uplink.ifindex, address));
+        let addresses: BTreeSet<(u32, IpAddr)> = own.chain(given).collect();
         let covers = |policy: &&&Policy| {
-            (policy.ifindex == 0 || policy.ifindex == uplink.ifindex)
-                && uplink
-                    .addresses()
-                    .any(|address| policy.source.contains(&address))
+            addresses.iter().any(|(ifindex, address)| {
+                (policy.ifindex == 0 || policy.ifindex == *ifindex)
+                    && policy.source.contains(address)
+            })
         };
         let covering: Vec<&Policy> = sorted.iter().filter(covers).copied().collect();
         let mut own: BTreeMap<IpNet, bool> = BTreeMap::new();
@@ -48,7 +62,11 @@ pub fn withheld<'a>(policies: &[Policy], uplinks: impl Iterator<Item = &'a Uplin
                 // Another one counts.
                 continue;
             }
-            let what = if withheld {
+            let before = covers_pods(policy, pods);
+            let what = if before && withheld {
+                "is dropped, but for what it covers with pods' own addresses already: that the kernel \
+                 protects before netdp sees it"
+            } else if withheld {
                 "is dropped"
             } else {
                 "leaves in clear: netdp can't tell it apart by ports, protocols or marks"
@@ -58,6 +76,9 @@ pub fn withheld<'a>(policies: &[Policy], uplinks: impl Iterator<Item = &'a Uplin
                  address {what}",
                 uplink.name
             );
+            if !before && !all.missed.contains(&told) {
+                all.missed.push(told.clone());
+            }
             if !all.told.contains(&told) {
                 all.told.push(told);
             }
@@ -71,6 +92,19 @@ pub fn withheld<'a>(policies: &[Policy], uplinks: impl Iterator<Item = &'a Uplin
         all.destinations.clear();
     }
     all
+}
+
+/// Whether the kernel finds the policy for every pod's own address too, when it routes the packet.
+fn covers_pods(policy: &Policy, pods: &[IpNet]) -> bool {
+    let is_of = |net: &IpNet| {
+        matches!(
+            (net, policy.source),
+            (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
+        )
+    };
+    let mut pods = pods.iter().filter(|net| is_of(net)).peekable();
+    policy.source.prefix_len() == 0
+        || pods.peek().is_some() && pods.all(|net| policy.source.contains(net))
 }
 
 impl Withheld {
@@ -121,7 +155,7 @@ mod tests {
     use super::{Withheld, withheld};
     use crate::node::xfrm::Policy;
     use crate::reconcile::PolicyRule;
-    use crate::uplinks::{LinkLayer, Uplink};
+    use crate::uplinks::{Asked, Given, LinkLayer, Sources, Uplink};
     use netdp_common::abi::Action::{self, Bypass, Masquerade, Withhold};
 
     fn uplink() -> Uplink {
@@ -148,7 +182,7 @@ mod tests {
     }
 
     fn found(policies: &[Policy]) -> Withheld {
-        withheld(policies, [uplink()].iter())
+        withheld(policies, [uplink()].iter(), &Sources::new(), &[])
     }
 
     fn rules(list: &[(&str, Action)]) -> Vec<PolicyRule> {
@@ -197,6 +231,68 @@ mod tests {
         let found = found(&[first, spared]);
         assert_eq!(found.apply(Vec::new()), rules(&[("0.0.0.0/0", Withhold)]));
         assert_eq!(found.told.len(), 1);
+    }
+
+    /// A route's `src`, a second subnet, a VLAN device above the uplink.
+    #[test]
+    fn every_address_that_packets_may_leave_with_counts() {
+        for (given, to) in [
+            ("10.9.0.4", "10.2.0.0/16"),
+            ("2001:db8:9::4", "2001:db8:2::/64"),
+        ] {
+            let asked = Asked {
+                link: 7,
+                named: true,
+                net: "198.18.0.1/32".parse().unwrap(),
+            };
+            let sources = |via| -> Sources {
+                let addr = given.parse().unwrap();
+                [(asked, Given { addr, via })].into()
+            };
+            let length = if given.contains(':') { 128 } else { 32 };
+            let policy = policy(&format!("{given}/{length}"), to, true, 0);
+            let found = |policy: &Policy, via| {
+                let found = withheld(
+                    std::slice::from_ref(policy),
+                    [uplink()].iter(),
+                    &sources(via),
+                    &[],
+                );
+                found.apply(Vec::new())
+            };
+            assert_eq!(found(&policy, 2), rules(&[(to, Withhold)]));
+            assert_eq!(found(&policy, 3), [], "not by this uplink");
+            let above = |ifindex| Policy {
+                ifindex,
+                ..policy.clone()
+            };
+            assert_eq!(found(&above(7), 2), rules(&[(to, Withhold)]));
+            assert_eq!(found(&above(9), 2), []);
+        }
+    }
+
+    /// What the kernel protects by pods' own addresses never arrives here; what does is another thing.
+    #[test]
+    fn a_policy_that_covers_pods_too_is_told_apart() {
+        let pods = ["172.16.0.0/16", "fd00:172::/64"].map(|net| net.parse().unwrap());
+        let found = |source: &str, destination: &str| {
+            let policy = policy(source, destination, true, 0);
+            withheld(&[policy], [uplink()].iter(), &Sources::new(), &pods)
+        };
+        for (source, to) in [("0.0.0.0/0", "10.2.0.0/16"), ("::/0", "fd00:2::/64")] {
+            let found = found(source, to);
+            assert!(found.told[0].contains("before netdp sees it"), "{found:?}");
+            assert_eq!(found.missed, [""; 0]);
+            assert_eq!(found.apply(Vec::new()), rules(&[(to, Withhold)]));
+        }
+        for (source, to) in [
+            ("10.0.0.0/8", "10.2.0.0/16"),
+            ("fd00:1::/64", "fd00:2::/64"),
+        ] {
+            let found = found(source, to);
+            assert!(!found.told[0].contains("before netdp"), "{found:?}");
+            assert_eq!(found.missed, found.told);
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use super::select::masters;
 
 /// The IPv4 address for traffic by `link`'s default route, as MASQUERADE would
 /// choose it: `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in
-/// net/ipv4/devinet.c of Linux 6.12. It passes over secondary and narrower
-/// addresses, prefers one on the next hop's subnet, and otherwise takes the
+/// net/ipv4/devinet.c of Linux 6.12. It passes over narrower
+/// addresses, and secondary ones but for those in `known`, prefers one on the next hop's subnet, and otherwise takes the
 /// first; of several that are equal in this, one in `known`, the addresses that the node is known
 /// by. The `src` of a route plays no part in it.
 ///
@@ -45,7 +45,10 @@ fn primary_v4(
             IpAddr::V4(ip) => Some((ip, addr)),
             IpAddr::V6(_) => None,
         })
-        .filter(|(_, addr)| !addr.flags.secondary && addr.scope == AddressScope::Universe)
+        // One that the node is known by counts whatever came first: as secondary an address comes back
+        // that was gone while another one of its subnet took its place (promote_secondaries).
+        .filter(|(_, addr)| !addr.flags.secondary || known.contains(&addr.addr))
+        .filter(|(_, addr)| addr.scope == AddressScope::Universe)
         // The first of those that come first.
         .min_by_key(|(_, addr)| (!on_subnet(addr), !known.contains(&addr.addr)))
         .map(|(ip, _)| ip)
@@ -94,6 +97,13 @@ fn best_v6(
             )
         })
         .map(|(ip, _)| ip)
+}
+
+/// A link's own addresses, whatever it could borrow.
+pub(super) fn own(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> [Option<IpAddr>; 2] {
+    let v4 = primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known);
+    let v6 = best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known);
+    [v4.map(IpAddr::from), v6.map(IpAddr::from)]
 }
 
 /// The router of the link's best default route.

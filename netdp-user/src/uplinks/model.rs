@@ -40,7 +40,7 @@ impl Snapshot {
     /// The VRF device that this link is enslaved to, if it is in a VRF.
     pub(super) fn vrf(&self, link: &Link) -> Option<&Link> {
         let master = self.link(link.master?)?;
-        (master.kind.as_deref() == Some("vrf")).then_some(master)
+        master.is_vrf().then_some(master)
     }
 }
 
@@ -76,6 +76,13 @@ pub struct Link {
     pub kind: Option<String>,
 }
 
+impl Link {
+    /// Whether it is a VRF device, which stands for a routing table.
+    pub(super) fn is_vrf(&self) -> bool {
+        self.kind.as_deref() == Some("vrf")
+    }
+}
+
 /// What a packet starts with at a link's TC hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
@@ -100,6 +107,7 @@ impl From<LinkLayerType> for LinkLayer {
             | LinkLayerType::Tunnel6
             | LinkLayerType::Sit
             | LinkLayerType::Ipgre
+            | LinkLayerType::Ip6gre
             | LinkLayerType::Pimreg => Self::None,
             _ => Self::Other,
         }
@@ -172,8 +180,8 @@ pub struct Route {
     pub destination: IpNet,
     /// The link that it leaves by.
     pub ifindex: u32,
-    /// There is a router on the way.
-    pub by_gateway: bool,
+    /// The router on the way, if there is one.
+    pub gateway: Option<IpAddr>,
     /// The source address that the route asks for. Not of routes that the kernel makes of an
     /// address: these say no more than the address does.
     pub prefsrc: Option<IpAddr>,
@@ -182,7 +190,7 @@ pub struct Route {
 impl Route {
     /// Whether it leads to one host on the link.
     pub(super) fn is_to_neighbour(&self) -> bool {
-        !self.by_gateway && self.destination.prefix_len() == self.destination.max_prefix_len()
+        self.gateway.is_none() && self.destination.prefix_len() == self.destination.max_prefix_len()
     }
 }
 

@@ -22,7 +22,6 @@ pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
         link.up
             && leads_out(link)
             && link.link_layer != LinkLayer::Other
-            && link.kind.as_deref() != Some("vrf")
             && uplink(link.ifindex).is_none()
             && !leads_to_guests(snapshot, link, &networks)
             && top(snapshot, link).ifindex == link.ifindex

@@ -1,6 +1,7 @@
 //! By which links a node routes to what its policy masquerades.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -16,6 +17,8 @@ pub(super) struct Reach {
     /// Links that lead to guests of this node, pods for example, that the policy masquerades.
     /// What leaves by them is also what comes back for these guests: they can't be uplinks.
     pub guests: BTreeSet<u32>,
+    /// Those, and links with masqueraded neighbours that are taken for routers.
+    pub with_neighbours: BTreeSet<u32>,
     /// Those among [`guests`](Self::guests) that lead to other masqueraded destinations too, each
     /// with one of the routes.
     pub unfit: BTreeMap<u32, IpNet>,
@@ -28,10 +31,13 @@ struct Ways {
     beyond: Option<IpNet>,
     /// A masqueraded destination on the link.
     direct: Option<IpNet>,
+    /// Routers on the link to which host routes lead, and by which everything is reached.
+    routers: bool,
 }
 
 /// Asks the routes of all tables.
 pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6: bool) -> Reach {
+    let routers = routers(snapshot);
     let mut ways: BTreeMap<u32, Ways> = BTreeMap::new();
     for route in &snapshot.routes {
         let net = route.destination;
@@ -42,8 +48,10 @@ pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6:
             continue;
         };
         let ways = ways.entry(top(snapshot, link).ifindex).or_default();
-        if route.by_gateway || net.prefix_len() == 0 {
+        if route.gateway.is_some() || net.prefix_len() == 0 {
             ways.beyond.get_or_insert(net);
+        } else if route.is_to_neighbour() && routers.contains(&(route.ifindex, net.addr())) {
+            ways.routers = true;
         } else {
             ways.direct.get_or_insert(net);
         }
@@ -54,9 +62,11 @@ pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6:
         let Some(link) = snapshot.link(ifindex).filter(|link| leads_out(link)) else {
             continue;
         };
-        let guests = ways
-            .direct
-            .filter(|_| leads_to_guests(snapshot, link, &networks));
+        let to_guests = leads_to_guests(snapshot, link, &networks);
+        let guests = ways.direct.filter(|_| to_guests);
+        if to_guests && (guests.is_some() || ways.routers) {
+            reach.with_neighbours.insert(ifindex);
+        }
         match (guests, ways.beyond) {
             (None, beyond) => {
                 if let Some(net) = beyond.or(ways.direct) {
@@ -73,10 +83,20 @@ pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6:
     reach
 }
 
-/// Whether what is sent by a link goes anywhere.
+/// Whether what is sent by a link leaves by it. Of a VRF device it leaves by a member, after another
+/// lookup in the VRF's table (`vrf_xmit`, drivers/net/vrf.c, Linux 6.12): its members' routes are there.
 pub(super) fn leads_out(link: &Link) -> bool {
     let nowhere = matches!(link.kind.as_deref(), Some("dummy" | "ifb" | "nlmon"));
-    !link.loopback && !nowhere
+    !link.loopback && !nowhere && !link.is_vrf()
+}
+
+/// Neighbours by which default routes lead, in one half of the addresses at least, with their links. A
+/// guest may be a router too, but hardly to everywhere.
+fn routers(snapshot: &Snapshot) -> BTreeSet<(u32, IpAddr)> {
+    (snapshot.routes.iter())
+        .filter(|route| route.destination.prefix_len() <= 1)
+        .filter_map(|route| Some((route.ifindex, route.gateway?)))
+        .collect()
 }
 
 /// Whether those on a link are guests of this node: a bridge of which no port leads out of the
@@ -93,7 +113,7 @@ pub(super) fn leads_to_guests(snapshot: &Snapshot, link: &Link, networks: &BTree
 /// The links that have more than single hosts on them, as routes say.
 pub(super) fn networks(snapshot: &Snapshot) -> BTreeSet<u32> {
     (snapshot.routes.iter())
-        .filter(|route| !route.by_gateway && !route.is_to_neighbour())
+        .filter(|route| route.gateway.is_none() && !route.is_to_neighbour())
         .filter(|route| !is_link_local(&route.destination))
         .map(|route| route.ifindex)
         .collect()

@@ -35,6 +35,9 @@ pub struct Selection {
     /// Names of links that were uplinks by their role. One that is deleted and made again is an uplink
     /// from its first moment, before it has an address or a route.
     pub names: BTreeSet<String>,
+    /// Those in `keep` that had masqueraded neighbours when they were chosen, see
+    /// [`Selected::with_guests`].
+    pub with_guests: BTreeSet<u32>,
 }
 
 impl Selection {
@@ -129,6 +132,12 @@ pub struct Selected {
     pub sources: Sources,
     /// The patterns that no link matches: they may yet appear.
     pub unmatched: Vec<String>,
+    /// What was named and can't be an uplink, a sentence each.
+    pub left_out: Vec<String>,
+    /// Indexes of uplinks that are so although the policy masquerades neighbours on them, which look like
+    /// guests: their default route, an address of the node or a router tells them apart. They stay
+    /// uplinks without these.
+    pub with_guests: BTreeSet<u32>,
     /// Why there are no uplinks, where there are none, and what would help.
     pub reason: Option<String>,
     /// What was decided about links that stand on each other, a sentence each.
@@ -151,11 +160,14 @@ pub struct Selected {
 /// other, each packet is translated by one of them.
 pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
+    let mut left_out = Vec::new();
     let reach = reach(snapshot, &selection.masqueraded, selection.enable_ipv6);
     let mut chosen = if selection.patterns.is_empty() {
         by_role(snapshot, selection, &reach)
     } else {
-        by_name(snapshot, &selection.patterns, &mut unmatched)
+        let mut named = by_name(snapshot, &selection.patterns, &mut unmatched);
+        left_out = leave_out_vrfs(snapshot, &mut named);
+        named
     };
     let stack = unstack(snapshot, &mut chosen);
     let mut uplinks: Vec<Uplink> = snapshot
@@ -176,13 +188,18 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     .filter(|link| !is_translated(snapshot, link, &uplinks))
     .map(|link| link.name.clone())
     .collect();
-    let reason = uplinks.is_empty().then(|| why_none(selection, &unmatched));
+    let reason = (uplinks.is_empty()).then(|| why_none(selection, &unmatched, &left_out));
+    let had = selection.with_guests.iter().chain(&reach.with_neighbours);
+    let is_uplink = |ifindex: &u32| uplinks.iter().any(|uplink| uplink.ifindex == *ifindex);
+    let with_guests = had.copied().filter(is_uplink).collect();
     Selected {
         observed: observed(snapshot, &uplinks),
         macs: macs(snapshot, &uplinks),
         sources: sources(snapshot, selection, &uplinks),
         uplinks,
         unmatched,
+        left_out,
+        with_guests,
         reason,
         stacked: stack.told,
         leaks,
@@ -258,11 +275,14 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
     routes
         .chain(addrs)
         .chain(reach.out.keys().copied())
-        // What comes back for guests that are masqueraded by now would be dropped there.
-        .chain(kept.filter(|ifindex| !reach.guests.contains(ifindex)))
+        // What comes back for guests that are masqueraded by now would be dropped there. Who was taken
+        // for a router before is none of them.
+        .chain(kept.filter(|ifindex| {
+            !reach.guests.contains(ifindex) || selection.with_guests.contains(ifindex)
+        }))
         .filter_map(|ifindex| snapshot.link(ifindex))
         .map(|link| top(snapshot, link))
-        .filter(|link| !link.loopback)
+        .filter(|link| !link.loopback && !link.is_vrf())
         .map(|link| link.ifindex)
         .collect()
 }
@@ -300,6 +320,26 @@ fn by_name(snapshot: &Snapshot, patterns: &Patterns, unmatched: &mut Vec<String>
         .collect()
 }
 
+/// Takes VRF devices out of those that are named, and says so of each: what comes back passes the
+/// members' hooks only.
+fn leave_out_vrfs(snapshot: &Snapshot, named: &mut BTreeSet<u32>) -> Vec<String> {
+    let vrfs = (snapshot.links.iter()).filter(|link| link.is_vrf() && named.remove(&link.ifindex));
+    vrfs.map(|vrf| {
+        let members = (snapshot.links.iter()).filter(|link| link.master == Some(vrf.ifindex));
+        let members: Vec<&str> = members.map(|link| link.name.as_str()).collect();
+        let members = match members.as_slice() {
+            [] => "it has none".to_owned(),
+            members => members.join(", "),
+        };
+        format!(
+            "{} is a VRF device and can't be an uplink: packets leave and come back by its members; \
+             name these with --uplink ({members})",
+            vrf.name
+        )
+    })
+    .collect()
+}
+
 /// The masters that a link's packets pass through, from the nearest up. This
 /// is also how the halves of a cloud's accelerated NIC hang together: the
 /// virtual function is enslaved to the synthetic device with the address.
@@ -317,7 +357,10 @@ pub(super) fn masters<'a>(
         .take(snapshot.links.len())
 }
 
-fn why_none(selection: &Selection, unmatched: &[String]) -> String {
+fn why_none(selection: &Selection, unmatched: &[String], left_out: &[String]) -> String {
+    if let [first, ..] = left_out {
+        return first.clone();
+    }
     if !unmatched.is_empty() {
         return format!("no interface matches --uplink {}", unmatched.join(", "));
     }

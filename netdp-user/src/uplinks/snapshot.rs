@@ -15,7 +15,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, Route, Snapshot};
+use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
 /// Reads links, addresses and routes from the network namespace of
@@ -61,21 +61,25 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
             };
             let table = table_of(&route);
             let header = &route.header;
-            if table == u32::from(libc::RT_TABLE_LOCAL) {
-                // The kernel's own are for addresses, which are known.
-                if header.kind == RouteType::Local && header.protocol != RouteProtocol::Kernel {
+            let in_local = table == u32::from(libc::RT_TABLE_LOCAL);
+            if header.kind == RouteType::Local {
+                // The kernel's own are for addresses, which are known. All destinations are local in
+                // tables for transparent proxies: what has the proxy's mark, and not what the node has.
+                let is_known = header.protocol == RouteProtocol::Kernel;
+                let is_proxys = !in_local && destination.prefix_len() == 0;
+                if !is_known && !is_proxys {
                     any_ip.push(destination);
                 }
                 continue;
             }
-            if header.kind != RouteType::Unicast {
+            if in_local || header.kind != RouteType::Unicast {
                 continue;
             }
             let hops = next_hops(family, &route);
             all.extend(hops.iter().map(|hop| Route {
                 destination,
                 ifindex: hop.ifindex,
-                by_gateway: hop.gateway.is_some(),
+                gateway: hop.gateway,
                 prefsrc: match header.protocol {
                     RouteProtocol::Kernel => None,
                     _ => hop.prefsrc,
@@ -96,7 +100,7 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     })
 }
 
-fn link(message: &LinkMessage) -> Option<Link> {
+pub(super) fn link(message: &LinkMessage) -> Option<Link> {
     let flags = message.header.flags;
     let mut link = Link {
         ifindex: message.header.index,
@@ -112,6 +116,7 @@ fn link(message: &LinkMessage) -> Option<Link> {
         xdp: false,
         kind: None,
     };
+    let mut infos = [].as_slice();
     let mut elsewhere = false;
     for attribute in &message.attributes {
         match attribute {
@@ -127,7 +132,8 @@ fn link(message: &LinkMessage) -> Option<Link> {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(0) => {}
             LinkAttribute::Controller(master) => link.master = Some(*master),
-            LinkAttribute::LinkInfo(infos) => {
+            LinkAttribute::LinkInfo(all) => {
+                infos = all.as_slice();
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
@@ -138,6 +144,9 @@ fn link(message: &LinkMessage) -> Option<Link> {
     }
     if elsewhere {
         link.below = None;
+    }
+    if tunnel::shows_outer_header(infos) {
+        link.link_layer = LinkLayer::Other;
     }
     (!link.name.is_empty()).then_some(link)
 }

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netdp_common::abi::SOURCE_ANY_IP;
 
-use super::address::{addrs_of, is_usable_v6};
+use super::address::{addrs_of, is_usable_v6, own};
 use super::model::{Addr, AddressScope, Link, Snapshot};
 use super::select::{Selection, Uplink};
 use super::stack::{above, beneath};
@@ -64,6 +64,7 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
             let shares = upper.kind.as_deref() == Some("vlan") || has_ports(snapshot, upper);
             if !is_uplink && shares && !(tagged && uplink.untagged) {
                 add(&mut found, snapshot, selection, upper, via);
+                add_for_any(&mut found, snapshot, selection, upper, via);
             }
         }
     }
@@ -89,7 +90,7 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
     // (net/ipv4/devinet.c) chooses.
     let v4 = addrs
         .iter()
-        .filter(|addr| addr.addr.is_ipv4() && !addr.flags.secondary);
+        .filter(|addr| addr.addr.is_ipv4() && (!addr.flags.secondary || is_node(addr)));
     let mut networks: BTreeMap<IpNet, &Addr> = BTreeMap::new();
     for addr in v4 {
         let Some(net) = network(addr) else {
@@ -135,6 +136,32 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
             && (source.is_ipv4() || selection.enable_ipv6)
         {
             give(true, source.into(), source);
+        }
+    }
+}
+
+/// What packets get that leave by a link above an uplink towards a router that is on none of its
+/// networks: a link-local one, or one of a single host. It also tells the programs that the link
+/// stands there.
+fn add_for_any(
+    found: &mut Sources,
+    snapshot: &Snapshot,
+    selection: &Selection,
+    link: &Link,
+    via: u32,
+) {
+    let [v4, v6] = own(snapshot, link, &selection.node_addrs);
+    let v6 = v6.filter(|_| selection.enable_ipv6);
+    let any = [
+        (IpNet::from(Ipv4Net::default()), v4),
+        // IPv4 may have an IPv6 router.
+        (IpNet::from(Ipv6Net::default()), v6.or(v4)),
+    ];
+    let link = link.ifindex;
+    let named = false;
+    for (net, addr) in any {
+        if let Some(addr) = addr {
+            found.insert(Asked { link, named, net }, Given { addr, via });
         }
     }
 }

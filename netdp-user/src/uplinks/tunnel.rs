@@ -56,6 +56,24 @@ pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
     spoken.map(|&protocol| Spoken { protocol, peer }).collect()
 }
 
+/// Whether packets have the outer header already at the link's TC hooks: a GRE tunnel without a peer, or
+/// with a group of peers, has a `header_ops` that puts it there (`ipgre_tunnel_init` of net/ipv4/ip_gre.c and
+/// `ip6gre_tunnel_init` of net/ipv6/ip6_gre.c, Linux 6.12). One for which each route names the peer has not.
+pub(super) fn shows_outer_header(infos: &[LinkInfo]) -> bool {
+    let has_none = |remote: Option<IpAddr>| {
+        remote.is_none_or(|remote| remote.is_unspecified() || remote.is_multicast())
+    };
+    infos.iter().any(|info| match info {
+        LinkInfo::Data(data @ InfoData::GreTun(all)) => {
+            has_none(remote(data)) && !all.contains(&InfoGre::CollectMetadata)
+        }
+        LinkInfo::Data(data @ InfoData::GreTun6(all)) => {
+            has_none(remote(data)) && !all.contains(&InfoGre6::CollectMetadata)
+        }
+        _ => false,
+    })
+}
+
 fn remote(data: &InfoData) -> Option<IpAddr> {
     let v4 = |ip: &Ipv4Addr| IpAddr::V4(*ip);
     let v6 = |ip: &Ipv6Addr| IpAddr::V6(*ip);

@@ -287,11 +287,11 @@ fn route_matters(route: &[u8], settled: &Settled) -> bool {
     if length == 0 && table == libc::RT_TABLE_MAIN {
         return true;
     }
-    if table == libc::RT_TABLE_LOCAL {
+    if kind == libc::RTN_LOCAL {
         // The kernel's own come and go with addresses.
-        return kind == libc::RTN_LOCAL && protocol != libc::RTPROT_KERNEL;
+        return protocol != libc::RTPROT_KERNEL;
     }
-    if kind != libc::RTN_UNICAST {
+    if table == libc::RT_TABLE_LOCAL || kind != libc::RTN_UNICAST {
         return false;
     }
     let Some(attributes) = route.get(HEADER..) else {

@@ -28,13 +28,12 @@ app.kubernetes.io/name: netdp
 {{- end }}
 
 {{- define "netdp.capabilities" -}}
-{{- if include "netdp.takeover" . -}}
-[BPF, NET_ADMIN, NET_RAW, PERFMON]
-{{- else if eq .Values.mode "iptables" -}}
+{{- /* Programs that are attached yet are needed until netfilter has all. */ -}}
+{{- if and (eq .Values.mode "iptables") (not (include "netdp.takeover" .)) -}}
 [NET_ADMIN, NET_RAW]
 {{- else if .Values.sysAdmin -}}
-[SYS_ADMIN, NET_ADMIN]
+[SYS_ADMIN, NET_ADMIN, NET_RAW]
 {{- else -}}
-[BPF, NET_ADMIN, PERFMON]
+[BPF, NET_ADMIN, NET_RAW, PERFMON]
 {{- end }}
 {{- end }}

@@ -4,23 +4,12 @@ use super::client::KubeOptions;
 use super::follow::{Set, Trouble};
 use super::limit::{MAPS, MAPS_BYTES};
 use super::view::{MapDocuments, MapRef, Part, Shared};
-use crate::config::{Diagnostic, Document};
+use crate::config::{Diagnostic, Document, Keys};
+pub use crate::config::{LABEL, NAT_RULES_MAP};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// The label by which further ConfigMaps count, whatever its value.
-pub const LABEL: &str = "netdp.io/config";
-
-/// k8s-custom-iptables' ConfigMap.
-pub const NAT_RULES_MAP: &str = "k8s-custom-iptables";
-
-/// The key in ip-masq-agent's ConfigMap.
-const CONFIG: &str = "config";
-
-/// The key in k8s-custom-iptables' ConfigMap.
-const NAT_RULES: &str = "nat.rules";
 
 /// How many keys a warning names.
 const NAMED: usize = 5;
@@ -53,15 +42,6 @@ impl Which {
             Self::NatRules => NAT_RULES_MAP,
         }
     }
-
-    /// The only key that counts; `None` for all.
-    const fn key(self) -> Option<&'static str> {
-        match self {
-            Self::Main => Some(CONFIG),
-            Self::NatRules => Some(NAT_RULES),
-            Self::Labelled => None,
-        }
-    }
 }
 
 /// The ConfigMaps of one watch.
@@ -91,7 +71,9 @@ impl Maps {
             // The other watches have these.
             Which::Labelled => name != self.main && name != NAT_RULES_MAP,
         };
-        counts.then(|| (name, Arc::new(documents(map, self.which.key()))))
+        let is_labelled = map.labels().contains_key(LABEL);
+        let keys = Keys::of(&name, &self.main, is_labelled);
+        counts.then(|| (name, Arc::new(documents(map, keys))))
     }
 
     /// Whether these are not too many.
@@ -173,8 +155,8 @@ impl Set<ConfigMap> for Maps {
     }
 }
 
-/// The documents of a ConfigMap: of one key, or of all.
-fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
+/// The documents of a ConfigMap: of the keys that count.
+fn documents(map: &ConfigMap, keys: Keys) -> MapDocuments {
     let namespace = map.namespace().unwrap_or_default();
     let name = map.name_any();
     let mut values: BTreeMap<&str, &[u8]> = BTreeMap::new();
@@ -196,8 +178,8 @@ fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
         warnings: Vec::new(),
     };
     let prefix = found.map.prefix();
-    if let Some(key) = key
-        && !values.contains_key(key)
+    if let Some(key) = keys.usual()
+        && !values.keys().any(|key| keys.count(key))
     {
         let others: Vec<_> = values.keys().copied().take(NAMED).collect();
         let message = match others.as_slice() {
@@ -211,7 +193,7 @@ fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
             .warnings
             .push(Diagnostic::whole_file(&format!("{prefix}{key}"), message));
     }
-    values.retain(|name, _| key.is_none_or(|key| key == *name));
+    values.retain(|key, _| keys.count(key));
     for (key, bytes) in values {
         match Document::from_bytes(format!("{prefix}{key}"), bytes.to_vec()) {
             Ok(document) => found.documents.push(document),
@@ -219,4 +201,80 @@ fn documents(map: &ConfigMap, key: Option<&str>) -> MapDocuments {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ConfigMap, Keys, LABEL, documents};
+    use crate::config::{Options, load};
+    use k8s_openapi::ByteString;
+    use kube::ResourceExt as _;
+    use std::collections::BTreeMap;
+
+    /// A network of its own for each key.
+    const KEYS: [(&str, &str); 6] = [
+        ("config", "nonMasqueradeCIDRs: [10.1.0.0/16]"),
+        ("ip-masq-agent", "nonMasqueradeCIDRs: [10.2.0.0/16]"),
+        (
+            "ip-masq-agent-reconciled",
+            "nonMasqueradeCIDRs: [10.3.0.0/16]",
+        ),
+        ("nat.rules", "198.51.100.0/24"),
+        ("more.rules", "203.0.113.0/24"),
+        ("any", "nonMasqueradeCIDRs: [10.4.0.0/16]"),
+    ];
+
+    fn map(name: &str, labelled: bool, binary: bool) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.name = Some(name.into());
+        if labelled {
+            map.labels_mut().insert(LABEL.into(), String::new());
+        }
+        let text = |(key, text): (&str, &str)| (key.to_owned(), text.to_owned());
+        let bytes = |(key, text): (&str, &str)| (key.to_owned(), ByteString(text.into()));
+        if binary {
+            map.binary_data = Some(KEYS.into_iter().map(bytes).collect());
+        } else {
+            map.data = Some(KEYS.into_iter().map(text).collect::<BTreeMap<_, _>>());
+        }
+        map
+    }
+
+    /// A manifest of it is read as it is over the API, whatever its name and label, text or base64.
+    #[test]
+    fn manifests_and_the_api_take_the_same_keys() {
+        for (name, labelled, wanted) in [
+            (
+                "ip-masq-agent",
+                false,
+                "10.1.0.0/16 10.2.0.0/16 10.3.0.0/16",
+            ),
+            ("k8s-custom-iptables", false, "198.51.100.0/24"),
+            (
+                "others",
+                true,
+                "10.1.0.0/16 10.2.0.0/16 10.3.0.0/16 10.4.0.0/16 198.51.100.0/24 203.0.113.0/24",
+            ),
+        ] {
+            for binary in [false, true] {
+                let map = map(name, labelled, binary);
+                let keys = Keys::of(name, "ip-masq-agent", labelled);
+                let api = documents(&map, keys).documents;
+                let text = serde_json::to_string(&map).unwrap();
+                let manifest = crate::config::Document::from_bytes("m".into(), text.into());
+                let rules = |documents: &[crate::config::Document]| {
+                    let loaded = load(documents, &Options::default()).unwrap();
+                    let prefixes = loaded.config.rules.iter().map(|rule| rule.prefix);
+                    let mut given: Vec<String> = prefixes
+                        .map(|prefix| prefix.to_string())
+                        .filter(|prefix| KEYS.iter().any(|(_, text)| text.contains(prefix)))
+                        .collect();
+                    given.sort();
+                    given.join(" ")
+                };
+                assert_eq!(rules(&api), wanted, "{name} over the API, {binary}");
+                assert_eq!(rules(&[manifest.unwrap()]), wanted, "{name}, {binary}");
+            }
+        }
+    }
 }

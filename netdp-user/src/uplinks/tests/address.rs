@@ -268,11 +268,69 @@ fn a_vlan_device_has_sources_where_it_is_translated() {
             .filter_map(by_vlan)
             .collect::<Vec<_>>()
     };
-    assert_eq!(at(&net, &["eth0"]), [("10.100.0.0/24".to_owned(), 2)]);
+    let entry = |net: &str, via| (net.to_owned(), via);
+    let wanted = [
+        entry("0.0.0.0/0", 2),
+        entry("10.100.0.0/24", 2),
+        entry("::/0", 2),
+    ];
+    assert_eq!(at(&net, &["eth0"]), wanted);
     assert_eq!(
         at(&net, &["eth0", "eth0.100"]),
         [("10.100.0.0/24".to_owned(), 3)]
     );
     net.on("eth0", "eth0.200", "vlan");
     assert_eq!(at(&net, &["eth0", "eth0.200"]), [], "left alone there");
+}
+
+/// Towards a link-local router, or one that no network of the device holds, its best address counts.
+#[test]
+fn a_vlan_device_has_a_source_for_every_router() {
+    let mut net = eth0();
+    net.addr("eth0", "10.1.0.4/16");
+    net.addr("eth0", "2001:db8::4/64");
+    net.on("eth0", "eth0.100", "vlan");
+    let any = |net: &Net| -> Vec<String> {
+        let told = told(net, &[]).into_iter();
+        told.filter(|line| line.starts_with("3 next ") && line.contains("/0 "))
+            .collect()
+    };
+    assert_eq!(any(&net), [""; 0], "it has none of its own");
+    net.addr("eth0.100", "10.100.0.4/32");
+    let v4 = "3 next 0.0.0.0/0 10.100.0.4";
+    // By an IPv6 router too.
+    assert_eq!(any(&net), [v4, "3 next ::/0 10.100.0.4"]);
+    net.addr("eth0.100", "2001:db8:100::4/64");
+    net.addr_with("eth0.100", "fe80::4/64", LINK_LOCAL);
+    assert_eq!(any(&net), [v4, "3 next ::/0 2001:db8:100::4"]);
+    // The uplink has its own address for that.
+    let uplinks = told(&net, &[]);
+    assert!(
+        !uplinks
+            .iter()
+            .any(|line| line.starts_with("2 next ") && line.contains("/0 "))
+    );
+}
+
+/// One that comes back while another one of its subnet has taken its place is secondary.
+#[test]
+fn a_known_address_counts_although_it_is_secondary() {
+    let mut net = eth0();
+    net.addr("eth0", "10.1.0.99/16");
+    net.addr_with("eth0", "10.1.0.4/16", |addr| addr.flags.secondary = true);
+    net.route4("eth0", "10.1.0.1");
+    let chosen = |net: &Net, known: &str| {
+        let mut selection = net.selection(&[], &["eth0"]);
+        selection.node_addrs = vec![known.parse().unwrap()];
+        super::choose(&net.0, &selection).uplinks[0].v4
+    };
+    assert_eq!(chosen(&net, "10.1.0.4"), ip("10.1.0.4"));
+    assert_eq!(told(&net, &["10.1.0.4"]), ["2 next 10.1.0.0/16 10.1.0.4"]);
+    assert_eq!(chosen(&net, "10.1.0.7"), ip("10.1.0.99"));
+    assert_eq!(told(&net, &["10.1.0.7"]), ["2 next 10.1.0.0/16 10.1.0.99"]);
+    // The router's network comes first still.
+    net.addr("eth0", "10.2.0.4/16");
+    net.0.default_routes.clear();
+    net.route4("eth0", "10.2.0.1");
+    assert_eq!(chosen(&net, "10.1.0.4"), ip("10.2.0.4"));
 }

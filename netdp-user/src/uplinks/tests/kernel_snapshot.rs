@@ -21,7 +21,12 @@ fn a_snapshot_shows_links_addresses_and_default_routes() {
             route add 198.51.100.0/24 via 10.1.0.1
             route add default via 10.1.0.1 table 100
             route add blackhole default metric 70
-            route add ::/0 via 2001:db8::1 dev up0",
+            route add ::/0 via 2001:db8::1 dev up0
+            route add local 198.18.0.0/24 dev lo
+            route add local 198.19.0.0/24 dev lo table 100
+            route add local 2001:db8:19::/64 dev lo table 100
+            route add local default dev lo table 101
+            route add local ::/0 dev lo table 101",
         );
         let snapshot = until(&mut monitor, "up0 runs", |snapshot| {
             running(snapshot, "up0")
@@ -84,6 +89,12 @@ fn a_snapshot_shows_links_addresses_and_default_routes() {
             (Family::V6, i0, "2001:db8::1".into(), "-".into(), 1024),
         ];
         assert_eq!(routes, wanted);
+
+        // Not what a transparent proxy takes in.
+        let mut any_ip: Vec<String> = snapshot.any_ip.iter().map(ToString::to_string).collect();
+        any_ip.sort();
+        let wanted = ["198.18.0.0/24", "198.19.0.0/24", "2001:db8:19::/64"];
+        assert_eq!(any_ip, wanted);
 
         let local = local_addresses(&snapshot);
         let local: Vec<String> = local.iter().map(ToString::to_string).collect();

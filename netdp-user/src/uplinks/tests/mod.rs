@@ -106,11 +106,16 @@ impl Net {
 
     /// Adds a route of some table.
     fn leads(&mut self, link: &str, destination: &str, by_gateway: bool) {
+        self.leads_by(link, destination, by_gateway.then_some("192.0.2.254"));
+    }
+
+    /// The same with the router, if there is one.
+    fn leads_by(&mut self, link: &str, destination: &str, gateway: Option<&str>) {
         let ifindex = self.index(link);
         self.0.routes.push(Route {
             destination: destination.parse().unwrap(),
             ifindex,
-            by_gateway,
+            gateway: gateway.map(|gateway| gateway.parse().unwrap()),
             prefsrc: None,
         });
     }

@@ -190,3 +190,121 @@ fn what_a_lower_uplink_translates_is_no_leak() {
     assert!(selected.uplinks[0].untagged && !selected.uplinks[1].untagged);
     assert_eq!(selected.leaks, [""; 0]);
 }
+
+/// The kernel looks a packet up again in the VRF's table, and it leaves by a member.
+#[test]
+fn a_vrf_device_is_no_uplink_and_its_members_are() {
+    let mut net = node();
+    net.link("eth1");
+    net.master("vrf-red", "vrf", &["eth1"]);
+    net.addr("eth1", "10.2.0.4/16");
+    net.addr("vrf-red", "10.9.0.4/32");
+    for (destination, leaked) in [("198.51.100.0/24", "0.0.0.0/0"), ("2001:db8::/32", "::/0")] {
+        let mut net = Net(net.0.clone());
+        net.leads("vrf-red", destination, false);
+        assert_eq!(names(&net.by_routes(&[])), ["eth0"], "{destination}");
+        net.leads("eth1", leaked, true);
+        assert_eq!(names(&net.by_routes(&[])), ["eth0", "eth1"]);
+        assert_eq!(net.by_routes(&["eth*"]).leaks, [""; 0]);
+    }
+    // Not by a default route or an address of the node's either, nor because it was one.
+    net.route(super::Family::V4, "vrf-red", None, 0);
+    let mut selection = net.selection(&["172.16.0.0/16", "10.0.0.0/8"], &[]);
+    selection.node_addrs = vec!["10.9.0.4".parse().unwrap()];
+    selection.keep = [net.index("vrf-red")].into();
+    selection.names = ["vrf-red".to_owned()].into();
+    assert_eq!(names(&super::choose(&net.0, &selection)), ["eth0"]);
+}
+
+#[test]
+fn a_vrf_device_that_is_named_is_left_out_and_told_of() {
+    let mut net = node();
+    net.link("eth1");
+    net.master("vrf-red", "vrf", &["eth1"]);
+    let selected = net.by_routes(&["eth*", "vrf-*"]);
+    assert_eq!(names(&selected), ["eth0", "eth1"]);
+    assert_eq!(selected.unmatched, [""; 0]);
+    assert_eq!(selected.left_out.len(), 1);
+    assert!(
+        selected.left_out[0].contains("vrf-red") && selected.left_out[0].contains("eth1"),
+        "{selected:?}"
+    );
+    let reason = net.by_routes(&["vrf-*"]).reason.unwrap();
+    assert!(reason.contains("vrf-red"), "{reason}");
+    assert_eq!(net.by_routes(&["eth*"]).left_out, [""; 0]);
+}
+
+/// Where a wire has one neighbour, by which everything goes, that one is a router and no guest.
+#[test]
+fn a_wire_to_a_router_alone_is_an_uplink() {
+    for (router, default) in [("203.0.113.1", "0.0.0.0/0"), ("2001:db8::1", "::/0")] {
+        let mut net = node();
+        net.link("up1").kind = Some("veth".into());
+        let host = format!("{router}/{}", if router.contains(':') { 128 } else { 32 });
+        net.leads("up1", &host, false);
+        assert_eq!(net.by_routes(&[]).guests, ["up1"]);
+        net.leads_by("up1", default, Some(router));
+        let selected = net.by_routes(&[]);
+        assert_eq!(names(&selected), ["eth0", "up1"], "{router}");
+        assert_eq!((selected.leaks, selected.guests), (vec![], vec![]));
+        // Others on the wire are guests still.
+        let other = if router.contains(':') {
+            "2001:db8::2/128"
+        } else {
+            "203.0.113.2/32"
+        };
+        net.leads("up1", other, false);
+        let selected = net.by_routes(&[]);
+        assert_eq!(names(&selected), ["eth0"]);
+        assert_eq!(
+            (selected.leaks.len(), selected.guests),
+            (1, vec!["up1".to_owned()])
+        );
+    }
+}
+
+/// The kernel takes a default route with `src` away with its address; the route to the router stays.
+#[test]
+fn an_uplink_stays_one_while_its_default_route_is_gone() {
+    for (kind, ports, direct, router) in [
+        ("veth", &[][..], "192.0.2.1/32", "192.0.2.1"),
+        ("veth", &[][..], "2001:db8::1/128", "2001:db8::1"),
+        ("bridge", &["veth0"][..], "192.0.2.0/24", "192.0.2.1"),
+        ("bridge", &["veth0"][..], "2001:db8::/64", "2001:db8::1"),
+    ] {
+        for main in [true, false] {
+            let mut net = Net::new();
+            net.link("veth0").kind = Some("veth".into());
+            net.master("up0", kind, ports);
+            net.leads("up0", direct, false);
+            let default = if router.contains(':') {
+                "::/0"
+            } else {
+                "0.0.0.0/0"
+            };
+            net.leads_by("up0", default, Some(router));
+            if main && router.contains(':') {
+                net.route6("up0", router);
+            } else if main {
+                net.route4("up0", router);
+            }
+            let mut selection = net.selection(&["172.16.0.0/16"], &[]);
+            let selected = super::choose(&net.0, &selection);
+            if !main && kind == "bridge" {
+                // Who else is on the bridge may be a guest: that is told.
+                assert_eq!(names(&selected), [""; 0]);
+                continue;
+            }
+            assert_eq!(names(&selected), ["up0"], "{kind} {direct} {main}");
+            selection.keep = [net.index("up0")].into();
+            selection.with_guests = selected.with_guests;
+            net.0.routes.pop();
+            net.0.default_routes.clear();
+            let selected = super::choose(&net.0, &selection);
+            assert_eq!(names(&selected), ["up0"], "{kind} {direct} {main}");
+            // Once more: nothing is forgotten meanwhile.
+            selection.with_guests = selected.with_guests;
+            assert_eq!(names(&super::choose(&net.0, &selection)), ["up0"]);
+        }
+    }
+}

@@ -1,8 +1,10 @@
 //! What tunnels speak, from netlink's own bytes (include/uapi/linux/if_tunnel.h).
 
+use crate::uplinks::LinkLayer;
 use crate::uplinks::snapshot::tunnels;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::LinkMessage;
 
 /// RTM_NEWLINK.
 const NEW_LINK: u16 = 16;
@@ -29,8 +31,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// `protocol peer` of each thing that a link speaks.
-fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
+/// A link with this data, as the kernel tells of it; `layer` is one of include/uapi/linux/if_arp.h.
+fn message(kind: &str, data: &[Vec<u8>], flags: u32, layer: u16) -> LinkMessage {
     let info = [
         attribute(KIND, format!("{kind}\0").as_bytes()),
         attribute(DATA, &data.concat()),
@@ -38,7 +40,8 @@ fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
     // A nlmsghdr, then an ifinfomsg with an index and flags.
     let mut message = vec![0; 16];
     message[4..6].copy_from_slice(&NEW_LINK.to_ne_bytes());
-    message.extend([0, 0, 0, 0, 9, 0, 0, 0]);
+    let [low, high] = layer.to_ne_bytes();
+    message.extend([0, 0, low, high, 9, 0, 0, 0]);
     message.extend(flags.to_ne_bytes());
     message.extend([0; 4]);
     message.extend(attribute(IFLA_IFNAME, b"t0\0"));
@@ -49,7 +52,12 @@ fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
     let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) = message.payload else {
         panic!("{message:?}");
     };
-    tunnels(&link)
+    link
+}
+
+/// `protocol peer` of each thing that a link speaks.
+fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
+    tunnels(&message(kind, data, flags, 0))
         .iter()
         .map(|tunnel| {
             assert_eq!(tunnel.link, "t0");
@@ -106,4 +114,32 @@ fn vti_speaks_ipsec() {
 fn what_is_down_or_no_tunnel_speaks_nothing() {
     assert_eq!(spoken("gre", &[attribute(GRE_REMOTE, &V4)], 0), [""; 0]);
     assert_eq!(spoken("dummy", &[], UP), [""; 0]);
+}
+
+/// Where packets have an outer header at the hooks already, they can't be parsed.
+#[test]
+fn gre_without_one_peer_can_not_be_parsed() {
+    let layer = |kind: &str, kernels: u16, data: &[Vec<u8>]| {
+        let link = crate::uplinks::snapshot::link(&message(kind, data, UP, kernels));
+        link.unwrap().link_layer
+    };
+    const IPGRE: u16 = 778;
+    const IP6GRE: u16 = 823;
+    let flow_based = [attribute(GRE_COLLECT_METADATA, &[])];
+    let group = [224, 0, 0, 9];
+    let mut group6 = [0; 16];
+    group6[0] = 0xff;
+    for (kind, kernels, peer, any, group) in [
+        ("gre", IPGRE, &V4[..], &[0; 4][..], &group[..]),
+        ("ip6gre", IP6GRE, &V6[..], &[0; 16][..], &group6[..]),
+    ] {
+        let to = |remote: &[u8]| layer(kind, kernels, &[attribute(GRE_REMOTE, remote)]);
+        assert_eq!(to(peer), LinkLayer::None, "{kind}");
+        assert_eq!(to(any), LinkLayer::Other, "{kind}");
+        assert_eq!(to(group), LinkLayer::Other, "{kind}");
+        assert_eq!(layer(kind, kernels, &[]), LinkLayer::Other, "{kind}");
+        assert_eq!(layer(kind, kernels, &flow_based), LinkLayer::None, "{kind}");
+    }
+    const ETHERNET: u16 = 1;
+    assert_eq!(layer("gretap", ETHERNET, &[]), LinkLayer::Ethernet);
 }

@@ -63,6 +63,12 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
     }
     let local = net().table_id(255).output_interface(4).build();
     assert!(!matters(RouteNetlinkMessage::NewRoute(local)));
+    // What the node receives without the address, in every table.
+    for table in [100, 255] {
+        let any_ip = net().kind(RouteType::Local).table_id(table);
+        let route = any_ip.output_interface(1).build();
+        assert!(matters(RouteNetlinkMessage::NewRoute(route)), "{table}");
+    }
     // Hosts on a wire to guests come and go all day.
     let pod = || v4().destination_prefix(Ipv4Addr::new(10, 244, 1, 7), 32);
     let route = pod().output_interface(9).build();
