@@ -244,9 +244,8 @@ fn instead_of_one<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let wire = &claim.wire;
     // The room for the key of maps: it is not asked for any more but by `give_up`.
     claim.key = wire.answers(reply.addr(), reply.id());
-    let ended = gives_way(tables, claim, reply);
+    let ended = gives_way(tables, claim, reply) && evict::end(tables, &claim.key, &claim.wire);
     if ended {
-        evict::end(tables, &claim.key, &claim.wire);
         try_candidate(tables, claim);
     }
     claim.key = port_map::destination(&claim.wire);
