@@ -77,18 +77,20 @@ fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
 /// more is known, for one that gives way.
 #[inline(never)]
 fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
-    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
-        port_map::fold(pkt.tuple.keyed_hash(tables.secret()))
-    } else {
-        tables.random()
-    };
     locate(tables, claim);
     // Classes run out one by one.
     claim.wire.dst_id = claim.ranges[0].min;
     claim.exhausted = tables.is_exhausted(&claim.wire).into();
-    claim.search = Search::new(port::total(&claim.ranges), start);
-    let len = claim.search.len();
-    let most = if claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some() {
+    let len = port::total(&claim.ranges);
+    let short = claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some();
+    // A short one from the same start would meet the same few whenever a packet is sent again.
+    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 && !short {
+        port_map::fold(pkt.tuple.keyed_hash(tables.secret()))
+    } else {
+        tables.random()
+    };
+    claim.search = Search::new(len, start);
+    let most = if short {
         SHORT_LOOKS
     } else if len > NARROW {
         AT_RANDOM
