@@ -102,6 +102,7 @@ pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carri
     Some(Carried {
         protocol: original.proto,
         peer_port: original.dst_id,
+        acknowledged: reply.closing().is_over(half.tcp_ack(), reply.tcp_ack()),
         original: half.tcp_seen(),
         reply: reply.tcp_seen(),
         packets: half.packets(),
@@ -147,7 +148,9 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     let owner = bucket_of_mapping(tables.secret(), pod, flags);
     let own = owner == recycling.bucket;
     let owned = tables.share(owner).map_or(0, ShareSlot::mappings);
-    let makes_room = if recycling.own != 0 {
+    let makes_room = if matches!(class, Spare::LastAck) {
+        false
+    } else if recycling.own != 0 {
         own || owned / 2 > recycling.has
     } else {
         own || owned > recycling.most

@@ -276,15 +276,16 @@ fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
             is_free_again(reset, claim.follows(reply.tcp_ack()), idle)
                 || has_many_more(tables, claim, half.flags())
         }
+        Some(Spare::LastAck) => false,
         Some(Spare::Asking) => has_many_more(tables, claim, half.flags()),
     };
     // Sockets are looked up for what gives way only.
     over && !is_nodes_by_now(tables, &claim.wire) && !host::is_nodes(tables, &claim.wire)
 }
 
-/// Whether the port of a connection that has closed may be used for another one to the same
-/// peer: with a sequence number that lies after the earlier connection's (`follows`) at
-/// once; else when a RST has ended it, and nothing is under way any more, or when the peer's
+/// Whether the port of a connection that has closed, with both FINs acknowledged or long ago, may
+/// be used for another one to the same peer: with a sequence number that lies after the earlier
+/// connection's (`follows`) at once; else when a RST has ended it, and nothing is under way any more, or when the peer's
 /// TIME-WAIT is over (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
 #[inline(always)]
 pub(super) const fn is_free_again(reset: bool, follows: bool, idle: u32) -> bool {
