@@ -4,6 +4,7 @@
 //! `Option` crosses the boundary. The layout is versioned by [`LAYOUT`].
 
 use crate::addr::Addr;
+use crate::conntrack::Closing;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::Drops;
 
@@ -278,10 +279,11 @@ pub struct Mapping {
     /// TCP flags seen in this direction: `conntrack::SEEN_*` bits.
     pub tcp_seen: u8,
     /// Of an original half: the lower bits of the epoch ([`Settings::epoch`]) in which its
-    /// address was last found to be right for where the packets leave.
+    /// address was last found to be right for where the packets leave. Of a reply half: the
+    /// upper bits of [`Closing`].
     pub epoch: u8,
     /// Of an original half: the lower bits of the index of the interface by which its
-    /// packets leave; 0 where that is not known.
+    /// packets leave; 0 where that is not known. Of a reply half: the lower bits of [`Closing`].
     pub uplink: u16,
     /// Packets in this direction (wrapping).
     pub packets: u32,
@@ -293,6 +295,12 @@ impl Mapping {
     #[must_use]
     pub const fn seen(&self) -> u32 {
         self.tcp_seen as u32
+    }
+
+    /// Returns how far the connection of a reply half has closed.
+    #[must_use]
+    pub const fn closing(&self) -> Closing {
+        Closing::from_parts(self.epoch, self.uplink)
     }
 }
 

@@ -5,7 +5,7 @@
 //! wraps after 9 years, all comparisons are wrapping, and a map value holds it
 //! in four bytes.
 
-use crate::packet::{L4, TcpSegment};
+use crate::packet::{L4, TcpSegment, UNKNOWN_LENGTH};
 use crate::tuple::proto;
 
 /// Nanoseconds to ticks: shift right by this.
@@ -114,7 +114,8 @@ pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
 pub const fn refreshes(seen: u32, l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => {
-            segment.flags & RST == 0 && !(segment.flags & SYN != 0 && seen == SEEN_SYN)
+            segment.flags & RST == 0
+                && !(segment.flags & SYN != 0 && seen & !SEEN_OTHERS == SEEN_SYN)
         }
         _ => true,
     }
@@ -200,6 +201,88 @@ pub const fn fin_is_plausible(seen: u32, acked: u32, segment: TcpSegment) -> boo
     is_in_window(seen, acked, segment) || acked.wrapping_sub(segment.seq) < WINDOW
 }
 
+/// Bits of a number in [`Closing`].
+const CLOSING_NUMBER: u32 = (1 << 21) - 1;
+/// The FIN was the pod's.
+const CLOSING_PODS: u32 = 1 << 21;
+/// There was a FIN.
+const CLOSING_BEGUN: u32 = 1 << 22;
+/// The other side's FIN has been acknowledged.
+const CLOSING_OTHERS: u32 = 1 << 23;
+
+/// How far the acknowledgement of FINs has come, in 24 bits: whose FIN waits for it, the lower
+/// bits of the number that will acknowledge it, and whether the other one has its own. What each
+/// side acknowledged last is kept anyway, so that only FINs write here. Of FINs that cross each
+/// other one stays in doubt until it is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closing(u32);
+
+impl Closing {
+    /// No FIN was seen.
+    pub const NONE: Self = Self(0);
+
+    /// Returns what was kept as [`Self::parts`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_parts(upper: u8, lower: u16) -> Self {
+        Self((upper as u32) << 16 | lower as u32)
+    }
+
+    /// Returns the upper eight bits and the lower sixteen.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "it has 24 bits")]
+    pub const fn parts(self) -> (u8, u16) {
+        ((self.0 >> 16) as u8, self.0 as u16)
+    }
+
+    #[inline(always)]
+    const fn waits_for(self, ack: u32) -> bool {
+        self.0 & CLOSING_BEGUN != 0 && (self.0 ^ ack) & CLOSING_NUMBER == 0
+    }
+
+    /// Returns what is known after a FIN, sent for the first time or again.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, fin: TcpSegment, pods: bool) -> Self {
+        let side = if pods { CLOSING_PODS } else { 0 };
+        let own = self.0 & CLOSING_BEGUN == 0 || self.0 & CLOSING_PODS == side;
+        let others = if own {
+            self.0 & CLOSING_OTHERS
+        } else if fin.flags & ACK != 0 && self.waits_for(fin.ack) {
+            CLOSING_OTHERS
+        } else {
+            // It waits on.
+            return self;
+        };
+        if fin.payload == UNKNOWN_LENGTH {
+            return Self::NONE;
+        }
+        let end = fin.seq.wrapping_add(fin.payload as u32).wrapping_add(1);
+        Self(CLOSING_BEGUN | side | others | end & CLOSING_NUMBER)
+    }
+
+    /// Whether both FINs have been acknowledged, from the numbers that the pod and its peer
+    /// acknowledged last.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(self, pods_ack: u32, peers_ack: u32) -> bool {
+        let ack = if self.0 & CLOSING_PODS != 0 {
+            peers_ack
+        } else {
+            pods_ack
+        };
+        self.0 & CLOSING_OTHERS != 0 && self.waits_for(ack)
+    }
+
+    /// Whether they may have been, as far as what the peer acknowledged shows.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_be_over(self, peers_ack: u32) -> bool {
+        self.0 & CLOSING_OTHERS != 0 && (self.0 & CLOSING_PODS == 0 || self.waits_for(peers_ack))
+    }
+}
+
 /// How many ticks are left until `timeout` seconds have passed since the later of the
 /// two moments; 0: they have.
 #[must_use]
@@ -234,6 +317,7 @@ mod tests {
         TcpSegment {
             flags,
             bad_checksum: 0,
+            payload: 0,
             seq: 0,
             ack: 0,
         }

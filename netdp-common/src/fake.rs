@@ -104,6 +104,12 @@ pub struct Fake {
     pub before_claim: RefCell<Option<Hook>>,
     /// Runs once, just before an original half is inserted: another CPU.
     pub before_original: RefCell<Option<Hook>>,
+    /// Runs once, just before an original half is removed: another CPU.
+    pub before_end: RefCell<Option<Hook>>,
+    /// Runs once, just before sockets are looked up: another CPU.
+    pub before_sockets: RefCell<Option<Hook>>,
+    /// Runs once, just before a route is looked up: another CPU.
+    pub before_way: RefCell<Option<Hook>>,
     counters: RefCell<Counters>,
     random: Cell<u32>,
 }
@@ -189,6 +195,9 @@ impl Fake {
             candidates: RefCell::default(),
             before_claim: RefCell::default(),
             before_original: RefCell::default(),
+            before_end: RefCell::default(),
+            before_sockets: RefCell::default(),
+            before_way: RefCell::default(),
             counters: RefCell::default(),
             random: Cell::new(0x9e37_79b9),
         }

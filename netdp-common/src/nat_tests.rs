@@ -8,6 +8,7 @@ mod hairpin;
 mod host;
 mod inbound;
 mod known;
+mod last_ack;
 mod limits;
 mod model;
 mod modes;

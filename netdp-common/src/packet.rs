@@ -49,6 +49,10 @@ impl Bytes for [u8] {
     }
 }
 
+/// [`TcpSegment::payload`] where the IP header does not say it: of a fragment, or a GSO packet
+/// over 64 KiB.
+pub const UNKNOWN_LENGTH: u16 = u16::MAX;
+
 /// The TCP header fields that decide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -58,6 +62,9 @@ pub struct TcpSegment {
     /// 1 if this is a RST whose checksum is wrong, or that is too long to tell; 0 for all
     /// others, of which nobody asks.
     pub bad_checksum: u8,
+    /// Bytes of payload if this is a FIN, or [`UNKNOWN_LENGTH`]; 0 for all others, of which
+    /// nobody asks.
+    pub payload: u16,
     /// Sequence number.
     pub seq: u32,
     /// Acknowledgement number.
@@ -354,11 +361,18 @@ fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet, len: u32) -> Option<
             let [ports, seq, ack, flags, field] = bytes.words::<5>(at)?;
             let [ports, seq, ack, flags] = [ports, seq, ack, flags].map(u32::from_be);
             set_ports(&mut pkt.tuple, ports);
-            let flags = (flags >> 16 & 0xff) as u8;
+            let (flags, header) = ((flags >> 16 & 0xff) as u8, (flags >> 28) * 4);
             pkt.l4 = L4::Tcp(TcpSegment {
                 flags,
                 bad_checksum: (flags & RST != 0 && !tcp_checksum_holds(bytes, pkt, field, len))
                     as u8,
+                payload: if flags & FIN == 0 {
+                    0
+                } else if pkt.is_fragment != 0 || len < header || len - header > u16::MAX as u32 {
+                    UNKNOWN_LENGTH
+                } else {
+                    (len - header) as u16
+                },
                 seq,
                 ack,
             });

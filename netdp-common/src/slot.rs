@@ -5,7 +5,7 @@ use crate::abi::{
     MAPPING_HANDED, MAPPING_HOST, MAPPING_ORIGIN, MAPPING_YIELDED, Mapping,
 };
 use crate::addr::Addr;
-use crate::conntrack;
+use crate::conntrack::{self, Closing};
 use crate::packet::L4;
 use crate::tuple::proto;
 
@@ -172,6 +172,22 @@ impl Slot {
             (*self.0).uplink = place.uplink;
             (*self.0).epoch = place.epoch;
         }
+    }
+
+    /// How far the connection of this reply half has closed.
+    #[inline(always)]
+    #[must_use]
+    pub fn closing(self) -> Closing {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { Closing::from_parts((*self.0).epoch, (*self.0).uplink) }
+    }
+
+    /// Notes how far.
+    #[inline(always)]
+    pub fn set_closing(self, closing: Closing) {
+        // SAFETY: valid by the contract of `new`. Where both sides send a FIN at the same moment
+        // one of them may be lost, or a mixture stay that no number fits.
+        unsafe { ((*self.0).epoch, (*self.0).uplink) = closing.parts() }
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Which mappings make room for new ones where the tables are nearly full, or where no port
 //! is left towards a destination.
 
-use crate::conntrack::{TcpState, tcp_state, ticks32};
+use crate::conntrack::{CLOSED_SECONDS, TcpState, tcp_state, ticks32};
 use crate::timeouts::Carried;
 use crate::tuple::proto;
 
@@ -18,6 +18,8 @@ pub enum Spare {
     Closing,
     /// The answer may be under way.
     Asking,
+    /// Both sides have closed, but a FIN may not have arrived: it makes no room yet.
+    LastAck,
 }
 
 /// Ticks of silence after which nothing is sent again for a closed connection:
@@ -49,6 +51,10 @@ pub const fn spare(carried: &Carried, idle: u32) -> Option<Spare> {
     };
     if carried.protocol == proto::TCP {
         return match tcp_state(carried.original, carried.reply) {
+            // As long as a FIN is sent again.
+            TcpState::TimeWait if !carried.acknowledged && idle < ticks32(CLOSED_SECONDS) => {
+                Some(Spare::LastAck)
+            }
             TcpState::Closed | TcpState::TimeWait => Some(closed),
             TcpState::SynSent | TcpState::Unreplied => Some(unanswered),
             TcpState::SynReceived | TcpState::Established | TcpState::HalfClosed => None,
@@ -87,6 +93,7 @@ mod tests {
     const TCP: Carried = Carried {
         protocol: proto::TCP,
         peer_port: 443,
+        acknowledged: false,
         original: SEEN_SYN,
         reply: 0,
         packets: 1,
@@ -112,7 +119,17 @@ mod tests {
         assert_eq!(spare(&udp(53, 0, 0), ticks32(6)), Some(Spare::Unanswered));
         assert_eq!(spare(&TCP, 0), Some(Spare::Asking));
         assert_eq!(spare(&TCP, ticks32(6)), Some(Spare::Unanswered));
+        let last_ack = Carried {
+            original: SEEN_SYN | SEEN_FIN,
+            reply: SEEN_SYN | SEEN_FIN,
+            replies: 3,
+            ..TCP
+        };
+        assert_eq!(spare(&last_ack, 0), Some(Spare::LastAck));
+        assert_eq!(spare(&last_ack, ticks32(59)), Some(Spare::LastAck));
+        assert_eq!(spare(&last_ack, ticks32(60)), Some(Spare::Closed));
         let both = Carried {
+            acknowledged: true,
             original: SEEN_SYN | SEEN_FIN,
             reply: SEEN_SYN | SEEN_FIN,
             replies: 3,
@@ -127,7 +144,7 @@ mod tests {
         };
         assert_eq!(spare(&open, ticks32(5000)), None, "established");
         assert!(Spare::Closed < Spare::Answered && Spare::Answered < Spare::Unanswered);
-        assert!(Spare::Unanswered < Spare::Closing);
+        assert!(Spare::Unanswered < Spare::Closing && Spare::Asking < Spare::LastAck);
     }
 
     #[test]

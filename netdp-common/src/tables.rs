@@ -97,8 +97,8 @@ pub trait Tables {
     fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
     /// Gives a wire tuple back.
     fn remove_rev_snat(&self, tuple: &Tuple);
-    /// Removes an original half.
-    fn remove_snat(&self, tuple: &Tuple);
+    /// Removes an original half; `false` if there was none, or another CPU was faster.
+    fn remove_snat(&self, tuple: &Tuple) -> bool;
     /// What pods may take, and the secret of the node.
     fn limits(&self) -> &Limits;
     /// The secret of the node.

@@ -11,6 +11,8 @@ pub struct Carried {
     pub protocol: u32,
     /// The peer's port, host byte order, where the protocol has ports.
     pub peer_port: u16,
+    /// Whether a connection that both sides have closed had both FINs acknowledged.
+    pub acknowledged: bool,
     /// `SEEN_*` bits of the original direction.
     pub original: u32,
     /// `SEEN_*` bits of the reply direction.
@@ -33,14 +35,19 @@ impl Carried {
     /// Returns what a mapping has carried; without a reply half nothing has come back.
     #[must_use]
     pub const fn by(tuple: &Tuple, original: &Mapping, reply: Option<&Mapping>) -> Self {
-        let (seen, replies, reply_at) = match reply {
-            Some(reply) => (reply.seen(), reply.packets, reply.last_seen),
-            None => (0, 0, original.last_seen),
+        let (seen, replies, reply_at, acknowledged) = match reply {
+            Some(reply) => {
+                let closing = reply.closing();
+                let acknowledged = closing.is_over(original.tcp_ack, reply.tcp_ack);
+                (reply.seen(), reply.packets, reply.last_seen, acknowledged)
+            }
+            None => (0, 0, original.last_seen, false),
         };
         let begun = original.created;
         Self {
             protocol: tuple.proto,
             peer_port: tuple.dst_id,
+            acknowledged,
             original: original.seen(),
             reply: seen,
             packets: original.packets,
@@ -214,6 +221,7 @@ mod tests {
         let mut carried = Carried {
             protocol: proto::TCP,
             peer_port: 80,
+            acknowledged: false,
             original: SEEN_DATA,
             reply: 0,
             packets: 1,
@@ -233,6 +241,7 @@ mod tests {
             t.of(&Carried {
                 protocol,
                 peer_port,
+                acknowledged: false,
                 original: 0,
                 reply: 0,
                 packets: replies,

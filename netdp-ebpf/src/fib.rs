@@ -2,11 +2,12 @@
 
 use crate::maps;
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH,
     BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
 };
-use aya_ebpf::helpers::bpf_fib_lookup as lookup_helper;
+use aya_ebpf::helpers::{bpf_fib_lookup as lookup_helper, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netdp_common::addr::{Addr, Family};
@@ -80,7 +81,7 @@ pub fn sends_as(ctx: &TcContext, tuple: &Tuple, family: Family, mac: &[u8; 6]) -
         p.cast::<[u64; 8]>().write([0; 8]);
         (*p).ifindex = (*ctx.skb.skb).ingress_ifindex;
         (*p).__bindgen_anon_1.tot_len = 1;
-        fill(p, tuple, family);
+        fill(ctx, p, tuple, family);
         (&raw mut (*p).smac)
             .cast::<u32>()
             .write((*ctx.skb.skb).mark);
@@ -94,14 +95,27 @@ pub fn sends_as(ctx: &TcContext, tuple: &Tuple, family: Family, mac: &[u8; 6]) -
     }
 }
 
-/// Writes protocol, addresses and ports.
+/// Bits of an IPv6 header's first word that hold traffic class and flow label, as they lie in
+/// memory (`IPV6_FLOWINFO_MASK`, include/uapi/linux/in6.h, Linux 6.12).
+const FLOWINFO: u32 = 0x0fff_ffff_u32.to_be();
+
+/// Writes protocol, addresses, ports, and the DSCP that the packet has.
 ///
 /// # Safety
 /// `p` is a whole `bpf_fib_lookup`.
 #[inline(always)]
-unsafe fn fill(p: *mut bpf_fib_lookup, tuple: &Tuple, family: Family) {
-    // SAFETY: as the caller says.
+unsafe fn fill(ctx: &TcContext, p: *mut bpf_fib_lookup, tuple: &Tuple, family: Family) {
+    // SAFETY: as the caller says; the helper writes the first word of the IP header, or zeroes,
+    // where DSCP and flow label belong.
     unsafe {
+        let word = &raw mut (*p).__bindgen_anon_2.flowinfo;
+        bpf_skb_load_bytes_relative(ctx.as_ptr(), 0, word.cast(), 4, BPF_HDR_START_NET);
+        let [_, tos, ..] = (*word).to_ne_bytes();
+        *word = match family {
+            // The union's first byte, however the machine orders them.
+            Family::V4 => u32::from_ne_bytes([tos, 0, 0, 0]),
+            Family::V6 => *word & FLOWINFO,
+        };
         (*p).l4_protocol = tuple.proto as u8;
         if matches!(tuple.proto, proto::TCP | proto::UDP) {
             (*p).sport = tuple.src_id.to_be();
@@ -142,7 +156,7 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
         }
         // With a length the helper compares that with the MTU, and not the packet's own.
         (*p).__bindgen_anon_1.tot_len = 1;
-        fill(p, tuple, family);
+        fill(ctx, p, tuple, family);
         // The union of the two hardware addresses begins with the mark.
         (&raw mut (*p).smac).cast::<u32>().write((*skb).mark);
         let mut code = lookup_helper(ctx.as_ptr(), p, size, flags);

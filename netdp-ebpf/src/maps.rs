@@ -391,8 +391,8 @@ impl Tables for World<'_> {
     }
 
     #[inline(always)]
-    fn remove_snat(&self, tuple: &Tuple) {
-        let _ = SNAT.remove(tuple);
+    fn remove_snat(&self, tuple: &Tuple) -> bool {
+        SNAT.remove(tuple).is_ok()
     }
 
     #[inline(always)]

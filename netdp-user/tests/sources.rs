@@ -60,7 +60,7 @@ fn policy_routing(mode: &str) -> Result<()> {
     let bed = Bed::builder()
         .uplink("eth0", &["10.1.0.10/16", "fd00:1::10/64"])
         .uplink("eth1", &["10.9.0.10/16", "fd00:9::10/64"])
-        .pods(3, &["172.16.0.0/24", "fd00:172::/64"])
+        .pods(4, &["172.16.0.0/24", "fd00:172::/64"])
         .build()?;
     let router = &bed.uplinks[1].router;
     let server = bed.server(1, &["198.51.100.1/24", "2001:db8:1::1/64"])?;
@@ -68,6 +68,9 @@ fn policy_routing(mode: &str) -> Result<()> {
     // A second network on the second uplink.
     router.address("lan", "10.8.255.254/16".parse()?)?;
     bed.node.address("eth1", "10.8.0.10/16".parse()?)?;
+    // Deprecated: only a route names it.
+    bed.node
+        .ip("-6 addr add fd00:9::88/64 dev eth1 nodad preferred_lft 0")?;
     for line in [
         "-4 route del 198.51.100.0/24",
         "-6 route del 2001:db8:1::/64",
@@ -79,6 +82,9 @@ fn policy_routing(mode: &str) -> Result<()> {
         "-6 route add default via fd00:9::fffe table 1001",
         "-4 rule add fwmark 0x70/0xf0 lookup 1001",
         "-6 rule add fwmark 0x70/0xf0 lookup 1001",
+        "-4 rule add dsfield 0x10 lookup 100",
+        "-6 route add default via fd00:9::fffe src fd00:9::88 table 103",
+        "-6 rule add dsfield 0x10 lookup 103",
         "-4 route add default via 10.8.255.254 src 10.9.0.10 table 102",
         "-6 route add default via fd00:9::fffe table 102",
         "-4 rule add iif cni0 ipproto tcp dport 7 lookup 102 priority 40000",
@@ -91,7 +97,9 @@ fn policy_routing(mode: &str) -> Result<()> {
         "add table inet marks; \
          add chain inet marks pre { type filter hook prerouting priority mangle; }; \
          add rule inet marks pre ip saddr 172.16.0.3 meta mark set 0x171; \
-         add rule inet marks pre ip6 saddr fd00:172::3 meta mark set 0x171",
+         add rule inet marks pre ip6 saddr fd00:172::3 meta mark set 0x171; \
+         add rule inet marks pre ip saddr 172.16.0.5 ip dscp set 0x04; \
+         add rule inet marks pre ip6 saddr fd00:172::5 ip6 dscp set 0x04",
     )?;
     let world = World::on(bed, &[&format!("--mode={mode}")])?;
     let pods = &world.bed.pods;
@@ -100,7 +108,10 @@ fn policy_routing(mode: &str) -> Result<()> {
     seen_as(&pods[0], v6, "fd00:9::10").context("by source")?;
     seen_as(&pods[1], v4, "10.9.0.10").context("by mark")?;
     seen_as(&pods[1], v6, "fd00:9::10").context("by mark")?;
+    seen_as(&pods[3], v4, "10.8.0.10").context("by DSCP")?;
     if mode == "ebpf" {
+        // netfilter takes any address of the interface.
+        seen_as(&pods[3], v6, "fd00:9::88").context("by DSCP")?;
         // Below the main table's default: gone, they are what is left.
         world.bed.node.ip("-4 route del default")?;
         let seen = tcp_source(&pods[2], SocketAddr::new(v4, ECHO))?;

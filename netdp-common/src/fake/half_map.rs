@@ -50,10 +50,12 @@ impl HalfMap {
         Ok(())
     }
 
-    pub fn remove(&self, tuple: &Tuple) {
-        if let Some(cell) = self.entries.borrow_mut().remove(tuple) {
-            self.grave.borrow_mut().push(cell);
-        }
+    /// Whether there was an entry.
+    pub fn remove(&self, tuple: &Tuple) -> bool {
+        let removed = self.entries.borrow_mut().remove(tuple);
+        let found = removed.is_some();
+        self.grave.borrow_mut().extend(removed);
+        found
     }
 
     pub fn len(&self) -> usize {

@@ -116,6 +116,11 @@ pub enum Step {
         flags: u8,
         in_sequence: bool,
     },
+    /// A pod closes a connection, and then its server.
+    Close {
+        flow: usize,
+        in_sequence: bool,
+    },
     /// A server sends to a pod's own address.
     Direct {
         server: usize,
@@ -175,6 +180,9 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         12 => (any::<usize>(), flags(), any::<bool>()).prop_map(
             |(flow, flags, in_sequence)| Step::Reply { flow, flags, in_sequence }
+        ),
+        4 => (any::<usize>(), any::<bool>()).prop_map(
+            |(flow, in_sequence)| Step::Close { flow, in_sequence }
         ),
         6 => (servers.clone(), pods, ports, carries()).prop_map(
             |(server, pod, port, carries)| Step::Direct { server, pod, port, carries }

@@ -112,8 +112,12 @@ impl Tables for Fake {
         self.rev_snat.remove(tuple);
     }
 
-    fn remove_snat(&self, tuple: &Tuple) {
-        self.snat.remove(tuple);
+    fn remove_snat(&self, tuple: &Tuple) -> bool {
+        let hook = self.before_end.take();
+        if let Some(hook) = hook {
+            hook(self);
+        }
+        self.snat.remove(tuple)
     }
 
     fn limits(&self) -> &Limits {
@@ -234,6 +238,10 @@ impl Tables for Fake {
     }
 
     fn way(&self, _: &Tuple, _: Family) -> Option<&Way> {
+        let hook = self.before_way.take();
+        if let Some(hook) = hook {
+            hook(self);
+        }
         self.way.as_ref()
     }
 
@@ -323,6 +331,10 @@ impl Tables for Fake {
     }
 
     fn socket_receives(&self, wire: &Tuple) -> bool {
+        let hook = self.before_sockets.take();
+        if let Some(hook) = hook {
+            hook(self);
+        }
         self.sockets.contains(wire) || self.listeners.contains(&wire.dst_id)
     }
 

@@ -58,18 +58,26 @@ impl Recycling {
     }
 }
 
-/// Ends a mapping, and takes it out of all that is counted.
+/// Ends a mapping, and takes it out of all that is counted. `false` if it has not got both
+/// halves, or another CPU ends it: its wire tuple may be another mapping's by now.
 #[inline(never)]
 pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool {
     let half = tables.snat(original);
     // The original half of another mapping is none of this one's.
     let Some(half) = half.filter(|half| half.id() == wire.dst_id && same(&half.addr(), &wire.dst))
     else {
-        tables.remove_rev_snat(wire);
+        // Nor is the reply half of another.
+        let reply = tables.rev_snat(wire);
+        if reply.is_some_and(|it| it.id() == original.src_id && same(&it.addr(), &original.src)) {
+            tables.remove_rev_snat(wire);
+        }
         return false;
     };
     let bucket = bucket_of_mapping(tables.secret(), &original.src, half.flags());
-    tables.remove_snat(original);
+    // Who removes this half ends the mapping.
+    if !tables.remove_snat(original) {
+        return false;
+    }
     tables.remove_rev_snat(wire);
     for bucket in [bucket, share::TOTAL] {
         if let Some(share) = tables.share(bucket) {
@@ -94,6 +102,7 @@ pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carri
     Some(Carried {
         protocol: original.proto,
         peer_port: original.dst_id,
+        acknowledged: reply.closing().is_over(half.tcp_ack(), reply.tcp_ack()),
         original: half.tcp_seen(),
         reply: reply.tcp_seen(),
         packets: half.packets(),
@@ -139,7 +148,9 @@ fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     let owner = bucket_of_mapping(tables.secret(), pod, flags);
     let own = owner == recycling.bucket;
     let owned = tables.share(owner).map_or(0, ShareSlot::mappings);
-    let makes_room = if recycling.own != 0 {
+    let makes_room = if matches!(class, Spare::LastAck) {
+        false
+    } else if recycling.own != 0 {
         own || owned / 2 > recycling.has
     } else {
         own || owned > recycling.most

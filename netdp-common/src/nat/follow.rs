@@ -5,7 +5,7 @@ use super::origin::is_forged;
 use crate::abi::{MAPPING_ORIGIN, origin_tag};
 use crate::addr::Family;
 use crate::conntrack::{
-    self, ACK, FIN, RST, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, TcpState,
+    self, ACK, Closing, FIN, RST, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, TcpState,
     fin_is_plausible, is_in_window, rst_is_acceptable, tcp_state,
 };
 use crate::packet::{L4, Packet, TcpSegment};
@@ -78,6 +78,9 @@ fn closes<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, segment: TcpSegment)
         } else {
             SEEN_OTHERS_FIN
         });
+        if segment.flags & FIN != 0 {
+            reply.set_closing(reply.closing().after(segment, true));
+        }
     }
     true
 }
@@ -100,6 +103,7 @@ fn reopen<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, now: u32) -> bool {
         Some(reply) if conntrack::is_closing(slot.tcp_seen(), reply.tcp_seen()) => {
             slot.reopen(now);
             reply.reopen(now);
+            reply.set_closing(Closing::NONE);
             true
         }
         _ => false,
@@ -206,6 +210,7 @@ fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot:
     let plausible = fin_is_plausible(seen, acked, segment);
     if plausible {
         tables.push_recent(&original);
+        slot.set_closing(slot.closing().after(segment, false));
     }
     trusted(plausible)
 }

@@ -335,11 +335,14 @@ fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
             // The hint may be lost, where both sides close at once.
             return (seen & SEEN_FIN != 0).then_some(false);
         }
-        return Some(is_free_again(reset, claim.follows(reply.tcp_ack()), silent));
+        let ack = reply.tcp_ack();
+        let follows = (reset || reply.closing().may_be_over(ack)) && claim.follows(ack);
+        return Some(is_free_again(reset, follows, silent));
     }
     let carried = Carried {
         protocol: claim.wire.proto,
         peer_port: claim.wire.src_id,
+        acknowledged: false,
         original: 0,
         reply: seen,
         packets: 0,

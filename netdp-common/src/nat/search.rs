@@ -77,18 +77,20 @@ fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
 /// more is known, for one that gives way.
 #[inline(never)]
 fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
-    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
-        port_map::fold(pkt.tuple.keyed_hash(tables.secret()))
-    } else {
-        tables.random()
-    };
     locate(tables, claim);
     // Classes run out one by one.
     claim.wire.dst_id = claim.ranges[0].min;
     claim.exhausted = tables.is_exhausted(&claim.wire).into();
-    claim.search = Search::new(port::total(&claim.ranges), start);
-    let len = claim.search.len();
-    let most = if claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some() {
+    let len = port::total(&claim.ranges);
+    let short = claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some();
+    // A short one from the same start would meet the same few whenever a packet is sent again.
+    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 && !short {
+        port_map::fold(pkt.tuple.keyed_hash(tables.secret()))
+    } else {
+        tables.random()
+    };
+    claim.search = Search::new(len, start);
+    let most = if short {
         SHORT_LOOKS
     } else if len > NARROW {
         AT_RANDOM
@@ -244,9 +246,8 @@ fn instead_of_one<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let wire = &claim.wire;
     // The room for the key of maps: it is not asked for any more but by `give_up`.
     claim.key = wire.answers(reply.addr(), reply.id());
-    let ended = gives_way(tables, claim, reply);
+    let ended = gives_way(tables, claim, reply) && evict::end(tables, &claim.key, &claim.wire);
     if ended {
-        evict::end(tables, &claim.key, &claim.wire);
         try_candidate(tables, claim);
     }
     claim.key = port_map::destination(&claim.wire);
@@ -275,15 +276,16 @@ fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
             is_free_again(reset, claim.follows(reply.tcp_ack()), idle)
                 || has_many_more(tables, claim, half.flags())
         }
+        Some(Spare::LastAck) => false,
         Some(Spare::Asking) => has_many_more(tables, claim, half.flags()),
     };
     // Sockets are looked up for what gives way only.
     over && !is_nodes_by_now(tables, &claim.wire) && !host::is_nodes(tables, &claim.wire)
 }
 
-/// Whether the port of a connection that has closed may be used for another one to the same
-/// peer: with a sequence number that lies after the earlier connection's (`follows`) at
-/// once; else when a RST has ended it, and nothing is under way any more, or when the peer's
+/// Whether the port of a connection that has closed, with both FINs acknowledged or long ago, may
+/// be used for another one to the same peer: with a sequence number that lies after the earlier
+/// connection's (`follows`) at once; else when a RST has ended it, and nothing is under way any more, or when the peer's
 /// TIME-WAIT is over (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
 #[inline(always)]
 pub(super) const fn is_free_again(reset: bool, follows: bool, idle: u32) -> bool {

@@ -56,7 +56,10 @@ pub(super) fn settle<T: Tables>(tables: &T, pkt: &mut Packet, slot: Slot, syn: b
         evict::end(tables, &pkt.tuple, &wire);
         return Settled::Ended;
     }
-    slot.set_place(tables.place());
+    // Where only an address is missing it may come a moment later: asked again until then.
+    if lives || has_source {
+        slot.set_place(tables.place());
+    }
     Settled::Stays
 }
 

@@ -51,6 +51,27 @@ fn a_hashed_port_that_is_taken_gives_way() {
     assert_paired(&fake);
 }
 
+/// What a tuple's few looks for a port that has become free meet is not the same every time.
+#[test]
+fn where_no_port_is_left_hashed_ones_are_looked_for_elsewhere() {
+    for net in BOTH {
+        let mut fake = with(SETTING_HASH_PORTS | SETTING_PORTS);
+        fake.settings.ports[0] = PortRange::new(40_000, 40_299);
+        fake.reserved = (40_000..40_300).collect();
+        let tried = |fake: &Fake| {
+            fake.candidates.borrow_mut().clear();
+            assert_eq!(fake.out(&net.syn()), drop_of(DropReason::NoFreePort));
+            fake.candidates.borrow().clone()
+        };
+        let first = tried(&fake);
+        let again: BTreeSet<u16> = (0..10).flat_map(|_| tried(&fake)).collect();
+        assert!(again.len() > 40, "{} ports of 10 packets", again.len());
+        // With a map of them.
+        fake.advance(1);
+        assert_ne!(tried(&fake)[..8], first[..8]);
+    }
+}
+
 /// 64,512 ports: one flow of a thousand may get its own by chance.
 #[test]
 fn random_ports_are_not_kept() {

@@ -59,6 +59,34 @@ fn what_has_no_connection_gets_the_address_of_the_uplink_that_it_moves_to() {
     }
 }
 
+/// The agent hears of an address a moment after the kernel has led packets there: what goes on
+/// with the old one meanwhile gets the new one then.
+#[test]
+fn an_uplink_that_has_no_address_yet_gives_it_later() {
+    for net in BOTH {
+        for packet in connectionless(&net) {
+            let mut fake = opened(&packet);
+            let flags = std::mem::take(&mut fake.uplink.flags);
+            fake.ifindex = 7;
+            for _ in 0..2 {
+                let port = fake.snat.all()[0].1.id;
+                let old = becomes(&format!("{}:{port}", net.node_ip));
+                assert_eq!(fake.out(&packet), old, "nothing else is there");
+            }
+            // Whatever else the agent tells first.
+            fake.settings.epoch += 1;
+            fake.out(&packet);
+            fake.uplink.flags = flags;
+            fail_over(&mut fake);
+            let portless = matches!(packet.kind, Kind::Other(_));
+            let port = if portless { 0 } else { 4000 };
+            let wanted = becomes(&format!("{}:{port}", other(&net)));
+            assert_eq!(fake.out(&packet), wanted, "{packet:?}");
+            assert_paired(&fake);
+        }
+    }
+}
+
 #[test]
 fn a_connection_keeps_its_address_when_it_moves() {
     for net in BOTH {

@@ -1,7 +1,7 @@
 //! Another CPU at work between two steps of a decision.
 
-use super::{BOTH, V4, assert_paired, becomes, halves, wire_of};
-use crate::abi::Mapping;
+use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, wire_of};
+use crate::abi::{Mapping, PortRange, SETTING_PORTS};
 use crate::fake::build::Build;
 use crate::fake::{Fake, Seen, addr, tuple_of};
 use crate::verdict::DropReason;
@@ -13,6 +13,21 @@ fn during_claim(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
 
 fn before_original(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
     *fake.before_original.borrow_mut() = Some(Box::new(hook));
+}
+
+/// Between the judgement of a mapping that may give way and its end.
+fn before_sockets(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
+    *fake.before_sockets.borrow_mut() = Some(Box::new(hook));
+}
+
+/// While a mapping ends.
+fn before_end(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
+    *fake.before_end.borrow_mut() = Some(Box::new(hook));
+}
+
+/// Between a look at a mapping that has moved and its end.
+fn before_way(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
+    *fake.before_way.borrow_mut() = Some(Box::new(hook));
 }
 
 /// The reply half of `packet` at `wire`, as another CPU would write it.
@@ -166,4 +181,67 @@ fn a_mapping_that_vanishes_does_not_leak() {
     });
     assert_eq!(fake.out(&packet), Seen::Drop(DropReason::TableFull));
     assert_paired(&fake);
+}
+
+/// Two pods find the same mapping over, and only one of them gets its port.
+#[test]
+fn a_port_that_is_given_up_gets_one_owner() {
+    for net in BOTH {
+        for (packet, late) in [
+            (net.syn(), false),
+            (net.udp(), false),
+            (net.syn(), true),
+            (net.udp(), true),
+        ] {
+            let mut fake = Fake::new();
+            fake.settings.flags |= SETTING_PORTS;
+            fake.settings.ports[0] = PortRange::new(4000, 4000);
+            assert_eq!(fake.out(&packet), becomes(net.node));
+            fake.advance(6);
+            let faster = packet.from(net.other_pod);
+            let slower = packet.from(&net.other_pod.replace(":4000", ":5000"));
+            let (twin, node) = (faster.clone(), net.node);
+            let whole = move |fake: &Fake| {
+                assert_eq!(fake.out(&twin), becomes(node));
+            };
+            if late {
+                before_end(&fake, whole);
+            } else {
+                before_sockets(&fake, whole);
+            }
+            assert_eq!(fake.out(&slower), drop_of(DropReason::NoFreePort));
+            let reply = faster.from(net.node).answer();
+            assert_eq!(fake.back(&reply), becomes(net.other_pod));
+            assert_paired(&fake);
+        }
+    }
+}
+
+/// Two packets of a flow that has moved: the later one ends nothing that has another owner by
+/// now.
+#[test]
+fn a_flow_that_has_moved_ends_nobody_elses() {
+    for net in BOTH {
+        for packet in [net.udp(), net.echo(4000)] {
+            let mut fake = Fake::new();
+            assert_eq!(fake.out(&packet), becomes(net.node));
+            fake.ifindex = 7;
+            (fake.uplink.v4, fake.uplink.v6) = (addr("203.0.113.10"), addr("fd01::10"));
+            fake.local.extend([fake.uplink.v4, fake.uplink.v6]);
+            let rival = packet.from(net.other_pod);
+            let (twin, claims, node) = (packet.clone(), rival.clone(), net.node);
+            before_way(&fake, move |fake| {
+                assert_ne!(fake.out(&twin), becomes(node));
+                claim(fake, &claims, node);
+                let wire = tuple_of(&claims.from(node));
+                let original = half(wire.src, wire.src_id);
+                fake.snat.insert(&tuple_of(&claims), &original).unwrap();
+            });
+            assert_ne!(fake.out(&packet), becomes(net.node));
+            let reply = rival.from(net.node).answer();
+            assert_eq!(fake.back(&reply), becomes(net.other_pod));
+            assert_eq!((fake.snat.len(), fake.rev_snat.len()), (2, 2));
+            assert_paired(&fake);
+        }
+    }
 }

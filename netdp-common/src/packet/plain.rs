@@ -3,7 +3,7 @@
 
 use super::{Bytes, ETH_P_IP, ETH_P_IPV6, KEEP_IP_ID, L4, Packet, TcpSegment, set_ports};
 use crate::addr::{Addr, Family};
-use crate::conntrack::RST;
+use crate::conntrack::{FIN, RST};
 use crate::tuple::{Tuple, proto, quick_hash};
 
 /// The addresses of a packet of which nothing else may matter: no fragment, no
@@ -66,7 +66,7 @@ pub fn queue_hash<B: Bytes + ?Sized>(
 }
 
 /// What most packets are: TCP or UDP right after an IPv4 header without options,
-/// whole, and no RST. Small enough for registers: what is decided and written by it needs no look
+/// whole, and no FIN or RST. Small enough for registers: what is decided and written by it needs no look
 /// into a [`Packet`].
 #[derive(Clone, Copy, Debug)]
 pub struct Plain {
@@ -139,13 +139,14 @@ pub fn plain<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Op
             // The whole header, so that all a rewrite touches is there.
             let [ports, seq, ack, flags, _] = bytes.words::<5>(at + 20)?.map(u32::from_be);
             let flags = (flags >> 16 & 0xff) as u8;
-            // Of a RST the checksum counts, too: no segment is worth less haste.
-            if flags & RST != 0 {
+            // Of a FIN the length counts, of a RST the checksum: no segments are worth less haste.
+            if flags & (FIN | RST) != 0 {
                 return None;
             }
             let segment = TcpSegment {
                 flags,
                 bad_checksum: 0,
+                payload: 0,
                 seq,
                 ack,
             };

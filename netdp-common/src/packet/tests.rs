@@ -3,10 +3,12 @@
 mod inner;
 mod kinds;
 
-use super::{Bytes, Inner, L4, Packet, Parsed, TcpSegment, parse, parse_inner, queue_hash};
+use super::{
+    Bytes, Inner, L4, Packet, Parsed, TcpSegment, UNKNOWN_LENGTH, parse, parse_inner, queue_hash,
+};
 use crate::addr::Family;
 use crate::fake::addr;
-use crate::fake::build::{ACK, Build, Kind, RST, SYN};
+use crate::fake::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::nat::Work;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::DropReason;
@@ -126,9 +128,17 @@ fn a_tuple_is_as_on_the_wire() {
         let (l4, number) = match packet.kind {
             Kind::Tcp { flags, seq, ack } => {
                 let bad_checksum = u8::from(flags & RST != 0 && packet.csum_error != 0);
+                let payload = if flags & FIN == 0 {
+                    0
+                } else if pkt.is_fragment != 0 {
+                    UNKNOWN_LENGTH
+                } else {
+                    u16::try_from(packet.data.len()).unwrap()
+                };
                 let segment = TcpSegment {
                     flags,
                     bad_checksum,
+                    payload,
                     seq,
                     ack,
                 };

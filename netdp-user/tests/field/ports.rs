@@ -2,14 +2,15 @@
 //! and flows that live keep theirs.
 
 use crate::common::clients::{Tcp, Udp, any};
-use crate::common::{ECHO, Echo, clock};
+use crate::common::{ECHO, Echo, SOON, clock, nft};
 use crate::site::{Control, Site, Subject, both, ends, restore};
+use crate::talk::{Pair, listen};
 use anyhow::{Context as _, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::io::{ErrorKind, Read as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
-use xtask::testbed::{Host, Netns, WorkDir};
+use xtask::testbed::{Host, Netns, WorkDir, wait_for};
 
 const RANGE: &str = "40000-40199";
 const PORTS: usize = 200;
@@ -183,6 +184,110 @@ fn live_flows_keep_their_ports_where_none_is_left() -> Result<()> {
         ensure!(tried.is_err(), "one more connection than ports");
         for (connection, seen) in &mut open {
             ensure!(connection.ask()? == *seen, "another port");
+        }
+    }
+    Ok(())
+}
+
+/// Connections that another pod begins, each with another sequence number: half of these lie
+/// after those of any earlier connection.
+const ATTEMPTS: usize = 12;
+
+/// A side that has closed still gets what the other one sends, and who has closed last waits for
+/// the acknowledgement.
+#[test]
+fn connections_that_are_closing_keep_their_ports() -> Result<()> {
+    let site = site(Subject::Netdp)?;
+    let (pod, other) = (site.good(), &site.bed.pods[1]);
+    for to in ends(&site.far, 8080) {
+        let mut others = (2..PORTS)
+            .map(|_| Pair::between(pod, &site.far, to))
+            .collect::<Result<Vec<_>>>()?;
+        let mut half = Pair::between(pod, &site.far, to)?;
+        half.client.shutdown(Shutdown::Write)?;
+        half.server.read_to_end(&mut Vec::new())?;
+        let mut last = Pair::between(pod, &site.far, to)?;
+        last.client.shutdown(Shutdown::Write)?;
+        last.server.read_to_end(&mut Vec::new())?;
+        // The pod's last ACK does not leave it.
+        let port = last.client.local_addr()?.port();
+        nft(
+            pod,
+            &format!(
+                "add table inet held; \
+                 add chain inet held out {{ type filter hook output priority 0; }}; \
+                 add rule inet held out tcp sport {port} drop"
+            ),
+        )?;
+        drop(last.server);
+        last.client
+            .read_to_end(&mut Vec::new())
+            .context("the server's FIN")?;
+        let _listener = listen(&site.far, to)?;
+        let connects = || {
+            other
+                .enter(|| TcpStream::connect_timeout(&to, Duration::from_millis(200)))
+                .is_ok_and(|tried| tried.is_ok())
+        };
+        for n in 0..ATTEMPTS {
+            ensure!(!connects(), "connection {n} to {to} has got a port");
+        }
+        ensure!(in_last_ack(&site.far)? == 1, "the server still waits");
+        for pair in &mut others {
+            pair.goes_on()?;
+        }
+        half.server.write_all(b"more")?;
+        let mut heard = [0; 4];
+        half.client.read_exact(&mut heard)?;
+        ensure!(&heard == b"more", "{heard:?}");
+        nft(pod, "delete table inet held")?;
+        wait_for(SOON, "the last ACK", || {
+            in_last_ack(&site.far).is_ok_and(|count| count == 0)
+        })?;
+        wait_for(SOON, "the port to be another's", connects)?;
+    }
+    Ok(())
+}
+
+/// How many sockets of a host wait for the acknowledgement of their FIN.
+fn in_last_ack(host: &Netns) -> Result<usize> {
+    let shown = host.run(&["ss", "-Htn", "state", "last-ack"])?;
+    Ok(shown.lines().count())
+}
+
+/// What nobody answers, as some measuring tools send it.
+#[test]
+fn flows_that_only_send_keep_their_ports() -> Result<()> {
+    let mut site = site(Subject::Netdp)?;
+    for to in ends(&site.far, 9_009) {
+        let silent = site.far.open(|| UdpSocket::bind(to))?;
+        silent.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let send = |socket: &UdpSocket| -> Result<SocketAddr> {
+            socket.send(b"one way")?;
+            let (_, seen) = silent.recv_from(&mut [0; 16])?;
+            Ok(seen)
+        };
+        let flows = (0..PORTS)
+            .map(|_| {
+                let flow = Udp::connect(site.good(), any(to), to)?;
+                let seen = send(&flow.socket)?;
+                Ok((flow, seen))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for _ in 0..3 {
+            let agent = site.agent().context("no agent")?;
+            clock::advance(agent, Duration::from_secs(4))?;
+            for (flow, seen) in &flows {
+                ensure!(send(&flow.socket)? == *seen, "another port");
+            }
+            // Of the same pod: to one with fewer they give way. It is told.
+            let more = Udp::connect(site.good(), any(to), to)?;
+            let sent = more.socket.send(b"one more");
+            let came = silent.recv_from(&mut [0; 16]);
+            ensure!(
+                came.is_err(),
+                "one more flow than ports: {came:?}, {sent:?}"
+            );
         }
     }
     Ok(())

@@ -6,6 +6,9 @@ use netdp_common::tuple::Tuple;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+/// Bytes that every segment carries, see [`Build::new`].
+pub const PAYLOAD: u32 = 19;
+
 /// A moment: seconds that the walk has waited, and the real time that passes
 /// beside them.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,12 @@ struct Side {
     acknowledged: bool,
     /// The last number that it acknowledged lies after that of pods' SYNs.
     ahead: bool,
+    /// That number.
+    ack: u32,
+    /// The number that acknowledges its FIN.
+    end: u32,
+    /// Whether that was ever acknowledged.
+    fin_arrived: bool,
 }
 
 /// A live mapping.
@@ -76,7 +85,7 @@ impl Flow {
     }
 
     /// A packet of the pod, the first included.
-    pub fn sends(&mut self, carries: Carries, now: Moment) {
+    pub fn sends(&mut self, packet: &Build, carries: Carries, now: Moment) {
         self.out.packets += 1;
         let Carries::Tcp(flags) = carries else {
             self.last = now;
@@ -94,10 +103,25 @@ impl Flow {
             self.out.rst = false;
         }
         self.out.note(flags, &mut self.last, now);
+        if let Kind::Tcp { seq, ack, .. } = packet.kind {
+            self.out.numbers(flags, seq, ack);
+        }
+        self.note_fins();
+    }
+
+    fn note_fins(&mut self) {
+        let (out, back) = (&mut self.out, &mut self.back);
+        out.fin_arrived |= out.fin && back.ack == out.end;
+        back.fin_arrived |= back.fin && out.ack == back.end;
     }
 
     fn is_closed(&self) -> bool {
         self.out.rst || self.back.rst || self.out.fin && self.back.fin
+    }
+
+    /// Whether neither side has anything left to send.
+    fn has_ended(&self) -> bool {
+        self.out.rst || self.back.rst || self.out.fin_arrived && self.back.fin_arrived
     }
 
     fn is_half_closed(&self) -> bool {
@@ -132,9 +156,13 @@ impl Flow {
         };
         if believed {
             self.back.note(flags, &mut self.last, now);
-            if flags & (SYN | ACK) != 0 {
+            // In the midst of a connection a SYN acknowledges nothing.
+            let begins = flags & SYN != 0 && !self.back.other;
+            if begins || flags & (SYN | ACK) == ACK {
                 self.back.ahead = sent.acknowledges;
             }
+            self.back.numbers(flags, sent.seq, sent.ack);
+            self.note_fins();
         }
         false
     }
@@ -143,8 +171,9 @@ impl Flow {
     pub fn gives_way(&self, now: Moment) -> Option<bool> {
         let tcp = matches!(self.first.kind, Kind::Tcp { .. });
         let seconds = match tcp {
-            // A SYN that begins after all that the peer has seen may have it at once.
-            true if self.is_closed() && !self.back.ahead => return None,
+            // A SYN that begins after all that the peer has seen may have it at once, unless a
+            // FIN may be sent again.
+            true if self.is_closed() && !self.back.ahead && self.has_ended() => return None,
             true if self.out.rst || self.back.rst => 1,
             true if self.is_closed() => 60,
             true if self.back.syn || self.back.other => return Some(false),
@@ -237,9 +266,20 @@ pub struct Sent {
     pub in_sequence: bool,
     /// It acknowledges the pod's SYN.
     pub acknowledges: bool,
+    pub seq: u32,
+    pub ack: u32,
 }
 
 impl Side {
+    fn numbers(&mut self, flags: u8, seq: u32, ack: u32) {
+        if flags & FIN != 0 {
+            self.end = seq + PAYLOAD + 1;
+        }
+        if flags & (SYN | ACK) == ACK {
+            self.ack = ack;
+        }
+    }
+
     fn note(&mut self, flags: u8, last: &mut Moment, now: Moment) {
         let repeated = flags & SYN != 0 && self.syn && !self.other && !self.fin && !self.rst;
         if flags & RST == 0 && !repeated {

@@ -1,7 +1,7 @@
 //! The node under test, and what the model knows of it.
 
-use super::super::build::{Build, Kind, RST, SYN};
-use super::flow::{Flow, Moment, Sent};
+use super::super::build::{ACK, Build, FIN, Kind, RST, SYN};
+use super::flow::{Flow, Moment, PAYLOAD, Sent};
 use super::kept::Kept;
 use super::{Carries, Net, Outcome, PORTS, RANGE, Step, Subject, packet};
 use netdp_common::abi::Mapping;
@@ -68,6 +68,7 @@ impl<S: Subject> World<S> {
                 flags,
                 in_sequence,
             } => self.reply(flow, flags, in_sequence),
+            Step::Close { flow, in_sequence } => self.close(flow, in_sequence),
             Step::Direct {
                 server,
                 pod,
@@ -117,7 +118,7 @@ impl<S: Subject> World<S> {
         let (tuple, now) = (tuple_of(packet), self.now());
         let seen = self.subject.out(packet);
         self.moves(&tuple, carries);
-        if self.goes_on(&tuple, carries, seen) {
+        if self.goes_on(packet, carries, seen) {
             return;
         }
         if self.bypass[server] {
@@ -199,8 +200,8 @@ impl<S: Subject> World<S> {
     }
 
     /// A packet of a live flow leaves by its mapping.
-    fn goes_on(&mut self, tuple: &Tuple, carries: Carries, seen: Outcome) -> bool {
-        let now = self.now();
+    fn goes_on(&mut self, packet: &Build, carries: Carries, seen: Outcome) -> bool {
+        let (tuple, now) = (&tuple_of(packet), self.now());
         match self.live.get_mut(tuple) {
             Some(flow) if !matches!(carries, Carries::EchoReply) => {
                 // One of the node's own may have kept its port.
@@ -209,7 +210,7 @@ impl<S: Subject> World<S> {
                 if !(same && seen == Outcome::Pass) {
                     assert_eq!(seen, Outcome::As(flow.wire), "a live flow: {tuple:?}");
                 }
-                flow.sends(carries, now);
+                flow.sends(packet, carries, now);
                 true
             }
             _ => false,
@@ -219,7 +220,7 @@ impl<S: Subject> World<S> {
     fn host_sends(&mut self, packet: &Build, server: usize, carries: Carries, socket: bool) {
         let (tuple, now) = (tuple_of(packet), self.now());
         let seen = self.subject.out(packet);
-        if self.goes_on(&tuple, carries, seen) {
+        if self.goes_on(packet, carries, seen) {
             return;
         }
         let answers = matches!(carries, Carries::EchoReply);
@@ -299,7 +300,7 @@ impl<S: Subject> World<S> {
         }
         assert_ne!(self.is_nodes(&reply), Some(true), "{wire} is the node's");
         let mut flow = Flow::new(wire, packet.clone(), reply, self.uplink, self.now());
-        flow.sends(carries, self.now());
+        flow.sends(packet, carries, self.now());
         self.live.insert(tuple, flow);
     }
 
@@ -323,13 +324,35 @@ impl<S: Subject> World<S> {
         }
     }
 
+    fn close(&mut self, flow: usize, in_sequence: bool) {
+        let node = self.node(0);
+        let closes = |flow: &&Flow| {
+            matches!(flow.first.kind, Kind::Tcp { .. }) && flow.first.src.ip() != node
+        };
+        let mut flows: Vec<_> = self.live.values().filter(closes).map(order).collect();
+        flows.sort_unstable();
+        let Some(&chosen) = flows.get(flow % flows.len().max(1)) else {
+            return;
+        };
+        let (_, src, dst) = chosen;
+        let is_it = |server: &str| format!("{server}:443") == dst.to_string();
+        let server = self.net.servers.iter().position(|server| is_it(server));
+        let fin = Build::tcp(&src.to_string(), &dst.to_string(), FIN | ACK);
+        let server = server.expect("a server's address");
+        self.pod_sends(&fin, server, Carries::Tcp(FIN | ACK));
+        let mut flows: Vec<_> = self.live.values().map(order).collect();
+        flows.sort_unstable();
+        let index = flows.iter().position(|other| *other == chosen);
+        self.reply(index.expect("it lives"), FIN | ACK, in_sequence);
+    }
+
     fn reply(&mut self, flow: usize, flags: u8, in_sequence: bool) {
         let now = self.now();
         let mut flows: Vec<_> = self.live.values_mut().collect();
         if flows.is_empty() {
             return;
         }
-        flows.sort_by_key(|flow| (flow.wire, flow.first.src, flow.first.dst));
+        flows.sort_by_key(|flow| order(flow));
         let chosen = flow % flows.len();
         let flow = &mut *flows[chosen];
         let mut answer = flow.first.from(&flow.wire.to_string()).answer();
@@ -341,12 +364,23 @@ impl<S: Subject> World<S> {
         } = &mut answer.kind
         {
             *old = flags;
-            // What pods acknowledge, and what acknowledges their SYN, see `Build::tcp`.
-            (*seq, *ack) = if in_sequence { (2_000, 1_001) } else { (7, 7) };
+            // What pods acknowledge, and what acknowledges their SYN and FIN, see `Build::tcp`.
+            (*seq, *ack) = if in_sequence {
+                (2_000, 1_000 + PAYLOAD + 1)
+            } else {
+                (7, 7)
+            };
+            let fin = flags & FIN != 0;
+            if in_sequence && fin {
+                // Pods acknowledge it too.
+                *seq -= PAYLOAD + 1;
+            }
             sent = Some(Sent {
                 flags,
-                in_sequence,
+                in_sequence: in_sequence && !fin,
                 acknowledges: in_sequence,
+                seq: *seq,
+                ack: *ack,
             });
         }
         let (wire, pod) = (flow.reply, flow.first.src);
@@ -399,6 +433,8 @@ impl<S: Subject> World<S> {
                 flags,
                 in_sequence: false,
                 acknowledges: true,
+                seq: 1_000,
+                ack: 2_000,
             }),
             _ => None,
         };
@@ -434,6 +470,11 @@ impl<S: Subject> World<S> {
         }
         assert_eq!(replies.len(), self.live.len(), "a wire tuple has one owner");
     }
+}
+
+/// Their order, the same in every run.
+const fn order(flow: &Flow) -> (SocketAddr, SocketAddr, SocketAddr) {
+    (flow.wire, flow.first.src, flow.first.dst)
 }
 
 const fn has_ports(tuple: &Tuple) -> bool {

@@ -43,6 +43,8 @@ pub fn repair(
         id: tuple.src_id,
         tcp_ack: 0,
         tcp_seen: 0,
+        epoch: 0,
+        uplink: 0,
         packets: 0,
         ..*half
     };

@@ -179,7 +179,9 @@ impl<'a> Pass<'a> {
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
         {
             let idle = idle(self.now, half.last_seen, reply.last_seen);
-            if let Some(willing) = spare(&Carried::by(tuple, half, Some(&reply)), idle) {
+            if let Some(willing) = spare(&Carried::by(tuple, half, Some(&reply)), idle)
+                && willing != Spare::LastAck
+            {
                 self.spare.push((willing, u32::MAX - idle, *tuple, wire));
             }
         }

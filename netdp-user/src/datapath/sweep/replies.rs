@@ -10,7 +10,11 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 /// What decides how long a mapping lives.
 struct Short {
     last_seen: u32,
+    tcp_ack: u32,
     tcp_seen: u8,
+    /// Its part of [`netdp_common::conntrack::Closing`].
+    epoch: u8,
+    uplink: u16,
     packets: u32,
 }
 
@@ -32,7 +36,10 @@ impl Replies {
     pub fn insert(&mut self, wire: &Tuple, half: &Mapping) {
         let short = Short {
             last_seen: half.last_seen,
+            tcp_ack: half.tcp_ack,
             tcp_seen: half.tcp_seen,
+            epoch: half.epoch,
+            uplink: half.uplink,
             packets: half.packets,
         };
         self.halves.insert(self.hash.hash_one(wire), short);
@@ -46,7 +53,10 @@ impl Replies {
         let short = self.halves.remove(&self.hash.hash_one(wire))?;
         Some(Mapping {
             last_seen: short.last_seen,
+            tcp_ack: short.tcp_ack,
             tcp_seen: short.tcp_seen,
+            epoch: short.epoch,
+            uplink: short.uplink,
             packets: short.packets,
             ..*original
         })
