@@ -142,10 +142,9 @@ fn known<T: Tables>(
     }
     if leaving {
         let slot = tables.snat(&pkt.tuple)?;
-        let syn = l4.is_bare_syn();
-        if syn || slot.place() != tables.place() {
+        if l4.has_syn() || slot.place() != tables.place() {
             pkt.family = family;
-            match settle(tables, pkt, slot, syn) {
+            match settle(tables, pkt, slot, l4) {
                 Settled::Stays => {}
                 Settled::Rests => return Some(Known::Resting),
                 Settled::Ended => return None,
