@@ -100,13 +100,6 @@ impl L4 {
             _ => false,
         }
     }
-
-    /// Returns whether it is a TCP segment with a SYN, whatever else it has.
-    #[inline(always)]
-    #[must_use]
-    pub const fn has_syn(&self) -> bool {
-        matches!(self, Self::Tcp(segment) if segment.flags & SYN != 0)
-    }
 }
 
 /// An address and its L4 id.

@@ -157,6 +157,7 @@ impl Agent {
             names: BTreeSet::new(),
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
+        let ready_file = options.ready_file.clone();
         let mut agent = Self {
             config,
             applied: State {
@@ -172,6 +173,7 @@ impl Agent {
                 mode: engine.name().into(),
                 kernel: engine.kernel(),
                 config: configuration::counted_on(&state_dir),
+                ready_file,
                 ..Report::default()
             },
             engine,
@@ -207,8 +209,10 @@ impl Agent {
         agent.save_fallback();
         agent.detach_strangers();
         agent.keep_untranslated().await;
+        agent.mark_tracking();
         agent.learn_node().await;
         agent.reconcile();
+        agent.forget_translated().await;
         agent.remove_orphans();
         if !agent.take_over() {
             agent.starting = false;
@@ -281,6 +285,7 @@ impl Agent {
                     }
                     self.drain();
                     self.retry_chains();
+                    self.mark_tracking();
                     self.tell();
                 }
             }
@@ -343,12 +348,10 @@ impl Agent {
         match self.options.on_exit {
             OnExit::Keep => log::info!("ending; the datapath stays in force"),
             OnExit::Detach => {
-                if self.engine.as_chains().is_some() {
-                    // The chains can't go without.
-                    programs::resume();
-                }
+                // The chains can't go without.
+                programs::resume();
                 let removed = self.engine.remove(&self.options)?;
-                self.state_dir.forget()?;
+                self.state_dir.remove()?;
                 log::info!("ending; removed {}", removed.join(", "));
             }
         }

@@ -22,6 +22,38 @@ pub(super) enum Settled {
     Ended,
 }
 
+/// What a packet may begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Begins {
+    /// Nothing by itself.
+    Nothing,
+    /// A connection.
+    Connection,
+    /// The same, or it is the mapping's first SYN once more.
+    Again,
+    /// It answers to a connection from outside.
+    Answer,
+}
+
+impl Begins {
+    /// What a pod's packet of the mapping in `slot` may begin.
+    #[inline(always)]
+    pub(super) fn of(l4: &L4, slot: Slot) -> Self {
+        match l4 {
+            L4::Tcp(segment) if l4.is_bare_syn() => {
+                if slot.tcp_ack() == segment.seq.wrapping_add(1) {
+                    Self::Again
+                } else {
+                    Self::Connection
+                }
+            }
+            L4::Tcp(segment) if segment.flags & (SYN | RST | FIN) == SYN => Self::Answer,
+            _ => Self::Nothing,
+        }
+    }
+}
+
 /// Decides whether a mapping goes on where its packet leaves (docs/adr/0039). One that leaves by
 /// another uplink, where the flow would get another address, ends; so does one whose address is
 /// gone, where there is another. A TCP connection lives by its address: it keeps it, and rests
@@ -29,7 +61,12 @@ pub(super) enum Settled {
 /// begins one that is not translated. Of `pkt` tuple and family are read, and the address of a
 /// new mapping is put there.
 #[inline(never)]
-pub(super) fn settle<T: Tables>(tables: &T, pkt: &mut Packet, slot: Slot, l4: &L4) -> Settled {
+pub(super) fn settle<T: Tables>(
+    tables: &T,
+    pkt: &mut Packet,
+    slot: Slot,
+    begins: Begins,
+) -> Settled {
     // What somebody else sends in the pod's name changes nothing; it is dropped later.
     if is_forged(tables, &pkt.tuple.src, pkt.family) {
         return Settled::Stays;
@@ -43,11 +80,11 @@ pub(super) fn settle<T: Tables>(tables: &T, pkt: &mut Packet, slot: Slot, l4: &L
         return Settled::Stays;
     }
     let seen = reply.map_or(0, Slot::tcp_seen);
-    if begins_untranslated(tables, pkt, slot, seen, l4) {
+    if begins_untranslated(tables, pkt, slot, seen, begins) {
         evict::end(tables, &pkt.tuple, &wire);
         return Settled::Ended;
     }
-    let syn = l4.is_bare_syn();
+    let syn = matches!(begins, Begins::Connection | Begins::Again);
     let elsewhere = slot.place().is_elsewhere(tables.place());
     let there = tables.is_local(&slot.addr());
     if there && !elsewhere && !syn {
@@ -68,7 +105,7 @@ pub(super) fn settle<T: Tables>(tables: &T, pkt: &mut Packet, slot: Slot, l4: &L
     Settled::Stays
 }
 
-/// Whether a segment begins a connection that is not translated, by the ports of one that is over:
+/// Whether a packet begins a connection that is not translated, by the ports of one that is over:
 /// the policy has it so by now, or it was begun from outside. A SYN that is sent again goes where
 /// the first one went. `reply`: what the reply half has seen.
 #[inline(never)]
@@ -77,23 +114,21 @@ fn begins_untranslated<T: Tables>(
     pkt: &Packet,
     slot: Slot,
     reply: u32,
-    l4: &L4,
+    begins: Begins,
 ) -> bool {
-    let L4::Tcp(segment) = *l4 else {
-        return false;
-    };
     let state = tcp_state(slot.tcp_seen(), reply);
-    let closed = matches!(state, TcpState::TimeWait | TcpState::Closed);
-    if l4.is_bare_syn() {
-        let again = state == TcpState::SynSent && slot.tcp_ack() == segment.seq.wrapping_add(1);
-        is_over(slot, reply) && !again && tables.action(&pkt.tuple.dst) != Action::Masquerade
-    } else if segment.flags & (SYN | RST | FIN) == SYN {
-        // An answer: the pod has closed its own connection, and does not answer on that.
-        closed
-            && (tables.action(&pkt.tuple.dst) == Action::Bypass
-                || inbound::is_known(tables, &pkt.tuple))
-    } else {
-        false
+    match begins {
+        Begins::Nothing => false,
+        Begins::Again if state == TcpState::SynSent => false,
+        Begins::Connection | Begins::Again => {
+            is_over(slot, reply) && tables.action(&pkt.tuple.dst) != Action::Masquerade
+        }
+        // The pod has closed its own connection, and does not answer on that.
+        Begins::Answer => {
+            matches!(state, TcpState::TimeWait | TcpState::Closed)
+                && (tables.action(&pkt.tuple.dst) == Action::Bypass
+                    || inbound::is_known(tables, &pkt.tuple))
+        }
     }
 }
 
