@@ -68,7 +68,7 @@ fn remove_within(dir: &Path) -> Result<()> {
         if path.is_dir() {
             remove_within(&path)?;
             fs::remove_dir(&path)?;
-        } else if !path.extension().is_some_and(|it| it == "debug") {
+        } else if path.extension().is_none_or(|it| it != "debug") {
             // Those are the kernel's own.
             fs::remove_file(&path)?;
         }

@@ -161,7 +161,7 @@ impl Agent {
         match spawn_blocking(move || job.forget_translated()).await {
             Ok(Ok(0)) => {}
             Ok(Ok(n)) => {
-                log::info!("{n} flows that netdp's programs translated are the chains' now")
+                log::info!("{n} flows that netdp's programs translated are the chains' now");
             }
             Ok(Err(err)) => log::warn!("{err:#}"),
             Err(err) => log::warn!("connection tracking: {err}"),
