@@ -36,7 +36,7 @@ use host::needs_mapping;
 use inbound::Continued;
 use open::{Claim, open};
 use origin::is_forged;
-use settle::{Settled, settle};
+use settle::{Begins, Settled, settle};
 pub use source::Way;
 use source::choose_source;
 
@@ -142,10 +142,10 @@ fn known<T: Tables>(
     }
     if leaving {
         let slot = tables.snat(&pkt.tuple)?;
-        let syn = l4.is_bare_syn();
-        if syn || slot.place() != tables.place() {
+        let begins = Begins::of(l4, slot);
+        if begins != Begins::Nothing || slot.place() != tables.place() {
             pkt.family = family;
-            match settle(tables, pkt, slot, syn) {
+            match settle(tables, pkt, slot, begins) {
                 Settled::Stays => {}
                 Settled::Rests => return Some(Known::Resting),
                 Settled::Ended => return None,

@@ -158,6 +158,7 @@ impl Agent {
             with_guests: BTreeSet::new(),
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
+        let ready_file = options.ready_file.clone();
         let mut agent = Self {
             config,
             applied: State {
@@ -173,6 +174,7 @@ impl Agent {
                 mode: engine.name().into(),
                 kernel: engine.kernel(),
                 config: configuration::counted_on(&state_dir),
+                ready_file,
                 ..Report::default()
             },
             engine,
@@ -208,8 +210,10 @@ impl Agent {
         agent.save_fallback();
         agent.detach_strangers();
         agent.keep_untranslated().await;
+        agent.mark_tracking();
         agent.learn_node().await;
         agent.reconcile();
+        agent.forget_translated().await;
         agent.remove_orphans();
         if !agent.take_over() {
             agent.starting = false;
@@ -282,6 +286,7 @@ impl Agent {
                     }
                     self.drain();
                     self.retry_chains();
+                    self.mark_tracking();
                     self.tell();
                 }
             }
@@ -344,12 +349,10 @@ impl Agent {
         match self.options.on_exit {
             OnExit::Keep => log::info!("ending; the datapath stays in force"),
             OnExit::Detach => {
-                if self.engine.as_chains().is_some() {
-                    // The chains can't go without.
-                    programs::resume();
-                }
+                // The chains can't go without.
+                programs::resume();
                 let removed = self.engine.remove(&self.options)?;
-                self.state_dir.forget()?;
+                self.state_dir.remove()?;
                 log::info!("ending; removed {}", removed.join(", "));
             }
         }

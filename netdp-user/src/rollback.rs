@@ -5,9 +5,10 @@
 use crate::config::{self, Config};
 use crate::conntrack::Conntrack;
 use crate::datapath::{self, Handover, Maps};
-use crate::iptables::{ChainOptions, ChainReport, Chains};
+use crate::iptables::{self, ChainOptions, ChainReport, Chains, KEEP_CHAIN};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,8 @@ impl Rollback {
         self.maps.lingering(SILENCE)
     }
 
-    /// Removes the datapath if nothing needs it any more, or the time is up; says what that was.
+    /// Removes the datapath if nothing needs it any more, or the time is up, and the chain of an earlier
+    /// takeover that kept tracking on, which the chains do by now; says what that was.
     ///
     /// # Errors
     /// The maps can't be read, or the programs can't be taken off.
@@ -83,7 +85,13 @@ impl Rollback {
         if self.left()? > 0 && Instant::now() < self.until {
             return Ok(None);
         }
-        datapath::detach(&self.bpffs).map(Some)
+        let mut removed = datapath::detach(&self.bpffs)?;
+        let kept = iptables::remove(&BTreeSet::from([KEEP_CHAIN]));
+        removed.extend(kept.removed);
+        for failed in kept.failed {
+            log::warn!("not removed: {failed}");
+        }
+        Ok(Some(removed))
     }
 }
 

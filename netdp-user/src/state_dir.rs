@@ -25,6 +25,19 @@ const SHADOW: &str = "shadow.json";
 /// What hashes are keyed by.
 const SECRET: &str = "secret";
 
+/// What the agent that runs holds.
+const LOCK: &str = "lock";
+
+/// All that is written here but for locks.
+const FILES: [&str; 6] = [
+    "status.json",
+    "last-good.json",
+    "fallback.json",
+    LAST_API,
+    SHADOW,
+    SECRET,
+];
+
 fn secret_from(bytes: [u8; 16]) -> siphash::Key {
     let [a, b] = [0, 8].map(|at| {
         let mut half = [0; 8];
@@ -67,7 +80,7 @@ impl StateDir {
     /// # Errors
     /// The lock file can't be made.
     pub fn lock(&self) -> Result<Option<Lock>> {
-        lock::take(&self.file("lock"))
+        lock::take(&self.file(LOCK))
     }
 
     /// The same, for an agent that starts right after another was killed: what that one was about to
@@ -87,7 +100,7 @@ impl StateDir {
 
     /// The process that holds the lock, if one does.
     pub fn owner(&self) -> Option<u32> {
-        lock::owner(&self.file("lock"))
+        lock::owner(&self.file(LOCK))
     }
 
     /// Reads the node's secret, or makes one.
@@ -211,24 +224,33 @@ impl StateDir {
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Removes what belongs to a datapath that is no more.
+    /// Removes all that agents keep here, the secret and the lock too, and the directory once it is
+    /// empty. Tells whether there was more than the lock, which whoever calls this holds.
     ///
     /// # Errors
     /// A file can't be removed.
-    pub fn forget(&self) -> Result<()> {
-        for name in [
-            "status.json",
-            "last-good.json",
-            "fallback.json",
-            LAST_API,
-            SHADOW,
-        ] {
-            let path = self.file(name);
-            if path.exists() {
-                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            }
+    pub fn remove(&self) -> Result<bool> {
+        let mut found = false;
+        for name in FILES {
+            found |= self.remove_file(name)?;
+            found |= self.remove_file(&format!(".{name}.new"))?;
         }
-        Ok(())
+        self.remove_file(lock::TURN)?;
+        // At last: an agent that begins now has a directory without another's files.
+        self.remove_file(LOCK)?;
+        // A mount point, as in a pod, stays, and so does what others have put there.
+        let _ = fs::remove_dir(&self.0);
+        Ok(found)
+    }
+
+    /// Removes a file; whether it was there.
+    fn remove_file(&self, name: &str) -> Result<bool> {
+        let path = self.file(name);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(err) => Err(err).with_context(|| format!("removing {}", path.display())),
+        }
     }
 
     /// Replaces a file whole: a reader sees the old one or the new one.
@@ -294,7 +316,28 @@ mod tests {
         .unwrap();
         let format = state.last_good().unwrap()[0].format;
         assert_eq!(format, Format::MasqAgent);
-        state.forget().unwrap();
+        state.remove().unwrap();
         assert_eq!(state.last_good(), None);
+    }
+
+    #[test]
+    fn nothing_is_left_once_all_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let state = StateDir::open(&path).unwrap();
+        let lock = state.lock().unwrap();
+        assert!(lock.is_some());
+        assert!(!state.remove().unwrap(), "nothing but the lock");
+        assert!(!path.exists());
+
+        let state = StateDir::open(&path).unwrap();
+        state.secret().unwrap();
+        state.save_last_good(&[]).unwrap();
+        // As a crash leaves it.
+        std::fs::write(path.join(".status.json.new"), "{").unwrap();
+        std::fs::write(path.join("other"), "somebody's").unwrap();
+        assert!(state.remove().unwrap());
+        let left: Vec<_> = std::fs::read_dir(&path).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
     }
 }

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the agent writes down about itself.
@@ -95,6 +95,9 @@ pub struct Report {
     /// Where programs were to be and are not, as the agent last knew.
     #[serde(default)]
     pub off: Vec<String>,
+    /// The file that exists while the node is ready.
+    #[serde(default)]
+    pub ready_file: Option<PathBuf>,
     /// Others' programs that come before ours on an uplink.
     #[serde(default)]
     pub behind: Vec<String>,

@@ -44,6 +44,7 @@ fn flows(bed: &Bed) -> Result<Vec<Flow>> {
                 answered: true,
                 timeout: 600,
                 tcp: Some(TcpState::Established),
+                picked_up: true,
             }
         }));
     }

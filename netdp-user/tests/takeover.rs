@@ -5,10 +5,10 @@ mod common;
 use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, Udp, any, tcp_source, udp_source};
 use common::wire::Capture;
-use common::{Echo, NETDP, POLICY, SOON, echoes, same_family};
+use common::{Echo, NETDP, POLICY, SOON, echoes, is_mounted, same_family, tcx_programs};
 use nix::sys::signal::Signal;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, wait_for};
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, Running, wait_for};
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 
@@ -171,6 +171,52 @@ impl Node {
             self.chains().is_ok_and(|found| !found)
         })
         .with_context(|| self.agent.log())
+    }
+
+    /// Every table that there is, of both families and backends.
+    fn tables(&self) -> Result<String> {
+        let mut all = String::new();
+        for program in ["iptables", "ip6tables"] {
+            for backend in BACKENDS {
+                let save = format!("{program}-{backend}-save");
+                all.push_str(&self.bed.node.run(&[&save])?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// What `netdp detach` says, after an agent that could not put anything in order.
+    fn detach(&mut self) -> Result<String> {
+        self.agent.kill9()?;
+        self.detach_again()
+    }
+
+    fn detach_again(&self) -> Result<String> {
+        let mut running = Running::start(self.agent.command(&["detach"]))?;
+        let status = running.wait(SOON)?;
+        let told = running.stderr();
+        ensure!(status.success(), "{status}: {told}");
+        Ok(told)
+    }
+
+    /// No program, no pin, no chain, no file.
+    fn nothing_is_left(&self) -> Result<()> {
+        let tables = self.tables()?;
+        for name in ["NETDP", "IP-MASQ-AGENT"] {
+            ensure!(!tables.contains(name), "{name} is left:\n{tables}");
+        }
+        let programs = tcx_programs(&self.bed.node, "eth0")?;
+        ensure!(programs.iter().all(Vec::is_empty), "{programs:?} are left");
+        ensure!(!is_mounted(&self.agent.bpffs())?, "a bpffs is left");
+        let pins = std::fs::read_dir(self.agent.bpffs()).map_or(0, Iterator::count);
+        ensure!(pins == 0, "{pins} pins are left");
+        let state = self.agent.state_dir();
+        ensure!(!state.exists(), "{} is left", state.display());
+        let ready = state.with_file_name("ready");
+        ensure!(!ready.exists(), "{} is left", ready.display());
+        let told = self.detach_again()?;
+        ensure!(told.contains("nothing is left to remove"), "{told}");
+        Ok(())
     }
 
     fn chains(&self) -> Result<bool> {
@@ -348,5 +394,68 @@ fn what_ipsec_protects_is_not_taken_over() -> Result<()> {
         node.check("the takeover")?;
         node.end_pings(8)?;
     }
+    Ok(())
+}
+
+/// Uninstalling right after a takeover, while netfilter still translates connections.
+fn a_takeover_leaves_nothing(backend: &'static str) -> Result<()> {
+    let mut node = Node::start(backend)?;
+    node.change("iptables", "ebpf")?;
+    node.wait_no_chains()?;
+    ensure!(node.tables()?.contains("NETDP-KEEP"), "{}", node.tables()?);
+    let told = node.detach()?;
+    for family in ["IPv4", "IPv6"] {
+        let words = format!("removed chain NETDP-KEEP ({family}, {backend})");
+        ensure!(told.contains(&words), "{words:?} is not in {told}");
+    }
+    node.nothing_is_left()
+}
+
+#[test]
+fn detach_leaves_nothing_of_a_takeover_with_nft() -> Result<()> {
+    a_takeover_leaves_nothing("nft")
+}
+
+#[test]
+fn detach_leaves_nothing_of_a_takeover_with_legacy() -> Result<()> {
+    a_takeover_leaves_nothing("legacy")
+}
+
+#[test]
+fn detach_leaves_nothing_of_iptables_mode() -> Result<()> {
+    for backend in BACKENDS {
+        let mut node = Node::start(backend)?;
+        let told = node.detach()?;
+        let words = format!("removed chain IP-MASQ-AGENT (IPv4, {backend})");
+        ensure!(told.contains(&words), "{words:?} is not in {told}");
+        node.nothing_is_left()?;
+    }
+    Ok(())
+}
+
+/// Back in iptables mode, the chains keep tracking on.
+#[test]
+fn a_rollback_leaves_no_chain_of_the_takeover() -> Result<()> {
+    let mut node = Node::start("nft")?;
+    node.change("iptables", "ebpf")?;
+    node.wait_no_chains()?;
+    ensure!(node.tables()?.contains("NETDP-KEEP"), "{}", node.tables()?);
+    node.agent.stop()?;
+    node.agent.netdp(&["detach", "--to-iptables"])?;
+    ensure!(node.chains()?, "no chains");
+    ensure!(!node.tables()?.contains("NETDP-KEEP"), "{}", node.tables()?);
+    node.check("the rollback")
+}
+
+/// Nothing says that netdp wrote it: it is told of, and left.
+#[test]
+fn a_chain_that_may_be_ip_masq_agents_is_left() -> Result<()> {
+    let mut node = Node::start("nft")?;
+    node.agent.kill9()?;
+    std::fs::remove_dir_all(node.agent.state_dir())?;
+    let told = node.detach_again()?;
+    let words = "chain IP-MASQ-AGENT (IPv4, nft) is left: nothing says that netdp wrote it";
+    ensure!(told.contains(words), "{words:?} is not in {told}");
+    ensure!(node.chains()?, "the chain is gone");
     Ok(())
 }

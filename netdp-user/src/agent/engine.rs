@@ -4,7 +4,7 @@ use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
 use crate::datapath::{Attached, Datapath, Kernel};
-use crate::iptables::{self, Chains};
+use crate::iptables::{self, Chains, KEEP_CHAIN};
 use crate::reconcile::{Change, State};
 use crate::shadow::{Node, Shadow};
 use crate::state_dir::StateDir;
@@ -220,11 +220,22 @@ impl Engine {
     }
 
     /// Removes what is in force; says what that was.
+    ///
+    /// # Errors
+    /// What could not be removed.
     pub(super) fn remove(&mut self, options: &RunOptions) -> Result<Vec<String>> {
+        let mut chains = BTreeSet::from([KEEP_CHAIN]);
+        let mut removed = Vec::new();
         match self {
-            Self::Ebpf(datapath) => datapath.remove(),
-            Self::Iptables(_) => iptables::remove(&options.chains.name),
-            Self::Shadow(_) => Ok(Vec::new()),
+            Self::Ebpf(datapath) => removed = datapath.remove()?,
+            Self::Iptables(_) => drop(chains.insert(&options.chains.name)),
+            Self::Shadow(_) => return Ok(removed),
         }
+        let from_tables = iptables::remove(&chains);
+        removed.extend(from_tables.removed);
+        if !from_tables.failed.is_empty() {
+            bail!("not removed: {}", from_tables.failed.join("; "));
+        }
+        Ok(removed)
     }
 }

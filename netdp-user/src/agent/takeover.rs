@@ -10,7 +10,7 @@
 use super::Agent;
 use crate::config::{Action, Config};
 use crate::conntrack::{Conntrack, Flow};
-use crate::datapath::{Maps, untranslated};
+use crate::datapath::{self, Maps};
 use crate::iptables::{self, KEEP_CHAIN};
 use crate::rollback::Rollback;
 use crate::uplinks::local_addresses;
@@ -135,6 +135,36 @@ impl Agent {
             Ok(Ok(kept)) => log::info!("{kept} connections that are not translated stay so"),
             Ok(Err(err)) => log::warn!("{err:#}"),
             Err(err) => log::warn!("keeping connections that are not translated: {err}"),
+        }
+    }
+
+    /// Says in connection tracking that the programs translate after it has seen packets. Again and
+    /// again, since somebody may empty its table.
+    pub(super) fn mark_tracking(&mut self) {
+        if self.engine.as_datapath().is_none() {
+            return;
+        }
+        if let Err(err) = Conntrack::open().and_then(|mut conntrack| conntrack.mark()) {
+            log::debug!("connection tracking: {err:#}");
+        }
+    }
+
+    /// In iptables mode, once the chains are in force: netfilter asks them for the first packet of a
+    /// connection only, and what programs have translated that are gone is none of its own to it.
+    pub(super) async fn forget_translated(&mut self) {
+        let in_force = self.report.chains.iter().all(|chain| chain.error.is_none());
+        if self.engine.as_chains().is_none() || is_pinned(&self.options.bpffs) || !in_force {
+            return;
+        }
+        let mut job = self.job();
+        job.local = local_addresses(&self.snapshot);
+        match spawn_blocking(move || job.forget_translated()).await {
+            Ok(Ok(0)) => {}
+            Ok(Ok(n)) => {
+                log::info!("{n} flows that netdp's programs translated are the chains' now");
+            }
+            Ok(Err(err)) => log::warn!("{err:#}"),
+            Err(err) => log::warn!("connection tracking: {err}"),
         }
     }
 
@@ -278,10 +308,14 @@ impl Job {
         let Some(flows) = tracked() else {
             return Ok(0);
         };
+        // Programs have translated here, and are gone without a word of which flows that were. What
+        // may be of those must not leave with the pod's address.
+        let marked = flows.iter().any(Flow::is_mark);
         let answered = flows.iter().filter(|flow| flow.answered);
         let ends = answered.flat_map(|flow| {
-            let ends = untranslated(flow, &self.local).into_iter();
-            ends.map(|ends| (flow.protocol, ends))
+            let ends = datapath::untranslated(flow, &self.local).into_iter();
+            ends.filter(move |ends| !(marked && datapath::may_be_translated(flow, ends)))
+                .map(|ends| (flow.protocol, ends))
         });
         let kept: Vec<_> = ends
             .filter(|(_, ends)| self.config.decide(ends.destination).action != Action::Bypass)
@@ -290,6 +324,17 @@ impl Job {
         maps.keep_addresses(&kept)?;
         maps.count_inbound()?;
         Ok(kept.len())
+    }
+
+    /// How many flows tracking has forgotten that programs may have translated.
+    fn forget_translated(&self) -> Result<usize> {
+        if !datapath::is_marked() {
+            return Ok(0);
+        }
+        datapath::forget(&self.local, |flow, ends| {
+            datapath::may_be_translated(flow, ends)
+                && self.config.decide(ends.destination).action != Action::Bypass
+        })
     }
 
     fn take_over(&self) -> Tried {

@@ -1,15 +1,18 @@
 //! `netdp detach`.
 
 use super::Places;
-use crate::config::{self, parse_duration};
+use crate::config::{self, Action, Config, parse_duration};
 use crate::datapath;
-use crate::iptables::{self, Chains};
+use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, MASQ_CHAIN, Removed};
 use crate::rollback::Rollback;
 use crate::state_dir::StateDir;
 use crate::status::Report;
 use crate::terminal;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// How often it is looked whether the datapath is still needed.
@@ -42,43 +45,121 @@ impl Detach {
                 self.places.state_dir.display()
             ),
         };
-        let removed = if self.to_iptables {
-            self.to_iptables(&dir)?
+        let Removed { removed, failed } = if self.to_iptables {
+            let removed = self.to_iptables(&dir)?;
+            Removed {
+                removed,
+                failed: Vec::new(),
+            }
         } else {
-            self.for_good(&dir)?
+            self.for_good(&dir)
         };
         for what in removed {
             eprintln!("netdp: removed {}", terminal::line(&what));
         }
+        if !failed.is_empty() {
+            bail!("not removed: {}", failed.join("; "));
+        }
         Ok(())
     }
 
-    fn for_good(&self, dir: &StateDir) -> Result<Vec<String>> {
-        let mut removed = Vec::new();
+    /// Removes all that agents may have left. What can't be removed keeps nothing else.
+    fn for_good(&self, dir: &StateDir) -> Removed {
         let report = dir.report().unwrap_or_default();
-        for chain in report.chains {
-            removed.extend(iptables::remove(&chain.chain)?);
+        let mut chains: BTreeSet<_> = report.chains.iter().map(|it| it.chain.as_str()).collect();
+        chains.insert(KEEP_CHAIN);
+        let mut all = iptables::remove(&chains);
+        let out_of_reach = report.chains.iter().filter_map(ChainReport::out_of_reach);
+        all.failed.extend(out_of_reach);
+        match datapath::detach(&self.places.bpffs) {
+            Ok(removed) => all.removed.extend(removed),
+            Err(err) => all.failed.push(format!("{err:#}")),
         }
-        removed.extend(datapath::detach(&self.places.bpffs)?);
         // Those of a datapath whose maps were not pinned any more.
-        removed.extend(datapath::remove_filters(&report.placed));
-        dir.forget()?;
-        if removed.is_empty() {
+        (all.removed).extend(datapath::remove_filters(&report.placed));
+        match Self::forget_lost(dir) {
+            Ok(Some(what)) => all.removed.push(what),
+            Ok(None) => {}
+            Err(err) => all.failed.push(format!("{err:#}")),
+        }
+        Self::tell_of_other_chains(dir, &chains);
+        if let Some(ready) = &report.ready_file {
+            match std::fs::remove_file(ready) {
+                Ok(()) => all.removed.push(ready.display().to_string()),
+                Err(err) if err.kind() == ErrorKind::NotFound => {}
+                Err(err) => all.failed.push(format!("{}: {err}", ready.display())),
+            }
+        }
+        // What is left is found by what is written there.
+        if all.failed.is_empty() {
+            let state_dir = self.places.state_dir.display();
+            match dir.remove() {
+                Ok(true) => all.removed.push(format!("what agents kept in {state_dir}")),
+                Ok(false) => {}
+                Err(err) => all.failed.push(format!("{err:#}")),
+            }
+        }
+        if all.removed.is_empty() && all.failed.is_empty() {
             eprintln!(
-                "netdp: nothing is pinned in {}, and no agent wrote chains",
-                self.places.bpffs.display()
+                "netdp: nothing is left to remove: no programs or pins in {}, no chains, no state in {}",
+                self.places.bpffs.display(),
+                self.places.state_dir.display()
             );
         }
-        Ok(removed)
+        all
+    }
+
+    /// Has connection tracking forget what a datapath has translated that nobody took off: its pins
+    /// were removed. Needs the last good configuration.
+    fn forget_lost(dir: &StateDir) -> Result<Option<String>> {
+        if !datapath::is_marked() {
+            return Ok(None);
+        }
+        let config = match last_good(dir) {
+            Ok(config) => config,
+            Err(err) => {
+                eprintln!(
+                    "netdp: a mark in connection tracking is left, by which the next netdp run knows \
+                     that some flows were translated; which ones, the last good configuration would \
+                     tell: {err:#}. It ends by itself, or with conntrack -D -p 253"
+                );
+                return Ok(None);
+            }
+        };
+        let local = nix::ifaddrs::getifaddrs().context("listing the node's addresses")?;
+        let local = local.filter_map(|it| {
+            let address = it.address?;
+            let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
+        });
+        let forgotten = datapath::forget(&local.collect(), |flow, way| {
+            datapath::may_be_translated(flow, way)
+                && config.decide(way.destination).action != Action::Bypass
+        })?;
+        Ok(Some(format!(
+            "{forgotten} flows that may have been translated, from connection tracking"
+        )))
+    }
+
+    /// A chain as netdp writes it, of which nothing says that it did.
+    fn tell_of_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
+        let name = dir.fallback().map(|fallback| fallback.chains.name);
+        let name = name.unwrap_or_else(|_| MASQ_CHAIN.into());
+        if removed.contains(name.as_str()) {
+            return;
+        }
+        let (found, _) = iptables::find(&name, |_| false);
+        for found in found {
+            eprintln!(
+                "netdp: {found} is left: nothing says that netdp wrote it, and ip-masq-agent writes \
+                 such a chain too. If neither runs on this node any more, remove it with iptables"
+            );
+        }
     }
 
     fn to_iptables(&self, dir: &StateDir) -> Result<Vec<String>> {
-        let fallback = dir.fallback()?;
-        let documents = dir.last_good().unwrap_or_default();
-        let config = config::load(&documents, &fallback.config)
-            .map_err(|rejected| anyhow!("the last good configuration: {rejected}"))?
-            .config;
-        let chains = Chains::new(&fallback.chains)?;
+        let config = last_good(dir)?;
+        let chains = Chains::new(&dir.fallback()?.chains)?;
         let bpffs = &self.places.bpffs;
         datapath::adopt(bpffs)?;
         let (rollback, reports) = Rollback::begin(bpffs, &chains, &config, self.grace)?;
@@ -107,4 +188,13 @@ impl Detach {
         })?;
         Ok(removed)
     }
+}
+
+/// The last good configuration, with what the agent's flags made of it.
+fn last_good(dir: &StateDir) -> Result<Config> {
+    let fallback = dir.fallback()?;
+    let documents = dir.last_good().unwrap_or_default();
+    let loaded = config::load(&documents, &fallback.config)
+        .map_err(|rejected| anyhow!("the last good configuration: {rejected}"))?;
+    Ok(loaded.config)
 }

@@ -1,6 +1,16 @@
 //! A connection as connection tracking sees it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The IPv4 dummy address (RFC 7600).
+const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
+
+/// A protocol number for experiments (RFC 3692).
+const EXPERIMENT: u8 = 253;
+
+/// Seconds: the kernel keeps no entry for longer than `INT_MAX` jiffies, and cuts this to 24 days or
+/// more (`__nf_ct_set_timeout`, Linux 6.18).
+const LONGEST: u32 = 99 * 86_400;
 
 /// One direction: what packets show when they come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,6 +86,8 @@ pub struct Flow {
     pub timeout: u32,
     /// State, of TCP.
     pub tcp: Option<TcpState>,
+    /// Whether it is TCP and tracking met it in mid-stream, by a packet of either side.
+    pub picked_up: bool,
 }
 
 impl Flow {
@@ -83,6 +95,33 @@ impl Flow {
     #[must_use]
     pub const fn leaves(&self) -> Ends {
         self.reply.reversed()
+    }
+
+    /// What [`Conntrack::mark`](super::Conntrack::mark) leaves: no packet is of this flow.
+    #[must_use]
+    pub const fn mark() -> Self {
+        let original = Ends {
+            source: IpAddr::V4(DUMMY),
+            destination: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            source_id: 0,
+            destination_id: 0,
+        };
+        Self {
+            protocol: EXPERIMENT,
+            original,
+            reply: original.reversed(),
+            answered: false,
+            timeout: LONGEST,
+            tcp: None,
+            picked_up: false,
+        }
+    }
+
+    /// Whether it is that.
+    #[must_use]
+    pub fn is_mark(&self) -> bool {
+        let mark = Self::mark();
+        (self.protocol, self.original) == (mark.protocol, mark.original)
     }
 
     /// Whether netfilter replaces the source.

@@ -34,14 +34,17 @@ pub(super) fn flow(attributes: &[Attribute]) -> Option<Flow> {
     let mut reply = None;
     let mut answered = false;
     let mut timeout = 0;
-    let mut tcp = None;
+    let (mut tcp, mut picked_up) = (None, false);
     for attribute in attributes {
         match attribute {
             Attribute::CtaTupleOrig(tuples) => original = ends(tuples),
             Attribute::CtaTupleReply(tuples) => reply = ends(tuples),
             Attribute::CtaStatus(status) => answered = status.contains(Status::SeenReply),
             Attribute::CtaTimeout(seconds) => timeout = *seconds,
-            Attribute::CtaProtoInfo(infos) => tcp = tcp_state(infos),
+            Attribute::CtaProtoInfo(infos) => {
+                tcp = tcp_state(infos);
+                picked_up = is_picked_up(infos);
+            }
             _ => {}
         }
     }
@@ -54,6 +57,19 @@ pub(super) fn flow(attributes: &[Attribute]) -> Option<Flow> {
         answered,
         timeout,
         tcp,
+        picked_up,
+    })
+}
+
+/// Whether tracking has not seen the beginning of a connection: it then knows no window
+/// (`tcp_new`, net/netfilter/nf_conntrack_proto_tcp.c, Linux 6.18).
+fn is_picked_up(infos: &[ProtoInfo]) -> bool {
+    infos.iter().any(|info| match info {
+        ProtoInfo::TCP(tcp) => tcp.iter().any(|part| match part {
+            ProtoInfoTCP::OriginalFlags(flags) => flags.flags & BE_LIBERAL != 0,
+            _ => false,
+        }),
+        _ => false,
     })
 }
 
@@ -126,6 +142,20 @@ pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
         &flow.original,
         false,
     ))]
+}
+
+/// What makes the kernel know `flow` as it is, translated or not: assured, so that it gives way to
+/// no other.
+pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
+    let mut attributes = key(flow);
+    attributes.push(Attribute::CtaTupleReply(tuple(
+        flow.protocol,
+        &flow.reply,
+        true,
+    )));
+    attributes.push(Attribute::CtaStatus(Status::Confirmed | Status::Assured));
+    attributes.push(Attribute::CtaTimeout(flow.timeout));
+    attributes
 }
 
 /// What makes the kernel translate `flow` from now on: answered, assured, its source replaced by

@@ -68,6 +68,30 @@ impl Conntrack {
         self.receive(None).map(drop)
     }
 
+    /// Leaves a mark in the table, or renews it: from here on it may hold connections as answered
+    /// and untranslated that netdp translates where tracking does not see it. The mark lives for as
+    /// long as they do: whatever empties the table takes it along.
+    ///
+    /// # Errors
+    /// The kernel refuses, as one without connection tracking does.
+    pub fn mark(&mut self) -> Result<()> {
+        let mark = Flow::mark();
+        let new = ConntrackMessage::New(message::bare(&mark));
+        self.send(NLM_F_ACK | NLM_F_CREATE, family(Some(&mark)), new)?;
+        self.receive(None).map(drop)
+    }
+
+    /// Makes it forget a connection, if it knows it. Whether it did.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn forget(&mut self, flow: &Flow) -> Result<bool> {
+        match self.delete(flow) {
+            Err(err) if is(&err, Errno::ENOENT) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Makes it forget a connection.
     ///
     /// # Errors

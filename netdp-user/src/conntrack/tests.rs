@@ -19,6 +19,8 @@ fn flow(source: &str, server: &str, node: &str) -> Flow {
         answered: true,
         timeout: 100,
         tcp: Some(TcpState::Established),
+        // As those are that the kernel is given.
+        picked_up: true,
     }
 }
 
@@ -44,6 +46,14 @@ fn a_flow_survives_its_attributes() {
         assert!(flow.is_masqueraded());
         assert_eq!(flow.leaves().source_id, 50_000);
     }
+}
+
+#[test]
+fn a_mark_is_told_from_flows() {
+    let mark = message::flow(&message::bare(&Flow::mark())).unwrap();
+    assert!(mark.is_mark());
+    assert!(!mark.is_masqueraded() && !mark.answered);
+    assert!(!flow("10.0.0.1", "192.0.2.1", "192.0.2.9").is_mark());
 }
 
 #[test]

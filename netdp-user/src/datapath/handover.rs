@@ -13,7 +13,6 @@ use netdp_common::abi::{
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_state, ticks};
 use netdp_common::tuple::{Tuple, proto};
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// `BPF_NOEXIST` and `BPF_EXIST`.
@@ -201,17 +200,8 @@ impl Maps {
     }
 }
 
-/// Where the connection leaves the node, whichever side began it, with an address that is not
-/// the node's own: nothing translates it there.
-#[must_use]
-pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
-    let ways = [flow.leaves(), flow.original.reversed()];
-    ways.into_iter()
-        .filter(|ends| !local.contains(&ends.source) && !local.contains(&ends.destination))
-        .collect()
-}
-
-fn tuple(protocol: u8, ends: &Ends) -> Tuple {
+/// The tuple of what leaves as these ends.
+pub(super) fn tuple(protocol: u8, ends: &Ends) -> Tuple {
     let protocol = u32::from(protocol);
     let (source, destination) = (Addr::from(ends.source), Addr::from(ends.destination));
     match protocol {
@@ -259,51 +249,7 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
             _ => OTHER_SECONDS,
         },
         tcp,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{proto, untranslated};
-    use crate::conntrack::{Ends, Flow};
-    use std::collections::BTreeSet;
-    use std::net::IpAddr;
-
-    fn ends(source: &str, destination: &str) -> Ends {
-        Ends {
-            source: source.parse().unwrap(),
-            destination: destination.parse().unwrap(),
-            source_id: 1000,
-            destination_id: 80,
-        }
-    }
-
-    fn flow(original: Ends, reply: Ends) -> Flow {
-        Flow {
-            protocol: u8::try_from(proto::TCP).unwrap(),
-            original,
-            reply,
-            answered: true,
-            timeout: 1,
-            tcp: None,
-        }
-    }
-
-    #[test]
-    fn either_side_may_have_begun() {
-        let local = BTreeSet::from(["192.0.2.9".parse::<IpAddr>().unwrap()]);
-        let out = ends("10.0.0.1", "198.51.100.1");
-        // Nobody translates: both ways may leave by an uplink.
-        let found = untranslated(&flow(out, out.reversed()), &local);
-        assert_eq!(found, [out, out.reversed()]);
-        // Masqueraded: what leaves is the node's, and its answers go to the pod.
-        let seen = ends("192.0.2.9", "198.51.100.1");
-        let found = untranslated(&flow(out, seen.reversed()), &local);
-        assert_eq!(found, [out.reversed()]);
-        // To a port of the node that leads to a pod: the answers leave as the node's.
-        let node_port = ends("198.51.100.1", "192.0.2.9");
-        let to_pod = ends("198.51.100.1", "10.0.0.1");
-        let found = untranslated(&flow(node_port, to_pod.reversed()), &local);
-        assert_eq!(found, [to_pod]);
+        // Nobody knows the window.
+        picked_up: true,
     }
 }

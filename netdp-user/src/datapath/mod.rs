@@ -27,10 +27,11 @@ mod sources;
 mod sweep;
 mod tap;
 mod tcx;
+mod tracked;
 
 pub use clsact::remove_filters;
 pub use flows::FlowRecord;
-pub use handover::{Handover, untranslated};
+pub use handover::Handover;
 pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
@@ -40,7 +41,9 @@ pub use placed::{Ahead, Findings, Found, Placed, Watched};
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
 pub use tap::{Effect, Rules, Tap};
+pub use tracked::{forget, is_marked, may_be_translated, untranslated};
 
+use crate::conntrack::Conntrack;
 use crate::limits;
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
@@ -366,7 +369,8 @@ impl Datapath {
     /// What could not be removed, by name.
     pub fn remove(&mut self) -> Result<Vec<String>> {
         let mut removed = self.links.detach_all();
-        removed.extend(detach(&self.bpffs)?);
+        let taken = take_off(&self.bpffs)?;
+        removed.extend(taken.clear_up(std::iter::once(&self.maps)));
         Ok(removed)
     }
 
@@ -499,27 +503,80 @@ impl Datapath {
 }
 
 /// Removes programs, pins and maps below `bpffs`, and the bpffs if it is mounted there; and the programs
-/// of netdp's on the node's hooks whose pins are out of reach. Gives back what was removed, a line each.
+/// of netdp's on the node's hooks whose pins are out of reach. Has connection tracking forget what they
+/// have translated. Gives back what was removed, a line each.
 ///
 /// # Errors
 /// What could not be removed, by name.
 pub fn detach(bpffs: &Path) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
+    let mut taken = take_off(bpffs)?;
+    let maps = std::mem::take(&mut taken.maps);
+    Ok(taken.clear_up(maps.iter()))
+}
+
+/// What was taken off, and what has to be known of it.
+#[derive(Default)]
+struct TakenOff {
+    /// A line each.
+    removed: Vec<String>,
+    /// The maps that were pinned.
+    maps: Vec<Maps>,
+    /// What some of it has translated can't be found out.
+    unknown: bool,
+}
+
+impl TakenOff {
+    /// Has connection tracking forget what was translated by these maps, whose programs are off. Where
+    /// that can't be, a mark tells the next agent. Gives back what was removed.
+    fn clear_up<'a>(mut self, maps: impl Iterator<Item = &'a Maps>) -> Vec<String> {
+        for maps in maps {
+            match maps.forget_tracked() {
+                Ok(0) => {}
+                Ok(n) => self.removed.push(format!(
+                    "{n} flows that were translated, from connection tracking"
+                )),
+                Err(err) => {
+                    log::debug!("connection tracking: {err:#}");
+                    self.unknown = true;
+                }
+            }
+        }
+        if self.unknown
+            && let Err(err) = Conntrack::open().and_then(|mut conntrack| conntrack.mark())
+        {
+            log::debug!("connection tracking: {err:#}");
+        }
+        self.removed
+    }
+}
+
+/// Does as [`detach`] says, but for connection tracking.
+fn take_off(bpffs: &Path) -> Result<TakenOff> {
+    let mut taken = TakenOff::default();
     let mut before = None;
     // Below one that is unmounted another may come to light.
-    while bpffs::is_bpffs(bpffs) && before.replace(removed.len()) != Some(removed.len()) {
+    while bpffs::is_bpffs(bpffs) && before.replace(taken.removed.len()) != Some(taken.removed.len())
+    {
+        let pinned = bpffs.join(abi::pins::SNAT).exists();
+        match Maps::open(bpffs) {
+            Ok(maps) => taken.maps.push(maps),
+            Err(_) => taken.unknown |= pinned,
+        }
+        let removed = &mut taken.removed;
         // Of another version's pins, or half of them, the links and files go all the same.
         let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
-        links::remove_all(bpffs, &uplinks, &mut removed)?;
+        links::remove_all(bpffs, &uplinks, removed)?;
         for (file, _) in abi::pins::ALL {
-            bpffs::remove_pin(&bpffs.join(file), &mut removed)?;
+            bpffs::remove_pin(&bpffs.join(file), removed)?;
         }
-        bpffs::remove_dir(bpffs, &mut removed)?;
+        bpffs::remove_dir(bpffs, removed)?;
     }
-    if let Err(err) = orphans::remove(&BTreeSet::new(), &mut removed) {
+    let pinned = taken.removed.len();
+    if let Err(err) = orphans::remove(&BTreeSet::new(), &mut taken.removed) {
         log::warn!("looking for programs whose pins are out of reach: {err:#}");
     }
-    Ok(removed)
+    taken.unknown |= taken.removed.len() > pinned;
+    Ok(taken)
 }
 
 /// The map entry of an uplink.

@@ -6,6 +6,7 @@ use crate::programs;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 /// The greatest length of a chain's name (XT_EXTENSION_MAXNAMELEN less the final zero,
 /// include/uapi/linux/netfilter/x_tables.h).
@@ -54,6 +55,24 @@ impl ChainReport {
     /// # Errors
     /// The programs are not here or fail.
     pub fn live(&self) -> Result<Vec<Rule>> {
+        let table = self.iptables().read()?;
+        Ok(table.rules(&self.chain).to_vec())
+    }
+
+    /// Why the chain can't be removed, if the program that it takes is not here.
+    #[must_use]
+    pub fn out_of_reach(&self) -> Option<String> {
+        let err = self.iptables().read().err()?;
+        let Self {
+            chain,
+            family,
+            backend,
+            ..
+        } = self;
+        programs::is_absent(&err).then(|| format!("chain {chain} ({family}, {backend}): {err:#}"))
+    }
+
+    fn iptables(&self) -> Iptables {
         let family = match self.family.as_str() {
             "IPv6" => Family::V6,
             _ => Family::V4,
@@ -62,8 +81,7 @@ impl ChainReport {
             "legacy" => Backend::Legacy,
             _ => Backend::Nft,
         };
-        let table = Iptables { family, backend }.read()?;
-        Ok(table.rules(&self.chain).to_vec())
+        Iptables { family, backend }
     }
 }
 
@@ -279,19 +297,30 @@ fn custom_prefix(rule: &str) -> Option<&str> {
         .then_some(prefix)
 }
 
-/// Removes the chain `name` and what leads to it; says what was removed.
-///
-/// # Errors
-/// The programs fail.
-pub fn remove(name: &str) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    let (found, unread) = find(name, |_| false);
-    for problem in unread {
-        log::warn!("{problem}");
+/// What came of [`remove`].
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// What was removed, a line each.
+    pub removed: Vec<String>,
+    /// What could not be, or could not be looked for, and why.
+    pub failed: Vec<String>,
+}
+
+/// Removes the chains of these names and what leads to them, in both families and backends. Where a
+/// program is not here, its chains are not looked for.
+pub fn remove(names: &BTreeSet<&str>) -> Removed {
+    let mut all = Removed::default();
+    for name in names {
+        let (found, unread) = find(name, |_| false);
+        let unread = unread.into_iter();
+        all.failed
+            .extend(unread.map(|why| format!("chain {name}, if it is there: {why}")));
+        for found in found {
+            match found.remove(false) {
+                Ok(()) => all.removed.push(found.to_string()),
+                Err(err) => all.failed.push(format!("{found}: {err:#}")),
+            }
+        }
     }
-    for found in found {
-        found.remove(false)?;
-        removed.push(found.to_string());
-    }
-    Ok(removed)
+    all
 }

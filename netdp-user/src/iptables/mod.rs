@@ -13,7 +13,7 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use chains::{ChainOptions, ChainReport, Chains, Found, find, remove};
+pub use chains::{ChainOptions, ChainReport, Chains, Found, Removed, find, remove};
 pub use legacy::{LegacyState, has_legacy_nat};
 pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};

@@ -234,7 +234,7 @@ impl Observer {
     }
 
     fn compare(&mut self, flow: &Flow) {
-        let Some(node) = &self.node else {
+        let Some(node) = self.node.as_ref().filter(|_| !flow.is_mark()) else {
             return;
         };
         let (from, to) = (flow.original.source, flow.reply.source);

@@ -70,6 +70,7 @@ fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
         answered: false,
         timeout: 10,
         tcp: None,
+        picked_up: false,
     }
 }
 

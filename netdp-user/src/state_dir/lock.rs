@@ -11,6 +11,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// The file by which agents take turns at replacing the lock.
+pub(super) const TURN: &str = ".lock.turn";
+
 /// Held while an agent lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -80,7 +83,7 @@ fn try_once(path: &Path) -> Result<Tried> {
 /// Puts a new file in the place of one that a stranger holds. Agents that do so at the same time take
 /// turns, by a file that no stranger ever could open.
 fn replace(path: &Path) -> Result<Option<Lock>> {
-    let turn = path.with_file_name(".lock.turn");
+    let turn = path.with_file_name(TURN);
     let file = private::open_own(&turn).with_context(|| format!("opening {}", turn.display()))?;
     let Ok(_turn) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
         return Ok(None);

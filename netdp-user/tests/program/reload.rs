@@ -1,6 +1,6 @@
-//! The policy changes under connections that it bypassed.
+//! The policy changes under connections that it bypassed, and under those that it masqueraded.
 
-use crate::build::{ACK, Build, SYN};
+use crate::build::{ACK, Build, FIN, Kind, SYN};
 use crate::node::{Node, becomes};
 use netdp_user::datapath::OnReload;
 
@@ -88,5 +88,49 @@ fn without_an_earlier_policy_a_connection_is_picked_up() {
     for (pod, server, wire) in PAIRS {
         let data = Build::tcp(pod, server, ACK);
         assert_eq!(node.out(&data), becomes(&data.from(wire)));
+    }
+}
+
+/// Back and forth: each new connection by the same ports follows the policy of its time, a live
+/// one that of its own.
+#[test]
+fn each_new_connection_by_the_same_ports_is_judged_anew() {
+    let mut node = Node::new();
+    for round in 0..4u32 {
+        let bypassed = round % 2 == 1;
+        node.policy(if bypassed { &BYPASS } else { &[] });
+        for (pod, server, wire) in PAIRS {
+            let source = if bypassed { pod } else { wire };
+            let mut syn = Build::tcp(pod, server, SYN);
+            syn.kind = Kind::Tcp {
+                flags: SYN,
+                seq: 1_000 + 100_000 * round,
+                ack: 0,
+            };
+            assert_eq!(node.out(&syn), becomes(&syn.from(source)), "{round}");
+            // Sent again, and whatever the policy is by then.
+            node.policy(if bypassed { &[] } else { &BYPASS });
+            if !bypassed {
+                assert_eq!(node.out(&syn), becomes(&syn.from(source)), "{round}: again");
+            }
+            let answer = syn.from(source).answer();
+            assert_eq!(node.back(&answer), becomes(&answer.to(pod)), "{round}");
+            let data = Build::tcp(pod, server, ACK);
+            assert_eq!(
+                node.out(&data),
+                becomes(&data.from(source)),
+                "{round}: data"
+            );
+            let fin = Build::tcp(pod, server, FIN | ACK);
+            assert_eq!(node.out(&fin), becomes(&fin.from(source)), "{round}: FIN");
+            let mut other = fin.from(source).answer();
+            other.kind = Kind::Tcp {
+                flags: FIN | ACK,
+                seq: 2_000,
+                ack: 1_001,
+            };
+            assert_eq!(node.back(&other), becomes(&other.to(pod)), "{round}: FIN");
+            node.policy(if bypassed { &BYPASS } else { &[] });
+        }
     }
 }

@@ -115,7 +115,8 @@ impl Flow {
         back.fin_arrived |= back.fin && out.ack == back.end;
     }
 
-    fn is_closed(&self) -> bool {
+    /// Whether a RST or both FINs have ended it.
+    pub fn is_closed(&self) -> bool {
         self.out.rst || self.back.rst || self.out.fin && self.back.fin
     }
 
@@ -217,6 +218,11 @@ impl Flow {
     /// Whether it is a connection that has closed or was never answered.
     pub fn may_begin_anew(&self) -> bool {
         self.is_closed() || !self.is_answered()
+    }
+
+    /// Whether it is a SYN and nothing else: another one is sent again.
+    pub fn is_asking(&self) -> bool {
+        self.out.syn && !self.out.other && !self.is_closed() && !self.is_answered()
     }
 
     /// Whether anything came back, to be believed on a connection.

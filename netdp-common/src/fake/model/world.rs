@@ -118,6 +118,7 @@ impl<S: Subject> World<S> {
         let (tuple, now) = (tuple_of(packet), self.now());
         let seen = self.subject.out(packet);
         self.moves(&tuple, carries);
+        self.begins_untranslated(&tuple, server, carries, seen);
         if self.goes_on(packet, carries, seen) {
             return;
         }
@@ -194,6 +195,35 @@ impl<S: Subject> World<S> {
                 _ => flow.uplink != uplink,
             };
         flow.uplink = uplink;
+        if ends {
+            self.live.remove(tuple);
+        }
+    }
+
+    /// A flow that is over ends where its pod begins a connection that is not translated, or
+    /// answers to one from outside.
+    fn begins_untranslated(
+        &mut self,
+        tuple: &Tuple,
+        server: usize,
+        carries: Carries,
+        seen: Outcome,
+    ) {
+        let (now, bypassed) = (self.now(), self.bypass[server]);
+        let Some(flow) = self.live.get(tuple) else {
+            return;
+        };
+        let ends = match carries {
+            Carries::Tcp(SYN) => bypassed && flow.may_begin_anew() && !flow.is_asking(),
+            Carries::Tcp(flags) if flags == SYN | ACK && flow.is_closed() => {
+                let kept = self.kept.get(tuple);
+                // Where that can't be told, what is seen tells.
+                let known = kept
+                    .is_some_and(|kept| kept.counts(carries, now).unwrap_or(seen == Outcome::Pass));
+                bypassed || known
+            }
+            _ => false,
+        };
         if ends {
             self.live.remove(tuple);
         }
