@@ -43,6 +43,7 @@ pub use tap::{Effect, Rules, Tap};
 
 use crate::limits;
 use crate::reconcile::Change;
+use crate::rights;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
@@ -206,6 +207,11 @@ impl Datapath {
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         let mounted = bpffs::ensure(bpffs)?;
         let fleeting = bpffs::is_fleeting(bpffs, mounted);
+        Self::load_on(bpffs, setup, fleeting).map_err(rights::explain)
+    }
+
+    /// The rest of [`load`](Self::load), with a bpffs there.
+    fn load_on(bpffs: &Path, setup: &Setup, fleeting: Option<String>) -> Result<Self> {
         adopt(bpffs)?;
         let counted = object::Carried::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
