@@ -127,6 +127,55 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
     Ok(())
 }
 
+/// What docs/install.md has for uninstalling and for new tables: agents detach when they end, until the
+/// manifests are applied again.
+#[test]
+fn the_documented_patch_lasts_until_the_manifests_are_applied_again() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    let patches: Vec<_> = include_str!("../../docs/install.md")
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("'[{\"op\""))
+        .map(|line| line.trim_matches('\''))
+        .collect();
+    let [patch, same] = patches[..] else {
+        panic!("{patches:?}");
+    };
+    assert_eq!(patch, same);
+    for (kustomization, name) in [
+        ("base", "netdp"),
+        ("overlays/ip-masq-agent", "ip-masq-agent"),
+    ] {
+        let objects = objects(kustomization, "", "")?;
+        cluster.apply(&objects)?;
+        let before = daemonset(&cluster.objects()?)?;
+        let arguments = |daemonset: &Value| {
+            daemonset["spec"]["template"]["spec"]["containers"][0]["args"].clone()
+        };
+        let patched = [
+            "-n",
+            "kube-system",
+            "patch",
+            "daemonset",
+            name,
+            "--type",
+            "json",
+            "--patch",
+            patch,
+        ];
+        cluster.server.kubectl(&patched)?;
+        let now = arguments(&daemonset(&cluster.objects()?)?);
+        let last = now.as_array().and_then(|all| all.last());
+        assert_eq!(last, Some(&json!("--on-exit=detach")), "{now}");
+        cluster.apply(&objects)?;
+        let after = daemonset(&cluster.objects()?)?;
+        assert_eq!(arguments(&after), arguments(&before));
+        cluster.forget()?;
+    }
+    Ok(())
+}
+
 /// Somebody made the ConfigMap with kubectl: it is not replaced, and the way out that is told works.
 #[test]
 fn helm_does_not_take_a_config_map_that_is_there() -> Result<()> {
