@@ -8,6 +8,7 @@ mod engine;
 mod foreign;
 mod guard;
 mod network;
+mod no_address;
 mod node;
 mod options;
 mod outrun;
@@ -129,6 +130,7 @@ struct Agent {
     foreign: foreign::Foreign,
     node: node::Node,
     guard: guard::Guard,
+    no_address: no_address::NoAddress,
 }
 
 impl Agent {
@@ -159,6 +161,7 @@ impl Agent {
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let ready_file = options.ready_file.clone();
+        let no_address = no_address::NoAddress::after(&state_dir.report().unwrap_or_default());
         let mut agent = Self {
             config,
             applied: State {
@@ -195,6 +198,7 @@ impl Agent {
             foreign: foreign::Foreign::new(),
             node: node::Node::default(),
             guard: guard::Guard::new(),
+            no_address,
         };
         agent.warn_of_fleeting_pins();
         agent.await_api().await;
@@ -273,7 +277,10 @@ impl Agent {
                     }
                     self.look().await;
                 }
-                _ = looks.tick() => self.look_at_hooks(),
+                _ = looks.tick() => {
+                    self.look_at_hooks();
+                    self.tell_addresses();
+                }
                 event = self.guard.next() => self.on_guard(event),
                 () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
                 () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),

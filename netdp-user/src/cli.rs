@@ -218,8 +218,9 @@ fn init_log(level: LogLevel) {
         .filter_level(level)
         // Speaks of watched directories that vanish, which is nothing here.
         .filter_module("notify", log::LevelFilter::Error)
-        // Tells of each connection that breaks; so do we, once.
-        .filter_module("kube_client", log::LevelFilter::Error)
+        // Tell of each request that fails; so do we, once.
+        .filter_module("kube_client", log::LevelFilter::Off)
+        .filter_module("rustls", log::LevelFilter::Off)
         // Traces every relocation at debug level.
         .filter_module("aya", log::LevelFilter::Warn)
         .filter_module("aya_obj", log::LevelFilter::Warn)

@@ -6,8 +6,10 @@ mod events;
 mod health;
 mod lease;
 
-use crate::sources::kube::{self, KubeOptions, MapRef, View};
+use crate::sources::kube::{self, Asker, KubeOptions, MapRef, Teller, Trouble, View};
 use anyhow::{Context as _, Result};
+use netdp_common::verdict::DropReason;
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +20,44 @@ use tokio::sync::watch;
 pub fn lease_name(node: &str) -> String {
     format!("netdp-{node}")
 }
+
+/// Something that its operator has to look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// The reason of an Event about it.
+    pub reason: &'static str,
+    /// In words.
+    pub text: String,
+}
+
+/// Why packets were refused: the reason of Events, and the rest of a sentence.
+pub(crate) const REFUSALS: [(DropReason, &str, &str); 5] = [
+    (
+        DropReason::NoFreePort,
+        "PortsExhausted",
+        "no port of the node's address was free",
+    ),
+    (
+        DropReason::TableFull,
+        "TablesFull",
+        "the mapping tables were full, or the pod had its share of them (--max-flows)",
+    ),
+    (
+        DropReason::PodLimit,
+        "PodLimit",
+        "the pod had reached its limit (--pod-flows, --pod-new-flows)",
+    ),
+    (
+        DropReason::NodeProtocol,
+        "NodeProtocol",
+        "the node itself speaks their protocol with the destination",
+    ),
+    (
+        DropReason::IpsecPolicy,
+        "IpsecPolicy",
+        "an IPsec policy covers them, and they would have left in clear",
+    ),
+];
 
 /// What the agent says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +80,8 @@ pub struct Told {
     pub rules: usize,
     /// What its author should look at.
     pub warnings: Vec<String>,
+    /// Documents that counted before, and are not there any more.
+    pub gone: Vec<String>,
     /// Why what is there now was not taken.
     pub rejected: Vec<String>,
     /// The ConfigMaps that it, or what was rejected, was made of.
@@ -48,8 +90,10 @@ pub struct Told {
     pub uplinks: Vec<String>,
     /// Live mappings.
     pub mappings: usize,
-    /// Flows that were refused because no port was free.
-    pub no_free_port: u64,
+    /// Packets of pods that the node could not serve, by the reason of Events about them.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// What is not as it should be, for as long as that lasts.
+    pub notes: Vec<Note>,
     /// Why the node is not ready; nothing if it is.
     pub unready: Vec<String>,
     /// How often programs were found taken off.
@@ -184,26 +228,27 @@ async fn follow(
     told: watch::Receiver<Told>,
 ) {
     const PAUSE: Duration = Duration::from_secs(5);
+    let teller = Arc::new(Teller::default());
     let client = loop {
         match kube::connect(options.kubeconfig.as_deref()).await {
             Ok(client) => break client,
             Err(error) => {
-                let problem = format!("{error:#}");
+                let trouble = Trouble::new(format!("{error:#}"));
+                teller.trouble(Asker::Client, &trouble);
+                let problem = Some(trouble.text);
                 sees.send_if_modified(|view| {
-                    let changed = view.problem.as_ref() != Some(&problem);
-                    if changed {
-                        log::warn!("the Kubernetes API can't be followed: {problem}");
-                        view.problem = Some(problem);
-                    }
+                    let changed = view.problem != problem;
+                    view.problem = problem;
                     changed
                 });
                 tokio::time::sleep(PAUSE).await;
             }
         }
     };
+    teller.well(Asker::Client);
     tokio::join!(
-        kube::follow(client.clone(), &options, sees),
-        events::publish(client.clone(), &options, told.clone()),
-        lease::keep(client, &options, told, view),
+        kube::follow(client.clone(), &options, sees, Arc::clone(&teller)),
+        events::publish(client.clone(), &options, told.clone(), &teller),
+        lease::keep(client, &options, told, view, &teller),
     );
 }

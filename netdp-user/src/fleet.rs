@@ -1,8 +1,8 @@
 //! `netdp fleet`: what is in force on each node of a cluster, from the Leases that the agents keep.
 
-use crate::sources::kube::connect_as_user;
+use crate::sources::kube::{Kind, Trouble, connect_as_user, describe, in_cluster};
 use crate::status::{pretty, table, write_out};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
@@ -42,8 +42,12 @@ pub struct NodeState {
     pub mappings: u64,
     /// Seconds since the agent was heard of.
     pub heard_seconds: Option<u64>,
+    /// Packets of pods that the node could not serve, since its datapath was made.
+    pub refused: u64,
     /// What is wrong there.
     pub errors: String,
+    /// What somebody should look at there.
+    pub warnings: Vec<String>,
 }
 
 /// Prints the table, or JSON.
@@ -71,7 +75,7 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
     let ours = ListParams::default().labels("app.kubernetes.io/name=netdp");
     let leases = list_all(&leases, ours)
         .await
-        .with_context(|| format!("listing the Leases in {namespace}"))?;
+        .map_err(|error| refused(&error, namespace))?;
     let now = crate::status::now();
     let mut states: BTreeMap<String, NodeState> = leases
         .iter()
@@ -91,10 +95,24 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
         }
         Err(error) => eprintln!(
             "netdp: nodes without an agent are not shown: {}",
-            crate::terminal::line(&error.to_string())
+            crate::terminal::line(&describe(&error))
         ),
     }
     Ok(states.into_values().collect())
+}
+
+/// Why the Leases can't be listed, and what to do.
+fn refused(error: &kube::Error, namespace: &str) -> anyhow::Error {
+    let trouble = Trouble::of(error);
+    let hint = match trouble.kind {
+        Kind::Refused if in_cluster() => format!(
+            "; the agents' ServiceAccount writes Leases and does not list them: run netdp fleet where \
+             kubectl works for you, or kubectl -n {namespace} get leases"
+        ),
+        Kind::Refused => format!("; you need the right to list Leases in {namespace}"),
+        Kind::Away | Kind::Odd => String::new(),
+    };
+    anyhow!("listing the Leases in {namespace}: {}{hint}", trouble.text)
 }
 
 /// Every object, page by page.
@@ -146,13 +164,38 @@ fn node_state(lease: &Lease, now: u64) -> NodeState {
         age_seconds: applied.map(|at| since(at.as_second())),
         mappings: annotation("mappings").parse().unwrap_or_default(),
         heard_seconds: heard,
+        refused: annotation("refused").parse().unwrap_or_default(),
         errors: annotation("errors"),
+        warnings: annotation("warnings").lines().map(str::to_owned).collect(),
     }
+}
+
+/// How many names of nodes a line has.
+const NAMED: usize = 3;
+
+/// Each warning once, with the nodes that have it.
+fn warnings(nodes: &[NodeState]) -> String {
+    let mut by_text: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for node in nodes {
+        for warning in &node.warnings {
+            by_text.entry(warning).or_default().push(&node.node);
+        }
+    }
+    let line = |(text, nodes): (&str, Vec<&str>)| {
+        let (named, more) = nodes.split_at(NAMED.min(nodes.len()));
+        let more = match more.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("warning on {}{more}: {text}\n", named.join(", "))
+    };
+    by_text.into_iter().map(line).collect()
 }
 
 fn text(nodes: &[NodeState]) -> String {
     let mut rows = table(&[
-        "NODE", "STATE", "VERSION", "MODE", "CONFIG", "GEN", "AGE", "MAPPINGS", "HEARD", "ERRORS",
+        "NODE", "STATE", "VERSION", "MODE", "CONFIG", "GEN", "AGE", "MAPPINGS", "REFUSED", "HEARD",
+        "WARNINGS", "ERRORS",
     ]);
     let dash = |text: &str| {
         if text.is_empty() {
@@ -172,7 +215,9 @@ fn text(nodes: &[NodeState]) -> String {
             node.generation.to_string(),
             ago(node.age_seconds),
             node.mappings.to_string(),
+            node.refused.to_string(),
             ago(node.heard_seconds),
+            node.warnings.len().to_string(),
             dash(&node.errors),
         ]);
     }
@@ -187,7 +232,11 @@ fn text(nodes: &[NodeState]) -> String {
         1 => "all that run have the same configuration".to_owned(),
         several => format!("{several} different configurations are in force"),
     };
-    format!("{rows}\n{ready} of {} nodes ready; {agree}\n", nodes.len())
+    let warnings = warnings(nodes);
+    format!(
+        "{rows}\n{warnings}{ready} of {} nodes ready; {agree}\n",
+        nodes.len()
+    )
 }
 
 #[cfg(test)]
@@ -237,6 +286,16 @@ mod tests {
             node("c", "", "no agent"),
         ];
         assert!(text(&same).contains("2 of 3 nodes ready; all that run have the same"));
+        let mut warned = same.clone();
+        for node in &mut warned {
+            node.warnings = vec!["odd".into()];
+        }
+        warned[0].warnings.push("only here".into());
+        let told = text(&warned);
+        assert!(
+            told.contains("warning on a, b, c: odd\nwarning on a: only here\n"),
+            "{told}"
+        );
         let mixed = [node("a", "x", "ready"), node("b", "y", "stale")];
         assert!(text(&mixed).contains("1 of 2 nodes ready; 2 different configurations"));
     }

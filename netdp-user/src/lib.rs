@@ -20,6 +20,7 @@ pub mod prefixes;
 pub mod private;
 pub mod programs;
 pub mod reconcile;
+pub mod rights;
 pub mod rollback;
 pub mod shadow;
 pub mod sources;

@@ -8,6 +8,7 @@ use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::state_dir::StateDir;
 use crate::terminal;
+use crate::uplinks::Lacking;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use nat::LiveRules;
@@ -52,6 +53,9 @@ pub struct Report {
     /// What `--uplink` names and can't be an uplink.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// Uplinks without an address of a family that pods use.
+    #[serde(default)]
+    pub no_address: Vec<Lacking>,
     /// What was decided about uplinks that stand on each other.
     #[serde(default)]
     pub stacked: Vec<String>,
@@ -392,12 +396,15 @@ fn looked(report: Option<&Report>, alive: bool) -> Looked {
 fn describe(out: &mut String, report: &Report) -> Result<()> {
     let config = &report.config;
     let age = now().saturating_sub(config.applied_at);
+    let files = match config.files.as_slice() {
+        [] => String::new(),
+        files => format!(" ({})", files.join(", ")),
+    };
     writeln!(
         out,
-        "config     {} from {} ({}), in force for {}",
+        "config     {} from {}{files}, in force for {}",
         config.hash,
         config.source,
-        or_none(&config.files, ", "),
         pretty(age)
     )?;
     for problem in &config.rejected {
@@ -439,6 +446,10 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.stacked {
         writeln!(out, "stacked    {what}")?;
+    }
+    for what in &report.no_address {
+        let what = what.describe(report.mode == "iptables");
+        writeln!(out, "no address {what}")?;
     }
     for what in &report.leaks {
         writeln!(out, "leak       {what}")?;

@@ -138,6 +138,28 @@ fn on_exit_detach_removes_everything() -> Result<()> {
     world.agent.restart()
 }
 
+/// As docs/install.md has it for a cluster: agents that detach at their end, then others with new tables.
+#[test]
+fn a_size_of_the_tables_changes_by_two_rollouts() -> Result<()> {
+    let mut world = World::start()?;
+    let before = status(&world.agent)?["max_mappings"].clone();
+    let without = world.agent.options().clone();
+    // The first rollout: the datapath is adopted.
+    *world.agent.options() = without.clone().arg("--on-exit=detach");
+    ensure!(world.agent.stop()?.success());
+    world.agent.restart()?;
+    ensure!(status(&world.agent)?["max_mappings"] == before);
+    // The second.
+    *world.agent.options() = without.arg("--max-flows=4096");
+    ensure!(world.agent.stop()?.success());
+    world.agent.restart()?;
+    let after = status(&world.agent)?["max_mappings"].clone();
+    ensure!(after == 4096, "{after} after {before}");
+    let log = world.agent.log();
+    ensure!(!log.contains("keep that size"), "{log}");
+    Ok(())
+}
+
 #[test]
 fn detach_waits_for_the_agents_end() -> Result<()> {
     let mut world = World::start()?;

@@ -127,6 +127,104 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
     Ok(())
 }
 
+/// What docs/install.md has for uninstalling and for new tables: agents detach when they end, until the
+/// manifests are applied again.
+#[test]
+fn the_documented_patch_lasts_until_the_manifests_are_applied_again() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    let patches: Vec<_> = include_str!("../../docs/install.md")
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("'[{\"op\""))
+        .map(|line| line.trim_matches('\''))
+        .collect();
+    let [patch, same] = patches[..] else {
+        panic!("{patches:?}");
+    };
+    assert_eq!(patch, same);
+    for (kustomization, name) in [
+        ("base", "netdp"),
+        ("overlays/ip-masq-agent", "ip-masq-agent"),
+    ] {
+        let objects = objects(kustomization, "", "")?;
+        cluster.apply(&objects)?;
+        let before = daemonset(&cluster.objects()?)?;
+        let arguments = |daemonset: &Value| {
+            daemonset["spec"]["template"]["spec"]["containers"][0]["args"].clone()
+        };
+        let patched = [
+            "-n",
+            "kube-system",
+            "patch",
+            "daemonset",
+            name,
+            "--type",
+            "json",
+            "--patch",
+            patch,
+        ];
+        cluster.server.kubectl(&patched)?;
+        let now = arguments(&daemonset(&cluster.objects()?)?);
+        let last = now.as_array().and_then(|all| all.last());
+        assert_eq!(last, Some(&json!("--on-exit=detach")), "{now}");
+        cluster.apply(&objects)?;
+        let after = daemonset(&cluster.objects()?)?;
+        assert_eq!(arguments(&after), arguments(&before));
+        cluster.forget()?;
+    }
+    Ok(())
+}
+
+/// Somebody made the ConfigMap with kubectl: it is not replaced, and the way out that is told works.
+#[test]
+fn helm_does_not_take_a_config_map_that_is_there() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    for (name, key, values) in [
+        (
+            "ip-masq-agent",
+            "config",
+            json!({"config": {"nonMasqueradeCIDRs": ["10.0.0.0/8"]}}),
+        ),
+        (
+            "k8s-custom-iptables",
+            "nat.rules",
+            json!({"targets": ["10.1.0.0/16"]}),
+        ),
+    ] {
+        let kubectl = |arguments: &str| {
+            let arguments: Vec<_> = arguments.split(' ').collect();
+            cluster.server.kubectl(&arguments)
+        };
+        kubectl(&format!(
+            "create configmap {name} --from-literal={key}=mine -n kube-system"
+        ))?;
+        let error = format!("{:#}", cluster.install(&values).unwrap_err());
+        let value = values.as_object().and_then(|it| it.keys().next());
+        let value = value.context("no value")?;
+        for words in [
+            format!("the ConfigMap kube-system/{name} is there already"),
+            format!("Leave out the value `{value}`"),
+        ] {
+            ensure!(error.contains(&words), "no {words:?} in\n{error}");
+        }
+        let kept = kubectl(&format!("get configmap {name} -n kube-system -o yaml"))?;
+        ensure!(kept.contains("mine"), "{kept}");
+        // As told, and nothing else.
+        let told = error.split("in it: ").nth(1).context("no way out")?;
+        for command in told.lines().next().unwrap_or_default().split("; ") {
+            let command = command.strip_prefix("kubectl ").context("no command")?;
+            kubectl(command.trim())?;
+        }
+        cluster.install(&values)?;
+        let taken = kubectl(&format!("get configmap {name} -n kube-system -o yaml"))?;
+        ensure!(!taken.contains("mine"), "{taken}");
+        cluster.forget()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn helm_lint_finds_nothing_wrong() -> Result<()> {
     let mut lint = Command::new(env!("CARGO_BIN_EXE_xtask"));

@@ -76,6 +76,11 @@ impl Followed {
             })
     }
 
+    /// Whether the API counts in the place of this file.
+    pub(super) fn counts_for(&self, file: &String) -> bool {
+        self.left_out.contains(file)
+    }
+
     /// The view's ConfigMaps, for Events.
     pub(super) fn maps(&self) -> Vec<crate::sources::kube::MapRef> {
         let maps = self.view.maps.iter().flatten();

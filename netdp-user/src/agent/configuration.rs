@@ -86,6 +86,7 @@ impl Agent {
                 if mended
                     || loaded.config != self.config
                     || lines(&loaded.warnings) != self.report.config.warnings
+                    || names(&documents) != self.report.config.files
                     || self.source != Source::Sources
                 {
                     let config::Loaded {
@@ -106,7 +107,7 @@ impl Agent {
                     self.reject(&rejected);
                     log::error!("the configuration is bad: what was in force stays");
                     self.report.config.rejected = lines(&rejected.errors);
-                    self.told.another_config();
+                    self.told.another_config(Vec::new());
                     self.save_report();
                     self.tell();
                 }
@@ -169,10 +170,17 @@ impl Agent {
             (before.generation + 1, status::now())
         };
         self.source = source;
-        self.told.another_config();
+        let files = names(&documents);
+        let source = self.name_source(source, &documents);
+        let is_gone = |name: &&String| !files.contains(name) && !self.api.counts_for(name);
+        let gone: Vec<_> = before.files.iter().filter(is_gone).cloned().collect();
+        for name in &gone {
+            log::warn!("{name} is gone: what is in force is from {source}");
+        }
+        self.told.another_config(gone);
         self.report.config = ConfigReport {
-            source: self.name_source(source, &documents),
-            files: documents.into_iter().map(|d| d.name).collect(),
+            source,
+            files,
             hash,
             generation,
             applied_at,
@@ -210,6 +218,13 @@ fn rule_report(rule: &config::Rule) -> RuleReport {
         action: rule.action.to_string(),
         origin: rule.origin.to_string(),
     }
+}
+
+fn names(documents: &[Document]) -> Vec<String> {
+    documents
+        .iter()
+        .map(|document| document.name.clone())
+        .collect()
 }
 
 fn lines(diagnostics: &[config::Diagnostic]) -> Vec<String> {

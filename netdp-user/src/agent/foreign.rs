@@ -165,7 +165,9 @@ impl Agent {
         say(Level::Info, "harmless", harmless.filter(is_new));
         let gone = before.rules.iter().filter(|found| !new.contains(found));
         say(Level::Info, "no longer so", gone);
-        for problem in now.unread.iter().filter(|p| !before.unread.contains(p)) {
+        // What is meant so was told with what it means for ports.
+        let unread = now.unread.iter().filter(|_| !now.no_programs);
+        for problem in unread.filter(|problem| !before.unread.contains(problem)) {
             log::info!("looking for other NAT rules: {problem}");
         }
         self.save_report();

@@ -354,6 +354,7 @@ impl Agent {
         if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
             self.check_datapath();
         }
+        self.look_for_addresses();
         self.tell_faults();
     }
 
@@ -384,6 +385,7 @@ impl Agent {
             }
         }
         self.report.chains = reports;
+        self.look_for_addresses();
         self.save_report();
         self.update_ready();
     }

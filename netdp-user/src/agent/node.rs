@@ -216,7 +216,15 @@ impl Agent {
         for what in new(&wanted.report.not_kept, &before.not_kept) {
             log::warn!("not kept from pods' flows, only live connections are told apart: {what}");
         }
-        for problem in new(&wanted.report.unread, &before.unread) {
+        let no_programs = self.node.nat.as_ref().is_some_and(|nat| nat.no_programs);
+        let unread = new(&wanted.report.unread, &before.unread);
+        if no_programs && !unread.is_empty() {
+            log::info!(
+                "NAT rules of others are not looked at, for neither nft nor iptables is here: where hostPorts or \
+                 services lead to pods, keep their ports with --reserved-ports, or use the image with iptables"
+            );
+        }
+        for problem in unread.iter().filter(|_| !no_programs) {
             log::warn!(
                 "hostPorts and services that NAT rules lead to pods are not kept from pods' flows: {problem}"
             );

@@ -2,7 +2,8 @@
 
 use super::Agent;
 use super::configuration::Source;
-use crate::control::Told;
+use crate::control::{Note, REFUSALS, Told};
+use crate::sources::kube::MapRef;
 use crate::status::UplinkReport;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ pub(super) struct Telling {
     /// Somebody listens.
     on: bool,
     serial: u64,
+    /// Documents of the configuration before that are gone.
+    gone: Vec<String>,
     /// The uplinks that were checked last: index and addresses.
     checked: Vec<UplinkReport>,
     /// What the last self-check found wrong.
@@ -31,6 +34,7 @@ impl Telling {
         Self {
             on,
             serial: 0,
+            gone: Vec::new(),
             checked: Vec::new(),
             fault: None,
             mappings: 0,
@@ -39,8 +43,9 @@ impl Telling {
     }
 
     /// A configuration was taken or rejected.
-    pub(super) fn another_config(&mut self) {
+    pub(super) fn another_config(&mut self, gone: Vec<String>) {
         self.serial += 1;
+        self.gone = gone;
     }
 
     /// Whether these are not the uplinks that were checked last.
@@ -115,6 +120,9 @@ impl Agent {
     fn unready(&self) -> Vec<String> {
         let mut reasons = self.not_in_force();
         reasons.extend(self.report.no_room.clone());
+        let by_netfilter = self.engine.as_chains().is_some();
+        let no_address = self.report.no_address.iter().filter(|it| it.severe);
+        reasons.extend(no_address.map(|it| it.describe(by_netfilter)));
         reasons.extend(self.report.leaks.iter().take(LINES).cloned());
         if self.source != Source::Sources {
             let rejected = self.report.config.rejected.iter().take(LINES);
@@ -132,6 +140,62 @@ impl Agent {
         reasons.extend(self.api.unready(required, self.file_documents()));
         reasons.extend(self.told.fault.clone());
         reasons
+    }
+
+    /// What is not as it should be, for Events and the Lease. Not what the API itself is to blame for.
+    fn notes(&self) -> Vec<Note> {
+        let report = &self.report;
+        let list = |lines: &[String]| lines.to_vec();
+        let conflicts = report.foreign.rules.iter().filter(|found| found.conflict);
+        let by_netfilter = self.engine.as_chains().is_some();
+        let no_address = report.no_address.iter();
+        let back = |what: &String| format!("{what} is back: somebody still writes it");
+        // Warnings about a ConfigMap are told of that.
+        let maps: Vec<_> = self.api.maps().iter().map(MapRef::prefix).collect();
+        let is_elsewhere = |line: &&String| !maps.iter().any(|map| line.starts_with(map));
+        let warnings = report.config.warnings.iter().filter(is_elsewhere);
+        let found: [(&'static str, Vec<String>); 12] = [
+            ("NotInForce", self.not_in_force()),
+            (
+                "NoAddress",
+                no_address.map(|it| it.describe(by_netfilter)).collect(),
+            ),
+            ("Leak", list(&report.leaks)),
+            ("NoRoom", report.no_room.iter().cloned().collect()),
+            ("SelfCheckFailed", self.told.fault.iter().cloned().collect()),
+            ("LookAtThis", warnings.cloned().collect()),
+            (
+                "InConflict",
+                (report.behind.iter().cloned())
+                    .chain(conflicts.map(ToString::to_string))
+                    .chain(report.chains_back.iter().map(back))
+                    .collect(),
+            ),
+            ("NotTakenOver", list(&report.not_taken_over)),
+            ("Detour", list(&report.detours)),
+            ("IpsecPolicy", list(&report.ipsec)),
+            (
+                "NotPinned",
+                report
+                    .unpinned
+                    .iter()
+                    .chain(&report.fleeting)
+                    .cloned()
+                    .collect(),
+            ),
+            (
+                "PortsNotKept",
+                report
+                    .node
+                    .as_ref()
+                    .map_or_else(Vec::new, |it| list(&it.not_kept)),
+            ),
+        ];
+        let notes = found.into_iter().flat_map(|(reason, lines)| {
+            let lines = lines.into_iter().take(LINES);
+            lines.map(move |text| Note { reason, text })
+        });
+        notes.collect()
     }
 
     /// Says how things are.
@@ -167,9 +231,11 @@ impl Agent {
             maps: self.api.maps(),
             uplinks: self.report.uplinks.iter().map(|u| u.name.clone()).collect(),
             mappings: self.told.mappings,
-            no_free_port: counters
-                .drops
-                .get(netdp_common::verdict::DropReason::NoFreePort),
+            refused: REFUSALS
+                .map(|(drop, reason, _)| (reason, counters.drops.get(drop)))
+                .into(),
+            notes: self.notes(),
+            gone: some(&self.told.gone),
             unready,
             losses: self.guard.losses,
             last_loss: self.guard.last_loss.clone(),

@@ -5,15 +5,15 @@
 
 mod budget;
 
-use super::Told;
-use crate::sources::kube::{KubeOptions, MapRef, describe, random};
+use super::{Note, REFUSALS, Told};
+use crate::sources::kube::{Asker, Kind, KubeOptions, MapRef, Teller, Trouble, random};
 use budget::Budget;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -21,8 +21,15 @@ use tokio::time::{sleep, timeout};
 /// The greatest length of a message (the API's limit), in bytes.
 const LONGEST: usize = 1024;
 
-/// How many Events are remembered, so as not to ask the API for what it has.
+/// How many Events are remembered, so as not to ask the API for what it has, and how many wait for an
+/// API that is away.
 const REMEMBERED: usize = 64;
+
+/// Pauses before Events that could not be posted are tried again: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+
+/// How soon what there was no budget for is tried again.
+const HELD_BACK: Duration = Duration::from_secs(60);
 
 /// What an Event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +53,7 @@ pub(super) async fn publish(
     client: Client,
     options: &KubeOptions,
     mut told: watch::Receiver<Told>,
+    teller: &Teller,
 ) {
     let mut publisher = Publisher {
         client,
@@ -53,16 +61,27 @@ pub(super) async fn publish(
         posted: VecDeque::new(),
         budget: Budget::new(Instant::now()),
         held_back: false,
-        failed: false,
+        waiting: VecDeque::new(),
+        standing: Standing::default(),
+        unsaid: false,
+        pause: PAUSES.0,
+        teller,
     };
     let mut before = Told::default();
-    while told.changed().await.is_ok() {
+    loop {
+        let again = publisher.again();
+        tokio::select! {
+            changed = told.changed() => if changed.is_err() { return },
+            () = sleep(again.unwrap_or_default()), if again.is_some() => {}
+        }
         // Lets the nodes of a cluster not come all at once, and a burst of changes pass.
         sleep(Duration::from_secs_f64(random())).await;
         let now = told.borrow_and_update().clone();
         for happening in happenings(&before, &now) {
-            publisher.say(&happening).await;
+            publisher.say(&happening);
         }
+        publisher.say_standing(&now.notes);
+        publisher.post_waiting().await;
         before = now;
     }
 }
@@ -99,21 +118,33 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
             format!("pods' traffic was not masqueraded: {}", now.last_loss),
         );
     }
-    // The counter outlives agents: the first look tells nothing new.
-    if now.no_free_port > before.no_free_port && !before.version.is_empty() {
-        let count = now.no_free_port - before.no_free_port;
-        node(
-            "PortsExhausted",
-            format!(
-                "{count} connections of pods were refused: no port of the node's address was free"
-            ),
-        );
+    for (_, reason, why) in REFUSALS {
+        let count = |told: &Told| told.refused.get(reason).copied().unwrap_or_default();
+        let more = count(now).saturating_sub(count(before));
+        // Counters outlive agents: the first look tells nothing new.
+        if more > 0 && !before.version.is_empty() {
+            node(
+                reason,
+                format!("{more} packets of pods were refused: {why}"),
+            );
+        }
     }
     found
 }
 
 fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
     let mut others: Vec<&str> = now.rejected.iter().map(String::as_str).collect();
+    let mut gone: Vec<&str> = now.gone.iter().map(String::as_str).collect();
+    let is_same = |map: &MapRef| now.maps.iter().any(|it| it.prefix() == map.prefix());
+    for map in before.maps.iter().filter(|map| !is_same(map)) {
+        gone.retain(|name| !name.starts_with(&map.prefix()));
+        found.push(Happening {
+            about: About::Map(map.clone()),
+            kind: "Warning",
+            reason: "Gone",
+            message: format!("it does not count any more: {}", now.in_force()),
+        });
+    }
     for map in &now.maps {
         let prefix = map.prefix();
         let own = |lines: &[String]| -> Vec<String> {
@@ -137,25 +168,70 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
         // Where one of many has changed, there is nothing new to say of the others.
         let is_news = !before.rejected.is_empty() || !before.maps.contains(map);
         if now.rejected.is_empty() && is_news {
-            let message = format!("in force: config {}, {} rules", now.hash, now.rules);
-            say("Normal", "Applied", message);
+            say("Normal", "Applied", now.in_force());
             let warnings = own(&now.warnings);
             if !warnings.is_empty() {
                 say("Warning", "LookAtThis", warnings.join("; "));
             }
         }
     }
-    if !others.is_empty() {
+    let mut node = |reason, message| {
         found.push(Happening {
             about: About::Node,
             kind: "Warning",
-            reason: "ConfigRejected",
-            message: format!("{}; what was in force stays", others.join("; ")),
+            reason,
+            message,
         });
+    };
+    if !others.is_empty() {
+        let message = format!("{}; what was in force stays", others.join("; "));
+        node("ConfigRejected", message);
+    }
+    if !gone.is_empty() {
+        let message = format!("{}: gone; {}", gone.join(", "), now.in_force());
+        node("ConfigGone", message);
     }
 }
 
-struct Publisher {
+impl Told {
+    /// What is in force, for Events about a configuration.
+    fn in_force(&self) -> String {
+        format!("in force: config {}, {} rules", self.hash, self.rules)
+    }
+}
+
+/// What lasts, and how much of it was said.
+#[derive(Debug, Default)]
+struct Standing(BTreeMap<&'static str, BTreeSet<String>>);
+
+impl Standing {
+    /// Forgets what is over, and returns what was not said yet, by reason.
+    fn unsaid(&mut self, notes: &[Note]) -> BTreeMap<&'static str, Vec<String>> {
+        let stands = |reason: &str, text: &str| {
+            (notes.iter()).any(|note| note.reason == reason && note.text == text)
+        };
+        for (reason, said) in &mut self.0 {
+            said.retain(|text| stands(reason, text));
+        }
+        let mut unsaid: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        for note in notes {
+            let said = self.0.entry(note.reason).or_default();
+            if !said.contains(&note.text) {
+                unsaid
+                    .entry(note.reason)
+                    .or_default()
+                    .push(note.text.clone());
+            }
+        }
+        unsaid
+    }
+
+    fn said(&mut self, reason: &'static str, texts: Vec<String>) {
+        self.0.entry(reason).or_default().extend(texts);
+    }
+}
+
+struct Publisher<'a> {
     client: Client,
     node: Option<String>,
     /// Names of Events that there are.
@@ -163,18 +239,33 @@ struct Publisher {
     budget: Budget,
     /// Something was not said for want of budget, which the log has.
     held_back: bool,
-    /// The last one could not be posted, which was said.
-    failed: bool,
+    /// Events that are to be posted. The API is often away just when there is most to say.
+    waiting: VecDeque<Event>,
+    standing: Standing,
+    /// There was no budget for some of what lasts.
+    unsaid: bool,
+    /// How long to wait before those are tried again.
+    pause: Duration,
+    teller: &'a Teller,
 }
 
-impl Publisher {
-    async fn say(&mut self, happening: &Happening) {
+impl Publisher<'_> {
+    /// When there is something to do though nothing happens.
+    fn again(&self) -> Option<Duration> {
+        if !self.waiting.is_empty() {
+            return Some(self.pause);
+        }
+        self.unsaid.then_some(HELD_BACK)
+    }
+
+    /// Has it posted. Tells whether there is budget for it.
+    fn say(&mut self, happening: &Happening) -> bool {
         let Some(event) = self.event(happening) else {
-            return;
+            return true;
         };
         let name = event.metadata.name.clone().unwrap_or_default();
         if self.posted.contains(&name) {
-            return;
+            return true;
         }
         let (about, reason) = (&happening.about, happening.reason);
         if !self.budget.take(about, reason, Instant::now()) {
@@ -184,29 +275,63 @@ impl Publisher {
                 );
             }
             self.held_back = true;
-            return;
+            return false;
         }
         self.held_back = false;
-        match self.post(&event).await {
-            Ok(()) => {
-                self.failed = false;
-                self.posted.push_back(name);
-                if self.posted.len() > REMEMBERED {
-                    self.posted.pop_front();
-                }
+        self.posted.push_back(name);
+        if self.posted.len() > REMEMBERED {
+            self.posted.pop_front();
+        }
+        self.waiting.push_back(event);
+        if self.waiting.len() > REMEMBERED {
+            self.waiting.pop_front();
+        }
+        true
+    }
+
+    /// Says what lasts and was not said yet. What there is no budget for is said later, if it lasts
+    /// that long.
+    fn say_standing(&mut self, notes: &[Note]) {
+        self.unsaid = false;
+        for (reason, texts) in self.standing.unsaid(notes) {
+            let happening = Happening {
+                about: About::Node,
+                kind: "Warning",
+                reason,
+                message: texts.join("; "),
+            };
+            if self.say(&happening) {
+                self.standing.said(reason, texts);
+            } else {
+                self.unsaid = true;
             }
-            Err(error) if !self.failed => {
-                self.failed = true;
-                log::warn!(
-                    "saying {} in an Event: {error}; all else goes on",
-                    happening.reason
-                );
-            }
-            Err(error) => log::debug!("saying {} in an Event: {error}", happening.reason),
         }
     }
 
-    async fn post(&self, event: &Event) -> Result<(), String> {
+    /// Posts what waits, the oldest first, as far as the API takes it.
+    async fn post_waiting(&mut self) {
+        while let Some(event) = self.waiting.front() {
+            let reason = event.reason.clone().unwrap_or_default();
+            match self.post(event).await {
+                Ok(()) => {
+                    self.pause = PAUSES.0;
+                    self.teller.well(Asker::Events);
+                }
+                Err(trouble) => {
+                    let is_refused_for_good = trouble.kind == Kind::Odd;
+                    let trouble = trouble.while_doing(&format!("saying {reason} in an Event"));
+                    self.teller.trouble(Asker::Events, &trouble);
+                    if !is_refused_for_good {
+                        self.pause = (self.pause * 2).min(PAUSES.1);
+                        return;
+                    }
+                }
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    async fn post(&self, event: &Event) -> Result<(), Trouble> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
@@ -214,8 +339,8 @@ impl Publisher {
             Ok(Ok(_)) => Ok(()),
             // Another node, or an earlier agent, was first.
             Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => Ok(()),
-            Ok(Err(error)) => Err(describe(&error)),
-            Err(_) => Err("the API is silent".into()),
+            Ok(Err(error)) => Err(Trouble::of(&error)),
+            Err(_) => Err(Trouble::silent()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The node's Lease: what `netdp fleet` and kubectl show of it.
 
 use super::{Told, lease_name};
-use crate::sources::kube::{KubeOptions, View, describe, random};
+use crate::sources::kube::{Asker, KubeOptions, Teller, Trouble, View, random};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PatchParams};
@@ -26,6 +26,7 @@ pub(super) async fn keep(
     options: &KubeOptions,
     mut told: watch::Receiver<Told>,
     view: watch::Receiver<View>,
+    teller: &Teller,
 ) {
     let Some(node) = &options.node_name else {
         return;
@@ -33,7 +34,11 @@ pub(super) async fn keep(
     let api: Api<Lease> = Api::namespaced(client, &options.lease_namespace);
     let mut written = Told::default();
     let mut due = Instant::now();
-    let mut failed = false;
+    let what = format!(
+        "writing the Lease {}/{}",
+        options.lease_namespace,
+        lease_name(node)
+    );
     loop {
         tokio::select! {
             changed = told.changed() => if changed.is_err() { return },
@@ -41,9 +46,9 @@ pub(super) async fn keep(
         }
         let mut now = told.borrow_and_update().clone();
         // The figures that change all the time wait for the renewal.
-        let figures = (written.mappings, written.no_free_port);
         let mut same = now.clone();
-        (same.mappings, same.no_free_port) = figures;
+        same.mappings = written.mappings;
+        same.refused.clone_from(&written.refused);
         if now.version.is_empty() || (same == written && Instant::now() < due) {
             continue;
         }
@@ -53,22 +58,12 @@ pub(super) async fn keep(
         let uid = view.borrow().node.as_ref().map(|node| node.uid.clone());
         match write(&api, node, &lease(node, uid.as_deref(), &now)).await {
             Ok(()) => {
-                if failed {
-                    log::info!("the Lease {} is kept again", lease_name(node));
-                }
-                failed = false;
+                teller.well(Asker::Lease);
                 written = now;
                 due = Instant::now() + RENEW.mul_f64(0.9 + 0.2 * random());
             }
-            Err(error) => {
-                if !failed {
-                    log::warn!(
-                        "writing the Lease {}/{}: {error}; all else goes on",
-                        options.lease_namespace,
-                        lease_name(node)
-                    );
-                }
-                failed = true;
+            Err(trouble) => {
+                teller.trouble(Asker::Lease, &trouble.while_doing(&what));
                 due = Instant::now() + AGAIN;
                 written = now;
             }
@@ -76,23 +71,36 @@ pub(super) async fn keep(
     }
 }
 
-async fn write(api: &Api<Lease>, node: &str, lease: &Value) -> Result<(), String> {
+async fn write(api: &Api<Lease>, node: &str, lease: &Value) -> Result<(), Trouble> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let params = PatchParams::apply("netdp").force();
     let patch = Patch::Apply(lease);
     match timeout(PATIENCE, api.patch(&lease_name(node), &params, &patch)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(describe(&error)),
-        Err(_) => Err("the API is silent".into()),
+        Ok(Err(error)) => Err(Trouble::of(&error)),
+        Err(_) => Err(Trouble::silent()),
     }
+}
+
+/// Lines in so many bytes at most. None of them has a line break.
+fn within(lines: &[String], separator: &str, most: usize) -> String {
+    let mut text = lines.join(separator);
+    text.truncate(text.floor_char_boundary(most));
+    text
 }
 
 fn lease(node: &str, node_uid: Option<&str>, told: &Told) -> Value {
     let mut errors = told.unready.clone();
     errors.extend(told.rejected.iter().cloned());
     errors.dedup();
-    let mut errors = errors.join("; ");
-    errors.truncate(errors.floor_char_boundary(1024));
+    let notes = told.notes.iter().map(|note| &note.text);
+    let mut warnings: Vec<String> = Vec::new();
+    for line in notes.chain(&told.warnings) {
+        if !errors.contains(line) && !warnings.contains(line) {
+            warnings.push(line.clone());
+        }
+    }
+    let refused: u64 = told.refused.values().sum();
     let applied_at = i64::try_from(told.applied_at).unwrap_or_default();
     let applied_at = Timestamp::from_second(applied_at).unwrap_or_default();
     // With the Node goes its Lease.
@@ -116,7 +124,9 @@ fn lease(node: &str, node_uid: Option<&str>, told: &Told) -> Value {
                 "netdp.io/applied-at": applied_at.to_string(),
                 "netdp.io/ready": told.unready.is_empty().to_string(),
                 "netdp.io/mappings": told.mappings.to_string(),
-                "netdp.io/errors": errors,
+                "netdp.io/refused": refused.to_string(),
+                "netdp.io/errors": within(&errors, "; ", 1024),
+                "netdp.io/warnings": within(&warnings, "\n", 4096),
             },
         },
         "spec": {

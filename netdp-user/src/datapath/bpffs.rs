@@ -90,7 +90,8 @@ fn mount(dir: &Path) -> Result<()> {
     .with_context(|| {
         format!(
             "mounting a bpffs at {}: this needs CAP_SYS_ADMIN; \
-             or mount one there beforehand (mount -t bpf bpf {}), or choose a directory on one with --bpffs",
+             or mount one there beforehand (mount -t bpf bpf {}), or choose a directory on one with --bpffs. A pod \
+             gets the node's by a hostPath volume of /sys/fs/bpf",
             dir.display(),
             dir.display()
         )

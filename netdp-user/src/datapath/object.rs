@@ -41,7 +41,7 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     for (file, map) in pins::ALL {
         loader.map_pin_path(map, bpffs.join(file));
     }
-    let mut object = loader.load(OBJECT).map_err(explain)?;
+    let mut object = loader.load(OBJECT).context("making maps")?;
     let mut names = vec![EGRESS, INGRESS];
     names.extend(setup.hairpin.then_some(HAIRPIN));
     for name in names {
@@ -59,7 +59,6 @@ pub fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClass
     if program.fd().is_err() {
         program
             .load()
-            .map_err(explain)
             .with_context(|| format!("loading the program {name}"))?;
     }
     Ok(program)
@@ -72,26 +71,6 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
         .ok_or_else(|| anyhow!("the eBPF object has no program {name}"))?
         .try_into()
         .with_context(|| format!("{name} is not a TC program"))
-}
-
-fn explain<E: std::error::Error + Send + Sync + 'static>(err: E) -> anyhow::Error {
-    let mut source: Option<&dyn std::error::Error> = Some(&err);
-    let mut hint = "";
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>()
-            && io.kind() == std::io::ErrorKind::PermissionDenied
-        {
-            hint = "the kernel refused: this needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON \
-                    (before Linux 5.8: CAP_SYS_ADMIN), or root";
-        }
-        source = cause.source();
-    }
-    let err = anyhow::Error::new(err);
-    if hint.is_empty() {
-        err
-    } else {
-        err.context(hint)
-    }
 }
 
 /// What each pinned map must look like: file, type, key bytes, value bytes.

@@ -48,6 +48,8 @@ pub struct Inward {
     pub unread: Vec<String>,
     /// Backends whose program is here and has failed: there may be more rules of theirs.
     pub failed: BTreeSet<String>,
+    /// Neither nft nor iptables is here, as in an image without them.
+    pub no_programs: bool,
 }
 
 /// What was seen.
@@ -57,6 +59,9 @@ pub struct Seen {
     pub rules: Vec<Finding>,
     /// What could not be looked at, and why.
     pub unread: Vec<String>,
+    /// Neither nft nor iptables is here, as in an image without them.
+    #[serde(default)]
+    pub no_programs: bool,
 }
 
 /// One rule, or several that differ in their addresses only.

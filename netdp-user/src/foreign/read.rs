@@ -80,6 +80,8 @@ pub fn look(around: &Around) -> Look {
         if !programs::is_absent(&err) {
             look.nat.failed.insert("nftables".into());
         }
+        let none = read.is_empty() && look.nat.failed.is_empty() && look.nat.unread.is_empty();
+        (look.nat.no_programs, look.seen.no_programs) = (none, none);
         let problem = format!("nftables: {err:#}");
         look.nat.unread.append(&mut unread_nft);
         look.nat.unread.push(problem.clone());

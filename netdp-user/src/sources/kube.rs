@@ -11,8 +11,9 @@ mod tell;
 mod view;
 
 pub use client::{KubeOptions, connect, connect_as_user, in_cluster};
-pub(crate) use follow::{describe, random};
+pub(crate) use follow::{Kind, Trouble, describe, random};
 pub use maps::{LABEL, NAT_RULES_MAP};
+pub(crate) use tell::{Asker, Teller};
 pub use view::{MapDocuments, MapRef, NodeFacts, View};
 
 use follow::Follow;
@@ -25,8 +26,13 @@ use tokio::sync::watch;
 use view::{Part, Shared};
 
 /// Follows what `options` names, for ever, and keeps `view` up to date.
-pub async fn follow(client: Client, options: &KubeOptions, view: watch::Sender<View>) {
-    let shared = Arc::new(Shared::new(view, client.clone(), options));
+pub(crate) async fn follow(
+    client: Client,
+    options: &KubeOptions,
+    view: watch::Sender<View>,
+    teller: Arc<Teller>,
+) {
+    let shared = Arc::new(Shared::new(view, client.clone(), options, teller));
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
     let of = |which| {
         let set = Maps::new(which, options, Arc::clone(&shared));

@@ -9,6 +9,7 @@
 mod address;
 mod detour;
 mod hint;
+mod lacking;
 mod macs;
 mod model;
 mod observe;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use detour::detours;
 pub use hint::hint;
+pub use lacking::{Had, Lacking, lacking};
 pub use macs::Mac;
 pub use model::{
     Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot,

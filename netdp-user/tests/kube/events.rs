@@ -2,12 +2,13 @@
 
 use crate::cluster::{Cluster, EVERYTHING, NODE, RECOVERY};
 use crate::common::wait_log;
+use crate::proxy::{Fault, Proxy};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use xtask::testbed::{Agent, wait_some};
+use xtask::testbed::{Agent, wait_for, wait_some};
 
 /// Waits for an Event with this reason, and returns it.
-fn event(cluster: &Cluster, agent: &Agent, namespace: &str, reason: &str) -> Result<Value> {
+pub fn event(cluster: &Cluster, agent: &Agent, namespace: &str, reason: &str) -> Result<Value> {
     let mut seen = Value::Null;
     wait_some(RECOVERY, &format!("an Event {reason}"), || {
         seen = cluster.json(&["-n", namespace, "get", "events"]).ok()?;
@@ -122,4 +123,91 @@ fn nothing_depends_on_the_right_to_write_them() -> Result<()> {
     wait_log(&agent, "in an Event: ")?;
     assert!(cluster.is_masqueraded()?);
     cluster.wait_probe(&agent, "200", "ok")
+}
+
+/// The gravest of all, and not about a line of any ConfigMap.
+#[test]
+fn masqueraded_pods_are_told_of_the_node_and_in_the_fleet() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure("nonMasqueradeCIDRs: [10.0.0.0/8]\n")?;
+    let agent = cluster.agent()?;
+    let told = event(&cluster, &agent, "default", "LookAtThis")?;
+    assert_eq!(told["type"], "Warning");
+    assert_eq!(told["involvedObject"]["kind"], "Node");
+    let message = told["message"].as_str().unwrap_or_default();
+    let words = "the pod CIDR 172.16.0.0/24 is masqueraded";
+    assert!(message.contains(words), "{message}");
+    crate::fleet::wait_shown(&cluster, &agent, |row| {
+        row["warnings"].to_string().contains(words)
+    })?;
+    let text = crate::fleet::fleet(&cluster, &[])?;
+    let line = format!("warning on {NODE}: policy: {words}");
+    assert!(text.contains(&line), "{text}");
+    Ok(())
+}
+
+/// The defaults hold then, which bypass what was masqueraded.
+#[test]
+fn a_config_map_that_is_deleted_is_told() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    event(&cluster, &agent, "kube-system", "Applied")?;
+    let delete = ["-n", "kube-system", "delete", "configmap", "ip-masq-agent"];
+    cluster.api.kubectl(&delete)?;
+    let gone = event(&cluster, &agent, "kube-system", "Gone")?;
+    assert_eq!(gone["type"], "Warning");
+    assert_eq!(gone["involvedObject"]["name"], "ip-masq-agent");
+    let message = gone["message"].as_str().unwrap_or_default();
+    assert!(
+        message.starts_with("it does not count any more: in force: config "),
+        "{message}"
+    );
+    wait_log(
+        &agent,
+        "kube-system/ip-masq-agent/config is gone: what is in force is from defaults (no ConfigMap, no file)",
+    )
+}
+
+/// What goes wrong while the API is away is told once it is back.
+#[test]
+fn what_happened_while_the_api_was_away_is_told_afterwards() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
+    let options = cluster.options(&cluster.kubeconfig_of(&proxy)?);
+    let agent = Agent::start(&cluster.bed.node, options)?;
+    event(&cluster, &agent, "kube-system", "Applied")?;
+    proxy.set(Fault::Cut);
+    wait_log(&agent, "the Kubernetes API can't be followed")?;
+    cluster.bed.node.ip("link delete eth0")?;
+    cluster.wait_probe(&agent, "503", "attached nowhere")?;
+    let before = proxy.requests();
+    wait_for(RECOVERY, "attempts", || proxy.requests() >= before + 10)?;
+    proxy.set(Fault::None);
+    for reason in ["UplinkLost", "NotInForce"] {
+        event(&cluster, &agent, "default", reason)?;
+    }
+    Ok(())
+}
+
+/// Pods' packets are dropped; nobody else would tell.
+#[test]
+fn an_uplink_without_an_address_is_told_and_not_ready() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.configure(EVERYTHING)?;
+    let agent = cluster.agent()?;
+    cluster.wait_probe(&agent, "200", "ok")?;
+    cluster
+        .bed
+        .node
+        .ip("address delete 10.1.0.10/16 dev eth0")?;
+    let words = "eth0 has no IPv4 address any more";
+    let told = event(&cluster, &agent, "default", "NoAddress")?;
+    let message = told["message"].as_str().unwrap_or_default();
+    assert!(message.starts_with(words), "{message}");
+    crate::fleet::wait_shown(&cluster, &agent, |row| {
+        row["state"] == "not ready" && row["errors"].to_string().contains(words)
+    })?;
+    Ok(())
 }

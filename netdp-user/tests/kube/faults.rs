@@ -131,3 +131,69 @@ fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
     assert!(cluster.is_masqueraded()?);
     Ok(())
 }
+
+/// Whichever part of the agent asks, however often, and in whatever words it fails.
+#[test]
+fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
+    let (cluster, proxy, agent) = behind_a_proxy()?;
+    wait_status(&agent, "all well", |report| report["api"] == "followed")?;
+    let roles = ["netdp", "-n", "kube-system"];
+    let troubles = || -> Vec<String> {
+        let log = agent.log();
+        let bad = log
+            .lines()
+            .filter(|line| line.contains("WARN") || line.contains("ERROR"));
+        bad.map(str::to_owned).collect()
+    };
+    let again = || {
+        agent
+            .log()
+            .matches("following the Kubernetes API again, after ")
+            .count()
+    };
+    proxy.set(Fault::Cut);
+    let before = proxy.requests();
+    // The watches and the Lease, several times each.
+    wait_for(RECOVERY, "connections", || proxy.requests() >= before + 25)?;
+    ensure!(troubles().len() == 1, "{:#?}", troubles());
+    ensure!(
+        troubles()[0].contains("the Kubernetes API "),
+        "{:#?}",
+        troubles()
+    );
+    proxy.set(Fault::None);
+    wait_for(RECOVERY, "the end to be told", || again() == 1)?;
+    // All rights are taken away. Which of the roles are named is not the same each time.
+    for (kind, arguments) in [
+        ("role", &roles[..]),
+        ("role", &["netdp", "-n", "netdp-fleet"]),
+        ("role", &["netdp", "-n", "default"]),
+        ("clusterrole", &["netdp"]),
+    ] {
+        cluster
+            .api
+            .kubectl(&[&["delete", kind], arguments].concat())?;
+    }
+    // A watch that is open goes on: this ends it.
+    proxy.set(Fault::Status(403));
+    let before = proxy.requests();
+    wait_for(RECOVERY, "requests", || proxy.requests() >= before + 10)?;
+    proxy.set(Fault::None);
+    let before = proxy.requests();
+    wait_for(RECOVERY, "requests", || proxy.requests() >= before + 25)?;
+    let refused: Vec<_> = troubles().split_off(1);
+    let of = |words: &str| refused.iter().filter(|line| line.contains(words)).count();
+    ensure!(
+        of("can't be followed: the API answers 403") == 1,
+        "{refused:#?}"
+    );
+    // Whether configurations are followed is another matter than whether the Lease is written.
+    ensure!(
+        of("writing the Lease") <= 1 && refused.len() <= 2,
+        "{refused:#?}"
+    );
+    cluster.api.apply(crate::cluster::RBAC)?;
+    wait_for(RECOVERY, "the end to be told", || again() == 2)?;
+    ensure!(troubles().len() == 1 + refused.len(), "{:#?}", troubles());
+    cluster.wait_probe(&agent, "200", "ok")
+}

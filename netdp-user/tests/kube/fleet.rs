@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::process::Command;
 use xtask::testbed::{Agent, output, wait_for};
 
-fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+pub fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let mut command: Command = cluster.bed.node.command(crate::common::NETDP);
     command
         .arg("fleet")
@@ -18,7 +18,11 @@ fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
 }
 
 /// Waits until the node is shown so.
-fn wait_shown(cluster: &Cluster, agent: &Agent, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+pub fn wait_shown(
+    cluster: &Cluster,
+    agent: &Agent,
+    wanted: impl Fn(&Value) -> bool,
+) -> Result<Value> {
     let mut seen = Value::Null;
     wait_for(RECOVERY, "the node to be shown as wanted", || {
         let shown = fleet(cluster, &["-o", "json"]).ok();
@@ -59,9 +63,31 @@ fn it_shows_what_is_in_force_where() -> Result<()> {
         (&third["config"], &third["state"]),
         (&second["config"], &second["state"])
     );
+    // A key that nobody knows rejects nothing, and is warned of.
+    cluster.configure("nonMasqueradeCIDR: [192.0.2.0/24]\n")?;
+    wait_shown(&cluster, &agent, |row| {
+        row["errors"] == "" && row["warnings"].to_string().contains("unknown key")
+    })?;
     let text = fleet(&cluster, &[])?;
     assert!(text.contains("NODE") && text.contains("node-b"), "{text}");
     assert!(text.contains("no agent"), "{text}");
     assert!(text.contains("1 of 2 nodes ready"), "{text}");
+    Ok(())
+}
+
+/// As in the agent's pod, whose ServiceAccount may write Leases and not list them.
+#[test]
+fn without_the_right_it_says_so_once_and_what_to_do() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let kubeconfig = cluster.kubeconfig()?;
+    let mut command: Command = cluster.bed.node.command(crate::common::NETDP);
+    command.arg("fleet").arg("--kubeconfig").arg(kubeconfig);
+    let told = crate::common::refused(command)?;
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert_eq!(told.matches("forbidden").count(), 1, "{told}");
+    assert!(
+        told.contains("the right to list Leases in netdp-fleet"),
+        "{told}"
+    );
     Ok(())
 }

@@ -86,7 +86,7 @@ impl Proxy {
         self.fault.send_replace(fault);
     }
 
-    /// How many requests came so far.
+    /// How many requests came so far; of those whose connections are cut, connections.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
@@ -112,6 +112,7 @@ async fn serve(
         let (stream, _) = accepted?;
         let fault = *faults.borrow_and_update();
         if fault == Fault::Cut {
+            requests.fetch_add(1, Ordering::Relaxed);
             continue;
         }
         let (client, requests) = (client.clone(), Arc::clone(&requests));

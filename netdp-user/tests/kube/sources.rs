@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RECOVERY, wai
 use crate::common::wait_log;
 use anyhow::Result;
 use serde_json::Value;
-use xtask::testbed::{Agent, ConfigVolume, wait_some};
+use xtask::testbed::{Agent, ConfigVolume, output, wait_some};
 
 /// The rule about a prefix: what it does, and who says so.
 fn rule(report: &Value, prefix: &str) -> Option<(String, String)> {
@@ -36,6 +36,9 @@ fn the_config_map_is_edited_deleted_and_made_again() -> Result<()> {
     wait_status(&agent, "the defaults", |report| {
         report["config"]["source"] == "defaults (no ConfigMap, no file)"
     })?;
+    let text = agent.netdp(&["status"])?;
+    let line = "from defaults (no ConfigMap, no file), in force for ";
+    assert!(text.contains(line), "{text}");
     cluster.configure(EVERYTHING)?;
     cluster.wait_masqueraded(&agent, true)
 }
@@ -204,4 +207,42 @@ fn the_node_says_its_pod_range() -> Result<()> {
         node["metadata"]["uid"]
     );
     Ok(())
+}
+
+/// The commands that the documents have for it, as they are there.
+#[test]
+fn the_documented_commands_make_and_change_the_config_map() -> Result<()> {
+    let cluster = Cluster::start()?;
+    let agent = cluster.agent()?;
+    let document = include_str!("../../../docs/install.md");
+    let commands: Vec<_> = document
+        .lines()
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with("kubectl create configmap"))
+        .collect();
+    let [create, change] = commands[..] else {
+        panic!("{commands:?}");
+    };
+    for other in [
+        include_str!("../../../deploy/README.md"),
+        include_str!("../../../README.md"),
+    ] {
+        let words: Vec<_> = other.split_whitespace().collect();
+        assert!(words.join(" ").contains(create), "{create}");
+    }
+    let run = |command: &str| {
+        let mut shell = cluster.bed.node.command("sh");
+        shell.args(["-ec", &format!("cd \"$0\"; {command}")]);
+        shell.arg(cluster.dir.path());
+        shell.env("KUBECONFIG", cluster.api.admin_kubeconfig());
+        shell.env("HOME", cluster.dir.path());
+        output(&mut shell)
+    };
+    let file = cluster.dir.path().join("config");
+    std::fs::write(&file, EVERYTHING)?;
+    run(create)?;
+    cluster.wait_masqueraded(&agent, true)?;
+    std::fs::write(&file, NOT_THE_NEIGHBOUR)?;
+    run(change)?;
+    cluster.wait_masqueraded(&agent, false)
 }

@@ -37,3 +37,15 @@ app.kubernetes.io/name: netdp
 [BPF, NET_ADMIN, NET_RAW, PERFMON]
 {{- end }}
 {{- end }}
+
+{{- /* Refuses to take a ConfigMap that somebody else has made. */ -}}
+{{- define "netdp.owns" -}}
+{{- $root := index . 0 }}{{ $name := index . 1 }}{{ $value := index . 2 }}
+{{- $namespace := $root.Release.Namespace }}
+{{- with lookup "v1" "ConfigMap" $namespace $name }}
+{{- $annotations := .metadata.annotations | default dict }}
+{{- if ne (get $annotations "meta.helm.sh/release-name") $root.Release.Name }}
+{{- fail (printf "the ConfigMap %s/%s is there already and is not this release's. Leave out the value `%s`: netdp reads the ConfigMap that is there. Or hand it over to the release, which replaces what is in it: kubectl -n %s label configmap %s app.kubernetes.io/managed-by=Helm; kubectl -n %s annotate configmap %s meta.helm.sh/release-name=%s meta.helm.sh/release-namespace=%s" $namespace $name $value $namespace $name $namespace $name $root.Release.Name $namespace) }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -13,7 +13,7 @@ fn told() -> Told {
     Told {
         version: "1".into(),
         uplinks: vec!["eth0".into(), "eth1".into()],
-        no_free_port: 5,
+        refused: [("PortsExhausted", 5), ("TablesFull", 1)].into(),
         ..Told::default()
     }
 }
@@ -31,7 +31,7 @@ fn the_first_look_is_no_news_of_the_node() {
 #[test]
 fn refused_flows_and_lost_uplinks_are_told_of_the_node() {
     let mut now = told();
-    now.no_free_port = 8;
+    now.refused.insert("PortsExhausted", 8);
     now.uplinks.remove(0);
     let found = reasons(&told(), &now);
     assert_eq!(found.len(), 2);
@@ -93,4 +93,53 @@ fn of_many_config_maps_only_what_is_new_is_told() {
     let found = happenings(&before, &now);
     let about: Vec<_> = found.iter().map(|it| &it.about).collect();
     assert_eq!(about, [&About::Map(now.maps[7].clone())]);
+}
+
+#[test]
+fn a_config_map_that_is_gone_is_told_of_and_a_file_of_the_node() {
+    let mut before = told();
+    before.maps = vec![map("a"), map("b")];
+    let mut now = before.clone();
+    now.serial = 1;
+    now.maps.remove(0);
+    now.gone = vec!["kube-system/a/config".into(), "/etc/config/x".into()];
+    now.hash = "h".into();
+    let found = happenings(&before, &now);
+    let reasons: Vec<_> = found.iter().map(|it| (it.reason, &it.about)).collect();
+    assert_eq!(
+        reasons,
+        [
+            ("Gone", &About::Map(map("a"))),
+            ("ConfigGone", &About::Node)
+        ]
+    );
+    assert!(found[0].message.ends_with("in force: config h, 0 rules"));
+    assert_eq!(
+        found[1].message,
+        "/etc/config/x: gone; in force: config h, 0 rules"
+    );
+}
+
+#[test]
+fn what_lasts_is_said_once_and_again_if_it_comes_back() {
+    let note = |reason, text: &str| Note {
+        reason,
+        text: text.into(),
+    };
+    let (one, two) = (note("NoAddress", "eth0"), note("NoAddress", "eth1"));
+    let leak = note("Leak", "wg0");
+    let mut standing = Standing::default();
+    let all = [one.clone(), two, leak];
+    let unsaid = standing.unsaid(&all);
+    assert_eq!(unsaid["NoAddress"], ["eth0", "eth1"]);
+    assert_eq!(unsaid["Leak"], ["wg0"]);
+    // What there was no budget for stays unsaid.
+    for texts in ["NoAddress"].map(|reason| (reason, unsaid[reason].clone())) {
+        standing.said(texts.0, texts.1);
+    }
+    assert_eq!(standing.unsaid(&all).len(), 1);
+    standing.said("Leak", unsaid["Leak"].clone());
+    assert!(standing.unsaid(&all).is_empty());
+    assert!(standing.unsaid(&all[1..]).is_empty());
+    assert_eq!(standing.unsaid(&[one])["NoAddress"], ["eth0"]);
 }

@@ -46,39 +46,72 @@ pub(super) trait Set<K> {
     fn state(&mut self, trouble: Option<&Trouble>);
 }
 
-/// Why objects can't be followed right now.
+/// What is the matter with the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// It does not answer, or says that it can't.
+    Away,
+    /// It does not want to: not authenticated, or forbidden.
+    Refused,
+    /// It answers what nobody asked for, or what is not believed.
+    Odd,
+}
+
+/// Why the API can't be asked right now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(crate) struct Trouble {
     /// In words.
     pub text: String,
-    /// It is the server's will: not authenticated, or forbidden.
-    pub refused: bool,
+    /// What it is.
+    pub kind: Kind,
     /// What was heard so far is not a state to go on from: list anew.
     relist: bool,
 }
 
 impl Trouble {
     /// Trouble after which everything is listed anew.
-    pub(super) fn new(text: impl Into<String>) -> Self {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self::of_kind(Kind::Odd, text)
+    }
+
+    /// The same, of any kind.
+    pub(crate) fn of_kind(kind: Kind, text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
-            refused: false,
+            kind,
             relist: true,
         }
+    }
+
+    /// The API did not answer in time.
+    pub(crate) fn silent() -> Self {
+        Self {
+            text: "the API is silent".into(),
+            kind: Kind::Away,
+            relist: false,
+        }
+    }
+
+    /// The same trouble, of whoever was about to do this.
+    pub(crate) fn while_doing(mut self, what: &str) -> Self {
+        self.text = format!("{what}: {}", self.text);
+        self
     }
 
     fn of_status(status: &Status) -> Self {
-        Self {
-            text: format!(
-                "the API answers {} {}: {}",
-                status.code, status.reason, status.message
-            ),
-            refused: matches!(status.code, 401 | 403),
-            relist: true,
-        }
+        let kind = match status.code {
+            401 | 403 => Kind::Refused,
+            429 | 500.. => Kind::Away,
+            _ => Kind::Odd,
+        };
+        let text = format!(
+            "the API answers {} {}: {}",
+            status.code, status.reason, status.message
+        );
+        Self::of_kind(kind, text)
     }
 
-    pub(super) fn of(error: &kube::Error) -> Self {
+    pub(crate) fn of(error: &kube::Error) -> Self {
         if let Some(error) = TooLong::behind(error) {
             return Self::new(error.to_string());
         }
@@ -88,7 +121,7 @@ impl Trouble {
             kube::Error::ReadEvents(_) | kube::Error::HyperError(_) | kube::Error::Service(_) => {
                 Self {
                     text: causes(error),
-                    refused: false,
+                    kind: Kind::Away,
                     relist: false,
                 }
             }
@@ -174,14 +207,14 @@ where
         };
         let opened = timeout(ANSWER, self.api.watch(&params, &version)).await;
         let events = opened
-            .map_err(|_| silent())?
+            .map_err(|_| Trouble::silent())?
             .map_err(|error| Trouble::of(&error))?;
         pin_mut!(events);
         self.set.state(None);
         let deadline = Instant::now() + Duration::from_secs(u64::from(WATCH_FOR)) + ANSWER;
         loop {
             match tokio::time::timeout_at(deadline, events.try_next()).await {
-                Err(_) => return Err(silent()),
+                Err(_) => return Err(Trouble::silent()),
                 Ok(Err(error)) => return Err(Trouble::of(&error)),
                 Ok(Ok(None)) => return Ok(()),
                 Ok(Ok(Some(event))) => self.event(event)?,
@@ -222,7 +255,7 @@ where
         let version = loop {
             let page = timeout(ANSWER, self.api.list(&params)).await;
             let page = page
-                .map_err(|_| silent())?
+                .map_err(|_| Trouble::silent())?
                 .map_err(|error| Trouble::of(&error))?;
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
@@ -239,16 +272,7 @@ where
         let version = version.filter(|version| !version.is_empty());
         let version = version.ok_or_else(|| Trouble::new("the API lists without a version"))?;
         self.set.replace(all).await?;
-        self.set.state(None);
         Ok(version)
-    }
-}
-
-fn silent() -> Trouble {
-    Trouble {
-        text: "the API is silent".into(),
-        refused: false,
-        relist: false,
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the API says, all watches together.
 
 use super::client::KubeOptions;
-use super::follow::Trouble;
-use super::tell::Teller;
+use super::follow::{Kind, Trouble};
+use super::tell::{Asker, Teller};
 use crate::config::{Diagnostic, Document};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
@@ -92,7 +92,7 @@ pub struct NodeFacts {
 
 /// Which of the watches speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Main,
     Labelled,
     NatRules,
@@ -108,21 +108,27 @@ struct Heard {
     maps: BTreeMap<Part, Vec<Arc<MapDocuments>>>,
     node: Option<NodeFacts>,
     troubles: BTreeMap<Part, Trouble>,
-    teller: Teller,
 }
 
 /// What all watches share.
 pub(super) struct Shared {
     heard: Mutex<Heard>,
+    teller: Arc<Teller>,
     view: watch::Sender<View>,
     nodes: Api<Node>,
     node_name: Option<String>,
 }
 
 impl Shared {
-    pub(super) fn new(view: watch::Sender<View>, client: Client, options: &KubeOptions) -> Self {
+    pub(super) fn new(
+        view: watch::Sender<View>,
+        client: Client,
+        options: &KubeOptions,
+        teller: Arc<Teller>,
+    ) -> Self {
         Self {
             heard: Mutex::default(),
+            teller,
             view,
             nodes: Api::all(client),
             node_name: options.node_name.clone(),
@@ -151,19 +157,20 @@ impl Shared {
 
     /// A watch is well, or is not.
     pub(super) fn set_state(&self, part: Part, trouble: Option<&Trouble>) {
-        {
-            let mut heard = self.lock();
-            match trouble {
-                Some(trouble) => heard.troubles.insert(part, trouble.clone()),
-                None => heard.troubles.remove(&part),
-            };
-            let first = heard.troubles.values().next().map(|t| t.text.clone());
-            // Before all is heard, one watch that is well says nothing.
-            if first.is_some() || Part::MAPS.iter().all(|part| heard.maps.contains_key(part)) {
-                heard.teller.tell(first.as_deref());
+        match trouble {
+            Some(trouble) => {
+                self.lock().troubles.insert(part, trouble.clone());
+                self.teller.trouble(Asker::Watch(part), trouble);
+            }
+            None => {
+                self.lock().troubles.remove(&part);
+                self.teller.well(Asker::Watch(part));
             }
         }
         self.publish();
+        if trouble.is_none() && self.view.borrow().maps.is_some() {
+            self.teller.heard_all();
+        }
     }
 
     fn publish(&self) {
@@ -173,7 +180,7 @@ impl Shared {
             let maps = all.iter().all(Option::is_some);
             let refused = |part: &Part| {
                 let trouble = heard.troubles.get(part);
-                trouble.is_some_and(|trouble| trouble.refused)
+                trouble.is_some_and(|trouble| trouble.kind == Kind::Refused)
             };
             View {
                 maps: maps.then(|| all.into_iter().flatten().flatten().cloned().collect()),
@@ -207,7 +214,7 @@ impl Shared {
             .limit(1);
         let nodes = timeout(PATIENCE, self.nodes.list(&params)).await;
         let nodes = nodes
-            .map_err(|_| Trouble::new("the API is silent"))?
+            .map_err(|_| Trouble::of_kind(Kind::Away, "the API is silent"))?
             .map_err(|error| Trouble::of(&error))?;
         if nodes
             .items

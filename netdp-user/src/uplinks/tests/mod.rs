@@ -3,6 +3,7 @@
 mod address;
 mod kernel_snapshot;
 mod kernel_watch;
+mod lacking;
 mod netns;
 mod observe;
 mod reach;

@@ -1,0 +1,181 @@
+//! Uplinks that have lost their address: pods' packets are dropped, and the operator has to know.
+
+use super::Agent;
+use super::engine::Engine;
+use crate::status::Report;
+use crate::uplinks::{Family, Had, Lacking, Uplink, lacking, select};
+use std::time::{Duration, Instant};
+
+/// How long an address may be gone before anybody is told. networkd's restart and a renewed DHCP lease
+/// take less; probes that ask each few seconds would not notice either.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What is known of it.
+#[derive(Debug, Default)]
+pub(super) struct NoAddress {
+    had: Had,
+    /// What uplinks have now.
+    has: Had,
+    /// What is missing now, and when it was found so; `None` for what an earlier agent told.
+    missing: Vec<(Lacking, Option<Instant>)>,
+}
+
+impl NoAddress {
+    /// With what an earlier agent has seen: its uplinks may have lost their addresses while nobody
+    /// looked, and what it told goes on.
+    pub(super) fn after(before: &Report) -> Self {
+        let mut had = Had::new();
+        for uplink in &before.uplinks {
+            let families = had.entry(uplink.name.clone()).or_default();
+            families.extend(uplink.v4.map(|_| Family::V4));
+            families.extend(uplink.v6.map(|_| Family::V6));
+        }
+        for told in before.no_address.iter().filter(|told| told.lost) {
+            had.entry(told.uplink.clone())
+                .or_default()
+                .insert(told.family);
+        }
+        let missing = before.no_address.iter().map(|told| (told.clone(), None));
+        Self {
+            missing: missing.collect(),
+            had,
+            has: Had::new(),
+        }
+    }
+
+    /// Takes note of what is missing now.
+    fn note(&mut self, now_missing: Vec<Lacking>, now: Instant) {
+        let before = std::mem::take(&mut self.missing);
+        let since = |it: &Lacking| {
+            let same = before.iter().find(|(old, _)| is_same(old, it));
+            same.map_or(Some(now), |(_, since)| *since)
+        };
+        self.missing = now_missing
+            .into_iter()
+            .map(|it| (since(&it), it))
+            .map(|(since, it)| (it, since))
+            .collect();
+    }
+
+    /// What has been missing for long enough to be told.
+    fn due(&self, now: Instant) -> Vec<Lacking> {
+        let is_due = |since: &Option<Instant>| since.is_none_or(|since| now >= since + GRACE);
+        let due = self.missing.iter().filter(|(_, since)| is_due(since));
+        due.map(|(it, _)| it.clone()).collect()
+    }
+}
+
+/// Whether these are about one family of one uplink.
+fn is_same(one: &Lacking, other: &Lacking) -> bool {
+    one.uplink == other.uplink && one.family == other.family
+}
+
+impl Agent {
+    /// Links, addresses or routes may have changed.
+    pub(super) fn look_for_addresses(&mut self) {
+        let uplinks: Vec<Uplink> = match &self.engine {
+            Engine::Ebpf(_) => self.applied.uplinks.values().cloned().collect(),
+            Engine::Iptables(_) => {
+                // Nothing else keeps in mind what was one: with its address an uplink loses the routes
+                // that make it one.
+                let mut selection = self.selection.clone();
+                selection.names.extend(self.no_address.had.keys().cloned());
+                select(&self.snapshot, &selection).uplinks
+            }
+            Engine::Shadow(_) => return,
+        };
+        let has = (uplinks.iter()).map(|uplink| {
+            let families = uplink.addresses().map(Family::of);
+            (uplink.name.clone(), families.collect())
+        });
+        self.no_address.has = has.collect();
+        for (name, has) in &self.no_address.has {
+            let had = self.no_address.had.entry(name.clone()).or_default();
+            had.extend(has);
+        }
+        let had = &self.no_address.had;
+        let missing = lacking(&self.snapshot, &self.selection, &uplinks, had);
+        self.no_address.note(missing, Instant::now());
+        self.tell_addresses();
+    }
+
+    /// Says what has been missing for long enough, and what is there again.
+    pub(super) fn tell_addresses(&mut self) {
+        let due = self.no_address.due(Instant::now());
+        if due == self.report.no_address {
+            return;
+        }
+        let by_netfilter = self.engine.as_chains().is_some();
+        let before = std::mem::replace(&mut self.report.no_address, due);
+        for it in &self.report.no_address {
+            if before.contains(it) {
+                continue;
+            }
+            let level = if it.severe {
+                log::Level::Error
+            } else {
+                log::Level::Warn
+            };
+            log::log!(level, "{}", it.describe(by_netfilter));
+        }
+        let now = &self.report.no_address;
+        for it in before {
+            if !now.iter().any(|now| is_same(now, &it)) {
+                let (name, family) = (&it.uplink, it.family);
+                let has = self.no_address.has.get(name);
+                if has.is_some_and(|has| has.contains(&family)) {
+                    log::info!("{name} has an {family} address again");
+                } else {
+                    log::info!("{name}: an {family} address is not missed any more");
+                }
+            }
+        }
+        self.tell();
+        self.save_report();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{GRACE, NoAddress};
+    use crate::status::Report;
+    use crate::uplinks::{Family, Lacking};
+    use std::time::Instant;
+
+    fn lost(severe: bool) -> Lacking {
+        Lacking {
+            uplink: "eth0".into(),
+            family: Family::V4,
+            lost: true,
+            routed: false,
+            severe,
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_back_at_once_is_not_missed() {
+        let start = Instant::now();
+        let mut addresses = NoAddress::default();
+        addresses.note(vec![lost(true)], start);
+        assert!(addresses.due(start + GRACE / 2).is_empty());
+        // It counts from the first moment, whatever else changes.
+        addresses.note(vec![lost(false)], start + GRACE / 2);
+        assert_eq!(addresses.due(start + GRACE), [lost(false)]);
+        addresses.note(Vec::new(), start + GRACE);
+        addresses.note(vec![lost(true)], start + GRACE);
+        assert!(addresses.due(start + GRACE).is_empty());
+    }
+
+    #[test]
+    fn what_an_earlier_agent_told_goes_on_without_a_pause() {
+        let report = Report {
+            no_address: vec![lost(true)],
+            ..Report::default()
+        };
+        let start = Instant::now();
+        let mut addresses = NoAddress::after(&report);
+        assert!(addresses.had["eth0"].contains(&Family::V4));
+        addresses.note(vec![lost(true)], start);
+        assert_eq!(addresses.due(start), [lost(true)]);
+    }
+}

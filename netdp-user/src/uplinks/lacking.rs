@@ -1,0 +1,101 @@
+//! Uplinks without an address of a family that they are to masquerade with.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Family, Snapshot};
+use super::select::{Selection, Uplink};
+
+/// A family that an uplink has no address of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lacking {
+    /// The uplink's name.
+    pub uplink: String,
+    /// The family.
+    pub family: Family,
+    /// It had one before.
+    pub lost: bool,
+    /// Routes to masqueraded destinations lead there: packets are dropped.
+    pub routed: bool,
+    /// Nothing of that family is masqueraded any more that should be: routes lead to what lost its
+    /// address, or no uplink has one although the node is known by one, or had one.
+    pub severe: bool,
+}
+
+impl Lacking {
+    /// What an operator has to know. `by_netfilter`: netfilter translates, not the programs.
+    pub fn describe(&self, by_netfilter: bool) -> String {
+        let Self { uplink, family, .. } = self;
+        let any_more = if self.lost { " any more" } else { "" };
+        let what = match (by_netfilter, self.routed || self.severe) {
+            (true, _) => format!(
+                "netfilter gives pods' {family} packets that leave there another interface's address, or \
+                 drops them"
+            ),
+            (false, true) => format!(
+                "pods' {family} packets that are to be masqueraded are dropped there (no_source_address)"
+            ),
+            (false, false) => format!("no {family} route leads there"),
+        };
+        format!(
+            "{uplink} has no {family} address{any_more}: {what}; give it one of scope global (ip address show \
+             dev {uplink})"
+        )
+    }
+}
+
+/// The families that uplinks had addresses of, by name.
+pub type Had = BTreeMap<String, BTreeSet<Family>>;
+
+/// Says which uplinks lack an address, of the families that are masqueraded.
+///
+/// A node need not have both families: one that an uplink never had counts where masqueraded
+/// destinations are routed by it without a source of their own.
+pub fn lacking(
+    snapshot: &Snapshot,
+    selection: &Selection,
+    uplinks: &[Uplink],
+    had: &Had,
+) -> Vec<Lacking> {
+    let mut families = vec![Family::V4];
+    if selection.enable_ipv6 {
+        families.push(Family::V6);
+    }
+    let mut found = Vec::new();
+    for family in families {
+        let has = |uplink: &Uplink| match family {
+            Family::V4 => uplink.v4.is_some(),
+            Family::V6 => uplink.v6.is_some(),
+        };
+        let none_has = !uplinks.iter().any(has);
+        let known = |ip: &IpAddr| Family::of(*ip) == family;
+        // Who names the uplinks may have left out what the node is known by.
+        let by_role = selection.patterns.is_empty();
+        let expected = (by_role && selection.node_addrs.iter().any(known))
+            || had.values().any(|families| families.contains(&family));
+        for uplink in uplinks.iter().filter(|uplink| !has(uplink)) {
+            let lost = (had.get(&uplink.name)).is_some_and(|had| had.contains(&family));
+            let mut routes = snapshot.routes.iter();
+            let routed = routes.any(|route| {
+                let net = route.destination;
+                route.ifindex == uplink.ifindex
+                    && route.prefsrc.is_none()
+                    && Family::of(net.addr()) == family
+                    && selection.masqueraded.touches(&net)
+            });
+            let severe = (lost && routed) || (none_has && expected);
+            if lost || routed || severe {
+                found.push(Lacking {
+                    uplink: uplink.name.clone(),
+                    family,
+                    lost,
+                    routed,
+                    severe,
+                });
+            }
+        }
+    }
+    found
+}
