@@ -141,7 +141,7 @@ impl Agent {
             log::warn!("{problem}");
         }
         let monitor = Monitor::new().await?;
-        let mut engine = Engine::start(&options)?;
+        let (mut engine, no_ebpf) = Engine::start(&options)?;
         let sweeping = match engine.as_datapath() {
             Some(_) => Some(Sweeping::start(&options.bpffs)?),
             None => None,
@@ -170,6 +170,7 @@ impl Agent {
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: engine.name().into(),
+                no_ebpf,
                 kernel: engine.kernel(),
                 config: configuration::counted_on(&state_dir),
                 ..Report::default()

@@ -35,7 +35,7 @@ pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use node::NodeMaps;
-pub use orphans::adopt;
+pub use orphans::{Traces, adopt, traces};
 pub use placed::{Ahead, Findings, Found, Placed, Watched};
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
