@@ -143,7 +143,7 @@ impl Agent {
             log::warn!("{problem}");
         }
         let monitor = Monitor::new().await?;
-        let mut engine = Engine::start(&options)?;
+        let (mut engine, no_ebpf) = Engine::start(&options)?;
         let sweeping = match engine.as_datapath() {
             Some(_) => Some(Sweeping::start(&options.bpffs)?),
             None => None,
@@ -175,6 +175,7 @@ impl Agent {
             report: Report {
                 version: env!("CARGO_PKG_VERSION").into(),
                 mode: engine.name().into(),
+                no_ebpf,
                 kernel: engine.kernel(),
                 config: configuration::counted_on(&state_dir),
                 ready_file,

@@ -13,7 +13,7 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Verdict};
-use crate::{status, terminal};
+use crate::{pod, state_dir, status, terminal};
 use anyhow::Result;
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -77,8 +77,9 @@ struct Places {
         default_value = "/sys/fs/bpf/netdp"
     )]
     bpffs: PathBuf,
-    /// Directory for the lock, the status and the last good configuration.
-    #[arg(long, value_name = "DIR", default_value = "/run/netdp")]
+    /// Directory for the lock, the status and the last good configuration; unless given, /run/netdp,
+    /// or /dev/shm/netdp where that can only be read.
+    #[arg(long, value_name = "DIR", default_value_os_t = state_dir::default_path())]
     state_dir: PathBuf,
     /// Directory in which the programs of iptables and nft are looked for; may be repeated. Only
     /// root may be able to write to what is there.
@@ -130,12 +131,23 @@ pub enum Output {
 
 /// Parses a command line; ends the process with a message if it is none.
 ///
-/// Command lines of ip-masq-agent are taken, too: see `go`.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Cli {
+/// Command lines of ip-masq-agent and k8s-custom-iptables are taken, too: see `go`.
+/// `None` for one that wants a shell, which netdp is called by in its image: that was said.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if go::is_shell(&args) {
+        return None;
+    }
     let command = Cli::command();
-    Cli::parse_from(go::normalise(args, |word| {
-        command.find_subcommand(word).is_some()
-    }))
+    let args = go::normalise(args, |word| command.find_subcommand(word).is_some());
+    let is_agent = args.get(1).is_some_and(|word| word == "run");
+    let cli = Cli::try_parse_from(args).unwrap_or_else(|err| {
+        if is_agent && err.use_stderr() {
+            pod::leave(&err.to_string());
+        }
+        err.exit()
+    });
+    Some(cli)
 }
 
 /// Runs a command.
@@ -149,7 +161,10 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run(run) => {
             init_log(run.log_level());
-            agent::run(run.options()?)
+            // Only the agent's end is the container's.
+            run.options()
+                .and_then(agent::run)
+                .inspect_err(|err| pod::leave(&format!("netdp: error: {err:#}\n")))
         }
         Command::Status(show) => status::print(
             &show.places.bpffs,
@@ -297,7 +312,8 @@ mod tests {
     #[test]
     fn every_flag_of_ip_masq_agent_is_taken() {
         let ignored = "--alsologtostderr --add_dir_header --skip_headers=true --skip_log_headers \
-                       --one_output --stderrthreshold=INFO --vmodule=a=1 --log_backtrace_at=x:1 \
+                       --one_output --legacy_stderr_threshold_behavior=true \
+                       --stderrthreshold=INFO --alsologtostderrthreshold=2 --vmodule=a=1 --log_backtrace_at=x:1 \
                        --log_dir=/x --log_file=/x --log_file_max_size=9 --log-flush-frequency=5s";
         let line = format!(
             "ip-masq-agent --masq-chain=X --nomasq-all-reserved-ranges=1 --enable-ipv6=T \

@@ -6,6 +6,7 @@ mod events;
 mod health;
 mod lease;
 
+use crate::pod::NoEbpf;
 use crate::sources::kube::{self, Asker, KubeOptions, MapRef, Teller, Trouble, View};
 use anyhow::{Context as _, Result};
 use netdp_common::verdict::DropReason;
@@ -66,6 +67,8 @@ pub struct Told {
     pub version: String,
     /// How packets are translated.
     pub mode: String,
+    /// Why not by eBPF, where that was wanted most, and what would mend it.
+    pub no_ebpf: Option<NoEbpf>,
     /// Grows with each configuration that was taken or rejected.
     pub serial: u64,
     /// Hash of the policy in force.

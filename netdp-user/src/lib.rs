@@ -16,6 +16,7 @@ pub mod iptables;
 pub mod limits;
 pub mod misspelling;
 pub mod node;
+pub mod pod;
 pub mod prefixes;
 pub mod private;
 pub mod programs;

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match netdp_user::cli::dispatch(netdp_user::cli::parse(std::env::args_os())) {
+    let Some(cli) = netdp_user::cli::parse(std::env::args_os()) else {
+        return ExitCode::FAILURE;
+    };
+    match netdp_user::cli::dispatch(cli) {
         Ok(code) => code,
         Err(err) => {
             // The log may be filtered; the last word never is.

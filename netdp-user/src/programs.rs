@@ -4,6 +4,7 @@
 //! changed what is there. Whether that is so is looked at each time: the package may be replaced
 //! while the agent runs.
 
+use crate::pod;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
@@ -34,6 +35,10 @@ const COMPLAINTS: u64 = 64 << 10;
 
 /// A variable that is passed on: where the programs of iptables-legacy have their lock.
 const LOCK_FILE: &str = "XTABLES_LOCKFILE";
+
+/// Where that lock is in a container whose root can only be read, and which has not got the node's:
+/// without any they would not run.
+const LOCK_IN_MEMORY: &str = "/dev/shm/netdp-xtables.lock";
 
 /// Programs that run now, by their process groups.
 static RUNNING: Mutex<Running> = Mutex::new(Running {
@@ -182,6 +187,8 @@ impl Program {
             .stderr(Stdio::piped());
         if let Some(file) = std::env::var_os(LOCK_FILE) {
             command.env(LOCK_FILE, file);
+        } else if pod::is_read_only(Path::new(pod::LOCK)) {
+            command.env(LOCK_FILE, LOCK_IN_MEMORY);
         }
         command
     }

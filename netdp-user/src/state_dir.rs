@@ -3,6 +3,7 @@
 mod lock;
 
 use crate::config::Document;
+use crate::pod;
 use crate::private;
 use crate::rollback::Fallback;
 use crate::shadow::ShadowReport;
@@ -50,6 +51,31 @@ fn secret_from(bytes: [u8; 16]) -> siphash::Key {
 /// How long a lock is waited for: a second.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Where the state is unless `--state-dir` says otherwise.
+const DEFAULT: &str = "/run/netdp";
+
+/// The same in a container whose root can only be read, and which was given no other place: the
+/// memory that a pod's containers share, which outlives each of them.
+const IN_MEMORY: &str = "/dev/shm/netdp";
+
+/// The directory that is used unless another one is named: in one container always the same.
+pub fn default_path() -> PathBuf {
+    PathBuf::from(if pod::is_read_only(Path::new(DEFAULT)) {
+        IN_MEMORY
+    } else {
+        DEFAULT
+    })
+}
+
+/// Says so where the state ends with the pod.
+pub fn tell_of_memory(path: &Path) {
+    if path == Path::new(IN_MEMORY) {
+        log::info!(
+            "{DEFAULT} can only be read: the state is kept in {IN_MEMORY}, as long as the pod lives"
+        );
+    }
+}
 
 /// The directory.
 #[derive(Debug, Clone)]

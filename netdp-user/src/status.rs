@@ -6,6 +6,7 @@ use crate::datapath::{Attached, FlowRecord, Found, Kernel, Maps, Mechanism, Plac
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
+use crate::pod::{self, NoEbpf};
 use crate::state_dir::StateDir;
 use crate::terminal;
 use crate::uplinks::Lacking;
@@ -30,6 +31,9 @@ pub struct Report {
     pub version: String,
     /// `ebpf`, `iptables` or `shadow`.
     pub mode: String,
+    /// Why it is not `ebpf`, where that was wanted most.
+    #[serde(default)]
+    pub no_ebpf: Option<NoEbpf>,
     /// What the kernel was found to have, in eBPF mode.
     #[serde(default)]
     pub kernel: Option<Kernel>,
@@ -282,6 +286,15 @@ impl Status {
         let report = self.report.as_ref().map(terminal::each).transpose()?;
         if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
+            if let Some(no_ebpf) = &report.no_ebpf {
+                writeln!(out, "no eBPF    {}", no_ebpf.why)?;
+                for line in &no_ebpf.add {
+                    writeln!(out, "to add     {line}")?;
+                }
+                if !no_ebpf.add.is_empty() {
+                    writeln!(out, "           ({})", pod::BELOW)?;
+                }
+            }
         }
         match self.off.as_slice() {
             [] => writeln!(out, "datapath   {}", self.datapath)?,

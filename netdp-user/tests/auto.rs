@@ -1,13 +1,17 @@
-//! `--mode auto`: the programs where the kernel can, else the chains.
+//! `--mode auto`: the programs where they can be loaded and outlive the agent, else the chains.
 
 mod common;
 
 use anyhow::{Result, ensure};
 use common::clients::{Tcp, any, tcp_source, udp_source};
-use common::{Echo, OURS, POLICY, echoes, options, same_family, status, tcx_programs, wait_tcx};
+use common::{
+    Echo, NETDP, OURS, POLICY, echoes, options, refused, same_family, status, tcx_programs,
+    wait_tcx,
+};
 use nix::errno::Errno;
 use std::net::SocketAddr;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host};
+use std::process::Command;
+use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, output};
 
 /// What is logged before the reason.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";
@@ -100,6 +104,15 @@ fn without_bpf_the_chains_do_it_and_the_reason_is_logged() -> Result<()> {
         let mut agent = Agent::start(&world.bed.node, options)?;
         world.check()?;
         ensure!(mode(&agent)? == "iptables", "{}", agent.log());
+        let shown = agent.netdp(&["status"])?;
+        ensure!(
+            shown
+                .lines()
+                .any(|line| line.starts_with("no eBPF    ") && line.contains(words)),
+            "{shown}"
+        );
+        // Lines of a manifest are for pods.
+        ensure!(!shown.contains("to add"), "{shown}");
         let log = agent.log();
         let told: Vec<_> = log.lines().filter(|line| line.contains(FALLBACK)).collect();
         ensure!(told.len() == 1, "{log}");
@@ -116,6 +129,8 @@ fn without_bpf_the_chains_do_it_and_the_reason_is_logged() -> Result<()> {
         world.check()?;
         ensure!(mode(&agent)? == "ebpf", "{}", agent.log());
         ensure!(!agent.log().contains(FALLBACK), "{}", agent.log());
+        let shown = agent.netdp(&["status"])?;
+        ensure!(!shown.contains("no eBPF"), "{shown}");
         wait_tcx(&world.bed.node, "eth0", &[&[OURS[0]], &[OURS[1]]])?;
     }
     Ok(())
@@ -133,6 +148,10 @@ fn a_datapath_in_force_is_not_left() -> Result<()> {
     ensure!(told.contains("ended before it was in force"), "{told}");
     ensure!(
         told.contains("Operation not permitted") && !told.contains(FALLBACK),
+        "{told}"
+    );
+    ensure!(
+        told.contains("--mode auto does not leave them for iptables"),
         "{told}"
     );
     go_on(&mut open)?;
@@ -162,5 +181,67 @@ fn with_neither_both_reasons_are_told() -> Result<()> {
     }
     let attached = tcx_programs(&world.bed.node, "eth0")?;
     ensure!(attached.iter().all(Vec::is_empty), "{attached:?}");
+    Ok(())
+}
+
+/// What an operator can mend is not hidden by a chain.
+#[test]
+fn mistakes_are_told_and_not_worked_around() -> Result<()> {
+    let world = World::new()?;
+    let dir = WorkDir::new("auto")?;
+    let file = dir.path().join("file");
+    std::fs::write(&file, "")?;
+    for (bpffs, words) in [
+        (file.join("below"), "Not a directory"),
+        ("/proc/netdp".into(), "creating the directory for pins"),
+    ] {
+        let mut command = world.bed.node.command(NETDP);
+        command.args(["run", "--config"]).arg(world.config.path());
+        command.arg("--state-dir").arg(dir.path().join("state"));
+        command.arg("--bpffs").arg(&bpffs);
+        let told = refused(command)?;
+        ensure!(told.contains(words) && told.contains("--bpffs"), "{told}");
+        ensure!(!told.contains(FALLBACK), "{told}");
+    }
+    ensure!(!world.has_chain()?, "a chain was written");
+    Ok(())
+}
+
+/// Pins in a mount namespace of the agent's own end with it, and with them the programs.
+#[test]
+fn programs_that_would_not_outlive_the_agent_are_not_begun() -> Result<()> {
+    let world = World::new()?;
+    let dir = WorkDir::new("auto")?;
+    let script = dir.path().join("netdp-alone");
+    let text = format!("#!/bin/sh\nexec unshare --mount --propagation private {NETDP} \"$@\"\n");
+    std::fs::write(dir.path().join("text"), text)?;
+    // Not written by this process: a child that another test starts would have it open, and then it
+    // can't be run.
+    let mut install = Command::new("install");
+    output(
+        install
+            .args(["-m", "755"])
+            .arg(dir.path().join("text"))
+            .arg(&script),
+    )?;
+    let options = AgentOptions::new(&script)
+        .config(world.config.path())
+        .arg("--enable-ipv6")
+        .arg("--mode=auto");
+    let agent = Agent::start(&world.bed.node, options)?;
+    world.check()?;
+    ensure!(mode(&agent)? == "iptables", "{}", agent.log());
+    let log = agent.log();
+    let why = "is mounted in this process's mount namespace only";
+    ensure!(log.contains(FALLBACK) && log.contains(why), "{log}");
+    let attached = tcx_programs(&world.bed.node, "eth0")?;
+    ensure!(attached.iter().all(Vec::is_empty), "{attached:?}");
+    // Nothing of it is left in the agent's namespace either.
+    let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", agent.pid()))?;
+    let bpffs = agent.bpffs();
+    ensure!(
+        !mounts.contains(&format!(" {} ", bpffs.display())),
+        "{mounts}"
+    );
     Ok(())
 }

@@ -43,7 +43,8 @@ impl Place {
 
     fn arguments(&self, command: &mut Command, bpffs: &Path, state: &Path) {
         command.env_remove("NODE_IP");
-        command.arg("run").arg("--config").arg(self.config.path());
+        command.args(["run", "--mode=ebpf", "--config"]);
+        command.arg(self.config.path());
         command.arg("--bpffs").arg(bpffs);
         command.arg("--state-dir").arg(state);
     }

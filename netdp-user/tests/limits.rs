@@ -164,7 +164,10 @@ fn a_configuration_without_room_brings_the_defaults_and_says_why() -> Result<()>
 /// `netdp run` by way of a program that limits it.
 fn limited(node: &Netns, dir: &WorkDir, by: &[&str]) -> Command {
     let mut command = node.command(by[0]);
-    command.args(&by[1..]).arg(NETDP).arg("run");
+    command
+        .args(&by[1..])
+        .arg(NETDP)
+        .args(["run", "--mode=ebpf"]);
     for (flag, name) in [
         ("--bpffs", "bpffs"),
         ("--state-dir", "state"),

@@ -4,16 +4,13 @@ use crate::{setup, shell};
 use anyhow::{Result, ensure};
 use clap::Args;
 use comfy_table::Table;
-use xtask::image::{self, Flavour, Image};
+use xtask::image::{self, Image};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Registry, repository and tag of the image.
     #[arg(long)]
     name: Option<String>,
-    /// Put Debian's iptables in, for `--mode iptables`.
-    #[arg(long)]
-    iptables: bool,
     /// Build all of it a second time, in another directory, and compare.
     #[arg(long)]
     twice: bool,
@@ -22,17 +19,12 @@ pub struct Arguments {
 /// Makes the image; with `--twice`, fails unless both have the same digest.
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::run()?;
-    let flavour = if arguments.iptables {
-        Flavour::Iptables
-    } else {
-        Flavour::Plain
-    };
-    let name = arguments.name.clone().unwrap_or_else(|| flavour.name());
+    let name = arguments.name.as_deref().unwrap_or(image::NAME);
     let directory = image::target_dir()?;
-    let image = image::make(&name, flavour, &directory)?;
+    let image = image::make(name, &directory)?;
     if arguments.twice {
         let again = tempfile::tempdir()?;
-        let second = image::make(&name, flavour, again.path())?;
+        let second = image::make(name, again.path())?;
         ensure!(
             image.digest == second.digest,
             "not reproducible: {} the first time, {} the second",
@@ -41,7 +33,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         );
         shell::say("built a second time elsewhere: the same digest");
     }
-    println!("{}", table(&name, &image));
+    println!("{}", table(name, &image));
     Ok(())
 }
 

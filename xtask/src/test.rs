@@ -3,7 +3,7 @@
 use crate::{setup, shell};
 use anyhow::Result;
 use std::os::unix::process::CommandExt as _;
-use xtask::image::{self, Flavour};
+use xtask::image;
 use xtask::testbed;
 
 /// Sets up and becomes `cargo test`, so that its words are the last.
@@ -12,7 +12,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     setup::run()?;
     if arguments.is_empty() {
         shell::say("the image, which tests run under containerd");
-        image::make(image::NAME, Flavour::Plain, &image::target_dir()?)?;
+        image::make(image::NAME, &image::target_dir()?)?;
     }
     shell::say("cargo test (some minutes the first time)");
     let mut command = shell::cargo();

@@ -1,28 +1,14 @@
 //! The image, run by containerd with exactly what the DaemonSet grants.
 
 mod deploy;
+mod node;
 
 use anyhow::{Context as _, Result, ensure};
+use node::{AGENT, Node, PATIENCE};
 use serde_json::{Value, json};
 use std::fs;
-use std::net::IpAddr;
-use std::process::Command;
-use std::sync::OnceLock;
-use std::time::Duration;
-use xtask::image::{self, Flavour, Image};
-use xtask::testbed::{
-    API_PORT, ApiServer, Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output,
-    wait_for,
-};
-
-/// How long the agent may take to be in force on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Where a pod has its ServiceAccount's token.
-const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-
-/// The container's name.
-const AGENT: &str = "netdp";
+use xtask::image;
+use xtask::testbed::{API_PORT, ApiServer, ContainerOptions, wait_for};
 
 #[test]
 fn it_translates_with_the_daemonsets_rights() -> Result<()> {
@@ -75,17 +61,20 @@ fn each_capability_is_needed() -> Result<()> {
     for missing in all.iter().filter(|name| *name != "NET_RAW") {
         let rest: Vec<_> = all.iter().filter(|name| *name != missing).collect();
         let mut container = pod.container.clone();
+        insist(&mut container, "ebpf")?;
         container["securityContext"]["capabilities"]["add"] = json!(rest);
         let node = Node::start()?;
         node.run(AGENT, &container)?;
-        node.containerd.wait_end(AGENT)?;
-        let log = node.containerd.log(AGENT);
-        ensure!(
-            log.contains("netdp: error:") && log.contains(&format!("CAP_{missing} is missing")),
-            "without CAP_{missing} it says:\n{log}"
-        );
-        // The verifier's log would blame the programs.
-        ensure!(!log.contains("prohibited"), "{log}");
+        let (log, last_words) = node.wait_end(AGENT)?;
+        for told in [&log, &last_words] {
+            ensure!(
+                told.contains(&format!(
+                    "netdp: error: eBPF mode does not work in this pod: CAP_{missing} is missing"
+                )) && told.contains(&format!("securityContext.capabilities.add: [{missing}]"))
+                    && !told.contains("prohibited"),
+                "without CAP_{missing} it says:\n{told}"
+            );
+        }
         ensure!(
             !log.contains("in force on eth0"),
             "it works without CAP_{missing}:\n{log}"
@@ -158,18 +147,25 @@ fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
     Ok(())
 }
 
+/// The kubelet mounts what is there: an empty directory, if the node has no bpffs.
 #[test]
 fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
-    let node = Node::without_bpffs(Flavour::Plain)?;
-    node.run(AGENT, &DaemonSet::read("")?.container)?;
-    node.containerd.wait_end(AGENT)?;
-    let log = node.containerd.log(AGENT);
-    ensure!(log.contains("mount -t bpf bpf"), "{log}");
+    let node = Node::without_bpffs()?;
+    let mut container = DaemonSet::read("")?.container;
+    insist(&mut container, "ebpf")?;
+    node.run(AGENT, &container)?;
+    let (log, last_words) = node.wait_end(AGENT)?;
+    for told in [log, last_words] {
+        ensure!(
+            told.contains("the node has no bpffs at /sys/fs/bpf") && told.contains("fstab"),
+            "{told}"
+        );
+    }
     Ok(())
 }
 
 #[test]
-fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> {
+fn the_image_has_both_kinds_of_iptables_and_they_need_these_rights() -> Result<()> {
     // iptables-nft speaks netlink; iptables-legacy opens a raw socket.
     let both = json!(["NET_ADMIN", "NET_RAW"]);
     let cases = [
@@ -180,7 +176,7 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
         ("iptables-legacy", json!(["NET_ADMIN"]), false),
         ("ip6tables-legacy", both, true),
     ];
-    let node = Node::without_bpffs(Flavour::Iptables)?;
+    let node = Node::without_bpffs()?;
     let rule = "-w 60 -t nat -A POSTROUTING -m addrtype ! --dst-type LOCAL -p tcp -m statistic \
                 --mode random --probability 0.5 -m comment --comment netdp -j MASQUERADE \
                 --to-ports 1024-29999 --random-fully";
@@ -189,15 +185,14 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
         let mut options = ContainerOptions {
             command: vec![program.into()],
             security: DaemonSet::read("")?.container["securityContext"].clone(),
-            mounts: vec![(node.dir.path().join("lock"), "/run/xtables.lock".into())],
+            mounts: vec![(node.volume("xtables-lock"), "/run/xtables.lock".into())],
             ..ContainerOptions::default()
         };
         options
             .command
             .extend(rule.split_whitespace().map(str::to_owned));
         options.security["capabilities"]["add"] = capabilities.clone();
-        node.containerd
-            .run(&Flavour::Iptables.name(), &id, &options)?;
+        node.containerd.run(image::NAME, &id, &options)?;
         node.containerd.wait_end(&id)?;
         let listed = node
             .bed
@@ -216,133 +211,11 @@ fn the_iptables_image_has_both_kinds_and_they_need_these_rights() -> Result<()> 
     Ok(())
 }
 
-/// A node with a pod, a server far off, and containerd.
-struct Node {
-    containerd: Containerd,
-    http: HttpServer,
-    server: Host,
-    bed: Bed,
-    address: IpAddr,
-    dir: WorkDir,
-}
-
-impl Node {
-    fn start() -> Result<Self> {
-        let node = Self::without_bpffs(Flavour::Plain)?;
-        let bpffs = node.dir.path().join("bpffs");
-        output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(bpffs))?;
-        Ok(node)
-    }
-
-    fn without_bpffs(flavour: Flavour) -> Result<Self> {
-        let bed = Bed::builder()
-            .uplink("eth0", &["10.1.0.10/16"])
-            .pods(1, &["172.16.0.0/24"])
-            .build()?;
-        let server = bed.server(0, &["198.51.100.7/24"])?;
-        let http = HttpServer::start(&server, (server.v4()?, 80))?;
-        let containerd = Containerd::start(&bed.node)?;
-        containerd.import(&image(flavour)?.archive)?;
-        let dir = WorkDir::new("node")?;
-        for name in ["bpffs", "state", "secrets"] {
-            fs::create_dir(dir.path().join(name))?;
-        }
-        fs::write(dir.path().join("lock"), "")?;
-        Ok(Self {
-            address: bed.uplinks[0].v4()?.into(),
-            containerd,
-            http,
-            server,
-            bed,
-            dir,
-        })
-    }
-
-    /// Runs a container of a pod, with this node's directories in the place of
-    /// a whole machine's.
-    fn run(&self, id: &str, container: &Value) -> Result<()> {
-        let arguments = container["args"].as_array().into_iter().flatten();
-        let options = ContainerOptions {
-            command: image::ENTRYPOINT
-                .into_iter()
-                .chain(arguments.filter_map(Value::as_str))
-                .map(str::to_owned)
-                .collect(),
-            env: self.environment(container)?,
-            security: container["securityContext"].clone(),
-            mounts: vec![
-                (
-                    self.dir.path().join("bpffs"),
-                    mount_path(container, "bpffs")?,
-                ),
-                (
-                    self.dir.path().join("state"),
-                    mount_path(container, "state")?,
-                ),
-                (self.dir.path().join("secrets"), SECRETS.into()),
-            ],
-        };
-        let image = container["image"].as_str().context("no image")?;
-        self.containerd.run(image, id, &options)
-    }
-
-    fn environment(&self, container: &Value) -> Result<Vec<(String, String)>> {
-        let variables = container["env"].as_array().into_iter().flatten();
-        let value = |variable: &Value| {
-            let field = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
-            match (variable["value"].as_str(), field) {
-                (Some(value), None) => Ok(value.to_owned()),
-                (None, Some("spec.nodeName")) => Ok("node".into()),
-                (None, Some("status.hostIP")) => Ok(self.address.to_string()),
-                (None, Some("metadata.namespace")) => Ok("kube-system".into()),
-                _ => anyhow::bail!("what is {variable}?"),
-            }
-        };
-        variables
-            .map(|variable| {
-                let name = variable["name"].as_str().context("no name")?;
-                Ok((name.to_owned(), value(variable)?))
-            })
-            .collect()
-    }
-
-    fn wait_in_force(&self, id: &str) -> Result<()> {
-        wait_for(PATIENCE, "the agent to be in force", || {
-            self.containerd.log(id).contains("in force on eth0")
-        })
-        .with_context(|| format!("it wrote:\n{}", self.containerd.log(id)))
-    }
-
-    /// Whom the server sees when the pod asks it.
-    fn source_seen(&self) -> Result<IpAddr> {
-        let url = format!("http://{}/health", self.server.v4()?);
-        self.bed.pods[0].run(&["curl", "-sf", "-m", "30", &url])?;
-        let seen = self.http.seen().last().copied();
-        seen.context("the server saw nobody")
-    }
-
-    /// Asks as the kubelet does, from the node's network.
-    fn probe(&self, probe: &Value) -> Result<String> {
-        let get = &probe["httpGet"];
-        let [host, path] = [&get["host"], &get["path"]].map(|it| it.as_str().unwrap_or_default());
-        let url = format!("http://{host}:{}{path}", get["port"]);
-        self.bed.node.run(&["curl", "-sf", "-m", "30", &url])
-    }
-
-    fn process_status(&self, id: &str) -> Result<String> {
-        let pid = self.containerd.pid(id)?.context("it does not run")?;
-        Ok(fs::read_to_string(format!("/proc/{pid}/status"))?)
-    }
-
-    fn root_is_read_only(&self, id: &str) -> Result<bool> {
-        let pid = self.containerd.pid(id)?.context("it does not run")?;
-        let mounts = fs::read_to_string(format!("/proc/{pid}/mounts"))?;
-        let root = mounts
-            .lines()
-            .find(|line| line.split(' ').nth(1) == Some("/"));
-        let options = root.and_then(|line| line.split(' ').nth(3));
-        Ok(options.context("no root")?.split(',').any(|it| it == "ro"))
-    }
+/// Gives a container `--mode`.
+fn insist(container: &mut Value, mode: &str) -> Result<()> {
+    let args = container["args"].as_array_mut().context("no args")?;
+    args.push(json!(format!("--mode={mode}")));
+    Ok(())
 }
 
 /// The DaemonSet's only container.
@@ -382,13 +255,6 @@ impl DaemonSet {
     }
 }
 
-fn mount_path(container: &Value, volume: &str) -> Result<String> {
-    let mut mounts = container["volumeMounts"].as_array().into_iter().flatten();
-    let found = mounts.rfind(|mount| mount["name"] == volume);
-    let path = found.and_then(|mount| mount["mountPath"].as_str());
-    Ok(path.context("not mounted")?.to_owned())
-}
-
 /// Capabilities as a bit mask, with the numbers of linux/capability.h.
 fn mask(names: &[String]) -> Result<u64> {
     names.iter().try_fold(0, |mask, name| {
@@ -410,17 +276,4 @@ fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
         .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"))
         .with_context(|| format!("{name} is not in\n{status}"))
-}
-
-/// The image that ships, made once.
-fn image(flavour: Flavour) -> Result<Image> {
-    type Made = Result<Image, String>;
-    static IMAGES: [OnceLock<Made>; 2] = [const { OnceLock::new() }; 2];
-    let made = IMAGES[usize::from(flavour == Flavour::Iptables)].get_or_init(|| {
-        image::target_dir()
-            .and_then(|directory| image::make(&flavour.name(), flavour, &directory))
-            .map_err(|error| format!("{error:#}"))
-    });
-    made.clone()
-        .map_err(|error| anyhow::anyhow!("making the image: {error}"))
 }

@@ -3,12 +3,14 @@
 use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
-use crate::datapath::{Attached, Datapath, Kernel};
-use crate::iptables::{self, Chains, KEEP_CHAIN};
+use crate::datapath::{self, Attached, Datapath, Kernel, Traces};
+use crate::iptables::{self, Backend, Chains, KEEP_CHAIN};
+use crate::pod::{self, Lacking, NoEbpf};
 use crate::reconcile::{Change, State};
+use crate::rights;
 use crate::shadow::{Node, Shadow};
 use crate::state_dir::StateDir;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya_log::EbpfLogger;
 use netdp_common::abi::Counters;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,16 +23,16 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The engine of `--mode`.
+    /// The engine of `--mode`; and why it is not the eBPF one, where that was wanted most.
     ///
     /// # Errors
     /// It can't work here.
-    pub(super) fn start(options: &RunOptions) -> Result<Self> {
-        let pinned = is_pinned(&options.bpffs);
+    pub(super) fn start(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
         match options.mode {
-            Mode::Ebpf => Self::ebpf(options),
+            Mode::Ebpf => Self::ebpf(options)
+                .map_err(|err| Lacking::look(&options.bpffs, &options.state_dir).explain(err)),
             Mode::Iptables => Self::chains(options),
-            Mode::Shadow if pinned => bail!(
+            Mode::Shadow if is_pinned(&options.bpffs) => bail!(
                 "an eBPF datapath is in force in {}: there is no other to compare with; end it with netdp detach",
                 options.bpffs.display()
             ),
@@ -38,17 +40,79 @@ impl Engine {
                 let dir = StateDir::at(&options.state_dir);
                 Ok(Self::Shadow(Shadow::start(&options.chains.name, dir)?))
             }
-            Mode::Auto => match Self::ebpf(options) {
-                // One that is in force already is not left for another.
-                Err(err) if !pinned => {
-                    log::warn!("--mode auto: iptables, because eBPF does not work here: {err:#}");
-                    Self::chains(options).with_context(|| {
-                        format!("eBPF does not work here ({err:#}), nor does iptables")
-                    })
-                }
-                other => other,
-            },
+            Mode::Auto => return Self::best(options),
         }
+        .map(|engine| (engine, None))
+    }
+
+    /// The programs where they can be loaded and outlive the agent, else the chains.
+    fn best(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
+        let lacking = Lacking::look(&options.bpffs, &options.state_dir);
+        // What translates already is not left for something else.
+        if is_pinned(&options.bpffs) {
+            let engine = Self::ebpf(options).map_err(|err| lacking.explain(err));
+            return Ok((
+                engine.with_context(|| stays(&options.bpffs.display().to_string()))?,
+                None,
+            ));
+        }
+        match datapath::traces() {
+            Traces::None => {}
+            Traces::Adoptable => return Ok((Self::ebpf(options)?, None)),
+            Traces::OutOfReach(what) => {
+                let why = lacking.explain(anyhow!("their maps are out of reach"));
+                return Err(why.context(stays(&what.join(", "))));
+            }
+            Traces::Unknown(interfaces) => log::warn!(
+                "programs are attached to {} by TCX, and whose they are the kernel tells with \
+                 CAP_SYS_ADMIN only: if they are an earlier netdp's, they go on by its policy. \
+                 `netdp detach` on the node ends them",
+                interfaces.join(", ")
+            ),
+        }
+        let tried = if lacking.is_decisive() {
+            Err(lacking.sentence())
+        } else {
+            Self::kept(options)?
+        };
+        let why = match tried {
+            Ok(engine) => return Ok((engine, None)),
+            Err(why) => why,
+        };
+        log::warn!("--mode auto: iptables, because eBPF does not work here: {why}");
+        let add = lacking.manifest();
+        if !add.is_empty() {
+            log::info!("for eBPF add, {}:", pod::BELOW);
+        }
+        for line in &add {
+            log::info!("  {line}");
+        }
+        let chains = Self::chains(options)
+            .with_context(|| format!("eBPF does not work here ({why}), nor does iptables"))?;
+        Ok((chains, Some(NoEbpf { why, add })))
+    }
+
+    /// The programs, if they would outlive the agent, or why not.
+    ///
+    /// # Errors
+    /// Something that another mode would only hide: a wrong directory, too little memory.
+    fn kept(options: &RunOptions) -> Result<Result<Self, String>> {
+        let mut engine = match Self::ebpf(options) {
+            Ok(engine) => engine,
+            Err(err) if pod::is_refusal(&err) => {
+                return Ok(Err(format!("{:#}", rights::explain(err))));
+            }
+            Err(err) => return Err(err),
+        };
+        let Some(datapath) = engine.as_datapath() else {
+            return Ok(Ok(engine));
+        };
+        let Some(why) = datapath.fleeting().map(str::to_owned) else {
+            return Ok(Ok(engine));
+        };
+        // Nothing is attached yet.
+        datapath.remove()?;
+        Ok(Err(why))
     }
 
     fn ebpf(options: &RunOptions) -> Result<Self> {
@@ -67,7 +131,16 @@ impl Engine {
         for flag in &options.ebpf_only {
             log::warn!("{flag} has no effect in iptables mode");
         }
-        Ok(Self::Iptables(Chains::new(&options.chains)?))
+        let chains = Chains::new(&options.chains)?;
+        if chains.backend() == Backend::Legacy && pod::has_lock_of_its_own() {
+            log::warn!(
+                "the node's programs of iptables-legacy do not see the lock of this pod's: writing may \
+                 fail now and then, and is tried again. To be added, {}: {}",
+                pod::BELOW,
+                pod::LOCK_VOLUME
+            );
+        }
+        Ok(Self::Iptables(chains))
     }
 
     pub(super) const fn name(&self) -> &'static str {
@@ -238,4 +311,14 @@ impl Engine {
         }
         Ok(removed)
     }
+}
+
+/// Why the programs of an earlier agent are not left for iptables.
+fn stays(place: &str) -> String {
+    format!(
+        "netdp's eBPF programs are in force ({place}), and --mode auto does not leave them for iptables: \
+         packets would be translated twice, or by an old policy. They go on as they are. `--mode iptables` \
+         with what they were started with gives their connections to netfilter; `netdp detach` on the \
+         node ends them"
+    )
 }

@@ -20,7 +20,7 @@ pub enum Mode {
     /// Nothing of netdp's: what eBPF would do is compared with what netfilter does, see
     /// netdp shadow report.
     Shadow,
-    /// eBPF where the kernel can, else iptables.
+    /// eBPF where it can be loaded and outlives the agent, else iptables.
     Auto,
 }
 

@@ -220,6 +220,7 @@ impl Agent {
         let told = Told {
             version: self.report.version.clone(),
             mode: self.report.mode.clone(),
+            no_ebpf: self.report.no_ebpf.clone(),
             serial: self.told.serial,
             hash: config.hash.clone(),
             generation: config.generation,

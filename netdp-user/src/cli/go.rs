@@ -1,10 +1,50 @@
-//! Command lines of ip-masq-agent: Go's notation, and no subcommand.
+//! Command lines of what netdp replaces: ip-masq-agent's, in Go's notation and without a subcommand,
+//! and the one of k8s-custom-iptables' manifest.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 /// The name of ip-masq-agent's program, which netdp may be called by.
 const UPSTREAM: &str = "ip-masq-agent";
+
+/// The script of k8s-custom-iptables' image. Its manifest runs `sh -c /run.sh`.
+const SCRIPT: &str = "run.sh";
+
+/// What netdp is in the place of that script: it masquerades the networks of the mounted file
+/// `nat.rules`, by a chain of its own, and leaves all other destinations and ip-masq-agent's chain to
+/// whoever decides about them today.
+const CUSTOM: [&str; 3] = [
+    "--config=/cfg",
+    "--default-action=bypass",
+    "--masq-chain=NETDP-CUSTOM",
+];
+
+/// Said where a shell was wanted.
+const NO_SHELL: &str = "netdp: error: there is no shell in netdp's image. Its one program is netdp, for \
+     example: kubectl exec POD -- netdp status";
+
+/// Whether the program was called as a shell for something else than that script. Says so.
+pub(super) fn is_shell(args: &[OsString]) -> bool {
+    let wanted = args.first().is_some_and(|program| is_called(program, "sh"));
+    let refused = wanted && !is_script(args);
+    if refused {
+        eprintln!("{NO_SHELL}");
+    }
+    refused
+}
+
+fn is_called(program: &OsStr, name: &str) -> bool {
+    Path::new(program).file_name() == Some(OsStr::new(name))
+}
+
+/// Whether this is k8s-custom-iptables' command line, or what its shell would make of it.
+fn is_script(args: &[OsString]) -> bool {
+    match args {
+        [program] => is_called(program, SCRIPT),
+        [shell, flag, command] => is_called(shell, "sh") && flag == "-c" && command == "/run.sh",
+        _ => false,
+    }
+}
 
 /// The command line as clap takes it. `known` tells which words are subcommands.
 ///
@@ -14,13 +54,18 @@ pub(super) fn normalise(
     args: impl IntoIterator<Item = OsString>,
     known: impl Fn(&str) -> bool,
 ) -> Vec<OsString> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if is_script(&args) {
+        let words = ["netdp", "run"].into_iter().chain(CUSTOM);
+        return words.map(Into::into).collect();
+    }
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default();
     let mut rest: Vec<OsString> = args.collect();
     let first = rest.first().and_then(|arg| arg.to_str()).unwrap_or("");
     let is_command = known(first) || matches!(first, "-h" | "--help" | "-V" | "help");
     let is_version = matches!(first, "--version" | "--version=true" | "--version=raw");
-    let called_upstream = Path::new(&program).file_name() == Some(OsStr::new(UPSTREAM));
+    let called_upstream = is_called(&program, UPSTREAM);
     if is_version {
         return vec![program, "--version".into()];
     }
@@ -54,7 +99,30 @@ pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::normalise;
+    use super::{is_shell, normalise};
+
+    #[test]
+    fn what_wants_a_shell_is_told_that_there_is_none() {
+        let wants = |line: &str| is_shell(&line.split(' ').map(Into::into).collect::<Vec<_>>());
+        for shell in [
+            "sh",
+            "/bin/sh",
+            "sh -c ls",
+            "sh /run.sh",
+            "sh -c /run.sh -x",
+        ] {
+            assert!(wants(shell), "{shell}");
+        }
+        for other in [
+            "sh -c /run.sh",
+            "/bin/sh -c /run.sh",
+            "netdp",
+            "/run.sh",
+            "netdp sh",
+        ] {
+            assert!(!wants(other), "{other}");
+        }
+    }
 
     fn normalised(line: &str) -> String {
         let args = line.split(' ').map(Into::into);
@@ -84,8 +152,22 @@ mod tests {
             ("/ip-masq-agent", "/ip-masq-agent run"),
             ("ip-masq-agent --v=2", "ip-masq-agent run --v=2"),
             ("/ip-masq-agent status", "/ip-masq-agent status"),
+            (
+                "sh -c /run.sh",
+                "netdp run --config=/cfg --default-action=bypass --masq-chain=NETDP-CUSTOM",
+            ),
+            (
+                "/run.sh",
+                "netdp run --config=/cfg --default-action=bypass --masq-chain=NETDP-CUSTOM",
+            ),
         ] {
             assert_eq!(normalised(line), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn the_scripts_chain_is_the_one_that_is_taken_over() {
+        let chain = format!("--masq-chain={}", crate::iptables::CUSTOM_CHAIN);
+        assert!(super::CUSTOM.contains(&chain.as_str()));
     }
 }

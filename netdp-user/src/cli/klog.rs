@@ -34,8 +34,13 @@ struct Ignored {
     #[arg(long = "one_output", alias = "one-output", hide = true, num_args = 0..=1,
           require_equals = true, default_missing_value = "")]
     one_output: Option<String>,
+    #[arg(long = "legacy_stderr_threshold_behavior", alias = "legacy-stderr-threshold-behavior",
+          hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    legacy_stderr_threshold_behavior: Option<String>,
     #[arg(long, hide = true, value_name = "N", allow_hyphen_values = true)]
     stderrthreshold: Option<String>,
+    #[arg(long, hide = true, value_name = "N", allow_hyphen_values = true)]
+    alsologtostderrthreshold: Option<String>,
     #[arg(long, hide = true, value_name = "PATTERNS")]
     vmodule: Option<String>,
     #[arg(long = "log_backtrace_at", alias = "log-backtrace-at", hide = true)]
@@ -73,7 +78,9 @@ impl Klog {
             skip_headers,
             skip_log_headers,
             one_output,
+            legacy_stderr_threshold_behavior,
             stderrthreshold,
+            alsologtostderrthreshold,
             vmodule,
             log_backtrace_at,
             log_dir,
@@ -89,7 +96,15 @@ impl Klog {
             ("--skip_headers", skip_headers.is_some()),
             ("--skip_log_headers", skip_log_headers.is_some()),
             ("--one_output", one_output.is_some()),
+            (
+                "--legacy_stderr_threshold_behavior",
+                legacy_stderr_threshold_behavior.is_some(),
+            ),
             ("--stderrthreshold", stderrthreshold.is_some()),
+            (
+                "--alsologtostderrthreshold",
+                alsologtostderrthreshold.is_some(),
+            ),
             ("--vmodule", vmodule.is_some()),
             ("--log_backtrace_at", log_backtrace_at.is_some()),
             ("--log_dir", log_dir.is_some()),

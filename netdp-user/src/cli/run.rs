@@ -12,6 +12,7 @@ use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
+use crate::state_dir::tell_of_memory;
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -38,7 +39,7 @@ pub(super) struct Run {
     #[command(flatten)]
     policy: Policy,
     /// What does the translating.
-    #[arg(long, value_enum, default_value_t = Mode::Ebpf)]
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
     mode: Mode,
     /// Whether ip-masq-agent's chain, and the rules of k8s-custom-iptables that the configuration
     /// covers, go once the eBPF datapath is in force. Connections that they translate go on.
@@ -154,6 +155,7 @@ impl Run {
                 ignored.join(", ")
             );
         }
+        tell_of_memory(&self.places.state_dir);
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());

@@ -6,6 +6,7 @@
 mod budget;
 
 use super::{Note, REFUSALS, Told};
+use crate::pod;
 use crate::sources::kube::{Asker, Kind, KubeOptions, MapRef, Teller, Trouble, random};
 use budget::Budget;
 use jiff::Timestamp;
@@ -111,6 +112,19 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
             "UplinkLost",
             format!("pods' traffic is no longer masqueraded on {names}: it is no uplink any more"),
         );
+    }
+    if let Some(no_ebpf) = &now.no_ebpf
+        && before.no_ebpf.is_none()
+    {
+        let mut message = format!(
+            "pods' traffic is masqueraded by iptables rules, because eBPF does not work here: {}",
+            no_ebpf.why
+        );
+        if !no_ebpf.add.is_empty() {
+            let lines = no_ebpf.add.join("; ");
+            message += &format!(". To be added {}: {lines}", pod::BELOW);
+        }
+        node("IptablesMode", message);
     }
     if now.losses > before.losses {
         node(

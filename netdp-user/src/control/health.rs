@@ -136,12 +136,19 @@ fn live(age: Duration) -> (StatusCode, String) {
 
 fn ready(told: &Told) -> (StatusCode, String) {
     if told.unready.is_empty() {
-        let text = format!(
-            "ok: config {} from {} in force on {}\n",
-            told.hash,
-            told.source,
-            told.uplinks.join(", ")
-        );
+        let place = match told.uplinks.as_slice() {
+            // iptables mode has none.
+            [] => "by iptables rules".into(),
+            uplinks => format!("on {}", uplinks.join(", ")),
+        };
+        let (hash, source) = (&told.hash, &told.source);
+        let mut text = format!("ok: config {hash} from {source} in force {place}\n");
+        if let Some(no_ebpf) = &told.no_ebpf {
+            text += &format!(
+                "iptables mode, because eBPF does not work here: {}\n",
+                no_ebpf.why
+            );
+        }
         return (StatusCode::OK, text);
     }
     let text = format!("not ready: {}\n", told.unready.join("\nnot ready: "));

@@ -1,7 +1,7 @@
 //! The BPF file system that pins live in.
 
 use super::mounts;
-use crate::private;
+use crate::{pod, private};
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -45,6 +45,14 @@ pub fn ensure(dir: &Path) -> Result<bool> {
     Ok(mounted)
 }
 
+/// Whether something is mounted at `dir` or above it, by what `/proc/PID/mountinfo` says, but for what
+/// every container has: its root and its devices, shared memory among them, and by some runtimes /run.
+pub fn is_mounted_in(mountinfo: &str, dir: &Path) -> bool {
+    let own = ["/", "/dev", "/dev/shm", "/run"].map(Path::new);
+    mounts::parse(mountinfo)
+        .any(|mount| dir.starts_with(&mount.point) && !own.contains(&mount.point.as_path()))
+}
+
 /// Whether `dir` lies on a bpffs.
 pub fn is_bpffs(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
@@ -69,11 +77,16 @@ pub fn is_fleeting(dir: &Path, mounted: bool) -> Option<String> {
     let container =
         fs::read_link("/proc/self/ns/pid").is_ok_and(|it| it != Path::new(INITIAL_PIDS));
     let is_known = has_init && !(container && mounted && !at.is_shared);
+    let mend = if pod::is_here() {
+        "Mount the node's /sys/fs/bpf into the pod: see docs/install.md"
+    } else {
+        "Mount one on the host (mount -t bpf bpf /sys/fs/bpf) and give it to the agent, or let mounts \
+         propagate to the host"
+    };
     (!is_known).then(|| {
         format!(
             "the bpffs at {} is mounted in this process's mount namespace only: programs and maps go \
-             with that, and pods' packets then leave with their own addresses. Mount one on the host \
-             (mount -t bpf bpf /sys/fs/bpf) and give it to the agent, or let mounts propagate to the host",
+             with that, and pods' packets then leave with their own addresses. {mend}",
             at.point.display()
         )
     })

@@ -36,7 +36,7 @@ pub use history::History;
 pub use links::{Attached, Hook, Mechanism};
 pub use maps::Maps;
 pub use node::NodeMaps;
-pub use orphans::adopt;
+pub use orphans::{Traces, adopt, traces};
 pub use placed::{Ahead, Findings, Found, Placed, Watched};
 pub use policy::PolicyChange;
 pub use sweep::{SweepRules, Sweeper, Swept};
@@ -46,7 +46,6 @@ pub use tracked::{forget, is_marked, may_be_translated, untranslated};
 use crate::conntrack::Conntrack;
 use crate::limits;
 use crate::reconcile::Change;
-use crate::rights;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
@@ -210,11 +209,6 @@ impl Datapath {
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         let mounted = bpffs::ensure(bpffs)?;
         let fleeting = bpffs::is_fleeting(bpffs, mounted);
-        Self::load_on(bpffs, setup, fleeting).map_err(rights::explain)
-    }
-
-    /// The rest of [`load`](Self::load), with a bpffs there.
-    fn load_on(bpffs: &Path, setup: &Setup, fleeting: Option<String>) -> Result<Self> {
         adopt(bpffs)?;
         let counted = object::Carried::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;

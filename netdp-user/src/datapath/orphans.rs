@@ -91,6 +91,41 @@ pub fn find(keep: &BTreeSet<(u32, Hook, u32)>) -> Result<Vec<Orphan>> {
     Ok(found)
 }
 
+/// What there is on the hooks of programs whose pins are not where they are looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Traces {
+    /// Nothing of netdp's.
+    None,
+    /// An earlier agent's, which [`adopt`] takes over.
+    Adoptable,
+    /// Clsact filters of netdp's, of which this process can reach no more.
+    OutOfReach(Vec<String>),
+    /// Interfaces that programs leave by which the kernel tells this process nothing of.
+    Unknown(Vec<String>),
+}
+
+/// Looks for an earlier agent's programs. Filters show whose they are to everybody.
+pub fn traces() -> Traces {
+    let problem = match find(&BTreeSet::new()) {
+        Ok(found) if found.is_empty() => return Traces::None,
+        Ok(_) => return Traces::Adoptable,
+        Err(err) => err,
+    };
+    log::debug!("looking for programs of an earlier agent: {problem:#}");
+    let mut seen = candidates().unwrap_or_default();
+    seen.retain(|it| it.hook == Hook::Egress);
+    let (filters, links): (Vec<_>, Vec<_>) = seen.into_iter().partition(|it| it.link.is_none());
+    if !filters.is_empty() {
+        return Traces::OutOfReach(filters.iter().map(ToString::to_string).collect());
+    }
+    let mut interfaces: Vec<_> = links.into_iter().map(|it| it.interface).collect();
+    interfaces.dedup();
+    if interfaces.is_empty() {
+        return Traces::None;
+    }
+    Traces::Unknown(interfaces)
+}
+
 /// Pins the maps and links of such programs below `bpffs`, where none are pinned: what they translate
 /// goes on. Tells whether there were any.
 ///

@@ -1,6 +1,6 @@
 //! The chains of both families, kept as the configuration says.
 
-use super::{Backend, Chain, Family, Iptables, Ports, Rule};
+use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule};
 use crate::config::Config;
 use crate::programs;
 use anyhow::{Result, ensure};
@@ -131,6 +131,12 @@ impl Chains {
         })
     }
 
+    /// Which of the two kinds of programs writes them.
+    #[must_use]
+    pub fn backend(&self) -> Backend {
+        self.families.first().map_or(Backend::Nft, |it| it.backend)
+    }
+
     /// Whether there was a chain at start.
     #[must_use]
     pub const fn adopted(&self) -> bool {
@@ -212,7 +218,7 @@ impl Chains {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     iptables: Iptables,
-    /// The chain of ip-masq-agent, if it is there.
+    /// The chain of ip-masq-agent or of netdp, if that is it.
     chain: Option<String>,
     /// Rules to remove: chain and text.
     rules: Vec<(String, String)>,
@@ -246,7 +252,8 @@ impl Found {
 }
 
 /// The chain `name` with what leads to it, and the rules of k8s-custom-iptables whose prefix
-/// `covered` knows, in both families and backends; and which tables could not be read, although the
+/// `covered` knows, those in the chain that netdp writes in its place included, in both families and
+/// backends; and which tables could not be read, although the
 /// program is here.
 pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<String>) {
     let mut found = Vec::new();
@@ -270,11 +277,19 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
                     .map(|(chain, rule)| (chain.to_owned(), rule.text.clone()))
                     .collect()
             };
+            let mut chains = Vec::new();
             if table.chains.contains_key(name) {
+                chains.push(name);
+            }
+            let own = masqueraded(table.rules(CUSTOM_CHAIN));
+            if name != CUSTOM_CHAIN && own.is_some_and(|own| own.into_iter().all(&covered)) {
+                chains.push(CUSTOM_CHAIN);
+            }
+            for chain in chains {
                 found.push(Found {
                     iptables,
-                    chain: Some(name.to_owned()),
-                    rules: rules(&|text| text.ends_with(&format!("-j {name}"))),
+                    chain: Some(chain.to_owned()),
+                    rules: rules(&|text| text.ends_with(&format!("-j {chain}"))),
                 });
             }
             let custom = rules(&|text| custom_prefix(text).is_some_and(&covered));
@@ -290,9 +305,21 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
     (found, unread)
 }
 
+/// The destinations that rules masquerade; `None` if there are none, or all are.
+fn masqueraded(rules: &[Rule]) -> Option<Vec<&str>> {
+    let rules = rules.iter().map(|rule| rule.text.as_str());
+    let rules = rules.filter(|text| text.contains("-j MASQUERADE"));
+    let found: Vec<_> = rules.map(destination).collect::<Option<_>>()?;
+    (!found.is_empty()).then_some(found)
+}
+
+fn destination(rule: &str) -> Option<&str> {
+    rule.strip_prefix("-d ")?.split(' ').next()
+}
+
 /// The destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
 fn custom_prefix(rule: &str) -> Option<&str> {
-    let prefix = rule.strip_prefix("-d ")?.split(' ').next()?;
+    let prefix = destination(rule)?;
     (rule.contains("--comment \"custom-iptables-") && rule.contains("-j MASQUERADE"))
         .then_some(prefix)
 }

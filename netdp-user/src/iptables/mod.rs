@@ -23,6 +23,10 @@ pub use save::{Rule, Table};
 /// The chain that ip-masq-agent writes unless told otherwise.
 pub const MASQ_CHAIN: &str = "IP-MASQ-AGENT";
 
+/// The chain that netdp writes in the place of k8s-custom-iptables' script: ip-masq-agent's may be there,
+/// too.
+pub const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";
+
 /// An address family, which has programs and a table of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {

@@ -1,5 +1,5 @@
-//! Debian's iptables, for the image that has it: programs, their modules, and
-//! the libraries that they are linked with. Packages are unpacked, not installed.
+//! Debian's iptables, both kinds and both families, and nft: programs, their
+//! modules, and the libraries that they are linked with. Packages are unpacked, not installed.
 
 use super::layer::Tree;
 use crate::shell;
@@ -11,18 +11,26 @@ use std::path::Path;
 use std::process::Command;
 use tar::{Archive, EntryType};
 
-/// What `apt-cache depends --recurse` lists for iptables, without what its
-/// programs do not load.
-const PACKAGES: [&str; 9] = [
+/// What `apt-cache depends --recurse` lists for iptables and nftables, without what
+/// their programs do not load.
+const PACKAGES: [&str; 17] = [
     "iptables",
+    "libbsd0",
     "libc6",
+    "libedit2",
+    "libgmp10",
     "libip4tc2",
     "libip6tc2",
+    "libjansson4",
+    "libmd0",
     "libmnl0",
     "libnetfilter-conntrack3",
     "libnfnetlink0",
+    "libnftables1",
     "libnftnl11",
+    "libtinfo6",
     "libxtables12",
+    "nftables",
 ];
 
 /// The part of a package's name that names the machine.
@@ -36,7 +44,7 @@ const LIBRARIES: &str = if cfg!(target_arch = "aarch64") {
 ///
 /// # Errors
 /// apt can't download a package, or a package is not what it was.
-pub fn iptables() -> Result<(Tree, Vec<Value>)> {
+pub fn netfilter() -> Result<(Tree, Vec<Value>)> {
     let directory = tempfile::tempdir()?;
     shell::say(&format!("apt-get download {}", PACKAGES.join(" ")));
     shell::run_as_progress(
@@ -103,6 +111,14 @@ fn is_wanted(path: &str) -> bool {
         directory == format!("lib/{LIBRARIES}") || directory == format!("usr/lib/{LIBRARIES}");
     let of_libc = ["ld-linux", "libc.so", "libm.so"];
     let of_netfilter = ["libip", "libmnl", "libnf", "libxtables"];
+    let of_nft = [
+        "libbsd.so",
+        "libedit.so",
+        "libgmp.so",
+        "libjansson.so",
+        "libmd.so",
+        "libtinfo.so",
+    ];
     path.starts_with("usr/sbin/")
         || directory == "lib64"
         || directory == "lib"
@@ -111,6 +127,7 @@ fn is_wanted(path: &str) -> bool {
             && of_libc
                 .iter()
                 .chain(&of_netfilter)
+                .chain(&of_nft)
                 .any(|prefix| file.starts_with(prefix)))
         || (directory.starts_with("usr/share/doc/") && file == "copyright")
 }
@@ -139,9 +156,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_iptables_loads_is_taken() {
+    fn only_what_the_programs_load_is_taken() {
         for wanted in [
             "usr/sbin/xtables-nft-multi",
+            "usr/sbin/nft",
+            "usr/lib/x86_64-linux-gnu/libgmp.so.10",
+            "lib/x86_64-linux-gnu/libtinfo.so.6",
             "lib/x86_64-linux-gnu/libc.so.6",
             "lib64/ld-linux-x86-64.so.2",
             "usr/lib/x86_64-linux-gnu/libnftnl.so.11",
@@ -153,6 +173,7 @@ mod tests {
         }
         for unwanted in [
             "lib/x86_64-linux-gnu/libnss_files.so.2",
+            "lib/x86_64-linux-gnu/libtic.so.6",
             "usr/share/man/man8/iptables.8.gz",
             "usr/lib/x86_64-linux-gnu/gconv/UTF-7.so",
             "etc/ld.so.conf.d/x86_64-linux-gnu.conf",

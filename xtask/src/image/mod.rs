@@ -1,5 +1,6 @@
-//! An OCI image with netdp in it and nothing that it does not use, made without
-//! a container engine. The same sources and compiler give the same image.
+//! An OCI image with netdp in it, Debian's iptables and nft, and nothing that they
+//! do not use, made without a container engine. The same sources, compiler and packages
+//! give the same image.
 
 mod binary;
 mod debian;
@@ -22,8 +23,13 @@ const PROGRAM: &str = "usr/local/bin/netdp";
 /// Where documents are in the image.
 const DOCUMENTS: &str = "usr/share/doc/netdp";
 
+/// The names under which manifests of others start what netdp replaces:
+/// ip-masq-agent's image has its program at the top, and k8s-custom-iptables runs
+/// `sh -c /run.sh`. There is no shell: netdp knows this one command line.
+const NAMES: [&str; 3] = ["ip-masq-agent", "run.sh", "bin/sh"];
+
 /// A directory that the image is mounted or written below.
-const DIRECTORIES: [&str; 5] = ["etc/config", "proc", "run/netdp", "sys", "dev"];
+const DIRECTORIES: [&str; 6] = ["cfg", "dev", "etc/config", "proc", "run/netdp", "sys"];
 
 /// The name of the image unless it is given another. No registry answers to
 /// `localhost`: nobody else's image can be pulled by mistake.
@@ -32,30 +38,6 @@ pub const NAME: &str = concat!("localhost/netdp:", env!("CARGO_PKG_VERSION"));
 /// What a container of the image runs; its arguments come after it, as those of
 /// ip-masq-agent come after its entrypoint.
 pub const ENTRYPOINT: [&str; 2] = ["/usr/local/bin/netdp", "run"];
-
-/// What is in an image beside netdp.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flavour {
-    /// Nothing.
-    Plain,
-    /// Debian's iptables, for `--mode iptables`.
-    Iptables,
-}
-
-impl Flavour {
-    /// What the image is called unless it is given another name.
-    #[must_use]
-    pub fn name(self) -> String {
-        format!("{NAME}{}", self.suffix())
-    }
-
-    fn suffix(self) -> &'static str {
-        match self {
-            Self::Plain => "",
-            Self::Iptables => "-iptables",
-        }
-    }
-}
 
 /// An image that was made.
 #[derive(Debug, Clone)]
@@ -76,25 +58,21 @@ pub struct Image {
 ///
 /// # Errors
 /// Building failed, or a file can't be written.
-pub fn make(name: &str, flavour: Flavour, target_dir: &Path) -> Result<Image> {
+pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
     let (target, arch) = binary::target()?;
     let program = binary::build(&target, target_dir)?;
-    let mut layers = Vec::new();
     let mut sbom = sbom::document(&sbom::metadata(&target)?)?;
-    if flavour == Flavour::Iptables {
-        let (tree, packages) = debian::iptables()?;
-        layers.push(tree.pack()?);
-        sbom::add(&mut sbom, packages);
-    }
+    let (tree, packages) = debian::netfilter()?;
+    sbom::add(&mut sbom, packages);
     let sbom = serde_json::to_vec_pretty(&sbom)?;
     let about = About {
         name: name.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         arch,
     };
-    layers.push(contents(&read(&program)?, &sbom)?.pack()?);
+    let layers = [tree.pack()?, contents(&read(&program)?, &sbom)?.pack()?];
     let layout = layout::layout(&about, &layers)?;
-    let stem = format!("netdp-{}{}-{}", about.version, flavour.suffix(), about.arch);
+    let stem = format!("netdp-{}-{}", about.version, about.arch);
     let image = Image {
         archive: target_dir.join(format!("image/{stem}.tar")),
         sbom: target_dir.join(format!("image/{stem}.cdx.json")),
@@ -124,8 +102,9 @@ fn contents(program: &[u8], sbom: &[u8]) -> Result<Tree> {
         tree.directory(directory);
     }
     tree.file(PROGRAM, 0o755, program);
-    // Under the name that its image gives ip-masq-agent, netdp is `netdp run`.
-    tree.link("ip-masq-agent", PROGRAM);
+    for name in NAMES {
+        tree.link(name, &format!("/{PROGRAM}"));
+    }
     tree.file("etc/passwd", 0o644, "root:x:0:0:root:/:/sbin/nologin\n");
     tree.file("etc/group", 0o644, "root:x:0:\n");
     tree.file(&format!("{DOCUMENTS}/sbom.cdx.json"), 0o644, sbom);

@@ -243,6 +243,11 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
             .map(|(name, value)| (name, value)),
     );
     command.arg("run").args(&options.arguments);
+    // What a test that says nothing expects, wherever it runs: in a container the pins may end with it.
+    let has_mode = |argument: &OsString| argument.to_string_lossy().starts_with("--mode");
+    if !options.arguments.iter().any(has_mode) {
+        command.arg("--mode=ebpf");
+    }
     name_directories(&mut command, dir);
     command.arg("--ready-file").arg(ready);
     if let Some((error, commands)) = options.bpf_error {

@@ -115,6 +115,16 @@ impl Containerd {
         for (name, value) in &options.env {
             arguments.push(format!("--env={name}={value}"));
         }
+        // The kubelet's containers have no file system of their own at /run, as ctr's have.
+        let run = self.dir.path().join(format!("run-{id}"));
+        fs::create_dir_all(run.join("netdp"))?;
+        fs::write(run.join("xtables.lock"), "")?;
+        let read_only = options.security["readOnlyRootFilesystem"] == true;
+        let rights = if read_only { "ro" } else { "rw" };
+        arguments.push(format!(
+            "--mount=type=bind,src={},dst=/run,options=rbind:{rights}",
+            run.display()
+        ));
         for (from, to) in &options.mounts {
             arguments.push(format!(
                 "--mount=type=bind,src={},dst={to},options=rbind:rslave:rw",

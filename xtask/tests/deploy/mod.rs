@@ -1,7 +1,9 @@
-//! What is in deploy/kustomize, as Kustomize makes it.
+//! What is in deploy/kustomize, as Kustomize makes it, and what it replaces.
+
+#![allow(dead_code, reason = "each test uses a part of this")]
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,4 +37,76 @@ pub fn directory() -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     path.canonicalize()
         .with_context(|| format!("looking for {}", path.display()))
+}
+
+/// ip-masq-agent in the shape in which its project publishes it (ip-masq-agent.yaml at e3000864).
+pub fn ip_masq_agent(image: &str) -> Value {
+    let container = json!({
+        "name": "ip-masq-agent",
+        "image": image,
+        "securityContext": {
+            "privileged": false,
+            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
+        },
+        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
+    });
+    let volume = json!({
+        "name": "config",
+        "configMap": {
+            "name": "ip-masq-agent",
+            "optional": true,
+            "items": [{"key": "config", "path": "ip-masq-agent"}],
+        },
+    });
+    daemonset(&json!({"k8s-app": "ip-masq-agent"}), &container, &volume)
+}
+
+/// k8s-custom-iptables in the shape in which its project publishes it (daemon.yaml at 48ec4ca).
+pub fn custom_iptables(image: &str) -> Value {
+    let container = json!({
+        "name": "k8s-custom-iptables",
+        "image": image,
+        "imagePullPolicy": "Always",
+        "securityContext": {"privileged": true},
+        "command": ["sh", "-c", "/run.sh"],
+        "env": [{"name": "SLEEP_INTERVAL", "value": "30"}],
+        "resources": {"requests": {"cpu": "5m", "memory": "10Mi"}},
+        "volumeMounts": [{"name": "cfg", "mountPath": "/cfg"}],
+    });
+    let volume = json!({"name": "cfg", "configMap": {"name": "k8s-custom-iptables"}});
+    daemonset(&json!({"name": "k8s-custom-iptables"}), &container, &volume)
+}
+
+fn daemonset(labels: &Value, container: &Value, volume: &Value) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": container["name"], "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "hostNetwork": true,
+                    "containers": [container],
+                    "volumes": [volume],
+                },
+            },
+        },
+    })
+}
+
+/// A manifest, patched by JSON patches in YAML as a user writes them.
+pub fn patched(manifest: &Value, patch: &str) -> Result<Value> {
+    let dir = WorkDir::new("patched")?;
+    fs::write(dir.path().join("manifest.yaml"), manifest.to_string())?;
+    fs::write(dir.path().join("patch.yaml"), patch)?;
+    fs::write(
+        dir.path().join("kustomization.yaml"),
+        "resources: [manifest.yaml]\npatches: [{target: {kind: DaemonSet}, path: patch.yaml}]\n",
+    )?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.arg("kustomize").arg(dir.path());
+    let mut built: Value = serde_json::from_str(&output(&mut command)?)?;
+    Ok(built["resources"][0].take())
 }

@@ -14,16 +14,15 @@ app.kubernetes.io/name: netdp
 {{ if .Values.replaceIpMasqAgent }}ip-masq-agent{{ else }}netdp{{ end }}
 {{- end }}
 
-{{- /* Not empty where iptables has to be in the image. */ -}}
+{{- /* Not empty where rules on the nodes are taken over. */ -}}
 {{- define "netdp.takeover" -}}
 {{- if or .Values.takeover .Values.replaceIpMasqAgent .Values.targets }}true{{ end }}
 {{- end }}
 
 {{- define "netdp.image" -}}
-{{- $tag := .Chart.AppVersion }}
-{{- if or (eq .Values.mode "iptables") (include "netdp.takeover" .) }}{{ $tag = printf "%s-iptables" $tag }}{{ end }}
+{{- $version := .Chart.AppVersion }}
 {{- with .Values.image -}}
-{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $tag }}{{ end }}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $version }}{{ end }}
 {{- end }}
 {{- end }}
 

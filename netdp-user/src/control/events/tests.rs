@@ -1,4 +1,5 @@
 use super::*;
+use crate::pod::NoEbpf;
 
 pub(super) fn map(name: &str) -> MapRef {
     MapRef {
@@ -49,6 +50,23 @@ fn programs_that_were_taken_off_are_told_even_if_they_are_back() {
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].0, "DatapathDetached");
     assert!(found[0].1.ends_with(&now.last_loss));
+    assert_eq!(reasons(&now, &now), []);
+}
+
+#[test]
+fn a_node_without_ebpf_is_told_once_with_what_would_mend_it() {
+    let mut now = told();
+    now.no_ebpf = Some(NoEbpf {
+        why: "CAP_BPF is missing".into(),
+        add: vec!["containers[0].a: [BPF]".into(), "volumes: []".into()],
+    });
+    let found = reasons(&Told::default(), &now);
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (reason, message) = &found[0];
+    assert_eq!(*reason, "IptablesMode");
+    for words in ["CAP_BPF is missing", "containers[0].a: [BPF]; volumes: []"] {
+        assert!(message.contains(words), "{message}");
+    }
     assert_eq!(reasons(&now, &now), []);
 }
 
