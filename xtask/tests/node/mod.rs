@@ -146,6 +146,8 @@ impl Node {
     /// for `kubectl describe`.
     pub fn wait_end(&self, id: &str) -> Result<(String, String)> {
         self.containerd.wait_end(id)?;
+        // Its output takes another way, and may come later.
+        self.wait_log(id, "error:")?;
         let last_words = fs::read_to_string(self.last_words_file(id))?;
         Ok((self.containerd.log(id), last_words))
     }
