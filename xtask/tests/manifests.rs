@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
-use xtask::testbed::{ApiServer, Netns, Running, WorkDir, wait_for};
+use xtask::testbed::{ApiServer, Netns, Running, WorkDir, ip_masq_agent, wait_for};
 
 /// How long Helm may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -75,7 +75,7 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
 fn the_overlay_leaves_nothing_of_ip_masq_agent() -> Result<()> {
     let _one = ONE.lock();
     let cluster = Cluster::start()?;
-    cluster.apply(&[masq_agent()])?;
+    cluster.apply(&[ip_masq_agent("registry.example.com/ip-masq-agent:v2.12.0")])?;
     let overlay = objects("overlays/ip-masq-agent", "", "")?;
     cluster.apply(&overlay)?;
     let replaced = daemonset(&cluster.objects()?)?;
@@ -284,42 +284,6 @@ fn daemonset(objects: &[Value]) -> Result<Value> {
     let one = all.next().context("there is no DaemonSet")?;
     ensure!(all.next().is_none(), "there are two DaemonSets");
     Ok(one.clone())
-}
-
-/// ip-masq-agent in the shape in which its project publishes it.
-fn masq_agent() -> Value {
-    let labels = json!({"k8s-app": "ip-masq-agent"});
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": {"name": "ip-masq-agent", "namespace": "kube-system"},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "hostNetwork": true,
-                    "containers": [{
-                        "name": "ip-masq-agent",
-                        "image": "registry.example.com/ip-masq-agent:v2.12.0",
-                        "securityContext": {
-                            "privileged": false,
-                            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
-                        },
-                        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
-                    }],
-                    "volumes": [{
-                        "name": "config",
-                        "configMap": {
-                            "name": "ip-masq-agent",
-                            "optional": true,
-                            "items": [{"key": "config", "path": "ip-masq-agent"}],
-                        },
-                    }],
-                },
-            },
-        },
-    })
 }
 
 fn items(list: &Value) -> &[Value] {

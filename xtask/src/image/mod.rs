@@ -6,6 +6,7 @@ mod debian;
 mod layer;
 mod layout;
 mod sbom;
+mod tools;
 
 use crate::shell;
 use anyhow::{Context as _, Result};
@@ -15,6 +16,8 @@ use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+pub use tools::{TOOLS, tools};
 
 /// Where the program is in the image.
 const PROGRAM: &str = "usr/local/bin/netdp";
@@ -64,6 +67,8 @@ pub struct Image {
     pub archive: PathBuf,
     /// The CycloneDX document.
     pub sbom: PathBuf,
+    /// The program in it, which needs nothing else.
+    pub program: PathBuf,
     /// The digest of the manifest.
     pub digest: String,
     /// The size of the program, in bytes.
@@ -91,6 +96,8 @@ pub fn make(name: &str, flavour: Flavour, target_dir: &Path) -> Result<Image> {
         name: name.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         arch,
+        title: "netdp",
+        entrypoint: &ENTRYPOINT,
     };
     layers.push(contents(&read(&program)?, &sbom)?.pack()?);
     let layout = layout::layout(&about, &layers)?;
@@ -101,6 +108,7 @@ pub fn make(name: &str, flavour: Flavour, target_dir: &Path) -> Result<Image> {
         digest: layout.digest,
         program_size: fs::metadata(&program)?.len(),
         size: layout.archive.len() as u64,
+        program,
     };
     write(&image.archive, &layout.archive)?;
     write(&image.sbom, &sbom)?;
