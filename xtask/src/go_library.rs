@@ -13,6 +13,9 @@ use xtask::testbed::go_libraries::{HELM, KUSTOMIZE};
 /// No waiting for pods, as without `--wait`; the rest is checked as Helm does.
 const OPTIONS: &str = r#"{"wait": false, "timeout_seconds": 30, "server_side_apply": "false"}"#;
 
+/// The time-out of the options, in seconds.
+const TIMEOUT: c_int = 30;
+
 /// What to install where.
 #[derive(Debug, Args)]
 pub struct Helm {
@@ -28,6 +31,12 @@ pub struct Helm {
     /// Only look for mistakes in the chart.
     #[arg(long)]
     lint: bool,
+    /// Change the release that is there.
+    #[arg(long, conflicts_with = "lint")]
+    upgrade: bool,
+    /// Remove the release that is there.
+    #[arg(long, conflicts_with_all = ["lint", "upgrade"])]
+    uninstall: bool,
     /// The chart's directory.
     chart: PathBuf,
 }
@@ -46,7 +55,8 @@ pub fn kustomize(directory: &Path) -> Result<()> {
     print(&library, code, result, b"pykustomize_last_error")
 }
 
-/// Installs or lints a chart and prints what Helm says, as JSON.
+/// Installs, lints or changes a chart's release, or removes it, and prints what
+/// Helm says, as JSON.
 pub fn helm(helm: &Helm) -> Result<()> {
     type Create = unsafe extern "C" fn(
         *const c_char,
@@ -65,6 +75,8 @@ pub fn helm(helm: &Helm) -> Result<()> {
         *mut *mut c_char,
     ) -> c_int;
     type Lint = unsafe extern "C" fn(c_ulonglong, *const c_char, *mut *mut c_char) -> c_int;
+    type Uninstall =
+        unsafe extern "C" fn(c_ulonglong, *const c_char, c_int, c_int, *mut *mut c_char) -> c_int;
 
     let library = load(HELM.path()?)?;
     let namespace = text(&helm.namespace)?;
@@ -89,8 +101,17 @@ pub fn helm(helm: &Helm) -> Result<()> {
         } else if helm.lint {
             let lint: Symbol<'_, Lint> = library.get(b"helm_sdkpy_lint")?;
             lint(handle, chart.as_ptr(), &raw mut result)
+        } else if helm.uninstall {
+            let uninstall: Symbol<'_, Uninstall> = library.get(b"helm_sdkpy_uninstall")?;
+            uninstall(handle, name.as_ptr(), 0, TIMEOUT, &raw mut result)
         } else {
-            let install: Symbol<'_, Install> = library.get(b"helm_sdkpy_install")?;
+            // Both take the same arguments.
+            let action: &[u8] = if helm.upgrade {
+                b"helm_sdkpy_upgrade"
+            } else {
+                b"helm_sdkpy_install"
+            };
+            let install: Symbol<'_, Install> = library.get(action)?;
             install(
                 handle,
                 name.as_ptr(),

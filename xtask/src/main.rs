@@ -114,6 +114,8 @@ enum Story {
         #[arg(long, default_value_t = 1)]
         rounds: usize,
     },
+    /// A real cluster of one node, told through kubectl.
+    Cluster,
 }
 
 fn main() -> ExitCode {
@@ -138,6 +140,14 @@ fn run(task: Task) -> Result<()> {
         Task::Demo {
             story: Some(Story::Migrate { rounds }),
         } => demo::migrate(rounds),
+        #[cfg(feature = "full")]
+        Task::Demo {
+            story: Some(Story::Cluster),
+        } => demo::cluster(),
+        #[cfg(not(feature = "full"))]
+        Task::Demo {
+            story: Some(Story::Cluster),
+        } => rest::run(&["demo".into(), "cluster".into()]),
         #[cfg(feature = "full")]
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),

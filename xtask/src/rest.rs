@@ -16,7 +16,7 @@ Further tasks, built when they are asked for:
 
 /// Becomes xtask with all its tasks.
 pub fn run(arguments: &[OsString]) -> Result<()> {
-    const TASKS: [&str; 5] = ["test", "image", "kustomize", "helm", "bench"];
+    const TASKS: [&str; 6] = ["demo", "test", "image", "kustomize", "helm", "bench"];
     let task = arguments.first().context("no task")?.to_string_lossy();
     if !TASKS.contains(&task.as_ref()) {
         bail!("there is no task {task:?}: see cargo xtask --help");

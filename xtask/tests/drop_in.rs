@@ -9,13 +9,14 @@ use node::{AGENT, Node};
 use serde_json::{Value, json};
 use std::fs;
 use xtask::image;
+use xtask::testbed::ip_masq_agent;
 
 /// What is logged once where eBPF is not possible.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";
 
 /// The container of ip-masq-agent's manifest, with netdp's image.
 fn masq_agent() -> Value {
-    container(&deploy::ip_masq_agent(image::NAME))
+    container(&ip_masq_agent(image::NAME))
 }
 
 fn container(manifest: &Value) -> Value {
@@ -171,7 +172,7 @@ fn it_uses_the_iptables_that_the_node_uses() -> Result<()> {
 #[test]
 fn what_it_says_is_to_be_added_gives_ebpf() -> Result<()> {
     let node = node()?;
-    let manifest = deploy::ip_masq_agent(image::NAME);
+    let manifest = ip_masq_agent(image::NAME);
     node.run(AGENT, &container(&manifest))?;
     node.wait_in_force(AGENT)?;
     let log = node.containerd.log(AGENT);

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
-use xtask::testbed::{ApiServer, Netns, Running, WorkDir, wait_for};
+use xtask::testbed::{ApiServer, Netns, Running, WorkDir, ip_masq_agent, wait_for};
 
 /// How long Helm may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -79,9 +79,7 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
 fn the_overlay_leaves_nothing_of_ip_masq_agent() -> Result<()> {
     let _one = ONE.lock();
     let cluster = Cluster::start()?;
-    cluster.apply(&[deploy::ip_masq_agent(
-        "registry.example.com/ip-masq-agent:v2.12.0",
-    )])?;
+    cluster.apply(&[ip_masq_agent("registry.example.com/ip-masq-agent:v2.12.0")])?;
     let overlay = objects("overlays/ip-masq-agent", "", "")?;
     cluster.apply(&overlay)?;
     let replaced = daemonset(&cluster.objects()?)?;

@@ -1,7 +1,9 @@
 //! `demo`: three true stories, each before and after, and a change of the
-//! configuration under traffic. A story that is not as told is an error.
+//! configuration under traffic; and netdp in a cluster. A story that is not as told is an error.
 
 mod clients;
+#[cfg(feature = "full")]
+mod cluster;
 mod dual_nic;
 mod finale;
 mod memorystore;
@@ -59,8 +61,18 @@ pub fn migrate(rounds: usize) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "full")]
+pub use cluster::run as cluster;
+
 fn prepare() -> Result<PathBuf> {
-    testbed::require_root("cargo xtask demo")?;
+    check("cargo xtask demo")?;
+    // NETDP_BIN shows a program that was built elsewhere.
+    testbed::binary_from_env().or_else(|_| build::for_demo())
+}
+
+/// Fails where the machine can't show anything; sees to Ctrl-C.
+fn check(task: &str) -> Result<()> {
+    testbed::require_root(task)?;
     for (path, mount) in [
         ("/proc/self/ns/net", "mount -t proc proc /proc"),
         ("/sys/kernel/btf/vmlinux", "mount -t sysfs sys /sys"),
@@ -70,14 +82,12 @@ fn prepare() -> Result<PathBuf> {
             "there is no {path}: in a chroot, `{mount}`; elsewhere the kernel lacks it"
         );
     }
-    // NETDP_BIN shows a program that was built elsewhere.
-    let netdp = testbed::binary_from_env().or_else(|_| build::for_demo())?;
     // A process that ends by a signal drops nothing.
     ctrlc::set_handler(|| {
         testbed::remove_all();
         exit(INTERRUPTED);
     })?;
-    Ok(netdp)
+    Ok(())
 }
 
 fn scene(title: &str, tell: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -24,6 +24,10 @@ pub struct About {
     pub version: String,
     /// As OCI calls the machine: `amd64` or `arm64`.
     pub arch: Arch,
+    /// What is in it, in a word.
+    pub title: &'static str,
+    /// What a container of it runs unless it is told otherwise.
+    pub entrypoint: &'static [&'static str],
 }
 
 /// An image layout, packed.
@@ -86,7 +90,13 @@ fn configuration(about: &About, layers: &[Layer]) -> Result<Vec<u8>> {
         .env(vec![
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
         ])
-        .entrypoint(super::ENTRYPOINT.map(str::to_owned).to_vec())
+        .entrypoint(
+            about
+                .entrypoint
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>(),
+        )
         .working_dir("/")
         .labels(labels(about))
         .build()?;
@@ -118,7 +128,7 @@ fn labels(about: &About) -> HashMap<String, String> {
     let label =
         |name: &str, value: &str| (format!("org.opencontainers.image.{name}"), value.into());
     HashMap::from([
-        label("title", "netdp"),
+        label("title", about.title),
         label("version", &about.version),
         label("licenses", "Apache-2.0 OR MIT"),
     ])

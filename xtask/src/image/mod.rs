@@ -7,6 +7,7 @@ mod debian;
 mod layer;
 mod layout;
 mod sbom;
+mod tools;
 
 use crate::shell;
 use anyhow::{Context as _, Result};
@@ -16,6 +17,8 @@ use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+pub use tools::{TOOLS, tools};
 
 /// Where the program is in the image.
 const PROGRAM: &str = "usr/local/bin/netdp";
@@ -46,6 +49,8 @@ pub struct Image {
     pub archive: PathBuf,
     /// The CycloneDX document.
     pub sbom: PathBuf,
+    /// The program in it, which needs nothing else.
+    pub program: PathBuf,
     /// The digest of the manifest.
     pub digest: String,
     /// The size of the program, in bytes.
@@ -69,6 +74,8 @@ pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
         name: name.into(),
         version: env!("CARGO_PKG_VERSION").into(),
         arch,
+        title: "netdp",
+        entrypoint: &ENTRYPOINT,
     };
     let layers = [tree.pack()?, contents(&read(&program)?, &sbom)?.pack()?];
     let layout = layout::layout(&about, &layers)?;
@@ -79,6 +86,7 @@ pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
         digest: layout.digest,
         program_size: fs::metadata(&program)?.len(),
         size: layout.archive.len() as u64,
+        program,
     };
     write(&image.archive, &layout.archive)?;
     write(&image.sbom, &sbom)?;

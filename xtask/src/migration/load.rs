@@ -25,9 +25,10 @@ const PACE: Duration = Duration::from_millis(5);
 /// Connections of each kind that a worker begins with.
 const AT_FIRST: usize = 3;
 
-/// Workers, one for each pod and family.
+/// Workers, two for each pod and target: new TCP and UDP connections without
+/// pause, and others that stay open, busy and idle; and pings.
 #[derive(Debug)]
-pub(super) struct Load {
+pub struct Load {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     steady: usize,
@@ -52,7 +53,10 @@ struct Line {
 }
 
 impl Load {
-    pub(super) fn start(pods: &[Host], targets: &[SocketAddr], node: &[IpAddr]) -> Result<Self> {
+    /// Each pod asks the echo servers at each target, by TCP and UDP. They have
+    /// to see the node's address of their family, and the same port as long as a
+    /// connection lasts: all else is lost.
+    pub fn start(pods: &[Host], targets: &[SocketAddr], node: &[IpAddr]) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut load = Self {
             shared,
@@ -85,19 +89,22 @@ impl Load {
             .push(std::thread::spawn(move || work(&line, &shared)));
     }
 
-    pub(super) fn tally(&self) -> &Tally {
+    /// What there was so far.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
         &self.shared.tally
     }
 
     /// Each connection is asked once more, and there are more afterwards.
-    pub(super) fn step(&self) -> Result<()> {
+    pub fn step(&self) -> Result<()> {
         let steps = self.shared.steps.fetch_add(1, Ordering::Relaxed) + 1;
         wait_for(STEP, "an answer on each connection", || {
             self.shared.made.load(Ordering::Relaxed) >= steps * self.steady
         })
     }
 
-    pub(super) fn end(mut self) -> Result<Tally> {
+    /// Ends it, and returns what there was.
+    pub fn end(mut self) -> Result<Tally> {
         self.stop();
         for ping in std::mem::take(&mut self.pings).end()? {
             count_ping(&ping, &self.shared.tally);

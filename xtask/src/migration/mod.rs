@@ -4,17 +4,16 @@
 mod load;
 mod tally;
 
-pub use tally::{Kind, Outcome};
+pub use load::Load;
+pub use tally::{Kind, Outcome, Tally};
 
 use crate::testbed::{
     Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
 };
 use anyhow::{Context as _, Result, ensure};
-use load::Load;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
-use tally::Tally;
 
 /// The chains that change hands.
 const CHAIN: &str = "IP-MASQ-AGENT";

@@ -97,6 +97,49 @@ impl Tally {
         };
         (sum(|c| &c.opened), sum(|c| &c.lost))
     }
+
+    /// Of each kind: opened, answers, lost.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<(Kind, usize, usize, usize)> {
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        let counts = |kind| {
+            let c = self.of(kind);
+            (kind, load(&c.opened), load(&c.answers), load(&c.lost))
+        };
+        Kind::ALL.map(counts).into()
+    }
+
+    /// Why the first connections were lost.
+    #[must_use]
+    pub fn messages(&self) -> Vec<String> {
+        let messages = self.messages.lock();
+        messages.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", table("connections", &self.kinds()))?;
+        for message in self.messages() {
+            write!(f, "\n{message}")?;
+        }
+        Ok(())
+    }
+}
+
+fn table(title: &str, kinds: &[(Kind, usize, usize, usize)]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header([title, "opened", "answers", "lost"]);
+    for (kind, opened, answers, lost) in kinds {
+        table.add_row([
+            kind.name().to_owned(),
+            opened.to_string(),
+            answers.to_string(),
+            lost.to_string(),
+        ]);
+    }
+    table
 }
 
 /// All that was counted.
@@ -118,22 +161,13 @@ pub struct Outcome {
 
 impl Outcome {
     pub(super) fn new(tally: &Tally, changes: usize, leaks: u64, twice: usize) -> Self {
-        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
-        let counts = |kind| {
-            let c = tally.of(kind);
-            (kind, load(&c.opened), load(&c.answers), load(&c.lost))
-        };
         Self {
-            kinds: Kind::ALL.map(counts).into(),
+            kinds: tally.kinds(),
             changes,
             leaks,
             twice,
-            packets_lost: load(&tally.packets_lost),
-            messages: tally
-                .messages
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            packets_lost: tally.packets_lost.load(Ordering::Relaxed),
+            messages: tally.messages(),
         }
     }
 
@@ -152,18 +186,7 @@ impl Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_style(UTF8_FULL_CONDENSED);
-        table.set_header(["connections, IPv4 and IPv6", "opened", "answers", "lost"]);
-        for (kind, opened, answers, lost) in &self.kinds {
-            table.add_row([
-                kind.name().to_owned(),
-                opened.to_string(),
-                answers.to_string(),
-                lost.to_string(),
-            ]);
-        }
-        writeln!(f, "{table}")?;
+        writeln!(f, "{}", table("connections, IPv4 and IPv6", &self.kinds))?;
         writeln!(
             f,
             "changes of hands:                           {}",

@@ -1,8 +1,9 @@
-//! A real Kubernetes API server for tests, of Debian 12's packages.
+//! Kubernetes for tests and the demo of a cluster, of Debian 12's packages.
 //!
 //! Debian has etcd and kubectl as packages, which are unpacked and not
-//! installed: etcd would be a service. It has kube-apiserver and kube-proxy as
-//! source only.
+//! installed: etcd would be a service. So is the static busybox of test pods:
+//! it would take the place of the machine's own. Kubernetes' other programs
+//! Debian has as source only.
 
 use super::apt;
 use crate::shell;
@@ -12,24 +13,24 @@ use std::path::Path;
 use std::process::Command;
 use xtask::testbed::kube_programs::{self, VERSION};
 
-/// What is built from source.
-pub const BUILT: [&str; 2] = ["kube-apiserver", "kube-proxy"];
-
 /// What is unpacked: the package, and the program in it.
-const UNPACKED: [(&str, &str); 2] = [
+const UNPACKED: [(&str, &str); 3] = [
     ("etcd-server", "usr/bin/etcd"),
     ("kubernetes-client", "usr/bin/kubectl"),
+    ("busybox-static", "bin/busybox"),
 ];
 
 /// What a person does who installs by hand.
-pub const BY_HAND: &str = "let KUBEBUILDER_ASSETS name a directory with etcd, kube-apiserver, \
-                           kubectl and kube-proxy (of Kubernetes 1.20 or later)";
+pub const BY_HAND: &str = "let KUBEBUILDER_ASSETS name a directory with busybox (a static one), \
+                           etcd, kube-apiserver, kube-controller-manager, kube-proxy, kube-scheduler, kubectl and \
+                           kubelet (of Kubernetes 1.20 or later)";
 
 /// Where Debian keeps Go 1.19.
 const GO: &str = "/usr/lib/go-1.19/bin";
 
-/// Unpacks and builds what is missing, and leaves it where tests look.
-pub fn install_missing() -> Result<()> {
+/// Unpacks what is missing, builds `wanted` from source, and leaves all of it
+/// where tests look.
+pub fn install_missing(wanted: &[&str]) -> Result<()> {
     let cache = kube_programs::cache()?;
     let work = cache.join("build");
     let missing = |name: &str| kube_programs::find(name).is_err();
@@ -49,10 +50,9 @@ pub fn install_missing() -> Result<()> {
             keep(&work.join(file), &cache.join(name))?;
         }
     }
-    let wanted: Vec<_> = BUILT.into_iter().filter(|name| missing(name)).collect();
     if !wanted.is_empty() {
         start()?;
-        build(&wanted, &work)?;
+        build(wanted, &work)?;
         for name in wanted {
             let built = work.join("source/_output/local/go/bin").join(name);
             keep(&built, &cache.join(name))?;
@@ -69,9 +69,9 @@ fn build(programs: &[&str], work: &Path) -> Result<()> {
     let source = work.join("source");
     replace_reflect2(&source)?;
     let what: Vec<_> = programs.iter().map(|name| format!("cmd/{name}")).collect();
-    let names = programs.join(" and ");
+    let names = programs.join(", ");
     shell::say(&format!(
-        "setup: building {names} {VERSION} (some seven minutes with two cores, once)"
+        "setup: building {names} {VERSION} (five to ten minutes with two cores, once)"
     ));
     let path = std::env::var("PATH").unwrap_or_default();
     shell::run_with_clock(

@@ -55,7 +55,8 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
     apt::install(&packages(&missing))?;
     bpf_linker::install_if_missing()?;
     if missing.iter().any(Need::is_kubernetes) {
-        kubernetes::install_missing()?;
+        let built = missing.iter().filter(|need| need.is_built_kubernetes());
+        kubernetes::install_missing(&built.map(|need| need.what).collect::<Vec<_>>())?;
     }
     if missing.iter().any(Need::is_go_library) {
         go_libraries::install_missing()?;
@@ -130,7 +131,7 @@ fn by_hand(system: &System) -> String {
          as new as that Rust's:\n      {}\n\
          Then run the same command again.",
         bpf_linker::as_typed()
-    ) + "For the API server in tests: "
+    ) + "For the cluster and the API server in tests: "
         + kubernetes::BY_HAND
 }
 

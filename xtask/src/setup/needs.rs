@@ -1,6 +1,6 @@
 //! What building, the tests and the demo need, and how to see that it is there.
 
-use super::{kubernetes, rust_target};
+use super::rust_target;
 use crate::shell;
 use std::path::Path;
 use std::process::Command;
@@ -26,8 +26,10 @@ enum Source {
     Package(&'static str),
     /// `cargo install`.
     Cargo,
-    /// Debian 12's Kubernetes and etcd, unpacked or built from source.
+    /// Debian 12's etcd, kubectl and busybox, unpacked.
     Kubernetes,
+    /// Debian 12's Kubernetes, built from source.
+    KubernetesBuilt,
     /// A package of the Python Package Index that carries a library.
     GoLibrary,
     /// `rustup target add`.
@@ -57,8 +59,8 @@ enum Part {
     Linker,
     /// Building the linker.
     LinkerBuild,
-    /// Building the API server.
-    ApiServerBuild,
+    /// Building Kubernetes' programs.
+    KubernetesBuild,
     /// Tests.
     Run,
     /// Demo, and tests.
@@ -70,25 +72,34 @@ impl Need {
     pub fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Package(name) => Some(name),
-            Source::Cargo | Source::Kubernetes | Source::GoLibrary | Source::RustTarget => None,
+            Source::Cargo
+            | Source::Kubernetes
+            | Source::KubernetesBuilt
+            | Source::GoLibrary
+            | Source::RustTarget => None,
         }
     }
 
     /// Whether [`kubernetes::install`](super::kubernetes::install) makes it.
     pub fn is_kubernetes(&self) -> bool {
-        matches!(self.source, Source::Kubernetes)
+        matches!(self.source, Source::Kubernetes) || self.is_built_kubernetes()
+    }
+
+    /// Whether it makes it from source.
+    pub fn is_built_kubernetes(&self) -> bool {
+        matches!(self.source, Source::KubernetesBuilt)
     }
 
     /// Whether nothing needs it but an API server and its tests.
     pub fn is_for_api_server(&self) -> bool {
-        self.is_kubernetes() || self.part == Part::ApiServerBuild
+        self.is_kubernetes() || self.part == Part::KubernetesBuild
     }
 
     /// Whether the demo can't be built or run without it.
     pub fn is_for_demo(&self) -> bool {
         match self.part {
             Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Demo => true,
-            Part::ApiServerBuild | Part::Run => false,
+            Part::KubernetesBuild | Part::Run => false,
         }
     }
 
@@ -164,6 +175,14 @@ const fn kubernetes(what: &'static str, why: &'static str) -> Need {
     }
 }
 
+/// A program of Kubernetes that Debian has as source only.
+const fn built(what: &'static str, why: &'static str) -> Need {
+    Need {
+        source: Source::KubernetesBuilt,
+        ..kubernetes(what, why)
+    }
+}
+
 const fn go_library(library: GoLibrary, why: &'static str) -> Need {
     Need {
         what: library.what,
@@ -174,13 +193,13 @@ const fn go_library(library: GoLibrary, why: &'static str) -> Need {
     }
 }
 
-const fn api_server_build(path: &'static str, package: &'static str) -> Need {
+const fn kubernetes_build(path: &'static str, package: &'static str) -> Need {
     Need {
         what: package,
-        why: "building kube-apiserver and kube-proxy",
+        why: "building Kubernetes' programs",
         source: Source::Package(package),
         probe: Probe::File(path),
-        part: Part::ApiServerBuild,
+        part: Part::KubernetesBuild,
     }
 }
 
@@ -283,19 +302,19 @@ pub const ALL: &[Need] = &[
         "limits what an agent may use in tests",
     ),
     program(&["sockperf"], "sockperf", "measures latency in the bench"),
-    api_server_build("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
-    api_server_build("/usr/lib/go-1.19/src/runtime", "golang-1.19-src"),
-    api_server_build(
+    kubernetes_build("/usr/lib/go-1.19/bin/go", "golang-1.19-go"),
+    kubernetes_build("/usr/lib/go-1.19/src/runtime", "golang-1.19-src"),
+    kubernetes_build(
         "/usr/share/gocode/src/github.com/modern-go/reflect2",
         "golang-github-modern-go-reflect2-dev",
     ),
-    api_server_build("/usr/bin/rsync", "rsync"),
-    api_server_build("/usr/bin/jq", "jq"),
-    api_server_build("/usr/bin/make", "make"),
-    api_server_build("/usr/bin/dpkg-source", "dpkg-dev"),
+    kubernetes_build("/usr/bin/rsync", "rsync"),
+    kubernetes_build("/usr/bin/jq", "jq"),
+    kubernetes_build("/usr/bin/make", "make"),
+    kubernetes_build("/usr/bin/dpkg-source", "dpkg-dev"),
     kubernetes("etcd", "stores for the API server in tests"),
     kubernetes("kubectl", "speaks to the API server in tests"),
-    kubernetes("kube-apiserver", "the API server in tests"),
+    built("kube-apiserver", "the API server in tests"),
     program(&["pip3"], "python3-pip", "downloads Helm and Kustomize"),
     go_library(HELM, "installs the chart in tests"),
     go_library(KUSTOMIZE, "builds the manifests in tests"),
@@ -317,15 +336,27 @@ pub const ALL: &[Need] = &[
         "runs the image in tests",
     ),
     program(&["runc"], "runc", "runs the image in tests"),
-    kubernetes("kube-proxy", "coexistence with kube-proxy in tests"),
+    built("kube-proxy", "coexistence with kube-proxy in tests"),
+    built("kube-controller-manager", "the cluster in demo and tests"),
+    built("kube-scheduler", "the cluster in demo and tests"),
+    built("kubelet", "the cluster in demo and tests"),
+    file(
+        "CNI's plugins",
+        "/usr/lib/cni/portmap",
+        "containernetworking-plugins",
+        "networks of pods in the cluster",
+        Part::Run,
+    ),
+    kubernetes("busybox", "programs of pods in the cluster"),
 ];
 
 /// What this machine lacks.
 pub fn missing() -> Vec<Need> {
     let linker = shell::has_program("bpf-linker");
-    let built = kubernetes::BUILT
+    let built = ALL
         .iter()
-        .all(|name| kube_programs::find(name).is_ok());
+        .filter(|need| need.is_built_kubernetes())
+        .all(Need::is_there);
     let compiler = std::env::var_os("NETDP_EBPF_TOOLCHAIN").is_some() || has_nightly();
     ALL.iter()
         .filter(|need| match need.part {
@@ -333,7 +364,7 @@ pub fn missing() -> Vec<Need> {
             // against the LLVM of the compiler in /usr.
             Part::Compiler => !(compiler && linker),
             Part::LinkerBuild => !linker,
-            Part::ApiServerBuild => !built,
+            Part::KubernetesBuild => !built,
             Part::Linker | Part::Run | Part::Demo => true,
         })
         .filter(|need| !need.is_there())

@@ -8,7 +8,9 @@ use super::process::{Running, output, wait_for};
 use super::workdir::WorkDir;
 use anyhow::{Context as _, Result, ensure};
 use pki::Pki;
+use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,6 +29,10 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// The token of a cluster administrator.
 const ADMIN: &str = "netdp-testbed-admin";
 
+/// The addresses of Services, and the first of them, which is the API's.
+const SERVICES: &str = "10.96.0.0/16";
+const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
 /// etcd and kube-apiserver with RBAC on, and certificates and tokens of their
 /// own. Both end when this is dropped. A namespace of its own for each leaves
 /// the ports free: any number run on one machine.
@@ -37,25 +43,59 @@ pub struct ApiServer {
     etcd: Running,
     ns: Netns,
     dir: WorkDir,
+    audience: Audience,
+}
+
+/// Who is to reach an API server.
+#[derive(Debug, Clone)]
+pub enum Audience {
+    /// Programs in its namespace.
+    Namespace,
+    /// A cluster: nodes by this address of its namespace, and pods by the Service
+    /// `kubernetes`. Each of the nodes has a token.
+    Cluster(Ipv4Addr, Vec<NodeToken>),
+}
+
+/// By what a node is known to the API server.
+#[derive(Debug, Clone)]
+pub struct NodeToken {
+    /// The node's name.
+    pub node: String,
+    /// Its secret.
+    pub token: String,
 }
 
 impl ApiServer {
     /// Starts both in the namespace and waits until the API serves and RBAC's
     /// own roles are there.
     pub fn start(ns: &Netns) -> Result<Self> {
+        Self::start_for(ns, Audience::Namespace)
+    }
+
+    /// The same for whoever is to reach it.
+    pub fn start_for(ns: &Netns, audience: Audience) -> Result<Self> {
         let dir = WorkDir::new("apiserver")?;
-        Pki::new()?.write(dir.path())?;
-        write_private(
-            &dir.path().join("tokens.csv"),
-            &format!("{ADMIN},admin,admin,system:masters\n"),
-        )?;
+        let mut addresses = vec![Ipv4Addr::LOCALHOST];
+        let mut tokens = format!("{ADMIN},admin,admin,system:masters\n");
+        if let Audience::Cluster(address, nodes) = &audience {
+            addresses.extend([*address, API_SERVICE]);
+            for NodeToken { node, token } in nodes {
+                let _ = writeln!(
+                    tokens,
+                    "{token},system:node:{node},system:node:{node},system:nodes"
+                );
+            }
+        }
+        Pki::new(&addresses)?.write(dir.path())?;
+        write_private(&dir.path().join("tokens.csv"), &tokens)?;
         let etcd = start_etcd(ns, &dir)?;
-        let server = start_server(ns, &dir)?;
+        let server = start_server(ns, &dir, &audience)?;
         let mut started = Self {
             server,
             etcd,
             ns: ns.clone(),
             dir,
+            audience,
         };
         started.write_kubeconfig("admin", &started.url(), ADMIN)?;
         started.wait_ready()?;
@@ -72,6 +112,12 @@ impl ApiServer {
     #[must_use]
     pub fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.crt")
+    }
+
+    /// The private key that signs ServiceAccounts' tokens.
+    #[must_use]
+    pub fn accounts_key(&self) -> PathBuf {
+        self.dir.path().join("accounts.key")
     }
 
     /// A kubeconfig of a cluster administrator.
@@ -149,7 +195,7 @@ impl ApiServer {
     /// Starts the server again after [`kill`](Self::kill).
     pub fn restart(&mut self) -> Result<()> {
         self.server.kill9()?;
-        self.server = start_server(&self.ns, &self.dir)?;
+        self.server = start_server(&self.ns, &self.dir, &self.audience)?;
         self.wait_ready()
     }
 
@@ -197,29 +243,36 @@ fn start_etcd(ns: &Netns, dir: &WorkDir) -> Result<Running> {
         .args(["--listen-peer-urls", &peers])
         .args(["--initial-advertise-peer-urls", &peers])
         .args(["--initial-cluster", &format!("default={peers}")])
-        .args(["--log-level", "warn"]);
+        .args(["--log-level", "warn"])
+        // What it stores is not meant to outlive a crash of the machine.
+        .arg("--unsafe-no-fsync");
     let etcd = Running::start(command)?;
     ns.wait_listening(ETCD_PORTS[0])
         .with_context(|| format!("etcd wrote:{}", etcd.written()))?;
     Ok(etcd)
 }
 
-fn start_server(ns: &Netns, dir: &WorkDir) -> Result<Running> {
+fn start_server(ns: &Netns, dir: &WorkDir, audience: &Audience) -> Result<Running> {
     let at = |name: &str| dir.path().join(name);
     let mut command: Command = ns.command(kube_programs::find("kube-apiserver")?);
-    command
-        .arg(format!("--etcd-servers=http://127.0.0.1:{}", ETCD_PORTS[0]))
-        .arg("--bind-address=127.0.0.1")
-        .arg(format!("--secure-port={API_PORT}"))
+    match audience {
         // Nobody is told of it: there is no reconciler of endpoints.
-        .args([
+        Audience::Namespace => command.args([
+            "--bind-address=127.0.0.1",
             "--advertise-address=192.0.2.1",
             "--endpoint-reconciler-type=none",
-        ])
-        .args([
-            "--service-cluster-ip-range=10.96.0.0/16",
-            "--authorization-mode=Node,RBAC",
-        ])
+        ]),
+        Audience::Cluster(address, _) => command
+            .arg("--bind-address=0.0.0.0")
+            .arg(format!("--advertise-address={address}"))
+            .arg("--kubelet-preferred-address-types=InternalIP")
+            .arg("--enable-admission-plugins=NodeRestriction,Priority"),
+    };
+    command
+        .arg(format!("--etcd-servers=http://127.0.0.1:{}", ETCD_PORTS[0]))
+        .arg(format!("--secure-port={API_PORT}"))
+        .arg(format!("--service-cluster-ip-range={SERVICES}"))
+        .arg("--authorization-mode=Node,RBAC")
         .args(["--anonymous-auth=false", "--allow-privileged=true", "--v=0"])
         .arg("--service-account-issuer=https://kubernetes.default.svc");
     for (flag, file) in [
@@ -237,7 +290,7 @@ fn start_server(ns: &Netns, dir: &WorkDir) -> Result<Running> {
 }
 
 /// A file that only its owner reads.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))
         .with_context(|| format!("writing {}", path.display()))

@@ -24,6 +24,9 @@ mod agent;
 #[cfg(feature = "full")]
 mod apiserver;
 mod bed;
+mod cgroups;
+#[cfg(feature = "full")]
+mod cluster;
 mod config_volume;
 mod containerd;
 mod echo;
@@ -43,8 +46,13 @@ mod workdir;
 
 pub use agent::{Agent, AgentOptions, binary_from_env};
 #[cfg(feature = "full")]
-pub use apiserver::{API_PORT, ApiServer};
+pub use apiserver::{API_PORT, ApiServer, Audience, NodeToken};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
+#[cfg(feature = "full")]
+pub use cluster::{
+    Cluster, KernelObjects, NODE, NODE_IP, Outside, PODS, Remains, ip_masq_agent,
+    ip_masq_agent_rules,
+};
 pub use config_volume::ConfigVolume;
 pub use containerd::{ContainerOptions, Containerd};
 pub use echo::{EchoClient, EchoServer, UdpEchoServer, seen, udp_ask};

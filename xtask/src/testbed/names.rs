@@ -1,6 +1,8 @@
 //! The names of namespaces and directories, and the removal of what processes
 //! that no longer live left behind.
 
+use super::cgroups;
+use super::process::wait_for;
 use super::workdir;
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -12,8 +14,12 @@ use std::path::Path;
 use std::process::{Command, id};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 const PREFIX: &str = "netdp";
+
+/// How long processes that were killed may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where `ip netns` keeps the names of namespaces.
 pub(super) const NETNS_DIR: &str = "/run/netns";
@@ -67,6 +73,11 @@ fn remove_where(is_leftover: impl Fn(u32) -> bool) {
             remove_netns(&name);
         }
     }
+    for name in cgroups::at_the_top() {
+        if owner(&name).is_some_and(&is_leftover) {
+            cgroups::remove(&name);
+        }
+    }
     for name in entries(&std::env::temp_dir()) {
         if owner(&name).is_some_and(&is_leftover) {
             workdir::remove(&std::env::temp_dir().join(name));
@@ -80,6 +91,10 @@ pub(super) fn remove_netns(name: &str) {
     for pid in processes_in(name).unwrap_or_default() {
         let _ = kill(pid, Signal::SIGKILL);
     }
+    // What they hold, such as mounts, goes with them.
+    let _ = wait_for(PATIENCE, "the end of its processes", || {
+        processes_in(name).map_or(true, |left| left.is_empty())
+    });
     let _ = Command::new("ip").args(["netns", "delete", name]).output();
 }
 

@@ -20,14 +20,16 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A network namespace, known to `ip netns` by its [name](Self::name).
 ///
 /// Clones mean the same namespace. When the last is dropped, the processes in
-/// it are killed and it is removed.
+/// it are killed and it is removed, unless it is [somebody else's](Self::borrow).
 #[derive(Debug, Clone)]
 pub struct Netns(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     name: String,
+    path: PathBuf,
     file: File,
+    borrowed: bool,
 }
 
 impl Inner {
@@ -55,7 +57,12 @@ impl Netns {
         output(Command::new("ip").args(["netns", "add", &name]))?;
         let path = Path::new(NETNS_DIR).join(&name);
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        let ns = Self(Arc::new(Inner { name, file }));
+        let ns = Self(Arc::new(Inner {
+            name,
+            path,
+            file,
+            borrowed: false,
+        }));
         for key in [
             "net.ipv6.conf.all.accept_dad",
             "net.ipv6.conf.default.accept_dad",
@@ -70,6 +77,18 @@ impl Netns {
         Ok(ns)
     }
 
+    /// A namespace that another program has made, by a file that stands for it.
+    /// Nothing in it is changed, and it is not removed. `name` is for messages.
+    pub fn borrow(name: &str, path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        Ok(Self(Arc::new(Inner {
+            name: name.into(),
+            path: path.into(),
+            file,
+            borrowed: true,
+        })))
+    }
+
     /// The name by which `ip netns` knows it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -79,7 +98,7 @@ impl Netns {
     /// The file to give to programs that take a namespace by path.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        Path::new(NETNS_DIR).join(&self.0.name)
+        self.0.path.clone()
     }
 
     /// A command whose process will be in this namespace. It sees the same
@@ -172,6 +191,9 @@ impl Netns {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.borrowed {
+            return;
+        }
         // libtest shows it where a test failed.
         if let Ok(Some(full)) = self.enter(tracking::was_full) {
             eprintln!("in {}: {full}", self.name);

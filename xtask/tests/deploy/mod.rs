@@ -39,28 +39,6 @@ pub fn directory() -> Result<PathBuf> {
         .with_context(|| format!("looking for {}", path.display()))
 }
 
-/// ip-masq-agent in the shape in which its project publishes it (ip-masq-agent.yaml at e3000864).
-pub fn ip_masq_agent(image: &str) -> Value {
-    let container = json!({
-        "name": "ip-masq-agent",
-        "image": image,
-        "securityContext": {
-            "privileged": false,
-            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
-        },
-        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
-    });
-    let volume = json!({
-        "name": "config",
-        "configMap": {
-            "name": "ip-masq-agent",
-            "optional": true,
-            "items": [{"key": "config", "path": "ip-masq-agent"}],
-        },
-    });
-    daemonset(&json!({"k8s-app": "ip-masq-agent"}), &container, &volume)
-}
-
 /// k8s-custom-iptables in the shape in which its project publishes it (daemon.yaml at 48ec4ca).
 pub fn custom_iptables(image: &str) -> Value {
     let container = json!({

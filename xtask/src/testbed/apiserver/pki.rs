@@ -3,6 +3,7 @@
 use super::write_private;
 use anyhow::{Context as _, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 /// An authority, the server's certificate that it signed, and the key that
@@ -15,8 +16,8 @@ pub(super) struct Pki {
 }
 
 impl Pki {
-    /// Makes all of them anew.
-    pub(super) fn new() -> Result<Self> {
+    /// Makes all of them anew, for a server with these addresses.
+    pub(super) fn new(addresses: &[Ipv4Addr]) -> Result<Self> {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         authority
@@ -25,8 +26,9 @@ impl Pki {
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)
             .context("making a certificate authority")?;
         let key = KeyPair::generate()?;
-        let names = ["127.0.0.1", "localhost", "kubernetes.default.svc"];
-        let certificate = CertificateParams::new(names.map(str::to_owned))?
+        let mut names = vec!["localhost".to_owned(), "kubernetes.default.svc".to_owned()];
+        names.extend(addresses.iter().map(Ipv4Addr::to_string));
+        let certificate = CertificateParams::new(names)?
             .signed_by(&key, &authority)
             .context("signing the server's certificate")?;
         Ok(Self {

@@ -1,0 +1,74 @@
+//! `demo cluster`: netdp in a real cluster of one node, told through kubectl.
+
+mod install;
+mod stage;
+mod takeover;
+mod update;
+
+use super::{check, end, narrate, scene};
+use crate::{setup, shell};
+use anyhow::{Context as _, Result};
+use stage::Stage;
+use std::fmt::Write as _;
+use std::time::Instant;
+use xtask::image;
+use xtask::testbed::Cluster;
+
+/// Sets up, makes the images, brings the cluster up, tells the story.
+pub fn run() -> Result<()> {
+    check("cargo xtask demo cluster")?;
+    let mut times = Times::default();
+    times.take("set-up", setup::run)?;
+    let image = times.take("image", || {
+        shell::say("the image");
+        image::make(image::NAME, &image::target_dir()?)
+    })?;
+    let start = Instant::now();
+    let cluster = times.take("cluster", || {
+        shell::say(
+            "a cluster of one node: etcd, the control plane, containerd, kubelet, kube-proxy",
+        );
+        Cluster::start(&[&image.archive])
+    })?;
+    let mut stage = Stage::new(cluster, image.program)?;
+    times.take("story", || {
+        scene("1. a pod, a peered network, and a ConfigMap", || {
+            install::tell(&mut stage)
+        })?;
+        scene("2. updates and crashes under load", || {
+            update::tell(&mut stage)
+        })?;
+        scene("3. in the place of ip-masq-agent, and back", || {
+            takeover::tell(&mut stage)
+        })
+    })?;
+    times.take("removal", || {
+        drop(stage);
+        Ok(())
+    })?;
+    narrate(&format!("\n{}", times.told()));
+    end(start);
+    Ok(())
+}
+
+/// How long the parts took.
+#[derive(Default)]
+struct Times(Vec<(&'static str, f32)>);
+
+impl Times {
+    fn take<T>(&mut self, what: &'static str, part: impl FnOnce() -> Result<T>) -> Result<T> {
+        let start = Instant::now();
+        let done = part().with_context(|| what.to_owned())?;
+        self.0.push((what, start.elapsed().as_secs_f32()));
+        Ok(done)
+    }
+
+    fn told(&self) -> String {
+        let mut told = "This run:".to_owned();
+        for (what, seconds) in &self.0 {
+            let _ = write!(told, " {what} {seconds:.1} s;");
+        }
+        told + "\nSet-up and the image take that long once, when everything has to be built; \
+                the README says how long."
+    }
+}

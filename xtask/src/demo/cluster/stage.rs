@@ -1,0 +1,148 @@
+//! What the scenes share: the cluster, two pods, and how their words are shown.
+
+use crate::demo::narrate;
+use anyhow::{Context as _, Result, ensure};
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use xtask::migration::{Load, Tally};
+use xtask::testbed::{Cluster, Host, NODE_IP, output, wait_some};
+
+/// How long the cluster may take for anything.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Lines of one command that are shown.
+const LINES: usize = 14;
+
+/// Pods and the node's network are left alone.
+pub const CONFIG: &str = "\
+nonMasqueradeCIDRs:
+- 172.16.0.0/16
+- 10.1.0.0/16
+";
+
+pub struct Stage {
+    pub cluster: Cluster,
+    pub pods: [Host; 2],
+    pub node: IpAddr,
+    /// The program with Helm and Kustomize in it: this one.
+    pub xtask: PathBuf,
+    netdp: PathBuf,
+}
+
+impl Stage {
+    pub fn new(cluster: Cluster, netdp: PathBuf) -> Result<Self> {
+        fs::write(cluster.dir().join("config"), CONFIG)?;
+        Ok(Self {
+            pods: cluster.pods(["client", "other"])?,
+            cluster,
+            node: NODE_IP.parse()?,
+            xtask: std::env::current_exe().context("where this program is")?,
+            netdp,
+        })
+    }
+
+    /// Shows a kubectl command and what it says.
+    pub fn kubectl(&self, line: &str) -> Result<()> {
+        narrate(&format!("$ kubectl {}", typed(line)));
+        show(&self.cluster.kubectl(line)?);
+        Ok(())
+    }
+
+    /// The same for a command that says `wanted` in the end. Returns what it says.
+    pub fn kubectl_until(&self, line: &str, wanted: &str) -> Result<String> {
+        narrate(&format!("$ kubectl {line}"));
+        let what = format!("{wanted:?} from kubectl {line}");
+        let told = wait_some(PATIENCE, &what, || {
+            let told = self.cluster.kubectl(line).ok()?;
+            told.contains(wanted).then_some(told)
+        })?;
+        show(&told);
+        Ok(told)
+    }
+
+    /// Shows the command that the user types for it, and makes the ConfigMap.
+    pub fn create_config_map(&self) -> Result<()> {
+        narrate("$ kubectl create configmap ip-masq-agent --from-file=config -n kube-system");
+        let file = self.cluster.dir().join("config");
+        let told = self.cluster.kubectl(&format!(
+            "create configmap ip-masq-agent --from-file={} -n kube-system",
+            file.display()
+        ))?;
+        show(&told);
+        Ok(())
+    }
+
+    /// Shows netdp's command on the administrator's machine, which says `wanted`
+    /// in the end.
+    pub fn netdp_until(&self, argument: &str, wanted: &str) -> Result<()> {
+        narrate(&format!("$ netdp {argument}"));
+        let told = wait_some(
+            PATIENCE,
+            &format!("{wanted:?} from netdp {argument}"),
+            || {
+                let mut netdp = self.cluster.node().command(&self.netdp);
+                netdp
+                    .arg(argument)
+                    .env("KUBECONFIG", self.cluster.api().admin_kubeconfig());
+                let told = output(&mut netdp).ok()?;
+                told.contains(wanted).then_some(told)
+            },
+        )?;
+        show(&told);
+        Ok(())
+    }
+
+    /// Connections of both pods to the peered network, which see the node's
+    /// address.
+    pub fn load(&self) -> Result<Load> {
+        Load::start(&self.pods, &[self.cluster.peered.echo()], &[self.node])
+    }
+
+    /// Takes netdp away as the documents say.
+    pub fn uninstall(&self) -> Result<()> {
+        let patch = "[{\"op\":\"add\",\"path\":\"/spec/template/spec/containers/0/args/-\",\
+                     \"value\":\"--on-exit=detach\"}]";
+        self.kubectl(&format!(
+            "-n kube-system patch daemonset netdp --type json --patch {patch}"
+        ))?;
+        self.cluster.wait_rollout("netdp")?;
+        narrate("$ helm uninstall netdp --namespace kube-system");
+        self.cluster.uninstall(&self.xtask)?;
+        self.kubectl("-n kube-system delete configmap ip-masq-agent")
+    }
+}
+
+/// Shows what the load has counted, which must have lost nothing.
+pub fn show_load(tally: &Tally) -> Result<()> {
+    let kinds = tally.kinds();
+    let answers: usize = kinds.iter().map(|(.., answers, _)| answers).sum();
+    let (opened, lost) = tally.connections();
+    narrate(&format!(
+        "\n{tally}\n{answers} requests on {opened} connections, {lost} failed."
+    ));
+    ensure!(lost == 0, "connections were lost");
+    Ok(())
+}
+
+/// A command line as one types it in a shell.
+fn typed(line: &str) -> String {
+    let quoted = |word: &str| match word.contains(['[', '{']) {
+        true => format!("'{word}'"),
+        false => word.to_owned(),
+    };
+    line.split(' ').map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// Shows a command's words, if they are many the last.
+pub fn show(told: &str) {
+    let lines: Vec<&str> = told.lines().collect();
+    let from = lines.len().saturating_sub(LINES);
+    if from > 0 {
+        narrate("   …");
+    }
+    for line in &lines[from..] {
+        narrate(&format!("   {line}"));
+    }
+}

@@ -1,0 +1,63 @@
+//! ip-masq-agent as it is found in clusters: its manifest, and the rules that it
+//! leaves on nodes.
+
+use serde_json::{Value, json};
+
+/// The DaemonSet in the shape in which its project publishes it (ip-masq-agent.yaml at e3000864),
+/// with another image.
+#[must_use]
+pub fn ip_masq_agent(image: &str) -> Value {
+    let labels = json!({"k8s-app": "ip-masq-agent"});
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "ip-masq-agent", "namespace": "kube-system"},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "hostNetwork": true,
+                    "containers": [{
+                        "name": "ip-masq-agent",
+                        "image": image,
+                        "securityContext": {
+                            "privileged": false,
+                            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
+                        },
+                        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
+                    }],
+                    "volumes": [{
+                        "name": "config",
+                        "configMap": {
+                            "name": "ip-masq-agent",
+                            "optional": true,
+                            "items": [{"key": "config", "path": "ip-masq-agent"}],
+                        },
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// What it writes, for `iptables-restore --noflush`, where these destinations
+/// are not to be masqueraded.
+#[must_use]
+pub fn ip_masq_agent_rules(non_masquerade: &[&str]) -> String {
+    let mut rules = String::from(
+        "*nat\n:IP-MASQ-AGENT - [0:0]\n\
+         -A POSTROUTING -m comment --comment \"ip-masq-agent: ensure nat POSTROUTING directs all \
+         non-LOCAL destination traffic to our custom IP-MASQ-AGENT chain\" -m addrtype ! \
+         --dst-type LOCAL -j IP-MASQ-AGENT\n",
+    );
+    for destination in ["169.254.0.0/16"].iter().chain(non_masquerade) {
+        rules += &format!(
+            "-A IP-MASQ-AGENT -d {destination} -m comment --comment \"ip-masq-agent: local \
+             traffic is not subject to MASQUERADE\" -j RETURN\n"
+        );
+    }
+    rules
+        + "-A IP-MASQ-AGENT -m comment --comment \"ip-masq-agent: outbound traffic is subject to \
+           MASQUERADE (must be last in chain)\" -j MASQUERADE --random-fully\nCOMMIT\n"
+}
