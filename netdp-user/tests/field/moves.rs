@@ -7,7 +7,7 @@ use crate::site::{Control, Subject, both, ends, ip_masq_agent};
 use crate::talk::Pair;
 use anyhow::{Context as _, Result, ensure};
 use netdp_user::datapath::Maps;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use xtask::testbed::{
@@ -213,6 +213,8 @@ fn an_address_that_does_not_come_back_takes_its_connections_along() -> Result<()
     flow.socket
         .set_read_timeout(Some(Duration::from_millis(300)))?;
     flow.ask()?;
+    let mut pair = Pair::between(pairs.pod(), &pairs.servers[0], (to.ip(), 8080).into())?;
+    pair.goes_on()?;
     node.ip("address add 10.1.0.11/16 dev eth0")?;
     node.sysctl("net.ipv4.conf.eth0.promote_secondaries", "1")?;
     node.ip("address delete 10.1.0.10/16 dev eth0")?;
@@ -224,5 +226,10 @@ fn an_address_that_does_not_come_back_takes_its_connections_along() -> Result<()
         seen.is_some_and(|seen: SocketAddr| seen.ip() == wanted)
     })
     .with_context(|| format!("seen as {seen:?}"))?;
+    // A connection hangs while its address may come back; then its server refuses it.
+    wait_for(SOON, "the connection to be reset", || {
+        let sent = pair.client.write_all(b"anyone?");
+        sent.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
+    })?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::site::{Control, Site, Subject, both, ends, restore};
 use anyhow::{Context as _, Result, ensure};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{ErrorKind, Read as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 use xtask::testbed::{Host, Netns, WorkDir};
 
@@ -183,6 +183,44 @@ fn live_flows_keep_their_ports_where_none_is_left() -> Result<()> {
         ensure!(tried.is_err(), "one more connection than ports");
         for (connection, seen) in &mut open {
             ensure!(connection.ask()? == *seen, "another port");
+        }
+    }
+    Ok(())
+}
+
+/// What nobody answers, as some measuring tools send it.
+#[test]
+fn flows_that_only_send_keep_their_ports() -> Result<()> {
+    let mut site = site(Subject::Netdp)?;
+    for to in ends(&site.far, 9_009) {
+        let silent = site.far.open(|| UdpSocket::bind(to))?;
+        silent.set_read_timeout(Some(Duration::from_millis(500)))?;
+        let send = |socket: &UdpSocket| -> Result<SocketAddr> {
+            socket.send(b"one way")?;
+            let (_, seen) = silent.recv_from(&mut [0; 16])?;
+            Ok(seen)
+        };
+        let flows = (0..PORTS)
+            .map(|_| {
+                let flow = Udp::connect(site.good(), any(to), to)?;
+                let seen = send(&flow.socket)?;
+                Ok((flow, seen))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        for _ in 0..3 {
+            let agent = site.agent().context("no agent")?;
+            clock::advance(agent, Duration::from_secs(4))?;
+            for (flow, seen) in &flows {
+                ensure!(send(&flow.socket)? == *seen, "another port");
+            }
+            // Of the same pod: to one with fewer they give way. It is told.
+            let more = Udp::connect(site.good(), any(to), to)?;
+            let sent = more.socket.send(b"one more");
+            let came = silent.recv_from(&mut [0; 16]);
+            ensure!(
+                came.is_err(),
+                "one more flow than ports: {came:?}, {sent:?}"
+            );
         }
     }
     Ok(())
