@@ -368,10 +368,10 @@ fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet, len: u32) -> Option<
                     as u8,
                 payload: if flags & FIN == 0 {
                     0
-                } else if pkt.is_fragment != 0 || len < header || len - header > u16::MAX as u32 {
+                } else if pkt.is_fragment != 0 || len < header {
                     UNKNOWN_LENGTH
                 } else {
-                    (len - header) as u16
+                    u16::try_from(len - header).unwrap_or(UNKNOWN_LENGTH)
                 },
                 seq,
                 ack,
