@@ -71,7 +71,8 @@ impl Maps {
             // The other watches have these.
             Which::Labelled => name != self.main && name != NAT_RULES_MAP,
         };
-        let is_labelled = map.labels().contains_key(LABEL);
+        // What that watch brings was chosen by its label.
+        let is_labelled = self.which == Which::Labelled || map.labels().contains_key(LABEL);
         let keys = Keys::of(&name, &self.main, is_labelled);
         counts.then(|| (name, Arc::new(documents(map, keys))))
     }
