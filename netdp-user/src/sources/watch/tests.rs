@@ -213,9 +213,10 @@ async fn a_config_map_volume_swaps_its_data() {
 #[tokio::test]
 async fn cancelling_loses_nothing() {
     let mut scene = Scene::new("file", |root| write(root, "file", "1"));
+    // A busy machine may let a change settle before it is waited for, but not each of them.
+    let mut cancelled = 0;
     for round in 0..20 {
         write(scene.temp.path(), "file", &round.to_string());
-        let mut cancelled = 0;
         let noticed = async {
             // Shorter than it takes to settle: without memory this would never end.
             while timeout(SETTLE / 10, scene.watcher.changed()).await.is_err() {
@@ -223,8 +224,8 @@ async fn cancelling_loses_nothing() {
             }
         };
         timeout(DEADLINE, noticed).await.unwrap();
-        assert!(cancelled > 0);
     }
+    assert!(cancelled > 0);
 }
 
 #[tokio::test]
