@@ -333,7 +333,10 @@ fn wires() -> Result<(Netns, Netns, Netns)> {
     wire(&client, "eth0", &node, "pod0")?;
     wire(&node, "eth0", &server, "eth0")?;
     end(&client, "eth0", CLIENT_MAC, "172.16.0.2/24")?;
-    end(&node, "pod0", POD_SIDE_MAC, "172.16.0.1/24")?;
+    // As network plugins have it: a host route for each pod. A wire with a network of its own could
+    // be one by which requests come in, and is observed.
+    end(&node, "pod0", POD_SIDE_MAC, "172.16.0.1/32")?;
+    node.ip("route add 172.16.0.2/32 dev pod0")?;
     end(&node, "eth0", NODE_MAC, "10.1.0.10/16")?;
     end(&server, "eth0", SERVER_MAC, "10.1.0.20/16")?;
     node.forward()?;
