@@ -9,7 +9,7 @@ use node::{AGENT, Node};
 use serde_json::{Value, json};
 use std::fs;
 use xtask::image;
-use xtask::testbed::ip_masq_agent;
+use xtask::testbed::{custom_iptables, ip_masq_agent};
 
 /// What is logged once where eBPF is not possible.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";
@@ -335,7 +335,7 @@ fn k8s_custom_iptables_manifest_works_with_the_image_alone() -> Result<()> {
     let node = node()?;
     let rules_file = node.volume("cfg").join("nat.rules");
     fs::write(&rules_file, "198.51.100.0/24 192.0.2.0/24 ")?;
-    let manifest = deploy::custom_iptables(image::NAME);
+    let manifest = custom_iptables(image::NAME);
     node.run(AGENT, &container(&manifest))?;
     is_in_iptables_mode(&node, AGENT, "NETDP-CUSTOM", &ALL[1..])?;
     // Beside ip-masq-agent's, which stays its own.

@@ -50,7 +50,7 @@ pub use apiserver::{API_PORT, ApiServer, Audience, NodeToken};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
 #[cfg(feature = "full")]
 pub use cluster::{
-    Cluster, KernelObjects, NODE, NODE_IP, Outside, PODS, Remains, ip_masq_agent,
+    Cluster, KernelObjects, NODE, NODE_IP, Outside, PODS, Remains, custom_iptables, ip_masq_agent,
     ip_masq_agent_rules,
 };
 pub use config_volume::ConfigVolume;

@@ -1,9 +1,9 @@
-//! What is in deploy/kustomize, as Kustomize makes it, and what it replaces.
+//! What is in deploy/kustomize, as Kustomize makes it.
 
 #![allow(dead_code, reason = "each test uses a part of this")]
 
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,41 +37,6 @@ pub fn directory() -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     path.canonicalize()
         .with_context(|| format!("looking for {}", path.display()))
-}
-
-/// k8s-custom-iptables in the shape in which its project publishes it (daemon.yaml at 48ec4ca).
-pub fn custom_iptables(image: &str) -> Value {
-    let container = json!({
-        "name": "k8s-custom-iptables",
-        "image": image,
-        "imagePullPolicy": "Always",
-        "securityContext": {"privileged": true},
-        "command": ["sh", "-c", "/run.sh"],
-        "env": [{"name": "SLEEP_INTERVAL", "value": "30"}],
-        "resources": {"requests": {"cpu": "5m", "memory": "10Mi"}},
-        "volumeMounts": [{"name": "cfg", "mountPath": "/cfg"}],
-    });
-    let volume = json!({"name": "cfg", "configMap": {"name": "k8s-custom-iptables"}});
-    daemonset(&json!({"name": "k8s-custom-iptables"}), &container, &volume)
-}
-
-fn daemonset(labels: &Value, container: &Value, volume: &Value) -> Value {
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "DaemonSet",
-        "metadata": {"name": container["name"], "namespace": "kube-system"},
-        "spec": {
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "hostNetwork": true,
-                    "containers": [container],
-                    "volumes": [volume],
-                },
-            },
-        },
-    })
 }
 
 /// A manifest, patched by JSON patches in YAML as a user writes them.

@@ -30,7 +30,7 @@ use std::time::Duration;
 pub use daemons::{NODE, NODE_IP, PODS};
 pub use outside::Outside;
 pub use remains::{KernelObjects, Remains};
-pub use upstream::{ip_masq_agent, ip_masq_agent_rules};
+pub use upstream::{custom_iptables, ip_masq_agent, ip_masq_agent_rules};
 
 /// How long anything in the cluster may take, on a machine that is busy with
 /// other tests. Idle ones take seconds.

@@ -1,5 +1,5 @@
-//! ip-masq-agent as it is found in clusters: its manifest, and the rules that it
-//! leaves on nodes.
+//! What netdp replaces, as it is found in clusters: manifests, and the rules that
+//! ip-masq-agent leaves on nodes.
 
 use serde_json::{Value, json};
 
@@ -7,41 +7,64 @@ use serde_json::{Value, json};
 /// with another image.
 #[must_use]
 pub fn ip_masq_agent(image: &str) -> Value {
-    let labels = json!({"k8s-app": "ip-masq-agent"});
+    let container = json!({
+        "name": "ip-masq-agent",
+        "image": image,
+        "securityContext": {
+            "privileged": false,
+            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
+        },
+        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
+    });
+    let volume = json!({
+        "name": "config",
+        "configMap": {
+            "name": "ip-masq-agent",
+            "optional": true,
+            "items": [{"key": "config", "path": "ip-masq-agent"}],
+        },
+    });
+    daemonset(&json!({"k8s-app": "ip-masq-agent"}), &container, &volume)
+}
+
+/// The DaemonSet of k8s-custom-iptables in the shape in which its project publishes it (daemon.yaml at
+/// 48ec4ca), with another image.
+#[must_use]
+pub fn custom_iptables(image: &str) -> Value {
+    let container = json!({
+        "name": "k8s-custom-iptables",
+        "image": image,
+        "imagePullPolicy": "Always",
+        "securityContext": {"privileged": true},
+        "command": ["sh", "-c", "/run.sh"],
+        "env": [{"name": "SLEEP_INTERVAL", "value": "30"}],
+        "resources": {"requests": {"cpu": "5m", "memory": "10Mi"}},
+        "volumeMounts": [{"name": "cfg", "mountPath": "/cfg"}],
+    });
+    let volume = json!({"name": "cfg", "configMap": {"name": "k8s-custom-iptables"}});
+    daemonset(&json!({"name": "k8s-custom-iptables"}), &container, &volume)
+}
+
+fn daemonset(labels: &Value, container: &Value, volume: &Value) -> Value {
     json!({
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
-        "metadata": {"name": "ip-masq-agent", "namespace": "kube-system"},
+        "metadata": {"name": container["name"], "namespace": "kube-system"},
         "spec": {
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels},
                 "spec": {
                     "hostNetwork": true,
-                    "containers": [{
-                        "name": "ip-masq-agent",
-                        "image": image,
-                        "securityContext": {
-                            "privileged": false,
-                            "capabilities": {"add": ["NET_ADMIN", "NET_RAW"]},
-                        },
-                        "volumeMounts": [{"name": "config", "mountPath": "/etc/config"}],
-                    }],
-                    "volumes": [{
-                        "name": "config",
-                        "configMap": {
-                            "name": "ip-masq-agent",
-                            "optional": true,
-                            "items": [{"key": "config", "path": "ip-masq-agent"}],
-                        },
-                    }],
+                    "containers": [container],
+                    "volumes": [volume],
                 },
             },
         },
     })
 }
 
-/// What it writes, for `iptables-restore --noflush`, where these destinations
+/// What ip-masq-agent writes, for `iptables-restore --noflush`, where these destinations
 /// are not to be masqueraded.
 #[must_use]
 pub fn ip_masq_agent_rules(non_masquerade: &[&str]) -> String {
