@@ -8,7 +8,6 @@ use common::clients::{any, tcp_source, udp_source};
 use common::wire::Capture;
 use common::{Echo, POLICY, SOON, World, drops, echoes, nft, same_family, status, wait_log};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
 use xtask::testbed::{Bed, Host, Netns, wait_for};
 
 /// Protects what leaves with the node's addresses for the server's networks.
@@ -37,7 +36,6 @@ fn send(pod: &Netns, to: SocketAddr) -> Result<()> {
     for _ in 0..3 {
         // What is refused comes back as an error.
         let _ = socket.send_to(b"?", to);
-        std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
