@@ -158,6 +158,19 @@ impl Open {
     }
 }
 
+/// Waits until both ends have everything acknowledged. An acknowledgement that is late meets no
+/// datapath, its peer sends again to the node's address, and the node's own stack resets that.
+fn settle(pod: &Netns, host: &Host) -> Result<()> {
+    let unacknowledged = |ns: &Netns| -> Result<bool> {
+        let listed = ns.run(&["ss", "--no-header", "--tcp", "--numeric"])?;
+        let queued = listed.lines().map(|line| line.split_whitespace().nth(2));
+        Ok(queued.into_iter().any(|queued| queued != Some("0")))
+    };
+    wait_for(SOON, "everything to be acknowledged", || {
+        !unacknowledged(pod).unwrap_or(true) && !unacknowledged(host).unwrap_or(true)
+    })
+}
+
 /// One ping of the same flow to each address of the host, which has to be answered.
 fn ping(pod: &Netns, host: &Host) -> Result<()> {
     for net in &host.addresses {
@@ -183,6 +196,7 @@ fn goes_and_comes(going: Going, mode: &str, arguments: &[&str]) -> Result<()> {
     let mut open = Open::new(&world.bed.pods[0], &world.far)?;
     ping(&world.bed.pods[0], &world.far)?;
     open.resume("before")?;
+    settle(&world.bed.pods[0], &world.far)?;
 
     going.go(&world.bed.node, &mut world.agent)?;
     world
@@ -242,6 +256,7 @@ fn a_detach_clears_up_after_pins_were_removed() -> Result<()> {
     let mut open = Open::new(&world.bed.pods[0], &world.far)?;
     let marks = || world.bed.node.run(&["conntrack", "-L", "-p", "253"]);
     ensure!(marks()?.contains("src=192.0.0.8"), "{}", marks()?);
+    settle(&world.bed.pods[0], &world.far)?;
     Going::PinsRemoved.go(&world.bed.node, &mut world.agent)?;
     world.agent.netdp(&["detach"])?;
     let left = world.bed.node.run(&["conntrack", "-L"])?;
