@@ -132,6 +132,10 @@ pub const SETTING_HAIRPIN: u32 = 128;
 /// are: interfaces of a VRF show up as the VRF.
 pub const SETTING_ANY_SOURCE: u32 = 256;
 
+/// [`Settings::flags`]: programs run at more than one interface, so that a reply may come in by one
+/// and leave for its pod by another.
+pub const SETTING_SEVERAL_UPLINKS: u32 = 512;
+
 /// [`Settings::no_leak`]: what can't be translated is dropped.
 pub const NO_LEAK_DROP: u32 = 0;
 /// [`Settings::no_leak`]: what can't be translated leaves as it is.
@@ -527,6 +531,8 @@ pub mod pins {
 
     /// [`super::Tuple`] → [`super::Live`].
     pub const INBOUND_LIVE: &str = "inbound_live";
+    /// 0 → 1 once there was anything in `inbound` or `inbound_live`.
+    pub const INBOUND_USED: &str = "inbound_used";
     /// [`super::Tuple`] → [`super::Fragment`], of what comes in.
     pub const FRAGMENTS_IN: &str = "fragments_in";
     /// [`super::Tuple`] → [`super::NodeFlow`].
@@ -562,6 +568,7 @@ pub mod pins {
         (NODE_PORTS, "NODE_PORTS"),
         (NODE_PROTOCOLS, "NODE_PROTOCOLS"),
         (INBOUND_LIVE, "INBOUND_LIVE"),
+        (INBOUND_USED, "INBOUND_USED"),
         (FRAGMENTS_IN, "FRAGMENTS_IN"),
         (NODE_FLOWS, "NODE_FLOWS"),
         (LIMITS, "LIMITS"),

@@ -19,12 +19,12 @@ mod source;
 
 use crate::abi::{
     Action, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol, SETTING_DRAIN,
-    SETTING_IPV6,
+    SETTING_IPV6, SETTING_SEVERAL_UPLINKS,
 };
 use crate::addr::{Addr, Family};
 use crate::conntrack::{ACK, DRAIN_SECONDS, FIN, RST, SYN, ticks32};
 use crate::packet::{Inner, L4, Packet, Plain};
-use crate::share::{Key, Role};
+use crate::share::Key;
 use crate::tables::Tables;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
@@ -35,7 +35,7 @@ use follow::{apply, continue_egress, continue_ingress, is_nodes_by_now};
 use host::needs_mapping;
 use inbound::Continued;
 use open::{Claim, open};
-use origin::is_forged;
+use origin::{is_forged, is_forged_by, key_of};
 use settle::{Begins, Settled, settle};
 pub use source::Way;
 use source::choose_source;
@@ -54,6 +54,8 @@ pub struct Work {
     pub inner: Inner,
     claim: Claim,
     recycling: Recycling,
+    /// Of the source of a packet that may begin a mapping.
+    source: Key,
 }
 
 impl Work {
@@ -63,6 +65,7 @@ impl Work {
         inner: Inner::EMPTY,
         claim: Claim::EMPTY,
         recycling: Recycling::EMPTY,
+        source: Key::NONE,
     };
 }
 
@@ -190,7 +193,13 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 /// a virtual machine on a bridge): it is none of the node's business. If so it is counted.
 #[inline(always)]
 fn is_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
-    let bridged = !tables.is_local(&pkt.tuple.src) && tables.is_bridged(&pkt.tuple, pkt.family);
+    !tables.is_local(&pkt.tuple.src) && others_are_bridged(tables, pkt)
+}
+
+/// The same of a packet whose source is no address of the node.
+#[inline(always)]
+fn others_are_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
+    let bridged = tables.is_bridged(&pkt.tuple, pkt.family);
     if bridged {
         tables.count(|c| &mut c.egress_untouched);
     }
@@ -224,10 +233,12 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         if !needs_mapping(tables, work, bypass) {
             return Verdict::Pass;
         }
+        let Work { pkt, source, .. } = work;
+        *source = key_of(tables, &pkt.tuple.src);
         if tables.ingress_ifindex() == 0 {
-            let key = Key::of(tables.secret(), &work.pkt.tuple.src, Role::Pod);
-            work.claim.set_bucket(key.bucket, 0);
-            work.recycling.begin(key.bucket, false, u32::MAX, 0);
+            let bucket = source.bucket();
+            work.claim.set_bucket(bucket, 0);
+            work.recycling.begin(bucket, false, u32::MAX, 0);
         } else if let Some(reason) = refusal(tables, work) {
             // Others' translation, or a forged source: it has one share.
             return Verdict::Drop(reason);
@@ -239,10 +250,10 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
             tables.count(|c| &mut c.egress_bypassed);
             return Verdict::Pass;
         }
-        if let Some(verdict) = egress_pod(tables, pkt, action) {
+        if let Some(verdict) = egress_pod(tables, work, action) {
             return verdict;
         }
-        let pickup = matches!(opening(&pkt.l4), Opening::Pickup);
+        let pickup = matches!(opening(&work.pkt.l4), Opening::Pickup);
         if let Some(reason) = refusal(tables, work) {
             return Verdict::Drop(reason);
         }
@@ -256,7 +267,8 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
 /// A pod's packet to a masqueraded destination, or one that is withheld; not of a known mapping.
 /// `None` if it may begin one.
 #[inline(never)]
-fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet, action: Action) -> Option<Verdict> {
+fn egress_pod<T: Tables>(tables: &T, work: &mut Work, action: Action) -> Option<Verdict> {
+    let Work { pkt, source, .. } = work;
     let opening = opening(&pkt.l4);
     let begins_connection = pkt.l4.is_bare_syn();
     if !begins_connection && !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
@@ -266,19 +278,22 @@ fn egress_pod<T: Tables>(tables: &T, pkt: &mut Packet, action: Action) -> Option
                 tables.count(|c| &mut c.egress_replies);
                 return Some(Verdict::Pass);
             }
-            Continued::Forged if is_bridged(tables, pkt) => return Some(Verdict::Pass),
+            Continued::Forged if others_are_bridged(tables, pkt) => return Some(Verdict::Pass),
             Continued::Forged => return Some(Verdict::Drop(DropReason::ForgedSource)),
         }
-        if tables.snat(&pkt.tuple.reversed()).is_some() {
+        if tables.settings().flags & SETTING_SEVERAL_UPLINKS != 0
+            && tables.snat(&pkt.tuple.reversed()).is_some()
+        {
             // It came back for a pod by another uplink, and this one leads to the pod.
             tables.count(|c| &mut c.egress_replies);
             return Some(Verdict::Pass);
         }
     }
-    if is_bridged(tables, pkt) {
+    if others_are_bridged(tables, pkt) {
         return Some(Verdict::Pass);
     }
-    if is_forged(tables, &pkt.tuple.src, pkt.family) {
+    *source = key_of(tables, &pkt.tuple.src);
+    if is_forged_by(tables, *source, &pkt.tuple.src, pkt.family) {
         return Some(Verdict::Drop(DropReason::ForgedSource));
     }
     if begins_connection {
@@ -349,7 +364,7 @@ fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
 /// flood makes another.
 #[inline(never)]
 pub fn is_answered<T: Tables>(tables: &T, pkt: &Packet) -> bool {
-    let bucket = Key::of(tables.secret(), &pkt.tuple.src, Role::Pod).bucket;
+    let bucket = key_of(tables, &pkt.tuple.src).bucket();
     (tables.share(bucket)).is_none_or(|share| share.take_answer(tables.now()))
 }
 

@@ -64,14 +64,10 @@ pub struct Ended {
     pub inbound: u64,
 }
 
-/// Where a pod, or a peer, is counted.
+/// Where a pod, or a peer, is counted: a hash under the node's secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// Below [`BUCKETS`].
-    pub bucket: u32,
-    /// Tells pods of one bucket apart, mostly.
-    pub tag: u32,
-}
+#[repr(transparent)]
+pub struct Key(u64);
 
 /// What is counted at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,11 +91,24 @@ impl Key {
             (c as u64) << 32 | d as u64,
             role as u64,
         ];
-        let hash = siphash::hash(secret, words);
-        Self {
-            bucket: fold(hash) & (BUCKETS - 1),
-            tag: fold(hash >> 32),
-        }
+        Self(siphash::hash(secret, words))
+    }
+
+    /// Of no address.
+    pub const NONE: Self = Self(0);
+
+    /// Below [`BUCKETS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn bucket(self) -> u32 {
+        fold(self.0) & (BUCKETS - 1)
+    }
+
+    /// Tells pods of one bucket apart, mostly.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(self) -> u32 {
+        fold(self.0 >> 32)
     }
 
     /// The key of an interface, by its tag ([`crate::abi::origin_tag`]).
@@ -116,9 +125,9 @@ impl Key {
 #[must_use]
 pub const fn bucket_of_mapping(secret: siphash::Key, pod: &Addr, flags: u16) -> u32 {
     if flags & MAPPING_BY_INTERFACE != 0 {
-        Key::of_interface(secret, (flags & MAPPING_ORIGIN) as u32).bucket
+        Key::of_interface(secret, (flags & MAPPING_ORIGIN) as u32).bucket()
     } else {
-        Key::of(secret, pod, Role::Pod).bucket
+        Key::of(secret, pod, Role::Pod).bucket()
     }
 }
 
@@ -366,7 +375,7 @@ mod tests {
     fn addresses_spread_under_each_secret_in_another_way() {
         let addr = |n: u32| Addr::from_v4(n.to_be_bytes());
         let buckets: std::collections::HashSet<_> = (0..1000)
-            .map(|n| Key::of([1, 2], &addr(n), Role::Pod).bucket)
+            .map(|n| Key::of([1, 2], &addr(n), Role::Pod).bucket())
             .collect();
         assert!(buckets.len() > 900, "{}", buckets.len());
         let moved = (0..1000).filter(|n| {

@@ -57,6 +57,9 @@ static NODE_PROTOCOLS: HashMap<NodeProtocol, u32, 4096> = HashMap::new();
 /// 131,072 answered inbound flows; memory is taken as they come.
 #[btf_map]
 static INBOUND_LIVE: HashMap<Tuple, Live, 131_072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
+/// 1 once there was anything in [`INBOUND`] or [`INBOUND_LIVE`]: on most nodes there never is.
+#[btf_map]
+static INBOUND_USED: Array<u32, 1> = Array::new();
 #[btf_map]
 static FRAGMENTS_IN: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
 #[btf_map]
@@ -113,19 +116,15 @@ static WAY: PerCpuArray<Way, 1> = PerCpuArray::new();
 fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
     // SAFETY: a TC program's context is readable for the program's run.
     let link = unsafe { (*ctx.skb.skb).ifindex };
-    let mut key = MacKey {
-        link,
-        mac: [0; 6],
-        pad: 0,
-    };
-    if MACS.get_ptr(key).is_none() {
-        return false;
-    }
     let Some(mac) = skb::source_mac(ctx) else {
         return false;
     };
-    key.mac = mac;
-    MACS.get_ptr(key).is_none() && !fib::sends_as(ctx, tuple, family, &key.mac)
+    let mut key = MacKey { link, mac, pad: 0 };
+    if MACS.get_ptr(key).is_some() {
+        return false;
+    }
+    key.mac = [0; 6];
+    MACS.get_ptr(key).is_some() && !fib::sends_as(ctx, tuple, family, &mac)
 }
 
 #[inline(always)]
@@ -248,6 +247,23 @@ fn insert(
         Ok(()) => Ok(()),
         Err(EEXIST) => Err(InsertError::Exists),
         Err(_) => Err(InsertError::Full),
+    }
+}
+
+/// Whether any flow that keeps the pod's address was ever recorded.
+#[inline(always)]
+fn inbound_is_used() -> bool {
+    INBOUND_USED.get(0).is_some_and(|used| *used != 0)
+}
+
+/// Has them looked up from now on. To be called before the first is recorded.
+#[inline(always)]
+fn use_inbound() {
+    if !inbound_is_used()
+        && let Some(used) = INBOUND_USED.get_ptr_mut(0)
+    {
+        // SAFETY: a map value, one word.
+        unsafe { used.write(1) };
     }
 }
 
@@ -497,6 +513,9 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn live(&self, tuple: &Tuple) -> Option<LiveSlot> {
+        if !inbound_is_used() {
+            return None;
+        }
         // SAFETY: a map value is readable and writable for the program's run.
         INBOUND_LIVE
             .get_ptr_mut(tuple)
@@ -505,6 +524,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn insert_live(&self, tuple: &Tuple, live: &Live) -> bool {
+        use_inbound();
         INBOUND_LIVE.insert(tuple, live, BPF_NOEXIST.into()).is_ok()
     }
 
@@ -515,6 +535,9 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn asked(&self, tuple: &Tuple) -> Option<AskedSlot> {
+        if !inbound_is_used() {
+            return None;
+        }
         // SAFETY: as above; each field is one word, and any racing value is a time just
         // past.
         INBOUND
@@ -528,6 +551,7 @@ impl Tables for World<'_> {
             last_seen: self.now(),
             limit,
         };
+        use_inbound();
         // The map evicts its least recently used entry; failing to insert costs
         // the flow its direct replies, counted where they drop.
         let _ = INBOUND.insert(tuple, inbound, 0);
@@ -535,7 +559,9 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn remove_asked(&self, tuple: &Tuple) {
-        let _ = INBOUND.remove(tuple);
+        if inbound_is_used() {
+            let _ = INBOUND.remove(tuple);
+        }
     }
 
     #[inline(always)]

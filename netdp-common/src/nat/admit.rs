@@ -3,7 +3,7 @@
 use super::Work;
 use super::evict::recycle;
 use crate::abi::{MAPPING_BY_INTERFACE, origin_tag};
-use crate::share::{self, Key, Role};
+use crate::share::{self, Key};
 use crate::tables::{Origin, Tables};
 use crate::verdict::DropReason;
 
@@ -60,13 +60,10 @@ fn ask<T: Tables>(tables: &T, work: &mut Work) -> Answer {
         let key = Key::of_interface(tables.secret(), tag.into());
         (key, tag | MAPPING_BY_INTERFACE)
     } else {
-        (
-            Key::of(tables.secret(), &work.pkt.tuple.src, Role::Pod),
-            tag,
-        )
+        (work.source, tag)
     };
-    work.claim.set_bucket(key.bucket, flags);
-    let Some(share) = tables.share(key.bucket) else {
+    work.claim.set_bucket(key.bucket(), flags);
+    let Some(share) = tables.share(key.bucket()) else {
         return Answer::Yes;
     };
     if limits.rate != 0 && !share.take_token(tables.now(), limits.rate, limits.burst) {
@@ -79,7 +76,7 @@ fn ask<T: Tables>(tables: &T, work: &mut Work) -> Answer {
     };
     let has = share.mappings();
     let own = has >= most;
-    work.recycling.begin(key.bucket, own, most, has);
+    work.recycling.begin(key.bucket(), own, most, has);
     if own {
         Answer::IfOwn
     } else if used >= capacity - capacity / 64 {

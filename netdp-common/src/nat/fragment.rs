@@ -66,7 +66,7 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
 /// moment: then others' would be lost for it.
 #[inline(always)]
 fn remember<T: Tables>(tables: &T, pkt: &Packet, key: &Tuple, fragment: &Fragment) -> bool {
-    let bucket = Key::of(tables.secret(), &pkt.tuple.src, Role::Pod).bucket;
+    let bucket = Key::of(tables.secret(), &pkt.tuple.src, Role::Pod).bucket();
     let may = (tables.share(bucket)).is_none_or(|share| share.take_fragment(tables.now()));
     if may {
         tables.insert_fragment(key, fragment, true);

@@ -93,7 +93,7 @@ fn note<T: Tables>(tables: &T, pkt: &Packet, wire: &Tuple) -> bool {
     let now = tables.now();
     let limit = if may_be_forged(tables, pkt) {
         let tag = origin_tag(tables.ingress_ifindex());
-        let bucket = Key::of_interface(tables.secret(), tag.into()).bucket;
+        let bucket = Key::of_interface(tables.secret(), tag.into()).bucket();
         let may = (tables.share(bucket)).is_none_or(|share| share.take_note(now));
         if !may {
             return false;

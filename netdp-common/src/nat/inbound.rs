@@ -209,8 +209,8 @@ fn end<T: Tables>(tables: &T, tuple: &Tuple, linger: u32) -> bool {
 #[inline(always)]
 fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
     let secret = tables.secret();
-    let pod = tables.share(Key::of(secret, &tuple.src, Role::Pod).bucket)?;
-    let peer = tables.share(Key::of(secret, &tuple.dst, Role::Peer).bucket)?;
+    let pod = tables.share(Key::of(secret, &tuple.src, Role::Pod).bucket())?;
+    let peer = tables.share(Key::of(secret, &tuple.dst, Role::Peer).bucket())?;
     Some([pod, peer, tables.share(share::TOTAL)?])
 }
 

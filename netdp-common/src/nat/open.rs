@@ -41,7 +41,7 @@ pub(super) struct Claim {
     /// The sequence number of the SYN that begins the mapping, if `is_syn` is 1.
     syn: u32,
     is_syn: u32,
-    /// Where the search through a map of ports is.
+    /// Where the search is: the first candidate of those at random, or the word of a map of ports.
     pub(super) at: u32,
     /// Candidates that may still be tried.
     pub(super) tries: u32,
@@ -140,7 +140,7 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
     let Work { pkt, claim, .. } = work;
     if !search::must_wait(tables, claim) {
         if claim.has_wanted != 0 {
-            try_wanted(tables, claim);
+            try_first(tables, claim);
         }
         search::run(tables, pkt, claim);
     }
@@ -175,10 +175,18 @@ fn begin<T: Tables>(tables: &T, work: &mut Work, flags: u16) {
     claim.has_wanted = (wanted.is_some() && may_have(tables, claim)).into();
 }
 
-/// Tries the port that is wanted most.
+/// Claims `claim.wire` as [`try_candidate`] does, for a candidate that is expected to be free:
+/// only where the claim fails is its owner looked up.
 #[inline(never)]
-fn try_wanted<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
-    try_candidate(tables, claim);
+pub(super) fn try_first<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    if is_kept(tables, claim) || is_nodes(tables, claim) {
+        return false;
+    }
+    if let Err(InsertError::Exists) = insert(tables, claim)
+        && let Some(owner) = tables.rev_snat(&claim.wire)
+    {
+        meet(tables, claim, owner);
+    }
     claim.outcome == Outcome::Claimed
 }
 
@@ -186,7 +194,7 @@ fn try_wanted<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
 #[inline(never)]
 fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     let Work { pkt, claim, .. } = work;
-    // The claim stands; its room serves for the other half.
+    // The claim stands; its room serves for the other half, which has this packet in it.
     claim.reply = mapping(
         &pkt.new.addr,
         claim.wire.dst_id,
@@ -195,9 +203,18 @@ fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     );
     let place = tables.place();
     (claim.reply.uplink, claim.reply.epoch) = (place.uplink, place.epoch);
+    // SAFETY: the claim's own half, which lives longer than this slot.
+    let half = unsafe { Slot::new(&raw mut claim.reply) };
+    match pkt.l4 {
+        L4::Tcp(segment) if segment.bad_checksum != 0 && !pkt.l4.is_bare_syn() => {
+            half.record_untrusted();
+        }
+        _ => half.record(&pkt.l4, tables.now()),
+    }
     match tables.insert_snat(&pkt.tuple, &claim.reply) {
         Ok(()) => {
             tables.count(|c| &mut c.mappings_created);
+            tables.count(|c| &mut c.egress_masqueraded);
             account(tables, &pkt.tuple, claim.bucket);
             if claim.wire.dst_id != pkt.tuple.src_id {
                 tables.count(|c| &mut c.ports_changed);
@@ -208,6 +225,8 @@ fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
             if tables.settings().flags & SETTING_HAIRPIN != 0 {
                 hairpin::remember(tables, &claim.wire);
             }
+            pkt.new.id = claim.wire.dst_id.into();
+            return Verdict::Rewrite;
         }
         Err(InsertError::Full) => {
             tables.remove_rev_snat(&claim.wire);
@@ -276,27 +295,56 @@ const fn endpoint(pkt: &Packet) -> Tuple {
 /// in by it.
 #[inline(always)]
 pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
-    let port = claim.wire.dst_id;
-    let has_ports = matches!(claim.wire.proto, proto::TCP | proto::UDP);
-    if has_ports && tables.port_reserved(port) || tables.node_answers(claim.wire.proto, port) {
+    if is_kept(tables, claim) {
         return;
     }
     if let Some(owner) = tables.rev_snat(&claim.wire) {
-        // Our own claim, its other half not yet there (another CPU) or lost.
-        if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
-            claim.outcome = Outcome::Claimed;
-        } else {
-            note_spare(tables, claim, owner);
-        }
-        return;
+        meet(tables, claim, owner);
+    } else if !is_nodes(tables, claim) {
+        // Another CPU may have been faster.
+        let _ = insert(tables, claim);
     }
-    if has_ports && tables.socket_receives(&claim.wire) || host::is_nodes(tables, &claim.wire) {
-        return;
-    }
-    match tables.insert_rev_snat(&claim.wire, &claim.reply) {
+}
+
+/// Whether no mapping gets the candidate.
+#[inline(always)]
+fn is_kept<T: Tables>(tables: &T, claim: &Claim) -> bool {
+    let Tuple { dst_id, proto, .. } = claim.wire;
+    has_ports(proto) && tables.port_reserved(dst_id) || tables.node_answers(proto, dst_id)
+}
+
+/// Whether the node has what comes in by the candidate.
+#[inline(always)]
+fn is_nodes<T: Tables>(tables: &T, claim: &Claim) -> bool {
+    has_ports(claim.wire.proto) && tables.socket_receives(&claim.wire)
+        || host::is_nodes(tables, &claim.wire)
+}
+
+#[inline(always)]
+const fn has_ports(protocol: u32) -> bool {
+    matches!(protocol, proto::TCP | proto::UDP)
+}
+
+/// Inserts the reply half, and notes what came of it.
+#[inline(always)]
+fn insert<T: Tables>(tables: &T, claim: &mut Claim) -> Result<(), InsertError> {
+    let inserted = tables.insert_rev_snat(&claim.wire, &claim.reply);
+    match inserted {
         Ok(()) => claim.outcome = Outcome::Claimed,
         Err(InsertError::Exists) => {}
         Err(InsertError::Full) => claim.outcome = Outcome::Full,
+    }
+    inserted
+}
+
+/// Follows a claim of our own, whose other half is not yet there (another CPU) or lost; of
+/// others' mappings remembers those that may give way.
+#[inline(always)]
+fn meet<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
+    if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
+        claim.outcome = Outcome::Claimed;
+    } else {
+        note_spare(tables, claim, owner);
     }
 }
 

@@ -9,25 +9,36 @@ use crate::tables::{Origin, Tables};
 
 /// Whether the packet, which has the source `src`, comes by an interface behind which that
 /// is not. Asked once for each pod, interface and epoch.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn is_forged<T: Tables>(tables: &T, src: &Addr, family: Family) -> bool {
+    is_forged_by(tables, key_of(tables, src), src, family)
+}
+
+/// [`is_forged`]; `key` is that of `src`.
+#[inline(never)]
+pub(super) fn is_forged_by<T: Tables>(tables: &T, key: Key, src: &Addr, family: Family) -> bool {
     let ifindex = tables.ingress_ifindex();
     if ifindex == 0 || tables.settings().flags & SETTING_ANY_SOURCE != 0 {
         return false;
     }
-    let key = Key::of(tables.secret(), src, Role::Pod);
-    let Some(share) = tables.share(key.bucket) else {
+    let Some(share) = tables.share(key.bucket()) else {
         return false;
     };
     let epoch = tables.settings().epoch;
-    if share.is_behind(key.tag, ifindex, epoch) {
+    if share.is_behind(key.tag(), ifindex, epoch) {
         return false;
     }
     if matches!(tables.origin(src, family), Origin::Elsewhere) {
         return true;
     }
-    share.set_behind(key.tag, ifindex, epoch);
+    share.set_behind(key.tag(), ifindex, epoch);
     false
+}
+
+/// The key of a source. A function of its own, because hashing takes many registers.
+#[inline(never)]
+pub(super) fn key_of<T: Tables>(tables: &T, src: &Addr) -> Key {
+    Key::of(tables.secret(), src, Role::Pod)
 }
 
 /// Whether an ICMP error that a pod sends may be about a packet to `pod`: its own, or it

@@ -3,7 +3,7 @@
 //! Where none is free, a mapping that is over gives way.
 
 use super::follow::is_nodes_by_now;
-use super::open::{Claim, Outcome, SPARES, try_candidate};
+use super::open::{Claim, Outcome, SPARES, try_candidate, try_first};
 use super::{evict, host};
 use crate::abi::SETTING_HASH_PORTS;
 use crate::conntrack::{CLOSED_SECONDS, SEEN_RST, idle, ticks32};
@@ -40,8 +40,11 @@ const MANY: u32 = 8192;
 /// moment. Step by step, see [`super::open::open`].
 #[inline(always)]
 pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
+    if claim.outcome == Outcome::Searching && begin(tables, pkt, claim) {
+        try_first(tables, claim);
+    }
     if claim.outcome == Outcome::Searching {
-        at_random(tables, pkt, claim);
+        at_random(tables, claim);
     }
     if claim.outcome == Outcome::Searching
         && claim.search.len() > NARROW
@@ -73,23 +76,41 @@ fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
         .filter(|map| map.is_of(&claim.key))
 }
 
-/// A walk from a random start, or from one that follows from the tuple; a short one where
-/// more is known, for one that gives way.
+/// Begins a walk from a random start, or from one that follows from the tuple; `false` if it has
+/// no candidate. Most walks end with the first one: what bounds them is asked about later.
 #[inline(never)]
-fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
-    locate(tables, claim);
-    // Classes run out one by one.
-    claim.wire.dst_id = claim.ranges[0].min;
-    claim.exhausted = tables.is_exhausted(&claim.wire).into();
-    let len = port::total(&claim.ranges);
-    let short = claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some();
-    // A short one from the same start would meet the same few whenever a packet is sent again.
-    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 && !short {
+fn begin<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
+    let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
         port_map::fold(pkt.tuple.keyed_hash(tables.secret()))
     } else {
         tables.random()
     };
-    claim.search = Search::new(len, start);
+    claim.search = Search::new(port::total(&claim.ranges), start);
+    match port::nth_port(&claim.ranges, claim.search.offset(0)) {
+        Some(first) => {
+            claim.wire.dst_id = first;
+            true
+        }
+        None => false,
+    }
+}
+
+/// Goes on with the walk; with a short one where more is known, for one that gives way.
+#[inline(never)]
+fn at_random<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
+    locate(tables, claim);
+    // Classes run out one by one.
+    claim.wire.dst_id = claim.ranges[0].min;
+    claim.exhausted = tables.is_exhausted(&claim.wire).into();
+    let len = claim.search.len();
+    let short = claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some();
+    // The first candidate has been tried.
+    claim.at = 1;
+    if short && tables.settings().flags & SETTING_HASH_PORTS != 0 {
+        // From the same start it would meet the same few whenever a packet is sent again.
+        claim.search = Search::new(len, tables.random());
+        claim.at = 0;
+    }
     let most = if short {
         SHORT_LOOKS
     } else if len > NARROW {
@@ -99,8 +120,8 @@ fn at_random<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
     };
     let most = if most < len { most } else { len };
     claim.tries = (most == len).into();
-    tables.repeat(most, claim, |tables, n, claim| {
-        let offset = claim.search.offset(n);
+    tables.repeat(most.saturating_sub(claim.at), claim, |tables, n, claim| {
+        let offset = claim.search.offset(claim.at + n);
         if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
             claim.wire.dst_id = candidate;
             try_candidate(tables, claim);

@@ -1,7 +1,7 @@
 //! What is translated, and what is left alone.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
-use crate::abi::{Action, SETTING_IPV6, UPLINK_V4, UPLINK_V6};
+use crate::abi::{Action, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6};
 use crate::fake::build::{ACK, Build, Kind, RST, SYN};
 use crate::fake::{Fake, Seen};
 use crate::verdict::DropReason;
@@ -303,7 +303,8 @@ fn what_is_bridged_is_left_alone() {
 #[test]
 fn what_comes_back_for_a_pod_leaves_by_an_uplink_untouched() {
     for net in BOTH {
-        let fake = Fake::new();
+        let mut fake = Fake::new();
+        fake.settings.flags |= SETTING_SEVERAL_UPLINKS;
         for packet in [net.syn(), net.udp(), net.echo(1)] {
             fake.out(&packet);
             let back = packet.answer();

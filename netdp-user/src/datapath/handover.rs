@@ -116,6 +116,9 @@ impl Maps {
             seen: 0,
             ack: 0,
         };
+        if !connections.is_empty() {
+            self.use_inbound()?;
+        }
         let pods = self.pods_mut()?;
         for (protocol, ends) in connections {
             (pods.inbound_live)

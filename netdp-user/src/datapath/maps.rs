@@ -7,7 +7,8 @@ use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
     Counters, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
-    SETTING_ANY_SOURCE, SETTING_NONE_STICKY, Settings, UPLINK_OBSERVED, Uplink, pins,
+    SETTING_ANY_SOURCE, SETTING_NONE_STICKY, SETTING_SEVERAL_UPLINKS, Settings, UPLINK_OBSERVED,
+    Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::port_map::Bits;
@@ -63,6 +64,8 @@ pub(super) struct PodMaps {
     pub(super) inbound_live: HashMap<MapData, Tuple, Live>,
     /// The same once more, for reading in batches.
     pub(super) inbound_live_data: MapData,
+    /// `None` over the pins of a version that had none.
+    inbound_used: Option<Array<MapData, u32>>,
     /// For reading in batches.
     pub(super) shares_data: MapData,
     pub(super) shares_ended: Array<MapData, Ended>,
@@ -126,6 +129,10 @@ impl Maps {
                     limits: array(pins::LIMITS)?.try_into()?,
                     inbound_live: hash(pins::INBOUND_LIVE)?.try_into()?,
                     inbound_live_data: pinned(pins::INBOUND_LIVE)?,
+                    inbound_used: match bpffs.join(pins::INBOUND_USED).exists() {
+                        true => Some(array(pins::INBOUND_USED)?.try_into()?),
+                        false => None,
+                    },
                     shares_data: pinned(pins::SHARES)?,
                     shares_ended: array(pins::SHARES_ENDED)?.try_into()?,
                     shares_ended_data: pinned(pins::SHARES_ENDED)?,
@@ -167,6 +174,9 @@ impl Maps {
         settings.layout = LAYOUT;
         // Until the sweep knows better, mappings may be older than the policy.
         settings.flags = setup.flags();
+        if self.uplinks()?.len() > 1 {
+            settings.flags |= SETTING_SEVERAL_UPLINKS;
+        }
         settings.no_leak = setup.no_leak.raw();
         settings.ports = [PortRange::EMPTY; PORT_RANGES];
         for (slot, range) in settings.ports.iter_mut().zip(&setup.to_ports) {
@@ -196,6 +206,17 @@ impl Maps {
         (self.pods()?.limits)
             .get(&0, 0)
             .context("reading the limits map")
+    }
+
+    /// Has programs look up flows that keep the pod's address.
+    ///
+    /// # Errors
+    /// The map could not be written.
+    pub(super) fn use_inbound(&mut self) -> Result<()> {
+        (self.pods_mut()?.inbound_used.as_mut())
+            .context(EARLIER)?
+            .set(0, 1, 0)
+            .context("writing the inbound_used map")
     }
 
     pub(super) fn pods(&self) -> Result<&PodMaps> {
@@ -323,6 +344,12 @@ impl Maps {
             .is_ok_and(|now| now == *uplink)
         {
             return Ok(());
+        }
+        if self.uplinks()?.iter().any(|other| *other != ifindex) {
+            // It stays: what came in by one of them may still be under way.
+            let mut settings = self.settings()?;
+            settings.flags |= SETTING_SEVERAL_UPLINKS;
+            self.set_settings(&settings)?;
         }
         self.uplinks
             .insert(ifindex, uplink, 0)

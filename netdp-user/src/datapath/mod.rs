@@ -212,6 +212,8 @@ impl Datapath {
         adopt(bpffs)?;
         let counted = object::Carried::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
+        // Programs of a version without this map do not say what they record.
+        let unsaid = adopted && !bpffs.join(abi::pins::INBOUND_USED).exists();
         if !adopted {
             limits::check_memory(setup.max_flows)?;
         }
@@ -221,6 +223,9 @@ impl Datapath {
         }
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
+        if unsaid {
+            maps.use_inbound()?;
+        }
         if setup.hairpin {
             endpoints::fill(&mut object, &maps)?;
         }

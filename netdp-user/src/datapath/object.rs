@@ -74,7 +74,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// What each pinned map must look like: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 23] {
+fn layout() -> [(&'static str, MapType, usize, usize); 24] {
     let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
     [
@@ -122,6 +122,7 @@ fn layout() -> [(&'static str, MapType, usize, usize); 23] {
             size_of::<Tuple>(),
             size_of::<abi::Live>(),
         ),
+        (pins::INBOUND_USED, MapType::Array, 4, 4),
         (
             pins::FRAGMENTS_IN,
             MapType::LruHash,

@@ -74,6 +74,20 @@ fn a_new_agent_adopts_every_mapping() {
     }
 }
 
+/// Its programs did not note that there are records to be looked up.
+#[test]
+fn an_earlier_version_s_flows_from_outside_keep_their_source() {
+    let mut node = Node::new();
+    let from_outside = Build::udp("198.51.100.9:99", POD);
+    let answer = from_outside.answer();
+    assert_ne!(node.out(&answer.from("172.16.0.2:4001")), becomes(&answer));
+    node.back(&from_outside);
+    node.stop();
+    fs::remove_file(node.bpffs().join(pins::INBOUND_USED)).expect("the pin");
+    node.start().expect("a second agent");
+    assert_eq!(node.out(&answer), becomes(&answer));
+}
+
 #[test]
 fn an_agent_with_other_settings_keeps_the_mappings() {
     let mut node = Node::new();

@@ -306,3 +306,23 @@ fn replies_of_flows_from_outside_keep_their_source() {
     }
     assert_eq!(node.counters().egress_replies, 8);
 }
+
+/// A reply comes in by one uplink, and leaves for its pod by another.
+#[test]
+fn replies_leave_for_their_pods_by_another_uplink() {
+    let mut node = Node::new();
+    let (v4, v6) = ("192.0.2.77", "fd00::77");
+    let second = node.second_uplink(v4.parse().expect("IPv4"), v6.parse().expect("IPv6"));
+    for [pod, server, wire] in [
+        ["172.16.0.2:4000", "198.51.100.7:443", "192.0.2.10:4000"],
+        ["[fd00:1::2]:4000", "[2001:db8::7]:443", "[fd00::10]:4000"],
+    ] {
+        let packet = Build::udp(pod, server);
+        assert_eq!(node.out(&packet), becomes(&packet.from(wire)));
+        let reply = packet.from(wire).answer();
+        assert_eq!(node.back(&reply), becomes(&packet.answer()));
+        let leaves = frame(&packet.answer());
+        let seen = node.run_on(Hook::Egress, &leaves, second);
+        assert_eq!(seen, Seen::Next(leaves));
+    }
+}

@@ -192,8 +192,8 @@ impl Maps {
                 return;
             }
             for bucket in [
-                Key::of(secret, &tuple.src, Role::Pod).bucket,
-                Key::of(secret, &tuple.dst, Role::Peer).bucket,
+                Key::of(secret, &tuple.src, Role::Pod).bucket(),
+                Key::of(secret, &tuple.dst, Role::Peer).bucket(),
                 share::TOTAL,
             ] {
                 *live.entry(bucket).or_default() += 1;
