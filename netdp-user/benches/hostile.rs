@@ -52,7 +52,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
-use xtask::testbed::{WorkDir, require_root};
+use testbed::{WorkDir, require_root};
 
 /// What is done if nothing is said: seconds, packets a second of each family.
 const LONG: u64 = 20;

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, WorkDir, wait_for};
 
 /// In which it has to be noticed: two looks, and a busy machine.
 const NOTICED: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, Udp, any, ping};
 use common::{ECHO, Echo, SOON, nft, start_agent, tcx_programs, wait_log};
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 /// The second NIC's network is left alone: by it the node routes nothing that is masqueraded.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16, 10.9.0.0/16, \

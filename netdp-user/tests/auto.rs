@@ -11,7 +11,7 @@ use common::{
 use nix::errno::Errno;
 use std::net::SocketAddr;
 use std::process::Command;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, output};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, output};
 
 /// What is logged before the reason.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";

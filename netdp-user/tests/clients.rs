@@ -8,7 +8,7 @@ use outside::programs::{self, Outcomes, Servers};
 use outside::tcpdump::Tcpdump;
 use outside::{Outside, POD_NETWORKS, Shape};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 const SIZES: [&str; 6] = ["0", "1452", "1472", "1473", "8000", "20000"];
 

@@ -10,7 +10,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, wait_for};
 
 /// How soon a change has to be in force on a machine that is busy with other
 /// tests, and long before the next look at everything, a minute away; on an idle

@@ -12,7 +12,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::time::Instant;
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Netns, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, Netns, wait_for};
 
 /// Pods are left alone; the rest, the node's own network with it, is masqueraded.
 const PODS_ONLY: &str = "\

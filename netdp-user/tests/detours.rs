@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::{SOON, World, status};
 use std::io::Error;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use xtask::testbed::{Netns, wait_for};
+use testbed::{Netns, wait_for};
 
 /// `enum bpf_cmd`, `enum bpf_prog_type` and `enum bpf_attach_type` in
 /// include/uapi/linux/bpf.h.

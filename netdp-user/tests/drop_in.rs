@@ -11,7 +11,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::process::Command;
-use xtask::testbed::{Bed, Host, Running, WorkDir, output, wait_for};
+use testbed::{Bed, Host, Running, WorkDir, output, wait_for};
 
 /// A node without an agent, and two servers: `near` knows pods, `far` does not.
 struct Cluster {

@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
-use xtask::testbed::{Agent, AgentOptions, Bed, output, wait_for};
+use testbed::{Agent, AgentOptions, Bed, output, wait_for};
 
 const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.9.0.0/24]\n";
 const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.2.0.0/24]\n";

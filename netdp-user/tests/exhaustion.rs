@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
-use xtask::testbed::{Host, wait_for, wait_some};
+use testbed::{Host, wait_for, wait_some};
 
 const NARROW: std::ops::RangeInclusive<u16> = 40_000..=40_099;
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xtask::testbed::{Bed, ConfigVolume, Netns, WorkDir};
+use testbed::{Bed, ConfigVolume, Netns, WorkDir};
 
 /// A node for an agent that is not to start.
 struct Place {
@@ -118,7 +118,7 @@ fn a_bad_command_is_named() -> Result<()> {
 fn public_copy(place: &Place) -> Result<PathBuf> {
     let copy = place.path("netdp");
     let mut install = Command::new("install");
-    xtask::testbed::output(install.args(["-m", "755", NETDP]).arg(&copy))?;
+    testbed::output(install.args(["-m", "755", NETDP]).arg(&copy))?;
     Ok(copy)
 }
 
@@ -163,7 +163,7 @@ fn each_capability_that_is_missing_is_named() -> Result<()> {
     let bpffs = place.path("bpffs");
     fs::create_dir(&bpffs)?;
     let mut mount = Command::new("mount");
-    xtask::testbed::output(mount.args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
+    testbed::output(mount.args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
     for (dropped, named) in [
         (
             "-bpf,-perfmon,-net_admin",
@@ -250,7 +250,7 @@ fn without_a_datapath_there_is_nothing_to_show() -> Result<()> {
     };
     let mut status = Command::new(NETDP);
     places(status.arg("status"));
-    let told = xtask::testbed::output(&mut status)?;
+    let told = testbed::output(&mut status)?;
     has(
         &told,
         &["agent      not running", "datapath   none", "mappings   0"],

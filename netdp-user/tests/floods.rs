@@ -11,7 +11,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use xtask::testbed::{Agent, AgentOptions, Bed, Netns, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, Bed, Netns, WorkDir, wait_for};
 
 const NODE: &str = "node-a";
 

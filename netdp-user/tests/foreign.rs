@@ -8,7 +8,7 @@ use common::{ECHO, Echo, NETDP, POLICY_V4, SOON, nft, wait_log};
 use serde_json::Value;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, WorkDir, wait_for, wait_some};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, WorkDir, wait_for, wait_some};
 
 /// As kube-proxy, a CNI plugin and Docker write them, in iptables-restore's language.
 const RULES: &str = "\

@@ -7,7 +7,7 @@ use common::clients::{any, from_port, tcp_stream};
 use common::{ANSWER, Echo, POLICY, SOON, World, echoes, filters, options, wait_log, wait_tcx};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use xtask::testbed::{Agent, Netns, wait_for};
+use testbed::{Agent, Netns, wait_for};
 
 const FLAGS: [&str; 3] = ["--enable-ipv6", "--hairpin", "cni0"];
 const PROGRAM: &str = "pod_hairpin";

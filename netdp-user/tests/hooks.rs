@@ -15,7 +15,7 @@ use common::{
 use std::fs;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
-use xtask::testbed::{Bed, ConfigVolume, Netns, wait_for};
+use testbed::{Bed, ConfigVolume, Netns, wait_for};
 
 /// Programs that are not netdp's: the same code over maps of its own, in which
 /// no interface is an uplink, so that it leaves every packet alone. Each is on

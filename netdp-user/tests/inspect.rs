@@ -9,7 +9,7 @@ use netdp_common::abi::{MAPPING_ORIGIN, SETTING_IPV6, SETTING_NONE_STICKY};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use xtask::testbed::{Agent, output, wait_for};
+use testbed::{Agent, output, wait_for};
 
 /// A CPU's counters in the order of their fields.
 const COUNTERS: [&str; 9] = [

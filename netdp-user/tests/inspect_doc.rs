@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use xtask::testbed::{
+use testbed::{
     Agent, AgentOptions, Bed, ConfigVolume, EchoClient, EchoServer, UdpEchoServer, output, udp_ask,
 };
 

@@ -8,7 +8,7 @@ use common::clients::{any, tcp_source, udp_source};
 use common::wire::Capture;
 use common::{Echo, POLICY, SOON, World, drops, echoes, nft, same_family, status, wait_log};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use xtask::testbed::{Bed, Host, Netns, wait_for};
+use testbed::{Bed, Host, Netns, wait_for};
 
 /// Protects what leaves with the node's addresses for the server's networks.
 fn protect(node: &Netns, verb: &str) -> Result<()> {

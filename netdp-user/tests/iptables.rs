@@ -5,7 +5,7 @@ mod common;
 use anyhow::{Result, ensure};
 use common::{NETDP, SOON};
 use std::process::{Command, Output};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, wait_for};
 
 const RETURN: &str =
     "-m comment --comment \"ip-masq-agent: local traffic is not subject to MASQUERADE\" -j RETURN";

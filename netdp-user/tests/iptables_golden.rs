@@ -6,7 +6,7 @@ mod common;
 
 use anyhow::{Result, ensure};
 use common::NETDP;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume};
 
 const JUMP: &str = r#"-A POSTROUTING -m comment --comment "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL destination traffic to our custom IP-MASQ-AGENT chain" -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT"#;
 const RETURN: &str =

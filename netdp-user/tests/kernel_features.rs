@@ -8,7 +8,7 @@ use common::{ECHO, Echo, NETDP, OURS, POLICY_V4, SOON, filters, status, tcx_prog
 use nix::errno::Errno;
 use serde_json::json;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, wait_for};
 
 /// Of `enum bpf_cmd`, include/uapi/linux/bpf.h.
 const PROG_QUERY: u8 = 16;

@@ -7,7 +7,7 @@ use common::clients::{Tcp, Udp, any};
 use common::{ECHO, Echo, POLICY_V4, World, flows, mappings};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use xtask::testbed::{ApiServer, Netns, Running, ensure_tracked, kube_programs, wait_for};
+use testbed::{ApiServer, Netns, Running, ensure_tracked, kube_programs, wait_for};
 
 /// How long kube-proxy may take to write its rules on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

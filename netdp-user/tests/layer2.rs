@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use common::clients::{ping, tcp_source, udp_source};
 use common::{ECHO, Echo, SOON, start_agent, status};
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Netns, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, Netns, wait_for};
 
 /// Nothing but pods is left alone.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";

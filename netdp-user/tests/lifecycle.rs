@@ -12,7 +12,7 @@ use common::{
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 /// Connections that stay open in each family.
 const OPEN: usize = 50;
@@ -236,7 +236,7 @@ fn maps_of_another_layout_are_refused() -> Result<()> {
     let bpftool = |arguments: &str| {
         let mut command = Command::new("bpftool");
         command.args(arguments.split(' '));
-        xtask::testbed::output(&mut command)
+        testbed::output(&mut command)
     };
     let settings = bpffs.join("settings").display().to_string();
     let zeros = "0 ".repeat(44);

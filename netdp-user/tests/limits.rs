@@ -12,9 +12,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
-use xtask::testbed::{
-    Agent, AgentOptions, Bed, ConfigVolume, Netns, Running, WorkDir, output, wait_for,
-};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, Running, WorkDir, output, wait_for};
 
 /// Adds `count` addresses below 10.64.0.0/10, some of them on each of several links.
 fn add_addresses(node: &Netns, dir: &WorkDir, count: usize) -> Result<()> {

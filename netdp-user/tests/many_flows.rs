@@ -8,7 +8,7 @@ use netdp_user::conntrack::{Conntrack, Ends, Flow, TcpState};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use xtask::testbed::{Agent, AgentOptions, Bed, WorkDir, ensure_tracked, wait_for};
+use testbed::{Agent, AgentOptions, Bed, WorkDir, ensure_tracked, wait_for};
 
 /// Rules, and connections of each family.
 const RULES: u32 = 100_000;

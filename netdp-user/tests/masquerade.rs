@@ -13,9 +13,7 @@ use common::{
 use netdp_user::datapath::Maps;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use xtask::testbed::{
-    Bed, ConfigVolume, EchoServer, HttpServer, RedisServer, UdpEchoServer, wait_for,
-};
+use testbed::{Bed, ConfigVolume, EchoServer, HttpServer, RedisServer, UdpEchoServer, wait_for};
 
 /// Echo requests (IPv4, IPv6) in a capture.
 const ECHO_REQUEST: [(u8, u8); 2] = [(1, 8), (58, 128)];

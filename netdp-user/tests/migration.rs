@@ -4,8 +4,8 @@
 use anyhow::{Result, ensure};
 use std::path::Path;
 use std::time::Duration;
-use xtask::migration::{Kind, Migration};
-use xtask::testbed::wait_for;
+use testbed::migration::{Kind, Migration};
+use testbed::wait_for;
 
 const NETDP: &str = env!("CARGO_BIN_EXE_netdp");
 

@@ -5,7 +5,7 @@ mod common;
 
 use anyhow::{Context as _, Result, ensure};
 use common::{SOON, start_agent, wait_log};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Netns, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Netns, wait_for};
 
 const PROBES: &str = "127.0.0.1:10268";
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";

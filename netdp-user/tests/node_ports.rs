@@ -12,7 +12,7 @@ use netdp_user::node::Spoken;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, wait_for};
 
 /// A port that rules of the portmap plugin's kind lead to a pod, TCP and UDP.
 const HOST_PORT: u16 = 18_080;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd as _;
-use xtask::testbed::{Netns, wait_for};
+use testbed::{Netns, wait_for};
 
 /// Nothing is left to the hardware, and no packet is larger than the MTU.
 const OFF: [&str; 12] = [

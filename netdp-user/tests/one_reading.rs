@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use xtask::testbed::{Agent, AgentOptions, Bed, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, Bed, WorkDir, wait_for};
 
 /// What a directory holds, and what has to come of it.
 struct Case {

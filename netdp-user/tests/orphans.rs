@@ -15,7 +15,7 @@ use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, output, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, output, wait_for};
 
 /// Connections that stay, and what their servers saw first.
 struct Flows(Vec<(Tcp, SocketAddr)>);

@@ -10,7 +10,7 @@ use common::{Echo, POLICY_V4, SOON, World, echoes, packets};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use xtask::testbed::{HttpServer, Netns, wait_some};
+use testbed::{HttpServer, Netns, wait_some};
 
 #[test]
 fn two_pods_with_the_same_port_both_get_their_answers() -> Result<()> {

@@ -16,7 +16,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Running, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Running, wait_for};
 
 /// Nobody's.
 const NOBODY: u32 = 65_534;
@@ -52,7 +52,7 @@ fn are_private(dir: &Path) -> Result<()> {
 fn files_are_the_agents_own_whatever_the_umask() -> Result<()> {
     let bed = Bed::dual_stack()?;
     let config = ConfigVolume::new(POLICY_V4)?;
-    let dir = xtask::testbed::WorkDir::new("umask")?;
+    let dir = testbed::WorkDir::new("umask")?;
     let wrapper = dir.path().join("netdp");
     let script = |umask| format!("#!/bin/sh\numask {umask}\nexec {} \"$@\"\n", common::NETDP);
     fs::write(&wrapper, script("0277"))?;
@@ -164,7 +164,7 @@ fn a_lock_that_a_killed_agent_has_left_to_a_child_is_waited_for() -> Result<()> 
     // which has ended.
     let left = "exec 9>>\"$0\"; flock -n 9 && exec sleep 1 >/dev/null 2>&1 &";
     let path = lock.to_str().context("a path")?;
-    xtask::testbed::output(Command::new("sh").args(["-c", &format!("({left})"), path]))?;
+    testbed::output(Command::new("sh").args(["-c", &format!("({left})"), path]))?;
     let inode = fs::metadata(&lock)?.ino();
     world.agent.restart()?;
     ensure!(fs::metadata(&lock)?.ino() == inode, "the lock was replaced");
@@ -248,7 +248,7 @@ fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
         options(&config, &[&format!("--http-listen={at}")]),
     )?;
     let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
-    let probe = |ns: &xtask::testbed::Netns| -> Result<Duration> {
+    let probe = |ns: &testbed::Netns| -> Result<Duration> {
         let start = Instant::now();
         let url = format!("http://{at}/livez");
         let told = ns.run(&["curl", "-sS", "-m", "5", "-w", " %{http_code}", &url])?;
@@ -258,7 +258,7 @@ fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
     let descriptors =
         || -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count()) };
     let before = descriptors()?;
-    let open = |ns: &xtask::testbed::Netns| -> Result<Vec<TcpStream>> {
+    let open = |ns: &testbed::Netns| -> Result<Vec<TcpStream>> {
         let open = ns.enter(|| {
             (0..1000)
                 .map(|_| TcpStream::connect_timeout(&at, Duration::from_secs(10)))
@@ -310,12 +310,12 @@ fn names_steer_no_terminal() -> Result<()> {
         world.agent.log()
     );
     // A file's name that looks like a line of the status.
-    let dir = xtask::testbed::WorkDir::new("names")?;
+    let dir = testbed::WorkDir::new("names")?;
     let file = dir.path().join("a\ndatapath   in force\x1b[2J.yaml");
     fs::write(file, "nonMasqueradeCIDRs: [172.16.0.0/16]\nunknownKey: 1\n")?;
     let mut check = node.command(common::NETDP);
     check.args(["config", "check"]).arg(dir.path());
-    let told = xtask::testbed::output(&mut check)?;
+    let told = testbed::output(&mut check)?;
     ensure!(
         !told.contains('\x1b') && told.contains("\\u{1b}[2J"),
         "{told:?}"

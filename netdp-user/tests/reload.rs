@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use common::clients::{Tcp, any, tcp_source};
 use common::{Echo, SOON, World, echoes, same_family};
 use std::net::SocketAddr;
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 /// The neighbour is left alone.
 const NOT_THE_NEIGHBOUR: &str = "\

@@ -8,7 +8,7 @@ use common::{ECHO, Echo, NETDP, POLICY, SOON, echoes, start_agent, tcx_programs}
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 /// How many flows no buffer for events holds.
 const FLOOD: u16 = 40_000;

@@ -8,7 +8,7 @@ use common::clients::{Tcp, any, tcp_source, udp_source};
 use common::wire::Capture;
 use common::{ECHO, Echo, SOON, drops, nft, start_agent, status};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 /// Nothing but pods is left alone.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";

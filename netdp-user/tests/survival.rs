@@ -10,9 +10,7 @@ use common::wire::Capture;
 use common::{Echo, POLICY, SOON, World, clock, echoes, nft, start_agent, status};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use xtask::testbed::{
-    Agent, Bed, ConfigVolume, Host, Netns, Pings, last_host, wait_for, wait_some,
-};
+use testbed::{Agent, Bed, ConfigVolume, Host, Netns, Pings, last_host, wait_for, wait_some};
 
 /// More than the time between two sweeps.
 const SWEEP: Duration = Duration::from_secs(60);

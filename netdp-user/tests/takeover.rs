@@ -8,7 +8,7 @@ use common::wire::Capture;
 use common::{Echo, NETDP, POLICY, SOON, echoes, is_mounted, same_family, tcx_programs};
 use nix::sys::signal::Signal;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, Running, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, Running, wait_for};
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 

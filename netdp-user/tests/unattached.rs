@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use xtask::testbed::{output, wait_for};
+use testbed::{output, wait_for};
 
 /// In which a program that was taken off has to be back: two looks, and a busy machine.
 const HEALED: Duration = Duration::from_secs(5);

@@ -11,7 +11,7 @@ use common::{
 };
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Pings, last_host, wait_for, wait_some};
+use testbed::{Agent, Bed, ConfigVolume, Host, Pings, last_host, wait_for, wait_some};
 
 /// Waits until the status of an uplink is as wanted.
 fn wait_uplink(agent: &Agent, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {

@@ -9,7 +9,7 @@ use common::wire::Capture;
 use common::{ECHO, Echo, SOON, options, status, wait_log};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 /// Pods and the node's first network are left alone.
 const POLICY: &str =

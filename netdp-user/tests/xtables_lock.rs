@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, wait_for};
 
 const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16]\n";
 const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.77.0.0/16]\n";
@@ -41,7 +41,7 @@ impl Node {
             let mut hint = node.bed.node.command(family);
             hint.env("XTABLES_LOCKFILE", node.file());
             hint.args(["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"]);
-            xtask::testbed::output(&mut hint)?;
+            testbed::output(&mut hint)?;
         }
         Ok(node)
     }

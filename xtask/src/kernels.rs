@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use xtask::testbed::{self, kube_programs, output};
+use testbed::{kube_programs, output};
 
 /// What is run where none are named.
 const TESTS: [&str; 1] = ["stacked"];

@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod demo;
+mod go_libraries;
 #[cfg(feature = "full")]
 mod go_library;
 mod kernels;

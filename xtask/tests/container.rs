@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use node::{AGENT, Node, PATIENCE};
 use serde_json::{Value, json};
 use std::fs;
+use testbed::{API_PORT, ApiServer, ContainerOptions, wait_for};
 use xtask::image;
-use xtask::testbed::{API_PORT, ApiServer, ContainerOptions, wait_for};
 
 #[test]
 fn it_translates_with_the_daemonsets_rights() -> Result<()> {

@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use xtask::testbed::{
+use testbed::{
     Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, Running, UdpEchoServer,
     wait_for,
 };

@@ -10,7 +10,7 @@ use netdp_user::datapath::Maps;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use xtask::testbed::{
+use testbed::{
     Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, last_host, wait_for, wait_some,
 };
 

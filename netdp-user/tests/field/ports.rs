@@ -10,7 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
-use xtask::testbed::{Host, Netns, WorkDir, wait_for};
+use testbed::{Host, Netns, WorkDir, wait_for};
 
 const RANGE: &str = "40000-40199";
 const PORTS: usize = 200;

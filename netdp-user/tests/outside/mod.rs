@@ -14,7 +14,7 @@ use anyhow::Result;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use tcpdump::Tcpdump;
-use xtask::testbed::{Agent, Bed, ConfigVolume, Host, Netns, last_host, veth};
+use testbed::{Agent, Bed, ConfigVolume, Host, Netns, last_host, veth};
 
 /// What pods' own addresses begin with.
 pub const POD_NETWORKS: [&str; 2] = ["172.16.0.0/24", "fd00:172::/64"];

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Host, HttpServer, Running, WorkDir};
+use testbed::{Host, HttpServer, Running, WorkDir};
 
 /// A command line and what came of it.
 pub type Outcomes = BTreeMap<String, String>;

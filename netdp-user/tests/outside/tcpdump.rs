@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use std::time::Duration;
-use xtask::testbed::{Netns, Running, wait_for};
+use testbed::{Netns, Running, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

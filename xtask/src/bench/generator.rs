@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 /// Frames that the kernel sends at once (its own limit is 256).
 const BATCH: u32 = 64;

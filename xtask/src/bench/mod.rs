@@ -30,7 +30,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Stdio, exit};
 use std::time::{Duration, Instant};
 use variant::{Kind, Measure, Variant};
-use xtask::testbed;
 
 /// As many CIDRs as an ordinary cluster has.
 const FEW: u32 = 12;

@@ -14,18 +14,16 @@ mod pods;
 mod remains;
 mod upstream;
 
-use super::apiserver::{ApiServer, Audience, NodeToken};
-use super::bed::Bed;
-use super::kube_programs;
-use super::netns::Netns;
-use super::process::{Running, output, wait_for};
-use super::tracking::ensure_tracked;
 use crate::image::{TOOLS, tools};
 use anyhow::{Context as _, Result};
 use machine::Machine;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use testbed::{
+    ApiServer, Audience, Bed, Netns, NodeToken, Running, ensure_tracked, kube_programs, output,
+    wait_for,
+};
 
 pub use daemons::{NODE, NODE_IP, PODS};
 pub use outside::Outside;

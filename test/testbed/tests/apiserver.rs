@@ -1,7 +1,7 @@
 //! The API server that tests start is a real one.
 
 use anyhow::Result;
-use xtask::testbed::{ApiServer, Netns};
+use testbed::{ApiServer, Netns};
 
 #[test]
 fn two_serve_at_once_and_keep_apart() -> Result<()> {

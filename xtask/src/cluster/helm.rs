@@ -2,11 +2,10 @@
 
 use super::{Cluster, PATIENCE};
 use crate::shell;
-use crate::testbed::kube_programs;
-use crate::testbed::process::Running;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::path::Path;
+use testbed::{Running, kube_programs};
 
 impl Cluster {
     /// Does as `helm install netdp deploy/helm/netdp --namespace kube-system`

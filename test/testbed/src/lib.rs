@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
-//! use xtask::testbed::{Bed, HttpServer};
+//! use testbed::{Bed, HttpServer};
 //!
 //! let bed = Bed::builder()
 //!     .uplink("eth0", &["10.1.0.10/16"])
@@ -21,19 +21,17 @@
 //! ```
 
 mod agent;
-#[cfg(feature = "full")]
+#[cfg(feature = "apiserver")]
 mod apiserver;
 mod bed;
-mod cgroups;
-#[cfg(feature = "full")]
-mod cluster;
+pub mod cgroups;
 mod config_volume;
 mod containerd;
 mod echo;
-pub mod go_libraries;
 mod http;
 pub mod kube_programs;
 mod link;
+pub mod migration;
 mod names;
 mod netns;
 mod no_bpf;
@@ -45,14 +43,9 @@ mod tracking;
 mod workdir;
 
 pub use agent::{Agent, AgentOptions, binary_from_env};
-#[cfg(feature = "full")]
+#[cfg(feature = "apiserver")]
 pub use apiserver::{API_PORT, ApiServer, Audience, NodeToken};
 pub use bed::{Bed, BedBuilder, Host, Uplink, last_host};
-#[cfg(feature = "full")]
-pub use cluster::{
-    Cluster, KernelObjects, NODE, NODE_IP, Outside, PODS, Remains, custom_iptables, ip_masq_agent,
-    ip_masq_agent_rules,
-};
 pub use config_volume::ConfigVolume;
 pub use containerd::{ContainerOptions, Containerd};
 pub use echo::{EchoClient, EchoServer, UdpEchoServer, seen, udp_ask};

@@ -1,9 +1,7 @@
 //! Control groups of a machine's pods, in the hierarchies that there are.
 
 use super::process::wait_for;
-#[cfg(feature = "full")]
 use anyhow::{Context as _, Result};
-#[cfg(feature = "full")]
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The group of the machine whose files are in this directory, whose name no
 /// other machine has.
-#[cfg(feature = "full")]
 pub fn name(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
@@ -25,7 +22,6 @@ pub fn name(dir: &Path) -> String {
 
 /// Lines of a shell script that mount the hierarchies of this system and make
 /// the group in each.
-#[cfg(feature = "full")]
 pub fn mounts(group: &str) -> Result<String> {
     let own = fs::read_to_string("/proc/self/cgroup").context("reading /proc/self/cgroup")?;
     let mut script = String::new();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use xtask::testbed::{
+use testbed::{
     Bed, EchoClient, EchoServer, HttpServer, Netns, RedisServer, UdpEchoServer, WorkDir, sweep,
     udp_ask, veth,
 };

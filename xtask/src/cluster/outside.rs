@@ -1,10 +1,8 @@
 //! Servers beyond the node.
 
-use crate::testbed::bed::Host;
-use crate::testbed::echo::{EchoServer, UdpEchoServer};
-use crate::testbed::http::HttpServer;
 use anyhow::Result;
 use std::net::{IpAddr, SocketAddr};
+use testbed::{EchoServer, Host, HttpServer, UdpEchoServer};
 
 /// The ports of the echo servers and of the HTTP server.
 const ECHO: u16 = 7;

@@ -7,7 +7,7 @@ mod tally;
 pub use load::Load;
 pub use tally::{Kind, Outcome, Tally};
 
-use crate::testbed::{
+use crate::{
     Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
 };
 use anyhow::{Context as _, Result, ensure};

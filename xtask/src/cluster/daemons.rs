@@ -2,14 +2,11 @@
 
 use super::machine::Machine;
 use crate::image::TOOLS;
-use crate::testbed::apiserver::ApiServer;
-use crate::testbed::kube_programs;
-use crate::testbed::netns::Netns;
-use crate::testbed::process::Running;
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use testbed::{ApiServer, Netns, Running, kube_programs};
 
 /// The node's name.
 pub const NODE: &str = "node-a";

@@ -2,13 +2,11 @@
 
 use super::{Cluster, PATIENCE};
 use crate::image::TOOLS;
-use crate::testbed::bed::Host;
-use crate::testbed::netns::Netns;
-use crate::testbed::process::wait_some;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::fs;
 use std::net::Ipv4Addr;
+use testbed::{Host, Netns, wait_some};
 
 impl Cluster {
     /// Starts pods of these names that have a shell, and returns their networks

@@ -1,16 +1,13 @@
 //! A node as a machine of its own: namespaces for processes, mounts and names
 //! besides that for the network, with one process that holds them all.
 
-use crate::testbed::cgroups;
-use crate::testbed::netns::Netns;
-use crate::testbed::process::{Running, wait_some};
-use crate::testbed::workdir::WorkDir;
 use anyhow::{Context as _, Result};
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use testbed::{Netns, Running, WorkDir, cgroups, wait_some};
 
 /// How long it may take to mount everything.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
 //! Where the shared libraries of Helm and Kustomize are.
 
-use super::kube_programs;
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
+use testbed::kube_programs;
 
 /// A library in a package of the Python Package Index.
 #[derive(Debug, Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Connections of pods to servers, without pause.
 
 use super::tally::{Kind, Tally};
-use crate::testbed::{EchoClient, Host, Netns, Pinged, Pings, wait_for};
+use crate::{EchoClient, Host, Netns, Pinged, Pings, wait_for};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
