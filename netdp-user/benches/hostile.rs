@@ -14,6 +14,7 @@ mod build;
 #[allow(dead_code, unused_imports, reason = "the tests have the rest")]
 mod checksum;
 #[path = "../tests/common/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests have the rest")]
 mod common;
 #[path = "../tests/security/flood.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests have the rest")]

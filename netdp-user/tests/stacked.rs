@@ -1,6 +1,7 @@
 //! A bond and VLANs on it as uplinks. It needs kernel modules that not every
 //! kernel has: `cargo xtask kernels` runs it on one that has them.
 
+#[allow(dead_code, unused_imports, reason = "the tests of nodes have the rest")]
 mod common;
 
 use anyhow::{Context as _, Result, ensure};
