@@ -12,15 +12,13 @@
     reason = "fields of headers and counters are narrower than what is computed"
 )]
 
-mod abi;
-
-use abi::{FIRST_PORT, FRAME, LOOK, PORT, PORT_BITS, Seen, Stream};
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::btf_maps::{Array, PerCpuArray};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use bench_ebpf::{FIRST_PORT, FRAME, LOOK, PORT, PORT_BITS, Seen, Stream};
 use netdp_common::checksum::{add, fold};
 
 #[btf_map]

@@ -1,5 +1,6 @@
-//! What the generator and the sink share with `cargo xtask bench`, which
-//! includes this file.
+//! The maps of the generator and the sink, as `cargo xtask bench` fills and reads them.
+
+#![no_std]
 
 /// Bytes of a generated frame: Ethernet, IPv4, UDP, and padding.
 pub const FRAME: usize = 64;
