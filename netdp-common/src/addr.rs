@@ -115,8 +115,7 @@ impl Addr {
     }
 }
 
-#[cfg(any(feature = "user", test))]
-mod user {
+mod ip {
     use super::Addr;
     use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

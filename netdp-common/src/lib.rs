@@ -23,12 +23,3 @@ pub mod tables;
 pub mod timeouts;
 pub mod tuple;
 pub mod verdict;
-
-// What the tests of the programs include names the crate.
-#[cfg(test)]
-extern crate self as netdp_common;
-
-#[cfg(test)]
-mod fake;
-#[cfg(test)]
-mod nat_tests;

@@ -502,6 +502,3 @@ pub fn parse_inner<B: Bytes + ?Sized>(bytes: &B, pkt: &Packet, inner: &mut Inner
     }
     Some(())
 }
-
-#[cfg(test)]
-mod tests;

@@ -14,6 +14,7 @@ mod build;
 #[allow(dead_code, unused_imports, reason = "the tests have the rest")]
 mod checksum;
 #[path = "../tests/common/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests have the rest")]
 mod common;
 #[path = "../tests/security/flood.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests have the rest")]
@@ -52,7 +53,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
-use xtask::testbed::{WorkDir, require_root};
+use testbed::{WorkDir, require_root};
 
 /// What is done if nothing is said: seconds, packets a second of each family.
 const LONG: u64 = 20;

@@ -15,7 +15,7 @@ use serde_json::json;
 use std::fmt::Write as _;
 use std::fs;
 use std::time::{Duration, Instant};
-use xtask::testbed::{Agent, AgentOptions, ApiServer, Bed, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, ApiServer, Bed, WorkDir, wait_for};
 
 const EDITS: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);

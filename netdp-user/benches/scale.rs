@@ -24,7 +24,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use xtask::testbed::{WorkDir, require_root};
+use testbed::{WorkDir, require_root};
 
 const NODE: [u8; 4] = [10, 1, 0, 10];
 

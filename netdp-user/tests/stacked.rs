@@ -1,13 +1,14 @@
 //! A bond and VLANs on it as uplinks. It needs kernel modules that not every
 //! kernel has: `cargo xtask kernels` runs it on one that has them.
 
+#[allow(dead_code, unused_imports, reason = "the tests of nodes have the rest")]
 mod common;
 
 use anyhow::{Context as _, Result, ensure};
 use common::clients::{Tcp, any, udp_source};
 use common::{ECHO, Echo, options, status};
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, Bed, ConfigVolume, EchoServer, Host, UdpEchoServer, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, EchoServer, Host, UdpEchoServer, wait_for};
 
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
 

@@ -3,12 +3,12 @@
 //!
 //! Each runs in a process of its own: a program can hold one Go runtime safely.
 
+use crate::go_libraries::{HELM, KUSTOMIZE};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use libloading::{Library, Symbol};
 use std::ffi::{CStr, CString, c_char, c_int, c_ulonglong};
 use std::path::{Path, PathBuf};
-use xtask::testbed::go_libraries::{HELM, KUSTOMIZE};
 
 /// No waiting for pods, as without `--wait`; the rest is checked as Helm does.
 const OPTIONS: &str = r#"{"wait": false, "timeout_seconds": 30, "server_side_apply": "false"}"#;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use xtask::testbed::{self, kube_programs, output};
+use testbed::{kube_programs, output};
 
 /// What is run where none are named.
 const TESTS: [&str; 1] = ["stacked"];
@@ -39,8 +39,8 @@ pub fn run(tests: &[String]) -> Result<()> {
         [] => TESTS.to_vec(),
         named => named.iter().map(String::as_str).collect(),
     };
-    let programs = build(&names)?;
-    boot(&cache, &image, &bin, &programs)
+    let runs = build(&names)?;
+    boot(&cache, &image, &bin, &runs)
 }
 
 fn missing(wanted: &[(&str, &'static str)]) -> Vec<&'static str> {
@@ -92,8 +92,18 @@ fn virtme(cache: &Path) -> Result<PathBuf> {
     Ok(bin)
 }
 
-/// Builds integration tests of netdp-user; their programs.
-fn build(names: &[&str]) -> Result<Vec<PathBuf>> {
+/// A program with tests, and which of them to run: those whose names contain the filter.
+struct Run<'a> {
+    program: PathBuf,
+    filter: &'a str,
+}
+
+/// Builds integration tests of netdp-user; `node::takeover` is one topic of the program `node`.
+fn build<'a>(names: &[&'a str]) -> Result<Vec<Run<'a>>> {
+    let names: Vec<(&str, &str)> = names
+        .iter()
+        .map(|name| name.split_once("::").unwrap_or((name, "")))
+        .collect();
     let mut command = shell::cargo();
     command.args([
         "test",
@@ -102,43 +112,50 @@ fn build(names: &[&str]) -> Result<Vec<PathBuf>> {
         "--no-run",
         "--message-format=json",
     ]);
-    for name in names {
-        command.args(["--test", name]);
+    for (program, _) in &names {
+        command.args(["--test", program]);
     }
     let messages = command.stderr(Stdio::inherit()).output()?;
     ensure!(messages.status.success(), "building the tests failed");
     let messages = String::from_utf8_lossy(&messages.stdout).into_owned();
-    let programs: Vec<PathBuf> = messages
+    let messages: Vec<Value> = messages
         .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| {
-            let name = message["target"]["name"].as_str().unwrap_or_default();
-            message["profile"]["test"] == true && names.contains(&name)
-        })
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
-    ensure!(
-        programs.len() == names.len(),
-        "not every one of {names:?} is a test"
-    );
-    Ok(programs)
+    let program = |name: &str| {
+        let of = |message: &&Value| {
+            message["profile"]["test"] == true && message["target"]["name"] == name
+        };
+        let built = messages.iter().find(of)?;
+        built["executable"].as_str().map(PathBuf::from)
+    };
+    names
+        .iter()
+        .map(|(name, filter)| {
+            let program = program(name).with_context(|| format!("{name} is no test"))?;
+            Ok(Run { program, filter })
+        })
+        .collect()
 }
 
 /// Runs the programs in the machine.
-fn boot(cache: &Path, image: &Path, bin: &Path, programs: &[PathBuf]) -> Result<()> {
+fn boot(cache: &Path, image: &Path, bin: &Path, runs: &[Run<'_>]) -> Result<()> {
     let told = cache.join("told");
     let script = cache.join("run");
-    let target = programs
+    let target = runs
         .first()
-        .and_then(|program| program.ancestors().nth(3))
+        .and_then(|run| run.program.ancestors().nth(3))
         .context("no tests")?;
     let mut text = format!(
         "#!/bin/sh\nexport PATH=/usr/sbin:/usr/bin:/sbin:/bin NETDP_TEST_SLOWNESS=10\n\
          exec >{} 2>&1\nuname -r\nsysctl -w net.core.bpf_jit_enable=1\n",
         told.display()
     );
-    for program in programs {
-        text += &format!("{} --test-threads 1 || failed=yes\n", program.display());
+    for Run { program, filter } in runs {
+        text += &format!(
+            "{} --test-threads 1 {filter} || failed=yes\n",
+            program.display()
+        );
     }
     // What the machine itself returns says nothing.
     text += "[ \"$failed\" ] || echo all passed\n";

@@ -2,7 +2,6 @@
 
 use crate::{setup, shell};
 use anyhow::Result;
-use xtask::testbed;
 
 /// Sets up and measures edits and the agent at rest; the figures go to standard output.
 pub fn measure() -> Result<()> {

@@ -1,9 +1,8 @@
-//! What netdp's tasks, tests and demo share: [`testbed`], a small network of
-//! namespaces with real programs in it; [`migration`], a live node that changes
-//! hands; [`image`], the OCI image; [`shell`].
+//! What netdp's tasks and the tests of its image share: [`cluster`], a real cluster of one node;
+//! [`image`], the OCI image; [`shell`].
 
 #[cfg(feature = "full")]
+pub mod cluster;
+#[cfg(feature = "full")]
 pub mod image;
-pub mod migration;
 pub mod shell;
-pub mod testbed;

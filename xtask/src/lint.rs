@@ -36,8 +36,15 @@ pub fn run(advisories: bool) -> Result<()> {
     shell::say("cargo clippy of the eBPF programs, as if for this machine");
     shell::run(
         shell::cargo()
-            .args(["clippy", "--package", "netdp-ebpf", "--", "-D", "warnings"])
-            // aya-ebpf uses unstable inline assembly, see netdp-user/build.rs.
+            .args(["clippy", "--package", "netdp-ebpf"])
+            .args([
+                "--package",
+                "bench-ebpf",
+                "--features",
+                "bench-ebpf/programs",
+            ])
+            .args(["--", "-D", "warnings"])
+            // aya-ebpf uses unstable inline assembly, see netdp-ebpf/builder.
             .env("RUSTC_BOOTSTRAP", "aya_ebpf")
             // Without std there is no unwinding, which this machine's target
             // would otherwise have.

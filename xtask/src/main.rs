@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod demo;
+mod go_libraries;
 #[cfg(feature = "full")]
 mod go_library;
 mod kernels;
@@ -67,7 +68,8 @@ enum Task {
     /// Set up, then run tests on Debian 12's own kernel, in an emulated machine
     /// (as root).
     Kernels {
-        /// Integration tests of netdp-user; `stacked` if none is named.
+        /// Integration tests of netdp-user, as `program` or `node::takeover`; `stacked` if none is
+        /// named.
         tests: Vec<String>,
     },
     /// Set up, then build an OCI image of netdp, without a container engine.

@@ -2,7 +2,6 @@
 
 use crate::{setup, shell};
 use anyhow::Result;
-use xtask::testbed;
 
 /// Sets up and measures; the figures go to standard output.
 pub fn run(mappings: u32) -> Result<()> {

@@ -4,7 +4,6 @@ use crate::{setup, shell};
 use anyhow::Result;
 use std::os::unix::process::CommandExt as _;
 use xtask::image;
-use xtask::testbed;
 
 /// Sets up and becomes `cargo test`, so that its words are the last.
 pub fn run(arguments: &[String]) -> Result<()> {

@@ -9,9 +9,10 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use testbed::migration::Load;
+use testbed::{Host, wait_for};
+use xtask::cluster::{Cluster, NODE_IP, ip_masq_agent};
 use xtask::image;
-use xtask::migration::Load;
-use xtask::testbed::{Cluster, Host, NODE_IP, ip_masq_agent, wait_for};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use node::{AGENT, Node, PATIENCE};
 use serde_json::{Value, json};
 use std::fs;
+use testbed::{API_PORT, ApiServer, ContainerOptions, wait_for};
 use xtask::image;
-use xtask::testbed::{API_PORT, ApiServer, ContainerOptions, wait_for};
 
 #[test]
 fn it_translates_with_the_daemonsets_rights() -> Result<()> {
@@ -57,7 +57,7 @@ fn each_capability_is_needed() -> Result<()> {
     let pod = DaemonSet::read("")?;
     let all = pod.capabilities()?;
     assert_eq!(all, ["BPF", "NET_ADMIN", "NET_RAW", "PERFMON"]);
-    // Without CAP_NET_RAW it runs, and does not look at packets (netdp-user/tests/ahead.rs).
+    // Without CAP_NET_RAW it runs, and does not look at packets (netdp-user/tests/node/ahead.rs).
     for missing in all.iter().filter(|name| *name != "NET_RAW") {
         let rest: Vec<_> = all.iter().filter(|name| *name != missing).collect();
         let mut container = pod.container.clone();

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use node::{AGENT, Node};
 use serde_json::{Value, json};
 use std::fs;
+use xtask::cluster::{custom_iptables, ip_masq_agent};
 use xtask::image;
-use xtask::testbed::{custom_iptables, ip_masq_agent};
 
 /// What is logged once where eBPF is not possible.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::Duration;
-use xtask::testbed::{ApiServer, Netns, Running, WorkDir, ip_masq_agent, wait_for};
+use testbed::{ApiServer, Netns, Running, WorkDir, wait_for};
+use xtask::cluster::ip_masq_agent;
 
 /// How long Helm may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

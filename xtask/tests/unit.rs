@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xtask::testbed::{WorkDir, output};
+use testbed::{WorkDir, output};
 
 /// The program that the unit starts, which need not be installed here.
 const PROGRAM: &str = "/usr/local/bin/netdp";

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use xtask::testbed::{Netns, seen};
+use testbed::{Netns, seen};
 
 /// Any port of any address, of the family of `like`.
 pub fn any(like: SocketAddr) -> SocketAddr {

@@ -5,7 +5,7 @@ use aya::maps::{Array, Map, MapData};
 use netdp_common::abi::{Settings, pins};
 use netdp_common::conntrack::ticks;
 use std::time::Duration;
-use xtask::testbed::Agent;
+use testbed::Agent;
 
 /// Puts the clock forward for packets and sweeps.
 pub fn advance(agent: &Agent, by: Duration) -> Result<()> {

@@ -1,8 +1,6 @@
 //! What the namespace tests share: a bed with an agent, clients with a chosen
 //! source, and a look at the packets on a wire.
 
-#![allow(dead_code, reason = "each topic uses a part of this")]
-
 pub mod clients;
 pub mod clock;
 pub mod links;
@@ -18,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use xtask::testbed::{
+use testbed::{
     Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, Running, UdpEchoServer,
     wait_for,
 };

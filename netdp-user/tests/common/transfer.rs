@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use xtask::testbed::{Netns, wait_for};
+use testbed::{Netns, wait_for};
 
 /// Numbers in a block, and the pause after it, so that the rest of the machine
 /// gets its turn: at most some 32 MB/s.

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::io::Error;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 /// `TC_ACT_OK`, which is `TCX_PASS` too: the packet goes on its way, and no further program runs.
 pub const PASS: i32 = 0;

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io::{ErrorKind, Read as _};
 use std::net::IpAddr;
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 /// Every frame that any interface of a namespace sends or receives.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use xtask::testbed::{Agent, AgentOptions, ApiServer, Bed, Host, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, ApiServer, Bed, Host, WorkDir, wait_for};
 
 /// The node's name in Kubernetes.
 pub const NODE: &str = "node-a";

@@ -5,7 +5,7 @@ use crate::common::wait_log;
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use xtask::testbed::{Agent, wait_for, wait_some};
+use testbed::{Agent, wait_for, wait_some};
 
 /// Waits for an Event with this reason, and returns it.
 pub fn event(cluster: &Cluster, agent: &Agent, namespace: &str, reason: &str) -> Result<Value> {

@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, EVERYTHING, NOT_THE_NEIGHBOUR, RECOVERY, wait_status};
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Result, ensure};
-use xtask::testbed::{Agent, wait_for};
+use testbed::{Agent, wait_for};
 
 /// Every fault that keeps the agent from hearing of a change.
 const DEAF: [Fault; 6] = [

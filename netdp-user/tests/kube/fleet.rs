@@ -5,7 +5,7 @@ use crate::cluster::{Cluster, EVERYTHING, NODE};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::process::Command;
-use xtask::testbed::{Agent, output, wait_for};
+use testbed::{Agent, output, wait_for};
 
 pub fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let mut command: Command = cluster.bed.node.command(crate::common::NETDP);

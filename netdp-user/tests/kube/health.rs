@@ -5,7 +5,7 @@ use crate::common::{NETDP, flows, mappings};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use std::fs;
-use xtask::testbed::{Agent, AgentOptions, Bed, WorkDir};
+use testbed::{Agent, AgentOptions, Bed, WorkDir};
 
 /// Probes need no Kubernetes.
 #[test]
@@ -55,7 +55,7 @@ fn they_answer_on_a_bare_node() -> Result<()> {
     assert_eq!(mappings(&agent)?, 0, "{:?}", flows(&agent)?);
     // Without an uplink the node is not ready, and says why.
     bed.node.ip("link delete eth0")?;
-    xtask::testbed::wait_for(crate::common::SOON, "no readiness", || {
+    testbed::wait_for(crate::common::SOON, "no readiness", || {
         ask("/readyz").is_ok_and(|text| text.contains("attached nowhere") && text.ends_with("503"))
     })
 }

@@ -1,6 +1,7 @@
 //! The agent with a real Kubernetes API server, over the ServiceAccount and RBAC of the manifests.
 
 #[path = "../common/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests of nodes have the rest")]
 mod common;
 
 mod cluster;
@@ -8,6 +9,7 @@ mod events;
 mod faults;
 mod fleet;
 mod health;
+mod kube_proxy;
 mod proxy;
 mod rbac;
 mod soak;

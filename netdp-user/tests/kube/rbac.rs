@@ -4,7 +4,7 @@ use crate::cluster::{
     Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RBAC, RECOVERY, account, wait_status,
 };
 use anyhow::{Context as _, Result, ensure};
-use xtask::testbed::{Agent, wait_for};
+use testbed::{Agent, wait_for};
 
 /// Every permission: resource and verb.
 const NEEDED: [(&str, &str); 7] = [

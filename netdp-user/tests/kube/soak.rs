@@ -9,7 +9,7 @@ use crate::proxy::{Fault, Proxy};
 use anyhow::{Context as _, Result, ensure};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use xtask::testbed::Agent;
+use testbed::Agent;
 
 const FAULTS: [Fault; 10] = [
     Fault::Slow,

@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RECOVERY, wai
 use crate::common::wait_log;
 use anyhow::Result;
 use serde_json::Value;
-use xtask::testbed::{Agent, ConfigVolume, output, wait_some};
+use testbed::{Agent, ConfigVolume, output, wait_some};
 
 /// The rule about a prefix: what it does, and who says so.
 fn rule(report: &Value, prefix: &str) -> Option<(String, String)> {

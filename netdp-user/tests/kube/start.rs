@@ -5,7 +5,7 @@ use crate::common::{NETDP, wait_log};
 use crate::proxy::{Fault, Proxy};
 use anyhow::Result;
 use std::fs;
-use xtask::testbed::{Agent, AgentOptions};
+use testbed::{Agent, AgentOptions};
 
 fn proxied(cluster: &Cluster) -> Result<(Proxy, AgentOptions)> {
     let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;

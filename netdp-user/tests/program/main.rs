@@ -10,8 +10,6 @@
     reason = "all of this is test; clippy only knows it of the functions marked so"
 )]
 
-#[path = "../../../netdp-common/src/fake/build.rs"]
-mod build;
 mod checksums;
 mod drops;
 mod errors;
@@ -20,8 +18,6 @@ mod headers;
 mod known;
 mod lifetime;
 mod limits;
-#[path = "../../../netdp-common/src/fake/model.rs"]
-mod model;
 mod model_walks;
 mod node;
 mod random;
@@ -32,3 +28,5 @@ mod sockets;
 mod test_run;
 mod translation;
 mod tries;
+
+use testkit::{build, model};

@@ -4,7 +4,7 @@ use crate::build::{Build, SYN};
 use crate::node::{Node, addresses, becomes};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 const SERVER: &str = "198.51.100.7:443";
 const WIRE: &str = "192.0.2.10:4000";

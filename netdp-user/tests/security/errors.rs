@@ -11,7 +11,7 @@ use crate::socket::Socket;
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
-use xtask::testbed::Host;
+use testbed::Host;
 
 /// Nobody at the port, in each family.
 fn unreachable(like: IpAddr) -> (u8, u8) {

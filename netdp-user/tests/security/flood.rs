@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use xtask::testbed::{Host, Netns, wait_for, wait_some};
+use testbed::{Host, Netns, wait_for, wait_some};
 
 /// Packets in one system call.
 const BATCH: usize = 64;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
-use xtask::testbed::{wait_for, wait_some};
+use testbed::{wait_for, wait_some};
 
 /// More than a closed connection's mapping lives, less than an open one's.
 const CLOSED: Duration = Duration::from_secs(300);

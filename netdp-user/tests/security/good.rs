@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use xtask::testbed::{Host, Netns};
+use testbed::{Host, Netns};
 
 /// Between two attempts of one client.
 const PAUSE: Duration = Duration::from_millis(10);

@@ -13,7 +13,7 @@ use aya::maps::{HashMap, Map, MapData};
 use netdp_common::abi::{Live, pins};
 use netdp_common::tuple::Tuple;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 /// Each is sent twice, in each family.
 const TUPLES: u32 = 150_000;

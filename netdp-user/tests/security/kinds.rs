@@ -6,7 +6,7 @@ use crate::packet::{Packet, Part};
 use crate::site::{Site, end, ends};
 use anyhow::Result;
 use std::net::IpAddr;
-use xtask::testbed::UdpEchoServer;
+use testbed::UdpEchoServer;
 
 /// Where the accomplice answers.
 const ANSWERED: std::ops::Range<u16> = 5001..5006;

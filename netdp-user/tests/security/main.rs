@@ -1,6 +1,6 @@
 //! Attacks on the datapath by a pod or by an outsider, with real sockets and forged
 //! packets: what they must not do to others, and what they do where ip-masq-agent's
-//! rules translate instead, recorded beside it ([`site::both`]).
+//! rules translate instead, recorded beside it ([`site::both`]). In [`field`], what operators report of NAT.
 //!
 //! Bounded in packets and time, in namespaces of their own. Needs root.
 #![allow(
@@ -10,6 +10,7 @@
 )]
 
 #[path = "../common/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the tests of nodes have the rest")]
 mod common;
 
 #[path = "../wire/build.rs"]
@@ -29,6 +30,7 @@ mod socket;
 
 mod errors;
 mod fairness;
+mod field;
 mod flood;
 mod forged;
 #[allow(dead_code, reason = "benches/hostile.rs has the rest")]
@@ -42,6 +44,5 @@ mod search;
 mod services;
 mod shadowing;
 mod site;
-#[allow(dead_code, reason = "tests/field has the rest")]
 mod talk;
 mod tunnels;

@@ -9,7 +9,7 @@ use crate::site::{Control, Site, Subject, Wrongs, both, end, ends};
 use crate::talk::{Found, who_udp};
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{EchoServer, Host, Netns, UdpEchoServer, veth, wait_some};
+use testbed::{EchoServer, Host, Netns, UdpEchoServer, veth, wait_some};
 
 /// More than the default room.
 const MANY: u32 = 300_000;

@@ -10,7 +10,7 @@ use netdp_common::port_map::fold;
 use netdp_common::tuple::{Tuple, proto};
 use std::net::SocketAddr;
 use std::time::Duration;
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 /// Flows that are looked at in each family.
 const FLOWS: u16 = 20;

@@ -10,7 +10,7 @@ use netdp_user::datapath::Maps;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
-use xtask::testbed::{Host, wait_some};
+use testbed::{Host, wait_some};
 
 /// Times that a client sends a datagram.
 const TRIES: usize = 5;

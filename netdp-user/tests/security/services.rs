@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use socket2::Type;
 use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use xtask::testbed::{Bed, Netns, WorkDir, wait_for};
+use testbed::{Bed, Netns, WorkDir, wait_for};
 
 /// Where the services lead to on the good pod.
 const INSIDE: u16 = 80;

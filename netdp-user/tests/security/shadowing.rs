@@ -10,7 +10,7 @@ use crate::site::{Control, Site, Subject, Wrongs, both, end, ends};
 use crate::talk::{Found, Named, Pending, who, who_udp};
 use anyhow::{Result, ensure};
 use std::net::{SocketAddr, UdpSocket};
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 /// sshd's, a usual one, the kubelet's, and one that no program has.
 const PORTS: [u16; 4] = [22, 8080, 10_250, 44_444];

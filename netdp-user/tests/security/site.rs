@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Netns, WorkDir, veth};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Netns, WorkDir, veth};
 
 /// Pods are left alone, the rest is masqueraded: the node's own network too.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 /// How long a client waits: what is not there by then does not work.
 pub const PATIENCE: Duration = Duration::from_secs(3);

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr};
-use xtask::testbed::{Host, Netns};
+use testbed::{Host, Netns};
 
 /// IP in IP, GRE, ESP.
 const PROTOCOLS: [u8; 3] = [4, 47, 50];

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
-use xtask::testbed::{Agent, Netns, WorkDir};
+use testbed::{Agent, Netns, WorkDir};
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use netdp_common::tuple::Tuple;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 fn pinned(bpffs: &Path, name: &str) -> Result<MapData> {
     let path = bpffs.join(name);

@@ -8,7 +8,7 @@ use super::socket::Socket;
 use anyhow::{Result, ensure};
 use std::net::IpAddr;
 use std::time::Duration;
-use xtask::testbed::{Netns, wait_for};
+use testbed::{Netns, wait_for};
 
 /// Only ever waited for in full when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -93,8 +93,10 @@ fn functions() -> Result<BTreeSet<String>> {
     let mut known: BTreeSet<_> = CASES.iter().map(|case| case.name.to_owned()).collect();
     for dir in [
         "netdp-common/src",
+        "netdp-common/tests",
         "netdp-user/src",
         "netdp-user/tests",
+        "test",
         "xtask",
     ] {
         collect(&root().join(dir), &mut known)?;

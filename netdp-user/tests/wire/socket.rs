@@ -7,7 +7,7 @@ use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 /// Frames that wait for the test: enough for the largest bursts.
 const BUFFER: libc::c_int = 16 << 20;

@@ -4,7 +4,7 @@ use super::bed::{Family, NON_MASQUERADE, Options, Subject, V4, V6};
 use anyhow::Result;
 use std::fs;
 use std::path::Path;
-use xtask::testbed::{Agent, AgentOptions, Netns};
+use testbed::{Agent, AgentOptions, Netns};
 
 impl Subject {
     /// Puts it in force on the node; `dir` is for its files.

@@ -20,7 +20,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use xtask::testbed::{Agent, AgentOptions, Netns, WorkDir, wait_for};
+use testbed::{Agent, AgentOptions, Netns, WorkDir, wait_for};
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 const PORT: u16 = 8000;
 /// Clients at once, and as many threads that answer.

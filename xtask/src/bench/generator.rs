@@ -2,7 +2,6 @@
 //! here.
 
 use super::bed::{Bed, CLIENT, CLIENT_MAC, FAR, NEAR, NODE, NODE_MAC, POD_SIDE_MAC, SERVER_MAC};
-use super::generator_abi::{FRAME, PORT, Seen, Stream};
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
@@ -11,13 +10,14 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, TestRunAttrs, TestRunOptions};
+use bench_ebpf::{FRAME, PORT, Seen, Stream};
 use netdp_common::checksum;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use xtask::testbed::Netns;
+use testbed::Netns;
 
 /// Frames that the kernel sends at once (its own limit is 256).
 const BATCH: u32 = 64;

@@ -3,7 +3,7 @@
 use super::bed::Bed;
 use anyhow::{Context as _, Result};
 use std::time::Duration;
-use xtask::testbed::{Running, wait_for};
+use testbed::{Running, wait_for};
 
 const TARGET: &str = "198.18.0.1";
 const PORT: &str = "11111";

@@ -4,9 +4,6 @@ mod bed;
 mod connections;
 mod cost;
 mod generator;
-#[expect(dead_code, reason = "a part is the generator's alone")]
-#[path = "../../../netdp-ebpf/src/bench/abi.rs"]
-mod generator_abi;
 mod html;
 mod latency;
 mod markdown;
@@ -30,7 +27,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Stdio, exit};
 use std::time::{Duration, Instant};
 use variant::{Kind, Measure, Variant};
-use xtask::testbed;
 
 /// As many CIDRs as an ordinary cluster has.
 const FEW: u32 = 12;
@@ -217,8 +213,7 @@ struct Built {
     generator: PathBuf,
 }
 
-/// netdp, and the generator's programs, which its build script leaves beside its
-/// own.
+/// netdp, and the generator's programs, which the build script of bench-ebpf makes.
 fn build() -> Result<Built> {
     shell::say("cargo build --release (two or three minutes the first time)");
     let out = shell::cargo()
@@ -227,8 +222,10 @@ fn build() -> Result<Built> {
             "--release",
             "--package",
             "netdp-user",
+            "--package",
+            "bench-ebpf",
             "--features",
-            "bench",
+            "bench-ebpf/object",
         ])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
@@ -241,13 +238,13 @@ fn build() -> Result<Built> {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else {
             continue;
         };
-        let of_netdp = message["package_id"]
+        let of_bench = message["package_id"]
             .as_str()
-            .is_some_and(|id| id.contains("netdp-user"));
+            .is_some_and(|id| id.contains("bench-ebpf"));
         if message["target"]["name"] == "netdp" {
             netdp = message["executable"].as_str().map(PathBuf::from).or(netdp);
         }
-        if of_netdp && message["reason"] == "build-script-executed" {
+        if of_bench && message["reason"] == "build-script-executed" {
             generator = message["out_dir"]
                 .as_str()
                 .map(|dir| Path::new(dir).join("netdp-bench"));
@@ -255,6 +252,6 @@ fn build() -> Result<Built> {
     }
     Ok(Built {
         netdp: netdp.context("cargo built no program of the name netdp")?,
-        generator: generator.context("cargo ran no build script of netdp-user")?,
+        generator: generator.context("cargo ran no build script of bench-ebpf")?,
     })
 }

@@ -4,7 +4,7 @@ use super::bed::Bed;
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::time::Duration;
-use xtask::testbed::Running;
+use testbed::Running;
 
 const PORT: u16 = 5201;
 /// The server's own address: from another one, iperf3 would answer UDP with this.

@@ -4,7 +4,7 @@ use super::TIME_OUT;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Output;
-use xtask::testbed::{Host, Netns, wait_some};
+use testbed::{Host, Netns, wait_some};
 
 /// curl's exit status for a time-out.
 const CURL_TIMED_OUT: i32 = 28;

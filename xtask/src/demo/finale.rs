@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
-use xtask::testbed::{Bed, ConfigVolume, EchoClient, EchoServer, Host, HttpServer, Running};
+use testbed::{Bed, ConfigVolume, EchoClient, EchoServer, Host, HttpServer, Running};
 
 const EVERYTHING: &str = "\
 nonMasqueradeCIDRs:

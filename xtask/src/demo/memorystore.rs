@@ -7,7 +7,7 @@ use crate::shell;
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use xtask::testbed::{Bed, ConfigVolume, HttpServer, Netns, RedisServer, wait_some};
+use testbed::{Bed, ConfigVolume, HttpServer, Netns, RedisServer, wait_some};
 
 const BROAD: &str = "\
 nonMasqueradeCIDRs:

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use std::path::Path;
 use std::time::Instant;
-use xtask::migration::Migration;
+use testbed::migration::Migration;
 
 /// Shadow, then takeover and rollback, `rounds` times.
 pub fn tell(netdp: &Path, rounds: usize) -> Result<()> {

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::time::{Duration, Instant};
-use xtask::testbed::{self, Agent, AgentOptions, Bed, ConfigVolume, Host};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host};
 
 /// How long a client waits before its attempt counts as a time-out.
 const TIME_OUT: Duration = Duration::from_secs(2);

@@ -6,7 +6,7 @@ use super::{narrate, show_mappings, start_agent};
 use crate::shell;
 use anyhow::Result;
 use std::path::Path;
-use xtask::testbed::{Bed, ConfigVolume, HttpServer};
+use testbed::{Bed, ConfigVolume, HttpServer};
 
 const CONFIG: &str = "\
 nonMasqueradeCIDRs:

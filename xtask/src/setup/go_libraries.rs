@@ -1,10 +1,10 @@
 //! Helm and Kustomize, out of Python packages, which need no Python to be used.
 
+use crate::go_libraries::{ALL, GoLibrary};
 use crate::shell;
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::process::Command;
-use xtask::testbed::go_libraries::{ALL, GoLibrary};
 
 /// How to get them on other distributions.
 pub const BY_HAND: &str = "cargo xtask setup (downloads Helm and Kustomize by pip3)";

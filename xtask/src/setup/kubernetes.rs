@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use xtask::testbed::kube_programs::{self, VERSION};
+use testbed::kube_programs::{self, VERSION};
 
 /// What is unpacked: the package, and the program in it.
 const UNPACKED: [(&str, &str); 3] = [

@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use needs::Need;
 use std::fmt::Write as _;
 use system::System;
-use xtask::testbed::is_root;
+use testbed::is_root;
 
 /// Installs what is missing; does nothing, quickly, when all is there.
 pub fn run() -> Result<()> {

@@ -1,11 +1,11 @@
 //! What building, the tests and the demo need, and how to see that it is there.
 
 use super::rust_target;
+use crate::go_libraries::{GoLibrary, HELM, KUSTOMIZE};
 use crate::shell;
 use std::path::Path;
 use std::process::Command;
-use xtask::testbed::go_libraries::{GoLibrary, HELM, KUSTOMIZE};
-use xtask::testbed::kube_programs;
+use testbed::kube_programs;
 
 /// Something that has to be on the machine.
 #[derive(Debug, Clone, Copy)]

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use xtask::testbed::{WorkDir, output};
+use testbed::{WorkDir, output};
 
 /// A kustomization as a user writes it: on one of netdp's, with a component and
 /// patches, which may be empty. Gives the objects that Kustomize makes of it.

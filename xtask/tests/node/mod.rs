@@ -10,10 +10,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
+use testbed::{Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for};
 use xtask::image::{self, Image};
-use xtask::testbed::{
-    Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for,
-};
 
 /// How long the agent may take to be in force on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -8,7 +8,7 @@ use crate::socket::{cpus, stay_on};
 use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Barrier;
-use xtask::testbed::wait_for;
+use testbed::wait_for;
 
 const PORTS: std::ops::Range<u16> = 4000..4300;
 

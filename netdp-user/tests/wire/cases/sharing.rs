@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
-use xtask::testbed::wait_some;
+use testbed::wait_some;
 
 const SOON: Duration = Duration::from_secs(15);
 

@@ -8,7 +8,7 @@ use crate::shell;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
-use xtask::testbed::{udp_ask, wait_some};
+use testbed::{udp_ask, wait_some};
 
 /// How long the answer to one datagram is waited for. Answers take a fraction of
 /// a millisecond.

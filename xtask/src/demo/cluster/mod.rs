@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use stage::Stage;
 use std::fmt::Write as _;
 use std::time::Instant;
+use xtask::cluster::Cluster;
 use xtask::image;
-use xtask::testbed::Cluster;
 
 /// Sets up, makes the images, brings the cluster up, tells the story.
 pub fn run() -> Result<()> {

@@ -6,8 +6,9 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use xtask::migration::{Load, Tally};
-use xtask::testbed::{Cluster, Host, NODE_IP, output, wait_some};
+use testbed::migration::{Load, Tally};
+use testbed::{Host, output, wait_some};
+use xtask::cluster::{Cluster, NODE_IP};
 
 /// How long the cluster may take for anything.
 pub const PATIENCE: Duration = Duration::from_secs(120);

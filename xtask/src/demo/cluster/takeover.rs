@@ -7,8 +7,9 @@ use crate::shell;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::fs;
+use testbed::{output, wait_for};
+use xtask::cluster::{ip_masq_agent, ip_masq_agent_rules};
 use xtask::image::TOOLS;
-use xtask::testbed::{ip_masq_agent, ip_masq_agent_rules, output, wait_for};
 
 /// The chain that changes hands.
 const CHAIN: &str = "IP-MASQ-AGENT";

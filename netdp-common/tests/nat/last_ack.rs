@@ -1,0 +1,189 @@
+//! A connection keeps its port until both FINs have been acknowledged.
+
+use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
+use crate::abi::{PortRange, SETTING_PORTS};
+use crate::verdict::DropReason;
+use testkit::build::{ACK, Build, FIN, Kind, SYN};
+use testkit::fake::{Fake, Seen};
+
+/// Bytes that every segment carries.
+const PAYLOAD: u32 = 19;
+
+/// Who sends a segment.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Pod,
+    Server,
+}
+use End::{Pod, Server};
+
+/// A connection on the only port that there is, whose next numbers are 1001 and 5001.
+fn established(net: &Net) -> Fake {
+    let mut fake = opened(&net.syn());
+    fake.settings.flags |= SETTING_PORTS;
+    fake.settings.ports[0] = PortRange::new(4000, 4000);
+    sends(&fake, net, (Server, SYN | ACK, 5_000, 1_001));
+    sends(&fake, net, (Pod, ACK, 1_001, 5_001));
+    fake
+}
+
+fn sends(fake: &Fake, net: &Net, (end, flags, seq, ack): (End, u8, u32, u32)) {
+    let kind = Kind::Tcp { flags, seq, ack };
+    let (src, dst) = match end {
+        Pod => (net.pod, net.server),
+        Server => (net.server, net.node),
+    };
+    let mut segment = Build::new(src, dst, kind);
+    if flags & FIN != 0 && seq == SERVERS_REST {
+        segment.data.truncate((SERVERS_END - 1 - seq) as usize);
+    }
+    match end {
+        Pod => assert_eq!(fake.out(&segment), becomes(net.node), "{kind:?}"),
+        Server => assert_eq!(fake.back(&segment), becomes(net.pod), "{kind:?}"),
+    }
+}
+
+/// What becomes of another pod's SYN, with a number that no earlier connection has reached.
+fn another(fake: &Fake, net: &Net) -> Seen {
+    let kind = Kind::Tcp {
+        flags: SYN,
+        seq: 1_000_000,
+        ack: 0,
+    };
+    fake.out(&Build::new(net.other_pod, net.server, kind))
+}
+
+/// Each segment, and whether the port is another's after it.
+fn closes(steps: &[(End, u8, u32, u32)]) {
+    for net in BOTH {
+        for seconds in [0, 5] {
+            let fake = established(&net);
+            for step in steps {
+                assert_eq!(
+                    another(&fake, &net),
+                    drop_of(DropReason::NoFreePort),
+                    "before {step:?}"
+                );
+                sends(&fake, &net, *step);
+                fake.advance(seconds);
+            }
+            assert_eq!(another(&fake, &net), becomes(net.node), "{steps:?}");
+            assert_paired(&fake);
+        }
+    }
+}
+
+const FINS: u8 = FIN | ACK;
+const PODS_END: u32 = 1_001 + PAYLOAD + 1;
+const SERVERS_END: u32 = 5_001 + PAYLOAD + 1;
+/// Where the rest of its last segment begins.
+const SERVERS_REST: u32 = 5_011;
+
+#[test]
+fn a_server_in_last_ack_keeps_its_connection() {
+    closes(&[
+        (Pod, FINS, 1_001, 5_001),
+        (Server, ACK, 5_001, PODS_END),
+        (Server, FINS, 5_001, PODS_END),
+        // Sent again, the rest of it alone.
+        (Server, FINS, SERVERS_REST, PODS_END),
+        // What came before the FIN.
+        (Pod, ACK, PODS_END, SERVERS_END - 1),
+        (Pod, ACK, PODS_END, SERVERS_END),
+    ]);
+}
+
+#[test]
+fn a_pod_in_last_ack_keeps_its_connection() {
+    closes(&[
+        (Server, FINS, 5_001, 1_001),
+        (Pod, ACK, 1_001, SERVERS_END),
+        (Pod, FINS, 1_001, SERVERS_END),
+        (Pod, FINS, 1_001, SERVERS_END),
+        (Server, ACK, SERVERS_END, PODS_END - 1),
+        (Server, ACK, SERVERS_END, PODS_END),
+    ]);
+}
+
+/// The server has not got the pod's FIN when it sends its own.
+#[test]
+fn a_fin_that_is_sent_again_says_what_has_arrived() {
+    closes(&[
+        (Pod, FINS, 1_001, 5_001),
+        (Server, FINS, 5_001, 1_001),
+        (Pod, ACK, PODS_END, SERVERS_END),
+        (Pod, FINS, 1_001, SERVERS_END),
+        (Server, FINS, 5_001, PODS_END),
+    ]);
+}
+
+/// Both close at once: only what is sent again shows that both FINs have arrived.
+#[test]
+fn fins_that_cross_each_other_keep_the_port() {
+    for net in BOTH {
+        for first in [Pod, Server] {
+            let fake = established(&net);
+            let mut fins = [(Pod, FINS, 1_001, 5_001), (Server, FINS, 5_001, 1_001)];
+            let mut acks = [
+                (Pod, ACK, PODS_END, SERVERS_END),
+                (Server, ACK, SERVERS_END, PODS_END),
+            ];
+            if matches!(first, Server) {
+                fins.reverse();
+                acks.reverse();
+            }
+            for step in [fins[0], fins[1], acks[0]] {
+                sends(&fake, &net, step);
+                let refused = drop_of(DropReason::NoFreePort);
+                assert_eq!(another(&fake, &net), refused, "after {step:?}");
+            }
+            sends(&fake, &net, acks[1]);
+            fake.advance(60);
+            assert_eq!(another(&fake, &net), becomes(net.node));
+        }
+    }
+}
+
+/// A new connection of the same ports has FINs of its own.
+#[test]
+fn a_connection_that_begins_anew_waits_anew() {
+    for net in BOTH {
+        let fake = established(&net);
+        let close = [
+            (Pod, FINS, 1_001, 5_001),
+            (Server, FINS, 5_001, PODS_END),
+            (Pod, ACK, PODS_END, SERVERS_END),
+        ];
+        for step in close {
+            sends(&fake, &net, step);
+        }
+        sends(&fake, &net, (Pod, SYN, 90_000, 0));
+        sends(&fake, &net, (Server, SYN | ACK, 70_000, 90_001));
+        sends(&fake, &net, (Pod, FINS, 90_001, 70_001));
+        // It has not got that yet.
+        sends(&fake, &net, (Server, FINS, 70_001, 90_001));
+        sends(&fake, &net, (Pod, ACK, 90_001 + PAYLOAD + 1, SERVERS_END));
+        assert_eq!(another(&fake, &net), drop_of(DropReason::NoFreePort));
+    }
+}
+
+/// Nor does it make room in full tables: not even to its own pod.
+#[test]
+fn in_full_tables_it_keeps_its_room() {
+    for net in BOTH {
+        let mut fake = established(&net);
+        fake.limits.capacity = 64;
+        fake.limits.flows = 1;
+        sends(&fake, &net, (Pod, FINS, 1_001, 5_001));
+        sends(&fake, &net, (Server, FINS, 5_001, PODS_END));
+        let more = net.syn().to(net.other_server);
+        for _ in 0..3 {
+            fake.advance(2);
+            let refused = fake.out(&more);
+            assert_eq!(refused, drop_of(DropReason::PodLimit), "{refused:?}");
+        }
+        sends(&fake, &net, (Pod, ACK, PODS_END, SERVERS_END));
+        assert_eq!(fake.out(&more), becomes(net.node));
+        assert_paired(&fake);
+    }
+}

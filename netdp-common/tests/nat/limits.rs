@@ -1,0 +1,110 @@
+//! Full tables and taken ports: the new flow is dropped, the others go on.
+
+use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
+use crate::abi::{PortRange, SETTING_PORTS};
+use crate::verdict::DropReason;
+use std::collections::BTreeSet;
+use testkit::build::{ACK, Build, SYN};
+use testkit::fake::Fake;
+
+#[test]
+fn a_full_table_drops_the_new_flow_only() {
+    for net in BOTH {
+        for (snat, rev_snat) in [(1, 1), (1, 9), (9, 1)] {
+            for packet in net.openings() {
+                let fake = opened(&packet);
+                // What has an answer gives way to nothing.
+                let reply = packet.from(net.node).answer();
+                assert_eq!(fake.back(&reply), becomes(net.pod));
+                let reply = Build::tcp(net.server, net.node, SYN | ACK);
+                fake.back(&reply);
+                fake.snat.set_capacity(snat);
+                fake.rev_snat.set_capacity(rev_snat);
+                for fresh in [packet.from(net.other_pod), packet.to(net.other_server)] {
+                    let dropped = drop_of(DropReason::TableFull);
+                    assert_eq!(fake.out(&fresh), dropped, "{snat} and {rev_snat}");
+                }
+                assert_eq!((fake.snat.len(), fake.rev_snat.len()), (1, 1));
+                assert_paired(&fake);
+                assert_eq!(fake.out(&packet), becomes(net.node));
+                let reply = packet.from(net.node).answer();
+                assert_eq!(fake.back(&reply), becomes(net.pod));
+                assert_eq!(fake.counters().mappings_created, 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_full_table_is_noticed_while_searching_for_a_port() {
+    let fake = opened(&V4.syn());
+    fake.rev_snat.set_capacity(1);
+    let colliding = V4.other_syn();
+    assert_eq!(fake.out(&colliding), drop_of(DropReason::TableFull));
+    let tried = fake.candidates.borrow().len();
+    assert_eq!(tried, 3, "one port each and one more, then no further");
+}
+
+#[test]
+fn exhaustion_drops_the_new_flow_only() {
+    let mut fake = Fake::new();
+    fake.settings.flags |= SETTING_PORTS;
+    fake.settings.ports[0] = PortRange::new(40_000, 40_999);
+    let pod = |n: u16| format!("172.16.{}.{}:7", n / 250, n % 250 + 1);
+    let mut wires = BTreeSet::new();
+    for n in 0..1_000 {
+        let testkit::fake::Seen::As(wire) = fake.out(&Build::tcp(&pod(n), V4.server, SYN)) else {
+            panic!("flow {n} has no port");
+        };
+        assert!(wires.insert(wire.port()), "{wire} twice");
+    }
+    assert_eq!(wires, (40_000..41_000).collect());
+    fake.candidates.borrow_mut().clear();
+    let before: BTreeSet<_> = fake
+        .snat
+        .all()
+        .into_iter()
+        .map(|(t, m)| (t.src, m.id))
+        .collect();
+    let late = Build::tcp(&pod(1_000), V4.server, SYN);
+    assert_eq!(fake.out(&late), drop_of(DropReason::NoFreePort));
+    {
+        let tried = fake.candidates.borrow();
+        assert!(tried.len() <= 1 + 64 + 112, "{} tries", tried.len());
+    }
+    let after: BTreeSet<_> = fake
+        .snat
+        .all()
+        .into_iter()
+        .map(|(t, m)| (t.src, m.id))
+        .collect();
+    assert_eq!(before, after);
+    assert_paired(&fake);
+    // Another destination has all of its ports.
+    let elsewhere = Build::tcp(&pod(1_000), V4.other_server, SYN);
+    assert!(matches!(fake.out(&elsewhere), testkit::fake::Seen::As(_)));
+}
+
+#[test]
+fn every_port_of_the_class_can_be_had() {
+    let fake = Fake::new();
+    let mut wires = BTreeSet::new();
+    for n in 0..424u16 {
+        let pod = format!("172.16.{}.{}:700", n / 250, n % 250 + 1);
+        let testkit::fake::Seen::As(wire) = fake.out(&Build::udp(&pod, V4.server)) else {
+            panic!("flow {n} has no port");
+        };
+        wires.insert(wire.port());
+    }
+    assert_eq!(wires, (600..1024).collect());
+    let late = Build::udp("172.16.9.9:700", V4.server);
+    assert_eq!(fake.out(&late), drop_of(DropReason::NoFreePort));
+}
+
+#[test]
+fn without_any_range_nothing_is_mapped() {
+    let mut fake = Fake::new();
+    fake.settings.flags |= SETTING_PORTS;
+    assert_eq!(fake.out(&V4.syn()), drop_of(DropReason::NoFreePort));
+    assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+}

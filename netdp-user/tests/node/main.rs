@@ -1,0 +1,53 @@
+//! The agent and its programs on nodes in network namespaces, with real clients: a module for each
+//! topic. `cargo test -p netdp-user --test node TOPIC::` runs one.
+//!
+//! Needs root.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod ahead;
+mod answers;
+mod auto;
+mod check;
+mod clients;
+mod config;
+mod detach;
+mod detours;
+mod drop_in;
+mod environment;
+mod exhaustion;
+mod flags;
+mod floods;
+mod foreign;
+mod hairpin;
+mod hooks;
+mod inspect;
+mod inspect_doc;
+mod ipsec;
+mod iptables;
+mod iptables_golden;
+mod kernel_features;
+mod layer2;
+mod lifecycle;
+mod limits;
+mod many_flows;
+mod masquerade;
+mod migration;
+mod no_address;
+mod node_ports;
+mod offload;
+mod one_reading;
+mod orphans;
+mod outside;
+mod ports;
+mod private_files;
+mod reload;
+mod shadow;
+mod sources;
+mod survival;
+mod takeover;
+mod unattached;
+mod uplinks;
+mod ways_out;
+mod xtables_lock;

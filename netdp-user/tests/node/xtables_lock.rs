@@ -1,0 +1,281 @@
+//! The agent while another program holds the lock of iptables: writing its chain, taking one over, and told
+//! to end.
+
+use crate::common::clients::tcp_source;
+use crate::common::{ECHO, Echo, SOON, options, status, wait_log};
+use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, wait_for};
+
+const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16]\n";
+const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.77.0.0/16]\n";
+
+/// How iptables ends that waited in vain.
+const BUSY: &str = "Another app is currently holding the xtables lock";
+
+/// A node of the older kind of iptables, which has the lock.
+struct Node {
+    bed: Bed,
+    config: ConfigVolume,
+    dir: WorkDir,
+}
+
+impl Node {
+    fn new() -> Result<Self> {
+        let bed = Bed::dual_stack()?;
+        let node = Self {
+            bed,
+            config: ConfigVolume::new(BEFORE)?,
+            dir: WorkDir::new("lock")?,
+        };
+        for family in ["iptables-legacy", "ip6tables-legacy"] {
+            let mut hint = node.bed.node.command(family);
+            hint.env("XTABLES_LOCKFILE", node.file());
+            hint.args(["-t", "mangle", "-N", "KUBE-IPTABLES-HINT"]);
+            testbed::output(&mut hint)?;
+        }
+        Ok(node)
+    }
+
+    /// A lock of its own: the usual file is one for the whole machine, other tests
+    /// included.
+    fn file(&self) -> PathBuf {
+        self.dir.path().join("xtables.lock")
+    }
+
+    fn options(&self) -> AgentOptions {
+        options(&self.config, &["--mode=iptables"]).env("XTABLES_LOCKFILE", self.file())
+    }
+
+    fn hold(&self) -> Result<Flock<File>> {
+        let file = File::create(self.file())?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, error)| error)
+            .context("taking the lock")
+    }
+
+    /// The chain with its counters, which reading needs no lock for.
+    fn rules(&self) -> Result<Vec<String>> {
+        let all = self
+            .bed
+            .node
+            .run(&["iptables-legacy-save", "-c", "-t", "nat"])?;
+        let ours = all.lines().filter(|line| line.contains("IP-MASQ-AGENT"));
+        Ok(ours.map(str::to_owned).collect())
+    }
+
+    fn wait_rules(&self, words: &str) -> Result<()> {
+        wait_for(SOON, &format!("{words} in the chain"), || {
+            self.rules()
+                .is_ok_and(|rules| rules.iter().any(|rule| rule.contains(words)))
+        })
+    }
+}
+
+/// Whether a program that writes rules runs for the agent, for any of its threads.
+fn is_writing(agent: &Agent) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid()));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let children: String = tasks
+        .map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default())
+        .collect();
+    children.split_whitespace().any(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        let program = line.split('\0').next().unwrap_or_default();
+        program.ends_with("/iptables-legacy-restore") && line.contains("--wait\0")
+    })
+}
+
+/// Whether a process is no more than its exit status.
+fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.map_or(true, |stat| stat.contains(") Z "))
+}
+
+fn error(agent: &Agent) -> Result<Value> {
+    Ok(status(agent)?["report"]["chains"][0]["error"].clone())
+}
+
+/// It is waited for, and the chain is written once it is free.
+#[test]
+fn a_lock_that_is_given_back_is_waited_for() -> Result<()> {
+    let mut node = Node::new()?;
+    let agent = Agent::start(&node.bed.node, node.options())?;
+    let before = node.rules()?;
+    ensure!(!before.is_empty(), "no chain");
+
+    let lock = node.hold()?;
+    node.config.write(AFTER)?;
+    wait_for(SOON, "the agent to write", || is_writing(&agent))?;
+    ensure!(node.rules()? == before, "written without the lock");
+    drop(lock);
+    node.wait_rules("-d 10.77.0.0/16")?;
+    ensure!(error(&agent)?.is_null(), "{}", agent.log());
+    Ok(())
+}
+
+/// It is not waited for without end: that is told, what is in force stays, and the
+/// chain is written once the lock is free, though nothing else happens.
+#[test]
+fn a_lock_that_is_kept_is_told_of_and_tried_again() -> Result<()> {
+    let mut node = Node::new()?;
+    let far = node.bed.server(0, &["10.2.0.1/24"])?;
+    let _echo = Echo::start(&far)?;
+    let agent = Agent::start(&node.bed.node, node.options())?;
+    let before = node.rules()?;
+
+    let lock = node.hold()?;
+    node.config.write(AFTER)?;
+    wait_log(&agent, BUSY)?;
+    ensure!(node.rules()? == before, "written without the lock");
+    wait_for(SOON, "the status to say so", || {
+        error(&agent).is_ok_and(|error| error.to_string().contains(BUSY))
+    })?;
+    let log = agent.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains(BUSY))
+        .context("no line")?;
+    for words in ["ERROR", "IPv4", "iptables-legacy-restore", "--wait 5"] {
+        ensure!(line.contains(words), "{words:?} is not in {line}");
+    }
+    let text = agent.netdp(&["status"])?;
+    ensure!(text.contains(BUSY), "{text}");
+    let to = (far.v4()?, ECHO).into();
+    ensure!(tcp_source(&node.bed.pods[0], to)? == IpAddr::from([10, 1, 0, 10]));
+
+    drop(lock);
+    node.wait_rules("-d 10.77.0.0/16")?;
+    wait_for(SOON, "the status to be well", || {
+        error(&agent).is_ok_and(|error| error.is_null())
+    })
+}
+
+/// An agent that comes while somebody holds it is not ready until it is free.
+#[test]
+fn an_agent_that_starts_meanwhile_gets_there_afterwards() -> Result<()> {
+    let node = Node::new()?;
+    let lock = node.hold()?;
+    let mut agent = Agent::spawn(&node.bed.node, node.options())?;
+    wait_log(&agent, BUSY)?;
+    let ready = agent.state_dir().with_file_name("ready");
+    ensure!(!ready.exists(), "ready without a chain");
+    ensure!(node.rules()?.is_empty(), "written without the lock");
+    drop(lock);
+    agent.wait_ready(SOON)?;
+    node.wait_rules("-j MASQUERADE")
+}
+
+/// Takes nothing over while somebody holds it, says so, and does it once it is free.
+#[test]
+fn a_takeover_is_tried_again() -> Result<()> {
+    let node = Node::new()?;
+    let far = node.bed.server(0, &["10.2.0.1/24"])?;
+    let _echo = Echo::start(&far)?;
+    let mut agent = Agent::start(&node.bed.node, node.options())?;
+    node.wait_rules("-j MASQUERADE")?;
+    agent.stop()?;
+    agent.options().replace("--mode=iptables", "--mode=ebpf");
+    let lock = node.hold()?;
+    agent.restart()?;
+    let log = agent.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains(BUSY))
+        .context("no line")?;
+    for words in [
+        "ERROR",
+        "taking over chain IP-MASQ-AGENT (IPv4, legacy)",
+        "is tried again",
+    ] {
+        ensure!(line.contains(words), "{words:?} is not in {line}");
+    }
+    let failed = || Ok::<_, anyhow::Error>(status(&agent)?["report"]["not_taken_over"].clone());
+    ensure!(failed()?.to_string().contains(BUSY), "{}", failed()?);
+    let text = agent.netdp(&["status"])?;
+    ensure!(
+        text.contains("takeover   to be tried again: chain IP-MASQ-AGENT"),
+        "{text}"
+    );
+    ensure!(!node.rules()?.is_empty(), "taken over without the lock");
+    // Both do the same meanwhile.
+    let to = (far.v4()?, ECHO).into();
+    ensure!(tcp_source(&node.bed.pods[0], to)? == IpAddr::from([10, 1, 0, 10]));
+
+    drop(lock);
+    wait_for(SOON, "the chain to be gone", || {
+        node.rules().is_ok_and(|rules| rules.is_empty())
+    })
+    .with_context(|| agent.log())?;
+    wait_for(SOON, "the status to be well", || {
+        failed().is_ok_and(|failed| failed == Value::Array(vec![]))
+    })?;
+    ensure!(tcp_source(&node.bed.pods[0], to)? == IpAddr::from([10, 1, 0, 10]));
+    Ok(())
+}
+
+/// An agent that is told to end does not wait for it any longer, whatever it wanted to write, and
+/// has written nothing.
+#[test]
+fn an_agent_that_is_to_end_waits_no_more() -> Result<()> {
+    let mut node = Node::new()?;
+    let mut agent = Agent::start(&node.bed.node, node.options())?;
+    let before = node.rules()?;
+    let lock = node.hold()?;
+    node.config.write(AFTER)?;
+    wait_for(SOON, "the agent to write", || is_writing(&agent))?;
+    let ended = agent.stop()?;
+    ensure!(ended.success(), "{ended}");
+    // Who waits in vain until the end says so.
+    ensure!(!agent.log().contains(BUSY), "{}", agent.log());
+    ensure!(node.rules()? == before, "written without the lock");
+
+    agent.options().replace("--mode=iptables", "--mode=ebpf");
+    // It is not awaited: it may be in force before it has taken over, or not.
+    let restarted = agent.options().clone();
+    drop(agent);
+    let mut agent = Agent::spawn(&node.bed.node, restarted)?;
+    wait_for(SOON, "the agent to take over", || is_writing(&agent))?;
+    let ended = agent.stop()?;
+    ensure!(ended.success(), "{ended}");
+    ensure!(!agent.log().contains(BUSY), "{}", agent.log());
+    ensure!(node.rules()? == before, "taken over without the lock");
+    drop(lock);
+    Ok(())
+}
+
+/// Nor does it wait for any other program, though it does not end.
+#[test]
+fn an_agent_that_is_to_end_ends_what_it_runs() -> Result<()> {
+    let node = Node::new()?;
+    // Of root alone, as are the directories above.
+    let dir = tempfile::tempdir_in("/run")?;
+    let (nft, pid) = (dir.path().join("nft"), dir.path().join("pid"));
+    fs::write(
+        &nft,
+        format!("#!/bin/sh\necho $$ >{}\nexec sleep 1000\n", pid.display()),
+    )?;
+    fs::set_permissions(&nft, fs::Permissions::from_mode(0o755))?;
+    let options = options(&node.config, &[]).arg("--programs").arg(dir.path());
+    let agent = Agent::start(&node.bed.node, options)?;
+    let running = || {
+        let pid = fs::read_to_string(&pid).unwrap_or_default();
+        pid.trim().parse().is_ok_and(|pid| !has_ended(pid))
+    };
+    wait_for(SOON, "the agent to ask nft", running)?;
+    agent.signal(Signal::SIGTERM)?;
+    // Less than the program may take.
+    wait_for(Duration::from_secs(10), "the agent to end", || {
+        has_ended(agent.pid())
+    })?;
+    ensure!(!running(), "it has left a program behind");
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! A node under load whose masquerading changes hands: from netfilter to eBPF and back, with every
+//! connection, every leak and every second translation counted.
+
+mod load;
+mod tally;
+
+pub use load::Load;
+pub use tally::{Kind, Outcome, Tally};
+
+use crate::{
+    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
+};
+use anyhow::{Context as _, Result, ensure};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+/// The chains that change hands.
+const CHAIN: &str = "IP-MASQ-AGENT";
+
+/// Pods and the node's own network are left alone, the rest is masqueraded.
+const POLICY: &str = "\
+nonMasqueradeCIDRs:
+- 172.16.0.0/16
+- 10.1.0.0/16
+- fd00:172::/64
+- fd00:1::/64
+";
+
+/// How long one side may take to be rid of its part.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many connections shadow mode has to see before its word counts.
+const ENOUGH: u64 = 200;
+
+/// The port of the echo servers.
+const ECHO: u16 = 7;
+
+/// The node, its load, and who translates.
+#[derive(Debug)]
+pub struct Migration {
+    load: Load,
+    agent: Agent,
+    mode: &'static str,
+    bed: Bed,
+    backend: &'static str,
+    twice: usize,
+    changes: usize,
+    _servers: (Vec<EchoServer>, Vec<UdpEchoServer>),
+    _config: ConfigVolume,
+    _far: Host,
+}
+
+impl Migration {
+    /// A node with the chains as ip-masq-agent leaves them, by `backend` (`nft` or `legacy`), and
+    /// load that they masquerade.
+    pub fn start(netdp: &Path, backend: &'static str) -> Result<Self> {
+        let bed = Bed::dual_stack()?;
+        bed.kubelet_chain(backend, "KUBE-IPTABLES-HINT")?;
+        let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
+        let targets: Vec<_> = far
+            .addresses
+            .iter()
+            .map(|net| SocketAddr::new(net.addr(), ECHO))
+            .collect();
+        let tcp = targets.iter().map(|to| EchoServer::start(&far, *to));
+        let udp = targets.iter().map(|to| UdpEchoServer::start(&far, *to));
+        let servers = (tcp.collect::<Result<_>>()?, udp.collect::<Result<_>>()?);
+        watch_leaks(&bed, &targets)?;
+        let config = ConfigVolume::new(POLICY)?;
+        let options = AgentOptions::new(netdp)
+            .config(config.path())
+            .arg("--enable-ipv6")
+            .arg("--mode=iptables");
+        let agent = Agent::start(&bed.node, options)?;
+        let node: Vec<IpAddr> = bed.uplinks[0].addresses.iter().map(|n| n.addr()).collect();
+        Ok(Self {
+            load: Load::start(&bed.pods, &targets, &node)?,
+            agent,
+            mode: "iptables",
+            bed,
+            backend,
+            twice: 0,
+            changes: 0,
+            _servers: servers,
+            _config: config,
+            _far: far,
+        })
+    }
+
+    /// The agent, whatever it does now.
+    pub fn agent(&mut self) -> &mut Agent {
+        &mut self.agent
+    }
+
+    /// netdp compares with the chains, under the load. Returns what `netdp shadow report` prints,
+    /// which has to find no difference.
+    pub fn shadow(&mut self) -> Result<String> {
+        self.change("shadow")?;
+        let told = wait_report(&self.agent);
+        told.with_context(|| self.agent.log())
+    }
+
+    /// From the chains to eBPF; returns when the chains are gone and all connections have gone on.
+    pub fn take_over(&mut self) -> Result<()> {
+        self.change("ebpf")?;
+        wait_for(PATIENCE, "the chains to be gone", || {
+            self.has_chains().is_ok_and(|has| !has)
+        })
+        .with_context(|| self.agent.log())?;
+        self.step()
+    }
+
+    /// From eBPF to the chains; returns when the programs are gone and all connections have gone on.
+    pub fn give_back(&mut self) -> Result<()> {
+        self.change("iptables")?;
+        ensure!(self.has_chains()?, "no chains: {}", self.agent.log());
+        self.count_twice()?;
+        wait_for(PATIENCE, "the programs to be gone", || {
+            let pins = std::fs::read_dir(self.agent.bpffs());
+            pins.is_ok_and(|mut pins| pins.next().is_none())
+        })
+        .with_context(|| self.agent.log())?;
+        self.step()
+    }
+
+    /// Ends the load and counts.
+    pub fn finish(self) -> Result<Outcome> {
+        let leaks = leaks(&self.bed.uplinks[0].router)?;
+        let tally = self.load.end()?;
+        Ok(Outcome::new(&tally, self.changes, leaks, self.twice))
+    }
+
+    /// Waits until each connection has had an answer, those that were idle too; then each load
+    /// begins more of them.
+    pub fn step(&mut self) -> Result<()> {
+        self.load.step().with_context(|| self.agent.log())?;
+        self.count_twice()
+    }
+
+    /// What there was so far.
+    pub fn tally(&self) -> &Tally {
+        self.load.tally()
+    }
+
+    fn change(&mut self, to: &'static str) -> Result<()> {
+        self.agent.stop()?;
+        let (is, wanted) = (format!("--mode={}", self.mode), format!("--mode={to}"));
+        self.agent.options().replace(&is, &wanted);
+        self.mode = to;
+        self.changes += usize::from(to != "shadow");
+        self.agent.restart()
+    }
+
+    fn has_chains(&self) -> Result<bool> {
+        let mut has = false;
+        for family in ["iptables", "ip6tables"] {
+            let program = format!("{family}-{}", self.backend);
+            let listing = self
+                .bed
+                .node
+                .run(&[&program, "--wait", "60", "-t", "nat", "-S"])?;
+            has |= listing.contains(CHAIN);
+        }
+        Ok(has)
+    }
+
+    /// A mapping of the node's own address would translate what netfilter has translated.
+    fn count_twice(&mut self) -> Result<()> {
+        let Ok(flows) = self.agent.netdp(&["flows", "-o", "json"]) else {
+            // The datapath is gone.
+            return Ok(());
+        };
+        let flows: Vec<serde_json::Value> = serde_json::from_str(&flows)?;
+        let node = &self.bed.uplinks[0].addresses;
+        let twice = flows.iter().filter(|flow| {
+            let source = flow["source"].as_str().unwrap_or_default();
+            node.iter().any(|net| net.addr().to_string() == source)
+        });
+        self.twice += twice.count();
+        Ok(())
+    }
+}
+
+/// The report once it has enough.
+fn wait_report(agent: &Agent) -> Result<String> {
+    let mut last = serde_json::Value::Null;
+    wait_for(PATIENCE, "shadow mode to see connections", || {
+        let output = agent.command(&["shadow", "report", "-o", "json"]).output();
+        last = output
+            .ok()
+            .and_then(|output| serde_json::from_slice(&output.stdout).ok())
+            .unwrap_or_default();
+        last["flows"].as_u64() >= Some(ENOUGH)
+    })
+    .with_context(|| format!("{last:#}"))?;
+    // Fails where it finds a difference.
+    agent.netdp(&["shadow", "report"])
+}
+
+/// Counts packets with a pod's source that come to the router from the node. Shows that it does.
+fn watch_leaks(bed: &Bed, targets: &[SocketAddr]) -> Result<()> {
+    let router = &bed.uplinks[0].router;
+    let mut rules = String::from(
+        "add table inet watch; add counter inet watch leaks; \
+         add chain inet watch from_node { type filter hook prerouting priority -300; };",
+    );
+    for net in bed.pods.iter().flat_map(|pod| &pod.addresses) {
+        let family = if net.addr().is_ipv4() { "ip" } else { "ip6" };
+        let net = net.trunc();
+        rules.push_str(&format!(
+            " add rule inet watch from_node iifname lan {family} saddr {net} {family} daddr != {net} counter name leaks;"
+        ));
+    }
+    router.run(&["nft", &rules])?;
+    for to in targets {
+        // No answer comes: nobody translates yet.
+        let before = leaks(router)?;
+        let _ = bed.pods[0].enter(|| -> std::io::Result<()> {
+            let any: SocketAddr = match to {
+                SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+                SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+            };
+            std::net::UdpSocket::bind(any)?.send_to(b"leak", to)?;
+            Ok(())
+        })?;
+        wait_for(PATIENCE, "a leak to be counted", || {
+            leaks(router).is_ok_and(|now| now > before)
+        })?;
+    }
+    router.run(&["nft", "reset counter inet watch leaks"])?;
+    Ok(())
+}
+
+fn leaks(router: &Netns) -> Result<u64> {
+    let listing = router.run(&["nft", "list counter inet watch leaks"])?;
+    let mut words = listing.split_whitespace();
+    words.find(|word| *word == "packets");
+    let count = words.next().context("no count")?;
+    Ok(count.parse()?)
+}

@@ -1,0 +1,20 @@
+//! What judges netdp's decisions: [`fake`], the datapath's environment as ordinary maps; [`build`],
+//! packets; [`model`], an independent account of what becomes of flows.
+
+#![expect(
+    missing_docs,
+    reason = "the fields of the fake are those of the datapath"
+)]
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of this is test; clippy only knows it of the functions marked so"
+)]
+
+pub mod build;
+pub mod fake;
+pub mod model;
+
+// The kit names the modules of netdp-common as if they lay in it.
+use netdp_common::*;

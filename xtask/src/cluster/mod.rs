@@ -1,0 +1,269 @@
+//! A Kubernetes cluster of one node: with a real kubelet, containerd, runc,
+//! CNI plugins, kube-proxy and control plane.
+//!
+//! ```text
+//!  pods ─ cni0  node-a  eth0 ─ lan  router ─┬─ near 10.1.0.20 (knows the way to pods)
+//!         172.16.0.0/24  10.1.0.10          └─ peered 10.2.0.1 (knows the node's network)
+//! ```
+
+mod daemons;
+mod helm;
+mod machine;
+mod outside;
+mod pods;
+mod remains;
+mod upstream;
+
+use crate::image::{TOOLS, tools};
+use anyhow::{Context as _, Result};
+use machine::Machine;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use testbed::{
+    ApiServer, Audience, Bed, Netns, NodeToken, Running, ensure_tracked, kube_programs, output,
+    wait_for,
+};
+
+pub use daemons::{NODE, NODE_IP, PODS};
+pub use outside::Outside;
+pub use remains::{KernelObjects, Remains};
+pub use upstream::{custom_iptables, ip_masq_agent, ip_masq_agent_rules};
+
+/// How long anything in the cluster may take, on a machine that is busy with
+/// other tests. Idle ones take seconds.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The token of the kubelet.
+const KUBELET: &str = "netdp-testbed-kubelet";
+
+/// The cluster. Dropping it ends everything in it.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Knows the node's network and nothing of pods.
+    pub peered: Outside,
+    /// In the node's own network; reaches pods through the node.
+    pub near: Outside,
+    // Dropped in this order: daemons before what they run on.
+    kubelet: Running,
+    _proxy: Running,
+    plane: [Running; 2],
+    containerd: Running,
+    machine: Machine,
+    kubeconfig: PathBuf,
+    api: ApiServer,
+    bed: Bed,
+}
+
+impl Cluster {
+    /// Brings it up: the node is ready, and has these images (OCI image layouts)
+    /// beside the one of tests' own pods.
+    pub fn start(images: &[&Path]) -> Result<Self> {
+        let bed = Bed::builder()
+            .uplink("eth0", &[&format!("{NODE_IP}/16")])
+            .pods(0, &[PODS])
+            .build()?;
+        // Of a load of some hundred connections a second, for two minutes each.
+        ensure_tracked(&bed.node, 65536)?;
+        let peered = Outside::serve(bed.server(0, &["10.2.0.1/16"])?)?;
+        let near = Outside::serve(bed.neighbour(0, &["10.1.0.20/16"])?)?;
+        let machine = Machine::boot(&bed.node, NODE)?;
+        daemons::write_config(&machine)?;
+        let containerd = daemons::containerd(&machine)?;
+        let audience = Audience::Cluster(
+            NODE_IP.parse()?,
+            vec![NodeToken {
+                node: NODE.into(),
+                token: KUBELET.into(),
+            }],
+        );
+        let api = std::thread::scope(|scope| {
+            let api = scope.spawn(|| ApiServer::start_for(&bed.node, audience));
+            import_all(&machine, images)
+                .with_context(|| format!("containerd wrote:{}", containerd.written()))?;
+            match api.join() {
+                Ok(api) => api,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
+        let kubeconfig = api.write_kubeconfig("kubelet", &api.url(), KUBELET)?;
+        let cluster = Self {
+            peered,
+            near,
+            kubelet: daemons::kubelet(&machine, &kubeconfig)?,
+            _proxy: daemons::kube_proxy(&machine, &api)?,
+            plane: daemons::control_plane(&bed.node, &machine, &api)?,
+            containerd,
+            machine,
+            kubeconfig,
+            api,
+            bed,
+        };
+        cluster.wait_node_ready()?;
+        Ok(cluster)
+    }
+
+    /// The API server.
+    #[must_use]
+    pub fn api(&self) -> &ApiServer {
+        &self.api
+    }
+
+    /// The node's network.
+    #[must_use]
+    pub fn node(&self) -> &Netns {
+        &self.bed.node
+    }
+
+    /// Runs kubectl as the administrator; `line` is split at white space.
+    pub fn kubectl(&self, line: &str) -> Result<String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        self.api.kubectl(&words)
+    }
+
+    /// Runs a program on the node, as in a root shell there, and returns its
+    /// standard output; `line` is split at white space.
+    pub fn on_node(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command line")?;
+        output(self.machine.command(program).args(words))
+    }
+
+    /// How the rest of the world sees a path of the node's.
+    #[must_use]
+    pub fn path(&self, on_node: &str) -> PathBuf {
+        self.machine.path(on_node)
+    }
+
+    /// Waits until a DaemonSet of `kube-system` is as it is to be on every node.
+    pub fn wait_rollout(&self, daemonset: &str) -> Result<()> {
+        let wait = format!(
+            "-n kube-system rollout status daemonset/{daemonset} --timeout={}s",
+            PATIENCE.as_secs()
+        );
+        self.kubectl(&wait)
+            .map(drop)
+            .with_context(|| self.told_of(daemonset))
+    }
+
+    /// Kills the kubelet and starts it again; returns when it sees to netdp's pod.
+    pub fn restart_kubelet(&mut self) -> Result<()> {
+        self.kubelet.kill9()?;
+        self.kubelet = daemons::kubelet(&self.machine, &self.kubeconfig)?;
+        self.wait_node_ready()?;
+        self.wait_exec()
+    }
+
+    /// Kills containerd, which leaves containers running, and starts it again;
+    /// returns when the kubelet reaches netdp's container by it.
+    pub fn restart_containerd(&mut self) -> Result<()> {
+        self.containerd.kill9()?;
+        self.containerd = daemons::containerd(&self.machine)?;
+        wait_containerd(&self.machine)
+            .with_context(|| format!("containerd wrote:{}", self.containerd.written()))?;
+        self.wait_node_ready()?;
+        self.wait_exec()
+    }
+
+    /// Waits until the kubelet and containerd run a program in netdp's container.
+    fn wait_exec(&self) -> Result<()> {
+        let exec = "-n kube-system exec daemonset/netdp -- netdp status";
+        wait_for(PATIENCE, "kubectl exec", || self.kubectl(exec).is_ok())
+            .with_context(|| self.told_of("netdp"))
+    }
+
+    /// What jsonpath finds in netdp's pod, for example `.metadata.name`.
+    pub fn agent(&self, path: &str) -> Result<String> {
+        self.kubectl(&format!(
+            "-n kube-system get pods -l app.kubernetes.io/name=netdp -o \
+             jsonpath={{.items[0]{path}}}"
+        ))
+    }
+
+    /// Kills netdp's container as a crash would; returns when the kubelet has
+    /// started another in its place, which is ready.
+    pub fn kill_agent(&self) -> Result<()> {
+        let id = self.agent(".status.containerStatuses[0].containerID")?;
+        let id = id.strip_prefix("containerd://").context(id.clone())?;
+        self.on_node(&format!("ctr -n k8s.io task kill --signal SIGKILL {id}"))?;
+        wait_for(PATIENCE, "another container of netdp's", || {
+            let ready = self.agent(".status.containerStatuses[0].ready");
+            let now = self.agent(".status.containerStatuses[0].containerID");
+            ready.is_ok_and(|it| it == "true") && now.is_ok_and(|now| !now.ends_with(id))
+        })
+        .with_context(|| self.told_of("netdp"))
+    }
+
+    /// A directory for files of the cluster's, which has the same path on the
+    /// node.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.machine.dir()
+    }
+
+    /// Makes an image known to the node: an OCI image layout.
+    pub fn import(&self, image: &Path) -> Result<()> {
+        import(&self.machine, image)
+    }
+
+    /// Waits until the kubelet answers, and has told that the node is ready.
+    fn wait_node_ready(&self) -> Result<()> {
+        const HEALTH: [&str; 4] = ["curl", "-sfm", "5", "http://127.0.0.1:10248/healthz"];
+        let ready = "get nodes -o \
+                     jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}";
+        wait_for(PATIENCE, "the node to be ready", || {
+            self.bed.node.run(&HEALTH).is_ok() && self.kubectl(ready).is_ok_and(|it| it == "True")
+        })
+        .with_context(|| {
+            let [manager, scheduler] = &self.plane;
+            format!(
+                "the kubelet wrote:{}\nkube-controller-manager wrote:{}\nkube-scheduler wrote:{}",
+                self.kubelet.written(),
+                manager.written(),
+                scheduler.written()
+            )
+        })
+    }
+
+    /// What can be said of a DaemonSet that is not as it is to be.
+    fn told_of(&self, daemonset: &str) -> String {
+        [
+            "get pods -o wide".to_owned(),
+            "get events".to_owned(),
+            format!("logs daemonset/{daemonset} --tail=50"),
+        ]
+        .map(|ask| {
+            let told = self.kubectl(&format!("-n kube-system {ask}"));
+            format!(
+                "kubectl {ask}:\n{}",
+                told.unwrap_or_else(|err| format!("{err:#}"))
+            )
+        })
+        .join("\n")
+    }
+}
+
+/// Waits until containerd answers.
+fn wait_containerd(machine: &Machine) -> Result<()> {
+    wait_for(PATIENCE, "containerd to answer", || {
+        output(machine.command("ctr").arg("version")).is_ok()
+    })
+}
+
+fn import(machine: &Machine, image: &Path) -> Result<()> {
+    let mut ctr = machine.command("ctr");
+    ctr.args(["--namespace", "k8s.io", "images", "import"])
+        .arg(image);
+    output(&mut ctr).map(drop)
+}
+
+/// Gives the node the image of tests' pods and of their namespaces, and others.
+fn import_all(machine: &Machine, images: &[&Path]) -> Result<()> {
+    wait_containerd(machine)?;
+    let own = machine.dir().join("tools.tar");
+    fs::write(&own, tools(TOOLS, &kube_programs::find("busybox")?)?)?;
+    for image in images.iter().copied().chain([own.as_path()]) {
+        import(machine, image)?;
+    }
+    Ok(())
+}
