@@ -4,6 +4,8 @@
 //! A packet walks [`packet`] → [`nat`] ([`policy`](tables), [`port`],
 //! [`conntrack`]) → [`verdict`]. Which mappings end so that others may begin is
 //! [`spare`]'s.
+//!
+//! Terms are those of `docs/glossary.md`.
 
 #![cfg_attr(not(test), no_std)]
 

@@ -259,7 +259,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
 }
 
 /// The licence that the kernel checks before it lets a program call its
-/// GPL-only helpers.
+/// GPL-only helpers. LICENSE-GPL2 has the text of the second.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

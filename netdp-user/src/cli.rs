@@ -6,6 +6,8 @@ mod go;
 mod klog;
 mod kube;
 mod policy;
+#[cfg(test)]
+mod reference;
 mod run;
 mod values;
 

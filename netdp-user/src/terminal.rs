@@ -40,7 +40,7 @@ fn is_steering(c: char) -> bool {
         )
 }
 
-/// Every text in a value, as [`line`].
+/// Every text in a value, as [`line()`].
 ///
 /// # Errors
 /// The value is none that JSON can hold.

@@ -1,9 +1,12 @@
-//! `lint`: format, lints, licences, advisories.
+//! `lint`: format, lints, documentation, spelling, licences, advisories.
 
 use crate::shell;
 use anyhow::{Context as _, Result};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+
+/// The spelling checker's version: another one knows other words.
+const TYPOS: &str = "1.52.0";
 
 /// Runs them all; the first that finds something ends it. With `advisories`, it is an error that those
 /// can't be had.
@@ -50,8 +53,47 @@ pub fn run(advisories: bool) -> Result<()> {
             // would otherwise have.
             .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )?;
+    documentation()?;
+    spelling()?;
     licences()?;
     check_advisories(advisories)
+}
+
+/// Builds the documentation of all crates, private items included; a warning is an error.
+fn documentation() -> Result<()> {
+    let doc = |packages: &[&str]| {
+        let mut doc = shell::cargo();
+        doc.arg("doc").args(packages);
+        doc.args(["--no-deps", "--document-private-items"]);
+        doc.env("RUSTDOCFLAGS", "-D warnings");
+        doc
+    };
+    shell::say("cargo doc");
+    shell::run(&mut doc(&["--workspace", "--exclude", "netdp-ebpf"]))?;
+    shell::say("cargo doc of the eBPF programs");
+    shell::run(
+        doc(&["--package", "netdp-ebpf"])
+            .env("RUSTC_BOOTSTRAP", "aya_ebpf")
+            .env("CARGO_PROFILE_DEV_PANIC", "abort"),
+    )
+}
+
+/// Checks the spelling of all files that git knows (typos.toml).
+fn spelling() -> Result<()> {
+    let installed = Command::new("typos")
+        .arg("--version")
+        .output()
+        .is_ok_and(|out| {
+            String::from_utf8_lossy(&out.stdout).trim_end() == format!("typos-cli {TYPOS}")
+        });
+    if !installed {
+        shell::say("cargo install typos-cli, which checks spelling (a few minutes, once)");
+        let install = ["install", "typos-cli", "--locked", "--version", TYPOS];
+        shell::run_as_progress(shell::cargo().args(install))
+            .context("typos-cli checks the spelling")?;
+    }
+    shell::say("typos");
+    shell::run(Command::new("typos").current_dir(shell::root()))
 }
 
 /// Fails with the way to get it if the toolchain lacks a component.

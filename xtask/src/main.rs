@@ -96,7 +96,8 @@ enum Task {
     /// Set up, then compare netdp with plain forwarding and netfilter (as root).
     #[cfg(feature = "full")]
     Bench(bench::Options),
-    /// Check format, lints, licences and known vulnerabilities of dependencies.
+    /// Check format, lints, documentation, spelling, and licences and known vulnerabilities of
+    /// dependencies.
     Lint {
         /// Fail if the database of vulnerabilities can't be had, instead of saying so.
         #[arg(long)]

@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Where a timeout is among all.
-type TimeoutOf = fn(&mut Timeouts) -> &mut u64;
+pub(super) type TimeoutOf = fn(&mut Timeouts) -> &mut u64;
 
 /// The names that `--timeout` knows, each with the timeout that it stands for.
-const TIMEOUTS: [(&str, TimeoutOf); 10] = [
+pub(super) const TIMEOUTS: [(&str, TimeoutOf); 10] = [
     ("tcp-opening", |all| &mut all.tcp_opening),
     ("tcp-established", |all| &mut all.tcp_established),
     ("tcp-unreplied", |all| &mut all.tcp_unreplied),

@@ -8,7 +8,7 @@ const MIN_SIMILARITY: f64 = 0.75;
 
 /// The keys of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Key {
+pub(crate) enum Key {
     NonMasqueradeCidrs,
     MasqueradeCidrs,
     MasqLinkLocal,
@@ -18,7 +18,7 @@ pub(super) enum Key {
 }
 
 impl Key {
-    const ALL: [Self; 6] = [
+    pub const ALL: [Self; 6] = [
         Self::NonMasqueradeCidrs,
         Self::MasqueradeCidrs,
         Self::MasqLinkLocal,

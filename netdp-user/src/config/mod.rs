@@ -41,6 +41,9 @@ use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Rejected};
+#[cfg(test)]
+pub(crate) use key::Key;
+
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use keys::{Keys, LABEL, NAT_RULES_MAP};
 pub use lint::Surroundings;

@@ -1,10 +1,10 @@
 //! Other people's NAT: rules that translate the packets that netdp is to translate, and rules that
 //! give another destination to what is addressed to the node.
 //!
-//! [`look`] reads both kinds of iptables and native nftables into one model ([`rule`]). [`walk`]
-//! finds what is reached from POSTROUTING, [`classify`](classify::Classifier::classify) says what each rule
-//! means for pods' packets. [`inward`] finds what is reached from PREROUTING and OUTPUT, and on which ports.
-//! [`early`] judges rules that drop what is addressed to pods before netfilter would have given answers
+//! [`look`] reads both kinds of iptables and native nftables into one model (`rule`). `walk`
+//! finds what is reached from POSTROUTING, `classify` says what each rule
+//! means for pods' packets. `inward` finds what is reached from PREROUTING and OUTPUT, and on which ports.
+//! `early` judges rules that drop what is addressed to pods before netfilter would have given answers
 //! their addresses.
 
 mod classify;

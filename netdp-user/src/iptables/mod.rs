@@ -1,6 +1,6 @@
 //! The policy as iptables chains: those that ip-masq-agent writes.
 //!
-//! The rules are made as text ([`render`]), read back ([`Table`]) and brought into the kernel by the
+//! The rules are made as text (`render`), read back ([`Table`]) and brought into the kernel by the
 //! distribution's own programs ([`Iptables`]).
 
 mod chains;

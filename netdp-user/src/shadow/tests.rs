@@ -113,7 +113,7 @@ fn what_looks_the_same_agrees() {
 }
 
 #[test]
-fn anothers_masquerade_is_no_difference() {
+fn masquerading_by_another_rule_is_no_difference() {
     let node = node("172.16.0.0/12");
     let marked = flow("192.0.2.77", NODE, "172.16.0.1", NODE);
     let not = Did::Not("-d 172.16.0.0/12 -j RETURN".into());

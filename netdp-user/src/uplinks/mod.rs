@@ -1,7 +1,7 @@
 //! What the node's network looks like, and which of its links lead out.
 //!
-//! [`snapshot`] reads links, addresses and routes from netlink into
-//! plain data; [`select`] turns that data into uplinks without touching the
+//! [`snapshot()`] reads links, addresses and routes from netlink into
+//! plain data; [`select()`] turns that data into uplinks without touching the
 //! kernel; [`Monitor`] says when it is worth doing both again. The order that
 //! misses nothing is: make the monitor, take a snapshot, act on it, wait for
 //! [`Monitor::changed`], take the next.

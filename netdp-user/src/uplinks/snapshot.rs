@@ -66,8 +66,8 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
                 // The kernel's own are for addresses, which are known. All destinations are local in
                 // tables for transparent proxies: what has the proxy's mark, and not what the node has.
                 let is_known = header.protocol == RouteProtocol::Kernel;
-                let is_proxys = !in_local && destination.prefix_len() == 0;
-                if !is_known && !is_proxys {
+                let is_transparent_proxy = !in_local && destination.prefix_len() == 0;
+                if !is_known && !is_transparent_proxy {
                     any_ip.push(destination);
                 }
                 continue;

@@ -133,12 +133,12 @@ fn document() -> Result<String> {
     let known = functions()?;
     let mut shown: BTreeSet<&str> = BTreeSet::new();
     let mut text = String::from(
-        "# What netdp does, line by line\n\n\
+        "# NAT behaviour, line by line\n\n\
          What an egress SNAT datapath has to get right, from the RFCs and from what netfilter's\n\
          users rely on; whether netdp does; and the test that shows it. M: users break without\n\
-         it. S: it should. B: beyond what netfilter's masquerade and Cilium do. What is said of\n\
-         netfilter was seen on Linux 6.18, mostly by the same tests (netdp-user/tests/wire).\n\n\
-         Made from netdp-user/tests/wire/requirements.txt by\n\
+         it. S: it should. B: beyond what netfilter's masquerade and Cilium do. The column of\n\
+         netfilter is what was seen on Linux 6.18, mostly by the same tests (netdp-user/tests/wire).\n\n\
+         Generated from netdp-user/tests/wire/requirements.txt by\n\
          `NETDP_REWRITE_DOCS=1 cargo test -p netdp-user --test wire the_document`.\n",
     );
     for block in SOURCE.split("\n\n").map(str::trim) {
