@@ -6,7 +6,8 @@ use crate::config::{self, Config};
 use crate::conntrack::Conntrack;
 use crate::datapath::{self, Handover, Maps};
 use crate::iptables::{self, ChainOptions, ChainReport, Chains, KEEP_CHAIN};
-use anyhow::Result;
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,29 @@ pub struct Fallback {
     pub chains: ChainOptions,
     /// What its flags made of the configuration.
     pub config: config::Options,
+}
+
+/// Its name in the state directory.
+const FALLBACK: &str = "fallback.json";
+
+impl Fallback {
+    /// Writes it for `netdp detach --to-iptables`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+        state_dir.write_json(FALLBACK, self)
+    }
+
+    /// Reads what an agent of this directory wrote.
+    ///
+    /// # Errors
+    /// There is none, or it is not one.
+    pub fn read(state_dir: &StateDir) -> Result<Self> {
+        state_dir
+            .read_json(FALLBACK)
+            .context("no agent has left what this needs; has one run with this --state-dir?")
+    }
 }
 
 /// A datapath that goes on only for mappings that netfilter did not take.

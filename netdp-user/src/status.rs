@@ -120,15 +120,24 @@ pub struct Report {
     pub repairs: u64,
 }
 
+/// The report's name in the state directory.
+const FILE: &str = "status.json";
+
 impl Report {
-    /// The uplinks or chains by which the policy is in force.
-    pub fn places(&self) -> Vec<String> {
-        let uplinks = self.uplinks.iter().map(|uplink| uplink.name.clone());
-        let chains = self
-            .chains
-            .iter()
-            .map(|c| format!("{} chain {}", c.family, c.chain));
-        uplinks.chain(chains).collect()
+    /// Writes it for `netdp status`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+        state_dir.write_json(FILE, self)
+    }
+
+    /// Reads what an agent wrote last.
+    ///
+    /// # Errors
+    /// There is none, or it is not one.
+    fn read(state_dir: &StateDir) -> Result<Self> {
+        state_dir.read_json(FILE)
     }
 }
 
@@ -248,7 +257,7 @@ impl Status {
         };
         let unread = read.as_ref().err().map(|err| format!("{err:#}"));
         let (mappings, max_mappings, counters, attached) = read.unwrap_or_default();
-        let report = dir.report().ok();
+        let report = Report::read(&dir).ok();
         let Looked { off, there, behind } = looked(report.as_ref(), pid.is_some());
         Ok(Self {
             rules: nat::live(report.as_ref()),

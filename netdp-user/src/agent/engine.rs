@@ -3,7 +3,7 @@
 use super::takeover::is_pinned;
 use super::{Mode, RunOptions};
 use crate::config::Config;
-use crate::datapath::{self, Attached, Datapath, Kernel, Traces};
+use crate::datapath::{self, Attached, Datapath, Kernel, Placed, Traces};
 use crate::iptables::{self, Backend, Chains, KEEP_CHAIN};
 use crate::pod::{self, Lacking, NoEbpf};
 use crate::reconcile::{Change, State};
@@ -265,6 +265,14 @@ impl Engine {
     pub(super) fn attached(&self) -> Vec<Attached> {
         match self {
             Self::Ebpf(datapath) => datapath.attached(),
+            Self::Iptables(_) | Self::Shadow(_) => Vec::new(),
+        }
+    }
+
+    /// Where programs are to be.
+    pub(super) fn placed(&self) -> Vec<Placed> {
+        match self {
+            Self::Ebpf(datapath) => datapath.placed(),
             Self::Iptables(_) | Self::Shadow(_) => Vec::new(),
         }
     }

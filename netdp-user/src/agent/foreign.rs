@@ -17,6 +17,8 @@ pub(super) struct Foreign {
     watch: Watch,
     /// Whether a look is over.
     looked: bool,
+    /// What the last look has shown, as it was reported.
+    pub(super) found: Seen,
     /// A rule that drops answers to pods, in words.
     in_the_way: Option<String>,
     /// Where changes are told at all; else there is the resync interval.
@@ -32,6 +34,7 @@ impl Foreign {
         Self {
             watch: Watch::default(),
             looked: false,
+            found: Seen::default(),
             in_the_way: None,
             monitor: monitor.ok(),
         }
@@ -151,11 +154,11 @@ impl Agent {
     }
 
     fn accept_foreign(&mut self, seen: Seen) {
-        if seen == self.report.foreign {
+        if seen == self.foreign.found {
             return;
         }
-        let before = std::mem::replace(&mut self.report.foreign, seen);
-        let now = &self.report.foreign;
+        let before = std::mem::replace(&mut self.foreign.found, seen);
+        let now = &self.foreign.found;
         let (old, new): (HashSet<_>, HashSet<_>) =
             (before.rules.iter().collect(), now.rules.iter().collect());
         let is_new = |found: &&Finding| !old.contains(found);

@@ -41,6 +41,12 @@ pub(super) struct Guard {
     pub(super) losses: u64,
     /// What became of it last.
     pub(super) last_loss: String,
+    /// How often programs or pins were put back.
+    pub(super) repairs: u64,
+    /// Why the datapath is not pinned, if so.
+    pub(super) unpinned: Option<String>,
+    /// Why the pins end with the agent's mount namespace, if they do.
+    pub(super) fleeting: Option<String>,
 }
 
 impl Guard {
@@ -60,6 +66,9 @@ impl Guard {
             problem: None,
             losses: 0,
             last_loss: String::new(),
+            repairs: 0,
+            unpinned: None,
+            fleeting: None,
         }
     }
 
@@ -240,7 +249,7 @@ impl Agent {
             .iter()
             .filter(|it| !left.contains(it))
             .count();
-        self.report.repairs += u64::try_from(mended).unwrap_or(u64::MAX);
+        self.guard.repairs += u64::try_from(mended).unwrap_or(u64::MAX);
         if left.is_empty() {
             let off = self.guard.seen.elapsed().as_secs_f64();
             log::info!("all programs are attached again, after {off:.1} s at most");
@@ -264,7 +273,7 @@ impl Agent {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
-        let before = &self.report.unpinned;
+        let before = &self.guard.unpinned;
         let (pinned, why) = match (unpinned, datapath.unpinned()) {
             (false, None) => (0, None),
             _ => match datapath.pin() {
@@ -283,12 +292,12 @@ impl Agent {
                     "pins were missing in {}: the datapath is pinned there again",
                     self.options.bpffs.display()
                 );
-                self.report.repairs += 1;
+                self.guard.repairs += 1;
             }
             _ => {}
         }
-        if pinned > 0 || why != self.report.unpinned {
-            self.report.unpinned = why;
+        if pinned > 0 || why != self.guard.unpinned {
+            self.guard.unpinned = why;
             self.save_report();
         }
     }
@@ -300,13 +309,13 @@ impl Agent {
         if let Some(why) = &fleeting {
             log::warn!("{why}");
         }
-        self.report.fleeting = fleeting;
+        self.guard.fleeting = fleeting;
     }
 
     /// With the programs attached: takes off those of an earlier agent whose pins are out of reach.
     /// They go on by an old policy.
     pub(super) fn remove_orphans(&mut self) {
-        let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
+        let in_force = self.applied.policy.is_some() && !self.attached.is_empty();
         let Some(datapath) = self.engine.as_datapath().filter(|_| in_force) else {
             return;
         };
@@ -322,11 +331,6 @@ impl Agent {
 
     /// Says what is in the way, to whoever asks.
     pub(super) fn tell_faults(&mut self) {
-        self.report.off = self.guard.faults();
-        self.report.placed = match self.engine.as_datapath() {
-            Some(datapath) => datapath.placed(),
-            None => Vec::new(),
-        };
         // Probes first: who reads in a file that the node is not ready finds that they say so too.
         self.tell();
         self.save_report();

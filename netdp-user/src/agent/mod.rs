@@ -5,14 +5,19 @@ mod api;
 mod configuration;
 mod ending;
 mod engine;
+mod facts;
 mod foreign;
 mod guard;
+mod memory;
 mod network;
 mod no_address;
 mod node;
+mod notes;
 mod options;
 mod outrun;
 mod program_log;
+mod readiness;
+mod report;
 mod resting;
 mod sweeping;
 mod takeover;
@@ -20,13 +25,14 @@ mod tell;
 
 use crate::config::{self, Config};
 use crate::control::Control;
+use crate::iptables::ChainReport;
 use crate::limits;
 use crate::programs;
 use crate::reconcile::State;
 use crate::rollback::{Fallback, Rollback};
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
-use crate::status::Report;
+use crate::status::UplinkReport;
 use crate::terminal;
 use crate::uplinks::{Monitor, Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
@@ -43,6 +49,7 @@ use sweeping::Sweeping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
+pub(crate) use memory::Memory;
 pub use options::{Mode, OnExit, RunOptions};
 
 /// How often mappings are looked at that may have ended.
@@ -107,7 +114,18 @@ struct Agent {
     /// `None` where there is no datapath.
     sweeping: Option<Sweeping>,
     config: Config,
-    report: Report,
+    /// Where it is from, and what became of its sources.
+    in_force: configuration::InForce,
+    /// What does not change while the agent runs.
+    identity: facts::Identity,
+    /// What the selection of uplinks has shown.
+    found: network::Findings,
+    /// The uplinks that programs are attached to, or that are watched.
+    attached: Vec<UplinkReport>,
+    /// The chains, in iptables mode.
+    chains: Vec<ChainReport>,
+    /// What was written last for the next agent.
+    memory: Memory,
     /// What the datapath was made to look like.
     applied: State,
     snapshot: Snapshot,
@@ -123,8 +141,6 @@ struct Agent {
     /// What has to be done once is not done yet: not ready.
     starting: bool,
     rollback: Option<Rollback>,
-    /// Where the configuration in force is from.
-    source: configuration::Source,
     api: api::Followed,
     told: tell::Telling,
     foreign: foreign::Foreign,
@@ -161,7 +177,8 @@ impl Agent {
         };
         let api = api::Followed::new(options.kube.is_some(), &state_dir);
         let ready_file = options.ready_file.clone();
-        let no_address = no_address::NoAddress::after(&state_dir.report().unwrap_or_default());
+        let memory = Memory::recall(&state_dir);
+        let (had, reported) = (memory.had.clone(), memory.no_address.clone());
         let mut agent = Self {
             config,
             applied: State {
@@ -172,15 +189,17 @@ impl Agent {
             selection,
             monitor,
             watcher,
-            report: Report {
-                version: env!("CARGO_PKG_VERSION").into(),
-                mode: engine.name().into(),
+            in_force: configuration::InForce::after(memory.policy.clone()),
+            identity: facts::Identity {
+                mode: engine.name(),
                 no_ebpf,
                 kernel: engine.kernel(),
-                config: configuration::counted_on(&state_dir),
                 ready_file,
-                ..Report::default()
             },
+            found: network::Findings::default(),
+            attached: Vec::new(),
+            chains: Vec::new(),
+            memory,
             engine,
             sweeping,
             state_dir,
@@ -192,14 +211,13 @@ impl Agent {
             takeover: takeover::Takeover::new(),
             starting: true,
             rollback: None,
-            source: configuration::Source::Defaults,
             api,
             told: tell::Telling::new(control.is_some()),
             control,
             foreign: foreign::Foreign::new(),
             node: node::Node::default(),
             guard: guard::Guard::new(),
-            no_address,
+            no_address: no_address::NoAddress::after(had, reported),
         };
         agent.warn_of_fleeting_pins();
         agent.await_api().await;
@@ -306,15 +324,7 @@ impl Agent {
     }
 
     fn update_ready(&mut self) {
-        let in_force = match self.engine.as_chains() {
-            None => {
-                self.applied.policy.is_some()
-                    && !self.report.uplinks.is_empty()
-                    && self.report.off.is_empty()
-            }
-            Some(_) => self.report.chains.iter().all(|chain| chain.error.is_none()),
-        };
-        let ready = in_force && !self.starting;
+        let ready = self.facts().is_ready();
         if ready == self.ready {
             return;
         }
@@ -327,9 +337,9 @@ impl Agent {
             eprintln!(
                 "netdp: {} {}: config {} from {}, {} rules",
                 self.engine.in_force(),
-                terminal::line(&self.report.places().join(", ")),
-                self.report.config.hash,
-                terminal::line(&self.report.config.source),
+                terminal::line(&self.facts().places().join(", ")),
+                self.in_force.policy.hash,
+                terminal::line(&self.in_force.source_name),
                 self.config.rules.len()
             );
         }
@@ -341,14 +351,24 @@ impl Agent {
             chains: self.options.chains.clone(),
             config: self.options.config_options,
         };
-        if let Err(err) = self.state_dir.save_fallback(&fallback) {
+        if let Err(err) = fallback.save(&self.state_dir) {
             log::warn!("{err:#}");
         }
     }
 
-    fn save_report(&self) {
-        if let Err(err) = self.state_dir.save_report(&self.report) {
+    /// Writes the report for `netdp status`, and for the next agent what it has to know.
+    fn save_report(&mut self) {
+        let facts = self.facts();
+        let (report, memory) = (facts.report(), facts.memory());
+        if let Err(err) = report.save(&self.state_dir) {
             log::warn!("{err:#}");
+        }
+        if memory == self.memory {
+            return;
+        }
+        match memory.save(&self.state_dir) {
+            Ok(()) => self.memory = memory,
+            Err(err) => log::warn!("{err:#}"),
         }
     }
 

@@ -17,6 +17,33 @@ use tokio::time::Instant;
 /// How many addresses a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
 const ADDRESSES: usize = 131_072;
 
+/// What the selection of uplinks has shown, for people.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Findings {
+    /// `--uplink` patterns that match no interface yet.
+    pub waiting_for: Vec<String>,
+    /// `--hairpin` patterns that match no interface yet.
+    pub waiting_for_pods: Vec<String>,
+    /// What may have been meant by some of those.
+    pub hints: Vec<String>,
+    /// Why there is no uplink at all, if so.
+    pub no_uplink: Option<String>,
+    /// Why not all addresses of the node count, if so.
+    pub no_room: Option<String>,
+    /// What `--uplink` names and can't be an uplink.
+    pub left_out: Vec<String>,
+    /// What was decided about uplinks that stand on each other.
+    pub stacked: Vec<String>,
+    /// Interfaces that masqueraded destinations leave by untranslated.
+    pub leaks: Vec<String>,
+    /// Interfaces towards guests of the node.
+    pub guests: Vec<String>,
+    /// Ways for packets past the uplinks' hooks.
+    pub detours: Vec<String>,
+    /// IPsec policies that cover what pods send once it has the node's address.
+    pub ipsec: Vec<String>,
+}
+
 /// What came of [`Agent::apply`].
 pub(super) enum Applied {
     Chains(Vec<ChainReport>),
@@ -75,33 +102,33 @@ impl Agent {
     fn wanted(&mut self) -> State {
         let mut selected = select(&self.snapshot, &self.selection);
         self.wait_for(std::mem::take(&mut selected.unmatched));
-        if selected.reason != self.report.no_uplink
+        if selected.reason != self.found.no_uplink
             && let Some(reason) = &selected.reason
-            && self.report.waiting_for.is_empty()
+            && self.found.waiting_for.is_empty()
         {
             log::warn!("no uplink: {reason}");
         }
-        self.report.no_uplink = selected.reason;
-        if selected.stacked != self.report.stacked {
+        self.found.no_uplink = selected.reason;
+        if selected.stacked != self.found.stacked {
             for what in &selected.stacked {
                 log::info!("{what}");
             }
         }
-        self.report.stacked = selected.stacked;
+        self.found.stacked = selected.stacked;
         for what in &selected.left_out {
-            if !self.report.left_out.contains(what) {
+            if !self.found.left_out.contains(what) {
                 log::warn!("{what}");
             }
         }
-        self.report.left_out = selected.left_out;
+        self.found.left_out = selected.left_out;
         self.selection.with_guests = selected.with_guests;
         for what in &selected.leaks {
-            if !self.report.leaks.contains(what) {
+            if !self.found.leaks.contains(what) {
                 log::error!("{what}");
             }
         }
         if self
-            .report
+            .found
             .leaks
             .iter()
             .any(|what| !selected.leaks.contains(what))
@@ -109,27 +136,27 @@ impl Agent {
             let left = selected.leaks.len();
             log::info!("interfaces that masqueraded destinations leave by untranslated: {left}");
         }
-        if selected.leaks != self.report.leaks {
+        if selected.leaks != self.found.leaks {
             self.takeover.try_soon();
         }
-        self.report.leaks = selected.leaks;
+        self.found.leaks = selected.leaks;
         let guests = selected.guests.iter();
         let new: Vec<_> = guests
-            .filter(|name| !self.report.guests.contains(name))
+            .filter(|name| !self.found.guests.contains(name))
             .collect();
         if !new.is_empty() {
             log::info!("{new:?} lead to guests of this node: what goes there is not masqueraded");
         }
-        self.report.guests = selected.guests;
+        self.found.guests = selected.guests;
         let uplinks = selected.uplinks.iter().map(|uplink| uplink.ifindex);
         (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
         let detours = detours(&self.snapshot, &selected.uplinks);
         for what in &detours {
-            if !self.report.detours.contains(what) {
+            if !self.found.detours.contains(what) {
                 log::warn!("{what}");
             }
         }
-        self.report.detours = detours;
+        self.found.detours = detours;
         let pod_links = self.pod_links(&selected.uplinks);
         (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
         let withheld = self.withheld(&selected.uplinks, &selected.sources);
@@ -158,8 +185,8 @@ impl Agent {
         let pods = self.options.hairpin.unmatched(&self.snapshot);
         let mut hints = Vec::new();
         for (flag, patterns, before) in [
-            ("--uplink", &uplinks, &self.report.waiting_for),
-            ("--hairpin", &pods, &self.report.waiting_for_pods),
+            ("--uplink", &uplinks, &self.found.waiting_for),
+            ("--hairpin", &pods, &self.found.waiting_for_pods),
         ] {
             for pattern in patterns {
                 let hint = hint(flag, pattern, &self.snapshot);
@@ -180,9 +207,9 @@ impl Agent {
                 hints.extend(hint.map(|hint| format!("{flag} {pattern}: {hint}")));
             }
         }
-        self.report.waiting_for = uplinks;
-        self.report.waiting_for_pods = pods;
-        self.report.hints = hints;
+        self.found.waiting_for = uplinks;
+        self.found.waiting_for_pods = pods;
+        self.found.hints = hints;
     }
 
     /// Makes do with the room that there is for the node's addresses.
@@ -201,13 +228,13 @@ impl Agent {
                 }
             )
         });
-        if no_room != self.report.no_room {
+        if no_room != self.found.no_room {
             match &no_room {
                 Some(problem) => log::error!("{problem}"),
                 None => log::info!("all addresses of the node have room again"),
             }
         }
-        self.report.no_room = no_room;
+        self.found.no_room = no_room;
     }
 
     /// Makes the datapath, or the chains, what they are to be. What fails is said and
@@ -344,14 +371,14 @@ impl Agent {
         let ipv6 = self.options.config_options.enable_ipv6;
         self.engine.compare(&self.config, &self.applied, ipv6);
         let uplinks = &self.applied.uplinks;
-        self.report.uplinks = if self.engine.is_shadow() {
+        self.attached = if self.engine.is_shadow() {
             uplinks.values().map(UplinkReport::watched).collect()
         } else {
             let attached = self.engine.attached();
             let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
             attached.iter().filter_map(report).collect()
         };
-        if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
+        if repolicied || self.told.uplinks_changed(&self.attached) {
             self.check_datapath();
         }
         self.look_for_addresses();
@@ -379,12 +406,12 @@ impl Agent {
     pub(super) fn accept_chains(&mut self, reports: Vec<ChainReport>) {
         for report in &reports {
             if let Some(error) = &report.error
-                && !self.report.chains.contains(report)
+                && !self.chains.contains(report)
             {
                 log::error!("{}: {error}", report.family);
             }
         }
-        self.report.chains = reports;
+        self.chains = reports;
         self.look_for_addresses();
         self.save_report();
         self.update_ready();
@@ -392,7 +419,7 @@ impl Agent {
 
     /// Writes the chains again if one could not be written: what was in the way may be gone.
     pub(super) fn retry_chains(&mut self) {
-        if self.report.chains.iter().any(|chain| chain.error.is_some()) {
+        if self.chains.iter().any(|chain| chain.error.is_some()) {
             self.reconcile();
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Agent;
 use crate::foreign::{Diverted, Inward};
-use crate::node::{Facts, Probe, Prober, Withheld, decide, withheld};
+use crate::node::{Facts, NodeReport, Probe, Prober, Withheld, decide, withheld};
 use crate::uplinks::{Sources, Uplink, local_addresses, select};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
 use std::collections::BTreeSet;
@@ -28,6 +28,8 @@ pub(super) struct Node {
     missed_ipsec: Vec<String>,
     /// Nobody asks where there is no datapath.
     wanted: bool,
+    /// What is kept from pods' flows, once that is known.
+    pub(super) report: Option<NodeReport>,
 }
 
 /// What decides about others' rules, beside the configuration.
@@ -123,11 +125,11 @@ impl Agent {
         let pods = &self.options.surroundings.pod_cidrs;
         let withheld = withheld(policies, uplinks.iter(), sources, pods);
         for what in &withheld.told {
-            if !self.report.ipsec.contains(what) {
+            if !self.found.ipsec.contains(what) {
                 log::warn!("{what}");
             }
         }
-        self.report.ipsec.clone_from(&withheld.told);
+        self.found.ipsec.clone_from(&withheld.told);
         if withheld.missed != self.node.missed_ipsec {
             self.takeover.try_soon();
         }
@@ -202,7 +204,7 @@ impl Agent {
                 Err(err) => log::error!("{err:#}"),
             }
         }
-        let before = self.report.node.replace(wanted.report.clone());
+        let before = self.node.report.replace(wanted.report.clone());
         if before.as_ref() == Some(&wanted.report) {
             return;
         }

@@ -40,11 +40,17 @@ pub(super) struct Takeover {
     rest: Duration,
     /// What stands in the way has changed since the one that runs began.
     changed: bool,
+    /// What could not be taken over yet, and why.
+    pub(super) failed: Vec<String>,
+    /// Chains that were taken over and that somebody has put back.
+    pub(super) back: Vec<String>,
 }
 
 impl Takeover {
     pub(super) const fn new() -> Self {
         Self {
+            failed: Vec::new(),
+            back: Vec::new(),
             running: None,
             any: false,
             complete: false,
@@ -152,7 +158,7 @@ impl Agent {
     /// In iptables mode, once the chains are in force: netfilter asks them for the first packet of a
     /// connection only, and what programs have translated that are gone is none of its own to it.
     pub(super) async fn forget_translated(&mut self) {
-        let in_force = self.report.chains.iter().all(|chain| chain.error.is_none());
+        let in_force = self.chains.iter().all(|chain| chain.error.is_none());
         if self.engine.as_chains().is_none() || is_pinned(&self.options.bpffs) || !in_force {
             return;
         }
@@ -182,7 +188,7 @@ impl Agent {
     /// go, the connections that they translate stay with netfilter. Whether that has begun, or will as
     /// soon as it is known what others' rules there are.
     pub(super) fn take_over(&mut self) -> bool {
-        let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
+        let in_force = self.applied.policy.is_some() && !self.attached.is_empty();
         if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
             return false;
         }
@@ -194,7 +200,7 @@ impl Agent {
         }
         let mut job = self.job();
         // Without the chains pods' addresses would leave there.
-        job.stay = [&self.report.leaks[..], &self.report.off[..]].concat();
+        job.stay = [&self.found.leaks[..], &self.guard.faults()[..]].concat();
         // What IPsec protects is neither to be dropped nor to leave in clear.
         job.stay.extend_from_slice(self.node.missed_ipsec());
         // What netfilter translates is not to be dropped.
@@ -221,7 +227,7 @@ impl Agent {
     fn tried(&mut self, failed: Vec<String>) {
         for what in failed
             .iter()
-            .filter(|it| !self.report.not_taken_over.contains(it))
+            .filter(|it| !self.takeover.failed.contains(it))
         {
             log::error!("taking over {what}; it goes on beside the datapath, and is tried again");
         }
@@ -233,8 +239,8 @@ impl Agent {
             self.takeover.again = (!changed).then(|| Instant::now() + self.takeover.rest);
             self.takeover.rest = (self.takeover.rest * 2).min(LONGEST_REST);
         }
-        if failed != self.report.not_taken_over {
-            self.report.not_taken_over = failed;
+        if failed != self.takeover.failed {
+            self.takeover.failed = failed;
             self.save_report();
         }
         if self.starting {
@@ -256,13 +262,13 @@ impl Agent {
     /// Chains that are back are told of once, not fought about. What they translate arrives as the
     /// node's own traffic.
     fn watched(&mut self, back: Vec<String>) {
-        if back != self.report.chains_back {
+        if back != self.takeover.back {
             for chain in &back {
                 log::warn!(
                     "{chain} is back: somebody, ip-masq-agent perhaps, still writes it; new connections are netfilter's until it is gone. Stop that agent and restart this one"
                 );
             }
-            self.report.chains_back = back;
+            self.takeover.back = back;
             self.save_report();
         }
     }
@@ -288,7 +294,7 @@ impl Agent {
         let Some(rollback) = &self.rollback else {
             return;
         };
-        if self.report.chains.iter().any(|chain| chain.error.is_some()) {
+        if self.chains.iter().any(|chain| chain.error.is_some()) {
             return;
         }
         match rollback.finish() {

@@ -161,7 +161,7 @@ impl Observer {
             }
             let due = last || written_at.elapsed() >= TURN;
             if due && self.node.is_some() && self.report != written {
-                if let Err(err) = self.state_dir.save_shadow(&self.report) {
+                if let Err(err) = self.report.save(&self.state_dir) {
                     log::warn!("{err:#}");
                 }
                 written.clone_from(&self.report);

@@ -85,7 +85,18 @@ impl Example {
     }
 }
 
+/// Its name in the state directory.
+const FILE: &str = "shadow.json";
+
 impl ShadowReport {
+    /// Writes it for `netdp shadow report`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+        state_dir.write_json(FILE, self)
+    }
+
     pub(super) fn agree(&mut self, how: &str) {
         self.flows += 1;
         self.agreeing += 1;
@@ -199,7 +210,7 @@ pub enum Verdict {
 /// There is none.
 pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
     let report = StateDir::at(state_dir)
-        .shadow()
+        .read_json::<ShadowReport>(FILE)
         .context("no netdp run --mode shadow has written a report here")?;
     let text = if json {
         serde_json::to_string_pretty(&report)? + "\n"
