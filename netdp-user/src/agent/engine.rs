@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::datapath::{self, Attached, Datapath, Kernel, Placed, Traces};
 use crate::iptables::{self, Backend, Chains, KEEP_CHAIN};
 use crate::pod::{self, Lacking, NoEbpf};
-use crate::reconcile::{Change, State};
+use crate::reconcile::{self, Change, State};
 use crate::rights;
 use crate::shadow::{Node, Shadow};
 use crate::state_dir::StateDir;
@@ -247,13 +247,6 @@ impl Engine {
         }
     }
 
-    pub(super) fn apply(&mut self, change: &Change) -> Result<()> {
-        match self {
-            Self::Ebpf(datapath) => datapath.apply(change),
-            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
-        }
-    }
-
     /// Takes the hairpin program off all interfaces but these.
     pub(super) fn detach_pods_except(&mut self, pods: &BTreeMap<u32, String>) -> Result<()> {
         match self {
@@ -318,6 +311,15 @@ impl Engine {
             bail!("not removed: {}", from_tables.failed.join("; "));
         }
         Ok(removed)
+    }
+}
+
+impl reconcile::Backend for Engine {
+    fn apply(&mut self, change: &Change) -> Result<()> {
+        match self {
+            Self::Ebpf(datapath) => datapath.apply(change),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::foreign::Foreign;
 use super::outrun::Outrun;
 use crate::datapath::{Findings, Found, Placed, Watched};
 use crate::iptables::RuleMonitor;
-use crate::reconcile::Change;
+use crate::reconcile::{Backend as _, Change};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;

@@ -4,7 +4,7 @@ use super::{Agent, DRAIN_IDLE};
 use crate::config;
 use crate::datapath::{Attached, OnReload};
 use crate::iptables::ChainReport;
-use crate::reconcile::{self, Change, PolicyRule, State};
+use crate::reconcile::{self, Backend as _, Change, PolicyRule, State, Step};
 use crate::status::UplinkReport;
 use crate::uplinks::{Settled, Uplink, detours, hint, local_addresses, pod_links, select};
 use log::Level;
@@ -172,6 +172,7 @@ impl Agent {
                 .collect(),
             macs: selected.macs,
             sources: selected.sources,
+            unknown: BTreeMap::new(),
             uplinks: selected
                 .uplinks
                 .into_iter()
@@ -267,63 +268,18 @@ impl Agent {
         self.selection.names.extend(names);
         self.monitor.expect(&self.selection);
         self.fit(&mut wanted);
-        let mut reached = wanted.clone();
-        let changes = reconcile::diff(&self.applied, &wanted);
-        for change in &changes {
-            match change {
-                Change::SetPolicy(_) => self.interrupt_sweep(),
-                Change::AddLocal(_) => self.spare_addresses(),
-                _ => {}
-            }
+        // What a sweep at work goes by is about to change.
+        if wanted.policy != self.applied.policy {
+            self.interrupt_sweep();
         }
-        for change in changes {
-            log::debug!("{change:?}");
-            if let Err(err) = self.engine.apply(&change) {
-                let why = format!("{err:#}");
-                let news = match &change {
-                    // Nothing leaks; answers to what comes in there may be lost.
-                    Change::Observe(Uplink { ifindex, .. }) => {
-                        self.guard.unobserved(*ifindex, &why)
-                    }
-                    Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
-                        self.guard.refused(*ifindex, why.clone())
-                    }
-                    _ => true,
-                };
-                if news {
-                    log::error!("{why}");
-                }
-                match &change {
-                    Change::SetPolicy(_) if self.applied.policy.is_none() => {
-                        // Attached without a policy it would masquerade all.
-                        reached = self.applied.clone();
-                        break;
-                    }
-                    Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
-                    Change::AddLocal(ip) => drop(reached.local.remove(ip)),
-                    Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
-                    Change::AddMac(mac) => drop(reached.macs.remove(mac)),
-                    Change::RemoveMac(mac) => drop(reached.macs.insert(*mac)),
-                    Change::SetSource(asked, _) => drop(reached.sources.remove(asked)),
-                    Change::RemoveSource(asked) => {
-                        let before = self.applied.sources.get(asked);
-                        reached.sources.extend(before.map(|given| (*asked, *given)));
-                    }
-                    Change::SetUplink(uplink) | Change::Attach(uplink) => {
-                        reached.uplinks.remove(&uplink.ifindex);
-                    }
-                    Change::SetObserved(link) | Change::Observe(link) => {
-                        reached.observed.remove(&link.ifindex);
-                    }
-                    Change::AttachPods { ifindex, .. } => {
-                        reached.pod_links.remove(ifindex);
-                    }
-                    Change::Detach { .. } | Change::DetachPods { .. } => {}
-                }
-            } else if !self.engine.is_shadow() && !self.guard.is_again(&change) {
-                announce(&change);
-            }
+        if !wanted.local.is_subset(&self.applied.local) {
+            self.spare_addresses();
         }
+        let execution = reconcile::execute(&self.applied, &wanted, &mut self.engine);
+        for step in execution.steps {
+            self.note(step);
+        }
+        let reached = execution.reached;
         let (before, after) = (&self.applied.local, &reached.local);
         self.resting.changed(before, after, Instant::now());
         for address in before.difference(after) {
@@ -344,6 +300,29 @@ impl Agent {
         });
         self.applied = reached;
         applied
+    }
+
+    /// Logs what came of a change.
+    fn note(&mut self, step: Step) {
+        let Step { change, error } = step;
+        let Some(err) = error else {
+            if !self.engine.is_shadow() && !self.guard.is_again(&change) {
+                announce(&change);
+            }
+            return;
+        };
+        let why = format!("{err:#}");
+        let is_news = match &change {
+            // Nothing leaks; answers to what comes in there may be lost.
+            Change::Observe(Uplink { ifindex, .. }) => self.guard.unobserved(*ifindex, &why),
+            Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
+                self.guard.refused(*ifindex, why.clone())
+            }
+            _ => true,
+        };
+        if is_news {
+            log::error!("{why}");
+        }
     }
 
     /// The rest: what follows from it, and telling.

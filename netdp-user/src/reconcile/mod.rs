@@ -1,13 +1,18 @@
-//! From what is to be to the changes that make it so: pure, no kernel.
+//! From what is to be to the changes that make it so ([`diff`]), and from these to what was reached
+//! ([`execute`]): no kernel.
 //!
 //! Applying every change of a full diff against nothing is always safe: each
 //! only states what is to be.
+
+mod execute;
 
 use crate::uplinks::{Asked, Given, Mac, Sources, Uplink};
 use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+
+pub use execute::{Backend, Execution, Step, execute};
 
 /// A prefix of the policy and what is done there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +40,9 @@ pub struct State {
     pub sources: Sources,
     /// Interfaces towards pods that hairpin is wanted on, by index.
     pub pod_links: BTreeMap<u32, String>,
+    /// Interfaces of which it is not known what is attached, by index, since a change failed there.
+    /// None is wanted so.
+    pub unknown: BTreeMap<u32, String>,
 }
 
 impl State {
@@ -166,6 +174,12 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             });
         }
     }
+    for (&ifindex, name) in &is.unknown {
+        if !wanted.uplinks.contains_key(&ifindex) && !wanted.observed.contains_key(&ifindex) {
+            let name = name.clone();
+            changes.push(Change::Detach { ifindex, name });
+        }
+    }
     for (&ifindex, name) in &is.pod_links {
         if wanted.pod_links.get(&ifindex) != Some(name) {
             let name = name.clone();
@@ -199,7 +213,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
 
-    fn uplink(ifindex: u32) -> Uplink {
+    pub(super) fn uplink(ifindex: u32) -> Uplink {
         Uplink {
             ifindex,
             name: format!("eth{ifindex}"),
@@ -211,7 +225,7 @@ mod tests {
         }
     }
 
-    fn wanted() -> State {
+    pub(super) fn wanted() -> State {
         State {
             policy: Some(vec![PolicyRule {
                 prefix: "10.0.0.0/8".parse().unwrap(),
@@ -223,6 +237,7 @@ mod tests {
             macs: BTreeSet::new(),
             sources: [(asked(), given(1))].into(),
             pod_links: [(7, "cali1".into())].into(),
+            unknown: BTreeMap::new(),
         }
     }
 
