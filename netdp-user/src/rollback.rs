@@ -62,7 +62,7 @@ impl Rollback {
     /// The chains can't be prepared, or the maps can't be read. Then the datapath is as before.
     pub fn begin(
         bpffs: &Path,
-        chains: &Chains,
+        chains: &mut Chains,
         config: &Config,
         grace: Duration,
     ) -> Result<(Self, Vec<ChainReport>)> {
@@ -83,7 +83,7 @@ impl Rollback {
 
     /// Until the chains are led to, both may begin connections, and netfilter does not know what
     /// the other's look like on the wire: they use different ports.
-    fn hand_over(maps: &mut Maps, chains: &Chains, config: &Config) -> Result<usize> {
+    fn hand_over(maps: &mut Maps, chains: &mut Chains, config: &Config) -> Result<usize> {
         let (ours, netfilters) = apart(&chains.ports().ranges);
         maps.open_within(&ours)?;
         let given = give_all(maps)?;

@@ -2,6 +2,7 @@
 
 use super::Agent;
 use super::memory::PolicyCount;
+use super::network::Applied;
 use crate::config::{self, Document};
 use crate::sources::file;
 use crate::status;
@@ -33,6 +34,14 @@ pub(super) struct InForce {
     pub warnings: Vec<String>,
     /// Why what is there now was not taken.
     pub rejected: Vec<String>,
+}
+
+/// A configuration that is taken once the chains say the same.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    documents: Vec<Document>,
+    warnings: Vec<config::Diagnostic>,
+    notes: Vec<config::Diagnostic>,
 }
 
 impl InForce {
@@ -129,7 +138,16 @@ impl Agent {
                     self.selection.masqueraded = self.config.masqueraded();
                     let applied = self.apply();
                     drop(before);
-                    self.accepted(documents, &warnings, &notes, Source::Sources);
+                    if let Applied::Chains = applied {
+                        self.in_force.rejected.clear();
+                        self.deferred = Some(Deferred {
+                            documents,
+                            warnings,
+                            notes,
+                        });
+                    } else {
+                        self.accepted(documents, &warnings, &notes, Source::Sources);
+                    }
                     self.applied(applied);
                 }
             }
@@ -144,6 +162,22 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// The chains are what the last configuration says.
+    pub(super) fn accept_deferred(&mut self) {
+        let Some(deferred) = self.deferred.take() else {
+            return;
+        };
+        // What came after it may have been rejected.
+        let rejected = std::mem::take(&mut self.in_force.rejected);
+        let Deferred {
+            documents,
+            warnings,
+            notes,
+        } = deferred;
+        self.accepted(documents, &warnings, &notes, Source::Sources);
+        self.in_force.rejected = rejected;
     }
 
     fn reject(&self, rejected: &config::Rejected) {

@@ -3,6 +3,7 @@
 
 use super::Agent;
 use super::configuration::InForce;
+use super::modes::Iptables;
 use super::network::Findings;
 use crate::config::Rule;
 use crate::datapath::{Kernel, Placed};
@@ -86,7 +87,7 @@ impl Agent {
             rules: &self.config.rules,
             starting: self.starting,
             has_policy: self.applied.policy.is_some(),
-            chains: self.engine.as_chains().map(|_| self.chains.as_slice()),
+            chains: self.engine.as_iptables().map(Iptables::reports),
             uplinks: &self.attached,
             network: &self.found,
             no_address: &self.no_address.told,

@@ -1,12 +1,12 @@
 //! Other people's NAT rules: noticed, judged, said.
 
 use super::Agent;
-use super::engine::Engine;
+use super::modes::Engine;
 use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
 use log::Level;
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How many rules are logged at once that have changed in the same way.
 const MAX_LOGGED: usize = 50;
@@ -72,6 +72,13 @@ impl Foreign {
         }
     }
 
+    /// Reading or writing rules took so long: leaves the node in peace for a while.
+    pub(super) fn rules_took(&mut self, time: Duration) {
+        if let Some(monitor) = &mut self.monitor {
+            monitor.took(time);
+        }
+    }
+
     /// Waits for what a look shows.
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
@@ -111,13 +118,11 @@ impl Agent {
         match event {
             Event::RulesChanged => {
                 let start = Instant::now();
-                if self.engine.as_chains().is_some() {
+                if self.engine.as_iptables().is_some() {
                     self.reconcile();
                 }
                 self.ask_foreign();
-                if let Some(monitor) = &mut self.foreign.monitor {
-                    monitor.took(start.elapsed());
-                }
+                self.foreign.rules_took(start.elapsed());
             }
             Event::Seen(look) => {
                 self.accept_inward(look.nat);

@@ -2,13 +2,15 @@
 //! say, sweeps.
 
 mod api;
+mod chains;
 mod configuration;
 mod ending;
-mod engine;
 mod facts;
 mod foreign;
 mod guard;
 mod memory;
+mod modes;
+mod monitor;
 mod network;
 mod no_address;
 mod node;
@@ -25,19 +27,18 @@ mod tell;
 
 use crate::config::{self, Config};
 use crate::control::Control;
-use crate::iptables::ChainReport;
 use crate::limits;
 use crate::programs;
 use crate::reconcile::State;
-use crate::rollback::{Fallback, Rollback};
+use crate::rollback::Fallback;
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
 use crate::status::UplinkReport;
 use crate::terminal;
-use crate::uplinks::{Monitor, Selection, Snapshot};
+use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use ending::Ending;
-use engine::Engine;
+use modes::Engine;
 use netdp_common::conntrack::DRAIN_SECONDS;
 use program_log::ProgramLog;
 use std::collections::BTreeSet;
@@ -90,11 +91,14 @@ fn run_within(options: RunOptions) -> Result<()> {
             agent = Agent::start(options, state_dir) => agent?,
             () = ending.begun() => return Ok(()),
         };
-        // Wherever the loop waits, it is left at once.
+        // Wherever the loop waits, it is left at once, and nothing blocks it.
         tokio::select! {
             biased;
             () = ending.begun() => {}
             ended = agent.turn(hangup) => ended?,
+        }
+        if let Some(iptables) = agent.engine.as_iptables_mut() {
+            iptables.settle().await;
         }
         agent.end()
     });
@@ -108,7 +112,7 @@ struct Agent {
     state_dir: StateDir,
     control: Option<Control>,
     selection: Selection,
-    monitor: Monitor,
+    monitor: monitor::Reopening,
     watcher: Watcher,
     engine: Engine,
     /// `None` where there is no datapath.
@@ -122,8 +126,6 @@ struct Agent {
     found: network::Findings,
     /// The uplinks that programs are attached to, or that are watched.
     attached: Vec<UplinkReport>,
-    /// The chains, in iptables mode.
-    chains: Vec<ChainReport>,
     /// What was written last for the next agent.
     memory: Memory,
     /// What the datapath was made to look like.
@@ -140,7 +142,8 @@ struct Agent {
     takeover: takeover::Takeover,
     /// What has to be done once is not done yet: not ready.
     starting: bool,
-    rollback: Option<Rollback>,
+    /// What is to be accepted once the chains are written.
+    deferred: Option<configuration::Deferred>,
     api: api::Followed,
     told: tell::Telling,
     foreign: foreign::Foreign,
@@ -158,7 +161,7 @@ impl Agent {
         if let Some(problem) = watcher.problem() {
             log::warn!("{problem}");
         }
-        let monitor = Monitor::new().await?;
+        let monitor = monitor::Reopening::new().await?;
         let (mut engine, no_ebpf) = Engine::start(&options)?;
         let sweeping = match engine.as_datapath() {
             Some(_) => Some(Sweeping::start(&options.bpffs)?),
@@ -171,7 +174,10 @@ impl Agent {
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
-            keep: engine.known_uplinks()?.into_iter().collect(),
+            keep: match engine.as_datapath() {
+                Some(datapath) => datapath.known_uplinks()?.into_iter().collect(),
+                None => BTreeSet::new(),
+            },
             names: BTreeSet::new(),
             with_guests: BTreeSet::new(),
         };
@@ -198,7 +204,6 @@ impl Agent {
             },
             found: network::Findings::default(),
             attached: Vec::new(),
-            chains: Vec::new(),
             memory,
             engine,
             sweeping,
@@ -210,7 +215,7 @@ impl Agent {
             unprepared: false,
             takeover: takeover::Takeover::new(),
             starting: true,
-            rollback: None,
+            deferred: None,
             api,
             told: tell::Telling::new(control.is_some()),
             control,
@@ -222,10 +227,7 @@ impl Agent {
         agent.warn_of_fleeting_pins();
         agent.await_api().await;
         agent.first_config();
-        if agent.engine.as_chains().is_some() && takeover::is_pinned(&agent.options.bpffs) {
-            agent
-                .give_back()
-                .context("giving the mappings to netfilter")?;
+        if agent.give_back()? {
             agent.starting = false;
             agent.update_ready();
             return Ok(agent);
@@ -236,6 +238,7 @@ impl Agent {
         agent.mark_tracking();
         agent.learn_node().await;
         agent.reconcile();
+        agent.first_chains().await;
         agent.forget_translated().await;
         agent.remove_orphans();
         if !agent.take_over() {
@@ -283,19 +286,10 @@ impl Agent {
                 }
                 () = std::future::ready(()), if self.unprepared => self.prepare_policy(),
                 event = self.foreign.next() => self.on_rules(event),
+                event = self.engine.next() => self.on_iptables(event),
                 done = self.takeover.done() => self.took_over(done),
                 probe = self.node.changed() => self.on_probe(probe),
-                changed = self.monitor.changed() => {
-                    if let Err(err) = changed {
-                        log::warn!("watching the network: {err:#}");
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                        match Monitor::new().await {
-                            Ok(monitor) => self.monitor = monitor,
-                            Err(err) => log::warn!("{err:#}"),
-                        }
-                    }
-                    self.look().await;
-                }
+                () = self.monitor.changed() => self.look().await,
                 _ = looks.tick() => {
                     self.look_at_hooks();
                     self.tell_addresses();
@@ -310,7 +304,7 @@ impl Agent {
                     if self.takeover.is_due() {
                         self.take_over();
                     }
-                    self.drain();
+                    self.finish_rollback();
                     self.retry_chains();
                     self.mark_tracking();
                     self.tell();

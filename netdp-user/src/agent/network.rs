@@ -2,10 +2,8 @@
 
 use super::{Agent, DRAIN_IDLE};
 use crate::config;
-use crate::datapath::{Attached, OnReload};
-use crate::iptables::ChainReport;
+use crate::datapath::OnReload;
 use crate::reconcile::{self, Backend as _, Change, PolicyRule, State, Step};
-use crate::status::UplinkReport;
 use crate::uplinks::{Settled, Uplink, detours, hint, local_addresses, pod_links, select};
 use log::Level;
 use netdp_common::abi::Action;
@@ -46,7 +44,8 @@ pub(super) struct Findings {
 
 /// What came of [`Agent::apply`].
 pub(super) enum Applied {
-    Chains(Vec<ChainReport>),
+    /// The chains are being written: [`Agent::on_iptables`] goes on.
+    Chains,
     Datapath {
         /// Another policy is in force.
         repolicied: bool,
@@ -58,11 +57,14 @@ impl Agent {
     pub(super) fn detach_strangers(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
         let pods = self.pod_links(&selected.uplinks);
-        if let Err(err) = self.engine.detach_pods_except(&pods) {
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        if let Err(err) = datapath.detach_pods_except(&pods) {
             log::error!("{err:#}");
         }
-        let uplinks = self.engine.known_uplinks().unwrap_or_default();
-        let known = self.engine.known_interfaces().unwrap_or_default();
+        let uplinks = datapath.known_uplinks().unwrap_or_default();
+        let known = datapath.known_interfaces().unwrap_or_default();
         for ifindex in known {
             let is_it = |uplink: &Uplink| uplink.ifindex == ifindex;
             let remains = selected.uplinks.iter().any(is_it);
@@ -74,8 +76,7 @@ impl Agent {
             if remains || selected.observed.iter().any(is_it) {
                 continue;
             }
-            let change = Change::Detach { ifindex, name };
-            if let Err(err) = self.engine.apply(&change) {
+            if let Err(err) = datapath.apply(&Change::Detach { ifindex, name }) {
                 log::error!("{err:#}");
             }
         }
@@ -258,8 +259,9 @@ impl Agent {
 
     /// The part of [`reconcile`](Self::reconcile) that packets see.
     pub(super) fn apply(&mut self) -> Applied {
-        if let Some(chains) = self.engine.as_chains() {
-            return Applied::Chains(chains.apply(&self.config));
+        if let Some(iptables) = self.engine.as_iptables_mut() {
+            iptables.write(&self.config);
+            return Applied::Chains;
         }
         self.judge_sources();
         let mut wanted = self.wanted();
@@ -328,7 +330,7 @@ impl Agent {
     /// The rest: what follows from it, and telling.
     pub(super) fn applied(&mut self, applied: Applied) {
         let repolicied = match applied {
-            Applied::Chains(reports) => return self.accept_chains(reports),
+            Applied::Chains => return self.look_for_addresses(),
             Applied::Datapath { repolicied } => repolicied,
         };
         if repolicied {
@@ -349,14 +351,7 @@ impl Agent {
         }
         let ipv6 = self.options.config_options.enable_ipv6;
         self.engine.compare(&self.config, &self.applied, ipv6);
-        let uplinks = &self.applied.uplinks;
-        self.attached = if self.engine.is_shadow() {
-            uplinks.values().map(UplinkReport::watched).collect()
-        } else {
-            let attached = self.engine.attached();
-            let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
-            attached.iter().filter_map(report).collect()
-        };
+        self.attached = self.engine.uplink_reports(&self.applied);
         if repolicied || self.told.uplinks_changed(&self.attached) {
             self.check_datapath();
         }
@@ -382,34 +377,17 @@ impl Agent {
         }
     }
 
-    pub(super) fn accept_chains(&mut self, reports: Vec<ChainReport>) {
-        for report in &reports {
-            if let Some(error) = &report.error
-                && !self.chains.contains(report)
-            {
-                log::error!("{}: {error}", report.family);
-            }
-        }
-        self.chains = reports;
-        self.look_for_addresses();
-        self.save_report();
-        self.update_ready();
-    }
-
-    /// Writes the chains again if one could not be written: what was in the way may be gone.
-    pub(super) fn retry_chains(&mut self) {
-        if self.chains.iter().any(|chain| chain.error.is_some()) {
-            self.reconcile();
-        }
-    }
-
     /// Forgets what earlier policies bypassed, once no connection of that time
     /// can be alive.
     pub(super) fn forget_policies(&mut self) {
         if self.forget_policies.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        match self.engine.forget_earlier_policies() {
+        let Some(datapath) = self.engine.as_datapath() else {
+            self.forget_policies = None;
+            return;
+        };
+        match datapath.forget_earlier_policies() {
             Ok(()) => {
                 self.forget_policies = None;
                 self.unprepared = true;
@@ -421,7 +399,8 @@ impl Agent {
     /// With time on its hands: makes ready for the next change of the policy.
     pub(super) fn prepare_policy(&mut self) {
         self.unprepared = false;
-        if let Err(err) = self.engine.prepare_policy() {
+        let datapath = self.engine.as_datapath();
+        if let Some(Err(err)) = datapath.map(|datapath| datapath.prepare_policy()) {
             // The next change writes it anyway.
             log::debug!("preparing for the next policy: {err:#}");
         }

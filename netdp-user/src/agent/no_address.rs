@@ -1,7 +1,7 @@
 //! Uplinks that have lost their address: pods' packets are dropped, and the operator has to know.
 
 use super::Agent;
-use super::engine::Engine;
+use super::modes::Engine;
 use crate::uplinks::{Family, Had, Lacking, Uplink, lacking, select};
 use std::time::{Duration, Instant};
 
@@ -96,7 +96,7 @@ impl Agent {
         if due == self.no_address.told {
             return;
         }
-        let by_netfilter = self.engine.as_chains().is_some();
+        let by_netfilter = self.engine.as_iptables().is_some();
         let before = std::mem::replace(&mut self.no_address.told, due);
         for it in &self.no_address.told {
             if before.contains(it) {

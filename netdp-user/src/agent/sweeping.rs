@@ -15,10 +15,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// How long the agent waits for a sweep before it goes on without it: those of
-/// small tables take no longer, and what comes after finds them done.
-const PATIENCE: Duration = Duration::from_millis(50);
-
 /// With more mappings than this, what the last sweep counted is good enough.
 const COUNTED_ANEW: usize = 50_000;
 
@@ -157,9 +153,6 @@ impl Agent {
             return;
         }
         sweeping.busy = true;
-        if let Ok(done) = sweeping.done.recv_timeout(PATIENCE) {
-            self.swept(done);
-        }
     }
 
     /// A sweep may have ended.

@@ -8,11 +8,11 @@
 //! beside it.
 
 use super::Agent;
+use super::modes::Iptables;
 use crate::config::{Action, Config};
 use crate::conntrack::{Conntrack, Flow};
 use crate::datapath::{self, Maps};
 use crate::iptables::{self, KEEP_CHAIN};
-use crate::rollback::Rollback;
 use crate::uplinks::local_addresses;
 use anyhow::Result;
 use ipnet::IpNet;
@@ -158,8 +158,8 @@ impl Agent {
     /// In iptables mode, once the chains are in force: netfilter asks them for the first packet of a
     /// connection only, and what programs have translated that are gone is none of its own to it.
     pub(super) async fn forget_translated(&mut self) {
-        let in_force = self.chains.iter().all(|chain| chain.error.is_none());
-        if self.engine.as_chains().is_none() || is_pinned(&self.options.bpffs) || !in_force {
+        let in_force = (self.engine.as_iptables()).is_some_and(Iptables::is_in_force);
+        if !in_force || is_pinned(&self.options.bpffs) {
             return;
         }
         let mut job = self.job();
@@ -270,40 +270,6 @@ impl Agent {
             }
             self.takeover.back = back;
             self.save_report();
-        }
-    }
-
-    /// In iptables mode, where programs of an earlier agent are attached: gives their mappings to
-    /// netfilter.
-    pub(super) fn give_back(&mut self) -> Result<()> {
-        let Some(chains) = self.engine.as_chains() else {
-            return Ok(());
-        };
-        let options = &self.options;
-        let (rollback, reports) =
-            Rollback::begin(&options.bpffs, chains, &self.config, options.grace)?;
-        self.accept_chains(reports);
-        self.rollback = Some(rollback);
-        self.drain();
-        Ok(())
-    }
-
-    /// Takes the programs off once nothing needs them any more. As long as netfilter does not
-    /// masquerade, they do.
-    pub(super) fn drain(&mut self) {
-        let Some(rollback) = &self.rollback else {
-            return;
-        };
-        if self.chains.iter().any(|chain| chain.error.is_some()) {
-            return;
-        }
-        match rollback.finish() {
-            Ok(Some(_)) => {
-                log::info!("the eBPF datapath is gone; netfilter translates");
-                self.rollback = None;
-            }
-            Ok(None) => {}
-            Err(err) => log::error!("{err:#}"),
         }
     }
 }

@@ -167,10 +167,10 @@ impl Detach {
 
     fn to_iptables(&self, dir: &StateDir) -> Result<Vec<String>> {
         let config = last_good(dir)?;
-        let chains = Chains::new(&Fallback::read(dir)?.chains)?;
+        let mut chains = Chains::new(&Fallback::read(dir)?.chains)?;
         let bpffs = &self.places.bpffs;
         datapath::adopt(bpffs)?;
-        let (rollback, reports) = Rollback::begin(bpffs, &chains, &config, self.grace)?;
+        let (rollback, reports) = Rollback::begin(bpffs, &mut chains, &config, self.grace)?;
         if let Some(error) = reports.iter().find_map(|report| report.error.clone()) {
             bail!("{error}; the eBPF datapath goes on");
         }

@@ -1,0 +1,210 @@
+//! The modes: what does the translating, the datapath or netfilter by the chains, or nothing of
+//! netdp's. What only one of them has lies in its module.
+
+mod ebpf;
+mod iptables;
+mod shadow;
+
+use super::{Mode, RunOptions};
+use crate::config::Config;
+use crate::datapath::{Attached, Datapath, Kernel, Placed};
+use crate::iptables::KEEP_CHAIN;
+use crate::pod::{Lacking, NoEbpf};
+use crate::reconcile::{self, Change, State};
+use crate::shadow::{Node, Shadow};
+use crate::status::UplinkReport;
+use anyhow::{Result, bail};
+use aya_log::EbpfLogger;
+use netdp_common::abi::Counters;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+pub(super) use iptables::{Event as IptablesEvent, Iptables};
+
+/// The mode that runs.
+pub(super) enum Engine {
+    Ebpf(Box<Datapath>),
+    Iptables(Iptables),
+    Shadow(Shadow),
+}
+
+impl Engine {
+    /// Starts what `--mode` names; and says why it is not eBPF, where that was wanted most.
+    ///
+    /// # Errors
+    /// It can't work here.
+    pub(super) fn start(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
+        let engine = match options.mode {
+            Mode::Ebpf => ebpf::start(options)
+                .map_err(|err| Lacking::look(&options.bpffs, &options.state_dir).explain(err)),
+            Mode::Iptables => iptables::start(options),
+            Mode::Shadow => shadow::start(options),
+            Mode::Auto => return ebpf::start_or_iptables(options),
+        };
+        Ok((engine?, None))
+    }
+
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) => "ebpf",
+            Self::Iptables(_) => "iptables",
+            Self::Shadow(_) => "shadow",
+        }
+    }
+
+    /// Whether an earlier agent's policy is in force.
+    pub(super) fn adopted(&self) -> bool {
+        match self {
+            Self::Ebpf(datapath) => datapath.adopted(),
+            Self::Iptables(iptables) => iptables.adopted(),
+            Self::Shadow(_) => false,
+        }
+    }
+
+    /// Returns the chains, if netfilter translates.
+    pub(super) const fn as_iptables(&self) -> Option<&Iptables> {
+        match self {
+            Self::Ebpf(_) | Self::Shadow(_) => None,
+            Self::Iptables(iptables) => Some(iptables),
+        }
+    }
+
+    /// Returns the chains, if netfilter translates.
+    pub(super) const fn as_iptables_mut(&mut self) -> Option<&mut Iptables> {
+        match self {
+            Self::Ebpf(_) | Self::Shadow(_) => None,
+            Self::Iptables(iptables) => Some(iptables),
+        }
+    }
+
+    /// Waits for what iptables mode does beside the loop; for ever in other modes.
+    pub(super) async fn next(&mut self) -> IptablesEvent {
+        match self {
+            Self::Ebpf(_) | Self::Shadow(_) => std::future::pending().await,
+            Self::Iptables(iptables) => iptables.next().await,
+        }
+    }
+
+    /// What `netdp run` says of it once it is ready.
+    pub(super) const fn in_force(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) | Self::Iptables(_) => "in force on",
+            Self::Shadow(_) => "translates nothing, compares with netfilter on",
+        }
+    }
+
+    /// Whether nothing is translated, only compared.
+    pub(super) const fn is_shadow(&self) -> bool {
+        matches!(self, Self::Shadow(_))
+    }
+
+    /// Gives what is compared with netfilter.
+    pub(super) fn compare(&self, config: &Config, state: &State, enable_ipv6: bool) {
+        if let Self::Shadow(shadow) = self {
+            shadow.set(Node {
+                config: config.clone(),
+                local: state.local.clone(),
+                uplinks: state.uplinks.clone(),
+                enable_ipv6,
+            });
+        }
+    }
+
+    /// The datapath, if it does it.
+    pub(super) const fn as_datapath(&mut self) -> Option<&mut Datapath> {
+        match self {
+            Self::Ebpf(datapath) => Some(datapath),
+            Self::Iptables(_) | Self::Shadow(_) => None,
+        }
+    }
+
+    /// What the kernel was found to have, where that matters.
+    pub(super) fn kernel(&self) -> Option<Kernel> {
+        match self {
+            Self::Ebpf(datapath) => Some(datapath.kernel()),
+            Self::Iptables(_) | Self::Shadow(_) => None,
+        }
+    }
+
+    /// What became of packets so far.
+    pub(super) fn counters(&self) -> Counters {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().counters().unwrap_or_default(),
+            Self::Iptables(_) | Self::Shadow(_) => Counters::default(),
+        }
+    }
+
+    pub(super) fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().local_addresses(),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// How many addresses of the node have room.
+    pub(super) const fn address_room(&self) -> usize {
+        match self {
+            Self::Ebpf(datapath) => datapath.maps().address_room(),
+            Self::Iptables(_) | Self::Shadow(_) => usize::MAX,
+        }
+    }
+
+    /// Reports the uplinks that programs are attached to, or that are watched.
+    pub(super) fn uplink_reports(&self, state: &State) -> Vec<UplinkReport> {
+        let uplinks = &state.uplinks;
+        match self {
+            Self::Ebpf(datapath) => {
+                let attached = datapath.attached();
+                let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
+                attached.iter().filter_map(report).collect()
+            }
+            Self::Iptables(_) => Vec::new(),
+            Self::Shadow(_) => uplinks.values().map(UplinkReport::watched).collect(),
+        }
+    }
+
+    /// Where programs are to be.
+    pub(super) fn placed(&self) -> Vec<Placed> {
+        match self {
+            Self::Ebpf(datapath) => datapath.placed(),
+            Self::Iptables(_) | Self::Shadow(_) => Vec::new(),
+        }
+    }
+
+    /// What the programs log.
+    pub(super) fn take_log(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>> {
+        match self {
+            Self::Ebpf(datapath) => datapath.take_log().map(Some),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(None),
+        }
+    }
+
+    /// Removes what is in force; says what that was.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub(super) fn remove(&mut self, options: &RunOptions) -> Result<Vec<String>> {
+        let mut chains = BTreeSet::from([KEEP_CHAIN]);
+        let mut removed = Vec::new();
+        match self {
+            Self::Ebpf(datapath) => removed = datapath.remove()?,
+            Self::Iptables(_) => drop(chains.insert(&options.chains.name)),
+            Self::Shadow(_) => return Ok(removed),
+        }
+        let from_tables = crate::iptables::remove(&chains);
+        removed.extend(from_tables.removed);
+        if !from_tables.failed.is_empty() {
+            bail!("not removed: {}", from_tables.failed.join("; "));
+        }
+        Ok(removed)
+    }
+}
+
+impl reconcile::Backend for Engine {
+    fn apply(&mut self, change: &Change) -> Result<()> {
+        match self {
+            Self::Ebpf(datapath) => datapath.apply(change),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
+        }
+    }
+}
