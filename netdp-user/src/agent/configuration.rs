@@ -5,7 +5,7 @@ use super::memory::PolicyCount;
 use super::network::Applied;
 use crate::config::{self, Document};
 use crate::sources::file;
-use crate::status;
+use crate::time::now;
 
 /// How many warnings about one configuration are logged: a long list may have one for each entry.
 const MAX_LOGGED: usize = 20;
@@ -228,7 +228,7 @@ impl Agent {
             self.remember_api();
         }
         let before = &self.in_force;
-        let policy = before.policy.followed_by(self.config.hash(), status::now());
+        let policy = before.policy.followed_by(self.config.hash(), now());
         let files = names(&documents);
         let source_name = self.name_source(source, &documents);
         let is_gone = |name: &&String| !files.contains(name) && !self.api.counts_for(name);

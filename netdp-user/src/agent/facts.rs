@@ -11,8 +11,8 @@ use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::pod::NoEbpf;
+use crate::report::UplinkReport;
 use crate::sources::kube::MapRef;
-use crate::status::UplinkReport;
 use crate::uplinks::Lacking;
 use std::path::PathBuf;
 

@@ -3,8 +3,8 @@
 
 use crate::datapath::Placed;
 use crate::iptables::ChainReport;
+use crate::report::UplinkReport;
 use crate::state_dir::StateDir;
-use crate::status::UplinkReport;
 use crate::uplinks::{Family, Had, Lacking};
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -147,8 +147,8 @@ pub(super) fn to_be_missed(uplinks: &[UplinkReport], no_address: &[Lacking]) -> 
 #[cfg(test)]
 mod tests {
     use super::{FILE, Memory, PolicyCount, to_be_missed};
+    use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
-    use crate::status::UplinkReport;
     use crate::uplinks::{Family, Lacking};
 
     fn lost(uplink: &str) -> Lacking {

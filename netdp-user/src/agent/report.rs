@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::memory::{Memory, to_be_missed};
 use crate::config::Rule;
-use crate::status::{ConfigReport, Report, RuleReport};
+use crate::report::{ConfigReport, Report, RuleReport};
 
 impl Facts<'_> {
     /// Makes the report.
@@ -97,7 +97,7 @@ pub(super) mod tests {
     use crate::config::{Action, Origin, Rule};
     use crate::foreign::Seen;
     use crate::iptables::ChainReport;
-    use crate::status::UplinkReport;
+    use crate::report::UplinkReport;
     use crate::uplinks::{Family, Lacking};
 
     /// What facts are borrowed from.

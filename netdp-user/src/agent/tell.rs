@@ -3,7 +3,7 @@
 use super::Agent;
 use super::readiness::LINES;
 use crate::control::{REFUSALS, Told};
-use crate::status::UplinkReport;
+use crate::report::UplinkReport;
 use std::time::{Duration, Instant};
 
 /// Counting a million mappings takes a moment: not at each sweep.

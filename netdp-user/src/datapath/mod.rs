@@ -31,6 +31,7 @@ mod tracked;
 
 pub use clsact::remove_filters;
 pub use flows::FlowRecord;
+pub(crate) use flows::protocol_name;
 pub use handover::Handover;
 pub use history::History;
 pub use links::{Attached, Hook, Mechanism};

@@ -1,8 +1,10 @@
 //! What `--mode shadow` has found, and `netdp shadow report`.
 
+use crate::cli::output::{table, write_out};
 use crate::conntrack::Flow;
+use crate::datapath::protocol_name;
 use crate::state_dir::StateDir;
-use crate::status::{self, table, write_out};
+use crate::time::{now, pretty};
 use anyhow::{Context as _, Result};
 use netdp_common::tuple::proto;
 use serde::{Deserialize, Serialize};
@@ -146,7 +148,7 @@ impl ShadowReport {
 
     fn text(&self) -> Result<String> {
         let mut out = String::new();
-        let age = status::pretty(status::now().saturating_sub(self.since));
+        let age = pretty(now().saturating_sub(self.since));
         writeln!(out, "config     {}, compared for {age}", self.config)?;
         writeln!(
             out,
@@ -174,7 +176,7 @@ impl ShadowReport {
             let mut examples = table(&["PROTO", "SOURCE", "DESTINATION", "NETFILTER", "NETDP"]);
             for example in &difference.examples {
                 examples.add_row([
-                    status::protocol(example.protocol.into()),
+                    protocol_name(example.protocol.into()),
                     example.source.to_string(),
                     example.destination.to_string(),
                     example.netfilter.to_string(),
