@@ -1,7 +1,7 @@
 //! iptables mode: what follows from chains that were written beside the loop.
 
 use super::Agent;
-use super::modes::{Iptables, IptablesEvent};
+use super::modes::{Event, Iptables, IptablesEvent};
 use super::takeover::is_pinned;
 use crate::iptables::ChainReport;
 use anyhow::{Context as _, Result};
@@ -47,8 +47,9 @@ impl Agent {
     /// At the start: waits until the chains are written for the first time.
     pub(super) async fn first_chains(&mut self) {
         while (self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
-            let event = self.engine.next().await;
-            self.on_iptables(event);
+            if let Ok(Event::Iptables(event)) = self.engine.next().await {
+                self.on_iptables(event);
+            }
         }
     }
 

@@ -38,15 +38,13 @@ use crate::terminal;
 use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use ending::Ending;
-use modes::Engine;
+use modes::{Engine, Event};
 use netdp_common::conntrack::DRAIN_SECONDS;
-use program_log::ProgramLog;
 use std::collections::BTreeSet;
 use std::fs::Permissions;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
-use sweeping::Sweeping;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
@@ -115,8 +113,6 @@ struct Agent {
     monitor: monitor::Reopening,
     watcher: Watcher,
     engine: Engine,
-    /// `None` where there is no datapath.
-    sweeping: Option<Sweeping>,
     config: Config,
     /// Where it is from, and what became of its sources.
     in_force: configuration::InForce,
@@ -134,11 +130,6 @@ struct Agent {
     /// Addresses that were lost just now.
     resting: resting::Resting,
     ready: bool,
-    /// When connections that an earlier policy bypassed have ended, where there
-    /// may be any.
-    forget_policies: Option<Instant>,
-    /// The idle trie has to be brought up to date.
-    unprepared: bool,
     takeover: takeover::Takeover,
     /// What has to be done once is not done yet: not ready.
     starting: bool,
@@ -163,10 +154,6 @@ impl Agent {
         }
         let monitor = monitor::Reopening::new().await?;
         let (mut engine, no_ebpf) = Engine::start(&options)?;
-        let sweeping = match engine.as_datapath() {
-            Some(_) => Some(Sweeping::start(&options.bpffs)?),
-            None => None,
-        };
         let snapshot = monitor.snapshot().await?;
         let config = config::defaults(&options.config_options);
         let selection = Selection {
@@ -206,13 +193,10 @@ impl Agent {
             attached: Vec::new(),
             memory,
             engine,
-            sweeping,
             state_dir,
             snapshot,
             resting: resting::Resting::default(),
             ready: false,
-            forget_policies: None,
-            unprepared: false,
             takeover: takeover::Takeover::new(),
             starting: true,
             deferred: None,
@@ -257,7 +241,6 @@ impl Agent {
     /// # Errors
     /// What the programs log can't be passed on.
     async fn turn(&mut self, mut hangup: Signal) -> Result<()> {
-        let mut log = ProgramLog::watch(self.engine.take_log()?)?;
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
@@ -267,7 +250,6 @@ impl Agent {
         loop {
             self.turned();
             tokio::select! {
-                passed_on = log.pass_on() => passed_on?,
                 _ = hangup.recv() => {
                     self.reload();
                     self.watch_chains();
@@ -284,9 +266,11 @@ impl Agent {
                     self.check_datapath();
                     self.ask_foreign();
                 }
-                () = std::future::ready(()), if self.unprepared => self.prepare_policy(),
                 event = self.foreign.next() => self.on_rules(event),
-                event = self.engine.next() => self.on_iptables(event),
+                event = self.engine.next() => match event? {
+                    Event::Ebpf(event) => self.on_ebpf(event),
+                    Event::Iptables(event) => self.on_iptables(event),
+                },
                 done = self.takeover.done() => self.took_over(done),
                 probe = self.node.changed() => self.on_probe(probe),
                 () = self.monitor.changed() => self.look().await,
@@ -295,8 +279,6 @@ impl Agent {
                     self.tell_addresses();
                 }
                 event = self.guard.next() => self.on_guard(event),
-                () = Sweeping::ended(self.sweeping.as_ref()) => self.sweep_ended(),
-                () = Sweeping::wants_look(self.sweeping.as_ref()) => self.look_for_room(),
                 _ = sweep.tick() => {
                     let gone = self.resting.end(Instant::now());
                     self.sweep(gone);

@@ -1,5 +1,6 @@
 //! The datapath follows the configuration and the node's network.
 
+use super::modes::EbpfEvent;
 use super::{Agent, DRAIN_IDLE};
 use crate::config;
 use crate::datapath::OnReload;
@@ -341,13 +342,15 @@ impl Agent {
             self.sweep(true);
         }
         if repolicied {
-            self.unprepared = true;
             let silence = match on_reload {
                 OnReload::Sticky => Duration::from_secs(self.options.timeouts.tcp_established),
                 OnReload::Drain => DRAIN_IDLE,
                 OnReload::Cutover => Duration::ZERO,
             };
-            self.forget_policies = Some(Instant::now() + silence);
+            if let Some(ebpf) = self.engine.as_ebpf_mut() {
+                ebpf.unprepared = true;
+                ebpf.forget_policies = Some(Instant::now() + silence);
+            }
         }
         let ipv6 = self.options.config_options.enable_ipv6;
         self.engine.compare(&self.config, &self.applied, ipv6);
@@ -380,29 +383,39 @@ impl Agent {
     /// Forgets what earlier policies bypassed, once no connection of that time
     /// can be alive.
     pub(super) fn forget_policies(&mut self) {
-        if self.forget_policies.is_none_or(|at| Instant::now() < at) {
-            return;
-        }
-        let Some(datapath) = self.engine.as_datapath() else {
-            self.forget_policies = None;
+        let Some(ebpf) = self.engine.as_ebpf_mut() else {
             return;
         };
-        match datapath.forget_earlier_policies() {
+        if ebpf.forget_policies.is_none_or(|at| Instant::now() < at) {
+            return;
+        }
+        match ebpf.datapath.forget_earlier_policies() {
             Ok(()) => {
-                self.forget_policies = None;
-                self.unprepared = true;
+                ebpf.forget_policies = None;
+                ebpf.unprepared = true;
             }
             Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
         }
     }
 
     /// With time on its hands: makes ready for the next change of the policy.
-    pub(super) fn prepare_policy(&mut self) {
-        self.unprepared = false;
-        let datapath = self.engine.as_datapath();
-        if let Some(Err(err)) = datapath.map(|datapath| datapath.prepare_policy()) {
+    fn prepare_policy(&mut self) {
+        let Some(ebpf) = self.engine.as_ebpf_mut() else {
+            return;
+        };
+        ebpf.unprepared = false;
+        if let Err(err) = ebpf.datapath.prepare_policy() {
             // The next change writes it anyway.
             log::debug!("preparing for the next policy: {err:#}");
+        }
+    }
+
+    /// Does what concerns the programs alone.
+    pub(super) fn on_ebpf(&mut self, event: EbpfEvent) {
+        match event {
+            EbpfEvent::SweepEnded => self.sweep_ended(),
+            EbpfEvent::RoomDue => self.look_for_room(),
+            EbpfEvent::Unprepared => self.prepare_policy(),
         }
     }
 

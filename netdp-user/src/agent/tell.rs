@@ -1,6 +1,7 @@
 //! What the agent says of itself to the API and to probes.
 
 use super::Agent;
+use super::modes::Ebpf;
 use super::readiness::LINES;
 use crate::control::{REFUSALS, Told};
 use crate::report::UplinkReport;
@@ -111,7 +112,8 @@ impl Agent {
             self.told.counted = Some(Instant::now());
             self.told.mappings = self.mappings();
         }
-        let counters = self.engine.counters();
+        let counters = self.engine.as_ebpf().map(Ebpf::counters);
+        let counters = counters.unwrap_or_default();
         let config = &self.in_force;
         let some = |lines: &[String]| lines.iter().take(LINES).cloned().collect::<Vec<_>>();
         let told = Told {

@@ -1,6 +1,8 @@
 //! eBPF mode: the programs of the datapath translate.
 
 use super::super::RunOptions;
+use super::super::program_log::ProgramLog;
+use super::super::sweeping::Sweeping;
 use super::super::takeover::is_pinned;
 use super::{Engine, iptables};
 use crate::datapath::{self, Datapath, Traces};
@@ -8,8 +10,68 @@ use crate::pod::{self, Lacking, NoEbpf};
 use crate::rights;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, anyhow};
+use netdp_common::abi::Counters;
+use tokio::time::Instant;
+
+/// The datapath, and what only it needs.
+pub(in crate::agent) struct Ebpf {
+    pub datapath: Datapath,
+    pub sweeping: Sweeping,
+    log: ProgramLog,
+    /// When connections that an earlier policy bypassed have ended, where there may be any.
+    pub forget_policies: Option<Instant>,
+    /// The idle trie has to be brought up to date.
+    pub unprepared: bool,
+}
+
+/// What calls for something to be done.
+pub(in crate::agent) enum Event {
+    /// A sweep has ended, or may have.
+    SweepEnded,
+    /// It is time to look whether the tables are nearly full.
+    RoomDue,
+    /// There is time to bring the idle trie up to date.
+    Unprepared,
+}
+
+impl Ebpf {
+    fn with(mut datapath: Datapath, options: &RunOptions) -> Result<Engine> {
+        let log = ProgramLog::watch(datapath.take_log()?)?;
+        Ok(Engine::Ebpf(Box::new(Self {
+            sweeping: Sweeping::start(&options.bpffs)?,
+            datapath,
+            log,
+            forget_policies: None,
+            unprepared: false,
+        })))
+    }
+
+    /// Waits until there is something to do. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// What the programs log can't be passed on.
+    pub(in crate::agent) async fn next(&mut self) -> Result<Event> {
+        loop {
+            tokio::select! {
+                passed_on = self.log.pass_on() => passed_on?,
+                () = std::future::ready(()), if self.unprepared => return Ok(Event::Unprepared),
+                () = self.sweeping.ended() => return Ok(Event::SweepEnded),
+                () = self.sweeping.wants_look() => return Ok(Event::RoomDue),
+            }
+        }
+    }
+
+    /// What became of packets so far.
+    pub(in crate::agent) fn counters(&self) -> Counters {
+        self.datapath.maps().counters().unwrap_or_default()
+    }
+}
 
 pub(super) fn start(options: &RunOptions) -> Result<Engine> {
+    Ebpf::with(load(options)?, options)
+}
+
+fn load(options: &RunOptions) -> Result<Datapath> {
     let state_dir = StateDir::at(&options.state_dir);
     let mut setup = options.setup.clone();
     setup.secret = state_dir.secret()?;
@@ -18,7 +80,7 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
     if limits.secret != setup.secret {
         state_dir.save_secret(limits.secret)?;
     }
-    Ok(Engine::Ebpf(Box::new(datapath)))
+    Ok(datapath)
 }
 
 /// Starts the programs where they can be loaded and outlive the agent, else the chains.
@@ -76,18 +138,15 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
 /// # Errors
 /// Something that another mode would only hide: a wrong directory, too little memory.
 fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
-    let mut engine = match start(options) {
-        Ok(engine) => engine,
+    let mut datapath = match load(options) {
+        Ok(datapath) => datapath,
         Err(err) if pod::is_refusal(&err) => {
             return Ok(Err(format!("{:#}", rights::explain(err))));
         }
         Err(err) => return Err(err),
     };
-    let Some(datapath) = engine.as_datapath() else {
-        return Ok(Ok(engine));
-    };
     let Some(why) = datapath.fleeting().map(str::to_owned) else {
-        return Ok(Ok(engine));
+        return Ebpf::with(datapath, options).map(Ok);
     };
     // Nothing is attached yet.
     datapath.remove()?;

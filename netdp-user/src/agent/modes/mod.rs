@@ -14,16 +14,21 @@ use crate::reconcile::{self, Change, State};
 use crate::report::UplinkReport;
 use crate::shadow::{Node, Shadow};
 use anyhow::{Result, bail};
-use aya_log::EbpfLogger;
-use netdp_common::abi::Counters;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+pub(super) use ebpf::{Ebpf, Event as EbpfEvent};
 pub(super) use iptables::{Event as IptablesEvent, Iptables};
+
+/// What concerns one mode alone.
+pub(super) enum Event {
+    Ebpf(EbpfEvent),
+    Iptables(IptablesEvent),
+}
 
 /// The mode that runs.
 pub(super) enum Engine {
-    Ebpf(Box<Datapath>),
+    Ebpf(Box<Ebpf>),
     Iptables(Iptables),
     Shadow(Shadow),
 }
@@ -55,7 +60,7 @@ impl Engine {
     /// Whether an earlier agent's policy is in force.
     pub(super) fn adopted(&self) -> bool {
         match self {
-            Self::Ebpf(datapath) => datapath.adopted(),
+            Self::Ebpf(ebpf) => ebpf.datapath.adopted(),
             Self::Iptables(iptables) => iptables.adopted(),
             Self::Shadow(_) => false,
         }
@@ -77,11 +82,15 @@ impl Engine {
         }
     }
 
-    /// Waits for what iptables mode does beside the loop; for ever in other modes.
-    pub(super) async fn next(&mut self) -> IptablesEvent {
+    /// Waits for what concerns the mode alone. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// What the programs log can't be passed on.
+    pub(super) async fn next(&mut self) -> Result<Event> {
         match self {
-            Self::Ebpf(_) | Self::Shadow(_) => std::future::pending().await,
-            Self::Iptables(iptables) => iptables.next().await,
+            Self::Ebpf(ebpf) => ebpf.next().await.map(Event::Ebpf),
+            Self::Iptables(iptables) => Ok(Event::Iptables(iptables.next().await)),
+            Self::Shadow(_) => std::future::pending().await,
         }
     }
 
@@ -110,33 +119,38 @@ impl Engine {
         }
     }
 
-    /// The datapath, if it does it.
-    pub(super) const fn as_datapath(&mut self) -> Option<&mut Datapath> {
+    /// Returns the datapath and what belongs to it, if the programs translate.
+    pub(super) const fn as_ebpf(&self) -> Option<&Ebpf> {
         match self {
-            Self::Ebpf(datapath) => Some(datapath),
+            Self::Ebpf(ebpf) => Some(ebpf),
             Self::Iptables(_) | Self::Shadow(_) => None,
         }
+    }
+
+    /// Returns the datapath and what belongs to it, if the programs translate.
+    pub(super) const fn as_ebpf_mut(&mut self) -> Option<&mut Ebpf> {
+        match self {
+            Self::Ebpf(ebpf) => Some(ebpf),
+            Self::Iptables(_) | Self::Shadow(_) => None,
+        }
+    }
+
+    /// Returns the datapath, if the programs translate.
+    pub(super) fn as_datapath(&mut self) -> Option<&mut Datapath> {
+        self.as_ebpf_mut().map(|ebpf| &mut ebpf.datapath)
     }
 
     /// What the kernel was found to have, where that matters.
     pub(super) fn kernel(&self) -> Option<Kernel> {
         match self {
-            Self::Ebpf(datapath) => Some(datapath.kernel()),
+            Self::Ebpf(ebpf) => Some(ebpf.datapath.kernel()),
             Self::Iptables(_) | Self::Shadow(_) => None,
-        }
-    }
-
-    /// What became of packets so far.
-    pub(super) fn counters(&self) -> Counters {
-        match self {
-            Self::Ebpf(datapath) => datapath.maps().counters().unwrap_or_default(),
-            Self::Iptables(_) | Self::Shadow(_) => Counters::default(),
         }
     }
 
     pub(super) fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
         match self {
-            Self::Ebpf(datapath) => datapath.maps().local_addresses(),
+            Self::Ebpf(ebpf) => ebpf.datapath.maps().local_addresses(),
             Self::Iptables(_) | Self::Shadow(_) => Ok(BTreeSet::new()),
         }
     }
@@ -144,7 +158,7 @@ impl Engine {
     /// How many addresses of the node have room.
     pub(super) const fn address_room(&self) -> usize {
         match self {
-            Self::Ebpf(datapath) => datapath.maps().address_room(),
+            Self::Ebpf(ebpf) => ebpf.datapath.maps().address_room(),
             Self::Iptables(_) | Self::Shadow(_) => usize::MAX,
         }
     }
@@ -153,8 +167,8 @@ impl Engine {
     pub(super) fn uplink_reports(&self, state: &State) -> Vec<UplinkReport> {
         let uplinks = &state.uplinks;
         match self {
-            Self::Ebpf(datapath) => {
-                let attached = datapath.attached();
+            Self::Ebpf(ebpf) => {
+                let attached = ebpf.datapath.attached();
                 let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
                 attached.iter().filter_map(report).collect()
             }
@@ -166,16 +180,8 @@ impl Engine {
     /// Where programs are to be.
     pub(super) fn placed(&self) -> Vec<Placed> {
         match self {
-            Self::Ebpf(datapath) => datapath.placed(),
+            Self::Ebpf(ebpf) => ebpf.datapath.placed(),
             Self::Iptables(_) | Self::Shadow(_) => Vec::new(),
-        }
-    }
-
-    /// What the programs log.
-    pub(super) fn take_log(&mut self) -> Result<Option<EbpfLogger<&'static dyn log::Log>>> {
-        match self {
-            Self::Ebpf(datapath) => datapath.take_log().map(Some),
-            Self::Iptables(_) | Self::Shadow(_) => Ok(None),
         }
     }
 
@@ -187,7 +193,7 @@ impl Engine {
         let mut chains = BTreeSet::from([KEEP_CHAIN]);
         let mut removed = Vec::new();
         match self {
-            Self::Ebpf(datapath) => removed = datapath.remove()?,
+            Self::Ebpf(ebpf) => removed = ebpf.datapath.remove()?,
             Self::Iptables(_) => drop(chains.insert(&options.chains.name)),
             Self::Shadow(_) => return Ok(removed),
         }
@@ -203,7 +209,7 @@ impl Engine {
 impl reconcile::Backend for Engine {
     fn apply(&mut self, change: &Change) -> Result<()> {
         match self {
-            Self::Ebpf(datapath) => datapath.apply(change),
+            Self::Ebpf(ebpf) => ebpf.datapath.apply(change),
             Self::Iptables(_) | Self::Shadow(_) => Ok(()),
         }
     }
