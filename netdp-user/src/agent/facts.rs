@@ -3,8 +3,8 @@
 
 use super::Agent;
 use super::configuration::InForce;
+use super::desired::Findings;
 use super::modes::Iptables;
-use super::network::Findings;
 use crate::config::Rule;
 use crate::datapath::{Kernel, Placed};
 use crate::foreign;

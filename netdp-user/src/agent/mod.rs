@@ -4,6 +4,7 @@
 mod api;
 mod chains;
 mod configuration;
+mod desired;
 mod ending;
 mod facts;
 mod foreign;
@@ -119,7 +120,7 @@ struct Agent {
     /// What does not change while the agent runs.
     identity: facts::Identity,
     /// What the selection of uplinks has shown.
-    found: network::Findings,
+    found: desired::Findings,
     /// The uplinks that programs are attached to, or that are watched.
     attached: Vec<UplinkReport>,
     /// What was written last for the next agent.
@@ -189,7 +190,7 @@ impl Agent {
                 kernel: engine.kernel(),
                 ready_file,
             },
-            found: network::Findings::default(),
+            found: desired::Findings::default(),
             attached: Vec::new(),
             memory,
             engine,

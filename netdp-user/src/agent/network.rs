@@ -1,47 +1,15 @@
 //! The datapath follows the configuration and the node's network.
 
+use super::desired::links_to_pods;
 use super::modes::EbpfEvent;
 use super::{Agent, DRAIN_IDLE};
-use crate::config;
 use crate::datapath::OnReload;
-use crate::reconcile::{self, Backend as _, Change, PolicyRule, State, Step};
-use crate::uplinks::{Settled, Uplink, detours, hint, local_addresses, pod_links, select};
-use log::Level;
+use crate::reconcile::{self, Backend as _, Change, Step};
+use crate::uplinks::{Settled, Uplink, select};
 use netdp_common::abi::Action;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// How many addresses a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
-const ADDRESSES: usize = 131_072;
-
-/// What the selection of uplinks has shown, for people.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Findings {
-    /// `--uplink` patterns that match no interface yet.
-    pub waiting_for: Vec<String>,
-    /// `--hairpin` patterns that match no interface yet.
-    pub waiting_for_pods: Vec<String>,
-    /// What may have been meant by some of those.
-    pub hints: Vec<String>,
-    /// Why there is no uplink at all, if so.
-    pub no_uplink: Option<String>,
-    /// Why not all addresses of the node count, if so.
-    pub no_room: Option<String>,
-    /// What `--uplink` names and can't be an uplink.
-    pub left_out: Vec<String>,
-    /// What was decided about uplinks that stand on each other.
-    pub stacked: Vec<String>,
-    /// Interfaces that masqueraded destinations leave by untranslated.
-    pub leaks: Vec<String>,
-    /// Interfaces towards guests of the node.
-    pub guests: Vec<String>,
-    /// Ways for packets past the uplinks' hooks.
-    pub detours: Vec<String>,
-    /// IPsec policies that cover what pods send once it has the node's address.
-    pub ipsec: Vec<String>,
-}
 
 /// What came of [`Agent::apply`].
 pub(super) enum Applied {
@@ -57,7 +25,7 @@ impl Agent {
     /// Takes programs off interfaces that are no uplinks any more.
     pub(super) fn detach_strangers(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
-        let pods = self.pod_links(&selected.uplinks);
+        let pods = links_to_pods(&self.snapshot, &self.options.hairpin, &selected.uplinks);
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
@@ -95,151 +63,6 @@ impl Agent {
         }
     }
 
-    fn pod_links(&self, uplinks: &[Uplink]) -> BTreeMap<u32, String> {
-        pod_links(&self.snapshot, &self.options.hairpin, |ifindex| {
-            uplinks.iter().any(|uplink| uplink.ifindex == ifindex)
-        })
-    }
-
-    fn wanted(&mut self) -> State {
-        let mut selected = select(&self.snapshot, &self.selection);
-        self.wait_for(std::mem::take(&mut selected.unmatched));
-        if selected.reason != self.found.no_uplink
-            && let Some(reason) = &selected.reason
-            && self.found.waiting_for.is_empty()
-        {
-            log::warn!("no uplink: {reason}");
-        }
-        self.found.no_uplink = selected.reason;
-        if selected.stacked != self.found.stacked {
-            for what in &selected.stacked {
-                log::info!("{what}");
-            }
-        }
-        self.found.stacked = selected.stacked;
-        for what in &selected.left_out {
-            if !self.found.left_out.contains(what) {
-                log::warn!("{what}");
-            }
-        }
-        self.found.left_out = selected.left_out;
-        self.selection.with_guests = selected.with_guests;
-        for what in &selected.leaks {
-            if !self.found.leaks.contains(what) {
-                log::error!("{what}");
-            }
-        }
-        if self
-            .found
-            .leaks
-            .iter()
-            .any(|what| !selected.leaks.contains(what))
-        {
-            let left = selected.leaks.len();
-            log::info!("interfaces that masqueraded destinations leave by untranslated: {left}");
-        }
-        if selected.leaks != self.found.leaks {
-            self.takeover.try_soon();
-        }
-        self.found.leaks = selected.leaks;
-        let guests = selected.guests.iter();
-        let new: Vec<_> = guests
-            .filter(|name| !self.found.guests.contains(name))
-            .collect();
-        if !new.is_empty() {
-            log::info!("{new:?} lead to guests of this node: what goes there is not masqueraded");
-        }
-        self.found.guests = selected.guests;
-        let uplinks = selected.uplinks.iter().map(|uplink| uplink.ifindex);
-        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
-        let detours = detours(&self.snapshot, &selected.uplinks);
-        for what in &detours {
-            if !self.found.detours.contains(what) {
-                log::warn!("{what}");
-            }
-        }
-        self.found.detours = detours;
-        let pod_links = self.pod_links(&selected.uplinks);
-        (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
-        let withheld = self.withheld(&selected.uplinks, &selected.sources);
-        let policy = self.config.rules.iter().map(policy_rule).collect();
-        State {
-            pod_links,
-            policy: Some(withheld.apply(policy)),
-            local: local_addresses(&self.snapshot),
-            observed: selected
-                .observed
-                .into_iter()
-                .map(|link| (link.ifindex, link))
-                .collect(),
-            macs: selected.macs,
-            sources: selected.sources,
-            unknown: BTreeMap::new(),
-            uplinks: selected
-                .uplinks
-                .into_iter()
-                .map(|uplink| (uplink.ifindex, uplink))
-                .collect(),
-        }
-    }
-
-    /// Says which interfaces are waited for, and what may have been meant instead.
-    fn wait_for(&mut self, uplinks: Vec<String>) {
-        let pods = self.options.hairpin.unmatched(&self.snapshot);
-        let mut hints = Vec::new();
-        for (flag, patterns, before) in [
-            ("--uplink", &uplinks, &self.found.waiting_for),
-            ("--hairpin", &pods, &self.found.waiting_for_pods),
-        ] {
-            for pattern in patterns {
-                let hint = hint(flag, pattern, &self.snapshot);
-                let and = hint
-                    .as_ref()
-                    .map_or_else(String::new, |hint| format!("; {hint}"));
-                // Pods come when they come.
-                let level = match (flag, &hint) {
-                    ("--hairpin", None) => Level::Info,
-                    _ => Level::Warn,
-                };
-                if patterns != before {
-                    log::log!(
-                        level,
-                        "no interface matches {flag} {pattern} yet: waiting for it{and}"
-                    );
-                }
-                hints.extend(hint.map(|hint| format!("{flag} {pattern}: {hint}")));
-            }
-        }
-        self.found.waiting_for = uplinks;
-        self.found.waiting_for_pods = pods;
-        self.found.hints = hints;
-    }
-
-    /// Makes do with the room that there is for the node's addresses.
-    fn fit(&mut self, wanted: &mut State) {
-        let count = wanted.local.len();
-        let room = self.engine.address_room();
-        let fits = wanted.fit(room, &self.applied);
-        let no_room = (!fits).then(|| {
-            format!(
-                "the node has {count} addresses, and the datapath's map has room for {room}: what \
-                 was attached stays, nothing else is attached. Take addresses away{}",
-                if room < ADDRESSES {
-                    format!("; after `netdp detach` a new map has room for {ADDRESSES}")
-                } else {
-                    String::new()
-                }
-            )
-        });
-        if no_room != self.found.no_room {
-            match &no_room {
-                Some(problem) => log::error!("{problem}"),
-                None => log::info!("all addresses of the node have room again"),
-            }
-        }
-        self.found.no_room = no_room;
-    }
-
     /// Makes the datapath, or the chains, what they are to be. What fails is said and
     /// tried again at the next event, chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
     pub(super) fn reconcile(&mut self) {
@@ -265,12 +88,13 @@ impl Agent {
             return Applied::Chains;
         }
         self.judge_sources();
-        let mut wanted = self.wanted();
+        let wanted = self.desired();
+        let uplinks = wanted.uplinks.keys().copied();
+        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
         self.selection.keep = wanted.uplinks.keys().copied().collect();
         let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
         self.selection.names.extend(names);
         self.monitor.expect(&self.selection);
-        self.fit(&mut wanted);
         // What a sweep at work goes by is about to change.
         if wanted.policy != self.applied.policy {
             self.interrupt_sweep();
@@ -466,15 +290,5 @@ fn announce(change: &Change) {
         | Change::RemoveLocal(_)
         | Change::SetSource(..)
         | Change::RemoveSource(_) => {}
-    }
-}
-
-fn policy_rule(rule: &config::Rule) -> PolicyRule {
-    PolicyRule {
-        prefix: rule.prefix,
-        action: match rule.action {
-            config::Action::Bypass => Action::Bypass,
-            config::Action::Masquerade => Action::Masquerade,
-        },
     }
 }

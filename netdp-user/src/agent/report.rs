@@ -1,5 +1,6 @@
 //! The report for `netdp status`, made of the agent's state. Nothing reads it back.
 
+use super::desired::Flag;
 use super::facts::Facts;
 use super::memory::{Memory, to_be_missed};
 use crate::config::Rule;
@@ -16,9 +17,9 @@ impl Facts<'_> {
             kernel: identity.kernel,
             config: self.config_report(),
             uplinks: self.uplinks.to_vec(),
-            waiting_for: network.waiting_for.clone(),
-            waiting_for_pods: network.waiting_for_pods.clone(),
-            hints: network.hints.clone(),
+            waiting_for: network.waiting_for(Flag::Uplink),
+            waiting_for_pods: network.waiting_for(Flag::Hairpin),
+            hints: network.hints(),
             no_uplink: network.no_uplink.clone(),
             no_room: network.no_room.clone(),
             left_out: network.left_out.clone(),
@@ -91,9 +92,9 @@ fn rule_report(rule: &Rule) -> RuleReport {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::configuration::{InForce, Source};
+    use super::super::desired::Findings;
     use super::super::facts::{Facts, Identity};
     use super::super::memory::PolicyCount;
-    use super::super::network::Findings;
     use crate::config::{Action, Origin, Rule};
     use crate::foreign::Seen;
     use crate::iptables::ChainReport;
