@@ -3,7 +3,7 @@
 
 use super::Agent;
 use super::configuration::InForce;
-use super::desired::Findings;
+use super::findings::Findings;
 use super::modes::Iptables;
 use crate::config::Rule;
 use crate::datapath::{Kernel, Placed};

@@ -7,6 +7,7 @@ mod configuration;
 mod desired;
 mod ending;
 mod facts;
+mod findings;
 mod foreign;
 mod guard;
 mod memory;
@@ -18,33 +19,30 @@ mod node;
 mod notes;
 mod options;
 mod outrun;
+mod pins;
 mod program_log;
 mod readiness;
+mod ready;
 mod report;
 mod resting;
+mod start;
 mod sweeping;
 mod takeover;
 mod tell;
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::control::Control;
 use crate::limits;
 use crate::programs;
 use crate::reconcile::State;
 use crate::report::UplinkReport;
-use crate::rollback::Fallback;
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
-use crate::terminal;
 use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use ending::Ending;
 use modes::{Engine, Event};
 use netdp_common::conntrack::DRAIN_SECONDS;
-use std::collections::BTreeSet;
-use std::fs::Permissions;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -90,7 +88,7 @@ fn run_within(options: RunOptions) -> Result<()> {
             agent = Agent::start(options, state_dir) => agent?,
             () = ending.begun() => return Ok(()),
         };
-        // Wherever the loop waits, it is left at once, and nothing blocks it.
+        // Wherever the loop waits, it is left at once.
         tokio::select! {
             biased;
             () = ending.begun() => {}
@@ -120,7 +118,7 @@ struct Agent {
     /// What does not change while the agent runs.
     identity: facts::Identity,
     /// What the selection of uplinks has shown.
-    found: desired::Findings,
+    found: findings::Findings,
     /// The uplinks that programs are attached to, or that are watched.
     attached: Vec<UplinkReport>,
     /// What was written last for the next agent.
@@ -145,98 +143,6 @@ struct Agent {
 }
 
 impl Agent {
-    async fn start(options: RunOptions, state_dir: StateDir) -> Result<Self> {
-        set_ready(&options, false)?;
-        let control = Control::start(options.kube.clone(), options.http_listen)?;
-        // Both watches stand before the first look, so that nothing falls between.
-        let watcher = Watcher::new(&options.config_paths);
-        if let Some(problem) = watcher.problem() {
-            log::warn!("{problem}");
-        }
-        let monitor = monitor::Reopening::new().await?;
-        let (mut engine, no_ebpf) = Engine::start(&options)?;
-        let snapshot = monitor.snapshot().await?;
-        let config = config::defaults(&options.config_options);
-        let selection = Selection {
-            masqueraded: config.masqueraded(),
-            patterns: options.patterns.clone(),
-            node_addrs: options.node_addrs.clone(),
-            enable_ipv6: options.config_options.enable_ipv6,
-            keep: match engine.as_datapath() {
-                Some(datapath) => datapath.known_uplinks()?.into_iter().collect(),
-                None => BTreeSet::new(),
-            },
-            names: BTreeSet::new(),
-            with_guests: BTreeSet::new(),
-        };
-        let api = api::Followed::new(options.kube.is_some(), &state_dir);
-        let ready_file = options.ready_file.clone();
-        let memory = Memory::recall(&state_dir);
-        let (had, reported) = (memory.had.clone(), memory.no_address.clone());
-        let mut agent = Self {
-            config,
-            applied: State {
-                local: engine.local_addresses()?,
-                ..State::default()
-            },
-            options,
-            selection,
-            monitor,
-            watcher,
-            in_force: configuration::InForce::after(memory.policy.clone()),
-            identity: facts::Identity {
-                mode: engine.name(),
-                no_ebpf,
-                kernel: engine.kernel(),
-                ready_file,
-            },
-            found: desired::Findings::default(),
-            attached: Vec::new(),
-            memory,
-            engine,
-            state_dir,
-            snapshot,
-            resting: resting::Resting::default(),
-            ready: false,
-            takeover: takeover::Takeover::new(),
-            starting: true,
-            deferred: None,
-            api,
-            told: tell::Telling::new(control.is_some()),
-            control,
-            foreign: foreign::Foreign::new(),
-            node: node::Node::default(),
-            guard: guard::Guard::new(),
-            no_address: no_address::NoAddress::after(had, reported),
-        };
-        agent.warn_of_fleeting_pins();
-        agent.await_api().await;
-        agent.first_config();
-        if agent.give_back()? {
-            agent.starting = false;
-            agent.update_ready();
-            return Ok(agent);
-        }
-        agent.save_fallback();
-        agent.detach_strangers();
-        agent.keep_untranslated().await;
-        agent.mark_tracking();
-        agent.learn_node().await;
-        agent.reconcile();
-        agent.first_chains().await;
-        agent.forget_translated().await;
-        agent.remove_orphans();
-        if !agent.take_over() {
-            agent.starting = false;
-            agent.update_ready();
-            agent.ask_foreign();
-        }
-        if let Some(datapath) = agent.engine.as_datapath() {
-            datapath.set_started();
-        }
-        Ok(agent)
-    }
-
     /// Does what is to be done until the future is dropped.
     ///
     /// # Errors
@@ -300,39 +206,6 @@ impl Agent {
         }
     }
 
-    fn update_ready(&mut self) {
-        let ready = self.facts().is_ready();
-        if ready == self.ready {
-            return;
-        }
-        if let Err(err) = set_ready(&self.options, ready) {
-            log::error!("{err:#}");
-            return;
-        }
-        self.ready = ready;
-        if ready {
-            eprintln!(
-                "netdp: {} {}: config {} from {}, {} rules",
-                self.engine.in_force(),
-                terminal::line(&self.facts().places().join(", ")),
-                self.in_force.policy.hash,
-                terminal::line(&self.in_force.source_name),
-                self.config.rules.len()
-            );
-        }
-    }
-
-    /// For `netdp detach --to-iptables`.
-    fn save_fallback(&self) {
-        let fallback = Fallback {
-            chains: self.options.chains.clone(),
-            config: self.options.config_options,
-        };
-        if let Err(err) = fallback.save(&self.state_dir) {
-            log::warn!("{err:#}");
-        }
-    }
-
     /// Writes the report for `netdp status`, and for the next agent what it has to know.
     fn save_report(&mut self) {
         let facts = self.facts();
@@ -350,7 +223,7 @@ impl Agent {
     }
 
     fn end(&mut self) -> Result<()> {
-        set_ready(&self.options, false)?;
+        ready::set(&self.options, false)?;
         match self.options.on_exit {
             OnExit::Keep => log::info!("ending; the datapath stays in force"),
             OnExit::Detach => {
@@ -369,25 +242,4 @@ fn ticker(period: Duration) -> Interval {
     let mut interval = interval_at(Instant::now() + period, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-fn set_ready(options: &RunOptions, ready: bool) -> Result<()> {
-    let Some(path) = &options.ready_file else {
-        return Ok(());
-    };
-    if ready {
-        // Not into what somebody else has put there: a FIFO would hold the agent up.
-        return crate::private::create(path)
-            .and_then(|mut file| {
-                file.set_permissions(Permissions::from_mode(0o644))?;
-                file.write_all(b"ready\n")
-            })
-            .with_context(|| format!("writing the ready file {}", path.display()));
-    }
-    match std::fs::remove_file(path) {
-        Err(err) if err.kind() != std::io::ErrorKind::NotFound => {
-            Err(err).with_context(|| format!("removing the ready file {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }

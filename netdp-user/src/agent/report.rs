@@ -1,7 +1,7 @@
 //! The report for `netdp status`, made of the agent's state. Nothing reads it back.
 
-use super::desired::Flag;
 use super::facts::Facts;
+use super::findings::Flag;
 use super::memory::{Memory, to_be_missed};
 use crate::config::Rule;
 use crate::report::{ConfigReport, Report, RuleReport};
@@ -92,8 +92,8 @@ fn rule_report(rule: &Rule) -> RuleReport {
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::configuration::{InForce, Source};
-    use super::super::desired::Findings;
     use super::super::facts::{Facts, Identity};
+    use super::super::findings::Findings;
     use super::super::memory::PolicyCount;
     use crate::config::{Action, Origin, Rule};
     use crate::foreign::Seen;
