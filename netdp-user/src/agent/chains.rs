@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::modes::{Event, Iptables, IptablesEvent};
-use super::takeover::is_pinned;
+use crate::datapath;
 use crate::iptables::ChainReport;
 use anyhow::{Context as _, Result};
 
@@ -33,7 +33,7 @@ impl Agent {
         let Some(iptables) = self.engine.as_iptables_mut() else {
             return Ok(false);
         };
-        if !is_pinned(&options.bpffs) {
+        if !datapath::is_pinned(&options.bpffs) {
             return Ok(false);
         }
         let reports = iptables

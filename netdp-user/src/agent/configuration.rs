@@ -3,6 +3,7 @@
 use super::Agent;
 use super::memory::PolicyCount;
 use super::network::Applied;
+use super::reload::{Read, Reload, judge, lines, names};
 use crate::config::{self, Document};
 use crate::sources::file;
 use crate::time::now;
@@ -101,7 +102,7 @@ impl Agent {
         }
     }
 
-    fn read(&mut self) -> Result<(Vec<Document>, config::Loaded), config::Rejected> {
+    fn read(&mut self) -> Read {
         let mut documents = file::read(&self.options.config_paths)?;
         documents.extend(self.options.targets.clone());
         let warnings = self.add_api(&mut documents)?;
@@ -117,51 +118,51 @@ impl Agent {
 
     /// Reads the files again; a bad one changes nothing.
     pub(super) fn reload(&mut self) {
-        match self.read() {
-            Ok((documents, loaded)) => {
-                let mended = !self.in_force.rejected.is_empty();
+        match judge(self.read(), &self.config, &self.in_force) {
+            Reload::Unchanged | Reload::RejectedBefore => {}
+            Reload::Accept {
+                documents,
+                loaded,
+                mended,
+            } => {
                 if mended {
                     log::info!("the configuration is good again");
                 }
-                if mended
-                    || loaded.config != self.config
-                    || lines(&loaded.warnings) != self.in_force.warnings
-                    || names(&documents) != self.in_force.files
-                    || self.in_force.source != Source::Sources
-                {
-                    let config::Loaded {
-                        config,
-                        warnings,
-                        notes,
-                    } = loaded;
-                    let before = std::mem::replace(&mut self.config, config);
-                    self.selection.masqueraded = self.config.masqueraded();
-                    let applied = self.apply();
-                    drop(before);
-                    if let Applied::Chains = applied {
-                        self.in_force.rejected.clear();
-                        self.deferred = Some(Deferred {
-                            documents,
-                            warnings,
-                            notes,
-                        });
-                    } else {
-                        self.accepted(documents, &warnings, &notes, Source::Sources);
-                    }
-                    self.applied(applied);
-                }
+                self.take(documents, loaded);
             }
-            Err(rejected) => {
-                if self.in_force.rejected != lines(&rejected.errors) {
-                    self.reject(&rejected);
-                    log::error!("the configuration is bad: what was in force stays");
-                    self.in_force.rejected = lines(&rejected.errors);
-                    self.told.another_config(Vec::new());
-                    self.save_report();
-                    self.tell();
-                }
+            Reload::Reject(rejected) => {
+                self.reject(&rejected);
+                log::error!("the configuration is bad: what was in force stays");
+                self.in_force.rejected = lines(&rejected.errors);
+                self.told.another_config(Vec::new());
+                self.save_report();
+                self.tell();
             }
         }
+    }
+
+    /// Puts a configuration in force. That of chains counts once they are written.
+    fn take(&mut self, documents: Vec<Document>, loaded: config::Loaded) {
+        let config::Loaded {
+            config,
+            warnings,
+            notes,
+        } = loaded;
+        let before = std::mem::replace(&mut self.config, config);
+        self.selection.masqueraded = self.config.masqueraded();
+        let applied = self.apply();
+        drop(before);
+        if let Applied::Chains = applied {
+            self.in_force.rejected.clear();
+            self.deferred = Some(Deferred {
+                documents,
+                warnings,
+                notes,
+            });
+        } else {
+            self.accepted(documents, &warnings, &notes, Source::Sources);
+        }
+        self.applied(applied);
     }
 
     /// The chains are what the last configuration says.
@@ -254,15 +255,4 @@ impl Agent {
             Source::Sources => self.api.name_of(documents.len()),
         }
     }
-}
-
-fn names(documents: &[Document]) -> Vec<String> {
-    documents
-        .iter()
-        .map(|document| document.name.clone())
-        .collect()
-}
-
-fn lines(diagnostics: &[config::Diagnostic]) -> Vec<String> {
-    diagnostics.iter().map(ToString::to_string).collect()
 }

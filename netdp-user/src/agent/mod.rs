@@ -23,6 +23,7 @@ mod pins;
 mod program_log;
 mod readiness;
 mod ready;
+mod reload;
 mod report;
 mod resting;
 mod start;

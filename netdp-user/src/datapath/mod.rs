@@ -29,6 +29,7 @@ mod tap;
 mod tcx;
 mod tracked;
 
+pub use bpffs::is_pinned;
 pub use clsact::remove_filters;
 pub use flows::FlowRecord;
 pub(crate) use flows::protocol_name;

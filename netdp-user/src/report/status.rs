@@ -2,7 +2,7 @@
 
 use super::Report;
 use super::nat::{self, LiveRules};
-use crate::datapath::{Found, Maps};
+use crate::datapath::{self, Found, Maps};
 use crate::state_dir::StateDir;
 use anyhow::Result;
 use netdp_common::abi::Counters;
@@ -39,7 +39,7 @@ impl Status {
     pub(super) fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
         let dir = StateDir::at(state_dir);
         let pid = dir.owner();
-        let pinned = bpffs.join(netdp_common::abi::pins::SETTINGS).exists();
+        let pinned = datapath::is_pinned(bpffs);
         let read = if pinned {
             read_maps(bpffs)
         } else {

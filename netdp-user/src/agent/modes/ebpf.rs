@@ -3,7 +3,6 @@
 use super::super::RunOptions;
 use super::super::program_log::ProgramLog;
 use super::super::sweeping::Sweeping;
-use super::super::takeover::is_pinned;
 use super::{Engine, iptables};
 use crate::datapath::{self, Datapath, Traces};
 use crate::pod::{self, Lacking, NoEbpf};
@@ -90,7 +89,7 @@ fn load(options: &RunOptions) -> Result<Datapath> {
 pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<NoEbpf>)> {
     let lacking = Lacking::look(&options.bpffs, &options.state_dir);
     // What translates already is not left for something else.
-    if is_pinned(&options.bpffs) {
+    if datapath::is_pinned(&options.bpffs) {
         let engine = start(options).map_err(|err| lacking.explain(err));
         return Ok((
             engine.with_context(|| stays(&options.bpffs.display().to_string()))?,

@@ -12,9 +12,9 @@ mod job;
 use super::Agent;
 use super::modes::Iptables;
 use crate::conntrack::Conntrack;
+use crate::datapath;
 use crate::uplinks::local_addresses;
 use job::Job;
-use std::path::Path;
 use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
@@ -145,7 +145,7 @@ impl Agent {
     /// connection only, and what programs have translated that are gone is none of its own to it.
     pub(super) async fn forget_translated(&mut self) {
         let in_force = (self.engine.as_iptables()).is_some_and(Iptables::is_in_force);
-        if !in_force || is_pinned(&self.options.bpffs) {
+        if !in_force || datapath::is_pinned(&self.options.bpffs) {
             return;
         }
         let mut job = self.job();
@@ -258,9 +258,4 @@ impl Agent {
             self.save_report();
         }
     }
-}
-
-/// Whether a datapath is pinned there.
-pub(super) fn is_pinned(bpffs: &Path) -> bool {
-    bpffs.join(netdp_common::abi::pins::SETTINGS).exists()
 }
