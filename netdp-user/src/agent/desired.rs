@@ -159,7 +159,7 @@ impl Agent {
         }
         let was_missed = self.node.set_missed_ipsec(missed_ipsec);
         if was_missed || found.leaks != self.found.leaks {
-            self.takeover.try_soon();
+            self.try_takeover_soon();
         }
         self.found = found;
         self.selection.with_guests = with_guests;

@@ -81,6 +81,8 @@ pub(super) struct Facts<'a> {
 impl Agent {
     pub(super) fn facts(&self) -> Facts<'_> {
         let required = self.options.kube.as_ref().is_some_and(|kube| kube.required);
+        let ebpf = self.engine.as_ebpf();
+        let takeover = ebpf.map(|ebpf| &ebpf.takeover);
         Facts {
             identity: &self.identity,
             config: &self.in_force,
@@ -93,12 +95,12 @@ impl Agent {
             no_address: &self.no_address.told,
             foreign: &self.foreign.found,
             node: self.node.report.as_ref(),
-            not_taken_over: &self.takeover.failed,
-            chains_back: &self.takeover.back,
+            not_taken_over: takeover.map_or(&[], |it| it.failed.as_slice()),
+            chains_back: takeover.map_or(&[], |it| it.back.as_slice()),
             api: self.api.state(),
             api_unready: self.api.unready(required, self.file_documents()),
             maps: self.api.maps(),
-            placed: self.engine.placed(),
+            placed: ebpf.map_or_else(Vec::new, |ebpf| ebpf.datapath.placed()),
             off: self.guard.faults(),
             behind: self.guard.outrun.lines(),
             unpinned: self.guard.unpinned.as_ref(),

@@ -1,7 +1,7 @@
 //! Other people's NAT rules: noticed, judged, said.
 
 use super::Agent;
-use super::modes::Engine;
+use super::modes::{Ebpf, Engine};
 use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
 use log::Level;
@@ -127,11 +127,12 @@ impl Agent {
             Event::Seen(look) => {
                 self.accept_inward(look.nat);
                 if self.foreign.note(&look.seen) {
-                    self.takeover.try_soon();
+                    self.try_takeover_soon();
                     self.take_over();
                 }
                 // After a takeover rules are looked at anew.
-                if !self.takeover.is_trying() {
+                let trying = |it: &Ebpf| it.takeover.is_trying();
+                if !self.engine.as_ebpf().is_some_and(trying) {
                     self.accept_foreign(look.seen);
                 }
             }

@@ -130,7 +130,6 @@ struct Agent {
     /// Addresses that were lost just now.
     resting: resting::Resting,
     ready: bool,
-    takeover: takeover::Takeover,
     /// What has to be done once is not done yet: not ready.
     starting: bool,
     /// What is to be accepted once the chains are written.
@@ -179,7 +178,6 @@ impl Agent {
                     Event::Ebpf(event) => self.on_ebpf(event),
                     Event::Iptables(event) => self.on_iptables(event),
                 },
-                done = self.takeover.done() => self.took_over(done),
                 probe = self.node.changed() => self.on_probe(probe),
                 () = self.monitor.changed() => self.look().await,
                 _ = looks.tick() => {
@@ -191,9 +189,7 @@ impl Agent {
                     let gone = self.resting.end(Instant::now());
                     self.sweep(gone);
                     self.forget_policies();
-                    if self.takeover.is_due() {
-                        self.take_over();
-                    }
+                    self.take_over_if_due();
                     self.finish_rollback();
                     self.retry_chains();
                     self.mark_tracking();

@@ -240,6 +240,7 @@ impl Agent {
             EbpfEvent::SweepEnded => self.sweep_ended(),
             EbpfEvent::RoomDue => self.look_for_room(),
             EbpfEvent::Unprepared => self.prepare_policy(),
+            EbpfEvent::TookOver(done) => self.took_over(done),
         }
     }
 

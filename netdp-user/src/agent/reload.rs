@@ -130,7 +130,7 @@ mod tests {
         in_force.rejected = lines(&rejected.errors);
         assert!(in_force.rejected[0].contains("/etc/config/a"), "{rejected}");
         assert_eq!(judge(read(BAD), &config, &in_force), Reload::RejectedBefore);
-        let worse = format!("{BAD}x: 1\n");
+        let worse = format!("{BAD}masqueradeCIDRs: [10.0.0.0/98]\n");
         assert!(matches!(
             judge(read(&worse), &config, &in_force),
             Reload::Reject(_)

@@ -1,9 +1,9 @@
 //! What is done once, before the loop.
 
-use super::modes::Engine;
+use super::modes::{Ebpf, Engine};
 use super::{
     Agent, Memory, RunOptions, api, configuration, facts, findings, foreign, guard, monitor,
-    no_address, node, ready, resting, takeover, tell,
+    no_address, node, ready, resting, tell,
 };
 use crate::config;
 use crate::control::Control;
@@ -29,7 +29,14 @@ impl Agent {
             log::warn!("{problem}");
         }
         let monitor = monitor::Reopening::new().await?;
-        let (mut engine, no_ebpf) = Engine::start(&options)?;
+        let (engine, no_ebpf) = Engine::start(&options)?;
+        // What an earlier agent has left in force.
+        let (mut keep, mut local, mut kernel) = (BTreeSet::new(), BTreeSet::new(), None);
+        if let Some(Ebpf { datapath, .. }) = engine.as_ebpf() {
+            keep.extend(datapath.known_uplinks()?);
+            local = datapath.maps().local_addresses()?;
+            kernel = Some(datapath.kernel());
+        }
         let snapshot = monitor.snapshot().await?;
         let config = config::defaults(&options.config_options);
         let selection = Selection {
@@ -37,10 +44,7 @@ impl Agent {
             patterns: options.patterns.clone(),
             node_addrs: options.node_addrs.clone(),
             enable_ipv6: options.config_options.enable_ipv6,
-            keep: match engine.as_datapath() {
-                Some(datapath) => datapath.known_uplinks()?.into_iter().collect(),
-                None => BTreeSet::new(),
-            },
+            keep,
             names: BTreeSet::new(),
             with_guests: BTreeSet::new(),
         };
@@ -51,7 +55,7 @@ impl Agent {
         let mut agent = Self {
             config,
             applied: State {
-                local: engine.local_addresses()?,
+                local,
                 ..State::default()
             },
             options,
@@ -62,7 +66,7 @@ impl Agent {
             identity: facts::Identity {
                 mode: engine.name(),
                 no_ebpf,
-                kernel: engine.kernel(),
+                kernel,
                 ready_file,
             },
             found: findings::Findings::default(),
@@ -73,7 +77,6 @@ impl Agent {
             snapshot,
             resting: resting::Resting::default(),
             ready: false,
-            takeover: takeover::Takeover::new(),
             starting: true,
             deferred: None,
             api,

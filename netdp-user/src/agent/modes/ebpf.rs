@@ -3,6 +3,7 @@
 use super::super::RunOptions;
 use super::super::program_log::ProgramLog;
 use super::super::sweeping::Sweeping;
+use super::super::takeover::{Done, Takeover};
 use super::{Engine, iptables};
 use crate::datapath::{self, Datapath, Traces};
 use crate::pod::{self, Lacking, NoEbpf};
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 pub(in crate::agent) struct Ebpf {
     pub datapath: Datapath,
     pub sweeping: Sweeping,
+    pub takeover: Takeover,
     log: ProgramLog,
     /// When connections that an earlier policy bypassed have ended, where there may be any.
     pub forget_policies: Option<Instant>,
@@ -31,6 +33,8 @@ pub(in crate::agent) enum Event {
     RoomDue,
     /// There is time to bring the idle trie up to date.
     Unprepared,
+    /// A takeover has ended, or a look after one.
+    TookOver(Done),
 }
 
 impl Ebpf {
@@ -38,6 +42,7 @@ impl Ebpf {
         let log = ProgramLog::watch(datapath.take_log()?)?;
         Ok(Engine::Ebpf(Box::new(Self {
             sweeping: Sweeping::start(&options.bpffs)?,
+            takeover: Takeover::new(),
             datapath,
             log,
             forget_policies: None,
@@ -54,6 +59,7 @@ impl Ebpf {
             tokio::select! {
                 passed_on = self.log.pass_on() => passed_on?,
                 () = std::future::ready(()), if self.unprepared => return Ok(Event::Unprepared),
+                done = self.takeover.done() => return Ok(Event::TookOver(done)),
                 () = self.sweeping.ended() => return Ok(Event::SweepEnded),
                 () = self.sweeping.wants_look() => return Ok(Event::RoomDue),
             }

@@ -7,7 +7,7 @@ mod shadow;
 
 use super::{Mode, RunOptions};
 use crate::config::Config;
-use crate::datapath::{Attached, Datapath, Kernel, Placed};
+use crate::datapath::{Attached, Datapath};
 use crate::iptables::KEEP_CHAIN;
 use crate::pod::{Lacking, NoEbpf};
 use crate::reconcile::{self, Change, State};
@@ -15,7 +15,6 @@ use crate::report::UplinkReport;
 use crate::shadow::{Node, Shadow};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 pub(super) use ebpf::{Ebpf, Event as EbpfEvent};
 pub(super) use iptables::{Event as IptablesEvent, Iptables};
@@ -140,21 +139,6 @@ impl Engine {
         self.as_ebpf_mut().map(|ebpf| &mut ebpf.datapath)
     }
 
-    /// What the kernel was found to have, where that matters.
-    pub(super) fn kernel(&self) -> Option<Kernel> {
-        match self {
-            Self::Ebpf(ebpf) => Some(ebpf.datapath.kernel()),
-            Self::Iptables(_) | Self::Shadow(_) => None,
-        }
-    }
-
-    pub(super) fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
-        match self {
-            Self::Ebpf(ebpf) => ebpf.datapath.maps().local_addresses(),
-            Self::Iptables(_) | Self::Shadow(_) => Ok(BTreeSet::new()),
-        }
-    }
-
     /// How many addresses of the node have room.
     pub(super) const fn address_room(&self) -> usize {
         match self {
@@ -174,14 +158,6 @@ impl Engine {
             }
             Self::Iptables(_) => Vec::new(),
             Self::Shadow(_) => uplinks.values().map(UplinkReport::watched).collect(),
-        }
-    }
-
-    /// Where programs are to be.
-    pub(super) fn placed(&self) -> Vec<Placed> {
-        match self {
-            Self::Ebpf(ebpf) => ebpf.datapath.placed(),
-            Self::Iptables(_) | Self::Shadow(_) => Vec::new(),
         }
     }
 

@@ -10,7 +10,7 @@
 mod job;
 
 use super::Agent;
-use super::modes::Iptables;
+use super::modes::{Ebpf, Iptables};
 use crate::conntrack::Conntrack;
 use crate::datapath;
 use crate::uplinks::local_addresses;
@@ -77,6 +77,28 @@ impl Takeover {
         self.again = None;
         self.rest = FIRST_REST;
         self.changed = self.is_running();
+    }
+
+    /// Has something done beside the loop.
+    fn begin(&mut self, job: impl FnOnce() -> Done + Send + 'static) {
+        self.again = None;
+        self.running = Some(spawn_blocking(job));
+    }
+
+    /// Takes note of what could not be taken over, and when to try that again. Whether it is something
+    /// else than before.
+    fn tried(&mut self, failed: Vec<String>, now: Instant) -> bool {
+        self.complete = failed.is_empty();
+        if self.complete {
+            self.rest = FIRST_REST;
+        } else {
+            let changed = std::mem::take(&mut self.changed);
+            self.again = (!changed).then(|| now + self.rest);
+            self.rest = (self.rest * 2).min(LONGEST_REST);
+        }
+        let is_news = failed != self.failed;
+        self.failed = failed;
+        is_news
     }
 
     const fn is_running(&self) -> bool {
@@ -175,10 +197,11 @@ impl Agent {
     /// soon as it is known what others' rules there are.
     pub(super) fn take_over(&mut self) -> bool {
         let in_force = self.applied.policy.is_some() && !self.attached.is_empty();
-        if !self.options.takeover || self.engine.as_datapath().is_none() || !in_force {
+        let Some(ebpf) = self.engine.as_ebpf() else {
             return false;
-        }
-        if self.takeover.complete || self.takeover.is_running() {
+        };
+        let takeover = &ebpf.takeover;
+        if !self.options.takeover || !in_force || takeover.complete || takeover.is_running() {
             return false;
         }
         if !self.foreign.has_looked() {
@@ -191,19 +214,39 @@ impl Agent {
         job.stay.extend_from_slice(self.node.missed_ipsec());
         // What netfilter translates is not to be dropped.
         job.stay.extend(self.foreign.in_the_way().cloned());
-        self.takeover.again = None;
-        self.takeover.running = Some(spawn_blocking(move || Done::Tried(job.take_over())));
+        let Some(ebpf) = self.engine.as_ebpf_mut() else {
+            return false;
+        };
+        ebpf.takeover.begin(move || Done::Tried(job.take_over()));
         true
+    }
+
+    /// What stood in the way of a takeover has changed.
+    pub(super) fn try_takeover_soon(&mut self) {
+        if let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() {
+            takeover.try_soon();
+        }
+    }
+
+    /// Tries a takeover if it is time to, or to try again.
+    pub(super) fn take_over_if_due(&mut self) {
+        let is_due = |it: &Ebpf| it.takeover.is_due();
+        if self.engine.as_ebpf().is_some_and(is_due) {
+            self.take_over();
+        }
     }
 
     /// What was done beside the loop is done.
     pub(super) fn took_over(&mut self, done: Done) {
+        let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() else {
+            return;
+        };
         match done {
             Done::Tried(tried) => {
-                self.takeover.any |= tried.any;
+                takeover.any |= tried.any;
                 self.tried(tried.failed);
             }
-            Done::Failed(why) if self.takeover.complete => log::error!("{why}"),
+            Done::Failed(why) if takeover.complete => log::error!("{why}"),
             Done::Failed(why) => self.tried(vec![why]),
             Done::Watched { back } => self.watched(back),
         }
@@ -211,22 +254,13 @@ impl Agent {
 
     /// A takeover has come to an end, with what could not be taken over.
     fn tried(&mut self, failed: Vec<String>) {
-        for what in failed
-            .iter()
-            .filter(|it| !self.takeover.failed.contains(it))
-        {
+        let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() else {
+            return;
+        };
+        for what in failed.iter().filter(|it| !takeover.failed.contains(it)) {
             log::error!("taking over {what}; it goes on beside the datapath, and is tried again");
         }
-        self.takeover.complete = failed.is_empty();
-        if failed.is_empty() {
-            self.takeover.rest = FIRST_REST;
-        } else {
-            let changed = std::mem::take(&mut self.takeover.changed);
-            self.takeover.again = (!changed).then(|| Instant::now() + self.takeover.rest);
-            self.takeover.rest = (self.takeover.rest * 2).min(LONGEST_REST);
-        }
-        if failed != self.takeover.failed {
-            self.takeover.failed = failed;
+        if takeover.tried(failed, Instant::now()) {
             self.save_report();
         }
         if self.starting {
@@ -238,24 +272,80 @@ impl Agent {
 
     /// Looks, beside the loop, whether somebody has put the chains back that were taken over.
     pub(super) fn watch_chains(&mut self) {
-        if !(self.takeover.complete && self.takeover.any) || self.takeover.is_running() {
+        let is_over = |it: &Ebpf| it.takeover.complete && it.takeover.any;
+        if !self.engine.as_ebpf().is_some_and(is_over) {
             return;
         }
         let job = self.job();
-        self.takeover.running = Some(spawn_blocking(move || job.watch()));
+        if let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut()
+            && !takeover.is_running()
+        {
+            takeover.begin(move || job.watch());
+        }
     }
 
     /// Chains that are back are told of once, not fought about. What they translate arrives as the
     /// node's own traffic.
     fn watched(&mut self, back: Vec<String>) {
-        if back != self.takeover.back {
+        let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() else {
+            return;
+        };
+        if back != takeover.back {
             for chain in &back {
                 log::warn!(
                     "{chain} is back: somebody, ip-masq-agent perhaps, still writes it; new connections are netfilter's until it is gone. Stop that agent and restart this one"
                 );
             }
-            self.takeover.back = back;
+            takeover.back = back;
             self.save_report();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FIRST_REST, LONGEST_REST, Takeover};
+    use tokio::time::Instant;
+
+    fn failed() -> Vec<String> {
+        vec!["chain X: locked".into()]
+    }
+
+    #[test]
+    fn each_failure_rests_for_twice_as_long_up_to_a_limit() {
+        let mut takeover = Takeover::new();
+        assert!(takeover.is_due());
+        let now = Instant::now();
+        assert!(takeover.tried(failed(), now));
+        assert_eq!(takeover.again, Some(now + FIRST_REST));
+        assert!(!takeover.is_due());
+        assert!(!takeover.tried(failed(), now), "it is the same failure");
+        assert_eq!(takeover.again, Some(now + FIRST_REST * 2));
+        for _ in 0..10 {
+            takeover.tried(failed(), now);
+        }
+        assert_eq!(takeover.again, Some(now + LONGEST_REST));
+        takeover.try_soon();
+        assert!(takeover.is_due());
+        takeover.tried(failed(), now);
+        assert_eq!(takeover.again, Some(now + FIRST_REST));
+    }
+
+    #[test]
+    fn what_is_complete_is_not_due() {
+        let mut takeover = Takeover::new();
+        takeover.tried(failed(), Instant::now());
+        assert!(takeover.tried(Vec::new(), Instant::now()));
+        assert!(takeover.complete && !takeover.is_due());
+        assert!(takeover.failed.is_empty());
+    }
+
+    #[test]
+    fn what_has_changed_meanwhile_is_tried_again_at_once() {
+        let mut takeover = Takeover::new();
+        takeover.changed = true;
+        takeover.tried(failed(), Instant::now());
+        assert!(takeover.is_due());
+        assert!(!takeover.changed);
     }
 }
