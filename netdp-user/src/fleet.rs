@@ -1,7 +1,8 @@
 //! `netdp fleet`: what is in force on each node of a cluster, from the Leases that the agents keep.
 
+use crate::cli::output::{table, write_out};
 use crate::sources::kube::{Kind, Trouble, connect_as_user, describe, in_cluster};
-use crate::status::{pretty, table, write_out};
+use crate::time::{self, pretty};
 use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
@@ -76,7 +77,7 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
     let leases = list_all(&leases, ours)
         .await
         .map_err(|error| refused(&error, namespace))?;
-    let now = crate::status::now();
+    let now = time::now();
     let mut states: BTreeMap<String, NodeState> = leases
         .iter()
         .map(|lease| node_state(lease, now))

@@ -6,7 +6,8 @@ use crate::config::{self, Config};
 use crate::conntrack::Conntrack;
 use crate::datapath::{self, Handover, Maps};
 use crate::iptables::{self, ChainOptions, ChainReport, Chains, KEEP_CHAIN};
-use anyhow::Result;
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,29 @@ pub struct Fallback {
     pub config: config::Options,
 }
 
+/// Its name in the state directory.
+const FALLBACK: &str = "fallback.json";
+
+impl Fallback {
+    /// Writes it for `netdp detach --to-iptables`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+        state_dir.write_json(FALLBACK, self)
+    }
+
+    /// Reads what an agent of this directory wrote.
+    ///
+    /// # Errors
+    /// There is none, or it is not one.
+    pub fn read(state_dir: &StateDir) -> Result<Self> {
+        state_dir
+            .read_json(FALLBACK)
+            .context("no agent has left what this needs; has one run with this --state-dir?")
+    }
+}
+
 /// A datapath that goes on only for mappings that netfilter did not take.
 pub struct Rollback {
     bpffs: PathBuf,
@@ -38,7 +62,7 @@ impl Rollback {
     /// The chains can't be prepared, or the maps can't be read. Then the datapath is as before.
     pub fn begin(
         bpffs: &Path,
-        chains: &Chains,
+        chains: &mut Chains,
         config: &Config,
         grace: Duration,
     ) -> Result<(Self, Vec<ChainReport>)> {
@@ -59,7 +83,7 @@ impl Rollback {
 
     /// Until the chains are led to, both may begin connections, and netfilter does not know what
     /// the other's look like on the wire: they use different ports.
-    fn hand_over(maps: &mut Maps, chains: &Chains, config: &Config) -> Result<usize> {
+    fn hand_over(maps: &mut Maps, chains: &mut Chains, config: &Config) -> Result<usize> {
         let (ours, netfilters) = apart(&chains.ports().ranges);
         maps.open_within(&ours)?;
         let given = give_all(maps)?;

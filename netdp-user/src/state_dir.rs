@@ -5,13 +5,12 @@ mod lock;
 use crate::config::Document;
 use crate::pod;
 use crate::private;
-use crate::rollback::Fallback;
-use crate::shadow::ShadowReport;
-use crate::status::Report;
 use anyhow::{Context as _, Result};
 use netdp_common::siphash;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fs::{self, File};
-use std::io::{BufWriter, Read as _, Write as _};
+use std::io::{BufWriter, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,8 +19,8 @@ pub use lock::Lock;
 /// The documents that the Kubernetes API had.
 const LAST_API: &str = "last-api.json";
 
-/// What shadow mode has found.
-const SHADOW: &str = "shadow.json";
+/// The last good configuration.
+const LAST_GOOD: &str = "last-good.json";
 
 /// What hashes are keyed by.
 const SECRET: &str = "secret";
@@ -30,12 +29,13 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All that is written here but for locks.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "status.json",
-    "last-good.json",
+    "memory.json",
+    LAST_GOOD,
     "fallback.json",
     LAST_API,
-    SHADOW,
+    "shadow.json",
     SECRET,
 ];
 
@@ -97,7 +97,8 @@ impl StateDir {
         Self(path.to_owned())
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    /// Returns the path of a file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
@@ -160,66 +161,36 @@ impl StateDir {
         })
     }
 
-    /// Writes the status for `netdp status`.
+    /// Writes a value as JSON, whole: a reader sees the old file or the new one.
     ///
     /// # Errors
     /// The file can't be written.
-    pub fn save_report(&self, report: &Report) -> Result<()> {
-        self.replace("status.json", |file| {
-            // With many CIDRs the whole text would be the most that we ever hold.
-            Ok(serde_json::to_writer_pretty(file, report)?)
-        })
+    pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        // Not as a text first: with many CIDRs that would be the most that we ever hold.
+        self.replace(name, |file| Ok(serde_json::to_writer_pretty(file, value)?))
     }
 
-    /// The status that an agent wrote last.
+    /// Reads a value that [`write_json`](Self::write_json) wrote.
     ///
     /// # Errors
     /// There is none, or it is not one.
-    pub fn report(&self) -> Result<Report> {
-        let path = self.file("status.json");
+    pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let path = self.file(name);
         let bytes = private::read(&path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// Writes what shadow mode has found.
+    /// Reads a file; `None` if there is none.
     ///
     /// # Errors
-    /// The file can't be written.
-    pub fn save_shadow(&self, report: &ShadowReport) -> Result<()> {
-        self.write(SHADOW, &serde_json::to_vec_pretty(report)?)
-    }
-
-    /// What shadow mode has found.
-    ///
-    /// # Errors
-    /// There is no such report.
-    pub fn shadow(&self) -> Result<ShadowReport> {
-        let path = self.file(SHADOW);
-        let bytes = private::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
-    }
-
-    /// Remembers what the way back to iptables has to know.
-    ///
-    /// # Errors
-    /// The file can't be written.
-    pub fn save_fallback(&self, fallback: &Fallback) -> Result<()> {
-        self.write("fallback.json", &serde_json::to_vec(fallback)?)
-    }
-
-    /// What an agent of this directory has remembered for the way back.
-    ///
-    /// # Errors
-    /// There is none, or it is not one.
-    pub fn fallback(&self) -> Result<Fallback> {
-        let path = self.file("fallback.json");
-        let bytes = private::read(&path).with_context(|| {
-            format!(
-                "reading {}; has an agent run with this --state-dir?",
-                path.display()
-            )
-        })?;
-        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
+    /// It can't be read.
+    pub fn read_if_there(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.file(name);
+        match private::read(&path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(err) if err.kind() == ErrorKind::NotFound => Ok(None),
+            Err(err) => Err(err).with_context(|| format!("reading {}", path.display())),
+        }
     }
 
     /// Remembers the documents of a good configuration.
@@ -227,12 +198,12 @@ impl StateDir {
     /// # Errors
     /// The file can't be written.
     pub fn save_last_good(&self, documents: &[Document]) -> Result<()> {
-        self.write("last-good.json", &serde_json::to_vec(documents)?)
+        self.write(LAST_GOOD, &serde_json::to_vec(documents)?)
     }
 
     /// The documents of the last good configuration, if there was one.
     pub fn last_good(&self) -> Option<Vec<Document>> {
-        let bytes = private::read(&self.file("last-good.json")).ok()?;
+        let bytes = private::read(&self.file(LAST_GOOD)).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
@@ -274,7 +245,7 @@ impl StateDir {
         let path = self.file(name);
         match fs::remove_file(&path) {
             Ok(()) => Ok(true),
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(err) if err.kind() == ErrorKind::NotFound => Ok(false),
             Err(err) => Err(err).with_context(|| format!("removing {}", path.display())),
         }
     }

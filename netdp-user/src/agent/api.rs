@@ -62,7 +62,7 @@ impl Followed {
     }
 
     /// How it stands, for the status.
-    fn state(&self) -> Option<String> {
+    pub(super) fn state(&self) -> Option<String> {
         let kept = match (&self.view.maps, &self.remembered) {
             (Some(_), _) => "what it said last stays in force",
             (None, Some(_)) => "what it said to an earlier agent is in force",
@@ -145,21 +145,20 @@ impl Agent {
             pods.sort_unstable();
             pods.dedup();
         }
-        self.report.api = self.api.state();
         (maps, node)
     }
 
     /// The API says something else.
     pub(super) fn api_changed(&mut self) {
-        let before = self.report.api.clone();
+        let before = self.api.state();
         let (maps, node) = self.see_api();
-        if maps || node || self.source != Source::Sources {
+        if maps || node || self.in_force.source != Source::Sources {
             self.reload();
         }
         if node {
             self.reconcile();
         }
-        if before != self.report.api {
+        if before != self.api.state() {
             self.save_report();
         }
         self.tell();
@@ -226,10 +225,6 @@ impl Agent {
 
     /// How many documents are files.
     pub(super) fn file_documents(&self) -> usize {
-        self.report
-            .config
-            .files
-            .len()
-            .saturating_sub(self.api.documents)
+        self.in_force.files.len().saturating_sub(self.api.documents)
     }
 }

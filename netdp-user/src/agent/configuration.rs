@@ -1,10 +1,12 @@
 //! Which configuration is in force, and what is said of it.
 
 use super::Agent;
+use super::memory::PolicyCount;
+use super::network::Applied;
+use super::reload::{Read, Reload, judge, lines, names};
 use crate::config::{self, Document};
 use crate::sources::file;
-use crate::state_dir::StateDir;
-use crate::status::{self, ConfigReport, RuleReport};
+use crate::time::now;
 
 /// How many warnings about one configuration are logged: a long list may have one for each entry.
 const MAX_LOGGED: usize = 20;
@@ -16,6 +18,45 @@ pub(super) enum Source {
     Sources,
     Defaults,
     LastGood,
+}
+
+/// The configuration in force, and what became of its sources.
+#[derive(Debug)]
+pub(super) struct InForce {
+    /// Where it came from.
+    pub source: Source,
+    /// The same in words.
+    pub source_name: String,
+    /// The documents that were read.
+    pub files: Vec<String>,
+    /// Its policy.
+    pub policy: PolicyCount,
+    /// Warnings about it.
+    pub warnings: Vec<String>,
+    /// Why what is there now was not taken.
+    pub rejected: Vec<String>,
+}
+
+/// A configuration that is taken once the chains say the same.
+#[derive(Debug)]
+pub(super) struct Deferred {
+    documents: Vec<Document>,
+    warnings: Vec<config::Diagnostic>,
+    notes: Vec<config::Diagnostic>,
+}
+
+impl InForce {
+    /// Before any configuration, after what an earlier agent had in force.
+    pub(super) const fn after(policy: PolicyCount) -> Self {
+        Self {
+            source: Source::Defaults,
+            source_name: String::new(),
+            files: Vec::new(),
+            policy,
+            warnings: Vec::new(),
+            rejected: Vec::new(),
+        }
+    }
 }
 
 impl Agent {
@@ -56,12 +97,12 @@ impl Agent {
                     }
                 );
                 self.accept(documents, loaded, source);
-                self.report.config.rejected = lines(&rejected.errors);
+                self.in_force.rejected = lines(&rejected.errors);
             }
         }
     }
 
-    fn read(&mut self) -> Result<(Vec<Document>, config::Loaded), config::Rejected> {
+    fn read(&mut self) -> Read {
         let mut documents = file::read(&self.options.config_paths)?;
         documents.extend(self.options.targets.clone());
         let warnings = self.add_api(&mut documents)?;
@@ -77,42 +118,67 @@ impl Agent {
 
     /// Reads the files again; a bad one changes nothing.
     pub(super) fn reload(&mut self) {
-        match self.read() {
-            Ok((documents, loaded)) => {
-                let mended = !self.report.config.rejected.is_empty();
+        match judge(self.read(), &self.config, &self.in_force) {
+            Reload::Unchanged | Reload::RejectedBefore => {}
+            Reload::Accept {
+                documents,
+                loaded,
+                mended,
+            } => {
                 if mended {
                     log::info!("the configuration is good again");
                 }
-                if mended
-                    || loaded.config != self.config
-                    || lines(&loaded.warnings) != self.report.config.warnings
-                    || names(&documents) != self.report.config.files
-                    || self.source != Source::Sources
-                {
-                    let config::Loaded {
-                        config,
-                        warnings,
-                        notes,
-                    } = loaded;
-                    let before = std::mem::replace(&mut self.config, config);
-                    self.selection.masqueraded = self.config.masqueraded();
-                    let applied = self.apply();
-                    drop(before);
-                    self.accepted(documents, &warnings, &notes, Source::Sources);
-                    self.applied(applied);
-                }
+                self.take(documents, loaded);
             }
-            Err(rejected) => {
-                if self.report.config.rejected != lines(&rejected.errors) {
-                    self.reject(&rejected);
-                    log::error!("the configuration is bad: what was in force stays");
-                    self.report.config.rejected = lines(&rejected.errors);
-                    self.told.another_config(Vec::new());
-                    self.save_report();
-                    self.tell();
-                }
+            Reload::Reject(rejected) => {
+                self.reject(&rejected);
+                log::error!("the configuration is bad: what was in force stays");
+                self.in_force.rejected = lines(&rejected.errors);
+                self.told.another_config(Vec::new());
+                self.save_report();
+                self.tell();
             }
         }
+    }
+
+    /// Puts a configuration in force. That of chains counts once they are written.
+    fn take(&mut self, documents: Vec<Document>, loaded: config::Loaded) {
+        let config::Loaded {
+            config,
+            warnings,
+            notes,
+        } = loaded;
+        let before = std::mem::replace(&mut self.config, config);
+        self.selection.masqueraded = self.config.masqueraded();
+        let applied = self.apply();
+        drop(before);
+        if let Applied::Chains = applied {
+            self.in_force.rejected.clear();
+            self.deferred = Some(Deferred {
+                documents,
+                warnings,
+                notes,
+            });
+        } else {
+            self.accepted(documents, &warnings, &notes, Source::Sources);
+        }
+        self.applied(applied);
+    }
+
+    /// The chains are what the last configuration says.
+    pub(super) fn accept_deferred(&mut self) {
+        let Some(deferred) = self.deferred.take() else {
+            return;
+        };
+        // What came after it may have been rejected.
+        let rejected = std::mem::take(&mut self.in_force.rejected);
+        let Deferred {
+            documents,
+            warnings,
+            notes,
+        } = deferred;
+        self.accepted(documents, &warnings, &notes, Source::Sources);
+        self.in_force.rejected = rejected;
     }
 
     fn reject(&self, rejected: &config::Rejected) {
@@ -162,36 +228,26 @@ impl Agent {
         if source == Source::Sources {
             self.remember_api();
         }
-        let hash = self.config.hash();
-        let before = &self.report.config;
-        let (generation, applied_at) = if hash == before.hash {
-            (before.generation, before.applied_at)
-        } else {
-            (before.generation + 1, status::now())
-        };
-        self.source = source;
+        let before = &self.in_force;
+        let policy = before.policy.followed_by(self.config.hash(), now());
         let files = names(&documents);
-        let source = self.name_source(source, &documents);
+        let source_name = self.name_source(source, &documents);
         let is_gone = |name: &&String| !files.contains(name) && !self.api.counts_for(name);
         let gone: Vec<_> = before.files.iter().filter(is_gone).cloned().collect();
         for name in &gone {
-            log::warn!("{name} is gone: what is in force is from {source}");
+            log::warn!("{name} is gone: what is in force is from {source_name}");
         }
         self.told.another_config(gone);
-        self.report.config = ConfigReport {
+        self.in_force = InForce {
             source,
+            source_name,
             files,
-            hash,
-            generation,
-            applied_at,
-            rules: self.config.rules.iter().map(rule_report).collect(),
+            policy,
             warnings: lines(warnings),
             rejected: Vec::new(),
         };
     }
-}
 
-impl Agent {
     fn name_source(&self, source: Source, documents: &[Document]) -> String {
         match source {
             Source::Defaults => "defaults".into(),
@@ -199,34 +255,4 @@ impl Agent {
             Source::Sources => self.api.name_of(documents.len()),
         }
     }
-}
-
-/// The policy that an earlier agent had in force, as far as counting policies goes.
-pub(super) fn counted_on(state_dir: &StateDir) -> ConfigReport {
-    let before = state_dir.report().unwrap_or_default().config;
-    ConfigReport {
-        hash: before.hash,
-        generation: before.generation,
-        applied_at: before.applied_at,
-        ..ConfigReport::default()
-    }
-}
-
-fn rule_report(rule: &config::Rule) -> RuleReport {
-    RuleReport {
-        prefix: rule.prefix.to_string(),
-        action: rule.action.to_string(),
-        origin: rule.origin.to_string(),
-    }
-}
-
-fn names(documents: &[Document]) -> Vec<String> {
-    documents
-        .iter()
-        .map(|document| document.name.clone())
-        .collect()
-}
-
-fn lines(diagnostics: &[config::Diagnostic]) -> Vec<String> {
-    diagnostics.iter().map(ToString::to_string).collect()
 }

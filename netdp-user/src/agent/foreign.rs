@@ -1,12 +1,12 @@
 //! Other people's NAT rules: noticed, judged, said.
 
 use super::Agent;
-use super::engine::Engine;
+use super::modes::{Ebpf, Engine};
 use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
 use crate::iptables::RuleMonitor;
 use log::Level;
 use std::collections::HashSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How many rules are logged at once that have changed in the same way.
 const MAX_LOGGED: usize = 50;
@@ -17,6 +17,8 @@ pub(super) struct Foreign {
     watch: Watch,
     /// Whether a look is over.
     looked: bool,
+    /// What the last look has shown, as it was reported.
+    pub(super) found: Seen,
     /// A rule that drops answers to pods, in words.
     in_the_way: Option<String>,
     /// Where changes are told at all; else there is the resync interval.
@@ -32,6 +34,7 @@ impl Foreign {
         Self {
             watch: Watch::default(),
             looked: false,
+            found: Seen::default(),
             in_the_way: None,
             monitor: monitor.ok(),
         }
@@ -66,6 +69,13 @@ impl Foreign {
         if let Err(err) = following.changed().await {
             log::warn!("{err:#}");
             *monitor = None;
+        }
+    }
+
+    /// Reading or writing rules took so long: leaves the node in peace for a while.
+    pub(super) fn rules_took(&mut self, time: Duration) {
+        if let Some(monitor) = &mut self.monitor {
+            monitor.took(time);
         }
     }
 
@@ -108,22 +118,21 @@ impl Agent {
         match event {
             Event::RulesChanged => {
                 let start = Instant::now();
-                if self.engine.as_chains().is_some() {
+                if self.engine.as_iptables().is_some() {
                     self.reconcile();
                 }
                 self.ask_foreign();
-                if let Some(monitor) = &mut self.foreign.monitor {
-                    monitor.took(start.elapsed());
-                }
+                self.foreign.rules_took(start.elapsed());
             }
             Event::Seen(look) => {
                 self.accept_inward(look.nat);
                 if self.foreign.note(&look.seen) {
-                    self.takeover.try_soon();
+                    self.try_takeover_soon();
                     self.take_over();
                 }
                 // After a takeover rules are looked at anew.
-                if !self.takeover.is_trying() {
+                let trying = |it: &Ebpf| it.takeover.is_trying();
+                if !self.engine.as_ebpf().is_some_and(trying) {
                     self.accept_foreign(look.seen);
                 }
             }
@@ -151,11 +160,11 @@ impl Agent {
     }
 
     fn accept_foreign(&mut self, seen: Seen) {
-        if seen == self.report.foreign {
+        if seen == self.foreign.found {
             return;
         }
-        let before = std::mem::replace(&mut self.report.foreign, seen);
-        let now = &self.report.foreign;
+        let before = std::mem::replace(&mut self.foreign.found, seen);
+        let now = &self.foreign.found;
         let (old, new): (HashSet<_>, HashSet<_>) =
             (before.rules.iter().collect(), now.rules.iter().collect());
         let is_new = |found: &&Finding| !old.contains(found);

@@ -6,7 +6,7 @@ use super::foreign::Foreign;
 use super::outrun::Outrun;
 use crate::datapath::{Findings, Found, Placed, Watched};
 use crate::iptables::RuleMonitor;
-use crate::reconcile::Change;
+use crate::reconcile::{Backend as _, Change};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -41,6 +41,12 @@ pub(super) struct Guard {
     pub(super) losses: u64,
     /// What became of it last.
     pub(super) last_loss: String,
+    /// How often programs or pins were put back.
+    pub(super) repairs: u64,
+    /// Why the datapath is not pinned, if so.
+    pub(super) unpinned: Option<String>,
+    /// Why the pins end with the agent's mount namespace, if they do.
+    pub(super) fleeting: Option<String>,
 }
 
 impl Guard {
@@ -60,6 +66,9 @@ impl Guard {
             problem: None,
             losses: 0,
             last_loss: String::new(),
+            repairs: 0,
+            unpinned: None,
+            fleeting: None,
         }
     }
 
@@ -240,7 +249,7 @@ impl Agent {
             .iter()
             .filter(|it| !left.contains(it))
             .count();
-        self.report.repairs += u64::try_from(mended).unwrap_or(u64::MAX);
+        self.guard.repairs += u64::try_from(mended).unwrap_or(u64::MAX);
         if left.is_empty() {
             let off = self.guard.seen.elapsed().as_secs_f64();
             log::info!("all programs are attached again, after {off:.1} s at most");
@@ -259,74 +268,8 @@ impl Agent {
         placed
     }
 
-    /// Pins what is not pinned. Without pins all is in force, as long as the agent lives.
-    fn mend_pins(&mut self, unpinned: bool) {
-        let Some(datapath) = self.engine.as_datapath() else {
-            return;
-        };
-        let before = &self.report.unpinned;
-        let (pinned, why) = match (unpinned, datapath.unpinned()) {
-            (false, None) => (0, None),
-            _ => match datapath.pin() {
-                Ok(pinned) => (pinned, None),
-                Err(err) => (0, Some(format!("{err:#}"))),
-            },
-        };
-        match &why {
-            Some(why) if before.as_ref() != Some(why) => log::error!(
-                "the datapath is not pinned in {} and will not outlive this agent: {why}; tried \
-                 again every {LOOK_INTERVAL:?}",
-                self.options.bpffs.display()
-            ),
-            None if pinned > 0 => {
-                log::warn!(
-                    "pins were missing in {}: the datapath is pinned there again",
-                    self.options.bpffs.display()
-                );
-                self.report.repairs += 1;
-            }
-            _ => {}
-        }
-        if pinned > 0 || why != self.report.unpinned {
-            self.report.unpinned = why;
-            self.save_report();
-        }
-    }
-
-    /// Says so where the pins end with the agent's mount namespace.
-    pub(super) fn warn_of_fleeting_pins(&mut self) {
-        let fleeting = self.engine.as_datapath().and_then(|it| it.fleeting());
-        let fleeting = fleeting.map(str::to_owned);
-        if let Some(why) = &fleeting {
-            log::warn!("{why}");
-        }
-        self.report.fleeting = fleeting;
-    }
-
-    /// With the programs attached: takes off those of an earlier agent whose pins are out of reach.
-    /// They go on by an old policy.
-    pub(super) fn remove_orphans(&mut self) {
-        let in_force = self.applied.policy.is_some() && !self.report.uplinks.is_empty();
-        let Some(datapath) = self.engine.as_datapath().filter(|_| in_force) else {
-            return;
-        };
-        match datapath.remove_orphans() {
-            Ok(removed) => {
-                for what in removed {
-                    log::warn!("removed: {what}");
-                }
-            }
-            Err(err) => log::info!("looking for programs whose pins are out of reach: {err:#}"),
-        }
-    }
-
     /// Says what is in the way, to whoever asks.
     pub(super) fn tell_faults(&mut self) {
-        self.report.off = self.guard.faults();
-        self.report.placed = match self.engine.as_datapath() {
-            Some(datapath) => datapath.placed(),
-            None => Vec::new(),
-        };
         // Probes first: who reads in a file that the node is not ready finds that they say so too.
         self.tell();
         self.save_report();

@@ -1,25 +1,20 @@
 //! The datapath follows the configuration and the node's network.
 
+use super::desired::links_to_pods;
+use super::modes::EbpfEvent;
 use super::{Agent, DRAIN_IDLE};
-use crate::config;
-use crate::datapath::{Attached, OnReload};
-use crate::iptables::ChainReport;
-use crate::reconcile::{self, Change, PolicyRule, State};
-use crate::status::UplinkReport;
-use crate::uplinks::{Settled, Uplink, detours, hint, local_addresses, pod_links, select};
-use log::Level;
+use crate::datapath::OnReload;
+use crate::reconcile::{self, Backend as _, Change, Step};
+use crate::uplinks::{Settled, Uplink, select};
 use netdp_common::abi::Action;
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How many addresses a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
-const ADDRESSES: usize = 131_072;
-
 /// What came of [`Agent::apply`].
 pub(super) enum Applied {
-    Chains(Vec<ChainReport>),
+    /// The chains are being written: [`Agent::on_iptables`] goes on.
+    Chains,
     Datapath {
         /// Another policy is in force.
         repolicied: bool,
@@ -30,12 +25,15 @@ impl Agent {
     /// Takes programs off interfaces that are no uplinks any more.
     pub(super) fn detach_strangers(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
-        let pods = self.pod_links(&selected.uplinks);
-        if let Err(err) = self.engine.detach_pods_except(&pods) {
+        let pods = links_to_pods(&self.snapshot, &self.options.hairpin, &selected.uplinks);
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        if let Err(err) = datapath.detach_pods_except(&pods) {
             log::error!("{err:#}");
         }
-        let uplinks = self.engine.known_uplinks().unwrap_or_default();
-        let known = self.engine.known_interfaces().unwrap_or_default();
+        let uplinks = datapath.known_uplinks().unwrap_or_default();
+        let known = datapath.known_interfaces().unwrap_or_default();
         for ifindex in known {
             let is_it = |uplink: &Uplink| uplink.ifindex == ifindex;
             let remains = selected.uplinks.iter().any(is_it);
@@ -47,8 +45,7 @@ impl Agent {
             if remains || selected.observed.iter().any(is_it) {
                 continue;
             }
-            let change = Change::Detach { ifindex, name };
-            if let Err(err) = self.engine.apply(&change) {
+            if let Err(err) = datapath.apply(&Change::Detach { ifindex, name }) {
                 log::error!("{err:#}");
             }
         }
@@ -64,150 +61,6 @@ impl Agent {
             }
             Err(err) => log::warn!("looking at the network: {err:#}"),
         }
-    }
-
-    fn pod_links(&self, uplinks: &[Uplink]) -> BTreeMap<u32, String> {
-        pod_links(&self.snapshot, &self.options.hairpin, |ifindex| {
-            uplinks.iter().any(|uplink| uplink.ifindex == ifindex)
-        })
-    }
-
-    fn wanted(&mut self) -> State {
-        let mut selected = select(&self.snapshot, &self.selection);
-        self.wait_for(std::mem::take(&mut selected.unmatched));
-        if selected.reason != self.report.no_uplink
-            && let Some(reason) = &selected.reason
-            && self.report.waiting_for.is_empty()
-        {
-            log::warn!("no uplink: {reason}");
-        }
-        self.report.no_uplink = selected.reason;
-        if selected.stacked != self.report.stacked {
-            for what in &selected.stacked {
-                log::info!("{what}");
-            }
-        }
-        self.report.stacked = selected.stacked;
-        for what in &selected.left_out {
-            if !self.report.left_out.contains(what) {
-                log::warn!("{what}");
-            }
-        }
-        self.report.left_out = selected.left_out;
-        self.selection.with_guests = selected.with_guests;
-        for what in &selected.leaks {
-            if !self.report.leaks.contains(what) {
-                log::error!("{what}");
-            }
-        }
-        if self
-            .report
-            .leaks
-            .iter()
-            .any(|what| !selected.leaks.contains(what))
-        {
-            let left = selected.leaks.len();
-            log::info!("interfaces that masqueraded destinations leave by untranslated: {left}");
-        }
-        if selected.leaks != self.report.leaks {
-            self.takeover.try_soon();
-        }
-        self.report.leaks = selected.leaks;
-        let guests = selected.guests.iter();
-        let new: Vec<_> = guests
-            .filter(|name| !self.report.guests.contains(name))
-            .collect();
-        if !new.is_empty() {
-            log::info!("{new:?} lead to guests of this node: what goes there is not masqueraded");
-        }
-        self.report.guests = selected.guests;
-        let uplinks = selected.uplinks.iter().map(|uplink| uplink.ifindex);
-        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
-        let detours = detours(&self.snapshot, &selected.uplinks);
-        for what in &detours {
-            if !self.report.detours.contains(what) {
-                log::warn!("{what}");
-            }
-        }
-        self.report.detours = detours;
-        let pod_links = self.pod_links(&selected.uplinks);
-        (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
-        let withheld = self.withheld(&selected.uplinks, &selected.sources);
-        let policy = self.config.rules.iter().map(policy_rule).collect();
-        State {
-            pod_links,
-            policy: Some(withheld.apply(policy)),
-            local: local_addresses(&self.snapshot),
-            observed: selected
-                .observed
-                .into_iter()
-                .map(|link| (link.ifindex, link))
-                .collect(),
-            macs: selected.macs,
-            sources: selected.sources,
-            uplinks: selected
-                .uplinks
-                .into_iter()
-                .map(|uplink| (uplink.ifindex, uplink))
-                .collect(),
-        }
-    }
-
-    /// Says which interfaces are waited for, and what may have been meant instead.
-    fn wait_for(&mut self, uplinks: Vec<String>) {
-        let pods = self.options.hairpin.unmatched(&self.snapshot);
-        let mut hints = Vec::new();
-        for (flag, patterns, before) in [
-            ("--uplink", &uplinks, &self.report.waiting_for),
-            ("--hairpin", &pods, &self.report.waiting_for_pods),
-        ] {
-            for pattern in patterns {
-                let hint = hint(flag, pattern, &self.snapshot);
-                let and = hint
-                    .as_ref()
-                    .map_or_else(String::new, |hint| format!("; {hint}"));
-                // Pods come when they come.
-                let level = match (flag, &hint) {
-                    ("--hairpin", None) => Level::Info,
-                    _ => Level::Warn,
-                };
-                if patterns != before {
-                    log::log!(
-                        level,
-                        "no interface matches {flag} {pattern} yet: waiting for it{and}"
-                    );
-                }
-                hints.extend(hint.map(|hint| format!("{flag} {pattern}: {hint}")));
-            }
-        }
-        self.report.waiting_for = uplinks;
-        self.report.waiting_for_pods = pods;
-        self.report.hints = hints;
-    }
-
-    /// Makes do with the room that there is for the node's addresses.
-    fn fit(&mut self, wanted: &mut State) {
-        let count = wanted.local.len();
-        let room = self.engine.address_room();
-        let fits = wanted.fit(room, &self.applied);
-        let no_room = (!fits).then(|| {
-            format!(
-                "the node has {count} addresses, and the datapath's map has room for {room}: what \
-                 was attached stays, nothing else is attached. Take addresses away{}",
-                if room < ADDRESSES {
-                    format!("; after `netdp detach` a new map has room for {ADDRESSES}")
-                } else {
-                    String::new()
-                }
-            )
-        });
-        if no_room != self.report.no_room {
-            match &no_room {
-                Some(problem) => log::error!("{problem}"),
-                None => log::info!("all addresses of the node have room again"),
-            }
-        }
-        self.report.no_room = no_room;
     }
 
     /// Makes the datapath, or the chains, what they are to be. What fails is said and
@@ -230,73 +83,30 @@ impl Agent {
 
     /// The part of [`reconcile`](Self::reconcile) that packets see.
     pub(super) fn apply(&mut self) -> Applied {
-        if let Some(chains) = self.engine.as_chains() {
-            return Applied::Chains(chains.apply(&self.config));
+        if let Some(iptables) = self.engine.as_iptables_mut() {
+            iptables.write(&self.config);
+            return Applied::Chains;
         }
         self.judge_sources();
-        let mut wanted = self.wanted();
+        let wanted = self.desired();
+        let uplinks = wanted.uplinks.keys().copied();
+        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
         self.selection.keep = wanted.uplinks.keys().copied().collect();
         let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
         self.selection.names.extend(names);
         self.monitor.expect(&self.selection);
-        self.fit(&mut wanted);
-        let mut reached = wanted.clone();
-        let changes = reconcile::diff(&self.applied, &wanted);
-        for change in &changes {
-            match change {
-                Change::SetPolicy(_) => self.interrupt_sweep(),
-                Change::AddLocal(_) => self.spare_addresses(),
-                _ => {}
-            }
+        // What a sweep at work goes by is about to change.
+        if wanted.policy != self.applied.policy {
+            self.interrupt_sweep();
         }
-        for change in changes {
-            log::debug!("{change:?}");
-            if let Err(err) = self.engine.apply(&change) {
-                let why = format!("{err:#}");
-                let news = match &change {
-                    // Nothing leaks; answers to what comes in there may be lost.
-                    Change::Observe(Uplink { ifindex, .. }) => {
-                        self.guard.unobserved(*ifindex, &why)
-                    }
-                    Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
-                        self.guard.refused(*ifindex, why.clone())
-                    }
-                    _ => true,
-                };
-                if news {
-                    log::error!("{why}");
-                }
-                match &change {
-                    Change::SetPolicy(_) if self.applied.policy.is_none() => {
-                        // Attached without a policy it would masquerade all.
-                        reached = self.applied.clone();
-                        break;
-                    }
-                    Change::SetPolicy(_) => reached.policy.clone_from(&self.applied.policy),
-                    Change::AddLocal(ip) => drop(reached.local.remove(ip)),
-                    Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
-                    Change::AddMac(mac) => drop(reached.macs.remove(mac)),
-                    Change::RemoveMac(mac) => drop(reached.macs.insert(*mac)),
-                    Change::SetSource(asked, _) => drop(reached.sources.remove(asked)),
-                    Change::RemoveSource(asked) => {
-                        let before = self.applied.sources.get(asked);
-                        reached.sources.extend(before.map(|given| (*asked, *given)));
-                    }
-                    Change::SetUplink(uplink) | Change::Attach(uplink) => {
-                        reached.uplinks.remove(&uplink.ifindex);
-                    }
-                    Change::SetObserved(link) | Change::Observe(link) => {
-                        reached.observed.remove(&link.ifindex);
-                    }
-                    Change::AttachPods { ifindex, .. } => {
-                        reached.pod_links.remove(ifindex);
-                    }
-                    Change::Detach { .. } | Change::DetachPods { .. } => {}
-                }
-            } else if !self.engine.is_shadow() && !self.guard.is_again(&change) {
-                announce(&change);
-            }
+        if !wanted.local.is_subset(&self.applied.local) {
+            self.spare_addresses();
         }
+        let execution = reconcile::execute(&self.applied, &wanted, &mut self.engine);
+        for step in execution.steps {
+            self.note(step);
+        }
+        let reached = execution.reached;
         let (before, after) = (&self.applied.local, &reached.local);
         self.resting.changed(before, after, Instant::now());
         for address in before.difference(after) {
@@ -319,10 +129,33 @@ impl Agent {
         applied
     }
 
+    /// Logs what came of a change.
+    fn note(&mut self, step: Step) {
+        let Step { change, error } = step;
+        let Some(err) = error else {
+            if !self.engine.is_shadow() && !self.guard.is_again(&change) {
+                announce(&change);
+            }
+            return;
+        };
+        let why = format!("{err:#}");
+        let is_news = match &change {
+            // Nothing leaks; answers to what comes in there may be lost.
+            Change::Observe(Uplink { ifindex, .. }) => self.guard.unobserved(*ifindex, &why),
+            Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
+                self.guard.refused(*ifindex, why.clone())
+            }
+            _ => true,
+        };
+        if is_news {
+            log::error!("{why}");
+        }
+    }
+
     /// The rest: what follows from it, and telling.
     pub(super) fn applied(&mut self, applied: Applied) {
         let repolicied = match applied {
-            Applied::Chains(reports) => return self.accept_chains(reports),
+            Applied::Chains => return self.look_for_addresses(),
             Applied::Datapath { repolicied } => repolicied,
         };
         if repolicied {
@@ -333,25 +166,20 @@ impl Agent {
             self.sweep(true);
         }
         if repolicied {
-            self.unprepared = true;
             let silence = match on_reload {
                 OnReload::Sticky => Duration::from_secs(self.options.timeouts.tcp_established),
                 OnReload::Drain => DRAIN_IDLE,
                 OnReload::Cutover => Duration::ZERO,
             };
-            self.forget_policies = Some(Instant::now() + silence);
+            if let Some(ebpf) = self.engine.as_ebpf_mut() {
+                ebpf.unprepared = true;
+                ebpf.forget_policies = Some(Instant::now() + silence);
+            }
         }
         let ipv6 = self.options.config_options.enable_ipv6;
         self.engine.compare(&self.config, &self.applied, ipv6);
-        let uplinks = &self.applied.uplinks;
-        self.report.uplinks = if self.engine.is_shadow() {
-            uplinks.values().map(UplinkReport::watched).collect()
-        } else {
-            let attached = self.engine.attached();
-            let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
-            attached.iter().filter_map(report).collect()
-        };
-        if repolicied || self.told.uplinks_changed(&self.report.uplinks) {
+        self.attached = self.engine.uplink_reports(&self.applied);
+        if repolicied || self.told.uplinks_changed(&self.attached) {
             self.check_datapath();
         }
         self.look_for_addresses();
@@ -376,48 +204,43 @@ impl Agent {
         }
     }
 
-    pub(super) fn accept_chains(&mut self, reports: Vec<ChainReport>) {
-        for report in &reports {
-            if let Some(error) = &report.error
-                && !self.report.chains.contains(report)
-            {
-                log::error!("{}: {error}", report.family);
-            }
-        }
-        self.report.chains = reports;
-        self.look_for_addresses();
-        self.save_report();
-        self.update_ready();
-    }
-
-    /// Writes the chains again if one could not be written: what was in the way may be gone.
-    pub(super) fn retry_chains(&mut self) {
-        if self.report.chains.iter().any(|chain| chain.error.is_some()) {
-            self.reconcile();
-        }
-    }
-
     /// Forgets what earlier policies bypassed, once no connection of that time
     /// can be alive.
     pub(super) fn forget_policies(&mut self) {
-        if self.forget_policies.is_none_or(|at| Instant::now() < at) {
+        let Some(ebpf) = self.engine.as_ebpf_mut() else {
+            return;
+        };
+        if ebpf.forget_policies.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        match self.engine.forget_earlier_policies() {
+        match ebpf.datapath.forget_earlier_policies() {
             Ok(()) => {
-                self.forget_policies = None;
-                self.unprepared = true;
+                ebpf.forget_policies = None;
+                ebpf.unprepared = true;
             }
             Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
         }
     }
 
     /// With time on its hands: makes ready for the next change of the policy.
-    pub(super) fn prepare_policy(&mut self) {
-        self.unprepared = false;
-        if let Err(err) = self.engine.prepare_policy() {
+    fn prepare_policy(&mut self) {
+        let Some(ebpf) = self.engine.as_ebpf_mut() else {
+            return;
+        };
+        ebpf.unprepared = false;
+        if let Err(err) = ebpf.datapath.prepare_policy() {
             // The next change writes it anyway.
             log::debug!("preparing for the next policy: {err:#}");
+        }
+    }
+
+    /// Does what concerns the programs alone.
+    pub(super) fn on_ebpf(&mut self, event: EbpfEvent) {
+        match event {
+            EbpfEvent::SweepEnded => self.sweep_ended(),
+            EbpfEvent::RoomDue => self.look_for_room(),
+            EbpfEvent::Unprepared => self.prepare_policy(),
+            EbpfEvent::TookOver(done) => self.took_over(done),
         }
     }
 
@@ -468,15 +291,5 @@ fn announce(change: &Change) {
         | Change::RemoveLocal(_)
         | Change::SetSource(..)
         | Change::RemoveSource(_) => {}
-    }
-}
-
-fn policy_rule(rule: &config::Rule) -> PolicyRule {
-    PolicyRule {
-        prefix: rule.prefix,
-        action: match rule.action {
-            config::Action::Bypass => Action::Bypass,
-            config::Action::Masquerade => Action::Masquerade,
-        },
     }
 }

@@ -1,8 +1,7 @@
 //! Uplinks that have lost their address: pods' packets are dropped, and the operator has to know.
 
 use super::Agent;
-use super::engine::Engine;
-use crate::status::Report;
+use super::modes::Engine;
 use crate::uplinks::{Family, Had, Lacking, Uplink, lacking, select};
 use std::time::{Duration, Instant};
 
@@ -18,26 +17,18 @@ pub(super) struct NoAddress {
     has: Had,
     /// What is missing now, and when it was found so; `None` for what an earlier agent told.
     missing: Vec<(Lacking, Option<Instant>)>,
+    /// What has been reported, as long as it is missing.
+    pub(super) told: Vec<Lacking>,
 }
 
 impl NoAddress {
     /// With what an earlier agent has seen: its uplinks may have lost their addresses while nobody
-    /// looked, and what it told goes on.
-    pub(super) fn after(before: &Report) -> Self {
-        let mut had = Had::new();
-        for uplink in &before.uplinks {
-            let families = had.entry(uplink.name.clone()).or_default();
-            families.extend(uplink.v4.map(|_| Family::V4));
-            families.extend(uplink.v6.map(|_| Family::V6));
-        }
-        for told in before.no_address.iter().filter(|told| told.lost) {
-            had.entry(told.uplink.clone())
-                .or_default()
-                .insert(told.family);
-        }
-        let missing = before.no_address.iter().map(|told| (told.clone(), None));
+    /// looked, and what it reported goes on.
+    pub(super) fn after(had: Had, reported: Vec<Lacking>) -> Self {
         Self {
-            missing: missing.collect(),
+            missing: reported.into_iter().map(|it| (it, None)).collect(),
+            // This agent has not logged them.
+            told: Vec::new(),
             had,
             has: Had::new(),
         }
@@ -102,12 +93,12 @@ impl Agent {
     /// Says what has been missing for long enough, and what is there again.
     pub(super) fn tell_addresses(&mut self) {
         let due = self.no_address.due(Instant::now());
-        if due == self.report.no_address {
+        if due == self.no_address.told {
             return;
         }
-        let by_netfilter = self.engine.as_chains().is_some();
-        let before = std::mem::replace(&mut self.report.no_address, due);
-        for it in &self.report.no_address {
+        let by_netfilter = self.engine.as_iptables().is_some();
+        let before = std::mem::replace(&mut self.no_address.told, due);
+        for it in &self.no_address.told {
             if before.contains(it) {
                 continue;
             }
@@ -118,7 +109,7 @@ impl Agent {
             };
             log::log!(level, "{}", it.describe(by_netfilter));
         }
-        let now = &self.report.no_address;
+        let now = &self.no_address.told;
         for it in before {
             if !now.iter().any(|now| is_same(now, &it)) {
                 let (name, family) = (&it.uplink, it.family);
@@ -138,8 +129,7 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::{GRACE, NoAddress};
-    use crate::status::Report;
-    use crate::uplinks::{Family, Lacking};
+    use crate::uplinks::{Family, Had, Lacking};
     use std::time::Instant;
 
     fn lost(severe: bool) -> Lacking {
@@ -168,13 +158,9 @@ mod tests {
 
     #[test]
     fn what_an_earlier_agent_told_goes_on_without_a_pause() {
-        let report = Report {
-            no_address: vec![lost(true)],
-            ..Report::default()
-        };
+        let had = Had::from([("eth0".into(), [Family::V4].into())]);
         let start = Instant::now();
-        let mut addresses = NoAddress::after(&report);
-        assert!(addresses.had["eth0"].contains(&Family::V4));
+        let mut addresses = NoAddress::after(had, vec![lost(true)]);
         addresses.note(vec![lost(true)], start);
         assert_eq!(addresses.due(start), [lost(true)]);
     }

@@ -2,8 +2,8 @@
 
 use super::Agent;
 use crate::foreign::{Diverted, Inward};
-use crate::node::{Facts, Probe, Prober, Withheld, decide, withheld};
-use crate::uplinks::{Sources, Uplink, local_addresses, select};
+use crate::node::{Facts, NodeReport, Policy, Probe, Prober, decide};
+use crate::uplinks::{Uplink, local_addresses, select};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -28,6 +28,8 @@ pub(super) struct Node {
     missed_ipsec: Vec<String>,
     /// Nobody asks where there is no datapath.
     wanted: bool,
+    /// What is kept from pods' flows, once that is known.
+    pub(super) report: Option<NodeReport>,
 }
 
 /// What decides about others' rules, beside the configuration.
@@ -46,6 +48,19 @@ impl Node {
     /// would drop, or let leave in clear.
     pub(super) fn missed_ipsec(&self) -> &[String] {
         &self.missed_ipsec
+    }
+
+    /// Returns the IPsec policies that are known.
+    pub(super) fn policies(&self) -> &[Policy] {
+        let probe = self.probe.as_ref();
+        probe.map_or(&[], |probe| probe.policies.as_slice())
+    }
+
+    /// Sets what is not protected as netfilter would have it. Whether that is news.
+    pub(super) fn set_missed_ipsec(&mut self, missed: Vec<String>) -> bool {
+        let is_news = missed != self.missed_ipsec;
+        self.missed_ipsec = missed;
+        is_news
     }
 
     /// Waits for a change of what has to be polled; for ever where there is no datapath.
@@ -115,26 +130,6 @@ impl Agent {
         self.update_node();
     }
 
-    /// What would fall under an IPsec policy with an address that packets may leave one of these uplinks
-    /// with.
-    pub(super) fn withheld(&mut self, uplinks: &[Uplink], sources: &Sources) -> Withheld {
-        let probe = self.node.probe.as_ref();
-        let policies = probe.map_or(&[][..], |probe| &probe.policies);
-        let pods = &self.options.surroundings.pod_cidrs;
-        let withheld = withheld(policies, uplinks.iter(), sources, pods);
-        for what in &withheld.told {
-            if !self.report.ipsec.contains(what) {
-                log::warn!("{what}");
-            }
-        }
-        self.report.ipsec.clone_from(&withheld.told);
-        if withheld.missed != self.node.missed_ipsec {
-            self.takeover.try_soon();
-        }
-        self.node.missed_ipsec.clone_from(&withheld.missed);
-        withheld
-    }
-
     /// Links or addresses may have changed.
     pub(super) fn network_changed(&mut self) {
         if !self.node.wanted {
@@ -202,7 +197,7 @@ impl Agent {
                 Err(err) => log::error!("{err:#}"),
             }
         }
-        let before = self.report.node.replace(wanted.report.clone());
+        let before = self.node.report.replace(wanted.report.clone());
         if before.as_ref() == Some(&wanted.report) {
             return;
         }

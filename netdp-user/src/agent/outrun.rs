@@ -58,7 +58,7 @@ impl Outrun {
     }
 
     /// Who comes before ours, a line each.
-    fn lines(&self) -> Vec<String> {
+    pub(super) fn lines(&self) -> Vec<String> {
         let behind = self.behind.values();
         behind.map(|it| it.placed.behind(&it.ahead)).collect()
     }
@@ -151,7 +151,6 @@ impl Agent {
             );
         }
         if before != lines || had_faults {
-            self.report.behind = lines;
             self.tell_faults();
         }
     }
@@ -173,7 +172,7 @@ impl Agent {
                     "{interface}: {who} had come before the {hook} program, and could keep packets \
                      from it: it comes first again"
                 );
-                self.report.repairs += 1;
+                self.guard.repairs += 1;
                 self.tell_faults();
                 true
             }

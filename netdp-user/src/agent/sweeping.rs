@@ -4,6 +4,7 @@
 //! Between sweeps the agent looks whether so many mappings have been made that the
 //! tables may be nearly full, the sooner the less room there was.
 
+use super::modes::Ebpf;
 use super::{Agent, DRAIN_IDLE, SWEEP_INTERVAL};
 use crate::datapath::{OnReload, SweepRules, Sweeper, Swept};
 use anyhow::{Context as _, Result};
@@ -14,10 +15,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-
-/// How long the agent waits for a sweep before it goes on without it: those of
-/// small tables take no longer, and what comes after finds them done.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 /// With more mappings than this, what the last sweep counted is good enough.
 const COUNTED_ANEW: usize = 50_000;
@@ -110,19 +107,13 @@ impl Sweeping {
     }
 
     /// Waits until it is time to look whether the tables are nearly full.
-    pub(super) async fn wants_look(sweeping: Option<&Self>) {
-        match sweeping {
-            Some(sweeping) => tokio::time::sleep_until(sweeping.look_at).await,
-            None => std::future::pending().await,
-        }
+    pub(super) async fn wants_look(&self) {
+        tokio::time::sleep_until(self.look_at).await;
     }
 
     /// Waits until a sweep has ended, or may have.
-    pub(super) async fn ended(sweeping: Option<&Self>) {
-        match sweeping {
-            Some(sweeping) => sweeping.wake.notified().await,
-            None => std::future::pending().await,
-        }
+    pub(super) async fn ended(&self) {
+        self.wake.notified().await;
     }
 }
 
@@ -143,7 +134,7 @@ impl Agent {
     /// policy has changed. In iptables mode netfilter ends its own.
     pub(super) fn sweep(&mut self, changed: bool) {
         let rules = self.sweep_rules();
-        let Some(sweeping) = &mut self.sweeping else {
+        let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut() else {
             return;
         };
         if sweeping.busy {
@@ -157,14 +148,12 @@ impl Agent {
             return;
         }
         sweeping.busy = true;
-        if let Ok(done) = sweeping.done.recv_timeout(PATIENCE) {
-            self.swept(done);
-        }
     }
 
     /// A sweep may have ended.
     pub(super) fn sweep_ended(&mut self) {
-        let done = self.sweeping.as_ref().map(|s| s.done.try_recv());
+        let ebpf = self.engine.as_ebpf_mut();
+        let done = ebpf.map(|ebpf| ebpf.sweeping.done.try_recv());
         if let Some(Ok(done)) = done {
             self.swept(done);
         }
@@ -173,7 +162,7 @@ impl Agent {
     /// The sweep at work, if there is one, ends no more mappings: what it goes
     /// by changes.
     pub(super) fn interrupt_sweep(&mut self) {
-        if let Some(sweeping) = &mut self.sweeping
+        if let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut()
             && sweeping.busy
         {
             sweeping.stop.store(true, Ordering::Release);
@@ -184,7 +173,7 @@ impl Agent {
     /// The sweep at work, if there is one, ends no mapping any more because its
     /// address is gone: the node has got another.
     pub(super) fn spare_addresses(&self) {
-        if let Some(sweeping) = &self.sweeping {
+        if let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf() {
             sweeping.grown.store(true, Ordering::Release);
         }
     }
@@ -193,7 +182,7 @@ impl Agent {
     /// before the next sweep.
     pub(super) fn look_for_room(&mut self) {
         let room = self.room();
-        let Some(sweeping) = &mut self.sweeping else {
+        let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut() else {
             return;
         };
         // Where there may be none, the end of the sweep says when.
@@ -206,15 +195,16 @@ impl Agent {
 
     /// How many more mappings may be made; `None` if there may be too many or
     /// nobody knows.
-    fn room(&mut self) -> Option<u64> {
-        let full_at = self.sweeping.as_ref()?.full_at?;
+    fn room(&self) -> Option<u64> {
+        let ebpf = self.engine.as_ebpf()?;
+        let full_at = ebpf.sweeping.full_at?;
         // Whether they can be read is shown by the sweep itself.
-        let counters = self.engine.as_datapath()?.maps().counters().ok()?;
+        let counters = ebpf.datapath.maps().counters().ok()?;
         full_at.checked_sub(counters.mappings_created)
     }
 
     fn swept(&mut self, done: Done) {
-        let Some(sweeping) = &mut self.sweeping else {
+        let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut() else {
             return;
         };
         sweeping.busy = false;
@@ -252,11 +242,11 @@ impl Agent {
     }
 
     /// How many mappings live; those of netfilter are not counted.
-    pub(super) fn mappings(&mut self) -> usize {
-        match (&self.sweeping, self.engine.as_datapath()) {
-            (Some(sweeping), _) if sweeping.live > COUNTED_ANEW => sweeping.live,
-            (_, Some(datapath)) => datapath.maps().flow_count().unwrap_or_default(),
-            (_, None) => 0,
+    pub(super) fn mappings(&self) -> usize {
+        match self.engine.as_ebpf() {
+            Some(ebpf) if ebpf.sweeping.live > COUNTED_ANEW => ebpf.sweeping.live,
+            Some(ebpf) => ebpf.datapath.maps().flow_count().unwrap_or_default(),
+            None => 0,
         }
     }
 }

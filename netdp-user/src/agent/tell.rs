@@ -1,17 +1,14 @@
 //! What the agent says of itself to the API and to probes.
 
 use super::Agent;
-use super::configuration::Source;
-use crate::control::{Note, REFUSALS, Told};
-use crate::sources::kube::MapRef;
-use crate::status::UplinkReport;
+use super::modes::Ebpf;
+use super::readiness::LINES;
+use crate::control::{REFUSALS, Told};
+use crate::report::UplinkReport;
 use std::time::{Duration, Instant};
 
 /// Counting a million mappings takes a moment: not at each sweep.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
-
-/// Findings that are passed on.
-const LINES: usize = 20;
 
 /// What has been told.
 #[derive(Debug)]
@@ -24,7 +21,9 @@ pub(super) struct Telling {
     /// The uplinks that were checked last: index and addresses.
     checked: Vec<UplinkReport>,
     /// What the last self-check found wrong.
-    fault: Option<String>,
+    pub(super) fault: Option<String>,
+    /// Why the node was not ready, as published last.
+    pub(super) unready: Vec<String>,
     mappings: usize,
     counted: Option<Instant>,
 }
@@ -37,6 +36,7 @@ impl Telling {
             gone: Vec::new(),
             checked: Vec::new(),
             fault: None,
+            unready: Vec::new(),
             mappings: 0,
             counted: None,
         }
@@ -68,7 +68,7 @@ impl Agent {
         if !self.told.on || self.applied.policy.is_none() {
             return;
         }
-        self.told.checked.clone_from(&self.report.uplinks);
+        self.told.checked.clone_from(&self.attached);
         let families: &[bool] = if self.options.config_options.enable_ipv6 {
             &[true, false]
         } else {
@@ -95,117 +95,15 @@ impl Agent {
         self.told.fault = fault;
     }
 
-    /// Why nothing is in force.
-    fn not_in_force(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        if self.engine.as_chains().is_some() {
-            let errors = self.report.chains.iter().filter_map(|c| c.error.clone());
-            reasons.extend(errors);
-            return reasons;
-        }
-        if self.applied.policy.is_none() {
-            reasons.push("no policy is in force".to_owned());
-        }
-        if self.report.uplinks.is_empty() {
-            let why = self.report.no_uplink.as_deref();
-            reasons.push(format!(
-                "programs are attached nowhere: {}",
-                why.unwrap_or("see the log")
-            ));
-        }
-        reasons.extend(self.report.off.iter().cloned());
-        reasons
-    }
-
-    fn unready(&self) -> Vec<String> {
-        let mut reasons = self.not_in_force();
-        reasons.extend(self.report.no_room.clone());
-        let by_netfilter = self.engine.as_chains().is_some();
-        let no_address = self.report.no_address.iter().filter(|it| it.severe);
-        reasons.extend(no_address.map(|it| it.describe(by_netfilter)));
-        reasons.extend(self.report.leaks.iter().take(LINES).cloned());
-        if self.source != Source::Sources {
-            let rejected = self.report.config.rejected.iter().take(LINES);
-            let rejected: Vec<_> = rejected.map(String::as_str).collect();
-            reasons.push(format!(
-                "the configuration was bad from the start, {} in force: {}",
-                match self.source {
-                    Source::LastGood => "the last good one is",
-                    _ => "the defaults are",
-                },
-                rejected.join("; ")
-            ));
-        }
-        let required = self.options.kube.as_ref().is_some_and(|kube| kube.required);
-        reasons.extend(self.api.unready(required, self.file_documents()));
-        reasons.extend(self.told.fault.clone());
-        reasons
-    }
-
-    /// What is not as it should be, for Events and the Lease. Not what the API itself is to blame for.
-    fn notes(&self) -> Vec<Note> {
-        let report = &self.report;
-        let list = |lines: &[String]| lines.to_vec();
-        let conflicts = report.foreign.rules.iter().filter(|found| found.conflict);
-        let by_netfilter = self.engine.as_chains().is_some();
-        let no_address = report.no_address.iter();
-        let back = |what: &String| format!("{what} is back: somebody still writes it");
-        // Warnings about a ConfigMap are told of that.
-        let maps: Vec<_> = self.api.maps().iter().map(MapRef::prefix).collect();
-        let is_elsewhere = |line: &&String| !maps.iter().any(|map| line.starts_with(map));
-        let warnings = report.config.warnings.iter().filter(is_elsewhere);
-        let found: [(&'static str, Vec<String>); 12] = [
-            ("NotInForce", self.not_in_force()),
-            (
-                "NoAddress",
-                no_address.map(|it| it.describe(by_netfilter)).collect(),
-            ),
-            ("Leak", list(&report.leaks)),
-            ("NoRoom", report.no_room.iter().cloned().collect()),
-            ("SelfCheckFailed", self.told.fault.iter().cloned().collect()),
-            ("LookAtThis", warnings.cloned().collect()),
-            (
-                "InConflict",
-                (report.behind.iter().cloned())
-                    .chain(conflicts.map(ToString::to_string))
-                    .chain(report.chains_back.iter().map(back))
-                    .collect(),
-            ),
-            ("NotTakenOver", list(&report.not_taken_over)),
-            ("Detour", list(&report.detours)),
-            ("IpsecPolicy", list(&report.ipsec)),
-            (
-                "NotPinned",
-                report
-                    .unpinned
-                    .iter()
-                    .chain(&report.fleeting)
-                    .cloned()
-                    .collect(),
-            ),
-            (
-                "PortsNotKept",
-                report
-                    .node
-                    .as_ref()
-                    .map_or_else(Vec::new, |it| list(&it.not_kept)),
-            ),
-        ];
-        let notes = found.into_iter().flat_map(|(reason, lines)| {
-            let lines = lines.into_iter().take(LINES);
-            lines.map(move |text| Note { reason, text })
-        });
-        notes.collect()
-    }
-
     /// Says how things are.
     pub(super) fn tell(&mut self) {
         if !self.told.on {
             return;
         }
-        let unready = self.unready();
-        let changed = unready != self.report.unready;
-        self.report.unready.clone_from(&unready);
+        let facts = self.facts();
+        let (unready, notes) = (facts.reasons(), facts.notes());
+        let changed = unready != self.told.unready;
+        self.told.unready.clone_from(&unready);
         if self
             .told
             .counted
@@ -214,28 +112,29 @@ impl Agent {
             self.told.counted = Some(Instant::now());
             self.told.mappings = self.mappings();
         }
-        let counters = self.engine.counters();
-        let config = &self.report.config;
+        let counters = self.engine.as_ebpf().map(Ebpf::counters);
+        let counters = counters.unwrap_or_default();
+        let config = &self.in_force;
         let some = |lines: &[String]| lines.iter().take(LINES).cloned().collect::<Vec<_>>();
         let told = Told {
-            version: self.report.version.clone(),
-            mode: self.report.mode.clone(),
-            no_ebpf: self.report.no_ebpf.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            mode: self.identity.mode.into(),
+            no_ebpf: self.identity.no_ebpf.clone(),
             serial: self.told.serial,
-            hash: config.hash.clone(),
-            generation: config.generation,
-            applied_at: config.applied_at,
-            source: config.source.clone(),
-            rules: config.rules.len(),
+            hash: config.policy.hash.clone(),
+            generation: config.policy.generation,
+            applied_at: config.policy.applied_at,
+            source: config.source_name.clone(),
+            rules: self.config.rules.len(),
             warnings: some(&config.warnings),
             rejected: some(&config.rejected),
             maps: self.api.maps(),
-            uplinks: self.report.uplinks.iter().map(|u| u.name.clone()).collect(),
+            uplinks: self.attached.iter().map(|u| u.name.clone()).collect(),
             mappings: self.told.mappings,
             refused: REFUSALS
                 .map(|(drop, reason, _)| (reason, counters.drops.get(drop)))
                 .into(),
-            notes: self.notes(),
+            notes,
             gone: some(&self.told.gone),
             unready,
             losses: self.guard.losses,

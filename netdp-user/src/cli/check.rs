@@ -2,10 +2,10 @@
 //! author should look at.
 
 use super::Output;
+use super::output;
 use super::policy::Policy;
 use crate::config::{self, Config, Diagnostic, Document, Format, MAX_DOCUMENT_BYTES};
 use crate::sources::file;
-use crate::status;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
@@ -89,7 +89,7 @@ impl Check {
             Output::Json => serde_json::to_string_pretty(&verdict)? + "\n",
             Output::Text => verdict.text(),
         };
-        status::write_out(&text, self.output == Output::Json)?;
+        output::write_out(&text, self.output == Output::Json)?;
         let (errors, warnings) = (verdict.errors.len(), verdict.warnings.len());
         if errors > 0 {
             bail!(
@@ -220,7 +220,7 @@ impl Verdict {
 
 impl EffectivePolicy {
     fn text(&self) -> String {
-        let mut table = status::table(&["PREFIX", "ACTION", "ORIGIN"]);
+        let mut table = output::table(&["PREFIX", "ACTION", "ORIGIN"]);
         for rule in &self.rules {
             table.add_row([&rule.prefix, &rule.action, &rule.origins.join(", ")]);
         }

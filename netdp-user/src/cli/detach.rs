@@ -1,12 +1,13 @@
 //! `netdp detach`.
 
 use super::Places;
+use crate::agent::Memory;
 use crate::config::{self, Action, Config, parse_duration};
 use crate::datapath;
 use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, MASQ_CHAIN, Removed};
-use crate::rollback::Rollback;
+use crate::report::Report;
+use crate::rollback::{Fallback, Rollback};
 use crate::state_dir::StateDir;
-use crate::status::Report;
 use crate::terminal;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
@@ -65,25 +66,32 @@ impl Detach {
 
     /// Removes all that agents may have left. What can't be removed keeps nothing else.
     fn for_good(&self, dir: &StateDir) -> Removed {
-        let report = dir.report().unwrap_or_default();
-        let mut chains: BTreeSet<_> = report.chains.iter().map(|it| it.chain.as_str()).collect();
+        let left = Memory::read(dir).unwrap_or_else(|err| {
+            eprintln!(
+                "netdp: {}: chains, filters and a ready file that only it names may be left",
+                terminal::line(&format!("{err:#}"))
+            );
+            None
+        });
+        let left = left.unwrap_or_default();
+        let mut chains: BTreeSet<_> = left.chains.iter().map(|it| it.chain.as_str()).collect();
         chains.insert(KEEP_CHAIN);
         let mut all = iptables::remove(&chains);
-        let out_of_reach = report.chains.iter().filter_map(ChainReport::out_of_reach);
+        let out_of_reach = left.chains.iter().filter_map(ChainReport::out_of_reach);
         all.failed.extend(out_of_reach);
         match datapath::detach(&self.places.bpffs) {
             Ok(removed) => all.removed.extend(removed),
             Err(err) => all.failed.push(format!("{err:#}")),
         }
         // Those of a datapath whose maps were not pinned any more.
-        (all.removed).extend(datapath::remove_filters(&report.placed));
+        (all.removed).extend(datapath::remove_filters(&left.placed));
         match Self::forget_lost(dir) {
             Ok(Some(what)) => all.removed.push(what),
             Ok(None) => {}
             Err(err) => all.failed.push(format!("{err:#}")),
         }
         Self::tell_of_other_chains(dir, &chains);
-        if let Some(ready) = &report.ready_file {
+        if let Some(ready) = &left.ready_file {
             match std::fs::remove_file(ready) {
                 Ok(()) => all.removed.push(ready.display().to_string()),
                 Err(err) if err.kind() == ErrorKind::NotFound => {}
@@ -143,7 +151,7 @@ impl Detach {
 
     /// A chain as netdp writes it, of which nothing says that it did.
     fn tell_of_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
-        let name = dir.fallback().map(|fallback| fallback.chains.name);
+        let name = Fallback::read(dir).map(|fallback| fallback.chains.name);
         let name = name.unwrap_or_else(|_| MASQ_CHAIN.into());
         if removed.contains(name.as_str()) {
             return;
@@ -159,10 +167,10 @@ impl Detach {
 
     fn to_iptables(&self, dir: &StateDir) -> Result<Vec<String>> {
         let config = last_good(dir)?;
-        let chains = Chains::new(&dir.fallback()?.chains)?;
+        let mut chains = Chains::new(&Fallback::read(dir)?.chains)?;
         let bpffs = &self.places.bpffs;
         datapath::adopt(bpffs)?;
-        let (rollback, reports) = Rollback::begin(bpffs, &chains, &config, self.grace)?;
+        let (rollback, reports) = Rollback::begin(bpffs, &mut chains, &config, self.grace)?;
         if let Some(error) = reports.iter().find_map(|report| report.error.clone()) {
             bail!("{error}; the eBPF datapath goes on");
         }
@@ -180,19 +188,26 @@ impl Detach {
             }
             std::thread::sleep(LOOK);
         };
-        dir.save_report(&Report {
+        let memory = Memory {
+            policy: Memory::recall(dir).policy,
+            chains: reports.clone(),
+            ..Memory::default()
+        };
+        memory.save(dir)?;
+        let report = Report {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: "iptables".into(),
             chains: reports,
             ..Report::default()
-        })?;
+        };
+        report.save(dir)?;
         Ok(removed)
     }
 }
 
 /// The last good configuration, with what the agent's flags made of it.
 fn last_good(dir: &StateDir) -> Result<Config> {
-    let fallback = dir.fallback()?;
+    let fallback = Fallback::read(dir)?;
     let documents = dir.last_good().unwrap_or_default();
     let loaded = config::load(&documents, &fallback.config)
         .map_err(|rejected| anyhow!("the last good configuration: {rejected}"))?;

@@ -3,6 +3,7 @@
 use super::mounts;
 use crate::{pod, private};
 use anyhow::{Context as _, Result, bail};
+use netdp_common::abi::pins;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs;
@@ -12,6 +13,11 @@ use std::path::Path;
 
 /// The initial PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h, Linux 6.18).
 const INITIAL_PIDS: &str = "pid:[4026531836]";
+
+/// Returns whether a datapath is pinned below `dir`.
+pub fn is_pinned(dir: &Path) -> bool {
+    dir.join(pins::SETTINGS).exists()
+}
 
 /// Makes `dir` a directory on a bpffs, mounting one there if it is not. Tells whether that was so.
 ///

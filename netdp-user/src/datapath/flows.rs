@@ -78,7 +78,7 @@ fn record(now: u32, tuple: &Tuple, half: &Mapping, reply: Option<&Mapping>) -> F
         _ => "unreplied".into(),
     };
     FlowRecord {
-        protocol: crate::status::protocol(tuple.proto),
+        protocol: protocol_name(tuple.proto),
         source: tuple.src.into(),
         source_id: tuple.src_id,
         destination: tuple.dst.into(),
@@ -95,4 +95,15 @@ fn record(now: u32, tuple: &Tuple, half: &Mapping, reply: Option<&Mapping>) -> F
 
 fn seconds(ticks: u32) -> u64 {
     (u64::from(ticks) << TICK_SHIFT) / 1_000_000_000
+}
+
+/// Returns a protocol's name, or its number.
+pub(crate) fn protocol_name(number: u32) -> String {
+    match number {
+        proto::TCP => "tcp".into(),
+        proto::UDP => "udp".into(),
+        proto::ICMP => "icmp".into(),
+        proto::ICMPV6 => "icmpv6".into(),
+        other => other.to_string(),
+    }
 }

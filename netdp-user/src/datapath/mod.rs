@@ -29,8 +29,10 @@ mod tap;
 mod tcx;
 mod tracked;
 
+pub use bpffs::is_pinned;
 pub use clsact::remove_filters;
 pub use flows::FlowRecord;
+pub(crate) use flows::protocol_name;
 pub use handover::Handover;
 pub use history::History;
 pub use links::{Attached, Hook, Mechanism};

@@ -5,7 +5,6 @@ use crate::config::Config;
 use crate::programs;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 
 /// The greatest length of a chain's name (XT_EXTENSION_MAXNAMELEN less the final zero,
@@ -31,7 +30,7 @@ pub struct Chains {
     ports: Ports,
     adopted: bool,
     /// What was written last.
-    written: RefCell<Vec<(Family, Chain)>>,
+    written: Vec<(Family, Chain)>,
 }
 
 /// What the chain of one family is, as `netdp status` tells.
@@ -127,7 +126,7 @@ impl Chains {
             name: name.into(),
             ports,
             adopted,
-            written: RefCell::default(),
+            written: Vec::new(),
         })
     }
 
@@ -157,12 +156,12 @@ impl Chains {
     }
 
     /// Makes the chains what `config` says, each family for itself.
-    pub fn apply(&self, config: &Config) -> Vec<ChainReport> {
-        self.apply_with(config, &self.ports)
+    pub fn apply(&mut self, config: &Config) -> Vec<ChainReport> {
+        self.apply_with(config, &self.ports.clone())
     }
 
     /// The same, with no other ports than these for now.
-    pub fn apply_within(&self, config: &Config, ranges: &[(u16, u16)]) -> Vec<ChainReport> {
+    pub fn apply_within(&mut self, config: &Config, ranges: &[(u16, u16)]) -> Vec<ChainReport> {
         let ports = Ports {
             ranges: ranges.to_vec(),
             random_fully: self.ports.random_fully,
@@ -176,41 +175,42 @@ impl Chains {
         &self.ports
     }
 
-    fn apply_with(&self, config: &Config, ports: &Ports) -> Vec<ChainReport> {
-        let apply = |iptables: &Iptables| {
+    fn apply_with(&mut self, config: &Config, ports: &Ports) -> Vec<ChainReport> {
+        let mut reports = Vec::new();
+        for iptables in self.families.clone() {
             let chain = Chain::new(&self.name, iptables.family, config, ports);
+            let rules = chain.rules.len();
             let error = match iptables.apply(&chain) {
                 Ok(true) => {
-                    self.note(iptables.family, &chain);
+                    self.note(iptables.family, chain);
                     None
                 }
                 Ok(false) => None,
                 Err(err) => Some(format!("{err:#}")),
             };
-            ChainReport {
+            reports.push(ChainReport {
                 family: iptables.family.to_string(),
                 backend: iptables.backend.to_string(),
                 chain: self.name.clone(),
-                rules: chain.rules.len(),
+                rules,
                 error,
-            }
-        };
-        self.families.iter().map(apply).collect()
+            });
+        }
+        reports
     }
 
     /// Says why it was written: for the first time or anew, or because somebody else changed it.
-    fn note(&self, family: Family, chain: &Chain) {
-        let mut written = self.written.borrow_mut();
+    fn note(&mut self, family: Family, chain: Chain) {
         let name = &self.name;
-        if written.iter().any(|(f, c)| *f == family && c == chain) {
+        if (self.written.iter()).any(|(f, c)| *f == family && *c == chain) {
             log::warn!(
                 "{family}: somebody changed chain {name} or what leads to it: written again"
             );
             return;
         }
         log::info!("{family}: chain {name} written");
-        written.retain(|(f, _)| *f != family);
-        written.push((family, chain.clone()));
+        self.written.retain(|(f, _)| *f != family);
+        self.written.push((family, chain));
     }
 }
 

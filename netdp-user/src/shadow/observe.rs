@@ -6,7 +6,7 @@ use super::report::{Example, ShadowReport};
 use super::routes::Routes;
 use crate::conntrack::{Conntrack, Ends, Events, Flow, Heard};
 use crate::state_dir::StateDir;
-use crate::status;
+use crate::time::now;
 use anyhow::{Context as _, Result};
 use netdp_common::tuple::proto;
 use std::collections::{HashMap, HashSet};
@@ -161,7 +161,7 @@ impl Observer {
             }
             let due = last || written_at.elapsed() >= TURN;
             if due && self.node.is_some() && self.report != written {
-                if let Err(err) = self.state_dir.save_shadow(&self.report) {
+                if let Err(err) = self.report.save(&self.state_dir) {
                     log::warn!("{err:#}");
                 }
                 written.clone_from(&self.report);
@@ -190,7 +190,7 @@ impl Observer {
         if self.report.config != hash {
             self.report = ShadowReport {
                 config: hash,
-                since: status::now(),
+                since: now(),
                 ..ShadowReport::default()
             };
         }

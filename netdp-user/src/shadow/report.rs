@@ -1,8 +1,10 @@
 //! What `--mode shadow` has found, and `netdp shadow report`.
 
+use crate::cli::output::{table, write_out};
 use crate::conntrack::Flow;
+use crate::datapath::protocol_name;
 use crate::state_dir::StateDir;
-use crate::status::{self, table, write_out};
+use crate::time::{now, pretty};
 use anyhow::{Context as _, Result};
 use netdp_common::tuple::proto;
 use serde::{Deserialize, Serialize};
@@ -85,7 +87,18 @@ impl Example {
     }
 }
 
+/// Its name in the state directory.
+const FILE: &str = "shadow.json";
+
 impl ShadowReport {
+    /// Writes it for `netdp shadow report`.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+        state_dir.write_json(FILE, self)
+    }
+
     pub(super) fn agree(&mut self, how: &str) {
         self.flows += 1;
         self.agreeing += 1;
@@ -135,7 +148,7 @@ impl ShadowReport {
 
     fn text(&self) -> Result<String> {
         let mut out = String::new();
-        let age = status::pretty(status::now().saturating_sub(self.since));
+        let age = pretty(now().saturating_sub(self.since));
         writeln!(out, "config     {}, compared for {age}", self.config)?;
         writeln!(
             out,
@@ -163,7 +176,7 @@ impl ShadowReport {
             let mut examples = table(&["PROTO", "SOURCE", "DESTINATION", "NETFILTER", "NETDP"]);
             for example in &difference.examples {
                 examples.add_row([
-                    status::protocol(example.protocol.into()),
+                    protocol_name(example.protocol.into()),
                     example.source.to_string(),
                     example.destination.to_string(),
                     example.netfilter.to_string(),
@@ -199,7 +212,7 @@ pub enum Verdict {
 /// There is none.
 pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
     let report = StateDir::at(state_dir)
-        .shadow()
+        .read_json::<ShadowReport>(FILE)
         .context("no netdp run --mode shadow has written a report here")?;
     let text = if json {
         serde_json::to_string_pretty(&report)? + "\n"

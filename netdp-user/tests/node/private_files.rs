@@ -201,6 +201,7 @@ fn only_regular_files_are_read() -> Result<()> {
     fs::write(&victim, "untouched")?;
     for name in [
         "status.json",
+        "memory.json",
         "last-good.json",
         "fallback.json",
         ".status.json.new",

@@ -16,6 +16,7 @@ use testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, wait_for};
 
 const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16]\n";
 const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.77.0.0/16]\n";
+const BAD: &str = "nonMasqueradeCIDRs: [10.77.0.0/99]\n";
 
 /// How iptables ends that waited in vain.
 const BUSY: &str = "Another app is currently holding the xtables lock";
@@ -120,6 +121,38 @@ fn a_lock_that_is_given_back_is_waited_for() -> Result<()> {
     node.wait_rules("-d 10.77.0.0/16")?;
     ensure!(error(&agent)?.is_null(), "{}", agent.log());
     Ok(())
+}
+
+/// Nothing but the chain waits for it: a configuration that is bad is reported meanwhile, and takes
+/// nothing from the one that is being written.
+#[test]
+fn the_agent_goes_on_while_a_chain_waits_for_the_lock() -> Result<()> {
+    let mut node = Node::new()?;
+    let agent = Agent::start(&node.bed.node, node.options())?;
+    let before = node.rules()?;
+    let lock = node.hold()?;
+    node.config.write(AFTER)?;
+    wait_for(SOON, "the agent to write", || is_writing(&agent))?;
+    node.config.write(BAD)?;
+    let words = "the configuration is bad: what was in force stays";
+    wait_log(&agent, words)?;
+    let log = agent.log();
+    let reported = log.find(words).context("no line")?;
+    // Whoever has waited in vain says so.
+    let is_first = log.find(BUSY).is_none_or(|busy| reported < busy);
+    ensure!(is_first, "the lock was waited for first: {log}");
+    ensure!(node.rules()? == before, "written without the lock");
+
+    drop(lock);
+    node.wait_rules("-d 10.77.0.0/16")?;
+    wait_for(SOON, "the status to have both", || {
+        status(&agent).is_ok_and(|status| {
+            let config = &status["report"]["config"];
+            let has = |key: &str, words: &str| config[key].to_string().contains(words);
+            has("rules", "10.77.0.0/16") && has("rejected", "10.77.0.0/99")
+        })
+    })
+    .with_context(|| agent.log())
 }
 
 /// It is not waited for without end: that is told, what is in force stays, and the

@@ -3,7 +3,7 @@
 
 use super::follow::{Kind, Trouble};
 use super::view::Part;
-use crate::status::pretty;
+use crate::time::pretty;
 use log::Level;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

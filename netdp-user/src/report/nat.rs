@@ -1,8 +1,9 @@
 //! netfilter's part: the chains' rules, and the NAT rules of others.
 
-use super::{Report, table};
+use super::Report;
+use crate::cli::output::table;
 use crate::foreign::Seen;
-use crate::iptables::Rule;
+use crate::iptables::{ChainReport, Rule};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -20,7 +21,7 @@ pub(super) struct LiveRules {
 /// Reads the rules of each chain that the agent keeps.
 pub(super) fn live(report: Option<&Report>) -> Vec<LiveRules> {
     let chains = report.map_or(&[][..], |report| &report.chains);
-    let read = |chain: &crate::iptables::ChainReport| {
+    let read = |chain: &ChainReport| {
         let live = chain.live();
         LiveRules {
             family: chain.family.clone(),

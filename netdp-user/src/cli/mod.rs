@@ -5,6 +5,7 @@ mod detach;
 mod go;
 mod klog;
 mod kube;
+pub(crate) mod output;
 mod policy;
 #[cfg(test)]
 mod reference;
@@ -15,7 +16,7 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Verdict};
-use crate::{pod, state_dir, status, terminal};
+use crate::{pod, report, state_dir, terminal};
 use anyhow::Result;
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -168,13 +169,13 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
                 .and_then(agent::run)
                 .inspect_err(|err| pod::leave(&format!("netdp: error: {err:#}\n")))
         }
-        Command::Status(show) => status::print(
+        Command::Status(show) => report::print(
             &show.places.bpffs,
             &show.places.state_dir,
             show.output == Output::Json,
         ),
         Command::Flows(show) => {
-            status::print_flows(&show.places.bpffs, show.output == Output::Json)
+            report::print_flows(&show.places.bpffs, show.output == Output::Json)
         }
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(

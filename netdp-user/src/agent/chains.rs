@@ -1,0 +1,87 @@
+//! iptables mode: what follows from chains that were written beside the loop.
+
+use super::Agent;
+use super::modes::{Event, Iptables, IptablesEvent};
+use crate::datapath;
+use crate::iptables::ChainReport;
+use anyhow::{Context as _, Result};
+
+impl Agent {
+    /// Something was done beside the loop.
+    pub(super) fn on_iptables(&mut self, event: IptablesEvent) {
+        match event {
+            IptablesEvent::Written(written) => {
+                self.foreign.rules_took(written.took);
+                // Else another configuration is being written by now.
+                if !(self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
+                    self.accept_deferred();
+                }
+                self.accept_chains(written.reports);
+            }
+            IptablesEvent::Checked => {}
+            IptablesEvent::Failed(err) => log::error!("iptables: {err}"),
+        }
+    }
+
+    /// At the start, where programs of an earlier agent are attached: gives their mappings to netfilter.
+    /// Whether there were any.
+    ///
+    /// # Errors
+    /// Programs of an earlier agent are in force, and their mappings can't be given to netfilter.
+    pub(super) fn give_back(&mut self) -> Result<bool> {
+        let options = &self.options;
+        let Some(iptables) = self.engine.as_iptables_mut() else {
+            return Ok(false);
+        };
+        if !datapath::is_pinned(&options.bpffs) {
+            return Ok(false);
+        }
+        let reports = iptables
+            .give_back(&options.bpffs, &self.config, options.grace)
+            .context("giving the mappings to netfilter")?;
+        self.accept_chains(reports);
+        self.finish_rollback();
+        Ok(true)
+    }
+
+    /// At the start: waits until the chains are written for the first time.
+    pub(super) async fn first_chains(&mut self) {
+        while (self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
+            if let Ok(Event::Iptables(event)) = self.engine.next().await {
+                self.on_iptables(event);
+            }
+        }
+    }
+
+    fn accept_chains(&mut self, reports: Vec<ChainReport>) {
+        let Some(iptables) = self.engine.as_iptables_mut() else {
+            return;
+        };
+        for report in &reports {
+            if let Some(error) = &report.error
+                && !iptables.reports().contains(report)
+            {
+                log::error!("{}: {error}", report.family);
+            }
+        }
+        iptables.set_reports(reports);
+        self.look_for_addresses();
+        self.save_report();
+        self.update_ready();
+    }
+
+    /// Writes the chains again if one could not be written: what was in the way may be gone.
+    pub(super) fn retry_chains(&mut self) {
+        let iptables = self.engine.as_iptables();
+        if iptables.is_some_and(|it| !it.is_writing() && !it.is_in_force()) {
+            self.reconcile();
+        }
+    }
+
+    /// Takes the programs of an earlier agent off once nothing needs them any more.
+    pub(super) fn finish_rollback(&mut self) {
+        if let Some(iptables) = self.engine.as_iptables_mut() {
+            iptables.finish_rollback();
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The agent's loop: watches files and the network, keeps the datapath as both
+//! say, sweeps.
+
+mod api;
+mod chains;
+mod configuration;
+mod desired;
+mod ending;
+mod facts;
+mod findings;
+mod foreign;
+mod guard;
+mod memory;
+mod modes;
+mod monitor;
+mod network;
+mod no_address;
+mod node;
+mod notes;
+mod options;
+mod outrun;
+mod pins;
+mod program_log;
+mod readiness;
+mod ready;
+mod reload;
+mod report;
+mod resting;
+mod start;
+mod sweeping;
+mod takeover;
+mod tell;
+
+use crate::config::Config;
+use crate::control::Control;
+use crate::limits;
+use crate::programs;
+use crate::reconcile::State;
+use crate::report::UplinkReport;
+use crate::sources::file::Watcher;
+use crate::state_dir::StateDir;
+use crate::uplinks::{Selection, Snapshot};
+use anyhow::{Context as _, Result, bail};
+use ending::Ending;
+use modes::{Engine, Event};
+use netdp_common::conntrack::DRAIN_SECONDS;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+pub(crate) use memory::Memory;
+pub use options::{Mode, OnExit, RunOptions};
+
+/// How often mappings are looked at that may have ended.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Idle time after which `--on-reload drain` ends a mapping.
+const DRAIN_IDLE: Duration = Duration::from_secs(DRAIN_SECONDS);
+
+/// Runs the agent until a signal ends it.
+///
+/// # Errors
+/// It can't start: another agent, privileges, kernel, bpffs.
+pub fn run(options: RunOptions) -> Result<()> {
+    limits::raise_open_files();
+    run_within(options).map_err(limits::explain)
+}
+
+fn run_within(options: RunOptions) -> Result<()> {
+    let state_dir = StateDir::open(&options.state_dir)?;
+    let Some(_lock) = state_dir.lock_soon()? else {
+        let owner = state_dir
+            .owner()
+            .map_or_else(String::new, |pid| format!(" (pid {pid})"));
+        bail!(
+            "another agent{owner} runs on the state directory {}; give this one its own --state-dir and --bpffs",
+            options.state_dir.display()
+        );
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let ended = runtime.block_on(async {
+        // From the start: a signal that nobody awaits yet would kill the process.
+        let mut ending = Ending::listen()?;
+        let hangup = signal(SignalKind::hangup())?;
+        let mut agent = tokio::select! {
+            agent = Agent::start(options, state_dir) => agent?,
+            () = ending.begun() => return Ok(()),
+        };
+        // Wherever the loop waits, it is left at once.
+        tokio::select! {
+            biased;
+            () = ending.begun() => {}
+            ended = agent.turn(hangup) => ended?,
+        }
+        if let Some(iptables) = agent.engine.as_iptables_mut() {
+            iptables.settle().await;
+        }
+        agent.end()
+    });
+    // Nor is anything waited for that is done beside the loop.
+    runtime.shutdown_background();
+    ended
+}
+
+struct Agent {
+    options: RunOptions,
+    state_dir: StateDir,
+    control: Option<Control>,
+    selection: Selection,
+    monitor: monitor::Reopening,
+    watcher: Watcher,
+    engine: Engine,
+    config: Config,
+    /// Where it is from, and what became of its sources.
+    in_force: configuration::InForce,
+    /// What does not change while the agent runs.
+    identity: facts::Identity,
+    /// What the selection of uplinks has shown.
+    found: findings::Findings,
+    /// The uplinks that programs are attached to, or that are watched.
+    attached: Vec<UplinkReport>,
+    /// What was written last for the next agent.
+    memory: Memory,
+    /// What the datapath was made to look like.
+    applied: State,
+    snapshot: Snapshot,
+    /// Addresses that were lost just now.
+    resting: resting::Resting,
+    ready: bool,
+    /// What has to be done once is not done yet: not ready.
+    starting: bool,
+    /// What is to be accepted once the chains are written.
+    deferred: Option<configuration::Deferred>,
+    api: api::Followed,
+    told: tell::Telling,
+    foreign: foreign::Foreign,
+    node: node::Node,
+    guard: guard::Guard,
+    no_address: no_address::NoAddress,
+}
+
+impl Agent {
+    /// Does what is to be done until the future is dropped.
+    ///
+    /// # Errors
+    /// What the programs log can't be passed on.
+    async fn turn(&mut self, mut hangup: Signal) -> Result<()> {
+        let mut sweep = ticker(SWEEP_INTERVAL);
+        let mut interval = self.config.resync_interval;
+        let mut resync = ticker(interval);
+        let mut looks = ticker(guard::LOOK_INTERVAL);
+        // When it is through, it is known how much room the tables have.
+        self.sweep(false);
+        loop {
+            self.turned();
+            tokio::select! {
+                _ = hangup.recv() => {
+                    self.reload();
+                    self.watch_chains();
+                }
+                () = self.watcher.changed() => self.reload(),
+                () = api::changed(&mut self.control) => self.api_changed(),
+                _ = resync.tick() => {
+                    self.watcher.rearm();
+                    self.reload();
+                    self.look().await;
+                    self.mend_hooks();
+                    self.reattach();
+                    self.watch_chains();
+                    self.check_datapath();
+                    self.ask_foreign();
+                }
+                event = self.foreign.next() => self.on_rules(event),
+                event = self.engine.next() => match event? {
+                    Event::Ebpf(event) => self.on_ebpf(event),
+                    Event::Iptables(event) => self.on_iptables(event),
+                },
+                probe = self.node.changed() => self.on_probe(probe),
+                () = self.monitor.changed() => self.look().await,
+                _ = looks.tick() => {
+                    self.look_at_hooks();
+                    self.tell_addresses();
+                }
+                event = self.guard.next() => self.on_guard(event),
+                _ = sweep.tick() => {
+                    let gone = self.resting.end(Instant::now());
+                    self.sweep(gone);
+                    self.forget_policies();
+                    self.take_over_if_due();
+                    self.finish_rollback();
+                    self.retry_chains();
+                    self.mark_tracking();
+                    self.tell();
+                }
+            }
+            if interval != self.config.resync_interval {
+                interval = self.config.resync_interval;
+                resync = ticker(interval);
+            }
+        }
+    }
+
+    /// Writes the report for `netdp status`, and for the next agent what it has to know.
+    fn save_report(&mut self) {
+        let facts = self.facts();
+        let (report, memory) = (facts.report(), facts.memory());
+        if let Err(err) = report.save(&self.state_dir) {
+            log::warn!("{err:#}");
+        }
+        if memory == self.memory {
+            return;
+        }
+        match memory.save(&self.state_dir) {
+            Ok(()) => self.memory = memory,
+            Err(err) => log::warn!("{err:#}"),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        ready::set(&self.options, false)?;
+        match self.options.on_exit {
+            OnExit::Keep => log::info!("ending; the datapath stays in force"),
+            OnExit::Detach => {
+                // The chains can't go without.
+                programs::resume();
+                let removed = self.engine.remove(&self.options)?;
+                self.state_dir.remove()?;
+                log::info!("ending; removed {}", removed.join(", "));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ticker(period: Duration) -> Interval {
+    let mut interval = interval_at(Instant::now() + period, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

@@ -1,0 +1,192 @@
+//! The modes: what does the translating, the datapath or netfilter by the chains, or nothing of
+//! netdp's. What only one of them has lies in its module.
+
+mod ebpf;
+mod iptables;
+mod shadow;
+
+use super::{Mode, RunOptions};
+use crate::config::Config;
+use crate::datapath::{Attached, Datapath};
+use crate::iptables::KEEP_CHAIN;
+use crate::pod::{Lacking, NoEbpf};
+use crate::reconcile::{self, Change, State};
+use crate::report::UplinkReport;
+use crate::shadow::{Node, Shadow};
+use anyhow::{Result, bail};
+use std::collections::BTreeSet;
+
+pub(super) use ebpf::{Ebpf, Event as EbpfEvent};
+pub(super) use iptables::{Event as IptablesEvent, Iptables};
+
+/// What concerns one mode alone.
+pub(super) enum Event {
+    Ebpf(EbpfEvent),
+    Iptables(IptablesEvent),
+}
+
+/// The mode that runs.
+pub(super) enum Engine {
+    Ebpf(Box<Ebpf>),
+    Iptables(Iptables),
+    Shadow(Shadow),
+}
+
+impl Engine {
+    /// Starts what `--mode` names; and says why it is not eBPF, where that was wanted most.
+    ///
+    /// # Errors
+    /// It can't work here.
+    pub(super) fn start(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
+        let engine = match options.mode {
+            Mode::Ebpf => ebpf::start(options)
+                .map_err(|err| Lacking::look(&options.bpffs, &options.state_dir).explain(err)),
+            Mode::Iptables => iptables::start(options),
+            Mode::Shadow => shadow::start(options),
+            Mode::Auto => return ebpf::start_or_iptables(options),
+        };
+        Ok((engine?, None))
+    }
+
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) => "ebpf",
+            Self::Iptables(_) => "iptables",
+            Self::Shadow(_) => "shadow",
+        }
+    }
+
+    /// Whether an earlier agent's policy is in force.
+    pub(super) fn adopted(&self) -> bool {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.datapath.adopted(),
+            Self::Iptables(iptables) => iptables.adopted(),
+            Self::Shadow(_) => false,
+        }
+    }
+
+    /// Returns the chains, if netfilter translates.
+    pub(super) const fn as_iptables(&self) -> Option<&Iptables> {
+        match self {
+            Self::Ebpf(_) | Self::Shadow(_) => None,
+            Self::Iptables(iptables) => Some(iptables),
+        }
+    }
+
+    /// Returns the chains, if netfilter translates.
+    pub(super) const fn as_iptables_mut(&mut self) -> Option<&mut Iptables> {
+        match self {
+            Self::Ebpf(_) | Self::Shadow(_) => None,
+            Self::Iptables(iptables) => Some(iptables),
+        }
+    }
+
+    /// Waits for what concerns the mode alone. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// What the programs log can't be passed on.
+    pub(super) async fn next(&mut self) -> Result<Event> {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.next().await.map(Event::Ebpf),
+            Self::Iptables(iptables) => Ok(Event::Iptables(iptables.next().await)),
+            Self::Shadow(_) => std::future::pending().await,
+        }
+    }
+
+    /// What `netdp run` says of it once it is ready.
+    pub(super) const fn in_force(&self) -> &'static str {
+        match self {
+            Self::Ebpf(_) | Self::Iptables(_) => "in force on",
+            Self::Shadow(_) => "translates nothing, compares with netfilter on",
+        }
+    }
+
+    /// Whether nothing is translated, only compared.
+    pub(super) const fn is_shadow(&self) -> bool {
+        matches!(self, Self::Shadow(_))
+    }
+
+    /// Gives what is compared with netfilter.
+    pub(super) fn compare(&self, config: &Config, state: &State, enable_ipv6: bool) {
+        if let Self::Shadow(shadow) = self {
+            shadow.set(Node {
+                config: config.clone(),
+                local: state.local.clone(),
+                uplinks: state.uplinks.clone(),
+                enable_ipv6,
+            });
+        }
+    }
+
+    /// Returns the datapath and what belongs to it, if the programs translate.
+    pub(super) const fn as_ebpf(&self) -> Option<&Ebpf> {
+        match self {
+            Self::Ebpf(ebpf) => Some(ebpf),
+            Self::Iptables(_) | Self::Shadow(_) => None,
+        }
+    }
+
+    /// Returns the datapath and what belongs to it, if the programs translate.
+    pub(super) const fn as_ebpf_mut(&mut self) -> Option<&mut Ebpf> {
+        match self {
+            Self::Ebpf(ebpf) => Some(ebpf),
+            Self::Iptables(_) | Self::Shadow(_) => None,
+        }
+    }
+
+    /// Returns the datapath, if the programs translate.
+    pub(super) fn as_datapath(&mut self) -> Option<&mut Datapath> {
+        self.as_ebpf_mut().map(|ebpf| &mut ebpf.datapath)
+    }
+
+    /// How many addresses of the node have room.
+    pub(super) const fn address_room(&self) -> usize {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.datapath.maps().address_room(),
+            Self::Iptables(_) | Self::Shadow(_) => usize::MAX,
+        }
+    }
+
+    /// Reports the uplinks that programs are attached to, or that are watched.
+    pub(super) fn uplink_reports(&self, state: &State) -> Vec<UplinkReport> {
+        let uplinks = &state.uplinks;
+        match self {
+            Self::Ebpf(ebpf) => {
+                let attached = ebpf.datapath.attached();
+                let report = |a: &Attached| Some(UplinkReport::new(a, uplinks.get(&a.ifindex)?));
+                attached.iter().filter_map(report).collect()
+            }
+            Self::Iptables(_) => Vec::new(),
+            Self::Shadow(_) => uplinks.values().map(UplinkReport::watched).collect(),
+        }
+    }
+
+    /// Removes what is in force; says what that was.
+    ///
+    /// # Errors
+    /// What could not be removed.
+    pub(super) fn remove(&mut self, options: &RunOptions) -> Result<Vec<String>> {
+        let mut chains = BTreeSet::from([KEEP_CHAIN]);
+        let mut removed = Vec::new();
+        match self {
+            Self::Ebpf(ebpf) => removed = ebpf.datapath.remove()?,
+            Self::Iptables(_) => drop(chains.insert(&options.chains.name)),
+            Self::Shadow(_) => return Ok(removed),
+        }
+        let from_tables = crate::iptables::remove(&chains);
+        removed.extend(from_tables.removed);
+        if !from_tables.failed.is_empty() {
+            bail!("not removed: {}", from_tables.failed.join("; "));
+        }
+        Ok(removed)
+    }
+}
+
+impl reconcile::Backend for Engine {
+    fn apply(&mut self, change: &Change) -> Result<()> {
+        match self {
+            Self::Ebpf(ebpf) => ebpf.datapath.apply(change),
+            Self::Iptables(_) | Self::Shadow(_) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What an operator has to look at, for Events and the Lease.
+
+use super::facts::Facts;
+use super::readiness::LINES;
+use crate::control::Note;
+use crate::sources::kube::MapRef;
+
+impl Facts<'_> {
+    /// Returns what is not as it should be. Not what the API itself is to blame for.
+    pub(super) fn notes(&self) -> Vec<Note> {
+        let list = |lines: &[String]| lines.to_vec();
+        let conflicts = self.foreign.rules.iter().filter(|found| found.conflict);
+        let no_address = self.no_address.iter();
+        let back = |what: &String| format!("{what} is back: somebody still writes it");
+        // Warnings about a ConfigMap are published with that.
+        let maps: Vec<_> = self.maps.iter().map(MapRef::prefix).collect();
+        let is_elsewhere = |line: &&String| !maps.iter().any(|map| line.starts_with(map));
+        let warnings = self.config.warnings.iter().filter(is_elsewhere);
+        let found: [(&'static str, Vec<String>); 12] = [
+            ("NotInForce", self.not_in_force()),
+            (
+                "NoAddress",
+                no_address
+                    .map(|it| it.describe(self.by_netfilter()))
+                    .collect(),
+            ),
+            ("Leak", list(&self.network.leaks)),
+            ("NoRoom", self.network.no_room.iter().cloned().collect()),
+            ("SelfCheckFailed", self.fault.into_iter().cloned().collect()),
+            ("LookAtThis", warnings.cloned().collect()),
+            (
+                "InConflict",
+                (self.behind.iter().cloned())
+                    .chain(conflicts.map(ToString::to_string))
+                    .chain(self.chains_back.iter().map(back))
+                    .collect(),
+            ),
+            ("NotTakenOver", list(self.not_taken_over)),
+            ("Detour", list(&self.network.detours)),
+            ("IpsecPolicy", list(&self.network.ipsec)),
+            (
+                "NotPinned",
+                self.unpinned
+                    .into_iter()
+                    .chain(self.fleeting)
+                    .cloned()
+                    .collect(),
+            ),
+            (
+                "PortsNotKept",
+                self.node.map_or_else(Vec::new, |it| list(&it.not_kept)),
+            ),
+        ];
+        let notes = found.into_iter().flat_map(|(reason, lines)| {
+            let lines = lines.into_iter().take(LINES);
+            lines.map(move |text| Note { reason, text })
+        });
+        notes.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::tests::{State, lost};
+    use super::LINES;
+
+    #[test]
+    fn a_note_has_the_reason_of_what_it_is_about() {
+        let mut state = State::well();
+        assert_eq!(state.facts().notes(), []);
+        state.no_address = vec![lost(false)];
+        state.chains_back = vec!["chain X".into()];
+        state.network.leaks = (0..=LINES).map(|n| format!("leak {n}")).collect();
+        let notes = state.facts().notes();
+        let of = |reason: &str| notes.iter().filter(|note| note.reason == reason).count();
+        assert_eq!(
+            (of("NoAddress"), of("InConflict"), of("Leak")),
+            (1, 1, LINES)
+        );
+        assert_eq!(notes.len(), LINES + 2);
+    }
+}

@@ -1,0 +1,67 @@
+//! Pins, without which the datapath ends with the agent, and programs of earlier agents without any.
+
+use super::Agent;
+use super::guard::LOOK_INTERVAL;
+
+impl Agent {
+    /// Pins what is not pinned. Without pins all is in force, as long as the agent lives.
+    pub(super) fn mend_pins(&mut self, unpinned: bool) {
+        let Some(datapath) = self.engine.as_datapath() else {
+            return;
+        };
+        let before = &self.guard.unpinned;
+        let (pinned, why) = match (unpinned, datapath.unpinned()) {
+            (false, None) => (0, None),
+            _ => match datapath.pin() {
+                Ok(pinned) => (pinned, None),
+                Err(err) => (0, Some(format!("{err:#}"))),
+            },
+        };
+        match &why {
+            Some(why) if before.as_ref() != Some(why) => log::error!(
+                "the datapath is not pinned in {} and will not outlive this agent: {why}; tried \
+                 again every {LOOK_INTERVAL:?}",
+                self.options.bpffs.display()
+            ),
+            None if pinned > 0 => {
+                log::warn!(
+                    "pins were missing in {}: the datapath is pinned there again",
+                    self.options.bpffs.display()
+                );
+                self.guard.repairs += 1;
+            }
+            _ => {}
+        }
+        if pinned > 0 || why != self.guard.unpinned {
+            self.guard.unpinned = why;
+            self.save_report();
+        }
+    }
+
+    /// Says so where the pins end with the agent's mount namespace.
+    pub(super) fn warn_of_fleeting_pins(&mut self) {
+        let fleeting = self.engine.as_datapath().and_then(|it| it.fleeting());
+        let fleeting = fleeting.map(str::to_owned);
+        if let Some(why) = &fleeting {
+            log::warn!("{why}");
+        }
+        self.guard.fleeting = fleeting;
+    }
+
+    /// With the programs attached: takes off those of an earlier agent whose pins are out of reach.
+    /// They go on by an old policy.
+    pub(super) fn remove_orphans(&mut self) {
+        let in_force = self.applied.policy.is_some() && !self.attached.is_empty();
+        let Some(datapath) = self.engine.as_datapath().filter(|_| in_force) else {
+            return;
+        };
+        match datapath.remove_orphans() {
+            Ok(removed) => {
+                for what in removed {
+                    log::warn!("removed: {what}");
+                }
+            }
+            Err(err) => log::info!("looking for programs whose pins are out of reach: {err:#}"),
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What becomes of a configuration that was read: pure.
+
+use super::configuration::{InForce, Source};
+use crate::config::{Config, Diagnostic, Document, Loaded, Rejected};
+
+/// What was read: documents and what they make, or why they make nothing.
+pub(super) type Read = Result<(Vec<Document>, Loaded), Rejected>;
+
+/// What becomes of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reload {
+    /// It is in force already.
+    Unchanged,
+    /// It is to be put in force.
+    Accept {
+        documents: Vec<Document>,
+        loaded: Loaded,
+        /// What was read before was rejected.
+        mended: bool,
+    },
+    /// It is rejected: what was in force stays.
+    Reject(Rejected),
+    /// It is rejected, as it was before, and that was reported.
+    RejectedBefore,
+}
+
+/// Decides what becomes of what was read, where `config` is in force, from what `in_force` says.
+pub(super) fn judge(read: Read, config: &Config, in_force: &InForce) -> Reload {
+    match read {
+        Err(rejected) if lines(&rejected.errors) == in_force.rejected => Reload::RejectedBefore,
+        Err(rejected) => Reload::Reject(rejected),
+        Ok((documents, loaded)) => {
+            let mended = !in_force.rejected.is_empty();
+            let is_in_force = in_force.source == Source::Sources
+                && loaded.config == *config
+                && lines(&loaded.warnings) == in_force.warnings
+                && names(&documents) == in_force.files;
+            if is_in_force && !mended {
+                return Reload::Unchanged;
+            }
+            Reload::Accept {
+                documents,
+                loaded,
+                mended,
+            }
+        }
+    }
+}
+
+/// Returns the names of documents, as they are reported.
+pub(super) fn names(documents: &[Document]) -> Vec<String> {
+    let names = documents.iter().map(|document| document.name.clone());
+    names.collect()
+}
+
+/// Returns diagnostics as they are reported.
+pub(super) fn lines(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(ToString::to_string).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::PolicyCount;
+    use super::{InForce, Read, Reload, Source, judge, lines, names};
+    use crate::config::{self, Document, Format, Options};
+
+    fn read(text: &str) -> Read {
+        let document = Document {
+            name: "/etc/config/a".into(),
+            text: text.into(),
+            format: Format::MasqAgent,
+        };
+        let documents = vec![document];
+        let loaded = config::load(&documents, &Options::default())?;
+        Ok((documents, loaded))
+    }
+
+    const GOOD: &str = "nonMasqueradeCIDRs: [10.0.0.0/8]\n";
+    const OTHER: &str = "nonMasqueradeCIDRs: [10.0.0.0/9]\n";
+    const BAD: &str = "nonMasqueradeCIDRs: [10.0.0.0/99]\n";
+
+    /// With [`GOOD`] in force.
+    fn in_force() -> (config::Config, InForce) {
+        let (documents, loaded) = read(GOOD).unwrap();
+        let mut in_force = InForce::after(PolicyCount::default());
+        in_force.source = Source::Sources;
+        in_force.files = names(&documents);
+        in_force.warnings = lines(&loaded.warnings);
+        (loaded.config, in_force)
+    }
+
+    #[test]
+    fn what_is_in_force_is_not_put_in_force_again() {
+        let (config, in_force) = in_force();
+        assert_eq!(judge(read(GOOD), &config, &in_force), Reload::Unchanged);
+    }
+
+    #[test]
+    fn whatever_differs_is_accepted() {
+        let accepted = |text: &str, change: fn(&mut InForce)| {
+            let (config, mut in_force) = in_force();
+            change(&mut in_force);
+            match judge(read(text), &config, &in_force) {
+                Reload::Accept { mended, .. } => Some(mended),
+                _ => None,
+            }
+        };
+        assert_eq!(accepted(OTHER, |_| {}), Some(false));
+        assert_eq!(
+            accepted(GOOD, |it| it.source = Source::LastGood),
+            Some(false)
+        );
+        assert_eq!(accepted(GOOD, |it| it.files.clear()), Some(false));
+        assert_eq!(
+            accepted(GOOD, |it| it.warnings.push("w".into())),
+            Some(false)
+        );
+        assert_eq!(
+            accepted(GOOD, |it| it.rejected.push("e".into())),
+            Some(true)
+        );
+    }
+
+    #[test]
+    fn what_is_bad_is_rejected_and_reported_once() {
+        let (config, mut in_force) = in_force();
+        let Reload::Reject(rejected) = judge(read(BAD), &config, &in_force) else {
+            panic!("not rejected");
+        };
+        in_force.rejected = lines(&rejected.errors);
+        assert!(in_force.rejected[0].contains("/etc/config/a"), "{rejected}");
+        assert_eq!(judge(read(BAD), &config, &in_force), Reload::RejectedBefore);
+        let worse = format!("{BAD}masqueradeCIDRs: [10.0.0.0/98]\n");
+        assert!(matches!(
+            judge(read(&worse), &config, &in_force),
+            Reload::Reject(_)
+        ));
+    }
+}

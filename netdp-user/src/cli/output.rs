@@ -1,0 +1,46 @@
+//! How results are printed.
+
+use crate::terminal;
+use anyhow::{Context as _, Result};
+use comfy_table::{Table, presets};
+use std::fmt;
+use std::io::Write as _;
+
+/// A table in the style of all commands.
+pub(crate) fn table(header: &[&str]) -> Rows {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.to_vec());
+    Rows(table)
+}
+
+/// A table, whose cells are shown as [`terminal::line`].
+pub(crate) struct Rows(Table);
+
+impl Rows {
+    pub(crate) fn add_row<T: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        let shown = |cell: T| terminal::line(cell.as_ref()).into_owned();
+        self.0.add_row(cells.into_iter().map(shown));
+    }
+}
+
+impl fmt::Display for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Writes a result to standard output; one for people as [`terminal::lines`]. A reader that goes away
+/// (`| head`) is no error.
+pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
+    let shown = if json {
+        text.into()
+    } else {
+        terminal::lines(text)
+    };
+    match std::io::stdout().write_all(shown.as_bytes()) {
+        Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to standard output"),
+    }
+}

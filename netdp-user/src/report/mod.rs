@@ -1,0 +1,29 @@
+//! The agent's report, and what `netdp status` and `netdp flows` make of it.
+
+mod flows;
+mod model;
+mod nat;
+mod status;
+mod text;
+
+use crate::cli::output::write_out;
+use anyhow::Result;
+use status::Status;
+use std::path::Path;
+
+pub use flows::print_flows;
+pub use model::{ConfigReport, Report, RuleReport, UplinkReport};
+
+/// Prints the status.
+///
+/// # Errors
+/// The maps can't be read.
+pub fn print(bpffs: &Path, state_dir: &Path, json: bool) -> Result<()> {
+    let status = Status::gather(bpffs, state_dir)?;
+    let text = if json {
+        serde_json::to_string_pretty(&status)? + "\n"
+    } else {
+        status.text()?
+    };
+    write_out(&text, json)
+}

@@ -1,0 +1,143 @@
+//! What `netdp status` shows: the agent's report, and what the kernel has now.
+
+use super::Report;
+use super::nat::{self, LiveRules};
+use crate::datapath::{self, Found, Maps};
+use crate::state_dir::StateDir;
+use anyhow::Result;
+use netdp_common::abi::Counters;
+use netdp_common::verdict::DropReason;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Everything that `netdp status -o json` prints.
+#[derive(Debug, Serialize)]
+pub(super) struct Status {
+    /// `running`, or `not running`.
+    pub(super) agent: &'static str,
+    pub(super) pid: Option<u32>,
+    /// `in force`, `not in force` or `none`.
+    pub(super) datapath: &'static str,
+    /// Why it is not in force.
+    pub(super) off: Vec<String>,
+    /// Others' programs that come before ours on an uplink.
+    pub(super) behind: Vec<String>,
+    /// Why the maps could not be read, if so: then there are no counts.
+    pub(super) unread: Option<String>,
+    pub(super) mappings: usize,
+    /// How many mappings fit.
+    pub(super) max_mappings: usize,
+    pub(super) report: Option<Report>,
+    /// The chains' rules as they are now, in iptables mode.
+    pub(super) rules: Vec<LiveRules>,
+    pub(super) packets: BTreeMap<&'static str, u64>,
+    pub(super) drops: BTreeMap<&'static str, u64>,
+}
+
+impl Status {
+    pub(super) fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
+        let dir = StateDir::at(state_dir);
+        let pid = dir.owner();
+        let pinned = datapath::is_pinned(bpffs);
+        let read = if pinned {
+            read_maps(bpffs)
+        } else {
+            Ok((0, 0, Counters::default(), false))
+        };
+        let unread = read.as_ref().err().map(|err| format!("{err:#}"));
+        let (mappings, max_mappings, counters, attached) = read.unwrap_or_default();
+        let report = Report::read(&dir).ok();
+        let Looked { off, there, behind } = looked(report.as_ref(), pid.is_some());
+        Ok(Self {
+            rules: nat::live(report.as_ref()),
+            agent: if pid.is_some() {
+                "running"
+            } else {
+                "not running"
+            },
+            pid,
+            datapath: match (off.is_empty(), attached || there) {
+                (false, _) => "not in force",
+                (true, true) => "in force",
+                (true, false) => "none",
+            },
+            off,
+            behind,
+            unread,
+            mappings,
+            max_mappings,
+            report,
+            packets: packets(&counters),
+            drops: DropReason::ALL
+                .iter()
+                .map(|reason| (reason.name(), counters.drops.get(*reason)))
+                .collect(),
+        })
+    }
+}
+
+/// Mappings, how many fit, counters, and whether there are uplinks.
+fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
+    let maps = Maps::open(bpffs)?;
+    let attached = !maps.uplinks()?.is_empty();
+    Ok((
+        maps.flow_count()?,
+        maps.capacity()?,
+        maps.counters()?,
+        attached,
+    ))
+}
+
+/// What the kernel has on the hooks.
+#[derive(Debug, Default)]
+struct Looked {
+    /// What is not attached.
+    off: Vec<String>,
+    /// Whether anything is.
+    there: bool,
+    /// What others have before it.
+    behind: Vec<String>,
+}
+
+/// Looks at the hooks. What could not be attached at all, and what others' programs do to packets, only
+/// a living agent knows.
+fn looked(report: Option<&Report>, alive: bool) -> Looked {
+    let mut looked = Looked::default();
+    let Some(report) = report else {
+        return looked;
+    };
+    for placed in &report.placed {
+        match placed.look() {
+            Ok(Found::There) => looked.there = true,
+            Ok(Found::Behind(ahead)) => {
+                looked.there = true;
+                looked.behind.push(placed.behind(&ahead));
+            }
+            Ok(Found::Missing) => looked.off.push(placed.to_string()),
+            Ok(Found::NoInterface) => {}
+            Err(err) => looked.off.push(format!("not known: {err:#}")),
+        }
+    }
+    let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();
+    let refused = report.off.iter().filter(|why| !known.contains(why));
+    looked.off.extend(refused.filter(|_| alive).cloned());
+    looked
+}
+
+fn packets(counters: &Counters) -> BTreeMap<&'static str, u64> {
+    BTreeMap::from([
+        ("egress_masqueraded", counters.egress_masqueraded),
+        ("egress_bypassed", counters.egress_bypassed),
+        ("egress_host", counters.egress_host),
+        ("egress_replies", counters.egress_replies),
+        ("egress_untouched", counters.egress_untouched),
+        ("ingress_translated", counters.ingress_translated),
+        ("ingress_passed", counters.ingress_passed),
+        ("egress_let_out", counters.egress_let_out),
+        ("errors_translated", counters.errors_translated),
+        ("fragments_held", counters.fragments_held),
+        ("mappings_created", counters.mappings_created),
+        ("ports_changed", counters.ports_changed),
+    ])
+}
