@@ -2,7 +2,6 @@
 //! namespaces with real programs in it; [`migration`], a live node that changes
 //! hands; [`image`], the OCI image; [`shell`].
 
-#[cfg(feature = "full")]
 pub mod image;
 pub mod migration;
 pub mod shell;

@@ -13,7 +13,6 @@ mod go_library;
 mod kernels;
 mod kube;
 mod lint;
-#[cfg(feature = "full")]
 mod make_image;
 mod scale;
 mod setup;
@@ -70,8 +69,7 @@ enum Task {
         /// Integration tests of netdp-user; `stacked` if none is named.
         tests: Vec<String>,
     },
-    /// Set up, then build an OCI image of netdp, without a container engine.
-    #[cfg(feature = "full")]
+    /// Set up, then build the OCI image of netdp, with buildah.
     Image(make_image::Arguments),
     /// Print the objects of a kustomization as JSON, by Kustomize itself.
     #[cfg(feature = "full")]
@@ -152,7 +150,6 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Kernels { tests } => kernels::run(&tests),
-        #[cfg(feature = "full")]
         Task::Image(arguments) => make_image::run(&arguments),
         #[cfg(feature = "full")]
         Task::Kustomize { directory } => go_library::kustomize(&directory),
