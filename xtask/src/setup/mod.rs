@@ -36,6 +36,11 @@ pub fn run_for_image() -> Result<()> {
     install(Need::is_for_image)
 }
 
+/// The same for a release.
+pub fn run_for_release() -> Result<()> {
+    install(Need::is_for_release)
+}
+
 fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
     let look = || -> Vec<Need> { needs::missing().into_iter().filter(&wanted).collect() };
     let missing = look();

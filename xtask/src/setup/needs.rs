@@ -64,6 +64,8 @@ enum Part {
     KubernetesBuild,
     /// The image, and tests.
     Image,
+    /// A release, and tests.
+    Release,
     /// Tests.
     Run,
     /// Demo, and tests.
@@ -102,7 +104,7 @@ impl Need {
     pub fn is_for_demo(&self) -> bool {
         match self.part {
             Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Demo => true,
-            Part::KubernetesBuild | Part::Image | Part::Run => false,
+            Part::KubernetesBuild | Part::Image | Part::Release | Part::Run => false,
         }
     }
 
@@ -110,8 +112,13 @@ impl Need {
     pub fn is_for_image(&self) -> bool {
         match self.part {
             Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Image => true,
-            Part::KubernetesBuild | Part::Run | Part::Demo => false,
+            Part::KubernetesBuild | Part::Release | Part::Run | Part::Demo => false,
         }
+    }
+
+    /// Whether a release can't be built without it.
+    pub fn is_for_release(&self) -> bool {
+        self.is_for_image() || self.part == Part::Release
     }
 
     /// The program that cargo installs, if it is one.
@@ -341,8 +348,14 @@ pub const ALL: &[Need] = &[
     kubernetes("etcd", "stores for the API server in tests"),
     kubernetes("kubectl", "speaks to the API server in tests"),
     built("kube-apiserver", "the API server in tests"),
-    program(&["pip3"], "python3-pip", "downloads Helm and Kustomize"),
-    go_library(HELM, "installs the chart in tests"),
+    Need {
+        part: Part::Release,
+        ..program(&["pip3"], "python3-pip", "downloads Helm and Kustomize")
+    },
+    Need {
+        part: Part::Release,
+        ..go_library(HELM, "packages the chart, and installs it in tests")
+    },
     go_library(KUSTOMIZE, "builds the manifests in tests"),
     Need {
         what: "Rust's standard library for musl",
@@ -404,7 +417,7 @@ pub fn missing() -> Vec<Need> {
             Part::Compiler => !(compiler && linker),
             Part::LinkerBuild => !linker,
             Part::KubernetesBuild => !built,
-            Part::Linker | Part::Image | Part::Run | Part::Demo => true,
+            Part::Linker | Part::Image | Part::Release | Part::Run | Part::Demo => true,
         })
         .filter(|need| !need.is_there())
         .copied()
@@ -428,14 +441,15 @@ fn has_nightly() -> bool {
 mod tests {
     use super::*;
 
-    /// An image needs no Kubernetes.
+    /// An image needs no Kubernetes, and a release no more than Helm.
     #[test]
     fn the_image_needs_compilers_and_what_packs_it() {
-        let besides: Vec<_> = ALL
-            .iter()
-            .filter(|need| need.is_for_image() && !need.is_for_demo())
-            .map(|need| need.what)
-            .collect();
+        let besides = |is_for: fn(&Need) -> bool| -> Vec<_> {
+            ALL.iter()
+                .filter(|need| is_for(need) && !need.is_for_demo())
+                .map(|need| need.what)
+                .collect()
+        };
         let image = [
             "Rust's standard library for musl",
             "musl-gcc",
@@ -443,7 +457,10 @@ mod tests {
             "mmdebstrap",
             "cargo-cyclonedx",
         ];
-        assert_eq!(besides, image);
+        assert_eq!(besides(Need::is_for_image), image);
+        let mut release = vec!["pip3", HELM.what];
+        release.extend(image);
+        assert_eq!(besides(Need::is_for_release), release);
     }
 
     /// Nothing is installed or built for the demo that only tests need.
