@@ -19,9 +19,9 @@ const TIMEOUT: c_int = 30;
 /// What to install where.
 #[derive(Debug, Args)]
 pub struct Helm {
-    /// The cluster.
-    #[arg(long)]
-    kubeconfig: PathBuf,
+    /// The cluster; packaging needs none.
+    #[arg(long, required_unless_present = "package")]
+    kubeconfig: Option<PathBuf>,
     /// The release's namespace.
     #[arg(long, default_value = "kube-system")]
     namespace: String,
@@ -37,6 +37,9 @@ pub struct Helm {
     /// Remove the release that is there.
     #[arg(long, conflicts_with_all = ["lint", "upgrade"])]
     uninstall: bool,
+    /// Package the chart, and leave the archive in this directory.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["lint", "upgrade", "uninstall"])]
+    package: Option<PathBuf>,
     /// The chart's directory.
     chart: PathBuf,
 }
@@ -56,7 +59,7 @@ pub fn kustomize(directory: &Path) -> Result<()> {
 }
 
 /// Installs, lints or changes a chart's release, or removes it, and prints what
-/// Helm says, as JSON.
+/// Helm returns, as JSON; or packages the chart, and prints the archive's path.
 pub fn helm(helm: &Helm) -> Result<()> {
     type Create = unsafe extern "C" fn(
         *const c_char,
@@ -75,12 +78,16 @@ pub fn helm(helm: &Helm) -> Result<()> {
         *mut *mut c_char,
     ) -> c_int;
     type Lint = unsafe extern "C" fn(c_ulonglong, *const c_char, *mut *mut c_char) -> c_int;
+    type Package =
+        unsafe extern "C" fn(c_ulonglong, *const c_char, *const c_char, *mut *mut c_char) -> c_int;
     type Uninstall =
         unsafe extern "C" fn(c_ulonglong, *const c_char, c_int, c_int, *mut *mut c_char) -> c_int;
 
     let library = load(HELM.path()?)?;
     let namespace = text(&helm.namespace)?;
-    let kubeconfig = text(&helm.kubeconfig.to_string_lossy())?;
+    let path_text =
+        |path: &Option<PathBuf>| text(&path.as_deref().unwrap_or(Path::new("")).to_string_lossy());
+    let (kubeconfig, archives) = (path_text(&helm.kubeconfig)?, path_text(&helm.package)?);
     let chart = text(&helm.chart.to_string_lossy())?;
     let values = text(&helm.values)?;
     let (name, none, options) = (text("netdp")?, text("")?, text(OPTIONS)?);
@@ -101,6 +108,9 @@ pub fn helm(helm: &Helm) -> Result<()> {
         } else if helm.lint {
             let lint: Symbol<'_, Lint> = library.get(b"helm_sdkpy_lint")?;
             lint(handle, chart.as_ptr(), &raw mut result)
+        } else if helm.package.is_some() {
+            let package: Symbol<'_, Package> = library.get(b"helm_sdkpy_package")?;
+            package(handle, chart.as_ptr(), archives.as_ptr(), &raw mut result)
         } else if helm.uninstall {
             let uninstall: Symbol<'_, Uninstall> = library.get(b"helm_sdkpy_uninstall")?;
             uninstall(handle, name.as_ptr(), 0, TIMEOUT, &raw mut result)

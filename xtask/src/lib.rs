@@ -3,6 +3,5 @@
 
 #[cfg(feature = "full")]
 pub mod cluster;
-#[cfg(feature = "full")]
 pub mod image;
 pub mod shell;

@@ -14,8 +14,8 @@ mod go_library;
 mod kernels;
 mod kube;
 mod lint;
-#[cfg(feature = "full")]
 mod make_image;
+mod release;
 mod scale;
 mod setup;
 #[cfg(feature = "full")]
@@ -72,16 +72,17 @@ enum Task {
         /// named.
         tests: Vec<String>,
     },
-    /// Set up, then build an OCI image of netdp, without a container engine.
-    #[cfg(feature = "full")]
+    /// Set up, then build the OCI image of netdp, with buildah.
     Image(make_image::Arguments),
+    /// Set up, then build what a release publishes, with checksums; publishes nothing.
+    Release(release::Arguments),
     /// Print the objects of a kustomization as JSON, by Kustomize itself.
     #[cfg(feature = "full")]
     Kustomize {
         /// A directory with a kustomization.yaml.
         directory: std::path::PathBuf,
     },
-    /// Install the chart into a cluster, by Helm itself, and print the release as JSON.
+    /// Install the chart into a cluster, lint or package it, by Helm itself, and print what Helm returns.
     #[cfg(feature = "full")]
     Helm(go_library::Helm),
     /// Set up, then measure with a real Kubernetes API server: from an edit to the datapath, and the
@@ -155,8 +156,8 @@ fn run(task: Task) -> Result<()> {
         Task::Test { arguments } => test::run(&arguments),
         Task::Scale { mappings } => scale::run(mappings),
         Task::Kernels { tests } => kernels::run(&tests),
-        #[cfg(feature = "full")]
         Task::Image(arguments) => make_image::run(&arguments),
+        Task::Release(arguments) => release::run(&arguments),
         #[cfg(feature = "full")]
         Task::Kustomize { directory } => go_library::kustomize(&directory),
         #[cfg(feature = "full")]

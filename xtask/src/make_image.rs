@@ -4,7 +4,7 @@ use crate::{setup, shell};
 use anyhow::{Result, ensure};
 use clap::Args;
 use comfy_table::Table;
-use xtask::image::{self, Image};
+use xtask::image::{self, Image, Packages};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -18,13 +18,13 @@ pub struct Arguments {
 
 /// Makes the image; with `--twice`, fails unless both have the same digest.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    setup::run()?;
+    setup::run_for_image()?;
     let name = arguments.name.as_deref().unwrap_or(image::NAME);
     let directory = image::target_dir()?;
-    let image = image::make(name, &directory)?;
+    let image = image::make_with(name, &directory, Packages::Latest)?;
     if arguments.twice {
         let again = tempfile::tempdir()?;
-        let second = image::make(name, again.path())?;
+        let second = image::make_with(name, again.path(), Packages::Latest)?;
         ensure!(
             image.digest == second.digest,
             "not reproducible: {} the first time, {} the second",

@@ -9,14 +9,13 @@ use std::os::unix::process::CommandExt as _;
 pub const HELP: &str = "\
 Further tasks, built when they are asked for:
   test       Set up, then run every test (as root)
-  image      Set up, then build an OCI image of netdp, without a container engine
   kustomize  Print the objects of a kustomization as JSON, by Kustomize itself
   helm       Install the chart into a cluster, by Helm itself, and print the release as JSON
   bench      Set up, then compare netdp with plain forwarding and netfilter (as root)";
 
 /// Becomes xtask with all its tasks.
 pub fn run(arguments: &[OsString]) -> Result<()> {
-    const TASKS: [&str; 6] = ["demo", "test", "image", "kustomize", "helm", "bench"];
+    const TASKS: [&str; 5] = ["demo", "test", "kustomize", "helm", "bench"];
     let task = arguments.first().context("no task")?.to_string_lossy();
     if !TASKS.contains(&task.as_ref()) {
         bail!("there is no task {task:?}: see cargo xtask --help");

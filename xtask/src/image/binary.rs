@@ -3,7 +3,6 @@
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail, ensure};
-use oci_spec::image::Arch;
 use std::env::consts::ARCH;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -15,10 +14,10 @@ use std::process::Stdio;
 ///
 /// # Errors
 /// There is no name for this machine.
-pub fn target() -> Result<(String, Arch)> {
+pub fn target() -> Result<(String, &'static str)> {
     let arch = match ARCH {
-        "x86_64" => Arch::Amd64,
-        "aarch64" => Arch::ARM64,
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
         other => bail!("no image for {other}: only for x86_64 and aarch64"),
     };
     Ok((shell::static_target(), arch))

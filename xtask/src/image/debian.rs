@@ -1,148 +1,148 @@
-//! Debian's iptables, both kinds and both families, and nft: programs, their
-//! modules, and the libraries that they are linked with. Packages are unpacked, not installed.
+//! Debian 12's iptables, both kinds and both families, and nft, with the libraries that they need:
+//! apt resolves them, mmdebstrap extracts them. Nothing is installed, and no script of a package runs.
 
-use super::layer::Tree;
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::Read as _;
 use std::path::Path;
-use std::process::Command;
-use tar::{Archive, EntryType};
+use std::process::{Command, Stdio};
 
-/// What `apt-cache depends --recurse` lists for iptables and nftables, without what
-/// their programs do not load.
-const PACKAGES: [&str; 17] = [
-    "iptables",
-    "libbsd0",
-    "libc6",
-    "libedit2",
-    "libgmp10",
-    "libip4tc2",
-    "libip6tc2",
-    "libjansson4",
-    "libmd0",
-    "libmnl0",
-    "libnetfilter-conntrack3",
-    "libnfnetlink0",
-    "libnftables1",
-    "libnftnl11",
-    "libtinfo6",
-    "libxtables12",
-    "nftables",
+/// The packages whose programs netdp runs.
+const PACKAGES: &str = "iptables,nftables";
+
+/// Paths that are left out, as dpkg takes them: documentation but for the licences, character sets,
+/// and what no program here loads.
+const FILTERS: [&str; 9] = [
+    "path-exclude=/usr/share/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/bin/*",
+    "path-exclude=/usr/lib/*/gconv*",
+    "path-exclude=/lib/systemd*",
+    "path-exclude=/lib/*/libmvec.so.*",
+    "path-exclude=/lib/*/libnss_*",
+    "path-exclude=/lib/*/libnsl.so.*",
+    "path-exclude=/etc/*",
 ];
 
-/// The part of a package's name that names the machine.
-const LIBRARIES: &str = if cfg!(target_arch = "aarch64") {
-    "aarch64-linux-gnu"
-} else {
-    "x86_64-linux-gnu"
-};
+/// Writes what apt knows of each package to `status.d`, where scanners of images look that were made
+/// without dpkg.
+const WRITE_STATUS: &str = r#"
+set -e
+mkdir "$1/var/lib/dpkg/status.d"
+for package in "$1"/var/cache/apt/archives/*.deb; do
+    name=$(dpkg-deb --field "$package" Package)
+    dpkg-deb --field "$package" >"$1/var/lib/dpkg/status.d/$name"
+done"#;
 
-/// The files, and for each package its entry in the bill of materials.
+/// The part of an unpacked tree that [`WRITE_STATUS`] writes.
+const STATUS: &str = "var/lib/dpkg/status.d";
+
+/// What becomes part of the image.
+const KEPT: [&str; 3] = ["./lib*", "./usr", "./var/lib/dpkg/status.d"];
+
+/// Unpacks the packages below `into`, which there is not yet, in the versions that apt's archives
+/// have now.
 ///
 /// # Errors
-/// apt can't download a package, or a package is not what it was.
-pub fn netfilter() -> Result<(Tree, Vec<Value>)> {
-    let directory = tempfile::tempdir()?;
-    shell::say(&format!("apt-get download {}", PACKAGES.join(" ")));
+/// apt can't download a package, or a file can't be written.
+pub fn unpack(into: &Path) -> Result<()> {
+    let above = into.parent().context("no directory for the packages")?;
+    // In the same file system, so that it gets its name once it is whole.
+    let work = tempfile::tempdir_in(above)?;
+    let archive = work.path().join("debian.tar");
+    let tree = work.path().join("tree");
+    shell::say(&format!("mmdebstrap --include={PACKAGES} (half a minute)"));
+    let mut mmdebstrap = Command::new("mmdebstrap");
+    mmdebstrap
+        .env("SOURCE_DATE_EPOCH", "0")
+        .args(["--quiet", "--variant=extract", "--format=tar"])
+        .arg(format!("--include={PACKAGES}"))
+        .arg(format!("--extract-hook={WRITE_STATUS}"));
+    for filter in FILTERS {
+        mmdebstrap.arg(format!("--dpkgopt={filter}"));
+    }
+    mmdebstrap.arg("bookworm").arg(&archive).args(sources()?);
+    shell::run_as_progress(&mut mmdebstrap)?;
+    fs::create_dir(&tree)?;
     shell::run_as_progress(
-        Command::new("apt-get")
-            .current_dir(directory.path())
-            // The user that apt downloads as can't write here.
-            .args(["-o", "APT::Sandbox::User=root", "--quiet", "download"])
-            .args(PACKAGES),
+        Command::new("tar")
+            .args(["--extract", "--no-same-owner", "--wildcards", "--file"])
+            .arg(&archive)
+            .arg("--directory")
+            .arg(&tree)
+            .args(KEPT),
     )?;
-    let mut archives: Vec<_> = fs::read_dir(directory.path())?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_>>()?;
-    archives.sort();
-    ensure!(
-        archives.len() == PACKAGES.len(),
-        "apt-get left {archives:?}"
-    );
-    let mut tree = Tree::default();
-    let mut components = Vec::new();
-    for archive in archives {
-        unpack(&archive, &mut tree).with_context(|| format!("unpacking {}", archive.display()))?;
-        components.push(component(&archive)?);
-    }
-    // The lock of iptables-legacy; pods mount the node's.
-    tree.file("run/xtables.lock", 0o600, "");
-    Ok((tree, components))
+    fs::rename(&tree, into).with_context(|| format!("moving {} into place", into.display()))
 }
 
-fn unpack(package: &Path, tree: &mut Tree) -> Result<()> {
-    let unpacked = Command::new("dpkg-deb")
-        .arg("--fsys-tarfile")
-        .arg(package)
+/// This machine's archives of Debian 12, as lines of a sources.list: the mirror that works here. None
+/// if it has none, and mmdebstrap takes Debian's own.
+fn sources() -> Result<Vec<String>> {
+    let targets = Command::new("apt-get")
+        .args(["indextargets", "--format"])
+        .arg("deb $(REPO_URI) $(CODENAME) $(COMPONENT)")
+        .args(["Created-By: Packages", "Origin: Debian", "Component: main"])
+        .stderr(Stdio::inherit())
         .output()
-        .context("starting dpkg-deb")?;
-    ensure!(unpacked.status.success(), "dpkg-deb: {}", unpacked.status);
-    for entry in Archive::new(unpacked.stdout.as_slice()).entries()? {
-        let mut entry = entry?;
-        let path = entry.path()?.to_string_lossy().into_owned();
-        let path = path.trim_start_matches("./");
-        if !is_wanted(path) {
-            continue;
-        }
-        match entry.header().entry_type() {
-            EntryType::Regular => {
-                let mode = entry.header().mode()?;
-                let mut content = Vec::new();
-                entry.read_to_end(&mut content)?;
-                tree.file(path, mode, content);
-            }
-            EntryType::Symlink => {
-                let to = entry.link_name()?.context("a link to nothing")?;
-                tree.link(path, &to.to_string_lossy());
-            }
-            _ => {}
-        }
-    }
-    Ok(())
+        .context("starting apt-get")?;
+    ensure!(
+        targets.status.success(),
+        "apt-get indextargets: {}",
+        targets.status
+    );
+    Ok(of_debian_12(&String::from_utf8_lossy(&targets.stdout)))
 }
 
-/// Programs, libraries that they load, licences.
-fn is_wanted(path: &str) -> bool {
-    let (directory, file) = path.rsplit_once('/').unwrap_or(("", path));
-    let in_libraries =
-        directory == format!("lib/{LIBRARIES}") || directory == format!("usr/lib/{LIBRARIES}");
-    let of_libc = ["ld-linux", "libc.so", "libm.so"];
-    let of_netfilter = ["libip", "libmnl", "libnf", "libxtables"];
-    let of_nft = [
-        "libbsd.so",
-        "libedit.so",
-        "libgmp.so",
-        "libjansson.so",
-        "libmd.so",
-        "libtinfo.so",
-    ];
-    path.starts_with("usr/sbin/")
-        || directory == "lib64"
-        || directory == "lib"
-        || directory == format!("usr/lib/{LIBRARIES}/xtables")
-        || (in_libraries
-            && of_libc
-                .iter()
-                .chain(&of_netfilter)
-                .chain(&of_nft)
-                .any(|prefix| file.starts_with(prefix)))
-        || (directory.starts_with("usr/share/doc/") && file == "copyright")
+fn of_debian_12(sources: &str) -> Vec<String> {
+    let mut lines: Vec<_> = sources
+        .lines()
+        .filter(|line| {
+            line.split(' ')
+                .nth(2)
+                .is_some_and(|suite| suite.starts_with("bookworm"))
+        })
+        .map(str::to_owned)
+        .collect();
+    lines.sort_unstable();
+    lines.dedup();
+    lines
 }
 
-/// `NAME_VERSION_ARCH.deb` as a component of the bill of materials.
-fn component(package: &Path) -> Result<Value> {
-    let name = package.file_stem().unwrap_or_default().to_string_lossy();
-    let fields: Vec<&str> = name.split('_').collect();
-    let [name, version, arch] = fields[..] else {
-        anyhow::bail!("{name} is no package's file name");
+/// The packages of an unpacked tree, as components of the bill of materials.
+///
+/// # Errors
+/// The tree has no list of packages, or one of them can't be read.
+pub fn components(tree: &Path) -> Result<Vec<Value>> {
+    let status = tree.join(STATUS);
+    let mut files = fs::read_dir(&status)
+        .and_then(|entries| {
+            entries
+                .map(|entry| Ok(entry?.path()))
+                .collect::<Result<Vec<_>, _>>()
+        })
+        .with_context(|| format!("listing {}", status.display()))?;
+    ensure!(!files.is_empty(), "no package in {}", status.display());
+    files.sort_unstable();
+    files
+        .iter()
+        .map(|path| {
+            let fields = fs::read_to_string(path)?;
+            component(&fields).with_context(|| format!("no package in {}", path.display()))
+        })
+        .collect()
+}
+
+/// A package, of the fields of its control file.
+fn component(fields: &str) -> Option<Value> {
+    let field = |name: &str| {
+        fields
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     };
-    // apt writes the colon of an epoch so.
-    let version = version.replace("%3a", ":");
+    let [name, version, arch] = [field("Package")?, field("Version")?, field("Architecture")?];
     let purl = format!("pkg:deb/debian/{name}@{version}?arch={arch}&distro=debian-12");
-    Ok(json!({
+    Some(json!({
         "type": "library",
         "name": name,
         "version": version,
@@ -156,39 +156,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_the_programs_load_is_taken() {
-        for wanted in [
-            "usr/sbin/xtables-nft-multi",
-            "usr/sbin/nft",
-            "usr/lib/x86_64-linux-gnu/libgmp.so.10",
-            "lib/x86_64-linux-gnu/libtinfo.so.6",
-            "lib/x86_64-linux-gnu/libc.so.6",
-            "lib64/ld-linux-x86-64.so.2",
-            "usr/lib/x86_64-linux-gnu/libnftnl.so.11",
-            "usr/lib/x86_64-linux-gnu/xtables/libxt_addrtype.so",
-            "usr/share/doc/iptables/copyright",
-        ] {
-            let wanted = wanted.replace("x86_64-linux-gnu", LIBRARIES);
-            assert!(is_wanted(&wanted), "{wanted}");
-        }
-        for unwanted in [
-            "lib/x86_64-linux-gnu/libnss_files.so.2",
-            "lib/x86_64-linux-gnu/libtic.so.6",
-            "usr/share/man/man8/iptables.8.gz",
-            "usr/lib/x86_64-linux-gnu/gconv/UTF-7.so",
-            "etc/ld.so.conf.d/x86_64-linux-gnu.conf",
-        ] {
-            assert!(!is_wanted(unwanted), "{unwanted}");
-        }
+    fn only_archives_of_debian_12_are_taken() {
+        let sources = "\
+deb http://mirror.example/debian/ bookworm main
+deb http://mirror.example/debian/ trixie main
+deb http://mirror.example/debian-security/ bookworm-security main
+deb http://mirror.example/debian/ bookworm main
+";
+        assert_eq!(
+            of_debian_12(sources),
+            [
+                "deb http://mirror.example/debian-security/ bookworm-security main",
+                "deb http://mirror.example/debian/ bookworm main",
+            ]
+        );
+        assert!(of_debian_12("").is_empty());
     }
 
     #[test]
-    fn a_package_is_named_by_its_file() {
-        let component = component(Path::new("/t/libc6_2.36-9+deb12u14_amd64.deb")).unwrap();
-        assert_eq!(component["version"], "2.36-9+deb12u14");
+    fn a_package_is_described_by_its_control_file() {
+        let fields =
+            "Package: libgmp10\nSource: gmp\nVersion: 2:6.2.1+dfsg1-1.1\nArchitecture: amd64\n";
+        let component = component(fields).unwrap();
+        assert_eq!(component["version"], "2:6.2.1+dfsg1-1.1");
         assert_eq!(
             component["purl"],
-            "pkg:deb/debian/libc6@2.36-9+deb12u14?arch=amd64&distro=debian-12"
+            "pkg:deb/debian/libgmp10@2:6.2.1+dfsg1-1.1?arch=amd64&distro=debian-12"
         );
+        assert!(super::component("Package: libgmp10\n").is_none());
     }
 }

@@ -1,38 +1,27 @@
 //! An OCI image with netdp in it, Debian's iptables and nft, and nothing that they
-//! do not use, made without a container engine. The same sources, compiler and packages
+//! do not use, which buildah builds by `deploy/Dockerfile`. The same sources, compiler and packages
 //! give the same image.
 
 mod binary;
+mod buildah;
 mod debian;
-mod layer;
-mod layout;
 mod sbom;
 mod tools;
+mod workspace;
 
 use crate::shell;
 use anyhow::{Context as _, Result};
-use layer::Tree;
-use layout::About;
-use sha2::{Digest as _, Sha256};
-use std::fmt::Write as _;
-use std::fs;
+use buildah::Recipe;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub use tools::{TOOLS, tools};
+pub use workspace::target_dir;
 
-/// Where the program is in the image.
-const PROGRAM: &str = "usr/local/bin/netdp";
-
-/// Where documents are in the image.
-const DOCUMENTS: &str = "usr/share/doc/netdp";
-
-/// The names under which manifests of others start what netdp replaces:
-/// ip-masq-agent's image has its program at the top, and k8s-custom-iptables runs
-/// `sh -c /run.sh`. There is no shell: netdp knows this one command line.
-const NAMES: [&str; 3] = ["ip-masq-agent", "run.sh", "bin/sh"];
-
-/// A directory that the image is mounted or written below.
-const DIRECTORIES: [&str; 6] = ["cfg", "dev", "etc/config", "proc", "run/netdp", "sys"];
+/// The documents in the image, besides the bill of materials.
+const DOCUMENTS: [&str; 4] = ["LICENSE-APACHE", "LICENSE-GPL2", "LICENSE-MIT", "docs/operations.md"];
 
 /// The name of the image unless it is given another. No registry answers to
 /// `localhost`: nobody else's image can be pulled by mistake.
@@ -53,93 +42,154 @@ pub struct Image {
     pub program: PathBuf,
     /// The digest of the manifest.
     pub digest: String,
+    /// As OCI calls the machine: `amd64` or `arm64`.
+    pub arch: &'static str,
     /// The size of the program, in bytes.
     pub program_size: u64,
     /// The size of the archive, in bytes.
     pub size: u64,
 }
 
-/// Builds netdp in a target directory and puts the image into `image` in it.
+/// Where Debian's packages come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Packages {
+    /// From apt's archives, as they are now.
+    Latest,
+    /// From the last build in this target directory, if there was one.
+    Kept,
+}
+
+/// Builds netdp in a target directory and puts the image into `image` in it, with the packages that
+/// are there.
 ///
 /// # Errors
 /// Building failed, or a file can't be written.
 pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
+    make_with(name, target_dir, Packages::Kept)
+}
+
+/// The same with a choice of the packages.
+///
+/// # Errors
+/// Building failed, apt can't download a package, or a file can't be written.
+pub fn make_with(name: &str, target_dir: &Path, packages: Packages) -> Result<Image> {
     let (target, arch) = binary::target()?;
     let program = binary::build(&target, target_dir)?;
-    let mut sbom = sbom::document(&sbom::metadata(&target)?)?;
-    let (tree, packages) = debian::netfilter()?;
-    sbom::add(&mut sbom, packages);
+    let directory = target_dir.join("image");
+    make_directory(&directory)?;
+    let _turn = turn(&directory.join("lock"))?;
+
+    let context = directory.join("context");
+    make_directory(&context)?;
+    let debian = context.join("debian");
+    if packages == Packages::Latest {
+        remove_tree(&debian)?;
+    }
+    if !debian.exists() {
+        debian::unpack(&debian)?;
+    }
+    let sbom = sbom::document(&target, debian::components(&debian)?)?;
     let sbom = serde_json::to_vec_pretty(&sbom)?;
-    let about = About {
-        name: name.into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        arch,
-        title: "netdp",
-        entrypoint: &ENTRYPOINT,
+    fill(&context, &program, &sbom)?;
+
+    let stem = format!("netdp-{}-{arch}", env!("CARGO_PKG_VERSION"));
+    let archive = directory.join(format!("{stem}.tar"));
+    shell::say("buildah bud --file deploy/Dockerfile");
+    let recipe = Recipe {
+        dockerfile: &dockerfile(),
+        context: &context,
+        arguments: &[("VERSION", env!("CARGO_PKG_VERSION"))],
     };
-    let layers = [tree.pack()?, contents(&read(&program)?, &sbom)?.pack()?];
-    let layout = layout::layout(&about, &layers)?;
-    let stem = format!("netdp-{}-{}", about.version, about.arch);
+    let digest = buildah::build(recipe, name, &archive)?;
     let image = Image {
-        archive: target_dir.join(format!("image/{stem}.tar")),
-        sbom: target_dir.join(format!("image/{stem}.cdx.json")),
-        digest: layout.digest,
+        sbom: directory.join(format!("{stem}.cdx.json")),
+        digest,
+        arch,
         program_size: fs::metadata(&program)?.len(),
-        size: layout.archive.len() as u64,
+        size: fs::metadata(&archive)?.len(),
         program,
+        archive,
     };
-    write(&image.archive, &layout.archive)?;
     write(&image.sbom, &sbom)?;
     Ok(image)
 }
 
-/// The directory that cargo builds in.
-///
-/// # Errors
-/// Cargo does not say.
-pub fn target_dir() -> Result<PathBuf> {
-    Ok(sbom::metadata(&binary::target()?.0)?
-        .target_directory
-        .into_std_path_buf())
+fn dockerfile() -> PathBuf {
+    shell::root().join("deploy/Dockerfile")
 }
 
-/// The files of the image.
-fn contents(program: &[u8], sbom: &[u8]) -> Result<Tree> {
-    let mut tree = Tree::default();
-    for directory in DIRECTORIES {
-        tree.directory(directory);
-    }
-    tree.file(PROGRAM, 0o755, program);
-    for name in NAMES {
-        tree.link(name, &format!("/{PROGRAM}"));
-    }
-    tree.file("etc/passwd", 0o644, "root:x:0:0:root:/:/sbin/nologin\n");
-    tree.file("etc/group", 0o644, "root:x:0:\n");
-    tree.file(&format!("{DOCUMENTS}/sbom.cdx.json"), 0o644, sbom);
-    for document in ["LICENSE-APACHE", "LICENSE-MIT", "docs/operations.md"] {
-        let name = document.rsplit('/').next().unwrap_or(document);
-        let content = read(&shell::root().join(document))?;
-        tree.file(&format!("{DOCUMENTS}/{name}"), 0o644, content);
-    }
-    Ok(tree)
+/// Waits until nobody else has this lock, and has it until it is dropped.
+fn turn(path: &Path) -> Result<File> {
+    let lock = File::create(path).with_context(|| format!("writing {}", path.display()))?;
+    lock.lock()
+        .with_context(|| format!("locking {}", path.display()))?;
+    Ok(lock)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("reading {}", path.display()))
+/// Fills the build context with all but Debian's packages. Nobody's umask is in it.
+fn fill(context: &Path, program: &Path, sbom: &[u8]) -> Result<()> {
+    let documents = context.join("doc");
+    let rootfs = context.join("rootfs");
+    for directory in [&documents, &rootfs] {
+        remove_tree(directory)?;
+    }
+    make_directory(&documents)?;
+    copy(program, &context.join("netdp"))?;
+    for document in DOCUMENTS {
+        let from = shell::root().join(document);
+        let name = from.file_name().unwrap_or(from.as_os_str());
+        copy(&from, &documents.join(name))?;
+    }
+    write(&documents.join("sbom.cdx.json"), sbom)?;
+    // Symbolic links remain what they are.
+    shell::run_as_progress(
+        Command::new("cp")
+            .args(["--recursive", "--no-dereference"])
+            .arg(shell::root().join("deploy/rootfs"))
+            .arg(&rootfs),
+    )?;
+    shell::run_as_progress(
+        Command::new("chmod")
+            .args(["--recursive", "u=rwX,go=rX"])
+            .args([&documents, &rootfs]),
+    )
+}
+
+fn make_directory(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("making {} readable", path.display()))
+}
+
+fn remove_tree(path: &Path) -> Result<()> {
+    if path.exists() {
+        fs::remove_dir_all(path).with_context(|| format!("removing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::copy(from, to)
+        .map(drop)
+        .with_context(|| format!("copying {} to {}", from.display(), to.display()))
 }
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
-    }
     fs::write(path, content).with_context(|| format!("writing {}", path.display()))
 }
 
-/// A digest in OCI's form, `sha256:…`.
-fn digest(content: &[u8]) -> String {
-    let mut text = "sha256:".to_owned();
-    for byte in Sha256::digest(content) {
-        let _ = write!(text, "{byte:02x}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_dockerfile_has_the_entrypoint_that_tests_run() {
+        let dockerfile = fs::read_to_string(dockerfile()).unwrap();
+        let entrypoint = dockerfile
+            .lines()
+            .find_map(|line| line.strip_prefix("ENTRYPOINT "))
+            .unwrap();
+        let words: Vec<String> = serde_json::from_str(entrypoint).unwrap();
+        assert_eq!(words, ENTRYPOINT);
     }
-    text
 }

@@ -1,132 +1,156 @@
-//! What the program is made of, as a CycloneDX document: every crate of
-//! Cargo.lock that is compiled into it or into its eBPF programs.
+//! The bill of materials (CycloneDX): the crates that are compiled into the program and into its eBPF
+//! programs, as cargo-cyclonedx lists them, and Debian's packages.
 
+use super::workspace;
 use crate::shell;
 use anyhow::{Context as _, Result};
-use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package, PackageId};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-/// The packages whose code is in the image.
-const SHIPPED: [&str; 2] = ["netdp-user", "netdp-ebpf"];
+/// The package of the program.
+const PROGRAM: &str = "netdp-user";
 
-/// What cargo knows of the workspace, as compiled for `target`.
+/// The package of what the program carries for the kernel. Cargo knows it as a dependency of a build
+/// script only.
+const KERNEL: &str = "netdp-ebpf";
+
+/// What cargo-cyclonedx shall call its documents, which it leaves beside each Cargo.toml.
+const NAME: &str = "image.cdx";
+
+/// The document for a program compiled for `target`. It has no serial number and no time of its own: the
+/// same Cargo.lock and packages give the same document.
 ///
 /// # Errors
-/// `cargo metadata` failed, for example because Cargo.lock is out of date.
-pub fn metadata(target: &str) -> Result<Metadata> {
-    MetadataCommand::new()
-        .manifest_path(shell::root().join("Cargo.toml"))
-        .other_options(["--locked".into(), format!("--filter-platform={target}")])
-        .exec()
-        .context("asking cargo for the dependencies")
+/// cargo-cyclonedx failed or wrote something else than documents.
+pub fn document(target: &str, packages: Vec<Value>) -> Result<Value> {
+    let [mut document, kernel] = cyclonedx(target)?;
+    document["metadata"]["component"]["name"] = "netdp".into();
+    add_kernel(&mut document, kernel)?;
+    list(&mut document, "components")?.extend(packages);
+    Ok(document)
 }
 
-/// The document, as JSON. It has no serial number and no time: the same
-/// Cargo.lock gives the same document.
-///
-/// # Errors
-/// Cargo's answer is incomplete.
-pub fn document(metadata: &Metadata) -> Result<Value> {
-    let resolve = metadata
-        .resolve
-        .as_ref()
-        .context("cargo resolved no dependencies")?;
-    let edges: BTreeMap<&PackageId, Vec<&PackageId>> = resolve
-        .nodes
-        .iter()
-        .map(|node| {
-            let shipped = node.deps.iter().filter(|dep| {
-                dep.dep_kinds
-                    .iter()
-                    .any(|kind| kind.kind == DependencyKind::Normal)
-            });
-            (&node.id, shipped.map(|dep| &dep.pkg).collect())
-        })
-        .collect();
-    let mut reached = BTreeSet::new();
-    let mut next: Vec<&PackageId> = metadata
-        .packages
-        .iter()
-        .filter(|package| SHIPPED.contains(&package.name.as_str()))
-        .map(|package| &package.id)
-        .collect();
-    while let Some(id) = next.pop() {
-        if reached.insert(id) {
-            next.extend(edges.get(id).into_iter().flatten());
-        }
-    }
-    let packages: Vec<&Package> = metadata
-        .packages
-        .iter()
-        .filter(|package| reached.contains(&package.id))
-        .collect();
-    let depends = |package: &&Package| {
-        let on: BTreeSet<_> = packages
-            .iter()
-            .filter(|other| edges[&package.id].contains(&&other.id))
-            .map(|other| purl(other))
-            .collect();
-        json!({ "ref": purl(package), "dependsOn": on })
+/// The documents of the two packages. cargo-cyclonedx writes them beside each Cargo.toml, and a file that
+/// comes and goes there has the eBPF programs built anew: it gets a copy of the sources.
+fn cyclonedx(target: &str) -> Result<[Value; 2]> {
+    let workspace = workspace::metadata()?;
+    let copy = tempfile::tempdir().context("making a directory for a copy of the sources")?;
+    copy_sources(&workspace, copy.path())?;
+    shell::run_as_progress(
+        shell::cargo()
+            .current_dir(copy.path())
+            .env("SOURCE_DATE_EPOCH", "0")
+            .args(["cyclonedx", "-qq", "--format", "json"])
+            .args(["--spec-version", "1.5", "--no-build-deps"])
+            .args(["--override-filename", NAME, "--target", target]),
+    )
+    .context("cargo-cyclonedx lists the crates; `cargo xtask setup` installs it")?;
+    let here = format!("path+file://{}", copy.path().display());
+    let read = |package: &str| -> Result<Value> {
+        let path = copy.path().join(package).join(format!("{NAME}.json"));
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        // As the compiler is told to call the workspace.
+        serde_json::from_str(&text.replace(&here, "path+file:///netdp"))
+            .with_context(|| format!("reading {}", path.display()))
     };
-    Ok(json!({
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.5",
-        "version": 1,
-        "metadata": { "component": {
-            "type": "application",
-            "name": "netdp",
-            "version": env!("CARGO_PKG_VERSION"),
-            "bom-ref": "netdp",
-            "licenses": [{ "expression": "Apache-2.0 OR MIT" }],
-        }},
-        "components": packages.iter().map(|package| component(package)).collect::<Vec<_>>(),
-        "dependencies": packages.iter().map(depends).collect::<Vec<_>>(),
-    }))
+    Ok([read(PROGRAM)?, read(KERNEL)?])
 }
 
-/// Adds components that are no crates.
-pub fn add(document: &mut Value, components: Vec<Value>) {
-    if let Some(list) = document["components"].as_array_mut() {
-        list.extend(components);
+/// Copies what cargo reads of the workspace.
+fn copy_sources(workspace: &Value, to: &Path) -> Result<()> {
+    let root = workspace["workspace_root"]
+        .as_str()
+        .context("cargo metadata names no workspace")?;
+    let mut cp = Command::new("cp");
+    cp.current_dir(root).args(["--recursive", "--parents"]);
+    cp.args(["Cargo.toml", "Cargo.lock"]);
+    for member in members(workspace)? {
+        cp.arg(member.strip_prefix(root)?);
     }
+    shell::run_as_progress(cp.arg(to))
 }
 
-fn component(package: &Package) -> Value {
-    let mut component = json!({
-        "type": "library",
-        "name": package.name.as_str(),
-        "version": package.version.to_string(),
-        "bom-ref": purl(package),
-        "purl": purl(package),
+/// The directories of the workspace's packages.
+fn members(workspace: &Value) -> Result<Vec<PathBuf>> {
+    workspace["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|package| {
+            let manifest = package["manifest_path"].as_str().map(Path::new);
+            let directory = manifest.and_then(Path::parent).map(Path::to_owned);
+            directory.context("cargo metadata names no Cargo.toml of a package")
+        })
+        .collect()
+}
+
+/// Adds the eBPF programs' package and its crates, each once.
+fn add_kernel(document: &mut Value, mut kernel: Value) -> Result<()> {
+    let root = kernel["metadata"]["component"].take();
+    let reference = root["bom-ref"].clone();
+    let component = json!({
+        "type": "application",
+        "bom-ref": reference,
+        "name": root["name"],
+        "version": root["version"],
+        "licenses": root["licenses"],
+        "purl": root["purl"],
     });
-    if let Some(licence) = &package.license {
-        // Crates from before SPDX expressions put a slash for "or".
-        let expression = licence.replace('/', " OR ");
-        component["licenses"] = json!([{ "expression": expression }]);
+    add_absent(document, "components", "bom-ref", vec![component])?;
+    for (key, by) in [("components", "bom-ref"), ("dependencies", "ref")] {
+        let more = std::mem::take(list(&mut kernel, key)?);
+        add_absent(document, key, by, more)?;
     }
-    component
+    let program = document["metadata"]["component"]["bom-ref"].clone();
+    let program = list(document, "dependencies")?
+        .iter_mut()
+        .find(|dependency| dependency["ref"] == program)
+        .context("cargo-cyclonedx lists no dependencies of the program")?;
+    list(program, "dependsOn")?.push(reference);
+    Ok(())
 }
 
-fn purl(package: &Package) -> String {
-    format!("pkg:cargo/{}@{}", package.name, package.version)
+/// Adds to a list what is not in it yet, by the value of a key.
+fn add_absent(document: &mut Value, key: &str, by: &str, more: Vec<Value>) -> Result<()> {
+    let list = list(document, key)?;
+    let known: BTreeSet<_> = list.iter().map(|entry| entry[by].to_string()).collect();
+    list.extend(
+        more.into_iter()
+            .filter(|entry| !known.contains(&entry[by].to_string())),
+    );
+    Ok(())
+}
+
+fn list<'a>(value: &'a mut Value, key: &str) -> Result<&'a mut Vec<Value>> {
+    value[key]
+        .as_array_mut()
+        .with_context(|| format!("cargo-cyclonedx wrote no list {key:?}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn made() -> Value {
+        document("x86_64-unknown-linux-musl", Vec::new()).unwrap()
+    }
+
     #[test]
     fn it_lists_what_is_compiled_in_and_nothing_else() {
-        let document = document(&metadata("x86_64-unknown-linux-musl").unwrap()).unwrap();
+        let document = made();
         let names: BTreeSet<_> = document["components"]
             .as_array()
             .unwrap()
             .iter()
+            .chain([&document["metadata"]["component"]])
             .map(|component| component["name"].as_str().unwrap())
             .collect();
         for shipped in [
-            "netdp-user",
+            "netdp",
             "netdp-ebpf",
             "netdp-common",
             "aya",
@@ -143,18 +167,45 @@ mod tests {
 
     #[test]
     fn every_reference_is_a_component() {
-        let document = document(&metadata("x86_64-unknown-linux-musl").unwrap()).unwrap();
-        let known: BTreeSet<_> = document["components"]
+        let document = made();
+        let mut known: Vec<_> = document["components"]
             .as_array()
             .unwrap()
             .iter()
-            .map(|component| &component["bom-ref"])
-            .map(Value::to_string)
+            .chain([&document["metadata"]["component"]])
+            .map(|component| component["bom-ref"].to_string())
             .collect();
+        let all = known.len();
+        known.sort_unstable();
+        known.dedup();
+        assert_eq!(known.len(), all, "a component is listed twice");
         for dependency in document["dependencies"].as_array().unwrap() {
-            for on in dependency["dependsOn"].as_array().unwrap() {
+            for on in dependency["dependsOn"].as_array().into_iter().flatten() {
                 assert!(known.contains(&on.to_string()), "{on}");
             }
         }
+    }
+
+    #[test]
+    fn nothing_in_it_depends_on_the_machine_or_the_time() {
+        let text = made().to_string();
+        assert!(!text.contains(&std::env::temp_dir().display().to_string()));
+        assert!(!text.contains("serialNumber"));
+        assert_eq!(text, made().to_string());
+    }
+
+    /// A build script watches its directory.
+    #[test]
+    fn the_sources_stay_as_they_are() {
+        let changed = || -> Vec<_> {
+            members(&workspace::metadata().unwrap())
+                .unwrap()
+                .iter()
+                .map(|member| fs::metadata(member).unwrap().modified().unwrap())
+                .collect()
+        };
+        let before = changed();
+        made();
+        assert_eq!(changed(), before);
     }
 }

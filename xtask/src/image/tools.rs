@@ -1,10 +1,9 @@
 //! An image for pods of tests, which also holds their namespaces.
 
-use super::binary;
-use super::layer::Tree;
-use super::layout::{About, layout};
-use super::read;
-use anyhow::Result;
+use super::buildah::{self, Recipe};
+use anyhow::{Context as _, Result};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 /// What it is called.
@@ -13,26 +12,38 @@ pub const TOOLS: &str = "localhost/netdp-tools:1";
 /// Programs of busybox that pods call by their names.
 const NAMES: [&str; 4] = ["sh", "sleep", "timeout", "wget"];
 
+/// Its containers sleep unless they are told otherwise.
+const DOCKERFILE: &str = "\
+FROM scratch
+COPY . /
+ENV PATH=/bin
+USER 0:0
+ENTRYPOINT [\"/bin/sleep\", \"infinity\"]
+";
+
 /// An image layout, as a tar archive, under any name: with busybox in it and
-/// nothing else. Its containers sleep unless they are told otherwise.
+/// nothing else.
 ///
 /// # Errors
-/// `busybox` can't be read.
+/// `busybox` can't be read, or buildah failed.
 pub fn tools(name: &str, busybox: &Path) -> Result<Vec<u8>> {
-    let mut tree = Tree::default();
-    tree.file("bin/busybox", 0o755, read(busybox)?);
+    let work = tempfile::tempdir()?;
+    let [context, dockerfile, archive] =
+        ["context", "Dockerfile", "image.tar"].map(|name| work.path().join(name));
+    for directory in ["bin", "proc", "sys", "dev", "tmp", "etc"] {
+        fs::create_dir_all(context.join(directory))?;
+    }
+    fs::copy(busybox, context.join("bin/busybox"))
+        .with_context(|| format!("copying {}", busybox.display()))?;
     for name in NAMES {
-        tree.link(&format!("bin/{name}"), "/bin/busybox");
+        symlink("/bin/busybox", context.join("bin").join(name))?;
     }
-    for directory in ["proc", "sys", "dev", "tmp", "etc"] {
-        tree.directory(directory);
-    }
-    let about = About {
-        name: name.into(),
-        version: name.rsplit(':').next().unwrap_or_default().into(),
-        arch: binary::target()?.1,
-        title: "tools",
-        entrypoint: &["/bin/sleep", "infinity"],
+    fs::write(&dockerfile, DOCKERFILE)?;
+    let recipe = Recipe {
+        dockerfile: &dockerfile,
+        context: &context,
+        arguments: &[],
     };
-    Ok(layout(&about, &[tree.pack()?])?.archive)
+    buildah::build(recipe, name, &archive)?;
+    fs::read(&archive).context("reading the image that buildah wrote")
 }

@@ -1,7 +1,7 @@
 //! `setup`: installs what is missing, once.
 
 pub mod apt;
-mod bpf_linker;
+mod cargo_programs;
 mod go_libraries;
 mod kubernetes;
 mod needs;
@@ -10,6 +10,7 @@ mod system;
 
 use crate::shell;
 use anyhow::{Result, bail};
+use cargo_programs::BPF_LINKER;
 use needs::Need;
 use std::fmt::Write as _;
 use system::System;
@@ -28,6 +29,16 @@ pub fn run_without_api_server() -> Result<()> {
 /// The same for the demo alone.
 pub fn run_for_demo() -> Result<()> {
     install(Need::is_for_demo)
+}
+
+/// The same for the image alone.
+pub fn run_for_image() -> Result<()> {
+    install(Need::is_for_image)
+}
+
+/// The same for a release.
+pub fn run_for_release() -> Result<()> {
+    install(Need::is_for_release)
 }
 
 fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
@@ -53,7 +64,9 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
         );
     }
     apt::install(&packages(&missing))?;
-    bpf_linker::install_if_missing()?;
+    for program in missing.iter().filter_map(Need::cargo_program) {
+        program.install()?;
+    }
     if missing.iter().any(Need::is_kubernetes) {
         let built = missing.iter().filter(|need| need.is_built_kubernetes());
         kubernetes::install_missing(&built.map(|need| need.what).collect::<Vec<_>>())?;
@@ -102,8 +115,8 @@ fn commands(missing: &[Need]) -> String {
             packages.join(" ")
         );
     }
-    if missing.iter().any(Need::is_cargo) {
-        let _ = writeln!(lines, "  {}", bpf_linker::as_typed());
+    for program in missing.iter().filter_map(Need::cargo_program) {
+        let _ = writeln!(lines, "  {}", program.as_typed());
     }
     if missing.iter().any(Need::is_go_library) {
         let _ = writeln!(lines, "  {}", go_libraries::BY_HAND);
@@ -130,7 +143,7 @@ fn by_hand(system: &System) -> String {
          Debian 12's libstd-rust-web-dev-bpf has), and bpf-linker built against an LLVM at least \
          as new as that Rust's:\n      {}\n\
          Then run the same command again.",
-        bpf_linker::as_typed()
+        BPF_LINKER.as_typed()
     ) + "For the cluster and the API server in tests: "
         + kubernetes::BY_HAND
 }
@@ -158,5 +171,16 @@ mod tests {
         let typed = commands(&curl);
         assert!(typed.contains("--no-install-recommends curl\n"), "{typed}");
         assert!(!typed.contains("bpf-linker"), "{typed}");
+    }
+
+    #[test]
+    fn programs_of_crates_io_have_a_version() {
+        let all = commands(needs::ALL);
+        for pinned in [
+            "cargo install cargo-cyclonedx --version 0.5.9 --profile dev --locked\n",
+            "LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 ",
+        ] {
+            assert!(all.contains(pinned), "{all}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What building, the tests and the demo need, and how to see that it is there.
 
+use super::cargo_programs::{BPF_LINKER, CYCLONEDX, CargoProgram};
 use super::rust_target;
 use crate::go_libraries::{GoLibrary, HELM, KUSTOMIZE};
 use crate::shell;
@@ -25,7 +26,7 @@ enum Source {
     /// A package of Debian 12.
     Package(&'static str),
     /// `cargo install`.
-    Cargo,
+    Cargo(&'static CargoProgram),
     /// Debian 12's etcd, kubectl and busybox, unpacked.
     Kubernetes,
     /// Debian 12's Kubernetes, built from source.
@@ -61,6 +62,10 @@ enum Part {
     LinkerBuild,
     /// Building Kubernetes' programs.
     KubernetesBuild,
+    /// The image, and tests.
+    Image,
+    /// A release, and tests.
+    Release,
     /// Tests.
     Run,
     /// Demo, and tests.
@@ -72,7 +77,7 @@ impl Need {
     pub fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Package(name) => Some(name),
-            Source::Cargo
+            Source::Cargo(_)
             | Source::Kubernetes
             | Source::KubernetesBuilt
             | Source::GoLibrary
@@ -99,13 +104,33 @@ impl Need {
     pub fn is_for_demo(&self) -> bool {
         match self.part {
             Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Demo => true,
-            Part::KubernetesBuild | Part::Run => false,
+            Part::KubernetesBuild | Part::Image | Part::Release | Part::Run => false,
         }
     }
 
-    /// Whether cargo installs it.
-    pub fn is_cargo(&self) -> bool {
-        matches!(self.source, Source::Cargo)
+    /// Whether the image can't be built without it.
+    pub fn is_for_image(&self) -> bool {
+        match self.part {
+            Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Image => true,
+            Part::KubernetesBuild | Part::Release | Part::Run | Part::Demo => false,
+        }
+    }
+
+    /// Whether a release can't be built without it.
+    pub fn is_for_release(&self) -> bool {
+        self.is_for_image() || self.part == Part::Release
+    }
+
+    /// The program that cargo installs, if it is one.
+    pub fn cargo_program(&self) -> Option<&'static CargoProgram> {
+        match self.source {
+            Source::Cargo(program) => Some(program),
+            Source::Package(_)
+            | Source::Kubernetes
+            | Source::KubernetesBuilt
+            | Source::GoLibrary
+            | Source::RustTarget => None,
+        }
     }
 
     /// Whether [`go_libraries`](super::go_libraries) gets it.
@@ -135,6 +160,14 @@ impl Need {
 const fn shown(any: &'static [&'static str], package: &'static str, why: &'static str) -> Need {
     Need {
         part: Part::Demo,
+        ..program(any, package, why)
+    }
+}
+
+/// A program that builds the image.
+const fn packed(any: &'static [&'static str], package: &'static str, why: &'static str) -> Need {
+    Need {
+        part: Part::Image,
         ..program(any, package, why)
     }
 }
@@ -250,7 +283,7 @@ pub const ALL: &[Need] = &[
     Need {
         what: "bpf-linker",
         why: "links the eBPF programs",
-        source: Source::Cargo,
+        source: Source::Cargo(&BPF_LINKER),
         probe: Probe::Program(&["bpf-linker"]),
         part: Part::Linker,
     },
@@ -315,21 +348,40 @@ pub const ALL: &[Need] = &[
     kubernetes("etcd", "stores for the API server in tests"),
     kubernetes("kubectl", "speaks to the API server in tests"),
     built("kube-apiserver", "the API server in tests"),
-    program(&["pip3"], "python3-pip", "downloads Helm and Kustomize"),
-    go_library(HELM, "installs the chart in tests"),
+    Need {
+        part: Part::Release,
+        ..program(&["pip3"], "python3-pip", "downloads Helm and Kustomize")
+    },
+    Need {
+        part: Part::Release,
+        ..go_library(HELM, "packages the chart, and installs it in tests")
+    },
     go_library(KUSTOMIZE, "builds the manifests in tests"),
     Need {
         what: "Rust's standard library for musl",
         why: "links the image's program statically",
         source: Source::RustTarget,
         probe: Probe::RustTarget,
-        part: Part::Run,
+        part: Part::Image,
     },
-    program(
+    packed(
         &["musl-gcc"],
         "musl-tools",
         "compiles the C and assembly in the image's program",
     ),
+    packed(&["buildah"], "buildah", "builds the image"),
+    packed(
+        &["mmdebstrap"],
+        "mmdebstrap",
+        "unpacks Debian's packages for the image",
+    ),
+    Need {
+        what: "cargo-cyclonedx",
+        why: "lists the crates in the image",
+        source: Source::Cargo(&CYCLONEDX),
+        probe: Probe::Program(&["cargo-cyclonedx"]),
+        part: Part::Image,
+    },
     program(
         &["containerd", "ctr"],
         "containerd",
@@ -365,7 +417,7 @@ pub fn missing() -> Vec<Need> {
             Part::Compiler => !(compiler && linker),
             Part::LinkerBuild => !linker,
             Part::KubernetesBuild => !built,
-            Part::Linker | Part::Run | Part::Demo => true,
+            Part::Linker | Part::Image | Part::Release | Part::Run | Part::Demo => true,
         })
         .filter(|need| !need.is_there())
         .copied()
@@ -388,6 +440,28 @@ fn has_nightly() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An image needs no Kubernetes, and a release no more than Helm.
+    #[test]
+    fn the_image_needs_compilers_and_what_packs_it() {
+        let besides = |is_for: fn(&Need) -> bool| -> Vec<_> {
+            ALL.iter()
+                .filter(|need| is_for(need) && !need.is_for_demo())
+                .map(|need| need.what)
+                .collect()
+        };
+        let image = [
+            "Rust's standard library for musl",
+            "musl-gcc",
+            "buildah",
+            "mmdebstrap",
+            "cargo-cyclonedx",
+        ];
+        assert_eq!(besides(Need::is_for_image), image);
+        let mut release = vec!["pip3", HELM.what];
+        release.extend(image);
+        assert_eq!(besides(Need::is_for_release), release);
+    }
 
     /// Nothing is installed or built for the demo that only tests need.
     #[test]

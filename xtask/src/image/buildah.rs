@@ -1,0 +1,133 @@
+//! Building an image with buildah, which Debian 12 ships.
+
+use crate::shell;
+use anyhow::{Context as _, Result};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// What is built from.
+#[derive(Debug, Clone, Copy)]
+pub struct Recipe<'a> {
+    /// The Dockerfile.
+    pub dockerfile: &'a Path,
+    /// The directory whose files it copies.
+    pub context: &'a Path,
+    /// Values of its `ARG`s.
+    pub arguments: &'a [(&'a str, &'a str)],
+}
+
+/// Builds an image and writes it to a tar archive, as an OCI image layout. Returns the digest of its
+/// manifest, by which registries know it. The same files give the same digest: all times are 0, and
+/// nothing of an earlier build is reused.
+///
+/// # Errors
+/// buildah failed, with a message on standard error, or its files can't be written.
+pub fn build(recipe: Recipe<'_>, name: &str, archive: &Path) -> Result<String> {
+    // An image store of its own: nothing is left in the machine's.
+    let work = tempfile::tempdir().context("making a directory for buildah")?;
+    let buildah = |what: &str| {
+        let mut command = Command::new("buildah");
+        command
+            // Works on every file system, and nested in a container.
+            .args(["--storage-driver", "vfs"])
+            .arg("--root")
+            .arg(work.path().join("store"))
+            .arg("--runroot")
+            .arg(work.path().join("run"))
+            .arg(what);
+        command
+    };
+    let mut bud = buildah("bud");
+    bud.args(["--quiet", "--format", "oci", "--timestamp", "0"])
+        // Without runc and user namespaces.
+        .args(["--isolation", "chroot"])
+        // The label names buildah's version, which is no part of the image.
+        .args(["--identity-label=false", "--no-cache"]);
+    for (name, value) in recipe.arguments {
+        bud.arg("--build-arg").arg(format!("{name}={value}"));
+    }
+    bud.args(["--tag", name, "--file"])
+        .arg(recipe.dockerfile)
+        .arg(recipe.context);
+    // It prints the configuration's digest, which is not the image's.
+    shell::run(bud.stdout(Stdio::null()))?;
+
+    let digest = work.path().join("digest");
+    // buildah adds to an archive that is there.
+    if archive.exists() {
+        fs::remove_file(archive).with_context(|| format!("removing {}", archive.display()))?;
+    }
+    shell::run_as_progress(
+        buildah("push")
+            .args(["--quiet", "--compression-level", "9", "--digestfile"])
+            .arg(&digest)
+            .arg(name)
+            .arg(format!("oci-archive:{}:{name}", archive.display())),
+    )?;
+    fs::read_to_string(&digest)
+        .map(|digest| digest.trim().to_owned())
+        .context("reading the digest that buildah wrote")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    /// Builds an image of one file in a directory of its own; returns its digest and index.
+    fn built(content: &str, mode: u32) -> (String, String) {
+        let work = tempfile::tempdir().unwrap();
+        let [context, dockerfile, archive] =
+            ["context", "Dockerfile", "image.tar"].map(|name| work.path().join(name));
+        fs::create_dir(&context).unwrap();
+        let file = context.join("file");
+        fs::write(&file, content).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        fs::write(
+            &dockerfile,
+            "FROM scratch\nARG VERSION\nLABEL version=$VERSION\nCOPY file /file\n",
+        )
+        .unwrap();
+        // What is there is replaced.
+        fs::write(&archive, "no archive").unwrap();
+        let recipe = Recipe {
+            dockerfile: &dockerfile,
+            context: &context,
+            arguments: &[("VERSION", "1")],
+        };
+        let digest = build(recipe, "localhost/test:1", &archive).unwrap();
+        let index = Command::new("tar")
+            .args(["--extract", "--to-stdout", "--file"])
+            .arg(&archive)
+            .arg("index.json")
+            .output()
+            .unwrap();
+        (digest, String::from_utf8(index.stdout).unwrap())
+    }
+
+    #[test]
+    fn the_same_files_give_the_same_digest() {
+        let (first, index) = built("one", 0o644);
+        assert!(index.contains(&first), "{index}");
+        assert!(index.contains("localhost/test:1"), "{index}");
+        assert_eq!(built("one", 0o644), (first.clone(), index));
+        assert_ne!(built("two", 0o644).0, first);
+        assert_ne!(built("one", 0o755).0, first);
+    }
+
+    #[test]
+    fn a_context_that_lacks_a_file_is_an_error() {
+        let work = tempfile::tempdir().unwrap();
+        let dockerfile = work.path().join("Dockerfile");
+        fs::write(&dockerfile, "FROM scratch\nCOPY file /file\n").unwrap();
+        let recipe = Recipe {
+            dockerfile: &dockerfile,
+            context: work.path(),
+            arguments: &[],
+        };
+        let archive = work.path().join("image.tar");
+        assert!(build(recipe, "localhost/test:1", &archive).is_err());
+        assert!(!archive.exists());
+    }
+}
