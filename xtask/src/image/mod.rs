@@ -21,7 +21,12 @@ pub use tools::{TOOLS, tools};
 pub use workspace::target_dir;
 
 /// The documents in the image, besides the bill of materials.
-const DOCUMENTS: [&str; 4] = ["LICENSE-APACHE", "LICENSE-GPL2", "LICENSE-MIT", "docs/operations.md"];
+const DOCUMENTS: [&str; 4] = [
+    "LICENSE-APACHE",
+    "LICENSE-GPL2",
+    "LICENSE-MIT",
+    "docs/operations.md",
+];
 
 /// The name of the image unless it is given another. No registry answers to
 /// `localhost`: nobody else's image can be pulled by mistake.
