@@ -1,9 +1,8 @@
-//! Every decision that netdp's datapath makes about a packet: `no_std`, without
-//! I/O, tested on the host. `netdp-ebpf` supplies the packet bytes and the maps.
+//! Every decision of netdp's datapath about a packet: `no_std`, without I/O, tested on the host.
+//! `netdp-ebpf` supplies the packet bytes and the maps.
 //!
-//! A packet walks [`packet`] → [`nat`] ([`policy`](tables), [`port`],
-//! [`conntrack`]) → [`verdict`]. Which mappings end so that others may begin is
-//! [`spare`]'s.
+//! A packet walks [`packet`] → [`nat`] ([`policy`](tables), [`port`], [`conntrack`]) → [`verdict`].
+//! [`spare`] selects the mappings to evict when a port or a table entry is needed.
 //!
 //! Terms are those of `docs/glossary.md`.
 

@@ -1,7 +1,7 @@
-//! From bytes to tuple.
+//! Parsing: from packet bytes to a tuple.
 //!
-//! IPv4 options and IPv6 extension headers are stepped over; fragments and
-//! ICMP errors (whose inner packet [`parse_inner`] reads) are told apart.
+//! IPv4 options and IPv6 extension headers are skipped; fragments and ICMP errors (whose inner
+//! packet [`parse_inner`] reads) are recognised.
 
 mod plain;
 
@@ -17,13 +17,13 @@ pub const ETH_P_IP: u16 = 0x0800;
 /// EtherType of IPv6.
 pub const ETH_P_IPV6: u16 = 0x86dd;
 
-/// The bytes of a packet, in 32-bit words as they lie in memory.
+/// The bytes of a packet, as 32-bit words in memory order.
 pub trait Bytes {
-    /// `N` words from `offset` bytes on, if the packet has them.
+    /// Returns `N` words from `offset` bytes on, or `None` if the packet is shorter.
     fn words<const N: usize>(&self, offset: usize) -> Option<[u32; N]>;
 
-    /// The ones' complement sum of up to [`SUMMED`] bytes from `offset` on, if the packet
-    /// has them (RFC 1071).
+    /// Returns the ones' complement sum of up to [`SUMMED`] bytes from `offset` on (RFC 1071), or
+    /// `None` if the packet is shorter.
     fn sum(&self, offset: usize, len: u32) -> Option<u32>;
 }
 
@@ -49,21 +49,21 @@ impl Bytes for [u8] {
     }
 }
 
-/// [`TcpSegment::payload`] where the IP header does not say it: of a fragment, or a GSO packet
-/// over 64 KiB.
+/// [`TcpSegment::payload`] where the IP header does not give the length: for a fragment, or a GSO
+/// packet over 64 KiB.
 pub const UNKNOWN_LENGTH: u16 = u16::MAX;
 
-/// The TCP header fields that decide.
+/// The TCP header fields on which decisions depend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct TcpSegment {
     /// The flags octet (RFC 9293 3.1).
     pub flags: u8,
-    /// 1 if this is a RST whose checksum is wrong, or that is too long to tell; 0 for all
-    /// others, of which nobody asks.
+    /// 1 if this is a RST whose checksum is wrong, or that is too long to be verified. 0 for all
+    /// other segments, which are not verified.
     pub bad_checksum: u8,
-    /// Bytes of payload if this is a FIN, or [`UNKNOWN_LENGTH`]; 0 for all others, of which
-    /// nobody asks.
+    /// Bytes of payload if this is a FIN, or [`UNKNOWN_LENGTH`]. 0 for all other segments, whose
+    /// length is not needed.
     pub payload: u16,
     /// Sequence number.
     pub seq: u32,
@@ -71,7 +71,7 @@ pub struct TcpSegment {
     pub ack: u32,
 }
 
-/// What a packet carries.
+/// The L4 content of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum L4 {
@@ -81,24 +81,24 @@ pub enum L4 {
     Udp,
     /// An ICMP query, such as an echo request.
     Query,
-    /// The answer to one.
+    /// The reply to an ICMP query, such as an echo reply.
     QueryReply,
-    /// An ICMP error: it carries the packet that it is about.
+    /// An ICMP error. It carries the packet that caused it.
     Error,
-    /// A message of neighbour discovery that no router has forwarded (RFC 4861 7.1: a hop limit
-    /// of 255). It is of the link and never translated.
+    /// A neighbour discovery message that no router has forwarded (RFC 4861 7.1: a hop limit of
+    /// 255). It is link-local and never translated.
     Discovery,
-    /// A protocol of which only the addresses are translated. The ids are 0, or
-    /// SCTP's ports, which must stay: its CRC covers them.
+    /// A protocol of which only the addresses are translated. The ids are 0, or SCTP's ports, which
+    /// must not change: its CRC covers them.
     Address,
-    /// A fragment without an L4 header. Ids are 0.
+    /// A fragment without an L4 header. The ids are 0.
     LaterFragment,
-    /// Something that can't be translated, and why.
+    /// A packet that cannot be translated, with the reason.
     Untranslatable(DropReason),
 }
 
 impl L4 {
-    /// Returns whether it opens a TCP connection and does nothing else: a bare SYN.
+    /// Reports whether it is a bare SYN: it opens a TCP connection and does nothing else.
     #[inline(always)]
     #[must_use]
     pub const fn is_bare_syn(&self) -> bool {
@@ -109,46 +109,46 @@ impl L4 {
     }
 }
 
-/// An address and its L4 id.
+/// An endpoint: an address and an L4 id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Endpoint {
-    /// The address.
+    /// IPv4 or IPv6, network byte order.
     pub addr: Addr,
     /// The port or ICMP identifier, host byte order.
     pub id: u32,
 }
 
-/// [`Packet::new_ip_id`]: the identification stays.
+/// [`Packet::new_ip_id`]: the identification is not rewritten.
 pub const KEEP_IP_ID: u32 = u32::MAX;
 
 /// A parsed packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Packet {
-    /// The tuple on the wire. Ids are 0 where there are none.
+    /// The tuple on the wire. The ids are 0 where the packet has none.
     pub tuple: Tuple,
     /// The address family.
     pub family: Family,
-    /// What it carries.
+    /// The L4 content.
     pub l4: L4,
     /// Offset of the IP header from the start of the packet.
     pub l3_offset: u32,
     /// Offset of the L4 header from the start of the packet.
     pub l4_offset: u32,
-    /// 1 if the packet is a fragment, the first one included.
+    /// 1 if the packet is a fragment, including the first one.
     pub is_fragment: u32,
-    /// The identification that the fragments of one datagram share.
+    /// The identification field that all fragments of one datagram share.
     pub fragment_id: u32,
-    /// What takes the place of one end of the tuple, once the verdict is to
-    /// rewrite: of the source at egress, of the destination at ingress.
+    /// The new endpoint, written if the verdict is to rewrite: the source on egress, the
+    /// destination on ingress.
     pub new: Endpoint,
     /// The IPv4 identification to write, or [`KEEP_IP_ID`].
     pub new_ip_id: u32,
 }
 
 impl Packet {
-    /// Nothing yet.
+    /// The initial value, before parsing.
     pub const EMPTY: Self = Self {
         tuple: Tuple::new(Addr::from_v6([0; 16]), Addr::from_v6([0; 16]), 0, 0, 0),
         family: Family::V4,
@@ -165,19 +165,19 @@ impl Packet {
     };
 }
 
-/// What kind of packet it is.
+/// The result of parsing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Parsed {
-    /// IP; the [`Packet`] is filled in.
+    /// IP; the [`Packet`] is complete.
     Ip,
-    /// Something else, such as ARP.
+    /// Not IP, for example ARP.
     NotIp,
-    /// IP, but not even its addresses can be told.
+    /// IP, but not even its addresses can be read.
     Malformed,
 }
 
-/// IPv6 extension headers that are stepped over, at most.
+/// The number of IPv6 extension headers that are skipped, at most.
 const MAX_EXTENSIONS: u32 = 5;
 
 /// Parses the packet at `l3_offset` bytes into `pkt`. `ethertype` is in host
@@ -414,8 +414,8 @@ const fn set_ports(tuple: &mut Tuple, ports: u32) {
     tuple.dst_id = (ports & 0xffff) as u16;
 }
 
-/// RFC 792, RFC 950, RFC 4443: what a message of this type is; a query carries
-/// its identifier after the checksum.
+/// Classifies an ICMP message by its type (RFC 792, RFC 950, RFC 4443). A query carries its
+/// identifier after the checksum.
 #[inline(always)]
 fn set_icmp(tuple: &mut Tuple, kind: u32, id: u32) -> L4 {
     let id = (id & 0xffff) as u16;
@@ -434,22 +434,22 @@ fn set_icmp(tuple: &mut Tuple, kind: u32, id: u32) -> L4 {
     }
 }
 
-/// The packet that an ICMP error is about, as far as the error carries it.
+/// The packet inside an ICMP error, as far as the error carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Inner {
-    /// Its tuple on the wire.
+    /// The tuple of the inner packet, as on the wire.
     pub tuple: Tuple,
-    /// Offset of its IP header from the start of the outer packet.
+    /// Offset of the inner IP header from the start of the outer packet.
     pub l3_offset: u32,
-    /// Offset of its L4 header.
+    /// Offset of the inner L4 header from the start of the outer packet.
     pub l4_offset: u32,
-    /// Offset of its L4 checksum, if the error carries that; else 0.
+    /// Offset of the inner L4 checksum, or 0 if the error does not include it.
     pub checksum_offset: u32,
 }
 
 impl Inner {
-    /// Nothing yet.
+    /// The initial value, before parsing.
     pub const EMPTY: Self = Self {
         tuple: Packet::EMPTY.tuple,
         l3_offset: 0,

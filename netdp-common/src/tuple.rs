@@ -1,9 +1,9 @@
-//! The five fields that name a packet's flow on the wire.
+//! The five fields that identify a packet's flow on the wire.
 
 use crate::addr::Addr;
 use crate::siphash;
 
-/// IP protocol numbers that the datapath knows (IANA protocol-numbers).
+/// IP protocol numbers that the datapath handles (IANA protocol-numbers).
 pub mod proto {
     /// IPv6 hop-by-hop options.
     pub const IPV6_HOP_BY_HOP: u32 = 0;
@@ -31,12 +31,11 @@ pub mod proto {
     pub const UDP_LITE: u32 = 136;
 }
 
-/// A tuple as on the wire. For ICMP queries the request carries its identifier
-/// in `src_id` and the reply in `dst_id`, the other being 0, so that
-/// [`Tuple::reversed`] holds for every protocol.
+/// A tuple as on the wire. An ICMP query carries its identifier in `src_id` and its reply in
+/// `dst_id`; the other id is 0, so that [`Tuple::reversed`] holds for every protocol.
 ///
-/// Ports are in host byte order: `bpftool map dump` then prints the very number
-/// (docs/adr records the choice). Addresses are in network byte order.
+/// Ports are in host byte order, so that `bpftool map dump` prints the port number itself (docs/adr
+/// records the choice). Addresses are in network byte order.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Tuple {
@@ -48,13 +47,13 @@ pub struct Tuple {
     pub src_id: u16,
     /// Destination port or ICMP reply identifier, host byte order.
     pub dst_id: u16,
-    /// IP protocol number. A word, so that no padding is left: map keys are
-    /// compared as bytes.
+    /// IP protocol number. A 32-bit word, so that there is no padding: map keys are compared as
+    /// bytes.
     pub proto: u32,
 }
 
 impl Tuple {
-    /// A tuple.
+    /// Builds a tuple from its fields; ids are in host byte order.
     #[inline(always)]
     #[must_use]
     pub const fn new(src: Addr, dst: Addr, src_id: u16, dst_id: u16, proto: u32) -> Self {
@@ -67,31 +66,31 @@ impl Tuple {
         }
     }
 
-    /// The tuple of the answer to this packet.
+    /// Returns the tuple of the reply to this packet.
     #[inline(always)]
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self::new(self.dst, self.src, self.dst_id, self.src_id, self.proto)
     }
 
-    /// The reversed tuple of this packet after its source became `addr`, `id`:
-    /// what the answer looks like when it comes in from the wire.
+    /// Returns the wire tuple of this packet once its source is `addr`, `id`: the tuple of the
+    /// reply as it arrives.
     #[inline(always)]
     #[must_use]
     pub const fn reply_to(&self, addr: Addr, id: u16) -> Self {
         Self::new(self.dst, addr, self.dst_id, id, self.proto)
     }
 
-    /// Inverts [`reply_to`](Self::reply_to): the packet, before its source was translated,
-    /// that this wire tuple answers, sent by `addr`, `id`.
+    /// Inverts [`reply_to`](Self::reply_to): returns the original tuple, with the source `addr`,
+    /// `id`, whose reply has this wire tuple.
     #[inline(always)]
     #[must_use]
     pub const fn answers(&self, addr: Addr, id: u16) -> Self {
         Self::new(addr, self.src, id, self.src_id, self.proto)
     }
 
-    /// Hashes all fields with the node's secret: the same for as long as the node has
-    /// it, and nobody else can tell it.
+    /// Hashes all fields with the node's secret. The hash is stable for as long as the node keeps
+    /// the secret, and cannot be predicted without it.
     #[inline(always)]
     #[must_use]
     pub const fn keyed_hash(&self, secret: siphash::Key) -> u64 {
@@ -109,7 +108,8 @@ impl Tuple {
         )
     }
 
-    /// Whether it is the same tuple. By words: a comparison of arrays would call memcmp.
+    /// Reports whether the tuples are equal. Compares words: a comparison of arrays would call
+    /// memcmp.
     #[inline(always)]
     #[must_use]
     pub const fn is_same(&self, other: &Self) -> bool {
@@ -121,7 +121,7 @@ impl Tuple {
         src | dst | ids as u32 | (self.proto ^ other.proto) == 0
     }
 
-    /// [`quick_hash`] of this tuple.
+    /// Returns the [`quick_hash`] of this tuple.
     #[inline(always)]
     #[must_use]
     pub const fn quick_hash(&self) -> u32 {
@@ -129,7 +129,7 @@ impl Tuple {
         quick_hash(&self.src, &self.dst, ids)
     }
 
-    /// Whether `proto` is ICMP of either family.
+    /// Reports whether `proto` is ICMP of either family.
     #[inline(always)]
     #[must_use]
     pub const fn is_icmp(&self) -> bool {
@@ -137,21 +137,21 @@ impl Tuple {
     }
 }
 
-/// A hash of addresses and ports in fewer steps than [`Tuple::keyed_hash`], for a choice
-/// of queues: the upper bits are the good ones. `ids`: the source's in the upper
-/// half, the destination's in the lower.
+/// Hashes addresses and ports in fewer steps than [`Tuple::keyed_hash`], to select a queue: the
+/// upper bits are the well-mixed ones. `ids` has the source's id in the upper half and the
+/// destination's in the lower.
 #[inline(always)]
 #[must_use]
 pub const fn quick_hash(src: &Addr, dst: &Addr, ids: u32) -> u32 {
-    // 2^64 over the golden ratio, made odd.
+    // 2^64 divided by the golden ratio, made odd.
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let pair = (word(src) as u64) << 32 | word(dst) as u64;
     let mixed = pair.wrapping_mul(GOLDEN) >> 32 ^ ids as u64;
     (mixed.wrapping_mul(GOLDEN) >> 32) as u32
 }
 
-/// A place among 2^`bits` for a pair of addresses: pods of one node and their peers,
-/// of which mostly the last octets differ, should not share one.
+/// Returns a slot among 2^`bits` for a pair of addresses. The pods of one node and their peers
+/// mostly differ in the last octets only; such pairs should not collide.
 #[inline(always)]
 #[must_use]
 pub const fn pair_slot(pod: &Addr, peer: &Addr, bits: u32) -> u32 {
@@ -159,14 +159,14 @@ pub const fn pair_slot(pod: &Addr, peer: &Addr, bits: u32) -> u32 {
     mixed.wrapping_mul(GOLDEN_RATIO) >> (u32::BITS - bits)
 }
 
-/// What tells addresses of one network apart.
+/// Returns the words in which addresses of one network differ, XORed.
 #[inline(always)]
 const fn word(addr: &Addr) -> u32 {
     let words = addr.words();
     words[3] ^ words[2] ^ words[1]
 }
 
-/// 2^32 over the golden ratio, made odd: the factor of a multiplicative hash.
+/// 2^32 divided by the golden ratio, made odd: the factor of a multiplicative hash.
 const GOLDEN_RATIO: u32 = 0x9e37_79b1;
 
 #[cfg(test)]
@@ -175,7 +175,7 @@ mod tests {
     use crate::addr::Addr;
     use std::collections::HashMap;
 
-    /// Random ones would have 0.71, 0.23 and 0.62 of them alone.
+    /// With random slots, 0.71, 0.23 and 0.62 of the pairs would be alone in theirs.
     #[test]
     fn pairs_of_addresses_mostly_have_a_slot_for_themselves() {
         for (pods, peers, wanted) in [(16, 16, 0.9), (32, 32, 0.5), (1, 500, 0.9)] {
@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    /// Queues are chosen by the upper bits.
+    /// The upper bits select the queue.
     #[test]
     fn the_quick_hash_spreads_ports_and_hosts_over_queues() {
         const QUEUES: usize = 8;

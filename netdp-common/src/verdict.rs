@@ -1,27 +1,27 @@
-//! What becomes of a packet.
+//! Verdicts and drop reasons.
 
-/// The end of a decision. One word (the reasons leave room for the others),
-/// because a BPF function returns one register.
+/// A verdict. One word (the drop reasons leave niches for the other variants), because a BPF
+/// function returns a single register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Leave the packet as it is.
+    /// Pass the packet unmodified.
     Pass,
-    /// Put [`crate::packet::Packet::new`] in.
+    /// Rewrite one end of the packet to [`crate::packet::Packet::new`].
     Rewrite,
-    /// An ICMP error: put it in outside, and inside the packet it is about.
+    /// Rewrite an ICMP error: the outer header and the packet inside.
     RewriteError,
-    /// An ICMP error that the node itself sends: put it in inside only.
+    /// Rewrite only the packet inside an ICMP error that the node itself sends.
     RewriteInner,
-    /// Hold the fragment back until the first one of its datagram comes; pass it
-    /// if there is no room.
+    /// Queue the fragment until the first fragment of its datagram arrives; pass it if there is no
+    /// room.
     Hold,
-    /// Drop it: it can't be translated and must not leak.
+    /// Drop the packet for this reason: it must not leave untranslated.
     Drop(DropReason),
 }
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])+ $name:ident => $field:ident,)+) => {
-        /// Why a packet was dropped. Each reason has its own counter.
+        /// A drop reason. Each has its own counter.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
         pub enum DropReason {
@@ -29,7 +29,8 @@ macro_rules! drop_reasons {
         }
 
         impl DropReason {
-            /// Whether the packet was fine but the node could not serve it.
+            /// Reports whether the reason is a refusal: the packet was valid but the node could not
+            /// serve it.
             #[inline(always)]
             #[must_use]
             pub const fn is_refusal(self) -> bool {
@@ -44,8 +45,8 @@ macro_rules! drop_reasons {
                 )
             }
 
-            /// Whether the packet itself is at fault, so that the no-leak
-            /// policy may decide otherwise.
+            /// Reports whether the packet itself is at fault, so that the no-leak policy may decide
+            /// otherwise.
             #[inline(always)]
             #[must_use]
             pub const fn is_untranslatable(self) -> bool {
@@ -59,11 +60,11 @@ macro_rules! drop_reasons {
                 )
             }
 
-            /// Every reason.
+            /// All drop reasons.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// The reason in the words of its counter, a field of [`Drops`] at
-            /// position `self as usize`.
+            /// Returns the name of the reason's counter, the field of [`Drops`] at position `self
+            /// as usize`.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -80,7 +81,7 @@ macro_rules! drop_reasons {
         }
 
         impl Drops {
-            /// The count of a reason.
+            /// Returns the counter of a reason.
             #[must_use]
             pub const fn get(&self, reason: DropReason) -> u64 {
                 match reason {
@@ -88,7 +89,7 @@ macro_rules! drop_reasons {
                 }
             }
 
-            /// The count of a reason, to change it.
+            /// Returns the counter of a reason for modification.
             pub const fn get_mut(&mut self, reason: DropReason) -> &mut u64 {
                 match reason {
                     $(DropReason::$name => &mut self.$field,)+
@@ -99,36 +100,35 @@ macro_rules! drop_reasons {
 }
 
 drop_reasons! {
-    /// The IP or L4 header is cut short or contradicts itself.
+    /// The IP or L4 header is truncated or inconsistent.
     Malformed => malformed,
     /// A protocol that the datapath does not translate.
     UnsupportedProtocol => unsupported_protocol,
-    /// More or other IPv6 extension headers than are understood.
+    /// More IPv6 extension headers than the parser skips, or one that it does not support.
     ExtensionHeader => extension_header,
-    /// A fragment of a datagram whose first one was dropped.
+    /// A fragment of a datagram whose first fragment was dropped.
     FragmentOfDropped => fragment_of_dropped,
     /// An ICMP message that belongs to no mapping.
     IcmpNoFlow => icmp_no_flow,
-    /// A TCP segment that opens nothing and belongs to no mapping.
+    /// A TCP segment that opens no connection and belongs to no mapping.
     TcpNoFlow => tcp_no_flow,
     /// The uplink has no address of the packet's family.
     NoSourceAddress => no_source_address,
-    /// Every port towards this destination is taken.
+    /// No port is free towards this destination.
     NoFreePort => no_free_port,
-    /// The mapping tables are full, or the pod has its share of them.
+    /// The mapping tables are full, or the pod has used up its share of them.
     TableFull => table_full,
-    /// A pod's packet to another pod's endpoint on the wire, which has not asked
-    /// for it.
+    /// A pod's packet to another pod's endpoint on the wire that the other pod has not sent to.
     Unasked => unasked,
     /// The kernel refused to change the packet.
     RewriteFailed => rewrite_failed,
-    /// A pod's packet with the address of a pod that lives behind another interface.
+    /// A pod's packet whose source is a pod behind another interface.
     ForgedSource => forged_source,
-    /// The node itself speaks this protocol, which has no ports, with the destination.
+    /// The node itself uses this protocol, which has no ports, with the destination.
     NodeProtocol => node_protocol,
-    /// The pod has as many mappings, or has begun as many in this time, as it may.
+    /// The pod has reached its limit of mappings, or of new mappings per time.
     PodLimit => pod_limit,
-    /// With the node's address the packet would fall under an IPsec policy, and leave in clear.
+    /// With the node's address the packet would match an IPsec policy, yet leave in clear text.
     IpsecPolicy => ipsec_policy,
 }
 

@@ -1,13 +1,13 @@
-//! What is told from a packet's first words alone, where they are those of most
-//! packets.
+//! Fast-path parsing: untagged IPv4 TCP and UDP without options or fragments, from the first words
+//! alone.
 
 use super::{Bytes, ETH_P_IP, ETH_P_IPV6, KEEP_IP_ID, L4, Packet, TcpSegment, set_ports};
 use crate::addr::{Addr, Family};
 use crate::conntrack::{FIN, RST};
 use crate::tuple::{Tuple, proto, quick_hash};
 
-/// The addresses of a packet of which nothing else may matter: no fragment, no
-/// ICMP, and in IPv6 TCP or UDP right after the header. `None` for all others.
+/// Returns the addresses of a packet if nothing else can affect the decision on a bypassed pair: no
+/// fragment, no ICMP, and for IPv6, TCP or UDP directly after the header. `None` for all others.
 #[inline(always)]
 pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<(Addr, Addr)> {
     let at = l3_offset as usize;
@@ -40,9 +40,9 @@ pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Opt
     }
 }
 
-/// The hash by which queues are chosen for a packet between these addresses, if it
-/// is whole and TCP or UDP right after a header without options: that of its
-/// [`Tuple`]. `None` for all others.
+/// Returns the hash that selects the queue of a packet between these addresses, which is the
+/// [`quick_hash`] of its [`Tuple`], if it is unfragmented TCP or UDP directly after a header
+/// without options. `None` for all others.
 #[inline(always)]
 pub fn queue_hash<B: Bytes + ?Sized>(
     bytes: &B,
@@ -65,36 +65,36 @@ pub fn queue_hash<B: Bytes + ?Sized>(
     Some(quick_hash(src, dst, u32::from_be(ids)))
 }
 
-/// What most packets are: TCP or UDP right after an IPv4 header without options,
-/// whole, and no FIN or RST. Small enough for registers: what is decided and written by it needs no look
-/// into a [`Packet`].
+/// A fast-path packet: unfragmented TCP or UDP directly after an IPv4 header without options, and
+/// no FIN or RST. Small enough for registers: deciding about it and rewriting it needs no
+/// [`Packet`] in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain {
-    /// Addresses as they lie in memory.
+    /// Source address, network byte order.
     src: u32,
     dst: u32,
     /// Ports in host byte order, the source's in the upper half.
     ports: u32,
-    /// The segment, or that it is UDP.
+    /// The TCP segment, or [`L4::Udp`].
     pub l4: L4,
 }
 
 impl Plain {
-    /// Its source address.
+    /// Returns the source address.
     #[inline(always)]
     #[must_use]
     pub const fn src(&self) -> Addr {
         Addr::from_v4_word(self.src)
     }
 
-    /// Its destination address.
+    /// Returns the destination address.
     #[inline(always)]
     #[must_use]
     pub const fn dst(&self) -> Addr {
         Addr::from_v4_word(self.dst)
     }
 
-    /// Its tuple.
+    /// Returns the tuple, with ids in host byte order.
     #[inline(always)]
     #[must_use]
     pub const fn tuple(&self) -> Tuple {
@@ -107,7 +107,7 @@ impl Plain {
         tuple
     }
 
-    /// Fills in all of `pkt` but what takes an end's place, as [`super::parse`] does.
+    /// Fills in all of `pkt` except the new endpoint, as [`super::parse`] does.
     #[inline(always)]
     pub fn fill(&self, l3_offset: u32, pkt: &mut Packet) {
         pkt.family = Family::V4;
@@ -121,7 +121,7 @@ impl Plain {
     }
 }
 
-/// Reads a packet that is [`Plain`]; `None` for all others.
+/// Parses a packet that is [`Plain`]; `None` for all others.
 #[inline(always)]
 pub fn plain<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<Plain> {
     if ethertype != ETH_P_IP {
@@ -136,10 +136,10 @@ pub fn plain<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Op
     }
     let (ports, l4) = match protocol {
         proto::TCP => {
-            // The whole header, so that all a rewrite touches is there.
+            // The whole header, so that every byte that a rewrite touches is present.
             let [ports, seq, ack, flags, _] = bytes.words::<5>(at + 20)?.map(u32::from_be);
             let flags = (flags >> 16 & 0xff) as u8;
-            // Of a FIN the length counts, of a RST the checksum: no segments are worth less haste.
+            // A FIN needs its length and a RST its checksum: both take the slow path.
             if flags & (FIN | RST) != 0 {
                 return None;
             }
