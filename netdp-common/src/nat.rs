@@ -1,7 +1,7 @@
-//! The decision for one packet, each way.
+//! The decision for one packet, on egress and on ingress.
 //!
-//! Egress: mapping → policy → the node's own traffic → replies of flows from
-//! outside → a new mapping. Ingress: mapping → flows that begin outside.
+//! Egress: mapping → policy → the node's own traffic → replies of inbound flows → a new mapping.
+//! Ingress: mapping → inbound flows.
 
 mod admit;
 mod error;
@@ -42,24 +42,24 @@ use source::choose_source;
 
 const DRAIN_TICKS: u32 = ticks32(DRAIN_SECONDS);
 
-/// The packet at hand and room to work on it. All-zero bytes are a valid value:
-/// the datapath keeps one for each CPU in a map, because the 512-byte stack has
-/// no room for it.
+/// The scratch of one decision: the current packet and working memory. All-zero bytes are a valid
+/// value: the datapath keeps one for each CPU in a map, because the 512-byte stack has no room for
+/// it.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Work {
-    /// The packet.
+    /// The packet to decide about.
     pub pkt: Packet,
-    /// The packet inside, where `pkt` is an ICMP error.
+    /// The packet inside `pkt`, if that is an ICMP error.
     pub inner: Inner,
     claim: Claim,
     recycling: Recycling,
-    /// Of the source of a packet that may begin a mapping.
+    /// The key of the source of a packet that may begin a mapping.
     source: Key,
 }
 
 impl Work {
-    /// Nothing yet.
+    /// The initial value, before the first packet.
     pub const EMPTY: Self = Self {
         pkt: Packet::EMPTY,
         inner: Inner::EMPTY,
@@ -69,18 +69,19 @@ impl Work {
     };
 }
 
-/// What a packet without a mapping is allowed to do.
+/// The permission of a packet without a mapping.
 enum Opening {
     /// Begin a mapping.
     New,
-    /// Begin a mapping for a connection that was there before.
+    /// Begin a mapping for a connection that already existed.
     Pickup,
-    /// Only continue something that is known.
+    /// Continue a known flow only; otherwise drop for this reason.
     Not(DropReason),
 }
 
-/// Whether a packet between these addresses, found by [`crate::packet::peek`] or
-/// [`crate::packet::plain`], passes without a further look. If so it is counted.
+/// Reports whether a packet between these addresses, read by [`crate::packet::peek`] or
+/// [`crate::packet::plain`], is a hit in the bypass cache and passes without further checks. A hit
+/// is counted.
 #[inline(always)]
 pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> bool {
     if leaving {
@@ -98,11 +99,11 @@ pub fn passes<T: Tables>(tables: &T, src: &Addr, dst: &Addr, leaving: bool) -> b
     }
 }
 
-/// What is known of a plain packet. `None` where it has to be judged: `work` has it
-/// then, for [`egress`] or [`ingress`].
+/// Fast path: returns the decision from the bypass cache or from the mapping of a fast-path packet.
+/// `None` means the slow path: `work` is then filled in for [`egress`] or [`ingress`].
 ///
-/// Whether it is in scope is not asked: an IPv4 packet that is not never got a mapping,
-/// and none of its addresses is known to be bypassed.
+/// The scope is not checked: an IPv4 packet out of scope never got a mapping, and its addresses are
+/// never in the bypass cache.
 #[inline(always)]
 pub fn plain<T: Tables>(
     tables: &T,
@@ -114,7 +115,7 @@ pub fn plain<T: Tables>(
     if passes(tables, &plain.src(), &plain.dst(), leaving) {
         return Some(Known::Bypassed);
     }
-    // Into memory, for that is where keys are.
+    // In memory, because map keys have to be there.
     work.pkt.tuple = plain.tuple();
     let known = known(tables, &mut work.pkt, &plain.l4, Family::V4, leaving);
     if known.is_none() {
@@ -123,7 +124,8 @@ pub fn plain<T: Tables>(
     known
 }
 
-/// What a packet's mapping says, if it has one. Of `pkt` the tuple is read.
+/// Looks up a packet's mapping and returns its decision, or `None` on a miss. Reads only the tuple
+/// of `pkt`.
 #[inline(always)]
 fn known<T: Tables>(
     tables: &T,
@@ -132,8 +134,8 @@ fn known<T: Tables>(
     family: Family,
     leaving: bool,
 ) -> Option<Known> {
-    // An echo reply continues no mapping of those that leave: with identifier 0 its
-    // tuple would be that of a request. Nor does a request one of what comes in.
+    // On egress an echo reply never hits a mapping: with identifier 0 its tuple would equal that of
+    // a request. Nor does a request on ingress.
     let other_way = match l4 {
         L4::QueryReply => leaving,
         L4::Query => !leaving,
@@ -161,8 +163,7 @@ fn known<T: Tables>(
     }
 }
 
-/// Decides about a packet that leaves by an uplink. `asked`: [`plain`] has found no
-/// mapping.
+/// Decides about a packet that leaves by an uplink. `asked`: the lookup by [`plain`] was a miss.
 #[inline(always)]
 pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     if out_of_scope(tables, &work.pkt) {
@@ -170,7 +171,7 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         return Verdict::Pass;
     }
     let verdict = match work.pkt.l4 {
-        // Of the others a new flow is asked so.
+        // For packets of all other kinds, only new flows are checked for this.
         L4::Error | L4::LaterFragment | L4::Untranslatable(_) if is_bridged(tables, &work.pkt) => {
             return Verdict::Pass;
         }
@@ -182,21 +183,21 @@ pub fn egress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         Verdict::Drop(reason) if reason.is_untranslatable() => no_leak(tables, work, reason),
         other => other,
     };
-    // What is forged says nothing of the datagram that it claims to be of.
+    // A forged fragment must not decide about the datagram that it claims to belong to.
     if work.pkt.is_fragment != 0 && verdict != Verdict::Drop(DropReason::ForgedSource) {
         fragment::first_egress(tables, work, verdict);
     }
     verdict
 }
 
-/// Whether the packet only crosses the uplink's link, from a guest that is on it itself (a macvlan,
-/// a virtual machine on a bridge): it is none of the node's business. If so it is counted.
+/// Reports whether the packet only crosses the uplink's link and comes from a guest on that link (a
+/// macvlan, a virtual machine on a bridge): the node does not translate it. A hit is counted.
 #[inline(always)]
 fn is_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     !tables.is_local(&pkt.tuple.src) && others_are_bridged(tables, pkt)
 }
 
-/// The same of a packet whose source is no address of the node.
+/// [`is_bridged`] for a packet whose source is not an address of the node.
 #[inline(always)]
 fn others_are_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     let bridged = tables.is_bridged(&pkt.tuple, pkt.family);
@@ -240,7 +241,7 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
             work.claim.set_bucket(bucket, 0);
             work.recycling.begin(bucket, false, u32::MAX, 0);
         } else if let Some(reason) = refusal(tables, work) {
-            // Others' translation, or a forged source: it has one share.
+            // Translated by a third party, or a forged source: it counts against one share.
             return Verdict::Drop(reason);
         }
         0
@@ -259,13 +260,13 @@ fn egress_flow<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
         }
         if pickup { MAPPING_PICKUP } else { 0 }
     };
-    // Not from `egress_pod`, whose frame would stay open: all frames that are may have
-    // 512 bytes together.
+    // Not called from `egress_pod`, whose stack frame would still be live: all live frames together
+    // may have 512 bytes.
     open(tables, work, flags)
 }
 
-/// A pod's packet to a masqueraded destination, or one that is withheld; not of a known mapping.
-/// `None` if it may begin one.
+/// Decides about a pod's packet without a mapping to a destination that is masqueraded or withheld.
+/// `None` if it may begin a mapping.
 #[inline(never)]
 fn egress_pod<T: Tables>(tables: &T, work: &mut Work, action: Action) -> Option<Verdict> {
     let Work { pkt, source, .. } = work;
@@ -284,7 +285,7 @@ fn egress_pod<T: Tables>(tables: &T, work: &mut Work, action: Action) -> Option<
         if tables.settings().flags & SETTING_SEVERAL_UPLINKS != 0
             && tables.snat(&pkt.tuple.reversed()).is_some()
         {
-            // It came back for a pod by another uplink, and this one leads to the pod.
+            // A reply that came in by another uplink; this uplink leads to the pod.
             tables.count(|c| &mut c.egress_replies);
             return Some(Verdict::Pass);
         }
@@ -297,8 +298,8 @@ fn egress_pod<T: Tables>(tables: &T, work: &mut Work, action: Action) -> Option<
         return Some(Verdict::Drop(DropReason::ForgedSource));
     }
     if begins_connection {
-        // A pod's new SYN is never a reply, whatever stray packet came before
-        // it (requirement 1.5).
+        // A pod's new SYN is never a reply, regardless of stray packets that came before it
+        // (requirement 1.5).
         inbound::forget(tables, &pkt.tuple);
     }
     if was_there_before(tables, pkt) {
@@ -320,12 +321,12 @@ fn egress_pod<T: Tables>(tables: &T, work: &mut Work, action: Action) -> Option<
     None
 }
 
-/// Whether the node itself speaks the packet's protocol, which has no ports, with its
-/// destination: then what comes back is the node's.
+/// Reports whether the node itself uses the packet's protocol, which has no ports, with its
+/// destination: all replies then belong to the node.
 #[inline(always)]
 fn is_spoken<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     if pkt.tuple.proto == proto::SCTP {
-        // That has ports ([`Tables::node_answers`]).
+        // SCTP has ports ([`Tables::node_answers`]).
         return false;
     }
     let any = match pkt.family {
@@ -336,13 +337,13 @@ fn is_spoken<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         || tables.node_speaks(&NodeProtocol::new(any, pkt.tuple.proto))
 }
 
-/// Whether the packet goes on with a connection that an earlier policy bypassed:
-/// its peer knows the pod's own address, and goes on to (`--on-reload sticky`).
+/// Reports whether the packet continues a connection that an earlier policy bypassed: its peer uses
+/// the pod's own address and must keep it (`--on-reload sticky`).
 ///
-/// Only a segment in the middle of a connection tells. A RST is not taken for
-/// one: what strays after a mapping has ended mostly is a RST, and must not leave
-/// with the pod's address (requirement 4.1). Of UDP and ICMP nothing tells; there
-/// a packet of the peer after the change does (`ingress_forwarded`).
+/// Only a mid-stream segment is evidence of that. A RST does not count: a stray segment after the
+/// end of a mapping is mostly a RST, and must not leave with the pod's address (requirement 4.1).
+/// UDP and ICMP packets contain no such evidence; there, a packet from the peer after the change
+/// provides it (`ingress_forwarded`).
 #[inline(always)]
 fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     let L4::Tcp(segment) = pkt.l4 else {
@@ -360,15 +361,15 @@ fn was_there_before<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     true
 }
 
-/// Whether the pod is told that its packet was refused: so many times in a moment, lest a
-/// flood makes another.
+/// Reports whether the refusal of this packet is answered with an ICMP error. Limited to a number
+/// per interval, so that a flood does not cause another.
 #[inline(never)]
 pub fn is_answered<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     let bucket = key_of(tables, &pkt.tuple.src).bucket();
     (tables.share(bucket)).is_none_or(|share| share.take_answer(tables.now()))
 }
 
-/// What becomes of a packet that can't be translated.
+/// Returns the verdict for a packet that cannot be translated, by the no-leak policy.
 #[inline(never)]
 fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdict {
     match tables.settings().no_leak {
@@ -387,8 +388,8 @@ fn no_leak<T: Tables>(tables: &T, work: &mut Work, reason: DropReason) -> Verdic
     }
 }
 
-/// Whether a TCP segment with its own port and the node's address would be taken for one of
-/// somebody else's connection: of the node, or of a pod by its mapping.
+/// Reports whether a TCP segment with its own port and the node's address would be attributed to
+/// another connection: one of the node, or one of a pod by its mapping.
 #[inline(always)]
 fn speaks_for_node<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     if !matches!(pkt.l4, L4::Tcp(_)) {
@@ -400,7 +401,7 @@ fn speaks_for_node<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         || host::is_nodes(tables, &wire)
 }
 
-/// Decides about a packet that comes in by an uplink. `asked`: as in [`egress`].
+/// Decides about a packet that arrives by an uplink. `asked`: as in [`egress`].
 #[inline(always)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work, asked: bool) -> Verdict {
     if out_of_scope(tables, &work.pkt) || matches!(work.pkt.l4, L4::Untranslatable(_)) {
@@ -431,8 +432,8 @@ fn ingress_flow<T: Tables>(tables: &T, pkt: &mut Packet, asked: bool) -> Verdict
     Verdict::Pass
 }
 
-/// A packet straight to an address behind the node: remembered if it may begin
-/// a flow whose answers would otherwise be masqueraded.
+/// Records a packet to an address behind the node if it may begin a flow whose replies would
+/// otherwise be masqueraded.
 #[inline(never)]
 fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     let begins = begins_outside(&pkt.l4);
@@ -446,8 +447,8 @@ fn ingress_forwarded<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     inbound::came(tables, pkt, begins)
 }
 
-/// Packets that no mapping is ever made for: multicast, broadcast, unspecified
-/// or link-local source, neighbour discovery, and IPv6 while it is off.
+/// Reports whether the packet never gets a mapping: multicast, broadcast, unspecified or link-local
+/// source, neighbour discovery, and IPv6 while it is disabled.
 #[inline(always)]
 fn out_of_scope<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     match pkt.family {
@@ -463,7 +464,7 @@ fn out_of_scope<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         || pkt.tuple.dst.is_special(pkt.family)
 }
 
-/// What this packet may do when nothing is known about it.
+/// Returns the permission of a packet that no mapping or inbound flow is known for.
 #[inline(always)]
 const fn opening(l4: &L4) -> Opening {
     match l4 {
@@ -479,8 +480,8 @@ const fn opening(l4: &L4) -> Opening {
     }
 }
 
-/// Whether an inbound packet can be part of a flow that began outside. A
-/// SYN-ACK or RST can only be an answer to something.
+/// Reports whether an arriving packet can be part of an inbound flow. A SYN-ACK or RST can only be
+/// a reply.
 #[inline(always)]
 const fn begins_outside(l4: &L4) -> bool {
     match l4 {

@@ -128,7 +128,7 @@ pub const KEEP_IP_ID: u32 = u32::MAX;
 pub struct Packet {
     /// The tuple on the wire. The ids are 0 where the packet has none.
     pub tuple: Tuple,
-    /// The address family.
+    /// The address family of both addresses.
     pub family: Family,
     /// The L4 content.
     pub l4: L4,

@@ -1,4 +1,4 @@
-//! Whether a pod may begin another mapping: no pod takes what all need.
+//! Admission of new mappings: no pod uses up the tables that all share.
 
 use super::Work;
 use super::evict::recycle;
@@ -7,12 +7,11 @@ use crate::share::{self, Key};
 use crate::tables::{Origin, Tables};
 use crate::verdict::DropReason;
 
-/// Notes where the mapping will count; why there must be none, if so. Step by step, see
-/// [`super::open::open`].
+/// Chooses the bucket against which the mapping will count, and returns the drop reason if the
+/// mapping is refused. Runs in steps, see [`super::open::open`].
 ///
-/// While tables are three quarters full, sources that are no known neighbour's count
-/// together, as of the interface by which they come: whoever forges thousands of them has
-/// one share.
+/// While the tables are three quarters full, sources that are not known neighbours count together,
+/// by the interface by which they arrive: thousands of forged sources get one share.
 #[inline(always)]
 pub(super) fn refusal<T: Tables>(tables: &T, work: &mut Work) -> Option<DropReason> {
     match ask(tables, work) {
@@ -21,7 +20,7 @@ pub(super) fn refusal<T: Tables>(tables: &T, work: &mut Work) -> Option<DropReas
         Answer::IfOwn if tables.limits().flows != 0 => Some(DropReason::PodLimit),
         Answer::IfOwn => Some(DropReason::TableFull),
         Answer::Tight => {
-            // What can't be had now may still fit.
+            // The insertion may fail now; a retry can still succeed.
             recycle(tables, work);
             None
         }
@@ -29,14 +28,14 @@ pub(super) fn refusal<T: Tables>(tables: &T, work: &mut Work) -> Option<DropReas
     }
 }
 
-/// What becomes of a pod's wish for another mapping.
+/// The decision about a pod's request for another mapping.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 enum Answer {
     Yes,
-    /// If one of its own, or of somebody with many more, makes room.
+    /// Only if a mapping of its own, or of a pod with many more, is evicted.
     IfOwn,
-    /// There is hardly room.
+    /// Yes, but the tables are nearly full.
     Tight,
     No,
 }
@@ -71,7 +70,7 @@ fn ask<T: Tables>(tables: &T, work: &mut Work) -> Answer {
     }
     let most = match limits.flows {
         0 => share::limit(capacity, used),
-        // Who sets a limit has thought of it.
+        // A configured limit applies unchanged.
         flows => flows,
     };
     let has = share.mappings();

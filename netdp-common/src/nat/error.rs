@@ -1,4 +1,4 @@
-//! ICMP errors (RFC 5508 4): the packet inside names the mapping.
+//! ICMP errors (RFC 5508 4): the packet inside identifies the mapping.
 //!
 //! An error neither refreshes nor ends a mapping (RFC 4787 REQ-12).
 
@@ -10,11 +10,11 @@ use crate::slot::Slot;
 use crate::tables::Tables;
 use crate::verdict::{DropReason, Verdict};
 
-/// An error from outside about what a pod sent: the inner packet is the one
+/// Decides about an error from outside that concerns a pod's packet: the inner packet is the one
 /// that left, translated.
 #[inline(never)]
 pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    // It goes to whom the packet inside has for source (RFC 792), else it is forged.
+    // An error is addressed to the source of the packet inside (RFC 792); any other is forged.
     if !same(&work.pkt.tuple.dst, &work.inner.tuple.src) {
         tables.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
@@ -31,9 +31,9 @@ pub fn ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     }
 }
 
-/// An error that a pod sends, or the node about a reply that was already
-/// translated back (too big for the pod's link, hops used up): the inner packet
-/// is addressed to the pod.
+/// Decides about an error that a pod sends, or the node sends about a reply that was already
+/// translated back (too big for the pod's link, hop limit exceeded): the inner packet is addressed
+/// to the pod.
 #[inline(never)]
 pub fn egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let own = tables.is_local(&work.pkt.tuple.src);

@@ -1,5 +1,5 @@
-//! Room that the programs make themselves: mappings that end so that others may begin.
-//! Never one that lives ([`crate::spare`]).
+//! Recycling: the programs evict mappings in favour of a new flow, but never a live one
+//! ([`crate::spare`]).
 
 use super::Work;
 use super::origin::same;
@@ -13,29 +13,29 @@ use crate::tables::Tables;
 use crate::timeouts::{Carried, lasted};
 use crate::tuple::Tuple;
 
-/// Mappings that are looked at for one packet.
+/// Mappings that are examined for one packet, at most.
 const LOOKS: u32 = 8;
 
-/// What a look for room is about.
+/// The state of one attempt to recycle a mapping.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Recycling {
     original: Tuple,
     wire: Tuple,
-    /// The bucket that asks.
+    /// The bucket of the new flow.
     bucket: u32,
-    /// 1: only what is of that bucket, or of one with many more mappings.
+    /// 1: only mappings of that bucket, or of one with many more mappings.
     own: u32,
-    /// How many mappings a bucket may have at the moment.
+    /// The number of mappings that a bucket may have at the moment.
     most: u32,
-    /// How many that which asks has.
+    /// The number of mappings of the new flow's bucket.
     has: u32,
-    /// 1: one has ended.
+    /// 1: a mapping was evicted.
     made: u32,
 }
 
 impl Recycling {
-    /// Nothing yet.
+    /// The initial value, before an attempt.
     pub(super) const EMPTY: Self = Self {
         original: crate::packet::Packet::EMPTY.tuple,
         wire: crate::packet::Packet::EMPTY.tuple,
@@ -46,8 +46,8 @@ impl Recycling {
         made: 0,
     };
 
-    /// Begins a look for a bucket that has `has` mappings and may have no more than `most`;
-    /// with `own` only for what is of that bucket, or of one with many more.
+    /// Initialises an attempt for a bucket that has `has` mappings and may have no more than
+    /// `most`; with `own`, only mappings of that bucket or of one with many more are evicted.
     #[inline(always)]
     pub(super) const fn begin(&mut self, bucket: u32, own: bool, most: u32, has: u32) {
         self.bucket = bucket;
@@ -58,15 +58,15 @@ impl Recycling {
     }
 }
 
-/// Ends a mapping, and takes it out of all that is counted. `false` if it has not got both
-/// halves, or another CPU ends it: its wire tuple may be another mapping's by now.
+/// Ends a mapping, and removes it from all counts. Returns `false` if it does not have both halves,
+/// or another CPU ends it: its wire tuple may by then belong to another mapping.
 #[inline(never)]
 pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool {
     let half = tables.snat(original);
-    // The original half of another mapping is none of this one's.
+    // The original half of another mapping must not be removed.
     let Some(half) = half.filter(|half| half.id() == wire.dst_id && same(&half.addr(), &wire.dst))
     else {
-        // Nor is the reply half of another.
+        // Nor the reply half of another mapping.
         let reply = tables.rev_snat(wire);
         if reply.is_some_and(|it| it.id() == original.src_id && same(&it.addr(), &original.src)) {
             tables.remove_rev_snat(wire);
@@ -74,7 +74,7 @@ pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool
         return false;
     };
     let bucket = bucket_of_mapping(tables.secret(), &original.src, half.flags());
-    // Who removes this half ends the mapping.
+    // The CPU that removes this half ends the mapping.
     if !tables.remove_snat(original) {
         return false;
     }
@@ -93,7 +93,8 @@ pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool
     true
 }
 
-/// What a mapping has carried so far; `None`: it is somebody else's.
+/// Returns the traffic that a mapping has carried so far; `None` if the flow is not translated by
+/// netdp.
 #[inline(always)]
 pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carried> {
     if reply.flags() & (MAPPING_HOST | MAPPING_HANDED | MAPPING_YIELDED) != 0 {
@@ -111,9 +112,9 @@ pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carri
     })
 }
 
-/// Ends one of the mappings that began longest ago as far as that is remembered: of the
-/// bucket that asks, or of one that has more than it may; of others only what has closed
-/// or had no answer for a while. `false` if none of a few is of that kind.
+/// Evicts one of the mappings that began longest ago, as far as they are remembered: one of the
+/// requesting bucket, or of a bucket over its limit; of other buckets only one that has closed or
+/// had no reply for a while. Returns `false` if none of a few qualifies.
 #[inline(never)]
 pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
     let recycling = &mut work.recycling;
@@ -124,9 +125,8 @@ pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
     recycling.made != 0
 }
 
-/// Looks at the mapping that began or closed longest ago of those that are remembered. One
-/// that lives is forgotten until it closes; one that may make room later waits for its next
-/// turn.
+/// Examines the remembered mapping that began or closed longest ago. A live one is dropped from the
+/// queue until it closes; one that may be evicted later is queued again.
 #[inline(always)]
 fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
     if !tables.pop_recent(&mut recycling.original) {

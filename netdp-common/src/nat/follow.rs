@@ -1,4 +1,4 @@
-//! Packets of known mappings: what they record, what they become.
+//! Packets that hit a mapping: the state that they record, and their translation.
 
 use super::evict;
 use super::origin::is_forged;
@@ -14,25 +14,25 @@ use crate::tables::Tables;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
 
-/// What is known of a packet, so that the policy need not be asked. It is counted and
-/// recorded.
+/// The result of a hit in the bypass cache or a mapping, which replaces the policy lookup. The
+/// packet has been counted and recorded.
 #[derive(Clone, Copy)]
 pub enum Known {
-    /// All between its addresses is bypassed.
+    /// A hit in the bypass cache: every packet between its addresses is bypassed.
     Bypassed,
-    /// It belongs to a mapping, and its new end is the mapping's.
+    /// A mapping hit: the new endpoint is that of this half.
     Rewrite(Slot),
-    /// The mapping keeps a place for somebody else's flow: the packet stays as it is.
+    /// The tuple belongs to the node or to netfilter: the packet passes unmodified.
     Pass,
-    /// It has the address of a pod that lives elsewhere.
+    /// Its source is a pod behind another interface.
     Forged,
-    /// It is the node's after all: the mapping has ended.
+    /// It belongs to the node: the mapping has ended.
     Unmapped,
-    /// The node has not got the mapping's address at the moment.
+    /// The node does not have the mapping's address at the moment.
     Resting,
 }
 
-/// A packet of a known mapping, from the pod's side.
+/// Handles a packet in the original direction that hit a mapping.
 #[inline(always)]
 pub(super) fn continue_egress<T: Tables>(
     tables: &T,
@@ -50,7 +50,8 @@ pub(super) fn continue_egress<T: Tables>(
         if l4.is_bare_syn() {
             reopen(tables, tuple, slot, now);
         } else if segment.flags & RST == 0 && slot.tcp_seen() & SEEN_RST != 0 {
-            // Who has reset a connection sends nothing more on it.
+            // A side that has reset a connection sends nothing more on it: the connection is still
+            // alive.
             slot.mend();
         } else if segment.bad_checksum != 0 {
             slot.record_untrusted();
@@ -67,7 +68,8 @@ pub(super) fn continue_egress<T: Tables>(
     Known::Rewrite(slot)
 }
 
-/// A connection that the pod closes may make room from now on.
+/// Records that the pod closes the connection, so that the mapping may be evicted from now on. The
+/// reply half gets the hints.
 #[inline(never)]
 fn closes<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, segment: TcpSegment) -> bool {
     tables.push_recent(tuple);
@@ -85,7 +87,7 @@ fn closes<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, segment: TcpSegment)
     true
 }
 
-/// Whether the pod itself sends by another interface than before, which is noted then.
+/// Reports whether the pod itself now sends by another interface, and records that interface.
 #[inline(never)]
 fn moved<T: Tables>(tables: &T, tuple: &Tuple, family: Family, slot: Slot, tag: u16) -> bool {
     if is_forged(tables, &tuple.src, family) {
@@ -95,7 +97,7 @@ fn moved<T: Tables>(tables: &T, tuple: &Tuple, family: Family, slot: Slot, tag: 
     true
 }
 
-/// RFC 9293 3.6.1: a new SYN may reopen a connection in TIME-WAIT.
+/// Reopens a connection in TIME-WAIT after a new SYN (RFC 9293 3.6.1).
 #[inline(never)]
 fn reopen<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, now: u32) -> bool {
     let wire = tuple.reply_to(slot.addr(), slot.id());
@@ -110,7 +112,7 @@ fn reopen<T: Tables>(tables: &T, tuple: &Tuple, slot: Slot, now: u32) -> bool {
     }
 }
 
-/// A packet that comes back for a known wire tuple.
+/// Handles an arriving packet whose wire tuple hit a mapping.
 #[inline(always)]
 pub(super) fn continue_ingress<T: Tables>(tables: &T, wire: &Tuple, l4: &L4, slot: Slot) -> Known {
     let now = tables.now();
@@ -125,7 +127,7 @@ pub(super) fn continue_ingress<T: Tables>(tables: &T, wire: &Tuple, l4: &L4, slo
         {
             judge_segment(tables, wire, segment, slot)
         }
-        // The first that comes back.
+        // Checked for the first reply only.
         L4::Udp if slot.packets() == 0 && is_nodes_by_now(tables, wire) => Incoming::Nodes,
         _ => Incoming::Trusted,
     };
@@ -143,31 +145,32 @@ pub(super) fn continue_ingress<T: Tables>(tables: &T, wire: &Tuple, l4: &L4, slo
     Known::Rewrite(slot)
 }
 
-/// What a packet that comes in for a mapping is worth.
+/// The trust in a packet that arrives for a mapping.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 enum Incoming {
-    /// The pod will believe it.
+    /// The pod will accept it.
     Trusted,
-    /// It is translated, but may be forged: it changes nothing.
+    /// It is translated, but may be forged: it changes no state.
     Untrusted,
-    /// It is for the node, and the mapping ends.
+    /// It belongs to the node, and the mapping ends.
     Nodes,
 }
 
-/// Whether the node has come to receive what comes in here since the mapping began.
+/// Reports whether the node has begun to receive packets with this wire tuple since the mapping
+/// began.
 #[inline(never)]
 pub(super) fn is_nodes_by_now<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     let has_sockets = matches!(wire.proto, proto::TCP | proto::UDP);
     tables.node_answers(wire.proto, wire.dst_id) || has_sockets && tables.socket_receives(wire)
 }
 
-/// Judges a SYN, FIN or RST that comes in, and what comes after a RST.
+/// Classifies an arriving SYN, FIN or RST, and segments after a RST.
 ///
-/// A SYN without ACK begins a connection from outside: that is the node's (requirement
-/// 2.14), unless the pod waits for one itself (simultaneous open, RFC 5382 REQ-2a) on a
-/// port that the node does not answer on. In the midst of a connection the pod asks what
-/// it is about (RFC 5961 4).
+/// A SYN without ACK opens a connection from outside, which belongs to the node (requirement 2.14),
+/// unless the pod itself expects one (simultaneous open, RFC 5382 REQ-2a) on a port that the node
+/// does not answer on. In an established connection the pod responds to it with a challenge ACK
+/// (RFC 5961 4).
 #[inline(never)]
 fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot: Slot) -> Incoming {
     let original = wire.answers(slot.addr(), slot.id());
@@ -197,11 +200,12 @@ fn judge_segment<T: Tables>(tables: &T, wire: &Tuple, segment: TcpSegment, slot:
         };
     }
     if segment.flags & SYN != 0 {
-        // An answer to the SYN, or one sent again.
+        // A reply to the SYN, or its retransmission.
         return Incoming::Trusted;
     }
     if slot.tcp_seen() & SEEN_RST != 0 && is_in_window(seen, acked, segment) {
-        // Who has reset a connection sends nothing more on it.
+        // A side that has reset a connection sends nothing more on it: the connection is still
+        // alive.
         slot.mend();
     }
     if segment.flags & FIN == 0 {
@@ -223,7 +227,7 @@ const fn trusted(trusted: bool) -> Incoming {
     }
 }
 
-/// Puts what is known into `pkt`.
+/// Fills in `pkt` from a hit and returns the verdict.
 #[inline(always)]
 pub(super) fn apply(pkt: &mut Packet, known: Known) -> Verdict {
     match known {
@@ -237,7 +241,7 @@ pub(super) fn apply(pkt: &mut Packet, known: Known) -> Verdict {
     }
 }
 
-/// Puts the mapping's end into `pkt.new`.
+/// Copies the mapping's endpoint into `pkt.new`.
 #[inline(always)]
 pub fn fill_new(pkt: &mut Packet, slot: Slot) {
     pkt.new.addr = slot.addr();

@@ -1,8 +1,8 @@
-//! Fragments: only the first has the L4 header that names its flow. What it
-//! became is remembered for the others.
+//! Fragments: only the first has the L4 header that identifies its flow. Its verdict is stored for
+//! the others.
 //!
-//! Going out, a fragment that overtook the first gets the uplink's address all
-//! the same. Coming in it can't be known whose it is: it is held back.
+//! On egress, a fragment that overtook the first one gets the uplink's address too. On ingress its
+//! flow is unknown: it is queued.
 
 use super::{Work, choose_source};
 use crate::abi::{Action, FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
@@ -15,11 +15,11 @@ use crate::tables::Tables;
 use crate::tuple::Tuple;
 use crate::verdict::{DropReason, Verdict};
 
-/// Seconds for which a datagram's fragments are known (Linux reassembles for
-/// 30 s in IPv4 and 60 s in IPv6; RFC 6146 3.5 asks for 2 s at least).
+/// Seconds for which the verdict of a datagram is stored (Linux reassembles for 30 s in IPv4 and 60
+/// s in IPv6; RFC 6146 3.5 requires 2 s at least).
 const SECONDS: u64 = 60;
 
-/// The key of a datagram's fragments.
+/// Returns the map key of a datagram's fragments.
 #[inline(always)]
 #[must_use]
 pub const fn key(pkt: &Packet) -> Tuple {
@@ -40,8 +40,8 @@ fn known<T: Tables>(tables: &T, key: &Tuple, leaving: bool) -> Option<Fragment> 
         .filter(|f| (age(tables.now(), f.last_seen) as u64) < ticks(SECONDS))
 }
 
-/// Remembers what became of the first fragment, and gives it the identification
-/// that the others have or will have.
+/// Stores the verdict of the first fragment, and gives it the identification of the other
+/// fragments.
 #[inline(never)]
 pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -> bool {
     let pkt = &mut work.pkt;
@@ -51,7 +51,7 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
             pkt.new_ip_id = match (pkt.family, known(tables, &key, true)) {
                 (Family::V4, Some(earlier)) => earlier.new_ip_id,
                 (Family::V4, None) => new_ip_id(tables, pkt),
-                // 32 random bits need no help.
+                // The 32 random bits of IPv6 are unique enough.
                 (Family::V6, _) => KEEP_IP_ID,
             };
             fragment(tables, pkt, FRAGMENT_REWRITE)
@@ -62,8 +62,8 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
     remember(tables, pkt, &key, &fragment)
 }
 
-/// Keeps the record of a datagram that leaves, unless the pod has made too many in this
-/// moment: then others' would be lost for it.
+/// Stores the verdict of a datagram that leaves, unless the pod has sent too many in this interval:
+/// they would displace those of other pods.
 #[inline(always)]
 fn remember<T: Tables>(tables: &T, pkt: &Packet, key: &Tuple, fragment: &Fragment) -> bool {
     let bucket = Key::of(tables.secret(), &pkt.tuple.src, Role::Pod).bucket();
@@ -74,8 +74,8 @@ fn remember<T: Tables>(tables: &T, pkt: &Packet, key: &Tuple, fragment: &Fragmen
     may
 }
 
-/// An identification for a datagram's fragments: those between two addresses count for
-/// themselves (RFC 6864 5.3.1), from where nobody can tell.
+/// Returns an identification for a datagram's fragments: each pair of addresses counts separately
+/// (RFC 6864 5.3.1), from an unpredictable start.
 #[inline(always)]
 fn new_ip_id<T: Tables>(tables: &T, pkt: &Packet) -> u32 {
     let key = Tuple::new(pkt.new.addr, pkt.tuple.dst, 0, 0, pkt.tuple.proto);
@@ -83,7 +83,7 @@ fn new_ip_id<T: Tables>(tables: &T, pkt: &Packet) -> u32 {
     (tables.next_ip_id(fold(hash)).wrapping_add(fold(hash >> 32))) & 0xffff
 }
 
-/// Remembers what became of the first fragment.
+/// Stores the verdict of the first fragment.
 #[inline(never)]
 pub fn first_ingress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -> bool {
     let verdict = match verdict {
@@ -96,7 +96,8 @@ pub fn first_ingress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) -
     true
 }
 
-/// A fragment without L4 header that leaves. `None` if a pod's came before its first one.
+/// Decides about a leaving fragment without L4 header. `None` if it is a pod's and precedes its
+/// first fragment.
 #[inline(never)]
 pub(super) fn known_egress<T: Tables>(tables: &T, work: &mut Work) -> Option<Verdict> {
     let pkt = &mut work.pkt;
@@ -119,10 +120,10 @@ pub(super) fn known_egress<T: Tables>(tables: &T, work: &mut Work) -> Option<Ver
     }
 }
 
-/// A pod's fragment without L4 header that overtook the first one.
+/// Decides about a pod's fragment without L4 header that overtook the first one.
 #[inline(always)]
 pub(super) fn early_egress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
-    // Not from `begin_early`, whose frame would stay open beside that of the lookup.
+    // Not called from `begin_early`, whose stack frame would be live during the lookup.
     if !choose_source(tables, &mut work.pkt) {
         return Verdict::Drop(DropReason::NoSourceAddress);
     }
@@ -145,7 +146,7 @@ fn begin_early<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     Verdict::Rewrite
 }
 
-/// A fragment without L4 header that comes in.
+/// Decides about an arriving fragment without L4 header.
 #[inline(never)]
 pub fn later_ingress<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let pkt = &mut work.pkt;

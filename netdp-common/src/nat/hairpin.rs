@@ -1,10 +1,9 @@
-//! Hairpin (RFC 4787 REQ-9, RFC 5382 REQ-8): a pod sends to another pod's
-//! endpoint on the wire.
+//! Hairpin (RFC 4787 REQ-9, RFC 5382 REQ-8): a pod sends to another pod's endpoint on the wire.
 //!
-//! The packet is treated as if it went out by the uplink and came back: it gets a
-//! source like any that leaves, and reaches the other pod only if that one has
-//! sent to this source (requirement 2.12, docs/adr/0013). Echo requests and
-//! fragments to the node's address are the node's.
+//! The packet is treated as if it left by the uplink and came back: its source is translated like
+//! that of any packet that leaves, and it reaches the other pod only if that pod has sent to this
+//! source (requirement 2.12, docs/adr/0013). Echo requests and fragments to the node's address
+//! belong to the node.
 
 use super::Work;
 use super::admit::refusal;
@@ -18,12 +17,12 @@ use crate::tables::Tables;
 use crate::tuple::{Tuple, proto};
 use crate::verdict::{DropReason, Verdict};
 
-/// The first half, for a packet that comes from a pod: its source on the wire.
-/// `Pass` leaves it to the node's stack.
+/// Translates the source of a packet from a pod to its endpoint on the wire: the first half. `Pass`
+/// leaves the packet to the node's stack.
 #[inline(always)]
 pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let pkt = &mut work.pkt;
-    // Cheapest first: nearly all that pods send is not for the node.
+    // Cheapest check first: nearly all packets from pods are not for the node.
     if !tables.is_local(&pkt.tuple.dst)
         || pkt.is_fragment != 0
         || out_of_scope(tables, pkt)
@@ -49,7 +48,7 @@ pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
                 if is_forged_by(tables, work.source, &pkt.tuple.src, pkt.family) {
                     return Verdict::Drop(DropReason::ForgedSource);
                 }
-                // What the node itself would use to talk to this address.
+                // The source that the node itself would use towards this address.
                 pkt.new.addr = pkt.tuple.dst;
                 match refusal(tables, work) {
                     Some(reason) => Verdict::Drop(reason),
@@ -62,8 +61,8 @@ pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     }
 }
 
-/// Whether a packet of no known mapping gets one: if a pod, and nothing of the
-/// node's own, is behind the endpoint that it is sent to.
+/// Reports whether a packet without a mapping gets one: if a pod, and no socket of the node, is
+/// behind its destination endpoint.
 #[inline(never)]
 fn begins<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     has_sockets(pkt.tuple.proto)
@@ -72,8 +71,8 @@ fn begins<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         && !tables.socket_receives(&pkt.tuple)
 }
 
-/// The second half: the pod behind the destination. To be called once the source
-/// is rewritten; the tuple is brought up to date here.
+/// Translates the destination to the pod behind it: the second half. Must be called after the
+/// source is rewritten; updates the tuple.
 #[inline(never)]
 pub fn enter<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     let Work { pkt, inner, .. } = work;
@@ -100,8 +99,7 @@ pub fn enter<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
     }
 }
 
-/// Remembers that a pod has this endpoint on the wire, by one of its mappings
-/// that live.
+/// Records that a pod has this endpoint on the wire by one of its live mappings.
 #[inline(never)]
 pub(super) fn remember<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     if !has_sockets(wire.proto) || is_in_use(tables, wire) {
@@ -115,7 +113,7 @@ pub(super) fn remember<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     true
 }
 
-/// Whether a live mapping has the destination of `wire` for its endpoint.
+/// Reports whether the destination of `wire` is the external endpoint of a live mapping.
 #[inline(always)]
 fn is_in_use<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     match tables.wire_endpoint(&key(wire)) {
@@ -127,14 +125,14 @@ fn is_in_use<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     }
 }
 
-/// The key of a wire tuple's own end.
+/// Returns the key of the node's endpoint in a wire tuple.
 #[inline(always)]
 #[must_use]
 pub const fn key(wire: &Tuple) -> Tuple {
     Tuple::new(wire.dst, wire.dst, 0, wire.dst_id, wire.proto)
 }
 
-/// Whether the node's sockets of this protocol can be looked up.
+/// Reports whether the node's sockets of this protocol can be looked up.
 #[inline(always)]
 #[must_use]
 pub const fn has_sockets(protocol: u32) -> bool {

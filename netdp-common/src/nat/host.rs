@@ -10,9 +10,9 @@ use crate::slot::Slot;
 use crate::tables::Tables;
 use crate::tuple::{Tuple, proto};
 
-/// Whether a packet of the node's own needs a mapping: a pod's holds its wire
-/// tuple, towards a bypassed destination too, for the mapping may be older than
-/// the policy. All others are left alone.
+/// Reports whether a packet of the node itself needs a mapping: if a pod's mapping has its wire
+/// tuple, even towards a bypassed destination, because that mapping may be older than the policy.
+/// All other packets are left unmodified.
 #[inline(never)]
 pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool) -> bool {
     let pkt = &work.pkt;
@@ -30,9 +30,9 @@ pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool
             false
         }
         Some(slot) => meets_pod(tables, work, &wire, slot),
-        // Sockets are looked up when a port is given away. What a lookup does
-        // not find (pings, what netfilter translated to a node address) is
-        // remembered here, where it takes no pod's room.
+        // Sockets are looked up when a port is allocated. Flows that such a lookup does not find
+        // (pings, flows that netfilter translated to a node address) are recorded here, in a table
+        // that takes no room from pods.
         None => {
             let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
             let found = found_by_lookup && tables.sent_by_socket();
@@ -44,9 +44,9 @@ pub(super) fn needs_mapping<T: Tables>(tables: &T, work: &mut Work, bypass: bool
     }
 }
 
-/// Whether the node's packet gets another port because a pod's mapping has its own. What
-/// has no other port, or answers to something, is the node's: there the pod's mapping ends
-/// unless a connection lives by it, or the packet may be a pod's with a forged source.
+/// Reports whether the node's packet gets another port because a pod's mapping has its own. A
+/// packet that cannot change its port, or is a reply, belongs to the node: the pod's mapping ends
+/// then, unless it carries a live connection, or the packet may be a pod's with a forged source.
 #[inline(always)]
 fn meets_pod<T: Tables>(tables: &T, work: &mut Work, wire: &Tuple, slot: Slot) -> bool {
     let pkt = &work.pkt;
@@ -67,18 +67,18 @@ fn meets_pod<T: Tables>(tables: &T, work: &mut Work, wire: &Tuple, slot: Slot) -
     false
 }
 
-/// Whether a packet with an address of the node for source may be a pod's. Those of IPv4
-/// are refused by the kernel (`fib_validate_source`, net/ipv4/fib_frontend.c, Linux 6.12).
+/// Reports whether a packet whose source is an address of the node may come from a pod. The kernel
+/// rejects those of IPv4 (`fib_validate_source`, net/ipv4/fib_frontend.c, Linux 6.12).
 #[inline(always)]
 fn may_be_forged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     matches!(pkt.family, Family::V6) && tables.ingress_ifindex() != 0
 }
 
-/// Seconds for which a flow is remembered that may be forged.
+/// Seconds for which a flow that may be forged is recorded.
 const DOUBTFUL_SECONDS: u64 = 300;
 
-/// Remembers a flow that no socket is found for, unless no pod gets its port anyway. A RST
-/// begins none: so the node refuses what it does not know.
+/// Records a flow for which no socket is found, unless its port is never given to pods anyway. A
+/// RST begins no flow: the node sends it to reject unknown segments.
 #[inline(never)]
 fn note<T: Tables>(tables: &T, pkt: &Packet, wire: &Tuple) -> bool {
     if matches!(pkt.l4, L4::Tcp(segment) if segment.flags & RST != 0) {
@@ -113,7 +113,7 @@ fn note<T: Tables>(tables: &T, pkt: &Packet, wire: &Tuple) -> bool {
     true
 }
 
-/// Whether what comes in by this tuple is known to be the node's.
+/// Reports whether packets that arrive with this wire tuple are known to belong to the node.
 #[inline(always)]
 pub(super) fn is_nodes<T: Tables>(tables: &T, wire: &Tuple) -> bool {
     (tables.node_flow(wire)).is_some_and(|flow| age(tables.now(), flow.last_seen) < flow.limit)

@@ -1,10 +1,9 @@
-//! Flows that keep the pod's address although their peer is masqueraded: they began
-//! outside, or an earlier policy bypassed them.
+//! Flows that keep the pod's address although their peer is masqueraded: inbound flows, and flows
+//! that an earlier policy bypassed.
 //!
-//! What nobody has answered is kept where the least recently used gives way
-//! ([`Tables::asked`]). What the pod answers is kept apart, where nothing gives way
-//! ([`Tables::live`]), and no pod or peer takes more than its share. What has closed goes
-//! back to the former.
+//! Unanswered flows are kept in a map with LRU eviction ([`Tables::asked`]). Answered flows are
+//! kept in a map without eviction ([`Tables::live`]), of which no pod or peer takes more than its
+//! share. A closed flow moves back to the former.
 
 use super::origin::is_forged;
 use crate::abi::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
@@ -18,23 +17,22 @@ use crate::tables::Tables;
 use crate::tuple::Tuple;
 
 const CLOSED_TICKS: u32 = ticks32(CLOSED_SECONDS);
-/// [`Inbound::limit`]: as long as [`asked_seconds`] says.
+/// [`Inbound::limit`]: the timeout of [`asked_seconds`] applies.
 const BY_PROTOCOL: u32 = u32::MAX;
 
-/// Whether a pod's packet continues such a flow.
+/// The relation of a pod's packet to such a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Continued {
-    /// It is of none.
+    /// It continues no such flow.
     No,
-    /// It is.
+    /// It continues such a flow.
     Yes,
-    /// It would, but comes from elsewhere than the pod.
+    /// It has the tuple of such a flow, but does not come from the pod.
     Forged,
 }
 
-/// Whether a pod's packet continues a flow that is known by `tuple`. If so that is
-/// recorded.
+/// Checks whether a pod's packet continues the flow of `tuple`, and if so records the packet.
 #[inline(never)]
 pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> Continued {
     let now = tables.now();
@@ -79,13 +77,13 @@ pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> C
         && !promote(tables, pkt, tuple, now, 0)
         && matches!(pkt.l4, L4::Tcp(_))
     {
-        // Over its share it is kept for as long, as far as there is room.
+        // Over its share the flow gets the same timeout, but may be evicted.
         slot.set_limit(ticks32(INBOUND_SECONDS));
     }
     Continued::Yes
 }
 
-/// Whether a flow is known by `tuple`. Nothing is recorded.
+/// Reports whether a flow with this `tuple` is known. Records nothing.
 #[inline(never)]
 pub(super) fn is_known<T: Tables>(tables: &T, tuple: &Tuple) -> bool {
     let now = tables.now();
@@ -97,7 +95,7 @@ pub(super) fn is_known<T: Tables>(tables: &T, tuple: &Tuple) -> bool {
 }
 
 /// Records a packet from outside to an address behind the node that may begin such a flow
-/// (`begins`) or goes on with one.
+/// (`begins`) or continues one.
 #[inline(never)]
 pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
     let now = tables.now();
@@ -107,7 +105,7 @@ pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
         if is_fresh(tuple.proto, &live, now) {
             slot.refresh(now);
             if let L4::Tcp(segment) = pkt.l4 {
-                // What the pod does not believe changes nothing.
+                // A segment that the pod would not accept changes nothing.
                 let fin =
                     segment.flags & FIN != 0 && fin_is_plausible(SEEN_DATA, live.ack, segment);
                 let closed = fin && slot.set_fin(LIVE_FIN_IN)
@@ -131,8 +129,8 @@ pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
     true
 }
 
-/// Remembers that the pod's own packet goes on with a flow that was bypassed. `limit`:
-/// silence in ticks after which it ends, or 0.
+/// Records that the pod's packet continues a flow that was bypassed. `limit`: silence in ticks
+/// after which the flow ends, or 0 for the usual timeout.
 #[inline(always)]
 pub(super) fn keep<T: Tables>(tables: &T, pkt: &Packet, limit: u32) {
     if !promote(tables, pkt, &pkt.tuple, tables.now(), limit) {
@@ -140,7 +138,7 @@ pub(super) fn keep<T: Tables>(tables: &T, pkt: &Packet, limit: u32) {
     }
 }
 
-/// Forgets a flow: its pod begins another by the same tuple.
+/// Removes a flow, because its pod begins another with the same tuple.
 #[inline(always)]
 pub(super) fn forget<T: Tables>(tables: &T, tuple: &Tuple) {
     if tables.live(tuple).is_some() {
@@ -149,7 +147,7 @@ pub(super) fn forget<T: Tables>(tables: &T, tuple: &Tuple) {
     tables.remove_asked(tuple);
 }
 
-/// Whether a packet of the pod is one that only somebody sends who goes on with the flow.
+/// Reports whether this kind of packet is sent by a pod only if it takes part in the flow.
 #[inline(always)]
 const fn is_answer(l4: &L4) -> bool {
     match l4 {
@@ -159,8 +157,8 @@ const fn is_answer(l4: &L4) -> bool {
     }
 }
 
-/// Moves a flow to where nothing displaces it, if its pod and its peer have not more than
-/// their share of that.
+/// Moves a flow to the map without eviction, unless its pod or its peer has used up its share of
+/// that map.
 #[inline(never)]
 fn promote<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple, now: u32, limit: u32) -> bool {
     let Some([pod, peer, total]) = shares(tables, tuple) else {
@@ -190,7 +188,8 @@ fn promote<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple, now: u32, limit: 
     true
 }
 
-/// Ends a live flow; what is under way of it keeps the pod's address for `linger` ticks.
+/// Ends a live flow; its packets that are still in flight keep the pod's address for `linger`
+/// ticks.
 #[inline(never)]
 fn end<T: Tables>(tables: &T, tuple: &Tuple, linger: u32) -> bool {
     if linger > 0 {
@@ -205,7 +204,7 @@ fn end<T: Tables>(tables: &T, tuple: &Tuple, linger: u32) -> bool {
     removed
 }
 
-/// Where a flow counts: at its pod, its peer, and among all.
+/// Returns the shares against which a flow counts: its pod's, its peer's, and the total.
 #[inline(always)]
 fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
     let secret = tables.secret();
@@ -214,14 +213,14 @@ fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
     Some([pod, peer, tables.share(share::TOTAL)?])
 }
 
-/// Whether a flow that is recorded as unanswered has not been silent for too long.
+/// Reports whether an unanswered flow is within its timeout.
 #[inline(always)]
 const fn is_asked_still(protocol: u32, asked: Inbound, now: u32) -> bool {
     age(now, asked.last_seen) < asked_ticks(protocol, asked)
 }
 
-/// Silence in ticks that ends an unanswered flow. Records without a limit go on with a flow
-/// that was bypassed, or are of agents that did not tell answered ones apart.
+/// Returns the silence in ticks that ends an unanswered flow. Records without a limit continue a
+/// flow that was bypassed, or come from agents that did not distinguish answered flows.
 #[inline(always)]
 const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
     match asked.limit {
@@ -231,7 +230,7 @@ const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
     }
 }
 
-/// Whether a live flow has not been silent for too long.
+/// Reports whether a live flow is within its timeout.
 #[inline(always)]
 #[must_use]
 pub const fn is_fresh(protocol: u32, live: &Live, now: u32) -> bool {

@@ -1,4 +1,4 @@
-//! A new mapping: the search for a wire tuple, and the claim of it.
+//! New mappings: the search for a free wire tuple, and the claim.
 
 use super::evict::recycle;
 use super::follow::{apply, continue_egress};
@@ -33,33 +33,33 @@ pub(super) struct Claim {
     pub(super) ranges: [PortRange; PORT_RANGES],
     pub(super) search: Search,
     pub(super) outcome: Outcome,
-    /// Where the mapping counts, see [`crate::share`].
+    /// The bucket against which the mapping counts, see [`crate::share`].
     pub(super) bucket: u32,
-    /// Flags of its original half besides those that the caller asks for.
+    /// Flags of the original half in addition to those of the caller.
     origin: u16,
     pad: u16,
-    /// Candidates whose mappings may give way.
+    /// Candidates whose mappings may be evicted.
     spares: [SparePort; SPARES],
     /// The sequence number of the SYN that begins the mapping, if `is_syn` is 1.
     syn: u32,
     is_syn: u32,
-    /// Where the search is: the first candidate of those at random, or the word of a map of ports.
+    /// The position of the search: the first random candidate, or the word of a port map.
     pub(super) at: u32,
     /// Candidates that may still be tried.
     pub(super) tries: u32,
-    /// The port that is wanted most, if `has_wanted` is 1.
+    /// The preferred port, if `has_wanted` is 1.
     wanted: u32,
     pub(super) has_wanted: u32,
-    /// The destination, as maps of ports have it.
+    /// The destination, in the form of a port map's key.
     pub(super) key: Tuple,
-    /// The place of its map.
+    /// The index of the destination's port map.
     pub(super) map: u32,
-    /// 1 if all were found taken just now.
+    /// 1 if all ports were recently found taken.
     pub(super) exhausted: u32,
 }
 
 impl Claim {
-    /// Nothing yet.
+    /// The initial value, before a search.
     pub(super) const EMPTY: Self = Self {
         wire: Packet::EMPTY.tuple,
         reply: mapping(&Packet::EMPTY.new.addr, 0, 0, 0),
@@ -81,23 +81,23 @@ impl Claim {
         exhausted: 0,
     };
 
-    /// A candidate whose mapping may give way.
+    /// A candidate whose mapping may be evicted.
     #[inline(always)]
     pub(super) fn spare_port(&self, n: usize) -> Option<u16> {
         u16::try_from(self.spares[n & (SPARES - 1)].port.checked_sub(1)?).ok()
     }
 
-    /// Whether a SYN begins the mapping whose sequence number lies after all that the
-    /// earlier connection of this port has sent, so that the peer takes it for a new one
+    /// Reports whether a SYN begins the mapping and its sequence number lies after all that the
+    /// earlier connection of this port has sent, so that the peer accepts it as a new connection
     /// even in TIME-WAIT (RFC 9293 3.6.1, RFC 6191; `nf_nat_used_tuple_harder` in
-    /// net/netfilter/nf_nat_core.c, Linux 6.12). `acked`: what the peer has acknowledged
-    /// last.
+    /// net/netfilter/nf_nat_core.c, Linux 6.12). `acked`: the last acknowledgement number of the
+    /// peer.
     #[inline(always)]
     pub(super) const fn follows(&self, acked: u32) -> bool {
         self.is_syn != 0 && age(self.syn, acked) > 0
     }
 
-    /// Notes where the mapping will count, and the flags that say so.
+    /// Sets the bucket against which the mapping will count, and the flags that record it.
     #[inline(always)]
     pub(super) const fn set_bucket(&mut self, bucket: u32, origin: u16) {
         self.bucket = bucket;
@@ -105,16 +105,16 @@ impl Claim {
     }
 }
 
-/// How many candidates are remembered whose mappings may give way. A power of two.
+/// The number of eviction candidates that a search remembers. A power of two.
 pub(super) const SPARES: usize = 4;
 
-/// A candidate whose mapping may give way.
+/// A candidate whose mapping may be evicted.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 struct SparePort {
     /// The candidate plus 1; 0 for none.
     port: u32,
-    /// The greater, the likelier it gives way; the greatest if its mapping is over.
+    /// The eviction rank: the highest is evicted first; the maximum if the mapping is over.
     rank: u32,
 }
 
@@ -130,12 +130,12 @@ pub(super) enum Outcome {
     Full,
 }
 
-/// Makes a mapping with the address in `pkt.new`: claims a wire tuple by
-/// inserting the reply half, then inserts the original half; where another CPU
-/// was faster with the same flow, gives the claim back and follows it.
+/// Creates a mapping with the address in `pkt.new`: claims a wire tuple by inserting the reply
+/// half, then inserts the original half. If another CPU was faster with the same flow, releases the
+/// claim and uses the other mapping.
 ///
-/// Step by step, each with a frame of its own that is gone before the next: all frames
-/// that are open may have 512 bytes together. What they share is in `work`.
+/// Runs in steps, each with a stack frame that is gone before the next: all live frames together
+/// may have 512 bytes. Their shared state is in `work`.
 #[inline(always)]
 pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     begin(tables, work, flags);
@@ -150,14 +150,14 @@ pub(super) fn open<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdic
         Outcome::Claimed => finish(tables, work, flags),
         Outcome::Searching => Verdict::Drop(DropReason::NoFreePort),
         Outcome::Full => {
-            // So that the next packet finds room.
+            // Makes room for the next packet.
             recycle(tables, work);
             Verdict::Drop(DropReason::TableFull)
         }
     }
 }
 
-/// Begins the search.
+/// Initialises the search in `work.claim`.
 #[inline(never)]
 fn begin<T: Tables>(tables: &T, work: &mut Work, flags: u16) {
     let Work { pkt, claim, .. } = work;
@@ -178,7 +178,7 @@ fn begin<T: Tables>(tables: &T, work: &mut Work, flags: u16) {
 }
 
 /// Claims `claim.wire` as [`try_candidate`] does, for a candidate that is expected to be free:
-/// only where the claim fails is its owner looked up.
+/// looks up the owner only if the claim fails.
 #[inline(never)]
 pub(super) fn try_first<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     if is_kept(tables, claim) || is_nodes(tables, claim) {
@@ -192,11 +192,12 @@ pub(super) fn try_first<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.outcome == Outcome::Claimed
 }
 
-/// Completes the mapping, and follows it.
+/// Completes the mapping and returns its verdict.
 #[inline(never)]
 fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     let Work { pkt, claim, .. } = work;
-    // The claim stands; its room serves for the other half, which has this packet in it.
+    // The claim is in the map; its memory is reused for the original half, which counts this
+    // packet.
     claim.reply = mapping(
         &pkt.new.addr,
         claim.wire.dst_id,
@@ -293,8 +294,8 @@ const fn endpoint(pkt: &Packet) -> Tuple {
     Tuple::new(tuple.src, pkt.new.addr, tuple.src_id, 0, tuple.proto)
 }
 
-/// Claims `claim.wire` if it is free: nothing that the node has or answers on may come
-/// in by it.
+/// Claims `claim.wire` if it is free and nothing of the node receives by it: no reservation, socket
+/// or port on which the node answers.
 #[inline(always)]
 pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
     if is_kept(tables, claim) {
@@ -303,19 +304,19 @@ pub(super) fn try_candidate<T: Tables>(tables: &T, claim: &mut Claim) {
     if let Some(owner) = tables.rev_snat(&claim.wire) {
         meet(tables, claim, owner);
     } else if !is_nodes(tables, claim) {
-        // Another CPU may have been faster.
+        // Fails if another CPU was faster.
         let _ = insert(tables, claim);
     }
 }
 
-/// Whether no mapping gets the candidate.
+/// Reports whether the candidate is never given to a mapping.
 #[inline(always)]
 fn is_kept<T: Tables>(tables: &T, claim: &Claim) -> bool {
     let Tuple { dst_id, proto, .. } = claim.wire;
     has_ports(proto) && tables.port_reserved(dst_id) || tables.node_answers(proto, dst_id)
 }
 
-/// Whether the node has what comes in by the candidate.
+/// Reports whether packets that arrive by the candidate belong to the node.
 #[inline(always)]
 fn is_nodes<T: Tables>(tables: &T, claim: &Claim) -> bool {
     has_ports(claim.wire.proto) && tables.socket_receives(&claim.wire)
@@ -327,7 +328,7 @@ const fn has_ports(protocol: u32) -> bool {
     matches!(protocol, proto::TCP | proto::UDP)
 }
 
-/// Inserts the reply half, and notes what came of it.
+/// Inserts the reply half, and sets the outcome.
 #[inline(always)]
 fn insert<T: Tables>(tables: &T, claim: &mut Claim) -> Result<(), InsertError> {
     let inserted = tables.insert_rev_snat(&claim.wire, &claim.reply);
@@ -339,8 +340,8 @@ fn insert<T: Tables>(tables: &T, claim: &mut Claim) -> Result<(), InsertError> {
     inserted
 }
 
-/// Follows a claim of our own, whose other half is not yet there (another CPU) or lost; of
-/// others' mappings remembers those that may give way.
+/// Adopts a claim of the same flow whose original half does not exist yet (another CPU) or was
+/// lost. Of other flows' mappings, remembers those that may be evicted.
 #[inline(always)]
 fn meet<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
@@ -355,7 +356,7 @@ fn meet<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     }
 }
 
-/// Remembers the candidate if its mapping may give way, as far as this half shows.
+/// Remembers the candidate if its mapping may be evicted, as far as this half shows.
 #[inline(always)]
 fn note_spare<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     let silent = age(tables.now(), owner.last_seen());
@@ -365,8 +366,8 @@ fn note_spare<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     let port = u32::from(claim.wire.dst_id);
     let rank = if over { u32::MAX } else { silent };
     let spare = &mut claim.spares[port as usize & (SPARES - 1)];
-    // Of those that are over the last one that is met, which is any: what speaks against one
-    // of them would speak against it every time.
+    // Among mappings that are over the last one met wins, which is arbitrary: if there is an
+    // objection to one of them, a fixed choice would meet it every time.
     if rank >= spare.rank {
         *spare = SparePort {
             port: port + 1,
@@ -375,8 +376,8 @@ fn note_spare<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     }
 }
 
-/// Whether a mapping is over, as far as its reply half shows, which has been `silent` for so
-/// many ticks; `None` where it lives.
+/// Reports whether a mapping is over, as far as its reply half shows, which has been `silent` for
+/// that many ticks; `None` if it is live.
 #[inline(always)]
 fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
     if !reply.has_sent(claim.wire.proto) {
@@ -387,7 +388,7 @@ fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
         let reset = seen & (SEEN_RST | SEEN_OTHERS_RST) != 0;
         let closed = seen & SEEN_FIN != 0 && seen & SEEN_OTHERS_FIN != 0;
         if !reset && !closed {
-            // The hint may be lost, where both sides close at once.
+            // The hint may be lost if both sides close at the same time.
             return (seen & SEEN_FIN != 0).then_some(false);
         }
         let ack = reply.tcp_ack();
@@ -408,8 +409,8 @@ fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
     over.then_some(true)
 }
 
-/// Whether the candidate may be tried at all: classes only bound the search for
-/// another port, ranges that were given bound every port.
+/// Reports whether the candidate may be tried: port classes limit only the search for another port,
+/// configured ranges limit every port.
 #[inline(always)]
 fn may_have<T: Tables>(tables: &T, claim: &Claim) -> bool {
     let port = claim.wire.dst_id;
@@ -422,8 +423,8 @@ fn may_have<T: Tables>(tables: &T, claim: &Claim) -> bool {
     }
 }
 
-/// The ids that a flow may have on the wire. Where only the address is
-/// translated that is its own.
+/// Returns the L4 ids that a flow may have on the wire: only its own if just the address is
+/// translated.
 #[inline(always)]
 fn ranges_for<T: Tables>(tables: &T, tuple: &Tuple) -> [PortRange; PORT_RANGES] {
     let settings = tables.settings();

@@ -1,5 +1,5 @@
-//! Where a pod's packet comes from: what another pod sends with its address changes
-//! nothing, where the routing table tells them apart.
+//! Source validation: a packet that another pod sends with a pod's address changes nothing,
+//! provided that the routing table distinguishes the two.
 
 use crate::abi::SETTING_ANY_SOURCE;
 use crate::addr::{Addr, Family};
@@ -7,14 +7,14 @@ use crate::packet::Packet;
 use crate::share::{Key, Role};
 use crate::tables::{Origin, Tables};
 
-/// Whether the packet, which has the source `src`, comes by an interface behind which that
-/// is not. Asked once for each pod, interface and epoch.
+/// Reports whether the packet, which has the source `src`, arrives by an interface behind which
+/// that source is not. Looked up once for each pod, interface and epoch.
 #[inline(always)]
 pub(super) fn is_forged<T: Tables>(tables: &T, src: &Addr, family: Family) -> bool {
     is_forged_by(tables, key_of(tables, src), src, family)
 }
 
-/// [`is_forged`]; `key` is that of `src`.
+/// Reports what [`is_forged`] does, given the `key` of `src`.
 #[inline(never)]
 pub(super) fn is_forged_by<T: Tables>(tables: &T, key: Key, src: &Addr, family: Family) -> bool {
     let ifindex = tables.ingress_ifindex();
@@ -35,26 +35,27 @@ pub(super) fn is_forged_by<T: Tables>(tables: &T, key: Key, src: &Addr, family: 
     false
 }
 
-/// The key of a source. A function of its own, because hashing takes many registers.
+/// Returns the key of a source. A function of its own, because hashing takes many registers.
 #[inline(never)]
 pub(super) fn key_of<T: Tables>(tables: &T, src: &Addr) -> Key {
     Key::of(tables.secret(), src, Role::Pod)
 }
 
-/// Whether an ICMP error that a pod sends may be about a packet to `pod`: its own, or it
-/// is a router on the way there.
+/// Reports whether an ICMP error that a pod sends may concern a packet to `pod`: if it is from that
+/// pod itself, or from a router on the way to it.
 #[inline(always)]
 pub(super) fn may_report<T: Tables>(tables: &T, pkt: &Packet, pod: &Addr) -> bool {
     let origin = tables.origin(pod, pkt.family);
     if same(&pkt.tuple.src, pod) {
         !matches!(origin, Origin::Elsewhere)
     } else {
-        // Nothing is between the node and a neighbour of its own.
+        // There is no router between the node and a neighbour.
         matches!(origin, Origin::Routed | Origin::Unknown)
     }
 }
 
-/// By words: a comparison of arrays would call memcmp.
+/// Reports whether the addresses are equal. Compares words: a comparison of arrays would call
+/// memcmp.
 #[inline(always)]
 pub(super) const fn same(a: &Addr, b: &Addr) -> bool {
     let (a, b) = (a.words(), b.words());

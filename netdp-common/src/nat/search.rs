@@ -1,6 +1,6 @@
-//! The search for a port that is free. Its work for one packet is bounded: some
-//! candidates at random, then those that a map of taken ports leaves ([`port_map`]).
-//! Where none is free, a mapping that is over gives way.
+//! The search for a free port. Its work for one packet is bounded: some random candidates, then
+//! those that a map of taken ports leaves ([`port_map`]). If none is free, a mapping that is over
+//! is evicted.
 
 use super::follow::is_nodes_by_now;
 use super::open::{Claim, Outcome, SPARES, try_candidate, try_first};
@@ -15,29 +15,29 @@ use crate::slot::Slot;
 use crate::spare::{CLOSED_TICKS, Spare, is_silent_stream, spare};
 use crate::tables::Tables;
 
-/// Ranges of no more ports are walked through whole.
+/// Ranges of at most this many ports are walked completely.
 const NARROW: u32 = 256;
-/// Candidates at random before a map of the taken ones is asked.
+/// Random candidates before the port map is consulted.
 const AT_RANDOM: u32 = 64;
-/// Candidates at random where all were found taken just now, or a map is kept.
+/// Random candidates if all ports were recently found taken, or if a port map is kept.
 const SHORT_LOOKS: u32 = 8;
-/// Candidates that a map leaves, for one packet. With those at random they take a few
-/// tens of microseconds.
+/// Candidates from a port map, for one packet. Together with the random ones they take a few tens
+/// of microseconds.
 const FROM_MAP: u32 = 112;
-/// The same for a packet that has begun the map, after all candidates at random.
+/// Candidates from a port map for the packet that started it, after all random candidates.
 const FROM_NEW_MAP: u32 = 16;
-/// After this time a map in which all is taken begins anew: what ended meanwhile is found
-/// though nobody has told of it.
+/// Ticks after which a map with no free port is cleared: this finds ports that became free without
+/// an update of the map.
 const STALE_TICKS: u32 = ticks32(2);
-/// A map that nobody has looked for this long goes to another destination.
+/// Ticks without use after which a map is reassigned to another destination.
 const UNUSED_TICKS: u32 = ticks32(1);
-/// For how long a pod that found no port has precedence over those that have many.
+/// Ticks for which a pod that found no port has precedence over pods with many mappings.
 const TURN_TICKS: u32 = ticks32(30);
-/// So many mappings are many.
+/// The number of mappings from which on a pod has many.
 const MANY: u32 = 8192;
 
-/// Looks for a free port and claims it. A destination without any is left alone for a
-/// moment. Step by step, see [`super::open::open`].
+/// Searches for a free port and claims it. A destination without one is marked as exhausted for a
+/// short time. Runs in steps, see [`super::open::open`].
 #[inline(always)]
 pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
     if claim.outcome == Outcome::Searching {
@@ -66,14 +66,14 @@ pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
     }
 }
 
-/// Notes where the map of the destination is.
+/// Computes the key and index of the destination's port map.
 #[inline(always)]
 fn locate<T: Tables>(tables: &T, claim: &mut Claim) {
     claim.key = port_map::destination(&claim.wire);
     claim.map = port_map::index(tables.secret(), &claim.key);
 }
 
-/// The map of the destination, if one is kept.
+/// Returns the port map of the destination, if one is kept.
 #[inline(always)]
 fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
     tables
@@ -81,8 +81,8 @@ fn map_of<T: Tables>(tables: &T, claim: &Claim) -> Option<PortMapSlot> {
         .filter(|map| map.is_of(&claim.key))
 }
 
-/// Begins a walk from a random start, or from one that follows from the tuple; `false` if it has
-/// no candidate. Most walks end with the first one: what bounds them is asked about later.
+/// Starts the walk at a random port, or at one derived from the tuple; returns `false` if there is
+/// no candidate. Most walks end with the first candidate, so their limits are determined later.
 #[inline(never)]
 fn begin<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
     let start = if tables.settings().flags & SETTING_HASH_PORTS != 0 {
@@ -101,17 +101,18 @@ fn begin<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
     }
 }
 
-/// Goes on with the walk; with a short one where more is known, for one that gives way.
+/// Continues the walk. If the ports are marked as exhausted or have a map, the walk is short and
+/// serves to find a mapping to evict.
 #[inline(never)]
 fn at_random<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     locate(tables, claim);
-    // Classes run out one by one.
+    // Each port class is exhausted separately.
     claim.wire.dst_id = claim.ranges[0].min;
     claim.exhausted = tables.is_exhausted(&claim.wire).into();
     let len = claim.search.len();
     let short = claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some();
     if short && tables.settings().flags & SETTING_HASH_PORTS != 0 {
-        // From the same start it would meet the same few whenever a packet is sent again.
+        // From the same start, each retransmission would meet the same few candidates.
         claim.search = Search::new(len, tables.random());
         claim.at = 0;
     }
@@ -135,8 +136,8 @@ fn at_random<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.outcome == Outcome::Claimed
 }
 
-/// Has a map of the destination, if there is one or place for one, and notes how many of its
-/// ports may be tried.
+/// Provides a port map of the destination if there is one or a slot for one, and sets the number of
+/// its ports that may be tried.
 #[inline(never)]
 fn prepare_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let Some(map) = tables.port_map(claim.map) else {
@@ -157,7 +158,7 @@ fn prepare_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     true
 }
 
-/// Notes of no port that it is taken.
+/// Clears the map: no port is known to be taken.
 #[inline(always)]
 fn clear<T: Tables>(tables: &T, claim: &mut Claim) {
     tables.repeat(WORDS, claim, |tables, n, claim| {
@@ -168,12 +169,12 @@ fn clear<T: Tables>(tables: &T, claim: &mut Claim) {
     });
 }
 
-/// Tries ports that the map does not know to be taken. Whatever is tried is taken then,
-/// by this flow or by another.
+/// Tries ports that the map does not show as taken, and marks each of them: it is then taken, by
+/// this flow or by another.
 #[inline(never)]
 fn from_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.at = tables.random();
-    // Each word once, and once more for each try.
+    // One step for each word, and one more for each try.
     tables.repeat(WORDS + FROM_MAP, claim, |tables, _, claim| {
         step(tables, claim)
     });
@@ -185,13 +186,13 @@ fn from_map<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     {
         map.set_cleared(now);
         clear(tables, claim);
-        // Those that are to be found again are found with the next packets.
+        // The next packets search the cleared map.
         claim.tries = 0;
     }
     claim.outcome == Outcome::Claimed
 }
 
-/// Tries one port of the word at hand, or goes on to the next word; `false` at the end.
+/// Tries one port of the current word, or moves on to the next word; returns `false` at the end.
 #[inline(always)]
 fn step<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let Some(map) = tables.port_map(claim.map) else {
@@ -214,8 +215,8 @@ fn step<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.outcome == Outcome::Searching && claim.tries > 0
 }
 
-/// Whether a pod with many mappings has to wait for ports towards this destination: one
-/// with fewer found none lately.
+/// Reports whether a pod with many mappings has to wait for ports towards this destination: a pod
+/// with fewer recently found none.
 #[inline(never)]
 pub(super) fn must_wait<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let has = tables.share(claim.bucket).map_or(0, ShareSlot::mappings);
@@ -234,11 +235,11 @@ pub(super) fn must_wait<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     }
 }
 
-/// Remembers that there is no port, and who found none.
+/// Records that no port is free, and the bucket for which none was found.
 #[inline(never)]
 fn give_up<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.wire.dst_id = claim.ranges[0].min;
-    // Where tries have run out there may be more.
+    // If only the tries have run out, there may be more ports.
     if claim.tries == 0 {
         return false;
     }
@@ -249,7 +250,7 @@ fn give_up<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     true
 }
 
-/// Claims the port of a mapping that gives way.
+/// Evicts a remembered mapping and claims its port.
 #[inline(always)]
 fn instead_of<T: Tables>(tables: &T, claim: &mut Claim) {
     for n in 0..SPARES {
@@ -269,7 +270,7 @@ fn instead_of_one<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
         return true;
     };
     let wire = &claim.wire;
-    // The room for the key of maps: it is not asked for any more but by `give_up`.
+    // Reuses the memory of the map's key, which only `give_up` still needs.
     claim.key = wire.answers(reply.addr(), reply.id());
     let ended = gives_way(tables, claim, reply) && evict::end(tables, &claim.key, &claim.wire);
     if ended {
@@ -279,10 +280,10 @@ fn instead_of_one<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     ended
 }
 
-/// Whether the mapping with the original tuple in `claim.key` gives way: nothing came back
-/// for a while, a question was answered a while ago, a stream is over, or a connection has
-/// closed. Of a pod that has many times as many mappings as this one, whatever does not
-/// live gives way.
+/// Reports whether the mapping with the original tuple in `claim.key` may be evicted: nothing came
+/// back for a while, a request was answered a while ago, a stream is over, or a connection has
+/// closed. If its pod has many times as many mappings as this one, any mapping that is not live may
+/// be evicted.
 #[inline(always)]
 fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
     let original = &claim.key;
@@ -304,21 +305,22 @@ fn gives_way<T: Tables>(tables: &T, claim: &Claim, reply: Slot) -> bool {
         Some(Spare::LastAck) => false,
         Some(Spare::Asking) => has_many_more(tables, claim, half.flags()),
     };
-    // Sockets are looked up for what gives way only.
+    // Sockets are looked up only for mappings that would be evicted.
     over && !is_nodes_by_now(tables, &claim.wire) && !host::is_nodes(tables, &claim.wire)
 }
 
-/// Whether the port of a connection that has closed, with both FINs acknowledged or long ago, may
-/// be used for another one to the same peer: with a sequence number that lies after the earlier
-/// connection's (`follows`) at once; else when a RST has ended it, and nothing is under way any more, or when the peer's
-/// TIME-WAIT is over (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
+/// Reports whether the port of a connection that has closed, with both FINs acknowledged or long
+/// ago, may be used for another connection to the same peer: at once if the new sequence number
+/// lies after those of the earlier connection (`follows`); otherwise if a RST has ended it and
+/// nothing is in flight any more, or once the peer's TIME-WAIT is over (`TCP_TIMEWAIT_LEN`,
+/// include/net/tcp.h, Linux 6.12).
 #[inline(always)]
 pub(super) const fn is_free_again(reset: bool, follows: bool, idle: u32) -> bool {
     follows || reset && idle >= CLOSED_TICKS || idle >= ticks32(CLOSED_SECONDS)
 }
 
-/// Whether the bucket of the mapping in `claim.key`, with these flags, has many times as many
-/// mappings as the one that asks.
+/// Reports whether the bucket of the mapping in `claim.key`, with these flags, has many times as
+/// many mappings as the bucket of the claim.
 #[inline(always)]
 fn has_many_more<T: Tables>(tables: &T, claim: &Claim, flags: u16) -> bool {
     let owner = bucket_of_mapping(tables.secret(), &claim.key.src, flags);

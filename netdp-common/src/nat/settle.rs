@@ -1,5 +1,5 @@
-//! Mappings whose packets leave by another uplink than before, or whose address the node may
-//! have lost.
+//! Mappings whose packets leave by another uplink than before, or whose address the node may have
+//! lost.
 
 use super::origin::{is_forged, same};
 use super::{choose_source, evict, inbound};
@@ -10,34 +10,34 @@ use crate::slot::Slot;
 use crate::tables::Tables;
 use crate::tuple::proto;
 
-/// What becomes of a mapping.
+/// The decision about a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Settled {
-    /// It goes on.
+    /// The mapping remains in use.
     Stays,
-    /// The node has not got its address at the moment: nothing leaves with it.
+    /// The node does not have its address at the moment: no packet leaves with it.
     Rests,
-    /// It has ended: the flow gets another one.
+    /// It has ended: the flow gets a new mapping.
     Ended,
 }
 
-/// What a packet may begin.
+/// The kind of connection that a packet may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Begins {
-    /// Nothing by itself.
+    /// None: the packet begins nothing by itself.
     Nothing,
-    /// A connection.
+    /// A new connection of the pod.
     Connection,
-    /// The same, or it is the mapping's first SYN once more.
+    /// A new connection, or a retransmission of the mapping's first SYN.
     Again,
-    /// It answers to a connection from outside.
+    /// A connection from outside, to which it replies.
     Answer,
 }
 
 impl Begins {
-    /// What a pod's packet of the mapping in `slot` may begin.
+    /// Returns the kind of connection that a pod's packet of the mapping in `slot` may begin.
     #[inline(always)]
     pub(super) fn of(l4: &L4, slot: Slot) -> Self {
         match l4 {
@@ -54,12 +54,12 @@ impl Begins {
     }
 }
 
-/// Decides whether a mapping goes on where its packet leaves (docs/adr/0039). One that leaves by
-/// another uplink, where the flow would get another address, ends; so does one whose address is
-/// gone, where there is another. A TCP connection lives by its address: it keeps it, and rests
-/// while the node has not got it. It ends only with a SYN that begins it anew, and where that
-/// begins one that is not translated. Of `pkt` tuple and family are read, and the address of a
-/// new mapping is put there.
+/// Decides whether a mapping remains valid where its packet leaves (docs/adr/0039). A mapping ends
+/// if its packet leaves by another uplink, where the flow would get another address, or if its
+/// address is gone and there is another. A TCP connection depends on its address: it keeps the
+/// mapping, which rests while the node does not have the address. That mapping ends only with a SYN
+/// that reopens the connection, or where that SYN begins a connection that is not translated. Reads
+/// tuple and family of `pkt`, and puts the address of a new mapping there.
 #[inline(never)]
 pub(super) fn settle<T: Tables>(
     tables: &T,
@@ -67,7 +67,7 @@ pub(super) fn settle<T: Tables>(
     slot: Slot,
     begins: Begins,
 ) -> Settled {
-    // What somebody else sends in the pod's name changes nothing; it is dropped later.
+    // A packet that another source forges in the pod's name changes nothing; it is dropped later.
     if is_forged(tables, &pkt.tuple.src, pkt.family) {
         return Settled::Stays;
     }
@@ -101,16 +101,16 @@ pub(super) fn settle<T: Tables>(
         evict::end(tables, &pkt.tuple, &wire);
         return Settled::Ended;
     }
-    // Where only an address is missing it may come a moment later: asked again until then.
+    // If only an address is missing, it may appear a moment later: check again until then.
     if lives || has_source {
         slot.set_place(tables.place());
     }
     Settled::Stays
 }
 
-/// Whether a packet begins a connection that is not translated, by the ports of one that is over:
-/// the policy has it so by now, or it was begun from outside. A SYN that is sent again goes where
-/// the first one went. `reply`: what the reply half has seen.
+/// Reports whether a packet begins a connection that is not translated, with the ports of one that
+/// is over: because of the current policy, or because it was opened from outside. A retransmitted
+/// SYN takes the path of the first one. `reply`: `tcp_seen` of the reply half.
 #[inline(never)]
 fn begins_untranslated<T: Tables>(
     tables: &T,
@@ -126,7 +126,7 @@ fn begins_untranslated<T: Tables>(
         Begins::Connection | Begins::Again => {
             is_over(slot, reply) && tables.action(&pkt.tuple.dst) != Action::Masquerade
         }
-        // The pod has closed its own connection, and does not answer on that.
+        // The pod has closed its own connection, and does not reply on that one.
         Begins::Answer => {
             matches!(state, TcpState::TimeWait | TcpState::Closed)
                 && (tables.action(&pkt.tuple.dst) == Action::Bypass
@@ -135,7 +135,7 @@ fn begins_untranslated<T: Tables>(
     }
 }
 
-/// Whether a connection has closed or never came up.
+/// Reports whether a connection has closed or was never established.
 #[inline(always)]
 fn is_over(slot: Slot, reply: u32) -> bool {
     match tcp_state(slot.tcp_seen(), reply) {

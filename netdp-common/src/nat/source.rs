@@ -1,31 +1,33 @@
-//! Which address a packet leaves with.
+//! The choice of the source address of a masqueraded packet.
 
 use crate::abi::{SOURCE_NAMED, SourceKey, UPLINK_V4, UPLINK_V6};
 use crate::addr::{Addr, Family};
 use crate::packet::Packet;
 use crate::tables::Tables;
 
-/// The route that a packet takes, as far as it decides about the address. All-zero bytes are a
-/// valid value.
+/// The route of a packet, as far as it affects the source address. All-zero bytes are a valid
+/// value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Way {
-    /// The index of the interface that it leads to: the uplink, or a VLAN device above it.
+    /// The index of the outgoing interface: the uplink, or a VLAN device above it.
     pub link: u32,
-    /// 1 if the kernel was asked for a source and named one.
+    /// 1 if the kernel was queried for a source and returned one.
     pub has_source: u32,
-    /// What it named: the route's own, or one of the interface's addresses, or one of another
-    /// interface where that has none.
+    /// The source that the kernel returned: the route's own, or one of the interface's addresses,
+    /// or one of another interface if that has none.
     pub source: Addr,
-    /// The router, or the destination itself where there is none.
+    /// The next hop: the router, or the destination itself if it is on-link.
     pub next: Addr,
 }
 
-/// Puts the address to masquerade with into `pkt.new`; `false` if there is none. The first of:
+/// Puts the address to masquerade with into `pkt.new`; returns `false` if there is none. The first
+/// of:
 ///
-/// - what the route that the packet takes names, if that is one of [`Tables::source`]'s: a
-///   `src` that the administrator gave it, or in IPv6 one of the uplink's addresses;
-/// - the address of the interface on the subnet of the next hop, or, of one above the uplink, its best;
+/// - the source of the packet's route, if that is one of [`Tables::source`]'s: a `src` that the
+///   administrator configured, or in IPv6 one of the uplink's addresses;
+/// - the interface's address on the subnet of the next hop, or, for an interface above the uplink,
+///   its best address;
 /// - the uplink's own, [`crate::abi::Uplink`].
 #[inline(never)]
 pub(super) fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
@@ -34,7 +36,7 @@ pub(super) fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
         if named || find(tables, way.link, &way.next, pkt) {
             return true;
         }
-        // An IPv6 router is on no network of IPv4.
+        // An IPv6 next hop is on no IPv4 subnet.
         if matches!(pkt.family, Family::V4)
             && !way.next.is_v4()
             && find(tables, way.link, &Addr::from_v4([0; 4]), pkt)
@@ -51,12 +53,12 @@ pub(super) fn choose_source<T: Tables>(tables: &T, pkt: &mut Packet) -> bool {
     true
 }
 
-/// Whether the agent has put down a source for this, of the packet's family.
+/// Looks up a source that the agent has configured for this key, of the packet's family.
 #[inline(always)]
 fn find<T: Tables>(tables: &T, link: u32, addr: &Addr, pkt: &mut Packet) -> bool {
     let key = SourceKey { link, addr: *addr };
     tables.source(&key, &mut pkt.new.addr)
         && pkt.new.addr.is_v4() == matches!(pkt.family, Family::V4)
-        // It counts only while the node has it.
+        // Valid only while the node has it.
         && tables.is_local(&pkt.new.addr)
 }
