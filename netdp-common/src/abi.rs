@@ -1,7 +1,7 @@
-//! What the datapath and user space share through maps: keys, values, names.
+//! The interface between datapath and user space: keys, values and names of maps.
 //!
-//! Every type is `repr(C)` with its padding named and zeroed; no bool, enum or
-//! `Option` crosses the boundary. The layout is versioned by [`LAYOUT`].
+//! Every type is `repr(C)` with its padding named and zeroed; no bool, enum or `Option` crosses the
+//! boundary. The layout is versioned by [`LAYOUT`].
 
 use crate::addr::Addr;
 use crate::conntrack::Closing;
@@ -12,7 +12,7 @@ use crate::verdict::Drops;
 /// adopted.
 pub const LAYOUT: u32 = 1;
 
-/// How many `--to-ports` ranges the datapath holds.
+/// The number of `--to-ports` ranges that the datapath holds.
 pub const PORT_RANGES: usize = 4;
 
 /// Words of the reserved-port bitmap: 65,536 ports.
@@ -22,24 +22,24 @@ pub const RESERVED_WORDS: usize = 1024;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {
-    /// First port.
+    /// First port, host byte order.
     pub min: u16,
-    /// Last port.
+    /// Last port, inclusive.
     pub max: u16,
 }
 
 impl PortRange {
-    /// No port at all.
+    /// The range without any port.
     pub const EMPTY: Self = Self { min: 1, max: 0 };
 
-    /// `min` to `max`, both included.
+    /// Builds the range from `min` to `max`, both included.
     #[inline(always)]
     #[must_use]
     pub const fn new(min: u16, max: u16) -> Self {
         Self { min, max }
     }
 
-    /// How many ports.
+    /// Returns the number of ports.
     #[inline(always)]
     #[must_use]
     pub const fn len(&self) -> u32 {
@@ -50,7 +50,7 @@ impl PortRange {
         }
     }
 
-    /// Whether there is none.
+    /// Reports whether the range is empty.
     #[inline(always)]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
@@ -58,22 +58,23 @@ impl PortRange {
     }
 }
 
-/// What is done with new flows to a destination.
+/// The policy's action for new flows to a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Action {
-    /// Leave the source as it is: a non-masquerade CIDR.
+    /// Bypass: leave the source as it is (a non-masquerade CIDR).
     Bypass = 1,
-    /// Use the uplink's address.
+    /// Masquerade with the uplink's address.
     Masquerade = 2,
-    /// Drop: with the uplink's address it would fall under an IPsec policy of the node's, which
-    /// the kernel has asked for the pod's address, and asks no more.
+    /// Drop: with the uplink's address the packet would match an IPsec policy of the node, but the
+    /// kernel has already looked up the policy for the pod's address and does not repeat the
+    /// lookup.
     Withhold = 3,
 }
 
 impl Action {
-    /// The action behind the number in a [`PolicyValue`]. Numbers of a newer
-    /// version masquerade: the choice that leaks nothing.
+    /// Returns the action for the number in a [`PolicyValue`]. Numbers of a newer version
+    /// masquerade: the choice that leaks nothing.
     #[inline(always)]
     #[must_use]
     pub const fn from_raw(raw: u32) -> Self {
@@ -90,8 +91,8 @@ pub const ACTION_MASK: u32 = 0xff;
 /// [`PolicyValue::action`]: masqueraded now, but an earlier policy bypassed these
 /// destinations. Connections of that time may still be alive.
 pub const POLICY_WAS_BYPASSED: u32 = 0x100;
-/// [`PolicyValue::action`]: no rule has this prefix. The entry only says where
-/// [`POLICY_WAS_BYPASSED`] begins or ends; all else is the covering entry's.
+/// [`PolicyValue::action`]: no rule has this prefix. The entry only marks where
+/// [`POLICY_WAS_BYPASSED`] begins or ends; the rest is that of the covering entry.
 pub const POLICY_NO_RULE: u32 = 0x200;
 
 /// Value of the policy tries.
@@ -100,72 +101,70 @@ pub const POLICY_NO_RULE: u32 = 0x200;
 pub struct PolicyValue {
     /// An [`Action`] as number (1 bypass, 2 masquerade, 3 withhold) and `POLICY_*` bits.
     pub action: u32,
-    /// The rule's number, which it keeps while changes of the policy leave its
-    /// prefix in it; `u32::MAX` where no rule says so.
+    /// The rule's number, which is stable across policy changes that keep its prefix; `u32::MAX` if
+    /// no rule decides.
     pub rule: u32,
 }
 
-/// [`Settings::flags`]: IPv6 is translated too.
+/// [`Settings::flags`]: IPv6 is also translated.
 pub const SETTING_IPV6: u32 = 1;
-/// [`Settings::flags`]: [`Settings::ports`] was given and replaces port classes.
+/// [`Settings::flags`]: [`Settings::ports`] is configured and replaces port classes.
 pub const SETTING_PORTS: u32 = 2;
-/// [`Settings::flags`]: source ports are never kept but chosen at random.
+/// [`Settings::flags`]: source ports are never preserved but random.
 pub const SETTING_RANDOM_PORTS: u32 = 4;
-/// [`Settings::flags`]: source ports are never kept but follow from the tuple.
+/// [`Settings::flags`]: source ports are never preserved but derived from a hash of the tuple.
 pub const SETTING_HASH_PORTS: u32 = 8;
-/// [`Settings::flags`]: a pod's UDP port is one port on the wire, whatever the
-/// destination (endpoint-independent mapping, RFC 4787 REQ-1).
+/// [`Settings::flags`]: a pod's UDP port has the same wire port for every destination
+/// (endpoint-independent mapping, RFC 4787 REQ-1).
 pub const SETTING_UDP_ENDPOINTS: u32 = 16;
-/// [`Settings::flags`]: no mapping lives whose destination the policy bypasses.
-/// Only then may bypassed packets pass without a look for a mapping
-/// ([`crate::tables::Tables::is_known_bypass`]). Off after each change of the
-/// policy, until a sweep through all mappings has found none.
+/// [`Settings::flags`]: there is no live mapping whose destination the policy bypasses. Only then
+/// may bypassed packets pass without a mapping lookup ([`crate::tables::Tables::is_known_bypass`]).
+/// Cleared with each change of the policy, until a sweep over all mappings has found none.
 pub const SETTING_NONE_STICKY: u32 = 32;
 /// [`Settings::flags`]: connections that an earlier policy bypassed end after
 /// [`crate::conntrack::DRAIN_SECONDS`] of silence.
 pub const SETTING_DRAIN: u32 = 64;
-/// [`Settings::flags`]: which wire endpoints pods have is remembered, for
-/// [`crate::nat::hairpin`].
+/// [`Settings::flags`]: the wire endpoints of pods are recorded, for [`crate::nat::hairpin`].
 pub const SETTING_HAIRPIN: u32 = 128;
 
-/// [`Settings::flags`]: where packets came from is not compared with where their sources
-/// are: interfaces of a VRF show up as the VRF.
+/// [`Settings::flags`]: the interface by which a packet came is not compared with the location of
+/// its source: interfaces of a VRF appear as the VRF.
 pub const SETTING_ANY_SOURCE: u32 = 256;
 
-/// [`Settings::flags`]: programs run at more than one interface, so that a reply may come in by one
+/// [`Settings::flags`]: programs run at more than one interface, so that a reply may arrive by one
 /// and leave for its pod by another.
 pub const SETTING_SEVERAL_UPLINKS: u32 = 512;
 
-/// [`Settings::no_leak`]: what can't be translated is dropped.
+/// [`Settings::no_leak`]: packets that cannot be translated are dropped.
 pub const NO_LEAK_DROP: u32 = 0;
-/// [`Settings::no_leak`]: what can't be translated leaves as it is.
+/// [`Settings::no_leak`]: packets that cannot be translated leave unmodified.
 pub const NO_LEAK_PASS: u32 = 1;
-/// [`Settings::no_leak`]: what can't be translated leaves with the node's address.
+/// [`Settings::no_leak`]: packets that cannot be translated leave with the node's address.
 pub const NO_LEAK_ADDRESS: u32 = 2;
 
 /// The single entry of the settings map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// [`LAYOUT`] of whoever wrote the maps.
+    /// [`LAYOUT`] of the version that wrote the maps.
     pub layout: u32,
-    /// Which policy trie packets ask: 0 or 1.
+    /// The active policy trie: 0 or 1.
     pub active_policy: u32,
     /// `SETTING_*` bits.
     pub flags: u32,
     /// One of `NO_LEAK_*`.
     pub no_leak: u32,
-    /// Ports that mappings may use where `SETTING_PORTS` is set.
+    /// Ports that mappings may use if `SETTING_PORTS` is set.
     pub ports: [PortRange; PORT_RANGES],
-    /// Added to the clock, in ticks (wrapping): lets a test move time.
+    /// Added to the clock, in ticks (wrapping): lets a test shift the time.
     pub clock_offset: u32,
-    /// Counts the policies that were put in force.
+    /// The number of policies that have been in force.
     pub generation: u32,
-    /// Counts changes of what packets are judged by: policies, the node's
-    /// addresses, uplinks. What a program remembers of them counts for one epoch.
-    /// Written after the change that it counts.
+    /// The number of changes of policies, the node's addresses and uplinks: of all that decisions
+    /// depend on. Whatever a program caches of them is valid for one epoch. Written after the
+    /// change that it counts.
     pub epoch: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
@@ -173,10 +172,11 @@ pub struct Settings {
 pub const UPLINK_V4: u32 = 1;
 /// [`Uplink::flags`]: `v6` is set.
 pub const UPLINK_V6: u32 = 2;
-/// [`Uplink::flags`]: packets with a VLAN tag are not this uplink's.
+/// [`Uplink::flags`]: packets with a VLAN tag do not belong to this uplink.
 pub const UPLINK_UNTAGGED: u32 = 4;
 
-/// [`Uplink::flags`]: the interface is no uplink, and only what comes in by it is looked at.
+/// [`Uplink::flags`]: the interface is an observed interface, not an uplink: only packets that
+/// arrive by it are examined.
 pub const UPLINK_OBSERVED: u32 = 8;
 
 /// Value of the uplinks map; the key is the interface index.
@@ -193,66 +193,67 @@ pub struct Uplink {
     pub flags: u32,
 }
 
-/// [`SourceKey::link`]: what the kernel names as source for packets by that interface.
+/// [`SourceKey::link`]: `addr` is the source that the kernel selects for packets by that interface.
 pub const SOURCE_NAMED: u32 = 1 << 31;
 
-/// [`SourceKey::link`] of what the node receives although it has no such address; no interface has
-/// this index.
+/// [`SourceKey::link`] of addresses whose packets the node receives although it does not have them;
+/// no interface has this index.
 pub const SOURCE_ANY_IP: u32 = 0;
 
-/// Key of the trie of sources: an interface, and an address that is asked about.
+/// Key of the trie of sources: an interface, and an address to look up.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourceKey {
-    /// Its index, and [`SOURCE_NAMED`] where `addr` is a source; else that is a next hop.
+    /// The index of the interface, and [`SOURCE_NAMED`] if `addr` is a source; otherwise that is a
+    /// next hop.
     pub link: u32,
-    /// The address.
+    /// IPv4 or IPv6, network byte order.
     pub addr: Addr,
 }
 
-/// Value of the trie of sources: what packets leave with.
+/// Value of the trie of sources: the source address of leaving packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// The address.
+    /// IPv4 or IPv6, network byte order.
     pub addr: Addr,
-    /// The index of the uplink at whose hooks it counts.
+    /// The index of the uplink at whose hooks the source is valid.
     pub via: u32,
 }
 
-/// Key of the hardware addresses by which the node itself sends at an uplink.
+/// Key of the set of hardware addresses by which the node itself sends at an uplink.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MacKey {
-    /// The uplink's index.
+    /// The interface index of the uplink.
     pub link: u32,
-    /// The address; all zeros says that those of this uplink are known.
+    /// The hardware address; all zeros marks that those of this uplink are known.
     pub mac: [u8; 6],
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u16,
 }
 
-/// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry only
-/// keeps pods from taking it; packets pass untouched.
+/// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry is a reservation
+/// against pods; packets pass unmodified.
 pub const MAPPING_HOST: u16 = 1;
-/// [`Mapping::flags`]: began with a TCP segment in mid-stream.
+/// [`Mapping::flags`]: the mapping began with a mid-stream TCP segment.
 pub const MAPPING_PICKUP: u16 = 2;
 
-/// [`Mapping::flags`] of a reply half: netfilter may translate the flow by now.
-/// What leaves with its wire tuple and the node's source passes untouched.
+/// [`Mapping::flags`] of a reply half: netfilter may already translate the flow. Packets that leave
+/// with its wire tuple and the node's source pass unmodified.
 pub const MAPPING_HANDED: u16 = 4;
-/// [`Mapping::flags`] of a reply half: netfilter translates the flow. What comes
-/// in for it passes untouched.
+/// [`Mapping::flags`] of a reply half: netfilter translates the flow. Packets that arrive for it
+/// pass unmodified.
 pub const MAPPING_YIELDED: u16 = 8;
 
-/// [`Mapping::flags`] of an original half: the lower bits of the index of the interface
-/// by which the pod's packets came last, see [`origin_tag`].
+/// [`Mapping::flags`] of an original half: the lower bits of the index of the interface by which
+/// the pod's last packet came, see [`origin_tag`].
 pub const MAPPING_ORIGIN: u16 = 0x7ff0;
-/// [`Mapping::flags`] of an original half: counted as of that interface, not of the pod
+/// [`Mapping::flags`] of an original half: counted against that interface, not the pod
 /// ([`crate::share`]).
 pub const MAPPING_BY_INTERFACE: u16 = 0x8000;
 
-/// The bits of [`MAPPING_ORIGIN`] for an interface index; 0 for what the node sends.
+/// Returns the bits of [`MAPPING_ORIGIN`] for an interface index; 0 for packets of the node itself.
 #[inline(always)]
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "masked")]
@@ -260,10 +261,10 @@ pub const fn origin_tag(ifindex: u32) -> u16 {
     (ifindex << 4) as u16 & MAPPING_ORIGIN
 }
 
-/// One direction of a mapping. The SNAT map holds the original direction (key:
-/// the tuple that the pod sends; value: the wire source), the RevSNAT map the
-/// reply direction (key: the tuple that comes in; value: the pod). Each half
-/// records only what it sees itself, so that a packet writes to one entry only.
+/// One half of a mapping. The SNAT map holds the original direction (key: the original tuple;
+/// value: the external endpoint), the RevSNAT map the reply direction (key: the wire tuple; value:
+/// the pod's endpoint). Each half records only the packets of its own direction, so that a packet
+/// writes to one entry only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
@@ -275,26 +276,26 @@ pub struct Mapping {
     pub flags: u16,
     /// Last packet of this direction, in ticks (see [`crate::conntrack`]).
     pub last_seen: u32,
-    /// When the mapping was made, in ticks.
+    /// The time at which the mapping was created, in ticks.
     pub created: u32,
-    /// TCP acknowledgement number last sent in this direction; of the original half,
-    /// before there was one, the number that acknowledges its SYN.
+    /// Last TCP acknowledgement number of this direction; in the original half, before there was
+    /// one, the number that acknowledges its SYN.
     pub tcp_ack: u32,
     /// TCP flags seen in this direction: `conntrack::SEEN_*` bits.
     pub tcp_seen: u8,
-    /// Of an original half: the lower bits of the epoch ([`Settings::epoch`]) in which its
-    /// address was last found to be right for where the packets leave. Of a reply half: the
-    /// upper bits of [`Closing`].
+    /// In an original half: the lower bits of the epoch ([`Settings::epoch`]) in which its address
+    /// was last found to be right for where the packets leave. In a reply half: the upper bits of
+    /// [`Closing`].
     pub epoch: u8,
-    /// Of an original half: the lower bits of the index of the interface by which its
-    /// packets leave; 0 where that is not known. Of a reply half: the lower bits of [`Closing`].
+    /// In an original half: the lower bits of the index of the interface by which its packets
+    /// leave; 0 if unknown. In a reply half: the lower bits of [`Closing`].
     pub uplink: u16,
     /// Packets in this direction (wrapping).
     pub packets: u32,
 }
 
 impl Mapping {
-    /// Returns what this direction was seen to send: `conntrack::SEEN_*` bits.
+    /// Returns the `conntrack::SEEN_*` bits of this direction.
     #[inline(always)]
     #[must_use]
     pub const fn seen(&self) -> u32 {
@@ -308,18 +309,17 @@ impl Mapping {
     }
 }
 
-/// A flow that keeps the pod's address although its peer is masqueraded: it began
-/// outside, to an address behind the node, or an earlier policy bypassed it. The pod has
-/// not answered it yet, it has closed, or its pod or peer has more than its share; else it
-/// is in [`Live`]. Key: the tuple that the pod sends.
+/// A flow that keeps the pod's address although its peer is masqueraded: it began outside, to an
+/// address behind the node, or an earlier policy bypassed it. Holds flows that the pod has not
+/// answered yet, closed flows, and flows whose pod or peer has used up its share; all others are in
+/// [`Live`]. Key: the tuple of the pod's packets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inbound {
     /// Last packet in either direction, in ticks.
     pub last_seen: u32,
-    /// Silence in ticks after which the record no longer counts; 0 stands for
-    /// [`crate::conntrack::INBOUND_SECONDS`], the greatest number for
-    /// [`crate::conntrack::asked_seconds`].
+    /// Silence in ticks after which the record expires; 0 stands for
+    /// [`crate::conntrack::INBOUND_SECONDS`], the maximum for [`crate::conntrack::asked_seconds`].
     pub limit: u32,
 }
 
@@ -327,81 +327,80 @@ pub struct Inbound {
 pub const LIVE_FIN_OUT: u32 = 1;
 /// [`Live::seen`]: the peer has sent a FIN.
 pub const LIVE_FIN_IN: u32 = 2;
-/// [`Live::seen`]: where the index of the interface begins by which the pod's packets
-/// came last; its lower 16 bits.
+/// [`Live::seen`]: the position of the lower 16 bits of the index of the interface by which the
+/// pod's last packet came.
 pub const LIVE_ORIGIN_SHIFT: u32 = 16;
 
-/// A flow as [`Inbound`] that the pod has answered. Key: as there. Value of
-/// `inbound_live`.
+/// A flow as [`Inbound`] that the pod has answered. Same key. Value of `inbound_live`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Live {
     /// Last packet in either direction, in ticks.
     pub last_seen: u32,
-    /// Silence in ticks after which it has ended; 0: as its protocol and state say.
+    /// Silence in ticks after which it has ended; 0: by its protocol and state.
     pub limit: u32,
     /// `LIVE_*` bits and the interface.
     pub seen: u32,
-    /// TCP acknowledgement number that the pod has sent last.
+    /// Last TCP acknowledgement number of the pod.
     pub ack: u32,
 }
 
-/// Value of `node_flows`: a flow of the node's own that no lookup of a socket finds,
-/// such as the answers of a hostPort. Key: the tuple that comes in.
+/// Value of `node_flows`: a flow of the node itself that no socket lookup finds, such as the
+/// replies of a hostPort. Key: the wire tuple.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeFlow {
     /// Last packet that left, in ticks.
     pub last_seen: u32,
-    /// Silence in ticks after which it no longer counts.
+    /// Silence in ticks after which the record expires.
     pub limit: u32,
 }
 
-/// The single entry of the limits map: what pods may take, and the node's secret.
+/// The single entry of the limits map: the limits of pods, and the node's secret.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// What only the node knows, for hashes that nobody else can tell.
+    /// The key of hashes that must not be predictable outside the node.
     pub secret: crate::siphash::Key,
-    /// How many mappings fit.
+    /// The capacity of the mapping tables, in mappings.
     pub capacity: u32,
-    /// How many live inbound flows fit.
+    /// The capacity of `inbound_live`, in flows.
     pub inbound_capacity: u32,
-    /// Mappings that one pod may have; 0 for as many as there is room for.
+    /// Maximum number of mappings of one pod; 0 for no fixed limit.
     pub flows: u32,
-    /// New mappings of one pod in a second; 0 for any number.
+    /// New mappings of one pod per second; 0 for no limit.
     pub rate: u32,
-    /// New mappings of one pod at once, where `rate` is set.
+    /// Burst of new mappings of one pod, if `rate` is set.
     pub burst: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// The single entry of `recent_at`: how many mappings were ever put into the ring, and taken
-/// out (wrapping).
+/// The single entry of `recent_at`: the number of mappings ever put into the ring, and taken out
+/// (wrapping).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecentAt {
-    /// Put in.
+    /// Number put in (wrapping).
     pub put: u32,
-    /// Taken out.
+    /// Number taken out (wrapping).
     pub taken: u32,
 }
 
-/// Entries of the ring of mappings that began last: a power of two.
+/// Entries of the ring of the most recent mappings: a power of two.
 pub const RECENT: u32 = 65_536;
 
 /// [`Fragment::verdict`]: fragments of the datagram pass.
 pub const FRAGMENT_PASS: u32 = 0;
-/// [`Fragment::verdict`]: they are rewritten.
+/// [`Fragment::verdict`]: fragments of the datagram are rewritten.
 pub const FRAGMENT_REWRITE: u32 = 1;
-/// [`Fragment::verdict`]: they are dropped.
+/// [`Fragment::verdict`]: fragments of the datagram are dropped.
 pub const FRAGMENT_DROP: u32 = 2;
 
-/// `node_ports`: the node answers on this TCP port although no socket of its own
-/// need listen there (a hostPort, a service).
+/// `node_ports`: the node answers on this TCP port, although it may have no listening socket there
+/// (a hostPort, a service).
 pub const NODE_PORT_TCP: u32 = 1;
-/// `node_ports`: the same for UDP.
+/// `node_ports`: the node answers on this UDP port, likewise.
 pub const NODE_PORT_UDP: u32 = 2;
 /// `node_ports`: a service or socket of the node has this SCTP port.
 pub const NODE_PORT_SCTP: u32 = 4;
@@ -410,7 +409,7 @@ pub const NODE_PORT_UDP_LITE: u32 = 8;
 /// `node_ports`: a service or socket of the node has this DCCP port.
 pub const NODE_PORT_DCCP: u32 = 16;
 
-/// The bit of a protocol in `node_ports`; 0 for one without ports.
+/// Returns the bit of a protocol in `node_ports`; 0 for one without ports.
 #[inline(always)]
 #[must_use]
 pub const fn node_port_bit(protocol: u32) -> u32 {
@@ -424,8 +423,8 @@ pub const fn node_port_bit(protocol: u32) -> u32 {
     }
 }
 
-/// Key of `node_protocols`: the node itself speaks this protocol, which has no
-/// ports, with this peer: a tunnel, IPsec, a routing daemon.
+/// Key of `node_protocols`: the node itself uses this protocol, which has no ports, with this peer
+/// (a tunnel, IPsec, a routing daemon).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeProtocol {
@@ -433,12 +432,12 @@ pub struct NodeProtocol {
     pub peer: Addr,
     /// IP protocol number.
     pub proto: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
 impl NodeProtocol {
-    /// `protocol` with `peer`.
+    /// Builds the key for `proto` with `peer`.
     #[inline(always)]
     #[must_use]
     pub const fn new(peer: Addr, proto: u32) -> Self {
@@ -450,50 +449,50 @@ impl NodeProtocol {
     }
 }
 
-/// What becomes of the fragments of one datagram. Key: a [`Tuple`] whose ids
-/// hold the upper and the lower half of the IP identification.
+/// The verdict for the fragments of one datagram. Key: a [`Tuple`] whose ids hold the upper and the
+/// lower half of the IP identification.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {
-    /// The address to put in.
+    /// The address to write into the packet.
     pub addr: Addr,
     /// One of `FRAGMENT_*`.
     pub verdict: u32,
     /// The IPv4 identification to write, or `packet::KEEP_IP_ID`.
     pub new_ip_id: u32,
-    /// Last fragment, in ticks.
+    /// The time of the last fragment, in ticks.
     pub last_seen: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// Packets counted by what became of them; one entry for each CPU.
+/// Packet counters by outcome; one entry for each CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Egress: source rewritten.
     pub egress_masqueraded: u64,
-    /// Egress: passed because the policy says bypass.
+    /// Egress: passed because the policy bypasses the destination.
     pub egress_bypassed: u64,
-    /// Egress: the node's own traffic.
+    /// Egress: packets of the node itself.
     pub egress_host: u64,
-    /// Egress: replies of flows that began outside.
+    /// Egress: replies of inbound flows.
     pub egress_replies: u64,
-    /// Egress: passed because it is never translated (multicast and the like).
+    /// Egress: passed because it is never translated (multicast and similar).
     pub egress_untouched: u64,
     /// Ingress: destination rewritten to the pod.
     pub ingress_translated: u64,
-    /// Ingress: belongs to no mapping; left to the node.
+    /// Ingress: belongs to no mapping; passed to the node.
     pub ingress_passed: u64,
-    /// Egress: could not be translated, but the no-leak policy let it out.
+    /// Egress: could not be translated, but passed by the no-leak policy.
     pub egress_let_out: u64,
-    /// ICMP errors translated, either way.
+    /// ICMP errors translated, in both directions.
     pub errors_translated: u64,
-    /// Ingress: fragments held back until their datagram's first one came.
+    /// Ingress: fragments queued until the first one of their datagram arrived.
     pub fragments_held: u64,
-    /// Mappings made.
+    /// Mappings created by the programs.
     pub mappings_created: u64,
-    /// Mappings that could not keep their source port.
+    /// Mappings that could not preserve their source port.
     pub ports_changed: u64,
     /// Packets dropped, by reason.
     pub drops: Drops,
@@ -531,9 +530,9 @@ pub mod pins {
 
     /// [`super::Tuple`] → [`super::Live`].
     pub const INBOUND_LIVE: &str = "inbound_live";
-    /// 0 → 1 once there was anything in `inbound` or `inbound_live`.
+    /// 0 → 1 once anything has been written to `inbound` or `inbound_live`.
     pub const INBOUND_USED: &str = "inbound_used";
-    /// [`super::Tuple`] → [`super::Fragment`], of what comes in.
+    /// [`super::Tuple`] → [`super::Fragment`], on ingress.
     pub const FRAGMENTS_IN: &str = "fragments_in";
     /// [`super::Tuple`] → [`super::NodeFlow`].
     pub const NODE_FLOWS: &str = "node_flows";
@@ -552,7 +551,7 @@ pub mod pins {
     /// Number → [`crate::port_map::Bits`].
     pub const PORT_MAPS: &str = "port_maps";
 
-    /// Every map: pin file name and the name in the eBPF object.
+    /// All maps: pin file name and the name in the eBPF object.
     pub const ALL: &[(&str, &str)] = &[
         (SNAT, "SNAT"),
         (REV_SNAT, "REV_SNAT"),
@@ -620,8 +619,8 @@ mod user {
     macro_rules! pod {
         ($($name:ty),+) => {
             $(
-                // SAFETY: repr(C), made of integers and byte arrays only, with
-                // no implicit padding (the sizes are asserted above).
+                // SAFETY: repr(C), consists of integers and byte arrays only, with no implicit
+                // padding (the sizes are asserted above).
                 unsafe impl aya::Pod for $name {}
             )+
         };

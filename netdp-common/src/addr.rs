@@ -10,13 +10,13 @@ pub enum Family {
     V6,
 }
 
-/// An IPv4 or IPv6 address in network byte order; IPv4 stands as
-/// `::ffff:a.b.c.d`, so that one key layout, one trie and one program serve both
-/// families. Real IPv4-mapped IPv6 never appears on a wire (RFC 4291 2.5.5.2),
-/// so the two do not collide; the datapath drops such packets as malformed.
+/// An IPv4 or IPv6 address in network byte order. IPv4 is stored as `::ffff:a.b.c.d`, so that one
+/// key layout, one trie and one program serve both families. Real IPv4-mapped IPv6 never appears on
+/// a wire (RFC 4291 2.5.5.2), so the two do not collide; the datapath drops such packets as
+/// malformed.
 ///
-/// Alignment 4 lets LLVM copy it by words: the BPF target copies byte arrays
-/// of alignment 1 byte by byte.
+/// Alignment 4 lets LLVM copy it by words: the BPF target copies byte arrays of alignment 1 byte by
+/// byte.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Addr {
@@ -24,7 +24,7 @@ pub struct Addr {
 }
 
 impl Addr {
-    /// The IPv4 address `octets`.
+    /// Builds an IPv4 address from its octets.
     #[inline(always)]
     #[must_use]
     pub const fn from_v4(octets: [u8; 4]) -> Self {
@@ -32,14 +32,14 @@ impl Addr {
         Self::from_words([0, 0, mapped, u32::from_ne_bytes(octets)])
     }
 
-    /// The IPv6 address `octets`.
+    /// Builds an IPv6 address from its octets.
     #[inline(always)]
     #[must_use]
     pub const fn from_v6(octets: [u8; 16]) -> Self {
         Self { bytes: octets }
     }
 
-    /// From four words as they lie in memory.
+    /// Builds an address from four words in memory order.
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u32; 4]) -> Self {
@@ -50,21 +50,21 @@ impl Addr {
         Self { bytes }
     }
 
-    /// The IPv4 address in `word` as it lies in memory.
+    /// Builds an IPv4 address from `word`, in memory order.
     #[inline(always)]
     #[must_use]
     pub const fn from_v4_word(word: u32) -> Self {
         Self::from_v4(word.to_ne_bytes())
     }
 
-    /// All 16 bytes, in network byte order.
+    /// Returns all 16 bytes, in network byte order.
     #[inline(always)]
     #[must_use]
     pub const fn octets(&self) -> &[u8; 16] {
         &self.bytes
     }
 
-    /// The last four bytes: the IPv4 address, if it is one.
+    /// Returns the last four bytes: the IPv4 address, if it is one.
     #[inline(always)]
     #[must_use]
     pub const fn v4_octets(&self) -> [u8; 4] {
@@ -72,7 +72,7 @@ impl Addr {
         [a, b, c, d]
     }
 
-    /// The four 32-bit words as they lie in memory, for checksums.
+    /// Returns the four 32-bit words in memory order, for checksums.
     #[inline(always)]
     #[must_use]
     pub const fn words(&self) -> [u32; 4] {
@@ -80,7 +80,7 @@ impl Addr {
         unsafe { core::mem::transmute::<[u8; 16], [u32; 4]>(self.bytes) }
     }
 
-    /// Whether this is an IPv4 address in its mapped form.
+    /// Reports whether this is an IPv4 address in its mapped form.
     #[inline(always)]
     #[must_use]
     pub const fn is_v4(&self) -> bool {
@@ -88,9 +88,9 @@ impl Addr {
         a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
     }
 
-    /// Whether nothing may be assumed to lie behind the address: multicast,
-    /// limited broadcast, unspecified. Such packets are never translated
-    /// (a DHCP client's 0.0.0.0, neighbour discovery, mDNS).
+    /// Reports whether the address identifies no single host: multicast, limited broadcast,
+    /// unspecified. Such packets are never translated (a DHCP client's 0.0.0.0, neighbour
+    /// discovery, mDNS).
     #[inline(always)]
     #[must_use]
     pub const fn is_special(&self, family: Family) -> bool {
@@ -106,8 +106,8 @@ impl Addr {
         }
     }
 
-    /// Whether this is an IPv6 link-local address (fe80::/10): it never crosses
-    /// a router, so as a source it is never a pod's that leaves the node.
+    /// Reports whether this is an IPv6 link-local address (fe80::/10): it never crosses a router,
+    /// so it is never the source of a pod's packet that leaves the node.
     #[inline(always)]
     #[must_use]
     pub const fn is_v6_link_local(&self) -> bool {

@@ -1,16 +1,16 @@
 //! Incremental update of the Internet checksum (RFC 1624, equation 3).
 //!
-//! Sums are over 16-bit words as they lie in memory; the ones' complement sum
-//! does not depend on byte order (RFC 1071 2(B)).
+//! Sums are over 16-bit words in memory order; the ones' complement sum does not depend on byte
+//! order (RFC 1071 2(B)).
 
 use crate::addr::{Addr, Family};
 
-/// A sum of up to fifteen 32-bit words with its carries, which [`fold`] and [`narrow`]
-/// bring around to the end: adding them one by one takes three times as many steps
-/// where a machine has no carry flag.
+/// A sum of up to fifteen 32-bit words with its carries, which [`fold`] and [`narrow`] add back at
+/// the low end: adding the carries one by one takes three times as many steps on a machine without
+/// a carry flag.
 pub type Sum = u64;
 
-/// The sum of replacing `old` by `new`, for [`replace`]; two words.
+/// Returns the sum of replacing `old` by `new`, for [`replace`]; two words.
 #[inline(always)]
 #[must_use]
 pub const fn diff(old: u32, new: u32) -> Sum {
@@ -25,8 +25,7 @@ pub const fn add(a: u32, b: u32) -> u32 {
     sum + carry as u32
 }
 
-/// The sum of replacing one address by another of the same family; two words, or
-/// eight.
+/// Returns the sum of replacing one address by another of the same family; two words, or eight.
 #[inline(always)]
 #[must_use]
 pub const fn addr_diff(old: &Addr, new: &Addr, family: Family) -> Sum {
@@ -38,7 +37,7 @@ pub const fn addr_diff(old: &Addr, new: &Addr, family: Family) -> Sum {
     }
 }
 
-/// The sum of an address; one word, or four.
+/// Returns the sum of an address; one word, or four.
 #[inline(always)]
 #[must_use]
 const fn addr_sum(addr: &Addr, family: Family) -> Sum {
@@ -49,8 +48,8 @@ const fn addr_sum(addr: &Addr, family: Family) -> Sum {
     }
 }
 
-/// The sum of a pseudo-header (RFC 9293 3.1, RFC 8200 8.1). `len` is that of the
-/// L4 header and what follows it. Four words, or ten.
+/// Returns the sum of a pseudo-header (RFC 9293 3.1, RFC 8200 8.1). `len` is the length of the L4
+/// header and its payload. Four words, or ten.
 #[inline(always)]
 #[must_use]
 pub const fn pseudo_sum(src: &Addr, dst: &Addr, family: Family, proto: u8, len: u16) -> Sum {
@@ -58,9 +57,9 @@ pub const fn pseudo_sum(src: &Addr, dst: &Addr, family: Family, proto: u8, len: 
     addrs + (proto as u16).to_be() as Sum + len.to_be() as Sum
 }
 
-/// Whether a checksum field holds no more than the sum of its pseudo-header, to
-/// which the device is to add the rest (`CHECKSUM_PARTIAL`,
-/// include/linux/skbuff.h). By chance a whole checksum may look the same.
+/// Reports whether a checksum field contains just the sum of its pseudo-header, to which the device
+/// will add the rest (`CHECKSUM_PARTIAL`, include/linux/skbuff.h). By chance a complete checksum
+/// may look the same.
 #[inline(always)]
 #[must_use]
 pub const fn may_be_partial(field: u16, pseudo: Sum) -> bool {
@@ -90,15 +89,15 @@ pub const fn narrow(sum: Sum) -> u32 {
     sum as u32
 }
 
-/// A checksum field after the data it covers changed by `diff`.
-/// Field and sum are both as they lie in memory.
+/// Returns a checksum field after a change by `diff` of the data that it covers. Field and sum are
+/// both in memory order.
 #[inline(always)]
 #[must_use]
 pub const fn replace(field: u16, diff: Sum) -> u16 {
     !fold(!field as Sum + diff)
 }
 
-/// What a new end does to the sums over a packet.
+/// The checksum deltas of replacing one endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The sum of replacing the address, see [`addr_diff`].
@@ -108,9 +107,9 @@ pub struct Change {
 }
 
 impl Change {
-    /// The L4 checksum field afterwards. `None` where there is none: 0 stands for
-    /// that in UDP (RFC 768), where `may_lack` is set, and a checksum of 0 is written
-    /// as its other form.
+    /// Returns the L4 checksum field after the change. `None` if the packet has no checksum: 0
+    /// stands for that in UDP (RFC 768), where `may_lack` is set and a checksum of 0 is written in
+    /// its other form.
     #[inline(always)]
     #[must_use]
     pub const fn field(self, field: u16, may_lack: bool) -> Option<u16> {
@@ -123,9 +122,9 @@ impl Change {
         }
     }
 
-    /// By what the sum of all bytes from the IP header on changes (`skb->csum`), 0 or
-    /// `u32::MAX` if by nothing. `summed`: the L4 checksum field follows, which makes up
-    /// for address and port. In IPv4 the header's checksum makes up for the address, too.
+    /// Returns the change of the sum of all bytes from the IP header on (`skb->csum`); 0 or
+    /// `u32::MAX` for no change. `summed`: the L4 checksum field is updated, which compensates for
+    /// address and port. In IPv4 the header checksum compensates for the address, too.
     #[inline(always)]
     #[must_use]
     pub const fn total(self, family: Family, summed: bool) -> u32 {

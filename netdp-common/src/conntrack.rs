@@ -1,39 +1,38 @@
-//! TCP state from what each direction was seen to send, and time. How long a mapping lives
-//! by both is in [`crate::timeouts`].
+//! TCP state, from the segments seen in each direction, and time. The resulting timeouts of
+//! mappings are in [`crate::timeouts`].
 //!
-//! Time is in ticks of 2^26 ns (67.1 ms) of `CLOCK_MONOTONIC`, as `u32`: it
-//! wraps after 9 years, all comparisons are wrapping, and a map value holds it
-//! in four bytes.
+//! Time is in ticks of 2^26 ns (67.1 ms) of `CLOCK_MONOTONIC`, as `u32`: it wraps after 9 years,
+//! all comparisons are wrapping, and it takes four bytes of a map value.
 
 use crate::packet::{L4, TcpSegment, UNKNOWN_LENGTH};
 use crate::tuple::proto;
 
-/// Nanoseconds to ticks: shift right by this.
+/// The right shift that converts nanoseconds to ticks.
 pub const TICK_SHIFT: u32 = 26;
 
-/// Seconds as ticks, rounded up.
+/// Converts seconds to ticks, rounded up.
 #[must_use]
 pub const fn ticks(seconds: u64) -> u64 {
     (seconds * 1_000_000_000).div_ceil(1 << TICK_SHIFT)
 }
 
-/// [`ticks`] of a time that is days at most.
+/// Converts seconds to ticks, as [`ticks`], for times of days at most.
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "9 years fit")]
 pub const fn ticks32(seconds: u64) -> u32 {
     ticks(seconds) as u32
 }
 
-/// Seconds of silence after which `--on-reload drain` ends a flow that the policy
-/// would not make any more.
+/// Seconds of silence after which `--on-reload drain` ends a flow that the policy would no longer
+/// create.
 pub const DRAIN_SECONDS: u64 = 30;
 
-/// Seconds of silence after which a flow that keeps the pod's address is
-/// forgotten: as an established connection's mapping.
+/// Seconds of silence after which a flow that keeps the pod's address expires: the timeout of an
+/// established connection's mapping.
 pub const INBOUND_SECONDS: u64 = 432_000;
 
-/// Seconds of silence after which a flow from outside that the pod has not answered is
-/// forgotten, by protocol: as mappings that nothing has come back for.
+/// Returns the seconds of silence after which an unanswered flow from outside expires, by protocol:
+/// the timeouts of mappings without a reply.
 #[must_use]
 pub const fn asked_seconds(protocol: u32) -> u64 {
     match protocol {
@@ -44,8 +43,8 @@ pub const fn asked_seconds(protocol: u32) -> u64 {
     }
 }
 
-/// Seconds of silence after which an answered flow from outside has ended, by protocol
-/// and whether one side of a connection has closed: as the mappings of such flows.
+/// Returns the seconds of silence after which an answered flow from outside has ended, by protocol
+/// and by whether one side of a connection has closed: the timeouts of the mappings of such flows.
 #[must_use]
 pub const fn live_seconds(protocol: u32, half_closed: bool) -> u64 {
     match protocol {
@@ -57,36 +56,36 @@ pub const fn live_seconds(protocol: u32, half_closed: bool) -> u64 {
     }
 }
 
-/// Seconds for which a connection from outside that has closed keeps the pod's address:
-/// as long as a peer sends its FIN again (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
+/// Seconds for which a connection from outside that has closed keeps the pod's address: the time
+/// during which a peer retransmits its FIN (`TCP_TIMEWAIT_LEN`, include/net/tcp.h).
 pub const CLOSED_SECONDS: u64 = 60;
 
 /// TCP header flag FIN (RFC 9293 3.1).
 pub const FIN: u8 = 0x01;
-/// TCP header flag SYN.
+/// TCP header flag SYN (RFC 9293 3.1).
 pub const SYN: u8 = 0x02;
-/// TCP header flag RST.
+/// TCP header flag RST (RFC 9293 3.1).
 pub const RST: u8 = 0x04;
-/// TCP header flag ACK.
+/// TCP header flag ACK (RFC 9293 3.1).
 pub const ACK: u8 = 0x10;
 
 /// This direction sent a SYN.
 pub const SEEN_SYN: u32 = 1;
 /// This direction sent a FIN.
 pub const SEEN_FIN: u32 = 2;
-/// This direction sent a RST that its peer will believe.
+/// This direction sent a RST that its peer will accept.
 pub const SEEN_RST: u32 = 4;
 /// This direction sent a segment other than a SYN.
 pub const SEEN_DATA: u32 = 8;
-/// The other direction sent a RST. A hint in reply halves for the search for a port, which
-/// reads no others; no state follows from it.
+/// The other direction sent a RST. A hint in reply halves for the search for a port, which reads no
+/// other halves; no state is derived from it.
 pub const SEEN_OTHERS_RST: u32 = 16;
-/// The other direction sent a FIN. A hint as [`SEEN_OTHERS_RST`].
+/// The other direction sent a FIN. A hint like [`SEEN_OTHERS_RST`].
 pub const SEEN_OTHERS_FIN: u32 = 32;
-/// All such hints.
+/// All hints about the other direction.
 pub const SEEN_OTHERS: u32 = SEEN_OTHERS_RST | SEEN_OTHERS_FIN;
 
-/// What a direction was seen to send, after one more segment.
+/// Returns the `SEEN_*` bits of a direction after one more segment.
 #[inline(always)]
 #[must_use]
 pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
@@ -105,10 +104,9 @@ pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
     seen
 }
 
-/// Whether a packet keeps its mapping alive. A SYN sent again before anything
-/// came back does not (netfilter: `TCP_CONNTRACK_SYN_SENT` keeps its timer,
-/// `net/netfilter/nf_conntrack_proto_tcp.c`, Linux 6.12), nor does a RST
-/// (RFC 7857 7.1).
+/// Reports whether a packet refreshes its mapping. A SYN that is retransmitted before a reply does
+/// not (netfilter: `TCP_CONNTRACK_SYN_SENT` keeps its timer,
+/// `net/netfilter/nf_conntrack_proto_tcp.c`, Linux 6.12), nor does a RST (RFC 7857 7.1).
 #[inline(always)]
 #[must_use]
 pub const fn refreshes(seen: u32, l4: &L4) -> bool {
@@ -121,25 +119,26 @@ pub const fn refreshes(seen: u32, l4: &L4) -> bool {
     }
 }
 
-/// Whether either direction has ended, so that a new SYN opens the tuple anew.
+/// Reports whether the connection was reset or closed by both sides, so that a new SYN reopens the
+/// tuple.
 #[inline(always)]
 #[must_use]
 pub const fn is_closing(original: u32, reply: u32) -> bool {
     (original | reply) & SEEN_RST != 0 || original & reply & SEEN_FIN != 0
 }
 
-/// The state of a TCP connection as its two directions show it.
+/// The state of a TCP connection, derived from its two directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpState {
-    /// The pod sent a SYN, nothing came back.
+    /// The pod sent a SYN; there was no reply.
     SynSent,
-    /// Both sent a SYN, the pod has not acknowledged.
+    /// Both sent a SYN; the pod has not acknowledged.
     SynReceived,
-    /// Data flows, or may.
+    /// Both directions can carry data.
     Established,
-    /// Began in mid-stream, nothing came back yet.
+    /// Picked up mid-stream; no reply yet.
     Unreplied,
-    /// One side has sent a FIN; the other may go on for as long as it likes.
+    /// One side has sent a FIN; the other may send for an unlimited time.
     HalfClosed,
     /// Both sides have sent a FIN.
     TimeWait,
@@ -147,7 +146,7 @@ pub enum TcpState {
     Closed,
 }
 
-/// The table: what the original and the reply direction were seen to send → state.
+/// Returns the state for the `SEEN_*` bits of the original and the reply direction.
 #[must_use]
 pub const fn tcp_state(original: u32, reply: u32) -> TcpState {
     let reply = reply & !SEEN_OTHERS;
@@ -167,16 +166,17 @@ pub const fn tcp_state(original: u32, reply: u32) -> TcpState {
     }
 }
 
-/// How far an acknowledgement of a SYN may lie beyond it: data that went with it
-/// (RFC 7413).
+/// The maximum distance of an acknowledgement of a SYN from it, in bytes: data that was sent with
+/// the SYN (RFC 7413).
 const WITH_SYN: u32 = 1460;
-/// How far a segment may lie from what the other side has acknowledged: more than a window
-/// that anyone uses; with both sides a 128th of all numbers.
+/// The maximum distance of a segment from the other side's acknowledgement, in bytes: more than any
+/// window in use; both sides of it together are a 128th of the sequence space.
 const WINDOW: u32 = 1 << 24;
 
-/// Whether an endpoint believes a RST, from what it was seen to send: `seen` and the
-/// last acknowledgement number, or before there was one, the number that acknowledges
-/// its SYN (RFC 9293 3.5.3; RFC 5961 3.2: the exact next number, else it only asks).
+/// Reports whether an endpoint accepts a RST, from the segments that it sent: `seen`, and `acked`,
+/// its last acknowledgement number, or before there was one, the number that acknowledges its SYN
+/// (RFC 9293 3.5.3; RFC 5961 3.2: exactly the next sequence number, otherwise the endpoint only
+/// sends a challenge ACK).
 #[must_use]
 pub const fn rst_is_acceptable(seen: u32, acked: u32, rst: TcpSegment) -> bool {
     if rst.bad_checksum != 0 {
@@ -188,32 +188,32 @@ pub const fn rst_is_acceptable(seen: u32, acked: u32, rst: TcpSegment) -> bool {
     rst.flags & ACK != 0 && seen & SEEN_SYN != 0 && rst.ack.wrapping_sub(acked) <= WITH_SYN
 }
 
-/// Whether a segment lies in a window behind what its receiver has acknowledged.
+/// Reports whether a segment lies in a window after its receiver's acknowledgement.
 #[must_use]
 pub const fn is_in_window(seen: u32, acked: u32, segment: TcpSegment) -> bool {
     seen & SEEN_DATA == 0 || segment.seq.wrapping_sub(acked) < WINDOW
 }
 
-/// Whether a FIN is one of this connection: near to what its receiver has acknowledged,
-/// which does not have to be the last that there was.
+/// Reports whether a FIN belongs to this connection: it is near to its receiver's acknowledgement,
+/// which need not be the latest one.
 #[must_use]
 pub const fn fin_is_plausible(seen: u32, acked: u32, segment: TcpSegment) -> bool {
     is_in_window(seen, acked, segment) || acked.wrapping_sub(segment.seq) < WINDOW
 }
 
-/// Bits of a number in [`Closing`].
+/// The bits of a sequence number in [`Closing`].
 const CLOSING_NUMBER: u32 = (1 << 21) - 1;
-/// The FIN was the pod's.
+/// [`Closing`]: the FIN was the pod's.
 const CLOSING_PODS: u32 = 1 << 21;
-/// There was a FIN.
+/// [`Closing`]: a FIN was seen.
 const CLOSING_BEGUN: u32 = 1 << 22;
-/// The other side's FIN has been acknowledged.
+/// [`Closing`]: the other side's FIN has been acknowledged.
 const CLOSING_OTHERS: u32 = 1 << 23;
 
-/// How far the acknowledgement of FINs has come, in 24 bits: whose FIN waits for it, the lower
-/// bits of the number that will acknowledge it, and whether the other one has its own. What each
-/// side acknowledged last is kept anyway, so that only FINs write here. Of FINs that cross each
-/// other one stays in doubt until it is sent again.
+/// The progress of the acknowledgement of FINs, in 24 bits: the side whose FIN waits for it, the
+/// lower bits of the number that will acknowledge it, and whether the other side's FIN has been
+/// acknowledged. The last acknowledgement number of each side is stored anyway, so that only FINs
+/// write here. If FINs cross each other, one remains unconfirmed until it is retransmitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closing(u32);
 
@@ -221,7 +221,7 @@ impl Closing {
     /// No FIN was seen.
     pub const NONE: Self = Self(0);
 
-    /// Returns what was kept as [`Self::parts`].
+    /// Builds the value from its [`Self::parts`].
     #[inline(always)]
     #[must_use]
     pub const fn from_parts(upper: u8, lower: u16) -> Self {
@@ -241,7 +241,7 @@ impl Closing {
         self.0 & CLOSING_BEGUN != 0 && (self.0 ^ ack) & CLOSING_NUMBER == 0
     }
 
-    /// Returns what is known after a FIN, sent for the first time or again.
+    /// Returns the value after a FIN, whether it is the first one or a retransmission.
     #[inline(always)]
     #[must_use]
     pub const fn after(self, fin: TcpSegment, pods: bool) -> Self {
@@ -252,7 +252,7 @@ impl Closing {
         } else if fin.flags & ACK != 0 && self.waits_for(fin.ack) {
             CLOSING_OTHERS
         } else {
-            // It waits on.
+            // The earlier FIN is still waiting.
             return self;
         };
         if fin.payload == UNKNOWN_LENGTH {
@@ -262,8 +262,8 @@ impl Closing {
         Self(CLOSING_BEGUN | side | others | end & CLOSING_NUMBER)
     }
 
-    /// Whether both FINs have been acknowledged, from the numbers that the pod and its peer
-    /// acknowledged last.
+    /// Reports whether both FINs have been acknowledged, from the last acknowledgement numbers of
+    /// the pod and its peer.
     #[inline(always)]
     #[must_use]
     pub const fn is_over(self, pods_ack: u32, peers_ack: u32) -> bool {
@@ -275,7 +275,8 @@ impl Closing {
         self.0 & CLOSING_OTHERS != 0 && self.waits_for(ack)
     }
 
-    /// Whether they may have been, as far as what the peer acknowledged shows.
+    /// Reports whether both FINs may have been acknowledged, as far as the peer's last
+    /// acknowledgement number shows.
     #[inline(always)]
     #[must_use]
     pub const fn may_be_over(self, peers_ack: u32) -> bool {
@@ -283,14 +284,14 @@ impl Closing {
     }
 }
 
-/// How many ticks are left until `timeout` seconds have passed since the later of the
-/// two moments; 0: they have.
+/// Returns the ticks that are left until `timeout` seconds have passed since the later of the two
+/// moments; 0 if they have passed.
 #[must_use]
 pub const fn left(now: u32, original_seen: u32, reply_seen: u32, timeout: u64) -> u64 {
     ticks(timeout).saturating_sub(idle(now, original_seen, reply_seen) as u64)
 }
 
-/// Ticks since the later of the two moments. A moment after `now` (another CPU was a
+/// Returns the ticks since the later of the two moments. A moment after `now` (another CPU was a
 /// tick ahead) counts as now.
 #[must_use]
 pub const fn idle(now: u32, original_seen: u32, reply_seen: u32) -> u32 {
@@ -298,7 +299,7 @@ pub const fn idle(now: u32, original_seen: u32, reply_seen: u32) -> u32 {
     if reply < original { reply } else { original }
 }
 
-/// Ticks from `then` to `now`; 0 if `then` lies ahead.
+/// Returns the ticks from `then` to `now`; 0 if `then` lies ahead.
 #[must_use]
 pub const fn age(now: u32, then: u32) -> u32 {
     let age = now.wrapping_sub(then);

@@ -197,7 +197,7 @@ fn is_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     !tables.is_local(&pkt.tuple.src) && others_are_bridged(tables, pkt)
 }
 
-/// [`is_bridged`] for a packet whose source is not an address of the node.
+/// Reports what [`is_bridged`] does, for a packet whose source is not an address of the node.
 #[inline(always)]
 fn others_are_bridged<T: Tables>(tables: &T, pkt: &Packet) -> bool {
     let bridged = tables.is_bridged(&pkt.tuple, pkt.family);

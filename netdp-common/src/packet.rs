@@ -227,11 +227,11 @@ enum HeaderEnd {
 struct Header {
     len: u32,
     end: HeaderEnd,
-    /// Bytes after it, as the header says; 0 where it does not.
+    /// Bytes after the header, by its length field; 0 if that does not give it.
     rest: u32,
 }
 
-/// RFC 791 3.1.
+/// Parses an IPv4 header (RFC 791 3.1).
 #[inline(always)]
 fn parse_v4<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option<Header> {
     let [w0, w1, w2, src, dst] = bytes.words::<5>(at)?.map(u32::from_be);
@@ -259,7 +259,7 @@ fn parse_v4<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
     Some(Header { len, end, rest })
 }
 
-/// RFC 8200 3.
+/// Parses an IPv6 header and its extension headers (RFC 8200 3).
 #[inline(always)]
 fn parse_v6<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option<Header> {
     let [w0, w1, s0, s1, s2, s3, d0, d1, d2, d3] = bytes.words::<10>(at)?;
@@ -267,8 +267,8 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
     pkt.tuple.src = Addr::from_words([s0, s1, s2, s3]);
     pkt.tuple.dst = Addr::from_words([d0, d1, d2, d3]);
     pkt.tuple.proto = u32::from_be(w1) >> 8 & 0xff;
-    // RFC 4291 2.5.5.2: mapped addresses do not appear on the wire; here they
-    // would pass for IPv4 tuples.
+    // RFC 4291 2.5.5.2: mapped addresses do not appear on the wire; here they would be taken for
+    // IPv4 tuples.
     if u32::from_be(w0) >> 28 != 6 || pkt.tuple.src.is_v4() || pkt.tuple.dst.is_v4() {
         return None;
     }
@@ -278,7 +278,7 @@ fn parse_v6<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Option
     Some(header)
 }
 
-/// RFC 8200 4: extension headers begin with the next header and their length.
+/// Skips extension headers, which begin with the next header and their length (RFC 8200 4).
 #[inline(always)]
 fn step_over_extensions<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packet) -> Header {
     let mut len = 40;
@@ -323,13 +323,13 @@ fn step_over_extensions<B: Bytes + ?Sized>(bytes: &B, at: usize, pkt: &mut Packe
     }
 }
 
-/// Bytes of a TCP segment that are summed at most: the longest header (RFC 9293 3.1) and
-/// what some put into a RST to say why.
+/// The maximum of bytes of a TCP segment that are summed: the longest header (RFC 9293 3.1) and the
+/// diagnostic text that some stacks put into a RST.
 pub const SUMMED: u32 = 128;
 
-/// Whether the checksum of a TCP segment of `len` bytes is right, or a partial one that the
-/// device is to complete. `false` too for one that is too long to tell. `field`: the word
-/// that begins with it, as it lies in memory.
+/// Reports whether the checksum of a TCP segment of `len` bytes is right, or a partial one that the
+/// device will complete. `false` also if the segment is too long to be verified. `field`: the word
+/// that begins with the checksum, in memory order.
 #[inline(always)]
 fn tcp_checksum_holds<B: Bytes + ?Sized>(bytes: &B, pkt: &Packet, field: u32, len: u32) -> bool {
     let Ok(length) = u16::try_from(len) else {
@@ -350,14 +350,14 @@ fn tcp_checksum_holds<B: Bytes + ?Sized>(bytes: &B, pkt: &Packet, field: u32, le
         .is_some_and(|sum| checksum::fold(pseudo + checksum::Sum::from(sum)) == 0xffff)
 }
 
-/// Fills in `l4` and the ids; `None` if the header is cut short. `len`: bytes from there
-/// on, as the IP header says.
+/// Fills in `l4` and the ids; `None` if the header is truncated. `len`: bytes from the L4 header
+/// on, by the length field of the IP header.
 #[inline(always)]
 fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet, len: u32) -> Option<()> {
     let at = pkt.l4_offset as usize;
     match (pkt.tuple.proto, pkt.family) {
         (proto::TCP, _) => {
-            // The whole header, so that all a rewrite touches is there.
+            // The whole header, so that every byte that a rewrite touches is present.
             let [ports, seq, ack, flags, field] = bytes.words::<5>(at)?;
             let [ports, seq, ack, flags] = [ports, seq, ack, flags].map(u32::from_be);
             set_ports(&mut pkt.tuple, ports);

@@ -1,4 +1,4 @@
-//! Which wire ports a new mapping may take, and in which order they are tried.
+//! The wire ports that a new mapping may take, and the order in which they are tried.
 //!
 //! Ranges are inclusive and in host byte order.
 
@@ -14,12 +14,12 @@ pub struct Search {
     step: u32,
 }
 
-/// More than any range has ports and prime, so that its remainder never shares
-/// a factor with the size: the walk visits every port before it repeats.
+/// A prime greater than the size of any range, so that its remainder never shares a factor with the
+/// size: the walk visits every port before it repeats.
 const STRIDE: u32 = 65_537;
 
 impl Search {
-    /// A walk through `size` ports that begins where `random` says.
+    /// Starts a walk through `size` ports at a position derived from `random`.
     #[inline(always)]
     #[must_use]
     pub const fn new(size: u32, random: u32) -> Self {
@@ -37,21 +37,21 @@ impl Search {
         }
     }
 
-    /// How many candidates there are.
+    /// Returns the number of candidates.
     #[inline(always)]
     #[must_use]
     pub const fn len(&self) -> u32 {
         self.size
     }
 
-    /// Whether there are no candidates.
+    /// Reports whether there are no candidates.
     #[inline(always)]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.size == 0
     }
 
-    /// The offset of candidate `n`, to be resolved by [`nth_port`].
+    /// Returns the offset of candidate `n`, to be resolved by [`nth_port`].
     #[inline(always)]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "less than size")]
@@ -63,7 +63,7 @@ impl Search {
     }
 }
 
-/// The number of ports in all ranges.
+/// Returns the number of ports in all ranges.
 #[inline(always)]
 #[must_use]
 pub const fn total(ranges: &[PortRange; PORT_RANGES]) -> u32 {
@@ -76,7 +76,7 @@ pub const fn total(ranges: &[PortRange; PORT_RANGES]) -> u32 {
     sum
 }
 
-/// The port at `offset` into the ranges laid end to end.
+/// Returns the port at `offset` into the concatenated ranges.
 #[inline(always)]
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "inside a range of u16")]
@@ -93,7 +93,7 @@ pub const fn nth_port(ranges: &[PortRange; PORT_RANGES], mut offset: u32) -> Opt
     None
 }
 
-/// Whether `port` lies in one of the ranges.
+/// Reports whether `port` lies in one of the ranges.
 #[inline(always)]
 #[must_use]
 pub const fn contains(ranges: &[PortRange; PORT_RANGES], port: u16) -> bool {
@@ -108,9 +108,9 @@ pub const fn contains(ranges: &[PortRange; PORT_RANGES], port: u16) -> bool {
     false
 }
 
-/// The ports that keep the class of `port`, as netfilter does
-/// (`nf_nat_l4proto_unique_tuple` in `net/netfilter/nf_nat_core.c`, Linux 6.12):
-/// below 512, 512 to 1023, and the rest.
+/// Returns the range of ports in the class of `port`, as netfilter does
+/// (`nf_nat_l4proto_unique_tuple` in `net/netfilter/nf_nat_core.c`, Linux 6.12): below 512, 512 to
+/// 1023, and the rest.
 #[inline(always)]
 #[must_use]
 pub const fn class_of(port: u16) -> PortRange {

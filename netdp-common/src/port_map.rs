@@ -1,34 +1,35 @@
-//! Which ports towards one destination were found taken: a hint that keeps the search
-//! for a free one short. What is true is the mapping table; a bit too many costs a
-//! port for a while, one too few a try.
+//! The ports towards one destination that were found taken: a hint that shortens the search for a
+//! free one. The mapping table is authoritative; a bit set wrongly costs a port for a while, a
+//! missing one costs a try.
 
 use crate::abi::{PORT_RANGES, PortRange};
 use crate::conntrack::age;
 use crate::siphash;
 use crate::tuple::Tuple;
 
-/// Destinations that are remembered at a time.
+/// The number of destinations that have a map at the same time.
 pub const PORT_MAPS: u32 = 128;
 /// 64-bit words of a map.
 pub const WORDS: u32 = 1024;
 
-/// Whose ports a map holds. Value of `port_map_owners`.
+/// The destination of a map, and its state. Value of `port_map_owners`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The wire tuple of the replies, with port 0 for the node's.
+    /// The wire tuple of the replies, with 0 for the node's port.
     pub wire: Tuple,
-    /// When it was looked for last, in ticks.
+    /// The time of the last use, in ticks.
     pub used_at: u32,
-    /// When all of them were found taken and the map began anew, in ticks.
+    /// The time at which the map was last cleared because all ports were taken, in ticks.
     pub cleared_at: u32,
-    /// The bucket of the pod that found none last ([`crate::share`]), plus 1.
+    /// The bucket of the last pod for which no port was free ([`crate::share`]), plus 1; 0 for
+    /// none.
     pub refused: u32,
-    /// When that was, in ticks.
+    /// The time of that refusal, in ticks.
     pub refused_at: u32,
-    /// The first port of the range that it found none in.
+    /// The first port of the range in which none was free.
     pub refused_class: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
@@ -37,7 +38,7 @@ pub struct Owner {
 #[derive(Clone, Copy, Debug)]
 pub struct Bits(pub [u64; WORDS as usize]);
 
-/// The wire tuple that stands for all ports of the node towards a destination.
+/// Returns the wire tuple that stands for all ports of the node towards a destination.
 #[inline(always)]
 #[must_use]
 pub const fn destination(wire: &Tuple) -> Tuple {
@@ -46,14 +47,14 @@ pub const fn destination(wire: &Tuple) -> Tuple {
     key
 }
 
-/// The place of a destination among the maps.
+/// Returns the index of a destination's map.
 #[inline(always)]
 #[must_use]
 pub const fn index(secret: siphash::Key, key: &Tuple) -> u32 {
     fold(key.keyed_hash(secret)) & (PORT_MAPS - 1)
 }
 
-/// The lower half of a hash.
+/// Returns the lower half of a hash.
 #[inline(always)]
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "half of it is enough")]
@@ -61,7 +62,7 @@ pub const fn fold(hash: u64) -> u32 {
     hash as u32
 }
 
-/// The ports of word `n` that lie in the ranges.
+/// Returns the ports of word `n` that lie in the ranges, as bits.
 #[inline(always)]
 #[must_use]
 pub const fn word_mask(ranges: &[PortRange; PORT_RANGES], n: u32) -> u64 {
@@ -75,7 +76,7 @@ pub const fn word_mask(ranges: &[PortRange; PORT_RANGES], n: u32) -> u64 {
     mask
 }
 
-/// The 64 ports from `first` on that lie in the range.
+/// Returns those of the 64 ports from `first` on that lie in the range, as bits.
 #[inline(always)]
 const fn range_mask(range: PortRange, first: u32) -> u64 {
     let (min, max) = (range.min as u32, range.max as u32);
@@ -87,8 +88,8 @@ const fn range_mask(range: PortRange, first: u32) -> u64 {
     (u64::MAX >> (63 - high)) & (u64::MAX << low)
 }
 
-/// The lowest of the bits that are set; `word` is not 0. No single instruction of BPF
-/// does it.
+/// Returns the position of the lowest set bit; `word` is not 0. BPF has no single instruction for
+/// it.
 #[inline(always)]
 #[must_use]
 pub const fn lowest(word: u64) -> u32 {
@@ -120,7 +121,7 @@ pub const fn lowest(word: u64) -> u32 {
     at
 }
 
-/// A map where it lies, shared with other CPUs and the agent.
+/// A port map in place, shared with other CPUs and the agent.
 #[derive(Clone, Copy)]
 pub struct PortMapSlot {
     owner: *mut Owner,
@@ -129,7 +130,7 @@ pub struct PortMapSlot {
 
 impl PortMapSlot {
     /// # Safety
-    /// Both must stay readable and writable for as long as the slot is used (map values
+    /// Both pointers must stay readable and writable for as long as the slot is used (map values
     /// inside one program run).
     #[inline(always)]
     #[must_use]
@@ -137,7 +138,7 @@ impl PortMapSlot {
         Self { owner, bits }
     }
 
-    /// Whether it is of some destination that was looked for within `unused` ticks.
+    /// Reports whether the map belongs to a destination and was used within `unused` ticks.
     #[inline(always)]
     #[must_use]
     pub fn is_in_use(self, now: u32, unused: u32) -> bool {
@@ -146,7 +147,7 @@ impl PortMapSlot {
         unsafe { (*self.owner).wire.proto != 0 && age(now, (*self.owner).used_at) < unused }
     }
 
-    /// Whether it began longer than `stale` ticks ago.
+    /// Reports whether the map was cleared more than `stale` ticks ago.
     #[inline(always)]
     #[must_use]
     pub fn is_stale(self, now: u32, stale: u32) -> bool {
@@ -154,7 +155,8 @@ impl PortMapSlot {
         unsafe { age(now, (*self.owner).cleared_at) > stale }
     }
 
-    /// The bucket of the pod that found no port of this range within so many ticks.
+    /// Returns the bucket of the pod for which no port of this range was free within that many
+    /// ticks.
     #[inline(always)]
     #[must_use]
     pub fn refused_lately(self, class: u16, now: u32, within: u32) -> Option<u32> {
@@ -167,7 +169,7 @@ impl PortMapSlot {
         }
     }
 
-    /// Whether it holds the ports towards this destination.
+    /// Reports whether the map belongs to this destination.
     #[inline(always)]
     #[must_use]
     pub fn is_of(self, key: &Tuple) -> bool {
@@ -175,7 +177,7 @@ impl PortMapSlot {
         unsafe { (*self.owner).wire.is_same(key) }
     }
 
-    /// Begins a map for another destination. Bits are to be cleared.
+    /// Assigns the map to another destination. The caller clears the bits.
     #[inline(always)]
     pub fn take(self, key: &Tuple, now: u32) {
         // SAFETY: valid by the contract of `new`.
@@ -187,21 +189,22 @@ impl PortMapSlot {
         }
     }
 
-    /// Notes that it was looked for.
+    /// Records the time of a use, in ticks.
     #[inline(always)]
     pub fn touch(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.owner).used_at = now }
     }
 
-    /// Notes that the map begins anew.
+    /// Records the time at which the map is cleared, in ticks.
     #[inline(always)]
     pub fn set_cleared(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.owner).cleared_at = now }
     }
 
-    /// Notes that a pod of this bucket found no port in the range that begins with `class`.
+    /// Records that for a pod of this bucket no port was free in the range that begins with
+    /// `class`.
     #[inline(always)]
     pub fn set_refused(self, bucket: u32, class: u16, now: u32) {
         // SAFETY: valid by the contract of `new`.
@@ -212,7 +215,7 @@ impl PortMapSlot {
         }
     }
 
-    /// The word `n`, taken modulo their number.
+    /// Returns the word `n`, modulo the number of words.
     #[inline(always)]
     #[must_use]
     pub fn word(self, n: u32) -> u64 {
@@ -224,10 +227,10 @@ impl PortMapSlot {
         }
     }
 
-    /// Writes the word `n`.
+    /// Writes the word `n`, modulo the number of words.
     #[inline(always)]
     pub fn set_word(self, n: u32, word: u64) {
-        // SAFETY: as above. What another CPU writes at once may be lost.
+        // SAFETY: as above. A concurrent write of another CPU may be lost.
         unsafe {
             *(&raw mut (*self.bits).0)
                 .cast::<u64>()
@@ -235,7 +238,7 @@ impl PortMapSlot {
         }
     }
 
-    /// Notes that a port is taken, or free.
+    /// Marks a port as taken, or as free.
     #[inline(always)]
     pub fn set(self, port: u16, taken: bool) {
         let (n, bit) = (u32::from(port) / 64, 1u64 << (port % 64));

@@ -1,37 +1,36 @@
-//! Each pod's share of what all pods use together.
+//! Each pod's share of the tables that all pods use.
 //!
-//! Pods are counted in buckets that a keyed hash of their address chooses, as in
-//! stochastic fair queueing (McKenney, 1990): bounded memory whatever addresses are
-//! forged, and nobody can choose to share a bucket with somebody else.
+//! Pods are counted in buckets chosen by a keyed hash of their address, as in stochastic fair
+//! queueing (McKenney, 1990): memory is bounded no matter which addresses are forged, and no pod
+//! can choose to share a bucket with another.
 
 use crate::abi::{MAPPING_BY_INTERFACE, MAPPING_ORIGIN};
 use crate::addr::Addr;
 use crate::port_map::fold;
 use crate::siphash;
 
-/// Buckets. Any two pods share one with a probability of 1 in 16,384.
+/// The number of buckets. Any two pods share one with a probability of 1 in 16,384.
 pub const BUCKETS: u32 = 16_384;
 
-/// The index of what is counted for all together.
+/// The index of the total over all pods.
 pub const TOTAL: u32 = BUCKETS;
 
-/// How many entries the maps of shares have.
+/// The number of entries in the maps of shares.
 pub const ENTRIES: usize = BUCKETS as usize + 1;
 
-/// Value of the `shares` map: what the pods of one bucket have opened. Written by the
-/// programs.
+/// Value of the `shares` map: the usage of the pods of one bucket. Written by the programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
-    /// Mappings opened less those that programs ended (wrapping).
+    /// Mappings created minus those that programs ended (wrapping).
     pub opened: u64,
-    /// Inbound flows recorded as live less those that programs ended (wrapping).
+    /// Inbound flows recorded as live minus those that programs ended (wrapping).
     pub inbound: u64,
-    /// New mappings that may begin now.
+    /// Tokens: new mappings that may begin now.
     pub tokens: u32,
-    /// When tokens were last added, in ticks.
+    /// The time at which tokens were last added, in ticks.
     pub filled_at: u32,
-    /// Records of datagrams made in the tick `fragments_at`.
+    /// Verdicts of datagrams stored in the tick `fragments_at`.
     pub fragments: u32,
     /// Tick of `fragments`.
     pub fragments_at: u32,
@@ -39,22 +38,23 @@ pub struct Share {
     pub answered: u32,
     /// Tick of `answered`.
     pub answered_at: u32,
-    /// Interface by which the pod that was seen last is reached and sends.
+    /// Index of the interface behind which the last verified pod is reached and from which it
+    /// sends.
     pub ifindex: u32,
-    /// Which pod of the bucket that was, by [`Key::tag`].
+    /// That pod, identified by its [`Key::tag`].
     pub tag: u32,
-    /// The epoch of the settings in which it was found.
+    /// The epoch of the settings in which it was verified.
     pub epoch: u32,
-    /// Flows of the node's own noted in the tick `notes_at`.
+    /// Flows of the node itself recorded in the tick `notes_at`.
     pub notes: u32,
     /// Tick of `notes`.
     pub notes_at: u32,
-    /// Always zero.
+    /// Padding, always zero.
     pub pad: u32,
 }
 
-/// Value of the `shares_ended` map: what the agent ended of a bucket, or found to be
-/// gone. Written by the agent.
+/// Value of the `shares_ended` map: entries of a bucket that the agent ended, or found to be gone.
+/// Written by the agent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
@@ -64,24 +64,24 @@ pub struct Ended {
     pub inbound: u64,
 }
 
-/// Where a pod, or a peer, is counted: a hash under the node's secret.
+/// The key by which a pod, or a peer, is counted: a hash under the node's secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Key(u64);
 
-/// What is counted at an address.
+/// The role in which an address is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A pod.
     Pod = 1,
     /// A peer of inbound flows.
     Peer = 2,
-    /// All that comes by one interface and can't be told apart; not an address.
+    /// All sources behind one interface that cannot be distinguished; not an address.
     Interface = 3,
 }
 
 impl Key {
-    /// The key of `addr` under the node's secret.
+    /// Returns the key of `addr` under the node's secret.
     #[inline(always)]
     #[must_use]
     pub const fn of(secret: siphash::Key, addr: &Addr, role: Role) -> Self {
@@ -94,24 +94,24 @@ impl Key {
         Self(siphash::hash(secret, words))
     }
 
-    /// Of no address.
+    /// The key of no address.
     pub const NONE: Self = Self(0);
 
-    /// Below [`BUCKETS`].
+    /// Returns the bucket, below [`BUCKETS`].
     #[inline(always)]
     #[must_use]
     pub const fn bucket(self) -> u32 {
         fold(self.0) & (BUCKETS - 1)
     }
 
-    /// Tells pods of one bucket apart, mostly.
+    /// Returns a tag that distinguishes most pods of one bucket.
     #[inline(always)]
     #[must_use]
     pub const fn tag(self) -> u32 {
         fold(self.0 >> 32)
     }
 
-    /// The key of an interface, by its tag ([`crate::abi::origin_tag`]).
+    /// Returns the key of an interface, by its tag ([`crate::abi::origin_tag`]).
     #[inline(always)]
     #[must_use]
     pub const fn of_interface(secret: siphash::Key, tag: u32) -> Self {
@@ -120,7 +120,8 @@ impl Key {
     }
 }
 
-/// The bucket that a mapping counts in, by its pod and the flags of its original half.
+/// Returns the bucket against which a mapping counts, by its pod and the flags of its original
+/// half.
 #[inline(always)]
 #[must_use]
 pub const fn bucket_of_mapping(secret: siphash::Key, pod: &Addr, flags: u16) -> u32 {
@@ -131,21 +132,21 @@ pub const fn bucket_of_mapping(secret: siphash::Key, pod: &Addr, flags: u16) -> 
     }
 }
 
-/// Records of datagrams that one bucket may make in a tick (67 ms): 30,000 a second,
-/// at which the map turns over in half a second.
+/// Verdicts of datagrams that one bucket may store in a tick (67 ms): 30,000 a second, at which
+/// rate the map is replaced completely in half a second.
 pub const FRAGMENTS_PER_TICK: u32 = 2048;
 
-/// Flows that may be forged that one interface may have noted in a tick: 60 a second, so
-/// that they never hold most ports towards a destination.
+/// Possibly forged flows that one interface may have recorded in a tick: 60 a second, so that they
+/// never hold most ports towards a destination.
 pub const NOTES_PER_TICK: u32 = 4;
 
-/// Refusals of one bucket that are answered in a tick: 120 a second.
+/// Refusals of one bucket that are answered with an ICMP error in a tick: 120 a second.
 pub const ANSWERS_PER_TICK: u32 = 8;
 
-/// How many of `capacity` a bucket may have while all together have `used`: three eighths,
-/// and no more than twice what is left (dynamic thresholds: Choudhury and Hahne, 1998). A
-/// pod has one bucket in each family, and a quarter is left whatever it does; of that a
-/// second one leaves a quarter to others again, and so on.
+/// Returns how many of `capacity` entries a bucket may have while all together have `used`: three
+/// eighths, and no more than twice the free entries (dynamic thresholds: Choudhury and Hahne,
+/// 1998). A pod has one bucket in each family, so a quarter always remains; of that, a second pod
+/// leaves a quarter to others, and so on.
 #[inline(always)]
 #[must_use]
 pub const fn limit(capacity: u32, used: u32) -> u32 {
@@ -154,7 +155,7 @@ pub const fn limit(capacity: u32, used: u32) -> u32 {
     if left < most { left } else { most }
 }
 
-/// The difference of two wrapping counters; 0 where the agent was ahead.
+/// Returns the difference of two wrapping counters; 0 if the agent was ahead.
 #[inline(always)]
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "compared before")]
@@ -167,10 +168,10 @@ pub const fn count(opened: u64, ended: u64) -> u32 {
     }
 }
 
-/// Counts one more in a tick; how many those are in it.
+/// Counts one event in a tick, and returns the number of events in that tick.
 ///
 /// # Safety
-/// Both must be readable and writable.
+/// Both pointers must be readable and writable.
 #[inline(always)]
 const unsafe fn count_in_tick(count: *mut u32, tick: *mut u32, now: u32) -> u32 {
     // SAFETY: by the contract.
@@ -184,7 +185,7 @@ const unsafe fn count_in_tick(count: *mut u32, tick: *mut u32, now: u32) -> u32 
     }
 }
 
-/// A live [`Share`] with what the agent ended of it, shared with other CPUs.
+/// A [`Share`] in place with its [`Ended`], shared with other CPUs.
 #[derive(Clone, Copy)]
 pub struct ShareSlot {
     share: *mut Share,
@@ -193,7 +194,7 @@ pub struct ShareSlot {
 
 impl ShareSlot {
     /// # Safety
-    /// Both must stay readable, `share` writable too, for as long as the slot is used
+    /// Both pointers must stay readable, `share` also writable, for as long as the slot is used
     /// (map values inside one program run).
     #[inline(always)]
     #[must_use]
@@ -201,7 +202,7 @@ impl ShareSlot {
         Self { share, ended }
     }
 
-    /// Returns how many mappings live.
+    /// Returns the number of live mappings.
     #[inline(always)]
     #[must_use]
     pub fn mappings(self) -> u32 {
@@ -209,7 +210,7 @@ impl ShareSlot {
         unsafe { count((*self.share).opened, (*self.ended).mappings) }
     }
 
-    /// Returns how many inbound flows live.
+    /// Returns the number of live inbound flows.
     #[inline(always)]
     #[must_use]
     pub fn inbound(self) -> u32 {
@@ -217,24 +218,23 @@ impl ShareSlot {
         unsafe { count((*self.share).inbound, (*self.ended).inbound) }
     }
 
-    /// Counts `by` mappings more; `u64::MAX` for one less. Two CPUs at once may count one
-    /// for two: the target has no atomic addition, and the agent counts anew with each
-    /// full sweep.
+    /// Adds `by` mappings; `u64::MAX` subtracts one. Two CPUs at the same time may count one for
+    /// two: the target has no atomic addition, and the agent recounts with each full sweep.
     #[inline(always)]
     pub fn add_mappings(self, by: u64) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.share).opened = (*self.share).opened.wrapping_add(by) }
     }
 
-    /// Counts `by` inbound flows more; `u64::MAX` for one less. As above.
+    /// Adds `by` inbound flows; `u64::MAX` subtracts one. Races as in [`Self::add_mappings`].
     #[inline(always)]
     pub fn add_inbound(self, by: u64) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.share).inbound = (*self.share).inbound.wrapping_add(by) }
     }
 
-    /// Takes a token of `rate` a second with a burst; `false` if there is none. Two
-    /// CPUs at once may take one for two.
+    /// Takes a token of `rate` a second with a burst; returns `false` if there is none. Two CPUs at
+    /// the same time may take one token for two.
     #[inline(always)]
     pub fn take_token(self, now: u32, rate: u32, burst: u32) -> bool {
         // A second has 14.9 ticks.
@@ -246,7 +246,7 @@ impl ShareSlot {
             let mut tokens = (*share).tokens;
             if idle != 0 {
                 let more = u64::from(idle) * u64::from(rate) / TICKS_PER_SECOND;
-                // Slow rates gather until there is a whole token.
+                // Slow rates accumulate until there is a whole token.
                 if more > 0 {
                     let full = u64::from(tokens) + more;
                     tokens = u32::try_from(full).map_or(burst, |full| full.min(burst));
@@ -259,7 +259,7 @@ impl ShareSlot {
         }
     }
 
-    /// Counts a record of a datagram; `false` if there were too many in this tick.
+    /// Counts a stored verdict of a datagram; returns `false` if there were too many in this tick.
     #[inline(always)]
     pub fn take_fragment(self, now: u32) -> bool {
         // SAFETY: valid by the contract of `new`.
@@ -272,7 +272,7 @@ impl ShareSlot {
         }
     }
 
-    /// Counts a note of a flow that may be forged; `false` if there were too many in this
+    /// Counts a record of a flow that may be forged; returns `false` if there were too many in this
     /// tick.
     #[inline(always)]
     pub fn take_note(self, now: u32) -> bool {
@@ -286,7 +286,7 @@ impl ShareSlot {
         }
     }
 
-    /// Counts an answer to a refusal; `false` if there were too many in this tick.
+    /// Counts an answered refusal; returns `false` if there were too many in this tick.
     #[inline(always)]
     pub fn take_answer(self, now: u32) -> bool {
         // SAFETY: valid by the contract of `new`.
@@ -299,7 +299,7 @@ impl ShareSlot {
         }
     }
 
-    /// Whether the pod with this tag was found behind the interface in this epoch.
+    /// Reports whether the pod with this tag was found behind the interface in this epoch.
     #[inline(always)]
     #[must_use]
     pub fn is_behind(self, tag: u32, ifindex: u32, epoch: u32) -> bool {
@@ -310,11 +310,11 @@ impl ShareSlot {
         }
     }
 
-    /// Remembers that it was.
+    /// Records that the pod with this tag was found behind the interface in this epoch.
     #[inline(always)]
     pub fn set_behind(self, tag: u32, ifindex: u32, epoch: u32) {
-        // SAFETY: valid by the contract of `new`. Words of two pods may mix where two
-        // CPUs write at once: then neither is found.
+        // SAFETY: valid by the contract of `new`. If two CPUs write at the same time, words of two
+        // pods may mix: then neither is found.
         unsafe {
             let share = self.share;
             (*share).tag = tag;

@@ -1,7 +1,7 @@
-//! SipHash-2-4 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012) over
-//! whole 64-bit words: who does not know the key can't tell where a value will lie.
+//! SipHash-2-4 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012) over whole 64-bit
+//! words: without the key, the slot of a value cannot be predicted.
 
-/// 128 bits that only the node knows.
+/// The node's secret: 128 bits.
 pub type Key = [u64; 2];
 
 struct State([u64; 4]);
@@ -47,7 +47,7 @@ pub const fn hash<const N: usize>(key: Key, words: [u64; N]) -> u64 {
         state = state.word(words[i]);
         i += 1;
     }
-    // No bytes are left over: the last word holds the length alone.
+    // No bytes are left over: the last word contains only the length.
     state = state.word((N as u64 * 8) << 56);
     state.0[2] ^= 0xff;
     let [a, b, c, d] = state.round().round().round().round().0;

@@ -1,4 +1,4 @@
-//! A mapping where it lies in a map, shared with other CPUs.
+//! A mapping in place in a BPF map, shared with other CPUs.
 
 use crate::abi::{
     Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live, MAPPING_BY_INTERFACE,
@@ -9,17 +9,17 @@ use crate::conntrack::{self, Closing};
 use crate::packet::L4;
 use crate::tuple::proto;
 
-/// Where packets leave: the lower bits of the uplink's interface index, and of the epoch.
+/// The place where packets leave: the lower bits of the uplink's interface index, and of the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Of the interface index.
+    /// Lower 16 bits of the interface index.
     pub uplink: u16,
-    /// Of the epoch.
+    /// Lower 8 bits of the epoch.
     pub epoch: u8,
 }
 
 impl Place {
-    /// Whether another uplink is known to be meant.
+    /// Reports whether the recorded uplink is known and another than that of `now`.
     #[inline(always)]
     #[must_use]
     pub const fn is_elsewhere(self, now: Self) -> bool {
@@ -27,10 +27,10 @@ impl Place {
     }
 }
 
-/// A live [`Mapping`]. Fields are read and written one by one and never through
-/// references: another CPU may change any of them meanwhile. Each field is at
-/// most a word and each value any mix of them may show is harmless, but for the
-/// address, which never changes while the entry lives.
+/// A [`Mapping`] in place. Fields are read and written one by one and never through references:
+/// another CPU may change any of them at the same time. Each field is at most a word, and any mix
+/// of old and new values is harmless, except for the address, which never changes while the entry
+/// exists.
 #[derive(Clone, Copy)]
 pub struct Slot(*mut Mapping);
 
@@ -44,7 +44,7 @@ impl Slot {
         Self(mapping)
     }
 
-    /// The address to put in.
+    /// Returns the address to write into the packet.
     #[inline(always)]
     #[must_use]
     pub fn addr(self) -> Addr {
@@ -52,7 +52,7 @@ impl Slot {
         unsafe { (*self.0).addr }
     }
 
-    /// The port or identifier to put in, host byte order.
+    /// Returns the port or identifier to write into the packet, host byte order.
     #[inline(always)]
     #[must_use]
     pub fn id(self) -> u16 {
@@ -60,7 +60,7 @@ impl Slot {
         unsafe { (*self.0).id }
     }
 
-    /// Whether the node itself owns the tuple.
+    /// Reports whether the tuple belongs to the node itself.
     #[inline(always)]
     #[must_use]
     pub fn is_host(self) -> bool {
@@ -68,8 +68,8 @@ impl Slot {
         unsafe { (*self.0).flags & MAPPING_HOST != 0 }
     }
 
-    /// Whether what comes in for the tuple is not ours to translate: the node's
-    /// own, or netfilter's.
+    /// Reports whether packets that arrive for the tuple are not translated by netdp: they belong
+    /// to the node, or netfilter translates them.
     #[inline(always)]
     #[must_use]
     pub fn is_others(self) -> bool {
@@ -77,8 +77,8 @@ impl Slot {
         unsafe { (*self.0).flags & (MAPPING_HOST | MAPPING_YIELDED) != 0 }
     }
 
-    /// Whether what leaves with the tuple and the node's source is where it
-    /// belongs: the node's own, or a pod's flow that netfilter has translated.
+    /// Reports whether packets that leave with the tuple and the node's source are legitimate: they
+    /// belong to the node, or to a pod's flow that netfilter has translated.
     #[inline(always)]
     #[must_use]
     pub fn may_leave(self) -> bool {
@@ -86,7 +86,7 @@ impl Slot {
         unsafe { (*self.0).flags & (MAPPING_HOST | MAPPING_HANDED) != 0 }
     }
 
-    /// All `MAPPING_*` bits.
+    /// Returns all `MAPPING_*` bits.
     #[inline(always)]
     #[must_use]
     pub fn flags(self) -> u16 {
@@ -94,21 +94,22 @@ impl Slot {
         unsafe { (*self.0).flags }
     }
 
-    /// Notes by which interface the pod's packets come, as [`crate::abi::origin_tag`] has it.
+    /// Records the interface by which the pod's packets come, in the form of
+    /// [`crate::abi::origin_tag`].
     #[inline(always)]
     pub fn set_origin(self, tag: u16) {
-        // SAFETY: valid by the contract of `new`; of an original half nobody else
-        // writes the flags.
+        // SAFETY: valid by the contract of `new`; in an original half, only this function writes
+        // the flags.
         unsafe {
             let flags = (*self.0).flags;
-            // Where it counts must stay.
+            // The bucket of a mapping must not change.
             if flags & MAPPING_BY_INTERFACE == 0 {
                 (*self.0).flags = flags & !MAPPING_ORIGIN | tag;
             }
         }
     }
 
-    /// Packets in this direction.
+    /// Returns the packets of this direction (wrapping).
     #[inline(always)]
     #[must_use]
     pub fn packets(self) -> u32 {
@@ -116,8 +117,8 @@ impl Slot {
         unsafe { (*self.0).packets }
     }
 
-    /// Whether this direction has sent anything, on a connection that was opened anew: since
-    /// then. What may be forged does not count there.
+    /// Reports whether this direction has sent anything; on a reopened connection, since then.
+    /// Segments that may be forged do not count for TCP.
     #[inline(always)]
     #[must_use]
     pub fn has_sent(self, protocol: u32) -> bool {
@@ -128,7 +129,7 @@ impl Slot {
         }
     }
 
-    /// When the mapping began, in ticks.
+    /// Returns the time at which the mapping began, in ticks.
     #[inline(always)]
     #[must_use]
     pub fn created(self) -> u32 {
@@ -136,7 +137,7 @@ impl Slot {
         unsafe { (*self.0).created }
     }
 
-    /// Last packet of this direction, in ticks.
+    /// Returns the time of the last packet of this direction, in ticks.
     #[inline(always)]
     #[must_use]
     pub fn last_seen(self) -> u32 {
@@ -144,14 +145,14 @@ impl Slot {
         unsafe { (*self.0).last_seen }
     }
 
-    /// Forgets that this direction sent a RST: its connection goes on.
+    /// Clears the RST of this direction: its connection is still alive.
     #[inline(always)]
     pub fn mend(self) {
         self.set_tcp_seen(self.tcp_seen() & !conntrack::SEEN_RST);
     }
 
-    /// Where the packets of this original half leave, as far as its address was found to be
-    /// right for that.
+    /// Returns the place where the packets of this original half leave, as of the last check that
+    /// its address is right for that.
     #[inline(always)]
     #[must_use]
     pub fn place(self) -> Place {
@@ -164,7 +165,7 @@ impl Slot {
         }
     }
 
-    /// Notes where they leave.
+    /// Records the place where they leave.
     #[inline(always)]
     pub fn set_place(self, place: Place) {
         // SAFETY: valid by the contract of `new`.
@@ -174,7 +175,7 @@ impl Slot {
         }
     }
 
-    /// How far the connection of this reply half has closed.
+    /// Returns how far the connection of this reply half has closed.
     #[inline(always)]
     #[must_use]
     pub fn closing(self) -> Closing {
@@ -182,11 +183,11 @@ impl Slot {
         unsafe { Closing::from_parts((*self.0).epoch, (*self.0).uplink) }
     }
 
-    /// Notes how far.
+    /// Records how far it has closed.
     #[inline(always)]
     pub fn set_closing(self, closing: Closing) {
-        // SAFETY: valid by the contract of `new`. Where both sides send a FIN at the same moment
-        // one of them may be lost, or a mixture stay that no number fits.
+        // SAFETY: valid by the contract of `new`. If both sides send a FIN at the same moment, one
+        // update may be lost, or a mixture remain that matches no acknowledgement number.
         unsafe { ((*self.0).epoch, (*self.0).uplink) = closing.parts() }
     }
 
@@ -197,14 +198,14 @@ impl Slot {
         unsafe { (*self.0).tcp_seen = seen as u8 }
     }
 
-    /// Notes that the other direction has closed: `SEEN_OTHERS_*` bits.
+    /// Records that the other direction has closed: `SEEN_OTHERS_*` bits.
     #[inline(always)]
     pub fn note_others(self, hints: u32) {
-        // A packet of this direction may undo it meanwhile: it is only a hint.
+        // A concurrent packet of this direction may undo it: it is only a hint.
         self.set_tcp_seen(self.tcp_seen() | hints);
     }
 
-    /// TCP flags seen in this direction.
+    /// Returns the TCP flags seen in this direction: `SEEN_*` bits.
     #[inline(always)]
     #[must_use]
     pub fn tcp_seen(self) -> u32 {
@@ -212,7 +213,7 @@ impl Slot {
         unsafe { (*self.0).tcp_seen.into() }
     }
 
-    /// The acknowledgement number last sent in this direction.
+    /// Returns the last acknowledgement number of this direction.
     #[inline(always)]
     #[must_use]
     pub fn tcp_ack(self) -> u32 {
@@ -220,7 +221,7 @@ impl Slot {
         unsafe { (*self.0).tcp_ack }
     }
 
-    /// Forgets the TCP flags: the tuple is opened anew.
+    /// Clears the TCP flags: the tuple is reopened.
     #[inline(always)]
     pub fn reopen(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
@@ -230,11 +231,11 @@ impl Slot {
         }
     }
 
-    /// Records a packet of this direction.
+    /// Records a packet of this direction: count, time and TCP state.
     #[inline(always)]
     pub fn record(self, l4: &L4, now: u32) {
-        // SAFETY: valid by the contract of `new`. The count may lose updates
-        // that race; it is only ever shown.
+        // SAFETY: valid by the contract of `new`. The count may lose updates that race; it is
+        // informational.
         unsafe {
             let m = self.0;
             (*m).packets = (*m).packets.wrapping_add(1);
@@ -257,7 +258,7 @@ impl Slot {
         }
     }
 
-    /// Counts a segment without learning anything of it: for one that may be forged.
+    /// Counts a segment without recording its state, because it may be forged.
     #[inline(always)]
     pub fn record_untrusted(self) {
         // SAFETY: valid by the contract of `new`.
@@ -267,7 +268,7 @@ impl Slot {
     }
 }
 
-/// A live [`Inbound`], as [`Slot`].
+/// An [`Inbound`] in place, as [`Slot`].
 #[derive(Clone, Copy)]
 pub struct AskedSlot(*mut Inbound);
 
@@ -280,7 +281,7 @@ impl AskedSlot {
         Self(inbound)
     }
 
-    /// Copies it out.
+    /// Returns a copy of the value.
     #[inline(always)]
     #[must_use]
     pub fn get(self) -> Inbound {
@@ -288,14 +289,14 @@ impl AskedSlot {
         unsafe { *self.0 }
     }
 
-    /// Notes a packet of either direction.
+    /// Records the time of a packet of either direction, in ticks.
     #[inline(always)]
     pub fn refresh(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.0).last_seen = now }
     }
 
-    /// Writes the silence in ticks after which it no longer counts.
+    /// Sets the silence in ticks after which the record expires.
     #[inline(always)]
     pub fn set_limit(self, limit: u32) {
         // SAFETY: valid by the contract of `new`.
@@ -303,7 +304,7 @@ impl AskedSlot {
     }
 }
 
-/// A live [`Live`], as [`Slot`].
+/// A [`Live`] in place, as [`Slot`].
 #[derive(Clone, Copy)]
 pub struct LiveSlot(*mut Live);
 
@@ -316,7 +317,7 @@ impl LiveSlot {
         Self(live)
     }
 
-    /// Copies it out.
+    /// Returns a copy of the value.
     #[inline(always)]
     #[must_use]
     pub fn get(self) -> Live {
@@ -324,7 +325,7 @@ impl LiveSlot {
         unsafe { *self.0 }
     }
 
-    /// Notes a packet of either direction.
+    /// Records the time of a packet of either direction, in ticks.
     #[inline(always)]
     pub fn refresh(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
@@ -335,14 +336,14 @@ impl LiveSlot {
         }
     }
 
-    /// Notes what the pod acknowledges.
+    /// Records the pod's last acknowledgement number.
     #[inline(always)]
     pub fn set_ack(self, ack: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe { (*self.0).ack = ack }
     }
 
-    /// Notes a FIN of one side; whether both have sent one by now.
+    /// Records a FIN of one side; reports whether both sides have now sent one.
     #[inline(always)]
     pub fn set_fin(self, side: u32) -> bool {
         const BOTH: u32 = LIVE_FIN_OUT | LIVE_FIN_IN;
@@ -353,7 +354,8 @@ impl LiveSlot {
         }
     }
 
-    /// Notes by which interface the pod's packets come.
+    /// Records the index of the interface by which the pod's packets come; its lower 16 bits are
+    /// kept.
     #[inline(always)]
     pub fn set_origin(self, ifindex: u32) {
         // SAFETY: valid by the contract of `new`.

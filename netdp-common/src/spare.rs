@@ -1,41 +1,41 @@
-//! Which mappings make room for new ones where the tables are nearly full, or where no port
-//! is left towards a destination.
+//! The mappings that are evicted if the tables are nearly full, or if no port is left towards a
+//! destination.
 
 use crate::conntrack::{CLOSED_SECONDS, TcpState, tcp_state, ticks32};
 use crate::timeouts::Carried;
 use crate::tuple::proto;
 
-/// Which mappings make room, the first ones first.
+/// The eviction class of a mapping, in the order of eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Spare {
-    /// Both sides have closed, a while ago.
+    /// The connection closed a while ago.
     Closed,
-    /// A question was answered, a while ago, and nothing came after that.
+    /// A request was answered a while ago, and no packet came after the reply.
     Answered,
-    /// Nothing has come back for a while.
+    /// There has been no reply for a while.
     Unanswered,
-    /// Closed just now: what was lost may be sent once more.
+    /// The connection closed just now: lost segments may still be retransmitted.
     Closing,
-    /// The answer may be under way.
+    /// The reply may be in flight.
     Asking,
-    /// Both sides have closed, but a FIN may not have arrived: it makes no room yet.
+    /// Both sides have closed, but a FIN may not have arrived: not evicted yet.
     LastAck,
 }
 
-/// Ticks of silence after which nothing is sent again for a closed connection:
-/// a few retransmission timeouts (RFC 6298 2.4: 1 s at least, 0.2 s in Linux).
+/// Ticks of silence after which nothing is retransmitted for a closed connection: a few
+/// retransmission timeouts (RFC 6298 2.4: 1 s at least, 0.2 s in Linux).
 pub const CLOSED_TICKS: u32 = ticks32(1);
-/// Ticks after which nobody waits for an answer any more: what resolvers wait.
+/// Ticks after which a reply is no longer expected: the timeout of resolvers.
 pub const UNANSWERED_TICKS: u32 = ticks32(5);
-/// Ticks after which a question and its answer are over (netfilter's timer for UDP that is
-/// no stream: `UDP_CT_UNREPLIED`, net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
+/// Ticks after which a request and its reply are over (netfilter's timeout for UDP that is not a
+/// stream: `UDP_CT_UNREPLIED`, net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
 pub const ANSWERED_TICKS: u32 = ticks32(30);
-/// Ticks after which a UDP stream is no longer one (`UDP_CT_REPLIED` there; the least that
-/// RFC 4787 REQ-5 asks for).
+/// Ticks after which a UDP stream is no longer one (`UDP_CT_REPLIED` there; the minimum of RFC 4787
+/// REQ-5).
 pub const STREAM_TICKS: u32 = ticks32(120);
 
-/// Returns whether and how willingly a mapping that has been idle for so many ticks makes
-/// room; `None`: never.
+/// Returns the eviction class of a mapping that has been idle for that many ticks; `None`: never
+/// evict.
 #[inline(always)]
 #[must_use]
 pub const fn spare(carried: &Carried, idle: u32) -> Option<Spare> {
@@ -51,7 +51,7 @@ pub const fn spare(carried: &Carried, idle: u32) -> Option<Spare> {
     };
     if carried.protocol == proto::TCP {
         return match tcp_state(carried.original, carried.reply) {
-            // As long as a FIN is sent again.
+            // The time during which a FIN is retransmitted.
             TcpState::TimeWait if !carried.acknowledged && idle < ticks32(CLOSED_SECONDS) => {
                 Some(Spare::LastAck)
             }
@@ -75,8 +75,8 @@ pub const fn spare(carried: &Carried, idle: u32) -> Option<Spare> {
     }
 }
 
-/// Returns whether a UDP stream has been idle for so long that its port may go to another
-/// flow where no other is left.
+/// Reports whether a UDP stream has been idle for so long that its port may be given to another
+/// flow if no other is left.
 #[inline(always)]
 #[must_use]
 pub const fn is_silent_stream(carried: &Carried, idle: u32) -> bool {

@@ -1,4 +1,4 @@
-//! What the decisions need from the world: maps, clock, sockets.
+//! The environment of the decisions: maps, clock, sockets.
 
 use crate::abi::{
     Action, Counters, Fragment, Limits, Live, Mapping, NodeFlow, NodeProtocol, Settings, SourceKey,
@@ -13,7 +13,7 @@ use crate::siphash;
 use crate::slot::{AskedSlot, LiveSlot, Place, Slot};
 use crate::tuple::Tuple;
 
-/// Why an entry could not be inserted.
+/// The reason why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InsertError {
     /// The key is taken (`BPF_NOEXIST`).
@@ -22,37 +22,38 @@ pub enum InsertError {
     Full,
 }
 
-/// Where a source is, as the routing table has it, beside where its packet came from.
+/// The location of a source by the routing table, relative to the interface by which its packet
+/// came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// Nothing speaks against it: no route, a default route, a route by a gateway that
-    /// leads elsewhere, or the packet came by no interface.
+    /// No contradiction: no route, a default route, a route via a gateway that leads elsewhere, or
+    /// the packet came by no interface.
     Unknown,
-    /// Its network begins behind the interface by which the packet came, and a neighbour
-    /// there is known by this address.
+    /// Its network is on-link at the interface by which the packet came, and a neighbour there is
+    /// known by this address.
     Link,
-    /// The same, but no neighbour is known by it.
+    /// Its network is on-link at that interface, but no neighbour is known by this address.
     Unresolved,
-    /// A gateway behind the interface by which the packet came leads there.
+    /// It is reached via a gateway behind the interface by which the packet came.
     Routed,
-    /// Its network begins behind another interface: the packet is forged.
+    /// Its network is on-link at another interface: the packet is forged.
     Elsewhere,
 }
 
 /// The datapath's maps and helpers. `netdp-ebpf` implements it over BPF maps,
 /// the tests over ordinary ones with the kernel's semantics.
 pub trait Tables {
-    /// Time in ticks, see [`crate::conntrack`].
+    /// Returns the time in ticks, see [`crate::conntrack`].
     fn now(&self) -> u32;
-    /// A random number.
+    /// Returns 32 random bits.
     fn random(&self) -> u32;
-    /// The settings in force.
+    /// Returns the settings in force.
     fn settings(&self) -> &Settings;
-    /// The uplink that the packet leaves or comes in by.
+    /// Returns the uplink that the packet leaves or arrives by.
     fn uplink(&self) -> &Uplink;
-    /// The index of the interface at which the program runs.
+    /// Returns the index of the interface at which the program runs.
     fn ifindex(&self) -> u32;
-    /// Where a packet that leaves does so.
+    /// Returns the uplink and epoch of a leaving packet.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the lower bits are wanted")]
     fn place(&self) -> Place {
@@ -61,136 +62,138 @@ pub trait Tables {
             epoch: self.epoch() as u8,
         }
     }
-    /// The epoch, as it was before anything was looked up ([`Settings::epoch`]).
+    /// Returns the epoch as it was before any lookup ([`Settings::epoch`]).
     fn epoch(&self) -> u32;
-    /// Counts.
+    /// Increments one of the counters.
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64);
-    /// Whether `addr` is an address of the node.
+    /// Reports whether `addr` is an address of the node.
     fn is_local(&self, addr: &Addr) -> bool;
-    /// Whether the node receives what is sent to `addr` although it is no address of the node
+    /// Reports whether the node receives packets to `addr` although it is not one of its addresses
     /// (`ip route add local`).
     fn is_any_ip(&self, addr: &Addr) -> bool;
-    /// The policy for new flows to `dst`.
+    /// Returns the policy's action for new flows to `dst`.
     fn action(&self, dst: &Addr) -> Action;
-    /// Whether packets between `pod` and `peer` were found to be bypassed, and
-    /// still are: `pod` is no address of the node, the policy bypasses `peer`, and
-    /// no mapping lives that says otherwise. `false` where nothing is known.
+    /// Reports whether packets between `pod` and `peer` were found to be bypassed, and still are:
+    /// `pod` is not an address of the node, the policy bypasses `peer`, and no live mapping
+    /// overrides it. `false` on a miss.
     fn is_known_bypass(&self, pod: &Addr, peer: &Addr) -> bool;
-    /// Remembers that they are; may forget it any time.
+    /// Caches that packets between `pod` and `peer` are bypassed; the entry may be lost at any
+    /// time.
     fn set_known_bypass(&self, pod: &Addr, peer: &Addr);
-    /// Whether a policy before the one in force bypassed `dst`, which is
-    /// masqueraded now.
+    /// Reports whether an earlier policy bypassed `dst`, which is now masqueraded.
     fn was_bypassed(&self, dst: &Addr) -> bool;
-    /// The original half of a mapping, by the tuple that the pod sends.
+    /// Returns the original half of a mapping, by its original tuple.
     fn snat(&self, tuple: &Tuple) -> Option<Slot>;
-    /// The reply half of a mapping, by the tuple that comes in.
+    /// Returns the reply half of a mapping, by its wire tuple.
     fn rev_snat(&self, tuple: &Tuple) -> Option<Slot>;
     /// Inserts an original half unless there is one.
     ///
     /// # Errors
-    /// [`InsertError`] where it can't be.
+    /// Returns [`InsertError::Exists`] if there is one already, [`InsertError::Full`] if the map is
+    /// full or the kernel has no memory.
     fn insert_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
     /// Claims a wire tuple unless it is taken.
     ///
     /// # Errors
-    /// [`InsertError`] where it can't be.
+    /// Returns [`InsertError::Exists`] if it is taken, [`InsertError::Full`] if the map is full or
+    /// the kernel has no memory.
     fn insert_rev_snat(&self, tuple: &Tuple, mapping: &Mapping) -> Result<(), InsertError>;
-    /// Gives a wire tuple back.
+    /// Releases a claimed wire tuple.
     fn remove_rev_snat(&self, tuple: &Tuple);
-    /// Removes an original half; `false` if there was none, or another CPU was faster.
+    /// Removes an original half; returns `false` if there was none, or another CPU was faster.
     fn remove_snat(&self, tuple: &Tuple) -> bool;
-    /// What pods may take, and the secret of the node.
+    /// Returns the limits of pods, and the node's secret.
     fn limits(&self) -> &Limits;
-    /// The secret of the node.
+    /// Returns the node's secret.
     #[inline(always)]
     fn secret(&self) -> siphash::Key {
         self.limits().secret
     }
-    /// What the pods of a bucket have, or all of them for [`crate::share::TOTAL`].
+    /// Returns the share of a bucket, or the total for [`crate::share::TOTAL`].
     fn share(&self, bucket: u32) -> Option<ShareSlot>;
-    /// The index of the interface by which the packet came to the node; 0 if the node
+    /// Returns the index of the interface by which the packet came to the node; 0 if the node
     /// itself sends it.
     fn ingress_ifindex(&self) -> u32;
-    /// Where `addr` is, beside where the packet came from.
+    /// Returns the location of `addr`, relative to the interface by which the packet came.
     fn origin(&self, addr: &Addr, family: Family) -> Origin;
-    /// Remembers the tuple of a mapping that has begun or closed, in the place of the oldest if
-    /// need be.
+    /// Queues the tuple of a mapping that has begun or closed; replaces the oldest if the queue is
+    /// full.
     fn push_recent(&self, tuple: &Tuple);
-    /// Takes out the one that was remembered longest ago; `false` if there is none.
+    /// Dequeues the oldest queued tuple; returns `false` if there is none.
     fn pop_recent(&self, tuple: &mut Tuple) -> bool;
-    /// The map of taken ports in this place, below [`crate::port_map::PORT_MAPS`].
+    /// Returns the map of taken ports at `index`, below [`crate::port_map::PORT_MAPS`].
     fn port_map(&self, index: u32) -> Option<PortMapSlot>;
-    /// A flow of the node's own that no socket is found for, by the tuple that comes in.
+    /// Returns a recorded flow of the node itself for which no socket is found, by its wire tuple.
     fn node_flow(&self, wire: &Tuple) -> Option<NodeFlow>;
-    /// Remembers one; may forget it any time.
+    /// Records such a flow; the entry may be lost at any time.
     fn set_node_flow(&self, wire: &Tuple, flow: &NodeFlow);
-    /// A flow that keeps the pod's address and that the pod has answered, by the tuple
-    /// that the pod sends.
+    /// Returns a flow that keeps the pod's address and that the pod has answered, by the tuple of
+    /// the pod's packets.
     fn live(&self, tuple: &Tuple) -> Option<LiveSlot>;
-    /// Remembers one; `false` if there is no room, or it is there already.
+    /// Records such a flow; returns `false` if there is no room, or it exists already.
     fn insert_live(&self, tuple: &Tuple, live: &Live) -> bool;
-    /// Forgets it; `false` if it was gone.
+    /// Removes such a flow; returns `false` if it did not exist.
     fn remove_live(&self, tuple: &Tuple) -> bool;
-    /// Such a flow that the pod has not answered, or that has closed.
+    /// Returns a flow that keeps the pod's address and that the pod has not answered, or that has
+    /// closed.
     fn asked(&self, tuple: &Tuple) -> Option<AskedSlot>;
-    /// Remembers one, in the place of the least recently used. `limit`: silence in ticks
-    /// after which it no longer counts, see [`crate::abi::Inbound`].
+    /// Records such a flow; may replace the least recently used. `limit`: silence in ticks after
+    /// which it expires, see [`crate::abi::Inbound`].
     fn insert_asked(&self, tuple: &Tuple, limit: u32);
-    /// Forgets it.
+    /// Removes such a flow.
     fn remove_asked(&self, tuple: &Tuple);
-    /// Whether the packet that leaves was not sent by the node: it has another hardware address for
-    /// source than those by which the node sends.
+    /// Reports whether the leaving packet was not sent by the node: its source hardware address is
+    /// none of those by which the node sends.
     fn is_bridged(&self, tuple: &Tuple, family: Family) -> bool;
-    /// The route that a forwarded packet with this tuple takes by the uplink; `None` where that
-    /// can't be told.
+    /// Returns the route that a forwarded packet with this tuple takes by the uplink; `None` if it
+    /// cannot be determined.
     fn way(&self, tuple: &Tuple, family: Family) -> Option<&Way>;
-    /// Puts the source that the agent has put down for a key into `addr`, if it counts at this
-    /// uplink.
+    /// Looks up the source that the agent has configured for `key`, and puts it into `addr` if it
+    /// is valid at this uplink.
     fn source(&self, key: &SourceKey, addr: &mut Addr) -> bool;
-    /// What becomes of the fragments of a datagram that leaves, or comes in, by
-    /// [`Fragment`]'s key.
+    /// Returns the verdict for the fragments of a datagram that leaves, or arrives, by the key of
+    /// [`Fragment`].
     fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment>;
-    /// Remembers what becomes of them.
+    /// Stores the verdict for the fragments of a datagram.
     fn insert_fragment(&self, key: &Tuple, fragment: &Fragment, leaving: bool);
-    /// Counts the IPv4 identifications of a sequence, chosen by `sequence`; the lower 16
-    /// bits count.
+    /// Increments the sequence of IPv4 identifications chosen by `sequence`, and returns the next;
+    /// only the lower 16 bits are used.
     fn next_ip_id(&self, sequence: u32) -> u32;
-    /// Whether all ports towards a destination were taken a moment ago. `wire`'s
-    /// `dst_id` is the first of them.
+    /// Reports whether all ports towards a destination were recently found taken. The `dst_id` of
+    /// `wire` is the first of them.
     fn is_exhausted(&self, wire: &Tuple) -> bool;
-    /// Remembers that they are.
+    /// Records that all ports towards a destination are taken.
     fn set_exhausted(&self, wire: &Tuple);
-    /// The wire port that an endpoint has towards other destinations. `endpoint`
-    /// is the pod's side of a tuple, with the node's address for destination.
+    /// Returns the wire port that an endpoint has towards other destinations. `endpoint` is the
+    /// pod's side of a tuple, with the node's address as destination.
     fn endpoint_port(&self, endpoint: &Tuple) -> Option<u16>;
-    /// Remembers it.
+    /// Records the wire port of an endpoint.
     fn set_endpoint_port(&self, endpoint: &Tuple, port: u16);
-    /// The far end of a mapping with this endpoint on the wire. `endpoint` is the
-    /// wire's side of a tuple.
+    /// Returns the remote endpoint of a mapping with this endpoint on the wire. `endpoint` is the
+    /// wire side of a tuple.
     fn wire_endpoint(&self, endpoint: &Tuple) -> Option<Endpoint>;
-    /// Remembers it.
+    /// Records the remote endpoint of a mapping with this endpoint on the wire.
     fn set_wire_endpoint(&self, endpoint: &Tuple, far: &Endpoint);
-    /// Whether `port` must not be given away (NodePorts and the like).
+    /// Reports whether `port` is never given to mappings (NodePorts and similar).
     #[inline(always)]
     fn port_reserved(&self, port: u16) -> bool {
         self.ports_reserved(port as u32 / 64) >> (port % 64) & 1 != 0
     }
-    /// Which of the 64 ports from `64 * word` on must not be given away.
+    /// Returns the bits of the 64 ports from `64 * word` on that are never given to mappings.
     fn ports_reserved(&self, word: u32) -> u64;
-    /// Whether a hostPort or service of the node answers on this port, or a socket
-    /// that a lookup would not find.
+    /// Reports whether a hostPort or service of the node answers on this port, or a socket that a
+    /// lookup would not find.
     fn node_answers(&self, protocol: u32, port: u16) -> bool;
-    /// Whether the node itself speaks this protocol without ports with this peer.
+    /// Reports whether the node itself uses this protocol, which has no ports, with this peer.
     fn node_speaks(&self, key: &NodeProtocol) -> bool;
-    /// Whether the packet was sent by a socket of the node.
+    /// Reports whether the packet was sent by a socket of the node.
     fn sent_by_socket(&self) -> bool;
-    /// Whether a socket of the node would receive packets with the tuple `wire`, a
-    /// listener included.
+    /// Reports whether a socket of the node, including a listener, would receive packets with the
+    /// tuple `wire`.
     fn socket_receives(&self, wire: &Tuple) -> bool;
     /// Calls `step` with 0, 1, 2 … until it returns false or `n` calls are made.
     ///
-    /// `step` is a type of its own and captures nothing: the BPF target has no
-    /// indirect calls.
+    /// `step` has a type of its own and captures nothing: the BPF target has no indirect calls.
     fn repeat<S, F>(&self, n: u32, state: &mut S, step: F)
     where
         F: Fn(&Self, u32, &mut S) -> bool;

@@ -1,17 +1,17 @@
-//! How long a mapping lives: idle times by protocol, state, and what it has carried.
+//! Timeouts of mappings: idle times by protocol, state, and traffic.
 
 use crate::abi::Mapping;
 use crate::conntrack::{TcpState, age, tcp_state, ticks32};
 use crate::tuple::{Tuple, proto};
 
-/// The traffic of a mapping so far, as far as it decides how long it may be silent.
+/// The traffic of a mapping so far, as far as its timeout depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Carried {
-    /// Protocol number.
+    /// IP protocol number.
     pub protocol: u32,
     /// The peer's port, host byte order, where the protocol has ports.
     pub peer_port: u16,
-    /// Whether a connection that both sides have closed had both FINs acknowledged.
+    /// True if a connection that both sides have closed had both FINs acknowledged.
     pub acknowledged: bool,
     /// `SEEN_*` bits of the original direction.
     pub original: u32,
@@ -19,20 +19,20 @@ pub struct Carried {
     pub reply: u32,
     /// Packets of the original direction (wrapping).
     pub packets: u32,
-    /// Packets that came back (wrapping).
+    /// Packets of the reply direction (wrapping).
     pub replies: u32,
     /// Ticks from the first packet to the last one.
     pub lasted: u32,
 }
 
-/// Ticks for which a question and its answer last at most; what lasts longer is a stream
-/// (`stream_ts` in net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
+/// Maximum duration of a request and its reply, in ticks; longer traffic is a stream (`stream_ts`
+/// in net/netfilter/nf_conntrack_proto_udp.c, Linux 6.12).
 const EXCHANGE_TICKS: u32 = ticks32(2);
 /// Ports below this one are well-known (RFC 6335 6).
 const WELL_KNOWN: u16 = 1024;
 
 impl Carried {
-    /// Returns what a mapping has carried; without a reply half nothing has come back.
+    /// Returns the traffic of a mapping; without a reply half there was no reply.
     #[must_use]
     pub const fn by(tuple: &Tuple, original: &Mapping, reply: Option<&Mapping>) -> Self {
         let (seen, replies, reply_at, acknowledged) = match reply {
@@ -56,7 +56,7 @@ impl Carried {
         }
     }
 
-    /// Whether an answer came, and nothing since, so that it is no stream.
+    /// Reports whether a reply came, and nothing since, so that it is not a stream.
     #[inline(always)]
     #[must_use]
     pub const fn is_exchange(&self) -> bool {
@@ -67,8 +67,8 @@ impl Carried {
         asks && self.replies != 0 && self.lasted <= EXCHANGE_TICKS
     }
 
-    /// Whether it was a question to a well-known port of UDP and its answer, each sent twice
-    /// at most, and nothing since: such flows may end soon (RFC 4787 REQ-5 a).
+    /// Reports whether it was a request to a well-known UDP port and its reply, each sent at most
+    /// twice, and nothing since: such flows may time out early (RFC 4787 REQ-5 a).
     #[inline(always)]
     #[must_use]
     pub const fn is_lookup(&self) -> bool {
@@ -80,7 +80,7 @@ impl Carried {
     }
 }
 
-/// Ticks from the moment when a mapping began to the later of the two moments.
+/// Returns the ticks from the beginning of a mapping to the later of the two moments.
 #[inline(always)]
 #[must_use]
 pub const fn lasted(begun: u32, original_seen: u32, reply_seen: u32) -> u32 {
@@ -95,20 +95,20 @@ pub struct Timeouts {
     pub tcp_opening: u64,
     /// TCP established (RFC 5382 REQ-5: at least 2 h 4 min; netfilter: 5 days).
     pub tcp_established: u64,
-    /// TCP picked up in mid-stream before anything came back (netfilter: 300).
+    /// TCP picked up mid-stream, before a reply (netfilter: 300).
     pub tcp_unreplied: u64,
-    /// TCP with one side closed. As long as a transfer may take: RFC 5382's
-    /// floor for established connections.
+    /// TCP with one side closed. The time that a transfer may take: RFC 5382's minimum for
+    /// established connections.
     pub tcp_half_closed: u64,
     /// TCP after both FINs or a RST (RFC 7857 2.1 and 2.2: 4 minutes).
     pub tcp_closing: u64,
-    /// UDP before anything came back (RFC 4787 REQ-5: at least 2 minutes).
+    /// UDP before a reply (RFC 4787 REQ-5: at least 2 minutes).
     pub udp_unreplied: u64,
     /// UDP with replies (RFC 4787 REQ-5: 5 minutes recommended).
     pub udp_replied: u64,
-    /// A question and its answer by UDP to a port below 1024 (RFC 4787 REQ-5: at least 2
-    /// minutes, less for such ports). Sweeps are not timed for less than the others: the
-    /// next one that is due ends the mapping.
+    /// A UDP request to a port below 1024 and its reply (RFC 4787 REQ-5: at least 2 minutes, less
+    /// for such ports). It does not shorten the interval of sweeps below that of the other
+    /// timeouts: the next sweep that is due ends the mapping.
     pub udp_lookup: u64,
     /// ICMP queries (RFC 5508 REQ-2: at least 60 s).
     pub icmp: u64,
@@ -134,7 +134,7 @@ impl Default for Timeouts {
 }
 
 impl Timeouts {
-    /// The shortest of all timeouts that sweeps are timed for, in seconds.
+    /// Returns the shortest of the timeouts that determine the interval of sweeps, in seconds.
     #[must_use]
     pub fn shortest(&self) -> u64 {
         let Self {
@@ -164,7 +164,7 @@ impl Timeouts {
         .fold(u64::MAX, u64::min)
     }
 
-    /// The shortest of this protocol's timeouts, in seconds.
+    /// Returns the shortest of this protocol's timeouts, in seconds.
     #[must_use]
     pub fn shortest_of(&self, protocol: u32) -> u64 {
         match protocol {
@@ -180,16 +180,15 @@ impl Timeouts {
         }
     }
 
-    /// The shortest timeout in seconds that a mapping can get in the place of a
-    /// longer one, by a packet that begins it anew: TCP that closes, UDP that is
-    /// answered. A mapping that lives for longer than this lives for as long,
-    /// whatever comes.
+    /// Returns the shortest timeout in seconds that a mapping can get instead of a longer one, by a
+    /// packet that changes its state: TCP that closes, UDP that is answered. A mapping with a
+    /// longer remaining time lasts for at least this long, regardless of the packets that come.
     #[must_use]
     pub fn shortest_renewed(&self) -> u64 {
         self.shortest_of(proto::TCP).min(self.udp_replied)
     }
 
-    /// Returns the seconds of silence that end a mapping, from what it has carried.
+    /// Returns the timeout of a mapping in seconds, from its traffic.
     #[must_use]
     pub const fn of(&self, carried: &Carried) -> u64 {
         match carried.protocol {

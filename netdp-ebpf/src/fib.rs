@@ -1,4 +1,4 @@
-//! The kernel's routing tables.
+//! Lookups in the kernel's routing tables.
 
 use crate::maps;
 use aya_ebpf::EbpfContext as _;
@@ -18,13 +18,13 @@ use netdp_common::tuple::{Tuple, proto};
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// What a lookup found: its code, and the parameters as the helper left them.
+/// The result of a lookup: its code, and the parameters as the helper left them.
 struct Found {
     code: u32,
     params: MaybeUninit<bpf_fib_lookup>,
 }
 
-/// Looks a destination up as of the packet's device.
+/// Looks up a destination from the packet's device.
 #[inline(always)]
 fn lookup(ctx: &TcContext, dst: &Addr, family: Family, flags: u32) -> Option<Found> {
     let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
@@ -34,7 +34,7 @@ fn lookup(ctx: &TcContext, dst: &Addr, family: Family, flags: u32) -> Option<Fou
     let code = unsafe {
         p.cast::<[u64; 8]>().write([0; 8]);
         (*p).ifindex = (*ctx.skb.skb).ifindex;
-        // With a length the helper compares that with the MTU, and not the packet's own.
+        // If a length is set, the helper compares it with the MTU, and not the packet's own.
         (*p).__bindgen_anon_1.tot_len = 1;
         let to = dst.words();
         match family {
@@ -52,13 +52,13 @@ fn lookup(ctx: &TcContext, dst: &Addr, family: Family, flags: u32) -> Option<Fou
     u32::try_from(code).ok().map(|code| Found { code, params })
 }
 
-/// Takes the mark for the lookup too (`BPF_FIB_LOOKUP_MARK`, Linux 6.10; the bindings are older).
+/// Includes the mark in the lookup (`BPF_FIB_LOOKUP_MARK`, Linux 6.10; not in the bindings yet).
 const MARK: u32 = 1 << 5;
 
-/// The route that a forwarded packet with this tuple takes by this uplink, and the source that
-/// it names. First as the kernel has routed the packet: by its source, mark, DSCP, ports and
-/// the interface that it came by, so that `ip rule` counts. Where that does not lead here (a
-/// mark that was set later, a packet that others redirected), by routes of this uplink alone.
+/// Finds the route that a forwarded packet with this tuple takes by this uplink, and the source
+/// that it gives. First as the kernel has routed the packet: by its source, mark, DSCP, ports and
+/// ingress interface, so that `ip rule` applies. If that does not lead here (a mark that was set
+/// later, a packet that others redirected), by the routes of this uplink alone.
 #[inline(never)]
 pub fn way(ctx: &TcContext, tuple: &Tuple, family: Family, way: &mut Way) -> bool {
     // SAFETY: a TC program's context is readable for the program's run.
@@ -69,8 +69,8 @@ pub fn way(ctx: &TcContext, tuple: &Tuple, family: Family, way: &mut Way) -> boo
     ask(ctx, tuple, family, 0, way) && way.link == here
 }
 
-/// Whether the kernel, routing a packet with this tuple from where it came, would send it by this
-/// uplink with `mac` for its source.
+/// Reports whether the kernel, routing a packet with this tuple from its ingress interface, would
+/// send it by this uplink with the source address `mac`.
 #[inline(never)]
 pub fn sends_as(ctx: &TcContext, tuple: &Tuple, family: Family, mac: &[u8; 6]) -> bool {
     let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
@@ -95,24 +95,24 @@ pub fn sends_as(ctx: &TcContext, tuple: &Tuple, family: Family, mac: &[u8; 6]) -
     }
 }
 
-/// Bits of an IPv6 header's first word that hold traffic class and flow label, as they lie in
-/// memory (`IPV6_FLOWINFO_MASK`, include/uapi/linux/in6.h, Linux 6.12).
+/// Bits of an IPv6 header's first word that hold traffic class and flow label, in memory order
+/// (`IPV6_FLOWINFO_MASK`, include/uapi/linux/in6.h, Linux 6.12).
 const FLOWINFO: u32 = 0x0fff_ffff_u32.to_be();
 
-/// Writes protocol, addresses, ports, and the DSCP that the packet has.
+/// Fills in protocol, addresses, ports, and the DSCP of the packet.
 ///
 /// # Safety
-/// `p` is a whole `bpf_fib_lookup`.
+/// `p` must be a complete `bpf_fib_lookup`.
 #[inline(always)]
 unsafe fn fill(ctx: &TcContext, p: *mut bpf_fib_lookup, tuple: &Tuple, family: Family) {
-    // SAFETY: as the caller says; the helper writes the first word of the IP header, or zeroes,
-    // where DSCP and flow label belong.
+    // SAFETY: by the contract; the helper writes the first word of the IP header, or zeroes, into
+    // the field of DSCP and flow label.
     unsafe {
         let word = &raw mut (*p).__bindgen_anon_2.flowinfo;
         bpf_skb_load_bytes_relative(ctx.as_ptr(), 0, word.cast(), 4, BPF_HDR_START_NET);
         let [_, tos, ..] = (*word).to_ne_bytes();
         *word = match family {
-            // The union's first byte, however the machine orders them.
+            // The union's first byte, on machines of either byte order.
             Family::V4 => u32::from_ne_bytes([tos, 0, 0, 0]),
             Family::V6 => *word & FLOWINFO,
         };
@@ -137,7 +137,7 @@ unsafe fn fill(ctx: &TcContext, p: *mut bpf_fib_lookup, tuple: &Tuple, family: F
     }
 }
 
-/// Asks once; `came_by` 0 stands for what leaves by this uplink.
+/// Looks up the route once; `came_by` 0 stands for packets that leave by this uplink.
 #[inline(never)]
 fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut Way) -> bool {
     let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
@@ -154,14 +154,14 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
             (*p).ifindex = (*skb).ifindex;
             flags |= BPF_FIB_LOOKUP_OUTPUT;
         }
-        // With a length the helper compares that with the MTU, and not the packet's own.
+        // If a length is set, the helper compares it with the MTU, and not the packet's own.
         (*p).__bindgen_anon_1.tot_len = 1;
         fill(ctx, p, tuple, family);
         // The union of the two hardware addresses begins with the mark.
         (&raw mut (*p).smac).cast::<u32>().write((*skb).mark);
         let mut code = lookup_helper(ctx.as_ptr(), p, size, flags);
         if code < 0 {
-            // Linux 6.7 to 6.9 do not know the one flag, those before neither; nothing is
+            // Linux 6.7 to 6.9 do not support the one flag, earlier ones neither; nothing is
             // written then.
             code = lookup_helper(ctx.as_ptr(), p, size, flags & !MARK);
         }
@@ -171,7 +171,7 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
             code = lookup_helper(ctx.as_ptr(), p, size, plain);
             way.has_source = 0;
         }
-        // IPv6, where no interface has an address; the rest is set (the bindings are older).
+        // IPv6, if no interface has an address; the other fields are set (not in the bindings yet).
         const NO_SRC_ADDR: i64 = 9;
         match code {
             0 => {}
@@ -181,7 +181,7 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
         way.link = (*p).ifindex;
         let source = (*p).__bindgen_anon_3;
         let next = (*p).__bindgen_anon_4;
-        // A route to IPv4 may have an IPv6 router; the helper says so.
+        // An IPv4 route may have an IPv6 next hop; the helper then sets the family.
         way.next = if (*p).family == AF_INET {
             Addr::from_v4_word(next.ipv4_dst)
         } else {
@@ -195,17 +195,17 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
     true
 }
 
-/// What the route to an address says.
+/// The route to an address.
 pub struct Route {
-    /// The interface.
+    /// Index of the outgoing interface.
     pub ifindex: u32,
-    /// There is no gateway on the way.
+    /// True if the route has no gateway.
     pub direct: bool,
-    /// A neighbour has the address.
+    /// True if a neighbour entry exists for the address.
     pub resolved: bool,
 }
 
-/// The route to `addr`, a pod.
+/// Looks up the route to `addr`, a pod; returns `false` if there is none.
 #[inline(never)]
 pub fn route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut Route) -> bool {
     let Some(Found { code, params }) = lookup(ctx, addr, family, 0) else {
@@ -218,7 +218,7 @@ pub fn route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut Route) ->
     let params = unsafe { params.assume_init_ref() };
     route.ifindex = params.ifindex;
     route.resolved = code == 0;
-    // SAFETY: the lookup leaves the destination there, or the gateway to it.
+    // SAFETY: the lookup leaves the destination there, or its gateway.
     route.direct = unsafe {
         match family {
             Family::V4 => {
@@ -234,7 +234,7 @@ pub fn route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut Route) ->
     true
 }
 
-/// The interface that leads to `dst`, a pod.
+/// Returns the index of the interface that leads to `dst`, a pod.
 #[inline(never)]
 pub fn interface(ctx: &TcContext, dst: &Addr, family: Family) -> Option<u32> {
     let Found { code, params } = lookup(ctx, dst, family, 0)?;

@@ -1,7 +1,7 @@
-//! Fragments that come in before the first one of their datagram: kept in a map
-//! and sent in anew by the device once the first one has come.
+//! The queue of fragments that arrive before the first one of their datagram: kept in a map, and
+//! reinjected at the device's ingress once the first one has arrived.
 //!
-//! Bounded by the maps' sizes; the least recently used are forgotten.
+//! Bounded by the maps' sizes; the least recently used are evicted.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM};
@@ -14,12 +14,12 @@ use aya_ebpf::programs::TcContext;
 use core::ffi::{c_long, c_void};
 use netdp_common::tuple::Tuple;
 
-/// The largest packet that is held: a jumbo frame.
+/// The largest packet that is queued, in bytes: a jumbo frame.
 const MAX_LEN: u32 = 9216;
-/// Fragments of one datagram that are held: 64 KiB of 1500-byte packets.
+/// The number of fragments of one datagram that are queued: 64 KiB of 1500-byte packets.
 const MAX_FRAGMENTS: u32 = 48;
 
-/// A whole packet.
+/// A queued packet, complete.
 #[repr(C)]
 pub struct Held {
     len: u32,
@@ -29,14 +29,14 @@ pub struct Held {
 /// Datagram and number (in the upper bits of `proto`) → packet.
 #[btf_map]
 static HELD: LruHashMap<Tuple, Held, 256> = LruHashMap::new();
-/// Datagram → how many packets are held.
+/// Datagram → the number of its packets in the queue.
 #[btf_map]
 static HELD_COUNT: LruHashMap<Tuple, u32, 128> = LruHashMap::new();
-/// Too large for the stack.
+/// Buffer for a packet: too large for the stack.
 #[btf_map]
 static SCRATCH: PerCpuArray<Held, 1> = PerCpuArray::new();
 
-/// The key of packet `n` of a datagram. Protocols have 8 bits.
+/// Returns the key of packet `n` of a datagram. Protocols have 8 bits.
 #[inline(always)]
 const fn numbered(datagram: &Tuple, n: u32) -> Tuple {
     let mut key = *datagram;
@@ -44,9 +44,9 @@ const fn numbered(datagram: &Tuple, n: u32) -> Tuple {
     key
 }
 
-/// The length of a packet that fits. No packet has none; but of a comparison
-/// with 0 LLVM makes one that Linux 6.1's verifier learns no lower bound from,
-/// and it lets no program copy 0 bytes.
+/// Returns the length of a packet that fits. No packet has length 0, but LLVM turns a comparison
+/// with 0 into one from which Linux 6.1's verifier derives no lower bound, and it rejects copies of
+/// 0 bytes.
 #[inline(always)]
 fn bounded(len: u32) -> Option<u32> {
     (len <= MAX_LEN).then_some(if len > 1 { len } else { 1 })
@@ -56,8 +56,8 @@ fn bounded(len: u32) -> Option<u32> {
 #[inline(always)]
 fn copy<'a>(ctx: &TcContext) -> Option<&'a mut Held> {
     let len = bounded(ctx.len())?;
-    // SAFETY: this CPU's own; the packet has `len` bytes, the buffer room for
-    // them. A map value is all integers.
+    // SAFETY: this CPU's own; the packet has `len` bytes, which fit into the buffer. A map value is
+    // all integers.
     unsafe {
         let held = &mut *SCRATCH.get_ptr_mut(0)?;
         held.len = len;
@@ -66,7 +66,7 @@ fn copy<'a>(ctx: &TcContext) -> Option<&'a mut Held> {
     }
 }
 
-/// Keeps the packet; `false` if there is no room.
+/// Queues the packet; returns `false` if there is no room.
 #[inline(never)]
 pub fn hold(ctx: &TcContext, datagram: &Tuple) -> bool {
     // SAFETY: copied at once.
@@ -87,8 +87,8 @@ struct Release<'a> {
     ifindex: u32,
 }
 
-/// Sends in what was held of the datagram whose first fragment this packet is.
-/// The packet serves as the vessel and is afterwards what it was.
+/// Reinjects the queued fragments of the datagram whose first fragment this packet is. The skb is
+/// reused to carry them, and then restored.
 #[inline(never)]
 pub fn release(ctx: &TcContext, datagram: &Tuple) -> bool {
     // SAFETY: copied at once.
@@ -126,13 +126,13 @@ unsafe extern "C" fn send(n: u32, release: *mut c_void) -> c_long {
     // SAFETY: `release` passes a `Release`.
     let release = unsafe { &mut *release.cast::<Release<'_>>() };
     let key = numbered(release.datagram, n);
-    // SAFETY: read only while the entry is there; what may replace it is
-    // another packet of the same size limit.
+    // SAFETY: read only while the entry exists; a replacement of it is another packet of the same
+    // size limit.
     if let Some(held) = unsafe { HELD.get(key) }
         && pour(release.ctx, held)
     {
-        // SAFETY: a TC program's context. The clone comes back to this device's
-        // ingress, where the first fragment is known by then.
+        // SAFETY: a TC program's context. The clone returns to this device's ingress, where the
+        // verdict of the first fragment is stored by then.
         unsafe {
             bpf_clone_redirect(release.ctx.skb.skb, release.ifindex, BPF_F_INGRESS.into());
         }
@@ -141,7 +141,7 @@ unsafe extern "C" fn send(n: u32, release: *mut c_void) -> c_long {
     0
 }
 
-/// Makes the packet what `held` holds.
+/// Loads the queued packet into the skb.
 #[inline(always)]
 fn pour(ctx: &TcContext, held: &Held) -> bool {
     let Some(len) = bounded(held.len) else {

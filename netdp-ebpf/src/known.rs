@@ -1,7 +1,5 @@
-//! What this CPU has found out lately, so that it need not look it up for each
-//! packet: the time, the uplink, and pairs of addresses between which packets are bypassed.
-//! It counts for one epoch of the settings only, the time for one
-//! jiffy.
+//! Per-CPU cache: the time, the uplink, and pairs of addresses between which packets are bypassed.
+//! Valid for one epoch of the settings only, the time for one jiffy.
 
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
@@ -10,22 +8,22 @@ use netdp_common::abi::{SETTING_NONE_STICKY, Settings, Uplink};
 use netdp_common::addr::Addr;
 use netdp_common::tuple::pair_slot;
 
-/// Pairs that are remembered: a table without chains, where the last one stays.
-/// 1,024 of them take 40 KiB of each CPU, about a cache of the first level.
+/// Slots of the bypass cache: a table without chains, in which the last pair replaces the earlier
+/// one. 1,024 pairs take 40 KiB of each CPU, about the size of a first-level cache.
 const PAIRS: u32 = 1024;
 
-/// Packets between these two are bypassed.
+/// A pair of addresses between which packets are bypassed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Pair {
     pod: Addr,
     peer: Addr,
     epoch: u32,
-    /// 1 if it is one.
+    /// 1 if the slot is in use.
     valid: u32,
 }
 
-/// What the last packet needed.
+/// The state cached for the last packet.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Last {
@@ -39,7 +37,7 @@ pub struct Last {
 #[btf_map]
 static KNOWN_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
 
-/// Whether this pair was found to be bypassed.
+/// Reports whether this pair is in the bypass cache.
 #[inline(always)]
 pub fn is_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) -> bool {
     if settings.flags & SETTING_NONE_STICKY == 0 {
@@ -53,7 +51,7 @@ pub fn is_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) -> 
     pair.valid != 0 && pair.epoch == epoch && same(&pair.peer, peer) && same(&pair.pod, pod)
 }
 
-/// Remembers what was found in `epoch`.
+/// Adds a pair that was found bypassed in `epoch`.
 #[inline(always)]
 pub fn set_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) {
     if settings.flags & SETTING_NONE_STICKY == 0 {
@@ -71,18 +69,19 @@ pub fn set_bypassed(settings: &Settings, epoch: u32, pod: &Addr, peer: &Addr) {
     }
 }
 
-/// By words: a comparison of arrays would call memcmp.
+/// Reports whether the addresses are equal. Compares words: a comparison of arrays would call
+/// memcmp.
 #[inline(always)]
 fn same(a: &Addr, b: &Addr) -> bool {
     let (a, b) = (a.words(), b.words());
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 
-/// Has `last` hold the uplink and the epoch: looked up with `find` where they are
-/// others. `epoch` was read before.
+/// Refreshes the uplink in `last`, by a lookup with `find`, if the interface or the epoch has
+/// changed. `epoch` was read before.
 ///
 /// # Safety
-/// `last` is this CPU's.
+/// `last` must be this CPU's.
 #[inline(always)]
 pub unsafe fn see_uplink<'a>(
     last: *mut Last,
@@ -101,11 +100,11 @@ pub unsafe fn see_uplink<'a>(
     }
 }
 
-/// Nanoseconds of `CLOCK_MONOTONIC`, at most a jiffy late. The verifier puts
-/// `bpf_jiffies64` in line; the clock is a call.
+/// Returns nanoseconds of `CLOCK_MONOTONIC`, at most a jiffy late. The verifier inlines
+/// `bpf_jiffies64`; the clock is a call.
 ///
 /// # Safety
-/// `last` is this CPU's.
+/// `last` must be this CPU's.
 #[inline(always)]
 pub unsafe fn now(last: *mut Last) -> u64 {
     // SAFETY: helpers without arguments; this CPU's own entry.

@@ -1,5 +1,5 @@
-//! The TC programs: parse, decide in netdp-common, turn the verdict into an
-//! action. A packet walks `main` → `skb` → `netdp_common::nat` → `skb`, or `rewrite`.
+//! The TC programs: parse the packet, decide in netdp-common, apply the verdict. A packet walks
+//! `main` → `skb` → `netdp_common::nat` → `skb`, or `rewrite`.
 
 #![no_std]
 #![no_main]
@@ -33,32 +33,32 @@ use netdp_common::packet::{L4, Parsed, Plain};
 use netdp_common::tables::Tables;
 use netdp_common::verdict::{DropReason, Verdict};
 
-/// `TCX_NEXT` and `TC_ACT_UNSPEC` are the same number: whatever other programs
-/// are attached run too (include/uapi/linux/bpf.h, Linux 6.6).
+/// `TCX_NEXT` and `TC_ACT_UNSPEC` are the same number: other programs on the hook also run
+/// (include/uapi/linux/bpf.h, Linux 6.6).
 const NEXT: i32 = TC_ACT_UNSPEC;
-/// Drop.
+/// Drops the packet and runs no further program.
 const SHOT: i32 = TC_ACT_SHOT;
 
-/// Uplink, TC egress: pods' packets get the node's address.
+/// Uplink, TC egress: translates the source of pods' packets to the node's address.
 #[classifier]
 pub fn egress_snat(ctx: TcContext) -> i32 {
     run(&ctx, true)
 }
 
-/// Uplink, TC ingress: replies get the pod's address back.
+/// Uplink, TC ingress: translates the destination of replies back to the pod's address.
 #[classifier]
 pub fn ingress_rev_snat(ctx: TcContext) -> i32 {
     run(&ctx, false)
 }
 
-/// Interfaces towards pods, TC ingress: hairpin.
+/// Interfaces towards pods, TC ingress: hairpin between pods.
 #[classifier]
 pub fn pod_hairpin(ctx: TcContext) -> i32 {
     turn::back(&ctx)
 }
 
-/// Egress of an uplink until its ingress has a program: what is forwarded does not leave. It would
-/// leave untranslated, or its answer would meet nothing that knows it.
+/// Uplink, TC egress, until its ingress has a program: drops forwarded packets. They would leave
+/// untranslated, or their replies would meet no program that translates them back.
 #[classifier]
 pub fn shut(ctx: TcContext) -> i32 {
     // SAFETY: a TC program's context is readable for the program's run.
@@ -68,7 +68,7 @@ pub fn shut(ctx: TcContext) -> i32 {
     }
 }
 
-/// What a link holds while a program moves before those of others: nothing happens.
+/// The placeholder of a link while its program is moved ahead of others: passes every packet.
 #[classifier]
 pub fn stand_in(_ctx: TcContext) -> i32 {
     NEXT
@@ -111,7 +111,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
             Err(reason) => Verdict::Drop(reason),
         },
         Parsed::NotIp => Verdict::Pass,
-        // The node's stack judges what comes in; nothing of the kind may leave.
+        // The node's stack handles malformed packets that arrive; none may leave.
         Parsed::Malformed if leaving && !world.is_bridged(&work.pkt.tuple, work.pkt.family) => {
             Verdict::Drop(DropReason::Malformed)
         }
@@ -119,8 +119,8 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     };
     let failed = match verdict {
         Verdict::Pass => {
-            // As above: a flow is to stay in its queue, whether its addresses are
-            // known or not.
+            // As above: a flow must stay in its queue, whether its addresses are in the bypass
+            // cache or not.
             if leaving {
                 skb::set_queue_hash(ctx, l2_len, &work.pkt.tuple.src, &work.pkt.tuple.dst);
             }
@@ -141,7 +141,7 @@ fn run(ctx: &TcContext, leaving: bool) -> i32 {
     }
 }
 
-/// Counts a packet that is dropped; one that the node had to refuse is reported and answered.
+/// Counts a dropped packet. A refusal is also logged, and answered with an ICMP error.
 #[inline(never)]
 fn drop_it(
     ctx: &TcContext,
@@ -160,9 +160,8 @@ fn drop_it(
     SHOT
 }
 
-/// What most packets are: plain ones of which is known what becomes of them. What they
-/// need stays in registers, as far as these go. An error is why it is dropped. `None` for
-/// all others; `work` has them then.
+/// Fast path: handles a packet that hits the bypass cache or a mapping, as far as possible in
+/// registers. An error is the drop reason. `None` means the slow path; `work` is then filled in.
 #[inline(always)]
 fn judge_plain(
     ctx: &TcContext,
@@ -196,8 +195,8 @@ fn judge_plain(
     }
 }
 
-/// Decides about an IP packet, and lets go what waited for it. `asked`: for its mapping,
-/// of which there is none.
+/// Decides about an IP packet, and releases the fragments that are queued behind it. `asked`: the
+/// lookup of its mapping was a miss.
 #[inline(always)]
 fn ip(
     ctx: &TcContext,
@@ -211,7 +210,7 @@ fn ip(
         other => other,
     };
     if !leaving && work.pkt.is_fragment != 0 && !matches!(work.pkt.l4, L4::LaterFragment) {
-        // Those that came before it follow it.
+        // The fragments that arrived before it follow it.
         let datagram = fragment::key(&work.pkt);
         if !hold::release(ctx, &datagram) {
             return Err(DropReason::RewriteFailed);
@@ -220,14 +219,14 @@ fn ip(
     Ok(verdict)
 }
 
-/// Takes a fragment out of the stream until the first one comes; `Hold` if that
-/// was done. Where there is no room the node's stack gets it: it may be its own.
+/// Queues a fragment until the first one arrives; returns `Hold` if it was queued. If there is no
+/// room, it is passed to the node's stack: it may belong to the node.
 #[inline(always)]
 fn hold(ctx: &TcContext, world: &World<'_>, work: &mut Work) -> Verdict {
     if !hold::hold(ctx, &fragment::key(&work.pkt)) {
         return Verdict::Pass;
     }
-    // The first may have come by another CPU meanwhile and found nothing held.
+    // The first one may have arrived on another CPU in the meantime, and found nothing queued.
     let verdict = fragment::later_ingress(world, work);
     if matches!(verdict, Verdict::Hold) {
         world.count(|c| &mut c.fragments_held);
@@ -258,8 +257,8 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// The licence that the kernel checks before it lets a program call its
-/// GPL-only helpers. LICENSE-GPL2 has the text of the second.
+/// The licence, which the kernel checks before it lets a program call its GPL-only helpers.
+/// LICENSE-GPL2 has the text of the second one.
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 pub static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

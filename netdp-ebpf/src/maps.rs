@@ -1,6 +1,6 @@
-//! The map statics, and the datapath's world as the decisions see it.
+//! The map statics, and the environment of the decisions in the datapath.
 //!
-//! Sizes are defaults; the loader overrides them before the maps are made.
+//! Sizes are defaults; the loader overrides them before the maps are created.
 
 use crate::fib::{self, Route};
 use crate::{known, skb, sockets};
@@ -54,10 +54,10 @@ static NODE_PORTS: Array<u32, 65_536> = Array::new();
 #[btf_map]
 static NODE_PROTOCOLS: HashMap<NodeProtocol, u32, 4096> = HashMap::new();
 
-/// 131,072 answered inbound flows; memory is taken as they come.
+/// 131,072 answered inbound flows; memory is allocated per entry.
 #[btf_map]
 static INBOUND_LIVE: HashMap<Tuple, Live, 131_072, { BPF_F_NO_PREALLOC as usize }> = HashMap::new();
-/// 1 once there was anything in [`INBOUND`] or [`INBOUND_LIVE`]: on most nodes there never is.
+/// 1 once anything has been written to [`INBOUND`] or [`INBOUND_LIVE`]: on most nodes never.
 #[btf_map]
 static INBOUND_USED: Array<u32, 1> = Array::new();
 #[btf_map]
@@ -80,38 +80,38 @@ static PORT_MAPS: Array<Bits, { PORT_MAPS_LEN as usize }> = Array::new();
 #[btf_map]
 static RECENT_AT: Array<RecentAt, 1> = Array::new();
 
-/// Wire tuples with the first of their ports, when all of these were taken.
+/// Wire tuples with the first of their ports → the tick at which all of these were taken.
 #[btf_map]
 static EXHAUSTED: LruHashMap<Tuple, u32, 4096> = LruHashMap::new();
-/// Endpoints → their port on the wire.
+/// Endpoints of pods → their port on the wire.
 #[btf_map]
 static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
-/// Endpoints on the wire → the far end of a mapping with it. Only kept with
-/// `--hairpin`; the loader makes it small otherwise.
+/// Endpoints on the wire → the remote endpoint of a mapping with it. Only used with `--hairpin`;
+/// the loader makes it small otherwise.
 #[btf_map]
 static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
-/// The IPv4 identifications given last, of so many sequences.
+/// The last IPv4 identifications of each sequence.
 #[btf_map]
 static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();
-/// A power of two; those that share one only leave more numbers out.
+/// A power of two. Address pairs that share a sequence only skip more numbers.
 const IP_ID_SEQUENCES: u32 = 4096;
 
-/// By which hardware addresses the node sends at each uplink; made anew with each agent, which
+/// The hardware addresses by which the node sends at each uplink; recreated by each agent, which
 /// fills it before programs are attached.
 #[btf_map]
 static MACS: HashMap<MacKey, u32, 4096> = HashMap::new();
-/// Which sources packets may leave with, by interface; made anew with each agent, which fills it
+/// The sources with which packets may leave, by interface; recreated by each agent, which fills it
 /// before programs are attached.
 #[btf_map]
 static SOURCES: LpmTrie<SourceKey, Source, 65_536> = LpmTrie::new();
-/// Bits of a whole key.
+/// Length of a complete [`SourceKey`], in bits.
 const SOURCE_BITS: u32 = 160;
-/// The route of the packet at hand.
+/// The route of the current packet.
 #[btf_map]
 static WAY: PerCpuArray<Way, 1> = PerCpuArray::new();
 
-/// Whether the packet has another hardware address for source than those by which the node sends.
-/// Where the agent does not know of one yet, the kernel's routes tell it.
+/// Reports whether the source hardware address of the packet is none of those by which the node
+/// sends. If the agent does not know an address yet, the kernel's routes decide.
 #[inline(never)]
 fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
     // SAFETY: a TC program's context is readable for the program's run.
@@ -134,7 +134,7 @@ fn is_uplink(ifindex: u32) -> bool {
     uplink.is_some_and(|uplink| uplink.flags & UPLINK_OBSERVED == 0)
 }
 
-/// Whether the node receives what is sent to an address that it does not have.
+/// Reports whether the node receives packets to an address that it does not have.
 #[inline(never)]
 fn any_ip(addr: &Addr) -> bool {
     let key = SourceKey {
@@ -144,8 +144,8 @@ fn any_ip(addr: &Addr) -> bool {
     SOURCES.get(&Key::new(SOURCE_BITS, key)).is_some()
 }
 
-/// Whether a route leads to the interface with this index: to itself, or to a VLAN device that the
-/// agent knows to stand on it.
+/// Reports whether a route leads to the interface with this index: to that itself, or to a VLAN
+/// device that the agent knows to be stacked on it.
 #[inline(never)]
 pub fn leads_here(way: &Way, here: u32) -> bool {
     if way.link == here {
@@ -158,10 +158,10 @@ pub fn leads_here(way: &Way, here: u32) -> bool {
     (SOURCES.get(&Key::new(SOURCE_BITS, key))).is_some_and(|source| source.via == here)
 }
 
-/// For how long a destination without free ports is left alone: 0.5 s.
+/// Ticks for which a destination without free ports is not searched: 0.5 s.
 const EXHAUSTED_TICKS: u32 = 8;
 
-/// What a CPU has for itself, in one place because each look for one has its price.
+/// Per-CPU state, in one map value because every map lookup costs.
 #[repr(C)]
 struct Own {
     last: known::Last,
@@ -170,32 +170,32 @@ struct Own {
 
 #[btf_map]
 static OWN: PerCpuArray<Own, 2> = PerCpuArray::new();
-/// [`OWN`]: for packets at an uplink.
+/// [`OWN`]: the index for packets at an uplink.
 const UPLINK: u32 = 0;
-/// [`OWN`]: for those from pods, at interfaces without addresses to masquerade with.
+/// [`OWN`]: the index for packets from pods, at interfaces without addresses to masquerade with.
 const PODS: u32 = 1;
 
-/// This CPU's last packet and its place to work.
+/// Returns this CPU's cached state and its scratch.
 #[inline(always)]
 fn own<'a>(kind: u32) -> Option<(*mut known::Last, &'a mut Work)> {
     let own = OWN.get_ptr_mut(kind)?;
-    // SAFETY: each CPU has its own and runs one TC program at a time, with
-    // bottom halves off, which asks once; the two are fields of one value that do not
-    // overlap, and zeroes are a valid `Work`.
+    // SAFETY: each CPU has its own value and runs one TC program at a time, with bottom halves off,
+    // which calls this once; the two are fields of one value that do not overlap, and zeroes are a
+    // valid `Work`.
     unsafe { Some((&raw mut (*own).last, &mut (*own).work)) }
 }
 
-/// The maps and helpers around one packet.
+/// The maps and helpers for one packet.
 pub struct World<'a> {
     ctx: &'a TcContext,
     settings: &'a Settings,
-    /// Has the uplink, and the epoch as it was before anything was looked up.
+    /// Holds the uplink, and the epoch as it was before any lookup.
     last: *mut known::Last,
 }
 
 impl<'a> World<'a> {
-    /// The world and a place to work. `None` where the agent has not set the
-    /// interface up: then the program has nothing to decide.
+    /// Returns the environment and the scratch, at an uplink. `None` if the agent has not set up
+    /// the interface: then there is nothing to decide.
     #[inline(always)]
     pub fn new<'w>(ctx: &'a TcContext) -> Option<(Self, &'w mut Work)> {
         let settings = SETTINGS.get(0)?;
@@ -215,7 +215,7 @@ impl<'a> World<'a> {
         Some((world, work))
     }
 
-    /// The same on an interface towards pods.
+    /// Returns the environment and the scratch, at an interface towards pods.
     #[inline(always)]
     pub fn of_pods<'w>(ctx: &'a TcContext) -> Option<(Self, &'w mut Work)> {
         let settings = SETTINGS.get(0)?;
@@ -229,10 +229,10 @@ impl<'a> World<'a> {
     }
 }
 
-/// The epoch, read now: whatever is looked up comes after.
+/// Reads the epoch, before any other lookup.
 #[inline(always)]
 fn epoch(settings: &Settings) -> u32 {
-    // SAFETY: a reference. Volatile, so that the read is not put off.
+    // SAFETY: a reference. Volatile, so that the read is not deferred.
     unsafe { (&raw const settings.epoch).read_volatile() }
 }
 
@@ -250,13 +250,13 @@ fn insert(
     }
 }
 
-/// Whether any flow that keeps the pod's address was ever recorded.
+/// Reports whether any flow that keeps the pod's address was ever recorded.
 #[inline(always)]
 fn inbound_is_used() -> bool {
     INBOUND_USED.get(0).is_some_and(|used| *used != 0)
 }
 
-/// Has them looked up from now on. To be called before the first is recorded.
+/// Enables lookups of such flows. Must be called before the first one is recorded.
 #[inline(always)]
 fn use_inbound() {
     if !inbound_is_used()
@@ -274,7 +274,7 @@ fn slot(map: &HashMap<Tuple, Mapping, 262_144>, tuple: &Tuple) -> Option<Slot> {
 }
 
 impl World<'_> {
-    /// [`PolicyValue::action`] for a destination.
+    /// Returns [`PolicyValue::action`] for a destination.
     #[inline(always)]
     fn policy(&self, dst: &Addr) -> u32 {
         let key = Key::new(128, *dst);
@@ -290,8 +290,8 @@ impl World<'_> {
     #[inline(always)]
     pub fn count_drop(&self, reason: DropReason) {
         let reason = reason as u32;
-        // SAFETY: a local. Volatile, so that LLVM forgets that an enum is in
-        // bounds and leaves the check that the verifier wants to see.
+        // SAFETY: a local. Volatile, so that LLVM does not assume that an enum is in bounds and
+        // keeps the check that the verifier needs.
         let index = unsafe { (&raw const reason).read_volatile() } as usize;
         if let Some(counters) = COUNTERS.get_ptr_mut(0)
             && index < DropReason::ALL.len()
@@ -324,7 +324,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn uplink(&self) -> &Uplink {
-        // SAFETY: this run's `last`, whose uplink nothing changes meanwhile.
+        // SAFETY: this run's `last`, whose uplink does not change during the run.
         unsafe { &(*self.last).uplink }
     }
 
@@ -402,7 +402,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn remove_rev_snat(&self, tuple: &Tuple) {
-        // Whoever removed it before us did what we want.
+        // If it is already removed, the result is the same.
         let _ = REV_SNAT.remove(tuple);
     }
 
@@ -413,7 +413,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn limits(&self) -> &Limits {
-        // There is always an entry; the verifier wants to see it asked.
+        // The entry always exists; the verifier requires the check.
         LIMITS.get(0).unwrap_or(&UNLIMITED)
     }
 
@@ -445,7 +445,7 @@ impl Tables for World<'_> {
         match (route.direct, route.ifindex == came_by) {
             (true, true) if route.resolved => Origin::Link,
             (true, true) => Origin::Unresolved,
-            // What is behind an uplink is no pod of this node's.
+            // An address behind an uplink is not a pod of this node.
             (true, false) if !is_uplink(route.ifindex) => Origin::Elsewhere,
             (false, true) => Origin::Routed,
             _ => Origin::Unknown,
@@ -457,8 +457,8 @@ impl Tables for World<'_> {
         let Some(at) = RECENT_AT.get_ptr_mut(0) else {
             return;
         };
-        // SAFETY: map values. Two CPUs at once may write to one place: one mapping is
-        // forgotten, or where words of two mix, none is found by them.
+        // SAFETY: map values. Two CPUs may write to one slot at the same time: one mapping is lost,
+        // or if their words mix, none is found by them.
         unsafe {
             let put = (*at).put;
             if let Some(place) = RECENT.get_ptr_mut(put & (abi::RECENT - 1)) {
@@ -501,7 +501,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn node_flow(&self, wire: &Tuple) -> Option<NodeFlow> {
-        // SAFETY: copied at once, and each word is right for itself.
+        // SAFETY: copied at once, and each word is valid on its own.
         unsafe { NODE_FLOWS.get(wire).copied() }
     }
 
@@ -538,8 +538,7 @@ impl Tables for World<'_> {
         if !inbound_is_used() {
             return None;
         }
-        // SAFETY: as above; each field is one word, and any racing value is a time just
-        // past.
+        // SAFETY: as above; each field is one word, and any racing value is a recent time.
         INBOUND
             .get_ptr_mut(tuple)
             .map(|p| unsafe { AskedSlot::new(p) })
@@ -552,8 +551,8 @@ impl Tables for World<'_> {
             limit,
         };
         use_inbound();
-        // The map evicts its least recently used entry; failing to insert costs
-        // the flow its direct replies, counted where they drop.
+        // The map evicts its least recently used entry; a failed insertion costs the flow its
+        // direct replies, which are counted where they are dropped.
         let _ = INBOUND.insert(tuple, inbound, 0);
     }
 
@@ -572,7 +571,7 @@ impl Tables for World<'_> {
     #[inline(always)]
     fn way(&self, tuple: &Tuple, family: Family) -> Option<&Way> {
         let way = WAY.get_ptr_mut(0)?;
-        // SAFETY: each CPU has its own, and a TC program asks for one at a time; zeroes are a
+        // SAFETY: each CPU has its own value, and a TC program uses one at a time; zeroes are a
         // valid `Way`.
         let way = unsafe { &mut *way };
         fib::way(self.ctx, tuple, family, way).then_some(way)
@@ -593,8 +592,8 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn fragment(&self, key: &Tuple, leaving: bool) -> Option<Fragment> {
-        // SAFETY: copied at once; an entry that is replaced meanwhile is one of
-        // the same datagram.
+        // SAFETY: copied at once; a concurrent replacement of the entry belongs to the same
+        // datagram.
         unsafe {
             if leaving {
                 FRAGMENTS.get(key).copied()
@@ -606,7 +605,7 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn insert_fragment(&self, key: &Tuple, fragment: &Fragment, leaving: bool) {
-        // Failing costs the datagram, never more.
+        // A failure costs this datagram only.
         let _ = if leaving {
             FRAGMENTS.insert(key, fragment, 0)
         } else {
@@ -614,8 +613,8 @@ impl Tables for World<'_> {
         };
     }
 
-    /// Counts over all CPUs without a lock: two may get the same, which then
-    /// matters only if both datagrams go to one host at one time.
+    /// Counts over all CPUs without a lock: two datagrams may get the same number, which then
+    /// matters only if both go to one host at the same time.
     #[inline(always)]
     fn next_ip_id(&self, sequence: u32) -> u32 {
         match IP_IDS.get_ptr_mut(sequence & (IP_ID_SEQUENCES - 1)) {
@@ -653,8 +652,8 @@ impl Tables for World<'_> {
 
     #[inline(always)]
     fn wire_endpoint(&self, endpoint: &Tuple) -> Option<Endpoint> {
-        // SAFETY: copied at once; whoever replaces it meanwhile names another
-        // mapping of the same endpoint.
+        // SAFETY: copied at once; a concurrent replacement refers to another mapping of the same
+        // endpoint.
         unsafe { WIRE_ENDPOINTS.get(endpoint).copied() }
     }
 
@@ -713,7 +712,7 @@ impl Tables for World<'_> {
     }
 }
 
-/// Stands for an entry that is always there.
+/// Replaces an entry that always exists.
 static UNLIMITED: Limits = Limits {
     secret: [0; 2],
     capacity: u32::MAX,

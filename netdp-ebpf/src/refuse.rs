@@ -1,8 +1,7 @@
-//! Tells a pod that its new flow was refused: the packet becomes an ICMP
-//! "unreachable" about itself (RFC 6888 REQ-11b) and goes back where it came
-//! from.
+//! The ICMP error for a refused new flow: the pod's packet is turned into an ICMP "unreachable"
+//! about itself (RFC 6888 REQ-11b) and is sent back to where it came from.
 //!
-//! Only for packets with a plain header: no IP options, no extension headers.
+//! Only for packets with a minimal header: no IP options, no extension headers.
 
 use crate::maps::World;
 use crate::{fib, skb};
@@ -31,7 +30,7 @@ struct V6 {
     words: [u32; 12],
 }
 
-/// Sends the refusal; the action to return, or `None` where it can't be made.
+/// Sends the ICMP error and returns the TC action; drops the packet if the error cannot be built.
 #[inline(never)]
 pub fn answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> i32 {
     try_answer(ctx, world, pkt).unwrap_or(crate::SHOT)
@@ -39,7 +38,7 @@ pub fn answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> i32 {
 
 #[inline(always)]
 fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
-    // Bytes of L4 header that are sent back.
+    // Bytes of the L4 header that the error includes.
     let l4 = match pkt.l4 {
         L4::Tcp(_) => 20,
         L4::Udp | L4::Query => 8,
@@ -119,19 +118,16 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
         _ => return None,
     }
     if uplink.l2_len == 0 {
-        // `__bpf_redirect_neigh` drops what has no Ethernet header (net/core/filter.c).
-        // SAFETY: a helper on the program's own context.
+        // `__bpf_redirect_neigh` drops packets without an Ethernet header (net/core/filter.c).
         let made = unsafe { bpf_skb_change_head(ctx.skb.skb, skb::ETHERNET, 0) };
         (made == 0).then_some(())?;
     }
-    // SAFETY: a helper with plain arguments; without parameters it looks the
-    // next hop up itself.
+    // SAFETY: a helper with plain arguments; without parameters it looks up the next hop itself.
     let action = unsafe { bpf_redirect_neigh(pod_side, core::ptr::null_mut(), 0, 0) };
     Some(action as i32)
 }
 
-/// Cuts the packet after its L4 header and makes room for `room` bytes before
-/// its IP header.
+/// Truncates the packet after its L4 header and makes room for `room` bytes before its IP header.
 #[inline(always)]
 fn shape(ctx: &TcContext, pkt: &Packet, room: i32, l4: u32) -> Option<()> {
     // SAFETY: helpers on the program's own context.
@@ -142,7 +138,7 @@ fn shape(ctx: &TcContext, pkt: &Packet, room: i32, l4: u32) -> Option<()> {
     done.then_some(())
 }
 
-/// The sum of `len` bytes at `offset`: one of four lengths, each a multiple of 4.
+/// Returns the sum of `len` bytes at `offset`: one of four lengths, each a multiple of 4.
 #[inline(always)]
 fn sum_of(ctx: &TcContext, offset: u32, len: u32) -> Option<u32> {
     ctx.pull_data(offset + len).ok()?;

@@ -1,5 +1,5 @@
-//! Tells the agent's log about new flows that the node itself had to refuse:
-//! who, where to, why. A message a second at most.
+//! Log messages about refusals, for the agent's log: source, destination and reason. At most one
+//! message a second.
 
 use crate::maps::World;
 use aya_ebpf::btf_maps::Array;
@@ -12,11 +12,11 @@ use netdp_common::packet::Packet;
 use netdp_common::tables::Tables as _;
 use netdp_common::verdict::DropReason;
 
-/// When the last message went out, in ticks.
+/// The time of the last message, in ticks.
 #[btf_map]
 static LAST_REPORT: Array<u32, 1> = Array::new();
 
-/// A second, in ticks.
+/// The minimum interval of messages, in ticks: a second.
 const PAUSE: u32 = 15;
 
 /// Logs a refused flow, unless one was logged just now.

@@ -1,5 +1,5 @@
-//! Rewriting by the kernel's helpers, and what only they can: partial checksums,
-//! fragments, ICMP errors.
+//! Rewriting with the kernel's helpers, and the cases that need them: partial checksums, fragments,
+//! ICMP errors.
 
 use crate::skb::{self, TCP_CHECKSUM, UDP_CHECKSUM, end, rewrite_whole};
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
@@ -11,27 +11,27 @@ use netdp_common::packet::{KEEP_IP_ID, L4, Packet};
 use netdp_common::tuple::proto;
 use netdp_common::verdict::DropReason;
 
-/// `BPF_F_IPV6` (include/uapi/linux/bpf.h, Linux 6.16): the pseudo-header that
-/// changes is IPv6's. There the address and the checksum cancel out in
-/// `skb->csum`, which the helper must then leave alone.
+/// `BPF_F_IPV6` (include/uapi/linux/bpf.h, Linux 6.16): the pseudo-header that changes is IPv6's.
+/// There the changes of address and checksum cancel out in `skb->csum`, which the helper must then
+/// not update.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// One end of a packet that is to change: where it is and from what to what.
+/// The rewrite of one end of a packet: its place, and its old and new address.
 struct Edit<'a> {
     family: Family,
     old: &'a Addr,
     new: &'a Addr,
-    /// Whether it is the source.
+    /// True for the source, false for the destination.
     source: bool,
-    /// Offset of the IP header.
+    /// Offset of the IP header from the start of the packet.
     l3: usize,
-    /// Whether a checksum makes up for the address in `skb->csum`. In IPv4 the
-    /// header's always does.
+    /// True if a checksum compensates for the address in `skb->csum`. In IPv4 the header's always
+    /// does.
     summed: bool,
 }
 
-/// Puts `pkt.new` in place of the source (`leaving`) or the destination and
-/// updates every checksum over it. `forwarded`: the program is at TC egress.
+/// Replaces the source (`leaving`) or the destination by `pkt.new` and updates every checksum over
+/// it. `forwarded`: the program is at TC egress.
 #[inline(always)]
 pub fn packet(
     ctx: &TcContext,
@@ -45,8 +45,8 @@ pub fn packet(
     by_helpers(ctx, pkt, leaving)
 }
 
-/// The same by the kernel's helpers, which know whether a checksum is partial: for what
-/// can't be written directly.
+/// Rewrites a packet with the kernel's helpers, which know whether a checksum is partial, if it
+/// cannot be written directly.
 #[inline(always)]
 pub fn by_helpers(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), DropReason> {
     match try_rewrite(ctx, pkt, leaving) {
@@ -72,8 +72,7 @@ fn replace_end(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
             replace_pseudo(ctx, csum_at, pkt.family, delta, l4.mangled_0)?;
         }
         let new_id = pkt.new.id as u16;
-        // Without a checksum nothing cancels a change out: skb->csum has to
-        // follow it.
+        // Without a checksum nothing cancels out a change: `skb->csum` has to be updated.
         let may_lack = l4.mangled_0 != 0 && (new_id != old_id || pkt.family == Family::V6);
         if may_lack && ctx.load::<u16>(csum_at)? == 0 {
             summed = false;
@@ -87,13 +86,13 @@ fn replace_end(ctx: &TcContext, pkt: &Packet, leaving: bool) -> Result<(), i64> 
     store_end(ctx, pkt, old_addr, leaving, summed)
 }
 
-/// Whether the packet may go on by one more hop.
+/// Reports whether the packet has at least one more hop left.
 #[inline(always)]
 pub fn has_hops(ctx: &TcContext, pkt: &Packet) -> bool {
     ctx.load::<u8>(hops_at(pkt)).is_ok_and(|hops| hops > 1)
 }
 
-/// One hop less, as a router does.
+/// Decrements the time to live or hop limit, as a router does.
 #[inline(always)]
 pub fn hop(ctx: &TcContext, pkt: &Packet) -> Result<(), i64> {
     let at = hops_at(pkt);
@@ -104,11 +103,11 @@ pub fn hop(ctx: &TcContext, pkt: &Packet) -> Result<(), i64> {
         let check = pkt.l3_offset as usize + 10;
         ctx.l3_csum_replace(check, word(old), word(new), 2)?;
     }
-    // In IPv6 nothing makes up for it.
+    // In IPv6 no checksum compensates for it.
     ctx.store(at, &new, follow(pkt.family == Family::V4))
 }
 
-/// Offset of the time to live, or the hop limit.
+/// Returns the offset of the time to live, or the hop limit.
 #[inline(always)]
 fn hops_at(pkt: &Packet) -> usize {
     pkt.l3_offset as usize
@@ -118,7 +117,7 @@ fn hops_at(pkt: &Packet) -> usize {
         }
 }
 
-/// The flag for a write that no checksum makes up for.
+/// Returns the flags of a write: it updates `skb->csum` unless a checksum compensates for it.
 #[inline(always)]
 fn follow(summed: bool) -> u64 {
     if summed {
@@ -128,8 +127,8 @@ fn follow(summed: bool) -> u64 {
     }
 }
 
-/// Writes the identification that the fragments of a datagram get, which the
-/// header checksum makes up for.
+/// Writes the new identification of a datagram's fragments, and the header checksum, which
+/// compensates for it.
 #[inline(always)]
 fn store_ip_id(ctx: &TcContext, pkt: &Packet) -> Result<(), i64> {
     if pkt.new_ip_id == KEEP_IP_ID {
@@ -144,13 +143,13 @@ fn store_ip_id(ctx: &TcContext, pkt: &Packet) -> Result<(), i64> {
     ctx.store(l3 + 4, &new, 0)
 }
 
-/// Where the L4 header has its checksum and the id that changes.
+/// Offsets of the checksum and of the rewritten id in the L4 header.
 struct Checksummed {
     checksum: usize,
     id: usize,
     /// The checksum covers a pseudo-header with the addresses.
     pseudo: bool,
-    /// RFC 768: an IPv4 UDP checksum of 0 means none, and stays so.
+    /// The flag for UDP, where a checksum of 0 means none and is not changed (RFC 768, IPv4).
     mangled_0: u64,
 }
 
@@ -180,7 +179,7 @@ fn checksummed(pkt: &Packet, leaving: bool) -> Option<Checksummed> {
     })
 }
 
-/// Updates a checksum over a pseudo-header of which an address changed.
+/// Updates a checksum over a pseudo-header in which an address changed.
 #[inline(always)]
 fn replace_pseudo(
     ctx: &TcContext,
@@ -198,14 +197,14 @@ fn replace_pseudo(
         .l4_csum_replace(csum_at, 0, delta.into(), flags | ipv6)
         .is_err()
     {
-        // Kernels that do not know BPF_F_IPV6 refuse it; there the complete
-        // checksum of a received packet is lost either way.
+        // Kernels without BPF_F_IPV6 reject it; there the complete checksum of a received packet is
+        // lost either way.
         ctx.l4_csum_replace(csum_at, 0, delta.into(), flags)?;
     }
     Ok(())
 }
 
-/// Puts `pkt.new` into the IP header, with the identification of fragments.
+/// Writes `pkt.new` into the IP header, with the identification of fragments.
 #[inline(always)]
 fn store_end(
     ctx: &TcContext,
@@ -243,8 +242,8 @@ fn store_addr(ctx: &TcContext, edit: &Edit<'_>) -> Result<(), i64> {
     }
 }
 
-/// Translates an ICMP error: inside, the other end of the tuple than outside;
-/// outside only where `outer` is set.
+/// Translates an ICMP error: in the inner packet, the opposite end of the tuple than in the outer
+/// one; the outer one only if `outer` is set.
 #[inline(never)]
 pub fn error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> u32 {
     match try_rewrite_error(ctx, work, leaving, outer) {
@@ -257,15 +256,14 @@ pub fn error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> u32 {
 fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -> Result<(), i64> {
     let Work { pkt, inner, .. } = work;
     let csum_at = pkt.l4_offset as usize + 2;
-    // The inner packet went the other way: what is its source is the outer
-    // packet's destination.
+    // The inner packet went the other way: its source is the outer packet's destination.
     let inner_source = !leaving;
     let (old_addr, old_id) = end(&inner.tuple, inner_source);
     let new_id = pkt.new.id as u16;
     let addr_delta = checksum::addr_diff(old_addr, &pkt.new.addr, pkt.family);
     let id_delta = checksum::diff(old_id.to_be().into(), new_id.to_be().into());
     let inner_l3 = inner.l3_offset as usize;
-    // Inner L4 checksum, where it is there and in use.
+    // The inner L4 checksum, if present and in use.
     if inner.checksum_offset != 0 {
         let at = inner.checksum_offset as usize;
         let old = ctx.load::<u16>(at)?;
@@ -298,7 +296,7 @@ fn try_rewrite_error(ctx: &TcContext, work: &Work, leaving: bool, outer: bool) -
             summed: true,
         },
     )?;
-    // In IPv4 the inner header's checksum makes up for its address.
+    // In IPv4 the inner header's checksum compensates for its address.
     if pkt.family == Family::V6 {
         ctx.l4_csum_replace(csum_at, 0, checksum::narrow(addr_delta).into(), 0)?;
     }

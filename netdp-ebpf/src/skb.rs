@@ -1,4 +1,4 @@
-//! Packet bytes, read and written where they lie.
+//! Packet bytes, read and written in place.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::btf_maps::PerCpuArray;
@@ -13,20 +13,19 @@ use netdp_common::slot::Slot;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_common::verdict::DropReason;
 
-/// Where the checksum is in a TCP header (RFC 9293 3.1).
+/// Offset of the checksum in a TCP header (RFC 9293 3.1).
 pub const TCP_CHECKSUM: usize = 16;
-/// And in one of UDP (RFC 768), UDP-Lite or DCCP.
+/// Offset of the checksum in a UDP (RFC 768), UDP-Lite or DCCP header.
 pub const UDP_CHECKSUM: usize = 6;
 
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header, in bytes.
 pub const ETHERNET: u32 = 14;
 
-/// No header that the datapath reads begins beyond this offset. Also tells the
-/// verifier a bound.
+/// The maximum offset of any header that the datapath reads. Also gives the verifier a bound.
 const MAX_OFFSET: usize = 0x1ff;
 
-/// Bytes that are made linear where a header is missing: Ethernet, two VLAN
-/// tags, and an ICMP error with IP options outside and inside and a TCP header.
+/// The number of bytes that are made linear if a header is missing: Ethernet, two VLAN tags, and an
+/// ICMP error with IP options outside and inside and a TCP header.
 const PULL: u32 = 22 + 60 + 8 + 60 + 20;
 
 /// EtherType of an 802.1Q tag.
@@ -34,7 +33,7 @@ const ETH_P_8021Q: u16 = 0x8100;
 /// EtherType of an 802.1ad service tag.
 const ETH_P_8021AD: u16 = 0x88a8;
 
-/// Whether the packet has a VLAN tag, in band or taken off by a device.
+/// Reports whether the packet has a VLAN tag, in band or offloaded by the device.
 #[inline(always)]
 pub fn is_tagged(ctx: &TcContext) -> bool {
     // SAFETY: a TC program's context is readable for the program's run.
@@ -45,10 +44,10 @@ pub fn is_tagged(ctx: &TcContext) -> bool {
     taken_off || matches!(u16::from_be(kind as u16), ETH_P_8021Q | ETH_P_8021AD)
 }
 
-/// The source of the Ethernet header.
+/// Returns the source address of the Ethernet header.
 #[inline(always)]
 pub fn source_mac(ctx: &TcContext) -> Option<[u8; 6]> {
-    /// After the destination (IEEE 802.3 3.2).
+    /// Offset: after the destination (IEEE 802.3 3.2).
     const AT: usize = 6;
     let start = ctx.data() + AT;
     if start + 6 > ctx.data_end() {
@@ -70,9 +69,9 @@ impl Bytes for Linear<'_> {
         if start + N * 4 > self.0.data_end() {
             return None;
         }
-        // SAFETY: the verifier proves that the words lie between data and
-        // data_end. They may be unaligned: architectures whose JIT can't load
-        // them so have the verifier refuse the program (strict alignment).
+        // SAFETY: the verifier proves that the words lie between data and data_end. They may be
+        // unaligned: on architectures whose JIT cannot load unaligned words, the verifier rejects
+        // the program (strict alignment).
         Some(unsafe { (start as *const [u32; N]).read() })
     }
 
@@ -82,24 +81,24 @@ impl Bytes for Linear<'_> {
     }
 }
 
-/// Room for what is summed: too much for the stack.
+/// Buffer for the bytes to sum: too large for the stack.
 #[btf_map]
 static SUMMED_BYTES: PerCpuArray<[u64; SUMMED as usize / 8], 1> = PerCpuArray::new();
 
-/// The ones' complement sum of up to [`SUMMED`] bytes.
+/// Returns the ones' complement sum of up to [`SUMMED`] bytes.
 #[inline(never)]
 fn sum(ctx: &TcContext, offset: u32, len: u32) -> Option<u32> {
     let room = SUMMED_BYTES.get_ptr_mut(0)?;
-    // SAFETY: a local. Volatile, so that LLVM forgets what it knows of the length and
-    // leaves the bounds that the verifier wants to see.
+    // SAFETY: a local. Volatile, so that LLVM makes no assumption about the length and keeps the
+    // bounds checks that the verifier needs.
     let len = unsafe { (&raw const len).read_volatile() };
     if len > SUMMED {
         return None;
     }
-    // No segment has none, see `hold::bounded`.
+    // No segment is empty, see `hold::bounded`.
     let len = if len > 1 { len } else { 1 };
-    // SAFETY: this CPU's own room; the helper writes `len` bytes, which fit, and what is
-    // behind them counts as 0.
+    // SAFETY: this CPU's own buffer; the helper writes `len` bytes, which fit, and the bytes after
+    // them are 0.
     let sum = unsafe {
         for n in 0..SUMMED as usize / 8 {
             (&raw mut (*room)[n]).write_volatile(0);
@@ -113,26 +112,26 @@ fn sum(ctx: &TcContext, offset: u32, len: u32) -> Option<u32> {
     u32::try_from(sum).ok()
 }
 
-/// `N` words of the packet, if they are in its linear part.
+/// Returns `N` words of the packet, if they are in its linear part.
 #[inline(always)]
 pub fn words<const N: usize>(ctx: &TcContext, offset: usize) -> Option<[u32; N]> {
     Linear(ctx).words(offset)
 }
 
-/// See [`packet::peek`]; tags in band are not looked behind.
+/// Reads the addresses by [`packet::peek`]; does not look behind in-band tags.
 #[inline(always)]
 pub fn peek(ctx: &TcContext, l2_len: u32) -> Option<(Addr, Addr)> {
     packet::peek(&Linear(ctx), ethertype(ctx), l2_len)
 }
 
-/// The EtherType, or that of the first tag in band, host byte order.
+/// Returns the EtherType, or that of the first in-band tag, host byte order.
 #[inline(always)]
 fn ethertype(ctx: &TcContext) -> u16 {
     // SAFETY: a TC program's context is readable for the program's run.
     u16::from_be(unsafe { (*ctx.skb.skb).protocol } as u16)
 }
 
-/// The packet behind an Ethernet header, if it is [`Plain`].
+/// Parses the packet after an Ethernet header, if it is [`Plain`].
 #[inline(always)]
 pub fn plain(ctx: &TcContext) -> Option<Plain> {
     packet::plain(&Linear(ctx), ethertype(ctx), ETHERNET)
@@ -149,8 +148,8 @@ pub fn parse(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     parse_any(ctx, l2_len, work)
 }
 
-/// The same where nothing speaks for a [`Plain`] packet. Headers outside the linear area
-/// are pulled in and the packet is parsed again.
+/// Parses a packet that is not [`Plain`]. Headers outside the linear area are pulled in and the
+/// packet is parsed again.
 #[inline(always)]
 pub fn parse_any(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     let parsed = parse_linear(ctx, l2_len, work);
@@ -167,7 +166,7 @@ pub fn parse_any(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
         return parsed;
     }
     let want = if ctx.len() < PULL { ctx.len() } else { PULL };
-    // What can't be pulled is found missing again.
+    // If pulling fails, the second parse finds the header missing again.
     let _ = ctx.pull_data(want);
     parse_linear(ctx, l2_len, work)
 }
@@ -176,7 +175,7 @@ pub fn parse_any(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
 fn parse_linear(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     let mut ethertype = ethertype(ctx);
     let mut l3_offset = l2_len;
-    // Tags that the device did not take off; those it did are not in the bytes.
+    // Tags that the device did not offload; offloaded ones are not in the bytes.
     for _ in 0..2 {
         if ethertype != ETH_P_8021Q && ethertype != ETH_P_8021AD {
             break;
@@ -197,27 +196,26 @@ fn parse_linear(ctx: &TcContext, l2_len: u32, work: &mut Work) -> Parsed {
     parsed
 }
 
-/// A packet of which both headers are where they mostly are, and what is to be written
-/// into it.
+/// A packet with both headers in their usual place, and the values to write into it.
 struct Whole<'a> {
     family: Family,
     tuple: Tuple,
-    /// What takes an end's place.
+    /// The new address of the rewritten end.
     addr: &'a Addr,
     id: u16,
-    /// Offset of the IP header.
+    /// Offset of the IP header from the start of the packet.
     l3: usize,
     leaving: bool,
     /// The program is at TC egress.
     forwarded: bool,
 }
 
-/// Writes the mapping's end into a packet without the kernel's help, where that is
-/// safe: if it is not, nothing has been written.
+/// Writes the mapping's endpoint into a packet without the kernel's helpers, if that is safe;
+/// otherwise returns `false` and has written nothing.
 ///
-/// The helpers are there for `skb->ip_summed`, which a program can't see: whether
-/// the checksum is whole or partial. It is whole where it differs from the
-/// pseudo-header's. What is then left of them is `skb->csum`.
+/// The helpers are needed because of `skb->ip_summed`, which a program cannot read: whether the
+/// checksum is complete or partial. It is complete if it differs from that of the pseudo-header.
+/// Then only `skb->csum` has to be updated by a helper.
 #[inline(always)]
 pub fn rewrite_plain(ctx: &TcContext, plain: &Plain, slot: Slot, leaving: bool) -> bool {
     let whole = Whole {
@@ -232,12 +230,12 @@ pub fn rewrite_plain(ctx: &TcContext, plain: &Plain, slot: Slot, leaving: bool) 
     write_whole::<20>(ctx, &whole).is_some()
 }
 
-/// The same for any packet. A function of its own, because main's frame and all below
-/// it may have 512 bytes together.
+/// Rewrites any packet like [`rewrite_plain`]. A function of its own, because main's stack frame
+/// and all below it may have 512 bytes together.
 #[inline(never)]
 pub fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool, forwarded: bool) -> bool {
     let l3 = pkt.l3_offset as usize;
-    // Fragments have another length in their pseudo-header than in their own.
+    // The length in the pseudo-header of a fragment is not its own.
     if pkt.is_fragment != 0 || l3 > MAX_OFFSET || !matches!(pkt.l4, L4::Tcp(_) | L4::Udp) {
         return false;
     }
@@ -258,7 +256,7 @@ pub fn rewrite_whole(ctx: &TcContext, pkt: &Packet, leaving: bool, forwarded: bo
     written.is_some()
 }
 
-/// The same for an IP header of this length.
+/// Writes the new endpoint, for an IP header of this length.
 #[inline(always)]
 fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Option<()> {
     let Whole {
@@ -271,7 +269,7 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
     } = whole;
     // SAFETY: a TC program's context is readable for the program's run.
     let segments = unsafe { (*ctx.skb.skb).gso_size } != 0;
-    // Super-packets have another length in their pseudo-header.
+    // The length in the pseudo-header of a GSO packet is not its own.
     if segments {
         return None;
     }
@@ -288,9 +286,8 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
     let (old, old_id) = end(tuple, *leaving);
     let addr_at = start + addr_offset(*family, *leaving);
     let id_at = if *leaving { l4 } else { l4 + 2 };
-    // SAFETY: all that is read and written lies between `start` and the end of
-    // the checksum, which was just compared with the packet's. It may be
-    // unaligned, see `Linear`.
+    // SAFETY: all bytes that are read and written lie between `start` and the end of the checksum,
+    // which was just compared with the packet's. They may be unaligned, see `Linear`.
     unsafe {
         let len = match family {
             Family::V4 => {
@@ -321,13 +318,13 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
             ((l4 + csum) as *mut u16).write(sum);
         }
         (id_at as *mut u16).write(id);
-        // At TC egress there is no `skb->csum`: a packet was made here, or it lost
-        // that when it was forwarded (`skb_forward_csum`, include/linux/skbuff.h,
-        // Linux 6.12). An unnecessary call would be a twentieth of the whole cost.
+        // At TC egress there is no `skb->csum`: a packet originates here, or lost it when it was
+        // forwarded (`skb_forward_csum`, include/linux/skbuff.h, Linux 6.12). An unnecessary call
+        // would be a twentieth of the whole cost.
         if !whole.forwarded {
             let total = change.total(*family, summed.is_some());
             if !matches!(total, 0 | u32::MAX) {
-                // Refused where there is none.
+                // Fails if there is no `skb->csum`.
                 bpf_csum_update(ctx.skb.skb, total);
             }
         }
@@ -335,7 +332,7 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
     Some(())
 }
 
-/// One end of a tuple, such as that which changes: the source of what leaves.
+/// Returns one end of a tuple, such as the one that changes: the source of a leaving packet.
 #[inline(always)]
 pub fn end(tuple: &Tuple, source: bool) -> (&Addr, u16) {
     if source {
@@ -345,7 +342,7 @@ pub fn end(tuple: &Tuple, source: bool) -> (&Addr, u16) {
     }
 }
 
-/// Where an address is in the IP header.
+/// Returns the offset of an address in the IP header.
 #[inline(always)]
 pub fn addr_offset(family: Family, source: bool) -> usize {
     match (family, source) {
@@ -356,8 +353,8 @@ pub fn addr_offset(family: Family, source: bool) -> usize {
     }
 }
 
-/// Writes an IPv4 address and the header checksum, which makes up for it: all in one
-/// write, for each helper call has its price.
+/// Writes an IPv4 address and the header checksum that compensates for it: both in one write,
+/// because every helper call costs.
 #[inline(always)]
 pub fn store_v4(ctx: &TcContext, l3: usize, old: &Addr, new: &Addr, source: bool) -> Option<()> {
     let [sum, src, dst] = words::<3>(ctx, l3 + 8)?;
@@ -371,15 +368,14 @@ pub fn store_v4(ctx: &TcContext, l3: usize, old: &Addr, new: &Addr, source: bool
     if start + 12 > ctx.data_end() {
         return None;
     }
-    // SAFETY: inside the packet.
+    // SAFETY: the 12 bytes lie inside the packet, by the comparison with data_end above.
     unsafe { (start as *mut [u32; 3]).write([first, src, dst]) };
     Some(())
 }
 
-/// Gives a packet that has none the hash by which queues are chosen. What the
-/// kernel would do instead is to look into the packet's headers once more
-/// (`skb_get_hash`, net/core/flow_dissector.c, Linux 6.12). Fragments keep
-/// theirs, which is the same for all of a datagram.
+/// Sets the hash that selects the queue, for a packet that has none. Otherwise the kernel would
+/// parse the packet's headers once more (`skb_get_hash`, net/core/flow_dissector.c, Linux 6.12).
+/// Fragments keep theirs, which is the same for all of a datagram.
 #[inline(always)]
 pub fn set_hash(ctx: &TcContext, pkt: &Packet) {
     if pkt.is_fragment == 0 {
@@ -387,14 +383,14 @@ pub fn set_hash(ctx: &TcContext, pkt: &Packet) {
     }
 }
 
-/// The same for a packet with this tuple that is no fragment.
+/// Sets the hash of an unfragmented packet with this tuple, as [`set_hash`] does.
 #[inline(always)]
 pub fn set_tuple_hash(ctx: &TcContext, tuple: &Tuple) {
     hash_by(ctx, || Some(tuple.quick_hash()));
 }
 
-/// The same for a packet between these addresses that stays as it is, where that is
-/// told from its first words alone.
+/// Sets the hash of an unmodified packet between these addresses, as [`set_hash`] does, if it can
+/// be read from the first words alone.
 #[inline(always)]
 pub fn set_queue_hash(ctx: &TcContext, l2_len: u32, src: &Addr, dst: &Addr) {
     hash_by(ctx, || {

@@ -1,4 +1,4 @@
-//! The node's sockets.
+//! Lookups of the node's sockets.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
@@ -10,12 +10,12 @@ use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use netdp_common::tuple::{Tuple, proto};
 
-/// Whether a socket would receive packets with the tuple `wire`, a listener
-/// included. The lookup is in the namespace of the packet's device.
+/// Reports whether a socket, including a listener, would receive packets with the tuple `wire`. The
+/// lookup is in the namespace of the packet's device.
 #[inline(never)]
 pub fn receives(ctx: &TcContext, wire: &Tuple) -> bool {
-    // Uninitialised beyond the family's part: zeroing would call memset,
-    // whose returned pointer the verifier refuses.
+    // Uninitialised beyond the family's part: zeroing would call memset, whose returned pointer the
+    // verifier rejects.
     let mut key = MaybeUninit::<bpf_sock_tuple>::uninit();
     let (sport, dport) = (wire.src_id.to_be(), wire.dst_id.to_be());
     let size = if wire.src.is_v4() {

@@ -1,8 +1,8 @@
-//! Hairpin: a pod's packet to another pod's endpoint on the wire is rewritten at
-//! both ends and sent to that pod.
+//! Hairpin: a pod's packet to another pod's endpoint on the wire is rewritten at both ends and sent
+//! to that pod.
 //!
-//! It does not pass the node's stack, which refuses packets with its own address
-//! for source, and whose connection tracking would see half of each flow.
+//! It bypasses the node's stack, which rejects packets with its own address as source, and whose
+//! connection tracking would see half of each flow.
 
 use crate::maps::World;
 use crate::{NEXT, SHOT, fib, rewrite, skb};
@@ -12,7 +12,7 @@ use netdp_common::nat::{Work, hairpin};
 use netdp_common::packet::Parsed;
 use netdp_common::verdict::{DropReason, Verdict};
 
-/// Decides about a packet that comes from a pod.
+/// Handles a packet that comes from a pod.
 #[inline(always)]
 pub fn back(ctx: &TcContext) -> i32 {
     let Some((world, work)) = World::of_pods(ctx) else {
@@ -23,7 +23,7 @@ pub fn back(ctx: &TcContext) -> i32 {
         return NEXT;
     };
     let out = hairpin::leave(&world, work);
-    // A packet without hops left is as much the node's as one for nobody.
+    // A packet without hops left belongs to the node's stack, as does one for no known endpoint.
     if let Verdict::Rewrite | Verdict::RewriteError = out
         && !rewrite::has_hops(ctx, &work.pkt)
     {
@@ -35,7 +35,8 @@ pub fn back(ctx: &TcContext) -> i32 {
             let verdict = hairpin::enter(&world, work);
             match put(ctx, work, verdict, false) {
                 Ok(true) => redirect(ctx, work),
-                // The mapping was the node's after all: too late to give it back.
+                // The mapping turned out to belong to the node: too late to pass the packet
+                // unmodified.
                 Ok(false) => Err(DropReason::Unasked),
                 Err(reason) => Err(reason),
             }
@@ -48,7 +49,7 @@ pub fn back(ctx: &TcContext) -> i32 {
     })
 }
 
-/// Makes one half of the change; `false` where there is none to make.
+/// Applies one half of the translation; returns `false` if there is nothing to apply.
 #[inline(always)]
 fn put(ctx: &TcContext, work: &Work, verdict: Verdict, leaving: bool) -> Result<bool, DropReason> {
     match verdict {
@@ -62,14 +63,13 @@ fn put(ctx: &TcContext, work: &Work, verdict: Verdict, leaving: bool) -> Result<
     }
 }
 
-/// Sends the packet on to the pod, one hop less.
+/// Redirects the packet to the pod, with one hop less.
 #[inline(always)]
 fn redirect(ctx: &TcContext, work: &Work) -> Result<i32, DropReason> {
     let pkt = &work.pkt;
     let failed = DropReason::RewriteFailed;
     let to = fib::interface(ctx, &pkt.new.addr, pkt.family).ok_or(failed)?;
     rewrite::hop(ctx, pkt).map_err(|_| failed)?;
-    // SAFETY: a helper with plain arguments; without parameters it looks the
-    // next hop up itself.
+    // SAFETY: a helper with plain arguments; without parameters it looks up the next hop itself.
     Ok(unsafe { bpf_redirect_neigh(to, core::ptr::null_mut(), 0, 0) } as i32)
 }

@@ -58,8 +58,8 @@ impl Begins {
 /// if its packet leaves by another uplink, where the flow would get another address, or if its
 /// address is gone and there is another. A TCP connection depends on its address: it keeps the
 /// mapping, which rests while the node does not have the address. That mapping ends only with a SYN
-/// that reopens the connection, or where that SYN begins a connection that is not translated. Reads
-/// tuple and family of `pkt`, and puts the address of a new mapping there.
+/// that reopens the connection, or with a SYN or SYN-ACK of a connection that is not translated.
+/// Reads tuple and family of `pkt`, and puts the address of a new mapping there.
 #[inline(never)]
 pub(super) fn settle<T: Tables>(
     tables: &T,

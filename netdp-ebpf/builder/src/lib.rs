@@ -14,17 +14,18 @@ use std::process::Command;
 
 const OVERRIDE: &str = "NETDP_EBPF_TOOLCHAIN";
 
-/// Builds the package in the directory `root` of this workspace with these features. To be called by
-/// a build script's main thread, before it has started another.
+/// Builds the package in the directory `root` of this workspace with these features. Must be called
+/// by a build script's main thread, before it has started another.
 ///
 /// # Errors
-/// There is no linker or toolchain for the BPF target, or the programs do not compile.
+/// Returns an error if there is no linker or toolchain for the BPF target, if `root` is not UTF-8,
+/// or if the programs do not compile.
 pub fn build(package: &str, root: &Path, features: &[&str]) -> Result<()> {
     println!("cargo:rerun-if-env-changed={OVERRIDE}");
     find_linker()?;
     let toolchain = choose_toolchain()?;
-    // aya-ebpf uses an unstable feature of inline assembly. Naming the crate,
-    // and not "1", keeps everything else on the stable language.
+    // aya-ebpf uses an unstable feature of inline assembly. The crate's name, instead of "1", keeps
+    // everything else on the stable language.
     if toolchain != "nightly" && std::env::var_os("RUSTC_BOOTSTRAP").is_none() {
         // SAFETY: a build script's main thread, before any other exists.
         unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
