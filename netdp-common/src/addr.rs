@@ -4,9 +4,9 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Family {
-    /// IPv4.
+    /// IPv4; its [`Addr`] has the mapped form.
     V4,
-    /// IPv6.
+    /// IPv6; its [`Addr`] is the address itself.
     V6,
 }
 
@@ -43,8 +43,8 @@ impl Addr {
     #[inline(always)]
     #[must_use]
     pub const fn from_words(words: [u32; 4]) -> Self {
-        // Not byte by byte: LLVM would turn runs of zero bytes into calls of
-        // memset, which the verifier refuses.
+        // Not byte by byte: LLVM would turn runs of zero bytes into calls of memset, which the
+        // verifier rejects.
         // SAFETY: both are 16 plain bytes.
         let bytes = unsafe { core::mem::transmute::<[u32; 4], [u8; 16]>(words) };
         Self { bytes }

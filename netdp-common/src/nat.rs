@@ -71,7 +71,7 @@ impl Work {
 
 /// The permission of a packet without a mapping.
 enum Opening {
-    /// Begin a mapping.
+    /// Begin a new mapping.
     New,
     /// Begin a mapping for a connection that already existed.
     Pickup,
@@ -464,7 +464,7 @@ fn out_of_scope<T: Tables>(tables: &T, pkt: &Packet) -> bool {
         || pkt.tuple.dst.is_special(pkt.family)
 }
 
-/// Returns the permission of a packet that no mapping or inbound flow is known for.
+/// Returns the permission of a packet without a known mapping or inbound flow.
 #[inline(always)]
 const fn opening(l4: &L4) -> Opening {
     match l4 {

@@ -65,9 +65,9 @@ pub struct TcpSegment {
     /// Bytes of payload if this is a FIN, or [`UNKNOWN_LENGTH`]. 0 for all other segments, whose
     /// length is not needed.
     pub payload: u16,
-    /// Sequence number.
+    /// Sequence number, host byte order.
     pub seq: u32,
-    /// Acknowledgement number.
+    /// Acknowledgement number, host byte order.
     pub ack: u32,
 }
 
@@ -75,7 +75,7 @@ pub struct TcpSegment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum L4 {
-    /// A TCP segment.
+    /// TCP, with the fields of the segment.
     Tcp(TcpSegment),
     /// UDP, UDP-Lite or DCCP: ports, and a checksum over a pseudo-header.
     Udp,
@@ -122,7 +122,7 @@ pub struct Endpoint {
 /// [`Packet::new_ip_id`]: the identification is not rewritten.
 pub const KEEP_IP_ID: u32 = u32::MAX;
 
-/// A parsed packet.
+/// A parsed packet, and the values to write into it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Packet {
@@ -399,7 +399,7 @@ fn parse_l4<B: Bytes + ?Sized>(bytes: &B, pkt: &mut Packet, len: u32) -> Option<
                 }
             }
         }
-        // Its integrity check covers the addresses (RFC 4302 3.3.3.1).
+        // The integrity check of AH covers the addresses (RFC 4302 3.3.3.1).
         (proto::ICMP | proto::ICMPV6 | proto::AH, _) => {
             pkt.l4 = L4::Untranslatable(DropReason::UnsupportedProtocol);
         }

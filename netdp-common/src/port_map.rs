@@ -9,7 +9,7 @@ use crate::tuple::Tuple;
 
 /// The number of destinations that have a map at the same time.
 pub const PORT_MAPS: u32 = 128;
-/// 64-bit words of a map.
+/// The number of 64-bit words of a map.
 pub const WORDS: u32 = 1024;
 
 /// The destination of a map, and its state. Value of `port_map_owners`.

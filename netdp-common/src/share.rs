@@ -32,11 +32,11 @@ pub struct Share {
     pub filled_at: u32,
     /// Verdicts of datagrams stored in the tick `fragments_at`.
     pub fragments: u32,
-    /// Tick of `fragments`.
+    /// The tick in which `fragments` were counted.
     pub fragments_at: u32,
     /// Refusals that were answered in the tick `answered_at`.
     pub answered: u32,
-    /// Tick of `answered`.
+    /// The tick in which `answered` were counted.
     pub answered_at: u32,
     /// Index of the interface behind which the last verified pod is reached and from which it
     /// sends.
@@ -47,7 +47,7 @@ pub struct Share {
     pub epoch: u32,
     /// Flows of the node itself recorded in the tick `notes_at`.
     pub notes: u32,
-    /// Tick of `notes`.
+    /// The tick in which `notes` were counted.
     pub notes_at: u32,
     /// Padding, always zero.
     pub pad: u32,
@@ -58,9 +58,9 @@ pub struct Share {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
-    /// Mappings (wrapping).
+    /// Mappings ended or gone (wrapping).
     pub mappings: u64,
-    /// Live inbound flows (wrapping).
+    /// Live inbound flows ended or gone (wrapping).
     pub inbound: u64,
 }
 
@@ -72,7 +72,7 @@ pub struct Key(u64);
 /// The role in which an address is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// A pod.
+    /// A pod, which begins mappings and receives inbound flows.
     Pod = 1,
     /// A peer of inbound flows.
     Peer = 2,
@@ -174,7 +174,7 @@ pub const fn count(opened: u64, ended: u64) -> u32 {
 /// Both pointers must be readable and writable.
 #[inline(always)]
 const unsafe fn count_in_tick(count: *mut u32, tick: *mut u32, now: u32) -> u32 {
-    // SAFETY: by the contract.
+    // SAFETY: both are readable and writable by the contract.
     unsafe {
         if *tick != now {
             *tick = now;
@@ -334,7 +334,7 @@ mod tests {
         const CAPACITY: u32 = 262_144;
         for (greedy, left) in [(1, 163_840), (2, 65_536), (4, 7_281)] {
             let mut has = vec![0u32; greedy];
-            // One after the other, each as much as it can get.
+            // One pod after the other, each as much as it can get.
             loop {
                 let used: u32 = has.iter().sum();
                 let Some(pod) = has.iter_mut().find(|has| **has < limit(CAPACITY, used)) else {

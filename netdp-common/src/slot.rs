@@ -98,8 +98,8 @@ impl Slot {
     /// [`crate::abi::origin_tag`].
     #[inline(always)]
     pub fn set_origin(self, tag: u16) {
-        // SAFETY: valid by the contract of `new`; in an original half, only this function writes
-        // the flags.
+        // SAFETY: valid by the contract of `new`; in an original half, nothing else writes the
+        // flags.
         unsafe {
             let flags = (*self.0).flags;
             // The bucket of a mapping must not change.

@@ -5,29 +5,29 @@ use crate::siphash;
 
 /// IP protocol numbers that the datapath handles (IANA protocol-numbers).
 pub mod proto {
-    /// IPv6 hop-by-hop options.
+    /// IPv6 hop-by-hop options (RFC 8200 4.3).
     pub const IPV6_HOP_BY_HOP: u32 = 0;
-    /// ICMP for IPv4.
+    /// ICMP for IPv4 (RFC 792).
     pub const ICMP: u32 = 1;
-    /// TCP.
+    /// Transmission Control Protocol (RFC 9293).
     pub const TCP: u32 = 6;
-    /// UDP.
+    /// User Datagram Protocol (RFC 768).
     pub const UDP: u32 = 17;
-    /// DCCP.
+    /// Datagram Congestion Control Protocol (RFC 4340).
     pub const DCCP: u32 = 33;
-    /// IPv6 routing header.
+    /// IPv6 routing header (RFC 8200 4.4).
     pub const IPV6_ROUTING: u32 = 43;
-    /// IPv6 fragment header.
+    /// IPv6 fragment header (RFC 8200 4.5).
     pub const IPV6_FRAGMENT: u32 = 44;
-    /// IPsec authentication header.
+    /// IPsec authentication header (RFC 4302).
     pub const AH: u32 = 51;
-    /// ICMP for IPv6.
+    /// ICMP for IPv6 (RFC 4443).
     pub const ICMPV6: u32 = 58;
-    /// IPv6 destination options.
+    /// IPv6 destination options (RFC 8200 4.6).
     pub const IPV6_DESTINATION: u32 = 60;
-    /// SCTP.
+    /// Stream Control Transmission Protocol (RFC 9260).
     pub const SCTP: u32 = 132;
-    /// UDP-Lite.
+    /// Lightweight User Datagram Protocol (RFC 3828).
     pub const UDP_LITE: u32 = 136;
 }
 
@@ -39,9 +39,9 @@ pub mod proto {
 #[repr(C, align(8))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Tuple {
-    /// Source address.
+    /// Source address, network byte order.
     pub src: Addr,
-    /// Destination address.
+    /// Destination address, network byte order.
     pub dst: Addr,
     /// Source port or ICMP query identifier, host byte order.
     pub src_id: u16,

@@ -120,7 +120,7 @@ drop_reasons! {
     TableFull => table_full,
     /// A pod's packet to another pod's endpoint on the wire that the other pod has not sent to.
     Unasked => unasked,
-    /// The kernel refused to change the packet.
+    /// The kernel failed to rewrite the packet.
     RewriteFailed => rewrite_failed,
     /// A pod's packet whose source is a pod behind another interface.
     ForgedSource => forged_source,

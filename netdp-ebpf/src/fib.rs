@@ -238,7 +238,7 @@ pub fn route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut Route) ->
 #[inline(never)]
 pub fn interface(ctx: &TcContext, dst: &Addr, family: Family) -> Option<u32> {
     let Found { code, params } = lookup(ctx, dst, family, 0)?;
-    // There may be a route, but no neighbour yet.
+    // There may be a route without a neighbour entry yet.
     if code != 0 && code != BPF_FIB_LKUP_RET_NO_NEIGH {
         return None;
     }

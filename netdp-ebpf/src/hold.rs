@@ -26,7 +26,7 @@ pub struct Held {
     bytes: [u8; MAX_LEN as usize],
 }
 
-/// Datagram and number (in the upper bits of `proto`) → packet.
+/// Datagram and fragment number (in the upper bits of `proto`) → packet.
 #[btf_map]
 static HELD: LruHashMap<Tuple, Held, 256> = LruHashMap::new();
 /// Datagram → the number of its packets in the queue.

@@ -343,8 +343,8 @@ impl Tables for World<'_> {
     #[inline(always)]
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
         if let Some(counters) = COUNTERS.get_ptr_mut(0) {
-            // SAFETY: this CPU's own entry; a TC program is not preempted by
-            // another on the same CPU, and a lost count would do no harm.
+            // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same
+            // CPU, and a lost count would be harmless.
             let count = counter(unsafe { &mut *counters });
             *count += 1;
         }
@@ -733,7 +733,7 @@ unsafe extern "C" fn call<T, S, F>(n: u32, frame: *mut c_void) -> c_long
 where
     F: Fn(&T, u32, &mut S) -> bool,
 {
-    // SAFETY: `repeat` passes a `Frame` of these very types.
+    // SAFETY: `repeat` passes a `Frame` of exactly these types.
     let frame = unsafe { &mut *frame.cast::<Frame<'_, T, S, F>>() };
     c_long::from(!(frame.step)(frame.tables, n, frame.state))
 }

@@ -119,6 +119,7 @@ fn try_answer(ctx: &TcContext, world: &World<'_>, pkt: &Packet) -> Option<i32> {
     }
     if uplink.l2_len == 0 {
         // `__bpf_redirect_neigh` drops packets without an Ethernet header (net/core/filter.c).
+        // SAFETY: a helper on the program's own context.
         let made = unsafe { bpf_skb_change_head(ctx.skb.skb, skb::ETHERNET, 0) };
         (made == 0).then_some(())?;
     }

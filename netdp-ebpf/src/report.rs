@@ -19,7 +19,7 @@ static LAST_REPORT: Array<u32, 1> = Array::new();
 /// The minimum interval of messages, in ticks: a second.
 const PAUSE: u32 = 15;
 
-/// Logs a refused flow, unless one was logged just now.
+/// Logs a refused flow, unless one was logged within [`PAUSE`].
 #[inline(never)]
 pub fn refused(ctx: &TcContext, world: &World<'_>, pkt: &Packet, reason: DropReason) -> bool {
     let Some(last) = LAST_REPORT.get_ptr_mut(0) else {

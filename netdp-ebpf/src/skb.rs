@@ -206,7 +206,7 @@ struct Whole<'a> {
     /// Offset of the IP header from the start of the packet.
     l3: usize,
     leaving: bool,
-    /// The program is at TC egress.
+    /// True if the program is at TC egress.
     forwarded: bool,
 }
 

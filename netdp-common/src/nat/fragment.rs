@@ -51,7 +51,7 @@ pub fn first_egress<T: Tables>(tables: &T, work: &mut Work, verdict: Verdict) ->
             pkt.new_ip_id = match (pkt.family, known(tables, &key, true)) {
                 (Family::V4, Some(earlier)) => earlier.new_ip_id,
                 (Family::V4, None) => new_ip_id(tables, pkt),
-                // The 32 random bits of IPv6 are unique enough.
+                // The 32 random bits of IPv6 need no change.
                 (Family::V6, _) => KEEP_IP_ID,
             };
             fragment(tables, pkt, FRAGMENT_REWRITE)

@@ -1,4 +1,4 @@
-//! The node's own traffic.
+//! Traffic of the node itself: its records, and collisions with pods' mappings.
 
 use super::{Work, evict};
 use crate::abi::{NodeFlow, origin_tag};

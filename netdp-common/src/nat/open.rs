@@ -28,7 +28,7 @@ use crate::verdict::{DropReason, Verdict};
 pub(super) struct Claim {
     /// The wire tuple of the replies; `dst_id` is the candidate.
     pub(super) wire: Tuple,
-    /// The reply half that claims it.
+    /// The reply half that claims the wire tuple.
     reply: Mapping,
     pub(super) ranges: [PortRange; PORT_RANGES],
     pub(super) search: Search,
@@ -206,7 +206,7 @@ fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     );
     let place = tables.place();
     (claim.reply.uplink, claim.reply.epoch) = (place.uplink, place.epoch);
-    // SAFETY: the claim's own half, which lives longer than this slot.
+    // SAFETY: the claim's own half, which outlives this slot.
     let half = unsafe { Slot::new(&raw mut claim.reply) };
     match pkt.l4 {
         L4::Tcp(segment) if segment.bad_checksum != 0 && !pkt.l4.is_bare_syn() => {
@@ -249,7 +249,7 @@ fn finish<T: Tables>(tables: &T, work: &mut Work, flags: u16) -> Verdict {
     }
 }
 
-/// Counts a mapping that has begun.
+/// Counts a new mapping, and queues it for recycling.
 #[inline(always)]
 fn account<T: Tables>(tables: &T, tuple: &Tuple, bucket: u32) {
     if let Some(total) = tables.share(share::TOTAL) {
@@ -261,8 +261,8 @@ fn account<T: Tables>(tables: &T, tuple: &Tuple, bucket: u32) {
     tables.push_recent(tuple);
 }
 
-/// The port to try before all others: the one that the endpoint has elsewhere,
-/// or its own; none where ports are always changed.
+/// Returns the port to try first: the one that the endpoint has towards other destinations, or its
+/// own (port preservation); `None` if ports are never preserved.
 #[inline(always)]
 fn wanted_port<T: Tables>(tables: &T, pkt: &Packet) -> Option<u16> {
     let flags = tables.settings().flags;

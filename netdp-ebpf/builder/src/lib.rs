@@ -1,8 +1,8 @@
 //! Builds a crate of eBPF programs for the BPF target and puts the object into `OUT_DIR`.
 //!
-//! Toolchain, in this order: `NETDP_EBPF_TOOLCHAIN` (a rustup toolchain or a
-//! sysroot path); a nightly with rust-src; a sysroot at /usr that has a
-//! precompiled core for the BPF target (Debian's libstd-rust-web-dev-bpf).
+//! Toolchain, in order of preference: `NETDP_EBPF_TOOLCHAIN` (a rustup toolchain or a sysroot
+//! path); a nightly with rust-src; a sysroot at /usr that has a precompiled core for the BPF target
+//! (Debian's libstd-rust-web-dev-bpf).
 #![expect(
     clippy::print_stdout,
     reason = "build scripts give cargo their instructions on standard output"
