@@ -347,7 +347,7 @@ fn meet<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
         claim.outcome = Outcome::Claimed;
         if claim.is_syn != 0 && is_closing(0, owner.tcp_seen()) {
-            // A connection that was reset has left it; this one begins anew.
+            // Left behind by a connection that was reset; this one reopens it.
             owner.reopen(tables.now());
             owner.set_closing(Closing::NONE);
         }

@@ -42,7 +42,7 @@ const MANY: u32 = 8192;
 pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
     if claim.outcome == Outcome::Searching {
         let has_candidate = begin(tables, pkt, claim);
-        // Where the port that is wanted most was taken, others may be too.
+        // If the preferred port was taken, others may be too.
         if has_candidate && claim.has_wanted == 0 {
             try_first(tables, claim);
             claim.at = 1;
