@@ -234,8 +234,8 @@ impl Slot {
     /// Records a packet of this direction: count, time and TCP state.
     #[inline(always)]
     pub fn record(self, l4: &L4, now: u32) {
-        // SAFETY: valid by the contract of `new`. The count may lose updates that race; it is
-        // informational.
+        // SAFETY: valid by the contract of `new`. The count may lose updates that race,
+        // which is harmless.
         unsafe {
             let m = self.0;
             (*m).packets = (*m).packets.wrapping_add(1);
