@@ -146,8 +146,8 @@ impl Tap {
     }
 
     /// Reports whether the egress program would not have let the packet leave in this way, as far
-    /// as the maps show. A packet that came back for a pod by another uplink has that uplink's
-    /// address.
+    /// as the maps show. A reply to a pod that arrived by another uplink was given the pod's
+    /// address there.
     fn is_leak(&self, packet: &Packet, maps: &Maps) -> bool {
         matches!(maps.action(&packet.tuple.dst), Ok(Action::Masquerade))
             && self.inbound.get(&packet.tuple, 0).is_err()
