@@ -123,34 +123,33 @@ impl Setup {
 /// Allocation of external ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum PortMode {
-    /// The pod's own port if it is free, else a random one (port preservation).
+    /// The pod's own port if it is free, else a random one.
     Keep,
-    /// A port chosen by a hash of the tuple.
+    /// By a hash of the tuple.
     Hash,
-    /// Always a random port.
+    /// Always a random one.
     Random,
 }
 
 /// Effect of a policy change on live flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnReload {
-    /// Live flows keep their mappings.
+    /// They live on as they were made.
     Sticky,
-    /// Mappings that the new policy would not create end at once.
+    /// Those that the policy would not make any more end at once.
     Cutover,
-    /// Mappings that the new policy would not create end once they have been idle for half a
-    /// minute.
+    /// Those end when they have been idle for half a minute.
     Drain,
 }
 
 /// Treatment of packets that can't be translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum NoLeak {
-    /// Packets are dropped.
+    /// They are dropped.
     Drop,
-    /// Packets leave with the pod's address.
+    /// They leave with the pod's address.
     Pass,
-    /// Packets leave with the node's address; replies do not come back.
+    /// They leave with the node's address; answers do not come back.
     AddressOnly,
 }
 

@@ -88,8 +88,8 @@ pub(super) fn above(snapshot: &Snapshot, ifindex: u32) -> impl Iterator<Item = &
     found.into_iter()
 }
 
-/// Reports whether a link sends its packets as such by its lower device, not as packets of the
-/// node.
+/// Reports whether a link sends its packets by its lower device as they are, not inside packets of
+/// the node.
 fn shares(link: &Link) -> bool {
     let kind = link.kind.as_deref().unwrap_or_default();
     matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap")
