@@ -51,7 +51,7 @@ impl Policy {
         }
     }
 
-    /// The document that `--targets` is.
+    /// Returns the document that `--targets` stands for.
     pub fn targets(&self) -> Option<Document> {
         self.targets.as_ref().map(|text| Document {
             name: "--targets".to_owned(),
