@@ -1,5 +1,5 @@
-//! The flags that change what a configuration means, and what is around it: the same for
-//! `netdp run` and `netdp config check`.
+//! The flags that affect the meaning of a configuration, and those about its surroundings: the same
+//! for `netdp run` and `netdp config check`.
 
 use super::go::parse_bool;
 use crate::config::{Action, Document, Format, Options, Surroundings};

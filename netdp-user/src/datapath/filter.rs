@@ -33,7 +33,7 @@ const TCA_CHAIN: u16 = 11;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
 
-/// `ETH_P_ALL`.
+/// `ETH_P_ALL` of include/uapi/linux/if_ether.h, in host byte order.
 const ALL_PROTOCOLS: u16 = 3;
 
 /// Handles of our filters. A filter that is moved ahead of others exists beside the old one for a
@@ -45,7 +45,7 @@ const HEADER: usize = 16;
 const ABOUT: usize = 20;
 const ATTRIBUTE: usize = 4;
 
-/// A TC filter.
+/// A filter of a clsact qdisc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
     /// Filters with lower preferences come first.

@@ -10,7 +10,7 @@ use netdp_common::tuple::{Tuple, proto};
 use serde::Serialize;
 use std::net::IpAddr;
 
-/// A live mapping.
+/// A live mapping, as listed by `netdp flows`.
 #[derive(Debug, Clone, Serialize)]
 pub struct FlowRecord {
     /// Protocol name, or number.

@@ -15,7 +15,7 @@ use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_s
 use netdp_common::tuple::{Tuple, proto};
 use std::net::IpAddr;
 
-/// `BPF_NOEXIST` and `BPF_EXIST`.
+/// `BPF_NOEXIST` and `BPF_EXIST` of include/uapi/linux/bpf.h.
 const NOEXIST: u64 = 1;
 const EXIST: u64 = 2;
 

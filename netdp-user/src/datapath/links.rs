@@ -75,11 +75,11 @@ pub enum Mechanism {
 /// A program on an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Attached {
-    /// Interface name.
+    /// Name of the interface, for messages.
     pub uplink: String,
-    /// Interface index.
+    /// Index of the interface in this network namespace.
     pub ifindex: u32,
-    /// `tcx` or `clsact`.
+    /// Mechanism of the attachment: `tcx` or `clsact`, never `auto`.
     pub mechanism: Mechanism,
 }
 

@@ -184,7 +184,7 @@ impl std::fmt::Display for Kernel {
     }
 }
 
-/// The loaded datapath.
+/// The loaded programs with their maps and links.
 pub struct Datapath {
     /// Kernel features that were detected at the start.
     kernel: Kernel,
@@ -381,7 +381,7 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Applies one change.
+    /// Applies one change to the datapath.
     ///
     /// # Errors
     /// Returns an error that names the object if the kernel refuses the change.

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-/// A mount.
+/// A mount, from one line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// `MAJOR:MINOR` of its file system, the same for each of its mounts.
     pub device: String,
-    /// Mount point.
+    /// Mount point, relative to the root of the process.
     pub point: PathBuf,
     /// True if the mount is a shared one, which propagates.
     pub is_shared: bool,

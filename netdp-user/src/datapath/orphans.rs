@@ -23,13 +23,13 @@ const DEPTH: usize = 4;
 /// A program on a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphan {
-    /// Interface index.
+    /// Index of the interface in this network namespace.
     pub ifindex: u32,
-    /// Interface name.
+    /// Name of the interface when it was scanned.
     pub interface: String,
     /// Hook of the program.
     pub hook: Hook,
-    /// Program id.
+    /// Id of the program in the kernel.
     pub program: u32,
     /// Id of its TCX link; `None` for a clsact filter.
     link: Option<u32>,

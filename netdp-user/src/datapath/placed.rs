@@ -12,15 +12,15 @@ use std::time::Instant;
 /// A program that should be on a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {
-    /// Interface index.
+    /// Index of the interface in this network namespace.
     pub ifindex: u32,
-    /// Interface name.
+    /// Name of the interface, for messages.
     pub interface: String,
     /// Hook of the program.
     pub hook: Hook,
-    /// `tcx` or `clsact`.
+    /// Mechanism of the attachment: `tcx` or `clsact`, never `auto`.
     pub mechanism: Mechanism,
-    /// Program id.
+    /// Id of the program in the kernel.
     pub program: u32,
 }
 
@@ -77,7 +77,7 @@ impl Placed {
         format!("{interface}: {} before the {hook} program", ahead.subject())
     }
 
-    /// Checks the hook.
+    /// Queries the hook's state from the kernel.
     ///
     /// # Errors
     /// Returns an error if the kernel can't be queried.

@@ -14,7 +14,7 @@ use netdp_common::addr::Addr;
 /// The map's name in the eBPF object.
 const NAME: &str = "SOURCES";
 
-/// Writes a source.
+/// Writes the source for a query.
 ///
 /// # Errors
 /// Returns an error if the map is full, or there is none.

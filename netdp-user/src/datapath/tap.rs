@@ -83,7 +83,7 @@ impl std::fmt::Debug for Tap {
 }
 
 impl Tap {
-    /// Starts monitoring.
+    /// Starts monitoring an interface.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses (this needs `CAP_NET_RAW`), or the maps are not
@@ -201,7 +201,7 @@ const fn is_answer(l4: &L4) -> bool {
     }
 }
 
-/// A captured packet.
+/// A packet captured on the interface.
 struct Heard {
     length: usize,
     ethertype: u16,

@@ -204,7 +204,7 @@ pub fn is_known() -> Result<bool> {
 /// A program on a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnHook {
-    /// Program id.
+    /// Id of the program in the kernel.
     pub program: u32,
     /// Id of the link that holds it; 0 if it was attached without one.
     pub link: u32,
@@ -269,7 +269,7 @@ unsafe fn descriptor<T>(command: libc::c_int, attr: &mut T) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Calls `bpf(2)`.
+/// Calls `bpf(2)` and returns its result.
 ///
 /// # Safety
 /// `attr` must be the attribute of the command, and the pointers in it valid.

@@ -77,7 +77,7 @@ pub struct Finding {
     pub chain: String,
     /// Text as printed by the program of its backend; of several rules, the text of the first.
     pub rule: String,
-    /// Number of rules.
+    /// Number of rules in this finding.
     pub count: usize,
     /// True if it drops packets, rather than translating them.
     #[serde(default)]

@@ -48,7 +48,7 @@ pub enum Target {
     Other,
 }
 
-/// A rule.
+/// A rule with its conditions and target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Text as printed by its program.

@@ -37,7 +37,7 @@ const MOST_PEERS: usize = 256;
 /// A protocol without ports that the node uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spoken {
-    /// IP protocol number.
+    /// IP protocol number as assigned by IANA.
     pub protocol: u8,
     /// Address of the peer; the family's unspecified address stands for any peer.
     pub peer: IpAddr,
@@ -59,7 +59,7 @@ impl Spoken {
     }
 }
 
-/// An IPVS service.
+/// A virtual service of IPVS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Service {
     /// `tcp`, `udp`, `sctp`; `fwm` for a service selected by a mark.
@@ -73,9 +73,9 @@ pub struct Service {
 /// All facts about the node.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// Third-party NAT rules.
+    /// Third-party NAT rules for packets to the node.
     pub nat: &'a Inward,
-    /// Sockets, services, IPsec.
+    /// Polled facts: sockets, services, IPsec.
     pub probe: &'a Probe,
     /// Tunnels that are up.
     pub tunnels: &'a [Tunnel],

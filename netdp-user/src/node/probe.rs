@@ -20,7 +20,7 @@ pub struct Probe {
     /// Protocols (`NODE_PORT_*` bits) and ports of sockets that the programs' socket lookups do not
     /// find.
     pub sockets: BTreeSet<(u32, u16)>,
-    /// Services of IPVS.
+    /// Virtual services of IPVS.
     pub services: BTreeSet<Service>,
     /// Protocols of raw sockets.
     pub raw: BTreeSet<Spoken>,

@@ -10,7 +10,7 @@ const NAMED: usize = 12;
 /// Ports and protocols that pods' flows can't use because the node itself receives them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeReport {
-    /// Reserved ports.
+    /// Reserved ports, by protocol and origin.
     pub ports: Vec<PortsReport>,
     /// Reserved protocols without ports.
     pub protocols: Vec<ProtocolReport>,

@@ -60,16 +60,16 @@ const TEMPLATE_SOURCE: usize = 28;
 pub struct Ipsec {
     /// ESP, AH or IPCOMP.
     pub protocol: u8,
-    /// Destination and source.
+    /// Addresses of destination and source, in this order.
     pub ends: [IpAddr; 2],
 }
 
-/// An egress policy.
+/// An egress policy of IPsec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Source prefix.
+    /// Source prefix of the selector.
     pub source: IpNet,
-    /// Destination prefix.
+    /// Destination prefix of the selector.
     pub destination: IpNet,
     /// Index of the only interface that it applies to; 0 for all.
     pub ifindex: u32,

@@ -11,9 +11,9 @@ use super::select::{Selection, Uplink};
 /// A family of which an uplink has no address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lacking {
-    /// Uplink name.
+    /// Interface name of the uplink.
     pub uplink: String,
-    /// Address family.
+    /// Family of the missing address.
     pub family: Family,
     /// True if it had one before.
     pub lost: bool,

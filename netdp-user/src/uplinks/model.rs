@@ -145,7 +145,7 @@ pub struct Addr {
     pub prefix_len: u8,
     /// Scope in which the address is valid.
     pub scope: AddressScope,
-    /// State and origin.
+    /// State and origin (`IFA_F_*`).
     pub flags: AddrFlags,
 }
 
@@ -193,7 +193,7 @@ pub struct DefaultRoute {
 /// A next hop of a route of any table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Destination prefix.
+    /// Destination prefix; its length is 0 for a default route.
     pub destination: IpNet,
     /// Index of the outgoing link.
     pub ifindex: u32,

@@ -119,7 +119,7 @@ impl Uplink {
 /// Result of [`select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
-    /// Uplinks, by index.
+    /// Uplinks, sorted by interface index.
     pub uplinks: Vec<Uplink>,
     /// Observed links, by which requests to pods may come in. They are no uplinks: only ingress is
     /// processed, so that replies that leave by an uplink are recognised as such.

@@ -32,13 +32,13 @@ pub struct Asked {
 /// Result of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Given {
-    /// Source address.
+    /// Source address for the packet.
     pub addr: IpAddr,
     /// Index of the uplink at whose hooks it applies.
     pub via: u32,
 }
 
-/// Sources by query.
+/// Source addresses, keyed by query.
 pub type Sources = BTreeMap<Asked, Given>;
 
 /// Returns the networks that the node receives without having the addresses, and the sources of

@@ -7,7 +7,7 @@ use rtnetlink::packet_route::link::{
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IP protocol numbers.
+/// IP protocol numbers as assigned by IANA.
 const IPIP: u8 = 4;
 const IPV6: u8 = 41;
 const GRE: u8 = 47;
@@ -19,9 +19,9 @@ const MPLS: u8 = 137;
 /// Traffic that a tunnel that is up receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// Interface name.
+    /// Name of the tunnel's interface.
     pub link: String,
-    /// Protocol and peer.
+    /// IP protocol and peer address.
     pub spoken: Spoken,
 }
 

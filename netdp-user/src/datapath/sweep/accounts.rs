@@ -31,7 +31,7 @@ impl Accounts {
         }
     }
 
-    /// Restarts the count.
+    /// Restarts the count of mappings; the secret key and the programs' counts are kept.
     pub fn again(self) -> Self {
         Self {
             live: HashMap::new(),

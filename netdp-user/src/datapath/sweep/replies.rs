@@ -32,7 +32,7 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// Adds a half.
+    /// Adds a reply half.
     pub fn insert(&mut self, wire: &Tuple, half: &Mapping) {
         let short = Short {
             last_seen: half.last_seen,
