@@ -181,9 +181,9 @@ impl TcxLink {
     }
 }
 
-/// Reports whether the kernel has TCX, by a query that only such a kernel supports, made once.
-/// Kernels before Linux 6.6, and those without `CONFIG_NET_XGRESS`, return EINVAL; from an attempt
-/// to attach, EINVAL could mean anything.
+/// Reports whether the kernel has TCX, by a query that only such a kernel supports; called once, at
+/// the start. Kernels before Linux 6.6, and those without `CONFIG_NET_XGRESS`, return EINVAL; from
+/// an attempt to attach, EINVAL could mean anything.
 ///
 /// # Errors
 /// Returns an error if the kernel refuses for another reason.

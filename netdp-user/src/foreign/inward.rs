@@ -35,7 +35,7 @@ pub struct Diverted {
     pub backend: String,
     /// `IPv4`, `IPv6`, or `both`.
     pub family: String,
-    /// Table and chain of the rule.
+    /// Name of the chain, after its table unless that is the nat table of iptables.
     pub chain: String,
     /// Text of the rule.
     pub rule: String,

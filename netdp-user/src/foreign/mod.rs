@@ -73,7 +73,7 @@ pub struct Finding {
     pub family: String,
     /// `nft`, `legacy` (iptables of either kind) or `nftables`.
     pub backend: String,
-    /// Table and chain of the rule.
+    /// Name of the chain, after its table unless that is the nat table of iptables.
     pub chain: String,
     /// Text as printed by the program of its backend; of several rules, the text of the first.
     pub rule: String,

@@ -140,8 +140,8 @@ fn step<'a>(
             spared_version: way.spared_version,
             mark: way.mark,
         }),
-        // A rule with one condition certainly ends the path for its packets; with more, they may
-        // continue.
+        // A rule with one condition ends the path of every packet that matches it; with more
+        // conditions, packets that match one of them may continue.
         Target::Leave => match rule.matches.as_slice() {
             [Match::Destination { nets, not: false }] => way.spare(nets),
             [Match::Mark { text, set: false }] => way.mark = Some(text),
