@@ -45,7 +45,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let target_dir = image::target_dir()?;
     let image = image::make_with(&arguments.name, &target_dir, Packages::Latest)?;
-    let directory = target_dir.join(format!("release-{VERSION}"));
+    // What a dry run leaves is not to be taken for a release.
+    let suffix = if arguments.dry_run { "-dry-run" } else { "" };
+    let directory = target_dir.join(format!("release-{VERSION}{suffix}"));
     if directory.exists() {
         fs::remove_dir_all(&directory)
             .with_context(|| format!("removing {}", directory.display()))?;

@@ -11,7 +11,7 @@ use super::admit::refusal;
 use super::error::translate;
 use super::follow::{apply, continue_egress, continue_ingress};
 use super::open::open;
-use super::origin::{is_forged, may_report};
+use super::origin::{is_forged_by, key_of, may_report};
 use super::{Opening, opening, out_of_scope};
 use crate::packet::{Endpoint, L4, Packet};
 use crate::tables::Tables;
@@ -45,7 +45,8 @@ pub fn leave<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
                 apply(pkt, known)
             }
             None if begins(tables, pkt) => {
-                if is_forged(tables, &pkt.tuple.src, pkt.family) {
+                work.source = key_of(tables, &pkt.tuple.src);
+                if is_forged_by(tables, work.source, &pkt.tuple.src, pkt.family) {
                     return Verdict::Drop(DropReason::ForgedSource);
                 }
                 // What the node itself would use to talk to this address.

@@ -9,7 +9,9 @@ use crate::abi::{
     SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
 };
 use crate::addr::Addr;
-use crate::conntrack::{ACK, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, age};
+use crate::conntrack::{
+    ACK, Closing, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SYN, age, is_closing,
+};
 use crate::packet::{L4, Packet};
 use crate::port::{self, Search};
 use crate::share;
@@ -47,7 +49,7 @@ pub(super) struct Claim {
     pub(super) tries: u32,
     /// The port that is wanted most, if `has_wanted` is 1.
     wanted: u32,
-    has_wanted: u32,
+    pub(super) has_wanted: u32,
     /// The destination, as maps of ports have it.
     pub(super) key: Tuple,
     /// The place of its map.
@@ -343,6 +345,11 @@ fn insert<T: Tables>(tables: &T, claim: &mut Claim) -> Result<(), InsertError> {
 fn meet<T: Tables>(tables: &T, claim: &mut Claim, owner: Slot) {
     if !owner.is_host() && owner.addr() == claim.reply.addr && owner.id() == claim.reply.id {
         claim.outcome = Outcome::Claimed;
+        if claim.is_syn != 0 && is_closing(0, owner.tcp_seen()) {
+            // A connection that was reset has left it; this one begins anew.
+            owner.reopen(tables.now());
+            owner.set_closing(Closing::NONE);
+        }
     } else {
         note_spare(tables, claim, owner);
     }

@@ -40,8 +40,13 @@ const MANY: u32 = 8192;
 /// moment. Step by step, see [`super::open::open`].
 #[inline(always)]
 pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
-    if claim.outcome == Outcome::Searching && begin(tables, pkt, claim) {
-        try_first(tables, claim);
+    if claim.outcome == Outcome::Searching {
+        let has_candidate = begin(tables, pkt, claim);
+        // Where the port that is wanted most was taken, others may be too.
+        if has_candidate && claim.has_wanted == 0 {
+            try_first(tables, claim);
+            claim.at = 1;
+        }
     }
     if claim.outcome == Outcome::Searching {
         at_random(tables, claim);
@@ -86,6 +91,7 @@ fn begin<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) -> bool {
         tables.random()
     };
     claim.search = Search::new(port::total(&claim.ranges), start);
+    claim.at = 0;
     match port::nth_port(&claim.ranges, claim.search.offset(0)) {
         Some(first) => {
             claim.wire.dst_id = first;
@@ -104,8 +110,6 @@ fn at_random<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     claim.exhausted = tables.is_exhausted(&claim.wire).into();
     let len = claim.search.len();
     let short = claim.exhausted != 0 || len > NARROW && map_of(tables, claim).is_some();
-    // The first candidate has been tried.
-    claim.at = 1;
     if short && tables.settings().flags & SETTING_HASH_PORTS != 0 {
         // From the same start it would meet the same few whenever a packet is sent again.
         claim.search = Search::new(len, tables.random());

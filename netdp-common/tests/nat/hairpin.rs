@@ -65,6 +65,22 @@ fn a_pod_reaches_itself() {
     }
 }
 
+/// Each has its own share.
+#[test]
+fn flows_to_other_pods_count_for_the_pod_that_begins_them() {
+    for net in BOTH {
+        let first = net.udp();
+        let mut fake = met(&net, &first);
+        // What was answered does not give way.
+        fake.back(&first.from(net.node).answer());
+        let own = first.to(net.node);
+        fake.limits.flows = 1;
+        assert_eq!(fake.hairpin(&own), Turned::Drop(DropReason::PodLimit));
+        fake.limits.flows = 2;
+        assert_eq!(fake.hairpin(&own), to(net.node, net.pod));
+    }
+}
+
 #[test]
 fn a_third_pod_that_was_not_asked_does_not_get_through() {
     for net in BOTH {

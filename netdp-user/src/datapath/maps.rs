@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::abi::{
-    Counters, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange, RESERVED_WORDS,
-    SETTING_ANY_SOURCE, SETTING_NONE_STICKY, SETTING_SEVERAL_UPLINKS, Settings, UPLINK_OBSERVED,
-    Uplink, pins,
+    Counters, Inbound, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange,
+    RESERVED_WORDS, SETTING_ANY_SOURCE, SETTING_NONE_STICKY, SETTING_SEVERAL_UPLINKS, Settings,
+    UPLINK_OBSERVED, Uplink, pins,
 };
 use netdp_common::addr::Addr;
 use netdp_common::port_map::Bits;
@@ -64,6 +64,7 @@ pub(super) struct PodMaps {
     pub(super) inbound_live: HashMap<MapData, Tuple, Live>,
     /// A second handle, for batched reads.
     pub(super) inbound_live_data: MapData,
+    inbound: HashMap<MapData, Tuple, Inbound>,
     /// `None` if the pins are of a version without this map.
     inbound_used: Option<Array<MapData, u32>>,
     /// Handle for batched reads.
@@ -129,6 +130,7 @@ impl Maps {
                     limits: array(pins::LIMITS)?.try_into()?,
                     inbound_live: hash(pins::INBOUND_LIVE)?.try_into()?,
                     inbound_live_data: pinned(pins::INBOUND_LIVE)?,
+                    inbound: Map::LruHashMap(pinned(pins::INBOUND)?).try_into()?,
                     inbound_used: match bpffs.join(pins::INBOUND_USED).exists() {
                         true => Some(array(pins::INBOUND_USED)?.try_into()?),
                         false => None,
@@ -174,7 +176,7 @@ impl Maps {
         settings.layout = LAYOUT;
         // Until a sweep has shown otherwise, mappings may be older than the policy.
         settings.flags = setup.flags();
-        if self.uplinks()?.len() > 1 {
+        if self.interfaces()?.len() > 1 {
             settings.flags |= SETTING_SEVERAL_UPLINKS;
         }
         settings.no_leak = setup.no_leak.raw();
@@ -206,6 +208,23 @@ impl Maps {
         (self.pods()?.limits)
             .get(&0, 0)
             .context("reading the limits map")
+    }
+
+    /// Makes the programs look up flows that keep the pod's address, if there are any: programs of a
+    /// version without `inbound_used` record them without setting it.
+    ///
+    /// # Errors
+    /// Returns an error if the maps can't be read or written.
+    pub(super) fn note_inbound(&mut self) -> Result<()> {
+        let pods = self.pods()?;
+        let used = pods.inbound_used.as_ref().context(EARLIER)?;
+        let is_used = used.get(&0, 0).context("reading the inbound_used map")? != 0;
+        let is_empty =
+            pods.inbound_live.keys().next().is_none() && pods.inbound.keys().next().is_none();
+        if is_used || is_empty {
+            return Ok(());
+        }
+        self.use_inbound()
     }
 
     /// Makes the programs look up flows that keep the pod's address.
@@ -339,6 +358,15 @@ impl Maps {
     }
 
     pub(super) fn set_uplink(&mut self, ifindex: u32, uplink: &Uplink) -> Result<()> {
+        let mut settings = self.settings()?;
+        if settings.flags & SETTING_SEVERAL_UPLINKS == 0
+            && self.interfaces()?.iter().any(|other| *other != ifindex)
+        {
+            // The flag is never cleared: packets that came in by one of them may still be in
+            // flight.
+            settings.flags |= SETTING_SEVERAL_UPLINKS;
+            self.set_settings(&settings)?;
+        }
         // Without a change the programs' caches stay valid.
         if self
             .uplinks
@@ -346,13 +374,6 @@ impl Maps {
             .is_ok_and(|now| now == *uplink)
         {
             return Ok(());
-        }
-        if self.uplinks()?.iter().any(|other| *other != ifindex) {
-            // The flag is never cleared: packets that came in by one of them may still be in
-            // flight.
-            let mut settings = self.settings()?;
-            settings.flags |= SETTING_SEVERAL_UPLINKS;
-            self.set_settings(&settings)?;
         }
         self.uplinks
             .insert(ifindex, uplink, 0)

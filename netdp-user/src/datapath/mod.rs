@@ -213,8 +213,6 @@ impl Datapath {
         adopt(bpffs)?;
         let counted = object::Carried::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
-        // Programs of a version without this map do not count the inbound flows that they record.
-        let unsaid = adopted && !bpffs.join(abi::pins::INBOUND_USED).exists();
         if !adopted {
             limits::check_memory(setup.max_flows)?;
         }
@@ -224,9 +222,7 @@ impl Datapath {
         }
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
-        if unsaid {
-            maps.use_inbound()?;
-        }
+        maps.note_inbound()?;
         if setup.hairpin {
             endpoints::fill(&mut object, &maps)?;
         }
@@ -407,10 +403,13 @@ impl Datapath {
                  name other uplinks with --uplink",
                 uplink.name
             ),
-            Change::Attach(uplink) => self
-                .links
-                .attach(&mut self.object, uplink)
-                .with_context(|| format!("attaching to uplink {}", uplink.name)),
+            Change::Attach(uplink) => {
+                self.links
+                    .attach(&mut self.object, uplink)
+                    .with_context(|| format!("attaching to uplink {}", uplink.name))?;
+                // The replaced programs may have recorded inbound flows meanwhile.
+                self.maps.note_inbound()
+            }
             Change::SetObserved(link) => {
                 let mut entry = entry(link);
                 entry.flags |= UPLINK_OBSERVED;

@@ -2,7 +2,7 @@
 
 use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, becomes};
-use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TcAttachType};
 use netdp_common::abi::pins;
 use std::fs;
@@ -74,18 +74,28 @@ fn a_new_agent_adopts_every_mapping() {
     }
 }
 
-/// Its programs did not note that there are records to be looked up.
+/// Its programs did not note that there are records to be looked up, whether the map for that was
+/// there, after a way back to that version, or not.
 #[test]
 fn an_earlier_version_s_flows_from_outside_keep_their_source() {
-    let mut node = Node::new();
-    let from_outside = Build::udp("198.51.100.9:99", POD);
-    let answer = from_outside.answer();
-    assert_ne!(node.out(&answer.from("172.16.0.2:4001")), becomes(&answer));
-    node.back(&from_outside);
-    node.stop();
-    fs::remove_file(node.bpffs().join(pins::INBOUND_USED)).expect("the pin");
-    node.start().expect("a second agent");
-    assert_eq!(node.out(&answer), becomes(&answer));
+    for is_there in [false, true] {
+        let mut node = Node::new();
+        let from_outside = Build::udp("198.51.100.9:99", POD);
+        let answer = from_outside.answer();
+        assert_ne!(node.out(&answer.from("172.16.0.2:4001")), becomes(&answer));
+        node.back(&from_outside);
+        node.stop();
+        let pin = node.bpffs().join(pins::INBOUND_USED);
+        if is_there {
+            let map = Map::Array(MapData::from_pin(&pin).expect("the pinned map"));
+            let mut used: Array<_, u32> = map.try_into().expect("an array");
+            used.set(0, 0, 0).expect("writing it");
+        } else {
+            fs::remove_file(&pin).expect("the pin");
+        }
+        node.start().expect("a second agent");
+        assert_eq!(node.out(&answer), becomes(&answer), "{is_there}");
+    }
 }
 
 #[test]

@@ -323,6 +323,11 @@ fn replies_leave_for_their_pods_by_another_uplink() {
         assert_eq!(node.back(&reply), becomes(&packet.answer()));
         let leaves = frame(&packet.answer());
         let seen = node.run_on(Hook::Egress, &leaves, second);
-        assert_eq!(seen, Seen::Next(leaves));
+        assert_eq!(seen, Seen::Next(leaves.clone()));
+        // The next agent writes its settings anew.
+        node.stop();
+        node.start().expect("a second agent");
+        let seen = node.run_on(Hook::Egress, &leaves, second);
+        assert_eq!(seen, Seen::Next(leaves), "after a restart");
     }
 }

@@ -24,7 +24,7 @@ pub struct Recipe<'a> {
 /// # Errors
 /// buildah failed, with a message on standard error, or its files can't be written.
 pub fn build(recipe: Recipe<'_>, name: &str, archive: &Path) -> Result<String> {
-    // An image store of its own: nothing is left in the machine's.
+    // An image store of its own: the machine's is left alone.
     let work = tempfile::tempdir().context("making a directory for buildah")?;
     let buildah = |what: &str| {
         let mut command = Command::new("buildah");
@@ -54,16 +54,29 @@ pub fn build(recipe: Recipe<'_>, name: &str, archive: &Path) -> Result<String> {
     shell::run(bud.stdout(Stdio::null()))?;
 
     let digest = work.path().join("digest");
-    // buildah adds to an archive that is there.
-    if archive.exists() {
-        fs::remove_file(archive).with_context(|| format!("removing {}", archive.display()))?;
-    }
+    let layout = work.path().join("layout");
     shell::run_as_progress(
         buildah("push")
             .args(["--quiet", "--compression-level", "9", "--digestfile"])
             .arg(&digest)
             .arg(name)
-            .arg(format!("oci-archive:{}:{name}", archive.display())),
+            .arg(format!("oci:{}:{name}", layout.display())),
+    )?;
+    // buildah's own archives hold the times at which it wrote their files.
+    shell::run_as_progress(
+        Command::new("tar")
+            .args(["--create", "--sort=name", "--format=gnu", "--mtime=@0"])
+            .args([
+                "--owner=0",
+                "--group=0",
+                "--numeric-owner",
+                "--mode=u=rwX,go=rX",
+            ])
+            .arg("--file")
+            .arg(archive)
+            .arg("--directory")
+            .arg(&layout)
+            .args(["blobs", "index.json", "oci-layout"]),
     )?;
     fs::read_to_string(&digest)
         .map(|digest| digest.trim().to_owned())
@@ -75,8 +88,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    /// Builds an image of one file in a directory of its own; returns its digest and index.
-    fn built(content: &str, mode: u32) -> (String, String) {
+    /// Builds an image of one file in a directory of its own; returns its digest and its archive.
+    fn built(content: &str, mode: u32) -> (String, Vec<u8>) {
         let work = tempfile::tempdir().unwrap();
         let [context, dockerfile, archive] =
             ["context", "Dockerfile", "image.tar"].map(|name| work.path().join(name));
@@ -97,21 +110,19 @@ mod tests {
             arguments: &[("VERSION", "1")],
         };
         let digest = build(recipe, "localhost/test:1", &archive).unwrap();
-        let index = Command::new("tar")
-            .args(["--extract", "--to-stdout", "--file"])
-            .arg(&archive)
-            .arg("index.json")
-            .output()
-            .unwrap();
-        (digest, String::from_utf8(index.stdout).unwrap())
+        (digest, fs::read(&archive).unwrap())
     }
 
     #[test]
-    fn the_same_files_give_the_same_digest() {
-        let (first, index) = built("one", 0o644);
-        assert!(index.contains(&first), "{index}");
-        assert!(index.contains("localhost/test:1"), "{index}");
-        assert_eq!(built("one", 0o644), (first.clone(), index));
+    fn the_same_files_give_the_same_archive() {
+        let (first, archive) = built("one", 0o644);
+        let text = String::from_utf8_lossy(&archive).into_owned();
+        for part in ["index.json", "oci-layout", &first, "localhost/test:1"] {
+            assert!(text.contains(part), "{part}");
+        }
+        let (again, other) = built("one", 0o644);
+        assert_eq!(again, first);
+        assert!(other == archive, "two archives of one image differ");
         assert_ne!(built("two", 0o644).0, first);
         assert_ne!(built("one", 0o755).0, first);
     }
