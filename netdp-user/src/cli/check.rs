@@ -1,5 +1,5 @@
-//! `netdp config check`: whether a configuration may come into force, what it means, and what its
-//! author should look at.
+//! `netdp config check`: validates a configuration, shows its policy, and reports findings to its
+//! author.
 
 use super::Output;
 use super::output;
@@ -12,10 +12,10 @@ use serde::Serialize;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-/// What stands for standard input.
+/// Path that denotes standard input.
 const STDIN: &str = "-";
 
-/// The greatest size of standard input, in bytes: a list of objects holds many documents.
+/// Maximum size of standard input, in bytes: a list of objects holds many documents.
 const MAX_INPUT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
@@ -46,18 +46,18 @@ enum InputFormat {
     NatRules,
 }
 
-/// What is printed.
+/// Report of the check.
 #[derive(Debug, Default, Serialize)]
 struct Verdict {
-    /// Whether it may come into force.
+    /// True if the configuration may come into force.
     valid: bool,
     errors: Vec<Diagnostic>,
     warnings: Vec<Diagnostic>,
-    /// What ip-masq-agent would do otherwise.
+    /// Differences in ip-masq-agent's treatment of it.
     differences: Vec<Diagnostic>,
-    /// Which objects of manifests were read, and which were left out.
+    /// Objects of manifests that were read, and those that were left out.
     notes: Vec<Diagnostic>,
-    /// Where the documents come from.
+    /// Sources of the documents.
     documents: Vec<String>,
     policy: Option<EffectivePolicy>,
 }
@@ -66,7 +66,7 @@ struct Verdict {
 struct EffectivePolicy {
     hash: String,
     rules: Vec<RuleRow>,
-    /// What becomes of destinations outside all rules.
+    /// Action for destinations outside all rules.
     others: String,
     ipv6: bool,
     resync_interval_seconds: f64,
@@ -78,7 +78,7 @@ struct EffectivePolicy {
 struct RuleRow {
     prefix: String,
     action: String,
-    /// Everything that says so, the first one first.
+    /// Every origin of the rule, in order.
     origins: Vec<String>,
 }
 
@@ -139,7 +139,7 @@ impl Check {
         Ok(verdict)
     }
 
-    /// Standard input as one document.
+    /// Reads standard input as one document.
     fn stdin(&self) -> Result<Result<Vec<Document>, Vec<Diagnostic>>> {
         let mut bytes = Vec::new();
         let input = std::io::stdin().lock();
@@ -170,7 +170,7 @@ impl Check {
 
 fn effective(config: &Config, ipv6: bool) -> EffectivePolicy {
     let mut rules: Vec<_> = config.rules.iter().collect();
-    // A prefix before what it contains.
+    // A prefix comes before those that it contains.
     rules.sort_by_key(|rule| rule.prefix);
     let row = |rule: &config::Rule| RuleRow {
         prefix: rule.prefix.to_string(),

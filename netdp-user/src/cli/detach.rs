@@ -16,10 +16,10 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// How often it is looked whether the datapath is still needed.
+/// Period of polling whether the datapath is still needed.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How often it is told that it is.
+/// Period of the message that it is still needed.
 const TELL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
@@ -64,7 +64,8 @@ impl Detach {
         Ok(())
     }
 
-    /// Removes all that agents may have left. What can't be removed keeps nothing else.
+    /// Removes everything that agents may have left. An object that can't be removed does not stop
+    /// the others from being removed.
     fn for_good(&self, dir: &StateDir) -> Removed {
         let left = Memory::read(dir).unwrap_or_else(|err| {
             eprintln!(
@@ -83,7 +84,7 @@ impl Detach {
             Ok(removed) => all.removed.extend(removed),
             Err(err) => all.failed.push(format!("{err:#}")),
         }
-        // Those of a datapath whose maps were not pinned any more.
+        // Filters of a datapath whose maps were not pinned any more.
         (all.removed).extend(datapath::remove_filters(&left.placed));
         match Self::forget_lost(dir) {
             Ok(Some(what)) => all.removed.push(what),
@@ -98,7 +99,7 @@ impl Detach {
                 Err(err) => all.failed.push(format!("{}: {err}", ready.display())),
             }
         }
-        // What is left is found by what is written there.
+        // The files there are needed to find the remaining objects.
         if all.failed.is_empty() {
             let state_dir = self.places.state_dir.display();
             match dir.remove() {
@@ -117,8 +118,8 @@ impl Detach {
         all
     }
 
-    /// Has connection tracking forget what a datapath has translated that nobody took off: its pins
-    /// were removed. Needs the last good configuration.
+    /// Deletes the conntrack entries of flows translated by a datapath that was not detached
+    /// properly: its pins were removed. Needs the last good configuration.
     fn forget_lost(dir: &StateDir) -> Result<Option<String>> {
         if !datapath::is_marked() {
             return Ok(None);
@@ -149,7 +150,7 @@ impl Detach {
         )))
     }
 
-    /// A chain as netdp writes it, of which nothing says that it did.
+    /// Reports chains in netdp's format that no record attributes to netdp.
     fn tell_of_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
         let name = Fallback::read(dir).map(|fallback| fallback.chains.name);
         let name = name.unwrap_or_else(|_| MASQ_CHAIN.into());
@@ -205,7 +206,7 @@ impl Detach {
     }
 }
 
-/// The last good configuration, with what the agent's flags made of it.
+/// Returns the last good configuration, with the effect of the agent's flags.
 fn last_good(dir: &StateDir) -> Result<Config> {
     let fallback = Fallback::read(dir)?;
     let documents = dir.last_good().unwrap_or_default();

@@ -1,29 +1,30 @@
-//! Command lines of what netdp replaces: ip-masq-agent's, in Go's notation and without a subcommand,
-//! and the one of k8s-custom-iptables' manifest.
+//! Command lines of the programs that netdp replaces: ip-masq-agent's, in Go's notation and without
+//! a subcommand, and the one of k8s-custom-iptables' manifest.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-/// The name of ip-masq-agent's program, which netdp may be called by.
+/// Name of ip-masq-agent's program, by which netdp may be called.
 const UPSTREAM: &str = "ip-masq-agent";
 
 /// The script of k8s-custom-iptables' image. Its manifest runs `sh -c /run.sh`.
 const SCRIPT: &str = "run.sh";
 
-/// What netdp is in the place of that script: it masquerades the networks of the mounted file
-/// `nat.rules`, by a chain of its own, and leaves all other destinations and ip-masq-agent's chain to
-/// whoever decides about them today.
+/// The equivalent command line of netdp: it masquerades the networks of the mounted file
+/// `nat.rules`, by a chain of its own, and leaves all other destinations and ip-masq-agent's chain
+/// as they are.
 const CUSTOM: [&str; 3] = [
     "--config=/cfg",
     "--default-action=bypass",
     "--masq-chain=NETDP-CUSTOM",
 ];
 
-/// Said where a shell was wanted.
+/// Message if a shell was requested.
 const NO_SHELL: &str = "netdp: error: there is no shell in netdp's image. Its one program is netdp, for \
      example: kubectl exec POD -- netdp status";
 
-/// Whether the program was called as a shell for something else than that script. Says so.
+/// Reports whether the program was called as a shell for anything but that script, and prints a
+/// message if so.
 pub(super) fn is_shell(args: &[OsString]) -> bool {
     let wanted = args.first().is_some_and(|program| is_called(program, "sh"));
     let refused = wanted && !is_script(args);
@@ -37,7 +38,7 @@ fn is_called(program: &OsStr, name: &str) -> bool {
     Path::new(program).file_name() == Some(OsStr::new(name))
 }
 
-/// Whether this is k8s-custom-iptables' command line, or what its shell would make of it.
+/// Reports whether this is k8s-custom-iptables' command line, or the one that its shell would run.
 fn is_script(args: &[OsString]) -> bool {
     match args {
         [program] => is_called(program, SCRIPT),
@@ -46,10 +47,10 @@ fn is_script(args: &[OsString]) -> bool {
     }
 }
 
-/// The command line as clap takes it. `known` tells which words are subcommands.
+/// Returns the command line in clap's notation. `known` reports whether a word is a subcommand.
 ///
 /// Flags without a subcommand belong to `run`, and so does everything when the program is called
-/// `ip-masq-agent`. Of `run`, `-flag` is `--flag`, as in Go's `flag` package.
+/// `ip-masq-agent`. For `run`, `-flag` is `--flag`, as in Go's `flag` package.
 pub(super) fn normalise(
     args: impl IntoIterator<Item = OsString>,
     known: impl Fn(&str) -> bool,
@@ -78,7 +79,7 @@ pub(super) fn normalise(
     std::iter::once(program).chain(rest).collect()
 }
 
-/// `-flag` as `--flag`; anything else as it is.
+/// Returns `-flag` as `--flag`, and anything else unchanged.
 fn long(arg: OsString) -> OsString {
     match arg.to_str().and_then(|text| text.strip_prefix('-')) {
         Some(name) if name.starts_with(|c: char| c.is_ascii_alphabetic()) && name != "h" => {
@@ -88,7 +89,7 @@ fn long(arg: OsString) -> OsString {
     }
 }
 
-/// A boolean as Go's `strconv.ParseBool` takes it.
+/// Parses a boolean as Go's `strconv.ParseBool` does.
 pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),

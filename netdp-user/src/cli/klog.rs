@@ -1,5 +1,6 @@
-//! The flags of klog, which every program of Kubernetes has: taken so that a command line of
-//! ip-masq-agent works. `--v` sets the level; messages go to standard error, whatever the rest says.
+//! The flags of klog, which every program of Kubernetes has: accepted so that a command line of
+//! ip-masq-agent works. `--v` sets the level; messages go to standard error, whatever the others
+//! say.
 
 use super::LogLevel;
 use clap::Args;
@@ -60,7 +61,7 @@ struct Ignored {
 }
 
 impl Klog {
-    /// The level that `--v` asks for.
+    /// Returns the log level set by `--v`.
     pub fn level(&self) -> Option<LogLevel> {
         Some(match self.verbosity? {
             ..=3 => LogLevel::Info,
@@ -69,7 +70,7 @@ impl Klog {
         })
     }
 
-    /// The flags that were given and change nothing. `--logtostderr` asks for what is done anyway.
+    /// Returns the given flags that have no effect. `--logtostderr` requests the default.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let Ignored {
             logtostderr: _,

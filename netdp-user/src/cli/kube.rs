@@ -59,9 +59,9 @@ pub(super) struct KubeFlags {
 }
 
 impl KubeFlags {
-    /// What to follow, if anything.
+    /// Returns the options for the API, if it is used.
     pub(super) fn options(self) -> Option<KubeOptions> {
-        // An empty variable is as good as none.
+        // An empty variable counts as unset.
         let some = |path: &PathBuf| !path.as_os_str().is_empty();
         let kubeconfig = self.access.kubeconfig.filter(some);
         let on = match self.kube {
@@ -93,8 +93,9 @@ impl KubeFlags {
     }
 }
 
-/// Why no object of Kubernetes can have this name, if so, and which one may have been meant: names are
-/// those of RFC 1123's hosts (Kubernetes, "Object Names and IDs"). An empty one is none.
+/// Returns the reason why no Kubernetes object can have this name, if so, with a suggestion: names
+/// are those of RFC 1123's hosts (Kubernetes, "Object Names and IDs"). An empty name is accepted as
+/// unset.
 fn no_object_name(name: &str) -> Option<String> {
     let is_valid = |name: &str| {
         let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();

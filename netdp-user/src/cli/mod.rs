@@ -132,10 +132,10 @@ pub enum Output {
     Json,
 }
 
-/// Parses a command line; ends the process with a message if it is none.
+/// Parses a command line; exits with a message if it is invalid.
 ///
-/// Command lines of ip-masq-agent and k8s-custom-iptables are taken, too: see `go`.
-/// `None` for one that wants a shell, which netdp is called by in its image: that was said.
+/// Command lines of ip-masq-agent and k8s-custom-iptables are accepted, too: see `go`. Returns
+/// `None`, after a message, for one that requests a shell, a name under which the image has netdp.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let args: Vec<OsString> = args.into_iter().collect();
     if go::is_shell(&args) {
@@ -156,7 +156,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
 /// Runs a command.
 ///
 /// # Errors
-/// Whatever the command could not do.
+/// Returns an error if the command fails.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     if let Some(places) = cli.command.places() {
         programs::look_in(places.programs.clone());
@@ -164,7 +164,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Run(run) => {
             init_log(run.log_level());
-            // Only the agent's end is the container's.
+            // Only the agent's end is the end of the container.
             run.options()
                 .and_then(agent::run)
                 .inspect_err(|err| pod::leave(&format!("netdp: error: {err:#}\n")))
@@ -205,7 +205,8 @@ impl Command {
 }
 
 impl Show {
-    /// `netdp shadow report`: as `diff`, 0 is the same, 1 is not, 2 is trouble.
+    /// Runs `netdp shadow report`; exit codes as those of `diff`: 0 if equal, 1 if different, 2 on
+    /// trouble.
     fn compare(&self) -> ExitCode {
         let json = self.output == Output::Json;
         match shadow::print(&self.places.state_dir, json) {
@@ -234,15 +235,16 @@ fn init_log(level: LogLevel) {
     };
     env_logger::Builder::new()
         .filter_level(level)
-        // Speaks of watched directories that vanish, which is nothing here.
+        // Logs watched directories that vanish, which is normal here.
         .filter_module("notify", log::LevelFilter::Error)
-        // Tell of each request that fails; so do we, once.
+        // Log each failed request, which netdp logs once.
         .filter_module("kube_client", log::LevelFilter::Off)
         .filter_module("rustls", log::LevelFilter::Off)
         // Traces every relocation at debug level.
         .filter_module("aya", log::LevelFilter::Warn)
         .filter_module("aya_obj", log::LevelFilter::Warn)
-        // As env_logger has it, but for what would steer the terminal of whoever reads it.
+        // The format of env_logger, but without characters that could control the reader's
+        // terminal.
         .format(|out, record| {
             let (time, level) = (out.timestamp(), record.level());
             let style = out.default_level_style(level);

@@ -1,4 +1,4 @@
-//! How results are printed.
+//! Output of results.
 
 use crate::terminal;
 use anyhow::{Context as _, Result};
@@ -6,7 +6,7 @@ use comfy_table::{Table, presets};
 use std::fmt;
 use std::io::Write as _;
 
-/// A table in the style of all commands.
+/// Creates a table in the style of all commands.
 pub(crate) fn table(header: &[&str]) -> Rows {
     let mut table = Table::new();
     table
@@ -15,7 +15,7 @@ pub(crate) fn table(header: &[&str]) -> Rows {
     Rows(table)
 }
 
-/// A table, whose cells are shown as [`terminal::line`].
+/// A table whose cells are sanitised by [`terminal::line`].
 pub(crate) struct Rows(Table);
 
 impl Rows {
@@ -31,8 +31,8 @@ impl fmt::Display for Rows {
     }
 }
 
-/// Writes a result to standard output; one for people as [`terminal::lines`]. A reader that goes away
-/// (`| head`) is no error.
+/// Writes a result to standard output, as text sanitised by [`terminal::lines`] or as JSON. A
+/// closed pipe (`| head`) is not an error.
 pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
     let shown = if json {
         text.into()

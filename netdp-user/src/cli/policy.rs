@@ -1,5 +1,5 @@
-//! The flags that change what a configuration means, and what is around it: the same for
-//! `netdp run` and `netdp config check`.
+//! The flags that affect the meaning of a configuration, and those about its surroundings: the same
+//! for `netdp run` and `netdp config check`.
 
 use super::go::parse_bool;
 use crate::config::{Action, Document, Format, Options, Surroundings};
@@ -51,7 +51,7 @@ impl Policy {
         }
     }
 
-    /// The document that `--targets` is.
+    /// Returns the document that `--targets` stands for.
     pub fn targets(&self) -> Option<Document> {
         self.targets.as_ref().map(|text| Document {
             name: "--targets".to_owned(),

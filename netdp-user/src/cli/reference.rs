@@ -1,5 +1,5 @@
-//! Generates docs/reference.md from the command line's definition, the configuration's keys and
-//! the timeouts, and compares it with the file.
+//! Generates docs/reference.md from the command line's definition, the configuration's keys and the
+//! timeouts, and compares it with the file.
 
 use super::Cli;
 use super::values::TIMEOUTS;
@@ -37,7 +37,7 @@ the defaults are named in `netdp-common/src/timeouts.rs`.
 |---|---|---|
 ";
 
-/// Default and meaning of a key.
+/// Returns default and meaning of a key.
 fn key(key: Key) -> (String, &'static str) {
     match key {
         Key::NonMasqueradeCidrs => (
@@ -66,7 +66,7 @@ fn key(key: Key) -> (String, &'static str) {
     }
 }
 
-/// Meaning of a timeout.
+/// Returns the meaning of a timeout.
 fn timeout(name: &str) -> &'static str {
     match name {
         "tcp-opening" => "TCP, not established yet",
@@ -86,7 +86,7 @@ fn timeout(name: &str) -> &'static str {
     }
 }
 
-/// Writes seconds in the largest units that hold them: `2h4m`.
+/// Formats seconds in the largest units that hold them: `2h4m`.
 fn duration(seconds: u64) -> String {
     let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     let mut rest = seconds;
@@ -100,7 +100,7 @@ fn duration(seconds: u64) -> String {
         .collect()
 }
 
-/// Makes one line of Markdown of a help text: flags and globs as code.
+/// Converts a help text to a line of Markdown: flags and globs as code.
 fn markdown(text: &str) -> String {
     let word = |word: &str| {
         let core = word.trim_end_matches(['.', ',', ';', ':', ')']);

@@ -1,4 +1,4 @@
-//! `netdp run`: its flags, and what they make of the agent.
+//! `netdp run`: its flags, and the agent's options derived from them.
 
 use super::go::parse_bool;
 use super::klog::Klog;
@@ -128,7 +128,7 @@ impl Run {
         level.unwrap_or(LogLevel::Info)
     }
 
-    /// The flags that say something, and nothing to netfilter.
+    /// Returns the given flags that have no meaning for netfilter.
     fn ebpf_only(&self) -> Vec<&'static str> {
         [
             (!self.uplink.is_empty(), "--uplink"),
@@ -180,7 +180,7 @@ impl Run {
                         .iter()
                         .map(|range| (range.min, range.max))
                         .collect(),
-                    // ip-masq-agent's default.
+                    // Default of ip-masq-agent.
                     random_fully: self.random_fully.unwrap_or(true),
                 },
             },
@@ -208,7 +208,7 @@ impl Run {
                 reserved_ports: reserved,
                 pod_flows: self.pod_flows,
                 pod_new_flows: self.pod_new_flows,
-                // The agent puts the node's in.
+                // The agent fills in the node's secret.
                 secret: [0; 2],
                 mechanism: self.attach,
             },

@@ -1,4 +1,4 @@
-//! The values that flags take: ports, ranges, timeouts.
+//! Parsers for values of flags: ports, ranges, timeouts.
 
 use crate::config::parse_duration;
 use crate::misspelling::nearest;
@@ -9,10 +9,10 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Where a timeout is among all.
+/// Accessor of a timeout.
 pub(super) type TimeoutOf = fn(&mut Timeouts) -> &mut u64;
 
-/// The names that `--timeout` knows, each with the timeout that it stands for.
+/// Names accepted by `--timeout`, each with its timeout.
 pub(super) const TIMEOUTS: [(&str, TimeoutOf); 10] = [
     ("tcp-opening", |all| &mut all.tcp_opening),
     ("tcp-established", |all| &mut all.tcp_established),
@@ -26,10 +26,10 @@ pub(super) const TIMEOUTS: [(&str, TimeoutOf); 10] = [
     ("generic", |all| &mut all.generic),
 ];
 
-/// Above this similarity a name is taken for a misspelling.
+/// Similarity above which a name is taken for a misspelling.
 const MIN_SIMILARITY: f64 = 0.8;
 
-/// `NAME=DURATION` over the defaults.
+/// Parses `NAME=DURATION` entries, applied to the defaults.
 pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
     let mut timeouts = Timeouts::default();
     for text in list {
@@ -61,11 +61,11 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
     Ok(timeouts)
 }
 
-/// `1,5-7` as ranges, both ends included.
+/// Parses `1,5-7` as ranges, both ends included.
 pub(super) fn parse_ranges(text: &str) -> Result<Vec<PortRange>> {
     let mut ranges = Vec::new();
     for range in text.split(',').map(str::trim).filter(|r| !r.is_empty()) {
-        // Others' notations.
+        // Notations of other tools.
         if let Some((first, last)) = [":", "..", "--"].iter().find_map(|it| range.split_once(it)) {
             bail!("{range:?} is not a range of ports: write {first}-{last}");
         }
@@ -83,14 +83,13 @@ pub(super) fn parse_ranges(text: &str) -> Result<Vec<PortRange>> {
     Ok(ranges)
 }
 
-/// `1,5-7` as a set; ranges are inclusive.
+/// Parses `1,5-7` as a set; ranges are inclusive.
 pub(super) fn parse_ports(text: &str) -> Result<BTreeSet<u16>> {
     let ranges = parse_ranges(text)?;
     Ok(ranges.iter().flat_map(|r| r.min..=r.max).collect())
 }
 
-/// What the node's administrator has reserved. A kernel without the file has
-/// reserved nothing.
+/// Returns the ports that the node's administrator has reserved; none if the kernel lacks the file.
 pub(super) fn kernel_reserved_ports() -> BTreeSet<u16> {
     const FILE: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
     let text = std::fs::read_to_string(FILE).unwrap_or_default();
@@ -100,7 +99,7 @@ pub(super) fn kernel_reserved_ports() -> BTreeSet<u16> {
     })
 }
 
-/// An address and port to listen on, `:8080` for all addresses included, as Go has it.
+/// Parses an address and port to listen on, including Go's `:8080` for all addresses.
 pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let all = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
     let text = all.as_deref().unwrap_or(text);
@@ -173,7 +172,7 @@ mod tests {
         }
     }
 
-    /// `ParseInterval` of ip-masq-agent, and what its `--to-ports` takes.
+    /// `ParseInterval` of ip-masq-agent, and the values accepted by its `--to-ports`.
     #[test]
     fn ranges_are_those_of_ip_masq_agent() {
         let ends = |text: &str| -> Vec<(u16, u16)> {

@@ -1,4 +1,4 @@
-//! The rules that nobody wrote.
+//! Built-in rules.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -6,27 +6,26 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Action, Options, Origin, Rule};
 
-/// IPv4's link-local range, RFC 3927.
+/// Link-local range of IPv4, RFC 3927.
 pub(super) const LINK_LOCAL_V4: IpNet = v4([169, 254, 0, 0], 16);
 
-/// IPv6's link-local range, RFC 4291 section 2.5.6.
+/// Link-local range of IPv6, RFC 4291 section 2.5.6.
 pub(super) const LINK_LOCAL_V6: IpNet = v6(0xfe80, 10);
 
-/// All of IPv4.
+/// The prefix of all IPv4 addresses.
 pub(super) const ALL_V4: IpNet = v4([0, 0, 0, 0], 0);
 
-/// All of IPv6.
+/// The prefix of all IPv6 addresses.
 pub(super) const ALL_V6: IpNet = v6(0, 0);
 
-/// RFC 1918.
+/// Private ranges of RFC 1918.
 const PRIVATE: [IpNet; 3] = [
     v4([10, 0, 0, 0], 8),
     v4([172, 16, 0, 0], 12),
     v4([192, 168, 0, 0], 16),
 ];
 
-/// The ranges of RFC 5735 and RFC 6598 that are not the internet, without those that other rules
-/// cover.
+/// The ranges of RFC 5735 and RFC 6598 that are not public, without those that other rules cover.
 const RESERVED: [IpNet; 8] = [
     v4([100, 64, 0, 0], 10),
     v4([192, 0, 0, 0], 24),
@@ -38,7 +37,7 @@ const RESERVED: [IpNet; 8] = [
     v4([240, 0, 0, 0], 4),
 ];
 
-/// The flag that a default action other than the usual one comes from.
+/// The flag that is the origin of a default action other than masquerade.
 const DEFAULT_ACTION: &str = "--default-action";
 
 const fn v4([a, b, c, d]: [u8; 4], len: u8) -> IpNet {
@@ -52,18 +51,18 @@ const fn v6(first: u16, len: u8) -> IpNet {
     ))
 }
 
-/// What the files have said of the rules that would else be made.
+/// Settings in files that replace built-in rules.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said {
-    /// Some file has a list of non-masquerade CIDRs of its own.
+    /// True if a file has its own list of non-masquerade CIDRs.
     pub list: bool,
-    /// `masqLinkLocal`.
+    /// Value of `masqLinkLocal`.
     pub masq_link_local: bool,
-    /// `masqLinkLocalIPv6`.
+    /// Value of `masqLinkLocalIPv6`.
     pub masq_link_local_ipv6: bool,
 }
 
-/// The rules that nobody wrote.
+/// Returns the built-in rules.
 pub(super) fn rules(options: &Options, said: Said) -> Vec<Rule> {
     let bypass_all = options.default_action == Some(Action::Bypass);
     let mut rules = Vec::new();

@@ -1,4 +1,4 @@
-//! One CIDR of a list, and what to say when it is none.
+//! Parser for a CIDR of a list, with its error messages.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,21 +8,21 @@ use ipnet::{IpNet, Ipv4Net};
 /// The length of the prefix under which IPv4 addresses are mapped into IPv6, `::ffff:0:0/96`.
 const MAPPED_PREFIX_LEN: u8 = 96;
 
-/// Why a text is not a CIDR that may be configured; displayed without the text itself.
+/// Reason why a text is not a valid CIDR; displayed without the text itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum CidrError {
     Blank,
-    /// Not an address, a slash and a length.
+    /// The text is not an address, a slash and a length.
     Malformed,
-    /// An address alone; holds the network of just that address.
+    /// An address without a length; contains the network of just that address.
     NoLength(IpNet),
-    /// The length is no number, or more than the family's maximum, which it holds.
+    /// The length is no number, or exceeds the family's maximum, which it contains.
     BadLength {
         max: u8,
     },
-    /// IPv4 in the clothes of IPv6; holds the IPv4 form.
+    /// An IPv4-mapped IPv6 address; contains the IPv4 form.
     Mapped(Ipv4Net),
-    /// Bits are set beyond the length; holds the aligned form.
+    /// Host bits are set; contains the aligned form.
     HostBits {
         address: IpAddr,
         network: IpNet,
@@ -80,7 +80,7 @@ pub(super) fn parse(text: &str) -> Result<IpNet, CidrError> {
     };
     let address: IpAddr = address.parse().map_err(|_| CidrError::Malformed)?;
     let max = if address.is_ipv4() { 32 } else { 128 };
-    // Rust's integer parser would also take a sign.
+    // Rust's integer parser would also accept a sign.
     let digits = !len.is_empty() && len.bytes().all(|byte| byte.is_ascii_digit());
     let len = match len.parse::<u8>() {
         Ok(len) if digits && len <= max => len,
@@ -101,7 +101,7 @@ pub(super) fn parse(text: &str) -> Result<IpNet, CidrError> {
     }
 }
 
-/// The error for a mapped `address` with a prefix length of at least [`MAPPED_PREFIX_LEN`].
+/// Returns the error for a mapped `address` with a prefix length of at least [`MAPPED_PREFIX_LEN`].
 fn mapped(address: Ipv6Addr, len: u8) -> CidrError {
     let len = len.saturating_sub(MAPPED_PREFIX_LEN);
     match address

@@ -1,18 +1,18 @@
-//! What is wrong with a configuration, and where.
+//! Errors and warnings about a configuration, with their places.
 
 use std::fmt;
 
-/// How many characters of a file's own text a message repeats.
+/// Maximum number of characters of a file's own text in a message.
 const MAX_QUOTED: usize = 80;
 
-/// One finding about one place of one file.
+/// A finding about one place of one file.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Diagnostic {
-    /// The document's name, usually a path.
+    /// Name of the document, usually a path.
     pub file: String,
-    /// The line, counted from 1; `None` where the finding is about the whole file.
+    /// Line, counted from 1; `None` if the finding is about the whole file.
     pub line: Option<usize>,
-    /// What is wrong and what to do about it, beginning with the entry's name.
+    /// The problem and its remedy, beginning with the entry's name.
     pub message: String,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// `text` in quotes, cut where it is too long for a message.
+/// Returns `text` in quotes, truncated if it is too long for a message.
 pub(super) fn quoted(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
@@ -51,11 +51,11 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// A configuration that must not come into force: every error that was found, in the order of the
-/// files and their lines.
+/// A configuration that must not come into force, with every error in the order of the files and
+/// their lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejected {
-    /// At least one error.
+    /// All errors; at least one.
     pub errors: Vec<Diagnostic>,
 }
 

@@ -1,16 +1,16 @@
-//! The documents that a configuration is made of, and how their format is told.
+//! The documents of a configuration, and the detection of their format.
 
 use serde::{Deserialize, Serialize};
 
 use super::diagnostic::Diagnostic;
 
-/// The greatest size of a document, in bytes.
+/// Maximum size of a document, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
-/// The key of k8s-custom-iptables' ConfigMap, which is the name of its file in a volume.
+/// The key in k8s-custom-iptables' ConfigMap, which is the name of its file in a volume.
 const NAT_RULES: &str = "nat.rules";
 
-/// How a document is to be read.
+/// Format of a document.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -22,8 +22,9 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format of the file `name`, or of the key `name` of a ConfigMap: those whose name is
-    /// `nat.rules`, or ends in `.rules`, are NAT rules. Directories before the name do not matter.
+    /// Returns the format of the file `name`, or of the key `name` of a ConfigMap: those whose name
+    /// is `nat.rules`, or ends in `.rules`, are NAT rules. Directories before the name do not
+    /// matter.
     pub fn of(name: &str) -> Self {
         let last = name.rsplit('/').next().unwrap_or(name);
         if last == NAT_RULES || last.ends_with(".rules") {
@@ -34,23 +35,23 @@ impl Format {
     }
 }
 
-/// One file of the configuration.
+/// A file of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
-    /// How findings and origins call it, usually its path.
+    /// Name in findings and origins, usually the path.
     pub name: String,
-    /// The whole text.
+    /// Text of the whole document.
     pub text: String,
-    /// How the text is to be read.
+    /// Format of the text.
     #[serde(default)]
     pub format: Format,
 }
 
 impl Document {
-    /// A document of the bytes of a file, in the format that goes with its name.
+    /// Creates a document from the bytes of a file, in the format determined by its name.
     ///
     /// # Errors
-    /// More than [`MAX_DOCUMENT_BYTES`] bytes, or bytes that are not UTF-8.
+    /// Returns an error if there are more than [`MAX_DOCUMENT_BYTES`] bytes, or they are not UTF-8.
     pub fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Diagnostic> {
         if bytes.len() > MAX_DOCUMENT_BYTES {
             let message = "larger than 1 MiB, which no configuration is; split or shorten it";

@@ -1,10 +1,10 @@
-//! Durations as Go writes them: `300ms`, `1m30s`, `1.5h`, `-2s`.
+//! Durations in Go's notation: `300ms`, `1m30s`, `1.5h`, `-2s`.
 
 use std::fmt;
 
 use super::diagnostic::quoted;
 
-/// Nanoseconds of each unit. The longer name comes first where one begins like another.
+/// Nanoseconds of each unit. Of two names with a common beginning the longer one comes first.
 const UNITS: [(&str, u128); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -16,19 +16,19 @@ const UNITS: [(&str, u128); 8] = [
     ("h", 3_600_000_000_000),
 ];
 
-/// A fraction is exact to this many digits; what follows is less than a nanosecond of any unit.
+/// Number of exact digits of a fraction; further ones are less than a nanosecond of any unit.
 const FRACTION_DIGITS: usize = 18;
 
-/// Why a text is no duration.
+/// Reason why a text is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum DurationError {
-    /// Nothing at all, or not even a digit where a number belongs.
+    /// The text is empty, or has no digit where a number is expected.
     NoNumber,
-    /// A number without `s`, `ms` … after it.
+    /// A number without a unit (`s`, `ms`, …).
     NoUnit,
     /// A unit that does not exist.
     UnknownUnit(String),
-    /// More than about 292 years.
+    /// The duration exceeds the range of an `i64`, about 292 years.
     TooLong,
 }
 
@@ -70,7 +70,7 @@ pub(super) fn parse(text: &str) -> Result<i64, DurationError> {
     Ok(if negative { -total } else { total })
 }
 
-/// Parses one number and its unit, and returns what follows them.
+/// Parses one number and its unit, and returns the rest of the text.
 fn parse_term(text: &str) -> Result<(u128, &str), DurationError> {
     let (whole, rest) = take_while(text, |c| c.is_ascii_digit());
     let (fraction, rest) = match rest.strip_prefix('.') {
@@ -106,7 +106,7 @@ fn number(digits: &str) -> Result<u128, DurationError> {
     digits.parse().map_err(|_| DurationError::TooLong)
 }
 
-/// `0.digits` of `scale`, rounded down.
+/// Returns `0.digits` of `scale`, rounded down.
 fn fraction_of(digits: &str, scale: u128) -> u128 {
     let mut numerator: u128 = 0;
     let mut denominator: u128 = 1;

@@ -1,12 +1,13 @@
-//! The keys that a file may have.
+//! The valid keys of a file.
 
 use super::diagnostic::quoted;
 use crate::misspelling::nearest;
 
-/// Below this Jaro-Winkler similarity an unknown key is not called a misspelling of a known one.
+/// Jaro-Winkler similarity below which an unknown key is not reported as a misspelling of a known
+/// one.
 const MIN_SIMILARITY: f64 = 0.75;
 
-/// The keys of a file.
+/// A key of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     NonMasqueradeCidrs,
@@ -27,7 +28,7 @@ impl Key {
         Self::CidrLimit,
     ];
 
-    /// The key as it is documented.
+    /// Returns the documented spelling of the key.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NonMasqueradeCidrs => "nonMasqueradeCIDRs",
@@ -39,20 +40,21 @@ impl Key {
         }
     }
 
-    /// Letter case is ignored as upstream ignores it: some tools write every key in lower case.
+    /// Finds a key by name. Letter case is ignored as upstream ignores it: some tools write every
+    /// key in lower case.
     pub fn find(text: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|key| key.name().eq_ignore_ascii_case(text))
     }
 
-    /// The key that `text` is most likely a misspelling of.
+    /// Returns the key of which `text` is most likely a misspelling.
     fn nearest(text: &str) -> Option<Self> {
         Self::find(nearest(text, Self::ALL.map(Self::name), MIN_SIMILARITY)?)
     }
 }
 
-/// What to say of a key that is none.
+/// Returns the message for an unknown key.
 pub(super) fn unknown(text: &str) -> String {
     match Key::nearest(text) {
         Some(key) => format!(

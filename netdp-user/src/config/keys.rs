@@ -1,40 +1,41 @@
-//! Which keys of which ConfigMaps are configurations: the same ones in manifests and over the API.
+//! The keys of ConfigMaps that contain configurations: the same ones in manifests and over the API.
 
 use super::document::Format;
 
-/// ip-masq-agent's ConfigMap.
+/// Name of ip-masq-agent's ConfigMap.
 pub(super) const MASQ_AGENT_MAP: &str = "ip-masq-agent";
 
-/// k8s-custom-iptables' ConfigMap.
+/// Name of k8s-custom-iptables' ConfigMap.
 pub const NAT_RULES_MAP: &str = "k8s-custom-iptables";
 
-/// The label by which further ConfigMaps count, whatever its value.
+/// The label that selects further ConfigMaps, whatever its value.
 pub const LABEL: &str = "netdp.io/config";
 
 /// The key in ip-masq-agent's ConfigMap.
 const CONFIG: &str = "config";
 
-/// How the keys begin that Azure's agent takes.
+/// Prefix of the keys that Azure's agent reads.
 const AZURE_PREFIX: &str = "ip-masq";
 
 /// The key in k8s-custom-iptables' ConfigMap.
 const NAT_RULES: &str = "nat.rules";
 
-/// The keys of a ConfigMap that count.
+/// The keys of a ConfigMap that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// All of one that has the label.
+    /// All keys of a labelled ConfigMap.
     All,
-    /// Those that ip-masq-agent takes, Azure's too.
+    /// The keys that ip-masq-agent reads, and those of Azure's fork.
     MasqAgent,
-    /// The one that k8s-custom-iptables takes.
+    /// The key that k8s-custom-iptables reads.
     NatRules,
-    /// Those of either: nothing tells whose ConfigMap it is.
+    /// The keys of either, if the origin of the ConfigMap is unknown.
     Either,
 }
 
 impl Keys {
-    /// Those of a ConfigMap that is read by its name; `main` is what ip-masq-agent's is called.
+    /// Returns the keys of a ConfigMap that is read by its name; `main` is the name of
+    /// ip-masq-agent's.
     pub fn of(name: &str, main: &str, is_labelled: bool) -> Self {
         if is_labelled {
             Self::All
@@ -47,7 +48,7 @@ impl Keys {
         }
     }
 
-    /// Whether this one counts.
+    /// Reports whether this key is read.
     pub fn count(self, key: &str) -> bool {
         let masq_agent = || key == CONFIG || key.starts_with(AZURE_PREFIX);
         match self {
@@ -58,7 +59,7 @@ impl Keys {
         }
     }
 
-    /// The key that one expects there, if it is one.
+    /// Returns the expected key, if there is exactly one.
     pub const fn usual(self) -> Option<&'static str> {
         match self {
             Self::MasqAgent => Some(CONFIG),

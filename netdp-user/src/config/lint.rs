@@ -1,4 +1,4 @@
-//! What rejects nothing but is seldom meant: findings about the policy as a whole.
+//! Lints: valid configurations that are probably mistakes, judged by the policy as a whole.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,10 +11,10 @@ use super::nesting;
 use super::settings::{self, Files};
 use super::{Action, Config, MAX_RULES, Options, Origin, Rule};
 
-/// The name that findings have which are about no line of any document.
+/// File name of findings that belong to no line of any document.
 const POLICY: &str = "policy";
 
-/// Refuses a policy that has no room in the kernel.
+/// Returns the error for a policy that exceeds the kernel's maps.
 pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
     let message = format!(
         "{} CIDRs in all documents together, more than the {MAX_RULES} that there is room for; list \
@@ -24,26 +24,26 @@ pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
     Diagnostic::whole_file(POLICY, message)
 }
 
-/// What is around the policy: a policy that masquerades these is seldom meant.
+/// Networks of the cluster: a policy that masquerades these is probably a mistake.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Where pods have their addresses; of a node, or of the whole cluster.
+    /// Networks of the pods; of a node, or of the whole cluster.
     pub pod_cidrs: Vec<IpNet>,
-    /// Where services have theirs.
+    /// Networks of the services.
     pub service_cidrs: Vec<IpNet>,
 }
 
-/// Prefixes that may say what holds by default.
+/// Prefixes that are exempt from the lint of redundant rules.
 #[derive(Debug, Default)]
 pub(super) struct Excused {
-    /// Those of `nat.rules`: they were written for a node where something else decides the rest.
+    /// Prefixes of `nat.rules`: they were written for a node with another default.
     pub nat_rules: HashSet<IpNet>,
-    /// Those that took the place of a rule that nobody wrote.
+    /// Prefixes that replaced a built-in rule.
     pub replacing: HashSet<IpNet>,
 }
 
-/// Warns of each written rule that changes nothing: its next broader rule, or the default, does
-/// what it says.
+/// Warns of each configured rule without effect: its next broader rule, or the default, has the
+/// same action.
 pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Diagnostic>) {
     let mut broader: HashMap<IpNet, &Rule> = HashMap::new();
     nesting::walk(&rules.iter().collect::<Vec<_>>(), |rule, around| {
@@ -76,7 +76,7 @@ pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Di
     }
 }
 
-/// Warns where link-local addresses are not treated as a file says or its reader expects.
+/// Warns if link-local addresses are not treated as a file says or its reader expects.
 pub(super) fn link_local(
     files: Files<'_>,
     config: &Config,
@@ -164,7 +164,7 @@ pub(super) fn cluster(
     }
 }
 
-/// Warns where there are `only_nat_rules` and nobody said what becomes of the rest.
+/// Warns if there are `only_nat_rules` and the default action is not set.
 pub(super) fn rest_unsaid(
     only_nat_rules: bool,
     config: &Config,

@@ -1,5 +1,5 @@
-//! Configurations inside Kubernetes objects: as `kubectl get -o yaml`, `kubectl kustomize` and `helm
-//! template` print them.
+//! Configurations inside Kubernetes objects: in the output of `kubectl get -o yaml`, `kubectl
+//! kustomize` and `helm template`.
 
 use std::rc::Rc;
 
@@ -10,32 +10,33 @@ use super::document::{Document, Format};
 use super::keys::{Keys, LABEL, MASQ_AGENT_MAP, NAT_RULES_MAP};
 use super::tree::{Node, Value};
 
-/// ConfigMaps that are read out of several, by name; others by their label.
+/// Names of ConfigMaps that are selected from several; others are selected by their label.
 const NAMES: [&str; 2] = [MASQ_AGENT_MAP, NAT_RULES_MAP];
 
-/// Editors of other systems put it before a text.
+/// Byte order mark, with which editors of other systems begin a text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// How many objects a message names.
+/// Maximum number of objects named in a message.
 const NAMED: usize = 5;
 
-/// Whether this is a Kubernetes object.
+/// Reports whether this is a Kubernetes object.
 pub(super) fn is_object(root: &Node) -> bool {
     kind(root).is_some()
 }
 
-/// Whether `text` holds Kubernetes objects, so that its size is not that of a configuration.
+/// Reports whether `text` contains Kubernetes objects, so that its size is not that of a
+/// configuration.
 pub fn holds_objects(text: &str) -> bool {
     super::tree::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
 }
 
-/// The documents inside `objects`, which are those of `outer`. A ConfigMap that is alone counts
-/// whatever its name; of several, and of lists, those count that an agent reads by default. Lines
-/// are lines of `outer` wherever its lines are the documents' lines. What counts, and what is left
-/// out, goes to `notes`.
+/// Returns the documents inside `objects`, which are those of `outer`. A single ConfigMap is read
+/// whatever its name; of several, and of lists, those that an agent reads by default. Line numbers
+/// are those of `outer` wherever its lines are the documents' lines. Objects that are read, or left
+/// out, are reported in `notes`.
 ///
 /// # Errors
-/// There is no document in them, or one in `binaryData` can't be read.
+/// Returns an error if they contain no document, or one in `binaryData` can't be read.
 pub(super) fn documents(
     outer: &Document,
     objects: &[Rc<Node>],
@@ -102,7 +103,7 @@ fn kind(object: &Node) -> Option<&str> {
     string(get(object, "kind")?)
 }
 
-/// The object in words: its kind and name.
+/// Describes the object by kind and name.
 fn described(object: &Node) -> String {
     let metadata = get(object, "metadata");
     let name = metadata.and_then(|it| get(it, "name")).and_then(string);
@@ -113,7 +114,7 @@ fn described(object: &Node) -> String {
     }
 }
 
-/// The first of them in words, and how many more there are.
+/// Describes the first objects, and the number of further ones.
 fn list(objects: &[&Node]) -> String {
     let mut named: Vec<_> = objects.iter().take(NAMED).map(|it| described(it)).collect();
     if let more @ 1.. = objects.len().saturating_sub(NAMED) {
@@ -130,20 +131,20 @@ fn items(list: &Node) -> impl Iterator<Item = &Node> {
     items.iter().map(Rc::as_ref)
 }
 
-/// Whether a ConfigMap is one that an agent reads by default.
+/// Reports whether an agent reads this ConfigMap by default.
 fn is_ours(object: &Node) -> bool {
     let name = get(object, "metadata").and_then(|metadata| get(metadata, "name"));
     let name = name.and_then(string);
     name.is_some_and(|name| NAMES.contains(&name)) || is_labelled(object)
 }
 
-/// Whether it has the label by which further ConfigMaps count, with all their keys.
+/// Reports whether it has the label that selects further ConfigMaps, with all their keys.
 fn is_labelled(object: &Node) -> bool {
     let labels = get(object, "metadata").and_then(|metadata| get(metadata, "labels"));
     labels.is_some_and(|labels| get(labels, LABEL).is_some())
 }
 
-/// The documents that are values of a ConfigMap in `outer`.
+/// Returns the documents that are values of a ConfigMap in `outer`.
 fn values(outer: &Document, object: &Node) -> Result<Vec<Document>, Diagnostic> {
     let metadata = get(object, "metadata");
     let name = metadata.and_then(|it| get(it, "name")).and_then(string);
@@ -162,7 +163,7 @@ fn values(outer: &Document, object: &Node) -> Result<Vec<Document>, Diagnostic> 
     Ok(found)
 }
 
-/// The keys of a field of an object, their values, and the texts that these are.
+/// Returns the keys of a field of an object, with their values and the text of these.
 fn entries<'a>(
     object: &'a Node,
     field: &str,
@@ -177,10 +178,10 @@ fn entries<'a>(
     pairs.iter().filter_map(entry)
 }
 
-/// The document of a key in `data`.
+/// Returns the document of a key in `data`.
 fn in_text(outer: &Document, key: &str, value: &Node, text: &str) -> Document {
     let format = Format::of(key);
-    // Blank lines will come before it.
+    // Blank lines will come before the text.
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     match in_place(&outer.text, value.line, text) {
         Some(text) => Document {
@@ -197,7 +198,7 @@ fn in_text(outer: &Document, key: &str, value: &Node, text: &str) -> Document {
     }
 }
 
-/// The document of a key in `binaryData`.
+/// Returns the document of a key in `binaryData`.
 fn in_base64(
     outer: &Document,
     key: &str,
@@ -217,14 +218,14 @@ fn in_base64(
     })
 }
 
-/// What a document is called that has lines of its own.
+/// Returns the name of a document with line numbers of its own.
 fn inner_name(outer: &Document, key: &str, value: &Node) -> String {
     format!("{}:{} ({key})", outer.name, value.line)
 }
 
-/// `inner`, moved to the line where it stands in `outer`, so that its lines have the numbers they
-/// have there; `None` if it does not stand there line by line. A block's `line` is that of its first
-/// line that is not blank.
+/// Returns `inner`, moved to its line in `outer`, so that its lines have the same numbers as there;
+/// `None` if it is not contained line by line. A block's `line` is that of its first non-blank
+/// line.
 fn in_place(outer: &str, line: usize, inner: &str) -> Option<String> {
     let blank = inner.lines().take_while(|l| l.trim().is_empty()).count();
     let first = line.checked_sub(1 + blank)?;

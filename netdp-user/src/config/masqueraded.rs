@@ -1,11 +1,11 @@
-//! Which destinations a policy masquerades, as ranges: for questions about whole prefixes.
+//! Masqueraded destinations as ranges, for queries about whole prefixes.
 
 use super::{Action, Rule};
 use ipnet::IpNet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Destinations that are masqueraded. Multicast, loopback and IPv6 link-local destinations are
-/// none, whatever rules say: they are not routed.
+/// excluded whatever the rules say: they are not routed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masqueraded {
     v4: Vec<Range>,
@@ -16,7 +16,8 @@ pub struct Masqueraded {
 type Range = (u128, u128);
 
 impl Masqueraded {
-    /// What the longest matching rules masquerade, and what no rule names.
+    /// Returns the destinations that the longest matching rules masquerade, and those without a
+    /// rule.
     pub fn of(rules: &[Rule]) -> Self {
         let unrouted4 = [v4_range([224, 0, 0, 0], 4), v4_range([127, 0, 0, 0], 8)];
         let unrouted6 = [
@@ -43,7 +44,7 @@ impl Masqueraded {
         }
     }
 
-    /// Whether some destination in `net` is masqueraded.
+    /// Reports whether some destination in `net` is masqueraded.
     pub fn touches(&self, net: &IpNet) -> bool {
         let (first, last) = range(net);
         let ranges = match net {
@@ -77,9 +78,9 @@ fn range(net: &IpNet) -> Range {
     }
 }
 
-/// The parts of `0..=max` that the innermost range around them masquerades; outside of all
-/// ranges everything is. Ranges are of prefixes: of two, one holds the other, or they are apart.
-/// No two are the same.
+/// Returns the parts of `0..=max` that are masqueraded by the innermost range around them;
+/// addresses outside all ranges are masqueraded. Ranges are those of prefixes, so two of them are
+/// nested or disjoint. No two are equal.
 fn flatten(mut said: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
     said.sort_unstable_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
     let mut found: Vec<Range> = Vec::new();

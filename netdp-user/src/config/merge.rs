@@ -1,7 +1,6 @@
-//! Several files into one policy.
+//! Merge of several files into one policy.
 //!
-//! Nothing depends on the order of the files but the order of the rules and who is named as a rule's
-//! first origin.
+//! The order of the files affects only the order of the rules and the first origin of a rule.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use super::parse::Entry;
 use super::settings::{self, Files};
 use super::{Action, Config, DEFAULT_RESYNC_INTERVAL, Options, Origin, Rule};
 
-/// Unites `files`, each with its name, in their order. Contradictions go to `errors`.
+/// Merges `files`, each with its name, in their order. Contradictions are appended to `errors`.
 pub(super) fn merge(
     files: Files<'_>,
     options: &Options,
@@ -83,11 +82,11 @@ pub(super) fn merge(
     config
 }
 
-/// The rules of all files, each prefix once.
+/// The rules of all files, without duplicate prefixes.
 #[derive(Default)]
 struct UserRules {
     rules: Vec<Rule>,
-    /// Where in `rules` a prefix is.
+    /// Position of a prefix in `rules`.
     index: HashMap<IpNet, usize>,
 }
 
@@ -112,7 +111,7 @@ impl UserRules {
                 });
                 continue;
             };
-            // Two files that agree are what uniting them is for.
+            // Equal rules in two files are the normal case of a merge.
             if other.action == action {
                 other.also.push(origin);
                 continue;
@@ -129,8 +128,9 @@ impl UserRules {
     }
 }
 
-/// Adds the entries of every `nat.rules` to `rules`. All of such a network is masqueraded, as it is
-/// by k8s-custom-iptables, whose rule comes after all of ip-masq-agent's: a bypass inside goes.
+/// Adds the entries of every `nat.rules` to `rules`. Such a network is masqueraded as a whole, as
+/// it is by k8s-custom-iptables, whose rule comes after all of ip-masq-agent's: a bypass inside is
+/// removed.
 fn add_nat_rules(files: Files<'_>, rules: &mut Vec<Rule>, warnings: &mut Vec<Diagnostic>) {
     let mut nat = UserRules::default();
     for (name, file) in files {
@@ -156,7 +156,7 @@ fn add_nat_rules(files: Files<'_>, rules: &mut Vec<Rule>, warnings: &mut Vec<Dia
         }
     }
     rules.retain(|rule| !dropped.contains(&rule.prefix));
-    // What masqueradeCIDRs has, too, only gains an origin.
+    // An entry that is also in masqueradeCIDRs only gains an origin.
     for rule in rules.iter_mut() {
         if let Some(&at) = nat.index.get(&rule.prefix)
             && let Some(same) = nat.rules.get(at)

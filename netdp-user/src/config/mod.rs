@@ -1,8 +1,9 @@
-//! The configuration: what files say, checked, united, and turned into the policy that the
-//! datapath is given.
+//! The configuration: files are parsed, checked, merged, and turned into the policy for the
+//! datapath.
 //!
-//! The files are those of ip-masq-agent (YAML or JSON), with `masqueradeCIDRs` added, and those of
-//! k8s-custom-iptables. A set of files is taken whole or not at all: one error anywhere rejects it.
+//! The files are those of ip-masq-agent (YAML or JSON), with the additional key `masqueradeCIDRs`,
+//! and those of k8s-custom-iptables. A set of files is accepted as a whole or not at all: one error
+//! anywhere rejects it.
 
 mod built_in;
 mod cidr;
@@ -52,32 +53,34 @@ pub use masqueraded::Masqueraded;
 pub use rules::Rules;
 pub use upstream::differences;
 
-/// The resync interval where no file sets one.
+/// The resync interval if no file sets one.
 pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Shorter intervals are raised to this one, lest the agent do nothing but read files.
+/// Minimum resync interval: shorter ones are raised to it, so that the agent does not spend all its
+/// time reading files.
 pub const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How many CIDRs one file may list where it does not say itself.
+/// Maximum number of CIDRs in one file, unless the file sets its own limit.
 pub const DEFAULT_CIDR_LIMIT: usize = 64;
 
-/// How many rules a policy may have: the kernel's tries hold 1,048,576 prefixes each, some of which
-/// are netdp's own.
+/// Maximum number of rules of a policy: the kernel's tries hold 1,048,576 prefixes each, some of
+/// which are netdp's own.
 pub const MAX_RULES: usize = 1_000_000;
 
-/// The flags that change what a configuration means.
+/// The flags that affect the meaning of a configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
-    /// Accept IPv6 CIDRs and add the IPv6 link-local rule.
+    /// True to accept IPv6 CIDRs and add the IPv6 link-local rule.
     pub enable_ipv6: bool,
-    /// Let the default list also hold the reserved IPv4 ranges.
+    /// True to add the reserved IPv4 ranges to the default list.
     pub nomasq_all_reserved_ranges: bool,
-    /// What becomes of destinations that no list names. `None`, nobody said: they are masqueraded.
-    /// With [`Action::Bypass`] the default lists do not count, for they would change nothing.
+    /// Action for destinations that are in no list. `None` if the flag is not given: they are
+    /// masqueraded. With [`Action::Bypass`] the default lists are omitted, as they would change
+    /// nothing.
     pub default_action: Option<Action>,
 }
 
-/// What happens to a pod's packet to a destination.
+/// Action on a pod's packets to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Action {
     /// It leaves as it is.
@@ -95,18 +98,18 @@ impl fmt::Display for Action {
     }
 }
 
-/// Where a rule comes from.
+/// Origin of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// No file says so: a default, or the link-local rule.
+    /// A default or the link-local rule, which no file contains.
     BuiltIn,
-    /// A flag says so.
+    /// A flag, by name.
     Flag(&'static str),
     /// An entry of a file.
     File {
-        /// The document's name.
+        /// Name of the document.
         file: Arc<str>,
-        /// The line of the entry, counted from 1.
+        /// Line of the entry, counted from 1.
         line: usize,
     },
 }
@@ -124,13 +127,13 @@ impl fmt::Display for Origin {
 /// The action for the destinations in a prefix that no longer prefix covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Aligned; no two rules have the same.
+    /// Prefix without host bits, unique among the rules.
     pub prefix: IpNet,
-    /// What to do.
+    /// Action on packets to the prefix.
     pub action: Action,
-    /// Who says so first.
+    /// First origin of the rule.
     pub origin: Origin,
-    /// Who says the same, in the order of the documents.
+    /// Further origins of the same rule, in the order of the documents.
     pub also: Vec<Origin>,
 }
 
@@ -139,27 +142,28 @@ pub struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The whole policy: the default action if it is a rule, the link-local rules, then bypasses,
-    /// then masquerades, then NAT rules, those of files in the order of the files and their entries.
+    /// then masquerades, then NAT rules; those from files in the order of the files and their
+    /// entries.
     pub rules: Rules,
-    /// How often to read the files and check the datapath though nothing was notified.
+    /// Period of reading the files and checking the datapath without any notification.
     pub resync_interval: Duration,
-    /// Whether 169.254.0.0/16 is left without its own bypass rule.
+    /// True if 169.254.0.0/16 has no bypass rule of its own.
     pub masq_link_local: bool,
-    /// Whether `fe80::/10` is left without its own bypass rule.
+    /// True if `fe80::/10` has no bypass rule of its own.
     pub masq_link_local_ipv6: bool,
 }
 
-/// What [`Config::decide`] found.
+/// Result of [`Config::decide`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
-    /// What happens to the packet.
+    /// Action on the packet.
     pub action: Action,
-    /// The rule that says so; `None` is the default.
+    /// The rule that applies; `None`: the default.
     pub rule: Option<&'a Rule>,
 }
 
 impl Config {
-    /// The decision for a destination.
+    /// Returns the decision for a destination.
     pub fn decide(&self, destination: IpAddr) -> Decision<'_> {
         let rule = self.rules.covering(destination.into()).next();
         Decision {
@@ -168,20 +172,20 @@ impl Config {
         }
     }
 
-    /// Whether every destination in `net` is masqueraded.
+    /// Reports whether every destination in `net` is masqueraded.
     pub fn masquerades(&self, net: IpNet) -> bool {
         let around = self.rules.covering(net).next();
         around.is_none_or(|rule| rule.action == Action::Masquerade)
             && !self.rules.bypass_a_part(net)
     }
 
-    /// Which destinations are masqueraded, for questions about whole prefixes.
+    /// Returns the masqueraded destinations, for queries about whole prefixes.
     pub fn masqueraded(&self) -> Masqueraded {
         Masqueraded::of(&self.rules)
     }
 
-    /// 16 hexadecimal digits that tell configurations apart: the same on every node and in every
-    /// version for the same rules and settings, in whichever order and files they were written.
+    /// Returns 16 hexadecimal digits that identify a configuration: the same on every node and in
+    /// every version for the same rules and settings, whatever the order of rules and files.
     pub fn hash(&self) -> String {
         let mut rules: Vec<String> = self
             .rules
@@ -204,47 +208,47 @@ impl Config {
     }
 }
 
-/// A duration as configurations write it: Go's, such as `1m30s` or `1.5h`.
+/// Parses a duration in Go's notation, as configurations contain it, such as `1m30s` or `1.5h`.
 ///
 /// # Errors
-/// Anything else, and negative ones.
+/// Returns an error for anything else, and for negative durations.
 pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
     let nanos = duration::parse(text).map_err(|err| anyhow::anyhow!("{err}"))?;
     let nanos = u64::try_from(nanos).map_err(|_| anyhow::anyhow!("it is negative"))?;
     Ok(Duration::from_nanos(nanos))
 }
 
-/// 64-bit FNV-1a: fixed for good by its definition, unlike the standard library's hashers. Nobody
-/// gains by forging a hash that is only displayed and compared.
+/// Returns the 64-bit FNV-1a hash: stable by its definition, unlike the standard library's hashers.
+/// Forging a hash that is only displayed and compared gains nothing.
 pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }
 
-/// A configuration that may come into force, and what its author should still look at.
+/// A valid configuration, with findings for its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaded {
     /// The effective configuration.
     pub config: Config,
-    /// Findings that reject nothing.
+    /// Findings that do not reject the configuration.
     pub warnings: Vec<Diagnostic>,
-    /// Which objects of manifests were read, and which were left out.
+    /// Objects of manifests that were read, and those that were left out.
     pub notes: Vec<Diagnostic>,
 }
 
-/// Reads, checks and unites `docs`. No documents give the defaults.
+/// Parses, checks and merges `docs`. Without documents the result is the defaults.
 ///
 /// # Errors
-/// Every error in every document; then none of them may come into force.
+/// Returns every error in every document; then none of them may come into force.
 pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
     load_within(docs, opts, &Surroundings::default())
 }
 
-/// Reads, checks and unites `docs`, and warns of what the policy does to its `surroundings`.
+/// Parses, checks and merges `docs`, and warns of effects of the policy on its `surroundings`.
 ///
 /// # Errors
-/// As [`load`].
+/// Returns the errors of [`load`].
 pub fn load_within(
     docs: &[Document],
     opts: &Options,
@@ -279,7 +283,7 @@ pub fn load_within(
     let config = merge::merge(&files, opts, &mut errors, &mut warnings);
     if config.rules.len() > MAX_RULES {
         errors.push(lint::too_many(&config.rules));
-        // There may be one for each.
+        // There may be a warning for each rule.
         warnings.clear();
     }
     lint::cluster(&config, opts, surroundings, &mut warnings);
@@ -297,7 +301,7 @@ pub fn load_within(
     }
 }
 
-/// Puts `findings` in the order of the parts and their lines.
+/// Sorts `findings` by the order of the parts and their lines.
 fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
     let names = parts.iter().map(|part| part.name.as_ref());
     let places: HashMap<&str, usize> = names.zip(0..).collect();
@@ -307,7 +311,7 @@ fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
     });
 }
 
-/// The configuration without any file.
+/// Returns the configuration without any file.
 pub fn defaults(opts: &Options) -> Config {
     merge::merge(&[], opts, &mut Vec::new(), &mut Vec::new())
 }

@@ -1,8 +1,8 @@
-//! k8s-custom-iptables' `nat.rules`: networks to masquerade, and nothing else.
+//! Parser for k8s-custom-iptables' `nat.rules`: networks to masquerade, and nothing else.
 //!
-//! Its script handed each word of the file to `iptables -d`. So a word here may be what that takes:
-//! a network, with bits set beyond its length or without a length, or several with commas between
-//! them. Host names are refused: a policy does not hang on a name server.
+//! Its script passed each word of the file to `iptables -d`. So a word may have any form accepted
+//! there: a network, with host bits or without a length, or several with commas between them. Host
+//! names are refused: a policy must not depend on a name server.
 
 use std::collections::{HashMap, hash_map};
 
@@ -13,7 +13,7 @@ use super::cidr::{self, CidrError};
 use super::diagnostic::{Diagnostic, quoted};
 use super::parse::{Entry, FileConfig, ipv6_is_off};
 
-/// Reads the `text` of `file`, adding what is wrong with it to `errors` and `warnings`.
+/// Parses the `text` of `file`, and appends errors and warnings to `errors` and `warnings`.
 pub(super) fn parse(
     file: &str,
     text: &str,
@@ -53,7 +53,7 @@ pub(super) fn parse(
     }
 }
 
-/// The network that `word` means, or what is wrong with it.
+/// Returns the network of `word`, or an error message.
 fn network(word: &str, options: &Options, warn: &mut impl FnMut(String)) -> Result<IpNet, String> {
     let prefix = match cidr::parse(word) {
         Ok(prefix) => prefix,

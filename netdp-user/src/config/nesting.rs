@@ -1,11 +1,11 @@
-//! Prefixes inside prefixes, found by sorting: the longest list costs little more than that.
+//! Nested prefixes, found by sorting: even the longest list costs little more than that.
 
 use super::{Action, Rule};
 
 /// Calls `visit` with each rule of `rules` and those around it, the broadest first.
 pub(super) fn walk<'a>(rules: &[&'a Rule], mut visit: impl FnMut(&'a Rule, &[&'a Rule])) {
     let mut sorted = rules.to_vec();
-    // A prefix comes right before what it contains, so that the rules around the current one are a
+    // A prefix comes right before those that it contains, so the rules around the current one are a
     // stack.
     sorted.sort_by_key(|rule| rule.prefix);
     let mut around: Vec<&Rule> = Vec::new();
@@ -21,7 +21,8 @@ pub(super) fn walk<'a>(rules: &[&'a Rule], mut visit: impl FnMut(&'a Rule, &[&'a
     }
 }
 
-/// The bypasses of `rules` that lie in one of `nat`, or are the same, each with the broadest such.
+/// Returns the bypasses of `rules` that lie in, or equal, one of `nat`, each with the broadest
+/// such.
 pub(super) fn bypasses_inside<'a>(rules: &'a [Rule], nat: &'a [Rule]) -> Vec<(&'a Rule, &'a Rule)> {
     let bypasses = rules.iter().filter(|rule| rule.action == Action::Bypass);
     // Sorting is stable: of equal prefixes that of `nat` is the outer one.

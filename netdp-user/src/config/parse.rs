@@ -1,4 +1,4 @@
-//! One file: from the tree of its text to typed values.
+//! Conversion of a file's tree to typed values.
 
 use std::collections::{HashMap, hash_map};
 use std::fmt;
@@ -13,7 +13,7 @@ use super::key::{self, Key};
 use super::tree::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, Options};
 
-/// What one file says. Whatever it leaves out is `None` or empty.
+/// Typed contents of one file. Absent settings are `None` or empty.
 #[derive(Debug, Default)]
 pub(super) struct FileConfig {
     /// `None`: the key is absent. The list may be empty.
@@ -22,7 +22,7 @@ pub(super) struct FileConfig {
     pub masq_link_local: Option<Setting<bool>>,
     pub masq_link_local_ipv6: Option<Setting<bool>>,
     pub resync_interval: Option<Setting<Duration>>,
-    /// What a `nat.rules` lists: masqueraded whatever the other lists say.
+    /// Entries of a `nat.rules`: masqueraded whatever the other lists say.
     pub nat_rules: Vec<Entry>,
 }
 
@@ -36,15 +36,15 @@ pub(super) struct Setting<T> {
 /// A list of CIDRs.
 #[derive(Debug)]
 pub(super) struct List {
-    /// The line of its key.
+    /// Line of its key.
     pub line: usize,
-    /// How many entries are written, with the repeated and the unreadable ones.
+    /// Number of entries, including repeated and invalid ones.
     written: usize,
-    /// The distinct entries, in their order.
+    /// Distinct entries, in their order.
     pub entries: Vec<Entry>,
 }
 
-/// How findings call an item of a list; text only where there is one.
+/// Name of a list item in findings; formatted only when it is needed.
 #[derive(Debug, Clone, Copy)]
 struct ItemPath {
     key: Key,
@@ -57,16 +57,16 @@ impl fmt::Display for ItemPath {
     }
 }
 
-/// One CIDR and its line.
+/// A CIDR and its line.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub prefix: IpNet,
     pub line: usize,
 }
 
-/// Reads the YAML document with this topmost node in `file`, adding what is wrong with it to
-/// `errors` and `warnings`. What can be read is returned in spite of errors, so that later checks
-/// find theirs too.
+/// Parses the YAML document with this root node in `file`, and appends errors and warnings to
+/// `errors` and `warnings`. Valid parts are returned in spite of errors, so that later checks find
+/// theirs too.
 pub(super) fn parse(
     file: &str,
     root: &Node,
@@ -110,7 +110,7 @@ pub(super) fn parse(
     config
 }
 
-/// Reads the values of one file, collecting what is wrong with them.
+/// Reader of the values of one file, which collects errors and warnings.
 pub(super) struct Reader<'a> {
     file: &'a str,
     options: &'a Options,
@@ -135,7 +135,7 @@ impl Reader<'_> {
         );
     }
 
-    /// The known keys with the line of the key, after complaints about all others.
+    /// Returns the known keys with their lines, and reports all others.
     fn known_keys<'n>(&mut self, pairs: &'n [(Rc<Node>, Rc<Node>)]) -> Vec<(Key, usize, &'n Node)> {
         let mut known: Vec<(Key, usize, &Node)> = Vec::new();
         let mut unknown: HashMap<&str, usize> = HashMap::new();
@@ -146,7 +146,7 @@ impl Reader<'_> {
                 continue;
             };
             if text == "<<" {
-                // Taken for an unknown key, it would silently lose what it was to bring.
+                // Treated as an unknown key, it would silently lose the merged values.
                 self.error(line, "<<: merge keys are not supported".to_owned());
                 continue;
             }
@@ -283,12 +283,13 @@ impl Reader<'_> {
     }
 }
 
-/// What to say of a prefix of the family that is off.
+/// Returns the message for a prefix of the disabled family.
 pub(super) fn ipv6_is_off(prefix: IpNet) -> String {
     format!("{prefix} is IPv6, which is off; pass --enable-ipv6 or remove the entry")
 }
 
-/// Whether `item` is what YAML makes of an unquoted `fd00::`, a mapping from `fd00:` to nothing.
+/// Reports whether `item` is the result of an unquoted `fd00::` in YAML, a mapping from `fd00:` to
+/// null.
 fn ends_in_colon(item: &Node) -> bool {
     match &item.value {
         Value::Map(pairs) => matches!(

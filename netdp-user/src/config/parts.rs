@@ -1,8 +1,8 @@
-//! The parts of a document that are read by themselves: its YAML documents, and the values of the
+//! The parts of a document that are parsed separately: its YAML documents, and the values of the
 //! ConfigMaps in it.
 //!
-//! Whoever reads a document reads it so, lest `netdp config check` approve what `netdp run` takes
-//! for something else.
+//! All readers share this code, so that `netdp config check` does not approve a document that
+//! `netdp run` reads differently.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -12,24 +12,24 @@ use super::document::{Document, Format, MAX_DOCUMENT_BYTES};
 use super::manifest;
 use super::tree::{self, Node};
 
-/// A part, and what it is called in findings: their lines are its own.
+/// A part, with its name in findings: line numbers are its own.
 #[derive(Debug)]
 pub(super) struct Part<'a> {
     pub name: Cow<'a, str>,
     pub text: Text<'a>,
 }
 
-/// What is in a part.
+/// Contents of a part.
 #[derive(Debug)]
 pub(super) enum Text<'a> {
-    /// ip-masq-agent's format. `None`: nothing, which sets nothing.
+    /// ip-masq-agent's format. `None`: an empty document, which sets nothing.
     MasqAgent(Option<Rc<Node>>),
-    /// k8s-custom-iptables' format.
+    /// Text in k8s-custom-iptables' format.
     NatRules(Cow<'a, str>),
 }
 
-/// The parts of `document`, in their order. What is wrong with it goes to `errors`, what its author
-/// may not expect to `notes`.
+/// Returns the parts of `document`, in their order. Errors are appended to `errors`, and facts that
+/// its author may not expect to `notes`.
 pub(super) fn parts<'a>(
     document: &'a Document,
     errors: &mut Vec<Diagnostic>,
@@ -78,7 +78,7 @@ pub(super) fn parts<'a>(
     parts
 }
 
-/// The parts of a ConfigMap's value.
+/// Returns the parts of a ConfigMap's value.
 fn inside(value: Document, errors: &mut Vec<Diagnostic>) -> Vec<Part<'static>> {
     let name = value.name;
     // The lines before the value are blank.

@@ -8,21 +8,21 @@ use ipnet::IpNet;
 use super::{Action, Rule};
 use crate::prefixes::Prefixes;
 
-/// Rules in their order, which do not change any more. Cloning is cheap.
+/// An immutable, ordered list of rules. Cloning is cheap.
 #[derive(Debug, Clone, Default)]
 pub struct Rules(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     list: Vec<Rule>,
-    /// Made when it is asked for: most of the agent's work is done without.
+    /// Built on first use: most of the agent's work does not need it.
     index: OnceLock<Index>,
 }
 
 #[derive(Debug)]
 struct Index {
     prefixes: Prefixes,
-    /// The bypasses alone.
+    /// Prefixes of the bypasses alone.
     bypasses: Prefixes,
 }
 
@@ -41,21 +41,21 @@ impl Rules {
         self.0.list.get(place)
     }
 
-    /// Those whose prefix contains all of `net`, the longest first.
+    /// Returns the rules whose prefix contains all of `net`, the longest first.
     pub fn covering(&self, net: IpNet) -> impl Iterator<Item = &Rule> {
         let places = self.index().prefixes.covering(net);
         places.filter_map(|place| self.at(place))
     }
 
-    /// Those whose prefix is in `net`, or is that.
+    /// Returns the rules whose prefix lies in `net`, or equals it.
     pub fn inside(&self, net: IpNet) -> impl Iterator<Item = &Rule> {
         let places = self.index().prefixes.inside(net);
         places.filter_map(|place| self.at(place))
     }
 
-    /// Whether a part of `net`, not all of it, is bypassed by a rule.
+    /// Reports whether a rule bypasses a part of `net`, but not all of it.
     pub fn bypass_a_part(&self, net: IpNet) -> bool {
-        // Each prefix is there once.
+        // Prefixes are unique.
         let inside = self.index().bypasses.inside(net).take(2).count();
         let same = self.covering(net).next().filter(|rule| rule.prefix == net);
         let is_whole = same.is_some_and(|rule| rule.action == Action::Bypass);

@@ -1,4 +1,4 @@
-//! Settings that several files may make, of which one is in force.
+//! Settings that several files may contain, of which one is in force.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use super::parse::{FileConfig, Setting};
 /// Files with their names.
 pub(super) type Files<'a> = &'a [(&'a str, FileConfig)];
 
-/// Whether any file says `true`. Those that say `false` are told that they have no say.
+/// Reports whether any file sets `true`. Files that set `false` get a warning that it has no
+/// effect.
 pub(super) fn either(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>) -> bool {
     let Some((name, line)) = first_true(files, key) else {
         return false;
@@ -22,7 +23,7 @@ pub(super) fn either(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>)
     true
 }
 
-/// The first file that says `true`, and the line.
+/// Returns the first file that sets `true`, and the line.
 pub(super) fn first_true<'a>(files: Files<'a>, key: Key) -> Option<(&'a str, usize)> {
     of_all(files, |file| boolean(file, key))
         .find(|(_, said)| said.value)
@@ -37,7 +38,7 @@ fn boolean(file: &FileConfig, key: Key) -> Option<Setting<bool>> {
     }
 }
 
-/// The shortest interval of any file. Those that wanted a longer one are told.
+/// Returns the shortest interval of any file. Files with a longer one get a warning.
 pub(super) fn shortest_interval(
     files: Files<'_>,
     warnings: &mut Vec<Diagnostic>,

@@ -1,7 +1,8 @@
-//! YAML or JSON text as a tree whose every node knows its line.
+//! YAML or JSON text as a tree in which every node has its line number.
 //!
 //! Built from parser events rather than from a ready-made document type, because a document type
-//! has already dropped duplicate keys, expanded aliases and recursed as deep as the input says.
+//! has already dropped duplicate keys, expanded aliases, and recursed to whatever depth the input
+//! has.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,8 +13,8 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 use super::diagnostic::quoted;
 use super::plain;
 
-/// The configuration is two levels deep; the rest is room for unknown keys, and a bound on what a
-/// hostile file can make us hold.
+/// Maximum depth of the tree. The configuration is two levels deep; the rest is room for unknown
+/// keys, and a bound on the memory that a hostile file can consume.
 const MAX_DEPTH: usize = 32;
 
 /// A node and the line it begins on, counted from 1.
@@ -23,18 +24,18 @@ pub(super) struct Node {
     pub value: Value,
 }
 
-/// Scalars keep their text: what a key's value may be is the key's business.
+/// Value of a node. Scalars keep their text: the valid values depend on the key.
 #[derive(Debug, PartialEq)]
 pub(super) enum Value {
     /// An unquoted scalar, which may denote null, a boolean, a number or a string.
     Plain(String),
-    /// A scalar that is a string whatever it looks like.
+    /// A scalar that is a string whatever its text.
     Quoted(String),
     List(Vec<Rc<Node>>),
     Map(Vec<(Rc<Node>, Rc<Node>)>),
 }
 
-/// Why a text is no tree.
+/// Reason why a text can't be parsed.
 #[derive(Debug, PartialEq)]
 pub(super) struct SyntaxError {
     pub line: usize,
@@ -42,13 +43,13 @@ pub(super) struct SyntaxError {
 }
 
 impl Node {
-    /// Whether this is null: nothing at all, `~` or `null`.
+    /// Reports whether this is null: empty, `~` or `null`.
     pub fn is_null(&self) -> bool {
         matches!(&self.value, Value::Plain(text) if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
-    /// The boolean that a plain scalar denotes. The words of YAML 1.1 count too: upstream's parser
-    /// takes them.
+    /// Returns the boolean that a plain scalar denotes. The words of YAML 1.1 are accepted too, as
+    /// by upstream's parser.
     pub fn as_bool(&self) -> Option<bool> {
         let Value::Plain(text) = &self.value else {
             return None;
@@ -63,20 +64,20 @@ impl Node {
         }
     }
 
-    /// Whether a plain scalar denotes a number.
+    /// Reports whether a plain scalar denotes a number.
     pub fn is_number(&self) -> bool {
         let Value::Plain(text) = &self.value else {
             return false;
         };
         let unsigned = text.trim_start_matches(['+', '-']);
-        // Rust's float parser also takes words such as "nan".
+        // Rust's float parser also accepts words such as "nan".
         unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.')
             && (unsigned.parse::<f64>().is_ok()
                 || unsigned.starts_with("0x")
                 || unsigned.starts_with("0o"))
     }
 
-    /// The node in words, for "found …".
+    /// Describes the node, for "found …".
     pub fn describe(&self) -> String {
         match &self.value {
             Value::List(_) => "a list".to_owned(),
@@ -93,19 +94,19 @@ impl Node {
     }
 }
 
-/// Parses a text of any number of documents: those that have content, in their order.
+/// Parses a text of any number of documents. Returns those that have content, in their order.
 ///
-/// JSON is read as the subset of YAML that it is, except that tabs between its tokens are legal.
+/// JSON is parsed as the subset of YAML that it is, except that tabs between its tokens are legal.
 pub(super) fn parse(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
     let text = &*without_marks(text);
     plain::parse(text).map_or_else(|| parse_yaml(text), |root| Ok(vec![root]))
 }
 
-/// The same by the YAML parser, whatever the text.
+/// Parses with the YAML parser, whatever the text.
 pub(super) fn parse_yaml(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
     let text = &*without_marks(text);
     let text = if text.trim_start().starts_with('{') {
-        // A raw tab cannot be inside a JSON string, so that only white space changes here.
+        // A raw tab cannot be inside a JSON string, so only white space changes here.
         Cow::Owned(text.replace('\t', " "))
     } else {
         Cow::Borrowed(text)
@@ -114,7 +115,7 @@ pub(super) fn parse_yaml(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
     let mut builder = Builder::default();
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(|error| SyntaxError {
-            // What the end of the text breaks is reported one line after it.
+            // Errors at the end of the text are reported one line after it.
             line: error.marker().line().min(text.lines().count().max(1)),
             message: format!("not valid YAML or JSON: {}", error.info()),
         })?;
@@ -123,8 +124,9 @@ pub(super) fn parse_yaml(text: &str) -> Result<Vec<Rc<Node>>, SyntaxError> {
     Ok(builder.roots)
 }
 
-/// The text without byte order marks where documents may begin: before it, and before what lines have in
-/// it, as where files were put together, or one was put into a block of a manifest.
+/// Returns the text without byte order marks where documents may begin: at its beginning, and
+/// before the contents of lines, as when files were concatenated, or one was put into a block of a
+/// manifest.
 fn without_marks(text: &str) -> Cow<'_, str> {
     const MARK: char = '\u{feff}';
     if !text.contains(MARK) {
@@ -138,12 +140,12 @@ fn without_marks(text: &str) -> Cow<'_, str> {
     Cow::Owned(lines.collect())
 }
 
-/// A list or mapping that is still open.
+/// A list or mapping that is not complete yet.
 struct Open {
     line: usize,
     anchor: usize,
     value: Value,
-    /// The key that waits for its value.
+    /// The key whose value comes next.
     key: Option<Rc<Node>>,
 }
 
@@ -151,7 +153,7 @@ struct Open {
 struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, Rc<Node>>,
-    /// Of each document that has content, the topmost node.
+    /// Root node of each document that has content.
     roots: Vec<Rc<Node>>,
 }
 
@@ -167,7 +169,7 @@ impl Builder {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
             Event::DocumentStart(_) => {
-                // Anchors are of one document (YAML 1.2.2, section 3.2.2.2).
+                // Anchors are local to a document (YAML 1.2.2, section 3.2.2.2).
                 self.anchors.clear();
                 Ok(())
             }
@@ -225,7 +227,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts a finished node where it belongs. Anchor 0 is none.
+    /// Adds a complete node to its parent. Anchor 0 means none.
     fn complete(&mut self, node: Rc<Node>, anchor: usize) {
         if anchor != 0 {
             self.anchors.insert(anchor, Rc::clone(&node));
@@ -242,7 +244,7 @@ impl Builder {
                 Some(key) => pairs.push((key, node)),
                 None => parent.key = Some(node),
             },
-            // Only lists and mappings are ever opened.
+            // Only lists and mappings are ever open.
             Value::Plain(_) | Value::Quoted(_) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Where ip-masq-agent would make another policy of the same documents.
+//! Differences to the policy that ip-masq-agent would derive from the same documents.
 
 use super::Document;
 use super::diagnostic::Diagnostic;
@@ -6,8 +6,8 @@ use super::key::Key;
 use super::parts::{self, Text};
 use super::tree::Value;
 
-/// What ip-masq-agent would do otherwise with `docs`, which netdp accepts. Findings for someone who
-/// compares the two; nothing is wrong with any of them.
+/// Returns the differences in ip-masq-agent's treatment of `docs`, which netdp accepts. The
+/// findings help to compare the two; none of them is an error.
 pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     let unread = (&mut Vec::new(), &mut Vec::new());
@@ -46,7 +46,7 @@ pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
     found
 }
 
-/// Whether an interval is zero or negative.
+/// Reports whether an interval is zero or negative, so that the agent would never pause.
 fn is_never_resting(value: &Value) -> bool {
     let (Value::Plain(text) | Value::Quoted(text)) = value else {
         return false;

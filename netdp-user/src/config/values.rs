@@ -1,4 +1,4 @@
-//! Keys whose value is one scalar.
+//! Keys whose value is a scalar.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::tree::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, MIN_RESYNC_INTERVAL};
 
 impl Reader<'_> {
-    /// `None` where the value says nothing, and after an error.
+    /// Reads a boolean. Returns `None` if the value is null, and after an error.
     pub fn boolean(&mut self, key: Key, line: usize, value: &Node) -> Option<Setting<bool>> {
         if value.is_null() {
             self.warn(
@@ -69,7 +69,7 @@ impl Reader<'_> {
         }
     }
 
-    /// `None` after an error.
+    /// Reads a limit. Returns `None` after an error.
     pub fn limit(&mut self, line: usize, value: &Node) -> Option<usize> {
         let key = Key::CidrLimit;
         if value.is_null() {

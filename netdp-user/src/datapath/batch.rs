@@ -1,6 +1,6 @@
-//! Reading, writing and removing entries of a map in batches: `BPF_MAP_LOOKUP_BATCH`,
-//! `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_DELETE_BATCH`, which aya does not offer. Hash
-//! maps take them since Linux 5.6, tries since 5.13 (kernel/bpf/lpm_trie.c).
+//! Batched reads, writes and removals of map entries: `BPF_MAP_LOOKUP_BATCH`,
+//! `BPF_MAP_UPDATE_BATCH` and `BPF_MAP_DELETE_BATCH`, which aya does not offer. Hash maps support
+//! them since Linux 5.6, tries since 5.13 (kernel/bpf/lpm_trie.c).
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Pod;
@@ -26,7 +26,7 @@ struct Attr {
 }
 
 impl Attr {
-    /// For `count` keys and as many values, or none, at these addresses.
+    /// Creates the attribute for `count` keys and as many values (or none) at these addresses.
     fn new(map: BorrowedFd<'_>, keys: u64, values: u64, count: usize) -> Result<Self> {
         Ok(Self {
             in_batch: 0,
@@ -41,15 +41,16 @@ impl Attr {
     }
 }
 
-/// Which maps may be read in batches. Of others the place where the next batch begins is a key,
-/// which is larger than that of these (`generic_map_lookup_batch`, kernel/bpf/syscall.c).
+/// Types of maps that may be read in batches. For other types the batch cursor is a key, which is
+/// larger than that of these (`generic_map_lookup_batch`, kernel/bpf/syscall.c).
 const READABLE: [MapType; 3] = [MapType::Hash, MapType::LruHash, MapType::Array];
 
-/// Which maps may be written in batches.
+/// Types of maps that may be written in batches.
 const WRITABLE: [MapType; 3] = [MapType::Hash, MapType::LruHash, MapType::LpmTrie];
 
-/// The descriptor of `map`, if it is of one of these kinds and its keys have so many bytes, and its
-/// values, where they matter: the kernel goes by its own sizes, whatever the buffers hold.
+/// Returns the descriptor of `map` if it is of one of these types and its key size, and its value
+/// size where values are used, match: the kernel uses the map's own sizes, whatever the buffers
+/// hold.
 fn checked<'a>(
     map: &'a MapData,
     kinds: &[MapType],
@@ -72,20 +73,20 @@ fn checked<'a>(
     Ok(map.fd().as_fd())
 }
 
-/// Whether the kernel takes batches of entries to write and to remove for this map: a batch of none,
+/// Reports whether the kernel supports batched writes and removals for this map, by an empty batch,
 /// which changes nothing.
 ///
 /// # Errors
-/// The kernel refuses for another reason.
+/// Returns an error if the kernel refuses for another reason.
 pub fn takes_writes(map: &MapData) -> Result<bool> {
-    /// The map has no batches. Of the kernel alone.
+    /// The map type has no batch operations. Kernel-internal error number.
     const ENOTSUPP: i32 = 524;
     for command in [BPF_MAP_UPDATE_BATCH, BPF_MAP_DELETE_BATCH] {
         let mut attr = Attr::new(map.fd().as_fd(), 0, 0, 0)?;
-        // SAFETY: of no entries the kernel reads none.
+        // SAFETY: the batch is empty, so the kernel reads no keys or values.
         match unsafe { call(command, &mut attr) } {
             Ok(()) => {}
-            // The command is unknown, or has no batches of this kind of map.
+            // The command is unknown, or not supported for this type of map.
             Err(err) if matches!(err.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
                 return Ok(false);
             }
@@ -95,15 +96,16 @@ pub fn takes_writes(map: &MapData) -> Result<bool> {
     Ok(true)
 }
 
-/// How many entries are read by one system call: what is read, and what the
-/// kernel touched for it, stays in a core's cache while it is looked at.
+/// Entries read by one system call: few enough that the data, and the memory that the kernel
+/// touched for it, stays in a core's cache while it is processed.
 const READ_AT_ONCE: usize = 1024;
 
-/// Calls `each` for every entry of the hash map behind `map`. Entries that come
-/// or go meanwhile may be seen or not.
+/// Calls `each` for every entry of the hash map behind `map`. Entries that are added or removed
+/// meanwhile may be included or not.
 ///
 /// # Errors
-/// `K` and `V` have not the sizes of the map's keys and values, or the kernel refused to read it.
+/// Returns an error if the sizes of `K` and `V` are not those of the map's keys and values, or the
+/// kernel refuses to read it.
 pub fn for_each<K: Pod, V: Pod>(map: &MapData, mut each: impl FnMut(&K, &V)) -> Result<()> {
     for_each_batch::<K, V>(map, |keys, values| {
         for (key, value) in keys.iter().zip(values) {
@@ -113,10 +115,10 @@ pub fn for_each<K: Pod, V: Pod>(map: &MapData, mut each: impl FnMut(&K, &V)) -> 
     })
 }
 
-/// The same, some entries at a time.
+/// Does as [`for_each`], one batch of entries at a time.
 ///
 /// # Errors
-/// As [`for_each`], or the error of `each`.
+/// Returns the errors of [`for_each`], and any error of `each`.
 pub fn for_each_batch<K: Pod, V: Pod>(
     map: &MapData,
     mut each: impl FnMut(&[K], &[V]) -> Result<()>,
@@ -138,12 +140,11 @@ pub fn for_each_batch<K: Pod, V: Pod>(
             .as_ref()
             .map_or(0, |cursor| std::ptr::from_ref(cursor) as u64);
         attr.out_batch = &raw mut next as u64;
-        // SAFETY: the pointers are to live buffers of `count` elements of the
-        // map's sizes, and the kernel writes at most that many; the place where
-        // it goes on has four bytes for these kinds of maps.
+        // SAFETY: the pointers are to live buffers of `count` elements of the map's sizes, and the
+        // kernel writes at most that many; the batch cursor has four bytes for these types of maps.
         let error = unsafe { call(BPF_MAP_LOOKUP_BATCH, &mut attr) }.err();
         let code = error.as_ref().and_then(std::io::Error::raw_os_error);
-        // ENOSPC: a bucket holds more than fits; nothing was read.
+        // ENOSPC: a bucket holds more entries than fit; nothing was read.
         if code == Some(libc::ENOSPC) {
             capacity *= 2;
             continue;
@@ -154,14 +155,13 @@ pub fn for_each_batch<K: Pod, V: Pod>(
             return Err(error).context("reading a map in batches");
         }
         let count = usize::try_from(attr.count)?.min(capacity);
-        // SAFETY: the kernel has written `count` elements of each; any bytes
-        // are a valid `Pod`.
+        // SAFETY: the kernel has initialised `count` elements of each; any bytes are a valid `Pod`.
         unsafe {
             keys.set_len(count);
             values.set_len(count);
         }
         each(&keys, &values)?;
-        // ENOENT: that was the end.
+        // ENOENT: end of the map.
         if code.is_some() {
             return Ok(());
         }
@@ -169,16 +169,16 @@ pub fn for_each_batch<K: Pod, V: Pod>(
     }
 }
 
-/// Removes these entries; those that are gone already are as good.
+/// Removes these entries; missing ones are skipped.
 ///
 /// # Errors
-/// `K` has not the size of the map's keys, or the kernel refused to change it.
+/// Returns an error if the size of `K` is not that of the map's keys, or the kernel refuses to
+/// change it.
 pub fn remove<K: Pod>(map: &MapData, mut keys: &[K]) -> Result<()> {
     let map = checked(map, &WRITABLE, size_of::<K>(), None)?;
     while !keys.is_empty() {
         let mut attr = Attr::new(map, keys.as_ptr() as u64, 0, keys.len())?;
-        // SAFETY: the kernel reads `count` keys of the map's size from a live
-        // buffer.
+        // SAFETY: the kernel reads `count` keys of the map's size from a live buffer.
         let error = unsafe { call(BPF_MAP_DELETE_BATCH, &mut attr) }.err();
         let Some(error) = error else {
             return Ok(());
@@ -186,18 +186,19 @@ pub fn remove<K: Pod>(map: &MapData, mut keys: &[K]) -> Result<()> {
         if error.raw_os_error() != Some(libc::ENOENT) {
             return Err(error).context("removing entries of a map");
         }
-        // It stopped at a key that is missing: go on behind it.
+        // It stopped at a missing key: continue behind it.
         let done = usize::try_from(attr.count)?.saturating_add(1);
         keys = keys.get(done..).unwrap_or_default();
     }
     Ok(())
 }
 
-/// Writes these entries, new or not; gives how many of them, from the first. It
-/// stops at one that the kernel refuses.
+/// Inserts or overwrites these entries, in order. Returns the number written, which is less than
+/// all if the kernel refuses one.
 ///
 /// # Errors
-/// There are too many, or `K` and `V` have not the sizes of the map's keys and values.
+/// Returns an error if there are too many entries, or the sizes of `K` and `V` are not those of the
+/// map's keys and values.
 pub fn update<K: Pod, V: Pod>(map: &MapData, keys: &[K], values: &[V]) -> Result<usize> {
     let map = checked(map, &WRITABLE, size_of::<K>(), Some(size_of::<V>()))?;
     let all = keys.len().min(values.len());
@@ -206,22 +207,21 @@ pub fn update<K: Pod, V: Pod>(map: &MapData, keys: &[K], values: &[V]) -> Result
     }
     let (first, value) = (keys.as_ptr() as u64, values.as_ptr() as u64);
     let mut attr = Attr::new(map, first, value, all)?;
-    // SAFETY: the kernel reads `count` keys and values of the map's sizes from
-    // live buffers.
+    // SAFETY: the kernel reads `count` keys and values of the map's sizes from live buffers.
     if unsafe { call(BPF_MAP_UPDATE_BATCH, &mut attr) }.is_ok() {
         return Ok(all);
     }
-    // Where it did not even begin, `count` is as it was.
+    // If the command failed before the first entry, `count` is unchanged.
     let done = usize::try_from(attr.count)?;
     Ok(if done < all { done } else { 0 })
 }
 
-/// `bpf(2)` with the `batch` member.
+/// Calls `bpf(2)` with the `batch` member.
 ///
 /// # Safety
-/// The pointers in `attr` must be as `command` wants them.
+/// The pointers in `attr` must be valid for `command`.
 unsafe fn call(command: libc::c_int, attr: &mut Attr) -> std::io::Result<()> {
-    // SAFETY: `attr` lives, and its pointers are as the caller has promised.
+    // SAFETY: `attr` is live, and its pointers are valid as the caller has promised.
     let status = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<Attr>()) };
     if status < 0 {
         return Err(std::io::Error::last_os_error());
@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use std::os::fd::{FromRawFd as _, OwnedFd};
 
-    /// The beginning of the member of `union bpf_attr` for `BPF_MAP_CREATE`.
+    /// The first fields of the member of `union bpf_attr` for `BPF_MAP_CREATE`.
     #[repr(C)]
     struct Create {
         map_type: u32,
@@ -244,7 +244,7 @@ mod tests {
         map_flags: u32,
     }
 
-    /// A map of 8 entries.
+    /// Creates a map of 8 entries.
     fn map(kind: MapType, key_size: u32, value_size: u32) -> MapData {
         const BPF_MAP_CREATE: libc::c_int = 0;
         const BPF_F_NO_PREALLOC: u32 = 1;
@@ -258,7 +258,7 @@ mod tests {
                 _ => 0,
             },
         };
-        // SAFETY: the attribute is what the command takes, and lives through the call.
+        // SAFETY: the attribute is the one of this command, and outlives the call.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_bpf,
@@ -272,7 +272,7 @@ mod tests {
             "this test needs root: {}",
             std::io::Error::last_os_error()
         );
-        // SAFETY: the kernel has just given us this descriptor.
+        // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
         MapData::from_fd(fd).unwrap()
     }
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(read(&hash).unwrap(), [(2_u32, 20_u64)]);
     }
 
-    /// What is smaller than the kernel takes it to be would be read, or written, beyond its end.
+    /// The kernel would read or write beyond the end of buffers that are too small.
     #[test]
     fn other_sizes_than_the_maps_are_refused() {
         let hash = map(MapType::Hash, 4, 8);
@@ -316,10 +316,10 @@ mod tests {
 
     #[test]
     fn other_kinds_of_maps_are_refused() {
-        // Its cursor is a key.
+        // The batch cursor is a key.
         let trie = map(MapType::LpmTrie, 8, 4);
         assert!(read::<[u8; 8], u32>(&trie).is_err());
-        // Its values are one for each CPU.
+        // Values are per CPU.
         let counters = map(MapType::PerCpuArray, 4, 8);
         assert!(read::<u32, u64>(&counters).is_err());
     }
@@ -329,7 +329,7 @@ mod tests {
         for (kind, takes) in [
             (MapType::Hash, true),
             (MapType::LpmTrie, true),
-            // Its entries can't be removed.
+            // Entries can't be removed.
             (MapType::Array, false),
         ] {
             let key = if kind == MapType::LpmTrie { 8 } else { 4 };

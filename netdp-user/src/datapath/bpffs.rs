@@ -1,4 +1,4 @@
-//! The BPF file system that pins live in.
+//! The BPF file system that holds the pins.
 
 use super::mounts;
 use crate::{pod, private};
@@ -19,14 +19,15 @@ pub fn is_pinned(dir: &Path) -> bool {
     dir.join(pins::SETTINGS).exists()
 }
 
-/// Makes `dir` a directory on a bpffs, mounting one there if it is not. Tells whether that was so.
+/// Creates the directory `dir` on a bpffs, and mounts one there if it is not on one. Returns
+/// whether it mounted one.
 ///
 /// # Errors
-/// The directory can't be made or the bpffs can't be mounted.
+/// Returns an error if the directory can't be created or the bpffs can't be mounted.
 pub fn ensure(dir: &Path) -> Result<bool> {
     let mut mounted = false;
     if let Err(err) = fs::create_dir_all(dir) {
-        // /sys/fs/bpf without a bpffs: sysfs lets nobody make directories.
+        // /sys/fs/bpf without a bpffs: directories can't be created in sysfs.
         let parent = dir.parent().unwrap_or(dir);
         if !parent.starts_with("/sys") || !parent.is_dir() || is_bpffs(parent) {
             return Err(err).with_context(|| {
@@ -44,39 +45,40 @@ pub fn ensure(dir: &Path) -> Result<bool> {
         mount(dir)?;
         mounted = true;
     }
-    // Whoever could put other pins here would have the agent write their maps.
+    // Anyone able to place other pins here could make the agent write their maps.
     private::directory(dir, "--bpffs").context("the directory for pins")?;
     fs::create_dir_all(dir.join("links"))
         .with_context(|| format!("creating {}", dir.join("links").display()))?;
     Ok(mounted)
 }
 
-/// Whether something is mounted at `dir` or above it, by what `/proc/PID/mountinfo` says, but for what
-/// every container has: its root and its devices, shared memory among them, and by some runtimes /run.
+/// Reports whether something is mounted at `dir` or above it, according to `/proc/PID/mountinfo`,
+/// except for the mounts that every container has: its root, its devices (shared memory among
+/// them), and with some runtimes /run.
 pub fn is_mounted_in(mountinfo: &str, dir: &Path) -> bool {
     let own = ["/", "/dev", "/dev/shm", "/run"].map(Path::new);
     mounts::parse(mountinfo)
         .any(|mount| dir.starts_with(&mount.point) && !own.contains(&mount.point.as_path()))
 }
 
-/// Whether `dir` lies on a bpffs.
+/// Reports whether `dir` lies on a bpffs.
 pub fn is_bpffs(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Why the bpffs of `dir` ends with the mount namespace of this process, if it does: it is mounted
-/// nowhere else, as far as can be told. Pins then outlive the agent only as long as something else
-/// holds that namespace.
+/// Returns the reason why the bpffs of `dir` ends with the mount namespace of this process, if it
+/// does: it is mounted nowhere else, as far as can be determined. Pins then outlive the agent only
+/// as long as something else holds that namespace.
 ///
-/// It counts as mounted elsewhere if process 1 has it too. In a container (a PID namespace of its own)
-/// process 1 may share our mounts: there one is not mounted elsewhere that this process has mounted, and
-/// that does not propagate.
+/// It counts as mounted elsewhere if process 1 has it too. In a container (a PID namespace of its
+/// own) process 1 may share our mounts: there, a bpffs that this process has mounted, and whose
+/// mount does not propagate, counts as mounted nowhere else.
 pub fn is_fleeting(dir: &Path, mounted: bool) -> Option<String> {
     let dir = fs::canonicalize(dir).ok()?;
     let own = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let mounts: Vec<_> = mounts::parse(&own).collect();
     let above = mounts.iter().filter(|mount| dir.starts_with(&mount.point));
-    // Of one place the latest counts.
+    // Of several mounts at one point the latest one is visible.
     let at = above.max_by_key(|mount| mount.point.as_os_str().len())?;
     let inits = fs::read_to_string("/proc/1/mountinfo").ok()?;
     let has_init = mounts::parse(&inits).any(|mount| mount.device == at.device);
@@ -119,10 +121,10 @@ fn mount(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a pin; none there is fine.
+/// Removes a pin, if there is one.
 ///
 /// # Errors
-/// The file system refused.
+/// Returns an error if the file system refuses.
 pub fn remove_pin(path: &Path, removed: &mut Vec<String>) -> Result<()> {
     match fs::remove_file(path) {
         Ok(()) => removed.push(path.display().to_string()),
@@ -132,16 +134,16 @@ pub fn remove_pin(path: &Path, removed: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Removes the directory of pins once it is empty, and the mount if the bpffs
-/// was mounted right there. What others have put there stays.
+/// Removes the directory of pins once it is empty, and the mount if the bpffs was mounted right
+/// there. Files of others stay.
 ///
 /// # Errors
-/// The mount could not be undone.
+/// Returns an error if the bpffs can't be unmounted.
 pub fn remove_dir(dir: &Path, removed: &mut Vec<String>) -> Result<()> {
-    // Not empty or gone already: neither is ours to force.
+    // Not empty or gone already: never forced.
     let _ = fs::remove_dir(dir.join("links"));
     let others = fs::read_dir(dir).is_ok_and(|entries| {
-        // A fresh bpffs has these two from the kernel (kernel/bpf/preload).
+        // The kernel creates these two in a fresh bpffs (kernel/bpf/preload).
         entries.flatten().any(|entry| {
             let name = entry.file_name();
             name != "maps.debug" && name != "progs.debug"

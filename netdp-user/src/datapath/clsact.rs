@@ -1,6 +1,6 @@
-//! Filters of a clsact qdisc, for kernels without TCX (before Linux 6.6). Ours come before all that
-//! others have there, as far as preferences go: one that returns `TC_ACT_OK` ends the look at the
-//! list (docs/adr/0035).
+//! Filters of a clsact qdisc, for kernels without TCX (before Linux 6.6). Ours precede all
+//! third-party ones, as far as preferences allow: a filter that returns `TC_ACT_OK` ends the walk
+//! of the list (docs/adr/0035).
 
 use super::filter::{self, Filter, HANDLES};
 use super::links::{Device, Hook, name_of};
@@ -12,15 +12,15 @@ use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
 };
 
-/// Puts the program in our filter's place, or adds one before all others.
+/// Replaces our filter's program, or adds a filter ahead of all others.
 ///
 /// # Errors
-/// There is no place for it, or the kernel refused.
+/// Returns an error if no preference is left for it, or the kernel refuses.
 pub fn attach(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
     let Device { ifindex, name } = device;
-    // Fails where the qdisc is there already, which is as good.
+    // Fails if the qdisc exists already, which is fine.
     let added = qdisc_add_clsact(name);
-    // One of the kind ingress would take both filters, and run them at ingress.
+    // A qdisc of kind ingress would accept both filters, and run both at ingress.
     match filter::qdisc(ifindex)?.as_deref() {
         Some("clsact") => {}
         Some(kind) => bail!(
@@ -42,24 +42,24 @@ pub fn attach(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> 
     let at = link(ours, hook, name)?;
     match program.attach_to_link(at) {
         Ok(id) => {
-            // Dropping the link would remove the filter; it is to outlive the agent.
+            // Dropping the link would remove the filter, which must outlive the agent.
             std::mem::forget(program.take_link(id)?);
         }
         // It is gone by now.
         Err(_) => add(program, hook, device, &[])?,
     }
-    // An agent that ended while its filter overtook others has left the old one too.
+    // An agent that ended while its filter was overtaking others has left the old one behind too.
     for surplus in filters.iter().filter(|filter| filter.is_ours()).skip(1) {
         link(surplus, hook, name)?.detach()?;
     }
     Ok(())
 }
 
-/// Puts our filter before those that have come before it. The new one is there before the old one
-/// goes: no packet meets neither.
+/// Moves our filter ahead of those that precede it. The new one is attached before the old one
+/// goes, so every packet meets at least one.
 ///
 /// # Errors
-/// No preference is left before theirs, or the kernel refused.
+/// Returns an error if no preference is left ahead of theirs, or the kernel refuses.
 pub fn overtake(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> Result<()> {
     let filters = filter::list(device.ifindex, hook)?;
     if !can_overtake(&filters) {
@@ -72,7 +72,7 @@ pub fn overtake(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -
     Ok(())
 }
 
-/// Whether there is a place before those that come before our filter.
+/// Reports whether there is a place ahead of the filters that precede ours.
 pub fn can_overtake(filters: &[Filter]) -> bool {
     let Some(at) = filters.iter().position(Filter::is_ours) else {
         return true;
@@ -84,8 +84,8 @@ pub fn can_overtake(filters: &[Filter]) -> bool {
         .is_some_and(|first| preference < first.preference || first.lets_in())
 }
 
-/// The preference and the handle by which a filter comes first. Preferences begin at 1; one that has
-/// filters of another kind or protocol can't be shared.
+/// Returns the preference and the handle by which a filter comes first. Preferences begin at 1; one
+/// that has filters of another kind or protocol can't be shared.
 fn front(filters: &[Filter]) -> (u16, u32) {
     let is_free = |preference: &u16| {
         let there = filters.iter().find(|f| f.preference == *preference);
@@ -113,7 +113,7 @@ fn add(
     let id = program
         .attach_with_options(device.name, hook.attach_type(), options)
         .with_context(|| format!("adding the clsact {hook:?} filter"))?;
-    // As above.
+    // The filter must outlive the agent, as above.
     std::mem::forget(program.take_link(id)?);
     Ok(())
 }
@@ -125,19 +125,20 @@ fn link(filter: &Filter, hook: Hook, name: &str) -> Result<SchedClassifierLink> 
         .with_context(|| format!("looking for {name}"))
 }
 
-/// Whether our filter is at an interface's hook.
+/// Reports whether our filter is at an interface's hook.
 pub fn is_there(name: &str, hook: Hook) -> bool {
     let ifindex = nix::net::if_::if_nametoindex(name).unwrap_or_default();
     let filters = filter::list(ifindex, hook).unwrap_or_default();
     filters.iter().any(Filter::is_ours)
 }
 
-/// Removes our filters, and none but ours, from an interface's clsact qdisc; whether there was one.
+/// Removes our filters, and none but ours, from an interface's clsact qdisc. Reports whether there
+/// was one.
 pub fn remove(name: &str, hook: Hook) -> bool {
     remove_those(name, hook, |_| true)
 }
 
-/// Removes those of our filters that run this program; whether there was one.
+/// Removes those of our filters that run this program. Reports whether there was one.
 pub fn remove_program(name: &str, hook: Hook, program: u32) -> bool {
     remove_those(name, hook, |filter| filter.program == Some(program))
 }
@@ -154,7 +155,8 @@ fn remove_those(name: &str, hook: Hook, which: impl Fn(&Filter) -> bool) -> bool
     removed
 }
 
-/// Removes the filters among these, pinned maps or not. Gives back what was removed, a line each.
+/// Removes the filters among these, whether or not maps are pinned. Returns what was removed, a
+/// line each.
 pub fn remove_filters(placed: &[Placed]) -> Vec<String> {
     let ours = placed
         .iter()
@@ -187,7 +189,7 @@ mod tests {
     fn a_filter_comes_first_as_far_as_preferences_go() {
         let [ours, second] = HANDLES;
         assert_eq!(front(&[]), (1, ours));
-        // Before others of its kind, also of its own preference.
+        // Ahead of others of its kind, also at its own preference.
         assert_eq!(front(&[filter(1, 1, "bpf", true)]), (1, ours));
         assert_eq!(front(&[filter(1, ours, "bpf", true)]), (1, second));
         assert_eq!(front(&[filter(49_152, 1, "bpf", true)]), (1, ours));

@@ -1,5 +1,5 @@
-//! Which endpoints pods have on the wire, for hairpin: the programs keep it, in a
-//! map that is made with them. A new agent fills its own from the mappings.
+//! External endpoints of pods, for hairpin: the programs maintain them in a map that is created
+//! with them. A new agent fills its own map from the mappings.
 
 use super::batch;
 use super::maps::Maps;
@@ -11,10 +11,10 @@ use netdp_common::nat::hairpin;
 use netdp_common::packet::Endpoint;
 use netdp_common::tuple::Tuple;
 
-/// Remembers the endpoints of all live mappings.
+/// Records the endpoints of all live mappings.
 ///
 /// # Errors
-/// A map could not be read or written.
+/// Returns an error if a map can't be read or written.
 pub fn fill(object: &mut Ebpf, maps: &Maps) -> Result<()> {
     let map: &mut Map = object
         .map_mut("WIRE_ENDPOINTS")

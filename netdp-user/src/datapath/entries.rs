@@ -1,23 +1,23 @@
-//! What a policy trie holds, as a sorted list: two of them are compared in one
-//! walk, which for 100,000 entries takes a millisecond or two.
+//! Contents of a policy trie as a sorted list: two of them are compared in one walk, which takes a
+//! millisecond or two for 100,000 entries.
 
 use netdp_common::abi::{POLICY_NO_RULE, PolicyValue};
 use netdp_common::addr::Addr;
 use std::iter::from_fn;
 
-/// Length and address of a trie's key; IPv4 lies below `::ffff:0:0/96`.
+/// Prefix length and address of a trie's key; IPv4 lies below `::ffff:0:0/96`.
 pub(super) type Prefix = (u32, Addr);
 
-/// [`PolicyValue::rule`] of what no rule says.
+/// [`PolicyValue::rule`] of an entry that stems from no rule.
 pub(super) const NO_RULE: u32 = u32::MAX;
 
-/// What a trie holds, by address; of equal addresses the shorter prefix first.
-/// So a prefix comes right before those that it covers.
+/// Entries of a trie, sorted by address; of equal addresses the shorter prefix first. So a prefix
+/// comes right before those that it covers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Entries(Vec<(Prefix, PolicyValue)>);
 
 impl FromIterator<(Prefix, PolicyValue)> for Entries {
-    /// In any order; of equal prefixes the last counts.
+    /// Accepts any order; of equal prefixes the last one counts.
     fn from_iter<I: IntoIterator<Item = (Prefix, PolicyValue)>>(entries: I) -> Self {
         let mut entries: Vec<_> = entries.into_iter().collect();
         entries.sort_by_key(|(prefix, _)| place(prefix));
@@ -42,8 +42,7 @@ impl Entries {
         self.0.iter()
     }
 
-    /// The prefixes of both, in their order, each with what `self` and `other`
-    /// say of it.
+    /// Merges the prefixes of both in their order, each with its value in `self` and in `other`.
     pub(super) fn beside<'a>(
         &'a self,
         other: &'a Self,
@@ -60,9 +59,9 @@ impl Entries {
         })
     }
 
-    /// The same with the numbers that rules have in `before`, so that one more
-    /// or less leaves the others' entries as they are. New ones get numbers
-    /// above those; where none are left, all are numbered anew.
+    /// Returns the entries with the rule numbers they have in `before`, so that a rule added or
+    /// removed leaves the entries of other rules unchanged. New rules get numbers above those; if
+    /// none are left, all rules are renumbered.
     pub(super) fn numbered_after(self, before: &Self) -> Self {
         let numbered =
             |value: &PolicyValue| value.rule != NO_RULE && value.action & POLICY_NO_RULE == 0;

@@ -1,5 +1,5 @@
-//! What is in the place of a clsact qdisc, and which filters it has: questions over rtnetlink,
-//! answered at once.
+//! The qdisc in the place of clsact and its filters, queried over rtnetlink and answered
+//! synchronously.
 
 use super::links::Hook;
 use anyhow::{Context as _, Result, bail};
@@ -33,11 +33,11 @@ const TCA_CHAIN: u16 = 11;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
 
-/// `ETH_P_ALL`.
+/// `ETH_P_ALL` of include/uapi/linux/if_ether.h, in host byte order.
 const ALL_PROTOCOLS: u16 = 3;
 
-/// The handles of our filters. A filter that takes another one's place before others is there beside
-/// it for a moment, so there are two.
+/// Handles of our filters. A filter that is moved ahead of others exists beside the old one for a
+/// moment, so there are two.
 pub const HANDLES: [u32; 2] = [0x6e64, 0x6e65];
 
 /// Sizes of `struct nlmsghdr`, `struct tcmsg` and `struct nlattr`.
@@ -45,32 +45,32 @@ const HEADER: usize = 16;
 const ABOUT: usize = 20;
 const ATTRIBUTE: usize = 4;
 
-/// A filter.
+/// A filter of a clsact qdisc.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter {
-    /// Filters with lower ones come first.
+    /// Filters with lower preferences come first.
     pub preference: u16,
-    /// Told apart by these within one preference.
+    /// Unique within one preference.
     pub handle: u32,
-    /// Whether packets of every protocol meet it.
+    /// True if packets of every protocol meet it.
     pub all_protocols: bool,
     /// `bpf`, `matchall`, `flower`, …
     pub kind: String,
-    /// The id of its program, if it is a BPF one.
+    /// Id of its program, if it is a BPF filter.
     pub program: Option<u32>,
-    /// The name that it was given with the program.
+    /// Name given to it together with the program.
     pub name: String,
 }
 
 impl Filter {
-    /// Whether we have put it there.
+    /// Reports whether netdp has added the filter.
     pub fn is_ours(&self) -> bool {
         self.kind == "bpf" && HANDLES.contains(&self.handle)
     }
 
-    /// Whether a program of ours may share its preference, and then comes before it: a new BPF
-    /// filter is put before those of its preference (`cls_bpf_change`, net/sched/cls_bpf.c, Linux
-    /// 6.18), and one preference has one kind and one protocol.
+    /// Reports whether a program of ours may share its preference, and then comes before it: a new
+    /// BPF filter is put before those of its preference (`cls_bpf_change`, net/sched/cls_bpf.c,
+    /// Linux 6.18), and one preference has one kind and one protocol.
     pub fn lets_in(&self) -> bool {
         self.kind == "bpf" && self.all_protocols
     }
@@ -92,16 +92,16 @@ impl std::fmt::Display for Filter {
     }
 }
 
-/// The filters at a hook that packets meet, in their order.
+/// Returns the filters at a hook that packets meet, in their order.
 ///
 /// # Errors
-/// There is no such interface (`ENODEV`), or the kernel can't be asked.
+/// Returns an error if there is no such interface (`ENODEV`), or the kernel can't be queried.
 pub fn list(ifindex: u32, hook: Hook) -> Result<Vec<Filter>> {
     let parent = match hook {
         Hook::Egress => EGRESS,
         Hook::Ingress | Hook::Pod => INGRESS,
     };
-    // A dump says nothing of an interface that is not there.
+    // The dump of a missing interface is empty, not an error.
     if super::links::name_of(ifindex).is_none() {
         return Err(std::io::Error::from(Errno::ENODEV).into());
     }
@@ -134,8 +134,8 @@ pub fn list(ifindex: u32, hook: Hook) -> Result<Vec<Filter>> {
     }
 }
 
-/// A filter of the chain that packets meet; kinds that have several print a head without a handle
-/// first.
+/// Parses a filter of the chain that packets meet; kinds with several filters list a head without a
+/// handle first.
 fn read(payload: &[u8]) -> Option<Filter> {
     let handle = u32_at(payload, 8)?;
     let info = u32_at(payload, 16)?;
@@ -163,13 +163,13 @@ fn read(payload: &[u8]) -> Option<Filter> {
     })
 }
 
-/// The kind of the qdisc in the place of clsact: that, `ingress`, or none.
+/// Returns the kind of the qdisc in the place of clsact: `clsact`, `ingress`, or none.
 ///
 /// # Errors
-/// As for [`list`].
+/// Returns the errors of [`list`].
 pub fn qdisc(ifindex: u32) -> Result<Option<String>> {
     let about = [ifindex, 0, CLSACT, 0];
-    // Without these some kernels, 6.18 among them, do not answer.
+    // Without these flags some kernels, 6.18 among them, send no reply.
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO;
     let attributes = ask(RTM_GETQDISC, flags, RTM_NEWQDISC, about)?;
     let kind = attributes.and_then(|all| attribute(&all, TCA_KIND).map(<[u8]>::to_vec));
@@ -190,14 +190,14 @@ fn open() -> Result<OwnedFd> {
     .context("opening a netlink socket")
 }
 
-/// Asks about one object; `None` if there is none, else its attributes.
+/// Queries one object. Returns its attributes, or `None` if there is no such object.
 fn ask(question: u16, flags: u16, answer: u16, about: [u32; 4]) -> Result<Option<Vec<u8>>> {
     let socket = open()?;
     let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
     let message = message(question, flags, about);
     sendto(fd, &message, &kernel, MsgFlags::empty()).context("asking about filters")?;
     let mut buffer = [0; 8192];
-    // The kernel has answered before sendto(2) returns.
+    // The kernel has replied before sendto(2) returns.
     let length = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).context("hearing of filters")?;
     let heard = buffer.get(..length).unwrap_or(&buffer);
     match u16_at(heard, 4) {
@@ -210,13 +210,13 @@ fn ask(question: u16, flags: u16, answer: u16, about: [u32; 4]) -> Result<Option
     }
 }
 
-/// What a `struct nlmsgerr` says, if it is more than that there is no such thing.
+/// Returns the error of a `struct nlmsgerr`, unless it means that there is no such object.
 fn failure(payload: &[u8]) -> Option<std::io::Error> {
     let code = payload
         .first_chunk()
         .map_or(0, |code| i32::from_ne_bytes(*code));
     match Errno::from_raw(-code) {
-        // Only that the question was heard.
+        // A plain acknowledgement.
         _ if code == 0 => None,
         // No filter, no chain, no qdisc.
         Errno::ENOENT | Errno::EINVAL | Errno::EOPNOTSUPP => None,
@@ -238,9 +238,9 @@ fn message(kind: u16, flags: u16, about: [u32; 4]) -> Vec<u8> {
     message
 }
 
-/// The contents of an attribute.
+/// Returns the payload of an attribute.
 fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    /// Without the flags that tell nested ones apart.
+    /// Masks the flags for nested attributes and byte order (`NLA_TYPE_MASK`).
     const TYPE: u16 = 0x3fff;
     loop {
         let length = usize::from(u16_at(attributes, 0)?);

@@ -1,4 +1,4 @@
-//! What mappings live, for looking.
+//! The list of live mappings, for diagnosis.
 
 use super::batch;
 use super::maps::Maps;
@@ -10,40 +10,40 @@ use netdp_common::tuple::{Tuple, proto};
 use serde::Serialize;
 use std::net::IpAddr;
 
-/// A live mapping.
+/// A live mapping, as listed by `netdp flows`.
 #[derive(Debug, Clone, Serialize)]
 pub struct FlowRecord {
     /// Protocol name, or number.
     pub protocol: String,
-    /// The pod's address.
+    /// Address of the pod.
     pub source: IpAddr,
     /// The pod's port or ICMP identifier.
     pub source_id: u16,
-    /// The destination.
+    /// Address of the destination.
     pub destination: IpAddr,
-    /// The destination's port.
+    /// Port of the destination.
     pub destination_id: u16,
-    /// The node's address that the destination sees.
+    /// Address of the node that the destination sees.
     pub nat_address: IpAddr,
     /// The port or identifier that the destination sees.
     pub nat_id: u16,
     /// TCP state, `replied` or `unreplied`.
     pub state: String,
-    /// Seconds since it began.
+    /// Seconds since the mapping was created.
     pub age_seconds: u64,
-    /// Seconds since its last packet in either direction.
+    /// Seconds since the last packet in either direction.
     pub idle_seconds: u64,
-    /// Packets out.
+    /// Number of packets sent by the pod.
     pub packets_out: u32,
-    /// Packets back.
+    /// Number of packets sent to the pod.
     pub packets_in: u32,
 }
 
 impl Maps {
-    /// Every live mapping.
+    /// Returns every live mapping.
     ///
     /// # Errors
-    /// A map could not be read.
+    /// Returns an error if a map can't be read.
     pub fn flows(&self) -> Result<Vec<FlowRecord>> {
         let now = now(self)?;
         let mut flows = Vec::new();
@@ -56,10 +56,10 @@ impl Maps {
         Ok(flows)
     }
 
-    /// How many mappings there are.
+    /// Returns the number of mappings.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn flow_count(&self) -> Result<usize> {
         let mut count = 0;
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |_, _| count += 1)

@@ -1,5 +1,5 @@
-//! Programs before those of others, and none but ours from an interface's first moment on
-//! (docs/adr/0035).
+//! Placement of our programs ahead of third-party ones, and protection of a new interface from its
+//! first moment on (docs/adr/0035).
 
 use super::links::{Device, Hook, Links, Mechanism, Place};
 use super::object::{self, SHUT, STAND_IN};
@@ -10,11 +10,12 @@ use aya::Ebpf;
 use std::os::fd::AsFd as _;
 
 impl Links {
-    /// Puts an uplink's program before those of others that have come before it since. The new one
-    /// is there before the old one goes, and for a few microseconds only are both.
+    /// Moves an uplink's program ahead of third-party ones that have been attached before it since.
+    /// The new one is attached before the old one goes; both are there for a few microseconds only.
     ///
     /// # Errors
-    /// There is no place before theirs, or the kernel refused: all is as before.
+    /// Returns an error if no place is left ahead of them, or the kernel refuses; nothing has
+    /// changed then.
     pub fn overtake(&mut self, object: &mut Ebpf, placed: &Placed) -> Result<()> {
         let Placed { ifindex, hook, .. } = *placed;
         let Some(place) = self.places.get_mut(&(ifindex, hook)) else {
@@ -36,7 +37,7 @@ impl Links {
                 return Err(err);
             }
         };
-        // Fails where it is detached already.
+        // Fails if it is detached already.
         let _ = old.detach();
         self.pin_anew(&link, (ifindex, hook));
         let placed = Placed {
@@ -48,9 +49,9 @@ impl Links {
         Ok(())
     }
 
-    /// Makes the egress link of a new interface at once, with a program that lets nothing through that
-    /// is forwarded: the kernel takes its time for the ingress link. `None` where there is no TCX, or
-    /// anything of ours.
+    /// Creates the egress link of a new interface at once, with a program that drops forwarded
+    /// packets: creating the ingress link takes the kernel a while. Returns `None` if there is no
+    /// TCX, or something of ours is attached already.
     pub(super) fn shut(&self, object: &mut Ebpf, device: Device<'_>) -> Option<TcxLink> {
         let Device { ifindex, name } = device;
         let is_there = |hook: Hook| {
@@ -69,12 +70,12 @@ impl Links {
     }
 }
 
-/// Makes a link before all others for the program of a place, which its own link goes on to hold.
+/// Creates a link ahead of all others for the program of a place, whose own link stays.
 ///
-/// What makes a link returns milliseconds after packets meet it, once none is under way by the list
-/// as it was (`tcx_entry_sync`, include/net/tcx.h, Linux 6.18). Lest both programs translate for so
-/// long, the new link begins with a program that does nothing. A program is on a hook once only:
-/// where ours is there, another copy is loaded.
+/// The system call that creates a link returns milliseconds after the first packets meet it, once
+/// no packet is under way that saw the old list (`tcx_entry_sync`, include/net/tcx.h, Linux 6.18).
+/// So that the two programs do not both translate for that long, the new link starts with a program
+/// without effect. A program can be on a hook only once: if ours is there, another copy is loaded.
 fn tcx_overtake(object: &mut Ebpf, placed: &Placed) -> Result<(TcxLink, u32)> {
     let Placed { ifindex, hook, .. } = *placed;
     let stand_in = object::loaded(object, STAND_IN)?.fd()?.as_fd();
@@ -93,7 +94,7 @@ fn tcx_overtake(object: &mut Ebpf, placed: &Placed) -> Result<(TcxLink, u32)> {
     match updated {
         Ok(program) => Ok((link, program)),
         Err(err) => {
-            // As it was.
+            // Restore the previous state.
             let _ = link.detach();
             Err(err).with_context(|| format!("moving the {} program", hook.name()))
         }

@@ -1,4 +1,4 @@
-//! Flows that change hands between the datapath and netfilter.
+//! Handover of flows between the datapath and netfilter.
 
 use super::batch;
 use super::maps::{Maps, ignore_missing};
@@ -15,12 +15,12 @@ use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_s
 use netdp_common::tuple::{Tuple, proto};
 use std::net::IpAddr;
 
-/// `BPF_NOEXIST` and `BPF_EXIST`.
+/// `BPF_NOEXIST` and `BPF_EXIST` of include/uapi/linux/bpf.h.
 const NOEXIST: u64 = 1;
 const EXIST: u64 = 2;
 
-/// What connection tracking gives connections by default, in seconds (net.netfilter.nf_conntrack_*;
-/// Linux 6.18): the datapath's own timeouts count no more once netfilter has them.
+/// Conntrack's default timeouts, in seconds (net.netfilter.nf_conntrack_*; Linux 6.18): the
+/// datapath's own timeouts no longer apply once netfilter has the connections.
 const ESTABLISHED_SECONDS: u32 = 432_000;
 const OTHER_TCP_SECONDS: u32 = 120;
 const UDP_SECONDS: u32 = 300;
@@ -30,21 +30,21 @@ const OTHER_SECONDS: u32 = 600;
 const SYN_SENT: u8 = 1;
 const TIME_WAIT: u8 = 7;
 
-/// A mapping that netfilter may be given.
+/// A mapping that can be handed over to netfilter.
 #[derive(Debug, Clone, Copy)]
 pub struct Handover {
-    /// As netfilter is to know it.
+    /// The flow as conntrack will record it.
     pub flow: Flow,
-    /// The key of its reply half.
+    /// Key of its reply half.
     wire: Tuple,
 }
 
 impl Maps {
-    /// From now on TCP and UDP mappings begin with no other ports than these, which are at most
-    /// [`PORT_RANGES`].
+    /// Restricts the external ports of new TCP and UDP mappings to these ranges, of which there are
+    /// at most [`PORT_RANGES`].
     ///
     /// # Errors
-    /// The settings can't be written.
+    /// Returns an error if the settings can't be written.
     pub fn open_within(&mut self, ranges: &[(u16, u16)]) -> Result<()> {
         let mut settings = self.settings()?;
         settings.flags |= SETTING_PORTS;
@@ -55,10 +55,10 @@ impl Maps {
         self.set_settings(&settings)
     }
 
-    /// Mappings begin with the ports of `before` again.
+    /// Restores the port ranges of `before` for new mappings.
     ///
     /// # Errors
-    /// The settings can't be written.
+    /// Returns an error if the settings can't be written.
     pub fn set_ports_of(&mut self, before: &Settings) -> Result<()> {
         let mut settings = self.settings()?;
         settings.flags = before.flags;
@@ -66,11 +66,12 @@ impl Maps {
         self.set_settings(&settings)
     }
 
-    /// Keeps pods from the wire tuples of connections that netfilter translates, and lets their
-    /// packets pass. Gives how many of them are new: the datapath may have something there already.
+    /// Reserves the wire tuples of connections that netfilter translates, so that pods do not get
+    /// them, and lets their packets pass. Returns the number of new reservations: the datapath may
+    /// have an entry already.
     ///
     /// # Errors
-    /// The table is full.
+    /// Returns an error if the table is full.
     pub fn reserve(&mut self, flows: &[Flow]) -> Result<usize> {
         let now = now(self)?;
         let mut reserved = 0;
@@ -105,10 +106,11 @@ impl Maps {
         Ok(reserved)
     }
 
-    /// Lets what leaves as these ends keep its address: connections that nobody translates.
+    /// Lets packets with these endpoints keep their source address: connections that are not
+    /// translated.
     ///
     /// # Errors
-    /// The map can't be written.
+    /// Returns an error if the map can't be written.
     pub fn keep_addresses(&mut self, connections: &[(u8, Ends)]) -> Result<()> {
         let live = Live {
             last_seen: now(self)?,
@@ -128,11 +130,11 @@ impl Maps {
         Ok(())
     }
 
-    /// The live mappings that netfilter does not have yet. Those between pods (hairpin) are not
-    /// among them: netfilter would not translate them so.
+    /// Returns the live mappings that netfilter does not have yet. Those between pods (hairpin) are
+    /// left out: netfilter would not translate them in that way.
     ///
     /// # Errors
-    /// The maps can't be read.
+    /// Returns an error if the maps can't be read.
     pub fn handovers(&self) -> Result<Vec<Handover>> {
         let local = self.local_addresses()?;
         let mut list = Vec::new();
@@ -150,10 +152,11 @@ impl Maps {
         Ok(list)
     }
 
-    /// How many of the mappings that netfilter could not be given had a packet of late.
+    /// Returns the number of mappings that could not be handed over and had a packet within
+    /// `of_late`.
     ///
     /// # Errors
-    /// The maps can't be read.
+    /// Returns an error if the maps can't be read.
     pub fn lingering(&self, of_late: std::time::Duration) -> Result<usize> {
         let now = now(self)?;
         let fresh = |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(of_late.as_secs());
@@ -167,48 +170,51 @@ impl Maps {
         Ok(lingering)
     }
 
-    /// Netfilter is about to translate the flow: what it has translated may leave.
+    /// Begins the handover: netfilter is about to translate the flow, and packets that it has
+    /// translated may leave.
     ///
     /// # Errors
-    /// The map can't be written.
+    /// Returns an error if the map can't be written.
     pub fn hand(&mut self, handover: &Handover) -> Result<()> {
         self.mark(&handover.wire, MAPPING_HANDED)
     }
 
-    /// Netfilter translates the flow: its answers are netfilter's.
+    /// Completes the handover: netfilter translates the flow, and its replies are netfilter's.
     ///
     /// # Errors
-    /// The map can't be written.
+    /// Returns an error if the map can't be written.
     pub fn give_up(&mut self, handover: &Handover) -> Result<()> {
         self.mark(&handover.wire, MAPPING_HANDED | MAPPING_YIELDED)
     }
 
-    /// Netfilter does not take it: the datapath goes on.
+    /// Aborts the handover: netfilter does not take the flow, and the datapath goes on translating
+    /// it.
     ///
     /// # Errors
-    /// The map can't be written.
+    /// Returns an error if the map can't be written.
     pub fn take_back(&mut self, handover: &Handover) -> Result<()> {
         self.mark(&handover.wire, 0)
     }
 
-    /// Writes the marks of a reply half. A packet that comes at the same moment may go unrecorded.
+    /// Writes the marks of a reply half. A packet that arrives at the same moment may go
+    /// unrecorded.
     fn mark(&mut self, wire: &Tuple, marks: u16) -> Result<()> {
         let Ok(mut half) = self.rev_snat.get(wire, 0) else {
             return Ok(());
         };
         half.flags = half.flags & !(MAPPING_HANDED | MAPPING_YIELDED) | marks;
-        // One that has ended meanwhile stays so.
+        // A mapping that has ended meanwhile is not created again.
         ignore_missing(self.rev_snat.insert(wire, half, EXIST))
             .context("marking a mapping as netfilter's")
     }
 }
 
-/// The tuple of what leaves as these ends.
+/// Returns the tuple of egress packets with these endpoints.
 pub(super) fn tuple(protocol: u8, ends: &Ends) -> Tuple {
     let protocol = u32::from(protocol);
     let (source, destination) = (Addr::from(ends.source), Addr::from(ends.destination));
     match protocol {
-        // A request: see `Tuple`.
+        // An echo request: see `Tuple`.
         proto::ICMP | proto::ICMPV6 => Tuple::new(source, destination, ends.source_id, 0, protocol),
         _ => Tuple::new(
             source,
@@ -225,7 +231,7 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
         source: source.into(),
         destination: tuple.dst.into(),
         source_id,
-        // An identifier stands on both sides.
+        // An ICMP identifier stands on both sides.
         destination_id: if tuple.is_icmp() {
             source_id
         } else {
@@ -252,7 +258,7 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
             _ => OTHER_SECONDS,
         },
         tcp,
-        // Nobody knows the window.
+        // The TCP window is unknown.
         picked_up: true,
     }
 }

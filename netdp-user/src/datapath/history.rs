@@ -1,38 +1,38 @@
-//! What earlier policies bypassed, kept beside the policy in force: a connection
-//! that began with the pod's address can only go on with it.
+//! Bypass decisions of earlier policies, kept beside the policy in force: a connection that began
+//! with the pod's address can only continue with it.
 //!
-//! The trie in force holds it all, so that it outlives the agent, and any number
-//! of changes in a row.
+//! The trie in force holds them all, so they survive the agent, and any number of successive
+//! changes.
 
 use super::entries::{Entries, NO_RULE, Prefix, bits};
 use netdp_common::abi::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
 
-/// What becomes of connections that the policy before bypassed.
+/// Treatment of connections that the previous policy bypassed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum History {
     /// They keep the pod's address.
     Keep,
-    /// They are masqueraded like new ones, which ends them.
+    /// They are masqueraded like new ones, which breaks them.
     Forget,
 }
 
-/// Where no prefix covers an address: as the datapath takes it.
+/// The datapath's default for addresses that no prefix covers.
 const UNCOVERED: PolicyValue = PolicyValue {
     action: Action::Masquerade as u32,
     rule: NO_RULE,
 };
 
-/// A prefix on the way down to longer ones, and what holds below it.
+/// A prefix on the path down to longer ones, and the value in effect below it.
 struct Level {
     prefix: Prefix,
     rule: PolicyValue,
     bypassed_before: bool,
-    /// What the trie says here.
+    /// Value in the trie at this prefix.
     value: PolicyValue,
 }
 
-/// The entries of `rules`, marked where `before`, the trie until now, bypassed or
-/// was marked so itself; and as many more as it takes to mark exactly that.
+/// Returns the entries of `rules`, marked where `before`, the previous trie, bypassed or was marked
+/// itself, and the additional entries needed to mark exactly that.
 pub(super) fn joined(rules: &Entries, before: &Entries) -> Entries {
     let mut out = Vec::with_capacity(rules.len());
     // Covering prefixes come before those that they cover.
@@ -71,7 +71,7 @@ pub(super) fn joined(rules: &Entries, before: &Entries) -> Entries {
     out.into_iter().collect()
 }
 
-/// The entries of the policy alone.
+/// Returns the entries of the policy alone, without marks.
 pub(super) fn forgotten(entries: &Entries) -> Entries {
     entries
         .iter()
@@ -113,7 +113,8 @@ mod tests {
             .map_or(super::UNCOVERED, |(_, value)| *value)
     }
 
-    /// Prefixes of a few bits at the end of one address: they cover each other.
+    /// Generates prefixes that differ in a few bits at the end of one address, so that they cover
+    /// each other.
     fn policy() -> impl Strategy<Value = Entries> {
         let rule = (0u32..=5, 0u8..32, any::<bool>());
         prop::collection::vec(rule, 0..6).prop_map(|rules| {

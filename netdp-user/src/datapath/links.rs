@@ -1,5 +1,5 @@
-//! Attaching the programs to interfaces: TCX links, held and pinned, where the
-//! kernel has them (6.6), clsact filters otherwise. Other programs there are let be.
+//! Attachment of the programs to interfaces: TCX links, held and pinned, where the kernel has them
+//! (6.6), clsact filters otherwise. Other programs on the hook are left untouched.
 
 use super::object::{EGRESS, HAIRPIN, INGRESS};
 use super::placed::Placed;
@@ -14,15 +14,15 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-/// One of the two hooks on an uplink.
+/// A hook at which a program of the datapath runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
-    /// Packets that leave.
+    /// TC egress of an uplink.
     Egress,
-    /// Packets that come in.
+    /// TC ingress of an uplink.
     Ingress,
-    /// Packets that pods send, at their interface's end in the node.
+    /// TC ingress of the node's end of a pod's interface: packets that pods send.
     Pod,
 }
 
@@ -44,7 +44,7 @@ impl Hook {
         }
     }
 
-    /// As people call it.
+    /// Returns the name used in messages.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Egress => "egress",
@@ -60,7 +60,7 @@ impl Hook {
     }
 }
 
-/// How programs are attached.
+/// Mechanism by which programs are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Mechanism {
@@ -75,11 +75,11 @@ pub enum Mechanism {
 /// A program on an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Attached {
-    /// The interface.
+    /// Name of the interface, for messages.
     pub uplink: String,
-    /// Its index.
+    /// Index of the interface in this network namespace.
     pub ifindex: u32,
-    /// `tcx` or `clsact`.
+    /// Mechanism of the attachment: `tcx` or `clsact`, never `auto`.
     pub mechanism: Mechanism,
 }
 
@@ -90,28 +90,28 @@ pub(super) struct Device<'a> {
     pub(super) name: &'a str,
 }
 
-/// What is attached where.
+/// The attached programs and their places.
 pub struct Links {
     pub(super) bpffs: PathBuf,
     pub(super) mechanism: Mechanism,
     attached: BTreeMap<u32, Attached>,
-    /// Where programs are to be, once they were attached there.
+    /// Places where programs should be, once they have been attached there.
     pub(super) places: BTreeMap<(u32, Hook), Place>,
-    /// Why links could not be pinned when they were made; another's pin may be in the place.
+    /// Errors of pinning links when they were created; a foreign pin may occupy the place.
     unpinned: BTreeMap<(u32, Hook), String>,
-    /// Whether interfaces that are attached to by now are new ones.
+    /// True if interfaces that are attached to from now on are new ones.
     pub(super) started: bool,
 }
 
-/// A program's place.
+/// The place of a program.
 pub(super) struct Place {
     pub(super) placed: Placed,
-    /// Held besides the pin: losing that takes nothing off. None with clsact.
+    /// Held in addition to the pin: losing the pin detaches nothing. `None` with clsact.
     pub(super) link: Option<TcxLink>,
 }
 
 impl Links {
-    /// `tcx`: whether the kernel has that.
+    /// Creates an empty set; `tcx`: the kernel has TCX.
     pub fn new(bpffs: &Path, mechanism: Mechanism, tcx: bool) -> Result<Self> {
         let mechanism = match (mechanism, tcx) {
             (Mechanism::Tcx, false) => bail!(
@@ -139,13 +139,13 @@ impl Links {
         self.attached.values().cloned().collect()
     }
 
-    /// Where programs are to be.
+    /// Returns the places where programs should be.
     pub fn placed(&self) -> Vec<Placed> {
         let places = self.places.values();
         places.map(|place| place.placed.clone()).collect()
     }
 
-    /// The pins that are to be there.
+    /// Returns the pins that should exist.
     pub fn pins(&self) -> Vec<PathBuf> {
         let pinned = self.places.iter().filter(|(_, place)| place.link.is_some());
         pinned
@@ -153,7 +153,7 @@ impl Links {
             .collect()
     }
 
-    /// Pins links whose pins are gone. Tells how many.
+    /// Pins links whose pins are gone. Returns their number.
     pub fn pin(&mut self) -> Result<usize> {
         let mut pinned = 0;
         for (at, place) in &self.places {
@@ -171,20 +171,20 @@ impl Links {
         Ok(pinned)
     }
 
-    /// Why a link could not be pinned when it was made.
+    /// Returns the reason why a link could not be pinned when it was created.
     pub fn unpinned(&self) -> Option<&str> {
         self.unpinned.values().next().map(String::as_str)
     }
 
-    /// From here on, interfaces are new ones, by which nothing has left yet: until both programs are
-    /// attached, nothing that is forwarded leaves.
+    /// Treats interfaces as new from here on, as ones by which nothing has left yet: until both
+    /// programs are attached, no forwarded packet leaves.
     pub const fn set_started(&mut self) {
         self.started = true;
     }
 
-    /// Attaches both programs of an uplink; ones that are there already, of this
-    /// or an earlier agent, are replaced in place. Ingress first: from the first
-    /// packet that leaves translated on, replies find their way back.
+    /// Attaches both programs of an uplink; existing ones, of this or an earlier agent, are
+    /// replaced in place. Ingress first: from the first translated packet on, replies find their
+    /// way back.
     pub fn attach(&mut self, object: &mut Ebpf, uplink: &Uplink) -> Result<()> {
         let device = Device {
             ifindex: uplink.ifindex,
@@ -198,7 +198,7 @@ impl Links {
                 Ok(mechanism) => mechanism,
                 Err(err) => {
                     if let Some(shut) = shut {
-                        // It fails where the interface is gone, which is as good.
+                        // Fails if the interface is gone, which is fine.
                         let _ = shut.detach();
                     }
                     return Err(err);
@@ -223,7 +223,7 @@ impl Links {
             .map(drop)
     }
 
-    /// `made` is a link that was just made for it.
+    /// Attaches one program. `made` is a link that was just created for it.
     fn attach_one(
         &mut self,
         object: &mut Ebpf,
@@ -240,7 +240,7 @@ impl Links {
                 clsact::attach(program, hook, device)?;
                 (Mechanism::Clsact, None)
             }
-            // What `new` has made of auto.
+            // `new` has resolved `Auto` to this.
             Mechanism::Tcx | Mechanism::Auto => (
                 Mechanism::Tcx,
                 Some(self.attach_tcx(program, hook, device, made)?),
@@ -258,8 +258,8 @@ impl Links {
         Ok(mechanism)
     }
 
-    /// Pins a link that was just made. Attached is what matters; what can't be pinned now is tried
-    /// again.
+    /// Pins a link that was just created. Attachment is what matters; pinning is retried later if
+    /// it fails now.
     pub(super) fn pin_anew(&mut self, link: &TcxLink, at: (u32, Hook)) {
         let pin = at.1.pin(&self.bpffs, at.0);
         let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
@@ -304,8 +304,8 @@ impl Links {
         if let Some(link) = link {
             match link.update(program) {
                 Ok(()) => return Ok(link),
-                // The interface went away and the kernel gave its index to
-                // another, or somebody has detached it: make a new one.
+                // The interface is gone and the kernel reused its index, or somebody has detached
+                // the link: create a new one.
                 Err(err) => {
                     log::info!("{}: the {} link is dead ({err})", device.name, hook.name());
                 }
@@ -317,8 +317,8 @@ impl Links {
         Ok(link)
     }
 
-    /// Attaches what looks at what comes in by an interface that is no uplink, or leaves one that
-    /// was an uplink with that.
+    /// Attaches the ingress program to an interface that is no uplink, so that inbound flows are
+    /// recorded, or leaves only that one on a former uplink.
     pub fn observe(&mut self, object: &mut Ebpf, link: &Uplink) -> Result<()> {
         let ifindex = link.ifindex;
         let name = link.name.as_str();
@@ -332,7 +332,7 @@ impl Links {
 
     pub fn detach(&mut self, ifindex: u32, name: &str) -> Result<()> {
         self.attached.remove(&ifindex);
-        // Egress first: as long as packets leave translated, replies come back.
+        // Egress first: as long as translated packets leave, replies come back.
         self.release(|at, hook| at == ifindex && hook == Hook::Egress);
         self.release(|at, hook| at == ifindex && hook == Hook::Ingress);
         remove(&self.bpffs, ifindex, Some(name), &mut Vec::new())
@@ -343,7 +343,7 @@ impl Links {
         remove_hook(&self.bpffs, Hook::Pod, ifindex, Some(name), &mut Vec::new())
     }
 
-    /// Takes the hairpin program off every interface that is to lose it and is no
+    /// Detaches the hairpin program from every interface that `loses` selects and that is no
     /// uplink, whichever agent attached it.
     pub fn detach_pods_where(
         &mut self,
@@ -354,7 +354,7 @@ impl Links {
         remove_pods(&self.bpffs, loses, uplinks, &mut Vec::new())
     }
 
-    /// Takes every program off, pinned or not. Says of which interfaces.
+    /// Detaches every program, pinned or not. Returns the names of the interfaces.
     pub fn detach_all(&mut self) -> Vec<String> {
         let mut removed = Vec::new();
         for (ifindex, hook) in self.places.keys() {
@@ -370,7 +370,7 @@ impl Links {
         removed
     }
 
-    /// Forgets places. Links that are held are taken off at once.
+    /// Removes places from the set. Links that are held are detached at once.
     fn release(&mut self, which: impl Fn(u32, Hook) -> bool) {
         self.places.retain(|(ifindex, hook), place| {
             let goes = which(*ifindex, *hook);
@@ -378,7 +378,7 @@ impl Links {
                 self.unpinned.remove(&(*ifindex, *hook));
             }
             if goes && let Some(link) = &place.link {
-                // Fails where the interface is gone, and the program with it.
+                // Fails if the interface is gone, and the program with it.
                 let _ = link.detach();
             }
             !goes
@@ -386,9 +386,9 @@ impl Links {
     }
 }
 
-/// Removes what is pinned for an interface, and its filters if it still exists.
+/// Removes the pins of an interface, and its filters if it still exists.
 fn remove(bpffs: &Path, ifindex: u32, name: Option<&str>, removed: &mut Vec<String>) -> Result<()> {
-    // Egress first: as long as packets leave translated, replies come back.
+    // Egress first: as long as translated packets leave, replies come back.
     for hook in [Hook::Egress, Hook::Ingress] {
         remove_hook(bpffs, hook, ifindex, name, removed)?;
     }
@@ -413,8 +413,8 @@ fn remove_hook(
     Ok(())
 }
 
-/// Removes hairpin pins, and filters of interfaces that are no uplinks. Nothing
-/// tells where filters are: all interfaces are asked.
+/// Removes hairpin pins, and filters of interfaces that are no uplinks. Filters are recorded
+/// nowhere, so all interfaces are scanned.
 fn remove_pods(
     bpffs: &Path,
     loses: impl Fn(u32) -> bool,
@@ -460,19 +460,18 @@ pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> R
     Ok(())
 }
 
-/// Takes a pinned link's program off its hook and removes the pin; none there
-/// is fine.
+/// Detaches the program of a pinned link and removes the pin, if there is one.
 fn take_off(pin: &Path, removed: &mut Vec<String>) -> Result<()> {
-    // Where that fails, because the interface is gone or somebody has taken
-    // the program off already, the link goes with its pin.
+    // If that fails because the interface is gone or somebody has detached the program already, the
+    // link goes with its pin.
     let _ = TcxLink::open(pin).and_then(|link| link.detach());
     bpffs::remove_pin(pin, removed)
 }
 
-/// The name of an interface of this namespace.
+/// Returns the name of an interface of this network namespace.
 pub fn name_of(ifindex: u32) -> Option<String> {
     let mut name = [0; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that if_indextoname(3) asks for.
+    // SAFETY: the buffer has the size that if_indextoname(3) requires (`IF_NAMESIZE`).
     let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
     if found.is_null() {
         return None;

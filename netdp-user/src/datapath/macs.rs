@@ -1,5 +1,5 @@
-//! The map of the hardware addresses by which the node sends. As [`super::sources`], it is made with
-//! the programs and not pinned.
+//! The map of the node's hardware (MAC) addresses. Like [`super::sources`], it is created with the
+//! programs and not pinned.
 
 use super::maps::ignore_missing;
 use crate::uplinks::Mac;
@@ -11,20 +11,20 @@ use netdp_common::abi::MacKey;
 /// The map's name in the eBPF object.
 const NAME: &str = "MACS";
 
-/// Adds one.
+/// Adds a MAC address.
 ///
 /// # Errors
-/// The map is full, or there is none.
+/// Returns an error if the map is full, or there is none.
 pub(super) fn add(object: &mut Ebpf, mac: &Mac) -> Result<()> {
     open(object)?
         .insert(key(mac), 1, 0)
         .with_context(|| format!("adding a hardware address of interface {}", mac.link))
 }
 
-/// Takes one away; none there is fine.
+/// Removes a MAC address, if it is there.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// Returns an error if the kernel refuses.
 pub(super) fn remove(object: &mut Ebpf, mac: &Mac) -> Result<()> {
     ignore_missing(open(object)?.remove(&key(mac)))
         .with_context(|| format!("removing a hardware address of interface {}", mac.link))

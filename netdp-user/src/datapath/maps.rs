@@ -1,4 +1,4 @@
-//! The pinned maps, typed.
+//! Typed access to the pinned maps.
 
 use super::entries::Entries;
 use super::{Setup, batch};
@@ -20,10 +20,10 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Why there are no [`PodMaps`].
+/// Error message if there are no [`PodMaps`].
 const EARLIER: &str = "the pinned maps are of an earlier version; netdp run brings them up to date";
 
-/// Entries of `inbound_live`, as netdp-ebpf has it.
+/// Capacity of `inbound_live`, as netdp-ebpf declares it.
 const INBOUND_CAPACITY: u32 = 131_072;
 
 /// A trie of the policy.
@@ -33,54 +33,54 @@ pub type Trie = LpmTrie<MapData, Addr, PolicyValue>;
 pub struct Maps {
     pub(super) snat: HashMap<MapData, Tuple, Mapping>,
     pub(super) rev_snat: HashMap<MapData, Tuple, Mapping>,
-    /// The two mapping tables once more, for reading in batches.
+    /// Second handles of the two mapping tables, for batched reads.
     pub(super) snat_data: MapData,
     pub(super) rev_snat_data: MapData,
     pub(super) policy: [Trie; 2],
-    /// The tries once more, for writing in batches.
+    /// Second handles of the tries, for batched writes.
     pub(super) policy_data: [MapData; 2],
-    /// Whether the kernel takes that.
+    /// True if the kernel supports batched writes to tries.
     pub(super) batches: bool,
-    /// What the tries hold, once they have been read: reading a large one takes
-    /// long, and nobody else writes them.
+    /// Cached contents of the tries, once they have been read: reading a large one takes long, and
+    /// there is no other writer.
     pub(super) policy_entries: [Option<Arc<Entries>>; 2],
-    /// Packets may still be asking the idle trie.
+    /// True if packets may still query the standby trie.
     pub(super) has_readers: bool,
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
-    /// How many entries `local_addrs` has room for.
+    /// Capacity of `local_addrs`, in addresses.
     address_room: usize,
     settings: Array<MapData, Settings>,
-    /// `None` over the pin of a version that counted other things.
+    /// `None` if the pin is of a version with other counters.
     counters: Option<PerCpuArray<MapData, Counters>>,
     reserved_ports: Array<MapData, u64>,
-    /// `None` over the pins of a version that had none of them.
+    /// `None` if the pins are of a version without these maps.
     pods: Option<PodMaps>,
 }
 
-/// What pods have, and may have.
+/// Maps for the accounting and the limits of pods.
 pub(super) struct PodMaps {
     pub(super) limits: Array<MapData, Limits>,
     pub(super) inbound_live: HashMap<MapData, Tuple, Live>,
-    /// The same once more, for reading in batches.
+    /// A second handle, for batched reads.
     pub(super) inbound_live_data: MapData,
     inbound: HashMap<MapData, Tuple, Inbound>,
-    /// `None` over the pins of a version that had none.
+    /// `None` if the pins are of a version without this map.
     inbound_used: Option<Array<MapData, u32>>,
-    /// For reading in batches.
+    /// Handle for batched reads.
     pub(super) shares_data: MapData,
     pub(super) shares_ended: Array<MapData, Ended>,
-    /// The same once more, for reading in batches.
+    /// A second handle, for batched reads.
     pub(super) shares_ended_data: MapData,
-    /// For reading in batches.
+    /// Handle for batched reads.
     pub(super) port_map_owners_data: MapData,
     pub(super) port_maps: Array<MapData, Bits>,
 }
 
-/// The interfaces that programs were attached to, whichever version pinned the rest.
+/// Returns the interfaces that programs were attached to, whichever version pinned the other maps.
 ///
 /// # Errors
-/// The map is not there, or can't be read.
+/// Returns an error if the map is missing or can't be read.
 pub fn pinned_uplinks(bpffs: &Path) -> Result<Vec<u32>> {
     let path = bpffs.join(pins::UPLINKS);
     let map = MapData::from_pin(&path)
@@ -93,7 +93,7 @@ impl Maps {
     /// Opens the maps pinned below `bpffs`.
     ///
     /// # Errors
-    /// A map is missing or not what it should be.
+    /// Returns an error if a map is missing or has another type or size.
     pub fn open(bpffs: &Path) -> Result<Self> {
         let pinned = |file: &str| -> Result<MapData> {
             let path = bpffs.join(file);
@@ -156,12 +156,12 @@ impl Maps {
         Ok(maps)
     }
 
-    /// Whether the kernel takes the policy in batches.
+    /// Reports whether the kernel takes the policy in batches.
     pub const fn takes_batches(&self) -> bool {
         self.batches
     }
 
-    /// Writes what is fixed for the agent's run. The policy in force stays.
+    /// Writes the settings that are fixed for the agent's run. The policy in force stays.
     pub(super) fn prepare(&mut self, setup: &Setup) -> Result<()> {
         let mut words = [0u64; RESERVED_WORDS];
         for &port in &setup.reserved_ports {
@@ -174,7 +174,7 @@ impl Maps {
         }
         let mut settings = self.settings()?;
         settings.layout = LAYOUT;
-        // Until the sweep knows better, mappings may be older than the policy.
+        // Until a sweep has shown otherwise, mappings may be older than the policy.
         settings.flags = setup.flags();
         if self.interfaces()?.len() > 1 {
             settings.flags |= SETTING_SEVERAL_UPLINKS;
@@ -200,21 +200,21 @@ impl Maps {
             .context("writing the limits map")
     }
 
-    /// What pods may take, and the node's secret.
+    /// Returns the limits of pods, and the node's secret.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn limits(&self) -> Result<Limits> {
         (self.pods()?.limits)
             .get(&0, 0)
             .context("reading the limits map")
     }
 
-    /// Has programs look up flows that keep the pod's address, if there are any: programs of a
+    /// Makes the programs look up flows that keep the pod's address, if there are any: programs of a
     /// version without `inbound_used` record them without setting it.
     ///
     /// # Errors
-    /// The maps could not be read or written.
+    /// Returns an error if the maps can't be read or written.
     pub(super) fn note_inbound(&mut self) -> Result<()> {
         let pods = self.pods()?;
         let used = pods.inbound_used.as_ref().context(EARLIER)?;
@@ -227,10 +227,10 @@ impl Maps {
         self.use_inbound()
     }
 
-    /// Has programs look up flows that keep the pod's address.
+    /// Makes the programs look up flows that keep the pod's address.
     ///
     /// # Errors
-    /// The map could not be written.
+    /// Returns an error if the map can't be written.
     pub(super) fn use_inbound(&mut self) -> Result<()> {
         (self.pods_mut()?.inbound_used.as_mut())
             .context(EARLIER)?
@@ -246,10 +246,11 @@ impl Maps {
         self.pods.as_mut().context(EARLIER)
     }
 
-    /// Has sources compared with where packets came from, or not.
+    /// Disables (`any`) or enables the check of a packet's source against the interface it came
+    /// from.
     ///
     /// # Errors
-    /// The settings can't be read or written.
+    /// Returns an error if the settings can't be read or written.
     pub fn set_any_source(&mut self, any: bool) -> Result<()> {
         let before = self.settings()?;
         let mut settings = before;
@@ -263,24 +264,25 @@ impl Maps {
         self.set_settings(&settings)
     }
 
-    /// How many mappings fit.
+    /// Returns the capacity of the mapping tables, in mappings.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// Returns an error if the kernel does not report it.
     pub fn capacity(&self) -> Result<usize> {
         let info = self.snat_data.info().context("asking for the snat map")?;
         Ok(info.max_entries() as usize)
     }
 
-    /// How many addresses of the node have room: a map that an earlier version made keeps its size.
+    /// Returns the capacity for the node's addresses: a map that an earlier version created keeps
+    /// its size.
     pub const fn address_room(&self) -> usize {
         self.address_room
     }
 
-    /// The settings in force.
+    /// Returns the settings in force.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn settings(&self) -> Result<Settings> {
         self.settings.get(&0, 0).context("reading the settings map")
     }
@@ -291,10 +293,10 @@ impl Maps {
             .context("writing the settings map")
     }
 
-    /// The counters, summed over all CPUs.
+    /// Returns the counters, summed over all CPUs.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn counters(&self) -> Result<Counters> {
         let per_cpu = self
             .counters
@@ -309,14 +311,14 @@ impl Maps {
         Ok(sum)
     }
 
-    /// Ends what the programs remember. To be called after the change.
+    /// Invalidates everything that the programs have cached. To be called after the change.
     pub(super) fn next_epoch(&mut self) -> Result<()> {
         let mut settings = self.settings()?;
         settings.epoch = settings.epoch.wrapping_add(1);
         self.set_settings(&settings)
     }
 
-    /// Says whether no mapping lives whose destination the policy bypasses.
+    /// Records whether there is no live mapping whose destination the policy bypasses.
     pub(super) fn set_none_sticky(&mut self, none: bool) -> Result<()> {
         let mut settings = self.settings()?;
         let before = settings.flags;
@@ -344,10 +346,10 @@ impl Maps {
         self.next_epoch()
     }
 
-    /// The addresses that the datapath takes for the node's own.
+    /// Returns the addresses that the datapath treats as the node's own.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn local_addresses(&self) -> Result<BTreeSet<IpAddr>> {
         self.local_addrs
             .keys()
@@ -360,11 +362,12 @@ impl Maps {
         if settings.flags & SETTING_SEVERAL_UPLINKS == 0
             && self.interfaces()?.iter().any(|other| *other != ifindex)
         {
-            // It stays set: what came in by one of them may still be under way.
+            // The flag is never cleared: packets that came in by one of them may still be in
+            // flight.
             settings.flags |= SETTING_SEVERAL_UPLINKS;
             self.set_settings(&settings)?;
         }
-        // What programs remember counts on where nothing changes.
+        // Without a change the programs' caches stay valid.
         if self
             .uplinks
             .get(&ifindex, 0)
@@ -384,10 +387,10 @@ impl Maps {
         self.next_epoch()
     }
 
-    /// The indexes of uplinks.
+    /// Returns the interface indexes of the uplinks.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn uplinks(&self) -> Result<Vec<u32>> {
         let mut found = self.interfaces()?;
         found.retain(|ifindex| {
@@ -397,10 +400,10 @@ impl Maps {
         Ok(found)
     }
 
-    /// The indexes of all interfaces that have programs, but for hairpin.
+    /// Returns the indexes of all interfaces with programs, except hairpin ones.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn interfaces(&self) -> Result<Vec<u32>> {
         self.uplinks
             .keys()
@@ -408,10 +411,10 @@ impl Maps {
             .collect()
     }
 
-    /// The addresses that an uplink masquerades with.
+    /// Returns the masquerade addresses of an uplink.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn uplink(&self, ifindex: u32) -> Result<Uplink> {
         self.uplinks
             .get(&ifindex, 0)
@@ -419,7 +422,7 @@ impl Maps {
     }
 }
 
-/// A key that is gone already is what was wanted.
+/// Treats a missing key as success: it was to be removed.
 pub(super) fn ignore_missing(
     result: Result<(), aya::maps::MapError>,
 ) -> Result<(), aya::maps::MapError> {

@@ -1,5 +1,5 @@
-//! The kernel side as user space sees it: loads the programs, attaches them,
-//! and is the only one that writes the maps.
+//! User-space side of the datapath: loads and attaches the programs, and is the only user-space
+//! writer of the maps.
 //!
 //! Maps and links are pinned below one bpffs directory and outlive the agent.
 
@@ -64,42 +64,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-/// How the datapath is set up once, at the agent's start.
+/// Settings of the datapath that are fixed at the agent's start.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// Translate IPv6 too.
+    /// True to translate IPv6 as well.
     pub enable_ipv6: bool,
-    /// How many mappings fit. Maps that are pinned already keep their size.
+    /// Capacity of the mapping tables, in mappings. Maps that are pinned already keep their size.
     pub max_flows: u32,
-    /// The only ports that TCP and UDP mappings get; at most
-    /// [`abi::PORT_RANGES`], none for all.
+    /// The only ports from which TCP and UDP mappings get theirs; at most [`abi::PORT_RANGES`]
+    /// ranges. Empty: all ports.
     pub to_ports: Vec<PortRange>,
-    /// How ports are chosen.
+    /// Allocation of external ports.
     pub port_mode: PortMode,
-    /// One wire port for a pod's UDP port, whatever the destination.
+    /// True to use one external port per UDP port of a pod, whatever the destination.
     pub udp_endpoints: bool,
-    /// What becomes of packets that can't be translated.
+    /// Treatment of packets that can't be translated.
     pub no_leak: NoLeak,
-    /// What a changed policy means for live flows.
+    /// Effect of a policy change on live flows.
     pub on_reload: OnReload,
-    /// Mappings that one pod may have in each family; 0 for its share of the room
+    /// Maximum number of mappings of one pod, for each family; 0: its share of the tables
     /// ([`netdp_common::share::limit`]).
     pub pod_flows: u32,
-    /// New mappings of one pod in a second; 0 for any number.
+    /// Maximum rate of new mappings of one pod, in mappings per second; 0: unlimited.
     pub pod_new_flows: u32,
-    /// What only the node knows, for hashes that nobody can foretell. Pinned maps keep
-    /// theirs.
+    /// Secret key of the node, which makes its hashes unpredictable. Pinned maps keep theirs.
     pub secret: siphash::Key,
-    /// Ports that no mapping gets.
+    /// Ports that are never allocated to a mapping.
     pub reserved_ports: BTreeSet<u16>,
-    /// Pods may reach each other by their endpoints on the wire.
+    /// True if pods may reach each other by their external endpoints.
     pub hairpin: bool,
-    /// How programs are attached.
+    /// Mechanism by which programs are attached.
     pub mechanism: Mechanism,
 }
 
 impl Setup {
-    /// The bits of [`abi::Settings::flags`].
+    /// Returns the bits of [`abi::Settings::flags`].
     fn flags(&self) -> u32 {
         let mut flags = match self.port_mode {
             PortMode::Keep => 0,
@@ -121,7 +120,7 @@ impl Setup {
     }
 }
 
-/// How wire ports are chosen.
+/// Allocation of external ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum PortMode {
     /// The pod's own port if it is free, else a random one.
@@ -132,7 +131,7 @@ pub enum PortMode {
     Random,
 }
 
-/// What a changed policy means for live flows.
+/// Effect of a policy change on live flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnReload {
     /// They live on as they were made.
@@ -143,7 +142,7 @@ pub enum OnReload {
     Drain,
 }
 
-/// What becomes of packets that can't be translated.
+/// Treatment of packets that can't be translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum NoLeak {
     /// They are dropped.
@@ -164,12 +163,12 @@ impl NoLeak {
     }
 }
 
-/// What the kernel was found to have, which it need not have.
+/// Optional kernel features, as detected at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kernel {
-    /// TCX (Linux 6.6); else programs are attached by clsact.
+    /// TCX (Linux 6.6); without it programs are attached by clsact.
     pub tcx: bool,
-    /// Writing tries in batches (Linux 5.13); else the policy is written entry by entry.
+    /// Batched writes to tries (Linux 5.13); without them the policy is written entry by entry.
     pub trie_batches: bool,
 }
 
@@ -185,29 +184,29 @@ impl std::fmt::Display for Kernel {
     }
 }
 
-/// The loaded datapath.
+/// The loaded programs with their maps and links.
 pub struct Datapath {
-    /// What was asked for at the start.
+    /// Kernel features that were detected at the start.
     kernel: Kernel,
     object: aya::Ebpf,
     maps: Maps,
     node: NodeMaps,
     links: links::Links,
     on_reload: OnReload,
-    /// Whether maps of an earlier agent were found and kept.
+    /// True if maps of an earlier agent were adopted.
     adopted: bool,
     bpffs: PathBuf,
-    /// Why all ends with this mount namespace, if it does.
+    /// Reason why pins and maps end with this mount namespace, if they do.
     fleeting: Option<String>,
 }
 
 impl Datapath {
-    /// Loads the programs, over the maps that are pinned below `bpffs` if there
-    /// are any. Nothing is attached yet.
+    /// Loads the programs, over the maps pinned below `bpffs` if there are any. Attaches nothing
+    /// yet.
     ///
     /// # Errors
-    /// A bpffs that can't be made, maps of another layout, missing privileges,
-    /// a kernel that refuses the programs.
+    /// Returns an error if the bpffs can't be mounted, the pinned maps have another layout,
+    /// privileges are missing, or the kernel rejects the programs.
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         let mounted = bpffs::ensure(bpffs)?;
         let fleeting = bpffs::is_fleeting(bpffs, mounted);
@@ -252,55 +251,55 @@ impl Datapath {
         })
     }
 
-    /// What the programs have to say, for the log. To be taken once.
+    /// Returns the log of the programs. To be called once.
     ///
     /// # Errors
-    /// It was taken already.
+    /// Returns an error if it was taken already.
     pub fn take_log(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
         EbpfLogger::init(&mut self.object).context("opening the programs' log")
     }
 
-    /// Whether maps of an earlier agent were found and kept.
+    /// Reports whether maps of an earlier agent were adopted.
     pub fn adopted(&self) -> bool {
         self.adopted
     }
 
-    /// What the kernel was found to have.
+    /// Returns the kernel features that were detected.
     pub const fn kernel(&self) -> Kernel {
         self.kernel
     }
 
-    /// From here on, uplinks that are attached to are new interfaces.
+    /// Treats uplinks that are attached to from here on as new interfaces.
     pub const fn set_started(&mut self) {
         self.links.set_started();
     }
 
-    /// Why the pins end with the agent's mount namespace, if they do.
+    /// Returns the reason why the pins end with the agent's mount namespace, if they do.
     pub fn fleeting(&self) -> Option<&str> {
         self.fleeting.as_deref()
     }
 
-    /// The maps, for looking.
+    /// Returns the maps, for reading.
     pub const fn maps(&self) -> &Maps {
         &self.maps
     }
 
-    /// The maps, to write.
+    /// Returns the maps, for writing.
     pub fn maps_mut(&mut self) -> &mut Maps {
         &mut self.maps
     }
 
-    /// The maps of what the node itself receives.
+    /// Returns the maps of ports and protocols that the node itself receives.
     pub fn node_mut(&mut self) -> &mut NodeMaps {
         &mut self.node
     }
 
-    /// What is attached.
+    /// Returns the attached programs.
     pub fn attached(&self) -> Vec<Attached> {
         self.links.attached()
     }
 
-    /// What is to be attached and pinned, to look at on another thread.
+    /// Returns the links and pins that should exist, to be checked on another thread.
     pub fn watched(&self) -> Watched {
         let maps = abi::pins::ALL.iter().map(|(file, _)| self.bpffs.join(file));
         Watched {
@@ -310,31 +309,33 @@ impl Datapath {
         }
     }
 
-    /// Where programs are to be.
+    /// Returns the places where programs should be.
     pub fn placed(&self) -> Vec<Placed> {
         self.links.placed()
     }
 
-    /// Puts an uplink's program before those of others.
+    /// Moves an uplink's program ahead of third-party ones.
     ///
     /// # Errors
-    /// There is no place before theirs, or the kernel refused: all is as before.
+    /// Returns an error if no place is left ahead of them, or the kernel refuses; nothing has
+    /// changed then.
     pub fn overtake(&mut self, placed: &Placed) -> Result<()> {
         self.links
             .overtake(&mut self.object, placed)
             .with_context(|| format!("on {}", placed.interface))
     }
 
-    /// Why a link could not be pinned when it was made.
+    /// Returns the reason why a link could not be pinned when it was created.
     pub fn unpinned(&self) -> Option<&str> {
         self.links.unpinned()
     }
 
-    /// Pins what is not pinned any more, on a bpffs that is mounted anew if need be. Tells how much
-    /// that was.
+    /// Restores missing pins, and mounts the bpffs again if necessary. Returns the number of
+    /// objects pinned.
     ///
     /// # Errors
-    /// What can't be pinned, and why. It stays in force as long as this process lives.
+    /// Returns an error that names the object that can't be pinned, and the reason. It stays in
+    /// force as long as this process lives.
     pub fn pin(&mut self) -> Result<usize> {
         bpffs::ensure(&self.bpffs)?;
         let mut pinned = 0;
@@ -352,11 +353,11 @@ impl Datapath {
         Ok(pinned + self.links.pin()?)
     }
 
-    /// Takes off the programs of netdp's whose pins are out of reach. Gives back what was removed, a line
+    /// Detaches programs of netdp whose pins are out of reach. Returns what was removed, a line
     /// each.
     ///
     /// # Errors
-    /// The kernel does not tell of its programs, or refused.
+    /// Returns an error if the kernel does not list its programs, or refuses to detach one.
     pub fn remove_orphans(&self) -> Result<Vec<String>> {
         let placed = self.links.placed();
         let keep = placed.iter().map(|it| (it.ifindex, it.hook, it.program));
@@ -365,11 +366,10 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Takes all programs off, and removes pins and maps. Gives back what was
-    /// removed, a line each.
+    /// Detaches all programs, and removes pins and maps. Returns what was removed, a line each.
     ///
     /// # Errors
-    /// What could not be removed, by name.
+    /// Returns an error that names what could not be removed.
     pub fn remove(&mut self) -> Result<Vec<String>> {
         let mut removed = self.links.detach_all();
         let taken = take_off(&self.bpffs)?;
@@ -377,10 +377,10 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Makes one change.
+    /// Applies one change to the datapath.
     ///
     /// # Errors
-    /// The kernel refused it; the message names the object.
+    /// Returns an error that names the object if the kernel refuses the change.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
         match change {
             Change::SetPolicy(rules) => {
@@ -407,7 +407,7 @@ impl Datapath {
                 self.links
                     .attach(&mut self.object, uplink)
                     .with_context(|| format!("attaching to uplink {}", uplink.name))?;
-                // The programs that were replaced may have recorded some meanwhile.
+                // The replaced programs may have recorded inbound flows meanwhile.
                 self.maps.note_inbound()
             }
             Change::SetObserved(link) => {
@@ -431,30 +431,29 @@ impl Datapath {
         }
     }
 
-    /// Forgets which destinations earlier policies bypassed: connections of that
-    /// time have ended, or count as new ones now.
+    /// Discards the record of destinations that earlier policies bypassed: connections of that time
+    /// have ended, or count as new ones now.
     ///
     /// # Errors
-    /// The policy could not be read or written.
+    /// Returns an error if the policy can't be read or written.
     pub fn forget_earlier_policies(&mut self) -> Result<()> {
         self.maps.forget_earlier_policies()
     }
 
-    /// Makes ready for the next change of the policy, so that it has little to
-    /// write. Gives the number of writes.
+    /// Prepares the standby trie for the next policy change, so that little remains to be written
+    /// then. Returns the number of writes.
     ///
     /// # Errors
-    /// The idle trie could not be written; what is in force is not concerned.
+    /// Returns an error if the standby trie can't be written; the policy in force is not affected.
     pub fn prepare_policy(&mut self) -> Result<usize> {
         self.maps.prepare_policy()
     }
 
-    /// Takes note of what a sweep found out for the programs: that no mapping
-    /// lives whose destination the policy bypasses. Only if nothing has changed
-    /// since it began.
+    /// Publishes a result of a sweep to the programs: that no mapping lives whose destination the
+    /// policy bypasses. Does so only if nothing has changed since the sweep began.
     ///
     /// # Errors
-    /// The settings map could not be read or written.
+    /// Returns an error if the settings map can't be read or written.
     pub fn settle(&mut self, swept: &Swept) -> Result<()> {
         match swept.none_sticky {
             Some(epoch) if epoch == self.maps.settings()?.epoch => self.maps.set_none_sticky(true),
@@ -462,78 +461,79 @@ impl Datapath {
         }
     }
 
-    /// The loaded program of a hook, to run it over packets of one's own.
+    /// Returns the loaded program of a hook, for test runs.
     ///
     /// # Errors
-    /// The eBPF object has no such program.
+    /// Returns an error if the eBPF object has no such program.
     pub fn program(&mut self, hook: Hook) -> Result<&mut SchedClassifier> {
         object::program(&mut self.object, hook.program())
     }
 
-    /// Moves the datapath's clock, and the sweep's with it, to `ticks` (see
-    /// [`netdp_common::conntrack`]) after the monotonic clock. For tests.
+    /// Sets the datapath's clock, and the sweep's, `ticks` (see [`netdp_common::conntrack`]) ahead
+    /// of the monotonic clock. For tests.
     ///
     /// # Errors
-    /// The settings map could not be read or written.
+    /// Returns an error if the settings map can't be read or written.
     pub fn set_clock_offset(&mut self, ticks: u32) -> Result<()> {
         let mut settings = self.maps.settings()?;
         settings.clock_offset = ticks;
         self.maps.set_settings(&settings)
     }
 
-    /// Takes the hairpin program of an earlier agent off all interfaces but these.
+    /// Detaches the hairpin program of an earlier agent from all interfaces except these.
     ///
     /// # Errors
-    /// A pin could not be removed.
+    /// Returns an error if a pin can't be removed.
     pub fn detach_pods_except(&mut self, keep: &BTreeMap<u32, String>) -> Result<()> {
         let uplinks = self.maps.interfaces()?;
         self.links
             .detach_pods_where(|ifindex| !keep.contains_key(&ifindex), &uplinks)
     }
 
-    /// Uplinks that an earlier agent attached to.
+    /// Returns the uplinks that an earlier agent attached to.
     ///
     /// # Errors
-    /// The uplinks map could not be read.
+    /// Returns an error if the uplinks map can't be read.
     pub fn known_uplinks(&self) -> Result<Vec<u32>> {
         self.maps.uplinks()
     }
 
-    /// All interfaces that an earlier agent attached to.
+    /// Returns all interfaces that an earlier agent attached to.
     ///
     /// # Errors
-    /// The uplinks map could not be read.
+    /// Returns an error if the uplinks map can't be read.
     pub fn known_interfaces(&self) -> Result<Vec<u32>> {
         self.maps.interfaces()
     }
 }
 
-/// Removes programs, pins and maps below `bpffs`, and the bpffs if it is mounted there; and the programs
-/// of netdp's on the node's hooks whose pins are out of reach. Has connection tracking forget what they
-/// have translated. Gives back what was removed, a line each.
+/// Removes programs, pins and maps below `bpffs`, and the bpffs itself if it is mounted there. Also
+/// detaches programs of netdp on the node's hooks whose pins are out of reach, and deletes the
+/// conntrack entries of flows that any of them have translated. Returns what was removed, a line
+/// each.
 ///
 /// # Errors
-/// What could not be removed, by name.
+/// Returns an error that names what could not be removed.
 pub fn detach(bpffs: &Path) -> Result<Vec<String>> {
     let mut taken = take_off(bpffs)?;
     let maps = std::mem::take(&mut taken.maps);
     Ok(taken.clear_up(maps.iter()))
 }
 
-/// What was taken off, and what has to be known of it.
+/// Objects that were removed, and their maps.
 #[derive(Default)]
 struct TakenOff {
-    /// A line each.
+    /// Removed objects, a line each.
     removed: Vec<String>,
-    /// The maps that were pinned.
+    /// Maps that were pinned.
     maps: Vec<Maps>,
-    /// What some of it has translated can't be found out.
+    /// True if the flows that some of the programs have translated can't be determined.
     unknown: bool,
 }
 
 impl TakenOff {
-    /// Has connection tracking forget what was translated by these maps, whose programs are off. Where
-    /// that can't be, a mark tells the next agent. Gives back what was removed.
+    /// Deletes the conntrack entries of flows translated by these maps, whose programs are
+    /// detached. Where that fails, a mark notifies the next agent. Returns what was removed.
     fn clear_up<'a>(mut self, maps: impl Iterator<Item = &'a Maps>) -> Vec<String> {
         for maps in maps {
             match maps.forget_tracked() {
@@ -556,11 +556,11 @@ impl TakenOff {
     }
 }
 
-/// Does as [`detach`] says, but for connection tracking.
+/// Removes everything that [`detach`] does, but for conntrack entries.
 fn take_off(bpffs: &Path) -> Result<TakenOff> {
     let mut taken = TakenOff::default();
     let mut before = None;
-    // Below one that is unmounted another may come to light.
+    // Unmounting one bpffs may uncover another.
     while bpffs::is_bpffs(bpffs) && before.replace(taken.removed.len()) != Some(taken.removed.len())
     {
         let pinned = bpffs.join(abi::pins::SNAT).exists();
@@ -569,7 +569,8 @@ fn take_off(bpffs: &Path) -> Result<TakenOff> {
             Err(_) => taken.unknown |= pinned,
         }
         let removed = &mut taken.removed;
-        // Of another version's pins, or half of them, the links and files go all the same.
+        // With pins of another version, or an incomplete set, links and files are removed all the
+        // same.
         let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
         links::remove_all(bpffs, &uplinks, removed)?;
         for (file, _) in abi::pins::ALL {
@@ -585,7 +586,7 @@ fn take_off(bpffs: &Path) -> Result<TakenOff> {
     Ok(taken)
 }
 
-/// The map entry of an uplink.
+/// Returns the map entry of an uplink.
 fn entry(uplink: &Uplink) -> abi::Uplink {
     let mut flags = 0;
     if uplink.v4.is_some() {

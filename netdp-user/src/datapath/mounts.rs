@@ -1,21 +1,21 @@
-//! What is mounted where (`/proc/PID/mountinfo`, proc_pid_mountinfo(5)).
+//! Mounts as listed in `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 
 use std::path::PathBuf;
 
-/// A mount.
+/// A mount, from one line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// `MAJOR:MINOR` of its file system, the same wherever that is mounted.
+    /// `MAJOR:MINOR` of its file system, the same for each of its mounts.
     pub device: String,
-    /// Where it is mounted.
+    /// Mount point, relative to the root of the process.
     pub point: PathBuf,
-    /// Whether what is mounted there is mounted elsewhere too.
+    /// True if the mount is a shared one, which propagates.
     pub is_shared: bool,
-    /// The kind of file system.
+    /// Type of the file system.
     pub kind: String,
 }
 
-/// The mounts of a `mountinfo`, the latest last.
+/// Returns the mounts of a `mountinfo`, the latest last.
 pub fn parse(text: &str) -> impl Iterator<Item = Mount> {
     text.lines().filter_map(|line| {
         let (mount, system) = line.split_once(" - ")?;
@@ -31,7 +31,7 @@ pub fn parse(text: &str) -> impl Iterator<Item = Mount> {
     })
 }
 
-/// Blanks and backslashes are written as `\040` and the like.
+/// Decodes blanks and backslashes, which are written as `\040` and the like.
 fn unescape(text: &str) -> String {
     let mut parts = text.split('\\');
     let mut found = parts.next().unwrap_or_default().to_owned();

@@ -1,4 +1,4 @@
-//! The maps of what the node itself receives: `node_ports`, `node_protocols`.
+//! The maps of ports and protocols that the node itself receives: `node_ports`, `node_protocols`.
 
 use super::batch;
 use super::maps::{Maps, ignore_missing};
@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-/// Both maps, with what they hold: nobody else writes them.
+/// Both maps, with a copy of their contents: there is no other writer.
 pub struct NodeMaps {
     ports: Array<MapData, u32>,
     protocols: HashMap<MapData, NodeProtocol, u32>,
@@ -24,7 +24,7 @@ pub struct NodeMaps {
     added: Added,
 }
 
-/// What the node has come to receive.
+/// Ports and protocols that the node has begun to receive.
 #[derive(Debug, Clone, Default)]
 pub struct Added {
     /// `NODE_PORT_*` bits by port.
@@ -33,15 +33,15 @@ pub struct Added {
 }
 
 impl Added {
-    /// Whether there is nothing.
+    /// Reports whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ports.is_empty() && self.protocols.is_empty()
     }
 
-    /// Whether a mapping with this wire tuple, which began so many ticks ago, has to end: what
-    /// comes in by it may be the node's. A flow with ports that is older than the time in which
-    /// a new rule is noticed was there before the rule: that lives.
+    /// Reports whether a mapping with this wire tuple, created so many ticks ago, has to end: its
+    /// ingress packets may be the node's. A flow with ports that is older than the time within
+    /// which a new rule is noticed was there before the rule: it is kept.
     fn ends(&self, wire: &Tuple, old: u32) -> bool {
         let bits = self.ports.get(&wire.dst_id).copied().unwrap_or_default();
         if bits & node_port_bit(wire.proto) != 0 {
@@ -59,15 +59,15 @@ impl Added {
     }
 }
 
-/// Seconds within which a rule is noticed, whatever happens.
+/// Seconds within which a new rule is always noticed.
 const NOTICED_SECONDS: u64 = 10;
 
 impl Maps {
-    /// Ends mappings of pods that took, just before it was known, what is the node's. Gives their
-    /// number.
+    /// Ends mappings of pods that took, just before it was detected, a port or protocol of the
+    /// node. Returns their number.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn end_for_node(&mut self, added: &Added) -> Result<usize> {
         let now = now(self)?;
         let wires = self.end(|wire, half| added.ends(wire, age(now, half.created)))?;
@@ -75,10 +75,10 @@ impl Maps {
         Ok(wires.len())
     }
 
-    /// Ends mappings of pods towards what the policy withholds. Gives their number.
+    /// Ends mappings of pods towards destinations that the policy withholds. Returns their number.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn end_withheld(&mut self) -> Result<usize> {
         let mut known = std::collections::HashMap::new();
         let wires = self.end(|wire, _| {
@@ -89,8 +89,8 @@ impl Maps {
         Ok(wires.len())
     }
 
-    /// Ends those of pods' mappings that `ends` says, by their wire tuple and reply half. Gives their
-    /// wire tuples; the next full sweep counts anew.
+    /// Ends the pods' mappings that `ends` selects by wire tuple and reply half. Returns their wire
+    /// tuples; the next full sweep recounts the shares.
     fn end(&self, mut ends: impl FnMut(&Tuple, &Mapping) -> bool) -> Result<Vec<Tuple>> {
         let mut wires = Vec::new();
         let mut originals = Vec::new();
@@ -111,7 +111,7 @@ impl NodeMaps {
     /// Opens the maps pinned below `bpffs`, and reads them.
     ///
     /// # Errors
-    /// A map is missing or not what it should be.
+    /// Returns an error if a map is missing or has another type or size.
     pub fn open(bpffs: &Path) -> Result<Self> {
         let pinned = |file: &str| {
             let path = bpffs.join(file);
@@ -147,23 +147,23 @@ impl NodeMaps {
         })
     }
 
-    /// The `NODE_PORT_*` bits in force, by port.
+    /// Returns the `NODE_PORT_*` bits in force, by port.
     #[must_use]
     pub const fn ports(&self) -> &BTreeMap<u16, u32> {
         &self.ports_held
     }
 
-    /// The protocols in force.
+    /// Returns the protocols in force.
     #[must_use]
     pub const fn protocols(&self) -> &BTreeSet<Spoken> {
         &self.protocols_held
     }
 
-    /// Puts what is wanted in force; writes only what differs, and adds before it removes. Gives the
+    /// Puts `wanted` in force; writes only the differences, and adds before it removes. Returns the
     /// number of writes.
     ///
     /// # Errors
-    /// The kernel refused a write. What was written by then is in force.
+    /// Returns an error if the kernel refuses a write. Earlier writes are in force.
     pub fn set(&mut self, wanted: &Wanted) -> Result<usize> {
         let mut writes = 0;
         for (&port, &bits) in &wanted.ports {
@@ -190,7 +190,7 @@ impl NodeMaps {
         Ok(writes)
     }
 
-    /// Takes what was added since this was asked last.
+    /// Takes the additions since the last call.
     pub fn take_added(&mut self) -> Added {
         std::mem::take(&mut self.added)
     }

@@ -1,4 +1,4 @@
-//! The eBPF object: checks what is pinned, makes what is missing, loads.
+//! The eBPF object: checks the pinned maps, creates the missing ones, loads the programs.
 
 use super::Setup;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -12,21 +12,21 @@ use netdp_common::share::{Ended, Share};
 use netdp_common::tuple::Tuple;
 use std::path::Path;
 
-/// Program at TC egress.
+/// Program at TC egress of uplinks.
 pub const EGRESS: &str = "egress_snat";
-/// Program at TC ingress.
+/// Program at TC ingress of uplinks.
 pub const INGRESS: &str = "ingress_rev_snat";
 
 /// Program at TC ingress of interfaces towards pods.
 pub const HAIRPIN: &str = "pod_hairpin";
 
-/// Program that does nothing, for a link that is being moved.
+/// Program without effect, for a link that is being moved.
 pub const STAND_IN: &str = "stand_in";
 
-/// Program at TC egress of an interface that is being set up: drops what is forwarded.
+/// Program at TC egress of an interface that is being set up: drops forwarded packets.
 pub const SHUT: &str = "shut";
 
-/// The object that the build script left.
+/// The object built by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
 
 /// Loads the programs over the pinned maps.
@@ -50,10 +50,10 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     Ok(object)
 }
 
-/// One of the object's programs, which the kernel has.
+/// Returns one of the object's programs, loaded into the kernel.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// Returns an error if the kernel rejects it.
 pub fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = program(object, name)?;
     if program.fd().is_err() {
@@ -64,7 +64,7 @@ pub fn loaded<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClass
     Ok(program)
 }
 
-/// One of the object's programs.
+/// Returns one of the object's programs.
 pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     object
         .program_mut(name)
@@ -73,7 +73,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
         .with_context(|| format!("{name} is not a TC program"))
 }
 
-/// What each pinned map must look like: file, type, key bytes, value bytes.
+/// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
 fn layout() -> [(&'static str, MapType, usize, usize); 24] {
     let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
@@ -150,22 +150,23 @@ fn layout() -> [(&'static str, MapType, usize, usize); 24] {
     ]
 }
 
-/// How many counters of 8 bytes earlier versions had: without reasons to drop for forged sources,
-/// protocols of the node and limits of pods; without that for IPsec policies. Reasons come last.
+/// Number of 8-byte counters in earlier versions: without drop reasons for forged sources,
+/// protocols of the node and limits of pods; without the one for IPsec policies. New reasons are
+/// appended.
 const FEWER_COUNTERS: [usize; 2] = [23, 26];
-/// Counters by now.
+/// Current number of counters.
 const COUNTERS: usize = size_of::<abi::Counters>() / 8;
 const _: () = assert!(COUNTERS > FEWER_COUNTERS[1]);
 
-/// What an earlier version has counted on each CPU.
+/// Counters of an earlier version, for each CPU.
 pub struct Carried(Vec<[u64; COUNTERS]>);
 
 impl Carried {
-    /// Takes the counters of an earlier version out of the way, whose programs go on counting
-    /// in a map of their own until they are replaced. `None` where there are none.
+    /// Reads and unpins the counters of an earlier version, whose programs go on counting in a map
+    /// of their own until they are replaced. Returns `None` if there are none.
     ///
     /// # Errors
-    /// The map could not be read, or its pin not be removed.
+    /// Returns an error if the map can't be read, or its pin can't be removed.
     pub fn take(bpffs: &Path) -> Result<Option<Self>> {
         let path = bpffs.join(pins::COUNTERS);
         if !path.exists() {
@@ -200,10 +201,10 @@ impl Carried {
         Ok(Self(counted.collect()))
     }
 
-    /// Goes on counting from there.
+    /// Continues counting from these values.
     ///
     /// # Errors
-    /// The new map could not be written.
+    /// Returns an error if the new map can't be written.
     pub fn put(self, bpffs: &Path) -> Result<()> {
         let map = Map::PerCpuArray(MapData::from_pin(bpffs.join(pins::COUNTERS))?);
         let mut counters: PerCpuArray<_, [u64; COUNTERS]> = map.try_into()?;
@@ -213,8 +214,8 @@ impl Carried {
     }
 }
 
-/// Checks the maps that are pinned already; aya opens them as they are.
-/// Tells whether there are any.
+/// Checks the maps that are pinned already; aya opens them as they are. Reports whether there are
+/// any.
 pub fn check_pins(bpffs: &Path) -> Result<bool> {
     let mut found = false;
     for (file, kind, key, value) in layout() {

@@ -1,6 +1,6 @@
-//! Programs of netdp's whose pins are out of reach: below a bpffs that another one was mounted over, or
-//! in a mount namespace that nobody enters any more. They translate by a policy that nobody changes,
-//! beside the new ones. They are told by their names and those of their maps.
+//! Programs of netdp whose pins are out of reach: below a bpffs that another one was mounted over,
+//! or in a mount namespace that no process can enter any more. They translate by a stale policy,
+//! beside the new programs. They are detected by their names and those of their maps.
 
 use super::filter;
 use super::links::{Hook, name_of};
@@ -14,26 +14,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The kernel keeps so many characters of a name (`BPF_OBJ_NAME_LEN` without the NUL).
+/// Length of a name as kept by the kernel (`BPF_OBJ_NAME_LEN` without the NUL).
 const NAME: usize = 15;
 
-/// Directories in directories of a bpffs in which pins are looked for.
+/// Depth to which the directories of a bpffs are scanned for pins.
 const DEPTH: usize = 4;
 
 /// A program on a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphan {
-    /// The interface's index.
+    /// Index of the interface in this network namespace.
     pub ifindex: u32,
-    /// Its name.
+    /// Name of the interface when it was scanned.
     pub interface: String,
-    /// The hook.
+    /// Hook of the program.
     pub hook: Hook,
-    /// The program's id.
+    /// Id of the program in the kernel.
     pub program: u32,
-    /// Its TCX link's id; none of a clsact filter.
+    /// Id of its TCX link; `None` for a clsact filter.
     link: Option<u32>,
-    /// The ids of its maps.
+    /// Ids of its maps.
     maps: BTreeSet<u32>,
 }
 
@@ -49,12 +49,13 @@ impl std::fmt::Display for Orphan {
     }
 }
 
-/// All programs of netdp's in this network namespace whose maps are pinned nowhere that can be seen
-/// from here, and which no other living process holds; but for those in `keep`: interface, hook and
+/// Returns all programs of netdp in this network namespace whose maps are pinned nowhere visible
+/// from here, and which no other live process holds; except those in `keep`: interface, hook and
 /// program.
 ///
 /// # Errors
-/// There are programs of which the kernel does not tell whose they are: that needs `CAP_SYS_ADMIN`.
+/// Returns an error if there are programs whose owner the kernel does not report: that needs
+/// `CAP_SYS_ADMIN`.
 pub fn find(keep: &BTreeSet<(u32, Hook, u32)>) -> Result<Vec<Orphan>> {
     let mut candidates = candidates()?;
     candidates.retain(|it| !keep.contains(&(it.ifindex, it.hook, it.program)));
@@ -91,20 +92,20 @@ pub fn find(keep: &BTreeSet<(u32, Hook, u32)>) -> Result<Vec<Orphan>> {
     Ok(found)
 }
 
-/// What there is on the hooks of programs whose pins are not where they are looked for.
+/// Traces, on the hooks, of programs whose pins are not where they are expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Traces {
-    /// Nothing of netdp's.
+    /// No traces of netdp.
     None,
-    /// An earlier agent's, which [`adopt`] takes over.
+    /// Programs of an earlier agent, which [`adopt`] takes over.
     Adoptable,
-    /// Clsact filters of netdp's, of which this process can reach no more.
+    /// Clsact filters of netdp whose objects this process can't reach.
     OutOfReach(Vec<String>),
-    /// Interfaces that programs leave by which the kernel tells this process nothing of.
+    /// Interfaces with programs about which the kernel reports nothing to this process.
     Unknown(Vec<String>),
 }
 
-/// Looks for an earlier agent's programs. Filters show whose they are to everybody.
+/// Scans for an earlier agent's programs. The owner of a filter is visible without privileges.
 pub fn traces() -> Traces {
     let problem = match find(&BTreeSet::new()) {
         Ok(found) if found.is_empty() => return Traces::None,
@@ -126,11 +127,11 @@ pub fn traces() -> Traces {
     Traces::Unknown(interfaces)
 }
 
-/// Pins the maps and links of such programs below `bpffs`, where none are pinned: what they translate
-/// goes on. Tells whether there were any.
+/// Pins the maps and links of such programs below `bpffs`, if none are pinned there, so that they
+/// go on translating. Reports whether there were any.
 ///
 /// # Errors
-/// Something can't be pinned.
+/// Returns an error if an object can't be pinned.
 pub fn adopt(bpffs: &Path) -> Result<bool> {
     if bpffs.join(pins::SETTINGS).exists() {
         return Ok(false);
@@ -142,7 +143,7 @@ pub fn adopt(bpffs: &Path) -> Result<bool> {
             return Ok(false);
         }
     };
-    // Where there are several, the one that has translated last is first.
+    // If there are several, the one that has translated last comes first.
     let egress = found.iter().filter(|orphan| orphan.hook == Hook::Egress);
     let Some(first) = egress.max_by_key(|orphan| orphan.program) else {
         return Ok(false);
@@ -173,10 +174,10 @@ pub fn adopt(bpffs: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Takes such programs off, but for those in `keep`. Adds a line for each to `removed`.
+/// Detaches such programs, except those in `keep`. Adds a line for each to `removed`.
 ///
 /// # Errors
-/// As for [`find`], or the kernel refused.
+/// Returns the errors of [`find`], or an error if the kernel refuses.
 pub fn remove(keep: &BTreeSet<(u32, Hook, u32)>, removed: &mut Vec<String>) -> Result<()> {
     for orphan in find(keep)? {
         match orphan.link {
@@ -193,12 +194,12 @@ pub fn remove(keep: &BTreeSet<(u32, Hook, u32)>, removed: &mut Vec<String>) -> R
     Ok(())
 }
 
-/// Whether two are of one datapath.
+/// Reports whether two programs belong to one datapath.
 fn shares(orphan: &Orphan, other: &Orphan) -> bool {
     !orphan.maps.is_disjoint(&other.maps)
 }
 
-/// What may be ours, by where it is.
+/// Returns the programs that may be netdp's, by the hooks they are on.
 fn candidates() -> Result<Vec<Orphan>> {
     let interfaces = nix::net::if_::if_nameindex().context("listing the interfaces")?;
     let mut found = Vec::new();
@@ -229,13 +230,13 @@ fn candidates() -> Result<Vec<Orphan>> {
     Ok(found)
 }
 
-/// What the kernel runs, by id.
+/// Returns all loaded BPF programs, by id.
 fn programs() -> Result<BTreeMap<u32, ProgramInfo>> {
     let mut found = BTreeMap::new();
     for program in loaded_programs() {
         match program {
             Ok(info) => drop(found.insert(info.id(), info)),
-            // It is gone by now, unless the kernel tells of none.
+            // It is gone by now, unless the kernel reports none at all.
             Err(err) if found.is_empty() => {
                 return Err(err).context(
                     "whose the programs on the hooks are, the kernel does not tell (this needs \
@@ -252,7 +253,7 @@ fn short(name: &str) -> &str {
     name.get(..NAME).unwrap_or(name)
 }
 
-/// Whether these are the maps of a datapath.
+/// Reports whether these are the maps of a datapath.
 fn is_netdps(maps: &BTreeSet<u32>) -> bool {
     let names = maps.iter().filter_map(|id| MapInfo::from_id(*id).ok());
     let names: BTreeSet<_> = names
@@ -272,7 +273,7 @@ fn adopt_maps(bpffs: &Path, maps: &BTreeSet<u32>, pinned: &mut Vec<PathBuf>) -> 
     }
     for (file, name) in pins::ALL {
         let pin = bpffs.join(file);
-        // One that no program uses is made anew.
+        // A map that no program uses is created anew.
         let Some(id) = by_name.get(short(name)) else {
             continue;
         };
@@ -284,8 +285,8 @@ fn adopt_maps(bpffs: &Path, maps: &BTreeSet<u32>, pinned: &mut Vec<PathBuf>) -> 
     super::object::check_pins(bpffs).map(drop)
 }
 
-/// The ids of maps that are pinned on a bpffs that is seen from here: whoever pinned them can go on
-/// with them, or take them off.
+/// Returns the ids of maps that are pinned on a bpffs visible from here: the owner of the pins can
+/// adopt or remove them.
 fn pinned() -> BTreeSet<u32> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = BTreeSet::new();
@@ -309,7 +310,8 @@ fn collect(dir: &Path, depth: usize, found: &mut BTreeSet<u32>) {
     }
 }
 
-/// Those of the programs' maps that other living processes hold, as far as `/proc` shows them.
+/// Returns those of the programs' maps that other live processes hold, as far as `/proc` shows
+/// them.
 fn held(orphans: &[Orphan]) -> BTreeSet<u32> {
     let maps: BTreeSet<u32> = orphans.iter().flat_map(|it| it.maps.clone()).collect();
     let own = std::process::id().to_string();

@@ -1,4 +1,4 @@
-//! Where programs are to be, and whether they are.
+//! Expected places of programs, and their check.
 
 use super::filter::{self, Filter};
 use super::links::{Hook, Mechanism};
@@ -9,18 +9,18 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// A program that is to be on a hook.
+/// A program that should be on a hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placed {
-    /// The interface's index.
+    /// Index of the interface in this network namespace.
     pub ifindex: u32,
-    /// Its name.
+    /// Name of the interface, for messages.
     pub interface: String,
-    /// The hook.
+    /// Hook of the program.
     pub hook: Hook,
-    /// `tcx` or `clsact`.
+    /// Mechanism of the attachment: `tcx` or `clsact`, never `auto`.
     pub mechanism: Mechanism,
-    /// The program's id.
+    /// Id of the program in the kernel.
     pub program: u32,
 }
 
@@ -39,31 +39,31 @@ impl fmt::Display for Placed {
     }
 }
 
-/// What a look at a hook shows.
+/// Result of checking a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// The program is there.
+    /// The program is attached.
     There,
-    /// It is there, and others' come before it on an uplink: what they return may keep packets
-    /// from it.
+    /// The program is attached, and third-party ones precede it on an uplink: their return codes
+    /// may keep packets from it.
     Behind(Ahead),
-    /// It is not, or another one is in its place.
+    /// The program is missing, or another one is in its place.
     Missing,
     /// The interface is gone.
     NoInterface,
 }
 
-/// What comes before a program of ours.
+/// Programs and filters that precede ours.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ahead {
-    /// Programs and filters, as people call them.
+    /// Programs and filters, as they are named in messages.
     pub who: Vec<String>,
-    /// Whether ours can be put before them.
+    /// True if ours can be moved ahead of them.
     pub can_move: bool,
 }
 
 impl Ahead {
-    /// Who comes first, as the beginning of a sentence.
+    /// Returns who comes first, as the beginning of a sentence.
     pub fn subject(&self) -> String {
         let verb = if self.who.len() > 1 { "run" } else { "runs" };
         format!("{} {verb}", self.who.join(" and "))
@@ -71,16 +71,16 @@ impl Ahead {
 }
 
 impl Placed {
-    /// Says what comes before the program.
+    /// Describes what precedes the program.
     pub fn behind(&self, ahead: &Ahead) -> String {
         let (interface, hook) = (&self.interface, self.hook.name());
         format!("{interface}: {} before the {hook} program", ahead.subject())
     }
 
-    /// Asks the kernel.
+    /// Queries the hook's state from the kernel.
     ///
     /// # Errors
-    /// The kernel can't be asked.
+    /// Returns an error if the kernel can't be queried.
     pub fn look(&self) -> Result<Found> {
         let found = match self.mechanism {
             Mechanism::Clsact => self.look_at_filters(),
@@ -101,7 +101,7 @@ impl Placed {
         }
     }
 
-    /// What comes before the program, if it is there.
+    /// Returns what precedes the program, if it is attached.
     fn look_at_tcx(&self) -> Result<Option<Ahead>> {
         let there = tcx::on_hook(self.ifindex, self.hook)?;
         let at = there.iter().position(|it| it.program == self.program);
@@ -117,7 +117,7 @@ impl Placed {
         let Some(at) = filters.iter().position(is_this) else {
             return Ok(None);
         };
-        // Kernels without TCX know of none. All that is there comes before any filter
+        // On kernels without TCX the list is empty. TCX programs run before any filter
         // (`sch_handle_egress`, net/core/dev.c, Linux 6.18).
         let tcx = tcx::on_hook(self.ifindex, self.hook).unwrap_or_default();
         let before = filters.iter().take(at);
@@ -145,7 +145,7 @@ fn is_no_interface(err: &anyhow::Error) -> bool {
     })
 }
 
-/// Everything that is to be attached and pinned.
+/// Everything that should be attached and pinned.
 #[derive(Debug, Clone)]
 pub struct Watched {
     pub(super) placed: Vec<Placed>,
@@ -153,23 +153,23 @@ pub struct Watched {
     pub(super) pins: Vec<PathBuf>,
 }
 
-/// What of it is not.
+/// Result of the check.
 #[derive(Debug)]
 pub struct Findings {
-    /// When the look began.
+    /// Start of the check.
     pub at: Instant,
-    /// What is not attached.
+    /// Programs that are not attached.
     pub missing: Vec<Placed>,
-    /// Before what there are others, and who.
+    /// Programs that others precede, with those others.
     pub behind: Vec<(Placed, Ahead)>,
-    /// Whether a pin is missing.
+    /// True if a pin is missing.
     pub unpinned: bool,
-    /// What could not be asked.
+    /// Error of a query that failed.
     pub problem: Option<String>,
 }
 
 impl Watched {
-    /// Looks at all of it.
+    /// Checks all of it.
     pub fn look(&self) -> Findings {
         let mut findings = Findings {
             at: Instant::now(),

@@ -1,5 +1,5 @@
-//! The policy tries: two of them and one index, so that a packet sees the old
-//! policy or the new one, never a mixture.
+//! The policy tries: an active and a standby trie and one index, so that each packet is judged by
+//! the old policy or the new one, never by a mixture.
 
 use super::batch;
 use super::entries::{Entries, NO_RULE, Prefix};
@@ -15,21 +15,21 @@ use netdp_common::addr::Addr;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-/// What a change of the policy did.
+/// Result of a policy change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PolicyChange {
-    /// Entries in force now, the roots included.
+    /// Number of entries in force, the roots included.
     pub entries: usize,
-    /// Entries written or removed in the trie that was idle.
+    /// Number of entries written to or removed from the standby trie.
     pub writes: usize,
 }
 
 impl Maps {
-    /// Puts a policy in force, whole. With [`History::Keep`] it remembers what
-    /// those before it bypassed.
+    /// Puts a whole policy in force. With [`History::Keep`] it retains the bypass decisions of
+    /// earlier policies.
     ///
     /// # Errors
-    /// The kernel refused an entry; the old policy stays in force.
+    /// Returns an error if the kernel refuses an entry; the old policy stays in force.
     pub fn set_policy(&mut self, rules: &[PolicyRule], history: History) -> Result<PolicyChange> {
         let before = self.active_policy()?;
         let rules = entries(rules).numbered_after(&before);
@@ -38,7 +38,7 @@ impl Maps {
         }
         let wanted = history::joined(&rules, &before);
         self.swap_policy(Arc::new(wanted)).or_else(|err| {
-            // Possibly no room for what is of the past. The present comes first.
+            // The history may not fit. The new policy takes precedence.
             log::warn!("{err:#}; trying without regard to connections of the policy before");
             self.swap_policy(Arc::new(rules))
         })
@@ -53,11 +53,11 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes the idle trie hold what is in force, so that the next change has
-    /// little to write. Gives the number of writes.
+    /// Writes the policy in force to the standby trie, so that little remains to be written at the
+    /// next change. Returns the number of writes.
     ///
     /// # Errors
-    /// The kernel refused an entry; the policy in force is not concerned.
+    /// Returns an error if the kernel refuses an entry; the policy in force is not affected.
     pub fn prepare_policy(&mut self) -> Result<usize> {
         if self.has_readers {
             return Ok(0);
@@ -85,10 +85,10 @@ impl Maps {
         Ok(Arc::new(entries))
     }
 
-    /// Makes the idle trie hold `wanted`; gives the number of writes.
+    /// Makes the standby trie equal to `wanted`. Returns the number of writes.
     fn write_idle(&mut self, wanted: Arc<Entries>) -> Result<usize> {
         let idle = usize::from(self.settings()?.active_policy == 0);
-        // Where a write fails, nobody knows what it holds.
+        // After a failed write the contents are unknown.
         let present = match self.policy_entries[idle].take() {
             Some(present) => present,
             None => self
@@ -102,11 +102,11 @@ impl Maps {
         Ok(difference.len())
     }
 
-    /// Makes the idle trie hold `wanted`, and packets ask it.
+    /// Makes the standby trie equal to `wanted` and switches the programs to it.
     fn swap_policy(&mut self, wanted: Arc<Entries>) -> Result<PolicyChange> {
         let entries = wanted.len();
         let writes = self.write_idle(wanted)?;
-        // Mappings made until now may go where the new policy bypasses.
+        // Existing mappings may have destinations that the new policy bypasses.
         self.set_none_sticky(false)?;
         let mut settings = self.settings()?;
         settings.active_policy = u32::from(settings.active_policy == 0);
@@ -117,7 +117,7 @@ impl Maps {
         Ok(PolicyChange { entries, writes })
     }
 
-    /// What the policy in force does with new flows to `destination`.
+    /// Returns the action of the policy in force for new flows to `destination`.
     pub(super) fn action(&self, destination: &Addr) -> Result<Action> {
         let active = usize::from(self.settings()?.active_policy != 0);
         match self.policy[active].get(&Key::new(128, *destination), 0) {
@@ -127,10 +127,10 @@ impl Maps {
         }
     }
 
-    /// The policy in force, longest prefixes first.
+    /// Returns the policy in force, longest prefixes first.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn policy(&self) -> Result<Vec<(IpNet, PolicyValue)>> {
         let active = self.active_policy()?;
         let mut rules: Vec<_> = history::forgotten(&active)
@@ -142,8 +142,8 @@ impl Maps {
     }
 }
 
-/// The trie's entries for `rules`. IPv4's root stands in the trie even where no
-/// rule names it: an IPv6 `::/0` would otherwise cover it.
+/// Returns the trie's entries for `rules`. The trie always holds IPv4's root, even if no rule names
+/// it: an IPv6 `::/0` would cover it otherwise.
 fn entries(rules: &[PolicyRule]) -> Entries {
     let root = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
     let masquerade = PolicyValue {
@@ -163,7 +163,7 @@ fn entries(rules: &[PolicyRule]) -> Entries {
         .collect()
 }
 
-/// The key of a prefix: IPv4 lies below `::ffff:0:0/96`.
+/// Returns the key of a prefix: IPv4 lies below `::ffff:0:0/96`.
 fn prefix(net: &IpNet) -> Prefix {
     let len = u32::from(net.prefix_len());
     let len = match net {
@@ -179,15 +179,15 @@ fn to_net(len: u32, addr: Addr) -> IpNet {
         IpAddr::V4(_) => len.saturating_sub(96),
         IpAddr::V6(_) => len,
     };
-    // A length over the family's is not written by us; it shows as a host.
+    // netdp writes no length beyond the family's; such an entry is shown as a host.
     IpNet::new(ip, u8::try_from(len).unwrap_or(u8::MAX)).unwrap_or_else(|_| IpNet::from(ip))
 }
 
-/// What has to be written for a trie to hold something else.
+/// Writes and removals that turn one trie's contents into another's.
 struct Difference {
     gone: Vec<Key<Addr>>,
     changed: Vec<Key<Addr>>,
-    /// Those of `changed`.
+    /// Values of `changed`, in the same order.
     values: Vec<PolicyValue>,
 }
 
@@ -216,12 +216,12 @@ impl Difference {
         self.gone.len() + self.changed.len()
     }
 
-    /// Writes it in batches if there is a `map` for that, which is the same as `trie`.
+    /// Writes the difference, in batches if `map` (the same map as `trie`) is given.
     fn write(&self, trie: &mut Trie, map: Option<&MapData>) -> Result<()> {
         let mut done = 0;
         if let Some(map) = map {
             batch::remove(map, &self.gone).context("removing from the policy")?;
-            // What a batch does not take, one by one tells why.
+            // Where a batch stops, a single write returns the reason.
             done = batch::update(map, &self.changed, &self.values)?;
         } else {
             for key in &self.gone {
@@ -241,11 +241,10 @@ fn net_of(key: &Key<Addr>) -> IpNet {
     to_net(key.prefix_len(), key.data())
 }
 
-/// Returns once no packet is in a program that began before the call:
-/// `MEMBARRIER_CMD_GLOBAL` is `synchronize_rcu` (kernel/sched/membarrier.c,
-/// Linux 6.12). Then the trie that went idle may be changed. `false` where the
-/// kernel refuses it, as with `nohz_full`: then the time until the next change
-/// has to do.
+/// Waits until no packet is in a program that began before the call: `MEMBARRIER_CMD_GLOBAL` is
+/// `synchronize_rcu` (kernel/sched/membarrier.c, Linux 6.12). Then the trie that became the standby
+/// one may be changed. Returns `false` where the kernel refuses it, as with `nohz_full`: then the
+/// time until the next change has to suffice.
 fn wait_for_readers() -> bool {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: membarrier(2) takes plain integers.

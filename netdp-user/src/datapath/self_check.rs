@@ -1,9 +1,9 @@
-//! Runs the programs over packets of our own (`BPF_PROG_TEST_RUN`): does the kernel do with them
-//! what the configuration says?
+//! Test runs of the programs over packets of our own (`BPF_PROG_TEST_RUN`), which check that the
+//! loaded programs do what the configuration says.
 //!
-//! The packets are pings from an address that nobody has (192.0.0.8, RFC 7600; 100::1 of the
-//! discard-only prefix, RFC 6666). The mapping that one of them makes is removed at once; both are
-//! counted like any others.
+//! The packets are pings from addresses that are assigned to no host (192.0.0.8, RFC 7600; 100::1
+//! of the discard-only prefix, RFC 6666). The mapping that one of them creates is removed at once;
+//! both packets are counted like any others.
 
 mod packet;
 
@@ -22,10 +22,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too: on to the next program.
 const NEXT: u32 = u32::MAX;
 
-/// Where `ifindex` is in `struct __sk_buff` (include/uapi/linux/bpf.h).
+/// Offset of `ifindex` in `struct __sk_buff` (include/uapi/linux/bpf.h).
 const IFINDEX_AT: usize = 40;
 
-/// Whom a test is sent from.
+/// Returns the source address of a test packet.
 const fn pod(v4: bool) -> IpAddr {
     if v4 {
         IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8))
@@ -36,10 +36,10 @@ const fn pod(v4: bool) -> IpAddr {
 
 impl Datapath {
     /// Sends two packets of each family through the program of each uplink: one that `config`
-    /// leaves alone, and one that it masquerades. Uplinks without an Ethernet header can't be asked.
+    /// bypasses, and one that it masquerades. Uplinks without an Ethernet header can't be tested.
     ///
     /// # Errors
-    /// What came out wrong, on which uplink.
+    /// Returns an error that names the wrong result and the uplink.
     pub fn self_check<'a>(
         &mut self,
         config: &Config,
@@ -68,10 +68,10 @@ impl Datapath {
         Ok(())
     }
 
-    /// Asks whether the programs are where they were put.
+    /// Checks that the programs are where they were attached.
     ///
     /// # Errors
-    /// The first that is not.
+    /// Returns an error for the first that is not.
     pub fn check_hooks(&self) -> Result<()> {
         for placed in self.placed() {
             ensure!(placed.look()? != Found::Missing, "self-check: {placed}");
@@ -128,7 +128,7 @@ impl Datapath {
         Ok((ran.return_value, out))
     }
 
-    /// Removes the mapping that a test has made, if it has.
+    /// Removes the mapping that a test has created, if any.
     fn forget_test(&mut self, to: IpAddr) {
         let number = if to.is_ipv4() {
             proto::ICMP
@@ -138,15 +138,15 @@ impl Datapath {
         let tuple = Tuple::new(Addr::from(pod(to.is_ipv4())), Addr::from(to), ID, 0, number);
         let maps = &mut self.maps;
         if let Ok(half) = maps.snat.get(&tuple, 0) {
-            // What is missing is gone, which is what is wanted.
+            // A missing entry is fine.
             let _ = maps.rev_snat.remove(&tuple.reply_to(half.addr, half.id));
             let _ = maps.snat.remove(&tuple);
         }
     }
 }
 
-/// Somewhere that the configuration treats so. Documentation ranges (RFC 5737, RFC 3849) come
-/// first: nobody is there.
+/// Returns a destination that the configuration treats in this way. Documentation ranges (RFC 5737,
+/// RFC 3849) come first: no host uses them.
 fn destination(
     config: &Config,
     action: Action,
@@ -163,7 +163,7 @@ fn destination(
     nobody
         .into_iter()
         .chain(ruled.filter_map(|rule| rule.prefix.hosts().next()))
-        // Enough to find one that no longer prefix takes away.
+        // Enough to find one that no longer prefix covers.
         .take(64)
         .filter(|ip| ip.is_ipv4() == v4 && !local.contains(ip))
         .filter(|ip| !ip.is_multicast() && !ip.is_unspecified() && !ip.is_loopback())

@@ -1,5 +1,5 @@
-//! The trie of sources. It is made with the programs and not pinned: an agent fills it before it
-//! attaches them.
+//! The trie of source addresses. It is created with the programs and not pinned: an agent fills it
+//! before it attaches them.
 
 use super::maps::ignore_missing;
 use crate::uplinks::{Asked, Given};
@@ -14,10 +14,10 @@ use netdp_common::addr::Addr;
 /// The map's name in the eBPF object.
 const NAME: &str = "SOURCES";
 
-/// Puts a source down.
+/// Writes the source for a query.
 ///
 /// # Errors
-/// The map is full, or there is none.
+/// Returns an error if the map is full, or there is none.
 pub(super) fn set(object: &mut Ebpf, asked: &Asked, given: &Given) -> Result<()> {
     let source = Source {
         addr: Addr::from(given.addr),
@@ -28,10 +28,10 @@ pub(super) fn set(object: &mut Ebpf, asked: &Asked, given: &Given) -> Result<()>
         .with_context(|| format!("writing the source {} for {}", given.addr, asked.net))
 }
 
-/// Takes one away; none there is fine.
+/// Removes a source, if it is there.
 ///
 /// # Errors
-/// The kernel refuses it.
+/// Returns an error if the kernel refuses.
 pub(super) fn remove(object: &mut Ebpf, asked: &Asked) -> Result<()> {
     ignore_missing(open(object)?.remove(&key(asked)))
         .with_context(|| format!("removing the source for {}", asked.net))
@@ -43,7 +43,7 @@ fn open(object: &mut Ebpf) -> Result<LpmTrie<&mut MapData, SourceKey, Source>> {
     Ok(map.try_into()?)
 }
 
-/// All bits of the interface count.
+/// Returns the key; all bits of the interface index are significant.
 fn key(asked: &Asked) -> Key<SourceKey> {
     let bits = match asked.net {
         IpNet::V4(net) => 96 + u32::from(net.prefix_len()),

@@ -1,8 +1,8 @@
-//! What really leaves and comes in by an uplink on which others' programs come before ours: packets
-//! that leave with a pod's address though they are to be masqueraded, and answers to pods that our
-//! program did not see.
+//! Monitoring of the packets on the wire at an uplink where third-party programs precede ours:
+//! packets that leave with a pod's address although they are to be masqueraded, and replies to pods
+//! that our program did not see.
 //!
-//! A packet socket sees what leaves after all TC programs, and what comes in before them
+//! A packet socket receives egress packets after all TC programs, and ingress packets before them
 //! (`dev_queue_xmit_nit` and `__netif_receive_skb_core`, net/core/dev.c, Linux 6.18).
 
 use super::maps::Maps;
@@ -23,46 +23,46 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-/// Packets that are judged at a time. What does not fit the socket's buffer is lost.
+/// Packets judged at a time. Packets that do not fit the socket's buffer are lost.
 const MOST: usize = 256;
 
-/// The socket's buffer, in bytes; the kernel doubles it.
+/// Size of the socket's buffer, in bytes; the kernel doubles it.
 static BUFFER: libc::c_int = 128 << 10;
 
-/// Bytes of a packet that are looked at.
+/// Number of bytes of a packet that are parsed.
 const LENGTH: usize = 2048;
 
-/// Flows whose answers are followed.
+/// Flows whose replies are tracked.
 const FLOWS: usize = 4096;
 
-/// How long a program may take between a packet's arrival and its record.
+/// Time that a program may take between a packet's arrival and its record.
 const SETTLING: Duration = Duration::from_millis(2);
 
-/// By what packets are judged.
+/// Facts by which packets are judged.
 #[derive(Debug)]
 pub struct Rules<'a> {
-    /// The node's addresses.
+    /// Addresses of the node.
     pub local: &'a BTreeSet<IpAddr>,
-    /// What it receives without having the address.
+    /// Networks that the node receives without having the addresses.
     pub any_ip: &'a [IpNet],
-    /// By which hardware addresses it sends.
+    /// Hardware addresses that the node sends from.
     pub macs: &'a BTreeSet<Mac>,
-    /// Whether IPv6 is translated.
+    /// True if IPv6 is translated.
     pub enable_ipv6: bool,
-    /// Whether nothing may leave with a pod's address that is to be masqueraded.
+    /// True if no packet that is to be masqueraded may leave with a pod's address.
     pub no_leak: bool,
 }
 
-/// What became of packets.
+/// Observed effect on packets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Effect {
-    /// One left with a pod's address: whose, and whither.
+    /// Source and destination of a packet that left with a pod's address.
     pub leaked: Option<(IpAddr, IpAddr)>,
-    /// One came in for a pod and was not given to it: from where.
+    /// Source of a packet that came in for a pod and was not delivered to it.
     pub lost: Option<IpAddr>,
 }
 
-/// A look at what an interface carries.
+/// A packet socket on an interface, with the state of the monitoring.
 pub struct Tap {
     socket: OwnedFd,
     ifindex: u32,
@@ -70,7 +70,7 @@ pub struct Tap {
     inbound: BpfHashMap<MapData, Tuple, Inbound>,
     inbound_live: BpfHashMap<MapData, Tuple, Live>,
     rev_snat: BpfHashMap<MapData, Tuple, Mapping>,
-    /// How many answers of a flow the program had counted, after the last that came in.
+    /// Number of replies of a flow that the program had counted after the last one that came in.
     counted: HashMap<Tuple, u32>,
 }
 
@@ -83,10 +83,11 @@ impl std::fmt::Debug for Tap {
 }
 
 impl Tap {
-    /// Begins to look.
+    /// Starts monitoring an interface.
     ///
     /// # Errors
-    /// The kernel refused (this needs `CAP_NET_RAW`), or the maps are not pinned below `bpffs`.
+    /// Returns an error if the kernel refuses (this needs `CAP_NET_RAW`), or the maps are not
+    /// pinned below `bpffs`.
     pub fn open(bpffs: &Path, ifindex: u32) -> Result<Self> {
         let pinned = |file: &str| -> Result<MapData> {
             let path = bpffs.join(file);
@@ -104,10 +105,10 @@ impl Tap {
         })
     }
 
-    /// Judges what was carried since the last time.
+    /// Judges the packets since the last call.
     ///
     /// # Errors
-    /// The socket has failed: the interface is gone, or down.
+    /// Returns an error if the socket has failed: the interface is gone, or down.
     pub fn look(&mut self, maps: &Maps, rules: &Rules<'_>) -> Result<Effect> {
         let mut effect = Effect::default();
         let mut answers = HashSet::new();
@@ -144,8 +145,9 @@ impl Tap {
         Ok(effect)
     }
 
-    /// Whether the egress program would not have let the packet leave so, as far as maps tell. What came
-    /// back for a pod by another uplink has been given that one's address.
+    /// Reports whether the egress program would not have let the packet leave in this way, as far
+    /// as the maps show. A reply to a pod that arrived by another uplink was given the pod's
+    /// address there.
     fn is_leak(&self, packet: &Packet, maps: &Maps) -> bool {
         matches!(maps.action(&packet.tuple.dst), Ok(Action::Masquerade))
             && self.inbound.get(&packet.tuple, 0).is_err()
@@ -153,7 +155,7 @@ impl Tap {
             && self.snat.get(&packet.tuple.reversed(), 0).is_err()
     }
 
-    /// Whether a packet that has come in for a pod was not counted.
+    /// Reports whether an ingress packet for a pod was not counted.
     fn is_lost(&mut self, tuple: Tuple) -> bool {
         let Ok(half) = self.rev_snat.get(&tuple, 0) else {
             return false;
@@ -169,9 +171,9 @@ impl Tap {
     }
 }
 
-/// Whether a packet that leaves may be a pod's, as far as it tells itself: not one of the node's own, nor of
-/// the link's (neighbour discovery), nor of a guest that is bridged to it and has a hardware address that
-/// the node does not send by.
+/// Reports whether an egress packet may be a pod's, as far as the packet itself shows: not one of
+/// the node's own, nor of the link's (neighbour discovery), nor of a guest that is bridged to the
+/// link and has a hardware address that the node does not send from.
 fn may_leak(packet: &Packet, mac: Option<[u8; 6]>, ifindex: u32, rules: &Rules<'_>) -> bool {
     let Tuple { src, dst, .. } = &packet.tuple;
     let from = IpAddr::from(*src);
@@ -179,7 +181,7 @@ fn may_leak(packet: &Packet, mac: Option<[u8; 6]>, ifindex: u32, rules: &Rules<'
         let known = Mac { link: ifindex, mac };
         rules.macs.contains(&known)
     };
-    // All zeros says that those of this interface are known.
+    // The all-zero entry marks the addresses of this interface as known.
     let is_bridged = mac.is_some_and(|mac| is_known([0; 6]) && !is_known(mac));
     !(is_bridged
         || (from.is_ipv6() && (!rules.enable_ipv6 || src.is_v6_link_local()))
@@ -190,7 +192,7 @@ fn may_leak(packet: &Packet, mac: Option<[u8; 6]>, ifindex: u32, rules: &Rules<'
         || matches!(packet.l4, L4::Error | L4::Discovery))
 }
 
-/// Whether a packet that comes in for a mapping is the pod's: a new SYN is the node's.
+/// Reports whether an ingress packet that matches a mapping is the pod's: a new SYN is the node's.
 const fn is_answer(l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => segment.flags & (SYN | ACK) != SYN,
@@ -199,27 +201,27 @@ const fn is_answer(l4: &L4) -> bool {
     }
 }
 
-/// A packet that was carried.
+/// A packet captured on the interface.
 struct Heard {
     length: usize,
     ethertype: u16,
     leaves: bool,
-    /// The hardware address that it came from, on Ethernet.
+    /// Source hardware address, on Ethernet.
     mac: Option<[u8; 6]>,
 }
 
 fn open(ifindex: u32) -> std::io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket(2) takes numbers only. Of no protocol, it hears nothing until it is bound to the
-    // interface.
+    // SAFETY: socket(2) takes numbers only. With protocol 0 it receives nothing until it is bound
+    // to the interface.
     let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
     if fd < 0 {
         return Err(Error::last_os_error());
     }
-    // SAFETY: the kernel has just given us this descriptor.
+    // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // Where that fails the buffer is the usual one.
-    // SAFETY: the value is an int that outlives the call, and its size is said.
+    // On failure the buffer keeps its default size.
+    // SAFETY: the value is an int that outlives the call, and its size is passed.
     unsafe {
         libc::setsockopt(
             fd,
@@ -234,7 +236,7 @@ fn open(ifindex: u32) -> std::io::Result<OwnedFd> {
     address.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
     address.sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
     address.sll_ifindex = i32::try_from(ifindex).unwrap_or_default();
-    // SAFETY: the address outlives the call, and its size is said.
+    // SAFETY: the address outlives the call, and its size is passed.
     let bound = unsafe { libc::bind(fd, (&raw const address).cast(), size::<libc::sockaddr_ll>()) };
     if bound < 0 {
         return Err(Error::last_os_error());
@@ -246,13 +248,13 @@ fn size<T>() -> libc::socklen_t {
     libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default()
 }
 
-/// The next packet that left, or came in for the node; `None` if there is none by now.
+/// Returns the next packet that left, or that came in for the node; `None` if none is queued.
 fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Heard>> {
     loop {
         // SAFETY: zeroes are a valid `sockaddr_ll`.
         let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         let mut length = size::<libc::sockaddr_ll>();
-        // SAFETY: buffer and address outlive the call, and their sizes are said.
+        // SAFETY: buffer and address outlive the call, and their sizes are passed.
         let length = unsafe {
             libc::recvfrom(
                 socket.as_raw_fd(),
@@ -277,7 +279,8 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Heard>> {
                 length,
                 ethertype: u16::from_be(from.sll_protocol),
                 leaves,
-                // Of what leaves too it is the sender's (`eth_header_parse`, net/ethernet/eth.c).
+                // The sender's address, for egress packets too (`eth_header_parse`,
+                // net/ethernet/eth.c).
                 mac: (from.sll_halen == 6)
                     .then(|| from.sll_addr.first_chunk().copied())
                     .flatten(),

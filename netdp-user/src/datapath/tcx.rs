@@ -1,5 +1,5 @@
-//! TCX links (Linux 6.6) by bpf(2). aya gives no link's descriptor away, without which a link can't
-//! be held and pinned, and offers no `BPF_LINK_DETACH`: a link that only loses its pin is freed some
+//! TCX links (Linux 6.6) by bpf(2). aya does not expose a link's descriptor, which is needed to
+//! hold and pin it, and offers no `BPF_LINK_DETACH`: a link that only loses its pin is freed some
 //! time later.
 
 use super::links::Hook;
@@ -23,11 +23,11 @@ const BPF_LINK_DETACH: libc::c_int = 34;
 const INGRESS: u32 = 46;
 const EGRESS: u32 = 47;
 
-/// Before, and after, all others that are there by then.
+/// Flags: before, and after, all others that are attached at that time.
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_F_AFTER: u32 = 1 << 4;
 
-/// Programs that fit on a hook (`BPF_MPROG_MAX` of kernel/bpf/mprog.c).
+/// Capacity of a hook, in programs (`BPF_MPROG_MAX` of kernel/bpf/mprog.c).
 const MOST: u32 = 64;
 
 /// The member of `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
@@ -38,7 +38,7 @@ struct Object {
     file_flags: u32,
 }
 
-/// That for `BPF_LINK_CREATE` of a TCX link.
+/// The member of `union bpf_attr` for `BPF_LINK_CREATE` of a TCX link.
 #[repr(C)]
 struct Create {
     prog_fd: i32,
@@ -50,7 +50,7 @@ struct Create {
     expected_revision: u64,
 }
 
-/// That for `BPF_LINK_UPDATE`.
+/// The member of `union bpf_attr` for `BPF_LINK_UPDATE`.
 #[repr(C)]
 struct Update {
     link_fd: i32,
@@ -59,7 +59,7 @@ struct Update {
     old_prog_fd: u32,
 }
 
-/// That for `BPF_LINK_GET_FD_BY_ID`.
+/// The member of `union bpf_attr` for `BPF_LINK_GET_FD_BY_ID`.
 #[repr(C)]
 struct ById {
     id: u32,
@@ -67,7 +67,7 @@ struct ById {
     open_flags: u32,
 }
 
-/// That for `BPF_PROG_QUERY`.
+/// The member of `union bpf_attr` for `BPF_PROG_QUERY`.
 #[repr(C)]
 struct Query {
     target_ifindex: u32,
@@ -83,17 +83,17 @@ struct Query {
     revision: u64,
 }
 
-/// A program's place on a hook: as long as this, or a pin, is there.
+/// A program's place on a hook, which exists as long as this, or a pin.
 #[derive(Debug)]
 pub struct TcxLink(OwnedFd);
 
 impl TcxLink {
-    /// Attaches a program. At an uplink it comes before all others, both ways: what another one
-    /// returns keeps no packet from it (docs/adr/0035). Towards pods it comes after them, which may
-    /// refuse what a pod sends.
+    /// Attaches a program. At an uplink it precedes all others, in both directions, so that no
+    /// return code of another program keeps packets from it (docs/adr/0035). Towards pods it comes
+    /// after them: they may reject what a pod sends.
     ///
     /// # Errors
-    /// The kernel refused.
+    /// Returns an error if the kernel refuses.
     pub fn create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook) -> Result<Self> {
         let mut create = Create {
             prog_fd: program.as_raw_fd(),
@@ -107,14 +107,14 @@ impl TcxLink {
             padding: 0,
             expected_revision: 0,
         };
-        // SAFETY: the attribute is what the command takes and has no pointer.
+        // SAFETY: the attribute is the one of this command and has no pointer.
         unsafe { descriptor(BPF_LINK_CREATE, &mut create) }.map(Self)
     }
 
     /// Opens a pinned link.
     ///
     /// # Errors
-    /// There is no pin, or the kernel refused.
+    /// Returns an error if there is no pin, or the kernel refuses.
     pub fn open(pin: &Path) -> Result<Self> {
         let path = CString::new(pin.as_os_str().as_bytes())?;
         let mut get = Object {
@@ -122,28 +122,29 @@ impl TcxLink {
             bpf_fd: 0,
             file_flags: 0,
         };
-        // SAFETY: the path ends with NUL and lives through the call.
+        // SAFETY: the path ends with NUL and outlives the call.
         unsafe { descriptor(BPF_OBJ_GET, &mut get) }.map(Self)
     }
 
     /// Opens a link by its id, pinned or not.
     ///
     /// # Errors
-    /// There is none by now, or the kernel refused: this needs `CAP_SYS_ADMIN`.
+    /// Returns an error if there is none any more, or the kernel refuses: this needs
+    /// `CAP_SYS_ADMIN`.
     pub fn by_id(id: u32) -> Result<Self> {
         let mut get = ById {
             id,
             next_id: 0,
             open_flags: 0,
         };
-        // SAFETY: the attribute is what the command takes and has no pointer.
+        // SAFETY: the attribute is the one of this command and has no pointer.
         unsafe { descriptor(BPF_LINK_GET_FD_BY_ID, &mut get) }.map(Self)
     }
 
-    /// Puts another program in the place of the link's: no packet meets neither.
+    /// Replaces the program of the link atomically: every packet meets one of the two.
     ///
     /// # Errors
-    /// The link is dead, or is no link.
+    /// Returns an error if the link is dead, or the descriptor is no link.
     pub fn update(&self, program: BorrowedFd<'_>) -> Result<()> {
         let mut update = Update {
             link_fd: self.0.as_raw_fd(),
@@ -151,14 +152,14 @@ impl TcxLink {
             flags: 0,
             old_prog_fd: 0,
         };
-        // SAFETY: the attribute is what the command takes and has no pointer.
+        // SAFETY: the attribute is the one of this command and has no pointer.
         unsafe { bpf(BPF_LINK_UPDATE, &mut update) }.map(drop)
     }
 
-    /// Pins it.
+    /// Pins the link at `pin`.
     ///
     /// # Errors
-    /// Something is there already, or the file system refused.
+    /// Returns an error if the path exists already, or the file system refuses.
     pub fn pin(&self, pin: &Path) -> Result<()> {
         let path = CString::new(pin.as_os_str().as_bytes())?;
         let mut object = Object {
@@ -166,28 +167,29 @@ impl TcxLink {
             bpf_fd: self.0.as_raw_fd(),
             file_flags: 0,
         };
-        // SAFETY: the path ends with NUL and lives through the call.
+        // SAFETY: the path ends with NUL and outlives the call.
         unsafe { bpf(BPF_OBJ_PIN, &mut object) }.map(drop)
     }
 
-    /// Takes the program off: when this returns, no packet meets it any more. Pins stay.
+    /// Detaches the program: once this returns, no packet meets it any more. Pins stay.
     ///
     /// # Errors
-    /// It is no link, or the kernel refused.
+    /// Returns an error if the descriptor is no link, or the kernel refuses.
     pub fn detach(&self) -> Result<()> {
         // SAFETY: the attribute is one word, the link's descriptor.
         unsafe { bpf(BPF_LINK_DETACH, &mut self.0.as_raw_fd()) }.map(drop)
     }
 }
 
-/// Whether the kernel has TCX: asked once, by a question that only such a kernel knows. EINVAL is what
-/// those before Linux 6.6 answer, and those without `CONFIG_NET_XGRESS`; of an attempt to attach it
-/// could mean anything.
+/// Reports whether the kernel has TCX, by a query that only such a kernel supports; called once, at
+/// the start. Kernels before Linux 6.6, and those without `CONFIG_NET_XGRESS`, return EINVAL; from
+/// an attempt to attach, EINVAL could mean anything.
 ///
 /// # Errors
-/// The kernel refuses for another reason.
+/// Returns an error if the kernel refuses for another reason.
 pub fn is_known() -> Result<bool> {
-    /// Every namespace has its loopback device there (`LOOPBACK_IFINDEX`, include/net/flow.h).
+    /// The index of the loopback device in every namespace (`LOOPBACK_IFINDEX`,
+    /// include/net/flow.h).
     const LOOPBACK: u32 = 1;
     match on_hook(LOOPBACK, Hook::Ingress) {
         Ok(_) => Ok(true),
@@ -202,16 +204,16 @@ pub fn is_known() -> Result<bool> {
 /// A program on a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OnHook {
-    /// Its id.
+    /// Id of the program in the kernel.
     pub program: u32,
-    /// The id of the link that holds it; 0 where it was attached without one.
+    /// Id of the link that holds it; 0 if it was attached without one.
     pub link: u32,
 }
 
-/// The programs on a hook, in the order in which they run.
+/// Returns the programs on a hook, in the order in which they run.
 ///
 /// # Errors
-/// There is no such interface (`ENODEV`), or the kernel has no TCX.
+/// Returns an error if there is no such interface (`ENODEV`), or the kernel has no TCX.
 pub fn on_hook(ifindex: u32, hook: Hook) -> Result<Vec<OnHook>> {
     let mut programs = [0_u32; MOST as usize];
     let mut links = [0_u32; MOST as usize];
@@ -228,7 +230,7 @@ pub fn on_hook(ifindex: u32, hook: Hook) -> Result<Vec<OnHook>> {
         link_attach_flags: 0,
         revision: 0,
     };
-    // SAFETY: the attribute is what the command takes; the kernel writes no more ids than `count`
+    // SAFETY: the attribute is the one of this command; the kernel writes no more ids than `count`
     // into the arrays, which outlive the call.
     match unsafe { bpf(BPF_PROG_QUERY, &mut query) } {
         Ok(_) => {
@@ -236,13 +238,13 @@ pub fn on_hook(ifindex: u32, hook: Hook) -> Result<Vec<OnHook>> {
             let found = pairs.map(|(program, link)| OnHook { program, link });
             Ok(found.take(query.count as usize).collect())
         }
-        // The first kernels with TCX say so of a hook that nobody has used.
+        // The first kernels with TCX return this for a hook that was never used.
         Err(err) if err.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
         Err(err) => Err(err),
     }
 }
 
-/// The name of a program by its id; `None` where the kernel does not tell it: that needs
+/// Returns the name of a program by its id; `None` if the kernel does not report it: that needs
 /// `CAP_SYS_ADMIN`.
 pub fn name(program: u32) -> Option<String> {
     let found = loaded_programs().flatten().find(|it| it.id() == program)?;
@@ -256,19 +258,23 @@ const fn attach_type(hook: Hook) -> u32 {
     }
 }
 
+/// Calls [`bpf`] and takes ownership of the descriptor that it returns.
+///
 /// # Safety
-/// As [`bpf`], and the command must give a descriptor.
+/// As for [`bpf`], and the command must return a new descriptor.
 unsafe fn descriptor<T>(command: libc::c_int, attr: &mut T) -> Result<OwnedFd> {
-    // SAFETY: the caller's.
+    // SAFETY: the caller's promise.
     let fd = unsafe { bpf(command, attr) }?;
-    // SAFETY: the kernel has just given us this descriptor.
+    // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Calls `bpf(2)` and returns its result.
+///
 /// # Safety
-/// `attr` must be what the command takes, pointers in it included.
+/// `attr` must be the attribute of the command, and the pointers in it valid.
 unsafe fn bpf<T>(command: libc::c_int, attr: &mut T) -> Result<i32> {
-    // SAFETY: the size is that of the attribute; the rest is the caller's.
+    // SAFETY: the size is that of the attribute; the rest is the caller's promise.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

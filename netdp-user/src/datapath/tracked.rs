@@ -1,7 +1,7 @@
-//! What connection tracking makes of flows that the datapath translates. It sees pods' packets before
-//! TC egress and answers after TC ingress: it takes such flows for answered ones that nobody
-//! translates. Once the datapath is gone it would have them leave so for as long as they speak, and
-//! the next agent could not tell them from flows that do without translation (docs/adr/0041).
+//! Conntrack entries of flows that the datapath translates. Conntrack sees pods' packets before TC
+//! egress and replies after TC ingress: it records such flows as answered and untranslated. Once
+//! the datapath is gone, they would leave untranslated for as long as they last, and the next agent
+//! could not distinguish them from flows that need no translation (docs/adr/0041).
 
 use super::{Maps, batch, handover};
 use crate::conntrack::{Conntrack, Ends, Flow};
@@ -13,8 +13,8 @@ use netdp_common::tuple::{Tuple, proto};
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-/// Where the connection leaves the node, whichever side began it, with an address that is not
-/// the node's own: netfilter does not translate it there.
+/// Returns the tuples by which the connection leaves the node, whichever side initiated it, with an
+/// address that is not the node's own: netfilter does not translate them.
 #[must_use]
 pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
     let ways = [flow.leaves(), flow.original.reversed()];
@@ -24,9 +24,10 @@ pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
         .collect()
 }
 
-/// Whether the datapath may have translated what leaves as `way`, one of [`untranslated`]'s, after
-/// tracking saw it. It never did so with connections that began outside. Of all else what came first
-/// tells nothing: tracking may have forgotten the flow in between, and met it again by an answer.
+/// Reports whether the datapath may have translated packets that leave as `way`, one of those of
+/// [`untranslated`], after conntrack saw them. It never translates connections that began outside.
+/// For all but TCP connections tracked from their start, the direction of the entry proves nothing:
+/// conntrack may have dropped the flow in between and recorded it again from a reply.
 #[must_use]
 pub fn may_be_translated(flow: &Flow, way: &Ends) -> bool {
     let is_tcp = u32::from(flow.protocol) == proto::TCP;
@@ -34,11 +35,12 @@ pub fn may_be_translated(flow: &Flow, way: &Ends) -> bool {
     !(is_tcp && from_outside && !flow.picked_up)
 }
 
-/// Has tracking forget the flows of which `is_ours` says so by one of the ways in which they leave,
-/// and the mark that there may be some. What netfilter translates stays. Gives how many there were.
+/// Deletes the conntrack entries of flows that `is_ours` selects by one of the tuples by which they
+/// leave, and the mark that there may be such flows. Flows that netfilter translates stay. Returns
+/// the number of deleted entries.
 ///
 /// # Errors
-/// Tracking can't be asked.
+/// Returns an error if conntrack can't be queried.
 pub fn forget(
     local: &BTreeSet<IpAddr>,
     mut is_ours: impl FnMut(&Flow, &Ends) -> bool,
@@ -56,8 +58,8 @@ pub fn forget(
     Ok(forgotten)
 }
 
-/// Whether the mark is there: programs of netdp's have translated, and nobody has cleared up after
-/// them. `false` where there is no tracking.
+/// Reports whether the mark is set: programs of netdp have translated, and their conntrack entries
+/// have not been deleted. `false` if there is no conntrack.
 #[must_use]
 pub fn is_marked() -> bool {
     let flows = Conntrack::open().and_then(|mut conntrack| conntrack.dump());
@@ -65,11 +67,13 @@ pub fn is_marked() -> bool {
 }
 
 impl Maps {
-    /// Has tracking forget what these maps, whose programs are off by now, have translated, and what
-    /// they would have with its next packet. Gives how many flows that were.
+    /// Deletes the conntrack entries of flows that these maps, whose programs are detached by now,
+    /// have translated or would have translated with the next packet. Returns the number of those
+    /// flows.
     ///
     /// # Errors
-    /// The maps can't be read, or tracking can't be asked. Then the mark stays.
+    /// Returns an error if the maps can't be read, or conntrack can't be queried. Then the mark
+    /// stays.
     pub(super) fn forget_tracked(&self) -> Result<usize> {
         let mut mapped = HashSet::new();
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, _| {
@@ -128,14 +132,14 @@ mod tests {
     fn either_side_may_have_begun() {
         let local = BTreeSet::from(["192.0.2.9".parse::<IpAddr>().unwrap()]);
         let out = ends("10.0.0.1", "198.51.100.1");
-        // Nobody translates: both ways may leave by an uplink.
+        // Not translated: both tuples may leave by an uplink.
         let found = untranslated(&flow(out, out.reversed()), &local);
         assert_eq!(found, [out, out.reversed()]);
-        // Masqueraded: what leaves is the node's, and its answers go to the pod.
+        // Masqueraded: packets leave with the node's address, and replies go to the pod.
         let seen = ends("192.0.2.9", "198.51.100.1");
         let found = untranslated(&flow(out, seen.reversed()), &local);
         assert_eq!(found, [out.reversed()]);
-        // To a port of the node that leads to a pod: the answers leave as the node's.
+        // To a port of the node that leads to a pod: replies leave with the node's address.
         let node_port = ends("198.51.100.1", "192.0.2.9");
         let to_pod = ends("198.51.100.1", "10.0.0.1");
         let found = untranslated(&flow(node_port, to_pod.reversed()), &local);

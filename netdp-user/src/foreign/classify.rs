@@ -1,4 +1,4 @@
-//! What a rule means for pods' packets. The reasons are in docs/adr/0020-foreign-nat.md.
+//! Effect of a rule on pods' packets. The reasons are in docs/adr/0020-foreign-nat.md.
 
 use super::rule::{Match, Target, overlap};
 use super::walk::Reached;
@@ -9,43 +9,43 @@ use ipnet::IpNet;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-/// Prefixes that are named in a reason.
+/// Maximum number of prefixes named in a reason.
 const NAMED: usize = 3;
 
-/// Who does netdp's translating.
+/// Component that translates for netdp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Translator {
-    /// Programs behind all of netfilter.
+    /// The eBPF programs, behind all of netfilter.
     Ebpf,
-    /// A chain in netfilter.
+    /// A netfilter chain, by name.
     Chain(String),
 }
 
-/// What is around the rule.
+/// Context of the rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Around {
-    /// Who translates.
+    /// Component that translates for netdp.
     pub translator: Translator,
-    /// The policy.
+    /// The policy in force.
     pub rules: Rules,
-    /// Interfaces that lead out; none if that is unknown.
+    /// Names of interfaces that lead out; none if they are unknown.
     pub uplinks: Vec<String>,
-    /// What pods' packets leave with.
+    /// Source addresses of translated packets.
     pub wire: Vec<IpAddr>,
-    /// Where pods have their addresses; none if that is unknown.
+    /// Networks of the pods; none if they are unknown.
     pub pods: Vec<IpNet>,
-    /// The node's addresses.
+    /// Addresses of the node.
     pub local: BTreeSet<IpAddr>,
-    /// Whether IPv6 is translated.
+    /// True if IPv6 is translated.
     pub enable_ipv6: bool,
 }
 
-/// What the rule is.
+/// Assessment of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// It does to pods' packets what the configuration does not say.
+    /// True if its effect on pods' packets contradicts the configuration.
     pub conflict: bool,
-    /// What it does, as the end of a sentence about it.
+    /// Its effect, as the end of a sentence about it.
     pub why: String,
 }
 
@@ -63,21 +63,21 @@ fn conflict(why: impl Into<String>) -> Verdict {
     }
 }
 
-/// Judges rules, one after the other.
+/// Classifier of rules, one after the other.
 pub(super) struct Classifier<'a> {
     around: &'a Around,
-    /// What was last asked of the policy, and the answer: rules that differ in their sources only
-    /// ask the same.
+    /// The last policy query with its result: rules that differ only in their sources need the same
+    /// query.
     last: Option<(Question<'a>, String)>,
 }
 
-/// What decides which prefixes a rule may translate that the configuration leaves alone.
+/// The conditions that decide which bypassed prefixes a rule may translate.
 #[derive(PartialEq, Eq)]
 struct Question<'a> {
     family: Option<Family>,
-    /// Whether sources may be of each family.
+    /// True if sources may be IPv4, and IPv6.
     sources: (bool, bool),
-    /// Of destinations.
+    /// Conditions on destinations.
     conditions: Vec<&'a Match>,
     spared_version: u64,
 }
@@ -87,7 +87,7 @@ impl<'a> Classifier<'a> {
         Self { around, last: None }
     }
 
-    /// Judges a rule that translates; `after` says that netdp's chain decides before it.
+    /// Classifies a rule that translates; `after`: netdp's chain decides before it.
     pub(super) fn classify(&mut self, reached: &Reached<'a, '_>, after: bool) -> Verdict {
         let around = self.around;
         if let Some(why) = not_pods(reached, around) {
@@ -118,8 +118,7 @@ impl<'a> Classifier<'a> {
         }
     }
 
-    /// The prefixes that the configuration leaves alone and that the rule may translate, in words;
-    /// nothing if there are none.
+    /// Describes the bypassed prefixes that the rule may translate; empty if there are none.
     fn bypassed(&mut self, reached: &Reached<'a, '_>) -> String {
         let mut question = Question {
             family: reached.family,
@@ -144,7 +143,7 @@ impl<'a> Classifier<'a> {
             return answer.clone();
         }
         let mut prefixes = bypassed(&question, reached, self.around);
-        // The largest say most.
+        // The largest prefixes are the most informative.
         prefixes.sort_by_key(IpNet::prefix_len);
         let more = match prefixes.len().saturating_sub(NAMED) {
             0 => String::new(),
@@ -160,14 +159,14 @@ impl<'a> Classifier<'a> {
     }
 }
 
-/// Whether there are any of IPv4, and of IPv6.
+/// Reports whether there are IPv4 and IPv6 prefixes.
 fn families(nets: &[IpNet]) -> (bool, bool) {
     let v4 = nets.iter().any(|net| matches!(net, IpNet::V4(_)));
     let v6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
     (v4, v6)
 }
 
-/// Why no packet that a pod sends out is concerned, if so.
+/// Returns the reason why no packet that a pod sends out matches, if so.
 fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     if let Some(mark) = reached.mark {
         return Some(format!("concerns only packets that carry the mark {mark}"));
@@ -232,7 +231,7 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
         .then(|| format!("concerns only sources in {}, no pods", list(sources)))
 }
 
-/// The answer to a question about the rule.
+/// Returns the bypassed prefixes that the rule may translate.
 fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around) -> Vec<IpNet> {
     let mut conditions = Vec::new();
     let (mut v4, mut v6) = question.sources;
@@ -246,7 +245,7 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
     }
     v4 &= question.family != Some(Family::V6);
     v6 &= question.family != Some(Family::V4) && around.enable_ipv6;
-    // The shortest list of destinations leads to the prefixes; the others are asked of each.
+    // The shortest list of destinations leads to the prefixes; the others are checked for each.
     let positive = (0..conditions.len()).filter(|at| conditions.get(*at).is_some_and(|it| !it.1));
     let first = positive.min_by_key(|at| conditions.get(*at).map(|it| it.0.len()));
     let first = first.map(|at| conditions.swap_remove(at).0);
@@ -302,7 +301,7 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
     found
 }
 
-/// Whether a longer prefix than `prefix` masquerades all of `part`, which is in that.
+/// Reports whether a longer prefix than `prefix` masquerades all of `part`, which lies in `prefix`.
 fn masqueraded_within(rules: &Rules, prefix: &IpNet, part: IpNet) -> bool {
     rules
         .covering(part)
@@ -310,7 +309,7 @@ fn masqueraded_within(rules: &Rules, prefix: &IpNet, part: IpNet) -> bool {
         .any(|rule| rule.action == Action::Masquerade)
 }
 
-/// Where sources are named and nobody says where pods are.
+/// Returns a hint if sources are named and the networks of the pods are unknown.
 fn unknown_sources(reached: &Reached<'_, '_>, around: &Around) -> String {
     let named = reached
         .matches
@@ -340,7 +339,7 @@ pub(super) fn is_named(name: &str, pattern: &str) -> bool {
     }
 }
 
-/// Names that container engines and libvirt give their own bridges.
+/// Reports whether container engines or libvirt give such names to their own bridges.
 fn is_engines(name: &str) -> bool {
     let numbered = |prefix: &str| {
         name.strip_prefix(prefix)

@@ -1,6 +1,7 @@
-//! Rules that drop what is addressed to pods before netfilter would have given answers a pod's address:
-//! in raw and mangle PREROUTING, as Docker 28 and later write them, and at ingress of devices. netdp
-//! gives answers that address before all of netfilter, so that such a rule drops them.
+//! Rules that drop packets addressed to pods before netfilter would have given replies a pod's
+//! address: in raw and mangle PREROUTING, as Docker 28 and later write them, and at ingress of
+//! devices. netdp rewrites replies to that address before all of netfilter, so that such a rule
+//! drops them.
 
 use super::classify::{Around, is_named};
 use super::rule::{Match, overlap};
@@ -9,17 +10,17 @@ use crate::config::Action;
 use crate::iptables::Family;
 use ipnet::IpNet;
 
-/// What a rule does to answers.
+/// Effect of a rule on replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drops {
-    /// The end of a sentence about it.
+    /// The effect, as the end of a sentence about the rule.
     pub why: String,
-    /// Whose answers; none if it names nobody.
+    /// Destinations of the dropped replies; none if the rule names none.
     pub destinations: Vec<IpNet>,
 }
 
-/// What a rule does to answers; `None` if nothing that it did not do with netfilter, as far as can be
-/// told.
+/// Returns the effect of a rule on replies; `None` if it has none that it did not have with
+/// netfilter, as far as can be determined.
 #[must_use]
 pub fn drops_answers(reached: &Reached<'_, '_>, around: &Around) -> Option<Drops> {
     if reached.mark.is_some() || (reached.family == Some(Family::V6) && !around.enable_ipv6) {
@@ -59,7 +60,7 @@ pub fn drops_answers(reached: &Reached<'_, '_>, around: &Around) -> Option<Drops
     }
     let what = match destinations {
         Some(nets) => pods_among(nets, reached, around)?,
-        // Strict: what is not for the node is not let in.
+        // Strict mode: packets that are not for the node are dropped.
         None if not_local => String::new(),
         None => return None,
     };
@@ -73,9 +74,9 @@ pub fn drops_answers(reached: &Reached<'_, '_>, around: &Around) -> Option<Drops
     })
 }
 
-/// What is to be said of the destinations if pods are among them.
+/// Returns the part of the message about the destinations if pods are among them.
 fn pods_among(nets: &[IpNet], reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
-    // With netfilter answers had one of these, and were dropped too.
+    // With netfilter, replies had one of these addresses, and were dropped too.
     let has_node = |net: &IpNet| around.wire.iter().any(|ip| net.contains(ip));
     let is_spared = |net: &IpNet| reached.spared.covers(net);
     let mut nets = nets.iter().filter(|net| !has_node(net) && !is_spared(net));
@@ -89,7 +90,8 @@ fn pods_among(nets: &[IpNet], reached: &Reached<'_, '_>, around: &Around) -> Opt
     nets.any(|net| has_pods(&net)).then(String::new)
 }
 
-/// Whether nothing in the prefix is masqueraded: answers from there are addressed to pods in any case.
+/// Reports whether nothing in the prefix is masqueraded: replies from there are addressed to pods
+/// in any case.
 fn is_bypassed(net: &IpNet, around: &Around) -> bool {
     around
         .rules
@@ -97,7 +99,7 @@ fn is_bypassed(net: &IpNet, around: &Around) -> bool {
         .any(|rule| rule.action == Action::Bypass)
 }
 
-/// Whether a condition asks what connection tracking or routing knows: answers pass there.
+/// Reports whether a condition uses conntrack or routing state: replies pass there.
 fn is_about_state(text: &str) -> bool {
     [
         "state ",

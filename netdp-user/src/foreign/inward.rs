@@ -1,7 +1,7 @@
-//! Rules that give another destination to what is addressed to the node: on which ports that is.
+//! Ports on which rules change the destination of packets addressed to the node.
 //!
-//! What is not understood counts as no condition, so that a port is taken for one too many rather
-//! than one too few.
+//! A condition that is not understood counts as no condition, so that the result has a port too
+//! many rather than one too few.
 
 use super::rule::Ruleset;
 use crate::node::PortSet;
@@ -9,50 +9,51 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Where a rule sends a packet.
+/// Target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum To {
-    /// To another chain.
+    /// Another chain, by name.
     Chain(String),
-    /// To another destination: DNAT, REDIRECT, TPROXY.
+    /// Another destination: DNAT, REDIRECT, TPROXY.
     Elsewhere,
 }
 
-/// What becomes of the packets that are addressed to the node and meet a rule.
+/// Target of packets that are addressed to the node and match a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Onward {
-    /// The ports that they may be addressed to.
+    /// Ports that they may be addressed to.
     pub ports: PortSet,
     pub to: To,
 }
 
-/// A rule that gives some of what is addressed to the node another destination.
+/// A rule that changes the destination of some packets addressed to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diverted {
-    /// Who writes such rules, as far as names tell.
+    /// Likely author of such rules, by names.
     pub owner: String,
     /// `nft`, `legacy` (iptables of either kind) or `nftables`.
     pub backend: String,
     /// `IPv4`, `IPv6`, or `both`.
     pub family: String,
-    /// Where it is.
+    /// Name of the chain, after its table unless that is the nat table of iptables.
     pub chain: String,
-    /// Its text.
+    /// Text of the rule.
     pub rule: String,
-    /// The ports that this is addressed to.
+    /// Ports that those packets are addressed to.
     pub ports: PortSet,
 }
 
-/// A rule that is reached, with its chain and the ports.
+/// A reachable rule, with its chain and the ports.
 pub struct Reached<'a> {
     pub chain: &'a str,
     pub rule: &'a str,
     pub ports: PortSet,
 }
 
-/// All such rules, with the ports that packets have when they get there.
+/// Returns all reachable rules that change destinations, with the ports that packets may have
+/// there.
 pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
-    // Which ports get to a chain; it is looked at again whenever there are more.
+    // Ports that reach a chain; it is scanned again whenever there are more.
     let mut known: BTreeMap<&str, PortSet> = BTreeMap::new();
     let mut due: BTreeSet<&str> = BTreeSet::new();
     for root in &set.inward_roots {
@@ -94,7 +95,7 @@ pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
     found
 }
 
-/// Whether a destination within (or, if `not`, outside) these may be an address of the node.
+/// Reports whether a destination within these (outside, if `not`) may be an address of the node.
 pub fn may_be_node(nets: &[IpNet], not: bool, local: &BTreeSet<IpAddr>) -> bool {
     let v4 = nets.iter().any(|net| matches!(net, IpNet::V4(_)));
     let v6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
@@ -104,7 +105,7 @@ pub fn may_be_node(nets: &[IpNet], not: bool, local: &BTreeSet<IpAddr>) -> bool 
         .any(|ip| nets.iter().any(|net| net.contains(ip)) != not)
 }
 
-/// Whether an address of the node is one of `first` to `last`.
+/// Reports whether an address of the node lies within `first` to `last`.
 pub fn has_between(first: IpAddr, last: IpAddr, local: &BTreeSet<IpAddr>) -> bool {
     first <= last && local.range(first..=last).next().is_some()
 }

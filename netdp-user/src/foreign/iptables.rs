@@ -1,4 +1,4 @@
-//! Rules as iptables-save prints them.
+//! Parser for rules in the format of iptables-save.
 
 use super::inward::{Onward, To, has_between, may_be_node};
 use super::rule::{Match, Rule, Ruleset, Target};
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// The nat table of a node with these addresses.
+/// Returns the nat table of a node with these addresses.
 pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     Ruleset {
         roots: vec!["POSTROUTING".into()],
@@ -17,7 +17,7 @@ pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Rules
     }
 }
 
-/// The raw or the mangle table.
+/// Returns the raw or the mangle table.
 pub fn early(table: &Table, family: Family) -> Ruleset {
     Ruleset {
         early_roots: vec!["PREROUTING".into()],
@@ -38,7 +38,7 @@ fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     }
 }
 
-/// A rule without its `-A CHAIN`.
+/// Parses a rule without its `-A CHAIN`.
 fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
     let words = words(text);
     let mut rule = Rule {
@@ -59,7 +59,7 @@ fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
         }
         let rest = words.get(at..).unwrap_or_default();
         let count = match option.as_str() {
-            // A comment may begin with anything.
+            // The text of a comment may begin with anything.
             "--comment" => 1,
             _ => rest
                 .iter()
@@ -86,7 +86,7 @@ fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
     rule
 }
 
-/// Where a target sends packets that come in.
+/// Returns the target of ingress packets.
 fn onward(target: &str) -> Option<To> {
     match target {
         "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Some(To::Elsewhere),
@@ -95,7 +95,7 @@ fn onward(target: &str) -> Option<To> {
     }
 }
 
-/// What of the packets that are addressed to the node meets a condition, where it is about that.
+/// Returns the ports of packets addressed to the node that match a condition, if it is about that.
 fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
     let all_or_none = |all: bool| {
         if all {
@@ -132,7 +132,7 @@ fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Opt
     }
 }
 
-/// `80,443,8000:8010`; nothing where it is something else.
+/// Parses `80,443,8000:8010`; `None` for anything else.
 fn ports(text: &str) -> Option<Ranges> {
     let range = |part: &str| {
         let (first, last) = part.split_once(':').unwrap_or((part, part));
@@ -176,7 +176,7 @@ fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
             }
             None
         }
-        // Of another target, as MARK's.
+        // An option of another target, such as MARK's.
         _ if rule.target != Target::Other => None,
         _ => Some(None),
     };
@@ -197,7 +197,7 @@ fn target(name: &str) -> Target {
     }
 }
 
-/// `VALUE` or `VALUE/MASK`; of the value 0 it is the absence that counts.
+/// Parses `VALUE` or `VALUE/MASK`; the value 0 means that the mark is absent.
 fn mark(value: &str, not: bool) -> Match {
     let number = value.split('/').next().unwrap_or(value);
     let zero = number.trim_start_matches("0x").bytes().all(|b| b == b'0');
@@ -211,7 +211,7 @@ fn host(text: &str) -> Result<IpNet, std::net::AddrParseError> {
     text.parse::<IpAddr>().map(IpNet::from)
 }
 
-/// The first address of `A[-B][:PORTS]`.
+/// Returns the first address of `A[-B][:PORTS]`.
 fn address(text: &str) -> Option<IpAddr> {
     let first = text.split('-').next().unwrap_or(text);
     let plain = first.parse().ok();
@@ -221,7 +221,7 @@ fn address(text: &str) -> Option<IpAddr> {
     })
 }
 
-/// Splits at blanks; quotes keep together, a backslash takes the next character as it is.
+/// Splits at blanks; quotes group, and a backslash escapes the next character.
 fn words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;

@@ -1,11 +1,11 @@
-//! Other people's NAT: rules that translate the packets that netdp is to translate, and rules that
-//! give another destination to what is addressed to the node.
+//! Third-party NAT rules: rules that translate the packets that netdp is to translate, and rules
+//! that change the destination of packets addressed to the node.
 //!
-//! [`look`] reads both kinds of iptables and native nftables into one model (`rule`). `walk`
-//! finds what is reached from POSTROUTING, `classify` says what each rule
-//! means for pods' packets. `inward` finds what is reached from PREROUTING and OUTPUT, and on which ports.
-//! `early` judges rules that drop what is addressed to pods before netfilter would have given answers
-//! their addresses.
+//! [`look`] reads iptables rules of both kinds and native nftables rules into one model (`rule`).
+//! `walk` finds the rules reachable from POSTROUTING, `classify` determines their effect on pods'
+//! packets. `inward` finds the rules reachable from PREROUTING and OUTPUT, with their ports.
+//! `early` judges rules that drop packets addressed to pods before netfilter would have translated
+//! replies.
 
 mod classify;
 mod early;
@@ -30,61 +30,61 @@ pub use watch::Watch;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 
-/// All that one look shows.
+/// Result of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Look {
-    /// What concerns pods' packets.
+    /// Findings about pods' packets.
     pub seen: Seen,
-    /// What concerns packets to the node.
+    /// Findings about packets to the node.
     pub nat: Inward,
 }
 
-/// What becomes of packets that are addressed to the node.
+/// Rules for packets that are addressed to the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inward {
-    /// Rules that give some of them another destination.
+    /// Rules that change the destination of some of them.
     pub diverted: Vec<Diverted>,
-    /// Where such rules may be that could not be read, and why.
+    /// Places of possible rules that could not be read, with the reason.
     pub unread: Vec<String>,
-    /// Backends whose program is here and has failed: there may be more rules of theirs.
+    /// Backends whose program is present and has failed: there may be more rules of theirs.
     pub failed: BTreeSet<String>,
-    /// Neither nft nor iptables is here, as in an image without them.
+    /// True if neither nft nor iptables is present, as in an image without them.
     pub no_programs: bool,
 }
 
-/// What was seen.
+/// Findings about pods' packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
-    /// Rules that translate sources and are not netdp's, and those that drop answers to pods.
+    /// Third-party rules that translate sources, and those that drop replies to pods.
     pub rules: Vec<Finding>,
-    /// What could not be looked at, and why.
+    /// Places that could not be scanned, with the reason.
     pub unread: Vec<String>,
-    /// Neither nft nor iptables is here, as in an image without them.
+    /// True if neither nft nor iptables is present, as in an image without them.
     #[serde(default)]
     pub no_programs: bool,
 }
 
-/// One rule, or several that differ in their addresses only.
+/// A rule, or several that differ only in their addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Finding {
-    /// Who writes such rules, as far as names tell.
+    /// Likely author of such rules, by names.
     pub owner: String,
     /// `IPv4`, `IPv6`, or `both`.
     pub family: String,
     /// `nft`, `legacy` (iptables of either kind) or `nftables`.
     pub backend: String,
-    /// Where it is.
+    /// Name of the chain, after its table unless that is the nat table of iptables.
     pub chain: String,
-    /// Its text, as the program of its kind prints it; that of the first, where there are several.
+    /// Text as printed by the program of its backend; of several rules, the text of the first.
     pub rule: String,
-    /// How many there are.
+    /// Number of rules in this finding.
     pub count: usize,
-    /// Whether it drops packets, rather than translating them.
+    /// True if it drops packets, rather than translating them.
     #[serde(default)]
     pub drops: bool,
-    /// Whether it does to pods' packets what the configuration does not say.
+    /// True if its effect on pods' packets contradicts the configuration.
     pub conflict: bool,
-    /// Why.
+    /// Reason for the assessment.
     pub why: String,
 }
 
@@ -103,15 +103,15 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// Findings as they come; rules of one owner that mean the same count as one.
+/// Findings in the order of the scan; rules of one owner with the same meaning count as one.
 #[derive(Debug, Default)]
 struct Findings {
     rules: Vec<Finding>,
-    /// Where in `rules` those of known owners are.
+    /// Positions in `rules` of findings with known owners.
     known: HashMap<Meaning, usize>,
 }
 
-/// Owner, family, backend, whether it drops, whether it is a conflict, and why.
+/// Owner, family, backend, drops packets, is a conflict, reason.
 type Meaning = (String, String, String, bool, bool, String);
 
 impl Findings {

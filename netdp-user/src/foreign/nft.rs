@@ -1,4 +1,4 @@
-//! Rules as `nft -j list table` prints them (libnftables-json(5)).
+//! Parser for rules in the format of `nft -j list table` (libnftables-json(5)).
 
 use super::nft_inward::{Context, net, onward};
 use super::rule::{Match, Rule, Ruleset, Target};
@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// A table.
+/// Family and name of a table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableName {
     /// `ip`, `ip6` or `inet`.
@@ -15,32 +15,32 @@ pub struct TableName {
     pub name: String,
 }
 
-/// The chains of a table that packets go through before others.
+/// The base chains of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Roots {
     /// NAT chains at postrouting.
     pub outward: Vec<String>,
     /// Chains at prerouting, and NAT chains at output.
     pub inward: Vec<String>,
-    /// Chains that come before netfilter would give answers a pod's address: at prerouting, and at
+    /// Chains that precede the point where netfilter would translate replies: at prerouting, and at
     /// ingress of devices.
     pub early: Vec<Early>,
 }
 
-/// Such a chain.
+/// A chain that precedes netfilter's translation of replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Early {
     pub chain: String,
-    /// Where it is; everywhere if none is named.
+    /// Devices at whose ingress it is; everywhere if there are none.
     pub devices: Vec<String>,
 }
 
-/// Where connection tracking gives answers a pod's address (`NF_IP_PRI_NAT_DST`,
+/// Priority at which netfilter translates replies (`NF_IP_PRI_NAT_DST`,
 /// include/uapi/linux/netfilter_ipv4.h).
 const NAT: i64 = -100;
 
 impl Roots {
-    /// Whether iptables-nft makes a nat table of such chains.
+    /// Reports whether iptables-nft creates such chains for its nat table.
     pub fn are_iptables(&self) -> bool {
         let known = |name: &String| {
             ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"].contains(&name.as_str())
@@ -49,7 +49,8 @@ impl Roots {
     }
 }
 
-/// The tables that may translate or divert packets, of what `nft -j list chains` printed.
+/// Returns the tables that may translate or redirect packets, from the output of `nft -j list
+/// chains`.
 pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
     let mut tables: BTreeMap<_, Roots> = BTreeMap::new();
     for chain in objects(listing, "chain") {
@@ -75,7 +76,7 @@ pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
         let outward = match (of("type"), of("hook")) {
             ("nat", "postrouting") => true,
             ("nat", "prerouting" | "output") => false,
-            // TPROXY; what iptables-nft writes is not for nft to tell.
+            // TPROXY; chains of iptables-nft are not parsed from nft's output.
             ("filter", "prerouting") if of("name") != "PREROUTING" => false,
             _ => continue,
         };
@@ -100,8 +101,8 @@ fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &
     all.iter().filter_map(move |object| object.get(kind))
 }
 
-/// The devices at whose ingress a chain is, as `nft -s -a list table` printed it: the JSON of nft 1.0.6 has
-/// none.
+/// Returns the devices at whose ingress a chain is, from the output of `nft -s -a list table`: the
+/// JSON of nft 1.0.6 lacks them.
 pub fn devices(text: &str, chain: &str) -> Vec<String> {
     let head = format!("chain {chain} {{");
     let mut lines = text.lines().map(str::trim_start);
@@ -116,8 +117,8 @@ pub fn devices(text: &str, chain: &str) -> Vec<String> {
     names.map(str::to_owned).collect()
 }
 
-/// The table that `listing` is about, of a node with these addresses; `text` is the same as
-/// `nft -s -a list table` printed it.
+/// Parses the table in `listing`, of a node with these addresses; `text` is the same table as
+/// printed by `nft -s -a list table`.
 pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAddr>) -> Ruleset {
     let texts: BTreeMap<u64, &str> = text
         .lines()
@@ -125,7 +126,7 @@ pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAdd
             let (rule, handle) = line.rsplit_once(" # handle ")?;
             Some((handle.trim().parse().ok()?, rule.trim()))
         })
-        // Chains and sets have handles, too, of another count.
+        // Chains and sets have handles too, numbered separately.
         .filter(|(_, rule)| !rule.ends_with('{'))
         .collect();
     let named = ["set", "map"]
@@ -174,7 +175,7 @@ fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> 
                 let to = value["addr"].as_str().and_then(|ip| ip.parse().ok());
                 rule.target = Target::Snat(to.into_iter().collect());
             }
-            // As in iptables: MASQUERADE of iptables-nft may be seen so.
+            // As in iptables: MASQUERADE of iptables-nft may be printed in this form.
             "xt" if value["name"] == "MASQUERADE" => rule.target = Target::Masquerade,
             "xt" if value["name"] == "SNAT" => rule.target = Target::Snat(Vec::new()),
             "return" | "accept" => rule.target = Target::Leave,
@@ -234,7 +235,7 @@ fn understood(found: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
     }
 }
 
-/// Whether one is carried: compared with 0 it is the absence that counts.
+/// Returns the condition on a mark: a comparison with 0 means that the mark is absent.
 fn mark(value: &Value, shown: &Value, not: bool) -> Match {
     let text = shown
         .as_u64()
@@ -253,14 +254,14 @@ fn elements(value: &Value) -> Vec<&Value> {
     }
 }
 
-/// Names of interfaces, all or nothing.
+/// Returns all names of interfaces, or `None` if one is something else.
 fn names(value: &Value) -> Option<Vec<String>> {
     let names = elements(value).into_iter();
     let names = names.map(|name| Some(name.as_str()?.replace('*', "+")));
     names.collect()
 }
 
-/// All of them, or nothing where one is no prefix.
+/// Returns all prefixes, or `None` if one is something else.
 fn nets(value: &Value, sets: &BTreeMap<String, &Value>) -> Option<Vec<IpNet>> {
     let named = value.as_str().and_then(|name| sets.get(name));
     elements(named.map_or(value, |elements| *elements))

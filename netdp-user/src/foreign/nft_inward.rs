@@ -1,4 +1,4 @@
-//! What a rule of native nftables does with packets that are addressed to the node, from the JSON of
+//! Effect of a native nftables rule on packets that are addressed to the node, from the JSON of
 //! libnftables-json(5).
 
 use super::inward::{Onward, To, has_between, may_be_node};
@@ -8,13 +8,14 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// The node's addresses, and the named sets and maps of the table by `@name`, with their elements.
+/// Addresses of the node, and the table's named sets and maps with their elements, keyed by
+/// `@name`.
 pub struct Context<'a> {
     pub local: &'a BTreeSet<IpAddr>,
     pub named: BTreeMap<String, &'a Value>,
 }
 
-/// A part of a packet that says whether it is addressed to the node, and to what there.
+/// A field of a packet that shows whether it is addressed to the node, and to which port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
     /// The destination port of one of these protocols (`NODE_PORT_*` bits).
@@ -54,7 +55,7 @@ impl Field {
         payload(key)
     }
 
-    /// All that can have the field.
+    /// Returns all ports that can have the field.
     fn any(self) -> PortSet {
         match self {
             Self::Port(mask) => PortSet::of(mask, &Ranges::all()),
@@ -62,14 +63,14 @@ impl Field {
         }
     }
 
-    /// All where it is one of `elements`.
+    /// Returns all ports for which the field is one of `elements`.
     fn one_of(self, elements: &[&Value], local: &BTreeSet<IpAddr>) -> PortSet {
         self.understood(elements, false, local)
             .unwrap_or_else(|| self.any())
     }
 
-    /// The same (where `not`, all where it is none of them), or nothing where an element is
-    /// something else.
+    /// Returns the ports for which the field is one of `elements` (none of them, if `not`), or
+    /// `None` if an element is not understood.
     fn understood(
         self,
         elements: &[&Value],
@@ -133,7 +134,7 @@ impl Field {
     }
 }
 
-/// `80`, or `{"range": [80, 90]}`.
+/// Parses `80`, or `{"range": [80, 90]}`.
 fn ports(element: &Value) -> Option<(u16, u16)> {
     let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
     if let Some(range) = element.get("range") {
@@ -149,7 +150,7 @@ fn ends(element: &Value) -> Option<(IpAddr, IpAddr)> {
     Some((end(&range[0])?, end(&range[1])?))
 }
 
-/// An address, or `{"prefix": {"addr": …, "len": …}}`.
+/// Parses an address, or `{"prefix": {"addr": …, "len": …}}`.
 pub fn net(element: &Value) -> Option<IpNet> {
     if let Some(prefix) = element.get("prefix") {
         let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
@@ -159,12 +160,12 @@ pub fn net(element: &Value) -> Option<IpNet> {
     Some(IpNet::from(address))
 }
 
-/// An element without what is said about it, such as a comment.
+/// Returns an element without its attributes, such as a comment.
 fn bare(element: &Value) -> &Value {
     element.get("elem").map_or(element, |inner| &inner["val"])
 }
 
-/// The elements of a set or map, named or not; the value itself where it is none.
+/// Returns the elements of a set or map, named or anonymous; the value itself if it is neither.
 fn elements<'a>(value: &'a Value, context: &Context<'a>) -> Option<Vec<&'a Value>> {
     let set = match value.as_str() {
         Some(name) if name.starts_with('@') => *context.named.get(name)?,
@@ -178,7 +179,7 @@ fn elements<'a>(value: &'a Value, context: &Context<'a>) -> Option<Vec<&'a Value
     })
 }
 
-/// What has one of these elements as its key.
+/// Returns the ports of packets with one of these elements as the key.
 fn keyed(key: &Value, keys: &[&Value], context: &Context<'_>) -> PortSet {
     let Some(parts) = key["concat"].as_array() else {
         let keys: Vec<_> = keys.iter().map(|key| bare(key)).collect();
@@ -203,10 +204,10 @@ fn keyed(key: &Value, keys: &[&Value], context: &Context<'_>) -> PortSet {
     set
 }
 
-/// What meets a `match`.
+/// Returns the ports of packets that match a `match` expression.
 fn matched(condition: &Value, context: &Context<'_>) -> PortSet {
     let (left, right) = (&condition["left"], &condition["right"]);
-    // Bits of a field: of which protocol it is, is known.
+    // Bits of a field: the protocol is known all the same.
     let field = Field::read(left.get("&").map_or(left, |both| &both[0]));
     let any = field.any();
     if left.get("&").is_some() {
@@ -242,13 +243,14 @@ fn matched(condition: &Value, context: &Context<'_>) -> PortSet {
     }
 }
 
-/// The key and the value of each element of a map; nothing where they are not known.
+/// Returns the key and the value of each element of a map; `None` if they are unknown.
 fn pairs<'a>(data: &'a Value, context: &Context<'a>) -> Option<Vec<(&'a Value, &'a Value)>> {
     let pair = |element: &'a Value| Some((element.get(0)?, element.get(1)?));
     elements(data, context)?.into_iter().map(pair).collect()
 }
 
-/// What finds its new destination: where that is looked up in a map, what is in it.
+/// Returns the ports of packets for which a statement finds a new destination: the keys of its map,
+/// if it uses one.
 fn looked_up(statement: &Value, context: &Context<'_>) -> PortSet {
     let mut set = PortSet::all();
     for part in [&statement["addr"], &statement["port"]] {
@@ -270,7 +272,7 @@ fn chain(verdict: &Value) -> Option<To> {
     Some(To::Chain(target.into()))
 }
 
-/// Where a rule sends packets that come in.
+/// Returns the targets of ingress packets.
 pub fn onward(expressions: &Value, context: &Context<'_>) -> Vec<Onward> {
     let mut found = Vec::new();
     let mut ports = PortSet::all();
@@ -281,7 +283,7 @@ pub fn onward(expressions: &Value, context: &Context<'_>) -> Vec<Onward> {
                 break;
             }
         } else if let Some(vmap) = expression.get("vmap") {
-            // Where the elements are not known, neither are the chains.
+            // If the elements are unknown, so are the chains.
             for (key, verdict) in pairs(&vmap["data"], context).unwrap_or_default() {
                 if let Some(to) = chain(verdict) {
                     let ports = ports.intersection(&keyed(&vmap["key"], &[key], context));
@@ -295,7 +297,7 @@ pub fn onward(expressions: &Value, context: &Context<'_>) -> Vec<Onward> {
             let statement = ["dnat", "redirect", "tproxy"]
                 .into_iter()
                 .find_map(|kind| expression.get(kind));
-            // iptables-nft's own, where nft reads its tables.
+            // A target of iptables-nft, if nft reads its tables.
             let target = expression["xt"]["name"].as_str();
             if let Some(statement) = statement {
                 let ports = ports.intersection(&looked_up(statement, context));

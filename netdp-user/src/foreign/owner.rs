@@ -1,9 +1,9 @@
-//! Who writes rules in chains and tables of such names.
+//! Detection of a rule's author by the names of chains and tables.
 
-/// Nobody that is known.
+/// Name of an unknown author.
 pub const UNKNOWN: &str = "somebody";
 
-/// Beginnings of chains' and tables' names.
+/// Prefixes of chains' and tables' names, with the author.
 const NAMES: [(&str, &str); 18] = [
     ("KUBE-", "kube-proxy"),
     ("kube-proxy", "kube-proxy"),
@@ -25,7 +25,7 @@ const NAMES: [(&str, &str); 18] = [
     ("ts-", "Tailscale"),
 ];
 
-/// The owner of a rule: by the names on its way, else by its text.
+/// Returns the author of a rule: by the names on the path to it, else by its text.
 pub fn owner(path: &[&str], rule: &str) -> &'static str {
     let by_name = path
         .iter()

@@ -1,4 +1,4 @@
-//! Reads the rules of the namespace with the programs that there are.
+//! Scan of the network namespace's NAT rules, with the programs that are installed.
 
 use super::classify::{Around, Classifier, Translator};
 use super::inward::{self, Diverted};
@@ -13,22 +13,22 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-/// What nobody would look for.
+/// Appended when a tool is missing: rules created with it stay invisible.
 const NO_PROGRAM: &str = "is not here, so that NAT rules made with it cannot be seen";
 
-/// What was found so far.
+/// Intermediate results of a scan.
 struct Gathered<'a> {
     around: &'a Around,
     look: Look,
     findings: Findings,
-    /// Sources that others translate before netdp sees them.
+    /// Sources that other rules translate before netdp gets the packets.
     translated: PrefixSet,
-    /// What drops answers, and to which destinations.
+    /// Rules that drop replies, with the destinations.
     drops: Vec<(Finding, Vec<IpNet>)>,
 }
 
-/// Looks at every rule that translates sources, at those that divert what is addressed to the node, and
-/// at those that drop answers to pods. Changes nothing, creates no table.
+/// Scans all rules that translate sources, that redirect packets addressed to the node, or that
+/// drop replies to pods. Changes nothing, and creates no table.
 #[must_use]
 pub fn look(around: &Around) -> Look {
     let mut gathered = Gathered {
@@ -90,7 +90,7 @@ pub fn look(around: &Around) -> Look {
     gathered.end()
 }
 
-/// The node's addresses that packets of translated families may come in for.
+/// Returns the node's addresses of the translated families.
 fn reachable(around: &Around) -> BTreeSet<IpAddr> {
     let may = |ip: &&IpAddr| !ip.is_loopback() && (around.enable_ipv6 || ip.is_ipv4());
     around.local.iter().filter(may).copied().collect()
@@ -108,8 +108,8 @@ fn run(arguments: &[&str]) -> Result<String> {
 }
 
 impl Gathered<'_> {
-    /// iptables' tables that packets meet before answers would get a pod's address. Where the programs
-    /// are missing, that was told of the nat table.
+    /// Reads the iptables tables that packets meet before netfilter would have translated replies.
+    /// Missing programs were reported for the nat table already.
     fn early_tables(&mut self, families: &[Family]) {
         if self.around.translator != Translator::Ebpf {
             return;
@@ -153,7 +153,8 @@ impl Gathered<'_> {
         });
     }
 
-    /// Tables that iptables-nft does not print; it printed its own for the families in `read`.
+    /// Reads the tables that iptables-nft does not print; it printed its own for the families in
+    /// `read`.
     fn native(&mut self, read: &[Family], local: &BTreeSet<IpAddr>) -> Result<()> {
         let around = self.around;
         let chains = json(&["list", "chains"])?;
@@ -170,7 +171,7 @@ impl Gathered<'_> {
             if family == Some(Family::V6) && !around.enable_ipv6 {
                 continue;
             }
-            // Those of iptables-nft were read with its own program.
+            // Tables of iptables-nft were read with its own program.
             let of_iptables = ["raw", "mangle"].contains(&table.name.as_str())
                 && family.is_some_and(|family| read.contains(&family));
             if of_iptables || around.translator != Translator::Ebpf {
@@ -262,7 +263,8 @@ impl Gathered<'_> {
         });
     }
 
-    /// Whoever translates a source himself gets its answers as before: such drops hurt nobody.
+    /// Completes the scan. Replies to sources that another rule translates arrive as before:
+    /// dropping them has no effect on netdp's flows.
     fn end(mut self) -> Look {
         let hurts =
             |nets: &[IpNet]| nets.is_empty() || !nets.iter().all(|net| self.translated.covers(net));
@@ -276,7 +278,8 @@ impl Gathered<'_> {
     }
 }
 
-/// The sources that a rule translates, whatever else it asks for; none if it names none.
+/// Returns the sources that a rule translates, whatever its other conditions; none if it names
+/// none.
 fn sources<'a>(way: &walk::Reached<'a, '_>) -> impl Iterator<Item = &'a IpNet> {
     let nets = way.matches.iter().filter_map(|condition| match condition {
         Match::Source { nets, not: false } => Some(nets),

@@ -1,4 +1,4 @@
-//! A NAT rule of any kind, as far as it matters to pods' packets.
+//! Model of a NAT rule of any kind, as far as it matters to pods' packets.
 
 use super::inward::Onward;
 use crate::iptables::Family;
@@ -6,74 +6,74 @@ use ipnet::IpNet;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// What a packet has to be like.
+/// A condition on packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Match {
-    /// Its source is within (or, if `not`, outside) these.
+    /// The source is within these (outside, if `not`).
     Source { nets: Vec<IpNet>, not: bool },
-    /// Its destination is.
+    /// The destination is within these (outside, if `not`).
     Destination { nets: Vec<IpNet>, not: bool },
-    /// It comes in by (or, if `not`, by another than) one of these; a `+` at the end stands for
-    /// anything.
+    /// The input interface is one of these (another one, if `not`); a `+` at the end stands for any
+    /// suffix.
     In { names: Vec<String>, not: bool },
-    /// It leaves by (or, if `not`, by another than) one of these; a `+` at the end stands for
-    /// anything.
+    /// The output interface is one of these (another one, if `not`); a `+` at the end stands for
+    /// any suffix.
     Out { names: Vec<String>, not: bool },
-    /// It carries (or, if not `set`, does not carry) a mark.
+    /// The packet has a mark (has none, unless `set`).
     Mark { text: String, set: bool },
-    /// Its source is (or is not) an address of the node.
+    /// The source is an address of the node (is not, if `not`).
     LocalSource { not: bool },
-    /// Its destination is.
+    /// The destination is an address of the node (is not, if `not`).
     LocalDestination { not: bool },
-    /// A service has translated its destination.
+    /// The destination was translated, by a service.
     Translated,
-    /// Something else: fewer packets, no telling which.
+    /// Another condition, which matches an unknown part of the packets.
     Other(String),
 }
 
-/// What becomes of it.
+/// Target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// It gets the address of the way out.
+    /// SNAT to the address of the outgoing interface.
     Masquerade,
-    /// It gets one of these; none if that could not be read.
+    /// SNAT to one of these; none if they could not be read.
     Snat(Vec<IpAddr>),
-    /// Nothing more in this chain.
+    /// Return from the chain, or accept.
     Leave,
-    /// Another chain decides.
+    /// Jump to another chain.
     Jump(String),
-    /// It goes no further.
+    /// Drop the packet.
     Drop,
-    /// Nothing that concerns its source.
+    /// Any target that does not affect the source.
     Other,
 }
 
-/// A rule.
+/// A rule with its conditions and target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// As its program prints it.
+    /// Text as printed by its program.
     pub text: String,
     pub matches: Vec<Match>,
     pub target: Target,
-    /// What it does with packets that are addressed to the node.
+    /// Targets of packets that are addressed to the node.
     pub onward: Vec<Onward>,
 }
 
-/// The chains that know each other.
+/// Chains that can jump to each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ruleset {
-    /// The only family whose packets come here, if there is one.
+    /// The only family of packets in these chains, if it is restricted.
     pub family: Option<Family>,
     pub chains: BTreeMap<String, Vec<Rule>>,
-    /// Those that every packet goes through on its way out.
+    /// Base chains that every packet traverses on its way out.
     pub roots: Vec<String>,
-    /// Those that packets go through before it is known whether they are for the node.
+    /// Base chains that packets traverse before the routing decision.
     pub inward_roots: Vec<String>,
-    /// Those that packets go through before netfilter would give answers a pod's address.
+    /// Base chains that packets traverse before netfilter would translate replies.
     pub early_roots: Vec<String>,
 }
 
-/// Whether the prefixes share addresses.
+/// Reports whether the prefixes overlap.
 pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }

@@ -18,7 +18,7 @@ fn with(rules: &Rules, more: Rule) -> Rules {
     rules.iter().cloned().chain([more]).collect()
 }
 
-/// ip-masq-agent's defaults, two uplinks, and pods that are known to be in 10.244.0.0/16.
+/// Returns ip-masq-agent's defaults, two uplinks, and pods in the known network 10.244.0.0/16.
 fn around(translator: Translator) -> Around {
     let bypass = [
         "169.254.0.0/16",
@@ -60,8 +60,8 @@ fn saved(rules: &str) -> Ruleset {
     iptables::ruleset(&Table::parse(rules), Family::V4, &Default::default())
 }
 
-/// The one rule that translates, as both modes see it: owner, conflict with eBPF, conflict with the
-/// chain, why (the chain's).
+/// Returns the only rule that translates, as both modes see it: owner, conflict with eBPF, conflict
+/// with the chain, reason (the chain's).
 fn one(rules: &str) -> (String, bool, bool, String) {
     let set = saved(rules);
     let ebpf = judge(&set, false, &around(Translator::Ebpf));
@@ -195,7 +195,7 @@ fn container_engines_translate_their_own() {
         assert_eq!(owner, "Docker");
         assert!(!conflict, "{why}");
     }
-    // A bridge that may be anybody's.
+    // A bridge of unknown ownership.
     let bridge = docker.replace("docker0", "cni0");
     let (_, conflict, why) = &judge(&saved(&bridge), false, &unknown)[0];
     assert!(conflict);
@@ -257,7 +257,7 @@ fn rules_that_nothing_leads_to_do_not_count_and_circles_end() {
 const NFT: &str = include_str!("tests/nft.json");
 const NFT_TEXT: &str = include_str!("tests/nft.txt");
 
-/// A table in nft's own words: every kind of condition that is understood.
+/// A table as printed by nft, with every kind of condition that is supported.
 #[test]
 fn native_rules_are_read() {
     let listing = serde_json::from_str(NFT).unwrap();
@@ -340,13 +340,13 @@ fn what_spares_in_a_chain_spares_in_that_chain_only() {
     );
 }
 
-/// The `n`th of more networks than anybody lists.
+/// Returns the `n`th of more networks than real rule sets contain.
 fn nth(n: u32) -> String {
     format!("{}/30", std::net::Ipv4Addr::from(0x0a00_0000 + n * 4))
 }
 
-/// As many rules as a policy may well have, judged by as many, in every shape that asks the policy:
-/// asking each by each would not end.
+/// As many rules as a policy may have, matched against as many, in every shape that queries the
+/// policy: comparing each with each would not terminate in time.
 #[test]
 fn long_lists_are_judged_by_long_lists() {
     const MANY: u32 = 100_000;
@@ -369,13 +369,13 @@ fn long_lists_are_judged_by_long_lists() {
         format!("-A POSTROUTING -s {source}/32 -j MASQUERADE\n")
     });
     assert_eq!(conflicts(&by_source), MANY as usize);
-    // Half of them spare what the other half would have translated.
+    // Half of them exempt prefixes that the other half would have translated.
     let spared = lines(&|n| match n % 2 {
         0 => format!("-A POSTROUTING -d {} -j RETURN\n", nth(n)),
         _ => format!("-A POSTROUTING -d {} -j MASQUERADE\n", nth(n - 1)),
     });
     assert_eq!(conflicts(&spared), 0);
-    // A chain that is led to from many places.
+    // A chain with jumps from many places.
     let jumps = lines(&|n| match n % 2 {
         0 => format!("-A POSTROUTING -d {} -j RETURN\n", nth(n)),
         _ => format!("-A POSTROUTING -d {} -j A\n", nth(n)),
@@ -396,8 +396,8 @@ fn long_lists_are_judged_by_long_lists() {
     }
 }
 
-/// Rules that drop what is addressed to as many containers, of sources that a long policy may
-/// bypass, behind as many exceptions.
+/// Rules that drop packets to as many containers, from sources that a long policy may bypass,
+/// behind as many exceptions.
 #[test]
 fn long_lists_of_drops_are_judged_by_long_lists() {
     const MANY: u32 = 100_000;
@@ -420,7 +420,7 @@ fn long_lists_of_drops_are_judged_by_long_lists() {
         reached += 1;
         dropped += u32::from(early::drops_answers(way, &around).is_some());
     });
-    // Answers of bypassed sources had pods' addresses with netfilter too.
+    // Replies from bypassed destinations had pods' addresses with netfilter too.
     assert_eq!((reached, dropped), (MANY / 4 * 3, MANY / 4 * 2));
 }
 

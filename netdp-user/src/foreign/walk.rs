@@ -1,49 +1,49 @@
-//! Which rules that translate sources, or drop what comes in, are reached from the roots, and what a
-//! packet has to be like to get there.
+//! Walk from the base chains to the rules that translate sources or drop ingress packets, with the
+//! conditions under which packets reach them.
 
 use super::rule::{Match, Rule, Ruleset, Target};
 use crate::iptables::Family;
 use crate::prefixes::PrefixSet;
 use ipnet::IpNet;
 
-/// Chains in chains in chains: the kernel takes no more (NFT_JUMP_STACK_SIZE,
+/// Maximum depth of jumps; the kernel allows no more (NFT_JUMP_STACK_SIZE,
 /// include/net/netfilter/nf_tables.h).
 const MAX_DEPTH: usize = 16;
 
-/// A rule that translates or drops, with its way there.
+/// A rule that translates or drops, with the path to it.
 #[derive(Debug)]
 pub struct Reached<'a, 'w> {
     pub rule: &'a Rule,
-    /// The only family whose packets come here, if there is one.
+    /// The only family of packets here, if it is restricted.
     pub family: Option<Family>,
-    /// From the root on.
+    /// Chains from the base chain on.
     pub path: &'w [&'a str],
-    /// Where in the root it is, or what leads to it.
+    /// Position in the base chain of the rule, or of the jump that leads to it.
     pub position: usize,
-    /// Every condition on the way and its own.
+    /// Conditions on the path and of the rule itself.
     pub matches: Vec<&'a Match>,
-    /// Destinations that leave a chain on the way before.
+    /// Destinations of packets that leave a chain earlier on the path.
     pub spared: &'w PrefixSet,
-    /// How often that has changed.
+    /// Number of changes of `spared`.
     pub spared_version: u64,
-    /// The mark without which packets leave a chain on the way before.
+    /// The mark without which packets leave a chain earlier on the path.
     pub mark: Option<&'a str>,
 }
 
 impl Reached<'_, '_> {
-    /// The chain that the rule is in.
+    /// Returns the chain that contains the rule.
     pub fn chain(&self) -> &str {
         self.path.last().copied().unwrap_or_default()
     }
 }
 
-/// Shows all that translate to `each`, in the order in which packets meet them.
+/// Calls `each` for all rules that translate, in the order in which packets meet them.
 pub fn reached<'a>(set: &'a Ruleset, each: impl FnMut(&Reached<'a, '_>)) {
     let translates = |target: &Target| matches!(target, Target::Masquerade | Target::Snat(_));
     walk(set, &set.roots, translates, each);
 }
 
-/// Shows all to `each` that drop what comes in before answers would get a pod's address.
+/// Calls `each` for all rules that drop ingress packets before netfilter would translate replies.
 pub fn early_drops<'a>(set: &'a Ruleset, each: impl FnMut(&Reached<'a, '_>)) {
     walk(
         set,
@@ -77,15 +77,15 @@ fn walk<'a>(
 struct Way<'a> {
     path: Vec<&'a str>,
     matches: Vec<&'a Match>,
-    /// In the order in which they were met.
+    /// Destinations in the order in which they were met.
     spared: Vec<&'a IpNet>,
-    /// The same.
+    /// The destinations of `spared` as a set.
     spared_set: PrefixSet,
     spared_version: u64,
     mark: Option<&'a str>,
 }
 
-/// How much of a way was gone.
+/// A position on the path, to return to.
 struct Place<'a> {
     matches: usize,
     spared: usize,
@@ -101,7 +101,7 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Forgets what a chain has added that is over.
+    /// Removes everything that a completed chain has added.
     fn go_back(&mut self, place: Place<'a>) {
         self.path.pop();
         self.matches.truncate(place.matches);
@@ -140,7 +140,8 @@ fn step<'a>(
             spared_version: way.spared_version,
             mark: way.mark,
         }),
-        // What has one condition only is surely out; with more, it may go on.
+        // A rule with one condition ends the path of every packet that matches it; with more
+        // conditions, packets that match one of them may continue.
         Target::Leave => match rule.matches.as_slice() {
             [Match::Destination { nets, not: false }] => way.spare(nets),
             [Match::Mark { text, set: false }] => way.mark = Some(text),

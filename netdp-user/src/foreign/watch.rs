@@ -1,18 +1,18 @@
-//! Looks beside the agent's loop: programs with many rules to print take their time.
+//! Scans beside the agent's loop: programs take long to print many rules.
 
 use super::{Around, Inward, Look, Seen, look};
 use tokio::task::JoinHandle;
 
-/// A look at a time.
+/// A queue of scans, of which one runs at a time.
 #[derive(Debug, Default)]
 pub struct Watch {
     running: Option<JoinHandle<Look>>,
-    /// Asked for while one was running.
+    /// Context of a scan that was requested while one was running.
     next: Option<Around>,
 }
 
 impl Watch {
-    /// Looks anew, soon.
+    /// Requests a new scan.
     pub fn ask(&mut self, around: Around) {
         if self.running.is_some() {
             self.next = Some(around);
@@ -21,7 +21,8 @@ impl Watch {
         }
     }
 
-    /// Waits for what is seen; for ever where nobody asked. Dropping the future loses nothing.
+    /// Waits for the result of a scan; forever if none was requested. Dropping the future loses
+    /// nothing.
     pub async fn seen(&mut self) -> Look {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;

@@ -1,9 +1,9 @@
-//! What packets the node itself receives that the programs cannot tell by looking for a socket:
-//! pods' flows must not take the ports and protocols of those.
+//! Ports and protocols that the node itself receives and that the programs cannot detect by a
+//! socket lookup: pods' flows must not take them.
 //!
-//! The facts are NAT rules of others ([`crate::foreign`]), IPVS's services, sockets, IPsec
-//! ([`Prober`]) and tunnels ([`crate::uplinks`]); [`decide`] makes of them what the maps `node_ports`
-//! and `node_protocols` are to hold.
+//! The facts are third-party NAT rules ([`crate::foreign`]), IPVS services, sockets, IPsec
+//! ([`Prober`]) and tunnels ([`crate::uplinks`]); [`decide`] derives the contents of the maps
+//! `node_ports` and `node_protocols` from them.
 
 mod ports;
 mod probe;
@@ -28,23 +28,23 @@ use netdp_common::addr::Addr;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// How many ports of one protocol are kept from pods at most: a quarter of all.
+/// Maximum number of ports of one protocol that are reserved for the node: a quarter of all.
 pub const MOST_PORTS: u32 = 16_384;
 
-/// With more peers of one protocol than this, all count as its peers.
+/// Number of peers of one protocol above which all addresses count as its peers.
 const MOST_PEERS: usize = 256;
 
-/// A protocol without ports that the node speaks.
+/// A protocol without ports that the node uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spoken {
-    /// IP protocol number.
+    /// IP protocol number as assigned by IANA.
     pub protocol: u8,
-    /// With whom; the family's unspecified address stands for anybody.
+    /// Address of the peer; the family's unspecified address stands for any peer.
     pub peer: IpAddr,
 }
 
 impl Spoken {
-    /// The key of the map `node_protocols`.
+    /// Returns the key in the map `node_protocols`.
     #[must_use]
     pub fn key(&self) -> NodeProtocol {
         NodeProtocol::new(Addr::from(self.peer), u32::from(self.protocol))
@@ -59,50 +59,50 @@ impl Spoken {
     }
 }
 
-/// A service of IPVS.
+/// A virtual service of IPVS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Service {
-    /// `tcp`, `udp`, `sctp`; `fwm` for one that is chosen by a mark.
+    /// `tcp`, `udp`, `sctp`; `fwm` for a service selected by a mark.
     pub protocol: String,
-    /// Where it is; nothing where a mark chooses it.
+    /// Address; `None` if a mark selects the service.
     pub address: Option<IpAddr>,
-    /// 0 stands for every port.
+    /// Port; 0 stands for every port.
     pub port: u16,
 }
 
-/// Everything that is known.
+/// All facts about the node.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// NAT rules.
+    /// Third-party NAT rules for packets to the node.
     pub nat: &'a Inward,
-    /// Sockets, services, IPsec.
+    /// Polled facts: sockets, services, IPsec.
     pub probe: &'a Probe,
-    /// Tunnels.
+    /// Tunnels that are up.
     pub tunnels: &'a [Tunnel],
-    /// The node's addresses.
+    /// Addresses of the node.
     pub local: &'a BTreeSet<IpAddr>,
 }
 
-/// What the maps are to hold, and what is said about it.
+/// Desired contents of the maps, with the report about them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
     /// `NODE_PORT_*` bits by port; no zeros.
     pub ports: BTreeMap<u16, u32>,
-    /// What the node speaks.
+    /// Protocols that the node uses.
     pub protocols: BTreeSet<Spoken>,
-    /// Where all that is from.
+    /// Origins of the ports and protocols.
     pub report: NodeReport,
 }
 
-/// Ports from one place.
+/// Ports with one origin.
 struct Source {
     from: String,
-    /// What is said where the ports are too many.
+    /// Description used in the message if the ports are too many.
     about: String,
     ports: PortSet,
 }
 
-/// What the maps are to hold.
+/// Returns the desired contents of the maps.
 #[must_use]
 pub fn decide(facts: &Facts<'_>) -> Wanted {
     let mut wanted = Wanted::default();
@@ -167,7 +167,7 @@ fn sockets(probe: &Probe) -> Vec<Source> {
     probe.sockets.iter().map(source).collect()
 }
 
-/// Those with the fewest ports first, until there are too many.
+/// Adds the sources with the fewest ports first, until there are too many.
 fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
     let mut by_place: BTreeMap<(&str, String), Ranges> = BTreeMap::new();
     let mut too_many: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -206,7 +206,7 @@ fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
         .collect();
 }
 
-/// Everything that is spoken, with where that is from.
+/// Returns all protocols that the node uses, with their origin.
 fn spoken(facts: &Facts<'_>) -> BTreeMap<Spoken, String> {
     let mut found = BTreeMap::new();
     for tunnel in facts.tunnels {
@@ -223,7 +223,7 @@ fn spoken(facts: &Facts<'_>) -> BTreeMap<Spoken, String> {
     found
 }
 
-/// With whom IPsec speaks: the ends that are not the node's; anybody where none is known.
+/// Returns the IPsec peers: the endpoints that are not the node's; any peer if none is known.
 fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<Spoken> {
     let mut found = BTreeSet::new();
     for &Ipsec { protocol, ends } in all {

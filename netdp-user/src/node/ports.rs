@@ -4,7 +4,7 @@ use netdp_common::abi::node_port_bit;
 use netdp_common::tuple::proto;
 use std::fmt;
 
-/// The protocols with ports that `node_ports` knows, with their IP protocol numbers.
+/// The protocols with ports that `node_ports` covers, with their IP protocol numbers.
 pub const PROTOCOLS: [(&str, u32); 5] = [
     ("tcp", proto::TCP),
     ("udp", proto::UDP),
@@ -13,43 +13,43 @@ pub const PROTOCOLS: [(&str, u32); 5] = [
     ("dccp", proto::DCCP),
 ];
 
-/// Ports as inclusive ranges: sorted, apart from each other.
+/// Ports as inclusive ranges: sorted, and not adjacent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranges(Vec<(u16, u16)>);
 
 impl Ranges {
-    /// Every port.
+    /// Returns the range of all ports.
     pub fn all() -> Self {
         Self(vec![(0, u16::MAX)])
     }
 
-    /// `first` to `last`, both included; none if they are the wrong way round.
+    /// Returns the range `first` to `last`, both included; empty if `first` is greater.
     pub fn one(first: u16, last: u16) -> Self {
         Self::from_iter([(first, last)])
     }
 
-    /// Whether there is none.
+    /// Reports whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// How many ports.
+    /// Returns the number of ports.
     pub fn count(&self) -> u32 {
         let count = |&(first, last): &(u16, u16)| u32::from(last - first) + 1;
         self.0.iter().map(count).sum()
     }
 
-    /// Each port.
+    /// Iterates over single ports.
     pub fn ports(&self) -> impl Iterator<Item = u16> {
         self.0.iter().flat_map(|&(first, last)| first..=last)
     }
 
-    /// The ranges.
+    /// Iterates over the ranges.
     fn ranges(&self) -> impl Iterator<Item = (u16, u16)> {
         self.0.iter().copied()
     }
 
-    /// The ports that are in both.
+    /// Returns the ports that are in both sets.
     pub fn intersection(&self, other: &Self) -> Self {
         let (mut ours, mut theirs) = (self.0.iter().peekable(), other.0.iter().peekable());
         let mut both = Vec::new();
@@ -67,12 +67,12 @@ impl Ranges {
         Self(both)
     }
 
-    /// The ports that are in one of them.
+    /// Returns the ports that are in either set.
     pub fn union(&self, other: &Self) -> Self {
         self.ranges().chain(other.ranges()).collect()
     }
 
-    /// All other ports.
+    /// Returns the ports that are not in the set.
     pub fn complement(&self) -> Self {
         let mut rest = Vec::new();
         let mut next = Some(0);
@@ -106,7 +106,7 @@ impl FromIterator<(u16, u16)> for Ranges {
     }
 }
 
-/// As `--dports` has them: `80,8080-8081`.
+/// Formats the ranges as `--dports` takes them: `80,8080-8081`.
 impl fmt::Display for Ranges {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, (first, last)) in self.0.iter().enumerate() {
@@ -121,17 +121,17 @@ impl fmt::Display for Ranges {
     }
 }
 
-/// Ports of each protocol that has any.
+/// Ports by protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PortSet([Ranges; 5]);
 
 impl PortSet {
-    /// Every port of every protocol.
+    /// Returns every port of every protocol.
     pub fn all() -> Self {
         Self(std::array::from_fn(|_| Ranges::all()))
     }
 
-    /// These ports of the protocols in `mask` (`NODE_PORT_*` bits).
+    /// Returns these ports of the protocols in `mask` (`NODE_PORT_*` bits).
     pub fn of(mask: u32, ports: &Ranges) -> Self {
         Self(std::array::from_fn(|n| {
             let (_, number) = PROTOCOLS[n];
@@ -143,17 +143,17 @@ impl PortSet {
         }))
     }
 
-    /// Whether there is none.
+    /// Reports whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(Ranges::is_empty)
     }
 
-    /// What is in both.
+    /// Returns the ports that are in both sets.
     pub fn intersection(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|n| self.0[n].intersection(&other.0[n])))
     }
 
-    /// Adds what `other` has; whether there is more than before.
+    /// Adds the ports of `other`. Reports whether the set has grown.
     pub fn extend(&mut self, other: &Self) -> bool {
         let mut grown = false;
         for (own, other) in self.0.iter_mut().zip(&other.0) {
@@ -164,14 +164,14 @@ impl PortSet {
         grown
     }
 
-    /// Name and IP protocol number with the ports of each.
+    /// Returns name and IP protocol number with the ports of each protocol.
     pub fn by_protocol(&self) -> impl Iterator<Item = (&'static str, u32, &Ranges)> {
         let named = PROTOCOLS.iter().zip(&self.0);
         named.map(|(&(name, number), ports)| (name, number, ports))
     }
 }
 
-/// The bit of a protocol, by its name or number; 0 for one without ports.
+/// Returns the bit of a protocol, by its name or number; 0 for one without ports.
 pub fn protocol_bit(name: &str) -> u32 {
     let by_name = PROTOCOLS.iter().find(|(known, _)| *known == name);
     let number = by_name.map(|(_, number)| *number);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     proptest! {
-        // Each looks at every port.
+        // Each case checks every port.
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
         fn ranges_are_sets(a in some(), b in some()) {

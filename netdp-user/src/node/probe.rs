@@ -1,4 +1,4 @@
-//! What nobody tells of when it changes: looked at again and again, beside the agent's loop.
+//! Facts without change notifications: polled beside the agent's loop.
 
 use super::xfrm::{self, Ipsec, Policy};
 use super::{Service, Spoken, proc};
@@ -8,31 +8,32 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// The time between two looks.
+/// Time between two polls.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much longer than a look itself the time between two looks is, at least.
+/// Minimum time between two polls, as a multiple of the duration of a poll.
 const REST: u32 = 20;
 
-/// What is there at a time.
+/// Result of a poll.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Probe {
-    /// Protocols (`NODE_PORT_*` bits) and ports of sockets that the programs' own lookups do not find.
+    /// Protocols (`NODE_PORT_*` bits) and ports of sockets that the programs' socket lookups do not
+    /// find.
     pub sockets: BTreeSet<(u32, u16)>,
-    /// IPVS's services.
+    /// Virtual services of IPVS.
     pub services: BTreeSet<Service>,
-    /// What raw sockets receive.
+    /// Protocols of raw sockets.
     pub raw: BTreeSet<Spoken>,
-    /// What IPsec speaks.
+    /// Protocols and endpoints of IPsec.
     pub ipsec: BTreeSet<Ipsec>,
-    /// Its policies about what leaves, as the kernel lists them.
+    /// Egress policies of IPsec, in the kernel's order.
     pub policies: Vec<Policy>,
-    /// By which a change of iptables-legacy's rules shows.
+    /// State by which a change of iptables-legacy's rules is detected.
     pub legacy: LegacyState,
 }
 
 impl Probe {
-    /// Looks. What is not there, or cannot be read, is empty.
+    /// Polls once. Facts that are absent, or cannot be read, are empty.
     #[must_use]
     pub fn read() -> Self {
         let text = |file: &str| {
@@ -57,7 +58,7 @@ impl Probe {
     }
 }
 
-/// Looks every second, on a thread of its own.
+/// A poller with a period of a second, on a thread of its own.
 #[derive(Debug)]
 pub struct Prober {
     last: Option<Probe>,
@@ -76,8 +77,8 @@ impl Default for Prober {
 }
 
 impl Prober {
-    /// Waits for something else than at the last return; the first time for the first look. Dropping
-    /// the future loses nothing.
+    /// Waits for a result other than the last one returned; the first time for the first result.
+    /// Dropping the future loses nothing.
     pub async fn changed(&mut self) -> Probe {
         loop {
             sleep_until(self.due).await;

@@ -1,31 +1,32 @@
-//! What /proc tells of the node's sockets and services.
+//! The node's sockets and services as listed in /proc.
 
 use super::{Service, Spoken};
 use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Protocols of raw sockets that say nothing: ICMP of both families, "any", hop-by-hop options, and
-/// those with ports, which a raw socket only listens in on.
+/// Protocols of raw sockets that are ignored: ICMP of both families, "any", hop-by-hop options, and
+/// those with ports, on which a raw socket only listens in.
 const NOT_SPOKEN: [u8; 9] = [0, 1, 6, 17, 33, 58, 132, 136, 255];
 
 /// L2TP over IP (RFC 3931 4.1.1).
 const L2TP: u8 = 115;
 
-/// The local port of each SCTP endpoint, as /proc/net/sctp/eps has them (net/sctp/proc.c).
+/// Returns the local port of each SCTP endpoint, from /proc/net/sctp/eps (net/sctp/proc.c).
 pub fn sctp(eps: &str) -> impl Iterator<Item = (u32, u16)> {
     let port = |line: &str| line.split_ascii_whitespace().nth(5)?.parse().ok();
     let ports = eps.lines().skip(1).filter_map(port);
     ports.map(|port| (NODE_PORT_SCTP, port))
 }
 
-/// The local port of each UDP-Lite socket, as /proc/net/udplite and udplite6 have them.
+/// Returns the local port of each UDP-Lite socket, from /proc/net/udplite and udplite6.
 pub fn udplite(sockets: &str) -> impl Iterator<Item = (u32, u16)> {
     let all = sockets.lines().filter_map(ends);
     all.map(|(local, _)| (NODE_PORT_UDP_LITE, local.1))
 }
 
-/// What raw sockets receive, as /proc/net/raw and raw6 have them: the local port is the protocol.
+/// Returns the protocols of raw sockets, from /proc/net/raw and raw6: the local port is the
+/// protocol.
 pub fn raw(sockets: &str) -> impl Iterator<Item = Spoken> {
     let all = sockets.lines().filter_map(ends);
     all.filter_map(|(local, remote)| {
@@ -35,8 +36,8 @@ pub fn raw(sockets: &str) -> impl Iterator<Item = Spoken> {
     })
 }
 
-/// L2TP over IP, whose sockets are listed nowhere: where /proc/net/protocols has it, it is loaded,
-/// and counts as spoken with anybody.
+/// Returns L2TP over IP, whose sockets are listed nowhere: if /proc/net/protocols has it, it is
+/// loaded, and counts as used with any peer.
 pub fn l2tp(protocols: &str) -> impl Iterator<Item = Spoken> {
     let name = |line: &'_ str| line.split_ascii_whitespace().next().map(str::to_owned);
     protocols.lines().filter_map(name).filter_map(|name| {
@@ -50,7 +51,7 @@ pub fn l2tp(protocols: &str) -> impl Iterator<Item = Spoken> {
     })
 }
 
-/// IPVS's services, as /proc/net/ip_vs has them (net/netfilter/ipvs/ip_vs_ctl.c).
+/// Returns the IPVS services, from /proc/net/ip_vs (net/netfilter/ipvs/ip_vs_ctl.c).
 pub fn ipvs(services: &str) -> BTreeSet<Service> {
     services.lines().filter_map(service).collect()
 }
@@ -83,14 +84,14 @@ fn service(line: &str) -> Option<Service> {
 
 type End = (IpAddr, u16);
 
-/// Both ends of a socket, `N: ADDRESS:PORT ADDRESS:PORT …`, all in hexadecimal.
+/// Parses both endpoints of a socket, `N: ADDRESS:PORT ADDRESS:PORT …`, all in hexadecimal.
 fn ends(line: &str) -> Option<(End, End)> {
     let mut words = line.split_ascii_whitespace();
     words.next()?.strip_suffix(':')?;
     Some((end(words.next()?)?, end(words.next()?)?))
 }
 
-/// An address is printed in words of the host's byte order.
+/// Parses an endpoint. The address is printed in 32-bit words of the host's byte order.
 fn end(text: &str) -> Option<End> {
     let (address, port) = text.split_once(':')?;
     let word = |at: usize| {

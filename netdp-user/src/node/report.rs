@@ -1,44 +1,44 @@
-//! What `netdp status` says of the ports and protocols that are kept from pods.
+//! The report of `netdp status` about ports and protocols that are reserved for the node.
 
 use super::Spoken;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How many ranges of ports of one protocol, and how many protocols, a line names.
+/// Maximum number of port ranges of one protocol, and of protocols, named in a line.
 const NAMED: usize = 12;
 
-/// What is kept from pods' flows because the node itself receives it.
+/// Ports and protocols that pods' flows can't use because the node itself receives them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeReport {
-    /// Ports.
+    /// Reserved ports, by protocol and origin.
     pub ports: Vec<PortsReport>,
-    /// Protocols without ports.
+    /// Reserved protocols without ports.
     pub protocols: Vec<ProtocolReport>,
-    /// What has too many ports to be kept from pods.
+    /// Origins with too many ports to be reserved.
     pub not_kept: Vec<String>,
-    /// Where there may be more that could not be read, and why.
+    /// Places of possible further ports that could not be read, with the reason.
     pub unread: Vec<String>,
 }
 
-/// Ports of one protocol, from one place.
+/// Ports of one protocol, with one origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortsReport {
     /// `tcp`, `udp`, `sctp`, `udplite` or `dccp`.
     pub protocol: String,
-    /// `80,8080-8081`.
+    /// Ranges such as `80,8080-8081`.
     pub ports: String,
-    /// Who receives there.
+    /// Receiver of these ports.
     pub from: String,
 }
 
 /// A protocol without ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProtocolReport {
-    /// Its name, or its number.
+    /// Protocol name, or number.
     pub protocol: String,
-    /// With whom: an address, `anybody (IPv4)` or `anybody (IPv6)`.
+    /// Peer: an address, `anybody (IPv4)` or `anybody (IPv6)`.
     pub peer: String,
-    /// What speaks it.
+    /// User of the protocol.
     pub from: String,
 }
 
@@ -58,7 +58,7 @@ impl ProtocolReport {
 }
 
 impl NodeReport {
-    /// All of it in a line.
+    /// Summarises the report in a line.
     #[must_use]
     pub fn line(&self) -> String {
         let mut by_protocol: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -104,7 +104,7 @@ fn shortened(all: &[&str], separator: &str) -> String {
     }
 }
 
-/// A protocol's name, or its number.
+/// Returns a protocol's name, or its number.
 fn name(protocol: u8) -> String {
     match protocol {
         2 => "igmp",

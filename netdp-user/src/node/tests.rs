@@ -165,7 +165,7 @@ fn protocols_have_peers() {
         ipsec: [
             ipsec(["192.0.2.8", "10.1.0.10"]),
             ipsec(["10.1.0.10", "192.0.2.9"]),
-            // The peer is known; of the node's own end nothing is said.
+            // The peer is known; the node's own endpoint is not.
             ipsec(["192.0.2.8", "0.0.0.0"]),
             ipsec(["::", "::"]),
         ]

@@ -1,7 +1,8 @@
-//! What pods send may fall under an IPsec policy of the node's once it has the node's address. The kernel
-//! asked for the pod's (`xfrm_route_forward`, include/net/xfrm.h), and asks no more: the packet would
-//! leave in clear. netfilter asks again (`nf_xfrm_me_harder`, net/netfilter/nf_nat_core.c, Linux 6.18). What
-//! falls under such a policy is dropped.
+//! Drops for IPsec: a packet of a pod may match an IPsec policy of the node once it has the node's
+//! address. The kernel checked the policies for the pod's address (`xfrm_route_forward`,
+//! include/net/xfrm.h), and does not check again: the packet would leave in clear. netfilter
+//! repeats the check (`nf_xfrm_me_harder`, net/netfilter/nf_nat_core.c, Linux 6.18). Packets that
+//! match such a policy are dropped.
 
 use super::xfrm::Policy;
 use crate::reconcile::PolicyRule;
@@ -11,20 +12,21 @@ use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-/// What IPsec policies mean for masqueraded packets.
+/// Effect of IPsec policies on masqueraded packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Withheld {
-    /// Destinations, and whether what is masqueraded towards them falls under a policy. The longest
-    /// prefix counts.
+    /// Destinations, and whether masqueraded packets to them match a policy. The longest prefix
+    /// counts.
     pub destinations: BTreeMap<IpNet, bool>,
-    /// What is said of it, a line for each policy.
+    /// Messages, a line for each policy.
     pub told: Vec<String>,
-    /// Those lines of what leaves in clear or is dropped, though netfilter would have it protected.
+    /// The messages about packets that leave in clear or are dropped, though netfilter would have
+    /// them protected.
     pub missed: Vec<String>,
 }
 
-/// Looks for policies that cover what leaves with the uplinks' addresses: their own, and those that
-/// `sources` give by them. `pods` are the networks that are known to be pods'.
+/// Finds the policies that match packets with the uplinks' addresses: their own, and those that
+/// `sources` has for them. `pods` are the known networks of the pods.
 #[must_use]
 pub fn withheld<'a>(
     policies: &[Policy],
@@ -32,14 +34,14 @@ pub fn withheld<'a>(
     sources: &Sources,
     pods: &[IpNet],
 ) -> Withheld {
-    // Of two that match, the one with the lower number counts; of equal ones the older, which is told
-    // first.
+    // Of two policies that match, the one with the lower number counts; of equal ones the older,
+    // which is listed first.
     let mut sorted: Vec<_> = policies.iter().collect();
     sorted.sort_by_key(|policy| policy.priority);
     let mut all = Withheld::default();
     for uplink in uplinks {
         let given = (sources.iter()).filter(|(_, given)| given.via == uplink.ifindex);
-        // What a VLAN device above the uplink sends has that one for its interface.
+        // The interface of packets of a VLAN device above the uplink is that device.
         let given = given.map(|(asked, given)| (asked.link, given.addr));
         let own = uplink.addresses().map(|address| (uplink.ifindex, address));
         let addresses: BTreeSet<(u32, IpAddr)> = own.chain(given).collect();
@@ -51,7 +53,7 @@ pub fn withheld<'a>(
         };
         let covering: Vec<&Policy> = sorted.iter().filter(covers).copied().collect();
         let mut own: BTreeMap<IpNet, bool> = BTreeMap::new();
-        // Whatever counts more is painted over what counts less.
+        // Policies of higher priority overwrite those of lower priority.
         for policy in covering.iter().rev().filter(|policy| !policy.narrow) {
             own.retain(|net, _| !policy.destination.contains(net));
             own.insert(policy.destination, policy.protects);
@@ -59,7 +61,7 @@ pub fn withheld<'a>(
         for policy in covering.iter().filter(|policy| policy.protects) {
             let withheld = own.get(&policy.destination) == Some(&true) && !policy.narrow;
             if !withheld && !policy.narrow {
-                // Another one counts.
+                // Another policy takes precedence.
                 continue;
             }
             let before = covers_pods(policy, pods);
@@ -84,7 +86,7 @@ pub fn withheld<'a>(
             }
         }
         for (net, protects) in own {
-            // A destination counts for every uplink.
+            // A destination applies to every uplink.
             *all.destinations.entry(net).or_default() |= protects;
         }
     }
@@ -94,7 +96,8 @@ pub fn withheld<'a>(
     all
 }
 
-/// Whether the kernel finds the policy for every pod's own address too, when it routes the packet.
+/// Reports whether the kernel also finds the policy for every pod's own address when it routes the
+/// packet.
 fn covers_pods(policy: &Policy, pods: &[IpNet]) -> bool {
     let is_of = |net: &IpNet| {
         matches!(
@@ -108,7 +111,7 @@ fn covers_pods(policy: &Policy, pods: &[IpNet]) -> bool {
 }
 
 impl Withheld {
-    /// The policy with this in it.
+    /// Returns the policy rules with the withheld destinations added.
     #[must_use]
     pub fn apply(&self, mut rules: Vec<PolicyRule>) -> Vec<PolicyRule> {
         if self.destinations.is_empty() {
@@ -144,7 +147,7 @@ impl Withheld {
     }
 }
 
-/// What is known of the longest prefix that covers this one.
+/// Returns the value of the longest prefix that covers this one.
 fn longest<T>(prefix: &IpNet, known: impl Fn(&IpNet) -> Option<T>) -> Option<T> {
     let above = std::iter::successors(Some(prefix.trunc()), IpNet::supernet);
     above.into_iter().find_map(|net| known(&net))
@@ -211,7 +214,7 @@ mod tests {
             ("fd00:2::/64", Withhold),
         ]);
         assert_eq!(after, expected);
-        // What is bypassed keeps the pod's address, for which the kernel asked.
+        // Bypassed packets keep the pod's address, for which the kernel checked.
         let bypassed = rules(&[("10.0.0.0/8", Bypass)]);
         let after = found.apply(bypassed);
         assert!(
@@ -271,7 +274,8 @@ mod tests {
         }
     }
 
-    /// What the kernel protects by pods' own addresses never arrives here; what does is another thing.
+    /// Packets that the kernel protects by pods' own addresses never arrive here; those that arrive
+    /// are others.
     #[test]
     fn a_policy_that_covers_pods_too_is_told_apart() {
         let pods = ["172.16.0.0/16", "fd00:172::/64"].map(|net| net.parse().unwrap());

@@ -1,5 +1,5 @@
-//! The protocols that IPsec speaks, from the kernel's states and policies
-//! (include/uapi/linux/xfrm.h), and with whom; and what its policies cover that leaves.
+//! Protocols and peers of IPsec, from the kernel's states and policies (include/uapi/linux/xfrm.h),
+//! and the egress packets that its policies cover.
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
@@ -23,8 +23,8 @@ const XFRMA_IF_ID: u16 = 31;
 const OUT: u8 = 1;
 const BLOCK: u8 = 1;
 
-/// Where in a `struct xfrm_selector` the source, the ports' masks, the family, the lengths of the
-/// destination's and the source's prefix, the protocol and the interface are.
+/// Offsets in a `struct xfrm_selector` of the source, the ports' masks, the family, the prefix
+/// lengths of destination and source, the protocol and the interface.
 const SELECTOR_SOURCE: usize = 16;
 const SELECTOR_DPORT_MASK: usize = 34;
 const SELECTOR_SPORT_MASK: usize = 38;
@@ -33,7 +33,7 @@ const SELECTOR_LENGTHS: usize = 42;
 const SELECTOR_PROTOCOL: usize = 44;
 const SELECTOR_INTERFACE: usize = 48;
 
-/// Where in a `struct xfrm_userpolicy_info` the priority, the direction and the action are.
+/// Offsets in a `struct xfrm_userpolicy_info` of the priority, the direction and the action.
 const POLICY_PRIORITY: usize = 152;
 const POLICY_DIRECTION: usize = 160;
 const POLICY_ACTION: usize = 161;
@@ -42,42 +42,42 @@ const POLICY_ACTION: usize = 161;
 const SELECTOR: usize = 56;
 /// `sizeof(struct xfrm_id)`: an address, the SPI, the protocol.
 const ID: usize = 24;
-/// Where in an `xfrm_id` the protocol is.
+/// Offset of the protocol in an `xfrm_id`.
 const ID_PROTOCOL: usize = 20;
 /// `offsetof(struct xfrm_usersa_info, saddr)` and `family`.
 const STATE_SOURCE: usize = SELECTOR + ID;
 const STATE_FAMILY: usize = 212;
-/// `sizeof(struct xfrm_userpolicy_info)`, behind which attributes begin.
+/// `sizeof(struct xfrm_userpolicy_info)`, after which attributes begin.
 const POLICY: usize = 168;
-/// `sizeof(struct xfrm_user_tmpl)`, and where in it the family and the source are.
+/// `sizeof(struct xfrm_user_tmpl)`, and the offsets of the family and the source in it.
 const TEMPLATE: usize = 64;
 const TEMPLATE_FAMILY: usize = 24;
 const TEMPLATE_SOURCE: usize = 28;
 
-/// A protocol of IPsec's with both ends of it, the node's and the peer's; an unspecified address
-/// stands for any.
+/// An IPsec protocol with both endpoints, the node's and the peer's; an unspecified address stands
+/// for any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ipsec {
     /// ESP, AH or IPCOMP.
     pub protocol: u8,
-    /// Destination and source.
+    /// Addresses of destination and source, in this order.
     pub ends: [IpAddr; 2],
 }
 
-/// A policy about what leaves.
+/// An egress policy of IPsec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// The source that it is about.
+    /// Source prefix of the selector.
     pub source: IpNet,
-    /// The destination.
+    /// Destination prefix of the selector.
     pub destination: IpNet,
-    /// The index of the only interface that it is about; 0 for all.
+    /// Index of the only interface that it applies to; 0 for all.
     pub ifindex: u32,
-    /// It is about a protocol, ports or a mark only.
+    /// True if it applies to certain protocols, ports or marks only.
     pub narrow: bool,
-    /// What it covers has to be transformed, or may not leave at all.
+    /// True if packets that match must be transformed, or must not leave at all.
     pub protects: bool,
-    /// Of two that match, the one with the lower number counts.
+    /// Priority: of two that match, the one with the lower number counts.
     pub priority: u32,
 }
 
@@ -87,10 +87,11 @@ impl std::fmt::Display for Policy {
     }
 }
 
-/// What IPsec may speak in the namespace of the calling thread, and its policies about what leaves.
+/// Reads the protocols that IPsec may use in the network namespace of the calling thread, and its
+/// egress policies.
 ///
 /// # Errors
-/// The kernel refuses. One without IPsec speaks none.
+/// Returns an error if the kernel refuses. Both are empty on a kernel without IPsec.
 pub fn read() -> Result<(BTreeSet<Ipsec>, Vec<Policy>)> {
     let mut socket = match Socket::new(NETLINK_XFRM) {
         Err(err) if err.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
@@ -115,7 +116,7 @@ pub fn read() -> Result<(BTreeSet<Ipsec>, Vec<Policy>)> {
     Ok((found, policies))
 }
 
-/// Asks for all of a kind and hands over the type and the payload of each answer.
+/// Dumps all objects of a kind, and passes the type and the payload of each to `each`.
 fn dump(socket: &Socket, kind: u16, mut each: impl FnMut(u16, &[u8])) -> Result<()> {
     let mut request = [0; 16];
     let mut header = NetlinkBuffer::new(&mut request[..]);
@@ -150,7 +151,7 @@ fn dump(socket: &Socket, kind: u16, mut each: impl FnMut(u16, &[u8])) -> Result<
     }
 }
 
-/// What a `struct xfrm_usersa_info` says.
+/// Parses a `struct xfrm_usersa_info`.
 fn state(message: &[u8]) -> Option<Ipsec> {
     let id = message.get(SELECTOR..)?;
     ends(
@@ -160,7 +161,7 @@ fn state(message: &[u8]) -> Option<Ipsec> {
     )
 }
 
-/// What each template of a policy says.
+/// Parses each template of a policy.
 fn templates(message: &[u8]) -> Vec<Ipsec> {
     let attributes = NlasIterator::new(message.get(POLICY..).unwrap_or_default());
     let templates = attributes
@@ -176,8 +177,8 @@ fn templates(message: &[u8]) -> Vec<Ipsec> {
     found
 }
 
-/// What a `struct xfrm_userpolicy_info` and its attributes say, if it is about what leaves. Those of
-/// IPsec interfaces are not about uplinks.
+/// Parses a `struct xfrm_userpolicy_info` and its attributes; `None` if the policy is not an egress
+/// one. Policies of IPsec interfaces do not apply to uplinks.
 fn policy(message: &[u8]) -> Option<Policy> {
     if *message.get(POLICY_DIRECTION)? != OUT {
         return None;
@@ -231,7 +232,7 @@ fn policy(message: &[u8]) -> Option<Policy> {
     })
 }
 
-/// What a `struct xfrm_id`, a source and a family say.
+/// Parses a `struct xfrm_id`, a source and a family.
 fn ends(id: &[u8], source: &[u8], family: &[u8]) -> Option<Ipsec> {
     let family = u16::from_ne_bytes(*family.first_chunk()?);
     let protocol = *id.get(ID_PROTOCOL)?;

@@ -1,4 +1,4 @@
-//! Which of its addresses a node gives to the traffic that leaves by a link.
+//! Selection of the source addresses for traffic that leaves by a link.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,20 +7,18 @@ use ipnet::Ipv4Net;
 use super::model::{Addr, AddressScope, Family, Link, Snapshot};
 use super::select::masters;
 
-/// The IPv4 address for traffic by `link`'s default route, as MASQUERADE would
-/// choose it: `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in
-/// net/ipv4/devinet.c of Linux 6.12. It passes over narrower
-/// addresses, and secondary ones but for those in `known`, prefers one on the next hop's subnet, and otherwise takes the
-/// first; of several that are equal in this, one in `known`, the addresses that the node is known
-/// by. The `src` of a route plays no part in it.
+/// Returns the IPv4 address for traffic by `link`'s default route, as MASQUERADE would choose it:
+/// `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in net/ipv4/devinet.c of Linux 6.12. It
+/// skips addresses of narrower scope, and secondary ones except those in `known`, prefers one on
+/// the next hop's subnet, and otherwise takes the first; of several that are equal in this, one in
+/// `known`, the addresses that the node is known by. The `src` of a route plays no part in it.
 ///
-/// Where the link has no such address, its bridge or bond may: what is routed by that leaves
-/// here. Then the kernel looks at its VRF device, or
-/// at the loopback device where it is in none, and so does this: routers run
-/// links without addresses, with the node's own on loopback. The kernel then
-/// goes on to every other interface; this does not, because what it would find
-/// there may be a pod bridge's address, or one of another network, to which no
-/// reply comes back. `None` means that the packet must be dropped.
+/// If the link has no such address, the address of its bridge or bond is used: packets routed by
+/// that leave here. After that the kernel tries the link's VRF device, or the loopback device if it
+/// is in none, and so does this function: routers run links without addresses, with the node's own
+/// on loopback. The kernel then tries every other interface; this function does not, because it
+/// might find a pod bridge's address, or one of another network, to which no reply comes back.
+/// `None` means that the packet must be dropped.
 pub(super) fn source_v4(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> Option<Ipv4Addr> {
     let of = |link| primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known);
     of(link)
@@ -45,25 +43,25 @@ fn primary_v4(
             IpAddr::V4(ip) => Some((ip, addr)),
             IpAddr::V6(_) => None,
         })
-        // One that the node is known by counts whatever came first: as secondary an address comes back
-        // that was gone while another one of its subnet took its place (promote_secondaries).
+        // One that the node is known by counts whatever its order: an address that was gone while
+        // another one of its subnet took its place comes back as a secondary one
+        // (promote_secondaries).
         .filter(|(_, addr)| !addr.flags.secondary || known.contains(&addr.addr))
         .filter(|(_, addr)| addr.scope == AddressScope::Universe)
-        // The first of those that come first.
+        // The first of the best ones.
         .min_by_key(|(_, addr)| (!on_subnet(addr), !known.contains(&addr.addr)))
         .map(|(ip, _)| ip)
 }
 
-/// The IPv6 address for traffic by `link`'s default route: the order of
-/// RFC 6724 for a global destination, as `ipv6_dev_get_saddr` in
-/// net/ipv6/addrconf.c of Linux 6.12 goes through it, for the addresses of
-/// this link alone. Never one that is not global in scope or not yet known to
-/// be unique; then, each only where the earlier ones do not decide: preferred
-/// before deprecated, global before unique-local, one in `known`, public before temporary, on
-/// the gateway's /64 before elsewhere, first listed.
+/// Returns the IPv6 address for traffic by `link`'s default route: the order of RFC 6724 for a
+/// global destination, as implemented by `ipv6_dev_get_saddr` in net/ipv6/addrconf.c of Linux 6.12,
+/// applied to the addresses of this link alone. Never one that is not of global scope or not yet
+/// known to be unique; then, each only if the earlier ones do not decide: preferred before
+/// deprecated, global before unique-local, one in `known`, public before temporary, on the
+/// gateway's /64 before elsewhere, first listed.
 ///
-/// A link without any borrows from its VRF or loopback device, as in
-/// [`source_v4`]. `None` means that the packet must be dropped.
+/// A link without any borrows from its VRF or loopback device, as in [`source_v4`]. `None` means
+/// that the packet must be dropped.
 pub(super) fn source_v6(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> Option<Ipv6Addr> {
     let of = |link| best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known);
     of(link)
@@ -99,14 +97,14 @@ fn best_v6(
         .map(|(ip, _)| ip)
 }
 
-/// A link's own addresses, whatever it could borrow.
+/// Returns a link's own addresses, without those it could borrow.
 pub(super) fn own(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> [Option<IpAddr>; 2] {
     let v4 = primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known);
     let v6 = best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known);
     [v4.map(IpAddr::from), v6.map(IpAddr::from)]
 }
 
-/// The router of the link's best default route.
+/// Returns the router of the link's best default route.
 fn gateway(snapshot: &Snapshot, link: &Link, family: Family) -> Option<IpAddr> {
     snapshot
         .default_routes
@@ -116,14 +114,14 @@ fn gateway(snapshot: &Snapshot, link: &Link, family: Family) -> Option<IpAddr> {
         .gateway
 }
 
-/// The device whose addresses serve for a link that has none.
+/// Returns the device whose addresses are used for a link that has none.
 fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
     snapshot
         .vrf(link)
         .or_else(|| snapshot.links.iter().find(|link| link.loopback))
 }
 
-/// Whether an address is of IPv6, global in scope and known to be unique.
+/// Reports whether an address is IPv6, of global scope and known to be unique.
 pub(super) fn is_usable_v6(addr: &Addr) -> bool {
     addr.addr.is_ipv6()
         && addr.scope == AddressScope::Universe
@@ -131,7 +129,7 @@ pub(super) fn is_usable_v6(addr: &Addr) -> bool {
         && !addr.flags.dadfailed
 }
 
-/// Whether a link has addresses that traffic from elsewhere can be sent to.
+/// Reports whether a link has addresses that are reachable from elsewhere.
 pub(super) fn carries_addresses(snapshot: &Snapshot, link: &Link) -> bool {
     addrs_of(snapshot, link).any(|addr| addr.scope == AddressScope::Universe)
 }

@@ -1,9 +1,9 @@
-//! Ways for packets that pass no TC hook, as far as links tell of them.
+//! Paths past the hooks: ways on which packets meet no TC hook, as far as links show.
 
 use super::model::Snapshot;
 use super::select::Uplink;
 
-/// What may get past the uplinks' TC hooks, a sentence each.
+/// Returns the paths past the uplinks' TC hooks, a sentence each.
 pub fn detours(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {
     let with_xdp = snapshot.links.iter().filter(|link| link.xdp);
     with_xdp

@@ -1,4 +1,4 @@
-//! What somebody may have meant by a pattern that no interface matches.
+//! Hints for a pattern that no interface matches.
 
 use super::model::Snapshot;
 use crate::misspelling::nearest;
@@ -8,14 +8,14 @@ use std::net::IpAddr;
 /// Bytes of an interface's name, without the final zero (`IFNAMSIZ`, include/uapi/linux/if.h).
 const MAX_NAME: usize = 15;
 
-/// Interfaces that a hint names.
+/// Maximum number of interfaces named in a hint.
 const NAMED: usize = 3;
 
-/// Above this Jaro-Winkler similarity a name is taken for a misspelling.
+/// Jaro-Winkler similarity above which a name is taken for a misspelling.
 const MIN_SIMILARITY: f64 = 0.85;
 
-/// Why the interface that `pattern` was to name is not found, as far as that can be told: an
-/// interface that is yet to come needs no hint.
+/// Returns a likely reason why `pattern` matches no interface, if there is one: an interface that
+/// is yet to appear needs no hint.
 pub fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
     let names: Vec<&str> = snapshot
         .links
@@ -74,7 +74,7 @@ pub fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
             "no interface has a name of more than {MAX_NAME} bytes: `ip link` shows the names"
         ));
     }
-    // What differs in its numbers only is another interface.
+    // A name that differs only in its numbers is another interface.
     let others = names
         .into_iter()
         .filter(|name| shape(name) != shape(pattern));
@@ -82,7 +82,7 @@ pub fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
     Some(format!("did you mean {name}?"))
 }
 
-/// Patterns that others write for the same, and what they are here, where it is such a one.
+/// Returns the notations of other tools, each with its equivalent here if `pattern` uses it.
 fn notations(pattern: &str) -> [(&'static str, Option<String>); 6] {
     let before = |sign: char| pattern.split_once(sign).map(|(name, _)| name.to_owned());
     let regular = pattern
@@ -121,7 +121,7 @@ fn notations(pattern: &str) -> [(&'static str, Option<String>); 6] {
     ]
 }
 
-/// Several names in one, each as its own.
+/// Splits several names in one pattern into one pattern each.
 fn several(pattern: &str) -> Option<String> {
     let inner = pattern
         .strip_prefix('(')
@@ -142,7 +142,7 @@ fn several(pattern: &str) -> Option<String> {
     (parts.len() > 1).then(|| parts.join(", "))
 }
 
-/// The pattern, and which interfaces it matches.
+/// Returns the pattern, and the interfaces it matches.
 fn meant(pattern: &str, names: &[&str]) -> String {
     let matching: Vec<&str> = names
         .iter()
@@ -163,7 +163,7 @@ fn meant(pattern: &str, names: &[&str]) -> String {
     }
 }
 
-/// The name with a sign in the place of each number.
+/// Returns the name with a placeholder for each number.
 fn shape(name: &str) -> String {
     let mut shape: Vec<char> = name
         .chars()

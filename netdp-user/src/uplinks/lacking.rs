@@ -1,4 +1,4 @@
-//! Uplinks without an address of a family that they are to masquerade with.
+//! Uplinks without an address of a family that they have to masquerade with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,24 +8,26 @@ use serde::{Deserialize, Serialize};
 use super::model::{Family, Snapshot};
 use super::select::{Selection, Uplink};
 
-/// A family that an uplink has no address of.
+/// A family of which an uplink has no address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lacking {
-    /// The uplink's name.
+    /// Interface name of the uplink.
     pub uplink: String,
-    /// The family.
+    /// Family of the missing address.
     pub family: Family,
-    /// It had one before.
+    /// True if it had one before.
     pub lost: bool,
-    /// Routes to masqueraded destinations lead there: packets are dropped.
+    /// True if routes to masqueraded destinations use the uplink: packets are dropped.
     pub routed: bool,
-    /// Nothing of that family is masqueraded any more that should be: routes lead to what lost its
-    /// address, or no uplink has one although the node is known by one, or had one.
+    /// True if nothing of that family is masqueraded any more that should be: routes use an uplink
+    /// that lost its address, or no uplink has an address although the node is known by one, or an
+    /// uplink had one.
     pub severe: bool,
 }
 
 impl Lacking {
-    /// What an operator has to know. `by_netfilter`: netfilter translates, not the programs.
+    /// Describes the problem to an operator. `by_netfilter`: netfilter translates, not the
+    /// programs.
     pub fn describe(&self, by_netfilter: bool) -> String {
         let Self { uplink, family, .. } = self;
         let any_more = if self.lost { " any more" } else { "" };
@@ -46,12 +48,12 @@ impl Lacking {
     }
 }
 
-/// The families that uplinks had addresses of, by name.
+/// Families of which uplinks had addresses, by uplink name.
 pub type Had = BTreeMap<String, BTreeSet<Family>>;
 
-/// Says which uplinks lack an address, of the families that are masqueraded.
+/// Returns the uplinks that lack an address, for the families that are masqueraded.
 ///
-/// A node need not have both families: one that an uplink never had counts where masqueraded
+/// A node need not have both families: one that an uplink never had counts if masqueraded
 /// destinations are routed by it without a source of their own.
 pub fn lacking(
     snapshot: &Snapshot,
@@ -71,7 +73,7 @@ pub fn lacking(
         };
         let none_has = !uplinks.iter().any(has);
         let known = |ip: &IpAddr| Family::of(*ip) == family;
-        // Who names the uplinks may have left out what the node is known by.
+        // If uplinks are named, the one with the node's known address may have been left out.
         let by_role = selection.patterns.is_empty();
         let expected = (by_role && selection.node_addrs.iter().any(known))
             || had.values().any(|families| families.contains(&family));

@@ -1,5 +1,5 @@
-//! By which hardware addresses the node sends at its uplinks: what has another one for source is
-//! bridged there.
+//! Hardware addresses that the node sends from at its uplinks: a packet with another source address
+//! is bridged there.
 
 use std::collections::BTreeSet;
 
@@ -10,14 +10,14 @@ use super::stack::above;
 /// A hardware address of the node at an uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mac {
-    /// The uplink's index.
+    /// Index of the uplink.
     pub link: u32,
-    /// The address; all zeros says that those of this uplink are known.
+    /// The address; all zeros: the addresses of this uplink are known.
     pub mac: [u8; 6],
 }
 
-/// Those of each uplink and of what stands on it in the node. None for uplinks without an Ethernet
-/// header.
+/// Returns the hardware addresses of each uplink and of the node's upper devices on it. None for
+/// uplinks without an Ethernet header.
 pub(super) fn macs(snapshot: &Snapshot, uplinks: &[Uplink]) -> BTreeSet<Mac> {
     let mut found = BTreeSet::new();
     let ethernet = uplinks

@@ -1,9 +1,8 @@
-//! What the node's network looks like, and which of its links lead out.
+//! The node's links, addresses and routes, and the selection of uplinks.
 //!
-//! [`snapshot()`] reads links, addresses and routes from netlink into
-//! plain data; [`select()`] turns that data into uplinks without touching the
-//! kernel; [`Monitor`] says when it is worth doing both again. The order that
-//! misses nothing is: make the monitor, take a snapshot, act on it, wait for
+//! [`snapshot()`] reads links, addresses and routes from netlink into plain data; [`select()`]
+//! turns that data into uplinks without touching the kernel; [`Monitor`] reports when both should
+//! run again. To miss no change: create the monitor, take a snapshot, act on it, wait for
 //! [`Monitor::changed`], take the next.
 
 mod address;

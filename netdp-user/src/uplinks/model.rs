@@ -11,74 +11,74 @@ use rtnetlink::packet_route::link::LinkLayerType;
 
 /// The part of a node's network that decides how pod traffic leaves it.
 ///
-/// Links, addresses and routes are read one after the other, so a snapshot
-/// taken during a change can be inconsistent: an address may name a link that
-/// is not listed. A [`Monitor`](super::Monitor) made earlier reports that
-/// change, and the next snapshot is whole.
+/// Links, addresses and routes are read one after the other, so a snapshot taken during a change
+/// can be inconsistent: an address may name a link that is not listed. A
+/// [`Monitor`](super::Monitor) created earlier reports that change, and the next snapshot is
+/// consistent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Every link of the network namespace.
     pub links: Vec<Link>,
-    /// Every address of every link, in the kernel's order: it is the order in
-    /// which the kernel itself considers source addresses.
+    /// Every address of every link, in the kernel's order, in which the kernel itself considers
+    /// source addresses.
     pub addrs: Vec<Addr>,
-    /// The unicast default routes of the main table, one entry a next hop.
+    /// The unicast default routes of the main table, one entry for each next hop.
     pub default_routes: Vec<DefaultRoute>,
-    /// Where the unicast routes of all tables but `local` lead, these among them.
+    /// Destinations and links of the unicast routes of all tables but `local`, default routes
+    /// included.
     pub routes: Vec<Route>,
-    /// What the node receives without having the address (`ip route add local`).
+    /// Networks that the node receives without having the addresses (`ip route add local`).
     pub any_ip: Vec<IpNet>,
-    /// What the tunnels that are up receive.
+    /// Protocols and peers of the tunnels that are up.
     pub tunnels: Vec<Tunnel>,
 }
 
 impl Snapshot {
-    /// The link with this index.
+    /// Returns the link with this index.
     pub fn link(&self, ifindex: u32) -> Option<&Link> {
         self.links.iter().find(|link| link.ifindex == ifindex)
     }
 
-    /// The VRF device that this link is enslaved to, if it is in a VRF.
+    /// Returns the VRF device that this link is enslaved to, if it is in a VRF.
     pub(super) fn vrf(&self, link: &Link) -> Option<&Link> {
         let master = self.link(link.master?)?;
         master.is_vrf().then_some(master)
     }
 }
 
-/// One network interface.
+/// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
-    /// The kernel's index, unique in the namespace and never 0.
+    /// Index assigned by the kernel, unique in the namespace and never 0.
     pub ifindex: u32,
-    /// The name, which can change while the index stays.
+    /// Name, which can change while the index stays.
     pub name: String,
-    /// Set up by the administrator (`IFF_UP`).
+    /// True if set up by the administrator (`IFF_UP`).
     pub up: bool,
-    /// Able to carry packets (`IFF_RUNNING`: carrier, and not dormant).
+    /// True if able to carry packets (`IFF_RUNNING`: carrier, and not dormant).
     pub running: bool,
-    /// The loopback device.
+    /// True for the loopback device.
     pub loopback: bool,
-    /// What a packet starts with at this link's TC hooks.
+    /// First header of a packet at this link's TC hooks.
     pub link_layer: LinkLayer,
-    /// The hardware address, if it is one of Ethernet.
+    /// Hardware address, if it is an Ethernet address.
     pub mac: Option<[u8; 6]>,
-    /// The largest network-layer packet, in bytes.
+    /// Maximum size of a network-layer packet, in bytes.
     pub mtu: u32,
-    /// The index of the bond, bridge, VRF or the like that it is enslaved to.
+    /// Index of the bond, bridge, VRF or other master that the link is enslaved to.
     pub master: Option<u32>,
-    /// The index of the device of this namespace that it stands on
-    /// (`IFLA_LINK`): a VLAN's or macvlan's parent, a tunnel's carrier, the
-    /// other end of a veth.
+    /// Index of the lower device in this namespace (`IFLA_LINK`): a VLAN's or macvlan's parent, a
+    /// tunnel's carrier, the other end of a veth.
     pub below: Option<u32>,
-    /// An XDP program is attached to it.
+    /// True if an XDP program is attached.
     pub xdp: bool,
-    /// The kind of a virtual link ("veth", "bond", "bridge", "vlan", "vxlan",
-    /// "vrf", …); most hardware has none.
+    /// Kind of a virtual link ("veth", "bond", "bridge", "vlan", "vxlan", "vrf", …); `None` for
+    /// most hardware.
     pub kind: Option<String>,
 }
 
 impl Link {
-    /// Whether it is a VRF device, which stands for a routing table.
+    /// Reports whether it is a VRF device, which stands for a routing table.
     pub(super) fn is_vrf(&self) -> bool {
         self.kind.as_deref() == Some("vrf")
     }
@@ -94,26 +94,26 @@ impl std::fmt::Display for Family {
 }
 
 impl Family {
-    /// The family of an address.
+    /// Returns the family of an address.
     pub const fn of(ip: IpAddr) -> Self {
         if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
-/// What a packet starts with at a link's TC hooks.
+/// First header of a packet at a link's TC hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
     /// An Ethernet header.
     Ethernet,
-    /// The IP header: tunnels, WireGuard, PPP, mobile modems.
+    /// The IP header, without a link-layer one: tunnels, WireGuard, PPP, mobile modems.
     None,
-    /// Something else, such as InfiniBand: netdp cannot parse it.
+    /// Another header, such as InfiniBand's: netdp cannot parse it.
     Other,
 }
 
 impl From<LinkLayerType> for LinkLayer {
-    /// Follows `dev_is_mac_header_xmit` of Linux's include/linux/if_arp.h, but
-    /// for `Void`: the netlink crate reports types it does not know as that.
+    /// Follows `dev_is_mac_header_xmit` of Linux's include/linux/if_arp.h, except for `Void`: the
+    /// netlink crate reports unknown types as that.
     fn from(link_type: LinkLayerType) -> Self {
         match link_type {
             LinkLayerType::Ether => Self::Ethernet,
@@ -131,25 +131,25 @@ impl From<LinkLayerType> for LinkLayer {
     }
 }
 
-/// One address of one link.
+/// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addr {
-    /// The link that carries it.
+    /// Index of the link that carries it.
     pub ifindex: u32,
     /// The node's own address, also where the link is point-to-point.
     pub addr: IpAddr,
-    /// The address that spans the on-link subnet: the peer's where the link is
-    /// point-to-point, otherwise the same as `addr`.
+    /// The address that spans the on-link subnet: the peer's if the link is point-to-point,
+    /// otherwise equal to `addr`.
     pub prefix_addr: IpAddr,
-    /// The length of the on-link subnet, in bits.
+    /// Prefix length of the on-link subnet, in bits.
     pub prefix_len: u8,
-    /// How far the address is valid.
+    /// Scope in which the address is valid.
     pub scope: AddressScope,
-    /// Its state and origin.
+    /// State and origin (`IFA_F_*`).
     pub flags: AddrFlags,
 }
 
-/// The state and origin of an address (`IFA_F_*`).
+/// State and origin of an address (`IFA_F_*`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AddrFlags {
     /// IPv4: another address of the same subnet comes first.
@@ -162,11 +162,11 @@ pub struct AddrFlags {
     pub tentative: bool,
     /// IPv6: another host has the address, so it cannot be used.
     pub dadfailed: bool,
-    /// Has no lifetime.
+    /// Without a limited lifetime.
     pub permanent: bool,
 }
 
-/// The IP version of a route, which the gateway's may differ from (RFC 5549).
+/// The IP version of a route; the gateway's may differ (RFC 5549).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Family {
     /// IPv4.
@@ -175,44 +175,44 @@ pub enum Family {
     V6,
 }
 
-/// One next hop of one default route of the main table.
+/// A next hop of a default route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// The IP version of the traffic that it routes.
+    /// IP version of the routed traffic.
     pub family: Family,
-    /// The link that it leaves by.
+    /// Index of the outgoing link.
     pub ifindex: u32,
-    /// The router; none where the link itself is the way.
+    /// Address of the router; `None` if destinations are on the link itself.
     pub gateway: Option<IpAddr>,
-    /// The source address that the route asks for, for the node's own sockets.
+    /// Preferred source address of the route, for the node's own sockets.
     pub prefsrc: Option<IpAddr>,
-    /// The priority: the lowest wins.
+    /// Priority: the lowest wins.
     pub metric: u32,
 }
 
-/// A way out of one route of any table.
+/// A next hop of a route of any table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// Where it leads.
+    /// Destination prefix; its length is 0 for a default route.
     pub destination: IpNet,
-    /// The link that it leaves by.
+    /// Index of the outgoing link.
     pub ifindex: u32,
-    /// The router on the way, if there is one.
+    /// Address of the router, if there is one.
     pub gateway: Option<IpAddr>,
-    /// The source address that the route asks for. Not of routes that the kernel makes of an
-    /// address: these say no more than the address does.
+    /// Preferred source address. `None` for routes that the kernel creates for an address: these
+    /// say no more than the address does.
     pub prefsrc: Option<IpAddr>,
 }
 
 impl Route {
-    /// Whether it leads to one host on the link.
+    /// Reports whether it leads to a single host on the link.
     pub(super) fn is_to_neighbour(&self) -> bool {
         self.gateway.is_none() && self.destination.prefix_len() == self.destination.max_prefix_len()
     }
 }
 
-/// Every address of every link of the node, both families, loopback included:
-/// the set of sources that the datapath treats as the node's own traffic.
+/// Returns every address of every link of the node, both families, loopback included: the set of
+/// sources that the datapath treats as the node's own traffic.
 pub fn local_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     snapshot.addrs.iter().map(|addr| addr.addr).collect()
 }

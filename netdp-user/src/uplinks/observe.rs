@@ -1,4 +1,4 @@
-//! Links that are no uplinks, and by which requests to pods may come in all the same.
+//! Observed interfaces: links that are no uplinks, but by which requests to pods may come in.
 
 use std::collections::BTreeSet;
 
@@ -7,11 +7,11 @@ use super::reach::{leads_out, leads_to_guests, networks};
 use super::select::{Uplink, top};
 use super::stack::{beneath, unstack};
 
-/// Links that are observed at most: the map of uplinks has 1,024 places.
+/// Maximum number of observed links: the uplinks map has 1,024 entries.
 const MOST: usize = 512;
 
-/// The links by which requests may come in from outside: all that lead out of the machine, have no
-/// master, and of which no uplink sees the packets. Where there is no uplink none need be.
+/// Returns the links by which requests may come in from outside: all that lead out of the machine,
+/// have no master, and whose packets no uplink sees. None if there is no uplink.
 pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
     if uplinks.is_empty() {
         return Vec::new();
@@ -25,7 +25,7 @@ pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
             && uplink(link.ifindex).is_none()
             && !leads_to_guests(snapshot, link, &networks)
             && top(snapshot, link).ifindex == link.ifindex
-            // What an uplink beneath sees already.
+            // An uplink beneath sees these packets already.
             && beneath(snapshot, link).iter().all(|(lower, tagged)| {
                 uplink(lower.ifindex).is_none_or(|lower| *tagged && lower.untagged)
             })

@@ -1,12 +1,12 @@
-//! Which links lead to pods: a pure function of a snapshot.
+//! Selection of the links that lead to pods: a pure function of a snapshot.
 
 use super::model::{LinkLayer, Snapshot};
 use super::select::{Patterns, masters};
 use std::collections::BTreeMap;
 
-/// The links that `patterns` name, by index, with their names. Not the loopback
-/// device, uplinks, links without an Ethernet header, or those whose master is
-/// named too: a packet is looked at once.
+/// Returns the links that match `patterns`, with their names, by index. Excludes the loopback
+/// device, uplinks, links without an Ethernet header, and those whose master matches too, so that
+/// each packet is processed once.
 pub fn pod_links(
     snapshot: &Snapshot,
     patterns: &Patterns,

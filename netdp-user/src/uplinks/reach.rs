@@ -1,4 +1,4 @@
-//! By which links a node routes to what its policy masquerades.
+//! Links by which a node routes to masqueraded destinations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,33 +9,33 @@ use super::model::{Link, LinkLayer, Snapshot};
 use super::select::top;
 use crate::config::Masqueraded;
 
-/// What the routes say of links, by index.
+/// Classification of links by their routes; links are given by index.
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     /// Links that lead to masqueraded destinations, each with one of the routes.
     pub out: BTreeMap<u32, IpNet>,
     /// Links that lead to guests of this node, pods for example, that the policy masquerades.
-    /// What leaves by them is also what comes back for these guests: they can't be uplinks.
+    /// Packets that leave by them include replies to these guests, so they can't be uplinks.
     pub guests: BTreeSet<u32>,
-    /// Those, and links with masqueraded neighbours that are taken for routers.
+    /// The links in `guests`, and links with masqueraded neighbours that are taken for routers.
     pub with_neighbours: BTreeSet<u32>,
-    /// Those among [`guests`](Self::guests) that lead to other masqueraded destinations too, each
+    /// Links in [`guests`](Self::guests) that also lead to other masqueraded destinations, each
     /// with one of the routes.
     pub unfit: BTreeMap<u32, IpNet>,
 }
 
-/// What is known of one link from its routes.
+/// Summary of the routes of one link.
 #[derive(Default)]
 struct Ways {
     /// A masqueraded destination behind a router, or anywhere (a default route).
     beyond: Option<IpNet>,
     /// A masqueraded destination on the link.
     direct: Option<IpNet>,
-    /// Routers on the link to which host routes lead, and by which everything is reached.
+    /// True if host routes lead to routers on the link, by which everything is reached.
     routers: bool,
 }
 
-/// Asks the routes of all tables.
+/// Classifies links by the routes of all tables.
 pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6: bool) -> Reach {
     let routers = routers(snapshot);
     let mut ways: BTreeMap<u32, Ways> = BTreeMap::new();
@@ -83,15 +83,16 @@ pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6:
     reach
 }
 
-/// Whether what is sent by a link leaves by it. Of a VRF device it leaves by a member, after another
-/// lookup in the VRF's table (`vrf_xmit`, drivers/net/vrf.c, Linux 6.12): its members' routes are there.
+/// Reports whether packets routed to a link leave by it. Those of a VRF device leave by a member,
+/// after another lookup in the VRF's table (`vrf_xmit`, drivers/net/vrf.c, Linux 6.12): its
+/// members' routes are there.
 pub(super) fn leads_out(link: &Link) -> bool {
     let nowhere = matches!(link.kind.as_deref(), Some("dummy" | "ifb" | "nlmon"));
     !link.loopback && !nowhere && !link.is_vrf()
 }
 
-/// Neighbours by which default routes lead, in one half of the addresses at least, with their links. A
-/// guest may be a router too, but hardly to everywhere.
+/// Returns the neighbours that are next hops of default routes, or of routes to at least one half
+/// of the addresses, with their links. A guest may be a router too, but hardly a default one.
 fn routers(snapshot: &Snapshot) -> BTreeSet<(u32, IpAddr)> {
     (snapshot.routes.iter())
         .filter(|route| route.destination.prefix_len() <= 1)
@@ -99,9 +100,9 @@ fn routers(snapshot: &Snapshot) -> BTreeSet<(u32, IpAddr)> {
         .collect()
 }
 
-/// Whether those on a link are guests of this node: a bridge of which no port leads out of the
-/// machine, or a wire to one guest each, to which routes lead by host routes alone. A wire that is
-/// one of the node's own networks has that network's route.
+/// Reports whether the hosts on a link are guests of this node: a bridge of which no port leads out
+/// of the machine, or a point-to-point link to one guest each, reached by host routes alone. A link
+/// in one of the node's own networks has that network's route.
 pub(super) fn leads_to_guests(snapshot: &Snapshot, link: &Link, networks: &BTreeSet<u32>) -> bool {
     if link.kind.as_deref() == Some("bridge") {
         let mut ports = (snapshot.links.iter()).filter(|port| port.master == Some(link.ifindex));
@@ -110,7 +111,7 @@ pub(super) fn leads_to_guests(snapshot: &Snapshot, link: &Link, networks: &BTree
     is_wire(link) && !networks.contains(&link.ifindex)
 }
 
-/// The links that have more than single hosts on them, as routes say.
+/// Returns the links that have more than single hosts on them, according to the routes.
 pub(super) fn networks(snapshot: &Snapshot) -> BTreeSet<u32> {
     (snapshot.routes.iter())
         .filter(|route| route.gateway.is_none() && !route.is_to_neighbour())
@@ -119,7 +120,7 @@ pub(super) fn networks(snapshot: &Snapshot) -> BTreeSet<u32> {
         .collect()
 }
 
-/// Whether a link may end in a container or a virtual machine.
+/// Reports whether a link may end in a container or a virtual machine.
 fn is_wire(link: &Link) -> bool {
     match link.kind.as_deref() {
         Some("veth" | "netkit") => true,
@@ -135,17 +136,17 @@ fn is_link_local(net: &IpNet) -> bool {
     }
 }
 
-/// Which notifications of routes say nothing new, see [`super::Monitor::settle`].
+/// Filter of irrelevant route notifications, see [`super::Monitor::settle`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settled {
     /// Links that masquerade already.
     pub(super) uplinks: BTreeSet<u32>,
-    /// Wires to guests: another host route changes nothing.
+    /// Links to guests: another host route changes nothing.
     pub(super) guests: BTreeSet<u32>,
 }
 
 impl Settled {
-    /// After these uplinks were chosen from this snapshot.
+    /// Creates the filter after these uplinks were selected from this snapshot.
     pub fn after(snapshot: &Snapshot, uplinks: impl Iterator<Item = u32>) -> Self {
         let uplinks: BTreeSet<u32> = uplinks.collect();
         let networks = networks(snapshot);

@@ -1,4 +1,4 @@
-//! Which links are uplinks: a pure function of a snapshot.
+//! Selection of the uplinks: a pure function of a snapshot.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,46 +16,44 @@ use super::sources::{Sources, sources};
 use super::stack::{is_translated_beneath, unstack};
 use crate::config::Masqueraded;
 
-/// What the administrator and the cluster say about the uplinks.
+/// Criteria for the uplinks, from the administrator and the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
-    /// The links to use; where there are none, the routes and `node_addrs`
-    /// decide.
+    /// Names of the uplinks; if there are none, the routes and `node_addrs` decide.
     pub patterns: Patterns,
-    /// The addresses that the node is known by.
+    /// Addresses that the node is known by.
     pub node_addrs: Vec<IpAddr>,
-    /// Whether IPv6 is translated too.
+    /// True if IPv6 is translated too.
     pub enable_ipv6: bool,
-    /// What the policy masquerades: links by which the node routes there are uplinks.
+    /// Masqueraded destinations of the policy: links by which the node routes there are uplinks.
     pub masqueraded: Masqueraded,
-    /// Indexes of links that were uplinks by their role. They stay so while
-    /// they exist: a default route that is gone for a moment must not let a
-    /// packet out untranslated.
+    /// Indexes of links that were uplinks by their role. They stay uplinks while they exist: a
+    /// default route that is gone for a moment must not let a packet out untranslated.
     pub keep: BTreeSet<u32>,
-    /// Names of links that were uplinks by their role. One that is deleted and made again is an uplink
-    /// from its first moment, before it has an address or a route.
+    /// Names of links that were uplinks by their role. One that is deleted and created again is an
+    /// uplink from its first moment, before it has an address or a route.
     pub names: BTreeSet<String>,
-    /// Those in `keep` that had masqueraded neighbours when they were chosen, see
+    /// Links in `keep` that had masqueraded neighbours when they were selected, see
     /// [`Selected::with_guests`].
     pub with_guests: BTreeSet<u32>,
 }
 
 impl Selection {
-    /// Whether a link of this name is an uplink whatever else it has.
+    /// Reports whether a link of this name is an uplink regardless of its addresses and routes.
     pub(super) fn expects(&self, name: &str) -> bool {
         self.patterns.matches(name) || (self.patterns.is_empty() && self.names.contains(name))
     }
 }
 
-/// Names of links, with globs (`*`, `?`, `[ab]`, `{a,b}`).
+/// Glob patterns for the names of links (`*`, `?`, `[ab]`, `{a,b}`).
 #[derive(Clone, Debug, Default)]
 pub struct Patterns(Vec<GlobMatcher>);
 
 impl Patterns {
-    /// Reads the values of `flag`.
+    /// Parses the values of `flag`.
     ///
     /// # Errors
-    /// Where one is not a glob; the error quotes it.
+    /// Returns an error that quotes the value if one is not a glob.
     pub fn parse<S: AsRef<str>>(flag: &str, values: &[S]) -> Result<Self> {
         let parse = |value: &S| {
             let value = value.as_ref();
@@ -67,12 +65,12 @@ impl Patterns {
         values.iter().map(parse).collect::<Result<_>>().map(Self)
     }
 
-    /// Whether a pattern matches a link's name.
+    /// Reports whether a pattern matches a link's name.
     pub(super) fn matches(&self, name: &str) -> bool {
         self.0.iter().any(|pattern| pattern.is_match(name))
     }
 
-    /// Those that no link matches, the loopback device aside.
+    /// Returns the patterns that match no link, the loopback device aside.
     pub fn unmatched(&self, snapshot: &Snapshot) -> Vec<String> {
         let is_unmatched = |pattern: &&GlobMatcher| {
             let mut links = snapshot.links.iter().filter(|link| !link.loopback);
@@ -84,7 +82,7 @@ impl Patterns {
             .collect()
     }
 
-    /// Whether no link was named.
+    /// Reports whether there are no patterns.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -93,71 +91,69 @@ impl Patterns {
 /// A link by which traffic leaves the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// The kernel's index, to attach to.
+    /// Interface index, for attachment.
     pub ifindex: u32,
-    /// The name, for people.
+    /// Interface name, for messages.
     pub name: String,
-    /// What a packet starts with at its TC hooks.
+    /// First header of a packet at its TC hooks.
     pub link_layer: LinkLayer,
-    /// The address that IPv4 traffic leaves with; `None`: it must be dropped.
+    /// Source address of translated IPv4 traffic; `None`: it must be dropped.
     pub v4: Option<Ipv4Addr>,
-    /// The address that IPv6 traffic leaves with; `None`: it must be dropped,
-    /// or IPv6 is not translated at all.
+    /// Source address of translated IPv6 traffic; `None`: it must be dropped, or IPv6 is not
+    /// translated at all.
     pub v6: Option<Ipv6Addr>,
-    /// Set up and able to carry packets.
+    /// True if set up and able to carry packets.
     pub up: bool,
-    /// Packets with a VLAN tag are those of another uplink, and left alone.
+    /// True if VLAN-tagged packets belong to another uplink, and pass unmodified.
     pub untagged: bool,
 }
 
 impl Uplink {
-    /// The addresses that traffic leaves with.
+    /// Returns the source addresses of translated traffic.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         let v4 = self.v4.map(IpAddr::from);
         v4.into_iter().chain(self.v6.map(IpAddr::from))
     }
 }
 
-/// The outcome of [`select`].
+/// Result of [`select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
-    /// The uplinks, by index.
+    /// Uplinks, sorted by interface index.
     pub uplinks: Vec<Uplink>,
-    /// Other links, by which requests to pods may come in. They are no uplinks: only what comes in
-    /// is looked at, lest answers that leave by an uplink are taken for something else.
+    /// Observed links, by which requests to pods may come in. They are no uplinks: only ingress is
+    /// processed, so that replies that leave by an uplink are recognised as such.
     pub observed: Vec<Uplink>,
-    /// By which hardware addresses the node sends at them.
+    /// Hardware addresses that the node sends from at the uplinks.
     pub macs: BTreeSet<Mac>,
-    /// Which sources packets may leave them with.
+    /// Source addresses that packets may have on the uplinks.
     pub sources: Sources,
-    /// The patterns that no link matches: they may yet appear.
+    /// Patterns that match no link: one may appear later.
     pub unmatched: Vec<String>,
-    /// What was named and can't be an uplink, a sentence each.
+    /// Named links that can't be uplinks, with the reason, a sentence each.
     pub left_out: Vec<String>,
-    /// Indexes of uplinks that are so although the policy masquerades neighbours on them, which look like
-    /// guests: their default route, an address of the node or a router tells them apart. They stay
-    /// uplinks without these.
+    /// Indexes of links that are uplinks although the policy masquerades neighbours on them, which
+    /// look like guests: their default route, an address of the node or a router distinguishes
+    /// them. They stay uplinks when these are gone.
     pub with_guests: BTreeSet<u32>,
-    /// Why there are no uplinks, where there are none, and what would help.
+    /// Reason why there are no uplinks, if there are none, with the remedy.
     pub reason: Option<String>,
-    /// What was decided about links that stand on each other, a sentence each.
+    /// Decisions about stacked devices, a sentence each.
     pub stacked: Vec<String>,
     /// Links by which the node routes to masqueraded destinations and that are no uplinks, a
     /// sentence each: packets leave there untranslated.
     pub leaks: Vec<String>,
-    /// Links that lead to guests of the node that the policy masquerades; what is sent there is
-    /// not.
+    /// Links that lead to guests of the node that the policy masquerades; packets sent there are
+    /// not translated.
     pub guests: Vec<String>,
 }
 
-/// Chooses the uplinks, and the source address of each.
+/// Selects the uplinks, and the source address of each.
 ///
-/// The loopback device never is one. Of a bond or bridge and the links
-/// enslaved to it only the upper one is, so that a packet is translated once;
-/// an enslaved link that is named without its master is taken at its word.
-/// Membership of a VRF is not enslavement in this sense: packets pass the
-/// member's TC hooks and carry its address. Where chosen links stand on each
-/// other, each packet is translated by one of them.
+/// The loopback device never is one. Of a bond or bridge and its members only the upper one is, so
+/// that a packet is translated once; a member that is named without its master is accepted.
+/// Membership of a VRF is not enslavement in this sense: packets pass the member's TC hooks and
+/// carry its address. If selected links are stacked, each packet is translated by one of them.
 pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
     let mut left_out = Vec::new();
@@ -207,7 +203,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     }
 }
 
-/// Which links lead to masqueraded destinations although nothing translates there.
+/// Returns the links that lead to masqueraded destinations although nothing translates there.
 fn leaks(
     snapshot: &Snapshot,
     selection: &Selection,
@@ -223,7 +219,7 @@ fn leaks(
     let named = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
     let guests = "it also leads to guests that are masqueraded and so can't be an uplink: name their network in nonMasqueradeCIDRs";
     let out = reach.out.iter().map(|way| (way, named));
-    // Who names the uplinks has decided about these.
+    // Naming the uplinks is a decision about these too.
     let by_role = selection.patterns.is_empty();
     let unfit = reach.unfit.iter().filter(|_| by_role);
     out.chain(unfit.map(|way| (way, guests)))
@@ -233,7 +229,7 @@ fn leaks(
         .collect()
 }
 
-/// Whether what leaves by a link is translated, there or further down.
+/// Reports whether packets that leave by a link are translated, there or at a lower device.
 fn is_translated(snapshot: &Snapshot, link: &Link, uplinks: &[Uplink]) -> bool {
     uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex)
         || is_translated_beneath(snapshot, link, uplinks)
@@ -253,8 +249,8 @@ fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
     }
 }
 
-/// The links that carry a default route, an address of the node, or a route to what is masqueraded,
-/// or did so before, or the masters of those.
+/// Returns the links that have a default route, an address of the node, or a route to masqueraded
+/// destinations, or had one before, or the masters of those.
 fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSet<u32> {
     let routes = snapshot
         .default_routes
@@ -275,8 +271,8 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
     routes
         .chain(addrs)
         .chain(reach.out.keys().copied())
-        // What comes back for guests that are masqueraded by now would be dropped there. Who was taken
-        // for a router before is none of them.
+        // Replies to guests that are masqueraded by now would be dropped there. A neighbour that
+        // was taken for a router before is not such a guest.
         .chain(kept.filter(|ifindex| {
             !reach.guests.contains(ifindex) || selection.with_guests.contains(ifindex)
         }))
@@ -287,12 +283,12 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
         .collect()
 }
 
-/// The last of a link's masters, or itself.
+/// Returns the topmost master of a link, or the link itself.
 pub(super) fn top<'a>(snapshot: &'a Snapshot, link: &'a Link) -> &'a Link {
     masters(snapshot, link).last().unwrap_or(link)
 }
 
-/// The links that a pattern names, but for those whose master is named too.
+/// Returns the links that match a pattern, except those whose master matches too.
 fn by_name(snapshot: &Snapshot, patterns: &Patterns, unmatched: &mut Vec<String>) -> BTreeSet<u32> {
     let mut named = BTreeSet::new();
     for pattern in &patterns.0 {
@@ -320,7 +316,7 @@ fn by_name(snapshot: &Snapshot, patterns: &Patterns, unmatched: &mut Vec<String>
         .collect()
 }
 
-/// Takes VRF devices out of those that are named, and says so of each: what comes back passes the
+/// Removes VRF devices from the named links, and returns a message for each: replies pass the
 /// members' hooks only.
 fn leave_out_vrfs(snapshot: &Snapshot, named: &mut BTreeSet<u32>) -> Vec<String> {
     let vrfs = (snapshot.links.iter()).filter(|link| link.is_vrf() && named.remove(&link.ifindex));
@@ -340,9 +336,9 @@ fn leave_out_vrfs(snapshot: &Snapshot, named: &mut BTreeSet<u32>) -> Vec<String>
     .collect()
 }
 
-/// The masters that a link's packets pass through, from the nearest up. This
-/// is also how the halves of a cloud's accelerated NIC hang together: the
-/// virtual function is enslaved to the synthetic device with the address.
+/// Returns the masters that a link's packets pass through, from the nearest up. The two halves of a
+/// cloud's accelerated NIC are related in this way too: the virtual function is enslaved to the
+/// synthetic device with the address.
 pub(super) fn masters<'a>(
     snapshot: &'a Snapshot,
     link: &'a Link,
@@ -351,7 +347,7 @@ pub(super) fn masters<'a>(
         Some(_) => None,
         None => snapshot.link(link.master?),
     };
-    // A snapshot taken during a change could hold a loop.
+    // A snapshot taken during a change could contain a loop.
     std::iter::successors(Some(link), above)
         .skip(1)
         .take(snapshot.links.len())

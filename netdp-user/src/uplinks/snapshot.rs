@@ -1,4 +1,4 @@
-//! Reads links, addresses and routes from netlink.
+//! Snapshots of links, addresses and routes, read from netlink.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -18,11 +18,10 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
-/// Reads links, addresses and routes from the network namespace of
-/// the handle's socket.
+/// Reads links, addresses and routes from the network namespace of the handle's socket.
 ///
 /// # Errors
-/// Where netlink refuses a request or its connection has ended.
+/// Returns an error if netlink refuses a request or its connection has ended.
 pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     let links: Vec<LinkMessage> = handle
         .link()
@@ -52,7 +51,7 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
             .await
             .with_context(|| format!("listing the {family:?} routes over netlink"))?
         {
-            // A kernel without IPv6 answers for all the families it has.
+            // A kernel without IPv6 returns the routes of all its families.
             if family_of(&route) != Some(family) {
                 continue;
             }
@@ -63,8 +62,9 @@ pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
             let header = &route.header;
             let in_local = table == u32::from(libc::RT_TABLE_LOCAL);
             if header.kind == RouteType::Local {
-                // The kernel's own are for addresses, which are known. All destinations are local in
-                // tables for transparent proxies: what has the proxy's mark, and not what the node has.
+                // Routes by the kernel itself are for addresses, which are known. In tables for
+                // transparent proxies all destinations are local: that concerns packets with the
+                // proxy's mark, not the node's addresses.
                 let is_known = header.protocol == RouteProtocol::Kernel;
                 let is_transparent_proxy = !in_local && destination.prefix_len() == 0;
                 if !is_known && !is_transparent_proxy {
@@ -151,7 +151,7 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
     (!link.name.is_empty()).then_some(link)
 }
 
-/// A tunnel that is down receives nothing.
+/// Returns the tunnels of a link. One that is down receives nothing.
 pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
     if !message.header.flags.contains(LinkFlags::Up) {
         return Vec::new();
@@ -183,7 +183,7 @@ fn addr(message: &AddressMessage) -> Option<Addr> {
         }
     }
     let has = |flag| message.header.flags.contains(flag);
-    // One bit means "secondary" in IPv4 and "temporary" in IPv6.
+    // The same bit means "secondary" in IPv4 and "temporary" in IPv6.
     let is_v6 = message.header.family == AddressFamily::Inet6;
     Some(Addr {
         ifindex: message.header.index,
@@ -211,7 +211,7 @@ fn family_of(route: &RouteMessage) -> Option<Family> {
 }
 
 fn table_of(route: &RouteMessage) -> u32 {
-    // The attribute has room for table numbers that the header cuts off.
+    // The attribute has room for table numbers that the header truncates.
     let table = route
         .attributes
         .iter()
@@ -222,7 +222,7 @@ fn table_of(route: &RouteMessage) -> u32 {
     table.unwrap_or_else(|| u32::from(route.header.table))
 }
 
-/// Where a route leads; a default route does not say.
+/// Returns the destination of a route; a default route has no such attribute.
 fn destination_of(family: Family, route: &RouteMessage) -> Option<IpNet> {
     let said = route
         .attributes
@@ -238,8 +238,8 @@ fn destination_of(family: Family, route: &RouteMessage) -> Option<IpNet> {
     IpNet::new(address, route.header.destination_prefix_length).ok()
 }
 
-/// One entry a next hop. A route by a next-hop object lists its hops too,
-/// unless `net.ipv4.nexthop_compat_mode` is off: such a route is not seen.
+/// Returns one entry for each next hop. A route by a next-hop object lists its hops too, unless
+/// `net.ipv4.nexthop_compat_mode` is off: such a route is not detected.
 fn next_hops(family: Family, route: &RouteMessage) -> Vec<DefaultRoute> {
     let mut single = None;
     let mut multipath = [].as_slice();

@@ -1,5 +1,5 @@
-//! Which sources packets may leave an uplink with, for the programs to choose from by the route
-//! that each packet takes.
+//! Source addresses that packets may have on an uplink, from which the programs choose by the route
+//! of each packet.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,35 +12,37 @@ use super::model::{Addr, AddressScope, Link, Snapshot};
 use super::select::{Selection, Uplink};
 use super::stack::{above, beneath};
 
-/// Addresses of a link that are looked at: whoever has more gets the uplink's address by the rest.
+/// Maximum number of addresses of a link that are considered: for the rest the uplink's address is
+/// used.
 const MOST: usize = 1024;
 
-/// What a program asks.
+/// Key of a program's query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Asked {
-    /// The index of the interface that the packet's route leads to; [`SOURCE_ANY_IP`] for a
-    /// question that is none about a source.
+    /// Index of the outgoing interface of the packet's route; [`SOURCE_ANY_IP`] for a query that is
+    /// not about a source.
     pub link: u32,
-    /// `net` is an address that the kernel names as source; else it has the next hop.
+    /// True if `net` is the source address selected by the kernel, false if it contains the next
+    /// hop.
     pub named: bool,
-    /// The address or network.
+    /// Address or network of the query.
     pub net: IpNet,
 }
 
-/// The answer.
+/// Result of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Given {
-    /// The source.
+    /// Source address for the packet.
     pub addr: IpAddr,
-    /// The index of the uplink at whose hooks it counts.
+    /// Index of the uplink at whose hooks it applies.
     pub via: u32,
 }
 
-/// Sources by the question that they answer.
+/// Source addresses, keyed by query.
 pub type Sources = BTreeMap<Asked, Given>;
 
-/// What the node receives without having the address, the sources of uplinks, and of the VLAN
-/// devices, bridges and bonds whose packets they translate.
+/// Returns the networks that the node receives without having the addresses, and the sources of
+/// uplinks and of the VLAN devices, bridges and bonds whose packets they translate.
 pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Uplink]) -> Sources {
     let mut found = Sources::new();
     for &net in &snapshot.any_ip {
@@ -55,7 +57,7 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
         };
         let via = uplink.ifindex;
         add(&mut found, snapshot, selection, link, via);
-        // What else leaves by its hooks and has addresses of its own.
+        // Other devices whose packets pass its hooks and that have addresses of their own.
         for upper in above(snapshot, via) {
             let is_uplink = uplinks.iter().any(|other| other.ifindex == upper.ifindex);
             let tagged = beneath(snapshot, upper)
@@ -71,7 +73,7 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
     found
 }
 
-/// Whether a link is a bridge, a bond or the like.
+/// Reports whether a link is a bridge, a bond or the like.
 fn has_ports(snapshot: &Snapshot, link: &Link) -> bool {
     (snapshot.links.iter()).any(|port| port.master == Some(link.ifindex))
 }
@@ -86,7 +88,7 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
         found.insert(Asked { link, named, net }, Given { addr, via });
     };
     let is_node = |addr: &Addr| selection.node_addrs.contains(&addr.addr);
-    // Of one network the node's known address, else the first, as inet_select_addr
+    // Of one network the node's known address, else the first one, as inet_select_addr
     // (net/ipv4/devinet.c) chooses.
     let v4 = addrs
         .iter()
@@ -140,9 +142,9 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
     }
 }
 
-/// What packets get that leave by a link above an uplink towards a router that is on none of its
-/// networks: a link-local one, or one of a single host. It also tells the programs that the link
-/// stands there.
+/// Adds the source of packets that leave by a link above an uplink towards a router that is on none
+/// of its networks: a link-local one, or one of a single host. The entry also indicates to the
+/// programs that the link is stacked on the uplink.
 fn add_for_any(
     found: &mut Sources,
     snapshot: &Snapshot,
@@ -166,8 +168,8 @@ fn add_for_any(
     }
 }
 
-/// Whether two IPv6 addresses of a link are as good as each other for every destination: of one
-/// kind, and on one network unless one of them has none.
+/// Reports whether two IPv6 addresses of a link are equivalent for every destination: of one kind,
+/// and on one network unless one of them has none.
 fn are_peers(a: &Addr, b: &Addr) -> bool {
     let is_local = |addr: &Addr| matches!(addr.addr, IpAddr::V6(ip) if ip.is_unique_local());
     let on_one = match (network(a), network(b)) {
@@ -177,7 +179,7 @@ fn are_peers(a: &Addr, b: &Addr) -> bool {
     is_local(a) == is_local(b) && on_one
 }
 
-/// The network around an address; none where it stands alone.
+/// Returns the network of an address; `None` for a single address.
 fn network(addr: &Addr) -> Option<IpNet> {
     let net = IpNet::new(addr.prefix_addr, addr.prefix_len).ok()?.trunc();
     let alone = net.prefix_len() == net.max_prefix_len() && addr.prefix_addr == addr.addr;

@@ -1,4 +1,4 @@
-//! Uplinks that stand on each other: a packet passes the hooks of both, and
+//! Stacked uplinks (VLAN or macvlan over a lower device): a packet passes the hooks of both, and
 //! must be translated once.
 
 use std::collections::BTreeSet;
@@ -7,30 +7,30 @@ use super::address::carries_addresses;
 use super::model::{Link, Snapshot};
 use super::select::Uplink;
 
-/// What becomes of chosen links that stand on each other.
+/// Decisions about selected links that are stacked.
 #[derive(Debug, Default)]
 pub(super) struct Stack {
-    /// Links that see tagged packets of a chosen VLAN device.
+    /// Lower devices that see tagged packets of a selected VLAN device.
     pub untagged: BTreeSet<u32>,
-    /// What was decided, a sentence each.
+    /// Decisions, a sentence each.
     pub told: Vec<String>,
 }
 
-/// Takes links out of `chosen` so that each packet meets one of them:
+/// Removes links from `chosen` so that each packet is translated by one of them:
 ///
-/// - a VLAN device and what it stands on both stay: its packets have a tag
-///   there, by which the lower one lets them be;
-/// - of a macvlan or ipvlan device and what it stands on, the lower one stays
-///   if it has addresses, because traffic may leave by it directly; packets of
-///   the upper one pass its hooks too. Without addresses nothing is routed by
-///   it, and the upper one stays.
+/// - a VLAN device and its lower device both stay: packets have a tag there, by which the lower one
+///   passes them;
+/// - of a macvlan or ipvlan device and its lower device, the lower one stays if it has addresses,
+///   because traffic may leave by it directly; packets of the upper one pass its hooks too. Without
+///   addresses nothing is routed by it, and the upper one stays.
 ///
-/// Bonds and bridges are not looked at: their members were left out before. A
-/// tunnel stands on another device too, but what leaves there is its own.
+/// Bonds and bridges are not handled here: their members were left out before. A tunnel has a lower
+/// device too, but packets that leave there are its own.
 pub(super) fn unstack(snapshot: &Snapshot, chosen: &mut BTreeSet<u32>) -> Stack {
     let mut stack = Stack::default();
     for upper in snapshot.links.iter() {
-        // Of thousands of links few are chosen, and to look beneath one is to look at all.
+        // Of thousands of links few are selected, and finding the devices beneath one scans them
+        // all.
         if !chosen.contains(&upper.ifindex) {
             continue;
         }
@@ -60,7 +60,8 @@ pub(super) fn unstack(snapshot: &Snapshot, chosen: &mut BTreeSet<u32>) -> Stack 
     stack
 }
 
-/// Whether one of these uplinks translates what leaves by a link, further down.
+/// Reports whether one of these uplinks, beneath a link, translates the packets that leave by the
+/// link.
 pub(super) fn is_translated_beneath(snapshot: &Snapshot, link: &Link, uplinks: &[Uplink]) -> bool {
     beneath(snapshot, link).iter().any(|(lower, tagged)| {
         let mut here = (uplinks.iter()).filter(|uplink| uplink.ifindex == lower.ifindex);
@@ -68,7 +69,7 @@ pub(super) fn is_translated_beneath(snapshot: &Snapshot, link: &Link, uplinks: &
     })
 }
 
-/// A link and those whose packets pass its hooks too: the reverse of [`beneath`].
+/// Returns a link and the links whose packets pass its hooks too: the reverse of [`beneath`].
 pub(super) fn above(snapshot: &Snapshot, ifindex: u32) -> impl Iterator<Item = &Link> {
     let mut found: Vec<&Link> = snapshot.link(ifindex).into_iter().collect();
     let mut at = 0;
@@ -77,7 +78,7 @@ pub(super) fn above(snapshot: &Snapshot, ifindex: u32) -> impl Iterator<Item = &
         let master = lower.master.filter(|_| snapshot.vrf(lower).is_none());
         for upper in snapshot.links.iter() {
             let stands = shares(upper) && upper.below == Some(lower.ifindex);
-            // A snapshot taken during a change could hold a loop.
+            // A snapshot taken during a change could contain a loop.
             let is_new = found.iter().all(|seen| seen.ifindex != upper.ifindex);
             if (stands || master == Some(upper.ifindex)) && is_new {
                 found.push(upper);
@@ -87,13 +88,14 @@ pub(super) fn above(snapshot: &Snapshot, ifindex: u32) -> impl Iterator<Item = &
     found.into_iter()
 }
 
-/// Whether a link sends by the link that it stands on, and not as something that the node makes.
+/// Reports whether a link sends its packets by its lower device as they are, not inside packets of
+/// the node.
 fn shares(link: &Link) -> bool {
     let kind = link.kind.as_deref().unwrap_or_default();
     matches!(kind, "vlan" | "macvlan" | "macvtap" | "ipvlan" | "ipvtap")
 }
 
-/// The links whose hooks a link's packets pass after its own, and whether the
+/// Returns the links whose hooks a link's packets pass after its own, and for each whether the
 /// packets have a VLAN tag there.
 pub(super) fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link, bool)> {
     let mut found: Vec<(&Link, bool)> = Vec::new();
@@ -110,7 +112,7 @@ pub(super) fn beneath<'a>(snapshot: &'a Snapshot, upper: &Link) -> Vec<(&'a Link
             is_port || shares && link.below == Some(lower.ifindex)
         };
         for lower in snapshot.links.iter().filter(is_lower) {
-            // A snapshot taken during a change could hold a loop.
+            // A snapshot taken during a change could contain a loop.
             let is_new = found.iter().all(|(seen, _)| seen.ifindex != lower.ifindex);
             if is_new && lower.ifindex != upper.ifindex {
                 found.push((lower, tagged));

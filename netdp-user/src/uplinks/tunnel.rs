@@ -1,4 +1,4 @@
-//! Tunnels of this node: which protocol they speak, and with whom.
+//! Tunnels of this node, with their protocols and peers.
 
 use crate::node::Spoken;
 use rtnetlink::packet_route::IpProtocol;
@@ -7,7 +7,7 @@ use rtnetlink::packet_route::link::{
 };
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// IP protocol numbers.
+/// IP protocol numbers as assigned by IANA.
 const IPIP: u8 = 4;
 const IPV6: u8 = 41;
 const GRE: u8 = 47;
@@ -16,16 +16,16 @@ const AH: u8 = 51;
 const IPCOMP: u8 = 108;
 const MPLS: u8 = 137;
 
-/// What a tunnel that is up receives.
+/// Traffic that a tunnel that is up receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
-    /// The name of its interface.
+    /// Name of the tunnel's interface.
     pub link: String,
-    /// Its protocol and peer.
+    /// IP protocol and peer address.
     pub spoken: Spoken,
 }
 
-/// The protocols of a link that is up, with its peer.
+/// Returns the protocols of a link that is up, with its peer.
 pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
     let kind = infos.iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
@@ -41,7 +41,7 @@ pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
     let (peer, protocols): (IpAddr, &[u8]) = match kind {
         Some(InfoKind::GreTun | InfoKind::GreTap | InfoKind::ErSpan) => (v4, &[GRE]),
         Some(InfoKind::GreTun6 | InfoKind::GreTap6 | InfoKind::Ip6ErSpan) => (v6, &[GRE]),
-        // What they carry does not matter: all may be switched on later.
+        // All payload protocols that can be enabled later count, whatever it carries now.
         Some(InfoKind::IpIp) => (v4, &[IPIP, MPLS]),
         Some(InfoKind::SitTun) => (v4, &[IPV6, IPIP, MPLS]),
         Some(InfoKind::Ip6Tnl) => (v6, &[IPV6, IPIP, MPLS]),
@@ -56,9 +56,10 @@ pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
     spoken.map(|&protocol| Spoken { protocol, peer }).collect()
 }
 
-/// Whether packets have the outer header already at the link's TC hooks: a GRE tunnel without a peer, or
-/// with a group of peers, has a `header_ops` that puts it there (`ipgre_tunnel_init` of net/ipv4/ip_gre.c and
-/// `ip6gre_tunnel_init` of net/ipv6/ip6_gre.c, Linux 6.12). One for which each route names the peer has not.
+/// Reports whether packets have the outer header already at the link's TC hooks: a GRE tunnel
+/// without a peer, or with a group of peers, has a `header_ops` that adds it (`ipgre_tunnel_init`
+/// of net/ipv4/ip_gre.c and `ip6gre_tunnel_init` of net/ipv6/ip6_gre.c, Linux 6.12). One for which
+/// each route names the peer has not.
 pub(super) fn shows_outer_header(infos: &[LinkInfo]) -> bool {
     let has_none = |remote: Option<IpAddr>| {
         remote.is_none_or(|remote| remote.is_unspecified() || remote.is_multicast())
@@ -102,7 +103,7 @@ fn remote(data: &InfoData) -> Option<IpAddr> {
     }
 }
 
-/// The only protocol that a tunnel carries, if it is one.
+/// Returns the only protocol that a tunnel carries, if it is limited to one.
 fn carried(data: &InfoData) -> Option<u8> {
     let InfoData::IpTunnel(all) = data else {
         return None;

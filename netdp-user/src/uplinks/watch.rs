@@ -1,4 +1,4 @@
-//! When the node's network changes.
+//! The monitor of the node's network, by netlink notifications.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
@@ -19,41 +19,41 @@ use super::reach::Settled;
 use super::select::Selection;
 use super::snapshot::snapshot;
 
-/// How long a burst of notifications may go on before it is reported.
+/// Debounce time: the time for which notifications are coalesced before they are reported.
 const COALESCE: Duration = Duration::from_millis(20);
 
-/// How long a report comes after the one before while notifications do not end: each look at a node
-/// of thousands of links is dear. From the first to the last, five times as long each time.
+/// Minimum time between two reports while notifications do not end: each scan of a node with
+/// thousands of links is expensive. It grows from the first value to the last, by a factor of five
+/// each time.
 pub(super) const PAUSES: (Duration, Duration) = (COALESCE, Duration::from_millis(500));
 
 /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE
 /// (include/uapi/linux/rtnetlink.h) as bits: groups count from 1.
 const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 
-/// Follows links, addresses and routes of one network namespace.
+/// Watches links, addresses and routes of one network namespace.
 ///
 /// Dropping it closes its sockets.
 pub struct Monitor {
-    /// Requests go over a socket of their own, so that a flood of
-    /// notifications cannot push out the answer to one.
+    /// Requests use a socket of their own, so that a flood of notifications cannot push out the
+    /// reply to one.
     handle: Handle,
     _requests: JoinSet<()>,
     events: AsyncFd<OwnedFd>,
     pace: Pace,
-    /// Links of which names are uplinks from their first moment, but for those that are known.
+    /// Selection by whose names new links are uplinks from their first moment, except known ones.
     expected: Selection,
-    /// When what was noticed is reported.
+    /// Time at which detected changes are reported.
     due: Option<Instant>,
     settled: Settled,
 }
 
 impl Monitor {
-    /// Starts to follow the network namespace of the calling thread, on the
-    /// current tokio runtime (its I/O and time drivers must be on). Changes
-    /// from here on are reported.
+    /// Starts watching the network namespace of the calling thread, on the current tokio runtime
+    /// (its I/O and time drivers must be enabled). Changes from here on are reported.
     ///
     /// # Errors
-    /// Where the netlink sockets cannot be opened.
+    /// Returns an error if the netlink sockets cannot be opened.
     pub async fn new() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("opening a netlink socket for requests")?;
@@ -80,24 +80,24 @@ impl Monitor {
         })
     }
 
-    /// Leaves out, from now on, notifications of routes that say nothing new.
+    /// Ignores irrelevant notifications of routes from now on.
     pub fn settle(&mut self, settled: Settled) {
         self.settled = settled;
     }
 
-    /// Reports a link that is a new uplink by its name at once.
+    /// Reports a link that is a new uplink by its name without delay.
     pub fn expect(&mut self, selection: &Selection) {
         self.expected.clone_from(selection);
     }
 
-    /// Waits until a link, an address or a route has changed since the
-    /// last return, or a notification was lost. A burst of up to 20 ms is
-    /// reported once; while they do not end, reports come less and less often, up
-    /// to half a second apart. Dropping the future loses no change.
+    /// Waits until a link, an address or a route has changed since the last return, or a
+    /// notification was lost. A burst of up to 20 ms is reported once; while notifications do not
+    /// end, reports become less frequent, up to half a second apart. Dropping the future loses no
+    /// change.
     ///
     /// # Errors
-    /// Where the netlink socket has failed: changes are no longer seen, and
-    /// the monitor must be made anew.
+    /// Returns an error if the netlink socket has failed: changes are no longer detected, and the
+    /// monitor must be created anew.
     pub async fn changed(&mut self) -> Result<()> {
         let due = loop {
             if let Some(due) = self.due {
@@ -113,7 +113,8 @@ impl Monitor {
                 Noticed::Uplink => self.due = Some(Instant::now()),
             }
         };
-        // What comes meanwhile waits in the socket: nobody is woken for each. A new uplink does not wait.
+        // Notifications queue in the socket meanwhile, without a wake-up for each. A new uplink
+        // does not wait.
         while Instant::now() < due {
             sleep_until(due.min(Instant::now() + COALESCE)).await;
             if self.drain()? == Noticed::Uplink {
@@ -126,7 +127,7 @@ impl Monitor {
         Ok(())
     }
 
-    /// Takes what there is; tells what of it matters.
+    /// Reads all pending notifications; returns the most important kind.
     fn drain(&self) -> Result<Noticed> {
         let mut datagram = vec![0; 1 << 15];
         let mut found = Noticed::Nothing;
@@ -144,7 +145,7 @@ impl Monitor {
                         found = found.max(Noticed::Change);
                     }
                 }
-                // The socket's buffer was full: what was lost may have mattered.
+                // The socket's buffer overflowed: a lost notification may have been relevant.
                 Err(Errno::ENOBUFS) => found = found.max(Noticed::Change),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(found),
@@ -155,16 +156,16 @@ impl Monitor {
         }
     }
 
-    /// The network as it is now.
+    /// Takes a snapshot of the network as it is now.
     ///
     /// # Errors
-    /// As [`snapshot`].
+    /// Returns the errors of [`snapshot`].
     pub async fn snapshot(&self) -> Result<Snapshot> {
         snapshot(&self.handle).await
     }
 }
 
-/// How soon reports follow each other.
+/// Rate limit of the reports.
 #[derive(Debug)]
 pub(super) struct Pace {
     pause: Duration,
@@ -181,7 +182,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// When a change that was noticed `now` is to be reported.
+    /// Returns the time at which a change that was detected `now` is to be reported.
     pub(super) fn due(&mut self, now: Instant) -> Instant {
         let Some(last) = self.last else {
             return now + COALESCE;
@@ -199,22 +200,22 @@ impl Pace {
     }
 }
 
-/// What notifications say.
+/// Kind of a detected change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Noticed {
     Nothing,
-    /// There is another snapshot to take.
+    /// Another snapshot is needed.
     Change,
-    /// There is a new uplink.
+    /// A new uplink has appeared.
     Uplink,
 }
 
-/// struct nlmsghdr: length and type are first.
+/// Size of struct nlmsghdr, which begins with length and type.
 const HEADER: usize = 16;
 
-/// Whether a notification among these is of a new link whose name alone makes it an uplink.
+/// Reports whether a notification among these is of a new link whose name alone makes it an uplink.
 pub(super) fn announces_uplink(mut datagram: &[u8], expected: &Selection) -> bool {
-    /// struct ifinfomsg, and where in it the index is.
+    /// Size of struct ifinfomsg, and the offset of the index in it.
     const LINK: usize = 16;
     const INDEX: usize = 4;
     while let Ok(message) = NetlinkBuffer::new_checked(datagram) {
@@ -239,9 +240,8 @@ pub(super) fn announces_uplink(mut datagram: &[u8], expected: &Selection) -> boo
     false
 }
 
-/// Whether a notification among these can mean another snapshot. Only so much of
-/// each is read as tells that: links have much to say, and nodes add and remove
-/// routes to pods all day.
+/// Reports whether a notification among these requires another snapshot. Only the necessary part of
+/// each is parsed: link messages are long, and nodes add and remove routes to pods all day.
 pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
     while let (Some(length), Some(kind)) = (
         datagram
@@ -274,21 +274,21 @@ pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
     false
 }
 
-/// Whether a struct rtmsg with its attributes is about a route that may lead out by another link
-/// than those that are known to.
+/// Reports whether a struct rtmsg with its attributes is about a route that may lead out by a link
+/// not yet known to lead out.
 fn route_matters(route: &[u8], settled: &Settled) -> bool {
-    /// struct rtmsg (include/uapi/linux/rtnetlink.h).
+    /// Size of struct rtmsg (include/uapi/linux/rtnetlink.h).
     const HEADER: usize = 12;
     let [family, length, _, _, table, protocol, _, kind, ..] = *route else {
         return true;
     };
-    // A default route decides about addresses too. Numbers of tables that the header has no
-    // room for are another one in it (RT_TABLE_COMPAT).
+    // A default route affects the choice of addresses too. Table numbers that do not fit the header
+    // are given as RT_TABLE_COMPAT in it.
     if length == 0 && table == libc::RT_TABLE_MAIN {
         return true;
     }
     if kind == libc::RTN_LOCAL {
-        // The kernel's own come and go with addresses.
+        // Routes by the kernel itself come and go with addresses.
         return protocol != libc::RTPROT_KERNEL;
     }
     if table == libc::RT_TABLE_LOCAL || kind != libc::RTN_UNICAST {
@@ -305,7 +305,7 @@ fn route_matters(route: &[u8], settled: &Settled) -> bool {
         match attribute {
             libc::RTA_OIF => by = value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)),
             libc::RTA_GATEWAY | RTA_VIA => gateway = true,
-            // It names a source.
+            // The route names a source.
             libc::RTA_PREFSRC if protocol != libc::RTPROT_KERNEL => return true,
             _ => {}
         }
@@ -322,7 +322,7 @@ fn route_matters(route: &[u8], settled: &Settled) -> bool {
     !settled.uplinks.contains(&by) && !to_guest
 }
 
-/// The attributes (struct rtattr) of a message, types and values.
+/// Returns the attributes (struct rtattr) of a message, types and values.
 fn attributes_of(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     const HEADER: usize = 4;
     std::iter::from_fn(move || {

@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Rejects `text` with exactly one error, which begins with `start` and contains every fragment.
+/// Asserts that `text` is rejected with exactly one error, which begins with `start` and contains
+/// every fragment.
 #[track_caller]
 fn rejects(text: &str, opts: &Options, start: &str, fragments: &[&str]) {
     let rejected = match load_one(text, opts) {
@@ -163,7 +164,7 @@ fn bad_entries() {
         "c.yaml:3: nonMasqueradeCIDRs[1]: fc00::/7 is IPv6",
         &["--enable-ipv6"],
     );
-    // The family is no matter where the notation is wrong already.
+    // The family does not matter if the notation is wrong already.
     let mapped = "nonMasqueradeCIDRs: ['::ffff:10.0.0.0/104']";
     rejects(
         mapped,

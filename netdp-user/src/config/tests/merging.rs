@@ -1,4 +1,4 @@
-//! Several files.
+//! Merge of several files.
 
 use super::*;
 
@@ -69,7 +69,7 @@ fn defaults_stay_until_some_file_sets_the_list() {
         ("b", "nonMasqueradeCIDRs: [1.0.0.0/8]"),
     ]);
     assert_eq!(prefixes(&loaded.config, Action::Bypass), ["1.0.0.0/8"]);
-    // An empty list is only remarkable where it stays empty.
+    // An empty list is only remarkable if it stays empty.
     let loaded = merge(&[
         ("a", "nonMasqueradeCIDRs: []"),
         ("b", "nonMasqueradeCIDRs: [1.0.0.0/8]"),

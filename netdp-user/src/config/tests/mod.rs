@@ -1,4 +1,4 @@
-//! Tests of whole configurations, by what they show.
+//! Tests of whole configurations, by their display.
 
 mod errors;
 mod merging;
@@ -10,7 +10,7 @@ mod warnings;
 
 use super::*;
 
-/// IPv6 on, as most cases want it.
+/// Options with IPv6, for most cases.
 const V6: Options = Options {
     enable_ipv6: true,
     nomasq_all_reserved_ranges: false,
@@ -32,7 +32,7 @@ fn doc(name: &str, text: &str) -> Document {
     }
 }
 
-/// One file, `c.yaml`.
+/// Loads one file, `c.yaml`.
 fn load_one(text: &str, opts: &Options) -> Result<Loaded, Rejected> {
     load(&[doc("c.yaml", text)], opts)
 }
@@ -42,13 +42,13 @@ fn accept(text: &str) -> Loaded {
     load_one(text, &V6).unwrap_or_else(|rejected| panic!("{text:?} was rejected: {rejected}"))
 }
 
-/// The prefixes with `action`, in the order of the rules.
+/// Returns the prefixes with `action`, in the order of the rules.
 fn prefixes(config: &Config, action: Action) -> Vec<String> {
     let rules = config.rules.iter().filter(|rule| rule.action == action);
     rules.map(|rule| rule.prefix.to_string()).collect()
 }
 
-/// The bypasses of `config` without the link-local ones.
+/// Returns the bypasses of `config` without the link-local ones.
 fn bypasses(config: &Config) -> Vec<String> {
     let mut all = prefixes(config, Action::Bypass);
     all.retain(|prefix| prefix != "169.254.0.0/16" && prefix != "fe80::/10");

@@ -1,4 +1,4 @@
-//! Decisions, hashes, and whatever text may come.
+//! Decisions, hashes, and arbitrary texts.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -85,7 +85,7 @@ fn a_file_of_the_greatest_size_is_read() {
 }
 
 fn any_address() -> impl Strategy<Value = IpAddr> {
-    // Few bits vary, so that prefixes nest and addresses hit them.
+    // Few bits vary, so that prefixes nest and addresses match them.
     prop_oneof![
         (0u32..16, 0u32..256).prop_map(|(high, low)| Ipv4Addr::from((high << 28) | low).into()),
         (0u128..16, 0u128..256).prop_map(|(high, low)| Ipv6Addr::from((high << 124) | low).into()),
@@ -106,7 +106,7 @@ fn bits(address: IpAddr) -> String {
     }
 }
 
-/// The definition: shorten the address bit by bit until a list holds what is left of it.
+/// Decides by definition: shorten the address bit by bit until a list contains the rest.
 fn by_definition(lists: &[(IpNet, Action)], address: IpAddr) -> Action {
     let address = bits(address);
     let written = |net: &IpNet| bits(net.addr())[..=usize::from(net.prefix_len())].to_owned();
@@ -174,7 +174,7 @@ proptest! {
     }
 }
 
-/// What configurations are made of, and what breaks them.
+/// Parts of configurations, valid and invalid.
 const PIECES: &[&str] = &[
     "nonMasqueradeCIDRs",
     "masqueradeCIDRs",
@@ -240,19 +240,19 @@ fn a_network_is_masqueraded_only_whole() {
     for (net, whole) in [
         ("10.0.0.0/29", true),
         ("10.0.0.0/30", true),
-        // Its first address is.
+        // Its first address is masqueraded.
         ("10.0.0.0/8", false),
         ("10.0.0.0/16", false),
         ("203.0.113.0/24", true),
-        // It holds a network that is not.
+        // It contains a network that is not.
         ("192.168.0.0/16", false),
     ] {
         assert_eq!(config.masquerades(net.parse().unwrap()), whole, "{net}");
     }
 }
 
-/// As many rules as a policy may well have, asked for as many destinations: asking each rule would
-/// not end.
+/// As many rules as a policy may have, queried for as many destinations: scanning every rule would
+/// not terminate in time.
 #[test]
 fn long_lists_are_asked_often() {
     const MANY: u32 = 100_000;

@@ -1,4 +1,4 @@
-//! What files may say, and what it means.
+//! Contents of files, and their meaning.
 
 use super::*;
 
@@ -103,7 +103,7 @@ fn what_upstream_accepts_means_the_same() {
             bypass: &["fc00::/7"],
             ..DEFAULT
         },
-        // Keys in any case, as merging tools write them.
+        // Keys in any case, as merge tools write them.
         Case {
             text: "nonmasqueradecidrs: [10.0.0.0/8]\nMASQLINKLOCAL: true\nResyncinterval: 1m30s\n",
             bypass: &["10.0.0.0/8"],

@@ -1,6 +1,6 @@
-//! The same decisions as ip-masq-agent: each case of its own unit tests, of Azure's fork, and those
-//! that follow from its source (kubernetes-sigs/ip-masq-agent e3000864). Where netdp differs by
-//! choice, the case says so, and docs/migrate.md has to.
+//! Equality of decisions with ip-masq-agent: each case of its own unit tests, of Azure's fork, and
+//! those that follow from its source (kubernetes-sigs/ip-masq-agent e3000864). Where netdp differs
+//! by choice, the case is marked so, and docs/migrate.md has to explain it.
 
 mod cases;
 
@@ -11,7 +11,7 @@ use cases::{CASE, Case, ELEVEN, Ours, SYNC, TRAPS, Theirs, VALIDATE};
 
 const MIGRATE: &str = include_str!("../../../../docs/migrate.md");
 
-/// Whether ip-masq-agent's chain returns before its MASQUERADE.
+/// Reports whether ip-masq-agent's chain returns before its MASQUERADE.
 fn they_bypass(case: &Case, cidrs: &[&str], destination: IpAddr) -> bool {
     let within = |cidr: &str| cidr.parse::<IpNet>().unwrap().contains(&destination);
     (!case.link_local && within("169.254.0.0/16"))
@@ -19,7 +19,7 @@ fn they_bypass(case: &Case, cidrs: &[&str], destination: IpAddr) -> bool {
         || cidrs.iter().any(|cidr| within(cidr))
 }
 
-/// The first and last address of each network of `cidrs`, and their neighbours.
+/// Returns the first and last address of each network of `cidrs`, and their neighbours.
 fn probes(cidrs: &[&str]) -> Vec<IpAddr> {
     let nets = cidrs.iter().chain(&ELEVEN).copied();
     let nets = nets.chain(["169.254.0.0/16", "fe80::/10", "1.0.0.0/8", "::ffff:0:0/96"]);
@@ -90,7 +90,7 @@ fn decisions_are_those_of_ip_masq_agent() {
             _ => panic!("{:?}: no such difference", case.text),
         }
     }
-    // An absent file.
+    // The file is absent.
     same_decisions(&CASE, &load(&[], &V6).unwrap().config, &RFC1918);
 }
 

@@ -1,8 +1,9 @@
-//! What rejects nothing: each warning must name file, line and entry.
+//! Warnings, which reject nothing: each must name file, line and entry.
 
 use super::*;
 
-/// Accepts `text` with exactly one warning, which begins with `start` and contains every fragment.
+/// Asserts that `text` is accepted with exactly one warning, which begins with `start` and contains
+/// every fragment.
 #[track_caller]
 fn warns(text: &str, start: &str, fragments: &[&str]) -> Config {
     let loaded = accept(text);
@@ -110,7 +111,7 @@ fn a_bypass_within_a_bypass_is_warned_of() {
         "nonMasqueradeCIDRs: [10.0.0.0/8, 10.1.1.0/24]\nmasqueradeCIDRs: [10.1.0.0/16]",
         "nonMasqueradeCIDRs: [10.0.0.0/9, 10.128.0.0/9, 10.0.0.0/7]\nmasqueradeCIDRs: [10.0.0.0/8]",
         "nonMasqueradeCIDRs: [0.0.0.0/0, '::/0']",
-        // They take the place of rules that nobody wrote.
+        // They replace built-in rules.
         "masqueradeCIDRs: [10.0.0.0/8, 169.254.0.0/16, 'fe80::/10']",
     ] {
         assert_eq!(accept(text).warnings, [], "{text}");
@@ -205,7 +206,7 @@ fn a_masqueraded_cluster_is_warned_of() {
             "",
             "c:3: 192.168.3.0/24, in the pod CIDR 192.168.0.0/17, is masq",
         ),
-        // Halves make a whole; IPv6 is off.
+        // Two halves make a whole; IPv6 is off.
         (
             "nonMasqueradeCIDRs: [10.0.0.0/9, 10.128.0.0/9]",
             "10.0.0.0/8 fd00::/64",

@@ -3,7 +3,7 @@
 use netdp_common::checksum::{add, fold};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The identifier of our pings.
+/// ICMP identifier of our pings.
 pub(super) const ID: u16 = 0x6e64;
 
 const ETHERNET: usize = 14;
@@ -12,13 +12,13 @@ const IPV6: usize = 40;
 /// An ICMP echo header (RFC 792, RFC 4443 4.1) and eight bytes of data.
 const ICMP: usize = 16;
 
-/// An echo request in an Ethernet frame.
+/// Returns an echo request in an Ethernet frame.
 pub(super) fn ping(from: IpAddr, to: IpAddr) -> Vec<u8> {
     build(from, to, ID)
 }
 
-/// Whether `frame` is [`ping`] from another address and with another identifier, and with good
-/// checksums; and which address.
+/// Returns the source address of `frame` if it is [`ping`] with another address and identifier, and
+/// with correct checksums.
 pub(super) fn ping_from(frame: &[u8], to: IpAddr) -> Option<IpAddr> {
     let ip = frame.get(ETHERNET..)?;
     let (source, header): (IpAddr, usize) = if to.is_ipv4() {
@@ -51,7 +51,7 @@ fn build(from: IpAddr, to: IpAddr, id: u16) -> Vec<u8> {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             frame[12..].copy_from_slice(&[0x08, 0x00]);
             let length = u8::try_from(IPV4 + ICMP).unwrap_or_default();
-            // Not to be fragmented, 64 hops, ICMP.
+            // Don't fragment, TTL 64, ICMP.
             frame.extend([0x45, 0, 0, length, 0, 0, 0x40, 0, 64, 1, 0, 0]);
             frame.extend(from.octets());
             frame.extend(to.octets());
@@ -90,13 +90,14 @@ fn set(frame: &mut [u8], at: usize, of: impl Fn(&[u8]) -> u32) {
     frame[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
 }
 
-/// Whether all checksums are right: a sum over data with its checksum is all ones (RFC 1071).
+/// Reports whether all checksums are correct: a sum over data with its checksum is all ones (RFC
+/// 1071).
 fn is_good(ip: &[u8], header: usize, from: IpAddr, to: IpAddr) -> bool {
     (to.is_ipv6() || fold(sum(&ip[..header]).into()) == u16::MAX)
         && fold(icmp_sum(ip, header, from, to).into()) == u16::MAX
 }
 
-/// ICMPv6 covers a pseudo-header (RFC 8200 8.1), ICMP does not.
+/// Returns the ones' complement sum: ICMPv6 covers a pseudo-header (RFC 8200 8.1), ICMP does not.
 fn icmp_sum(ip: &[u8], header: usize, from: IpAddr, to: IpAddr) -> u32 {
     let message = &ip[header..];
     if to.is_ipv4() {

@@ -1,4 +1,4 @@
-//! What pods have, counted anew: the programs count what begins, this what has ended.
+//! Recount of the pods' shares: the programs count new mappings, the sweep counts ended ones.
 
 use super::now;
 use crate::datapath::batch;
@@ -12,18 +12,18 @@ use netdp_common::siphash;
 use netdp_common::tuple::Tuple;
 use std::collections::HashMap;
 
-/// The mappings of a pass by the bucket that they count in.
+/// The mappings of a pass, counted by bucket.
 #[derive(Debug, Default)]
 pub struct Accounts {
     secret: siphash::Key,
-    /// What the programs had counted halfway through the pass.
+    /// The programs' counts halfway through the pass.
     opened: HashMap<u32, u64>,
     live: HashMap<u32, u64>,
     ended: HashMap<u32, u64>,
 }
 
 impl Accounts {
-    /// Begins to count, with the secret by which buckets are chosen.
+    /// Starts a count, with the secret key by which buckets are chosen.
     pub fn new(secret: siphash::Key) -> Self {
         Self {
             secret,
@@ -31,7 +31,7 @@ impl Accounts {
         }
     }
 
-    /// Begins once more.
+    /// Restarts the count of mappings; the secret key and the programs' counts are kept.
     pub fn again(self) -> Self {
         Self {
             live: HashMap::new(),
@@ -40,12 +40,12 @@ impl Accounts {
         }
     }
 
-    /// Takes note of what the programs had counted `before` all mappings were looked at, and
-    /// have now. A mapping is seen at some moment between the two: of thousands that begin
-    /// and end meanwhile, as many are seen as there were halfway, within chance.
+    /// Records the programs' counts `before` all mappings were scanned, and the current ones. A
+    /// mapping is seen at some moment between the two: of thousands that begin and end meanwhile,
+    /// as many are seen as there were halfway, within chance.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn looked(&mut self, maps: &Maps, before: &HashMap<u32, Share>) -> Result<()> {
         let after = maps.shares()?;
         self.opened = after
@@ -58,21 +58,21 @@ impl Accounts {
         Ok(())
     }
 
-    /// Counts a mapping that lives.
+    /// Counts a live mapping.
     pub fn lives(&mut self, tuple: &Tuple, half: &Mapping) {
         for bucket in self.buckets(tuple, half) {
             *self.live.entry(bucket).or_default() += 1;
         }
     }
 
-    /// Counts a mapping that has ended.
+    /// Counts an ended mapping.
     pub fn ends(&mut self, tuple: &Tuple, half: &Mapping) {
         for bucket in self.buckets(tuple, half) {
             *self.ended.entry(bucket).or_default() += 1;
         }
     }
 
-    /// Counts a mapping that was counted as living and has ended.
+    /// Counts a mapping that was counted as live and has ended.
     pub fn ends_after_all(&mut self, tuple: &Tuple, half: &Mapping) {
         for bucket in self.buckets(tuple, half) {
             if let Some(live) = self.live.get_mut(&bucket) {
@@ -87,10 +87,10 @@ impl Accounts {
         [bucket, share::TOTAL]
     }
 
-    /// After a pass through all mappings: makes the shares what they are.
+    /// Corrects the shares after a pass through all mappings.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn settle_all(&self, maps: &mut Maps) -> Result<()> {
         maps.settle_shares(&self.opened, |bucket, opened, ended| {
             let live = self.live.get(&bucket).copied().unwrap_or_default();
@@ -98,10 +98,10 @@ impl Accounts {
         })
     }
 
-    /// After any other: takes off what has ended.
+    /// Subtracts ended mappings from the shares after any other pass.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn settle_ended(&self, maps: &mut Maps) -> Result<()> {
         for (bucket, count) in &self.ended {
             let mut ended = maps.shares_ended(*bucket)?;
@@ -112,7 +112,7 @@ impl Accounts {
     }
 }
 
-/// Halfway between two readings of a wrapping counter that goes up and down.
+/// Returns the middle of two readings of a wrapping counter that goes up and down.
 const fn halfway(before: u64, after: u64) -> u64 {
     let change = after.wrapping_sub(before).cast_signed() / 2;
     before.wrapping_add(change.cast_unsigned())
@@ -131,10 +131,10 @@ impl Maps {
             .context("writing the shares_ended map")
     }
 
-    /// Reads what the programs have counted of each bucket.
+    /// Reads the programs' counts of each bucket.
     ///
     /// # Errors
-    /// The map could not be read.
+    /// Returns an error if the map can't be read.
     pub fn shares(&self) -> Result<HashMap<u32, Share>> {
         let mut shares = HashMap::new();
         batch::for_each::<u32, Share>(&self.pods()?.shares_data, |bucket, share| {
@@ -144,7 +144,7 @@ impl Maps {
         Ok(shares)
     }
 
-    /// Writes those entries that `change` changes.
+    /// Writes the entries that `change` changes.
     fn settle_shares<T>(
         &mut self,
         shares: &HashMap<u32, T>,
@@ -167,20 +167,20 @@ impl Maps {
         Ok(())
     }
 
-    /// Counts live inbound flows by pod and peer: some were written besides the programs.
+    /// Counts live inbound flows by pod and peer: some were not written by the programs.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn count_inbound(&mut self) -> Result<()> {
         let now = now(self)?;
         self.sweep_inbound(now).map(drop)
     }
 
-    /// Ends live inbound flows that have been silent for too long, and counts those that
-    /// live by pod and peer.
+    /// Ends live inbound flows that have been silent for too long, and counts the remaining ones by
+    /// pod and peer.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn sweep_inbound(&mut self, now: u32) -> Result<usize> {
         let secret = self.limits()?.secret;
         let shares = self.shares()?;
@@ -200,7 +200,7 @@ impl Maps {
             }
         })
         .context("reading the inbound_live map")?;
-        // A packet may have come since it was read.
+        // A packet may have arrived since it was read.
         let pods = self.pods()?;
         over.retain(|tuple| {
             let flow = pods.inbound_live.get(tuple, 0);
@@ -215,10 +215,10 @@ impl Maps {
         Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
-    /// Notes that the ports of these wire tuples are free, where maps of them are kept.
+    /// Marks the ports of these wire tuples as free, if there are maps of used ports.
     ///
     /// # Errors
-    /// A map could not be read or written.
+    /// Returns an error if a map can't be read or written.
     pub fn release_ports(&mut self, wires: &[Tuple]) -> Result<()> {
         let mut freed = HashMap::<Tuple, Vec<u16>>::new();
         for wire in wires {

@@ -1,4 +1,4 @@
-//! How long a mapping lives, as its halves show it.
+//! Remaining lifetime of a mapping, from its two halves.
 
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
@@ -7,17 +7,18 @@ use netdp_common::conntrack::{self};
 use netdp_common::timeouts::{Carried, Timeouts};
 use netdp_common::tuple::Tuple;
 
-/// One mapping: whether and why it ends.
+/// Decision on one mapping: keep it, or end it for a reason.
 pub enum Fate {
-    /// For so many ticks at least, unless a packet changes it; not looked into
-    /// further where that is longer than the horizon.
+    /// It lives for at least so many ticks, unless a packet changes it; not computed exactly beyond
+    /// the horizon.
     Lives(u64),
     Expired,
     AddressGone,
     Retired,
 }
 
-/// How many ticks a mapping has left if no packet comes; 0: it is over.
+/// Returns the remaining lifetime of a mapping without further packets, in ticks; 0: it has timed
+/// out.
 pub fn left(
     now: u32,
     timeouts: &Timeouts,
@@ -30,7 +31,7 @@ pub fn left(
     conntrack::left(now, original.last_seen, reply_seen, timeout)
 }
 
-/// Makes a missing reply half again; false if another mapping has the tuple.
+/// Restores a missing reply half. Returns `false` if another mapping has the tuple.
 pub fn repair(
     rev_snat: &mut HashMap<MapData, Tuple, Mapping>,
     tuple: &Tuple,

@@ -1,7 +1,7 @@
-//! Ends mappings whose time has come.
+//! The sweep: ends mappings that have timed out.
 //!
-//! A mapping's time is the later of what its two halves saw. Whatever is swept
-//! had been silent for its whole timeout: no live flow is ever collected.
+//! A mapping's last packet is the later of the ones recorded in its two halves. Every swept mapping
+//! has been silent for its whole timeout: no live flow is ever collected.
 
 mod accounts;
 mod fate;
@@ -29,47 +29,46 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use sticky::Sticky;
 
-/// What a sweep found and did.
+/// Result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Swept {
-    /// Mappings that live on.
+    /// Mappings that are kept.
     pub live: usize,
-    /// Mappings that ended by time.
+    /// Mappings that have timed out.
     pub expired: usize,
     /// Mappings that ended because their node address is gone.
     pub address_gone: usize,
-    /// Mappings that ended because the policy would not make them any more.
+    /// Mappings that ended because the policy would not create them any more.
     pub retired: usize,
-    /// Mappings that ended to make room.
+    /// Mappings that were evicted.
     pub made_room: usize,
-    /// Whether the tables were nearly full.
+    /// True if the tables were nearly full.
     pub pressure: bool,
-    /// Mappings of which one half was missing and was made again.
+    /// Mappings with a missing half, which was restored.
     pub repaired: usize,
-    /// Tuples that are reserved for the node's own flows.
+    /// Reservations for the node's own flows.
     pub host: usize,
-    /// The epoch of the settings in which no mapping was found whose
-    /// destination the policy bypasses, for [`super::Datapath::settle`].
+    /// The epoch of the settings in which no mapping was found whose destination the policy
+    /// bypasses, for [`super::Datapath::settle`].
     pub none_sticky: Option<u32>,
-    /// It was told to stop and has not seen everything.
+    /// True if it was stopped before it had seen everything.
     pub stopped: bool,
 }
 
-/// What ends a mapping.
+/// Rules by which mappings end.
 #[derive(Debug, Clone)]
 pub struct SweepRules {
-    /// Idle times.
+    /// Timeouts of idle mappings.
     pub timeouts: Timeouts,
-    /// The node's addresses: a mapping to another one is over.
+    /// Addresses of the node: a mapping with another one ends.
     pub local: BTreeSet<IpAddr>,
-    /// Idle time after which mappings that the policy in force would not make
-    /// any more end; `None` lets them live.
+    /// Idle time after which mappings end that the policy in force would not create any more;
+    /// `None`: never.
     pub retire: Option<Duration>,
-    /// Becomes true when these rules are out of date: then the sweep ends no
-    /// more mappings.
+    /// Becomes true when these rules are out of date: from then on the sweep ends no more mappings.
     pub stop: Arc<AtomicBool>,
-    /// Becomes true when the node has got addresses that are not in `local`: then
-    /// the sweep ends none for its address.
+    /// Becomes true when the node has addresses that are not in `local`: from then on the sweep
+    /// ends no mapping for its address.
     pub grown: Arc<AtomicBool>,
 }
 
@@ -79,7 +78,7 @@ impl SweepRules {
     }
 }
 
-/// The datapath's clock now, in ticks.
+/// Returns the datapath's clock, in ticks.
 pub(super) fn now(maps: &Maps) -> Result<u32> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
         .context("reading the monotonic clock")?;
@@ -89,35 +88,35 @@ pub(super) fn now(maps: &Maps) -> Result<u32> {
     Ok(u32::try_from(ticks)?.wrapping_add(maps.settings()?.clock_offset))
 }
 
-/// CPU time of this thread so far.
+/// Returns the CPU time of this thread so far.
 fn cpu_time() -> Result<Duration> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID)
         .context("reading the thread's CPU time")?;
     Ok(Duration::from(time))
 }
 
-/// How full the tables may get, in percent, before mappings that can be spared
-/// make room, all of them.
+/// Usage of the tables, in percent, above which evictable mappings of all kinds are evicted.
 const PRESSURE_PERCENT: usize = 85;
-/// How full those that have closed leave them then: where thousands of connections
-/// end each second, room is not to be made all the time.
+/// Usage of the tables, in percent, down to which closed mappings are evicted then: where thousands
+/// of connections end each second, evictions must not be needed all the time.
 const CLOSED_PERCENT: usize = 50;
-/// How full those leave them for which nothing came back.
+/// Usage of the tables, in percent, down to which unanswered mappings are evicted.
 const UNANSWERED_PERCENT: usize = 75;
 
-/// How many mappings may be left when room is made.
+/// Targets of an eviction, as numbers of mappings left.
 pub struct Room {
-    /// Closed ones end as long as there are more.
+    /// Closed mappings are evicted while more are left than this.
     closed: usize,
-    /// So do unanswered ones.
+    /// Unanswered mappings are evicted while more are left than this.
     unanswered: usize,
-    /// So do those that may still have a packet under way.
+    /// Evictable mappings that may still have a packet in flight are evicted while more are left
+    /// than this.
     others: usize,
 }
 
 impl Room {
-    /// How many mappings that can be spared end of `live` ones, where the first
-    /// `closed` of them have closed, and the first `unanswered` have or had no answer.
+    /// Returns how many of `live` mappings to evict, where the first `closed` of the evictable ones
+    /// are closed, and the first `unanswered` are closed or unanswered.
     fn ending(&self, live: usize, closed: usize, unanswered: usize) -> usize {
         let surplus = |limit| live.saturating_sub(limit);
         let closed = closed.min(surplus(self.closed));
@@ -126,27 +125,27 @@ impl Room {
     }
 }
 
-/// Seconds between looks at inbound flows.
+/// Seconds between two sweeps of the inbound flows.
 const INBOUND_SECONDS: u64 = 30;
 
-/// How many mappings are looked up before those among them that end are removed.
+/// Mappings that are looked up before those among them that end are removed.
 const LOOKED_UP_AT_ONCE: usize = 256;
 
-/// A full sweep that is cheaper than this is done whenever one is asked for.
+/// CPU time below which a full sweep is run whenever one is requested.
 const CHEAP: Duration = Duration::from_millis(20);
 
-/// Ends mappings and live inbound flows. It has the maps open by itself, so that it can
-/// work on a thread of its own, and writes the mapping tables, the live inbound flows, what
-/// has ended of each share, and the maps of used ports.
+/// Ends mappings and live inbound flows. It opens the maps itself, so that it can run on a thread
+/// of its own, and writes the mapping tables, the live inbound flows, the ended mappings of each
+/// share, and the maps of used ports.
 pub struct Sweeper {
     maps: Maps,
-    /// How many mappings there is room for.
+    /// Capacity of the mapping tables, in mappings.
     capacity: usize,
     schedule: Schedule,
     rest: Rest,
-    /// The node's, by which pods are counted.
+    /// Secret key of the node, by which buckets are chosen.
     secret: siphash::Key,
-    /// When inbound flows were looked at last, in ticks.
+    /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
 }
 
@@ -154,7 +153,7 @@ impl Sweeper {
     /// Opens the maps pinned below `bpffs`.
     ///
     /// # Errors
-    /// A map is missing or not what it should be.
+    /// Returns an error if a map is missing or has another type or size.
     pub fn open(bpffs: &Path) -> Result<Self> {
         let maps = Maps::open(bpffs)?;
         Ok(Self {
@@ -167,39 +166,37 @@ impl Sweeper {
         })
     }
 
-    /// How many mappings may have been made, ever, until the tables may be nearly
-    /// full and want another sweep. `None` where the last could not make room: then
-    /// another would not either.
+    /// Returns the total number of created mappings at which the tables may be nearly full and need
+    /// another sweep. `None` if the last one could not evict enough: then another would not either.
     pub fn full_at(&self) -> Option<u64> {
         self.schedule.full_at(self.limit())
     }
 
-    /// How long until another full sweep may come to make room.
+    /// Returns the time until another full sweep may run to evict mappings.
     pub fn rest(&self) -> Duration {
         self.rest.left(Instant::now())
     }
 
-    /// How many mappings are nearly too many.
+    /// Returns the number of mappings above which the tables are nearly full.
     fn limit(&self) -> usize {
         self.capacity * PRESSURE_PERCENT / 100
     }
 
-    /// Mappings that lived at the last look at all of them.
+    /// Returns the number of mappings that lived at the last full sweep.
     pub fn live(&self) -> usize {
         self.schedule.population().0
     }
 
-    /// Seconds between full sweeps, after what the last one cost.
+    /// Returns the seconds between full sweeps, according to the cost of the last one.
     pub fn interval(&self, rules: &SweepRules) -> u64 {
         self.schedule.interval(rules.timeouts.shortest_renewed())
     }
 
-    /// What is due now, for use every few seconds: everything, or where there
-    /// are many mappings mostly those that may have ended; then [`Swept`]
-    /// counts only those.
+    /// Runs the part of the sweep that is due, to be called every few seconds: a full sweep or,
+    /// with many mappings, mostly those that may have timed out; then [`Swept`] counts only those.
     ///
     /// # Errors
-    /// A map could not be read or changed.
+    /// Returns an error if a map can't be read or changed.
     pub fn some(&mut self, rules: &SweepRules) -> Result<Swept> {
         let now = now(&self.maps)?;
         let next = self.schedule.next(now, rules.timeouts.shortest());
@@ -236,7 +233,7 @@ impl Sweeper {
             }
         }
         result = result.and(pass.settle(&mut self.maps, false));
-        // What was not looked at is due again.
+        // Mappings that were not reached are due again.
         again.extend(at_once(unseen));
         self.schedule.again(now, again);
         result?;
@@ -253,8 +250,8 @@ impl Sweeper {
         Ok(due)
     }
 
-    /// Ends those of some mappings that are over; the others go to `again`, with
-    /// the ticks that they have left.
+    /// Ends those of some mappings that have timed out; the others are appended to `again`, with
+    /// their remaining ticks.
     fn look_at(
         &self,
         pass: &mut Pass<'_>,
@@ -274,7 +271,7 @@ impl Sweeper {
                 Fate::Lives(left) => {
                     again.push((u32::try_from(left).unwrap_or(u32::MAX), *tuple));
                 }
-                // Listed twice it ends once.
+                // A mapping that is listed twice ends once.
                 _ if !ended.insert(*tuple) => continue,
                 _ => {}
             }
@@ -283,11 +280,11 @@ impl Sweeper {
         pass.remove_ended(&self.maps)
     }
 
-    /// Ends at once what a lost address or a changed policy ends; where that is
-    /// cheap, everything that is over.
+    /// Ends at once the mappings of lost addresses or of a changed policy; if that is cheap, all
+    /// that have timed out.
     ///
     /// # Errors
-    /// A map could not be read or changed.
+    /// Returns an error if a map can't be read or changed.
     pub fn changed(&mut self, rules: &SweepRules) -> Result<Swept> {
         if self.schedule.cost().is_none_or(|cost| cost < CHEAP) {
             return self.all(rules);
@@ -299,12 +296,12 @@ impl Sweeper {
         Ok(swept)
     }
 
-    /// Looks at every original half: ends what a lost address or the policy
-    /// ends, and takes mappings into the schedule that were made since the last
-    /// such look. Of older ones the schedule knows.
+    /// Scans every original half: ends the mappings of lost addresses or of a changed policy, and
+    /// adds mappings to the schedule that were created since the last such scan. Older ones are in
+    /// the schedule already.
     ///
     /// # Errors
-    /// A map could not be read or changed.
+    /// Returns an error if a map can't be read or changed.
     pub fn recent(&mut self, rules: &SweepRules) -> Result<Swept> {
         self.resting(|sweeper, _| sweeper.look_for_recent(rules))
     }
@@ -327,15 +324,15 @@ impl Sweeper {
         pass.tell(&self.maps, settings.epoch)
     }
 
-    /// Goes once through all mappings.
+    /// Scans all mappings once.
     ///
     /// # Errors
-    /// A map could not be read or changed.
+    /// Returns an error if a map can't be read or changed.
     pub fn all(&mut self, rules: &SweepRules) -> Result<Swept> {
         self.resting(|sweeper, start| sweeper.go_through(rules, start))
     }
 
-    /// Does what is told the thread's CPU time so far, and rests for it.
+    /// Runs work that is passed the thread's CPU time so far, and accounts for the pause after it.
     fn resting(
         &mut self,
         work: impl FnOnce(&mut Self, Duration) -> Result<Swept>,
@@ -378,7 +375,7 @@ impl Sweeper {
         pass.tell(&self.maps, settings.epoch)
     }
 
-    /// Ends live inbound flows, at times.
+    /// Ends live inbound flows, every [`INBOUND_SECONDS`].
     fn inbound(&mut self, now: u32) -> Result<()> {
         let since = self.inbound_at.map(|at| u64::from(age(now, at)));
         if since.is_none_or(|since| since >= ticks(INBOUND_SECONDS)) {
@@ -388,7 +385,7 @@ impl Sweeper {
         Ok(())
     }
 
-    /// Once more, looking at both halves of every mapping, to make room.
+    /// Scans both halves of every mapping once more, to evict.
     fn relieve<'a>(
         &self,
         rules: &'a SweepRules,
@@ -412,7 +409,7 @@ impl Sweeper {
         Ok(pass)
     }
 
-    /// Whether the tables may have become nearly full since the last look.
+    /// Reports whether the tables may have become nearly full since the last scan.
     fn crowded(&self) -> Result<bool> {
         let (_, created) = self.schedule.population();
         let more = self
@@ -425,7 +422,7 @@ impl Sweeper {
     }
 }
 
-/// Mappings to be looked at as soon as possible.
+/// Returns mappings as due as soon as possible.
 fn at_once(due: &[Tuple]) -> Vec<(u32, Tuple)> {
     due.iter().map(|tuple| (0, *tuple)).collect()
 }
@@ -441,12 +438,12 @@ mod tests {
             unanswered: 75,
             others: 85,
         };
-        // All are old and have closed.
+        // All are old and closed.
         assert_eq!(room.ending(90, 90, 90), 40);
-        // Few have closed, few had no answer for long.
+        // Few are closed, few have been unanswered for long.
         assert_eq!(room.ending(90, 3, 10), 10);
         assert_eq!(room.ending(90, 3, 60), 15);
-        // Most live, the others are young: no more than has to be.
+        // Most live, the others are young: no more than necessary.
         assert_eq!(room.ending(86, 0, 0), 1);
         assert_eq!(room.ending(85, 0, 0), 0);
     }

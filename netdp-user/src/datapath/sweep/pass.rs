@@ -18,41 +18,40 @@ use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
-/// How many mappings are removed by one system call.
+/// Mappings that are removed by one system call.
 const REMOVED_AT_ONCE: usize = 256;
 
-/// How many are looked at once more before they end to make room: little time
-/// passes between.
+/// Mappings that are looked up once more before they are evicted: few, so that little time passes
+/// in between.
 const LOOKED_UP_AT_ONCE: usize = 32;
 
-/// Ticks by which a mapping may say that it was made too early: the programs'
-/// clock is up to a jiffy late.
+/// Ticks by which the recorded creation of a mapping may be too early: the programs' clock is up to
+/// a jiffy late.
 const CLOCK_SLACK: u32 = 2;
 
 pub struct Pass<'a> {
     now: u32,
     local: BTreeSet<Addr>,
     rules: &'a SweepRules,
-    /// What the policy does with a destination, as far as it was asked.
+    /// Cache of the policy's action, by destination.
     policy: HashMap<Addr, Action>,
-    /// Mappings that were made before this moment are in the schedule.
+    /// Time before which created mappings are in the schedule.
     pub looked: Option<u32>,
-    /// Look for mappings that may make room.
+    /// True if mappings to evict are collected.
     pressed: bool,
     pub swept: Swept,
     ended: Vec<(Tuple, Tuple)>,
     /// Original halves without reply half.
     torn: Vec<(Tuple, Tuple, Mapping)>,
-    /// Living mappings that may end before the horizon: in how many ticks.
+    /// Live mappings that may end before the horizon, with the ticks until then.
     pub due: Vec<(u32, Tuple)>,
     /// Ticks until the next full sweep.
     horizon: u64,
-    /// Whether mappings are older than the policy.
+    /// Mappings that are older than the policy, if any.
     pub sticky: Sticky,
-    /// Mappings that may make room: how willingly, and `u32::MAX` less their idle
-    /// time.
+    /// Evictable mappings: eviction class, and `u32::MAX` less their idle time.
     spare: Vec<(Spare, u32, Tuple, Tuple)>,
-    /// What pods have.
+    /// Shares of the pods.
     pub accounts: Accounts,
     /// Wire tuples that have become free.
     freed: Vec<Tuple>,
@@ -79,8 +78,7 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The same again, looking for mappings that may make room. What has ended
-    /// stays counted.
+    /// Restarts the pass to collect mappings to evict. Counts of ended mappings are kept.
     pub fn once_more(self, rules: &'a SweepRules) -> Self {
         Self {
             pressed: true,
@@ -94,9 +92,9 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Below this idle time a mapping of this protocol lives beyond the horizon,
-    /// whatever else is known of it. Where full sweeps are frequent, halves are
-    /// compared sooner than that takes: missing ones are found.
+    /// Returns the idle time below which a mapping of this protocol lives beyond the horizon,
+    /// whatever its state. Where full sweeps are frequent, halves are compared sooner than that, so
+    /// that missing ones are found.
     fn young(&self, protocol: u32) -> u64 {
         if self.pressed {
             return 0;
@@ -109,7 +107,7 @@ impl<'a> Pass<'a> {
         ticks(timeouts.shortest_of(protocol)).saturating_sub(self.horizon)
     }
 
-    /// The reply halves that decide something, read in one go.
+    /// Reads all reply halves that affect a decision.
     pub fn replies(&self, maps: &Maps) -> Result<Replies> {
         let mut replies = Replies::default();
         batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
@@ -128,8 +126,7 @@ impl<'a> Pass<'a> {
         Ok(replies)
     }
 
-    /// Looks at every original half. Those that end are removed with their
-    /// reply halves, batch by batch.
+    /// Scans every original half. Ended ones are removed with their reply halves, batch by batch.
     pub fn originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
         let snat = &maps.snat_data;
         let before = maps.shares()?;
@@ -161,7 +158,7 @@ impl<'a> Pass<'a> {
             read.or_else(|| *asked.insert(maps.rev_snat.get(&wire, 0).ok()))
         })?;
         if let (Fate::Expired, Some(_)) = (&fate, read) {
-            // A packet may have come since it was read.
+            // A packet may have arrived since it was read.
             fate = self.fate(maps, tuple, half, || maps.rev_snat.get(&wire, 0).ok())?;
         }
         self.note(&fate, tuple, &wire, half);
@@ -188,7 +185,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Counts a mapping, and remembers it if it ends.
+    /// Counts a mapping, and records it if it ends.
     pub fn note(&mut self, fate: &Fate, tuple: &Tuple, wire: &Tuple, half: &Mapping) {
         match fate {
             Fate::Lives(_) => {
@@ -218,7 +215,7 @@ impl<'a> Pass<'a> {
         let idle = u64::from(age(self.now, half.last_seen));
         if let Some(after) = self.rules.retire
             && idle >= ticks(after.as_secs())
-            // Hairpin does not ask the policy.
+            // Hairpin mappings do not depend on the policy.
             && !self.local.contains(&tuple.dst)
             && self.action(maps, tuple.dst)? == Action::Bypass
         {
@@ -236,7 +233,7 @@ impl<'a> Pass<'a> {
         )
     }
 
-    /// Whether an earlier pass has seen the mapping.
+    /// Reports whether an earlier pass has seen the mapping.
     fn is_scheduled(&self, half: &Mapping) -> bool {
         self.looked.is_some_and(|looked| {
             let since = age(self.now, looked).saturating_add(CLOCK_SLACK);
@@ -253,8 +250,8 @@ impl<'a> Pass<'a> {
         Ok(action)
     }
 
-    /// Removes what has ended so far. Both halves of a mapping within a moment:
-    /// what comes between finds one.
+    /// Removes the mappings that have ended so far. Both halves go within a moment: a packet in
+    /// between finds one of them.
     pub fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
@@ -266,11 +263,10 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Makes missing halves again, and removes those that lack the other and
-    /// what makes room.
+    /// Restores missing halves, and removes halves without a counterpart and evicted mappings.
     pub fn finish(&mut self, maps: &mut Maps, replies: &mut Replies) -> Result<()> {
         let mut over = std::mem::take(&mut replies.over);
-        // A packet of the node may have come since they were read.
+        // A packet of the node may have arrived since they were read.
         let timeouts = &self.rules.timeouts;
         over.retain(|wire| {
             let half = maps.rev_snat.get(wire, 0);
@@ -291,7 +287,7 @@ impl<'a> Pass<'a> {
         batch::remove(&maps.rev_snat_data, &over).context("in the rev_snat map")
     }
 
-    /// Reply halves without original half.
+    /// Returns the reply halves without original half.
     fn orphans(&self, maps: &Maps, replies: &Replies) -> Result<Vec<Tuple>> {
         let mut orphans = Vec::new();
         let shortest = ticks(self.rules.timeouts.shortest());
@@ -308,9 +304,9 @@ impl<'a> Pass<'a> {
         Ok(orphans)
     }
 
-    /// Where the tables are nearly full, ends mappings that can be spared, the
-    /// longest idle first, until so many are left as `room` says. Established ones
-    /// are never touched: what has come alive since it was read stays.
+    /// Evicts evictable mappings if the tables are nearly full, the longest idle first, down to the
+    /// targets of `room`. Established ones are never touched: a mapping that has become active
+    /// since it was read stays.
     pub fn relieve(&mut self, maps: &Maps, room: &Room) -> Result<()> {
         let mut spares = std::mem::take(&mut self.spare);
         spares.sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
@@ -342,7 +338,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// Makes the programs' counts right; `all`: every mapping was seen.
+    /// Corrects the programs' counts; `all`: every mapping was seen.
     pub fn settle(&mut self, maps: &mut Maps, all: bool) -> Result<()> {
         if all && !self.swept.stopped {
             self.accounts.settle_all(maps)?;
@@ -356,8 +352,7 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
-    /// What was found, with the word on whether mappings are older than the
-    /// policy of `epoch`.
+    /// Returns the result, including whether mappings are older than the policy of `epoch`.
     pub fn tell(self, maps: &Maps, epoch: u32) -> Result<Swept> {
         let mut swept = self.swept;
         let none = self.sticky.none(maps, &self.local)?;

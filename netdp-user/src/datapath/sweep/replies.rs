@@ -1,5 +1,5 @@
-//! Reply halves in short, so that a sweep joins the two tables without a system
-//! call for each mapping: 24 bytes each while it runs.
+//! Compact reply halves, so that a sweep joins the two tables without a system call for each
+//! mapping: 24 bytes each while it runs.
 
 use netdp_common::abi::Mapping;
 use netdp_common::tuple::Tuple;
@@ -7,12 +7,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
-/// What decides how long a mapping lives.
+/// The fields that decide a mapping's lifetime.
 struct Short {
     last_seen: u32,
     tcp_ack: u32,
     tcp_seen: u8,
-    /// Its part of [`netdp_common::conntrack::Closing`].
+    /// The half's part of [`netdp_common::conntrack::Closing`].
     epoch: u8,
     uplink: u16,
     packets: u32,
@@ -22,17 +22,17 @@ struct Short {
 #[derive(Default)]
 pub struct Replies {
     hash: RandomState,
-    /// Two tuples with one hash are not told apart: what this says must be
-    /// looked up before a mapping is ended on its word.
+    /// Tuples with the same hash are not distinguished: an entry must be looked up before a mapping
+    /// is ended because of it.
     halves: HashMap<u64, Short, BuildHasherDefault<Same>>,
-    /// The node's own tuples that are over.
+    /// Reservations of the node's own flows that have timed out.
     pub over: Vec<Tuple>,
-    /// How many of those live.
+    /// Number of live reservations of the node's own flows.
     pub host: usize,
 }
 
 impl Replies {
-    /// Adds a half.
+    /// Adds a reply half.
     pub fn insert(&mut self, wire: &Tuple, half: &Mapping) {
         let short = Short {
             last_seen: half.last_seen,
@@ -45,7 +45,7 @@ impl Replies {
         self.halves.insert(self.hash.hash_one(wire), short);
     }
 
-    /// Takes out the half of `original`, as far as it decides anything.
+    /// Takes the reply half of `original`, with the fields that affect a decision.
     pub fn take(&mut self, wire: &Tuple, original: &Mapping) -> Option<Mapping> {
         if self.halves.is_empty() {
             return None;
@@ -62,18 +62,18 @@ impl Replies {
         })
     }
 
-    /// Whether a half was not taken.
+    /// Reports whether a half was not taken.
     pub fn has(&self, wire: &Tuple) -> bool {
         self.halves.contains_key(&self.hash.hash_one(wire))
     }
 
-    /// Whether every half was taken: none lacks its original.
+    /// Reports whether every half was taken: none lacks its original half.
     pub fn is_empty(&self) -> bool {
         self.halves.is_empty()
     }
 }
 
-/// The keys are hashes already.
+/// Identity hasher: the keys are hashes already.
 #[derive(Default)]
 struct Same(u64);
 

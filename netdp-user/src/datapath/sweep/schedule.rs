@@ -1,14 +1,12 @@
-//! When to go through all mappings, and which to look at in between.
+//! The schedule of full sweeps, and of single mappings in between.
 //!
-//! Going through a million mappings takes about a second of CPU, so that it
-//! can't be done every few seconds. A full sweep leaves a list of the mappings
-//! that may end before the next one, with the moment; in between only those are
-//! looked at when their moment has come. Other mappings that it saw outlive the
-//! next full sweep, whatever packets come: it comes before the shortest timeout
-//! that a packet can give a mapping. (A RST gives no time; a mapping that it ends
-//! after long silence may stay until the next full sweep.) Those made since are found by a pass
-//! through the original halves alone, once in the shortest of all timeouts:
-//! none can have ended sooner.
+//! A full sweep of a million mappings takes about a second of CPU, so it can't run every few
+//! seconds. It leaves a list of the mappings that may end before the next one, with the time; in
+//! between only those are looked up when their time has come. Other mappings that it saw outlive
+//! the next full sweep, whatever packets arrive: it comes before the shortest timeout that a packet
+//! can give a mapping. (A RST gives no time; a mapping that it ends after long silence may stay
+//! until the next full sweep.) Newer ones are found by a pass through the original halves alone,
+//! once in the shortest of all timeouts: none can have ended sooner.
 
 use netdp_common::conntrack::{age, ticks};
 use netdp_common::tuple::Tuple;
@@ -17,86 +15,84 @@ use std::time::{Duration, Instant};
 /// Seconds between full sweeps of small tables.
 const SHORTEST: u64 = 5;
 
-/// Tables with less than one part in this many left count as full.
+/// Tables with less than one part in this many free count as full.
 const FULL: usize = 64;
 
-/// Full sweeps may use one part in this many of a core.
+/// Maximum share of a core for full sweeps: one part in this many.
 const SHARE: u32 = 100;
 
-/// And where room is short, one in this many, however full the tables are.
+/// Maximum share of a core for evictions, if places are short, however full the tables are: one
+/// part in this many.
 const SHARE_FOR_ROOM: u32 = 4;
 
-/// The pause before a sweep that is to make room, by what was swept before, to the
-/// end or not.
+/// The pause before a sweep that evicts, determined by earlier sweeps, complete or not.
 #[derive(Debug)]
 pub struct Rest {
     until: Instant,
 }
 
 impl Rest {
-    /// None so far.
+    /// Returns no pause, before the first sweep.
     pub fn new(now: Instant) -> Self {
         Self { until: now }
     }
 
-    /// Takes note of what began at `begun` and took `cost` of CPU time.
+    /// Records work that began at `begun` and took `cost` of CPU time.
     pub fn worked(&mut self, begun: Instant, cost: Duration) {
         self.until = self.until.max(begun + cost * SHARE_FOR_ROOM);
     }
 
-    /// How long it still lasts.
+    /// Returns the remaining pause.
     pub fn left(&self, now: Instant) -> Duration {
         self.until.saturating_duration_since(now)
     }
 }
 
-/// What is to be done at a moment.
+/// Work that is due.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Next {
-    /// Go through everything; the rest does not count then.
+    /// Run a full sweep; the other fields do not matter then.
     pub full: bool,
-    /// Look for mappings that were made since the last look.
+    /// Scan for mappings that were created since the last scan.
     pub recent: bool,
-    /// Look at these.
+    /// Mappings to look up.
     pub due: Vec<Tuple>,
 }
 
-/// The plan until the next full sweep.
+/// The schedule until the next full sweep.
 #[derive(Debug, Default)]
 pub struct Schedule {
-    /// When the last full sweep was, and after how many ticks the next is.
+    /// Time of the last full sweep, and ticks from it to the next.
     last: Option<(u32, u32)>,
-    /// When all original halves were looked at last.
+    /// Time of the last scan of all original halves, in ticks.
     looked: u32,
     /// Ticks after `last` at which mappings may end; the latest first.
     due: Vec<(u32, Tuple)>,
-    /// What the last full sweep cost.
+    /// CPU time of the last full sweep.
     cost: Duration,
-    /// How many mappings the last look left, and how many had ever been made.
+    /// Number of mappings left by the last scan, and the total number of mappings created by then.
     population: (usize, u64),
-    /// How many mappings are too many, where making room was in vain.
+    /// Number of mappings at which eviction is retried, if it could not free enough.
     crowd: Option<usize>,
-    /// How many of the node's own tuples the last full sweep left.
+    /// Number of the node's own tuples that the last full sweep left.
     host: usize,
 }
 
 impl Schedule {
-    /// Seconds until the full sweep after one that begins now: long enough to
-    /// be affordable, never longer than the shortest timeout that a packet can
-    /// give a mapping.
+    /// Returns the seconds from a full sweep that begins now to the next: long enough to be
+    /// affordable, never longer than the shortest timeout that a packet can give a mapping.
     pub fn interval(&self, shortest_renewed: u64) -> u64 {
         let affordable = (self.cost * SHARE).as_secs();
         affordable.min(shortest_renewed).max(SHORTEST)
     }
 
-    /// What the last full sweep cost, if there was one.
+    /// Returns the CPU time of the last full sweep, if there was one.
     pub fn cost(&self) -> Option<Duration> {
         self.last.map(|_| self.cost)
     }
 
-    /// Takes note of a full sweep at `now` that cost `cost`: the next is after
-    /// `interval` seconds, and the mappings in `due` may end that many ticks
-    /// after `now`.
+    /// Records a full sweep at `now` with the CPU time `cost`: the next one is after `interval`
+    /// seconds, and the mappings in `due` may end that many ticks after `now`.
     pub fn swept(&mut self, now: u32, cost: Duration, interval: u64, due: Vec<(u32, Tuple)>) {
         self.last = Some((now, u32::try_from(ticks(interval)).unwrap_or(u32::MAX)));
         self.looked = now;
@@ -105,32 +101,31 @@ impl Schedule {
         self.sort();
     }
 
-    /// Takes note of a look at all original halves at `now`.
+    /// Records a scan of all original halves at `now`.
     pub fn looked_at(&mut self, now: u32) {
         self.looked = now;
     }
 
-    /// When all original halves were looked at last, if ever.
+    /// Returns the time of the last scan of all original halves, if any.
     pub fn looked(&self) -> Option<u32> {
         self.last.map(|_| self.looked)
     }
 
-    /// Whether a full sweep is due.
+    /// Reports whether a full sweep is due.
     pub fn next_is_full(&self, now: u32) -> bool {
-        // A timer that is a little early is on time.
+        // A timer that is a little early counts as on time.
         self.last
             .is_none_or(|(last, interval)| age(now, last) + 1 >= interval)
     }
 
-    /// Ticks until the next full sweep.
+    /// Returns the ticks until the next full sweep.
     pub fn remaining(&self, now: u32) -> u64 {
         self.last.map_or(0, |(last, interval)| {
             interval.saturating_sub(age(now, last)).into()
         })
     }
 
-    /// What is to be done at `now`. `shortest` is the shortest timeout, in
-    /// seconds.
+    /// Returns the work that is due at `now`. `shortest` is the shortest timeout, in seconds.
     pub fn next(&mut self, now: u32, shortest: u64) -> Next {
         let full = self.next_is_full(now);
         let recent = u64::from(age(now, self.looked)) + 1 >= ticks(shortest);
@@ -145,15 +140,14 @@ impl Schedule {
         Next { full, recent, due }
     }
 
-    /// How many mappings are too many, if not `limit`.
+    /// Returns the number of mappings that triggers eviction: `limit`, or the retry threshold.
     pub fn limit(&self, limit: usize) -> usize {
         self.crowd.map_or(limit, |crowd| crowd.max(limit))
     }
 
-    /// Takes note that `taken` places are left taken, where there should be `limit`
-    /// at most; `crowded`: that is after making room. Where that was in vain, it is
-    /// tried again when half of what is left is taken, not every few seconds; but
-    /// always where hardly any is left.
+    /// Records that `taken` places are in use, where `limit` is the target; `crowded`: that is
+    /// after an eviction. If that could not free enough, it is retried when half of the free places
+    /// are in use, not every few seconds; but always if hardly any place is free.
     pub fn relieved(&mut self, crowded: bool, taken: usize, limit: usize, capacity: usize) {
         if taken <= limit {
             self.crowd = None;
@@ -163,8 +157,7 @@ impl Schedule {
         }
     }
 
-    /// Mappings that were due and live on, with the ticks after `now` at which
-    /// they may end.
+    /// Adds mappings that were due and are kept, with the ticks after `now` at which they may end.
     pub fn again(&mut self, now: u32, more: Vec<(u32, Tuple)>) {
         let Some((last, interval)) = self.last else {
             return;
@@ -178,35 +171,35 @@ impl Schedule {
         self.sort();
     }
 
-    /// Takes note of how many of the node's own tuples a full sweep left.
+    /// Records the number of the node's own tuples that a full sweep left.
     pub fn reserve(&mut self, host: usize) {
         self.host = host;
     }
 
-    /// How many places are taken, as of the last looks.
+    /// Returns the number of places in use, as of the last scans.
     pub fn taken(&self) -> usize {
         self.population.0 + self.host
     }
 
-    /// Takes note of how many mappings a full sweep left, and how many had ever
-    /// been made when it began.
+    /// Records the number of mappings that a full sweep left, and the total number created when it
+    /// began.
     pub fn populate(&mut self, live: usize, created: u64) {
         self.population = (live, created);
     }
 
-    /// Takes note of mappings that have ended since.
+    /// Records mappings that have ended since.
     pub fn ended(&mut self, count: usize) {
         self.population.0 = self.population.0.saturating_sub(count);
     }
 
-    /// What [`populate`](Self::populate) was told, less what has ended since.
+    /// Returns the values of [`populate`](Self::populate), less the mappings that have ended since.
     pub fn population(&self) -> (usize, u64) {
         self.population
     }
 
-    /// How many mappings may have been made, ever, until more places may be taken
-    /// than `limit`, or where making room was in vain the limit that holds then.
-    /// `None` where hardly any is left: room is sought every few seconds.
+    /// Returns the total number of created mappings at which more places may be in use than
+    /// `limit`, or than the retry threshold if eviction could not free enough. `None` if hardly any
+    /// place is free: eviction is tried every few seconds.
     pub fn full_at(&self, limit: usize) -> Option<u64> {
         let room = match self.crowd {
             None => limit.saturating_sub(self.taken()),

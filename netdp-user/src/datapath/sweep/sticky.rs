@@ -1,4 +1,4 @@
-//! Whether mappings live that the policy in force would not make.
+//! Detection of live mappings that the policy in force would not create.
 
 use crate::datapath::maps::Maps;
 use anyhow::Result;
@@ -6,20 +6,20 @@ use netdp_common::abi::{Action, SETTING_NONE_STICKY};
 use netdp_common::addr::Addr;
 use std::collections::{BTreeSet, HashSet};
 
-/// How many destinations the policy is asked about in one sweep; with more, it
-/// stays unknown.
+/// Maximum number of policy lookups, by destination, in one sweep; with more destinations the
+/// result is unknown.
 const LIMIT: usize = 65_536;
 
-/// What a sweep through all mappings collects to find out.
+/// Data that a sweep through all mappings collects for the detection.
 #[derive(Debug, Default)]
 pub struct Sticky {
-    /// The destinations of living mappings; `None` where nobody asks: it is known
-    /// already, or not all mappings are looked at.
+    /// Destinations of live mappings; `None` if they are not needed: the result is known already,
+    /// or not all mappings are scanned.
     destinations: Option<HashSet<Addr>>,
 }
 
 impl Sticky {
-    /// Begins to look, if the datapath's flags say that it is not known.
+    /// Starts collecting, if the datapath's flags say that the result is not known.
     pub fn look(flags: u32) -> Self {
         let unknown = flags & SETTING_NONE_STICKY == 0;
         Self {
@@ -27,7 +27,7 @@ impl Sticky {
         }
     }
 
-    /// Takes a mapping into account that lives on.
+    /// Adds a mapping that is kept.
     pub fn note(&mut self, destination: Addr) {
         if let Some(destinations) = &mut self.destinations {
             destinations.insert(destination);
@@ -37,8 +37,8 @@ impl Sticky {
         }
     }
 
-    /// Whether it was asked and there is none. `ours` are the node's addresses:
-    /// hairpin mappings go there, for which the policy is not asked.
+    /// Reports whether destinations were collected and none is bypassed. `ours` are the node's
+    /// addresses: hairpin mappings go there, to which the policy does not apply.
     pub fn none(self, maps: &Maps, ours: &BTreeSet<Addr>) -> Result<bool> {
         let Some(destinations) = self.destinations else {
             return Ok(false);

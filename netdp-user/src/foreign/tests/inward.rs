@@ -1,4 +1,4 @@
-//! On which ports the node's own traffic is diverted, from texts that the real programs printed.
+//! Ports on which the node's own traffic is redirected, from output of the real programs.
 
 use super::super::inward::{Reached, reached};
 use super::super::rule::Ruleset;
@@ -14,7 +14,7 @@ fn local() -> BTreeSet<IpAddr> {
         .into()
 }
 
-/// `chain: protocol ports …` of each rule that diverts.
+/// Returns `chain: protocol ports …` of each rule that redirects.
 fn diverted(set: &Ruleset) -> Vec<String> {
     let said = |way: Reached<'_>| {
         let each = way.ports.by_protocol();
@@ -33,7 +33,7 @@ fn saved(rules: &str, family: Family) -> Vec<String> {
 
 fn listed(listing: &str) -> Vec<String> {
     let listing = serde_json::from_str(listing).unwrap();
-    // What list chains prints of a table, list table does, too.
+    // The output of `list table` contains that of `list chains` for the table.
     let (_, roots) = nft::tables(&listing).into_iter().next().unwrap();
     diverted(&nft::ruleset(&listing, "", roots, &local()))
 }
@@ -83,8 +83,8 @@ fn the_portmap_plugin_with_nftables() {
     );
 }
 
-/// What iptables-nft has written, where only nft is there to read it: nft's JSON leaves out what an
-/// extension asks for.
+/// Rules of iptables-nft if only nft is there to read them: nft's JSON omits the parameters of
+/// extensions.
 #[test]
 fn iptables_nft_as_nft_prints_it() {
     let found = listed(include_str!("iptables-nft.json"));
@@ -184,7 +184,7 @@ fn conditions_of_iptables() {
         ),
         ("-d 10.1.0.0/16 -p tcp -m tcp --dport 80", "tcp 80"),
         ("! -d 10.2.0.0/16 -p tcp -m tcp --dport 80", "tcp 80"),
-        // Not understood, or no port at all.
+        // Not supported, or no port at all.
         ("-p tcp -m multiport --ports 80", "tcp 0-65535"),
         ("-p tcp -m set --match-set x dst", "tcp 0-65535"),
     ] {
@@ -208,7 +208,7 @@ fn conditions_of_iptables() {
     }
 }
 
-/// Every kind of condition of native nftables that is understood, and some that are not.
+/// Every kind of condition of native nftables that is supported, and some that are not.
 #[test]
 fn conditions_of_nftables() {
     assert_eq!(
@@ -240,7 +240,7 @@ fn conditions_of_nftables() {
             "p: tcp 0-65535 udp 0-65535 sctp 0-65535 udplite 0-65535 dccp 0-65535",
             "p: tcp 5 udplite 5",
             "p: tcp 8",
-            // A type by another interface is not understood.
+            // A type by another interface is not supported.
             "p: tcp 12",
             "p: tcp 13",
         ]
@@ -258,7 +258,7 @@ fn circles_and_many_ways_end() {
     assert_eq!(saved(&rules, Family::V4), ["C59: tcp 80"]);
 }
 
-/// Words that rules are made of, in any order.
+/// Generates the words of rules, in any order.
 fn words() -> impl Strategy<Value = String> {
     let word = prop::sample::select(vec![
         "-A",

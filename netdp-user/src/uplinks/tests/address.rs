@@ -1,4 +1,4 @@
-//! Which address an uplink gives to what leaves by it.
+//! Source addresses of uplinks.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -109,11 +109,10 @@ fn in_a_vrf_it_borrows_from_the_vrf_device() {
     assert_eq!((v4(&net), v6(&net)), (ip("192.0.2.2"), ip("2001:db8::2")));
 }
 
-/// An address with its prefix length, and what is special about it.
+/// An address with its prefix length, and its deviations from the default.
 type Candidate = (&'static str, fn(&mut Addr));
 
-/// Adds the addresses in every order, and returns what is chosen, which must
-/// be the same.
+/// Adds the addresses in every order, and returns the selected one, which must not depend on it.
 fn v6_of(addrs: &[Candidate]) -> Option<Ipv6Addr> {
     let choice = |addrs: &[Candidate]| {
         let mut net = eth0();
@@ -184,7 +183,8 @@ fn v6_falls_to_the_first_listed_where_nothing_else_decides() {
     assert_eq!(v6(&net), ip("2001:db8::2"));
 }
 
-/// What the programs are told of a link: named or next hop, and what is used then.
+/// Returns the sources published to the programs: interface, source address or next hop, and
+/// result.
 fn told(net: &Net, known: &[&str]) -> Vec<String> {
     let mut selection = net.selection(&[], &["eth0"]);
     selection.node_addrs = known.iter().map(|ip| ip.parse().unwrap()).collect();
@@ -218,7 +218,7 @@ fn a_known_address_comes_first_among_equals() {
         "2 named 2001:db8::99/128 2001:db8::4",
     ];
     assert_eq!(told(&net, &known), v6);
-    // The gateway's network is no equal.
+    // An address on the gateway's network takes precedence.
     net.addr("eth0", "10.1.0.5/24");
     assert_eq!(chosen(&net, &known).0, ip("10.1.0.5"));
 }
@@ -250,7 +250,7 @@ fn sources_are_by_network_and_by_what_routes_name() {
     assert_eq!(told(&net, &[]), wanted);
 }
 
-/// The packets of a VLAN device that is no uplink get its address at the one beneath.
+/// Packets of a VLAN device that is no uplink get its address at the lower device.
 #[test]
 fn a_vlan_device_has_sources_where_it_is_translated() {
     let mut net = eth0();
@@ -283,7 +283,7 @@ fn a_vlan_device_has_sources_where_it_is_translated() {
     assert_eq!(at(&net, &["eth0", "eth0.200"]), [], "left alone there");
 }
 
-/// Towards a link-local router, or one that no network of the device holds, its best address counts.
+/// Towards a link-local router, or one in no network of the device, its best address is used.
 #[test]
 fn a_vlan_device_has_a_source_for_every_router() {
     let mut net = eth0();
@@ -298,12 +298,12 @@ fn a_vlan_device_has_a_source_for_every_router() {
     assert_eq!(any(&net), [""; 0], "it has none of its own");
     net.addr("eth0.100", "10.100.0.4/32");
     let v4 = "3 next 0.0.0.0/0 10.100.0.4";
-    // By an IPv6 router too.
+    // The next hop may be an IPv6 router too.
     assert_eq!(any(&net), [v4, "3 next ::/0 10.100.0.4"]);
     net.addr("eth0.100", "2001:db8:100::4/64");
     net.addr_with("eth0.100", "fe80::4/64", LINK_LOCAL);
     assert_eq!(any(&net), [v4, "3 next ::/0 2001:db8:100::4"]);
-    // The uplink has its own address for that.
+    // The uplink's own address is used for that.
     let uplinks = told(&net, &[]);
     assert!(
         !uplinks
@@ -312,7 +312,7 @@ fn a_vlan_device_has_a_source_for_every_router() {
     );
 }
 
-/// One that comes back while another one of its subnet has taken its place is secondary.
+/// An address that comes back after another one of its subnet has taken its place is secondary.
 #[test]
 fn a_known_address_counts_although_it_is_secondary() {
     let mut net = eth0();
@@ -328,7 +328,7 @@ fn a_known_address_counts_although_it_is_secondary() {
     assert_eq!(told(&net, &["10.1.0.4"]), ["2 next 10.1.0.0/16 10.1.0.4"]);
     assert_eq!(chosen(&net, "10.1.0.7"), ip("10.1.0.99"));
     assert_eq!(told(&net, &["10.1.0.7"]), ["2 next 10.1.0.0/16 10.1.0.99"]);
-    // The router's network comes first still.
+    // The router's network still takes precedence.
     net.addr("eth0", "10.2.0.4/16");
     net.0.default_routes.clear();
     net.route4("eth0", "10.2.0.1");

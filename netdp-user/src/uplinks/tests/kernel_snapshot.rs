@@ -1,4 +1,4 @@
-//! Snapshots, and choices from them, on the real kernel.
+//! Snapshots, and selections from them, on the real kernel.
 
 use std::net::IpAddr;
 use std::process::Command;
@@ -90,7 +90,7 @@ fn a_snapshot_shows_links_addresses_and_default_routes() {
         ];
         assert_eq!(routes, wanted);
 
-        // Not what a transparent proxy takes in.
+        // Excludes the routes of a transparent proxy.
         let mut any_ip: Vec<String> = snapshot.any_ip.iter().map(ToString::to_string).collect();
         any_ip.sort();
         let wanted = ["198.18.0.0/24", "198.19.0.0/24", "2001:db8:19::/64"];
@@ -146,8 +146,8 @@ fn selection_works_on_what_the_kernel_says() {
     });
 }
 
-/// The source that the kernel gives to a packet of its own, by the same
-/// functions that MASQUERADE calls, as long as no route names one.
+/// Returns the source that the kernel gives to a packet of its own, by the same functions that
+/// MASQUERADE calls, as long as no route names one.
 fn kernels_choice(destination: &str) -> IpAddr {
     let output = Command::new("ip")
         .args(["-o", "route", "get", destination])

@@ -104,7 +104,7 @@ fn a_flood_that_overruns_the_socket_is_reported_and_survived() {
     });
 }
 
-/// A storm of links, as when many pods start at once: few looks, and none of the uplink's changes is
+/// A storm of links, as when many pods start at once: few scans, and no change of the uplink is
 /// missed.
 #[test]
 fn two_thousand_pairs_of_links_take_few_looks() {
@@ -119,7 +119,7 @@ fn two_thousand_pairs_of_links_take_few_looks() {
             .spawn()
             .unwrap();
         let mut input = storm.stdin.take().unwrap();
-        // In pieces, so that it goes on for seconds on any machine.
+        // In pieces, so that it lasts for seconds on any machine.
         let pieces = std::thread::spawn(move || {
             for piece in 0..PIECES {
                 for n in 0..100 {
@@ -148,7 +148,7 @@ fn two_thousand_pairs_of_links_take_few_looks() {
             }
         }
         pieces.join().unwrap();
-        // One for each pause, in which the storm seems to be over, and some while it goes on.
+        // One for each pause, in which the storm seems to be over, and some while it lasts.
         let halves = start.elapsed().as_millis() / 500;
         let most = PIECES + usize::try_from(halves).unwrap() + 5;
         eprintln!("{looks} looks in {:?}", start.elapsed());

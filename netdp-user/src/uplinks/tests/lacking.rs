@@ -1,4 +1,4 @@
-//! Which uplinks lack an address.
+//! Uplinks that lack an address.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::{Net, choose};
 
 const PODS: [&str; 2] = ["172.16.0.0/16", "fd00:172::/64"];
 
-/// What is lacking, where `eth0` and `eth1` had addresses of these families.
+/// Returns the findings, where `eth0` and `eth1` had addresses of these families.
 fn found(net: &Net, had: &[(&str, Family)], change: impl FnOnce(&mut Selection)) -> Vec<Lacking> {
     let mut selection = net.selection(&PODS, &["eth*"]);
     change(&mut selection);
@@ -46,7 +46,7 @@ fn the_only_address_of_a_family_is_missed_though_its_routes_went_along() {
             "{text}"
         );
         assert!(text.contains(&format!("{family} packets")), "{text}");
-        // Nobody misses what was never there.
+        // An address that never existed is not missed.
         assert_eq!(found(&net, &[], |_| ()), []);
     }
 }
@@ -58,7 +58,7 @@ fn a_family_that_the_node_is_known_by_is_missed_from_the_start() {
     let known = |selection: &mut Selection| {
         selection.node_addrs = vec!["10.1.0.10".parse().unwrap()];
     };
-    // Named by somebody, who may have meant this family elsewhere.
+    // Named uplinks: this family may be meant to leave elsewhere.
     assert_eq!(found(&net, &[], known), []);
     let by_role = |selection: &mut Selection| {
         known(selection);
@@ -96,7 +96,7 @@ fn one_of_two_uplinks_is_severe_only_where_routes_lead_by_it() {
     net.leads("eth1", "fd00:2::/64", true);
     let told = found(&net, &had, |_| ());
     assert_eq!(severe(&told), [(Family::V4, false), (Family::V6, true)]);
-    // With a source of its own the route needs none of the uplink.
+    // With a source of its own the route needs no address of the uplink.
     net.0.routes[0].prefsrc = Some("fd00:1::10".parse().unwrap());
     let told = found(&net, &had, |_| ());
     assert_eq!(severe(&told), [(Family::V4, false), (Family::V6, false)]);

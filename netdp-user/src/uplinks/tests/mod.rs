@@ -1,4 +1,4 @@
-//! Tests of selection on made-up networks, and of netlink on a real one.
+//! Tests of the selection on synthetic networks, and of netlink on a real one.
 
 mod address;
 mod kernel_snapshot;
@@ -20,12 +20,12 @@ use super::{
 };
 use crate::config::{Action, Masqueraded, Origin, Rule};
 
-/// A node's network, built up link by link.
+/// A synthetic network, built link by link.
 #[derive(Default)]
 struct Net(Snapshot);
 
 impl Net {
-    /// A network that has only `lo`, with index 1.
+    /// Returns a network that has only `lo`, with index 1.
     fn new() -> Self {
         let mut net = Self::default();
         net.link("lo");
@@ -105,12 +105,12 @@ impl Net {
         });
     }
 
-    /// Adds a route of some table.
+    /// Adds a route to some table.
     fn leads(&mut self, link: &str, destination: &str, by_gateway: bool) {
         self.leads_by(link, destination, by_gateway.then_some("192.0.2.254"));
     }
 
-    /// The same with the router, if there is one.
+    /// Adds a route by the given router, if there is one.
     fn leads_by(&mut self, link: &str, destination: &str, gateway: Option<&str>) {
         let ifindex = self.index(link);
         self.0.routes.push(Route {
@@ -121,7 +121,7 @@ impl Net {
         });
     }
 
-    /// What is chosen where pods (172.16/16 and fd00:172::/64) and 10.1/16 are bypassed.
+    /// Returns the selection where pods (172.16/16 and fd00:172::/64) and 10.1/16 are bypassed.
     fn by_routes(&self, patterns: &[&str]) -> Selected {
         let bypassed = ["172.16.0.0/16", "fd00:172::/64", "10.1.0.0/16"];
         self.with_bypassed(&bypassed, patterns)

@@ -10,9 +10,9 @@ use tokio::time::timeout;
 
 use super::super::{Monitor, Snapshot, local_addresses};
 
-/// Much longer than any notification takes.
+/// Timeout, much longer than any notification takes.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-/// Longer than reports are apart.
+/// Longer than the interval between reports.
 const QUIET: Duration = Duration::from_millis(700);
 
 /// Runs a test on a thread and a runtime of its own, in a new network
@@ -55,8 +55,8 @@ pub(super) fn ip(commands: &str) {
     );
 }
 
-/// An uplink of two addresses and a second link, both up and running.
-/// `addrgenmode none` keeps link-local addresses from coming in by themselves.
+/// An uplink with two addresses and a second link, both up and running. `addrgenmode none` prevents
+/// automatic link-local addresses.
 pub(super) const NODE: &str = "\
 link set lo up
 link add up0 mtu 1400 type veth peer name up0peer
@@ -77,7 +77,7 @@ addr add fd00::4/64 dev up0 nodad
 addr add 10.9.0.1 peer 10.9.0.2/32 dev up1
 ";
 
-/// Waits until the network looks as it should.
+/// Waits until the network is in the expected state.
 pub(super) async fn until(
     monitor: &mut Monitor,
     what: &str,
@@ -112,8 +112,8 @@ pub(super) fn has_addr(snapshot: &Snapshot, addr: &str) -> bool {
     local_addresses(snapshot).contains(&addr.parse().unwrap())
 }
 
-/// Waits until what happened so far is reported, so that it cannot pass for
-/// the notification of what comes next.
+/// Waits until all changes so far are reported, so that they cannot pass for the notification of
+/// the next one.
 pub(super) async fn settle(monitor: &mut Monitor) {
     let settled = timeout(DEADLINE, async {
         while timeout(QUIET, monitor.changed()).await.is_ok() {}

@@ -1,4 +1,4 @@
-//! Which links are observed though they are no uplinks.
+//! Observed interfaces that are no uplinks.
 
 use super::super::LinkLayer;
 use super::Net;
@@ -51,9 +51,9 @@ fn each_packet_is_observed_once() {
         observed(&net, &["eth0"]),
         ["bond0 untagged", "bond0.7", "bond0.8"]
     );
-    // An uplink beneath sees them.
+    // An uplink beneath sees the packets.
     assert_eq!(observed(&net, &["bond0"]), ["eth0"]);
-    // It leaves to others what has a tag.
+    // It passes tagged packets unmodified.
     assert_eq!(observed(&net, &["bond0", "bond0.7"]), ["eth0", "bond0.8"]);
     assert_eq!(
         observed(&net, &["bond0.7"]),

@@ -1,9 +1,9 @@
-//! Routes to what is masqueraded make uplinks.
+//! Uplinks by routes to masqueraded destinations.
 
 use super::super::LinkLayer;
 use super::{Net, names};
 
-/// A node with an uplink, a bridge and a wire to pods.
+/// Returns a node with an uplink, a bridge and a point-to-point link to pods.
 fn node() -> Net {
     let mut net = Net::new();
     net.link("eth0");
@@ -91,7 +91,7 @@ fn a_wire_with_a_network_is_an_uplink_and_one_with_hosts_is_a_guests() {
     assert_eq!(names(&net.by_routes(&[])), ["eth0", "eth1"]);
 }
 
-/// A policy that masquerades pods themselves: what comes back for them leaves by these links.
+/// A policy that masquerades pods themselves: replies to them leave by these links.
 #[test]
 fn links_to_pods_are_never_uplinks_and_said_to_be_left_out() {
     let mut net = node();
@@ -99,7 +99,7 @@ fn links_to_pods_are_never_uplinks_and_said_to_be_left_out() {
     assert_eq!(names(&selected), ["eth0"]);
     assert_eq!(selected.guests, ["cali0", "cni0"]);
     assert_eq!(selected.leaks, [""; 0]);
-    // A pod is a router for others: nothing can be done, and that is said.
+    // A pod is a router for others: nothing can be done, which is reported.
     net.leads("cni0", "203.0.113.0/24", true);
     let selected = net.with_bypassed(&[], &[]);
     assert_eq!(names(&selected), ["eth0"]);
@@ -108,7 +108,7 @@ fn links_to_pods_are_never_uplinks_and_said_to_be_left_out() {
         "{selected:?}"
     );
     assert!(selected.leaks[0].contains("203.0.113.0/24"), "{selected:?}");
-    // Where pods are bypassed it can.
+    // It can be an uplink if pods are bypassed.
     let selected = net.by_routes(&[]);
     assert_eq!(names(&selected), ["eth0", "cni0"]);
     assert_eq!(selected.leaks, [""; 0]);
@@ -184,7 +184,7 @@ fn what_a_lower_uplink_translates_is_no_leak() {
         "tagged packets of others are left alone"
     );
     assert!(selected.leaks[0].starts_with("eth0.100 "), "{selected:?}");
-    // By default each VLAN has its own.
+    // By default each VLAN has its own uplink.
     let selected = net.by_routes(&[]);
     assert_eq!(names(&selected), ["eth0", "eth0.100"]);
     assert!(selected.uplinks[0].untagged && !selected.uplinks[1].untagged);
@@ -207,7 +207,7 @@ fn a_vrf_device_is_no_uplink_and_its_members_are() {
         assert_eq!(names(&net.by_routes(&[])), ["eth0", "eth1"]);
         assert_eq!(net.by_routes(&["eth*"]).leaks, [""; 0]);
     }
-    // Not by a default route or an address of the node's either, nor because it was one.
+    // Not by a default route or an address of the node either, nor because it was one before.
     net.route(super::Family::V4, "vrf-red", None, 0);
     let mut selection = net.selection(&["172.16.0.0/16", "10.0.0.0/8"], &[]);
     selection.node_addrs = vec!["10.9.0.4".parse().unwrap()];
@@ -234,7 +234,7 @@ fn a_vrf_device_that_is_named_is_left_out_and_told_of() {
     assert_eq!(net.by_routes(&["eth*"]).left_out, [""; 0]);
 }
 
-/// Where a wire has one neighbour, by which everything goes, that one is a router and no guest.
+/// If a link has one neighbour, by which all routes lead, that one is a router and no guest.
 #[test]
 fn a_wire_to_a_router_alone_is_an_uplink() {
     for (router, default) in [("203.0.113.1", "0.0.0.0/0"), ("2001:db8::1", "::/0")] {
@@ -247,7 +247,7 @@ fn a_wire_to_a_router_alone_is_an_uplink() {
         let selected = net.by_routes(&[]);
         assert_eq!(names(&selected), ["eth0", "up1"], "{router}");
         assert_eq!((selected.leaks, selected.guests), (vec![], vec![]));
-        // Others on the wire are guests still.
+        // Others on the link are still guests.
         let other = if router.contains(':') {
             "2001:db8::2/128"
         } else {
@@ -263,7 +263,8 @@ fn a_wire_to_a_router_alone_is_an_uplink() {
     }
 }
 
-/// The kernel takes a default route with `src` away with its address; the route to the router stays.
+/// The kernel removes a default route with `src` together with its address; the route to the router
+/// stays.
 #[test]
 fn an_uplink_stays_one_while_its_default_route_is_gone() {
     for (kind, ports, direct, router) in [
@@ -291,7 +292,7 @@ fn an_uplink_stays_one_while_its_default_route_is_gone() {
             let mut selection = net.selection(&["172.16.0.0/16"], &[]);
             let selected = super::choose(&net.0, &selection);
             if !main && kind == "bridge" {
-                // Who else is on the bridge may be a guest: that is told.
+                // Other hosts on the bridge may be guests, which is reported.
                 assert_eq!(names(&selected), [""; 0]);
                 continue;
             }
@@ -302,7 +303,7 @@ fn an_uplink_stays_one_while_its_default_route_is_gone() {
             net.0.default_routes.clear();
             let selected = super::choose(&net.0, &selection);
             assert_eq!(names(&selected), ["up0"], "{kind} {direct} {main}");
-            // Once more: nothing is forgotten meanwhile.
+            // Once more: the state is retained meanwhile.
             selection.with_guests = selected.with_guests;
             assert_eq!(names(&super::choose(&net.0, &selection)), ["up0"]);
         }

@@ -1,4 +1,4 @@
-//! Which links are chosen.
+//! Selection of links.
 
 use super::super::{Family, LinkLayer, Patterns, Selection, local_addresses, select};
 use super::{Net, names};

@@ -1,4 +1,4 @@
-//! Uplinks that stand on each other.
+//! Stacked uplinks.
 
 use super::super::{Selected, Uplink};
 use super::{Net, names};

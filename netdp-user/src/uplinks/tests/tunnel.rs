@@ -1,4 +1,4 @@
-//! What tunnels speak, from netlink's own bytes (include/uapi/linux/if_tunnel.h).
+//! Protocols of tunnels, from netlink's own bytes (include/uapi/linux/if_tunnel.h).
 
 use crate::uplinks::LinkLayer;
 use crate::uplinks::snapshot::tunnels;
@@ -11,7 +11,7 @@ const NEW_LINK: u16 = 16;
 
 const UP: u32 = 1;
 
-/// Numbers of attributes.
+/// Numbers of netlink attributes.
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const KIND: u16 = 1;
@@ -31,7 +31,8 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A link with this data, as the kernel tells of it; `layer` is one of include/uapi/linux/if_arp.h.
+/// Returns the kernel's message about a link with this data; `layer` is one of
+/// include/uapi/linux/if_arp.h.
 fn message(kind: &str, data: &[Vec<u8>], flags: u32, layer: u16) -> LinkMessage {
     let info = [
         attribute(KIND, format!("{kind}\0").as_bytes()),
@@ -55,7 +56,7 @@ fn message(kind: &str, data: &[Vec<u8>], flags: u32, layer: u16) -> LinkMessage 
     link
 }
 
-/// `protocol peer` of each thing that a link speaks.
+/// Returns `protocol peer` for each protocol of a link.
 fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
     tunnels(&message(kind, data, flags, 0))
         .iter()
@@ -116,7 +117,7 @@ fn what_is_down_or_no_tunnel_speaks_nothing() {
     assert_eq!(spoken("dummy", &[], UP), [""; 0]);
 }
 
-/// Where packets have an outer header at the hooks already, they can't be parsed.
+/// Packets that already have an outer header at the hooks can't be parsed.
 #[test]
 fn gre_without_one_peer_can_not_be_parsed() {
     let layer = |kind: &str, kernels: u16, data: &[Vec<u8>]| {

@@ -1,4 +1,4 @@
-//! Which notifications count, and that none is lost on the way to the caller.
+//! Relevance of notifications, and their delivery without loss.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::super::select::Selection;
 use super::super::watch::{self, PAUSES, Pace, announces_uplink};
 use super::netns::{expect_change, in_namespace, ip, settle};
 
-/// As the kernel sends it.
+/// Serialises a message as the kernel sends it.
 fn message(inner: RouteNetlinkMessage) -> Vec<u8> {
     let mut message = NetlinkMessage::from(inner);
     message.finalize();
@@ -26,7 +26,7 @@ fn message(inner: RouteNetlinkMessage) -> Vec<u8> {
     bytes
 }
 
-/// Whether a notification matters while nothing is known of the links.
+/// Reports whether a notification matters while no links are known.
 fn any_matters(datagram: &[u8]) -> bool {
     watch::any_matters(datagram, &Settled::default())
 }
@@ -63,13 +63,13 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
     }
     let local = net().table_id(255).output_interface(4).build();
     assert!(!matters(RouteNetlinkMessage::NewRoute(local)));
-    // What the node receives without the address, in every table.
+    // Networks that the node receives without the address, in every table.
     for table in [100, 255] {
         let any_ip = net().kind(RouteType::Local).table_id(table);
         let route = any_ip.output_interface(1).build();
         assert!(matters(RouteNetlinkMessage::NewRoute(route)), "{table}");
     }
-    // Hosts on a wire to guests come and go all day.
+    // Host routes to guests come and go all day.
     let pod = || v4().destination_prefix(Ipv4Addr::new(10, 244, 1, 7), 32);
     let route = pod().output_interface(9).build();
     assert!(!matters(RouteNetlinkMessage::NewRoute(route)));
@@ -79,7 +79,7 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
         .gateway(Ipv4Addr::new(10, 244, 1, 8))
         .output_interface(9);
     assert!(matters(RouteNetlinkMessage::NewRoute(behind.build())));
-    // A source is news by any link; so is a route that names none.
+    // A source is relevant on any link; so is a route that names none.
     let source = net()
         .pref_source(Ipv4Addr::new(10, 1, 0, 9))
         .output_interface(2);
@@ -97,7 +97,7 @@ fn all_notifications_of_a_datagram_are_looked_at() {
     let link = message(RouteNetlinkMessage::NewLink(LinkMessage::default()));
     assert!(!any_matters(&[other.clone(), other.clone()].concat()));
     assert!(any_matters(&[other.clone(), link, other].concat()));
-    // What no kernel sends ends the look.
+    // Malformed messages end the parsing.
     assert!(!any_matters(&[0; 40]));
     assert!(!any_matters(&[]));
 }
@@ -106,8 +106,8 @@ fn all_notifications_of_a_datagram_are_looked_at() {
 fn dropping_the_wait_loses_no_change() {
     in_namespace(|| async {
         let mut monitor = Monitor::new().await.unwrap();
-        // The change is seen, the pause has begun: the worst moment. A machine that pauses itself
-        // gets another.
+        // The change is detected, the pause has begun: the worst moment. If the machine itself
+        // pauses, the step is repeated.
         for number in 0.. {
             ip(&format!("link add a{number} type veth peer name b{number}"));
             if timeout(PAUSES.0 / 4, monitor.changed()).await.is_err() {
@@ -124,7 +124,7 @@ fn dropping_the_wait_loses_no_change() {
     });
 }
 
-/// How many reports there are of changes one after the other, and the longest time that one waits.
+/// Returns the number of reports of successive changes, and the longest time that one waits.
 fn pace(changes: impl Iterator<Item = u64>) -> (usize, Duration) {
     let start = Instant::now();
     let mut pace = Pace::default();
@@ -148,7 +148,7 @@ fn pace(changes: impl Iterator<Item = u64>) -> (usize, Duration) {
 
 #[test]
 fn a_storm_is_reported_twice_a_second() {
-    // Ten seconds, a change each millisecond.
+    // Ten seconds, with a change each millisecond.
     let (reports, longest) = pace(0..10_000);
     assert!((20..=24).contains(&reports), "{reports}");
     assert!(longest <= PAUSES.1, "{longest:?}");

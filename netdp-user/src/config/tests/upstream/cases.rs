@@ -1,25 +1,25 @@
-//! What the files are, and what is made of them.
+//! Files, and their effect in ip-masq-agent and netdp.
 
 use super::*;
 
-/// What ip-masq-agent makes of a file.
+/// Effect of a file in ip-masq-agent.
 #[derive(Clone, Copy)]
 pub enum Theirs {
-    /// Destinations that it leaves alone, besides the link-local ones.
+    /// Destinations that are bypassed, besides the link-local ones.
     Cidrs(&'static [&'static str]),
-    /// It complains and keeps what it has.
+    /// An error is logged and the previous configuration is kept.
     Error,
 }
 
-/// What netdp makes of it.
+/// Effect of the file in netdp.
 #[derive(Clone, Copy)]
 pub enum Ours {
     Same,
     /// An error, which docs/migrate.md mentions in these words.
     Error(&'static str),
-    /// These destinations are left alone; docs/migrate.md mentions it in these words.
+    /// Destinations that are bypassed, and the words of docs/migrate.md about them.
     Cidrs(&'static [&'static str], &'static str),
-    /// The same decisions, but something else is different.
+    /// The decisions are equal, but there is another difference, in the words of docs/migrate.md.
     Otherwise(&'static str),
 }
 
@@ -30,7 +30,7 @@ pub struct Case {
     pub theirs: Theirs,
     pub link_local: bool,
     pub link_local_v6: bool,
-    /// What netdp uses, in seconds.
+    /// Resync interval of netdp, in seconds.
     pub interval: u64,
     pub ours: Ours,
 }
@@ -177,7 +177,7 @@ pub const SYNC: &[Case] = &[
     },
 ];
 
-/// What follows from reading its source.
+/// Cases derived from reading its source.
 pub const TRAPS: &[Case] = &[
     CASE,
     case("null", &RFC1918),
