@@ -47,6 +47,8 @@ pub(super) struct Claim {
     pub(super) at: u32,
     /// Candidates that may still be tried.
     pub(super) tries: u32,
+    /// Number of the random candidate that was tried last.
+    pub(super) tried: u32,
     /// The preferred port, if `has_wanted` is 1.
     wanted: u32,
     pub(super) has_wanted: u32,
@@ -74,6 +76,7 @@ impl Claim {
         is_syn: 0,
         at: 0,
         tries: 0,
+        tried: 0,
         wanted: 0,
         has_wanted: 0,
         key: Packet::EMPTY.tuple,
@@ -168,6 +171,7 @@ fn begin<T: Tables>(tables: &T, work: &mut Work, flags: u16) {
     claim.reply = mapping(&pkt.tuple.src, pkt.tuple.src_id, flags, tables.now());
     claim.ranges = ranges_for(tables, &pkt.tuple);
     claim.outcome = Outcome::Searching;
+    claim.tried = 0;
     claim.spares = [SparePort::NONE; SPARES];
     (claim.is_syn, claim.syn) = match pkt.l4 {
         L4::Tcp(segment) if segment.flags & (SYN | ACK) == SYN => (1, segment.seq),

@@ -26,6 +26,10 @@ const SHORT_LOOKS: u32 = 8;
 const FROM_MAP: u32 = 112;
 /// Candidates from a port map for the packet that started it, after all random candidates.
 const FROM_NEW_MAP: u32 = 16;
+/// Random candidates after which ports count as scarce: from then on the destination has a map, well
+/// before all random candidates of a packet are likely to be taken. Three quarters of the ports are
+/// taken where one packet in a hundred needs so many.
+const SCARCE: u32 = 16;
 /// Ticks after which a map with no free port is cleared: this finds ports that became free without
 /// an update of the map.
 const STALE_TICKS: u32 = ticks32(2);
@@ -50,6 +54,10 @@ pub(super) fn run<T: Tables>(tables: &T, pkt: &Packet, claim: &mut Claim) {
     }
     if claim.outcome == Outcome::Searching {
         at_random(tables, claim);
+    }
+    if claim.outcome == Outcome::Claimed && claim.tried >= SCARCE && claim.search.len() > NARROW {
+        // A map that is new when the random candidates fail would miss free ports.
+        prepare_map(tables, claim);
     }
     if claim.outcome == Outcome::Searching
         && claim.search.len() > NARROW
@@ -126,6 +134,7 @@ fn at_random<T: Tables>(tables: &T, claim: &mut Claim) -> bool {
     let most = if most < len { most } else { len };
     claim.tries = (most == len).into();
     tables.repeat(most.saturating_sub(claim.at), claim, |tables, n, claim| {
+        claim.tried = n;
         let offset = claim.search.offset(claim.at + n);
         if let Some(candidate) = port::nth_port(&claim.ranges, offset) {
             claim.wire.dst_id = candidate;
