@@ -9,18 +9,18 @@ pub(super) type Read = Result<(Vec<Document>, Loaded), Rejected>;
 /// Decision about a configuration that was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reload {
-    /// It is in force already.
+    /// Already in force; nothing to do.
     Unchanged,
-    /// It is to be put in force.
+    /// Valid, and to be put in force.
     Accept {
         documents: Vec<Document>,
         loaded: Loaded,
         /// Set if the previous read was rejected.
         mended: bool,
     },
-    /// It is rejected; the configuration in force remains.
+    /// Rejected; the configuration in force remains.
     Reject(Rejected),
-    /// It is rejected for the same reasons as before, which were reported.
+    /// Rejected for the same reasons as before, which were reported.
     RejectedBefore,
 }
 
