@@ -33,9 +33,9 @@ struct Done {
     swept: Result<Swept>,
     /// Number of live mappings.
     live: usize,
-    /// Value of [`Sweeper::full_at`].
+    /// Count of created mappings from [`Sweeper::full_at`].
     full_at: Option<u64>,
-    /// Value of [`Sweeper::rest`].
+    /// Pause before the next check, from [`Sweeper::rest`].
     rest: Duration,
 }
 

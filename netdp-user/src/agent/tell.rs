@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// Interval between counts of the mappings: counting a million of them is too slow for each sweep.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
 
-/// State of publishing.
+/// State of the publishing of the agent's status.
 #[derive(Debug)]
 pub(super) struct Telling {
     /// Set if there is a control-plane thread.

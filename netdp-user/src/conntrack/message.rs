@@ -164,8 +164,8 @@ pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
     let mut attributes = key(flow);
     attributes.push(Attribute::CtaTupleReply(tuple(
         flow.protocol,
-        // The kernel derives the translated reply direction from the reversed original one: the
-        // latter is passed here.
+        // The kernel translates the reply direction itself, starting from the reversed original
+        // one, which is passed here.
         &flow.original.reversed(),
         true,
     )));

@@ -47,8 +47,8 @@ pub struct State {
 
 impl State {
     /// Limits the node's addresses to the capacity of a map. Returns false if they exceed it: then
-    /// packets from the node's remaining addresses cannot be distinguished from pods', so nothing new is
-    /// attached, and the addresses of uplinks and those already applied take precedence.
+    /// packets from the node's remaining addresses cannot be distinguished from pods', so nothing
+    /// new is attached, and the addresses of uplinks and those already applied take precedence.
     pub fn fit(&mut self, room: usize, applied: &Self) -> bool {
         if self.local.len() <= room {
             return true;

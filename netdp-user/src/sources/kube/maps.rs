@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Limit of keys that a warning names.
 const NAMED: usize = 5;
 
-/// Selection of ConfigMaps.
+/// Selection of the ConfigMaps of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
     /// ip-masq-agent's ConfigMap, by name.

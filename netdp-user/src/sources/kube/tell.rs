@@ -39,7 +39,7 @@ impl Asker {
 /// A logged error of one kind.
 #[derive(Debug)]
 struct Said {
-    /// The part in whose name it was logged.
+    /// The part that the log line named.
     asker: Asker,
     since: Instant,
     /// Time of the last log line about it.
@@ -188,7 +188,7 @@ impl Teller {
         log::debug!("{asker:?}: {}", trouble.text);
     }
 
-    /// Records a success.
+    /// Records that a request of this part succeeded.
     pub(crate) fn well(&self, asker: Asker) {
         self.tell(|state| state.well(asker, Instant::now()));
     }
