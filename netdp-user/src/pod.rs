@@ -1,5 +1,5 @@
-//! The pod that the agent runs in: what eBPF mode lacks there, the remedy in the pod's manifest,
-//! and the termination message that the kubelet reads.
+//! The pod that the agent runs in: requirements of eBPF mode that are missing there, the remedy in
+//! the pod's manifest, and the termination message that the kubelet reads.
 
 use crate::datapath::bpffs;
 use crate::rights;

@@ -41,7 +41,7 @@ pub(super) struct Facts<'a> {
     pub has_policy: bool,
     /// The chains; `None` unless netfilter translates.
     pub chains: Option<&'a [ChainReport]>,
-    /// The uplinks with attached programs, or those watched in other modes.
+    /// The uplinks with attached programs, or those watched in shadow mode.
     pub uplinks: &'a [UplinkReport],
     pub network: &'a Findings,
     /// Missing addresses, as reported.

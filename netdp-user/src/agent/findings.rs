@@ -46,7 +46,7 @@ impl Flag {
 pub(super) struct Waiting {
     pub flag: Flag,
     pub pattern: String,
-    /// Suggestion of what was meant instead.
+    /// Suggested replacement for the pattern.
     pub hint: Option<String>,
 }
 

@@ -175,7 +175,7 @@ impl Agent {
         say(Level::Info, "harmless", harmless.filter(is_new));
         let gone = before.rules.iter().filter(|found| !new.contains(found));
         say(Level::Info, "no longer so", gone);
-        // The intended absence of programs was logged with its consequence for ports.
+        // An image without nft and iptables is intended: its consequence for ports was logged.
         let unread = now.unread.iter().filter(|_| !now.no_programs);
         for problem in unread.filter(|problem| !before.unread.contains(problem)) {
             log::info!("looking for other NAT rules: {problem}");

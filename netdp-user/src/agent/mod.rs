@@ -121,7 +121,7 @@ struct Agent {
     identity: facts::Identity,
     /// Findings of the uplink selection.
     found: findings::Findings,
-    /// The uplinks with attached programs, or those watched in other modes.
+    /// The uplinks with attached programs, or those watched in shadow mode.
     attached: Vec<UplinkReport>,
     /// The memory file as last written for the next agent.
     memory: Memory,

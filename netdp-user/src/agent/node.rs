@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Known facts about the node.
 #[derive(Debug, Default)]
 pub(super) struct Node {
-    /// Third-party NAT rules; `None` until the first scan has ended.
+    /// NAT rules for packets addressed to the node; `None` until the first scan has ended.
     nat: Option<Inward>,
     prober: Prober,
     probe: Option<Probe>,
@@ -44,7 +44,7 @@ pub(super) struct JudgedBy {
 }
 
 impl Node {
-    /// Returns what blocks a takeover: traffic that netfilter protects by IPsec policies, and that
+    /// Returns the obstacles of a takeover: traffic that netfilter protects by IPsec policies, and that
     /// netdp would drop or send in clear.
     pub(super) fn missed_ipsec(&self) -> &[String] {
         &self.missed_ipsec

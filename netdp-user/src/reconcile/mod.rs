@@ -40,7 +40,7 @@ pub struct State {
     pub sources: Sources,
     /// Interfaces towards pods that are to have the hairpin program, by index.
     pub pod_links: BTreeMap<u32, String>,
-    /// Interfaces on which a change failed, so that it is unknown what is attached, by index.
+    /// Interfaces on which a change failed, so that their attached programs are unknown, by index.
     /// Always empty in a desired state.
     pub unknown: BTreeMap<u32, String>,
 }

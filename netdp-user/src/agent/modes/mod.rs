@@ -147,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// Returns the uplinks with attached programs, or those watched in other modes.
+    /// Returns the uplinks with attached programs, or those watched in shadow mode.
     pub(super) fn uplink_reports(&self, state: &State) -> Vec<UplinkReport> {
         let uplinks = &state.uplinks;
         match self {
