@@ -44,8 +44,8 @@ pub(super) struct JudgedBy {
 }
 
 impl Node {
-    /// Returns the obstacles of a takeover: traffic that netfilter protects by IPsec policies, and that
-    /// netdp would drop or send in clear.
+    /// Returns the obstacles of a takeover: traffic that netfilter protects by IPsec policies, and
+    /// that netdp would drop or send in clear.
     pub(super) fn missed_ipsec(&self) -> &[String] {
         &self.missed_ipsec
     }
