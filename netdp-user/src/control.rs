@@ -1,6 +1,6 @@
-//! What the agent has to do with others than packets: it follows the Kubernetes API, says there
-//! what became of it, and answers probes. All of that is done on a thread of its own, so that
-//! neither a slow API nor a long sweep holds up the other.
+//! The control-plane thread: follows the Kubernetes API, publishes Events and the Lease there, and
+//! answers probes. A thread of its own, so that neither a slow API nor a long sweep delays the
+//! other.
 
 mod events;
 mod health;
@@ -17,21 +17,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// The name of the Lease of a node.
+/// Returns the name of a node's Lease.
 pub fn lease_name(node: &str) -> String {
     format!("netdp-{node}")
 }
 
-/// Something that its operator has to look at.
+/// A condition that needs the operator's attention.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    /// The reason of an Event about it.
+    /// Reason of the Event about it.
     pub reason: &'static str,
-    /// In words.
+    /// Description for people, one line.
     pub text: String,
 }
 
-/// Why packets were refused: the reason of Events, and the rest of a sentence.
+/// Drop reasons of refusals, with the reason of the Event and the end of its message.
 pub(crate) const REFUSALS: [(DropReason, &str, &str); 5] = [
     (
         DropReason::NoFreePort,
@@ -60,56 +60,56 @@ pub(crate) const REFUSALS: [(DropReason, &str, &str); 5] = [
     ),
 ];
 
-/// What the agent says of itself.
+/// The agent's status as published.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Told {
-    /// netdp's version.
+    /// Version of this netdp binary.
     pub version: String,
-    /// How packets are translated.
+    /// Mode: `ebpf`, `iptables` or `shadow`.
     pub mode: String,
-    /// Why not by eBPF, where that was wanted most, and what would mend it.
+    /// Reason why eBPF is not used although it was preferred, and the remedy.
     pub no_ebpf: Option<NoEbpf>,
-    /// Grows with each configuration that was taken or rejected.
+    /// Counter that grows with each accepted or rejected configuration.
     pub serial: u64,
     /// Hash of the policy in force.
     pub hash: String,
-    /// How many policies have been in force on this node, this one included.
+    /// Number of policies that have been in force on this node, including this one.
     pub generation: u64,
-    /// Since when it is in force, in seconds since 1970.
+    /// Time at which it came into force, in seconds since 1970.
     pub applied_at: u64,
-    /// Where it came from.
+    /// Source of the configuration in force.
     pub source: String,
-    /// How many rules it has.
+    /// Number of rules of the policy.
     pub rules: usize,
-    /// What its author should look at.
+    /// Warnings for the author of the configuration.
     pub warnings: Vec<String>,
-    /// Documents that counted before, and are not there any more.
+    /// Documents of the previous configuration that no longer exist.
     pub gone: Vec<String>,
-    /// Why what is there now was not taken.
+    /// Reasons why the current configuration was rejected.
     pub rejected: Vec<String>,
-    /// The ConfigMaps that it, or what was rejected, was made of.
+    /// The ConfigMaps of the accepted or rejected configuration.
     pub maps: Vec<MapRef>,
     /// Names of the uplinks.
     pub uplinks: Vec<String>,
-    /// Live mappings.
+    /// Number of live mappings.
     pub mappings: usize,
-    /// Packets of pods that the node could not serve, by the reason of Events about them.
+    /// Refused packets of pods, by the reason of the Events about them.
     pub refused: BTreeMap<&'static str, u64>,
-    /// What is not as it should be, for as long as that lasts.
+    /// Ongoing conditions that need the operator's attention.
     pub notes: Vec<Note>,
-    /// Why the node is not ready; nothing if it is.
+    /// Reasons why the node is not ready; empty if it is.
     pub unready: Vec<String>,
-    /// How often programs were found taken off.
+    /// Number of times that programs were found detached.
     pub losses: u64,
-    /// What became of it last.
+    /// Result of the last such case.
     pub last_loss: String,
 }
 
-/// When the agent's loop turned last.
+/// Heartbeat of the agent's loop.
 #[derive(Debug)]
 struct Pulse {
     start: Instant,
-    /// Milliseconds after `start`.
+    /// Last heartbeat, in milliseconds after `start`.
     last: AtomicU64,
 }
 
@@ -120,7 +120,7 @@ impl Pulse {
     }
 }
 
-/// The agent's end of the thread.
+/// The agent's handle of the thread.
 #[derive(Debug)]
 pub struct Control {
     pulse: Arc<Pulse>,
@@ -129,10 +129,10 @@ pub struct Control {
 }
 
 impl Control {
-    /// Starts the thread, if there is anything for it to do.
+    /// Starts the thread, if it has anything to do.
     ///
     /// # Errors
-    /// The address can't be listened on, or the thread can't be made.
+    /// Returns an error if the address cannot be listened on, or the thread cannot be started.
     pub fn start(kube: Option<KubeOptions>, listen: Option<SocketAddr>) -> Result<Option<Self>> {
         if kube.is_none() && listen.is_none() {
             return Ok(None);
@@ -166,13 +166,13 @@ impl Control {
         Ok(Some(Self { pulse, told, view }))
     }
 
-    /// The loop turned.
+    /// Records a heartbeat of the loop.
     pub fn beat(&self) {
         let now = u64::try_from(self.pulse.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.pulse.last.store(now, Ordering::Relaxed);
     }
 
-    /// Says how things are.
+    /// Publishes the agent's status if it has changed.
     pub fn tell(&self, told: Told) {
         self.told.send_if_modified(|old| {
             let changed = *old != told;
@@ -181,15 +181,15 @@ impl Control {
         });
     }
 
-    /// What the API says now.
+    /// Returns the latest view of the API.
     pub fn view(&mut self) -> View {
         self.view.borrow_and_update().clone()
     }
 
-    /// Waits until the API says something else. Cancelling loses nothing.
+    /// Waits until the view of the API changes. Cancel-safe.
     pub async fn changed(&mut self) {
         if self.view.changed().await.is_err() {
-            // Nothing is followed.
+            // The API is not followed.
             std::future::pending::<()>().await;
         }
     }
@@ -201,7 +201,7 @@ fn listen_on(at: SocketAddr) -> Result<TcpListener> {
         .with_context(|| format!("listening on {at} (--http-listen)"))
 }
 
-/// What the thread has.
+/// State of the control-plane thread.
 struct Thread {
     kube: Option<KubeOptions>,
     listener: Option<TcpListener>,
@@ -223,7 +223,7 @@ impl Thread {
     }
 }
 
-/// Connects, however often that takes, then follows and tells.
+/// Connects, with any number of retries, then follows the API and publishes the status.
 async fn follow(
     options: KubeOptions,
     sees: watch::Sender<View>,

@@ -1,4 +1,4 @@
-//! `netdp fleet`: what is in force on each node of a cluster, from the Leases that the agents keep.
+//! `netdp fleet`: the configuration in force on each node of a cluster, from the agents' Leases.
 
 use crate::cli::output::{table, write_out};
 use crate::sources::kube::{Kind, Trouble, connect_as_user, describe, in_cluster};
@@ -15,46 +15,45 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the API may take to answer.
+/// Time limit for the API's responses.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// How many objects are asked for at once.
+/// Number of objects per page of a list.
 const PAGE: u32 = 500;
 
 /// A node with or without an agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct NodeState {
-    /// The node's name.
+    /// Name of the Node object.
     pub node: String,
-    /// `ready`, `not ready`, `stale` (the agent has not been heard of for longer than its Lease
-    /// says), or `no agent`.
+    /// `ready`, `not ready`, `stale` (the Lease has expired without renewal), or `no agent`.
     pub state: String,
-    /// netdp's version.
+    /// Version of the agent's netdp binary.
     pub version: String,
-    /// How packets are translated.
+    /// Mode: `ebpf`, `iptables` or `shadow`.
     pub mode: String,
     /// Hash of the policy in force.
     pub config: String,
-    /// How many policies have been in force on the node.
+    /// Number of policies that have been in force on the node.
     pub generation: u64,
-    /// For how many seconds this one has been.
+    /// Seconds for which the current policy has been in force.
     pub age_seconds: Option<u64>,
-    /// Live mappings.
+    /// Number of live mappings.
     pub mappings: u64,
-    /// Seconds since the agent was heard of.
+    /// Seconds since the last renewal of the Lease.
     pub heard_seconds: Option<u64>,
-    /// Packets of pods that the node could not serve, since its datapath was made.
+    /// Refused packets of pods since the datapath was created.
     pub refused: u64,
-    /// What is wrong there.
+    /// Faults on the node.
     pub errors: String,
-    /// What somebody should look at there.
+    /// Conditions on the node that need attention.
     pub warnings: Vec<String>,
 }
 
 /// Prints the table, or JSON.
 ///
 /// # Errors
-/// The API can't be asked.
+/// Returns an error if the API cannot be queried, or the output cannot be written.
 pub fn print(kubeconfig: Option<&Path>, namespace: &str, json: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -102,7 +101,7 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
     Ok(states.into_values().collect())
 }
 
-/// Why the Leases can't be listed, and what to do.
+/// Explains why the Leases cannot be listed, and the remedy.
 fn refused(error: &kube::Error, namespace: &str) -> anyhow::Error {
     let trouble = Trouble::of(error);
     let hint = match trouble.kind {
@@ -116,7 +115,7 @@ fn refused(error: &kube::Error, namespace: &str) -> anyhow::Error {
     anyhow!("listing the Leases in {namespace}: {}{hint}", trouble.text)
 }
 
-/// Every object, page by page.
+/// Lists all objects page by page.
 async fn list_all<K>(api: &Api<K>, mut params: ListParams) -> kube::Result<Vec<K>>
 where
     K: Clone + Debug + DeserializeOwned,
@@ -171,10 +170,10 @@ fn node_state(lease: &Lease, now: u64) -> NodeState {
     }
 }
 
-/// How many names of nodes a line has.
+/// Limit of node names per line.
 const NAMED: usize = 3;
 
-/// Each warning once, with the nodes that have it.
+/// Formats each warning once, with the nodes that have it.
 fn warnings(nodes: &[NodeState]) -> String {
     let mut by_text: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for node in nodes {

@@ -1,8 +1,7 @@
-//! netdp's agent and command line, as a library.
+//! Library of netdp's agent and command line.
 //!
-//! A change of configuration walks [`sources`] → [`config`] → [`reconcile`] →
-//! [`datapath`]; what the node's network looks like comes from [`uplinks`].
-//! [`agent`] turns the wheel.
+//! A configuration change passes through [`sources`] → [`config`] → [`reconcile`] → [`datapath`];
+//! [`uplinks`] supplies the state of the node's network. [`agent`] runs the event loop.
 
 pub mod agent;
 pub mod cli;

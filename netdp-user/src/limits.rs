@@ -1,4 +1,4 @@
-//! What the agent may use: open files, and memory.
+//! Resource limits of the agent: open files and memory.
 
 use anyhow::{Result, bail};
 use nix::errno::Errno;
@@ -6,21 +6,21 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The two tables of mappings, for each flow that fits (Linux 6.18, `bytes_memlock`).
+/// Bytes of both mapping tables per flow of their capacity (Linux 6.18, `bytes_memlock`).
 const BYTES_PER_FLOW: u64 = 288;
 
-/// The other maps and the agent, at rest.
+/// Bytes of the other maps and the agent at rest.
 const AT_REST: u64 = 30 << 20;
 
-/// The same while programs are loaded and checked.
+/// Bytes of the other maps and the agent while programs are loaded and verified.
 const AT_START: u64 = 80 << 20;
 
-/// With fewer open files the agent does not start.
+/// Minimum number of open files with which the agent starts.
 const OPEN_FILES: u64 = 256;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Raises the limit of open files as far as it goes, for whoever started this.
+/// Raises the soft limit of open files to the hard limit.
 pub fn raise_open_files() {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
@@ -38,7 +38,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// Says of an error what limit was met, if it is one of those.
+/// Adds to an error the limit that caused it, if one did.
 pub fn explain(error: anyhow::Error) -> anyhow::Error {
     let code = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -70,10 +70,11 @@ pub fn explain(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Checks that maps for so many flows have room in the memory that this process may use.
+/// Checks that maps for `max_flows` flows fit into the memory limit of this process.
 ///
 /// # Errors
-/// They have not: making them would fail, or end the agent.
+/// Returns an error if they do not: creating them would fail, or the OOM killer would end the
+/// agent.
 pub fn check_memory(max_flows: u32) -> Result<()> {
     memory().map_or(Ok(()), |limit| check(&limit, max_flows))
 }
@@ -101,14 +102,14 @@ fn check(limit: &Limit, max_flows: u32) -> Result<()> {
     Ok(())
 }
 
-/// A limit of memory, and where it is set.
+/// A memory limit and the file that sets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Limit {
     bytes: u64,
     file: PathBuf,
 }
 
-/// The lowest limit of the control groups that this process is in.
+/// Returns the lowest memory limit of this process's control groups.
 fn memory() -> Option<Limit> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     memory_of(Path::new(CGROUPS), &groups)
@@ -128,7 +129,7 @@ fn memory_of(root: &Path, groups: &str) -> Option<Limit> {
             }
             _ => continue,
         };
-        // In a container the path may be that of the host: what is above exists.
+        // In a container the path may be the host's; its existing ancestors are used.
         let group = Path::new(group.trim_start_matches('/'));
         found.extend(
             group
@@ -142,7 +143,7 @@ fn memory_of(root: &Path, groups: &str) -> Option<Limit> {
 fn limit_in(file: &Path) -> Option<Limit> {
     let text = fs::read_to_string(file).ok()?;
     let bytes: u64 = text.trim().parse().ok()?;
-    // The first version's way to say that there is none.
+    // cgroup v1 represents "no limit" by a huge number.
     (bytes < 1 << 60).then(|| Limit {
         bytes,
         file: file.to_owned(),

@@ -1,4 +1,4 @@
-//! The `netdp` command.
+//! Entry point of the `netdp` command.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match netdp_user::cli::dispatch(cli) {
         Ok(code) => code,
         Err(err) => {
-            // The log may be filtered; the last word never is.
+            // The log may be filtered; the final error message is not.
             let said = format!("{err:#}");
             eprintln!("netdp: error: {}", netdp_user::terminal::lines(&said));
             ExitCode::FAILURE

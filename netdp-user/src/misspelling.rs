@@ -1,11 +1,11 @@
-//! What a word was probably meant to be.
+//! Suggestions for misspelled words.
 
-/// Bytes above which a word is not compared: no misspelling is this long, and comparing costs the
-/// product of the lengths.
+/// Length in bytes above which a word is not compared: no misspelling is this long, and a
+/// comparison costs the product of the lengths.
 const MAX_LENGTH: usize = 64;
 
-/// The one of `names` that `text` is most likely a misspelling of: none if all are less similar than
-/// this, by Jaro and Winkler. Letter case does not count.
+/// Returns the one of `names` that `text` most likely misspells; `None` if all are less similar
+/// than `min_similarity` (Jaro-Winkler). Case-insensitive.
 pub fn nearest<'a>(
     text: &str,
     names: impl IntoIterator<Item = &'a str>,

@@ -1,5 +1,5 @@
-//! The pod that the agent runs in: what it lacks for eBPF mode, what its manifest has to say for that,
-//! and where the kubelet looks for last words.
+//! The pod that the agent runs in: requirements of eBPF mode that are missing there, the remedy in
+//! the pod's manifest, and the termination message that the kubelet reads.
 
 use crate::datapath::bpffs;
 use crate::rights;
@@ -13,62 +13,61 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Where the lines of [`NoEbpf::add`] belong.
+/// Place in the manifest for the lines of [`NoEbpf::add`].
 pub const BELOW: &str = "below spec.template.spec of the DaemonSet's manifest";
 
-/// Where the kubelet looks for what `kubectl describe` shows of a container that has ended
-/// (`terminationMessagePath`, which has this value unless the manifest says otherwise).
+/// File from which the kubelet takes the text that `kubectl describe` shows of a terminated
+/// container (`terminationMessagePath`, this value unless the manifest sets another).
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// How much the kubelet reads of that: the end, in bytes.
+/// Limit of the termination message, in bytes: the kubelet reads only the end.
 const LONGEST: usize = 4096;
 
 /// `SECCOMP_MODE_FILTER` (include/uapi/linux/seccomp.h).
 const FILTERED: &str = "2";
 
-/// Where the manifests of netdp have the node's bpffs. Not at /sys/fs/bpf: AppArmor's default profile
-/// for containers forbids writing there.
+/// Mount point of the node's bpffs in netdp's manifests. Not /sys/fs/bpf: AppArmor's default
+/// profile for containers forbids writing there.
 const BPFFS: &str = "/bpf";
 
-/// The lock of iptables-legacy's programs, which all of a node have to share.
+/// The lock of the iptables-legacy programs, which has to be shared by a whole node.
 pub const LOCK: &str = "/run/xtables.lock";
 
-/// What a manifest needs to share it.
+/// Lines of the manifest that share that lock.
 pub const LOCK_VOLUME: &str = "containers[0].volumeMounts: [{name: xtables-lock, mountPath: /run/xtables.lock}] \
      and volumes: [{name: xtables-lock, hostPath: {path: /run/xtables.lock, type: FileOrCreate}}]";
 
-/// Whether this is a pod of Kubernetes: the kubelet tells each container where the API is.
+/// Reports whether this is a Kubernetes pod: the kubelet sets the API's address in each container.
 #[must_use]
 pub fn is_here() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
 }
 
-/// Why eBPF mode is not possible, though it was wanted most.
+/// Reason why eBPF mode is not possible although it was preferred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoEbpf {
-    /// What is missing, or what the kernel said.
+    /// The missing requirement, or the kernel's error.
     pub why: String,
-    /// What a pod's manifest needs besides, as lines of YAML; nothing where that is not known, or
-    /// this is no pod.
+    /// Lines of YAML that the pod's manifest lacks; empty if they are unknown or this is no pod.
     pub add: Vec<String>,
 }
 
-/// What eBPF mode needs and this process was not given.
+/// Requirements of eBPF mode that this process lacks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lacking {
     capabilities: Vec<&'static str>,
-    /// The node's bpffs, in a pod: what one mounts for itself ends with its container.
+    /// The node's bpffs is missing in a pod: a bpffs mounted by a container ends with it.
     bpffs: bool,
-    /// A bpffs on the node: what is mounted into the pod is none.
+    /// The node has no bpffs: the directory mounted into the pod is on another file system.
     nodes_bpffs: bool,
-    /// Whether the state directory ends with the container, too.
+    /// The state directory ends with the container, too.
     state: bool,
-    /// A filter of system calls, which may be what refuses.
+    /// A seccomp filter is active, which may be the cause of a refused system call.
     filtered: bool,
 }
 
 impl Lacking {
-    /// Looks, with pins to be below `dir` and the state in `state_dir`.
+    /// Detects what is missing for pins below `dir` and the state in `state_dir`.
     #[must_use]
     pub fn look(dir: &Path, state_dir: &Path) -> Self {
         let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
@@ -88,13 +87,13 @@ impl Lacking {
         }
     }
 
-    /// Whether there is no use in trying.
+    /// Reports whether an attempt is bound to fail.
     #[must_use]
     pub fn is_decisive(&self) -> bool {
         !self.capabilities.is_empty() || self.bpffs || self.nodes_bpffs
     }
 
-    /// What the manifest has to say besides, each line with its place [`BELOW`].
+    /// Returns the lines that the manifest lacks, each for the place [`BELOW`].
     #[must_use]
     pub fn manifest(&self) -> Vec<String> {
         let mut lines = Vec::new();
@@ -132,8 +131,8 @@ impl Lacking {
         lines
     }
 
-    /// An error of eBPF mode in the words of whoever writes the pod's manifest; with the rights that are
-    /// missing where this is no pod, or it lacks nothing else.
+    /// Explains an error of eBPF mode in terms of the pod's manifest; or, outside a pod or if
+    /// nothing else is missing there, adds the missing privileges.
     #[must_use]
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let lines = self.manifest();
@@ -157,7 +156,7 @@ impl Lacking {
         )
     }
 
-    /// What is missing, in a sentence.
+    /// Returns the missing requirements as a sentence.
     #[must_use]
     pub fn sentence(&self) -> String {
         let mut parts: Vec<String> = Vec::new();
@@ -195,11 +194,11 @@ fn listed(parts: &[String]) -> String {
     }
 }
 
-/// Whether an error is that this kernel can't, or that this process may not: more of the same would
-/// not help, other than with an error of the operator's or a want of memory.
+/// Reports whether an error means that the kernel lacks support or the process lacks permission, so
+/// that a retry cannot help, unlike an operator's mistake or a lack of memory.
 #[must_use]
 pub fn is_refusal(error: &anyhow::Error) -> bool {
-    /// `ENOTSUPP`, which is no error of user space's (include/linux/errno.h).
+    /// `ENOTSUPP`, which is not in the errno set of user space (include/linux/errno.h).
     const NOT_SUPPORTED: i32 = 524;
     let code = error.chain().find_map(|cause| {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -214,7 +213,7 @@ pub fn is_refusal(error: &anyhow::Error) -> bool {
             Errno::EINVAL as i32,
             Errno::E2BIG as i32,
             Errno::EOPNOTSUPP as i32,
-            // mount(2) without such a file system, and where nothing can be written.
+            // mount(2): unknown file system type; read-only file system.
             Errno::ENODEV as i32,
             Errno::EROFS as i32,
             NOT_SUPPORTED,
@@ -223,7 +222,7 @@ pub fn is_refusal(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether this is a pod that has not got the node's lock of iptables-legacy.
+/// Reports whether this is a pod that does not mount the node's lock of iptables-legacy.
 #[must_use]
 pub fn has_lock_of_its_own() -> bool {
     is_here() && !bpffs::is_mounted_in(&mounts(), Path::new(LOCK))
@@ -233,7 +232,7 @@ fn mounts() -> String {
     fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default()
 }
 
-/// Whether the file system of a path, or of what there is of it, can only be read.
+/// Reports whether the file system of a path, or of its nearest existing ancestor, is read-only.
 #[must_use]
 pub fn is_read_only(path: &Path) -> bool {
     let there = path.ancestors().find(|it| it.exists());
@@ -241,8 +240,8 @@ pub fn is_read_only(path: &Path) -> bool {
     about.is_some_and(|it| it.flags().contains(FsFlags::ST_RDONLY))
 }
 
-/// Leaves a message for whoever asks why the container has ended. Where nothing waits for one, there
-/// is no such file, and none is made.
+/// Writes the termination message of the container. The file is not created: it exists only where
+/// the kubelet collects one.
 pub fn leave(said: &str) {
     let said = terminal::lines(said);
     let said = &said[..said.floor_char_boundary(LONGEST)];
@@ -254,7 +253,7 @@ pub fn leave(said: &str) {
         return;
     };
     if file.metadata().is_ok_and(|about| about.is_file()) {
-        // It was told on standard error in any case.
+        // The message is on standard error in any case.
         let _ = file
             .set_len(0)
             .and_then(|()| file.write_all(said.as_bytes()));

@@ -1,19 +1,20 @@
-//! Prefixes around and inside a prefix, found without asking every one.
+//! Lookup of the prefixes around and inside a prefix without comparing all of them.
 
 use ipnet::IpNet;
 use std::collections::HashMap;
 
-/// A fixed list of prefixes, which the answers name by their places in it.
+/// A fixed list of prefixes; lookups return positions in that list.
 #[derive(Debug, Clone, Default)]
 pub struct Prefixes {
-    /// Each with its place in the list. One comes right before what it contains.
+    /// Prefixes with their positions in the list. Each comes directly before the ones that it
+    /// contains.
     sorted: Vec<(IpNet, usize)>,
-    /// Where in `sorted` the next broader one is, of each.
+    /// Index in `sorted` of the next shorter prefix that contains each one.
     broader: Vec<Option<usize>>,
 }
 
 impl Prefixes {
-    /// Of this list. Prefixes may be in it several times.
+    /// Builds the index of a list, which may have duplicates.
     pub fn new(list: impl IntoIterator<Item = IpNet>) -> Self {
         let list = list.into_iter().map(|prefix| prefix.trunc());
         let mut sorted: Vec<_> = list.zip(0..).collect();
@@ -33,9 +34,10 @@ impl Prefixes {
         Self { sorted, broader }
     }
 
-    /// Those that contain all of `net`, the longest first.
+    /// Returns the prefixes that contain all of `net`, the longest first.
     pub fn covering(&self, net: IpNet) -> impl Iterator<Item = usize> {
-        // What comes right before its place is in the longest one that contains it, or is that.
+        // The entry right before its insertion point is the longest prefix that contains it, or
+        // inside that prefix.
         let end = self.sorted.partition_point(|(prefix, _)| *prefix <= net);
         let mut next = end.checked_sub(1);
         let chain = std::iter::from_fn(move || {
@@ -48,7 +50,7 @@ impl Prefixes {
             .map(|(_, place)| place)
     }
 
-    /// Those that are in `net`, the same included.
+    /// Returns the prefixes inside `net`, including `net` itself.
     pub fn inside(&self, net: IpNet) -> impl Iterator<Item = usize> {
         let net = net.trunc();
         let start = self.sorted.partition_point(|(prefix, _)| *prefix < net);
@@ -58,17 +60,17 @@ impl Prefixes {
     }
 }
 
-/// Prefixes that come and go.
+/// A dynamic multiset of prefixes.
 #[derive(Debug, Default)]
 pub struct PrefixSet {
-    /// How often each is in it.
+    /// Number of copies of each prefix.
     count: HashMap<IpNet, usize>,
-    /// How many of `count` have a length, of either family.
+    /// Number of entries of `count` per family and length.
     lengths: HashMap<(bool, u8), usize>,
 }
 
 impl PrefixSet {
-    /// Puts one in, once more if it is in already.
+    /// Inserts a prefix; repeated insertions are counted.
     pub fn insert(&mut self, net: IpNet) {
         let count = self.count.entry(net).or_default();
         *count += 1;
@@ -77,7 +79,7 @@ impl PrefixSet {
         }
     }
 
-    /// Takes one out that was put in.
+    /// Removes one copy of an inserted prefix.
     pub fn remove(&mut self, net: &IpNet) {
         if let Some(count) = self.count.get_mut(net) {
             *count -= 1;
@@ -90,7 +92,7 @@ impl PrefixSet {
         }
     }
 
-    /// Whether one of them contains all of `net`.
+    /// Reports whether a prefix in the set contains all of `net`.
     pub fn covers(&self, net: &IpNet) -> bool {
         let (is_v6, longest) = length(net);
         (0..=longest)
@@ -100,7 +102,7 @@ impl PrefixSet {
     }
 }
 
-/// Family and length.
+/// Returns family and length.
 fn length(net: &IpNet) -> (bool, u8) {
     (matches!(net, IpNet::V6(_)), net.prefix_len())
 }
@@ -111,7 +113,7 @@ mod tests {
     use ipnet::{IpNet, Ipv4Net, Ipv6Net};
     use proptest::prelude::*;
 
-    /// Prefixes of both families that often are in each other.
+    /// Generates prefixes of both families that often contain each other.
     fn net() -> impl Strategy<Value = IpNet> {
         let v4 = (0..=4u8, 0..16u8).prop_map(|(bits, last)| {
             IpNet::from(Ipv4Net::new([10, 0, 0, last].into(), 28 + bits).unwrap())

@@ -1,4 +1,4 @@
-//! Directories and files of the agent's own, which nobody else may read, write, lock or swap.
+//! The agent's own directories and files, which no other user may read, write, lock or replace.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -11,16 +11,16 @@ use std::path::Path;
 const DIRECTORY: u32 = 0o700;
 const FILE: u32 = 0o600;
 
-/// Whether a user may have a say here: root, or who runs this.
+/// Reports whether a user is trusted: root, or the user of this process.
 pub fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
-/// Makes a directory that is its owner's alone, or sees to it that the one that is there is so.
-/// `flag` is what chooses another.
+/// Creates a directory that only its owner can access, or makes an existing one so. `flag` is the
+/// flag that selects another directory.
 ///
 /// # Errors
-/// It can't be made, or others could swap what is in it.
+/// Returns an error if the directory cannot be created, or other users could replace its content.
 pub fn directory(path: &Path, flag: &str) -> Result<()> {
     if let Some(parent) = path.parent() {
         DirBuilder::new()
@@ -46,7 +46,7 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
     let own =
         fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
     let ourselves = nix::unistd::geteuid();
-    // Who is not root learns more of what else is missing.
+    // Not root: later checks report in more detail what else is missing.
     if !ourselves.is_root() && own.uid() == 0 {
         return Ok(());
     }
@@ -72,10 +72,10 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
     Ok(())
 }
 
-/// Checks that nobody but root and ourselves can swap a directory or what is in it.
+/// Checks that only root and this process's user can replace a directory or its content.
 ///
 /// # Errors
-/// Which directory is whose, and what to do.
+/// Returns an error that names the offending directory, its owner, and the remedy.
 pub fn check(path: &Path, flag: &str) -> Result<()> {
     let absolute = std::path::absolute(path)?;
     for link in absolute.ancestors() {
@@ -130,10 +130,11 @@ fn refuse(path: &Path, metadata: &Metadata, flag: &str) -> Result<()> {
     )
 }
 
-/// Opens a regular file to read. Neither a FIFO nor a device is waited for, no link followed.
+/// Opens a regular file for reading. Never blocks on a FIFO or a device, and follows no symbolic
+/// link.
 ///
 /// # Errors
-/// There is none, or it is something else.
+/// Returns an error if there is no file, or it is not a regular one.
 pub fn open(path: &Path) -> std::io::Result<File> {
     regular(OpenOptions::new().read(true), path)
 }
@@ -141,17 +142,17 @@ pub fn open(path: &Path) -> std::io::Result<File> {
 /// Reads a regular file.
 ///
 /// # Errors
-/// As [`open`].
+/// Returns an error as [`open`] does.
 pub fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Makes a new file in the place of whatever is there.
+/// Creates a new file that replaces any existing one.
 ///
 /// # Errors
-/// The file system refused.
+/// Returns an error if the file system refuses.
 pub fn create(path: &Path) -> std::io::Result<File> {
     match fs::remove_file(path) {
         Err(err) if err.kind() != ErrorKind::NotFound => return Err(err),
@@ -163,15 +164,16 @@ pub fn create(path: &Path) -> std::io::Result<File> {
         .mode(FILE)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
-    // A umask may have taken rights of our own.
+    // The umask may have removed permissions of the owner.
     file.set_permissions(Permissions::from_mode(FILE))?;
     Ok(file)
 }
 
-/// Opens a regular file to read and write, made if need be, and takes others' rights.
+/// Opens a regular file for reading and writing, creates it if necessary, and revokes other users'
+/// permissions.
 ///
 /// # Errors
-/// It is something else, or another's.
+/// Returns an error if it is not a regular file, or belongs to another user.
 pub fn open_own(path: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options
@@ -192,10 +194,10 @@ pub fn open_own(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Takes others' rights to the regular files in a directory.
+/// Revokes other users' permissions on the regular files in a directory.
 ///
 /// # Errors
-/// Which file's can't be taken.
+/// Returns an error that names the file whose permissions cannot be changed.
 pub fn tighten(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
         let path = entry?.path();

@@ -1,8 +1,8 @@
-//! Other people's programs, which the agent runs as root: from where, and how.
+//! Third-party programs that the agent runs as root: where they are searched for, and how they run.
 //!
-//! Only from directories that are named, never from `$PATH`, and only if nobody but root can have
-//! changed what is there. Whether that is so is looked at each time: the package may be replaced
-//! while the agent runs.
+//! Only named directories are searched, never `$PATH`, and a program runs only if nobody but root
+//! can have changed it. This is checked on each run: the package may be replaced while the agent
+//! runs.
 
 use crate::pod;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -20,41 +20,41 @@ use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Where programs are looked for unless `--programs` says otherwise. Not below /usr/local, which
-/// the group staff may write to on Debian.
+/// Directories searched for programs unless `--programs` names others. None is below /usr/local,
+/// which the group staff may write to on Debian.
 pub const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
-/// How long a program may run. Less than what the liveness probe gives the agent's loop.
+/// Time limit of a program. Shorter than the liveness probe's limit for the agent's loop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How much it may print: rules of some hundred thousand endpoints.
+/// Limit of standard output, in bytes: enough for the rules of some hundred thousand endpoints.
 const OUTPUT: u64 = 64 << 20;
 
-/// How much of its complaints is read.
+/// Limit of standard error, in bytes.
 const COMPLAINTS: u64 = 64 << 10;
 
-/// A variable that is passed on: where the programs of iptables-legacy have their lock.
+/// Environment variable that is passed on: the path of the lock of the iptables-legacy programs.
 const LOCK_FILE: &str = "XTABLES_LOCKFILE";
 
-/// Where that lock is in a container whose root can only be read, and which has not got the node's:
-/// without any they would not run.
+/// Path of that lock in a container with a read-only root that does not mount the node's lock:
+/// without any lock the programs refuse to run.
 const LOCK_IN_MEMORY: &str = "/dev/shm/netdp-xtables.lock";
 
-/// Programs that run now, by their process groups.
+/// Running programs, by process group.
 static RUNNING: Mutex<Running> = Mutex::new(Running {
     ended: false,
     groups: BTreeSet::new(),
 });
 
 struct Running {
-    /// None is to run any more.
+    /// Set while no program may start.
     ended: bool,
     groups: BTreeSet<Pid>,
 }
 
 static PLACES: OnceLock<Vec<PathBuf>> = OnceLock::new();
 
-/// Looks for programs there from now on. Only the first call counts.
+/// Sets the directories to search from now on. Only the first call has an effect.
 pub fn look_in(directories: Vec<PathBuf>) {
     // A second call comes from a test in this process.
     let _ = PLACES.set(directories);
@@ -64,23 +64,23 @@ fn running() -> MutexGuard<'static, Running> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends all programs that run, and lets none run until [`resume`]: for an agent that is told to end
-/// while it waits for one. What iptables and nft do is done whole or not at all.
+/// Kills all running programs and starts none until [`resume`]: for an agent that receives a
+/// termination signal while it waits for one. The operations of iptables and nft are atomic.
 pub fn end_all() {
     let mut running = running();
     running.ended = true;
     for group in &running.groups {
-        // Not waited for yet, so that the number is still its own.
+        // Not reaped yet, so the process id cannot have been reused.
         let _ = killpg(*group, Signal::SIGKILL);
     }
 }
 
-/// Lets programs run again after [`end_all`].
+/// Allows programs to run again after [`end_all`].
 pub fn resume() {
     running().ended = false;
 }
 
-/// Whether the error is that a program is not here.
+/// Reports whether the error means that a program is not installed.
 #[must_use]
 pub fn is_absent(err: &anyhow::Error) -> bool {
     err.chain().any(|cause| {
@@ -89,28 +89,28 @@ pub fn is_absent(err: &anyhow::Error) -> bool {
     })
 }
 
-/// A program that may be run.
+/// A program that passed the checks and may be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program(PathBuf);
 
-/// What a program that ended well has printed.
+/// Output of a program that exited successfully.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Printed {
-    /// To standard output.
+    /// Text written to standard output.
     pub output: String,
-    /// To standard error.
+    /// Text written to standard error.
     pub complaints: String,
 }
 
-/// The error of a program that is not there, as one of the kind [`ErrorKind::NotFound`].
+/// Returns the error of a missing program, of the kind [`ErrorKind::NotFound`].
 pub fn absent(message: String) -> anyhow::Error {
     anyhow!(std::io::Error::from(ErrorKind::NotFound)).context(message)
 }
 
-/// Finds a program; `None` where no directory has it.
+/// Finds a program; `None` if it is in none of the directories.
 ///
 /// # Errors
-/// There is one that somebody other than root could have put there or changed.
+/// Returns an error if the program could have been created or changed by a user other than root.
 pub fn find(name: &str) -> Result<Option<Program>> {
     match PLACES.get() {
         Some(places) => find_in(places, name),
@@ -125,13 +125,14 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
             continue;
         }
         check(&path).with_context(|| format!("{} is not run", path.display()))?;
-        // By this path, not by that of the file behind it: iptables goes by its name.
+        // By this path, not by that of the link's target: iptables selects its behaviour by its
+        // name.
         return Ok(Some(Program(path)));
     }
     Ok(None)
 }
 
-/// Checks that only root can change the program, what it is a link to, and the directories above both.
+/// Checks that only root can change the program, its link target, and the directories above both.
 fn check(path: &Path) -> Result<()> {
     let looking_at = |path: &Path| format!("looking at {}", path.display());
     let real = path.canonicalize().with_context(|| looking_at(path))?;
@@ -159,10 +160,11 @@ fn check(path: &Path) -> Result<()> {
 }
 
 impl Program {
-    /// Runs it, with `input` as its standard input.
+    /// Runs the program with `input` as its standard input.
     ///
     /// # Errors
-    /// It can't be started, takes too long, prints too much, or fails.
+    /// Returns an error if the program cannot be started, exceeds the time or output limit, or
+    /// fails.
     pub fn run(&self, arguments: &[&str], input: &str) -> Result<Printed> {
         self.run_for(arguments, input, PATIENCE, OUTPUT)
             .with_context(|| format!("{} {}", self.0.display(), arguments.join(" ")))
@@ -180,7 +182,7 @@ impl Program {
             .env("LC_ALL", "C")
             .env("PATH", DIRECTORIES.join(":"))
             .current_dir("/")
-            // With whatever it starts.
+            // Includes all of its child processes.
             .process_group(0)
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -193,7 +195,7 @@ impl Program {
         command
     }
 
-    /// Starts it, unless the agent ends; it is among those that run before that can end.
+    /// Starts the program unless the agent is ending, and registers it before [`end_all`] can run.
     fn start(&self, arguments: &[&str], input: &str) -> Result<(Child, Pid)> {
         let mut running = running();
         ensure!(!running.ended, "it is not run, because the agent ends");
@@ -219,18 +221,18 @@ impl Program {
         let (ended, end) = channel();
         let (in_time, output, complaints) = std::thread::scope(|scope| {
             scope.spawn(move || {
-                // A program that ends early says why by its status.
+                // If the program exits early, its exit status gives the reason.
                 stdin.map(|mut stdin| stdin.write_all(input.as_bytes()))
             });
             let output = scope.spawn(|| read(stdout, most));
             let complaints = scope.spawn(|| read(stderr, COMPLAINTS));
             scope.spawn(move || {
-                // It stays a zombie, so that its id is not given to another one meanwhile.
+                // It stays a zombie, so that its process id is not reused in the meantime.
                 let _ = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
                 ended.send(())
             });
             let in_time = end.recv_timeout(patience).is_ok();
-            // Nobody of its own is left behind to hold the pipes open.
+            // No child process is left behind that would hold the pipes open.
             let _ = killpg(pid, Signal::SIGKILL);
             (in_time, output.join(), complaints.join())
         });
@@ -264,7 +266,7 @@ impl Program {
     }
 }
 
-/// All that comes, `None` if it is more than `most` bytes. The pipe is closed then.
+/// Reads to the end; `None` if there are more than `most` bytes. The pipe is closed then.
 fn read(pipe: Option<impl Read>, most: u64) -> std::io::Result<Option<String>> {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
@@ -274,7 +276,7 @@ fn read(pipe: Option<impl Read>, most: u64) -> std::io::Result<Option<String>> {
     Ok(fits.then(|| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// What a program wrote, for a message that is one line.
+/// Joins the output of a program to one line for a message.
 fn one_line(told: &str) -> String {
     let lines: Vec<_> = told.lines().map(str::trim).collect();
     lines.join("; ")
@@ -285,7 +287,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
-    /// A directory of root's whose parents are root's, too.
+    /// Creates a directory that, like its parents, belongs to root.
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir_in("/run").expect("this test needs root")
     }

@@ -1,20 +1,20 @@
-//! The capabilities of this process: which of those that the datapath needs are missing.
+//! Capabilities of this process, and those that the datapath needs and lacks.
 //!
-//! Only these matter: `CAP_SYS_RESOURCE` for locked memory did until Linux 5.11, and the programs need
-//! 5.17. `CAP_SYS_ADMIN` is needed where a bpffs has to be mounted, whose error says so.
+//! No others matter: `CAP_SYS_RESOURCE`, for locked memory, was needed until Linux 5.11, and the
+//! programs need 5.17. `CAP_SYS_ADMIN` is needed to mount a bpffs; the error of the mount names it.
 
 use anyhow::anyhow;
 use aya::programs::ProgramError;
 use std::fs;
 use std::io;
 
-/// What the datapath needs, with the numbers of include/uapi/linux/capability.h.
+/// Capabilities that the datapath needs, with the numbers of include/uapi/linux/capability.h.
 const NEEDED: [(u32, &str); 3] = [(39, "BPF"), (12, "NET_ADMIN"), (38, "PERFMON")];
 
-/// The number of `CAP_SYS_ADMIN`, which stands for the first and the last of them.
+/// Number of `CAP_SYS_ADMIN`, which implies the first and the last of them.
 const SYS_ADMIN: u32 = 21;
 
-/// Those that are missing, without `CAP_`; `None` where that can't be told.
+/// Returns the missing capabilities without `CAP_`; `None` if they cannot be determined.
 pub fn missing() -> Option<Vec<&'static str>> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     missing_of(&status)
@@ -31,8 +31,8 @@ fn missing_of(status: &str) -> Option<Vec<&'static str>> {
     Some(missing.map(|(_, name)| *name).collect())
 }
 
-/// Says of an error what right was missing, if one was. The verifier's log, which speaks of the
-/// programs where it is about a right, is left out then.
+/// Adds to an error the missing capabilities, if they caused it. The verifier's log, which then
+/// blames the programs for a missing capability, is omitted.
 pub fn explain(error: anyhow::Error) -> anyhow::Error {
     explain_with(error, missing().as_deref())
 }
@@ -81,10 +81,10 @@ mod tests {
         let missing = |mask: &str| missing_of(&format!("Name:\tx\nCapEff:\t{mask}\n"));
         assert_eq!(missing("000001ffffffffff"), Some(vec![]));
         assert_eq!(missing("0000000000000000").unwrap().len(), 3);
-        // SYS_ADMIN and NET_ADMIN.
+        // Mask of SYS_ADMIN and NET_ADMIN.
         assert_eq!(missing("0000000000201000"), Some(vec![]));
         assert_eq!(missing("0000000000200000"), Some(vec!["NET_ADMIN"]));
-        // NET_ADMIN and BPF.
+        // Mask of NET_ADMIN and BPF.
         assert_eq!(missing("0000008000001000"), Some(vec!["PERFMON"]));
         assert_eq!(missing_of("Name:\tx\n"), None);
     }

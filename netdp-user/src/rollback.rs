@@ -1,6 +1,6 @@
-//! The way back: what the datapath translates becomes netfilter's.
+//! Rollback: hands the datapath's mappings over to netfilter.
 //!
-//! docs/adr/0021 has the order and why no packet leaves with a pod's address in between.
+//! docs/adr/0021 describes the order, and why no packet leaves with a pod's address in between.
 
 use crate::config::{self, Config};
 use crate::conntrack::Conntrack;
@@ -13,34 +13,34 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Silence after which a mapping that netfilter could not be given counts as over.
+/// Silence after which a mapping that could not be handed over counts as ended.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// What `netdp detach --to-iptables` has to know of the agent that ran.
+/// Facts about the last agent that `netdp detach --to-iptables` needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fallback {
-    /// The chains of its flags.
+    /// Options of the chains, from the agent's flags.
     pub chains: ChainOptions,
-    /// What its flags made of the configuration.
+    /// Options of the configuration, from the agent's flags.
     pub config: config::Options,
 }
 
-/// Its name in the state directory.
+/// File name in the state directory.
 const FALLBACK: &str = "fallback.json";
 
 impl Fallback {
-    /// Writes it for `netdp detach --to-iptables`.
+    /// Writes the facts for `netdp detach --to-iptables`.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, state_dir: &StateDir) -> Result<()> {
         state_dir.write_json(FALLBACK, self)
     }
 
-    /// Reads what an agent of this directory wrote.
+    /// Reads the facts that an agent with this state directory wrote.
     ///
     /// # Errors
-    /// There is none, or it is not one.
+    /// Returns an error if the file does not exist or cannot be parsed.
     pub fn read(state_dir: &StateDir) -> Result<Self> {
         state_dir
             .read_json(FALLBACK)
@@ -48,7 +48,7 @@ impl Fallback {
     }
 }
 
-/// A datapath that goes on only for mappings that netfilter did not take.
+/// A datapath that remains only for mappings that netfilter did not accept.
 pub struct Rollback {
     bpffs: PathBuf,
     maps: Maps,
@@ -56,10 +56,11 @@ pub struct Rollback {
 }
 
 impl Rollback {
-    /// Gives every mapping to netfilter that it takes, and new connections to the chains.
+    /// Hands over every mapping that netfilter accepts, and leaves new connections to the chains.
     ///
     /// # Errors
-    /// The chains can't be prepared, or the maps can't be read. Then the datapath is as before.
+    /// Returns an error if the chains cannot be prepared or the maps cannot be read. The datapath
+    /// is unchanged then.
     pub fn begin(
         bpffs: &Path,
         chains: &mut Chains,
@@ -81,30 +82,32 @@ impl Rollback {
         Ok((rollback, reports))
     }
 
-    /// Until the chains are led to, both may begin connections, and netfilter does not know what
-    /// the other's look like on the wire: they use different ports.
+    /// Hands all mappings over. Until POSTROUTING jumps to the chains, both sides may open
+    /// connections, and netfilter does not know the datapath's wire tuples: the two use disjoint
+    /// ports.
     fn hand_over(maps: &mut Maps, chains: &mut Chains, config: &Config) -> Result<usize> {
         let (ours, netfilters) = apart(&chains.ports().ranges);
         maps.open_within(&ours)?;
         let given = give_all(maps)?;
         chains.apply_within(config, &netfilters);
-        // What began before they were led to.
+        // Mappings made before the jump to the chains.
         Ok(given + give_all(maps)?)
     }
 
-    /// How many mappings the datapath still has to serve.
+    /// Returns the number of mappings that the datapath still serves.
     ///
     /// # Errors
-    /// The maps can't be read.
+    /// Returns an error if the maps cannot be read.
     pub fn left(&self) -> Result<usize> {
         self.maps.lingering(SILENCE)
     }
 
-    /// Removes the datapath if nothing needs it any more, or the time is up, and the chain of an earlier
-    /// takeover that kept tracking on, which the chains do by now; says what that was.
+    /// Removes the datapath once nothing needs it any more or the time is up, together with the
+    /// chain of an earlier takeover that kept tracking active, which the chains now do. Returns
+    /// what was removed.
     ///
     /// # Errors
-    /// The maps can't be read, or the programs can't be taken off.
+    /// Returns an error if the maps cannot be read or the programs cannot be detached.
     pub fn finish(&self) -> Result<Option<Vec<String>>> {
         if self.left()? > 0 && Instant::now() < self.until {
             return Ok(None);
@@ -122,8 +125,8 @@ impl Rollback {
 /// Inclusive ranges of ports.
 type Ranges = Vec<(u16, u16)>;
 
-/// The upper half of the ports in `ranges`, all but the privileged ones if there is none; and the
-/// others.
+/// Splits the ports in `ranges`, or all unprivileged ports if there are none, into the upper half
+/// and the rest.
 fn apart(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
     let all = if ranges.is_empty() {
         &[(1024, u16::MAX)]
@@ -134,7 +137,7 @@ fn apart(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
     let mut lower = all.iter().map(size).sum::<u32>().div_ceil(2);
     let (mut high, mut low) = (Vec::new(), Vec::new());
     for &(min, max) in all {
-        // The first port that is not among the lower ones; none of them fits 16 bits then.
+        // The first port above the lower half; beyond 16 bits if the whole range belongs to it.
         match u16::try_from(u32::from(min) + lower) {
             Ok(first) if first <= min => high.push((min, max)),
             Ok(first) if first <= max => {
@@ -146,7 +149,7 @@ fn apart(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
         lower = lower.saturating_sub(size(&(min, max)));
     }
     if high.is_empty() {
-        // A single port can't be split.
+        // A single port cannot be split.
         high.clone_from(&low);
     }
     (high, low)
@@ -163,8 +166,9 @@ fn give_all(maps: &mut Maps) -> Result<usize> {
     Ok(given)
 }
 
-/// Whether netfilter takes the mapping. In this order what it translates early may leave, and its
-/// answers are ours until it surely does.
+/// Hands a mapping over and reports whether netfilter accepted it. In this order, packets that
+/// netfilter translates early may leave, and their replies stay with the datapath until netfilter
+/// surely handles them.
 fn give(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Result<bool> {
     maps.hand(handover)?;
     if let Err(err) = conntrack.replace(&handover.flow) {

@@ -1,4 +1,4 @@
-//! The state directory: one agent's lock, status, findings and last good configuration.
+//! The state directory: the agent's lock, status, findings and last good configuration.
 
 mod lock;
 
@@ -16,19 +16,19 @@ use std::time::Duration;
 
 pub use lock::Lock;
 
-/// The documents that the Kubernetes API had.
+/// Documents last received from the Kubernetes API.
 const LAST_API: &str = "last-api.json";
 
-/// The last good configuration.
+/// Documents of the last good configuration.
 const LAST_GOOD: &str = "last-good.json";
 
-/// What hashes are keyed by.
+/// Key of the node's keyed hashes.
 const SECRET: &str = "secret";
 
-/// What the agent that runs holds.
+/// Lock held by the running agent.
 const LOCK: &str = "lock";
 
-/// All that is written here but for locks.
+/// All files in this directory except locks.
 const FILES: [&str; 7] = [
     "status.json",
     "memory.json",
@@ -48,18 +48,18 @@ fn secret_from(bytes: [u8; 16]) -> siphash::Key {
     [a, b]
 }
 
-/// How long a lock is waited for: a second.
+/// Number of attempts to take the lock, [`PAUSE`] apart: one second.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Where the state is unless `--state-dir` says otherwise.
+/// State directory unless `--state-dir` is given.
 const DEFAULT: &str = "/run/netdp";
 
-/// The same in a container whose root can only be read, and which was given no other place: the
-/// memory that a pod's containers share, which outlives each of them.
+/// State directory in a container with a read-only root and no other writable place: memory that is
+/// shared by the containers of a pod and outlives each of them.
 const IN_MEMORY: &str = "/dev/shm/netdp";
 
-/// The directory that is used unless another one is named: in one container always the same.
+/// Returns the directory used unless another one is named. Always the same within one container.
 pub fn default_path() -> PathBuf {
     PathBuf::from(if pod::is_read_only(Path::new(DEFAULT)) {
         IN_MEMORY
@@ -68,7 +68,7 @@ pub fn default_path() -> PathBuf {
     })
 }
 
-/// Says so where the state ends with the pod.
+/// Logs that the state ends with the pod, if it does.
 pub fn tell_of_memory(path: &Path) {
     if path == Path::new(IN_MEMORY) {
         log::info!(
@@ -77,22 +77,22 @@ pub fn tell_of_memory(path: &Path) {
     }
 }
 
-/// The directory.
+/// Path of a state directory.
 #[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
 
 impl StateDir {
-    /// Makes the directory if need be, and takes others' rights to what is in it.
+    /// Creates the directory if necessary, and revokes other users' access to its files.
     ///
     /// # Errors
-    /// It can't be made, or others could swap what is in it.
+    /// Returns an error if the directory cannot be created, or other users could replace its files.
     pub fn open(path: &Path) -> Result<Self> {
         private::directory(path, "--state-dir").context("the state directory")?;
         private::tighten(path)?;
         Ok(Self(path.to_owned()))
     }
 
-    /// The directory, which may not exist.
+    /// Returns the directory at `path` without creating it.
     pub fn at(path: &Path) -> Self {
         Self(path.to_owned())
     }
@@ -105,16 +105,16 @@ impl StateDir {
     /// Takes the lock; `None` if another agent holds it.
     ///
     /// # Errors
-    /// The lock file can't be made.
+    /// Returns an error if the lock file cannot be created.
     pub fn lock(&self) -> Result<Option<Lock>> {
         lock::take(&self.file(LOCK))
     }
 
-    /// The same, for an agent that starts right after another was killed: what that one was about to
-    /// run has its lock until it runs.
+    /// Takes the lock with retries, for an agent that starts right after another was killed: a
+    /// child process that the killed agent was about to exec holds the lock until the exec.
     ///
     /// # Errors
-    /// As [`lock`](Self::lock).
+    /// Returns an error as [`lock`](Self::lock) does.
     pub fn lock_soon(&self) -> Result<Option<Lock>> {
         for _ in 0..TRIES {
             if let Some(lock) = self.lock()? {
@@ -125,15 +125,15 @@ impl StateDir {
         self.lock()
     }
 
-    /// The process that holds the lock, if one does.
+    /// Returns the process that holds the lock, if any.
     pub fn owner(&self) -> Option<u32> {
         lock::owner(&self.file(LOCK))
     }
 
-    /// Reads the node's secret, or makes one.
+    /// Reads the node's secret, or generates one.
     ///
     /// # Errors
-    /// There is no randomness, or the file can't be written.
+    /// Returns an error if the kernel provides no randomness, or the file cannot be written.
     pub fn secret(&self) -> Result<siphash::Key> {
         let path = self.file(SECRET);
         if let Ok(bytes) = private::read(&path)
@@ -150,10 +150,10 @@ impl StateDir {
         Ok(secret)
     }
 
-    /// Writes the node's secret, for the next agent.
+    /// Writes the node's secret for the next agent.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn save_secret(&self, secret: siphash::Key) -> Result<()> {
         self.replace(SECRET, |file| {
             file.write_all(&secret[0].to_le_bytes())?;
@@ -161,29 +161,30 @@ impl StateDir {
         })
     }
 
-    /// Writes a value as JSON, whole: a reader sees the old file or the new one.
+    /// Writes a value as JSON atomically: a reader sees the old file or the new one.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        // Not as a text first: with many CIDRs that would be the most that we ever hold.
+        // Streamed, not formatted in memory first: with many CIDRs that would be our peak memory
+        // usage.
         self.replace(name, |file| Ok(serde_json::to_writer_pretty(file, value)?))
     }
 
     /// Reads a value that [`write_json`](Self::write_json) wrote.
     ///
     /// # Errors
-    /// There is none, or it is not one.
+    /// Returns an error if the file does not exist or cannot be parsed.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         let path = self.file(name);
         let bytes = private::read(&path).with_context(|| format!("reading {}", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
     }
 
-    /// Reads a file; `None` if there is none.
+    /// Reads a file; `None` if it does not exist.
     ///
     /// # Errors
-    /// It can't be read.
+    /// Returns an error if the file exists and cannot be read.
     pub fn read_if_there(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.file(name);
         match private::read(&path) {
@@ -193,39 +194,39 @@ impl StateDir {
         }
     }
 
-    /// Remembers the documents of a good configuration.
+    /// Saves the documents of a good configuration.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn save_last_good(&self, documents: &[Document]) -> Result<()> {
         self.write(LAST_GOOD, &serde_json::to_vec(documents)?)
     }
 
-    /// The documents of the last good configuration, if there was one.
+    /// Returns the documents of the last good configuration, if there is one.
     pub fn last_good(&self) -> Option<Vec<Document>> {
         let bytes = private::read(&self.file(LAST_GOOD)).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Remembers what the Kubernetes API had when the last good configuration was made with it.
+    /// Saves the documents that the Kubernetes API contributed to the last good configuration.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn save_last_api(&self, documents: &[Document]) -> Result<()> {
         self.write(LAST_API, &serde_json::to_vec(documents)?)
     }
 
-    /// What [`save_last_api`](Self::save_last_api) wrote, if it did.
+    /// Returns the documents that [`save_last_api`](Self::save_last_api) saved, if any.
     pub fn last_api(&self) -> Option<Vec<Document>> {
         let bytes = private::read(&self.file(LAST_API)).ok()?;
         serde_json::from_slice(&bytes).ok()
     }
 
-    /// Removes all that agents keep here, the secret and the lock too, and the directory once it is
-    /// empty. Tells whether there was more than the lock, which whoever calls this holds.
+    /// Removes all files of the agents, including the secret and the lock, and then the directory
+    /// if it is empty. Returns whether there was anything besides the lock, which the caller holds.
     ///
     /// # Errors
-    /// A file can't be removed.
+    /// Returns an error if a file cannot be removed.
     pub fn remove(&self) -> Result<bool> {
         let mut found = false;
         for name in FILES {
@@ -233,14 +234,14 @@ impl StateDir {
             found |= self.remove_file(&format!(".{name}.new"))?;
         }
         self.remove_file(lock::TURN)?;
-        // At last: an agent that begins now has a directory without another's files.
+        // Last: an agent that starts now finds a directory without another agent's files.
         self.remove_file(LOCK)?;
-        // A mount point, as in a pod, stays, and so does what others have put there.
+        // A mount point, as in a pod, stays, and so do other files in the directory.
         let _ = fs::remove_dir(&self.0);
         Ok(found)
     }
 
-    /// Removes a file; whether it was there.
+    /// Removes a file and reports whether it existed.
     fn remove_file(&self, name: &str) -> Result<bool> {
         let path = self.file(name);
         match fs::remove_file(&path) {
@@ -250,12 +251,12 @@ impl StateDir {
         }
     }
 
-    /// Replaces a file whole: a reader sees the old one or the new one.
+    /// Replaces a file atomically: a reader sees the old one or the new one.
     fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.replace(name, |file| file.write_all(bytes))
     }
 
-    /// Replaces a file whole by what `write` writes.
+    /// Replaces a file atomically with the output of `write`.
     fn replace(
         &self,
         name: &str,
@@ -305,7 +306,7 @@ mod tests {
             .save_last_good(std::slice::from_ref(&document))
             .unwrap();
         assert_eq!(state.last_good(), Some(vec![document]));
-        // As versions before there were formats have written it.
+        // The form that versions before the introduction of formats wrote.
         std::fs::write(
             dir.path().join("last-good.json"),
             r#"[{"name":"c","text":"{}"}]"#,
@@ -330,7 +331,7 @@ mod tests {
         let state = StateDir::open(&path).unwrap();
         state.secret().unwrap();
         state.save_last_good(&[]).unwrap();
-        // As a crash leaves it.
+        // A leftover as of a crash.
         std::fs::write(path.join(".status.json.new"), "{").unwrap();
         std::fs::write(path.join("other"), "somebody's").unwrap();
         assert!(state.remove().unwrap());

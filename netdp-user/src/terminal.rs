@@ -1,16 +1,15 @@
-//! What people read: names that others have chosen can't steer their terminal, nor look like lines
-//! of ours.
+//! Sanitized output: names chosen by others can neither control the user's terminal nor imitate our
+//! own lines.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// A text as one line, in which whatever steers a terminal is written out. Doing so twice is no
-/// different.
+/// Returns a text as one line in which characters that control a terminal are escaped. Idempotent.
 pub fn line(text: &str) -> Cow<'_, str> {
     escape(text, is_steering)
 }
 
-/// The same for a text of several lines.
+/// Returns a text of several lines with the same characters escaped.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| c != '\n' && is_steering(c))
 }
@@ -22,7 +21,7 @@ fn escape(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
     let mut escaped = String::with_capacity(text.len() + 8);
     for c in text.chars() {
         if is_meant(c) {
-            // A String takes everything.
+            // Writing to a String cannot fail.
             let _ = write!(escaped, "{}", c.escape_unicode());
         } else {
             escaped.push(c);
@@ -31,7 +30,7 @@ fn escape(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Controls, line separators, and what turns the direction of text.
+/// Reports control characters, line separators and characters that change the text direction.
 fn is_steering(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -40,10 +39,10 @@ fn is_steering(c: char) -> bool {
         )
 }
 
-/// Every text in a value, as [`line()`].
+/// Applies [`line()`] to every string in a value.
 ///
 /// # Errors
-/// The value is none that JSON can hold.
+/// Returns an error if the value cannot be represented in JSON.
 pub fn each<T>(value: &T) -> serde_json::Result<T>
 where
     T: serde::Serialize + serde::de::DeserializeOwned,

@@ -1,8 +1,8 @@
-//! Time as people and files have it.
+//! Time in the forms for people and files.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Seconds in the two units that say most.
+/// Formats seconds in the two most significant units.
 pub(crate) fn pretty(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -12,7 +12,7 @@ pub(crate) fn pretty(seconds: u64) -> String {
     }
 }
 
-/// Seconds since 1970.
+/// Returns the current time in seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

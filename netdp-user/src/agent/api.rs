@@ -1,4 +1,4 @@
-//! The Kubernetes API as one of the configuration's sources.
+//! The Kubernetes API as a source of the configuration.
 
 use super::Agent;
 use super::configuration::Source;
@@ -10,20 +10,20 @@ use crate::state_dir::StateDir;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the first configuration waits for the API where nothing is known of what it had: long
-/// enough for an API that is well, short enough for pods to bear.
+/// Time that the first configuration waits for the API if no agent before received its documents:
+/// long enough for a healthy API, short enough for pods to tolerate.
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
-/// What is known of the API.
+/// State of the API as a source.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
     on: bool,
     view: View,
-    /// What it had when an earlier agent heard it, while this one has not.
+    /// Documents that an earlier agent received, until this one has received its own.
     remembered: Option<Vec<Document>>,
-    /// How many documents of the last reading are its.
+    /// Number of documents of the last read that come from the API.
     documents: usize,
-    /// Files that were left out for what the API has, as said in the log.
+    /// Files that were ignored in favour of the API, as logged.
     left_out: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ impl Followed {
         }
     }
 
-    /// What the configuration in force is made of, `all` documents in number.
+    /// Returns the sources of the configuration in force, which has `all` documents, in words.
     pub(super) fn name_of(&self, all: usize) -> String {
         match (self.on, all, self.documents) {
             (false, 0, _) => "defaults (no file)".into(),
@@ -47,10 +47,10 @@ impl Followed {
         }
     }
 
-    /// Why the policy in force may not be the one that is wanted, if so.
+    /// Returns why the policy in force may not be the desired one, if so.
     pub(super) fn unready(&self, required: bool, files: usize) -> Option<String> {
         let known = self.view.maps.is_some() || self.remembered.is_some();
-        // In a cluster whose operator gave the agent no rights, files are all there is.
+        // In a cluster that grants the agent no permissions, files are the only source.
         let enough = !required && (self.view.refused || files > 0);
         if !self.on || known || enough {
             return None;
@@ -61,7 +61,7 @@ impl Followed {
         ))
     }
 
-    /// How it stands, for the status.
+    /// Returns the state of the API for `netdp status`.
     pub(super) fn state(&self) -> Option<String> {
         let kept = match (&self.view.maps, &self.remembered) {
             (Some(_), _) => "what it said last stays in force",
@@ -76,19 +76,19 @@ impl Followed {
             })
     }
 
-    /// Whether the API counts in the place of this file.
+    /// Reports whether the API takes precedence over this file.
     pub(super) fn counts_for(&self, file: &String) -> bool {
         self.left_out.contains(file)
     }
 
-    /// The view's ConfigMaps, for Events.
+    /// Returns the ConfigMaps of the view, for Events.
     pub(super) fn maps(&self) -> Vec<crate::sources::kube::MapRef> {
         let maps = self.view.maps.iter().flatten();
         maps.map(|map| map.map.clone()).collect()
     }
 }
 
-/// Waits until the API says something else; for ever where it is not followed.
+/// Waits until the view of the API changes; forever if the API is not followed.
 pub(super) async fn changed(control: &mut Option<Control>) {
     match control {
         Some(control) => control.changed().await,
@@ -97,7 +97,8 @@ pub(super) async fn changed(control: &mut Option<Control>) {
 }
 
 impl Agent {
-    /// Before the first configuration: gives the API a moment, unless it is known what it had.
+    /// Waits up to [`FIRST_ANSWER`] for the API before the first configuration, unless documents of
+    /// an earlier agent are available.
     pub(super) async fn await_api(&mut self) {
         if !self.api.on || self.api.remembered.is_some() {
             return;
@@ -124,7 +125,8 @@ impl Agent {
         }
     }
 
-    /// Takes what the API says now. Tells whether ConfigMaps, and whether the Node differ.
+    /// Takes over the current view of the API. Returns whether the ConfigMaps and whether the Node
+    /// differ.
     fn see_api(&mut self) -> (bool, bool) {
         let Some(control) = &mut self.control else {
             return (false, false);
@@ -148,7 +150,7 @@ impl Agent {
         (maps, node)
     }
 
-    /// The API says something else.
+    /// Handles a change of the view of the API.
     pub(super) fn api_changed(&mut self) {
         let before = self.api.state();
         let (maps, node) = self.see_api();
@@ -164,12 +166,12 @@ impl Agent {
         self.tell();
     }
 
-    /// Adds what the API has to the documents of files, and takes those files out that are
-    /// volumes of the same ConfigMaps: the kubelet brings them up to date a minute later, and
-    /// until then they would contradict the API. Gives back what to look at.
+    /// Adds the API's documents to those of files, and removes files that are volumes of the same
+    /// ConfigMaps: the kubelet updates them a minute later, and until then they would contradict
+    /// the API. Returns warnings.
     ///
     /// # Errors
-    /// ConfigMaps with what is no text.
+    /// Returns an error if a ConfigMap has a key whose content is not text.
     pub(super) fn add_api(
         &mut self,
         documents: &mut Vec<Document>,
@@ -212,7 +214,7 @@ impl Agent {
         Ok(maps.iter().flat_map(|map| map.warnings.clone()).collect())
     }
 
-    /// After a configuration was taken: writes down what the API had, for the next agent.
+    /// Saves the API's documents for the next agent, after a configuration was accepted.
     pub(super) fn remember_api(&self) {
         let Some(maps) = &self.api.view.maps else {
             return;
@@ -223,7 +225,7 @@ impl Agent {
         }
     }
 
-    /// How many documents are files.
+    /// Returns the number of documents that are files.
     pub(super) fn file_documents(&self) -> usize {
         self.in_force.files.len().saturating_sub(self.api.documents)
     }

@@ -1,4 +1,4 @@
-//! iptables mode: what follows from chains that were written beside the loop.
+//! iptables mode: results of the background tasks that write the chains.
 
 use super::Agent;
 use super::modes::{Event, Iptables, IptablesEvent};
@@ -7,12 +7,12 @@ use crate::iptables::ChainReport;
 use anyhow::{Context as _, Result};
 
 impl Agent {
-    /// Something was done beside the loop.
+    /// Handles the result of a background task.
     pub(super) fn on_iptables(&mut self, event: IptablesEvent) {
         match event {
             IptablesEvent::Written(written) => {
                 self.foreign.rules_took(written.took);
-                // Else another configuration is being written by now.
+                // Otherwise the chains of a newer configuration are being written already.
                 if !(self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
                     self.accept_deferred();
                 }
@@ -23,11 +23,12 @@ impl Agent {
         }
     }
 
-    /// At the start, where programs of an earlier agent are attached: gives their mappings to netfilter.
-    /// Whether there were any.
+    /// At the start: hands the mappings of an earlier agent's programs over to netfilter. Returns
+    /// whether such programs were attached.
     ///
     /// # Errors
-    /// Programs of an earlier agent are in force, and their mappings can't be given to netfilter.
+    /// Returns an error if programs of an earlier agent are in force and their mappings cannot be
+    /// handed over.
     pub(super) fn give_back(&mut self) -> Result<bool> {
         let options = &self.options;
         let Some(iptables) = self.engine.as_iptables_mut() else {
@@ -44,7 +45,7 @@ impl Agent {
         Ok(true)
     }
 
-    /// At the start: waits until the chains are written for the first time.
+    /// At the start: waits until the chains have been written for the first time.
     pub(super) async fn first_chains(&mut self) {
         while (self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
             if let Ok(Event::Iptables(event)) = self.engine.next().await {
@@ -70,7 +71,7 @@ impl Agent {
         self.update_ready();
     }
 
-    /// Writes the chains again if one could not be written: what was in the way may be gone.
+    /// Writes the chains again if one of them failed: the cause may be gone.
     pub(super) fn retry_chains(&mut self) {
         let iptables = self.engine.as_iptables();
         if iptables.is_some_and(|it| !it.is_writing() && !it.is_in_force()) {
@@ -78,7 +79,7 @@ impl Agent {
         }
     }
 
-    /// Takes the programs of an earlier agent off once nothing needs them any more.
+    /// Detaches the programs of an earlier agent once nothing needs them any more.
     pub(super) fn finish_rollback(&mut self) {
         if let Some(iptables) = self.engine.as_iptables_mut() {
             iptables.finish_rollback();

@@ -1,4 +1,4 @@
-//! Which configuration is in force, and what is said of it.
+//! The configuration in force, and the log lines about it.
 
 use super::Agent;
 use super::memory::PolicyCount;
@@ -8,36 +8,36 @@ use crate::config::{self, Document};
 use crate::sources::file;
 use crate::time::now;
 
-/// How many warnings about one configuration are logged: a long list may have one for each entry.
+/// Limit of logged warnings about one configuration: a long list may have one for each entry.
 const MAX_LOGGED: usize = 20;
 
-/// Where the configuration in force came from.
+/// Source of the configuration in force.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Files and, if that is followed, the Kubernetes API: what is to be.
+    /// Files and, if it is followed, the Kubernetes API: the desired configuration.
     Sources,
     Defaults,
     LastGood,
 }
 
-/// The configuration in force, and what became of its sources.
+/// The configuration in force, and the state of its sources.
 #[derive(Debug)]
 pub(super) struct InForce {
-    /// Where it came from.
+    /// Source of the configuration.
     pub source: Source,
-    /// The same in words.
+    /// Its source, in words.
     pub source_name: String,
-    /// The documents that were read.
+    /// Names of the documents that were read.
     pub files: Vec<String>,
-    /// Its policy.
+    /// Hash, generation and time of its policy.
     pub policy: PolicyCount,
-    /// Warnings about it.
+    /// Warnings about the configuration.
     pub warnings: Vec<String>,
-    /// Why what is there now was not taken.
+    /// Reasons why the current documents were rejected.
     pub rejected: Vec<String>,
 }
 
-/// A configuration that is taken once the chains say the same.
+/// A configuration to accept once the chains have been written.
 #[derive(Debug)]
 pub(super) struct Deferred {
     documents: Vec<Document>,
@@ -46,7 +46,8 @@ pub(super) struct Deferred {
 }
 
 impl InForce {
-    /// Before any configuration, after what an earlier agent had in force.
+    /// Returns the state before the first configuration, continuing the count of an earlier agent's
+    /// policies.
     pub(super) const fn after(policy: PolicyCount) -> Self {
         Self {
             source: Source::Defaults,
@@ -60,8 +61,8 @@ impl InForce {
 }
 
 impl Agent {
-    /// The configuration at start: files; where those are bad, the policy of an
-    /// earlier agent that is still in force; else the defaults.
+    /// Chooses the configuration at the start: the sources; if they are invalid, the policy of an
+    /// earlier agent that is still in force; otherwise the defaults.
     pub(super) fn first_config(&mut self) {
         match self.read() {
             Ok((documents, loaded)) => self.accept(documents, loaded, Source::Sources),
@@ -116,7 +117,7 @@ impl Agent {
         config::load_within(documents, &options.config_options, &options.surroundings)
     }
 
-    /// Reads the files again; a bad one changes nothing.
+    /// Reads the sources again; an invalid configuration changes nothing.
     pub(super) fn reload(&mut self) {
         match judge(self.read(), &self.config, &self.in_force) {
             Reload::Unchanged | Reload::RejectedBefore => {}
@@ -141,7 +142,8 @@ impl Agent {
         }
     }
 
-    /// Puts a configuration in force. That of chains counts once they are written.
+    /// Puts a configuration in force. In iptables mode it is accepted once the chains have been
+    /// written.
     fn take(&mut self, documents: Vec<Document>, loaded: config::Loaded) {
         let config::Loaded {
             config,
@@ -165,12 +167,12 @@ impl Agent {
         self.applied(applied);
     }
 
-    /// The chains are what the last configuration says.
+    /// Accepts the deferred configuration: the chains have been written.
     pub(super) fn accept_deferred(&mut self) {
         let Some(deferred) = self.deferred.take() else {
             return;
         };
-        // What came after it may have been rejected.
+        // A later configuration may have been rejected.
         let rejected = std::mem::take(&mut self.in_force.rejected);
         let Deferred {
             documents,
@@ -187,14 +189,14 @@ impl Agent {
         }
     }
 
-    /// Takes a configuration for the one that is to be in force.
+    /// Accepts a configuration that is still to be put in force.
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
         self.config = loaded.config;
         self.selection.masqueraded = self.config.masqueraded();
         self.accepted(documents, &loaded.warnings, &loaded.notes, source);
     }
 
-    /// Writes down what is to be known of the configuration that was taken.
+    /// Logs and records an accepted configuration.
     fn accepted(
         &mut self,
         documents: Vec<Document>,

@@ -1,4 +1,4 @@
-//! What the datapath is to look like, made of configuration and network: pure.
+//! The desired state of the datapath, computed from configuration and network without side effects.
 
 use super::Agent;
 use super::findings::{Findings, Flag, Waiting};
@@ -12,32 +12,32 @@ use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How many addresses a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
+/// Number of addresses that a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
 const ADDRESSES: usize = 131_072;
 
-/// What the desired state follows from.
+/// Inputs of the desired state.
 struct Inputs<'a> {
     rules: &'a [Rule],
     snapshot: &'a Snapshot,
     selection: &'a Selection,
     hairpin: &'a Patterns,
-    /// IPsec policies.
+    /// The kernel's IPsec policies.
     policies: &'a [Policy],
-    /// Networks that are known to be pods'.
+    /// Networks known to be pods'.
     pods: &'a [IpNet],
-    /// What the datapath looks like now.
+    /// State last applied to the datapath.
     applied: &'a State,
-    /// How many addresses of the node have room.
+    /// Number of node addresses that the map has room for.
     room: usize,
 }
 
-/// The desired state, and what else follows.
+/// The desired state, and findings from its computation.
 pub(super) struct Desired {
     pub state: State,
     pub found: Findings,
-    /// Uplinks that stay so although guests are on them.
+    /// Uplinks that remain uplinks although guests are on them.
     pub with_guests: BTreeSet<u32>,
-    /// What falls under IPsec policies, and is not protected as netfilter would have it.
+    /// Traffic that IPsec policies cover, and that netdp does not protect as netfilter would.
     pub missed_ipsec: Vec<String>,
 }
 
@@ -114,7 +114,7 @@ fn no_room(count: usize, room: usize) -> String {
     )
 }
 
-/// Returns the interfaces that the hairpin program is to be attached to, by index.
+/// Returns the interfaces that are to have the hairpin program, by index.
 pub(super) fn links_to_pods(
     snapshot: &Snapshot,
     hairpin: &Patterns,
@@ -136,7 +136,7 @@ fn policy_rule(rule: &Rule) -> PolicyRule {
 }
 
 impl Agent {
-    /// Makes the desired state, and logs what is new about it.
+    /// Computes the desired state, and logs new findings about it.
     pub(super) fn desired(&mut self) -> State {
         let desired = desire(&Inputs {
             rules: &self.config.rules,

@@ -1,5 +1,5 @@
-//! SIGTERM and SIGINT, heard on a thread of their own: the loop may be waiting for a program or for the
-//! kernel, and whoever stops the agent does not want to wait with it.
+//! SIGTERM and SIGINT, handled on a thread of their own: the loop may be waiting for a program or
+//! the kernel, and that must not delay the agent's end.
 
 use crate::programs;
 use anyhow::{Context as _, Result};
@@ -7,14 +7,14 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Whether the agent was told to end.
+/// Receiver of the termination request.
 pub(super) struct Ending(watch::Receiver<bool>);
 
 impl Ending {
-    /// Listens from now on.
+    /// Installs the signal handlers.
     ///
     /// # Errors
-    /// The signals can't be caught, or the thread can't be made.
+    /// Returns an error if the signals cannot be caught, or the thread cannot be started.
     pub(super) fn listen() -> Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -37,7 +37,8 @@ impl Ending {
                         _ = interrupt.recv() => {}
                     }
                 });
-                // First: then the loop has been waiting for the last time when it learns of it.
+                // Before the notification: by the time the loop receives it, it waits for no
+                // program any more.
                 programs::end_all();
                 tell.send(true)
             })
@@ -45,10 +46,10 @@ impl Ending {
         Ok(Self(told))
     }
 
-    /// Waits until the agent is told to end. Dropping the future loses nothing.
+    /// Waits until the agent has to end. Cancel-safe.
     pub(super) async fn begun(&mut self) {
         if self.0.wait_for(|begun| *begun).await.is_err() {
-            // The thread is gone without having heard anything.
+            // The thread ended without a signal.
             std::future::pending::<()>().await;
         }
     }

@@ -1,5 +1,5 @@
-//! The agent's state as one value to read: the report, readiness and what the API is told are made of
-//! it, and of nothing else.
+//! The agent's state as one value: the only input of the status report, of readiness and of the
+//! status that is published to the API.
 
 use super::Agent;
 use super::configuration::InForce;
@@ -16,65 +16,65 @@ use crate::sources::kube::MapRef;
 use crate::uplinks::Lacking;
 use std::path::PathBuf;
 
-/// What does not change while the agent runs.
+/// Facts that stay constant while the agent runs.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Identity {
     /// `ebpf`, `iptables` or `shadow`.
     pub mode: &'static str,
-    /// Why it is not `ebpf`, where that was wanted most.
+    /// Reason why the mode is not `ebpf` although that was preferred.
     pub no_ebpf: Option<NoEbpf>,
-    /// What the kernel was found to have, in eBPF mode.
+    /// Detected features of the kernel, in eBPF mode.
     pub kernel: Option<Kernel>,
-    /// `--ready-file`.
+    /// Path of the ready file, from `--ready-file`.
     pub ready_file: Option<PathBuf>,
 }
 
-/// The agent's state.
+/// The agent's state, borrowed.
 pub(super) struct Facts<'a> {
     pub identity: &'a Identity,
     pub config: &'a InForce,
-    /// The rules in force.
+    /// Rules of the configuration in force.
     pub rules: &'a [Rule],
-    /// What has to be done once, at the start, is not done yet.
+    /// Set while one-time work of the start is pending.
     pub starting: bool,
-    /// The programs go by a policy.
+    /// Set if the programs have a policy.
     pub has_policy: bool,
     /// The chains; `None` unless netfilter translates.
     pub chains: Option<&'a [ChainReport]>,
-    /// The uplinks that programs are attached to, or that are watched.
+    /// The uplinks with attached programs, or those watched in shadow mode.
     pub uplinks: &'a [UplinkReport],
     pub network: &'a Findings,
-    /// Missing addresses, as they were reported.
+    /// Missing addresses, as reported.
     pub no_address: &'a [Lacking],
-    /// Others' NAT rules.
+    /// Third-party NAT rules.
     pub foreign: &'a foreign::Seen,
-    /// What is kept from pods' flows, in eBPF mode.
+    /// Ports and traffic of the node that are withheld from pods' flows, in eBPF mode.
     pub node: Option<&'a NodeReport>,
-    /// What could not be taken over yet, and why.
+    /// Rules that could not be taken over yet, and why.
     pub not_taken_over: &'a [String],
-    /// Chains that were taken over and are back.
+    /// Chains that were taken over and then created again.
     pub chains_back: &'a [String],
-    /// How the Kubernetes API stands, if it is followed.
+    /// State of the Kubernetes API, if it is followed.
     pub api: Option<String>,
-    /// Why the policy may not be the one that the API has, if so.
+    /// Reason why the policy may differ from the one in the API, if so.
     pub api_unready: Option<String>,
-    /// The ConfigMaps that the API has.
+    /// ConfigMaps in the API.
     pub maps: Vec<MapRef>,
-    /// Where programs are to be.
+    /// Places that are to have programs.
     pub placed: Vec<Placed>,
-    /// What keeps packets from being translated.
+    /// Faults that keep packets from being translated.
     pub off: Vec<String>,
-    /// Others' programs that come before netdp's.
+    /// Third-party programs that run before netdp's.
     pub behind: Vec<String>,
-    /// Why the datapath is not pinned, if so.
+    /// Reason why the datapath is not pinned, if so.
     pub unpinned: Option<&'a String>,
-    /// Why the pins end with the agent's mount namespace, if they do.
+    /// Reason why the pins end with the agent's mount namespace, if they do.
     pub fleeting: Option<&'a String>,
-    /// How often programs or pins were put back.
+    /// Number of times that programs or pins were restored.
     pub repairs: u64,
-    /// What the last self-check found wrong.
+    /// Fault found by the last self-check.
     pub fault: Option<&'a String>,
-    /// Why the node was not ready when that was published last.
+    /// Reasons why the node was not ready, as last published.
     pub unready: &'a [String],
 }
 

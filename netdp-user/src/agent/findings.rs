@@ -1,31 +1,31 @@
-//! What the network has shown, for people: in the report, and in the log once.
+//! Findings about the network, for people: in the report, and once in the log.
 
 use log::Level;
 
-/// What the selection of uplinks has shown, for people.
+/// Findings of the uplink selection, for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Findings {
-    /// Patterns that match no interface yet, those of `--uplink` first.
+    /// Patterns without a matching interface yet, those of `--uplink` first.
     pub waiting: Vec<Waiting>,
-    /// Why there is no uplink at all, if so.
+    /// Reason why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
-    /// Why not all addresses of the node count, if so.
+    /// Reason why not all addresses of the node are in the map, if so.
     pub no_room: Option<String>,
-    /// What `--uplink` names and can't be an uplink.
+    /// Interfaces named by `--uplink` that cannot be uplinks.
     pub left_out: Vec<String>,
-    /// What was decided about uplinks that stand on each other.
+    /// Decisions about stacked devices.
     pub stacked: Vec<String>,
-    /// Interfaces that masqueraded destinations leave by untranslated.
+    /// Interfaces by which packets to masqueraded destinations leave untranslated.
     pub leaks: Vec<String>,
     /// Interfaces towards guests of the node.
     pub guests: Vec<String>,
-    /// Ways for packets past the uplinks' hooks.
+    /// Paths past the hooks of the uplinks.
     pub detours: Vec<String>,
-    /// IPsec policies that cover what pods send once it has the node's address.
+    /// IPsec policies that cover pods' packets after translation to the node's address.
     pub ipsec: Vec<String>,
 }
 
-/// A flag whose interfaces pods' traffic leaves or enters by.
+/// A flag that names interfaces by which pods' traffic leaves or enters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flag {
     Uplink,
@@ -41,23 +41,23 @@ impl Flag {
     }
 }
 
-/// A pattern that matches no interface yet.
+/// A pattern without a matching interface yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Waiting {
     pub flag: Flag,
     pub pattern: String,
-    /// What may have been meant instead.
+    /// Suggested replacement for the pattern.
     pub hint: Option<String>,
 }
 
 impl Findings {
-    /// Returns the patterns of a flag that match no interface yet.
+    /// Returns the patterns of a flag without a matching interface yet.
     pub(super) fn waiting_for(&self, flag: Flag) -> Vec<String> {
         let waiting = self.waiting.iter().filter(|it| it.flag == flag);
         waiting.map(|it| it.pattern.clone()).collect()
     }
 
-    /// Returns what may have been meant by patterns that match nothing.
+    /// Returns the suggestions for patterns that match nothing.
     pub(super) fn hints(&self) -> Vec<String> {
         let hinted = self.waiting.iter().filter_map(|it| {
             let (flag, pattern, hint) = (it.flag.name(), &it.pattern, it.hint.as_ref()?);
@@ -66,7 +66,7 @@ impl Findings {
         hinted.collect()
     }
 
-    /// Returns what the log has to say that these are, and `before` was not.
+    /// Returns the log lines for findings that are not in `before`.
     pub(super) fn news(&self, before: &Self) -> Vec<(Level, String)> {
         let mut news = Vec::new();
         let mut all = |level: Level, now: &[String], before: &[String]| {
@@ -127,7 +127,7 @@ impl Waiting {
         let (flag, pattern) = (self.flag.name(), &self.pattern);
         let and = self.hint.as_ref();
         let and = and.map_or_else(String::new, |hint| format!("; {hint}"));
-        // Pods come when they come.
+        // Pods may start at any time.
         let level = match (self.flag, &self.hint) {
             (Flag::Hairpin, None) => Level::Info,
             _ => Level::Warn,

@@ -1,4 +1,4 @@
-//! Other people's NAT rules: noticed, judged, said.
+//! Third-party NAT rules: detection, assessment and reporting.
 
 use super::Agent;
 use super::modes::{Ebpf, Engine};
@@ -8,20 +8,20 @@ use log::Level;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// How many rules are logged at once that have changed in the same way.
+/// Limit of rules logged at once for the same kind of change.
 const MAX_LOGGED: usize = 50;
 
-/// Looks, and what calls for them.
+/// Scans for third-party NAT rules, and their triggers.
 #[derive(Debug)]
 pub(super) struct Foreign {
     watch: Watch,
-    /// Whether a look is over.
+    /// Set once a scan has finished.
     looked: bool,
-    /// What the last look has shown, as it was reported.
+    /// Findings of the last scan, as reported.
     pub(super) found: Seen,
-    /// A rule that drops answers to pods, in words.
+    /// A rule that drops replies to pods, in words.
     in_the_way: Option<String>,
-    /// Where changes are told at all; else there is the resync interval.
+    /// Netlink notifications of rule changes; without them, scans follow the resync interval.
     monitor: Option<RuleMonitor>,
 }
 
@@ -40,18 +40,18 @@ impl Foreign {
         }
     }
 
-    /// Whether it is known what rules there are.
+    /// Reports whether a scan has finished.
     pub(super) const fn has_looked(&self) -> bool {
         self.looked
     }
 
-    /// What keeps a takeover from ending what netfilter serves: somebody's rule drops answers that
-    /// netdp gives pods' addresses.
+    /// Returns the rule that blocks a takeover, if any: a third-party rule that drops replies which
+    /// netdp has rewritten to pods' addresses.
     pub(super) const fn in_the_way(&self) -> Option<&String> {
         self.in_the_way.as_ref()
     }
 
-    /// Takes note of what a look shows to be in the way of a takeover. Whether that is news.
+    /// Records whether the findings of a scan block a takeover. Returns whether that has changed.
     pub(super) fn note(&mut self, seen: &Seen) -> bool {
         let mut drops = seen.rules.iter().filter(|it| it.drops && it.conflict);
         let in_the_way = drops.next().map(ToString::to_string);
@@ -61,7 +61,7 @@ impl Foreign {
         is_news
     }
 
-    /// Waits until somebody has changed rules; for ever where nobody tells.
+    /// Waits for a change of rules; forever without notifications.
     pub(super) async fn rules_changed(monitor: &mut Option<RuleMonitor>) {
         let Some(following) = monitor else {
             return std::future::pending().await;
@@ -72,14 +72,15 @@ impl Foreign {
         }
     }
 
-    /// Reading or writing rules took so long: leaves the node in peace for a while.
+    /// Reports how long reading or writing the rules took, so that the monitor backs off
+    /// accordingly.
     pub(super) fn rules_took(&mut self, time: Duration) {
         if let Some(monitor) = &mut self.monitor {
             monitor.took(time);
         }
     }
 
-    /// Waits for what a look shows.
+    /// Waits for a change of rules or the result of a scan.
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             () = Self::rules_changed(&mut self.monitor) => Event::RulesChanged,
@@ -87,19 +88,19 @@ impl Foreign {
         }
     }
 
-    /// Waits for what a look shows; for ever where nobody asked for one.
+    /// Waits for the result of a scan; forever if none was requested.
     pub(super) async fn seen(&mut self) -> Look {
         self.watch.seen().await
     }
 }
 
-/// What may happen.
+/// Event for the agent's loop.
 pub(super) enum Event {
     RulesChanged,
     Seen(Look),
 }
 
-/// Says what is the matter with these rules; of very many only with the first.
+/// Logs these rules; if there are very many, only the first.
 fn say<'a>(level: Level, what: &str, mut rules: impl Iterator<Item = &'a Finding>) {
     for found in rules.by_ref().take(MAX_LOGGED) {
         log::log!(level, "{what}: {found}");
@@ -113,7 +114,7 @@ fn say<'a>(level: Level, what: &str, mut rules: impl Iterator<Item = &'a Finding
 }
 
 impl Agent {
-    /// Somebody changed rules, or they were looked at.
+    /// Handles a change of rules or the result of a scan.
     pub(super) fn on_rules(&mut self, event: Event) {
         match event {
             Event::RulesChanged => {
@@ -130,7 +131,7 @@ impl Agent {
                     self.try_takeover_soon();
                     self.take_over();
                 }
-                // After a takeover rules are looked at anew.
+                // A takeover is followed by a new scan.
                 let trying = |it: &Ebpf| it.takeover.is_trying();
                 if !self.engine.as_ebpf().is_some_and(trying) {
                     self.accept_foreign(look.seen);
@@ -139,10 +140,10 @@ impl Agent {
         }
     }
 
-    /// Looks at them soon.
+    /// Requests a scan of the rules.
     pub(super) fn ask_foreign(&mut self) {
         let translator = match &self.engine {
-            // What shadow mode looks at is what the datapath would find.
+            // Shadow mode assesses the rules as the datapath would.
             Engine::Ebpf(_) | Engine::Shadow(_) => Translator::Ebpf,
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
@@ -174,7 +175,7 @@ impl Agent {
         say(Level::Info, "harmless", harmless.filter(is_new));
         let gone = before.rules.iter().filter(|found| !new.contains(found));
         say(Level::Info, "no longer so", gone);
-        // What is meant so was told with what it means for ports.
+        // An image without nft and iptables is intended: its consequence for ports was logged.
         let unread = now.unread.iter().filter(|_| !now.no_programs);
         for problem in unread.filter(|problem| !before.unread.contains(problem)) {
             log::info!("looking for other NAT rules: {problem}");

@@ -1,5 +1,5 @@
-//! Programs that somebody takes off, and pins that somebody removes: noticed within a second, said,
-//! and put right.
+//! Guard of programs and pins: detects within a second that programs were detached or pins removed,
+//! logs it, and restores them.
 
 use super::Agent;
 use super::foreign::Foreign;
@@ -11,41 +11,42 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
-/// How often hooks and pins are looked at.
+/// Interval between checks of hooks and pins.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// As long as this a look at the hooks is taken to last: the node is left in peace for twenty times
-/// that before somebody's next change of a filter calls for another.
+/// Assumed duration of a check of the hooks: after a notification of a changed filter, the next one
+/// is handled no sooner than twenty times this later.
 const LASTS: Duration = Duration::from_millis(5);
 
-/// What is known of hooks and pins.
+/// State of hooks and pins.
 #[derive(Debug)]
 pub(super) struct Guard {
-    /// A look beside the loop: the kernel may make one wait for its networking lock.
+    /// A check in the background: the kernel may let it wait for the RTNL lock.
     looking: Option<JoinHandle<Findings>>,
-    /// Tells when somebody has changed a filter or a qdisc; else there is [`LOOK_INTERVAL`].
+    /// Netlink notifications of changed filters and qdiscs; without them, [`LOOK_INTERVAL`]
+    /// applies.
     filters: Option<RuleMonitor>,
-    /// What is not attached now.
+    /// Programs that are detached now.
     off: Vec<Placed>,
-    /// When everything was seen attached last.
+    /// Time at which all programs were last seen attached.
     seen: Instant,
-    /// Others' programs that come before ours.
+    /// Third-party programs that run before ours.
     pub(super) outrun: Outrun,
-    /// Why interfaces could not be attached to, by index.
+    /// Reasons why attaching to interfaces failed, by index.
     refused: BTreeMap<u32, String>,
-    /// Why interfaces that are no uplinks could not be observed, by index.
+    /// Reasons why interfaces other than uplinks could not be observed, by index.
     unobserved: BTreeMap<u32, String>,
-    /// What could not be asked, as said in the log.
+    /// Failed query, as logged.
     problem: Option<String>,
-    /// How often programs were found missing.
+    /// Number of times that programs were found detached.
     pub(super) losses: u64,
-    /// What became of it last.
+    /// Result of the last such case.
     pub(super) last_loss: String,
-    /// How often programs or pins were put back.
+    /// Number of times that programs or pins were restored.
     pub(super) repairs: u64,
-    /// Why the datapath is not pinned, if so.
+    /// Reason why the datapath is not pinned, if so.
     pub(super) unpinned: Option<String>,
-    /// Why the pins end with the agent's mount namespace, if they do.
+    /// Reason why the pins end with the agent's mount namespace, if they do.
     pub(super) fleeting: Option<String>,
 }
 
@@ -72,15 +73,15 @@ impl Guard {
         }
     }
 
-    /// Looks soon, unless a look is under way.
+    /// Starts a check, unless one is under way.
     pub(super) fn look(&mut self, watched: Watched) {
         if self.looking.is_none() {
             self.looking = Some(tokio::task::spawn_blocking(move || watched.look()));
         }
     }
 
-    /// Waits for what a look shows, or for the time to look at packets. Dropping the future loses
-    /// nothing.
+    /// Waits for the result of a check, a change of filters, or the time to inspect packets.
+    /// Cancel-safe.
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             found = found(&mut self.looking) => Event::Looked(found),
@@ -89,7 +90,7 @@ impl Guard {
         }
     }
 
-    /// Everything that is in the way of translating, a line each.
+    /// Returns all faults that keep packets from being translated, one line each.
     pub(super) fn faults(&self) -> Vec<String> {
         let off = self.off.iter().map(ToString::to_string);
         off.chain(self.outrun.faults())
@@ -97,22 +98,22 @@ impl Guard {
             .collect()
     }
 
-    /// An interface could not be attached to; whether that is news.
+    /// Records that attaching to an interface failed. Returns whether that is new.
     pub(super) fn refused(&mut self, ifindex: u32, why: String) -> bool {
         self.refused.insert(ifindex, why.clone()) != Some(why)
     }
 
-    /// An interface that is no uplink could not be attached to; whether that is news.
+    /// Records that attaching to an observed interface failed. Returns whether that is new.
     pub(super) fn unobserved(&mut self, ifindex: u32, why: &str) -> bool {
         self.unobserved.insert(ifindex, why.to_owned()).as_deref() != Some(why)
     }
 
-    /// Whether a change was made before, and is made again with an attempt to attach.
+    /// Reports whether a change only repeats an earlier one because attaching is retried.
     pub(super) fn is_again(&self, change: &Change) -> bool {
         matches!(change, Change::SetUplink(uplink) if self.refused.contains_key(&uplink.ifindex))
     }
 
-    /// Keeps the refusals of interfaces that still are to be attached to and are not.
+    /// Keeps the errors of interfaces that are still to be attached to and are not.
     pub(super) fn retain_refusals(&mut self, refused: impl Fn(u32) -> bool) {
         let off = &self.off;
         self.refused
@@ -120,17 +121,17 @@ impl Guard {
     }
 }
 
-/// What may happen.
+/// Event for the agent's loop.
 pub(super) enum Event {
-    /// A look is over.
+    /// A check has finished.
     Looked(Option<Findings>),
-    /// It is time to look at packets.
+    /// The time has come to inspect packets.
     Packets,
-    /// Somebody has changed a filter or a qdisc.
+    /// A filter or a qdisc has changed.
     FiltersChanged,
 }
 
-/// What a look shows; for ever where there is none.
+/// Waits for the result of a check; forever if none is under way.
 async fn found(looking: &mut Option<JoinHandle<Findings>>) -> Option<Findings> {
     let Some(running) = looking else {
         return std::future::pending().await;
@@ -151,7 +152,7 @@ fn is_off(off: &[Placed], ifindex: u32) -> bool {
 }
 
 impl Agent {
-    /// It is time to look.
+    /// Checks the hooks, and retries attaching where it failed.
     pub(super) fn look_at_hooks(&mut self) {
         if let Some(datapath) = self.engine.as_datapath() {
             self.guard.look(datapath.watched());
@@ -162,7 +163,7 @@ impl Agent {
         }
     }
 
-    /// What [`Guard::next`] has waited for.
+    /// Handles an event of [`Guard::next`].
     pub(super) fn on_guard(&mut self, event: Event) {
         match event {
             Event::Looked(found) => self.looked_at_hooks(found),
@@ -176,7 +177,7 @@ impl Agent {
         }
     }
 
-    /// A look is over.
+    /// Handles the result of a check.
     fn looked_at_hooks(&mut self, found: Option<Findings>) {
         let Some(found) = found else {
             return;
@@ -196,9 +197,9 @@ impl Agent {
         self.mend_pins(found.unpinned);
     }
 
-    /// Attaches again what is not attached, and says so.
+    /// Attaches detached programs again, and logs it.
     pub(super) fn mend_hooks(&mut self) {
-        // Once more: what a look has shown may be over.
+        // Queried again: the result of the check may be out of date.
         let missing = self.missing();
         if missing.is_empty() && self.guard.off.is_empty() {
             return;
@@ -260,7 +261,7 @@ impl Agent {
         self.tell_faults();
     }
 
-    /// What is not attached, asked now.
+    /// Queries which programs are detached now.
     pub(super) fn missing(&mut self) -> Vec<Placed> {
         let placed = self.engine.as_datapath().map(|datapath| datapath.placed());
         let mut placed = placed.unwrap_or_default();
@@ -268,9 +269,10 @@ impl Agent {
         placed
     }
 
-    /// Says what is in the way, to whoever asks.
+    /// Publishes the faults to the API, probes, the status report and the ready file.
     pub(super) fn tell_faults(&mut self) {
-        // Probes first: who reads in a file that the node is not ready finds that they say so too.
+        // Probes first: a reader of the ready file who finds the node not ready gets the same from
+        // the probes.
         self.tell();
         self.save_report();
         self.update_ready();

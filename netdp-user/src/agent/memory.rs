@@ -1,5 +1,5 @@
-//! What outlives an agent, for the next one and for `netdp detach`: a small file of its own, which
-//! nothing but this module reads or writes. The status report is for people and scripts alone.
+//! State that outlives an agent, for the next one and for `netdp detach`: a small file of its own,
+//! which only this module reads and writes. The status report is only for people and scripts.
 
 use crate::datapath::Placed;
 use crate::iptables::ChainReport;
@@ -10,25 +10,26 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-/// The file's name in the state directory.
+/// File name in the state directory.
 pub(crate) const FILE: &str = "memory.json";
 
-/// Grows with each change that an earlier version would misread. New fields with a default are none.
+/// Version of the format. Grows with each change that an earlier version would misread; a new field
+/// with a default is no such change.
 const VERSION: u32 = 1;
 
 /// Facts that an agent leaves behind.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Memory {
-    /// The policy in force.
+    /// Hash, generation and time of the policy in force.
     pub policy: PolicyCount,
-    /// The families that each uplink has, or had, an address of.
+    /// The address families that each uplink has, or had, an address of.
     pub had: Had,
-    /// The missing addresses that were reported.
+    /// Missing addresses that were reported.
     pub no_address: Vec<Lacking>,
-    /// The chains that were written.
+    /// Chains that were written.
     pub chains: Vec<ChainReport>,
-    /// Where programs were attached.
+    /// Places where programs were attached.
     pub placed: Vec<Placed>,
     /// The file that exists while the node is ready.
     pub ready_file: Option<PathBuf>,
@@ -38,16 +39,16 @@ pub(crate) struct Memory {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct PolicyCount {
-    /// Its hash.
+    /// Hash of its rules.
     pub hash: String,
-    /// How many policies have been in force on this node, this one included.
+    /// Number of policies that have been in force on this node, including this one.
     pub generation: u64,
-    /// When it came into force, in seconds since 1970.
+    /// Time at which it came into force, in seconds since 1970.
     pub applied_at: u64,
 }
 
 impl PolicyCount {
-    /// Returns the count once a policy of this hash is in force: the same one, or the next.
+    /// Returns the count once a policy with this hash is in force: unchanged, or the next one.
     pub(super) fn followed_by(&self, hash: String, now: u64) -> Self {
         if hash == self.hash {
             return self.clone();
@@ -60,7 +61,7 @@ impl PolicyCount {
     }
 }
 
-/// The memory as it is written.
+/// Form of the file: a version and the content.
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
     version: u32,
@@ -72,7 +73,7 @@ struct Versioned<T> {
 struct Empty {}
 
 impl Memory {
-    /// Reads what an earlier agent left. What cannot be read is reported and counts as nothing.
+    /// Reads the file of an earlier agent. An unreadable file is logged and treated as empty.
     pub(crate) fn recall(state_dir: &StateDir) -> Self {
         match Self::read(state_dir) {
             Ok(Some(memory)) => memory,
@@ -93,10 +94,10 @@ impl Memory {
         }
     }
 
-    /// Reads what an earlier agent left; `None` if there is no file.
+    /// Reads the file of an earlier agent; `None` if it does not exist.
     ///
     /// # Errors
-    /// The file cannot be read, is not one of these, or has another version.
+    /// Returns an error if the file cannot be read or parsed, or has another version.
     pub(crate) fn read(state_dir: &StateDir) -> Result<Option<Self>> {
         let Some(bytes) = state_dir.read_if_there(FILE)? else {
             return Ok(None);
@@ -106,10 +107,10 @@ impl Memory {
             .map(Some)
     }
 
-    /// Writes it for the next agent.
+    /// Writes the file for the next agent.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub(crate) fn save(&self, state_dir: &StateDir) -> Result<()> {
         let version = VERSION;
         let memory = self;
@@ -118,7 +119,7 @@ impl Memory {
 }
 
 fn parse(bytes: &[u8]) -> Result<Memory> {
-    // Alone first: the rest of another version may look like anything.
+    // The version alone first: the content of another version may have any form.
     let Versioned { version, .. } = serde_json::from_slice::<Versioned<Empty>>(bytes)?;
     ensure!(
         version == VERSION,
@@ -127,7 +128,7 @@ fn parse(bytes: &[u8]) -> Result<Memory> {
     Ok(serde_json::from_slice::<Versioned<Memory>>(bytes)?.memory)
 }
 
-/// Returns the families whose loss the next agent has to notice: those that uplinks have now, and
+/// Returns the families whose loss the next agent has to detect: those that uplinks have now, and
 /// those that are reported lost.
 pub(super) fn to_be_missed(uplinks: &[UplinkReport], no_address: &[Lacking]) -> Had {
     let mut had = Had::new();

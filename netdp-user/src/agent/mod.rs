@@ -1,5 +1,5 @@
-//! The agent's loop: watches files and the network, keeps the datapath as both
-//! say, sweeps.
+//! The agent's event loop: watches files and the network, keeps the datapath in line with both, and
+//! sweeps the mappings.
 
 mod api;
 mod chains;
@@ -51,7 +51,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 pub(crate) use memory::Memory;
 pub use options::{Mode, OnExit, RunOptions};
 
-/// How often mappings are looked at that may have ended.
+/// Interval between sweeps for expired mappings.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Idle time after which `--on-reload drain` ends a mapping.
@@ -60,7 +60,8 @@ const DRAIN_IDLE: Duration = Duration::from_secs(DRAIN_SECONDS);
 /// Runs the agent until a signal ends it.
 ///
 /// # Errors
-/// It can't start: another agent, privileges, kernel, bpffs.
+/// Returns an error if the agent cannot start: another agent holds the state directory, privileges
+/// are missing, or the kernel or the bpffs does not suffice.
 pub fn run(options: RunOptions) -> Result<()> {
     limits::raise_open_files();
     run_within(options).map_err(limits::explain)
@@ -82,14 +83,14 @@ fn run_within(options: RunOptions) -> Result<()> {
         .build()
         .context("starting the runtime")?;
     let ended = runtime.block_on(async {
-        // From the start: a signal that nobody awaits yet would kill the process.
+        // First of all: a signal without a handler would kill the process.
         let mut ending = Ending::listen()?;
         let hangup = signal(SignalKind::hangup())?;
         let mut agent = tokio::select! {
             agent = Agent::start(options, state_dir) => agent?,
             () = ending.begun() => return Ok(()),
         };
-        // Wherever the loop waits, it is left at once.
+        // A signal ends the loop at once, whatever it waits for.
         tokio::select! {
             biased;
             () = ending.begun() => {}
@@ -100,7 +101,7 @@ fn run_within(options: RunOptions) -> Result<()> {
         }
         agent.end()
     });
-    // Nor is anything waited for that is done beside the loop.
+    // Background tasks are not waited for either.
     runtime.shutdown_background();
     ended
 }
@@ -114,25 +115,25 @@ struct Agent {
     watcher: Watcher,
     engine: Engine,
     config: Config,
-    /// Where it is from, and what became of its sources.
+    /// The configuration's origin, and the state of its sources.
     in_force: configuration::InForce,
-    /// What does not change while the agent runs.
+    /// Facts that stay constant while the agent runs.
     identity: facts::Identity,
-    /// What the selection of uplinks has shown.
+    /// Findings of the uplink selection.
     found: findings::Findings,
-    /// The uplinks that programs are attached to, or that are watched.
+    /// The uplinks with attached programs, or those watched in shadow mode.
     attached: Vec<UplinkReport>,
-    /// What was written last for the next agent.
+    /// The memory file as last written for the next agent.
     memory: Memory,
-    /// What the datapath was made to look like.
+    /// The state last applied to the datapath.
     applied: State,
     snapshot: Snapshot,
-    /// Addresses that were lost just now.
+    /// Addresses that the node lost a moment ago.
     resting: resting::Resting,
     ready: bool,
-    /// What has to be done once is not done yet: not ready.
+    /// Set while one-time work of the start is pending: the node is not ready.
     starting: bool,
-    /// What is to be accepted once the chains are written.
+    /// The configuration to accept once the chains are written.
     deferred: Option<configuration::Deferred>,
     api: api::Followed,
     told: tell::Telling,
@@ -143,16 +144,16 @@ struct Agent {
 }
 
 impl Agent {
-    /// Does what is to be done until the future is dropped.
+    /// Runs the event loop until the future is dropped.
     ///
     /// # Errors
-    /// What the programs log can't be passed on.
+    /// Returns an error if the log of the programs cannot be read.
     async fn turn(&mut self, mut hangup: Signal) -> Result<()> {
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
         let mut looks = ticker(guard::LOOK_INTERVAL);
-        // When it is through, it is known how much room the tables have.
+        // The first sweep determines how much room the tables have.
         self.sweep(false);
         loop {
             self.turned();
@@ -203,7 +204,7 @@ impl Agent {
         }
     }
 
-    /// Writes the report for `netdp status`, and for the next agent what it has to know.
+    /// Writes the report for `netdp status` and the memory file for the next agent.
     fn save_report(&mut self) {
         let facts = self.facts();
         let (report, memory) = (facts.report(), facts.memory());
@@ -224,7 +225,7 @@ impl Agent {
         match self.options.on_exit {
             OnExit::Keep => log::info!("ending; the datapath stays in force"),
             OnExit::Detach => {
-                // The chains can't go without.
+                // Removing chains requires running programs.
                 programs::resume();
                 let removed = self.engine.remove(&self.options)?;
                 self.state_dir.remove()?;

@@ -1,25 +1,25 @@
-//! The network's monitor, which is opened anew when netlink fails.
+//! Netlink monitor of the network that reopens after failures.
 
 use crate::uplinks::{Monitor, Selection, Settled, Snapshot};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// How long netlink rests after a failure.
+/// Pause after a failure of netlink.
 const REST: Duration = Duration::from_secs(1);
 
-/// A monitor that outlives netlink's failures.
+/// A monitor that survives failures of netlink.
 pub(super) struct Reopening {
     monitor: Monitor,
-    /// When to open it anew, after a failure.
+    /// Time of the next attempt to reopen, after a failure.
     reopen_at: Option<Instant>,
 }
 
 impl Reopening {
-    /// Opens it.
+    /// Opens the monitor.
     ///
     /// # Errors
-    /// Netlink fails.
+    /// Returns an error if netlink fails.
     pub(super) async fn new() -> Result<Self> {
         Ok(Self {
             monitor: Monitor::new().await?,
@@ -27,8 +27,8 @@ impl Reopening {
         })
     }
 
-    /// Waits until the network has changed, or may have: after a failure each time that it is tried
-    /// anew, once a second. Dropping the future loses nothing.
+    /// Waits until the network has changed or may have: after a failure, returns on each attempt to
+    /// reopen, once a second. Cancel-safe.
     pub(super) async fn changed(&mut self) {
         if self.reopen_at.is_none() {
             let Err(err) = self.monitor.changed().await else {
@@ -50,20 +50,20 @@ impl Reopening {
         }
     }
 
-    /// Reads the network as it is now.
+    /// Takes a snapshot of the network.
     ///
     /// # Errors
-    /// Netlink fails.
+    /// Returns an error if netlink fails.
     pub(super) async fn snapshot(&self) -> Result<Snapshot> {
         self.monitor.snapshot().await
     }
 
-    /// Sets what may go unnoticed, see [`Monitor::settle`].
+    /// Sets which changes may be ignored, see [`Monitor::settle`].
     pub(super) fn settle(&mut self, settled: Settled) {
         self.monitor.settle(settled);
     }
 
-    /// Sets what is noticed at once, see [`Monitor::expect`].
+    /// Sets which changes are reported at once, see [`Monitor::expect`].
     pub(super) fn expect(&mut self, selection: &Selection) {
         self.monitor.expect(selection);
     }

@@ -1,4 +1,4 @@
-//! The datapath follows the configuration and the node's network.
+//! Reconciles the datapath with the configuration and the node's network.
 
 use super::desired::links_to_pods;
 use super::modes::EbpfEvent;
@@ -11,18 +11,18 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What came of [`Agent::apply`].
+/// Result of [`Agent::apply`].
 pub(super) enum Applied {
-    /// The chains are being written: [`Agent::on_iptables`] goes on.
+    /// The chains are being written; [`Agent::on_iptables`] continues.
     Chains,
     Datapath {
-        /// Another policy is in force.
+        /// Set if another policy is in force.
         repolicied: bool,
     },
 }
 
 impl Agent {
-    /// Takes programs off interfaces that are no uplinks any more.
+    /// Detaches programs from interfaces that are no longer uplinks.
     pub(super) fn detach_strangers(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
         let pods = links_to_pods(&self.snapshot, &self.options.hairpin, &selected.uplinks);
@@ -51,7 +51,7 @@ impl Agent {
         }
     }
 
-    /// Looks at the network anew.
+    /// Takes a new snapshot of the network and reconciles.
     pub(super) async fn look(&mut self) {
         match self.monitor.snapshot().await {
             Ok(snapshot) => {
@@ -63,15 +63,16 @@ impl Agent {
         }
     }
 
-    /// Makes the datapath, or the chains, what they are to be. What fails is said and
-    /// tried again at the next event, chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
+    /// Brings the datapath, or the chains, to the desired state. Failures are logged and retried at
+    /// the next event; chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
     pub(super) fn reconcile(&mut self) {
         let applied = self.apply();
         self.applied(applied);
     }
 
-    /// Has sources compared with where packets came from, unless there is a VRF: what comes by
-    /// its interfaces shows up as come by the VRF (`vrf_ip_rcv`, drivers/net/vrf.c, Linux 6.12).
+    /// Enables the check of source addresses against the ingress interface, unless there is a VRF:
+    /// packets received on its interfaces appear as received by the VRF (`vrf_ip_rcv`,
+    /// drivers/net/vrf.c, Linux 6.12).
     fn judge_sources(&mut self) {
         let vrf = (self.snapshot.links.iter()).any(|link| link.kind.as_deref() == Some("vrf"));
         if let Some(datapath) = self.engine.as_datapath()
@@ -81,7 +82,7 @@ impl Agent {
         }
     }
 
-    /// The part of [`reconcile`](Self::reconcile) that packets see.
+    /// Does the part of [`reconcile`](Self::reconcile) that affects packets.
     pub(super) fn apply(&mut self) -> Applied {
         if let Some(iptables) = self.engine.as_iptables_mut() {
             iptables.write(&self.config);
@@ -95,7 +96,7 @@ impl Agent {
         let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
         self.selection.names.extend(names);
         self.monitor.expect(&self.selection);
-        // What a sweep at work goes by is about to change.
+        // The rules of the current sweep are about to change.
         if wanted.policy != self.applied.policy {
             self.interrupt_sweep();
         }
@@ -129,7 +130,7 @@ impl Agent {
         applied
     }
 
-    /// Logs what came of a change.
+    /// Logs the result of a change.
     fn note(&mut self, step: Step) {
         let Step { change, error } = step;
         let Some(err) = error else {
@@ -140,7 +141,7 @@ impl Agent {
         };
         let why = format!("{err:#}");
         let is_news = match &change {
-            // Nothing leaks; answers to what comes in there may be lost.
+            // Nothing leaks; replies to flows that began outside may be lost there.
             Change::Observe(Uplink { ifindex, .. }) => self.guard.unobserved(*ifindex, &why),
             Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
                 self.guard.refused(*ifindex, why.clone())
@@ -152,7 +153,7 @@ impl Agent {
         }
     }
 
-    /// The rest: what follows from it, and telling.
+    /// Does the rest of the reconciliation: follow-up work and reporting.
     pub(super) fn applied(&mut self, applied: Applied) {
         let repolicied = match applied {
             Applied::Chains => return self.look_for_addresses(),
@@ -186,7 +187,7 @@ impl Agent {
         self.tell_faults();
     }
 
-    /// Ends mappings by which packets would leave that fall under an IPsec policy.
+    /// Ends mappings whose packets an IPsec policy covers.
     fn end_withheld(&mut self) {
         let policy = self.applied.policy.iter().flatten();
         let mut withheld = policy.filter(|rule| rule.action == Action::Withhold);
@@ -204,7 +205,7 @@ impl Agent {
         }
     }
 
-    /// Forgets what earlier policies bypassed, once no connection of that time
+    /// Expires the record of flows that earlier policies bypassed, once no connection of that time
     /// can be alive.
     pub(super) fn forget_policies(&mut self) {
         let Some(ebpf) = self.engine.as_ebpf_mut() else {
@@ -222,19 +223,19 @@ impl Agent {
         }
     }
 
-    /// With time on its hands: makes ready for the next change of the policy.
+    /// Prepares the standby trie for the next policy change while the agent is idle.
     fn prepare_policy(&mut self) {
         let Some(ebpf) = self.engine.as_ebpf_mut() else {
             return;
         };
         ebpf.unprepared = false;
         if let Err(err) = ebpf.datapath.prepare_policy() {
-            // The next change writes it anyway.
+            // The next policy change writes it anyway.
             log::debug!("preparing for the next policy: {err:#}");
         }
     }
 
-    /// Does what concerns the programs alone.
+    /// Handles an event of eBPF mode.
     pub(super) fn on_ebpf(&mut self, event: EbpfEvent) {
         match event {
             EbpfEvent::SweepEnded => self.sweep_ended(),
@@ -244,7 +245,7 @@ impl Agent {
         }
     }
 
-    /// Brings back the programs that somebody took off an uplink.
+    /// Attaches the programs again where they were detached.
     pub(super) fn reattach(&mut self) {
         let uplinks = self.applied.uplinks.values().cloned();
         let uplinks = uplinks.flat_map(|u| [Change::SetUplink(u.clone()), Change::Attach(u)]);

@@ -1,40 +1,40 @@
-//! Uplinks that have lost their address: pods' packets are dropped, and the operator has to know.
+//! Uplinks that have lost their address: pods' packets are dropped, which the operator has to see.
 
 use super::Agent;
 use super::modes::Engine;
 use crate::uplinks::{Family, Had, Lacking, Uplink, lacking, select};
 use std::time::{Duration, Instant};
 
-/// How long an address may be gone before anybody is told. networkd's restart and a renewed DHCP lease
-/// take less; probes that ask each few seconds would not notice either.
+/// Time that an address may be missing before this is reported. A restart of networkd or a renewed
+/// DHCP lease takes less; probes at intervals of seconds would not notice it either.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What is known of it.
+/// State of missing addresses.
 #[derive(Debug, Default)]
 pub(super) struct NoAddress {
     had: Had,
-    /// What uplinks have now.
+    /// Families that uplinks have addresses of now.
     has: Had,
-    /// What is missing now, and when it was found so; `None` for what an earlier agent told.
+    /// Addresses missing now, and since when; `None` for those an earlier agent reported.
     missing: Vec<(Lacking, Option<Instant>)>,
-    /// What has been reported, as long as it is missing.
+    /// Missing addresses that have been reported.
     pub(super) told: Vec<Lacking>,
 }
 
 impl NoAddress {
-    /// With what an earlier agent has seen: its uplinks may have lost their addresses while nobody
-    /// looked, and what it reported goes on.
+    /// Continues the state of an earlier agent: its uplinks may have lost addresses while no agent
+    /// ran, and the losses it reported remain reported.
     pub(super) fn after(had: Had, reported: Vec<Lacking>) -> Self {
         Self {
             missing: reported.into_iter().map(|it| (it, None)).collect(),
-            // This agent has not logged them.
+            // This agent has not logged them yet.
             told: Vec::new(),
             had,
             has: Had::new(),
         }
     }
 
-    /// Takes note of what is missing now.
+    /// Records the addresses missing now.
     fn note(&mut self, now_missing: Vec<Lacking>, now: Instant) {
         let before = std::mem::take(&mut self.missing);
         let since = |it: &Lacking| {
@@ -48,7 +48,7 @@ impl NoAddress {
             .collect();
     }
 
-    /// What has been missing for long enough to be told.
+    /// Returns the addresses that have been missing for long enough to be reported.
     fn due(&self, now: Instant) -> Vec<Lacking> {
         let is_due = |since: &Option<Instant>| since.is_none_or(|since| now >= since + GRACE);
         let due = self.missing.iter().filter(|(_, since)| is_due(since));
@@ -56,19 +56,19 @@ impl NoAddress {
     }
 }
 
-/// Whether these are about one family of one uplink.
+/// Reports whether both concern one family of one uplink.
 fn is_same(one: &Lacking, other: &Lacking) -> bool {
     one.uplink == other.uplink && one.family == other.family
 }
 
 impl Agent {
-    /// Links, addresses or routes may have changed.
+    /// Checks for missing addresses after a change of links, addresses or routes.
     pub(super) fn look_for_addresses(&mut self) {
         let uplinks: Vec<Uplink> = match &self.engine {
             Engine::Ebpf(_) => self.applied.uplinks.values().cloned().collect(),
             Engine::Iptables(_) => {
-                // Nothing else keeps in mind what was one: with its address an uplink loses the routes
-                // that make it one.
+                // An uplink that loses its address also loses the routes by which it is selected:
+                // only this record still names it.
                 let mut selection = self.selection.clone();
                 selection.names.extend(self.no_address.had.keys().cloned());
                 select(&self.snapshot, &selection).uplinks
@@ -90,7 +90,7 @@ impl Agent {
         self.tell_addresses();
     }
 
-    /// Says what has been missing for long enough, and what is there again.
+    /// Reports addresses that have been missing for long enough, and those that are back.
     pub(super) fn tell_addresses(&mut self) {
         let due = self.no_address.due(Instant::now());
         if due == self.no_address.told {
@@ -148,7 +148,7 @@ mod tests {
         let mut addresses = NoAddress::default();
         addresses.note(vec![lost(true)], start);
         assert!(addresses.due(start + GRACE / 2).is_empty());
-        // It counts from the first moment, whatever else changes.
+        // Counted from the first moment, whatever else changes.
         addresses.note(vec![lost(false)], start + GRACE / 2);
         assert_eq!(addresses.due(start + GRACE), [lost(false)]);
         addresses.note(Vec::new(), start + GRACE);

@@ -1,4 +1,4 @@
-//! What the node itself receives is kept from pods' flows.
+//! Ports on which the node itself receives, which are withheld from pods' flows.
 
 use super::Agent;
 use crate::foreign::{Diverted, Inward};
@@ -10,42 +10,42 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// How long the agent waits at its start, before programs are attached, until it knows.
+/// Time that the agent waits at its start for the scan, before it attaches programs.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The facts as they are known.
+/// Known facts about the node.
 #[derive(Debug, Default)]
 pub(super) struct Node {
-    /// Nothing until the first look has ended.
+    /// NAT rules for packets addressed to the node; `None` until the first scan has ended.
     nat: Option<Inward>,
     prober: Prober,
     probe: Option<Probe>,
-    /// All rules have been read once: what an earlier agent put in force counts no more.
+    /// Set once all rules have been read: entries of an earlier agent no longer apply.
     complete: bool,
-    /// By what rules were judged last.
+    /// Context of the last assessment of rules.
     judged_by: Option<JudgedBy>,
-    /// What falls under IPsec policies, and is not protected as netfilter would have it.
+    /// Traffic that IPsec policies cover, and that netdp does not protect as netfilter would.
     missed_ipsec: Vec<String>,
-    /// Nobody asks where there is no datapath.
+    /// Set if there is a datapath; otherwise nothing is polled.
     wanted: bool,
-    /// What is kept from pods' flows, once that is known.
+    /// Ports and traffic withheld from pods' flows, once known.
     pub(super) report: Option<NodeReport>,
 }
 
-/// What decides about others' rules, beside the configuration.
+/// Context for the assessment of third-party rules, besides the configuration.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct JudgedBy {
     /// The node's addresses.
     pub local: BTreeSet<IpAddr>,
     /// The uplinks' names.
     pub uplinks: Vec<String>,
-    /// The addresses that packets may leave them with.
+    /// Source addresses with which packets may leave by uplinks.
     pub wire: Vec<IpAddr>,
 }
 
 impl Node {
-    /// What keeps a takeover from ending what netfilter serves: it protects by IPsec policies what netdp
-    /// would drop, or let leave in clear.
+    /// Returns the obstacles of a takeover: traffic that netfilter protects by IPsec policies, and
+    /// that netdp would drop or send in clear.
     pub(super) fn missed_ipsec(&self) -> &[String] {
         &self.missed_ipsec
     }
@@ -56,14 +56,14 @@ impl Node {
         probe.map_or(&[], |probe| probe.policies.as_slice())
     }
 
-    /// Sets what is not protected as netfilter would have it. Whether that is news.
+    /// Sets the traffic that is not protected as netfilter would. Returns whether it has changed.
     pub(super) fn set_missed_ipsec(&mut self, missed: Vec<String>) -> bool {
         let is_news = missed != self.missed_ipsec;
         self.missed_ipsec = missed;
         is_news
     }
 
-    /// Waits for a change of what has to be polled; for ever where there is no datapath.
+    /// Waits for a change of the polled facts; forever without a datapath.
     pub(super) async fn changed(&mut self) -> Probe {
         if !self.wanted {
             return std::future::pending().await;
@@ -73,7 +73,8 @@ impl Node {
 }
 
 impl Agent {
-    /// Before programs are attached: finds out what the node receives, and puts that in force.
+    /// Detects the ports on which the node receives, and puts them in force, before programs are
+    /// attached.
     pub(super) async fn learn_node(&mut self) {
         if self.engine.as_datapath().is_none() {
             return;
@@ -81,7 +82,7 @@ impl Agent {
         self.node.wanted = true;
         self.ask_foreign();
         let until = Instant::now() + PATIENCE;
-        // Both go on meanwhile, and what comes later is taken then.
+        // Both continue in the background; later results are handled by the loop.
         let probe = timeout_at(until, self.node.prober.changed()).await;
         let look = timeout_at(until, self.foreign.seen()).await;
         if probe.is_err() || look.is_err() {
@@ -98,13 +99,13 @@ impl Agent {
         }
     }
 
-    /// NAT rules were looked at.
+    /// Handles the NAT rules of a scan.
     pub(super) fn accept_inward(&mut self, mut nat: Inward) {
         if !self.node.wanted {
             return;
         }
         if let Some(before) = &self.node.nat {
-            // What was not read this time counts as it was.
+            // Rules that could not be read this time are assumed to be unchanged.
             let missing = |rule: &&Diverted| {
                 nat.failed.contains(&rule.backend) && !nat.diverted.contains(rule)
             };
@@ -116,7 +117,7 @@ impl Agent {
         self.update_node();
     }
 
-    /// Sockets, services or IPsec have changed.
+    /// Handles a change of sockets, services or IPsec policies.
     pub(super) fn on_probe(&mut self, probe: Probe) {
         let before = self.node.probe.replace(probe);
         let policies = |probe: Option<&Probe>| probe.map(|probe| probe.policies.clone());
@@ -130,7 +131,7 @@ impl Agent {
         self.update_node();
     }
 
-    /// Links or addresses may have changed.
+    /// Handles a possible change of links or addresses.
     pub(super) fn network_changed(&mut self) {
         if !self.node.wanted {
             return;
@@ -141,7 +142,7 @@ impl Agent {
         self.update_node();
     }
 
-    /// What others' rules are to be judged by now.
+    /// Returns the current context for the assessment of third-party rules.
     pub(super) fn to_judge_by(&self) -> JudgedBy {
         let selected = select(&self.snapshot, &self.selection);
         let own = selected.uplinks.iter().flat_map(Uplink::addresses);
@@ -156,12 +157,12 @@ impl Agent {
         }
     }
 
-    /// Rules are about to be judged by this.
+    /// Records the context of the next assessment.
     pub(super) fn judge_by(&mut self, by: JudgedBy) {
         self.node.judged_by = Some(by);
     }
 
-    /// Puts in force what is known, where it differs.
+    /// Puts the known facts in force where they differ.
     fn update_node(&mut self) {
         let (Some(nat), Some(probe)) = (&self.node.nat, &self.node.probe) else {
             return;

@@ -1,4 +1,4 @@
-//! What an operator has to look at, for Events and the Lease.
+//! Conditions that need the operator's attention, for Events and the Lease.
 
 use super::facts::Facts;
 use super::readiness::LINES;
@@ -6,13 +6,13 @@ use crate::control::Note;
 use crate::sources::kube::MapRef;
 
 impl Facts<'_> {
-    /// Returns what is not as it should be. Not what the API itself is to blame for.
+    /// Returns the ongoing conditions, except those that the API itself causes.
     pub(super) fn notes(&self) -> Vec<Note> {
         let list = |lines: &[String]| lines.to_vec();
         let conflicts = self.foreign.rules.iter().filter(|found| found.conflict);
         let no_address = self.no_address.iter();
         let back = |what: &String| format!("{what} is back: somebody still writes it");
-        // Warnings about a ConfigMap are published with that.
+        // Warnings about a ConfigMap are published as Events on that ConfigMap.
         let maps: Vec<_> = self.maps.iter().map(MapRef::prefix).collect();
         let is_elsewhere = |line: &&String| !maps.iter().any(|map| line.starts_with(map));
         let warnings = self.config.warnings.iter().filter(is_elsewhere);

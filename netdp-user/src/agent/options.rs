@@ -1,4 +1,4 @@
-//! What `netdp run` is told.
+//! Options of `netdp run`.
 
 use crate::config::{Document, Options, Surroundings};
 use crate::datapath::Setup;
@@ -33,48 +33,48 @@ pub enum OnExit {
     Detach,
 }
 
-/// Everything that `netdp run` is told.
+/// All options of `netdp run`.
 #[derive(Debug)]
 pub struct RunOptions {
-    /// Files and directories.
+    /// Configuration files and directories.
     pub config_paths: Vec<PathBuf>,
-    /// Flags that change what they mean.
+    /// Flags that change how these are interpreted.
     pub config_options: Options,
-    /// `--pod-cidr`, `--service-cidr`.
+    /// Cluster networks from `--pod-cidr` and `--service-cidr`.
     pub surroundings: Surroundings,
-    /// `--targets`: a document besides the files.
+    /// Document from `--targets`, in addition to the files.
     pub targets: Option<Document>,
-    /// `--uplink`.
+    /// Uplink patterns from `--uplink`.
     pub patterns: Patterns,
-    /// `--hairpin`.
+    /// Interface patterns from `--hairpin`.
     pub hairpin: Patterns,
-    /// `--node-ip`.
+    /// Node addresses from `--node-ip`.
     pub node_addrs: Vec<IpAddr>,
-    /// `--bpffs`.
+    /// Mount point of the bpffs or a directory below it, from `--bpffs`.
     pub bpffs: PathBuf,
-    /// `--state-dir`.
+    /// State directory from `--state-dir`.
     pub state_dir: PathBuf,
-    /// `--mode`.
+    /// Requested mode from `--mode`.
     pub mode: Mode,
-    /// What the chains are to be in iptables mode.
+    /// Options of the chains in iptables mode.
     pub chains: ChainOptions,
-    /// `--takeover`: whether the chains of ip-masq-agent go once the datapath is in force.
+    /// `--takeover`: removes the chains of ip-masq-agent once the datapath is in force.
     pub takeover: bool,
-    /// `--grace`: how long the datapath goes on, after the way back to iptables, for mappings that
-    /// netfilter does not take.
+    /// `--grace`: time that the datapath remains after a rollback to iptables, for mappings that
+    /// netfilter does not accept.
     pub grace: Duration,
-    /// The flags given that iptables mode does not know.
+    /// Given flags that have no effect in iptables mode.
     pub ebpf_only: Vec<&'static str>,
     /// The datapath's fixed settings.
     pub setup: Setup,
-    /// `--timeout` over the defaults.
+    /// The default timeouts, overridden by `--timeout`.
     pub timeouts: Timeouts,
-    /// `--on-exit`.
+    /// Treatment of the datapath at the end, from `--on-exit`.
     pub on_exit: OnExit,
-    /// `--ready-file`.
+    /// Path of the ready file, from `--ready-file`.
     pub ready_file: Option<PathBuf>,
-    /// What to follow of the Kubernetes API; `None` for nothing.
+    /// Options for following the Kubernetes API; `None` if it is not followed.
     pub kube: Option<KubeOptions>,
-    /// `--http-listen`.
+    /// Address for probes, from `--http-listen`.
     pub http_listen: Option<SocketAddr>,
 }

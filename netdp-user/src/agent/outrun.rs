@@ -1,6 +1,7 @@
-//! Others' programs that come before ours on an uplink's hook. What they return may keep packets from
-//! ours: pods' packets then leave with their own addresses, or answers are lost. Ours is put before
-//! theirs again; where that can't be, it is looked at what packets really do (docs/adr/0035).
+//! Third-party programs that run before ours on an uplink's hook. Their return codes may keep
+//! packets from ours: pods' packets then leave with their own addresses, or replies are lost. Ours
+//! is moved to the front again; if that is not possible, packets on the wire are inspected
+//! (docs/adr/0035).
 
 use super::Agent;
 use crate::datapath::{Ahead, Effect, Hook, NoLeak, Placed, Rules, Tap};
@@ -8,28 +9,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::time::sleep_until;
 
-/// How often a program is put before others, in [`PERIOD`]: those may do the same.
+/// Limit of moves to the front within [`PERIOD`]: the other program may do the same.
 const MOVES: usize = 3;
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// How often it is looked at what packets do, where others come before ours.
+/// Interval between inspections of packets while third-party programs run before ours.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// How long what was seen counts.
+/// Time for which an observation remains valid.
 const COUNTS: Duration = Duration::from_secs(30);
 
 type At = (u32, Hook);
 
-/// What is known of them.
+/// State of third-party programs ahead of ours.
 #[derive(Debug)]
 pub(super) struct Outrun {
-    /// Who comes before ours, for as long as nobody can change it.
+    /// Programs that run before ours, as long as this cannot be changed.
     behind: BTreeMap<At, Behind>,
-    /// When ours was put before others.
+    /// Times at which ours was moved to the front.
     moves: BTreeMap<At, Vec<Instant>>,
-    /// By interface.
+    /// Packet taps, by interface index.
     taps: BTreeMap<u32, Tap>,
-    /// When packets were looked at last.
+    /// Time of the last inspection of packets.
     looked: tokio::time::Instant,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct Outrun {
 struct Behind {
     placed: Placed,
     ahead: Ahead,
-    /// What that does to packets, and when it was seen last.
+    /// Effect on packets, and when it was last observed.
     fault: Option<(String, Instant)>,
 }
 
@@ -51,19 +52,19 @@ impl Outrun {
         }
     }
 
-    /// What others do to packets, a line each.
+    /// Returns the observed effects on packets, one line each.
     pub(super) fn faults(&self) -> impl Iterator<Item = String> {
         let faults = self.behind.values().filter_map(|it| it.fault.as_ref());
         faults.map(|(fault, _)| fault.clone())
     }
 
-    /// Who comes before ours, a line each.
+    /// Returns the programs that run before ours, one line each.
     pub(super) fn lines(&self) -> Vec<String> {
         let behind = self.behind.values();
         behind.map(|it| it.placed.behind(&it.ahead)).collect()
     }
 
-    /// Waits until packets are to be looked at; for ever where nobody comes before ours.
+    /// Waits until the next inspection of packets is due; forever if no program runs before ours.
     pub(super) async fn due(&self) {
         if self.taps.is_empty() {
             return std::future::pending().await;
@@ -71,7 +72,7 @@ impl Outrun {
         sleep_until(self.looked + LOOK).await;
     }
 
-    /// Whether ours may be put before others once more.
+    /// Reports whether ours may be moved to the front once more.
     fn may_move(&mut self, at: At) -> bool {
         let moves = self.moves.entry(at).or_default();
         moves.retain(|moved| moved.elapsed() < PERIOD);
@@ -79,7 +80,7 @@ impl Outrun {
     }
 }
 
-/// What was seen, as a sentence.
+/// Describes an observed effect in a sentence; `None` if the packets at this hook are not affected.
 fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
     const REMEDY: &str = "remove it, or have it return TC_ACT_UNSPEC";
     let (interface, who) = (&placed.interface, ahead.subject());
@@ -108,7 +109,8 @@ fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
 }
 
 impl Agent {
-    /// Others' programs were seen before ours: puts ours before them, or watches what packets do.
+    /// Handles third-party programs found before ours: moves ours to the front, or starts to
+    /// inspect packets.
     pub(super) fn look_ahead(&mut self, found: Vec<(Placed, Ahead)>) {
         let before = self.guard.outrun.lines();
         let had_faults = self.guard.outrun.faults().next().is_some();
@@ -155,7 +157,7 @@ impl Agent {
         }
     }
 
-    /// Puts a program before others; whether that was done.
+    /// Moves a program to the front. Returns whether that succeeded.
     fn overtake(&mut self, placed: &Placed, ahead: &Ahead) -> bool {
         let at = (placed.ifindex, placed.hook);
         let Some(datapath) = self.engine.as_datapath() else {
@@ -183,7 +185,7 @@ impl Agent {
         }
     }
 
-    /// Looks at what packets do where others' programs come before ours.
+    /// Inspects packets where third-party programs run before ours.
     pub(super) fn look_at_packets(&mut self) {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
@@ -201,7 +203,7 @@ impl Agent {
         outrun.taps.retain(|ifindex, tap| {
             match tap.look(datapath.maps(), &rules) {
                 Ok(effect) => drop(seen.insert(*ifindex, effect)),
-                // The next look at the hooks begins anew.
+                // The next check of the hooks opens a new tap.
                 Err(err) => {
                     log::debug!("{err:#}");
                     return false;

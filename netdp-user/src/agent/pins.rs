@@ -1,10 +1,10 @@
-//! Pins, without which the datapath ends with the agent, and programs of earlier agents without any.
+//! Pins, without which the datapath ends with the agent, and unpinned programs of earlier agents.
 
 use super::Agent;
 use super::guard::LOOK_INTERVAL;
 
 impl Agent {
-    /// Pins what is not pinned. Without pins all is in force, as long as the agent lives.
+    /// Restores missing pins. Without pins everything remains in force as long as the agent lives.
     pub(super) fn mend_pins(&mut self, unpinned: bool) {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
@@ -38,7 +38,7 @@ impl Agent {
         }
     }
 
-    /// Says so where the pins end with the agent's mount namespace.
+    /// Logs that the pins end with the agent's mount namespace, if they do.
     pub(super) fn warn_of_fleeting_pins(&mut self) {
         let fleeting = self.engine.as_datapath().and_then(|it| it.fleeting());
         let fleeting = fleeting.map(str::to_owned);
@@ -48,8 +48,8 @@ impl Agent {
         self.guard.fleeting = fleeting;
     }
 
-    /// With the programs attached: takes off those of an earlier agent whose pins are out of reach.
-    /// They go on by an old policy.
+    /// Detaches programs of an earlier agent whose pins are out of reach, once our own are
+    /// attached. They would go on with an old policy.
     pub(super) fn remove_orphans(&mut self) {
         let in_force = self.applied.policy.is_some() && !self.attached.is_empty();
         let Some(datapath) = self.engine.as_datapath().filter(|_| in_force) else {

@@ -1,4 +1,4 @@
-//! What the programs log, passed on to the agent's log.
+//! Log of the eBPF programs, forwarded to the agent's log.
 
 use anyhow::{Context as _, Result, anyhow};
 use aya_log::EbpfLogger;
@@ -7,19 +7,19 @@ use tokio::io::unix::AsyncFd;
 
 type Logger = EbpfLogger<&'static dyn log::Log>;
 
-/// The log of the programs.
+/// Reader of the programs' log.
 pub(super) struct ProgramLog(AsyncFd<Logger>);
 
 impl ProgramLog {
     pub(super) fn watch(logger: Logger) -> Result<Self> {
-        // SAFETY: the logger owns its ring buffer's descriptor, and gives the
-        // same one for as long as it lives.
+        // SAFETY: the logger owns the descriptor of its ring buffer, and returns the same one for
+        // as long as it lives.
         let log = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
         let log = log.map_err(|err| anyhow!("watching the programs' log: {err}"))?;
         Ok(Self(log))
     }
 
-    /// Waits until the programs have said something, and passes it on.
+    /// Waits for log records of the programs, and forwards them.
     pub(super) async fn pass_on(&mut self) -> Result<()> {
         let mut spoke = self
             .0

@@ -1,14 +1,14 @@
-//! Whether the node is ready, and why not.
+//! Readiness of the node, and the reasons if it is not ready.
 
 use super::configuration::Source;
 use super::facts::Facts;
 
-/// The most lines of one kind that are published.
+/// Limit of published lines of one kind.
 pub(super) const LINES: usize = 20;
 
 impl Facts<'_> {
-    /// Returns whether packets are translated as some configuration says, and all that is done once at
-    /// the start is done. This decides about the ready file.
+    /// Reports whether packets are translated according to some configuration, and the one-time
+    /// work of the start is done. Decides about the ready file.
     pub(super) fn is_ready(&self) -> bool {
         !self.starting && self.is_in_force()
     }
@@ -40,8 +40,8 @@ impl Facts<'_> {
         reasons
     }
 
-    /// Returns why the node is not ready, for probes and the API: nothing is in force, or it is not
-    /// what the operator wants, or it loses packets.
+    /// Returns why the node is not ready, for probes and the API: nothing is in force, or something
+    /// other than the operator configured, or packets are lost.
     pub(super) fn reasons(&self) -> Vec<String> {
         let mut reasons = self.not_in_force();
         reasons.extend(self.network.no_room.clone());
@@ -65,7 +65,7 @@ impl Facts<'_> {
         reasons
     }
 
-    /// Returns whether netfilter translates, not the programs.
+    /// Reports whether netfilter translates instead of the programs.
     pub(super) const fn by_netfilter(&self) -> bool {
         self.chains.is_some()
     }
@@ -162,7 +162,7 @@ mod tests {
             });
             assert!(told.len() == 1 && told[0].contains(words), "{told:?}");
         }
-        // What was in force before stays in force.
+        // The previous configuration stays in force.
         let told = reasons(|state| state.config.rejected = vec!["x:1".into()]);
         assert_eq!(told, [""; 0]);
     }

@@ -1,4 +1,4 @@
-//! The ready file.
+//! The ready file: exists while the node is ready.
 
 use super::{Agent, RunOptions};
 use crate::terminal;
@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 impl Agent {
-    /// Writes or removes the file, and says so on standard error once the node is ready.
+    /// Writes or removes the file, and prints a line on standard error once the node is ready.
     pub(super) fn update_ready(&mut self) {
         let ready = self.facts().is_ready();
         if ready == self.ready {
@@ -32,16 +32,16 @@ impl Agent {
     }
 }
 
-/// Writes the file, or removes it.
+/// Writes or removes the file.
 ///
 /// # Errors
-/// It can't be written or removed.
+/// Returns an error if the file cannot be written or removed.
 pub(super) fn set(options: &RunOptions, ready: bool) -> Result<()> {
     let Some(path) = &options.ready_file else {
         return Ok(());
     };
     if ready {
-        // Not into what somebody else has put there: a FIFO would hold the agent up.
+        // Never into an existing file: opening another process's FIFO would block the agent.
         return crate::private::create(path)
             .and_then(|mut file| {
                 file.set_permissions(Permissions::from_mode(0o644))?;

@@ -1,30 +1,30 @@
-//! What becomes of a configuration that was read: pure.
+//! The decision about a configuration that was read, without side effects.
 
 use super::configuration::{InForce, Source};
 use crate::config::{Config, Diagnostic, Document, Loaded, Rejected};
 
-/// What was read: documents and what they make, or why they make nothing.
+/// Result of a read: documents and their configuration, or the reasons for rejecting them.
 pub(super) type Read = Result<(Vec<Document>, Loaded), Rejected>;
 
-/// What becomes of it.
+/// Decision about a configuration that was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reload {
-    /// It is in force already.
+    /// Already in force; nothing to do.
     Unchanged,
-    /// It is to be put in force.
+    /// Valid, and to be put in force.
     Accept {
         documents: Vec<Document>,
         loaded: Loaded,
-        /// What was read before was rejected.
+        /// Set if the previous read was rejected.
         mended: bool,
     },
-    /// It is rejected: what was in force stays.
+    /// Rejected; the configuration in force remains.
     Reject(Rejected),
-    /// It is rejected, as it was before, and that was reported.
+    /// Rejected for the same reasons as before, which were reported.
     RejectedBefore,
 }
 
-/// Decides what becomes of what was read, where `config` is in force, from what `in_force` says.
+/// Decides about a configuration that was read; `config` and `in_force` describe the one in force.
 pub(super) fn judge(read: Read, config: &Config, in_force: &InForce) -> Reload {
     match read {
         Err(rejected) if lines(&rejected.errors) == in_force.rejected => Reload::RejectedBefore,
@@ -47,13 +47,13 @@ pub(super) fn judge(read: Read, config: &Config, in_force: &InForce) -> Reload {
     }
 }
 
-/// Returns the names of documents, as they are reported.
+/// Returns the names of documents in the form in which they are reported.
 pub(super) fn names(documents: &[Document]) -> Vec<String> {
     let names = documents.iter().map(|document| document.name.clone());
     names.collect()
 }
 
-/// Returns diagnostics as they are reported.
+/// Returns diagnostics in the form in which they are reported.
 pub(super) fn lines(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(ToString::to_string).collect()
 }
@@ -79,7 +79,7 @@ mod tests {
     const OTHER: &str = "nonMasqueradeCIDRs: [10.0.0.0/9]\n";
     const BAD: &str = "nonMasqueradeCIDRs: [10.0.0.0/99]\n";
 
-    /// With [`GOOD`] in force.
+    /// Returns the state with [`GOOD`] in force.
     fn in_force() -> (config::Config, InForce) {
         let (documents, loaded) = read(GOOD).unwrap();
         let mut in_force = InForce::after(PolicyCount::default());

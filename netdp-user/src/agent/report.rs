@@ -1,4 +1,4 @@
-//! The report for `netdp status`, made of the agent's state. Nothing reads it back.
+//! The report for `netdp status`, made from the agent's state. netdp itself never reads it back.
 
 use super::facts::Facts;
 use super::findings::Flag;
@@ -7,7 +7,7 @@ use crate::config::Rule;
 use crate::report::{ConfigReport, Report, RuleReport};
 
 impl Facts<'_> {
-    /// Makes the report.
+    /// Makes the report for `netdp status`.
     pub(super) fn report(&self) -> Report {
         let (identity, network) = (self.identity, self.network);
         Report {
@@ -60,7 +60,7 @@ impl Facts<'_> {
         }
     }
 
-    /// Makes what the next agent has to know.
+    /// Makes the memory file's content for the next agent.
     pub(super) fn memory(&self) -> Memory {
         Memory {
             policy: self.config.policy.clone(),
@@ -72,7 +72,7 @@ impl Facts<'_> {
         }
     }
 
-    /// Returns the uplinks or chains by which the policy is in force.
+    /// Returns the uplinks or chains on which the policy is in force.
     pub(super) fn places(&self) -> Vec<String> {
         let uplinks = self.uplinks.iter().map(|uplink| uplink.name.clone());
         let chains = self.chains.unwrap_or_default().iter();
@@ -101,7 +101,7 @@ pub(super) mod tests {
     use crate::report::UplinkReport;
     use crate::uplinks::{Family, Lacking};
 
-    /// What facts are borrowed from.
+    /// Owner of the values that facts borrow.
     pub(in crate::agent) struct State {
         pub identity: Identity,
         pub config: InForce,
@@ -120,7 +120,7 @@ pub(super) mod tests {
     }
 
     impl State {
-        /// A node that is ready.
+        /// Returns the state of a ready node.
         pub(in crate::agent) fn well() -> Self {
             let mut config = InForce::after(PolicyCount {
                 hash: "00112233".into(),

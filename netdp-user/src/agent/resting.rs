@@ -1,21 +1,21 @@
-//! Addresses that the node has just lost. They are often back within a second (networkd
-//! restarts, a DHCP lease is renewed): until it is clear that they are not, mappings with them
-//! rest. The programs let nothing leave with such an address meanwhile.
+//! Addresses that the node has just lost. They are often back within a second (networkd restarts, a
+//! DHCP lease is renewed): until the loss is certain, their mappings are suspended, not ended. The
+//! programs let no packet leave with such an address in the meantime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long mappings rest.
+/// Time that mappings of a lost address are kept.
 const REST: Duration = Duration::from_secs(15);
 
-/// Addresses that are gone, and since when.
+/// Lost addresses, and since when.
 #[derive(Debug, Default)]
 pub(super) struct Resting(BTreeMap<IpAddr, Instant>);
 
 impl Resting {
-    /// Notes what the node has lost and what it has got.
+    /// Records addresses that the node has lost or gained.
     pub(super) fn changed(
         &mut self,
         before: &BTreeSet<IpAddr>,
@@ -28,13 +28,13 @@ impl Resting {
         }
     }
 
-    /// Returns the addresses whose mappings go on or rest.
+    /// Returns the addresses whose mappings are alive or suspended.
     pub(super) fn with(&self, local: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
         local.iter().chain(self.0.keys()).copied().collect()
     }
 
-    /// Forgets the addresses that have been gone for too long, and returns whether there
-    /// were any: their mappings are to end.
+    /// Removes the addresses that have been gone for too long, and returns whether there were any:
+    /// their mappings are to end.
     pub(super) fn end(&mut self, now: Instant) -> bool {
         let before = self.0.len();
         self.0

@@ -1,4 +1,4 @@
-//! What is done once, before the loop.
+//! One-time work before the loop.
 
 use super::modes::{Ebpf, Engine};
 use super::{
@@ -16,21 +16,22 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 
 impl Agent {
-    /// Puts in force what is configured.
+    /// Puts the configuration in force.
     ///
     /// # Errors
-    /// It can't start: privileges, kernel, bpffs, netlink.
+    /// Returns an error if the agent cannot start: missing privileges, an unsuitable kernel or
+    /// bpffs, or failing netlink.
     pub(super) async fn start(options: RunOptions, state_dir: StateDir) -> Result<Self> {
         ready::set(&options, false)?;
         let control = Control::start(options.kube.clone(), options.http_listen)?;
-        // Both watches stand before the first look, so that nothing falls between.
+        // Both watches are set up before the first read, so that no change is missed.
         let watcher = Watcher::new(&options.config_paths);
         if let Some(problem) = watcher.problem() {
             log::warn!("{problem}");
         }
         let monitor = monitor::Reopening::new().await?;
         let (engine, no_ebpf) = Engine::start(&options)?;
-        // What an earlier agent has left in force.
+        // State that an earlier agent left in force.
         let (mut keep, mut local, mut kernel) = (BTreeSet::new(), BTreeSet::new(), None);
         if let Some(Ebpf { datapath, .. }) = engine.as_ebpf() {
             keep.extend(datapath.known_uplinks()?);
@@ -115,7 +116,7 @@ impl Agent {
         Ok(agent)
     }
 
-    /// For `netdp detach --to-iptables`.
+    /// Saves the facts for `netdp detach --to-iptables`.
     fn save_fallback(&self) {
         let fallback = Fallback {
             chains: self.options.chains.clone(),

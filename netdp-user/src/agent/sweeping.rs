@@ -1,8 +1,8 @@
-//! Mappings end on a thread of their own: with a million of them a sweep takes
-//! seconds, in which the agent has other things to do.
+//! The sweeper runs on its own thread: a sweep of a million mappings takes seconds, in which the
+//! agent has other things to do.
 //!
-//! Between sweeps the agent looks whether so many mappings have been made that the
-//! tables may be nearly full, the sooner the less room there was.
+//! Between sweeps the agent checks whether so many mappings have been created that the tables may
+//! be nearly full; the less room there was, the sooner.
 
 use super::modes::Ebpf;
 use super::{Agent, DRAIN_IDLE, SWEEP_INTERVAL};
@@ -16,45 +16,45 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// With more mappings than this, what the last sweep counted is good enough.
+/// Number of live mappings above which the count of the last sweep is accurate enough.
 const COUNTED_ANEW: usize = 50_000;
 
-/// New mappings a second that no node exceeds.
+/// Upper bound of the rate of new mappings on any node, per second.
 const FASTEST: u64 = 50_000;
 
-/// The tables are looked at no more often.
+/// Minimum interval between checks of the tables.
 const SOONEST: Duration = Duration::from_millis(20);
 
-/// What is asked of the thread: the rules, and whether they have changed.
+/// Request to the thread: the rules, and whether they have changed.
 type Job = (SweepRules, bool);
 
-/// What comes back.
+/// Result of a sweep.
 struct Done {
     swept: Result<Swept>,
-    /// How many mappings live.
+    /// Number of live mappings.
     live: usize,
-    /// [`Sweeper::full_at`].
+    /// Count of created mappings from [`Sweeper::full_at`].
     full_at: Option<u64>,
-    /// [`Sweeper::rest`].
+    /// Pause before the next check, from [`Sweeper::rest`].
     rest: Duration,
 }
 
-/// The thread that sweeps.
+/// Handle of the sweeper thread.
 pub(super) struct Sweeping {
     jobs: Sender<Job>,
     done: Receiver<Done>,
     wake: Arc<Notify>,
-    /// Becomes true when the rules at work are out of date.
+    /// Set when the rules of the current sweep are out of date.
     stop: Arc<AtomicBool>,
-    /// Becomes true when the node has got addresses that those do not know.
+    /// Set when the node has gained addresses that those rules lack.
     grown: Arc<AtomicBool>,
     busy: bool,
-    /// The rules have changed since the sweep at work began.
+    /// Set if the rules have changed since the current sweep began.
     again: bool,
     live: usize,
-    /// How many mappings may have been made until the tables may be nearly full.
+    /// Count of created mappings at which the tables may be nearly full.
     full_at: Option<u64>,
-    /// When to look whether they are.
+    /// Time of the next check of the tables.
     look_at: Instant,
 }
 
@@ -62,7 +62,7 @@ impl Sweeping {
     /// Starts the thread, with the maps pinned below `bpffs`.
     ///
     /// # Errors
-    /// The maps can't be opened, or no thread be made.
+    /// Returns an error if the maps cannot be opened, or the thread cannot be started.
     pub(super) fn start(bpffs: &Path) -> Result<Self> {
         let mut sweeper = Sweeper::open(bpffs)?;
         let (jobs, asked) = channel::<Job>();
@@ -106,7 +106,7 @@ impl Sweeping {
         })
     }
 
-    /// Waits until it is time to look whether the tables are nearly full.
+    /// Waits until the next check of the tables is due.
     pub(super) async fn wants_look(&self) {
         tokio::time::sleep_until(self.look_at).await;
     }
@@ -117,8 +117,8 @@ impl Sweeping {
     }
 }
 
-/// Ends the agent with the thread that panics, as a panic of the loop would: then
-/// whoever runs the agent starts it anew, instead of mappings that never end.
+/// Aborts the agent if the thread panics, as a panic of the loop would: the supervisor then
+/// restarts the agent, and mappings do not stay forever.
 struct EndWithAgent;
 
 impl Drop for EndWithAgent {
@@ -130,8 +130,8 @@ impl Drop for EndWithAgent {
 }
 
 impl Agent {
-    /// Ends mappings whose time has come. `changed`: an address is gone for good, or the
-    /// policy has changed. In iptables mode netfilter ends its own.
+    /// Starts a sweep, which ends expired mappings. `changed`: an address is gone for good, or the
+    /// policy has changed. In iptables mode netfilter expires its own connections.
     pub(super) fn sweep(&mut self, changed: bool) {
         let rules = self.sweep_rules();
         let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut() else {
@@ -150,7 +150,7 @@ impl Agent {
         sweeping.busy = true;
     }
 
-    /// A sweep may have ended.
+    /// Handles the result of a sweep, if there is one.
     pub(super) fn sweep_ended(&mut self) {
         let ebpf = self.engine.as_ebpf_mut();
         let done = ebpf.map(|ebpf| ebpf.sweeping.done.try_recv());
@@ -159,8 +159,7 @@ impl Agent {
         }
     }
 
-    /// The sweep at work, if there is one, ends no more mappings: what it goes
-    /// by changes.
+    /// Stops the current sweep, if there is one: its rules are about to change.
     pub(super) fn interrupt_sweep(&mut self) {
         if let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut()
             && sweeping.busy
@@ -170,22 +169,21 @@ impl Agent {
         }
     }
 
-    /// The sweep at work, if there is one, ends no mapping any more because its
-    /// address is gone: the node has got another.
+    /// Keeps the current sweep, if there is one, from ending mappings because their address is
+    /// gone: the node has gained another one.
     pub(super) fn spare_addresses(&self) {
         if let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf() {
             sweeping.grown.store(true, Ordering::Release);
         }
     }
 
-    /// Sweeps if so many mappings have been made that there may be no room left
-    /// before the next sweep.
+    /// Starts a sweep if the mappings created may leave no room before the next regular one.
     pub(super) fn look_for_room(&mut self) {
         let room = self.room();
         let Some(Ebpf { sweeping, .. }) = self.engine.as_ebpf_mut() else {
             return;
         };
-        // Where there may be none, the end of the sweep says when.
+        // If there may be no room, the end of the sweep sets the time.
         let after = room.map_or(SWEEP_INTERVAL, look_again_after);
         sweeping.look_at = Instant::now() + after;
         if room.is_none() && sweeping.full_at.is_some() {
@@ -193,12 +191,12 @@ impl Agent {
         }
     }
 
-    /// How many more mappings may be made; `None` if there may be too many or
-    /// nobody knows.
+    /// Returns how many more mappings may be created before a sweep is due; `None` if that limit is
+    /// exceeded or unknown.
     fn room(&self) -> Option<u64> {
         let ebpf = self.engine.as_ebpf()?;
         let full_at = ebpf.sweeping.full_at?;
-        // Whether they can be read is shown by the sweep itself.
+        // The sweep itself reports unreadable counters.
         let counters = ebpf.datapath.maps().counters().ok()?;
         full_at.checked_sub(counters.mappings_created)
     }
@@ -241,7 +239,7 @@ impl Agent {
         }
     }
 
-    /// How many mappings live; those of netfilter are not counted.
+    /// Returns the number of live mappings, without netfilter's connections.
     pub(super) fn mappings(&self) -> usize {
         match self.engine.as_ebpf() {
             Some(ebpf) if ebpf.sweeping.live > COUNTED_ANEW => ebpf.sweeping.live,
@@ -251,7 +249,7 @@ impl Agent {
     }
 }
 
-/// For how long there is room if so many more mappings may be made.
+/// Returns the time for which `room` more mappings suffice.
 fn look_again_after(room: u64) -> Duration {
     Duration::from_millis(room.saturating_mul(1000) / FASTEST).clamp(SOONEST, SWEEP_INTERVAL)
 }

@@ -1,4 +1,4 @@
-//! What the agent says of itself to the API and to probes.
+//! Status that the agent publishes to the API and to probes.
 
 use super::Agent;
 use super::modes::Ebpf;
@@ -7,22 +7,22 @@ use crate::control::{REFUSALS, Told};
 use crate::report::UplinkReport;
 use std::time::{Duration, Instant};
 
-/// Counting a million mappings takes a moment: not at each sweep.
+/// Interval between counts of the mappings: counting a million of them is too slow for each sweep.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
 
-/// What has been told.
+/// State of the publishing of the agent's status.
 #[derive(Debug)]
 pub(super) struct Telling {
-    /// Somebody listens.
+    /// Set if there is a control-plane thread.
     on: bool,
     serial: u64,
-    /// Documents of the configuration before that are gone.
+    /// Documents of the previous configuration that no longer exist.
     gone: Vec<String>,
-    /// The uplinks that were checked last: index and addresses.
+    /// Uplinks of the last self-check, with their addresses.
     checked: Vec<UplinkReport>,
-    /// What the last self-check found wrong.
+    /// Fault found by the last self-check.
     pub(super) fault: Option<String>,
-    /// Why the node was not ready, as published last.
+    /// Reasons why the node was not ready, as last published.
     pub(super) unready: Vec<String>,
     mappings: usize,
     counted: Option<Instant>,
@@ -42,28 +42,28 @@ impl Telling {
         }
     }
 
-    /// A configuration was taken or rejected.
+    /// Records that a configuration was accepted or rejected.
     pub(super) fn another_config(&mut self, gone: Vec<String>) {
         self.serial += 1;
         self.gone = gone;
     }
 
-    /// Whether these are not the uplinks that were checked last.
+    /// Reports whether the uplinks differ from those of the last self-check.
     pub(super) fn uplinks_changed(&self, uplinks: &[UplinkReport]) -> bool {
         self.checked != uplinks
     }
 }
 
 impl Agent {
-    /// The loop turns.
+    /// Records a heartbeat of the loop.
     pub(super) fn turned(&self) {
         if let Some(control) = &self.control {
             control.beat();
         }
     }
 
-    /// Sends packets of our own through the programs: what they do is what the configuration says,
-    /// or the node is not ready.
+    /// Runs the self-check: test packets go through the programs, which have to treat them as
+    /// configured, or the node is not ready.
     pub(super) fn check_datapath(&mut self) {
         if !self.told.on || self.applied.policy.is_none() {
             return;
@@ -95,7 +95,7 @@ impl Agent {
         self.told.fault = fault;
     }
 
-    /// Says how things are.
+    /// Publishes the agent's status.
     pub(super) fn tell(&mut self) {
         if !self.told.on {
             return;

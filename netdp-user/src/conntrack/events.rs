@@ -1,4 +1,4 @@
-//! Hearing of new connections.
+//! Connection tracking events (`NEW`) over netlink.
 
 use super::{Flow, message};
 use anyhow::{Context as _, Result};
@@ -15,31 +15,31 @@ use std::time::Duration;
 /// `NFNLGRP_CONNTRACK_NEW` (include/uapi/linux/netfilter/nfnetlink.h).
 const NEW: u32 = 1;
 
-/// Room for events that are not heard at once, in bytes: some ten thousand connections.
+/// Receive buffer for events, in bytes: some ten thousand connections.
 const ROOM: usize = 16 << 20;
 
-/// New connections of this network namespace, as they are confirmed: translated or not, that is
-/// decided then.
+/// New connections of this network namespace, reported on confirmation: by then it is decided
+/// whether they are translated.
 #[derive(Debug)]
 pub struct Events {
     socket: Socket,
 }
 
-/// What was heard.
+/// Result of a receive.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// New connections; none if there were none for a while.
+    /// New connections; empty if there were none until the timeout.
     Flows(Vec<Flow>),
-    /// There were more than there is room for, and some were lost.
+    /// The buffer overran, and events were lost.
     Lost,
 }
 
 impl Events {
-    /// Begins to listen. The kernel writes events down only where somebody listens
+    /// Subscribes to new connections. The kernel generates events only while there is a subscriber
     /// (net.netfilter.nf_conntrack_events = 2, its default).
     ///
     /// # Errors
-    /// The kernel has no such sockets.
+    /// Returns an error if the kernel does not support such sockets.
     pub fn open() -> Result<Self> {
         let mut socket =
             Socket::new(NETLINK_NETFILTER).context("a netlink socket for new connections")?;
@@ -53,10 +53,10 @@ impl Events {
         Ok(Self { socket })
     }
 
-    /// Waits for new connections, at most this long.
+    /// Waits up to `patience` for new connections.
     ///
     /// # Errors
-    /// The socket has failed.
+    /// Returns an error if the socket has failed.
     pub fn hear(&self, patience: Duration) -> Result<Heard> {
         // SAFETY: the socket lives as long as the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
@@ -78,13 +78,13 @@ impl Events {
     }
 }
 
-/// The connections that a datagram tells of.
+/// Returns the connections in a datagram.
 fn flows(mut rest: &[u8]) -> Vec<Flow> {
     let mut flows = Vec::new();
     while let Ok(header) = NetlinkBuffer::new_checked(rest) {
         let length = header.length() as usize;
         let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest);
-        // Messages begin at multiples of four bytes.
+        // Messages are aligned to four bytes.
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         if let Ok(message) = message
             && let NetlinkPayload::InnerMessage(message) = message.payload

@@ -1,23 +1,23 @@
-//! A connection as connection tracking sees it.
+//! A connection in the view of connection tracking.
 
 use std::net::{IpAddr, Ipv4Addr};
 
-/// The IPv4 dummy address (RFC 7600).
+/// IPv4 dummy address (RFC 7600).
 const DUMMY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 
-/// A protocol number for experiments (RFC 3692).
+/// Protocol number for experiments (RFC 3692).
 const EXPERIMENT: u8 = 253;
 
-/// Seconds: the kernel keeps no entry for longer than `INT_MAX` jiffies, and cuts this to 24 days or
-/// more (`__nf_ct_set_timeout`, Linux 6.18).
+/// Longest timeout, in seconds: the kernel keeps no entry for longer than `INT_MAX` jiffies, and
+/// cuts this to 24 days or more (`__nf_ct_set_timeout`, Linux 6.18).
 const LONGEST: u32 = 99 * 86_400;
 
-/// One direction: what packets show when they come in.
+/// One direction of a connection: source and destination of packets as they arrive at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ends {
-    /// Source address.
+    /// Address of the sender.
     pub source: IpAddr,
-    /// Destination address.
+    /// Address of the receiver.
     pub destination: IpAddr,
     /// Source port, or ICMP identifier; 0 where the protocol has neither.
     pub source_id: u16,
@@ -26,7 +26,7 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// The other way round.
+    /// Returns the opposite direction: source and destination swapped.
     #[must_use]
     pub const fn reversed(&self) -> Self {
         Self {
@@ -38,13 +38,12 @@ impl Ends {
     }
 }
 
-/// States of a TCP connection that matter here
-/// (include/uapi/linux/netfilter/nf_conntrack_tcp.h).
+/// States of a TCP connection that matter here (include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TcpState {
-    /// Both sides have agreed.
+    /// The handshake is complete.
     Established,
-    /// Any other, by its number.
+    /// Any other state, by the kernel's number.
     Other(u8),
 }
 
@@ -52,7 +51,7 @@ impl TcpState {
     /// `TCP_CONNTRACK_ESTABLISHED`.
     const ESTABLISHED: u8 = 3;
 
-    /// From the kernel's number.
+    /// Converts from the kernel's number.
     #[must_use]
     pub const fn from_raw(raw: u8) -> Self {
         match raw {
@@ -61,7 +60,7 @@ impl TcpState {
         }
     }
 
-    /// The kernel's number.
+    /// Returns the kernel's number.
     #[must_use]
     pub const fn raw(self) -> u8 {
         match self {
@@ -71,33 +70,34 @@ impl TcpState {
     }
 }
 
-/// A connection.
+/// An entry of connection tracking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
-    /// IP protocol number.
+    /// IP protocol number, as in the IPv4 header.
     pub protocol: u8,
-    /// As its first packet came in.
+    /// Original direction, before translation.
     pub original: Ends,
-    /// As answers come in.
+    /// Reply direction, as replies arrive from the wire.
     pub reply: Ends,
-    /// Whether an answer was seen.
+    /// Set if a reply was seen.
     pub answered: bool,
-    /// Seconds until it is forgotten.
+    /// Remaining lifetime of the entry, in seconds.
     pub timeout: u32,
-    /// State, of TCP.
+    /// State of a TCP connection.
     pub tcp: Option<TcpState>,
-    /// Whether it is TCP and tracking met it in mid-stream, by a packet of either side.
+    /// Set if it is TCP and tracking picked it up in mid-stream, from a packet of either side.
     pub picked_up: bool,
 }
 
 impl Flow {
-    /// What leaves the node in the original direction.
+    /// Returns the tuple of the original direction as it leaves the node.
     #[must_use]
     pub const fn leaves(&self) -> Ends {
         self.reply.reversed()
     }
 
-    /// What [`Conntrack::mark`](super::Conntrack::mark) leaves: no packet is of this flow.
+    /// Returns the marker entry of [`Conntrack::mark`](super::Conntrack::mark): no packet belongs
+    /// to this flow.
     #[must_use]
     pub const fn mark() -> Self {
         let original = Ends {
@@ -117,14 +117,14 @@ impl Flow {
         }
     }
 
-    /// Whether it is that.
+    /// Reports whether this is the marker entry.
     #[must_use]
     pub fn is_mark(&self) -> bool {
         let mark = Self::mark();
         (self.protocol, self.original) == (mark.protocol, mark.original)
     }
 
-    /// Whether netfilter replaces the source.
+    /// Reports whether netfilter translates the source.
     #[must_use]
     pub fn is_masqueraded(&self) -> bool {
         (self.original.source, self.original.source_id)

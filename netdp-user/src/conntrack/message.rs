@@ -1,4 +1,4 @@
-//! Between [`Flow`] and the attributes of netlink.
+//! Conversion between [`Flow`] and netlink attributes.
 
 use super::{Ends, Flow, TcpState};
 use netdp_common::tuple::proto;
@@ -9,7 +9,7 @@ use netlink_packet_netfilter::conntrack::{
 };
 use std::net::IpAddr;
 
-/// `NLA_F_NESTED`.
+/// `NLA_F_NESTED` (include/uapi/linux/netlink.h).
 const NESTED: u16 = 1 << 15;
 const CTA_NAT_SRC: u16 = 6;
 const CTA_NAT_V4_MINIP: u16 = 1;
@@ -24,11 +24,11 @@ const CTA_PROTONAT_PORT_MAX: u16 = 2;
 const ICMP_ATTRIBUTES: [u16; 3] = [4, 5, 6];
 const ICMPV6_ATTRIBUTES: [u16; 3] = [7, 8, 9];
 
-/// `IP_CT_TCP_FLAG_BE_LIBERAL`: no segment is out of the window. Nobody told the kernel where the
-/// window is.
+/// `IP_CT_TCP_FLAG_BE_LIBERAL`: no segment counts as out of window. The kernel lacks the TCP
+/// windows of a connection that was handed over.
 const BE_LIBERAL: u8 = 0x08;
 
-/// The flow that a message tells of; `None` if it lacks something.
+/// Converts the attributes of a message; `None` if a required one is missing.
 pub(super) fn flow(attributes: &[Attribute]) -> Option<Flow> {
     let mut original = None;
     let mut reply = None;
@@ -61,7 +61,7 @@ pub(super) fn flow(attributes: &[Attribute]) -> Option<Flow> {
     })
 }
 
-/// Whether tracking has not seen the beginning of a connection: it then knows no window
+/// Reports whether tracking missed the beginning of a connection: it then knows no window
 /// (`tcp_new`, net/netfilter/nf_conntrack_proto_tcp.c, Linux 6.18).
 fn is_picked_up(infos: &[ProtoInfo]) -> bool {
     infos.iter().any(|info| match info {
@@ -106,7 +106,7 @@ fn ends(tuples: &[Tuple]) -> Option<(u8, Ends)> {
                         ProtoTuple::Other(nla)
                             if [ICMP_ATTRIBUTES[0], ICMPV6_ATTRIBUTES[0]].contains(&nla.kind()) =>
                         {
-                            // An identifier is both.
+                            // An ICMP identifier serves as both ids.
                             source_id = id(nla)?;
                             destination_id = source_id;
                         }
@@ -135,7 +135,7 @@ fn id(nla: &DefaultNla) -> Option<u16> {
     Some(u16::from_be_bytes(bytes))
 }
 
-/// What names `flow` to the kernel.
+/// Returns the attributes that identify `flow`.
 pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
     vec![Attribute::CtaTupleOrig(tuple(
         flow.protocol,
@@ -144,8 +144,8 @@ pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
     ))]
 }
 
-/// What makes the kernel know `flow` as it is, translated or not: assured, so that it gives way to
-/// no other.
+/// Returns the attributes that create `flow` unchanged, translated or not: assured, so that it is
+/// not evicted early.
 pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
     let mut attributes = key(flow);
     attributes.push(Attribute::CtaTupleReply(tuple(
@@ -158,14 +158,14 @@ pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
     attributes
 }
 
-/// What makes the kernel translate `flow` from now on: answered, assured, its source replaced by
-/// the destination of its reply direction.
+/// Returns the attributes that make the kernel translate `flow` from now on: seen reply, assured,
+/// its source replaced by the destination of its reply direction.
 pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
     let mut attributes = key(flow);
     attributes.push(Attribute::CtaTupleReply(tuple(
         flow.protocol,
-        // The kernel turns the original direction round and then translates: this is what it has
-        // to begin with.
+        // The kernel translates the reply direction itself, starting from the reversed original
+        // one, which is passed here.
         &flow.original.reversed(),
         true,
     )));
@@ -174,7 +174,7 @@ pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
     ));
     attributes.push(Attribute::CtaTimeout(flow.timeout));
     if let Some(state) = flow.tcp {
-        // Flags and the mask of those that are set.
+        // The flags, and the mask of the flags to set.
         let liberal = TCPFlags::parse(&[BE_LIBERAL, BE_LIBERAL])?;
         attributes.push(Attribute::CtaProtoInfo(vec![ProtoInfo::TCP(vec![
             ProtoInfoTCP::State(state.raw()),
@@ -186,7 +186,7 @@ pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
     Ok(attributes)
 }
 
-/// `CTA_NAT_SRC`: exactly one address and one port.
+/// Returns `CTA_NAT_SRC` with exactly one address and one port.
 fn source_nat(flow: &Flow) -> DefaultNla {
     let mut value = Vec::new();
     let (address, min, max) = match flow.reply.destination {
@@ -205,8 +205,8 @@ fn source_nat(flow: &Flow) -> DefaultNla {
     DefaultNla::new(CTA_NAT_SRC | NESTED, value)
 }
 
-/// Appends an attribute: length and kind of two bytes each in the order of the machine, value,
-/// padding to four bytes (include/uapi/linux/netlink.h).
+/// Appends an attribute: length and type, two bytes each in native byte order; value; padding to
+/// four bytes (include/uapi/linux/netlink.h).
 fn push(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let nla = DefaultNla::new(kind, value.to_vec());
     let start = out.len();
@@ -222,7 +222,7 @@ fn tuple(protocol: u8, ends: &Ends, reply: bool) -> Vec<Tuple> {
         IPTuple::DestinationAddress(ends.destination),
     ];
     let mut parts = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
-    // Echo request and reply.
+    // Types of echo request and reply.
     match (u32::from(protocol), ends.source_id) {
         (proto::ICMP, id) => icmp(&mut parts, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
         (proto::ICMPV6, id) => icmp(

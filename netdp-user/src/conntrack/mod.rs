@@ -1,7 +1,7 @@
-//! The kernel's connection tracking, over netlink: what netfilter translates, and
-//! handing a mapping over to it.
+//! The kernel's connection tracking over netlink: connections that netfilter translates, and the
+//! hand-over of mappings to it.
 //!
-//! Messages: include/uapi/linux/netfilter/nfnetlink_conntrack.h; what the kernel makes of them:
+//! Messages: include/uapi/linux/netfilter/nfnetlink_conntrack.h; their handling by the kernel:
 //! net/netfilter/nf_conntrack_netlink.c.
 
 mod events;

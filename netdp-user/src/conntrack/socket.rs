@@ -1,4 +1,4 @@
-//! Asking the kernel.
+//! Queries and changes of connection tracking.
 
 use super::{Flow, message};
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -14,10 +14,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use std::net::IpAddr;
 
-/// How often the kernel may have to be asked again while its table changes.
+/// Limit of attempts while the table changes concurrently.
 const DUMPS: usize = 5;
 
-/// A socket to connection tracking in this network namespace.
+/// Netlink socket to connection tracking in this network namespace.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
@@ -25,16 +25,17 @@ pub struct Conntrack {
 }
 
 impl Conntrack {
-    /// Opens it.
+    /// Opens the socket.
     ///
     /// # Errors
-    /// The kernel has no such sockets.
+    /// Returns an error if the kernel does not support such sockets.
     pub fn open() -> Result<Self> {
         let mut socket =
             Socket::new(NETLINK_NETFILTER).context("a netlink socket to connection tracking")?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // A large table comes in many datagrams; the kernel waits for none.
+        // A dump of a large table takes many datagrams, and the kernel does not wait for the
+        // reader.
         socket.set_rx_buf_sz(4 << 20)?;
         Ok(Self {
             socket,
@@ -42,10 +43,10 @@ impl Conntrack {
         })
     }
 
-    /// All that is tracked, of both families.
+    /// Dumps all tracked connections of both families.
     ///
     /// # Errors
-    /// The kernel refuses, as one without connection tracking does.
+    /// Returns an error if the kernel refuses, as one without connection tracking does.
     pub fn dump(&mut self) -> Result<Vec<Flow>> {
         for _ in 0..DUMPS {
             self.send(NLM_F_DUMP, family(None), ConntrackMessage::Get(Vec::new()))?;
@@ -57,10 +58,11 @@ impl Conntrack {
         bail!("connection tracking changes faster than it can be read")
     }
 
-    /// Makes netfilter translate a connection from now on.
+    /// Creates an entry that makes netfilter translate a connection from now on.
     ///
     /// # Errors
-    /// [`Errno::EEXIST`] where it knows one with the same tuple.
+    /// Returns [`Errno::EEXIST`] if there is an entry with the same tuple, or another error of the
+    /// kernel.
     pub fn create(&mut self, flow: &Flow) -> Result<()> {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
         let new = ConntrackMessage::New(message::whole(flow)?);
@@ -68,12 +70,12 @@ impl Conntrack {
         self.receive(None).map(drop)
     }
 
-    /// Leaves a mark in the table, or renews it: from here on it may hold connections as answered
-    /// and untranslated that netdp translates where tracking does not see it. The mark lives for as
-    /// long as they do: whatever empties the table takes it along.
+    /// Creates or renews the marker entry: from now on the table may list connections as answered
+    /// and untranslated that netdp translates out of tracking's sight. The marker lives as long as
+    /// they do: flushing the table also removes the marker.
     ///
     /// # Errors
-    /// The kernel refuses, as one without connection tracking does.
+    /// Returns an error if the kernel refuses, as one without connection tracking does.
     pub fn mark(&mut self) -> Result<()> {
         let mark = Flow::mark();
         let new = ConntrackMessage::New(message::bare(&mark));
@@ -81,10 +83,10 @@ impl Conntrack {
         self.receive(None).map(drop)
     }
 
-    /// Makes it forget a connection, if it knows it. Whether it did.
+    /// Deletes an entry if it exists. Returns whether it did.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Returns an error if the kernel refuses.
     pub fn forget(&mut self, flow: &Flow) -> Result<bool> {
         match self.delete(flow) {
             Err(err) if is(&err, Errno::ENOENT) => Ok(false),
@@ -92,25 +94,26 @@ impl Conntrack {
         }
     }
 
-    /// Makes it forget a connection.
+    /// Deletes an entry.
     ///
     /// # Errors
-    /// [`Errno::ENOENT`] where it knows none.
+    /// Returns [`Errno::ENOENT`] if there is no such entry, or another error of the kernel.
     pub fn delete(&mut self, flow: &Flow) -> Result<()> {
         let delete = ConntrackMessage::Delete(message::key(flow));
         self.send(NLM_F_ACK, family(Some(flow)), delete)?;
         self.receive(None).map(drop)
     }
 
-    /// Makes netfilter translate a connection which it may know as one that it does not translate.
+    /// Makes netfilter translate a connection, replacing an untranslated entry if there is one.
     ///
     /// # Errors
-    /// The kernel refuses.
+    /// Returns an error if the kernel refuses, or packets keep creating the untranslated entry
+    /// again.
     pub fn replace(&mut self, flow: &Flow) -> Result<()> {
         for _ in 0..DUMPS {
             match self.create(flow) {
                 Err(err) if is(&err, Errno::EEXIST) => match self.delete(flow) {
-                    // A packet may bring it back before it is created.
+                    // A packet may create the entry again before ours is created.
                     Err(err) if !is(&err, Errno::ENOENT) => return Err(err),
                     _ => {}
                 },
@@ -141,7 +144,7 @@ impl Conntrack {
         Ok(())
     }
 
-    /// Reads the answer to the last question.
+    /// Receives the response to the last request.
     fn receive(&mut self, mut flows: Option<&mut Vec<Flow>>) -> Result<Received> {
         loop {
             let mut datagram = Vec::with_capacity(1 << 16);
@@ -152,7 +155,7 @@ impl Conntrack {
             while !rest.is_empty() {
                 let length = NetlinkBuffer::new_checked(rest)?.length() as usize;
                 let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)?;
-                // Messages begin at multiples of four bytes.
+                // Messages are aligned to four bytes.
                 rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
                 if message.header.sequence_number != self.sequence {
                     continue;
@@ -179,11 +182,11 @@ impl Conntrack {
     }
 }
 
-/// How an answer ended.
+/// Completeness of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Received {
     Whole,
-    /// Something was lost.
+    /// Some messages were lost.
     Cut,
 }
 
@@ -195,7 +198,7 @@ fn family(flow: Option<&Flow>) -> NetfilterProtoFamily {
     }
 }
 
-/// Whether an error is this one of the kernel's.
+/// Reports whether an error is this one of the kernel.
 fn is(err: &anyhow::Error, errno: Errno) -> bool {
     err.downcast_ref::<Errno>() == Some(&errno)
 }

@@ -19,7 +19,7 @@ fn flow(source: &str, server: &str, node: &str) -> Flow {
         answered: true,
         timeout: 100,
         tcp: Some(TcpState::Established),
-        // As those are that the kernel is given.
+        // As is every entry that is passed to the kernel.
         picked_up: true,
     }
 }
@@ -31,7 +31,7 @@ fn a_flow_survives_its_attributes() {
         flow("fd00::1", "2001:db8::1", "2001:db8::9"),
     ] {
         let mut attributes = message::whole(&flow).unwrap();
-        // As the kernel answers: the reply direction as it is after translation.
+        // The kernel returns the reply direction as it is after translation.
         let told = message::whole(&Flow {
             original: flow.reply.reversed(),
             ..flow

@@ -1,7 +1,8 @@
-//! Events: what became of a configuration, on its ConfigMaps; what the node lacks, on the Node.
+//! Kubernetes Events: the result of a configuration, on its ConfigMaps; faults of the node, on the
+//! Node.
 //!
-//! All nodes of a cluster name the Event about one version of a ConfigMap alike, so that there is
-//! one, whoever comes first, and not one for each node.
+//! All nodes of a cluster give the Event about one version of a ConfigMap the same name, so that
+//! there is one Event, created by the first node, and not one for each node.
 
 mod budget;
 
@@ -19,37 +20,37 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// The greatest length of a message (the API's limit), in bytes.
+/// Length limit of a message (the API's), in bytes.
 const LONGEST: usize = 1024;
 
-/// How many Events are remembered, so as not to ask the API for what it has, and how many wait for an
-/// API that is away.
+/// Number of Event names that are remembered to avoid duplicate requests, and of Events that wait
+/// while the API is unavailable.
 const REMEMBERED: usize = 64;
 
-/// Pauses before Events that could not be posted are tried again: the first, and the longest.
+/// First and longest pause before a failed post is retried.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// How soon what there was no budget for is tried again.
+/// Interval of retries after the budget was exhausted.
 const HELD_BACK: Duration = Duration::from_secs(60);
 
-/// What an Event is about.
+/// Object that an Event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum About {
     Map(MapRef),
     Node,
 }
 
-/// Something to say.
+/// Draft of an Event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Happening {
     about: About,
-    /// `Normal` or `Warning`.
+    /// Event type: `Normal` or `Warning`.
     kind: &'static str,
     reason: &'static str,
     message: String,
 }
 
-/// Says for ever what the agent tells.
+/// Publishes Events about the agent's status, forever.
 pub(super) async fn publish(
     client: Client,
     options: &KubeOptions,
@@ -75,7 +76,7 @@ pub(super) async fn publish(
             changed = told.changed() => if changed.is_err() { return },
             () = sleep(again.unwrap_or_default()), if again.is_some() => {}
         }
-        // Lets the nodes of a cluster not come all at once, and a burst of changes pass.
+        // Spreads the requests of a cluster's nodes, and lets a burst of changes pass.
         sleep(Duration::from_secs_f64(random())).await;
         let now = told.borrow_and_update().clone();
         for happening in happenings(&before, &now) {
@@ -135,7 +136,7 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
     for (_, reason, why) in REFUSALS {
         let count = |told: &Told| told.refused.get(reason).copied().unwrap_or_default();
         let more = count(now).saturating_sub(count(before));
-        // Counters outlive agents: the first look tells nothing new.
+        // Counters outlive agents: the first reading is the baseline.
         if more > 0 && !before.version.is_empty() {
             node(
                 reason,
@@ -179,7 +180,7 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
             let message = format!("{}; what was in force stays", errors.join("; "));
             say("Warning", "Rejected", message);
         }
-        // Where one of many has changed, there is nothing new to say of the others.
+        // If one of several ConfigMaps has changed, the others need no new Event.
         let is_news = !before.rejected.is_empty() || !before.maps.contains(map);
         if now.rejected.is_empty() && is_news {
             say("Normal", "Applied", now.in_force());
@@ -208,18 +209,18 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
 }
 
 impl Told {
-    /// What is in force, for Events about a configuration.
+    /// Describes the configuration in force, for Events about a configuration.
     fn in_force(&self) -> String {
         format!("in force: config {}, {} rules", self.hash, self.rules)
     }
 }
 
-/// What lasts, and how much of it was said.
+/// Ongoing conditions that have been published, by reason.
 #[derive(Debug, Default)]
 struct Standing(BTreeMap<&'static str, BTreeSet<String>>);
 
 impl Standing {
-    /// Forgets what is over, and returns what was not said yet, by reason.
+    /// Removes conditions that are over, and returns the unpublished ones by reason.
     fn unsaid(&mut self, notes: &[Note]) -> BTreeMap<&'static str, Vec<String>> {
         let stands = |reason: &str, text: &str| {
             (notes.iter()).any(|note| note.reason == reason && note.text == text)
@@ -248,23 +249,24 @@ impl Standing {
 struct Publisher<'a> {
     client: Client,
     node: Option<String>,
-    /// Names of Events that there are.
+    /// Names of Events that exist in the API.
     posted: VecDeque<String>,
     budget: Budget,
-    /// Something was not said for want of budget, which the log has.
+    /// Set if an Event was suppressed because the budget was exhausted, which has been logged.
     held_back: bool,
-    /// Events that are to be posted. The API is often away just when there is most to say.
+    /// Events that wait to be posted. The API is often unavailable just when there is most to
+    /// report.
     waiting: VecDeque<Event>,
     standing: Standing,
-    /// There was no budget for some of what lasts.
+    /// Set if the budget did not suffice for all ongoing conditions.
     unsaid: bool,
-    /// How long to wait before those are tried again.
+    /// Pause before waiting Events are retried.
     pause: Duration,
     teller: &'a Teller,
 }
 
 impl Publisher<'_> {
-    /// When there is something to do though nothing happens.
+    /// Returns the time until a retry is due if nothing else happens; `None` if there is none.
     fn again(&self) -> Option<Duration> {
         if !self.waiting.is_empty() {
             return Some(self.pause);
@@ -272,7 +274,7 @@ impl Publisher<'_> {
         self.unsaid.then_some(HELD_BACK)
     }
 
-    /// Has it posted. Tells whether there is budget for it.
+    /// Queues an Event. Returns whether the budget allowed it.
     fn say(&mut self, happening: &Happening) -> bool {
         let Some(event) = self.event(happening) else {
             return true;
@@ -303,8 +305,8 @@ impl Publisher<'_> {
         true
     }
 
-    /// Says what lasts and was not said yet. What there is no budget for is said later, if it lasts
-    /// that long.
+    /// Queues Events about ongoing conditions that are unpublished. Those beyond the budget are
+    /// published later, if the condition lasts that long.
     fn say_standing(&mut self, notes: &[Note]) {
         self.unsaid = false;
         for (reason, texts) in self.standing.unsaid(notes) {
@@ -322,7 +324,7 @@ impl Publisher<'_> {
         }
     }
 
-    /// Posts what waits, the oldest first, as far as the API takes it.
+    /// Posts waiting Events, the oldest first, until the API fails.
     async fn post_waiting(&mut self) {
         while let Some(event) = self.waiting.front() {
             let reason = event.reason.clone().unwrap_or_default();
@@ -351,14 +353,14 @@ impl Publisher<'_> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
         match timeout(PATIENCE, api.create(&PostParams::default(), event)).await {
             Ok(Ok(_)) => Ok(()),
-            // Another node, or an earlier agent, was first.
+            // Another node or an earlier agent created it first.
             Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => Ok(()),
             Ok(Err(error)) => Err(Trouble::of(&error)),
             Err(_) => Err(Trouble::silent()),
         }
     }
 
-    /// `None` for one about a node that has no name.
+    /// Makes an Event; `None` for one about a node without a name.
     fn event(&self, happening: &Happening) -> Option<Event> {
         let now = Timestamp::now();
         let (object, namespace, version) = match &happening.about {
@@ -380,7 +382,7 @@ impl Publisher<'_> {
                 let object = ObjectReference {
                     api_version: Some("v1".into()),
                     kind: Some("Node".into()),
-                    // As the kubelet does it: `kubectl describe node` looks for this.
+                    // As the kubelet does: `kubectl describe node` selects Events by this value.
                     uid: Some(name.clone()),
                     name: Some(name),
                     ..ObjectReference::default()

@@ -16,22 +16,22 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, yield_now};
 use tokio::time::{sleep, timeout};
 
-/// A loop that has not turned for this long hangs: it turns at least with each sweep, every five
-/// seconds, and the longest sweep that was measured took less than two.
+/// Age of the last heartbeat from which the loop counts as hung: it turns at least with each sweep,
+/// every five seconds, and the longest sweep measured took less than two.
 const HANGS: Duration = Duration::from_secs(30);
 
-/// Connections at a time, in all and of one address.
+/// Limit of concurrent connections, in all and from one address.
 const CONNECTIONS: usize = 32;
 const OF_ONE: usize = 8;
 
-/// How long a request may take to come, and how long a connection may last.
+/// Time limit for receiving a request's header, and for a whole connection.
 const HEADER: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How large a request may be; the least that hyper takes.
+/// Size limit of a request, in bytes: the smallest that hyper accepts.
 const REQUEST_BYTES: usize = 8192;
 
-/// Serves for ever, if there is where.
+/// Serves probes forever; returns at once without a listener.
 pub(super) async fn serve(
     listener: Option<TcpListener>,
     pulse: Arc<Pulse>,
@@ -51,7 +51,7 @@ pub(super) async fn serve(
             Ok(accepted) => accepted,
             Err(error) => {
                 log::debug!("accepting a probe: {error}");
-                // Out of file descriptors, most likely: a moment may help.
+                // Probably out of file descriptors: a short pause may help.
                 sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -73,19 +73,19 @@ pub(super) async fn serve(
             }
         });
         places.take(peer.ip().to_canonical(), task.abort_handle());
-        // Lets those that had to give way close, and those that have asked be answered.
+        // Lets evicted connections close, and pending requests be answered.
         yield_now().await;
     }
 }
 
-/// The connections there are, the oldest first. A probe asks at once and is answered at once: the
-/// oldest is one that does neither.
+/// Open connections, the oldest first. A probe sends its request at once and is answered at once,
+/// so the oldest connection is not an active probe.
 #[derive(Debug, Default)]
 struct Places(VecDeque<(IpAddr, AbortHandle)>);
 
 impl Places {
-    /// Takes a place. Where there is none, the oldest connection gives way: of the same address, if
-    /// that has its share, else of the one that has most.
+    /// Adds a connection. At a limit, the oldest connection is evicted: of the same address, if
+    /// that has reached its limit; otherwise of the address with most connections.
     fn take(&mut self, from: IpAddr, task: AbortHandle) {
         self.0.retain(|(_, task)| !task.is_finished());
         let mut shares: BTreeMap<IpAddr, usize> = BTreeMap::new();
@@ -137,7 +137,7 @@ fn live(age: Duration) -> (StatusCode, String) {
 fn ready(told: &Told) -> (StatusCode, String) {
     if told.unready.is_empty() {
         let place = match told.uplinks.as_slice() {
-            // iptables mode has none.
+            // iptables mode has no uplinks.
             [] => "by iptables rules".into(),
             uplinks => format!("on {}", uplinks.join(", ")),
         };

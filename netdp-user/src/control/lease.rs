@@ -1,4 +1,4 @@
-//! The node's Lease: what `netdp fleet` and kubectl show of it.
+//! The node's Lease, as shown by `netdp fleet` and kubectl.
 
 use super::{Told, lease_name};
 use crate::sources::kube::{Asker, KubeOptions, Teller, Trouble, View, random};
@@ -11,16 +11,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// How often it is renewed though nothing changed.
+/// Interval of renewals without a change.
 const RENEW: Duration = Duration::from_secs(60);
 
-/// After this many seconds without renewal it says nothing any more.
+/// Validity of the Lease without renewal, in seconds.
 pub const DURATION_SECONDS: u32 = 150;
 
-/// How soon a write that failed is tried again.
+/// Pause before a failed write is retried.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Keeps the Lease up to date for ever; without a node's name there is none.
+/// Keeps the Lease up to date forever; without a node name there is none.
 pub(super) async fn keep(
     client: Client,
     options: &KubeOptions,
@@ -45,14 +45,14 @@ pub(super) async fn keep(
             () = sleep_until(due) => {}
         }
         let mut now = told.borrow_and_update().clone();
-        // The figures that change all the time wait for the renewal.
+        // Counters that change all the time are only written on renewal.
         let mut same = now.clone();
         same.mappings = written.mappings;
         same.refused.clone_from(&written.refused);
         if now.version.is_empty() || (same == written && Instant::now() < due) {
             continue;
         }
-        // The nodes of a cluster do not write all at once.
+        // Spreads the writes of a cluster's nodes.
         sleep(Duration::from_secs_f64(random())).await;
         now = told.borrow_and_update().clone();
         let uid = view.borrow().node.as_ref().map(|node| node.uid.clone());
@@ -82,7 +82,7 @@ async fn write(api: &Api<Lease>, node: &str, lease: &Value) -> Result<(), Troubl
     }
 }
 
-/// Lines in so many bytes at most. None of them has a line break.
+/// Joins lines, none of which has a line break, up to a length of `most` bytes.
 fn within(lines: &[String], separator: &str, most: usize) -> String {
     let mut text = lines.join(separator);
     text.truncate(text.floor_char_boundary(most));
@@ -103,7 +103,7 @@ fn lease(node: &str, node_uid: Option<&str>, told: &Told) -> Value {
     let refused: u64 = told.refused.values().sum();
     let applied_at = i64::try_from(told.applied_at).unwrap_or_default();
     let applied_at = Timestamp::from_second(applied_at).unwrap_or_default();
-    // With the Node goes its Lease.
+    // The garbage collector deletes the Lease with its Node.
     let owners: Vec<Value> = node_uid
         .map(|uid| json!({"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}))
         .into_iter()

@@ -1,4 +1,4 @@
-//! The chains of both families, kept as the configuration says.
+//! The chains of both families, kept in line with the configuration.
 
 use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule};
 use crate::config::Config;
@@ -7,58 +7,58 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// The greatest length of a chain's name (XT_EXTENSION_MAXNAMELEN less the final zero,
+/// Length limit of a chain's name (XT_EXTENSION_MAXNAMELEN without the final zero,
 /// include/uapi/linux/netfilter/x_tables.h).
 const MAX_NAME: usize = 28;
 
-/// What the chains are to be, whatever the configuration.
+/// Options of the chains that do not depend on the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainOptions {
-    /// `--masq-chain`.
+    /// Name of the chain, from `--masq-chain`.
     pub name: String,
-    /// Whether IPv6 has one.
+    /// Set if IPv6 has a chain, too.
     pub enable_ipv6: bool,
-    /// How source ports are chosen.
+    /// Choice of source ports.
     pub ports: Ports,
 }
 
-/// The chains.
+/// The chains of all families in use.
 #[derive(Debug)]
 pub struct Chains {
     families: Vec<Iptables>,
     name: String,
     ports: Ports,
     adopted: bool,
-    /// What was written last.
+    /// Chains as last written.
     written: Vec<(Family, Chain)>,
 }
 
-/// What the chain of one family is, as `netdp status` tells.
+/// State of one family's chain, for `netdp status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainReport {
-    /// `IPv4` or `IPv6`.
+    /// Address family: `IPv4` or `IPv6`.
     pub family: String,
-    /// `nft` or `legacy`.
+    /// Backend: `nft` or `legacy`.
     pub backend: String,
-    /// Its name.
+    /// Name of the chain.
     pub chain: String,
-    /// How many rules it has.
+    /// Number of its rules.
     pub rules: usize,
-    /// Why it could not be written, if so.
+    /// Reason why it could not be written, if so.
     pub error: Option<String>,
 }
 
 impl ChainReport {
-    /// The rules as they are in the kernel now, with their counters.
+    /// Reads the rules from the kernel, with their counters.
     ///
     /// # Errors
-    /// The programs are not here or fail.
+    /// Returns an error if the iptables programs are missing or fail.
     pub fn live(&self) -> Result<Vec<Rule>> {
         let table = self.iptables().read()?;
         Ok(table.rules(&self.chain).to_vec())
     }
 
-    /// Why the chain can't be removed, if the program that it takes is not here.
+    /// Returns why the chain cannot be removed, if the required program is missing.
     #[must_use]
     pub fn out_of_reach(&self) -> Option<String> {
         let err = self.iptables().read().err()?;
@@ -88,7 +88,7 @@ impl Chains {
     /// Finds the programs. Writes nothing.
     ///
     /// # Errors
-    /// A name that is none for a chain, or no iptables here.
+    /// Returns an error if the chain name is invalid, or no iptables program is installed.
     pub fn new(options: &ChainOptions) -> Result<Self> {
         let name = options.name.as_str();
         ensure!(
@@ -130,23 +130,23 @@ impl Chains {
         })
     }
 
-    /// Which of the two kinds of programs writes them.
+    /// Returns the backend that the chains are written with.
     #[must_use]
     pub fn backend(&self) -> Backend {
         self.families.first().map_or(Backend::Nft, |it| it.backend)
     }
 
-    /// Whether there was a chain at start.
+    /// Reports whether a chain existed at the start.
     #[must_use]
     pub const fn adopted(&self) -> bool {
         self.adopted
     }
 
-    /// Writes the chains without leading to them: from then on the kernel tracks connections, and
-    /// translates those that it is told to.
+    /// Writes the chains without a jump to them: from then on the kernel tracks connections, and
+    /// translates those whose entries are created over netlink with a translation.
     ///
     /// # Errors
-    /// The programs fail.
+    /// Returns an error if the programs fail.
     pub fn prepare(&self, config: &Config) -> Result<()> {
         for iptables in &self.families {
             let chain = Chain::new(&self.name, iptables.family, config, &self.ports);
@@ -155,12 +155,12 @@ impl Chains {
         Ok(())
     }
 
-    /// Makes the chains what `config` says, each family for itself.
+    /// Brings the chains in line with `config`, each family independently.
     pub fn apply(&mut self, config: &Config) -> Vec<ChainReport> {
         self.apply_with(config, &self.ports.clone())
     }
 
-    /// The same, with no other ports than these for now.
+    /// Brings the chains in line with `config`, but restricts source ports to `ranges` for now.
     pub fn apply_within(&mut self, config: &Config, ranges: &[(u16, u16)]) -> Vec<ChainReport> {
         let ports = Ports {
             ranges: ranges.to_vec(),
@@ -169,7 +169,7 @@ impl Chains {
         self.apply_with(config, &ports)
     }
 
-    /// How ports are chosen.
+    /// Returns the choice of source ports.
     #[must_use]
     pub const fn ports(&self) -> &Ports {
         &self.ports
@@ -199,7 +199,7 @@ impl Chains {
         reports
     }
 
-    /// Says why it was written: for the first time or anew, or because somebody else changed it.
+    /// Logs the reason of a write: a new chain, a changed one, or a third party's modification.
     fn note(&mut self, family: Family, chain: Chain) {
         let name = &self.name;
         if (self.written.iter()).any(|(f, c)| *f == family && *c == chain) {
@@ -214,11 +214,11 @@ impl Chains {
     }
 }
 
-/// Rules of others that do what netdp does, in one table.
+/// Third-party rules in one table that do the same as netdp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
     iptables: Iptables,
-    /// The chain of ip-masq-agent or of netdp, if that is it.
+    /// The chain of ip-masq-agent or netdp, if it is one.
     chain: Option<String>,
     /// Rules to remove: chain and text.
     rules: Vec<(String, String)>,
@@ -239,22 +239,22 @@ impl std::fmt::Display for Found {
 }
 
 impl Found {
-    /// Removes them in one step. With `keep`, connections that netfilter translates already go on:
-    /// nat rules are asked for a connection's first packet only (Linux 6.18, nf_nat_inet_fn), and
-    /// tracking stays.
+    /// Removes them atomically. With `keep`, connections that netfilter already translates
+    /// continue: nat rules are evaluated only for a connection's first packet (Linux 6.18,
+    /// nf_nat_inet_fn), and tracking stays active.
     ///
     /// # Errors
-    /// The programs fail.
+    /// Returns an error if the programs fail.
     pub fn remove(&self, keep: bool) -> Result<()> {
         let chains: Vec<_> = self.chain.iter().map(String::as_str).collect();
         self.iptables.remove(&self.rules, &chains, keep)
     }
 }
 
-/// The chain `name` with what leads to it, and the rules of k8s-custom-iptables whose prefix
-/// `covered` knows, those in the chain that netdp writes in its place included, in both families and
-/// backends; and which tables could not be read, although the
-/// program is here.
+/// Finds, in both families and backends, the chain `name` with the jumps to it, and the rules of
+/// k8s-custom-iptables whose prefix `covered` accepts, including those in the chain that netdp
+/// writes in its place. Also returns the tables that could not be read although the program is
+/// installed.
 pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<String>) {
     let mut found = Vec::new();
     let mut unread = Vec::new();
@@ -263,7 +263,7 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
             let iptables = Iptables { family, backend };
             let table = match iptables.read() {
                 Ok(table) => table,
-                // What is made without them is told of where other NAT rules are looked for.
+                // The scan for third-party NAT rules reports missing programs.
                 Err(err) if programs::is_absent(&err) => continue,
                 Err(err) => {
                     unread.push(format!("iptables, {family}, {backend}: {err:#}"));
@@ -305,7 +305,7 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
     (found, unread)
 }
 
-/// The destinations that rules masquerade; `None` if there are none, or all are.
+/// Returns the destinations that rules masquerade; `None` if there are none, or all are.
 fn masqueraded(rules: &[Rule]) -> Option<Vec<&str>> {
     let rules = rules.iter().map(|rule| rule.text.as_str());
     let rules = rules.filter(|text| text.contains("-j MASQUERADE"));
@@ -317,24 +317,24 @@ fn destination(rule: &str) -> Option<&str> {
     rule.strip_prefix("-d ")?.split(' ').next()
 }
 
-/// The destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
+/// Returns the destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
 fn custom_prefix(rule: &str) -> Option<&str> {
     let prefix = destination(rule)?;
     (rule.contains("--comment \"custom-iptables-") && rule.contains("-j MASQUERADE"))
         .then_some(prefix)
 }
 
-/// What came of [`remove`].
+/// Result of [`remove`].
 #[derive(Debug, Default)]
 pub struct Removed {
-    /// What was removed, a line each.
+    /// Removed chains and rules, one line each.
     pub removed: Vec<String>,
-    /// What could not be, or could not be looked for, and why.
+    /// Failures to find or remove, with their reasons.
     pub failed: Vec<String>,
 }
 
-/// Removes the chains of these names and what leads to them, in both families and backends. Where a
-/// program is not here, its chains are not looked for.
+/// Removes the chains of these names and the jumps to them, in both families and backends. If a
+/// program is missing, its chains are not searched for.
 pub fn remove(names: &BTreeSet<&str>) -> Removed {
     let mut all = Removed::default();
     for name in names {

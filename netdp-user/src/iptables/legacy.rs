@@ -1,4 +1,4 @@
-//! By what a change of iptables-legacy's tables shows, which the kernel tells nobody of.
+//! Detection of changes to iptables-legacy's tables, for which the kernel sends no notifications.
 
 use super::Family;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -7,19 +7,19 @@ use std::os::fd::{AsRawFd as _, RawFd};
 /// `IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO` (include/uapi/linux/netfilter_ipv4/ip_tables.h).
 const GET_INFO: libc::c_int = 64;
 
-/// Bytes of a `struct ipt_getinfo` or `ip6t_getinfo`: the table's name, then numbers.
+/// Size of a `struct ipt_getinfo` or `ip6t_getinfo` in bytes: the table's name, then numbers.
 const INFO: usize = 84;
 
-/// The tables whose rules concern pods' packets, or answers to them.
+/// Tables whose rules concern pods' packets or replies to them.
 const TABLES: [&str; 3] = ["nat", "raw", "mangle"];
 
-/// The size, the number of entries and the chains' offsets of each table; nothing where there is none. A
-/// change that leaves all of them as they are does not show.
+/// Size, number of entries and chain offsets of each table; `None` for a table that does not exist.
+/// A change that preserves all of these is not detected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LegacyState(Vec<Option<Vec<u8>>>);
 
 impl LegacyState {
-    /// Asks the kernel. Creates no table.
+    /// Queries the kernel. Creates no table.
     #[must_use]
     pub fn read() -> Self {
         let of = |family| TABLES.map(|table| info(family, table));
@@ -27,7 +27,7 @@ impl LegacyState {
     }
 }
 
-/// Whether the older kind of nat table is in use; to ask for it otherwise would create it.
+/// Reports whether the legacy nat table is in use. A query through iptables would create it.
 #[must_use]
 pub fn has_legacy_nat(family: Family) -> bool {
     has_legacy(family, "nat")
@@ -59,7 +59,7 @@ fn get_info(socket: RawFd, level: libc::c_int, table: &str) -> Option<Vec<u8>> {
     info.get_mut(..table.len())?
         .copy_from_slice(table.as_bytes());
     let mut length = libc::socklen_t::try_from(INFO).ok()?;
-    // SAFETY: the kernel reads and writes `length` bytes of a live buffer that has as many.
+    // SAFETY: the kernel reads and writes `length` bytes of a live buffer of that size.
     let status = unsafe {
         libc::getsockopt(
             socket,

@@ -1,6 +1,6 @@
-//! The policy as iptables chains: those that ip-masq-agent writes.
+//! The policy as iptables chains, as ip-masq-agent writes them.
 //!
-//! The rules are made as text (`render`), read back ([`Table`]) and brought into the kernel by the
+//! Rules are rendered as text (`render`), read back ([`Table`]) and written to the kernel by the
 //! distribution's own programs ([`Iptables`]).
 
 mod chains;
@@ -20,19 +20,19 @@ pub use program::{Backend, Iptables, KEEP_CHAIN};
 pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
 pub use save::{Rule, Table};
 
-/// The chain that ip-masq-agent writes unless told otherwise.
+/// Default chain name of ip-masq-agent.
 pub const MASQ_CHAIN: &str = "IP-MASQ-AGENT";
 
-/// The chain that netdp writes in the place of k8s-custom-iptables' script: ip-masq-agent's may be there,
-/// too.
+/// Chain that netdp writes in place of k8s-custom-iptables' script, because ip-masq-agent's chain
+/// may exist as well.
 pub const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";
 
-/// An address family, which has programs and a table of its own.
+/// An address family, which has its own programs and tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
-    /// IPv4.
+    /// IPv4: iptables, iptables-save, iptables-restore.
     V4,
-    /// IPv6.
+    /// IPv6: ip6tables, ip6tables-save, ip6tables-restore.
     V6,
 }
 

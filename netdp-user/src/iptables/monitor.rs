@@ -1,4 +1,5 @@
-//! When somebody changes nf_tables, iptables-nft included (iptables-legacy tells nobody), or TC filters.
+//! Netlink notifications of changes to nf_tables, including iptables-nft (iptables-legacy sends
+//! none), and to TC filters.
 
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
@@ -16,14 +17,14 @@ const GROUP_NFTABLES: u32 = 1 << (7 - 1);
 /// RTNLGRP_TC (include/uapi/linux/rtnetlink.h) as a bit.
 const GROUP_TC: u32 = 1 << (4 - 1);
 
-/// How long a burst of changes is waited for: of rules, of filters.
+/// Debounce interval for a burst of changes: of rules, of filters.
 const COALESCE: Duration = Duration::from_millis(50);
 const COALESCE_FILTERS: Duration = Duration::from_millis(5);
 
-/// How much longer than a look itself the time between two looks is.
+/// Minimum pause between two scans, as a multiple of a scan's duration.
 const REST: u32 = 20;
 
-/// Follows the nf_tables, or the TC filters and qdiscs, of the calling thread's network namespace.
+/// Monitor of nf_tables, or of TC filters and qdiscs, in the calling thread's network namespace.
 #[derive(Debug)]
 pub struct RuleMonitor {
     socket: AsyncFd<OwnedFd>,
@@ -34,19 +35,19 @@ pub struct RuleMonitor {
 }
 
 impl RuleMonitor {
-    /// Starts to follow nf_tables.
+    /// Subscribes to changes of nf_tables.
     ///
     /// # Errors
-    /// The socket cannot be opened.
+    /// Returns an error if the socket cannot be opened.
     pub fn new() -> Result<Self> {
         let protocol = SockProtocol::NetlinkNetFilter;
         Self::follow(protocol, GROUP_NFTABLES, "nf_tables", COALESCE)
     }
 
-    /// Starts to follow TC filters and qdiscs.
+    /// Subscribes to changes of TC filters and qdiscs.
     ///
     /// # Errors
-    /// The socket cannot be opened.
+    /// Returns an error if the socket cannot be opened.
     pub fn of_filters() -> Result<Self> {
         let protocol = SockProtocol::NetlinkRoute;
         Self::follow(protocol, GROUP_TC, "TC filters", COALESCE_FILTERS)
@@ -67,7 +68,7 @@ impl RuleMonitor {
         .with_context(|| format!("opening a netlink socket for changes of {what}"))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, group))
             .with_context(|| format!("asking for changes of {what}"))?;
-        // SAFETY: an OwnedFd names one open descriptor until it is dropped.
+        // SAFETY: an OwnedFd refers to one open descriptor until it is dropped.
         let socket = unsafe { AsyncFd::register(socket) };
         Ok(Self {
             socket: socket.with_context(|| format!("waiting for changes of {what}"))?,
@@ -78,11 +79,11 @@ impl RuleMonitor {
         })
     }
 
-    /// Waits until rules have changed since the last return; a burst counts once. Dropping the future
-    /// loses no change.
+    /// Waits until rules have changed since the last return; a burst counts as one change.
+    /// Cancel-safe: no change is lost.
     ///
     /// # Errors
-    /// The socket has failed.
+    /// Returns an error if the socket has failed.
     pub async fn changed(&mut self) -> Result<()> {
         let due = match self.due {
             Some(due) => due,
@@ -99,12 +100,12 @@ impl RuleMonitor {
         Ok(())
     }
 
-    /// Looking at the rules took so long: leaves the node in peace for a while.
+    /// Backs off for `REST` times the duration of the last scan.
     pub fn took(&mut self, time: Duration) {
         self.not_before = Instant::now() + time * REST;
     }
 
-    /// What was told matters less than that it was.
+    /// Discards pending notifications: only their arrival matters, not their content.
     fn drain(&self) -> Result<()> {
         let mut message = [0; 256];
         loop {
@@ -113,7 +114,7 @@ impl RuleMonitor {
                 &mut message,
                 MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC,
             ) {
-                // Too many at once: some were dropped, which comes to the same.
+                // The buffer overran and notifications were dropped: still a change.
                 Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(err) => {

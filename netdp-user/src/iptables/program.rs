@@ -1,24 +1,24 @@
-//! The distribution's iptables programs: which of the two kinds, and how they are run.
+//! The distribution's iptables programs: choice of the backend, and how they are run.
 
 use super::{Chain, Family, Table, jump, restore};
 use crate::programs;
 use anyhow::Result;
 
-/// How long the programs wait for the lock that they share, in seconds.
+/// Time that the programs wait for their shared lock, in seconds.
 const LOCK_SECONDS: &str = "5";
 
-/// A chain that nothing leads to. Its rule makes the kernel go on tracking connections, and
-/// with that translating those that it translates already: when the last rule that needs tracking
-/// goes, so does tracking (Linux 6.18, nf_ct_netns_put).
+/// A chain without a jump to it. Its rule keeps connection tracking active in the kernel, and with
+/// it the translation of connections that are already translated: when the last rule that needs
+/// tracking is removed, tracking stops (Linux 6.18, nf_ct_netns_put).
 pub const KEEP_CHAIN: &str = "NETDP-KEEP";
 const KEEP_COMMENT: &str = "netdp: connections that netfilter translates go on";
 
-/// Which kernel interface the programs speak to.
+/// Kernel interface of the iptables programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Backend {
-    /// nf_tables.
+    /// The nf_tables interface.
     Nft,
-    /// The older x_tables.
+    /// The older x_tables interface.
     Legacy,
 }
 
@@ -32,8 +32,8 @@ impl std::fmt::Display for Backend {
 }
 
 impl Backend {
-    /// The backend that the node already uses, as the wrappers of kubernetes-sigs/iptables-wrappers
-    /// find it: that in which the kubelet left its hint, else that which holds more rules, else nft.
+    /// Detects the backend in use on the node as the wrappers of kubernetes-sigs/iptables-wrappers
+    /// do: the one with the kubelet's hint chain, otherwise the one with more rules, otherwise nft.
     #[must_use]
     pub fn detect() -> Self {
         for backend in [Self::Nft, Self::Legacy] {
@@ -69,9 +69,9 @@ impl Backend {
 /// The programs of one family and backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Iptables {
-    /// The family.
+    /// Address family of the programs.
     pub family: Family,
-    /// The backend.
+    /// Kernel interface of the programs.
     pub backend: Backend,
 }
 
@@ -94,8 +94,8 @@ impl Iptables {
         Ok(program.run(arguments, input)?.output)
     }
 
-    /// The tables that the older interface has in this network namespace. Asking for another one
-    /// would bring it to life, and connection tracking with it.
+    /// Reports whether the legacy interface has a table in this network namespace. A query for a
+    /// missing table would create it, and activate connection tracking.
     fn legacy_has(self, table: &str) -> bool {
         let path = match self.family {
             Family::V4 => "/proc/net/ip_tables_names",
@@ -105,7 +105,7 @@ impl Iptables {
         names.lines().any(|name| name == table)
     }
 
-    /// What iptables-save prints of a table.
+    /// Returns the output of iptables-save for a table.
     fn save(self, table: &str) -> Result<String> {
         if self.backend == Backend::Legacy && !self.legacy_has(table) {
             return Ok(String::new());
@@ -114,34 +114,35 @@ impl Iptables {
         self.run("-save", &arguments, "")
     }
 
-    /// The nat table as it is.
+    /// Reads the nat table.
     ///
     /// # Errors
-    /// No such program, or it fails.
+    /// Returns an error if the program is missing or fails.
     pub fn read(self) -> Result<Table> {
         self.read_table("nat")
     }
 
-    /// A table as it is; nothing of the older kind's where it is not in use.
+    /// Reads a table; empty for a legacy table that is not in use.
     ///
     /// # Errors
-    /// No such program, or it fails.
+    /// Returns an error if the program is missing or fails.
     pub fn read_table(self, table: &str) -> Result<Table> {
         Ok(Table::parse(&self.save(table)?))
     }
 
-    /// Whether MASQUERADE knows `--random-fully`: the programs since 1.6.2.
+    /// Reports whether MASQUERADE supports `--random-fully`, as the programs do since 1.6.2.
     #[must_use]
     pub fn has_random_fully(self) -> bool {
         let help = self.run("", &["-j", "MASQUERADE", "--help"], "");
         help.is_ok_and(|help| help.contains("--random-fully"))
     }
 
-    /// Makes the chain what it is to be, in one step, and leads to it. Touches nothing where all of
-    /// it is there already. Whether something was written.
+    /// Writes the chain and the jump to it atomically. Writes nothing if both are up to date.
+    /// Returns whether something was written.
     ///
     /// # Errors
-    /// The programs fail, or another one keeps their lock for too long. Then nothing has changed.
+    /// Returns an error if the programs fail, or another process holds their lock for too long.
+    /// Nothing has changed then.
     pub fn apply(self, chain: &Chain) -> Result<bool> {
         let table = self.read()?;
         let led = leads_to(&table, &chain.name);
@@ -153,24 +154,24 @@ impl Iptables {
         Ok(true)
     }
 
-    /// Writes the chain without leading to it. Where something does already, nothing is to prepare.
+    /// Writes the chain without a jump to it. If there is a jump already, does nothing.
     ///
     /// # Errors
-    /// As [`apply`](Self::apply).
+    /// Returns an error as [`apply`](Self::apply) does.
     pub fn prepare(self, chain: &Chain) -> Result<()> {
         if leads_to(&self.read()?, &chain.name) {
             return Ok(());
         }
-        // Naming the built-in chain brings its hook to life.
+        // Referencing the built-in chain registers its netfilter hook.
         let text = restore(chain, false);
         self.restore(&text.replacen("*nat\n", "*nat\n:POSTROUTING ACCEPT [0:0]\n", 1))
     }
 
-    /// Removes rules of any chain and, once nothing leads there any more, the chains named.
-    /// With `keep`, connections that netfilter translates already go on: see [`KEEP_CHAIN`].
+    /// Removes rules from any chain and then, once no jump refers to them, the named chains. With
+    /// `keep`, connections that netfilter already translates continue: see [`KEEP_CHAIN`].
     ///
     /// # Errors
-    /// As [`apply`](Self::apply).
+    /// Returns an error as [`apply`](Self::apply) does.
     pub fn remove(self, rules: &[(String, String)], chains: &[&str], keep: bool) -> Result<()> {
         let mut text = String::from("*nat\n");
         if keep {
@@ -195,7 +196,7 @@ impl Iptables {
     }
 }
 
-/// Whether POSTROUTING leads to the chain.
+/// Reports whether POSTROUTING jumps to the chain.
 fn leads_to(table: &Table, chain: &str) -> bool {
     let jump = jump(chain);
     table

@@ -1,5 +1,5 @@
-//! From the policy to the rules of ip-masq-agent (cmd/ip-masq-agent/ip-masq-agent.go at e3000864):
-//! its chain, its order, its comments.
+//! Renders the policy as the rules of ip-masq-agent (cmd/ip-masq-agent/ip-masq-agent.go at
+//! e3000864), with its chain, order and comments.
 
 use super::Family;
 use crate::config::{Action, Config};
@@ -7,41 +7,42 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
-/// The comment of the rules that return.
+/// Comment of rules that return.
 const RETURN_COMMENT: &str = "ip-masq-agent: local traffic is not subject to MASQUERADE";
-/// The comment of the rules that masquerade.
+/// Comment of rules that masquerade.
 const MASQUERADE_COMMENT: &str =
     "ip-masq-agent: outbound traffic is subject to MASQUERADE (must be last in chain)";
-/// The beginning of the comment of the rule that leads to the chain.
+/// Beginning of the comment of the jump to the chain.
 pub const JUMP_COMMENT: &str =
     "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL destination traffic to our custom";
 
-/// Protocols that `--to-ports` concerns, in ip-masq-agent's order.
+/// Protocols to which `--to-ports` applies, in ip-masq-agent's order.
 const PORT_PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 
-/// How masquerading chooses source ports.
+/// Choice of source ports by MASQUERADE.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ports {
-    /// `--to-ports`: the only ones, inclusive; none stands for all.
+    /// Permitted ports from `--to-ports`, as inclusive ranges; empty permits all.
     pub ranges: Vec<(u16, u16)>,
-    /// `--random-fully`.
+    /// Full randomization of ports, from `--random-fully`.
     pub random_fully: bool,
 }
 
 /// The chain of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Its name.
+    /// Name of the chain.
     pub name: String,
     /// Its rules as iptables-save prints them, without `-A NAME`, in order.
     pub rules: Vec<String>,
 }
 
 impl Chain {
-    /// The chain that does what `config` says.
+    /// Returns the chain that implements `config`.
     ///
-    /// Without prefixes that are masqueraded, the rules are in the order of the configuration, as
-    /// ip-masq-agent writes them. With them the longest prefix has to decide: it goes first.
+    /// Without masqueraded prefixes, the rules are in the order of the configuration, as
+    /// ip-masq-agent writes them. With such prefixes the longest match has to decide, so the
+    /// longest prefix goes first.
     #[must_use]
     pub fn new(name: &str, family: Family, config: &Config, ports: &Ports) -> Self {
         let mut listed: Vec<_> = config
@@ -63,7 +64,7 @@ impl Chain {
         let mut rules = Vec::new();
         for (prefix, action) in listed {
             let destination = match prefix.prefix_len() {
-                // iptables leaves it out, too.
+                // iptables omits it, too.
                 0 => String::new(),
                 _ => format!("-d {prefix} "),
             };
@@ -74,7 +75,7 @@ impl Chain {
                 Action::Masquerade => masquerade(&mut rules, &destination, ports),
             }
         }
-        // ip-masq-agent writes the last rule even behind one for everything.
+        // ip-masq-agent writes the last rule even after a rule that matches everything.
         let reached = !longest_first || matches!(default, Action::Masquerade);
         if reached && !rules.last().is_some_and(|r| is_final(r)) {
             masquerade(&mut rules, "", ports);
@@ -86,7 +87,7 @@ impl Chain {
     }
 }
 
-/// Whether nothing behind this rule is reached.
+/// Reports whether no rule after this one can be reached.
 fn is_final(rule: &str) -> bool {
     rule.starts_with("-m comment") && rule.contains("-j MASQUERADE")
 }
@@ -98,8 +99,8 @@ const fn family_of(prefix: &IpNet) -> Family {
     }
 }
 
-/// The rules that masquerade `destination`: for each protocol with ports and each range one, taken
-/// with a probability that gives each port the same chance; then one for all that is left.
+/// Appends the rules that masquerade `destination`: one for each protocol with ports and each
+/// range, with a probability that makes all ports equally likely; then one for everything else.
 fn masquerade(rules: &mut Vec<String>, destination: &str, ports: &Ports) {
     let random = if ports.random_fully {
         " --random-fully"
@@ -127,9 +128,9 @@ fn masquerade(rules: &mut Vec<String>, destination: &str, ports: &Ports) {
     ));
 }
 
-/// The chance of the range at `at` among those from there on; `None` for the last, which takes all.
-/// To the 11 digits that iptables-save prints: the kernel holds it in units of 2^-31
-/// (include/uapi/linux/netfilter/xt_statistic.h).
+/// Returns the probability of the range at `at` among those from there on; `None` for the last,
+/// which matches always. With the 11 digits that iptables-save prints: the kernel stores it in
+/// units of 2^-31 (include/uapi/linux/netfilter/xt_statistic.h).
 fn probability(ranges: &[(u16, u16)], at: usize) -> Option<String> {
     let rest = ranges.get(at..)?;
     let (first, others) = rest.split_first()?;
@@ -143,7 +144,7 @@ fn probability(ranges: &[(u16, u16)], at: usize) -> Option<String> {
     Some(format!("{chance:.11}"))
 }
 
-/// The rule in POSTROUTING that leads to the chain, as iptables-save prints it.
+/// Returns the rule in POSTROUTING that jumps to the chain, as iptables-save prints it.
 #[must_use]
 pub fn jump(chain: &str) -> String {
     format!(
@@ -151,13 +152,13 @@ pub fn jump(chain: &str) -> String {
     )
 }
 
-/// What iptables-restore --noflush is given to write `chain`, whole, and to lead to it if nothing
-/// does yet. Everything else in the table stays as it is.
+/// Returns the input for iptables-restore --noflush that writes all of `chain`, and the jump to it
+/// if there is none yet. Everything else in the table remains unchanged.
 #[must_use]
 pub fn restore(chain: &Chain, with_jump: bool) -> String {
     let mut text = format!("*nat\n:{} - [0:0]\n", chain.name);
     for rule in &chain.rules {
-        // A String takes every write.
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "-A {} {rule}", chain.name);
     }
     if with_jump {

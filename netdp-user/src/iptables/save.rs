@@ -1,4 +1,4 @@
-//! What iptables-save prints of a table.
+//! Parser of iptables-save's output.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -15,13 +15,13 @@ pub struct Rule {
 /// The nat table of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
-    /// The rules of each chain, in order.
+    /// Rules of each chain, in order.
     pub chains: BTreeMap<String, Vec<Rule>>,
 }
 
 impl Table {
-    /// Reads what `iptables-save --counters --table nat` printed. What it cannot read is not there:
-    /// iptables-save prints other tables' and comment lines, too.
+    /// Parses the output of `iptables-save --counters --table nat`. Lines that cannot be parsed are
+    /// skipped: iptables-save also prints other tables and comments.
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut table = Self::default();
@@ -36,13 +36,13 @@ impl Table {
         table
     }
 
-    /// The rules of a chain; none if there is no such chain.
+    /// Returns the rules of a chain; empty if there is no such chain.
     #[must_use]
     pub fn rules(&self, chain: &str) -> &[Rule] {
         self.chains.get(chain).map_or(&[], Vec::as_slice)
     }
 
-    /// Every rule with the chain that it is in.
+    /// Iterates over all rules with their chains.
     pub fn all(&self) -> impl Iterator<Item = (&str, &Rule)> {
         self.chains
             .iter()
@@ -50,7 +50,7 @@ impl Table {
     }
 }
 
-/// A rule, `[1:84] -A CHAIN …`, with its chain.
+/// Parses a rule, `[1:84] -A CHAIN …`, and returns it with its chain.
 fn rule(line: &str) -> Option<(&str, Rule)> {
     let (counters, rest) = match line.strip_prefix('[') {
         Some(counted) => {

@@ -1,40 +1,40 @@
-//! Changes are made one by one; what fails is taken back from what counts as reached, so that the next
-//! difference has it again.
+//! Makes changes one by one. A failed change is rolled back in the reached state, so that the next
+//! diff contains it again.
 
 use super::{Change, State, diff};
 use anyhow::{Error, Result};
 
-/// What changes are made to.
+/// Target of the changes: the kernel or a fake.
 pub trait Backend {
     /// Makes a change.
     ///
     /// # Errors
-    /// It was not made, or in part.
+    /// Returns an error if the change was not made, or only in part.
     fn apply(&mut self, change: &Change) -> Result<()>;
 }
 
-/// A change that was made, or why not.
+/// An attempted change and its result.
 #[derive(Debug)]
 pub struct Step {
-    /// The change.
+    /// The change that was attempted.
     pub change: Change,
-    /// Why it failed, if so.
+    /// The reason why it failed, if it did.
     pub error: Option<Error>,
 }
 
-/// What an execution has come to.
+/// Result of an execution.
 #[derive(Debug)]
 pub struct Execution {
-    /// What the backend looks like now, as far as is known.
+    /// The state of the backend now, as far as it is known.
     pub reached: State,
-    /// Each change that was tried, in order.
+    /// Every attempted change, in order.
     pub steps: Vec<Step>,
 }
 
-/// Makes of `is` what is `wanted`, as far as the backend can.
+/// Moves the backend from `is` to `wanted`, as far as it can.
 ///
-/// A change that fails keeps no other from being made, with one exception: where no policy is in force
-/// and none can be put in force, nothing is attached, since without one everything would be
+/// A failed change does not prevent the others, with one exception: if no policy is in force and
+/// none can be put in force, nothing is attached, because without a policy everything would be
 /// masqueraded.
 pub fn execute(is: &State, wanted: &State, backend: &mut impl Backend) -> Execution {
     let mut reached = wanted.clone();
@@ -56,7 +56,7 @@ pub fn execute(is: &State, wanted: &State, backend: &mut impl Backend) -> Execut
     Execution { reached, steps }
 }
 
-/// Takes back from `reached` what `change` was to bring about.
+/// Reverts in `reached` the effect of the failed `change`.
 fn take_back(reached: &mut State, is: &State, change: &Change) {
     match change {
         Change::SetPolicy(_) => reached.policy.clone_from(&is.policy),
@@ -69,7 +69,7 @@ fn take_back(reached: &mut State, is: &State, change: &Change) {
             let before = is.sources.get(asked);
             reached.sources.extend(before.map(|given| (*asked, *given)));
         }
-        // Half of it may be there: it is made again, or taken off, whatever was there before.
+        // It may be half done: it is made again, or detached, whatever the state was before.
         Change::SetUplink(link)
         | Change::Attach(link)
         | Change::SetObserved(link)
@@ -77,7 +77,7 @@ fn take_back(reached: &mut State, is: &State, change: &Change) {
         Change::Detach { ifindex, name } => lose(reached, *ifindex, name),
         Change::AttachPods { ifindex, .. } => drop(reached.pod_links.remove(ifindex)),
         Change::DetachPods { ifindex, name } => {
-            // Under its new name it is about to be attached to again.
+            // The interface is about to be attached to again under its new name.
             reached
                 .pod_links
                 .entry(*ifindex)
@@ -102,23 +102,23 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
 
-    /// What a kernel would have. One call fails, before it has done anything or after.
+    /// A fake kernel. One call fails, before or after it has taken effect.
     #[derive(Debug, Clone, Default, PartialEq)]
     struct Kernel {
         policy: Option<Vec<PolicyRule>>,
         local: BTreeSet<IpAddr>,
         macs: BTreeSet<Mac>,
         sources: BTreeMap<Asked, Given>,
-        /// Entries of interfaces, and whether they are only observed.
+        /// Interface entries, and whether each is only observed.
         entries: BTreeMap<u32, (Uplink, bool)>,
-        /// Programs on interfaces, and whether they only observe.
+        /// Interfaces with programs, and whether these only observe.
         attached: BTreeMap<u32, bool>,
         pods: BTreeMap<u32, String>,
     }
 
     struct Fake {
         kernel: Kernel,
-        /// How many calls are made until one fails; `None` once it has, or where none does.
+        /// Number of calls before one fails; `None` once it has failed, or if none fails.
         fails_in: Option<usize>,
         after: bool,
     }
@@ -160,7 +160,7 @@ mod tests {
         }
     }
 
-    /// A change of several parts may have failed in the last one.
+    /// Reports whether a change has several parts, so that the last one alone may have failed.
     const fn has_parts(change: &Change) -> bool {
         matches!(
             change,
@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// What the kernel has once all of it is made.
+    /// Returns the fake kernel after all of `state` has been applied.
     fn kernel_of(state: &State) -> Kernel {
         let mut fake = Fake::well(Kernel::default());
         let done = execute(&State::default(), state, &mut fake);
@@ -195,7 +195,7 @@ mod tests {
         fake.kernel
     }
 
-    /// States that differ in everything.
+    /// Returns states that differ in every field.
     fn states() -> Vec<State> {
         let mut other = wanted();
         other.policy = Some(Vec::new());
@@ -221,8 +221,8 @@ mod tests {
         vec![State::default(), wanted(), other, moved, bare]
     }
 
-    /// Whatever fails on the way from one state to another, the next execution makes up for it, also if
-    /// something else is wanted by then.
+    /// Checks that the next execution makes up for any failure between two states, also if the
+    /// desired state has changed in the meantime.
     #[test]
     fn whatever_fails_is_made_up_for() {
         let all = states();

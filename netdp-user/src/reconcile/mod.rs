@@ -1,8 +1,8 @@
-//! From what is to be to the changes that make it so ([`diff`]), and from these to what was reached
-//! ([`execute`]): no kernel.
+//! From the desired state to the changes that lead to it ([`diff`]), and from these to the reached
+//! state ([`execute`]), without access to the kernel.
 //!
-//! Applying every change of a full diff against nothing is always safe: each
-//! only states what is to be.
+//! Applying every change of a full diff against the empty state is always safe: each change only
+//! states a part of the desired state.
 
 mod execute;
 
@@ -14,42 +14,41 @@ use std::net::IpAddr;
 
 pub use execute::{Backend, Execution, Step, execute};
 
-/// A prefix of the policy and what is done there.
+/// A prefix of the policy and its action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PolicyRule {
-    /// The destinations.
+    /// The destinations that it covers.
     pub prefix: IpNet,
     /// The action for new flows.
     pub action: Action,
 }
 
-/// What the datapath is to look like, or does.
+/// The desired, applied or reached state of the datapath.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct State {
-    /// The policy; `None` is one that is not known.
+    /// The policy; `None` if it is unknown.
     pub policy: Option<Vec<PolicyRule>>,
-    /// Every address of the node.
+    /// All addresses of the node.
     pub local: BTreeSet<IpAddr>,
     /// The uplinks, by interface index.
     pub uplinks: BTreeMap<u32, Uplink>,
-    /// Interfaces that are none, of which only what comes in is looked at, by index.
+    /// Observed interfaces, by index: no uplinks, ingress program only.
     pub observed: BTreeMap<u32, Uplink>,
-    /// By which hardware addresses the node sends at uplinks.
+    /// Source MAC addresses of the node at its uplinks.
     pub macs: BTreeSet<Mac>,
-    /// Which sources packets may leave them with.
+    /// Source addresses that packets may leave with.
     pub sources: Sources,
-    /// Interfaces towards pods that hairpin is wanted on, by index.
+    /// Interfaces towards pods that are to have the hairpin program, by index.
     pub pod_links: BTreeMap<u32, String>,
-    /// Interfaces of which it is not known what is attached, by index, since a change failed there.
-    /// None is wanted so.
+    /// Interfaces on which a change failed, so that their attached programs are unknown, by index.
+    /// Always empty in a desired state.
     pub unknown: BTreeMap<u32, String>,
 }
 
 impl State {
-    /// Keeps what a map with room for so many addresses allows. Where they are more, what packets
-    /// come by that are not the node's can't be told from pods' any more: nothing is attached that
-    /// is not already, and the addresses that are known, and those of uplinks, come first. Whether
-    /// all of them fit.
+    /// Limits the node's addresses to the capacity of a map. Returns false if they exceed it: then
+    /// packets from the node's remaining addresses cannot be distinguished from pods', so nothing
+    /// new is attached, and the addresses of uplinks and those already applied take precedence.
     pub fn fit(&mut self, room: usize, applied: &Self) -> bool {
         if self.local.len() <= room {
             return true;
@@ -79,54 +78,54 @@ impl State {
 /// One step from one state to another.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// Put this policy in force, whole.
+    /// Put this policy in force as a whole.
     SetPolicy(Vec<PolicyRule>),
-    /// Take this address for the node's own.
+    /// Add an address of the node.
     AddLocal(IpAddr),
-    /// The node no longer has this address.
+    /// Remove an address of the node.
     RemoveLocal(IpAddr),
-    /// Write down a hardware address by which the node sends.
+    /// Add a MAC address of the node.
     AddMac(Mac),
-    /// It counts no more.
+    /// Remove a MAC address of the node.
     RemoveMac(Mac),
-    /// Write down a source that packets may leave with.
+    /// Set a source address that packets may leave with.
     SetSource(Asked, Given),
-    /// It counts no more.
+    /// Remove a source address.
     RemoveSource(Asked),
-    /// Write down an uplink's addresses.
+    /// Write the addresses of an uplink.
     SetUplink(Uplink),
     /// Attach the programs to an uplink.
     Attach(Uplink),
-    /// Write down an interface of which only what comes in is looked at.
+    /// Write the entry of an observed interface.
     SetObserved(Uplink),
-    /// Attach what looks at that, and take off what an uplink has besides.
+    /// Attach the ingress program to an observed interface, and detach any program of an uplink.
     Observe(Uplink),
-    /// Take the programs off.
+    /// Detach the programs from an interface.
     Detach {
-        /// The interface's index.
+        /// The kernel's index of the interface.
         ifindex: u32,
-        /// Its name when it was last seen.
+        /// The interface's name when last seen.
         name: String,
     },
     /// Attach the hairpin program to an interface towards pods.
     AttachPods {
-        /// The interface's index.
+        /// The kernel's index of the interface.
         ifindex: u32,
-        /// Its name.
+        /// The interface's name, for messages.
         name: String,
     },
-    /// Take it off.
+    /// Detach the hairpin program from an interface.
     DetachPods {
-        /// The interface's index.
+        /// The kernel's index of the interface.
         ifindex: u32,
-        /// Its name when it was last seen.
+        /// The interface's name when last seen.
         name: String,
     },
 }
 
-/// The changes from `is` to `wanted`, in the order in which they are safe: what
-/// programs read is written before they are attached, and an address is known
-/// as the node's own before an uplink masquerades with it.
+/// Returns the changes from `is` to `wanted` in a safe order: the map entries that programs read
+/// are written before the programs are attached, and an address is in the set of the node's
+/// addresses before an uplink masquerades with it.
 pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
     let mut changes = Vec::new();
     let policy = wanted.policy.as_ref();

@@ -84,12 +84,12 @@ fn addresses_without_room_are_not_taken_for_pods_of_a_new_uplink() {
     let mut many = wanted();
     many.local
         .extend((2..100).map(|n| IpAddr::from([9, 0, 0, n])));
-    // Nothing was attached: nothing is.
+    // Nothing was attached, so nothing is attached now.
     let mut fresh = many.clone();
     assert!(!fresh.fit(10, &State::default()));
     assert!(fresh.uplinks.is_empty() && fresh.pod_links.is_empty());
     assert_eq!(fresh.local.len(), 10);
-    // What was attached and known stays.
+    // Known and attached interfaces stay.
     let mut applied = wanted();
     applied.local.insert([9, 0, 0, 77].into());
     let mut grown = many.clone();

@@ -1,4 +1,4 @@
-//! `netdp flows`.
+//! `netdp flows`: the table of live mappings.
 
 use crate::cli::output::{table, write_out};
 use crate::datapath::{FlowRecord, Maps};
@@ -10,7 +10,7 @@ use std::path::Path;
 /// Prints the live mappings.
 ///
 /// # Errors
-/// The maps can't be read, or there are none.
+/// Returns an error if the maps do not exist or cannot be read.
 pub fn print_flows(bpffs: &Path, json: bool) -> Result<()> {
     let flows = Maps::open(bpffs)
         .context("no datapath to look at; is the agent running, and with this --bpffs?")?

@@ -1,4 +1,4 @@
-//! The agent's report, and what `netdp status` and `netdp flows` make of it.
+//! The agent's report, and its presentation by `netdp status` and `netdp flows`.
 
 mod flows;
 mod model;
@@ -17,7 +17,7 @@ pub use model::{ConfigReport, Report, RuleReport, UplinkReport};
 /// Prints the status.
 ///
 /// # Errors
-/// The maps can't be read.
+/// Returns an error if the maps cannot be read.
 pub fn print(bpffs: &Path, state_dir: &Path, json: bool) -> Result<()> {
     let status = Status::gather(bpffs, state_dir)?;
     let text = if json {

@@ -1,4 +1,4 @@
-//! The report that the agent writes, and `netdp status` reads.
+//! The report that the agent writes and `netdp status` reads.
 
 use crate::datapath::{Attached, Kernel, Mechanism, Placed};
 use crate::foreign;
@@ -12,118 +12,118 @@ use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-/// What the agent writes down about itself.
+/// The agent's status report.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// netdp's version.
+    /// Version of the agent's netdp binary.
     pub version: String,
-    /// `ebpf`, `iptables` or `shadow`.
+    /// Mode: `ebpf`, `iptables` or `shadow`.
     pub mode: String,
-    /// Why it is not `ebpf`, where that was wanted most.
+    /// Reason why the mode is not `ebpf` although that was preferred.
     #[serde(default)]
     pub no_ebpf: Option<NoEbpf>,
-    /// What the kernel was found to have, in eBPF mode.
+    /// Detected features of the kernel, in eBPF mode.
     #[serde(default)]
     pub kernel: Option<Kernel>,
     /// The configuration in force.
     pub config: ConfigReport,
-    /// What is attached.
+    /// Uplinks with attached programs.
     pub uplinks: Vec<UplinkReport>,
-    /// `--uplink` patterns that match no interface yet.
+    /// `--uplink` patterns without a matching interface yet.
     pub waiting_for: Vec<String>,
-    /// `--hairpin` patterns that match no interface yet.
+    /// `--hairpin` patterns without a matching interface yet.
     #[serde(default)]
     pub waiting_for_pods: Vec<String>,
-    /// What may have been meant by some of those.
+    /// Suggestions for some of those patterns.
     #[serde(default)]
     pub hints: Vec<String>,
-    /// Why there is no uplink at all, if so.
+    /// Reason why there is no uplink at all, if so.
     pub no_uplink: Option<String>,
-    /// Why not all addresses of the node count, if so.
+    /// Reason why not all addresses of the node are in the map, if so.
     #[serde(default)]
     pub no_room: Option<String>,
-    /// What `--uplink` names and can't be an uplink.
+    /// Interfaces named by `--uplink` that cannot be uplinks.
     #[serde(default)]
     pub left_out: Vec<String>,
     /// Uplinks without an address of a family that pods use.
     #[serde(default)]
     pub no_address: Vec<Lacking>,
-    /// What was decided about uplinks that stand on each other.
+    /// Decisions about stacked devices.
     #[serde(default)]
     pub stacked: Vec<String>,
-    /// Interfaces that the node routes masqueraded destinations by and that are no uplinks: packets
+    /// Interfaces other than uplinks to which the node routes masqueraded destinations: packets
     /// leave there untranslated.
     #[serde(default)]
     pub leaks: Vec<String>,
-    /// Interfaces towards guests of the node that the policy masquerades, and netdp does not.
+    /// Interfaces towards guests of the node that the policy masquerades and netdp does not.
     #[serde(default)]
     pub guests: Vec<String>,
-    /// IPsec policies that cover what pods send once it has the node's address.
+    /// IPsec policies that cover pods' packets after translation to the node's address.
     #[serde(default)]
     pub ipsec: Vec<String>,
-    /// Ways for packets past the uplinks' hooks.
+    /// Paths past the hooks of the uplinks.
     #[serde(default)]
     pub detours: Vec<String>,
-    /// Chains that were taken over and that somebody has put back.
+    /// Chains that were taken over and then created again.
     #[serde(default)]
     pub chains_back: Vec<String>,
-    /// Chains and rules that were to be taken over and could not be yet, and why.
+    /// Chains and rules that could not be taken over yet, and why.
     #[serde(default)]
     pub not_taken_over: Vec<String>,
-    /// The chains, in iptables mode.
+    /// Written chains, in iptables mode.
     #[serde(default)]
     pub chains: Vec<ChainReport>,
-    /// Other rules that translate sources.
+    /// Third-party NAT rules.
     #[serde(default)]
     pub foreign: foreign::Seen,
-    /// What is kept from pods' flows because the node itself receives it, in eBPF mode.
+    /// Ports and traffic that the node itself receives, withheld from pods' flows, in eBPF mode.
     #[serde(default)]
     pub node: Option<NodeReport>,
-    /// How it stands with the Kubernetes API, if that is followed.
+    /// State of the Kubernetes API, if it is followed.
     #[serde(default)]
     pub api: Option<String>,
-    /// Why the node is not ready; nothing if it is, or if nobody asks.
+    /// Reasons why the node is not ready; empty if it is, or if readiness is not published.
     #[serde(default)]
     pub unready: Vec<String>,
-    /// Where programs are to be.
+    /// Places that are to have programs.
     #[serde(default)]
     pub placed: Vec<Placed>,
-    /// Where programs were to be and are not, as the agent last knew.
+    /// Places whose programs were detached, as last seen by the agent.
     #[serde(default)]
     pub off: Vec<String>,
     /// The file that exists while the node is ready.
     #[serde(default)]
     pub ready_file: Option<PathBuf>,
-    /// Others' programs that come before ours on an uplink.
+    /// Third-party programs that run before ours on an uplink.
     #[serde(default)]
     pub behind: Vec<String>,
-    /// Why the datapath is not pinned, if so: it ends with the agent.
+    /// Reason why the datapath is not pinned and ends with the agent, if so.
     #[serde(default)]
     pub unpinned: Option<String>,
-    /// Why the pins end with the agent's mount namespace, if they do.
+    /// Reason why the pins end with the agent's mount namespace, if they do.
     #[serde(default)]
     pub fleeting: Option<String>,
-    /// How often the agent has put back programs or pins that were gone.
+    /// Number of times that the agent restored missing programs or pins.
     #[serde(default)]
     pub repairs: u64,
 }
 
-/// The report's name in the state directory.
+/// File name in the state directory.
 const FILE: &str = "status.json";
 
 impl Report {
-    /// Writes it for `netdp status`.
+    /// Writes the report for `netdp status`.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, state_dir: &StateDir) -> Result<()> {
         state_dir.write_json(FILE, self)
     }
 
-    /// Reads what an agent wrote last.
+    /// Reads the report that an agent last wrote.
     ///
     /// # Errors
-    /// There is none, or it is not one.
+    /// Returns an error if the file does not exist or cannot be parsed.
     pub(super) fn read(state_dir: &StateDir) -> Result<Self> {
         state_dir.read_json(FILE)
     }
@@ -132,58 +132,58 @@ impl Report {
 /// The configuration in force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigReport {
-    /// `files`, `defaults` or `last good`.
+    /// Source: `files`, `defaults` or `last good`.
     pub source: String,
-    /// The files that were read.
+    /// Names of the files that were read.
     pub files: Vec<String>,
     /// Hash of the policy.
     pub hash: String,
-    /// How many policies have been in force here, this one included.
+    /// Number of policies that have been in force here, including this one.
     #[serde(default)]
     pub generation: u64,
-    /// When it came into force, in seconds since 1970.
+    /// Time at which it came into force, in seconds since 1970.
     pub applied_at: u64,
     /// Rules in force, each `prefix action origin`.
     pub rules: Vec<RuleReport>,
-    /// Warnings about it.
+    /// Warnings about the configuration.
     pub warnings: Vec<String>,
-    /// Why the files that are there now were not taken.
+    /// Reasons why the current files were rejected.
     pub rejected: Vec<String>,
 }
 
-/// One rule.
+/// A rule of the configuration in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleReport {
-    /// Destinations.
+    /// Prefix of the destinations.
     pub prefix: String,
-    /// `bypass` or `masquerade`.
+    /// Action: `bypass` or `masquerade`.
     pub action: String,
-    /// Who says so.
+    /// Source of the rule: file or ConfigMap and line, a flag, or built in.
     pub origin: String,
 }
 
-/// One uplink.
+/// An uplink and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkReport {
-    /// Interface.
+    /// Name of the interface.
     pub name: String,
-    /// Its index.
+    /// The kernel's index of the interface.
     pub ifindex: u32,
-    /// `tcx` or `clsact`; `no` in shadow mode.
+    /// Attachment: `tcx` or `clsact`; `no` in shadow mode.
     pub attached: String,
-    /// Address for IPv4.
+    /// Address for masquerading IPv4.
     pub v4: Option<Ipv4Addr>,
-    /// Address for IPv6.
+    /// Address for masquerading IPv6.
     pub v6: Option<Ipv6Addr>,
-    /// Whether it is up.
+    /// Set if the link is up.
     pub up: bool,
 }
 
 impl UplinkReport {
-    /// From an attached uplink and its addresses.
+    /// Describes an uplink with attached programs.
     pub fn new(attached: &Attached, uplink: &crate::uplinks::Uplink) -> Self {
         Self {
-            // An interface may get another name after it was attached to.
+            // An interface may be renamed after programs were attached.
             name: uplink.name.clone(),
             ifindex: attached.ifindex,
             attached: match attached.mechanism {
@@ -196,7 +196,7 @@ impl UplinkReport {
         }
     }
 
-    /// An uplink that nothing is attached to.
+    /// Describes an uplink without attached programs.
     pub fn watched(uplink: &crate::uplinks::Uplink) -> Self {
         Self {
             name: uplink.name.clone(),

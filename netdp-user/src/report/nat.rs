@@ -1,4 +1,4 @@
-//! netfilter's part: the chains' rules, and the NAT rules of others.
+//! netfilter's part of the status: rules of the chains, and third-party NAT rules.
 
 use super::Report;
 use crate::cli::output::table;
@@ -8,13 +8,13 @@ use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
 
-/// The rules of one chain as they are in the kernel.
+/// The rules of one chain as in the kernel.
 #[derive(Debug, Serialize)]
 pub(super) struct LiveRules {
     family: String,
     chain: String,
     rules: Vec<Rule>,
-    /// Why they can't be read, if so.
+    /// Reason why they cannot be read, if so.
     error: Option<String>,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn live(report: Option<&Report>) -> Vec<LiveRules> {
     chains.iter().map(read).collect()
 }
 
-/// The rules and what they have counted.
+/// Formats the rules with their counters.
 pub(super) fn rules(out: &mut String, chains: &[LiveRules]) -> Result<()> {
     if chains.is_empty() {
         return Ok(());
@@ -57,7 +57,7 @@ pub(super) fn rules(out: &mut String, chains: &[LiveRules]) -> Result<()> {
     Ok(())
 }
 
-/// Long, and the same for all.
+/// Removes the rule's comment, which is long and the same for all rules.
 fn without_comment(rule: &str) -> String {
     let parts = rule
         .split_once("-m comment --comment \"")
@@ -68,7 +68,7 @@ fn without_comment(rule: &str) -> String {
     parts.unwrap_or_else(|| rule.to_owned())
 }
 
-/// Other people's rules.
+/// Formats third-party NAT rules.
 pub(super) fn foreign(out: &mut String, seen: &Seen) -> Result<()> {
     for problem in &seen.unread {
         writeln!(out, "other NAT  not looked at: {problem}")?;

@@ -1,4 +1,4 @@
-//! What `netdp status` shows: the agent's report, and what the kernel has now.
+//! Content of `netdp status`: the agent's report and the kernel's current state.
 
 use super::Report;
 use super::nat::{self, LiveRules};
@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Everything that `netdp status -o json` prints.
+/// Content of `netdp status -o json`.
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
     /// `running`, or `not running`.
@@ -19,17 +19,17 @@ pub(super) struct Status {
     pub(super) pid: Option<u32>,
     /// `in force`, `not in force` or `none`.
     pub(super) datapath: &'static str,
-    /// Why it is not in force.
+    /// Reasons why it is not in force.
     pub(super) off: Vec<String>,
-    /// Others' programs that come before ours on an uplink.
+    /// Third-party programs that run before ours on an uplink.
     pub(super) behind: Vec<String>,
-    /// Why the maps could not be read, if so: then there are no counts.
+    /// Reason why the maps could not be read, if so; there are no counts then.
     pub(super) unread: Option<String>,
     pub(super) mappings: usize,
-    /// How many mappings fit.
+    /// Capacity of the mapping tables, in mappings.
     pub(super) max_mappings: usize,
     pub(super) report: Option<Report>,
-    /// The chains' rules as they are now, in iptables mode.
+    /// Current rules of the chains, in iptables mode.
     pub(super) rules: Vec<LiveRules>,
     pub(super) packets: BTreeMap<&'static str, u64>,
     pub(super) drops: BTreeMap<&'static str, u64>,
@@ -77,7 +77,7 @@ impl Status {
     }
 }
 
-/// Mappings, how many fit, counters, and whether there are uplinks.
+/// Returns the number of mappings, their capacity, the counters, and whether there are uplinks.
 fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
     let maps = Maps::open(bpffs)?;
     let attached = !maps.uplinks()?.is_empty();
@@ -89,19 +89,19 @@ fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
     ))
 }
 
-/// What the kernel has on the hooks.
+/// State of the hooks in the kernel.
 #[derive(Debug, Default)]
 struct Looked {
-    /// What is not attached.
+    /// Programs that are detached.
     off: Vec<String>,
-    /// Whether anything is.
+    /// Set if any program is attached.
     there: bool,
-    /// What others have before it.
+    /// Third-party programs that run before ours.
     behind: Vec<String>,
 }
 
-/// Looks at the hooks. What could not be attached at all, and what others' programs do to packets, only
-/// a living agent knows.
+/// Scans the hooks. Failed attempts to attach and the effect of third-party programs on packets are
+/// known only from a running agent's report.
 fn looked(report: Option<&Report>, alive: bool) -> Looked {
     let mut looked = Looked::default();
     let Some(report) = report else {

@@ -1,4 +1,4 @@
-//! The status as text.
+//! Text output of `netdp status`.
 
 use super::status::Status;
 use super::{ConfigReport, Report, nat};
@@ -134,7 +134,7 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     {
         writeln!(out, "waiting    {reason}")?;
     }
-    // Without any uplink it is the reason.
+    // If there is no uplink at all, this is the reason.
     for what in report
         .left_out
         .iter()
@@ -222,7 +222,7 @@ fn policy(out: &mut String, config: &ConfigReport) -> Result<()> {
         let more = format!("… {} more", config.rules.len() - SHOWN);
         policy.add_row([more.as_str(), "", "-o json shows all"]);
     }
-    // A default action is a rule for everything.
+    // A default action is a rule for all destinations.
     if !config.rules.iter().any(|rule| rule.prefix == "0.0.0.0/0") {
         policy.add_row(["everything else", "masquerade", "built-in"]);
     }

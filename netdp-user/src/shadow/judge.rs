@@ -1,4 +1,4 @@
-//! What netdp would do with a connection, and whether that is what netfilter did.
+//! Comparison of netdp's decision about a connection with netfilter's.
 
 use super::netfilter::{Did, Rules};
 use crate::config::{Action, Config, Rule};
@@ -9,41 +9,42 @@ use netdp_common::tuple::proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// What decides besides the packet.
+/// Inputs of the decision besides the packet.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// The policy.
+    /// Configuration with the policy.
     pub config: Config,
     /// The node's addresses.
     pub local: BTreeSet<IpAddr>,
     /// The uplinks, by interface index.
     pub uplinks: BTreeMap<u32, Uplink>,
-    /// `--enable-ipv6`.
+    /// IPv6 translation, from `--enable-ipv6`.
     pub enable_ipv6: bool,
 }
 
-/// The node's routes.
+/// Route lookups of the node.
 pub(super) trait Ways {
-    /// The interface by which a packet leaves; `None` if it does not. `own`: the node sends it.
+    /// Returns the interface by which a packet leaves; `None` if it does not. `own`: the node sends
+    /// it.
     fn leaves_by(&mut self, from: IpAddr, to: IpAddr, own: bool) -> Option<u32>;
-    /// The address that the kernel would send from to `to` by this interface.
+    /// Returns the source address that the kernel would choose for `to` on this interface.
     fn source(&mut self, to: IpAddr, ifindex: u32) -> Option<IpAddr>;
 }
 
-/// What netdp would make of a connection.
+/// netdp's decision about a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Expected {
-    /// The source that its packets would show beyond the node; `None` if they would be dropped.
+    /// Source address of its packets beyond the node; `None` if they would be dropped.
     pub source: Option<IpAddr>,
-    /// Why, in a few words.
+    /// Reason of the decision, in a few words.
     pub because: String,
-    /// Whether it would leave by an uplink.
+    /// Set if it would leave by an uplink.
     pub leaves: bool,
 }
 
 impl Expected {
-    /// What the datapath's `nat::egress` makes of the first packet of `flow`, were its source not
-    /// replaced before.
+    /// Returns the decision of the datapath's `nat::egress` about the first packet of `flow`, had
+    /// its source not been translated before.
     pub(super) fn of(flow: &Flow, node: &Node, ways: &mut impl Ways) -> Self {
         let (from, to) = (flow.original.source, flow.reply.source);
         let mut expected = Self {
@@ -99,7 +100,7 @@ fn name(rule: Option<&Rule>) -> String {
     )
 }
 
-/// As `nat::out_of_scope` of the datapath.
+/// Returns why a packet is out of scope, as `nat::out_of_scope` of the datapath decides.
 fn out_of_scope(from: IpAddr, to: IpAddr, node: &Node) -> Option<&'static str> {
     let (source, destination) = (Addr::from(from), Addr::from(to));
     let family = match from {
@@ -115,16 +116,16 @@ fn out_of_scope(from: IpAddr, to: IpAddr, node: &Node) -> Option<&'static str> {
     special.then_some("multicast, broadcast or link-local")
 }
 
-/// Whether both do the same.
+/// Result of the comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Judgement {
-    /// Beyond the node it looks the same; in which way.
+    /// Packets look the same beyond the node; with the kind of agreement.
     Agrees(&'static str),
-    /// It does not: what netdp would do, and what netfilter does.
+    /// They do not: netdp's decision and netfilter's.
     Differs { netdp: String, netfilter: String },
 }
 
-/// Compares. `rules` is asked only where it matters.
+/// Compares both decisions. `rules` is queried only if needed.
 pub(super) fn judge(
     flow: &Flow,
     expected: &Expected,
@@ -142,8 +143,8 @@ pub(super) fn judge(
         });
     }
     let netfilter = match (translated, rules.did(flow)) {
-        // What another rule does stays once netdp has taken over, and what it has given an address
-        // of the node is the node's traffic to netdp.
+        // A third-party rule's translation remains after a takeover, and packets that it gave an
+        // address of the node are the node's own traffic to netdp.
         (true, Did::Not(_)) if node.local.contains(&is) || !expected.leaves => {
             return Judgement::Agrees("masqueraded by another's rule, which stays");
         }

@@ -1,7 +1,7 @@
-//! `--mode shadow`: for each new connection, what netdp would do and what netfilter did.
+//! `--mode shadow`: compares, for each new connection, netdp's decision with netfilter's.
 //!
-//! Connections come from connection tracking, with netfilter's decision (`observe`); `judge`
-//! decides anew as the datapath would; `netfilter` finds the rule behind what netfilter did.
+//! Connections and netfilter's decisions come from connection tracking (`observe`); `judge` decides
+//! as the datapath would; `netfilter` finds the rule behind netfilter's decision.
 
 mod judge;
 mod netfilter;

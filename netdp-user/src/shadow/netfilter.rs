@@ -1,4 +1,4 @@
-//! Which rule of the nat table netfilter followed.
+//! Search for the nat rule that netfilter applied.
 
 use crate::conntrack::Flow;
 use crate::iptables::{Backend, Family, Iptables, Table};
@@ -6,33 +6,33 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// How long what was read counts.
+/// Time for which tables that were read remain valid.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// The words by which k8s-custom-iptables marks its rules.
+/// Beginning of the comments by which k8s-custom-iptables marks its rules.
 const CUSTOM: &str = "custom-iptables-";
 
-/// What the chains that netdp would replace do with a connection.
+/// Result of the chains that netdp would replace, for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Did {
-    /// This rule masquerades it.
+    /// Masqueraded, by this rule.
     Masquerade(String),
-    /// They leave it alone; by which rule, or that there is none.
+    /// Not masqueraded, by this rule or because none matches.
     Not(String),
-    /// The rules can't be read.
+    /// The rules cannot be read.
     Unknown(String),
 }
 
-/// Whoever knows the rules.
+/// Source of netfilter's rules.
 pub(super) trait Rules {
     fn did(&mut self, flow: &Flow) -> Did;
 }
 
-/// The nat tables as they were a moment ago.
+/// A recent snapshot of the nat tables.
 #[derive(Debug)]
 pub(super) struct NatTables {
     chain: String,
-    /// With the family, of both backends.
+    /// Tables of both backends, with their family.
     tables: Vec<(Family, Table)>,
     problem: Option<String>,
     read: Option<Instant>,
@@ -59,7 +59,7 @@ impl NatTables {
             for backend in [Backend::Nft, Backend::Legacy] {
                 match (Iptables { family, backend }).read() {
                     Ok(table) => self.tables.push((family, table)),
-                    // One backend is enough.
+                    // One readable backend suffices.
                     Err(err) => self.problem = Some(format!("{err:#}")),
                 }
             }
@@ -95,7 +95,7 @@ impl Rules for NatTables {
     }
 }
 
-/// Walks through the chain `chain` and the rules of k8s-custom-iptables, as POSTROUTING does.
+/// Evaluates the chain `chain` and the rules of k8s-custom-iptables, as POSTROUTING does.
 pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
     let mut not = format!("there is no chain {chain}");
     if table.chains.contains_key(chain) {
@@ -125,7 +125,7 @@ pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
     Did::Not(not)
 }
 
-/// What of a rule's text tells which connections it is for.
+/// The match conditions of a rule's text.
 struct Parsed<'a> {
     text: &'a str,
     source: Option<(bool, IpNet)>,
@@ -155,7 +155,7 @@ impl<'a> Parsed<'a> {
                 "-d" => rule.destination = words.next().and_then(net).map(|net| (inverted, net)),
                 "-p" => rule.protocol = words.next(),
                 "-j" => rule.target = words.next().unwrap_or_default(),
-                // Its argument is no option, whatever it says.
+                // Its argument is no option, whatever its text.
                 "--comment" => drop(words.next()),
                 _ => {}
             }
@@ -169,13 +169,13 @@ impl<'a> Parsed<'a> {
             asked.is_none_or(|(inverted, net)| net.contains(&ip) != inverted)
         };
         within(&self.source, flow.original.source)
-            // POSTROUTING comes after destinations were replaced.
+            // POSTROUTING runs after destination NAT.
             && within(&self.destination, flow.reply.source)
             && self.protocol.is_none_or(|name| is_protocol(name, flow.protocol))
     }
 }
 
-/// `-s` and `-d` as iptables-save writes them.
+/// Parses the argument of `-s` or `-d` as iptables-save writes it.
 fn net(word: &str) -> Option<IpNet> {
     word.parse()
         .ok()
@@ -193,7 +193,7 @@ fn is_protocol(name: &str, number: u8) -> bool {
     }
 }
 
-/// The words of a rule; what stands in quotes is one.
+/// Splits a rule into words; a quoted string is one word.
 fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     for (n, part) in text.split('"').enumerate() {

@@ -1,4 +1,4 @@
-//! A thread that hears of connections and compares.
+//! Thread that receives connections and compares the decisions about them.
 
 use super::judge::{Expected, Judgement, Node, judge};
 use super::netfilter::NatTables;
@@ -16,23 +16,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long the thread waits for connections before it looks at other things, and how old the
-/// report may be.
+/// Time limit for waiting for connections before other work is done, and age limit of the report.
 const TURN: Duration = Duration::from_millis(200);
 
-/// How long answers of the routing tables count.
+/// Time for which results of route lookups remain valid.
 const ROUTES_FRESH: Duration = Duration::from_secs(1);
 
-/// How often the whole table is read where the kernel tells of nothing.
+/// Interval between dumps of the whole table if the kernel sends no events.
 const DUMP_EVERY: Duration = Duration::from_secs(5);
 
-/// Answers remembered at most, and connections beyond the last reading.
+/// Limit of cached decisions, and of connections beyond the last dump.
 const REMEMBERED: usize = 65_536;
 
-/// Whether the kernel writes events down: 0 is no.
+/// Setting of the kernel's connection tracking events: 0 disables them.
 const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
-/// Compares until it is dropped.
+/// Comparison that runs until it is dropped.
 #[derive(Debug)]
 pub struct Shadow {
     shared: Arc<Shared>,
@@ -41,17 +40,17 @@ pub struct Shadow {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// What to decide by, if it is not yet taken.
+    /// New inputs of the decision, until the thread takes them.
     node: Mutex<Option<Node>>,
     stop: AtomicBool,
 }
 
 impl Shadow {
-    /// Listens from now on. Nothing is compared before [`set`](Self::set). `chain` is the chain
-    /// that netdp would replace.
+    /// Subscribes to connections. Nothing is compared before [`set`](Self::set). `chain` is the
+    /// chain that netdp would replace.
     ///
     /// # Errors
-    /// The kernel has no connection tracking.
+    /// Returns an error if the kernel has no connection tracking.
     pub fn start(chain: &str, state_dir: StateDir) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let events = Events::open()?;
@@ -84,7 +83,7 @@ impl Shadow {
         })
     }
 
-    /// From now on decides by `node`. Another configuration begins another report.
+    /// Decides by `node` from now on. Another configuration starts a new report.
     pub fn set(&self, node: Node) {
         let mut waiting = self.shared.node.lock();
         *waiting.as_deref_mut().unwrap_or_else(|p| p.get_mut()) = Some(node);
@@ -92,7 +91,7 @@ impl Shadow {
 }
 
 impl Drop for Shadow {
-    /// Waits until the last report is written.
+    /// Waits until the last report has been written.
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -115,14 +114,14 @@ struct Observer {
     routes: Routes,
     tables: NatTables,
     node: Option<Node>,
-    /// What would become of packets from one address to another; AH apart.
+    /// Cached decisions by source, destination and whether the packets are AH.
     known: HashMap<(IpAddr, IpAddr, bool), Expected>,
     known_since: Instant,
-    /// Connections that were judged, or were there before.
+    /// Connections that were compared or existed before.
     seen: HashSet<Key>,
-    /// How many there were when those that have ended were left out last.
+    /// Number of connections when ended ones were last pruned.
     pruned: usize,
-    /// Those judged from a whole reading: an event may still tell of them.
+    /// Connections compared from a dump: an event about them may still arrive.
     caught: HashSet<Key>,
     report: ShadowReport,
 }
@@ -141,7 +140,7 @@ impl Observer {
         loop {
             let last = self.shared.stop.load(Ordering::Relaxed);
             let heard = self.events.hear(if last { Duration::ZERO } else { TURN });
-            // Before what was heard is compared: it may be newer.
+            // Before received connections are compared: the configuration may be newer.
             self.take_node();
             match heard {
                 Ok(Heard::Flows(flows)) => flows.iter().for_each(|flow| self.hear(flow)),
@@ -204,7 +203,7 @@ impl Observer {
         self.known_since = Instant::now();
     }
 
-    /// An event tells of `flow`.
+    /// Handles an event about `flow`.
     fn hear(&mut self, flow: &Flow) {
         let key = key(flow);
         self.seen.insert(key);
@@ -213,7 +212,7 @@ impl Observer {
         }
     }
 
-    /// Compares what is there and was not heard of.
+    /// Compares live connections about which no event was received.
     fn catch_up(&mut self) {
         let flows = match self.conntrack.dump() {
             Ok(flows) => flows,

@@ -1,4 +1,4 @@
-//! What `--mode shadow` has found, and `netdp shadow report`.
+//! Findings of `--mode shadow`, and `netdp shadow report`.
 
 use crate::cli::output::{table, write_out};
 use crate::conntrack::Flow;
@@ -13,66 +13,66 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-/// Kinds of differences that are kept apart; more are counted only.
+/// Limit of separate kinds of differences; further ones are only counted.
 const MAX_KINDS: usize = 100;
 
-/// Connections shown for each.
+/// Limit of example connections for each.
 const EXAMPLES: usize = 5;
 
-/// What was seen since the configuration in force came into force.
+/// Findings since the configuration came into force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShadowReport {
     /// Hash of the configuration that netdp would follow.
     pub config: String,
-    /// Since when, in seconds since 1970.
+    /// Start of the comparison, in seconds since 1970.
     pub since: u64,
-    /// New connections that were compared.
+    /// Number of new connections that were compared.
     pub flows: u64,
-    /// Those that both treat alike.
+    /// Number of those with the same result.
     pub agreeing: u64,
-    /// Those that they do not.
+    /// Number of those with different results.
     pub differing: u64,
-    /// How often events were lost. What was still alive afterwards was compared then; connections
-    /// that had ended were not.
+    /// Number of times that events were lost. Connections still alive afterwards were compared
+    /// then; connections that had ended were not.
     pub overruns: u64,
-    /// In which way they agree.
+    /// Number of agreeing connections, by kind of agreement.
     pub alike: BTreeMap<String, u64>,
     /// The differences, in the order in which they were found.
     pub differences: Vec<Difference>,
 }
 
-/// Connections that are treated differently for the same reason.
+/// Connections with different results for the same reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    /// What netdp would do, and by which prefix.
+    /// netdp's decision, with the prefix.
     pub netdp: String,
-    /// What netfilter did, and by which rule.
+    /// netfilter's decision, with the rule.
     pub netfilter: String,
-    /// How many.
+    /// Number of such connections.
     pub flows: u64,
-    /// Some of them.
+    /// Some of these connections.
     pub examples: Vec<Example>,
 }
 
-/// A connection.
+/// A connection with different results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Example {
-    /// IP protocol number.
+    /// IP protocol number, as in the IPv4 header.
     pub protocol: u8,
-    /// Who began it.
+    /// Source of the initiator, before translation.
     pub source: SocketAddr,
-    /// Where it goes, after netfilter may have replaced that. The port is the identifier of ICMP.
+    /// Destination after any destination NAT. For ICMP, the port is the identifier.
     pub destination: SocketAddr,
-    /// The source that netfilter lets the destination see.
+    /// Source address beyond the node as translated by netfilter.
     pub netfilter: IpAddr,
-    /// The one that netdp would; none if it would drop it.
+    /// Source address beyond the node with netdp; `None` if it would drop the packets.
     pub netdp: Option<IpAddr>,
 }
 
 impl Example {
     pub(super) fn new(flow: &Flow, netdp: Option<IpAddr>) -> Self {
         let (original, reply) = (&flow.original, &flow.reply);
-        // An identifier is replaced like a port, but both ends have the same.
+        // An ICMP identifier is translated like a port, but is the same at both ends.
         let destination_id = match flow.protocol.into() {
             proto::ICMP | proto::ICMPV6 => original.destination_id,
             _ => reply.source_id,
@@ -87,14 +87,14 @@ impl Example {
     }
 }
 
-/// Its name in the state directory.
+/// File name in the state directory.
 const FILE: &str = "shadow.json";
 
 impl ShadowReport {
-    /// Writes it for `netdp shadow report`.
+    /// Writes the report for `netdp shadow report`.
     ///
     /// # Errors
-    /// The file can't be written.
+    /// Returns an error if the file cannot be written.
     pub fn save(&self, state_dir: &StateDir) -> Result<()> {
         state_dir.write_json(FILE, self)
     }
@@ -136,7 +136,7 @@ impl ShadowReport {
         }
     }
 
-    /// What scripts ask for.
+    /// Returns the summary for scripts.
     #[must_use]
     pub const fn verdict(&self) -> Verdict {
         match (self.flows, self.differing) {
@@ -195,21 +195,21 @@ impl ShadowReport {
     }
 }
 
-/// The report in one word.
+/// Summary of the report in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// All that was seen is treated alike.
+    /// All connections have the same result.
     Alike,
-    /// Something is not.
+    /// Some connections have different results.
     Different,
-    /// Nothing was seen.
+    /// No connection was seen.
     Unknown,
 }
 
-/// Prints the report of the agent of `state_dir`.
+/// Prints the report of the agent with this state directory.
 ///
 /// # Errors
-/// There is none.
+/// Returns an error if there is no report, or the output cannot be written.
 pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
     let report = StateDir::at(state_dir)
         .read_json::<ShadowReport>(FILE)

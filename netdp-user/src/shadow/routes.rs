@@ -1,4 +1,4 @@
-//! Asking the kernel for routes, one by one.
+//! Route lookups in the kernel, one by one.
 
 use super::judge::Ways;
 use anyhow::{Context as _, Result, bail};
@@ -9,15 +9,15 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// Interfaces towards sources that are remembered, at most.
+/// Limit of cached interfaces towards sources.
 const REMEMBERED: usize = 16_384;
 
-/// The routes of this network namespace.
+/// Route lookups in this network namespace.
 #[derive(Debug)]
 pub(super) struct Routes {
     socket: Socket,
     sequence: u32,
-    /// By which interface the packets of a source come in: that which leads back there.
+    /// Ingress interface of each source's packets, assumed to be the one of the route back to it.
     incoming: HashMap<IpAddr, Option<u32>>,
 }
 
@@ -33,7 +33,7 @@ impl Routes {
         })
     }
 
-    /// What was asked before may be otherwise by now.
+    /// Clears the cached lookups, which may be out of date.
     pub(super) fn forget(&mut self) {
         self.incoming.clear();
     }
@@ -103,8 +103,8 @@ impl Ways for Routes {
             None if own => self.ask(to, &[source]),
             None => self.ask(to, &[]),
         };
-        // Where the kernel would not let such a packet in (reverse path filter), the way of the
-        // node's own packets is the best guess: connection tracking has seen it pass.
+        // If the kernel would reject such a packet (reverse path filter), the route of the node's
+        // own packets is the best guess: connection tracking has seen it pass.
         asked
             .or_else(|_| self.ask(to, &[]))
             .ok()
@@ -125,7 +125,7 @@ impl Ways for Routes {
     }
 }
 
-/// The interface of a route that leads away from the node.
+/// Returns the interface of a route that leads out of the node.
 fn leaves(route: &RouteMessage) -> Option<u32> {
     if route.header.kind != RouteType::Unicast {
         return None;

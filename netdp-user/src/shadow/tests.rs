@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 const NODE: &str = "192.0.2.9";
 
-/// Everything beyond 10.0.0.0/8 leaves by the uplink.
+/// Routes by which everything outside 10.0.0.0/8 leaves by the uplink.
 struct Plain;
 
 impl Ways for Plain {
@@ -55,7 +55,7 @@ fn node(nonmasquerade: &str) -> Node {
     }
 }
 
-/// From `source` to `target`, by the name of `asked`; seen there as `seen`.
+/// Makes a flow from `source` to `asked`, translated to `target`, which sees it as from `seen`.
 fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
     let ends = |source: &str, destination: &str, source_id, destination_id| Ends {
         source: source.parse().unwrap(),
@@ -84,7 +84,7 @@ fn what_looks_the_same_agrees() {
     let node = node("172.16.0.0/12");
     for (flow, how) in [
         (flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE), "masqueraded"),
-        // A service: the policy is asked for what is behind it.
+        // A service: the policy applies to the backend behind it.
         (
             flow("10.0.0.1", "10.96.0.1", "8.8.8.8", NODE),
             "masqueraded",
@@ -97,7 +97,7 @@ fn what_looks_the_same_agrees() {
             flow("192.0.2.77", NODE, "10.0.0.1", "192.0.2.77"),
             "by no uplink",
         ),
-        // Another port, as --random-fully gives it, is no difference.
+        // A different port, as with --random-fully, is no difference.
         (flow(NODE, "8.8.8.8", "8.8.8.8", NODE), "the node's own"),
         (
             flow("10.0.0.1", "224.0.0.5", "224.0.0.5", "10.0.0.1"),
@@ -119,7 +119,7 @@ fn masquerading_by_another_rule_is_no_difference() {
     let not = Did::Not("-d 172.16.0.0/12 -j RETURN".into());
     let agrees = Judgement::Agrees("masqueraded by another's rule, which stays");
     assert_eq!(judged(&marked, &node, not.clone()), agrees);
-    // To an address that is not the node's: netdp would take it for a pod.
+    // Translated to an address that is not the node's: netdp would take it for a pod.
     let foreign = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", "198.51.100.7");
     assert!(matches!(
         judged(&foreign, &node, not),
@@ -151,7 +151,7 @@ fn a_difference_names_prefix_and_rule() {
             "leave alone: -A X -j RETURN"
         )
     );
-    // The chain changes the node's own source, and traffic between pods; netdp does neither.
+    // The chain translates the node's own traffic and traffic between pods; netdp does neither.
     for (from, to, why) in [
         (NODE, "9.9.9.9", "the node's own traffic"),
         ("10.0.0.1", "10.0.0.2", "it leaves by no uplink"),

@@ -1,4 +1,4 @@
-//! Configuration files: which there are, what is in them, and when they change.
+//! Configuration files: discovery and reading.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -11,21 +11,21 @@ pub use super::watch::Watcher;
 use crate::config::{Diagnostic, Document, MAX_DOCUMENT_BYTES, Rejected};
 use crate::misspelling::nearest;
 
-/// How many bytes all files may have together.
+/// Limit of the total size of all files, in bytes.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Entries of a directory that are compared with a name that is not there.
+/// Limit of directory entries that are compared with a missing name.
 const MAX_SIBLINGS: usize = 1000;
 
-/// Above this similarity a name is taken for a misspelling.
+/// Similarity above which a name counts as a misspelling.
 const MIN_SIMILARITY: f64 = 0.9;
 
-/// Reads the documents at `paths`, in their order. A path is a file, or a directory of which every
-/// regular file counts, sorted by name, except those that [`is_config_name`] leaves out. What does
-/// not exist is no document: see [`absent`].
+/// Reads the documents at `paths`, in their order. A path is a file, or a directory whose regular
+/// files are all read, sorted by name, except those that [`is_config_name`] excludes. A missing
+/// path yields no document: see [`absent`].
 ///
 /// # Errors
-/// Everything that exists but can't be read, is too large, or is not UTF-8.
+/// Returns errors for everything that exists but cannot be read, is too large, or is not UTF-8.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
     let mut documents: Vec<Document> = Vec::new();
     let mut bytes = 0;
@@ -62,14 +62,15 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
     }
 }
 
-/// Those of `paths` that do not exist, so that a caller can say so. They are read as soon as they
-/// appear.
+/// Returns those of `paths` that do not exist, so that a caller can report them. They are read as
+/// soon as they appear.
 pub fn absent(paths: &[PathBuf]) -> Vec<&Path> {
     let missing = |path: &&PathBuf| fs::metadata(path).is_err_and(|error| is_absence(&error));
     paths.iter().filter(missing).map(PathBuf::as_path).collect()
 }
 
-/// What may have been meant by a path that does not exist: several, or one that is nearly called so.
+/// Returns a suggestion for a path that does not exist: it lists several paths, or has a similar
+/// name.
 pub fn meant_by(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
     let parts: Vec<&str> = text
@@ -93,21 +94,21 @@ pub fn meant_by(path: &Path) -> Option<String> {
     ))
 }
 
-/// Whether a file of this name in a configuration directory counts: hidden files are the workings
-/// of ConfigMap volumes and editors, and a tilde ends the name of a backup.
+/// Reports whether a file of this name in a configuration directory is read: hidden files are
+/// internal to ConfigMap volumes and editors, and a trailing tilde marks a backup.
 pub fn is_config_name(name: &OsStr) -> bool {
     let name = name.as_bytes();
     !name.starts_with(b".") && !name.ends_with(b"~")
 }
 
-/// Whether a file is in a volume of a ConfigMap: the kubelet's writer keeps a link `..data` beside
-/// the files (Kubernetes, `pkg/volume/util/atomic_writer.go`).
+/// Reports whether a file is in a ConfigMap volume: the kubelet's writer keeps a link `..data`
+/// beside the files (Kubernetes, `pkg/volume/util/atomic_writer.go`).
 pub fn is_in_volume(path: &Path) -> bool {
     let data = path.parent().map(|dir| dir.join("..data"));
     data.is_some_and(|data| data.is_symlink())
 }
 
-/// The files that `path` stands for, and whether they were found by listing a directory.
+/// Returns the files that `path` stands for, and whether they were found by listing a directory.
 fn files_at(path: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -131,8 +132,8 @@ fn files_at(path: &Path) -> io::Result<Vec<(PathBuf, bool)>> {
         .collect())
 }
 
-/// The document of one file; `None` if there is none any more, or if it was only `listed` and is
-/// not a regular file.
+/// Reads the document of one file; `None` if the file has vanished, or if it was only `listed` and
+/// is not a regular file.
 fn read_one(path: &Path, listed: bool) -> Result<Option<Document>, Diagnostic> {
     let name = path.display().to_string();
     let file = match open(path) {
@@ -145,7 +146,7 @@ fn read_one(path: &Path, listed: bool) -> Result<Option<Document>, Diagnostic> {
         Err(error) if is_absence(&error) => return Ok(None),
         Err(error) => return Err(unreadable(path, &error)),
     };
-    // One byte more than allowed tells a file of the greatest size from a larger one.
+    // One byte beyond the limit distinguishes a file of the maximum size from a larger one.
     let limit = MAX_DOCUMENT_BYTES as u64 + 1;
     let mut bytes = Vec::new();
     match file.take(limit).read_to_end(&mut bytes) {
@@ -154,12 +155,12 @@ fn read_one(path: &Path, listed: bool) -> Result<Option<Document>, Diagnostic> {
     }
 }
 
-/// Opens a regular file; `None` for anything else, which might block its opener or never end.
+/// Opens a regular file; `None` for anything else, which might block on open or never end.
 fn open(path: &Path) -> io::Result<Option<File>> {
     if !fs::metadata(path)?.is_file() {
         return Ok(None);
     }
-    // The file may have become a FIFO since.
+    // The file may have been replaced by a FIFO since.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
@@ -168,7 +169,7 @@ fn open(path: &Path) -> io::Result<Option<File>> {
 }
 
 fn is_absence(error: &io::Error) -> bool {
-    // A path below a file is as absent as one below nothing.
+    // A path below a regular file does not exist either.
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 

@@ -1,4 +1,4 @@
-//! Which changes in the file system can change what [`read`](super::file::read) returns.
+//! Selection of the file system changes that can affect the result of [`read`](super::file::read).
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::ffi::OsString;
@@ -10,24 +10,24 @@ use notify::{Event, EventKind};
 
 use super::file::is_config_name;
 
-/// As many symbolic links as the kernel follows in one path.
+/// Limit of symbolic links in one path, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// The directories to watch for some paths, and the entries in them that matter. All paths are
+/// The directories to watch for some paths, and the relevant entries in them. All paths are
 /// absolute and, except for their last component, free of symbolic links.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Interest {
-    /// Directories to watch, each by itself. Their own end or renaming matters, too.
+    /// Directories to watch, not recursively. Their own removal or renaming is relevant, too.
     pub dirs: BTreeSet<PathBuf>,
-    /// Entries that matter: the files, each symbolic link on the way to them, and where a path
-    /// ends too early, the entry that is missing.
+    /// Relevant entries: the files, each symbolic link on the way to them, and for a path that ends
+    /// early, the missing entry.
     entries: HashSet<PathBuf>,
-    /// Directories of which every configuration file matters.
+    /// Directories in which every configuration file is relevant.
     whole: HashSet<PathBuf>,
 }
 
 impl Interest {
-    /// Follows `paths` as they are now.
+    /// Resolves `paths` in their current state.
     pub fn of(paths: &[PathBuf]) -> Self {
         let mut interest = Self::default();
         for path in paths {
@@ -36,7 +36,8 @@ impl Interest {
             };
             let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
             for entry in entries.filter(|entry| is_config_name(&entry.file_name())) {
-                // In a ConfigMap volume this leads over `..data`, whose swap is the change.
+                // In a ConfigMap volume this leads through `..data`, and swapping that link is the
+                // change.
                 if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
                     interest.follow(&entry.path());
                 }
@@ -47,11 +48,11 @@ impl Interest {
         interest
     }
 
-    /// Walks along `path`, noting what the walk depends on; returns the directory that it leads
+    /// Walks along `path`, recording what the walk depends on; returns the directory that it leads
     /// to, if it is one.
     ///
-    /// Real directories on the way are not watched for being renamed: that is rare, and those near
-    /// the root are busy. The resync finds it.
+    /// Real directories on the way are not watched for renaming: that is rare, and those near the
+    /// root are busy. The resync detects it.
     fn follow(&mut self, path: &Path) -> Option<PathBuf> {
         let path = std::path::absolute(path).ok()?;
         let mut rest: VecDeque<OsString> = components(&path);
@@ -72,7 +73,7 @@ impl Interest {
             }
             self.dirs.insert(here.clone());
             self.entries.insert(entry.clone());
-            // Missing, or a file, which ends the way.
+            // Missing, or a regular file, where the path ends.
             if !kind.is_ok_and(|kind| kind.is_symlink()) {
                 return None;
             }
@@ -91,15 +92,16 @@ impl Interest {
         Some(here)
     }
 
-    /// Whether `event` may have changed what the paths hold.
+    /// Reports whether `event` may have changed the content of the paths.
     ///
-    /// Writing counts when the writer closes the file: before, it may be half written.
+    /// A write is relevant when the writer closes the file: before that, the file may be
+    /// incomplete.
     pub fn concerns(&self, event: &Event) -> bool {
         let kept = match event.kind {
             EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
             EventKind::Remove(_)
             | EventKind::Modify(ModifyKind::Name(_) | ModifyKind::Metadata(_)) => true,
-            // Among these are our own readings.
+            // These include our own reads.
             _ => return event.need_rescan(),
         };
         event.paths.iter().any(|path| {
@@ -114,7 +116,7 @@ impl Interest {
     }
 }
 
-/// The names along `path`, without the root and `.`.
+/// Returns the components of `path` without the root and `.`.
 fn components(path: &Path) -> VecDeque<OsString> {
     path.components()
         .filter(|component| matches!(component, Component::Normal(_) | Component::ParentDir))
@@ -166,7 +168,7 @@ mod tests {
             (rename, "dir", true),
             (create, "a", true),
             (create, "b", false),
-            // Reading, and writing that is not done.
+            // Reads, and unfinished writes.
             (
                 EventKind::Access(AccessKind::Open(AccessMode::Any)),
                 "file",

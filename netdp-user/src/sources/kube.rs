@@ -1,6 +1,6 @@
 //! The Kubernetes API as a source: ConfigMaps and the Node, followed by list and watch.
 //!
-//! What was heard last stays while the API is gone, refuses or talks nonsense.
+//! The last known state stays valid while the API is unreachable, denies access or returns garbage.
 
 mod client;
 mod follow;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use view::{Part, Shared};
 
-/// Follows what `options` names, for ever, and keeps `view` up to date.
+/// Follows the objects of `options` forever, and keeps `view` up to date.
 pub(crate) async fn follow(
     client: Client,
     options: &KubeOptions,
@@ -48,7 +48,7 @@ pub(crate) async fn follow(
         if options.labelled {
             of(Which::Labelled).await;
         } else {
-            // None, which is all that there is to hear of them.
+            // Labelled ConfigMaps are not followed: their list is empty and complete.
             shared.set_maps(Part::Labelled, Vec::new());
         }
     };

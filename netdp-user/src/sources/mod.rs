@@ -1,4 +1,4 @@
-//! Where configurations come from.
+//! Sources of the configuration: files and the Kubernetes API.
 
 pub mod file;
 mod interest;

@@ -1,4 +1,4 @@
-//! Being told when configuration files change.
+//! inotify watches on configuration files.
 
 use std::mem;
 use std::path::PathBuf;
@@ -11,39 +11,39 @@ use tokio::time::{Instant, sleep_until};
 
 use super::interest::Interest;
 
-/// How long after the first sign of a change its other signs are awaited: one edit is several
-/// events, and a file that was just created has yet to be written.
+/// Debounce interval after the first event of a change: one edit causes several events, and a newly
+/// created file is still empty.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// How often a walk is repeated because the paths changed while they were walked.
+/// Limit of repeated walks while the paths keep changing.
 const MAX_WALKS: usize = 8;
 
 type Sink = Box<dyn Fn(notify::Result<Event>) + Send>;
 
-/// Tells when files at some paths change, appear or vanish: edited, replaced by a rename, reached
-/// by another symbolic link (as a ConfigMap volume does it), or in directories that are yet to be
-/// created.
+/// Reports when files at some paths change, appear or vanish: edited, replaced by a rename, reached
+/// by another symbolic link (as in a ConfigMap volume), or in directories that do not exist yet.
 ///
-/// Make it before the first reading, so that no change falls between the two. It can't see
-/// everything (mounts, renamed ancestors, network file systems): read from time to time as well,
-/// after [`rearm`](Self::rearm).
+/// Create it before the first read, so that no change is missed in between. Some changes go
+/// undetected (mounts, renamed ancestors, network file systems): also read periodically, after
+/// [`rearm`](Self::rearm).
 pub struct Watcher {
     paths: Vec<PathBuf>,
     open: fn(Sink) -> notify::Result<RecommendedWatcher>,
     inner: Option<RecommendedWatcher>,
-    /// What the events are held against, in the thread that inotify's events arrive in.
+    /// Filter for the events, shared with inotify's thread.
     interest: Arc<Mutex<Interest>>,
-    /// A single place: one signal says as much as many. This end also keeps the channel open.
+    /// Channel of capacity 1: several signals are the same as one. This sender also keeps the
+    /// channel open.
     signal: mpsc::Sender<()>,
     signals: mpsc::Receiver<()>,
-    /// Set while the signs of a change are awaited, so that a cancelled wait goes on where it was.
+    /// End of the current debounce, so that a cancelled wait continues where it was.
     settled_at: Option<Instant>,
     problem: Option<String>,
 }
 
 impl Watcher {
-    /// Watches `paths`, which need not exist. Where the system does not allow it, this is logged,
-    /// [`problem`](Self::problem) tells why, and [`changed`](Self::changed) stays silent.
+    /// Watches `paths`, which need not exist. If the system does not allow it, this is logged,
+    /// [`problem`](Self::problem) returns the reason, and [`changed`](Self::changed) never returns.
     pub fn new(paths: &[PathBuf]) -> Self {
         Self::with(paths, notify::recommended_watcher)
     }
@@ -64,15 +64,15 @@ impl Watcher {
         watcher
     }
 
-    /// Why changes may go unnoticed until the next resync, if they may.
+    /// Returns why changes may go undetected until the next resync, if they may.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
-    /// Waits for a change; changes within a few milliseconds of one another are one. A change that
-    /// happens after this returns makes the next call return.
+    /// Waits for a change; changes within a few milliseconds of each other are one. A change after
+    /// this returns makes the next call return.
     ///
-    /// Cancelling loses nothing, so that this can be a branch of `select!`.
+    /// Cancel-safe, so that it can be a branch of `select!`.
     pub async fn changed(&mut self) {
         let settled_at = match self.settled_at {
             Some(settled_at) => settled_at,
@@ -87,8 +87,8 @@ impl Watcher {
         self.rearm();
     }
 
-    /// Walks the paths anew and watches what they lead over now. To be called before a reading
-    /// that [`changed`](Self::changed) has not asked for, as a resync is.
+    /// Walks the paths again and watches what they lead through now. Call it before a read that
+    /// [`changed`](Self::changed) did not trigger, such as a resync.
     pub fn rearm(&mut self) {
         let problem = self.try_rearm().err();
         if problem != self.problem {
@@ -114,15 +114,15 @@ impl Watcher {
         outcome
     }
 
-    /// Watches until a walk finds nothing that is not watched already.
+    /// Adds watches until a walk finds nothing unwatched.
     fn watch_all(&self, inner: &mut RecommendedWatcher) -> Result<(), String> {
         for _ in 0..MAX_WALKS {
             let interest = Interest::of(&self.paths);
             let dirs = interest.dirs.clone();
             let before = mem::replace(&mut *self.lock_interest(), interest);
-            // All of them anew: a directory may have been replaced by one of the same name.
+            // All of them again: a directory may have been replaced by one of the same name.
             for dir in before.dirs {
-                // Of one that is gone the watch is gone, too.
+                // The watch of a removed directory is gone, too.
                 let _ = inner.unwatch(&dir);
             }
             let failures: Vec<_> = dirs
@@ -137,7 +137,7 @@ impl Watcher {
                 Some(error) => Err(format!("inotify: {error}")),
             };
         }
-        // They change faster than we look: look again soon.
+        // They change faster than the walks: retry soon.
         let _ = self.signal.try_send(());
         Ok(())
     }
@@ -146,7 +146,7 @@ impl Watcher {
         self.interest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What inotify's thread calls for each event.
+    /// Returns the callback for inotify's thread.
     fn sink(&self) -> Sink {
         let interest = Arc::clone(&self.interest);
         let signal = self.signal.clone();
@@ -162,7 +162,7 @@ impl Watcher {
                 }
             };
             if matters {
-                // Full means that the signal is already given.
+                // A full channel means that a signal is pending already.
                 let _ = signal.try_send(());
             }
         })

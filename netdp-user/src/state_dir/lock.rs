@@ -1,5 +1,6 @@
-//! The lock of the state directory. It is held by flock(2), which whoever can open a file may take,
-//! and older versions left it readable to all: one that another user holds does not count.
+//! The lock of the state directory. It is an flock(2) lock, which any process that can open the
+//! file may take, and older versions left the file readable to all: a lock held by another user is
+//! ignored.
 
 use crate::private;
 use anyhow::{Context as _, Result};
@@ -11,17 +12,17 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// The file by which agents take turns at replacing the lock.
+/// File whose lock serializes agents that replace the lock file.
 pub(super) const TURN: &str = ".lock.turn";
 
-/// Held while an agent lives.
+/// Lock held for the agent's lifetime.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
 }
 
-/// For how long the lock is waited for that an ended agent has left to a child. Children that run
-/// another program let go of it at once: what is waited for is that they begin to.
+/// Time to wait for a lock that an ended agent has left to a child process. Children release it on
+/// exec: the wait covers the time until that.
 const PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(10);
 
@@ -42,7 +43,7 @@ pub(super) fn take(path: &Path) -> Result<Option<Lock>> {
     }
 }
 
-/// The process that holds the lock, if an agent does.
+/// Returns the process that holds the lock, if an agent does.
 pub(super) fn owner(path: &Path) -> Option<u32> {
     let mut file = private::open(path).ok()?;
     let mut text = String::new();
@@ -57,7 +58,7 @@ pub(super) fn owner(path: &Path) -> Option<u32> {
 enum Tried {
     Taken(Lock),
     Held(File),
-    /// By another agent, between opening and locking it.
+    /// Replaced by another agent between opening and locking.
     Replaced,
 }
 
@@ -80,8 +81,8 @@ fn try_once(path: &Path) -> Result<Tried> {
     Ok(Tried::Taken(Lock { _file: file }))
 }
 
-/// Puts a new file in the place of one that a stranger holds. Agents that do so at the same time take
-/// turns, by a file that no stranger ever could open.
+/// Replaces a lock file whose lock another user holds. Agents that do so at the same time are
+/// serialized by a file that other users never could open.
 fn replace(path: &Path) -> Result<Option<Lock>> {
     let turn = path.with_file_name(TURN);
     let file = private::open_own(&turn).with_context(|| format!("opening {}", turn.display()))?;
@@ -106,18 +107,19 @@ fn replace(path: &Path) -> Result<Option<Lock>> {
     }
 }
 
-/// Who holds the lock of a file.
+/// Kind of the process that holds a lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Holder {
-    /// One that could be an agent, or that can't be seen, in another container.
+    /// A possible agent, or a process that is not visible because it is in another container.
     Agent,
-    /// One that has ended: a child of it has the lock, or whoever it gave the file to.
+    /// A process that has ended: one of its children, or a process that it passed the file to, has
+    /// the lock.
     Gone,
-    /// One that runs for another user.
+    /// A process of another user.
     Stranger,
 }
 
-/// Finds out who holds the lock of a file: of several holders the one that speaks most for an agent.
+/// Determines the holder of a file's lock: of several holders the one most likely to be an agent.
 fn holder(file: &File) -> Result<Holder> {
     let metadata = file.metadata()?;
     let (major, minor) = (
@@ -137,18 +139,19 @@ fn holder(file: &File) -> Result<Holder> {
     })
 }
 
-/// The processes that hold a lock by flock(2), of the lines of `/proc/locks`.
+/// Returns the processes that hold a flock(2) lock on a file, from the lines of `/proc/locks`.
 fn holders<'a>(locks: &'a str, held: &'a str) -> impl Iterator<Item = u32> + 'a {
     locks.lines().filter_map(move |line| {
         let mut words = line.split_whitespace().skip(1);
         let (kind, pid) = (words.next()?, words.nth(2)?);
         let at = words.next()?;
-        // One that waits has an arrow before the kind.
+        // A waiting process has an arrow before the kind.
         (kind == "FLOCK" && at == held).then(|| pid.parse().ok())?
     })
 }
 
-/// Judges a process: of a program that gives rights, all ids but one are root's.
+/// Classifies a process by all of its user ids: in a set-user-ID program of root's, all but one are
+/// root's.
 fn judge(pid: u32) -> Holder {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
         return Holder::Gone;

@@ -13,27 +13,27 @@ use anyhow::{Context as _, Result, anyhow};
 use netdp_common::abi::Counters;
 use tokio::time::Instant;
 
-/// The datapath, and what only it needs.
+/// The datapath, and state that only it needs.
 pub(in crate::agent) struct Ebpf {
     pub datapath: Datapath,
     pub sweeping: Sweeping,
     pub takeover: Takeover,
     log: ProgramLog,
-    /// When connections that an earlier policy bypassed have ended, where there may be any.
+    /// Time by which connections that an earlier policy bypassed have ended, if there may be any.
     pub forget_policies: Option<Instant>,
-    /// The idle trie has to be brought up to date.
+    /// Set while the standby trie is out of date.
     pub unprepared: bool,
 }
 
-/// What calls for something to be done.
+/// Event for the agent's loop.
 pub(in crate::agent) enum Event {
     /// A sweep has ended, or may have.
     SweepEnded,
-    /// It is time to look whether the tables are nearly full.
+    /// The time has come to check whether the tables are nearly full.
     RoomDue,
-    /// There is time to bring the idle trie up to date.
+    /// The standby trie can be brought up to date.
     Unprepared,
-    /// A takeover has ended, or a look after one.
+    /// A takeover, or a check after one, has ended.
     TookOver(Done),
 }
 
@@ -50,10 +50,10 @@ impl Ebpf {
         })))
     }
 
-    /// Waits until there is something to do. Dropping the future loses nothing.
+    /// Waits for the next event. Cancel-safe.
     ///
     /// # Errors
-    /// What the programs log can't be passed on.
+    /// Returns an error if the log of the programs cannot be read.
     pub(in crate::agent) async fn next(&mut self) -> Result<Event> {
         loop {
             tokio::select! {
@@ -66,7 +66,7 @@ impl Ebpf {
         }
     }
 
-    /// What became of packets so far.
+    /// Returns the packet counters of the programs.
     pub(in crate::agent) fn counters(&self) -> Counters {
         self.datapath.maps().counters().unwrap_or_default()
     }
@@ -88,13 +88,14 @@ fn load(options: &RunOptions) -> Result<Datapath> {
     Ok(datapath)
 }
 
-/// Starts the programs where they can be loaded and outlive the agent, else the chains.
+/// Starts the programs if they can be loaded and outlive the agent; otherwise the chains.
 ///
 /// # Errors
-/// Neither works here, or programs of an earlier agent that cannot be adopted are in force.
+/// Returns an error if neither works here, or if programs of an earlier agent that cannot be
+/// adopted are in force.
 pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<NoEbpf>)> {
     let lacking = Lacking::look(&options.bpffs, &options.state_dir);
-    // What translates already is not left for something else.
+    // A datapath that already translates is not given up for iptables.
     if datapath::is_pinned(&options.bpffs) {
         let engine = start(options).map_err(|err| lacking.explain(err));
         return Ok((
@@ -138,10 +139,10 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
     Ok((chains, Some(NoEbpf { why, add })))
 }
 
-/// Starts the programs if they would outlive the agent; else returns why not.
+/// Starts the programs if they would outlive the agent; otherwise returns why not.
 ///
 /// # Errors
-/// Something that another mode would only hide: a wrong directory, too little memory.
+/// Returns an error that a change of mode would only hide: a wrong directory, too little memory.
 fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
     let mut datapath = match load(options) {
         Ok(datapath) => datapath,
@@ -153,12 +154,12 @@ fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
     let Some(why) = datapath.fleeting().map(str::to_owned) else {
         return Ebpf::with(datapath, options).map(Ok);
     };
-    // Nothing is attached yet.
+    // No program is attached yet.
     datapath.remove()?;
     Ok(Err(why))
 }
 
-/// Why the programs of an earlier agent are not left for iptables.
+/// Returns the reason why programs of an earlier agent are not given up for iptables.
 fn stays(place: &str) -> String {
     format!(
         "netdp's eBPF programs are in force ({place}), and --mode auto does not leave them for iptables: \

@@ -1,7 +1,7 @@
 //! iptables mode: netfilter translates, by the chains that ip-masq-agent would write.
 //!
-//! The programs of iptables take their time, and wait for the xtables lock for seconds. They run beside
-//! the loop, one writing at a time; what comes of them is an event.
+//! The iptables programs are slow, and wait for the xtables lock for seconds. They run in the
+//! background, one write at a time; each result is an event.
 
 use super::super::RunOptions;
 use super::Engine;
@@ -38,44 +38,44 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
     }))
 }
 
-/// The chains, and what is done about them beside the loop.
+/// The chains, and their background tasks.
 pub(in crate::agent) struct Iptables {
     adopted: bool,
-    /// Locked by whoever writes; never by the loop.
+    /// Locked by background tasks that write; never by the loop.
     chains: Arc<Mutex<Chains>>,
-    /// What the chains were when they were written last.
+    /// Reports of the last write.
     reports: Vec<ChainReport>,
     writing: Option<JoinHandle<Written>>,
-    /// What is to be written once that is done.
+    /// Configuration to write after the current write.
     next: Option<Config>,
     rollback: Retreat,
 }
 
-/// The way back from programs of an earlier agent.
+/// State of a rollback from programs of an earlier agent.
 enum Retreat {
-    /// There are none, or none any more.
+    /// No such programs, or none any more.
     None,
-    /// They go on for mappings that netfilter did not take.
+    /// They remain for mappings that netfilter did not accept.
     Waiting(Box<Rollback>),
-    /// It is checked whether something needs them.
+    /// A background task checks whether they are still needed.
     Checking(JoinHandle<(Box<Rollback>, Result<bool>)>),
 }
 
-/// What came of a writing.
+/// Result of a write.
 pub(in crate::agent) struct Written {
     /// A report for each family.
     pub reports: Vec<ChainReport>,
-    /// How long it took.
+    /// Duration of the write.
     pub took: Duration,
 }
 
-/// What has been done beside the loop.
+/// Result of a background task.
 pub(in crate::agent) enum Event {
-    /// The chains were written, or could not be.
+    /// The chains were written, or writing them failed.
     Written(Written),
-    /// It was checked whether something needs the programs of an earlier agent.
+    /// The check whether programs of an earlier agent are still needed has ended.
     Checked,
-    /// Nothing, and why.
+    /// The task panicked or was cancelled.
     Failed(JoinError),
 }
 
@@ -84,7 +84,7 @@ fn lock(chains: &Mutex<Chains>) -> MutexGuard<'_, Chains> {
 }
 
 impl Iptables {
-    /// Whether a chain was there at the start.
+    /// Reports whether a chain existed at the start.
     pub(in crate::agent) const fn adopted(&self) -> bool {
         self.adopted
     }
@@ -93,22 +93,22 @@ impl Iptables {
         &self.reports
     }
 
-    /// Takes note of what the chains are now.
+    /// Records the current state of the chains.
     pub(in crate::agent) fn set_reports(&mut self, reports: Vec<ChainReport>) {
         self.reports = reports;
     }
 
-    /// Whether every chain is as it is to be.
+    /// Reports whether all chains are in the desired state.
     pub(in crate::agent) fn is_in_force(&self) -> bool {
         self.reports.iter().all(|chain| chain.error.is_none())
     }
 
-    /// Whether chains are being written.
+    /// Reports whether chains are being written.
     pub(in crate::agent) const fn is_writing(&self) -> bool {
         self.writing.is_some()
     }
 
-    /// Makes the chains what `config` says, soon: at once, or after the writing that goes on.
+    /// Writes the chains for `config` in the background: at once, or after the current write.
     pub(in crate::agent) fn write(&mut self, config: &Config) {
         if self.writing.is_some() {
             self.next = Some(config.clone());
@@ -123,11 +123,13 @@ impl Iptables {
         }));
     }
 
-    /// At the start: gives the mappings of an earlier agent's programs to netfilter, and writes the
-    /// chains. Not beside anything: an agent that ends must not leave the programs with half their ports.
+    /// At the start: hands the mappings of an earlier agent's programs over to netfilter, and
+    /// writes the chains. Not in the background: an agent that ends must not leave the programs
+    /// with half their ports.
     ///
     /// # Errors
-    /// The chains can't be prepared, or the maps can't be read. Then the programs go on as before.
+    /// Returns an error if the chains cannot be prepared, or the maps cannot be read. The programs
+    /// then go on as before.
     pub(in crate::agent) fn give_back(
         &mut self,
         bpffs: &Path,
@@ -139,8 +141,8 @@ impl Iptables {
         Ok(reports)
     }
 
-    /// Takes the programs of an earlier agent off once nothing needs them any more. As long as netfilter
-    /// does not masquerade, they are needed.
+    /// Detaches the programs of an earlier agent once nothing needs them any more. They are needed
+    /// as long as netfilter does not masquerade.
     pub(in crate::agent) fn finish_rollback(&mut self) {
         if !self.is_in_force() {
             return;
@@ -154,8 +156,7 @@ impl Iptables {
         };
     }
 
-    /// Before the agent ends: waits for what is still done beside the loop. The programs that run have
-    /// been ended by then.
+    /// Waits for background tasks before the agent ends. Running programs have been killed by then.
     pub(in crate::agent) async fn settle(&mut self) {
         self.next = None;
         if let Some(writing) = self.writing.take() {
@@ -167,8 +168,7 @@ impl Iptables {
         }
     }
 
-    /// Waits for what is done beside the loop; for ever where nothing is. Dropping the future loses
-    /// nothing.
+    /// Waits for a background task; forever if there is none. Cancel-safe.
     pub(in crate::agent) async fn next(&mut self) -> Event {
         tokio::select! {
             written = done(self.writing.as_mut()) => {
@@ -201,7 +201,7 @@ impl Iptables {
     }
 }
 
-/// Waits for a task; for ever where there is none.
+/// Waits for a task; forever if there is none.
 async fn done<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
     match task {
         Some(task) => task.await,

@@ -1,5 +1,5 @@
-//! The modes: what does the translating, the datapath or netfilter by the chains, or nothing of
-//! netdp's. What only one of them has lies in its module.
+//! The modes: the datapath translates, or netfilter by the chains, or netdp translates nothing.
+//! Code of a single mode is in its module.
 
 mod ebpf;
 mod iptables;
@@ -19,13 +19,13 @@ use std::collections::BTreeSet;
 pub(super) use ebpf::{Ebpf, Event as EbpfEvent};
 pub(super) use iptables::{Event as IptablesEvent, Iptables};
 
-/// What concerns one mode alone.
+/// Event of a single mode.
 pub(super) enum Event {
     Ebpf(EbpfEvent),
     Iptables(IptablesEvent),
 }
 
-/// The mode that runs.
+/// The mode in use and its state.
 pub(super) enum Engine {
     Ebpf(Box<Ebpf>),
     Iptables(Iptables),
@@ -33,10 +33,10 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// Starts what `--mode` names; and says why it is not eBPF, where that was wanted most.
+    /// Starts the mode of `--mode`. Also returns why it is not eBPF, if that was preferred.
     ///
     /// # Errors
-    /// It can't work here.
+    /// Returns an error if the mode does not work here.
     pub(super) fn start(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
         let engine = match options.mode {
             Mode::Ebpf => ebpf::start(options)
@@ -56,7 +56,7 @@ impl Engine {
         }
     }
 
-    /// Whether an earlier agent's policy is in force.
+    /// Reports whether an earlier agent's policy is in force.
     pub(super) fn adopted(&self) -> bool {
         match self {
             Self::Ebpf(ebpf) => ebpf.datapath.adopted(),
@@ -73,7 +73,7 @@ impl Engine {
         }
     }
 
-    /// Returns the chains, if netfilter translates.
+    /// Returns the chains mutably, if netfilter translates.
     pub(super) const fn as_iptables_mut(&mut self) -> Option<&mut Iptables> {
         match self {
             Self::Ebpf(_) | Self::Shadow(_) => None,
@@ -81,10 +81,10 @@ impl Engine {
         }
     }
 
-    /// Waits for what concerns the mode alone. Dropping the future loses nothing.
+    /// Waits for an event of the mode. Cancel-safe.
     ///
     /// # Errors
-    /// What the programs log can't be passed on.
+    /// Returns an error if the log of the programs cannot be read.
     pub(super) async fn next(&mut self) -> Result<Event> {
         match self {
             Self::Ebpf(ebpf) => ebpf.next().await.map(Event::Ebpf),
@@ -93,7 +93,7 @@ impl Engine {
         }
     }
 
-    /// What `netdp run` says of it once it is ready.
+    /// Returns the words with which `netdp run` announces that it is ready.
     pub(super) const fn in_force(&self) -> &'static str {
         match self {
             Self::Ebpf(_) | Self::Iptables(_) => "in force on",
@@ -101,12 +101,12 @@ impl Engine {
         }
     }
 
-    /// Whether nothing is translated, only compared.
+    /// Reports whether netdp only compares and translates nothing.
     pub(super) const fn is_shadow(&self) -> bool {
         matches!(self, Self::Shadow(_))
     }
 
-    /// Gives what is compared with netfilter.
+    /// Passes the state to compare with netfilter's decisions to shadow mode.
     pub(super) fn compare(&self, config: &Config, state: &State, enable_ipv6: bool) {
         if let Self::Shadow(shadow) = self {
             shadow.set(Node {
@@ -118,7 +118,7 @@ impl Engine {
         }
     }
 
-    /// Returns the datapath and what belongs to it, if the programs translate.
+    /// Returns the datapath with its state, if the programs translate.
     pub(super) const fn as_ebpf(&self) -> Option<&Ebpf> {
         match self {
             Self::Ebpf(ebpf) => Some(ebpf),
@@ -126,7 +126,7 @@ impl Engine {
         }
     }
 
-    /// Returns the datapath and what belongs to it, if the programs translate.
+    /// Returns the datapath with its state mutably, if the programs translate.
     pub(super) const fn as_ebpf_mut(&mut self) -> Option<&mut Ebpf> {
         match self {
             Self::Ebpf(ebpf) => Some(ebpf),
@@ -139,7 +139,7 @@ impl Engine {
         self.as_ebpf_mut().map(|ebpf| &mut ebpf.datapath)
     }
 
-    /// How many addresses of the node have room.
+    /// Returns the number of node addresses that the map has room for.
     pub(super) const fn address_room(&self) -> usize {
         match self {
             Self::Ebpf(ebpf) => ebpf.datapath.maps().address_room(),
@@ -147,7 +147,7 @@ impl Engine {
         }
     }
 
-    /// Reports the uplinks that programs are attached to, or that are watched.
+    /// Returns the uplinks with attached programs, or those watched in shadow mode.
     pub(super) fn uplink_reports(&self, state: &State) -> Vec<UplinkReport> {
         let uplinks = &state.uplinks;
         match self {
@@ -161,10 +161,10 @@ impl Engine {
         }
     }
 
-    /// Removes what is in force; says what that was.
+    /// Removes everything that is in force. Returns what was removed.
     ///
     /// # Errors
-    /// What could not be removed.
+    /// Returns an error that names what could not be removed.
     pub(super) fn remove(&mut self, options: &RunOptions) -> Result<Vec<String>> {
         let mut chains = BTreeSet::from([KEEP_CHAIN]);
         let mut removed = Vec::new();

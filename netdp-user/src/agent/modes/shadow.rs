@@ -1,4 +1,4 @@
-//! Shadow mode: nothing is translated, netfilter's decisions are compared with netdp's.
+//! Shadow mode: netdp translates nothing and compares its decisions with netfilter's.
 
 use super::super::RunOptions;
 use super::Engine;

@@ -1,4 +1,4 @@
-//! What is done beside the loop.
+//! Background tasks of the takeover.
 
 use super::{Done, Tried};
 use crate::config::{Action, Config};
@@ -11,24 +11,24 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// What takes rules over, and what it has to know.
+/// Inputs of a background task.
 pub(super) struct Job {
     pub(super) bpffs: PathBuf,
     pub(super) config: Config,
     pub(super) local: BTreeSet<IpAddr>,
     pub(super) chain: String,
-    /// Why chains have to stay, if so.
+    /// Reasons why chains have to stay, if any.
     pub(super) stay: Vec<String>,
 }
 
 impl Job {
-    /// How many connections keep their addresses that nobody translates.
+    /// Lets untranslated connections keep their addresses. Returns their number.
     pub(super) fn keep_untranslated(&self) -> Result<usize> {
         let Some(flows) = tracked() else {
             return Ok(0);
         };
-        // Programs have translated here, and are gone without a word of which flows that were. What
-        // may be of those must not leave with the pod's address.
+        // Programs have translated here, and are gone without a record of their flows. Flows that
+        // they may have translated must not leave with the pod's address.
         let marked = flows.iter().any(Flow::is_mark);
         let answered = flows.iter().filter(|flow| flow.answered);
         let ends = answered.flat_map(|flow| {
@@ -45,7 +45,8 @@ impl Job {
         Ok(kept.len())
     }
 
-    /// How many flows tracking has forgotten that programs may have translated.
+    /// Deletes flows that programs may have translated from connection tracking. Returns their
+    /// number.
     pub(super) fn forget_translated(&self) -> Result<usize> {
         if !datapath::is_marked() {
             return Ok(0);
@@ -77,19 +78,19 @@ impl Job {
                 Err(err) => failed.push(format!("{found}: {err:#}")),
             }
         }
-        // What began between the first look and the rules' end.
+        // Connections that began between the first read and the removal of the rules.
         self.reserve_translated();
         Tried { any, failed }
     }
 
-    /// The connections that netfilter translates to an address of the node.
+    /// Returns the connections that netfilter translates to an address of the node.
     fn translated(&self) -> Option<Vec<Flow>> {
         let mut flows = tracked()?;
         flows.retain(|flow| flow.is_masqueraded() && self.local.contains(&flow.reply.destination));
         Some(flows)
     }
 
-    /// How many those are; all of them are reserved.
+    /// Reserves the wire tuples of all these connections. Returns their number.
     fn reserve_translated(&self) -> usize {
         let translated = self.translated().unwrap_or_default();
         if translated.is_empty() {
@@ -105,7 +106,8 @@ impl Job {
         translated.len()
     }
 
-    /// Which chains are back; the one that keeps tracking alive goes once it is not needed.
+    /// Finds chains that were created again; removes the chain that keeps tracking active once it
+    /// is not needed.
     pub(super) fn watch(&self) -> Done {
         self.release_tracking();
         let (back, _) = iptables::find(&self.chain, |_| false);
@@ -114,7 +116,7 @@ impl Job {
         }
     }
 
-    /// Once netfilter translates nothing any more, connections need not be tracked for us.
+    /// Stops keeping connection tracking active once netfilter translates nothing any more.
     fn release_tracking(&self) {
         let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
         if kept.is_empty() || self.translated().is_none_or(|flows| !flows.is_empty()) {
@@ -131,7 +133,7 @@ impl Job {
     }
 }
 
-/// What connection tracking knows; `None` where there is none.
+/// Returns the connections of connection tracking; `None` if it is not active.
 fn tracked() -> Option<Vec<Flow>> {
     match Conntrack::open().and_then(|mut conntrack| conntrack.dump()) {
         Ok(flows) => Some(flows),

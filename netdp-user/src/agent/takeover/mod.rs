@@ -1,11 +1,11 @@
-//! Taking over from netfilter on a live node, and giving back to it.
+//! Takeover from netfilter on a live node, and the way back.
 //!
-//! Takeover: first what connection tracking knows, then the programs, then once more what it
-//! knows, then the chains go. Connections that netfilter translates stay with it until they end.
-//! Giving back is the mirror image. docs/adr/0021 has the order and why.
+//! Takeover: read connection tracking, attach the programs, read connection tracking once more,
+//! remove the chains. Connections that netfilter translates stay with it until they end. The way
+//! back is the mirror image. docs/adr/0021 describes the order and the reasons.
 //!
-//! Reading large tables and running iptables takes its time, which the loop has not: it is done
-//! beside it.
+//! Reading large tables and running iptables takes longer than the loop may block: both are done in
+//! the background.
 
 mod job;
 
@@ -19,26 +19,26 @@ use std::time::Duration;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::Instant;
 
-/// How long a takeover that failed rests at first, and at most. Each failure doubles it.
+/// Initial and longest pause after a failed takeover. Each failure doubles it.
 const FIRST_REST: Duration = Duration::from_secs(5);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// How far the takeover is, and what is done for it beside the loop.
+/// Progress of the takeover, and its background task.
 #[derive(Debug)]
 pub(super) struct Takeover {
     running: Option<JoinHandle<Done>>,
-    /// There was something to take over.
+    /// Set if there was something to take over.
     any: bool,
-    /// All of it is taken over.
+    /// Set once everything is taken over.
     complete: bool,
-    /// When to try again what has failed, and how long to rest after the next failure.
+    /// Time of the next retry, and the pause after the next failure.
     again: Option<Instant>,
     rest: Duration,
-    /// What stands in the way has changed since the one that runs began.
+    /// Set if the obstacles have changed since the current attempt began.
     changed: bool,
-    /// What could not be taken over yet, and why.
+    /// Rules that could not be taken over yet, and why.
     pub(super) failed: Vec<String>,
-    /// Chains that were taken over and that somebody has put back.
+    /// Chains that were taken over and then created again.
     pub(super) back: Vec<String>,
 }
 
@@ -56,7 +56,7 @@ impl Takeover {
         }
     }
 
-    /// Waits for what was done; for ever where nothing is. Dropping the future loses nothing.
+    /// Waits for the background task; forever if there is none. Cancel-safe.
     pub(super) async fn done(&mut self) -> Done {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
@@ -66,27 +66,27 @@ impl Takeover {
         done.unwrap_or_else(|err| Done::Failed(err.to_string()))
     }
 
-    /// Whether it is time to try, or to try again.
+    /// Reports whether an attempt or a retry is due.
     pub(super) fn is_due(&self) -> bool {
         let rested = self.again.is_none_or(|at| Instant::now() >= at);
         !self.complete && !self.is_running() && rested
     }
 
-    /// Has what failed tried again with the next look: what stood in the way has changed.
+    /// Schedules a retry for the next opportunity: the obstacles have changed.
     pub(super) const fn try_soon(&mut self) {
         self.again = None;
         self.rest = FIRST_REST;
         self.changed = self.is_running();
     }
 
-    /// Has something done beside the loop.
+    /// Starts a background task.
     fn begin(&mut self, job: impl FnOnce() -> Done + Send + 'static) {
         self.again = None;
         self.running = Some(spawn_blocking(job));
     }
 
-    /// Takes note of what could not be taken over, and when to try that again. Whether it is something
-    /// else than before.
+    /// Records what could not be taken over, and schedules the retry. Returns whether the failures
+    /// differ from those before.
     fn tried(&mut self, failed: Vec<String>, now: Instant) -> bool {
         self.complete = failed.is_empty();
         if self.complete {
@@ -105,39 +105,39 @@ impl Takeover {
         self.running.is_some()
     }
 
-    /// Whether rules are being taken over right now: whoever looks at them sees some that are about
-    /// to go.
+    /// Reports whether a takeover is under way: a scan then sees rules that are about to be
+    /// removed.
     pub(super) const fn is_trying(&self) -> bool {
         self.is_running() && !self.complete
     }
 }
 
-/// What was done beside the loop.
+/// Result of a background task.
 #[derive(Debug)]
 pub(super) enum Done {
-    /// A takeover.
+    /// An attempt of a takeover.
     Tried(Tried),
-    /// A look after one.
+    /// A check after a takeover.
     Watched {
-        /// The chains that somebody has put back.
+        /// The chains that were created again.
         back: Vec<String>,
     },
-    /// Nothing, and why.
+    /// The task failed, with the reason.
     Failed(String),
 }
 
-/// What came of a takeover.
+/// Result of an attempt of a takeover.
 #[derive(Debug)]
 pub(super) struct Tried {
-    /// Whether there was something to take over.
+    /// Set if there was something to take over.
     any: bool,
-    /// What could not be, and why.
+    /// Failures, with their reasons.
     failed: Vec<String>,
 }
 
 impl Agent {
-    /// Before programs are attached for the first time: connections that nobody translates keep
-    /// their addresses.
+    /// Lets untranslated connections keep their addresses, before programs are attached for the
+    /// first time.
     pub(super) async fn keep_untranslated(&mut self) {
         if self.engine.adopted() || self.engine.as_datapath().is_none() {
             return;
@@ -152,8 +152,8 @@ impl Agent {
         }
     }
 
-    /// Says in connection tracking that the programs translate after it has seen packets. Again and
-    /// again, since somebody may empty its table.
+    /// Marks connection tracking: the programs translate packets after it has seen them. Repeated,
+    /// since its table may be flushed.
     pub(super) fn mark_tracking(&mut self) {
         if self.engine.as_datapath().is_none() {
             return;
@@ -163,8 +163,9 @@ impl Agent {
         }
     }
 
-    /// In iptables mode, once the chains are in force: netfilter asks them for the first packet of a
-    /// connection only, and what programs have translated that are gone is none of its own to it.
+    /// Deletes the conntrack entries of flows that removed programs translated, in iptables mode
+    /// once the chains are in force: netfilter evaluates them only for the first packet of a
+    /// connection, and has no translation for these flows.
     pub(super) async fn forget_translated(&mut self) {
         let in_force = (self.engine.as_iptables()).is_some_and(Iptables::is_in_force);
         if !in_force || datapath::is_pinned(&self.options.bpffs) {
@@ -192,9 +193,9 @@ impl Agent {
         }
     }
 
-    /// With the programs attached: the chains of ip-masq-agent and the rules of k8s-custom-iptables
-    /// go, the connections that they translate stay with netfilter. Whether that has begun, or will as
-    /// soon as it is known what others' rules there are.
+    /// Removes the chains of ip-masq-agent and the rules of k8s-custom-iptables once the programs
+    /// are attached; connections that these translate stay with netfilter. Returns whether this has
+    /// begun, or will as soon as the third-party rules are known.
     pub(super) fn take_over(&mut self) -> bool {
         let in_force = self.applied.policy.is_some() && !self.attached.is_empty();
         let Some(ebpf) = self.engine.as_ebpf() else {
@@ -208,11 +209,11 @@ impl Agent {
             return true;
         }
         let mut job = self.job();
-        // Without the chains pods' addresses would leave there.
+        // Without the chains, packets would leave there with pods' addresses.
         job.stay = [&self.found.leaks[..], &self.guard.faults()[..]].concat();
-        // What IPsec protects is neither to be dropped nor to leave in clear.
+        // Traffic that IPsec protects must neither be dropped nor leave in clear.
         job.stay.extend_from_slice(self.node.missed_ipsec());
-        // What netfilter translates is not to be dropped.
+        // Traffic that netfilter translates must not be dropped.
         job.stay.extend(self.foreign.in_the_way().cloned());
         let Some(ebpf) = self.engine.as_ebpf_mut() else {
             return false;
@@ -221,14 +222,14 @@ impl Agent {
         true
     }
 
-    /// What stood in the way of a takeover has changed.
+    /// Schedules a retry of the takeover: the obstacles have changed.
     pub(super) fn try_takeover_soon(&mut self) {
         if let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() {
             takeover.try_soon();
         }
     }
 
-    /// Tries a takeover if it is time to, or to try again.
+    /// Starts a takeover if an attempt or a retry is due.
     pub(super) fn take_over_if_due(&mut self) {
         let is_due = |it: &Ebpf| it.takeover.is_due();
         if self.engine.as_ebpf().is_some_and(is_due) {
@@ -236,7 +237,7 @@ impl Agent {
         }
     }
 
-    /// What was done beside the loop is done.
+    /// Handles the result of a background task.
     pub(super) fn took_over(&mut self, done: Done) {
         let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() else {
             return;
@@ -252,7 +253,7 @@ impl Agent {
         }
     }
 
-    /// A takeover has come to an end, with what could not be taken over.
+    /// Handles the end of an attempt, with what could not be taken over.
     fn tried(&mut self, failed: Vec<String>) {
         let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() else {
             return;
@@ -270,7 +271,7 @@ impl Agent {
         self.ask_foreign();
     }
 
-    /// Looks, beside the loop, whether somebody has put the chains back that were taken over.
+    /// Checks in the background whether chains that were taken over have been created again.
     pub(super) fn watch_chains(&mut self) {
         let is_over = |it: &Ebpf| it.takeover.complete && it.takeover.any;
         if !self.engine.as_ebpf().is_some_and(is_over) {
@@ -284,8 +285,8 @@ impl Agent {
         }
     }
 
-    /// Chains that are back are told of once, not fought about. What they translate arrives as the
-    /// node's own traffic.
+    /// Logs chains that were created again; they are not removed again. Packets that they translate
+    /// arrive as the node's own traffic.
     fn watched(&mut self, back: Vec<String>) {
         let Some(Ebpf { takeover, .. }) = self.engine.as_ebpf_mut() else {
             return;

@@ -1,45 +1,45 @@
-//! How many Events a node may write: a configuration that changes all the time, or a cluster of
-//! thousands, is no reason to fill the API server's store.
+//! Rate limits of a node's Events: neither a configuration that changes all the time nor a cluster
+//! of thousands of nodes may fill the API server's store.
 
 use super::About;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Of a node, about whatever it is: 16, then one every two minutes; at most 46 in an hour, 30 in each
-/// if it goes on.
+/// Rate for all Events of a node: 16, then one every two minutes; at most 46 in the first hour, 30
+/// in each further one.
 const NODE: Rate = Rate {
     burst: 16,
     every: Duration::from_secs(120),
 };
 
-/// For one reason about one ConfigMap: 4, then one every five minutes.
+/// Rate for one reason about one ConfigMap: 4, then one every five minutes.
 const MAP: Rate = Rate {
     burst: 4,
     every: Duration::from_secs(300),
 };
 
-/// For one reason about the Node.
+/// Rate for one reason about the Node: 1, then one every five minutes.
 const THE_NODE: Rate = Rate {
     burst: 1,
     every: Duration::from_secs(300),
 };
 
-/// How many things are kept apart.
+/// Limit of separate buckets.
 const KEPT: usize = 256;
 
-/// So many at once, then one each time.
+/// A token-bucket rate: a burst, then one each interval.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     burst: u32,
     every: Duration,
 }
 
-/// What is left of a [`Rate`].
+/// State of a [`Rate`]'s token bucket.
 #[derive(Debug)]
 struct Bucket {
     rate: Rate,
     left: u32,
-    /// Up to when what came back is counted.
+    /// Time up to which tokens have been refilled.
     since: Instant,
 }
 
@@ -67,7 +67,7 @@ impl Bucket {
     }
 }
 
-/// What a node may still say.
+/// Remaining budget of a node.
 #[derive(Debug)]
 pub(super) struct Budget {
     node: Bucket,
@@ -82,7 +82,7 @@ impl Budget {
         }
     }
 
-    /// Whether this may be said now; then it counts as said.
+    /// Takes a token for an Event. Returns false if there is none.
     pub(super) fn take(&mut self, about: &About, reason: &'static str, now: Instant) -> bool {
         self.node.refill(now);
         for bucket in self.each.values_mut() {
@@ -121,7 +121,7 @@ mod tests {
         let said = |second| start + Duration::from_secs(second);
         let count = (0..3600).filter(|second| budget.take(&about, "Applied", said(*second)));
         assert_eq!(count.count(), 4 + 11);
-        // Another reason has a budget of its own.
+        // Each reason has its own budget.
         assert!(budget.take(&about, "Rejected", said(3600)));
     }
 

@@ -151,7 +151,7 @@ fn what_lasts_is_said_once_and_again_if_it_comes_back() {
     let unsaid = standing.unsaid(&all);
     assert_eq!(unsaid["NoAddress"], ["eth0", "eth1"]);
     assert_eq!(unsaid["Leak"], ["wg0"]);
-    // What there was no budget for stays unsaid.
+    // Conditions beyond the budget remain unpublished.
     for texts in ["NoAddress"].map(|reason| (reason, unsaid[reason].clone())) {
         standing.said(texts.0, texts.1);
     }

@@ -5,7 +5,7 @@ use nix::unistd::mkfifo;
 
 use super::*;
 
-/// The names (below `root`) and texts that reading `paths` gives.
+/// Returns the names (below `root`) and texts of the documents read from `paths`.
 #[track_caller]
 fn documents(root: &Path, paths: &[&str]) -> Vec<(String, String)> {
     let paths: Vec<_> = paths.iter().map(|path| root.join(path)).collect();
@@ -63,7 +63,7 @@ fn paths_are_read_in_their_order() {
     let root = temp.path();
     fs::create_dir(root.join("dir")).unwrap();
     fs::write(root.join("dir/x"), "1").unwrap();
-    // Named by itself, a file may be called anything.
+    // A file that is named explicitly may have any name.
     fs::write(root.join(".own~"), "2").unwrap();
     let expected = pairs(&[(".own~", "2"), ("dir/x", "1")]);
     assert_eq!(documents(root, &[".own~", "dir"]), expected);
@@ -110,7 +110,7 @@ fn what_cannot_be_read_is_named() {
         let start = format!("{}/{start}", root.display());
         assert!(line.starts_with(&start), "{line}");
     }
-    // The greatest size is allowed.
+    // The maximum size is accepted.
     fs::write(root.join("full"), vec![b' '; MAX_DOCUMENT_BYTES]).unwrap();
     assert_eq!(documents(root, &["full"])[0].1.len(), MAX_DOCUMENT_BYTES);
 }

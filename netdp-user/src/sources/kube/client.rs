@@ -1,4 +1,4 @@
-//! The way to the API: from inside a pod, or by a kubeconfig.
+//! API client, configured from a pod's ServiceAccount or a kubeconfig.
 
 use super::limit::{ANSWER, ANSWER_TO_USER, Limits};
 use anyhow::{Context as _, Result};
@@ -8,40 +8,40 @@ use kube::{Client, Config};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long a connection may take to be made.
+/// Time limit for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// Where a pod finds the token of its ServiceAccount.
+/// Path of the ServiceAccount token in a pod.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
-/// What to follow, and how to get there.
+/// Options for following the API: objects and access.
 #[derive(Debug, Clone)]
 pub struct KubeOptions {
-    /// `None`: as a pod does.
+    /// Path of a kubeconfig; `None` uses the pod's ServiceAccount.
     pub kubeconfig: Option<PathBuf>,
-    /// `--kube on`: files alone are not enough.
+    /// Set by `--kube on`: files alone do not suffice.
     pub required: bool,
-    /// Where the ConfigMaps are.
+    /// Namespace of the ConfigMaps.
     pub namespace: String,
-    /// The ConfigMap in ip-masq-agent's format.
+    /// Name of the ConfigMap in ip-masq-agent's format.
     pub config_map: String,
-    /// Whether those with the label count.
+    /// Set if labelled ConfigMaps are followed, too.
     pub labelled: bool,
-    /// This node; without it the Node is not read, and there is no Lease.
+    /// Name of this node; without it the Node is not read, and there is no Lease.
     pub node_name: Option<String>,
-    /// Where the Leases of the nodes are.
+    /// Namespace of the nodes' Leases.
     pub lease_namespace: String,
 }
 
-/// Whether this process is in a pod that has a ServiceAccount.
+/// Reports whether this process runs in a pod with a ServiceAccount.
 pub fn in_cluster() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() && Path::new(TOKEN).exists()
 }
 
-/// A client, which has not spoken to the API yet.
+/// Makes the agent's client without connecting yet.
 ///
 /// # Errors
-/// The kubeconfig, or what a pod has instead, is missing or bad.
+/// Returns an error if the kubeconfig, or the pod's equivalent, is missing or invalid.
 pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
     let config = match kubeconfig {
         Some(path) => from_file(path).await?,
@@ -50,10 +50,10 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
     build(config, ANSWER)
 }
 
-/// A client for a person: by `kubeconfig`, or as kubectl would find its way.
+/// Makes a client for a user: from `kubeconfig`, or by kubectl's rules.
 ///
 /// # Errors
-/// As [`connect`].
+/// Returns an error as [`connect`] does.
 pub async fn connect_as_user(kubeconfig: Option<&Path>) -> Result<Client> {
     let config = match kubeconfig {
         Some(path) => from_file(path).await?,
@@ -72,7 +72,7 @@ async fn from_file(path: &Path) -> Result<Config> {
 
 fn build(mut config: Config, bytes: usize) -> Result<Client> {
     config.connect_timeout = Some(CONNECT);
-    // Whoever asks knows when to ask again.
+    // Callers decide about retries.
     config.default_retry = false;
     let builder =
         ClientBuilder::try_from(config).context("making a client of the Kubernetes API")?;

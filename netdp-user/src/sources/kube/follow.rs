@@ -1,6 +1,6 @@
-//! List, then watch, for ever: one set of objects.
+//! Endless list and watch of one set of objects.
 //!
-//! Not kube-runtime's watcher: that believes every list, and asks again at once when a server
+//! Not kube-runtime's watcher: that trusts every list, and retries without a pause if a server
 //! closes each watch as soon as it is opened.
 
 use super::limit::{PAGE, TooLong};
@@ -14,67 +14,67 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long an answer may take to begin.
+/// Time limit until a response begins.
 const ANSWER: Duration = Duration::from_secs(15);
 
-/// How long a watch lives, seconds. The server ends it; a few seconds later it counts as dead.
+/// Lifetime of a watch, in seconds. The server ends it; a few seconds later it counts as dead.
 const WATCH_FOR: u32 = 240;
 
-/// A watch that lived this long has earned an immediate successor.
+/// Lifetime after which a watch is renewed without a pause.
 const GOOD_LIFE: Duration = Duration::from_secs(5);
 
-/// Pauses between attempts that fail: from the first to the last, doubled each time.
+/// First and longest pause between failing attempts; doubled each time.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// What is done with the objects.
+/// Store of the followed objects.
 pub(super) trait Set<K> {
-    /// What is kept of a list until it is complete.
+    /// Content of a list until it is complete.
     type Listed: Default;
-    /// Which objects, as a field selector.
+    /// Returns the field selector of the objects.
     fn fields(&self) -> Option<String>;
-    /// Which objects, as a label selector.
+    /// Returns the label selector of the objects.
     fn labels(&self) -> Option<String>;
-    /// These are some of all objects, says a list.
+    /// Adds a page of a list.
     fn gather(&self, page: Vec<K>, listed: &mut Self::Listed) -> Result<(), Trouble>;
-    /// These are all objects there are.
+    /// Replaces all objects by a complete list.
     async fn replace(&mut self, all: Self::Listed) -> Result<(), Trouble>;
-    /// There is this object, says a watch.
+    /// Handles an object that a watch reports as added or changed.
     fn apply(&mut self, object: K) -> Result<(), Trouble>;
-    /// It is gone, says a watch.
+    /// Handles an object that a watch reports as deleted.
     fn remove(&mut self, object: &K);
-    /// All is well, or is not.
+    /// Records the current error, or that there is none.
     fn state(&mut self, trouble: Option<&Trouble>);
 }
 
-/// What is the matter with the API.
+/// Kind of an API error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// It does not answer, or says that it can't.
+    /// Unavailable: no response, or a server error.
     Away,
-    /// It does not want to: not authenticated, or forbidden.
+    /// Refused: not authenticated, or forbidden.
     Refused,
-    /// It answers what nobody asked for, or what is not believed.
+    /// Unexpected: a response that does not match the request or is implausible.
     Odd,
 }
 
-/// Why the API can't be asked right now.
+/// Reason why the API cannot be queried right now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trouble {
-    /// In words.
+    /// Description for the log.
     pub text: String,
-    /// What it is.
+    /// Kind of the error.
     pub kind: Kind,
-    /// What was heard so far is not a state to go on from: list anew.
+    /// Set if the known state cannot be continued from: a new list is needed.
     relist: bool,
 }
 
 impl Trouble {
-    /// Trouble after which everything is listed anew.
+    /// Makes an error that requires a new list.
     pub(crate) fn new(text: impl Into<String>) -> Self {
         Self::of_kind(Kind::Odd, text)
     }
 
-    /// The same, of any kind.
+    /// Makes an error of the given kind.
     pub(crate) fn of_kind(kind: Kind, text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -83,7 +83,7 @@ impl Trouble {
         }
     }
 
-    /// The API did not answer in time.
+    /// Makes the error of a response that did not arrive in time.
     pub(crate) fn silent() -> Self {
         Self {
             text: "the API is silent".into(),
@@ -92,7 +92,7 @@ impl Trouble {
         }
     }
 
-    /// The same trouble, of whoever was about to do this.
+    /// Adds the failed operation to the text.
     pub(crate) fn while_doing(mut self, what: &str) -> Self {
         self.text = format!("{what}: {}", self.text);
         self
@@ -117,7 +117,7 @@ impl Trouble {
         }
         match error {
             kube::Error::Api(status) => Self::of_status(status),
-            // A watch goes on where its connection broke.
+            // The next watch continues where the connection broke.
             kube::Error::ReadEvents(_) | kube::Error::HyperError(_) | kube::Error::Service(_) => {
                 Self {
                     text: causes(error),
@@ -130,12 +130,12 @@ impl Trouble {
     }
 }
 
-/// An error in one line.
+/// Formats an error as one line.
 pub(crate) fn describe(error: &kube::Error) -> String {
     Trouble::of(error).text
 }
 
-/// An error with its causes, which its own text may repeat.
+/// Formats an error with its causes, which its own text may repeat.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -149,11 +149,11 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// One set being followed.
+/// List and watch of one store.
 pub(super) struct Follow<K, S> {
     api: Api<K>,
     set: S,
-    /// Up to where the set is known; `None` before a list.
+    /// Resource version up to which the store is known; `None` before a list.
     version: Option<String>,
 }
 
@@ -192,7 +192,7 @@ where
         }
     }
 
-    /// Lists if need be, then watches until the server ends it.
+    /// Lists if necessary, then watches until the server ends the watch.
     async fn round(&mut self) -> Result<(), Trouble> {
         if self.version.is_none() {
             self.version = Some(self.list().await?);
@@ -236,14 +236,14 @@ where
             WatchEvent::Bookmark(bookmark) => Some(bookmark.metadata.resource_version),
             WatchEvent::Error(status) => return Err(Trouble::of_status(&status)),
         };
-        // Without one there is nothing to go on from.
+        // Without a resource version the watch cannot be continued.
         let known = version.filter(|version| !version.is_empty());
         self.version =
             Some(known.ok_or_else(|| Trouble::new("the API sends objects without a version"))?);
         Ok(())
     }
 
-    /// Lists page by page, so that no answer has to be long.
+    /// Lists page by page, so that each response is short.
     async fn list(&mut self) -> Result<String, Trouble> {
         let mut params = ListParams {
             field_selector: self.set.fields(),
@@ -276,8 +276,8 @@ where
     }
 }
 
-/// From 0 to 1, so that the nodes of a cluster do not ask all at once. Every `RandomState` has keys
-/// of its own.
+/// Returns a number from 0 to 1 that spreads the requests of a cluster's nodes. Every `RandomState`
+/// has its own keys.
 pub(crate) fn random() -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "any fraction will do")]
     let fraction = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;

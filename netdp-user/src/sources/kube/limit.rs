@@ -1,4 +1,4 @@
-//! How much of an answer is read: whoever speaks for the API can't make the agent hold more.
+//! Size limits of API responses: a hostile or faulty server cannot exhaust the agent's memory.
 
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use hyper::{Request, Response};
@@ -7,30 +7,30 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tower::{BoxError, Layer, Service};
 
-/// The greatest answer that the agent reads: a page of a list, or one event of a watch. Objects are
-/// at most 1.5 MiB in the API server's store.
+/// Size limit of a response for the agent, in bytes: a page of a list, or one event of a watch.
+/// Objects are at most 1.5 MiB in the API server's store.
 pub(super) const ANSWER: usize = 4 << 20;
 
-/// The greatest answer that is read for a person: a page of a list of nodes.
+/// Size limit of a response for a user, in bytes: a page of a list of nodes.
 pub(super) const ANSWER_TO_USER: usize = 64 << 20;
 
-/// How many objects a page of a list has: few enough for [`ANSWER`].
+/// Number of objects per page of a list: few enough for [`ANSWER`].
 pub(super) const PAGE: u32 = 2;
 
-/// How many ConfigMaps of one selection count.
+/// Limit of ConfigMaps per selection.
 pub(super) const MAPS: usize = 64;
 
-/// How many bytes the documents of one selection may have together.
+/// Limit of the total size of one selection's documents, in bytes.
 pub(super) const MAPS_BYTES: usize = 4 << 20;
 
-/// An answer that is not read to its end.
+/// Error of a response that exceeds the limit.
 #[derive(Debug)]
 pub(super) struct TooLong {
     limit: usize,
 }
 
 impl TooLong {
-    /// The one that an error is, or comes of.
+    /// Returns this error if it is `error` or one of its causes.
     pub(super) fn behind<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
         while let Some(cause) = next {
@@ -56,10 +56,10 @@ impl std::fmt::Display for TooLong {
 
 impl Error for TooLong {}
 
-/// Puts a limit on the bodies of all answers.
+/// Tower layer that limits the bodies of all responses.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// In bytes; of a watch, for each line.
+    /// Limit in bytes; for a watch, per line.
     pub(super) bytes: usize,
 }
 
@@ -74,7 +74,7 @@ impl<S> Layer<S> for Limits {
     }
 }
 
-/// A service whose answers have a limit.
+/// A service whose responses are limited.
 #[derive(Debug)]
 pub(super) struct Limited<S> {
     inner: S,
@@ -110,14 +110,14 @@ where
     }
 }
 
-/// A body that fails when it gets too long.
+/// A body that fails once it exceeds the limit.
 #[derive(Debug)]
 pub(super) struct LimitedBody<B> {
     inner: B,
-    /// Each line counts for itself.
+    /// Set if each line is limited separately.
     by_line: bool,
     limit: usize,
-    /// How many bytes came, or came since the last line ended.
+    /// Bytes received, or received since the end of the last line.
     seen: usize,
 }
 

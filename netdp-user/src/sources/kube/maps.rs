@@ -1,4 +1,4 @@
-//! ConfigMaps into documents.
+//! Conversion of ConfigMaps into documents.
 
 use super::client::KubeOptions;
 use super::follow::{Set, Trouble};
@@ -11,17 +11,17 @@ use kube::ResourceExt as _;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// How many keys a warning names.
+/// Limit of keys that a warning names.
 const NAMED: usize = 5;
 
-/// Which ConfigMaps.
+/// Selection of the ConfigMaps of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
-    /// ip-masq-agent's.
+    /// ip-masq-agent's ConfigMap, by name.
     Main,
-    /// Those with the label.
+    /// ConfigMaps with netdp's label.
     Labelled,
-    /// k8s-custom-iptables'.
+    /// k8s-custom-iptables' ConfigMap, by name.
     NatRules,
 }
 
@@ -34,7 +34,7 @@ impl Which {
         }
     }
 
-    /// Which ones, in words.
+    /// Names the selection for messages.
     fn name(self, main: &str) -> &str {
         match self {
             Self::Main => main,
@@ -44,7 +44,7 @@ impl Which {
     }
 }
 
-/// The ConfigMaps of one watch.
+/// Store of the ConfigMaps of one watch.
 pub(super) struct Maps {
     which: Which,
     main: String,
@@ -62,22 +62,22 @@ impl Maps {
         }
     }
 
-    /// The documents of a map that this watch is for.
+    /// Returns the documents of a ConfigMap that this watch is responsible for.
     fn documents_of(&self, map: &ConfigMap) -> Option<(String, Arc<MapDocuments>)> {
         let name = map.name_any();
         let counts = match self.which {
             Which::Main => name == self.main,
             Which::NatRules => name == NAT_RULES_MAP,
-            // The other watches have these.
+            // The other watches are responsible for these.
             Which::Labelled => name != self.main && name != NAT_RULES_MAP,
         };
-        // What that watch brings was chosen by its label.
+        // That watch selects by the label.
         let is_labelled = self.which == Which::Labelled || map.labels().contains_key(LABEL);
         let keys = Keys::of(&name, &self.main, is_labelled);
         counts.then(|| (name, Arc::new(documents(map, keys))))
     }
 
-    /// Whether these are not too many.
+    /// Checks that the ConfigMaps are within the limits.
     fn check(&self, maps: &Listed) -> Result<(), Trouble> {
         let problem = if maps.len() > MAPS {
             format!(
@@ -102,7 +102,7 @@ impl Maps {
     }
 }
 
-/// Documents by the names of ConfigMaps.
+/// Documents by ConfigMap name.
 type Listed = BTreeMap<String, Arc<MapDocuments>>;
 
 impl Set<ConfigMap> for Maps {
@@ -156,7 +156,7 @@ impl Set<ConfigMap> for Maps {
     }
 }
 
-/// The documents of a ConfigMap: of the keys that count.
+/// Returns the documents of a ConfigMap, one for each relevant key.
 fn documents(map: &ConfigMap, keys: Keys) -> MapDocuments {
     let namespace = map.namespace().unwrap_or_default();
     let name = map.name_any();
@@ -212,7 +212,7 @@ mod tests {
     use kube::ResourceExt as _;
     use std::collections::BTreeMap;
 
-    /// A network of its own for each key.
+    /// Keys, each with a network of its own.
     const KEYS: [(&str, &str); 6] = [
         ("config", "nonMasqueradeCIDRs: [10.1.0.0/16]"),
         ("ip-masq-agent", "nonMasqueradeCIDRs: [10.2.0.0/16]"),
@@ -241,7 +241,8 @@ mod tests {
         map
     }
 
-    /// A manifest of it is read as it is over the API, whatever its name and label, text or base64.
+    /// Checks that a manifest is read like the ConfigMap from the API, whatever its name and label,
+    /// as text or base64.
     #[test]
     fn manifests_and_the_api_take_the_same_keys() {
         for (name, labelled, wanted) in [

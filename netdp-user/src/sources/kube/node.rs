@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 use std::sync::Arc;
 
-/// One Node.
+/// Store of this one Node.
 pub(super) struct TheNode {
     name: String,
     shared: Arc<Shared>,
@@ -21,14 +21,14 @@ impl TheNode {
     }
 }
 
-/// More than one says that field selectors are not known.
+/// Limit of listed Nodes. More than one means that the server ignores field selectors.
 const MOST: usize = 64;
 
-/// What is kept of a list.
+/// Content of a list.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
     node: Option<NodeFacts>,
-    /// How many Nodes were listed, this one included.
+    /// Number of listed Nodes, including this one.
     count: usize,
 }
 
@@ -65,8 +65,8 @@ impl Set<Node> for TheNode {
                 self.name
             )));
         };
-        // A list after a gap does not tell a node that was registered anew from another cluster:
-        // the UID by which deletions are judged stays.
+        // A list after a gap does not distinguish a re-registered node from another cluster: the
+        // UID by which deletions are checked stays.
         if let Some(known) = self.shared.node() {
             facts.uid = known.uid;
         }
@@ -75,7 +75,7 @@ impl Set<Node> for TheNode {
     }
 
     fn apply(&mut self, object: Node) -> Result<(), Trouble> {
-        // Whoever does not know of selectors sends others too.
+        // A server that ignores selectors sends other Nodes, too.
         if object.name_any() == self.name {
             self.shared.set_node(facts(&object));
         }
@@ -86,7 +86,7 @@ impl Set<Node> for TheNode {
         if object.name_any() != self.name {
             return;
         }
-        // The node is evidently still there: it runs this agent.
+        // The node evidently still exists: this agent runs on it.
         log::info!("the Node {} was deleted", object.name_any());
     }
 

@@ -1,5 +1,5 @@
-//! What the log says of the API, whichever part of the agent asks it: once when something begins to
-//! be wrong, once when all is well again, and a reminder each hour in between.
+//! Throttled log lines about the API, common to all parts of the agent that query it: one when an
+//! error begins, one when all errors are over, and a reminder each hour in between.
 
 use super::follow::{Kind, Trouble};
 use super::view::Part;
@@ -9,64 +9,64 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// After one line about a kind of trouble, the next that begins is not told before this: an API that
-/// comes and goes is no reason to fill the log.
+/// Minimum interval between two log lines about new errors of one kind: an API that comes and goes
+/// must not fill the log.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// How often trouble that goes on is told again.
+/// Interval of reminders about a lasting error.
 const REMIND: Duration = Duration::from_secs(3600);
 
-/// Who asks the API.
+/// Part of the agent that uses the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Asker {
-    /// Whoever reads the kubeconfig or the ServiceAccount.
+    /// The client: reads the kubeconfig or the ServiceAccount.
     Client,
-    /// A watch.
+    /// A watch of objects.
     Watch(Part),
-    /// Whoever writes the Lease.
+    /// The writer of the Lease.
     Lease,
-    /// Whoever writes Events.
+    /// The writer of Events.
     Events,
 }
 
 impl Asker {
-    /// Whether the configuration depends on it.
+    /// Reports whether the configuration depends on this part.
     const fn follows(self) -> bool {
         matches!(self, Self::Client | Self::Watch(_))
     }
 }
 
-/// Trouble of one kind that was told.
+/// A logged error of one kind.
 #[derive(Debug)]
 struct Said {
-    /// By whom it was told.
+    /// The part that the log line named.
     asker: Asker,
     since: Instant,
-    /// When it was told last.
+    /// Time of the last log line about it.
     at: Instant,
-    /// Since when that asker is well, while others are not.
+    /// Time since when that part has had no error, while others still have.
     cleared: Option<Instant>,
 }
 
-/// A line that is to say that what was told is over.
+/// A pending log line about the end of a logged error.
 #[derive(Debug)]
 struct Owed {
     since: Instant,
-    /// The configuration was concerned.
+    /// Set if the configuration was affected.
     follows: bool,
 }
 
-/// All that is wrong, and what was told of it.
+/// Current errors, and those that were logged.
 #[derive(Debug, Default)]
 struct State {
     troubles: BTreeMap<Asker, Trouble>,
     said: BTreeMap<Kind, Said>,
-    /// When a beginning was told last.
+    /// Time of the last log line about a new error.
     began: BTreeMap<Kind, Instant>,
     owed: Option<Owed>,
-    /// All that is followed was heard once.
+    /// Set once all followed objects have been received.
     complete: bool,
-    /// It was told that the API is followed.
+    /// Set once it was logged that the API is followed.
     followed: bool,
 }
 
@@ -98,7 +98,8 @@ impl State {
         if asker == said.asker {
             said.cleared = None;
         }
-        // An API that is away is away for all. What it refuses to the Lease it may grant to watches.
+        // An unavailable API is unavailable to all parts. An operation refused to the Lease may be
+        // granted to watches.
         let is_graver = asker.follows() && !said.asker.follows() && kind != Kind::Away;
         let is_left = said.cleared.is_some_and(|since| now >= since + QUIET);
         if is_graver || is_left {
@@ -123,7 +124,7 @@ impl State {
         }
         self.forget();
         let follows = self.owed.as_ref()?.follows;
-        // Before all is heard, one watch that is well says nothing.
+        // Until everything has been received, the success of a single watch is not logged.
         if !self.troubles.is_empty() || (follows && !self.complete) {
             return None;
         }
@@ -138,7 +139,7 @@ impl State {
         Some((Level::Info, format!("{does} the Kubernetes API{again}")))
     }
 
-    /// All that is followed has been heard.
+    /// Records that all followed objects have been received.
     fn heard_all(&mut self) -> Option<Line> {
         self.complete = true;
         if self.followed || self.troubles.keys().any(|asker| asker.follows()) {
@@ -149,7 +150,7 @@ impl State {
         Some((Level::Info, "following the Kubernetes API".into()))
     }
 
-    /// Forgets what was told of kinds of trouble that are over.
+    /// Removes logged errors of kinds that are over.
     fn forget(&mut self) {
         let troubles = &self.troubles;
         let is_there = |kind: Kind| troubles.values().any(|trouble| trouble.kind == kind);
@@ -176,23 +177,23 @@ fn words(asker: Asker, trouble: &Trouble) -> String {
     }
 }
 
-/// Says it for all parts of the agent.
+/// Log throttle common to all parts of the agent.
 #[derive(Debug, Default)]
 pub(crate) struct Teller(Mutex<State>);
 
 impl Teller {
-    /// This went wrong, as each time that it is tried.
+    /// Records an error; called on each failed attempt.
     pub(crate) fn trouble(&self, asker: Asker, trouble: &Trouble) {
         self.tell(|state| state.trouble(asker, trouble, Instant::now()));
         log::debug!("{asker:?}: {}", trouble.text);
     }
 
-    /// This went well.
+    /// Records that a request of this part succeeded.
     pub(crate) fn well(&self, asker: Asker) {
         self.tell(|state| state.well(asker, Instant::now()));
     }
 
-    /// All that is followed has been heard.
+    /// Records that all followed objects have been received.
     pub(crate) fn heard_all(&self) {
         self.tell(State::heard_all);
     }
@@ -212,7 +213,7 @@ mod tests {
     const MAIN: Asker = Asker::Watch(Part::Main);
     const NODE: Asker = Asker::Watch(Part::Node);
 
-    /// A state that has heard all, and what it says at a second.
+    /// A state that has received everything, and its log line at a given second.
     struct Clock(State, Instant);
 
     impl Clock {
@@ -317,7 +318,7 @@ mod tests {
         assert!(clock.bad(0, MAIN, Kind::Refused, "no").is_some());
         assert!(clock.well(1, MAIN).is_some());
         assert!(clock.bad(2, MAIN, Kind::Away, "cut").is_some());
-        // Too soon after the last of its kind.
+        // Too soon after the last line of its kind.
         assert_eq!(clock.bad(3, MAIN, Kind::Refused, "no"), None);
         let over = clock.well(4, MAIN);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! What the API says, all watches together.
+//! Combined view of the API from all watches.
 
 use super::client::KubeOptions;
 use super::follow::{Kind, Trouble};
@@ -15,35 +15,35 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// What the API says, as far as it was heard.
+/// View of the API, as far as it has been received.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct View {
-    /// The ConfigMaps that count, in the order in which they are united: ip-masq-agent's, then
-    /// those with the label by name, then k8s-custom-iptables'. `None` until all were listed once.
+    /// ConfigMaps in effect, in merge order: ip-masq-agent's, then labelled ones by name, then
+    /// k8s-custom-iptables'. `None` until all have been listed once.
     pub maps: Option<Vec<Arc<MapDocuments>>>,
-    /// This node, once it was seen.
+    /// This node, once it has been received.
     pub node: Option<NodeFacts>,
-    /// Why the API can't be followed right now.
+    /// Reason why the API cannot be followed right now.
     pub problem: Option<String>,
-    /// Listing ConfigMaps was refused (401 or 403), and never granted before.
+    /// Set if listing ConfigMaps was refused (401 or 403) and has never been granted.
     pub refused: bool,
 }
 
-/// A ConfigMap as an object to speak of.
+/// Reference to a ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapRef {
-    /// Its namespace.
+    /// Namespace of the ConfigMap.
     pub namespace: String,
-    /// Its name.
+    /// Name of the ConfigMap.
     pub name: String,
-    /// Its UID.
+    /// UID, unique across re-creations.
     pub uid: String,
-    /// Its version.
+    /// Resource version, opaque.
     pub resource_version: String,
 }
 
 impl MapDocuments {
-    /// About how many bytes are kept of it.
+    /// Returns the approximate size of the retained data, in bytes.
     pub(super) fn bytes(&self) -> usize {
         let map = &self.map;
         let of_map = map.namespace.len() + map.name.len() + map.uid.len();
@@ -60,37 +60,37 @@ impl MapDocuments {
 }
 
 impl MapRef {
-    /// What the names of its documents begin with.
+    /// Returns the common prefix of its documents' names.
     pub fn prefix(&self) -> String {
         format!("{}/{}/", self.namespace, self.name)
     }
 }
 
-/// A ConfigMap and the documents in it.
+/// A ConfigMap and its documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MapDocuments {
-    /// Which one.
+    /// Reference to the ConfigMap.
     pub map: MapRef,
-    /// One for each key that counts, by key; named NAMESPACE/NAME/KEY.
+    /// One document for each relevant key, by key; named NAMESPACE/NAME/KEY.
     pub documents: Vec<Document>,
-    /// Keys that are no text.
+    /// Errors about keys whose content is not text.
     pub errors: Vec<Diagnostic>,
-    /// What its author should look at.
+    /// Warnings for the ConfigMap's author.
     pub warnings: Vec<Diagnostic>,
 }
 
-/// What the agent wants to know of its node.
+/// Facts about the agent's node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// The Node's UID.
+    /// UID of the Node object.
     pub uid: String,
     /// Its addresses of type InternalIP.
     pub addresses: Vec<IpAddr>,
-    /// The ranges of its pods.
+    /// Its pod CIDRs.
     pub pod_cidrs: Vec<IpNet>,
 }
 
-/// Which of the watches speaks.
+/// Identifier of a watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Main,
@@ -110,7 +110,7 @@ struct Heard {
     troubles: BTreeMap<Part, Trouble>,
 }
 
-/// What all watches share.
+/// State shared by all watches.
 pub(super) struct Shared {
     heard: Mutex<Heard>,
     teller: Arc<Teller>,
@@ -139,13 +139,13 @@ impl Shared {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The ConfigMaps of one watch are these now.
+    /// Sets the ConfigMaps of one watch.
     pub(super) fn set_maps(&self, part: Part, maps: Vec<Arc<MapDocuments>>) {
         self.lock().maps.insert(part, maps);
         self.publish();
     }
 
-    /// The node is this now.
+    /// Sets the facts about the node.
     pub(super) fn set_node(&self, node: NodeFacts) {
         self.lock().node = Some(node);
         self.publish();
@@ -155,7 +155,7 @@ impl Shared {
         self.lock().node.clone()
     }
 
-    /// A watch is well, or is not.
+    /// Sets or clears the error of a watch.
     pub(super) fn set_state(&self, part: Part, trouble: Option<&Trouble>) {
         match trouble {
             Some(trouble) => {
@@ -198,9 +198,8 @@ impl Shared {
         });
     }
 
-    /// Whether a list that lacks what was there is to be believed. A server that was restored from
-    /// nothing, or is another cluster's, lists nothing either: it does not know this node by the
-    /// UID that it had.
+    /// Checks that a list in which known objects are missing is plausible. An empty API server, or
+    /// one of another cluster, also lists nothing, but lacks this node's previous UID.
     pub(super) async fn same_cluster(&self) -> Result<(), Trouble> {
         const PATIENCE: Duration = Duration::from_secs(15);
         let Some(name) = &self.node_name else {

@@ -37,7 +37,7 @@ impl Scene {
         documents.into_iter().map(|doc| doc.text).collect()
     }
 
-    /// Makes a change, then waits until the watcher's word has led to reading `expected`.
+    /// Makes a change, then waits until notifications have led to reading `expected`.
     async fn expect(&mut self, change: impl FnOnce(&Path), expected: &[&str]) {
         assert_ne!(self.texts(), expected, "the change would go unseen");
         change(self.temp.path());
@@ -147,7 +147,7 @@ async fn a_directory_is_replaced_by_another() {
 async fn directories_that_do_not_exist_yet() {
     for path in ["a/b/c/file", "a/b/c"] {
         let mut scene = Scene::new(path, |_| {});
-        // One by one, each seen before the next: the watch has to move along.
+        // One by one, each detected before the next: the watch has to move along.
         for dir in ["a", "a/b", "a/b/c"] {
             fs::create_dir(scene.temp.path().join(dir)).unwrap();
             timeout(DEADLINE, scene.watcher.changed()).await.unwrap();
@@ -158,7 +158,7 @@ async fn directories_that_do_not_exist_yet() {
         scene
             .expect(|root| fs::remove_dir_all(root.join("a")).unwrap(), &[])
             .await;
-        // All at once.
+        // All directories at once.
         let create = |root: &Path| {
             fs::create_dir_all(root.join("a/b/c")).unwrap();
             write(root, "a/b/c/file", "2");
@@ -167,7 +167,7 @@ async fn directories_that_do_not_exist_yet() {
     }
 }
 
-/// What the kubelet does to a ConfigMap volume: a new directory, then one rename of `..data`.
+/// Updates a ConfigMap volume as the kubelet does: a new directory, then one rename of `..data`.
 fn publish(root: &Path, version: &str, text: &str) {
     let volume = root.join("volume");
     fs::create_dir_all(volume.join(version)).unwrap();
@@ -196,7 +196,7 @@ async fn a_config_map_volume_swaps_its_data() {
                 )
                 .await;
         }
-        // The key is taken out of the ConfigMap, then put back.
+        // The key is removed from the ConfigMap, then restored.
         let link = "volume/ip-masq-agent";
         scene
             .expect(|root| fs::remove_file(root.join(link)).unwrap(), &[])
@@ -213,12 +213,12 @@ async fn a_config_map_volume_swaps_its_data() {
 #[tokio::test]
 async fn cancelling_loses_nothing() {
     let mut scene = Scene::new("file", |root| write(root, "file", "1"));
-    // A busy machine may let a change settle before it is waited for, but not each of them.
+    // On a busy machine a change may settle before the wait begins, but not every change.
     let mut cancelled = 0;
     for round in 0..20 {
         write(scene.temp.path(), "file", &round.to_string());
         let noticed = async {
-            // Shorter than it takes to settle: without memory this would never end.
+            // Shorter than the debounce: if cancelled waits started over, this would never end.
             while timeout(SETTLE / 10, scene.watcher.changed()).await.is_err() {
                 cancelled += 1;
             }
@@ -258,7 +258,7 @@ async fn without_inotify_it_is_silent_and_says_why() {
     write(temp.path(), "file", "1");
     let silent = timeout(SETTLE * 5, watcher.changed()).await;
     assert!(silent.is_err());
-    // As soon as the system allows it, a resync brings the notifications back.
+    // As soon as the system allows it, a resync restores the notifications.
     watcher.open = notify::recommended_watcher;
     watcher.rearm();
     assert_eq!(watcher.problem(), None);
