@@ -336,7 +336,8 @@ fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
         node.run(&[&change[..], &ours, &["object-pinned", &pin]].concat())?;
         let told = format!("the {hook} program is not attached to eth0 (clsact)");
         wait_log(&world.agent, &told)?;
-        // Both are restored together, so that neither misses a change that affects the other.
+        // Waits until both are restored: a change to the other one in between would not be logged
+        // separately.
         wait_well(&world)?;
     }
     wait_log(&world.agent, "all programs are attached again")?;

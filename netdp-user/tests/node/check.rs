@@ -252,7 +252,7 @@ fn config_maps_are_looked_into() -> Result<()> {
     ] {
         prints(&check(&["-"], nothing)?, 1, &[error]);
     }
-    // A file of ip-masq-agent, whatever other keys it contains, is not one.
+    // A file in ip-masq-agent's format is not read as a manifest, whatever other keys it has.
     prints(
         &check(&["-"], "kind: ConfigMap\n")?,
         0,
