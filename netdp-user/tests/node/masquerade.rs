@@ -113,7 +113,7 @@ fn the_nodes_own_traffic_is_unchanged() -> Result<()> {
     for secondary in ["10.1.0.77/16", "fd00:1::77/64"] {
         node.address("eth0", secondary.parse()?)?;
     }
-    // Until the agent has learnt of a new address of the node, packets from it count as a pod's.
+    // Until the agent has applied a new address of the node, packets from it count as a pod's.
     let new: IpAddr = "fd00:1::77".parse()?;
     wait_for(SOON, "the agent to know the new addresses", || {
         let maps = Maps::open(&world.agent.bpffs());

@@ -80,7 +80,7 @@ impl Pairs {
         found.next().copied().context("no address")
     }
 
-    /// Waits until the programs have learnt that the node has, or no longer has, an address.
+    /// Waits until the programs' maps contain, or no longer contain, this address of the node.
     fn wait_known(&self, address: IpAddr, there: bool) -> Result<()> {
         let agent = self.agent.as_ref().context("netdp is the subject")?;
         let maps = Maps::open(&agent.bpffs())?;

@@ -8,7 +8,7 @@ use crate::packet::{Packet, UDP};
 use anyhow::{Context as _, Result, ensure};
 use std::net::IpAddr;
 
-/// VXLAN's UDP port; the node of the other pod network is at the far end of the tunnel.
+/// Destination UDP port of the VXLAN tunnel to the node of the other pod network.
 const VXLAN: u16 = 4789;
 
 /// Returns the address of a pod on another node, behind the tunnel.
