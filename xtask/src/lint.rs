@@ -77,7 +77,7 @@ fn documentation() -> Result<()> {
     )
 }
 
-/// Checks the spelling of all files that git knows (typos.toml).
+/// Checks the spelling of all files that git tracks (typos.toml).
 fn spelling() -> Result<()> {
     let installed = Command::new("typos")
         .arg("--version")

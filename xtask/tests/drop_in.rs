@@ -197,7 +197,7 @@ fn what_it_says_is_to_be_added_gives_ebpf() -> Result<()> {
     Ok(())
 }
 
-/// Returns the lines that the agent's log asks to add to a manifest, as a JSON patch.
+/// Returns the manifest lines that the agent logs as missing, as a JSON patch.
 fn patch(manifest: &Value, log: &str) -> Result<String> {
     let mut patch = String::new();
     for (_, line) in log.lines().filter_map(|line| line.split_once("]   ")) {

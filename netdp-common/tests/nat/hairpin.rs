@@ -65,13 +65,13 @@ fn a_pod_reaches_itself() {
     }
 }
 
-/// Each has its own share.
+/// Each pod has its own share.
 #[test]
 fn flows_to_other_pods_count_for_the_pod_that_begins_them() {
     for net in BOTH {
         let first = net.udp();
         let mut fake = met(&net, &first);
-        // What was answered does not give way.
+        // An answered flow is not evicted.
         fake.back(&first.from(net.node).answer());
         let own = first.to(net.node);
         fake.limits.flows = 1;

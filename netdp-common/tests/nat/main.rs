@@ -35,7 +35,7 @@ use crate::verdict::DropReason;
 use testkit::build::{Build, SYN};
 use testkit::fake::{Fake, Seen, becomes, tuple_of};
 
-/// The same set of endpoints for each family.
+/// Endpoints of one family; both families have the same set.
 #[derive(Clone, Copy, Debug)]
 struct Net {
     pod: &'static str,

@@ -396,8 +396,8 @@ fn questions_are_answered_after_a_detach_and_a_start() -> Result<()> {
     Ok(())
 }
 
-/// What cannot be removed is reported, everything else is removed, and the record of the former
-/// stays.
+/// Objects that cannot be removed are reported, all others are removed, and the record of the
+/// former stays.
 #[test]
 fn a_detach_says_what_it_could_not_remove() -> Result<()> {
     let mut world = World::start()?;

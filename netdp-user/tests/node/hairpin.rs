@@ -103,7 +103,7 @@ fn two_tcp_sockets_open_at_once_and_outlive_the_agent() -> Result<()> {
     let mut open = Vec::new();
     for at in echoes(&world.far) {
         let [a, b] = peers(&world, Peer::<TcpStream>::new, at)?;
-        // From the ports that the server knows, while those connections are live.
+        // From the ports of the mappings to the server, while those connections are live.
         let connect = |n: usize, own: &Peer<TcpStream>, other: SocketAddr| {
             let port = own.socket.local_addr()?.port();
             tcp_stream(world.pod(n), from_port(port, other), other)

@@ -185,7 +185,7 @@ fn a_change_is_written_and_what_is_right_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// Where the kernel sends notifications, the chain is restored before the next resync.
+/// If the kernel sends notifications, the chain is restored before the next resync.
 #[test]
 fn the_chain_is_mended_at_once() -> Result<()> {
     let node = Node::start("nft", "resyncInterval: 1h\n", &[])?;

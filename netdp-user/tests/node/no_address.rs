@@ -77,7 +77,7 @@ fn the_only_uplink_makes_the_node_unready() -> Result<()> {
             let status = node.agent.netdp(&["status"])?;
             ensure!(status.contains(&format!("no address {words}")), "{status}");
             ensure!(status.matches("any more").count() == 2, "{status}");
-            // The next agent finds the address gone and knows that it existed.
+            // The next agent detects that an address which existed is gone.
             node.agent.restart()?;
             node.wait_ready("503", &words)?;
             let nodad = if family == "IPv6" { "nodad" } else { "" };

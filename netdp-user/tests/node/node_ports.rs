@@ -373,7 +373,7 @@ fn sockets_and_ipsec_of_the_node_count() -> Result<()> {
     wait_ports(&world.agent, &[])
 }
 
-/// Where netfilter translates, there is no scan and no output.
+/// In iptables mode, ports are neither scanned nor shown.
 #[test]
 fn in_iptables_mode_there_is_nothing_to_keep() -> Result<()> {
     let bed = Bed::dual_stack()?;

@@ -369,7 +369,7 @@ fn removed_pins_are_made_again() -> Result<()> {
     Ok(())
 }
 
-/// Where nothing can be pinned, programs are attached all the same, and this is reported.
+/// If nothing can be pinned, programs are attached all the same, and this is reported.
 #[test]
 fn a_bpffs_that_can_not_be_written_stops_nothing() -> Result<()> {
     let mut street = Street::start("tcx")?;

@@ -324,7 +324,7 @@ fn replies_leave_for_their_pods_by_another_uplink() {
         let leaves = frame(&packet.answer());
         let seen = node.run_on(Hook::Egress, &leaves, second);
         assert_eq!(seen, Seen::Next(leaves.clone()));
-        // The next agent writes its settings anew.
+        // The next agent rewrites its settings.
         node.stop();
         node.start().expect("a second agent");
         let seen = node.run_on(Hook::Egress, &leaves, second);

@@ -64,7 +64,7 @@ fn packets_forged_with_the_nodes_address_use_up_no_room() -> Result<()> {
     both(Control::Holds, forged)
 }
 
-/// Where a port of the node leads to a pod, the pod's replies leave with the node's address.
+/// If a port of the node leads to a pod, the pod's replies leave with the node's address.
 fn answered(subject: Subject, room: &str, count: u32) -> Result<()> {
     let mut site = Site::start(subject, &["--max-flows", room])?;
     for (family, to) in [("ip", "172.16.0.2:7"), ("ip6", "[fd00:172::2]:7")] {

@@ -84,7 +84,8 @@ fn fill_once(
     })
 }
 
-/// Opens a flow of the good pod; the timeout of a reply triggers a retransmission.
+/// Sends a datagram of a new flow of the good pod, and again after a timeout; `None` without an
+/// answer.
 fn ask(site: &Site, port: u16, to: SocketAddr) -> Result<Option<SocketAddr>> {
     let mut flow = Udp::connect(site.good(), from_port(port, to), to)?;
     flow.socket.set_read_timeout(Some(Duration::from_secs(1)))?;

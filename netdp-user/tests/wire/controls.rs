@@ -141,7 +141,7 @@ pub fn scores(subjects: &[Subject]) -> Scores {
     scores.into_inner().unwrap_or_default()
 }
 
-/// Runs the test that calls it; see there.
+/// Checks the scores of all controls; see the test that calls it.
 pub fn run() {
     let wants_table = std::env::var_os("NETDP_WIRE_TABLE").is_some();
     let mut subjects = vec![Subject::Nft, Subject::IpMasqAgent, Subject::Nobody];

@@ -28,7 +28,7 @@ fn listed() -> BTreeMap<&'static str, &'static str> {
     all.collect()
 }
 
-/// Runs the test that calls it; see there.
+/// Compares the failures in iptables mode with the list; see the test that calls it.
 pub fn run() {
     let listed = listed();
     let mut wrong = String::new();
@@ -61,7 +61,7 @@ fn table() -> String {
     text + "\n"
 }
 
-/// Runs the test that calls it; see there.
+/// Compares docs/iptables-mode.md with the list; see the test that calls it.
 pub fn check_document() -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/iptables-mode.md");
     let found = fs::read_to_string(&path).with_context(|| path.display().to_string())?;

@@ -166,7 +166,7 @@ fn document() -> Result<String> {
     Ok(text)
 }
 
-/// Runs the test that calls it; see there.
+/// Compares docs/nat-behaviour.md with requirements.txt; see the test that calls it.
 pub fn check() -> Result<()> {
     let (path, wanted) = (root().join("docs/nat-behaviour.md"), document()?);
     if std::env::var_os("NETDP_REWRITE_DOCS").is_some() {

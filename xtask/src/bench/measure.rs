@@ -275,7 +275,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Removes the beds without a result in the last row: they failed.
+    /// Removes the cells of variants without a result in the last row: they failed.
     fn retain_measured(&self, cells: &mut Vec<Cell>) {
         let last = self.rows.last();
         cells.retain(|cell| last.is_some_and(|row| row.cell(cell.variant).is_some()));

@@ -11,7 +11,7 @@ pub enum Kind {
     Empty,
     /// The rules of ip-masq-agent, loaded with this program.
     MasqAgent(&'static [&'static str]),
-    /// The same policy as one nftables set.
+    /// ip-masq-agent's policy as one nftables set.
     NftSet,
     /// netdp in ebpf mode.
     Netdp,

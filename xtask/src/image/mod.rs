@@ -27,7 +27,7 @@ const DOCUMENTS: [&str; 4] = [
     "docs/operations.md",
 ];
 
-/// Default name of the image. No registry answers at `localhost`, so nobody else's image can be
+/// Default name of the image. No registry answers at `localhost`, so no third party's image can be
 /// pulled by mistake.
 pub const NAME: &str = concat!("localhost/netdp:", env!("CARGO_PKG_VERSION"));
 

@@ -16,7 +16,7 @@ impl System {
         Self::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default())
     }
 
-    /// Reports whether setup knows the packages of this distribution.
+    /// Reports whether setup supports this distribution.
     pub fn is_supported(&self) -> bool {
         self.id == "debian" && self.version == "12"
     }

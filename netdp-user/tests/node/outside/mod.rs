@@ -147,7 +147,7 @@ impl Outside {
         &self.bed.pods[0]
     }
 
-    /// Returns the server's addresses; it sees requests from the same addresses of the node.
+    /// Returns the server's addresses, one per family.
     pub fn targets(&self) -> Vec<IpAddr> {
         self.server.addresses.iter().map(IpNet::addr).collect()
     }

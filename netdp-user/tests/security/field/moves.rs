@@ -21,7 +21,7 @@ struct Pairs {
     agent: Option<Agent>,
     _config: ConfigVolume,
     _dir: WorkDir,
-    /// The same addresses behind each uplink.
+    /// One server behind each uplink, both with the same addresses.
     servers: [Host; 2],
     bed: Bed,
 }

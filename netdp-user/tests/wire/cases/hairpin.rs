@@ -61,7 +61,7 @@ pub fn r2_13_a_pod_learns_that_the_other_refuses(w: &mut Wire) -> Result<()> {
         vanishes(w, 1, &udp(b.inside, a.wire, b"first"))?;
         let asked = udp(a.inside, b.wire, b"second");
         turns(w, 0, &asked, a.wire, &b)?;
-        // The refused packet as each of the two pods knows it.
+        // The refused packet as each of the two pods sees it.
         let unreachable = if f == V4 { (3, 3) } else { (1, 4) };
         let seen = udp(a.wire, b.inside, b"second").forwarded().bytes();
         let sent = udp(a.inside, b.wire, b"second").forwarded().bytes();

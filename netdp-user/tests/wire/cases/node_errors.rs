@@ -15,7 +15,7 @@ fn exceeded(f: Family) -> (u8, u8) {
     if f == V4 { (11, 0) } else { (3, 0) }
 }
 
-/// Checks that the server gets an error from the node that quotes the flow as the server knows it,
+/// Checks that the server gets an error from the node that quotes the flow as the server sees it,
 /// and returns the error.
 fn told(w: &mut Wire, flow: &Flow, sent: &Packet, kind: (u8, u8)) -> Result<Packet> {
     w.send(At::Uplink(0), sent)?;

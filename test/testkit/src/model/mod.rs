@@ -1,7 +1,7 @@
 //! Random walks (packets in both directions, policy changes, time and restarts), checked against a
 //! model that has no notion of halves, claims or port searches.
 //!
-//! The same model checks the decisions on the host and the eBPF programs in the kernel.
+//! One model checks the decisions on the host and the eBPF programs in the kernel.
 
 mod flow;
 mod kept;
