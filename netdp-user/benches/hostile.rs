@@ -167,7 +167,7 @@ struct Run {
     port: u16,
 }
 
-/// `TC_ACT_SHOT`.
+/// Return value of a program that drops the packet: `TC_ACT_SHOT`.
 const DROPPED: u32 = 2;
 
 /// The `test` member of `union bpf_attr`.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use testbed::{kube_programs, output};
 
-/// Default tests.
+/// Tests that are run if none are named.
 const TESTS: [&str; 1] = ["stacked"];
 
 /// The package (PyPI) that boots the machine on the host's files.

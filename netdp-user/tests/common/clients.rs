@@ -71,7 +71,7 @@ pub fn tcp_stream(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<TcpStr
 /// A UDP socket connected to an echo server.
 #[derive(Debug)]
 pub struct Udp {
-    /// The underlying socket.
+    /// The underlying socket, for direct use.
     pub socket: UdpSocket,
     asked: u32,
 }

@@ -31,7 +31,7 @@ pub const SOON: Duration = Duration::from_secs(40);
 /// Timeout for a packet that must arrive.
 pub const ANSWER: Duration = Duration::from_secs(15);
 
-/// Port of [`Echo`].
+/// Port of [`Echo`], TCP and UDP.
 pub const ECHO: u16 = 7;
 
 /// Pods and the node's own network are bypassed; everything else is masqueraded.

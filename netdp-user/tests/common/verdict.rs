@@ -12,11 +12,11 @@ pub const PASS: i32 = 0;
 /// `TC_ACT_UNSPEC`, equal to `TCX_NEXT`.
 pub const NEXT: i32 = -1;
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 pub const INGRESS: u32 = 46;
 pub const EGRESS: u32 = 47;
 
-/// A loaded program.
+/// A loaded program, by its file descriptor.
 #[derive(Debug)]
 pub struct Verdict(OwnedFd);
 

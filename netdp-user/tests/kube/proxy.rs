@@ -18,7 +18,7 @@ use std::time::Duration;
 use testbed::Netns;
 use tokio::sync::watch;
 
-/// Treatment of requests.
+/// Treatment of the agent's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Forwarded to the API server.

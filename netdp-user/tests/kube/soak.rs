@@ -24,7 +24,7 @@ const FAULTS: [Fault; 10] = [
     Fault::EmptyLists,
 ];
 
-/// Default duration.
+/// Duration unless [`SECONDS`] is set.
 const SHORT: Duration = Duration::from_secs(20);
 
 /// Environment variable with another duration in seconds.

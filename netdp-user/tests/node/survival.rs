@@ -78,7 +78,7 @@ fn living(agent: &Agent, flows: &[Flow]) -> Result<usize> {
     Ok(flows.iter().filter(lives).count())
 }
 
-/// Starts continuous pings.
+/// Starts a continuous ping from the pod to each address of the host.
 fn pings(pod: &Host, host: &Host) -> Result<Pings> {
     let mut pings = Pings::default();
     for address in &host.addresses {

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::IpAddr;
 use testbed::{Agent, Netns, WorkDir};
 
-/// An address family.
+/// An address family: IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     V4,
@@ -93,7 +93,7 @@ pub enum Subject {
     Nft,
     /// ip-masq-agent's rules.
     IpMasqAgent,
-    /// None: plain forwarding.
+    /// No translator: plain forwarding.
     Nobody,
 }
 

@@ -18,7 +18,7 @@ pub type End = (IpAddr, u16);
 /// Position of a fragment in its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// Offset in bytes.
+    /// Offset in the datagram, in bytes.
     pub offset: u16,
     pub more: bool,
     /// The IPv6 identification; IPv4's is in the packet.

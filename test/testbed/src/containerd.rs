@@ -59,7 +59,7 @@ pub struct Containerd {
 /// Privileges and environment of a container, in the terms of a pod spec.
 #[derive(Debug, Clone, Default)]
 pub struct ContainerOptions {
-    /// Program and arguments.
+    /// Program and arguments, without a shell.
     pub command: Vec<String>,
     /// Environment variables added to the image's.
     pub env: Vec<(String, String)>,

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
-    /// Creates the directory.
+    /// Creates the directory; `role` is a part of its name.
     pub fn new(role: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(names::unique(role));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
     }
 
-    /// Returns its path.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0

@@ -233,7 +233,7 @@ impl Bed {
         }
     }
 
-    /// Removes all flows.
+    /// Removes all flows from netfilter's and netdp's tables.
     pub fn forget_flows(&self) -> Result<()> {
         if self.tracks() {
             // Its result goes to standard error; standard output is empty.

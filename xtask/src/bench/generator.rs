@@ -76,7 +76,7 @@ impl Burst {
     }
 }
 
-/// The loaded programs.
+/// The loaded programs: generator, sink and empty program.
 pub struct Generator(Ebpf);
 
 /// Name of the program that does nothing.

@@ -34,7 +34,7 @@ pub const NAME: &str = concat!("localhost/netdp:", env!("CARGO_PKG_VERSION"));
 /// Entrypoint of the image; arguments follow it, as those of ip-masq-agent follow its entrypoint.
 pub const ENTRYPOINT: [&str; 2] = ["/usr/local/bin/netdp", "run"];
 
-/// A built image.
+/// A built image and its files.
 #[derive(Debug, Clone)]
 pub struct Image {
     /// Path of the OCI image layout, a tar archive.

@@ -13,7 +13,7 @@ use testbed::kube_programs;
 pub struct Need {
     /// Name that is valid on any distribution.
     pub what: &'static str,
-    /// Purpose, for messages.
+    /// Purpose, as messages give it.
     pub why: &'static str,
     source: Source,
     probe: Probe,

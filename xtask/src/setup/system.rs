@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Content of /etc/os-release.
+/// The distribution, as /etc/os-release identifies it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct System {
     id: String,

@@ -12,7 +12,7 @@ use testbed::{Host, HttpServer, Running, WorkDir};
 /// Command lines and their results.
 pub type Outcomes = BTreeMap<String, String>;
 
-/// Bytes per transfer.
+/// Size of each transfer in bytes.
 const BYTES: usize = 8_000_000;
 
 const HTTP: u16 = 80;

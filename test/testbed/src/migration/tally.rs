@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 /// Maximum number of kept messages about losses.
 const MESSAGES: usize = 10;
 
-/// Kind of connection.
+/// Kind of a counted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// TCP that stays open and busy.

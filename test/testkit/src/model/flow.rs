@@ -51,14 +51,14 @@ struct Side {
     fin_arrived: bool,
 }
 
-/// A live mapping.
+/// A live mapping and the state of its connection.
 #[derive(Clone, Debug)]
 pub struct Flow {
     /// The source that the server sees.
     pub wire: SocketAddr,
     /// The packet that opened the flow.
     pub first: Build,
-    /// The wire tuple.
+    /// The wire tuple: that of its replies.
     pub reply: Tuple,
     /// The uplink of its last egress packet.
     pub uplink: usize,

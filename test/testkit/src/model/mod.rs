@@ -74,7 +74,7 @@ pub trait Subject {
     fn node_has_socket(&mut self, has: bool) -> bool;
     /// Routes egress packets through this uplink from now on.
     fn lead(&mut self, uplink: usize);
-    /// Advances the clock.
+    /// Advances the datapath's clock.
     fn advance(&mut self, seconds: u64);
     /// Runs a sweep with the default timeouts.
     fn sweep(&mut self);
