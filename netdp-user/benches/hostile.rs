@@ -1,7 +1,7 @@
-//! A pod that floods, and how another fares beside it: netdp and ip-masq-agent's rules.
-//! Then the worst time that one packet takes where nearly all ports of a destination
-//! are used. Agents' logs go to standard error. By hand, as root:
-//! `cargo bench -p netdp-user --bench hostile -- [SECONDS [PACKETS A SECOND]]`.
+//! A flooding pod and its effect on another pod: netdp compared with ip-masq-agent's rules. Then
+//! the maximum time for one packet where nearly all ports of a destination are used. The agents'
+//! logs go to standard error. To be run manually, as root: `cargo bench -p netdp-user --bench
+//! hostile -- [SECONDS [PACKETS A SECOND]]`.
 #![allow(
     clippy::print_stdout,
     reason = "figures go to standard output, for whoever asked"
@@ -55,16 +55,16 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::Duration;
 use testbed::{WorkDir, require_root};
 
-/// What is done if nothing is said: seconds, packets a second of each family.
+/// Defaults: seconds, and packets per second of each family.
 const LONG: u64 = 20;
 const RATE: u32 = 50_000;
 
 const NODE: [u8; 4] = [192, 0, 2, 10];
 
-/// Packets at each degree of use.
+/// Packets per degree of use.
 const RUNS: u16 = 100;
 
-/// The ports that mappings may use, without those of NodePorts.
+/// Number of ports available to mappings, without the NodePort range.
 const CLASS: usize = 65_536 - 1024 - 2768;
 
 fn main() -> Result<()> {
@@ -112,7 +112,7 @@ fn beside(subject: Subject, kind: Kind, long: Duration, rate: u32) -> Result<()>
     Ok(())
 }
 
-/// One packet each, run by the kernel (`BPF_PROG_TEST_RUN`) in a namespace of its own.
+/// Measures single packets, run by the kernel (`BPF_PROG_TEST_RUN`) in a namespace of its own.
 fn worst_packets() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNET).context("a network namespace")?;
     let dir = WorkDir::new("hostile")?;
@@ -127,7 +127,7 @@ fn worst_packets() -> Result<()> {
     };
     let class = || (1024..=u16::MAX).filter(|port| !(30_000..=32_767).contains(port));
     println!("\nworst time of one packet of a new flow to one destination");
-    // The next port to fill, and how many are used.
+    // The next port to fill, and the number of used ones.
     let (mut ports, mut used) = (class(), 0);
     for percent in [0, 50, 90, 99, 100] {
         let program = datapath.program(Hook::Egress)?;
@@ -138,10 +138,10 @@ fn worst_packets() -> Result<()> {
             let (verdict, _) = from(2, port).run(program)?;
             used += usize::from(verdict != DROPPED);
         }
-        // From ports that another pod has, one after the other.
+        // From ports that another pod uses, one after the other.
         let (mut worst, mut sum, mut passed) = (Duration::ZERO, Duration::ZERO, 0);
         for n in 0..RUNS {
-            // What was found out about the destination is forgotten by then.
+            // The exhaustion record of the destination has expired by then.
             if percent == 100 && n % 10 == 0 {
                 std::thread::sleep(Duration::from_millis(600));
             }
@@ -167,7 +167,7 @@ struct Run {
     port: u16,
 }
 
-/// `TC_ACT_SHOT`.
+/// Return value of a program that drops the packet: `TC_ACT_SHOT`.
 const DROPPED: u32 = 2;
 
 /// The `test` member of `union bpf_attr`.
@@ -186,7 +186,7 @@ struct Attr {
 }
 
 impl Run {
-    /// What the program returned, and how long it took.
+    /// Returns the program's return value and run time.
     fn run(&self, program: &SchedClassifier) -> Result<(u32, Duration)> {
         const BPF_PROG_TEST_RUN: libc::c_int = 10;
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
@@ -202,7 +202,7 @@ impl Run {
             repeat: 1,
             ..Attr::default()
         };
-        // SAFETY: the pointers are to live buffers of the sizes given.
+        // SAFETY: the pointers are to live buffers of the given sizes.
         let status = unsafe {
             libc::syscall(
                 libc::SYS_bpf,

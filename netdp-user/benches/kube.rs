@@ -1,5 +1,5 @@
-//! From an edit of the ConfigMap to the datapath, and what the agent costs at rest, with a real
-//! Kubernetes API server. `cargo xtask kube` runs it.
+//! Latency from an edit of the ConfigMap to the datapath, and the cost of an idle agent, with a
+//! real Kubernetes API server. `cargo xtask kube` runs it.
 
 #![expect(
     clippy::print_stdout,
@@ -23,7 +23,7 @@ const ACCOUNT: &str =
     "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: netdp, namespace: kube-system}\n";
 const RBAC: &str = include_str!("../../deploy/kustomize/base/rbac.yaml");
 
-/// How long the agent is watched at rest.
+/// Duration of the observation of the idle agent.
 const REST: Duration = Duration::from_secs(20);
 
 fn main() -> Result<()> {
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
             "metadata": {"name": "ip-masq-agent"}, "data": {"config": text}});
         bed.node.enter(|| {
             runtime.block_on(async {
-                // A client is only good on the thread that made its connection.
+                // A client can only be used on the thread that created its connection.
                 let client =
                     netdp_user::sources::kube::connect(Some(&api.admin_kubeconfig())).await?;
                 let maps: Api<ConfigMap> = Api::namespaced(client, "kube-system");
@@ -116,7 +116,7 @@ fn edits(agent: &Agent, write: impl Fn(&str) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// A configuration with so many prefixes, none of which changes nothing.
+/// Returns a configuration with this many prefixes, none of which has any effect.
 fn many(cidrs: u32) -> String {
     let mut text = format!("cidrLimit: {cidrs}\nnonMasqueradeCIDRs:\n");
     for number in 0..cidrs {
@@ -129,7 +129,7 @@ fn many(cidrs: u32) -> String {
 fn at_rest(agent: &Agent, cidrs: u32) -> Result<()> {
     let maps = Maps::open(&agent.bpffs())?;
     wait_for(PATIENCE, "the policy", || maps.settings().is_ok())?;
-    // Past the start's work.
+    // After the work at start-up.
     std::thread::sleep(Duration::from_secs(5));
     let before = cpu(agent.pid())?;
     std::thread::sleep(REST);
@@ -144,7 +144,7 @@ fn at_rest(agent: &Agent, cidrs: u32) -> Result<()> {
     Ok(())
 }
 
-/// MiB of a line of /proc/PID/status.
+/// Returns a line of /proc/PID/status in MiB.
 fn memory(pid: u32, line: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let found = status
@@ -157,7 +157,8 @@ fn memory(pid: u32, line: &str) -> Result<f64> {
     Ok(kib / 1024.0)
 }
 
-/// CPU time of all of a process's threads so far, from nanoseconds of /proc/PID/task/TID/schedstat.
+/// Returns the CPU time of all threads of a process so far, from the nanoseconds in
+/// /proc/PID/task/TID/schedstat.
 fn cpu(pid: u32) -> Result<Duration> {
     let mut total = Duration::ZERO;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {

@@ -1,5 +1,5 @@
-//! A million live mappings: the kernel memory that they take, and what it costs
-//! to sweep them. By hand, as root: `cargo xtask scale [MAPPINGS]`.
+//! A million live mappings: their kernel memory, and the cost of sweeping them. To be run manually,
+//! as root: `cargo xtask scale [MAPPINGS]`.
 #![allow(
     clippy::print_stdout,
     reason = "figures go to standard output, for whoever asked"
@@ -43,7 +43,7 @@ fn main() -> Result<()> {
     memory(&bpffs, mappings)?;
     let mut sweeper = Sweeper::open(&bpffs)?;
     let rules = rules(Some(NODE));
-    // The first takes note of what it costs, and of how full the tables are.
+    // The first sweep records its own cost and the fill level of the tables.
     sweep(&mut sweeper, &rules)?;
     share(&mut sweeper, &rules, "all active a moment ago")?;
     advance(&bpffs, Duration::from_secs(1800))?;
@@ -96,7 +96,7 @@ fn pinned(bpffs: &Path, name: &str) -> Result<MapData> {
     MapData::from_pin(&path).with_context(|| path.display().to_string())
 }
 
-/// Established TCP connections, from sixteen pods to as many servers as it takes.
+/// Inserts established TCP connections from sixteen pods to as many servers as needed.
 fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
     let mut snat: HashMap<_, Tuple, Mapping> =
         Map::HashMap(pinned(bpffs, pins::SNAT)?).try_into()?;
@@ -133,7 +133,7 @@ fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
     Ok(())
 }
 
-/// The monotonic clock in ticks.
+/// Returns the monotonic clock in ticks.
 fn now() -> Result<u32> {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
     Ok(u32::try_from(time.num_nanoseconds() >> TICK_SHIFT)?)
@@ -147,7 +147,7 @@ fn advance(bpffs: &Path, by: Duration) -> Result<()> {
     Ok(settings.set(0, now, 0)?)
 }
 
-/// What the kernel says it charges for the two tables.
+/// Prints the memory that the kernel accounts for the two tables.
 fn memory(bpffs: &Path, mappings: u32) -> Result<()> {
     let (mut sum, mut room) = (0, 1);
     for name in [pins::SNAT, pins::REV_SNAT] {
@@ -188,8 +188,8 @@ fn sweep(sweeper: &mut Sweeper, rules: &SweepRules) -> Result<(Duration, Duratio
     Ok((wall, cpu))
 }
 
-/// What sweeping takes of a core: a full sweep as often as the schedule says,
-/// and in between looks at the original halves.
+/// Prints the share of a core that sweeping takes: full sweeps at their scheduled interval, and
+/// scans of the SNAT halves in between.
 fn share(sweeper: &mut Sweeper, rules: &SweepRules, what: &str) -> Result<()> {
     let (wall, full) = sweep(sweeper, rules)?;
     let interval = sweeper.interval(rules);
@@ -205,14 +205,14 @@ fn share(sweeper: &mut Sweeper, rules: &SweepRules, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What it gave, elapsed time, and CPU time.
+/// Returns the result, elapsed time, and CPU time.
 fn timed(mut work: impl FnMut() -> Result<Swept>) -> Result<(Swept, Duration, Duration)> {
     let (start, before) = (Instant::now(), cpu()?);
     let swept = work()?;
     Ok((swept, start.elapsed(), cpu()? - before))
 }
 
-/// CPU time of this thread so far, user and system.
+/// Returns the CPU time of this thread so far, user and system.
 fn cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
     let micros = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();

@@ -1,5 +1,5 @@
-//! A bond and VLANs on it as uplinks. It needs kernel modules that not every
-//! kernel has: `cargo xtask kernels` runs it on one that has them.
+//! A bond with VLANs as uplinks. This needs kernel modules that not every kernel has: `cargo xtask
+//! kernels` runs it on one that does.
 
 #[allow(dead_code, unused_imports, reason = "the tests of nodes have the rest")]
 mod common;
@@ -12,7 +12,7 @@ use testbed::{Agent, Bed, ConfigVolume, EchoServer, Host, UdpEchoServer, wait_fo
 
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
 
-/// What the node's uplink `eth0` is turned into, and the router's end of it.
+/// Commands that convert the node's uplink `eth0`, and the router's end of it.
 const NODE: [&str; 14] = [
     "link set eth0 down",
     "link add bond0 type bond mode active-backup miimon 10",
@@ -36,7 +36,7 @@ const ROUTER: [&str; 4] = [
     "addr add fd00:100::1/64 dev node.100 nodad",
 ];
 
-/// What is asked, and the source that it is to be seen with.
+/// Target addresses and the source expected at each.
 const TARGETS: [(&str, &str); 4] = [
     ("10.2.0.1", "10.1.0.10"),
     ("fd00:2::1", "fd00:1::10"),
@@ -88,8 +88,7 @@ impl World {
         })
     }
 
-    /// Flows of both pods to every target by these uplinks, each translated
-    /// once.
+    /// Checks flows of both pods to every target through these uplinks, each translated once.
     fn once(&self, arguments: &[&str], uplinks: &[&str], targets: &[(&str, &str)]) -> Result<()> {
         let mut agent = Agent::start(
             &self.bed.node,
@@ -129,6 +128,6 @@ fn a_bond_and_its_vlan_translate_each_packet_once() -> Result<()> {
     world.once(&["--uplink", "bond0*"], &["bond0", "bond0.100"], &TARGETS)?;
     world.once(&["--uplink", "{eth0,bond0}"], &["bond0"], &TARGETS[..2])?;
     world.once(&["--uplink", "bond0.100"], &["bond0.100"], &TARGETS[2..])?;
-    // By default each has what the node routes by it.
+    // By default each one has the packets that the node routes through it.
     world.once(&[], &["bond0", "bond0.100"], &TARGETS)
 }

@@ -1,19 +1,19 @@
-//! `build`: target/release/netdp; and what the demo runs.
+//! `build`: target/release/netdp, and the build for the demo.
 
 use crate::{setup, shell};
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
 use std::process::Stdio;
 
-/// Sets up, builds, and returns the program's path.
+/// Sets up, builds, and returns the path of the program.
 pub fn run() -> Result<PathBuf> {
     setup::run_without_api_server()?;
     shell::say("cargo build --release (two or three minutes the first time)");
     netdp(&["--release"])
 }
 
-/// Sets up for the demo alone, builds the agent without optimisation, which takes a third of the
-/// time, and returns the program's path. The eBPF programs are those of a release.
+/// Sets up only for the demo, builds the agent without optimisation, which takes a third of the
+/// time, and returns the path of the program. The eBPF programs are those of a release.
 pub fn for_demo() -> Result<PathBuf> {
     setup::run_for_demo()?;
     shell::say("cargo build (about two minutes the first time)");

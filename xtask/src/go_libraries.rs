@@ -1,24 +1,24 @@
-//! Where the shared libraries of Helm and Kustomize are.
+//! Locations of the shared libraries of Helm and Kustomize.
 
 use anyhow::{Context as _, Result, ensure};
 use std::path::PathBuf;
 use testbed::kube_programs;
 
-/// A library in a package of the Python Package Index.
+/// A library in a PyPI package.
 #[derive(Debug, Clone, Copy)]
 pub struct GoLibrary {
-    /// What it is.
+    /// Name of the library, for messages.
     pub what: &'static str,
-    /// The package.
+    /// Name of the package on PyPI.
     pub package: &'static str,
-    /// Its version.
+    /// Version of the package.
     pub version: &'static str,
-    /// The SHA-256 of its wheel.
+    /// SHA-256 of its wheel, hexadecimal.
     pub sha256: &'static str,
     file: &'static str,
 }
 
-/// Helm 4.3.0.
+/// Library of Helm 4.3.0.
 pub const HELM: GoLibrary = GoLibrary {
     what: "Helm, as a library",
     package: "helm-sdkpy",
@@ -27,7 +27,7 @@ pub const HELM: GoLibrary = GoLibrary {
     file: "helm_sdkpy/_lib/linux-amd64/libhelm_sdkpy.so",
 };
 
-/// Kustomize's API 0.21.3.
+/// Library of Kustomize's API 0.21.3.
 pub const KUSTOMIZE: GoLibrary = GoLibrary {
     what: "Kustomize, as a library",
     package: "pykustomize",
@@ -36,24 +36,24 @@ pub const KUSTOMIZE: GoLibrary = GoLibrary {
     file: "pykustomize/_lib/linux-amd64/libpykustomize.so",
 };
 
-/// Both.
+/// All libraries, in the order of installation.
 pub const ALL: [GoLibrary; 2] = [HELM, KUSTOMIZE];
 
 impl GoLibrary {
-    /// Where `cargo xtask setup` unpacks the package: beside the programs of
-    /// Kubernetes.
+    /// Returns the directory into which `cargo xtask setup` unpacks the package, beside the
+    /// Kubernetes programs.
     ///
     /// # Errors
-    /// There is no place for a cache.
+    /// Returns an error if there is no cache directory.
     pub fn directory(&self) -> Result<PathBuf> {
         let beside = kube_programs::cache()?;
         Ok(beside.with_file_name(format!("{}-{}", self.package, self.version)))
     }
 
-    /// The library.
+    /// Returns the path of the library.
     ///
     /// # Errors
-    /// It is not there.
+    /// Returns an error if the library is not installed.
     pub fn path(&self) -> Result<PathBuf> {
         let path = self.directory()?.join(self.file);
         ensure!(
@@ -65,10 +65,10 @@ impl GoLibrary {
         Ok(path)
     }
 
-    /// The library of a name, for a need's probe.
+    /// Returns the library in this package, for the probe of a need.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// Returns an error if there is none.
     pub fn of_package(package: &str) -> Result<Self> {
         ALL.into_iter()
             .find(|library| library.package == package)

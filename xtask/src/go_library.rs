@@ -1,7 +1,7 @@
-//! Kustomize and Helm themselves, as shared libraries that Python packages of
-//! theirs carry; the programs are in no package of Debian 12.
+//! Kustomize and Helm themselves, as the shared libraries in their Python packages; Debian 12 has
+//! no packages of the programs.
 //!
-//! Each runs in a process of its own: a program can hold one Go runtime safely.
+//! Each runs in a process of its own: a program can safely contain only one Go runtime.
 
 use crate::go_libraries::{HELM, KUSTOMIZE};
 use anyhow::{Context as _, Result, bail};
@@ -10,10 +10,10 @@ use libloading::{Library, Symbol};
 use std::ffi::{CStr, CString, c_char, c_int, c_ulonglong};
 use std::path::{Path, PathBuf};
 
-/// No waiting for pods, as without `--wait`; the rest is checked as Helm does.
+/// Does not wait for pods, as without `--wait`; all other checks are Helm's.
 const OPTIONS: &str = r#"{"wait": false, "timeout_seconds": 30, "server_side_apply": "false"}"#;
 
-/// The time-out of the options, in seconds.
+/// Timeout of the options, in seconds.
 const TIMEOUT: c_int = 30;
 
 /// What to install where.
@@ -44,12 +44,12 @@ pub struct Helm {
     chart: PathBuf,
 }
 
-/// Prints what `kustomize build` makes of a directory, as a JSON list.
+/// Prints the output of `kustomize build` for a directory as a JSON list.
 pub fn kustomize(directory: &Path) -> Result<()> {
     let library = load(KUSTOMIZE.path()?)?;
     let (directory, options) = (text(&directory.to_string_lossy())?, text("{}")?);
     let mut result = std::ptr::null_mut();
-    // SAFETY: as the package's header declares it; the strings outlive the call.
+    // SAFETY: the signature is that of the package's header; the strings outlive the call.
     let code = unsafe {
         type Build = unsafe extern "C" fn(*const c_char, *const c_char, *mut *mut c_char) -> c_int;
         let build: Symbol<'_, Build> = library.get(b"pykustomize_build_to_json")?;
@@ -58,8 +58,8 @@ pub fn kustomize(directory: &Path) -> Result<()> {
     print(&library, code, result, b"pykustomize_last_error")
 }
 
-/// Installs, lints or changes a chart's release, or removes it, and prints what
-/// Helm returns, as JSON; or packages the chart, and prints the archive's path.
+/// Installs, upgrades, lints or removes a chart's release and prints Helm's result as JSON; or
+/// packages the chart and prints the path of the archive.
 pub fn helm(helm: &Helm) -> Result<()> {
     type Create = unsafe extern "C" fn(
         *const c_char,
@@ -92,8 +92,8 @@ pub fn helm(helm: &Helm) -> Result<()> {
     let values = text(&helm.values)?;
     let (name, none, options) = (text("netdp")?, text("")?, text(OPTIONS)?);
     let (mut handle, mut result) = (0, std::ptr::null_mut());
-    // SAFETY: as the package's header declares them; the strings outlive the
-    // calls, and the handle is one that the first call has made.
+    // SAFETY: the signatures are those of the package's header; the strings outlive the calls, and
+    // the handle was returned by the first call.
     let code = unsafe {
         let create: Symbol<'_, Create> = library.get(b"helm_sdkpy_config_create")?;
         let code = create(
@@ -115,7 +115,7 @@ pub fn helm(helm: &Helm) -> Result<()> {
             let uninstall: Symbol<'_, Uninstall> = library.get(b"helm_sdkpy_uninstall")?;
             uninstall(handle, name.as_ptr(), 0, TIMEOUT, &raw mut result)
         } else {
-            // Both take the same arguments.
+            // Both functions take the same arguments.
             let action: &[u8] = if helm.upgrade {
                 b"helm_sdkpy_upgrade"
             } else {
@@ -137,8 +137,8 @@ pub fn helm(helm: &Helm) -> Result<()> {
 }
 
 fn load(path: PathBuf) -> Result<Library> {
-    // SAFETY: a Go library's initialisers start its runtime; this process has
-    // no other one.
+    // SAFETY: the initialisers of a Go library start its runtime; this process has no other Go
+    // runtime.
     unsafe { Library::new(&path) }.with_context(|| format!("loading {}", path.display()))
 }
 
@@ -146,14 +146,14 @@ fn text(text: &str) -> Result<CString> {
     CString::new(text).with_context(|| format!("{text:?} has a zero byte"))
 }
 
-/// Prints a result, or fails with the library's own words.
+/// Prints a result, or returns the library's error message as an error.
 fn print(library: &Library, code: c_int, result: *const c_char, last_error: &[u8]) -> Result<()> {
     if code == 0 && !result.is_null() {
-        // SAFETY: a string with a zero at its end, which lives on.
+        // SAFETY: a NUL-terminated string that the library does not free.
         println!("{}", unsafe { CStr::from_ptr(result) }.to_string_lossy());
         return Ok(());
     }
-    // SAFETY: as the header declares it; the string lives on.
+    // SAFETY: the signature is that of the header; the library does not free the string.
     let words = unsafe {
         let last: Symbol<'_, unsafe extern "C" fn() -> *const c_char> = library.get(last_error)?;
         let words = last();

@@ -1,6 +1,6 @@
-//! `kernels`: tests in a virtual machine with Debian 12's own kernel, which is
-//! older than many and has modules that small kernels lack. Emulated, so that
-//! it needs no hardware support: some fifty times slower.
+//! `kernels`: tests in a virtual machine with Debian 12's own kernel, which is older than many and
+//! has modules that small kernels lack. It is emulated and needs no hardware support, but is about
+//! fifty times slower.
 
 use crate::setup::apt;
 use crate::{setup, shell};
@@ -11,24 +11,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use testbed::{kube_programs, output};
 
-/// What is run where none are named.
+/// Tests that are run if none are named.
 const TESTS: [&str; 1] = ["stacked"];
 
-/// What starts the machine over this one's files (PyPI).
+/// The package (PyPI) that boots the machine on the host's files.
 const VIRTME: &str = "virtme-ng==1.42";
 
-/// How long the machine may run, in seconds.
+/// Timeout of the machine in seconds.
 const PATIENCE: &str = "1500";
 
-/// Sets up, builds the tests and runs them on the other kernel; their output
-/// goes to standard output.
+/// Sets up, builds the tests and runs them on the other kernel; their output goes to standard
+/// output.
 pub fn run(tests: &[String]) -> Result<()> {
     testbed::require_root("cargo xtask kernels")?;
     setup::run()?;
     apt::install(&missing(&[
         ("qemu-system-x86_64", "qemu-system-x86"),
         ("depmod", "kmod"),
-        // The first file system of the machine.
+        // Initial root file system of the machine.
         ("busybox", "busybox-static"),
     ]))?;
     let cache = kube_programs::cache()?.with_file_name("kernels");
@@ -52,7 +52,7 @@ fn missing(wanted: &[(&str, &'static str)]) -> Vec<&'static str> {
     absent.map(|(_, package)| *package).collect()
 }
 
-/// Unpacks the kernel and indexes its modules; its image.
+/// Unpacks the kernel and indexes its modules; returns the path of its image.
 fn kernel(cache: &Path) -> Result<PathBuf> {
     let meta = output(Command::new("apt-cache").args(["depends", "linux-image-amd64"]))?;
     let package = meta
@@ -79,8 +79,7 @@ fn kernel(cache: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// Installs virtme-ng into an environment of its own; the directory of its
-/// programs.
+/// Installs virtme-ng into its own virtual environment; returns the directory of its programs.
 fn virtme(cache: &Path) -> Result<PathBuf> {
     let bin = cache.join("virtme/bin");
     if !bin.join("vng").exists() {
@@ -92,7 +91,7 @@ fn virtme(cache: &Path) -> Result<PathBuf> {
     Ok(bin)
 }
 
-/// A program with tests, and which of them to run: those whose names contain the filter.
+/// A test program and a filter: only tests whose names contain it are run.
 struct Run<'a> {
     program: PathBuf,
     filter: &'a str,
@@ -138,7 +137,7 @@ fn build<'a>(names: &[&'a str]) -> Result<Vec<Run<'a>>> {
         .collect()
 }
 
-/// Runs the programs in the machine.
+/// Runs the test programs in the machine.
 fn boot(cache: &Path, image: &Path, bin: &Path, runs: &[Run<'_>]) -> Result<()> {
     let told = cache.join("told");
     let script = cache.join("run");
@@ -157,7 +156,7 @@ fn boot(cache: &Path, image: &Path, bin: &Path, runs: &[Run<'_>]) -> Result<()> 
             program.display()
         );
     }
-    // What the machine itself returns says nothing.
+    // The exit status of the machine carries no result.
     text += "[ \"$failed\" ] || echo all passed\n";
     fs::write(&script, text)?;
     output(Command::new("chmod").arg("+x").arg(&script))?;

@@ -1,9 +1,9 @@
-//! `kube` and `soak`: the agent with a real Kubernetes API server, measured and tormented.
+//! `kube` and `soak`: measurements and fault injection with a real Kubernetes API server.
 
 use crate::{setup, shell};
 use anyhow::Result;
 
-/// Sets up and measures edits and the agent at rest; the figures go to standard output.
+/// Sets up and measures the latency of edits and the cost of an idle agent; prints the figures.
 pub fn measure() -> Result<()> {
     testbed::require_root("cargo xtask kube")?;
     setup::run()?;
@@ -11,7 +11,7 @@ pub fn measure() -> Result<()> {
     shell::run(shell::cargo().args(["bench", "-p", "netdp-user", "--bench", "kube"]))
 }
 
-/// Sets up, and lets the API server do its worst for so many minutes.
+/// Sets up and injects API server faults for this many minutes.
 pub fn soak(minutes: u32) -> Result<()> {
     testbed::require_root("cargo xtask soak")?;
     setup::run()?;

@@ -1,5 +1,5 @@
-//! What netdp's tasks and the tests of its image share: [`cluster`], a real cluster of one node;
-//! [`image`], the OCI image; [`shell`].
+//! Code shared by netdp's tasks and the tests of its image: [`cluster`], a real cluster of one
+//! node; [`image`], the OCI image; [`shell`], running commands.
 
 #[cfg(feature = "full")]
 pub mod cluster;

@@ -5,11 +5,11 @@ use anyhow::{Context as _, Result};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-/// The spelling checker's version: another one knows other words.
+/// Version of the spelling checker; its dictionary changes with each version.
 const TYPOS: &str = "1.52.0";
 
-/// Runs them all; the first that finds something ends it. With `advisories`, it is an error that those
-/// can't be had.
+/// Runs all checks; stops at the first that fails. With `advisories`, it is an error if the
+/// advisory database is unavailable.
 pub fn run(advisories: bool) -> Result<()> {
     component("fmt", "rustfmt")?;
     component("clippy", "clippy")?;
@@ -49,8 +49,7 @@ pub fn run(advisories: bool) -> Result<()> {
             .args(["--", "-D", "warnings"])
             // aya-ebpf uses unstable inline assembly, see netdp-ebpf/builder.
             .env("RUSTC_BOOTSTRAP", "aya_ebpf")
-            // Without std there is no unwinding, which this machine's target
-            // would otherwise have.
+            // Without std there is no unwinding, which is the default for this machine's target.
             .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )?;
     documentation()?;
@@ -78,7 +77,7 @@ fn documentation() -> Result<()> {
     )
 }
 
-/// Checks the spelling of all files that git knows (typos.toml).
+/// Checks the spelling of all files that git tracks (typos.toml).
 fn spelling() -> Result<()> {
     let installed = Command::new("typos")
         .arg("--version")
@@ -96,7 +95,7 @@ fn spelling() -> Result<()> {
     shell::run(Command::new("typos").current_dir(shell::root()))
 }
 
-/// Fails with the way to get it if the toolchain lacks a component.
+/// Returns an error that contains the installation command if the toolchain lacks a component.
 fn component(subcommand: &str, component: &str) -> Result<()> {
     let there = shell::cargo()
         .args([subcommand, "--version"])
@@ -121,8 +120,8 @@ fn licences() -> Result<()> {
     shell::run(shell::cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
-/// Known vulnerabilities of dependencies. The database is fetched anew; one of an earlier time will do,
-/// if it is not too old (`maximum-db-staleness` in deny.toml).
+/// Checks dependencies for known vulnerabilities. The database is fetched again; if that fails, an
+/// existing one is used unless it is too old (`maximum-db-staleness` in deny.toml).
 fn check_advisories(required: bool) -> Result<()> {
     shell::say("cargo deny fetch db");
     let fetched = shell::run(shell::cargo().args(["deny", "fetch", "db"]));
@@ -147,7 +146,7 @@ fn check_advisories(required: bool) -> Result<()> {
     shell::run(&mut check)
 }
 
-/// Where cargo-deny keeps its databases.
+/// Returns the directory of cargo-deny's databases.
 fn database() -> Option<PathBuf> {
     Some(shell::cargo_home()?.join("advisory-dbs"))
 }

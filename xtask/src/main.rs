@@ -126,7 +126,7 @@ fn main() -> ExitCode {
     match run(Cli::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The causes say it all; a backtrace would push them out of sight.
+            // The chain of causes is complete; a backtrace would scroll it off the screen.
             eprintln!("error: {error}");
             for cause in error.chain().skip(1) {
                 eprintln!("  because: {cause}");

@@ -1,4 +1,4 @@
-//! `image`: an OCI image, its bill of materials, and a look at both.
+//! `image`: an OCI image and its bill of materials, with checks of both.
 
 use crate::{setup, shell};
 use anyhow::{Result, ensure};
@@ -16,7 +16,7 @@ pub struct Arguments {
     twice: bool,
 }
 
-/// Makes the image; with `--twice`, fails unless both have the same digest.
+/// Builds the image; with `--twice`, returns an error unless both builds have the same digest.
 pub fn run(arguments: &Arguments) -> Result<()> {
     setup::run_for_image()?;
     let name = arguments.name.as_deref().unwrap_or(image::NAME);

@@ -1,4 +1,4 @@
-//! `release`: everything that a release publishes, in one directory, with checksums.
+//! `release`: all files that a release publishes, in one directory, with checksums.
 
 use crate::{setup, shell};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,16 +9,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use xtask::image::{self, Image, Packages};
 
-/// The version that is released.
+/// Version to be released.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The file of checksums, as `sha256sum --check` reads it.
+/// Name of the checksum file, in the format of `sha256sum --check`.
 const CHECKSUMS: &str = "SHA256SUMS";
 
-/// The chart, below the workspace.
+/// Directory of the chart, relative to the workspace.
 const CHART: &str = "deploy/helm/netdp";
 
-/// The manifest that names the image.
+/// Manifest that contains the image name.
 const DAEMONSET: &str = "deploy/kustomize/base/daemonset.yaml";
 
 #[derive(Debug, Args)]
@@ -65,7 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Puts the files of the release into a directory and returns their names.
+/// Copies the files of the release to a directory and returns their names.
 fn collect(image: &Image, directory: &Path) -> Result<Vec<String>> {
     let stem = format!("netdp-{VERSION}-linux-{}", image.arch);
     let mut files = Vec::new();
@@ -87,8 +87,9 @@ fn collect(image: &Image, directory: &Path) -> Result<Vec<String>> {
     Ok(files)
 }
 
-/// Lets Helm package the chart, in a process that has all of xtask, and returns the file's name. Helm
-/// takes the files' times over: they are set to 0, so that the same chart gives the same archive.
+/// Packages the chart with Helm, in a process that has all of xtask, and returns the name of the
+/// file. Helm copies the files' times: they are set to 0, so that the same chart gives the same
+/// archive.
 fn package_chart(directory: &Path) -> Result<String> {
     let work = tempfile::tempdir()?;
     let chart = work.path().join("netdp");
@@ -128,7 +129,7 @@ fn package_chart(directory: &Path) -> Result<String> {
     Ok(name)
 }
 
-/// Writes the checksums, has them checked, and returns them in the order of the files.
+/// Writes the checksums, verifies them, and returns them in the order of the files.
 fn checksums(files: &[String], directory: &Path) -> Result<Vec<String>> {
     let sha256sum = || {
         let mut command = Command::new("sha256sum");
@@ -157,7 +158,7 @@ fn table(files: &[String], sums: &[String], directory: &Path) -> Result<Table> {
     Ok(table)
 }
 
-/// What forbids to release the sources as they are.
+/// Returns the reasons why the sources must not be released as they are.
 fn obstacles() -> Result<Vec<String>> {
     let read = |path: &str| -> Result<String> {
         fs::read_to_string(shell::root().join(path)).with_context(|| format!("reading {path}"))
@@ -225,7 +226,7 @@ fn in_git() -> Result<Vec<String>> {
     Ok(obstacles)
 }
 
-/// Runs a command and returns what it writes.
+/// Runs a command and returns its standard output.
 fn output(command: &mut Command) -> Result<String> {
     let line = shell::line(command);
     let out = command

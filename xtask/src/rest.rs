@@ -1,11 +1,11 @@
-//! Tasks that need what takes long to build: they are built, and run, when they are asked for.
+//! Tasks with dependencies that take long to build: they are built and run only on demand.
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 
-/// What `--help` says of them.
+/// Description of these tasks in `--help`.
 pub const HELP: &str = "\
 Further tasks, built when they are asked for:
   test       Set up, then run every test (as root)
@@ -13,7 +13,7 @@ Further tasks, built when they are asked for:
   helm       Install the chart into a cluster, by Helm itself, and print the release as JSON
   bench      Set up, then compare netdp with plain forwarding and netfilter (as root)";
 
-/// Becomes xtask with all its tasks.
+/// Replaces this process by an xtask with all tasks.
 pub fn run(arguments: &[OsString]) -> Result<()> {
     const TASKS: [&str; 5] = ["demo", "test", "kustomize", "helm", "bench"];
     let task = arguments.first().context("no task")?.to_string_lossy();

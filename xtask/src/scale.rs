@@ -1,4 +1,4 @@
-//! `scale`: what a million mappings cost.
+//! `scale`: cost of a million mappings.
 
 use crate::{setup, shell};
 use anyhow::Result;

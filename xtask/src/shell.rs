@@ -1,4 +1,4 @@
-//! Running other programs in sight of the user.
+//! Running other programs with visible output.
 
 use anyhow::{Context as _, Result, ensure};
 use std::ffi::OsString;
@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Tells on standard error what is being done, and why.
+/// Reports on standard error the current action and its reason.
 pub fn say(what: &str) {
     eprintln!("netdp: {what}");
 }
 
-/// The workspace.
+/// Returns the root directory of the workspace.
 #[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Runs a command to its end in the user's sight.
+/// Runs a command to completion with its output visible.
 pub fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
     let status = command
@@ -32,8 +32,7 @@ pub fn run_as_progress(command: &mut Command) -> Result<()> {
     run(command.stdout(Stdio::from(std::io::stderr())))
 }
 
-/// The same for what is silent for minutes: tells from time to time that it is
-/// still at it.
+/// Runs a command that is silent for minutes; reports periodically that it still runs.
 pub fn run_with_clock(command: &mut Command, what: &str) -> Result<()> {
     const LOOK: Duration = Duration::from_millis(200);
     const TELL: Duration = Duration::from_secs(20);
@@ -58,7 +57,7 @@ pub fn run_with_clock(command: &mut Command, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// A command as one would type it.
+/// Returns a command as it is typed in a shell.
 #[must_use]
 pub fn line(command: &Command) -> String {
     std::iter::once(command.get_program())
@@ -68,8 +67,8 @@ pub fn line(command: &Command) -> String {
         .join(" ")
 }
 
-/// A cargo command in the workspace, with cargo's own bin directory in PATH:
-/// that is where bpf-linker gets installed.
+/// Returns a cargo command in the workspace, with cargo's own bin directory in PATH, where
+/// bpf-linker is installed.
 #[must_use]
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -77,7 +76,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Where programs are looked for.
+/// Returns the search path of programs.
 fn path() -> OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let directories = std::env::split_paths(&path).chain(cargo_bin());
@@ -88,15 +87,15 @@ fn cargo_bin() -> Option<PathBuf> {
     Some(cargo_home()?.join("bin"))
 }
 
-/// Where cargo keeps what it downloads and installs.
+/// Returns the directory of cargo's downloads and installed programs.
 #[must_use]
 pub fn cargo_home() -> Option<PathBuf> {
     let home = |name| std::env::var_os(name).map(PathBuf::from);
     home("CARGO_HOME").or_else(|| Some(home("HOME")?.join(".cargo")))
 }
 
-/// The path of the program netdp in cargo's JSON messages: the target directory
-/// may be anywhere.
+/// Returns the path of the program netdp from cargo's JSON messages: the target directory may be
+/// anywhere.
 #[must_use]
 pub fn built_netdp(messages: &str) -> Option<PathBuf> {
     messages
@@ -106,16 +105,16 @@ pub fn built_netdp(messages: &str) -> Option<PathBuf> {
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
 }
 
-/// The Rust target of programs for this machine that need no library of it.
+/// Returns the Rust target of static programs for this machine.
 #[must_use]
 pub fn static_target() -> String {
     format!("{}-unknown-linux-musl", std::env::consts::ARCH)
 }
 
-/// Whether a program of this name can be run.
+/// Reports whether a program with this name is in the path.
 #[must_use]
 pub fn has_program(name: &str) -> bool {
-    // Debian's users other than root lack the sbin directories.
+    // On Debian, the path of users other than root lacks the sbin directories.
     std::env::split_paths(&path())
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .any(|directory| directory.join(name).is_file())

@@ -1,11 +1,11 @@
-//! `test`: every test there is.
+//! `test`: all tests.
 
 use crate::{setup, shell};
 use anyhow::Result;
 use std::os::unix::process::CommandExt as _;
 use xtask::image;
 
-/// Sets up and becomes `cargo test`, so that its words are the last.
+/// Sets up and replaces this process by `cargo test`, so that its output comes last.
 pub fn run(arguments: &[String]) -> Result<()> {
     testbed::require_root("cargo xtask test")?;
     setup::run()?;
@@ -16,7 +16,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     shell::say("cargo test (some minutes the first time)");
     let mut command = shell::cargo();
     command.arg("test");
-    // Naming packages and the whole workspace excludes each other.
+    // cargo rejects package names together with the whole workspace.
     if !arguments.iter().any(|argument| names_package(argument)) {
         command.args(["--workspace", "--exclude", "netdp-ebpf"]);
     }

@@ -1,7 +1,7 @@
-//! netdp in a cluster of one node with a real kubelet: from the installation to
-//! an uninstallation that leaves nothing, and in the place of ip-masq-agent.
+//! netdp in a cluster of one node with a real kubelet: from the installation to an uninstallation
+//! that leaves nothing behind, and as a replacement of ip-masq-agent.
 //!
-//! The cluster is brought up once, and the steps follow each other.
+//! The cluster is started once, and the steps build on each other.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -14,13 +14,13 @@ use testbed::{Host, wait_for};
 use xtask::cluster::{Cluster, NODE_IP, ip_masq_agent};
 use xtask::image;
 
-/// How long anything may take on a busy machine.
+/// Timeout of any step on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Pods and the node's network are left alone; the peered network is not.
+/// Pods and the node's network are bypassed; the peered network is masqueraded.
 const CONFIG: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16]";
 
-/// The program with Helm in it.
+/// Path of the program that contains Helm.
 const XTASK: &str = env!("CARGO_BIN_EXE_xtask");
 
 #[test]
@@ -33,7 +33,7 @@ fn netdp_lives_in_a_cluster_and_leaves_nothing() -> Result<()> {
     stage.step("in the place of ip-masq-agent", |stage| stage.drop_in())
 }
 
-/// The cluster, with two pods.
+/// The cluster with two pods.
 struct Stage {
     pods: [Host; 2],
     cluster: Cluster,
@@ -65,8 +65,7 @@ impl Stage {
         Ok(())
     }
 
-    /// As the documents say; with the defaults, the peered network is one of
-    /// those that are left alone.
+    /// Installs netdp as documented; the built-in rules bypass the peered network.
     fn install(&mut self) -> Result<()> {
         self.cluster.install(Path::new(XTASK), &json!({}))?;
         ensure!(self.ask(0).is_err(), "a pod has reached the peered network");
@@ -96,8 +95,7 @@ impl Stage {
         Ok(())
     }
 
-    /// No connection may notice any of it: those that stay open, those that are
-    /// idle, and new ones.
+    /// Restarts components under load. No connection may be affected: busy, idle or new.
     fn restarts_under_load(&mut self) -> Result<()> {
         let target = self.cluster.peered.echo();
         let load = Load::start(&self.pods, &[target], &[NODE_IP.parse()?])?;
@@ -135,7 +133,7 @@ impl Stage {
             json!({"data": {"config": format!("{}, 10.9.0.0/16]", CONFIG.trim_end_matches(']'))}});
         self.cluster.kubectl(&format!(
             "-n kube-system patch configmap ip-masq-agent --type=merge --patch={}",
-            // Split at white space.
+            // kubectl() splits its argument at white space.
             patch.to_string().replace(' ', "\\u0020")
         ))?;
         self.wait_told("netdp status", "10.9.0.0/16")
@@ -150,7 +148,7 @@ impl Stage {
         self.wait_told("netdp status", "10.9.0.0/16")
     }
 
-    /// As the documents say, and nothing is left.
+    /// Uninstalls netdp as documented; nothing may remain.
     fn uninstall(&mut self) -> Result<()> {
         let datapath = self.cluster.datapath()?;
         let before = self.cluster.remains(&datapath)?;
@@ -184,8 +182,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Its own manifest with nothing but the image replaced: it does what the manifest has the
-    /// rights for, and names what to add for eBPF.
+    /// Runs ip-masq-agent's own manifest with only the image replaced: netdp does what the
+    /// manifest's privileges allow and names what eBPF needs in addition.
     fn drop_in(&mut self) -> Result<()> {
         let manifest = ip_masq_agent(image::NAME);
         self.cluster.api().apply(&manifest.to_string())?;
@@ -213,12 +211,12 @@ impl Stage {
         self.cluster.kubectl(&create).map(drop)
     }
 
-    /// A pod asks the server in the peered network.
+    /// Sends a request from a pod to the server in the peered network.
     fn ask(&self, pod: usize) -> Result<String> {
         self.pods[pod].run(&["curl", "-sfm", "2", &self.cluster.peered.url()])
     }
 
-    /// Waits until a command in the agent's container says so.
+    /// Waits until the output of a command in the agent's container contains `wanted`.
     fn wait_told(&self, command: &str, wanted: &str) -> Result<()> {
         let exec = format!("-n kube-system exec daemonset/netdp -- {command}");
         let mut told = None;

@@ -1,4 +1,4 @@
-//! The image, run by containerd with exactly what the DaemonSet grants.
+//! The image, run by containerd with exactly the privileges that the DaemonSet grants.
 
 mod deploy;
 mod node;
@@ -17,7 +17,7 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
     node.run(AGENT, &pod.container)?;
     node.wait_in_force(AGENT)?;
 
-    // It has these rights indeed, and no others.
+    // It has exactly the granted capabilities.
     let status = node.process_status(AGENT)?;
     let granted = mask(&pod.capabilities()?)?;
     for set in ["CapPrm", "CapEff", "CapBnd"] {
@@ -57,7 +57,7 @@ fn each_capability_is_needed() -> Result<()> {
     let pod = DaemonSet::read("")?;
     let all = pod.capabilities()?;
     assert_eq!(all, ["BPF", "NET_ADMIN", "NET_RAW", "PERFMON"]);
-    // Without CAP_NET_RAW it runs, and does not look at packets (netdp-user/tests/node/ahead.rs).
+    // Without CAP_NET_RAW it runs, but does not inspect packets (netdp-user/tests/node/ahead.rs).
     for missing in all.iter().filter(|name| *name != "NET_RAW") {
         let rest: Vec<_> = all.iter().filter(|name| *name != missing).collect();
         let mut container = pod.container.clone();
@@ -89,7 +89,7 @@ fn it_follows_the_cluster_with_its_service_account() -> Result<()> {
     let server = ApiServer::start(&node.bed.node)?;
     let objects = deploy::objects("base", "", "")?;
     server.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string())?;
-    // What the kubelet would tell the pod, and mount into it.
+    // The files that the kubelet would mount into the pod.
     let secrets = node.dir.path().join("secrets");
     fs::copy(server.ca(), secrets.join("ca.crt"))?;
     fs::write(secrets.join("namespace"), "kube-system")?;
@@ -106,7 +106,7 @@ fn it_follows_the_cluster_with_its_service_account() -> Result<()> {
     node.wait_in_force(AGENT)?;
     assert_eq!(node.source_seen()?, node.address, "with the defaults");
 
-    // The server is in no range of the defaults.
+    // None of the built-in rules covers the server.
     server.apply(
         "apiVersion: v1\n\
          kind: ConfigMap\n\
@@ -147,7 +147,7 @@ fn sys_admin_does_instead_where_a_runtime_does_not_know_bpf() -> Result<()> {
     Ok(())
 }
 
-/// The kubelet mounts what is there: an empty directory, if the node has no bpffs.
+/// The kubelet mounts an existing directory: an empty one, if the node has no bpffs.
 #[test]
 fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
     let node = Node::without_bpffs()?;
@@ -166,7 +166,7 @@ fn without_a_bpffs_on_the_node_it_says_what_to_do() -> Result<()> {
 
 #[test]
 fn the_image_has_both_kinds_of_iptables_and_they_need_these_rights() -> Result<()> {
-    // iptables-nft speaks netlink; iptables-legacy opens a raw socket.
+    // iptables-nft uses netlink; iptables-legacy opens a raw socket.
     let both = json!(["NET_ADMIN", "NET_RAW"]);
     let cases = [
         ("iptables-nft", json!(["NET_ADMIN"]), true),
@@ -211,20 +211,20 @@ fn the_image_has_both_kinds_of_iptables_and_they_need_these_rights() -> Result<(
     Ok(())
 }
 
-/// Gives a container `--mode`.
+/// Adds `--mode` to a container.
 fn insist(container: &mut Value, mode: &str) -> Result<()> {
     let args = container["args"].as_array_mut().context("no args")?;
     args.push(json!(format!("--mode={mode}")));
     Ok(())
 }
 
-/// The DaemonSet's only container.
+/// The only container of the DaemonSet.
 struct DaemonSet {
     container: Value,
 }
 
 impl DaemonSet {
-    /// Of the base, with a component unless that is empty.
+    /// Reads the container of the base, with a component unless that is empty.
     fn read(component: &str) -> Result<Self> {
         let objects = deploy::objects("base", component, "")?;
         let daemonset = objects
@@ -255,7 +255,7 @@ impl DaemonSet {
     }
 }
 
-/// Capabilities as a bit mask, with the numbers of linux/capability.h.
+/// Returns capabilities as a bit mask, numbered as in linux/capability.h.
 fn mask(names: &[String]) -> Result<u64> {
     names.iter().try_fold(0, |mask, name| {
         let number = match name.as_str() {
@@ -270,7 +270,7 @@ fn mask(names: &[String]) -> Result<u64> {
     })
 }
 
-/// A field of /proc/PID/status.
+/// Returns a field of /proc/PID/status.
 fn field<'a>(status: &'a str, name: &str) -> Result<&'a str> {
     status
         .lines()

@@ -1,5 +1,5 @@
-//! netdp's image in the manifests of what it replaces, with nothing else changed: what is run is the
-//! image, by containerd, with what the manifest grants.
+//! netdp's image in the manifests of the agents that it replaces, otherwise unchanged: containerd
+//! runs the image with the privileges that the manifest grants.
 
 mod deploy;
 mod node;
@@ -11,10 +11,10 @@ use std::fs;
 use xtask::cluster::{custom_iptables, ip_masq_agent};
 use xtask::image;
 
-/// What is logged once where eBPF is not possible.
+/// Logged once where eBPF is not possible.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";
 
-/// The container of ip-masq-agent's manifest, with netdp's image.
+/// Returns the container of ip-masq-agent's manifest with netdp's image.
 fn masq_agent() -> Value {
     container(&ip_masq_agent(image::NAME))
 }
@@ -23,7 +23,7 @@ fn container(manifest: &Value) -> Value {
     manifest["spec"]["template"]["spec"]["containers"][0].clone()
 }
 
-/// A node with the ConfigMap as the kubelet mounts it.
+/// Returns a node with the ConfigMap mounted as the kubelet does.
 fn node() -> Result<Node> {
     let node = Node::start()?;
     let config = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16]\n";
@@ -42,7 +42,7 @@ fn has(told: &str, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// It masquerades by the chain, and says why and what would mend it.
+/// Checks that netdp masquerades with the chain, and logs the reason and the remedy.
 fn is_in_iptables_mode(node: &Node, id: &str, chain: &str, add: &[&str]) -> Result<()> {
     node.wait_in_force(id)?;
     let log = node.containerd.log(id);
@@ -57,7 +57,7 @@ fn is_in_iptables_mode(node: &Node, id: &str, chain: &str, add: &[&str]) -> Resu
         );
         has(&status, &[&format!("to add     {line}")])?;
     }
-    // Advice for somebody on the node is none for whoever writes a manifest.
+    // The advice must be for the author of a manifest, not for an administrator on the node.
     for words in ["mount -t bpf", "modprobe", "CAP_SYS_ADMIN"] {
         ensure!(!log.contains(words), "{words:?}: {log}");
     }
@@ -89,14 +89,14 @@ fn ip_masq_agents_manifest_works_with_the_image_alone() -> Result<()> {
         &rules(&node, "iptables-nft-save")?,
         &["-d 10.1.0.0/16", "-j MASQUERADE"],
     )?;
-    // As with ip-masq-agent, what is in force outlives the pod.
+    // As with ip-masq-agent, the chain outlives the pod.
     node.containerd.stop(AGENT)?;
     assert_eq!(node.source_seen()?, node.address, "without an agent");
     node.run("next", &container)?;
     is_in_iptables_mode(&node, "next", "IP-MASQ-AGENT", &ALL)
 }
 
-/// As vendors of clusters write it: arguments, no right that is not needed, nothing to write to.
+/// A manifest as cluster vendors write it: arguments, minimal privileges, a read-only root.
 #[test]
 fn so_do_arguments_and_a_root_that_is_read_only() -> Result<()> {
     let node = node()?;
@@ -117,7 +117,7 @@ fn so_do_arguments_and_a_root_that_is_read_only() -> Result<()> {
         "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "NET_RAW"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     });
-    // The server is in a reserved range, unless a list is there.
+    // The built-in rules bypass the server's reserved range unless there is a list.
     node.run(AGENT, &container)?;
     is_in_iptables_mode(&node, AGENT, "IP-MASQ", &ALL)?;
     ensure!(node.root_is_read_only(AGENT)?);
@@ -126,7 +126,8 @@ fn so_do_arguments_and_a_root_that_is_read_only() -> Result<()> {
     has(&node.containerd.log(AGENT), &["/dev/shm/netdp", ignored])
 }
 
-/// What a privileged container mounts for itself ends with it, and with that the programs.
+/// A bpffs that a privileged container mounts itself ends with the container, and so do the
+/// programs.
 #[test]
 fn a_privileged_container_does_not_begin_what_would_end_with_it() -> Result<()> {
     let node = node()?;
@@ -141,7 +142,7 @@ fn a_privileged_container_does_not_begin_what_would_end_with_it() -> Result<()> 
     Ok(())
 }
 
-/// Both kinds of iptables are in the image, and the node's is taken.
+/// The image contains both iptables backends; the node's is used.
 #[test]
 fn it_uses_the_iptables_that_the_node_uses() -> Result<()> {
     for kind in ["nft", "legacy"] {
@@ -161,14 +162,14 @@ fn it_uses_the_iptables_that_the_node_uses() -> Result<()> {
             &rules(&node, &format!("iptables-{kind}-save"))?,
             &["-A IP-MASQ-AGENT"],
         )?;
-        // The lock of the older kind is a file, which only a volume shares.
+        // The lock of iptables-legacy is a file, which only a volume can share.
         let lock = "path: /run/xtables.lock, type: FileOrCreate";
         ensure!(log.contains(lock) == (kind == "legacy"), "{kind}: {log}");
     }
     Ok(())
 }
 
-/// The lines that it says, put into the manifest.
+/// The lines that netdp logs are added to the manifest.
 #[test]
 fn what_it_says_is_to_be_added_gives_ebpf() -> Result<()> {
     let node = node()?;
@@ -188,7 +189,7 @@ fn what_it_says_is_to_be_added_gives_ebpf() -> Result<()> {
         !status.contains("no eBPF") && !status.contains("unpinned"),
         "{status}"
     );
-    // It is the node that has all of it.
+    // All of it is on the node.
     ensure!(node.volume("bpffs").join("netdp/settings").exists());
     ensure!(node.volume("state").join("status.json").exists());
     node.containerd.stop("next")?;
@@ -196,7 +197,7 @@ fn what_it_says_is_to_be_added_gives_ebpf() -> Result<()> {
     Ok(())
 }
 
-/// What the agent's log says is to be added to a manifest, as a JSON patch.
+/// Returns the manifest lines that the agent logs as missing, as a JSON patch.
 fn patch(manifest: &Value, log: &str) -> Result<String> {
     let mut patch = String::new();
     for (_, line) in log.lines().filter_map(|line| line.split_once("]   ")) {
@@ -217,7 +218,7 @@ fn patch(manifest: &Value, log: &str) -> Result<String> {
     Ok(patch)
 }
 
-/// The items of a list as YAML has it in one line.
+/// Returns the items of a YAML list in flow style.
 fn items(list: &str) -> Vec<String> {
     let inside = list.trim_start_matches('[').trim_end_matches(']');
     let mut found = Vec::new();
@@ -255,12 +256,12 @@ fn with_mode_ebpf_it_ends_and_says_what_to_add() -> Result<()> {
     }
     let rules = rules(&node, "iptables-nft-save")?;
     ensure!(!rules.contains("IP-MASQ-AGENT"), "{rules}");
-    // A flag that nobody knows is what `kubectl describe` shows, too.
+    // An unknown flag is shown by `kubectl describe`, too.
     container["args"] = json!(["--masq-chian=X"]);
     node.run("flag", &container)?;
     let (_, last_words) = node.wait_end("flag")?;
     has(&last_words, &["'--masq-chian' found", "'--masq-chain'"])?;
-    // What is run in a container that lives on is not its end.
+    // A command run in a live container is not the end of that container.
     container["args"] = json!(["--mode=iptables"]);
     node.run("lives", &container)?;
     node.wait_in_force("lives")?;
@@ -275,7 +276,7 @@ fn with_mode_ebpf_it_ends_and_says_what_to_add() -> Result<()> {
     Ok(())
 }
 
-/// An earlier agent with more rights has left programs: they go on, and no chain comes beside them.
+/// An earlier agent with more privileges has left programs: they continue, and no chain is added.
 #[test]
 fn programs_that_are_in_force_are_not_left_for_a_chain() -> Result<()> {
     let node = node()?;
@@ -286,7 +287,7 @@ fn programs_that_are_in_force_are_not_left_for_a_chain() -> Result<()> {
     node.run(AGENT, &earlier)?;
     node.wait_log(AGENT, "netdp: in force on eth0")?;
     node.containerd.stop(AGENT)?;
-    // Of the pins nothing is seen.
+    // The pins are not visible.
     node.run("next", &masq_agent())?;
     let (log, last_words) = node.wait_end("next")?;
     for told in [log, last_words] {
@@ -300,7 +301,7 @@ fn programs_that_are_in_force_are_not_left_for_a_chain() -> Result<()> {
         has(&told, &["--mode iptables", "netdp detach"])?;
         has(&told, &ALL)?;
     }
-    // They are seen, and may not be used.
+    // They are visible but cannot be used.
     let mut weak = earlier.clone();
     weak["securityContext"]["capabilities"]["add"] = json!(["NET_ADMIN", "NET_RAW"]);
     node.run("weak", &weak)?;
@@ -315,7 +316,7 @@ fn programs_that_are_in_force_are_not_left_for_a_chain() -> Result<()> {
     assert_eq!(node.source_seen()?, node.address);
     let rules = rules(&node, "iptables-nft-save")?;
     ensure!(!rules.contains("IP-MASQ-AGENT"), "{rules}");
-    // By TCX, whose programs they are can't be told: said, and no more.
+    // With TCX, the owner of the programs cannot be determined: this is only logged.
     let mut tcx = earlier.clone();
     tcx["args"] = json!(["--attach=tcx"]);
     node.run("tcx", &tcx)?;
@@ -329,7 +330,7 @@ fn programs_that_are_in_force_are_not_left_for_a_chain() -> Result<()> {
     )
 }
 
-/// Its networks are masqueraded, and all else is left to whoever decides about it.
+/// Its networks are masqueraded; all other destinations are left to other rules.
 #[test]
 fn k8s_custom_iptables_manifest_works_with_the_image_alone() -> Result<()> {
     let node = node()?;
@@ -338,7 +339,7 @@ fn k8s_custom_iptables_manifest_works_with_the_image_alone() -> Result<()> {
     let manifest = custom_iptables(image::NAME);
     node.run(AGENT, &container(&manifest))?;
     is_in_iptables_mode(&node, AGENT, "NETDP-CUSTOM", &ALL[1..])?;
-    // Beside ip-masq-agent's, which stays its own.
+    // Beside ip-masq-agent's chain, which stays.
     node.run("masq", &masq_agent())?;
     is_in_iptables_mode(&node, "masq", "IP-MASQ-AGENT", &ALL)?;
     let rules = rules(&node, "iptables-nft-save")?;
@@ -353,14 +354,14 @@ fn k8s_custom_iptables_manifest_works_with_the_image_alone() -> Result<()> {
         .lines()
         .rfind(|line| line.starts_with("-A NETDP-CUSTOM"));
     ensure!(last.is_some_and(|line| line.contains("RETURN")), "{rules}");
-    // There is no shell but for that.
+    // The image has no shell except for that.
     let shell = node.containerd.exec(AGENT, &["sh", "-c", "id"]);
     let told = format!("{:#}", shell.expect_err("there is a shell"));
     has(
         &told,
         &["there is no shell in netdp's image", "netdp status"],
     )?;
-    // With what it says is to be added, its chain goes, and nobody else's.
+    // With the additions from its log, its own chain goes and all others stay.
     let patch = patch(&manifest, &node.containerd.log(AGENT))?;
     node.containerd.stop(AGENT)?;
     node.run("next", &container(&deploy::patched(&manifest, &patch)?))?;

@@ -1,11 +1,11 @@
-//! `cargo xtask` on a machine where nothing is built: what is being built is said at once, and it is
-//! little.
+//! `cargo xtask` on a machine where nothing is built: it reports at once what it builds, and the
+//! first build is small.
 
 use anyhow::{Context as _, Result, ensure};
 use std::path::Path;
 use std::process::Command;
 
-/// The command that `cargo xtask` stands for.
+/// Returns the command behind the alias `cargo xtask`.
 fn alias() -> Result<Vec<String>> {
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cargo/config.toml");
     let config = std::fs::read_to_string(config)?;
@@ -26,7 +26,7 @@ fn cargo_says_what_it_compiles() -> Result<()> {
     Ok(())
 }
 
-/// What takes long to build is built for the tasks that need it.
+/// Dependencies that take long to build are built only for the tasks that need them.
 #[test]
 fn the_first_build_is_a_small_one() -> Result<()> {
     let alias = alias()?;

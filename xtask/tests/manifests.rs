@@ -1,5 +1,5 @@
-//! What is in deploy/, applied to a real API server: by kubectl what Kustomize
-//! makes of it, and by Helm.
+//! The content of deploy/ applied to a real API server: Kustomize's output with kubectl, and the
+//! chart with Helm.
 
 mod deploy;
 
@@ -14,13 +14,13 @@ use std::time::Duration;
 use testbed::{ApiServer, Netns, Running, WorkDir, wait_for};
 use xtask::cluster::ip_masq_agent;
 
-/// How long Helm may take on a busy machine.
+/// Timeout of Helm on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// An API server is heavy: one at a time.
+/// Serialises the tests: an API server needs many resources.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// The kinds that netdp's objects have, as kubectl names them.
+/// Kinds of netdp's objects, as kubectl names them.
 const KINDS: &str = "namespaces,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,\
                      configmaps,daemonsets";
 
@@ -132,8 +132,8 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
     Ok(())
 }
 
-/// What docs/install.md has for uninstalling and for new tables: agents detach when they end, until the
-/// manifests are applied again.
+/// The patch in docs/install.md for uninstalling and for new tables makes agents detach on exit,
+/// until the manifests are applied again.
 #[test]
 fn the_documented_patch_lasts_until_the_manifests_are_applied_again() -> Result<()> {
     let _one = ONE.lock();
@@ -181,7 +181,7 @@ fn the_documented_patch_lasts_until_the_manifests_are_applied_again() -> Result<
     Ok(())
 }
 
-/// Somebody made the ConfigMap with kubectl: it is not replaced, and the way out that is told works.
+/// A ConfigMap created with kubectl is not replaced, and the remedy in the error message works.
 #[test]
 fn helm_does_not_take_a_config_map_that_is_there() -> Result<()> {
     let _one = ONE.lock();
@@ -216,7 +216,7 @@ fn helm_does_not_take_a_config_map_that_is_there() -> Result<()> {
         }
         let kept = kubectl(&format!("get configmap {name} -n kube-system -o yaml"))?;
         ensure!(kept.contains("mine"), "{kept}");
-        // As told, and nothing else.
+        // Exactly as the message says.
         let told = error.split("in it: ").nth(1).context("no way out")?;
         for command in told.lines().next().unwrap_or_default().split("; ") {
             let command = command.strip_prefix("kubectl ").context("no command")?;
@@ -237,13 +237,13 @@ fn helm_lint_finds_nothing_wrong() -> Result<()> {
         .arg(chart()?);
     let found: Value = serde_json::from_str(&Running::start(lint)?.finish(PATIENCE)?)?;
     let messages = found["Messages"].as_array().context("no messages")?;
-    // The advice to have an icon. Warnings are 2, errors 3.
+    // Only the recommendation of an icon. Warnings are 2, errors 3.
     let severities: Vec<_> = messages.iter().map(|it| &it["Severity"]).collect();
     assert_eq!(severities, [1], "{found}");
     Ok(())
 }
 
-/// A patch that adds an argument.
+/// Returns a patch that adds an argument.
 fn argument(text: &str) -> String {
     format!(
         "- target: {{kind: DaemonSet}}\n  patch: |-\n    - op: add\n      \
@@ -251,7 +251,7 @@ fn argument(text: &str) -> String {
     )
 }
 
-/// An API server with nothing of netdp in it.
+/// An API server without any object of netdp.
 struct Cluster {
     server: ApiServer,
     ns: Netns,
@@ -268,14 +268,14 @@ impl Cluster {
         })
     }
 
-    /// As a user does it, with kubectl's check of fields.
+    /// Applies objects as a user does, with kubectl's field validation.
     fn apply(&self, objects: &[Value]) -> Result<()> {
         let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
         self.server.apply(&list.to_string())?;
         Ok(())
     }
 
-    /// As `helm install netdp deploy/helm/netdp --namespace kube-system` does.
+    /// Runs the equivalent of `helm install netdp deploy/helm/netdp --namespace kube-system`.
     fn install(&self, values: &Value) -> Result<()> {
         let mut helm = self.ns.command(env!("CARGO_BIN_EXE_xtask"));
         helm.args(["helm", "--values", &values.to_string(), "--kubeconfig"])
@@ -288,7 +288,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// netdp's objects as the server keeps them, without what differs each time.
+    /// Returns netdp's objects as stored by the server, without fields that differ between runs.
     fn objects(&self) -> Result<Vec<Value>> {
         let list = self.server.kubectl(&[
             "get",
@@ -305,7 +305,7 @@ impl Cluster {
         Ok(objects)
     }
 
-    /// Removes them, and Helm's record of them.
+    /// Removes the objects and Helm's release record.
     fn forget(&self) -> Result<()> {
         let kubectl = |line: &str| {
             let words: Vec<&str> = line.split(' ').collect();
@@ -324,8 +324,7 @@ impl Cluster {
         })
     }
 
-    /// Ends a namespace that is empty: the work of a controller that is not
-    /// here.
+    /// Finalizes an empty namespace: the task of a controller that does not run here.
     fn finalize(&self, namespace: &str) -> Result<()> {
         let file = self.dir.path().join("finalize.json");
         let ended = json!({
@@ -343,7 +342,7 @@ impl Cluster {
     }
 }
 
-/// What an object is, without what the server and the tools add to it.
+/// Returns an object without the fields that the server and the tools add.
 fn essence(mut object: Value) -> Value {
     remove(
         &mut object["metadata"],
@@ -361,9 +360,9 @@ fn essence(mut object: Value) -> Value {
         &mut object["metadata"]["labels"],
         &["app.kubernetes.io/managed-by"],
     );
-    // A ServiceAccount's secrets are made by the controllers of a whole cluster.
+    // The controllers of a full cluster create a ServiceAccount's secrets.
     remove(&mut object, &["status", "secrets"]);
-    // A Namespace's finalizers are the server's.
+    // The server sets a Namespace's finalizers.
     if object["kind"] == "Namespace" {
         remove(&mut object, &["spec"]);
     }

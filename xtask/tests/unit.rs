@@ -1,4 +1,4 @@
-//! The systemd unit: systemd finds nothing wrong with it, and little that it could still be denied.
+//! The systemd unit: systemd accepts it, and its exposure score is low.
 
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::{WorkDir, output};
 
-/// The program that the unit starts, which need not be installed here.
+/// Program of the unit, which need not be installed here.
 const PROGRAM: &str = "/usr/local/bin/netdp";
 
-/// The greatest exposure (of 10) times 10. It runs as root on the host's network with CAP_NET_ADMIN and
-/// CAP_BPF, which is 1.9 alone.
+/// Maximum exposure (of 10), times 10. The unit runs as root in the host's network with
+/// CAP_NET_ADMIN and CAP_BPF, which alone score 1.9.
 const EXPOSURE: u32 = 24;
 
-/// The same with the drop-in for iptables.
+/// Maximum exposure with the drop-in for iptables, times 10.
 const EXPOSURE_WITH_IPTABLES: u32 = 25;
 
 fn deploy(name: &str) -> Result<String> {
@@ -23,7 +23,7 @@ fn deploy(name: &str) -> Result<String> {
     fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
 }
 
-/// The unit, with a program that is there.
+/// Writes the unit with a program that exists, and returns its path.
 fn unit(dir: &WorkDir, drop_in: &str) -> Result<PathBuf> {
     let text = deploy("netdp.service")?;
     ensure!(text.contains(PROGRAM), "{text}");

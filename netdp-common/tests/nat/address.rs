@@ -1,4 +1,4 @@
-//! Protocols of which only the addresses are translated.
+//! Protocols without ports: only the address is translated.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, opened, wire_of};
 use crate::abi::{SOURCE_NAMED, SourceKey};
@@ -7,7 +7,7 @@ use crate::verdict::DropReason;
 use testkit::build::{Build, Kind};
 use testkit::fake::{Fake, Seen, addr};
 
-/// GRE, ESP, IPIP, and a protocol that nobody has.
+/// GRE, ESP, IPIP, and an unassigned protocol.
 const PORTLESS: [u8; 4] = [47, 50, 4, 253];
 const SCTP: Kind = Kind::Other(132);
 
@@ -22,12 +22,12 @@ fn one_pod_at_a_time_has_a_peer() {
             assert_eq!(fake.out(&packet), node);
             let reply = packet.from(net.node).answer();
             assert_eq!(fake.back(&reply), pod);
-            // Nothing but the address tells the two pods' replies apart.
+            // Only the address would distinguish the replies for the two pods.
             let second = packet.from(net.other_pod);
             assert_eq!(fake.out(&second), drop_of(DropReason::NoFreePort));
             assert_eq!(fake.out(&packet), node);
             assert_eq!(fake.back(&reply), pod);
-            // Another peer, another protocol.
+            // Towards another peer, and with another protocol.
             assert_eq!(fake.out(&second.to(net.other_server)), node);
             let other = Build::new(net.other_pod, net.server, Kind::Other(200));
             assert_eq!(fake.out(&other), node);
@@ -37,7 +37,7 @@ fn one_pod_at_a_time_has_a_peer() {
     }
 }
 
-/// Its CRC covers them (RFC 9260 6.8).
+/// SCTP's CRC covers the ports (RFC 9260 6.8).
 #[test]
 fn sctp_keeps_its_ports() {
     for net in BOTH {
@@ -116,10 +116,10 @@ fn the_routes_own_source_comes_first() {
     );
     let reply = V4.syn().from("192.0.2.99:4000").answer();
     assert_eq!(fake.back(&reply), becomes(V4.pod));
-    // Where the uplink has none, it is the only one.
+    // If the uplink has no address, it is the only candidate.
     fake.uplink.flags = 0;
     assert_eq!(fake.out(&V4.other_syn().to("198.51.100.9:80")), wanted);
-    // The agent knows a better one.
+    // The agent has determined a better one.
     fake.local.insert(addr("192.0.2.98"));
     fake.way = way(Some("192.0.2.97"), "192.0.2.1");
     named(&mut fake, "192.0.2.97", "192.0.2.98");
@@ -130,7 +130,7 @@ fn the_routes_own_source_comes_first() {
     assert!(matches!(fake.out(&late), Seen::Drop(_)));
 }
 
-/// What the kernel borrows from another interface is not used.
+/// An address that the kernel would borrow from another interface is not used.
 #[test]
 fn a_source_of_another_interface_is_not_used() {
     for (net, borrowed, next) in [
@@ -165,7 +165,7 @@ fn the_next_hops_subnet_decides_where_no_source_is_named() {
         ("10.8.255.1", "10.8.0.4:4000"),
         ("10.9.0.9", "10.9.0.4:4000"),
         ("10.10.0.9", V4.node),
-        // A route to IPv4 by an IPv6 router.
+        // An IPv4 route through an IPv6 router.
         ("fe80::1", V4.node),
         ("fd00:8::1", V4.node),
     ] {
@@ -179,7 +179,7 @@ fn the_next_hops_subnet_decides_where_no_source_is_named() {
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node), "another interface's");
 }
 
-/// A VLAN device above the uplink has its own address, whichever router the route names.
+/// A VLAN device above the uplink has its own address, whichever router the route has.
 #[test]
 fn an_interface_above_the_uplink_has_a_source_for_every_router() {
     const ABOVE: u32 = 7;

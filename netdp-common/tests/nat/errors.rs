@@ -1,4 +1,4 @@
-//! ICMP errors, by the packet that they are about.
+//! ICMP errors, by the packet that they quote.
 
 use super::{BOTH, Net, V4, V6, drop_of, halves, opened, wire_of};
 use crate::abi::Action;
@@ -10,7 +10,7 @@ fn error_to(text: &str) -> Seen {
     Seen::Error(text.parse().expect("ADDRESS:PORT"))
 }
 
-/// A router on the way, a place of `net`'s family for errors to be sent by.
+/// Returns a router on the path that sends errors, in `net`'s family.
 fn router(net: &Net) -> &'static str {
     if net.pod.starts_with('[') {
         "[2001:db8:9::1]:0"
@@ -19,7 +19,7 @@ fn router(net: &Net) -> &'static str {
     }
 }
 
-/// Types of ICMP errors.
+/// Returns the types of ICMP errors.
 fn messages(net: &Net) -> &'static [u8] {
     if net.pod.starts_with('[') {
         &[1, 2, 3, 4]
@@ -28,7 +28,7 @@ fn messages(net: &Net) -> &'static [u8] {
     }
 }
 
-/// As much of a packet as an error has to carry.
+/// Returns the minimum number of bytes that an error must quote.
 fn least(packet: &Build) -> usize {
     let ip = if packet.src.is_ipv4() {
         20 + packet.options.len()
@@ -70,7 +70,7 @@ fn an_error_about_what_a_pod_sent_reaches_the_pod() {
                 for from in [router(&net), net.server] {
                     let whole = sent.bytes().len();
                     for len in [least(&sent), whole] {
-                        // Extension headers come before the eight bytes.
+                        // Extension headers precede the eight bytes.
                         let len = (len + 8 * sent.extensions.len()).min(whole);
                         let error = Build::error(from, net.node, *message, &sent, len);
                         assert_eq!(fake.back(&error), error_to(&pod), "{error:?}");
@@ -112,7 +112,7 @@ fn an_error_to_nobody_is_left_to_the_node() {
             net.syn().from(net.node),
             net.udp().from(net.node).to(net.other_server),
             net.udp().from(&net.node.replace(":4000", ":4001")),
-            // What comes in is not what went out.
+            // A quoted packet in the wrong direction: it came in instead of going out.
             net.udp().from(net.node).answer(),
             pings,
         ] {
@@ -121,7 +121,7 @@ fn an_error_to_nobody_is_left_to_the_node() {
                 assert_eq!(fake.back(&error), Seen::Pass, "{error:?}");
             }
         }
-        // Cut too short to name anything.
+        // Too short to contain a tuple.
         let about = net.udp().from(net.node);
         let cut = least(&about) - 1;
         let error = Build::error(router(&net), net.node, messages(&net)[0], &about, cut);
@@ -156,7 +156,7 @@ fn a_pods_error_about_a_reply_leaves_as_the_node() {
             for message in messages(&net) {
                 let error = Build::error(net.pod, net.server, *message, &reply, 200);
                 assert_eq!(fake.out(&error), error_to(&wire), "{error:?}");
-                // The node's own, about a reply that it could not hand over.
+                // The node's own error, about a reply that it could not deliver.
                 let own = Build::error(net.node, net.server, *message, &reply, 200);
                 let inner = Seen::Inner(wire.parse().expect("ADDRESS:PORT"));
                 assert_eq!(fake.out(&own), inner, "{own:?}");
@@ -175,7 +175,7 @@ fn a_pods_error_about_nothing_does_not_leave() {
         let about = Build::udp(net.server, net.pod);
         let error = Build::error(net.pod, net.server, messages(&net)[0], &about, 200);
         assert_eq!(fake.out(&error), drop_of(DropReason::IcmpNoFlow));
-        // About a flow from outside, it leaves as what it is.
+        // An error about an inbound flow leaves unmodified.
         assert_eq!(fake.back(&about), Seen::Pass);
         assert_eq!(fake.out(&error), Seen::Pass);
         assert_eq!(fake.counters().egress_replies, 1);

@@ -1,4 +1,4 @@
-//! Fragments, whose first one only has ports.
+//! Fragments: only the first one has ports.
 
 use super::{BOTH, Net, V4, V6, becomes, drop_of, opened, wire_of};
 use crate::abi::Action;
@@ -8,18 +8,19 @@ use std::collections::BTreeSet;
 use testkit::build::{Build, RST};
 use testkit::fake::{Fake, Seen};
 
-/// A later fragment gets an address and no port.
+/// Returns the verdict on a later fragment, which gets an address and no port.
 fn bare(ip: &str) -> Seen {
     becomes(&format!("{ip}:0"))
 }
 
-/// Sends a fragment; the verdict and the identification that it gets.
+/// Sends a fragment; returns the verdict and the assigned identification.
 fn out(fake: &Fake, packet: &Build) -> (Seen, u32) {
     fake.written_ip_id.set(KEEP_IP_ID);
     (fake.out(packet), fake.written_ip_id.get())
 }
 
-/// IPv4 datagrams get an identification of the node, IPv6 ones keep theirs.
+/// Reports whether an identification is fresh: IPv4 datagrams get one from the node, IPv6 datagrams
+/// keep their own.
 fn is_fresh(net: &Net, id: u32) -> bool {
     if net.pod.starts_with('[') {
         id == KEEP_IP_ID
@@ -40,7 +41,7 @@ fn a_datagram_leaves_as_one() {
                 assert_eq!(out(&fake, &packet.last()), (bare(net.node_ip), id));
             }
             assert_eq!(fake.counters().egress_masqueraded, 4);
-            // The first of a datagram may come twice.
+            // The first fragment of a datagram may arrive twice.
             assert_eq!(out(&fake, &packet.first()), (becomes(net.node), id));
             assert_eq!(fake.snat.len(), 1);
         }
@@ -61,8 +62,8 @@ fn a_fragment_that_overtakes_the_first_leaves_with_it() {
     }
 }
 
-/// Two pods may use one identification towards one server at a time: behind the
-/// node's address their fragments would be mixed.
+/// Two pods may use one identification towards the same server at the same time: behind the node's
+/// address their fragments would be mixed.
 #[test]
 fn every_datagram_has_its_own_identification() {
     let fake = Fake::new();
@@ -110,7 +111,7 @@ fn fragments_of_a_dropped_first_one_are_dropped() {
         let dropped = drop_of(DropReason::NoSourceAddress);
         assert_eq!(fake.out(&net.udp().first()), dropped);
         assert_eq!(fake.out(&net.udp().last()), of_dropped);
-        // Nor does one leave that comes first.
+        // A later fragment that arrives before the first does not leave either.
         let other = net.udp().with_ip_id(7);
         assert_eq!(fake.out(&other.last()), dropped);
         assert!(fake.fragments_len() == 2, "of that nothing is known");
@@ -124,7 +125,7 @@ fn what_passes_passes_in_fragments() {
         fake.rule(prefix, Action::Bypass);
         let own = Build::udp(net.node, net.other_server);
         for packet in [net.udp(), own] {
-            // In order, and the other way round.
+            // In order, and reversed.
             for id in [1, 2] {
                 let packet = packet.with_ip_id(id);
                 let mut both = [packet.first(), packet.last()];
@@ -136,7 +137,7 @@ fn what_passes_passes_in_fragments() {
                 }
             }
         }
-        // An answer to a flow from outside.
+        // A reply on an inbound flow.
         let asked = Build::udp(net.other_server, net.pod);
         assert_eq!(fake.back(&asked.first()), Seen::Pass);
         assert_eq!(fake.back(&asked.last()), Seen::Pass);
@@ -171,7 +172,7 @@ fn a_reply_comes_back_in_fragments() {
                 assert_eq!(fake.back(&reply.last()), bare(net.pod_ip));
             }
             assert_eq!(fake.counters().ingress_translated, 3);
-            // Of another datagram nothing is known yet.
+            // The first fragment of that datagram has not arrived yet.
             assert_eq!(fake.back(&reply.with_ip_id(9).last()), Seen::Hold);
         }
     }
@@ -185,12 +186,12 @@ fn a_fragment_before_its_first_one_is_held_back() {
         assert_eq!(fake.back(&reply.last()), Seen::Hold);
         assert_eq!(fake.back(&reply.first()), becomes(net.pod));
         assert_eq!(fake.back(&reply.last()), bare(net.pod_ip));
-        // The node's own datagram, too, once that is known.
+        // The node's own datagram, too, is decided once its first fragment arrives.
         let own = Build::udp(net.other_server, net.node);
         assert_eq!(fake.back(&own.last()), Seen::Hold);
         assert_eq!(fake.back(&own.first()), Seen::Pass);
         assert_eq!(fake.back(&own.last()), Seen::Pass);
-        // What is not for the node needs no translation.
+        // Packets not addressed to the node need no translation.
         let through = Build::udp(net.server, net.other_pod);
         assert_eq!(fake.back(&through.last()), Seen::Pass);
     }
@@ -221,7 +222,7 @@ fn an_error_in_fragments_is_translated_in_all_of_them() {
         let error = Build::error(net.server, net.node, message, &sent, 60);
         assert!(matches!(fake.back(&error.first()), Seen::Error(_)));
         assert_eq!(fake.back(&error.last()), bare(net.pod_ip));
-        // The node's own leaves with the address that it has.
+        // The node's own error leaves with the address that it has.
         let reply = net.udp().answer();
         let own = Build::error(net.node, net.server, message, &reply, 60);
         assert!(matches!(fake.out(&own.first()), Seen::Inner(_)));

@@ -1,4 +1,4 @@
-//! A pod sends to another pod's endpoint on the wire.
+//! Hairpin: a pod sends to another pod's external endpoint.
 
 use super::{BOTH, Net};
 use crate::abi::{SETTING_HAIRPIN, SETTING_UDP_ENDPOINTS};
@@ -6,7 +6,7 @@ use crate::verdict::DropReason;
 use testkit::build::{ACK, Build, RST, SYN};
 use testkit::fake::{Fake, Turned};
 
-/// Two pods that a server knows, the second by another port of the node.
+/// Returns a node on which both pods have a mapping to one server, the second with a changed port.
 fn met(net: &Net, first: &Build) -> Fake {
     let mut fake = Fake::new();
     fake.settings.flags |= SETTING_HAIRPIN | SETTING_UDP_ENDPOINTS;
@@ -15,7 +15,7 @@ fn met(net: &Net, first: &Build) -> Fake {
     fake
 }
 
-/// The second pod's endpoint, and the one that it has on the wire.
+/// Returns the second pod's endpoint; `other_wire` returns its external one.
 fn other(net: &Net) -> String {
     net.other_pod.replace("4000", "5000")
 }
@@ -29,7 +29,7 @@ fn to(from: &str, to: &str) -> Turned {
     Turned::To(end(from), end(to))
 }
 
-/// Each pod's packet to the other's endpoint on the wire.
+/// Returns each pod's packet to the other's external endpoint.
 fn pair(net: &Net, first: &Build) -> (Build, Build) {
     (
         first.to(&other_wire(net)),
@@ -65,13 +65,13 @@ fn a_pod_reaches_itself() {
     }
 }
 
-/// Each has its own share.
+/// Each pod has its own share.
 #[test]
 fn flows_to_other_pods_count_for_the_pod_that_begins_them() {
     for net in BOTH {
         let first = net.udp();
         let mut fake = met(&net, &first);
-        // What was answered does not give way.
+        // An answered flow is not evicted.
         fake.back(&first.from(net.node).answer());
         let own = first.to(net.node);
         fake.limits.flows = 1;
@@ -146,7 +146,7 @@ fn an_error_finds_its_way_back() {
         fake.hairpin(&there);
         fake.hairpin(&back);
         fake.hairpin(&there);
-        // As the second pod saw it.
+        // With the source that the second pod saw.
         let seen = there.from(net.node).to(&other(&net));
         let error = Build::error(&other(&net), net.node, 3, &seen, 100);
         assert_eq!(fake.hairpin(&error), to(&other_wire(&net), net.pod));

@@ -1,4 +1,4 @@
-//! The node's own traffic, and how it and the pods keep out of each other's way.
+//! The node's own traffic, and its separation from pods' flows.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
 use crate::abi::{Action, MAPPING_HANDED, MAPPING_YIELDED};
@@ -38,7 +38,7 @@ fn a_ping_of_the_node_keeps_its_identifier() {
         let flow = fake.node_flow(&tuple_of(&ping).reversed());
         assert_eq!(flow.map(|flow| flow.last_seen), Some(fake.now()));
         assert_eq!(fake.rev_snat.len(), 0, "it takes no pod's room");
-        // A pod that pings with the same identifier gets another one.
+        // A pod's ping with the same identifier gets another one.
         let pod = net.echo(4000);
         let seen = fake.out(&pod);
         assert_ne!(seen, becomes(net.node));
@@ -65,7 +65,7 @@ fn what_netfilter_translated_to_the_node_is_remembered() {
             assert_eq!(fake.back(&opening.answer()), Seen::Pass, "still the node's");
             assert_paired(&fake);
         }
-        // So is what goes on: the answers of a hostPort.
+        // So do packets of existing flows: the replies of a hostPort.
         for flags in [ACK, SYN | ACK, FIN | ACK] {
             let mut fake = Fake::new();
             fake.sent_by_socket = false;
@@ -93,8 +93,8 @@ fn a_flow_of_the_nodes_is_remembered_while_it_goes_on() {
     assert_eq!(fake.out(&V4.udp()), becomes(V4.node));
 }
 
-/// What the node answers to is the node's, though a pod asked for the tuple first; but not
-/// at the word of a packet that may be a pod's with a forged source.
+/// Packets with which the node answers take the tuple over from an idle mapping of a pod, but not
+/// on the evidence of a packet that may be a pod's with a forged source.
 #[test]
 fn the_nodes_answer_takes_a_tuple_that_nobody_lives_by() {
     for net in BOTH {
@@ -113,8 +113,8 @@ fn the_nodes_answer_takes_a_tuple_that_nobody_lives_by() {
     }
 }
 
-/// The node's own sockets on what it receives by `ip route add local` keep their address; a
-/// pod that has one is a pod.
+/// The node's own sockets on an address from `ip route add local` keep it; a pod with that address
+/// is a pod.
 #[test]
 fn a_socket_on_an_address_that_is_only_routed_here_keeps_it() {
     for net in BOTH {
@@ -150,7 +150,7 @@ fn a_host_flow_gives_way_to_the_pod_that_was_there_first() {
             let wire = wire_of(seen);
             assert_ne!(seen, becomes(net.node), "{host:?}");
             assert!(wire.starts_with(net.node_ip), "{wire}");
-            // Both get their own replies, again and again.
+            // Both receive their own replies, repeatedly.
             for _ in 0..2 {
                 let reply = host.from(&wire).answer();
                 assert_eq!(fake.back(&reply), becomes(net.node));
@@ -165,8 +165,7 @@ fn a_host_flow_gives_way_to_the_pod_that_was_there_first() {
     }
 }
 
-/// They have no port: their tuple must not be taken for that of a ping with
-/// identifier 0.
+/// Messages without a port: their tuple must not be confused with that of a ping with identifier 0.
 #[test]
 fn messages_of_the_node_are_not_taken_for_pings() {
     for net in BOTH {
@@ -185,7 +184,7 @@ fn messages_of_the_node_are_not_taken_for_pings() {
     }
 }
 
-/// A mapping may outlive the policy that it was made under.
+/// A mapping may outlive the policy under which it was created.
 #[test]
 fn a_host_flow_gives_way_whatever_the_policy_says_now() {
     for (net, prefix) in [(V4, "0.0.0.0/0"), (V6, "::/0")] {
@@ -214,7 +213,7 @@ fn bypassed_traffic_of_the_node_reserves_nothing() {
     assert_eq!(fake.rev_snat.len(), 0);
 }
 
-/// Marks the reply half of the mapping that `packet` has opened.
+/// Sets flags in the rev-SNAT half of the mapping that `packet` has opened.
 fn mark(fake: &Fake, packet: &Build, net: &super::Net, flags: u16) {
     let wire = tuple_of(&packet.from(net.node)).reversed();
     let mut half = fake.rev_snat.get(&wire).expect("a reply half");
@@ -223,8 +222,8 @@ fn mark(fake: &Fake, packet: &Build, net: &super::Net, flags: u16) {
     fake.rev_snat.insert(&wire, &half).expect("room");
 }
 
-/// On its way to netfilter a flow arrives translated or not, and its answers are
-/// still ours.
+/// While a flow is handed over to netfilter it arrives translated or untranslated, and netdp still
+/// translates its replies.
 #[test]
 fn a_handed_flow_is_served_both_ways() {
     for net in BOTH {
@@ -239,8 +238,8 @@ fn a_handed_flow_is_served_both_ways() {
     }
 }
 
-/// Once netfilter has it, its answers are netfilter's to translate, and the pod's
-/// packets, should one still come, stay hidden.
+/// Once netfilter has the flow, netfilter translates its replies, and late packets of the pod must
+/// still not leave untranslated.
 #[test]
 fn a_yielded_flow_is_netfilters() {
     for net in BOTH {

@@ -1,11 +1,11 @@
-//! Flows that begin outside and are answered by pods under their own address.
+//! Inbound flows, which pods answer from their own address.
 
 use super::{BOTH, V4, becomes, drop_of, opened};
 use crate::verdict::DropReason;
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};
 
-/// The first packets of flows from outside to a pod.
+/// Returns first packets of inbound flows to a pod.
 fn openings(net: &super::Net) -> [Build; 6] {
     let echo = net.echo(0);
     let id = |end: &str| end.replace(":443", ":99");
@@ -62,7 +62,7 @@ fn a_whole_connection_from_outside_passes() {
     }
 }
 
-/// A connection that was there before netdp was.
+/// A connection that is older than netdp.
 #[test]
 fn a_connection_in_mid_stream_is_recognised_from_outside() {
     for net in BOTH {
@@ -72,9 +72,9 @@ fn a_connection_in_mid_stream_is_recognised_from_outside() {
     }
 }
 
-/// A stray packet of an earlier connection must not make the pod's new
-/// connection look like an answer: it would leave with the pod's address, and
-/// every retransmission would keep the record alive.
+/// A stray packet of an earlier connection must not make the pod's new connection look like an
+/// answer: it would leave with the pod's address, and every retransmission would refresh the
+/// record.
 #[test]
 fn a_stray_packet_does_not_make_a_new_connection_a_reply() {
     for net in BOTH {
@@ -95,7 +95,7 @@ fn a_stray_packet_does_not_disturb_a_mapping() {
     for net in BOTH {
         for packet in [net.syn(), net.udp()] {
             let fake = opened(&packet);
-            // To the pod's own address, from the mapping's peer.
+            // Addressed to the pod itself, from the mapping's peer.
             assert_eq!(fake.back(&packet.answer()), Seen::Pass);
             assert_eq!(fake.out(&packet), becomes(net.node));
         }
@@ -127,7 +127,7 @@ fn what_can_only_be_an_answer_begins_nothing() {
 #[test]
 fn a_pods_own_ping_is_no_reply() {
     for net in BOTH {
-        // With identifier 0 query and reply have the same tuple.
+        // With identifier 0, query and reply have the same tuple.
         for id in [0, 99] {
             let fake = Fake::new();
             let [_, _, outside, ..] = openings(&net);
@@ -187,7 +187,7 @@ fn a_record_lives_as_long_as_such_a_flow_does() {
     }
 }
 
-/// An outsider's flood displaces what nobody has answered, and nothing else.
+/// An outsider's flood evicts unanswered records and no others.
 #[test]
 fn what_a_pod_has_answered_is_displaced_by_nothing() {
     let mut fake = Fake::new();
@@ -208,7 +208,7 @@ fn what_a_pod_has_answered_is_displaced_by_nothing() {
     assert_eq!(fake.out(&Build::tcp(V4.pod, V4.server, ACK)), Seen::Pass);
 }
 
-/// One peer's connections take no more than its share, closed ones nothing.
+/// A peer's live connections are limited to its share; closed ones do not count.
 #[test]
 fn live_records_are_shared_and_given_back() {
     let mut fake = Fake::new();
@@ -233,7 +233,7 @@ fn live_records_are_shared_and_given_back() {
     assert_eq!(fake.live_len(), before - 1, "and it stays closed");
 }
 
-/// A segment that opens nothing does not bring an ended record back.
+/// A segment that opens nothing does not revive an expired record.
 #[test]
 fn an_ended_record_stays_ended() {
     let fake = Fake::new();

@@ -1,11 +1,11 @@
-//! Pairs of addresses that are known to be bypassed, which pass without a look.
+//! The bypass cache: packets between cached address pairs pass without a lookup.
 
 use super::{BOTH, Net, becomes};
 use crate::abi::{Action, SETTING_NONE_STICKY};
 use testkit::build::{ACK, Build};
 use testkit::fake::{Fake, Seen};
 
-/// A node that bypasses the server and knows of no mapping that is older.
+/// Returns a node that bypasses the server and has no older mapping.
 fn bypassing(net: &Net) -> Fake {
     let mut fake = Fake::new();
     fake.settings.flags |= SETTING_NONE_STICKY;
@@ -15,7 +15,7 @@ fn bypassing(net: &Net) -> Fake {
     fake
 }
 
-/// As the agent does with each change.
+/// Starts a new epoch, as the agent does with each change.
 fn change(fake: &mut Fake) {
     fake.policy.clear();
     fake.settings.flags &= !SETTING_NONE_STICKY;
@@ -35,7 +35,7 @@ fn both_directions_learn_from_each_other() {
                 assert_eq!(fake.back(&back), Seen::Pass);
             }
             assert_eq!(fake.known_bypass.borrow().len(), 1);
-            // Nothing else is looked at any more.
+            // Nothing else is looked up any more.
             let mut fake = fake;
             fake.policy.clear();
             assert_eq!(fake.out(&out), Seen::Pass);
@@ -53,7 +53,7 @@ fn a_change_ends_what_is_known() {
         assert_eq!(fake.out(&net.syn()), Seen::Pass);
         change(&mut fake);
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
-        // Nor does it come back once there is nothing sticky.
+        // Nor is the old entry valid again once no mapping is sticky.
         fake.settings.flags |= SETTING_NONE_STICKY;
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
     }

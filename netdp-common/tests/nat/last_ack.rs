@@ -6,10 +6,10 @@ use crate::verdict::DropReason;
 use testkit::build::{ACK, Build, FIN, Kind, SYN};
 use testkit::fake::{Fake, Seen};
 
-/// Bytes that every segment carries.
+/// Payload bytes of every segment.
 const PAYLOAD: u32 = 19;
 
-/// Who sends a segment.
+/// Sender of a segment.
 #[derive(Clone, Copy, Debug)]
 enum End {
     Pod,
@@ -17,7 +17,8 @@ enum End {
 }
 use End::{Pod, Server};
 
-/// A connection on the only port that there is, whose next numbers are 1001 and 5001.
+/// Returns an established connection on the only available port, with next sequence numbers 1001
+/// and 5001.
 fn established(net: &Net) -> Fake {
     let mut fake = opened(&net.syn());
     fake.settings.flags |= SETTING_PORTS;
@@ -43,7 +44,8 @@ fn sends(fake: &Fake, net: &Net, (end, flags, seq, ack): (End, u8, u32, u32)) {
     }
 }
 
-/// What becomes of another pod's SYN, with a number that no earlier connection has reached.
+/// Returns the verdict on another pod's SYN whose sequence number is beyond those of all earlier
+/// connections.
 fn another(fake: &Fake, net: &Net) -> Seen {
     let kind = Kind::Tcp {
         flags: SYN,
@@ -53,7 +55,7 @@ fn another(fake: &Fake, net: &Net) -> Seen {
     fake.out(&Build::new(net.other_pod, net.server, kind))
 }
 
-/// Each segment, and whether the port is another's after it.
+/// Sends each segment; only after the last one may another flow get the port.
 fn closes(steps: &[(End, u8, u32, u32)]) {
     for net in BOTH {
         for seconds in [0, 5] {
@@ -76,7 +78,7 @@ fn closes(steps: &[(End, u8, u32, u32)]) {
 const FINS: u8 = FIN | ACK;
 const PODS_END: u32 = 1_001 + PAYLOAD + 1;
 const SERVERS_END: u32 = 5_001 + PAYLOAD + 1;
-/// Where the rest of its last segment begins.
+/// Sequence number of the remainder of the server's last segment.
 const SERVERS_REST: u32 = 5_011;
 
 #[test]
@@ -85,9 +87,9 @@ fn a_server_in_last_ack_keeps_its_connection() {
         (Pod, FINS, 1_001, 5_001),
         (Server, ACK, 5_001, PODS_END),
         (Server, FINS, 5_001, PODS_END),
-        // Sent again, the rest of it alone.
+        // Only the remainder is retransmitted.
         (Server, FINS, SERVERS_REST, PODS_END),
-        // What came before the FIN.
+        // Acknowledges the data before the FIN.
         (Pod, ACK, PODS_END, SERVERS_END - 1),
         (Pod, ACK, PODS_END, SERVERS_END),
     ]);
@@ -105,7 +107,7 @@ fn a_pod_in_last_ack_keeps_its_connection() {
     ]);
 }
 
-/// The server has not got the pod's FIN when it sends its own.
+/// The server has not received the pod's FIN when it sends its own.
 #[test]
 fn a_fin_that_is_sent_again_says_what_has_arrived() {
     closes(&[
@@ -117,7 +119,7 @@ fn a_fin_that_is_sent_again_says_what_has_arrived() {
     ]);
 }
 
-/// Both close at once: only what is sent again shows that both FINs have arrived.
+/// Simultaneous close: only retransmissions show that both FINs have arrived.
 #[test]
 fn fins_that_cross_each_other_keep_the_port() {
     for net in BOTH {
@@ -144,7 +146,7 @@ fn fins_that_cross_each_other_keep_the_port() {
     }
 }
 
-/// A new connection of the same ports has FINs of its own.
+/// A new connection on the same ports has FINs of its own.
 #[test]
 fn a_connection_that_begins_anew_waits_anew() {
     for net in BOTH {
@@ -160,14 +162,14 @@ fn a_connection_that_begins_anew_waits_anew() {
         sends(&fake, &net, (Pod, SYN, 90_000, 0));
         sends(&fake, &net, (Server, SYN | ACK, 70_000, 90_001));
         sends(&fake, &net, (Pod, FINS, 90_001, 70_001));
-        // It has not got that yet.
+        // The pod has not received that FIN yet.
         sends(&fake, &net, (Server, FINS, 70_001, 90_001));
         sends(&fake, &net, (Pod, ACK, 90_001 + PAYLOAD + 1, SERVERS_END));
         assert_eq!(another(&fake, &net), drop_of(DropReason::NoFreePort));
     }
 }
 
-/// Nor does it make room in full tables: not even to its own pod.
+/// It is not evicted from full tables either, not even for its own pod.
 #[test]
 fn in_full_tables_it_keeps_its_room() {
     for net in BOTH {

@@ -1,4 +1,4 @@
-//! Full tables and taken ports: the new flow is dropped, the others go on.
+//! Full tables and used ports: the new flow is dropped, all others continue.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
 use crate::abi::{PortRange, SETTING_PORTS};
@@ -13,7 +13,7 @@ fn a_full_table_drops_the_new_flow_only() {
         for (snat, rev_snat) in [(1, 1), (1, 9), (9, 1)] {
             for packet in net.openings() {
                 let fake = opened(&packet);
-                // What has an answer gives way to nothing.
+                // Answered flows are not evicted.
                 let reply = packet.from(net.node).answer();
                 assert_eq!(fake.back(&reply), becomes(net.pod));
                 let reply = Build::tcp(net.server, net.node, SYN | ACK);
@@ -80,7 +80,7 @@ fn exhaustion_drops_the_new_flow_only() {
         .collect();
     assert_eq!(before, after);
     assert_paired(&fake);
-    // Another destination has all of its ports.
+    // Another destination has its own set of ports.
     let elsewhere = Build::tcp(&pod(1_000), V4.other_server, SYN);
     assert!(matches!(fake.out(&elsewhere), testkit::fake::Seen::As(_)));
 }

@@ -1,5 +1,4 @@
-//! [`nat`](netdp_common::nat): each branch of the decisions, then random walks against
-//! a model.
+//! [`nat`](netdp_common::nat): each branch of the decisions, then random walks against a model.
 
 #![expect(
     clippy::expect_used,
@@ -28,7 +27,7 @@ mod security;
 mod tcp;
 mod untranslatable;
 
-// The tests name the modules of netdp-common as if they lay in it.
+// The tests refer to the modules of netdp-common as if they were their own.
 use netdp_common::*;
 
 use crate::abi::Mapping;
@@ -36,7 +35,7 @@ use crate::verdict::DropReason;
 use testkit::build::{Build, SYN};
 use testkit::fake::{Fake, Seen, becomes, tuple_of};
 
-/// The same places in each family.
+/// Endpoints of one family; both families have the same set.
 #[derive(Clone, Copy, Debug)]
 struct Net {
     pod: &'static str,
@@ -44,7 +43,7 @@ struct Net {
     server: &'static str,
     other_server: &'static str,
     node: &'static str,
-    /// The node's address as it stands before `:port`.
+    /// The node's address as written before `:port`.
     node_ip: &'static str,
     pod_ip: &'static str,
     server_ip: &'static str,
@@ -92,20 +91,20 @@ impl Net {
         Build::echo(&end(self.pod_ip, id), &end(self.server_ip, 0))
     }
 
-    /// The first packet of a flow in every protocol.
+    /// Returns the first packet of a flow for every protocol.
     fn openings(&self) -> [Build; 3] {
         [self.syn(), self.udp(), self.echo(4000)]
     }
 }
 
-/// A node that masquerades, and the mapping of `packet` on it.
+/// Returns a masquerading node with a mapping for `packet`.
 fn opened(packet: &Build) -> Fake {
     let fake = Fake::new();
     assert!(matches!(fake.out(packet), Seen::As(_)), "{packet:?}");
     fake
 }
 
-/// The wire source that a flow got.
+/// Returns the external endpoint that a flow got.
 fn wire_of(seen: Seen) -> String {
     match seen {
         Seen::As(wire) => wire.to_string(),
@@ -113,7 +112,7 @@ fn wire_of(seen: Seen) -> String {
     }
 }
 
-/// The two halves of a packet's mapping.
+/// Returns both halves of a packet's mapping.
 fn halves(fake: &Fake, packet: &Build) -> (Mapping, Mapping) {
     let tuple = tuple_of(packet);
     let original = fake.snat.get(&tuple).expect("an original half");
@@ -123,8 +122,8 @@ fn halves(fake: &Fake, packet: &Build) -> (Mapping, Mapping) {
     (original, reply)
 }
 
-/// Every original half has its reply half and the other way round; the node's
-/// own reservations stand alone.
+/// Asserts that every SNAT half has its rev-SNAT half and vice versa; the node's own reservations
+/// have only one.
 fn assert_paired(fake: &Fake) {
     let mut owned = 0;
     for (tuple, half) in fake.snat.all() {

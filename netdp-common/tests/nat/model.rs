@@ -1,4 +1,4 @@
-//! The model's random walks over the fake.
+//! Random walks of the model against the fake.
 
 use crate::abi::{Action, PortRange, SETTING_PORTS};
 use crate::conntrack::left;
@@ -77,7 +77,7 @@ impl Subject for Host {
         self.fake.advance(seconds);
     }
 
-    /// As the agent does, in one go.
+    /// Runs the agent's sweep in a single pass.
     fn sweep(&mut self) {
         let (now, timeouts) = (self.fake.now(), Timeouts::default());
         for (tuple, half) in self.fake.snat.all() {
@@ -91,7 +91,7 @@ impl Subject for Host {
         }
     }
 
-    /// Nothing of the programs' is the agent's.
+    /// Does nothing: all state belongs to the programs.
     fn restart(&mut self) {}
 
     fn halves(&self) -> Halves {

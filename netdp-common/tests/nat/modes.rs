@@ -1,5 +1,4 @@
-//! How ports are chosen where they are not kept, and what a full destination
-//! costs.
+//! Port modes without preservation, and the cost of an exhausted destination.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened, wire_of};
 use crate::abi::{
@@ -24,7 +23,7 @@ fn hashed_ports_follow_from_the_tuple() {
             let server = net.server.replace("443", &n.to_string());
             let packet = net.udp().to(&server);
             let wire = wire_of(with(SETTING_HASH_PORTS).out(&packet));
-            // Another node, or this one later, chooses alike.
+            // Another node, or this one later, selects the same port.
             let other = with(SETTING_HASH_PORTS);
             for n in 0..n {
                 other.out(
@@ -51,7 +50,7 @@ fn a_hashed_port_that_is_taken_gives_way() {
     assert_paired(&fake);
 }
 
-/// What a tuple's few looks for a port that has become free meet is not the same every time.
+/// The few candidates that a tuple tries for a freed port are not always the same.
 #[test]
 fn where_no_port_is_left_hashed_ones_are_looked_for_elsewhere() {
     for net in BOTH {
@@ -66,13 +65,13 @@ fn where_no_port_is_left_hashed_ones_are_looked_for_elsewhere() {
         let first = tried(&fake);
         let again: BTreeSet<u16> = (0..10).flat_map(|_| tried(&fake)).collect();
         assert!(again.len() > 40, "{} ports of 10 packets", again.len());
-        // With a map of them.
+        // With a port map.
         fake.advance(1);
         assert_ne!(tried(&fake)[..8], first[..8]);
     }
 }
 
-/// 64,512 ports: one flow of a thousand may get its own by chance.
+/// There are 64,512 ports: one flow in a thousand may get its own by chance.
 #[test]
 fn random_ports_are_not_kept() {
     let fake = with(SETTING_RANDOM_PORTS);
@@ -96,7 +95,7 @@ fn an_endpoint_has_one_port_everywhere() {
             let elsewhere = wire_of(fake.out(&net.udp().to(net.other_server)));
             let wanted = if endpoints { wire.as_str() } else { net.node };
             assert_eq!(elsewhere, wanted, "though it is free here");
-            // TCP is not meant.
+            // TCP is not affected.
             fake.out(&net.other_syn());
             let tcp = wire_of(fake.out(&net.syn()));
             assert_ne!(tcp, net.node);
@@ -110,7 +109,7 @@ fn an_endpoint_has_one_port_everywhere() {
 #[test]
 fn an_endpoint_has_one_port_though_ports_are_random() {
     let mut fake = with(SETTING_UDP_ENDPOINTS | SETTING_RANDOM_PORTS | SETTING_PORTS);
-    // Its own by chance.
+    // It may get its own port by chance.
     fake.settings.ports[0] = PortRange::new(4000, 4000);
     assert_eq!(fake.out(&V4.udp()), becomes(V4.node));
     fake.settings.ports[0] = PortRange::new(4000, 4999);
@@ -148,7 +147,7 @@ fn a_full_destination_is_not_searched_for_every_packet() {
     );
     fake.advance(1);
     assert_eq!(tried(&late), 101, "again after a while");
-    // A port that it wants and that is free it gets at once.
+    // A flow whose preferred port is free gets it at once.
     let lucky = V4.udp().from("172.16.0.4:4000").to(V4.other_server);
     assert_eq!(fake.out(&lucky), becomes(V4.node));
 }

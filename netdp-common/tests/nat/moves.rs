@@ -1,18 +1,18 @@
-//! Flows that leave by another uplink than before, or whose address the node has lost.
+//! Flows that move to another uplink, or whose address the node has lost.
 
 use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
 use crate::verdict::DropReason;
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, addr};
 
-/// The addresses of another uplink, one of each family, as they stand before `:port`.
+/// Addresses of another uplink, one per family, as written before `:port`.
 const OTHER: [&str; 2] = ["203.0.113.10", "[fd01::10]"];
 
 fn bare(address: &str) -> crate::addr::Addr {
     addr(address.trim_matches(['[', ']']))
 }
 
-/// Packets leave by another uplink from now on, with addresses of its own.
+/// Moves egress traffic to another uplink, which has addresses of its own.
 fn fail_over(fake: &mut Fake) {
     fake.ifindex = 7;
     (fake.uplink.v4, fake.uplink.v6) = (bare(OTHER[0]), bare(OTHER[1]));
@@ -24,7 +24,7 @@ fn segment(net: &Net, flags: u8) -> Build {
     Build::tcp(net.pod, net.server, flags)
 }
 
-/// The server has answered the SYN.
+/// Returns a connection whose SYN was answered.
 fn connected(net: &Net) -> Fake {
     let fake = opened(&net.syn());
     let answer = Build::tcp(net.server, net.node, SYN | ACK);
@@ -37,7 +37,7 @@ fn other(net: &Net) -> &'static str {
     OTHER[usize::from(net.node_ip.starts_with('['))]
 }
 
-/// What has no connection: a datagram, a ping, a protocol without ports.
+/// Returns packets without a connection: a datagram, a ping, a protocol without ports.
 fn connectionless(net: &Net) -> [Build; 3] {
     let gre = Build::new(net.pod, net.server, Kind::Other(47));
     [net.udp(), net.echo(4000), gre]
@@ -59,8 +59,8 @@ fn what_has_no_connection_gets_the_address_of_the_uplink_that_it_moves_to() {
     }
 }
 
-/// The agent hears of an address a moment after the kernel has led packets there: what goes on
-/// with the old one meanwhile gets the new one then.
+/// The agent receives an address slightly after the kernel has begun to route packets there: a flow
+/// that keeps the old address meanwhile moves then.
 #[test]
 fn an_uplink_that_has_no_address_yet_gives_it_later() {
     for net in BOTH {
@@ -73,7 +73,7 @@ fn an_uplink_that_has_no_address_yet_gives_it_later() {
                 let old = becomes(&format!("{}:{port}", net.node_ip));
                 assert_eq!(fake.out(&packet), old, "nothing else is there");
             }
-            // Whatever else the agent tells first.
+            // Regardless of other changes that the agent publishes first.
             fake.settings.epoch += 1;
             fake.out(&packet);
             fake.uplink.flags = flags;
@@ -94,7 +94,7 @@ fn a_connection_keeps_its_address_when_it_moves() {
         fail_over(&mut fake);
         assert_eq!(fake.out(&segment(&net, ACK)), becomes(net.node));
         assert_eq!(fake.out(&segment(&net, ACK | FIN)), becomes(net.node));
-        // In the midst of it a SYN is a stray one.
+        // In an established connection a SYN is a stray packet.
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
         assert_paired(&fake);
     }
@@ -104,12 +104,12 @@ fn a_connection_keeps_its_address_when_it_moves() {
 fn a_connection_that_begins_anew_gets_the_new_address() {
     for net in BOTH {
         let wanted = becomes(&format!("{}:4000", other(&net)));
-        // Reset before, and after its last segments left by the new uplink.
+        // Reset before the move, and after its last segments have left by the new uplink.
         let mut fake = connected(&net);
         fail_over(&mut fake);
         assert_eq!(fake.out(&segment(&net, RST)), becomes(net.node));
         assert_eq!(fake.out(&net.syn()), wanted);
-        // Never answered.
+        // An unanswered connection.
         let mut fake = opened(&net.syn());
         fail_over(&mut fake);
         assert_eq!(fake.out(&net.syn()), wanted);
@@ -132,7 +132,7 @@ fn nothing_changes_where_both_uplinks_have_the_address() {
     }
 }
 
-/// A new address of the same uplink is for new flows.
+/// A new address on the same uplink is used by new flows only.
 #[test]
 fn nothing_changes_while_a_flow_stays_on_its_uplink() {
     for net in BOTH {
@@ -152,7 +152,7 @@ fn a_mapping_rests_while_its_address_is_gone() {
             fake.uplink.flags = 0;
             fake.settings.epoch += 1;
             assert_eq!(fake.out(&packet), drop_of(DropReason::NoSourceAddress));
-            // What comes in is still the pod's.
+            // Ingress packets still belong to the pod.
             let reply = packet.from(net.node).answer();
             assert_eq!(fake.back(&reply), becomes(net.pod));
             (fake.local, fake.uplink.flags) = (local, flags);
@@ -185,7 +185,7 @@ fn where_another_address_is_left_only_connections_rest() {
     }
 }
 
-/// What somebody else sends in a pod's name moves nothing.
+/// A packet forged with the pod's source moves no flow.
 #[test]
 fn a_forged_packet_moves_no_flow() {
     for net in BOTH {

@@ -1,4 +1,4 @@
-//! Which wire port a flow gets.
+//! Selection of external ports.
 
 use super::{BOTH, V4, assert_paired, becomes, halves, opened, wire_of};
 use crate::abi::{PortRange, SETTING_PORTS, SETTING_RANDOM_PORTS};
@@ -65,7 +65,7 @@ fn a_port_is_shared_between_destinations() {
             net.syn().to(net.other_server),
             net.other_syn()
                 .to(net.other_server.replace("443", "80").as_str()),
-            // Ports of TCP and UDP are apart.
+            // Ports of TCP and UDP are independent.
             net.udp().from(net.other_pod),
         ] {
             assert_eq!(fake.out(&packet), becomes(net.node), "{packet:?}");
@@ -84,7 +84,7 @@ fn a_reserved_port_is_never_given() {
         fake.reserved = [4000, 4001, 4003].into();
         assert_eq!(port(fake.out(&net.syn())), 4002);
         assert!(matches!(fake.out(&net.other_syn()), Seen::Drop(_)));
-        // Identifiers of pings are no ports.
+        // Ping identifiers are independent of ports.
         let echo = net.echo(4000);
         assert_eq!(fake.out(&echo), becomes(net.node));
     }
@@ -137,7 +137,7 @@ fn given_ranges_are_kept_to() {
         given.insert(port(fake.out(&Build::tcp(pod, V4.server, SYN))));
     }
     assert_eq!(given, [5000, 5001, u16::MAX].into());
-    // Inside the ranges a free port is kept.
+    // A free port inside the ranges is preserved.
     let kept = Build::tcp("172.16.0.5:5001", V4.other_server, SYN);
     assert_eq!(port(fake.out(&kept)), 5001);
 }
@@ -154,7 +154,7 @@ fn random_ports_are_random() {
     assert_eq!(given.len(), 100);
     let spread = given.last().unwrap() - given.first().unwrap();
     assert!(spread > 30_000, "{given:?}");
-    // Identifiers of pings are kept all the same.
+    // Ping identifiers are preserved all the same.
     let echo = V4.echo(77);
     assert_eq!(port(fake.out(&echo)), 77);
 }

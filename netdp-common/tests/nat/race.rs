@@ -1,4 +1,4 @@
-//! Another CPU at work between two steps of a decision.
+//! Races: another CPU acts between two steps of a decision.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, wire_of};
 use crate::abi::{Mapping, PortRange, SETTING_PORTS};
@@ -6,7 +6,7 @@ use crate::verdict::DropReason;
 use testkit::build::Build;
 use testkit::fake::{Fake, Seen, addr, tuple_of};
 
-/// Puts `hook` where the other CPU acts.
+/// Installs `hook` where the other CPU acts: between the search and the claim.
 fn during_claim(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
     *fake.before_claim.borrow_mut() = Some(Box::new(hook));
 }
@@ -15,22 +15,22 @@ fn before_original(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
     *fake.before_original.borrow_mut() = Some(Box::new(hook));
 }
 
-/// Between the judgement of a mapping that may give way and its end.
+/// Installs `hook` between the eviction decision about a mapping and its end.
 fn before_sockets(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
     *fake.before_sockets.borrow_mut() = Some(Box::new(hook));
 }
 
-/// While a mapping ends.
+/// Installs `hook` while a mapping ends.
 fn before_end(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
     *fake.before_end.borrow_mut() = Some(Box::new(hook));
 }
 
-/// Between a look at a mapping that has moved and its end.
+/// Installs `hook` between the check of a mapping that has moved and its end.
 fn before_way(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
     *fake.before_way.borrow_mut() = Some(Box::new(hook));
 }
 
-/// The reply half of `packet` at `wire`, as another CPU would write it.
+/// Inserts the rev-SNAT half of `packet` at `wire`, as another CPU would.
 fn claim(fake: &Fake, packet: &Build, wire: &str) {
     let tuple = tuple_of(packet);
     let key = tuple_of(&packet.from(wire)).reversed();
@@ -79,7 +79,7 @@ fn two_first_packets_of_one_flow_get_one_mapping() {
     }
 }
 
-/// The other CPU has claimed the wire tuple and not yet inserted the rest.
+/// The other CPU has claimed the wire tuple but not inserted the SNAT half yet.
 #[test]
 fn a_claim_of_the_same_flow_is_joined() {
     for net in BOTH {
@@ -115,7 +115,7 @@ fn a_faster_claim_of_another_flow_leads_to_two_mappings() {
     }
 }
 
-/// Both CPUs searched and came upon different ports.
+/// Both CPUs searched and found different ports.
 #[test]
 fn the_slower_search_gives_its_port_back() {
     for net in BOTH {
@@ -135,7 +135,7 @@ fn the_slower_search_gives_its_port_back() {
     }
 }
 
-/// The same, but the other CPU sends by an uplink with another address.
+/// As above, but the other CPU sends by an uplink with another address.
 #[test]
 fn the_slower_uplink_gives_its_address_back() {
     let packet = V4.syn();
@@ -151,8 +151,8 @@ fn the_slower_uplink_gives_its_address_back() {
     assert_paired(&fake);
 }
 
-/// The original half is lost while its reply half is there (a sweep was cut
-/// short): the next packet makes it again, with the same wire tuple.
+/// The SNAT half is lost while its rev-SNAT half exists (an interrupted sweep): the next packet
+/// creates it again, with the same wire tuple.
 #[test]
 fn a_lost_original_half_is_made_again() {
     for net in BOTH {
@@ -165,7 +165,7 @@ fn a_lost_original_half_is_made_again() {
     }
 }
 
-/// The sweep takes the mapping just after it was made.
+/// The sweep removes the mapping just after it was created.
 #[test]
 fn a_mapping_that_vanishes_does_not_leak() {
     let mut fake = Fake::new();
@@ -183,7 +183,7 @@ fn a_mapping_that_vanishes_does_not_leak() {
     assert_paired(&fake);
 }
 
-/// Two pods find the same mapping over, and only one of them gets its port.
+/// Two pods find the same expired mapping, and only one of them gets its port.
 #[test]
 fn a_port_that_is_given_up_gets_one_owner() {
     for net in BOTH {
@@ -217,8 +217,8 @@ fn a_port_that_is_given_up_gets_one_owner() {
     }
 }
 
-/// Two packets of a flow that has moved: the later one ends nothing that has another owner by
-/// now.
+/// Two packets of a flow that has moved: the later one must not end a mapping that has another
+/// owner by then.
 #[test]
 fn a_flow_that_has_moved_ends_nobody_elses() {
     for net in BOTH {

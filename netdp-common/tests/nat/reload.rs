@@ -1,5 +1,4 @@
-//! Connections that an earlier policy bypassed, after the destination is
-//! masqueraded; and those that it masqueraded, after the destination is not.
+//! Connections that an earlier policy bypassed and the current one masquerades, and vice versa.
 
 use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
 use crate::abi::{Action, SETTING_DRAIN};
@@ -7,7 +6,7 @@ use crate::verdict::DropReason;
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen, addr};
 
-/// A node that masquerades everything, and bypassed the server before.
+/// Returns a node that masquerades everything and previously bypassed the server.
 fn changed(net: &Net) -> Fake {
     let mut fake = Fake::new();
     let server = net.server_ip.trim_matches(['[', ']']);
@@ -25,7 +24,7 @@ fn a_connection_goes_on_with_the_pods_address() {
                 Seen::Pass
             );
             assert_eq!(fake.counters().egress_bypassed, 1);
-            // Whatever comes then, and though the change is forgotten.
+            // Whatever follows, even after the record of the change has expired.
             let mut fake = fake;
             fake.bypassed_before.clear();
             for flags in [ACK, FIN | ACK, RST] {
@@ -50,7 +49,7 @@ fn a_new_connection_is_masqueraded() {
     }
 }
 
-/// The tuple of a connection that was bypassed is used again.
+/// The tuple of a bypassed connection is reused.
 #[test]
 fn a_new_connection_takes_the_tuple_over() {
     for net in BOTH {
@@ -62,7 +61,7 @@ fn a_new_connection_takes_the_tuple_over() {
     }
 }
 
-/// Mostly these are what strays when a mapping has ended.
+/// Most such packets are strays of mappings that have ended.
 #[test]
 fn what_is_not_in_the_middle_of_a_connection_does_not_leak() {
     for net in BOTH {
@@ -87,8 +86,8 @@ fn only_what_was_bypassed_goes_on() {
     }
 }
 
-/// Nothing in a datagram tells that it is not the first; one that the peer sends
-/// to the pod's own address does.
+/// A datagram itself does not show that it is not the first; one from the peer to the pod's own
+/// address does.
 #[test]
 fn datagrams_go_on_once_the_peer_has_sent_one() {
     for net in BOTH {
@@ -130,7 +129,7 @@ fn a_silent_connection_is_remembered_for_days() {
     }
 }
 
-/// The server is not masqueraded any more.
+/// Stops masquerading the server.
 fn bypass(fake: &mut Fake, net: &Net, action: Action) {
     let length = if net.server_ip.contains(':') { 128 } else { 32 };
     let server = net.server_ip.trim_matches(['[', ']']);
@@ -138,7 +137,7 @@ fn bypass(fake: &mut Fake, net: &Net, action: Action) {
     fake.settings.epoch += 1;
 }
 
-/// A SYN with another number than [`Net::syn`]: of another connection.
+/// Returns a SYN with a sequence number other than [`Net::syn`]'s: that of another connection.
 fn next_syn(net: &Net) -> Build {
     let mut syn = net.syn();
     syn.kind = Kind::Tcp {
@@ -149,7 +148,7 @@ fn next_syn(net: &Net) -> Build {
     syn
 }
 
-/// Connections of which nothing is left, by what was sent and what came in.
+/// Connections that have ended, by the segments sent and received.
 const OVER: [&[(bool, u8)]; 4] = [
     // Reset by the server, reset by the pod, closed by both, never answered.
     &[(true, SYN), (false, RST | ACK)],
@@ -163,7 +162,7 @@ const OVER: [&[(bool, u8)]; 4] = [
     &[(true, SYN)],
 ];
 
-/// A connection that has sent and got these, and was masqueraded.
+/// Returns a masqueraded connection after these segments.
 fn carried(net: &Net, segments: &[(bool, u8)]) -> Fake {
     let fake = Fake::new();
     for (out, flags) in segments {
@@ -172,7 +171,7 @@ fn carried(net: &Net, segments: &[(bool, u8)]) -> Fake {
             assert_eq!(fake.out(&segment), becomes(net.node));
         } else {
             let mut answer = Build::tcp(net.server, net.node, *flags);
-            // What the pod has acknowledged, and the number after its SYN.
+            // The pod's acknowledgement number, and the sequence number after its SYN.
             answer.kind = Kind::Tcp {
                 flags: *flags,
                 seq: 2_000,
@@ -198,7 +197,7 @@ fn a_new_connection_by_the_ports_of_an_old_one_is_judged_anew() {
     }
 }
 
-/// Back again: the connection is masqueraded, though the one before was not.
+/// After the policy changes back, the connection is masqueraded although the one before was not.
 #[test]
 fn a_new_connection_is_masqueraded_again() {
     for net in BOTH {
@@ -214,7 +213,7 @@ fn a_new_connection_is_masqueraded_again() {
     }
 }
 
-/// What is withheld by now does not leave by an old mapping either.
+/// A flow that the policy now withholds does not leave by an old mapping either.
 #[test]
 fn a_new_connection_is_withheld_by_now() {
     for net in BOTH {
@@ -232,7 +231,7 @@ fn a_connection_that_is_being_opened_or_lives_keeps_its_mapping() {
         &[(true, SYN), (false, SYN | ACK), (true, ACK)],
     ];
     for net in BOTH {
-        // The same SYN once more.
+        // The same SYN again.
         let mut fake = opened(&net.syn());
         bypass(&mut fake, &net, Action::Bypass);
         assert_eq!(fake.out(&net.syn()), becomes(net.node), "sent again");
@@ -252,7 +251,7 @@ fn a_connection_that_is_being_opened_or_lives_keeps_its_mapping() {
     }
 }
 
-/// A connection from outside, by the ports of one of the pod's that has closed.
+/// An inbound connection on the ports of a closed connection of the pod.
 #[test]
 fn a_connection_from_outside_by_the_ports_of_an_old_one_is_answered() {
     for net in BOTH {
@@ -268,14 +267,14 @@ fn a_connection_from_outside_by_the_ports_of_an_old_one_is_answered() {
             assert_eq!(fake.out(&data), Seen::Pass, "{action:?}");
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
         }
-        // Nobody has asked from outside.
+        // No inbound flow exists.
         let fake = carried(&net, OVER[2]);
         let answer = Build::tcp(net.pod, net.server, SYN | ACK);
         assert_eq!(fake.out(&answer), becomes(net.node));
     }
 }
 
-/// What somebody else sends in the pod's name ends nothing.
+/// A packet forged with the pod's source ends no mapping.
 #[test]
 fn a_forged_syn_ends_no_mapping() {
     for net in BOTH {

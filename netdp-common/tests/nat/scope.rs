@@ -1,4 +1,4 @@
-//! What is translated, and what is left alone.
+//! Scope: packets that are translated and packets that are not.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
 use crate::abi::{Action, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6};
@@ -45,8 +45,8 @@ fn a_bypassed_destination_sees_the_pod() {
     }
 }
 
-/// Of an IPsec policy. The node's own packets were judged by it; what keeps the pod's address is none
-/// of its.
+/// Withheld because of an IPsec policy. The node's own packets have already been checked by it, and
+/// packets that keep the pod's address are not subject to it.
 #[test]
 fn what_is_withheld_is_dropped() {
     for (net, prefix) in [(V4, "198.51.100.0/24"), (V6, "2001:db8::/32")] {
@@ -119,7 +119,7 @@ fn what_nothing_may_be_assumed_of_is_left_alone() {
         assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
         assert!((fake.asked_len() + fake.live_len() == 0));
     }
-    // Just outside those ranges.
+    // Just outside these ranges.
     for (src, dst) in [
         ("172.16.0.2:1024", "223.255.255.255:1"),
         ("172.16.0.2:1024", "240.0.0.1:1"),
@@ -166,14 +166,14 @@ fn an_uplink_without_an_address_of_the_family_drops() {
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
             fake.uplink.flags |= flag;
             assert_eq!(fake.out(&packet), becomes(net.node));
-            // A mapping that is there keeps its address.
+            // An existing mapping keeps its address.
             fake.uplink.flags &= !flag;
             assert_eq!(fake.out(&packet), becomes(net.node));
         }
     }
 }
 
-/// Packets that no mapping can carry, with the reason.
+/// Returns packets that no mapping can translate, with their drop reasons.
 fn untranslatable(src: &str, dst: &str) -> Vec<(Build, DropReason)> {
     let unsupported = DropReason::UnsupportedProtocol;
     let no_flow = DropReason::IcmpNoFlow;
@@ -185,7 +185,7 @@ fn untranslatable(src: &str, dst: &str) -> Vec<(Build, DropReason)> {
         (Build::new(src, dst, Kind::Other(foreign_icmp)), unsupported),
         (Build::new(src, dst, Kind::EchoReply), no_flow),
         (Build::new(src, dst, Kind::Icmp(redirect)), no_flow),
-        // Its data is no packet.
+        // Its payload is not a packet.
         (
             Build::new(src, dst, Kind::Icmp(error)),
             DropReason::Malformed,
@@ -206,7 +206,7 @@ fn what_cannot_be_translated_is_dropped_and_never_leaks() {
         for (packet, reason) in untranslatable(net.pod, net.server) {
             let mut fake = Fake::new();
             assert_eq!(fake.out(&packet), drop_of(reason), "{packet:?}");
-            // Towards the node it is the node's to judge.
+            // On ingress, the decision is the node's.
             assert_eq!(fake.back(&packet.answer()), Seen::Pass);
             fake.rule(prefix, Action::Bypass);
             assert_eq!(fake.out(&packet), Seen::Pass, "{packet:?}");
@@ -236,7 +236,7 @@ fn unasked_for_packets_reach_the_node_unchanged() {
             (fake.asked_len() + fake.live_len() == 0),
             "the node answers itself"
         );
-        // A mapping lets in its own peer and nobody else.
+        // A mapping accepts packets from its own peer only.
         let fake = opened(&net.udp());
         let stranger = Build::udp(net.other_server, net.node);
         assert_eq!(fake.back(&stranger), Seen::Pass);
@@ -247,7 +247,7 @@ fn unasked_for_packets_reach_the_node_unchanged() {
     }
 }
 
-/// RFC 4861: of the link, whoever sends it. What a router has forwarded has fewer hops left.
+/// RFC 4861: link-local whatever the sender. Forwarded packets have a lower hop limit.
 #[test]
 fn neighbour_discovery_is_left_alone() {
     for kind in 133..=137 {
@@ -269,7 +269,7 @@ fn neighbour_discovery_is_left_alone() {
     }
 }
 
-/// What a guest on the uplink's own link sends is not the node's to translate.
+/// Packets of a guest on the uplink's own link are not translated.
 #[test]
 fn what_is_bridged_is_left_alone() {
     for net in BOTH {
@@ -299,7 +299,7 @@ fn what_is_bridged_is_left_alone() {
     }
 }
 
-/// An uplink may lead to pods too, where the policy masquerades their addresses.
+/// An uplink may also lead to pods whose addresses the policy masquerades.
 #[test]
 fn what_comes_back_for_a_pod_leaves_by_an_uplink_untouched() {
     for net in BOTH {

@@ -1,4 +1,4 @@
-//! No pod harms another, and none gets what is the node's.
+//! Isolation: no pod harms another, and none receives packets for the node.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, opened};
 use crate::abi::NodeProtocol;
@@ -12,7 +12,7 @@ use testkit::fake::{Fake, Seen, tuple_of};
 
 const PORT: u16 = 4000;
 
-/// A segment of the server, with numbers of its own.
+/// Returns a segment of the server with the given numbers.
 fn segment(packet: &Build, flags: u8, seq: u32, ack: u32) -> Build {
     let mut segment = packet.clone();
     segment.kind = Kind::Tcp { flags, seq, ack };
@@ -33,7 +33,7 @@ fn a_port_on_which_the_node_answers_is_given_to_no_pod() {
     }
 }
 
-/// The port of a client that was refused, or that has gone, is the client's to use again.
+/// The port of a client that was refused or has gone is available to the client again.
 #[test]
 fn a_connection_from_outside_is_the_nodes_where_none_lives() {
     for net in BOTH {
@@ -45,7 +45,7 @@ fn a_connection_from_outside_is_the_nodes_where_none_lives() {
         assert_eq!(fake.back(&from_outside), Seen::Pass, "refused");
         assert_eq!(fake.snat.len(), 0);
         assert_eq!(fake.back(&from_outside.to(net.node)), Seen::Pass);
-        // One that lives is not disturbed.
+        // A live connection is not affected.
         let fake = opened(&syn);
         fake.back(&segment(&from_outside, SYN | ACK, 5_000, 1_001));
         fake.out(&segment(&syn, ACK, 1_001, 5_001));
@@ -68,7 +68,7 @@ fn what_the_node_has_come_to_receive_is_the_nodes() {
             };
             assert_eq!(fake.back(&from_outside), Seen::Pass, "{from_outside:?}");
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
-            // Without a listener both open at once, or the peer answers.
+            // Without a listener: a simultaneous open, or a reply of the peer.
             let fake = opened(&packet);
             assert_eq!(fake.back(&from_outside), becomes(net.pod));
         }
@@ -90,7 +90,7 @@ fn another_pods_address_changes_nothing() {
             let pod = tuple_of(&net.syn()).src;
             fake.origins.borrow_mut().insert(pod, Origin::Elsewhere);
         };
-        // A connection from outside.
+        // An inbound connection.
         let fake = Fake::new();
         let answer = Build::tcp(net.pod, net.server, SYN | ACK);
         fake.back(&Build::tcp(net.server, net.pod, SYN));
@@ -100,7 +100,7 @@ fn another_pods_address_changes_nothing() {
             from_elsewhere(&fake, &Build::tcp(net.pod, net.server, flags));
         }
         assert_eq!(fake.out(&Build::tcp(net.pod, net.server, ACK)), Seen::Pass);
-        // A mapping.
+        // An established mapping.
         let fake = opened(&net.syn());
         elsewhere(&fake);
         let before = halves(&fake, &net.syn());
@@ -108,7 +108,7 @@ fn another_pods_address_changes_nothing() {
             from_elsewhere(&fake, &Build::tcp(net.pod, net.server, flags));
         }
         assert_eq!(halves(&fake, &net.syn()), before);
-        // A new flow, and a datagram of which only a part comes.
+        // A new flow, and an incomplete fragmented datagram.
         let fake = Fake::new();
         elsewhere(&fake);
         from_elsewhere(&fake, &net.udp());
@@ -137,7 +137,7 @@ fn a_rst_with_a_wrong_checksum_ends_nothing() {
         wrong.csum_error = 0x1234;
         assert_eq!(fake.back(&wrong), becomes(net.pod));
         assert_eq!(state(&fake), TcpState::Established);
-        // A right one does, until the connection goes on.
+        // A RST with the right number closes it, until the connection continues.
         assert_eq!(
             fake.out(&segment(&net.syn(), RST, 1_001, 0)),
             becomes(net.node)
@@ -170,7 +170,7 @@ fn a_pods_error_is_about_its_own_flow() {
         let message = if net.node.starts_with('[') { 1 } else { 3 };
         let error = Build::error(net.other_pod, net.server, message, &reply, 200);
         assert_eq!(fake.out(&error), drop_of(DropReason::ForgedSource));
-        // A router on the way to the pod may report, too.
+        // A router on the path to the pod may report an error, too.
         let pod = tuple_of(&net.udp()).src;
         fake.origins.borrow_mut().insert(pod, Origin::Routed);
         assert!(matches!(fake.out(&error), Seen::Error(_)));
@@ -189,13 +189,13 @@ fn a_pod_leaves_room_to_others_and_takes_its_own_back() {
             &format!("198.51.100.7:{n}"),
         )
     };
-    // Many times as many as fit, without an answer: its oldest give way.
+    // Far more than its share without replies: its oldest mappings are evicted.
     for n in 1..500 {
         assert!(matches!(fake.out(&flow(2, n)), Seen::As(_)), "{n}");
         assert!(fake.snat.len() <= 24, "three eighths");
     }
     assert_paired(&fake);
-    // Answered ones live: then it is refused, and another pod is not.
+    // Answered mappings are live: the pod is refused at its share, and another pod is not.
     let mut fake = Fake::new();
     fake.limits.capacity = 64;
     let mut refused = 0;
@@ -250,7 +250,7 @@ fn a_protocol_that_the_node_speaks_is_the_nodes_in_either_order() {
         fake.node_protocols.insert(NodeProtocol::new(known, 47));
         assert_eq!(fake.out(&pod), drop_of(DropReason::NodeProtocol));
     }
-    // Not known: whoever sends.
+    // Unknown: accepted from any source.
     let mut fake = Fake::new();
     fake.sent_by_socket = false;
     assert_eq!(fake.out(&node), Seen::Pass);
@@ -263,7 +263,7 @@ fn a_protocol_that_the_node_speaks_is_the_nodes_in_either_order() {
     assert_eq!(fake.snat.len(), 0);
 }
 
-/// Notes of flows that may be forged hold few ports, and not for long.
+/// Reservations of flows that may be forged occupy few ports, and only briefly.
 #[test]
 fn forged_node_flows_use_up_neither_ports_nor_room() {
     let net = &BOTH[1];
@@ -277,7 +277,7 @@ fn forged_node_flows_use_up_neither_ports_nor_room() {
     assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
     assert!(fake.node_flows.borrow().len() < 100);
     assert!(matches!(fake.out(&net.udp()), Seen::As(_)));
-    // Nor by mappings of its own, where pods have the ports.
+    // Nor does it use mappings of its own, where pods have the ports.
     let mut fake = opened(&net.udp());
     fake.sent_by_socket = false;
     fake.own.set(false);

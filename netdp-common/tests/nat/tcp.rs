@@ -1,4 +1,4 @@
-//! What TCP segments may open, end and reopen.
+//! TCP segments that open, close and reopen mappings.
 
 use super::{BOTH, Net, V4, becomes, drop_of, halves, opened};
 use crate::abi::{MAPPING_ORIGIN, MAPPING_PICKUP};
@@ -20,7 +20,7 @@ fn state(fake: &Fake, net: &Net) -> TcpState {
     tcp_state(original.seen(), reply.seen())
 }
 
-/// A connection in which the pod has acknowledged up to 5001.
+/// Returns a connection in which the pod has acknowledged up to 5001.
 fn established(net: &Net) -> Fake {
     let fake = opened(&net.syn());
     let steps = [(false, SYN | ACK, 5_000, 1_001), (true, ACK, 1_001, 5_001)];
@@ -212,7 +212,7 @@ fn a_syn_does_not_forget_a_live_connection() {
     }
 }
 
-/// The RST that a pod sends for a connection it no longer knows.
+/// A pod sends a RST for a connection that it no longer has.
 #[test]
 fn a_closed_mapping_still_translates() {
     for net in BOTH {
@@ -252,7 +252,7 @@ fn without_its_reply_half_a_tuple_is_not_reopened() {
     assert_eq!(fake.back(&V4.syn().from(V4.node).answer()), Seen::Pass);
 }
 
-/// Who knocks and is not answered holds a port for no longer by knocking again.
+/// Retransmissions of an unanswered SYN do not extend the time for which it holds the port.
 #[test]
 fn a_syn_sent_again_does_not_refresh() {
     for net in BOTH {
@@ -263,7 +263,7 @@ fn a_syn_sent_again_does_not_refresh() {
         let (after, _) = halves(&fake, &net.syn());
         assert_eq!(after.last_seen, before.last_seen);
         assert_eq!(after.packets, before.packets + 1);
-        // Any other segment does.
+        // Any other segment refreshes it.
         fake.out(&Build::tcp(net.pod, net.server, ACK));
         assert_eq!(halves(&fake, &net.syn()).0.last_seen, fake.now());
     }

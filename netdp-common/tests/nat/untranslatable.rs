@@ -1,4 +1,4 @@
-//! What the no-leak policy decides.
+//! Actions for untranslatable packets (`--no-leak`).
 
 use super::{BOTH, V4, becomes, drop_of, opened};
 use crate::abi::{NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS};
@@ -12,7 +12,8 @@ fn with(no_leak: u32) -> Fake {
     fake
 }
 
-/// Packets at fault themselves, and the source that an address alone gives.
+/// Returns packets that are themselves untranslatable, and the source that an address-only
+/// translation yields.
 fn at_fault(net: &super::Net) -> [(Build, String, DropReason); 4] {
     let none = format!("{}:0", net.node_ip);
     let new = |kind| Build::new(net.pod, net.server, kind);
@@ -49,7 +50,7 @@ fn a_packet_at_fault_leaves_as_the_policy_says() {
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
             fake.uplink.flags = 0;
             assert_eq!(fake.out(&packet), drop_of(reason), "no address");
-            // Numbers of another version drop.
+            // Values of another version drop the packet.
             assert_eq!(with(77).out(&packet), drop_of(reason));
         }
     }

@@ -1,4 +1,4 @@
-//! The packet inside an ICMP error.
+//! Packets quoted by ICMP errors.
 
 use super::{ok, translatable};
 use crate::packet::{Inner, parse_inner};

@@ -37,7 +37,7 @@ fn fragments_are_told_from_whole_packets() {
             }
         }
     }
-    // Header number 44 is nothing of the kind in IPv4.
+    // In IPv4, header number 44 is not a fragment header.
     let v4 = Build::new("10.0.0.1:0", "10.0.0.2:0", Kind::Other(44));
     assert_eq!((ok(&v4).l4, ok(&v4).is_fragment), (L4::Address, 0));
 }
@@ -130,7 +130,7 @@ fn other_protocols_and_messages_are_named() {
             }
         }
     }
-    // Timestamp, information, address mask: queries and their answers.
+    // Timestamp, information, address mask: queries and their replies.
     for (message, l4) in [
         (13, L4::Query),
         (14, L4::QueryReply),

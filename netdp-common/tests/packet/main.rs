@@ -1,9 +1,9 @@
-//! Parsing, from bytes that are right to bytes that are anything.
+//! Parsing of valid and of arbitrary packets.
 
 mod inner;
 mod kinds;
 
-// The tests name the modules of netdp-common as if they lay in it.
+// The tests refer to the modules of netdp-common as if they were their own.
 use netdp_common::*;
 
 use crate::addr::Family;
@@ -21,7 +21,7 @@ use testkit::fake::addr;
 const V4: u16 = 0x0800;
 const V6: u16 = 0x86dd;
 
-/// Parses over the remains of another packet, as the datapath does.
+/// Parses into the remains of another packet, as the datapath does.
 fn parsed(bytes: &[u8], ethertype: u16) -> (Parsed, Packet) {
     let mut pkt = Work::EMPTY.pkt;
     let before = Build::tcp("[fd00::77]:7777", "[fd00::88]:8888", SYN).bytes();
@@ -40,7 +40,7 @@ fn refused(bytes: &[u8], ethertype: u16, why: &str) {
     assert_eq!(parsed(bytes, ethertype).0, Parsed::Malformed, "{why}");
 }
 
-/// Every protocol and family that is translated.
+/// Returns packets of every translated protocol and family.
 fn translatable() -> Vec<Build> {
     let mut all = Vec::new();
     for (a, b) in [
@@ -61,7 +61,7 @@ fn translatable() -> Vec<Build> {
     all
 }
 
-/// The hash of a packet behind an Ethernet header.
+/// Returns the hash of a packet behind an Ethernet header.
 fn hash_of(bytes: &[u8], ethertype: u16, tuple: &Tuple) -> Option<u32> {
     let frame = [&[0xff; 14], bytes].concat();
     queue_hash(&frame[..], ethertype, 14, &tuple.src, &tuple.dst)
@@ -282,7 +282,7 @@ fn what_is_not_ip_is_told() {
     }
 }
 
-/// Notes how far a parser wants to read.
+/// A packet that records the largest offset that a parser reads.
 struct Watched<'a> {
     bytes: &'a [u8],
     furthest: Cell<usize>,
@@ -294,7 +294,8 @@ impl Bytes for Watched<'_> {
         self.bytes.words::<N>(offset)
     }
 
-    /// Reaches as far as the packet: how far a checksum reaches is the packet's word.
+    /// Does not extend the recorded offset beyond the packet: the length of a checksum is in the
+    /// packet.
     fn sum(&self, offset: usize, len: u32) -> Option<u32> {
         self.bytes.sum(offset, len)
     }
@@ -318,7 +319,7 @@ proptest! {
         let watched = Watched { bytes: &bytes, furthest: Cell::new(0) };
         let mut pkt = Work::EMPTY.pkt;
         let result = parse(&watched, ethertype, offset, &mut pkt);
-        // The program makes as much of a packet linear, and no more.
+        // The program linearises this much of a packet and no more.
         if ethertype == V4 {
             prop_assert!(watched.furthest.get() <= at + 60 + 20);
         }
@@ -327,7 +328,7 @@ proptest! {
             prop_assert!(watched.furthest.get() <= bytes.len());
             prop_assert_eq!(pkt.family == Family::V4, pkt.tuple.src.is_v4());
             prop_assert_eq!(pkt.family == Family::V4, pkt.tuple.dst.is_v4());
-            // Nothing behind the headers has a say.
+            // Bytes after the headers have no influence.
             let mut other = bytes.clone();
             other[watched.furthest.get()..].fill(0xa5);
             let mut again = Work::EMPTY.pkt;

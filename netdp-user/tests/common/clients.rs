@@ -1,4 +1,4 @@
-//! Clients with a chosen source.
+//! Clients with a chosen source endpoint.
 
 use super::ANSWER;
 use anyhow::{Context as _, Result};
@@ -7,12 +7,12 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use testbed::{Netns, seen};
 
-/// Any port of any address, of the family of `like`.
+/// Returns the unspecified address and port 0, in the family of `like`.
 pub fn any(like: SocketAddr) -> SocketAddr {
     from_port(0, like)
 }
 
-/// A port of any address, of the family of `like`.
+/// Returns the unspecified address with this port, in the family of `like`.
 pub fn from_port(port: u16, like: SocketAddr) -> SocketAddr {
     match like {
         SocketAddr::V4(_) => ([0, 0, 0, 0], port).into(),
@@ -28,7 +28,7 @@ pub struct Tcp {
 }
 
 impl Tcp {
-    /// Connects; `from` may have port 0 for any.
+    /// Connects; port 0 in `from` means any.
     pub fn connect(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Self> {
         let stream = tcp_stream(ns, from, to)?;
         stream.set_nodelay(true)?;
@@ -38,8 +38,7 @@ impl Tcp {
         })
     }
 
-    /// Sends a line, checks that it comes back, and returns the source that the
-    /// server sees.
+    /// Sends a line, checks the echo, and returns the source that the server sees.
     pub fn ask(&mut self) -> Result<SocketAddr> {
         self.asked += 1;
         let word = format!("tcp-{}", self.asked);
@@ -52,12 +51,12 @@ impl Tcp {
     }
 }
 
-/// A plain TCP connection from a chosen source, with read and write time-outs.
+/// Opens a plain TCP connection from a chosen source, with read and write timeouts.
 pub fn tcp_stream(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     let stream = ns
         .open(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-            // A port that an earlier connection left in TIME-WAIT.
+            // An earlier connection may have left the port in TIME-WAIT.
             socket.set_reuse_address(true)?;
             socket.bind(&from.into())?;
             socket.connect_timeout(&to.into(), ANSWER)?;
@@ -72,7 +71,7 @@ pub fn tcp_stream(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<TcpStr
 /// A UDP socket connected to an echo server.
 #[derive(Debug)]
 pub struct Udp {
-    /// The socket itself.
+    /// The underlying socket, for direct use.
     pub socket: UdpSocket,
     asked: u32,
 }
@@ -91,8 +90,7 @@ impl Udp {
         Ok(Self { socket, asked: 0 })
     }
 
-    /// Sends a datagram, checks that it comes back, and returns the source that
-    /// the server sees.
+    /// Sends a datagram, checks the echo, and returns the source that the server sees.
     pub fn ask(&mut self) -> Result<SocketAddr> {
         self.asked += 1;
         let word = format!("udp-{}", self.asked);
@@ -106,24 +104,24 @@ impl Udp {
     }
 }
 
-/// TCP from any port: the source that the echo server sees.
+/// Returns the source of a TCP connection from any port, as the echo server sees it.
 pub fn tcp_source(ns: &Netns, to: SocketAddr) -> Result<IpAddr> {
     Ok(Tcp::connect(ns, any(to), to)?.ask()?.ip())
 }
 
-/// UDP from any port: the source that the echo server sees.
+/// Returns the source of a datagram from any port, as the echo server sees it.
 pub fn udp_source(ns: &Netns, to: SocketAddr) -> Result<IpAddr> {
     Ok(Udp::connect(ns, any(to), to)?.ask()?.ip())
 }
 
-/// Three pings, all of which have to be answered.
+/// Sends three pings, all of which must be answered.
 pub fn ping(ns: &Netns, target: IpAddr) -> Result<String> {
     let target = target.to_string();
     ns.run(&["ping", "-n", "-c3", "-i0.05", "-W15", &target])
 }
 
-/// Sends one IP packet after `header` of which only protocol and addresses are
-/// given: a raw socket writes the IP header.
+/// Sends one IP packet with the given protocol, destination and payload through a raw socket; the
+/// kernel writes the IP header.
 pub fn send_raw(ns: &Netns, protocol: i32, to: IpAddr, payload: &[u8]) -> Result<()> {
     let to = SocketAddr::new(to, 0);
     ns.enter(|| -> std::io::Result<usize> {

@@ -1,4 +1,4 @@
-//! The datapath's clock, which a test may put forward.
+//! The datapath's clock, which a test can advance.
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
@@ -7,7 +7,7 @@ use netdp_common::conntrack::ticks;
 use std::time::Duration;
 use testbed::Agent;
 
-/// Puts the clock forward for packets and sweeps.
+/// Advances the clock for packets and sweeps.
 pub fn advance(agent: &Agent, by: Duration) -> Result<()> {
     let path = agent.bpffs().join(pins::SETTINGS);
     let map = MapData::from_pin(&path).with_context(|| path.display().to_string())?;

@@ -1,4 +1,4 @@
-//! Other people's doings with pinned links.
+//! Manipulation of pinned links by third parties.
 
 use anyhow::{Context as _, Result};
 use aya::EbpfLoader;
@@ -7,8 +7,8 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::SchedClassifierLink;
 use std::path::Path;
 
-/// Lets a pinned TCX link run another program: one over maps in which no interface is an uplink,
-/// which leaves every packet alone.
+/// Replaces the program of a pinned TCX link by one whose maps contain no uplink, so that it leaves
+/// every packet unmodified.
 pub fn update_to_stranger(pin: &Path) -> Result<()> {
     static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
     let mut loader = EbpfLoader::new();

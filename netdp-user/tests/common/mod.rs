@@ -1,5 +1,5 @@
-//! What the namespace tests share: a bed with an agent, clients with a chosen
-//! source, and a look at the packets on a wire.
+//! Common parts of the namespace tests: a bed with an agent, clients with a chosen source, and
+//! packet captures.
 
 pub mod clients;
 pub mod clock;
@@ -21,21 +21,20 @@ use testbed::{
     wait_for,
 };
 
-/// The program under test.
+/// Path of the program under test.
 pub const NETDP: &str = env!("CARGO_BIN_EXE_netdp");
 
-/// How long something may take that takes milliseconds on an idle machine: only
-/// ever waited for in full when it does not come. Less than the minute after
-/// which an agent looks at everything though nothing was noticed.
+/// Timeout for operations that take milliseconds on an idle machine: waited out only if they fail.
+/// Shorter than the minute after which an agent resyncs without any notification.
 pub const SOON: Duration = Duration::from_secs(40);
 
-/// How long a packet is awaited that has to come.
+/// Timeout for a packet that must arrive.
 pub const ANSWER: Duration = Duration::from_secs(15);
 
-/// The port of [`Echo`].
+/// Port of [`Echo`], TCP and UDP.
 pub const ECHO: u16 = 7;
 
-/// Pods and the node's own network are left alone; the rest is masqueraded.
+/// Pods and the node's own network are bypassed; everything else is masqueraded.
 pub const POLICY: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
@@ -44,8 +43,8 @@ nonMasqueradeCIDRs:
 - fd00:1::/64
 ";
 
-/// The programs on an uplink, ingress and egress, as the kernel calls them: it
-/// keeps 15 characters of a name.
+/// Names of the programs on an uplink, ingress and egress, as the kernel stores them: it keeps 15
+/// characters.
 pub const OURS: [&str; 2] = ["ingress_rev_sna", "egress_snat"];
 
 /// `POLICY` without IPv6, for agents that do not translate it.
@@ -55,25 +54,25 @@ nonMasqueradeCIDRs:
 - 10.1.0.0/16
 ";
 
-/// [`Bed::dual_stack`] with an agent in force.
+/// [`Bed::dual_stack`] with a ready agent.
 #[derive(Debug)]
 pub struct World {
     pub agent: Agent,
     pub config: ConfigVolume,
-    /// In the node's network, knows the way to pods; `POLICY` bypasses it.
+    /// In the node's network, with a route to pods; `POLICY` bypasses it.
     pub near: Host,
-    /// Behind a router, does not know pods.
+    /// Behind a router, without a route to pods.
     pub far: Host,
     pub bed: Bed,
 }
 
 impl World {
-    /// With [`POLICY`] and IPv6.
+    /// Starts a world with [`POLICY`] and IPv6.
     pub fn start() -> Result<Self> {
         Self::with(POLICY, &["--enable-ipv6"])
     }
 
-    /// With a configuration and arguments of `netdp run`.
+    /// Starts a world with a configuration and arguments of `netdp run`.
     pub fn with(config: &str, arguments: &[&str]) -> Result<Self> {
         let bed = Bed::dual_stack()?;
         let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
@@ -89,7 +88,7 @@ impl World {
         })
     }
 
-    /// The node's address of the family of `like`.
+    /// Returns the node's address of the family of `like`.
     pub fn node_address(&self, like: IpAddr) -> Result<IpAddr> {
         same_family(&self.bed.uplinks[0].addresses, like)
     }
@@ -99,14 +98,14 @@ impl World {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for World {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
     }
 }
 
-/// Options of an agent on a volume.
+/// Returns the options of an agent that reads a volume.
 pub fn options(config: &ConfigVolume, arguments: &[&str]) -> AgentOptions {
     let options = AgentOptions::new(NETDP).config(config.path());
     arguments.iter().fold(options, |options, argument| {
@@ -114,12 +113,12 @@ pub fn options(config: &ConfigVolume, arguments: &[&str]) -> AgentOptions {
     })
 }
 
-/// An agent that is in force.
+/// Starts an agent and waits until it is ready.
 pub fn start_agent(node: &Netns, config: &ConfigVolume, arguments: &[&str]) -> Result<Agent> {
     Agent::start(node, options(config, arguments))
 }
 
-/// TCP and UDP echo on [`ECHO`] of every address of a host.
+/// TCP and UDP echo servers on [`ECHO`] of every address of a host.
 #[derive(Debug)]
 pub struct Echo {
     _tcp: Vec<EchoServer>,
@@ -141,7 +140,7 @@ impl Echo {
     }
 }
 
-/// Where [`Echo`] is on each address of a host.
+/// Returns the endpoints of [`Echo`] on each address of a host.
 pub fn echoes(host: &Host) -> Vec<SocketAddr> {
     host.addresses
         .iter()
@@ -149,7 +148,7 @@ pub fn echoes(host: &Host) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// The address among `addresses` that has the family of `like`.
+/// Returns the address among `addresses` with the family of `like`.
 pub fn same_family(addresses: &[IpNet], like: IpAddr) -> Result<IpAddr> {
     addresses
         .iter()
@@ -158,43 +157,43 @@ pub fn same_family(addresses: &[IpNet], like: IpAddr) -> Result<IpAddr> {
         .with_context(|| format!("no address of the family of {like}"))
 }
 
-/// `netdp status -o json`.
+/// Returns the output of `netdp status -o json`.
 pub fn status(agent: &Agent) -> Result<Value> {
     Ok(serde_json::from_str(
         &agent.netdp(&["status", "-o", "json"])?,
     )?)
 }
 
-/// `netdp flows -o json`.
+/// Returns the output of `netdp flows -o json`.
 pub fn flows(agent: &Agent) -> Result<Vec<Value>> {
     Ok(serde_json::from_str(
         &agent.netdp(&["flows", "-o", "json"])?,
     )?)
 }
 
-/// How many mappings live.
+/// Returns the number of live mappings.
 pub fn mappings(agent: &Agent) -> Result<u64> {
     number(&status(agent)?["mappings"])
 }
 
-/// A counter of what became of packets, for example `egress_masqueraded`.
+/// Returns a packet counter by name, for example `egress_masqueraded`.
 pub fn packets(agent: &Agent, name: &str) -> Result<u64> {
     number(&status(agent)?["packets"][name]).with_context(|| format!("the counter {name}"))
 }
 
-/// A counter of dropped packets, for example `unsupported_protocol`.
+/// Returns a drop counter by name, for example `unsupported_protocol`.
 pub fn drops(agent: &Agent, name: &str) -> Result<u64> {
     number(&status(agent)?["drops"][name]).with_context(|| format!("the drop counter {name}"))
 }
 
-/// A JSON number.
+/// Returns a JSON value as an unsigned number.
 pub fn number(value: &Value) -> Result<u64> {
     value
         .as_u64()
         .with_context(|| format!("{value} is not a number"))
 }
 
-/// Waits until the agent's log has `words`.
+/// Waits until the agent's log contains `words`.
 pub fn wait_log(agent: &Agent, words: &str) -> Result<()> {
     wait_for(SOON, &format!("the agent to say {words:?}"), || {
         agent.log().contains(words)
@@ -202,14 +201,13 @@ pub fn wait_log(agent: &Agent, words: &str) -> Result<()> {
     .with_context(|| format!("the agent wrote:\n{}", agent.log()))
 }
 
-/// Rules for nft, separated by semicolons, in a namespace.
+/// Loads nft rules, separated by semicolons, in a namespace.
 pub fn nft(ns: &Netns, rules: &str) -> Result<()> {
     ns.run(&["nft", rules])?;
     Ok(())
 }
 
-/// The names of the programs on a device's TCX hooks, in the order in which
-/// they run: ingress, egress.
+/// Returns the names of the programs on a device's TCX hooks in their order: ingress, egress.
 pub fn tcx_programs(ns: &Netns, device: &str) -> Result<[Vec<String>; 2]> {
     let query = |hook| -> Result<Vec<String>> {
         let (_, programs) = ns
@@ -222,8 +220,8 @@ pub fn tcx_programs(ns: &Netns, device: &str) -> Result<[Vec<String>; 2]> {
     Ok([query(TcAttachType::Ingress)?, query(TcAttachType::Egress)?])
 }
 
-/// Waits until the programs are these. The kernel takes a program off once the
-/// pin that held it is freed, which is a moment after it was removed.
+/// Waits until the hooks have these programs. The kernel detaches a program when the pinned object
+/// is freed, slightly after the pin is removed.
 pub fn wait_tcx(ns: &Netns, device: &str, wanted: &[&[&str]; 2]) -> Result<()> {
     let mut seen = None;
     wait_for(SOON, &format!("{wanted:?} on {device}"), || {
@@ -234,13 +232,13 @@ pub fn wait_tcx(ns: &Netns, device: &str, wanted: &[&[&str]; 2]) -> Result<()> {
     .with_context(|| format!("there are {seen:?}"))
 }
 
-/// The filters of a device's clsact qdisc as `tc` tells: ingress, egress.
+/// Returns the filters of a device's clsact qdisc as `tc` prints them: ingress, egress.
 pub fn filters(ns: &Netns, device: &str) -> Result<[String; 2]> {
     let show = |hook| ns.run(&["tc", "-s", "filter", "show", "dev", device, hook]);
     Ok([show("ingress")?, show("egress")?])
 }
 
-/// Whether something is mounted at the path.
+/// Reports whether the path is a mount point.
 pub fn is_mounted(path: &Path) -> Result<bool> {
     let mounts = std::fs::read_to_string("/proc/self/mounts")?;
     let point = |line: &str| line.split(' ').nth(1).map(str::to_owned);
@@ -250,13 +248,12 @@ pub fn is_mounted(path: &Path) -> Result<bool> {
         .any(|at| Path::new(&at) == path))
 }
 
-/// Runs a command that has to fail, soon, and returns what it wrote to standard
-/// error.
+/// Runs a command that must fail soon and returns its standard error.
 pub fn refused(command: Command) -> Result<String> {
     let mut running = Running::start(command)?;
     let status = running.wait(SOON)?;
     let told = running.stderr();
-    // Neither success nor a signal.
+    // Excludes success and death by a signal.
     anyhow::ensure!(matches!(status.code(), Some(1..)), "{status}: {told}");
     Ok(told)
 }

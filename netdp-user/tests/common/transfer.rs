@@ -1,4 +1,4 @@
-//! A TCP stream that does not end by itself.
+//! A continuous TCP stream.
 
 use super::SOON;
 use super::clients::{any, tcp_stream};
@@ -11,15 +11,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use testbed::{Netns, wait_for};
 
-/// Numbers in a block, and the pause after it, so that the rest of the machine
-/// gets its turn: at most some 32 MB/s.
+/// Numbers per block, and the pause after it, which leaves CPU time to the rest of the machine: at
+/// most some 32 MB/s.
 const BLOCK: u64 = 4096;
 const PACE: Duration = Duration::from_millis(1);
 
-/// What has to arrive for the transfer to be going on: more than sockets hold.
+/// Amount that must arrive to prove progress: more than the socket buffers hold.
 const MUCH: u64 = 4 << 20;
 
-/// Bytes from a client to a server, each compared on arrival, until
+/// A stream of bytes from a client to a server, each compared on arrival, until
 /// [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct Transfer {
@@ -30,7 +30,7 @@ pub struct Transfer {
 }
 
 impl Transfer {
-    /// Starts one to a free port of `to`, an address of `server`.
+    /// Starts a transfer to a free port of `to`, an address of `server`.
     pub fn start(client: &Netns, server: &Netns, to: IpAddr) -> Result<Self> {
         let listener = server.enter(|| TcpListener::bind((to, 0)))??;
         let to = listener.local_addr()?;
@@ -47,7 +47,7 @@ impl Transfer {
         })
     }
 
-    /// Waits until more has arrived that was sent after now.
+    /// Waits until data sent after the call has arrived.
     pub fn goes_on(&self) -> Result<()> {
         let before = self.arrived.load(Ordering::Relaxed);
         wait_for(SOON, "the transfer to go on", || {
@@ -57,7 +57,7 @@ impl Transfer {
         Ok(())
     }
 
-    /// Ends it; all that was sent has to arrive.
+    /// Ends the transfer; all sent data must arrive.
     pub fn finish(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let sent = joined(self.sender)?;
@@ -75,7 +75,7 @@ fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     }
 }
 
-/// Numbers from 0 on; how many bytes they were.
+/// Sends the numbers from 0 on; returns the number of bytes.
 fn send(mut stream: TcpStream, stop: &AtomicBool) -> Result<u64> {
     let mut next = 0;
     while !stop.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! Programs of others that decide about packets and do nothing else.
+//! Third-party programs that return a fixed verdict and do nothing else.
 
 use anyhow::{Context as _, Result, bail};
 use std::ffi::CString;
@@ -7,16 +7,16 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use testbed::Netns;
 
-/// `TC_ACT_OK`, which is `TCX_PASS` too: the packet goes on its way, and no further program runs.
+/// `TC_ACT_OK`, equal to `TCX_PASS`: the packet continues and no further program runs.
 pub const PASS: i32 = 0;
-/// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too.
+/// `TC_ACT_UNSPEC`, equal to `TCX_NEXT`.
 pub const NEXT: i32 = -1;
 
-/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS`.
+/// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 pub const INGRESS: u32 = 46;
 pub const EGRESS: u32 = 47;
 
-/// A loaded program.
+/// A loaded program, by its file descriptor.
 #[derive(Debug)]
 pub struct Verdict(OwnedFd);
 
@@ -28,7 +28,7 @@ const fn instruction(code: u8, registers: u8, offset: i16, value: i32) -> u64 {
 }
 
 impl Verdict {
-    /// A program that returns `action` for every packet.
+    /// Loads a program that returns `action` for every packet.
     pub fn always(action: i32) -> Result<Self> {
         Self::load(&[
             // r0 = action; exit
@@ -37,18 +37,19 @@ impl Verdict {
         ])
     }
 
-    /// One that lets IP packets of one transport protocol go, and has nothing to say of others.
+    /// Loads a program that returns "pass" for IP packets of one transport protocol and "next" for
+    /// others.
     pub fn passes(protocol: u8, v6: bool) -> Result<Self> {
         let (ethertype, at) = if v6 { (0x86dd_u16, 20) } else { (0x0800, 23) };
         let ethertype = i32::from(ethertype.to_be());
         Self::load(&[
-            // r6 = r1, which BPF_LD_ABS asks for; r0 = -1
+            // r6 = r1, required by BPF_LD_ABS; r0 = -1
             instruction(0xbf, 0x16, 0, 0),
             instruction(0xb7, 0, 0, NEXT),
-            // r2 = skb->protocol; if it is another, exit
+            // r2 = skb->protocol; exit if it differs
             instruction(0x61, 0x62, 16, 0),
             instruction(0x55, 2, 5, ethertype),
-            // r0 = the byte at the protocol; r2 = r0; r0 = -1; if r2 is another, exit
+            // r0 = the protocol byte; r2 = r0; r0 = -1; exit if r2 differs
             instruction(0x30, 0, 0, at),
             instruction(0xbf, 0x02, 0, 0),
             instruction(0xb7, 0, 0, NEXT),
@@ -79,16 +80,16 @@ impl Verdict {
             name: *b"stranger\0\0\0\0\0\0\0\0",
         };
         let fd = bpf(BPF_PROG_LOAD, &mut attr).context("loading a program")?;
-        // SAFETY: the kernel has just given us this descriptor.
+        // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Attaches it by TCX: before or after all others.
+    /// Attaches it with TCX, before or after all other programs.
     pub fn attach(&self, node: &Netns, device: &str, hook: u32, before: bool) -> Result<()> {
         self.tcx(node, device, hook, if before { 1 << 3 } else { 1 << 4 }, 8)
     }
 
-    /// Takes it off again.
+    /// Detaches it from the hook.
     pub fn detach(&self, node: &Netns, device: &str, hook: u32) -> Result<()> {
         self.tcx(node, device, hook, 0, 9)
     }
@@ -128,7 +129,7 @@ impl Verdict {
         })?
     }
 
-    /// Pins it, for tc(8).
+    /// Pins it for tc(8).
     pub fn pin(&self, at: &Path) -> Result<()> {
         #[repr(C)]
         struct Pin {
@@ -147,7 +148,7 @@ impl Verdict {
 }
 
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> Result<i32> {
-    // SAFETY: each caller's attribute is what its command takes; its pointers live through the call.
+    // SAFETY: each caller passes the attribute of its command; its pointers outlive the call.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

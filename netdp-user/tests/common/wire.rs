@@ -1,4 +1,4 @@
-//! Packets as they pass in a namespace.
+//! Packet capture in a namespace.
 
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read as _};
 use std::net::IpAddr;
 use testbed::Netns;
 
-/// Every frame that any interface of a namespace sends or receives.
+/// Capture of every frame that any interface of a namespace sends or receives.
 #[derive(Debug)]
 pub struct Capture(Socket);
 
@@ -21,7 +21,7 @@ pub struct Packet {
 }
 
 impl Capture {
-    /// Begins.
+    /// Starts a capture.
     pub fn start(ns: &Netns) -> Result<Self> {
         let every = u16::try_from(libc::ETH_P_ALL)?;
         let socket = ns
@@ -35,8 +35,8 @@ impl Capture {
         Ok(Self(socket))
     }
 
-    /// Begins, with those frames only that interfaces send; `hashed`: and that have
-    /// a hash by then (`skb->hash`).
+    /// Starts a capture of transmitted frames only; with `hashed`, only of those with a hash
+    /// (`skb->hash`).
     pub fn leaving(ns: &Netns, hashed: bool) -> Result<Self> {
         // include/uapi/linux/filter.h: the negative offset SKF_AD_OFF, from there
         // SKF_AD_PKTTYPE and SKF_AD_RXHASH. include/uapi/linux/if_packet.h.
@@ -55,12 +55,12 @@ impl Capture {
             refuse(),
             SockFilter::new(give, 0, 0, u32::MAX),
         ])?;
-        // What came before the filter.
+        // Discards packets from before the filter.
         capture.packets()?;
         Ok(capture)
     }
 
-    /// The IP packets seen since the last call.
+    /// Returns the IP packets since the last call.
     pub fn packets(&self) -> Result<Vec<Packet>> {
         let mut packets = Vec::new();
         let mut frame = vec![0; 65_600];

@@ -1,4 +1,5 @@
-//! A node with an API server on its loopback, a pod, and a neighbour that sees who asks.
+//! A node with an API server on its loopback, a pod, and a neighbour that reports the source of
+//! requests.
 
 use crate::common::clients::tcp_source;
 use crate::common::{ECHO, Echo, NETDP, status};
@@ -10,26 +11,26 @@ use std::path::PathBuf;
 use std::time::Duration;
 use testbed::{Agent, AgentOptions, ApiServer, Bed, Host, WorkDir, wait_for};
 
-/// The node's name in Kubernetes.
+/// Name of the Node object.
 pub const NODE: &str = "node-a";
 
-/// How long the agent may take to come back to an API that is well again: its longest pause is
-/// 10 s, and the machine is busy with other tests.
+/// Timeout for the agent to reconnect to a recovered API server: its longest back-off is 10 s, and
+/// the machine is busy with other tests.
 pub const RECOVERY: Duration = Duration::from_secs(50);
 
-/// Where the agent serves probes.
+/// Address of the agent's probes.
 pub const PROBES: &str = "127.0.0.1:10268";
 
-/// The neighbour is masqueraded.
+/// Policy that masquerades traffic to the neighbour.
 pub const EVERYTHING: &str = "nonMasqueradeCIDRs:\n- 172.16.0.0/16\n";
 
-/// The neighbour is left alone.
+/// Policy that bypasses the neighbour.
 pub const NOT_THE_NEIGHBOUR: &str = "nonMasqueradeCIDRs:\n- 172.16.0.0/16\n- 10.1.0.0/16\n";
 
-/// What the manifests let the agent do.
+/// RBAC of the manifests.
 pub const RBAC: &str = include_str!("../../../deploy/kustomize/base/rbac.yaml");
 
-/// The node's pod, and all that is around it.
+/// The node with its pod and the API server.
 pub struct Cluster {
     pub api: ApiServer,
     pub bed: Bed,
@@ -39,7 +40,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// With the manifests' RBAC, and this node.
+    /// Starts a cluster with the RBAC of the manifests and this node.
     pub fn start() -> Result<Self> {
         let cluster = Self::bare()?;
         cluster.api.apply(&account())?;
@@ -48,7 +49,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// With nothing in it.
+    /// Starts a cluster without any objects.
     pub fn bare() -> Result<Self> {
         let bed = Bed::builder()
             .uplink("eth0", &["10.1.0.10/16"])
@@ -64,7 +65,7 @@ impl Cluster {
         })
     }
 
-    /// Registers the node, as the kubelet does.
+    /// Registers the node as the kubelet does.
     pub fn add_node(&self) -> Result<()> {
         self.api.apply(&format!(
             "apiVersion: v1\nkind: Node\nmetadata: {{name: {NODE}}}\nspec: {{podCIDR: 172.16.0.0/24}}\n"
@@ -72,18 +73,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// A kubeconfig of the agent's ServiceAccount.
+    /// Writes a kubeconfig of the agent's ServiceAccount.
     pub fn kubeconfig(&self) -> Result<PathBuf> {
         let token = self.api.token("kube-system", "netdp")?;
         self.api.write_kubeconfig("agent", &self.api.url(), &token)
     }
 
-    /// The same, by way of a proxy.
+    /// Writes a kubeconfig of the agent's ServiceAccount that connects through a proxy.
     pub fn kubeconfig_of(&self, proxy: &Proxy) -> Result<PathBuf> {
         self.api.write_kubeconfig("proxied", &proxy.url(), "none")
     }
 
-    /// How an agent is started that follows the API only.
+    /// Returns options of an agent whose only source is the API.
     pub fn options(&self, kubeconfig: &std::path::Path) -> AgentOptions {
         AgentOptions::new(NETDP)
             .config(&self.dir.path().join("no-such-file"))
@@ -94,12 +95,12 @@ impl Cluster {
             .arg(format!("--http-listen={PROBES}"))
     }
 
-    /// An agent that is in force.
+    /// Starts an agent and waits until it is ready.
     pub fn agent(&self) -> Result<Agent> {
         Agent::start(&self.bed.node, self.options(&self.kubeconfig()?))
     }
 
-    /// Writes a key of a ConfigMap, and labels.
+    /// Writes a key and the labels of a ConfigMap.
     pub fn write(&self, name: &str, labels: &str, key: &str, text: &str) -> Result<()> {
         let text = serde_json::to_string(text)?;
         self.api.apply(&format!(
@@ -114,13 +115,13 @@ impl Cluster {
         self.write("ip-masq-agent", "", "config", text)
     }
 
-    /// Whether the neighbour sees the node's address.
+    /// Reports whether the neighbour sees the node's address.
     pub fn is_masqueraded(&self) -> Result<bool> {
         let to = (self.near.v4()?, ECHO).into();
         Ok(tcp_source(&self.bed.pods[0], to)? == IpAddr::from([10, 1, 0, 10]))
     }
 
-    /// Waits until new connections are masqueraded, or are not.
+    /// Waits until new connections are masqueraded or bypassed.
     pub fn wait_masqueraded(&self, agent: &Agent, wanted: bool) -> Result<()> {
         wait_for(RECOVERY, &format!("masqueraded: {wanted}"), || {
             self.is_masqueraded().is_ok_and(|is| is == wanted)
@@ -128,7 +129,7 @@ impl Cluster {
         .with_context(|| format!("the agent wrote:\n{}", agent.log()))
     }
 
-    /// Asks the agent's HTTP server: the code and the text.
+    /// Sends a request to the agent's HTTP server; returns the status code and the text.
     pub fn probe(&self, path: &str) -> Result<(String, String)> {
         let url = format!("http://{PROBES}{path}");
         let answer = ["curl", "-s", "-m", "10", "-w", "\n%{http_code}", &url];
@@ -137,7 +138,7 @@ impl Cluster {
         Ok((code.to_owned(), text.to_owned()))
     }
 
-    /// Waits until `/readyz` has this code and these words.
+    /// Waits until `/readyz` returns this code and a text that contains `words`.
     pub fn wait_probe(&self, agent: &Agent, code: &str, words: &str) -> Result<()> {
         let mut seen = None;
         wait_for(
@@ -152,19 +153,19 @@ impl Cluster {
         .with_context(|| format!("it is {seen:?}; the agent wrote:\n{}", agent.log()))
     }
 
-    /// What kubectl prints as JSON.
+    /// Runs kubectl and returns its JSON output.
     pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.api.kubectl(&[arguments, &["-o", "json"]].concat())?;
         Ok(serde_json::from_str(&text)?)
     }
 }
 
-/// The agent's ServiceAccount.
+/// Returns the manifest of the agent's ServiceAccount.
 pub fn account() -> String {
     "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: netdp, namespace: kube-system}\n".into()
 }
 
-/// Waits until the status says so.
+/// Waits until the status satisfies `wanted`.
 pub fn wait_status(agent: &Agent, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
     let mut seen = Value::Null;
     wait_for(RECOVERY, what, || {

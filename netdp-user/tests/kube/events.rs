@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 use testbed::{Agent, wait_for, wait_some};
 
-/// Waits for an Event with this reason, and returns it.
+/// Waits for an Event with this reason and returns it.
 pub fn event(cluster: &Cluster, agent: &Agent, namespace: &str, reason: &str) -> Result<Value> {
     let mut seen = Value::Null;
     wait_some(RECOVERY, &format!("an Event {reason}"), || {
@@ -45,7 +45,7 @@ fn they_say_what_became_of_a_config_map() -> Result<()> {
     Ok(())
 }
 
-/// Somebody takes all programs off. They are back before anybody could ask.
+/// A third party detaches all programs. They are back before a query could detect it.
 #[test]
 fn a_detached_datapath_is_told_of_the_node() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -73,7 +73,7 @@ fn the_nodes_of_a_cluster_share_one_about_each_version() -> Result<()> {
     cluster.configure(EVERYTHING)?;
     let mut agent = cluster.agent()?;
     event(&cluster, &agent, "kube-system", "Applied")?;
-    // The same agent anew, and one of another name.
+    // The same agent restarted, and one with another name.
     agent.restart()?;
     let log = agent.options().clone().arg("--log-level=debug");
     *agent.options() = log;
@@ -95,7 +95,7 @@ fn one_says_that_the_uplink_is_lost() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
     let agent = cluster.agent()?;
-    // Said of the first state, so that the next is a change.
+    // The Event for the initial state, so that the next one is for a change.
     event(&cluster, &agent, "kube-system", "Applied")?;
     cluster.bed.node.ip("link delete eth0")?;
     let lost = event(&cluster, &agent, "default", "UplinkLost")?;
@@ -125,7 +125,7 @@ fn nothing_depends_on_the_right_to_write_them() -> Result<()> {
     cluster.wait_probe(&agent, "200", "ok")
 }
 
-/// The gravest of all, and not about a line of any ConfigMap.
+/// The most severe condition, and not tied to a line of any ConfigMap.
 #[test]
 fn masqueraded_pods_are_told_of_the_node_and_in_the_fleet() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -146,7 +146,7 @@ fn masqueraded_pods_are_told_of_the_node_and_in_the_fleet() -> Result<()> {
     Ok(())
 }
 
-/// The defaults hold then, which bypass what was masqueraded.
+/// The built-in rules then apply, which bypass the previously masqueraded destination.
 #[test]
 fn a_config_map_that_is_deleted_is_told() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -169,7 +169,7 @@ fn a_config_map_that_is_deleted_is_told() -> Result<()> {
     )
 }
 
-/// What goes wrong while the API is away is told once it is back.
+/// Problems that occur while the API is unreachable are reported once it is back.
 #[test]
 fn what_happened_while_the_api_was_away_is_told_afterwards() -> Result<()> {
     let cluster = Cluster::start()?;
@@ -191,7 +191,7 @@ fn what_happened_while_the_api_was_away_is_told_afterwards() -> Result<()> {
     Ok(())
 }
 
-/// Pods' packets are dropped; nobody else would tell.
+/// Packets from pods are dropped; nothing else would report it.
 #[test]
 fn an_uplink_without_an_address_is_told_and_not_ready() -> Result<()> {
     let cluster = Cluster::start()?;

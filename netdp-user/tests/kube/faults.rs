@@ -1,11 +1,12 @@
-//! An API server that vanishes, refuses, lies or closes watches: the last good configuration stays.
+//! An API server that disappears, denies access, returns garbage or closes watches: the last good
+//! configuration stays in force.
 
 use crate::cluster::{Cluster, EVERYTHING, NOT_THE_NEIGHBOUR, RECOVERY, wait_status};
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Result, ensure};
 use testbed::{Agent, wait_for};
 
-/// Every fault that keeps the agent from hearing of a change.
+/// Every fault that prevents the agent from receiving a change.
 const DEAF: [Fault; 6] = [
     Fault::Cut,
     Fault::Silent,
@@ -15,8 +16,7 @@ const DEAF: [Fault; 6] = [
     Fault::Garbage,
 ];
 
-/// A cluster that masquerades everything, and an agent that hears of it through a
-/// proxy.
+/// Starts a cluster that masquerades everything, and an agent that reaches its API through a proxy.
 fn behind_a_proxy() -> Result<(Cluster, Proxy, Agent)> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
@@ -28,7 +28,7 @@ fn behind_a_proxy() -> Result<(Cluster, Proxy, Agent)> {
     Ok((cluster, proxy, agent))
 }
 
-/// Everything is masqueraded, or all but the neighbour.
+/// Masquerades everything, or everything except the neighbour.
 fn configure(cluster: &Cluster, masqueraded: bool) -> Result<()> {
     cluster.configure(if masqueraded {
         EVERYTHING
@@ -47,7 +47,7 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
         masqueraded = !masqueraded;
         configure(&cluster, masqueraded)?;
         if fault != Fault::Cut {
-            // It has come up against the fault.
+            // The agent has met the fault.
             wait_for(RECOVERY, "requests", || proxy.requests() >= before + 3)?;
         }
         ensure!(
@@ -65,7 +65,7 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
         cluster.wait_masqueraded(&agent, masqueraded)?;
     }
     wait_status(&agent, "all well", |report| report["api"] == "followed")?;
-    // Told, but not at each attempt.
+    // Logged, but not for each attempt.
     let log = agent.log();
     let lines = log
         .lines()
@@ -85,7 +85,7 @@ fn changes_count_with_a_slow_api_and_with_watches_that_do_not_last() -> Result<(
         configure(&cluster, masqueraded)?;
         cluster.wait_masqueraded(&agent, masqueraded)?;
     }
-    // Watches that are closed at once are not opened again at once.
+    // Watches that are closed at once are reopened with back-off.
     proxy.set(Fault::ShortWatches);
     let before = proxy.requests();
     wait_for(RECOVERY, "watches", || proxy.requests() >= before + 12)?;
@@ -101,13 +101,13 @@ fn a_cluster_that_was_made_anew_is_not_believed() -> Result<()> {
     let mut agent = cluster.agent()?;
     assert!(cluster.is_masqueraded()?);
     cluster.api.restart_empty()?;
-    // Its ServiceAccount is another one: nothing can be heard with the token of before.
+    // The ServiceAccount is a new one: the old token receives nothing.
     cluster.api.apply(&crate::cluster::account())?;
     cluster.api.apply(crate::cluster::RBAC)?;
     cluster.add_node()?;
     cluster.kubeconfig()?;
     assert!(cluster.is_masqueraded()?);
-    // A new agent hears that there is no ConfigMap, and believes it.
+    // A new agent receives an empty list of ConfigMaps and applies it.
     agent.restart()?;
     cluster.wait_masqueraded(&agent, false)
 }
@@ -115,7 +115,7 @@ fn a_cluster_that_was_made_anew_is_not_believed() -> Result<()> {
 #[test]
 fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
     let (cluster, proxy, agent) = behind_a_proxy()?;
-    // A watch that ends is resumed; only one that can't be is followed by a list.
+    // A watch that ends is resumed; a list follows only if it cannot be.
     proxy.set(Fault::Gone);
     wait_status(&agent, "the watches' end", |report| {
         report["api"] != "followed"
@@ -132,7 +132,7 @@ fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
     Ok(())
 }
 
-/// Whichever part of the agent asks, however often, and in whatever words it fails.
+/// Whichever part of the agent sends the requests, however often, and whatever the error text.
 #[test]
 fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
     let (cluster, proxy, agent) = behind_a_proxy()?;
@@ -163,7 +163,7 @@ fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
     );
     proxy.set(Fault::None);
     wait_for(RECOVERY, "the end to be told", || again() == 1)?;
-    // All rights are taken away. Which of the roles are named is not the same each time.
+    // All permissions are revoked. The error text names different roles each time.
     for (kind, arguments) in [
         ("role", &roles[..]),
         ("role", &["netdp", "-n", "netdp-fleet"]),
@@ -174,7 +174,7 @@ fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
             .api
             .kubectl(&[&["delete", kind], arguments].concat())?;
     }
-    // A watch that is open goes on: this ends it.
+    // An open watch is not affected: this ends it.
     proxy.set(Fault::Status(403));
     let before = proxy.requests();
     wait_for(RECOVERY, "requests", || proxy.requests() >= before + 10)?;
@@ -187,7 +187,7 @@ fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
         of("can't be followed: the API answers 403") == 1,
         "{refused:#?}"
     );
-    // Whether configurations are followed is another matter than whether the Lease is written.
+    // Watching configurations and writing the Lease are reported separately.
     ensure!(
         of("writing the Lease") <= 1 && refused.len() <= 2,
         "{refused:#?}"

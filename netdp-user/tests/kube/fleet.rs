@@ -1,4 +1,4 @@
-//! `netdp fleet`.
+//! Tests of `netdp fleet`.
 
 use crate::cluster::RECOVERY;
 use crate::cluster::{Cluster, EVERYTHING, NODE};
@@ -17,7 +17,7 @@ pub fn fleet(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     output(&mut command)
 }
 
-/// Waits until the node is shown so.
+/// Waits until the output shows the node as expected.
 pub fn wait_shown(
     cluster: &Cluster,
     agent: &Agent,
@@ -48,12 +48,12 @@ fn it_shows_what_is_in_force_where() -> Result<()> {
     assert_eq!(first["mode"], "ebpf");
     let report = crate::common::status(&agent)?["report"].clone();
     assert_eq!(first["config"], report["config"]["hash"]);
-    // Another configuration is another hash and the next generation.
+    // Another configuration changes the hash and the generation.
     cluster.configure("nonMasqueradeCIDRs: [172.16.0.0/16, 192.0.2.0/24]\n")?;
     let next = first["generation"].as_u64().context("a number")? + 1;
     let second = wait_shown(&cluster, &agent, |row| row["generation"] == next)?;
     assert_ne!(second["config"], first["config"]);
-    // A bad one leaves both, and is told.
+    // A bad one changes neither and is reported.
     cluster.configure("nonMasqueradeCIDRs: [x]\n")?;
     let third = wait_shown(&cluster, &agent, |row| {
         let errors = row["errors"].as_str().unwrap_or_default();
@@ -63,7 +63,7 @@ fn it_shows_what_is_in_force_where() -> Result<()> {
         (&third["config"], &third["state"]),
         (&second["config"], &second["state"])
     );
-    // A key that nobody knows rejects nothing, and is warned of.
+    // An unknown key rejects nothing and causes a warning.
     cluster.configure("nonMasqueradeCIDR: [192.0.2.0/24]\n")?;
     wait_shown(&cluster, &agent, |row| {
         row["errors"] == "" && row["warnings"].to_string().contains("unknown key")
@@ -75,7 +75,7 @@ fn it_shows_what_is_in_force_where() -> Result<()> {
     Ok(())
 }
 
-/// As in the agent's pod, whose ServiceAccount may write Leases and not list them.
+/// As in the agent's pod, whose ServiceAccount may write Leases but not list them.
 #[test]
 fn without_the_right_it_says_so_once_and_what_to_do() -> Result<()> {
     let cluster = Cluster::start()?;

@@ -1,4 +1,4 @@
-//! `/livez` and `/readyz`.
+//! Tests of `/livez` and `/readyz`.
 
 use crate::cluster::{Cluster, EVERYTHING, PROBES};
 use crate::common::{NETDP, flows, mappings};
@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use std::fs;
 use testbed::{Agent, AgentOptions, Bed, WorkDir};
 
-/// Probes need no Kubernetes.
+/// Probes do not require Kubernetes.
 #[test]
 fn they_answer_on_a_bare_node() -> Result<()> {
     let bed = Bed::builder()
@@ -50,17 +50,17 @@ fn they_answer_on_a_bare_node() -> Result<()> {
             .run(&[&post[..], &[&url]].concat())?
             .ends_with("405")
     );
-    // The self-check sent packets that made mappings, and left none behind.
+    // The packets of the self-check created mappings and removed them again.
     assert!(crate::common::packets(&agent, "mappings_created")? >= 2);
     assert_eq!(mappings(&agent)?, 0, "{:?}", flows(&agent)?);
-    // Without an uplink the node is not ready, and says why.
+    // Without an uplink the node is not ready, and `/readyz` names the reason.
     bed.node.ip("link delete eth0")?;
     testbed::wait_for(crate::common::SOON, "no readiness", || {
         ask("/readyz").is_ok_and(|text| text.contains("attached nowhere") && text.ends_with("503"))
     })
 }
 
-/// The policy is taken from under the programs: they run, and decide otherwise.
+/// The policy is removed behind the programs' back: they run but decide differently.
 #[test]
 fn a_datapath_that_does_otherwise_is_not_ready() -> Result<()> {
     let cluster = Cluster::start()?;

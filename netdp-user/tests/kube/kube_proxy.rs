@@ -1,4 +1,4 @@
-//! Beside a real kube-proxy in its iptables mode, with a real API server.
+//! netdp beside a real kube-proxy in iptables mode, with a real API server.
 
 use crate::common::clients::{Tcp, Udp, any};
 use crate::common::{ECHO, Echo, POLICY_V4, World, flows, mappings};
@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use testbed::{ApiServer, Netns, Running, ensure_tracked, kube_programs, wait_for};
 
-/// How long kube-proxy may take to write its rules on a busy machine.
+/// Timeout for kube-proxy to write its rules on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A Service for TCP and UDP whose only endpoint is `backend`.
+/// Returns a Service for TCP and UDP whose only endpoint is `backend`.
 fn service(name: &str, cluster_ip: &str, node_port: u16, policy: &str, backend: IpAddr) -> String {
     let node = if backend.to_string().starts_with("172.16.") {
         "nodeName: node-a"
@@ -42,8 +42,8 @@ subsets:
     )
 }
 
-/// kube-proxy as kubeadm runs it, but for its limits on connection tracking,
-/// which are the whole machine's.
+/// Starts kube-proxy as kubeadm configures it, without its conntrack limits, which would apply to
+/// the whole machine.
 fn kube_proxy(node: &Netns, api: &ApiServer) -> Result<Running> {
     let mut command = node.command(kube_programs::find("kube-proxy")?);
     command
@@ -57,12 +57,12 @@ fn kube_proxy(node: &Netns, api: &ApiServer) -> Result<Running> {
         .args(["--conntrack-tcp-timeout-established=0"])
         .args(["--conntrack-tcp-timeout-close-wait=0"])
         .args(["--iptables-min-sync-period=0s"])
-        // Endpoints are written by hand: there is no controller to slice them.
+        // The test writes Endpoints: no controller creates EndpointSlices.
         .arg("--feature-gates=EndpointSliceProxying=false");
     Running::start(command)
 }
 
-/// Asks by TCP and UDP some times; the source that is seen each time.
+/// Sends several TCP and UDP requests and checks the source of each.
 fn asked(from: &Netns, to: &str, seen_as: [u8; 4]) -> Result<()> {
     let (to, seen_as): (SocketAddr, _) = (to.parse()?, IpAddr::from(seen_as));
     let mut tcp = Tcp::connect(from, any(to), to)?;
@@ -79,7 +79,7 @@ fn services_work_beside_kube_proxy() -> Result<()> {
     let world = World::with(POLICY_V4, &[])?;
     let (node, pods, far) = (&world.bed.node, &world.bed.pods, &world.far);
     let _echoes = [Echo::start(&pods[1])?, Echo::start(far)?];
-    // kube-proxy, its API server and etcd talk to each other all the time.
+    // Accounts for the continuous traffic between kube-proxy, the API server and etcd.
     ensure_tracked(node, 4096)?;
     let api = ApiServer::start(node)?;
     let inside = pods[1].v4()?.into();
@@ -93,7 +93,7 @@ fn services_work_beside_kube_proxy() -> Result<()> {
         .concat(),
     )?;
     let proxy = kube_proxy(node, &api)?;
-    // The last chain that is written for a service: that of its endpoint.
+    // The last chain that is written for a service is that of its endpoint.
     wait_for(PATIENCE, "kube-proxy's rules", || {
         let rules = node
             .run(&["iptables-save", "-t", "nat"])
@@ -103,7 +103,7 @@ fn services_work_beside_kube_proxy() -> Result<()> {
     })
     .with_context(|| format!("kube-proxy wrote:{}", proxy.written()))?;
 
-    // From outside to a pod: the node's address inside, or the client's own.
+    // From outside to a pod: seen with the node's internal address, or with the client's own.
     asked(far, "10.1.0.10:30080", [172, 16, 0, 1])?;
     asked(far, "10.1.0.10:30081", far.v4()?.octets())?;
     // From a pod to a pod.
@@ -113,10 +113,11 @@ fn services_work_beside_kube_proxy() -> Result<()> {
         mappings(&world.agent)? == 0,
         "netdp took part in what is kube-proxy's"
     );
-    // From a pod to a backend beyond the uplink: netdp's, after kube-proxy.
+    // From a pod to a backend beyond the uplink: netdp translates after kube-proxy.
     asked(&pods[0], "10.96.0.12:80", [10, 1, 0, 10])?;
     ensure!(mappings(&world.agent)? == 2);
-    // From outside to one outside: kube-proxy's alone, the node's own to netdp.
+    // From outside to an outside backend: translated by kube-proxy alone; to netdp it is the node's
+    // own.
     asked(&world.near, "10.1.0.10:30082", [10, 1, 0, 10])?;
     let pod = pods[0].v4()?.to_string();
     let mapped = flows(&world.agent)?;
@@ -124,7 +125,7 @@ fn services_work_beside_kube_proxy() -> Result<()> {
         mapped.len() == 2 && mapped.iter().all(|flow| flow["source"] == pod),
         "{mapped:#?}"
     );
-    // From a pod straight to it, on both sides of a restart of kube-proxy.
+    // From a pod directly to the backend, before and after a restart of kube-proxy.
     asked(&pods[0], "10.2.0.1:7", [10, 1, 0, 10])?;
     drop(proxy);
     let _proxy = kube_proxy(node, &api)?;

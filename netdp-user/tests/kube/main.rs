@@ -1,4 +1,4 @@
-//! The agent with a real Kubernetes API server, over the ServiceAccount and RBAC of the manifests.
+//! The agent with a real Kubernetes API server and the manifests' ServiceAccount and RBAC.
 
 #[path = "../common/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests of nodes have the rest")]

@@ -1,4 +1,4 @@
-//! Between the agent and the API server: does what a test says.
+//! A fault-injecting proxy between the agent and the API server.
 
 use anyhow::{Context as _, Result};
 use futures::future::{Either, select};
@@ -18,32 +18,33 @@ use std::time::Duration;
 use testbed::Netns;
 use tokio::sync::watch;
 
-/// What becomes of requests.
+/// Treatment of the agent's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// They reach the API server.
+    /// Forwarded to the API server.
     None,
-    /// They do, late.
+    /// Forwarded with a delay.
     Slow,
-    /// Connections break, and new ones with them.
+    /// All connections are closed, new ones included.
     Cut,
-    /// Nothing is ever answered.
+    /// Requests are never answered.
     Silent,
-    /// This status, as the API server writes it.
+    /// This HTTP status, in the API server's format.
     Status(u16),
-    /// 200, and text that is none of Kubernetes'.
+    /// 200, with a body that is not a Kubernetes object.
     Garbage,
-    /// Watches begin and say that their version is too old.
+    /// Watches return "resource version too old" (410).
     Gone,
-    /// Watches end as soon as they began.
+    /// Watches end immediately.
     ShortWatches,
-    /// Lists are empty, and no version is known: an API server over another etcd.
+    /// Lists are empty and resource versions unknown: an API server on another etcd.
     EmptyLists,
 }
 
 type Body = UnsyncBoxBody<Bytes, kube::Error>;
 
-/// Plain HTTP for the agent, the ServiceAccount's TLS and token for the API server.
+/// Accepts plain HTTP from the agent; connects to the API server with TLS and the ServiceAccount's
+/// token.
 pub struct Proxy {
     port: u16,
     fault: watch::Sender<Fault>,
@@ -51,7 +52,7 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it in a namespace; `kubeconfig` is how it reaches the server.
+    /// Starts the proxy in a namespace; `kubeconfig` is for the API server.
     pub fn start(ns: &Netns, kubeconfig: &Path) -> Result<Self> {
         let listener = ns.enter(|| TcpListener::bind("127.0.0.1:0"))??;
         listener.set_nonblocking(true)?;
@@ -68,7 +69,7 @@ impl Proxy {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        // The runtime's sockets belong where its thread is.
+        // The runtime's sockets belong to the namespace of its thread.
         std::thread::spawn(move || ns.enter(|| runtime.block_on(serve)));
         Ok(Self {
             port,
@@ -81,18 +82,18 @@ impl Proxy {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// From now on; connections of before end.
+    /// Sets the fault; existing connections are closed.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
 
-    /// How many requests came so far; of those whose connections are cut, connections.
+    /// Returns the number of requests so far; with [`Fault::Cut`], of connections.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Relaxed)
     }
 }
 
-/// Until the [`Proxy`] is dropped.
+/// Serves until the [`Proxy`] is dropped.
 async fn serve(
     listener: TcpListener,
     kubeconfig: std::path::PathBuf,

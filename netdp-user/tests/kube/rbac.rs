@@ -1,4 +1,4 @@
-//! The manifests' RBAC: each permission is needed, and there is no other.
+//! RBAC of the manifests: each permission is needed, and no other.
 
 use crate::cluster::{
     Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RBAC, RECOVERY, account, wait_status,
@@ -6,7 +6,7 @@ use crate::cluster::{
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Agent, wait_for};
 
-/// Every permission: resource and verb.
+/// All permissions: resource and verb.
 const NEEDED: [(&str, &str); 7] = [
     ("configmaps", "list"),
     ("configmaps", "watch"),
@@ -17,7 +17,7 @@ const NEEDED: [(&str, &str); 7] = [
     ("leases", "patch"),
 ];
 
-/// The manifests without a permission.
+/// Returns the manifests without one permission.
 pub fn without(resource: &str, verb: &str) -> String {
     let mut found = false;
     let mut of_resource = false;
@@ -49,7 +49,7 @@ pub fn without(resource: &str, verb: &str) -> String {
     text
 }
 
-/// What the agent says of what it was refused, once it has gone through everything it does.
+/// Checks the agent's log about denied requests, after it has performed all its operations.
 fn refusals(cluster: &Cluster, agent: &Agent, wanted: &str) -> Result<()> {
     wait_for(RECOVERY, wanted, || agent.log().contains(wanted)).with_context(|| {
         format!(
@@ -60,7 +60,7 @@ fn refusals(cluster: &Cluster, agent: &Agent, wanted: &str) -> Result<()> {
     })
 }
 
-/// Waits until the API server has taken note that the agent may not do this any more.
+/// Waits until the API server no longer grants this permission to the agent.
 fn wait_forbidden(cluster: &Cluster, resource: &str, verb: &str) -> Result<()> {
     let namespaces: &[&str] = match resource {
         "events" => &["kube-system", "default"],
@@ -70,7 +70,7 @@ fn wait_forbidden(cluster: &Cluster, resource: &str, verb: &str) -> Result<()> {
     let who = "--as=system:serviceaccount:kube-system:netdp";
     for namespace in namespaces {
         wait_for(RECOVERY, &format!("no {verb} of {resource}"), || {
-            // It prints `no` and fails.
+            // It prints `no` and exits with an error.
             let may = ["auth", "can-i", verb, resource, who, "-n", namespace];
             cluster.api.kubectl(&may).is_err()
         })?;
@@ -100,7 +100,7 @@ fn each_permission_is_needed() -> Result<()> {
         wait_forbidden(&cluster, resource, verb)?;
         let agent = cluster.agent()?;
         let words = match (resource, verb) {
-            // The API server says no more of a patch that may not create.
+            // For a patch that may not create, the API server returns no details.
             ("leases", "create") => format!("\"{lease}\" is forbidden"),
             _ => format!("cannot {verb} resource \"{resource}\""),
         };
@@ -109,7 +109,7 @@ fn each_permission_is_needed() -> Result<()> {
     Ok(())
 }
 
-/// As the component named-maps has it: no ConfigMap but those two can be read.
+/// The component named-maps: only these two ConfigMaps can be read.
 #[test]
 fn named_config_maps_need_no_right_to_others() -> Result<()> {
     let cluster = Cluster::bare()?;
@@ -128,7 +128,7 @@ fn named_config_maps_need_no_right_to_others() -> Result<()> {
         report["api"] == "followed"
     })?;
     ensure!(!agent.log().contains("cannot "), "{}", agent.log());
-    // What has the label does not count.
+    // A ConfigMap with the label has no effect.
     cluster.wait_masqueraded(&agent, true)?;
     cluster.configure(NOT_THE_NEIGHBOUR)?;
     cluster.wait_masqueraded(&agent, false)?;
@@ -143,7 +143,7 @@ fn named_config_maps_need_no_right_to_others() -> Result<()> {
         "kube-system",
     ];
     ensure!(cluster.api.kubectl(&may).is_err());
-    // Whoever wants the label needs the right.
+    // Following the label requires the permission.
     *agent.options() = options;
     agent.restart()?;
     refusals(&cluster, &agent, "cannot list resource \"configmaps\"")
@@ -194,7 +194,7 @@ fn nothing_is_refused_with_all_of_them_and_nothing_else_is_allowed() -> Result<(
         let listed = cluster.api.kubectl(&list)?;
         let mut allowed: Vec<String> = listed
             .lines()
-            // What everybody may: ask about oneself, and read paths that are no resources.
+            // Granted to everyone: querying one's own permissions, and non-resource paths.
             .filter(|line| !line.contains("selfsubject") && !line.trim_start().starts_with('['))
             .map(|line| {
                 let what = line.split_whitespace().next().unwrap_or_default();

@@ -1,6 +1,6 @@
-//! A hostile API server: faults at random while the configuration changes.
+//! A hostile API server: random faults while the configuration changes.
 //!
-//! `cargo xtask soak MINUTES` does it for longer.
+//! `cargo xtask soak MINUTES` runs it for longer.
 
 use crate::cluster::{Cluster, EVERYTHING, wait_status};
 use crate::common::clients::{Tcp, any};
@@ -24,13 +24,14 @@ const FAULTS: [Fault; 10] = [
     Fault::EmptyLists,
 ];
 
-/// How long it lasts by itself.
+/// Duration unless [`SECONDS`] is set.
 const SHORT: Duration = Duration::from_secs(20);
 
-/// The variable that sets another number of seconds.
+/// Environment variable with another duration in seconds.
 const SECONDS: &str = "NETDP_SOAK_SECONDS";
 
-/// A policy that is told from others by its number, and masquerades the neighbour like all of them.
+/// Returns a policy that is identified by its number and masquerades the neighbour, as all of them
+/// do.
 fn numbered(number: u64) -> String {
     format!("{EVERYTHING}- 192.0.2.{}/32\n", number % 250)
 }
@@ -72,12 +73,12 @@ fn no_policy_is_wrong_and_no_flow_is_lost() -> Result<()> {
     let (start, mut written, mut held, mut seed) = (Instant::now(), 0u64, 0u64, 1u64);
     let (mut rounds, mut told) = (0u32, Instant::now());
     while start.elapsed() < lasts {
-        // An xorshift generator: the same faults in the same order each time.
+        // An xorshift generator: the same sequence of faults in every run.
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
         let fault = FAULTS[usize::try_from(seed % 10)?];
-        // Every third round all is well.
+        // Every third round has no fault.
         proxy.set(if rounds % 3 == 2 { Fault::None } else { fault });
         if seed % 2 == 0 {
             written += 1;
@@ -87,7 +88,7 @@ fn no_policy_is_wrong_and_no_flow_is_lost() -> Result<()> {
         while Instant::now() < until {
             let now =
                 number_in_force(&agent)?.context("none of the written policies is in force")?;
-            // Never one that was not written, and never back.
+            // The policy in force must be one that was written, and must never go backwards.
             ensure!(
                 now >= held && now <= written,
                 "{now} after {held}, {written} written: {fault:?}"
@@ -107,7 +108,7 @@ fn no_policy_is_wrong_and_no_flow_is_lost() -> Result<()> {
                 start.elapsed().as_secs()
             );
         }
-        // The numbers begin anew long before they would be ambiguous.
+        // The numbers wrap around long before they would be ambiguous.
         ensure!(written < 250 || held > 0, "nothing was ever heard");
         if written >= 249 {
             proxy.set(Fault::None);

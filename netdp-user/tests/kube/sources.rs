@@ -1,4 +1,4 @@
-//! ConfigMaps and the Node as sources.
+//! ConfigMaps and the Node object as configuration sources.
 
 use crate::cluster::{Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RECOVERY, wait_status};
 use crate::common::wait_log;
@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::Value;
 use testbed::{Agent, ConfigVolume, output, wait_some};
 
-/// The rule about a prefix: what it does, and who says so.
+/// Returns the action and the origin of the rule for a prefix.
 fn rule(report: &Value, prefix: &str) -> Option<(String, String)> {
     let rules = report["config"]["rules"].as_array()?;
     let rule = rules.iter().find(|rule| rule["prefix"] == prefix)?;
@@ -28,7 +28,7 @@ fn the_config_map_is_edited_deleted_and_made_again() -> Result<()> {
     cluster.wait_masqueraded(&agent, false)?;
     cluster.configure(EVERYTHING)?;
     cluster.wait_masqueraded(&agent, true)?;
-    // As with ip-masq-agent: without a ConfigMap the defaults hold.
+    // As with ip-masq-agent, the built-in rules apply without a ConfigMap.
     cluster
         .api
         .kubectl(&["-n", "kube-system", "delete", "configmap", "ip-masq-agent"])?;
@@ -112,7 +112,7 @@ fn config_maps_are_united_and_each_rule_says_where_it_is_from() -> Result<()> {
             )
             && rule(report, "198.51.100.128/25").is_none()
     })?;
-    // Contradictions are told with both places; what was in force stays.
+    // A contradiction is reported with both origins; the policy in force stays.
     cluster.write(
         "team-b",
         "netdp.io/config: \"\"",
@@ -123,7 +123,7 @@ fn config_maps_are_united_and_each_rule_says_where_it_is_from() -> Result<()> {
         &agent,
         "kube-system/team-b/b.yaml:1: 192.0.2.0/24 is in masqueradeCIDRs here, but in nonMasqueradeCIDRs at kube-system/ip-masq-agent/config:3",
     )?;
-    // Without the label it counts no more, and the others are good again.
+    // Without the label it no longer counts, and the others are valid again.
     cluster.write("team-b", "", "b.yaml", "masqueradeCIDRs: [192.0.2.0/24]\n")?;
     wait_status(&agent, "two ConfigMaps less", |report| {
         report["config"]["rejected"] == serde_json::json!([])
@@ -135,7 +135,7 @@ fn config_maps_are_united_and_each_rule_says_where_it_is_from() -> Result<()> {
 fn a_volume_of_the_same_config_map_is_not_counted_twice() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
-    // Named by its key, as in a volume that does not name items.
+    // Named by its key, as in a volume that does not list items.
     let volume = ConfigVolume::new(EVERYTHING)?;
     let name = volume.file();
     let name = name
@@ -149,7 +149,7 @@ fn a_volume_of_the_same_config_map_is_not_counted_twice() -> Result<()> {
         .arg(format!("--config-map={name}"));
     cluster.write(&name, "", "config", EVERYTHING)?;
     let agent = Agent::start(&cluster.bed.node, options)?;
-    // The kubelet will bring the volume up to date in a minute. It would contradict until then.
+    // The kubelet updates the volume within a minute; until then it would contradict.
     cluster.write(
         &name,
         "",
@@ -164,7 +164,7 @@ fn a_volume_of_the_same_config_map_is_not_counted_twice() -> Result<()> {
             &format!("kube-system/{name}/config:2"),
         ) && report["config"]["rejected"] == serde_json::json!([])
     })?;
-    // Without the ConfigMap in the API the file is what there is.
+    // Without the ConfigMap in the API, the file applies.
     cluster
         .api
         .kubectl(&["-n", "kube-system", "delete", "configmap", &name])?;
@@ -209,7 +209,7 @@ fn the_node_says_its_pod_range() -> Result<()> {
     Ok(())
 }
 
-/// The commands that the documents have for it, as they are there.
+/// Runs the documented commands as they are in the documents.
 #[test]
 fn the_documented_commands_make_and_change_the_config_map() -> Result<()> {
     let cluster = Cluster::start()?;

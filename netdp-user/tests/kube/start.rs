@@ -1,4 +1,5 @@
-//! The agent's start without an API, or with one that refuses or has something bad.
+//! Start of the agent without an API, with one that denies access, or with a bad configuration in
+//! it.
 
 use crate::cluster::{Cluster, EVERYTHING, NOT_THE_NEIGHBOUR, wait_status};
 use crate::common::{NETDP, wait_log};
@@ -20,7 +21,7 @@ fn without_the_api_the_defaults_hold_and_the_node_is_not_ready() -> Result<()> {
     let (proxy, options) = proxied(&cluster)?;
     proxy.set(Fault::Silent);
     let agent = Agent::start(&cluster.bed.node, options)?;
-    // Neither everything nor nothing: the neighbour is in 10.0.0.0/8.
+    // Neither masquerades everything nor bypasses everything: the neighbour is in 10.0.0.0/8.
     assert!(!cluster.is_masqueraded()?);
     cluster.wait_probe(
         &agent,
@@ -49,7 +50,7 @@ fn without_the_api_the_last_word_to_an_earlier_agent_holds() -> Result<()> {
         })?;
         cluster.wait_probe(&agent, "200", "ok")?;
     }
-    // What changed meanwhile counts once the API is back.
+    // A change made meanwhile takes effect once the API is back.
     cluster.configure(NOT_THE_NEIGHBOUR)?;
     proxy.set(Fault::None);
     cluster.wait_masqueraded(&agent, false)
@@ -70,7 +71,7 @@ fn files_are_enough_where_the_operator_gave_no_rights() -> Result<()> {
     wait_log(&agent, "cannot list resource \"configmaps\"")?;
     assert!(cluster.is_masqueraded()?);
     cluster.wait_probe(&agent, "200", "from files in force")?;
-    // The operator thinks better of it.
+    // The operator grants the permissions.
     cluster.api.apply(crate::cluster::RBAC)?;
     cluster.write(
         "more",

@@ -1,5 +1,6 @@
-//! Others' TC programs that end the look at a hook: `TC_ACT_OK`, which is `TCX_PASS` too. netdp's
-//! come before them where the order allows it; else it is noticed what becomes of packets.
+//! Third-party TC programs that end the processing at a hook: `TC_ACT_OK`, equal to `TCX_PASS`.
+//! netdp's programs run before them if the order can be changed; otherwise netdp detects the effect
+//! on packets.
 
 use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::verdict::{EGRESS, INGRESS, NEXT, PASS, Verdict};
@@ -17,12 +18,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, WorkDir, wait_for};
 
-/// In which it has to be noticed: two looks, and a busy machine.
+/// Time limit for the detection: two polls, on a busy machine.
 const NOTICED: Duration = Duration::from_secs(5);
 
 const PROBES: &str = "127.0.0.1:10269";
 
-/// Looks at everything once an hour only.
+/// Returns a policy whose resync interval is an hour.
 fn policy() -> String {
     format!("{POLICY}resyncInterval: 1h\n")
 }
@@ -35,7 +36,7 @@ fn world(mechanism: &str) -> Result<(World, Echo)> {
     Ok((world, echo))
 }
 
-/// New flows of pods are masqueraded and get their answers, and nothing leaks.
+/// Checks that new flows of pods are masqueraded and answered, and that nothing leaks.
 fn is_translated(bed: &Bed, far: &Host) -> Result<()> {
     let wire = Capture::start(&bed.uplinks[0].router)?;
     for to in echoes(far) {
@@ -63,7 +64,7 @@ fn ready_file(agent: &Agent) -> bool {
     agent.state_dir().with_file_name("ready").exists()
 }
 
-/// Waits until log, status, ready file and `/readyz` say `words`.
+/// Waits until log, status, ready file and `/readyz` contain `words`.
 fn wait_told(world: &World, words: &str) -> Result<()> {
     wait_for(NOTICED, &format!("{words:?} to be told"), || {
         let status = world.agent.netdp(&["status"]).unwrap_or_default();
@@ -87,8 +88,8 @@ fn wait_well(world: &World) -> Result<()> {
     .with_context(|| format!("{:?}", status(&world.agent)))
 }
 
-/// Whoever was there before, and whoever comes after all others, keeps no packet from netdp. Nor
-/// from netfilter, whose translation comes before TC egress and after TC ingress.
+/// A program attached before netdp's, or one that is appended, withholds no packet from netdp. Nor
+/// from netfilter, which translates before TC egress and after TC ingress.
 #[test]
 fn a_program_that_passes_packets_keeps_none_from_ours() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -119,7 +120,7 @@ fn a_program_that_passes_packets_keeps_none_from_ours() -> Result<()> {
     Ok(())
 }
 
-/// netdp comes first again, and nobody notices: not a packet is lost, none leaks.
+/// netdp moves to the front again without an interruption: no packet is lost, none leaks.
 #[test]
 fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
     let (mut world, _echo) = world("tcx")?;
@@ -129,7 +130,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
         let seen = client.ask()?;
         open.push((client, seen));
     }
-    // What has nothing to say hurts nobody in the meantime.
+    // A program that returns "next" has no effect meanwhile.
     let stranger = Verdict::always(NEXT)?;
     let mut pings = Pings::default();
     for to in echoes(&world.far) {
@@ -155,7 +156,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
         ensure!(client.ask()? == *seen, "a mapping was lost");
     }
     for ping in pings.end()? {
-        // One of each hook may meet both programs, or neither list.
+        // One packet per hook may run both programs, or neither.
         ensure!(ping.alive && ping.lost <= 2, "{ping:?}");
     }
     for packet in wire.packets()? {
@@ -163,7 +164,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
         let mut pods = pods.map(ipnet::IpNet::addr);
         ensure!(!pods.any(|pod| pod == packet.source), "leaked {packet:?}");
     }
-    // One that passes packets.
+    // A program that passes packets.
     let passing = Verdict::always(PASS)?;
     for hook in [EGRESS, INGRESS] {
         passing.attach(&world.bed.node, "eth0", hook, true)?;
@@ -192,7 +193,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
     Ok(())
 }
 
-/// Who puts himself first again and again wins. What he does to packets is told.
+/// A program that repeatedly moves to the front stays there. Its effect on packets is reported.
 #[test]
 fn nobody_is_fought_for_ever() -> Result<()> {
     let (world, _echo) = world("tcx")?;
@@ -216,12 +217,12 @@ fn nobody_is_fought_for_ever() -> Result<()> {
     is_translated(&world.bed, &world.far)
 }
 
-/// A clsact filter comes after all TCX programs.
+/// A clsact filter runs after all TCX programs.
 #[test]
 fn what_a_tcx_program_does_to_a_filters_packets_is_told() -> Result<()> {
     let (world, _echo) = world("clsact")?;
     let node = &world.bed.node;
-    // It has nothing to say: no matter.
+    // It returns "next", so it is harmless.
     let harmless = Verdict::always(NEXT)?;
     for hook in [EGRESS, INGRESS] {
         harmless.attach(node, "eth0", hook, true)?;
@@ -247,7 +248,7 @@ fn what_a_tcx_program_does_to_a_filters_packets_is_told() -> Result<()> {
         passing.attach(node, "eth0", hook, false)?;
         wait_told(&world, words)?;
         passing.detach(node, "eth0", hook)?;
-        // What was seen counts for a while yet, as long as others come first.
+        // The detected effect remains valid for a while, as long as other programs run first.
         harmless.detach(node, "eth0", hook)?;
         wait_for(NOTICED, "the node to be ready", || ready_file(&world.agent))?;
     }
@@ -255,7 +256,7 @@ fn what_a_tcx_program_does_to_a_filters_packets_is_told() -> Result<()> {
     is_translated(&world.bed, &world.far)
 }
 
-/// It may concern a part of the packets only.
+/// Only a part of the packets may be affected.
 #[test]
 fn what_a_tcx_program_does_to_some_packets_is_told() -> Result<()> {
     for (v6, to) in [(false, 0), (true, 1)] {
@@ -273,7 +274,7 @@ fn what_a_tcx_program_does_to_some_packets_is_told() -> Result<()> {
     Ok(())
 }
 
-/// Filters of the same qdisc, by whatever preference.
+/// Filters of the same qdisc, with any preference.
 #[test]
 fn a_filter_that_comes_before_ours_is_overtaken() -> Result<()> {
     let (mut world, _echo) = world("clsact")?;
@@ -283,7 +284,7 @@ fn a_filter_that_comes_before_ours_is_overtaken() -> Result<()> {
     passing.pin(&pin)?;
     let pin = pin.display().to_string();
     for hook in ["egress", "ingress"] {
-        // By itself it would get a preference before all others.
+        // By default it would get a preference before all others.
         let add = ["tc", "filter", "add", "dev", "eth0", hook];
         node.run(&[&add[..], &["bpf", "da", "object-pinned", &pin]].concat())?;
         let first = ["pref", "1", "bpf", "da", "object-pinned", &pin];
@@ -320,7 +321,7 @@ fn a_filter_that_comes_before_ours_is_overtaken() -> Result<()> {
     Ok(())
 }
 
-/// Another program under the very preference and handle of ours.
+/// Another program with the same preference and handle as netdp's.
 #[test]
 fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
     let (world, _echo) = world("clsact")?;
@@ -335,7 +336,8 @@ fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
         node.run(&[&change[..], &ours, &["object-pinned", &pin]].concat())?;
         let told = format!("the {hook} program is not attached to eth0 (clsact)");
         wait_log(&world.agent, &told)?;
-        // Both are put back at once, so that it would not be told of what happens to the other meanwhile.
+        // Waits until both are restored: a change to the other one in between would not be logged
+        // separately.
         wait_well(&world)?;
     }
     wait_log(&world.agent, "all programs are attached again")?;
@@ -345,7 +347,7 @@ fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
     wait_well(&world)
 }
 
-/// Where an agent ended between the two steps of an overtaking, its old filter is there too.
+/// If an agent ended between the two steps of reordering, its old filter still exists.
 #[test]
 fn what_an_overtaking_that_was_cut_short_left_goes() -> Result<()> {
     let (mut world, _echo) = world("clsact")?;
@@ -374,7 +376,7 @@ fn what_an_overtaking_that_was_cut_short_left_goes() -> Result<()> {
     Ok(())
 }
 
-/// What the shipped manifest grants, as `setpriv` calls it.
+/// Returns the capabilities of the shipped manifest, in the notation of `setpriv`.
 fn shipped_capabilities() -> Result<Vec<String>> {
     let manifest = include_str!("../../../deploy/kustomize/base/daemonset.yaml");
     let unit = include_str!("../../../deploy/netdp.service");
@@ -395,7 +397,7 @@ fn shipped_capabilities() -> Result<Vec<String>> {
     Ok(added.into_iter().collect())
 }
 
-/// Not as root with everything, which no node gives to netdp.
+/// Runs with the shipped capabilities rather than as full root, which no node gives to netdp.
 #[test]
 fn a_leak_is_seen_with_the_shipped_capabilities() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -408,7 +410,7 @@ fn a_leak_is_seen_with_the_shipped_capabilities() -> Result<()> {
         .map(|name| format!("+{name}"))
         .collect();
     let granted = granted.join(",");
-    // The bpffs is there, as on a node.
+    // The bpffs is already mounted, as on a node.
     let script = format!(
         "#!/bin/sh\nfor word; do\n\
          if [ \"$before\" = --bpffs ] && ! mountpoint -q \"$word\"; then\n\

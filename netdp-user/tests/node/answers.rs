@@ -1,5 +1,6 @@
-//! Requests that come in by an interface that is no uplink, and whose answers leave by an uplink,
-//! are answered with the address that was asked. Connection tracking does so too: the control.
+//! Requests that arrive on an interface that is not an uplink and whose replies leave by an uplink:
+//! the reply has the requested address as its source. Connection tracking does the same: the
+//! control.
 
 use crate::common::clients::{Tcp, Udp, any, ping};
 use crate::common::{ECHO, Echo, SOON, nft, start_agent, tcx_programs, wait_log};
@@ -7,11 +8,11 @@ use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
-/// The second NIC's network is left alone: by it the node routes nothing that is masqueraded.
+/// The second NIC's network is bypassed: the node routes nothing masqueraded through it.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16, 10.9.0.0/16, \
                       'fd00:172::/64', 'fd00:1::/64', 'fd00:9::/64']\n";
 
-/// A load balancer's address, which no machine has.
+/// Address of a load balancer, not assigned to any machine.
 const BALANCED: &str = "203.0.113.50";
 
 struct World {
@@ -28,7 +29,7 @@ impl World {
             .uplink("eth1", &["10.9.0.10/16", "fd00:9::10/64"])
             .pods(2, &["172.16.0.0/24", "fd00:172::/64"])
             .build()?;
-        // Its requests come by the second router, answers go by the first.
+        // Its requests arrive through the second router, replies leave through the first.
         let client = bed.server(1, &["198.51.100.1/24", "2001:db8:1::1/64"])?;
         let [first, second] = [0, 1].map(|uplink| &bed.uplinks[uplink].router);
         first.plug("lan", "asymmetric", &client, "eth9")?;
@@ -78,7 +79,7 @@ impl World {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for World {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
@@ -110,7 +111,7 @@ fn so_they_are_with_netfilter() -> Result<()> {
     answers_come_from_where_was_asked("iptables")
 }
 
-/// What is attached there follows what the interface is, and goes with the rest.
+/// The attached program changes with the role of the interface and is removed with the datapath.
 #[test]
 fn an_interface_is_observed_until_it_is_an_uplink() -> Result<()> {
     let mut world = World::new("ebpf")?;
@@ -138,7 +139,7 @@ fn an_interface_is_observed_until_it_is_an_uplink() -> Result<()> {
     node.ip("-4 route add 192.0.2.0/24 via 10.9.255.254")?;
     ours(true, true)?;
     world.agent.stop()?;
-    // The route is gone, and another agent does not keep what was one: it is named.
+    // The route is gone, and another agent does not keep the former uplink: this one is named.
     *world.agent.options() = world.agent.options().clone().uplink("eth0");
     node.ip("-4 route del 192.0.2.0/24")?;
     world.agent.restart()?;

@@ -1,4 +1,4 @@
-//! `--mode auto`: the programs where they can be loaded and outlive the agent, else the chains.
+//! `--mode auto`: eBPF if the programs can be loaded and outlive the agent, otherwise the chains.
 
 use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::{
@@ -11,10 +11,10 @@ use std::net::SocketAddr;
 use std::process::Command;
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, output};
 
-/// What is logged before the reason.
+/// Log message before the reason.
 const FALLBACK: &str = "--mode auto: iptables, because eBPF does not work here: ";
 
-/// A kernel without bpf(2), and one that lets nobody use it.
+/// A kernel without bpf(2), and one that denies it to all users.
 const ERRORS: [(Errno, &str); 2] = [
     (Errno::ENOSYS, "Function not implemented (os error 38)"),
     (Errno::EPERM, "Operation not permitted (os error 1)"),
@@ -46,7 +46,7 @@ impl World {
         options(&self.config, &["--enable-ipv6", "--mode=auto"])
     }
 
-    /// The far server sees the node, the near one the pod.
+    /// Checks that the far server sees the node, and the near one the pod.
     fn check(&self) -> Result<()> {
         let pod = &self.bed.pods[0];
         for to in echoes(&self.far) {
@@ -62,7 +62,7 @@ impl World {
         Ok(())
     }
 
-    /// A connection to each of the far server's addresses, and as whom it is seen.
+    /// Opens a connection to each of the far server's addresses; returns them with the source seen.
     fn open(&self) -> Result<Vec<(Tcp, SocketAddr)>> {
         let open = |to| {
             let mut client = Tcp::connect(&self.bed.pods[0], any(to), to)?;
@@ -109,7 +109,7 @@ fn without_bpf_the_chains_do_it_and_the_reason_is_logged() -> Result<()> {
                 .any(|line| line.starts_with("no eBPF    ") && line.contains(words)),
             "{shown}"
         );
-        // Lines of a manifest are for pods.
+        // Manifest lines are only for pods.
         ensure!(!shown.contains("to add"), "{shown}");
         let log = agent.log();
         let told: Vec<_> = log.lines().filter(|line| line.contains(FALLBACK)).collect();
@@ -119,7 +119,7 @@ fn without_bpf_the_chains_do_it_and_the_reason_is_logged() -> Result<()> {
         let attached = tcx_programs(&world.bed.node, "eth0")?;
         ensure!(attached.iter().all(Vec::is_empty), "{attached:?}");
 
-        // The kernel learns it: the programs take over, and no connection ends.
+        // bpf(2) becomes available: the programs take over and no connection ends.
         let mut open = world.open()?;
         agent.options().set_bpf_error(None);
         agent.restart()?;
@@ -134,7 +134,7 @@ fn without_bpf_the_chains_do_it_and_the_reason_is_logged() -> Result<()> {
     Ok(())
 }
 
-/// What translates already is not left for something else.
+/// A datapath that already translates is not abandoned.
 #[test]
 fn a_datapath_in_force_is_not_left() -> Result<()> {
     let world = World::new()?;
@@ -160,7 +160,7 @@ fn a_datapath_in_force_is_not_left() -> Result<()> {
     go_on(&mut open)
 }
 
-/// Neither: both reasons are told, and nothing is left behind.
+/// Neither is possible: both reasons are reported and nothing is left behind.
 #[test]
 fn with_neither_both_reasons_are_told() -> Result<()> {
     let world = World::new()?;
@@ -182,7 +182,7 @@ fn with_neither_both_reasons_are_told() -> Result<()> {
     Ok(())
 }
 
-/// What an operator can mend is not hidden by a chain.
+/// Errors that an operator can fix are not hidden by falling back to a chain.
 #[test]
 fn mistakes_are_told_and_not_worked_around() -> Result<()> {
     let world = World::new()?;
@@ -205,7 +205,7 @@ fn mistakes_are_told_and_not_worked_around() -> Result<()> {
     Ok(())
 }
 
-/// Pins in a mount namespace of the agent's own end with it, and with them the programs.
+/// Pins in the agent's private mount namespace end with it, and so do the programs.
 #[test]
 fn programs_that_would_not_outlive_the_agent_are_not_begun() -> Result<()> {
     let world = World::new()?;
@@ -213,8 +213,8 @@ fn programs_that_would_not_outlive_the_agent_are_not_begun() -> Result<()> {
     let script = dir.path().join("netdp-alone");
     let text = format!("#!/bin/sh\nexec unshare --mount --propagation private {NETDP} \"$@\"\n");
     std::fs::write(dir.path().join("text"), text)?;
-    // Not written by this process: a child that another test starts would have it open, and then it
-    // can't be run.
+    // Not written by this process: a child that another test is starting would have it open for
+    // writing, and then exec fails (ETXTBSY).
     let mut install = Command::new("install");
     output(
         install
@@ -234,7 +234,7 @@ fn programs_that_would_not_outlive_the_agent_are_not_begun() -> Result<()> {
     ensure!(log.contains(FALLBACK) && log.contains(why), "{log}");
     let attached = tcx_programs(&world.bed.node, "eth0")?;
     ensure!(attached.iter().all(Vec::is_empty), "{attached:?}");
-    // Nothing of it is left in the agent's namespace either.
+    // Nothing of it remains in the agent's mount namespace either.
     let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", agent.pid()))?;
     let bpffs = agent.bpffs();
     ensure!(

@@ -1,4 +1,4 @@
-//! `netdp config check` as a program: what it reads, prints and exits with.
+//! `netdp config check` as a program: its input, output and exit status.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -21,7 +21,7 @@ fn check(arguments: &[&str], input: &str) -> Result<Output> {
         .stderr(Stdio::piped())
         .spawn()?;
     let mut stdin = child.stdin.take().context("no standard input")?;
-    // Whoever does not read it closes it.
+    // The program closes its standard input if it does not read it.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     Ok(child.wait_with_output()?)
@@ -37,7 +37,7 @@ fn prints(output: &Output, code: i32, lines: &[&str]) {
     let out = String::from_utf8_lossy(&output.stdout);
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{out}{told}");
-    // Columns are as wide as they have to be.
+    // Column widths vary.
     let squeezed: Vec<String> = out
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
@@ -163,7 +163,7 @@ fn files_and_directories_are_read_as_the_agent_reads_them() -> Result<()> {
     Ok(())
 }
 
-/// As `kubectl get configmap -o yaml` prints it.
+/// The format of `kubectl get configmap -o yaml`.
 const CONFIG_MAP: &str = "\
 apiVersion: v1
 data:
@@ -215,7 +215,7 @@ kind: List
 
 #[test]
 fn config_maps_are_looked_into() -> Result<()> {
-    // Lines are those of the input.
+    // Line numbers are those of the input.
     let error = "error: -:7: nonMasqueradeCIDRs[1]: \"10.1.0.0/33\" is not a CIDR";
     prints(&check(&["-"], CONFIG_MAP)?, 1, &[error]);
     let rows = [
@@ -227,7 +227,7 @@ fn config_maps_are_looked_into() -> Result<()> {
         "5 rules, 0 warnings",
     ];
     prints(&check(&["-"], LIST)?, 0, &rows);
-    // As kubectl get -o json prints it.
+    // The format of `kubectl get -o json`.
     let object = r#"{"apiVersion": "v1", "kind": "ConfigMap",
         "data": {"config": "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.0.0.0/8\n"}}"#;
     let warning = "warning: -:2 (config):3: nonMasqueradeCIDRs[1]: 10.0.0.0/8 is already listed";
@@ -252,7 +252,7 @@ fn config_maps_are_looked_into() -> Result<()> {
     ] {
         prints(&check(&["-"], nothing)?, 1, &[error]);
     }
-    // A file of ip-masq-agent is none, whatever it has besides.
+    // A file in ip-masq-agent's format is not read as a manifest, whatever other keys it has.
     prints(
         &check(&["-"], "kind: ConfigMap\n")?,
         0,
@@ -265,7 +265,7 @@ fn config_maps_are_looked_into() -> Result<()> {
 fn a_hundred_thousand_networks_are_checked() -> Result<()> {
     let dir = tempfile::tempdir()?;
     for (name, high) in [("a.rules", 11), ("b.rules", 12)] {
-        // Each network of two and the first address in it, which changes nothing.
+        // Each network of two addresses, and the first address in it, which is redundant.
         let words = (0..25_000).map(|n: u32| {
             let (a, b, c) = (n >> 15, n >> 7 & 255, n << 1 & 255);
             let at = format!("{high}.{}.{b}.{c}", a & 255);

@@ -1,4 +1,4 @@
-//! Real clients through netdp get what they get through a plain router.
+//! Real clients get the same results through netdp as through a plain router.
 
 use crate::outside::programs::{self, Outcomes, Servers};
 use crate::outside::tcpdump::Tcpdump;
@@ -9,7 +9,7 @@ use testbed::wait_for;
 
 const SIZES: [&str; 6] = ["0", "1452", "1472", "1473", "8000", "20000"];
 
-/// All programs on a bed of this shape.
+/// Runs all programs on a bed of this shape.
 fn run(shape: Shape) -> Result<Outcomes> {
     let outside = Outside::new(shape)?;
     let servers = Servers::start(&outside)?;
@@ -36,7 +36,7 @@ fn run(shape: Shape) -> Result<Outcomes> {
     Ok(all)
 }
 
-/// Both beds gave the same.
+/// Checks that both beds gave the same results.
 fn same(translated: &Outcomes, plain: &Outcomes) -> Result<()> {
     for (command, outcome) in plain {
         ensure!(
@@ -48,7 +48,7 @@ fn same(translated: &Outcomes, plain: &Outcomes) -> Result<()> {
     Ok(())
 }
 
-/// What each program has to say on a bed whose server is four hops away.
+/// Checks the output of each program on a bed whose server is four hops away.
 fn check_normal(all: &Outcomes) -> Result<()> {
     for (command, outcome) in all {
         let good = match command.split(' ').next().unwrap_or_default() {
@@ -76,7 +76,7 @@ fn clients_see_a_plain_router() -> Result<()> {
     same(&translated, &run(Shape::NORMAL.plain())?)
 }
 
-/// Nor do they see anything else in iptables mode.
+/// Nor do clients see a difference in iptables mode.
 #[test]
 fn clients_see_a_plain_router_in_iptables_mode() -> Result<()> {
     let translated = run(Shape {
@@ -95,9 +95,8 @@ fn clients_without_offloads_see_the_same() -> Result<()> {
     })?)
 }
 
-/// A hop of 1400 bytes between the routers: path MTU discovery by way of
-/// errors that come in from outside (for the pod) and that a router sends to the
-/// server about packets for the node.
+/// A hop of 1400 bytes between the routers: path MTU discovery by errors that arrive from outside
+/// (for the pod), and by errors that a router sends to the server about packets for the node.
 #[test]
 fn a_narrow_hop_beyond_the_node_is_found() -> Result<()> {
     let shape = Shape {
@@ -114,7 +113,7 @@ fn a_narrow_hop_beyond_the_node_is_found() -> Result<()> {
             "traceroute" | "mtr" => !outcome.contains('*') && !outcome.contains("???"),
             "curl" => outcome.starts_with("200 HTTP/") && outcome.contains("8000000"),
             "iperf3" => outcome.contains("true") || outcome.contains(" lost on the way"),
-            // An answer that is too big teaches the server; the next arrives.
+            // An answer that is too large updates the server's path MTU; the next one arrives.
             _ => outcome.contains("1 received") || outcome.contains("2 received"),
         };
         ensure!(good, "{command}\n{outcome}");
@@ -128,7 +127,7 @@ fn narrow(shape: Shape) -> Result<Outcomes> {
     let mut all = Outcomes::new();
     for target in outside.targets() {
         let size = if target.is_ipv4() { "1472" } else { "1452" };
-        // Before anything else has found it out.
+        // Before any other program has discovered the path MTU.
         let told = programs::ping_whole(&outside, target, size);
         all.insert(format!("whole {target}"), told);
         programs::traces(&outside, target, &mut all);
@@ -140,9 +139,9 @@ fn narrow(shape: Shape) -> Result<Outcomes> {
     Ok(all)
 }
 
-/// 1300 bytes between node and pod: it is the node that tells the server, about
-/// packets that already have the pod's address again. The server may see
-/// nothing of that address, neither outside nor inside the errors.
+/// 1300 bytes between node and pod: the node itself sends errors to the server, about packets that
+/// already have the pod's address again. The server must not see that address, neither in the outer
+/// header nor in the quoted packet.
 #[test]
 fn a_narrow_hop_before_the_pod_is_found_and_hides_it() -> Result<()> {
     let shape = Shape {
@@ -163,7 +162,8 @@ fn a_narrow_hop_before_the_pod_is_found_and_hides_it() -> Result<()> {
         ensure!(good, "{command}\n{outcome}");
     }
     let expected = [
-        // The server learned what the node can pass on, and of replies' deaths.
+        // The server received the MTU of the hop behind the node, and the errors about expired
+        // replies.
         "10.3.0.1: ICMP 10.1.0.10 unreachable - need to frag (mtu 1300)",
         "10.3.0.1: ICMP time exceeded in-transit",
         "ICMP6, packet too big, mtu 1300",
@@ -182,7 +182,7 @@ fn a_narrow_hop_before_the_pod_is_found_and_hides_it() -> Result<()> {
     outside.check_leaks()
 }
 
-/// The pod asks; the answer has only hops enough to reach the node.
+/// The hop limit of the answer to the pod's request expires at the node.
 fn late_reply(outside: &Outside, target: IpAddr) -> Result<()> {
     let at = SocketAddr::new(target, 9);
     let server = outside.server.enter(|| UdpSocket::bind(at))??;

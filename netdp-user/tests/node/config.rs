@@ -1,4 +1,4 @@
-//! The configuration changes, or is bad, under a running agent.
+//! Changes and errors of the configuration of a running agent.
 
 use crate::common::clients::{Tcp, any, tcp_source};
 use crate::common::{ECHO, Echo, NETDP, SOON, World, start_agent, status, wait_log};
@@ -10,19 +10,17 @@ use std::path::Path;
 use std::time::Duration;
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, WorkDir, wait_for};
 
-/// How soon a change has to be in force on a machine that is busy with other
-/// tests, and long before the next look at everything, a minute away; on an idle
-/// one it takes some 30 ms.
+/// Time limit for a change to be in force on a machine that is busy with other tests; long before
+/// the next resync a minute later. On an idle machine it takes some 30 ms.
 const QUICKLY: Duration = Duration::from_secs(20);
 
-/// The neighbour is masqueraded.
+/// Policy that masquerades traffic to the neighbour.
 const EVERYTHING: &str = "nonMasqueradeCIDRs:\n- 172.16.0.0/16\n";
 
-/// The neighbour is left alone.
+/// Policy that bypasses the neighbour.
 const NOT_THE_NEIGHBOUR: &str = "nonMasqueradeCIDRs:\n- 172.16.0.0/16\n- 10.1.0.0/16\n";
 
-/// A pod, and a neighbour that reaches it by route: whether it is masqueraded is
-/// up to the configuration.
+/// A pod, and a neighbour with a route to it: the configuration decides whether it is masqueraded.
 struct Street {
     bed: Bed,
     near: Host,
@@ -48,7 +46,7 @@ impl Street {
         Ok((self.near.v4()?, ECHO).into())
     }
 
-    /// Waits until new connections are masqueraded, or are not.
+    /// Waits until new connections are masqueraded or bypassed.
     fn wait_masqueraded(&self, masqueraded: bool) -> Result<()> {
         let to = self.to()?;
         wait_for(QUICKLY, &format!("masqueraded: {masqueraded}"), || {
@@ -67,8 +65,8 @@ impl Street {
         Ok(tcp_source(&self.bed.pods[0], self.to()?)? == IpAddr::from([10, 1, 0, 10]))
     }
 
-    /// Goes through both policies and back, `write` being how they are
-    /// written; every connection keeps the source that it began with.
+    /// Applies both policies in turn with `write`; every connection keeps the source with which it
+    /// began.
     fn change(&self, mut write: impl FnMut(&str) -> Result<()>) -> Result<()> {
         let mut open = Vec::new();
         for (policy, masqueraded) in [
@@ -92,8 +90,8 @@ impl Street {
     }
 }
 
-/// Waits until the status says of the configuration what is wanted: it is
-/// written once the datapath has changed.
+/// Waits until a field of the configuration's status has the wanted value: the status is written
+/// after the datapath has changed.
 fn wait_config(agent: &Agent, field: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
     let mut seen = Value::Null;
     wait_for(SOON, &format!("{field} to be as wanted"), || {
@@ -139,8 +137,8 @@ fn a_volume_swaps_its_link() -> Result<()> {
     street.change(|text| volume.write(text))
 }
 
-/// Every bad file, and a part of what has to be said about it after the file's
-/// name and the line.
+/// Returns invalid files, each with its line number and a part of the error after file name and
+/// line.
 fn bad_files() -> Vec<(String, usize, &'static str)> {
     let long: String = (0..65).map(|n| format!("- 10.0.{n}.0/24\n")).collect();
     let bad = |text: &str, line, words| (text.to_owned(), line, words);
@@ -226,7 +224,7 @@ fn a_bad_file_changes_nothing_and_is_named() -> Result<()> {
             *rejected == Value::Array(vec![])
         })?;
     }
-    // And a good one still comes into force.
+    // A valid one still comes into force.
     volume.write(NOT_THE_NEIGHBOUR)?;
     street.wait_masqueraded(false)
 }
@@ -259,7 +257,7 @@ fn what_is_only_odd_is_warned_about() -> Result<()> {
     Ok(())
 }
 
-/// Without anything to fall back on the defaults come into force, loudly.
+/// Without an earlier policy the built-in rules come into force, with a prominent log message.
 #[test]
 fn a_bad_file_at_the_start_brings_the_defaults() -> Result<()> {
     let street = Street::new()?;
@@ -281,7 +279,7 @@ fn a_bad_file_at_the_start_brings_the_defaults() -> Result<()> {
     wait_log(&agent, "the configuration is good again")
 }
 
-/// A restart finds a bad file where an earlier agent's policy is in force.
+/// A restarted agent finds an invalid file, while an earlier agent's policy is in force.
 #[test]
 fn a_bad_file_at_a_restart_keeps_the_last_good_one() -> Result<()> {
     let street = Street::new()?;
@@ -316,13 +314,13 @@ fn without_a_file_the_defaults_are_in_force() -> Result<()> {
     ensure!(!street.is_masqueraded()?);
     fs::write(&file, EVERYTHING)?;
     street.wait_masqueraded(true)?;
-    // It vanishes, and comes back.
+    // The file disappears and comes back.
     fs::remove_file(&file)?;
     street.wait_masqueraded(false)?;
     wait_config(&agent, "source", |source| source == "defaults (no file)")?;
     fs::write(&file, EVERYTHING)?;
     street.wait_masqueraded(true)?;
-    // An empty one is a file without a list: the defaults, too.
+    // An empty file has no list: the built-in rules apply, too.
     fs::write(&file, "")?;
     street.wait_masqueraded(false)
 }
@@ -338,7 +336,7 @@ fn one_bad_file_of_a_directory_holds_up_all() -> Result<()> {
     fs::write(file("b.yaml"), "nonMasqueradeCIDRs:\n- 10.1.0.1/16\n")?;
     let place = format!("{}:2: nonMasqueradeCIDRs[0]", file("b.yaml").display());
     wait_log(&agent, &place)?;
-    // What else changes has to wait.
+    // Other changes have to wait.
     fs::write(file("a.yaml"), NOT_THE_NEIGHBOUR)?;
     wait_for(SOON, "the status to name the file", || {
         status(&agent).is_ok_and(|s| {
@@ -348,7 +346,7 @@ fn one_bad_file_of_a_directory_holds_up_all() -> Result<()> {
         })
     })?;
     ensure!(street.is_masqueraded()?);
-    // Files that are no configuration count neither way.
+    // Files that are not configuration are ignored.
     fs::write(file(".hidden"), "{")?;
     fs::write(file("a.yaml~"), "{")?;
     fs::write(file("b.yaml"), "masqueradeCIDRs:\n- 10.1.0.20/32\n")?;
@@ -357,13 +355,13 @@ fn one_bad_file_of_a_directory_holds_up_all() -> Result<()> {
     wait_for(SOON, "both files to be in force", || {
         status(&agent).is_ok_and(|s| s["report"]["config"]["files"] == Value::from(wanted.to_vec()))
     })?;
-    // The longer prefix of the other file wins.
+    // The longer prefix in the other file takes precedence.
     street.wait_masqueraded(true)?;
     fs::remove_file(file("b.yaml"))?;
     street.wait_masqueraded(false)
 }
 
-/// Resyncs that find nothing new say nothing; an interval of zero is none.
+/// Resyncs without changes log nothing; an interval of zero is invalid.
 #[test]
 fn the_interval_is_quiet_and_never_zero() -> Result<()> {
     let world = World::with(
@@ -372,7 +370,7 @@ fn the_interval_is_quiet_and_never_zero() -> Result<()> {
     )?;
     let resyncs = || world.agent.log().matches("again: Attach").count();
     wait_for(SOON, "resyncs", || resyncs() > 3)?;
-    // A quiet agent: nothing changed, nothing is said at the usual level.
+    // Nothing changed, so nothing is logged at the default level.
     let spoken = |line: &&str| !line.contains("DEBUG");
     let before = world.agent.log().lines().filter(spoken).count();
     let more = resyncs() + 5;

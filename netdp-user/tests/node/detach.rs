@@ -1,6 +1,6 @@
-//! The datapath goes, in order or not, and another one comes. What the first one translated, and
-//! connection tracking therefore holds as untranslated, does not leave with pods' addresses then;
-//! what nobody translates goes on.
+//! The datapath is removed, in an orderly way or not, and another one is attached. Flows that the
+//! first one translated, which conntrack therefore records as untranslated, must not leave with
+//! pods' addresses then; flows that nothing translates continue.
 
 use crate::common::clients::{Tcp, Udp, any, tcp_stream, udp_source};
 use crate::common::{
@@ -14,26 +14,26 @@ use std::path::Path;
 use std::time::Instant;
 use testbed::{Agent, Bed, ConfigVolume, Host, Netns, wait_for};
 
-/// Pods are left alone; the rest, the node's own network with it, is masqueraded.
+/// Pods are bypassed; everything else is masqueraded, the node's own network included.
 const PODS_ONLY: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
 - fd00:172::/64
 ";
 
-/// The identifier of pings: one flow, however often it is asked.
+/// Identifier of the pings: one flow, however many requests.
 const PING: &str = "4711";
 
-/// How the datapath goes.
+/// Removal of the datapath.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Going {
-    /// `netdp detach`.
+    /// By `netdp detach`.
     Detach,
-    /// The agent ends, with `--on-exit detach`.
+    /// The agent exits with `--on-exit detach`.
     OnExit,
-    /// Somebody removes the pins while no agent runs.
+    /// A third party removes the pins while no agent runs.
     PinsRemoved,
-    /// The same, and the state directory is gone too, as with a container that has no volumes.
+    /// The pins and the state directory are removed, as with a container without volumes.
     AllRemoved,
 }
 
@@ -69,15 +69,15 @@ fn remove_within(dir: &Path) -> Result<()> {
             remove_within(&path)?;
             fs::remove_dir(&path)?;
         } else if path.extension().is_none_or(|it| it != "debug") {
-            // Those are the kernel's own.
+            // These are the kernel's own.
             fs::remove_file(&path)?;
         }
     }
     Ok(())
 }
 
-/// Has connection tracking on, as kube-proxy's rules have it, with flows that do not end while an
-/// agent starts on a busy machine.
+/// Enables conntrack as kube-proxy's rules do, with timeouts longer than the start of an agent on a
+/// busy machine.
 fn track(node: &Netns) -> Result<()> {
     for program in ["iptables-nft", "ip6tables-nft"] {
         let rule = "-A FORWARD -m conntrack --ctstate NEW -j ACCEPT";
@@ -96,7 +96,7 @@ fn track(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Counts at `host` what comes from pods' own addresses.
+/// Counts packets with pods' own addresses that arrive at `host`.
 fn count_leaks(host: &Netns) -> Result<()> {
     nft(
         host,
@@ -117,7 +117,7 @@ fn leaks(host: &Netns) -> Result<u64> {
     counts.sum::<Result<u64, _>>().context(table.clone())
 }
 
-/// Flows that are open, and the source that the server saw.
+/// Open flows and the source that the server saw.
 struct Open {
     udp: Vec<(Udp, SocketAddr)>,
     tcp: Vec<(Tcp, SocketAddr)>,
@@ -139,7 +139,7 @@ impl Open {
         Ok(Self { udp, tcp })
     }
 
-    /// All go on and are seen as they were.
+    /// Checks that all continue with the same source.
     fn resume(&mut self, when: &str) -> Result<()> {
         self.resume_datagrams(when)?;
         for (client, seen) in &mut self.tcp {
@@ -158,8 +158,9 @@ impl Open {
     }
 }
 
-/// Waits until both ends have everything acknowledged. An acknowledgement that is late meets no
-/// datapath, its peer sends again to the node's address, and the node's own stack resets that.
+/// Waits until both ends have acknowledged all data. A late acknowledgement would find no datapath,
+/// the peer would retransmit to the node's address, and the node's own stack would reset the
+/// connection.
 fn settle(pod: &Netns, host: &Host) -> Result<()> {
     let unacknowledged = |ns: &Netns| -> Result<bool> {
         let listed = ns.run(&["ss", "--no-header", "--tcp", "--numeric"])?;
@@ -171,7 +172,7 @@ fn settle(pod: &Netns, host: &Host) -> Result<()> {
     })
 }
 
-/// One ping of the same flow to each address of the host, which has to be answered.
+/// Sends one ping of the same flow to each address of the host, which must be answered.
 fn ping(pod: &Netns, host: &Host) -> Result<()> {
     for net in &host.addresses {
         let to = net.addr().to_string();
@@ -181,7 +182,7 @@ fn ping(pod: &Netns, host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The datapath goes, and another agent comes, in `mode`.
+/// Removes the datapath and starts another agent in `mode`.
 fn goes_and_comes(going: Going, mode: &str, arguments: &[&str]) -> Result<()> {
     let when = format!("after {going:?}, in {mode} mode");
     let mut all = vec!["--enable-ipv6", "--mode=ebpf"];
@@ -204,12 +205,12 @@ fn goes_and_comes(going: Going, mode: &str, arguments: &[&str]) -> Result<()> {
         .options()
         .replace("--mode=ebpf", &format!("--mode={mode}"));
     world.agent.restart()?;
-    // What was under way as the programs went.
+    // Packets in flight while the programs were detached.
     let before = leaks(&world.far)?;
     if mode == "ebpf" {
         open.resume(&when)?;
     } else {
-        // What netfilter meets in mid-stream may get another port.
+        // netfilter may assign another port to a flow that it meets in mid-stream.
         open.resume_datagrams(&when)?;
     }
     ping(&world.bed.pods[0], &world.far).context(when.clone())?;
@@ -246,7 +247,7 @@ fn flows_go_on_by_the_chains_after_pins_were_removed() -> Result<()> {
     goes_and_comes(Going::AllRemoved, "iptables", &[])
 }
 
-/// Pins that are gone, and `netdp detach` before the next agent.
+/// The pins are removed, and `netdp detach` runs before the next agent.
 #[test]
 fn a_detach_clears_up_after_pins_were_removed() -> Result<()> {
     let mut world = World::start()?;
@@ -269,7 +270,7 @@ fn a_detach_clears_up_after_pins_were_removed() -> Result<()> {
     Ok(())
 }
 
-/// A host that knows the way to pods, before netdp and between two of its datapaths.
+/// A host with a route to pods, before netdp and between two of its datapaths.
 #[test]
 fn what_nobody_translates_is_kept_over_a_detach() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -294,7 +295,7 @@ fn what_nobody_translates_is_kept_over_a_detach() -> Result<()> {
     Ok(())
 }
 
-/// It was never translated: the pod may be the first to speak.
+/// It was never translated, and the pod may be the first to send.
 #[test]
 fn a_connection_from_outside_goes_on_after_pins_were_removed() -> Result<()> {
     let mut world = World::with(PODS_ONLY, &["--enable-ipv6"])?;
@@ -318,7 +319,7 @@ fn a_connection_from_outside_goes_on_after_pins_were_removed() -> Result<()> {
     Ok(())
 }
 
-/// Sockets that ask one question each; how many had no answer.
+/// Sends one query from each socket; returns the number without an answer.
 fn ask(sockets: &[UdpSocket]) -> Result<usize> {
     for socket in sockets {
         socket.send(b"?")?;
@@ -326,7 +327,7 @@ fn ask(sockets: &[UdpSocket]) -> Result<usize> {
     let deadline = Instant::now() + ANSWER;
     let mut missing = 0;
     for socket in sockets {
-        // Zero would be for ever.
+        // Zero would disable the timeout.
         let left = deadline.saturating_duration_since(Instant::now());
         socket.set_read_timeout(Some(left.max(std::time::Duration::from_millis(1))))?;
         missing += usize::from(socket.recv(&mut [0; 256]).is_err());
@@ -346,7 +347,7 @@ fn sockets(pod: &Netns, to: SocketAddr, count: usize) -> Result<Vec<UdpSocket>> 
     })
 }
 
-/// Like resolvers: many sockets that ask once, from ports that come again, and some that stay.
+/// Like resolvers: many sockets with one query each, on recurring ports, and some that stay open.
 /// `--nocapture` shows the figures.
 #[test]
 fn questions_are_answered_after_a_detach_and_a_start() -> Result<()> {
@@ -357,7 +358,7 @@ fn questions_are_answered_after_a_detach_and_a_start() -> Result<()> {
     track(&world.bed.node)?;
     count_leaks(&world.far)?;
     let _echo = Echo::start(&world.far)?;
-    // Few enough that many are met again.
+    // Few enough that many ports recur.
     let pod = &world.bed.pods[0];
     pod.sysctl("net.ipv4.ip_local_port_range", "40000 49999")?;
     let servers = echoes(&world.far);
@@ -365,7 +366,7 @@ fn questions_are_answered_after_a_detach_and_a_start() -> Result<()> {
         .iter()
         .map(|to| sockets(pod, *to, STAY))
         .collect::<Result<_>>()?;
-    // How many had no answer, of those that stay and of the others.
+    // Numbers of unanswered queries: of the sockets that stay, and of the others.
     let questions = |when: &str| -> Result<[usize; 2]> {
         let mut missing = [0; 2];
         for open in &stay {
@@ -395,7 +396,8 @@ fn questions_are_answered_after_a_detach_and_a_start() -> Result<()> {
     Ok(())
 }
 
-/// What can't be removed is said, the rest is removed, and what is known of it stays.
+/// Objects that cannot be removed are reported, all others are removed, and the record of the
+/// former stays.
 #[test]
 fn a_detach_says_what_it_could_not_remove() -> Result<()> {
     let mut world = World::start()?;
@@ -403,7 +405,7 @@ fn a_detach_says_what_it_could_not_remove() -> Result<()> {
     let work = world.agent.state_dir();
     let work = work.parent().context("no directory")?.join("programs");
     fs::create_dir(&work)?;
-    // Others could change it, below /tmp: it is not run.
+    // Other users could replace it below /tmp: it is not run.
     fs::write(work.join("iptables-nft-save"), "#!/bin/sh\n")?;
     let programs = work.display().to_string();
     let told = crate::common::refused(world.agent.command(&["detach", "--programs", &programs]))?;

@@ -1,4 +1,4 @@
-//! Ways past the TC hooks are told of.
+//! Detours, paths past the TC hooks, are reported.
 
 use crate::common::{SOON, World, status};
 use anyhow::{Context as _, Result, ensure};
@@ -13,17 +13,17 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 
-/// Calls bpf(2) with an attribute of words.
+/// Calls bpf(2) with an attribute of 32-bit words.
 fn bpf(command: libc::c_int, attr: &mut [u32]) -> Result<OwnedFd> {
     let (at, size) = (attr.as_mut_ptr(), size_of_val(attr));
-    // SAFETY: the attribute has this size, and what it points to is alive.
+    // SAFETY: the attribute has this size, and the memory it points to is live.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, at, size) };
     ensure!(fd >= 0, Error::last_os_error());
-    // SAFETY: the kernel has just given us this descriptor.
+    // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd)?) })
 }
 
-/// An XDP program that passes everything, for as long as this lives.
+/// Attaches an XDP program that passes every packet until the descriptor is closed.
 fn xdp(ns: &Netns, interface: &str) -> Result<OwnedFd> {
     // r0 = XDP_PASS; exit.
     let code: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];

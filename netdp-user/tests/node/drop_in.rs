@@ -1,5 +1,5 @@
-//! netdp in the place of ip-masq-agent and k8s-custom-iptables: with their
-//! command lines and files, nothing else.
+//! netdp in place of ip-masq-agent and k8s-custom-iptables, with their command lines and files
+//! only.
 
 use crate::common::clients::tcp_source;
 use crate::common::{ECHO, Echo, NETDP, POLICY_V4, SOON, refused};
@@ -11,9 +11,9 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 use testbed::{Bed, Host, Running, WorkDir, output, wait_for};
 
-/// A node without an agent, and two servers: `near` knows pods, `far` does not.
+/// A node without an agent, and two servers: `near` has a route to pods, `far` has none.
 struct Cluster {
-    // Dropped first: the process before its directories.
+    // Dropped first: the process must end before its directories go.
     running: Option<Running>,
     dir: WorkDir,
     near: Host,
@@ -42,8 +42,7 @@ impl Cluster {
         Ok(fs::write(self.dir.path().join(name), text)?)
     }
 
-    /// Starts `program` with `arguments` and the directories of the test, and waits until it is in
-    /// force.
+    /// Starts `program` with `arguments` and the test's directories; waits until it is ready.
     fn start(&mut self, program: impl AsRef<std::ffi::OsStr>, arguments: &[&str]) -> Result<()> {
         let ready = self.dir.path().join("ready");
         let mut command = self.bed.node.command(program);
@@ -66,7 +65,7 @@ impl Cluster {
             .map_or_else(String::new, Running::stderr)
     }
 
-    /// The source of a connection from a pod that `server` sees.
+    /// Returns the source of a pod's connection that `server` sees.
     fn seen_by(&self, server: &Host) -> Result<IpAddr> {
         tcp_source(&self.bed.pods[0], (server.v4()?, ECHO).into())
     }
@@ -109,10 +108,10 @@ fn a_command_line_of_ip_masq_agent_works() -> Result<()> {
 fn custom_iptables_targets_alone_leave_the_rest() -> Result<()> {
     let mut cluster = Cluster::new()?;
     fs::create_dir(cluster.dir.path().join("config"))?;
-    // With the blank that broke the script.
+    // With the space that broke the script.
     cluster.write("config/nat.rules", "192.0.2.0/24, 10.1.0.20 \n")?;
     cluster.start(NETDP, &["--default-action=bypass"])?;
-    // `near` is masqueraded because it is named; `far` is not, and does not know the way back.
+    // `near` is masqueraded because it is listed; `far` is not, and has no route back.
     ensure!(cluster.seen_by(&cluster.near)? == NODE, "{}", cluster.log());
     let answered = cluster.seen_by(&cluster.far);
     ensure!(answered.is_err(), "{answered:?}: {}", cluster.log());
@@ -130,8 +129,7 @@ fn targets_beat_the_other_list() -> Result<()> {
     Ok(())
 }
 
-/// The check and the agent say the same of a configuration; the agent's log leaves out what is too
-/// much.
+/// The check and the agent report the same warnings; the agent's log omits those beyond a limit.
 #[test]
 fn the_agent_warns_as_the_check_does() -> Result<()> {
     let mut cluster = Cluster::new()?;

@@ -1,4 +1,4 @@
-//! What surrounds the agent: a signal, a kernel that tells nothing of itself.
+//! The agent's environment: signals, and a kernel without notifications or BTF.
 
 use crate::common::clients::tcp_source;
 use crate::common::{ECHO, Echo, NETDP, SOON, status};
@@ -13,13 +13,13 @@ use testbed::{Agent, AgentOptions, Bed, output, wait_for};
 const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.9.0.0/24]\n";
 const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.2.0.0/24]\n";
 
-/// Overwrites the start of a file through a mapping, which inotify does not
-/// report (inotify(7)).
+/// Overwrites the start of a file through a memory mapping, which inotify does not report
+/// (inotify(7)).
 fn overwrite_silently(file: &File, text: &str) -> Result<()> {
     let len = text.len();
     ensure!(usize::try_from(file.metadata()?.len())? == len);
-    // SAFETY: a new shared mapping of an open file that is `len` bytes long;
-    // nobody else has its address, and it is gone after the copy.
+    // SAFETY: a new shared mapping of an open file that is `len` bytes long; nothing else has its
+    // address, and it is unmapped after the copy.
     unsafe {
         let at = libc::mmap(
             std::ptr::null_mut(),
@@ -43,7 +43,7 @@ fn sighup_has_the_configuration_read_again() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("config.yaml");
     fs::write(&path, BEFORE)?;
-    // Open from before the agent's watch to the end: nothing to notice.
+    // Opened before the agent's watch and closed after it: inotify reports nothing.
     let file = File::options().read(true).write(true).open(&path)?;
     let agent = Agent::start(&bed.node, AgentOptions::new(NETDP).config(&path))?;
     let _echo = Echo::start(&far)?;
@@ -67,12 +67,12 @@ fn sighup_has_the_configuration_read_again() -> Result<()> {
     agent.signal(Signal::SIGHUP)?;
     wait_for(SOON, "the new configuration", || in_force("10.2.0.0/24"))
         .with_context(|| format!("the agent wrote:\n{}", agent.log()))?;
-    // The way back is not known to the far side: what is bypassed is on its own.
+    // The far side has no route back: bypassed connections get no reply.
     ensure!(!in_force("10.9.0.0/24"), "the old one is in force too");
     Ok(())
 }
 
-/// The programs read no kernel structures, so they need no kernel BTF.
+/// The programs do not read kernel structures, so kernel BTF is not needed.
 #[test]
 fn a_kernel_without_btf_will_do() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -91,8 +91,8 @@ fn a_kernel_without_btf_will_do() -> Result<()> {
              ! test -e /sys/kernel/btf/vmlinux && exec {NETDP} \"$@\"' netdp \"$@\"\n"
         ),
     )?;
-    // Not written by this process: a child that another test is starting would have it
-    // open for writing, and then it can't be run.
+    // Not written by this process: a child that another test is starting would have it open for
+    // writing, and then exec fails (ETXTBSY).
     let mut install = Command::new("install");
     output(install.args(["-m", "755"]).arg(&text).arg(&hiding))?;
     let _agent = Agent::start(&bed.node, AgentOptions::new(&hiding).config(&path))?;

@@ -1,5 +1,5 @@
-//! Every port of a destination is used, then new flows are refused; a full table
-//! refuses them too. Flows that live are never hurt.
+//! Every port of a destination is used, then new flows are refused; a full table refuses them too.
+//! Live flows are never affected.
 
 use crate::common::clients::{Tcp, Udp, any, from_port};
 use crate::common::{ECHO, Echo, World, clock, drops, echoes, mappings};
@@ -14,21 +14,20 @@ use testbed::{Host, wait_for, wait_some};
 
 const NARROW: std::ops::RangeInclusive<u16> = 40_000..=40_099;
 
-/// More than the time between two sweeps.
+/// Longer than the interval between two sweeps.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// Ports of the wire class of unprivileged ports: 1024 to 65535 without the
-/// NodePort range.
+/// Size of the port class of unprivileged ports: 1024 to 65535 without the NodePort range.
 const CLASS: usize = 65_536 - 1024 - 2768;
 
-/// A datagram from a socket that is not kept.
+/// Sends a datagram from a socket that is closed afterwards.
 fn send_once(pod: &Host, port: u16, to: SocketAddr) -> Result<()> {
     let socket = pod.open(|| UdpSocket::bind(from_port(port, to)))?;
     socket.send_to(b"once", to)?;
     Ok(())
 }
 
-/// A datagram from each port. One socket for each: what comes back finds nobody.
+/// Sends a datagram from each port with a socket of its own, closed afterwards: replies find none.
 fn send_from(pod: &Host, ports: impl Iterator<Item = u16> + Send, to: SocketAddr) -> Result<()> {
     pod.enter(|| -> Result<()> {
         for port in ports {
@@ -38,7 +37,7 @@ fn send_from(pod: &Host, ports: impl Iterator<Item = u16> + Send, to: SocketAddr
     })?
 }
 
-/// Sends until the counter of a drop reason rises.
+/// Sends until the counter of a drop reason increases.
 fn wait_refused(world: &World, reason: &str, mut send: impl FnMut() -> Result<()>) -> Result<()> {
     let before = drops(&world.agent, reason)?;
     send()?;
@@ -61,7 +60,7 @@ fn ports(flows: &[(Udp, SocketAddr)]) -> BTreeSet<u16> {
     flows.iter().map(|(_, seen)| seen.port()).collect()
 }
 
-/// Opens flows from new ports, one for each port that is free.
+/// Opens flows from new ports, one per free external port.
 fn open(pod: &Host, to: SocketAddr, count: usize) -> Result<Vec<(Udp, SocketAddr)>> {
     (0..count)
         .map(|n| {
@@ -90,7 +89,7 @@ fn a_narrow_range_is_used_to_the_last_port_and_again() -> Result<()> {
     for (to, flows) in echoes(&world.far).into_iter().zip(&mut flows) {
         ensure!(ports(flows) == all, "{to}: used {:?}", ports(flows));
         wait_refused(&world, "no_free_port", || send_once(world.pod(0), 5000, to))?;
-        // Who and where to; at most one such line a second.
+        // The source and the destination; at most one such line per second.
         let who = format!("refused {}", world.pod(0).v4()?);
         wait_for(crate::common::SOON, "the refusal to be logged", || {
             world
@@ -102,7 +101,7 @@ fn a_narrow_range_is_used_to_the_last_port_and_again() -> Result<()> {
         ask_all(flows)?;
     }
     other_destinations_work(&world)?;
-    // Half of the flows speak, the others end.
+    // Half of the flows continue, the others end.
     let before = mappings(&world.agent)?;
     clock::advance(&world.agent, Duration::from_secs(200))?;
     for flows in &mut flows {
@@ -121,8 +120,8 @@ fn a_narrow_range_is_used_to_the_last_port_and_again() -> Result<()> {
     Ok(())
 }
 
-/// The same address with another port, the same port of another protocol, and
-/// another address.
+/// Tests the same address with another port, the same port with another protocol, and another
+/// address.
 fn other_destinations_work(world: &World) -> Result<()> {
     let extra = world.bed.server(0, &["10.4.0.1/24", "fd00:4::1/64"])?;
     let _echo = Echo::start(&extra)?;
@@ -137,7 +136,7 @@ fn other_destinations_work(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// A TCP connection for each port, and then one more.
+/// A TCP connection per port, and then one more.
 #[test]
 fn tcp_connections_use_a_range_to_the_last_port() -> Result<()> {
     let world = World::with(
@@ -177,7 +176,7 @@ fn a_whole_class_is_used_to_the_last_port() -> Result<()> {
     let world = World::start()?;
     let _echo = Echo::start(&world.far)?;
     let to = SocketAddr::from((world.far.v4()?, ECHO));
-    // The second pod is first on some ports, so that the first has to search.
+    // The second pod takes some ports first, so that the first has to search.
     let mut early = TAKEN
         .step_by(EVERY)
         .map(|port| {
@@ -190,14 +189,14 @@ fn a_whole_class_is_used_to_the_last_port() -> Result<()> {
     let pod = IpAddr::from(world.pod(0).v4()?);
     let mut mapped = BTreeSet::new();
     let used = wait_some(SWEEP, "every port to be used", || {
-        // What a busy machine had no room for is sent again.
+        // Packets that a busy machine dropped are sent again.
         send_from(
             world.pod(0),
             (1024..=u16::MAX).filter(|port| !mapped.contains(port)),
             to,
         )
         .ok()?;
-        // Who falls silent makes room; how these fare is asserted below.
+        // Idle flows may be evicted; the result for these flows is asserted below.
         let _ = ask_all(&mut early);
         let flows = Maps::open(&world.agent.bpffs()).ok()?.flows().ok()?;
         let udp = || flows.iter().filter(|flow| flow.protocol == "udp");
@@ -219,7 +218,7 @@ fn a_whole_class_is_used_to_the_last_port() -> Result<()> {
     Ok(())
 }
 
-/// How full the tables are, and what was refused for want of room.
+/// Checks that the fill level of the tables and the refusals are shown.
 fn pressure_is_shown(world: &World, room: usize) -> Result<()> {
     let shown = crate::common::status(&world.agent)?;
     assert_eq!(shown["max_mappings"], room);
@@ -245,7 +244,7 @@ fn pressure_is_shown(world: &World, room: usize) -> Result<()> {
     Ok(())
 }
 
-/// Flows without an answer make room, those with one never.
+/// Unanswered flows are evicted, answered ones never.
 #[test]
 fn a_full_table_hurts_no_live_flow() -> Result<()> {
     const ROOM: usize = 1024;
@@ -265,17 +264,17 @@ fn a_full_table_hurts_no_live_flow() -> Result<()> {
         }
     }
     let mut flows = open(world.pod(0), to, LIVE)?;
-    // Nobody answers there: the router drops what it has no route for.
+    // No host has this address: the router drops packets without a route.
     let nobody = SocketAddr::from(([10, 66, 0, 1], 9));
-    // The programs make room themselves: of one pod's flows the oldest give way.
+    // The programs recycle entries themselves: the oldest of one pod's flows.
     world.agent.signal(Signal::SIGSTOP)?;
     let ports = 2000..2000 + 4 * u16::try_from(ROOM)?;
     send_from(world.pod(1), ports, nobody)?;
-    // A packet looks at eight of the oldest and passes over what lives, once for
-    // each: so many may find none to end.
+    // A packet examines eight of the oldest entries and skips each live one once: this many packets
+    // may find none to evict.
     let refused = drops(&world.agent, "table_full")?;
     ensure!(refused <= LIVE as u64 / 8 + 8, "{refused} were refused");
-    // What has an answer does not give way: the pod is refused at its share.
+    // Answered flows are not evicted: the pod is refused at its share.
     wait_refused(&world, "table_full", || {
         let ports = 10_000..10_000 + u16::try_from(ROOM)?;
         send_from(world.pod(1), ports, to)
@@ -291,7 +290,7 @@ fn a_full_table_hurts_no_live_flow() -> Result<()> {
         Ok(())
     };
     check(&mut flows, &mut connections)?;
-    // Another pod's new flows get in, until it has its share too.
+    // Another pod's new flows are accepted until it has its share, too.
     while let Some(flow) = one_more(&world, to)? {
         flows.push(flow);
         ensure!(flows.len() <= ROOM, "more flows than fit");
@@ -301,7 +300,7 @@ fn a_full_table_hurts_no_live_flow() -> Result<()> {
     Ok(())
 }
 
-/// A flow, or none if it is refused.
+/// Opens a flow; returns `None` if it is refused.
 fn one_more(world: &World, to: SocketAddr) -> Result<Option<(Udp, SocketAddr)>> {
     let before = drops(&world.agent, "table_full")?;
     let mut flow = Udp::connect(world.pod(0), any(to), to)?;
@@ -323,13 +322,13 @@ fn one_more(world: &World, to: SocketAddr) -> Result<Option<(Udp, SocketAddr)>> 
     Ok(Some((flow, seen)))
 }
 
-/// Answers connections for as long as this process lives.
+/// Accepts and answers connections for the lifetime of this process.
 fn answer_all(far: &Host, port: u16) -> Result<()> {
     let listener = far.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??;
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut byte = [0; 1];
-            // Until the client closes; one that failed is the client's to tell.
+            // Until the client closes; the client reports failures.
             while let Ok(1) = (&stream).read(&mut byte) {
                 let _ = (&stream).write_all(&byte);
             }
@@ -338,9 +337,9 @@ fn answer_all(far: &Host, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// More connections end than the tables have places, faster than the sweep comes:
-/// that takes a machine that makes some 2,000 a second. For a slower one the sweep
-/// every few seconds is enough.
+/// More connections end than the tables have entries, faster than the sweep runs: that takes a
+/// machine that opens some 2,000 per second. For a slower one the sweep every few seconds is
+/// enough.
 #[test]
 fn connections_that_have_ended_make_room_in_time() -> Result<()> {
     const ROOM: usize = 32_768;

@@ -1,5 +1,4 @@
-//! Flags and surroundings with which the agent can't work: each is refused with
-//! what to do about it.
+//! Flags and environments with which the agent cannot work: each is refused with the remedy.
 
 use crate::common::{NETDP, POLICY_V4, refused};
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::{Bed, ConfigVolume, Netns, WorkDir};
 
-/// A node for an agent that is not to start.
+/// A node on which the agent must refuse to start.
 struct Place {
     node: Netns,
     bed: Bed,
@@ -32,7 +31,7 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// `netdp run` with directories of its own.
+    /// Returns the command `netdp run` with directories of its own.
     fn run(&self) -> Command {
         let mut command = self.node.command(NETDP);
         self.arguments(&mut command, &self.path("bpffs"), &self.path("state"));
@@ -47,7 +46,7 @@ impl Place {
         command.arg("--state-dir").arg(state);
     }
 
-    /// Nothing may be left on the uplink.
+    /// Checks that nothing is attached to the uplink.
     fn untouched(&self) -> Result<()> {
         let programs = crate::common::tcx_programs(&self.bed.node, "eth0")?;
         ensure!(programs.iter().all(Vec::is_empty), "{programs:?}");
@@ -110,9 +109,9 @@ fn a_bad_command_is_named() -> Result<()> {
     has(&told, &["Usage", "run", "status", "flows", "detach"])
 }
 
-/// The program where everybody may run it. Not copied by this process: a child
-/// that another test starts meanwhile would inherit the open file, and one that
-/// is open for writing can't be run.
+/// Copies the program to a place where every user can run it. Not copied by this process: a child
+/// that another test starts meanwhile would inherit the descriptor, and a file open for writing
+/// cannot be executed.
 fn public_copy(place: &Place) -> Result<PathBuf> {
     let copy = place.path("netdp");
     let mut install = Command::new("install");
@@ -120,7 +119,7 @@ fn public_copy(place: &Place) -> Result<PathBuf> {
     Ok(copy)
 }
 
-/// `netdp run` as another user, or without some capability.
+/// Returns the command `netdp run` as another user, or without some capability.
 fn with_privileges(place: &Place, setpriv: &[&str], bpffs: &Path) -> Result<Command> {
     let copy = public_copy(place)?;
     let state = place.path("state");
@@ -137,7 +136,7 @@ const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 #[test]
 fn an_ordinary_user_learns_what_is_missing() -> Result<()> {
     let place = Place::new()?;
-    // A directory for pins that it may make, so that mounting is what fails.
+    // The agent may create this directory for pins, so that only mounting fails.
     let open = place.path("open");
     fs::create_dir(&open)?;
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777))?;
@@ -154,7 +153,7 @@ fn an_ordinary_user_learns_what_is_missing() -> Result<()> {
     place.untouched()
 }
 
-/// The bpffs is there already; what is missing is a right to use bpf(2).
+/// The bpffs is already mounted; only a privilege for bpf(2) is missing.
 #[test]
 fn each_capability_that_is_missing_is_named() -> Result<()> {
     let place = Place::new()?;
@@ -208,7 +207,7 @@ fn a_state_directory_that_cannot_be_made_is_named() -> Result<()> {
             ],
         )?;
     }
-    // One that an ordinary user may not write to.
+    // A bpffs that an ordinary user cannot write to.
     let copy = public_copy(&place)?;
     let mut command = place.node.command("setpriv");
     command.args(NOBODY).arg(copy);
@@ -238,7 +237,7 @@ fn a_bpffs_that_cannot_be_mounted_is_named() -> Result<()> {
     place.untouched()
 }
 
-/// Looking where nothing is.
+/// Inspection commands without a datapath.
 #[test]
 fn without_a_datapath_there_is_nothing_to_show() -> Result<()> {
     let place = Place::new()?;

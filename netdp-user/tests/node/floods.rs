@@ -1,5 +1,5 @@
-//! An API server, or what stands in its place, that sends without end: the agent stays small, and
-//! what was in force stays.
+//! An API server, or a substitute, that sends without end: the agent's memory stays bounded, and
+//! the policy in force stays.
 
 use crate::common::{NETDP, SOON, status};
 use anyhow::{Context as _, Result, ensure};
@@ -13,31 +13,31 @@ use testbed::{Agent, AgentOptions, Bed, Netns, WorkDir, wait_for};
 
 const NODE: &str = "node-a";
 
-/// What the agent may hold at most, in KiB: 200 MB. At rest it is some 30 MB.
+/// Limit of the agent's memory in KiB: 200 MB. An idle agent uses some 30 MB.
 const MOST: u64 = 195_312;
 
-/// What is sent of one answer, unless the other side hangs up: enough to show, and not enough to
-/// harm the machine of the test.
+/// Bytes sent of one response, unless the agent closes the connection: enough for the proof, and
+/// not enough to harm the test machine.
 const SENT: usize = 400 << 20;
 
-/// What is answered.
+/// Response of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// As an API server does.
+    /// Valid, as from an API server.
     Well,
-    /// A list with an object whose text does not end.
+    /// A list with an object whose text is endless.
     Object,
-    /// A list whose pages do not end.
+    /// A list with endless pages.
     Pages,
-    /// A list of many objects of many keys each.
+    /// A list of many objects with many keys each.
     Keys,
-    /// A watch with a line that does not end.
+    /// A watch with an endless line.
     Line,
-    /// A watch that tells of one object after the other.
+    /// A watch with an endless sequence of objects.
     Objects,
-    /// An error whose text does not end.
+    /// An error whose text is endless.
     Error,
-    /// Many ConfigMaps, one of which changes all the time.
+    /// Many ConfigMaps, one of which changes continuously.
     Changes,
 }
 
@@ -54,7 +54,7 @@ impl State {
     }
 }
 
-/// A server that speaks as much HTTP as the agent does.
+/// A server with as much HTTP as the agent uses.
 struct Api {
     state: Arc<State>,
     port: u16,
@@ -73,7 +73,7 @@ impl Api {
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let state = Arc::clone(&of_server);
-                // Whoever hangs up has heard enough.
+                // The client may close the connection at any time.
                 std::thread::spawn(move || serve(&state, stream).ok());
             }
         });
@@ -200,7 +200,7 @@ fn answer(state: &State, request: &str, mut stream: &TcpStream) -> Result<()> {
     }
 }
 
-/// One of many ConfigMaps changes, and the policy with it.
+/// Serves many ConfigMaps, one of which changes, and the policy with it.
 fn changes(state: &State, stream: &TcpStream) -> Result<()> {
     for number in 2..100_000 {
         let pause = Duration::from_millis(300);
@@ -245,7 +245,7 @@ fn chunk(mut stream: &TcpStream, text: &str) -> Result<()> {
     Ok(stream.write_all(framed.as_bytes())?)
 }
 
-/// The beginning, then the same letter until nobody listens.
+/// Sends `begin`, then the same letter until the connection is closed.
 fn endless(stream: &TcpStream, begin: &str) -> Result<()> {
     chunk(stream, begin)?;
     let piece = "a".repeat(1 << 20);
@@ -300,7 +300,7 @@ impl World {
         Ok(status(&self.agent)?["report"].clone())
     }
 
-    /// Waits until the status says so of the API.
+    /// Waits until the API's status contains `words`.
     fn wait_api(&self, words: &str) -> Result<()> {
         let mut seen = String::new();
         wait_for(SOON, &format!("{words:?} of the API"), || {
@@ -314,7 +314,7 @@ impl World {
         })
     }
 
-    /// The most that it held, in KiB.
+    /// Returns the maximum resident memory in KiB.
     fn peak(&self) -> Result<u64> {
         let path = format!("/proc/{}/status", self.agent.pid());
         let text = std::fs::read_to_string(path)?;

@@ -1,4 +1,5 @@
-//! Other people's NAT rules are seen, judged and told, in both modes and in every kind of table.
+//! Third-party NAT rules are detected, assessed and reported, in both modes and in every kind of
+//! table.
 
 use crate::common::clients::tcp_source;
 use crate::common::{ECHO, Echo, NETDP, POLICY_V4, SOON, nft, wait_log};
@@ -8,7 +9,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, WorkDir, wait_for, wait_some};
 
-/// As kube-proxy, a CNI plugin and Docker write them, in iptables-restore's language.
+/// Rules of kube-proxy, a CNI plugin and Docker, in the format of iptables-restore.
 const RULES: &str = "\
 *nat
 :KUBE-POSTROUTING - [0:0]
@@ -70,7 +71,7 @@ impl Node {
         Ok(status["report"]["foreign"].clone())
     }
 
-    /// Waits for as many rules; each as `owner kind count conflict`.
+    /// Waits for this many rules; returns each as `owner kind count conflict`.
     fn found(&self, count: usize) -> Result<Vec<String>> {
         let told = |foreign: &Value| -> Vec<String> {
             let rules = foreign["rules"].as_array().cloned().unwrap_or_default();
@@ -133,7 +134,8 @@ fn rules_of_both_kinds_of_iptables_are_judged() -> Result<()> {
     Ok(())
 }
 
-/// The kernel tells of nf_tables' changes: long before the next look at everything, a minute away.
+/// The kernel notifies of nf_tables changes: they are reported long before the next resync, a
+/// minute later.
 #[test]
 fn native_rules_are_noticed_as_they_come_and_go() -> Result<()> {
     for mode in ["ebpf", "iptables"] {
@@ -158,7 +160,7 @@ fn native_rules_are_noticed_as_they_come_and_go() -> Result<()> {
     Ok(())
 }
 
-/// As in the image without iptables: the agent works, and says what it cannot see.
+/// As in the image without iptables: the agent works and reports what it cannot inspect.
 #[test]
 fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -183,8 +185,8 @@ fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
     .map_err(|err| err.context(agent.netdp(&["status"]).unwrap_or_default()))
 }
 
-/// Rules that drop what is addressed to pods and does not come from their bridge, each in its kind of
-/// table: how they are made, and how they are told of.
+/// Rules that drop packets to pods that do not come from their bridge, one per kind of table: the
+/// commands, and the report.
 const DROPS: [(&str, &str); 5] = [
     (
         "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 ! -i cni0 -j DROP",
@@ -210,7 +212,7 @@ const DROPS: [(&str, &str); 5] = [
     ),
 ];
 
-/// Those that concern no answers, or dropped them with netfilter too.
+/// Rules that do not match replies, or that also dropped them with netfilter.
 const DROP_OTHERS: [&str; 7] = [
     "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 -i cni0 -j DROP",
     "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP",
@@ -231,7 +233,7 @@ fn make(node: &Netns, rule: &str) -> Result<()> {
     Ok(())
 }
 
-/// With netfilter answers have the node's address where such rules are.
+/// With netfilter, replies have the node's address where such rules match.
 #[test]
 fn rules_that_drop_answers_to_pods_are_told_of() -> Result<()> {
     for (rule, told) in DROPS {
@@ -273,10 +275,10 @@ fn rules_that_drop_something_else_are_no_conflict() -> Result<()> {
     let node = Node::start("ebpf", |node, _| {
         DROP_OTHERS.iter().try_for_each(|rule| make(node, rule))
     })?;
-    // What comes after all of them is seen.
+    // Later rules are detected as well.
     make(&node.bed.node, DROPS[0].0)?;
     assert_eq!(node.found(1)?, [DROPS[0].1]);
-    // Whoever translates a source himself gets its answers.
+    // Replies to flows that another rule translates are not affected.
     let own =
         "iptables-nft --wait 60 -t nat -A POSTROUTING -s 172.16.0.0/16 ! -o docker0 -j MASQUERADE";
     make(&node.bed.node, own)?;
@@ -288,7 +290,7 @@ fn rules_that_drop_something_else_are_no_conflict() -> Result<()> {
     .map_err(|err| err.context(format!("{:?}", node.foreign())))
 }
 
-/// Whether a rule about an interface matters depends on whether that is an uplink.
+/// The relevance of a rule about an interface depends on whether it is an uplink.
 #[test]
 fn rules_are_judged_again_when_the_uplinks_change() -> Result<()> {
     let node = Node::start("ebpf", |node, _| {
@@ -304,7 +306,7 @@ fn rules_are_judged_again_when_the_uplinks_change() -> Result<()> {
         )
     })?;
     assert_eq!(node.found(1)?, ["somebody nftables 1 false"]);
-    // No address changes, nor any rule.
+    // No address and no rule changes.
     node.bed
         .node
         .ip("route add 203.0.113.0/24 via 10.9.0.2 dev up9")?;

@@ -1,4 +1,4 @@
-//! Hairpin between real sockets, and its programs on interfaces that come and go.
+//! Hairpinning between real sockets, and its programs on interfaces that appear and disappear.
 
 use crate::common::clients::{any, from_port, tcp_stream};
 use crate::common::{
@@ -12,11 +12,11 @@ use testbed::{Agent, Netns, wait_for};
 const FLAGS: [&str; 3] = ["--enable-ipv6", "--hairpin", "cni0"];
 const PROGRAM: &str = "pod_hairpin";
 
-/// What the kernel shows where hairpin is on: ingress, egress.
+/// Programs in the kernel where hairpinning is on: ingress, egress.
 const ON: [&[&str]; 2] = [&[PROGRAM], &[]];
 const OFF: [&[&str]; 2] = [&[], &[]];
 
-/// A pod's socket, and what the echo server saw of it.
+/// A pod's socket, and its endpoint as the echo server saw it.
 struct Peer<S> {
     socket: S,
     seen: SocketAddr,
@@ -57,7 +57,7 @@ impl Peer<TcpStream> {
     }
 }
 
-/// Both pods' sockets, known to one server.
+/// Returns sockets of both pods, each with a mapping to the same server.
 fn peers<S>(
     world: &World,
     new: fn(&Netns, SocketAddr) -> Result<S>,
@@ -81,7 +81,7 @@ fn two_udp_sockets_meet() -> Result<()> {
     Ok(())
 }
 
-/// Large writes leave checksums and segmentation to devices that do neither.
+/// Writes large blocks, which leave checksums and segmentation to devices that perform neither.
 fn exchange(from: &mut TcpStream, to: &mut TcpStream) -> Result<()> {
     let sent: Vec<u8> = (0..300_000u32).map(|n| n.to_le_bytes()[1]).collect();
     let mut got = vec![0; sent.len()];
@@ -103,7 +103,7 @@ fn two_tcp_sockets_open_at_once_and_outlive_the_agent() -> Result<()> {
     let mut open = Vec::new();
     for at in echoes(&world.far) {
         let [a, b] = peers(&world, Peer::<TcpStream>::new, at)?;
-        // From the ports that the server knows, while those connections live.
+        // From the ports of the mappings to the server, while those connections are live.
         let connect = |n: usize, own: &Peer<TcpStream>, other: SocketAddr| {
             let port = own.socket.local_addr()?.port();
             tcp_stream(world.pod(n), from_port(port, other), other)
@@ -132,7 +132,7 @@ fn two_tcp_sockets_open_at_once_and_outlive_the_agent() -> Result<()> {
     Ok(())
 }
 
-/// A new agent knows which endpoints pods have.
+/// A new agent adopts the pods' endpoints.
 #[test]
 fn sockets_that_were_known_before_a_restart_meet() -> Result<()> {
     let mut world = World::with(POLICY, &FLAGS)?;
@@ -151,7 +151,7 @@ fn sockets_that_were_known_before_a_restart_meet() -> Result<()> {
     Ok(())
 }
 
-/// A program is attached before it is pinned.
+/// Waits for the pins: a program is attached before it is pinned.
 fn wait_pins(agent: &Agent, wanted: usize) -> Result<()> {
     wait_for(SOON, &format!("{wanted} pins"), || {
         pins(agent).is_ok_and(|count| count == wanted)
@@ -181,7 +181,7 @@ fn interfaces_towards_pods_come_and_go() -> Result<()> {
     node.ip("link del cali2")?;
     wait_log(&world.agent, "no hairpin on cali2 any more")?;
     wait_pins(&world.agent, 1)?;
-    // An agent that does not want it takes it off.
+    // An agent without the option detaches it.
     world.agent.kill9()?;
     wait_tcx(node, "cni0", &ON)?;
     *world.agent.options() = options(&world.config, &[]);

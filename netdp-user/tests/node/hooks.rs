@@ -1,4 +1,4 @@
-//! The hooks that netdp shares with others, and both ways of attaching to them.
+//! Hooks shared with third parties, and both ways of attaching to them.
 
 use crate::common::clients::{Tcp, any, tcp_source};
 use crate::common::{
@@ -15,13 +15,13 @@ use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use testbed::{Bed, ConfigVolume, Netns, wait_for};
 
-/// Programs that are not netdp's: the same code over maps of its own, in which
-/// no interface is an uplink, so that it leaves every packet alone. Each is on
-/// the hook that it was not made for, which tells it from netdp's by its name.
+/// Programs that are not netdp's: the same code over separate maps without an uplink, so that it
+/// leaves every packet unmodified. Each is on the hook for which it was not made, so that its name
+/// differs from netdp's.
 struct Stranger {
     object: Ebpf,
-    /// Kept for good: a filter's link would look for it in the namespace of the
-    /// thread that drops it. The filters go with the node.
+    /// Never dropped: a filter's link would look for the filter in the namespace of the dropping
+    /// thread. The filters are removed with the node.
     links: ManuallyDrop<Vec<SchedClassifierLink>>,
 }
 
@@ -57,7 +57,7 @@ impl Stranger {
         Ok(program.try_into()?)
     }
 
-    /// How often each has run while statistics were on.
+    /// Returns the number of runs of each while statistics were enabled.
     fn runs(&mut self) -> Result<[u64; 2]> {
         let mut runs = [0; 2];
         for (count, (_, name)) in runs.iter_mut().zip(HOOKS) {
@@ -83,7 +83,7 @@ fn add_clsact(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Programs that were there before and ones that came after stay, and run.
+/// Programs that were attached before or after netdp's stay attached, and run.
 #[test]
 fn other_programs_are_let_be() -> Result<()> {
     let _statistics = enable_stats(Stats::RunTime)?;
@@ -142,14 +142,14 @@ fn other_programs_are_let_be() -> Result<()> {
     Ok(())
 }
 
-/// The other way to attach, for kernels before 6.6.
+/// The fallback for kernels before 6.6.
 #[test]
 fn clsact_does_the_same() -> Result<()> {
     let mut world = World::with(POLICY, &["--enable-ipv6", "--attach", "clsact"])?;
     let node = world.bed.node.clone();
     let _other = Stranger::attach(&node, on_clsact)?;
     let _echo = Echo::start(&world.far)?;
-    // How often netdp's own and the other's are there, on both hooks.
+    // Numbers of netdp's own and of the other programs, on both hooks.
     let present = || -> Result<[usize; 4]> {
         let [ingress, egress] = filters(&node, "eth0")?;
         let [(_, other_in), (_, other_out)] = HOOKS;
@@ -194,7 +194,7 @@ fn clsact_does_the_same() -> Result<()> {
     Ok(())
 }
 
-/// Somebody takes netdp's programs off; the next resync brings them back.
+/// A third party detaches netdp's programs; the next resync attaches them again.
 #[test]
 fn programs_that_were_taken_off_come_back() -> Result<()> {
     for mechanism in ["tcx", "clsact"] {

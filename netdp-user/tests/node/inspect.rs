@@ -1,4 +1,4 @@
-//! What the maps, `netdp status` and `netdp flows` show of known traffic.
+//! The maps, `netdp status` and `netdp flows` for known traffic.
 
 use crate::common::clients::{Tcp, Udp, any, from_port, ping};
 use crate::common::{ECHO, Echo, World, echoes, flows, number};
@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use testbed::{Agent, output, wait_for};
 
-/// A CPU's counters in the order of their fields.
+/// Counters of a CPU, in the order of their fields.
 const COUNTERS: [&str; 9] = [
     "egress_masqueraded",
     "egress_bypassed",
@@ -22,7 +22,7 @@ const COUNTERS: [&str; 9] = [
     "ports_changed",
 ];
 
-/// The entries of a pinned map with the names of their fields.
+/// Returns the entries of a pinned map with named fields.
 fn dump(agent: &Agent, map: &str) -> Result<Vec<Value>> {
     let path = agent.bpffs().join(map);
     let mut command = Command::new("bpftool");
@@ -35,7 +35,7 @@ fn dump(agent: &Agent, map: &str) -> Result<Vec<Value>> {
     formatted.collect()
 }
 
-/// An address as maps show it.
+/// Returns an address in the representation of the maps.
 fn bytes(address: IpAddr) -> Value {
     let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
@@ -54,14 +54,14 @@ fn tuple(from: SocketAddr, to: SocketAddr, proto: u32) -> Value {
     })
 }
 
-/// The value of the entry with this key.
+/// Returns the value of the entry with this key.
 fn entry<'a>(entries: &'a [Value], key: &Value) -> Result<&'a Value> {
     let entry = entries.iter().find(|entry| entry["key"] == *key);
     let entry = entry.with_context(|| format!("{key} is not in {entries:#?}"))?;
     Ok(&entry["value"])
 }
 
-/// Ticks of 2^26 ns of the monotonic clock.
+/// Returns the monotonic clock in ticks of 2^26 ns.
 fn now() -> Result<u64> {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
     let nanos = u64::try_from(now.tv_sec())? * 1_000_000_000 + u64::try_from(now.tv_nsec())?;
@@ -76,7 +76,7 @@ fn mappings_show_both_directions() -> Result<()> {
     for to in echoes(&world.far) {
         let pod = crate::common::same_family(&world.pod(1).addresses, to.ip())?;
         let node = SocketAddr::new(world.node_address(to.ip())?, 40_000);
-        // Another pod has the port, so that the one on the wire differs.
+        // Another pod has the port, so the external port differs.
         Udp::connect(world.pod(0), from_port(40_000, to), to)?.ask()?;
         let mut udp = Udp::connect(world.pod(1), from_port(40_000, to), to)?;
         let wire = udp.ask()?;
@@ -92,7 +92,7 @@ fn mappings_show_both_directions() -> Result<()> {
         assert_eq!(reply["addr"], bytes(pod));
         assert_eq!(reply["id"], 40_000);
         for half in [original, reply] {
-            // The rest says by which interface the pod sends.
+            // The remaining bits identify the interface on which the pod sends.
             let marks = number(&half["flags"])? & u64::from(!MAPPING_ORIGIN);
             assert_eq!(marks, 0);
             assert_eq!(half["packets"], 2);
@@ -100,7 +100,7 @@ fn mappings_show_both_directions() -> Result<()> {
             assert_eq!(half["tcp_ack"], 0);
             for time in ["created", "last_seen"] {
                 let ticks = number(&half[time])?;
-                // The packets' clock lags by up to one scheduler tick.
+                // The programs' clock lags by up to one scheduler tick.
                 ensure!((began - 1..=now()?).contains(&ticks), "{time}: {ticks}");
             }
         }
@@ -124,8 +124,7 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     let settings = dump(&world.agent, "settings")?;
     let settings = entry(&settings, &json!(0))?;
     assert_eq!(settings["layout"], 1);
-    // IPv6; and once the first sweep is through, that no mapping is older than the
-    // policy.
+    // IPv6; and, after the first sweep, that no mapping is older than the policy.
     let flags = u32::try_from(number(&settings["flags"])?)?;
     assert_eq!(flags & !SETTING_NONE_STICKY, SETTING_IPV6);
     let active = number(&settings["active_policy"])?;
@@ -143,7 +142,7 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     rule("0.0.0.0", 96, 2)?;
     assert_eq!(policy.len(), 6);
 
-    // A change fills the other trie and makes it the one.
+    // A change fills the standby trie and makes it the active one.
     world.config.write("nonMasqueradeCIDRs: [192.0.2.0/24]\n")?;
     crate::common::wait_log(&world.agent, "policy in force: 3 rules")?;
     let settings = dump(&world.agent, "settings")?;
@@ -186,8 +185,8 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
     let far = world.far.v4()?.into();
     crate::common::clients::send_raw(pod, libc::IPPROTO_AH, far, b"x")?;
     ping(pod, far)?;
-    // Others' packets (neighbours, multicast) come in meanwhile: the status is
-    // held against counters that were the same before and after it.
+    // Other packets (neighbour discovery, multicast) arrive meanwhile: the status is compared with
+    // counters that were the same before and after it.
     let mut seen = Err(anyhow::anyhow!("never asked"));
     wait_for(crate::common::SOON, "counters at rest", || {
         seen = at_rest(&world.agent);
@@ -221,14 +220,14 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
     Ok(())
 }
 
-/// The counters of each CPU with the status, if no packet came between the two.
+/// Returns the counters of each CPU with the status, if no packet arrived between the two reads.
 fn at_rest(agent: &Agent) -> Result<Option<(Vec<Value>, Value)>> {
     let before = dump_counters(agent)?;
     let shown = crate::common::status(agent)?;
     Ok((before == dump_counters(agent)?).then_some((before, shown)))
 }
 
-/// The counters of each CPU.
+/// Returns the counters of each CPU.
 fn dump_counters(agent: &Agent) -> Result<Vec<Value>> {
     let entries = dump(agent, "counters")?;
     let cpus = entries[0]["values"].as_array().context("no CPUs")?;

@@ -1,6 +1,6 @@
-//! docs/inspect.md shows commands and what they print: runs every `bpftool`
-//! line of it against a live agent and looks for the fields that it shows.
-//! docs/operations.md explains every drop reason.
+//! docs/inspect.md shows commands and their output: this runs every `bpftool` line of it against a
+//! live agent and checks for the documented fields. docs/operations.md must explain every drop
+//! reason.
 
 use netdp_common::abi::pins;
 use netdp_common::verdict::DropReason;
@@ -30,14 +30,14 @@ const OSPF: i32 = 89;
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A command of the document and the output that it shows right after.
+/// A documented command and the output block that follows it.
 #[derive(Debug, PartialEq, Eq)]
 struct Example {
     line: String,
     shown: String,
 }
 
-/// A fenced block: its info string and what stands in it.
+/// A fenced block: its info string and content.
 struct Block {
     info: String,
     text: String,
@@ -66,8 +66,8 @@ fn blocks(document: &str) -> Vec<Block> {
     blocks
 }
 
-/// The `bpftool` lines of the `sh` blocks. The last one of a block owns the
-/// block that follows, unless that is `sh` too.
+/// Returns the `bpftool` lines of the `sh` blocks. The following block belongs to the last one of a
+/// block, unless it is `sh` too.
 fn examples(document: &str) -> Vec<Example> {
     let blocks = blocks(document);
     let mut examples = Vec::new();
@@ -95,11 +95,11 @@ fn examples(document: &str) -> Vec<Example> {
     examples
 }
 
-/// The names of fields in what bpftool printed: `"name":`.
+/// Returns the names of fields in bpftool's output: `"name":`.
 fn fields(text: &str) -> BTreeSet<&str> {
     let mut fields = BTreeSet::new();
     let mut quoted = text.split('"');
-    // Pieces alternate: outside, inside, outside, …
+    // The pieces alternate: outside, inside, outside, …
     while let (Some(_), Some(inside)) = (quoted.next(), quoted.next()) {
         let after = quoted.clone().next().unwrap_or_default();
         if after.trim_start().starts_with(':') {
@@ -109,8 +109,7 @@ fn fields(text: &str) -> BTreeSet<&str> {
     fields
 }
 
-/// Both ways through the datapath: mappings of three protocols, and a flow that
-/// began outside.
+/// Sends traffic of every kind: mappings of three protocols, and an inbound flow.
 fn make_traffic(bed: &Bed) -> anyhow::Result<Vec<EchoClient>> {
     let pod = &bed.pods[0];
     let server = bed.server(0, &["203.0.113.10/24"])?;
@@ -123,7 +122,7 @@ fn make_traffic(bed: &Bed) -> anyhow::Result<Vec<EchoClient>> {
     assert_eq!(seen.ip(), bed.uplinks[0].v4()?, "not masqueraded");
     udp_ask(pod, 0, (server.v4()?, 7), SOON)?;
     pod.run(&["ping", "-c1", "-W30", "203.0.113.10"])?;
-    // 10.1.0.0/29 is masqueraded, so that this flow has to be remembered.
+    // 10.1.0.0/29 is masqueraded, so that this flow needs a record.
     let mut inwards = EchoClient::connect(&neighbour, (pod.v4()?, 7), SOON)?;
     let seen = inwards.ask()?;
     assert_eq!(seen.ip(), neighbour.v4()?);
@@ -177,7 +176,7 @@ fn every_command_shows_the_fields_that_the_document_shows() {
 
 /// Runs a line as a reader would, with `BPFFS` set.
 fn run(bpffs: &Path, line: &str) -> anyhow::Result<String> {
-    // Without pipefail a failing bpftool hides behind what it is piped into.
+    // Without pipefail the exit status of bpftool in a pipeline would be lost.
     let script = format!("set -o pipefail; {line}");
     output(
         Command::new("bash")

@@ -1,5 +1,5 @@
-//! IPsec policies about what leaves with the node's address: pods' packets get it after the kernel has
-//! asked for the policy.
+//! IPsec policies for packets with the node's address: pods' packets get it after the kernel's
+//! policy lookup.
 
 use crate::common::clients::{any, tcp_source, udp_source};
 use crate::common::wire::Capture;
@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use testbed::{Bed, Host, Netns, wait_for};
 
-/// Protects what leaves with the node's addresses for the server's networks.
+/// Adds or deletes policies that protect packets from the node's addresses to the server's
+/// networks.
 fn protect(node: &Netns, verb: &str) -> Result<()> {
     for (from, to, ends) in [
         ("10.1.0.10/32", "10.2.0.0/24", ["10.1.0.10", "10.2.0.1"]),
@@ -28,17 +29,17 @@ fn protect(node: &Netns, verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends a few datagrams, which nobody answers that does not see them.
+/// Sends a few datagrams; only a host that receives them in clear answers.
 fn send(pod: &Netns, to: SocketAddr) -> Result<()> {
     let socket = pod.enter(|| UdpSocket::bind(any(to)))??;
     for _ in 0..3 {
-        // What is refused comes back as an error.
+        // A refusal is returned as an error.
         let _ = socket.send_to(b"?", to);
     }
     Ok(())
 }
 
-/// Datagrams that pods send and the server sees, by their sources.
+/// Returns the sources of pods' datagrams that the server receives in clear.
 fn in_clear(bed: &Bed, far: &Host) -> Result<Vec<IpAddr>> {
     let wire = Capture::start(far)?;
     for to in echoes(far) {
@@ -61,7 +62,7 @@ fn all_translated(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// netfilter asks again: without a state nothing leaves.
+/// netfilter repeats the policy lookup: without a state nothing leaves.
 #[test]
 fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
     let mut world = World::with(&format!("{POLICY}resyncInterval: 1h\n"), &["--enable-ipv6"])?;
@@ -85,7 +86,7 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
         &world.agent,
         "mappings have ended: an IPsec policy covers them",
     )?;
-    // Nor what was there before.
+    // Nor do packets of existing flows.
     let wire = Capture::start(&world.far)?;
     for (socket, to) in &open {
         let before = drops(&world.agent, "ipsec_policy")?;
@@ -105,7 +106,7 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
         &world.agent,
         "an IPsec policy covers it, and it would leave in clear",
     )?;
-    // An agent that starts knows before it attaches.
+    // A starting agent reads the policies before it attaches.
     world.agent.stop()?;
     world.agent.netdp(&["detach"])?;
     world.agent.restart()?;
@@ -116,7 +117,7 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
     wait_for(SOON, "the policies to be forgotten", || {
         all_translated(&world).is_ok()
     })?;
-    // The control.
+    // The control: netfilter.
     world.agent.stop()?;
     world.agent.netdp(&["detach"])?;
     nft(
@@ -133,8 +134,8 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
     Ok(())
 }
 
-/// What a policy covers by pods' own addresses too the kernel takes when it routes the packet: it does not
-/// arrive here, and is not counted as dropped here.
+/// If a policy also covers pods' own addresses, the kernel applies it when it routes the packet:
+/// the packet does not reach the hook and is not counted as dropped there.
 #[test]
 fn what_is_covered_with_pods_addresses_is_the_kernels() -> Result<()> {
     let world = World::with(

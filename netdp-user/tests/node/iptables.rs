@@ -1,4 +1,4 @@
-//! `--mode iptables`: the chains are those of ip-masq-agent, and stay so.
+//! `--mode iptables`: netdp writes the chains of ip-masq-agent and maintains them.
 
 use crate::common::{NETDP, SOON};
 use anyhow::{Result, ensure};
@@ -12,8 +12,8 @@ const JUMP: &str = "-A POSTROUTING -m comment --comment \"ip-masq-agent: ensure 
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 
-/// Successful output of a program on the node. The lock of the older kind is one for
-/// the whole machine, on which agents and other tests are at work.
+/// Returns the output of a program on the node, which must succeed. iptables-legacy has one lock
+/// for the whole machine, which agents and other tests use.
 fn on(node: &Netns, program: &str, arguments: &[&str]) -> Result<String> {
     let mut command = node.command(program);
     let Output {
@@ -29,7 +29,7 @@ fn on(node: &Netns, program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(stdout)?)
 }
 
-/// A node that speaks to the kernel by one backend, and an agent on it.
+/// A node with one iptables backend, and an agent on it.
 struct Node {
     bed: Bed,
     config: ConfigVolume,
@@ -40,7 +40,7 @@ struct Node {
 impl Node {
     fn start(backend: &'static str, config: &str, flags: &[&str]) -> Result<Self> {
         let bed = Bed::dual_stack()?;
-        // What the kubelet leaves, and what tells the backend.
+        // The kubelet's chains, by which the backend is detected.
         for family in ["iptables", "ip6tables"] {
             on(
                 &bed.node,
@@ -62,7 +62,7 @@ impl Node {
         })
     }
 
-    /// The chain's rules, without `-A IP-MASQ-AGENT`.
+    /// Returns the chain's rules without `-A IP-MASQ-AGENT`.
     fn rules(&self, family: &str) -> Result<Vec<String>> {
         let all = self.listing(family)?;
         Ok(all
@@ -141,7 +141,7 @@ fn ports_and_their_chances_are_ip_masq_agents() -> Result<()> {
     Ok(())
 }
 
-/// Only what differs is written, so that counters and others' rules stay.
+/// Only differences are written, so that counters and third-party rules stay.
 #[test]
 fn a_change_is_written_and_what_is_right_is_left_alone() -> Result<()> {
     for backend in BACKENDS {
@@ -157,7 +157,7 @@ fn a_change_is_written_and_what_is_right_is_left_alone() -> Result<()> {
             "MASQUERADE",
         ];
         node.add(&foreign)?;
-        // A rule more than there should be, and none of the jump.
+        // One rule too many, and no jump.
         node.add(&["-t", "nat", "-F", "POSTROUTING"])?;
         node.add(&foreign)?;
         node.add(&[
@@ -185,7 +185,7 @@ fn a_change_is_written_and_what_is_right_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// Where the kernel tells of changes, the next look at everything is not waited for.
+/// If the kernel sends notifications, the chain is restored before the next resync.
 #[test]
 fn the_chain_is_mended_at_once() -> Result<()> {
     let node = Node::start("nft", "resyncInterval: 1h\n", &[])?;
@@ -200,17 +200,17 @@ fn the_chain_is_mended_at_once() -> Result<()> {
             .first()
             .is_some_and(|rule| rule.contains("169.254.0.0/16"))
     })?;
-    // Said once it is written.
+    // Logged after it is written.
     crate::common::wait_log(&node.agent, "somebody changed chain IP-MASQ-AGENT")
 }
 
-/// What is right is not written again: the counters go on.
+/// An unchanged rule is not rewritten, so its counters continue.
 #[test]
 fn counters_are_kept_and_shown() -> Result<()> {
     for backend in BACKENDS {
         let mut node = Node::start(backend, "resyncInterval: 200ms\n", &[])?;
         let pod = &node.bed.pods[0];
-        // Nobody answers, which does not matter to the rule.
+        // There is no answer, which the rule does not need.
         let _ = pod
             .ns
             .command("ping")
@@ -227,7 +227,7 @@ fn counters_are_kept_and_shown() -> Result<()> {
             "{before}"
         );
         assert_eq!(before["counters"][0], 1, "{before}");
-        // Warnings about the configuration are new, the rules are as they were.
+        // The configuration has new warnings, the rules are unchanged.
         node.config.write("resyncInterval: 200ms\nnoSuchKey: 1\n")?;
         wait_for(SOON, "another look at everything", || {
             node.agent.log().contains("noSuchKey")

@@ -1,6 +1,5 @@
-//! What `iptables -t nat -S` prints after netdp is what it prints after ip-masq-agent: every case of its
-//! tests (cmd/ip-masq-agent/ip-masq-agent_test.go at e3000864), in both families, by both kinds of
-//! iptables.
+//! `iptables -t nat -S` after netdp prints the same as after ip-masq-agent: every case of its tests
+//! (cmd/ip-masq-agent/ip-masq-agent_test.go at e3000864), in both families, with both backends.
 
 use crate::common::NETDP;
 use anyhow::{Result, ensure};
@@ -17,7 +16,8 @@ const RANDOM: [(&str, &str); 3] = [
     ("--random-fully=false", ""),
 ];
 
-/// `--to-ports`, and for each of its rules the ports and, but for the last, their chance.
+/// `--to-ports`, and for each of the resulting rules the ports and, except for the last, the
+/// probability.
 const PORTS: [(&str, &[(&str, &str)]); 5] = [
     ("", &[]),
     ("1024-29999", &[("1024-29999", "")]),
@@ -50,7 +50,7 @@ const RESERVED: [&str; 11] = [
     "240.0.0.0/4",
 ];
 
-/// Configuration, a flag, and what returns, in both families.
+/// Configuration, a flag, and the destinations of the RETURN rules in both families.
 const POLICIES: [(&str, &str, &[&str], &[&str]); 9] = [
     (
         "nonMasqueradeCIDRs: []",
@@ -107,7 +107,7 @@ const POLICIES: [(&str, &str, &[&str], &[&str]); 9] = [
         &["169.254.0.0/16", "192.0.2.7/32"],
         &["fe80::/10", "2001:db8::7/128"],
     ),
-    // Without -d.
+    // Rules without -d.
     (
         "nonMasqueradeCIDRs: [0.0.0.0/0, '::/0']",
         "",
@@ -150,7 +150,7 @@ fn golden(returns: &[&str], ports: &[(&str, &str)], random: &str) -> String {
     lines.join("\n")
 }
 
-/// The rules of the nat table after an agent with these flags.
+/// Returns the rules of the nat table that an agent with these flags wrote.
 fn written(bed: &Bed, backend: &str, config: &str, flags: &[&str]) -> Result<[String; 2]> {
     let config = ConfigVolume::new(config)?;
     let mut options = AgentOptions::new(NETDP)

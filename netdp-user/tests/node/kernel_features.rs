@@ -1,4 +1,4 @@
-//! What a kernel has or has not: asked once, and shown.
+//! Optional kernel features: probed once, and shown.
 
 use crate::common::clients::tcp_source;
 use crate::common::{
@@ -56,7 +56,7 @@ fn what_there_is_is_used_and_shown() -> Result<()> {
     let world = World::new()?;
     let agent = Agent::start(&world.bed.node, world.options())?;
     let kernel = status(&agent)?["report"]["kernel"].clone();
-    // As any kernel that these tests run on but that of `cargo xtask kernels`.
+    // Present on every kernel of these tests except that of `cargo xtask kernels`.
     ensure!(kernel["trie_batches"] == true, "{kernel}");
     let tcx = kernel["tcx"] == true;
     shows(
@@ -73,7 +73,7 @@ fn what_there_is_is_used_and_shown() -> Result<()> {
     Ok(())
 }
 
-/// A kernel before 6.6, and before 5.13.
+/// A kernel before 6.6, and one before 5.13.
 #[test]
 fn what_there_is_not_is_done_without() -> Result<()> {
     let mut world = World::new()?;
@@ -89,7 +89,7 @@ fn what_there_is_not_is_done_without() -> Result<()> {
     wait_log(&agent, "no TCX here, using clsact")?;
     ensure!(filters(&world.bed.node, "eth0")?[1].contains("egress_snat"));
     ensure!(world.is_masqueraded()?);
-    // The policy is written without batches, and entries go.
+    // The policy is written without batches, and entries are removed.
     world
         .config
         .write("nonMasqueradeCIDRs: [172.16.0.0/16, 10.2.0.0/24]\n")?;
@@ -101,7 +101,7 @@ fn what_there_is_not_is_done_without() -> Result<()> {
     .with_context(|| agent.log())
 }
 
-/// A kernel that has TCX and refuses a link: that is said, and nothing else is tried behind it.
+/// A kernel that has TCX but refuses a link: this is reported, and there is no fallback.
 #[test]
 fn a_refusal_is_not_taken_for_a_lack() -> Result<()> {
     let world = World::new()?;

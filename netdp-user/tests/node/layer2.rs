@@ -1,5 +1,6 @@
-//! Guests on the uplink's own link, whose packets the node does not route, are left alone; what it
-//! routes is masqueraded there all the same. netfilter does not see them: the control.
+//! Packets of guests on the uplink's own link, which the node does not route, are not translated;
+//! routed packets on it are masqueraded as usual. netfilter does not process bridged packets: the
+//! control.
 
 use crate::common::clients::{ping, tcp_source, udp_source};
 use crate::common::{ECHO, Echo, SOON, start_agent, status};
@@ -7,10 +8,10 @@ use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, Bed, ConfigVolume, Host, Netns, wait_for};
 
-/// Nothing but pods is left alone.
+/// Only pods are bypassed.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
 
-/// The guest.
+/// Addresses of the guest.
 const GUEST: [&str; 2] = ["10.1.0.50/16", "fd00:1::50/64"];
 const NODE: [&str; 2] = ["10.1.0.10", "fd00:1::10"];
 
@@ -24,7 +25,7 @@ struct World {
 }
 
 impl World {
-    /// `attach` gives the guest an interface `eth0`.
+    /// Creates a world; `attach` gives the guest an interface `eth0`.
     fn new(attach: impl FnOnce(&Bed, &Netns) -> Result<()>, arguments: &[&str]) -> Result<Self> {
         let bed = Bed::dual_stack()?;
         let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
@@ -57,7 +58,7 @@ impl World {
         })
     }
 
-    /// The guest is seen as itself, pods as the node.
+    /// Checks that the guest is seen with its own address, and pods with the node's.
     fn check(&self, what: &str) -> Result<()> {
         for net in &self.far.addresses {
             let (to, family) = (net.addr(), usize::from(net.addr().is_ipv6()));
@@ -89,7 +90,7 @@ impl World {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for World {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
@@ -106,7 +107,7 @@ fn macvlan(bed: &Bed, guest: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// The uplink becomes the port of a bridge with the node's addresses, and the guest another one.
+/// Makes the uplink a port of a bridge with the node's addresses, and the guest another port.
 fn bridge(bed: &Bed, guest: &Netns) -> Result<()> {
     let node = &bed.node;
     node.bridge("br0")?;
@@ -145,8 +146,8 @@ fn a_bridged_guest_is_left_alone() -> Result<()> {
     World::new(bridge, &[])?.check("the bridge is the uplink")
 }
 
-/// The node's hardware address changes: pods are masqueraded as before, though nobody has told
-/// the programs.
+/// The node's MAC address changes: pods are masqueraded as before, although the programs receive no
+/// notification.
 #[test]
 fn pods_are_masqueraded_whatever_the_hardware_address_becomes() -> Result<()> {
     let mut world = World::new(macvlan, &[])?;

@@ -1,4 +1,4 @@
-//! The agent is killed, ended, started again, detached; traffic goes on.
+//! Lifecycle: the agent is killed, stopped, started again and detached; traffic continues.
 
 use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::transfer::Transfer;
@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
-/// Connections that stay open in each family.
+/// Number of connections per family that stay open.
 const OPEN: usize = 50;
 
 struct Open {
@@ -33,7 +33,7 @@ fn open_connections(pod: &Host, host: &Host) -> Result<Vec<Open>> {
     Ok(open)
 }
 
-/// Every connection still works and is seen as it was.
+/// Checks that every connection still works with the same source.
 fn still_there(open: &mut [Open]) -> Result<()> {
     for Open { client, source } in open {
         let now = client.ask().context("an open connection was lost")?;
@@ -46,7 +46,7 @@ fn still_there(open: &mut [Open]) -> Result<()> {
 fn a_killed_agent_takes_nothing_with_it() -> Result<()> {
     let mut world = World::start()?;
     let _echo = Echo::start(&world.far)?;
-    // One of each family, at the same time, each from its own server.
+    // One of each family concurrently, each from a server of its own.
     let other = world.bed.server(0, &["10.3.0.1/24", "fd00:3::1/64"])?;
     let transfers = [
         Transfer::start(world.pod(1), &world.far, world.far.v4()?.into())?,
@@ -103,7 +103,7 @@ fn a_terminated_agent_leaves_the_datapath_in_force() -> Result<()> {
     Ok(())
 }
 
-/// Nothing is pinned, mounted or attached.
+/// Checks that nothing is pinned, mounted or attached.
 fn nothing_is_left(bed: &Bed, agent: &Agent) -> Result<()> {
     ensure!(!is_mounted(&agent.bpffs())?, "a bpffs is left");
     let left = fs::read_dir(agent.bpffs()).map_or(0, Iterator::count);
@@ -112,7 +112,7 @@ fn nothing_is_left(bed: &Bed, agent: &Agent) -> Result<()> {
         "{left} files are left in {}",
         agent.bpffs().display()
     );
-    // At once: whoever ran `netdp detach` may count on it.
+    // At once: users of `netdp detach` rely on it.
     let left = tcx_programs(&bed.node, "eth0")?;
     ensure!(left.iter().all(Vec::is_empty), "{left:?} are attached");
     assert_eq!(status(agent)?["datapath"], "none");
@@ -136,18 +136,19 @@ fn on_exit_detach_removes_everything() -> Result<()> {
     world.agent.restart()
 }
 
-/// As docs/install.md has it for a cluster: agents that detach at their end, then others with new tables.
+/// The documented procedure for a cluster (docs/install.md): a roll-out of agents that detach on
+/// exit, then one of agents with new tables.
 #[test]
 fn a_size_of_the_tables_changes_by_two_rollouts() -> Result<()> {
     let mut world = World::start()?;
     let before = status(&world.agent)?["max_mappings"].clone();
     let without = world.agent.options().clone();
-    // The first rollout: the datapath is adopted.
+    // The first roll-out: the datapath is adopted.
     *world.agent.options() = without.clone().arg("--on-exit=detach");
     ensure!(world.agent.stop()?.success());
     world.agent.restart()?;
     ensure!(status(&world.agent)?["max_mappings"] == before);
-    // The second.
+    // The second roll-out.
     *world.agent.options() = without.arg("--max-flows=4096");
     ensure!(world.agent.stop()?.success());
     world.agent.restart()?;
@@ -175,7 +176,7 @@ fn detach_waits_for_the_agents_end() -> Result<()> {
     tcp_source(world.pod(0), to)?;
     world.agent.netdp(&["detach"])?;
     nothing_is_left(&world.bed, &world.agent)?;
-    // Once more is no error.
+    // A repetition is not an error.
     world.agent.netdp(&["detach"])?;
     world.agent.restart()?;
     tcp_source(world.pod(0), to)?;
@@ -193,7 +194,7 @@ fn a_second_agent_on_the_same_directories_is_refused() -> Result<()> {
     for words in ["another agent", &pid, &dir, "--state-dir"] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }
-    // The first goes on.
+    // The first agent continues.
     let _echo = Echo::start(&world.far)?;
     let to = SocketAddr::new(world.far.v4()?.into(), ECHO);
     assert_eq!(tcp_source(world.pod(0), to)?, world.node_address(to.ip())?);
@@ -203,7 +204,7 @@ fn a_second_agent_on_the_same_directories_is_refused() -> Result<()> {
 
 #[test]
 fn agents_in_two_namespaces_do_not_disturb_each_other() -> Result<()> {
-    // The same names, indexes and addresses in both.
+    // The same names, indexes and addresses in both worlds.
     let worlds = [World::start()?, World::start()?];
     let _echoes = [Echo::start(&worlds[0].far)?, Echo::start(&worlds[1].far)?];
     let to = SocketAddr::new(worlds[0].far.v4()?.into(), ECHO);
@@ -225,7 +226,7 @@ fn agents_in_two_namespaces_do_not_disturb_each_other() -> Result<()> {
     Ok(())
 }
 
-/// What another version would leave behind.
+/// Maps as another version would leave them.
 #[test]
 fn maps_of_another_layout_are_refused() -> Result<()> {
     let mut world = World::with(POLICY_V4, &[])?;
@@ -238,7 +239,7 @@ fn maps_of_another_layout_are_refused() -> Result<()> {
     };
     let settings = bpffs.join("settings").display().to_string();
     let zeros = "0 ".repeat(44);
-    // The version is the value's first word.
+    // The version is the first word of the value.
     bpftool(&format!(
         "map update pinned {settings} key hex 0 0 0 0 value hex 63 0 0 0 {}",
         zeros.trim_end()
@@ -264,7 +265,7 @@ fn maps_of_another_layout_are_refused() -> Result<()> {
     ] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }
-    // Doing as the message says helps.
+    // The remedy in the message works.
     world.agent.netdp(&["detach"])?;
     nothing_is_left(&world.bed, &world.agent)?;
     world.agent.restart()
@@ -282,13 +283,13 @@ fn resyncs_leak_no_descriptors() -> Result<()> {
     wait(5)?;
     let before = open()?;
     wait(25)?;
-    // One moment may find a program running that the agent asks about rules.
+    // The count may include a program that the agent is running to list rules.
     wait_for(SOON, &format!("no more than {before} descriptors"), || {
         open().is_ok_and(|after| after <= before)
     })
 }
 
-/// The file says when an agent is in force.
+/// The ready file exists while an agent is ready.
 #[test]
 fn the_ready_file_follows_the_agent() -> Result<()> {
     let bed = Bed::dual_stack()?;

@@ -1,5 +1,5 @@
-//! More than there is room for, and less than is needed: said, and nothing is in force that should
-//! not be.
+//! Limits: too many addresses, too little memory. They are reported, and nothing wrong comes into
+//! force.
 
 use crate::common::{
     NETDP, POLICY_V4, SOON, packets, refused, start_agent, status, tcx_programs, wait_log,
@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::Command;
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, Running, WorkDir, output, wait_for};
 
-/// Adds `count` addresses below 10.64.0.0/10, some of them on each of several links.
+/// Adds `count` addresses below 10.64.0.0/10, spread over several links.
 fn add_addresses(node: &Netns, dir: &WorkDir, count: usize) -> Result<()> {
     let mut batch = String::new();
     for number in 0..count {
@@ -43,7 +43,7 @@ fn twenty_thousand_addresses_are_all_the_nodes_own() -> Result<()> {
     let config = ConfigVolume::new(POLICY_V4)?;
     let agent = start_agent(&bed.node, &config, &[])?;
     ensure!(!agent.log().contains("ERROR"), "{}", agent.log());
-    // Pings from each end of the list. None is answered, for nobody knows the way back; none may leave
+    // Pings from both ends of the list. None is answered, as there is no route back; none may leave
     // with another address.
     for source in ["10.64.0.0", "10.64.31.64", "10.64.64.0", "10.64.78.31"] {
         bed.node
@@ -108,7 +108,7 @@ fn with_more_addresses_than_the_map_holds_nothing_is_attached() -> Result<()> {
         words.iter().all(|words| agent.stderr().contains(words))
     })
     .with_context(|| agent.written())?;
-    // One more turn of its loop.
+    // One more iteration of the agent's loop.
     bed.node.ip("addr add 10.64.99.99/32 dev many0")?;
     wait_for(SOON, "the next complaint", || {
         agent.stderr().matches("nothing else is attached").count() == 2
@@ -116,7 +116,7 @@ fn with_more_addresses_than_the_map_holds_nothing_is_attached() -> Result<()> {
     .with_context(|| agent.written())?;
     let attached = tcx_programs(&bed.node, "eth0")?;
     ensure!(attached.iter().all(Vec::is_empty), "{attached:?}");
-    // Once there is room, all is well.
+    // Once there is room, the agent recovers.
     bed.node.ip("link del many0")?;
     wait_for(SOON, "the agent to be in force", || {
         agent.stderr().contains("netdp: in force")
@@ -157,7 +157,7 @@ fn a_configuration_without_room_brings_the_defaults_and_says_why() -> Result<()>
     Ok(())
 }
 
-/// `netdp run` by way of a program that limits it.
+/// Returns the command `netdp run`, started by a program that limits its resources.
 fn limited(node: &Netns, dir: &WorkDir, by: &[&str]) -> Command {
     let mut command = node.command(by[0]);
     command
@@ -175,7 +175,7 @@ fn limited(node: &Netns, dir: &WorkDir, by: &[&str]) -> Command {
     command
 }
 
-/// Unmounts what an agent that was refused has left.
+/// Guard that unmounts what a refused agent has left behind.
 struct Unmount<'a>(&'a WorkDir);
 
 impl Drop for Unmount<'_> {
@@ -207,7 +207,7 @@ fn few_open_files_are_made_more_or_complained_of() -> Result<()> {
     Ok(())
 }
 
-/// A control group with a limit of memory, of whichever kind there is.
+/// A control group with a memory limit, of whichever version is available.
 struct Group(std::path::PathBuf);
 
 impl Group {

@@ -1,4 +1,4 @@
-//! The agent and its programs on nodes in network namespaces, with real clients: a module for each
+//! The agent and its programs on nodes in network namespaces, with real clients: one module per
 //! topic. `cargo test -p netdp-user --test node TOPIC::` runs one.
 //!
 //! Needs root.

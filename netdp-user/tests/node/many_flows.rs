@@ -1,4 +1,4 @@
-//! A node with very many rules and very many tracked connections: the agent takes over all the same.
+//! A node with very many rules and tracked connections: the takeover still works.
 
 use crate::common::{NETDP, SOON, same_family, status};
 use anyhow::{Result, ensure};
@@ -8,11 +8,11 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use testbed::{Agent, AgentOptions, Bed, WorkDir, ensure_tracked, wait_for};
 
-/// Rules, and connections of each family.
+/// Number of rules, and of connections per family.
 const RULES: u32 = 100_000;
 const FLOWS: u32 = 50_000;
 
-/// The `n`th destination of a family that no rule names.
+/// Returns the `n`th destination of a family, which no rule covers.
 fn far(n: u32, v6: bool) -> IpAddr {
     if v6 {
         Ipv6Addr::from((0x2001_0db8_u128 << 96) | u128::from(n)).into()
@@ -21,7 +21,7 @@ fn far(n: u32, v6: bool) -> IpAddr {
     }
 }
 
-/// Connections that were answered: every other is translated by netfilter, the rest by nobody.
+/// Returns answered connections: netfilter translates every other one, the rest is untranslated.
 fn flows(bed: &Bed) -> Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for v6 in [false, true] {
@@ -49,7 +49,7 @@ fn flows(bed: &Bed) -> Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// As many rules as fit three documents, which cover pods and none of the destinations.
+/// Writes as many rules as fit into three documents; they cover pods and none of the destinations.
 fn rules(dir: &WorkDir) -> Result<()> {
     let line = |n: u32| format!("- {}/32\n", Ipv4Addr::from(0x0b00_0000 + n * 2));
     for (name, first) in [("a", 0), ("b", RULES / 3), ("c", 2 * (RULES / 3))] {
@@ -63,8 +63,8 @@ fn rules(dir: &WorkDir) -> Result<()> {
     Ok(())
 }
 
-/// What each connection needs is in the maps before the agent says that it is in force, and that is
-/// soon.
+/// The records of all connections are in the maps before the agent reports that it is ready, and
+/// that is soon.
 #[test]
 fn a_hundred_thousand_rules_meet_a_hundred_thousand_flows() -> Result<()> {
     let bed = Bed::dual_stack()?;

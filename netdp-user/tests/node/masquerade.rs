@@ -1,4 +1,4 @@
-//! Who is masqueraded and who is not, as servers and clients see it.
+//! Masqueraded and bypassed traffic as servers and clients see it.
 
 use crate::common::clients::{
     Tcp, Udp, any, from_port, ping, send_raw, tcp_source, tcp_stream, udp_source,
@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use testbed::{Bed, ConfigVolume, EchoServer, HttpServer, RedisServer, UdpEchoServer, wait_for};
 
-/// Echo requests (IPv4, IPv6) in a capture.
+/// Protocol and type of echo requests (IPv4, IPv6) in a capture.
 const ECHO_REQUEST: [(u8, u8); 2] = [(1, 8), (58, 128)];
 
 #[test]
@@ -66,7 +66,7 @@ fn a_non_masquerade_destination_sees_the_pod() -> Result<()> {
     Ok(())
 }
 
-/// A broad bypass with a masqueraded island in it, and a bypass in the island.
+/// A broad bypass, a masqueraded prefix in it, and a bypass in that prefix.
 #[test]
 fn the_longest_prefix_wins() -> Result<()> {
     let world = World::with(
@@ -83,12 +83,12 @@ fn the_longest_prefix_wins() -> Result<()> {
     let node = format!("addr={}:", bed.uplinks[0].v4()?);
     ensure!(clients.contains(&node), "redis sees {clients}");
 
-    // Broad: bypassed, and reachable only for who knows the way back.
+    // Broad prefix: bypassed, and reachable only for hosts with a route back.
     let _echo = Echo::start(&world.near)?;
     let near = (world.near.v4()?, crate::common::ECHO).into();
     assert_eq!(tcp_source(pod, near)?, IpAddr::from(pod.v4()?));
 
-    // The island's own exception.
+    // The exception inside the masqueraded prefix.
     let wire = Capture::start(&inside)?;
     inside.address("eth0", "10.0.0.4/29".parse()?)?;
     let socket = Udp::connect(
@@ -113,7 +113,7 @@ fn the_nodes_own_traffic_is_unchanged() -> Result<()> {
     for secondary in ["10.1.0.77/16", "fd00:1::77/64"] {
         node.address("eth0", secondary.parse()?)?;
     }
-    // What the node sends from an address that the agent has not heard of yet is a pod's to it.
+    // Until the agent has applied a new address of the node, packets from it count as a pod's.
     let new: IpAddr = "fd00:1::77".parse()?;
     wait_for(SOON, "the agent to know the new addresses", || {
         let maps = Maps::open(&world.agent.bpffs());
@@ -156,7 +156,7 @@ fn the_nodes_own_traffic_is_unchanged() -> Result<()> {
     Ok(())
 }
 
-/// The client is in a network that is masqueraded, and reaches pods by route.
+/// The client is in a masqueraded network and has a route to pods.
 #[test]
 fn a_pod_answers_from_its_own_address() -> Result<()> {
     let world = World::with(
@@ -167,7 +167,7 @@ fn a_pod_answers_from_its_own_address() -> Result<()> {
     let _echo = Echo::start(pod)?;
     for to in echoes(pod) {
         let own = same_family(&world.near.addresses, to.ip())?;
-        // A connected socket takes answers from the pod's address only.
+        // A connected socket accepts replies only from the pod's address.
         let mut tcp = Tcp::connect(&world.near, any(to), to)?;
         let mut udp = Udp::connect(&world.near, any(to), to)?;
         for _ in 0..3 {
@@ -179,7 +179,7 @@ fn a_pod_answers_from_its_own_address() -> Result<()> {
     assert_eq!(mappings(&world.agent)?, 0);
     ensure!(packets(&world.agent, "egress_replies")? > 0);
 
-    // What the pod itself begins towards the same host is masqueraded.
+    // Flows that the pod itself opens towards the same host are masqueraded.
     let _near = Echo::start(&world.near)?;
     for to in echoes(&world.near) {
         let node = world.node_address(to.ip())?;
@@ -190,9 +190,8 @@ fn a_pod_answers_from_its_own_address() -> Result<()> {
     Ok(())
 }
 
-/// kube-proxy's part: a port of every node leads to a pod. Once the client's
-/// own address goes through to the pod, once the node's (as for a pod on
-/// another node).
+/// The task of kube-proxy: a port of every node leads to a pod. First the pod sees the client's own
+/// address, then the node's (as for a pod on another node).
 #[test]
 fn a_node_port_leads_to_a_pod_and_back() -> Result<()> {
     let world = World::start()?;
@@ -272,8 +271,8 @@ fn a_service_with_a_backend_outside_is_masqueraded() -> Result<()> {
     Ok(())
 }
 
-/// A pod uses port 40000 of the node towards one host. Everything else that
-/// comes to that port is the node's.
+/// A pod uses port 40000 of the node towards one host. All other packets to that port are the
+/// node's.
 #[test]
 fn what_nobody_asked_for_reaches_the_node() -> Result<()> {
     let world = World::start()?;
@@ -287,15 +286,14 @@ fn what_nobody_asked_for_reaches_the_node() -> Result<()> {
         assert_eq!(tcp.ask()?, mapped);
         assert_eq!(udp.ask()?, mapped);
 
-        // The very host that the pod talks to, from another port: the node
-        // answers that nobody listens.
+        // The same host, from another port: the node answers that the port is closed.
         let refused = tcp_stream(&world.far, any(mapped), mapped).unwrap_err();
         ensure!(is_refused(&refused), "{refused:#}");
         let mut stray = Udp::connect(&world.far, any(mapped), mapped)?;
         let refused = stray.ask().unwrap_err();
         ensure!(is_refused(&refused), "{refused:#}");
 
-        // A program on the node that listens there is reached.
+        // A program on the node that listens there is reachable.
         let _tcp = EchoServer::start(node, mapped)?;
         let _udp = UdpEchoServer::start(node, mapped)?;
         for host in [&world.far, &world.near] {
@@ -332,14 +330,13 @@ fn ipv6_is_left_alone_unless_asked_for() -> Result<()> {
         let seen = wire.packets().unwrap_or_default();
         seen.iter().any(|p| p.source == own && p.protocol == 17)
     })?;
-    // IPv4 is not.
+    // IPv4 is not affected.
     let far = (world.far.v4()?, crate::common::ECHO).into();
     assert_eq!(tcp_source(pod, far)?, world.node_address(far.ip())?);
     Ok(())
 }
 
-/// What can't be translated is dropped and counted; where pods are known it
-/// passes.
+/// Untranslatable packets are dropped and counted; towards hosts with a route to pods they pass.
 #[test]
 fn what_cannot_be_translated_never_leaves_as_the_pods() -> Result<()> {
     const FIN: u8 = 1;
@@ -353,16 +350,16 @@ fn what_cannot_be_translated_never_leaves_as_the_pods() -> Result<()> {
     for to in [IpAddr::from(far.v4()?), IpAddr::from(far.v6()?)] {
         // Its integrity check covers the addresses.
         send_raw(pod, libc::IPPROTO_AH, to, b"a payload of some length")?;
-        // TCP that opens nothing.
+        // TCP segments that open nothing.
         for flags in [0, FIN, RST, RST | ACK, SYN | ACK, SYN | FIN, FIN | ACK] {
             send_raw(pod, libc::IPPROTO_TCP, to, &segment(flags))?;
         }
-        // TCP and UDP cut short.
+        // Truncated TCP and UDP packets.
         for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_UDP] {
             send_raw(pod, protocol, to, &[1, 2, 3])?;
         }
     }
-    // Answers nobody asked for.
+    // Unsolicited replies.
     let v4 = IpAddr::from(far.v4()?);
     send_raw(pod, libc::IPPROTO_ICMP, v4, &[0, 0, 0, 0, 0, 1, 0, 1])?;
     send_raw(
@@ -371,7 +368,7 @@ fn what_cannot_be_translated_never_leaves_as_the_pods() -> Result<()> {
         far.v6()?.into(),
         &[129, 0, 0, 0, 0, 1, 0, 1],
     )?;
-    // Behind all of them.
+    // Sent after all of them, as a marker.
     for to in echoes(far) {
         udp_source(pod, to)?;
     }
@@ -387,7 +384,7 @@ fn what_cannot_be_translated_never_leaves_as_the_pods() -> Result<()> {
     assert_eq!(count("malformed")?, 4);
     assert_eq!(count("icmp_no_flow")?, 2);
 
-    // To where pods are known, such packets pass as they are.
+    // To hosts with a route to pods, such packets pass unmodified.
     send_raw(pod, 253, world.near.v4()?.into(), b"hello")?;
     wait_for(SOON, "protocol 253 from the pod", || {
         let seen = wire.packets().unwrap_or_default();
@@ -396,8 +393,7 @@ fn what_cannot_be_translated_never_leaves_as_the_pods() -> Result<()> {
     })
 }
 
-/// A TCP header with these flags. Its checksum is wrong, which nobody on the
-/// way may care about.
+/// Returns a TCP header with these flags. Its checksum is wrong, which no hop may check.
 fn segment(flags: u8) -> [u8; 20] {
     let mut segment = [0; 20];
     segment[..4].copy_from_slice(&[0xaa, 0xaa, 0, 7]);
@@ -407,8 +403,7 @@ fn segment(flags: u8) -> [u8; 20] {
     segment
 }
 
-/// The pod's connection leaves by the uplink that its destination lies behind,
-/// with that uplink's address.
+/// A pod's connection leaves by the uplink to its destination, with that uplink's address.
 #[test]
 fn each_uplink_masquerades_with_its_own_address() -> Result<()> {
     let bed = Bed::builder()

@@ -1,5 +1,5 @@
-//! From ip-masq-agent's chains to eBPF and back, under load: nothing is lost.
-//! `cargo xtask demo migrate --rounds 20` does more of it.
+//! Migration from ip-masq-agent's chains to eBPF and back, under load and without losses. `cargo
+//! xtask demo migrate --rounds 20` repeats it.
 
 use anyhow::{Result, ensure};
 use std::path::Path;
@@ -32,7 +32,7 @@ fn is_short(kind: Kind) -> bool {
     matches!(kind, Kind::ShortTcp | Kind::ShortUdp)
 }
 
-/// Requirement rows 9.1 and 9.3.
+/// Requirements 9.1 and 9.3.
 #[test]
 fn nothing_is_lost_with_nft() -> Result<()> {
     there_and_back("nft", 2)
@@ -43,7 +43,7 @@ fn nothing_is_lost_with_legacy() -> Result<()> {
     there_and_back("legacy", 1)
 }
 
-/// What a datapath that just goes away does to its connections is seen.
+/// The effect of a removed datapath on its connections is detected.
 #[test]
 fn what_is_lost_is_counted() -> Result<()> {
     let mut migration = Migration::start(Path::new(NETDP), "nft")?;

@@ -1,5 +1,5 @@
-//! An uplink loses its address: what pods send is dropped, and log, status and `/readyz` say so, for
-//! each family, with one uplink and with two, and in iptables mode.
+//! An uplink loses its address: pods' packets are dropped, and log, status and `/readyz` report it,
+//! for each family, with one uplink and with two, and in iptables mode.
 
 use crate::common::{SOON, start_agent, wait_log};
 use anyhow::{Context as _, Result, ensure};
@@ -64,7 +64,7 @@ impl Node {
     }
 }
 
-/// Each family is lost and comes back; the other is not spoken of.
+/// Each family is lost and comes back; the other is not mentioned.
 #[test]
 fn the_only_uplink_makes_the_node_unready() -> Result<()> {
     for flags in [&[][..], &["--mode=iptables"]] {
@@ -77,7 +77,7 @@ fn the_only_uplink_makes_the_node_unready() -> Result<()> {
             let status = node.agent.netdp(&["status"])?;
             ensure!(status.contains(&format!("no address {words}")), "{status}");
             ensure!(status.matches("any more").count() == 2, "{status}");
-            // The next agent finds the address gone, and knows that it was there.
+            // The next agent detects that an address which existed is gone.
             node.agent.restart()?;
             node.wait_ready("503", &words)?;
             let nodad = if family == "IPv6" { "nodad" } else { "" };
@@ -92,7 +92,8 @@ fn the_only_uplink_makes_the_node_unready() -> Result<()> {
     Ok(())
 }
 
-/// Of two uplinks the other goes on, unless routes still lead by the one without an address.
+/// With two uplinks the node stays ready, unless routes still lead through the one without an
+/// address.
 #[test]
 fn one_of_two_uplinks_is_warned_of() -> Result<()> {
     let node = Node::start(2, &["--uplink=eth0", "--uplink=eth1"])?;
@@ -111,7 +112,7 @@ fn one_of_two_uplinks_is_warned_of() -> Result<()> {
     Ok(())
 }
 
-/// A node that has only IPv4 is well with `--enable-ipv6`.
+/// An IPv4-only node is ready with `--enable-ipv6`.
 #[test]
 fn a_family_that_was_never_there_is_not_missed() -> Result<()> {
     let bed = Bed::builder()

@@ -1,5 +1,5 @@
-//! Ports and protocols on which the node itself receives are kept from pods' flows: NAT rules of all
-//! kinds, sockets that a lookup does not find, IPsec, raw sockets.
+//! Ports and protocols on which the node itself receives are reserved: NAT rules of all kinds,
+//! sockets that a lookup does not find, IPsec, raw sockets.
 
 use crate::common::clients::{Tcp, Udp, from_port};
 use crate::common::{Echo, NETDP, SOON, World, echoes, nft, start_agent, status, wait_log};
@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Netns, wait_for};
 
-/// A port that rules of the portmap plugin's kind lead to a pod, TCP and UDP.
+/// Port that rules like those of the portmap plugin redirect to a pod, TCP and UDP.
 const HOST_PORT: u16 = 18_080;
 
-/// As the portmap plugin writes it.
+/// Writes rules as the portmap plugin does.
 fn host_port(node: &Netns, backend: &str, port: u16) -> Result<()> {
     let port = port.to_string();
     for (program, to) in [
@@ -26,7 +26,7 @@ fn host_port(node: &Netns, backend: &str, port: u16) -> Result<()> {
             let all = [&[program.as_str(), "--wait", "60", "-t", "nat"], arguments].concat();
             node.run(&all)
         };
-        // There already where another port came before.
+        // The chain may exist for another port.
         if iptables(&["-N", "CNI-HOSTPORT-DNAT"]).is_ok() {
             let local = [
                 "-m",
@@ -76,7 +76,7 @@ fn flush(node: &Netns, backend: &str) -> Result<()> {
     Ok(())
 }
 
-/// As kube-proxy's nftables mode does it: a map leads from ports to chains.
+/// Writes rules as kube-proxy's nftables mode does: a map from ports to chains.
 fn native(node: &Netns) -> Result<()> {
     nft(
         node,
@@ -98,7 +98,7 @@ fn native_port(node: &Netns, verb: &str, port: u16) -> Result<()> {
     )
 }
 
-/// The ports in force, each with its bits.
+/// Returns the ports in force, each with its flags.
 fn ports(agent: &Agent) -> Result<Vec<(u16, u32)>> {
     let maps = NodeMaps::open(&agent.bpffs())?;
     Ok(maps
@@ -121,7 +121,7 @@ fn wait_ports(agent: &Agent, wanted: &[(u16, u32)]) -> Result<()> {
     .with_context(|| format!("there are {seen:?}; the agent wrote:\n{}", agent.log()))
 }
 
-/// Waits for words of `netdp status`: what it tells is written after the maps are.
+/// Waits until `netdp status` contains `words`: the status is written after the maps.
 fn wait_status(agent: &Agent, words: &str) -> Result<()> {
     wait_for(SOON, &format!("{words:?} in the status"), || {
         agent
@@ -131,7 +131,7 @@ fn wait_status(agent: &Agent, words: &str) -> Result<()> {
     .with_context(|| agent.netdp(&["status"]).unwrap_or_default())
 }
 
-/// A pod's flows from `port` are seen with another one, those from another port with that one.
+/// Checks that a pod's flows from `port` change their port, and those from another port keep it.
 fn check_wire(world: &World, port: u16) -> Result<()> {
     let free = port + 1;
     for to in echoes(&world.far) {
@@ -150,7 +150,7 @@ fn check_wire(world: &World, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// Rules that are there before the agent are in force by the time it says that it is.
+/// Rules from before the agent are in force when it becomes ready.
 #[test]
 fn rules_from_before_the_start_count_from_the_first_packet_on() -> Result<()> {
     for kind in ["nft", "legacy", "native"] {
@@ -221,13 +221,13 @@ fn rules_count_as_they_come_and_go() -> Result<()> {
     flush(node, "legacy")?;
     wait_ports(&world.agent, &[])?;
     let to = echoes(&world.far)[0];
-    // The first pod's mapping keeps the port that it was given.
+    // The first pod's mapping keeps its port.
     let seen = Tcp::connect(world.pod(1), from_port(18_000, to), to)?.ask()?;
     assert_eq!(seen.port(), 18_000);
     Ok(())
 }
 
-/// A rule for an address counts while the node has it.
+/// A rule for an address applies while the node has that address.
 #[test]
 fn rules_follow_the_nodes_addresses() -> Result<()> {
     let world = World::start()?;
@@ -248,7 +248,7 @@ fn rules_follow_the_nodes_addresses() -> Result<()> {
     wait_ports(&world.agent, &[(8444, NODE_PORT_TCP)])
 }
 
-/// What is gone while no agent runs, is gone once one runs again.
+/// Rules removed while no agent runs are no longer in force after the next start.
 #[test]
 fn a_new_agent_finds_what_has_changed() -> Result<()> {
     let mut world = World::start()?;
@@ -284,7 +284,7 @@ fn a_rule_without_a_port_is_told() -> Result<()> {
     )
 }
 
-/// As in the image without programs.
+/// As in the image without iptables and nft.
 #[test]
 fn without_programs_it_says_what_it_cannot_keep() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -297,7 +297,7 @@ fn without_programs_it_says_what_it_cannot_keep() -> Result<()> {
     let text = agent.netdp(&["status"])?;
     let words = "not kept   hostPorts and services, as far as NAT rules cannot be read: nftables: the program nft is not here";
     ensure!(text.contains(words), "no {words:?} in\n{text}");
-    // That is how the image is, and no fault.
+    // That is how the image is built, and not a fault.
     wait_log(&agent, "for neither nft nor iptables is here: ")?;
     let log = agent.log();
     ensure!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
@@ -348,7 +348,7 @@ fn sockets_and_ipsec_of_the_node_count() -> Result<()> {
         socket(47, Type::RAW, "10.1.0.10:0", Some("10.1.0.20:0"))?,
         socket(89, Type::RAW, "0.0.0.0:0", None)?,
         socket(89, Type::RAW, "[::]:0", None)?,
-        // Not those that everybody has.
+        // Excluding those that every node has.
         socket(1, Type::RAW, "0.0.0.0:0", None)?,
         socket(6, Type::RAW, "0.0.0.0:0", None)?,
     ];
@@ -373,7 +373,7 @@ fn sockets_and_ipsec_of_the_node_count() -> Result<()> {
     wait_ports(&world.agent, &[])
 }
 
-/// Nothing is looked for, and nothing shown, where netfilter translates.
+/// In iptables mode, ports are neither scanned nor shown.
 #[test]
 fn in_iptables_mode_there_is_nothing_to_keep() -> Result<()> {
     let bed = Bed::dual_stack()?;

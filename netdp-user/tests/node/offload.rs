@@ -1,5 +1,5 @@
-//! Checksums and segments stay right with the offloads of every interface on
-//! the way, and without them.
+//! Checksums and segments are correct with the offloads of every interface on the path, and without
+//! them.
 
 use crate::common::clients::{any, ping, tcp_stream};
 use crate::common::wire::Capture;
@@ -13,12 +13,12 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use testbed::{Netns, wait_for};
 
-/// Nothing is left to the hardware, and no packet is larger than the MTU.
+/// No offload to hardware, and no packet larger than the MTU.
 const OFF: [&str; 12] = [
     "tx", "off", "rx", "off", "sg", "off", "tso", "off", "gso", "off", "gro", "off",
 ];
 
-/// Every namespace whose interfaces a packet passes.
+/// Returns every namespace on a packet's path.
 fn way(world: &World) -> [&Netns; 4] {
     [
         &world.pod(0).ns,
@@ -38,7 +38,7 @@ fn without_offloads(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that do not repeat where a segment might be lost or doubled.
+/// Returns bytes that do not repeat at the distance of a lost or duplicated segment.
 fn noise(count: usize) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut bytes = Vec::with_capacity(count + 8);
@@ -52,7 +52,7 @@ fn noise(count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Sends noise to a server that sends it back, and compares.
+/// Sends noise to an echo server and compares the reply.
 fn there_and_back(world: &World, to: IpAddr) -> Result<()> {
     let sent = noise(8 << 20);
     let listener = world.far.enter(|| TcpListener::bind((to, 0)))??;
@@ -81,7 +81,7 @@ fn there_and_back(world: &World, to: IpAddr) -> Result<()> {
     })
 }
 
-/// iperf3 in both directions.
+/// Runs iperf3 in both directions.
 fn iperf(world: &World, to: IpAddr) -> Result<()> {
     let to = to.to_string();
     for direction in [&[][..], &["--reverse"]] {
@@ -97,14 +97,14 @@ fn iperf(world: &World, to: IpAddr) -> Result<()> {
         let told = world.pod(0).spawn(&argv)?.finish(SOON)?;
         let report: Value = serde_json::from_str(&told)?;
         let got = number(&report["end"]["sum_received"]["bytes"])?;
-        // The end of the test overtakes what is on its way.
+        // The control connection ends the test before all data has arrived.
         ensure!(got > 1 << 20, "{direction:?}: {got} bytes");
         server.finish(SOON)?;
     }
     Ok(())
 }
 
-/// A UDP socket whose datagrams have no checksum if `unchecked`.
+/// Opens a UDP socket, which sends without checksums if `unchecked`.
 fn udp(ns: &Netns, at: SocketAddr, unchecked: bool) -> Result<UdpSocket> {
     let socket = ns.open(|| UdpSocket::bind(at))?;
     socket.set_read_timeout(Some(ANSWER))?;
@@ -115,7 +115,7 @@ fn udp(ns: &Netns, at: SocketAddr, unchecked: bool) -> Result<UdpSocket> {
 }
 
 fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> Result<()> {
-    // SAFETY: the option is an int, whose address and size are given.
+    // SAFETY: the option is an int, whose address and size are passed.
     let status = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -129,7 +129,7 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> Result<(
     Ok(())
 }
 
-/// Datagrams of all kinds of lengths, there and back.
+/// Exchanges datagrams of many lengths.
 fn datagrams(world: &World, to: IpAddr, unchecked: bool) -> Result<()> {
     let server = udp(&world.far, (to, 9000).into(), unchecked)?;
     let own = same_family(&world.pod(0).addresses, to)?;
@@ -164,7 +164,7 @@ fn datagrams(world: &World, to: IpAddr, unchecked: bool) -> Result<()> {
     Ok(())
 }
 
-/// One call that the kernel or the interface cuts into datagrams.
+/// Sends with one system call that the kernel or the interface splits into datagrams.
 fn segmented_datagrams(world: &World, to: IpAddr) -> Result<()> {
     const PART: usize = 1000;
     let server = udp(&world.far, (to, 9001).into(), false)?;
@@ -216,8 +216,8 @@ fn without_any_offload() -> Result<()> {
     everything(&world)
 }
 
-/// The pod and the server leave checksums and segments to interfaces that have
-/// to do them in software between the hooks and the wire.
+/// The pod and the server leave checksums and segmentation to interfaces, which perform them in
+/// software between the hooks and the wire.
 #[test]
 fn with_offloads_at_the_ends_only() -> Result<()> {
     let world = World::start()?;
@@ -229,8 +229,8 @@ fn with_offloads_at_the_ends_only() -> Result<()> {
     Ok(())
 }
 
-/// A socket that is not connected gives its packets no hash, by which the kernel
-/// chooses queues; what leaves a pod has one, and the kernel need not make it.
+/// The packets of an unconnected socket have no hash, by which the kernel selects queues; packets
+/// from a pod have one when they leave, so that the kernel need not compute it.
 #[test]
 fn what_leaves_has_a_hash() -> Result<()> {
     let world = World::start()?;
@@ -240,7 +240,7 @@ fn what_leaves_has_a_hash() -> Result<()> {
     })?;
     let all = Capture::leaving(&world.bed.node, false)?;
     let hashed = Capture::leaving(&world.bed.node, true)?;
-    // Each sees a packet a moment after the other.
+    // The captures see a packet at slightly different times.
     let wait_left = |capture: &Capture, from: IpAddr, to: IpAddr, count: usize| -> Result<()> {
         let mut left = 0;
         wait_for(SOON, &format!("packets to {to}: {count}"), || {
@@ -254,7 +254,7 @@ fn what_leaves_has_a_hash() -> Result<()> {
         Ok(())
     };
     let pod = world.pod(0);
-    // IPv6 has one from its flow label.
+    // IPv6 has one, from its flow label.
     for (host, masqueraded) in [(&world.far, true), (&world.near, false)] {
         let to = IpAddr::from(host.v4()?);
         let from = if masqueraded {
@@ -263,14 +263,14 @@ fn what_leaves_has_a_hash() -> Result<()> {
             pod.v4()?.into()
         };
         let socket = pod.open(|| UdpSocket::bind(any(SocketAddr::new(to, 0))))?;
-        // The second one's addresses are known.
+        // The addresses of the second packet are cached.
         for _ in 0..2 {
             socket.send_to(b"?", SocketAddr::new(to, 9))?;
             wait_left(&all, from, to, 1)?;
             wait_left(&hashed, from, to, 1)?;
         }
     }
-    // Fragments keep what they have: nothing.
+    // Fragments keep what they have: no hash.
     let to = IpAddr::from(world.near.v4()?);
     let pod = world.pod(1);
     let from = pod.v4()?.into();

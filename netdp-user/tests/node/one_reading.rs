@@ -1,5 +1,5 @@
-//! `netdp config check` and `netdp run` read the same files alike: manifests, several documents in
-//! a file, as `kubectl get`, `kubectl kustomize` and `helm template` print them.
+//! `netdp config check` and `netdp run` interpret files identically: manifests and multi-document
+//! files as `kubectl get`, `kubectl kustomize` and `helm template` print them.
 
 use crate::common::{NETDP, SOON, status};
 use anyhow::{Context as _, Result, ensure};
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use testbed::{Agent, AgentOptions, Bed, WorkDir, wait_for};
 
-/// What a directory holds, and what has to come of it.
+/// Content of a directory, and the expected result.
 struct Case {
     name: &'static str,
     files: &'static [(&'static str, &'static str)],
@@ -219,7 +219,7 @@ fn check(dir: &Path) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("what check prints")
 }
 
-/// The rules that somebody wrote, of what `check` prints.
+/// Returns the rules with a written origin from the output of `check`.
 fn written(verdict: &Value) -> Vec<String> {
     let rules = verdict["policy"]["rules"].as_array();
     let rules = rules.into_iter().flatten();
@@ -229,7 +229,7 @@ fn written(verdict: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Both say the same of each, and it is what is expected.
+/// Both give the same result for each case, and it is the expected one.
 #[test]
 fn check_and_run_read_alike() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -247,7 +247,7 @@ fn check_and_run_read_alike() -> Result<()> {
         })
         .with_context(show)?;
         for (name, text) in case.files {
-            // In one step, as an editor does.
+            // Atomically, as an editor does.
             let new = dir.path().join(".new");
             fs::write(&new, text)?;
             fs::rename(new, dir.path().join(name))?;
@@ -278,7 +278,7 @@ fn check_and_run_read_alike() -> Result<()> {
     Ok(())
 }
 
-/// The agent says what it makes of a manifest.
+/// The agent logs its interpretation of a manifest.
 #[test]
 fn what_is_read_and_left_out_is_said() -> Result<()> {
     let bed = Bed::dual_stack()?;

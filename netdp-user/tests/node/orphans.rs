@@ -1,4 +1,5 @@
-//! Programs whose pins are out of reach: another bpffs over the first, mount namespaces of agents' own.
+//! Programs whose pins are out of reach: a second bpffs mounted over the first, private mount
+//! namespaces of agents.
 
 use crate::common::clients::{Tcp, any, tcp_source};
 use crate::common::{
@@ -15,7 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, output, wait_for};
 
-/// Connections that stay, and what their servers saw first.
+/// Open connections and the source that their servers saw first.
 struct Flows(Vec<(Tcp, SocketAddr)>);
 
 impl Flows {
@@ -48,7 +49,7 @@ fn mount_over(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// One program of ours on each hook, and none more.
+/// Checks that exactly one of netdp's programs is on each hook.
 fn is_attached_once(world: &World, mechanism: &str) -> Result<()> {
     let node = &world.bed.node;
     let [tcx, clsact] = match mechanism {
@@ -82,14 +83,14 @@ fn a_bpffs_over_the_first_leaves_no_old_programs() -> Result<()> {
         world.config.write(&format!("{POLICY}- 10.2.0.0/24\n"))?;
         let to = echoes(&world.far)[0];
         wait_for(SOON, "the new policy", || {
-            // Nobody knows the way back to pods there.
+            // Hosts there have no route back to pods.
             tcp_source(world.pod(1), to).is_err()
         })?;
         world.config.write(POLICY)?;
         wait_for(SOON, "the old policy", || {
             tcp_source(world.pod(1), to).is_ok()
         })?;
-        // Without an agent, and with a third.
+        // Without an agent, and with a third one.
         world.agent.stop()?;
         mount_over(&bpffs)?;
         world.agent.netdp(&["detach"])?;
@@ -101,7 +102,8 @@ fn a_bpffs_over_the_first_leaves_no_old_programs() -> Result<()> {
     Ok(())
 }
 
-/// A `netdp` in a mount namespace of its own, which a process holds that writes its id to `pids`.
+/// Writes a `netdp` that runs in its own mount namespace, which a process keeps alive that writes
+/// its id to `pids`.
 fn in_own_namespace(dir: &Path, pids: &Path) -> Result<PathBuf> {
     let script = dir.join("netdp-alone");
     let text = format!(
@@ -114,7 +116,7 @@ fn in_own_namespace(dir: &Path, pids: &Path) -> Result<PathBuf> {
     Ok(script)
 }
 
-/// A world whose agent is started so.
+/// Starts a world whose agent runs in its own mount namespace.
 fn alone(dir: &WorkDir) -> Result<World> {
     let bed = Bed::dual_stack()?;
     let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
@@ -134,7 +136,7 @@ fn alone(dir: &WorkDir) -> Result<World> {
     })
 }
 
-/// Ends what holds the namespaces.
+/// Ends the processes that keep the namespaces alive.
 fn let_go(dir: &WorkDir) -> Result<()> {
     for pid in fs::read_to_string(dir.path().join("pids"))?.lines() {
         kill(Pid::from_raw(pid.parse()?), Signal::SIGKILL)?;
@@ -177,7 +179,7 @@ fn agents_in_mount_namespaces_of_their_own_follow_each_other() -> Result<()> {
     let_go(&dir)
 }
 
-/// Another netdp that lives is let be, and told of.
+/// The programs of another running netdp are left alone and reported.
 #[test]
 fn a_living_agents_programs_are_let_be() -> Result<()> {
     let dir = WorkDir::new("alone")?;

@@ -1,5 +1,4 @@
-//! Source ports: kept where they are free, changed where they are not, never
-//! two flows on one.
+//! Source ports: preserved if free, changed otherwise, never shared by two flows.
 
 use crate::common::clients::{Tcp, Udp, from_port};
 use crate::common::wire::Capture;
@@ -30,13 +29,13 @@ fn two_pods_with_the_same_port_both_get_their_answers() -> Result<()> {
             check_pair(seen, kept)?;
         }
     }
-    // The first of each kept it.
+    // The first flow of each pair kept its port.
     assert_eq!(packets(&world.agent, "ports_changed")?, 4);
     assert_eq!(packets(&world.agent, "mappings_created")?, 8);
     Ok(())
 }
 
-/// The first kept its port, the second has another one of the same address.
+/// Checks that the first kept its port and that the second has another one of the same address.
 fn check_pair([first, second]: [SocketAddr; 2], kept: SocketAddr) -> Result<()> {
     ensure!(first == kept, "the first is seen as {first}");
     ensure!(second.ip() == kept.ip(), "the second is seen as {second}");
@@ -44,7 +43,7 @@ fn check_pair([first, second]: [SocketAddr; 2], kept: SocketAddr) -> Result<()> 
     Ok(())
 }
 
-/// The source port of one pod may be used towards every server at once.
+/// One source port of a pod can be used towards all servers at the same time.
 #[test]
 fn a_port_is_free_towards_every_other_server() -> Result<()> {
     let world = World::start()?;
@@ -96,7 +95,7 @@ fn pings_with_the_same_identifier_are_told_apart() -> Result<()> {
     Ok(())
 }
 
-/// Sixteen loops from two pods that all take their ports from one range.
+/// Sixteen loops in two pods that all use one port range.
 #[test]
 fn parallel_requests_from_colliding_ports_all_succeed() -> Result<()> {
     const LOOPS_A_POD: usize = 8;
@@ -112,8 +111,7 @@ fn parallel_requests_from_colliding_ports_all_succeed() -> Result<()> {
             } else {
                 "[fd00:2::1]"
             };
-            // The fragment makes each of them a request of its own and is not
-            // sent.
+            // The fragment makes each URL distinct and is not sent.
             let url = format!("http://{host}/health#[1-{REQUESTS}]");
             loops.push(pod.spawn(&[
                 "curl",
@@ -167,7 +165,7 @@ fn the_node_keeps_the_port_that_it_used_first() -> Result<()> {
     Ok(())
 }
 
-/// A program on the node takes a port that a pod's mapping holds already.
+/// A program on the node uses a port that a pod's mapping already has.
 #[test]
 fn the_node_gets_another_port_where_a_pod_was_first() -> Result<()> {
     let world = World::start()?;
@@ -198,8 +196,8 @@ fn check_pair_source(seen: SocketAddr, kept: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Neither where a pod's own port is one, nor where one is chosen: the ports
-/// that may be chosen here are the ones around the reserved ones.
+/// Neither when a pod's own port is reserved nor when one is selected: the ports that may be
+/// selected here are adjacent to the reserved ones.
 #[test]
 fn reserved_ports_are_never_used() -> Result<()> {
     let world = World::with(
@@ -221,7 +219,7 @@ fn reserved_ports_are_never_used() -> Result<()> {
             (1, 32_767),
         ] {
             let from = from_port(port, to);
-            // Two destinations that share the place of a map of ports take turns: clients try again.
+            // Two destinations that share a slot of the port map take turns: clients retry.
             let udp = wait_some(SOON, "a datagram's answer", || {
                 let mut flow = Udp::connect(world.pod(pod), from, to).ok()?;
                 let second = Some(Duration::from_secs(1));
@@ -243,8 +241,8 @@ fn reserved_ports_are_never_used() -> Result<()> {
     Ok(())
 }
 
-/// Where every port towards a server is taken, the new flow is dropped and
-/// counted, and those that live go on.
+/// Once every port towards a server is used, a new flow is dropped and counted, and live ones
+/// continue.
 #[test]
 fn a_flow_without_a_free_port_is_dropped() -> Result<()> {
     let world = World::with(POLICY_V4, &["--reserved-ports", "1024-39999,40002-65535"])?;
@@ -263,7 +261,7 @@ fn a_flow_without_a_free_port_is_dropped() -> Result<()> {
     assert_eq!(crate::common::drops(&world.agent, "no_free_port")?, 1);
     assert_eq!(first.ask()?.port(), 40_000);
     assert_eq!(second.ask()?.port(), 40_001);
-    // Ports below 1024 are another class.
+    // Ports below 1024 are a separate class.
     let low = Udp::connect(world.pod(1), from_port(700, to), to)?.ask()?;
     assert_eq!(low.port(), 700);
     Ok(())

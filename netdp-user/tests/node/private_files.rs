@@ -1,5 +1,6 @@
-//! What other users of the node may not do to the agent: read or lock its files, put others in their
-//! place, take all places of its probes, or steer the terminal of whoever looks at it.
+//! Things that other users of the node must not be able to do to the agent: read or lock its files,
+//! replace them, occupy all connections of its probes, or control the terminal of a person who
+//! inspects it.
 
 use crate::common::{POLICY_V4, SOON, World, options, refused, start_agent, status, wait_log};
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +17,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Running, wait_for};
 
-/// Nobody's.
+/// User id of nobody.
 const NOBODY: u32 = 65_534;
 
 fn mode(path: &Path) -> Result<u32> {
@@ -28,7 +29,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .with_context(|| format!("{}", path.display()))
 }
 
-/// The state directory and all that is in it.
+/// Checks the permissions of the state directory and of everything in it.
 fn are_private(dir: &Path) -> Result<()> {
     ensure!(mode(dir)? == 0o700, "{:o}", mode(dir)?);
     let mut files = 0;
@@ -68,7 +69,7 @@ fn files_are_the_agents_own_whatever_the_umask() -> Result<()> {
     let mut agent = start()?;
     are_private(&agent.state_dir())?;
     ensure!(mode(&agent.bpffs())? & 0o777 == 0o700);
-    // As an earlier version has left them.
+    // As an earlier version left them.
     agent.stop()?;
     for entry in fs::read_dir(agent.state_dir())? {
         set_mode(&entry?.path(), 0o644)?;
@@ -95,7 +96,7 @@ fn directories_that_others_could_swap_are_refused() -> Result<()> {
     };
     let (state, bpffs) = (agent.state_dir(), agent.bpffs());
     let name = state.display().to_string();
-    // What is the agent's own it mends itself.
+    // The agent corrects its own files.
     for mode in [0o777, 0o770] {
         set_mode(&state, mode)?;
         agent.restart()?;
@@ -120,8 +121,8 @@ fn directories_that_others_could_swap_are_refused() -> Result<()> {
     Ok(())
 }
 
-/// A process of another user that holds a file's lock until it is dropped. It has opened the file
-/// before, as could be done while that was readable to all.
+/// Starts a process of another user that holds a file's lock until it is dropped. It opened the
+/// file earlier, while that was readable by everyone.
 fn stranger(path: &Path) -> Result<Running> {
     let mut command = Command::new("sh");
     let script = "exec 9<\"$0\"; flock -n 9 || exit 1; echo held; exec sleep 600";
@@ -150,7 +151,7 @@ fn a_lock_of_another_user_stops_no_agent() -> Result<()> {
     world.agent.restart()?;
     ensure!(status(&world.agent)?["agent"] == "running");
     wait_log(&world.agent, "state/lock: it is replaced")?;
-    // The new lock is one.
+    // The new lock is effective.
     let mut second = world.agent.command(&["run"]);
     second.arg("--config").arg(world.config.path());
     let told = refused(second)?;
@@ -163,8 +164,8 @@ fn a_lock_that_a_killed_agent_has_left_to_a_child_is_waited_for() -> Result<()> 
     let mut world = World::start()?;
     let lock = world.agent.state_dir().join("lock");
     world.agent.kill9()?;
-    // As a child does that was killed for before it ran its program: the lock is that of a process
-    // which has ended.
+    // As a child does whose parent was killed before it executed its program: the lock belongs to a
+    // process that has ended.
     let left = "exec 9>>\"$0\"; flock -n 9 && exec sleep 1 >/dev/null 2>&1 &";
     let path = lock.to_str().context("a path")?;
     testbed::output(Command::new("sh").args(["-c", &format!("({left})"), path]))?;
@@ -191,7 +192,7 @@ fn a_lock_of_our_own_user_is_an_agents() -> Result<()> {
     world.agent.restart()
 }
 
-/// FIFOs hold nobody up, and links lead nowhere.
+/// FIFOs do not block the agent, and symlinks are not followed.
 #[test]
 fn only_regular_files_are_read() -> Result<()> {
     let mut world = World::with(POLICY_V4, &[])?;
@@ -222,14 +223,14 @@ fn only_regular_files_are_read() -> Result<()> {
     world.agent.restart()?;
     are_private(&state)?;
     assert_eq!(fs::read_to_string(&victim)?, "untouched");
-    // A lock that is a link is refused, and what it leads to stays as it is.
+    // A lock file that is a symlink is refused, and its target stays unchanged.
     world.agent.stop()?;
     fs::remove_file(state.join("lock"))?;
     symlink(&victim, state.join("lock"))?;
     let told = format!("{:#}", world.agent.restart().unwrap_err());
     ensure!(told.contains("symbolic link"), "{told}");
     assert_eq!(fs::read_to_string(&victim)?, "untouched");
-    // Nor is a FIFO among the configuration waited for.
+    // A FIFO in the configuration directory does not block either.
     fs::remove_file(state.join("lock"))?;
     let fifo = state.with_file_name("fifo.yaml");
     mkfifo(&fifo, Mode::S_IRUSR)?;
@@ -241,7 +242,7 @@ fn only_regular_files_are_read() -> Result<()> {
     wait_log(&world.agent, "neither a regular file nor a directory")
 }
 
-/// A thousand connections that say nothing, or one byte at a time, from one address.
+/// A thousand connections from one address that send nothing, or one byte at a time.
 #[test]
 fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -273,7 +274,7 @@ fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
     let mut idle = open(&near)?;
     for (index, stream) in idle.iter_mut().enumerate() {
         if index % 2 == 0 {
-            // Closed ones refuse it.
+            // Closed connections refuse it.
             let _ = stream.write_all(b"GET /livez");
         }
     }
@@ -286,7 +287,7 @@ fn probes_are_answered_beside_a_thousand_idle_connections() -> Result<()> {
     Ok(())
 }
 
-/// Names that others choose are shown, and steer nothing.
+/// Names chosen by others are shown without control sequences.
 #[test]
 fn names_steer_no_terminal() -> Result<()> {
     let world = World::with(POLICY_V4, &["--uplink", "eth0", "--uplink", "e\x1b*"])?;
@@ -313,7 +314,7 @@ fn names_steer_no_terminal() -> Result<()> {
         "{:?}",
         world.agent.log()
     );
-    // A file's name that looks like a line of the status.
+    // A file name that looks like a line of the status.
     let dir = testbed::WorkDir::new("names")?;
     let file = dir.path().join("a\ndatapath   in force\x1b[2J.yaml");
     fs::write(file, "nonMasqueradeCIDRs: [172.16.0.0/16]\nunknownKey: 1\n")?;

@@ -1,4 +1,4 @@
-//! Connections of both families over changes of the policy.
+//! Connections of both families across policy changes.
 
 use crate::common::clients::{Tcp, any, tcp_source};
 use crate::common::{Echo, SOON, World, echoes, same_family};
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use std::net::SocketAddr;
 use testbed::wait_for;
 
-/// The neighbour is left alone.
+/// Policy that bypasses the neighbour.
 const NOT_THE_NEIGHBOUR: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
@@ -15,14 +15,14 @@ nonMasqueradeCIDRs:
 - fd00:1::/64
 ";
 
-/// The neighbour is masqueraded.
+/// Policy that masquerades traffic to the neighbour.
 const EVERYTHING: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
 - fd00:172::/64
 ";
 
-/// The same for the neighbour, and another policy.
+/// Another policy with the same effect on the neighbour.
 const EVERYTHING_BUT_ELSEWHERE: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
@@ -36,7 +36,8 @@ fn world(policy: &str, on_reload: &str) -> Result<(World, Echo)> {
     Ok((world, echo))
 }
 
-/// A connection to each of the neighbour's addresses, and the source seen there.
+/// Opens a connection to each of the neighbour's addresses; returns them with the source seen
+/// there.
 fn connections(world: &World) -> Result<Vec<(Tcp, SocketAddr)>> {
     let open = |to| {
         let mut client = Tcp::connect(world.pod(0), any(to), to)?;
@@ -67,8 +68,8 @@ fn a_bypassed_connection_outlives_changes_and_a_restart() -> Result<()> {
         let own = same_family(&world.pod(0).addresses, source.ip())?;
         ensure!(source.ip() == own, "it was to be bypassed: {source}");
     }
-    // Silent over two changes and a restart: the policy before is not the one
-    // of these connections any more.
+    // Idle across two changes and a restart: the previous policy is no longer the one of these
+    // connections.
     masquerade(&mut world, EVERYTHING)?;
     world.agent.kill9()?;
     world.config.write(EVERYTHING_BUT_ELSEWHERE)?;
@@ -81,7 +82,7 @@ fn a_bypassed_connection_outlives_changes_and_a_restart() -> Result<()> {
     Ok(())
 }
 
-/// The peer answers what comes from the node with a RST.
+/// The peer answers packets from the node with a RST.
 #[test]
 fn cutover_ends_a_bypassed_connection() -> Result<()> {
     let (mut world, _echo) = world(NOT_THE_NEIGHBOUR, "cutover")?;

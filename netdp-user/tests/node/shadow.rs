@@ -1,4 +1,4 @@
-//! `--mode shadow`: what netdp would do, beside what netfilter does.
+//! `--mode shadow`: netdp's decisions compared with netfilter's.
 
 use crate::common::clients::{Tcp, Udp, any, ping, tcp_source};
 use crate::common::{ECHO, Echo, NETDP, POLICY, SOON, echoes, start_agent, tcx_programs};
@@ -8,10 +8,10 @@ use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
-/// How many flows no buffer for events holds.
+/// Number of flows that exceeds every event buffer.
 const FLOOD: u16 = 40_000;
 
-/// A node as ip-masq-agent leaves it, and netdp in its shadow.
+/// A node with ip-masq-agent's chains, and netdp in shadow mode.
 struct World {
     agent: Agent,
     bed: Bed,
@@ -22,7 +22,7 @@ struct World {
 }
 
 impl World {
-    /// The chains are made of `POLICY`, netdp's policy is `config`.
+    /// Starts a world whose chains implement `POLICY`; netdp's policy is `config`.
     fn start(config: &str) -> Result<Self> {
         let bed = Bed::dual_stack()?;
         let near = bed.neighbour(0, &["10.1.0.20/16", "fd00:1::20/64"])?;
@@ -50,7 +50,7 @@ impl World {
         Ok((output.status.code(), value))
     }
 
-    /// The report once it has so many flows.
+    /// Returns the report once it contains this many flows.
     fn wait_flows(&self, flows: u64) -> Result<(Option<i32>, Value)> {
         let mut last = None;
         wait_for(SOON, &format!("{flows} flows to be compared"), || {
@@ -72,7 +72,8 @@ impl World {
     }
 }
 
-/// Services as kube-proxy makes them: one whose end is far, one that is masqueraded by a mark.
+/// Returns services as kube-proxy writes them: one with a distant endpoint, one masqueraded by a
+/// mark.
 fn services(node: &str, vip: &str, far: &str, mate: &str) -> String {
     format!(
         "-N KUBE-POSTROUTING\n\
@@ -112,13 +113,13 @@ fn a_mixed_workload_agrees() -> Result<()> {
         Tcp::connect(pod, any(to), to)?.ask()?;
         Udp::connect(pod, any(to), to)?.ask()?;
         ping(pod, to.ip())?;
-        // The node's own.
+        // The node's own connection.
         Tcp::connect(node, any(to), to)?.ask()?;
         flows += 4;
         ensure!(!server.addresses.is_empty());
     }
     for to in echoes(peer) {
-        // From outside, and a probe.
+        // An inbound connection, and a probe.
         Tcp::connect(&world.near, any(to), to)?.ask()?;
         Udp::connect(&world.near, any(to), to)?.ask()?;
         Tcp::connect(node, any(to), to)?.ask()?;
@@ -207,7 +208,7 @@ masqueradeCIDRs:
     Ok(())
 }
 
-/// A script must not take silence for agreement.
+/// A script must not mistake an empty report for agreement.
 #[test]
 fn nothing_seen_is_not_agreement() -> Result<()> {
     let world = World::start(POLICY)?;
@@ -217,7 +218,7 @@ fn nothing_seen_is_not_agreement() -> Result<()> {
     Ok(())
 }
 
-/// Events that found no room are made up for by reading the table.
+/// Events lost to a full buffer are replaced by a dump of the conntrack table.
 #[test]
 fn a_flood_is_compared_whole() -> Result<()> {
     let world = World::start(POLICY)?;

@@ -1,5 +1,5 @@
-//! Packets leave with the address that the route they take asks for, of the interface that they
-//! leave by.
+//! The source address of masqueraded packets: selected by the route, and one of the egress
+//! interface.
 
 use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::wire::Capture;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
-/// Nothing but pods is left alone.
+/// Only pods are bypassed.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
 
 struct World {
@@ -38,14 +38,14 @@ impl World {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for World {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
     }
 }
 
-/// New flows of a pod to a server that has [`Echo`] come from `source`.
+/// Checks that new flows of a pod to a server with [`Echo`] have the source `source`.
 fn seen_as(pod: &Host, to: IpAddr, source: &str) -> Result<()> {
     let (to, source) = (SocketAddr::new(to, ECHO), source.parse::<IpAddr>()?);
     let tcp = tcp_source(pod, to).with_context(|| format!("TCP to {to}"))?;
@@ -66,7 +66,7 @@ fn policy_routing(mode: &str) -> Result<()> {
     // A second network on the second uplink.
     router.address("lan", "10.8.255.254/16".parse()?)?;
     bed.node.address("eth1", "10.8.0.10/16".parse()?)?;
-    // Deprecated: only a route names it.
+    // Deprecated: used only if a route names it.
     bed.node
         .ip("-6 addr add fd00:9::88/64 dev eth1 nodad preferred_lft 0")?;
     for line in [
@@ -108,9 +108,9 @@ fn policy_routing(mode: &str) -> Result<()> {
     seen_as(&pods[1], v6, "fd00:9::10").context("by mark")?;
     seen_as(&pods[3], v4, "10.8.0.10").context("by DSCP")?;
     if mode == "ebpf" {
-        // netfilter takes any address of the interface.
+        // netfilter uses any address of the interface.
         seen_as(&pods[3], v6, "fd00:9::88").context("by DSCP")?;
-        // Below the main table's default: gone, they are what is left.
+        // Of lower priority than the main table's default route; used once that is deleted.
         world.bed.node.ip("-4 route del default")?;
         let seen = tcp_source(&pods[2], SocketAddr::new(v4, ECHO))?;
         ensure!(
@@ -150,7 +150,7 @@ fn without_an_address_on_the_uplink_nothing_leaves() -> Result<()> {
         let to: SocketAddr = to.parse()?;
         let socket = world.bed.pods[0].open(|| UdpSocket::bind(any(to)))?;
         wait_for(SOON, &format!("what is sent to {to} to be dropped"), || {
-            // It may be told of an earlier one.
+            // The socket may report an earlier error.
             drop(socket.send_to(b"nobody", to));
             drops(&world.agent, "no_source_address").is_ok_and(|now| now > before)
         })?;
@@ -186,7 +186,7 @@ fn temporary_addresses_are_not_chosen() -> Result<()> {
     Ok(())
 }
 
-/// Addresses of single hosts are equal but for their order, which a renewal changes.
+/// Host addresses (/32) are equivalent except for their order, which a renewal changes.
 #[test]
 fn the_address_that_the_node_is_known_by_is_preferred_among_equals() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -230,7 +230,7 @@ fn the_address_that_the_node_is_known_by_is_preferred_among_equals() -> Result<(
     Ok(())
 }
 
-/// What the node receives by `ip route add local` is its own too.
+/// Addresses from `ip route add local` are the node's, too.
 #[test]
 fn a_socket_of_the_node_on_a_routed_address_keeps_it() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -239,7 +239,7 @@ fn a_socket_of_the_node_on_a_routed_address_keeps_it() -> Result<()> {
     let (node, router) = (&bed.node, &bed.uplinks[0].router);
     node.ip("-4 route add local 198.18.0.0/24 dev lo")?;
     node.ip("-6 route add local 2001:db8:18::/64 dev lo")?;
-    // IPv6 asks for an address otherwise.
+    // IPv6 selects an address differently.
     node.sysctl("net.ipv6.ip_nonlocal_bind", "1")?;
     router.ip("-4 route add 198.18.0.0/24 via 10.1.0.10")?;
     router.ip("-6 route add 2001:db8:18::/64 via fd00:1::10")?;
@@ -253,7 +253,7 @@ fn a_socket_of_the_node_on_a_routed_address_keeps_it() -> Result<()> {
         let seen = Tcp::connect(node, own, SocketAddr::new(to, ECHO))?.ask()?;
         ensure!(seen.ip() == own.ip(), "{own} was seen as {seen}");
     }
-    // One that comes later is noticed.
+    // A route that is added later is detected.
     node.ip("-4 route add local 198.19.0.7/32 dev lo")?;
     world.bed.uplinks[0]
         .router

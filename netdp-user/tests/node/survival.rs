@@ -1,6 +1,5 @@
-//! What happens to the agent, the node and the way out ends no mapping that it
-//! should not. Ports are random here: a mapping that was lost and made again
-//! would show by another port.
+//! Events on the agent, the node and the uplink that must not end live mappings. Ports are random
+//! here: a mapping that was lost and created again would show by its new port.
 
 use crate::common::clients::{Tcp, Udp, any, tcp_source};
 use crate::common::wire::Capture;
@@ -10,12 +9,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 use testbed::{Agent, Bed, ConfigVolume, Host, Netns, Pings, last_host, wait_for, wait_some};
 
-/// More than the time between two sweeps.
+/// Longer than the interval between two sweeps.
 const SWEEP: Duration = Duration::from_secs(60);
 
 const RANDOM: [&str; 3] = ["--enable-ipv6", "--port-mode", "random"];
 
-/// A client that stays, and the source that its server saw first.
+/// A client that stays open, and the source that its server saw first.
 struct Flow {
     client: Client,
     to: SocketAddr,
@@ -43,7 +42,7 @@ impl Flow {
     }
 }
 
-/// TCP and UDP to each echo server of the host.
+/// Opens TCP and UDP flows to each echo server of the host.
 fn open(pod: &Host, host: &Host) -> Result<Vec<Flow>> {
     let mut flows = Vec::new();
     for to in echoes(host) {
@@ -55,7 +54,7 @@ fn open(pod: &Host, host: &Host) -> Result<Vec<Flow>> {
     Ok(flows)
 }
 
-/// Every flow goes on with its mapping.
+/// Checks that every flow continues with its mapping.
 fn resume(flows: &mut [Flow], after: &str) -> Result<()> {
     for Flow { client, to, seen } in flows {
         let now = client
@@ -66,7 +65,7 @@ fn resume(flows: &mut [Flow], after: &str) -> Result<()> {
     Ok(())
 }
 
-/// How many of the flows have their mapping.
+/// Returns the number of flows whose mapping exists.
 fn living(agent: &Agent, flows: &[Flow]) -> Result<usize> {
     let listed = crate::common::flows(agent)?;
     let lives = |flow: &&Flow| {
@@ -79,7 +78,7 @@ fn living(agent: &Agent, flows: &[Flow]) -> Result<usize> {
     Ok(flows.iter().filter(lives).count())
 }
 
-/// Pings without end.
+/// Starts a continuous ping from the pod to each address of the host.
 fn pings(pod: &Host, host: &Host) -> Result<Pings> {
     let mut pings = Pings::default();
     for address in &host.addresses {
@@ -88,7 +87,7 @@ fn pings(pod: &Host, host: &Host) -> Result<Pings> {
     Ok(pings)
 }
 
-/// Ends them; all were answered.
+/// Ends the pings; all must be answered.
 fn check_pings(pings: Pings) -> Result<()> {
     for ping in pings.end()? {
         ensure!(ping.alive && ping.lost == 0, "{ping:?}");
@@ -102,7 +101,7 @@ fn wait_rules(agent: &Agent, prefix: &str, there: bool) -> Result<()> {
     })
 }
 
-/// The rules that kube-proxy and the like have, which let conntrack judge.
+/// Adds rules with conntrack states, as kube-proxy and others do.
 fn judge_by_conntrack(node: &Netns) -> Result<()> {
     nft(
         node,
@@ -204,13 +203,13 @@ fn wait_uplink(agent: &Agent, words: &str) -> Result<()> {
     })
 }
 
-/// A router says for a while that the server can't be reached.
+/// A router temporarily reports that the server is unreachable.
 #[test]
 fn icmp_errors_end_nothing() -> Result<()> {
     let world = World::with(POLICY, &RANDOM)?;
     let _echo = Echo::start(&world.far)?;
     let router = &world.bed.uplinks[0].router;
-    // A datagram is sent once: its error may not be one too many.
+    // A datagram is sent only once: its error must not be rate-limited.
     router.sysctl("net.ipv4.icmp_ratemask", "0")?;
     router.sysctl("net.ipv6.icmp.ratelimit", "0")?;
     for Flow { client, to, seen } in open(world.pod(0), &world.far)? {
@@ -233,7 +232,7 @@ fn icmp_errors_end_nothing() -> Result<()> {
                     Ok(())
                 })?;
                 again()?;
-                // IPv4 tells the socket, in its own time.
+                // IPv4 reports the error to the socket with a delay.
                 wait_some(SOON, "an answer again", || udp.ask().ok())?
             }
         };
@@ -242,7 +241,7 @@ fn icmp_errors_end_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Waits until one more ICMP error was translated.
+/// Waits until one more ICMP error is translated.
 fn wait_error(agent: &Agent, cause: impl FnOnce() -> Result<()>) -> Result<()> {
     let errors = || crate::common::packets(agent, "errors_translated");
     let before = errors()?;
@@ -252,7 +251,7 @@ fn wait_error(agent: &Agent, cause: impl FnOnce() -> Result<()>) -> Result<()> {
     })
 }
 
-/// Two servers; the policy comes to bypass the first.
+/// Two servers; the policy later bypasses the first.
 struct Reload {
     world: World,
     bypassed: Vec<Flow>,
@@ -279,7 +278,7 @@ impl Reload {
         Ok(reload)
     }
 
-    /// Waits until exactly these of the first server's flows live.
+    /// Waits until exactly `count` of the first server's flows have a mapping.
     fn wait_living(&self, flows: &[Flow], count: usize) -> Result<()> {
         wait_for(SWEEP, &format!("{count} flows to live on"), || {
             living(&self.world.agent, flows).is_ok_and(|living| living == count)

@@ -1,4 +1,4 @@
-//! From ip-masq-agent's chains to the eBPF datapath and back, on a live node.
+//! Takeover of ip-masq-agent's chains by the eBPF datapath and rollback, on a live node.
 
 use crate::common::clients::{Tcp, Udp, any, tcp_source, udp_source};
 use crate::common::wire::Capture;
@@ -10,7 +10,7 @@ use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, Running, wait
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 
-/// A client that stays, and the source that its server saw first.
+/// A client that stays open, and the source that its server saw first.
 enum Client {
     Tcp(Tcp),
     Udp(Udp),
@@ -30,7 +30,7 @@ impl Flow {
         }
     }
 
-    /// It goes on, and its server still sees it from the same place.
+    /// Checks that it continues and that its server sees the same source.
     fn resume(&mut self, after: &str) -> Result<()> {
         let (to, seen) = (self.to, self.seen);
         let now = self
@@ -41,9 +41,9 @@ impl Flow {
     }
 }
 
-/// A node that a kubelet has marked for one backend, with an agent in iptables mode.
+/// A node with the kubelet's chains of one backend, and an agent in iptables mode.
 struct Node {
-    // Before the bed.
+    // Dropped before the bed.
     agent: Agent,
     bed: Bed,
     far: Host,
@@ -67,7 +67,7 @@ impl Node {
         let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
         let echo = Echo::start(&far)?;
         let agent = Agent::start(&bed.node, options)?;
-        // A flow that is silent while an agent starts on a busy machine does not end.
+        // A flow that is idle while an agent starts on a busy machine must not expire.
         for key in ["udp_timeout", "udp_timeout_stream"] {
             bed.node
                 .sysctl(&format!("net.netfilter.nf_conntrack_{key}"), "600")?;
@@ -88,7 +88,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Pings without end from each pod, in each family.
+    /// Starts continuous pings from each pod, in each family.
     fn ping(&mut self) -> Result<()> {
         for pod in &self.bed.pods {
             for net in &self.far.addresses {
@@ -98,7 +98,7 @@ impl Node {
         Ok(())
     }
 
-    /// New connections from each pod, TCP and UDP, in each family.
+    /// Opens connections from each pod, TCP and UDP, in each family.
     fn open(&mut self) -> Result<()> {
         for pod in &self.bed.pods {
             for to in echoes(&self.far) {
@@ -125,7 +125,7 @@ impl Node {
         self.agent.restart()
     }
 
-    /// All connections go on, new ones are masqueraded.
+    /// Checks that all connections continue and that new ones are masqueraded.
     fn check(&mut self, after: &str) -> Result<()> {
         for flow in &mut self.flows {
             flow.resume(after)?;
@@ -145,7 +145,7 @@ impl Node {
         same_family(&self.bed.uplinks[0].addresses, like)
     }
 
-    /// The far side saw nobody but the node, ever.
+    /// Checks that the far side has only ever seen the node's addresses.
     fn nothing_leaked(&self, after: &str) -> Result<()> {
         for packet in self.wire.packets()? {
             let pods = self.bed.pods.iter().flat_map(|pod: &Host| &pod.addresses);
@@ -156,7 +156,7 @@ impl Node {
         Ok(())
     }
 
-    /// No ping was without an answer; `lost` may be.
+    /// Ends the pings, of which up to `lost` may be unanswered.
     fn end_pings(&mut self, lost: usize) -> Result<()> {
         for ping in std::mem::take(&mut self.pings).end()? {
             ensure!(ping.alive && ping.lost <= lost, "{ping:?}");
@@ -171,7 +171,7 @@ impl Node {
         .with_context(|| self.agent.log())
     }
 
-    /// Every table that there is, of both families and backends.
+    /// Returns all tables of both families and backends.
     fn tables(&self) -> Result<String> {
         let mut all = String::new();
         for program in ["iptables", "ip6tables"] {
@@ -183,7 +183,7 @@ impl Node {
         Ok(all)
     }
 
-    /// What `netdp detach` says, after an agent that could not put anything in order.
+    /// Returns the output of `netdp detach` after an agent was killed.
     fn detach(&mut self) -> Result<String> {
         self.agent.kill9()?;
         self.detach_again()
@@ -197,7 +197,7 @@ impl Node {
         Ok(told)
     }
 
-    /// No program, no pin, no chain, no file.
+    /// Checks that no program, pin, chain or file remains.
     fn nothing_is_left(&self) -> Result<()> {
         let tables = self.tables()?;
         for name in ["NETDP", "IP-MASQ-AGENT"] {
@@ -231,7 +231,7 @@ impl Node {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for Node {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
@@ -256,7 +256,7 @@ fn takeover_and_back(backend: &'static str) -> Result<()> {
         node.check(&format!("rollback {round}"))?;
         node.open()?;
     }
-    // Between connection tracking and the programs a packet may be lost, never a connection.
+    // Between conntrack and the programs a packet may be lost, never a connection.
     node.end_pings(8)
 }
 
@@ -270,7 +270,7 @@ fn takeover_and_rollback_with_legacy() -> Result<()> {
     takeover_and_back("legacy")
 }
 
-/// Without another agent: one command.
+/// A single command, without another agent.
 #[test]
 fn detach_to_iptables_ends_no_connection() -> Result<()> {
     for backend in BACKENDS {
@@ -289,14 +289,14 @@ fn detach_to_iptables_ends_no_connection() -> Result<()> {
             .bed
             .node
             .run(&[&rules, "--wait", "60", "-t", "nat", "-S"])?;
-        // Those of the configuration, not the defaults.
+        // The rules of the configuration, not the built-in ones.
         ensure!(rules.contains("-d 172.16.0.0/16 "), "{rules}");
         ensure!(!rules.contains("-d 10.0.0.0/8 "), "{rules}");
     }
     Ok(())
 }
 
-/// Somebody puts the chain back: it is told of, and left.
+/// The chain is written again by a third party: this is reported, and the chain is left alone.
 #[test]
 fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
     for backend in BACKENDS {
@@ -318,7 +318,7 @@ fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
     Ok(())
 }
 
-/// Whose answers would be dropped stays with netfilter, for as long as that is so.
+/// Flows whose replies would be dropped stay with netfilter as long as that is so.
 #[test]
 fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
     for backend in BACKENDS {
@@ -348,8 +348,8 @@ fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
     Ok(())
 }
 
-/// What IPsec protects with the node's address is netfilter's for as long as that is so: netdp would drop
-/// it, or let it leave in clear where the policy is about a protocol only.
+/// Flows that IPsec protects with the node's address stay with netfilter as long as that is so:
+/// netdp would drop them, or let them leave in clear if the policy is for one protocol only.
 #[test]
 fn what_ipsec_protects_is_not_taken_over() -> Result<()> {
     for (what, selector) in [
@@ -395,7 +395,7 @@ fn what_ipsec_protects_is_not_taken_over() -> Result<()> {
     Ok(())
 }
 
-/// Uninstalling right after a takeover, while netfilter still translates connections.
+/// Uninstalls right after a takeover, while netfilter still translates connections.
 fn a_takeover_leaves_nothing(backend: &'static str) -> Result<()> {
     let mut node = Node::start(backend)?;
     node.change("iptables", "ebpf")?;
@@ -431,7 +431,7 @@ fn detach_leaves_nothing_of_iptables_mode() -> Result<()> {
     Ok(())
 }
 
-/// Back in iptables mode, the chains keep tracking on.
+/// In iptables mode again, the chains keep conntrack enabled.
 #[test]
 fn a_rollback_leaves_no_chain_of_the_takeover() -> Result<()> {
     let mut node = Node::start("nft")?;
@@ -445,7 +445,7 @@ fn a_rollback_leaves_no_chain_of_the_takeover() -> Result<()> {
     node.check("the rollback")
 }
 
-/// Nothing says that netdp wrote it: it is told of, and left.
+/// Nothing identifies it as netdp's: it is reported and left alone.
 #[test]
 fn a_chain_that_may_be_ip_masq_agents_is_left() -> Result<()> {
     let mut node = Node::start("nft")?;

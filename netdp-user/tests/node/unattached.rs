@@ -1,5 +1,5 @@
-//! Somebody takes the programs off, or their pins away: the agent says so, and puts it right within
-//! a second or so, at whatever interval it otherwise looks at everything.
+//! A third party detaches the programs or removes their pins: the agent reports it and repairs it
+//! within about a second, whatever its resync interval.
 
 use crate::common::clients::{Tcp, any, tcp_source};
 use crate::common::wire::Capture;
@@ -18,12 +18,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use testbed::{output, wait_for};
 
-/// In which a program that was taken off has to be back: two looks, and a busy machine.
+/// Time limit for a detached program to be attached again: two polls, on a busy machine.
 const HEALED: Duration = Duration::from_secs(5);
 
 const PROBES: &str = "127.0.0.1:10268";
 
-/// A world whose agent looks at everything once an hour only, and a server.
+/// A world whose agent resyncs once an hour, and a server.
 struct Street {
     world: World,
     to: SocketAddr,
@@ -70,7 +70,7 @@ impl Street {
         self.world.bed.node.run(&ask)
     }
 
-    /// Waits until so many repairs were made and all is in force.
+    /// Waits for this number of repairs, and until everything is in force.
     fn wait_healed(&self, repairs: u64) -> Result<()> {
         let start = Instant::now();
         wait_for(HEALED, &format!("{repairs} repairs"), || {
@@ -85,7 +85,7 @@ impl Street {
         Ok(())
     }
 
-    /// Nothing that leaves has a pod's address any more.
+    /// Checks that no packet leaves with a pod's address any more.
     fn leaks_nothing(&self) -> Result<()> {
         let wire = Capture::start(&self.world.bed.uplinks[0].router)?;
         for _ in 0..20 {
@@ -102,19 +102,19 @@ impl Street {
         Ok(())
     }
 
-    /// What was said of programs that were taken off.
+    /// Checks the log messages about detached programs.
     fn was_told(&self, hook: &str) -> Result<()> {
         let gone = format!("the {hook} program is not attached to eth0");
         wait_log(&self.world.agent, &gone)?;
         wait_log(&self.world.agent, "all programs are attached again, after")?;
         let log = self.world.agent.log();
         ensure!(log.matches("attaching it again").count() == 1, "{log}");
-        // Not ready in between.
+        // It was unready in between.
         ensure!(log.matches("netdp: in force on eth0").count() == 2, "{log}");
         Ok(())
     }
 
-    /// A new agent takes over what the healed one had.
+    /// Checks that a new agent adopts what the repaired one had.
     fn survives_a_restart(&mut self) -> Result<()> {
         let mut open = Tcp::connect(self.world.pod(1), any(self.to), self.to)?;
         let seen = open.ask()?;
@@ -129,7 +129,7 @@ impl Street {
     }
 }
 
-/// The id of a pinned link.
+/// Returns the id of a pinned link.
 fn link(street: &Street, hook: &str) -> Result<String> {
     let mut links = fs::read_dir(street.bpffs().join("links"))?;
     let pin = links.find_map(|entry| {
@@ -149,7 +149,7 @@ fn detach_link(id: &str) -> Result<()> {
     Ok(())
 }
 
-/// `bpftool link detach` of the pinned link.
+/// Runs `bpftool link detach` on the pinned link.
 fn detach(street: &Street, hook: &str) -> Result<()> {
     detach_link(&link(street, hook)?)
 }
@@ -174,7 +174,7 @@ fn a_detached_ingress_link_is_attached_again() -> Result<()> {
     street.survives_a_restart()
 }
 
-/// The agent stands still: the status asks the kernel, not what was last written down.
+/// The agent is stopped: the status queries the kernel, not the last report.
 #[test]
 fn the_status_looks_at_the_hooks_itself() -> Result<()> {
     let street = Street::start("tcx")?;
@@ -193,7 +193,7 @@ fn the_status_looks_at_the_hooks_itself() -> Result<()> {
     street.wait_healed(1)
 }
 
-/// Interfaces towards pods are watched as uplinks are.
+/// Interfaces towards pods are watched like uplinks.
 #[test]
 fn a_detached_hairpin_program_is_attached_again() -> Result<()> {
     for mechanism in ["tcx", "clsact"] {
@@ -223,7 +223,7 @@ fn a_detached_hairpin_program_is_attached_again() -> Result<()> {
     Ok(())
 }
 
-/// Another program in our link's place.
+/// The link's program is replaced by another.
 #[test]
 fn a_program_that_was_replaced_is_put_back() -> Result<()> {
     let street = Street::start("tcx")?;
@@ -235,7 +235,7 @@ fn a_program_that_was_replaced_is_put_back() -> Result<()> {
     let egress = names
         .iter()
         .find(|path| path.to_string_lossy().contains("egress_"));
-    // The ingress program, which lets packets that leave pass.
+    // The ingress program, which passes egress packets.
     crate::common::links::update_to_stranger(egress.context("no link")?)?;
     street.wait_healed(1)?;
     street.was_told("egress")?;
@@ -275,12 +275,13 @@ fn a_removed_qdisc_is_made_again() -> Result<()> {
     street.survives_a_restart()
 }
 
-/// What can't be put right is said for as long as it lasts, and put right once it can.
+/// A persistent failure is reported as long as it lasts, and repaired once that is possible.
 #[test]
 fn a_hook_that_can_not_be_had_makes_unready() -> Result<()> {
     let street = Street::start("clsact")?;
     let node = street.world.bed.node.clone();
-    // The two can't be there together, and this one has no egress. As one, lest the agent be between.
+    // Both cannot exist together, and this one has no egress. Replaced while the agent is stopped,
+    // which must not act in between.
     street.world.agent.signal(Signal::SIGSTOP)?;
     node.run(&["tc", "qdisc", "del", "dev", "eth0", "clsact"])?;
     node.run(&["tc", "qdisc", "add", "dev", "eth0", "ingress"])?;
@@ -289,7 +290,7 @@ fn a_hook_that_can_not_be_had_makes_unready() -> Result<()> {
         !street.ready_file().exists()
     })?;
     let ready = street.ready()?;
-    // Nor is a filter for egress left where it would run at ingress.
+    // No egress filter remains where it would run at ingress.
     ensure!(
         !filters(&node, "eth0")?
             .iter()
@@ -316,7 +317,7 @@ fn a_hook_that_can_not_be_had_makes_unready() -> Result<()> {
     street.leaks_nothing()
 }
 
-/// Pins are one of two that hold the programs.
+/// Pins are one of two references to the programs.
 #[test]
 fn an_unmounted_bpffs_takes_nothing_with_it() -> Result<()> {
     for (mechanism, flags) in [
@@ -368,7 +369,7 @@ fn removed_pins_are_made_again() -> Result<()> {
     Ok(())
 }
 
-/// Where nothing can be pinned, programs are attached all the same, and it is said.
+/// If nothing can be pinned, programs are attached all the same, and this is reported.
 #[test]
 fn a_bpffs_that_can_not_be_written_stops_nothing() -> Result<()> {
     let mut street = Street::start("tcx")?;
@@ -405,7 +406,7 @@ fn a_bpffs_that_can_not_be_written_stops_nothing() -> Result<()> {
     street.survives_a_restart()
 }
 
-/// What is held is let go.
+/// References held by the agent are released.
 #[test]
 fn what_is_not_pinned_is_detached_too() -> Result<()> {
     for mechanism in ["tcx", "clsact"] {
@@ -414,7 +415,7 @@ fn what_is_not_pinned_is_detached_too() -> Result<()> {
         let node = world.bed.node.clone();
         world.agent.signal(Signal::SIGSTOP)?;
         umount2(&world.agent.bpffs(), MntFlags::MNT_DETACH)?;
-        // Ends before it looks: the signal is there when it goes on.
+        // It exits before it polls: the signal is pending when it continues.
         world.agent.signal(Signal::SIGTERM)?;
         world.agent.signal(Signal::SIGCONT)?;
         world.agent.stop()?;
@@ -422,7 +423,7 @@ fn what_is_not_pinned_is_detached_too() -> Result<()> {
         let left = filters(&node, "eth0")?;
         ensure!(left.iter().all(String::is_empty), "{left:?}");
     }
-    // A dead agent's filters, whose maps are pinned nowhere.
+    // Filters of a dead agent, whose maps are not pinned anywhere.
     let mut world = World::with(POLICY, &["--enable-ipv6", "--attach", "clsact"])?;
     let node = world.bed.node.clone();
     world.agent.kill9()?;
@@ -434,7 +435,7 @@ fn what_is_not_pinned_is_detached_too() -> Result<()> {
     Ok(())
 }
 
-/// An interface that goes is no fault.
+/// A deleted interface is not a fault.
 #[test]
 fn a_deleted_uplink_is_not_called_detached() -> Result<()> {
     let street = Street::start("tcx")?;

@@ -1,4 +1,4 @@
-//! Links, addresses and routes change under a running agent.
+//! Links, addresses and routes change while the agent runs.
 
 use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::wire::Capture;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, Bed, ConfigVolume, Host, Pings, last_host, wait_for, wait_some};
 
-/// Waits until the status of an uplink is as wanted.
+/// Waits until the status of an uplink satisfies `wanted`.
 fn wait_uplink(agent: &Agent, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
     let mut seen = Value::Null;
     wait_for(SOON, &format!("the uplink {name} to be as wanted"), || {
@@ -30,7 +30,7 @@ fn wait_source(pod: &Host, to: SocketAddr, source: IpAddr) -> Result<()> {
     })
 }
 
-/// What nobody's interface is called is waited for too, but not without a word on what was meant.
+/// A pattern that matches no interface is waited for too, but with a hint at the likely mistake.
 #[test]
 fn patterns_of_others_get_a_hint() -> Result<()> {
     let bed = Bed::dual_stack()?;
@@ -53,7 +53,7 @@ fn patterns_of_others_get_a_hint() -> Result<()> {
                 .is_ok_and(|told| told.contains(&shown))
         })?;
     }
-    // One that comes is taken all the same.
+    // An interface that appears later is used all the same.
     bed.node.ip("link set eth0 down")?;
     bed.node.ip("link set eth0 name eth+")?;
     wait_tcx(&bed.node, "eth+", &[&OURS[..1], &OURS[1..]]).with_context(|| agent.log())?;
@@ -147,7 +147,7 @@ fn an_uplink_may_be_deleted_and_made_again() -> Result<()> {
     })?;
 
     uplink.router.plug("lan", "node", node, "eth0")?;
-    // The new link has another hardware address.
+    // The new link has another MAC address.
     uplink.router.ip("neigh flush all")?;
     for address in &uplink.addresses {
         node.address("eth0", *address)?;
@@ -164,7 +164,7 @@ fn an_uplink_may_be_deleted_and_made_again() -> Result<()> {
         tcx_programs(node, "eth0")?,
         OURS.map(|name| vec![name.to_owned()])
     );
-    // Connections that were open are picked up where they left off.
+    // Open connections continue.
     for (client, source) in &mut open {
         assert_eq!(client.ask()?, *source);
     }
@@ -176,7 +176,7 @@ fn an_uplink_may_be_deleted_and_made_again() -> Result<()> {
     Ok(())
 }
 
-/// A known uplink has its programs before anything can leave by it, however it was found.
+/// A known uplink has its programs before a packet can leave by it, however it was selected.
 #[test]
 fn an_uplink_that_is_made_again_leaks_nothing_once_it_is_set_up() -> Result<()> {
     let world = World::start()?;
@@ -196,7 +196,7 @@ fn an_uplink_that_is_made_again_leaks_nothing_once_it_is_set_up() -> Result<()> 
         let wire = Capture::start(&uplink.router)?;
         uplink.router.plug("lan", "node", node, "eth0")?;
         uplink.router.ip("neigh flush all")?;
-        // No address, no route: only the name tells.
+        // No address, no route: only the name identifies it.
         wait_for(SOON, "the programs to be attached", || {
             let ours = OURS.map(|name| vec![name.to_owned()]);
             tcx_programs(node, "eth0").is_ok_and(|programs| programs == ours)
@@ -222,7 +222,7 @@ fn an_uplink_that_is_made_again_leaks_nothing_once_it_is_set_up() -> Result<()> 
     Ok(())
 }
 
-/// Where the old address goes away, flows on it end; new ones use the new one.
+/// When the old address is removed, flows on it end; new ones use the new address.
 #[test]
 fn new_flows_use_the_new_address() -> Result<()> {
     let world = World::start()?;
@@ -236,7 +236,7 @@ fn new_flows_use_the_new_address() -> Result<()> {
         let mut open = Tcp::connect(world.pod(0), any(to), to)?;
         assert_eq!(open.ask()?.ip(), world.node_address(to.ip())?);
         node.address("eth0", new.parse()?)?;
-        // While both are there nothing that lives may move.
+        // While both exist, no live flow may move.
         assert_eq!(open.ask()?.ip(), world.node_address(to.ip())?);
         node.ip(&format!("addr del {old} dev eth0"))?;
         let address = new.split('/').next().context("an address")?.parse()?;
@@ -262,7 +262,7 @@ fn the_default_route_may_move_to_another_interface() -> Result<()> {
     let second = bed.server(1, &["10.10.0.1/24"])?;
     let _echoes = [Echo::start(&first)?, Echo::start(&second)?];
     let config = ConfigVolume::new("nonMasqueradeCIDRs: [172.16.0.0/16]\n")?;
-    // By which the node routes nothing that is masqueraded yet.
+    // The node does not route anything masqueraded through it yet.
     bed.node.ip("route flush dev eth1")?;
     let agent = start_agent(&bed.node, &config, &[])?;
     let to_first = SocketAddr::new(first.v4()?.into(), ECHO);
@@ -288,8 +288,8 @@ fn the_default_route_may_move_to_another_interface() -> Result<()> {
     Ok(())
 }
 
-/// A default route that is gone for a while (a DHCP client at work) takes no
-/// uplink with it, for however many resyncs.
+/// A default route that is temporarily absent (a DHCP client at work) does not end the role of an
+/// uplink, however many resyncs there are.
 #[test]
 fn an_uplink_stays_one_without_its_default_route() -> Result<()> {
     let policy = format!("{POLICY}resyncInterval: 100ms\n");
@@ -309,7 +309,7 @@ fn an_uplink_stays_one_without_its_default_route() -> Result<()> {
         "eth0"
     );
     assert_eq!(tcp_source(world.pod(0), to)?, world.node_address(to.ip())?);
-    // It is still looked after.
+    // It is still maintained.
     node.address("eth0", "10.1.0.11/16".parse()?)?;
     node.sysctl("net.ipv4.conf.eth0.promote_secondaries", "1")?;
     node.ip("addr del 10.1.0.10/16 dev eth0")?;
@@ -322,7 +322,7 @@ fn flows_outlive_a_link_that_goes_down_and_up() -> Result<()> {
     let world = World::start()?;
     let _echo = Echo::start(&world.far)?;
     let (node, router) = (&world.bed.node, &world.bed.uplinks[0].router);
-    // A link that is set down loses its IPv6 addresses otherwise.
+    // Otherwise a link that is set down loses its IPv6 addresses.
     node.sysctl("net.ipv6.conf.eth0.keep_addr_on_down", "1")?;
     let mut open = Vec::new();
     for to in echoes(&world.far) {
@@ -330,7 +330,7 @@ fn flows_outlive_a_link_that_goes_down_and_up() -> Result<()> {
         let source = client.ask()?;
         open.push((client, source));
     }
-    // The cable, then the interface.
+    // First the carrier, then the interface.
     router.ip("link set node down")?;
     wait_uplink(&world.agent, "eth0", |uplink| uplink["up"] == false)?;
     router.ip("link set node up")?;

@@ -1,5 +1,5 @@
-//! Whatever route leads to a masqueraded destination, by whatever interface: pods are masqueraded
-//! there. ip-masq-agent's rules, which have no interface, are the control.
+//! Pods are masqueraded on every route to a masqueraded destination, by whatever interface.
+//! ip-masq-agent's rules, which match no interface, are the control.
 
 use crate::common::clients::{tcp_source, udp_source};
 use crate::common::wire::Capture;
@@ -9,11 +9,11 @@ use serde_json::Value;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
-/// Pods and the node's first network are left alone.
+/// Pods and the node's first network are bypassed.
 const POLICY: &str =
     "nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16, 'fd00:172::/64', 'fd00:1::/64']\n";
 
-/// The port of the probes.
+/// Address of the probes.
 const PROBES: &str = "127.0.0.1:10250";
 
 /// A node with a second NIC.
@@ -36,8 +36,8 @@ impl World {
         Ok(Self { agent, bed, config })
     }
 
-    /// New flows of both pods to every address of `server` come from `sources`, and nothing
-    /// that it sees has a pod's address.
+    /// Checks that new flows of both pods to every address of `server` have `sources`, and that it
+    /// receives no packet with a pod's address.
     fn seen_as(&self, server: &Host, sources: [&str; 2], what: &str) -> Result<()> {
         let _echo = Echo::start(server)?;
         let wire = Capture::start(server)?;
@@ -59,7 +59,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until the agent has taken note of a route, where it has to.
+    /// Waits until the agent has processed a route, if its mode requires that.
     fn wait_uplinks(&self, mode: &str, wanted: &[&str]) -> Result<()> {
         if mode == "iptables" {
             return Ok(());
@@ -73,7 +73,7 @@ impl World {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for World {
     fn drop(&mut self) {
         eprintln!("the agent wrote:\n{}", self.agent.log());
@@ -99,7 +99,7 @@ fn by_routes_of_any_shape(mode: &str) -> Result<()> {
     let server = world.bed.server(1, &["10.10.0.1/24", "fd00:10::1/64"])?;
     world.seen_as(&server, SECOND, "by a static route")?;
 
-    // Two halves, as VPN clients set them.
+    // Two halves of the address space, as VPN clients set them.
     let anywhere = world
         .bed
         .server(1, &["198.51.100.1/24", "2001:db8:1::1/64"])?;
@@ -121,7 +121,7 @@ fn by_routes_of_any_shape(mode: &str) -> Result<()> {
         node.ip(route)?;
     }
 
-    // A tunnel without a router, to a network of a table of its own.
+    // A tunnel without a router, to a network in a routing table of its own.
     let router = &uplinks[1].router;
     for (ns, local, remote, own) in [
         (node, "10.9.0.10", "10.9.255.254", "10.70.0.1"),
@@ -136,7 +136,7 @@ fn by_routes_of_any_shape(mode: &str) -> Result<()> {
     router.ip("route add 10.70.0.1/32 dev tunnel")?;
     node.ip("route add 198.51.100.0/24 dev tunnel src 10.70.0.1 table 1007")?;
     node.ip("rule add from 172.16.0.0/24 to 198.51.100.0/24 lookup 1007")?;
-    // It asks for addresses behind it as if they were on the link.
+    // It resolves addresses behind the tunnel as if they were on the link.
     router.sysctl("net.ipv4.conf.tunnel.proxy_arp", "1")?;
     world.wait_uplinks(mode, &["eth0", "eth1", "tunnel"])?;
     let only_v4 = Host {
@@ -160,7 +160,8 @@ fn so_are_they_by_netfilter() -> Result<()> {
     by_routes_of_any_shape("iptables")
 }
 
-/// What the administrator left out is said everywhere, and the chains that masquerade there stay.
+/// An uplink that the administrator omitted is reported everywhere, and the chains that masquerade
+/// on it stay.
 #[test]
 fn an_uplink_that_is_not_named_is_told_of_and_keeps_the_chains() -> Result<()> {
     let probes = format!("--http-listen={PROBES}");
@@ -198,10 +199,10 @@ fn an_uplink_that_is_not_named_is_told_of_and_keeps_the_chains() -> Result<()> {
         let told = ask();
         told.contains(leak) && told.ends_with("503")
     })?;
-    // netfilter still does what it did.
+    // netfilter still masquerades.
     let neighbour = world.bed.on_link(1, &["10.9.0.20/16"])?;
     world.seen_as(&neighbour, SECOND, "where the chain stays")?;
-    // Once nothing leaks the chain goes.
+    // Once nothing leaks, the chain is removed.
     let bypassed = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/16, 10.9.0.0/16]\n";
     world.config.write(bypassed)?;
     wait_log(agent, "taken over: chain IP-MASQ-AGENT (IPv4, nft)")?;

@@ -1,5 +1,5 @@
-//! The agent while another program holds the lock of iptables: writing its chain, taking one over, and told
-//! to end.
+//! The agent while another program holds the lock of iptables: writing its chain, a takeover, and
+//! shutdown.
 
 use crate::common::clients::tcp_source;
 use crate::common::{ECHO, Echo, SOON, options, status, wait_log};
@@ -18,10 +18,10 @@ const BEFORE: &str = "nonMasqueradeCIDRs: [172.16.0.0/16]\n";
 const AFTER: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 10.77.0.0/16]\n";
 const BAD: &str = "nonMasqueradeCIDRs: [10.77.0.0/99]\n";
 
-/// How iptables ends that waited in vain.
+/// Message of iptables after its wait for the lock timed out.
 const BUSY: &str = "Another app is currently holding the xtables lock";
 
-/// A node of the older kind of iptables, which has the lock.
+/// A node with iptables-legacy, which has the lock.
 struct Node {
     bed: Bed,
     config: ConfigVolume,
@@ -45,7 +45,7 @@ impl Node {
         Ok(node)
     }
 
-    /// A lock of its own: the usual file is one for the whole machine, other tests
+    /// Returns a lock file of its own: the usual one is shared by the whole machine, other tests
     /// included.
     fn file(&self) -> PathBuf {
         self.dir.path().join("xtables.lock")
@@ -62,7 +62,7 @@ impl Node {
             .context("taking the lock")
     }
 
-    /// The chain with its counters, which reading needs no lock for.
+    /// Returns the chain with its counters; reading needs no lock.
     fn rules(&self) -> Result<Vec<String>> {
         let all = self
             .bed
@@ -80,7 +80,7 @@ impl Node {
     }
 }
 
-/// Whether a program that writes rules runs for the agent, for any of its threads.
+/// Reports whether any thread of the agent runs a program that writes rules.
 fn is_writing(agent: &Agent) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid()));
     let tasks = tasks.into_iter().flatten().flatten();
@@ -95,7 +95,7 @@ fn is_writing(agent: &Agent) -> bool {
     })
 }
 
-/// Whether a process is no more than its exit status.
+/// Reports whether a process is a zombie.
 fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
     stat.map_or(true, |stat| stat.contains(") Z "))
@@ -105,7 +105,7 @@ fn error(agent: &Agent) -> Result<Value> {
     Ok(status(agent)?["report"]["chains"][0]["error"].clone())
 }
 
-/// It is waited for, and the chain is written once it is free.
+/// The agent waits for the lock and writes the chain once it is free.
 #[test]
 fn a_lock_that_is_given_back_is_waited_for() -> Result<()> {
     let mut node = Node::new()?;
@@ -123,8 +123,8 @@ fn a_lock_that_is_given_back_is_waited_for() -> Result<()> {
     Ok(())
 }
 
-/// Nothing but the chain waits for it: a configuration that is bad is reported meanwhile, and takes
-/// nothing from the one that is being written.
+/// Only the chain waits for the lock: an invalid configuration is reported meanwhile and does not
+/// affect the one that is being written.
 #[test]
 fn the_agent_goes_on_while_a_chain_waits_for_the_lock() -> Result<()> {
     let mut node = Node::new()?;
@@ -138,7 +138,7 @@ fn the_agent_goes_on_while_a_chain_waits_for_the_lock() -> Result<()> {
     wait_log(&agent, words)?;
     let log = agent.log();
     let reported = log.find(words).context("no line")?;
-    // Whoever has waited in vain says so.
+    // It logs the timeout.
     let is_first = log.find(BUSY).is_none_or(|busy| reported < busy);
     ensure!(is_first, "the lock was waited for first: {log}");
     ensure!(node.rules()? == before, "written without the lock");
@@ -155,8 +155,8 @@ fn the_agent_goes_on_while_a_chain_waits_for_the_lock() -> Result<()> {
     .with_context(|| agent.log())
 }
 
-/// It is not waited for without end: that is told, what is in force stays, and the
-/// chain is written once the lock is free, though nothing else happens.
+/// The wait is bounded: the failure is reported, the rules in force stay, and the chain is written
+/// once the lock is free, even without any other event.
 #[test]
 fn a_lock_that_is_kept_is_told_of_and_tried_again() -> Result<()> {
     let mut node = Node::new()?;
@@ -192,7 +192,7 @@ fn a_lock_that_is_kept_is_told_of_and_tried_again() -> Result<()> {
     })
 }
 
-/// An agent that comes while somebody holds it is not ready until it is free.
+/// An agent that starts while the lock is held becomes ready once it is free.
 #[test]
 fn an_agent_that_starts_meanwhile_gets_there_afterwards() -> Result<()> {
     let node = Node::new()?;
@@ -207,7 +207,7 @@ fn an_agent_that_starts_meanwhile_gets_there_afterwards() -> Result<()> {
     node.wait_rules("-j MASQUERADE")
 }
 
-/// Takes nothing over while somebody holds it, says so, and does it once it is free.
+/// A takeover waits while the lock is held, reports that, and proceeds once it is free.
 #[test]
 fn a_takeover_is_tried_again() -> Result<()> {
     let node = Node::new()?;
@@ -239,7 +239,7 @@ fn a_takeover_is_tried_again() -> Result<()> {
         "{text}"
     );
     ensure!(!node.rules()?.is_empty(), "taken over without the lock");
-    // Both do the same meanwhile.
+    // Both translate identically meanwhile.
     let to = (far.v4()?, ECHO).into();
     ensure!(tcp_source(&node.bed.pods[0], to)? == IpAddr::from([10, 1, 0, 10]));
 
@@ -255,8 +255,8 @@ fn a_takeover_is_tried_again() -> Result<()> {
     Ok(())
 }
 
-/// An agent that is told to end does not wait for it any longer, whatever it wanted to write, and
-/// has written nothing.
+/// An agent that is stopped no longer waits for the lock, whatever it was about to write, and
+/// writes nothing.
 #[test]
 fn an_agent_that_is_to_end_waits_no_more() -> Result<()> {
     let mut node = Node::new()?;
@@ -267,12 +267,12 @@ fn an_agent_that_is_to_end_waits_no_more() -> Result<()> {
     wait_for(SOON, "the agent to write", || is_writing(&agent))?;
     let ended = agent.stop()?;
     ensure!(ended.success(), "{ended}");
-    // Who waits in vain until the end says so.
+    // A wait that times out is logged.
     ensure!(!agent.log().contains(BUSY), "{}", agent.log());
     ensure!(node.rules()? == before, "written without the lock");
 
     agent.options().replace("--mode=iptables", "--mode=ebpf");
-    // It is not awaited: it may be in force before it has taken over, or not.
+    // Not waited for: it may become ready before or after its takeover.
     let restarted = agent.options().clone();
     drop(agent);
     let mut agent = Agent::spawn(&node.bed.node, restarted)?;
@@ -285,11 +285,11 @@ fn an_agent_that_is_to_end_waits_no_more() -> Result<()> {
     Ok(())
 }
 
-/// Nor does it wait for any other program, though it does not end.
+/// Nor does it wait for any other program, even one that does not end.
 #[test]
 fn an_agent_that_is_to_end_ends_what_it_runs() -> Result<()> {
     let node = Node::new()?;
-    // Of root alone, as are the directories above.
+    // Owned by root, as are the directories above.
     let dir = tempfile::tempdir_in("/run")?;
     let (nft, pid) = (dir.path().join("nft"), dir.path().join("pid"));
     fs::write(
@@ -305,7 +305,7 @@ fn an_agent_that_is_to_end_ends_what_it_runs() -> Result<()> {
     };
     wait_for(SOON, "the agent to ask nft", running)?;
     agent.signal(Signal::SIGTERM)?;
-    // Less than the program may take.
+    // Shorter than the program's run time.
     wait_for(Duration::from_secs(10), "the agent to end", || {
         has_ended(agent.pid())
     })?;

@@ -1,4 +1,4 @@
-//! Checksums where they are not plainly right.
+//! Wrong, missing and special checksums.
 
 use crate::build::{Build, Kind, SYN};
 use crate::node::{Node, Seen, becomes, frame};
@@ -12,7 +12,7 @@ fn l4_at(packet: &Build) -> usize {
     14 + if packet.src.is_ipv4() { 20 } else { 40 }
 }
 
-/// Where the checksum stands in a frame.
+/// Returns the offset of the checksum in a frame.
 fn csum_at(packet: &Build) -> usize {
     l4_at(packet)
         + match packet.kind {
@@ -26,7 +26,7 @@ fn csum(frame: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([frame[at], frame[at + 1]])
 }
 
-/// The ones' complement difference: by how much a checksum is wrong.
+/// Returns the error of a checksum: its ones' complement difference from the right one.
 fn error(is: u16, right: u16) -> u16 {
     let sum = u32::from(is) + u32::from(!right);
     let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).expect("16 bits");
@@ -55,7 +55,7 @@ fn a_wrong_checksum_stays_as_wrong() {
                 let after = error(csum(&wrong_out, at), csum(&right_out, at));
                 assert_ne!(before, 0);
                 assert_eq!(before, after, "{packet:?}");
-                // Nothing else differs.
+                // No other byte differs.
                 let mut repaired = wrong_out;
                 repaired[at..at + 2].copy_from_slice(&right_out[at..at + 2]);
                 assert_eq!(repaired, right_out, "{packet:?}");
@@ -64,7 +64,7 @@ fn a_wrong_checksum_stays_as_wrong() {
     }
 }
 
-/// RFC 768, RFC 8200 8.1: a checksum that comes out as 0 is sent as all ones.
+/// RFC 768, RFC 8200 8.1: a checksum of 0 is sent as all ones.
 #[test]
 fn a_udp_checksum_never_becomes_zero() {
     for [pod, server, wire] in FLOWS {
@@ -102,7 +102,7 @@ fn a_udp_checksum_never_becomes_zero() {
     }
 }
 
-/// An IPv4 UDP datagram without a checksum gets none, whatever changes.
+/// An IPv4 UDP datagram without a checksum stays without one, whatever changes.
 #[test]
 fn no_checksum_stays_none() {
     let mut node = Node::new();
@@ -117,8 +117,8 @@ fn no_checksum_stays_none() {
     assert_ne!(out[l4_at(&second)..][..2], 4000u16.to_be_bytes());
 }
 
-/// RFC 6935: tunnels may send UDP over IPv6 without one. Nothing then makes up
-/// for a changed address in the checksum that a device took of the packet.
+/// RFC 6935: tunnels may send UDP over IPv6 without a checksum. A changed address is then not
+/// balanced in the checksum that a device computed over the packet.
 #[test]
 fn no_checksum_over_ipv6_stays_none() {
     let mut node = Node::new();

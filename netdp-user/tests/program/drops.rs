@@ -1,4 +1,4 @@
-//! What must not leave: dropped, each with its own counter.
+//! Packets that must not leave: dropped, each counted under its own reason.
 
 use crate::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::node::{Node, Seen, V4, V6, frame};
@@ -10,7 +10,7 @@ const SERVER: &str = "198.51.100.7:443";
 const POD6: &str = "[fd00:1::2]:4000";
 const SERVER6: &str = "[2001:db8::7]:443";
 
-/// Dropped at egress, and counted for this reason and no other.
+/// Checks that the packet is dropped at egress and counted for this reason only.
 fn dropped(node: &mut Node, bytes: &[u8], reason: DropReason, what: &str) {
     let before = node.counters();
     assert_eq!(node.run_once(Hook::Egress, bytes), Seen::Shot, "{what}");
@@ -70,11 +70,11 @@ fn what_is_cut_short_does_not_leave() {
     ] {
         let ip = if packet.src.is_ipv4() { 20 } else { 40 };
         let whole = frame(&packet);
-        // Test runs refuse less than the IP header.
+        // Test runs reject packets shorter than the IP header.
         for len in 14 + ip..14 + ip + l4 {
             let what = format!("{len} bytes of {packet:?}");
             dropped(&mut node, &whole[..len], DropReason::Malformed, &what);
-            // On its way in it is the node's to judge.
+            // On ingress the decision is the node's.
             let seen = node.run_once(Hook::Ingress, &whole[..len]);
             assert_eq!(seen, Seen::Next(whole[..len].to_vec()), "{what}");
         }

@@ -1,9 +1,9 @@
-//! ICMP errors, byte for byte: outside, inside, and every checksum.
+//! ICMP errors, byte for byte: outer header, quoted packet, and every checksum.
 
 use crate::build::{Build, Kind, SYN};
 use crate::node::{Node, Seen, becomes, frame};
 
-/// Pod, another pod, server, node, router, type.
+/// Pod, another pod, server, node, router, ICMP type.
 type Place = (
     &'static str,
     &'static str,
@@ -58,7 +58,7 @@ fn openings(pod: &str, server: &str) -> Vec<Build> {
     all
 }
 
-/// From the least that an error carries to all of it.
+/// Returns lengths of the quote, from the required minimum to the whole packet.
 fn lengths(packet: &Build) -> [usize; 3] {
     let ip = if packet.src.is_ipv4() {
         20 + packet.options.len()
@@ -68,7 +68,7 @@ fn lengths(packet: &Build) -> [usize; 3] {
     [ip + 8, ip + 21, packet.bytes().len()]
 }
 
-/// The wire source that the packet got.
+/// Returns the external endpoint that the packet got.
 fn wire_of(seen: Seen, packet: &Build) -> String {
     let Seen::Next(bytes) = seen else {
         panic!("dropped: {packet:?}");
@@ -124,12 +124,12 @@ fn an_error_reaches_the_pod_behind_a_changed_port() {
                     (error.options, wanted.options) = (vec![1; 12], vec![1; 12]);
                     assert_eq!(node.back(&error), becomes(&wanted), "with options");
                 }
-                // What the other pod says about the answer.
+                // The other pod's error about the reply.
                 let error = Build::error(other_pod, server, message, &rival.answer(), len);
                 let about = rival.from(&changed).answer();
                 let wanted = Build::error(&changed, server, message, &about, len);
                 assert_eq!(node.out(&error), becomes(&wanted), "{len}: {packet:?}");
-                // What the node says about it leaves as the node's already.
+                // The node's error about it already has the node's address.
                 let mut error = error;
                 error.src = wanted.src;
                 assert_eq!(node.out(&error), becomes(&wanted), "{len}: {packet:?}");
@@ -148,10 +148,10 @@ fn a_pods_error_about_nothing_does_not_leave() {
             node.run_once(netdp_user::datapath::Hook::Egress, &frame(&error)),
             Seen::Shot
         );
-        // About a flow from outside it leaves as it is.
+        // An error about an inbound flow leaves unmodified.
         node.back(&about);
         assert_eq!(node.out(&error), becomes(&error));
-        // What is about nobody's packet is the node's.
+        // An error about an unknown flow is the node's.
         let error = Build::error(router, wire, message, &Build::udp(wire, server), 200);
         assert_eq!(node.back(&error), becomes(&error));
     }

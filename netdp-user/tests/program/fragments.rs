@@ -17,7 +17,7 @@ fn datagrams(pod: &str, server: &str) -> Vec<Build> {
     .into()
 }
 
-/// The identification that leaves: the node's own in IPv4.
+/// Returns the identification on egress: one of the node's in IPv4.
 fn given(packet: &Build, seen: &Seen) -> u32 {
     match seen {
         Seen::Next(bytes) if packet.src.is_ipv4() => {
@@ -70,7 +70,7 @@ fn fragments_leave_with_one_identification_and_come_back() {
     assert_eq!(node.counters().fragments_held, 0);
 }
 
-/// They are sent in once more by the device, which here has no wire.
+/// The device reinjects them; here it has no wire.
 #[test]
 fn fragments_that_come_in_too_early_are_held_back() {
     let mut node = Node::new();
@@ -84,7 +84,7 @@ fn fragments_that_come_in_too_early_are_held_back() {
             early.data = vec![0x5a; 1_448];
             assert_eq!(node.run_once(Hook::Ingress, &frame(&early)), Seen::Shot);
             let wanted = packet.answer().with_ip_id(n);
-            // The first one is what it was, whatever it carried between.
+            // The first fragment is unchanged, although it carried the others.
             let seen = node.run_once(Hook::Ingress, &frame(&reply.first()));
             assert_eq!(seen, becomes(&wanted.first()));
             let seen = node.run_once(Hook::Ingress, &frame(&reply.last()));

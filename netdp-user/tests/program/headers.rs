@@ -1,4 +1,4 @@
-//! Headers before, between and instead of those of TCP and UDP.
+//! VLAN tags, options, extension headers, and L4 headers other than TCP's and UDP's.
 
 use crate::build::{Build, Kind, RST, SYN};
 use crate::node::{Node, Seen, becomes, frame};
@@ -17,7 +17,7 @@ const V6: [&str; 4] = [
     "[fd00::10]:4000",
 ];
 
-/// The frame with these tags in its bytes.
+/// Returns the frame with these tags in its bytes.
 fn tagged(packet: &Build, tags: &[u16]) -> Vec<u8> {
     let plain = frame(packet);
     let mut out = plain[..12].to_vec();
@@ -45,7 +45,7 @@ fn vlan_tags_are_stepped_over() {
                     "{tags:x?}"
                 );
             }
-            // Three are something else.
+            // With three tags it is not parsed as IP.
             let three = tagged(&packet, &[0x8100; 3]);
             assert_eq!(
                 node.run_once(Hook::Egress, &three),
@@ -55,7 +55,7 @@ fn vlan_tags_are_stepped_over() {
     }
 }
 
-/// The VLAN device has translated them, or will.
+/// The VLAN device has translated them already, or will.
 #[test]
 fn tagged_packets_of_another_uplink_are_left_alone() {
     let mut node = Node::new();

@@ -1,4 +1,4 @@
-//! Pairs of addresses that are known to be bypassed, which pass without a look.
+//! The bypass cache: packets between cached address pairs pass without a lookup.
 
 use crate::build::{Build, SYN};
 use crate::node::{Node, becomes};
@@ -10,7 +10,7 @@ use netdp_user::reconcile::Change;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// Pod, server, and the pod's endpoint on the wire.
+/// Pod, server, and the pod's external endpoint.
 const PAIRS: [(&str, &str, &str); 2] = [
     ("172.16.0.2:4000", "198.51.100.7:443", "192.0.2.10:4000"),
     ("[fd00:1::2]:4000", "[2001:db8::7]:443", "[fd00::10]:4000"),
@@ -18,10 +18,10 @@ const PAIRS: [(&str, &str, &str); 2] = [
 
 const BYPASS: [&str; 2] = ["198.51.100.0/24", "2001:db8::/64"];
 
-/// A node that bypasses the servers. `none_sticky`: the agent has found that no
-/// mapping lives which that policy would not make.
+/// Returns a node that bypasses the servers. `none_sticky`: the agent has found that no live
+/// mapping contradicts that policy.
 fn bypassing(none_sticky: bool) -> Node {
-    // What is known is known to one CPU.
+    // The cache is per CPU.
     let mut cpus = CpuSet::new();
     // SAFETY: no arguments.
     let cpu = unsafe { libc::sched_getcpu() };
@@ -43,7 +43,7 @@ fn is_none_sticky(node: &mut Node) -> bool {
     settings.flags & SETTING_NONE_STICKY != 0
 }
 
-/// Takes the policy away behind the agent's back: who asks for it, masquerades.
+/// Removes the policy behind the agent's back: a policy lookup then yields "masquerade".
 fn lose_policy(node: &Node) {
     for pin in [pins::POLICY_0, pins::POLICY_1] {
         let map = MapData::from_pin(node.bpffs().join(pin)).expect("a pinned trie");
@@ -55,7 +55,7 @@ fn lose_policy(node: &Node) {
     }
 }
 
-/// How many packets each of the test's runs counts as: it is run more than once.
+/// Returns the number of packets that a test counts as: each is run more than once.
 fn counted(node: &mut Node, packet: &Build, get: fn(&netdp_common::abi::Counters) -> u64) -> u64 {
     let before = get(&node.counters());
     assert_eq!(node.out(packet), becomes(packet));
@@ -72,7 +72,7 @@ fn a_known_pair_passes_without_a_look_and_is_counted() {
     }
     lose_policy(&node);
     for (pod, server, wire) in PAIRS {
-        // Any port of the two, and either direction.
+        // Any ports of the same two addresses, in either direction.
         let second = Build::udp(pod, &server.replace("443", "53"));
         let known = counted(&mut node, &second, |c| c.egress_bypassed);
         assert!(known > 0, "it is counted like the first");
@@ -80,7 +80,7 @@ fn a_known_pair_passes_without_a_look_and_is_counted() {
         assert_eq!(node.back(&second.answer()), becomes(&second.answer()));
         assert_eq!(node.counters().ingress_passed, before + known);
         assert!(node.flows().is_empty());
-        // Another pair of the same prefix is not known.
+        // Another pair within the same prefix is not cached.
         let other = Build::udp(pod, &server.replace("7]", "8]").replace(".7:", ".8:"));
         assert_eq!(node.out(&other), becomes(&other.from(wire)));
         node.forget(&other, wire);
@@ -97,14 +97,14 @@ fn a_new_policy_ends_what_is_known() {
         let bypassed = node.counters().egress_bypassed;
         assert_eq!(node.out(&first), becomes(&first.from(wire)));
         assert_eq!(node.counters().egress_bypassed, bypassed);
-        // Nor does it come back once nothing is sticky again.
+        // Nor is the old entry valid again once no mapping is sticky.
         node.sweep(&Node::local());
         assert!(is_none_sticky(&mut node));
         let again = first.from(&pod.replace("4000", "4001"));
         let its_wire = wire.replace("4000", "4001");
         assert_eq!(node.out(&again), becomes(&again.from(&its_wire)));
         node.policy(&BYPASS);
-        // The mappings of meanwhile are sticky.
+        // The mappings created meanwhile are sticky.
         assert_eq!(node.out(&first), becomes(&first.from(wire)));
         node.forget(&first, wire);
         node.forget(&again, &its_wire);
@@ -112,7 +112,7 @@ fn a_new_policy_ends_what_is_known() {
     }
 }
 
-/// What is known counts for one epoch, which every change ends.
+/// Cached decisions are valid for one epoch, and every change begins a new one.
 #[test]
 fn another_change_has_each_pair_judged_anew() {
     let mut node = bypassing(true);
@@ -138,7 +138,7 @@ fn nothing_is_remembered_while_mappings_may_be_sticky() {
         assert_eq!(node.out(&first), becomes(&first));
         assert_eq!(node.out(&first), becomes(&first));
     }
-    // Not even for later.
+    // Nor is it stored for later.
     node.sweep(&Node::local());
     assert!(is_none_sticky(&mut node));
     lose_policy(&node);

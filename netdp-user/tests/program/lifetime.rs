@@ -1,4 +1,4 @@
-//! How long mappings live: the programs' clock and the sweep.
+//! Lifetime of mappings: the programs' clock and the sweep.
 
 use crate::build::{ACK, Build, FIN, SYN};
 use crate::node::{Node, V6, becomes};
@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 const POD: &str = "172.16.0.2:4000";
 const SERVER: &str = "198.51.100.7:443";
-/// Not a well-known port.
+/// A server port that is not well-known.
 const HIGH: &str = "198.51.100.7:4433";
 const WIRE: &str = "192.0.2.10:4000";
 
@@ -16,13 +16,13 @@ fn sweep(node: &mut Node) -> Swept {
     node.sweep(&Node::local())
 }
 
-/// Alive a minute before its time, gone when it has come. The test itself takes
-/// much less than the minute.
+/// Checks that the mapping exists a minute before its timeout and is gone after it. The test itself
+/// takes much less than the minute.
 fn lives_for(node: &mut Node, from: u64, seconds: u64, what: &str) {
     node.at(from + seconds - 60);
     let swept = sweep(node);
     assert_eq!((swept.live, swept.expired), (1, 0), "{what}: too early");
-    // The clock counts in ticks: a second covers what rounding adds.
+    // The clock counts ticks: one second covers the rounding.
     node.at(from + seconds + 1);
     let swept = sweep(node);
     assert_eq!((swept.live, swept.expired), (0, 1), "{what}: too late");
@@ -165,7 +165,7 @@ fn a_look_at_recent_mappings_puts_them_into_the_schedule() {
     assert_eq!((looked.live, looked.expired), (2, 0));
     node.at(121);
     let looked = sweeper.recent(&rules).expect("a look");
-    // The earlier one is in the schedule: looks leave it to that.
+    // The earlier one is scheduled, so scans skip it.
     assert_eq!((looked.live, looked.expired), (2, 0));
     sweeper.some(&rules).expect("what is due");
     assert_eq!(node.flows().len(), 1, "over by time");

@@ -1,4 +1,4 @@
-//! Full tables and taken ports, with the kernel's maps and loops.
+//! Full tables and used ports, with the kernel's maps and loops.
 
 use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, Seen, becomes, frame};
@@ -27,14 +27,14 @@ fn a_full_table_drops_new_flows_only() {
         assert_eq!(node.back(&reply), becomes(&flow(n).answer()));
     }
     assert_eq!(node.flows().len(), 4);
-    // Room again once they have ended.
+    // There is room again after they have ended.
     node.at(400);
     let swept = node.sweep(&Node::local());
     assert_eq!(swept.expired, 4);
     assert_eq!(node.out(&flow(7)), becomes(&wire(7)));
 }
 
-/// What has no answer gives way to the next flow of its own pod, with nobody to sweep.
+/// Unanswered mappings are evicted for the next flow of the same pod, without any sweep.
 #[test]
 fn in_a_full_table_unanswered_flows_give_way() {
     let mut node = Node::with(|setup| (setup.max_flows, setup.pod_flows) = (64, 0));
@@ -60,7 +60,7 @@ fn exhausted_ports_drop_new_flows_only() {
     let mut back = frame(&Build::tcp(SERVER, "192.0.2.10:1024", SYN | ACK));
     let (sport, dport) = (14 + 20, 14 + 22);
     for port in 1024..=u16::MAX {
-        // The checksum is as wrong as the port: nobody looks.
+        // The checksum is as wrong as the port; nothing checks it.
         out[sport..sport + 2].copy_from_slice(&port.to_be_bytes());
         back[dport..dport + 2].copy_from_slice(&port.to_be_bytes());
         let seen = node.run_once(Hook::Egress, &out);
@@ -78,8 +78,8 @@ fn exhausted_ports_drop_new_flows_only() {
     let elsewhere = late.to("198.51.100.8:443");
     let wire = elsewhere.from("192.0.2.10:4000");
     assert_eq!(node.out(&elsewhere), becomes(&wire));
-    // The last free port is found, without an agent to tell of it: each packet looks at
-    // some. Those of a flow that was refused come once more.
+    // The last free port is found without a hint from the agent: each packet tries some candidates.
+    // A refused flow sends again.
     let ended = Build::tcp("172.16.0.2:54321", SERVER, SYN);
     node.forget(&ended, "192.0.2.10:54321");
     node.at(3);

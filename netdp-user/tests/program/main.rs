@@ -1,7 +1,7 @@
-//! The eBPF programs as the kernel runs them, over packets of our own
-//! (`BPF_PROG_TEST_RUN`): no interface, no traffic. Needs root.
+//! The eBPF programs run by the kernel on generated packets (`BPF_PROG_TEST_RUN`): no interface, no
+//! traffic. Needs root.
 //!
-//! Every test has pinned maps and a network namespace to itself.
+//! Every test has its own pinned maps and network namespace.
 
 #![expect(
     clippy::expect_used,

@@ -1,8 +1,8 @@
-//! The model's random walks through the programs: packets, reloads, clock steps
-//! and restarts of the agent.
+//! The model's random walks through the programs: packets, reloads, clock steps and restarts of the
+//! agent.
 //!
-//! Every run takes the same walks; `NETDP_MODEL_SEED=NUMBER` takes others. A walk
-//! that fails is shown, shortened.
+//! Every run takes the same walks; `NETDP_MODEL_SEED=NUMBER` selects others. A failing walk is
+//! printed in its shrunk form.
 
 use crate::build::Build;
 use crate::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
@@ -21,7 +21,7 @@ struct Kernel {
     node: Node,
     seconds: u64,
     uplinks: [u32; 2],
-    /// The uplink by which packets leave and come in.
+    /// The uplink of egress and ingress packets.
     ifindex: u32,
 }
 
@@ -45,9 +45,9 @@ impl Kernel {
         }
     }
 
-    /// Runs the packet through a program and tells what became of the end that
-    /// the program may change; the rest, checksums included, has to be as it
-    /// would be if the packet had been sent so.
+    /// Runs the packet through a program and returns the verdict on the endpoint that the program
+    /// may rewrite; all other bytes, checksums included, must be as if the packet had been sent
+    /// with it.
     fn run(&mut self, hook: Hook, packet: &Build, end: SocketAddr, at: [usize; 2]) -> Outcome {
         let before = self.node.counters().drops;
         match self.node.run_on(hook, &frame(packet), self.ifindex) {
@@ -57,7 +57,7 @@ impl Kernel {
                 let mut reasons = DropReason::ALL.iter().filter(grown);
                 Outcome::Drop(*reasons.next().expect("a counted reason"))
             }
-            // A refused flow's pod is told; which reason it was is counted too.
+            // The pod of a refused flow gets an ICMP error; the reason is counted, too.
             Seen::Redirected(_) => panic!("nobody lives behind the loopback"),
             Seen::Next(bytes) if bytes == frame(packet) => Outcome::Pass,
             Seen::Next(bytes) => {
@@ -73,7 +73,7 @@ impl Kernel {
     }
 }
 
-/// The address at an offset in the IP header: IPv4's, or IPv6's by its place.
+/// Returns the address at an offset in the IP header: IPv4's offset, or its IPv6 equivalent.
 fn address(frame: &[u8], like: SocketAddr, place: usize) -> IpAddr {
     if like.is_ipv4() {
         let at = 14 + 12 + 4 * place;
@@ -86,7 +86,7 @@ fn address(frame: &[u8], like: SocketAddr, place: usize) -> IpAddr {
     }
 }
 
-/// The port, or the identifier of ICMP, at an offset in the L4 header.
+/// Returns the port or ICMP identifier at an offset in the L4 header.
 fn id(frame: &[u8], like: SocketAddr, at: usize) -> u16 {
     let (header, protocol) = if like.is_ipv4() { (20, 23) } else { (40, 20) };
     let icmp = matches!(frame[protocol], 1 | 58);
@@ -112,7 +112,7 @@ impl Subject for Kernel {
         done.expect("the policy");
     }
 
-    /// Test runs have a socket.
+    /// In test runs the packets have a socket.
     fn node_has_socket(&mut self, _: bool) -> bool {
         true
     }

@@ -1,4 +1,4 @@
-//! A node with one uplink, without a wire: 192.0.2.10 and fd00::10.
+//! A node with one uplink and no wire: 192.0.2.10 and fd00::10.
 
 use crate::build::{Build, Kind};
 pub use crate::test_run::Seen;
@@ -50,7 +50,7 @@ impl Node {
         Self::with(|_| {})
     }
 
-    /// A node that masquerades everything.
+    /// Returns a node that masquerades everything, with a changed setup.
     pub fn with(change: impl FnOnce(&mut Setup)) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
@@ -91,13 +91,13 @@ impl Node {
         self.dir.path().join("bpffs")
     }
 
-    /// Starts the agent's part of the datapath over what is pinned.
+    /// Starts the agent's part of the datapath on the pinned objects.
     pub fn start(&mut self) -> anyhow::Result<()> {
         self.datapath = Some(Datapath::load(&self.bpffs(), &self.setup)?);
         Ok(())
     }
 
-    /// The agent goes; pins stay.
+    /// Drops the agent's part; pins stay.
     pub fn stop(&mut self) {
         self.datapath = None;
     }
@@ -110,13 +110,13 @@ impl Node {
         self.datapath().apply(change).expect("a change");
     }
 
-    /// Test runs are as if the packet were on the loopback device, the only
+    /// Makes the loopback device an uplink. In test runs packets are on it, as it is the only
     /// interface of the namespace.
     pub fn uplink(&mut self, v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>) {
         self.set_uplink(v4, v6, false);
     }
 
-    /// As if a VLAN device on top of it were an uplink too.
+    /// Makes it an uplink below a VLAN device that is also one.
     pub fn uplink_below_a_vlan(&mut self) {
         self.set_uplink(Some(V4), Some(V6), true);
     }
@@ -125,7 +125,7 @@ impl Node {
         self.apply(&Change::SetUplink(uplink(v4, v6, untagged)));
     }
 
-    /// Takes them off again.
+    /// Detaches the programs from the uplink.
     pub fn detach(&mut self) {
         self.apply(&Change::Detach {
             ifindex: 1,
@@ -139,7 +139,7 @@ impl Node {
         self.apply(&Change::Attach(uplink(Some(V4), Some(V6), false)));
     }
 
-    /// Bypasses these prefixes and masquerades the rest.
+    /// Bypasses these prefixes and masquerades everything else.
     pub fn policy(&mut self, bypass: &[&str]) {
         let rule = |prefix: &&str| PolicyRule {
             prefix: prefix.parse::<IpNet>().expect("a prefix"),
@@ -149,7 +149,7 @@ impl Node {
         self.apply(&Change::SetPolicy(rules));
     }
 
-    /// Moves the clock to `seconds` after the start of the test.
+    /// Sets the clock to `seconds` after the start of the test.
     pub fn at(&mut self, seconds: u64) {
         let offset = u32::try_from(ticks(seconds)).expect("a time within the clock");
         self.datapath().set_clock_offset(offset).expect("settings");
@@ -159,7 +159,7 @@ impl Node {
         [V4.into(), V6.into()].into()
     }
 
-    /// Ends what is over, while the node has these addresses.
+    /// Runs a sweep while the node has these addresses.
     pub fn sweep(&mut self, local: &BTreeSet<IpAddr>) -> Swept {
         let mut sweeper = self.sweeper();
         let swept = sweeper.all(&Self::rules(local)).expect("a sweep");
@@ -171,7 +171,7 @@ impl Node {
         Sweeper::open(&self.bpffs()).expect("the pinned maps")
     }
 
-    /// The default timeouts, while the node has these addresses.
+    /// Returns the default timeouts, for a node with these addresses.
     pub fn rules(local: &BTreeSet<IpAddr>) -> SweepRules {
         SweepRules {
             timeouts: Timeouts::default(),
@@ -190,21 +190,21 @@ impl Node {
         self.datapath().maps().flows().expect("the flows")
     }
 
-    /// Removes the mapping of `packet`, whose wire source is `wire`.
+    /// Removes the mapping of `packet` with the external endpoint `wire`.
     pub fn forget(&self, packet: &Build, wire: &str) {
         self.lose_reply_half(packet, wire);
         let mut snat = self.mappings(pins::SNAT);
         snat.remove(&tuple_of(packet)).expect("an original half");
     }
 
-    /// Removes the reply half of that mapping.
+    /// Removes the rev-SNAT half of that mapping.
     pub fn lose_reply_half(&self, packet: &Build, wire: &str) {
         let mut rev_snat = self.mappings(pins::REV_SNAT);
         let key = tuple_of(&packet.from(wire)).reversed();
         rev_snat.remove(&key).expect("a reply half");
     }
 
-    /// All halves of mappings: original, reply.
+    /// Returns all halves of mappings: SNAT, rev-SNAT.
     pub fn halves(&self) -> [Vec<(Tuple, Mapping)>; 2] {
         [pins::SNAT, pins::REV_SNAT].map(|pin| {
             let map = self.mappings(pin);
@@ -225,20 +225,20 @@ impl Node {
         map.set(0, settings, 0).expect("writing the settings");
     }
 
-    /// The packet leaves.
+    /// Runs the packet through the egress program.
     pub fn out(&mut self, packet: &Build) -> Seen {
         self.run(Hook::Egress, &frame(packet))
     }
 
-    /// The packet comes in.
+    /// Runs the packet through the ingress program.
     pub fn back(&mut self, packet: &Build) -> Seen {
         self.run(Hook::Ingress, &frame(packet))
     }
 
-    /// Runs a hook's program over a frame, twice: without a checksum from the
-    /// device, and at TC ingress with one over the whole packet
-    /// (`CHECKSUM_COMPLETE`), which the kernel then compares with the packet that
-    /// came out. What leaves has been forwarded, which ends such a checksum.
+    /// Runs a hook's program on a frame twice: without a checksum from the device, and at TC
+    /// ingress with one over the whole packet (`CHECKSUM_COMPLETE`), which the kernel then compares
+    /// with the resulting packet. Egress packets have been forwarded, which invalidates such a
+    /// checksum.
     pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         let program = self.datapath().program(hook).expect("the program");
         let first = test_run(program, frame, 0);
@@ -251,18 +251,18 @@ impl Node {
         first
     }
 
-    /// Runs a hook's program over a frame once.
+    /// Runs a hook's program on a frame once.
     pub fn run_once(&mut self, hook: Hook, frame: &[u8]) -> Seen {
         self.run_on(hook, frame, 1)
     }
 
-    /// The same as if on another interface than the loopback device.
+    /// Runs a hook's program on a frame as if on an interface other than the loopback device.
     pub fn run_on(&mut self, hook: Hook, frame: &[u8], ifindex: u32) -> Seen {
         let program = self.datapath().program(hook).expect("the program");
         test_run_on(program, frame, 0, ifindex)
     }
 
-    /// Makes another uplink with these addresses, and returns its index.
+    /// Creates another uplink with these addresses and returns its interface index.
     pub fn second_uplink(&mut self, v4: Ipv4Addr, v6: Ipv6Addr) -> u32 {
         ip(&["link", "add", "up1", "type", "veth", "peer", "name", "far1"]);
         let ifindex = nix::net::if_::if_nametoindex("up1").expect("the veth");
@@ -274,7 +274,7 @@ impl Node {
         ifindex
     }
 
-    /// The addresses that the programs take for the node's.
+    /// Returns the addresses that the programs consider the node's.
     pub fn local_addresses(&mut self) -> BTreeSet<IpAddr> {
         let local = self.datapath().maps().local_addresses();
         local.expect("the addresses")
@@ -291,7 +291,7 @@ impl Drop for Node {
     }
 }
 
-/// The tuple of a packet of TCP or UDP.
+/// Returns the tuple of a TCP or UDP packet.
 pub fn tuple_of(packet: &Build) -> Tuple {
     let protocol = match packet.kind {
         Kind::Tcp { .. } => proto::TCP,
@@ -306,7 +306,7 @@ pub fn tuple_of(packet: &Build) -> Tuple {
     )
 }
 
-/// The packet behind an Ethernet header.
+/// Returns the packet behind an Ethernet header.
 pub fn frame(packet: &Build) -> Vec<u8> {
     let mut out = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     out.extend(packet.ethertype().to_be_bytes());
@@ -314,17 +314,17 @@ pub fn frame(packet: &Build) -> Vec<u8> {
     out
 }
 
-/// Goes on as `packet`, every checksum right.
+/// Returns the verdict "next program, with `packet`", all of its checksums right.
 pub fn becomes(packet: &Build) -> Seen {
     Seen::Next(frame(packet))
 }
 
-/// Gives the namespace's loopback these addresses.
+/// Adds these addresses to the namespace's loopback.
 pub fn addresses(addrs: &[&str]) {
     ip(&["link", "set", "lo", "up"]);
     for addr in addrs {
-        // IPv6 even here asks whether another has the address, and lets nobody
-        // bind to it meanwhile.
+        // IPv6 performs duplicate address detection even here, and no socket can bind to the
+        // address meanwhile.
         let dad = addr.contains(':').then_some("nodad");
         let add: Vec<_> = ["addr", "add", addr, "dev", "lo"]
             .into_iter()

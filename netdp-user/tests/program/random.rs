@@ -1,4 +1,4 @@
-//! Packets at random.
+//! Random packets through the programs.
 
 use crate::build::{ACK, Build, Kind};
 use crate::node::{Node, becomes};
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use std::cell::RefCell;
 
-/// Any addresses, ports and data, through one node.
+/// Random addresses, ports and data, all on one node.
 #[test]
 fn any_packet_is_translated_exactly() {
     let node = RefCell::new(Node::with(|setup| setup.max_flows = 10_000));
@@ -26,7 +26,7 @@ fn any_packet_is_translated_exactly() {
                 let global = bits >> 3 | 1 << 125;
                 format!("[{}]:{port}", std::net::Ipv6Addr::from(global))
             } else {
-                // Below 128.0.0.0: nothing special.
+                // Below 128.0.0.0 there are no special addresses.
                 let [a, b, c, d, ..] = bits.to_be_bytes();
                 format!("{}.{b}.{c}.{d}:{port}", 1 + a % 126)
             }

@@ -1,11 +1,11 @@
-//! A pod whose new flow is refused is told so.
+//! Refused flows are answered with an ICMP error to the pod.
 
 use crate::build::{Build, Kind, SYN};
 use crate::node::{Node, Seen, ip};
 use crate::test_run::test_run;
 use netdp_user::datapath::Hook;
 
-/// A device that leads to the pods.
+/// Adds a device that leads to the pods.
 fn pods() {
     for knob in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         std::fs::write(format!("/proc/sys/net/{knob}"), "1").expect("forwarding");
@@ -18,8 +18,8 @@ fn pods() {
     ip(&["addr", "add", "fd00:1::1/64", "dev", "pods", "nodad"]);
 }
 
-/// What the node answers, without the Ethernet header; `about` is what the
-/// answer may carry of the packet.
+/// Returns the node's expected error without the Ethernet header; `about` is the maximum quote of
+/// the packet.
 fn wanted(packet: &Build, node: &str, about: usize) -> Vec<u8> {
     let v4 = packet.src.is_ipv4();
     let mut pod = packet.src;
@@ -27,7 +27,7 @@ fn wanted(packet: &Build, node: &str, about: usize) -> Vec<u8> {
     let message = if v4 { 3 } else { 1 };
     let error = Build::error(node, &pod.to_string(), message, packet, about);
     let mut bytes = error.bytes();
-    // Code, and nothing in the second word; a header of the node's own.
+    // The code, and an unused second word; the IP header is the node's own.
     let (ip, code) = if v4 { (20, 1) } else { (40, 3) };
     bytes[ip + 1] = code;
     bytes[ip + 4..ip + 8].fill(0);
@@ -39,11 +39,11 @@ fn wanted(packet: &Build, node: &str, about: usize) -> Vec<u8> {
         bytes[..4].copy_from_slice(&[0x60, 0, 0, 0]);
         bytes[7] = 64;
     }
-    // Checksums are judged by their definition.
+    // Checksums are verified by their definition.
     bytes
 }
 
-/// Whether the sum over header, or message and pseudo-header, comes out right.
+/// Reports whether the checksums over the header, and over message and pseudo-header, are right.
 fn checksums_are_right(bytes: &[u8]) -> bool {
     use crate::build::internet;
     if bytes[0] >> 4 == 4 {
@@ -103,7 +103,7 @@ fn what_has_no_plain_header_is_dropped_in_silence() {
     let mut extended = Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443");
     extended.extensions = vec![60];
     let other = Build::new("172.16.0.2:0", "198.51.100.7:0", Kind::Other(47));
-    // No way back to it but the uplink itself.
+    // Its only route is the uplink itself.
     let elsewhere = Build::udp("172.31.0.2:4000", "198.51.100.7:443");
     for packet in [options, extended, other, elsewhere] {
         assert_eq!(node.out(&packet), Seen::Shot, "{packet:?}");

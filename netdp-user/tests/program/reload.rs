@@ -1,10 +1,10 @@
-//! The policy changes under connections that it bypassed, and under those that it masqueraded.
+//! Policy changes under connections that were bypassed, and under those that were masqueraded.
 
 use crate::build::{ACK, Build, FIN, Kind, SYN};
 use crate::node::{Node, becomes};
 use netdp_user::datapath::OnReload;
 
-/// Pod, server, and the pod's endpoint on the wire.
+/// Pod, server, and the pod's external endpoint.
 const PAIRS: [(&str, &str, &str); 2] = [
     ("172.16.0.2:4000", "198.51.100.7:443", "192.0.2.10:4000"),
     ("[fd00:1::2]:4000", "[2001:db8::7]:443", "[fd00::10]:4000"),
@@ -16,7 +16,7 @@ const BYPASS: [&str; 2] = ["198.51.100.0/24", "2001:db8::/64"];
 fn a_bypassed_connection_goes_on_over_any_number_of_changes() {
     let mut node = Node::new();
     node.policy(&BYPASS);
-    // Changes without a packet between them, a restart, a narrower policy.
+    // Changes without a packet in between, a restart, a narrower policy.
     node.policy(&[]);
     node.policy(&["10.0.0.0/8"]);
     node.stop();
@@ -29,14 +29,14 @@ fn a_bypassed_connection_goes_on_over_any_number_of_changes() {
         assert_eq!(node.out(&other), becomes(&other.from(wire)), "a new one");
     }
     assert_eq!(node.flows().len(), 2);
-    // What is shown is the policy in force.
+    // The policy shown is the one in force.
     let shown = node.datapath().maps().policy().expect("the policy");
     let shown: Vec<String> = shown.iter().map(|(net, _)| net.to_string()).collect();
     assert_eq!(
         shown,
         ["2001:db8:0:0:8000::/65", "198.51.100.128/25", "0.0.0.0/0"]
     );
-    // In time all this is forgotten; what was seen since goes on.
+    // The history expires; flows seen since then continue.
     node.datapath()
         .forget_earlier_policies()
         .expect("the policy");
@@ -81,7 +81,7 @@ fn drain_ends_bypassed_connections_when_they_are_silent() {
     }
 }
 
-/// The first policy that a node ever has.
+/// The first policy of a node.
 #[test]
 fn without_an_earlier_policy_a_connection_is_picked_up() {
     let mut node = Node::new();
@@ -91,8 +91,8 @@ fn without_an_earlier_policy_a_connection_is_picked_up() {
     }
 }
 
-/// Back and forth: each new connection by the same ports follows the policy of its time, a live
-/// one that of its own.
+/// Changes back and forth: each new connection on the same ports follows the policy of its time, a
+/// live one that of its own.
 #[test]
 fn each_new_connection_by_the_same_ports_is_judged_anew() {
     let mut node = Node::new();
@@ -108,7 +108,7 @@ fn each_new_connection_by_the_same_ports_is_judged_anew() {
                 ack: 0,
             };
             assert_eq!(node.out(&syn), becomes(&syn.from(source)), "{round}");
-            // Sent again, and whatever the policy is by then.
+            // A retransmission, whatever the policy is by then.
             node.policy(if bypassed { &[] } else { &BYPASS });
             if !bypassed {
                 assert_eq!(node.out(&syn), becomes(&syn.from(source)), "{round}: again");

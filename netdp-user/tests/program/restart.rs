@@ -1,4 +1,4 @@
-//! An agent that starts over what another has pinned.
+//! An agent that starts on the pinned objects of another.
 
 use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, becomes};
@@ -11,7 +11,7 @@ const POD: &str = "172.16.0.2:4000";
 const SERVER: &str = "198.51.100.7:443";
 const WIRE: &str = "192.0.2.10:4000";
 
-/// How many programs the hooks of the loopback device run.
+/// Returns the number of programs on the hooks of the loopback device.
 fn attached() -> usize {
     [TcAttachType::Ingress, TcAttachType::Egress]
         .map(|hook| SchedClassifier::query_tcx("lo", hook).expect("asking for TCX programs"))
@@ -20,7 +20,7 @@ fn attached() -> usize {
         .sum()
 }
 
-/// Without that the kernel takes them off some time after the pins are gone.
+/// Otherwise the kernel detaches them some time after the pins are removed.
 #[test]
 fn programs_are_off_once_detaching_is_over() {
     let mut node = Node::new();
@@ -50,7 +50,7 @@ fn a_new_agent_adopts_every_mapping() {
     let before = node.counters();
 
     node.stop();
-    // What is fixed when maps are made stays as it is.
+    // Properties fixed when the maps are created stay.
     node.setup.max_flows = 7;
     node.start().expect("a second agent");
     assert!(node.datapath().adopted());
@@ -74,8 +74,8 @@ fn a_new_agent_adopts_every_mapping() {
     }
 }
 
-/// Its programs did not note that there are records to be looked up, whether the map for that was
-/// there, after a way back to that version, or not.
+/// Its programs did not record that there are inbound flows to be looked up. The map for that record
+/// exists after a downgrade to that version, and otherwise does not.
 #[test]
 fn an_earlier_version_s_flows_from_outside_keep_their_source() {
     for is_there in [false, true] {
@@ -169,7 +169,7 @@ fn two_nodes_do_not_disturb_each_other() {
     assert_eq!(one.out(&packet), becomes(&packet.from(WIRE)));
 }
 
-/// A version before this one had fewer counters: 23.
+/// Versions before this one had fewer counters: 23.
 #[test]
 fn counters_of_an_earlier_version_go_on() {
     const FEWER: usize = 23;

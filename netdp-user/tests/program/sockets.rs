@@ -37,7 +37,7 @@ fn a_udp_socket_keeps_its_port() {
         let udp = opening(true, v6);
         assert_ne!(node.out(&udp), becomes(&udp.from(wire)), "{bind}");
         assert_eq!(node.counters().ports_changed, 1);
-        // Not a port of TCP, nor one of its own once it is closed.
+        // Neither a TCP port, nor its own port once it is closed.
         let tcp = opening(false, v6);
         assert_eq!(node.out(&tcp), becomes(&tcp.from(wire)), "{bind}");
         drop(socket);
@@ -71,7 +71,7 @@ fn a_tcp_connection_keeps_its_port_towards_its_peer_only() {
     let listener = TcpListener::bind(WIRE).expect("a listener");
     let far = TcpListener::bind(SERVER).expect("a listener of the peer");
     let tcp = opening(false, false);
-    // What the peer sends to a listener's port is the listener's.
+    // Packets from the peer to a listener's port are the listener's.
     let first = tcp.from("172.16.0.9:4000").to("198.51.100.8:443");
     assert_ne!(node.out(&first), becomes(&first.from(WIRE)));
     drop(listener);
@@ -84,8 +84,8 @@ fn a_tcp_connection_keeps_its_port_towards_its_peer_only() {
     drop((stream, far));
 }
 
-/// Waits until none of the test's sockets has the port 4000: a child that another test
-/// is starting has them too until it becomes another program.
+/// Waits until none of the test's sockets has port 4000: a child that another test is starting also
+/// holds them until exec.
 fn wait_closed(protocol: &str, line: &str) {
     let file = format!("/proc/thread-self/net/{protocol}");
     let what = format!("no {line:?} in {file}");
@@ -95,7 +95,7 @@ fn wait_closed(protocol: &str, line: &str) {
     gone.expect("a closed socket");
 }
 
-/// A connection from the node's port 4000 to the server.
+/// Connects from the node's port 4000 to the server.
 fn connect_from_wire() -> TcpStream {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,

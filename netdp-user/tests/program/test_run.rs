@@ -1,24 +1,24 @@
-//! `BPF_PROG_TEST_RUN`.
+//! Test runs of programs with `BPF_PROG_TEST_RUN`.
 
 use aya::programs::SchedClassifier;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
-/// What a run of a program over a packet gave.
+/// Verdict of a program on a packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Seen {
-    /// On to the next program, as these bytes.
+    /// Passed to the next program, with these bytes.
     Next(Vec<u8>),
-    /// Dropped.
+    /// Dropped (`TC_ACT_SHOT`).
     Shot,
-    /// Sent by another device, as these bytes.
+    /// Redirected to another device, with these bytes.
     Redirected(Vec<u8>),
 }
 
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` of include/uapi/linux/bpf.h (Linux 6.12).
 pub const CHECKSUM_COMPLETE: u32 = 1 << 2;
 
-/// Linux 6.16 has `BPF_F_IPV6`, without which no program can keep the complete
-/// checksum of an IPv6 packet right. Older kernels are not asked for it.
+/// Reports whether the kernel has `BPF_F_IPV6` (Linux 6.16), without which no program can keep the
+/// complete checksum of an IPv6 packet right. Older kernels are not tested for it.
 pub fn kernel_keeps_complete_checksums() -> bool {
     let release =
         std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("the kernel's version");
@@ -49,20 +49,20 @@ struct Attr {
     pad: u32,
 }
 
-/// The word of `struct __sk_buff` that is the interface index.
+/// Index of the interface index in the words of `struct __sk_buff`.
 const IFINDEX: usize = 10;
 
-/// `BPF_PROG_TEST_RUN`. Not aya's, which offers no flags.
+/// Runs `BPF_PROG_TEST_RUN` directly, because aya's function has no flags.
 pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32) -> Seen {
     test_run_on(program, frame, flags, 1)
 }
 
-/// The same on an interface of the namespace that is not the loopback device.
+/// Runs the program on an interface of the namespace other than the loopback device.
 pub fn test_run_on(program: &SchedClassifier, frame: &[u8], flags: u32, ifindex: u32) -> Seen {
     /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
     const BPF_PROG_TEST_RUN: libc::c_int = 10;
     let mut out = vec![0; frame.len() + 64];
-    // `struct __sk_buff` of include/uapi/linux/bpf.h: what is not zero has to be settable.
+    // `struct __sk_buff` of include/uapi/linux/bpf.h: only fields that may be set can be non-zero.
     let mut context = [0_u32; 48];
     context[IFINDEX] = ifindex;
     let fd = program.fd().expect("a loaded program").as_fd().as_raw_fd();
@@ -78,7 +78,7 @@ pub fn test_run_on(program: &SchedClassifier, frame: &[u8], flags: u32, ifindex:
         flags,
         ..Attr::default()
     };
-    // SAFETY: the pointers are to live buffers of the sizes given.
+    // SAFETY: the pointers are to live buffers of the given sizes.
     let status = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -94,7 +94,7 @@ pub fn test_run_on(program: &SchedClassifier, frame: &[u8], flags: u32, ifindex:
         std::io::Error::last_os_error()
     );
     out.truncate(attr.data_size_out as usize);
-    /// `TC_ACT_UNSPEC`, which is `TCX_NEXT` too.
+    /// `TC_ACT_UNSPEC`, equal to `TCX_NEXT`.
     const NEXT: u32 = u32::MAX;
     match attr.retval {
         NEXT => Seen::Next(out),

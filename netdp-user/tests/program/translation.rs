@@ -6,7 +6,7 @@ use netdp_common::addr::Family;
 use netdp_common::checksum::{fold, pseudo_sum};
 use netdp_user::datapath::Hook;
 
-/// The first packet of a flow, and its wire source.
+/// First packet of a flow, and its external endpoint.
 struct Case {
     name: &'static str,
     packet: Build,
@@ -59,7 +59,7 @@ fn cases() -> Vec<Case> {
         packet: unsummed,
         wire,
     });
-    // A mapping each, so that one node serves them all.
+    // A separate mapping for each, so that one node serves them all.
     for (n, case) in (443..).zip(&mut cases) {
         if case.packet.kind != Kind::Echo {
             case.packet.dst.set_port(n);
@@ -78,7 +78,7 @@ fn packets_are_translated_there_and_back() {
         let reply = translated.answer();
         let back = packet.answer();
         assert_eq!(node.back(&reply), becomes(&back), "{name}, back");
-        // Each was run twice.
+        // Each packet was run twice.
         let mut wanted = before;
         wanted.egress_masqueraded += 2;
         wanted.ingress_translated += 2;
@@ -123,8 +123,8 @@ fn colliding_ports_are_rewritten_too() {
     }
 }
 
-/// Gives a UDP packet data with which its checksum is the sum of the pseudo-header: that is
-/// what a partial one looks like.
+/// Gives a UDP packet data for which its checksum equals the sum of the pseudo-header, as a partial
+/// checksum does.
 fn look_partial(packet: &mut Build) {
     let (family, header) = if packet.src.is_ipv4() {
         (Family::V4, 20)
@@ -300,14 +300,14 @@ fn replies_of_flows_from_outside_keep_their_source() {
             assert_eq!(node.back(&first), becomes(&first));
             assert_eq!(node.out(&first.answer()), becomes(&first.answer()));
         }
-        // Its own connection to that very port is no reply.
+        // A connection of its own to the same port is not a reply.
         let own = Build::tcp(pod, server, SYN);
         assert_ne!(node.out(&own), becomes(&own));
     }
     assert_eq!(node.counters().egress_replies, 8);
 }
 
-/// A reply comes in by one uplink, and leaves for its pod by another.
+/// A reply arrives on one uplink and leaves to its pod by another.
 #[test]
 fn replies_leave_for_their_pods_by_another_uplink() {
     let mut node = Node::new();
@@ -324,7 +324,7 @@ fn replies_leave_for_their_pods_by_another_uplink() {
         let leaves = frame(&packet.answer());
         let seen = node.run_on(Hook::Egress, &leaves, second);
         assert_eq!(seen, Seen::Next(leaves.clone()));
-        // The next agent writes its settings anew.
+        // The next agent rewrites its settings.
         node.stop();
         node.start().expect("a second agent");
         let seen = node.run_on(Hook::Egress, &leaves, second);

@@ -1,5 +1,4 @@
-//! What the kernel's tries hold after any number of changes, as a second reader
-//! sees it.
+//! Content of the kernel's tries after any number of changes, compared with an independent reader.
 
 use crate::node::Node;
 use aya::maps::lpm_trie::LpmTrie;
@@ -15,7 +14,7 @@ use std::net::IpAddr;
 
 type Trie = BTreeMap<(u32, IpAddr), (u32, u32)>;
 
-/// Both tries, entry by entry; the one in force first.
+/// Returns the entries of both tries, the active one first.
 fn tries(node: &mut Node) -> [Trie; 2] {
     let active = node.datapath().maps().settings().expect("the settings");
     let read = |pin: &str| -> Trie {
@@ -55,7 +54,7 @@ fn key(net: &IpNet) -> (u32, IpAddr) {
     (u32::from(net.prefix_len()) + above, net.network())
 }
 
-/// Networks that often are the same or cover each other.
+/// Returns a strategy for networks that are often equal or nested.
 fn network() -> impl Strategy<Value = IpNet> {
     let v4 = (8u8..=32, 0u8..8, 0u8..4).prop_map(|(len, a, b)| {
         let net = IpNet::new(IpAddr::from([10, a, 0, b]), len);
@@ -86,7 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What a trie says without its marks.
+/// Returns the rules of a trie without its marks.
 fn policy_of(trie: &Trie) -> BTreeMap<(u32, IpAddr), u32> {
     let ruled = trie
         .iter()
@@ -143,7 +142,7 @@ proptest! {
     }
 }
 
-/// A line in front of all others, once the idle trie has been brought up to date.
+/// A line before all others, after the standby trie has been brought up to date.
 #[test]
 fn one_more_rule_is_one_write() {
     let mut node = Node::new();
@@ -157,7 +156,7 @@ fn one_more_rule_is_one_write() {
         node.datapath().prepare_policy().expect("the idle trie");
         change.writes
     };
-    // With IPv4's root.
+    // Including the root of IPv4.
     assert_eq!(set(&all[1..]), 200);
     assert_eq!(set(&all), 1);
     assert_eq!(set(&all[..199]), 1, "the mark that is left of it");

@@ -1,4 +1,4 @@
-//! ICMP errors about flows of others, and the IPv4 identifications of others.
+//! ICMP errors about other pods' flows, and the IPv4 identifications of other pods' datagrams.
 
 use crate::build::{error, udp};
 use crate::common::clients::{Udp, any};
@@ -13,12 +13,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use testbed::Host;
 
-/// Nobody at the port, in each family.
+/// Returns type and code of "port unreachable" for a family.
 fn unreachable(like: IpAddr) -> (u8, u8) {
     if like.is_ipv4() { (3, 3) } else { (1, 4) }
 }
 
-/// The ICMP errors in a capture: source, and the packet inside.
+/// Returns the ICMP errors in a capture: source, and the quoted packet.
 fn errors_in(wire: &Capture) -> Result<Vec<(IpAddr, Packet)>> {
     let mut errors = Vec::new();
     for packet in wire.packets()? {
@@ -33,7 +33,7 @@ fn errors_in(wire: &Capture) -> Result<Vec<(IpAddr, Packet)>> {
     Ok(errors)
 }
 
-/// One pod tells the server that another pod's port is not there.
+/// A pod sends the server an error about another pod's port.
 fn told_by_another(subject: Subject) -> Result<()> {
     let site = Site::start(subject, &[])?;
     let _echo = Echo::start(&site.far)?;
@@ -67,7 +67,7 @@ fn a_pods_error_about_another_pods_flow_is_not_the_nodes() -> Result<()> {
     both(Control::Fails, told_by_another)
 }
 
-/// An outsider tells one pod of what left with the node's address.
+/// An outsider sends one pod an error about a packet that left with the node's address.
 fn told_to_another(subject: Subject) -> Result<()> {
     let site = Site::start(subject, &[])?;
     let _echo = Echo::start(&site.far)?;
@@ -82,7 +82,7 @@ fn told_to_another(subject: Subject) -> Result<()> {
         for told in [evil, good] {
             let attack = error(outsider, told, unreachable(told), 0, &question.bytes());
             let seen = Capture::start(site.good())?;
-            // A mark for the good pod: its way is that of what is translated.
+            // A marker for the good pod, as it takes the path of translated packets.
             Attacker::new(&site.near, site.good(), good)?.send(&attack)?;
             let result = (|| {
                 for (_, inner) in errors_in(&seen)? {
@@ -101,7 +101,7 @@ fn an_error_to_another_address_than_the_flows_is_not_translated() -> Result<()> 
     both(Control::Holds, told_to_another)
 }
 
-/// The identification of the next datagram in fragments from the node.
+/// Returns the identification of the node's next fragmented datagram.
 fn next_id(wire: &Socket, node: IpAddr) -> Result<u16> {
     let start = Instant::now();
     while start.elapsed() < SOON {
@@ -125,7 +125,7 @@ fn sends_in_fragments(pod: &Host, to: SocketAddr) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// What one pod can tell of how much another sends.
+/// A pod must not be able to infer the amount of another pod's traffic.
 fn identifications(subject: Subject) -> Result<()> {
     const TURNS: usize = 30;
     let site = Site::start(subject, &[])?;
@@ -140,7 +140,7 @@ fn identifications(subject: Subject) -> Result<()> {
         .collect::<Result<_>>()?;
     for _ in 0..TURNS {
         for (pod, wire) in &lines {
-            // Nobody is there: the error of the datagram before it may be told first.
+            // The port is closed: an error about an earlier datagram may be reported first.
             let _ = pod.take_error();
             pod.send(&[7; 3000])?;
             ids.push(next_id(wire, node)?);

@@ -1,4 +1,4 @@
-//! A pod that begins flows as fast as it can does not keep another pod from its own.
+//! A pod that opens flows as fast as it can does not prevent another pod from opening its own.
 
 use crate::common::{Echo, echoes};
 use crate::good::{Clients, Figures, Old};
@@ -9,24 +9,24 @@ use nix::sys::signal::Signal;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Little room, and what netdp has if nothing is said.
+/// A small table size, and netdp's default.
 const SMALL: &str = "8192";
 const DEFAULT: &str = "262144";
 
-/// Packets a second of each family, as many as there is room for within seconds.
+/// Packets per second of each family: enough to fill the tables within seconds.
 const RATE: u32 = 30_000;
 
-/// How long a flood may take to use up the room, and goes on then.
+/// Maximum time for a flood to fill the tables, after which it continues.
 const LONGEST: Duration = Duration::from_secs(15);
 const LONG: Duration = Duration::from_secs(3);
 
-/// Between two words of the old connections.
+/// Interval between two requests of the old connections.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// One flood at a time, on what may be a small machine.
+/// Serialises the floods, since the machine may be small.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What becomes of the agent while the flood goes on.
+/// Treatment of the agent during the flood.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Lives,
@@ -34,7 +34,7 @@ enum Fate {
     Dies,
 }
 
-/// A flood, and how another pod fares.
+/// Runs a flood and checks the success of another pod.
 fn beside(subject: Subject, kind: Kind, room: &str, fate: Fate) -> Result<()> {
     let mut site = Site::start(subject, &["--max-flows", room])?;
     let _echo = Echo::start(&site.other)?;
@@ -52,7 +52,7 @@ fn beside(subject: Subject, kind: Kind, room: &str, fate: Fate) -> Result<()> {
     let start = Instant::now();
     let flood = kind.flood(&site, RATE)?;
     let clients = Clients::start(site.good(), &echoes(&site.other));
-    // More than there is room for, and a while after that.
+    // More than the tables hold, and some time after that.
     let enough = room.parse::<u32>()? / 2 + 10_000;
     let mut end = None;
     while end.is_none_or(|end| Instant::now() < end) {

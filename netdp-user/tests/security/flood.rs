@@ -1,4 +1,4 @@
-//! Packets of any content and number, from a raw socket of a host.
+//! Packets of any content, in any number, from a raw socket of a host.
 
 use crate::build::udp;
 use crate::checksum::internet;
@@ -16,13 +16,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use testbed::{Host, Netns, wait_for, wait_some};
 
-/// Packets in one system call.
+/// Packets per system call.
 const BATCH: usize = 64;
 
-/// The longest that a flood goes on, whatever its test does.
+/// Maximum duration of a flood, whatever its test does.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// A raw socket on a host's `eth0`, towards the next hop for an address.
+/// A raw socket on a host's `eth0` that sends to the next hop for an address.
 #[derive(Debug)]
 pub struct Raw {
     fd: OwnedFd,
@@ -34,8 +34,8 @@ impl Raw {
     pub fn towards(ns: &Netns, dst: IpAddr) -> Result<Self> {
         let mac = next_hop(ns, dst)?;
         let opened = ns.enter(|| -> io::Result<(OwnedFd, u32)> {
-            // SAFETY: no pointers but one to a string that ends with 0; a descriptor
-            // that is returned is ours.
+            // SAFETY: the only pointer is to a NUL-terminated string; a returned descriptor has no
+            // other owner.
             unsafe {
                 let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
                 let fd = libc::socket(libc::AF_PACKET, kind, 0);
@@ -56,12 +56,12 @@ impl Raw {
         })
     }
 
-    /// One packet.
+    /// Sends one packet.
     pub fn send(&self, packet: &Packet) -> Result<()> {
         self.send_all(&[packet.bytes()])
     }
 
-    /// Packets from their IP header on.
+    /// Sends packets that begin with their IP header.
     pub fn send_all(&self, packets: &[Vec<u8>]) -> Result<()> {
         for batch in packets.chunks(BATCH) {
             self.send_batch(batch)?;
@@ -76,7 +76,7 @@ impl Raw {
                 Some(6) => libc::ETH_P_IPV6,
                 _ => libc::ETH_P_IP,
             };
-            // SAFETY: plain data, for which zeroes are valid.
+            // SAFETY: plain data, for which all zeroes is a valid value.
             let mut address = unsafe { zeroed::<libc::sockaddr_ll>() };
             address.sll_family = u16::try_from(libc::AF_PACKET)?;
             address.sll_protocol = u16::try_from(kind)?.to_be();
@@ -94,7 +94,7 @@ impl Raw {
             .collect();
         let mut messages = Vec::with_capacity(packets.len());
         for (address, part) in addresses.iter_mut().zip(&mut parts) {
-            // SAFETY: plain data, for which zeroes are valid.
+            // SAFETY: plain data, for which all zeroes is a valid value.
             let mut message = unsafe { zeroed::<libc::mmsghdr>() };
             message.msg_hdr.msg_name = (&raw mut *address).cast();
             message.msg_hdr.msg_namelen = u32::try_from(size_of::<libc::sockaddr_ll>())?;
@@ -106,11 +106,11 @@ impl Raw {
         while sent < messages.len() {
             let rest = &mut messages[sent..];
             let count = u32::try_from(rest.len())?;
-            // SAFETY: the messages and what they point to live through the call.
+            // SAFETY: the messages and the memory they point to outlive the call.
             let done = unsafe { libc::sendmmsg(self.fd.as_raw_fd(), rest.as_mut_ptr(), count, 0) };
             if done < 0 {
                 let error = io::Error::last_os_error();
-                // The queue is full: a flood goes on.
+                // The queue is full; a flood continues.
                 ensure!(
                     error.raw_os_error() == Some(libc::ENOBUFS),
                     "sending: {error}"
@@ -134,7 +134,7 @@ pub struct Attacker {
 }
 
 impl Attacker {
-    /// What it sends goes towards `to` and passes `seen_at`.
+    /// Creates an attacker whose packets are routed towards `to` and pass `seen_at`.
     pub fn new(host: &Host, seen_at: &Netns, to: IpAddr) -> Result<Self> {
         Ok(Self {
             raw: Raw::towards(host, to)?,
@@ -145,7 +145,7 @@ impl Attacker {
         })
     }
 
-    /// Sends it; what comes of it has come when this returns.
+    /// Sends a packet; all of its consequences have arrived when this returns.
     pub fn send(&mut self, packet: &Packet) -> Result<()> {
         self.raw.send(packet)?;
         self.marks += 1;
@@ -158,12 +158,12 @@ impl Attacker {
     }
 }
 
-/// The hardware address to which a host sends what is for `dst`.
+/// Returns the MAC address of a host's next hop towards `dst`.
 fn next_hop(ns: &Netns, dst: IpAddr) -> Result<[u8; 6]> {
     let route = ns.ip(&format!("route get {dst}"))?;
     let via = after(&route, "via").unwrap_or_else(|| dst.to_string());
     wait_some(SOON, &format!("a neighbour {via}"), || {
-        // Only to have its hardware address asked for.
+        // Only triggers neighbour resolution.
         let _ = ns.run(&["ping", "-n", "-c1", "-W1", &via]);
         let found = ns.ip(&format!("neigh show {via}")).ok()?;
         let mut mac = [0; 6];
@@ -181,13 +181,13 @@ fn after(text: &str, word: &str) -> Option<String> {
     words.next().map(str::to_owned)
 }
 
-/// A packet to vary: its checksums stay right.
+/// A packet with variable fields, whose checksums stay right.
 #[derive(Debug, Clone)]
 pub struct Template {
     bytes: Vec<u8>,
-    /// Where the L4 header begins.
+    /// Offset of the L4 header in bytes.
     l4: usize,
-    /// Where its checksum is.
+    /// Offset of its checksum in bytes.
     sum: Option<usize>,
     udp: bool,
 }
@@ -221,17 +221,17 @@ impl Template {
         self.put(self.l4 + 2, port);
     }
 
-    /// The last 16 bits of the source.
+    /// Sets the last 16 bits of the source address.
     pub fn source(&mut self, low: u16) {
         self.put(if self.is_v4() { 14 } else { 22 }, low);
     }
 
-    /// The last 16 bits of the destination.
+    /// Sets the last 16 bits of the destination address.
     pub fn destination(&mut self, low: u16) {
         self.put(if self.is_v4() { 18 } else { 38 }, low);
     }
 
-    /// The identification of a fragment: the low half of IPv6's.
+    /// Sets the identification of a fragment: IPv6's lower half.
     pub fn id(&mut self, id: u16) {
         let at = if self.is_v4() { 4 } else { 46 };
         self.put_plain(at, id);
@@ -246,7 +246,7 @@ impl Template {
         self.bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
     }
 
-    /// RFC 1624 3.
+    /// Writes a word and updates the checksum (RFC 1624 3).
     fn put(&mut self, at: usize, value: u16) {
         let before = word(&self.bytes, at);
         self.put_plain(at, value);
@@ -276,7 +276,7 @@ impl Template {
     }
 }
 
-/// Sends a number of packets, each as `vary` makes it of its number.
+/// Sends a number of packets, each derived by `vary` from its number.
 pub fn burst(
     raw: &Raw,
     template: &Template,
@@ -296,7 +296,7 @@ pub fn burst(
     Ok(())
 }
 
-/// Packets without end, until this is dropped or [`end`](Self::end)ed.
+/// A continuous flood until this is dropped or [`end`](Self::end)ed.
 #[derive(Debug)]
 pub struct Flood {
     stop: Arc<AtomicBool>,
@@ -305,7 +305,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// `rate` packets a second of each template; `vary` makes packet `n`.
+    /// Starts a flood of `rate` packets per second of each template; `vary` derives packet `n`.
     pub fn start(
         raw: Raw,
         mut templates: Vec<Template>,
@@ -345,12 +345,12 @@ impl Flood {
         }
     }
 
-    /// How many of each template were sent so far.
+    /// Returns the number of packets sent so far of each template.
     pub fn sent(&self) -> u32 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Ends it; how many of each template were sent.
+    /// Ends the flood; returns the number of packets sent of each template.
     pub fn end(mut self) -> Result<u32> {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {

@@ -1,5 +1,4 @@
-//! Segments that an end of a connection did not send, or that it would not believe, do
-//! not change what becomes of the connection.
+//! Forged segments, and segments that an endpoint would reject, do not affect a connection.
 
 use crate::build::{self, ACK, FIN, PSH, RST, SYN};
 use crate::common::wire::Capture;
@@ -14,17 +13,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 use testbed::{wait_for, wait_some};
 
-/// More than a closed connection's mapping lives, less than an open one's.
+/// Longer than the timeout of a closed connection's mapping, shorter than that of an open one.
 const CLOSED: Duration = Duration::from_secs(300);
 
-/// Numbers that are in nobody's window.
+/// Sequence and acknowledgement number outside every window.
 const ASTRAY: (u32, u32) = (0x7f00_0000, 0x7e00_0000);
 
 fn pair_of(end: SocketAddr) -> (std::net::IpAddr, u16) {
     (end.ip(), end.port())
 }
 
-/// The outsider has connected straight to the pod; another pod sends a SYN in its name.
+/// An outsider has connected directly to the pod; another pod sends a SYN with its source.
 fn syn_of_another(subject: Subject) -> Result<()> {
     let site = Site::start(subject, &[])?;
     let mut wrongs = Wrongs::default();
@@ -48,7 +47,7 @@ fn a_pods_inbound_connection_survives_a_syn_of_another_pod() -> Result<()> {
     both(Control::Holds, syn_of_another)
 }
 
-/// What is known of a pod's connection.
+/// Returns the state of a pod's connection.
 fn state(site: &mut Site, pod: SocketAddr, to: SocketAddr) -> Result<String> {
     if let Some(agent) = site.agent() {
         let found = flows(agent)?.into_iter().find(|flow| {
@@ -80,26 +79,26 @@ fn state(site: &mut Site, pod: SocketAddr, to: SocketAddr) -> Result<String> {
     })
 }
 
-/// It is open, and stays so past the time after which a closed one ends.
+/// Checks that it is open, and still is after the timeout of a closed one.
 fn stays_open(site: &mut Site, pod: SocketAddr, to: SocketAddr) -> Result<()> {
     let found = state(site, pod, to)?;
     ensure!(found == "Established", "the connection is {found}");
     Ok(())
 }
 
-/// A closed connection's mapping has ended after this.
+/// Advances the clock beyond the timeout of a closed connection's mapping.
 fn time_passes(site: &mut Site) -> Result<()> {
     let Some(agent) = site.agent() else {
         return Ok(());
     };
     clock::advance(agent, CLOSED)?;
-    // The attackers' marks end with the same sweep.
+    // The attackers' markers expire in the same sweep.
     wait_for(Duration::from_secs(60), "a sweep", || {
         flows(agent).is_ok_and(|flows| !flows.iter().any(|flow| flow["destination_id"] == 9))
     })
 }
 
-/// The segments of others about pods' connections to `far`.
+/// Forged segments about pods' connections to `far`.
 type Forge = fn(&Site, SocketAddr, SocketAddr, SocketAddr) -> Result<Vec<(By, Packet)>>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,14 +136,14 @@ fn open_despite(subject: Subject, forge: Forge) -> Result<()> {
             pair.goes_on().context("after the attack")?;
             let what = format!("after {packet:?} by {by:?}");
             wrongs.note(&what, stays_open(&mut site, pod, to));
-            // Once more, and then nothing for a while.
+            // Once more, and then an idle period.
             by.sends(&site, &packet)?;
             pairs.push((what, pair));
         }
     }
     time_passes(&mut site)?;
     for (what, pair) in &mut pairs {
-        // The server first: what the pod sends might make a mapping anew.
+        // The server sends first: a packet of the pod could create a new mapping.
         let result = pair.server_speaks().and_then(|()| pair.goes_on());
         wrongs.note(format!("later, {what}"), result);
     }
@@ -179,10 +178,10 @@ fn a_fin_outside_the_window_does_not_close_a_mapping() -> Result<()> {
     })
 }
 
-/// Before the server's answer somebody else's arrives, which the pod does not believe.
+/// A forged reply, which the pod rejects, arrives before the server's.
 fn refused_by_another(subject: Subject) -> Result<()> {
     let mut site = Site::start(subject, &[])?;
-    // The server's end is played by hand.
+    // The test plays the server's side.
     nft(
         &site.far,
         "add table inet own; \
@@ -218,7 +217,7 @@ fn refused_by_another(subject: Subject) -> Result<()> {
         send(PSH | ACK, (5001, next), b"early")?;
         stream.read_exact(&mut word).context("the first word")?;
         let pod = stream.local_addr()?;
-        // What the sweep takes with it.
+        // The flow that expires in the sweep.
         let mark = end(site.good(), to.ip(), 0)?.ip();
         Raw::towards(site.good(), to.ip())?.send(&build::udp((mark, 9), (to.ip(), 9), b"x"))?;
         wrongs.note(to, stays_open(&mut site, pod, to));

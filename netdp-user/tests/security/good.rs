@@ -1,4 +1,4 @@
-//! What a pod that means no harm gets done beside one that does.
+//! Well-behaved clients, and their success beside an attack.
 
 use crate::common::clients::any;
 use crate::talk::{PATIENCE, Pair};
@@ -11,16 +11,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use testbed::{Host, Netns};
 
-/// Between two attempts of one client.
+/// Interval between two attempts of a client.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// When a client sends a datagram again.
+/// Retransmission timeout of a client's datagram.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How long each attempt took; `None`: it failed.
+/// Duration of each attempt; `None` if it failed.
 pub type Attempts = Vec<Option<Duration>>;
 
-/// Clients of TCP and UDP echo servers that begin a new flow for each question.
+/// Clients of TCP and UDP echo servers that open a new flow for each request.
 #[derive(Debug)]
 pub struct Clients {
     stop: Arc<AtomicBool>,
@@ -51,7 +51,7 @@ impl Clients {
         Self { stop, threads }
     }
 
-    /// Ends them, each after the attempt that it is at.
+    /// Ends the clients, each after its current attempt.
     pub fn end(mut self) -> Result<Attempts> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Attempts::new();
@@ -106,8 +106,7 @@ fn ask_datagram(to: SocketAddr, question: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The share of attempts that succeeded, in per cent, and of those the time that a
-/// share of them took at most.
+/// Percentage of successful attempts, and a percentile of their duration.
 #[derive(Debug)]
 pub struct Figures {
     pub attempts: usize,
@@ -139,7 +138,7 @@ impl Figures {
     }
 }
 
-/// Connections that were there before.
+/// Connections from before the attack.
 #[derive(Debug)]
 pub struct Old(Vec<Pair>);
 

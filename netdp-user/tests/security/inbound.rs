@@ -1,5 +1,4 @@
-//! Flows that begin outside and go straight to pods: an outsider with very many does
-//! not end another's.
+//! Inbound flows directly to pods: an outsider with very many of them does not end another's.
 
 use crate::build::{self, SYN};
 use crate::common::SOON;
@@ -15,10 +14,10 @@ use netdp_common::tuple::Tuple;
 use std::net::{IpAddr, SocketAddr};
 use testbed::wait_for;
 
-/// Each is sent twice, in each family.
+/// Number of tuples; each is sent twice, in each family.
 const TUPLES: u32 = 150_000;
 
-/// Connections that are opened and closed.
+/// Number of connections that are opened and closed.
 const CONNECTIONS: usize = 3000;
 
 fn idle(site: &Site) -> Result<Vec<Pair>> {
@@ -31,7 +30,8 @@ fn idle(site: &Site) -> Result<Vec<Pair>> {
     ends(&site.near, 0).into_iter().map(open).collect()
 }
 
-/// The pod is the first to speak: what the client sends would remind of it.
+/// Checks that the connections still work. The pod sends first: a packet from the client would
+/// create the record again.
 fn still_there(pairs: &mut [Pair]) -> Result<()> {
     let mut wrongs = Wrongs::default();
     for pair in pairs {

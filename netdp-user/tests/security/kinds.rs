@@ -1,4 +1,4 @@
-//! The kinds of floods by which a pod may take what other pods need.
+//! Kinds of floods with which a pod may use up what other pods need.
 
 use crate::build::{self, SYN};
 use crate::flood::{Flood, Raw, Template};
@@ -8,7 +8,7 @@ use anyhow::Result;
 use std::net::IpAddr;
 use testbed::UdpEchoServer;
 
-/// Where the accomplice answers.
+/// Ports on which the accomplice answers.
 const ANSWERED: std::ops::Range<u16> = 5001..5006;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl Kind {
         Self::LaterFragments,
     ];
 
-    /// The packet that is varied. `nobody` answers nothing.
+    /// Returns the packet to vary. `nobody` does not answer.
     fn packet(self, pod: IpAddr, nobody: IpAddr, accomplice: IpAddr) -> Packet {
         let (pod, nobody) = ((pod, 1), (nobody, 443));
         match self {
@@ -50,7 +50,7 @@ impl Kind {
         }
     }
 
-    /// Packet `n`: the beginning of a flow that was not there yet.
+    /// Derives packet `n`, which opens a new flow.
     fn vary(self, n: u32, packet: &mut Template) {
         let [_, upper, ..] = n.to_be_bytes();
         let low = u16::try_from(n & 0xffff).unwrap_or(0);
@@ -78,7 +78,7 @@ impl Kind {
         }
     }
 
-    /// Begins the flood of the third pod, `rate` packets a second in each family.
+    /// Starts the flood of the third pod, `rate` packets per second in each family.
     pub fn flood(self, site: &Site, rate: u32) -> Result<Flood> {
         let mut templates = Vec::new();
         for nobody in ["10.66.0.0", "fd00:66::"] {
@@ -92,7 +92,7 @@ impl Kind {
         Ok(Flood::start(raw, templates, rate, vary))
     }
 
-    /// Who answers it.
+    /// Starts the servers that answer the flood.
     pub fn accomplice(self, site: &Site) -> Result<Vec<UdpEchoServer>> {
         if self != Self::AnsweredDatagrams {
             return Ok(Vec::new());

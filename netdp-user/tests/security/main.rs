@@ -1,6 +1,6 @@
-//! Attacks on the datapath by a pod or by an outsider, with real sockets and forged
-//! packets: what they must not do to others, and what they do where ip-masq-agent's
-//! rules translate instead, recorded beside it ([`site::both`]). In [`field`], what operators report of NAT.
+//! Attacks on the datapath by a pod or an outsider, with real sockets and forged packets: they must
+//! not affect others. The effect on ip-masq-agent's rules in the same situation is recorded beside
+//! it ([`site::both`]). [`field`] has the problems that operators report about NAT.
 //!
 //! Bounded in packets and time, in namespaces of their own. Needs root.
 #![allow(

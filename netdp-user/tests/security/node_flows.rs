@@ -1,5 +1,5 @@
-//! What leaves with the node's own address, forged or led there by others' rules, does
-//! not use up the room of pods' flows.
+//! Packets with the node's own source address, forged or redirected by third-party rules, do not
+//! use up the capacity for pods' flows.
 
 use crate::build::{self, SYN};
 use crate::common::clients::{any, tcp_source, udp_source};
@@ -11,14 +11,14 @@ use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
 use testbed::{EchoServer, Host, Netns, UdpEchoServer, veth, wait_some};
 
-/// More than the default room.
+/// More than the default capacity.
 const MANY: u32 = 300_000;
 
-/// Little room, and more packets than that.
+/// A small capacity, and more packets than that.
 const SMALL: &str = "4096";
 const FEW: u32 = 20_000;
 
-/// New flows of a pod work at once.
+/// Checks that new flows of a pod work at once.
 fn pods_work(site: &mut Site) -> Result<()> {
     let _echo = Echo::start(&site.other)?;
     let mut wrongs = Wrongs::default();
@@ -38,14 +38,14 @@ fn pods_work(site: &mut Site) -> Result<()> {
     wrongs.none()
 }
 
-/// Source and destination port of packet `n`: each pair once.
+/// Sets source and destination port of packet `n`: each pair once.
 fn ports(n: u32, packet: &mut Template) {
     let low = u16::try_from(n % 60_000).unwrap_or(0);
     packet.sport(1024 + low);
     packet.dport(1024 + u16::try_from(n / 60_000).unwrap_or(0));
 }
 
-/// Linux forwards what has its own IPv6 address as source.
+/// Linux forwards packets whose source is its own IPv6 address.
 fn forged(subject: Subject) -> Result<()> {
     let mut site = Site::start(subject, &[])?;
     let nobody: IpAddr = "fd00:66::1".parse()?;
@@ -64,7 +64,7 @@ fn packets_forged_with_the_nodes_address_use_up_no_room() -> Result<()> {
     both(Control::Holds, forged)
 }
 
-/// Where a port of the node's leads to a pod, its answers leave with the node's address.
+/// If a port of the node leads to a pod, the pod's replies leave with the node's address.
 fn answered(subject: Subject, room: &str, count: u32) -> Result<()> {
     let mut site = Site::start(subject, &["--max-flows", room])?;
     for (family, to) in [("ip", "172.16.0.2:7"), ("ip6", "[fd00:172::2]:7")] {
@@ -87,7 +87,7 @@ fn answered(subject: Subject, room: &str, count: u32) -> Result<()> {
             packet.sport(1024 + u16::try_from(n % 60_000).unwrap_or(0));
             packet.source(2 + u16::try_from(n / 60_000).unwrap_or(0));
         })?;
-        // The burst may still fill the server's receive buffer.
+        // The burst may still occupy the server's receive buffer.
         wait_some(SOON, "the service's answer", || {
             let found = who_udp(&site.far, any(node), node).ok()?;
             matches!(found, Found::Named(_)).then_some(())
@@ -101,7 +101,7 @@ fn answers_of_a_node_port_use_up_no_room() -> Result<()> {
     both(Control::Holds, |subject| answered(subject, SMALL, FEW))
 }
 
-/// A container behind a bridge-like device, masqueraded by a rule of its own.
+/// Adds a container behind a bridge-like device, masqueraded by its own rule.
 fn container(site: &Site) -> Result<Host> {
     let container = Host {
         ns: Netns::new("container")?,
@@ -158,7 +158,7 @@ fn masqueraded_by_others(subject: Subject, room: &str, count: u32) -> Result<()>
         }
     }
     pods_work(&mut site)?;
-    // The container's own flows work too.
+    // The container's own flows work, too.
     for to in ends(&site.far, 8) {
         let _tcp = EchoServer::start(&site.far, to)?;
         let _udp = UdpEchoServer::start(&site.far, to)?;
@@ -180,7 +180,7 @@ fn flows_that_other_rules_masquerade_use_up_no_room() -> Result<()> {
     })
 }
 
-/// As [`packets_forged_with_the_nodes_address_use_up_no_room`], with little room.
+/// As [`packets_forged_with_the_nodes_address_use_up_no_room`], with a small capacity.
 #[test]
 fn little_room_is_not_used_up_by_forged_packets() -> Result<()> {
     let mut site = Site::start(Subject::Netdp, &["--max-flows", SMALL])?;

@@ -1,4 +1,4 @@
-//! `--port-mode hash`: nobody can compute a pod's port on the wire.
+//! `--port-mode hash`: a pod's external port cannot be predicted.
 
 use crate::common::clients::{Udp, from_port};
 use crate::common::{Echo, clock, mappings};
@@ -12,19 +12,19 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use testbed::wait_for;
 
-/// Flows that are looked at in each family.
+/// Number of flows per family.
 const FLOWS: u16 = 20;
 
-/// How many may be as predicted by chance.
+/// Maximum number of correct predictions by chance.
 const CHANCE: usize = 1;
 
-/// The ports that mappings never use, if nothing else is said.
+/// Ports that mappings never use by default.
 const RESERVED: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
-/// No secret.
+/// The absence of a secret.
 const NONE: [u64; 2] = [0; 2];
 
-/// What netdp's source, which everybody may read, says of a flow whose node has this secret.
+/// Returns the port that netdp's public source code yields for a flow of a node with this secret.
 fn predicted(secret: [u64; 2], pod: SocketAddr, to: SocketAddr) -> Option<u16> {
     let (src, dst) = (pod.ip().into(), to.ip().into());
     let tuple = Tuple::new(src, dst, pod.port(), to.port(), proto::UDP);
@@ -35,7 +35,7 @@ fn predicted(secret: [u64; 2], pod: SocketAddr, to: SocketAddr) -> Option<u16> {
     ports.into_iter().find(|port| !RESERVED.contains(port))
 }
 
-/// The port on the wire of each flow, and of how many it was predicted with this secret.
+/// Returns the external port of each flow, and the number of correct predictions with this secret.
 fn ports(site: &Site, secret: [u64; 2]) -> Result<(Vec<u16>, usize)> {
     let (mut seen, mut known) = (Vec::new(), 0);
     for to in ends(&site.far, crate::common::ECHO) {
@@ -64,7 +64,7 @@ fn ports_that_follow_from_the_tuple_are_not_predictable() -> Result<()> {
         "{known} of {} ports were predicted",
         seen.len()
     );
-    // Who knows the secret does predict them: it is all that keeps others from it.
+    // With the secret the prediction is correct: the secret is the only protection.
     let agent = site.agent().context("netdp is the subject")?;
     let secret = std::fs::read(agent.state_dir().join("secret"))?;
     let words = secret
@@ -99,7 +99,7 @@ fn a_tuple_keeps_its_port_over_restarts_of_the_agent() -> Result<()> {
     let (mut site, _echo) = hashing()?;
     let (before, _) = ports(&site, NONE)?;
     let agent = site.agent().context("netdp is the subject")?;
-    // The mappings end, so that the ports are given anew.
+    // The mappings expire, so that ports are assigned again.
     clock::advance(agent, Duration::from_secs(400))?;
     wait_for(Duration::from_secs(60), "the mappings to end", || {
         mappings(agent).is_ok_and(|left| left == 0)

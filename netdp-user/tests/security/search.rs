@@ -1,4 +1,4 @@
-//! The search for a port where nearly all of a destination's, or all, are taken.
+//! The port search when nearly all, or all, of a destination's ports are used.
 
 use crate::build;
 use crate::common::clients::{Udp, from_port};
@@ -12,23 +12,23 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use testbed::{Host, wait_some};
 
-/// Times that a client sends a datagram.
+/// Number of times that a client sends a datagram.
 const TRIES: usize = 5;
 
-/// Flows that have to find a port.
+/// Number of flows that must find a port.
 const FLOWS: u16 = 20;
 
-/// The ports that mappings may use: those of NodePorts are not among them.
+/// Returns the ports available to mappings, without the NodePort range.
 fn class() -> impl Iterator<Item = u16> {
     (1024..=u16::MAX).filter(|port| !(30_000..=32_767).contains(port))
 }
 
-/// One of a hundred.
+/// Reports whether a port is left free: one of a hundred.
 fn is_spare(port: u16) -> bool {
     port % 100 == 99
 }
 
-/// A datagram from each port.
+/// Sends a datagram from each port.
 fn send_from(pod: &Host, ports: &[u16], to: SocketAddr) -> Result<()> {
     let from = (end(pod, to.ip(), 0)?.ip(), 1);
     let packet = build::udp(from, (to.ip(), to.port()), b"x");
@@ -44,8 +44,8 @@ fn send_from(pod: &Host, ports: &[u16], to: SocketAddr) -> Result<()> {
     )
 }
 
-/// Sends from these ports of two pods, at two moments, until all but `others` have a mapping and
-/// answers by it: what has none gives way, and so does an answered question soon.
+/// Sends from these ports of two pods, at two times, until all but `others` have an answered
+/// mapping: unanswered ones are evicted, and so are query-response exchanges after a short time.
 fn fill(site: &mut Site, ports: &[u16], others: usize, to: SocketAddr) -> Result<()> {
     fill_once(site, ports, others, to, 0)?;
     clock::advance(
@@ -55,7 +55,7 @@ fn fill(site: &mut Site, ports: &[u16], others: usize, to: SocketAddr) -> Result
     fill_once(site, ports, others, to, 1)
 }
 
-/// `before`: answers that each flow has had before.
+/// Sends once from each port; `before` is the number of earlier replies per flow.
 fn fill_once(
     site: &mut Site,
     ports: &[u16],
@@ -84,7 +84,8 @@ fn fill_once(
     })
 }
 
-/// A flow of the good pod; the time-out of an answer is a retransmission's.
+/// Sends a datagram of a new flow of the good pod, and again after a timeout; `None` without an
+/// answer.
 fn ask(site: &Site, port: u16, to: SocketAddr) -> Result<Option<SocketAddr>> {
     let mut flow = Udp::connect(site.good(), from_port(port, to), to)?;
     flow.socket.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -100,12 +101,12 @@ fn ask(site: &Site, port: u16, to: SocketAddr) -> Result<Option<SocketAddr>> {
 fn the_last_ports_of_a_destination_are_found() -> Result<()> {
     let mut site = Site::start(Subject::Netdp, &[])?;
     for to in ends(&site.far, ECHO) {
-        // What has an answer gives way to nothing.
+        // Answered flows are not evicted.
         let _echo = Echo::start(&site.far)?;
         let most: Vec<u16> = class().filter(|port| !is_spare(*port)).collect();
         fill(&mut site, &most, 0, to)?;
         for n in 0..FLOWS {
-            // Taken by another pod, and in no order.
+            // Used by another pod, in no particular order.
             let port = 20_000 + n * 401;
             let seen = ask(&site, port, to)?;
             let seen = seen.with_context(|| format!("99 % used: no port for {port} to {to}"))?;

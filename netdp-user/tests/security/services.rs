@@ -1,5 +1,5 @@
-//! Connections that netfilter leads from a port of the node's to a pod stay that pod's,
-//! whatever another pod sends from a port of that number.
+//! Connections that netfilter redirects from a port of the node to a pod stay that pod's, whatever
+//! another pod sends from a port of the same number.
 
 use crate::build::{self, ACK, FIN, PSH, SYN};
 use crate::common::{SOON, nft};
@@ -13,14 +13,14 @@ use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use testbed::{Bed, Netns, WorkDir, wait_for};
 
-/// Where the services lead to on the good pod.
+/// Port of the services' endpoints on the good pod.
 const INSIDE: u16 = 80;
 
-/// A hostPort as CNI's portmap plugin writes it, a map of nftables, and a
-/// load-balancer's address that is the node's, as kube-proxy writes it.
+/// A hostPort as CNI's portmap plugin writes it, an nftables map, and a load-balancer address that
+/// is the node's, as kube-proxy writes it.
 const SERVICES: [u16; 3] = [8081, 8082, 8443];
 
-/// A bare SYN, segments in mid-stream, and what ends a connection.
+/// A bare SYN, segments in mid-stream, and segments that end a connection.
 const SEGMENTS: [(u8, &[u8]); 4] = [
     (SYN, b""),
     (ACK, b""),
@@ -68,7 +68,7 @@ fn serve(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Calls `case` for each service and family, with client ports of its own.
+/// Calls `case` for each service and family, with distinct client ports.
 fn each_service(
     subject: Subject,
     late: bool,
@@ -99,7 +99,7 @@ fn each_service(
     wrongs.none()
 }
 
-/// Who attacks whom, in one family.
+/// Attacker, client and service in one family.
 struct Scene<'a> {
     site: &'a Site,
     attacker: Attacker,
@@ -120,7 +120,7 @@ impl<'a> Scene<'a> {
         SocketAddr::new(self.family, ports.get())
     }
 
-    /// What the attacker sends from the service's port.
+    /// Returns the attacker's packets from the service's port.
     fn packets(&self, client: SocketAddr, service: u16) -> Result<Vec<(u8, Packet)>> {
         let pod = (end(self.site.evil(), self.family, 0)?.ip(), service);
         let to = (client.ip(), client.port());
@@ -150,7 +150,7 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// A client's flow to a service, with both ends at hand.
+/// A client's flow to a service, with access to both ends.
 enum Served {
     Tcp(Pair),
     Udp(UdpSocket, UdpSocket),
@@ -180,7 +180,7 @@ fn established(subject: Subject, late: bool) -> Result<()> {
             let mut served = scene.open(protocol, client, node)?;
             served.goes_on().context("before the attack")?;
             scene.attacker.send(&attack)?;
-            // What the attack provokes may need a turn to arrive.
+            // A packet that the attack triggers may arrive one round later.
             let result = served.goes_on().and_then(|()| served.goes_on());
             wrongs.note(format!("{node}, client {client}, after {attack:?}"), result);
         }
@@ -212,7 +212,7 @@ fn a_new_connection_to_a_service_is_not_taken_over() -> Result<()> {
     both(Control::Holds, |subject| new(subject, false))
 }
 
-/// The service's rules come while the agent runs.
+/// The service's rules are added while the agent runs.
 #[test]
 fn connections_to_a_service_that_comes_later_are_not_taken_over() -> Result<()> {
     both(Control::Holds, |subject| {

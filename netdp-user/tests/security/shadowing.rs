@@ -1,5 +1,5 @@
-//! A pod that uses a port of the node's towards a client does not get what the client
-//! then sends to that port.
+//! A pod that uses a port of the node towards a client does not receive what the client then sends
+//! to that port.
 
 use crate::build;
 use crate::common::clients::{any, from_port};
@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use std::net::{SocketAddr, UdpSocket};
 use testbed::wait_for;
 
-/// sshd's, a usual one, the kubelet's, and one that no program has.
+/// Ports of sshd, of a typical service, of the kubelet, and an unused one.
 const PORTS: [u16; 4] = [22, 8080, 10_250, 44_444];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +24,10 @@ enum Listener {
 
 const EACH: [Listener; 3] = [Listener::Before, Listener::After, Listener::Never];
 
-/// The client's end, the port, and when the node's program begins to use it.
+/// Client endpoint, port, and the time at which the node's program begins to use it.
 type Case = (SocketAddr, u16, Listener);
 
-/// Calls `attack` with another port of the client's for each case.
+/// Calls `attack` with another client port for each case.
 fn each_case(
     site: &Site,
     first: u16,
@@ -49,7 +49,7 @@ fn each_case(
     wrongs.none()
 }
 
-/// What the client finds at the node's port.
+/// Checks that the client reaches the node's program, or a closed port.
 fn is_the_nodes(found: Found, listener: Listener) -> Result<()> {
     match listener {
         Listener::Never => found.is_refused(),
@@ -75,7 +75,7 @@ fn after_a_refusal(site: &Site, (client, port, listener): Case) -> Result<()> {
     )
 }
 
-/// The pod's attempt ends, then it listens where it came from.
+/// The pod's attempt ends, then it listens on the same port.
 #[test]
 fn a_refused_attempt_leaves_the_port_to_the_node() -> Result<()> {
     both(Control::Holds, |subject| {
@@ -106,8 +106,8 @@ fn while_pending(site: &Site, (client, port, listener): Case) -> Result<()> {
     )
 }
 
-/// The client drops what it did not ask for, so that the pod still tries: its socket
-/// would take the client's SYN for a simultaneous open.
+/// The client drops the unsolicited SYN, so that the pod's attempt is still pending: its socket
+/// would treat the client's SYN as a simultaneous open.
 #[test]
 fn a_pending_attempt_leaves_the_port_to_the_node() -> Result<()> {
     both(Control::Holds, |subject| {
@@ -153,7 +153,7 @@ fn a_datagram_leaves_the_port_to_the_nodes_socket() -> Result<()> {
     })
 }
 
-/// From the kubelet's port to every port of a client's: 65,535 packets of each kind.
+/// From the kubelet's port to every port of a client: 65,535 packets of each kind.
 fn in_bulk(subject: Subject) -> Result<()> {
     const PORT: u16 = 10_250;
     const CONNECTIONS: usize = 20;
@@ -186,7 +186,7 @@ fn in_bulk(subject: Subject) -> Result<()> {
                 check("connection", who(&site.far, any(node), node)),
                 check("datagram", who_udp(&site.far, any(node), node)),
             ];
-            // One of a kind is enough to know.
+            // One failure of each kind is sufficient.
             if failed.contains(&true) {
                 break;
             }

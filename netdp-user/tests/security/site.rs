@@ -1,5 +1,5 @@
-//! A node whose pods have a veth and a route each, as most CNI plugins make them, and
-//! who translates on it.
+//! A node whose pods have a veth and a host route each, as most CNI plugins configure them, and its
+//! translator.
 
 use crate::common::{NETDP, status};
 use anyhow::{Context as _, Result, ensure};
@@ -9,31 +9,31 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Netns, WorkDir, veth};
 
-/// Pods are left alone, the rest is masqueraded: the node's own network too.
+/// Pods are bypassed, everything else is masqueraded, the node's own network included.
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
 
-/// The pods' end of the node.
+/// Addresses of the node's end of the pods' links.
 const GATEWAYS: [&str; 2] = ["172.16.0.1", "fd00:172::1"];
 
-/// Who translates.
+/// The translator under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     Netdp,
-    /// ip-masq-agent's rules, with `--random-fully`, its default.
+    /// ip-masq-agent's rules with `--random-fully`, its default.
     IpMasqAgent,
 }
 
-/// What ip-masq-agent's rules are known to do in the same situation.
+/// Known result of ip-masq-agent's rules in the same situation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
     /// They withstand the attack.
     Holds,
-    /// They do not.
+    /// They do not withstand it.
     Fails,
 }
 
-/// Runs an attack against both; netdp has to hold, and ip-masq-agent's rules do what is
-/// recorded of them.
+/// Runs an attack against both; netdp must withstand it, and ip-masq-agent's rules must behave as
+/// recorded.
 pub fn both(control: Control, attack: impl Fn(Subject) -> Result<()>) -> Result<()> {
     let found = attack(Subject::IpMasqAgent);
     match &found {
@@ -53,7 +53,7 @@ pub fn both(control: Control, attack: impl Fn(Subject) -> Result<()>) -> Result<
     Ok(())
 }
 
-/// Collects what went wrong, so that one wrong does not hide the next.
+/// Collected failures, so that the first one does not hide the others.
 #[derive(Debug, Default)]
 pub struct Wrongs(Vec<String>);
 
@@ -75,18 +75,18 @@ impl Wrongs {
     }
 }
 
-/// The node with three pods: the first two mean no harm.
+/// The node with three pods, of which the first two are well-behaved.
 #[derive(Debug)]
 pub struct Site {
-    // Before the bed.
+    // Dropped before the bed.
     agent: Option<Agent>,
     _config: ConfigVolume,
     _dir: WorkDir,
-    /// In the node's network; knows the way to pods and is masqueraded.
+    /// In the node's network; has a route to pods and is masqueraded.
     pub near: Host,
-    /// Behind a router; does not know pods.
+    /// Behind a router, without a route to pods.
     pub far: Host,
-    /// Another one.
+    /// Another host like `far`.
     pub other: Host,
     pub bed: Bed,
 }
@@ -96,7 +96,7 @@ impl Site {
         Self::prepared(subject, arguments, |_| Ok(()))
     }
 
-    /// With what `prepare` does to the node before anybody translates.
+    /// Starts a site; `prepare` configures the node before the translator starts.
     pub fn prepared(
         subject: Subject,
         arguments: &[&str],
@@ -141,7 +141,7 @@ impl Site {
         })
     }
 
-    /// The agent, where netdp is the subject.
+    /// Returns the agent, if netdp is the subject.
     pub fn agent(&mut self) -> Option<&mut Agent> {
         self.agent.as_mut()
     }
@@ -150,23 +150,23 @@ impl Site {
         &self.bed.node
     }
 
-    /// A pod that means no harm.
+    /// Returns a well-behaved pod.
     pub fn good(&self) -> &Host {
         &self.bed.pods[0]
     }
 
-    /// The pod that attacks.
+    /// Returns the attacking pod.
     pub fn evil(&self) -> &Host {
         &self.bed.pods[2]
     }
 
-    /// A port of the node's address of the family of `like`.
+    /// Returns a port of the node's address in the family of `like`.
     pub fn on_node(&self, like: IpAddr, port: u16) -> Result<SocketAddr> {
         let address = crate::common::same_family(&self.bed.uplinks[0].addresses, like)?;
         Ok(SocketAddr::new(address, port))
     }
 
-    /// netdp's tables are not full, and nothing was refused for want of room.
+    /// Checks that netdp's tables are not full and that nothing was refused because they were.
     pub fn not_full(&mut self) -> Result<()> {
         let Some(agent) = self.agent.as_ref() else {
             return Ok(());
@@ -181,7 +181,7 @@ impl Site {
     }
 }
 
-/// libtest shows this where a test failed.
+/// libtest prints this for a failed test.
 impl Drop for Site {
     fn drop(&mut self) {
         if let Some(agent) = &self.agent {
@@ -192,13 +192,13 @@ impl Drop for Site {
     }
 }
 
-/// The addresses of a host with a port, IPv4 first.
+/// Returns the addresses of a host with a port, IPv4 first.
 pub fn ends(host: &Host, port: u16) -> Vec<SocketAddr> {
     let end = |net: &IpNet| SocketAddr::new(net.addr(), port);
     host.addresses.iter().map(end).collect()
 }
 
-/// The address of a host that has the family of `like`, with a port.
+/// Returns the address of a host in the family of `like`, with a port.
 pub fn end(host: &Host, like: IpAddr, port: u16) -> Result<SocketAddr> {
     let address = crate::common::same_family(&host.addresses, like)?;
     Ok(SocketAddr::new(address, port))
@@ -231,7 +231,7 @@ fn routed_pod(node: &Netns, index: u8) -> Result<Host> {
     Ok(pod)
 }
 
-/// ip-masq-agent's rules.
+/// Writes ip-masq-agent's rules on the node.
 pub fn ip_masq_agent(node: &Netns, dir: &WorkDir) -> Result<()> {
     for (tool, local, pods) in [
         ("iptables-restore", "169.254.0.0/16", "172.16.0.0/16"),
@@ -249,7 +249,7 @@ pub fn ip_masq_agent(node: &Netns, dir: &WorkDir) -> Result<()> {
     Ok(())
 }
 
-/// Rules in the language of iptables-restore; others of the node stay.
+/// Loads rules in the format of iptables-restore; other rules of the node stay.
 pub fn restore(node: &Netns, dir: &WorkDir, tool: &str, rules: &str) -> Result<()> {
     let path = dir.path().join(tool);
     fs::write(&path, rules)?;

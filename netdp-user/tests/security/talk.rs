@@ -1,4 +1,4 @@
-//! Sockets that tell who is at their other end.
+//! Sockets that identify their peer.
 
 use crate::common::clients::any;
 use anyhow::{Context as _, Result, ensure};
@@ -13,13 +13,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use testbed::Netns;
 
-/// How long a client waits: what is not there by then does not work.
+/// Client timeout: without an answer by then, the connection does not work.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a server takes at most to notice that it shall stop, milliseconds.
+/// Maximum time in milliseconds after which a server notices that it has been stopped.
 const STOP_WITHIN: u8 = 20;
 
-/// A TCP or UDP server that says its name to everybody.
+/// A TCP or UDP server that sends its name to every client.
 #[derive(Debug)]
 pub struct Named {
     stop: Arc<AtomicBool>,
@@ -32,7 +32,7 @@ impl Named {
         listener.set_nonblocking(true)?;
         Ok(Self::serve(listener, move |listener| {
             while let Ok((mut stream, _)) = listener.accept() {
-                // Who went away did not want to know.
+                // The client may have disconnected.
                 let _ = stream.write_all(name.as_bytes());
                 let _ = stream.shutdown(Shutdown::Write);
             }
@@ -81,7 +81,7 @@ impl Drop for Named {
     }
 }
 
-/// Who a client found.
+/// Result of a client's attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
     Named(String),
@@ -90,7 +90,7 @@ pub enum Found {
 }
 
 impl Found {
-    /// It has to be this one.
+    /// Checks that the client reached the server `name`.
     pub fn is(&self, name: &str) -> Result<()> {
         ensure!(
             *self == Self::Named(name.to_owned()),
@@ -99,14 +99,14 @@ impl Found {
         Ok(())
     }
 
-    /// Nobody may be there, and the node says so.
+    /// Checks that the node refused the connection.
     pub fn is_refused(&self) -> Result<()> {
         ensure!(*self == Self::Refused, "found {self:?}, not a refusal");
         Ok(())
     }
 }
 
-/// Who answers a TCP connection.
+/// Connects by TCP; returns the server that answers.
 pub fn who(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Found> {
     let connected = ns.open(|| {
         let socket = bound(from, Type::STREAM)?;
@@ -127,13 +127,13 @@ pub fn who(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Found> {
     }
 }
 
-/// Who answers a datagram.
+/// Sends a datagram; returns the server that answers.
 pub fn who_udp(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Found> {
     let socket: UdpSocket = ns.open(|| bound(from, Type::DGRAM))?.into();
     socket.connect(to)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let mut name = [0; 64];
-    // An error of an earlier flow may be there first.
+    // The socket may first report an error of an earlier flow.
     match socket.send(b"who?").and_then(|_| socket.recv(&mut name)) {
         Ok(count) => Ok(Found::Named(
             String::from_utf8_lossy(&name[..count]).into_owned(),
@@ -150,7 +150,7 @@ fn nobody(error: io::Error, to: SocketAddr) -> Result<Found> {
     }
 }
 
-/// A socket with a source that another may have used just now.
+/// Opens a socket with a source that another socket may have used just before.
 pub fn bound(from: SocketAddr, kind: Type) -> io::Result<Socket> {
     let protocol = if kind == Type::STREAM {
         Protocol::TCP
@@ -166,7 +166,7 @@ pub fn bound(from: SocketAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A listener of one family.
+/// Opens a listener of one family.
 pub fn listen(ns: &Netns, at: SocketAddr) -> Result<TcpListener> {
     let socket = ns
         .open(|| {
@@ -178,7 +178,7 @@ pub fn listen(ns: &Netns, at: SocketAddr) -> Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// A connect that is on its way: it goes on until this is dropped.
+/// Starts a connect that continues until this is dropped.
 pub fn connecting(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Socket> {
     let begun = ns.open(|| {
         let socket = bound(from, Type::STREAM)?;
@@ -196,13 +196,13 @@ pub fn connecting(ns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Socket
 pub struct Pair {
     pub client: TcpStream,
     pub server: TcpStream,
-    /// Where the server sees the client.
+    /// The client's endpoint as seen by the server.
     pub seen: SocketAddr,
     count: u32,
 }
 
 impl Pair {
-    /// `client` connects from `from` to `to`, which is, or leads to, `at` in `server`.
+    /// Connects `client` from `from` to `to`, which is, or leads to, `at` in `server`.
     pub fn open(
         client: &Netns,
         from: SocketAddr,
@@ -234,18 +234,18 @@ impl Pair {
         })
     }
 
-    /// From any port to a port of the server's.
+    /// Connects from any port to a port of the server.
     pub fn between(client: &Netns, server: &Netns, to: SocketAddr) -> Result<Self> {
         Self::open(client, any(to), to, (server, to))
     }
 
-    /// The server's word reaches the client.
+    /// Checks that data from the server reaches the client.
     pub fn server_speaks(&mut self) -> Result<()> {
         self.count += 1;
         said(&mut self.server, &mut self.client, self.count).context("from the server")
     }
 
-    /// The client's word reaches the server.
+    /// Checks that data from the client reaches the server.
     pub fn client_speaks(&mut self) -> Result<()> {
         self.count += 1;
         said(&mut self.client, &mut self.server, self.count).context("from the client")
@@ -266,7 +266,7 @@ fn said(from: &mut TcpStream, to: &mut TcpStream, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// A connect that goes on until this is dropped, and says its name should it succeed.
+/// A connect that continues until this is dropped, and sends its name if it succeeds.
 #[derive(Debug)]
 pub struct Pending {
     stop: Arc<AtomicBool>,

@@ -1,5 +1,5 @@
-//! A pod that speaks a protocol without ports does not get what is for the node's own
-//! tunnel with the same peer. A raw socket of the node's stands for the tunnel.
+//! A pod that uses a protocol without ports does not receive packets of the node's own tunnel with
+//! the same peer. A raw socket of the node stands for the tunnel.
 
 use crate::build;
 use crate::flood::Attacker;
@@ -14,10 +14,10 @@ use testbed::{Host, Netns};
 /// IP in IP, GRE, ESP.
 const PROTOCOLS: [u8; 3] = [4, 47, 50];
 
-/// An end of a tunnel.
+/// An endpoint of a tunnel.
 struct Tunnel {
     socket: Socket,
-    /// The far end.
+    /// Address of the other endpoint.
     to: IpAddr,
 }
 
@@ -29,7 +29,7 @@ impl Tunnel {
             Socket::new(domain, Type::RAW, Some(protocol))
         })?;
         let socket = opened.with_context(|| format!("protocol {protocol} in {}", ns.name()))?;
-        // Only what comes from there.
+        // Accepts packets from that address only.
         socket.connect(&SockAddr::from(SocketAddr::new(to, 0)))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket, to })
@@ -40,7 +40,7 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Waits for the word; others may come before it.
+    /// Waits for the word; others may arrive before it.
     fn hears(&mut self, word: &str) -> Result<()> {
         loop {
             let mut bytes = [0; 2048];
@@ -52,7 +52,7 @@ impl Tunnel {
         }
     }
 
-    /// The word has not come.
+    /// Checks that the word has not arrived.
     fn did_not_hear(&mut self, word: &str) -> Result<()> {
         self.socket.set_nonblocking(true)?;
         let mut bytes = [0; 2048];
@@ -66,11 +66,11 @@ impl Tunnel {
     }
 }
 
-/// The node's tunnel works, both ways, and the pod hears nothing of it.
+/// Checks that the node's tunnel works in both directions and that the pod receives nothing of it.
 fn works(node: &mut Tunnel, peer: &mut Tunnel, pod: &mut Tunnel, turn: &str) -> Result<()> {
     let (question, answer) = (format!("question {turn}"), format!("answer {turn}"));
     node.says(&question)?;
-    // The peer only hears what has the node's address, which is not changed.
+    // The peer accepts only packets with the node's address, which is not changed.
     peer.hears(&question)?;
     peer.says(&answer)?;
     let heard = node.hears(&answer);

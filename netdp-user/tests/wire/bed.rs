@@ -1,6 +1,5 @@
-//! The bed: two pods, a node, two uplinks. The far end of each of the node's
-//! wires is a raw socket, in a namespace whose stack has no addresses:
-//! nothing answers but the test.
+//! Test bed: two pods, a node, two uplinks. The far end of each of the node's wires is a raw socket
+//! in a namespace without addresses: only the test answers.
 
 use super::lever::WaitUp as _;
 use super::socket::Socket;
@@ -10,7 +9,7 @@ use std::fs;
 use std::net::IpAddr;
 use testbed::{Agent, Netns, WorkDir};
 
-/// An address family.
+/// An address family: IPv4 or IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     V4,
@@ -29,12 +28,12 @@ fn ip(family: Family, v4: &str, v6: &str, last: u8) -> IpAddr {
     text.parse().unwrap_or(IpAddr::from([0; 4]))
 }
 
-/// Pod 0 or 1.
+/// Returns the address of pod 0 or 1.
 pub fn pod(family: Family, n: usize) -> IpAddr {
     ip(family, "172.16.0", "fd00:172", if n == 0 { 2 } else { 3 })
 }
 
-/// The node on its first (0) or second uplink.
+/// Returns the node's address on its first (0) or second (1) uplink.
 pub fn node(family: Family, uplink: usize) -> IpAddr {
     match uplink {
         0 => ip(family, "192.0.2", "2001:db8:1", 10),
@@ -42,40 +41,40 @@ pub fn node(family: Family, uplink: usize) -> IpAddr {
     }
 }
 
-/// The node on the device below its first uplink ([`Medium::BothWithAddresses`]).
+/// Returns the node's address on the device below its first uplink ([`Medium::BothWithAddresses`]).
 pub fn lower(family: Family) -> IpAddr {
     ip(family, "192.0.2", "2001:db8:1", 20)
 }
 
-/// A host that pods reach masqueraded, by the first uplink.
+/// Returns the address of a masqueraded server behind the first uplink.
 pub fn server(family: Family, n: u8) -> IpAddr {
     ip(family, "198.51.100", "2001:db8:2", 10 + n)
 }
 
-/// One behind the second uplink.
+/// Returns the address of a masqueraded server behind the second uplink.
 pub fn far_server(family: Family) -> IpAddr {
     ip(family, "198.18.0", "2001:db8:4", 10)
 }
 
-/// The router on the first uplink.
+/// Returns the address of the router on the first uplink.
 pub fn router(family: Family) -> IpAddr {
     ip(family, "192.0.2", "2001:db8:1", 1)
 }
 
-/// A host that pods reach with their own address.
+/// Returns the address of a host that pods reach with their own address.
 pub fn peer(family: Family) -> IpAddr {
     ip(family, "10.9.0", "fd00:9", 9)
 }
 
-/// Destinations that are not masqueraded.
+/// Bypassed destinations, as non-masquerade CIDRs.
 pub const NON_MASQUERADE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fd00::/8"];
 
-/// Whether the address is one of a pod.
+/// Reports whether the address is a pod's.
 pub fn is_pod(addr: IpAddr) -> bool {
     BOTH.iter().any(|&f| addr == pod(f, 0) || addr == pod(f, 1))
 }
 
-/// Whether pods' packets to the address have to be masqueraded.
+/// Reports whether pods' packets to the address must be masqueraded.
 pub fn is_masqueraded(addr: IpAddr) -> bool {
     let within = |net: &str| {
         net.parse()
@@ -84,7 +83,7 @@ pub fn is_masqueraded(addr: IpAddr) -> bool {
     !addr.is_multicast() && !NON_MASQUERADE.iter().any(|net| within(net))
 }
 
-/// Who translates.
+/// The translator under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject {
     Netdp,
@@ -94,45 +93,44 @@ pub enum Subject {
     Nft,
     /// ip-masq-agent's rules.
     IpMasqAgent,
-    /// Nobody: plain forwarding.
+    /// No translator: plain forwarding.
     Nobody,
 }
 
-/// How a case wants its bed.
+/// Bed parameters of a case.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// Arguments of `netdp run`.
+    /// Additional arguments of `netdp run`.
     pub netdp: &'static [&'static str],
-    /// `--to-ports`, for every subject that knows it.
+    /// `--to-ports`, for every subject that has it.
     pub to_ports: &'static str,
-    /// MTU of pod 0's link, at the node's end.
+    /// MTU of pod 0's link at the node's end, in bytes.
     pub pod_mtu: u16,
-    /// MTU of the first uplink, at the node's end.
+    /// MTU of the first uplink at the node's end, in bytes.
     pub uplink_mtu: u16,
-    /// What the first uplink is made of.
+    /// Device type of the first uplink.
     pub medium: Medium,
 }
 
-/// What the first uplink, `up0`, is made of. Where it stands on another
-/// device, that one is `low0`.
+/// Device type of the first uplink, `up0`. Its lower device, if it is a stacked one, is `low0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
-    /// A wire.
+    /// A veth, directly on the wire.
     Wire,
     /// A tunnel device: its packets begin with the IP header.
     Tun,
-    /// A bridge; the wire is a port of it. `--uplink` names both by a glob.
+    /// A bridge with the wire as a port. `--uplink` matches both by a glob.
     Bridge,
-    /// A macvlan device on the wire. `--uplink` names it alone.
+    /// A macvlan device on the wire. `--uplink` names only the macvlan.
     Macvlan,
-    /// The same, and `--uplink` names both by a glob.
+    /// A macvlan device on the wire; `--uplink` matches both by a glob.
     Both,
-    /// The same, and the wire has an address of its own.
+    /// As [`Both`](Self::Both), and the lower device has an address of its own.
     BothWithAddresses,
 }
 
 impl Medium {
-    /// The device at the node's end of the wire.
+    /// Returns the device at the node's end of the wire.
     pub const fn port(self) -> &'static str {
         match self {
             Self::Wire | Self::Tun => "up0",
@@ -140,7 +138,7 @@ impl Medium {
         }
     }
 
-    /// `--uplink` for it.
+    /// Returns the argument of `--uplink` for it.
     pub const fn uplink(self) -> &'static str {
         match self {
             Self::Wire | Self::Tun | Self::Macvlan => "up0",
@@ -225,7 +223,7 @@ impl At {
         }
     }
 
-    /// The hardware address of the node's end (1) or the far end (2).
+    /// Returns the MAC address of the node's end (1) or the far end (2).
     pub fn mac(self, end: u8) -> [u8; 6] {
         [2, 0, 0, 0, self.index().to_le_bytes()[0], end]
     }
@@ -239,7 +237,7 @@ impl At {
 pub struct Bed {
     /// netdp with its datapath.
     pub agent: Option<Agent>,
-    /// netdp in iptables mode: to cases netfilter, like the controls.
+    /// netdp in iptables mode: for the cases it is netfilter, like the controls.
     chains: Option<Agent>,
     pub node: Netns,
     pub far: Netns,
@@ -273,12 +271,12 @@ impl Bed {
         }
         far.ip(&format!("-batch {}", file("up", &up)?))?;
         for port in ["up0", options.medium.port(), "up1"] {
-            // Otherwise the node's own packets have half a checksum yet.
+            // Otherwise the node's own packets would have partial checksums here.
             if !is_tun || port != "up0" {
                 node.offloads(port, &["tx", "off"])?;
             }
         }
-        // IPv6 addresses are in use only once the link is known to be up.
+        // IPv6 addresses become usable only once the link is detected as up.
         for at in At::ALL {
             node.wait_up(&at.name())?;
         }
@@ -308,19 +306,19 @@ impl Bed {
         })
     }
 
-    /// The agent; a case that needs one does not apply to the controls.
+    /// Returns the agent; a case that needs one does not apply to the controls.
     pub fn agent(&mut self) -> Result<&mut Agent> {
         self.agent.as_mut().context(NotApplicable)
     }
 
-    /// The agent, in whatever mode.
+    /// Returns the agent, in whatever mode.
     pub fn any_agent(&mut self) -> Result<&mut Agent> {
         let agent = self.agent.as_mut().or(self.chains.as_mut());
         agent.context(NotApplicable)
     }
 }
 
-/// The error of a case that asks for what only netdp has.
+/// Error of a case that needs a feature of netdp alone.
 #[derive(Debug)]
 pub struct NotApplicable;
 

@@ -1,4 +1,4 @@
-//! The packets that cases send.
+//! Constructors of the packets that cases send.
 
 use super::packet::{DCCP, End, ICMP, ICMPV6, Packet, Part, SCTP, TCP, UDP, UDP_LITE};
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ pub const RST: u8 = 4;
 pub const PSH: u8 = 8;
 pub const ACK: u8 = 16;
 
-/// A header whose first four bytes are the ports.
+/// Returns an L4 header that begins with the ports.
 fn ports(src: End, dst: End) -> Vec<u8> {
     [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat()
 }
@@ -22,7 +22,7 @@ pub fn udp(src: End, dst: End, payload: &[u8]) -> Packet {
     Packet::new(src.0, dst.0, UDP, body).summed()
 }
 
-/// UDP-Lite with a checksum over the first `coverage` bytes; 0 means all.
+/// Returns a UDP-Lite packet with a checksum over the first `coverage` bytes; 0 means all.
 pub fn udp_lite(src: End, dst: End, payload: &[u8]) -> Packet {
     let mut packet = udp(src, dst, payload);
     packet.proto = UDP_LITE;
@@ -30,7 +30,7 @@ pub fn udp_lite(src: End, dst: End, payload: &[u8]) -> Packet {
     packet.summed()
 }
 
-/// A TCP segment with a timestamp option, so that options are always there.
+/// Returns a TCP segment with a timestamp option, so that options are always present.
 pub fn tcp(src: End, dst: End, flags: u8, (seq, ack): (u32, u32), payload: &[u8]) -> Packet {
     let mut body = ports(src, dst);
     body.extend(seq.to_be_bytes());
@@ -41,17 +41,17 @@ pub fn tcp(src: End, dst: End, flags: u8, (seq, ack): (u32, u32), payload: &[u8]
     Packet::new(src.0, dst.0, TCP, body).summed()
 }
 
-/// An echo request; `id` stands for the port of the source.
+/// Returns an echo request; `id` takes the place of the source port.
 pub fn ping((src, id): End, dst: IpAddr, payload: &[u8]) -> Packet {
     query(src, dst, if src.is_ipv4() { 8 } else { 128 }, id, payload)
 }
 
-/// An echo reply; `id` stands for the port of the destination.
+/// Returns an echo reply; `id` takes the place of the destination port.
 pub fn pong(src: IpAddr, (dst, id): End, payload: &[u8]) -> Packet {
     query(src, dst, if src.is_ipv4() { 0 } else { 129 }, id, payload)
 }
 
-/// Any ICMP query or its answer.
+/// Returns any ICMP query or its reply.
 pub fn query(src: IpAddr, dst: IpAddr, kind: u8, id: u16, payload: &[u8]) -> Packet {
     let mut body = vec![kind, 0, 0, 0];
     body.extend(id.to_be_bytes());
@@ -61,7 +61,7 @@ pub fn query(src: IpAddr, dst: IpAddr, kind: u8, id: u16, payload: &[u8]) -> Pac
     Packet::new(src, dst, proto, body).summed()
 }
 
-/// An ICMP error about a packet: `inner` is what it quotes.
+/// Returns an ICMP error that quotes `inner`.
 pub fn error(src: IpAddr, dst: IpAddr, (kind, code): (u8, u8), rest: u32, inner: &[u8]) -> Packet {
     let mut body = vec![kind, code, 0, 0];
     body.extend(rest.to_be_bytes());
@@ -70,12 +70,12 @@ pub fn error(src: IpAddr, dst: IpAddr, (kind, code): (u8, u8), rest: u32, inner:
     Packet::new(src, dst, proto, body).summed()
 }
 
-/// An SCTP packet that asks for an association (RFC 9260 3.3.2).
+/// Returns an SCTP INIT packet (RFC 9260 3.3.2).
 pub fn sctp(src: End, dst: End, cookie: &[u8]) -> Packet {
     sctp_chunk(src, dst, 1, [0; 4], cookie)
 }
 
-/// The answer to it, with its tag.
+/// Returns the INIT ACK with the initiator's tag.
 pub fn sctp_ack(src: End, dst: End, cookie: &[u8]) -> Packet {
     sctp_chunk(src, dst, 2, [0, 0, 0, 9], cookie)
 }
@@ -87,14 +87,14 @@ fn sctp_chunk(src: End, dst: End, kind: u8, tag: [u8; 4], cookie: &[u8]) -> Pack
     body.extend([kind, 0]);
     body.extend(u16::try_from(24 + cookie.len()).unwrap_or(0).to_be_bytes());
     body.extend([0, 0, 0, 9, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
-    // An optional parameter: the state cookie.
+    // The state cookie, a parameter.
     body.extend([0, 7]);
     body.extend(u16::try_from(4 + cookie.len()).unwrap_or(0).to_be_bytes());
     body.extend(cookie);
     Packet::new(src.0, dst.0, SCTP, body).summed()
 }
 
-/// A DCCP-Request (RFC 4340 5.1, 5.2), checksum over everything.
+/// Returns a DCCP-Request (RFC 4340 5.1, 5.2) with a checksum over everything.
 pub fn dccp(src: End, dst: End, payload: &[u8]) -> Packet {
     let mut body = ports(src, dst);
     body.extend([5, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
@@ -102,13 +102,13 @@ pub fn dccp(src: End, dst: End, payload: &[u8]) -> Packet {
     Packet::new(src.0, dst.0, DCCP, body).summed()
 }
 
-/// Any other protocol.
+/// Returns a packet of any other protocol.
 pub fn other(src: IpAddr, dst: IpAddr, proto: u8, payload: &[u8]) -> Packet {
     Packet::new(src, dst, proto, payload.to_vec())
 }
 
 impl Packet {
-    /// The packet in fragments of at most `size` bytes of body each.
+    /// Returns the packet in fragments with at most `size` bytes of body each.
     pub fn fragments(&self, size: u16) -> Vec<Packet> {
         let chunks = self.body.chunks(usize::from(size));
         let last = chunks.len().saturating_sub(1);
@@ -130,7 +130,7 @@ impl Packet {
             .collect()
     }
 
-    /// The packet without its UDP checksum.
+    /// Returns the packet without its UDP checksum.
     #[must_use]
     pub fn unsummed(mut self) -> Self {
         self.body[6..8].fill(0);
@@ -141,7 +141,7 @@ impl Packet {
         self.body.get(13).copied().unwrap_or(0)
     }
 
-    /// Type and code of an ICMP message.
+    /// Returns type and code of an ICMP message.
     pub fn icmp(&self) -> (u8, u8) {
         (
             self.body.first().copied().unwrap_or(0),
@@ -149,13 +149,13 @@ impl Packet {
         )
     }
 
-    /// The packet quoted by an ICMP error.
+    /// Returns the packet quoted by an ICMP error.
     pub fn inner(&self) -> anyhow::Result<Packet> {
         Packet::parse_cut(self.body.get(8..).unwrap_or_default())
     }
 }
 
-/// Puts a datagram together from its fragments, in any order.
+/// Reassembles a datagram from its fragments, in any order.
 pub fn reassembled(parts: &[Packet]) -> anyhow::Result<Packet> {
     let mut parts = parts.to_vec();
     parts.sort_by_key(|p| p.part.map_or(0, |p| p.offset));

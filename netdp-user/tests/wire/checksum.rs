@@ -1,8 +1,8 @@
-//! Checksums, computed from scratch: nothing here is shared with the datapath.
+//! Checksums computed from scratch: no code is shared with the datapath.
 
 use std::net::IpAddr;
 
-/// RFC 1071 over all of `bytes`; 0 if they hold their own right checksum.
+/// Returns the RFC 1071 checksum over all of `parts`; 0 if they contain their own right checksum.
 pub fn internet(parts: &[&[u8]]) -> u16 {
     let mut sum = 0u64;
     for part in parts {
@@ -17,7 +17,7 @@ pub fn internet(parts: &[&[u8]]) -> u16 {
     !u16::try_from(sum).unwrap_or(0)
 }
 
-/// The pseudo-header of RFC 768 and RFC 8200 8.1.
+/// Returns the pseudo-header of RFC 768 and RFC 8200 8.1.
 pub fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
     let mut bytes = octets(src);
     bytes.extend(octets(dst));
@@ -26,7 +26,7 @@ pub fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// An address as on the wire.
+/// Returns an address in network byte order.
 pub fn octets(ip: IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
@@ -34,8 +34,8 @@ pub fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// CRC32c as SCTP puts it on the wire (RFC 9260 appendix A), over a packet
-/// whose checksum field is taken for zero.
+/// Returns CRC32c in SCTP's byte order (RFC 9260 appendix A), over a packet whose checksum field
+/// counts as zero.
 pub fn crc32c(sctp: &[u8]) -> [u8; 4] {
     let mut crc = u32::MAX;
     for (at, &byte) in sctp.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! netdp's clock and its tables, by the pinned maps.
+//! netdp's clock and tables, accessed through the pinned maps.
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -16,7 +16,7 @@ fn pinned(bpffs: &Path, name: &str) -> Result<MapData> {
     MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))
 }
 
-/// Lets the datapath and the sweep believe that it is later.
+/// Advances the clock of the datapath and the sweep.
 pub fn advance(bpffs: &Path, by: Duration) -> Result<()> {
     let mut map: Array<_, Settings> = Map::Array(pinned(bpffs, pins::SETTINGS)?).try_into()?;
     let mut settings = map.get(&0, 0)?;
@@ -26,8 +26,7 @@ pub fn advance(bpffs: &Path, by: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the sweep has left as many mappings as said: it comes every few
-/// seconds.
+/// Waits until the sweep, which runs every few seconds, has left this many mappings.
 pub fn wait_for_mappings(bpffs: &Path, count: usize) -> Result<()> {
     let map: HashMap<_, Tuple, Mapping> = Map::HashMap(pinned(bpffs, pins::SNAT)?).try_into()?;
     let what = format!("{count} mappings");
@@ -36,8 +35,7 @@ pub fn wait_for_mappings(bpffs: &Path, count: usize) -> Result<()> {
     })
 }
 
-/// Waits until the address is among those that the datapath takes for the
-/// node's, or is no more.
+/// Waits until the address is, or is no longer, among those that the datapath considers the node's.
 pub fn wait_for_address(bpffs: &Path, addr: IpAddr, there: bool, patience: Duration) -> Result<()> {
     let map: HashMap<_, Addr, u32> = Map::HashMap(pinned(bpffs, pins::LOCAL_ADDRS)?).try_into()?;
     let what = format!("the agent to take note of {addr}");

@@ -1,4 +1,4 @@
-//! The cases against other translators.
+//! The cases run against other translators.
 
 use super::bed::{NotApplicable, Subject};
 use super::driver::Wire;
@@ -12,7 +12,7 @@ use std::thread;
 /// Cases that netdp does not pass yet. Their lines are "no" in the document.
 pub const NOT_YET: &[&str] = &[];
 
-/// Cases that move netdp's clock or ask for what only its datapath has.
+/// Cases that advance netdp's clock or need a feature of its datapath alone.
 pub const DATAPATH_ONLY: &[&str] = &[
     "r2_3_hashed_ports_are_repeatable",
     "r3_1_udp",
@@ -29,9 +29,9 @@ pub const DATAPATH_ONLY: &[&str] = &[
 /// The case that needs an agent.
 const AGENT_ONLY: &str = "r9_2_flows_outlive_the_agent";
 
-/// Cases whose end is a matter of chance for a control: a random port may lie
-/// in the reserved range or not, netfilter may lose a packet of a race or not,
-/// and on a busy machine it was seen to lose a SYN to the node's listener.
+/// Cases whose result is random for a control: a random port may be in the reserved range,
+/// netfilter may lose a packet of a race, and on a busy machine it has lost a SYN to the node's
+/// listener.
 pub const CHANCE: &[&str] = &[
     "r2_1_two_pods_at_the_same_moment",
     "r2_1b_two_first_packets_of_one_flow",
@@ -39,7 +39,7 @@ pub const CHANCE: &[&str] = &[
     "r2_11_a_listener_still_gets_new_connections",
 ];
 
-/// What passes where nobody translates: cases about what is left alone.
+/// Cases that pass without any translation: those about packets that are not translated.
 const LEFT_ALONE: &[&str] = &[
     "r1_2_non_masquerade_cidrs_see_the_pod",
     "r1_3_the_nodes_own_addresses_see_the_pod",
@@ -50,7 +50,7 @@ const LEFT_ALONE: &[&str] = &[
     "r9_10_the_nodes_own_flows_are_untouched",
 ];
 
-/// What netfilter is known to fail, ruled by hand or by ip-masq-agent.
+/// Known failures of netfilter with either set of rules.
 const NETFILTER_FAILS: &[&str] = &[
     "r1_5_a_stray_packet_does_not_make_a_syn_a_reply",
     "r1_10_the_routes_preferred_source_is_used",
@@ -82,7 +82,7 @@ const NETFILTER_FAILS: &[&str] = &[
     "r9_5_flows_survive_a_conntrack_flush",
 ];
 
-/// What it fails besides, ruled by hand.
+/// Additional failures with the nft rules.
 const NFT_FAILS: &[&str] = &[
     "r2_1_two_pods_at_the_same_moment",
     "r2_3_random_ports_on_demand",
@@ -90,7 +90,7 @@ const NFT_FAILS: &[&str] = &[
     "r2_5_reserved_ports_are_not_given_away",
 ];
 
-/// What it fails besides, ruled by ip-masq-agent.
+/// Additional failures with ip-masq-agent's rules.
 const IP_MASQ_AGENT_FAILS: &[&str] = &[
     "r1_6_multicast_and_link_local_are_left_alone",
     "r1_7_tunnel_packets_are_not_translated_again",
@@ -107,13 +107,13 @@ const IP_MASQ_AGENT_FAILS: &[&str] = &[
 pub enum Score {
     Pass,
     Fail,
-    /// It asks for what only netdp has.
+    /// It needs a feature of netdp alone.
     Void,
 }
 
 pub type Scores = BTreeMap<(usize, usize), (Score, String)>;
 
-/// Runs every case against every subject, a few at a time.
+/// Runs every case against every subject, a few in parallel.
 pub fn scores(subjects: &[Subject]) -> Scores {
     let next = AtomicUsize::new(0);
     let scores = Mutex::new(Scores::new());
@@ -141,7 +141,7 @@ pub fn scores(subjects: &[Subject]) -> Scores {
     scores.into_inner().unwrap_or_default()
 }
 
-/// See the test that calls it.
+/// Checks the scores of all controls; see the test that calls it.
 pub fn run() {
     let wants_table = std::env::var_os("NETDP_WIRE_TABLE").is_some();
     let mut subjects = vec![Subject::Nft, Subject::IpMasqAgent, Subject::Nobody];
@@ -162,7 +162,7 @@ pub fn run() {
             Score::Fail
         };
         if subject == Subject::NetdpIptables {
-            // Has a test of its own.
+            // It has a test of its own.
             continue;
         }
         let control = subject != Subject::Netdp;

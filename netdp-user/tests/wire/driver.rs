@@ -1,4 +1,4 @@
-//! The words that cases are written in.
+//! Primitives in which the cases are written.
 
 use super::bed::{At, Bed, NotApplicable, Options, Subject, V4, is_masqueraded, is_pod, pod};
 use super::build::udp;
@@ -8,17 +8,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// How long a marker may take: only ever waited for in full when it is lost.
+/// Timeout for a marker: waited out only if it is lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Seen {
     packet: Result<Packet, String>,
     frame: Vec<u8>,
-    /// A case has spoken for it.
+    /// A case has consumed the packet.
     taken: bool,
 }
 
-/// A bed, and all that was seen on its wires.
+/// A bed, and all packets captured on its wires.
 pub struct Wire {
     pub bed: Bed,
     seen: [Vec<Seen>; 4],
@@ -53,7 +53,7 @@ impl Wire {
         })
     }
 
-    /// Sends bytes from the IP header on, towards the node.
+    /// Sends bytes that begin with the IP header towards the node.
     pub fn send_bytes(&self, at: At, packet: &[u8]) -> Result<()> {
         self.bed.sockets[at.index()].send(&frame_of(at, packet))
     }
@@ -66,15 +66,16 @@ impl Wire {
     pub fn send_tagged(&self, at: At, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
         let mut frame = frame_of(at, &packet.bytes());
         if let At::Pod(_) = at {
-            // It is sent on as it is: with the node's address, as what was routed.
+            // The frame is forwarded as it is, so it has the node's MAC address, as a routed packet
+            // would.
             frame.splice(6..12, At::Uplink(0).mac(1));
         }
         frame.splice(12..12, tags.concat());
         self.bed.sockets[at.index()].send(&frame)
     }
 
-    /// A packet that every subject lets through arrives at `at`: what was sent
-    /// before has arrived then, or never will.
+    /// Sends a packet that every subject passes and waits for it at `at`: everything sent before it
+    /// has then arrived or been dropped.
     fn mark(&mut self, at: At) -> Result<()> {
         self.markers += 1;
         let text = format!("wire-marker-{:08}", self.markers);
@@ -92,7 +93,7 @@ impl Wire {
             if frame.ends_with(text.as_bytes()) {
                 return Ok(());
             }
-            // Of two VLAN tags the capture leaves one.
+            // The capture leaves one of two VLAN tags.
             let header = if word(&frame, 12) == 0x8100 { 18 } else { 14 };
             if matches!(word(&frame, header - 2), 0x0800 | 0x86dd) {
                 let packet = Packet::parse(&frame[header..]).map_err(|error| error.to_string());
@@ -106,14 +107,14 @@ impl Wire {
         bail!("the marker towards {at:?} was lost")
     }
 
-    /// Everything that is on its way arrives. Twice, because what the node
-    /// sends to itself (held fragments) queues behind the first marker.
+    /// Waits until all packets in flight have arrived. Twice, because packets that the node
+    /// reinjects (held fragments) queue behind the first marker.
     fn settle(&mut self, at: At) -> Result<()> {
         self.mark(at)?;
         self.mark(at)
     }
 
-    /// The first packet at `at` that nobody has spoken for and that is wanted.
+    /// Consumes and returns the first packet at `at` that satisfies `wanted`.
     pub fn expect(
         &mut self,
         at: At,
@@ -140,7 +141,7 @@ impl Wire {
             .collect()
     }
 
-    /// Takes the frames at `at` that end so.
+    /// Consumes the frames at `at` that end with `end`.
     pub fn frames_with(&mut self, at: At, end: &[u8]) -> Result<Vec<Vec<u8>>> {
         self.settle(at)?;
         let mut frames = Vec::new();
@@ -153,13 +154,13 @@ impl Wire {
         Ok(frames)
     }
 
-    /// This very packet arrives.
+    /// Checks that exactly this packet arrives.
     pub fn expect_exactly(&mut self, at: At, packet: &Packet) -> Result<()> {
         self.expect(at, &format!("{packet:?}"), |p| p == packet)?;
         Ok(())
     }
 
-    /// Every packet that came to `at` and that nobody has spoken for.
+    /// Consumes and returns all packets at `at` that satisfy `wanted`.
     pub fn take_all(&mut self, at: At, wanted: impl Fn(&Packet) -> bool) -> Result<Vec<Packet>> {
         self.settle(at)?;
         let mut all = Vec::new();
@@ -175,7 +176,7 @@ impl Wire {
         Ok(all)
     }
 
-    /// Nothing unspoken for is or comes there.
+    /// Checks that no unconsumed packet has arrived or arrives there.
     pub fn expect_nothing(&mut self, at: At) -> Result<()> {
         self.settle(at)?;
         let there = self.untaken(at);
@@ -186,17 +187,17 @@ impl Wire {
         Ok(())
     }
 
-    /// What pods send as answers to this address may keep their source.
+    /// Allows pods' replies to this address to keep their source.
     pub fn answers_go_to(&mut self, addr: IpAddr) {
         self.answered.push(addr);
     }
 
-    /// The case sends bad checksums itself.
+    /// Disables the checksum check for a case that sends wrong ones itself.
     pub fn bad_checksums_are_sent(&mut self) {
         self.bad_checksums = true;
     }
 
-    /// What all cases must keep to, asked of all that was seen on the uplinks.
+    /// Checks the invariants of all cases on all packets captured on the uplinks.
     pub fn finish(mut self) -> Result<()> {
         for at in At::ALL {
             self.settle(at)?;
@@ -238,7 +239,7 @@ impl Wire {
             .then(|| format!("a pod's address inside: {packet:?} quotes {inner:?}"))
     }
 
-    /// Moves netdp's clock.
+    /// Advances netdp's clock.
     pub fn advance(&mut self, by: Duration) -> Result<()> {
         let agent = self.bed.agent.as_ref().context(NotApplicable)?;
         super::clock::advance(&agent.bpffs(), by)

@@ -1,4 +1,4 @@
-//! Flows, and what cases say about them.
+//! Flows, and the assertions of cases about them.
 
 use super::bed::{At, Family, node, pod};
 use super::build::{ACK, SYN, tcp, udp};
@@ -7,31 +7,31 @@ use super::packet::{End, Packet};
 use anyhow::{Result, ensure};
 use std::net::IpAddr;
 
-/// A flow of a pod, as both sides know it.
+/// A flow of a pod, as both sides see it.
 #[derive(Debug, Clone, Copy)]
 pub struct Flow {
     pub pod: usize,
     pub inside: End,
     pub outside: End,
-    /// What the outside sees of the pod.
+    /// Source that the outside sees: the external endpoint.
     pub wire: End,
 }
 
-/// The wire that a destination is behind.
+/// Returns the number of the uplink to a destination.
 pub fn uplink(dst: IpAddr) -> usize {
     let text = dst.to_string();
     usize::from(text.starts_with("198.18.") || text.starts_with("2001:db8:4:"))
 }
 
 impl Wire {
-    /// A pod's packet leaves with a node's address and is otherwise what a
-    /// router makes of it. Returns the source that the outside sees.
+    /// Sends a pod's packet and checks that it leaves with an address of the node and is otherwise
+    /// as a router would forward it. Returns the source that the outside sees.
     pub fn out(&mut self, n: usize, packet: &Packet) -> Result<End> {
         self.send(At::Pod(n), packet)?;
         self.came_out(packet)
     }
 
-    /// The second half of [`out`](Self::out).
+    /// Performs the second half of [`out`](Self::out): the check.
     pub fn came_out(&mut self, packet: &Packet) -> Result<End> {
         let n = uplink(packet.dst);
         let found = self.expect(At::Uplink(n), &format!("packet like {packet:?}"), |p| {
@@ -44,26 +44,26 @@ impl Wire {
         Ok(wire)
     }
 
-    /// The packet does not leave in any form.
+    /// Checks that the packet does not leave in any form.
     pub fn refused(&mut self, n: usize, packet: &Packet) -> Result<()> {
         self.send(At::Pod(n), packet)?;
         self.expect_nothing(At::Uplink(uplink(packet.dst)))
     }
 
-    /// A packet to `flow.wire` from outside reaches the pod as its own.
+    /// Checks that a packet from outside to `flow.wire` reaches the pod with the pod's address.
     pub fn back(&mut self, flow: &Flow, packet: &Packet) -> Result<()> {
         self.send(At::Uplink(uplink(flow.outside.0)), packet)?;
         let wanted = packet.clone().forwarded().to(flow.inside);
         self.expect_exactly(At::Pod(flow.pod), &wanted)
     }
 
-    /// A packet from outside does not reach the pod.
+    /// Checks that a packet from outside does not reach the pod.
     pub fn not_back(&mut self, n: usize, packet: &Packet) -> Result<()> {
         self.send(At::Uplink(uplink(packet.src)), packet)?;
         self.expect_nothing(At::Pod(n))
     }
 
-    /// A UDP flow that was answered.
+    /// Opens a UDP flow that is answered.
     pub fn udp(&mut self, n: usize, port: u16, outside: End) -> Result<Flow> {
         let family = Family::of(outside.0);
         let inside = (pod(family, n), port);
@@ -78,7 +78,7 @@ impl Wire {
         Ok(flow)
     }
 
-    /// A TCP connection: the pod's next octet is 1001, the server's 5001.
+    /// Opens a TCP connection: the pod's next sequence number is 1001, the server's 5001.
     pub fn tcp(&mut self, n: usize, port: u16, outside: End) -> Result<Flow> {
         let inside = (pod(Family::of(outside.0), n), port);
         let wire = self.out(n, &tcp(inside, outside, SYN, (1000, 0), b""))?;
@@ -93,7 +93,7 @@ impl Wire {
         Ok(flow)
     }
 
-    /// A pod's packet leaves by the mapping that the flow has.
+    /// Checks that a pod's packet leaves with the flow's mapping.
     pub fn same(&mut self, flow: &Flow, packet: &Packet) -> Result<()> {
         let wire = self.out(flow.pod, packet)?;
         ensure!(
@@ -106,22 +106,22 @@ impl Wire {
 }
 
 impl Flow {
-    /// A TCP segment of the pod.
+    /// Returns a TCP segment of the pod.
     pub fn sends(&self, flags: u8, numbers: (u32, u32), payload: &[u8]) -> Packet {
         tcp(self.inside, self.outside, flags, numbers, payload)
     }
 
-    /// A TCP segment of the server.
+    /// Returns a TCP segment of the server.
     pub fn gets(&self, flags: u8, numbers: (u32, u32), payload: &[u8]) -> Packet {
         tcp(self.outside, self.wire, flags, numbers, payload)
     }
 
-    /// A datagram of the pod.
+    /// Returns a datagram of the pod.
     pub fn asks(&self, payload: &[u8]) -> Packet {
         udp(self.inside, self.outside, payload)
     }
 
-    /// A datagram of the server.
+    /// Returns a datagram of the server.
     pub fn answers(&self, payload: &[u8]) -> Packet {
         udp(self.outside, self.wire, payload)
     }

@@ -1,5 +1,5 @@
-//! The cases in iptables mode. iptables_mode.txt has those that fail there, and why; it is the table of
-//! docs/iptables-mode.md.
+//! The cases in iptables mode. iptables_mode.txt lists those that fail there, with the reasons; it
+//! is the table of docs/iptables-mode.md.
 
 use super::CASES;
 use super::bed::Subject;
@@ -15,7 +15,7 @@ const SOURCE: &str = include_str!("iptables_mode.txt");
 const BEGIN: &str = "<!-- differences: made from netdp-user/tests/wire/iptables_mode.txt -->\n";
 const END: &str = "<!-- end of differences -->\n";
 
-/// `cases: why`, a line each.
+/// Returns the lines `cases: reason`.
 fn differences() -> impl Iterator<Item = (Vec<&'static str>, &'static str)> {
     SOURCE.lines().filter_map(|line| {
         let (cases, why) = line.split_once(": ")?;
@@ -28,7 +28,7 @@ fn listed() -> BTreeMap<&'static str, &'static str> {
     all.collect()
 }
 
-/// See the test that calls it.
+/// Compares the failures in iptables mode with the list; see the test that calls it.
 pub fn run() {
     let listed = listed();
     let mut wrong = String::new();
@@ -61,7 +61,7 @@ fn table() -> String {
     text + "\n"
 }
 
-/// See the test that calls it.
+/// Compares docs/iptables-mode.md with the list; see the test that calls it.
 pub fn check_document() -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/iptables-mode.md");
     let found = fs::read_to_string(&path).with_context(|| path.display().to_string())?;

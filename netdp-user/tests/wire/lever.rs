@@ -1,4 +1,4 @@
-//! What cases do to the node beside sending packets.
+//! Operations of cases on the node other than sending packets.
 
 use super::bed::{At, Bed, Medium, addressing};
 use super::clock;
@@ -10,11 +10,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 use testbed::{Netns, wait_for};
 
-/// Only ever waited for in full when something is broken.
+/// Timeout that is waited out only on failure.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Bed {
-    /// Waits until the agent, if there is one, has seen the node's new address.
+    /// Waits until the agent, if there is one, has applied the node's new address.
     pub fn agent_knows(&self, addr: IpAddr) -> Result<()> {
         match &self.agent {
             Some(agent) => clock::wait_for_address(&agent.bpffs(), addr, true, PATIENCE),
@@ -22,7 +22,7 @@ impl Bed {
         }
     }
 
-    /// Waits until it has seen that the address is gone.
+    /// Waits until the agent, if there is one, has applied the removal of the address.
     pub fn agent_forgets(&self, addr: IpAddr) -> Result<()> {
         match &self.agent {
             Some(agent) => clock::wait_for_address(&agent.bpffs(), addr, false, PATIENCE),
@@ -30,9 +30,8 @@ impl Bed {
         }
     }
 
-    /// Has the agent, if there is one, sweep now: it does so whenever an
-    /// address is gone. That it then takes note of a second one says that the
-    /// sweep is over.
+    /// Triggers a sweep of the agent, if there is one: it runs one after each removal of an
+    /// address. Once it has applied a second removal, the sweep is complete.
     pub fn sweep(&self) -> Result<()> {
         if self.agent.is_none() {
             return Ok(());
@@ -50,13 +49,13 @@ impl Bed {
         Ok(())
     }
 
-    /// Takes the first uplink down and up again, and gives it back what that
-    /// costs it: neighbours, routes, IPv6 addresses.
+    /// Sets the first uplink down and up again and restores what that removes: neighbours, routes,
+    /// IPv6 addresses.
     pub fn flap(&self) -> Result<()> {
         self.node.ip("link set up0 down")?;
         self.node.ip("link set up0 up")?;
         self.node.wait_up("up0")?;
-        // What survived is there already: an error then, which is no matter.
+        // Commands fail for what survived; this does not matter.
         for line in addressing(Medium::Wire).lines() {
             let _ = self.node.ip(line);
         }
@@ -66,12 +65,12 @@ impl Bed {
     }
 }
 
-/// Waits until the link is up, as the kernel's own watch of it says.
+/// Waiting until the link is up, as the kernel detects it.
 pub trait WaitUp {
     fn wait_up(&self, link: &str) -> Result<()>;
 
-    /// Waits until packets to the IPv6 address are the node's own: the kernel
-    /// sees to that in the background (`addrconf_dad_work`, net/ipv6/addrconf.c).
+    /// Waits until packets to the IPv6 address are delivered to the node: the kernel does that in
+    /// the background (`addrconf_dad_work`, net/ipv6/addrconf.c).
     fn wait_local(&self, addr: IpAddr) -> Result<()>;
 }
 
@@ -79,7 +78,7 @@ impl WaitUp for Netns {
     fn wait_up(&self, link: &str) -> Result<()> {
         wait_for(PATIENCE, &format!("{link} to be up"), || {
             let state = self.ip(&format!("-br link show dev {link}"));
-            // A tunnel device does not tell more than that it has a carrier.
+            // A tunnel device reports only that it has a carrier.
             state.is_ok_and(|state| state.contains(" UP ") || state.contains("POINTOPOINT"))
         })
     }
@@ -94,7 +93,7 @@ impl WaitUp for Netns {
 }
 
 impl Wire {
-    /// Ends all mappings, by time.
+    /// Ends all mappings by timeout.
     pub fn end_mappings(&mut self) -> Result<()> {
         self.advance(Duration::from_secs(10 * 24 * 3600))?;
         let bpffs = self.bed.agent()?.bpffs();
@@ -102,13 +101,12 @@ impl Wire {
         clock::wait_for_mappings(&bpffs, 0)
     }
 
-    /// Something on the node sends the packet by the first uplink, past the
-    /// node's IP stack.
+    /// Sends the packet from the node by the first uplink, bypassing the node's IP stack.
     pub fn node_sends(&self, packet: &Packet) -> Result<()> {
         self.node_sends_tagged(packet, &[])
     }
 
-    /// The same with VLAN tags.
+    /// Sends the packet as [`node_sends`](Self::node_sends) does, with VLAN tags.
     pub fn node_sends_tagged(&self, packet: &Packet, tags: &[[u8; 4]]) -> Result<()> {
         let at = At::Uplink(0);
         let kind: [u8; 2] = if packet.is_v4() { [8, 0] } else { [0x86, 0xdd] };

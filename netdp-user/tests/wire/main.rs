@@ -1,6 +1,6 @@
-//! netdp on a wire: raw packets on both sides of a node, one case per line of
-//! the requirements (docs/nat-behaviour.md lists them), and the same cases
-//! against other translators, which shows that each can tell right from wrong.
+//! netdp on a wire: raw packets on both sides of a node, one case per line of the requirements
+//! (docs/nat-behaviour.md lists them). The same cases run against other translators, which proves
+//! that each can fail.
 #![allow(
     clippy::panic,
     clippy::print_stdout,
@@ -28,7 +28,7 @@ use anyhow::Result;
 use bed::{Medium, Options, Subject};
 use driver::Wire;
 
-/// One case: what it does, and the bed that it wants.
+/// A case: its function, and the bed that it needs.
 struct Case {
     name: &'static str,
     options: Options,
@@ -39,7 +39,7 @@ macro_rules! cases {
     (@ $options:expr) => { $options };
     (@) => { Options::NONE };
     ($($module:ident :: $name:ident $(= $options:expr)?;)+) => {
-        /// Every case, in the order of the requirements.
+        /// All cases, in the order of the requirements.
         const CASES: &[Case] = &[$(Case {
             name: stringify!($name),
             options: cases!(@ $($options)?),
@@ -180,13 +180,13 @@ fn run(case: &Case, subject: Subject) -> Result<()> {
     finish(case, Wire::new(subject, &case.options)?)
 }
 
-/// The case on its bed.
+/// Runs the case on its bed.
 fn finish(case: &Case, mut wire: Wire) -> Result<()> {
     (case.run)(&mut wire)?;
     wire.finish()
 }
 
-/// A case against netdp.
+/// Runs a case against netdp.
 fn assert_case(name: &str) {
     let case = CASES.iter().find(|case| case.name == name).unwrap();
     let result = run(case, Subject::Netdp);
@@ -199,27 +199,27 @@ fn assert_case(name: &str) {
     }
 }
 
-/// The same cases against others: each control fails exactly where it should,
-/// so the cases can tell right from wrong. `NETDP_WIRE_TABLE=1` with
-/// `--nocapture` prints the scores, netdp's among them.
+/// The cases run against the controls: each control fails exactly where it should, which proves
+/// that the cases can fail. `NETDP_WIRE_TABLE=1` with `--nocapture` prints the scores, netdp's
+/// included.
 #[test]
 fn controls_fail_where_they_should() {
     controls::run();
 }
 
-/// The same cases in iptables mode: what differs is what docs/iptables-mode.md says.
+/// The cases run in iptables mode: the differences are those in docs/iptables-mode.md.
 #[test]
 fn iptables_mode_differs_where_the_document_says() {
     iptables_mode::run();
 }
 
-/// As the next, about iptables mode.
+/// As the next test, for iptables mode.
 #[test]
 fn the_document_has_the_differences_of_iptables_mode() {
     iptables_mode::check_document().unwrap();
 }
 
-/// `NETDP_REWRITE_DOCS=1` writes the document anew.
+/// `NETDP_REWRITE_DOCS=1` regenerates the document.
 #[test]
 fn the_document_is_what_the_table_says() {
     requirements::check().unwrap();

@@ -1,4 +1,4 @@
-//! Packets to bytes and back.
+//! Serialisation and parsing of packets.
 
 use super::checksum::{internet, octets};
 use super::packet::{Packet, Part, word};
@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 const FRAGMENT: u8 = 44;
 
 impl Packet {
-    /// The packet from the IP header on.
+    /// Returns the bytes of the packet from the IP header on.
     pub fn bytes(&self) -> Vec<u8> {
         if self.is_v4() {
             self.v4_bytes()
@@ -64,8 +64,7 @@ impl Packet {
         bytes
     }
 
-    /// Reads a packet, perhaps with padding after it. A wrong IP checksum is an
-    /// error.
+    /// Parses a packet, possibly followed by padding. A wrong IP checksum is an error.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         match bytes.first().context("no bytes")? >> 4 {
             4 => Self::parse_v4(bytes, true),
@@ -74,7 +73,7 @@ impl Packet {
         }
     }
 
-    /// Reads the packet inside an ICMP error, which may be cut short.
+    /// Parses the packet quoted by an ICMP error, which may be truncated.
     pub fn parse_cut(bytes: &[u8]) -> Result<Self> {
         match bytes.first().context("no bytes")? >> 4 {
             4 => Self::parse_v4(bytes, false),

@@ -1,4 +1,4 @@
-//! IP packets as values: built, read, and compared whole.
+//! IP packets as values: built, parsed, and compared as a whole.
 
 use super::checksum::{crc32c, internet, pseudo};
 use std::fmt;
@@ -15,17 +15,17 @@ pub const UDP_LITE: u8 = 136;
 /// An address and a port.
 pub type End = (IpAddr, u16);
 
-/// Which part of a datagram a fragment is.
+/// Position of a fragment in its datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Part {
-    /// In bytes.
+    /// Offset in the datagram, in bytes.
     pub offset: u16,
     pub more: bool,
-    /// The IPv6 identification; IPv4's is the packet's own.
+    /// The IPv6 identification; IPv4's is in the packet.
     pub id: u32,
 }
 
-/// An IP packet.
+/// An IPv4 or IPv6 packet.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Packet {
     pub src: IpAddr,
@@ -41,11 +41,11 @@ pub struct Packet {
     pub part: Option<Part>,
     /// IPv4 options, padded to whole words.
     pub options: Vec<u8>,
-    /// IPv6 extension headers before the fragment header: kind, and the rest
-    /// after the next-header field.
+    /// IPv6 extension headers before the fragment header: number, and the bytes after the
+    /// next-header field.
     pub extensions: Vec<(u8, Vec<u8>)>,
     pub proto: u8,
-    /// From the L4 header on.
+    /// The bytes from the L4 header on.
     pub body: Vec<u8>,
 }
 
@@ -71,7 +71,7 @@ impl Packet {
         self.src.is_ipv4()
     }
 
-    /// Where the body has its checksum, and whether that covers addresses.
+    /// Returns the offset of the checksum in the body, and whether it covers the addresses.
     fn checksum_at(&self) -> Option<(usize, bool)> {
         match self.proto {
             TCP => Some((16, true)),
@@ -83,13 +83,13 @@ impl Packet {
         .filter(|(at, _)| self.body.len() >= at + 2)
     }
 
-    /// The internet checksum over the body; 0 if the body's own is right.
+    /// Returns the Internet checksum over the body; 0 if the body contains its own right checksum.
     fn sum(&self, with_addresses: bool) -> u16 {
         let head = pseudo(self.src, self.dst, self.proto, self.body.len());
         internet(&[if with_addresses { &head } else { &[] }, &self.body])
     }
 
-    /// Whether the L4 checksum is right, or there is none to be wrong.
+    /// Reports whether the L4 checksum is right or absent.
     pub fn checksum_ok(&self) -> bool {
         if self.part.is_some() {
             return true;
@@ -104,7 +104,7 @@ impl Packet {
         }
     }
 
-    /// Puts the right L4 checksum in. A UDP checksum of 0 comes out as 0xffff.
+    /// Returns the packet with the right L4 checksum. A UDP checksum of 0 becomes 0xffff.
     #[must_use]
     pub fn summed(mut self) -> Self {
         if self.proto == SCTP && self.body.len() >= 12 {
@@ -121,7 +121,7 @@ impl Packet {
         self
     }
 
-    /// Flips a bit of the payload, so that the checksum is wrong from now on.
+    /// Returns the packet with one bit of the payload flipped, so that the checksum is wrong.
     #[must_use]
     pub fn spoiled(mut self) -> Self {
         if let Some(last) = self.body.last_mut() {
@@ -130,7 +130,7 @@ impl Packet {
         self
     }
 
-    /// Where the body has the id of one end.
+    /// Returns the offset of the L4 id of one end in the body.
     fn id_at(&self, source: bool) -> Option<usize> {
         match (self.proto, source) {
             (TCP | UDP | UDP_LITE | DCCP | SCTP, true) => Some(0),
@@ -142,18 +142,18 @@ impl Packet {
         .filter(|at| self.body.len() >= at + 2)
     }
 
-    /// The source port or ICMP identifier; 0 where there is none.
+    /// Returns the source port or ICMP identifier; 0 if there is none.
     pub fn sport(&self) -> u16 {
         self.id_at(true).map_or(0, |at| word(&self.body, at))
     }
 
-    /// The destination port or ICMP identifier; 0 where there is none.
+    /// Returns the destination port or ICMP identifier; 0 if there is none.
     pub fn dport(&self) -> u16 {
         self.id_at(false).map_or(0, |at| word(&self.body, at))
     }
 
-    /// The packet with another source; a right checksum stays right, and none
-    /// stays none.
+    /// Returns the packet with another source; a right checksum stays right, and an absent one
+    /// absent.
     #[must_use]
     pub fn from(mut self, (addr, id): End) -> Self {
         let (right, none) = (self.checksum_ok(), self.no_udp_checksum());
@@ -164,7 +164,7 @@ impl Packet {
         if right && !none { self.summed() } else { self }
     }
 
-    /// The packet with another destination.
+    /// Returns the packet with another destination.
     #[must_use]
     pub fn to(mut self, (addr, id): End) -> Self {
         let (right, none) = (self.checksum_ok(), self.no_udp_checksum());
@@ -179,7 +179,7 @@ impl Packet {
         self.part.is_some() || self.proto == UDP && self.body.get(6..8) == Some(&[0, 0])
     }
 
-    /// What a router makes of it.
+    /// Returns the packet as a router forwards it.
     #[must_use]
     pub fn forwarded(mut self) -> Self {
         self.ttl -= 1;
@@ -187,7 +187,7 @@ impl Packet {
     }
 }
 
-/// Two bytes in network byte order; 0 beyond the end.
+/// Returns two bytes as a big-endian number; 0 beyond the end.
 pub fn word(bytes: &[u8], at: usize) -> u16 {
     match bytes.get(at..at + 2) {
         Some(&[high, low]) => u16::from_be_bytes([high, low]),

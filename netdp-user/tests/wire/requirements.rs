@@ -1,5 +1,5 @@
-//! docs/nat-behaviour.md: made from requirements.txt, which has each line with
-//! its level, whether netdp keeps it, and the tests that show it.
+//! docs/nat-behaviour.md: generated from requirements.txt, which has each line with its level,
+//! netdp's status, and the tests that prove it.
 
 use super::CASES;
 use super::controls::NOT_YET;
@@ -14,7 +14,7 @@ const SOURCE: &str = include_str!("requirements.txt");
 struct Line<'a> {
     number: &'a str,
     level: &'a str,
-    /// `yes`, `no: why` or `choice: why`.
+    /// Status: `yes`, `no: why` or `choice: why`.
     status: &'a str,
     what: &'a str,
     tests: Vec<&'a str>,
@@ -88,7 +88,7 @@ impl Line<'_> {
     }
 }
 
-/// Every function in the workspace's sources: the names that tests can have.
+/// Returns the names of all functions in the workspace's sources: the possible names of tests.
 fn functions() -> Result<BTreeSet<String>> {
     let mut known: BTreeSet<_> = CASES.iter().map(|case| case.name.to_owned()).collect();
     for dir in [
@@ -166,7 +166,7 @@ fn document() -> Result<String> {
     Ok(text)
 }
 
-/// See the test that calls it.
+/// Compares docs/nat-behaviour.md with requirements.txt; see the test that calls it.
 pub fn check() -> Result<()> {
     let (path, wanted) = (root().join("docs/nat-behaviour.md"), document()?);
     if std::env::var_os("NETDP_REWRITE_DOCS").is_some() {

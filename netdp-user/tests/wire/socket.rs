@@ -1,4 +1,4 @@
-//! One end of a wire as a raw socket: it sends and sees whole frames.
+//! One end of a wire as a raw socket, which sends and receives whole frames.
 
 use anyhow::{Context as _, Result, ensure};
 use std::ffi::CString;
@@ -9,10 +9,10 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::Duration;
 use testbed::Netns;
 
-/// Frames that wait for the test: enough for the largest bursts.
+/// Receive buffer in bytes: enough for the largest bursts.
 const BUFFER: libc::c_int = 16 << 20;
 
-/// The Ethernet header that a tunnel device does not have.
+/// Length of the Ethernet header that a tunnel device does not have.
 const NO_HEADER: usize = 14;
 
 pub struct Socket {
@@ -29,15 +29,15 @@ enum Kind {
 }
 
 impl Socket {
-    /// A socket on `interface`; it does not see what it sends itself.
+    /// Opens a socket on `interface`; it does not receive its own frames.
     pub fn open(ns: &Netns, interface: &str) -> Result<Self> {
         ns.enter(|| Self::here(interface))?
             .with_context(|| format!("a packet socket on {interface} in {}", ns.name()))
     }
 
-    /// One for sending: of a frame longer than a page, only the Ethernet header
-    /// is in the linear area of the socket buffer (`packet_alloc_skb` in
-    /// net/packet/af_packet.c, Linux 6.18).
+    /// Opens a socket for sending: of a frame longer than a page, only the Ethernet header is in
+    /// the linear area of the socket buffer (`packet_alloc_skb` in net/packet/af_packet.c, Linux
+    /// 6.18).
     pub fn scattering(ns: &Netns, interface: &str) -> Result<Self> {
         let socket = Self::open(ns, interface)?;
         set(&socket.fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
@@ -47,7 +47,7 @@ impl Socket {
         })
     }
 
-    /// The far side of a new tunnel device, which lives as long as this.
+    /// Creates a tunnel device and returns its far side; the device lives as long as that.
     pub fn tun(ns: &Netns, interface: &str) -> Result<Self> {
         ns.enter(|| Self::tun_here(interface))?
             .with_context(|| format!("the tunnel device {interface} in {}", ns.name()))
@@ -59,13 +59,13 @@ impl Socket {
             .write(true)
             .open("/dev/net/tun")?
             .into();
-        // SAFETY: plain data, for which zeroes are valid.
+        // SAFETY: plain data, for which all zeroes is a valid value.
         let mut request = unsafe { zeroed::<libc::ifreq>() };
         for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
             *to = libc::c_char::try_from(from)?;
         }
         request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
-        // SAFETY: the request lives through the call.
+        // SAFETY: the request outlives the call.
         let made = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         ensure!(made == 0, io::Error::last_os_error());
         Ok(Self {
@@ -76,7 +76,7 @@ impl Socket {
 
     fn here(interface: &str) -> Result<Self> {
         let protocol = i32::from(u16::try_from(libc::ETH_P_ALL)?.to_be());
-        // SAFETY: no pointers; a descriptor that is returned is ours.
+        // SAFETY: no pointers; a returned descriptor has no other owner.
         let fd = unsafe {
             let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
             ensure!(fd >= 0, io::Error::last_os_error());
@@ -85,7 +85,7 @@ impl Socket {
         set(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
         set(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BUFFER)?;
         let name = CString::new(interface)?;
-        // SAFETY: plain data, for which zeroes are valid; `name` ends with 0.
+        // SAFETY: plain data, for which all zeroes is a valid value; `name` is NUL-terminated.
         let (mut address, index) = unsafe {
             (
                 zeroed::<libc::sockaddr_ll>(),
@@ -97,7 +97,7 @@ impl Socket {
         address.sll_protocol = u16::try_from(protocol)?;
         address.sll_ifindex = i32::try_from(index)?;
         let len = u32::try_from(size_of::<libc::sockaddr_ll>())?;
-        // SAFETY: the address lives through the call and has this length.
+        // SAFETY: the address outlives the call and has this length.
         let bound = unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), len) };
         ensure!(bound == 0, io::Error::last_os_error());
         Ok(Self {
@@ -124,7 +124,7 @@ impl Socket {
         Ok(())
     }
 
-    /// The next frame; `None` if none comes within `patience`.
+    /// Returns the next frame; `None` if none arrives within `patience`.
     pub fn receive(&self, patience: Duration) -> Result<Option<Vec<u8>>> {
         let mut poll = libc::pollfd {
             fd: self.fd.as_raw_fd(),
@@ -132,7 +132,7 @@ impl Socket {
             revents: 0,
         };
         let patience = i32::try_from(patience.as_millis())?;
-        // SAFETY: one pollfd.
+        // SAFETY: the pointer is to one live pollfd, as the count says.
         if unsafe { libc::poll(&raw mut poll, 1, patience) } <= 0 {
             return Ok(None);
         }
@@ -156,7 +156,7 @@ impl Socket {
 
 fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> Result<()> {
     let len = u32::try_from(size_of::<i32>())?;
-    // SAFETY: the value lives through the call and has this length.
+    // SAFETY: the value outlives the call and has this length.
     let done = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -174,25 +174,25 @@ fn set(fd: &OwnedFd, level: i32, option: i32, value: i32) -> Result<()> {
     Ok(())
 }
 
-/// Keeps this thread on one CPU: what it sends one after the other then stays
-/// in order on its way, however many queues there are.
+/// Pins this thread to its current CPU: packets that it sends one after the other then stay in
+/// order, however many queues there are.
 pub fn stay_on_one_cpu() -> Result<()> {
     // SAFETY: no arguments.
     let cpu = unsafe { libc::sched_getcpu() };
     run_on(&[usize::try_from(cpu)?])
 }
 
-/// Keeps this thread on that CPU.
+/// Pins this thread to that CPU.
 pub fn stay_on(cpu: usize) -> Result<()> {
     run_on(&[cpu])
 }
 
-/// Lets it go again.
+/// Removes the pinning of this thread.
 pub fn go_anywhere() -> Result<()> {
     run_on(&cpus()?)
 }
 
-/// The CPUs that are there.
+/// Returns the available CPUs.
 pub fn cpus() -> Result<Vec<usize>> {
     let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
     let mut cpus = Vec::new();
@@ -204,8 +204,8 @@ pub fn cpus() -> Result<Vec<usize>> {
 }
 
 fn run_on(cpus: &[usize]) -> Result<()> {
-    // SAFETY: plain data, for which zeroes are valid; the set has the length
-    // that is given, and `CPU_SET` checks its bounds.
+    // SAFETY: plain data, for which all zeroes is a valid value; the set has the given length, and
+    // `CPU_SET` checks its bounds.
     unsafe {
         let mut set = zeroed::<libc::cpu_set_t>();
         cpus.iter().for_each(|&cpu| libc::CPU_SET(cpu, &mut set));

@@ -1,4 +1,4 @@
-//! Who translates: netdp, or one of those that it is compared with.
+//! The translators: netdp, and those that it is compared with.
 
 use super::bed::{Family, NON_MASQUERADE, Options, Subject, V4, V6};
 use anyhow::Result;
@@ -7,7 +7,7 @@ use std::path::Path;
 use testbed::{Agent, AgentOptions, Netns};
 
 impl Subject {
-    /// Puts it in force on the node; `dir` is for its files.
+    /// Configures the translator on the node; `dir` is for its files.
     pub fn install(self, node: &Netns, dir: &Path, options: &Options) -> Result<Option<Agent>> {
         let file = |name: &str, text: &str| -> Result<String> {
             let path = dir.join(name);
@@ -77,7 +77,7 @@ fn nft(options: &Options) -> String {
     )
 }
 
-/// The chains that ip-masq-agent writes, with `--random-fully`, its default.
+/// Returns the chains that ip-masq-agent writes with `--random-fully`, its default.
 fn ip_masq_agent(family: Family, options: &Options) -> String {
     let mut rules = String::from(
         "*nat\n:IP-MASQ-AGENT - [0:0]\n-A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT\n",

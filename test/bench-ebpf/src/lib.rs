@@ -1,56 +1,54 @@
-//! The maps of the generator and the sink, as `cargo xtask bench` fills and reads them.
+//! Maps of the generator and the sink, filled and read by `cargo xtask bench`.
 
 #![no_std]
 
-/// Bytes of a generated frame: Ethernet, IPv4, UDP, and padding.
+/// Length of a generated frame in bytes: Ethernet, IPv4, UDP, and padding.
 pub const FRAME: usize = 64;
 
-/// The port of the servers; whatever has it at either end is the sink's.
+/// Port of the servers; the sink takes every packet with this port at either end.
 pub const PORT: u16 = 9;
 
-/// A CPU's flows have their own ports: flow `n` of CPU `c` has the client's port
-/// `FIRST_PORT + (c % 2 << PORT_BITS) + n % 2^PORT_BITS`, and the server's address
-/// of flow 0 plus `n / 2^PORT_BITS`.
+/// First client port. Each CPU has client ports of its own: flow `n` of CPU `c` uses port
+/// `FIRST_PORT + (c % 2 << PORT_BITS) + n % 2^PORT_BITS`, and the server address of flow 0 plus `n
+/// / 2^PORT_BITS`.
 pub const FIRST_PORT: u16 = 1024;
-/// See [`FIRST_PORT`].
+/// Number of bits of a flow number that are in the client port, see [`FIRST_PORT`].
 pub const PORT_BITS: u32 = 14;
 
-/// What the generator sends.
+/// Configuration of the generator.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Stream {
-    /// The frame, in words as they lie in memory; what varies is zero, and so
-    /// are the checksums.
+    /// The frame as words in memory order; variable fields are zero, and so are the checksums.
     pub frame: [u32; FRAME / 4],
     /// Ones' complement sum of the IPv4 header.
     pub ip_sum: u32,
     /// Ones' complement sum of UDP's pseudo-header, header and data.
     pub udp_sum: u32,
-    /// The server's address of flow 0, host byte order.
+    /// Server address of flow 0, host byte order.
     pub server: u32,
-    /// The number of flows, a power of two, less one.
+    /// Number of flows minus one; the number is a power of two.
     pub mask: u32,
-    /// 0: the client sends; 1: the server does.
+    /// 0: the client sends; 1: the server sends.
     pub reply: u32,
 }
 
-/// What the sink saw of one CPU.
+/// Observations of the sink for one CPU.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Seen {
-    /// Packets.
+    /// Number of received packets.
     pub packets: u64,
-    /// Source address of the last one, as on the wire.
+    /// Source address of the last packet, network byte order.
     pub source: u32,
-    /// Destination address of the last one.
+    /// Destination address of the last packet, network byte order.
     pub destination: u32,
-    /// When the generator made its first one, in nanoseconds of
-    /// `CLOCK_MONOTONIC`; 0 before.
+    /// Time of the generator's first packet, in nanoseconds of `CLOCK_MONOTONIC`; 0 before it.
     pub first: u64,
-    /// When the last one of which the number is a multiple of [`LOOK`] came.
+    /// Arrival time of the last packet whose number is a multiple of [`LOOK`].
     pub last: u64,
 }
 
-/// How often the sink looks at the clock, in packets: seldom, for a look is a
-/// part of what a packet costs. A power of two.
+/// Interval, in packets, at which the sink reads the clock: large, because a read adds to the cost
+/// of the packet. A power of two.
 pub const LOOK: u64 = 32;

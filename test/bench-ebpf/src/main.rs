@@ -1,5 +1,4 @@
-//! The generator, the sink and the empty program of `cargo xtask bench`; no part
-//! of netdp.
+//! The generator, the sink and the empty program of `cargo xtask bench`; not part of netdp.
 
 #![no_std]
 #![no_main]
@@ -23,18 +22,18 @@ use netdp_common::checksum::{add, fold};
 
 #[btf_map]
 static STREAM: Array<Stream, 1> = Array::new();
-/// The number of the next flow.
+/// Number of the next flow.
 #[btf_map]
 static CURSOR: PerCpuArray<u64, 1> = PerCpuArray::new();
 #[btf_map]
 static SEEN: PerCpuArray<Seen, 1> = PerCpuArray::new();
 
-/// EtherType of IPv4, and UDP's number.
+/// EtherType of IPv4, and the IP protocol number of UDP.
 const ETH_P_IP: u16 = 0x0800;
 const UDP: u8 = 17;
 
-/// Run for its own sake: writes the whole frame anew, since the stack has
-/// rewritten the recycled page, and sends it.
+/// Generator, run by `BPF_PROG_TEST_RUN`: rewrites the whole frame, because the stack has modified
+/// the recycled page, and sends it.
 #[xdp]
 pub fn bench_generate(ctx: XdpContext) -> u32 {
     generate(&ctx).unwrap_or(XDP_ABORTED)
@@ -120,7 +119,7 @@ pub fn bench_sink(ctx: XdpContext) -> u32 {
     XDP_DROP
 }
 
-/// Does nothing: what a hook costs, and what the kernel's statistics say of that.
+/// Does nothing: measures the cost of a hook and of the kernel's program statistics.
 #[classifier]
 pub fn bench_empty(_: TcContext) -> i32 {
     TC_ACT_UNSPEC

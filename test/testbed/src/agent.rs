@@ -1,4 +1,4 @@
-//! The agent, `netdp run`, on a node.
+//! The agent (`netdp run`) on a node.
 
 use super::netns::Netns;
 use super::no_bpf::fail_bpf;
@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-/// How long an agent may take to be in force, and to end.
+/// Timeout for an agent to become ready, and to exit.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The netdp that `NETDP_BIN` names. Tests in netdp-user have a better source:
+/// Returns the path of the netdp program in `NETDP_BIN`. Tests in netdp-user have a better source:
 /// `env!("CARGO_BIN_EXE_netdp")`.
 pub fn binary_from_env() -> Result<PathBuf> {
     std::env::var_os("NETDP_BIN")
@@ -24,7 +24,7 @@ pub fn binary_from_env() -> Result<PathBuf> {
         .context("NETDP_BIN has to name the netdp binary")
 }
 
-/// How to start an agent.
+/// Command line and environment of an agent.
 #[derive(Debug, Clone)]
 pub struct AgentOptions {
     binary: PathBuf,
@@ -34,7 +34,7 @@ pub struct AgentOptions {
 }
 
 impl AgentOptions {
-    /// `binary` is the netdp program.
+    /// Creates options for the netdp program `binary`.
     #[must_use]
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self {
@@ -45,51 +45,51 @@ impl AgentOptions {
         }
     }
 
-    /// `--config PATH`.
+    /// Adds `--config PATH`.
     #[must_use]
     pub fn config(self, path: &Path) -> Self {
         self.arg("--config").arg(path)
     }
 
-    /// `--uplink NAME`.
+    /// Adds `--uplink NAME`.
     #[must_use]
     pub fn uplink(self, name: &str) -> Self {
         self.arg("--uplink").arg(name)
     }
 
-    /// The netdp program.
+    /// Returns the path of the netdp program.
     #[must_use]
     pub fn program(&self) -> &Path {
         &self.binary
     }
 
-    /// Any other argument of `netdp run`.
+    /// Adds any other argument of `netdp run`.
     #[must_use]
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// A variable of its environment.
+    /// Sets an environment variable.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// As on a kernel whose bpf(2) does nothing but fail so; `None` ends that.
+    /// Simulates a kernel whose bpf(2) always fails with this error; `None` ends that.
     pub fn set_bpf_error(&mut self, error: Option<Errno>) {
         self.bpf_error = error.map(|error| (error, &[][..]));
     }
 
-    /// As on a kernel where these commands of bpf(2) (`enum bpf_cmd`) fail so.
+    /// Simulates a kernel on which these commands of bpf(2) (`enum bpf_cmd`) fail with this error.
     #[must_use]
     pub const fn without_bpf(mut self, commands: &'static [u8], error: Errno) -> Self {
         self.bpf_error = Some((error, commands));
         self
     }
 
-    /// Another argument instead of one that was given.
+    /// Replaces an argument that was added before.
     pub fn replace(&mut self, argument: &str, by: &str) {
         for given in &mut self.arguments {
             if given == argument {
@@ -99,11 +99,11 @@ impl AgentOptions {
     }
 }
 
-/// An agent with directories of its own. Dropping it kills it, and removes its
-/// datapath with the file system that holds the pins.
+/// An agent with directories of its own. Dropping it kills the agent and unmounts its bpffs, which
+/// removes the datapath with the pins.
 #[derive(Debug)]
 pub struct Agent {
-    // Dropped first: the process before its directories.
+    // Dropped first: the process must end before its directories go.
     running: Running,
     node: Netns,
     options: AgentOptions,
@@ -111,14 +111,14 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts the agent on the node and waits until it is in force.
+    /// Starts the agent on the node and waits until it is ready.
     pub fn start(node: &Netns, options: AgentOptions) -> Result<Self> {
         let mut agent = Self::spawn(node, options)?;
         agent.wait_ready(PATIENCE)?;
         Ok(agent)
     }
 
-    /// Starts the agent and does not wait.
+    /// Starts the agent without waiting.
     pub fn spawn(node: &Netns, options: AgentOptions) -> Result<Self> {
         let dir = WorkDir::new("agent")?;
         let running = launch(node, &options, &dir)?;
@@ -130,8 +130,8 @@ impl Agent {
         })
     }
 
-    /// Waits until the agent says that it is in force; fails early, with what
-    /// it wrote, when it ends before.
+    /// Waits until the agent reports that it is ready. If it exits before, fails at once with its
+    /// output.
     pub fn wait_ready(&mut self, deadline: Duration) -> Result<()> {
         let ready = ready_file(&self.dir);
         let mut ended = None;
@@ -149,59 +149,60 @@ impl Agent {
         Ok(())
     }
 
-    /// Kills it with SIGKILL. The datapath stays.
+    /// Kills the agent with SIGKILL. The datapath stays.
     pub fn kill9(&mut self) -> Result<()> {
         self.running.kill9()
     }
 
-    /// Ends it with SIGTERM and returns how it ended.
+    /// Stops the agent with SIGTERM and returns its exit status.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.running.terminate(PATIENCE)
     }
 
-    /// Starts it again on the same directories, after [`kill9`](Self::kill9) or
-    /// [`stop`](Self::stop) or instead of them, and waits until it is in force.
+    /// Starts the agent on the same directories and waits until it is ready. It may have been ended
+    /// with [`kill9`](Self::kill9) or [`stop`](Self::stop), or still be running.
     pub fn restart(&mut self) -> Result<()> {
         self.running.kill9()?;
         self.running = launch(&self.node, &self.options, &self.dir)?;
         self.wait_ready(PATIENCE)
     }
 
-    /// Changes what the next [`restart`](Self::restart) starts.
+    /// Returns the options of the next [`restart`](Self::restart).
     pub fn options(&mut self) -> &mut AgentOptions {
         &mut self.options
     }
 
-    /// What this run of the agent wrote to standard error so far.
+    /// Returns the standard error of this run of the agent so far.
     #[must_use]
     pub fn log(&self) -> String {
         self.running.stderr()
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.running.pid()
     }
 
-    /// Sends it a signal.
+    /// Sends a signal to the agent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.running.signal(signal)
     }
 
-    /// Where its maps and links are pinned (`--bpffs`).
+    /// Returns the directory of its pins (`--bpffs`).
     #[must_use]
     pub fn bpffs(&self) -> PathBuf {
         bpffs(&self.dir)
     }
 
-    /// Its `--state-dir`.
+    /// Returns its `--state-dir`.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         state_dir(&self.dir)
     }
 
-    /// A netdp subcommand about this agent, for example `["status", "-o", "json"]`.
+    /// Returns a command that runs a netdp subcommand on this agent, for example `["status", "-o",
+    /// "json"]`.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.node.command(&self.options.binary);
@@ -210,7 +211,7 @@ impl Agent {
         command
     }
 
-    /// Runs such a subcommand and returns its standard output.
+    /// Runs a netdp subcommand on this agent and returns its standard output.
     pub fn netdp(&self, arguments: &[&str]) -> Result<String> {
         output(&mut self.command(arguments))
     }
@@ -218,7 +219,7 @@ impl Agent {
 
 fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running> {
     let ready = ready_file(dir);
-    // One of an earlier run would pass for this one's.
+    // A ready file of an earlier run would be taken for this one's.
     match fs::remove_file(&ready) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("removing {}", ready.display()));
@@ -226,7 +227,7 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
         _ => {}
     }
     let mut command = node.command(&options.binary);
-    // The environment of whoever runs the tests is not the node's.
+    // The environment of the test runner is not the node's.
     for name in [
         "NODE_IP",
         "NODE_NAME",
@@ -243,7 +244,7 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
             .map(|(name, value)| (name, value)),
     );
     command.arg("run").args(&options.arguments);
-    // What a test that says nothing expects, wherever it runs: in a container the pins may end with it.
+    // The default in tests, wherever they run: in a container the pins may end with it.
     let has_mode = |argument: &OsString| argument.to_string_lossy().starts_with("--mode");
     if !options.arguments.iter().any(has_mode) {
         command.arg("--mode=ebpf");

@@ -1,13 +1,13 @@
-//! The standard bed: a node with uplinks, pods behind it, and hosts beyond.
+//! The standard test bed: a node with uplinks, the pods behind it, and hosts beyond it.
 //!
 //! ```text
-//!  pod0 ─┐                                   ┌─ neighbour (knows the way to pods)
+//!  pod0 ─┐                                   ┌─ neighbour (has a route to pods)
 //!  pod1 ─┤ cni0  node  eth0 ─ lan  router0 ──┤
-//!        └───────────  eth1 ─ lan  router1   └─ on_link (does not)
-//!                                  └─ server (own network; no way back to pods)
+//!        └───────────  eth1 ─ lan  router1   └─ on_link (has none)
+//!                                  └─ server (own network; no route back to pods)
 //! ```
 //!
-//! A router's address is the last of the network, see [`last_host`].
+//! The router has the last usable address of its network, see [`last_host`].
 
 use super::link::veth;
 use super::netns::Netns;
@@ -16,28 +16,28 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
-/// The bridge in a router to which its network's machines are plugged.
+/// Bridge in a router that connects the machines of its network.
 const LAN: &str = "lan";
 
-/// The bridge in the node to which pods are plugged.
+/// Bridge in the node that connects its pods.
 const CNI: &str = "cni0";
 
-/// A machine with one network interface, `eth0`.
+/// A machine with one interface, `eth0`.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Its namespace; a `Host` is used as one.
+    /// Its namespace; a `Host` dereferences to it.
     pub ns: Netns,
-    /// Its addresses, at most one of a family.
+    /// Its addresses, at most one per family.
     pub addresses: Vec<IpNet>,
 }
 
 impl Host {
-    /// Its IPv4 address.
+    /// Returns its IPv4 address.
     pub fn v4(&self) -> Result<Ipv4Addr> {
         first_v4(&self.addresses).with_context(|| format!("{} has no IPv4", self.name()))
     }
 
-    /// Its IPv6 address.
+    /// Returns its IPv6 address.
     pub fn v6(&self) -> Result<Ipv6Addr> {
         first_v6(&self.addresses).with_context(|| format!("{} has no IPv6", self.name()))
     }
@@ -51,43 +51,43 @@ impl Deref for Host {
     }
 }
 
-/// One uplink of the node, and the router of the network it leads to.
+/// An uplink of the node, and the router of the network behind it.
 #[derive(Debug, Clone)]
 pub struct Uplink {
-    /// The interface's name on the node.
+    /// Name of the interface on the node.
     pub name: String,
-    /// The node's addresses on it, at most one of a family.
+    /// The node's addresses on it, at most one per family.
     pub addresses: Vec<IpNet>,
-    /// The router. It drops silently what it has no route for, pods included.
+    /// The router. It silently drops packets without a route, which includes packets to pods.
     pub router: Netns,
 }
 
 impl Uplink {
-    /// The node's IPv4 address here.
+    /// Returns the node's IPv4 address on this uplink.
     pub fn v4(&self) -> Result<Ipv4Addr> {
         first_v4(&self.addresses).with_context(|| format!("{} has no IPv4", self.name))
     }
 
-    /// The node's IPv6 address here.
+    /// Returns the node's IPv6 address on this uplink.
     pub fn v6(&self) -> Result<Ipv6Addr> {
         first_v6(&self.addresses).with_context(|| format!("{} has no IPv6", self.name))
     }
 }
 
-/// A node, its pods and its uplinks. Hosts beyond the uplinks are added with
-/// [`Bed::server`], [`Bed::on_link`] and [`Bed::neighbour`].
+/// A node with pods and uplinks. [`Bed::server`], [`Bed::on_link`] and [`Bed::neighbour`] add hosts
+/// beyond the uplinks.
 #[derive(Debug)]
 pub struct Bed {
-    /// The node.
+    /// Namespace of the node.
     pub node: Netns,
     /// The pods, in the order of their addresses.
     pub pods: Vec<Host>,
-    /// The uplinks; the first has the default routes.
+    /// The uplinks; the default routes use the first.
     pub uplinks: Vec<Uplink>,
     pod_networks: Vec<IpNet>,
 }
 
-/// What a [`Bed`] shall consist of.
+/// Description of a [`Bed`] to be built.
 #[derive(Debug, Clone, Default)]
 pub struct BedBuilder {
     uplinks: Vec<(String, Vec<String>)>,
@@ -96,16 +96,16 @@ pub struct BedBuilder {
 }
 
 impl BedBuilder {
-    /// Adds an uplink with the node's addresses on it. The first one gets the
-    /// default routes of its families.
+    /// Adds an uplink with these addresses of the node. The default routes of both families use the
+    /// first uplink.
     #[must_use]
     pub fn uplink(mut self, name: &str, addresses: &[&str]) -> Self {
         self.uplinks.push((name.into(), owned(addresses)));
         self
     }
 
-    /// Puts `count` pods into the networks, at most one of a family: the node
-    /// has the first address, pods those that follow.
+    /// Adds `count` pods in these networks, at most one per family: the node has the first address,
+    /// the pods the following ones.
     #[must_use]
     pub fn pods(mut self, count: u32, networks: &[&str]) -> Self {
         self.pods = count;
@@ -113,7 +113,7 @@ impl BedBuilder {
         self
     }
 
-    /// Makes it all.
+    /// Creates the namespaces, links, addresses and routes.
     pub fn build(self) -> Result<Bed> {
         let node = Netns::new("node")?;
         node.forward()?;
@@ -138,14 +138,14 @@ impl BedBuilder {
 }
 
 impl Bed {
-    /// Starts describing a bed.
+    /// Returns an empty description of a bed.
     #[must_use]
     pub fn builder() -> BedBuilder {
         BedBuilder::default()
     }
 
-    /// Leaves chains on the node as a kubelet does: what tells which backend of
-    /// iptables, `nft` or `legacy`, is used there.
+    /// Creates a kubelet's chains on the node, which show that the iptables backend in use is `nft`
+    /// or `legacy`.
     pub fn kubelet_chain(&self, backend: &str, name: &str) -> Result<()> {
         for family in ["iptables", "ip6tables"] {
             let program = format!("{family}-{backend}");
@@ -155,8 +155,8 @@ impl Bed {
         Ok(())
     }
 
-    /// Both families, one uplink `eth0` (10.1.0.10/16, fd00:1::10/64), and two
-    /// pods (172.16.0.2 and .3, fd00:172::2 and ::3).
+    /// Builds a dual-stack bed: one uplink `eth0` (10.1.0.10/16, fd00:1::10/64), and two pods
+    /// (172.16.0.2 and .3, fd00:172::2 and ::3).
     pub fn dual_stack() -> Result<Self> {
         Self::builder()
             .uplink("eth0", &["10.1.0.10/16", "fd00:1::10/64"])
@@ -164,9 +164,8 @@ impl Bed {
             .build()
     }
 
-    /// A host in a network of its own behind the uplink's router. It has no way
-    /// back to pods. The node gets a route to it where the uplink is not the
-    /// default.
+    /// Adds a host in a network of its own behind the uplink's router. It has no route back to
+    /// pods. If the uplink is not the default one, the node gets a route to the host.
     pub fn server(&self, uplink: usize, addresses: &[&str]) -> Result<Host> {
         let uplink_index = uplink;
         let uplink = self.uplink(uplink)?;
@@ -186,7 +185,7 @@ impl Bed {
         Ok(host)
     }
 
-    /// A host in the uplink's own network that does not know the way to pods.
+    /// Adds a host in the uplink's own network without a route to pods.
     pub fn on_link(&self, uplink: usize, addresses: &[&str]) -> Result<Host> {
         let uplink = self.uplink(uplink)?;
         let host = host("host", &owned(addresses))?;
@@ -199,7 +198,7 @@ impl Bed {
         Ok(host)
     }
 
-    /// A host in the uplink's own network that reaches pods through the node.
+    /// Adds a host in the uplink's own network with a route to pods through the node.
     pub fn neighbour(&self, uplink: usize, addresses: &[&str]) -> Result<Host> {
         let host = self.on_link(uplink, addresses)?;
         let node = &self.uplink(uplink)?.addresses;
@@ -217,7 +216,7 @@ impl Bed {
             .with_context(|| format!("the bed has no uplink {index}"))
     }
 
-    /// How many interfaces a namespace has: a number for the next one.
+    /// Returns the number of interfaces in a namespace, which numbers the next one.
     fn ports(&self, ns: &Netns) -> Result<usize> {
         Ok(ns.ip("-o link show")?.lines().count())
     }
@@ -314,7 +313,7 @@ fn first_v6(among: &[IpNet]) -> Option<Ipv6Addr> {
     })
 }
 
-/// The last usable address of a network, where routers live: 10.1.255.254 in
+/// Returns the last usable address of a network, by convention the router's: 10.1.255.254 in
 /// 10.1.0.0/16, fd00::fffe in fd00::/64 (prefixes up to /112).
 #[must_use]
 pub fn last_host(net: IpNet) -> IpNet {

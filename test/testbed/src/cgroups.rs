@@ -1,4 +1,4 @@
-//! Control groups of a machine's pods, in the hierarchies that there are.
+//! Control groups for the pods of a machine, in every mounted hierarchy.
 
 use super::process::wait_for;
 use anyhow::{Context as _, Result};
@@ -7,21 +7,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where hierarchies are mounted.
+/// Mount point of the hierarchies.
 const MOUNTED: &str = "/sys/fs/cgroup";
 
-/// How long the kernel may take to see the last process out.
+/// Timeout for the kernel to account for the exit of the last process.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The group of the machine whose files are in this directory, whose name no
-/// other machine has.
+/// Returns the name of the group of the machine with this directory, unique among all machines.
 pub fn name(dir: &Path) -> String {
     let name = dir.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
-/// Lines of a shell script that mount the hierarchies of this system and make
-/// the group in each.
+/// Returns shell script lines that mount this system's hierarchies and create the group in each.
 pub fn mounts(group: &str) -> Result<String> {
     let own = fs::read_to_string("/proc/self/cgroup").context("reading /proc/self/cgroup")?;
     let mut script = String::new();
@@ -49,7 +47,7 @@ pub fn mounts(group: &str) -> Result<String> {
              mkdir {MOUNTED}/{at}/{group}"
         );
         if controllers.split(',').any(|one| one == "cpuset") {
-            // A group without these can hold no process.
+            // Without these settings a cpuset group cannot hold a process.
             let _ = write!(
                 script,
                 "\nfor file in cpuset.cpus cpuset.mems; do\n  \
@@ -61,8 +59,8 @@ pub fn mounts(group: &str) -> Result<String> {
     Ok(script)
 }
 
-/// Removes a group, with those in it, from every hierarchy. Errors are left
-/// unsaid: this runs where nothing can act on them.
+/// Removes a group and its children from every hierarchy. Errors are ignored: the caller cannot act
+/// on them.
 pub fn remove(group: &str) {
     for hierarchy in hierarchies() {
         let group = hierarchy.join(group);
@@ -73,14 +71,14 @@ pub fn remove(group: &str) {
     }
 }
 
-/// The names of the groups at the top of the hierarchies.
+/// Returns the names of the top-level groups of the hierarchies.
 pub fn at_the_top() -> Vec<String> {
     let groups = hierarchies().into_iter().flat_map(|at| directories(&at));
     let names = groups.filter_map(|group| group.file_name()?.to_str().map(str::to_owned));
     names.collect()
 }
 
-/// Where hierarchies may be: in one of version 2 the top itself is one.
+/// Returns the directories that may be hierarchies: with cgroup v2 the mount point itself is one.
 fn hierarchies() -> Vec<PathBuf> {
     let top = PathBuf::from(MOUNTED);
     let mut all = directories(&top);

@@ -1,4 +1,4 @@
-//! A directory of configuration that changes the way a ConfigMap volume does.
+//! A configuration directory that is updated the way a ConfigMap volume is.
 
 use super::workdir::WorkDir;
 use anyhow::{Context as _, Result};
@@ -6,11 +6,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-/// The key of the ConfigMap, and so the file's name in the volume.
+/// Key in the ConfigMap, and therefore name of the file in the volume.
 const KEY: &str = "ip-masq-agent";
 
-/// A mounted ConfigMap: `ip-masq-agent` links to `..data/ip-masq-agent`, and
-/// `..data` to a directory that is never changed but replaced.
+/// A mounted ConfigMap: `ip-masq-agent` is a symlink to `..data/ip-masq-agent`, and `..data` one to
+/// a directory that is never modified, only replaced.
 #[derive(Debug)]
 pub struct ConfigVolume {
     dir: WorkDir,
@@ -18,7 +18,7 @@ pub struct ConfigVolume {
 }
 
 impl ConfigVolume {
-    /// A volume with `content` in its only file.
+    /// Creates a volume with `content` in its only file.
     pub fn new(content: &str) -> Result<Self> {
         let mut volume = Self {
             dir: WorkDir::new("config")?,
@@ -29,20 +29,20 @@ impl ConfigVolume {
         Ok(volume)
     }
 
-    /// The directory, for `--config`.
+    /// Returns the directory, for `--config`.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// The file in it.
+    /// Returns the path of the file in it.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.path().join(KEY)
     }
 
-    /// Replaces the content by one rename, as kubelet does. The change is there
-    /// when this returns.
+    /// Replaces the content with one rename, as the kubelet does. The change is visible when this
+    /// returns.
     pub fn write(&mut self, content: &str) -> Result<()> {
         self.swap(content).context("changing the configuration")
     }

@@ -1,4 +1,4 @@
-//! A containerd on a node, and containers as the kubelet would ask for them.
+//! containerd on a node, and containers with the settings that the kubelet would request.
 
 use super::netns::Netns;
 use super::process::{Running, output, wait_for};
@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// How long containerd, or one of its containers, may take to start or to end.
+/// Timeout for containerd or one of its containers to start or to exit.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What containerd gives a container by default, and Kubernetes' `drop: [ALL]`
-/// takes away (containerd 1.6, oci/spec.go).
+/// Capabilities that containerd grants by default and Kubernetes' `drop: [ALL]` removes (containerd
+/// 1.6, oci/spec.go).
 const DEFAULT_CAPABILITIES: [&str; 14] = [
     "AUDIT_WRITE",
     "CHOWN",
@@ -32,8 +32,8 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "SYS_CHROOT",
 ];
 
-/// Not wanted here: file systems that the machine may lack, and Kubernetes' own
-/// interface, which needs a network plugin.
+/// Disables snapshotters for file systems that the machine may lack, the opt plugin, and CRI, which
+/// needs a network plugin.
 const CONFIG: &str = "\
 version = 2
 disabled_plugins = [
@@ -46,31 +46,31 @@ disabled_plugins = [
 ]
 ";
 
-/// A containerd with directories of its own. It and its containers are in the
-/// node's network, as with `hostNetwork`. Dropping it ends them.
+/// A containerd with directories of its own. The daemon and its containers are in the node's
+/// network, as with `hostNetwork`. Dropping it ends them.
 #[derive(Debug)]
 pub struct Containerd {
-    // Dropped first: the daemon before its directories.
+    // Dropped first: the daemon must end before its directories go.
     running: Running,
     node: Netns,
     dir: WorkDir,
 }
 
-/// What a container may do and what it sees, in the words of a pod.
+/// Privileges and environment of a container, in the terms of a pod spec.
 #[derive(Debug, Clone, Default)]
 pub struct ContainerOptions {
-    /// The program and its arguments.
+    /// Program and arguments, without a shell.
     pub command: Vec<String>,
-    /// The environment, besides the image's.
+    /// Environment variables added to the image's.
     pub env: Vec<(String, String)>,
-    /// `securityContext` of the container.
+    /// The container's `securityContext`.
     pub security: Value,
-    /// Directories of the node, and where the container has them.
+    /// Bind mounts: directories of the node and their paths in the container.
     pub mounts: Vec<(PathBuf, String)>,
 }
 
 impl Containerd {
-    /// Starts it on a node and waits until it answers.
+    /// Starts containerd on a node and waits until it responds.
     pub fn start(node: &Netns) -> Result<Self> {
         let dir = WorkDir::new("containerd")?;
         let path = |name: &str| dir.path().join(name).display().to_string();
@@ -102,8 +102,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// Runs a container and does not wait. What it writes is in
-    /// [`log`](Self::log).
+    /// Runs a container without waiting. Its output is in [`log`](Self::log).
     pub fn run(&self, image: &str, id: &str, options: &ContainerOptions) -> Result<()> {
         let mut arguments: Vec<String> = words("run --detach --snapshotter native --net-host");
         arguments.push(format!("--log-uri=file://{}", self.log_file(id).display()));
@@ -115,7 +114,7 @@ impl Containerd {
         for (name, value) in &options.env {
             arguments.push(format!("--env={name}={value}"));
         }
-        // The kubelet's containers have no file system of their own at /run, as ctr's have.
+        // ctr mounts a tmpfs at /run; the kubelet's containers have none.
         let run = self.dir.path().join(format!("run-{id}"));
         fs::create_dir_all(run.join("netdp"))?;
         fs::write(run.join("xtables.lock"), "")?;
@@ -144,8 +143,7 @@ impl Containerd {
         self.ctr(&[&["task", "exec", "--exec-id", "look", &id], command].concat())
     }
 
-    /// The process of a container, as this machine numbers it; none if it has
-    /// ended.
+    /// Returns the process id of a container in this machine's numbering; `None` if it has exited.
     pub fn pid(&self, id: &str) -> Result<Option<u32>> {
         let id = self.unique(id);
         let tasks = self.ctr(&["task", "list"])?;
@@ -162,20 +160,20 @@ impl Containerd {
         Ok(None)
     }
 
-    /// Waits until a container has ended.
+    /// Waits until a container has exited.
     pub fn wait_end(&self, id: &str) -> Result<()> {
         let what = format!("the end of the container {id}");
         wait_for(PATIENCE, &what, || matches!(self.pid(id), Ok(None))).with_context(|| self.log(id))
     }
 
-    /// Ends a container as the kubelet does first, with SIGTERM, and removes it.
+    /// Stops a container with SIGTERM, as the kubelet does first, and removes it.
     pub fn stop(&self, id: &str) -> Result<()> {
         self.ctr(&["task", "kill", "--signal", "SIGTERM", &self.unique(id)])?;
         self.wait_end(id)?;
         self.remove(id)
     }
 
-    /// Removes a container that has ended.
+    /// Removes a container that has exited.
     pub fn remove(&self, id: &str) -> Result<()> {
         let id = self.unique(id);
         self.ctr(&["task", "delete", "--force", &id])?;
@@ -183,7 +181,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// What a container wrote.
+    /// Returns the output of a container.
     #[must_use]
     pub fn log(&self, id: &str) -> String {
         fs::read_to_string(self.log_file(id)).unwrap_or_default()
@@ -202,8 +200,8 @@ impl Containerd {
         output(&mut command)
     }
 
-    /// The name by which runc and the machine's cgroups know a container: they
-    /// are those of the whole machine.
+    /// Returns the id of a container for runc and the cgroups, which are shared by the whole
+    /// machine.
     fn unique(&self, id: &str) -> String {
         let own = self.dir.path().file_name().unwrap_or_default();
         format!("{}-{id}", own.display())
@@ -212,7 +210,7 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        // The shims that hold containers outlive the daemon.
+        // The containers' shims outlive the daemon.
         for line in self
             .ctr(&["task", "list", "-q"])
             .unwrap_or_default()
@@ -223,7 +221,7 @@ impl Drop for Containerd {
     }
 }
 
-/// A `securityContext` as flags of ctr.
+/// Returns a `securityContext` as flags of ctr.
 fn security(context: &Value) -> Result<Vec<String>> {
     let mut flags = Vec::new();
     if context["readOnlyRootFilesystem"] == true {
@@ -247,7 +245,7 @@ fn security(context: &Value) -> Result<Vec<String>> {
             .filter_map(Value::as_str)
             .collect()
     };
-    // What is dropped and added is there; ctr would drop last.
+    // A capability that is both dropped and added is kept; ctr would drop it.
     let added = capabilities("add");
     for dropped in capabilities("drop") {
         let each: &[&str] = if dropped == "ALL" {

@@ -1,4 +1,4 @@
-//! TCP and UDP servers that answer with what they got and from whom.
+//! TCP and UDP servers that echo what they receive, followed by the sender's address.
 
 use super::netns::Netns;
 use super::service::Service;
@@ -7,15 +7,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-/// How long a client waits for an answer.
+/// Client timeout for an answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A TCP server: to each line it answers `<line> <client's address:port>`.
+/// A TCP server that answers each line with `<line> <client's address:port>`.
 #[derive(Debug)]
 pub struct EchoServer(#[expect(dead_code, reason = "dropping it ends the server")] Service);
 
 impl EchoServer {
-    /// Listens in the namespace.
+    /// Starts listening in the namespace.
     pub fn start(ns: &Netns, at: impl Into<SocketAddr>) -> Result<Self> {
         let service = Service::tcp(ns, at.into(), |mut stream, peer| {
             stream.set_nodelay(true)?;
@@ -50,8 +50,7 @@ impl EchoClient {
         })
     }
 
-    /// Sends a line, checks that its own words come back, and returns the
-    /// source that the server sees.
+    /// Sends a line, checks the echo, and returns the source address that the server saw.
     pub fn ask(&mut self) -> Result<SocketAddr> {
         self.asked += 1;
         let word = self.asked.to_string();
@@ -64,7 +63,7 @@ impl EchoClient {
     }
 }
 
-/// A UDP server: to each datagram it answers `<datagram> <client's address:port>`.
+/// A UDP server that answers each datagram with `<datagram> <client's address:port>`.
 #[derive(Debug)]
 pub struct UdpEchoServer(#[expect(dead_code, reason = "dropping it ends the server")] Service);
 
@@ -79,15 +78,15 @@ impl UdpEchoServer {
             let mut buffer = [0; 2048];
             if let Ok((count, peer)) = socket.recv_from(&mut buffer) {
                 let answer = [&buffer[..count], format!(" {peer}").as_bytes()].concat();
-                // A lost answer shows at the client.
+                // The client detects a lost answer.
                 let _ = socket.send_to(&answer, peer);
             }
         })))
     }
 }
 
-/// Sends one datagram from the namespace to a [`UdpEchoServer`] and returns the
-/// source that the server saw. `from` is the source port; 0 is any.
+/// Sends one datagram from the namespace to a [`UdpEchoServer`] and returns the source that the
+/// server saw. `from` is the source port; 0 selects any.
 pub fn udp_ask(
     ns: &Netns,
     from: u16,
@@ -112,7 +111,7 @@ pub fn udp_ask(
     seen(&String::from_utf8_lossy(&buffer[..count]), "ask")
 }
 
-/// The address that an echo server's answer says it saw; the rest has to be `word`.
+/// Returns the address in an echo server's answer; the text before it must be `word`.
 pub fn seen(answer: &str, word: &str) -> Result<SocketAddr> {
     let (echoed, peer) = answer
         .trim_end()

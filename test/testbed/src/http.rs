@@ -1,4 +1,4 @@
-//! A small HTTP server that tells each client which address it saw.
+//! A small HTTP server that answers with the client's address.
 
 use super::netns::Netns;
 use super::service::Service;
@@ -9,13 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const CHUNK: [u8; 16384] = [0; 16384];
-/// The pace of `/seconds/N`: one chunk in each of these intervals.
+/// Pace of `/seconds/N`: one chunk per interval.
 const INTERVAL: Duration = Duration::from_millis(20);
 const CHUNKS_A_SECOND: usize = 50;
 
-/// Serves, one request a connection: `GET /health` (200, the client's address
-/// and a newline), `GET /bytes/N` (N zero bytes), and `GET /seconds/N` (zero
-/// bytes at a pace that takes N seconds, see [`HttpServer::paced_bytes`]).
+/// A server with one request per connection: `GET /health` (200, the client's address and a
+/// newline), `GET /bytes/N` (N zero bytes), and `GET /seconds/N` (zero bytes, paced to take N
+/// seconds, see [`HttpServer::paced_bytes`]).
 #[derive(Debug)]
 pub struct HttpServer {
     seen: Arc<Mutex<Vec<SocketAddr>>>,
@@ -23,7 +23,7 @@ pub struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens in the namespace.
+    /// Starts listening in the namespace.
     pub fn start(ns: &Netns, at: impl Into<SocketAddr>) -> Result<Self> {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
@@ -37,19 +37,19 @@ impl HttpServer {
         })
     }
 
-    /// How many bytes `/seconds/N` has.
+    /// Returns the number of bytes of `/seconds/N`.
     #[must_use]
     pub fn paced_bytes(seconds: usize) -> usize {
         seconds * CHUNKS_A_SECOND * CHUNK.len()
     }
 
-    /// The source address of each connection, in order.
+    /// Returns the source address of each connection, in order.
     #[must_use]
     pub fn seen(&self) -> Vec<IpAddr> {
         self.seen_endpoints().iter().map(SocketAddr::ip).collect()
     }
 
-    /// The source address and port of each connection, in order.
+    /// Returns the source address and port of each connection, in order.
     #[must_use]
     pub fn seen_endpoints(&self) -> Vec<SocketAddr> {
         lock(&self.seen).clone()
@@ -63,7 +63,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn answer(mut stream: TcpStream, peer: IpAddr) -> io::Result<()> {
     let mut lines = BufReader::new(&stream).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
-    // The rest of the header has to be read, or closing resets the connection.
+    // The rest of the header must be read, or closing the socket resets the connection.
     for line in lines {
         if line?.is_empty() {
             break;

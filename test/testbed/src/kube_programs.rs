@@ -1,16 +1,16 @@
-//! Where etcd, kube-apiserver and their companions are.
+//! Locations of etcd, kube-apiserver and the other Kubernetes programs.
 
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 
-/// The variable that names a directory with etcd, kube-apiserver and kubectl,
-/// as the test environments of other Kubernetes projects use it.
+/// Environment variable with a directory of etcd, kube-apiserver and kubectl, as in the test
+/// environments of other Kubernetes projects.
 pub const ASSETS: &str = "KUBEBUILDER_ASSETS";
 
-/// The version of Kubernetes that Debian 12 has.
+/// Kubernetes version in Debian 12.
 pub const VERSION: &str = "1.20.2";
 
-/// Where `cargo xtask setup` leaves them: below `$XDG_CACHE_HOME`, or
+/// Returns the directory to which `cargo xtask setup` installs them: below `$XDG_CACHE_HOME` or
 /// `~/.cache`.
 pub fn cache() -> Result<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -21,8 +21,8 @@ pub fn cache() -> Result<PathBuf> {
     Ok(base.join(format!("netdp/kubernetes-{VERSION}")))
 }
 
-/// The program of this name: in `$KUBEBUILDER_ASSETS` if that has it, else
-/// where setup left it.
+/// Returns the path of a program: in `$KUBEBUILDER_ASSETS` if present, otherwise where setup
+/// installed it.
 pub fn find(name: &str) -> Result<PathBuf> {
     let assets = std::env::var_os(ASSETS).map(PathBuf::from);
     let found = assets

@@ -1,8 +1,8 @@
-//! Nodes, pods and servers as network namespaces, with real programs in them.
+//! Nodes, pods and servers as network namespaces with real programs in them.
 //!
-//! Everything made here is named `netdp-<pid>-<seq>-<role>` and goes away when
-//! its value is dropped. What a killed process left behind is removed by the
-//! next process that makes a namespace; nothing else on the machine is touched.
+//! Everything created here is named `netdp-<pid>-<seq>-<role>` and removed when its value is
+//! dropped. What a killed process left behind is removed by the next process that creates a
+//! namespace; nothing else on the machine is touched.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {

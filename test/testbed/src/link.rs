@@ -1,4 +1,4 @@
-//! Wires, bridges, addresses and routes.
+//! Veth pairs, bridges, addresses and routes.
 
 use super::netns::Netns;
 use anyhow::{Context as _, Result};
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A wire between two namespaces, both ends up.
+/// Creates a veth pair between two namespaces, both ends up.
 pub fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str) -> Result<()> {
     a.ip(&format!(
         "link add {a_name} type veth peer name {b_name} netns {}",
@@ -18,11 +18,11 @@ pub fn veth(a: &Netns, a_name: &str, b: &Netns, b_name: &str) -> Result<()> {
 }
 
 impl Netns {
-    /// A bridge that is up, with no ports yet (`ip link set PORT master NAME`).
+    /// Creates a bridge that is up and has no ports yet (`ip link set PORT master NAME`).
     pub fn bridge(&self, name: &str) -> Result<()> {
         static SEQUENCE: AtomicU32 = AtomicU32::new(1);
-        // A bridge without an address of its own takes that of its ports and
-        // changes it when one is added, which leaves stale neighbour entries.
+        // A bridge without a MAC address of its own takes one of its ports' and changes it when a
+        // port is added, which leaves stale neighbour entries.
         let [_, high, middle, low] = SEQUENCE.fetch_add(1, Ordering::Relaxed).to_be_bytes();
         self.ip(&format!(
             "link add {name} address 02:62:72:{high:02x}:{middle:02x}:{low:02x} \
@@ -32,14 +32,14 @@ impl Netns {
         Ok(())
     }
 
-    /// A wire from this namespace's bridge to an interface in another one.
+    /// Creates a veth pair from this namespace's bridge to an interface in another namespace.
     pub fn plug(&self, bridge: &str, port: &str, other: &Netns, other_name: &str) -> Result<()> {
         veth(self, port, other, other_name)?;
         self.ip(&format!("link set {port} master {bridge}"))?;
         Ok(())
     }
 
-    /// Adds an address that is usable at once, for example `10.1.0.10/16`.
+    /// Adds an address that is usable at once (no DAD), for example `10.1.0.10/16`.
     pub fn address(&self, interface: &str, address: IpNet) -> Result<()> {
         let no_dad = if address.addr().is_ipv6() {
             " nodad"
@@ -56,15 +56,15 @@ impl Netns {
         Ok(())
     }
 
-    /// Drops what no other route wants, silently, as clouds do: a router's ICMP
-    /// error would end a connection early and hide that packets get lost.
+    /// Silently drops packets that match no other route, as clouds do: a router's ICMP error would
+    /// end a connection early and hide that packets are lost.
     pub fn blackhole_the_rest(&self) -> Result<()> {
         self.ip("-4 route add blackhole default")?;
         self.ip("-6 route add blackhole default")?;
         Ok(())
     }
 
-    /// Switches offloads of an interface, for example `["tso", "off"]`.
+    /// Sets offloads of an interface, for example `["tso", "off"]`.
     pub fn offloads(&self, interface: &str, settings: &[&str]) -> Result<()> {
         let argv = [&["ethtool", "-K", interface], settings].concat();
         self.run(&argv).context("changing offloads")?;

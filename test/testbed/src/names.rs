@@ -1,5 +1,4 @@
-//! The names of namespaces and directories, and the removal of what processes
-//! that no longer live left behind.
+//! Names of namespaces and directories, and removal of those that dead processes left behind.
 
 use super::cgroups;
 use super::process::wait_for;
@@ -18,19 +17,19 @@ use std::time::Duration;
 
 const PREFIX: &str = "netdp";
 
-/// How long processes that were killed may take to be gone.
+/// Timeout for killed processes to disappear.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where `ip netns` keeps the names of namespaces.
+/// Directory in which `ip netns` keeps its names.
 pub(super) const NETNS_DIR: &str = "/run/netns";
 
-/// Whether this process has root's user id.
+/// Reports whether this process runs as root.
 #[must_use]
 pub fn is_root() -> bool {
     geteuid().is_root()
 }
 
-/// Fails with a message that says what is missing unless this process is root.
+/// Returns an error that names the missing privilege unless this process runs as root.
 pub fn require_root(what: &str) -> Result<()> {
     ensure!(
         is_root(),
@@ -40,7 +39,7 @@ pub fn require_root(what: &str) -> Result<()> {
     Ok(())
 }
 
-/// A name that no other namespace or directory of this machine has:
+/// Returns a name that is unique among the namespaces and directories of this machine:
 /// `netdp-<pid>-<seq>-<role>`.
 pub(super) fn unique(role: &str) -> String {
     static SEQUENCE: AtomicU32 = AtomicU32::new(0);
@@ -49,21 +48,21 @@ pub(super) fn unique(role: &str) -> String {
     format!("{PREFIX}-{}-{sequence}-{role}", id())
 }
 
-/// Removes what this process and dead ones made: for a signal handler, since a
-/// process that ends by a signal drops nothing.
+/// Removes everything that this process and dead ones created. For signal handlers: a process that
+/// a signal terminates drops nothing.
 pub fn remove_all() {
     remove_where(|pid| pid == id() || !is_alive(pid));
 }
 
-/// Removes what dead processes left behind; what belongs to living ones stays.
+/// Removes everything that dead processes left behind; living processes keep theirs.
 pub fn sweep() {
     remove_where(|pid| pid != id() && !is_alive(pid));
 }
 
 fn sweep_once() {
     static SWEPT: OnceLock<()> = OnceLock::new();
-    // Before the first name is given out, a name with this process's own id can
-    // only come from an earlier process that had the same id.
+    // Before the first name is assigned, a name with this process's id can only come from an
+    // earlier process with the same id.
     SWEPT.get_or_init(remove_all);
 }
 
@@ -85,20 +84,20 @@ fn remove_where(is_leftover: impl Fn(u32) -> bool) {
     }
 }
 
-/// Kills what runs in the namespace, then removes its name. Errors are left
-/// unsaid: another process may be sweeping the same name.
+/// Kills the processes in the namespace, then removes its name. Errors are ignored: another process
+/// may be removing the same name.
 pub(super) fn remove_netns(name: &str) {
     for pid in processes_in(name).unwrap_or_default() {
         let _ = kill(pid, Signal::SIGKILL);
     }
-    // What they hold, such as mounts, goes with them.
+    // Their resources, such as mounts, go with them.
     let _ = wait_for(PATIENCE, "the end of its processes", || {
         processes_in(name).map_or(true, |left| left.is_empty())
     });
     let _ = Command::new("ip").args(["netns", "delete", name]).output();
 }
 
-/// The processes in the namespace `name`, this one excepted.
+/// Returns the processes in the namespace `name`, without this one.
 fn processes_in(name: &str) -> Result<BTreeSet<Pid>> {
     let path = Path::new(NETNS_DIR).join(name);
     let wanted = fs::metadata(&path).with_context(|| format!("namespace {name}"))?;
@@ -112,7 +111,7 @@ fn processes_in(name: &str) -> Result<BTreeSet<Pid>> {
     Ok(found.map(Pid::from_raw).collect())
 }
 
-/// The process that a name says it belongs to; `None` for every other name.
+/// Returns the process id in a name; `None` if the name has another form.
 fn owner(name: &str) -> Option<u32> {
     let mut parts = name.splitn(4, '-');
     let (prefix, pid, sequence, role) =

@@ -1,4 +1,4 @@
-//! One network namespace.
+//! Network namespaces.
 
 use super::names::{self, NETNS_DIR};
 use super::process::{Running, output, wait_for, wait_some};
@@ -14,13 +14,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a listener may take to be there, and a port to be free again.
+/// Timeout for a listener to appear, and for a port to become free.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A network namespace, known to `ip netns` by its [name](Self::name).
 ///
-/// Clones mean the same namespace. When the last is dropped, the processes in
-/// it are killed and it is removed, unless it is [somebody else's](Self::borrow).
+/// Clones refer to the same namespace. Dropping the last one kills the processes in it and removes
+/// it, unless it is [borrowed](Self::borrow).
 #[derive(Debug, Clone)]
 pub struct Netns(Arc<Inner>);
 
@@ -49,8 +49,8 @@ impl Inner {
 }
 
 impl Netns {
-    /// Makes a namespace with its loopback up, IPv6 addresses usable at once
-    /// (no duplicate address detection), and no reverse path filter.
+    /// Creates a namespace with its loopback up, IPv6 addresses usable at once (no duplicate
+    /// address detection), and no reverse path filter.
     pub fn new(role: &str) -> Result<Self> {
         names::require_root("a network namespace")?;
         let name = names::unique(role);
@@ -77,8 +77,8 @@ impl Netns {
         Ok(ns)
     }
 
-    /// A namespace that another program has made, by a file that stands for it.
-    /// Nothing in it is changed, and it is not removed. `name` is for messages.
+    /// Refers to a namespace of another program by its file. Nothing in it is changed and it is not
+    /// removed. `name` is for messages.
     pub fn borrow(name: &str, path: &Path) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Self(Arc::new(Inner {
@@ -89,40 +89,39 @@ impl Netns {
         })))
     }
 
-    /// The name by which `ip netns` knows it.
+    /// Returns its name for `ip netns`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The file to give to programs that take a namespace by path.
+    /// Returns its file, for programs that take a namespace by path.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.0.path.clone()
     }
 
-    /// A command whose process will be in this namespace. It sees the same
-    /// mounts as its parent, /sys/fs/bpf among them, which `ip netns exec`
-    /// would hide.
+    /// Returns a command whose process will run in this namespace. It has the same mounts as its
+    /// parent, /sys/fs/bpf included, which `ip netns exec` would hide.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let inner = Arc::clone(&self.0);
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec the closure makes one system call; it
-        // takes no lock and allocates nothing.
+        // SAFETY: between fork and exec the closure makes one system call; it takes no lock and
+        // allocates nothing.
         unsafe {
             command.pre_exec(move || Ok(setns(&inner.file, CloneFlags::CLONE_NEWNET)?));
         }
         command
     }
 
-    /// Runs a program here to its end and returns its standard output. The
-    /// error has the namespace, the command line and what it wrote.
+    /// Runs a program in the namespace to completion and returns its standard output. The error
+    /// names the namespace and the command line and contains the output.
     pub fn run<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<String> {
         output(&mut self.command_of(argv)?).with_context(|| format!("in {}", self.name()))
     }
 
-    /// Starts a program here. It is killed when the guard is dropped.
+    /// Starts a program in the namespace. Dropping the guard kills it.
     pub fn spawn<S: AsRef<OsStr>>(&self, argv: &[S]) -> Result<Running> {
         Running::start(self.command_of(argv)?).with_context(|| format!("in {}", self.name()))
     }
@@ -134,7 +133,7 @@ impl Netns {
         Ok(command)
     }
 
-    /// Runs `ip` here; `line` is split at white space.
+    /// Runs `ip` in the namespace; `line` is split at white space.
     pub fn ip(&self, line: &str) -> Result<String> {
         let argv: Vec<&str> = std::iter::once("ip")
             .chain(line.split_whitespace())
@@ -142,15 +141,15 @@ impl Netns {
         self.run(&argv)
     }
 
-    /// Runs `work` on a thread of its own inside the namespace: the sockets
-    /// that it opens stay in here wherever they are used afterwards.
+    /// Runs `work` on a new thread inside the namespace. Sockets that it opens belong to the
+    /// namespace, wherever they are used later.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         self.0.enter(work)
     }
 
-    /// Opens a socket in here that needs a certain port. Where the port was given back
-    /// only now it may be in use a moment longer: a child that another thread is
-    /// starting has this process's sockets until it becomes another program.
+    /// Opens a socket on a given port in the namespace, with retries. A port that was just released
+    /// may be in use a little longer: a child that another thread is starting holds this process's
+    /// sockets until exec.
     pub fn open<T: Send>(&self, open: impl Fn() -> io::Result<T> + Send + Sync) -> Result<T> {
         let opened = self.enter(|| {
             wait_some(PATIENCE, "the port", || match open() {
@@ -161,21 +160,21 @@ impl Netns {
         Ok(opened??)
     }
 
-    /// Sets a sysctl, for example `net.ipv4.ip_forward`. Dots separate; an
-    /// interface name with a dot in it is not supported.
+    /// Sets a sysctl, for example `net.ipv4.ip_forward`. Dots are separators, so an interface name
+    /// with a dot is not supported.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         self.enter(|| fs::write(&path, value))?
             .with_context(|| format!("setting {key}={value} in {}", self.name()))
     }
 
-    /// Makes this namespace forward packets, both families.
+    /// Enables forwarding in this namespace for both families.
     pub fn forward(&self) -> Result<()> {
         self.sysctl("net.ipv4.ip_forward", "1")?;
         self.sysctl("net.ipv6.conf.all.forwarding", "1")
     }
 
-    /// Waits until something here listens on the TCP port.
+    /// Waits until a socket in the namespace listens on the TCP port.
     pub fn wait_listening(&self, port: u16) -> Result<()> {
         let filter = format!("sport = :{port}");
         wait_for(
@@ -194,7 +193,7 @@ impl Drop for Inner {
         if self.borrowed {
             return;
         }
-        // libtest shows it where a test failed.
+        // libtest prints it for a failed test.
         if let Ok(Some(full)) = self.enter(tracking::was_full) {
             eprintln!("in {}: {full}", self.name);
         }

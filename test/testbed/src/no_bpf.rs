@@ -1,21 +1,20 @@
-//! Processes for which bpf(2) fails, as on a kernel that has none, or an older one.
+//! Processes for which bpf(2) fails, as on a kernel without it or an older one.
 
 use nix::errno::Errno;
 use std::io::Error;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// Where the first argument is in `seccomp_data`: its lower half, on a machine with the lowest byte
-/// first.
+/// Offset of the lower half of the first argument in `seccomp_data` on a little-endian machine.
 const FIRST_ARGUMENT: u32 = 16;
 
-/// Has bpf(2) of the command's process, and of those that it starts, fail with this error: a seccomp
-/// filter (seccomp(2)), as container runtimes use. `commands` are those that fail (`enum bpf_cmd`,
-/// include/uapi/linux/bpf.h); all if there are none.
+/// Makes bpf(2) fail with this error for the command's process and its children, by a seccomp
+/// filter (seccomp(2)) as container runtimes use. `commands` are those that fail (`enum bpf_cmd`,
+/// include/uapi/linux/bpf.h); if empty, all do.
 pub(super) fn fail_bpf(command: &mut Command, error: Errno, commands: &[u8]) {
     let filter = filter(error, commands);
-    // SAFETY: between fork and exec the closure makes two system calls; it takes
-    // no lock and allocates nothing.
+    // SAFETY: between fork and exec the closure makes two system calls; it takes no lock and
+    // allocates nothing.
     unsafe {
         command.pre_exec(move || install(&filter));
     }
@@ -23,19 +22,19 @@ pub(super) fn fail_bpf(command: &mut Command, error: Errno, commands: &[u8]) {
 
 fn filter(error: Errno, commands: &[u8]) -> Vec<libc::sock_filter> {
     let instruction = |code: u32, k, jt, jf| {
-        // The opcodes fit: linux/bpf_common.h.
+        // The opcodes fit into 16 bits: linux/bpf_common.h.
         let code = code.to_le_bytes();
         let code = u16::from_le_bytes([code[0], code[1]]);
         libc::sock_filter { code, jt, jf, k }
     };
     let number = u32::try_from(libc::SYS_bpf).unwrap_or(u32::MAX);
-    // Failing is with the error in the lower half (SECCOMP_RET_DATA).
+    // The error number is in the lower half (SECCOMP_RET_DATA).
     let fail = libc::SECCOMP_RET_ERRNO | (error as i32).cast_unsigned();
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let jump = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     let end = libc::BPF_RET | libc::BPF_K;
     let mut filter = vec![
-        // The number of the system call comes first in `seccomp_data`.
+        // `seccomp_data` begins with the system call number.
         instruction(load, 0, 0, 0),
         instruction(jump, number, 1, 0),
         instruction(end, libc::SECCOMP_RET_ALLOW, 0, 0),
@@ -60,7 +59,7 @@ fn install(filter: &[libc::sock_filter]) -> std::io::Result<()> {
         // The kernel only reads it.
         filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: the arguments are numbers, and a program that lives through the call.
+    // SAFETY: the arguments are integers and a pointer to a filter program that outlives the call.
     let done = unsafe {
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
             && libc::syscall(

@@ -1,4 +1,4 @@
-//! Pings that go on until they are ended.
+//! Continuous pings.
 
 use super::netns::Netns;
 use super::process::{Running, wait_for};
@@ -8,40 +8,40 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// How long one more answer may take, and a ping's end. Waited for in full only
-/// where no answer comes any more.
+/// Timeout for one more answer, and for the exit of a ping. Waited out only if answers have
+/// stopped.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Any number of pings, each to one target.
+/// A set of pings, each to one target.
 #[derive(Debug, Default)]
 pub struct Pings(Vec<Running>);
 
-/// What became of a ping.
+/// Result of a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pinged {
-    /// How many requests were answered.
+    /// Number of answered requests.
     pub answered: usize,
-    /// How many were not although a later one was. Those that were under way
-    /// when it was ended do not count.
+    /// Requests without an answer that a later, answered request followed. Requests in flight at
+    /// the end do not count.
     pub lost: usize,
-    /// An answer came after it was decided to end it.
+    /// An answer came after the end was requested.
     pub alive: bool,
 }
 
 impl Pings {
-    /// Starts one more; `interval` is in seconds, for example `0.02`.
+    /// Starts another ping; `interval` is in seconds, for example `0.02`.
     pub fn start(&mut self, from: &Netns, to: IpAddr, interval: &str) -> Result<()> {
         let argv = ["ping", "-n", "-i", interval, &to.to_string()];
         self.0.push(from.spawn(&argv)?);
         Ok(())
     }
 
-    /// Waits for one more answer to each, and ends them.
+    /// Waits for one more answer to each ping, then ends them.
     pub fn end(self) -> Result<Vec<Pinged>> {
         let last = |ping: &Running| answers(&ping.stdout()).last().copied();
         let before: Vec<_> = self.0.iter().map(last).collect();
         let go_on = || self.0.iter().zip(&before).all(|(ping, b)| last(ping) > *b);
-        // Whose last answer it was is told below.
+        // The pings without a further answer are identified below.
         let _ = wait_for(PATIENCE, "one more answer to each ping", go_on);
         let alive: Vec<_> = self
             .0
@@ -57,7 +57,7 @@ impl Pings {
 fn end(ping: Running, alive: bool) -> Result<Pinged> {
     ping.signal(Signal::SIGINT)?;
     let mut ping = ping;
-    // It fails where nothing was answered.
+    // ping exits with an error if nothing was answered.
     ping.wait(PATIENCE)?;
     let answers = answers(&ping.stdout());
     let sent_until = answers.last().copied().unwrap_or_default();
@@ -69,7 +69,7 @@ fn end(ping: Running, alive: bool) -> Result<Pinged> {
     })
 }
 
-/// The numbers of the requests that were answered; the first is 1.
+/// Returns the sequence numbers of the answered requests; the first is 1.
 fn answers(told: &str) -> BTreeSet<usize> {
     let lines = told.lines().filter(|line| line.contains(" bytes from "));
     let number = |line: &str| {

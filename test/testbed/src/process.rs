@@ -1,4 +1,4 @@
-//! Programs: run to the end, or kept running; and waiting with a deadline.
+//! Programs: run to completion or kept running; and waiting with a deadline.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -9,22 +9,22 @@ use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often a condition is looked at while waiting for it.
+/// Polling interval of a condition.
 const POLL: Duration = Duration::from_millis(5);
 
-/// How much slower than others this machine is: `NETDP_TEST_SLOWNESS`, or 1.
-/// Emulated ones need it (`cargo xtask kernels`).
+/// Returns the factor by which this machine is slower than others: `NETDP_TEST_SLOWNESS`, or 1.
+/// Emulated machines need it (`cargo xtask kernels`).
 fn slowness() -> u32 {
     let told = std::env::var("NETDP_TEST_SLOWNESS").ok();
     told.and_then(|told| told.parse().ok()).unwrap_or(1)
 }
 
-/// Waits until `condition` holds. The error says what was waited for.
+/// Waits until `condition` holds. The error names `what`.
 pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     wait_some(deadline, what, || condition().then_some(()))
 }
 
-/// Waits until `look` finds something, and returns it.
+/// Waits until `look` returns a value, and returns it.
 pub fn wait_some<T>(
     deadline: Duration,
     what: &str,
@@ -44,8 +44,8 @@ pub fn wait_some<T>(
     }
 }
 
-/// Runs the command to its end and returns its standard output; a failure has
-/// the command line and all that it wrote.
+/// Runs the command to completion and returns its standard output. The error contains the command
+/// line and the output.
 pub fn output(command: &mut Command) -> Result<String> {
     let line = command_line(command);
     let out = command
@@ -60,8 +60,7 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// A program that runs until it ends or the guard is dropped, which kills it.
-/// What it writes is kept.
+/// A program that runs until it exits or the guard is dropped, which kills it. Its output is kept.
 #[derive(Debug)]
 pub struct Running {
     line: String,
@@ -71,7 +70,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts the command with no standard input.
+    /// Starts the command without standard input.
     pub fn start(mut command: Command) -> Result<Self> {
         let line = command_line(&command);
         let (stdout, stderr) = (tempfile::tempfile()?, tempfile::tempfile()?);
@@ -89,30 +88,30 @@ impl Running {
         })
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it wrote to standard output so far.
+    /// Returns its standard output so far.
     #[must_use]
     pub fn stdout(&self) -> String {
         contents(&self.stdout)
     }
 
-    /// What it wrote to standard error so far.
+    /// Returns its standard error so far.
     #[must_use]
     pub fn stderr(&self) -> String {
         contents(&self.stderr)
     }
 
-    /// How it ended; `None` while it runs.
+    /// Returns its exit status; `None` while it runs.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.child.try_wait()?)
     }
 
-    /// Waits until it ends, however it ends.
+    /// Waits until it exits, with any status.
     pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         let what = format!("the end of `{}`", self.line);
         let mut status = None;
@@ -124,7 +123,7 @@ impl Running {
         status.context(what)
     }
 
-    /// Waits until it ends well, and returns its standard output.
+    /// Waits until it exits successfully and returns its standard output.
     pub fn finish(mut self, deadline: Duration) -> Result<String> {
         let status = self.wait(deadline)?;
         ensure!(
@@ -136,26 +135,26 @@ impl Running {
         Ok(self.stdout())
     }
 
-    /// Sends a signal.
+    /// Sends a signal to the program.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(Pid::from_raw(i32::try_from(self.pid())?), signal)
             .with_context(|| format!("sending {signal} to `{}`", self.line))
     }
 
-    /// Sends SIGTERM and waits until it ends.
+    /// Sends SIGTERM and waits until it exits.
     pub fn terminate(&mut self, deadline: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait(deadline)
     }
 
-    /// Sends SIGKILL and reaps it.
+    /// Kills it with SIGKILL and reaps it.
     pub fn kill9(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// All that it wrote, for a failure message.
+    /// Returns its whole output, for a failure message.
     #[must_use]
     pub fn written(&self) -> String {
         indent(&[&self.stderr(), &self.stdout()])
@@ -169,7 +168,7 @@ impl Drop for Running {
 }
 
 fn contents(file: &File) -> String {
-    // Positional reads leave the offset alone at which the child writes on.
+    // Positional reads do not move the offset at which the child writes.
     let mut bytes = Vec::new();
     let mut chunk = [0; 8192];
     let mut offset = 0;

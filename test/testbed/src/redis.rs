@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 
-/// A redis-server in a namespace, keeping nothing on disk.
+/// A redis-server in a namespace, without persistence.
 #[derive(Debug)]
 pub struct RedisServer {
     _running: Running,
@@ -16,15 +16,14 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts it and waits until it listens.
+    /// Starts the server and waits until it listens.
     pub fn start(ns: &Netns, at: impl Into<SocketAddr>) -> Result<Self> {
         let at = at.into();
         let dir = WorkDir::new("redis")?;
         let program =
             program().context("redis-server is not installed: run `cargo xtask setup`")?;
         let mut command = ns.command(program);
-        // One program is all of Redis's tools; the name it is started by
-        // tells it which.
+        // All of Redis's tools are one program, which selects the tool by its own name.
         command.arg0("redis-server");
         command
             .args(["--bind", &at.ip().to_string()])
@@ -41,8 +40,8 @@ impl RedisServer {
     }
 }
 
-/// The Redis server's program. Debian's redis-tools has it under the name of
-/// redis-check-rdb; the package redis-server would add a service to the host.
+/// Returns the path of the Redis server. Debian's redis-tools contains it as redis-check-rdb; the
+/// package redis-server would add a service to the host.
 #[must_use]
 fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

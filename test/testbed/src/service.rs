@@ -1,4 +1,4 @@
-//! A server's threads: accept until told to stop.
+//! Server threads that accept until they are stopped.
 
 use super::netns::Netns;
 use anyhow::{Context as _, Result};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// How long a server takes at most to notice that it shall stop, milliseconds.
+/// Maximum time in milliseconds after which a server notices that it has been stopped.
 const STOP_WITHIN: u8 = 20;
 
 /// A thread that serves until this is dropped.
@@ -20,7 +20,7 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Calls `serve` whenever the socket can be read, until dropped.
+    /// Calls `serve` whenever the socket is readable, until dropped.
     pub(super) fn start<S>(socket: S, mut serve: impl FnMut(&S) + Send + 'static) -> Self
     where
         S: AsFd + Send + 'static,
@@ -41,8 +41,8 @@ impl Service {
         }
     }
 
-    /// Listens on a TCP address in the namespace and gives each connection to
-    /// `serve` on a thread of its own.
+    /// Listens on a TCP address in the namespace and passes each connection to `serve` on a thread
+    /// of its own.
     pub(super) fn tcp<F>(ns: &Netns, at: SocketAddr, serve: F) -> Result<Self>
     where
         F: Fn(TcpStream, SocketAddr) -> std::io::Result<()> + Send + Sync + 'static,
@@ -58,7 +58,7 @@ impl Service {
         Ok(Self::start(listener, move |listener| {
             while let Ok((stream, peer)) = listener.accept() {
                 let serve = Arc::clone(&serve);
-                // An error is the client's: it went away.
+                // An error means that the client has disconnected.
                 std::thread::spawn(move || {
                     stream.set_nonblocking(false)?;
                     serve(stream, peer)

@@ -1,20 +1,20 @@
-//! Whether connection tracking has room: a test that lacks it has to say so, and not something else.
+//! Capacity of connection tracking: a test that lacks it must fail with that reason and no other.
 
 use super::netns::Netns;
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
 
-/// How many connections may be tracked: one limit for the machine, held against each namespace.
+/// Maximum number of tracked connections: one limit for the machine, applied to each namespace.
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const COUNT: &str = "/proc/sys/net/netfilter/nf_conntrack_count";
 
-/// What became of packets in the reader's namespace, a line for each CPU, in hexadecimal.
+/// Conntrack statistics of the reader's namespace, one line per CPU, in hexadecimal.
 const STATISTICS: &str = "/proc/thread-self/net/stat/nf_conntrack";
 
-/// Checks that this many connections more can be tracked in the namespace.
+/// Checks that this many more connections can be tracked in the namespace.
 ///
 /// # Errors
-/// They can't, or connection tracking can't be asked.
+/// Returns an error if they cannot, or if connection tracking cannot be queried.
 pub fn ensure_tracked(ns: &Netns, more: usize) -> Result<()> {
     let read = |path: &str| -> Result<usize> {
         let text = fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
@@ -33,8 +33,8 @@ pub fn ensure_tracked(ns: &Netns, more: usize) -> Result<()> {
     Ok(())
 }
 
-/// Says what connection tracking has dropped in the calling thread's namespace because it was full;
-/// nothing if that did not happen.
+/// Describes what connection tracking has dropped in the calling thread's namespace because its
+/// table was full; `None` if nothing.
 pub(super) fn was_full() -> Option<String> {
     let lost = lost(&fs::read_to_string(STATISTICS).ok()?)?;
     let max = fs::read_to_string(MAX).unwrap_or_default();
@@ -45,8 +45,8 @@ pub(super) fn was_full() -> Option<String> {
     ))
 }
 
-/// How many packets and connections were lost for want of room, of these statistics. A packet that
-/// lost a race counts among the dropped and among the failed insertions
+/// Returns from these statistics the number of packets and connections lost because the table was
+/// full. A packet that lost a race counts both as dropped and as a failed insertion
 /// (`nf_conntrack_core.c`, Linux 6.18).
 fn lost(statistics: &str) -> Option<u64> {
     let mut lines = statistics.lines();
@@ -78,7 +78,7 @@ mod tests {
         };
         let statistics = |cpus: &[String]| NAMES.to_owned() + &cpus.concat();
         assert_eq!(lost(&statistics(&[cpu(0, 0, 0), cpu(0, 0, 0)])), None);
-        // A race is no want of room.
+        // A lost race does not mean a full table.
         assert_eq!(lost(&statistics(&[cpu(2, 2, 0)])), None);
         assert_eq!(lost(&statistics(&[cpu(1, 17, 0), cpu(0, 0, 3)])), Some(19));
         assert_eq!(lost(""), None);

@@ -1,4 +1,4 @@
-//! A temporary directory, with the file systems that were mounted in it.
+//! Temporary directories and the file systems mounted in them.
 
 use super::names;
 use anyhow::{Context as _, Result};
@@ -6,20 +6,20 @@ use nix::mount::{MntFlags, umount2};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A directory `netdp-<pid>-<seq>-<role>` under the system's temporary
-/// directory. Dropping it unmounts what is mounted in it and removes it.
+/// A directory `netdp-<pid>-<seq>-<role>` in the system's temporary directory. Dropping it unmounts
+/// everything mounted in it and removes it.
 #[derive(Debug)]
 pub struct WorkDir(PathBuf);
 
 impl WorkDir {
-    /// Makes the directory.
+    /// Creates the directory; `role` is a part of its name.
     pub fn new(role: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(names::unique(role));
         fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
     }
 
-    /// Its path.
+    /// Returns the path of the directory.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
@@ -32,8 +32,8 @@ impl Drop for WorkDir {
     }
 }
 
-/// Unmounts what is mounted below `path` and removes it. Errors are left
-/// unsaid: this runs where nothing can act on them.
+/// Unmounts everything mounted below `path` and removes it. Errors are ignored: the caller cannot
+/// act on them.
 pub(super) fn remove(path: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     // The innermost mounts are listed last.

@@ -1,4 +1,4 @@
-//! The API server that tests start is a real one.
+//! Checks that the API server of the tests is a real one.
 
 use anyhow::Result;
 use testbed::{ApiServer, Netns};

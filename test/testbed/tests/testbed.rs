@@ -1,4 +1,4 @@
-//! The testbed itself: namespaces talk, and go away.
+//! Checks of the testbed itself: namespaces are connected, and are removed.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use testbed::{
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// A process id that no process has: it was ours and is reaped.
+/// Returns an unused process id: that of a reaped child.
 fn dead_pid() -> std::io::Result<u32> {
     let mut child = Command::new("true").spawn()?;
     child.wait()?;
@@ -93,8 +93,8 @@ fn sysctls_are_the_namespaces_own() {
     assert_eq!((read(&a).trim(), read(&b).trim()), ("1", "0"));
 }
 
-/// The addresses by which each kind of host sees a pod without netdp, and that
-/// nothing comes back from where pods are unknown.
+/// Checks the source addresses that each kind of host sees without netdp, and that hosts without a
+/// route to pods cannot answer.
 #[test]
 fn without_netdp_only_a_neighbour_answers_pods() {
     let bed = Bed::dual_stack().unwrap();
@@ -114,7 +114,7 @@ fn without_netdp_only_a_neighbour_answers_pods() {
     assert!(body("http://10.1.0.20/nothing").is_err());
     assert_eq!(http.seen().len(), 3);
 
-    // The node itself reaches everyone.
+    // The node itself reaches every host.
     for target in ["10.2.0.1", "fd00:2::1", "10.1.0.30"] {
         bed.node.run(&["ping", "-c1", "-W30", target]).unwrap();
     }

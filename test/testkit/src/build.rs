@@ -1,6 +1,6 @@
-//! Packets to test with, as bytes, every checksum computed from its definition.
+//! Packet builder for tests: packets as bytes, with every checksum computed from its definition.
 //!
-//! The tests on the host and those of the eBPF programs use the same packets.
+//! The host tests and the tests of the eBPF programs share these packets.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,7 +9,7 @@ pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
-/// What a packet carries.
+/// Payload type of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Tcp {
@@ -28,30 +28,30 @@ pub enum Kind {
     Icmp(u8),
     /// UDP-Lite with a checksum over everything (RFC 3828).
     UdpLite,
-    /// Another protocol, with `data` as its payload; SCTP has ports before it.
+    /// Another protocol with `data` as its payload; SCTP is preceded by its ports.
     Other(u8),
 }
 
-/// A packet. Two that differ in an endpoint only have the same bytes but for
-/// that endpoint and the checksums over it: what a translation must give.
+/// A packet to build. Two packets that differ only in one endpoint have the same bytes except for
+/// that endpoint and the checksums that cover it: the expected result of a translation.
 #[derive(Clone, Debug)]
 pub struct Build {
     pub src: SocketAddr,
     pub dst: SocketAddr,
     pub kind: Kind,
-    /// Routers that it may still pass.
+    /// Remaining hops: TTL or hop limit.
     pub hops: u8,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
-    /// IPv4 flags and fragment offset; in IPv6 a fragment header of that meaning.
-    /// Where the offset is not 0, `data` is all that follows.
+    /// IPv4 flags and fragment offset; for IPv6, a fragment header with the same meaning. With an
+    /// offset other than 0, `data` is the whole IP payload.
     pub fragment: u16,
-    /// IPv4 and IPv6 fragment identification; IPv4 has the lower half.
+    /// IPv4 and IPv6 fragment identification; IPv4 uses the lower 16 bits.
     pub ip_id: u32,
-    /// IPv6 extension headers before the fragment header, of 8 bytes each.
+    /// IPv6 extension headers that precede the fragment header, 8 bytes each.
     pub extensions: Vec<u8>,
     pub data: Vec<u8>,
-    /// Xored into the L4 checksum, to make a wrong one.
+    /// XORed into the L4 checksum to corrupt it.
     pub csum_error: u16,
 }
 
@@ -89,12 +89,13 @@ impl Build {
         Self::new(src, dst, Kind::Udp)
     }
 
-    /// `src` as ADDRESS:IDENTIFIER, `dst` with 0.
+    /// Builds an echo request: `src` as ADDRESS:IDENTIFIER, `dst` with port 0.
     pub fn echo(src: &str, dst: &str) -> Self {
         Self::new(src, dst, Kind::Echo)
     }
 
-    /// An ICMP error about the first `len` bytes of `about`, or all of it.
+    /// Builds an ICMP error that quotes the first `len` bytes of `about`, or all of it if it is
+    /// shorter.
     pub fn error(src: &str, dst: &str, message: u8, about: &Self, len: usize) -> Self {
         let mut error = Self::new(src, dst, Kind::Icmp(message));
         error.data = about.bytes();
@@ -102,12 +103,12 @@ impl Build {
         error
     }
 
-    /// The first fragment of the packet.
+    /// Returns the first fragment of the packet.
     pub fn first(&self) -> Self {
         self.part(0x2000)
     }
 
-    /// The last fragment of the packet.
+    /// Returns the last fragment of the packet.
     pub fn last(&self) -> Self {
         self.part(0x0010)
     }
@@ -118,28 +119,28 @@ impl Build {
         part
     }
 
-    /// The packet with this identification.
+    /// Returns the packet with this fragment identification.
     pub fn with_ip_id(&self, ip_id: u32) -> Self {
         let mut other = self.clone();
         other.ip_id = ip_id;
         other
     }
 
-    /// The packet from `src`.
+    /// Returns the packet with `src` as its source.
     pub fn from(&self, src: &str) -> Self {
         let mut other = self.clone();
         other.src = endpoint(src);
         other
     }
 
-    /// The packet to `dst`.
+    /// Returns the packet with `dst` as its destination.
     pub fn to(&self, dst: &str) -> Self {
         let mut other = self.clone();
         other.dst = endpoint(dst);
         other
     }
 
-    /// What the other end answers: SYN-ACK to a SYN, else the like.
+    /// Returns the peer's answer: SYN-ACK to a SYN, otherwise a packet of the same kind.
     pub fn answer(&self) -> Self {
         let mut other = self.clone();
         (other.src, other.dst) = (self.dst, self.src);
@@ -171,7 +172,7 @@ impl Build {
         }
     }
 
-    /// The packet from the IP header on.
+    /// Returns the bytes of the packet from the IP header on.
     pub fn bytes(&self) -> Vec<u8> {
         let l4 = self.l4();
         let mut out = Vec::new();
@@ -207,7 +208,7 @@ impl Build {
         out
     }
 
-    /// The first header's number and the headers (RFC 8200 4).
+    /// Returns the protocol number of the first extension header and the headers (RFC 8200 4).
     fn v6_extensions(&self) -> (u8, Vec<u8>) {
         const FRAGMENT: u8 = 44;
         let mut kinds = self.extensions.clone();
@@ -230,7 +231,7 @@ impl Build {
         (kinds[0], out)
     }
 
-    /// The L4 header and what follows, its checksum filled in.
+    /// Returns the L4 header and its payload, with the checksum filled in.
     fn l4(&self) -> Vec<u8> {
         if self.fragment & 0x1fff != 0 {
             return self.data.clone();
@@ -286,7 +287,7 @@ impl Build {
         out
     }
 
-    /// RFC 9293 3.1, RFC 8200 8.1; ICMP for IPv4 has none.
+    /// Returns the pseudo-header (RFC 9293 3.1, RFC 8200 8.1); ICMP for IPv4 has none.
     fn pseudo_header(&self, len: usize) -> Vec<u8> {
         let mut out = Vec::new();
         match (self.src.ip(), self.dst.ip()) {
@@ -307,7 +308,7 @@ impl Build {
     }
 }
 
-/// The Internet checksum by its definition (RFC 1071).
+/// Returns the Internet checksum, computed by its definition (RFC 1071).
 pub fn internet(data: &[u8]) -> u16 {
     let mut sum = 0u64;
     for pair in data.chunks(2) {

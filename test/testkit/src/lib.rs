@@ -1,5 +1,5 @@
-//! What judges netdp's decisions: [`fake`], the datapath's environment as ordinary maps; [`build`],
-//! packets; [`model`], an independent account of what becomes of flows.
+//! Test environment for netdp's decisions: [`fake`], the datapath's environment as ordinary maps;
+//! [`build`], a packet builder; [`model`], an independent model of the life of flows.
 
 #![expect(
     missing_docs,
@@ -16,5 +16,5 @@ pub mod build;
 pub mod fake;
 pub mod model;
 
-// The kit names the modules of netdp-common as if they lay in it.
+// The kit refers to the modules of netdp-common as if they were its own.
 use netdp_common::*;

@@ -1,5 +1,5 @@
-//! One variant's bed: client, node and server in a row, with nothing else on
-//! the wires. Every variant has a bed of its own, so that rounds interleave.
+//! Test bed of one variant: client, node and server in a row, with no other traffic on the links.
+//! Every variant has its own bed, so that rounds can be interleaved.
 //!
 //! ```text
 //! client eth0 ── pod0 node eth0 ── eth0 server, to which 198.18.0.0/15 and
@@ -24,24 +24,24 @@ use testbed::{Agent, AgentOptions, Netns, WorkDir, wait_for};
 
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(172, 16, 0, 2);
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
-/// The first of the addresses that are masqueraded, all of them the server's.
+/// First of the masqueraded destinations, all of them the server's.
 pub const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
-/// The first of those that are not.
+/// First of the bypassed destinations.
 pub const NEAR: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 0);
 
-/// Hardware addresses by which the generator's frames go.
+/// MAC addresses of the generator's frames.
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const POD_SIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
 
-/// How many flows fit into netfilter's table, which is one for all beds.
+/// Maximum number of entries in the conntrack table, which all beds share.
 const MAX_TRACKED: u32 = 16_777_216;
 
-/// For how long an agent that is at rest has had no CPU.
+/// Time without CPU use after which an agent is considered idle.
 const REST: Duration = Duration::from_millis(250);
 
-/// How long a policy may take to be in force.
+/// Timeout for a policy to be in force.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct Bed {
@@ -54,14 +54,14 @@ pub struct Bed {
 }
 
 struct Netdp {
-    // Dropped first: the agent before its configuration.
+    // Dropped first: the agent must end before its configuration goes.
     agent: Agent,
     options: AgentOptions,
     config: Config,
 }
 
 impl Bed {
-    /// Makes the bed and puts a policy of `cidrs` CIDRs in force. netdp's tables hold
+    /// Creates the bed and puts a policy of `cidrs` CIDRs in force. netdp's tables have room for
     /// `max_flows`.
     pub fn new(
         variant: &'static Variant,
@@ -103,7 +103,7 @@ impl Bed {
         Ok(bed)
     }
 
-    /// Has netdp's tables hold this many flows, all of them new.
+    /// Replaces netdp's tables by empty ones with room for this many flows.
     pub fn resize(&mut self, max_flows: u32) -> Result<()> {
         if self.variant.kind != Kind::Netdp {
             return Ok(());
@@ -126,8 +126,7 @@ impl Bed {
         Ok(())
     }
 
-    /// Changes the number of CIDRs; gives the time from the edit until they are
-    /// in force.
+    /// Changes the number of CIDRs; returns the time from the edit until they are in force.
     pub fn set_cidrs(&mut self, cidrs: u32) -> Result<Duration> {
         self.cidrs = cidrs;
         if self.netdp.is_some() {
@@ -138,7 +137,8 @@ impl Bed {
         Ok(start.elapsed())
     }
 
-    /// Has netdp's configuration be these files, which say something new.
+    /// Replaces netdp's configuration by these files, whose content must differ from the current
+    /// one.
     pub fn edit(&mut self, files: &[String]) -> Result<Duration> {
         let before = self.generation()?;
         let netdp = self.netdp.as_mut().context("no netdp here")?;
@@ -152,7 +152,7 @@ impl Bed {
         Ok(start.elapsed())
     }
 
-    /// How many policies have come into force.
+    /// Returns the number of policies that have been in force.
     fn generation(&self) -> Result<u32> {
         if self.variant.kind == Kind::NetdpIptables {
             let written = self.agent()?.log().matches("IP-MASQ-AGENT written").count();
@@ -172,13 +172,13 @@ impl Bed {
         Ok(&netdp.agent)
     }
 
-    /// The agent's process, where there is one.
+    /// Returns the process id of the agent, if there is one.
     pub fn agent_pid(&self) -> Option<u32> {
         self.netdp.as_ref().map(|netdp| netdp.agent.pid())
     }
 
-    /// The process that has the TC programs, where there are any, and the name of
-    /// the one that packets leave by, or come in.
+    /// Returns the process that holds the TC programs, if any, and the name of the ingress or
+    /// egress program.
     pub fn program(&self, ingress: bool) -> Option<(u32, &'static str)> {
         match (self.variant.kind, ingress) {
             (Kind::Empty, _) => Some((std::process::id(), EMPTY)),
@@ -188,14 +188,14 @@ impl Bed {
         }
     }
 
-    /// Whether these packets arrive. Replies need a port that is known, and iptables
-    /// mode's are random.
+    /// Reports whether this load can be sent. Replies need a predictable port, and those of
+    /// iptables mode are random.
     pub fn bears(&self, load: Load) -> bool {
         !(load.reply && self.variant.kind == Kind::NetdpIptables)
     }
 
-    /// Has one CIDR of so many be another one each turn; gives the time until
-    /// that is in force.
+    /// Replaces one of `cidrs` CIDRs, each turn by another one; returns the time until the change
+    /// is in force.
     pub fn change_one(&mut self, cidrs: u32, turn: u32) -> Result<Option<Duration>> {
         if self.netdp.is_some() {
             let files = policy::netdp(cidrs);
@@ -218,7 +218,7 @@ impl Bed {
         }
     }
 
-    /// A policy for netfilter: the program and what it reads.
+    /// Returns a netfilter policy: the program and its input.
     fn rules(&self, cidrs: u32) -> Option<(&'static [&'static str], String)> {
         match self.variant.kind {
             Kind::Plain | Kind::Empty | Kind::Netdp | Kind::NetdpIptables => None,
@@ -233,10 +233,10 @@ impl Bed {
         }
     }
 
-    /// Ends all flows.
+    /// Removes all flows from netfilter's and netdp's tables.
     pub fn forget_flows(&self) -> Result<()> {
         if self.tracks() {
-            // It reports on standard error and has nothing else to say.
+            // Its result goes to standard error; standard output is empty.
             self.node.run(&["conntrack", "-F"])?;
         }
         if self.variant.kind == Kind::Netdp {
@@ -245,7 +245,7 @@ impl Bed {
                     Map::HashMap(self.pinned(name)?).try_into()?;
                 let keys: Vec<Tuple> = map.keys().filter_map(Result::ok).collect();
                 for key in keys {
-                    // The sweep may have been faster.
+                    // The sweep may have removed it first.
                     let _ = map.remove(&key);
                 }
             }
@@ -258,7 +258,7 @@ impl Bed {
         self.variant.conntrack || !matches!(self.variant.kind, Plain | Empty | Netdp)
     }
 
-    /// Switches segmentation and receive offloads of all interfaces.
+    /// Sets segmentation and receive offloads of all interfaces.
     pub fn offloads(&self, on: bool) -> Result<()> {
         let state = if on { "on" } else { "off" };
         let settings = ["tso", "gso", "gro", "tx", "sg"]
@@ -276,8 +276,8 @@ impl Bed {
     }
 }
 
-/// With tables for so many flows, all of which may be one pod's, where netdp knows of such
-/// limits.
+/// Returns options for tables of this many flows, all of which may belong to one pod, if this netdp
+/// supports such limits.
 fn sized(options: &AgentOptions, max_flows: u32) -> AgentOptions {
     const LIMIT: &str = "--pod-flows";
     let sized = (options.clone())
@@ -294,8 +294,8 @@ fn sized(options: &AgentOptions, max_flows: u32) -> AgentOptions {
     }
 }
 
-/// Waits until a process has nothing to do: what came of the edit before is no
-/// part of the next one.
+/// Waits until a process is idle, so that work caused by the last edit is not part of the next
+/// measurement.
 fn at_rest(pid: u32) -> Result<()> {
     let path = format!("/proc/{pid}/schedstat");
     let mut before = String::new();
@@ -306,7 +306,7 @@ fn at_rest(pid: u32) -> Result<()> {
     })
 }
 
-/// Runs a program that reads `text`.
+/// Runs a program with `text` as its standard input.
 fn feed(ns: &Netns, argv: &[&str], text: &str) -> Result<()> {
     let (program, arguments) = argv.split_first().context("an empty command line")?;
     let mut child = ns
@@ -333,14 +333,14 @@ fn wires() -> Result<(Netns, Netns, Netns)> {
     wire(&client, "eth0", &node, "pod0")?;
     wire(&node, "eth0", &server, "eth0")?;
     end(&client, "eth0", CLIENT_MAC, "172.16.0.2/24")?;
-    // As network plugins have it: a host route for each pod. A wire with a network of its own could
-    // be one by which requests come in, and is observed.
+    // A host route per pod, as with network plugins. An interface with a network of its own could
+    // lead out of the cluster and would be observed.
     end(&node, "pod0", POD_SIDE_MAC, "172.16.0.1/32")?;
     node.ip("route add 172.16.0.2/32 dev pod0")?;
     end(&node, "eth0", NODE_MAC, "10.1.0.10/16")?;
     end(&server, "eth0", SERVER_MAC, "10.1.0.20/16")?;
     node.forward()?;
-    // Nothing but the measured packets on the wires.
+    // Static neighbour entries: only measured packets on the links.
     client.ip("neigh replace 172.16.0.1 lladdr 02:00:00:00:00:02 dev eth0")?;
     node.ip("neigh replace 172.16.0.2 lladdr 02:00:00:00:00:01 dev pod0")?;
     node.ip("neigh replace 10.1.0.20 lladdr 02:00:00:00:00:04 dev eth0")?;
@@ -374,11 +374,11 @@ fn end(ns: &Netns, interface: &str, mac: [u8; 6], address: &str) -> Result<()> {
     ns.ip(&format!("link set {interface} address {mac}"))?;
     ns.ip(&format!("link set {interface} up"))?;
     ns.ip(&format!("addr add {address} dev {interface}"))?;
-    // Frames of XDP need the receiver's NAPI, which comes with GRO.
+    // XDP frames need NAPI on the receiving veth, which GRO enables.
     ns.offloads(interface, &["gro", "on"])
 }
 
-/// A directory of netdp's configuration that is replaced as a whole.
+/// A configuration directory of netdp that is replaced as a whole.
 struct Config {
     dir: WorkDir,
     version: u32,
@@ -395,7 +395,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What `--config` names.
+    /// Returns the path for `--config`.
     fn path(&self) -> PathBuf {
         self.dir.path().join("current")
     }
@@ -425,8 +425,7 @@ impl Config {
     }
 }
 
-/// The kernel's table of tracked connections, which is one for all namespaces; put
-/// back as it was when dropped.
+/// Settings of the kernel's conntrack table, which all namespaces share; restored when dropped.
 pub struct Tracking {
     max: String,
     buckets: String,
@@ -435,12 +434,12 @@ pub struct Tracking {
 const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
 
-/// Buckets for all beds together where each has very many flows: the table of one
-/// node would have chains of dozens.
+/// Hash buckets for all beds together if each has very many flows: a table sized for one node would
+/// have chains of dozens of entries.
 const MANY_BUCKETS: u32 = 1 << 22;
 
 impl Tracking {
-    /// Has it hold the connections of all beds.
+    /// Raises the limit to the connections of all beds.
     pub fn enlarge() -> Result<Self> {
         let max = fs::read_to_string(MAX).context(MAX)?;
         let buckets = fs::read_to_string(BUCKETS).context(BUCKETS)?;
@@ -448,13 +447,13 @@ impl Tracking {
         Ok(Self { max, buckets })
     }
 
-    /// Gives it very many buckets, or as many as it had.
+    /// Sets a very large number of buckets, or the original one.
     pub fn spread(&self, widely: bool) -> Result<()> {
         let many = MANY_BUCKETS.to_string();
         fs::write(BUCKETS, if widely { &many } else { &self.buckets }).context(BUCKETS)
     }
 
-    /// What restores it.
+    /// Returns a function that restores the settings.
     pub fn restorer(&self) -> impl Fn() + Send + Sync + 'static {
         let (max, buckets) = (self.max.clone(), self.buckets.clone());
         move || {

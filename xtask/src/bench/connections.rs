@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use testbed::Netns;
 
 const PORT: u16 = 8000;
-/// Clients at once, and as many threads that answer.
+/// Number of concurrent clients, and of server threads.
 const CLIENTS: u32 = 4;
-/// Destinations, so that source ports do not run out.
+/// Number of destinations: enough that source ports are never exhausted.
 const SERVERS: u32 = 16;
-/// How long one operation may take.
+/// Timeout of a single operation.
 const PATIENCE: Duration = Duration::from_secs(2);
 const REQUEST: [u8; 64] = [b'?'; 64];
 
-/// Answers until it is dropped.
+/// A server that runs until it is dropped.
 pub struct Server {
     over: Arc<AtomicBool>,
     ns: Netns,
@@ -48,7 +48,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         for _ in &self.threads {
-            // Wakes one that waits.
+            // Wakes a thread blocked in accept.
             let _ = self
                 .ns
                 .enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)));
@@ -62,7 +62,7 @@ impl Drop for Server {
 fn answer_all(listener: &TcpListener, over: &AtomicBool) {
     while !over.load(Ordering::Relaxed) {
         if let Ok((stream, _)) = listener.accept() {
-            // A client that failed is counted by the client.
+            // The client counts its own failures.
             let _ = answer(stream);
         }
     }
@@ -77,7 +77,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     stream.read(&mut request).map(drop)
 }
 
-/// Connections per second.
+/// Measures connections per second.
 pub fn run(bed: &Bed, slice: Duration) -> Result<f64> {
     let done = AtomicU64::new(0);
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! What the kernel says of programs: runs, and the time that they took.
+//! Kernel statistics of programs: number of runs and their total time.
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
@@ -6,11 +6,11 @@ use aya::sys::{Stats, enable_stats};
 use std::fs;
 use std::os::fd::OwnedFd;
 
-/// Statistics are kept while it lives; they cost every program some nanoseconds
-/// a run, which is no part of what they say.
+/// Guard that enables the kernel's statistics. They cost every program some nanoseconds per run,
+/// which the reported time does not include.
 pub struct Cost(#[expect(dead_code, reason = "closed when dropped")] OwnedFd);
 
-/// A program's runs so far.
+/// Run statistics of a program so far.
 #[derive(Debug, Clone, Copy)]
 pub struct Runs {
     count: u64,
@@ -18,7 +18,7 @@ pub struct Runs {
 }
 
 impl Runs {
-    /// Nanoseconds of a run since then.
+    /// Returns the mean time of a run since `before`, in nanoseconds.
     pub fn since(self, before: Self) -> f64 {
         (self.nanoseconds - before.nanoseconds) as f64 / (self.count - before.count) as f64
     }
@@ -29,7 +29,8 @@ impl Cost {
         Ok(Self(enable_stats(Stats::RunTime)?))
     }
 
-    /// The program of this name (of which the kernel keeps 15 bytes) that the process has loaded.
+    /// Returns the statistics of the program with this name (the kernel keeps 15 bytes of it) that
+    /// the process has loaded.
     pub fn of(&self, pid: u32, name: &str) -> Result<Runs> {
         let ids = programs_of(pid)?;
         let name = name.get(..15).unwrap_or(name);
@@ -45,7 +46,7 @@ impl Cost {
     }
 }
 
-/// The ids of the programs to which a process holds descriptors.
+/// Returns the ids of the programs to which a process holds file descriptors.
 fn programs_of(pid: u32) -> Result<Vec<u32>> {
     let dir = format!("/proc/{pid}/fdinfo");
     let mut ids = Vec::new();

@@ -1,5 +1,4 @@
-//! The packet generator, the sink and the empty program, run and attached from
-//! here.
+//! Loading, attaching and running the packet generator, the sink and the empty program.
 
 use super::bed::{Bed, CLIENT, CLIENT_MAC, FAR, NEAR, NODE, NODE_MAC, POD_SIDE_MAC, SERVER_MAC};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -19,16 +18,16 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use testbed::Netns;
 
-/// Frames that the kernel sends at once (its own limit is 256).
+/// Frames per batch of the kernel (its own limit is 256).
 const BATCH: u32 = 64;
 
-/// How long the last packets may be on their way.
+/// Timeout for packets in flight.
 const UNDER_WAY: Duration = Duration::from_millis(50);
 
-/// How often to look whether they have come.
+/// Polling interval while packets are in flight.
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// Wrappers, so that they may go through maps.
+/// Newtypes that implement `aya::Pod`, for use as map values.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct StreamValue(Stream);
@@ -40,54 +39,53 @@ unsafe impl aya::Pod for StreamValue {}
 // SAFETY: repr(C), integers only, no padding (two words between double words).
 unsafe impl aya::Pod for SeenValue {}
 
-/// What is sent through a bed.
+/// Traffic sent through a bed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
-    /// How many flows take turns; a power of two.
+    /// Flows of the packets.
     pub flows: Flows,
-    /// Whether the destinations are masqueraded ones.
+    /// The destinations are masqueraded.
     pub masqueraded: bool,
-    /// Whether the server sends, to flows that are there.
+    /// The server sends, on existing flows.
     pub reply: bool,
 }
 
-/// Flows that take turns.
+/// Flows of a load: packet by packet in turn, or all new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flows {
-    /// This many, a power of two.
+    /// This many flows, a power of two.
     Live(u32),
-    /// Every packet begins one.
+    /// A new flow for every packet.
     New,
 }
 
-/// One burst through a bed. The first and the last packet are timed where they are
-/// made and where they arrive: what a generator needs to begin and to end, a tick
-/// or so, is no part of it.
+/// Result of a burst through a bed. The first packet is timed at the generator and the last at the
+/// sink, so the start-up and end of the generator, about a tick, are not included.
 #[derive(Debug, Clone, Copy)]
 pub struct Burst {
-    /// Packets that arrived.
+    /// Number of packets that arrived.
     pub received: u64,
-    /// From the first to the last.
+    /// Time from the first packet to the last.
     pub time: Duration,
 }
 
 impl Burst {
-    /// Packets per second.
+    /// Returns the rate in packets per second.
     pub fn rate(&self) -> f64 {
         self.received as f64 / self.time.as_secs_f64()
     }
 }
 
-/// The loaded programs.
+/// The loaded programs: generator, sink and empty program.
 pub struct Generator(Ebpf);
 
-/// The program that does nothing.
+/// Name of the program that does nothing.
 pub const EMPTY: &str = "bench_empty";
 
-/// The empty program's place on a hook, while it lives.
+/// Attachment of the empty program to a hook.
 pub struct Hook(#[expect(dead_code, reason = "detaches when dropped")] SchedClassifierLink);
 
-/// A sink, while it lives.
+/// Attachment of a sink.
 pub struct Sink(#[expect(dead_code, reason = "detaches when dropped")] XdpLink);
 
 impl Generator {
@@ -101,7 +99,7 @@ impl Generator {
         Ok(Self(ebpf))
     }
 
-    /// Puts the empty program where netdp has its own.
+    /// Attaches the empty program to the hooks that netdp uses.
     pub fn attach_empty(&mut self, bed: &Bed) -> Result<[Hook; 2]> {
         let empty: &mut SchedClassifier = program(&mut self.0, EMPTY)?;
         let mut attach = |hook| {
@@ -118,7 +116,7 @@ impl Generator {
         ])
     }
 
-    /// Has an interface drop and count the generator's packets.
+    /// Attaches a sink to an interface, which drops and counts the generator's packets.
     pub fn sink(&mut self, ns: &Netns, interface: &str) -> Result<Sink> {
         let index = interface_index(ns, interface)?;
         let sink: &mut Xdp = program(&mut self.0, "bench_sink")?;
@@ -129,7 +127,7 @@ impl Generator {
         Ok(Sink(link))
     }
 
-    /// Sends `count` packets on each CPU named, and waits for them to arrive.
+    /// Sends `count` packets on each of these CPUs and waits until they arrive.
     pub fn send(&mut self, bed: &Bed, load: Load, count: u32, cpus: &[usize]) -> Result<Burst> {
         let ns = if load.reply { &bed.server } else { &bed.client };
         self.send_from(ns, &stream(bed, load), count, cpus)
@@ -166,13 +164,12 @@ impl Generator {
         self.arrived(u64::from(count) * cpus.len() as u64)
     }
 
-    /// Waits for the packets that were sent; what takes long is lost, for rings
-    /// are short.
+    /// Waits for the packets in flight; those that take too long are lost, because rings are short.
     fn arrived(&self, sent: u64) -> Result<Burst> {
         let mut seen = self.seen()?;
         let mut since = Instant::now();
         while seen.packets < sent && since.elapsed() < UNDER_WAY {
-            // The kernel's thread that handles them may need this very CPU.
+            // The kernel thread that processes them may need this CPU.
             std::thread::sleep(PAUSE);
             let now = self.seen()?;
             if now.packets != seen.packets {
@@ -185,7 +182,7 @@ impl Generator {
         })
     }
 
-    /// What the generator alone is capable of: over one wire into a sink.
+    /// Measures the generator alone: over one veth pair into a sink.
     pub fn own_rate(&mut self, bed: &Bed, count: u32) -> Result<Burst> {
         let _sink = self.sink(&bed.node, "pod0")?;
         let load = Load {
@@ -196,7 +193,7 @@ impl Generator {
         self.send(bed, load, count, &[0])
     }
 
-    /// Whether the last packets that arrived were translated as they had to be.
+    /// Checks that the last packets to arrive were translated correctly.
     pub fn check(&self, bed: &Bed, load: Load) -> Result<()> {
         let seen = self.seen()?;
         let translated = bed.variant.masquerades() && load.masqueraded;
@@ -238,7 +235,7 @@ impl Generator {
         Ok(total)
     }
 
-    /// Forgets what was seen of other bursts.
+    /// Resets the sink's counters of earlier bursts.
     fn forget(&mut self) -> Result<()> {
         let nothing = SeenValue(Seen {
             packets: 0,
@@ -271,7 +268,7 @@ where
     Ok(program.try_into()?)
 }
 
-/// Runs the generator, in whose namespace this is.
+/// Runs the generator in the current namespace.
 fn run(programs: &Ebpf, index: u32, count: u32, cpu: usize) -> Result<()> {
     have_to_itself(cpu)?;
     let generate: &Xdp = programs
@@ -293,9 +290,8 @@ fn run(programs: &Ebpf, index: u32, count: u32, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-/// Puts this thread on a CPU, before all that is not of real time: what else
-/// the machine does matters less. The kernel handles packets in the thread that
-/// sends them (`local_bh_enable`).
+/// Pins this thread to a CPU with real-time priority, which reduces the influence of other load.
+/// The kernel processes the packets in the thread that sends them (`local_bh_enable`).
 fn have_to_itself(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
@@ -316,7 +312,7 @@ fn interface_index(ns: &Netns, interface: &str) -> Result<u32> {
     index.with_context(|| format!("{interface} in {}", ns.name()))
 }
 
-/// The frame of flow 0 and the sums of what does not vary.
+/// Returns the frame of flow 0 and the checksums of its constant fields.
 fn stream(bed: &Bed, load: Load) -> Stream {
     let server = if load.masqueraded { FAR } else { NEAR };
     let translated = bed.variant.masquerades() && load.masqueraded;
@@ -364,7 +360,7 @@ fn stream(bed: &Bed, load: Load) -> Stream {
     }
 }
 
-/// The ones' complement sum of 16-bit words as they lie in memory.
+/// Returns the ones' complement sum of 16-bit words in memory order.
 fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks_exact(2).fold(0, |sum, pair| {
         checksum::add(sum, u16::from_ne_bytes([pair[0], pair[1]]).into())

@@ -1,4 +1,4 @@
-//! Results as a page with plots.
+//! HTML report with plots.
 
 use super::result::{Cell, Row};
 use super::table::{number, ratio};
@@ -8,8 +8,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use std::fmt::Write as _;
 
-/// A colour for each variant, told apart by the colour-blind too (after Okabe
-/// and Ito).
+/// A colour per variant, distinguishable with colour blindness (after Okabe and Ito).
 const COLOURS: [RGBColor; 8] = [
     RGBColor(120, 120, 120),
     RGBColor(60, 60, 60),
@@ -26,7 +25,7 @@ color:#222}table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #c
 padding:.2em .6em;text-align:right}td:first-child,th:first-child,td:nth-child(2):last-child{text-align:left}\
 .plots{display:flex;flex-wrap:wrap;gap:8px}small{color:#666}";
 
-/// The whole page.
+/// Returns the complete page.
 pub fn page(rows: &[Row], head: &[(String, String)]) -> Result<String> {
     let mut html = format!(
         "<!doctype html><meta charset=utf-8><title>netdp bench</title><style>{STYLE}</style>\
@@ -92,7 +91,7 @@ fn curves(rows: &[Row]) -> Vec<String> {
     names
 }
 
-/// A logarithmic x axis, and for each variant its medians.
+/// Plots the medians of each variant over a logarithmic x axis.
 fn curve(rows: &[Row], name: &str) -> Result<String> {
     let points: Vec<(f64, &Row)> = rows
         .iter()
@@ -155,7 +154,7 @@ fn curve(rows: &[Row], name: &str) -> Result<String> {
     Ok(svg)
 }
 
-/// A bar for each variant: its median, with the range of its samples.
+/// Plots a bar per variant: its median, with the range of its samples.
 fn bars(row: &Row) -> Result<String> {
     let (left, right, height) = (90, 90, 18);
     let count = i32::try_from(row.cells.len())?;

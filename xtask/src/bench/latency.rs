@@ -1,4 +1,4 @@
-//! Latency under load, by sockperf.
+//! Latency under load, measured with sockperf.
 
 use super::bed::Bed;
 use anyhow::{Context as _, Result};
@@ -7,10 +7,10 @@ use testbed::{Running, wait_for};
 
 const TARGET: &str = "198.18.0.1";
 const PORT: &str = "11111";
-/// Messages a second, each answered.
+/// Messages per second, each of which is answered.
 const LOAD: &str = "10000";
 
-/// The percentile that comes first, and the others.
+/// Percentile of the first row, and those of the others.
 pub const FIRST: &str = "50";
 pub const PERCENTILES: [&str; 2] = ["99", "99.9"];
 
@@ -56,7 +56,7 @@ pub fn run(bed: &Bed, slice: Duration) -> Result<Found> {
     })
 }
 
-/// From lines such as `sockperf: ---> percentile 99.900 =   36.120`.
+/// Parses a percentile from lines such as `sockperf: ---> percentile 99.900 =   36.120`.
 fn percentile(text: &str, wanted: &str) -> Option<f64> {
     let wanted: f64 = wanted.parse().ok()?;
     text.lines().find_map(|line| {

@@ -1,11 +1,11 @@
-//! The report as Markdown, for docs/benchmarks.md.
+//! Markdown report for docs/benchmarks.md.
 
 use super::result::Row;
 use super::table::{number, ratio};
 use std::fmt::Write as _;
 
-/// What was run where, and a table of all rows: medians, half of the range of the
-/// middle half, ratios.
+/// Returns the conditions of the run and a table of all rows: medians, half the interquartile
+/// range, ratios.
 pub fn page(rows: &[Row], variants: &[&str], head: &[(String, String)]) -> String {
     let mut text = String::new();
     for (key, value) in head {

@@ -1,4 +1,4 @@
-//! What is measured, and how often.
+//! Measurements on all beds in interleaved rounds.
 
 use super::bed::{Bed, Tracking};
 use super::connections;
@@ -10,28 +10,29 @@ use crate::shell;
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
 
-/// Packets in a burst; more where there are more flows than that.
+/// Packets per burst; more if there are more flows than that.
 const BURST: u32 = 100_000;
 
-/// Packets that show how many new flows a bed can bear.
+/// Packets of the first burst, which estimates how many new flows a bed can handle.
 const FIRST: u32 = 2_000;
-/// For about how long new flows are then measured, up to [`BURST`] of them.
+/// Approximate duration of the following measurement of new flows, in seconds, up to [`BURST`]
+/// flows.
 const NEW_SECONDS: f64 = 0.3;
 
-/// The beds, and what measures them.
+/// The beds and the measuring programs.
 pub struct Lab {
     pub beds: Vec<Bed>,
     pub generator: Generator,
     pub rounds: usize,
-    /// How long programs such as iperf3 run.
+    /// Duration of a run of iperf3 and similar programs.
     pub slice: Duration,
     pub rows: Vec<Row>,
-    /// What could not be measured, and why.
+    /// Failed measurements and their errors.
     pub failed: Vec<String>,
     pub tracking: Tracking,
 }
 
-/// What a row is.
+/// Name and unit of a row, and how to present it.
 pub struct About {
     pub what: String,
     pub unit: &'static str,
@@ -40,7 +41,7 @@ pub struct About {
 }
 
 impl Lab {
-    /// Measures all beds in turns, each round beginning with another one.
+    /// Measures all beds in turn, starting each round with another bed.
     pub fn interleave(
         &mut self,
         about: About,
@@ -58,7 +59,7 @@ impl Lab {
                 }
                 match measure(bed, &mut self.generator) {
                     Ok(sample) => cells[index].samples.extend(sample),
-                    // An hour's other results count all the same.
+                    // The error must not discard an hour of other results.
                     Err(err) => {
                         let what = format!("{}: {}: {err:#}", bed.variant.name, about.what);
                         shell::say(&format!("FAILED: {what}"));
@@ -83,7 +84,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Has netdp's tables hold this many flows.
+    /// Replaces netdp's tables by ones with room for this many flows.
     pub fn resize(&mut self, max_flows: u32) -> Result<()> {
         shell::say(&format!("netdp's tables: {max_flows} flows"));
         self.beds
@@ -91,7 +92,7 @@ impl Lab {
             .try_for_each(|bed| bed.resize(max_flows))
     }
 
-    /// Sinks at both ends of every bed.
+    /// Attaches sinks at both ends of every bed.
     pub fn sinks(&mut self) -> Result<Vec<Sink>> {
         let mut sinks = Vec::new();
         for bed in &self.beds {
@@ -101,7 +102,7 @@ impl Lab {
         Ok(sinks)
     }
 
-    /// Packets per second.
+    /// Measures packets per second.
     pub fn packets(
         &mut self,
         load: Load,
@@ -115,7 +116,7 @@ impl Lab {
         self.packets_as(what, load, curve, cpus)
     }
 
-    /// The same by another name.
+    /// Measures packets per second under another row name.
     pub fn packets_as(
         &mut self,
         what: String,
@@ -138,7 +139,8 @@ impl Lab {
         })
     }
 
-    /// The TC programs' own time. `tables`: what they are, for the name.
+    /// Measures the run time of the TC programs. `tables` describes the tables in the name of the
+    /// row.
     pub fn cost(&mut self, load: Load, tables: &str) -> Result<()> {
         self.warm_up(load, &[0])?;
         let about = About {
@@ -273,7 +275,7 @@ impl Lab {
         Ok(())
     }
 
-    /// Leaves out what has no place in the last row: it failed.
+    /// Removes the cells of variants without a result in the last row: they failed.
     fn retain_measured(&self, cells: &mut Vec<Cell>) {
         let last = self.rows.last();
         cells.retain(|cell| last.is_some_and(|row| row.cell(cell.variant).is_some()));
@@ -284,11 +286,11 @@ impl Lab {
     }
 }
 
-/// One burst; its packets per second.
+/// Sends one burst and returns its packets per second.
 fn burst(bed: &Bed, generator: &mut Generator, load: Load, cpus: &[usize]) -> Result<f64> {
     let count = match load.flows {
         Flows::Live(flows) => BURST.max(flows),
-        // Long chains of rules make each new flow dear.
+        // Long chains of rules make each new flow expensive.
         Flows::New => {
             let rate = one_burst(bed, generator, load, FIRST, cpus)?;
             #[expect(

@@ -1,4 +1,4 @@
-//! `bench`: netdp beside plain forwarding and netfilter, interleaved in one run.
+//! `bench`: netdp compared with plain forwarding and netfilter, interleaved in one run.
 
 mod bed;
 mod connections;
@@ -28,7 +28,7 @@ use std::process::{Stdio, exit};
 use std::time::{Duration, Instant};
 use variant::{Kind, Measure, Variant};
 
-/// As many CIDRs as an ordinary cluster has.
+/// Number of CIDRs in an ordinary cluster.
 const FEW: u32 = 12;
 
 /// What `cargo xtask bench` takes.
@@ -70,7 +70,7 @@ fn named(name: &str) -> Result<&'static Variant, String> {
     })
 }
 
-/// Sets up, builds, measures, reports.
+/// Sets up, builds, measures and writes the reports.
 pub fn run(options: &Options) -> Result<()> {
     testbed::require_root("cargo xtask bench")?;
     setup::run()?;
@@ -81,7 +81,7 @@ pub fn run(options: &Options) -> Result<()> {
         },
         _ => build()?,
     };
-    // A process that ends by a signal drops nothing.
+    // A process that a signal terminates drops nothing.
     let tracking = Tracking::enlarge()?;
     let restore = tracking.restorer();
     ctrlc::set_handler(move || {
@@ -142,7 +142,7 @@ fn beds(variants: &[&'static Variant], netdp: &Path, options: &Options) -> Resul
         .collect()
 }
 
-/// The generator must not be what limits.
+/// Measures the generator alone, which must not be the bottleneck.
 fn own_rate(lab: &mut Lab) -> Result<String> {
     const BURST: u32 = 500_000;
     let Lab {
@@ -213,7 +213,7 @@ struct Built {
     generator: PathBuf,
 }
 
-/// netdp, and the generator's programs, which the build script of bench-ebpf makes.
+/// Builds netdp and, by the build script of bench-ebpf, the generator's programs.
 fn build() -> Result<Built> {
     shell::say("cargo build --release (two or three minutes the first time)");
     let out = shell::cargo()

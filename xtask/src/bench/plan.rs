@@ -1,4 +1,4 @@
-//! What is measured in which order, and how thoroughly.
+//! Order and number of the measurements.
 
 use super::Options;
 use super::bed::Bed;
@@ -10,24 +10,24 @@ use anyhow::Result;
 use std::fmt;
 use std::time::Duration;
 
-/// Up to so many flows in each bed fit into the buckets of one node.
+/// Maximum number of flows per bed for which the buckets of one node suffice.
 const SHARED_WELL: u32 = 4096;
 
-/// A million, and the largest number of flows that is measured.
+/// 2^20 (about a million): the largest measured number of flows.
 const MANY_FLOWS: u32 = 1 << 20;
 
-/// After very many flows have come and gone. In fresh tables mappings lie in the
-/// order in which they are asked for here, and CPUs fetch ahead what lies in order;
-/// on a node they lie anywhere among all that there were at once.
+/// Suffix of rows measured after very many flows have come and gone. In fresh tables the mappings
+/// are in the order in which they are looked up here, and CPUs prefetch sequential accesses; on a
+/// node they are anywhere among all entries that existed at the same time.
 const USED: &str = ", in used tables";
 
-/// One run of `cargo xtask bench`.
+/// Plan of one run of `cargo xtask bench`.
 pub struct Plan {
     pub variants: Vec<&'static Variant>,
     pub rounds: usize,
     pub slice: Duration,
     only: Vec<Measure>,
-    /// Room for flows in netdp's tables, unless more are measured.
+    /// Capacity of netdp's tables in flows, unless more are measured.
     max_flows: u32,
     flows: &'static [u32],
     cidrs: Vec<u32>,
@@ -51,7 +51,7 @@ impl Plan {
                 ([], true) => vec![10, 4_000],
                 ([], false) => vec![10, 1_000, 4_000, 30_000, 100_000],
                 (chosen, _) => {
-                    // Some variants are left out from some number on.
+                    // Above certain numbers some variants are left out.
                     let mut chosen = chosen.to_vec();
                     chosen.sort_unstable();
                     chosen.dedup();
@@ -146,7 +146,7 @@ impl Plan {
             }
             let curve = |name: &str| Some((format!("{name} by CIDRs"), f64::from(cidrs)));
             if self.wants(Measure::Packets) {
-                // Tables that nothing has been in yet, for each number the same.
+                // Fresh tables, so that each number starts from the same state.
                 lab.resize(self.max_flows)?;
                 let _sinks = lab.sinks()?;
                 for load in [OUT_MANY, NEW] {

@@ -1,16 +1,16 @@
-//! One policy of any size, as each variant takes it.
+//! Policies of any size in the format of each variant.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
-/// A network that all policies leave alone: what the generator sends there is
-/// not masqueraded. It stands in the middle of the list.
+/// Network that all policies bypass: the generator's packets to it are not masqueraded. It is in
+/// the middle of the list.
 pub const NEAR: &str = "10.200.0.0/16";
 
-/// How many CIDRs one file of netdp's configuration holds.
+/// Maximum number of CIDRs in one configuration file of netdp.
 const FILE: usize = 40_000;
 
-/// `count` non-masquerade CIDRs.
+/// Returns `count` non-masquerade CIDRs.
 pub fn cidrs(count: u32) -> Vec<String> {
     let mut all: Vec<String> = (0..count.saturating_sub(1))
         .map(|n| format!("{}/24", Ipv4Addr::from((20 << 24) + (n << 8))))
@@ -19,7 +19,7 @@ pub fn cidrs(count: u32) -> Vec<String> {
     all
 }
 
-/// netdp's configuration: the content of its files.
+/// Returns the content of netdp's configuration files.
 pub fn netdp(count: u32) -> Vec<String> {
     let files = cidrs(count);
     files
@@ -34,7 +34,7 @@ pub fn netdp(count: u32) -> Vec<String> {
         .collect()
 }
 
-/// ip-masq-agent's chain (cmd/ip-masq-agent/ip-masq-agent.go, v2.5.0), for
+/// Returns ip-masq-agent's chain (cmd/ip-masq-agent/ip-masq-agent.go, v2.5.0) for
 /// `iptables-restore`.
 pub fn masq_agent(count: u32) -> String {
     let mut text = String::from("*nat\n:IP-MASQ - [0:0]\n");
@@ -53,7 +53,7 @@ pub fn masq_agent(count: u32) -> String {
     text
 }
 
-/// The same as one set, for `nft -f -`.
+/// Returns the same policy as one nftables set, for `nft -f -`.
 pub fn nft_set(count: u32) -> String {
     format!(
         "table ip bench_masq {{\n set near {{ type ipv4_addr; flags interval; elements = {{ {} }} }}\n \
@@ -63,17 +63,16 @@ pub fn nft_set(count: u32) -> String {
     )
 }
 
-/// The first of [`cidrs`].
+/// First CIDR of [`cidrs`].
 const FIRST: &str = "20.0.0.0/24";
 
-/// A policy in any form, with another network in the place of its first: all
-/// that come after it stay.
+/// Returns a policy in any format with its first network replaced; all that follow stay.
 pub fn another(policy: &str, turn: u32) -> String {
     policy.replacen(FIRST, &format!("192.0.2.{}/32", turn % 250), 1)
 }
 
-/// A rule that has the kernel track connections, where no forwarded packet meets
-/// it: what is measured is the tracking.
+/// Rule that enables conntrack in the kernel without any forwarded packet traversing it: only the
+/// cost of tracking is measured.
 pub const TRACK: &str = "table ip bench_track {\n chain input { type filter hook input \
                          priority 0; ct state invalid drop; }\n}\n";
 

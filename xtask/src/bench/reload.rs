@@ -1,5 +1,4 @@
-//! From the edit of a configuration to a policy in force, and the memory that
-//! the agent takes for it.
+//! Time from a configuration edit to the policy in force, and the agent's memory use for it.
 
 use super::measure::{About, Lab};
 use super::variant::Kind;
@@ -7,7 +6,7 @@ use anyhow::{Context as _, Result};
 use std::fs;
 
 impl Lab {
-    /// One CIDR among many changes.
+    /// Measures a change of one CIDR among many.
     pub fn one_line(&mut self, cidrs: u32) -> Result<()> {
         let mut turn = 0;
         let about = about("one CIDR changed, in force after", "ms", cidrs);
@@ -18,7 +17,7 @@ impl Lab {
         })
     }
 
-    /// From twelve CIDRs to many.
+    /// Measures a change from twelve CIDRs to many.
     pub fn all_lines(&mut self, cidrs: u32) -> Result<()> {
         let about = about("all CIDRs changed, in force after", "ms", cidrs);
         self.interleave(about, |bed, _| {
@@ -30,7 +29,7 @@ impl Lab {
         })
     }
 
-    /// What the agent has in memory after that, and the most that it ever had.
+    /// Measures the agent's current and maximum resident memory after that.
     pub fn memory(&mut self, cidrs: u32) -> Result<()> {
         for (what, field) in [
             ("the agent's memory", "VmRSS:"),
@@ -53,7 +52,7 @@ fn about(what: &str, unit: &'static str, cidrs: u32) -> About {
     }
 }
 
-/// A field of a process' status that is in KiB, in MiB.
+/// Returns a field of a process's status that is in KiB, converted to MiB.
 fn resident(pid: u32, field: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| path.clone())?;

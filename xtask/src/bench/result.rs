@@ -1,9 +1,9 @@
-//! Samples, and what is made of them.
+//! Samples and their statistics.
 
 use super::variant::{BASE, BASE_TRACKED, Variant};
 use serde::Serialize;
 
-/// Samples of one variant, one a round.
+/// Samples of one variant, one per round.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cell {
     pub variant: &'static str,
@@ -14,12 +14,11 @@ pub struct Cell {
 /// One measured quantity for all variants.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
-    /// What, such as `packets, 4096 flows`.
+    /// Name, such as `packets, 4096 flows`.
     pub what: String,
     pub unit: &'static str,
     pub cidrs: u32,
-    /// What the row is a point of, where it is one of a curve: the curve's name
-    /// and its x.
+    /// Name of the curve and x value, if the row is a point of a curve.
     pub curve: Option<(String, f64)>,
     pub higher_is_better: bool,
     pub cells: Vec<Cell>,
@@ -38,14 +37,14 @@ impl Cell {
         quantile(&self.samples, 0.5)
     }
 
-    /// Half of the range in which half of the samples lie, in parts of the median.
+    /// Returns half the interquartile range, relative to the median.
     pub fn spread(&self) -> f64 {
         let range = quantile(&self.samples, 0.75) - quantile(&self.samples, 0.25);
         range / 2.0 / self.median()
     }
 
-    /// The median of the ratios of each round: what slows a round down slows all
-    /// of it.
+    /// Returns the median of the ratios per round: what slows a round down affects all variants in
+    /// it.
     pub fn ratio_to(&self, base: &Self) -> f64 {
         let ratios: Vec<f64> = self
             .samples
@@ -56,7 +55,7 @@ impl Cell {
         quantile(&ratios, 0.5)
     }
 
-    /// The best of all rounds: what remains where others use the machine too.
+    /// Returns the best sample of all rounds: the one least affected by other load on the machine.
     pub fn best(&self, higher_is_better: bool) -> f64 {
         let better = if higher_is_better { f64::max } else { f64::min };
         self.samples
@@ -72,13 +71,13 @@ impl Row {
         self.cells.iter().find(|cell| cell.variant == variant)
     }
 
-    /// What a cell is compared with.
+    /// Returns the cell that `cell` is compared with.
     pub fn base(&self, cell: &Cell) -> Option<&Cell> {
         self.cell(if cell.tracked { BASE_TRACKED } else { BASE })
     }
 }
 
-/// The sample below which this part of them lies, between neighbours linearly.
+/// Returns the quantile `part` of the samples, with linear interpolation.
 fn quantile(samples: &[f64], part: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -121,7 +120,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_round_by_round() {
-        // Each round half as fast as the one before, for both.
+        // Each round is half as fast as the one before, for both variants.
         let base = cell(&[8.0, 4.0, 2.0]);
         let own = cell(&[4.0, 2.0, 1.0]);
         assert!((own.ratio_to(&base) - 0.5).abs() < 1e-9);

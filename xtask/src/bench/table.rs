@@ -1,9 +1,9 @@
-//! Results as tables.
+//! Tables of results on the terminal.
 
 use super::result::{Cell, Row};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-/// Prints one row as soon as it is there.
+/// Prints a row as soon as it is measured.
 pub fn print_row(row: &Row) {
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED).set_header([
@@ -30,7 +30,7 @@ pub fn print_row(row: &Row) {
     println!("{table}");
 }
 
-/// Prints all rows as one table: medians and ratios.
+/// Prints all rows as one table of medians and ratios.
 pub fn print_summary(rows: &[Row], variants: &[&'static str]) {
     let mut table = Table::new();
     let mut header = vec!["".to_owned(), "CIDRs".into(), "unit".into()];
@@ -48,7 +48,7 @@ pub fn print_summary(rows: &[Row], variants: &[&'static str]) {
     println!("{table}");
 }
 
-/// A cell's ratio to what it is compared with, and what that is.
+/// Returns the ratio of a cell to its base, and the name of the base.
 pub fn ratio(row: &Row, cell: &Cell) -> String {
     match row.base(cell) {
         Some(base) if base.variant != cell.variant => format!("{:.2}", cell.ratio_to(base)),
@@ -56,7 +56,7 @@ pub fn ratio(row: &Row, cell: &Cell) -> String {
     }
 }
 
-/// Three significant digits.
+/// Formats a number with three significant digits.
 pub fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 1e6 => format!("{:.3} M", value / 1e6),

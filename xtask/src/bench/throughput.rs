@@ -1,4 +1,4 @@
-//! TCP and UDP throughput, by iperf3.
+//! TCP and UDP throughput, measured with iperf3.
 
 use super::bed::Bed;
 use anyhow::{Context as _, Result};
@@ -7,14 +7,14 @@ use std::time::Duration;
 use testbed::Running;
 
 const PORT: u16 = 5201;
-/// The server's own address: from another one, iperf3 would answer UDP with this.
-/// No CIDR of any policy covers it.
+/// The server's primary address: with another one, iperf3 would answer UDP from this. No CIDR of
+/// any policy covers it.
 const TARGET: &str = "10.1.0.20";
 
-/// One transfer.
+/// Result of one transfer.
 pub struct Run {
     pub gigabits: f64,
-    /// CPU seconds of the whole machine for a gigabyte that arrived.
+    /// CPU seconds of the whole machine per received gigabyte.
     pub cpu_per_gigabyte: f64,
 }
 
@@ -37,7 +37,7 @@ pub fn run(bed: &Bed, udp: bool, slice: Duration) -> Result<Run> {
     let cpu = busy()? - before;
     let report: serde_json::Value = serde_json::from_str(&text).context("iperf3's report")?;
     let end = &report["end"];
-    // UDP reports what arrived in its own sum.
+    // For UDP, the received amount is in a sum of its own.
     let sum = if udp {
         &end["sum"]
     } else {
@@ -52,9 +52,9 @@ pub fn run(bed: &Bed, udp: bool, slice: Duration) -> Result<Run> {
     })
 }
 
-/// Seconds that the machine's CPUs were busy so far.
+/// Returns the total busy time of the machine's CPUs so far, in seconds.
 fn busy() -> Result<f64> {
-    /// `USER_HZ`, in which `/proc/stat` counts on every architecture of today.
+    /// `USER_HZ`, the unit of `/proc/stat` on every current architecture.
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string("/proc/stat")?;
     let first = stat.lines().next().context("/proc/stat is empty")?;

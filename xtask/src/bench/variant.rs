@@ -1,45 +1,45 @@
-//! What is compared: a line each.
+//! Compared variants, one line each.
 
 use clap::ValueEnum;
 
-/// What a node does with pods' packets.
+/// Treatment of pods' packets by a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It forwards them.
+    /// Plain forwarding.
     Plain,
-    /// The same past an empty TC program on both of netdp's hooks.
+    /// Plain forwarding, with an empty TC program on both of netdp's hooks.
     Empty,
     /// The rules of ip-masq-agent, loaded with this program.
     MasqAgent(&'static [&'static str]),
-    /// The same policy as one nftables set.
+    /// ip-masq-agent's policy as one nftables set.
     NftSet,
-    /// netdp.
+    /// netdp in ebpf mode.
     Netdp,
-    /// netdp in its iptables mode.
+    /// netdp in iptables mode.
     NetdpIptables,
 }
 
-/// One column of the report.
+/// A column of the report.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Variant {
-    /// Its name, for `--variants` and tables.
+    /// Name in `--variants` and in tables.
     pub name: &'static str,
-    /// What it is.
+    /// Description in the report.
     pub what: &'static str,
     pub kind: Kind,
-    /// Whether the node tracks connections besides, as with kube-proxy.
+    /// The node also tracks connections, as with kube-proxy.
     pub conntrack: bool,
-    /// How many CIDRs it can be given in reasonable time.
+    /// Maximum number of CIDRs that it can load in reasonable time.
     pub max_cidrs: u32,
 }
 
 impl Variant {
-    /// Whether packets to destinations outside all CIDRs get the node's address.
+    /// Reports whether packets to destinations outside all CIDRs are masqueraded.
     pub fn masquerades(&self) -> bool {
         !matches!(self.kind, Kind::Plain | Kind::Empty)
     }
 
-    /// Whether netdp's agent runs.
+    /// Reports whether netdp's agent runs.
     pub fn has_agent(&self) -> bool {
         matches!(self.kind, Kind::Netdp | Kind::NetdpIptables)
     }
@@ -49,17 +49,17 @@ impl Variant {
     }
 }
 
-/// What ratios are taken to.
+/// Base of the ratios.
 pub const BASE: &str = "plain";
-/// The same for what also tracks connections.
+/// Base of the ratios of variants that also track connections.
 pub const BASE_TRACKED: &str = "plain+ct";
 
-/// The netdp of `--before`.
+/// Name of the netdp given by `--before`.
 pub const BEFORE: &str = "before";
 
 const NO_LIMIT: u32 = u32::MAX;
 
-/// All of them, in the order of columns.
+/// All variants, in the order of columns.
 pub const ALL: &[Variant] = &[
     Variant {
         name: BASE,

@@ -1,4 +1,4 @@
-//! What runs on the node, with its configuration.
+//! Daemons of the node and their configuration.
 
 use super::machine::Machine;
 use crate::image::TOOLS;
@@ -8,22 +8,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::{ApiServer, Netns, Running, kube_programs};
 
-/// The node's name.
+/// Name of the node.
 pub const NODE: &str = "node-a";
 
-/// The node's address.
+/// Address of the node.
 pub const NODE_IP: &str = "10.1.0.10";
 
-/// The addresses of its pods.
+/// Pod CIDR of the node.
 pub const PODS: &str = "172.16.0.0/24";
 
-/// Those of all pods, on any number of nodes.
+/// Pod CIDR of the cluster, for any number of nodes.
 const ALL_PODS: &str = "172.16.0.0/16";
 
-/// Where containerd listens, on the machine.
+/// containerd's socket on the machine.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
 
-/// The control plane beside the API server, in the node's network.
+/// Starts the control plane except the API server, in the node's network.
 pub fn control_plane(node: &Netns, machine: &Machine, api: &ApiServer) -> Result<[Running; 2]> {
     let mut manager = program(node, api, "kube-controller-manager")?;
     manager
@@ -35,7 +35,7 @@ pub fn control_plane(node: &Netns, machine: &Machine, api: &ApiServer) -> Result
         .args(["--allocate-node-cidrs=true", "--bind-address=127.0.0.1"])
         .arg(format!("--cluster-cidr={ALL_PODS}"))
         .arg("--service-cluster-ip-range=10.96.0.0/16")
-        // It makes the directory; the default one is the machine's.
+        // It creates the directory; the default one is the host's.
         .arg(format!(
             "--flex-volume-plugin-dir={}",
             machine.dir().join("plugins").display()
@@ -53,8 +53,8 @@ fn program(node: &Netns, api: &ApiServer, name: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// kube-proxy as kubeadm runs it, but for its limits on connection tracking,
-/// which are the whole machine's.
+/// Starts kube-proxy as kubeadm configures it, without its conntrack limits, which would apply to
+/// the whole host.
 pub fn kube_proxy(machine: &Machine, api: &ApiServer) -> Result<Running> {
     let mut command = machine.command(kube_programs::find("kube-proxy")?);
     command
@@ -72,14 +72,14 @@ pub fn kube_proxy(machine: &Machine, api: &ApiServer) -> Result<Running> {
     Running::start(command)
 }
 
-/// containerd, with the container network of [`write_config`].
+/// Starts containerd with the container network of [`write_config`].
 pub fn containerd(machine: &Machine) -> Result<Running> {
     let mut command = machine.command("containerd");
     command.arg("--config").arg(config(machine, "containerd"));
     Running::start(command)
 }
 
-/// The kubelet.
+/// Starts the kubelet.
 pub fn kubelet(machine: &Machine, kubeconfig: &Path) -> Result<Running> {
     let mut command = machine.command(kube_programs::find("kubelet")?);
     command
@@ -115,7 +115,7 @@ fn config(machine: &Machine, of: &str) -> PathBuf {
     machine.dir().join(of).with_extension("config")
 }
 
-/// Pods on a bridge, and nothing that masquerades: that is netdp's.
+/// Pods on a bridge without masquerading, which is netdp's job.
 const NETWORK: &str = r#"{
   "cniVersion": "0.4.0",
   "name": "pods",
@@ -137,8 +137,8 @@ const NETWORK: &str = r#"{
 }
 "#;
 
-/// Machines without `CAP_SYS_RESOURCE`, as containers are, can't lower
-/// `oom_score_adj`; those of tests have no profile of `AppArmor`.
+/// Returns containerd's configuration. Machines without `CAP_SYS_RESOURCE`, such as containers,
+/// cannot lower `oom_score_adj`; test machines have no `AppArmor` profile.
 fn containerd_config(networks: &str) -> String {
     format!(
         r#"version = 2
@@ -163,8 +163,8 @@ conf_dir = "{networks}"
     )
 }
 
-/// Plugins are looked for where the kubelet leaves nothing on the machine's own
-/// file systems; nothing is evicted because the machine's disk is full.
+/// Returns the kubelet's configuration. The plugin directory is one that leaves nothing on the
+/// host's file systems; eviction is off, so that a full disk of the host has no effect.
 fn kubelet_config(machine: &Machine) -> String {
     format!(
         "apiVersion: kubelet.config.k8s.io/v1beta1

@@ -1,4 +1,4 @@
-//! netdp's chart in the cluster, by Helm itself.
+//! netdp's chart in the cluster, installed by Helm itself.
 
 use super::{Cluster, PATIENCE};
 use crate::shell;
@@ -8,21 +8,21 @@ use std::path::Path;
 use testbed::{Running, kube_programs};
 
 impl Cluster {
-    /// Does as `helm install netdp deploy/helm/netdp --namespace kube-system`
-    /// with these values, and waits until it runs on every node. `xtask` is the
-    /// program with Helm in it.
+    /// Runs the equivalent of `helm install netdp deploy/helm/netdp --namespace kube-system` with
+    /// these values and waits until netdp runs on every node. `xtask` is the program that contains
+    /// Helm.
     pub fn install(&self, xtask: &Path, values: &Value) -> Result<()> {
         self.helm(xtask, &["--values", &values.to_string()])?;
         self.wait_rollout("netdp")
     }
 
-    /// Does as `helm upgrade` with these values, and waits for the roll-out.
+    /// Runs the equivalent of `helm upgrade` with these values and waits for the roll-out.
     pub fn upgrade(&self, xtask: &Path, values: &Value) -> Result<()> {
         self.helm(xtask, &["--upgrade", "--values", &values.to_string()])?;
         self.wait_rollout("netdp")
     }
 
-    /// Does as `helm uninstall netdp --namespace kube-system`.
+    /// Runs the equivalent of `helm uninstall netdp --namespace kube-system`.
     pub fn uninstall(&self, xtask: &Path) -> Result<()> {
         self.helm(xtask, &["--uninstall"]).map(drop)
     }
@@ -36,7 +36,7 @@ impl Cluster {
             .arg(self.api.admin_kubeconfig())
             .args(arguments)
             .arg(shell::root().join("deploy/helm/netdp"))
-            // It leaves what it has discovered of the API in $HOME.
+            // It caches its API discovery in $HOME.
             .env("HOME", self.machine.dir())
             .env("XDG_CACHE_HOME", cache);
         for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {

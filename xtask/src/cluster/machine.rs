@@ -1,5 +1,5 @@
-//! A node as a machine of its own: namespaces for processes, mounts and names
-//! besides that for the network, with one process that holds them all.
+//! A node as a machine of its own: namespaces for processes, mounts and host names besides the
+//! network, held by one process.
 
 use anyhow::{Context as _, Result};
 use std::ffi::OsStr;
@@ -9,14 +9,14 @@ use std::process::Command;
 use std::time::Duration;
 use testbed::{Netns, Running, WorkDir, cgroups, wait_some};
 
-/// How long it may take to mount everything.
+/// Timeout for all mounts.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where the machine's programs are looked for.
+/// Search path for the machine's programs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The machine. Dropping it ends its first process, and with that all others,
-/// their containers and mounts; then its control groups and directories go.
+/// A machine. Dropping it ends its first process and with it all others, their containers and
+/// mounts; then its control groups and directories are removed.
 #[derive(Debug)]
 pub struct Machine {
     holder: Running,
@@ -25,8 +25,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a machine in a network namespace: with a /run, a /var/lib, a
-    /// /var/log and a bpffs of its own, and a control group for all of its pods.
+    /// Boots a machine in a network namespace: with its own /run, /var/lib, /var/log and bpffs, and
+    /// a control group for its pods.
     pub fn boot(ns: &Netns, name: &str) -> Result<Self> {
         let dir = WorkDir::new("machine")?;
         for below in [
@@ -59,8 +59,8 @@ impl Machine {
         Ok(Self { holder, first, dir })
     }
 
-    /// A command whose process will be on the machine. It ends with the process
-    /// that was started for it.
+    /// Returns a command whose process will run on the machine. It ends with the process that was
+    /// started for it.
     #[must_use]
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -73,20 +73,19 @@ impl Machine {
         command
     }
 
-    /// The directory that all of its files are in, which has the same path on
-    /// the machine.
+    /// Returns the directory of all its files, which has the same path on the machine.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// How the rest of the world sees a path of the machine's.
+    /// Returns the path on the host of a path on the machine.
     #[must_use]
     pub fn path(&self, on_machine: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{on_machine}", self.first))
     }
 
-    /// The name of the control group that its pods are in.
+    /// Returns the name of the control group of its pods.
     #[must_use]
     pub fn cgroup(&self) -> String {
         cgroups::name(self.dir())
@@ -99,14 +98,14 @@ impl Drop for Machine {
             let first = nix::unistd::Pid::from_raw(first);
             let _ = nix::sys::signal::kill(first, nix::sys::signal::Signal::SIGKILL);
         }
-        // It ends once the last process on the machine has.
+        // It exits after the last process on the machine.
         let _ = self.holder.wait(PATIENCE);
         cgroups::remove(&self.cgroup());
     }
 }
 
-/// What the first process does: mounts, then waits for whatever becomes its
-/// child.
+/// Returns the script of the first process: it mounts, then reaps the processes that become its
+/// children.
 fn first_process(dir: &WorkDir, name: &str) -> Result<String> {
     let tmp = std::env::temp_dir();
     let (dir, tmp) = (dir.path().display(), tmp.display());
@@ -139,7 +138,7 @@ done
     ))
 }
 
-/// The child of a process that has one thread.
+/// Returns the child of a single-threaded process.
 fn only_child(pid: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()

@@ -1,9 +1,9 @@
-//! A Kubernetes cluster of one node: with a real kubelet, containerd, runc,
-//! CNI plugins, kube-proxy and control plane.
+//! A Kubernetes cluster of one node with a real kubelet, containerd, runc, CNI plugins, kube-proxy
+//! and control plane.
 //!
 //! ```text
-//!  pods ─ cni0  node-a  eth0 ─ lan  router ─┬─ near 10.1.0.20 (knows the way to pods)
-//!         172.16.0.0/24  10.1.0.10          └─ peered 10.2.0.1 (knows the node's network)
+//!  pods ─ cni0  node-a  eth0 ─ lan  router ─┬─ near 10.1.0.20 (has a route to pods)
+//!         172.16.0.0/24  10.1.0.10          └─ peered 10.2.0.1 (has a route to the node's network)
 //! ```
 
 mod daemons;
@@ -30,21 +30,21 @@ pub use outside::Outside;
 pub use remains::{KernelObjects, Remains};
 pub use upstream::{custom_iptables, ip_masq_agent, ip_masq_agent_rules};
 
-/// How long anything in the cluster may take, on a machine that is busy with
-/// other tests. Idle ones take seconds.
+/// Timeout for any operation in the cluster, on a machine busy with other tests. Idle ones take
+/// seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The token of the kubelet.
+/// Token of the kubelet.
 const KUBELET: &str = "netdp-testbed-kubelet";
 
 /// The cluster. Dropping it ends everything in it.
 #[derive(Debug)]
 pub struct Cluster {
-    /// Knows the node's network and nothing of pods.
+    /// A server with a route to the node's network and none to pods.
     pub peered: Outside,
-    /// In the node's own network; reaches pods through the node.
+    /// A server in the node's own network with a route to pods through the node.
     pub near: Outside,
-    // Dropped in this order: daemons before what they run on.
+    // Dropped in this order: each daemon before those that it depends on.
     kubelet: Running,
     _proxy: Running,
     plane: [Running; 2],
@@ -56,14 +56,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Brings it up: the node is ready, and has these images (OCI image layouts)
-    /// beside the one of tests' own pods.
+    /// Starts the cluster: the node is ready and has these images (OCI image layouts) besides that
+    /// of the test pods.
     pub fn start(images: &[&Path]) -> Result<Self> {
         let bed = Bed::builder()
             .uplink("eth0", &[&format!("{NODE_IP}/16")])
             .pods(0, &[PODS])
             .build()?;
-        // Of a load of some hundred connections a second, for two minutes each.
+        // The load makes some hundred connections per second, each tracked for two minutes.
         ensure_tracked(&bed.node, 65536)?;
         let peered = Outside::serve(bed.server(0, &["10.2.0.1/16"])?)?;
         let near = Outside::serve(bed.neighbour(0, &["10.1.0.20/16"])?)?;
@@ -103,13 +103,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The API server.
+    /// Returns the API server.
     #[must_use]
     pub fn api(&self) -> &ApiServer {
         &self.api
     }
 
-    /// The node's network.
+    /// Returns the node's network namespace.
     #[must_use]
     pub fn node(&self) -> &Netns {
         &self.bed.node
@@ -121,21 +121,21 @@ impl Cluster {
         self.api.kubectl(&words)
     }
 
-    /// Runs a program on the node, as in a root shell there, and returns its
-    /// standard output; `line` is split at white space.
+    /// Runs a program on the node, as in a root shell there, and returns its standard output;
+    /// `line` is split at white space.
     pub fn on_node(&self, line: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().context("an empty command line")?;
         output(self.machine.command(program).args(words))
     }
 
-    /// How the rest of the world sees a path of the node's.
+    /// Returns the path on the host of a path on the node.
     #[must_use]
     pub fn path(&self, on_node: &str) -> PathBuf {
         self.machine.path(on_node)
     }
 
-    /// Waits until a DaemonSet of `kube-system` is as it is to be on every node.
+    /// Waits until the roll-out of a DaemonSet in `kube-system` is complete on every node.
     pub fn wait_rollout(&self, daemonset: &str) -> Result<()> {
         let wait = format!(
             "-n kube-system rollout status daemonset/{daemonset} --timeout={}s",
@@ -146,7 +146,7 @@ impl Cluster {
             .with_context(|| self.told_of(daemonset))
     }
 
-    /// Kills the kubelet and starts it again; returns when it sees to netdp's pod.
+    /// Kills the kubelet and starts it again; returns once it manages netdp's pod.
     pub fn restart_kubelet(&mut self) -> Result<()> {
         self.kubelet.kill9()?;
         self.kubelet = daemons::kubelet(&self.machine, &self.kubeconfig)?;
@@ -154,8 +154,8 @@ impl Cluster {
         self.wait_exec()
     }
 
-    /// Kills containerd, which leaves containers running, and starts it again;
-    /// returns when the kubelet reaches netdp's container by it.
+    /// Kills containerd, which leaves containers running, and starts it again; returns once the
+    /// kubelet reaches netdp's container through it.
     pub fn restart_containerd(&mut self) -> Result<()> {
         self.containerd.kill9()?;
         self.containerd = daemons::containerd(&self.machine)?;
@@ -165,14 +165,14 @@ impl Cluster {
         self.wait_exec()
     }
 
-    /// Waits until the kubelet and containerd run a program in netdp's container.
+    /// Waits until the kubelet and containerd can run a program in netdp's container.
     fn wait_exec(&self) -> Result<()> {
         let exec = "-n kube-system exec daemonset/netdp -- netdp status";
         wait_for(PATIENCE, "kubectl exec", || self.kubectl(exec).is_ok())
             .with_context(|| self.told_of("netdp"))
     }
 
-    /// What jsonpath finds in netdp's pod, for example `.metadata.name`.
+    /// Evaluates a jsonpath on netdp's pod, for example `.metadata.name`.
     pub fn agent(&self, path: &str) -> Result<String> {
         self.kubectl(&format!(
             "-n kube-system get pods -l app.kubernetes.io/name=netdp -o \
@@ -180,8 +180,8 @@ impl Cluster {
         ))
     }
 
-    /// Kills netdp's container as a crash would; returns when the kubelet has
-    /// started another in its place, which is ready.
+    /// Kills netdp's container as a crash would; returns once the kubelet has started a new one
+    /// that is ready.
     pub fn kill_agent(&self) -> Result<()> {
         let id = self.agent(".status.containerStatuses[0].containerID")?;
         let id = id.strip_prefix("containerd://").context(id.clone())?;
@@ -194,19 +194,18 @@ impl Cluster {
         .with_context(|| self.told_of("netdp"))
     }
 
-    /// A directory for files of the cluster's, which has the same path on the
-    /// node.
+    /// Returns a directory for the cluster's files, which has the same path on the node.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.machine.dir()
     }
 
-    /// Makes an image known to the node: an OCI image layout.
+    /// Imports an image (OCI image layout) on the node.
     pub fn import(&self, image: &Path) -> Result<()> {
         import(&self.machine, image)
     }
 
-    /// Waits until the kubelet answers, and has told that the node is ready.
+    /// Waits until the kubelet answers and has reported that the node is ready.
     fn wait_node_ready(&self) -> Result<()> {
         const HEALTH: [&str; 4] = ["curl", "-sfm", "5", "http://127.0.0.1:10248/healthz"];
         let ready = "get nodes -o \
@@ -225,7 +224,7 @@ impl Cluster {
         })
     }
 
-    /// What can be said of a DaemonSet that is not as it is to be.
+    /// Returns diagnostics of a DaemonSet whose roll-out is incomplete.
     fn told_of(&self, daemonset: &str) -> String {
         [
             "get pods -o wide".to_owned(),
@@ -243,7 +242,7 @@ impl Cluster {
     }
 }
 
-/// Waits until containerd answers.
+/// Waits until containerd responds.
 fn wait_containerd(machine: &Machine) -> Result<()> {
     wait_for(PATIENCE, "containerd to answer", || {
         output(machine.command("ctr").arg("version")).is_ok()
@@ -257,7 +256,7 @@ fn import(machine: &Machine, image: &Path) -> Result<()> {
     output(&mut ctr).map(drop)
 }
 
-/// Gives the node the image of tests' pods and of their namespaces, and others.
+/// Imports the image of test pods and of their sandboxes, and `images`.
 fn import_all(machine: &Machine, images: &[&Path]) -> Result<()> {
     wait_containerd(machine)?;
     let own = machine.dir().join("tools.tar");

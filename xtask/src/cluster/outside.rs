@@ -1,17 +1,17 @@
-//! Servers beyond the node.
+//! Servers outside the node.
 
 use anyhow::Result;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{EchoServer, Host, HttpServer, UdpEchoServer};
 
-/// The ports of the echo servers and of the HTTP server.
+/// Ports of the echo servers and of the HTTP server.
 const ECHO: u16 = 7;
 const HTTP: u16 = 80;
 
-/// A host with an HTTP server, and echo servers for TCP and UDP.
+/// A host with an HTTP server and with echo servers for TCP and UDP.
 #[derive(Debug)]
 pub struct Outside {
-    // Dropped before the network that it is in.
+    // Dropped before the network that they use.
     http: HttpServer,
     _echo: (EchoServer, UdpEchoServer),
     echo: SocketAddr,
@@ -32,19 +32,19 @@ impl Outside {
         })
     }
 
-    /// Where the echo servers are.
+    /// Returns the endpoint of the echo servers.
     #[must_use]
     pub fn echo(&self) -> SocketAddr {
         self.echo
     }
 
-    /// The page that says as whom its reader is seen.
+    /// Returns the URL of the page that contains the client's source address.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}/health", self.echo.ip())
     }
 
-    /// As whom the last reader was seen.
+    /// Returns the source address of the last HTTP client.
     #[must_use]
     pub fn last_seen(&self) -> Option<IpAddr> {
         self.http.seen().last().copied()

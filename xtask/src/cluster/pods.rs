@@ -1,4 +1,4 @@
-//! Pods of tests.
+//! Test pods.
 
 use super::{Cluster, PATIENCE};
 use crate::image::TOOLS;
@@ -9,8 +9,7 @@ use std::net::Ipv4Addr;
 use testbed::{Host, Netns, wait_some};
 
 impl Cluster {
-    /// Starts pods of these names that have a shell, and returns their networks
-    /// once they run.
+    /// Starts pods with these names and a shell; returns their networks once they run.
     pub fn pods<const N: usize>(&self, names: [&str; N]) -> Result<[Host; N]> {
         let manifests = names.map(|name| {
             format!(
@@ -24,7 +23,7 @@ spec:
 "
             )
         });
-        // The namespace's ServiceAccount comes a moment after the namespace.
+        // The ServiceAccount is created shortly after its namespace.
         let mut told = None;
         wait_some(PATIENCE, "pods to be taken", || {
             let applied = self.api.apply(&manifests.concat());
@@ -38,7 +37,7 @@ spec:
         hosts.try_into().ok().context("a pod is missing")
     }
 
-    /// The network of a pod, once it runs.
+    /// Returns the network of a pod once it runs.
     fn host(&self, name: &str) -> Result<Host> {
         let ask = format!("get pod {name} -o jsonpath={{.status.phase}}:{{.status.podIP}}");
         let address: Ipv4Addr = wait_some(PATIENCE, &format!("pod {name} to run"), || {
@@ -53,8 +52,8 @@ spec:
         })
     }
 
-    /// The file, on the node, that stands for the namespace of the pod with this
-    /// address: what the bridge plugin has said of it.
+    /// Returns the namespace file, on the node, of the pod with this address, from the cached
+    /// result of the bridge plugin.
     fn sandbox(&self, address: Ipv4Addr) -> Result<String> {
         let results = self.machine.dir().join("lib/cni/results");
         for entry in fs::read_dir(&results).context("what CNI plugins have left")? {
@@ -68,7 +67,7 @@ spec:
                 let interfaces = list("interfaces");
                 let mut sandboxes = interfaces.iter().filter_map(|it| it["sandbox"].as_str());
                 let path = sandboxes.find(|path| !path.is_empty());
-                // /var/run leads out of the machine, by an absolute link.
+                // /var/run is an absolute symlink that leads out of the machine's directory.
                 return path
                     .map(|path| path.replace("/var/run/", "/run/"))
                     .context("a pod without a namespace");

@@ -1,5 +1,4 @@
-//! What there is of netdp in the cluster: on the node, in its kernel, and in the
-//! API.
+//! Remains of netdp in the cluster: on the node, in its kernel, and in the API.
 
 use super::Cluster;
 use anyhow::{Context as _, Result};
@@ -10,22 +9,22 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The kinds of objects that netdp's manifests have, or that agents make.
+/// Kinds of objects in netdp's manifests or created by agents.
 const KINDS: &str = "namespaces,serviceaccounts,roles,rolebindings,clusterroles,\
                      clusterrolebindings,configmaps,daemonsets,controllerrevisions,pods,leases";
 
-/// What there is of netdp, each list by the name of what it lists.
+/// Remains of netdp: named lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remains(pub Vec<(&'static str, Vec<String>)>);
 
 impl Remains {
-    /// Whether all lists are empty.
+    /// Reports whether all lists are empty.
     #[must_use]
     pub fn is_nothing(&self) -> bool {
         self.0.iter().all(|(_, found)| found.is_empty())
     }
 
-    /// The names of the lists that are empty.
+    /// Returns the names of the empty lists.
     #[must_use]
     pub fn empty(&self) -> Vec<&'static str> {
         let lists = self.0.iter().filter(|(_, found)| found.is_empty());
@@ -45,8 +44,7 @@ impl fmt::Display for Remains {
     }
 }
 
-/// Programs, links and maps in the kernel, by their numbers, which are never
-/// given again.
+/// Ids of programs, links and maps in the kernel, which are never reused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelObjects {
     programs: BTreeSet<u32>,
@@ -55,7 +53,7 @@ pub struct KernelObjects {
 }
 
 impl KernelObjects {
-    /// Those of them that are still there.
+    /// Returns those that still exist.
     fn still_there(&self) -> Result<Self> {
         let programs: BTreeSet<_> = loaded_programs().flatten().map(|it| it.id()).collect();
         let links: BTreeSet<_> = loaded_links().flatten().map(|it| it.id()).collect();
@@ -69,8 +67,7 @@ impl KernelObjects {
 }
 
 impl Cluster {
-    /// The programs that are attached on the node (TCX), with their links and
-    /// maps.
+    /// Returns the programs attached on the node (TCX), with their links and maps.
     pub fn datapath(&self) -> Result<KernelObjects> {
         let mut objects = KernelObjects::default();
         for (_, program) in self.attached()? {
@@ -85,8 +82,7 @@ impl Cluster {
         Ok(objects)
     }
 
-    /// What there is of netdp now, besides these objects of the kernel's that
-    /// are still there.
+    /// Returns the current remains of netdp and those of `known` that still exist.
     pub fn remains(&self, known: &KernelObjects) -> Result<Remains> {
         let attached = self.attached()?.into_iter();
         let left = known.still_there()?;
@@ -106,7 +102,7 @@ impl Cluster {
         ]))
     }
 
-    /// The programs on each interface of the node.
+    /// Returns the programs on each interface of the node.
     fn attached(&self) -> Result<Vec<(String, ProgramInfo)>> {
         let links = self.bed.node.ip("-o link show")?;
         let names = links.lines().filter_map(|line| line.split(": ").nth(1));
@@ -131,7 +127,7 @@ impl Cluster {
         Ok(all)
     }
 
-    /// The lines of netfilter's rules that netdp or ip-masq-agent have written.
+    /// Returns the netfilter rules that netdp or ip-masq-agent has written.
     fn rules(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for list in ["iptables-save", "ip6tables-save", "nft list ruleset"] {
@@ -145,15 +141,15 @@ impl Cluster {
         Ok(found)
     }
 
-    /// What is in the node's bpffs, without the kernel's own.
+    /// Returns the entries of the node's bpffs, without the kernel's own.
     fn pins(&self) -> Result<Vec<String>> {
         let mut pins = below(&self.path("/sys/fs/bpf"))?;
         pins.retain(|name| !name.ends_with(".debug"));
         Ok(pins)
     }
 
-    /// Files of netdp's on the node. An empty directory is none: the kubelet makes
-    /// it for the pod, and nobody removes it.
+    /// Returns netdp's files on the node. An empty directory does not count: the kubelet creates it
+    /// for the pod and nothing removes it.
     fn files(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for directory in ["/run", "/var/lib"] {
@@ -188,7 +184,7 @@ impl Cluster {
     }
 }
 
-/// What is below a directory, at any depth.
+/// Returns everything below a directory, at any depth.
 fn below(directory: &Path) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let entries = fs::read_dir(directory);

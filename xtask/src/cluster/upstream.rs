@@ -1,10 +1,9 @@
-//! What netdp replaces, as it is found in clusters: manifests, and the rules that
-//! ip-masq-agent leaves on nodes.
+//! Manifests of the agents that netdp replaces, and the rules that ip-masq-agent leaves on nodes.
 
 use serde_json::{Value, json};
 
-/// The DaemonSet in the shape in which its project publishes it (ip-masq-agent.yaml at e3000864),
-/// with another image.
+/// Returns the DaemonSet as published by its project (ip-masq-agent.yaml at e3000864), with another
+/// image.
 #[must_use]
 pub fn ip_masq_agent(image: &str) -> Value {
     let container = json!({
@@ -27,7 +26,7 @@ pub fn ip_masq_agent(image: &str) -> Value {
     daemonset(&json!({"k8s-app": "ip-masq-agent"}), &container, &volume)
 }
 
-/// The DaemonSet of k8s-custom-iptables in the shape in which its project publishes it (daemon.yaml at
+/// Returns the DaemonSet of k8s-custom-iptables as published by its project (daemon.yaml at
 /// 48ec4ca), with another image.
 #[must_use]
 pub fn custom_iptables(image: &str) -> Value {
@@ -64,8 +63,7 @@ fn daemonset(labels: &Value, container: &Value, volume: &Value) -> Value {
     })
 }
 
-/// What ip-masq-agent writes, for `iptables-restore --noflush`, where these destinations
-/// are not to be masqueraded.
+/// Returns ip-masq-agent's rules for `iptables-restore --noflush` with these non-masquerade CIDRs.
 #[must_use]
 pub fn ip_masq_agent_rules(non_masquerade: &[&str]) -> String {
     let mut rules = String::from(

@@ -1,4 +1,4 @@
-//! The clients in the pods.
+//! Clients in the pods.
 
 use super::TIME_OUT;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -6,22 +6,22 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::Output;
 use testbed::{Host, Netns, wait_some};
 
-/// curl's exit status for a time-out.
+/// curl's exit status after a timeout.
 const CURL_TIMED_OUT: i32 = 28;
 
-/// The exit status of timeout(1).
+/// timeout(1)'s exit status after a timeout.
 const TIMEOUT_TIMED_OUT: i32 = 124;
 
-/// How an attempt ended.
+/// Outcome of an attempt.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The client's output, trimmed.
+    /// Output of the client, trimmed.
     Answer(String),
     TimedOut,
 }
 
 impl Outcome {
-    /// Fails unless it was a time-out.
+    /// Returns an error unless the attempt timed out.
     pub fn expect_time_out(&self, client: &str) -> Result<()> {
         match self {
             Self::TimedOut => Ok(()),
@@ -29,7 +29,7 @@ impl Outcome {
         }
     }
 
-    /// The answer; fails if there was none.
+    /// Returns the answer, or an error if there was none.
     pub fn expect_answer(self, client: &str) -> Result<String> {
         match self {
             Self::Answer(answer) => Ok(answer),
@@ -38,7 +38,7 @@ impl Outcome {
     }
 }
 
-/// curl's GET from a pod; the answer is the body, and the status has to be 200.
+/// Runs curl's GET in a pod; the answer is the body, and the status must be 200.
 pub fn curl(pod: &Netns, url: &str) -> Result<Outcome> {
     let out = pod
         .command("curl")
@@ -50,14 +50,14 @@ pub fn curl(pod: &Netns, url: &str) -> Result<Outcome> {
     outcome(&out, CURL_TIMED_OUT).with_context(|| format!("curl {url}"))
 }
 
-/// curl's GET of a /health page, whose body is the source that the server saw.
+/// Runs curl's GET of a /health page, whose body is the source address that the server saw.
 pub fn source_by_curl(pod: &Netns, url: &str) -> Result<IpAddr> {
     let body = curl(pod, url)?.expect_answer(&format!("curl {url}"))?;
     body.parse()
         .with_context(|| format!("{url}: the body should be an address: {body:?}"))
 }
 
-/// A redis-cli command from a pod.
+/// Runs a redis-cli command in a pod.
 pub fn redis(pod: &Netns, server: IpAddr, command: &[&str]) -> Result<Outcome> {
     let out = pod
         .command("timeout")
@@ -84,8 +84,7 @@ fn outcome(out: &Output, timed_out: i32) -> Result<Outcome> {
     ))
 }
 
-/// The source of a connection that the server would answer, had its answers a
-/// way back: it is half open.
+/// Returns the source address of a half-open connection: the server's SYN-ACK has no route back.
 pub fn half_open_source(server: &Host) -> Result<IpAddr> {
     let what = format!("a half-open connection on {}", server.name());
     let peer = wait_some(TIME_OUT, &what, || {
@@ -98,7 +97,7 @@ pub fn half_open_source(server: &Host) -> Result<IpAddr> {
     Ok(peer.ip())
 }
 
-/// Fails unless the server saw what it should.
+/// Returns an error unless the server saw the expected source address.
 pub fn expect_source(seen: IpAddr, wanted: IpAddr, whose: &str) -> Result<()> {
     ensure!(
         seen == wanted,

@@ -1,4 +1,4 @@
-//! A node with a default route on one NIC and a private network on another.
+//! Scene: a node with a default route on one NIC and a private network on another.
 
 use super::clients::{curl, expect_source, half_open_source, source_by_curl};
 use super::table::Seen;

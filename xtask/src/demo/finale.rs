@@ -1,5 +1,5 @@
-//! The configuration is edited while traffic runs: new connections follow it
-//! at once, and none that is open notices.
+//! Scene: the configuration is edited under traffic. New connections follow it at once; open ones
+//! are not affected.
 
 use super::clients::source_by_curl;
 use super::table::Seen;
@@ -27,27 +27,27 @@ nonMasqueradeCIDRs:
 
 const HEALTH: &str = "http://10.1.0.20/health";
 
-/// A change has to be in force, as a client sees it, within this.
+/// Maximum time until a change is in force for a client.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// How long traffic runs on after the change.
+/// Duration of the traffic after the change.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 
-/// Connections that stay open throughout.
+/// Number of connections that stay open throughout.
 const OPEN: usize = 20;
 
-/// How long the download lasts, at the least.
+/// Minimum duration of the download.
 const DOWNLOAD_SECONDS: usize = 6;
 const DOWNLOAD_LASTS_AT_MOST: Duration = Duration::from_secs(30);
 
-/// One request: when it began and which source the server saw.
+/// One request: its start time and the source that the server saw.
 struct Request {
     began: Instant,
     ended: Instant,
     source: IpAddr,
 }
 
-/// Connections that stayed open: how many echoes came, and their one source.
+/// Connections that stayed open: number of echoes, and their only source.
 struct Open {
     clients: Vec<(EchoClient, SocketAddr)>,
     echoes: usize,
@@ -77,7 +77,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
         let open = hold_open(scope, &bed.pods[1], &near, &stop);
         let looping = scope.spawn(|| request_until(&bed.pods[0], &stop, &sender));
         let change = watch_change(&mut config, &bed, &requests);
-        // The loops end however the change went.
+        // The loops must end even if the change failed.
         stop.store(true, Ordering::Relaxed);
         let open = join(open?);
         let count = join(looping);
@@ -158,9 +158,8 @@ fn finish_download(mut download: Running) -> Result<()> {
     Ok(())
 }
 
-/// Edits the configuration and returns how long it took until a connection
-/// begun after the edit was seen to follow it. Requests before and after have
-/// to be as the configuration says.
+/// Edits the configuration and returns the time until a connection opened after the edit follows
+/// it. Requests before and after must match the configuration.
 fn watch_change(
     config: &mut ConfigVolume,
     bed: &Bed,
@@ -204,7 +203,7 @@ fn next(requests: &Receiver<Request>) -> Result<Request> {
         })
 }
 
-/// Requests one after the other; the first that fails is the error.
+/// Sends requests one after the other until stopped; returns the first failure as an error.
 fn request_until(pod: &Host, stop: &AtomicBool, done: &Sender<Request>) -> Result<usize> {
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -221,8 +220,8 @@ fn request_until(pod: &Host, stop: &AtomicBool, done: &Sender<Request>) -> Resul
     Ok(count)
 }
 
-/// Opens connections now, and exchanges lines on all of them until told to
-/// stop; each has to be seen with one source throughout.
+/// Opens connections and exchanges lines on all of them until stopped; the source of each must stay
+/// the same.
 fn hold_open<'scope>(
     scope: &'scope Scope<'scope, '_>,
     pod: &Host,
@@ -248,7 +247,7 @@ fn hold_open<'scope>(
                 );
                 echoes += 1;
             }
-            // A pace, so that the rest of the machine gets its turn.
+            // Leaves CPU time to the rest of the machine.
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(Open { clients, echoes })

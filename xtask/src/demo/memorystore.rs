@@ -1,4 +1,4 @@
-//! A managed Redis in a small range that a broad non-masquerade CIDR covers.
+//! Scene: a managed Redis in a small range inside a broad non-masquerade CIDR.
 
 use super::clients::{expect_source, redis, source_by_curl};
 use super::table::Seen;
@@ -83,7 +83,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
     show_mappings(&agent, pod)
 }
 
-/// The server's version, and the client's address as the server knows it.
+/// Returns the server's version, and the client's address that the server sees.
 fn ask(pod: &Netns, server: IpAddr) -> Result<(String, IpAddr)> {
     let answer = |command: &[&str]| redis(pod, server, command)?.expect_answer("redis-cli");
     let info = answer(&["info", "server"])?;

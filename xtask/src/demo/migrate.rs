@@ -1,4 +1,4 @@
-//! From ip-masq-agent's rules to eBPF and back, on live traffic.
+//! Scene: from ip-masq-agent's rules to eBPF and back under live traffic.
 
 use super::narrate;
 use crate::shell;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Instant;
 use testbed::migration::Migration;
 
-/// Shadow, then takeover and rollback, `rounds` times.
+/// Runs shadow mode, takeover and rollback, `rounds` times.
 pub fn tell(netdp: &Path, rounds: usize) -> Result<()> {
     narrate(
         "The node has the chains that ip-masq-agent leaves (nft, IPv4 and IPv6). Its pods have \

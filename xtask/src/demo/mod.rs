@@ -1,5 +1,5 @@
-//! `demo`: three true stories, each before and after, and a change of the
-//! configuration under traffic; and netdp in a cluster. A story that is not as told is an error.
+//! `demo`: three real cases, each before and after; a configuration change under traffic; and netdp
+//! in a cluster. Any deviation from the expected result is an error.
 
 mod clients;
 #[cfg(feature = "full")]
@@ -18,10 +18,10 @@ use std::process::exit;
 use std::time::{Duration, Instant};
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host};
 
-/// How long a client waits before its attempt counts as a time-out.
+/// Client timeout of an attempt.
 const TIME_OUT: Duration = Duration::from_secs(2);
 
-/// An exit status as shells give it to what ends by Ctrl-C.
+/// Exit status by shell convention after Ctrl-C.
 const INTERRUPTED: i32 = 130;
 
 type Story = fn(&Path) -> Result<()>;
@@ -39,7 +39,7 @@ const STORIES: [(&str, Story); 4] = [
     ("4. the configuration changes under traffic", finale::tell),
 ];
 
-/// Sets up, builds, tells the stories.
+/// Sets up, builds and plays all scenes.
 pub fn run() -> Result<()> {
     let netdp = prepare()?;
     let start = Instant::now();
@@ -50,7 +50,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Sets up, builds, tells how a live node changes hands.
+/// Sets up, builds and shows the takeover of a live node.
 pub fn migrate(rounds: usize) -> Result<()> {
     let netdp = prepare()?;
     let start = Instant::now();
@@ -66,11 +66,11 @@ pub use cluster::run as cluster;
 
 fn prepare() -> Result<PathBuf> {
     check("cargo xtask demo")?;
-    // NETDP_BIN shows a program that was built elsewhere.
+    // NETDP_BIN selects a program that was built elsewhere.
     testbed::binary_from_env().or_else(|_| build::for_demo())
 }
 
-/// Fails where the machine can't show anything; sees to Ctrl-C.
+/// Returns an error if the demo cannot run on this machine; installs the Ctrl-C handler.
 fn check(task: &str) -> Result<()> {
     testbed::require_root(task)?;
     for (path, mount) in [
@@ -82,7 +82,7 @@ fn check(task: &str) -> Result<()> {
             "there is no {path}: in a chroot, `{mount}`; elsewhere the kernel lacks it"
         );
     }
-    // A process that ends by a signal drops nothing.
+    // A process that a signal terminates drops nothing.
     ctrlc::set_handler(|| {
         testbed::remove_all();
         exit(INTERRUPTED);
@@ -102,7 +102,7 @@ fn end(start: Instant) {
     );
 }
 
-/// Says what a scene is about.
+/// Prints the introduction to a scene.
 fn narrate(text: &str) {
     println!("{text}");
 }
@@ -117,7 +117,7 @@ fn start_agent(netdp: &Path, bed: &Bed, config: &ConfigVolume, uplinks: &[&str])
     Agent::start(&bed.node, options)
 }
 
-/// Prints what `netdp flows` says about a pod.
+/// Prints the output of `netdp flows` for a pod.
 fn show_mappings(agent: &Agent, pod: &Host) -> Result<()> {
     const LINES: usize = 10;
     let flows = agent.netdp(&["flows"])?;

@@ -1,4 +1,4 @@
-//! Pods reach a peered network that has no route back to them.
+//! Scene: pods reach a peered network that has no route back to them.
 
 use super::clients::{curl, expect_source, half_open_source, source_by_curl};
 use super::table::Seen;

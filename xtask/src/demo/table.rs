@@ -1,9 +1,9 @@
-//! Who reached whom, and which source address was seen.
+//! Table of clients, results and the source addresses that servers saw.
 
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use std::net::IpAddr;
 
-/// The table of a story.
+/// The table of a scene.
 pub struct Seen(Table);
 
 impl Seen {

@@ -1,5 +1,4 @@
-//! The program of the image: linked statically, and the same bytes wherever it
-//! was built.
+//! Program of the image: statically linked, and reproducible on every machine.
 
 use crate::shell;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,11 +8,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-/// The Rust target and what OCI calls the machine: images are for the machine
-/// that they are made on.
+/// Returns the Rust target and OCI's name of this machine's architecture: images are for the
+/// architecture on which they are built.
 ///
 /// # Errors
-/// There is no name for this machine.
+/// Returns an error if the architecture is not supported.
 pub fn target() -> Result<(String, &'static str)> {
     let arch = match ARCH {
         "x86_64" => "amd64",
@@ -23,10 +22,10 @@ pub fn target() -> Result<(String, &'static str)> {
     Ok((shell::static_target(), arch))
 }
 
-/// Builds netdp in the target directory and returns the program's path.
+/// Builds netdp in the target directory and returns the path of the program.
 ///
 /// # Errors
-/// The compiler's, which it has written to standard error.
+/// Returns an error if the compiler fails; its messages are on standard error.
 pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
     shell::say(&format!(
         "cargo build --release --target {target} (about three minutes the first time)"
@@ -51,8 +50,8 @@ pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
         .context("cargo built no program of the name netdp")
 }
 
-/// Paths of this machine, which messages of panics and the eBPF programs' line
-/// information name, get fixed names.
+/// Returns compiler flags that replace this machine's paths, which occur in panic messages and in
+/// the line information of the eBPF programs, by fixed ones.
 fn flags(target_dir: &Path) -> Result<Vec<String>> {
     let cargo_home = shell::cargo_home().context("neither CARGO_HOME nor HOME is set")?;
     let root = shell::root()
@@ -61,8 +60,7 @@ fn flags(target_dir: &Path) -> Result<Vec<String>> {
     let paths = [
         (cargo_home.as_path(), "/cargo"),
         (root.as_path(), "/netdp"),
-        // The target directory is mostly inside the workspace: the last that
-        // fits is taken.
+        // The target directory is usually inside the workspace: the last matching prefix applies.
         (target_dir, "/target"),
     ];
     Ok(paths
@@ -71,9 +69,8 @@ fn flags(target_dir: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// A program that runs the compiler with these flags. The eBPF programs are
-/// built by a cargo of their own, which gets no flags of this one's, but obeys
-/// `RUSTC_WRAPPER`.
+/// Writes a wrapper that runs the compiler with these flags. A separate cargo builds the eBPF
+/// programs: it does not receive the flags of this one, but it honours `RUSTC_WRAPPER`.
 fn wrapper(target_dir: &Path, flags: &[String]) -> Result<PathBuf> {
     let quoted: Vec<String> = flags
         .iter()
@@ -81,7 +78,7 @@ fn wrapper(target_dir: &Path, flags: &[String]) -> Result<PathBuf> {
         .collect();
     let script = format!("#!/bin/sh\nexec \"$@\" {}\n", quoted.join(" "));
     let path = target_dir.join("image/rustc-wrapper");
-    // Writing it anew while another process runs it would fail.
+    // Rewriting it would fail while another process runs it.
     if fs::read_to_string(&path).is_ok_and(|there| there == script) {
         return Ok(path);
     }

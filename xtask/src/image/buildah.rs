@@ -1,4 +1,4 @@
-//! Building an image with buildah, which Debian 12 ships.
+//! Image builds with buildah, which is in Debian 12.
 
 use crate::shell;
 use anyhow::{Context as _, Result};
@@ -6,30 +6,31 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What is built from.
+/// Input of an image build.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe<'a> {
-    /// The Dockerfile.
+    /// Path of the Dockerfile.
     pub dockerfile: &'a Path,
-    /// The directory whose files it copies.
+    /// Build context: the directory from which it copies files.
     pub context: &'a Path,
     /// Values of its `ARG`s.
     pub arguments: &'a [(&'a str, &'a str)],
 }
 
-/// Builds an image and writes it to a tar archive, as an OCI image layout. Returns the digest of its
-/// manifest, by which registries know it. The same files give the same digest: all times are 0, and
-/// nothing of an earlier build is reused.
+/// Builds an image and writes it to a tar archive, as an OCI image layout. Returns the digest of
+/// its manifest, by which registries identify it. The same files give the same digest: all times
+/// are 0, and no cached layer is used.
 ///
 /// # Errors
-/// buildah failed, with a message on standard error, or its files can't be written.
+/// Returns an error if buildah fails, with its message on standard error, or if its files cannot be
+/// written.
 pub fn build(recipe: Recipe<'_>, name: &str, archive: &Path) -> Result<String> {
-    // An image store of its own: the machine's is left alone.
+    // A separate image store: the machine's own is not used.
     let work = tempfile::tempdir().context("making a directory for buildah")?;
     let buildah = |what: &str| {
         let mut command = Command::new("buildah");
         command
-            // Works on every file system, and nested in a container.
+            // Works on every file system, and inside a container.
             .args(["--storage-driver", "vfs"])
             .arg("--root")
             .arg(work.path().join("store"))
@@ -40,9 +41,9 @@ pub fn build(recipe: Recipe<'_>, name: &str, archive: &Path) -> Result<String> {
     };
     let mut bud = buildah("bud");
     bud.args(["--quiet", "--format", "oci", "--timestamp", "0"])
-        // Without runc and user namespaces.
+        // Does not need runc or user namespaces.
         .args(["--isolation", "chroot"])
-        // The label names buildah's version, which is no part of the image.
+        // The label contains buildah's version, which must not affect the image.
         .args(["--identity-label=false", "--no-cache"]);
     for (name, value) in recipe.arguments {
         bud.arg("--build-arg").arg(format!("{name}={value}"));
@@ -50,7 +51,7 @@ pub fn build(recipe: Recipe<'_>, name: &str, archive: &Path) -> Result<String> {
     bud.args(["--tag", name, "--file"])
         .arg(recipe.dockerfile)
         .arg(recipe.context);
-    // It prints the configuration's digest, which is not the image's.
+    // It prints the digest of the configuration, not of the image.
     shell::run(bud.stdout(Stdio::null()))?;
 
     let digest = work.path().join("digest");
@@ -102,7 +103,7 @@ mod tests {
             "FROM scratch\nARG VERSION\nLABEL version=$VERSION\nCOPY file /file\n",
         )
         .unwrap();
-        // What is there is replaced.
+        // An existing file is replaced.
         fs::write(&archive, "no archive").unwrap();
         let recipe = Recipe {
             dockerfile: &dockerfile,

@@ -1,5 +1,6 @@
-//! Debian 12's iptables, both kinds and both families, and nft, with the libraries that they need:
-//! apt resolves them, mmdebstrap extracts them. Nothing is installed, and no script of a package runs.
+//! Debian 12's iptables (both backends and both families) and nft, with the libraries that they
+//! need: apt resolves them, mmdebstrap extracts them. Nothing is installed, and no package script
+//! runs.
 
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
@@ -8,11 +9,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// The packages whose programs netdp runs.
+/// Packages of the programs that netdp runs.
 const PACKAGES: &str = "iptables,nftables";
 
-/// Paths that are left out, as dpkg takes them: documentation but for the licences, character sets,
-/// and what no program here loads.
+/// Excluded paths, in dpkg's syntax: documentation except the licences, character sets, and files
+/// that no program of the image loads.
 const FILTERS: [&str; 9] = [
     "path-exclude=/usr/share/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -25,8 +26,8 @@ const FILTERS: [&str; 9] = [
     "path-exclude=/etc/*",
 ];
 
-/// Writes what apt knows of each package to `status.d`, where scanners of images look that were made
-/// without dpkg.
+/// Writes apt's metadata of each package to `status.d`, where image scanners look for packages that
+/// were installed without dpkg.
 const WRITE_STATUS: &str = r#"
 set -e
 mkdir "$1/var/lib/dpkg/status.d"
@@ -35,20 +36,20 @@ for package in "$1"/var/cache/apt/archives/*.deb; do
     dpkg-deb --field "$package" >"$1/var/lib/dpkg/status.d/$name"
 done"#;
 
-/// The part of an unpacked tree that [`WRITE_STATUS`] writes.
+/// Directory, in an unpacked tree, that [`WRITE_STATUS`] writes.
 const STATUS: &str = "var/lib/dpkg/status.d";
 
-/// What becomes part of the image.
+/// Paths that become part of the image.
 const KEPT: [&str; 3] = ["./lib*", "./usr", "./var/lib/dpkg/status.d"];
 
-/// Unpacks the packages below `into`, which there is not yet, in the versions that apt's archives
-/// have now.
+/// Unpacks the packages below `into`, which must not exist, in the current versions of apt's
+/// archives.
 ///
 /// # Errors
-/// apt can't download a package, or a file can't be written.
+/// Returns an error if apt cannot download a package, or if a file cannot be written.
 pub fn unpack(into: &Path) -> Result<()> {
     let above = into.parent().context("no directory for the packages")?;
-    // In the same file system, so that it gets its name once it is whole.
+    // In the same file system, so that it can be renamed when it is complete.
     let work = tempfile::tempdir_in(above)?;
     let archive = work.path().join("debian.tar");
     let tree = work.path().join("tree");
@@ -76,8 +77,8 @@ pub fn unpack(into: &Path) -> Result<()> {
     fs::rename(&tree, into).with_context(|| format!("moving {} into place", into.display()))
 }
 
-/// This machine's archives of Debian 12, as lines of a sources.list: the mirror that works here. None
-/// if it has none, and mmdebstrap takes Debian's own.
+/// Returns this machine's Debian 12 archives as lines of a sources.list, because their mirror is
+/// known to work. If there are none, mmdebstrap uses Debian's own.
 fn sources() -> Result<Vec<String>> {
     let targets = Command::new("apt-get")
         .args(["indextargets", "--format"])
@@ -109,10 +110,10 @@ fn of_debian_12(sources: &str) -> Vec<String> {
     lines
 }
 
-/// The packages of an unpacked tree, as components of the bill of materials.
+/// Returns the packages of an unpacked tree as components of the bill of materials.
 ///
 /// # Errors
-/// The tree has no list of packages, or one of them can't be read.
+/// Returns an error if the tree has no package list, or if an entry cannot be read.
 pub fn components(tree: &Path) -> Result<Vec<Value>> {
     let status = tree.join(STATUS);
     let mut files = fs::read_dir(&status)
@@ -133,7 +134,7 @@ pub fn components(tree: &Path) -> Result<Vec<Value>> {
         .collect()
 }
 
-/// A package, of the fields of its control file.
+/// Returns the component for a package, from the fields of its control file.
 fn component(fields: &str) -> Option<Value> {
     let field = |name: &str| {
         fields

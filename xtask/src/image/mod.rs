@@ -1,6 +1,5 @@
-//! An OCI image with netdp in it, Debian's iptables and nft, and nothing that they
-//! do not use, which buildah builds by `deploy/Dockerfile`. The same sources, compiler and packages
-//! give the same image.
+//! An OCI image with netdp, Debian's iptables and nft, and nothing that they do not use. buildah
+//! builds it from `deploy/Dockerfile`. The same sources, compiler and packages give the same image.
 
 mod binary;
 mod buildah;
@@ -20,7 +19,7 @@ use std::process::Command;
 pub use tools::{TOOLS, tools};
 pub use workspace::target_dir;
 
-/// The documents in the image, besides the bill of materials.
+/// Documents in the image besides the bill of materials.
 const DOCUMENTS: [&str; 4] = [
     "LICENSE-APACHE",
     "LICENSE-GPL2",
@@ -28,55 +27,55 @@ const DOCUMENTS: [&str; 4] = [
     "docs/operations.md",
 ];
 
-/// The name of the image unless it is given another. No registry answers to
-/// `localhost`: nobody else's image can be pulled by mistake.
+/// Default name of the image. No registry answers at `localhost`, so no third party's image can be
+/// pulled by mistake.
 pub const NAME: &str = concat!("localhost/netdp:", env!("CARGO_PKG_VERSION"));
 
-/// What a container of the image runs; its arguments come after it, as those of
-/// ip-masq-agent come after its entrypoint.
+/// Entrypoint of the image; arguments follow it, as those of ip-masq-agent follow its entrypoint.
 pub const ENTRYPOINT: [&str; 2] = ["/usr/local/bin/netdp", "run"];
 
-/// An image that was made.
+/// A built image and its files.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// The OCI image layout, a tar archive.
+    /// Path of the OCI image layout, a tar archive.
     pub archive: PathBuf,
-    /// The CycloneDX document.
+    /// Path of the CycloneDX document.
     pub sbom: PathBuf,
-    /// The program in it, which needs nothing else.
+    /// Path of the program in it, which is statically linked.
     pub program: PathBuf,
-    /// The digest of the manifest.
+    /// Digest of the manifest, by which registries identify the image.
     pub digest: String,
-    /// As OCI calls the machine: `amd64` or `arm64`.
+    /// Architecture as OCI names it: `amd64` or `arm64`.
     pub arch: &'static str,
-    /// The size of the program, in bytes.
+    /// Size of the program in bytes.
     pub program_size: u64,
-    /// The size of the archive, in bytes.
+    /// Size of the archive in bytes.
     pub size: u64,
 }
 
-/// Where Debian's packages come from.
+/// Source of the Debian packages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Packages {
-    /// From apt's archives, as they are now.
+    /// The current versions in apt's archives.
     Latest,
-    /// From the last build in this target directory, if there was one.
+    /// Those of the last build in this target directory, if there was one.
     Kept,
 }
 
-/// Builds netdp in a target directory and puts the image into `image` in it, with the packages that
-/// are there.
+/// Builds netdp in a target directory and puts the image into its `image` directory, with the
+/// packages of the last build.
 ///
 /// # Errors
-/// Building failed, or a file can't be written.
+/// Returns an error if a build fails, or if a file cannot be written.
 pub fn make(name: &str, target_dir: &Path) -> Result<Image> {
     make_with(name, target_dir, Packages::Kept)
 }
 
-/// The same with a choice of the packages.
+/// Builds the image as [`make`] does, with a choice of the packages.
 ///
 /// # Errors
-/// Building failed, apt can't download a package, or a file can't be written.
+/// Returns an error if a build fails, if apt cannot download a package, or if a file cannot be
+/// written.
 pub fn make_with(name: &str, target_dir: &Path, packages: Packages) -> Result<Image> {
     let (target, arch) = binary::target()?;
     let program = binary::build(&target, target_dir)?;
@@ -123,7 +122,7 @@ fn dockerfile() -> PathBuf {
     shell::root().join("deploy/Dockerfile")
 }
 
-/// Waits until nobody else has this lock, and has it until it is dropped.
+/// Acquires an exclusive lock, which is held until the file is dropped.
 fn turn(path: &Path) -> Result<File> {
     let lock = File::create(path).with_context(|| format!("writing {}", path.display()))?;
     lock.lock()
@@ -131,7 +130,7 @@ fn turn(path: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// Fills the build context with all but Debian's packages. Nobody's umask is in it.
+/// Fills the build context with everything except Debian's packages. The umask has no effect on it.
 fn fill(context: &Path, program: &Path, sbom: &[u8]) -> Result<()> {
     let documents = context.join("doc");
     let rootfs = context.join("rootfs");
@@ -146,7 +145,7 @@ fn fill(context: &Path, program: &Path, sbom: &[u8]) -> Result<()> {
         copy(&from, &documents.join(name))?;
     }
     write(&documents.join("sbom.cdx.json"), sbom)?;
-    // Symbolic links remain what they are.
+    // Copies symbolic links as links.
     shell::run_as_progress(
         Command::new("cp")
             .args(["--recursive", "--no-dereference"])

@@ -1,5 +1,5 @@
-//! The bill of materials (CycloneDX): the crates that are compiled into the program and into its eBPF
-//! programs, as cargo-cyclonedx lists them, and Debian's packages.
+//! Bill of materials (CycloneDX): the crates compiled into the program and its eBPF programs, as
+//! cargo-cyclonedx lists them, and Debian's packages.
 
 use super::workspace;
 use crate::shell;
@@ -10,21 +10,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The package of the program.
+/// Cargo package of the program.
 const PROGRAM: &str = "netdp-user";
 
-/// The package of what the program carries for the kernel. Cargo knows it as a dependency of a build
-/// script only.
+/// Cargo package of the eBPF programs. To cargo it is only a dependency of a build script.
 const KERNEL: &str = "netdp-ebpf";
 
-/// What cargo-cyclonedx shall call its documents, which it leaves beside each Cargo.toml.
+/// Name of cargo-cyclonedx's output files, which it writes beside each Cargo.toml.
 const NAME: &str = "image.cdx";
 
-/// The document for a program compiled for `target`. It has no serial number and no time of its own: the
-/// same Cargo.lock and packages give the same document.
+/// Returns the document for a program compiled for `target`. It has no serial number and no
+/// timestamp: the same Cargo.lock and packages give the same document.
 ///
 /// # Errors
-/// cargo-cyclonedx failed or wrote something else than documents.
+/// Returns an error if cargo-cyclonedx fails or its output cannot be parsed.
 pub fn document(target: &str, packages: Vec<Value>) -> Result<Value> {
     let [mut document, kernel] = cyclonedx(target)?;
     document["metadata"]["component"]["name"] = "netdp".into();
@@ -33,8 +32,9 @@ pub fn document(target: &str, packages: Vec<Value>) -> Result<Value> {
     Ok(document)
 }
 
-/// The documents of the two packages. cargo-cyclonedx writes them beside each Cargo.toml, and a file that
-/// comes and goes there has the eBPF programs built anew: it gets a copy of the sources.
+/// Returns the documents of the two packages. cargo-cyclonedx writes beside each Cargo.toml, and a
+/// temporary file there would trigger a rebuild of the eBPF programs: it runs on a copy of the
+/// sources.
 fn cyclonedx(target: &str) -> Result<[Value; 2]> {
     let workspace = workspace::metadata()?;
     let copy = tempfile::tempdir().context("making a directory for a copy of the sources")?;
@@ -53,14 +53,14 @@ fn cyclonedx(target: &str) -> Result<[Value; 2]> {
         let path = copy.path().join(package).join(format!("{NAME}.json"));
         let text =
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        // As the compiler is told to call the workspace.
+        // The same workspace path as the one given to the compiler.
         serde_json::from_str(&text.replace(&here, "path+file:///netdp"))
             .with_context(|| format!("reading {}", path.display()))
     };
     Ok([read(PROGRAM)?, read(KERNEL)?])
 }
 
-/// Copies what cargo reads of the workspace.
+/// Copies the files of the workspace that cargo reads.
 fn copy_sources(workspace: &Value, to: &Path) -> Result<()> {
     let root = workspace["workspace_root"]
         .as_str()
@@ -74,7 +74,7 @@ fn copy_sources(workspace: &Value, to: &Path) -> Result<()> {
     shell::run_as_progress(cp.arg(to))
 }
 
-/// The directories of the workspace's packages.
+/// Returns the directories of the workspace's packages.
 fn members(workspace: &Value) -> Result<Vec<PathBuf>> {
     workspace["packages"]
         .as_array()
@@ -88,7 +88,7 @@ fn members(workspace: &Value) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// Adds the eBPF programs' package and its crates, each once.
+/// Adds the package of the eBPF programs and its crates, each once.
 fn add_kernel(document: &mut Value, mut kernel: Value) -> Result<()> {
     let root = kernel["metadata"]["component"].take();
     let reference = root["bom-ref"].clone();
@@ -114,7 +114,7 @@ fn add_kernel(document: &mut Value, mut kernel: Value) -> Result<()> {
     Ok(())
 }
 
-/// Adds to a list what is not in it yet, by the value of a key.
+/// Adds to a list the entries that it lacks, compared by the value of a key.
 fn add_absent(document: &mut Value, key: &str, by: &str, more: Vec<Value>) -> Result<()> {
     let list = list(document, key)?;
     let known: BTreeSet<_> = list.iter().map(|entry| entry[by].to_string()).collect();
@@ -159,7 +159,7 @@ mod tests {
         ] {
             assert!(names.contains(shipped), "{shipped} is missing");
         }
-        // Of the tests, of the build, of another platform.
+        // Dependencies of the tests, of the build, and of another platform.
         for not_shipped in ["proptest", "testbed", "xtask", "aya-build", "windows-sys"] {
             assert!(!names.contains(not_shipped), "{not_shipped} is in");
         }
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(text, made().to_string());
     }
 
-    /// A build script watches its directory.
+    /// A build script watches its directory, so a changed file there would trigger a rebuild.
     #[test]
     fn the_sources_stay_as_they_are() {
         let changed = || -> Vec<_> {

@@ -1,4 +1,4 @@
-//! An image for pods of tests, which also holds their namespaces.
+//! Image of test pods and of their sandboxes.
 
 use super::buildah::{self, Recipe};
 use anyhow::{Context as _, Result};
@@ -6,13 +6,13 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-/// What it is called.
+/// Name of the image.
 pub const TOOLS: &str = "localhost/netdp-tools:1";
 
-/// Programs of busybox that pods call by their names.
+/// busybox applets that pods call by name.
 const NAMES: [&str; 4] = ["sh", "sleep", "timeout", "wget"];
 
-/// Its containers sleep unless they are told otherwise.
+/// Dockerfile of the image; its default command sleeps.
 const DOCKERFILE: &str = "\
 FROM scratch
 COPY . /
@@ -21,11 +21,11 @@ USER 0:0
 ENTRYPOINT [\"/bin/sleep\", \"infinity\"]
 ";
 
-/// An image layout, as a tar archive, under any name: with busybox in it and
-/// nothing else.
+/// Returns an image with busybox and nothing else, as a tar archive of an OCI image layout, under
+/// any name.
 ///
 /// # Errors
-/// `busybox` can't be read, or buildah failed.
+/// Returns an error if `busybox` cannot be read or buildah fails.
 pub fn tools(name: &str, busybox: &Path) -> Result<Vec<u8>> {
     let work = tempfile::tempdir()?;
     let [context, dockerfile, archive] =

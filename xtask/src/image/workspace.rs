@@ -1,4 +1,4 @@
-//! What cargo knows of the workspace.
+//! Metadata of the cargo workspace.
 
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
@@ -6,10 +6,10 @@ use serde_json::Value;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-/// `cargo metadata`, without dependencies.
+/// Returns the output of `cargo metadata` without dependencies.
 ///
 /// # Errors
-/// It failed, for example because Cargo.lock is out of date.
+/// Returns an error if it fails, for example because Cargo.lock is out of date.
 pub fn metadata() -> Result<Value> {
     let out = shell::cargo()
         .args(["metadata", "--no-deps", "--locked", "--format-version=1"])
@@ -20,10 +20,10 @@ pub fn metadata() -> Result<Value> {
     serde_json::from_slice(&out.stdout).context("reading what cargo metadata wrote")
 }
 
-/// The directory that cargo builds in.
+/// Returns cargo's target directory.
 ///
 /// # Errors
-/// Cargo does not say.
+/// Returns an error if the metadata does not contain it.
 pub fn target_dir() -> Result<PathBuf> {
     metadata()?["target_directory"]
         .as_str()

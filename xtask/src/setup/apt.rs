@@ -1,4 +1,4 @@
-//! Debian packages.
+//! Installation of Debian packages with apt.
 
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
@@ -6,16 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where the security archive gets listed if nothing lists it yet.
+/// File that lists the security archive, written if no other file lists it.
 const SECURITY_LIST: &str = "/etc/apt/sources.list.d/netdp-bookworm-security.list";
 
-/// What Debian's archives are signed with.
+/// Keys that sign Debian's archives.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// apt's own user can't write into directories of root's.
+/// apt's sandbox user cannot write to root's directories.
 const UNSANDBOXED: [&str; 2] = ["-o", "APT::Sandbox::User=root"];
 
-/// Installs packages without their recommendations.
+/// Installs packages without recommended ones.
 pub fn install(packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
@@ -49,8 +49,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// Unpacks a package's files below `into`, without installing it: what would be
-/// a service stays a file.
+/// Unpacks a package below `into` without installing it, so that a service in it is not set up.
 pub fn unpack(package: &str, into: &Path) -> Result<()> {
     shell::say(&format!("setup: apt-get download {package}"));
     with_retry(
@@ -70,8 +69,8 @@ pub fn unpack(package: &str, into: &Path) -> Result<()> {
     )
 }
 
-/// Unpacks the source of a package of the main archive as `into/source`. The
-/// lists of sources are kept apart, so that the machine's own stay as they are.
+/// Unpacks the source of a package of the main archive to `into/source`. The source lists are kept
+/// separate, so that the machine's own stay unchanged.
 pub fn unpack_source(package: &str, into: &Path) -> Result<()> {
     let archives = archives()?;
     let main = main_archive(&archives).context(
@@ -116,7 +115,7 @@ pub fn unpack_source(package: &str, into: &Path) -> Result<()> {
         &format!("downloading the source of {package}"),
     )?;
     let description = only_file(into, &format!("{package}_"), ".dsc")?;
-    // apt has checked the sums against the signed list.
+    // apt has verified the checksums against the signed list.
     shell::run_as_progress(
         Command::new("dpkg-source")
             .current_dir(into)
@@ -126,7 +125,7 @@ pub fn unpack_source(package: &str, into: &Path) -> Result<()> {
     )
 }
 
-/// The one file in `dir` whose name begins and ends so.
+/// Returns the only file in `dir` whose name has this beginning and end.
 fn only_file(dir: &Path, begin: &str, end: &str) -> Result<PathBuf> {
     let mut found = None;
     for entry in fs::read_dir(dir).with_context(|| format!("listing {}", dir.display()))? {
@@ -147,14 +146,14 @@ fn apt_get(what: &str) -> Command {
     let mut command = Command::new("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // Another apt may be at work; and a mirror that fails is an error.
+        // Waits for another apt to finish; fails if a mirror fails.
         .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(["-o", "APT::Update::Error-Mode=any"])
         .args(["-o", "Dpkg::Use-Pty=0", "--quiet", what]);
     command
 }
 
-/// Mirrors fail at times: tries twice.
+/// Runs a command, and again if it fails: mirrors sometimes fail.
 fn with_retry(command: impl Fn() -> Command, what: &str) -> Result<()> {
     if let Err(error) = shell::run_as_progress(&mut command()) {
         shell::say(&format!("setup: {error}; trying once more"));
@@ -167,7 +166,7 @@ fn with_retry(command: impl Fn() -> Command, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Those that apt could not install, or not in the version that has LLVM 22.
+/// Returns the packages that apt cannot install, or not in the version with LLVM 22.
 fn without_candidate<'a>(packages: &[&'a str]) -> Result<Vec<&'a str>> {
     let out = Command::new("apt-cache")
         .arg("policy")
@@ -193,7 +192,7 @@ fn has_candidate(policy: &str, package: &str) -> bool {
         .any(|version| version != "(none)")
 }
 
-/// The archives that apt's lists come from, one a line.
+/// Returns the archives of apt's lists, one per line.
 fn archives() -> Result<String> {
     let uris = Command::new("apt-get")
         .args(["indextargets", "--format", "$(REPO_URI)"])
@@ -203,8 +202,8 @@ fn archives() -> Result<String> {
     Ok(String::from_utf8_lossy(&uris.stdout).into_owned())
 }
 
-/// A bare Debian 12, as debootstrap makes it, lists the main archive only. The
-/// compiler for BPF is in the security archive, which mirrors keep beside it.
+/// Adds the security archive, which has the BPF compiler. A bare Debian 12, as made by debootstrap,
+/// lists only the main archive; mirrors carry both.
 fn add_security_archive() -> Result<()> {
     let Some(security) = security_beside(&archives()?) else {
         return Ok(());

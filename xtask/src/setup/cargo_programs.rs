@@ -3,22 +3,22 @@
 use crate::shell;
 use anyhow::{Context as _, Result};
 
-/// bpf-linker's LLVM has to be at least as new as that of the compiler in /usr.
+/// bpf-linker's LLVM must be at least as new as that of the compiler in /usr.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-/// A program of crates.io.
+/// A program from crates.io.
 #[derive(Debug)]
 pub struct CargoProgram {
-    /// The crate, and the program.
+    /// Name of the crate and of the program.
     pub name: &'static str,
     version: &'static str,
-    /// Further words for `cargo install`.
+    /// Additional arguments of `cargo install`.
     options: &'static [&'static str],
-    /// What building it takes in the environment.
+    /// Environment variables for its build.
     environment: &'static [(&'static str, &'static str)],
 }
 
-/// Links the eBPF programs; built against the LLVM of the compiler in /usr.
+/// Linker of the eBPF programs, built against the LLVM of the compiler in /usr.
 pub const BPF_LINKER: CargoProgram = CargoProgram {
     name: "bpf-linker",
     version: "0.13.0",
@@ -26,7 +26,7 @@ pub const BPF_LINKER: CargoProgram = CargoProgram {
     environment: &[("LLVM_PREFIX", LLVM_PREFIX)],
 };
 
-/// Lists the crates of the image.
+/// Generator of the list of crates in the image.
 pub const CYCLONEDX: CargoProgram = CargoProgram {
     name: "cargo-cyclonedx",
     version: "0.5.9",
@@ -37,13 +37,13 @@ pub const CYCLONEDX: CargoProgram = CargoProgram {
 impl CargoProgram {
     fn arguments(&self) -> Vec<&'static str> {
         let mut arguments = vec!["install", self.name, "--version", self.version];
-        // None of them works for long: optimising takes most of the time.
+        // None of them runs for long, and optimising takes most of the build time.
         arguments.extend(["--profile", "dev", "--locked"]);
         arguments.extend(self.options);
         arguments
     }
 
-    /// Builds it and installs it where cargo installs programs.
+    /// Builds the program and installs it into cargo's bin directory.
     pub fn install(&self) -> Result<()> {
         let name = self.name;
         shell::say(&format!("setup: cargo install {name} (some minutes)"));
@@ -62,7 +62,7 @@ impl CargoProgram {
         Ok(())
     }
 
-    /// The command, for a person to type.
+    /// Returns the command as it is typed in a shell.
     pub fn as_typed(&self) -> String {
         let mut line = String::new();
         for (name, value) in self.environment {

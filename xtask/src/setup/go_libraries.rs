@@ -1,4 +1,4 @@
-//! Helm and Kustomize, out of Python packages, which need no Python to be used.
+//! Installation of Helm and Kustomize from Python packages, whose libraries work without Python.
 
 use crate::go_libraries::{ALL, GoLibrary};
 use crate::shell;
@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use std::fs;
 use std::process::Command;
 
-/// How to get them on other distributions.
+/// Instructions for other distributions.
 pub const BY_HAND: &str = "cargo xtask setup (downloads Helm and Kustomize by pip3)";
 
-/// Downloads those that are missing.
+/// Downloads the missing libraries.
 pub fn install_missing() -> Result<()> {
     for library in ALL.iter().filter(|library| library.path().is_err()) {
         install(library).with_context(|| format!("getting {}", library.what))?;
@@ -21,7 +21,7 @@ fn install(library: &GoLibrary) -> Result<()> {
     let target = library.directory()?;
     let base = target.parent().context("a cache has a directory above")?;
     fs::create_dir_all(base).with_context(|| format!("making {}", base.display()))?;
-    // In the same file system, so that it gets its name once it is whole.
+    // In the same file system, so that it can be renamed when it is complete.
     let work = tempfile::tempdir_in(base)?;
     let list = work.path().join("requirements.txt");
     fs::write(
@@ -35,7 +35,7 @@ fn install(library: &GoLibrary) -> Result<()> {
         "setup: pip3 download {} {}, for {} (up to a minute)",
         library.package, library.version, library.what
     ));
-    // The packages ask for a newer Python than Debian's, which is not used.
+    // The packages require a newer Python than Debian's, but it is not used.
     shell::run_as_progress(
         Command::new("pip3")
             .args([

@@ -1,9 +1,8 @@
-//! Kubernetes for tests and the demo of a cluster, of Debian 12's packages.
+//! Kubernetes for tests and for the cluster demo, from Debian 12's packages.
 //!
-//! Debian has etcd and kubectl as packages, which are unpacked and not
-//! installed: etcd would be a service. So is the static busybox of test pods:
-//! it would take the place of the machine's own. Kubernetes' other programs
-//! Debian has as source only.
+//! Debian's packages of etcd and kubectl are unpacked, not installed, because etcd would run as a
+//! service. The same goes for the static busybox of test pods, which would replace the machine's
+//! own. Debian has the other Kubernetes programs only as source.
 
 use super::apt;
 use crate::shell;
@@ -13,29 +12,29 @@ use std::path::Path;
 use std::process::Command;
 use testbed::kube_programs::{self, VERSION};
 
-/// What is unpacked: the package, and the program in it.
+/// Unpacked packages and the program in each.
 const UNPACKED: [(&str, &str); 3] = [
     ("etcd-server", "usr/bin/etcd"),
     ("kubernetes-client", "usr/bin/kubectl"),
     ("busybox-static", "bin/busybox"),
 ];
 
-/// What a person does who installs by hand.
+/// Instructions for manual installation.
 pub const BY_HAND: &str = "let KUBEBUILDER_ASSETS name a directory with busybox (a static one), \
                            etcd, kube-apiserver, kube-controller-manager, kube-proxy, kube-scheduler, kubectl and \
                            kubelet (of Kubernetes 1.20 or later)";
 
-/// Where Debian keeps Go 1.19.
+/// Directory of Go 1.19 in Debian.
 const GO: &str = "/usr/lib/go-1.19/bin";
 
-/// Unpacks what is missing, builds `wanted` from source, and leaves all of it
-/// where tests look.
+/// Unpacks the missing packages, builds `wanted` from source, and installs all of it where tests
+/// look.
 pub fn install_missing(wanted: &[&str]) -> Result<()> {
     let cache = kube_programs::cache()?;
     let work = cache.join("build");
     let missing = |name: &str| kube_programs::find(name).is_err();
     let start = || -> Result<()> {
-        // What an interrupted run left.
+        // Left behind by an interrupted run.
         if work.exists() {
             fs::remove_dir_all(&work)?;
         }
@@ -88,8 +87,8 @@ fn build(programs: &[&str], work: &Path) -> Result<()> {
     )
 }
 
-/// The copy of reflect2 in the sources is older than Go 1.18, whose maps it
-/// misreads: the server would panic on some requests. Debian has a newer one.
+/// Replaces the copy of reflect2 in the sources: it is older than Go 1.18 and misreads its maps, so
+/// that the server would panic on some requests. Debian has a newer version.
 fn replace_reflect2(source: &Path) -> Result<()> {
     const NEW: &str = "/usr/share/gocode/src/github.com/modern-go/reflect2";
     let old = source.join("vendor/github.com/modern-go/reflect2");
@@ -114,7 +113,7 @@ fn replace_reflect2(source: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts a program where tests look: whole, or not at all.
+/// Installs a program atomically where tests look.
 fn keep(program: &Path, to: &Path) -> Result<()> {
     let new = to.with_extension("new");
     fs::copy(program, &new)

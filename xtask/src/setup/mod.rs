@@ -1,4 +1,4 @@
-//! `setup`: installs what is missing, once.
+//! `setup`: installs missing dependencies, once.
 
 pub mod apt;
 mod cargo_programs;
@@ -16,27 +16,28 @@ use std::fmt::Write as _;
 use system::System;
 use testbed::is_root;
 
-/// Installs what is missing; does nothing, quickly, when all is there.
+/// Installs missing dependencies; returns quickly if there are none.
 pub fn run() -> Result<()> {
     install(|_| true)
 }
 
-/// The same without what only tests with a Kubernetes API server need, which takes minutes to build.
+/// Installs all but the dependencies of tests with a Kubernetes API server, which take minutes to
+/// build.
 pub fn run_without_api_server() -> Result<()> {
     install(|need| !need.is_for_api_server())
 }
 
-/// The same for the demo alone.
+/// Installs only the dependencies of the demo.
 pub fn run_for_demo() -> Result<()> {
     install(Need::is_for_demo)
 }
 
-/// The same for the image alone.
+/// Installs only the dependencies of the image.
 pub fn run_for_image() -> Result<()> {
     install(Need::is_for_image)
 }
 
-/// The same for a release.
+/// Installs only the dependencies of a release.
 pub fn run_for_release() -> Result<()> {
     install(Need::is_for_release)
 }
@@ -88,7 +89,7 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
     Ok(())
 }
 
-/// Packages of the needs, each once.
+/// Returns the packages of the needs, each once.
 fn packages(missing: &[Need]) -> Vec<&'static str> {
     let mut packages: Vec<_> = missing.iter().filter_map(Need::package).collect();
     packages.sort_unstable();
@@ -104,7 +105,7 @@ fn table(needs: &[Need]) -> String {
     table
 }
 
-/// What a person types on Debian 12 to get what is missing.
+/// Returns the commands that install the missing dependencies on Debian 12.
 fn commands(missing: &[Need]) -> String {
     let mut lines = String::new();
     let packages = packages(missing);
@@ -130,7 +131,7 @@ fn commands(missing: &[Need]) -> String {
     lines
 }
 
-/// What has to be there on a distribution that setup does not know.
+/// Returns the list of dependencies for a distribution that setup does not support.
 fn by_hand(system: &System) -> String {
     format!(
         "setup knows Debian 12 only, and this is {system}. Install by hand what is listed as \

@@ -1,4 +1,4 @@
-//! What building, the tests and the demo need, and how to see that it is there.
+//! Dependencies of the build, the tests and the demo, and their detection.
 
 use super::cargo_programs::{BPF_LINKER, CYCLONEDX, CargoProgram};
 use super::rust_target;
@@ -8,72 +8,72 @@ use std::path::Path;
 use std::process::Command;
 use testbed::kube_programs;
 
-/// Something that has to be on the machine.
+/// A dependency that must be on the machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
-    /// Its name, as on any distribution.
+    /// Name that is valid on any distribution.
     pub what: &'static str,
-    /// What it is for.
+    /// Purpose, as messages give it.
     pub why: &'static str,
     source: Source,
     probe: Probe,
     part: Part,
 }
 
-/// Where it comes from.
+/// Source of a dependency.
 #[derive(Debug, Clone, Copy)]
 enum Source {
-    /// A package of Debian 12.
+    /// A Debian 12 package.
     Package(&'static str),
-    /// `cargo install`.
+    /// Installed with `cargo install`.
     Cargo(&'static CargoProgram),
     /// Debian 12's etcd, kubectl and busybox, unpacked.
     Kubernetes,
     /// Debian 12's Kubernetes, built from source.
     KubernetesBuilt,
-    /// A package of the Python Package Index that carries a library.
+    /// A PyPI package that contains a library.
     GoLibrary,
-    /// `rustup target add`.
+    /// Installed with `rustup target add`.
     RustTarget,
 }
 
-/// How to see that it is there.
+/// Detection of a dependency.
 #[derive(Debug, Clone, Copy)]
 enum Probe {
-    /// Any of these programs.
+    /// One of these programs is in the path.
     Program(&'static [&'static str]),
     File(&'static str),
-    /// A program of Kubernetes, where tests look for it.
+    /// A Kubernetes program is where tests look for it.
     Kubernetes(&'static str),
-    /// The library of this package.
+    /// The library of this package is installed.
     GoLibrary(&'static str),
-    /// The standard library for static programs.
+    /// The standard library for static programs is installed.
     RustTarget,
 }
 
-/// What part of the work needs it.
+/// Part of the work that needs a dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// Compiling the eBPF programs without a nightly toolchain.
     Compiler,
     /// Linking the eBPF programs.
     Linker,
-    /// Building the linker.
+    /// Building the linker from source.
     LinkerBuild,
-    /// Building Kubernetes' programs.
+    /// Building Kubernetes' programs from source.
     KubernetesBuild,
-    /// The image, and tests.
+    /// Building the image; also used by tests.
     Image,
-    /// A release, and tests.
+    /// Building a release; also used by tests.
     Release,
-    /// Tests.
+    /// Running the tests only.
     Run,
-    /// Demo, and tests.
+    /// Running the demo; also used by tests.
     Demo,
 }
 
 impl Need {
-    /// The Debian 12 package that has it, if one does.
+    /// Returns its Debian 12 package, if there is one.
     pub fn package(&self) -> Option<&'static str> {
         match self.source {
             Source::Package(name) => Some(name),
@@ -85,22 +85,22 @@ impl Need {
         }
     }
 
-    /// Whether [`kubernetes::install`](super::kubernetes::install) makes it.
+    /// Reports whether [`kubernetes::install`](super::kubernetes::install) provides it.
     pub fn is_kubernetes(&self) -> bool {
         matches!(self.source, Source::Kubernetes) || self.is_built_kubernetes()
     }
 
-    /// Whether it makes it from source.
+    /// Reports whether it is built from Kubernetes' source.
     pub fn is_built_kubernetes(&self) -> bool {
         matches!(self.source, Source::KubernetesBuilt)
     }
 
-    /// Whether nothing needs it but an API server and its tests.
+    /// Reports whether only an API server and its tests need it.
     pub fn is_for_api_server(&self) -> bool {
         self.is_kubernetes() || self.part == Part::KubernetesBuild
     }
 
-    /// Whether the demo can't be built or run without it.
+    /// Reports whether building or running the demo needs it.
     pub fn is_for_demo(&self) -> bool {
         match self.part {
             Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Demo => true,
@@ -108,7 +108,7 @@ impl Need {
         }
     }
 
-    /// Whether the image can't be built without it.
+    /// Reports whether building the image needs it.
     pub fn is_for_image(&self) -> bool {
         match self.part {
             Part::Compiler | Part::Linker | Part::LinkerBuild | Part::Image => true,
@@ -116,12 +116,12 @@ impl Need {
         }
     }
 
-    /// Whether a release can't be built without it.
+    /// Reports whether building a release needs it.
     pub fn is_for_release(&self) -> bool {
         self.is_for_image() || self.part == Part::Release
     }
 
-    /// The program that cargo installs, if it is one.
+    /// Returns the program, if cargo installs it.
     pub fn cargo_program(&self) -> Option<&'static CargoProgram> {
         match self.source {
             Source::Cargo(program) => Some(program),
@@ -133,12 +133,12 @@ impl Need {
         }
     }
 
-    /// Whether [`go_libraries`](super::go_libraries) gets it.
+    /// Reports whether [`go_libraries`](super::go_libraries) installs it.
     pub fn is_go_library(&self) -> bool {
         matches!(self.source, Source::GoLibrary)
     }
 
-    /// Whether rustup installs it.
+    /// Reports whether rustup installs it.
     pub fn is_rust_target(&self) -> bool {
         matches!(self.source, Source::RustTarget)
     }
@@ -156,7 +156,7 @@ impl Need {
     }
 }
 
-/// A program that the demo runs.
+/// Returns the need for a program that the demo runs.
 const fn shown(any: &'static [&'static str], package: &'static str, why: &'static str) -> Need {
     Need {
         part: Part::Demo,
@@ -164,7 +164,7 @@ const fn shown(any: &'static [&'static str], package: &'static str, why: &'stati
     }
 }
 
-/// A program that builds the image.
+/// Returns the need for a program that builds the image.
 const fn packed(any: &'static [&'static str], package: &'static str, why: &'static str) -> Need {
     Need {
         part: Part::Image,
@@ -208,7 +208,7 @@ const fn kubernetes(what: &'static str, why: &'static str) -> Need {
     }
 }
 
-/// A program of Kubernetes that Debian has as source only.
+/// Returns the need for a Kubernetes program that Debian has only as source.
 const fn built(what: &'static str, why: &'static str) -> Need {
     Need {
         source: Source::KubernetesBuilt,
@@ -236,7 +236,7 @@ const fn kubernetes_build(path: &'static str, package: &'static str) -> Need {
     }
 }
 
-/// Everything, in the order in which it is told.
+/// All dependencies, in the order of reports.
 pub const ALL: &[Need] = &[
     file(
         "a Rust compiler in /usr (rustc-web)",
@@ -402,7 +402,7 @@ pub const ALL: &[Need] = &[
     kubernetes("busybox", "programs of pods in the cluster"),
 ];
 
-/// What this machine lacks.
+/// Returns the dependencies that this machine lacks.
 pub fn missing() -> Vec<Need> {
     let linker = shell::has_program("bpf-linker");
     let built = ALL
@@ -412,8 +412,8 @@ pub fn missing() -> Vec<Need> {
     let compiler = std::env::var_os("NETDP_EBPF_TOOLCHAIN").is_some() || has_nightly();
     ALL.iter()
         .filter(|need| match need.part {
-            // A nightly is of no use here without its linker, which is built
-            // against the LLVM of the compiler in /usr.
+            // A nightly is only of use with the linker, which is built against the LLVM of the
+            // compiler in /usr.
             Part::Compiler => !(compiler && linker),
             Part::LinkerBuild => !linker,
             Part::KubernetesBuild => !built,
@@ -424,7 +424,7 @@ pub fn missing() -> Vec<Need> {
         .collect()
 }
 
-/// Whether there is a nightly toolchain that can build core for BPF.
+/// Reports whether a nightly toolchain can build core for BPF.
 fn has_nightly() -> bool {
     let sysroot = Command::new("rustup")
         .args(["run", "nightly", "rustc", "--print", "sysroot"])
@@ -441,7 +441,7 @@ fn has_nightly() -> bool {
 mod tests {
     use super::*;
 
-    /// An image needs no Kubernetes, and a release no more than Helm.
+    /// An image needs nothing of Kubernetes; a release also needs Helm.
     #[test]
     fn the_image_needs_compilers_and_what_packs_it() {
         let besides = |is_for: fn(&Need) -> bool| -> Vec<_> {
@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(besides(Need::is_for_release), release);
     }
 
-    /// Nothing is installed or built for the demo that only tests need.
+    /// The demo must not install or build dependencies that only tests have.
     #[test]
     fn the_demo_needs_compilers_and_the_programs_that_it_shows() {
         let programs: Vec<_> = ALL

@@ -1,11 +1,11 @@
-//! The Rust target of the image's program.
+//! Rust target of the image's program.
 
 use crate::shell;
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// Whether the compiler that cargo uses has the target's standard library.
+/// Reports whether cargo's compiler has the target's standard library.
 pub fn is_there() -> bool {
     let out = Command::new("rustc")
         .current_dir(shell::root())
@@ -21,12 +21,12 @@ pub fn is_there() -> bool {
     })
 }
 
-/// What a person types to get it.
+/// Returns the command that installs it.
 pub fn as_typed() -> String {
     format!("rustup target add {}", shell::static_target())
 }
 
-/// Lets rustup install it.
+/// Installs it with rustup if it is missing.
 pub fn install_if_missing() -> Result<()> {
     if is_there() {
         return Ok(());

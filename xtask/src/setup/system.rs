@@ -1,8 +1,8 @@
-//! Which distribution this is.
+//! Detection of the distribution.
 
 use std::fmt;
 
-/// What /etc/os-release says.
+/// The distribution, as /etc/os-release identifies it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct System {
     id: String,
@@ -11,12 +11,12 @@ pub struct System {
 }
 
 impl System {
-    /// Reads /etc/os-release; a machine without it is unknown.
+    /// Reads /etc/os-release; without it, the distribution is unknown.
     pub fn of_this_machine() -> Self {
         Self::parse(&std::fs::read_to_string("/etc/os-release").unwrap_or_default())
     }
 
-    /// Whether setup knows its packages.
+    /// Reports whether setup supports this distribution.
     pub fn is_supported(&self) -> bool {
         self.id == "debian" && self.version == "12"
     }

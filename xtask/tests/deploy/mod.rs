@@ -1,4 +1,4 @@
-//! What is in deploy/kustomize, as Kustomize makes it.
+//! Objects of deploy/kustomize, as built by Kustomize.
 
 #![allow(dead_code, reason = "each test uses a part of this")]
 
@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use testbed::{WorkDir, output};
 
-/// A kustomization as a user writes it: on one of netdp's, with a component and
-/// patches, which may be empty. Gives the objects that Kustomize makes of it.
+/// Builds a kustomization as a user writes it, on top of one of netdp's, with a component and
+/// patches, both of which may be empty. Returns the objects.
 pub fn objects(on: &str, component: &str, patches: &str) -> Result<Vec<Value>> {
     let dir = WorkDir::new("kustomization")?;
     let deploy = directory()?.join("kustomize");
-    // Kustomize takes relative paths only.
+    // Kustomize accepts only relative paths.
     let up = "../".repeat(dir.path().components().count() - 1);
     let relative = |path: PathBuf| format!("{up}{}", path.display().to_string().trim_matches('/'));
     let mut text = format!("resources:\n- {}\n", relative(deploy.join(on)));
@@ -32,14 +32,14 @@ pub fn objects(on: &str, component: &str, patches: &str) -> Result<Vec<Value>> {
     serde_json::from_value(built["resources"].take()).context("Kustomize made no list")
 }
 
-/// deploy/.
+/// Returns the path of deploy/ in the workspace.
 pub fn directory() -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
     path.canonicalize()
         .with_context(|| format!("looking for {}", path.display()))
 }
 
-/// A manifest, patched by JSON patches in YAML as a user writes them.
+/// Returns a manifest patched by JSON patches that are YAML, as a user writes them.
 pub fn patched(manifest: &Value, patch: &str) -> Result<Value> {
     let dir = WorkDir::new("patched")?;
     fs::write(dir.path().join("manifest.yaml"), manifest.to_string())?;

@@ -1,4 +1,4 @@
-//! A node on which containers of pods run, as the kubelet would ask for them.
+//! A node that runs containers of pods with the settings that the kubelet would request.
 
 #![allow(dead_code, reason = "each test uses a part of this")]
 
@@ -13,19 +13,19 @@ use std::time::Duration;
 use testbed::{Bed, ContainerOptions, Containerd, Host, HttpServer, WorkDir, output, wait_for};
 use xtask::image::{self, Image};
 
-/// How long the agent may take to be in force on a busy machine.
+/// Timeout for the agent to become ready on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Where a pod has its ServiceAccount's token.
+/// Directory of the ServiceAccount's token in a pod.
 const SECRETS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Where a container leaves its last words (`terminationMessagePath`, by default).
+/// File for a container's termination message (default of `terminationMessagePath`).
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// The container's name.
+/// Name of the agent's container.
 pub const AGENT: &str = "netdp";
 
-/// A node with a pod, a server far off, and containerd.
+/// A node with a pod, a distant server, and containerd.
 pub struct Node {
     pub containerd: Containerd,
     http: HttpServer,
@@ -36,7 +36,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// With a bpffs.
+    /// Starts a node that has a bpffs.
     pub fn start() -> Result<Self> {
         let node = Self::without_bpffs()?;
         let bpffs = node.dir.path().join("bpffs");
@@ -68,13 +68,13 @@ impl Node {
         })
     }
 
-    /// Where the node has what a volume of this name leads to.
+    /// Returns the node's path behind a volume with this name.
     pub fn volume(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Runs a container of a pod, with this node's directories in the place of
-    /// a whole machine's. What neither `command` nor `args` says is the image's.
+    /// Runs a container of a pod, with this node's directories in place of a real host's. If
+    /// `command` and `args` are absent, the image's apply.
     pub fn run(&self, id: &str, container: &Value) -> Result<()> {
         let words = |key: &str| -> Vec<String> {
             let words = container[key].as_array().into_iter().flatten();
@@ -120,7 +120,7 @@ impl Node {
                 _ => anyhow::bail!("what is {variable}?"),
             }
         };
-        // The kubelet tells every container where the API is.
+        // The kubelet sets the API server's address in every container.
         let mut all = vec![("KUBERNETES_SERVICE_HOST".to_owned(), "127.0.0.1".to_owned())];
         for variable in variables {
             let name = variable["name"].as_str().context("no name")?;
@@ -140,11 +140,10 @@ impl Node {
         .with_context(|| format!("it wrote:\n{}", self.containerd.log(id)))
     }
 
-    /// Waits until a container has ended, and gives what it wrote and what it left
-    /// for `kubectl describe`.
+    /// Waits until a container has exited; returns its output and its termination message.
     pub fn wait_end(&self, id: &str) -> Result<(String, String)> {
         self.containerd.wait_end(id)?;
-        // Its output takes another way, and may come later.
+        // Its output takes another path and may arrive later.
         self.wait_log(id, "error:")?;
         let last_words = fs::read_to_string(self.last_words_file(id))?;
         Ok((self.containerd.log(id), last_words))
@@ -154,7 +153,7 @@ impl Node {
         self.dir.path().join(format!("last-words-{id}"))
     }
 
-    /// Whom the server sees when the pod asks it.
+    /// Returns the source that the server sees for a request from the pod.
     pub fn source_seen(&self) -> Result<IpAddr> {
         let url = format!("http://{}/health", self.server.v4()?);
         self.bed.pods[0].run(&["curl", "-sf", "-m", "30", &url])?;
@@ -162,7 +161,7 @@ impl Node {
         seen.context("the server saw nobody")
     }
 
-    /// Asks as the kubelet does, from the node's network.
+    /// Runs a probe as the kubelet does, from the node's network.
     pub fn probe(&self, probe: &Value) -> Result<String> {
         let get = &probe["httpGet"];
         let [host, path] = [&get["host"], &get["path"]].map(|it| it.as_str().unwrap_or_default());
@@ -186,7 +185,7 @@ impl Node {
     }
 }
 
-/// The image that ships, made once.
+/// Returns the release image, built once.
 fn image() -> Result<Image> {
     type Made = Result<Image, String>;
     static IMAGE: OnceLock<Made> = OnceLock::new();

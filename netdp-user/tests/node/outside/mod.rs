@@ -1,5 +1,5 @@
-//! A bed whose server is two routers away, with and without translation, so
-//! that what programs see can be compared.
+//! A bed whose server is two routers away, with and without translation, so that the results of
+//! programs can be compared.
 //!
 //! ```text
 //!  pod ── cni0 node eth0 ── router ══ transit ── server
@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use tcpdump::Tcpdump;
 use testbed::{Agent, Bed, ConfigVolume, Host, Netns, last_host, veth};
 
-/// What pods' own addresses begin with.
+/// Networks of the pods.
 pub const POD_NETWORKS: [&str; 2] = ["172.16.0.0/24", "fd00:172::/64"];
 
 const CONFIG: &str = "\
@@ -25,18 +25,18 @@ nonMasqueradeCIDRs:
 - fd00:172::/64
 ";
 
-/// What a bed shall be like.
+/// Parameters of a bed.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// netdp runs; otherwise the outside knows the way to pods.
+    /// netdp runs; otherwise the outside has routes to pods.
     pub translated: bool,
-    /// Its `--mode`.
+    /// `--mode` of netdp.
     pub mode: &'static str,
-    /// Checksum and segmentation offloads and GRO, on every interface.
+    /// Checksum and segmentation offloads and GRO on every interface.
     pub offloads: bool,
-    /// MTU between the routers.
+    /// MTU between the routers in bytes.
     pub beyond: u16,
-    /// MTU of the node's interface towards pods.
+    /// MTU of the node's interface towards pods in bytes.
     pub before: u16,
 }
 
@@ -50,7 +50,7 @@ impl Shape {
         before: 1500,
     };
 
-    /// The same as a plain router.
+    /// Returns the same shape with a plain router.
     pub const fn plain(self) -> Self {
         Self {
             translated: false,
@@ -59,10 +59,10 @@ impl Shape {
     }
 }
 
-/// The bed.
+/// A bed of some shape.
 #[derive(Debug)]
 pub struct Outside {
-    /// Pods' packets on the uplink.
+    /// Capture of packets with pods' addresses on the uplink.
     leaks: Option<Tcpdump>,
     agent: Option<Agent>,
     _config: ConfigVolume,
@@ -147,12 +147,12 @@ impl Outside {
         &self.bed.pods[0]
     }
 
-    /// The server's addresses, and whom it sees when the pod comes from there.
+    /// Returns the server's addresses, one per family.
     pub fn targets(&self) -> Vec<IpAddr> {
         self.server.addresses.iter().map(IpNet::addr).collect()
     }
 
-    /// Fails if a packet with a pod's source was seen on the uplink.
+    /// Returns an error if a packet with a pod's source was captured on the uplink.
     pub fn check_leaks(self) -> Result<()> {
         if let Some(leaks) = self.leaks {
             let seen = leaks.finish()?;
@@ -162,7 +162,7 @@ impl Outside {
     }
 }
 
-/// No limits on ICMP errors: the programs ask quickly.
+/// Removes the rate limits of ICMP errors: the programs send probes quickly.
 fn tell_everything(ns: &Netns) -> Result<()> {
     ns.sysctl("net.ipv4.icmp_ratemask", "0")?;
     ns.sysctl("net.ipv4.icmp_ratelimit", "0")?;

@@ -1,5 +1,4 @@
-//! Programs as people use them, and what they tell, without what differs from
-//! run to run.
+//! Common network programs and their output, without details that differ between runs.
 
 use super::Outside;
 use crate::common::SOON;
@@ -10,10 +9,10 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use testbed::{Host, HttpServer, Running, WorkDir};
 
-/// A command line and what came of it.
+/// Command lines and their results.
 pub type Outcomes = BTreeMap<String, String>;
 
-/// Bytes of the transfers.
+/// Size of each transfer in bytes.
 const BYTES: usize = 8_000_000;
 
 const HTTP: u16 = 80;
@@ -47,7 +46,7 @@ impl Servers {
         })
     }
 
-    /// Every source that the HTTP servers saw.
+    /// Returns every source that the HTTP servers saw.
     pub fn sources(&self) -> Vec<IpAddr> {
         let mut all: Vec<_> = self.http.iter().flat_map(HttpServer::seen).collect();
         all.sort_unstable();
@@ -56,7 +55,7 @@ impl Servers {
     }
 }
 
-/// HTTP/1.1 and HTTP/2, up and down.
+/// Runs HTTP/1.1 and HTTP/2 transfers, up and down.
 pub fn curl(outside: &Outside, servers: &Servers, target: IpAddr, all: &mut Outcomes) {
     let big = servers.dir.path().join("big").display().to_string();
     let one = format!("http://{}/bytes/{BYTES}", SocketAddr::new(target, HTTP));
@@ -84,7 +83,7 @@ pub fn curl(outside: &Outside, servers: &Servers, target: IpAddr, all: &mut Outc
     }
 }
 
-/// Pings of all sizes.
+/// Runs pings of all sizes.
 pub fn ping(outside: &Outside, target: IpAddr, sizes: &[&str], all: &mut Outcomes) {
     let target = target.to_string();
     for size in sizes {
@@ -97,19 +96,19 @@ pub fn ping(outside: &Outside, target: IpAddr, sizes: &[&str], all: &mut Outcome
     }
 }
 
-/// What a ping that may not be fragmented is told about the MTU.
+/// Returns the MTU that a ping with DF reports.
 pub fn ping_whole(outside: &Outside, target: IpAddr, size: &str) -> String {
     let target = target.to_string();
     let argv = ["ping", "-n", "-c1", "-W15", "-M", "do", "-s", size, &target];
     lines_with(&told(outside.pod(), &argv), "mtu")
 }
 
-/// tracepath, traceroute and mtr in their variants.
+/// Runs tracepath, traceroute and mtr in their variants.
 pub fn traces(outside: &Outside, target: IpAddr, all: &mut Outcomes) {
     let target = target.to_string();
     let http = HTTP.to_string();
-    // Without zeros it waits for a later answer only as many times as long as for
-    // the first: too short on a busy machine.
+    // Without the zeros it waits for a later answer only a few times as long as for the first: too
+    // short on a busy machine.
     let traceroute = ["traceroute", "-n", "-q2", "-w15,0,0"];
     let mtr = ["mtr", "-n", "-r", "-c2", "-i0.1", "-G2", "-Z2"];
     let variants: [(&[&str], &[&str]); 9] = [
@@ -130,7 +129,8 @@ pub fn traces(outside: &Outside, target: IpAddr, all: &mut Outcomes) {
     }
 }
 
-/// iperf3: TCP both ways, and UDP both ways in datagrams of several fragments.
+/// Runs iperf3: TCP in both directions, and UDP in both directions with datagrams of several
+/// fragments.
 pub fn iperf(outside: &Outside, target: IpAddr, all: &mut Outcomes) -> Result<()> {
     let target = target.to_string();
     let tcp = ["-n", "10M"];
@@ -150,10 +150,10 @@ pub fn iperf(outside: &Outside, target: IpAddr, all: &mut Outcomes) -> Result<()
         let sum = &report["end"]["sum"];
         let outcome = if sum["lost_packets"].is_null() {
             let bytes = report["end"]["sum_received"]["bytes"].as_u64().unwrap_or(0);
-            // The end of the test overtakes what is on its way.
+            // The control connection ends the test before all data has arrived.
             format!("data arrived: {}", bytes > 1 << 20)
         } else {
-            // On a busy machine the receiver may not come to read in time.
+            // On a busy machine the receiver may not read in time.
             let unread = overflows(receiver)? - before;
             let lost = sum["lost_packets"].as_u64().unwrap_or(u64::MAX);
             let lost = lost.saturating_sub(unread);
@@ -165,7 +165,7 @@ pub fn iperf(outside: &Outside, target: IpAddr, all: &mut Outcomes) -> Result<()
     Ok(())
 }
 
-/// Datagrams that found their socket's buffer full.
+/// Returns the number of datagrams that found their socket's buffer full.
 fn overflows(host: &Host) -> Result<u64> {
     let counters = ["UdpRcvbufErrors", "Udp6RcvbufErrors"];
     let told = host.run(&[&["nstat", "-asz"], &counters[..]].concat())?;
@@ -178,7 +178,7 @@ fn overflows(host: &Host) -> Result<u64> {
         .sum()
 }
 
-/// What a program tells, whether it succeeds or not.
+/// Returns the output of a program, whether it succeeds or not.
 fn told(host: &Host, argv: &[&str]) -> String {
     host.run(argv).unwrap_or_else(|error| format!("{error:#}"))
 }
@@ -188,7 +188,7 @@ fn lines_with(text: &str, word: &str) -> String {
     lines.map(str::trim).collect::<Vec<_>>().join("\n")
 }
 
-/// Hop numbers, addresses and remarks, without times and counts.
+/// Returns hop numbers, addresses and remarks, without times and counts.
 fn hops(text: &str) -> String {
     let mut hops: Vec<String> = Vec::new();
     for line in text.lines() {
@@ -200,7 +200,7 @@ fn hops(text: &str) -> String {
             continue;
         }
         if line.contains("|--") {
-            // mtr: number, address, loss; then times.
+            // mtr: number, address, loss; times follow.
             words.truncate(3);
         }
         words.retain(|word| {

@@ -1,4 +1,4 @@
-//! tcpdump, for captures with a filter beside heavy traffic.
+//! tcpdump, for filtered captures beside heavy traffic.
 
 use anyhow::Result;
 use std::time::Duration;
@@ -6,13 +6,13 @@ use testbed::{Netns, Running, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running tcpdump. Each packet's headers are told in full, with those of the
-/// packet in an ICMP error.
+/// A running tcpdump. It prints all headers of each packet, including those of a packet quoted by
+/// an ICMP error.
 #[derive(Debug)]
 pub struct Tcpdump(Running);
 
 impl Tcpdump {
-    /// Begins; what passes from now on is seen.
+    /// Starts a capture; packets are captured once this returns.
     pub fn start(ns: &Netns, device: &str, filter: &str) -> Result<Self> {
         let running = ns.spawn(&[
             "tcpdump",
@@ -28,12 +28,12 @@ impl Tcpdump {
         Ok(Self(running))
     }
 
-    /// What was seen so far.
+    /// Returns the output so far.
     pub fn seen(&self) -> String {
         self.0.stdout()
     }
 
-    /// Ends it and returns all that was seen.
+    /// Stops tcpdump and returns its whole output.
     pub fn finish(mut self) -> Result<String> {
         self.0.terminate(PATIENCE)?;
         Ok(self.0.stdout())

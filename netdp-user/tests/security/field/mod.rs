@@ -1,5 +1,5 @@
-//! What operators report of NAT in the field: with real sockets, and beside ip-masq-agent's
-//! rules in the same situation ([`both`](crate::site::both)).
+//! Problems that operators report about NAT, reproduced with real sockets and compared with
+//! ip-masq-agent's rules in the same situation ([`both`](crate::site::both)).
 
 mod moves;
 mod ports;

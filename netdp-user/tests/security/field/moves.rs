@@ -1,5 +1,4 @@
-//! A flow leaves by another uplink than before, and the uplink's address goes away and comes
-//! back.
+//! A flow moves to another uplink, and the uplink's address is removed and comes back.
 
 use crate::common::clients::{Udp, any, from_port, tcp_stream};
 use crate::common::{ECHO, Echo, NETDP, SOON};
@@ -17,12 +16,12 @@ use testbed::{
 const POLICY: &str = "nonMasqueradeCIDRs: [172.16.0.0/16, 'fd00:172::/64']\n";
 const PORT: u16 = 45_000;
 
-/// A server that is reached by the first of two uplinks, and by the second after a failover.
+/// A server reached by the first of two uplinks, and by the second after a failover.
 struct Pairs {
     agent: Option<Agent>,
     _config: ConfigVolume,
     _dir: WorkDir,
-    /// The same addresses behind each uplink.
+    /// One server behind each uplink, both with the same addresses.
     servers: [Host; 2],
     bed: Bed,
 }
@@ -62,7 +61,7 @@ impl Pairs {
         Ok(pairs)
     }
 
-    /// Leads what is for the server by one of the uplinks.
+    /// Routes packets for the server through one of the uplinks.
     fn lead(&self, uplink: usize) -> Result<()> {
         for net in &self.servers[0].addresses {
             let via = last_host(self.net(uplink, net.addr())?).addr();
@@ -74,14 +73,14 @@ impl Pairs {
         Ok(())
     }
 
-    /// The address of the node on an uplink in the family of `like`.
+    /// Returns the node's address on an uplink in the family of `like`.
     fn net(&self, uplink: usize, like: IpAddr) -> Result<ipnet::IpNet> {
         let addresses = self.bed.uplinks[uplink].addresses.iter();
         let mut found = addresses.filter(|net| net.addr().is_ipv4() == like.is_ipv4());
         found.next().copied().context("no address")
     }
 
-    /// Waits until the programs know that the node has an address, or has not.
+    /// Waits until the programs' maps contain, or no longer contain, this address of the node.
     fn wait_known(&self, address: IpAddr, there: bool) -> Result<()> {
         let agent = self.agent.as_ref().context("netdp is the subject")?;
         let maps = Maps::open(&agent.bpffs())?;
@@ -125,7 +124,7 @@ fn datagrams_leave_with_the_address_of_the_uplink_that_they_move_to() -> Result<
     both(Control::Holds, datagrams)
 }
 
-/// Pings without an end.
+/// Continuous pings across a failover.
 fn pings(subject: Subject) -> Result<()> {
     let pairs = Pairs::start(subject)?;
     for to in ends(&pairs.servers[0], 0) {
@@ -148,7 +147,7 @@ fn a_ping_goes_on_by_the_uplink_that_it_moves_to() -> Result<()> {
     both(Control::Holds, pings)
 }
 
-/// A client closes, the route moves, and it connects again from the same port.
+/// A client closes, the route moves, and the client connects again from the same port.
 fn connections(subject: Subject) -> Result<()> {
     let pairs = Pairs::start(subject)?;
     let _echoes = [
@@ -158,7 +157,7 @@ fn connections(subject: Subject) -> Result<()> {
     for to in ends(&pairs.servers[0], ECHO) {
         pairs.lead(0)?;
         let first = tcp_stream(pairs.pod(), from_port(PORT, to), to)?;
-        // Without a TIME-WAIT of the pod's.
+        // Avoids TIME-WAIT in the pod.
         socket2::SockRef::from(&first).set_linger(Some(Duration::ZERO))?;
         pairs.lead(1)?;
         drop(first);
@@ -176,8 +175,8 @@ fn a_client_that_connects_again_gets_the_address_of_the_new_uplink() -> Result<(
     both(Control::Holds, connections)
 }
 
-/// The uplink's address goes and comes back, and the server speaks first meanwhile and after
-/// that.
+/// The uplink's address is removed and comes back, and the server sends first, meanwhile and after
+/// it.
 #[test]
 fn connections_outlive_an_address_that_comes_back() -> Result<()> {
     let pairs = Pairs::start(Subject::Netdp)?;
@@ -202,7 +201,7 @@ fn connections_outlive_an_address_that_comes_back() -> Result<()> {
     Ok(())
 }
 
-/// One that does not come back ends what it was for: a new connection gets another.
+/// If the address does not come back, its connections end: a new one gets another address.
 #[test]
 fn an_address_that_does_not_come_back_takes_its_connections_along() -> Result<()> {
     let pairs = Pairs::start(Subject::Netdp)?;
@@ -226,7 +225,7 @@ fn an_address_that_does_not_come_back_takes_its_connections_along() -> Result<()
         seen.is_some_and(|seen: SocketAddr| seen.ip() == wanted)
     })
     .with_context(|| format!("seen as {seen:?}"))?;
-    // A connection hangs while its address may come back; then its server refuses it.
+    // A connection stalls while its address may come back; then its server resets it.
     wait_for(SOON, "the connection to be reset", || {
         let sent = pair.client.write_all(b"anyone?");
         sent.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)

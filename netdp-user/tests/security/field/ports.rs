@@ -1,5 +1,5 @@
-//! Where every port towards a server is in use, flows that are over give theirs to new ones,
-//! and flows that live keep theirs.
+//! Once every port towards a server is used, ended flows release their ports to new ones, and live
+//! flows keep theirs.
 
 use crate::common::clients::{Tcp, Udp, any};
 use crate::common::{ECHO, Echo, SOON, clock, nft};
@@ -14,10 +14,10 @@ use testbed::{Host, Netns, WorkDir, wait_for};
 
 const RANGE: &str = "40000-40199";
 const PORTS: usize = 200;
-/// Flows that begin when all ports have been used.
+/// Flows opened after all ports have been used.
 const MORE: usize = 20;
 
-/// Who closes a connection, and how.
+/// The side that closes a connection, and how.
 #[derive(Debug, Clone, Copy)]
 enum Closed {
     Pod,
@@ -26,7 +26,7 @@ enum Closed {
     ServersRst,
 }
 
-/// A node that uses [`RANGE`] for every flow.
+/// Starts a site that uses [`RANGE`] for every flow.
 fn site(subject: Subject) -> Result<Site> {
     Site::prepared(subject, &["--to-ports", RANGE], |bed| match subject {
         Subject::Netdp => Ok(()),
@@ -34,7 +34,7 @@ fn site(subject: Subject) -> Result<Site> {
     })
 }
 
-/// netfilter with the same range, before any other rule.
+/// Adds a netfilter rule with the same range before all others.
 fn narrow(node: &Netns) -> Result<()> {
     let dir = WorkDir::new("narrow")?;
     for (tool, pods) in [
@@ -50,7 +50,7 @@ fn narrow(node: &Netns) -> Result<()> {
     Ok(())
 }
 
-/// Opens a connection and closes it, and waits until it is closed.
+/// Opens a connection, closes it, and waits until it is closed.
 fn closed(pod: &Host, server: &Netns, port: u16, to: SocketAddr, how: Closed) -> Result<()> {
     let listener = server.open(|| {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
@@ -82,7 +82,7 @@ fn closed(pod: &Host, server: &Netns, port: u16, to: SocketAddr, how: Closed) ->
     end(first).context("the second FIN")
 }
 
-/// Reads to the end, and closes.
+/// Reads to the end of the stream and closes it.
 fn end(mut stream: TcpStream) -> std::io::Result<()> {
     stream.read_to_end(&mut Vec::new())?;
     Ok(())
@@ -127,7 +127,7 @@ fn connections_that_a_rst_has_ended_give_their_ports_to_new_ones() -> Result<()>
     })
 }
 
-/// Sockets that have asked once each.
+/// Opens sockets with one request each.
 fn ask(pod: &Host, to: SocketAddr, count: usize) -> Result<Vec<(Udp, SocketAddr)>> {
     (0..count)
         .map(|n| {
@@ -145,7 +145,7 @@ fn answered_questions_give_their_ports_to_new_ones() -> Result<()> {
     let mut site = site(Subject::Netdp)?;
     let _echo = Echo::start(&site.far)?;
     for to in ends(&site.far, ECHO) {
-        // Not all have been asked only once: these are streams.
+        // With more than one request each: these are streams.
         let mut streams = ask(site.good(), to, MORE)?;
         let agent = site.agent().context("no agent")?;
         clock::advance(agent, Duration::from_secs(10))?;
@@ -189,11 +189,11 @@ fn live_flows_keep_their_ports_where_none_is_left() -> Result<()> {
     Ok(())
 }
 
-/// Connections that another pod begins, each with another sequence number: half of these lie
-/// after those of any earlier connection.
+/// Connections that another pod opens, each with another initial sequence number: half of these are
+/// beyond those of all earlier connections.
 const ATTEMPTS: usize = 12;
 
-/// A side that has closed still gets what the other one sends, and who has closed last waits for
+/// A side that has closed still receives the other's data, and the side that closed last waits for
 /// the acknowledgement.
 #[test]
 fn connections_that_are_closing_keep_their_ports() -> Result<()> {
@@ -209,7 +209,7 @@ fn connections_that_are_closing_keep_their_ports() -> Result<()> {
         let mut last = Pair::between(pod, &site.far, to)?;
         last.client.shutdown(Shutdown::Write)?;
         last.server.read_to_end(&mut Vec::new())?;
-        // The pod's last ACK does not leave it.
+        // Blocks the pod's last ACK.
         let port = last.client.local_addr()?.port();
         nft(
             pod,
@@ -249,13 +249,13 @@ fn connections_that_are_closing_keep_their_ports() -> Result<()> {
     Ok(())
 }
 
-/// How many sockets of a host wait for the acknowledgement of their FIN.
+/// Returns the number of a host's sockets in LAST-ACK.
 fn in_last_ack(host: &Netns) -> Result<usize> {
     let shown = host.run(&["ss", "-Htn", "state", "last-ack"])?;
     Ok(shown.lines().count())
 }
 
-/// What nobody answers, as some measuring tools send it.
+/// Unidirectional flows, as some measuring tools send them.
 #[test]
 fn flows_that_only_send_keep_their_ports() -> Result<()> {
     let mut site = site(Subject::Netdp)?;
@@ -280,7 +280,8 @@ fn flows_that_only_send_keep_their_ports() -> Result<()> {
             for (flow, seen) in &flows {
                 ensure!(send(&flow.socket)? == *seen, "another port");
             }
-            // Of the same pod: to one with fewer they give way. It is told.
+            // Of the same pod: such flows are evicted for a pod with fewer. The refusal is
+            // reported.
             let more = Udp::connect(site.good(), any(to), to)?;
             let sent = more.socket.send(b"one more");
             let came = silent.recv_from(&mut [0; 16]);

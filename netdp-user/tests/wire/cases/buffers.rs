@@ -1,4 +1,4 @@
-//! 5.6: how the bytes of a packet lie in memory, and who else has them.
+//! 5.6: layout and sharing of a packet's bytes in memory.
 
 use crate::bed::{At, BOTH, Family, server};
 use crate::build::{ACK, SYN, error, udp};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(15);
 
-/// The next packet that the tap sees and that ends so.
+/// Returns the next packet on the tap that ends with these bytes.
 fn seen(tap: &Socket, end: &[u8]) -> Result<Packet> {
     loop {
         let frame = tap.receive(SOON)?.context("the tap saw no such packet")?;
@@ -21,8 +21,8 @@ fn seen(tap: &Socket, end: &[u8]) -> Result<Packet> {
     }
 }
 
-/// The bytes of a packet that a tap or a mirror has got stay as they were when
-/// the packet itself is rewritten later.
+/// The bytes that a tap or a mirror received stay the same when the packet itself is rewritten
+/// later.
 pub fn r5_6_copies_are_not_touched(w: &mut Wire) -> Result<()> {
     let node = &w.bed.node;
     node.run(&["tc", "qdisc", "add", "dev", "pod0", "clsact"])?;
@@ -35,7 +35,7 @@ pub fn r5_6_copies_are_not_touched(w: &mut Wire) -> Result<()> {
         let flow = w.udp(0, 4000, (server(f, 0), 53))?;
         let sent = flow.asks(b"watched on its way out");
         w.same(&flow, &sent)?;
-        // Both were taken before the packet was translated.
+        // Both copies were taken before the translation.
         ensure!(seen(&pod_side, b"watched on its way out")? == sent);
         w.expect_exactly(At::Pod(1), &sent)?;
         let answer = flow.answers(b"watched on its way in");
@@ -45,7 +45,7 @@ pub fn r5_6_copies_are_not_touched(w: &mut Wire) -> Result<()> {
     Ok(())
 }
 
-/// Sends with nothing but the Ethernet header in the linear area.
+/// A sender whose packets have only the Ethernet header in the linear area.
 struct Scattering {
     pod: Socket,
     uplink: Socket,
@@ -73,7 +73,7 @@ fn framed(at: At, packet: &Packet) -> Vec<u8> {
     [&at.mac(1)[..], &at.mac(2), &kind, &packet.bytes()].concat()
 }
 
-/// Longer than a page: shorter ones are linear whatever the sender asks for.
+/// Longer than a page: shorter packets are linear whatever the sender requests.
 const LONG: [u8; 6000] = [0x5a; 6000];
 
 pub fn r5_6_headers_outside_the_linear_area(w: &mut Wire) -> Result<()> {
@@ -83,7 +83,7 @@ pub fn r5_6_headers_outside_the_linear_area(w: &mut Wire) -> Result<()> {
         uplink: Socket::scattering(far, "up0")?,
     };
     for f in BOTH {
-        // The first packet of a flow, then the others.
+        // The first packet of a flow, then later ones.
         let (inside, outside) = ((crate::bed::pod(f, 0), 4000), (server(f, 0), 53));
         let first = udp(inside, outside, &LONG);
         s.pod.send(&framed(At::Pod(0), &first))?;
@@ -99,14 +99,14 @@ pub fn r5_6_headers_outside_the_linear_area(w: &mut Wire) -> Result<()> {
         let tcp = w.tcp(0, 4000, (server(f, 0), 80))?;
         s.out(w, &tcp, &tcp.sends(ACK, (1001, 5001), &LONG))?;
         s.back(w, &tcp, &tcp.gets(ACK, (5001, 7001), &LONG))?;
-        // Headers further back: options or extensions before the ports.
+        // Headers at larger offsets: options or extensions before the ports.
         let with = |packet| dressed(f, packet);
         s.out(w, &flow, &with(flow.asks(&LONG)))?;
         s.back(w, &flow, &with(flow.answers(&LONG)))?;
         s.out(w, &tcp, &with(tcp.sends(ACK, (1001, 5001), &LONG)))?;
         s.back(w, &tcp, &with(tcp.gets(ACK, (5001, 7001), &LONG)))?;
         error_comes_in(w, &s, &flow)?;
-        // A first segment with data (RFC 7413), which nothing precedes.
+        // A first segment with data (RFC 7413), without earlier packets.
         let quick = crate::build::tcp((inside.0, 4001), (outside.0, 80), SYN, (1, 0), &LONG);
         s.pod.send(&framed(At::Pod(0), &quick))?;
         w.came_out(&quick)?;
@@ -122,8 +122,7 @@ fn dressed(f: Family, mut packet: Packet) -> Packet {
     packet
 }
 
-/// An error that quotes a whole long packet: all the headers inside are out of
-/// the linear area too.
+/// An error that quotes a whole long packet: the quoted headers are outside the linear area, too.
 fn error_comes_in(w: &mut Wire, s: &Scattering, flow: &Flow) -> Result<()> {
     let f = Family::of(flow.outside.0);
     let unreachable = if f == Family::V4 { (3, 3) } else { (1, 4) };

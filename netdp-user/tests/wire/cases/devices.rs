@@ -1,4 +1,4 @@
-//! 1.7, 5.8, 9.7: devices that are no plain wires.
+//! 1.7, 5.8, 9.7: uplinks and pod networks on devices other than plain wires.
 
 use crate::bed::{At, BOTH, Family, V4, V6, lower, node, pod, server};
 use crate::build::{ACK, error, ping, pong, udp};
@@ -8,10 +8,10 @@ use crate::packet::{Packet, UDP};
 use anyhow::{Context as _, Result, ensure};
 use std::net::IpAddr;
 
-/// The node of the other pod network, at the far end of the tunnel.
+/// Destination UDP port of the VXLAN tunnel to the node of the other pod network.
 const VXLAN: u16 = 4789;
 
-/// A pod on another node, behind the tunnel.
+/// Returns the address of a pod on another node, behind the tunnel.
 fn remote_pod(f: Family) -> IpAddr {
     match f {
         V4 => IpAddr::from([172, 16, 9, 2]),
@@ -19,14 +19,14 @@ fn remote_pod(f: Family) -> IpAddr {
     }
 }
 
-/// The frame in a VXLAN packet (RFC 7348 5).
+/// Returns the packet in the frame of a VXLAN packet (RFC 7348 5).
 fn inner_packet(outer: &Packet) -> Result<Packet> {
     let frame = outer.body.get(16..).context("no VXLAN header")?;
     ensure!(outer.body[8..16] == [8, 0, 0, 0, 0, 0, 7, 0], "{outer:?}");
     Packet::parse(frame.get(14..).context("no frame inside")?)
 }
 
-/// A tunnel between nodes, over addresses of one family.
+/// Creates a tunnel between nodes over one family.
 fn tunnel(w: &Wire, over: Family) -> Result<()> {
     let node_ns = &w.bed.node;
     node_ns.ip(&format!(
@@ -43,7 +43,7 @@ fn tunnel(w: &Wire, over: Family) -> Result<()> {
         node_ns.ip(&format!(
             "neigh add {to} lladdr {via} dev vx0 nud permanent"
         ))?;
-        // A destination that is masqueraded on uplinks, by the tunnel.
+        // A destination that is masqueraded on uplinks, routed through the tunnel.
         let to = server(f, 8);
         node_ns.ip(&format!("route add {to}/{len} dev vx0"))?;
         node_ns.ip(&format!(
@@ -58,7 +58,7 @@ fn by_tunnel(w: &mut Wire, over: Family, f: Family) -> Result<()> {
     for dst in [remote_pod(f), server(f, 8)] {
         let sent = udp((pod(f, 0), 4000), (dst, 4000), b"by the tunnel");
         w.send(At::Pod(0), &sent)?;
-        // The device speaks for itself too: neighbour discovery.
+        // The device also sends packets of its own: neighbour discovery.
         let outer = w.expect(At::Uplink(0), "tunnel packet", |p| {
             to_tunnel(p) && p.dst == server(over, 9) && p.body.ends_with(b"by the tunnel")
         })?;
@@ -68,7 +68,7 @@ fn by_tunnel(w: &mut Wire, over: Family, f: Family) -> Result<()> {
         );
         let inner = inner_packet(&outer)?;
         ensure!(inner == sent.forwarded(), "inside there is {inner:?}");
-        // What comes out of the tunnel reaches the pod as it was sent.
+        // Packets from the tunnel reach the pod unmodified.
         let answer = udp((dst, 4000), (pod(f, 0), 4000), b"out of the tunnel");
         let frame: [&[u8]; 4] = [
             &[2, 0, 0, 0, 7, 1],
@@ -84,7 +84,7 @@ fn by_tunnel(w: &mut Wire, over: Family, f: Family) -> Result<()> {
     Ok(())
 }
 
-/// How many packets netdp says it has translated.
+/// Returns netdp's count of translated packets.
 fn translated(w: &Wire) -> Result<u64> {
     let Some(agent) = &w.bed.agent else {
         return Ok(0);
@@ -101,9 +101,9 @@ pub fn r1_7_tunnel_packets_are_not_translated_again(w: &mut Wire) -> Result<()> 
         for f in BOTH {
             by_tunnel(w, over, f)?;
         }
-        // To the node's own address and port would be a translation as well.
+        // A packet to the node's own address and port would count as translated, too.
         ensure!(translated(w)? == before, "tunnel packets were translated");
-        // Beside it pods are masqueraded, also towards the tunnel's other end.
+        // Pods are still masqueraded on the uplink, even towards the tunnel's other end.
         let flow = w.tcp(0, 4001, (server(over, 9), VXLAN))?;
         by_tunnel(w, over, V4)?;
         w.same(&flow, &flow.sends(ACK, (1001, 5001), b"still the pod's"))?;
@@ -112,7 +112,7 @@ pub fn r1_7_tunnel_packets_are_not_translated_again(w: &mut Wire) -> Result<()> 
     Ok(())
 }
 
-/// Every kind of packet once each way, over the first uplink.
+/// Sends every kind of packet in both directions over the first uplink.
 fn all_kinds(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let flow = w.udp(0, 4000, (server(f, 0), 53))?;
@@ -140,7 +140,7 @@ fn all_kinds(w: &mut Wire) -> Result<()> {
             &about(&asked.clone().from(flow.wire), flow.wire.0),
         )?;
         w.expect_exactly(At::Pod(0), &about(&asked, flow.inside.0).forwarded())?;
-        // The first one last both ways: on the way in the others are held.
+        // The first fragment last in both directions: on ingress, the others are held.
         let (out, back) = (flow.asks(&[7; 3000]), flow.answers(&[9; 3000]));
         for part in out.fragments(1200).iter().rev() {
             w.send(At::Pod(0), part)?;
@@ -163,8 +163,8 @@ pub fn r5_8_no_ethernet_header(w: &mut Wire) -> Result<()> {
     w.refused(0, &bad)
 }
 
-/// The tag is beside the bytes: the node's device took it off as it came in,
-/// and `tc` sends the frame on by the uplink. Of two tags the inner one stays.
+/// The tag is in the skb's metadata, not in the packet: the node's device removed it on ingress,
+/// and `tc` redirects the frame to the uplink. Of two tags the inner one stays.
 pub fn r5_8_vlan_tags_taken_off(w: &mut Wire) -> Result<()> {
     let router = &w.bed.node;
     router.run(&["tc", "qdisc", "add", "dev", "pod1", "clsact"])?;
@@ -190,7 +190,7 @@ pub fn r5_8_vlan_tags_taken_off(w: &mut Wire) -> Result<()> {
             let seen = Packet::parse(&frames[0][header..])?;
             ensure!(seen == packet.from((node(f, 0), 4000)), "{seen:?}");
         }
-        // Back with a priority tag (VLAN 0), which the node's stack accepts.
+        // The reply has a priority tag (VLAN 0), which the node's stack accepts.
         let flow = w.udp(0, 4000, (server(f, 0), 53))?;
         let answer = flow.answers(b"with priority");
         w.send_tagged(At::Uplink(0), &answer, &[[0x81, 0, 0xa0, 0]])?;
@@ -199,8 +199,8 @@ pub fn r5_8_vlan_tags_taken_off(w: &mut Wire) -> Result<()> {
     Ok(())
 }
 
-/// What the agent counted: a second translation would show as the node's own
-/// traffic, or as one more that was masqueraded.
+/// Checks the agent's counters: a second translation would count as the node's own traffic, or as
+/// one more masqueraded packet.
 fn counted_once(w: &Wire, uplinks: &[&str]) -> Result<()> {
     let Some(agent) = &w.bed.agent else {
         return Ok(());
@@ -211,7 +211,7 @@ fn counted_once(w: &Wire, uplinks: &[&str]) -> Result<()> {
     ensure!(names == uplinks, "the uplinks are {names:?}");
     let packets = &status["packets"];
     ensure!(packets["egress_host"] == 0, "{packets:#}");
-    // TCP and UDP of two families, the second pod's port changed in each.
+    // TCP and UDP in two families; the second pod's port changes in each.
     ensure!(packets["ports_changed"] == 2, "{packets:#}");
     Ok(())
 }
@@ -231,8 +231,8 @@ pub fn r9_7_one_translation_where_both_are_named(w: &mut Wire) -> Result<()> {
     counted_once(w, &["up0", "up1"])
 }
 
-/// The lower device carries addresses, so that traffic may go by it directly:
-/// it is the uplink, and sees what goes by the upper one as well.
+/// The lower device has addresses, so packets may be routed directly through it: it is the uplink
+/// and also processes the packets of the upper device.
 pub fn r9_7_one_translation_where_the_lower_has_addresses(w: &mut Wire) -> Result<()> {
     w.bed.agent()?;
     for f in BOTH {

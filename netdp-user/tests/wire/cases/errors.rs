@@ -1,4 +1,4 @@
-//! 6: ICMP errors, from outside and by pods.
+//! 6: ICMP errors, from outside and from pods.
 
 use crate::bed::{At, BOTH, Family, V4, pod, server};
 use crate::build::{ACK, error, ping, tcp, udp};
@@ -35,8 +35,8 @@ fn kinds(f: Family) -> &'static [Kind] {
     }
 }
 
-/// An error about a packet of the pod comes in, and what the pod sees of it.
-/// `quote` makes of the packet what the error quotes.
+/// Sends an error about a packet of the pod from outside and returns the packet that the pod
+/// receives. `quote` converts the packet to the quoted bytes.
 fn comes_in(
     w: &mut Wire,
     flow: &Flow,
@@ -54,8 +54,8 @@ fn comes_in(
     w.expect_exactly(At::Pod(flow.pod), &inside.forwarded())
 }
 
-/// Flows of every kind that has one, and a packet of each. The ports are taken
-/// by the other pod, so that they change.
+/// Opens flows of every protocol with ports or identifiers; returns them with a packet of each. The
+/// other pod uses the same ports, so that they change.
 fn flows(w: &mut Wire, f: Family) -> Result<Vec<(Flow, Packet)>> {
     let mut flows = Vec::new();
     for n in [1, 0] {
@@ -125,7 +125,7 @@ pub fn r6_3_options_inside(w: &mut Wire) -> Result<()> {
 }
 
 pub fn r6_3_extensions_stay(w: &mut Wire) -> Result<()> {
-    // RFC 4884: the quote is padded, its length told, and objects follow.
+    // RFC 4884: the quote is padded, its length is given, and objects follow.
     let object = [0x20, 0, 0xdc, 0xfc, 0, 8, 1, 1, 0, 0x10, 0x31, 1];
     for f in BOTH {
         for (flow, sent) in flows(w, f)? {

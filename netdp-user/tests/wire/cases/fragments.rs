@@ -1,4 +1,4 @@
-//! 7: fragments.
+//! 7: fragmentation and reassembly.
 
 use crate::bed::{At, BOTH, Family, V4, node, pod, server};
 use crate::build::{ACK, reassembled, tcp, udp};
@@ -19,14 +19,14 @@ fn datagram(flow: &Flow, id: u16) -> Packet {
     packet
 }
 
-/// Puts together what left and compares it with what was sent. IPv4's
-/// identification may have changed.
+/// Reassembles the packet on the uplink and compares it with the sent one. IPv4's identification
+/// may have changed.
 pub fn left_whole(w: &mut Wire, flow: &Flow, sent: &Packet) -> Result<()> {
     let parts = w.take_all(At::Uplink(0), |p| p.part.is_some())?;
     same_datagram(&parts, &sent.clone().forwarded().from(flow.wire))
 }
 
-/// Puts together what came and compares it with what was sent.
+/// Reassembles fragments and compares the result with `wanted`.
 pub fn same_datagram(parts: &[Packet], wanted: &Packet) -> Result<()> {
     let mut whole = reassembled(parts)?;
     ensure!(whole.checksum_ok(), "a bad checksum: {whole:?}");
@@ -171,7 +171,7 @@ pub fn r7_5_tiny_and_overlapping_fragments_do_not_leak(w: &mut Wire) -> Result<(
         for part in segment.fragments(8) {
             w.send(At::Pod(0), &part)?;
         }
-        // The second fragment lies over the first.
+        // The second fragment overlaps the first.
         let mut parts = udp(inside, outside, &DATA).fragments(1200);
         for part in &mut parts {
             part.id = 0x0bad;
@@ -195,7 +195,7 @@ pub fn r7_6_two_pods_with_one_identification(w: &mut Wire) -> Result<()> {
         let parts = sent.clone().map(|packet| packet.fragments(1200));
         for (n, part) in parts[0].iter().enumerate() {
             w.send(At::Pod(0), part)?;
-            // IPv6's identification is the source's own affair: 32 bits.
+            // IPv6's identification is chosen by the source alone: 32 bits.
             let mut other = parts[1][n].clone();
             if let Some(p) = other.part.as_mut().filter(|_| f == Family::V6) {
                 p.id ^= 0xffff;
@@ -203,7 +203,7 @@ pub fn r7_6_two_pods_with_one_identification(w: &mut Wire) -> Result<()> {
             w.send(At::Pod(1), &other)?;
         }
         let left = w.take_all(At::Uplink(0), |p| p.part.is_some())?;
-        // Datagrams that share a number may only come one after the other.
+        // Datagrams with the same identification must not overlap in time.
         let key = |p: &Packet| (p.id, p.part.map(|part| part.id));
         let mut groups: Vec<Vec<Packet>> = Vec::new();
         for part in left {

@@ -1,4 +1,4 @@
-//! 4: packets that make no sense, or no longer.
+//! 4: packets that are invalid or out of date.
 
 use crate::bed::{At, BOTH, pod, server};
 use crate::build::{ACK, FIN, PSH, RST, SYN, ping, tcp, udp};
@@ -6,8 +6,7 @@ use crate::driver::Wire;
 use crate::packet::{ICMP, ICMPV6, Packet, SCTP, TCP, UDP, UDP_LITE};
 use anyhow::{Result, ensure};
 
-/// Segments that open nothing: none may leave with the pod's address, whoever
-/// decides that.
+/// Segments that open nothing: none may leave with the pod's address, whatever drops it.
 pub fn r4_1_segments_without_a_connection_do_not_leak(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let outside = (server(f, 0), 80);
@@ -30,7 +29,7 @@ pub fn r4_1_segments_without_a_connection_do_not_leak(w: &mut Wire) -> Result<()
             let segment = tcp((pod(f, 0), port), outside, flags, (7, 9), b"x");
             w.send(At::Pod(0), &segment)?;
         }
-        // Whatever left is looked at when the case ends.
+        // Packets that left are checked at the end of the case.
         w.take_all(At::Uplink(0), |_| true)?;
     }
     Ok(())
@@ -63,13 +62,13 @@ pub fn r4_1_malformed_packets_do_not_leak(w: &mut Wire) -> Result<()> {
                 w.send(At::Pod(0), &packet)?;
             }
         }
-        // A TCP header that claims more, or less, than there is.
+        // A TCP header length that is too large or too small.
         for offset in [0, 0x40, 0xf0] {
             let mut packet = tcp((pod(f, 0), 4000), (server(f, 0), 80), ACK, (1, 1), b"");
             packet.body[12] = offset;
             w.send(At::Pod(0), &packet.summed())?;
         }
-        // A UDP length beyond the packet.
+        // A UDP length beyond the end of the packet.
         let mut packet = udp((pod(f, 0), 4000), (server(f, 0), 80), b"x");
         packet.body[4..6].copy_from_slice(&[0xff, 0xff]);
         w.bad_checksums_are_sent();
@@ -102,7 +101,7 @@ pub fn r4_2_out_of_window_data_comes_in(w: &mut Wire) -> Result<()> {
         let flow = w.tcp(0, 4000, (server(f, 0), 80))?;
         let astray = flow.gets(ACK, (0x5000_0000, 1001), b"astray");
         w.send(At::Uplink(0), &astray)?;
-        // The pod judges it; the node must not answer for it.
+        // The pod must handle it; the node must not answer in its place.
         w.expect_nothing(At::Uplink(0))?;
         let came = w.take_all(At::Pod(0), |_| true)?;
         let whole = astray.forwarded().to(flow.inside);

@@ -1,4 +1,4 @@
-//! 9: what happens around the datapath.
+//! 9: events around the datapath.
 
 use crate::bed::{At, BOTH, V4, far_server, node, server};
 use crate::build::{ACK, SYN, tcp, udp};
@@ -28,7 +28,7 @@ pub fn r9_2_flows_outlive_the_agent(w: &mut Wire) -> Result<()> {
             w.same(tcp, &tcp.sends(ACK, (1001, 5001), b"still here"))?;
             w.back(tcp, &tcp.gets(ACK, (5001, 1001), b"still here"))?;
         }
-        // And new ones are made without it.
+        // New flows are translated without it, too.
         for f in BOTH {
             w.udp(0, 4100 + step, (server(f, 1), 53))?;
         }
@@ -82,7 +82,7 @@ pub fn r9_5_flows_survive_a_link_flap(w: &mut Wire) -> Result<()> {
 
 pub fn r9_5_flows_survive_a_conntrack_flush(w: &mut Wire) -> Result<()> {
     for f in BOTH {
-        // The port is taken, so that it changes.
+        // The port is already used, so that it changes.
         w.udp(1, 4000, (server(f, 0), 53))?;
         let udp = w.udp(0, 4000, (server(f, 0), 53))?;
         let tcp = w.tcp(0, 4000, (server(f, 0), 80))?;

@@ -1,4 +1,4 @@
-//! The cases, named by the line of the requirements that they show.
+//! The cases, named after the line of the requirements that they prove.
 
 pub mod buffers;
 pub mod devices;

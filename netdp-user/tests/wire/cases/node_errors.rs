@@ -1,4 +1,4 @@
-//! 6.6, 6.7: ICMP errors that the node itself makes; 7.1: path MTU discovery.
+//! 6.6, 6.7: ICMP errors by the node itself; 7.1: path MTU discovery.
 
 use crate::bed::{At, BOTH, Family, V4, node, pod, server};
 use crate::build::{ACK, udp};
@@ -15,8 +15,8 @@ fn exceeded(f: Family) -> (u8, u8) {
     if f == V4 { (11, 0) } else { (3, 0) }
 }
 
-/// The server gets an error of the node that speaks of the flow as the server
-/// knows it.
+/// Checks that the server gets an error from the node that quotes the flow as the server sees it,
+/// and returns the error.
 fn told(w: &mut Wire, flow: &Flow, sent: &Packet, kind: (u8, u8)) -> Result<Packet> {
     w.send(At::Uplink(0), sent)?;
     let told = w.expect(At::Uplink(0), "ICMP error", |p| {
@@ -98,7 +98,7 @@ pub fn r7_1_a_hop_beyond_is_smaller(w: &mut Wire) -> Result<()> {
         let mut sent = flow.sends(ACK, (1001, 5001), &[7; 1380]);
         sent.df = f == V4;
         w.same(&flow, &sent)?;
-        // The router there quotes as much as RFC 1812 and RFC 4443 let it.
+        // The router quotes the maximum that RFC 1812 and RFC 4443 allow.
         let quoted = sent.clone().forwarded().from(flow.wire).bytes();
         let limit = if f == V4 { 548 } else { 1232 };
         let router = server(f, 9);

@@ -15,7 +15,7 @@ pub fn r2_1_two_pods_never_share_a_tuple(w: &mut Wire) -> Result<()> {
             ids.insert(w.tcp(n, 4000, (server(f, 0), 80))?.wire.1);
         }
         ensure!(ids.len() >= 2, "shared: {ids:?}");
-        // Answers find their own pod, whichever came first.
+        // Replies reach their own pod, in whatever order they come.
         let [a, b] = [0, 1].map(|n| w.udp(n, 4100, (server(f, 1), 53)));
         let (a, b) = (a?, b?);
         ensure!(a.wire != b.wire);
@@ -26,7 +26,7 @@ pub fn r2_1_two_pods_never_share_a_tuple(w: &mut Wire) -> Result<()> {
 }
 
 pub fn r2_2_one_port_for_all_destinations(w: &mut Wire) -> Result<()> {
-    // The other pod has the port towards the first server, so ours is changed.
+    // The other pod has the port towards the first server, so this pod's changes.
     for f in BOTH {
         w.udp(1, 4000, (server(f, 0), 3478))?;
         let first = w.udp(0, 4000, (server(f, 0), 3478))?;
@@ -106,7 +106,7 @@ pub fn r2_5_to_ports_is_kept_to(w: &mut Wire) -> Result<()> {
 }
 
 pub fn r2_5_reserved_ports_are_not_given_away(w: &mut Wire) -> Result<()> {
-    // The NodePort range, by default.
+    // The NodePort range, reserved by default.
     for port in [30000, 31234, 32767] {
         for flow in [
             w.udp(0, port, (server(V4, 0), 53))?,
@@ -133,7 +133,7 @@ pub fn r2_6_every_port_is_used_then_the_flow_is_refused(w: &mut Wire) -> Result<
             w.same(&flow, &flow.asks(b"still there"))?;
             w.back(&flow, &flow.answers(b"still there"))?;
         }
-        // Another destination has its own ports.
+        // Another destination has its own set of ports.
         w.udp(0, 4999, (server(f, 1), 53))?;
     }
     Ok(())

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 const BARE: [u8; 6] = [47, 50, 4, 41, 97, 253];
 
 fn payload(proto: u8) -> Vec<u8> {
-    // A GRE header without key; for the others it is any bytes.
+    // A GRE header without a key; arbitrary bytes for the other protocols.
     [vec![0, 0, 8, 0], vec![proto; 37]].concat()
 }
 
@@ -42,7 +42,7 @@ pub fn r8_1_a_second_pod_is_refused(w: &mut Wire) -> Result<()> {
 
 type Build = fn(End, End, &[u8]) -> Packet;
 
-/// A protocol with ports goes out and back.
+/// Checks packets of a protocol with ports in both directions.
 fn both_ways(w: &mut Wire, there: Build, back: Build) -> Result<()> {
     for f in BOTH {
         let (inside, outside) = ((pod(f, 0), 4000), (server(f, 0), 7000));

@@ -29,10 +29,10 @@ pub fn r6_1_timestamp_queries(w: &mut Wire) -> Result<()> {
         w.same(flow, &ask(flow.pod))?;
         w.back(flow, &answer)?;
     }
-    // The answer to a query that nobody asked is the node's.
+    // An unsolicited reply is the node's.
     let (addr, id) = flows[0].wire;
     let stray = query(outside, addr, 14, id ^ 0x4000, &TIMES);
     w.not_back(0, &stray)?;
-    // Nor does a pod's answer to none leave.
+    // A pod's unsolicited reply does not leave either.
     w.refused(0, &query(pod(V4, 0), outside, 14, 9, &TIMES))
 }

@@ -1,4 +1,4 @@
-//! 2.1: first packets that two CPUs handle at the same moment.
+//! 2.1: first packets that two CPUs process at the same time.
 
 use crate::bed::{At, V4, node, pod, server};
 use crate::build::udp;
@@ -16,8 +16,8 @@ fn question(n: usize, port: u16) -> Packet {
     udp((pod(V4, n), port), (server(V4, 0), 53), &port.to_be_bytes())
 }
 
-/// Two CPUs send a first packet from each port at once, for the two pods;
-/// returns what the outside sees: source by port.
+/// Sends a first packet from each port on two CPUs at once, for the two pods; returns the sources
+/// that the outside sees, by port.
 fn race(w: &mut Wire, pods: [usize; 2]) -> Result<BTreeMap<u16, Vec<End>>> {
     let (barrier, cpus) = (Barrier::new(2), cpus()?);
     let wire = &*w;

@@ -1,4 +1,4 @@
-//! 5: what is rewritten, and what is not.
+//! 5: fields that are rewritten, and fields that are not.
 
 use crate::bed::{At, BOTH, V4, V6, pod, server};
 use crate::build::{ACK, SYN, tcp, udp};
@@ -6,7 +6,7 @@ use crate::driver::Wire;
 use crate::packet::Packet;
 use anyhow::{Result, ensure};
 
-/// A packet with nothing in its headers left at a default.
+/// Returns a packet without default values in its headers.
 fn dressed(mut packet: Packet, id: u16) -> Packet {
     packet.ttl = 17;
     packet.tos = 0xb9;
@@ -22,7 +22,7 @@ fn dressed(mut packet: Packet, id: u16) -> Packet {
 pub fn r5_1_nothing_else_changes(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let flow = w.udp(0, 4000, (server(f, 0), 53))?;
-        // Lengths odd and even, up to the MTU.
+        // Odd and even lengths, up to the MTU.
         for len in [0, 1, 2, 511, 1400] {
             let payload: Vec<u8> = (0..len).map(|n: u16| n.to_be_bytes()[1]).collect();
             w.same(&flow, &dressed(flow.asks(&payload), len))?;
@@ -43,7 +43,7 @@ pub fn r5_1_nothing_else_changes(w: &mut Wire) -> Result<()> {
 
 pub fn r5_1_ipv4_options_stay(w: &mut Wire) -> Result<()> {
     let flow = w.udp(0, 4000, (server(V4, 0), 53))?;
-    // No-operations, and one that nobody knows, up to the longest header.
+    // No-operation options and an unknown one, up to the maximum header length.
     for len in [4, 8, 40] {
         let mut options = vec![0x88, 4, 0, 1];
         options.resize(len, 1);
@@ -64,7 +64,7 @@ pub fn r5_2_no_udp_checksum_stays_none(w: &mut Wire) -> Result<()> {
 }
 
 pub fn r5_2_a_computed_zero_is_sent_as_ones(w: &mut Wire) -> Result<()> {
-    // A payload that makes the sum of the translated datagram come out as 0.
+    // Returns a payload for which the checksum of the translated datagram is 0.
     fn filler(packet: &Packet) -> [u8; 2] {
         [packet.body[6], packet.body[7]]
     }
@@ -94,7 +94,7 @@ pub fn r5_8_vlan_tags_in_band(w: &mut Wire) -> Result<()> {
         ] {
             let packet = udp((pod(f, 0), 4000), (server(f, 0), 53), b"tagged");
             w.node_sends_tagged(&packet, tags)?;
-            // The capture has one tag taken off; the address is what counts.
+            // The capture removes one tag; only the address matters.
             let frames = w.frames_with(At::Uplink(0), b"tagged")?;
             let pods = crate::checksum::octets(pod(f, 0));
             let leaks = |frame: &Vec<u8>| frame.windows(pods.len()).any(|part| part == pods);
@@ -112,7 +112,7 @@ pub fn r5_9_ipv6_extension_headers(w: &mut Wire) -> Result<()> {
         rest.resize(usize::from(len) - 1, 0);
         rest
     };
-    // Segment routing to one segment, all done.
+    // A routing header with one segment and no segments left.
     let routing = [vec![2, 4, 0, 0, 0, 0, 0], vec![0x20; 16]].concat();
     for extensions in [
         vec![(0, pad(8))],

@@ -86,7 +86,7 @@ pub fn r2_11_a_listener_still_gets_new_connections(w: &mut Wire) -> Result<()> {
             At::Uplink(0),
             &tcp(client, local, ACK, (101, theirs), b"hello"),
         )?;
-        // The handshake is over, or never will be.
+        // The handshake is complete, or never will be.
         listener.set_nonblocking(true)?;
         let (mut connection, from) = wait_some(SOON, "the connection", || listener.accept().ok())?;
         connection.set_nonblocking(false)?;

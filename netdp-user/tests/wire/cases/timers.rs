@@ -1,4 +1,4 @@
-//! 3: timers, by a clock that the test moves.
+//! 3: timers, with a clock that the test advances.
 
 use crate::bed::{At, BOTH, V4, pod, server};
 use crate::build::{ACK, FIN, RST, SYN, error, ping, tcp, udp};
@@ -12,7 +12,7 @@ const fn minutes(n: u64) -> Duration {
     Duration::from_secs(60 * n)
 }
 
-/// The sweep has passed and left so many mappings.
+/// Waits until the sweep has left this many mappings.
 fn left(w: &mut Wire, count: usize) -> Result<()> {
     let bpffs = w.bed.agent()?.bpffs();
     w.bed.sweep()?;
@@ -39,12 +39,12 @@ pub fn r3_1_udp(w: &mut Wire) -> Result<()> {
 
 pub fn r3_2_tcp_established(w: &mut Wire) -> Result<()> {
     let flow = w.tcp(0, 4000, (server(V4, 0), 80))?;
-    // A segment of a connection from before the agent.
+    // A segment of a connection that is older than the agent.
     let picked_up = (pod(V4, 0), 4001);
     w.out(0, &tcp(picked_up, (server(V4, 0), 80), ACK, (7, 8), b"x"))?;
     w.advance(minutes(6))?;
     left(w, 1)?;
-    // Two hours and four minutes are RFC 5382's floor; here it is five days.
+    // RFC 5382 requires at least two hours and four minutes; here it is five days.
     w.advance(minutes(5 * 24 * 60 - 10))?;
     left(w, 1)?;
     w.back(&flow, &flow.gets(ACK, (5001, 1001), b"still here"))?;
@@ -103,7 +103,7 @@ pub fn r3_5_outbound_packets_refresh(w: &mut Wire) -> Result<()> {
         w.same(&flow, &flow.asks(b"keep-alive"))?;
         w.out(0, &syn)?;
     }
-    // The SYN sent again and again has had its four minutes.
+    // The repeated SYN has had its four minutes.
     left(w, 1)
 }
 
@@ -151,7 +151,7 @@ pub fn r3_8_a_guessed_rst_does_not_shorten_a_flow(w: &mut Wire) -> Result<()> {
     w.advance(minutes(60))?;
     left(w, 1)?;
     w.back(&flow, &flow.gets(ACK, (5001, 1001), b"alive"))?;
-    // The true one does.
+    // The RST with the right number does.
     w.back(&flow, &flow.gets(RST, (5006, 0), b""))?;
     w.same(&flow, &flow.sends(ACK, (1001, 5006), b""))?;
     w.back(&flow, &flow.gets(RST, (5006, 0), b""))?;

@@ -1,4 +1,4 @@
-//! 1: what to translate.
+//! 1: scope of the translation.
 
 use crate::bed::{At, BOTH, V4, V6, far_server, node, peer, pod, router, server};
 use crate::build::{ACK, SYN, ping, pong, tcp, udp};
@@ -32,7 +32,7 @@ pub fn r1_2_non_masquerade_cidrs_see_the_pod(w: &mut Wire) -> Result<()> {
 
 pub fn r1_3_the_nodes_own_addresses_see_the_pod(w: &mut Wire) -> Result<()> {
     for f in BOTH {
-        // Another node's pod comes in by the uplink and pings the node.
+        // Another node's pod pings the node through the uplink.
         let ask = ping((pod(f, 0), 9), node(f, 0), b"who");
         w.send(At::Pod(0), &ask)?;
         let answer = w.expect(At::Pod(0), "echo reply", |p| p.src == node(f, 0))?;
@@ -73,7 +73,7 @@ pub fn r1_4_replies_of_inbound_flows_keep_the_pods_address(w: &mut Wire) -> Resu
 }
 
 pub fn r1_4_node_port_replies_pass(w: &mut Wire) -> Result<()> {
-    // What kube-proxy has rewritten leaves with the node's address.
+    // Packets that kube-proxy has rewritten leave with the node's address.
     for f in BOTH {
         let listener = std::net::SocketAddr::new(node(f, 0), 30080);
         let socket = w.bed.node.enter(|| std::net::UdpSocket::bind(listener))??;
@@ -93,12 +93,12 @@ pub fn r1_4_node_port_replies_pass(w: &mut Wire) -> Result<()> {
 pub fn r1_5_a_stray_packet_does_not_make_a_syn_a_reply(w: &mut Wire) -> Result<()> {
     for f in BOTH {
         let (inside, outside) = ((pod(f, 0), 4000), (server(f, 0), 80));
-        // A late segment of a connection that nobody knows any more.
+        // A late segment of a connection without any state.
         let late = tcp(outside, inside, ACK, (77, 88), b"late");
         w.send(At::Uplink(0), &late)?;
         w.take_all(At::Pod(0), |_| true)?;
         w.out(0, &tcp(inside, outside, SYN, (1000, 0), b""))?;
-        // As does a late answer to a question of long ago.
+        // As does a late reply to an old request.
         w.send(At::Uplink(0), &tcp(outside, inside, ACK | SYN, (7, 8), b""))?;
         w.take_all(At::Pod(0), |_| true)?;
         w.out(0, &tcp((inside.0, 4001), outside, SYN, (1000, 0), b""))?;
@@ -107,7 +107,7 @@ pub fn r1_5_a_stray_packet_does_not_make_a_syn_a_reply(w: &mut Wire) -> Result<(
 }
 
 pub fn r1_6_multicast_and_link_local_are_left_alone(w: &mut Wire) -> Result<()> {
-    // The node speaks for itself: mDNS, and a query by its link-local address.
+    // The node's own packets: mDNS, and a query from its link-local address.
     let group = IpAddr::from([224, 0, 0, 251]);
     let from = std::net::SocketAddr::new(node(V4, 0), 5353);
     w.bed.node.enter(|| -> Result<()> {
@@ -117,7 +117,7 @@ pub fn r1_6_multicast_and_link_local_are_left_alone(w: &mut Wire) -> Result<()> 
     w.expect(At::Uplink(0), "mDNS", |p| {
         (p.src, p.sport(), p.dst) == (node(V4, 0), 5353, group)
     })?;
-    // What a DHCP client on the node's bridge sends through the uplink.
+    // Packets of a DHCP client on the node's bridge through the uplink.
     let dhcp = udp(
         (IpAddr::from([0; 4]), 68),
         (IpAddr::from([255; 4]), 67),

@@ -1,4 +1,4 @@
-//! A real Kubernetes API server with its etcd, on the loopback of a namespace.
+//! A real Kubernetes API server with etcd, on the loopback of a namespace.
 
 mod pki;
 
@@ -16,29 +16,28 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// The port of the API server.
+/// Port of the API server.
 pub const API_PORT: u16 = 6443;
 
-/// The ports of etcd, for clients and for its peers.
+/// Ports of etcd for clients and for peers.
 const ETCD_PORTS: [u16; 2] = [2379, 2380];
 
-/// How long it may take until it serves, on a machine that is busy with other
-/// tests. Idle ones take 3 s.
+/// Timeout for the API server to serve, on a machine busy with other tests. An idle one takes 3 s.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-/// The token of a cluster administrator.
+/// Token of a cluster administrator.
 const ADMIN: &str = "netdp-testbed-admin";
 
-/// The addresses of Services, and the first of them, which is the API's.
+/// CIDR of Services, and its first address, which is that of the API.
 const SERVICES: &str = "10.96.0.0/16";
 const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
-/// etcd and kube-apiserver with RBAC on, and certificates and tokens of their
-/// own. Both end when this is dropped. A namespace of its own for each leaves
-/// the ports free: any number run on one machine.
+/// etcd and kube-apiserver with RBAC and with certificates and tokens of their own. Dropping this
+/// ends both. Each has its own namespace, so ports never conflict: any number can run on one
+/// machine.
 #[derive(Debug)]
 pub struct ApiServer {
-    // Dropped first: the server before what it stores in.
+    // Dropped first: the server must end before its storage.
     server: Running,
     etcd: Running,
     ns: Netns,
@@ -46,33 +45,32 @@ pub struct ApiServer {
     audience: Audience,
 }
 
-/// Who is to reach an API server.
+/// The clients for which an API server is reachable.
 #[derive(Debug, Clone)]
 pub enum Audience {
-    /// Programs in its namespace.
+    /// Programs in the server's namespace.
     Namespace,
-    /// A cluster: nodes by this address of its namespace, and pods by the Service
-    /// `kubernetes`. Each of the nodes has a token.
+    /// A cluster: nodes connect to this address of the server's namespace, pods to the Service
+    /// `kubernetes`. Each node has a token.
     Cluster(Ipv4Addr, Vec<NodeToken>),
 }
 
-/// By what a node is known to the API server.
+/// Credentials of a node.
 #[derive(Debug, Clone)]
 pub struct NodeToken {
-    /// The node's name.
+    /// Name of the node.
     pub node: String,
-    /// Its secret.
+    /// Bearer token of the node.
     pub token: String,
 }
 
 impl ApiServer {
-    /// Starts both in the namespace and waits until the API serves and RBAC's
-    /// own roles are there.
+    /// Starts both in the namespace; waits until the API serves and the default RBAC roles exist.
     pub fn start(ns: &Netns) -> Result<Self> {
         Self::start_for(ns, Audience::Namespace)
     }
 
-    /// The same for whoever is to reach it.
+    /// Starts both as [`start`](Self::start) does, reachable for `audience`.
     pub fn start_for(ns: &Netns, audience: Audience) -> Result<Self> {
         let dir = WorkDir::new("apiserver")?;
         let mut addresses = vec![Ipv4Addr::LOCALHOST];
@@ -102,38 +100,37 @@ impl ApiServer {
         Ok(started)
     }
 
-    /// Where it serves, from inside its namespace.
+    /// Returns the URL of the API from inside its namespace.
     #[must_use]
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{API_PORT}")
     }
 
-    /// The file with the certificate of the authority that signed its own.
+    /// Returns the path of the CA certificate that signed the server's.
     #[must_use]
     pub fn ca(&self) -> PathBuf {
         self.dir.path().join("ca.crt")
     }
 
-    /// The private key that signs ServiceAccounts' tokens.
+    /// Returns the path of the private key that signs ServiceAccount tokens.
     #[must_use]
     pub fn accounts_key(&self) -> PathBuf {
         self.dir.path().join("accounts.key")
     }
 
-    /// A kubeconfig of a cluster administrator.
+    /// Returns the path of a cluster administrator's kubeconfig.
     #[must_use]
     pub fn admin_kubeconfig(&self) -> PathBuf {
         self.dir.path().join("admin.kubeconfig")
     }
 
-    /// Runs kubectl as the administrator, in the server's namespace, and
-    /// returns its standard output.
+    /// Runs kubectl as the administrator in the server's namespace and returns its standard output.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.ns.command(kube_programs::find("kubectl")?);
         command
             .arg("--kubeconfig")
             .arg(self.admin_kubeconfig())
-            // The shared cache is keyed by address, which many servers have.
+            // The shared cache is keyed by address, and many servers have the same one.
             .arg("--cache-dir")
             .arg(self.dir.path().join("cache"))
             .args(arguments);
@@ -148,7 +145,7 @@ impl ApiServer {
             .with_context(|| format!("applying\n{manifests}"))
     }
 
-    /// A token of a ServiceAccount that exists, good for a day.
+    /// Returns a token of an existing ServiceAccount, valid for a day.
     pub fn token(&self, namespace: &str, account: &str) -> Result<String> {
         let request = self.dir.path().join("token-request.json");
         fs::write(
@@ -164,8 +161,8 @@ impl ApiServer {
             .with_context(|| format!("no token in {answer}"))
     }
 
-    /// Writes a kubeconfig `NAME.kubeconfig` for a token, on a server at `url`:
-    /// [`url`](Self::url), or a proxy's.
+    /// Writes a kubeconfig `NAME.kubeconfig` for a token and a server at `url`: [`url`](Self::url),
+    /// or that of a proxy.
     pub fn write_kubeconfig(&self, name: &str, url: &str, token: &str) -> Result<PathBuf> {
         let path = self.dir.path().join(format!("{name}.kubeconfig"));
         let ca = self.ca();
@@ -187,7 +184,7 @@ impl ApiServer {
         Ok(path)
     }
 
-    /// Kills the server with SIGKILL; etcd keeps what it has.
+    /// Kills the server with SIGKILL; etcd keeps its data.
     pub fn kill(&mut self) -> Result<()> {
         self.server.kill9()
     }
@@ -199,8 +196,8 @@ impl ApiServer {
         self.wait_ready()
     }
 
-    /// Kills both, forgets all that was stored, and starts both: a cluster
-    /// that was restored from nothing, whose resource versions begin anew.
+    /// Kills both, discards all stored data and starts both: a cluster restored from nothing, whose
+    /// resource versions start over.
     pub fn restart_empty(&mut self) -> Result<()> {
         self.server.kill9()?;
         self.etcd.kill9()?;
@@ -244,7 +241,7 @@ fn start_etcd(ns: &Netns, dir: &WorkDir) -> Result<Running> {
         .args(["--initial-advertise-peer-urls", &peers])
         .args(["--initial-cluster", &format!("default={peers}")])
         .args(["--log-level", "warn"])
-        // What it stores is not meant to outlive a crash of the machine.
+        // The data need not survive a crash of the machine.
         .arg("--unsafe-no-fsync");
     let etcd = Running::start(command)?;
     ns.wait_listening(ETCD_PORTS[0])
@@ -256,7 +253,7 @@ fn start_server(ns: &Netns, dir: &WorkDir, audience: &Audience) -> Result<Runnin
     let at = |name: &str| dir.path().join(name);
     let mut command: Command = ns.command(kube_programs::find("kube-apiserver")?);
     match audience {
-        // Nobody is told of it: there is no reconciler of endpoints.
+        // No endpoint reconciler: the address is not published.
         Audience::Namespace => command.args([
             "--bind-address=127.0.0.1",
             "--advertise-address=192.0.2.1",
@@ -289,7 +286,7 @@ fn start_server(ns: &Netns, dir: &WorkDir, audience: &Audience) -> Result<Runnin
     Running::start(command)
 }
 
-/// A file that only its owner reads.
+/// Writes a file that only its owner can read.
 pub(super) fn write_private(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text)
         .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o600)))

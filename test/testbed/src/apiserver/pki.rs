@@ -1,4 +1,4 @@
-//! Keys and certificates of one API server.
+//! Keys and certificates of an API server.
 
 use super::write_private;
 use anyhow::{Context as _, Result};
@@ -6,8 +6,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-/// An authority, the server's certificate that it signed, and the key that
-/// signs ServiceAccount tokens.
+/// A CA, a server certificate signed by it, and the key that signs ServiceAccount tokens.
 pub(super) struct Pki {
     ca: String,
     certificate: String,
@@ -16,7 +15,7 @@ pub(super) struct Pki {
 }
 
 impl Pki {
-    /// Makes all of them anew, for a server with these addresses.
+    /// Generates all of them for a server with these addresses.
     pub(super) fn new(addresses: &[Ipv4Addr]) -> Result<Self> {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -39,8 +38,7 @@ impl Pki {
         })
     }
 
-    /// Writes ca.crt, server.crt, server.key, and accounts.key
-    /// with accounts.pub.
+    /// Writes ca.crt, server.crt, server.key, accounts.key and accounts.pub.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
         for (name, text) in [
             ("ca.crt", &self.ca),

@@ -1,4 +1,4 @@
-//! Connections of pods to servers, without pause.
+//! Continuous load: connections from pods to servers.
 
 use super::tally::{Kind, Tally};
 use crate::{EchoClient, Host, Netns, Pinged, Pings, wait_for};
@@ -9,24 +9,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long a connection may take to be there.
+/// Timeout for establishing a connection.
 const CONNECT: Duration = Duration::from_secs(20);
 
-/// How long an answer to a datagram may take, and how often it is asked for.
+/// Timeout for the answer to a datagram, and the interval of retries.
 const ANSWER: Duration = Duration::from_millis(500);
 const TRIES: usize = 10;
 
-/// How long a worker may take to go through all its connections.
+/// Timeout for a worker to pass over all its connections.
 const STEP: Duration = Duration::from_secs(60);
 
-/// Pauses, so that the rest of the machine gets its turn.
+/// Pause between requests, which leaves CPU time to the rest of the machine.
 const PACE: Duration = Duration::from_millis(5);
 
-/// Connections of each kind that a worker begins with.
+/// Connections of each kind with which a worker begins.
 const AT_FIRST: usize = 3;
 
-/// Workers, two for each pod and target: new TCP and UDP connections without
-/// pause, and others that stay open, busy and idle; and pings.
+/// Two workers for each pod and target, which open short TCP and UDP connections continuously and
+/// keep others open, busy and idle; and pings.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
@@ -39,12 +39,12 @@ pub struct Load {
 struct Shared {
     tally: Tally,
     stop: AtomicBool,
-    /// How many steps there were, and how many each of the workers has made, in all.
+    /// Number of requested steps; `made` is the sum of the steps that the workers have completed.
     steps: AtomicUsize,
     made: AtomicUsize,
 }
 
-/// Who asks whom, and as whom it is to be seen.
+/// Source, target and expected wire source of a worker.
 #[derive(Debug, Clone)]
 struct Line {
     pod: Netns,
@@ -53,9 +53,9 @@ struct Line {
 }
 
 impl Load {
-    /// Each pod asks the echo servers at each target, by TCP and UDP. They have
-    /// to see the node's address of their family, and the same port as long as a
-    /// connection lasts: all else is lost.
+    /// Starts the load: each pod sends requests to the echo servers at each target, by TCP and UDP.
+    /// The servers must see the node's address of their family, and the same port for the lifetime
+    /// of a connection; every other answer counts as a loss.
     pub fn start(pods: &[Host], targets: &[SocketAddr], node: &[IpAddr]) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let mut load = Self {
@@ -89,13 +89,13 @@ impl Load {
             .push(std::thread::spawn(move || work(&line, &shared)));
     }
 
-    /// What there was so far.
+    /// Returns the counts so far.
     #[must_use]
     pub fn tally(&self) -> &Tally {
         &self.shared.tally
     }
 
-    /// Each connection is asked once more, and there are more afterwards.
+    /// Sends one more request on each connection and opens further connections.
     pub fn step(&self) -> Result<()> {
         let steps = self.shared.steps.fetch_add(1, Ordering::Relaxed) + 1;
         wait_for(STEP, "an answer on each connection", || {
@@ -103,7 +103,7 @@ impl Load {
         })
     }
 
-    /// Ends it, and returns what there was.
+    /// Ends the load and returns the counts.
     pub fn end(mut self) -> Result<Tally> {
         self.stop();
         for ping in std::mem::take(&mut self.pings).end()? {
@@ -136,7 +136,7 @@ fn count_ping(ping: &Pinged, tally: &Tally) {
     }
 }
 
-/// Connections for one question each, until the end.
+/// Opens connections for one request each, until the load ends.
 fn brief(line: &Line, shared: &Shared) {
     while !shared.stop.load(Ordering::Relaxed) {
         for kind in [Kind::ShortTcp, Kind::ShortUdp] {
@@ -151,7 +151,7 @@ fn brief(line: &Line, shared: &Shared) {
     }
 }
 
-/// Connections that stay open, until the end.
+/// Keeps connections open until the load ends.
 fn steady(line: &Line, shared: &Shared) {
     let mut clients: Vec<(Kind, Client)> = Vec::new();
     let mut made = 0;
@@ -196,7 +196,7 @@ fn steady(line: &Line, shared: &Shared) {
     }
 }
 
-/// A connection, and as whom the server has seen it first.
+/// A connection, and the source that the server saw first.
 struct Client {
     inner: Inner,
     seen: Option<SocketAddr>,
@@ -218,7 +218,7 @@ impl Client {
         Ok(Self { inner, seen: None })
     }
 
-    /// An answer, from a server that sees the node, and the same port as ever.
+    /// Sends a request; the server must see the node's address and the same port as before.
     fn ask(&mut self, line: &Line, shared: &Shared) -> Result<()> {
         let seen = match &mut self.inner {
             Inner::Tcp(client) => client.ask(),
@@ -247,18 +247,18 @@ fn udp(line: &Line) -> Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Asks until an answer comes; those that did not are counted.
+/// Retries a request until an answer comes; counts those without one.
 fn ask_udp(socket: &UdpSocket, asked: &mut usize, shared: &Shared) -> Result<SocketAddr> {
     for _ in 0..TRIES {
         *asked += 1;
         let word = asked.to_string();
-        // A refusal may be an old one's.
+        // The error may come from an ICMP error about an earlier datagram.
         let _ = socket.send(word.as_bytes());
         let mut answer = [0; 256];
         while let Ok(count) = socket.recv(&mut answer) {
             let text = String::from_utf8_lossy(&answer[..count]);
             match text.split_once(' ') {
-                // One that was given up.
+                // A late answer to a request that timed out.
                 Some((old, _)) if old != word => {}
                 Some((_, seen)) => return Ok(seen.trim().parse()?),
                 None => bail!("the echo server sent nonsense: {text:?}"),

@@ -1,5 +1,5 @@
-//! A node under load whose masquerading changes hands: from netfilter to eBPF and back, with every
-//! connection, every leak and every second translation counted.
+//! A node under load whose masquerading moves from netfilter to eBPF and back, with every
+//! connection, every leak and every double translation counted.
 
 mod load;
 mod tally;
@@ -15,10 +15,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-/// The chains that change hands.
+/// The chain that netdp takes over.
 const CHAIN: &str = "IP-MASQ-AGENT";
 
-/// Pods and the node's own network are left alone, the rest is masqueraded.
+/// Pods and the node's own network are bypassed, everything else is masqueraded.
 const POLICY: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
@@ -27,16 +27,16 @@ nonMasqueradeCIDRs:
 - fd00:1::/64
 ";
 
-/// How long one side may take to be rid of its part.
+/// Timeout for either side to remove its chains or programs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many connections shadow mode has to see before its word counts.
+/// Connections that shadow mode must compare before its report is used.
 const ENOUGH: u64 = 200;
 
-/// The port of the echo servers.
+/// Port of the echo servers.
 const ECHO: u16 = 7;
 
-/// The node, its load, and who translates.
+/// The node, its load, and the current translator.
 #[derive(Debug)]
 pub struct Migration {
     load: Load,
@@ -52,8 +52,8 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// A node with the chains as ip-masq-agent leaves them, by `backend` (`nft` or `legacy`), and
-    /// load that they masquerade.
+    /// Sets up a node with the chains of ip-masq-agent, made with `backend` (`nft` or `legacy`),
+    /// and load that they masquerade.
     pub fn start(netdp: &Path, backend: &'static str) -> Result<Self> {
         let bed = Bed::dual_stack()?;
         bed.kubelet_chain(backend, "KUBE-IPTABLES-HINT")?;
@@ -88,20 +88,21 @@ impl Migration {
         })
     }
 
-    /// The agent, whatever it does now.
+    /// Returns the agent, in whatever mode it runs.
     pub fn agent(&mut self) -> &mut Agent {
         &mut self.agent
     }
 
-    /// netdp compares with the chains, under the load. Returns what `netdp shadow report` prints,
-    /// which has to find no difference.
+    /// Runs netdp in shadow mode against the chains, under load. Returns the output of `netdp
+    /// shadow report`, which must show no difference.
     pub fn shadow(&mut self) -> Result<String> {
         self.change("shadow")?;
         let told = wait_report(&self.agent);
         told.with_context(|| self.agent.log())
     }
 
-    /// From the chains to eBPF; returns when the chains are gone and all connections have gone on.
+    /// Moves from the chains to eBPF; returns once the chains are gone and all connections have
+    /// continued.
     pub fn take_over(&mut self) -> Result<()> {
         self.change("ebpf")?;
         wait_for(PATIENCE, "the chains to be gone", || {
@@ -111,7 +112,8 @@ impl Migration {
         self.step()
     }
 
-    /// From eBPF to the chains; returns when the programs are gone and all connections have gone on.
+    /// Moves from eBPF to the chains; returns once the programs are gone and all connections have
+    /// continued.
     pub fn give_back(&mut self) -> Result<()> {
         self.change("iptables")?;
         ensure!(self.has_chains()?, "no chains: {}", self.agent.log());
@@ -124,21 +126,21 @@ impl Migration {
         self.step()
     }
 
-    /// Ends the load and counts.
+    /// Ends the load and returns the totals.
     pub fn finish(self) -> Result<Outcome> {
         let leaks = leaks(&self.bed.uplinks[0].router)?;
         let tally = self.load.end()?;
         Ok(Outcome::new(&tally, self.changes, leaks, self.twice))
     }
 
-    /// Waits until each connection has had an answer, those that were idle too; then each load
-    /// begins more of them.
+    /// Waits until each connection has had an answer, idle ones included; then every worker opens
+    /// more.
     pub fn step(&mut self) -> Result<()> {
         self.load.step().with_context(|| self.agent.log())?;
         self.count_twice()
     }
 
-    /// What there was so far.
+    /// Returns the counts so far.
     pub fn tally(&self) -> &Tally {
         self.load.tally()
     }
@@ -165,10 +167,11 @@ impl Migration {
         Ok(has)
     }
 
-    /// A mapping of the node's own address would translate what netfilter has translated.
+    /// Counts mappings of the node's own address: they translate what netfilter has already
+    /// translated.
     fn count_twice(&mut self) -> Result<()> {
         let Ok(flows) = self.agent.netdp(&["flows", "-o", "json"]) else {
-            // The datapath is gone.
+            // The datapath is already removed.
             return Ok(());
         };
         let flows: Vec<serde_json::Value> = serde_json::from_str(&flows)?;
@@ -182,7 +185,7 @@ impl Migration {
     }
 }
 
-/// The report once it has enough.
+/// Returns the report once enough connections were compared.
 fn wait_report(agent: &Agent) -> Result<String> {
     let mut last = serde_json::Value::Null;
     wait_for(PATIENCE, "shadow mode to see connections", || {
@@ -194,11 +197,12 @@ fn wait_report(agent: &Agent) -> Result<String> {
         last["flows"].as_u64() >= Some(ENOUGH)
     })
     .with_context(|| format!("{last:#}"))?;
-    // Fails where it finds a difference.
+    // Exits with an error if it finds a difference.
     agent.netdp(&["shadow", "report"])
 }
 
-/// Counts packets with a pod's source that come to the router from the node. Shows that it does.
+/// Counts packets with a pod's source that reach the router from the node. Proves first that the
+/// counter works.
 fn watch_leaks(bed: &Bed, targets: &[SocketAddr]) -> Result<()> {
     let router = &bed.uplinks[0].router;
     let mut rules = String::from(
@@ -214,7 +218,7 @@ fn watch_leaks(bed: &Bed, targets: &[SocketAddr]) -> Result<()> {
     }
     router.run(&["nft", &rules])?;
     for to in targets {
-        // No answer comes: nobody translates yet.
+        // No answer comes, because nothing translates yet.
         let before = leaks(router)?;
         let _ = bed.pods[0].enter(|| -> std::io::Result<()> {
             let any: SocketAddr = match to {

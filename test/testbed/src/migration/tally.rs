@@ -1,32 +1,32 @@
-//! What became of the load's connections.
+//! Counts of the load's connections by outcome.
 
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Messages about what was lost that are kept.
+/// Maximum number of kept messages about losses.
 const MESSAGES: usize = 10;
 
-/// A kind of connection.
+/// Kind of a counted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP that stays open and is never silent.
+    /// TCP that stays open and busy.
     LongTcp,
-    /// TCP that stays open and is silent while hands change.
+    /// TCP that stays open and is idle during the handover.
     IdleTcp,
-    /// TCP for one question.
+    /// TCP for one request.
     ShortTcp,
-    /// A UDP socket that goes on.
+    /// A UDP socket that stays open.
     LongUdp,
-    /// One for one question.
+    /// A UDP socket for one request.
     ShortUdp,
-    /// A ping that goes on.
+    /// A continuous ping.
     Icmp,
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds, in the order of reports.
     pub const ALL: [Self; 6] = [
         Self::LongTcp,
         Self::IdleTcp,
@@ -55,7 +55,7 @@ struct Counts {
     lost: AtomicUsize,
 }
 
-/// Counts of each kind, from any thread.
+/// Counters per kind, shared by all threads.
 #[derive(Debug, Default)]
 pub struct Tally {
     counts: [Counts; Kind::ALL.len()],
@@ -88,7 +88,7 @@ impl Tally {
         self.packets_lost.fetch_add(count, Ordering::Relaxed);
     }
 
-    /// How many connections were opened, and lost.
+    /// Returns the number of opened and of lost connections.
     #[must_use]
     pub fn connections(&self) -> (usize, usize) {
         let sum = |of: fn(&Counts) -> &AtomicUsize| {
@@ -98,7 +98,7 @@ impl Tally {
         (sum(|c| &c.opened), sum(|c| &c.lost))
     }
 
-    /// Of each kind: opened, answers, lost.
+    /// Returns for each kind: opened, answers, lost.
     #[must_use]
     pub fn kinds(&self) -> Vec<(Kind, usize, usize, usize)> {
         let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
@@ -109,7 +109,7 @@ impl Tally {
         Kind::ALL.map(counts).into()
     }
 
-    /// Why the first connections were lost.
+    /// Returns the reasons of the first losses.
     #[must_use]
     pub fn messages(&self) -> Vec<String> {
         let messages = self.messages.lock();
@@ -142,20 +142,20 @@ fn table(title: &str, kinds: &[(Kind, usize, usize, usize)]) -> Table {
     table
 }
 
-/// All that was counted.
+/// Totals of a migration.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Of each kind: opened, answers, lost.
+    /// Per kind: opened, answers, lost.
     pub kinds: Vec<(Kind, usize, usize, usize)>,
-    /// How often hands changed.
+    /// Number of takeovers and rollbacks.
     pub changes: usize,
-    /// Packets that left the node with a pod's source.
+    /// Packets that left the node with a pod's source address.
     pub leaks: u64,
-    /// Connections that both netfilter and eBPF translated.
+    /// Connections translated by both netfilter and eBPF.
     pub twice: usize,
-    /// Pings and datagrams without an answer; TCP sends again by itself.
+    /// Pings and datagrams without an answer; TCP retransmits by itself.
     pub packets_lost: usize,
-    /// Why connections were lost.
+    /// Reasons of the losses.
     pub messages: Vec<String>,
 }
 
@@ -171,13 +171,13 @@ impl Outcome {
         }
     }
 
-    /// How many connections were lost.
+    /// Returns the number of lost connections.
     #[must_use]
     pub fn lost(&self) -> usize {
         self.kinds.iter().map(|(.., lost)| lost).sum()
     }
 
-    /// No connection was lost, no packet leaked, none was translated twice.
+    /// Reports whether no connection was lost, no packet leaked and none was translated twice.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.lost() == 0 && self.leaks == 0 && self.twice == 0

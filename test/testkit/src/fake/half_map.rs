@@ -1,4 +1,4 @@
-//! A map of one half of the mappings.
+//! One of the two mapping tables: a map of mapping halves.
 
 use crate::abi::Mapping;
 use crate::slot::Slot;
@@ -8,11 +8,11 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// A hash map of mappings.
+/// A hash map of mapping halves.
 pub struct HalfMap {
     capacity: Cell<usize>,
     entries: RefCell<HashMap<Tuple, Rc<UnsafeCell<Mapping>>>>,
-    /// Removed values: a program that found one may still write to it.
+    /// Removed values: a program that looked one up may still write to it.
     grave: RefCell<Vec<Rc<UnsafeCell<Mapping>>>>,
 }
 
@@ -28,13 +28,13 @@ impl HalfMap {
     pub fn slot(&self, tuple: &Tuple) -> Option<Slot> {
         let entries = self.entries.borrow();
         let cell = entries.get(tuple)?;
-        // SAFETY: the value lives, here or in the grave, as long as the fake.
+        // SAFETY: the value lives as long as the fake, either here or in the grave.
         Some(unsafe { Slot::new(cell.get()) })
     }
 
     pub fn get(&self, tuple: &Tuple) -> Option<Mapping> {
         let entries = self.entries.borrow();
-        // SAFETY: one thread, and slots only touch the value inside a call.
+        // SAFETY: there is one thread, and slots access the value only within a call.
         entries.get(tuple).map(|cell| unsafe { *cell.get() })
     }
 
@@ -50,7 +50,7 @@ impl HalfMap {
         Ok(())
     }
 
-    /// Whether there was an entry.
+    /// Removes the entry and reports whether there was one.
     pub fn remove(&self, tuple: &Tuple) -> bool {
         let removed = self.entries.borrow_mut().remove(tuple);
         let found = removed.is_some();

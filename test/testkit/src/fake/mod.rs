@@ -1,5 +1,6 @@
-//! The datapath's world as ordinary maps with the kernel's semantics: NOEXIST,
-//! capacity, values that stay where they are while a program may look at them.
+//! The datapath's environment as ordinary maps with the kernel's semantics: `BPF_NOEXIST`, a
+//! maximum number of entries, and values that stay at their address while a program may hold a
+//! pointer to them.
 
 mod half_map;
 mod tables;
@@ -24,65 +25,65 @@ use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-/// Mappings that are remembered: few, so that tests get around.
+/// Capacity of the history of recent mappings: small, so that tests wrap around it.
 const RECENT: usize = 64;
 
 type Hook = Box<dyn FnOnce(&Fake)>;
 
-/// Values of a map that stay where they are, by key.
+/// Map values with a stable address, by key.
 type Cells<K, V> = RefCell<HashMap<K, Box<UnsafeCell<V>>>>;
 
-/// A node with one uplink: 192.0.2.10 and fd00::10. Everything is masqueraded
-/// until a test adds a rule.
+/// A node with one uplink, 192.0.2.10 and fd00::10. Everything is masqueraded until a test adds a
+/// rule.
 pub struct Fake {
     pub settings: Settings,
     pub uplink: Uplink,
-    /// The uplink's index.
+    /// Interface index of the uplink.
     pub ifindex: u32,
     pub local: HashSet<Addr>,
-    /// What the node receives besides.
+    /// Further addresses for which the node accepts packets.
     pub any_ip: HashSet<Addr>,
     pub snat: HalfMap,
     pub rev_snat: HalfMap,
-    /// Flows that the pods have not answered.
+    /// Inbound flows that the pods have not answered.
     asked: Cells<Tuple, Inbound>,
-    /// Their tuples, the least recently used first.
+    /// Tuples of the unanswered inbound flows, the least recently used first.
     asked_order: RefCell<Vec<Tuple>>,
     pub asked_capacity: usize,
     live: Cells<Tuple, Live>,
     pub limits: Limits,
     shares: Cells<u32, (Share, Ended)>,
     port_maps: Cells<u32, (Owner, Bits)>,
-    /// Mappings that began last, the oldest first.
+    /// The most recent mappings, the oldest first.
     recent: RefCell<VecDeque<Tuple>>,
     pub node_flows: RefCell<HashMap<Tuple, NodeFlow>>,
-    /// By which interface packets come to the node, where it does not send them itself.
+    /// Ingress interface of packets that the node forwards.
     pub ingress_ifindex: Cell<u32>,
-    /// What has the node's address was sent by the node.
+    /// Packets with the node's source address are the node's own.
     pub own: Cell<bool>,
-    /// Where sources are; [`Origin::Link`] where nothing is said.
+    /// Origin of each source address; [`Origin::Link`] if absent.
     pub origins: RefCell<HashMap<Addr, Origin>>,
-    /// What becomes of fragments that come in, and that leave, the oldest first.
+    /// Decisions for fragments on ingress and on egress, the oldest first.
     fragments: [RefCell<Vec<(Tuple, Fragment)>>; 2],
     pub fragments_capacity: usize,
-    /// The IPv4 identifications that were given last.
+    /// The IPv4 identifications assigned last.
     pub ip_ids: RefCell<HashMap<u32, u32>>,
-    /// The one that the last packet was to get.
+    /// The IPv4 identification assigned to the last packet.
     pub written_ip_id: Cell<u32>,
-    /// Destinations without a free port, and since when.
+    /// Destinations without a free port, and the tick at which they ran out.
     pub exhausted: RefCell<HashMap<Tuple, u32>>,
     pub endpoints: RefCell<HashMap<Tuple, u16>>,
     pub wire_endpoints: RefCell<HashMap<Tuple, Endpoint>>,
-    /// What leaves was not sent by the node.
+    /// Egress packets were bridged: the node did not send them.
     pub bridged: Cell<bool>,
-    /// The route that packets take.
+    /// Result of a route lookup.
     pub way: Option<Way>,
-    /// What the agent has put down about sources, by bits of the key that count.
+    /// The agent's entries about sources, with the number of key bits that are compared.
     pub sources: Vec<(SourceKey, u32, Addr)>,
     pub reserved: BTreeSet<u16>,
     /// Protocols and ports on which the node answers without a socket.
     pub node_ports: HashSet<(u32, u16)>,
-    /// What the node speaks that has no ports, and with whom.
+    /// Protocols without ports that the node itself uses, and their peers.
     pub node_protocols: HashSet<NodeProtocol>,
     /// Wire tuples that a connected or bound socket of the node receives.
     pub sockets: HashSet<Tuple>,
@@ -90,23 +91,23 @@ pub struct Fake {
     pub listeners: HashSet<u16>,
     pub sent_by_socket: bool,
     pub clock: Cell<u32>,
-    /// Prefix, its length as of 128 bits, action; in any order.
+    /// Prefix, prefix length on the 128-bit scale, action; in any order.
     pub policy: Vec<(Addr, u32, Action)>,
-    /// Destinations that a policy before this one bypassed.
+    /// Destinations that an earlier policy bypassed.
     pub bypassed_before: HashSet<Addr>,
-    /// Pods, peers, and the epoch in which they were found to be bypassed.
+    /// Cached bypasses: pod, peer, and the epoch of the decision.
     pub known_bypass: RefCell<HashSet<(Addr, Addr, u32)>>,
-    /// Every port that was asked for, in order.
+    /// Every candidate port, in the order of the attempts.
     pub candidates: RefCell<Vec<u16>>,
-    /// Runs once, just before a reply half is inserted: another CPU.
+    /// Runs once, just before a rev-SNAT half is inserted: simulates another CPU.
     pub before_claim: RefCell<Option<Hook>>,
-    /// Runs once, just before an original half is inserted: another CPU.
+    /// Runs once, just before a SNAT half is inserted: simulates another CPU.
     pub before_original: RefCell<Option<Hook>>,
-    /// Runs once, just before an original half is removed: another CPU.
+    /// Runs once, just before a SNAT half is removed: simulates another CPU.
     pub before_end: RefCell<Option<Hook>>,
-    /// Runs once, just before sockets are looked up: another CPU.
+    /// Runs once, just before a socket lookup: simulates another CPU.
     pub before_sockets: RefCell<Option<Hook>>,
-    /// Runs once, just before a route is looked up: another CPU.
+    /// Runs once, just before a route lookup: simulates another CPU.
     pub before_way: RefCell<Option<Hook>>,
     counters: RefCell<Counters>,
     random: Cell<u32>,
@@ -207,7 +208,7 @@ impl Fake {
         }
     }
 
-    /// A rule as "10.0.0.0/8".
+    /// Adds a rule; the prefix is text such as "10.0.0.0/8".
     pub fn rule(&mut self, prefix: &str, action: Action) {
         let (net, len) = prefix.split_once('/').expect("a prefix");
         let net = addr(net);
@@ -237,18 +238,18 @@ impl Fake {
         self.clock.set(self.clock.get().wrapping_add(step));
     }
 
-    /// What becomes of a packet that leaves: see [`Fake::run`].
+    /// Returns the verdict on an egress packet; see [`Fake::run`].
     pub fn out(&self, packet: &Build) -> Seen {
         self.run(packet, true)
     }
 
-    /// What becomes of a packet that comes in.
+    /// Returns the verdict on an ingress packet.
     pub fn back(&self, packet: &Build) -> Seen {
         self.run(packet, false)
     }
 
-    /// What becomes of a pod's packet to the node's address, as netdp-ebpf's
-    /// `turn_back`: both ends.
+    /// Returns the verdict on a pod's packet to the node's address, with both endpoints, as
+    /// netdp-ebpf's `turn_back` does.
     pub fn hairpin(&self, packet: &Build) -> Turned {
         let mut work = parsed(packet);
         match hairpin::leave(self, &mut work) {
@@ -263,7 +264,7 @@ impl Fake {
         }
     }
 
-    /// Parses and decides, as `netdp-ebpf`'s `main` does.
+    /// Parses the packet and decides about it, as `netdp-ebpf`'s `main` does.
     fn run(&self, packet: &Build, leaving: bool) -> Seen {
         let before = self.ingress_ifindex.get();
         if leaving && self.own.get() && self.local.contains(&tuple_of(packet).src) {
@@ -276,7 +277,7 @@ impl Fake {
 
     fn judge(&self, packet: &Build, leaving: bool) -> Seen {
         let bytes = packet.bytes();
-        // Only behind an Ethernet header.
+        // The fast path requires an Ethernet header.
         let plain = match self.uplink.l2_len {
             0 => None,
             _ => packet::plain(&bytes[..], packet.ethertype(), 0),
@@ -292,7 +293,7 @@ impl Fake {
                 Some(Known::Forged) => return Seen::Drop(DropReason::ForgedSource),
                 Some(Known::Resting) => return Seen::Drop(DropReason::NoSourceAddress),
                 None => {
-                    // A mapping that has ended may have left an address there.
+                    // A mapping that has ended may have left an address in this field.
                     let new = Packet::EMPTY.new;
                     let filled = Packet { new, ..work.pkt };
                     assert_eq!(filled, parsed(packet).pkt, "{packet:?}");
@@ -321,7 +322,7 @@ impl Fake {
         }
     }
 
-    /// What is written into the packet.
+    /// Returns the endpoint that is written into the packet.
     fn written(&self, pkt: &Packet) -> SocketAddr {
         self.written_ip_id.set(pkt.new_ip_id);
         let id = u16::try_from(pkt.new.id).expect("16 bits");
@@ -347,31 +348,30 @@ fn parsed(packet: &Build) -> Work {
     work
 }
 
-/// What becomes of a packet that a pod sends to the node.
+/// Verdict on a packet that a pod sends to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turned {
-    /// It is the node's.
+    /// The node receives it.
     Pass,
-    /// From there, to there.
+    /// Hairpinned: the new source and the new destination.
     To(SocketAddr, SocketAddr),
     Drop(DropReason),
 }
 
-/// A verdict, with what the packet's source (leaving) or destination (coming
-/// in) becomes.
+/// Verdict on a packet, with its new source (egress) or destination (ingress).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     Pass,
     As(SocketAddr),
-    /// An ICMP error, outside and inside.
+    /// An ICMP error, rewritten in the outer header and in the quoted packet.
     Error(SocketAddr),
-    /// An ICMP error, inside only.
+    /// An ICMP error, rewritten only in the quoted packet.
     Inner(SocketAddr),
     Hold,
     Drop(DropReason),
 }
 
-/// Rewritten to `text`.
+/// Returns the verdict "rewritten to `text`".
 pub fn becomes(text: &str) -> Seen {
     Seen::As(text.parse().expect("ADDRESS:PORT"))
 }
@@ -384,7 +384,7 @@ fn to_socket(addr: &Addr, id: u16) -> SocketAddr {
     }
 }
 
-/// The tuple of a packet as [`packet::parse`] gives it.
+/// Returns the tuple of a packet as [`packet::parse`] yields it.
 pub fn tuple_of(packet: &Build) -> Tuple {
     let mut work = Work::EMPTY;
     packet::parse(&packet.bytes()[..], packet.ethertype(), 0, &mut work.pkt);

@@ -1,4 +1,4 @@
-//! The maps and helpers, as [`Tables`] wants them.
+//! [`Tables`] implemented with the fake's maps and helpers.
 
 use super::{Fake, RECENT};
 use crate::abi::{
@@ -16,7 +16,7 @@ use crate::tables::{InsertError, Origin, Tables};
 use crate::tuple::Tuple;
 use std::cell::UnsafeCell;
 
-/// As netdp-ebpf's: half a second.
+/// Same value as in netdp-ebpf: half a second, in ticks.
 const EXHAUSTED_TICKS: u32 = 8;
 
 impl Tables for Fake {
@@ -24,7 +24,7 @@ impl Tables for Fake {
         self.clock.get()
     }
 
-    /// A linear congruential generator: the same in every run.
+    /// Returns the next value of a linear congruential generator: the same sequence in every run.
     fn random(&self) -> u32 {
         let next = self.random.get().wrapping_mul(1_664_525);
         self.random.set(next.wrapping_add(1_013_904_223));
@@ -210,7 +210,7 @@ impl Tables for Fake {
         let mut order = self.asked_order.borrow_mut();
         order.retain(|other| other != tuple);
         order.push(*tuple);
-        // SAFETY: as for live ones.
+        // SAFETY: as for the live mappings.
         Some(unsafe { AskedSlot::new(cell.get()) })
     }
 

@@ -1,4 +1,4 @@
-//! What the model knows of one flow: when it ends.
+//! The model's state of one flow, and the rules by which it ends.
 
 use super::super::build::{ACK, Build, FIN, Kind, RST, SYN};
 use super::Carries;
@@ -6,11 +6,10 @@ use netdp_common::tuple::Tuple;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// Bytes that every segment carries, see [`Build::new`].
+/// Payload bytes of every segment, see [`Build::new`].
 pub const PAYLOAD: u32 = 19;
 
-/// A moment: seconds that the walk has waited, and the real time that passes
-/// beside them.
+/// A point in time: the seconds that the walk has waited, and the real time that passes besides.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub waited: u64,
@@ -18,8 +17,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Whether `limit` seconds have passed by `now`; `None` where that is too
-    /// close to tell.
+    /// Reports whether `limit` seconds have passed by `now`; `None` if that is too close to call.
     pub fn is_past(self, now: Self, limit: u64) -> Option<bool> {
         let least = now.waited - self.waited;
         let most = least + self.real.elapsed().as_secs() + 2;
@@ -33,36 +31,36 @@ impl Moment {
     }
 }
 
-/// One direction.
+/// TCP state of one direction.
 #[derive(Clone, Copy, Debug, Default)]
 struct Side {
     packets: u32,
     syn: bool,
     fin: bool,
     rst: bool,
-    /// Anything but a SYN.
+    /// It has sent a segment other than a SYN.
     other: bool,
     acknowledged: bool,
-    /// The last number that it acknowledged lies after that of pods' SYNs.
+    /// Its last acknowledgement number is beyond the sequence number of pods' SYNs.
     ahead: bool,
-    /// That number.
+    /// Its last acknowledgement number.
     ack: u32,
     /// The number that acknowledges its FIN.
     end: u32,
-    /// Whether that was ever acknowledged.
+    /// Its FIN was acknowledged at some time.
     fin_arrived: bool,
 }
 
-/// A live mapping.
+/// A live mapping and the state of its connection.
 #[derive(Clone, Debug)]
 pub struct Flow {
-    /// What the server sees.
+    /// The source that the server sees.
     pub wire: SocketAddr,
-    /// The packet that began it.
+    /// The packet that opened the flow.
     pub first: Build,
-    /// The tuple of its replies.
+    /// The wire tuple: that of its replies.
     pub reply: Tuple,
-    /// Where its packets left last.
+    /// The uplink of its last egress packet.
     pub uplink: usize,
     out: Side,
     back: Side,
@@ -84,7 +82,7 @@ impl Flow {
         }
     }
 
-    /// A packet of the pod, the first included.
+    /// Records a packet from the pod, the first one included.
     pub fn sends(&mut self, packet: &Build, carries: Carries, now: Moment) {
         self.out.packets += 1;
         let Carries::Tcp(flags) = carries else {
@@ -115,12 +113,12 @@ impl Flow {
         back.fin_arrived |= back.fin && out.ack == back.end;
     }
 
-    /// Whether a RST or both FINs have ended it.
+    /// Reports whether a RST or both FINs have closed it.
     pub fn is_closed(&self) -> bool {
         self.out.rst || self.back.rst || self.out.fin && self.back.fin
     }
 
-    /// Whether neither side has anything left to send.
+    /// Reports whether neither side has anything left to send.
     fn has_ended(&self) -> bool {
         self.out.rst || self.back.rst || self.out.fin_arrived && self.back.fin_arrived
     }
@@ -129,7 +127,8 @@ impl Flow {
         (self.back.syn || self.back.other) && (self.out.fin || self.back.fin)
     }
 
-    /// A packet of the server. Whether it is the node's, and ends the mapping.
+    /// Records a packet from the server; reports whether the packet is the node's and ends the
+    /// mapping.
     pub fn gets(&mut self, sent: Option<Sent>, now: Moment) -> bool {
         let Some(sent) = sent else {
             self.back.packets += 1;
@@ -157,7 +156,7 @@ impl Flow {
         };
         if believed {
             self.back.note(flags, &mut self.last, now);
-            // In the midst of a connection a SYN acknowledges nothing.
+            // In an established connection a SYN acknowledges nothing.
             let begins = flags & SYN != 0 && !self.back.other;
             if begins || flags & (SYN | ACK) == ACK {
                 self.back.ahead = sent.acknowledges;
@@ -168,12 +167,12 @@ impl Flow {
         false
     }
 
-    /// Whether another flow may have its port; `None` where that is too close to tell.
+    /// Reports whether another flow may take its port; `None` if that is too close to call.
     pub fn gives_way(&self, now: Moment) -> Option<bool> {
         let tcp = matches!(self.first.kind, Kind::Tcp { .. });
         let seconds = match tcp {
-            // A SYN that begins after all that the peer has seen may have it at once, unless a
-            // FIN may be sent again.
+            // A SYN beyond every sequence number that the peer has seen may take the port at once,
+            // unless a FIN may be retransmitted.
             true if self.is_closed() && !self.back.ahead && self.has_ended() => return None,
             true if self.out.rst || self.back.rst => 1,
             true if self.is_closed() => 60,
@@ -198,15 +197,16 @@ impl Flow {
         }
     }
 
-    /// Whether it may be no more than a question and its answer.
+    /// Reports whether it may consist of one query and its response.
     fn is_lookup(&self) -> bool {
         self.out.packets <= 2 && self.back.packets <= 2
     }
 
-    /// Whether nothing came later than an answer does; `None` where that is too close to tell.
+    /// Reports whether no packet came later than a response would; `None` if that is too close to
+    /// call.
     fn is_exchange(&self) -> Option<bool> {
         if self.last.waited != self.begun.waited {
-            // Walks wait for longer than that.
+            // Each wait of a walk is longer than a response takes.
             Some(false)
         } else if (self.last.real - self.begun.real).as_secs() < 1 {
             Some(true)
@@ -215,17 +215,17 @@ impl Flow {
         }
     }
 
-    /// Whether it is a connection that has closed or was never answered.
+    /// Reports whether it is a connection that is closed or was never answered.
     pub fn may_begin_anew(&self) -> bool {
         self.is_closed() || !self.is_answered()
     }
 
-    /// Whether it is a SYN and nothing else: another one is sent again.
+    /// Reports whether it has only sent SYNs: a further SYN is a retransmission.
     pub fn is_asking(&self) -> bool {
         self.out.syn && !self.out.other && !self.is_closed() && !self.is_answered()
     }
 
-    /// Whether anything came back, to be believed on a connection.
+    /// Reports whether a reply came; for TCP, a credible one.
     pub fn is_answered(&self) -> bool {
         match self.first.kind {
             Kind::Tcp { .. } => self.back.syn || self.back.other,
@@ -233,11 +233,11 @@ impl Flow {
         }
     }
 
-    /// Whether it has ended; `None` where that is too close to tell.
+    /// Reports whether it has expired; `None` if that is too close to call.
     pub fn is_over(&self, now: Moment) -> Option<bool> {
         let udp = matches!(self.first.kind, Kind::Udp) && self.back.packets > 0;
         if udp && self.is_lookup() && self.is_exchange() != Some(false) {
-            // Sweeps are not timed for it: it ends with one that is due anyway.
+            // The walk schedules no sweep for it: it expires with the next one that is due.
             return match (self.last.is_past(now, 120), self.last.is_past(now, 300)) {
                 (Some(false), _) => Some(false),
                 (_, Some(true)) => Some(true),
@@ -247,7 +247,7 @@ impl Flow {
         self.last.is_past(now, self.timeout())
     }
 
-    /// By the table in docs/architecture.md.
+    /// Returns the timeout from the table in docs/architecture.md, in seconds.
     fn timeout(&self) -> u64 {
         let (out, back) = (&self.out, &self.back);
         let answered = back.syn || back.other;
@@ -264,11 +264,11 @@ impl Flow {
     }
 }
 
-/// A TCP segment of a server.
+/// A TCP segment from a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
     pub flags: u8,
-    /// It is the next that the pod expects.
+    /// It has the sequence number that the pod expects next.
     pub in_sequence: bool,
     /// It acknowledges the pod's SYN.
     pub acknowledges: bool,
@@ -291,7 +291,8 @@ impl Side {
         if flags & RST == 0 && !repeated {
             *last = now;
         }
-        // Until it acknowledges anything, a SYN says what acknowledges it.
+        // Until the side has acknowledged anything, its SYN determines the number that acknowledges
+        // it.
         if flags & SYN == 0 {
             self.acknowledged |= flags & ACK != 0;
         } else if !self.other {

@@ -1,10 +1,10 @@
-//! What the model knows of a flow that keeps the pod's address.
+//! The model's state of a flow that keeps the pod's address.
 
 use super::super::build::{ACK, FIN, RST, SYN};
 use super::Carries;
 use super::flow::Moment;
 
-/// A record of such a flow.
+/// Record of a flow that keeps the pod's address.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept {
     last: Moment,
@@ -13,14 +13,14 @@ pub struct Kept {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The pod has not answered.
+    /// The pod has not answered yet.
     Asked,
     Live {
         fin_out: bool,
         fin_in: bool,
     },
     Closed,
-    /// It may have ended, and begun again, or not.
+    /// The record may have ended, or ended and begun again.
     Doubtful,
 }
 
@@ -30,7 +30,7 @@ const LIVE: State = State::Live {
 };
 
 impl Kept {
-    /// One that the pod itself goes on with.
+    /// Returns the record of a flow in which the pod itself has sent.
     pub fn live(now: Moment) -> Self {
         Self {
             last: now,
@@ -38,7 +38,7 @@ impl Kept {
         }
     }
 
-    /// Whether it still counts; `None` where that can't be told.
+    /// Reports whether it is still valid; `None` if that cannot be determined.
     pub fn counts(&self, carries: Carries, now: Moment) -> Option<bool> {
         if self.state == State::Doubtful {
             return None;
@@ -60,7 +60,7 @@ impl Kept {
         }
     }
 
-    /// The pod goes on with it.
+    /// Records a packet from the pod.
     pub fn sent(&mut self, carries: Carries, now: Moment) {
         self.last = now;
         let rst = matches!(carries, Carries::Tcp(flags) if flags & RST != 0);
@@ -76,7 +76,7 @@ impl Kept {
         };
     }
 
-    /// The peer sends; what is known then.
+    /// Returns the record after a packet from the peer.
     pub fn came(before: Option<Self>, carries: Carries, now: Moment) -> Option<Self> {
         let asked = Self {
             last: now,

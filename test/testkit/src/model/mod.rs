@@ -1,7 +1,7 @@
-//! Random walks: packets both ways, policy changes, time and restarts, against a
-//! model that knows nothing of halves, claims or searches.
+//! Random walks (packets in both directions, policy changes, time and restarts), checked against a
+//! model that has no notion of halves, claims or port searches.
 //!
-//! One model judges the decisions on the host and the eBPF programs in the kernel.
+//! One model checks the decisions on the host and the eBPF programs in the kernel.
 
 mod flow;
 mod kept;
@@ -15,20 +15,20 @@ use proptest::prelude::*;
 use std::net::SocketAddr;
 pub use world::World;
 
-/// Two outside of the range that mappings may use; a ping whose identifier is 0
-/// has the same tuple as its reply's reverse.
+/// Source ports of the pods. Two lie outside the range of mappings; a ping with identifier 0 has
+/// the same tuple as the reverse of its reply.
 const PORTS: [u16; 4] = [4000, 4001, 5000, 0];
-/// The ports that TCP and UDP mappings may use; the second may be reserved.
+/// Ports available to TCP and UDP mappings; the second may be reserved.
 pub const RANGE: [u16; 3] = [4000, 4001, 4002];
 
-/// Addresses of one family, as they stand before `:port`.
+/// Addresses of one family, as written before `:port`.
 #[derive(Debug)]
 pub struct Net {
     pods: [&'static str; 3],
     servers: [&'static str; 2],
-    /// The same as prefixes.
+    /// The servers' addresses as prefixes.
     pub prefixes: [&'static str; 2],
-    /// The node's, on each of its uplinks.
+    /// The node's address on each of its uplinks.
     pub nodes: [&'static str; 2],
 }
 
@@ -47,47 +47,46 @@ pub const NETS: [Net; 2] = [
     },
 ];
 
-/// What became of a packet.
+/// Verdict on a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Pass,
-    /// Its source (leaving) or destination (coming in) became this.
+    /// Rewritten: the new source (egress) or destination (ingress).
     As(SocketAddr),
     Drop(DropReason),
 }
 
-/// Both halves of every mapping: original, reply.
+/// All entries of both mapping tables: SNAT, rev-SNAT.
 pub type Halves = [Vec<(Tuple, Mapping)>; 2];
 
-/// A datapath that masquerades everything, with the addresses of [`Net::nodes`], and
-/// nothing but [`RANGE`] for TCP and UDP.
+/// A datapath that masquerades everything, with the addresses of [`Net::nodes`], and with [`RANGE`]
+/// as the only ports for TCP and UDP.
 pub trait Subject {
-    /// A packet leaves.
+    /// Passes an egress packet through the datapath.
     fn out(&mut self, packet: &Build) -> Outcome;
-    /// A packet comes in.
+    /// Passes an ingress packet through the datapath.
     fn back(&mut self, packet: &Build) -> Outcome;
     /// Bypasses these prefixes and no others.
     fn policy(&mut self, bypass: &[&'static str]);
-    /// Forgets what earlier policies bypassed.
+    /// Discards the record of destinations that earlier policies bypassed.
     fn forget_policies(&mut self);
-    /// The node's packets are sent by sockets from now on, or are not.
-    /// Gives what is so.
+    /// Sets whether sockets send the node's own packets from now on. Returns the setting in effect.
     fn node_has_socket(&mut self, has: bool) -> bool;
-    /// Packets leave by this uplink from now on.
+    /// Routes egress packets through this uplink from now on.
     fn lead(&mut self, uplink: usize);
-    /// Time passes.
+    /// Advances the datapath's clock.
     fn advance(&mut self, seconds: u64);
-    /// Ends what is over by the default timeouts.
+    /// Runs a sweep with the default timeouts.
     fn sweep(&mut self);
-    /// The agent is replaced by another.
+    /// Replaces the agent by a new one, which adopts the maps.
     fn restart(&mut self);
-    /// Everything that is mapped, and marked for the node.
+    /// Returns all mappings, reservations included.
     fn halves(&self) -> Halves;
-    /// Whether the port is reserved.
+    /// Reports whether the port is reserved.
     fn is_reserved(&self, port: u16) -> bool;
 }
 
-/// What a packet carries; TCP with its flags.
+/// Payload of a packet; for TCP, its flags.
 #[derive(Clone, Copy, Debug)]
 pub enum Carries {
     Tcp(u8),
@@ -98,7 +97,7 @@ pub enum Carries {
 
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    /// A pod, or the node where `pod` is past the last one, sends.
+    /// A pod sends, or the node if `pod` is past the last pod.
     Out {
         pod: usize,
         server: usize,
@@ -106,13 +105,13 @@ pub enum Step {
         carries: Carries,
         from_socket: bool,
     },
-    /// A server answers to the wire source of a live mapping.
+    /// A server sends to the wire source of a live mapping.
     Reply {
         flow: usize,
         flags: u8,
         in_sequence: bool,
     },
-    /// A pod closes a connection, and then its server.
+    /// A pod closes a connection, then its server does.
     Close {
         flow: usize,
         in_sequence: bool,
@@ -124,30 +123,30 @@ pub enum Step {
         port: usize,
         carries: Carries,
     },
-    /// A server sends to the node, asked or not.
+    /// A server sends to the node, solicited or not.
     Stray {
         server: usize,
         port: u16,
         carries: Carries,
     },
-    /// One server is bypassed from now on, or is not.
+    /// Toggles the bypass of one server.
     Policy {
         server: usize,
         bypass: bool,
     },
     ForgetPolicies,
-    /// The routes lead to another uplink.
+    /// The routes change to another uplink.
     Lead {
         uplink: usize,
     },
-    /// Time passes; what has ended is swept.
+    /// Time passes, followed by a sweep.
     Wait {
         seconds: u64,
     },
     Restart,
 }
 
-/// Steps of a walk.
+/// Returns a strategy for the steps of a walk.
 pub fn steps(longest: usize) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step(), 1..longest)
 }
@@ -167,7 +166,7 @@ fn carries() -> impl Strategy<Value = Carries> {
 
 fn step() -> impl Strategy<Value = Step> {
     let (pods, servers, ports) = (0..3usize, 0..2usize, 0..PORTS.len());
-    // Around each timeout, and never just at a sum of some.
+    // Values around each timeout, and never equal to a sum of some of them.
     let seconds = prop::sample::select(vec![7u64, 45, 77, 135, 251, 313, 617, 7_507, 432_101]);
     let strays = prop::sample::select(vec![0u16, 3999, 4000, 4001, 4002, 5000]);
     prop_oneof![
@@ -194,12 +193,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A packet of the `near` side's port `port` with a server.
+/// Builds a packet between the `near` side's port `port` and a server.
 fn packet(near: &str, server: &str, port: u16, carries: Carries, inwards: bool) -> Build {
     let echo = matches!(carries, Carries::Echo | Carries::EchoReply);
     let server_port = if echo { 0 } else { 443 };
     let (mut src, mut dst) = (format!("{near}:{port}"), format!("{server}:{server_port}"));
-    // The identifier is the source's in a request, the destination's in a reply.
+    // The identifier is in the source of a request and in the destination of a reply.
     if echo && inwards != matches!(carries, Carries::EchoReply) {
         src = format!("{near}:0");
         dst = format!("{server}:{port}");
@@ -216,7 +215,7 @@ fn packet(near: &str, server: &str, port: u16, carries: Carries, inwards: bool) 
 }
 
 impl Carries {
-    /// Whether a pod's packet may begin a mapping.
+    /// Reports whether such a packet from a pod may open a mapping.
     fn opens(self) -> bool {
         match self {
             Self::Udp | Self::Echo => true,
@@ -225,7 +224,7 @@ impl Carries {
         }
     }
 
-    /// Whether a packet from outside may be more than an answer.
+    /// Reports whether such a packet from outside may open a flow.
     fn begins(self) -> bool {
         match self {
             Self::Udp | Self::Echo => true,
@@ -234,7 +233,7 @@ impl Carries {
         }
     }
 
-    /// Whether it can only be of a connection that was there before.
+    /// Reports whether it can only belong to an earlier connection.
     fn goes_on(self) -> bool {
         matches!(self, Self::Tcp(flags) if flags & (SYN | ACK | RST) == ACK)
     }

@@ -1,4 +1,4 @@
-//! The node under test, and what the model knows of it.
+//! The model of the node under test.
 
 use super::super::build::{ACK, Build, FIN, Kind, RST, SYN};
 use super::flow::{Flow, Moment, PAYLOAD, Sent};
@@ -18,11 +18,11 @@ pub struct World<S> {
     /// Servers that an earlier policy bypassed.
     bypassed_before: [bool; 2],
     waited: u64,
-    /// The one by which packets leave.
+    /// The uplink of egress packets.
     uplink: usize,
     live: HashMap<Tuple, Flow>,
-    /// Tuples that keep the pod's address: answers to packets that came from
-    /// outside, connections that were bypassed. With their last packet.
+    /// Tuples that keep the pod's address (answers to inbound flows, bypassed connections), with
+    /// their last packet.
     kept: HashMap<Tuple, Kept>,
     /// Wire tuples of the node's own flows without a socket, with their last packet.
     nodes: HashMap<Tuple, Moment>,
@@ -172,14 +172,14 @@ impl<S: Subject> World<S> {
         }
     }
 
-    /// The address of the node on an uplink, without a port.
+    /// Returns the node's address on an uplink, without a port.
     fn node(&self, uplink: usize) -> IpAddr {
         let node = format!("{}:0", self.net.nodes[uplink]).parse::<SocketAddr>();
         node.expect("an address").ip()
     }
 
-    /// A flow ends where its packet leaves by another uplink, with another address: but for
-    /// a connection, which ends when a SYN begins it anew.
+    /// Ends a flow whose packet leaves by another uplink with another address. A connection ends
+    /// only when a SYN reopens it.
     fn moves(&mut self, tuple: &Tuple, carries: Carries) {
         let (uplink, node) = (self.uplink, self.node(self.uplink));
         let Some(flow) = self.live.get_mut(tuple) else {
@@ -200,8 +200,8 @@ impl<S: Subject> World<S> {
         }
     }
 
-    /// A flow that is over ends where its pod begins a connection that is not translated, or
-    /// answers to one from outside.
+    /// Ends an expired flow when its pod opens a connection that is not translated, or answers an
+    /// inbound flow.
     fn begins_untranslated(
         &mut self,
         tuple: &Tuple,
@@ -217,7 +217,7 @@ impl<S: Subject> World<S> {
             Carries::Tcp(SYN) => bypassed && flow.may_begin_anew() && !flow.is_asking(),
             Carries::Tcp(flags) if flags == SYN | ACK && flow.is_closed() => {
                 let kept = self.kept.get(tuple);
-                // Where that can't be told, what is seen tells.
+                // If the model cannot determine it, the observed verdict decides.
                 let known = kept
                     .is_some_and(|kept| kept.counts(carries, now).unwrap_or(seen == Outcome::Pass));
                 bypassed || known
@@ -229,12 +229,12 @@ impl<S: Subject> World<S> {
         }
     }
 
-    /// A packet of a live flow leaves by its mapping.
+    /// Checks that a packet of a live flow is translated by its mapping.
     fn goes_on(&mut self, packet: &Build, carries: Carries, seen: Outcome) -> bool {
         let (tuple, now) = (&tuple_of(packet), self.now());
         match self.live.get_mut(tuple) {
             Some(flow) if !matches!(carries, Carries::EchoReply) => {
-                // One of the node's own may have kept its port.
+                // A flow of the node may have kept the port.
                 let same =
                     tuple.reply_to(flow.wire.ip().into(), flow.wire.port()) == tuple.reversed();
                 if !(same && seen == Outcome::Pass) {
@@ -259,7 +259,7 @@ impl<S: Subject> World<S> {
         let owner = self.live.iter().find(|(_, flow)| flow.reply == wire);
         let owner = owner.map(|(pod, flow)| (*pod, flow.is_answered()));
         let changes_port = matches!(carries, Carries::Udp | Carries::Echo | Carries::Tcp(SYN));
-        // A pod's mapping that nothing lives by gives way: the node's flow keeps its port.
+        // An idle mapping of a pod is evicted: the node's flow keeps its port.
         let gives_way = (self.live.values())
             .any(|flow| flow.reply == wire && flow.gives_way(now) != Some(false));
         let seen = match seen {
@@ -269,7 +269,8 @@ impl<S: Subject> World<S> {
         match seen {
             Outcome::Pass => {
                 assert!(owner.is_none() || !changes_port, "two owners: {packet:?}");
-                // What answers to something is the node's, unless a connection lives there.
+                // A packet of the node that answers something takes the wire tuple over, unless the
+                // mapping there has been answered.
                 if let Some((pod, false)) = owner
                     && !answers
                 {
@@ -294,8 +295,8 @@ impl<S: Subject> World<S> {
         }
     }
 
-    /// Whether the node is known to have the wire tuple; `None` where that is too close to
-    /// tell.
+    /// Reports whether the wire tuple is known to be the node's; `None` if that is too close to
+    /// call.
     fn is_nodes(&self, wire: &Tuple) -> Option<bool> {
         let Some(last) = self.nodes.get(wire) else {
             return Some(false);
@@ -334,7 +335,7 @@ impl<S: Subject> World<S> {
         self.live.insert(tuple, flow);
     }
 
-    /// A flow may be refused where no port, or no room, is left.
+    /// Asserts that the refusal of a flow is justified: no port or no table entry is left.
     fn assert_refused(&self, tuple: &Tuple, reason: DropReason) {
         let [_, replies] = self.subject.halves();
         assert_eq!(reason, DropReason::NoFreePort, "{tuple:?}");
@@ -394,7 +395,8 @@ impl<S: Subject> World<S> {
         } = &mut answer.kind
         {
             *old = flags;
-            // What pods acknowledge, and what acknowledges their SYN and FIN, see `Build::tcp`.
+            // The numbers that pods acknowledge, and that acknowledge their SYN and FIN: see
+            // `Build::tcp`.
             (*seq, *ack) = if in_sequence {
                 (2_000, 1_000 + PAYLOAD + 1)
             } else {
@@ -402,7 +404,7 @@ impl<S: Subject> World<S> {
             };
             let fin = flags & FIN != 0;
             if in_sequence && fin {
-                // Pods acknowledge it too.
+                // The acknowledgement number of the pods covers the FIN.
                 *seq -= PAYLOAD + 1;
             }
             sent = Some(Sent {
@@ -419,7 +421,7 @@ impl<S: Subject> World<S> {
         self.came_in(&wire, pod, seen, ends);
     }
 
-    /// After a packet for a mapping: it was translated, or the mapping has ended.
+    /// Checks the verdict on a packet for a mapping: it was translated, or the mapping has ended.
     fn came_in(&mut self, wire: &Tuple, pod: SocketAddr, seen: Outcome, ends: bool) {
         if ends {
             assert_eq!(seen, Outcome::Pass, "the node's: {wire:?}");
@@ -456,8 +458,8 @@ impl<S: Subject> World<S> {
             assert_eq!(seen, Outcome::Pass, "{packet:?}");
             return;
         };
-        // Its sequence number is that of `Build::tcp`: not what pods expect. What it
-        // acknowledges is near enough.
+        // The sequence number comes from `Build::tcp`, so it is not the one that pods expect. Its
+        // acknowledgement number is close enough.
         let sent = match carries {
             Carries::Tcp(flags) => Some(Sent {
                 flags,
@@ -472,7 +474,7 @@ impl<S: Subject> World<S> {
         self.came_in(&wire, pod, seen, ends);
     }
 
-    /// What is over ends, and nothing else.
+    /// Runs a sweep and checks that it ends the expired flows and no others.
     fn sweep(&mut self) {
         let now = self.now();
         self.subject.sweep();
@@ -487,7 +489,7 @@ impl<S: Subject> World<S> {
         });
     }
 
-    /// Mappings come in pairs, and are those of the live flows.
+    /// Checks that mappings come in pairs and match the live flows.
     fn check(&self) {
         let [originals, replies] = self.subject.halves();
         assert_eq!(originals.len(), self.live.len());
@@ -502,7 +504,7 @@ impl<S: Subject> World<S> {
     }
 }
 
-/// Their order, the same in every run.
+/// Sort key of flows: the same order in every run.
 const fn order(flow: &Flow) -> (SocketAddr, SocketAddr, SocketAddr) {
     (flow.wire, flow.first.src, flow.first.dst)
 }
@@ -511,7 +513,7 @@ const fn has_ports(tuple: &Tuple) -> bool {
     matches!(tuple.proto, proto::TCP | proto::UDP)
 }
 
-/// The tuple of a packet, see [`Tuple`] for identifiers.
+/// Returns the tuple of a packet; see [`Tuple`] for identifiers.
 fn tuple_of(packet: &Build) -> Tuple {
     let (src, dst) = (packet.src, packet.dst);
     let protocol = match packet.kind {

@@ -1,4 +1,4 @@
-//! From nothing to a pod that reaches a network with no way back to it.
+//! Scene: from an empty cluster to a pod that reaches a network without a route back to it.
 
 use super::stage::{CONFIG, PATIENCE, Stage, show};
 use crate::demo::clients::{curl, expect_source, source_by_curl};
@@ -10,11 +10,10 @@ use serde_json::json;
 use std::time::{Duration, Instant};
 use testbed::{udp_ask, wait_some};
 
-/// How long the answer to one datagram is waited for. Answers take a fraction of
-/// a millisecond.
+/// Timeout for the answer to one datagram. Answers take a fraction of a millisecond.
 const ANSWER: Duration = Duration::from_millis(10);
 
-/// What kubectl says where timeout(1) has ended a program by SIGTERM.
+/// kubectl's message after timeout(1) has ended the program with SIGTERM.
 const TIMED_OUT: &str = "command terminated with exit code 143";
 
 pub fn tell(stage: &mut Stage) -> Result<()> {
@@ -80,7 +79,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// A request by kubectl, which has to end in a time-out.
+/// Runs a request through kubectl that must time out.
 fn time_out(stage: &Stage, url: &str) -> Result<()> {
     let line = format!("exec client -- timeout 2 wget -q -O - {url}");
     narrate(&format!("$ kubectl {line}"));
@@ -95,8 +94,7 @@ fn time_out(stage: &Stage, url: &str) -> Result<()> {
     }
 }
 
-/// Makes the ConfigMap, and asks the peered network by datagrams until an answer
-/// comes.
+/// Creates the ConfigMap and sends datagrams to the peered network until one is answered.
 fn create_and_wait(stage: &Stage) -> Result<String> {
     let to = stage.cluster.peered.echo();
     let pod = &stage.pods[0].ns;

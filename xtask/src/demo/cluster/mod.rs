@@ -1,4 +1,4 @@
-//! `demo cluster`: netdp in a real cluster of one node, told through kubectl.
+//! `demo cluster`: netdp in a real cluster of one node, shown through kubectl.
 
 mod install;
 mod stage;
@@ -14,7 +14,7 @@ use std::time::Instant;
 use xtask::cluster::Cluster;
 use xtask::image;
 
-/// Sets up, makes the images, brings the cluster up, tells the story.
+/// Sets up, builds the images, starts the cluster and plays the scenes.
 pub fn run() -> Result<()> {
     check("cargo xtask demo cluster")?;
     let mut times = Times::default();
@@ -51,7 +51,7 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// How long the parts took.
+/// Duration of each part.
 #[derive(Default)]
 struct Times(Vec<(&'static str, f32)>);
 

@@ -1,4 +1,4 @@
-//! What the scenes share: the cluster, two pods, and how their words are shown.
+//! Common parts of the scenes: the cluster, two pods, and the display of commands and their output.
 
 use crate::demo::narrate;
 use anyhow::{Context as _, Result, ensure};
@@ -10,13 +10,13 @@ use testbed::migration::{Load, Tally};
 use testbed::{Host, output, wait_some};
 use xtask::cluster::{Cluster, NODE_IP};
 
-/// How long the cluster may take for anything.
+/// Timeout for any operation in the cluster.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Lines of one command that are shown.
+/// Maximum number of output lines shown for a command.
 const LINES: usize = 14;
 
-/// Pods and the node's network are left alone.
+/// Pods and the node's network are bypassed.
 pub const CONFIG: &str = "\
 nonMasqueradeCIDRs:
 - 172.16.0.0/16
@@ -27,7 +27,7 @@ pub struct Stage {
     pub cluster: Cluster,
     pub pods: [Host; 2],
     pub node: IpAddr,
-    /// The program with Helm and Kustomize in it: this one.
+    /// The program that contains Helm and Kustomize: this one.
     pub xtask: PathBuf,
     netdp: PathBuf,
 }
@@ -44,14 +44,14 @@ impl Stage {
         })
     }
 
-    /// Shows a kubectl command and what it says.
+    /// Shows a kubectl command and its output.
     pub fn kubectl(&self, line: &str) -> Result<()> {
         narrate(&format!("$ kubectl {}", typed(line)));
         show(&self.cluster.kubectl(line)?);
         Ok(())
     }
 
-    /// The same for a command that says `wanted` in the end. Returns what it says.
+    /// Shows a kubectl command, repeated until its output contains `wanted`. Returns the output.
     pub fn kubectl_until(&self, line: &str, wanted: &str) -> Result<String> {
         narrate(&format!("$ kubectl {line}"));
         let what = format!("{wanted:?} from kubectl {line}");
@@ -63,7 +63,7 @@ impl Stage {
         Ok(told)
     }
 
-    /// Shows the command that the user types for it, and makes the ConfigMap.
+    /// Shows the command with which a user creates the ConfigMap, and creates it.
     pub fn create_config_map(&self) -> Result<()> {
         narrate("$ kubectl create configmap ip-masq-agent --from-file=config -n kube-system");
         let file = self.cluster.dir().join("config");
@@ -75,8 +75,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Shows netdp's command on the administrator's machine, which says `wanted`
-    /// in the end.
+    /// Shows a netdp command on the administrator's machine, repeated until its output contains
+    /// `wanted`.
     pub fn netdp_until(&self, argument: &str, wanted: &str) -> Result<()> {
         narrate(&format!("$ netdp {argument}"));
         let told = wait_some(
@@ -95,13 +95,13 @@ impl Stage {
         Ok(())
     }
 
-    /// Connections of both pods to the peered network, which see the node's
+    /// Starts connections from both pods to the peered network; the servers must see the node's
     /// address.
     pub fn load(&self) -> Result<Load> {
         Load::start(&self.pods, &[self.cluster.peered.echo()], &[self.node])
     }
 
-    /// Takes netdp away as the documents say.
+    /// Uninstalls netdp as documented.
     pub fn uninstall(&self) -> Result<()> {
         let patch = "[{\"op\":\"add\",\"path\":\"/spec/template/spec/containers/0/args/-\",\
                      \"value\":\"--on-exit=detach\"}]";
@@ -115,7 +115,7 @@ impl Stage {
     }
 }
 
-/// Shows what the load has counted, which must have lost nothing.
+/// Shows the counts of the load, which must be free of losses.
 pub fn show_load(tally: &Tally) -> Result<()> {
     let kinds = tally.kinds();
     let answers: usize = kinds.iter().map(|(.., answers, _)| answers).sum();
@@ -127,7 +127,7 @@ pub fn show_load(tally: &Tally) -> Result<()> {
     Ok(())
 }
 
-/// A command line as one types it in a shell.
+/// Returns a command line as it is typed in a shell.
 fn typed(line: &str) -> String {
     let quoted = |word: &str| match word.contains(['[', '{']) {
         true => format!("'{word}'"),
@@ -136,7 +136,7 @@ fn typed(line: &str) -> String {
     line.split(' ').map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-/// Shows a command's words, if they are many the last.
+/// Shows the output of a command; of a long one, the last lines.
 pub fn show(told: &str) {
     let lines: Vec<&str> = told.lines().collect();
     let from = lines.len().saturating_sub(LINES);

@@ -1,5 +1,5 @@
-//! netdp goes, ip-masq-agent's rules come, netdp takes them over under load and
-//! gives them back.
+//! Scene: netdp is uninstalled, ip-masq-agent's rules are installed, netdp takes them over under
+//! load and rolls back.
 
 use super::stage::{PATIENCE, Stage, show, show_load};
 use crate::demo::narrate;
@@ -11,10 +11,10 @@ use testbed::{output, wait_for};
 use xtask::cluster::{ip_masq_agent, ip_masq_agent_rules};
 use xtask::image::TOOLS;
 
-/// The chain that changes hands.
+/// The chain that netdp takes over.
 const CHAIN: &str = "IP-MASQ-AGENT";
 
-/// The overlay for it.
+/// The kustomize overlay for the takeover.
 const OVERLAY: &str = "deploy/kustomize/overlays/ip-masq-agent";
 
 pub fn tell(stage: &mut Stage) -> Result<()> {
@@ -75,7 +75,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
     show_load(&load.end()?)
 }
 
-/// ip-masq-agent's manifest, its ConfigMap, and its rules.
+/// Installs ip-masq-agent's manifest, ConfigMap and rules.
 fn masquerade_by_chain(stage: &Stage) -> Result<()> {
     let manifest = ip_masq_agent(TOOLS);
     narrate("$ kubectl apply -f ip-masq-agent.yaml");
@@ -93,15 +93,14 @@ fn masquerade_by_chain(stage: &Stage) -> Result<()> {
         .map(drop)
 }
 
-/// The rules of the chain; nothing if there is none.
+/// Returns the rules of the chain; empty if it does not exist.
 fn chain(stage: &Stage) -> Result<String> {
     let rules = stage.cluster.on_node("iptables -w 60 -t nat -S")?;
     let of_chain = rules.lines().filter(|line| line.contains(CHAIN));
     Ok(of_chain.collect::<Vec<_>>().join("\n"))
 }
 
-/// As a kubectl does that is newer than the one of Debian 12, which does not know
-/// components.
+/// Applies the overlay as a newer kubectl does; the one in Debian 12 does not support components.
 fn apply_overlay(stage: &Stage) -> Result<String> {
     let mut kustomize = std::process::Command::new(&stage.xtask);
     kustomize.arg("kustomize").arg(shell::root().join(OVERLAY));

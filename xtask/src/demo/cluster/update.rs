@@ -1,4 +1,4 @@
-//! Everything that happens to an agent, with requests running throughout.
+//! Scene: every kind of agent restart, with requests running throughout.
 
 use super::stage::{Stage, show_load};
 use crate::demo::narrate;
@@ -8,7 +8,7 @@ use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde_json::json;
 use std::time::Instant;
 
-/// What is done, and how.
+/// Description of a step, and the function that performs it.
 type Step = (&'static str, fn(&mut Stage) -> Result<()>);
 
 const STEPS: [Step; 4] = [
