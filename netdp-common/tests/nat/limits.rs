@@ -2,10 +2,11 @@
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
 use crate::abi::{PortRange, SETTING_PORTS};
+use crate::tables::Tables as _;
 use crate::verdict::DropReason;
 use std::collections::BTreeSet;
 use testkit::build::{ACK, Build, SYN};
-use testkit::fake::Fake;
+use testkit::fake::{Fake, Seen};
 
 #[test]
 fn a_full_table_drops_the_new_flow_only() {
@@ -45,6 +46,22 @@ fn a_full_table_is_noticed_while_searching_for_a_port() {
     assert_eq!(tried, 3, "one port each and one more, then no further");
 }
 
+/// Whatever the random numbers: a class of 424 ports, and as many pods with a port of it.
+#[test]
+fn every_packet_finds_a_port_while_there_is_one() {
+    for seed in 0..40 {
+        let fake = Fake::new();
+        for _ in 0..seed {
+            fake.random();
+        }
+        for n in 0..424u16 {
+            let pod = format!("172.16.{}.{}:700", n / 250, n % 250 + 1);
+            let seen = fake.out(&V4.udp().from(&pod));
+            assert!(matches!(seen, Seen::As(_)), "{n} of seed {seed}: {seen:?}");
+        }
+    }
+}
+
 #[test]
 fn exhaustion_drops_the_new_flow_only() {
     let mut fake = Fake::new();
@@ -53,7 +70,7 @@ fn exhaustion_drops_the_new_flow_only() {
     let pod = |n: u16| format!("172.16.{}.{}:7", n / 250, n % 250 + 1);
     let mut wires = BTreeSet::new();
     for n in 0..1_000 {
-        let testkit::fake::Seen::As(wire) = fake.out(&Build::tcp(&pod(n), V4.server, SYN)) else {
+        let Seen::As(wire) = fake.out(&Build::tcp(&pod(n), V4.server, SYN)) else {
             panic!("flow {n} has no port");
         };
         assert!(wires.insert(wire.port()), "{wire} twice");
@@ -91,7 +108,7 @@ fn every_port_of_the_class_can_be_had() {
     let mut wires = BTreeSet::new();
     for n in 0..424u16 {
         let pod = format!("172.16.{}.{}:700", n / 250, n % 250 + 1);
-        let testkit::fake::Seen::As(wire) = fake.out(&Build::udp(&pod, V4.server)) else {
+        let Seen::As(wire) = fake.out(&Build::udp(&pod, V4.server)) else {
             panic!("flow {n} has no port");
         };
         wires.insert(wire.port());
