@@ -1,5 +1,5 @@
 //! From the desired state to the changes that lead to it ([`diff`]), and from these to the reached
-//! state ([`execute`]), without access to the kernel.
+//! state ([`execute()`]), without access to the kernel.
 //!
 //! Applying every change of a full diff against the empty state is always safe: each change only
 //! states a part of the desired state.

@@ -238,7 +238,7 @@ impl Fake {
         self.clock.set(self.clock.get().wrapping_add(step));
     }
 
-    /// Returns the verdict on an egress packet; see [`Fake::run`].
+    /// Returns the verdict on an egress packet; see `Fake::run`.
     pub fn out(&self, packet: &Build) -> Seen {
         self.run(packet, true)
     }
