@@ -130,6 +130,18 @@ impl Chains {
         })
     }
 
+    /// Returns chains of no family, which need no programs.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            families: Vec::new(),
+            name: super::MASQ_CHAIN.into(),
+            ports: Ports::default(),
+            adopted: false,
+            written: Vec::new(),
+        }
+    }
+
     /// Which of the two kinds of programs writes them.
     #[must_use]
     pub fn backend(&self) -> Backend {

@@ -103,14 +103,15 @@ impl Iptables {
         self.reports.iter().all(|chain| chain.error.is_none())
     }
 
-    /// Whether chains are being written.
+    /// Whether chains are being written, or are about to be.
     pub(in crate::agent) const fn is_writing(&self) -> bool {
-        self.writing.is_some()
+        self.writing.is_some() || self.next.is_some()
     }
 
-    /// Makes the chains what `config` says, soon: at once, or after the writing that goes on.
+    /// Makes the chains what `config` says, soon: at once, or after the writing that goes on. Nor is
+    /// anything written while the programs may be taken off: what fails then nobody would translate.
     pub(in crate::agent) fn write(&mut self, config: &Config) {
-        if self.writing.is_some() {
+        if self.writing.is_some() || matches!(self.rollback, Retreat::Checking(_)) {
             self.next = Some(config.clone());
             return;
         }
@@ -142,7 +143,7 @@ impl Iptables {
     /// Takes the programs of an earlier agent off once nothing needs them any more. As long as netfilter
     /// does not masquerade, they are needed.
     pub(in crate::agent) fn finish_rollback(&mut self) {
-        if !self.is_in_force() {
+        if !self.may_retreat() {
             return;
         }
         self.rollback = match std::mem::replace(&mut self.rollback, Retreat::None) {
@@ -152,6 +153,18 @@ impl Iptables {
             })),
             other => other,
         };
+    }
+
+    /// Whether netfilter masquerades, and goes on to.
+    fn may_retreat(&self) -> bool {
+        self.is_in_force() && !self.is_writing()
+    }
+
+    /// Begins the writing that is due, if one is.
+    fn write_next(&mut self) {
+        if let Some(config) = self.next.take() {
+            self.write(&config);
+        }
     }
 
     /// Before the agent ends: waits for what is still done beside the loop. The programs that run have
@@ -173,29 +186,29 @@ impl Iptables {
         tokio::select! {
             written = done(self.writing.as_mut()) => {
                 self.writing = None;
-                if let Some(config) = self.next.take() {
-                    self.write(&config);
-                }
+                self.write_next();
                 written.map_or_else(Event::Failed, Event::Written)
             }
             checked = checked(&mut self.rollback) => {
-                match checked {
+                let mut event = Event::Checked;
+                self.rollback = match checked {
                     Ok((_, Ok(true))) => {
                         log::info!("the eBPF datapath is gone; netfilter translates");
-                        self.rollback = Retreat::None;
+                        Retreat::None
                     }
                     Ok((rollback, finished)) => {
                         if let Err(err) = finished {
                             log::error!("{err:#}");
                         }
-                        self.rollback = Retreat::Waiting(rollback);
+                        Retreat::Waiting(rollback)
                     }
                     Err(err) => {
-                        self.rollback = Retreat::None;
-                        return Event::Failed(err);
+                        event = Event::Failed(err);
+                        Retreat::None
                     }
-                }
-                Event::Checked
+                };
+                self.write_next();
+                event
             }
         }
     }
@@ -213,5 +226,58 @@ async fn checked(rollback: &mut Retreat) -> Result<(Box<Rollback>, Result<bool>)
     match rollback {
         Retreat::Checking(task) => task.await,
         Retreat::None | Retreat::Waiting(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::report::tests::chain;
+    use super::{Arc, Chains, Event, Iptables, Mutex, Retreat};
+    use crate::config::{self, Config};
+
+    /// Chains of no family, that are in force.
+    fn iptables() -> Iptables {
+        Iptables {
+            adopted: false,
+            chains: Arc::new(Mutex::new(Chains::none())),
+            reports: vec![chain(None)],
+            writing: None,
+            next: None,
+            rollback: Retreat::None,
+        }
+    }
+
+    fn config() -> Config {
+        config::defaults(&config::Options::default())
+    }
+
+    #[tokio::test]
+    async fn programs_stay_while_a_chain_is_written_or_is_to_be() {
+        let mut iptables = iptables();
+        assert!(iptables.may_retreat());
+        iptables.write(&config());
+        assert!(!iptables.may_retreat());
+        iptables.write(&config());
+        assert!(matches!(iptables.next().await, Event::Written(_)));
+        assert!(!iptables.may_retreat(), "the second writing has begun");
+        assert!(matches!(iptables.next().await, Event::Written(_)));
+        assert!(iptables.may_retreat());
+        iptables.set_reports(vec![chain(None), chain(Some("locked"))]);
+        assert!(!iptables.may_retreat());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_while_programs_may_be_taken_off() {
+        let mut iptables = iptables();
+        let checking = tokio::spawn(std::future::pending());
+        let end = checking.abort_handle();
+        iptables.rollback = Retreat::Checking(checking);
+        iptables.write(&config());
+        assert!(iptables.writing.is_none());
+        assert!(iptables.is_writing());
+        end.abort();
+        assert!(matches!(iptables.next().await, Event::Failed(_)));
+        assert!(matches!(iptables.next().await, Event::Written(_)));
+        assert!(!iptables.is_writing());
     }
 }
