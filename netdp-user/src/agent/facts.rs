@@ -41,6 +41,8 @@ pub(super) struct Facts<'a> {
     pub has_policy: bool,
     /// The chains; `None` unless netfilter translates.
     pub chains: Option<&'a [ChainReport]>,
+    /// The chains that an earlier agent wrote or this one is about to, as far as they may be there.
+    pub recalled_chains: &'a [ChainReport],
     /// The uplinks that programs are attached to, or that are watched.
     pub uplinks: &'a [UplinkReport],
     pub network: &'a Findings,
@@ -90,6 +92,12 @@ impl Agent {
             starting: self.starting,
             has_policy: self.applied.policy.is_some(),
             chains: self.engine.as_iptables().map(Iptables::reports),
+            // Once they are taken over, a chain of that name is another's.
+            recalled_chains: if takeover.is_some_and(|it| it.complete) {
+                &[]
+            } else {
+                &self.memory.chains
+            },
             uplinks: &self.attached,
             network: &self.found,
             no_address: &self.no_address.told,

@@ -66,7 +66,10 @@ impl Facts<'_> {
             policy: self.config.policy.clone(),
             had: to_be_missed(self.uplinks, self.no_address),
             no_address: self.no_address.to_vec(),
-            chains: self.chains.unwrap_or_default().to_vec(),
+            chains: match self.chains {
+                Some(written) if !written.is_empty() => written.to_vec(),
+                _ => self.recalled_chains.to_vec(),
+            },
             placed: self.placed.clone(),
             ready_file: self.identity.ready_file.clone(),
         }
@@ -109,6 +112,7 @@ pub(super) mod tests {
         pub starting: bool,
         pub has_policy: bool,
         pub chains: Option<Vec<ChainReport>>,
+        pub recalled_chains: Vec<ChainReport>,
         pub uplinks: Vec<UplinkReport>,
         pub network: Findings,
         pub no_address: Vec<Lacking>,
@@ -139,6 +143,7 @@ pub(super) mod tests {
                 starting: false,
                 has_policy: true,
                 chains: None,
+                recalled_chains: Vec::new(),
                 uplinks: vec![uplink("eth0")],
                 network: Findings::default(),
                 no_address: Vec::new(),
@@ -158,6 +163,7 @@ pub(super) mod tests {
                 starting: self.starting,
                 has_policy: self.has_policy,
                 chains: self.chains.as_deref(),
+                recalled_chains: &self.recalled_chains,
                 uplinks: &self.uplinks,
                 network: &self.network,
                 no_address: &self.no_address,
@@ -253,5 +259,19 @@ pub(super) mod tests {
         assert_eq!(memory.no_address, [lost(true)]);
         assert_eq!(memory.had["eth0"], [Family::V4].into());
         assert_eq!(memory.had["eth1"], [Family::V4].into());
+    }
+
+    #[test]
+    fn chains_of_an_earlier_agent_are_remembered_until_this_one_has_written_its_own() {
+        let mut state = State::well();
+        let mut earlier = chain(None);
+        earlier.chain = "EARLIER".into();
+        state.recalled_chains = vec![earlier.clone()];
+        assert_eq!(state.facts().memory().chains, [earlier.clone()]);
+        state.chains = Some(Vec::new());
+        assert_eq!(state.facts().memory().chains, [earlier]);
+        assert_eq!(state.facts().report().chains, []);
+        state.chains = Some(vec![chain(Some("locked"))]);
+        assert_eq!(state.facts().memory().chains, [chain(Some("locked"))]);
     }
 }

@@ -30,7 +30,7 @@ pub(super) struct Takeover {
     /// There was something to take over.
     any: bool,
     /// All of it is taken over.
-    complete: bool,
+    pub(super) complete: bool,
     /// When to try again what has failed, and how long to rest after the next failure.
     again: Option<Instant>,
     rest: Duration,
