@@ -44,6 +44,20 @@ impl Agent {
         Ok(true)
     }
 
+    /// At the start, before the first writing: has `netdp detach` and the next agent know of the chains,
+    /// however this agent ends.
+    pub(super) fn remember_chains(&mut self) {
+        let Some(iptables) = self.engine.as_iptables() else {
+            return;
+        };
+        let mut memory = self.memory.clone();
+        memory.expect_chains(iptables.planned());
+        match memory.save(&self.state_dir) {
+            Ok(()) => self.memory = memory,
+            Err(err) => log::warn!("{err:#}"),
+        }
+    }
+
     /// At the start: waits until the chains are written for the first time.
     pub(super) async fn first_chains(&mut self) {
         while (self.engine.as_iptables()).is_some_and(Iptables::is_writing) {

@@ -106,6 +106,20 @@ impl Memory {
             .map(Some)
     }
 
+    /// Adds the chains that are about to be written to those that are there, where they are not among
+    /// them.
+    pub(super) fn expect_chains(&mut self, planned: &[ChainReport]) {
+        for chain in planned {
+            let is_it = |it: &ChainReport| {
+                (&it.family, &it.backend, &it.chain)
+                    == (&chain.family, &chain.backend, &chain.chain)
+            };
+            if !self.chains.iter().any(is_it) {
+                self.chains.push(chain.clone());
+            }
+        }
+    }
+
     /// Writes it for the next agent.
     ///
     /// # Errors
@@ -146,6 +160,7 @@ pub(super) fn to_be_missed(uplinks: &[UplinkReport], no_address: &[Lacking]) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::tests::chain;
     use super::{FILE, Memory, PolicyCount, to_be_missed};
     use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
@@ -183,6 +198,17 @@ mod tests {
         assert_eq!(Memory::recall(&state_dir), Memory::default());
         memory().save(&state_dir).unwrap();
         assert_eq!(Memory::recall(&state_dir), memory());
+    }
+
+    #[test]
+    fn chains_that_are_about_to_be_written_join_those_that_were() {
+        let mut memory = memory();
+        let before = chain(Some("locked"));
+        let mut other = chain(None);
+        other.chain = "OTHER".into();
+        memory.chains = vec![before.clone()];
+        memory.expect_chains(&[chain(None), other.clone()]);
+        assert_eq!(memory.chains, [before, other]);
     }
 
     #[test]

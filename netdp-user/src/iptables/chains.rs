@@ -154,6 +154,20 @@ impl Chains {
         self.adopted
     }
 
+    /// Returns the chains that are to be written, without rules yet.
+    #[must_use]
+    pub fn planned(&self) -> Vec<ChainReport> {
+        let families = self.families.iter();
+        let planned = families.map(|iptables| ChainReport {
+            family: iptables.family.to_string(),
+            backend: iptables.backend.to_string(),
+            chain: self.name.clone(),
+            rules: 0,
+            error: None,
+        });
+        planned.collect()
+    }
+
     /// Writes the chains without leading to them: from then on the kernel tracks connections, and
     /// translates those that it is told to.
     ///

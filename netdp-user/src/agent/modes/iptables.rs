@@ -30,6 +30,7 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
     }
     Ok(Engine::Iptables(Iptables {
         adopted: chains.adopted(),
+        planned: chains.planned(),
         chains: Arc::new(Mutex::new(chains)),
         reports: Vec::new(),
         writing: None,
@@ -41,6 +42,8 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
 /// The chains, and what is done about them beside the loop.
 pub(in crate::agent) struct Iptables {
     adopted: bool,
+    /// The chains that are to be written.
+    planned: Vec<ChainReport>,
     /// Locked by whoever writes; never by the loop.
     chains: Arc<Mutex<Chains>>,
     /// What the chains were when they were written last.
@@ -87,6 +90,11 @@ impl Iptables {
     /// Whether a chain was there at the start.
     pub(in crate::agent) const fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// The chains that are to be written, before any rule is.
+    pub(in crate::agent) fn planned(&self) -> &[ChainReport] {
+        &self.planned
     }
 
     pub(in crate::agent) fn reports(&self) -> &[ChainReport] {
@@ -239,6 +247,7 @@ mod tests {
     fn iptables() -> Iptables {
         Iptables {
             adopted: false,
+            planned: Vec::new(),
             chains: Arc::new(Mutex::new(Chains::none())),
             reports: vec![chain(None)],
             writing: None,
