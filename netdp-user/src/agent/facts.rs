@@ -13,7 +13,7 @@ use crate::node::NodeReport;
 use crate::pod::NoEbpf;
 use crate::report::UplinkReport;
 use crate::sources::kube::MapRef;
-use crate::uplinks::Lacking;
+use crate::uplinks::{Had, Lacking};
 use std::path::PathBuf;
 
 /// What does not change while the agent runs.
@@ -48,6 +48,10 @@ pub(super) struct Facts<'a> {
     pub network: &'a Findings,
     /// Missing addresses, as they were reported.
     pub no_address: &'a [Lacking],
+    /// The same for the next agent: what an earlier one reported counts until this one has looked.
+    pub reported: &'a [Lacking],
+    /// The families that uplinks have or had an address of, as far as this agent or an earlier one saw.
+    pub had: &'a Had,
     /// Others' NAT rules.
     pub foreign: &'a foreign::Seen,
     /// What is kept from pods' flows, in eBPF mode.
@@ -101,6 +105,8 @@ impl Agent {
             uplinks: &self.attached,
             network: &self.found,
             no_address: &self.no_address.told,
+            reported: self.no_address.reported(),
+            had: &self.no_address.had,
             foreign: &self.foreign.found,
             node: self.node.report.as_ref(),
             not_taken_over: takeover.map_or(&[], |it| it.failed.as_slice()),

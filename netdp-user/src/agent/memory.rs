@@ -141,10 +141,9 @@ fn parse(bytes: &[u8]) -> Result<Memory> {
     Ok(serde_json::from_slice::<Versioned<Memory>>(bytes)?.memory)
 }
 
-/// Returns the families whose loss the next agent has to notice: those that uplinks have now, and
-/// those that are reported lost.
-pub(super) fn to_be_missed(uplinks: &[UplinkReport], no_address: &[Lacking]) -> Had {
-    let mut had = Had::new();
+/// Returns the families whose loss the next agent has to notice: those that uplinks had before or
+/// have now, and those that are reported lost.
+pub(super) fn to_be_missed(mut had: Had, uplinks: &[UplinkReport], no_address: &[Lacking]) -> Had {
     for uplink in uplinks {
         let families = had.entry(uplink.name.clone()).or_default();
         families.extend(uplink.v4.map(|_| Family::V4));
@@ -164,7 +163,7 @@ mod tests {
     use super::{FILE, Memory, PolicyCount, to_be_missed};
     use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
-    use crate::uplinks::{Family, Lacking};
+    use crate::uplinks::{Family, Had, Lacking};
 
     fn lost(uplink: &str) -> Lacking {
         Lacking {
@@ -273,8 +272,9 @@ mod tests {
         };
         let mut never = lost("eth1");
         never.lost = false;
-        let had = to_be_missed(&[eth1], &[lost("eth0"), never]);
+        let before = Had::from([("eth1".into(), [Family::V4].into())]);
+        let had = to_be_missed(before, &[eth1], &[lost("eth0"), never]);
         assert_eq!(had["eth0"], [Family::V4].into());
-        assert_eq!(had["eth1"], [Family::V6].into());
+        assert_eq!(had["eth1"], [Family::V4, Family::V6].into());
     }
 }

@@ -64,8 +64,8 @@ impl Facts<'_> {
     pub(super) fn memory(&self) -> Memory {
         Memory {
             policy: self.config.policy.clone(),
-            had: to_be_missed(self.uplinks, self.no_address),
-            no_address: self.no_address.to_vec(),
+            had: to_be_missed(self.had.clone(), self.uplinks, self.reported),
+            no_address: self.reported.to_vec(),
             chains: match self.chains {
                 Some(written) if !written.is_empty() => written.to_vec(),
                 _ => self.recalled_chains.to_vec(),
@@ -102,7 +102,7 @@ pub(super) mod tests {
     use crate::foreign::Seen;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
-    use crate::uplinks::{Family, Lacking};
+    use crate::uplinks::{Family, Had, Lacking};
 
     /// What facts are borrowed from.
     pub(in crate::agent) struct State {
@@ -116,6 +116,8 @@ pub(super) mod tests {
         pub uplinks: Vec<UplinkReport>,
         pub network: Findings,
         pub no_address: Vec<Lacking>,
+        pub recalled: Option<Vec<Lacking>>,
+        pub had: Had,
         pub foreign: Seen,
         pub chains_back: Vec<String>,
         pub api_unready: Option<String>,
@@ -147,6 +149,8 @@ pub(super) mod tests {
                 uplinks: vec![uplink("eth0")],
                 network: Findings::default(),
                 no_address: Vec::new(),
+                recalled: None,
+                had: Had::new(),
                 foreign: Seen::default(),
                 chains_back: Vec::new(),
                 api_unready: None,
@@ -167,6 +171,8 @@ pub(super) mod tests {
                 uplinks: &self.uplinks,
                 network: &self.network,
                 no_address: &self.no_address,
+                reported: self.recalled.as_ref().unwrap_or(&self.no_address),
+                had: &self.had,
                 foreign: &self.foreign,
                 node: None,
                 not_taken_over: &[],
@@ -259,6 +265,19 @@ pub(super) mod tests {
         assert_eq!(memory.no_address, [lost(true)]);
         assert_eq!(memory.had["eth0"], [Family::V4].into());
         assert_eq!(memory.had["eth1"], [Family::V4].into());
+    }
+
+    #[test]
+    fn an_agent_that_has_not_looked_yet_forgets_nothing() {
+        let mut state = State::well();
+        state.uplinks.clear();
+        state.had = [("eth1".into(), [Family::V6].into())].into();
+        state.recalled = Some(vec![lost(true)]);
+        let memory = state.facts().memory();
+        assert_eq!(memory.no_address, [lost(true)]);
+        assert_eq!(memory.had["eth0"], [Family::V4].into());
+        assert_eq!(memory.had["eth1"], [Family::V6].into());
+        assert_eq!(state.facts().report().no_address, []);
     }
 
     #[test]
