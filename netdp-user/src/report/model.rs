@@ -109,7 +109,7 @@ pub struct Report {
 }
 
 /// The report's name in the state directory.
-const FILE: &str = "status.json";
+pub(crate) const FILE: &str = "status.json";
 
 impl Report {
     /// Writes it for `netdp status`.
