@@ -19,7 +19,11 @@ impl Agent {
                 self.accept_chains(written.reports);
             }
             IptablesEvent::Checked => {}
-            IptablesEvent::Failed(err) => log::error!("iptables: {err}"),
+            IptablesEvent::Failed(err) => {
+                log::error!("iptables: {err}");
+                self.save_report();
+                self.update_ready();
+            }
         }
     }
 

@@ -106,9 +106,9 @@ impl Iptables {
         self.reports = reports;
     }
 
-    /// Whether every chain is as it is to be.
+    /// Whether every chain is as it is to be. Without a report none is known to be.
     pub(in crate::agent) fn is_in_force(&self) -> bool {
-        self.reports.iter().all(|chain| chain.error.is_none())
+        !self.reports.is_empty() && self.reports.iter().all(|chain| chain.error.is_none())
     }
 
     /// Whether chains are being written, or are about to be.
@@ -168,6 +168,13 @@ impl Iptables {
         self.is_in_force() && !self.is_writing()
     }
 
+    /// Takes note of a writing that came to no end: what the chains are is not known.
+    fn spoil(&mut self, why: &str) {
+        for chain in &mut self.reports {
+            chain.error = Some(format!("writing the chain: {why}"));
+        }
+    }
+
     /// Begins the writing that is due, if one is.
     fn write_next(&mut self) {
         if let Some(config) = self.next.take() {
@@ -194,6 +201,9 @@ impl Iptables {
         tokio::select! {
             written = done(self.writing.as_mut()) => {
                 self.writing = None;
+                if let Err(err) = &written {
+                    self.spoil(&err.to_string());
+                }
                 self.write_next();
                 written.map_or_else(Event::Failed, Event::Written)
             }
@@ -240,7 +250,7 @@ async fn checked(rollback: &mut Retreat) -> Result<(Box<Rollback>, Result<bool>)
 #[cfg(test)]
 mod tests {
     use super::super::super::report::tests::chain;
-    use super::{Arc, Chains, Event, Iptables, Mutex, Retreat};
+    use super::{Arc, Chains, Event, Iptables, Mutex, Retreat, spawn_blocking};
     use crate::config::{self, Config};
 
     /// Chains of no family, that are in force.
@@ -273,6 +283,21 @@ mod tests {
         assert!(iptables.may_retreat());
         iptables.set_reports(vec![chain(None), chain(Some("locked"))]);
         assert!(!iptables.may_retreat());
+    }
+
+    #[tokio::test]
+    async fn chains_are_not_in_force_after_a_writing_that_came_to_no_end() {
+        let mut iptables = iptables();
+        assert!(iptables.is_in_force());
+        iptables.writing = Some(spawn_blocking(|| panic!("as it was to")));
+        assert!(matches!(iptables.next().await, Event::Failed(_)));
+        assert!(!iptables.is_in_force());
+        assert!(
+            !iptables.is_writing(),
+            "it is tried again with the next tick"
+        );
+        iptables.set_reports(Vec::new());
+        assert!(!iptables.is_in_force(), "nothing was written yet");
     }
 
     #[tokio::test]
