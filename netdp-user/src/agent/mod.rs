@@ -202,6 +202,7 @@ impl Agent {
                     self.take_over_if_due();
                     self.finish_rollback();
                     self.retry_chains();
+                    self.retry_unknown();
                     self.mark_tracking();
                     self.tell();
                 }
