@@ -19,7 +19,11 @@ impl Agent {
                 self.accept_chains(written.reports);
             }
             IptablesEvent::Checked => {}
-            IptablesEvent::Failed(err) => log::error!("iptables: {err}"),
+            IptablesEvent::Failed(err) => {
+                log::error!("iptables: {err}");
+                self.save_report();
+                self.update_ready();
+            }
         }
     }
 
@@ -43,6 +47,20 @@ impl Agent {
         self.accept_chains(reports);
         self.finish_rollback();
         Ok(true)
+    }
+
+    /// At the start, before the first writing: has `netdp detach` and the next agent know of the chains,
+    /// however this agent ends.
+    pub(super) fn remember_chains(&mut self) {
+        let Some(iptables) = self.engine.as_iptables() else {
+            return;
+        };
+        let mut memory = self.memory.clone();
+        memory.expect_chains(iptables.planned());
+        match memory.save(&self.state_dir) {
+            Ok(()) => self.memory = memory,
+            Err(err) => log::warn!("{err:#}"),
+        }
     }
 
     /// At the start: waits until the chains have been written for the first time.

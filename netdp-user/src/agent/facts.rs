@@ -13,7 +13,7 @@ use crate::node::NodeReport;
 use crate::pod::NoEbpf;
 use crate::report::UplinkReport;
 use crate::sources::kube::MapRef;
-use crate::uplinks::Lacking;
+use crate::uplinks::{Had, Lacking};
 use std::path::PathBuf;
 
 /// Facts that stay constant while the agent runs.
@@ -41,11 +41,17 @@ pub(super) struct Facts<'a> {
     pub has_policy: bool,
     /// The chains; `None` unless netfilter translates.
     pub chains: Option<&'a [ChainReport]>,
+    /// The chains that an earlier agent wrote or this one is about to, as far as they may be there.
+    pub recalled_chains: &'a [ChainReport],
     /// The uplinks with attached programs, or those watched in shadow mode.
     pub uplinks: &'a [UplinkReport],
     pub network: &'a Findings,
     /// Missing addresses, as reported.
     pub no_address: &'a [Lacking],
+    /// The same for the next agent: what an earlier one reported counts until this one has looked.
+    pub reported: &'a [Lacking],
+    /// The families that uplinks have or had an address of, as far as this agent or an earlier one saw.
+    pub had: &'a Had,
     /// Third-party NAT rules.
     pub foreign: &'a foreign::Seen,
     /// Ports and traffic of the node that are withheld from pods' flows, in eBPF mode.
@@ -90,9 +96,17 @@ impl Agent {
             starting: self.starting,
             has_policy: self.applied.policy.is_some(),
             chains: self.engine.as_iptables().map(Iptables::reports),
+            // Once they are taken over, a chain of that name is another's.
+            recalled_chains: if takeover.is_some_and(|it| it.complete) {
+                &[]
+            } else {
+                &self.memory.chains
+            },
             uplinks: &self.attached,
             network: &self.found,
             no_address: &self.no_address.told,
+            reported: self.no_address.reported(),
+            had: &self.no_address.had,
             foreign: &self.foreign.found,
             node: self.node.report.as_ref(),
             not_taken_over: takeover.map_or(&[], |it| it.failed.as_slice()),

@@ -7,6 +7,7 @@ use super::outrun::Outrun;
 use crate::datapath::{Findings, Found, Placed, Watched};
 use crate::iptables::RuleMonitor;
 use crate::reconcile::{Backend as _, Change};
+use crate::uplinks::Uplink;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
@@ -36,6 +37,8 @@ pub(super) struct Guard {
     refused: BTreeMap<u32, String>,
     /// Reasons why interfaces other than uplinks could not be observed, by index.
     unobserved: BTreeMap<u32, String>,
+    /// Why entries of interfaces could not be written, or programs not taken off, by index.
+    unmade: BTreeMap<u32, String>,
     /// Failed query, as logged.
     problem: Option<String>,
     /// Number of times that programs were found detached.
@@ -64,6 +67,7 @@ impl Guard {
             outrun: Outrun::new(),
             refused: BTreeMap::new(),
             unobserved: BTreeMap::new(),
+            unmade: BTreeMap::new(),
             problem: None,
             losses: 0,
             last_loss: String::new(),
@@ -108,9 +112,27 @@ impl Guard {
         self.unobserved.insert(ifindex, why.to_owned()).as_deref() != Some(why)
     }
 
-    /// Reports whether a change only repeats an earlier one because attaching is retried.
-    pub(super) fn is_again(&self, change: &Change) -> bool {
-        matches!(change, Change::SetUplink(uplink) if self.refused.contains_key(&uplink.ifindex))
+    /// An entry of an interface could not be written, or programs not taken off; whether that is news.
+    pub(super) fn unmade(&mut self, ifindex: u32, why: &str) -> bool {
+        self.unmade.insert(ifindex, why.to_owned()).as_deref() != Some(why)
+    }
+
+    /// Keeps what is known of interfaces on which a change has failed since.
+    pub(super) fn retain_failures(&mut self, failed: impl Fn(u32) -> bool) {
+        self.unmade.retain(|ifindex, _| failed(*ifindex));
+        self.unobserved.retain(|ifindex, _| failed(*ifindex));
+    }
+
+    /// Whether a change was made before, and is made again because another one of that interface failed,
+    /// which is `unknown` since.
+    pub(super) fn is_again(&self, change: &Change, unknown: &BTreeMap<u32, String>) -> bool {
+        match change {
+            Change::SetUplink(link) => self.refused.contains_key(&link.ifindex),
+            Change::Attach(Uplink { ifindex, .. }) | Change::Observe(Uplink { ifindex, .. }) => {
+                self.unmade.contains_key(ifindex) && unknown.contains_key(ifindex)
+            }
+            _ => false,
+        }
     }
 
     /// Keeps the errors of interfaces that are still to be attached to and are not.
@@ -276,5 +298,45 @@ impl Agent {
         self.tell();
         self.save_report();
         self.update_ready();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Change, Guard, Uplink};
+    use crate::uplinks::LinkLayer;
+    use std::collections::BTreeMap;
+
+    #[tokio::test]
+    async fn the_same_failure_of_an_interface_is_news_once() {
+        let mut guard = Guard::new();
+        assert!(guard.unmade(2, "no memory"));
+        assert!(!guard.unmade(2, "no memory"));
+        assert!(guard.unmade(3, "no memory"));
+        assert!(guard.unmade(2, "no such device"));
+        assert!(guard.unobserved(4, "no memory"));
+        guard.retain_failures(|ifindex| ifindex == 2);
+        assert!(!guard.unmade(2, "no such device"));
+        assert!(guard.unmade(3, "no memory"), "it was well meanwhile");
+        assert!(guard.unobserved(4, "no memory"), "it was well meanwhile");
+    }
+
+    #[tokio::test]
+    async fn attaching_is_announced_once_though_the_entry_fails_again() {
+        let attach = Change::Attach(Uplink {
+            ifindex: 2,
+            name: "eth0".into(),
+            link_layer: LinkLayer::Ethernet,
+            v4: None,
+            v6: None,
+            up: true,
+            untagged: false,
+        });
+        let mut guard = Guard::new();
+        let unknown = BTreeMap::from([(2, "eth0".into())]);
+        assert!(!guard.is_again(&attach, &unknown));
+        guard.unmade(2, "no memory");
+        assert!(!guard.is_again(&attach, &BTreeMap::new()));
+        assert!(guard.is_again(&attach, &unknown));
     }
 }

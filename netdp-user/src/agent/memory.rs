@@ -1,9 +1,10 @@
-//! State that outlives an agent, for the next one and for `netdp detach`: a small file of its own,
-//! which only this module reads and writes. The status report is only for people and scripts.
+//! What outlives an agent, for the next one and for `netdp detach`: a small file of its own, which
+//! nothing but this module reads or writes. The status report is for people and scripts alone; only that
+//! of a version that had no such file is read, once.
 
 use crate::datapath::Placed;
 use crate::iptables::ChainReport;
-use crate::report::UplinkReport;
+use crate::report::{self, UplinkReport};
 use crate::state_dir::StateDir;
 use crate::uplinks::{Family, Had, Lacking};
 use anyhow::{Context as _, Result, ensure};
@@ -61,6 +62,31 @@ impl PolicyCount {
     }
 }
 
+/// A status report as versions left it that had no memory of its own, as far as this one needs it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Earlier {
+    config: PolicyCount,
+    uplinks: Vec<UplinkReport>,
+    no_address: Vec<Lacking>,
+    chains: Vec<ChainReport>,
+    placed: Vec<Placed>,
+    ready_file: Option<PathBuf>,
+}
+
+impl From<Earlier> for Memory {
+    fn from(earlier: Earlier) -> Self {
+        Self {
+            policy: earlier.config,
+            had: to_be_missed(Had::new(), &earlier.uplinks, &earlier.no_address),
+            no_address: earlier.no_address,
+            chains: earlier.chains,
+            placed: earlier.placed,
+            ready_file: earlier.ready_file,
+        }
+    }
+}
+
 /// Form of the file: a version and the content.
 #[derive(Serialize, Deserialize)]
 struct Versioned<T> {
@@ -73,10 +99,18 @@ struct Versioned<T> {
 struct Empty {}
 
 impl Memory {
-    /// Reads the file of an earlier agent. An unreadable file is logged and treated as empty.
+    /// Reads what an earlier agent left, and writes it down where that was in its status report: there it
+    /// is about to be overwritten. What cannot be read is reported and counts as nothing.
     pub(crate) fn recall(state_dir: &StateDir) -> Self {
         match Self::read(state_dir) {
-            Ok(Some(memory)) => memory,
+            Ok(Some(memory)) => {
+                if !state_dir.file(FILE).exists()
+                    && let Err(err) = memory.save(state_dir)
+                {
+                    log::warn!("{err:#}");
+                }
+                memory
+            }
             Ok(None) => {
                 log::info!(
                     "{}: no earlier agent has left anything",
@@ -94,17 +128,37 @@ impl Memory {
         }
     }
 
-    /// Reads the file of an earlier agent; `None` if it does not exist.
+    /// Reads what an earlier agent left, in its status report where it had no other file; `None` if there
+    /// is neither.
     ///
     /// # Errors
     /// Returns an error if the file cannot be read or parsed, or has another version.
     pub(crate) fn read(state_dir: &StateDir) -> Result<Option<Self>> {
-        let Some(bytes) = state_dir.read_if_there(FILE)? else {
+        let (name, memory) = if let Some(bytes) = state_dir.read_if_there(FILE)? {
+            (FILE, parse(&bytes))
+        } else if let Some(bytes) = state_dir.read_if_there(report::FILE)? {
+            let earlier = serde_json::from_slice::<Earlier>(&bytes);
+            (report::FILE, earlier.map(Self::from).map_err(Into::into))
+        } else {
             return Ok(None);
         };
-        parse(&bytes)
-            .with_context(|| format!("reading {}", state_dir.file(FILE).display()))
+        memory
+            .with_context(|| format!("reading {}", state_dir.file(name).display()))
             .map(Some)
+    }
+
+    /// Adds the chains that are about to be written to those that are there, where they are not among
+    /// them.
+    pub(super) fn expect_chains(&mut self, planned: &[ChainReport]) {
+        for chain in planned {
+            let is_it = |it: &ChainReport| {
+                (&it.family, &it.backend, &it.chain)
+                    == (&chain.family, &chain.backend, &chain.chain)
+            };
+            if !self.chains.iter().any(is_it) {
+                self.chains.push(chain.clone());
+            }
+        }
     }
 
     /// Writes the file for the next agent.
@@ -128,10 +182,9 @@ fn parse(bytes: &[u8]) -> Result<Memory> {
     Ok(serde_json::from_slice::<Versioned<Memory>>(bytes)?.memory)
 }
 
-/// Returns the families whose loss the next agent has to detect: those that uplinks have now, and
-/// those that are reported lost.
-pub(super) fn to_be_missed(uplinks: &[UplinkReport], no_address: &[Lacking]) -> Had {
-    let mut had = Had::new();
+/// Returns the families whose loss the next agent has to notice: those that uplinks had before or
+/// have now, and those that are reported lost.
+pub(super) fn to_be_missed(mut had: Had, uplinks: &[UplinkReport], no_address: &[Lacking]) -> Had {
     for uplink in uplinks {
         let families = had.entry(uplink.name.clone()).or_default();
         families.extend(uplink.v4.map(|_| Family::V4));
@@ -147,10 +200,11 @@ pub(super) fn to_be_missed(uplinks: &[UplinkReport], no_address: &[Lacking]) -> 
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::tests::chain;
     use super::{FILE, Memory, PolicyCount, to_be_missed};
     use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
-    use crate::uplinks::{Family, Lacking};
+    use crate::uplinks::{Family, Had, Lacking};
 
     fn lost(uplink: &str) -> Lacking {
         Lacking {
@@ -187,6 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn chains_that_are_about_to_be_written_join_those_that_were() {
+        let mut memory = memory();
+        let before = chain(Some("locked"));
+        let mut other = chain(None);
+        other.chain = "OTHER".into();
+        memory.chains = vec![before.clone()];
+        memory.expect_chains(&[chain(None), other.clone()]);
+        assert_eq!(memory.chains, [before, other]);
+    }
+
+    #[test]
     fn what_cannot_be_read_is_named_and_stops_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let state_dir = StateDir::open(dir.path()).unwrap();
@@ -205,6 +270,67 @@ mod tests {
             );
             assert_eq!(Memory::recall(&state_dir), Memory::default());
         }
+    }
+
+    /// As 0.1.0 wrote it, but for lists that nothing is read of.
+    const EARLIER: &str = r#"{
+        "version": "0.1.0", "mode": "ebpf", "no_ebpf": null, "kernel": null,
+        "config": {
+            "source": "files", "files": ["/etc/config/ip-masq-agent"], "hash": "0123456789abcdef",
+            "generation": 7, "applied_at": 1700000000,
+            "rules": [{"prefix": "10.0.0.0/8", "action": "bypass", "origin": "built in"}],
+            "warnings": [], "rejected": []
+        },
+        "uplinks": [{
+            "name": "eth1", "ifindex": 3, "attached": "tcx", "v4": null, "v6": "fd00::1", "up": true
+        }],
+        "waiting_for": [], "no_uplink": null,
+        "no_address": [{
+            "uplink": "eth0", "family": "V4", "lost": true, "routed": false, "severe": true
+        }],
+        "chains": [{
+            "family": "IPv4", "backend": "nft", "chain": "IP-MASQ-AGENT", "rules": 3, "error": null
+        }],
+        "placed": [{
+            "ifindex": 3, "interface": "eth1", "hook": "egress", "mechanism": "tcx", "program": 12
+        }],
+        "ready_file": "/run/netdp/ready", "repairs": 2
+    }"#;
+
+    #[test]
+    fn what_an_earlier_version_left_in_its_report_is_recalled_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(dir.path()).unwrap();
+        let report = dir.path().join("status.json");
+        std::fs::write(&report, EARLIER).unwrap();
+        let left = Memory::read(&state_dir).unwrap().unwrap();
+        assert_eq!(left.policy, memory().policy);
+        assert_eq!(left.had["eth0"], [Family::V4].into());
+        assert_eq!(left.had["eth1"], [Family::V6].into());
+        assert_eq!(left.no_address, [lost("eth0")]);
+        assert_eq!(left.chains, [chain(None)]);
+        assert_eq!(left.placed.len(), 1);
+        assert_eq!(left.placed[0].program, 12);
+        assert_eq!(left.ready_file, memory().ready_file);
+        // `netdp detach` changes nothing by reading; an agent overwrites the report.
+        assert!(!dir.path().join(FILE).exists());
+        assert_eq!(Memory::recall(&state_dir), left);
+        std::fs::write(&report, "{}").unwrap();
+        assert_eq!(Memory::recall(&state_dir), left);
+    }
+
+    #[test]
+    fn a_report_of_an_earlier_version_that_cannot_be_read_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let state_dir = StateDir::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("status.json"), "{\"chains\": 3}").unwrap();
+        let err = format!("{:#}", Memory::read(&state_dir).unwrap_err());
+        assert!(
+            err.contains("status.json") && err.contains("invalid type"),
+            "{err}"
+        );
+        assert_eq!(Memory::recall(&state_dir), Memory::default());
+        assert!(!dir.path().join(FILE).exists());
     }
 
     #[test]
@@ -248,8 +374,9 @@ mod tests {
         };
         let mut never = lost("eth1");
         never.lost = false;
-        let had = to_be_missed(&[eth1], &[lost("eth0"), never]);
+        let before = Had::from([("eth1".into(), [Family::V4].into())]);
+        let had = to_be_missed(before, &[eth1], &[lost("eth0"), never]);
         assert_eq!(had["eth0"], [Family::V4].into());
-        assert_eq!(had["eth1"], [Family::V6].into());
+        assert_eq!(had["eth1"], [Family::V4, Family::V6].into());
     }
 }

@@ -87,14 +87,15 @@ fn run_within(options: RunOptions) -> Result<()> {
         let mut ending = Ending::listen()?;
         let hangup = signal(SignalKind::hangup())?;
         let mut agent = tokio::select! {
-            agent = Agent::start(options, state_dir) => agent?,
+            agent = Agent::new(options, state_dir) => agent?,
+            // Nothing is touched yet.
             () = ending.begun() => return Ok(()),
         };
         // A signal ends the loop at once, whatever it waits for.
         tokio::select! {
             biased;
             () = ending.begun() => {}
-            ended = agent.turn(hangup) => ended?,
+            ended = agent.start_and_turn(hangup) => ended?,
         }
         if let Some(iptables) = agent.engine.as_iptables_mut() {
             iptables.settle().await;
@@ -144,6 +145,15 @@ struct Agent {
 }
 
 impl Agent {
+    /// Puts in force what is configured, and keeps it so until the future is dropped.
+    ///
+    /// # Errors
+    /// It can't start, or what the programs log can't be passed on.
+    async fn start_and_turn(&mut self, hangup: Signal) -> Result<()> {
+        self.start().await?;
+        self.turn(hangup).await
+    }
+
     /// Runs the event loop until the future is dropped.
     ///
     /// # Errors
@@ -193,6 +203,7 @@ impl Agent {
                     self.take_over_if_due();
                     self.finish_rollback();
                     self.retry_chains();
+                    self.retry_unknown();
                     self.mark_tracking();
                     self.tell();
                 }

@@ -63,8 +63,8 @@ impl Agent {
         }
     }
 
-    /// Brings the datapath, or the chains, to the desired state. Failures are logged and retried at
-    /// the next event; chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
+    /// Makes the datapath, or the chains, what they are to be. What fails is said and
+    /// tried again at the next event, interfaces and chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
     pub(super) fn reconcile(&mut self) {
         let applied = self.apply();
         self.applied(applied);
@@ -126,15 +126,24 @@ impl Agent {
                 reached.pod_links.contains_key(&ifindex),
             )
         });
+        self.guard
+            .retain_failures(|ifindex| reached.unknown.contains_key(&ifindex));
         self.applied = reached;
         applied
+    }
+
+    /// Makes again what has failed on an interface: what was in the way may be gone without any event.
+    pub(super) fn retry_unknown(&mut self) {
+        if !self.applied.unknown.is_empty() {
+            self.reconcile();
+        }
     }
 
     /// Logs the result of a change.
     fn note(&mut self, step: Step) {
         let Step { change, error } = step;
         let Some(err) = error else {
-            if !self.engine.is_shadow() && !self.guard.is_again(&change) {
+            if !self.engine.is_shadow() && !self.guard.is_again(&change, &self.applied.unknown) {
                 announce(&change);
             }
             return;
@@ -146,6 +155,9 @@ impl Agent {
             Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
                 self.guard.refused(*ifindex, why.clone())
             }
+            Change::SetUplink(Uplink { ifindex, .. })
+            | Change::SetObserved(Uplink { ifindex, .. })
+            | Change::Detach { ifindex, .. } => self.guard.unmade(*ifindex, &why),
             _ => true,
         };
         if is_news {

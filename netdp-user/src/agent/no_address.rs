@@ -12,13 +12,15 @@ const GRACE: Duration = Duration::from_secs(2);
 /// State of missing addresses.
 #[derive(Debug, Default)]
 pub(super) struct NoAddress {
-    had: Had,
-    /// Families that uplinks have addresses of now.
+    pub(super) had: Had,
+    /// What uplinks have now.
     has: Had,
     /// Addresses missing now, and since when; `None` for those an earlier agent reported.
     missing: Vec<(Lacking, Option<Instant>)>,
     /// Missing addresses that have been reported.
     pub(super) told: Vec<Lacking>,
+    /// What an earlier agent reported, until this one has looked.
+    recalled: Option<Vec<Lacking>>,
 }
 
 impl NoAddress {
@@ -26,16 +28,23 @@ impl NoAddress {
     /// ran, and the losses it reported remain reported.
     pub(super) fn after(had: Had, reported: Vec<Lacking>) -> Self {
         Self {
-            missing: reported.into_iter().map(|it| (it, None)).collect(),
-            // This agent has not logged them yet.
+            missing: reported.iter().map(|it| (it.clone(), None)).collect(),
+            recalled: Some(reported),
+            // This agent has not logged them.
             told: Vec::new(),
             had,
             has: Had::new(),
         }
     }
 
+    /// Returns what the next agent is to take for reported.
+    pub(super) fn reported(&self) -> &[Lacking] {
+        self.recalled.as_ref().unwrap_or(&self.told)
+    }
+
     /// Records the addresses missing now.
     fn note(&mut self, now_missing: Vec<Lacking>, now: Instant) {
+        self.recalled = None;
         let before = std::mem::take(&mut self.missing);
         let since = |it: &Lacking| {
             let same = before.iter().find(|(old, _)| is_same(old, it));
@@ -163,5 +172,14 @@ mod tests {
         let mut addresses = NoAddress::after(had, vec![lost(true)]);
         addresses.note(vec![lost(true)], start);
         assert_eq!(addresses.due(start), [lost(true)]);
+    }
+
+    #[test]
+    fn what_an_earlier_agent_told_is_passed_on_until_this_one_has_looked() {
+        let mut addresses = NoAddress::after(Had::new(), vec![lost(true)]);
+        assert_eq!(addresses.told, []);
+        assert_eq!(addresses.reported(), [lost(true)]);
+        addresses.note(Vec::new(), Instant::now());
+        assert_eq!(addresses.reported(), []);
     }
 }

@@ -16,13 +16,16 @@ impl Facts<'_> {
     fn is_in_force(&self) -> bool {
         match self.chains {
             None => self.has_policy && !self.uplinks.is_empty() && self.off.is_empty(),
-            Some(chains) => chains.iter().all(|chain| chain.error.is_none()),
+            Some(chains) => !chains.is_empty() && chains.iter().all(|chain| chain.error.is_none()),
         }
     }
 
     /// Returns why nothing is in force.
     pub(super) fn not_in_force(&self) -> Vec<String> {
         if let Some(chains) = self.chains {
+            if chains.is_empty() {
+                return vec!["the chains have not been written yet".into()];
+            }
             return chains.iter().filter_map(|it| it.error.clone()).collect();
         }
         let mut reasons = Vec::new();
@@ -134,6 +137,9 @@ mod tests {
         };
         assert!(!is_ready(one_fails));
         assert_eq!(reasons(one_fails), ["locked"]);
+        let none = |state: &mut State| state.chains = Some(Vec::new());
+        assert!(!is_ready(none));
+        assert_eq!(reasons(none), ["the chains have not been written yet"]);
     }
 
     #[test]

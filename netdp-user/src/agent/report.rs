@@ -64,9 +64,12 @@ impl Facts<'_> {
     pub(super) fn memory(&self) -> Memory {
         Memory {
             policy: self.config.policy.clone(),
-            had: to_be_missed(self.uplinks, self.no_address),
-            no_address: self.no_address.to_vec(),
-            chains: self.chains.unwrap_or_default().to_vec(),
+            had: to_be_missed(self.had.clone(), self.uplinks, self.reported),
+            no_address: self.reported.to_vec(),
+            chains: match self.chains {
+                Some(written) if !written.is_empty() => written.to_vec(),
+                _ => self.recalled_chains.to_vec(),
+            },
             placed: self.placed.clone(),
             ready_file: self.identity.ready_file.clone(),
         }
@@ -99,7 +102,7 @@ pub(super) mod tests {
     use crate::foreign::Seen;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
-    use crate::uplinks::{Family, Lacking};
+    use crate::uplinks::{Family, Had, Lacking};
 
     /// Owner of the values that facts borrow.
     pub(in crate::agent) struct State {
@@ -109,9 +112,12 @@ pub(super) mod tests {
         pub starting: bool,
         pub has_policy: bool,
         pub chains: Option<Vec<ChainReport>>,
+        pub recalled_chains: Vec<ChainReport>,
         pub uplinks: Vec<UplinkReport>,
         pub network: Findings,
         pub no_address: Vec<Lacking>,
+        pub recalled: Option<Vec<Lacking>>,
+        pub had: Had,
         pub foreign: Seen,
         pub chains_back: Vec<String>,
         pub api_unready: Option<String>,
@@ -139,9 +145,12 @@ pub(super) mod tests {
                 starting: false,
                 has_policy: true,
                 chains: None,
+                recalled_chains: Vec::new(),
                 uplinks: vec![uplink("eth0")],
                 network: Findings::default(),
                 no_address: Vec::new(),
+                recalled: None,
+                had: Had::new(),
                 foreign: Seen::default(),
                 chains_back: Vec::new(),
                 api_unready: None,
@@ -158,9 +167,12 @@ pub(super) mod tests {
                 starting: self.starting,
                 has_policy: self.has_policy,
                 chains: self.chains.as_deref(),
+                recalled_chains: &self.recalled_chains,
                 uplinks: &self.uplinks,
                 network: &self.network,
                 no_address: &self.no_address,
+                reported: self.recalled.as_ref().unwrap_or(&self.no_address),
+                had: &self.had,
                 foreign: &self.foreign,
                 node: None,
                 not_taken_over: &[],
@@ -253,5 +265,32 @@ pub(super) mod tests {
         assert_eq!(memory.no_address, [lost(true)]);
         assert_eq!(memory.had["eth0"], [Family::V4].into());
         assert_eq!(memory.had["eth1"], [Family::V4].into());
+    }
+
+    #[test]
+    fn an_agent_that_has_not_looked_yet_forgets_nothing() {
+        let mut state = State::well();
+        state.uplinks.clear();
+        state.had = [("eth1".into(), [Family::V6].into())].into();
+        state.recalled = Some(vec![lost(true)]);
+        let memory = state.facts().memory();
+        assert_eq!(memory.no_address, [lost(true)]);
+        assert_eq!(memory.had["eth0"], [Family::V4].into());
+        assert_eq!(memory.had["eth1"], [Family::V6].into());
+        assert_eq!(state.facts().report().no_address, []);
+    }
+
+    #[test]
+    fn chains_of_an_earlier_agent_are_remembered_until_this_one_has_written_its_own() {
+        let mut state = State::well();
+        let mut earlier = chain(None);
+        earlier.chain = "EARLIER".into();
+        state.recalled_chains = vec![earlier.clone()];
+        assert_eq!(state.facts().memory().chains, [earlier.clone()]);
+        state.chains = Some(Vec::new());
+        assert_eq!(state.facts().memory().chains, [earlier]);
+        assert_eq!(state.facts().report().chains, []);
+        state.chains = Some(vec![chain(Some("locked"))]);
+        assert_eq!(state.facts().memory().chains, [chain(Some("locked"))]);
     }
 }

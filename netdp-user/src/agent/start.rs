@@ -11,17 +11,17 @@ use crate::reconcile::State;
 use crate::rollback::Fallback;
 use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
-use crate::uplinks::Selection;
+use crate::uplinks::{Selection, Snapshot};
 use anyhow::Result;
 use std::collections::BTreeSet;
 
 impl Agent {
-    /// Puts the configuration in force.
+    /// Makes an agent that has put nothing in force yet. What may be there already is touched last, and
+    /// nothing is awaited after it: a future that is dropped leaves nothing behind.
     ///
     /// # Errors
-    /// Returns an error if the agent cannot start: missing privileges, an unsuitable kernel or
-    /// bpffs, or failing netlink.
-    pub(super) async fn start(options: RunOptions, state_dir: StateDir) -> Result<Self> {
+    /// It can't start: privileges, kernel, bpffs, netlink.
+    pub(super) async fn new(options: RunOptions, state_dir: StateDir) -> Result<Self> {
         ready::set(&options, false)?;
         let control = Control::start(options.kube.clone(), options.http_listen)?;
         // Both watches are set up before the first read, so that no change is missed.
@@ -38,7 +38,6 @@ impl Agent {
             local = datapath.maps().local_addresses()?;
             kernel = Some(datapath.kernel());
         }
-        let snapshot = monitor.snapshot().await?;
         let config = config::defaults(&options.config_options);
         let selection = Selection {
             masqueraded: config.masqueraded(),
@@ -53,7 +52,7 @@ impl Agent {
         let ready_file = options.ready_file.clone();
         let memory = Memory::recall(&state_dir);
         let (had, reported) = (memory.had.clone(), memory.no_address.clone());
-        let mut agent = Self {
+        Ok(Self {
             config,
             applied: State {
                 local,
@@ -75,7 +74,7 @@ impl Agent {
             memory,
             engine,
             state_dir,
-            snapshot,
+            snapshot: Snapshot::default(),
             resting: resting::Resting::default(),
             ready: false,
             starting: true,
@@ -87,33 +86,44 @@ impl Agent {
             node: node::Node::default(),
             guard: guard::Guard::new(),
             no_address: no_address::NoAddress::after(had, reported),
-        };
-        agent.warn_of_fleeting_pins();
-        agent.await_api().await;
-        agent.first_config();
-        if agent.give_back()? {
-            agent.starting = false;
-            agent.update_ready();
-            return Ok(agent);
+        })
+    }
+
+    /// Puts in force what is configured. Where the future is dropped, what it has written is found by the
+    /// memory, and [`end`](Self::end) knows of it.
+    ///
+    /// # Errors
+    /// The network can't be read; or programs of an earlier agent are in force, and their mappings can't
+    /// be given to netfilter.
+    pub(super) async fn start(&mut self) -> Result<()> {
+        self.snapshot = self.monitor.snapshot().await?;
+        self.warn_of_fleeting_pins();
+        self.await_api().await;
+        self.first_config();
+        self.remember_chains();
+        if self.give_back()? {
+            self.starting = false;
+            self.update_ready();
+            return Ok(());
         }
-        agent.save_fallback();
-        agent.detach_strangers();
-        agent.keep_untranslated().await;
-        agent.mark_tracking();
-        agent.learn_node().await;
-        agent.reconcile();
-        agent.first_chains().await;
-        agent.forget_translated().await;
-        agent.remove_orphans();
-        if !agent.take_over() {
-            agent.starting = false;
-            agent.update_ready();
-            agent.ask_foreign();
+        self.save_fallback();
+        self.detach_strangers();
+        self.keep_untranslated().await;
+        self.mark_tracking();
+        self.learn_node().await;
+        self.reconcile();
+        self.first_chains().await;
+        self.forget_translated().await;
+        self.remove_orphans();
+        if !self.take_over() {
+            self.starting = false;
+            self.update_ready();
+            self.ask_foreign();
         }
-        if let Some(datapath) = agent.engine.as_datapath() {
+        if let Some(datapath) = self.engine.as_datapath() {
             datapath.set_started();
         }
-        Ok(agent)
+        Ok(())
     }
 
     /// Saves the facts for `netdp detach --to-iptables`.

@@ -130,6 +130,18 @@ impl Chains {
         })
     }
 
+    /// Returns chains of no family, which need no programs.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self {
+            families: Vec::new(),
+            name: super::MASQ_CHAIN.into(),
+            ports: Ports::default(),
+            adopted: false,
+            written: Vec::new(),
+        }
+    }
+
     /// Returns the backend that the chains are written with.
     #[must_use]
     pub fn backend(&self) -> Backend {
@@ -140,6 +152,20 @@ impl Chains {
     #[must_use]
     pub const fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Returns the chains that are to be written, without rules yet.
+    #[must_use]
+    pub fn planned(&self) -> Vec<ChainReport> {
+        let families = self.families.iter();
+        let planned = families.map(|iptables| ChainReport {
+            family: iptables.family.to_string(),
+            backend: iptables.backend.to_string(),
+            chain: self.name.clone(),
+            rules: 0,
+            error: None,
+        });
+        planned.collect()
     }
 
     /// Writes the chains without a jump to them: from then on the kernel tracks connections, and

@@ -65,10 +65,12 @@ impl State {
         let mut all: Vec<_> = std::mem::take(&mut self.local).into_iter().collect();
         all.sort_by_key(|ip| (!first.contains(ip), !applied.local.contains(ip)));
         self.local = all.into_iter().take(room).collect();
+        // A change that failed does not mean that nothing is attached: taking it off would end what works.
+        let is_unknown = |ifindex: &u32| applied.unknown.contains_key(ifindex);
         self.uplinks
-            .retain(|ifindex, _| applied.uplinks.contains_key(ifindex));
+            .retain(|ifindex, _| applied.uplinks.contains_key(ifindex) || is_unknown(ifindex));
         self.observed
-            .retain(|ifindex, _| applied.observed.contains_key(ifindex));
+            .retain(|ifindex, _| applied.observed.contains_key(ifindex) || is_unknown(ifindex));
         self.pod_links
             .retain(|ifindex, _| applied.pod_links.contains_key(ifindex));
         false

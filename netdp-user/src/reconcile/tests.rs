@@ -97,6 +97,21 @@ fn addresses_without_room_are_not_taken_for_pods_of_a_new_uplink() {
     assert!(!grown.fit(2, &applied));
     assert_eq!(grown.uplinks, wanted().uplinks);
     assert_eq!(grown.local, applied.local);
+    // Also where the last change of it failed.
+    let failed = applied.uplinks.remove(&2).unwrap();
+    applied.unknown.insert(2, failed.name);
+    let mut grown = many.clone();
+    grown.observed.insert(4, uplink(4));
+    assert!(!grown.fit(2, &applied));
+    assert_eq!(
+        diff(&applied, &grown),
+        [Change::SetUplink(uplink(2)), Change::Attach(uplink(2))]
+    );
+    applied.unknown = [(4, "eth4".into())].into();
+    let mut grown = many;
+    grown.observed.insert(4, uplink(4));
+    assert!(!grown.fit(2, &applied));
+    assert_eq!(grown.observed, [(4, uplink(4))].into());
 }
 
 #[test]

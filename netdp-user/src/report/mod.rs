@@ -12,6 +12,7 @@ use status::Status;
 use std::path::Path;
 
 pub use flows::print_flows;
+pub(crate) use model::FILE;
 pub use model::{ConfigReport, Report, RuleReport, UplinkReport};
 
 /// Prints the status.

@@ -108,8 +108,8 @@ pub struct Report {
     pub repairs: u64,
 }
 
-/// File name in the state directory.
-const FILE: &str = "status.json";
+/// The report's name in the state directory.
+pub(crate) const FILE: &str = "status.json";
 
 impl Report {
     /// Writes the report for `netdp status`.

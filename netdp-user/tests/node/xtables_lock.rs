@@ -285,6 +285,38 @@ fn an_agent_that_is_to_end_waits_no_more() -> Result<()> {
     Ok(())
 }
 
+/// Also where its first chain waits: with `--on-exit detach` one that was there is removed, and else the
+/// memory names it.
+#[test]
+fn an_agent_that_is_to_end_before_its_first_chain_leaves_none() -> Result<()> {
+    let mut node = Node::new()?;
+    let mut agent = Agent::start(&node.bed.node, node.options())?;
+    agent.stop()?;
+    ensure!(!node.rules()?.is_empty(), "no chain");
+    // Else there is nothing to write.
+    node.config.write(AFTER)?;
+    let start = |on_exit: &str| -> Result<Agent> {
+        let agent = Agent::spawn(&node.bed.node, node.options().arg(on_exit))?;
+        wait_for(SOON, "the agent to write", || is_writing(&agent))?;
+        Ok(agent)
+    };
+
+    let lock = node.hold()?;
+    let mut keeps = start("--on-exit=keep")?;
+    let memory = fs::read_to_string(keeps.state_dir().join("memory.json"))?;
+    ensure!(memory.contains("IP-MASQ-AGENT"), "{memory}");
+    keeps.stop()?;
+    ensure!(!node.rules()?.is_empty(), "removed");
+
+    let mut detaches = start("--on-exit=detach")?;
+    detaches.signal(Signal::SIGTERM)?;
+    drop(lock);
+    detaches.stop()?;
+    ensure!(node.rules()?.is_empty(), "{:?}", node.rules()?);
+    ensure!(!detaches.state_dir().join("memory.json").exists());
+    Ok(())
+}
+
 /// Nor does it wait for any other program, even one that does not end.
 #[test]
 fn an_agent_that_is_to_end_ends_what_it_runs() -> Result<()> {

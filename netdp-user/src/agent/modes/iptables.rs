@@ -30,6 +30,7 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
     }
     Ok(Engine::Iptables(Iptables {
         adopted: chains.adopted(),
+        planned: chains.planned(),
         chains: Arc::new(Mutex::new(chains)),
         reports: Vec::new(),
         writing: None,
@@ -41,6 +42,8 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
 /// The chains, and their background tasks.
 pub(in crate::agent) struct Iptables {
     adopted: bool,
+    /// The chains that are to be written.
+    planned: Vec<ChainReport>,
     /// Locked by background tasks that write; never by the loop.
     chains: Arc<Mutex<Chains>>,
     /// Reports of the last write.
@@ -89,6 +92,11 @@ impl Iptables {
         self.adopted
     }
 
+    /// The chains that are to be written, before any rule is.
+    pub(in crate::agent) fn planned(&self) -> &[ChainReport] {
+        &self.planned
+    }
+
     pub(in crate::agent) fn reports(&self) -> &[ChainReport] {
         &self.reports
     }
@@ -98,19 +106,20 @@ impl Iptables {
         self.reports = reports;
     }
 
-    /// Reports whether all chains are in the desired state.
+    /// Whether every chain is as it is to be. Without a report none is known to be.
     pub(in crate::agent) fn is_in_force(&self) -> bool {
-        self.reports.iter().all(|chain| chain.error.is_none())
+        !self.reports.is_empty() && self.reports.iter().all(|chain| chain.error.is_none())
     }
 
-    /// Reports whether chains are being written.
+    /// Whether chains are being written, or are about to be.
     pub(in crate::agent) const fn is_writing(&self) -> bool {
-        self.writing.is_some()
+        self.writing.is_some() || self.next.is_some()
     }
 
-    /// Writes the chains for `config` in the background: at once, or after the current write.
+    /// Makes the chains what `config` says, soon: at once, or after the writing that goes on. Nor is
+    /// anything written while the programs may be taken off: what fails then nobody would translate.
     pub(in crate::agent) fn write(&mut self, config: &Config) {
-        if self.writing.is_some() {
+        if self.writing.is_some() || matches!(self.rollback, Retreat::Checking(_)) {
             self.next = Some(config.clone());
             return;
         }
@@ -144,7 +153,7 @@ impl Iptables {
     /// Detaches the programs of an earlier agent once nothing needs them any more. They are needed
     /// as long as netfilter does not masquerade.
     pub(in crate::agent) fn finish_rollback(&mut self) {
-        if !self.is_in_force() {
+        if !self.may_retreat() {
             return;
         }
         self.rollback = match std::mem::replace(&mut self.rollback, Retreat::None) {
@@ -154,6 +163,25 @@ impl Iptables {
             })),
             other => other,
         };
+    }
+
+    /// Whether netfilter masquerades, and goes on to.
+    fn may_retreat(&self) -> bool {
+        self.is_in_force() && !self.is_writing()
+    }
+
+    /// Takes note of a writing that came to no end: what the chains are is not known.
+    fn spoil(&mut self, why: &str) {
+        for chain in &mut self.reports {
+            chain.error = Some(format!("writing the chain: {why}"));
+        }
+    }
+
+    /// Begins the writing that is due, if one is.
+    fn write_next(&mut self) {
+        if let Some(config) = self.next.take() {
+            self.write(&config);
+        }
     }
 
     /// Waits for background tasks before the agent ends. Running programs have been killed by then.
@@ -173,29 +201,32 @@ impl Iptables {
         tokio::select! {
             written = done(self.writing.as_mut()) => {
                 self.writing = None;
-                if let Some(config) = self.next.take() {
-                    self.write(&config);
+                if let Err(err) = &written {
+                    self.spoil(&err.to_string());
                 }
+                self.write_next();
                 written.map_or_else(Event::Failed, Event::Written)
             }
             checked = checked(&mut self.rollback) => {
-                match checked {
+                let mut event = Event::Checked;
+                self.rollback = match checked {
                     Ok((_, Ok(true))) => {
                         log::info!("the eBPF datapath is gone; netfilter translates");
-                        self.rollback = Retreat::None;
+                        Retreat::None
                     }
                     Ok((rollback, finished)) => {
                         if let Err(err) = finished {
                             log::error!("{err:#}");
                         }
-                        self.rollback = Retreat::Waiting(rollback);
+                        Retreat::Waiting(rollback)
                     }
                     Err(err) => {
-                        self.rollback = Retreat::None;
-                        return Event::Failed(err);
+                        event = Event::Failed(err);
+                        Retreat::None
                     }
-                }
-                Event::Checked
+                };
+                self.write_next();
+                event
             }
         }
     }
@@ -213,5 +244,74 @@ async fn checked(rollback: &mut Retreat) -> Result<(Box<Rollback>, Result<bool>)
     match rollback {
         Retreat::Checking(task) => task.await,
         Retreat::None | Retreat::Waiting(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::report::tests::chain;
+    use super::{Arc, Chains, Event, Iptables, Mutex, Retreat, spawn_blocking};
+    use crate::config::{self, Config};
+
+    /// Chains of no family, that are in force.
+    fn iptables() -> Iptables {
+        Iptables {
+            adopted: false,
+            planned: Vec::new(),
+            chains: Arc::new(Mutex::new(Chains::none())),
+            reports: vec![chain(None)],
+            writing: None,
+            next: None,
+            rollback: Retreat::None,
+        }
+    }
+
+    fn config() -> Config {
+        config::defaults(&config::Options::default())
+    }
+
+    #[tokio::test]
+    async fn programs_stay_while_a_chain_is_written_or_is_to_be() {
+        let mut iptables = iptables();
+        assert!(iptables.may_retreat());
+        iptables.write(&config());
+        assert!(!iptables.may_retreat());
+        iptables.write(&config());
+        assert!(matches!(iptables.next().await, Event::Written(_)));
+        assert!(!iptables.may_retreat(), "the second writing has begun");
+        assert!(matches!(iptables.next().await, Event::Written(_)));
+        assert!(iptables.may_retreat());
+        iptables.set_reports(vec![chain(None), chain(Some("locked"))]);
+        assert!(!iptables.may_retreat());
+    }
+
+    #[tokio::test]
+    async fn chains_are_not_in_force_after_a_writing_that_came_to_no_end() {
+        let mut iptables = iptables();
+        assert!(iptables.is_in_force());
+        iptables.writing = Some(spawn_blocking(|| panic!("as it was to")));
+        assert!(matches!(iptables.next().await, Event::Failed(_)));
+        assert!(!iptables.is_in_force());
+        assert!(
+            !iptables.is_writing(),
+            "it is tried again with the next tick"
+        );
+        iptables.set_reports(Vec::new());
+        assert!(!iptables.is_in_force(), "nothing was written yet");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_while_programs_may_be_taken_off() {
+        let mut iptables = iptables();
+        let checking = tokio::spawn(std::future::pending());
+        let end = checking.abort_handle();
+        iptables.rollback = Retreat::Checking(checking);
+        iptables.write(&config());
+        assert!(iptables.writing.is_none());
+        assert!(iptables.is_writing());
+        end.abort();
+        assert!(matches!(iptables.next().await, Event::Failed(_)));
+        assert!(matches!(iptables.next().await, Event::Written(_)));
+        assert!(!iptables.is_writing());
     }
 }

@@ -29,9 +29,9 @@ pub(super) struct Takeover {
     running: Option<JoinHandle<Done>>,
     /// Set if there was something to take over.
     any: bool,
-    /// Set once everything is taken over.
-    complete: bool,
-    /// Time of the next retry, and the pause after the next failure.
+    /// All of it is taken over.
+    pub(super) complete: bool,
+    /// When to try again what has failed, and how long to rest after the next failure.
     again: Option<Instant>,
     rest: Duration,
     /// Set if the obstacles have changed since the current attempt began.
