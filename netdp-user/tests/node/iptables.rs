@@ -262,6 +262,19 @@ fn status_tells_and_detach_removes() -> Result<()> {
     Ok(())
 }
 
+/// 0.1.0 wrote what is to be removed into its report, and had no `memory.json`.
+#[test]
+fn detach_removes_what_0_1_0_left() -> Result<()> {
+    let mut node = Node::start("nft", "", &[])?;
+    node.agent.stop()?;
+    std::fs::remove_file(node.agent.state_dir().join("memory.json"))?;
+    ensure!(node.listing("iptables")?.contains(JUMP));
+    node.agent.netdp(&["detach"])?;
+    let listing = node.listing("iptables")?;
+    ensure!(!listing.contains("IP-MASQ-AGENT"), "{listing}");
+    Ok(())
+}
+
 #[test]
 fn a_chain_name_that_is_none_is_refused() -> Result<()> {
     let bed = Bed::dual_stack()?;
