@@ -1,4 +1,4 @@
-//! What outlives an agent, for the next one and for `netdp detach`: a small file of its own, which
+//! State that outlives an agent, for the next one and for `netdp detach`: a small file of its own, which
 //! nothing but this module reads or writes. The status report is for people and scripts alone; only that
 //! of a version that had no such file is read, once.
 

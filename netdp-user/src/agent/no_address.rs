@@ -13,13 +13,13 @@ const GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub(super) struct NoAddress {
     pub(super) had: Had,
-    /// What uplinks have now.
+    /// Families that uplinks have addresses of now.
     has: Had,
     /// Addresses missing now, and since when; `None` for those an earlier agent reported.
     missing: Vec<(Lacking, Option<Instant>)>,
     /// Missing addresses that have been reported.
     pub(super) told: Vec<Lacking>,
-    /// What an earlier agent reported, until this one has looked.
+    /// Missing addresses that an earlier agent reported, until this one has checked.
     recalled: Option<Vec<Lacking>>,
 }
 
