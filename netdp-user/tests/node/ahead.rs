@@ -6,7 +6,7 @@ use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::verdict::{EGRESS, INGRESS, NEXT, PASS, Verdict};
 use crate::common::wire::Capture;
 use crate::common::{
-    Echo, OURS, POLICY, World, echoes, filters, nft, options, same_family, status, tcx_programs,
+    Echo, OURS, POLICY, SOON, World, echoes, filters, nft, options, same_family, status, tcx_programs,
     wait_log,
 };
 use anyhow::{Context as _, Result, ensure};
@@ -18,8 +18,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use testbed::{Agent, AgentOptions, Bed, ConfigVolume, Host, Pings, WorkDir, wait_for};
 
-/// Time limit for the detection: two polls, on a busy machine.
-const NOTICED: Duration = Duration::from_secs(5);
+/// Time limit for the detection.
+const NOTICED: Duration = SOON;
 
 const PROBES: &str = "127.0.0.1:10269";
 
