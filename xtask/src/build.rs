@@ -8,7 +8,7 @@ use std::process::Stdio;
 /// Sets up, builds, and returns the path of the program.
 pub fn run() -> Result<PathBuf> {
     setup::run_without_api_server()?;
-    shell::say("cargo build --release (two or three minutes the first time)");
+    shell::progress("cargo build --release (two or three minutes the first time)");
     netdp(&["--release"])
 }
 
@@ -16,7 +16,7 @@ pub fn run() -> Result<PathBuf> {
 /// time, and returns the path of the program. The eBPF programs are those of a release.
 pub fn for_demo() -> Result<PathBuf> {
     setup::run_for_demo()?;
-    shell::say("cargo build (about two minutes the first time)");
+    shell::progress("cargo build (about two minutes the first time)");
     netdp(&[])
 }
 

@@ -83,7 +83,7 @@ fn kernel(cache: &Path) -> Result<PathBuf> {
 fn virtme(cache: &Path) -> Result<PathBuf> {
     let bin = cache.join("virtme/bin");
     if !bin.join("vng").exists() {
-        shell::say(&format!("installing {VIRTME}"));
+        shell::progress(&format!("installing {VIRTME}"));
         let venv = cache.join("virtme");
         shell::run_as_progress(Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
         shell::run_as_progress(Command::new(bin.join("pip")).args(["install", "-q", VIRTME]))?;

@@ -7,7 +7,7 @@ use anyhow::Result;
 pub fn measure() -> Result<()> {
     testbed::require_root("cargo xtask kube")?;
     setup::run()?;
-    shell::say("cargo bench (some minutes the first time)");
+    shell::progress("cargo bench (some minutes the first time)");
     shell::run(shell::cargo().args(["bench", "-p", "netdp-user", "--bench", "kube"]))
 }
 
@@ -15,7 +15,7 @@ pub fn measure() -> Result<()> {
 pub fn soak(minutes: u32) -> Result<()> {
     testbed::require_root("cargo xtask soak")?;
     setup::run()?;
-    shell::say(&format!(
+    shell::progress(&format!(
         "cargo test, then {minutes} minutes of a hostile API server"
     ));
     let seconds = u64::from(minutes) * 60;

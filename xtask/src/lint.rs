@@ -13,9 +13,9 @@ const TYPOS: &str = "1.52.0";
 pub fn run(advisories: bool) -> Result<()> {
     component("fmt", "rustfmt")?;
     component("clippy", "clippy")?;
-    shell::say("cargo fmt --check");
+    shell::progress("cargo fmt --check");
     shell::run(shell::cargo().args(["fmt", "--all", "--check"]))?;
-    shell::say("cargo clippy");
+    shell::progress("cargo clippy");
     shell::run(shell::cargo().args([
         "clippy",
         "--workspace",
@@ -26,7 +26,7 @@ pub fn run(advisories: bool) -> Result<()> {
         "-D",
         "warnings",
     ]))?;
-    shell::say("cargo clippy of what `cargo xtask` is built of first");
+    shell::progress("cargo clippy of what `cargo xtask` is built of first");
     shell::run(shell::cargo().args([
         "clippy",
         "--package",
@@ -36,7 +36,7 @@ pub fn run(advisories: bool) -> Result<()> {
         "-D",
         "warnings",
     ]))?;
-    shell::say("cargo clippy of the eBPF programs, as if for this machine");
+    shell::progress("cargo clippy of the eBPF programs, as if for this machine");
     shell::run(
         shell::cargo()
             .args(["clippy", "--package", "netdp-ebpf"])
@@ -67,9 +67,9 @@ fn documentation() -> Result<()> {
         doc.env("RUSTDOCFLAGS", "-D warnings");
         doc
     };
-    shell::say("cargo doc");
+    shell::progress("cargo doc");
     shell::run(&mut doc(&["--workspace", "--exclude", "netdp-ebpf"]))?;
-    shell::say("cargo doc of the eBPF programs");
+    shell::progress("cargo doc of the eBPF programs");
     shell::run(
         doc(&["--package", "netdp-ebpf"])
             .env("RUSTC_BOOTSTRAP", "aya_ebpf")
@@ -86,12 +86,12 @@ fn spelling() -> Result<()> {
             String::from_utf8_lossy(&out.stdout).trim_end() == format!("typos-cli {TYPOS}")
         });
     if !installed {
-        shell::say("cargo install typos-cli, which checks spelling (a few minutes, once)");
+        shell::progress("cargo install typos-cli, which checks spelling (a few minutes, once)");
         let install = ["install", "typos-cli", "--locked", "--version", TYPOS];
         shell::run_as_progress(shell::cargo().args(install))
             .context("typos-cli checks the spelling")?;
     }
-    shell::say("typos");
+    shell::progress("typos");
     shell::run(Command::new("typos").current_dir(shell::root()))
 }
 
@@ -112,18 +112,20 @@ fn component(subcommand: &str, component: &str) -> Result<()> {
 
 fn licences() -> Result<()> {
     if !shell::has_program("cargo-deny") {
-        shell::say("cargo install cargo-deny, which checks licences (about three minutes, once)");
+        shell::progress(
+            "cargo install cargo-deny, which checks licences (about three minutes, once)",
+        );
         shell::run_as_progress(shell::cargo().args(["install", "cargo-deny", "--locked"]))
             .context("cargo-deny checks the licences of dependencies")?;
     }
-    shell::say("cargo deny check");
+    shell::progress("cargo deny check");
     shell::run(shell::cargo().args(["deny", "check", "bans", "licenses", "sources"]))
 }
 
 /// Checks dependencies for known vulnerabilities. The database is fetched again; if that fails, an
 /// existing one is used unless it is too old (`maximum-db-staleness` in deny.toml).
 fn check_advisories(required: bool) -> Result<()> {
-    shell::say("cargo deny fetch db");
+    shell::progress("cargo deny fetch db");
     let fetched = shell::run(shell::cargo().args(["deny", "fetch", "db"]));
     if let Err(error) = &fetched {
         let there = database().is_some_and(|path| path.is_dir());
@@ -131,10 +133,12 @@ fn check_advisories(required: bool) -> Result<()> {
             let message = "ADVISORIES WERE NOT CHECKED: the database of RustSec can't be fetched, and there is \
                            none of an earlier time; run this again where it can be fetched";
             anyhow::ensure!(!required, "{message}: {error:#}");
-            shell::say(message);
+            shell::progress(message);
             return Ok(());
         }
-        shell::say("the database of RustSec can't be fetched: that of the last time has to do");
+        shell::progress(
+            "the database of RustSec can't be fetched: that of the last time has to do",
+        );
     }
     let mut check = shell::cargo();
     check.args(["deny", "check"]);
@@ -142,7 +146,7 @@ fn check_advisories(required: bool) -> Result<()> {
         check.arg("--disable-fetch");
     }
     check.arg("advisories");
-    shell::say(&shell::line(&check));
+    shell::progress(&shell::line(&check));
     shell::run(&mut check)
 }
 

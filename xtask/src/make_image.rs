@@ -31,7 +31,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             image.digest,
             second.digest
         );
-        shell::say("built a second time elsewhere: the same digest");
+        shell::progress("built a second time elsewhere: the same digest");
     }
     println!("{}", table(name, &image));
     Ok(())

@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             arguments.dry_run,
             "{VERSION} can't be released (see RELEASE.md):\n  {list}"
         );
-        shell::say(&format!("this is no release yet:\n  {list}"));
+        shell::progress(&format!("this is no release yet:\n  {list}"));
     }
     let target_dir = image::target_dir()?;
     let image = image::make_with(&arguments.name, &target_dir, Packages::Latest)?;

@@ -20,7 +20,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     if !TASKS.contains(&task.as_ref()) {
         bail!("there is no task {task:?}: see cargo xtask --help");
     }
-    shell::say(&format!("building the rest of xtask, which {task} needs"));
+    shell::progress(&format!("building the rest of xtask, which {task} needs"));
     let mut cargo = shell::cargo();
     cargo
         .args(["run", "--package", "xtask", "--"])

@@ -7,7 +7,7 @@ use anyhow::Result;
 pub fn run(mappings: u32) -> Result<()> {
     testbed::require_root("cargo xtask scale")?;
     setup::run_without_api_server()?;
-    shell::say("cargo bench (some minutes the first time)");
+    shell::progress("cargo bench (some minutes the first time)");
     shell::run(
         shell::cargo()
             .args(["bench", "-p", "netdp-user", "--bench", "scale", "--"])

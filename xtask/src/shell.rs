@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Reports on standard error the current action and its reason.
-pub fn say(what: &str) {
+pub fn progress(what: &str) {
     eprintln!("netdp: {what}");
 }
 
@@ -34,10 +34,10 @@ pub fn run_as_progress(command: &mut Command) -> Result<()> {
 
 /// Runs a command that is silent for minutes; reports periodically that it still runs.
 pub fn run_with_clock(command: &mut Command, what: &str) -> Result<()> {
-    const LOOK: Duration = Duration::from_millis(200);
-    const TELL: Duration = Duration::from_secs(20);
+    const POLL_INTERVAL: Duration = Duration::from_millis(200);
+    const REPORT_INTERVAL: Duration = Duration::from_secs(20);
     let line = line(command);
-    let (start, mut told) = (Instant::now(), Instant::now());
+    let (start, mut reported) = (Instant::now(), Instant::now());
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::from(std::io::stderr()))
@@ -47,11 +47,11 @@ pub fn run_with_clock(command: &mut Command, what: &str) -> Result<()> {
         if let Some(status) = child.try_wait()? {
             break status;
         }
-        if told.elapsed() >= TELL {
-            told = Instant::now();
-            say(&format!("{what}: {} s so far", start.elapsed().as_secs()));
+        if reported.elapsed() >= REPORT_INTERVAL {
+            reported = Instant::now();
+            progress(&format!("{what}: {} s so far", start.elapsed().as_secs()));
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     };
     ensure!(status.success(), "`{line}`: {status}");
     Ok(())

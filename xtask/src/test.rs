@@ -10,10 +10,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
     testbed::require_root("cargo xtask test")?;
     setup::run()?;
     if arguments.is_empty() {
-        shell::say("the image, which tests run under containerd");
+        shell::progress("the image, which tests run under containerd");
         image::make(image::NAME, &image::target_dir()?)?;
     }
-    shell::say("cargo test (some minutes the first time)");
+    shell::progress("cargo test (some minutes the first time)");
     let mut command = shell::cargo();
     command.arg("test");
     // cargo rejects package names together with the whole workspace.

@@ -99,7 +99,7 @@ fn exhaustion_drops_the_new_flow_only() {
     assert_paired(&fake);
     // Another destination has its own set of ports.
     let elsewhere = Build::tcp(&pod(1_000), V4.other_server, SYN);
-    assert!(matches!(fake.out(&elsewhere), testkit::fake::Seen::As(_)));
+    assert!(matches!(fake.out(&elsewhere), Seen::As(_)));
 }
 
 #[test]

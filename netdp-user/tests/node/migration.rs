@@ -14,7 +14,7 @@ fn there_and_back(backend: &'static str, rounds: usize) -> Result<()> {
     migration.shadow()?;
     for _ in 0..rounds {
         migration.take_over()?;
-        migration.give_back()?;
+        migration.roll_back()?;
     }
     let outcome = migration.finish()?;
     ensure!(outcome.is_clean(), "{outcome}");

@@ -6,9 +6,9 @@
 //! 172.16.0.2          10.1.0.10    10.1.0.20    10.200.0.0/16 are routed
 //! ```
 
-use super::generator::{EMPTY, Load};
+use super::load::{Direction, Load};
 use super::policy;
-use super::variant::{Kind, Variant};
+use super::variant::{EMPTY_PROGRAM, Kind, Variant};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::abi::{Mapping, Settings, pins};
@@ -35,14 +35,27 @@ pub const POD_SIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 4];
 
-/// Maximum number of entries in the conntrack table, which all beds share.
-const MAX_TRACKED: u32 = 16_777_216;
-
 /// Time without CPU use after which an agent is considered idle.
 const REST: Duration = Duration::from_millis(250);
 
 /// Timeout for a policy to be in force.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Segmentation and receive offloads of interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offloads {
+    On,
+    Off,
+}
+
+impl Offloads {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+}
 
 pub struct Bed {
     pub variant: &'static Variant,
@@ -177,13 +190,13 @@ impl Bed {
         self.netdp.as_ref().map(|netdp| netdp.agent.pid())
     }
 
-    /// Returns the process that holds the TC programs, if any, and the name of the ingress or
-    /// egress program.
-    pub fn program(&self, ingress: bool) -> Option<(u32, &'static str)> {
-        match (self.variant.kind, ingress) {
-            (Kind::Empty, _) => Some((std::process::id(), EMPTY)),
-            (Kind::Netdp, false) => Some((self.agent_pid()?, "egress_snat")),
-            (Kind::Netdp, true) => Some((self.agent_pid()?, "ingress_rev_snat")),
+    /// Returns the process that holds the TC programs, if any, and the name of the program that
+    /// packets of this direction meet.
+    pub fn program(&self, direction: Direction) -> Option<(u32, &'static str)> {
+        match (self.variant.kind, direction) {
+            (Kind::Empty, _) => Some((std::process::id(), EMPTY_PROGRAM)),
+            (Kind::Netdp, Direction::Original) => Some((self.agent_pid()?, "egress_snat")),
+            (Kind::Netdp, Direction::Reply) => Some((self.agent_pid()?, "ingress_rev_snat")),
             _ => None,
         }
     }
@@ -191,7 +204,7 @@ impl Bed {
     /// Reports whether this load can be sent. Replies need a predictable port, and those of
     /// iptables mode are random.
     pub fn bears(&self, load: Load) -> bool {
-        !(load.reply && self.variant.kind == Kind::NetdpIptables)
+        !(load.direction == Direction::Reply && self.variant.kind == Kind::NetdpIptables)
     }
 
     /// Replaces one of `cidrs` CIDRs, each turn by another one; returns the time until the change
@@ -259,8 +272,8 @@ impl Bed {
     }
 
     /// Sets segmentation and receive offloads of all interfaces.
-    pub fn offloads(&self, on: bool) -> Result<()> {
-        let state = if on { "on" } else { "off" };
+    pub fn set_offloads(&self, offloads: Offloads) -> Result<()> {
+        let state = offloads.name();
         let settings = ["tso", "gso", "gro", "tx", "sg"]
             .map(|name| [name, state])
             .concat();
@@ -422,49 +435,5 @@ impl Config {
             fs::remove_dir_all(self.version(self.version - 1))?;
         }
         Ok(())
-    }
-}
-
-/// Settings of the kernel's conntrack table, which all namespaces share; restored when dropped.
-pub struct Tracking {
-    max: String,
-    buckets: String,
-}
-
-const MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-const BUCKETS: &str = "/proc/sys/net/netfilter/nf_conntrack_buckets";
-
-/// Hash buckets for all beds together if each has very many flows: a table sized for one node would
-/// have chains of dozens of entries.
-const MANY_BUCKETS: u32 = 1 << 22;
-
-impl Tracking {
-    /// Raises the limit to the connections of all beds.
-    pub fn enlarge() -> Result<Self> {
-        let max = fs::read_to_string(MAX).context(MAX)?;
-        let buckets = fs::read_to_string(BUCKETS).context(BUCKETS)?;
-        fs::write(MAX, MAX_TRACKED.to_string()).context(MAX)?;
-        Ok(Self { max, buckets })
-    }
-
-    /// Sets a very large number of buckets, or the original one.
-    pub fn spread(&self, widely: bool) -> Result<()> {
-        let many = MANY_BUCKETS.to_string();
-        fs::write(BUCKETS, if widely { &many } else { &self.buckets }).context(BUCKETS)
-    }
-
-    /// Returns a function that restores the settings.
-    pub fn restorer(&self) -> impl Fn() + Send + Sync + 'static {
-        let (max, buckets) = (self.max.clone(), self.buckets.clone());
-        move || {
-            let _ = fs::write(BUCKETS, &buckets);
-            let _ = fs::write(MAX, &max);
-        }
-    }
-}
-
-impl Drop for Tracking {
-    fn drop(&mut self) {
-        self.restorer()();
     }
 }

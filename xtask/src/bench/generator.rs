@@ -1,6 +1,8 @@
 //! Loading, attaching and running the packet generator, the sink and the empty program.
 
 use super::bed::{Bed, CLIENT, CLIENT_MAC, FAR, NEAR, NODE, NODE_MAC, POD_SIDE_MAC, SERVER_MAC};
+use super::load::{Direction, Flows, Load};
+use super::variant::EMPTY_PROGRAM;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, PerCpuArray, PerCpuValues};
 use aya::programs::links::LinkOrder;
@@ -39,26 +41,6 @@ unsafe impl aya::Pod for StreamValue {}
 // SAFETY: repr(C), integers only, no padding (two words between double words).
 unsafe impl aya::Pod for SeenValue {}
 
-/// Traffic sent through a bed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Load {
-    /// Flows of the packets.
-    pub flows: Flows,
-    /// The destinations are masqueraded.
-    pub masqueraded: bool,
-    /// The server sends, on existing flows.
-    pub reply: bool,
-}
-
-/// Flows of a load: packet by packet in turn, or all new.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flows {
-    /// This many flows, a power of two.
-    Live(u32),
-    /// A new flow for every packet.
-    New,
-}
-
 /// Result of a burst through a bed. The first packet is timed at the generator and the last at the
 /// sink, so the start-up and end of the generator, about a tick, are not included.
 #[derive(Debug, Clone, Copy)]
@@ -79,9 +61,6 @@ impl Burst {
 /// The loaded programs: generator, sink and empty program.
 pub struct Generator(Ebpf);
 
-/// Name of the program that does nothing.
-pub const EMPTY: &str = "bench_empty";
-
 /// Attachment of the empty program to a hook.
 pub struct Hook(#[expect(dead_code, reason = "detaches when dropped")] SchedClassifierLink);
 
@@ -95,13 +74,13 @@ impl Generator {
         for name in ["bench_generate", "bench_sink"] {
             program::<Xdp>(&mut ebpf, name)?.load()?;
         }
-        program::<SchedClassifier>(&mut ebpf, EMPTY)?.load()?;
+        program::<SchedClassifier>(&mut ebpf, EMPTY_PROGRAM)?.load()?;
         Ok(Self(ebpf))
     }
 
     /// Attaches the empty program to the hooks that netdp uses.
     pub fn attach_empty(&mut self, bed: &Bed) -> Result<[Hook; 2]> {
-        let empty: &mut SchedClassifier = program(&mut self.0, EMPTY)?;
+        let empty: &mut SchedClassifier = program(&mut self.0, EMPTY_PROGRAM)?;
         let mut attach = |hook| {
             let link = bed.node.enter(|| {
                 let order = TcAttachOptions::TcxOrder(LinkOrder::default());
@@ -129,7 +108,10 @@ impl Generator {
 
     /// Sends `count` packets on each of these CPUs and waits until they arrive.
     pub fn send(&mut self, bed: &Bed, load: Load, count: u32, cpus: &[usize]) -> Result<Burst> {
-        let ns = if load.reply { &bed.server } else { &bed.client };
+        let ns = match load.direction {
+            Direction::Original => &bed.client,
+            Direction::Reply => &bed.server,
+        };
         self.send_from(ns, &stream(bed, load), count, cpus)
     }
 
@@ -147,7 +129,7 @@ impl Generator {
             .context("no map STREAM")?
             .try_into()?;
         streams.set(0, StreamValue(*stream), 0)?;
-        self.forget()?;
+        self.reset_counters()?;
         let programs = &self.0;
         std::thread::scope(|scope| {
             let threads: Vec<_> = cpus
@@ -188,7 +170,7 @@ impl Generator {
         let load = Load {
             flows: Flows::Live(1),
             masqueraded: true,
-            reply: false,
+            direction: Direction::Original,
         };
         self.send(bed, load, count, &[0])
     }
@@ -197,10 +179,10 @@ impl Generator {
     pub fn check(&self, bed: &Bed, load: Load) -> Result<()> {
         let seen = self.seen()?;
         let translated = bed.variant.masquerades() && load.masqueraded;
-        let (got, wanted) = match (load.reply, translated) {
-            (true, _) => (seen.destination, CLIENT),
-            (false, true) => (seen.source, NODE),
-            (false, false) => (seen.source, CLIENT),
+        let (got, wanted) = match (load.direction, translated) {
+            (Direction::Reply, _) => (seen.destination, CLIENT),
+            (Direction::Original, true) => (seen.source, NODE),
+            (Direction::Original, false) => (seen.source, CLIENT),
         };
         ensure!(
             got == wanted,
@@ -236,7 +218,7 @@ impl Generator {
     }
 
     /// Resets the sink's counters of earlier bursts.
-    fn forget(&mut self) -> Result<()> {
+    fn reset_counters(&mut self) -> Result<()> {
         let nothing = SeenValue(Seen {
             packets: 0,
             source: 0,
@@ -316,15 +298,14 @@ fn interface_index(ns: &Netns, interface: &str) -> Result<u32> {
 fn stream(bed: &Bed, load: Load) -> Stream {
     let server = if load.masqueraded { FAR } else { NEAR };
     let translated = bed.variant.masquerades() && load.masqueraded;
-    let (source, destination) = match (load.reply, translated) {
-        (false, _) => (CLIENT, Ipv4Addr::UNSPECIFIED),
-        (true, true) => (Ipv4Addr::UNSPECIFIED, NODE),
-        (true, false) => (Ipv4Addr::UNSPECIFIED, CLIENT),
+    let (source, destination) = match (load.direction, translated) {
+        (Direction::Original, _) => (CLIENT, Ipv4Addr::UNSPECIFIED),
+        (Direction::Reply, true) => (Ipv4Addr::UNSPECIFIED, NODE),
+        (Direction::Reply, false) => (Ipv4Addr::UNSPECIFIED, CLIENT),
     };
-    let macs = if load.reply {
-        [NODE_MAC, SERVER_MAC]
-    } else {
-        [POD_SIDE_MAC, CLIENT_MAC]
+    let (macs, port_at) = match load.direction {
+        Direction::Original => ([POD_SIDE_MAC, CLIENT_MAC], 36),
+        Direction::Reply => ([NODE_MAC, SERVER_MAC], 34),
     };
     let payload = FRAME - 14;
     let [high, low] = u16::try_from(payload).unwrap_or(u16::MAX).to_be_bytes();
@@ -337,7 +318,6 @@ fn stream(bed: &Bed, load: Load) -> Stream {
     frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, high, low, 0, 0, 0x40, 0, 64, 17]);
     frame[26..30].copy_from_slice(&source.octets());
     frame[30..34].copy_from_slice(&destination.octets());
-    let port_at = if load.reply { 34 } else { 36 };
     frame[port_at..port_at + 2].copy_from_slice(&PORT.to_be_bytes());
     frame[38..40].copy_from_slice(&[udp_high, udp_low]);
     let ip_sum = sum(&frame[14..34]);
@@ -356,7 +336,7 @@ fn stream(bed: &Bed, load: Load) -> Stream {
             Flows::Live(flows) => flows - 1,
             Flows::New => u32::MAX >> 1,
         },
-        reply: load.reply.into(),
+        reply: u32::from(load.direction == Direction::Reply),
     }
 }
 

@@ -1,11 +1,14 @@
 //! Measurements on all beds in interleaved rounds.
 
-use super::bed::{Bed, Tracking};
+use super::bed::{Bed, Offloads};
 use super::connections;
 use super::cost::Cost;
-use super::generator::{Flows, Generator, Load, Sink};
+use super::generator::{Generator, Sink};
+use super::latency;
+use super::load::{Direction, Flows, Load};
 use super::result::{Cell, Row};
-use super::{latency, throughput};
+use super::throughput::{self, Protocol};
+use super::tracking::Tracking;
 use crate::shell;
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
@@ -47,7 +50,7 @@ impl Lab {
         about: About,
         mut measure: impl FnMut(&mut Bed, &mut Generator) -> Result<Option<f64>>,
     ) -> Result<()> {
-        shell::say(&format!("{}, {} rounds", about.what, self.rounds));
+        shell::progress(&format!("{}, {} rounds", about.what, self.rounds));
         let mut cells: Vec<Cell> = self.beds.iter().map(|bed| Cell::new(bed.variant)).collect();
         let count = self.beds.len();
         let mut failed = vec![false; count];
@@ -62,7 +65,7 @@ impl Lab {
                     // The error must not discard an hour of other results.
                     Err(err) => {
                         let what = format!("{}: {}: {err:#}", bed.variant.name, about.what);
-                        shell::say(&format!("FAILED: {what}"));
+                        shell::progress(&format!("FAILED: {what}"));
                         self.failed.push(what);
                         failed[index] = true;
                         cells[index].samples.clear();
@@ -86,7 +89,7 @@ impl Lab {
 
     /// Replaces netdp's tables by ones with room for this many flows.
     pub fn resize(&mut self, max_flows: u32) -> Result<()> {
-        shell::say(&format!("netdp's tables: {max_flows} flows"));
+        shell::progress(&format!("netdp's tables: {max_flows} flows"));
         self.beds
             .iter_mut()
             .try_for_each(|bed| bed.resize(max_flows))
@@ -151,7 +154,7 @@ impl Lab {
         };
         let cost = Cost::enable()?;
         self.interleave(about, |bed, generator| {
-            let Some((pid, program)) = bed.program(load.reply) else {
+            let Some((pid, program)) = bed.program(load.direction) else {
                 return Ok(None);
             };
             let before = cost.of(pid, program)?;
@@ -162,7 +165,7 @@ impl Lab {
 
     fn warm_up(&mut self, load: Load, cpus: &[usize]) -> Result<()> {
         let first = Load {
-            reply: false,
+            direction: Direction::Original,
             ..load
         };
         for index in 0..self.beds.len() {
@@ -179,13 +182,12 @@ impl Lab {
         Ok(())
     }
 
-    pub fn throughput(&mut self, udp: bool, offloads: bool) -> Result<()> {
+    pub fn throughput(&mut self, protocol: Protocol, offloads: Offloads) -> Result<()> {
         let servers = self.each(throughput::serve)?;
         for bed in &self.beds {
-            bed.offloads(offloads)?;
+            bed.set_offloads(offloads)?;
         }
-        let kind = if udp { "UDP" } else { "TCP" };
-        let state = if offloads { "on" } else { "off" };
+        let (kind, state) = (protocol.name(), offloads.name());
         let about = About {
             what: format!("{kind} throughput, offloads {state}"),
             unit: "Gbit/s",
@@ -195,7 +197,7 @@ impl Lab {
         let slice = self.slice;
         let mut cpu: Vec<Cell> = self.beds.iter().map(|bed| Cell::new(bed.variant)).collect();
         self.interleave(about, |bed, _| {
-            let run = throughput::run(bed, udp, slice)?;
+            let run = throughput::run(bed, protocol, slice)?;
             let cell = cpu.iter_mut().find(|cell| cell.variant == bed.variant.name);
             cell.context("no such bed")?
                 .samples
@@ -213,7 +215,7 @@ impl Lab {
             cells: cpu,
         });
         for bed in &self.beds {
-            bed.offloads(true)?;
+            bed.set_offloads(Offloads::On)?;
         }
         Ok(())
     }

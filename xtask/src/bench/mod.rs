@@ -6,6 +6,7 @@ mod cost;
 mod generator;
 mod html;
 mod latency;
+mod load;
 mod markdown;
 mod measure;
 mod plan;
@@ -14,11 +15,12 @@ mod reload;
 mod result;
 mod table;
 mod throughput;
+mod tracking;
 mod variant;
 
 use crate::{setup, shell};
 use anyhow::{Context as _, Result, ensure};
-use bed::{Bed, Tracking};
+use bed::Bed;
 use clap::Args;
 use generator::Generator;
 use measure::Lab;
@@ -26,6 +28,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Stdio, exit};
 use std::time::{Duration, Instant};
+use tracking::Tracking;
 use variant::{Kind, Measure, Variant};
 
 /// Number of CIDRs in an ordinary cluster.
@@ -126,7 +129,7 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn beds(variants: &[&'static Variant], netdp: &Path, options: &Options) -> Result<Vec<Bed>> {
-    shell::say(&format!("making {} beds", variants.len()));
+    shell::progress(&format!("making {} beds", variants.len()));
     variants
         .iter()
         .map(|variant| {
@@ -215,7 +218,7 @@ struct Built {
 
 /// Builds netdp and, by the build script of bench-ebpf, the generator's programs.
 fn build() -> Result<Built> {
-    shell::say("cargo build --release (two or three minutes the first time)");
+    shell::progress("cargo build --release (two or three minutes the first time)");
     let out = shell::cargo()
         .args([
             "build",

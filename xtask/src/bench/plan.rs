@@ -1,17 +1,18 @@
 //! Order and number of the measurements.
 
 use super::Options;
-use super::bed::Bed;
-use super::generator::{Flows, Load};
+use super::bed::{Bed, Offloads};
+use super::load::{Direction, Flows, Load};
 use super::measure::Lab;
+use super::throughput::Protocol;
+use super::tracking::Buckets;
 use super::variant::{self, Measure, Variant};
 use crate::shell;
 use anyhow::Result;
-use std::fmt;
 use std::time::Duration;
 
 /// Maximum number of flows per bed for which the buckets of one node suffice.
-const SHARED_WELL: u32 = 4096;
+const MAX_SHARED_BUCKETS: u32 = 4096;
 
 /// 2^20 (about a million): the largest measured number of flows.
 const MANY_FLOWS: u32 = 1 << 20;
@@ -86,11 +87,11 @@ impl Plan {
                 lab.cost(load, USED)?;
             }
         }
-        forget(lab)?;
+        forget_flows(lab)?;
         if self.wants(Measure::Throughput) {
-            for offloads in [true, false] {
-                for udp in [false, true] {
-                    lab.throughput(udp, offloads)?;
+            for offloads in [Offloads::On, Offloads::Off] {
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    lab.throughput(protocol, offloads)?;
                 }
             }
         }
@@ -103,7 +104,11 @@ impl Plan {
     fn packets(&self, lab: &mut Lab) -> Result<()> {
         let _sinks = lab.sinks()?;
         for &flows in self.flows {
-            lab.tracking.spread(flows > SHARED_WELL)?;
+            lab.tracking.set_buckets(if flows > MAX_SHARED_BUCKETS {
+                Buckets::Many
+            } else {
+                Buckets::Original
+            })?;
             if flows > self.max_flows {
                 lab.resize(flows)?;
             }
@@ -117,16 +122,16 @@ impl Plan {
         if self.flows.iter().any(|flows| *flows > self.max_flows) {
             lab.resize(self.max_flows)?;
         }
-        forget(lab)?;
-        lab.tracking.spread(false)?;
+        forget_flows(lab)?;
+        lab.tracking.set_buckets(Buckets::Original)?;
         for load in [BACK_ONE, BACK_MANY, BYPASSED] {
             lab.packets(load, None, &[0])?;
         }
-        forget(lab)?;
+        forget_flows(lab)?;
         lab.packets(NEW, None, &[0])?;
         let what = format!("packets, {OUT_MANY}{USED}");
         lab.packets_as(what, OUT_MANY, None, &[0])?;
-        forget(lab)
+        forget_flows(lab)
     }
 
     fn by_cidrs(&self, lab: &mut Lab) -> Result<()> {
@@ -137,7 +142,7 @@ impl Plan {
             {
                 continue;
             }
-            shell::say(&format!("putting {cidrs} CIDRs in force"));
+            shell::progress(&format!("putting {cidrs} CIDRs in force"));
             lab.beds.retain(|bed| cidrs <= bed.variant.max_cidrs);
             for bed in &mut lab.beds {
                 if bed.cidrs != cidrs {
@@ -152,7 +157,7 @@ impl Plan {
                 for load in [OUT_MANY, NEW] {
                     lab.packets(load, curve(&format!("packets/s, {load},")), &[0])?;
                 }
-                forget(lab)?;
+                forget_flows(lab)?;
             }
             if self.wants(Measure::Connections) {
                 lab.connections(curve("connections/s"))?;
@@ -174,17 +179,17 @@ fn variants(options: &Options) -> Vec<&'static Variant> {
     variant::ALL.iter().filter(there).filter(chosen).collect()
 }
 
-fn forget(lab: &Lab) -> Result<()> {
+fn forget_flows(lab: &Lab) -> Result<()> {
     lab.beds.iter().try_for_each(Bed::forget_flows)
 }
 
 const OUT_ONE: Load = Load {
     flows: Flows::Live(1),
     masqueraded: true,
-    reply: false,
+    direction: Direction::Original,
 };
 const BACK_ONE: Load = Load {
-    reply: true,
+    direction: Direction::Reply,
     ..OUT_ONE
 };
 const OUT_MANY: Load = Load {
@@ -192,7 +197,7 @@ const OUT_MANY: Load = Load {
     ..OUT_ONE
 };
 const BACK_MANY: Load = Load {
-    reply: true,
+    direction: Direction::Reply,
     ..OUT_MANY
 };
 const BYPASSED: Load = Load {
@@ -203,20 +208,3 @@ const NEW: Load = Load {
     flows: Flows::New,
     ..OUT_ONE
 };
-
-impl fmt::Display for Load {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.flows {
-            Flows::Live(1) => write!(f, "1 flow")?,
-            Flows::Live(flows) => write!(f, "{flows} flows")?,
-            Flows::New => write!(f, "all new flows")?,
-        }
-        if self.reply {
-            write!(f, ", replies")?;
-        }
-        if !self.masqueraded {
-            write!(f, ", bypassed")?;
-        }
-        Ok(())
-    }
-}

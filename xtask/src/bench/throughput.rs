@@ -11,6 +11,22 @@ const PORT: u16 = 5201;
 /// any policy covers it.
 const TARGET: &str = "10.1.0.20";
 
+/// Transport protocol of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
+impl Protocol {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
 /// Result of one transfer.
 pub struct Run {
     pub gigabits: f64,
@@ -25,11 +41,11 @@ pub fn serve(bed: &Bed) -> Result<Running> {
     Ok(server)
 }
 
-pub fn run(bed: &Bed, udp: bool, slice: Duration) -> Result<Run> {
+pub fn run(bed: &Bed, protocol: Protocol, slice: Duration) -> Result<Run> {
     let seconds = slice.as_secs().max(1).to_string();
     let port = PORT.to_string();
     let mut argv = vec!["iperf3", "-c", TARGET, "-p", &port, "-t", &seconds, "-J"];
-    if udp {
+    if protocol == Protocol::Udp {
         argv.extend(["-u", "-b", "0", "-l", "1400"]);
     }
     let before = busy()?;
@@ -38,10 +54,9 @@ pub fn run(bed: &Bed, udp: bool, slice: Duration) -> Result<Run> {
     let report: serde_json::Value = serde_json::from_str(&text).context("iperf3's report")?;
     let end = &report["end"];
     // For UDP, the received amount is in a sum of its own.
-    let sum = if udp {
-        &end["sum"]
-    } else {
-        &end["sum_received"]
+    let sum = match protocol {
+        Protocol::Tcp => &end["sum_received"],
+        Protocol::Udp => &end["sum"],
     };
     let rate = sum["bits_per_second"].as_f64().context("no rate")?;
     let lost = sum["lost_percent"].as_f64().unwrap_or(0.0) / 100.0;

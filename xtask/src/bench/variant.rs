@@ -2,6 +2,9 @@
 
 use clap::ValueEnum;
 
+/// Name of the program that does nothing, which [`Kind::Empty`] attaches.
+pub const EMPTY_PROGRAM: &str = "bench_empty";
+
 /// Treatment of pods' packets by a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -143,7 +143,7 @@ impl Cluster {
         );
         self.kubectl(&wait)
             .map(drop)
-            .with_context(|| self.told_of(daemonset))
+            .with_context(|| self.diagnostics_of(daemonset))
     }
 
     /// Kills the kubelet and starts it again; returns once it manages netdp's pod.
@@ -169,7 +169,7 @@ impl Cluster {
     fn wait_exec(&self) -> Result<()> {
         let exec = "-n kube-system exec daemonset/netdp -- netdp status";
         wait_for(PATIENCE, "kubectl exec", || self.kubectl(exec).is_ok())
-            .with_context(|| self.told_of("netdp"))
+            .with_context(|| self.diagnostics_of("netdp"))
     }
 
     /// Evaluates a jsonpath on netdp's pod, for example `.metadata.name`.
@@ -191,7 +191,7 @@ impl Cluster {
             let now = self.agent(".status.containerStatuses[0].containerID");
             ready.is_ok_and(|it| it == "true") && now.is_ok_and(|now| !now.ends_with(id))
         })
-        .with_context(|| self.told_of("netdp"))
+        .with_context(|| self.diagnostics_of("netdp"))
     }
 
     /// Returns a directory for the cluster's files, which has the same path on the node.
@@ -225,17 +225,17 @@ impl Cluster {
     }
 
     /// Returns diagnostics of a DaemonSet whose roll-out is incomplete.
-    fn told_of(&self, daemonset: &str) -> String {
+    fn diagnostics_of(&self, daemonset: &str) -> String {
         [
             "get pods -o wide".to_owned(),
             "get events".to_owned(),
             format!("logs daemonset/{daemonset} --tail=50"),
         ]
         .map(|ask| {
-            let told = self.kubectl(&format!("-n kube-system {ask}"));
+            let output = self.kubectl(&format!("-n kube-system {ask}"));
             format!(
                 "kubectl {ask}:\n{}",
-                told.unwrap_or_else(|err| format!("{err:#}"))
+                output.unwrap_or_else(|err| format!("{err:#}"))
             )
         })
         .join("\n")

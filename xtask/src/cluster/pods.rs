@@ -24,14 +24,14 @@ spec:
             )
         });
         // The ServiceAccount is created shortly after its namespace.
-        let mut told = None;
+        let mut output = None;
         wait_some(PATIENCE, "pods to be taken", || {
             let applied = self.api.apply(&manifests.concat());
             let done = applied.is_ok();
-            told = applied.err();
+            output = applied.err();
             done.then_some(())
         })
-        .with_context(|| format!("{told:?}"))?;
+        .with_context(|| format!("{output:?}"))?;
         let hosts = names.iter().map(|name| self.host(name));
         let hosts: Vec<Host> = hosts.collect::<Result<_>>()?;
         hosts.try_into().ok().context("a pod is missing")
@@ -41,8 +41,8 @@ spec:
     fn host(&self, name: &str) -> Result<Host> {
         let ask = format!("get pod {name} -o jsonpath={{.status.phase}}:{{.status.podIP}}");
         let address: Ipv4Addr = wait_some(PATIENCE, &format!("pod {name} to run"), || {
-            let told = self.kubectl(&ask).ok()?;
-            told.strip_prefix("Running:")?.parse().ok()
+            let output = self.kubectl(&ask).ok()?;
+            output.strip_prefix("Running:")?.parse().ok()
         })
         .with_context(|| self.kubectl("describe pods").unwrap_or_default())?;
         let path = self.path(&self.sandbox(address)?);
@@ -57,8 +57,13 @@ spec:
     fn sandbox(&self, address: Ipv4Addr) -> Result<String> {
         let results = self.machine.dir().join("lib/cni/results");
         for entry in fs::read_dir(&results).context("what CNI plugins have left")? {
-            let told: Value = serde_json::from_slice(&fs::read(entry?.path())?)?;
-            let list = |key: &str| told["result"][key].as_array().cloned().unwrap_or_default();
+            let output: Value = serde_json::from_slice(&fs::read(entry?.path())?)?;
+            let list = |key: &str| {
+                output["result"][key]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default()
+            };
             let is_its = |ip: &Value| {
                 let given = ip["address"].as_str().unwrap_or_default();
                 given.split('/').next() == Some(&address.to_string())

@@ -108,7 +108,7 @@ impl Cluster {
         let names = links.lines().filter_map(|line| line.split(": ").nth(1));
         let mut all = Vec::new();
         for name in names.filter_map(|name| name.split('@').next()) {
-            for (hook, told) in [
+            for (hook, output) in [
                 (TcAttachType::Ingress, "ingress"),
                 (TcAttachType::Egress, "egress"),
             ] {
@@ -117,11 +117,11 @@ impl Cluster {
                     .node
                     .enter(|| SchedClassifier::query_tcx(name, hook))?
                     .with_context(|| format!("asking for the programs of {name}"))?;
-                let told = |program: &ProgramInfo| {
+                let output = |program: &ProgramInfo| {
                     let program = program.name_as_str().unwrap_or_default();
-                    format!("{program} at {name}'s {told}")
+                    format!("{program} at {name}'s {output}")
                 };
-                all.extend(programs.into_iter().map(|it| (told(&it), it)));
+                all.extend(programs.into_iter().map(|it| (output(&it), it)));
             }
         }
         Ok(all)

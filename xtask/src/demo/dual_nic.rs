@@ -13,7 +13,7 @@ nonMasqueradeCIDRs:
 - 172.16.0.0/16
 ";
 
-pub fn tell(netdp: &Path) -> Result<()> {
+pub fn run(netdp: &Path) -> Result<()> {
     narrate(
         "The node has 10.1.0.10 on eth0, with the default route, and 192.168.50.10 on eth1, which \
          leads to the\nprivate network 192.168.60.0/24. Nobody out there knows the way to pods.",
@@ -32,7 +32,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
     let mut seen = Seen::new();
     let ways = [(&public, &bed.uplinks[0]), (&private, &bed.uplinks[1])];
 
-    shell::say("before: curl, twice, which will each wait 2 s in vain");
+    shell::progress("before: curl, twice, which will each wait 2 s in vain");
     for (server, uplink) in ways {
         let url = format!("http://{}/health", server.v4()?);
         curl(pod, &url)?.expect_time_out(&url)?;

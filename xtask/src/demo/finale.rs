@@ -53,7 +53,7 @@ struct Open {
     echoes: usize,
 }
 
-pub fn tell(netdp: &Path) -> Result<()> {
+pub fn run(netdp: &Path) -> Result<()> {
     narrate(
         "A host of the node's own network, which reaches pods directly, is masqueraded at first. \
          Then 10.1.0.0/16\nbecomes a nonMasqueradeCIDR, while a download, 20 open connections and \
@@ -73,7 +73,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
     let download = start_download(&bed.pods[1])?;
     let stop = AtomicBool::new(false);
     let (sender, requests) = channel();
-    let told = std::thread::scope(|scope| {
+    let text = std::thread::scope(|scope| {
         let open = hold_open(scope, &bed.pods[1], &near, &stop);
         let looping = scope.spawn(|| request_until(&bed.pods[0], &stop, &sender));
         let change = watch_change(&mut config, &bed, &requests);
@@ -85,7 +85,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
         Ok::<_, anyhow::Error>((change, open?, count?))
     });
     let (in_force, open, requests) =
-        told.with_context(|| format!("the agent's log:\n{}", agent.log()))?;
+        text.with_context(|| format!("the agent's log:\n{}", agent.log()))?;
     finish_download(download)?;
 
     let mut seen = Seen::new();
@@ -148,7 +148,7 @@ fn finish_download(mut download: Running) -> Result<()> {
         "the download ended before the change was in force: {}",
         download.written()
     );
-    shell::say("waiting for the download's end");
+    shell::progress("waiting for the download's end");
     let result = download.finish(DOWNLOAD_LASTS_AT_MOST)?;
     let all = HttpServer::paced_bytes(DOWNLOAD_SECONDS);
     ensure!(
@@ -171,7 +171,7 @@ fn watch_change(
         let source = next(requests)?.source;
         ensure!(source == node, "before the edit a server saw {source}");
     }
-    shell::say("editing the configuration while traffic runs");
+    shell::progress("editing the configuration while traffic runs");
     let edited = Instant::now();
     config.write(NOT_THE_NEIGHBOURS)?;
     let in_force = loop {

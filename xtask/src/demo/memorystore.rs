@@ -23,7 +23,7 @@ masqueradeCIDRs:
 
 const NEAR: &str = "http://10.1.0.20/health";
 
-pub fn tell(netdp: &Path) -> Result<()> {
+pub fn run(netdp: &Path) -> Result<()> {
     narrate(
         "A Redis server has 10.0.0.3 in 10.0.0.0/29. The cluster leaves all of 10.0.0.0/8 alone, \
          but the\nmanaged service knows no way to pods.",
@@ -43,7 +43,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
 
     let mut config = ConfigVolume::new(BROAD)?;
     let agent = start_agent(netdp, &bed, &config, &[])?;
-    shell::say("before: redis-cli, which will wait 2 s in vain");
+    shell::progress("before: redis-cli, which will wait 2 s in vain");
     redis(pod, redis_ip, &["info", "server"])?.expect_time_out("redis-cli info")?;
     let source = super::clients::half_open_source(&server)?;
     expect_source(source, pod_ip, "the pod's")?;
@@ -55,7 +55,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
         "10.0.0.0/8 is a nonMasqueradeCIDR",
     );
 
-    shell::say("the configuration gets masqueradeCIDRs: [10.0.0.0/29]");
+    shell::progress("the configuration gets masqueradeCIDRs: [10.0.0.0/29]");
     config.write(EXCEPTION)?;
     let (version, source) = wait_some(TIME_OUT * 3, "redis-cli to get through", || {
         ask(pod, redis_ip).ok()

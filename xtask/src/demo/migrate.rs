@@ -9,15 +9,15 @@ use std::time::Instant;
 use testbed::migration::Migration;
 
 /// Runs shadow mode, takeover and rollback, `rounds` times.
-pub fn tell(netdp: &Path, rounds: usize) -> Result<()> {
+pub fn run(netdp: &Path, rounds: usize) -> Result<()> {
     narrate(
         "The node has the chains that ip-masq-agent leaves (nft, IPv4 and IPv6). Its pods have \
          connections that stay\nopen, some of them idle, begin new ones without pause, and ping. \
          Then netdp looks on, takes over, and gives\nback.\n",
     );
-    shell::say("starting the node, its chains and the load");
+    shell::progress("starting the node, its chains and the load");
     let mut migration = Migration::start(netdp, "nft")?;
-    shell::say("comparing in the shadow of the chains");
+    shell::progress("comparing in the shadow of the chains");
     println!("netdp shadow report:");
     for line in migration.shadow()?.lines() {
         println!("   {line}");
@@ -32,12 +32,12 @@ pub fn tell(netdp: &Path, rounds: usize) -> Result<()> {
     ]);
     for round in 1..=rounds {
         for (what, who) in [("takeover", "eBPF"), ("rollback", "netfilter")] {
-            shell::say(&format!("{what} {round} of {rounds}"));
+            shell::progress(&format!("{what} {round} of {rounds}"));
             let start = Instant::now();
             if what == "takeover" {
                 migration.take_over()?;
             } else {
-                migration.give_back()?;
+                migration.roll_back()?;
             }
             let (opened, lost) = migration.tally().connections();
             steps.add_row([

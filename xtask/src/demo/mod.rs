@@ -29,22 +29,22 @@ type Story = fn(&Path) -> Result<()>;
 const STORIES: [(&str, Story); 4] = [
     (
         "1. peering: a network that has no route back to pods",
-        peering::tell,
+        peering::run,
     ),
-    ("2. memorystore: the longest prefix wins", memorystore::tell),
+    ("2. memorystore: the longest prefix wins", memorystore::run),
     (
         "3. dual-nic: the address of the NIC it leaves by",
-        dual_nic::tell,
+        dual_nic::run,
     ),
-    ("4. the configuration changes under traffic", finale::tell),
+    ("4. the configuration changes under traffic", finale::run),
 ];
 
 /// Sets up, builds and plays all scenes.
 pub fn run() -> Result<()> {
     let netdp = prepare()?;
     let start = Instant::now();
-    for (title, tell) in STORIES {
-        scene(title, || tell(&netdp))?;
+    for (title, run) in STORIES {
+        scene(title, || run(&netdp))?;
     }
     end(start);
     Ok(())
@@ -55,7 +55,7 @@ pub fn migrate(rounds: usize) -> Result<()> {
     let netdp = prepare()?;
     let start = Instant::now();
     scene("from ip-masq-agent to netdp and back", || {
-        migrate::tell(&netdp, rounds)
+        migrate::run(&netdp, rounds)
     })?;
     end(start);
     Ok(())
@@ -90,9 +90,9 @@ fn check(task: &str) -> Result<()> {
     Ok(())
 }
 
-fn scene(title: &str, tell: impl FnOnce() -> Result<()>) -> Result<()> {
+fn scene(title: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("\n{title}\n{}", "─".repeat(title.chars().count()));
-    tell().with_context(|| format!("the story is not as told: {title}"))
+    run().with_context(|| format!("the story is not as told: {title}"))
 }
 
 fn end(start: Instant) {
@@ -109,7 +109,7 @@ fn narrate(text: &str) {
 
 /// Starts the agent on the bed's node.
 fn start_agent(netdp: &Path, bed: &Bed, config: &ConfigVolume, uplinks: &[&str]) -> Result<Agent> {
-    shell::say("starting netdp on the node");
+    shell::progress("starting netdp on the node");
     let options = AgentOptions::new(netdp).config(config.path());
     let options = uplinks
         .iter()

@@ -17,7 +17,7 @@ nonMasqueradeCIDRs:
 const PEERED: &str = "http://10.2.0.1/health";
 const NEAR: &str = "http://10.1.0.20/health";
 
-pub fn tell(netdp: &Path) -> Result<()> {
+pub fn run(netdp: &Path) -> Result<()> {
     narrate(
         "Pods are in 172.16.0.0/16, their node is 10.1.0.10 in 10.1.0.0/16. The peered network \
          10.2.0.0/16\nknows the way to the node, and none to pods.",
@@ -34,7 +34,7 @@ pub fn tell(netdp: &Path) -> Result<()> {
     let (pod_ip, node_ip) = (pod.v4()?.into(), bed.uplinks[0].v4()?.into());
     let mut seen = Seen::new();
 
-    shell::say("before: curl, which will wait 2 s in vain");
+    shell::progress("before: curl, which will wait 2 s in vain");
     curl(pod, PEERED)?.expect_time_out(PEERED)?;
     let source = half_open_source(&server)?;
     expect_source(source, pod_ip, "the pod's")?;

@@ -27,7 +27,7 @@ pub fn target() -> Result<(String, &'static str)> {
 /// # Errors
 /// Returns an error if the compiler fails; its messages are on standard error.
 pub fn build(target: &str, target_dir: &Path) -> Result<PathBuf> {
-    shell::say(&format!(
+    shell::progress(&format!(
         "cargo build --release --target {target} (about three minutes the first time)"
     ));
     let flags = flags(target_dir)?;

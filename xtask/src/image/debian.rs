@@ -53,7 +53,7 @@ pub fn unpack(into: &Path) -> Result<()> {
     let work = tempfile::tempdir_in(above)?;
     let archive = work.path().join("debian.tar");
     let tree = work.path().join("tree");
-    shell::say(&format!("mmdebstrap --include={PACKAGES} (half a minute)"));
+    shell::progress(&format!("mmdebstrap --include={PACKAGES} (half a minute)"));
     let mut mmdebstrap = Command::new("mmdebstrap");
     mmdebstrap
         .env("SOURCE_DATE_EPOCH", "0")

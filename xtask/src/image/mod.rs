@@ -98,7 +98,7 @@ pub fn make_with(name: &str, target_dir: &Path, packages: Packages) -> Result<Im
 
     let stem = format!("netdp-{}-{arch}", env!("CARGO_PKG_VERSION"));
     let archive = directory.join(format!("{stem}.tar"));
-    shell::say("buildah bud --file deploy/Dockerfile");
+    shell::progress("buildah bud --file deploy/Dockerfile");
     let recipe = Recipe {
         dockerfile: &dockerfile(),
         context: &context,

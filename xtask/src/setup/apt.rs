@@ -33,7 +33,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
          their mirrors are up to date",
         absent.join(", ")
     );
-    shell::say(&format!(
+    shell::progress(&format!(
         "setup: apt-get install {} (some minutes the first time)",
         packages.join(" ")
     ));
@@ -51,7 +51,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
 
 /// Unpacks a package below `into` without installing it, so that a service in it is not set up.
 pub fn unpack(package: &str, into: &Path) -> Result<()> {
-    shell::say(&format!("setup: apt-get download {package}"));
+    shell::progress(&format!("setup: apt-get download {package}"));
     with_retry(
         || {
             let mut command = apt_get("download");
@@ -102,7 +102,7 @@ pub fn unpack_source(package: &str, into: &Path) -> Result<()> {
             ]);
         command
     };
-    shell::say(&format!(
+    shell::progress(&format!(
         "setup: fetching the source of {package} from {main}"
     ));
     with_retry(|| apt("update"), "fetching the list of sources")?;
@@ -138,7 +138,7 @@ fn only_file(dir: &Path, begin: &str, end: &str) -> Result<PathBuf> {
 }
 
 fn update() -> Result<()> {
-    shell::say("setup: apt-get update, to know the packages there are");
+    shell::progress("setup: apt-get update, to know the packages there are");
     with_retry(|| apt_get("update"), "fetching the lists of packages")
 }
 
@@ -156,7 +156,7 @@ fn apt_get(what: &str) -> Command {
 /// Runs a command, and again if it fails: mirrors sometimes fail.
 fn with_retry(command: impl Fn() -> Command, what: &str) -> Result<()> {
     if let Err(error) = shell::run_as_progress(&mut command()) {
-        shell::say(&format!("setup: {error}; trying once more"));
+        shell::progress(&format!("setup: {error}; trying once more"));
         shell::run_as_progress(&mut command()).with_context(|| {
             format!(
                 "{what} failed twice; apt's words are above. Is the network up, and the mirror?"
@@ -209,7 +209,7 @@ fn add_security_archive() -> Result<()> {
         return Ok(());
     };
     let line = format!("deb {security} bookworm-security main\n");
-    shell::say(&format!(
+    shell::progress(&format!(
         "setup: the compiler for BPF is in Debian's security archive, which apt's sources lack; \
          adding {SECURITY_LIST}: {line}"
     ));

@@ -46,7 +46,7 @@ impl CargoProgram {
     /// Builds the program and installs it into cargo's bin directory.
     pub fn install(&self) -> Result<()> {
         let name = self.name;
-        shell::say(&format!("setup: cargo install {name} (some minutes)"));
+        shell::progress(&format!("setup: cargo install {name} (some minutes)"));
         let install = || {
             let mut cargo = shell::cargo();
             cargo.args(self.arguments());
@@ -54,7 +54,7 @@ impl CargoProgram {
             shell::run_as_progress(&mut cargo)
         };
         if let Err(error) = install() {
-            shell::say(&format!("setup: {error}; trying once more"));
+            shell::progress(&format!("setup: {error}; trying once more"));
             install().with_context(|| {
                 format!("building {name} failed twice; cargo's messages are above")
             })?;

@@ -31,7 +31,7 @@ fn install(library: &GoLibrary) -> Result<()> {
             library.package, library.version, library.sha256
         ),
     )?;
-    shell::say(&format!(
+    shell::progress(&format!(
         "setup: pip3 download {} {}, for {} (up to a minute)",
         library.package, library.version, library.what
     ));

@@ -69,7 +69,7 @@ fn build(programs: &[&str], work: &Path) -> Result<()> {
     replace_reflect2(&source)?;
     let what: Vec<_> = programs.iter().map(|name| format!("cmd/{name}")).collect();
     let names = programs.join(", ");
-    shell::say(&format!(
+    shell::progress(&format!(
         "setup: building {names} {VERSION} (five to ten minutes with two cores, once)"
     ));
     let path = std::env::var("PATH").unwrap_or_default();

@@ -46,10 +46,10 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
     let look = || -> Vec<Need> { needs::missing().into_iter().filter(&wanted).collect() };
     let missing = look();
     if missing.is_empty() {
-        shell::say("setup: everything is installed");
+        shell::progress("setup: everything is installed");
         return Ok(());
     }
-    shell::say(&format!("setup: missing here:\n{}", table(&missing)));
+    shell::progress(&format!("setup: missing here:\n{}", table(&missing)));
     let system = System::of_this_machine();
     if !system.is_supported() {
         bail!(by_hand(&system));
@@ -85,7 +85,7 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
             table(&still)
         );
     }
-    shell::say("setup: done");
+    shell::progress("setup: done");
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub fn install_if_missing() -> Result<()> {
         return Ok(());
     }
     let target = shell::static_target();
-    shell::say(&format!("setup: rustup target add {target}"));
+    shell::progress(&format!("setup: rustup target add {target}"));
     shell::run_as_progress(
         Command::new("rustup")
             .current_dir(shell::root())

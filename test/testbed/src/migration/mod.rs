@@ -114,7 +114,7 @@ impl Migration {
 
     /// Moves from eBPF to the chains; returns once the programs are gone and all connections have
     /// continued.
-    pub fn give_back(&mut self) -> Result<()> {
+    pub fn roll_back(&mut self) -> Result<()> {
         self.change("iptables")?;
         ensure!(self.has_chains()?, "no chains: {}", self.agent.log());
         self.count_twice()?;

@@ -16,7 +16,7 @@ const ANSWER: Duration = Duration::from_millis(10);
 /// kubectl's message after timeout(1) has ended the program with SIGTERM.
 const TIMED_OUT: &str = "command terminated with exit code 143";
 
-pub fn tell(stage: &mut Stage) -> Result<()> {
+pub fn run(stage: &mut Stage) -> Result<()> {
     narrate(
         "Pods are in 172.16.0.0/24, their node is 10.1.0.10 in 10.1.0.0/16. The peered network \
          10.2.0.0/16\nknows the way to the node, and none to pods.\n",
@@ -34,7 +34,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
     stage.kubectl("-n kube-system rollout status daemonset/netdp")?;
     stage.kubectl("-n kube-system get pods -o wide")?;
 
-    shell::say("a request, which will wait 2 s in vain");
+    shell::progress("a request, which will wait 2 s in vain");
     time_out(stage, &peered)?;
     curl(pod, &peered)?.expect_time_out(&peered)?;
     seen.row(

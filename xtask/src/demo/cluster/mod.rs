@@ -18,35 +18,35 @@ use xtask::image;
 pub fn run() -> Result<()> {
     check("cargo xtask demo cluster")?;
     let mut times = Times::default();
-    times.take("set-up", setup::run)?;
-    let image = times.take("image", || {
-        shell::say("the image");
+    times.measure("set-up", setup::run)?;
+    let image = times.measure("image", || {
+        shell::progress("the image");
         image::make(image::NAME, &image::target_dir()?)
     })?;
     let start = Instant::now();
-    let cluster = times.take("cluster", || {
-        shell::say(
+    let cluster = times.measure("cluster", || {
+        shell::progress(
             "a cluster of one node: etcd, the control plane, containerd, kubelet, kube-proxy",
         );
         Cluster::start(&[&image.archive])
     })?;
     let mut stage = Stage::new(cluster, image.program)?;
-    times.take("story", || {
+    times.measure("story", || {
         scene("1. a pod, a peered network, and a ConfigMap", || {
-            install::tell(&mut stage)
+            install::run(&mut stage)
         })?;
         scene("2. updates and crashes under load", || {
-            update::tell(&mut stage)
+            update::run(&mut stage)
         })?;
         scene("3. in the place of ip-masq-agent, and back", || {
-            takeover::tell(&mut stage)
+            takeover::run(&mut stage)
         })
     })?;
-    times.take("removal", || {
+    times.measure("removal", || {
         drop(stage);
         Ok(())
     })?;
-    narrate(&format!("\n{}", times.told()));
+    narrate(&format!("\n{}", times.report()));
     end(start);
     Ok(())
 }
@@ -56,19 +56,19 @@ pub fn run() -> Result<()> {
 struct Times(Vec<(&'static str, f32)>);
 
 impl Times {
-    fn take<T>(&mut self, what: &'static str, part: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn measure<T>(&mut self, what: &'static str, part: impl FnOnce() -> Result<T>) -> Result<T> {
         let start = Instant::now();
         let done = part().with_context(|| what.to_owned())?;
         self.0.push((what, start.elapsed().as_secs_f32()));
         Ok(done)
     }
 
-    fn told(&self) -> String {
-        let mut told = "This run:".to_owned();
+    fn report(&self) -> String {
+        let mut text = "This run:".to_owned();
         for (what, seconds) in &self.0 {
-            let _ = write!(told, " {what} {seconds:.1} s;");
+            let _ = write!(text, " {what} {seconds:.1} s;");
         }
-        told + "\nSet-up and the image take that long once, when everything has to be built; \
+        text + "\nSet-up and the image take that long once, when everything has to be built; \
                 the README says how long."
     }
 }

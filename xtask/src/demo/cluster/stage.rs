@@ -55,23 +55,23 @@ impl Stage {
     pub fn kubectl_until(&self, line: &str, wanted: &str) -> Result<String> {
         narrate(&format!("$ kubectl {line}"));
         let what = format!("{wanted:?} from kubectl {line}");
-        let told = wait_some(PATIENCE, &what, || {
-            let told = self.cluster.kubectl(line).ok()?;
-            told.contains(wanted).then_some(told)
+        let text = wait_some(PATIENCE, &what, || {
+            let text = self.cluster.kubectl(line).ok()?;
+            text.contains(wanted).then_some(text)
         })?;
-        show(&told);
-        Ok(told)
+        show(&text);
+        Ok(text)
     }
 
     /// Shows the command with which a user creates the ConfigMap, and creates it.
     pub fn create_config_map(&self) -> Result<()> {
         narrate("$ kubectl create configmap ip-masq-agent --from-file=config -n kube-system");
         let file = self.cluster.dir().join("config");
-        let told = self.cluster.kubectl(&format!(
+        let text = self.cluster.kubectl(&format!(
             "create configmap ip-masq-agent --from-file={} -n kube-system",
             file.display()
         ))?;
-        show(&told);
+        show(&text);
         Ok(())
     }
 
@@ -79,7 +79,7 @@ impl Stage {
     /// `wanted`.
     pub fn netdp_until(&self, argument: &str, wanted: &str) -> Result<()> {
         narrate(&format!("$ netdp {argument}"));
-        let told = wait_some(
+        let text = wait_some(
             PATIENCE,
             &format!("{wanted:?} from netdp {argument}"),
             || {
@@ -87,11 +87,11 @@ impl Stage {
                 netdp
                     .arg(argument)
                     .env("KUBECONFIG", self.cluster.api().admin_kubeconfig());
-                let told = output(&mut netdp).ok()?;
-                told.contains(wanted).then_some(told)
+                let text = output(&mut netdp).ok()?;
+                text.contains(wanted).then_some(text)
             },
         )?;
-        show(&told);
+        show(&text);
         Ok(())
     }
 
@@ -137,8 +137,8 @@ fn typed(line: &str) -> String {
 }
 
 /// Shows the output of a command; of a long one, the last lines.
-pub fn show(told: &str) {
-    let lines: Vec<&str> = told.lines().collect();
+pub fn show(text: &str) {
+    let lines: Vec<&str> = text.lines().collect();
     let from = lines.len().saturating_sub(LINES);
     if from > 0 {
         narrate("   …");

@@ -17,7 +17,7 @@ const CHAIN: &str = "IP-MASQ-AGENT";
 /// The kustomize overlay for the takeover.
 const OVERLAY: &str = "deploy/kustomize/overlays/ip-masq-agent";
 
-pub fn tell(stage: &mut Stage) -> Result<()> {
+pub fn run(stage: &mut Stage) -> Result<()> {
     narrate("netdp goes, as docs/install.md says:\n");
     let datapath = stage.cluster.datapath()?;
     stage.uninstall()?;
@@ -41,7 +41,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
     narrate(&format!(
         "\nnetdp takes over:\n$ kubectl apply -k {OVERLAY}"
     ));
-    shell::say("the takeover, under load");
+    shell::progress("the takeover, under load");
     show(&apply_overlay(stage)?);
     stage.cluster.wait_rollout("ip-masq-agent")?;
     wait_for(PATIENCE, "the chain to be gone", || {
@@ -56,7 +56,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
     narrate(&format!("{opened} connections so far, {lost} lost."));
 
     narrate("\nAnd back:");
-    shell::say("the way back, under load");
+    shell::progress("the way back, under load");
     stage.kubectl(
         "-n kube-system patch daemonset ip-masq-agent --type json --patch \
          [{\"op\":\"add\",\"path\":\"/spec/template/spec/containers/0/args/-\",\

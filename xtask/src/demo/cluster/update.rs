@@ -22,7 +22,7 @@ const STEPS: [Step; 4] = [
     }),
 ];
 
-pub fn tell(stage: &mut Stage) -> Result<()> {
+pub fn run(stage: &mut Stage) -> Result<()> {
     narrate(
         "Both pods have connections to the peered network that stay open, some of them idle, begin \
          new ones without\npause, and ping.\n",
@@ -33,7 +33,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
         .load_style(UTF8_FULL_CONDENSED)
         .set_header(["", "took", "connections so far", "lost"]);
     for (what, step) in STEPS {
-        shell::say(what);
+        shell::progress(what);
         let start = Instant::now();
         step(stage).with_context(|| what.to_owned())?;
         load.step().with_context(|| what.to_owned())?;
