@@ -2,7 +2,8 @@
 //! `netdp-ebpf` supplies the packet bytes and the maps.
 //!
 //! A packet walks [`packet`] → [`nat`] ([`policy`](tables), [`port`], [`conntrack`]) → [`verdict`].
-//! [`spare`] selects the mappings to evict when a port or a table entry is needed.
+//! [`spare`] selects the mappings to evict when a port or a table entry is needed, [`sweep`] those that
+//! the agent ends.
 //!
 //! Terms are those of `docs/glossary.md`.
 
@@ -20,6 +21,7 @@ pub mod share;
 pub mod siphash;
 pub mod slot;
 pub mod spare;
+pub mod sweep;
 pub mod tables;
 pub mod timeouts;
 pub mod tuple;
