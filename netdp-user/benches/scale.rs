@@ -13,7 +13,7 @@ use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, ticks};
 use netdp_common::timeouts::Timeouts;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_user::datapath::{
-    Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, Sweeper, Swept,
+    Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, SweepStats, Sweeper,
 };
 use netdp_user::reconcile::{Change, PolicyRule};
 use nix::sys::resource::{UsageWho, getrusage};
@@ -48,21 +48,23 @@ fn main() -> Result<()> {
     share(&mut sweeper, &rules, "all active a moment ago")?;
     advance(&bpffs, Duration::from_secs(1800))?;
     share(&mut sweeper, &rules, "all silent for half an hour")?;
-    let ending = |what: &str, sweep: &mut dyn FnMut() -> Result<Swept>| {
+    let ending = |what: &str, sweep: &mut dyn FnMut() -> Result<SweepStats>| {
         let (swept, wall, cpu) = timed(sweep)?;
         let ended = swept.expired + swept.address_gone + swept.retired;
         println!("{what}: {ended} ended; {wall:.3?} of time, {cpu:.3?} of CPU");
         anyhow::Ok(())
     };
-    ending("address gone", &mut || sweeper.changed(&self::rules(None)))?;
+    ending("address gone", &mut || {
+        sweeper.run_after_change(&self::rules(None))
+    })?;
     datapath.apply(&Change::SetPolicy(bypass_all()?))?;
     fill(&bpffs, mappings)?;
     let mut cutover = rules.clone();
-    cutover.retire = Some(Duration::ZERO);
-    ending("cutover", &mut || sweeper.changed(&cutover))?;
+    cutover.retire_after = Some(Duration::ZERO);
+    ending("cutover", &mut || sweeper.run_after_change(&cutover))?;
     fill(&bpffs, mappings)?;
     advance(&bpffs, Duration::from_secs(6 * 86_400))?;
-    ending("all over at once", &mut || sweeper.all(&rules))?;
+    ending("all over at once", &mut || sweeper.run_full(&rules))?;
     Ok(())
 }
 
@@ -177,14 +179,14 @@ fn rules(node: Option<[u8; 4]>) -> SweepRules {
     SweepRules {
         timeouts: Timeouts::default(),
         local: node.into_iter().map(IpAddr::from).collect(),
-        retire: None,
+        retire_after: None,
         stop: Arc::default(),
-        grown: Arc::default(),
+        local_addrs_stale: Arc::default(),
     }
 }
 
 fn sweep(sweeper: &mut Sweeper, rules: &SweepRules) -> Result<(Duration, Duration)> {
-    let (_, wall, cpu) = timed(|| sweeper.all(rules))?;
+    let (_, wall, cpu) = timed(|| sweeper.run_full(rules))?;
     Ok((wall, cpu))
 }
 
@@ -193,7 +195,7 @@ fn sweep(sweeper: &mut Sweeper, rules: &SweepRules) -> Result<(Duration, Duratio
 fn share(sweeper: &mut Sweeper, rules: &SweepRules, what: &str) -> Result<()> {
     let (wall, full) = sweep(sweeper, rules)?;
     let interval = sweeper.interval(rules);
-    let (_, _, look) = timed(|| sweeper.recent(rules))?;
+    let (_, _, look) = timed(|| sweeper.scan_new(rules))?;
     let shortest = rules.timeouts.shortest();
     let looks = interval.saturating_sub(1) / shortest;
     let cpu = full + look * u32::try_from(looks)?;
@@ -206,7 +208,7 @@ fn share(sweeper: &mut Sweeper, rules: &SweepRules, what: &str) -> Result<()> {
 }
 
 /// Returns the result, elapsed time, and CPU time.
-fn timed(mut work: impl FnMut() -> Result<Swept>) -> Result<(Swept, Duration, Duration)> {
+fn timed(mut work: impl FnMut() -> Result<SweepStats>) -> Result<(SweepStats, Duration, Duration)> {
     let (start, before) = (Instant::now(), cpu()?);
     let swept = work()?;
     Ok((swept, start.elapsed(), cpu()? - before))

@@ -6,7 +6,7 @@ mod events;
 mod health;
 mod lease;
 
-use crate::pod::NoEbpf;
+use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, Asker, KubeOptions, MapRef, Teller, Trouble, View};
 use anyhow::{Context as _, Result};
 use netdp_common::verdict::DropReason;
@@ -62,7 +62,7 @@ pub(crate) const REFUSALS: [(DropReason, &str, &str); 5] = [
 
 /// The agent's status as published.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct AgentStatus {
     /// Version of this netdp binary.
     pub version: String,
     /// Mode: `ebpf`, `iptables` or `shadow`.
@@ -107,13 +107,13 @@ pub struct Told {
 
 /// Heartbeat of the agent's loop.
 #[derive(Debug)]
-struct Pulse {
+struct Heartbeat {
     start: Instant,
     /// Last heartbeat, in milliseconds after `start`.
     last: AtomicU64,
 }
 
-impl Pulse {
+impl Heartbeat {
     fn age(&self) -> Duration {
         let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
         self.start.elapsed().saturating_sub(last)
@@ -123,8 +123,8 @@ impl Pulse {
 /// The agent's handle of the thread.
 #[derive(Debug)]
 pub struct Control {
-    pulse: Arc<Pulse>,
-    told: watch::Sender<Told>,
+    heartbeat: Arc<Heartbeat>,
+    status: watch::Sender<AgentStatus>,
     view: watch::Receiver<View>,
 }
 
@@ -138,21 +138,21 @@ impl Control {
             return Ok(None);
         }
         let listener = listen.map(listen_on).transpose()?;
-        let pulse = Arc::new(Pulse {
+        let heartbeat = Arc::new(Heartbeat {
             start: Instant::now(),
             last: AtomicU64::new(0),
         });
-        let (told, hears_told) = watch::channel(Told {
+        let (status, status_receiver) = watch::channel(AgentStatus {
             unready: vec!["the agent is starting".into()],
-            ..Told::default()
+            ..AgentStatus::default()
         });
-        let (sees, view) = watch::channel(View::default());
+        let (view_sender, view) = watch::channel(View::default());
         let thread = Thread {
             kube,
             listener,
-            pulse: Arc::clone(&pulse),
-            told: hears_told,
-            sees,
+            heartbeat: Arc::clone(&heartbeat),
+            status: status_receiver,
+            view_sender,
             view: view.clone(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -163,20 +163,24 @@ impl Control {
             .name("netdp-control".into())
             .spawn(move || runtime.block_on(thread.run()))
             .context("starting a thread for the API and probes")?;
-        Ok(Some(Self { pulse, told, view }))
+        Ok(Some(Self {
+            heartbeat,
+            status,
+            view,
+        }))
     }
 
     /// Records a heartbeat of the loop.
-    pub fn beat(&self) {
-        let now = u64::try_from(self.pulse.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.pulse.last.store(now, Ordering::Relaxed);
+    pub fn record_heartbeat(&self) {
+        let now = u64::try_from(self.heartbeat.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heartbeat.last.store(now, Ordering::Relaxed);
     }
 
     /// Publishes the agent's status if it has changed.
-    pub fn tell(&self, told: Told) {
-        self.told.send_if_modified(|old| {
-            let changed = *old != told;
-            *old = told;
+    pub fn publish(&self, status: AgentStatus) {
+        self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
             changed
         });
     }
@@ -205,18 +209,18 @@ fn listen_on(at: SocketAddr) -> Result<TcpListener> {
 struct Thread {
     kube: Option<KubeOptions>,
     listener: Option<TcpListener>,
-    pulse: Arc<Pulse>,
-    told: watch::Receiver<Told>,
-    sees: watch::Sender<View>,
+    heartbeat: Arc<Heartbeat>,
+    status: watch::Receiver<AgentStatus>,
+    view_sender: watch::Sender<View>,
     view: watch::Receiver<View>,
 }
 
 impl Thread {
     async fn run(self) {
-        let health = health::serve(self.listener, self.pulse, self.told.clone());
+        let health = health::serve(self.listener, self.heartbeat, self.status.clone());
         let api = async {
             if let Some(options) = self.kube {
-                follow(options, self.sees, self.view, self.told).await;
+                follow(options, self.view_sender, self.view, self.status).await;
             }
         };
         tokio::join!(health, api);
@@ -226,9 +230,9 @@ impl Thread {
 /// Connects, with any number of retries, then follows the API and publishes the status.
 async fn follow(
     options: KubeOptions,
-    sees: watch::Sender<View>,
+    view_sender: watch::Sender<View>,
     view: watch::Receiver<View>,
-    told: watch::Receiver<Told>,
+    status: watch::Receiver<AgentStatus>,
 ) {
     const PAUSE: Duration = Duration::from_secs(5);
     let teller = Arc::new(Teller::default());
@@ -239,7 +243,7 @@ async fn follow(
                 let trouble = Trouble::new(format!("{error:#}"));
                 teller.trouble(Asker::Client, &trouble);
                 let problem = Some(trouble.text);
-                sees.send_if_modified(|view| {
+                view_sender.send_if_modified(|view| {
                     let changed = view.problem != problem;
                     view.problem = problem;
                     changed
@@ -250,8 +254,8 @@ async fn follow(
     };
     teller.well(Asker::Client);
     tokio::join!(
-        kube::follow(client.clone(), &options, sees, Arc::clone(&teller)),
-        events::publish(client.clone(), &options, told.clone(), &teller),
-        lease::keep(client, &options, told, view, &teller),
+        kube::follow(client.clone(), &options, view_sender, Arc::clone(&teller)),
+        events::publish(client.clone(), &options, status.clone(), &teller),
+        lease::keep(client, &options, status, view, &teller),
     );
 }

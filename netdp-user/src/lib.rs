@@ -1,31 +1,36 @@
 //! Library of netdp's agent and command line.
 //!
-//! A configuration change passes through [`sources`] → [`config`] → [`reconcile`] → [`datapath`];
-//! [`uplinks`] supplies the state of the node's network. [`agent`] runs the event loop.
+//! A configuration change passes through [`sources`] → `config` → [`reconcile`] → [`datapath`];
+//! [`uplinks`] supplies the state of the node's network. `agent` runs the event loop.
+//!
+//! Public are the command line and what tests and benchmarks of other crates use.
 
-pub mod agent;
 pub mod cli;
-pub mod config;
 pub mod conntrack;
-pub mod control;
 pub mod datapath;
-pub mod fleet;
-pub mod foreign;
-pub mod iptables;
-pub mod limits;
-pub mod misspelling;
 pub mod node;
-pub mod pod;
-pub mod prefixes;
-pub mod private;
-pub mod programs;
 pub mod reconcile;
-pub mod report;
-pub mod rights;
-pub mod rollback;
-pub mod shadow;
 pub mod sources;
-pub mod state_dir;
 pub mod terminal;
-pub mod time;
 pub mod uplinks;
+
+mod agent;
+mod config;
+mod control;
+mod fleet;
+mod foreign;
+mod iptables;
+mod limits;
+mod misspelling;
+mod mounts;
+mod pod;
+mod prefixes;
+mod private;
+mod programs;
+mod report;
+mod requirements;
+mod rights;
+mod rollback;
+mod shadow;
+mod state_dir;
+mod time;

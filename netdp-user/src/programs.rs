@@ -28,10 +28,10 @@ pub const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Limit of standard output, in bytes: enough for the rules of some hundred thousand endpoints.
-const OUTPUT: u64 = 64 << 20;
+const OUTPUT_LIMIT: u64 = 64 << 20;
 
 /// Limit of standard error, in bytes.
-const COMPLAINTS: u64 = 64 << 10;
+const ERRORS_LIMIT: u64 = 64 << 10;
 
 /// Environment variable that is passed on: the path of the lock of the iptables-legacy programs.
 const LOCK_FILE: &str = "XTABLES_LOCKFILE";
@@ -52,12 +52,12 @@ struct Running {
     groups: BTreeSet<Pid>,
 }
 
-static PLACES: OnceLock<Vec<PathBuf>> = OnceLock::new();
+static SEARCH_PATH: OnceLock<Vec<PathBuf>> = OnceLock::new();
 
 /// Sets the directories to search from now on. Only the first call has an effect.
-pub fn look_in(directories: Vec<PathBuf>) {
+pub fn set_search_path(directories: Vec<PathBuf>) {
     // A second call comes from a test in this process.
-    let _ = PLACES.set(directories);
+    let _ = SEARCH_PATH.set(directories);
 }
 
 fn running() -> MutexGuard<'static, Running> {
@@ -99,7 +99,7 @@ pub struct Printed {
     /// Text written to standard output.
     pub output: String,
     /// Text written to standard error.
-    pub complaints: String,
+    pub errors: String,
 }
 
 /// Returns the error of a missing program, of the kind [`ErrorKind::NotFound`].
@@ -112,8 +112,8 @@ pub fn absent(message: String) -> anyhow::Error {
 /// # Errors
 /// Returns an error if the program could have been created or changed by a user other than root.
 pub fn find(name: &str) -> Result<Option<Program>> {
-    match PLACES.get() {
-        Some(places) => find_in(places, name),
+    match SEARCH_PATH.get() {
+        Some(directories) => find_in(directories, name),
         None => find_in(&DIRECTORIES.map(PathBuf::from), name),
     }
 }
@@ -134,12 +134,12 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
 
 /// Checks that only root can change the program, its link target, and the directories above both.
 fn check(path: &Path) -> Result<()> {
-    let looking_at = |path: &Path| format!("looking at {}", path.display());
-    let real = path.canonicalize().with_context(|| looking_at(path))?;
+    let context = |path: &Path| format!("looking at {}", path.display());
+    let real = path.canonicalize().with_context(|| context(path))?;
     let parent = path.parent().context("it has no directory")?;
-    let above = parent.canonicalize().with_context(|| looking_at(parent))?;
+    let above = parent.canonicalize().with_context(|| context(parent))?;
     for path in real.ancestors().chain(above.ancestors()) {
-        let about = fs::metadata(path).with_context(|| looking_at(path))?;
+        let about = fs::metadata(path).with_context(|| context(path))?;
         let by_group = about.mode() & 0o020 != 0 && about.gid() != 0;
         ensure!(
             about.uid() == 0 && about.mode() & 0o002 == 0 && !by_group,
@@ -150,7 +150,7 @@ fn check(path: &Path) -> Result<()> {
             about.mode() & 0o7777
         );
     }
-    let about = fs::metadata(&real).with_context(|| looking_at(&real))?;
+    let about = fs::metadata(&real).with_context(|| context(&real))?;
     ensure!(
         about.is_file() && about.mode() & 0o111 != 0,
         "{} is no program",
@@ -166,7 +166,7 @@ impl Program {
     /// Returns an error if the program cannot be started, exceeds the time or output limit, or
     /// fails.
     pub fn run(&self, arguments: &[&str], input: &str) -> Result<Printed> {
-        self.run_for(arguments, input, PATIENCE, OUTPUT)
+        self.run_for(arguments, input, PATIENCE, OUTPUT_LIMIT)
             .with_context(|| format!("{} {}", self.0.display(), arguments.join(" ")))
     }
 
@@ -219,13 +219,13 @@ impl Program {
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (ended, end) = channel();
-        let (in_time, output, complaints) = std::thread::scope(|scope| {
+        let (in_time, output, errors) = std::thread::scope(|scope| {
             scope.spawn(move || {
                 // If the program exits early, its exit status gives the reason.
                 stdin.map(|mut stdin| stdin.write_all(input.as_bytes()))
             });
             let output = scope.spawn(|| read(stdout, most));
-            let complaints = scope.spawn(|| read(stderr, COMPLAINTS));
+            let errors = scope.spawn(|| read(stderr, ERRORS_LIMIT));
             scope.spawn(move || {
                 // It stays a zombie, so that its process id is not reused in the meantime.
                 let _ = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
@@ -234,7 +234,7 @@ impl Program {
             let in_time = end.recv_timeout(patience).is_ok();
             // No child process is left behind that would hold the pipes open.
             let _ = killpg(pid, Signal::SIGKILL);
-            (in_time, output.join(), complaints.join())
+            (in_time, output.join(), errors.join())
         });
         let ended = {
             let mut running = running();
@@ -253,15 +253,15 @@ impl Program {
         );
         let gone = |_| anyhow!("reading what it prints");
         let output = output.map_err(gone)?.context("reading what it prints")?;
-        let complaints = complaints.map_err(gone)?.context("reading what it says")?;
+        let errors = errors.map_err(gone)?.context("reading what it says")?;
         let Some(output) = output else {
             bail!("it prints more than {} MiB", most >> 20);
         };
         let printed = Printed {
             output,
-            complaints: one_line(&complaints.unwrap_or_default()),
+            errors: one_line(&errors.unwrap_or_default()),
         };
-        ensure!(status.success(), "{status}: {}", printed.complaints);
+        ensure!(status.success(), "{status}: {}", printed.errors);
         Ok(printed)
     }
 }
@@ -277,8 +277,8 @@ fn read(pipe: Option<impl Read>, most: u64) -> std::io::Result<Option<String>> {
 }
 
 /// Joins the output of a program to one line for a message.
-fn one_line(told: &str) -> String {
-    let lines: Vec<_> = told.lines().map(str::trim).collect();
+fn one_line(text: &str) -> String {
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
     lines.join("; ")
 }
 
@@ -367,11 +367,11 @@ mod tests {
             .filter_map(|line| Some(line.split_once('=')?.0))
             .collect();
         assert_eq!(names, ["LC_ALL", "PATH", "PWD"], "{printed:?}");
-        assert_eq!(printed.complaints, "1");
+        assert_eq!(printed.errors, "1");
     }
 
     #[test]
-    fn it_gets_its_input_and_its_failure_is_told() {
+    fn it_gets_its_input_and_its_failure_is_reported() {
         let dir = directory();
         let program = script(dir.path(), "cat; echo a; echo b >&2; exit $1");
         assert_eq!(program.run(&["0"], "in\n").unwrap().output, "in\na\n");

@@ -70,9 +70,9 @@ impl Rollback {
         chains.prepare(config)?;
         let mut maps = Maps::open(bpffs)?;
         let before = maps.settings()?;
-        let given = Self::hand_over(&mut maps, chains, config);
-        maps.set_ports_of(&before)?;
-        log::info!("{} mappings are netfilter's now", given?);
+        let handed_over = Self::hand_over(&mut maps, chains, config);
+        maps.restore_ports(&before)?;
+        log::info!("{} mappings are netfilter's now", handed_over?);
         let reports = chains.apply(config);
         let rollback = Self {
             bpffs: bpffs.to_owned(),
@@ -86,20 +86,20 @@ impl Rollback {
     /// connections, and netfilter does not know the datapath's wire tuples: the two use disjoint
     /// ports.
     fn hand_over(maps: &mut Maps, chains: &mut Chains, config: &Config) -> Result<usize> {
-        let (ours, netfilters) = apart(&chains.ports().ranges);
-        maps.open_within(&ours)?;
-        let given = give_all(maps)?;
+        let (ours, netfilters) = split_port_ranges(&chains.ports().ranges);
+        maps.restrict_ports(&ours)?;
+        let handed_over = hand_over_all(maps)?;
         chains.apply_within(config, &netfilters);
         // Mappings made before the jump to the chains.
-        Ok(given + give_all(maps)?)
+        Ok(handed_over + hand_over_all(maps)?)
     }
 
     /// Returns the number of mappings that the datapath still serves.
     ///
     /// # Errors
     /// Returns an error if the maps cannot be read.
-    pub fn left(&self) -> Result<usize> {
-        self.maps.lingering(SILENCE)
+    pub fn still_active(&self) -> Result<usize> {
+        self.maps.still_active(SILENCE)
     }
 
     /// Removes the datapath once nothing needs it any more or the time is up, together with the
@@ -109,7 +109,7 @@ impl Rollback {
     /// # Errors
     /// Returns an error if the maps cannot be read or the programs cannot be detached.
     pub fn finish(&self) -> Result<Option<Vec<String>>> {
-        if self.left()? > 0 && Instant::now() < self.until {
+        if self.still_active()? > 0 && Instant::now() < self.until {
             return Ok(None);
         }
         let mut removed = datapath::detach(&self.bpffs)?;
@@ -127,7 +127,7 @@ type Ranges = Vec<(u16, u16)>;
 
 /// Splits the ports in `ranges`, or all unprivileged ports if there are none, into the upper half
 /// and the rest.
-fn apart(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
+fn split_port_ranges(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
     let all = if ranges.is_empty() {
         &[(1024, u16::MAX)]
     } else {
@@ -155,45 +155,51 @@ fn apart(ranges: &[(u16, u16)]) -> (Ranges, Ranges) {
     (high, low)
 }
 
-fn give_all(maps: &mut Maps) -> Result<usize> {
+fn hand_over_all(maps: &mut Maps) -> Result<usize> {
     let mut conntrack = Conntrack::open()?;
-    let mut given = 0;
-    for handover in maps.handovers()? {
-        if give(maps, &mut conntrack, &handover)? {
-            given += 1;
+    let mut handed_over = 0;
+    for handover in maps.pending_handovers()? {
+        if hand_over_one(maps, &mut conntrack, &handover)? {
+            handed_over += 1;
         }
     }
-    Ok(given)
+    Ok(handed_over)
 }
 
 /// Hands a mapping over and reports whether netfilter accepted it. In this order, packets that
 /// netfilter translates early may leave, and their replies stay with the datapath until netfilter
 /// surely handles them.
-fn give(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Result<bool> {
-    maps.hand(handover)?;
+fn hand_over_one(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Result<bool> {
+    maps.begin_handover(handover)?;
     if let Err(err) = conntrack.replace(&handover.flow) {
         log::debug!("netfilter does not take {:?}: {err:#}", handover.flow);
-        maps.take_back(handover)?;
+        maps.abort_handover(handover)?;
         return Ok(false);
     }
-    maps.give_up(handover)?;
+    maps.complete_handover(handover)?;
     Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::apart;
+    use super::split_port_ranges;
 
     #[test]
     fn ports_are_split_in_halves() {
         let high_low = |high: &[(u16, u16)], low: &[(u16, u16)]| (high.to_vec(), low.to_vec());
-        assert_eq!(apart(&[]), high_low(&[(33_280, 65_535)], &[(1024, 33_279)]));
         assert_eq!(
-            apart(&[(1, 2), (10, 13), (20, 21)]),
+            split_port_ranges(&[]),
+            high_low(&[(33_280, 65_535)], &[(1024, 33_279)])
+        );
+        assert_eq!(
+            split_port_ranges(&[(1, 2), (10, 13), (20, 21)]),
             high_low(&[(12, 13), (20, 21)], &[(1, 2), (10, 11)])
         );
-        assert_eq!(apart(&[(1, 4), (7, 10)]), high_low(&[(7, 10)], &[(1, 4)]));
-        assert_eq!(apart(&[(1, 3)]), high_low(&[(3, 3)], &[(1, 2)]));
-        assert_eq!(apart(&[(9, 9)]), high_low(&[(9, 9)], &[(9, 9)]));
+        assert_eq!(
+            split_port_ranges(&[(1, 4), (7, 10)]),
+            high_low(&[(7, 10)], &[(1, 4)])
+        );
+        assert_eq!(split_port_ranges(&[(1, 3)]), high_low(&[(3, 3)], &[(1, 2)]));
+        assert_eq!(split_port_ranges(&[(9, 9)]), high_low(&[(9, 9)], &[(9, 9)]));
     }
 }

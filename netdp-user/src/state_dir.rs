@@ -69,7 +69,7 @@ pub fn default_path() -> PathBuf {
 }
 
 /// Logs that the state ends with the pod, if it does.
-pub fn tell_of_memory(path: &Path) {
+pub fn log_if_in_memory(path: &Path) {
     if path == Path::new(IN_MEMORY) {
         log::info!(
             "{DEFAULT} can only be read: the state is kept in {IN_MEMORY}, as long as the pod lives"
@@ -115,7 +115,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Returns an error as [`lock`](Self::lock) does.
-    pub fn lock_soon(&self) -> Result<Option<Lock>> {
+    pub fn lock_with_retries(&self) -> Result<Option<Lock>> {
         for _ in 0..TRIES {
             if let Some(lock) = self.lock()? {
                 return Ok(Some(lock));
@@ -126,8 +126,8 @@ impl StateDir {
     }
 
     /// Returns the process that holds the lock, if any.
-    pub fn owner(&self) -> Option<u32> {
-        lock::owner(&self.file(LOCK))
+    pub fn lock_holder(&self) -> Option<u32> {
+        lock::holder_of(&self.file(LOCK))
     }
 
     /// Reads the node's secret, or generates one.
@@ -185,7 +185,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Returns an error if the file exists and cannot be read.
-    pub fn read_if_there(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    pub fn read_optional(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.file(name);
         match private::read(&path) {
             Ok(bytes) => Ok(Some(bytes)),
@@ -282,13 +282,13 @@ mod tests {
     fn the_lock_is_held_once_and_freed() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        assert_eq!(state.owner(), None);
+        assert_eq!(state.lock_holder(), None);
         let lock = state.lock().unwrap();
         assert!(lock.is_some());
         assert!(state.lock().unwrap().is_none());
-        assert_eq!(state.owner(), Some(std::process::id()));
+        assert_eq!(state.lock_holder(), Some(std::process::id()));
         drop(lock);
-        assert_eq!(state.owner(), None);
+        assert_eq!(state.lock_holder(), None);
         assert!(state.lock().unwrap().is_some());
     }
 

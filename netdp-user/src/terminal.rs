@@ -6,21 +6,21 @@ use std::fmt::Write as _;
 
 /// Returns a text as one line in which characters that control a terminal are escaped. Idempotent.
 pub fn line(text: &str) -> Cow<'_, str> {
-    escape(text, is_steering)
+    escape(text, is_control_char)
 }
 
 /// Returns a text of several lines with the same characters escaped.
 pub fn lines(text: &str) -> Cow<'_, str> {
-    escape(text, |c| c != '\n' && is_steering(c))
+    escape(text, |c| c != '\n' && is_control_char(c))
 }
 
-fn escape(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if !text.contains(&is_meant) {
+fn escape(text: &str, must_escape: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&must_escape) {
         return Cow::Borrowed(text);
     }
     let mut escaped = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if is_meant(c) {
+        if must_escape(c) {
             // Writing to a String cannot fail.
             let _ = write!(escaped, "{}", c.escape_unicode());
         } else {
@@ -31,7 +31,7 @@ fn escape(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
 }
 
 /// Reports control characters, line separators and characters that change the text direction.
-fn is_steering(c: char) -> bool {
+fn is_control_char(c: char) -> bool {
     c.is_control()
         || matches!(
             c,
@@ -43,16 +43,16 @@ fn is_steering(c: char) -> bool {
 ///
 /// # Errors
 /// Returns an error if the value cannot be represented in JSON.
-pub fn each<T>(value: &T) -> serde_json::Result<T>
+pub fn sanitize<T>(value: &T) -> serde_json::Result<T>
 where
     T: serde::Serialize + serde::de::DeserializeOwned,
 {
     let mut value = serde_json::to_value(value)?;
-    clean(&mut value);
+    sanitize_value(&mut value);
     serde_json::from_value(value)
 }
 
-fn clean(value: &mut serde_json::Value) {
+fn sanitize_value(value: &mut serde_json::Value) {
     use serde_json::Value::{Array, Object, String};
     match value {
         String(text) => {
@@ -60,15 +60,15 @@ fn clean(value: &mut serde_json::Value) {
                 *text = escaped;
             }
         }
-        Array(values) => values.iter_mut().for_each(clean),
-        Object(fields) => fields.values_mut().for_each(clean),
+        Array(values) => values.iter_mut().for_each(sanitize_value),
+        Object(fields) => fields.values_mut().for_each(sanitize_value),
         _ => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{each, line, lines};
+    use super::{line, lines, sanitize};
 
     #[test]
     fn what_steers_is_written_out_and_the_rest_stays() {
@@ -78,6 +78,6 @@ mod tests {
         assert_eq!(lines("a\nb\t"), "a\nb\\u{9}");
         assert_eq!(line(&line("\n")), line("\n"));
         let names = vec!["a\n".to_owned(), "b".to_owned()];
-        assert_eq!(each(&names).unwrap(), ["a\\u{a}", "b"]);
+        assert_eq!(sanitize(&names).unwrap(), ["a\\u{a}", "b"]);
     }
 }

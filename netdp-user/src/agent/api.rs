@@ -1,7 +1,7 @@
 //! The Kubernetes API as a source of the configuration.
 
 use super::Agent;
-use super::configuration::Source;
+use super::in_force::Source;
 use crate::config::{Diagnostic, Document, Rejected};
 use crate::control::Control;
 use crate::sources::file;
@@ -16,28 +16,28 @@ const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
 /// State of the API as a source.
 #[derive(Debug, Default)]
-pub(super) struct Followed {
+pub(super) struct ApiState {
     on: bool,
     view: View,
     /// Documents that an earlier agent received, until this one has received its own.
-    remembered: Option<Vec<Document>>,
+    recalled: Option<Vec<Document>>,
     /// Number of documents of the last read that come from the API.
     documents: usize,
     /// Files that were ignored in favour of the API, as logged.
-    left_out: Vec<String>,
+    ignored_files: Vec<String>,
 }
 
-impl Followed {
+impl ApiState {
     pub(super) fn new(on: bool, state_dir: &StateDir) -> Self {
         Self {
             on,
-            remembered: on.then(|| state_dir.last_api()).flatten(),
+            recalled: on.then(|| state_dir.last_api()).flatten(),
             ..Self::default()
         }
     }
 
     /// Returns the sources of the configuration in force, which has `all` documents, in words.
-    pub(super) fn name_of(&self, all: usize) -> String {
+    pub(super) fn describe_sources(&self, all: usize) -> String {
         match (self.on, all, self.documents) {
             (false, 0, _) => "defaults (no file)".into(),
             (true, 0, _) => "defaults (no ConfigMap, no file)".into(),
@@ -49,7 +49,7 @@ impl Followed {
 
     /// Returns why the policy in force may not be the desired one, if so.
     pub(super) fn unready(&self, required: bool, files: usize) -> Option<String> {
-        let known = self.view.maps.is_some() || self.remembered.is_some();
+        let known = self.view.maps.is_some() || self.recalled.is_some();
         // In a cluster that grants the agent no permissions, files are the only source.
         let enough = !required && (self.view.refused || files > 0);
         if !self.on || known || enough {
@@ -63,7 +63,7 @@ impl Followed {
 
     /// Returns the state of the API for `netdp status`.
     pub(super) fn state(&self) -> Option<String> {
-        let kept = match (&self.view.maps, &self.remembered) {
+        let kept = match (&self.view.maps, &self.recalled) {
             (Some(_), _) => "what it said last stays in force",
             (None, Some(_)) => "what it said to an earlier agent is in force",
             (None, None) => "it has not said anything yet",
@@ -77,8 +77,8 @@ impl Followed {
     }
 
     /// Reports whether the API takes precedence over this file.
-    pub(super) fn counts_for(&self, file: &String) -> bool {
-        self.left_out.contains(file)
+    pub(super) fn takes_precedence_over(&self, file: &String) -> bool {
+        self.ignored_files.contains(file)
     }
 
     /// Returns the ConfigMaps of the view, for Events.
@@ -100,14 +100,14 @@ impl Agent {
     /// Waits up to [`FIRST_ANSWER`] for the API before the first configuration, unless documents of
     /// an earlier agent are available.
     pub(super) async fn await_api(&mut self) {
-        if !self.api.on || self.api.remembered.is_some() {
+        if !self.api.on || self.api.recalled.is_some() {
             return;
         }
         log::info!("asking the Kubernetes API for the configuration");
         let answered = async {
             loop {
                 changed(&mut self.control).await;
-                self.see_api();
+                self.sync_api();
                 let view = &self.api.view;
                 let node = self.options.kube.as_ref().is_none_or(|kube| {
                     kube.node_name.is_none() || view.node.is_some() || view.problem.is_some()
@@ -127,7 +127,7 @@ impl Agent {
 
     /// Takes over the current view of the API. Returns whether the ConfigMaps and whether the Node
     /// differ.
-    fn see_api(&mut self) -> (bool, bool) {
+    fn sync_api(&mut self) -> (bool, bool) {
         let Some(control) = &mut self.control else {
             return (false, false);
         };
@@ -136,7 +136,7 @@ impl Agent {
         let node = view.node != self.api.view.node;
         self.api.view = view;
         if self.api.view.maps.is_some() {
-            self.api.remembered = None;
+            self.api.recalled = None;
         }
         if let Some(facts) = self.api.view.node.as_ref().filter(|_| node) {
             if self.options.node_addrs.is_empty() {
@@ -153,7 +153,7 @@ impl Agent {
     /// Handles a change of the view of the API.
     pub(super) fn api_changed(&mut self) {
         let before = self.api.state();
-        let (maps, node) = self.see_api();
+        let (maps, node) = self.sync_api();
         if maps || node || self.in_force.source != Source::Sources {
             self.reload();
         }
@@ -163,7 +163,7 @@ impl Agent {
         if before != self.api.state() {
             self.save_report();
         }
-        self.tell();
+        self.publish_status();
     }
 
     /// Adds the API's documents to those of files, and removes files that are volumes of the same
@@ -172,7 +172,7 @@ impl Agent {
     ///
     /// # Errors
     /// Returns an error if a ConfigMap has a key whose content is not text.
-    pub(super) fn add_api(
+    pub(super) fn add_api_documents(
         &mut self,
         documents: &mut Vec<Document>,
     ) -> Result<Vec<Diagnostic>, Rejected> {
@@ -180,42 +180,45 @@ impl Agent {
             return Ok(Vec::new());
         };
         let maps = self.api.view.maps.as_deref().unwrap_or_default();
-        let said = |name: &str| {
+        let has_documents = |name: &str| {
             maps.iter()
                 .any(|map| map.map.name == name && !map.documents.is_empty())
         };
-        let (main, nat) = (said(&kube.config_map), said(NAT_RULES_MAP));
-        let mut left_out = Vec::new();
+        let (main, nat) = (
+            has_documents(&kube.config_map),
+            has_documents(NAT_RULES_MAP),
+        );
+        let mut ignored_files = Vec::new();
         documents.retain(|document| {
             let path = Path::new(&document.name);
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let same = (main && (name == "config" || name == kube.config_map.as_str()))
                 || (nat && name == "nat.rules");
-            let doubled = same && file::is_in_volume(path);
-            if doubled {
-                left_out.push(document.name.clone());
+            let is_duplicate = same && file::is_in_volume(path);
+            if is_duplicate {
+                ignored_files.push(document.name.clone());
             }
-            !doubled
+            !is_duplicate
         });
-        for name in &left_out {
-            if !self.api.left_out.contains(name) {
+        for name in &ignored_files {
+            if !self.api.ignored_files.contains(name) {
                 log::info!("{name} is a volume of a ConfigMap that the API has: the API counts");
             }
         }
-        self.api.left_out = left_out;
+        self.api.ignored_files = ignored_files;
         let errors: Vec<_> = maps.iter().flat_map(|map| map.errors.clone()).collect();
         if !errors.is_empty() {
             return Err(Rejected { errors });
         }
         let files = documents.len();
-        documents.extend(self.api.remembered.iter().flatten().cloned());
+        documents.extend(self.api.recalled.iter().flatten().cloned());
         documents.extend(maps.iter().flat_map(|map| map.documents.iter().cloned()));
         self.api.documents = documents.len() - files;
         Ok(maps.iter().flat_map(|map| map.warnings.clone()).collect())
     }
 
     /// Saves the API's documents for the next agent, after a configuration was accepted.
-    pub(super) fn remember_api(&self) {
+    pub(super) fn save_api_documents(&self) {
         let Some(maps) = &self.api.view.maps else {
             return;
         };

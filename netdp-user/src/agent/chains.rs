@@ -11,7 +11,7 @@ impl Agent {
     pub(super) fn on_iptables(&mut self, event: IptablesEvent) {
         match event {
             IptablesEvent::Written(written) => {
-                self.foreign.rules_took(written.took);
+                self.foreign.record_duration(written.took);
                 // Otherwise the chains of a newer configuration are being written already.
                 if !(self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
                     self.accept_deferred();
@@ -33,7 +33,7 @@ impl Agent {
     /// # Errors
     /// Returns an error if programs of an earlier agent are in force and their mappings cannot be
     /// handed over.
-    pub(super) fn give_back(&mut self) -> Result<bool> {
+    pub(super) fn begin_rollback(&mut self) -> Result<bool> {
         let options = &self.options;
         let Some(iptables) = self.engine.as_iptables_mut() else {
             return Ok(false);
@@ -42,16 +42,16 @@ impl Agent {
             return Ok(false);
         }
         let reports = iptables
-            .give_back(&options.bpffs, &self.config, options.grace)
+            .begin_rollback(&options.bpffs, &self.config, options.grace)
             .context("giving the mappings to netfilter")?;
         self.accept_chains(reports);
         self.finish_rollback();
         Ok(true)
     }
 
-    /// At the start, before the first writing: has `netdp detach` and the next agent know of the chains,
+    /// At the start, before the first write: records the chains for `netdp detach` and the next agent,
     /// however this agent ends.
-    pub(super) fn remember_chains(&mut self) {
+    pub(super) fn save_planned_chains(&mut self) {
         let Some(iptables) = self.engine.as_iptables() else {
             return;
         };
@@ -64,7 +64,7 @@ impl Agent {
     }
 
     /// At the start: waits until the chains have been written for the first time.
-    pub(super) async fn first_chains(&mut self) {
+    pub(super) async fn await_first_chains(&mut self) {
         while (self.engine.as_iptables()).is_some_and(Iptables::is_writing) {
             if let Ok(Event::Iptables(event)) = self.engine.next().await {
                 self.on_iptables(event);
@@ -84,7 +84,7 @@ impl Agent {
             }
         }
         iptables.set_reports(reports);
-        self.look_for_addresses();
+        self.check_addresses();
         self.save_report();
         self.update_ready();
     }

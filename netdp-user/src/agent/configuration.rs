@@ -1,64 +1,15 @@
 //! The configuration in force, and the log lines about it.
 
 use super::Agent;
-use super::memory::PolicyCount;
-use super::network::Applied;
-use super::reload::{Read, Reload, judge, lines, names};
+use super::in_force::{Deferred, InForce, Source};
+use super::network::ApplyOutcome;
+use super::reload::{Read, Reload, decide, lines, names};
 use crate::config::{self, Document};
 use crate::sources::file;
 use crate::time::now;
 
 /// Limit of logged warnings about one configuration: a long list may have one for each entry.
 const MAX_LOGGED: usize = 20;
-
-/// Source of the configuration in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// Files and, if it is followed, the Kubernetes API: the desired configuration.
-    Sources,
-    Defaults,
-    LastGood,
-}
-
-/// The configuration in force, and the state of its sources.
-#[derive(Debug)]
-pub(super) struct InForce {
-    /// Source of the configuration.
-    pub source: Source,
-    /// Its source, in words.
-    pub source_name: String,
-    /// Names of the documents that were read.
-    pub files: Vec<String>,
-    /// Hash, generation and time of its policy.
-    pub policy: PolicyCount,
-    /// Warnings about the configuration.
-    pub warnings: Vec<String>,
-    /// Reasons why the current documents were rejected.
-    pub rejected: Vec<String>,
-}
-
-/// A configuration to accept once the chains have been written.
-#[derive(Debug)]
-pub(super) struct Deferred {
-    documents: Vec<Document>,
-    warnings: Vec<config::Diagnostic>,
-    notes: Vec<config::Diagnostic>,
-}
-
-impl InForce {
-    /// Returns the state before the first configuration, continuing the count of an earlier agent's
-    /// policies.
-    pub(super) const fn after(policy: PolicyCount) -> Self {
-        Self {
-            source: Source::Defaults,
-            source_name: String::new(),
-            files: Vec::new(),
-            policy,
-            warnings: Vec::new(),
-            rejected: Vec::new(),
-        }
-    }
-}
 
 impl Agent {
     /// Chooses the configuration at the start: the sources; if they are invalid, the policy of an
@@ -67,7 +18,7 @@ impl Agent {
         match self.read() {
             Ok((documents, loaded)) => self.accept(documents, loaded, Source::Sources),
             Err(rejected) => {
-                self.reject(&rejected);
+                self.log_errors(&rejected);
                 let last_good = self
                     .state_dir
                     .last_good()
@@ -106,7 +57,7 @@ impl Agent {
     fn read(&mut self) -> Read {
         let mut documents = file::read(&self.options.config_paths)?;
         documents.extend(self.options.targets.clone());
-        let warnings = self.add_api(&mut documents)?;
+        let warnings = self.add_api_documents(&mut documents)?;
         let mut loaded = self.load(&documents)?;
         loaded.warnings.extend(warnings);
         Ok((documents, loaded))
@@ -119,32 +70,32 @@ impl Agent {
 
     /// Reads the sources again; an invalid configuration changes nothing.
     pub(super) fn reload(&mut self) {
-        match judge(self.read(), &self.config, &self.in_force) {
+        match decide(self.read(), &self.config, &self.in_force) {
             Reload::Unchanged | Reload::RejectedBefore => {}
             Reload::Accept {
                 documents,
                 loaded,
-                mended,
+                recovered,
             } => {
-                if mended {
+                if recovered {
                     log::info!("the configuration is good again");
                 }
-                self.take(documents, loaded);
+                self.put_in_force(documents, loaded);
             }
             Reload::Reject(rejected) => {
-                self.reject(&rejected);
+                self.log_errors(&rejected);
                 log::error!("the configuration is bad: what was in force stays");
                 self.in_force.rejected = lines(&rejected.errors);
-                self.told.another_config(Vec::new());
+                self.publisher.record_config(Vec::new());
                 self.save_report();
-                self.tell();
+                self.publish_status();
             }
         }
     }
 
     /// Puts a configuration in force. In iptables mode it is accepted once the chains have been
     /// written.
-    fn take(&mut self, documents: Vec<Document>, loaded: config::Loaded) {
+    fn put_in_force(&mut self, documents: Vec<Document>, loaded: config::Loaded) {
         let config::Loaded {
             config,
             warnings,
@@ -154,7 +105,7 @@ impl Agent {
         self.selection.masqueraded = self.config.masqueraded();
         let applied = self.apply();
         drop(before);
-        if let Applied::Chains = applied {
+        if let ApplyOutcome::Chains = applied {
             self.in_force.rejected.clear();
             self.deferred = Some(Deferred {
                 documents,
@@ -162,9 +113,9 @@ impl Agent {
                 notes,
             });
         } else {
-            self.accepted(documents, &warnings, &notes, Source::Sources);
+            self.record_accepted(documents, &warnings, &notes, Source::Sources);
         }
-        self.applied(applied);
+        self.after_apply(applied);
     }
 
     /// Accepts the deferred configuration: the chains have been written.
@@ -179,11 +130,11 @@ impl Agent {
             warnings,
             notes,
         } = deferred;
-        self.accepted(documents, &warnings, &notes, Source::Sources);
+        self.record_accepted(documents, &warnings, &notes, Source::Sources);
         self.in_force.rejected = rejected;
     }
 
-    fn reject(&self, rejected: &config::Rejected) {
+    fn log_errors(&self, rejected: &config::Rejected) {
         for error in &rejected.errors {
             log::error!("{error}");
         }
@@ -193,11 +144,11 @@ impl Agent {
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
         self.config = loaded.config;
         self.selection.masqueraded = self.config.masqueraded();
-        self.accepted(documents, &loaded.warnings, &loaded.notes, source);
+        self.record_accepted(documents, &loaded.warnings, &loaded.notes, source);
     }
 
     /// Logs and records an accepted configuration.
-    fn accepted(
+    fn record_accepted(
         &mut self,
         documents: Vec<Document>,
         warnings: &[config::Diagnostic],
@@ -228,18 +179,19 @@ impl Agent {
             log::warn!("{err:#}");
         }
         if source == Source::Sources {
-            self.remember_api();
+            self.save_api_documents();
         }
         let before = &self.in_force;
         let policy = before.policy.followed_by(self.config.hash(), now());
         let files = names(&documents);
         let source_name = self.name_source(source, &documents);
-        let is_gone = |name: &&String| !files.contains(name) && !self.api.counts_for(name);
+        let is_gone =
+            |name: &&String| !files.contains(name) && !self.api.takes_precedence_over(name);
         let gone: Vec<_> = before.files.iter().filter(is_gone).cloned().collect();
         for name in &gone {
             log::warn!("{name} is gone: what is in force is from {source_name}");
         }
-        self.told.another_config(gone);
+        self.publisher.record_config(gone);
         self.in_force = InForce {
             source,
             source_name,
@@ -254,7 +206,7 @@ impl Agent {
         match source {
             Source::Defaults => "defaults".into(),
             Source::LastGood => "last good".into(),
-            Source::Sources => self.api.name_of(documents.len()),
+            Source::Sources => self.api.describe_sources(documents.len()),
         }
     }
 }

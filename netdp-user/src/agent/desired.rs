@@ -137,7 +137,7 @@ fn policy_rule(rule: &Rule) -> PolicyRule {
 
 impl Agent {
     /// Computes the desired state, and logs new findings about it.
-    pub(super) fn desired(&mut self) -> State {
+    pub(super) fn compute_desired(&mut self) -> State {
         let desired = desire(&Inputs {
             rules: &self.config.rules,
             snapshot: &self.snapshot,
@@ -146,7 +146,7 @@ impl Agent {
             policies: self.node.policies(),
             pods: &self.options.surroundings.pod_cidrs,
             applied: &self.applied,
-            room: self.engine.address_room(),
+            room: self.engine.address_capacity(),
         });
         let Desired {
             state,
@@ -159,7 +159,7 @@ impl Agent {
         }
         let was_missed = self.node.set_missed_ipsec(missed_ipsec);
         if was_missed || found.leaks != self.found.leaks {
-            self.try_takeover_soon();
+            self.retry_takeover_soon();
         }
         self.found = found;
         self.selection.with_guests = with_guests;

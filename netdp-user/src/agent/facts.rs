@@ -2,16 +2,16 @@
 //! status that is published to the API.
 
 use super::Agent;
-use super::configuration::InForce;
 use super::findings::Findings;
+use super::in_force::InForce;
 use super::modes::Iptables;
 use crate::config::Rule;
 use crate::datapath::{Kernel, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
-use crate::pod::NoEbpf;
 use crate::report::UplinkReport;
+use crate::requirements::NoEbpf;
 use crate::sources::kube::MapRef;
 use crate::uplinks::{Had, Lacking};
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ pub(super) struct Facts<'a> {
     /// Rules that could not be taken over yet, and why.
     pub not_taken_over: &'a [String],
     /// Chains that were taken over and then created again.
-    pub chains_back: &'a [String],
+    pub recreated_chains: &'a [String],
     /// State of the Kubernetes API, if it is followed.
     pub api: Option<String>,
     /// Reason why the policy may differ from the one in the API, if so.
@@ -75,7 +75,7 @@ pub(super) struct Facts<'a> {
     /// Reason why the datapath is not pinned, if so.
     pub unpinned: Option<&'a String>,
     /// Reason why the pins end with the agent's mount namespace, if they do.
-    pub fleeting: Option<&'a String>,
+    pub ephemeral: Option<&'a String>,
     /// Number of times that programs or pins were restored.
     pub repairs: u64,
     /// Fault found by the last self-check.
@@ -104,24 +104,24 @@ impl Agent {
             },
             uplinks: &self.attached,
             network: &self.found,
-            no_address: &self.no_address.told,
-            reported: self.no_address.reported(),
+            no_address: &self.no_address.reported,
+            reported: self.no_address.to_recall(),
             had: &self.no_address.had,
             foreign: &self.foreign.found,
             node: self.node.report.as_ref(),
             not_taken_over: takeover.map_or(&[], |it| it.failed.as_slice()),
-            chains_back: takeover.map_or(&[], |it| it.back.as_slice()),
+            recreated_chains: takeover.map_or(&[], |it| it.recreated.as_slice()),
             api: self.api.state(),
             api_unready: self.api.unready(required, self.file_documents()),
             maps: self.api.maps(),
             placed: ebpf.map_or_else(Vec::new, |ebpf| ebpf.datapath.placed()),
             off: self.guard.faults(),
-            behind: self.guard.outrun.lines(),
+            behind: self.guard.ahead.lines(),
             unpinned: self.guard.unpinned.as_ref(),
-            fleeting: self.guard.fleeting.as_ref(),
+            ephemeral: self.guard.ephemeral.as_ref(),
             repairs: self.guard.repairs,
-            fault: self.told.fault.as_ref(),
-            unready: &self.told.unready,
+            fault: self.publisher.fault.as_ref(),
+            unready: &self.publisher.unready,
         }
     }
 }

@@ -16,11 +16,11 @@ const MAX_LOGGED: usize = 50;
 pub(super) struct Foreign {
     watch: Watch,
     /// Set once a scan has finished.
-    looked: bool,
+    scanned: bool,
     /// Findings of the last scan, as reported.
     pub(super) found: Seen,
     /// A rule that drops replies to pods, in words.
-    in_the_way: Option<String>,
+    obstacle: Option<String>,
     /// Netlink notifications of rule changes; without them, scans follow the resync interval.
     monitor: Option<RuleMonitor>,
 }
@@ -33,31 +33,31 @@ impl Foreign {
         }
         Self {
             watch: Watch::default(),
-            looked: false,
+            scanned: false,
             found: Seen::default(),
-            in_the_way: None,
+            obstacle: None,
             monitor: monitor.ok(),
         }
     }
 
     /// Reports whether a scan has finished.
-    pub(super) const fn has_looked(&self) -> bool {
-        self.looked
+    pub(super) const fn has_scanned(&self) -> bool {
+        self.scanned
     }
 
     /// Returns the rule that blocks a takeover, if any: a third-party rule that drops replies which
     /// netdp has rewritten to pods' addresses.
-    pub(super) const fn in_the_way(&self) -> Option<&String> {
-        self.in_the_way.as_ref()
+    pub(super) const fn obstacle(&self) -> Option<&String> {
+        self.obstacle.as_ref()
     }
 
     /// Records whether the findings of a scan block a takeover. Returns whether that has changed.
-    pub(super) fn note(&mut self, seen: &Seen) -> bool {
+    pub(super) fn record_scan(&mut self, seen: &Seen) -> bool {
         let mut drops = seen.rules.iter().filter(|it| it.drops && it.conflict);
-        let in_the_way = drops.next().map(ToString::to_string);
-        let is_news = !self.looked || in_the_way != self.in_the_way;
-        self.looked = true;
-        self.in_the_way = in_the_way;
+        let obstacle = drops.next().map(ToString::to_string);
+        let is_news = !self.scanned || obstacle != self.obstacle;
+        self.scanned = true;
+        self.obstacle = obstacle;
         is_news
     }
 
@@ -74,7 +74,7 @@ impl Foreign {
 
     /// Reports how long reading or writing the rules took, so that the monitor backs off
     /// accordingly.
-    pub(super) fn rules_took(&mut self, time: Duration) {
+    pub(super) fn record_duration(&mut self, time: Duration) {
         if let Some(monitor) = &mut self.monitor {
             monitor.took(time);
         }
@@ -84,12 +84,12 @@ impl Foreign {
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             () = Self::rules_changed(&mut self.monitor) => Event::RulesChanged,
-            look = self.watch.seen() => Event::Seen(look),
+            scan = self.watch.seen() => Event::Scanned(scan),
         }
     }
 
     /// Waits for the result of a scan; forever if none was requested.
-    pub(super) async fn seen(&mut self) -> Look {
+    pub(super) async fn scanned(&mut self) -> Look {
         self.watch.seen().await
     }
 }
@@ -97,11 +97,11 @@ impl Foreign {
 /// Event for the agent's loop.
 pub(super) enum Event {
     RulesChanged,
-    Seen(Look),
+    Scanned(Look),
 }
 
 /// Logs these rules; if there are very many, only the first.
-fn say<'a>(level: Level, what: &str, mut rules: impl Iterator<Item = &'a Finding>) {
+fn log_rules<'a>(level: Level, what: &str, mut rules: impl Iterator<Item = &'a Finding>) {
     for found in rules.by_ref().take(MAX_LOGGED) {
         log::log!(level, "{what}: {found}");
     }
@@ -122,32 +122,32 @@ impl Agent {
                 if self.engine.as_iptables().is_some() {
                     self.reconcile();
                 }
-                self.ask_foreign();
-                self.foreign.rules_took(start.elapsed());
+                self.scan_foreign();
+                self.foreign.record_duration(start.elapsed());
             }
-            Event::Seen(look) => {
-                self.accept_inward(look.nat);
-                if self.foreign.note(&look.seen) {
-                    self.try_takeover_soon();
+            Event::Scanned(scan) => {
+                self.set_inward_rules(scan.nat);
+                if self.foreign.record_scan(&scan.seen) {
+                    self.retry_takeover_soon();
                     self.take_over();
                 }
                 // A takeover is followed by a new scan.
                 let trying = |it: &Ebpf| it.takeover.is_trying();
                 if !self.engine.as_ebpf().is_some_and(trying) {
-                    self.accept_foreign(look.seen);
+                    self.report_foreign(scan.seen);
                 }
             }
         }
     }
 
     /// Requests a scan of the rules.
-    pub(super) fn ask_foreign(&mut self) {
+    pub(super) fn scan_foreign(&mut self) {
         let translator = match &self.engine {
             // Shadow mode assesses the rules as the datapath would.
             Engine::Ebpf(_) | Engine::Shadow(_) => Translator::Ebpf,
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
-        let by = self.to_judge_by();
+        let by = self.assessment_context();
         self.foreign.watch.ask(Around {
             translator,
             rules: self.config.rules.clone(),
@@ -157,10 +157,10 @@ impl Agent {
             local: by.local.clone(),
             enable_ipv6: self.options.config_options.enable_ipv6,
         });
-        self.judge_by(by);
+        self.set_assessment_context(by);
     }
 
-    fn accept_foreign(&mut self, seen: Seen) {
+    fn report_foreign(&mut self, seen: Seen) {
         if seen == self.foreign.found {
             return;
         }
@@ -170,11 +170,11 @@ impl Agent {
             (before.rules.iter().collect(), now.rules.iter().collect());
         let is_new = |found: &&Finding| !old.contains(found);
         let conflicts = now.rules.iter().filter(|found| found.conflict);
-        say(Level::Warn, "in conflict", conflicts.filter(is_new));
+        log_rules(Level::Warn, "in conflict", conflicts.filter(is_new));
         let harmless = now.rules.iter().filter(|found| !found.conflict);
-        say(Level::Info, "harmless", harmless.filter(is_new));
+        log_rules(Level::Info, "harmless", harmless.filter(is_new));
         let gone = before.rules.iter().filter(|found| !new.contains(found));
-        say(Level::Info, "no longer so", gone);
+        log_rules(Level::Info, "no longer so", gone);
         // An image without nft and iptables is intended: its consequence for ports was logged.
         let unread = now.unread.iter().filter(|_| !now.no_programs);
         for problem in unread.filter(|problem| !before.unread.contains(problem)) {

@@ -3,8 +3,8 @@
 
 use super::Agent;
 use super::foreign::Foreign;
-use super::outrun::Outrun;
-use crate::datapath::{Findings, Found, Placed, Watched};
+use super::programs_ahead::ProgramsAhead;
+use crate::datapath::{Expected, HookCheck, HookState, Placed};
 use crate::iptables::RuleMonitor;
 use crate::reconcile::{Backend as _, Change};
 use crate::uplinks::Uplink;
@@ -13,32 +13,32 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// Interval between checks of hooks and pins.
-pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Assumed duration of a check of the hooks: after a notification of a changed filter, the next one
 /// is handled no sooner than twenty times this later.
-const LASTS: Duration = Duration::from_millis(5);
+const CHECK_DURATION: Duration = Duration::from_millis(5);
 
 /// State of hooks and pins.
 #[derive(Debug)]
 pub(super) struct Guard {
     /// A check in the background: the kernel may let it wait for the RTNL lock.
-    looking: Option<JoinHandle<Findings>>,
-    /// Netlink notifications of changed filters and qdiscs; without them, [`LOOK_INTERVAL`]
+    checking: Option<JoinHandle<HookCheck>>,
+    /// Netlink notifications of changed filters and qdiscs; without them, [`CHECK_INTERVAL`]
     /// applies.
     filters: Option<RuleMonitor>,
     /// Programs that are detached now.
-    off: Vec<Placed>,
+    detached: Vec<Placed>,
     /// Time at which all programs were last seen attached.
-    seen: Instant,
+    complete_at: Instant,
     /// Third-party programs that run before ours.
-    pub(super) outrun: Outrun,
+    pub(super) ahead: ProgramsAhead,
     /// Reasons why attaching to interfaces failed, by index.
     refused: BTreeMap<u32, String>,
     /// Reasons why interfaces other than uplinks could not be observed, by index.
     unobserved: BTreeMap<u32, String>,
-    /// Why entries of interfaces could not be written, or programs not taken off, by index.
-    unmade: BTreeMap<u32, String>,
+    /// Reasons why entries of interfaces could not be written, or programs not detached, by index.
+    failed_changes: BTreeMap<u32, String>,
     /// Failed query, as logged.
     problem: Option<String>,
     /// Number of times that programs were found detached.
@@ -50,7 +50,7 @@ pub(super) struct Guard {
     /// Reason why the datapath is not pinned, if so.
     pub(super) unpinned: Option<String>,
     /// Reason why the pins end with the agent's mount namespace, if they do.
-    pub(super) fleeting: Option<String>,
+    pub(super) ephemeral: Option<String>,
 }
 
 impl Guard {
@@ -60,27 +60,27 @@ impl Guard {
             log::debug!("{err:#}");
         }
         Self {
-            looking: None,
+            checking: None,
             filters: filters.ok(),
-            off: Vec::new(),
-            seen: Instant::now(),
-            outrun: Outrun::new(),
+            detached: Vec::new(),
+            complete_at: Instant::now(),
+            ahead: ProgramsAhead::new(),
             refused: BTreeMap::new(),
             unobserved: BTreeMap::new(),
-            unmade: BTreeMap::new(),
+            failed_changes: BTreeMap::new(),
             problem: None,
             losses: 0,
             last_loss: String::new(),
             repairs: 0,
             unpinned: None,
-            fleeting: None,
+            ephemeral: None,
         }
     }
 
     /// Starts a check, unless one is under way.
-    pub(super) fn look(&mut self, watched: Watched) {
-        if self.looking.is_none() {
-            self.looking = Some(tokio::task::spawn_blocking(move || watched.look()));
+    pub(super) fn start_check(&mut self, expected: Expected) {
+        if self.checking.is_none() {
+            self.checking = Some(tokio::task::spawn_blocking(move || expected.check()));
         }
     }
 
@@ -88,48 +88,52 @@ impl Guard {
     /// Cancel-safe.
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
-            found = found(&mut self.looking) => Event::Looked(found),
-            () = self.outrun.due() => Event::Packets,
+            found = found(&mut self.checking) => Event::Checked(found),
+            () = self.ahead.due() => Event::Packets,
             () = Foreign::rules_changed(&mut self.filters) => Event::FiltersChanged,
         }
     }
 
     /// Returns all faults that keep packets from being translated, one line each.
     pub(super) fn faults(&self) -> Vec<String> {
-        let off = self.off.iter().map(ToString::to_string);
-        off.chain(self.outrun.faults())
+        let off = self.detached.iter().map(ToString::to_string);
+        off.chain(self.ahead.faults())
             .chain(self.refused.values().cloned())
             .collect()
     }
 
     /// Records that attaching to an interface failed. Returns whether that is new.
-    pub(super) fn refused(&mut self, ifindex: u32, why: String) -> bool {
+    pub(super) fn record_refusal(&mut self, ifindex: u32, why: String) -> bool {
         self.refused.insert(ifindex, why.clone()) != Some(why)
     }
 
     /// Records that attaching to an observed interface failed. Returns whether that is new.
-    pub(super) fn unobserved(&mut self, ifindex: u32, why: &str) -> bool {
+    pub(super) fn record_unobserved(&mut self, ifindex: u32, why: &str) -> bool {
         self.unobserved.insert(ifindex, why.to_owned()).as_deref() != Some(why)
     }
 
-    /// An entry of an interface could not be written, or programs not taken off; whether that is news.
-    pub(super) fn unmade(&mut self, ifindex: u32, why: &str) -> bool {
-        self.unmade.insert(ifindex, why.to_owned()).as_deref() != Some(why)
+    /// Records that an entry of an interface could not be written, or its programs not detached.
+    /// Returns whether that is new.
+    pub(super) fn record_failed_change(&mut self, ifindex: u32, why: &str) -> bool {
+        self.failed_changes
+            .insert(ifindex, why.to_owned())
+            .as_deref()
+            != Some(why)
     }
 
-    /// Keeps what is known of interfaces on which a change has failed since.
+    /// Keeps the errors of interfaces on which a change has failed since.
     pub(super) fn retain_failures(&mut self, failed: impl Fn(u32) -> bool) {
-        self.unmade.retain(|ifindex, _| failed(*ifindex));
+        self.failed_changes.retain(|ifindex, _| failed(*ifindex));
         self.unobserved.retain(|ifindex, _| failed(*ifindex));
     }
 
-    /// Whether a change was made before, and is made again because another one of that interface failed,
-    /// which is `unknown` since.
-    pub(super) fn is_again(&self, change: &Change, unknown: &BTreeMap<u32, String>) -> bool {
+    /// Reports whether a change was made before, and is repeated because another one of that
+    /// interface, which is `unknown` since, failed.
+    pub(super) fn is_repeated(&self, change: &Change, unknown: &BTreeMap<u32, String>) -> bool {
         match change {
             Change::SetUplink(link) => self.refused.contains_key(&link.ifindex),
             Change::Attach(Uplink { ifindex, .. }) | Change::Observe(Uplink { ifindex, .. }) => {
-                self.unmade.contains_key(ifindex) && unknown.contains_key(ifindex)
+                self.failed_changes.contains_key(ifindex) && unknown.contains_key(ifindex)
             }
             _ => false,
         }
@@ -137,16 +141,16 @@ impl Guard {
 
     /// Keeps the errors of interfaces that are still to be attached to and are not.
     pub(super) fn retain_refusals(&mut self, refused: impl Fn(u32) -> bool) {
-        let off = &self.off;
+        let off = &self.detached;
         self.refused
-            .retain(|ifindex, _| is_off(off, *ifindex) || refused(*ifindex));
+            .retain(|ifindex, _| is_detached(off, *ifindex) || refused(*ifindex));
     }
 }
 
 /// Event for the agent's loop.
 pub(super) enum Event {
     /// A check has finished.
-    Looked(Option<Findings>),
+    Checked(Option<HookCheck>),
     /// The time has come to inspect packets.
     Packets,
     /// A filter or a qdisc has changed.
@@ -154,12 +158,12 @@ pub(super) enum Event {
 }
 
 /// Waits for the result of a check; forever if none is under way.
-async fn found(looking: &mut Option<JoinHandle<Findings>>) -> Option<Findings> {
-    let Some(running) = looking else {
+async fn found(checking: &mut Option<JoinHandle<HookCheck>>) -> Option<HookCheck> {
+    let Some(running) = checking else {
         return std::future::pending().await;
     };
     let found = running.await;
-    *looking = None;
+    *checking = None;
     match found {
         Ok(found) => Some(found),
         Err(err) => {
@@ -169,18 +173,18 @@ async fn found(looking: &mut Option<JoinHandle<Findings>>) -> Option<Findings> {
     }
 }
 
-fn is_off(off: &[Placed], ifindex: u32) -> bool {
+fn is_detached(off: &[Placed], ifindex: u32) -> bool {
     off.iter().any(|placed| placed.ifindex == ifindex)
 }
 
 impl Agent {
     /// Checks the hooks, and retries attaching where it failed.
-    pub(super) fn look_at_hooks(&mut self) {
+    pub(super) fn check_hooks(&mut self) {
         if let Some(datapath) = self.engine.as_datapath() {
-            self.guard.look(datapath.watched());
+            self.guard.start_check(datapath.expected());
         }
-        let (off, mut refused) = (&self.guard.off, self.guard.refused.keys());
-        if refused.any(|ifindex| !is_off(off, *ifindex)) {
+        let (off, mut refused) = (&self.guard.detached, self.guard.refused.keys());
+        if refused.any(|ifindex| !is_detached(off, *ifindex)) {
             self.reconcile();
         }
     }
@@ -188,19 +192,19 @@ impl Agent {
     /// Handles an event of [`Guard::next`].
     pub(super) fn on_guard(&mut self, event: Event) {
         match event {
-            Event::Looked(found) => self.looked_at_hooks(found),
-            Event::Packets => self.look_at_packets(),
+            Event::Checked(found) => self.on_hook_check(found),
+            Event::Packets => self.inspect_packets(),
             Event::FiltersChanged => {
                 if let Some(filters) = &mut self.guard.filters {
-                    filters.took(LASTS);
+                    filters.took(CHECK_DURATION);
                 }
-                self.look_at_hooks();
+                self.check_hooks();
             }
         }
     }
 
     /// Handles the result of a check.
-    fn looked_at_hooks(&mut self, found: Option<Findings>) {
+    fn on_hook_check(&mut self, found: Option<HookCheck>) {
         let Some(found) = found else {
             return;
         };
@@ -210,30 +214,33 @@ impl Agent {
             log::error!("{problem}");
         }
         self.guard.problem = found.problem;
-        if !found.missing.is_empty() || !self.guard.off.is_empty() {
-            self.mend_hooks();
+        if !found.missing.is_empty() || !self.guard.detached.is_empty() {
+            self.reattach_missing();
         } else if self.guard.problem.is_none() {
-            self.guard.seen = found.at;
+            self.guard.complete_at = found.at;
         }
-        self.look_ahead(found.behind);
-        self.mend_pins(found.unpinned);
+        self.on_programs_ahead(found.behind);
+        self.restore_pins(found.unpinned);
     }
 
     /// Attaches detached programs again, and logs it.
-    pub(super) fn mend_hooks(&mut self) {
+    pub(super) fn reattach_missing(&mut self) {
         // Queried again: the result of the check may be out of date.
         let missing = self.missing();
-        if missing.is_empty() && self.guard.off.is_empty() {
+        if missing.is_empty() && self.guard.detached.is_empty() {
             return;
         }
-        for placed in missing.iter().filter(|it| !self.guard.off.contains(it)) {
+        for placed in missing
+            .iter()
+            .filter(|it| !self.guard.detached.contains(it))
+        {
             log::error!("{placed}: attaching it again; packets have passed untranslated meanwhile");
             self.guard.losses += 1;
             self.guard.last_loss = placed.to_string();
         }
-        self.guard.off = missing;
-        self.tell_faults();
-        let lost: BTreeSet<u32> = self.guard.off.iter().map(|it| it.ifindex).collect();
+        self.guard.detached = missing;
+        self.publish_faults();
+        let lost: BTreeSet<u32> = self.guard.detached.iter().map(|it| it.ifindex).collect();
         let uplinks = self.applied.uplinks.values();
         let uplinks = uplinks.filter(|uplink| lost.contains(&uplink.ifindex));
         let observed = self.applied.observed.values();
@@ -255,47 +262,47 @@ impl Agent {
             };
             if let Err(err) = self.engine.apply(&change) {
                 let why = format!("{err:#}");
-                if self.guard.refused(ifindex, why.clone()) {
+                if self.guard.record_refusal(ifindex, why.clone()) {
                     log::error!("{why}");
                 }
             }
         }
         let left = self.missing();
         for ifindex in lost {
-            if !is_off(&left, ifindex) {
+            if !is_detached(&left, ifindex) {
                 self.guard.refused.remove(&ifindex);
             }
         }
         let mended = self
             .guard
-            .off
+            .detached
             .iter()
             .filter(|it| !left.contains(it))
             .count();
         self.guard.repairs += u64::try_from(mended).unwrap_or(u64::MAX);
         if left.is_empty() {
-            let off = self.guard.seen.elapsed().as_secs_f64();
+            let off = self.guard.complete_at.elapsed().as_secs_f64();
             log::info!("all programs are attached again, after {off:.1} s at most");
             self.guard.last_loss += &format!("; attached again after {off:.1} s at most");
-            self.guard.seen = Instant::now();
+            self.guard.complete_at = Instant::now();
         }
-        self.guard.off = left;
-        self.tell_faults();
+        self.guard.detached = left;
+        self.publish_faults();
     }
 
     /// Queries which programs are detached now.
     pub(super) fn missing(&mut self) -> Vec<Placed> {
         let placed = self.engine.as_datapath().map(|datapath| datapath.placed());
         let mut placed = placed.unwrap_or_default();
-        placed.retain(|placed| matches!(placed.look(), Ok(Found::Missing)));
+        placed.retain(|placed| matches!(placed.check(), Ok(HookState::Missing)));
         placed
     }
 
     /// Publishes the faults to the API, probes, the status report and the ready file.
-    pub(super) fn tell_faults(&mut self) {
+    pub(super) fn publish_faults(&mut self) {
         // Probes first: a reader of the ready file who finds the node not ready gets the same from
         // the probes.
-        self.tell();
+        self.publish_status();
         self.save_report();
         self.update_ready();
     }
@@ -310,15 +317,21 @@ mod tests {
     #[tokio::test]
     async fn the_same_failure_of_an_interface_is_news_once() {
         let mut guard = Guard::new();
-        assert!(guard.unmade(2, "no memory"));
-        assert!(!guard.unmade(2, "no memory"));
-        assert!(guard.unmade(3, "no memory"));
-        assert!(guard.unmade(2, "no such device"));
-        assert!(guard.unobserved(4, "no memory"));
+        assert!(guard.record_failed_change(2, "no memory"));
+        assert!(!guard.record_failed_change(2, "no memory"));
+        assert!(guard.record_failed_change(3, "no memory"));
+        assert!(guard.record_failed_change(2, "no such device"));
+        assert!(guard.record_unobserved(4, "no memory"));
         guard.retain_failures(|ifindex| ifindex == 2);
-        assert!(!guard.unmade(2, "no such device"));
-        assert!(guard.unmade(3, "no memory"), "it was well meanwhile");
-        assert!(guard.unobserved(4, "no memory"), "it was well meanwhile");
+        assert!(!guard.record_failed_change(2, "no such device"));
+        assert!(
+            guard.record_failed_change(3, "no memory"),
+            "it was well meanwhile"
+        );
+        assert!(
+            guard.record_unobserved(4, "no memory"),
+            "it was well meanwhile"
+        );
     }
 
     #[tokio::test]
@@ -334,9 +347,9 @@ mod tests {
         });
         let mut guard = Guard::new();
         let unknown = BTreeMap::from([(2, "eth0".into())]);
-        assert!(!guard.is_again(&attach, &unknown));
-        guard.unmade(2, "no memory");
-        assert!(!guard.is_again(&attach, &BTreeMap::new()));
-        assert!(guard.is_again(&attach, &unknown));
+        assert!(!guard.is_repeated(&attach, &unknown));
+        guard.record_failed_change(2, "no memory");
+        assert!(!guard.is_repeated(&attach, &BTreeMap::new()));
+        assert!(guard.is_repeated(&attach, &unknown));
     }
 }

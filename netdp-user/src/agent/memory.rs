@@ -134,9 +134,9 @@ impl Memory {
     /// # Errors
     /// Returns an error if the file cannot be read or parsed, or has another version.
     pub(crate) fn read(state_dir: &StateDir) -> Result<Option<Self>> {
-        let (name, memory) = if let Some(bytes) = state_dir.read_if_there(FILE)? {
+        let (name, memory) = if let Some(bytes) = state_dir.read_optional(FILE)? {
             (FILE, parse(&bytes))
-        } else if let Some(bytes) = state_dir.read_if_there(report::FILE)? {
+        } else if let Some(bytes) = state_dir.read_optional(report::FILE)? {
             let earlier = serde_json::from_slice::<Earlier>(&bytes);
             (report::FILE, earlier.map(Self::from).map_err(Into::into))
         } else {

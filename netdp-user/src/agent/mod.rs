@@ -5,11 +5,12 @@ mod api;
 mod chains;
 mod configuration;
 mod desired;
-mod ending;
 mod facts;
 mod findings;
 mod foreign;
 mod guard;
+mod in_force;
+mod lost_addresses;
 mod memory;
 mod modes;
 mod monitor;
@@ -18,18 +19,18 @@ mod no_address;
 mod node;
 mod notes;
 mod options;
-mod outrun;
 mod pins;
 mod program_log;
+mod programs_ahead;
+mod publish;
 mod readiness;
 mod ready;
 mod reload;
 mod report;
-mod resting;
 mod start;
 mod sweeping;
 mod takeover;
-mod tell;
+mod termination;
 
 use crate::config::Config;
 use crate::control::Control;
@@ -41,10 +42,10 @@ use crate::sources::file::Watcher;
 use crate::state_dir::StateDir;
 use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
-use ending::Ending;
-use modes::{Engine, Event};
+use modes::{Engine, Event, SweepCause};
 use netdp_common::conntrack::DRAIN_SECONDS;
 use std::time::Duration;
+use termination::Termination;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
@@ -69,9 +70,9 @@ pub fn run(options: RunOptions) -> Result<()> {
 
 fn run_within(options: RunOptions) -> Result<()> {
     let state_dir = StateDir::open(&options.state_dir)?;
-    let Some(_lock) = state_dir.lock_soon()? else {
+    let Some(_lock) = state_dir.lock_with_retries()? else {
         let owner = state_dir
-            .owner()
+            .lock_holder()
             .map_or_else(String::new, |pid| format!(" (pid {pid})"));
         bail!(
             "another agent{owner} runs on the state directory {}; give this one its own --state-dir and --bpffs",
@@ -84,21 +85,21 @@ fn run_within(options: RunOptions) -> Result<()> {
         .context("starting the runtime")?;
     let ended = runtime.block_on(async {
         // First of all: a signal without a handler would kill the process.
-        let mut ending = Ending::listen()?;
+        let mut termination = Termination::install()?;
         let hangup = signal(SignalKind::hangup())?;
         let mut agent = tokio::select! {
             agent = Agent::new(options, state_dir) => agent?,
             // Nothing is touched yet.
-            () = ending.begun() => return Ok(()),
+            () = termination.requested() => return Ok(()),
         };
         // A signal ends the loop at once, whatever it waits for.
         tokio::select! {
             biased;
-            () = ending.begun() => {}
-            ended = agent.start_and_turn(hangup) => ended?,
+            () = termination.requested() => {}
+            ended = agent.start_and_run(hangup) => ended?,
         }
         if let Some(iptables) = agent.engine.as_iptables_mut() {
-            iptables.settle().await;
+            iptables.await_tasks().await;
         }
         agent.end()
     });
@@ -117,7 +118,7 @@ struct Agent {
     engine: Engine,
     config: Config,
     /// The configuration's origin, and the state of its sources.
-    in_force: configuration::InForce,
+    in_force: in_force::InForce,
     /// Facts that stay constant while the agent runs.
     identity: facts::Identity,
     /// Findings of the uplink selection.
@@ -130,14 +131,14 @@ struct Agent {
     applied: State,
     snapshot: Snapshot,
     /// Addresses that the node lost a moment ago.
-    resting: resting::Resting,
+    lost_addresses: lost_addresses::LostAddresses,
     ready: bool,
     /// Set while one-time work of the start is pending: the node is not ready.
     starting: bool,
     /// The configuration to accept once the chains are written.
-    deferred: Option<configuration::Deferred>,
-    api: api::Followed,
-    told: tell::Telling,
+    deferred: Option<in_force::Deferred>,
+    api: api::ApiState,
+    publisher: publish::StatusPublisher,
     foreign: foreign::Foreign,
     node: node::Node,
     guard: guard::Guard,
@@ -145,44 +146,44 @@ struct Agent {
 }
 
 impl Agent {
-    /// Puts in force what is configured, and keeps it so until the future is dropped.
+    /// Puts the configuration in force, and keeps it so until the future is dropped.
     ///
     /// # Errors
-    /// It can't start, or what the programs log can't be passed on.
-    async fn start_and_turn(&mut self, hangup: Signal) -> Result<()> {
+    /// Returns an error if the start fails, or the log of the programs cannot be read.
+    async fn start_and_run(&mut self, hangup: Signal) -> Result<()> {
         self.start().await?;
-        self.turn(hangup).await
+        self.run_loop(hangup).await
     }
 
     /// Runs the event loop until the future is dropped.
     ///
     /// # Errors
     /// Returns an error if the log of the programs cannot be read.
-    async fn turn(&mut self, mut hangup: Signal) -> Result<()> {
+    async fn run_loop(&mut self, mut hangup: Signal) -> Result<()> {
         let mut sweep = ticker(SWEEP_INTERVAL);
         let mut interval = self.config.resync_interval;
         let mut resync = ticker(interval);
-        let mut looks = ticker(guard::LOOK_INTERVAL);
+        let mut hook_checks = ticker(guard::CHECK_INTERVAL);
         // The first sweep determines how much room the tables have.
-        self.sweep(false);
+        self.sweep(SweepCause::Due);
         loop {
-            self.turned();
+            self.record_heartbeat();
             tokio::select! {
                 _ = hangup.recv() => {
                     self.reload();
-                    self.watch_chains();
+                    self.check_recreated_chains();
                 }
                 () = self.watcher.changed() => self.reload(),
                 () = api::changed(&mut self.control) => self.api_changed(),
                 _ = resync.tick() => {
                     self.watcher.rearm();
                     self.reload();
-                    self.look().await;
-                    self.mend_hooks();
-                    self.reattach();
-                    self.watch_chains();
-                    self.check_datapath();
-                    self.ask_foreign();
+                    self.refresh_network().await;
+                    self.reattach_missing();
+                    self.reattach_all();
+                    self.check_recreated_chains();
+                    self.run_self_check();
+                    self.scan_foreign();
                 }
                 event = self.foreign.next() => self.on_rules(event),
                 event = self.engine.next() => match event? {
@@ -190,22 +191,26 @@ impl Agent {
                     Event::Iptables(event) => self.on_iptables(event),
                 },
                 probe = self.node.changed() => self.on_probe(probe),
-                () = self.monitor.changed() => self.look().await,
-                _ = looks.tick() => {
-                    self.look_at_hooks();
-                    self.tell_addresses();
+                () = self.monitor.changed() => self.refresh_network().await,
+                _ = hook_checks.tick() => {
+                    self.check_hooks();
+                    self.report_missing_addresses();
                 }
                 event = self.guard.next() => self.on_guard(event),
                 _ = sweep.tick() => {
-                    let gone = self.resting.end(Instant::now());
-                    self.sweep(gone);
-                    self.forget_policies();
+                    let cause = if self.lost_addresses.expire(Instant::now()) {
+                        SweepCause::Change
+                    } else {
+                        SweepCause::Due
+                    };
+                    self.sweep(cause);
+                    self.expire_policy_history();
                     self.take_over_if_due();
                     self.finish_rollback();
                     self.retry_chains();
                     self.retry_unknown();
-                    self.mark_tracking();
-                    self.tell();
+                    self.mark_conntrack();
+                    self.publish_status();
                 }
             }
             if interval != self.config.resync_interval {

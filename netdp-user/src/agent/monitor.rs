@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 /// Pause after a failure of netlink.
-const REST: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A monitor that survives failures of netlink.
 pub(super) struct Reopening {
@@ -36,7 +36,9 @@ impl Reopening {
             };
             log::warn!("watching the network: {err:#}");
         }
-        let at = *self.reopen_at.get_or_insert_with(|| Instant::now() + REST);
+        let at = *self
+            .reopen_at
+            .get_or_insert_with(|| Instant::now() + RETRY_AFTER);
         sleep_until(at).await;
         match Monitor::new().await {
             Ok(monitor) => {
@@ -45,7 +47,7 @@ impl Reopening {
             }
             Err(err) => {
                 log::warn!("{err:#}");
-                self.reopen_at = Some(Instant::now() + REST);
+                self.reopen_at = Some(Instant::now() + RETRY_AFTER);
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Reconciles the datapath with the configuration and the node's network.
 
 use super::desired::links_to_pods;
-use super::modes::EbpfEvent;
+use super::modes::{EbpfEvent, SweepCause};
 use super::{Agent, DRAIN_IDLE};
-use crate::datapath::OnReload;
+use crate::datapath::{OnReload, SourceCheck};
 use crate::reconcile::{self, Backend as _, Change, Step};
 use crate::uplinks::{Settled, Uplink, select};
 use netdp_common::abi::Action;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Result of [`Agent::apply`].
-pub(super) enum Applied {
+pub(super) enum ApplyOutcome {
     /// The chains are being written; [`Agent::on_iptables`] continues.
     Chains,
     Datapath {
@@ -23,7 +23,7 @@ pub(super) enum Applied {
 
 impl Agent {
     /// Detaches programs from interfaces that are no longer uplinks.
-    pub(super) fn detach_strangers(&mut self) {
+    pub(super) fn detach_stale_uplinks(&mut self) {
         let selected = select(&self.snapshot, &self.selection);
         let pods = links_to_pods(&self.snapshot, &self.options.hairpin, &selected.uplinks);
         let Some(datapath) = self.engine.as_datapath() else {
@@ -32,8 +32,8 @@ impl Agent {
         if let Err(err) = datapath.detach_pods_except(&pods) {
             log::error!("{err:#}");
         }
-        let uplinks = datapath.known_uplinks().unwrap_or_default();
-        let known = datapath.known_interfaces().unwrap_or_default();
+        let uplinks = datapath.earlier_uplinks().unwrap_or_default();
+        let known = datapath.earlier_interfaces().unwrap_or_default();
         for ifindex in known {
             let is_it = |uplink: &Uplink| uplink.ifindex == ifindex;
             let remains = selected.uplinks.iter().any(is_it);
@@ -52,77 +52,82 @@ impl Agent {
     }
 
     /// Takes a new snapshot of the network and reconciles.
-    pub(super) async fn look(&mut self) {
+    pub(super) async fn refresh_network(&mut self) {
         match self.monitor.snapshot().await {
             Ok(snapshot) => {
                 self.snapshot = snapshot;
                 self.reconcile();
-                self.network_changed();
+                self.on_network_change();
             }
             Err(err) => log::warn!("looking at the network: {err:#}"),
         }
     }
 
-    /// Makes the datapath, or the chains, what they are to be. What fails is said and
-    /// tried again at the next event, interfaces and chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
+    /// Brings the datapath, or the chains, into the desired state. Failures are logged and retried at
+    /// the next event, those of interfaces and chains every [`SWEEP_INTERVAL`](super::SWEEP_INTERVAL).
     pub(super) fn reconcile(&mut self) {
         let applied = self.apply();
-        self.applied(applied);
+        self.after_apply(applied);
     }
 
     /// Enables the check of source addresses against the ingress interface, unless there is a VRF:
     /// packets received on its interfaces appear as received by the VRF (`vrf_ip_rcv`,
     /// drivers/net/vrf.c, Linux 6.12).
-    fn judge_sources(&mut self) {
-        let vrf = (self.snapshot.links.iter()).any(|link| link.kind.as_deref() == Some("vrf"));
+    fn set_source_check(&mut self) {
+        let mut links = self.snapshot.links.iter();
+        let check = if links.any(|link| link.kind.as_deref() == Some("vrf")) {
+            SourceCheck::Disabled
+        } else {
+            SourceCheck::Enabled
+        };
         if let Some(datapath) = self.engine.as_datapath()
-            && let Err(err) = datapath.maps_mut().set_any_source(vrf)
+            && let Err(err) = datapath.maps_mut().set_source_check(check)
         {
             log::warn!("{err:#}");
         }
     }
 
     /// Does the part of [`reconcile`](Self::reconcile) that affects packets.
-    pub(super) fn apply(&mut self) -> Applied {
+    pub(super) fn apply(&mut self) -> ApplyOutcome {
         if let Some(iptables) = self.engine.as_iptables_mut() {
             iptables.write(&self.config);
-            return Applied::Chains;
+            return ApplyOutcome::Chains;
         }
-        self.judge_sources();
-        let wanted = self.desired();
-        let uplinks = wanted.uplinks.keys().copied();
+        self.set_source_check();
+        let desired = self.compute_desired();
+        let uplinks = desired.uplinks.keys().copied();
         (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
-        self.selection.keep = wanted.uplinks.keys().copied().collect();
-        let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
+        self.selection.keep = desired.uplinks.keys().copied().collect();
+        let names = desired.uplinks.values().map(|uplink| uplink.name.clone());
         self.selection.names.extend(names);
         self.monitor.expect(&self.selection);
         // The rules of the current sweep are about to change.
-        if wanted.policy != self.applied.policy {
+        if desired.policy != self.applied.policy {
             self.interrupt_sweep();
         }
-        if !wanted.local.is_subset(&self.applied.local) {
-            self.spare_addresses();
+        if !desired.local.is_subset(&self.applied.local) {
+            self.suspend_address_expiry();
         }
-        let execution = reconcile::execute(&self.applied, &wanted, &mut self.engine);
+        let execution = reconcile::execute(&self.applied, &desired, &mut self.engine);
         for step in execution.steps {
-            self.note(step);
+            self.log_step(step);
         }
         let reached = execution.reached;
         let (before, after) = (&self.applied.local, &reached.local);
-        self.resting.changed(before, after, Instant::now());
+        self.lost_addresses.update(before, after, Instant::now());
         for address in before.difference(after) {
             log::info!("{address} is gone: mappings with it rest until it is back, for 15 s");
         }
-        let applied = Applied::Datapath {
+        let applied = ApplyOutcome::Datapath {
             repolicied: self.applied.policy != reached.policy,
         };
         self.guard.retain_refusals(|ifindex| {
-            let is_missing = |wanted: bool, reached: bool| wanted && !reached;
+            let is_missing = |desired: bool, reached: bool| desired && !reached;
             is_missing(
-                wanted.uplinks.contains_key(&ifindex),
+                desired.uplinks.contains_key(&ifindex),
                 reached.uplinks.contains_key(&ifindex),
             ) || is_missing(
-                wanted.pod_links.contains_key(&ifindex),
+                desired.pod_links.contains_key(&ifindex),
                 reached.pod_links.contains_key(&ifindex),
             )
         });
@@ -132,7 +137,7 @@ impl Agent {
         applied
     }
 
-    /// Makes again what has failed on an interface: what was in the way may be gone without any event.
+    /// Repeats changes that have failed on an interface: the cause may be gone without any event.
     pub(super) fn retry_unknown(&mut self) {
         if !self.applied.unknown.is_empty() {
             self.reconcile();
@@ -140,24 +145,24 @@ impl Agent {
     }
 
     /// Logs the result of a change.
-    fn note(&mut self, step: Step) {
+    fn log_step(&mut self, step: Step) {
         let Step { change, error } = step;
         let Some(err) = error else {
-            if !self.engine.is_shadow() && !self.guard.is_again(&change, &self.applied.unknown) {
-                announce(&change);
+            if !self.engine.is_shadow() && !self.guard.is_repeated(&change, &self.applied.unknown) {
+                log_change(&change);
             }
             return;
         };
         let why = format!("{err:#}");
         let is_news = match &change {
             // Nothing leaks; replies to flows that began outside may be lost there.
-            Change::Observe(Uplink { ifindex, .. }) => self.guard.unobserved(*ifindex, &why),
+            Change::Observe(Uplink { ifindex, .. }) => self.guard.record_unobserved(*ifindex, &why),
             Change::Attach(Uplink { ifindex, .. }) | Change::AttachPods { ifindex, .. } => {
-                self.guard.refused(*ifindex, why.clone())
+                self.guard.record_refusal(*ifindex, why.clone())
             }
             Change::SetUplink(Uplink { ifindex, .. })
             | Change::SetObserved(Uplink { ifindex, .. })
-            | Change::Detach { ifindex, .. } => self.guard.unmade(*ifindex, &why),
+            | Change::Detach { ifindex, .. } => self.guard.record_failed_change(*ifindex, &why),
             _ => true,
         };
         if is_news {
@@ -166,17 +171,17 @@ impl Agent {
     }
 
     /// Does the rest of the reconciliation: follow-up work and reporting.
-    pub(super) fn applied(&mut self, applied: Applied) {
+    pub(super) fn after_apply(&mut self, applied: ApplyOutcome) {
         let repolicied = match applied {
-            Applied::Chains => return self.look_for_addresses(),
-            Applied::Datapath { repolicied } => repolicied,
+            ApplyOutcome::Chains => return self.check_addresses(),
+            ApplyOutcome::Datapath { repolicied } => repolicied,
         };
         if repolicied {
             self.end_withheld();
         }
         let on_reload = self.options.setup.on_reload;
         if repolicied && on_reload != OnReload::Sticky {
-            self.sweep(true);
+            self.sweep(SweepCause::Change);
         }
         if repolicied {
             let silence = match on_reload {
@@ -185,18 +190,18 @@ impl Agent {
                 OnReload::Cutover => Duration::ZERO,
             };
             if let Some(ebpf) = self.engine.as_ebpf_mut() {
-                ebpf.unprepared = true;
-                ebpf.forget_policies = Some(Instant::now() + silence);
+                ebpf.standby_stale = true;
+                ebpf.policy_history_expires = Some(Instant::now() + silence);
             }
         }
         let ipv6 = self.options.config_options.enable_ipv6;
         self.engine.compare(&self.config, &self.applied, ipv6);
         self.attached = self.engine.uplink_reports(&self.applied);
-        if repolicied || self.told.uplinks_changed(&self.attached) {
-            self.check_datapath();
+        if repolicied || self.publisher.differs_from_checked(&self.attached) {
+            self.run_self_check();
         }
-        self.look_for_addresses();
-        self.tell_faults();
+        self.check_addresses();
+        self.publish_faults();
     }
 
     /// Ends mappings whose packets an IPsec policy covers.
@@ -219,17 +224,20 @@ impl Agent {
 
     /// Expires the record of flows that earlier policies bypassed, once no connection of that time
     /// can be alive.
-    pub(super) fn forget_policies(&mut self) {
+    pub(super) fn expire_policy_history(&mut self) {
         let Some(ebpf) = self.engine.as_ebpf_mut() else {
             return;
         };
-        if ebpf.forget_policies.is_none_or(|at| Instant::now() < at) {
+        if ebpf
+            .policy_history_expires
+            .is_none_or(|at| Instant::now() < at)
+        {
             return;
         }
-        match ebpf.datapath.forget_earlier_policies() {
+        match ebpf.datapath.expire_history() {
             Ok(()) => {
-                ebpf.forget_policies = None;
-                ebpf.unprepared = true;
+                ebpf.policy_history_expires = None;
+                ebpf.standby_stale = true;
             }
             Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
         }
@@ -240,7 +248,7 @@ impl Agent {
         let Some(ebpf) = self.engine.as_ebpf_mut() else {
             return;
         };
-        ebpf.unprepared = false;
+        ebpf.standby_stale = false;
         if let Err(err) = ebpf.datapath.prepare_policy() {
             // The next policy change writes it anyway.
             log::debug!("preparing for the next policy: {err:#}");
@@ -251,14 +259,14 @@ impl Agent {
     pub(super) fn on_ebpf(&mut self, event: EbpfEvent) {
         match event {
             EbpfEvent::SweepEnded => self.sweep_ended(),
-            EbpfEvent::RoomDue => self.look_for_room(),
-            EbpfEvent::Unprepared => self.prepare_policy(),
-            EbpfEvent::TookOver(done) => self.took_over(done),
+            EbpfEvent::TableCheckDue => self.check_tables(),
+            EbpfEvent::StandbyStale => self.prepare_policy(),
+            EbpfEvent::Takeover(done) => self.on_takeover(done),
         }
     }
 
     /// Attaches the programs again where they were detached.
-    pub(super) fn reattach(&mut self) {
+    pub(super) fn reattach_all(&mut self) {
         let uplinks = self.applied.uplinks.values().cloned();
         let uplinks = uplinks.flat_map(|u| [Change::SetUplink(u.clone()), Change::Attach(u)]);
         let observed = self.applied.observed.values().cloned();
@@ -275,7 +283,7 @@ impl Agent {
     }
 }
 
-fn announce(change: &Change) {
+fn log_change(change: &Change) {
     match change {
         Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
         Change::Observe(link) => {

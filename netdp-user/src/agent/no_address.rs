@@ -18,7 +18,7 @@ pub(super) struct NoAddress {
     /// Addresses missing now, and since when; `None` for those an earlier agent reported.
     missing: Vec<(Lacking, Option<Instant>)>,
     /// Missing addresses that have been reported.
-    pub(super) told: Vec<Lacking>,
+    pub(super) reported: Vec<Lacking>,
     /// Missing addresses that an earlier agent reported, until this one has checked.
     recalled: Option<Vec<Lacking>>,
 }
@@ -31,19 +31,19 @@ impl NoAddress {
             missing: reported.iter().map(|it| (it.clone(), None)).collect(),
             recalled: Some(reported),
             // This agent has not logged them.
-            told: Vec::new(),
+            reported: Vec::new(),
             had,
             has: Had::new(),
         }
     }
 
     /// Returns what the next agent is to take for reported.
-    pub(super) fn reported(&self) -> &[Lacking] {
-        self.recalled.as_ref().unwrap_or(&self.told)
+    pub(super) fn to_recall(&self) -> &[Lacking] {
+        self.recalled.as_ref().unwrap_or(&self.reported)
     }
 
     /// Records the addresses missing now.
-    fn note(&mut self, now_missing: Vec<Lacking>, now: Instant) {
+    fn set_missing(&mut self, now_missing: Vec<Lacking>, now: Instant) {
         self.recalled = None;
         let before = std::mem::take(&mut self.missing);
         let since = |it: &Lacking| {
@@ -72,7 +72,7 @@ fn is_same(one: &Lacking, other: &Lacking) -> bool {
 
 impl Agent {
     /// Checks for missing addresses after a change of links, addresses or routes.
-    pub(super) fn look_for_addresses(&mut self) {
+    pub(super) fn check_addresses(&mut self) {
         let uplinks: Vec<Uplink> = match &self.engine {
             Engine::Ebpf(_) => self.applied.uplinks.values().cloned().collect(),
             Engine::Iptables(_) => {
@@ -95,19 +95,19 @@ impl Agent {
         }
         let had = &self.no_address.had;
         let missing = lacking(&self.snapshot, &self.selection, &uplinks, had);
-        self.no_address.note(missing, Instant::now());
-        self.tell_addresses();
+        self.no_address.set_missing(missing, Instant::now());
+        self.report_missing_addresses();
     }
 
     /// Reports addresses that have been missing for long enough, and those that are back.
-    pub(super) fn tell_addresses(&mut self) {
+    pub(super) fn report_missing_addresses(&mut self) {
         let due = self.no_address.due(Instant::now());
-        if due == self.no_address.told {
+        if due == self.no_address.reported {
             return;
         }
         let by_netfilter = self.engine.as_iptables().is_some();
-        let before = std::mem::replace(&mut self.no_address.told, due);
-        for it in &self.no_address.told {
+        let before = std::mem::replace(&mut self.no_address.reported, due);
+        for it in &self.no_address.reported {
             if before.contains(it) {
                 continue;
             }
@@ -118,7 +118,7 @@ impl Agent {
             };
             log::log!(level, "{}", it.describe(by_netfilter));
         }
-        let now = &self.no_address.told;
+        let now = &self.no_address.reported;
         for it in before {
             if !now.iter().any(|now| is_same(now, &it)) {
                 let (name, family) = (&it.uplink, it.family);
@@ -130,7 +130,7 @@ impl Agent {
                 }
             }
         }
-        self.tell();
+        self.publish_status();
         self.save_report();
     }
 }
@@ -155,31 +155,31 @@ mod tests {
     fn an_address_that_is_back_at_once_is_not_missed() {
         let start = Instant::now();
         let mut addresses = NoAddress::default();
-        addresses.note(vec![lost(true)], start);
+        addresses.set_missing(vec![lost(true)], start);
         assert!(addresses.due(start + GRACE / 2).is_empty());
         // Counted from the first moment, whatever else changes.
-        addresses.note(vec![lost(false)], start + GRACE / 2);
+        addresses.set_missing(vec![lost(false)], start + GRACE / 2);
         assert_eq!(addresses.due(start + GRACE), [lost(false)]);
-        addresses.note(Vec::new(), start + GRACE);
-        addresses.note(vec![lost(true)], start + GRACE);
+        addresses.set_missing(Vec::new(), start + GRACE);
+        addresses.set_missing(vec![lost(true)], start + GRACE);
         assert!(addresses.due(start + GRACE).is_empty());
     }
 
     #[test]
-    fn what_an_earlier_agent_told_goes_on_without_a_pause() {
+    fn addresses_that_an_earlier_agent_reported_are_due_at_once() {
         let had = Had::from([("eth0".into(), [Family::V4].into())]);
         let start = Instant::now();
         let mut addresses = NoAddress::after(had, vec![lost(true)]);
-        addresses.note(vec![lost(true)], start);
+        addresses.set_missing(vec![lost(true)], start);
         assert_eq!(addresses.due(start), [lost(true)]);
     }
 
     #[test]
-    fn what_an_earlier_agent_told_is_passed_on_until_this_one_has_looked() {
+    fn addresses_that_an_earlier_agent_reported_are_recalled_until_this_one_has_checked() {
         let mut addresses = NoAddress::after(Had::new(), vec![lost(true)]);
-        assert_eq!(addresses.told, []);
-        assert_eq!(addresses.reported(), [lost(true)]);
-        addresses.note(Vec::new(), Instant::now());
-        assert_eq!(addresses.reported(), []);
+        assert_eq!(addresses.reported, []);
+        assert_eq!(addresses.to_recall(), [lost(true)]);
+        addresses.set_missing(Vec::new(), Instant::now());
+        assert_eq!(addresses.to_recall(), []);
     }
 }

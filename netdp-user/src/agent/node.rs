@@ -23,7 +23,7 @@ pub(super) struct Node {
     /// Set once all rules have been read: entries of an earlier agent no longer apply.
     complete: bool,
     /// Context of the last assessment of rules.
-    judged_by: Option<JudgedBy>,
+    assessed_in: Option<AssessmentContext>,
     /// Traffic that IPsec policies cover, and that netdp does not protect as netfilter would.
     missed_ipsec: Vec<String>,
     /// Set if there is a datapath; otherwise nothing is polled.
@@ -34,7 +34,7 @@ pub(super) struct Node {
 
 /// Context for the assessment of third-party rules, besides the configuration.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct JudgedBy {
+pub(super) struct AssessmentContext {
     /// The node's addresses.
     pub local: BTreeSet<IpAddr>,
     /// The uplinks' names.
@@ -75,17 +75,17 @@ impl Node {
 impl Agent {
     /// Detects the ports on which the node receives, and puts them in force, before programs are
     /// attached.
-    pub(super) async fn learn_node(&mut self) {
+    pub(super) async fn detect_node(&mut self) {
         if self.engine.as_datapath().is_none() {
             return;
         }
         self.node.wanted = true;
-        self.ask_foreign();
+        self.scan_foreign();
         let until = Instant::now() + PATIENCE;
         // Both continue in the background; later results are handled by the loop.
         let probe = timeout_at(until, self.node.prober.changed()).await;
-        let look = timeout_at(until, self.foreign.seen()).await;
-        if probe.is_err() || look.is_err() {
+        let scan = timeout_at(until, self.foreign.scanned()).await;
+        if probe.is_err() || scan.is_err() {
             log::warn!(
                 "reading NAT rules, sockets and services takes longer than {} s: until it is done, pods' \
                  flows may get ports on which the node receives",
@@ -93,14 +93,14 @@ impl Agent {
             );
         }
         self.node.probe = probe.ok();
-        if let Ok(look) = look {
-            self.accept_inward(look.nat);
-            self.foreign.note(&look.seen);
+        if let Ok(scan) = scan {
+            self.set_inward_rules(scan.nat);
+            self.foreign.record_scan(&scan.seen);
         }
     }
 
     /// Handles the NAT rules of a scan.
-    pub(super) fn accept_inward(&mut self, mut nat: Inward) {
+    pub(super) fn set_inward_rules(&mut self, mut nat: Inward) {
         if !self.node.wanted {
             return;
         }
@@ -126,31 +126,31 @@ impl Agent {
         }
         let legacy = |probe: Option<&Probe>| probe.map(|probe| probe.legacy.clone());
         if legacy(before.as_ref()) != legacy(self.node.probe.as_ref()) {
-            self.ask_foreign();
+            self.scan_foreign();
         }
         self.update_node();
     }
 
     /// Handles a possible change of links or addresses.
-    pub(super) fn network_changed(&mut self) {
+    pub(super) fn on_network_change(&mut self) {
         if !self.node.wanted {
             return;
         }
-        if self.node.judged_by.as_ref() != Some(&self.to_judge_by()) {
-            self.ask_foreign();
+        if self.node.assessed_in.as_ref() != Some(&self.assessment_context()) {
+            self.scan_foreign();
         }
         self.update_node();
     }
 
     /// Returns the current context for the assessment of third-party rules.
-    pub(super) fn to_judge_by(&self) -> JudgedBy {
+    pub(super) fn assessment_context(&self) -> AssessmentContext {
         let selected = select(&self.snapshot, &self.selection);
         let own = selected.uplinks.iter().flat_map(Uplink::addresses);
         let is_uplink = |via: u32| selected.uplinks.iter().any(|uplink| uplink.ifindex == via);
         let given = selected.sources.values();
         let given = given.filter(|given| is_uplink(given.via));
         let wire: BTreeSet<IpAddr> = own.chain(given.map(|given| given.addr)).collect();
-        JudgedBy {
+        AssessmentContext {
             local: local_addresses(&self.snapshot),
             uplinks: selected.uplinks.into_iter().map(|u| u.name).collect(),
             wire: wire.into_iter().collect(),
@@ -158,8 +158,8 @@ impl Agent {
     }
 
     /// Records the context of the next assessment.
-    pub(super) fn judge_by(&mut self, by: JudgedBy) {
-        self.node.judged_by = Some(by);
+    pub(super) fn set_assessment_context(&mut self, by: AssessmentContext) {
+        self.node.assessed_in = Some(by);
     }
 
     /// Puts the known facts in force where they differ.

@@ -32,7 +32,7 @@ impl Facts<'_> {
                 "InConflict",
                 (self.behind.iter().cloned())
                     .chain(conflicts.map(ToString::to_string))
-                    .chain(self.chains_back.iter().map(back))
+                    .chain(self.recreated_chains.iter().map(back))
                     .collect(),
             ),
             ("NotTakenOver", list(self.not_taken_over)),
@@ -42,7 +42,7 @@ impl Facts<'_> {
                 "NotPinned",
                 self.unpinned
                     .into_iter()
-                    .chain(self.fleeting)
+                    .chain(self.ephemeral)
                     .cloned()
                     .collect(),
             ),
@@ -69,7 +69,7 @@ mod tests {
         let mut state = State::well();
         assert_eq!(state.facts().notes(), []);
         state.no_address = vec![lost(false)];
-        state.chains_back = vec!["chain X".into()];
+        state.recreated_chains = vec!["chain X".into()];
         state.network.leaks = (0..=LINES).map(|n| format!("leak {n}")).collect();
         let notes = state.facts().notes();
         let of = |reason: &str| notes.iter().filter(|note| note.reason == reason).count();

@@ -1,11 +1,11 @@
 //! Pins, without which the datapath ends with the agent, and unpinned programs of earlier agents.
 
 use super::Agent;
-use super::guard::LOOK_INTERVAL;
+use super::guard::CHECK_INTERVAL;
 
 impl Agent {
     /// Restores missing pins. Without pins everything remains in force as long as the agent lives.
-    pub(super) fn mend_pins(&mut self, unpinned: bool) {
+    pub(super) fn restore_pins(&mut self, unpinned: bool) {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
@@ -20,7 +20,7 @@ impl Agent {
         match &why {
             Some(why) if before.as_ref() != Some(why) => log::error!(
                 "the datapath is not pinned in {} and will not outlive this agent: {why}; tried \
-                 again every {LOOK_INTERVAL:?}",
+                 again every {CHECK_INTERVAL:?}",
                 self.options.bpffs.display()
             ),
             None if pinned > 0 => {
@@ -39,13 +39,13 @@ impl Agent {
     }
 
     /// Logs that the pins end with the agent's mount namespace, if they do.
-    pub(super) fn warn_of_fleeting_pins(&mut self) {
-        let fleeting = self.engine.as_datapath().and_then(|it| it.fleeting());
-        let fleeting = fleeting.map(str::to_owned);
-        if let Some(why) = &fleeting {
+    pub(super) fn check_pins_persist(&mut self) {
+        let ephemeral = self.engine.as_datapath().and_then(|it| it.ephemeral());
+        let ephemeral = ephemeral.map(str::to_owned);
+        if let Some(why) = &ephemeral {
             log::warn!("{why}");
         }
-        self.guard.fleeting = fleeting;
+        self.guard.ephemeral = ephemeral;
     }
 
     /// Detaches programs of an earlier agent whose pins are out of reach, once our own are

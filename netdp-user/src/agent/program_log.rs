@@ -20,14 +20,14 @@ impl ProgramLog {
     }
 
     /// Waits for log records of the programs, and forwards them.
-    pub(super) async fn pass_on(&mut self) -> Result<()> {
-        let mut spoke = self
+    pub(super) async fn forward(&mut self) -> Result<()> {
+        let mut readable = self
             .0
             .readable_mut()
             .await
             .context("reading the programs' log")?;
-        spoke.get_inner_mut().flush();
-        spoke.clear_ready();
+        readable.get_inner_mut().flush();
+        readable.clear_ready();
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Readiness of the node, and the reasons if it is not ready.
 
-use super::configuration::Source;
 use super::facts::Facts;
+use super::in_force::Source;
 
 /// Limit of published lines of one kind.
 pub(super) const LINES: usize = 20;

@@ -1,6 +1,6 @@
 //! The decision about a configuration that was read, without side effects.
 
-use super::configuration::{InForce, Source};
+use super::in_force::{InForce, Source};
 use crate::config::{Config, Diagnostic, Document, Loaded, Rejected};
 
 /// Result of a read: documents and their configuration, or the reasons for rejecting them.
@@ -16,7 +16,7 @@ pub(super) enum Reload {
         documents: Vec<Document>,
         loaded: Loaded,
         /// Set if the previous read was rejected.
-        mended: bool,
+        recovered: bool,
     },
     /// Rejected; the configuration in force remains.
     Reject(Rejected),
@@ -25,23 +25,23 @@ pub(super) enum Reload {
 }
 
 /// Decides about a configuration that was read; `config` and `in_force` describe the one in force.
-pub(super) fn judge(read: Read, config: &Config, in_force: &InForce) -> Reload {
+pub(super) fn decide(read: Read, config: &Config, in_force: &InForce) -> Reload {
     match read {
         Err(rejected) if lines(&rejected.errors) == in_force.rejected => Reload::RejectedBefore,
         Err(rejected) => Reload::Reject(rejected),
         Ok((documents, loaded)) => {
-            let mended = !in_force.rejected.is_empty();
+            let recovered = !in_force.rejected.is_empty();
             let is_in_force = in_force.source == Source::Sources
                 && loaded.config == *config
                 && lines(&loaded.warnings) == in_force.warnings
                 && names(&documents) == in_force.files;
-            if is_in_force && !mended {
+            if is_in_force && !recovered {
                 return Reload::Unchanged;
             }
             Reload::Accept {
                 documents,
                 loaded,
-                mended,
+                recovered,
             }
         }
     }
@@ -61,7 +61,7 @@ pub(super) fn lines(diagnostics: &[Diagnostic]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::memory::PolicyCount;
-    use super::{InForce, Read, Reload, Source, judge, lines, names};
+    use super::{InForce, Read, Reload, Source, decide, lines, names};
     use crate::config::{self, Document, Format, Options};
 
     fn read(text: &str) -> Read {
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn what_is_in_force_is_not_put_in_force_again() {
         let (config, in_force) = in_force();
-        assert_eq!(judge(read(GOOD), &config, &in_force), Reload::Unchanged);
+        assert_eq!(decide(read(GOOD), &config, &in_force), Reload::Unchanged);
     }
 
     #[test]
@@ -100,8 +100,8 @@ mod tests {
         let accepted = |text: &str, change: fn(&mut InForce)| {
             let (config, mut in_force) = in_force();
             change(&mut in_force);
-            match judge(read(text), &config, &in_force) {
-                Reload::Accept { mended, .. } => Some(mended),
+            match decide(read(text), &config, &in_force) {
+                Reload::Accept { recovered, .. } => Some(recovered),
                 _ => None,
             }
         };
@@ -124,15 +124,18 @@ mod tests {
     #[test]
     fn what_is_bad_is_rejected_and_reported_once() {
         let (config, mut in_force) = in_force();
-        let Reload::Reject(rejected) = judge(read(BAD), &config, &in_force) else {
+        let Reload::Reject(rejected) = decide(read(BAD), &config, &in_force) else {
             panic!("not rejected");
         };
         in_force.rejected = lines(&rejected.errors);
         assert!(in_force.rejected[0].contains("/etc/config/a"), "{rejected}");
-        assert_eq!(judge(read(BAD), &config, &in_force), Reload::RejectedBefore);
+        assert_eq!(
+            decide(read(BAD), &config, &in_force),
+            Reload::RejectedBefore
+        );
         let worse = format!("{BAD}masqueradeCIDRs: [10.0.0.0/98]\n");
         assert!(matches!(
-            judge(read(&worse), &config, &in_force),
+            decide(read(&worse), &config, &in_force),
             Reload::Reject(_)
         ));
     }

@@ -29,7 +29,7 @@ impl Facts<'_> {
             guests: network.guests.clone(),
             ipsec: network.ipsec.clone(),
             detours: network.detours.clone(),
-            chains_back: self.chains_back.to_vec(),
+            chains_back: self.recreated_chains.to_vec(),
             not_taken_over: self.not_taken_over.to_vec(),
             chains: self.chains.unwrap_or_default().to_vec(),
             foreign: self.foreign.clone(),
@@ -41,7 +41,7 @@ impl Facts<'_> {
             ready_file: identity.ready_file.clone(),
             behind: self.behind.clone(),
             unpinned: self.unpinned.cloned(),
-            fleeting: self.fleeting.cloned(),
+            fleeting: self.ephemeral.cloned(),
             repairs: self.repairs,
         }
     }
@@ -94,9 +94,9 @@ fn rule_report(rule: &Rule) -> RuleReport {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::configuration::{InForce, Source};
     use super::super::facts::{Facts, Identity};
     use super::super::findings::Findings;
+    use super::super::in_force::{InForce, Source};
     use super::super::memory::PolicyCount;
     use crate::config::{Action, Origin, Rule};
     use crate::foreign::Seen;
@@ -119,7 +119,7 @@ pub(super) mod tests {
         pub recalled: Option<Vec<Lacking>>,
         pub had: Had,
         pub foreign: Seen,
-        pub chains_back: Vec<String>,
+        pub recreated_chains: Vec<String>,
         pub api_unready: Option<String>,
         pub off: Vec<String>,
         pub fault: Option<String>,
@@ -152,7 +152,7 @@ pub(super) mod tests {
                 recalled: None,
                 had: Had::new(),
                 foreign: Seen::default(),
-                chains_back: Vec::new(),
+                recreated_chains: Vec::new(),
                 api_unready: None,
                 off: Vec::new(),
                 fault: None,
@@ -176,7 +176,7 @@ pub(super) mod tests {
                 foreign: &self.foreign,
                 node: None,
                 not_taken_over: &[],
-                chains_back: &self.chains_back,
+                recreated_chains: &self.recreated_chains,
                 api: None,
                 api_unready: self.api_unready.clone(),
                 maps: Vec::new(),
@@ -184,7 +184,7 @@ pub(super) mod tests {
                 off: self.off.clone(),
                 behind: Vec::new(),
                 unpinned: None,
-                fleeting: None,
+                ephemeral: None,
                 repairs: 0,
                 fault: self.fault.as_ref(),
                 unready: &[],

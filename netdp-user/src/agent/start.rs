@@ -2,8 +2,8 @@
 
 use super::modes::{Ebpf, Engine};
 use super::{
-    Agent, Memory, RunOptions, api, configuration, facts, findings, foreign, guard, monitor,
-    no_address, node, ready, resting, tell,
+    Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
+    monitor, no_address, node, publish, ready,
 };
 use crate::config;
 use crate::control::Control;
@@ -16,11 +16,12 @@ use anyhow::Result;
 use std::collections::BTreeSet;
 
 impl Agent {
-    /// Makes an agent that has put nothing in force yet. What may be there already is touched last, and
-    /// nothing is awaited after it: a future that is dropped leaves nothing behind.
+    /// Creates an agent that has put nothing in force yet. The datapath is opened last, and nothing is
+    /// awaited after it: a future that is dropped leaves nothing behind.
     ///
     /// # Errors
-    /// It can't start: privileges, kernel, bpffs, netlink.
+    /// Returns an error if privileges are missing, or the kernel, the bpffs or netlink does not
+    /// suffice.
     pub(super) async fn new(options: RunOptions, state_dir: StateDir) -> Result<Self> {
         ready::set(&options, false)?;
         let control = Control::start(options.kube.clone(), options.http_listen)?;
@@ -34,7 +35,7 @@ impl Agent {
         // State that an earlier agent left in force.
         let (mut keep, mut local, mut kernel) = (BTreeSet::new(), BTreeSet::new(), None);
         if let Some(Ebpf { datapath, .. }) = engine.as_ebpf() {
-            keep.extend(datapath.known_uplinks()?);
+            keep.extend(datapath.earlier_uplinks()?);
             local = datapath.maps().local_addresses()?;
             kernel = Some(datapath.kernel());
         }
@@ -48,7 +49,7 @@ impl Agent {
             names: BTreeSet::new(),
             with_guests: BTreeSet::new(),
         };
-        let api = api::Followed::new(options.kube.is_some(), &state_dir);
+        let api = api::ApiState::new(options.kube.is_some(), &state_dir);
         let ready_file = options.ready_file.clone();
         let memory = Memory::recall(&state_dir);
         let (had, reported) = (memory.had.clone(), memory.no_address.clone());
@@ -62,7 +63,7 @@ impl Agent {
             selection,
             monitor,
             watcher,
-            in_force: configuration::InForce::after(memory.policy.clone()),
+            in_force: in_force::InForce::after(memory.policy.clone()),
             identity: facts::Identity {
                 mode: engine.name(),
                 no_ebpf,
@@ -75,12 +76,12 @@ impl Agent {
             engine,
             state_dir,
             snapshot: Snapshot::default(),
-            resting: resting::Resting::default(),
+            lost_addresses: lost_addresses::LostAddresses::default(),
             ready: false,
             starting: true,
             deferred: None,
             api,
-            told: tell::Telling::new(control.is_some()),
+            publisher: publish::StatusPublisher::new(control.is_some()),
             control,
             foreign: foreign::Foreign::new(),
             node: node::Node::default(),
@@ -89,36 +90,36 @@ impl Agent {
         })
     }
 
-    /// Puts in force what is configured. Where the future is dropped, what it has written is found by the
-    /// memory, and [`end`](Self::end) knows of it.
+    /// Puts the configuration in force. If the future is dropped, the memory file names everything that
+    /// was written, and [`end`](Self::end) finds it.
     ///
     /// # Errors
-    /// The network can't be read; or programs of an earlier agent are in force, and their mappings can't
-    /// be given to netfilter.
+    /// Returns an error if the network cannot be read, or programs of an earlier agent are in force
+    /// and their mappings cannot be handed over to netfilter.
     pub(super) async fn start(&mut self) -> Result<()> {
         self.snapshot = self.monitor.snapshot().await?;
-        self.warn_of_fleeting_pins();
+        self.check_pins_persist();
         self.await_api().await;
         self.first_config();
-        self.remember_chains();
-        if self.give_back()? {
+        self.save_planned_chains();
+        if self.begin_rollback()? {
             self.starting = false;
             self.update_ready();
             return Ok(());
         }
         self.save_fallback();
-        self.detach_strangers();
-        self.keep_untranslated().await;
-        self.mark_tracking();
-        self.learn_node().await;
+        self.detach_stale_uplinks();
+        self.pin_untranslated_flows().await;
+        self.mark_conntrack();
+        self.detect_node().await;
         self.reconcile();
-        self.first_chains().await;
-        self.forget_translated().await;
+        self.await_first_chains().await;
+        self.delete_translated_flows().await;
         self.remove_orphans();
         if !self.take_over() {
             self.starting = false;
             self.update_ready();
-            self.ask_foreign();
+            self.scan_foreign();
         }
         if let Some(datapath) = self.engine.as_datapath() {
             datapath.set_started();

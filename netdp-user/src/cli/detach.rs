@@ -141,7 +141,7 @@ impl Detach {
             let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
         });
-        let forgotten = datapath::forget(&local.collect(), |flow, way| {
+        let forgotten = datapath::delete_entries(&local.collect(), |flow, way| {
             datapath::may_be_translated(flow, way)
                 && config.decide(way.destination).action != Action::Bypass
         })?;
@@ -184,7 +184,7 @@ impl Detach {
                 told = Instant::now();
                 eprintln!(
                     "netdp: {} mappings that netfilter does not take; waiting for their end",
-                    rollback.left()?
+                    rollback.still_active()?
                 );
             }
             std::thread::sleep(LOOK);

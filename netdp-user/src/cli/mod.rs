@@ -146,7 +146,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let is_agent = args.get(1).is_some_and(|word| word == "run");
     let cli = Cli::try_parse_from(args).unwrap_or_else(|err| {
         if is_agent && err.use_stderr() {
-            pod::leave(&err.to_string());
+            pod::write_termination_message(&err.to_string());
         }
         err.exit()
     });
@@ -159,15 +159,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
 /// Returns an error if the command fails.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     if let Some(places) = cli.command.places() {
-        programs::look_in(places.programs.clone());
+        programs::set_search_path(places.programs.clone());
     }
     match cli.command {
         Command::Run(run) => {
             init_log(run.log_level());
             // Only the agent's end is the end of the container.
-            run.options()
-                .and_then(agent::run)
-                .inspect_err(|err| pod::leave(&format!("netdp: error: {err:#}\n")))
+            run.options().and_then(agent::run).inspect_err(|err| {
+                pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
+            })
         }
         Command::Status(show) => report::print(
             &show.places.bpffs,

@@ -12,7 +12,7 @@ use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
-use crate::state_dir::tell_of_memory;
+use crate::state_dir::log_if_in_memory;
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -155,7 +155,7 @@ impl Run {
                 ignored.join(", ")
             );
         }
-        tell_of_memory(&self.places.state_dir);
+        log_if_in_memory(&self.places.state_dir);
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());

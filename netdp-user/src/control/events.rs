@@ -6,7 +6,7 @@
 
 mod budget;
 
-use super::{Note, REFUSALS, Told};
+use super::{AgentStatus, Note, REFUSALS};
 use crate::pod;
 use crate::sources::kube::{Asker, Kind, KubeOptions, MapRef, Teller, Trouble, random};
 use budget::Budget;
@@ -25,7 +25,7 @@ const LONGEST: usize = 1024;
 
 /// Number of Event names that are remembered to avoid duplicate requests, and of Events that wait
 /// while the API is unavailable.
-const REMEMBERED: usize = 64;
+const MAX_QUEUED: usize = 64;
 
 /// First and longest pause before a failed post is retried.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -35,15 +35,15 @@ const HELD_BACK: Duration = Duration::from_secs(60);
 
 /// Object that an Event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum About {
+enum Involved {
     Map(MapRef),
     Node,
 }
 
 /// Draft of an Event.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Happening {
-    about: About,
+struct EventDraft {
+    involved: Involved,
     /// Event type: `Normal` or `Warning`.
     kind: &'static str,
     reason: &'static str,
@@ -54,7 +54,7 @@ struct Happening {
 pub(super) async fn publish(
     client: Client,
     options: &KubeOptions,
-    mut told: watch::Receiver<Told>,
+    mut status: watch::Receiver<AgentStatus>,
     teller: &Teller,
 ) {
     let mut publisher = Publisher {
@@ -64,38 +64,38 @@ pub(super) async fn publish(
         budget: Budget::new(Instant::now()),
         held_back: false,
         waiting: VecDeque::new(),
-        standing: Standing::default(),
-        unsaid: false,
+        ongoing: Ongoing::default(),
+        has_unpublished: false,
         pause: PAUSES.0,
         teller,
     };
-    let mut before = Told::default();
+    let mut before = AgentStatus::default();
     loop {
-        let again = publisher.again();
+        let again = publisher.retry_after();
         tokio::select! {
-            changed = told.changed() => if changed.is_err() { return },
+            changed = status.changed() => if changed.is_err() { return },
             () = sleep(again.unwrap_or_default()), if again.is_some() => {}
         }
         // Spreads the requests of a cluster's nodes, and lets a burst of changes pass.
         sleep(Duration::from_secs_f64(random())).await;
-        let now = told.borrow_and_update().clone();
-        for happening in happenings(&before, &now) {
-            publisher.say(&happening);
+        let now = status.borrow_and_update().clone();
+        for draft in drafts(&before, &now) {
+            publisher.queue(&draft);
         }
-        publisher.say_standing(&now.notes);
+        publisher.queue_ongoing(&now.notes);
         publisher.post_waiting().await;
         before = now;
     }
 }
 
-fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
+fn drafts(before: &AgentStatus, now: &AgentStatus) -> Vec<EventDraft> {
     let mut found = Vec::new();
     if now.serial != before.serial {
         about_config(before, now, &mut found);
     }
     let mut node = |reason, message| {
-        found.push(Happening {
-            about: About::Node,
+        found.push(EventDraft {
+            involved: Involved::Node,
             kind: "Warning",
             reason,
             message,
@@ -134,7 +134,7 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
         );
     }
     for (_, reason, why) in REFUSALS {
-        let count = |told: &Told| told.refused.get(reason).copied().unwrap_or_default();
+        let count = |status: &AgentStatus| status.refused.get(reason).copied().unwrap_or_default();
         let more = count(now).saturating_sub(count(before));
         // Counters outlive agents: the first reading is the baseline.
         if more > 0 && !before.version.is_empty() {
@@ -147,14 +147,14 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
     found
 }
 
-fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
+fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDraft>) {
     let mut others: Vec<&str> = now.rejected.iter().map(String::as_str).collect();
     let mut gone: Vec<&str> = now.gone.iter().map(String::as_str).collect();
     let is_same = |map: &MapRef| now.maps.iter().any(|it| it.prefix() == map.prefix());
     for map in before.maps.iter().filter(|map| !is_same(map)) {
         gone.retain(|name| !name.starts_with(&map.prefix()));
-        found.push(Happening {
-            about: About::Map(map.clone()),
+        found.push(EventDraft {
+            involved: Involved::Map(map.clone()),
             kind: "Warning",
             reason: "Gone",
             message: format!("it does not count any more: {}", now.in_force()),
@@ -166,9 +166,9 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
             let own = lines.iter().filter_map(|line| line.strip_prefix(&prefix));
             own.map(str::to_owned).collect()
         };
-        let mut say = |kind, reason, message| {
-            found.push(Happening {
-                about: About::Map(map.clone()),
+        let mut add = |kind, reason, message| {
+            found.push(EventDraft {
+                involved: Involved::Map(map.clone()),
                 kind,
                 reason,
                 message,
@@ -178,21 +178,21 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
         others.retain(|line| !line.starts_with(&prefix));
         if !errors.is_empty() {
             let message = format!("{}; what was in force stays", errors.join("; "));
-            say("Warning", "Rejected", message);
+            add("Warning", "Rejected", message);
         }
         // If one of several ConfigMaps has changed, the others need no new Event.
         let is_news = !before.rejected.is_empty() || !before.maps.contains(map);
         if now.rejected.is_empty() && is_news {
-            say("Normal", "Applied", now.in_force());
+            add("Normal", "Applied", now.in_force());
             let warnings = own(&now.warnings);
             if !warnings.is_empty() {
-                say("Warning", "LookAtThis", warnings.join("; "));
+                add("Warning", "LookAtThis", warnings.join("; "));
             }
         }
     }
     let mut node = |reason, message| {
-        found.push(Happening {
-            about: About::Node,
+        found.push(EventDraft {
+            involved: Involved::Node,
             kind: "Warning",
             reason,
             message,
@@ -208,7 +208,7 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
     }
 }
 
-impl Told {
+impl AgentStatus {
     /// Describes the configuration in force, for Events about a configuration.
     fn in_force(&self) -> String {
         format!("in force: config {}, {} rules", self.hash, self.rules)
@@ -217,31 +217,31 @@ impl Told {
 
 /// Ongoing conditions that have been published, by reason.
 #[derive(Debug, Default)]
-struct Standing(BTreeMap<&'static str, BTreeSet<String>>);
+struct Ongoing(BTreeMap<&'static str, BTreeSet<String>>);
 
-impl Standing {
+impl Ongoing {
     /// Removes conditions that are over, and returns the unpublished ones by reason.
-    fn unsaid(&mut self, notes: &[Note]) -> BTreeMap<&'static str, Vec<String>> {
+    fn unpublished(&mut self, notes: &[Note]) -> BTreeMap<&'static str, Vec<String>> {
         let stands = |reason: &str, text: &str| {
             (notes.iter()).any(|note| note.reason == reason && note.text == text)
         };
-        for (reason, said) in &mut self.0 {
-            said.retain(|text| stands(reason, text));
+        for (reason, published) in &mut self.0 {
+            published.retain(|text| stands(reason, text));
         }
-        let mut unsaid: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        let mut unpublished: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
         for note in notes {
-            let said = self.0.entry(note.reason).or_default();
-            if !said.contains(&note.text) {
-                unsaid
+            let published = self.0.entry(note.reason).or_default();
+            if !published.contains(&note.text) {
+                unpublished
                     .entry(note.reason)
                     .or_default()
                     .push(note.text.clone());
             }
         }
-        unsaid
+        unpublished
     }
 
-    fn said(&mut self, reason: &'static str, texts: Vec<String>) {
+    fn record(&mut self, reason: &'static str, texts: Vec<String>) {
         self.0.entry(reason).or_default().extend(texts);
     }
 }
@@ -257,9 +257,9 @@ struct Publisher<'a> {
     /// Events that wait to be posted. The API is often unavailable just when there is most to
     /// report.
     waiting: VecDeque<Event>,
-    standing: Standing,
+    ongoing: Ongoing,
     /// Set if the budget did not suffice for all ongoing conditions.
-    unsaid: bool,
+    has_unpublished: bool,
     /// Pause before waiting Events are retried.
     pause: Duration,
     teller: &'a Teller,
@@ -267,23 +267,23 @@ struct Publisher<'a> {
 
 impl Publisher<'_> {
     /// Returns the time until a retry is due if nothing else happens; `None` if there is none.
-    fn again(&self) -> Option<Duration> {
+    fn retry_after(&self) -> Option<Duration> {
         if !self.waiting.is_empty() {
             return Some(self.pause);
         }
-        self.unsaid.then_some(HELD_BACK)
+        self.has_unpublished.then_some(HELD_BACK)
     }
 
     /// Queues an Event. Returns whether the budget allowed it.
-    fn say(&mut self, happening: &Happening) -> bool {
-        let Some(event) = self.event(happening) else {
+    fn queue(&mut self, draft: &EventDraft) -> bool {
+        let Some(event) = self.event(draft) else {
             return true;
         };
         let name = event.metadata.name.clone().unwrap_or_default();
         if self.posted.contains(&name) {
             return true;
         }
-        let (about, reason) = (&happening.about, happening.reason);
+        let (about, reason) = (&draft.involved, draft.reason);
         if !self.budget.take(about, reason, Instant::now()) {
             if !self.held_back {
                 log::info!(
@@ -295,11 +295,11 @@ impl Publisher<'_> {
         }
         self.held_back = false;
         self.posted.push_back(name);
-        if self.posted.len() > REMEMBERED {
+        if self.posted.len() > MAX_QUEUED {
             self.posted.pop_front();
         }
         self.waiting.push_back(event);
-        if self.waiting.len() > REMEMBERED {
+        if self.waiting.len() > MAX_QUEUED {
             self.waiting.pop_front();
         }
         true
@@ -307,19 +307,19 @@ impl Publisher<'_> {
 
     /// Queues Events about ongoing conditions that are unpublished. Those beyond the budget are
     /// published later, if the condition lasts that long.
-    fn say_standing(&mut self, notes: &[Note]) {
-        self.unsaid = false;
-        for (reason, texts) in self.standing.unsaid(notes) {
-            let happening = Happening {
-                about: About::Node,
+    fn queue_ongoing(&mut self, notes: &[Note]) {
+        self.has_unpublished = false;
+        for (reason, texts) in self.ongoing.unpublished(notes) {
+            let draft = EventDraft {
+                involved: Involved::Node,
                 kind: "Warning",
                 reason,
                 message: texts.join("; "),
             };
-            if self.say(&happening) {
-                self.standing.said(reason, texts);
+            if self.queue(&draft) {
+                self.ongoing.record(reason, texts);
             } else {
-                self.unsaid = true;
+                self.has_unpublished = true;
             }
         }
     }
@@ -361,10 +361,10 @@ impl Publisher<'_> {
     }
 
     /// Makes an Event; `None` for one about a node without a name.
-    fn event(&self, happening: &Happening) -> Option<Event> {
+    fn event(&self, draft: &EventDraft) -> Option<Event> {
         let now = Timestamp::now();
-        let (object, namespace, version) = match &happening.about {
-            About::Map(map) => {
+        let (object, namespace, version) = match &draft.involved {
+            Involved::Map(map) => {
                 let object = ObjectReference {
                     api_version: Some("v1".into()),
                     kind: Some("ConfigMap".into()),
@@ -377,7 +377,7 @@ impl Publisher<'_> {
                 let version = format!("{}{}", map.uid, map.resource_version);
                 (object, map.namespace.clone(), version)
             }
-            About::Node => {
+            Involved::Node => {
                 let name = self.node.clone()?;
                 let object = ObjectReference {
                     api_version: Some("v1".into()),
@@ -392,10 +392,10 @@ impl Publisher<'_> {
         };
         let about = object.name.clone().unwrap_or_default();
         let id = crate::config::fnv1a(
-            format!("{version} {} {}", happening.reason, happening.message).as_bytes(),
+            format!("{version} {} {}", draft.reason, draft.message).as_bytes(),
         );
         let (about, _) = about.split_at(about.floor_char_boundary(200));
-        let mut message = happening.message.clone();
+        let mut message = draft.message.clone();
         message.truncate(message.floor_char_boundary(LONGEST));
         Some(Event {
             metadata: ObjectMeta {
@@ -404,8 +404,8 @@ impl Publisher<'_> {
                 ..ObjectMeta::default()
             },
             involved_object: object,
-            type_: Some(happening.kind.into()),
-            reason: Some(happening.reason.into()),
+            type_: Some(draft.kind.into()),
+            reason: Some(draft.reason.into()),
             message: Some(message),
             source: Some(EventSource {
                 component: Some("netdp".into()),

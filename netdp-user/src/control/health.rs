@@ -1,6 +1,6 @@
 //! `/livez` and `/readyz`, for the kubelet.
 
-use super::{Pulse, Told};
+use super::{AgentStatus, Heartbeat};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -18,11 +18,11 @@ use tokio::time::{sleep, timeout};
 
 /// Age of the last heartbeat from which the loop counts as hung: it turns at least with each sweep,
 /// every five seconds, and the longest sweep measured took less than two.
-const HANGS: Duration = Duration::from_secs(30);
+const HANG_AFTER: Duration = Duration::from_secs(30);
 
 /// Limit of concurrent connections, in all and from one address.
-const CONNECTIONS: usize = 32;
-const OF_ONE: usize = 8;
+const MAX_CONNECTIONS: usize = 32;
+const MAX_OF_ONE_ADDRESS: usize = 8;
 
 /// Time limit for receiving a request's header, and for a whole connection.
 const HEADER: Duration = Duration::from_secs(1);
@@ -34,8 +34,8 @@ const REQUEST_BYTES: usize = 8192;
 /// Serves probes forever; returns at once without a listener.
 pub(super) async fn serve(
     listener: Option<TcpListener>,
-    pulse: Arc<Pulse>,
-    told: watch::Receiver<Told>,
+    heartbeat: Arc<Heartbeat>,
+    status: watch::Receiver<AgentStatus>,
 ) {
     let listener = match listener.map(tokio::net::TcpListener::from_std) {
         None => return,
@@ -45,7 +45,7 @@ pub(super) async fn serve(
             return;
         }
     };
-    let mut places = Places::default();
+    let mut connections = Connections::default();
     loop {
         let (stream, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -56,10 +56,10 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let (pulse, told) = (Arc::clone(&pulse), told.clone());
+        let (heartbeat, status) = (Arc::clone(&heartbeat), status.clone());
         let task = tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&request, &pulse, &told.borrow());
+                let response = answer(&request, &heartbeat, &status.borrow());
                 async move { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -72,7 +72,7 @@ pub(super) async fn serve(
                 log::debug!("answering a probe: {error}");
             }
         });
-        places.take(peer.ip().to_canonical(), task.abort_handle());
+        connections.admit(peer.ip().to_canonical(), task.abort_handle());
         // Lets evicted connections close, and pending requests be answered.
         yield_now().await;
     }
@@ -81,20 +81,23 @@ pub(super) async fn serve(
 /// Open connections, the oldest first. A probe sends its request at once and is answered at once,
 /// so the oldest connection is not an active probe.
 #[derive(Debug, Default)]
-struct Places(VecDeque<(IpAddr, AbortHandle)>);
+struct Connections(VecDeque<(IpAddr, AbortHandle)>);
 
-impl Places {
+impl Connections {
     /// Adds a connection. At a limit, the oldest connection is evicted: of the same address, if
     /// that has reached its limit; otherwise of the address with most connections.
-    fn take(&mut self, from: IpAddr, task: AbortHandle) {
+    fn admit(&mut self, from: IpAddr, task: AbortHandle) {
         self.0.retain(|(_, task)| !task.is_finished());
         let mut shares: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for (address, _) in &self.0 {
             *shares.entry(*address).or_default() += 1;
         }
-        let loser = if shares.get(&from).is_some_and(|share| *share >= OF_ONE) {
+        let evicted = if shares
+            .get(&from)
+            .is_some_and(|share| *share >= MAX_OF_ONE_ADDRESS)
+        {
             Some(from)
-        } else if self.0.len() >= CONNECTIONS {
+        } else if self.0.len() >= MAX_CONNECTIONS {
             let most = shares.values().copied().max();
             let oldest = self.0.iter().map(|(address, _)| *address);
             oldest
@@ -103,7 +106,8 @@ impl Places {
         } else {
             None
         };
-        let at = loser.and_then(|loser| self.0.iter().position(|(address, _)| *address == loser));
+        let at =
+            evicted.and_then(|evicted| self.0.iter().position(|(address, _)| *address == evicted));
         if let Some((_, task)) = at.and_then(|at| self.0.remove(at)) {
             task.abort();
         }
@@ -111,10 +115,14 @@ impl Places {
     }
 }
 
-fn answer(request: &Request<Incoming>, pulse: &Pulse, told: &Told) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    heartbeat: &Heartbeat,
+    status: &AgentStatus,
+) -> Response<Full<Bytes>> {
     let (status, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/livez") => live(pulse.age()),
-        (&Method::GET | &Method::HEAD, "/readyz") => ready(told),
+        (&Method::GET | &Method::HEAD, "/livez") => live(heartbeat.age()),
+        (&Method::GET | &Method::HEAD, "/readyz") => ready(status),
         (&Method::GET | &Method::HEAD, _) => (
             StatusCode::NOT_FOUND,
             "there are /livez and /readyz\n".into(),
@@ -127,23 +135,23 @@ fn answer(request: &Request<Incoming>, pulse: &Pulse, told: &Told) -> Response<F
 }
 
 fn live(age: Duration) -> (StatusCode, String) {
-    if age < HANGS {
+    if age < HANG_AFTER {
         return (StatusCode::OK, "ok: the agent's loop turns\n".into());
     }
     let text = format!("the agent's loop has not turned for {} s\n", age.as_secs());
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
-fn ready(told: &Told) -> (StatusCode, String) {
-    if told.unready.is_empty() {
-        let place = match told.uplinks.as_slice() {
+fn ready(status: &AgentStatus) -> (StatusCode, String) {
+    if status.unready.is_empty() {
+        let place = match status.uplinks.as_slice() {
             // iptables mode has no uplinks.
             [] => "by iptables rules".into(),
             uplinks => format!("on {}", uplinks.join(", ")),
         };
-        let (hash, source) = (&told.hash, &told.source);
+        let (hash, source) = (&status.hash, &status.source);
         let mut text = format!("ok: config {hash} from {source} in force {place}\n");
-        if let Some(no_ebpf) = &told.no_ebpf {
+        if let Some(no_ebpf) = &status.no_ebpf {
             text += &format!(
                 "iptables mode, because eBPF does not work here: {}\n",
                 no_ebpf.why
@@ -151,7 +159,7 @@ fn ready(told: &Told) -> (StatusCode, String) {
         }
         return (StatusCode::OK, text);
     }
-    let text = format!("not ready: {}\n", told.unready.join("\nnot ready: "));
+    let text = format!("not ready: {}\n", status.unready.join("\nnot ready: "));
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 

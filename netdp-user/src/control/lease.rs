@@ -1,6 +1,6 @@
 //! The node's Lease, as shown by `netdp fleet` and kubectl.
 
-use super::{Told, lease_name};
+use super::{AgentStatus, lease_name};
 use crate::sources::kube::{Asker, KubeOptions, Teller, Trouble, View, random};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -24,7 +24,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 pub(super) async fn keep(
     client: Client,
     options: &KubeOptions,
-    mut told: watch::Receiver<Told>,
+    mut status: watch::Receiver<AgentStatus>,
     view: watch::Receiver<View>,
     teller: &Teller,
 ) {
@@ -32,7 +32,7 @@ pub(super) async fn keep(
         return;
     };
     let api: Api<Lease> = Api::namespaced(client, &options.lease_namespace);
-    let mut written = Told::default();
+    let mut written = AgentStatus::default();
     let mut due = Instant::now();
     let what = format!(
         "writing the Lease {}/{}",
@@ -41,10 +41,10 @@ pub(super) async fn keep(
     );
     loop {
         tokio::select! {
-            changed = told.changed() => if changed.is_err() { return },
+            changed = status.changed() => if changed.is_err() { return },
             () = sleep_until(due) => {}
         }
-        let mut now = told.borrow_and_update().clone();
+        let mut now = status.borrow_and_update().clone();
         // Counters that change all the time are only written on renewal.
         let mut same = now.clone();
         same.mappings = written.mappings;
@@ -54,7 +54,7 @@ pub(super) async fn keep(
         }
         // Spreads the writes of a cluster's nodes.
         sleep(Duration::from_secs_f64(random())).await;
-        now = told.borrow_and_update().clone();
+        now = status.borrow_and_update().clone();
         let uid = view.borrow().node.as_ref().map(|node| node.uid.clone());
         match write(&api, node, &lease(node, uid.as_deref(), &now)).await {
             Ok(()) => {
@@ -89,19 +89,19 @@ fn within(lines: &[String], separator: &str, most: usize) -> String {
     text
 }
 
-fn lease(node: &str, node_uid: Option<&str>, told: &Told) -> Value {
-    let mut errors = told.unready.clone();
-    errors.extend(told.rejected.iter().cloned());
+fn lease(node: &str, node_uid: Option<&str>, status: &AgentStatus) -> Value {
+    let mut errors = status.unready.clone();
+    errors.extend(status.rejected.iter().cloned());
     errors.dedup();
-    let notes = told.notes.iter().map(|note| &note.text);
+    let notes = status.notes.iter().map(|note| &note.text);
     let mut warnings: Vec<String> = Vec::new();
-    for line in notes.chain(&told.warnings) {
+    for line in notes.chain(&status.warnings) {
         if !errors.contains(line) && !warnings.contains(line) {
             warnings.push(line.clone());
         }
     }
-    let refused: u64 = told.refused.values().sum();
-    let applied_at = i64::try_from(told.applied_at).unwrap_or_default();
+    let refused: u64 = status.refused.values().sum();
+    let applied_at = i64::try_from(status.applied_at).unwrap_or_default();
     let applied_at = Timestamp::from_second(applied_at).unwrap_or_default();
     // The garbage collector deletes the Lease with its Node.
     let owners: Vec<Value> = node_uid
@@ -116,14 +116,14 @@ fn lease(node: &str, node_uid: Option<&str>, told: &Told) -> Value {
             "labels": {"app.kubernetes.io/name": "netdp"},
             "ownerReferences": owners,
             "annotations": {
-                "netdp.io/version": told.version,
-                "netdp.io/mode": told.mode,
-                "netdp.io/config-hash": told.hash,
-                "netdp.io/config-generation": told.generation.to_string(),
-                "netdp.io/config-source": told.source,
+                "netdp.io/version": status.version,
+                "netdp.io/mode": status.mode,
+                "netdp.io/config-hash": status.hash,
+                "netdp.io/config-generation": status.generation.to_string(),
+                "netdp.io/config-source": status.source,
                 "netdp.io/applied-at": applied_at.to_string(),
-                "netdp.io/ready": told.unready.is_empty().to_string(),
-                "netdp.io/mappings": told.mappings.to_string(),
+                "netdp.io/ready": status.unready.is_empty().to_string(),
+                "netdp.io/mappings": status.mappings.to_string(),
                 "netdp.io/refused": refused.to_string(),
                 "netdp.io/errors": within(&errors, "; ", 1024),
                 "netdp.io/warnings": within(&warnings, "\n", 4096),

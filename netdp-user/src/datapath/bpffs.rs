@@ -1,7 +1,6 @@
 //! The BPF file system that holds the pins.
 
-use super::mounts;
-use crate::{pod, private};
+use crate::{mounts, pod, private};
 use anyhow::{Context as _, Result, bail};
 use netdp_common::abi::pins;
 use nix::mount::{MntFlags, MsFlags};
@@ -52,15 +51,6 @@ pub fn ensure(dir: &Path) -> Result<bool> {
     Ok(mounted)
 }
 
-/// Reports whether something is mounted at `dir` or above it, according to `/proc/PID/mountinfo`,
-/// except for the mounts that every container has: its root, its devices (shared memory among
-/// them), and with some runtimes /run.
-pub fn is_mounted_in(mountinfo: &str, dir: &Path) -> bool {
-    let own = ["/", "/dev", "/dev/shm", "/run"].map(Path::new);
-    mounts::parse(mountinfo)
-        .any(|mount| dir.starts_with(&mount.point) && !own.contains(&mount.point.as_path()))
-}
-
 /// Reports whether `dir` lies on a bpffs.
 pub fn is_bpffs(dir: &Path) -> bool {
     statfs(dir).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC)
@@ -73,7 +63,7 @@ pub fn is_bpffs(dir: &Path) -> bool {
 /// It counts as mounted elsewhere if process 1 has it too. In a container (a PID namespace of its
 /// own) process 1 may share our mounts: there, a bpffs that this process has mounted, and whose
 /// mount does not propagate, counts as mounted nowhere else.
-pub fn is_fleeting(dir: &Path, mounted: bool) -> Option<String> {
+pub fn ephemeral_reason(dir: &Path, mounted: bool) -> Option<String> {
     let dir = fs::canonicalize(dir).ok()?;
     let own = fs::read_to_string("/proc/self/mountinfo").ok()?;
     let mounts: Vec<_> = mounts::parse(&own).collect();

@@ -3,8 +3,7 @@
 //! of the list (docs/adr/0035).
 
 use super::filter::{self, Filter, HANDLES};
-use super::links::{Device, Hook, name_of};
-use super::placed::Placed;
+use super::hook::{Device, Hook};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
 use aya::programs::links::Link as _;
@@ -81,7 +80,7 @@ pub fn can_overtake(filters: &[Filter]) -> bool {
     let others = filters.get(..at).unwrap_or_default();
     others
         .first()
-        .is_some_and(|first| preference < first.preference || first.lets_in())
+        .is_some_and(|first| preference < first.preference || first.admits_ours())
 }
 
 /// Returns the preference and the handle by which a filter comes first. Preferences begin at 1; one
@@ -89,7 +88,7 @@ pub fn can_overtake(filters: &[Filter]) -> bool {
 fn front(filters: &[Filter]) -> (u16, u32) {
     let is_free = |preference: &u16| {
         let there = filters.iter().find(|f| f.preference == *preference);
-        there.is_none_or(Filter::lets_in)
+        there.is_none_or(Filter::admits_ours)
     };
     let preference = (1..=u16::MAX).find(is_free).unwrap_or(u16::MAX);
     let is_taken = filters
@@ -153,20 +152,6 @@ fn remove_those(name: &str, hook: Hook, which: impl Fn(&Filter) -> bool) -> bool
         removed |= link(ours, hook, name).is_ok_and(|link| link.detach().is_ok());
     }
     removed
-}
-
-/// Removes the filters among these, whether or not maps are pinned. Returns what was removed, a
-/// line each.
-pub fn remove_filters(placed: &[Placed]) -> Vec<String> {
-    let ours = placed
-        .iter()
-        .filter(|placed| name_of(placed.ifindex).as_deref() == Some(&placed.interface))
-        .filter(|placed| remove(&placed.interface, placed.hook));
-    ours.map(|placed| {
-        let (hook, name) = (placed.hook, &placed.interface);
-        format!("clsact {hook:?} filter on {name}")
-    })
-    .collect()
 }
 
 #[cfg(test)]

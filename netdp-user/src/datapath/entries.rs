@@ -20,7 +20,7 @@ impl FromIterator<(Prefix, PolicyValue)> for Entries {
     /// Accepts any order; of equal prefixes the last one counts.
     fn from_iter<I: IntoIterator<Item = (Prefix, PolicyValue)>>(entries: I) -> Self {
         let mut entries: Vec<_> = entries.into_iter().collect();
-        entries.sort_by_key(|(prefix, _)| place(prefix));
+        entries.sort_by_key(|(prefix, _)| sort_key(prefix));
         entries.dedup_by(|later, earlier| {
             let same = later.0 == earlier.0;
             if same {
@@ -43,7 +43,7 @@ impl Entries {
     }
 
     /// Merges the prefixes of both in their order, each with its value in `self` and in `other`.
-    pub(super) fn beside<'a>(
+    pub(super) fn merge_join<'a>(
         &'a self,
         other: &'a Self,
     ) -> impl Iterator<Item = (Prefix, Option<PolicyValue>, Option<PolicyValue>)> + 'a {
@@ -52,7 +52,7 @@ impl Entries {
         from_fn(move || {
             let next = [ours.peek(), theirs.peek()];
             let prefix = next.into_iter().flatten().map(|(prefix, _)| *prefix);
-            let prefix = prefix.min_by_key(place)?;
+            let prefix = prefix.min_by_key(sort_key)?;
             let own = ours.next_if(|(own, _)| *own == prefix);
             let other = theirs.next_if(|(other, _)| *other == prefix);
             Some((prefix, own.map(|e| e.1), other.map(|e| e.1)))
@@ -74,7 +74,7 @@ impl Entries {
             return self;
         }
         let mut next = highest;
-        let entries = self.beside(before).filter_map(|(prefix, own, before)| {
+        let entries = self.merge_join(before).filter_map(|(prefix, own, before)| {
             let mut own = own?;
             if own.rule != NO_RULE {
                 own.rule = before.filter(numbered).map_or_else(
@@ -91,7 +91,7 @@ impl Entries {
     }
 }
 
-fn place((len, addr): &Prefix) -> (u128, u32) {
+fn sort_key((len, addr): &Prefix) -> (u128, u32) {
     (bits(*addr), *len)
 }
 
@@ -161,7 +161,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_lists_side_by_side_are_the_two_lists(
+        fn a_merge_join_holds_both_lists(
             left in prop::collection::vec((any::<u8>(), 100u32..=128, any::<u32>()), 0..40),
             right in prop::collection::vec((any::<u8>(), 100u32..=128, any::<u32>()), 0..40),
         ) {
@@ -170,7 +170,7 @@ mod tests {
             let list = |list: &[_]| list.iter().map(entry).collect::<Entries>();
             let (left_map, right_map) = (map(&left), map(&right));
             let mut seen = BTreeMap::new();
-            for (prefix, own, other) in list(&left).beside(&list(&right)) {
+            for (prefix, own, other) in list(&left).merge_join(&list(&right)) {
                 prop_assert_eq!(own, left_map.get(&prefix).copied());
                 prop_assert_eq!(other, right_map.get(&prefix).copied());
                 prop_assert!(seen.insert(prefix, ()).is_none(), "{:?} twice", prefix);

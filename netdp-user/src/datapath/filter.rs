@@ -1,7 +1,7 @@
 //! The qdisc in the place of clsact and its filters, queried over rtnetlink and answered
 //! synchronously.
 
-use super::links::Hook;
+use super::hook::{Hook, name_of};
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -71,7 +71,7 @@ impl Filter {
     /// Reports whether a program of ours may share its preference, and then comes before it: a new
     /// BPF filter is put before those of its preference (`cls_bpf_change`, net/sched/cls_bpf.c,
     /// Linux 6.18), and one preference has one kind and one protocol.
-    pub fn lets_in(&self) -> bool {
+    pub fn admits_ours(&self) -> bool {
         self.kind == "bpf" && self.all_protocols
     }
 }
@@ -102,14 +102,14 @@ pub fn list(ifindex: u32, hook: Hook) -> Result<Vec<Filter>> {
         Hook::Ingress | Hook::Pod => INGRESS,
     };
     // The dump of a missing interface is empty, not an error.
-    if super::links::name_of(ifindex).is_none() {
+    if name_of(ifindex).is_none() {
         return Err(std::io::Error::from(Errno::ENODEV).into());
     }
     let socket = open()?;
     let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let question = message(RTM_GETTFILTER, flags, [ifindex, 0, parent, 0]);
-    sendto(fd, &question, &kernel, MsgFlags::empty()).context("asking about filters")?;
+    let request = message(RTM_GETTFILTER, flags, [ifindex, 0, parent, 0]);
+    sendto(fd, &request, &kernel, MsgFlags::empty()).context("asking about filters")?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -171,7 +171,7 @@ pub fn qdisc(ifindex: u32) -> Result<Option<String>> {
     let about = [ifindex, 0, CLSACT, 0];
     // Without these flags some kernels, 6.18 among them, send no reply.
     let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_ECHO;
-    let attributes = ask(RTM_GETQDISC, flags, RTM_NEWQDISC, about)?;
+    let attributes = query(RTM_GETQDISC, flags, RTM_NEWQDISC, about)?;
     let kind = attributes.and_then(|all| attribute(&all, TCA_KIND).map(<[u8]>::to_vec));
     Ok(kind.map(|kind| {
         String::from_utf8_lossy(&kind)
@@ -191,21 +191,21 @@ fn open() -> Result<OwnedFd> {
 }
 
 /// Queries one object. Returns its attributes, or `None` if there is no such object.
-fn ask(question: u16, flags: u16, answer: u16, about: [u32; 4]) -> Result<Option<Vec<u8>>> {
+fn query(request: u16, flags: u16, reply: u16, about: [u32; 4]) -> Result<Option<Vec<u8>>> {
     let socket = open()?;
     let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
-    let message = message(question, flags, about);
+    let message = message(request, flags, about);
     sendto(fd, &message, &kernel, MsgFlags::empty()).context("asking about filters")?;
     let mut buffer = [0; 8192];
     // The kernel has replied before sendto(2) returns.
     let length = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).context("hearing of filters")?;
-    let heard = buffer.get(..length).unwrap_or(&buffer);
-    match u16_at(heard, 4) {
-        Some(NLMSG_ERROR) => match failure(heard.get(HEADER..).unwrap_or_default()) {
+    let received = buffer.get(..length).unwrap_or(&buffer);
+    match u16_at(received, 4) {
+        Some(NLMSG_ERROR) => match failure(received.get(HEADER..).unwrap_or_default()) {
             None => Ok(None),
             Some(err) => Err(err).context("asking about filters"),
         },
-        kind if kind == Some(answer) => Ok(heard.get(HEADER + ABOUT..).map(<[u8]>::to_vec)),
+        kind if kind == Some(reply) => Ok(received.get(HEADER + ABOUT..).map(<[u8]>::to_vec)),
         _ => bail!("the kernel's answer about filters is none"),
     }
 }

@@ -1,7 +1,8 @@
 //! Placement of our programs ahead of third-party ones, and protection of a new interface from its
 //! first moment on (docs/adr/0035).
 
-use super::links::{Device, Hook, Links, Mechanism, Place};
+use super::hook::{Device, Hook, Mechanism};
+use super::links::{Links, Placement};
 use super::object::{self, SHUT, STAND_IN};
 use super::placed::Placed;
 use super::{clsact, tcx::TcxLink};
@@ -18,7 +19,7 @@ impl Links {
     /// changed then.
     pub fn overtake(&mut self, object: &mut Ebpf, placed: &Placed) -> Result<()> {
         let Placed { ifindex, hook, .. } = *placed;
-        let Some(place) = self.places.get_mut(&(ifindex, hook)) else {
+        let Some(place) = self.placements.get_mut(&(ifindex, hook)) else {
             return Ok(());
         };
         let name = place.placed.interface.clone();
@@ -39,13 +40,14 @@ impl Links {
         };
         // Fails if it is detached already.
         let _ = old.detach();
-        self.pin_anew(&link, (ifindex, hook));
+        self.repin(&link, (ifindex, hook));
         let placed = Placed {
             program,
             ..placed.clone()
         };
         let link = Some(link);
-        self.places.insert((ifindex, hook), Place { placed, link });
+        self.placements
+            .insert((ifindex, hook), Placement { placed, link });
         Ok(())
     }
 
@@ -55,7 +57,7 @@ impl Links {
     pub(super) fn shut(&self, object: &mut Ebpf, device: Device<'_>) -> Option<TcxLink> {
         let Device { ifindex, name } = device;
         let is_there = |hook: Hook| {
-            self.places.contains_key(&(ifindex, hook))
+            self.placements.contains_key(&(ifindex, hook))
                 || hook.pin(&self.bpffs, ifindex).exists()
                 || clsact::is_there(name, hook)
         };

@@ -45,7 +45,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the settings can't be written.
-    pub fn open_within(&mut self, ranges: &[(u16, u16)]) -> Result<()> {
+    pub fn restrict_ports(&mut self, ranges: &[(u16, u16)]) -> Result<()> {
         let mut settings = self.settings()?;
         settings.flags |= SETTING_PORTS;
         settings.ports = [PortRange::EMPTY; PORT_RANGES];
@@ -59,7 +59,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the settings can't be written.
-    pub fn set_ports_of(&mut self, before: &Settings) -> Result<()> {
+    pub fn restore_ports(&mut self, before: &Settings) -> Result<()> {
         let mut settings = self.settings()?;
         settings.flags = before.flags;
         settings.ports = before.ports;
@@ -111,7 +111,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the map can't be written.
-    pub fn keep_addresses(&mut self, connections: &[(u8, Ends)]) -> Result<()> {
+    pub fn pin_addresses(&mut self, connections: &[(u8, Ends)]) -> Result<()> {
         let live = Live {
             last_seen: now(self)?,
             limit: 0,
@@ -119,7 +119,7 @@ impl Maps {
             ack: 0,
         };
         if !connections.is_empty() {
-            self.use_inbound()?;
+            self.enable_inbound()?;
         }
         let pods = self.pods_mut()?;
         for (protocol, ends) in connections {
@@ -135,7 +135,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the maps can't be read.
-    pub fn handovers(&self) -> Result<Vec<Handover>> {
+    pub fn pending_handovers(&self) -> Result<Vec<Handover>> {
         let local = self.local_addresses()?;
         let mut list = Vec::new();
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
@@ -153,21 +153,22 @@ impl Maps {
     }
 
     /// Returns the number of mappings that could not be handed over and had a packet within
-    /// `of_late`.
+    /// `within`.
     ///
     /// # Errors
     /// Returns an error if the maps can't be read.
-    pub fn lingering(&self, of_late: std::time::Duration) -> Result<usize> {
+    pub fn still_active(&self, within: std::time::Duration) -> Result<usize> {
         let now = now(self)?;
-        let fresh = |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(of_late.as_secs());
-        let mut lingering = 0;
+        let is_fresh =
+            |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(within.as_secs());
+        let mut still_active = 0;
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |_, half| {
-            if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && fresh(half) {
-                lingering += 1;
+            if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && is_fresh(half) {
+                still_active += 1;
             }
         })
         .context("reading the rev_snat map")?;
-        Ok(lingering)
+        Ok(still_active)
     }
 
     /// Begins the handover: netfilter is about to translate the flow, and packets that it has
@@ -175,7 +176,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the map can't be written.
-    pub fn hand(&mut self, handover: &Handover) -> Result<()> {
+    pub fn begin_handover(&mut self, handover: &Handover) -> Result<()> {
         self.mark(&handover.wire, MAPPING_HANDED)
     }
 
@@ -183,7 +184,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the map can't be written.
-    pub fn give_up(&mut self, handover: &Handover) -> Result<()> {
+    pub fn complete_handover(&mut self, handover: &Handover) -> Result<()> {
         self.mark(&handover.wire, MAPPING_HANDED | MAPPING_YIELDED)
     }
 
@@ -192,7 +193,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the map can't be written.
-    pub fn take_back(&mut self, handover: &Handover) -> Result<()> {
+    pub fn abort_handover(&mut self, handover: &Handover) -> Result<()> {
         self.mark(&handover.wire, 0)
     }
 

@@ -33,11 +33,11 @@ struct Level {
 
 /// Returns the entries of `rules`, marked where `before`, the previous trie, bypassed or was marked
 /// itself, and the additional entries needed to mark exactly that.
-pub(super) fn joined(rules: &Entries, before: &Entries) -> Entries {
+pub(super) fn with_history(rules: &Entries, before: &Entries) -> Entries {
     let mut out = Vec::with_capacity(rules.len());
     // Covering prefixes come before those that they cover.
     let mut above: Vec<Level> = Vec::new();
-    for (prefix, own, marked) in rules.beside(before) {
+    for (prefix, own, marked) in rules.merge_join(before) {
         while above
             .last()
             .is_some_and(|level| !covers(level.prefix, prefix))
@@ -72,7 +72,7 @@ pub(super) fn joined(rules: &Entries, before: &Entries) -> Entries {
 }
 
 /// Returns the entries of the policy alone, without marks.
-pub(super) fn forgotten(entries: &Entries) -> Entries {
+pub(super) fn without_history(entries: &Entries) -> Entries {
     entries
         .iter()
         .filter(|(_, value)| value.action & POLICY_NO_RULE == 0)
@@ -98,7 +98,7 @@ fn covers((len, net): Prefix, (other_len, other): Prefix) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{action, covers, forgotten, joined};
+    use super::{action, covers, with_history, without_history};
     use crate::datapath::entries::Entries;
     use netdp_common::abi::{Action, POLICY_WAS_BYPASSED, PolicyValue};
     use netdp_common::addr::Addr;
@@ -145,7 +145,7 @@ mod tests {
             let mut trie = Entries::default();
             let mut history = [false; 32];
             for policy in &policies {
-                trie = joined(policy, &trie);
+                trie = with_history(policy, &trie);
                 for last in 0u8..32 {
                     let wanted = lookup(policy, address(last));
                     let seen = lookup(&trie, address(last));
@@ -157,14 +157,14 @@ mod tests {
                     prop_assert_eq!(marked, *before && !bypassed);
                     *before |= bypassed;
                 }
-                prop_assert_eq!(&forgotten(&trie), policy);
+                prop_assert_eq!(&without_history(&trie), policy);
             }
         }
 
         #[test]
         fn one_policy_again_changes_nothing(first in policy(), second in policy()) {
-            let trie = joined(&second, &joined(&first, &Entries::default()));
-            prop_assert_eq!(joined(&second, &trie), trie);
+            let trie = with_history(&second, &with_history(&first, &Entries::default()));
+            prop_assert_eq!(with_history(&second, &trie), trie);
         }
     }
 }

@@ -1,76 +1,18 @@
 //! Attachment of the programs to interfaces: TCX links, held and pinned, where the kernel has them
 //! (6.6), clsact filters otherwise. Other programs on the hook are left untouched.
 
-use super::object::{EGRESS, HAIRPIN, INGRESS};
+use super::hook::{Device, Hook, Mechanism, name_of};
 use super::placed::Placed;
 use super::tcx::TcxLink;
 use super::{bpffs, clsact, object};
 use crate::uplinks::Uplink;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
-use aya::programs::{SchedClassifier, TcAttachType};
-use serde::{Deserialize, Serialize};
+use aya::programs::SchedClassifier;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-
-/// A hook at which a program of the datapath runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Hook {
-    /// TC egress of an uplink.
-    Egress,
-    /// TC ingress of an uplink.
-    Ingress,
-    /// TC ingress of the node's end of a pod's interface: packets that pods send.
-    Pod,
-}
-
-impl Hook {
-    pub(super) const UPLINK: [Self; 2] = [Self::Ingress, Self::Egress];
-
-    pub(super) const fn program(self) -> &'static str {
-        match self {
-            Self::Egress => EGRESS,
-            Self::Ingress => INGRESS,
-            Self::Pod => HAIRPIN,
-        }
-    }
-
-    pub(super) const fn attach_type(self) -> TcAttachType {
-        match self {
-            Self::Egress => TcAttachType::Egress,
-            Self::Ingress | Self::Pod => TcAttachType::Ingress,
-        }
-    }
-
-    /// Returns the name used in messages.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Egress => "egress",
-            Self::Ingress => "ingress",
-            Self::Pod => "hairpin",
-        }
-    }
-
-    pub(super) fn pin(self, bpffs: &Path, ifindex: u32) -> PathBuf {
-        bpffs
-            .join("links")
-            .join(format!("{}_{ifindex}", self.name()))
-    }
-}
-
-/// Mechanism by which programs are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Mechanism {
-    /// TCX where the kernel has it, else clsact.
-    Auto,
-    /// TCX links (Linux 6.6).
-    Tcx,
-    /// Filters of a clsact qdisc.
-    Clsact,
-}
 
 /// A program on an interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -83,20 +25,13 @@ pub struct Attached {
     pub mechanism: Mechanism,
 }
 
-/// An interface to attach to.
-#[derive(Clone, Copy)]
-pub(super) struct Device<'a> {
-    pub(super) ifindex: u32,
-    pub(super) name: &'a str,
-}
-
 /// The attached programs and their places.
 pub struct Links {
     pub(super) bpffs: PathBuf,
     pub(super) mechanism: Mechanism,
     attached: BTreeMap<u32, Attached>,
     /// Places where programs should be, once they have been attached there.
-    pub(super) places: BTreeMap<(u32, Hook), Place>,
+    pub(super) placements: BTreeMap<(u32, Hook), Placement>,
     /// Errors of pinning links when they were created; a foreign pin may occupy the place.
     unpinned: BTreeMap<(u32, Hook), String>,
     /// True if interfaces that are attached to from now on are new ones.
@@ -104,7 +39,7 @@ pub struct Links {
 }
 
 /// The place of a program.
-pub(super) struct Place {
+pub(super) struct Placement {
     pub(super) placed: Placed,
     /// Held in addition to the pin: losing the pin detaches nothing. `None` with clsact.
     pub(super) link: Option<TcxLink>,
@@ -129,7 +64,7 @@ impl Links {
             bpffs: bpffs.to_owned(),
             mechanism,
             attached: BTreeMap::new(),
-            places: BTreeMap::new(),
+            placements: BTreeMap::new(),
             unpinned: BTreeMap::new(),
             started: false,
         })
@@ -141,13 +76,16 @@ impl Links {
 
     /// Returns the places where programs should be.
     pub fn placed(&self) -> Vec<Placed> {
-        let places = self.places.values();
+        let places = self.placements.values();
         places.map(|place| place.placed.clone()).collect()
     }
 
     /// Returns the pins that should exist.
     pub fn pins(&self) -> Vec<PathBuf> {
-        let pinned = self.places.iter().filter(|(_, place)| place.link.is_some());
+        let pinned = self
+            .placements
+            .iter()
+            .filter(|(_, place)| place.link.is_some());
         pinned
             .map(|((ifindex, hook), _)| hook.pin(&self.bpffs, *ifindex))
             .collect()
@@ -156,7 +94,7 @@ impl Links {
     /// Pins links whose pins are gone. Returns their number.
     pub fn pin(&mut self) -> Result<usize> {
         let mut pinned = 0;
-        for (at, place) in &self.places {
+        for (at, place) in &self.placements {
             let pin = at.1.pin(&self.bpffs, at.0);
             if let Some(link) = &place.link
                 && (self.unpinned.contains_key(at) || !pin.exists())
@@ -253,14 +191,14 @@ impl Links {
             mechanism,
             program: program.info().context("asking for a program's id")?.id(),
         };
-        let place = Place { placed, link };
-        self.places.insert((device.ifindex, hook), place);
+        let place = Placement { placed, link };
+        self.placements.insert((device.ifindex, hook), place);
         Ok(mechanism)
     }
 
     /// Pins a link that was just created. Attachment is what matters; pinning is retried later if
     /// it fails now.
-    pub(super) fn pin_anew(&mut self, link: &TcxLink, at: (u32, Hook)) {
+    pub(super) fn repin(&mut self, link: &TcxLink, at: (u32, Hook)) {
         let pin = at.1.pin(&self.bpffs, at.0);
         let pinned = bpffs::remove_pin(&pin, &mut Vec::new()).and_then(|()| {
             link.pin(&pin)
@@ -285,10 +223,10 @@ impl Links {
         if let Some(link) = made {
             link.update(program)
                 .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
-            self.pin_anew(&link, at);
+            self.repin(&link, at);
             return Ok(link);
         }
-        let place = self.places.get_mut(&at);
+        let place = self.placements.get_mut(&at);
         let link = match place.and_then(|place| place.link.take()) {
             Some(held) => Some(held),
             None if pin.exists() => Some(
@@ -313,7 +251,7 @@ impl Links {
         }
         let link = TcxLink::create(program, device.ifindex, hook)
             .with_context(|| format!("adding the {} program by TCX", hook.name()))?;
-        self.pin_anew(&link, at);
+        self.repin(&link, at);
         Ok(link)
     }
 
@@ -357,7 +295,7 @@ impl Links {
     /// Detaches every program, pinned or not. Returns the names of the interfaces.
     pub fn detach_all(&mut self) -> Vec<String> {
         let mut removed = Vec::new();
-        for (ifindex, hook) in self.places.keys() {
+        for (ifindex, hook) in self.placements.keys() {
             if let Some(name) = name_of(*ifindex)
                 && clsact::remove(&name, *hook)
             {
@@ -372,7 +310,7 @@ impl Links {
 
     /// Removes places from the set. Links that are held are detached at once.
     fn release(&mut self, which: impl Fn(u32, Hook) -> bool) {
-        self.places.retain(|(ifindex, hook), place| {
+        self.placements.retain(|(ifindex, hook), place| {
             let goes = which(*ifindex, *hook);
             if goes {
                 self.unpinned.remove(&(*ifindex, *hook));
@@ -402,7 +340,7 @@ fn remove_hook(
     name: Option<&str>,
     removed: &mut Vec<String>,
 ) -> Result<()> {
-    take_off(&hook.pin(bpffs, ifindex), removed)?;
+    unpin(&hook.pin(bpffs, ifindex), removed)?;
     // A new interface may have the name by now.
     if let Some(name) = name
         && name_of(ifindex).as_deref() == Some(name)
@@ -430,7 +368,7 @@ fn remove_pods(
             .and_then(|index| index.parse().ok())
             .is_some_and(&loses)
         {
-            take_off(&entry.path(), removed)?;
+            unpin(&entry.path(), removed)?;
         }
     }
     let interfaces = nix::net::if_::if_nameindex().context("listing the interfaces")?;
@@ -455,28 +393,15 @@ pub fn remove_all(bpffs: &Path, uplinks: &[u32], removed: &mut Vec<String>) -> R
     };
     for entry in entries {
         let entry = entry.map_err(|err| anyhow!("reading {}: {err}", dir.display()))?;
-        take_off(&entry.path(), removed)?;
+        unpin(&entry.path(), removed)?;
     }
     Ok(())
 }
 
 /// Detaches the program of a pinned link and removes the pin, if there is one.
-fn take_off(pin: &Path, removed: &mut Vec<String>) -> Result<()> {
+fn unpin(pin: &Path, removed: &mut Vec<String>) -> Result<()> {
     // If that fails because the interface is gone or somebody has detached the program already, the
     // link goes with its pin.
     let _ = TcxLink::open(pin).and_then(|link| link.detach());
     bpffs::remove_pin(pin, removed)
-}
-
-/// Returns the name of an interface of this network namespace.
-pub fn name_of(ifindex: u32) -> Option<String> {
-    let mut name = [0; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that if_indextoname(3) requires (`IF_NAMESIZE`).
-    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
-    if found.is_null() {
-        return None;
-    }
-    // SAFETY: on success the buffer holds a NUL-terminated string.
-    let name = unsafe { std::ffi::CStr::from_ptr(name.as_ptr()) };
-    name.to_str().ok().map(str::to_owned)
 }

@@ -1,7 +1,8 @@
 //! Typed access to the pinned maps.
 
+use super::batch;
 use super::entries::Entries;
-use super::{Setup, batch};
+use super::setup::Setup;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
@@ -26,6 +27,15 @@ const EARLIER: &str = "the pinned maps are of an earlier version; netdp run brin
 /// Capacity of `inbound_live`, as netdp-ebpf declares it.
 const INBOUND_CAPACITY: u32 = 131_072;
 
+/// The check of a packet's source against the interface it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceCheck {
+    /// A source that is not routed to that interface is forged.
+    Enabled,
+    /// Any source may come in by any interface.
+    Disabled,
+}
+
 /// A trie of the policy.
 pub type Trie = LpmTrie<MapData, Addr, PolicyValue>;
 
@@ -49,7 +59,7 @@ pub struct Maps {
     uplinks: HashMap<MapData, u32, Uplink>,
     local_addrs: HashMap<MapData, Addr, u32>,
     /// Capacity of `local_addrs`, in addresses.
-    address_room: usize,
+    address_capacity: usize,
     settings: Array<MapData, Settings>,
     /// `None` if the pin is of a version with other counters.
     counters: Option<PerCpuArray<MapData, Counters>>,
@@ -117,7 +127,7 @@ impl Maps {
             policy_entries: [None, None],
             has_readers: false,
             uplinks: hash(pins::UPLINKS)?.try_into()?,
-            address_room: pinned(pins::LOCAL_ADDRS)?
+            address_capacity: pinned(pins::LOCAL_ADDRS)?
                 .info()
                 .context("asking for the local_addrs map")?
                 .max_entries() as usize,
@@ -215,7 +225,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the maps can't be read or written.
-    pub(super) fn note_inbound(&mut self) -> Result<()> {
+    pub(super) fn enable_inbound_if_used(&mut self) -> Result<()> {
         let pods = self.pods()?;
         let used = pods.inbound_used.as_ref().context(EARLIER)?;
         let is_used = used.get(&0, 0).context("reading the inbound_used map")? != 0;
@@ -224,14 +234,14 @@ impl Maps {
         if is_used || is_empty {
             return Ok(());
         }
-        self.use_inbound()
+        self.enable_inbound()
     }
 
     /// Makes the programs look up flows that keep the pod's address.
     ///
     /// # Errors
     /// Returns an error if the map can't be written.
-    pub(super) fn use_inbound(&mut self) -> Result<()> {
+    pub(super) fn enable_inbound(&mut self) -> Result<()> {
         (self.pods_mut()?.inbound_used.as_mut())
             .context(EARLIER)?
             .set(0, 1, 0)
@@ -246,22 +256,16 @@ impl Maps {
         self.pods.as_mut().context(EARLIER)
     }
 
-    /// Disables (`any`) or enables the check of a packet's source against the interface it came
-    /// from.
+    /// Enables or disables the check of a packet's source against the interface it came from.
     ///
     /// # Errors
     /// Returns an error if the settings can't be read or written.
-    pub fn set_any_source(&mut self, any: bool) -> Result<()> {
-        let before = self.settings()?;
-        let mut settings = before;
-        settings.flags &= !SETTING_ANY_SOURCE;
-        if any {
-            settings.flags |= SETTING_ANY_SOURCE;
-        }
-        if settings == before {
-            return Ok(());
-        }
-        self.set_settings(&settings)
+    pub fn set_source_check(&mut self, check: SourceCheck) -> Result<()> {
+        let flags = self.settings()?.flags;
+        self.set_flags(match check {
+            SourceCheck::Enabled => flags & !SETTING_ANY_SOURCE,
+            SourceCheck::Disabled => flags | SETTING_ANY_SOURCE,
+        })
     }
 
     /// Returns the capacity of the mapping tables, in mappings.
@@ -275,8 +279,8 @@ impl Maps {
 
     /// Returns the capacity for the node's addresses: a map that an earlier version created keeps
     /// its size.
-    pub const fn address_room(&self) -> usize {
-        self.address_room
+    pub const fn address_capacity(&self) -> usize {
+        self.address_capacity
     }
 
     /// Returns the settings in force.
@@ -318,18 +322,27 @@ impl Maps {
         self.set_settings(&settings)
     }
 
-    /// Records whether there is no live mapping whose destination the policy bypasses.
-    pub(super) fn set_none_sticky(&mut self, none: bool) -> Result<()> {
+    /// Lets the programs cache bypassed pairs: no live mapping has a destination that the policy
+    /// bypasses.
+    pub(super) fn enable_bypass_cache(&mut self) -> Result<()> {
+        let flags = self.settings()?.flags;
+        self.set_flags(flags | SETTING_NONE_STICKY)
+    }
+
+    /// Keeps the programs from caching bypassed pairs until the next sweep has found no such
+    /// mapping.
+    pub(super) fn disable_bypass_cache(&mut self) -> Result<()> {
+        let flags = self.settings()?.flags;
+        self.set_flags(flags & !SETTING_NONE_STICKY)
+    }
+
+    /// Writes the flags if they differ.
+    fn set_flags(&mut self, flags: u32) -> Result<()> {
         let mut settings = self.settings()?;
-        let before = settings.flags;
-        if none {
-            settings.flags |= SETTING_NONE_STICKY;
-        } else {
-            settings.flags &= !SETTING_NONE_STICKY;
-        }
-        if settings.flags == before {
+        if settings.flags == flags {
             return Ok(());
         }
+        settings.flags = flags;
         self.set_settings(&settings)
     }
 

@@ -6,6 +6,7 @@
 mod batch;
 pub mod bpffs;
 mod clsact;
+mod detach;
 mod endpoints;
 mod entries;
 mod filter;
@@ -13,16 +14,17 @@ mod flows;
 mod front;
 mod handover;
 mod history;
+mod hook;
 mod links;
 mod macs;
 pub mod maps;
-mod mounts;
 mod node;
 mod object;
 mod orphans;
 mod placed;
 mod policy;
 mod self_check;
+mod setup;
 mod sources;
 mod sweep;
 mod tap;
@@ -30,159 +32,34 @@ mod tcx;
 mod tracked;
 
 pub use bpffs::is_pinned;
-pub use clsact::remove_filters;
+pub use detach::detach;
 pub use flows::FlowRecord;
 pub(crate) use flows::protocol_name;
 pub use handover::Handover;
 pub use history::History;
-pub use links::{Attached, Hook, Mechanism};
-pub use maps::Maps;
+pub use hook::{Hook, Mechanism};
+pub use links::Attached;
+pub use maps::{Maps, SourceCheck};
 pub use node::NodeMaps;
 pub use orphans::{Traces, adopt, traces};
-pub use placed::{Ahead, Findings, Found, Placed, Watched};
+pub use placed::{Ahead, Expected, HookCheck, HookState, Placed, remove_filters};
 pub use policy::PolicyChange;
-pub use sweep::{SweepRules, Sweeper, Swept};
+pub use setup::{Kernel, NoLeak, OnReload, PortMode, Setup};
+pub use sweep::{SweepRules, SweepStats, Sweeper};
 pub use tap::{Effect, Rules, Tap};
-pub use tracked::{forget, is_marked, may_be_translated, untranslated};
+pub use tracked::{delete_entries, is_marked, may_be_translated, untranslated_tuples};
 
-use crate::conntrack::Conntrack;
 use crate::limits;
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
-use netdp_common::abi::{
-    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN, SETTING_HAIRPIN,
-    SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
-    UPLINK_OBSERVED, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
-};
+use netdp_common::abi::{self, UPLINK_OBSERVED, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6};
 use netdp_common::addr::Addr;
-use netdp_common::siphash;
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-
-/// Settings of the datapath that are fixed at the agent's start.
-#[derive(Debug, Clone)]
-pub struct Setup {
-    /// True to translate IPv6 as well.
-    pub enable_ipv6: bool,
-    /// Capacity of the mapping tables, in mappings. Maps that are pinned already keep their size.
-    pub max_flows: u32,
-    /// The only ports from which TCP and UDP mappings get theirs; at most [`abi::PORT_RANGES`]
-    /// ranges. Empty: all ports.
-    pub to_ports: Vec<PortRange>,
-    /// Allocation of external ports.
-    pub port_mode: PortMode,
-    /// True to use one external port per UDP port of a pod, whatever the destination.
-    pub udp_endpoints: bool,
-    /// Treatment of packets that can't be translated.
-    pub no_leak: NoLeak,
-    /// Effect of a policy change on live flows.
-    pub on_reload: OnReload,
-    /// Maximum number of mappings of one pod, for each family; 0: its share of the tables
-    /// ([`netdp_common::share::limit`]).
-    pub pod_flows: u32,
-    /// Maximum rate of new mappings of one pod, in mappings per second; 0: unlimited.
-    pub pod_new_flows: u32,
-    /// Secret key of the node, which makes its hashes unpredictable. Pinned maps keep theirs.
-    pub secret: siphash::Key,
-    /// Ports that are never allocated to a mapping.
-    pub reserved_ports: BTreeSet<u16>,
-    /// True if pods may reach each other by their external endpoints.
-    pub hairpin: bool,
-    /// Mechanism by which programs are attached.
-    pub mechanism: Mechanism,
-}
-
-impl Setup {
-    /// Returns the bits of [`abi::Settings::flags`].
-    fn flags(&self) -> u32 {
-        let mut flags = match self.port_mode {
-            PortMode::Keep => 0,
-            PortMode::Hash => SETTING_HASH_PORTS,
-            PortMode::Random => SETTING_RANDOM_PORTS,
-        };
-        for (set, flag) in [
-            (self.enable_ipv6, SETTING_IPV6),
-            (!self.to_ports.is_empty(), SETTING_PORTS),
-            (self.udp_endpoints, SETTING_UDP_ENDPOINTS),
-            (self.hairpin, SETTING_HAIRPIN),
-            (self.on_reload == OnReload::Drain, SETTING_DRAIN),
-        ] {
-            if set {
-                flags |= flag;
-            }
-        }
-        flags
-    }
-}
-
-/// Allocation of external ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum PortMode {
-    /// The pod's own port if it is free, else a random one.
-    Keep,
-    /// By a hash of the tuple.
-    Hash,
-    /// Always a random one.
-    Random,
-}
-
-/// Effect of a policy change on live flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum OnReload {
-    /// They live on as they were made.
-    Sticky,
-    /// Those that the policy would not make any more end at once.
-    Cutover,
-    /// Those end when they have been idle for half a minute.
-    Drain,
-}
-
-/// Treatment of packets that can't be translated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum NoLeak {
-    /// They are dropped.
-    Drop,
-    /// They leave with the pod's address.
-    Pass,
-    /// They leave with the node's address; answers do not come back.
-    AddressOnly,
-}
-
-impl NoLeak {
-    const fn raw(self) -> u32 {
-        match self {
-            Self::Drop => NO_LEAK_DROP,
-            Self::Pass => NO_LEAK_PASS,
-            Self::AddressOnly => NO_LEAK_ADDRESS,
-        }
-    }
-}
-
-/// Optional kernel features, as detected at the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kernel {
-    /// TCX (Linux 6.6); without it programs are attached by clsact.
-    pub tcx: bool,
-    /// Batched writes to tries (Linux 5.13); without them the policy is written entry by entry.
-    pub trie_batches: bool,
-}
-
-impl std::fmt::Display for Kernel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let attach = if self.tcx { "TCX" } else { "no TCX" };
-        let write = if self.trie_batches {
-            "batches"
-        } else {
-            "no batches"
-        };
-        write!(f, "{attach}, {write} for tries")
-    }
-}
 
 /// The loaded programs with their maps and links.
 pub struct Datapath {
@@ -197,7 +74,7 @@ pub struct Datapath {
     adopted: bool,
     bpffs: PathBuf,
     /// Reason why pins and maps end with this mount namespace, if they do.
-    fleeting: Option<String>,
+    ephemeral: Option<String>,
 }
 
 impl Datapath {
@@ -209,9 +86,9 @@ impl Datapath {
     /// privileges are missing, or the kernel rejects the programs.
     pub fn load(bpffs: &Path, setup: &Setup) -> Result<Self> {
         let mounted = bpffs::ensure(bpffs)?;
-        let fleeting = bpffs::is_fleeting(bpffs, mounted);
+        let ephemeral = bpffs::ephemeral_reason(bpffs, mounted);
         adopt(bpffs)?;
-        let counted = object::Carried::take(bpffs)?;
+        let counted = object::EarlierCounters::take(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
         if !adopted {
             limits::check_memory(setup.max_flows)?;
@@ -222,7 +99,7 @@ impl Datapath {
         }
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
-        maps.note_inbound()?;
+        maps.enable_inbound_if_used()?;
         if setup.hairpin {
             endpoints::fill(&mut object, &maps)?;
         }
@@ -235,7 +112,7 @@ impl Datapath {
             );
         }
         let kernel = Kernel {
-            tcx: tcx::is_known().context("asking whether the kernel has TCX")?,
+            tcx: tcx::is_supported().context("asking whether the kernel has TCX")?,
             trie_batches: maps.takes_batches(),
         };
         Ok(Self {
@@ -247,7 +124,7 @@ impl Datapath {
             on_reload: setup.on_reload,
             adopted,
             bpffs: bpffs.to_owned(),
-            fleeting,
+            ephemeral,
         })
     }
 
@@ -275,8 +152,8 @@ impl Datapath {
     }
 
     /// Returns the reason why the pins end with the agent's mount namespace, if they do.
-    pub fn fleeting(&self) -> Option<&str> {
-        self.fleeting.as_deref()
+    pub fn ephemeral(&self) -> Option<&str> {
+        self.ephemeral.as_deref()
     }
 
     /// Returns the maps, for reading.
@@ -300,9 +177,9 @@ impl Datapath {
     }
 
     /// Returns the links and pins that should exist, to be checked on another thread.
-    pub fn watched(&self) -> Watched {
+    pub fn expected(&self) -> Expected {
         let maps = abi::pins::ALL.iter().map(|(file, _)| self.bpffs.join(file));
-        Watched {
+        Expected {
             placed: self.links.placed(),
             bpffs: self.bpffs.clone(),
             pins: maps.chain(self.links.pins()).collect(),
@@ -372,8 +249,8 @@ impl Datapath {
     /// Returns an error that names what could not be removed.
     pub fn remove(&mut self) -> Result<Vec<String>> {
         let mut removed = self.links.detach_all();
-        let taken = take_off(&self.bpffs)?;
-        removed.extend(taken.clear_up(std::iter::once(&self.maps)));
+        let removal = detach::remove_pinned(&self.bpffs)?;
+        removed.extend(removal.clear_conntrack(std::iter::once(&self.maps)));
         Ok(removed)
     }
 
@@ -408,7 +285,7 @@ impl Datapath {
                     .attach(&mut self.object, uplink)
                     .with_context(|| format!("attaching to uplink {}", uplink.name))?;
                 // The replaced programs may have recorded inbound flows meanwhile.
-                self.maps.note_inbound()
+                self.maps.enable_inbound_if_used()
             }
             Change::SetObserved(link) => {
                 let mut entry = entry(link);
@@ -436,8 +313,8 @@ impl Datapath {
     ///
     /// # Errors
     /// Returns an error if the policy can't be read or written.
-    pub fn forget_earlier_policies(&mut self) -> Result<()> {
-        self.maps.forget_earlier_policies()
+    pub fn expire_history(&mut self) -> Result<()> {
+        self.maps.expire_history()
     }
 
     /// Prepares the standby trie for the next policy change, so that little remains to be written
@@ -454,9 +331,9 @@ impl Datapath {
     ///
     /// # Errors
     /// Returns an error if the settings map can't be read or written.
-    pub fn settle(&mut self, swept: &Swept) -> Result<()> {
-        match swept.none_sticky {
-            Some(epoch) if epoch == self.maps.settings()?.epoch => self.maps.set_none_sticky(true),
+    pub fn enable_bypass_cache(&mut self, stats: &SweepStats) -> Result<()> {
+        match stats.bypass_cache_epoch {
+            Some(epoch) if epoch == self.maps.settings()?.epoch => self.maps.enable_bypass_cache(),
             _ => Ok(()),
         }
     }
@@ -494,7 +371,7 @@ impl Datapath {
     ///
     /// # Errors
     /// Returns an error if the uplinks map can't be read.
-    pub fn known_uplinks(&self) -> Result<Vec<u32>> {
+    pub fn earlier_uplinks(&self) -> Result<Vec<u32>> {
         self.maps.uplinks()
     }
 
@@ -502,88 +379,9 @@ impl Datapath {
     ///
     /// # Errors
     /// Returns an error if the uplinks map can't be read.
-    pub fn known_interfaces(&self) -> Result<Vec<u32>> {
+    pub fn earlier_interfaces(&self) -> Result<Vec<u32>> {
         self.maps.interfaces()
     }
-}
-
-/// Removes programs, pins and maps below `bpffs`, and the bpffs itself if it is mounted there. Also
-/// detaches programs of netdp on the node's hooks whose pins are out of reach, and deletes the
-/// conntrack entries of flows that any of them have translated. Returns what was removed, a line
-/// each.
-///
-/// # Errors
-/// Returns an error that names what could not be removed.
-pub fn detach(bpffs: &Path) -> Result<Vec<String>> {
-    let mut taken = take_off(bpffs)?;
-    let maps = std::mem::take(&mut taken.maps);
-    Ok(taken.clear_up(maps.iter()))
-}
-
-/// Objects that were removed, and their maps.
-#[derive(Default)]
-struct TakenOff {
-    /// Removed objects, a line each.
-    removed: Vec<String>,
-    /// Maps that were pinned.
-    maps: Vec<Maps>,
-    /// True if the flows that some of the programs have translated can't be determined.
-    unknown: bool,
-}
-
-impl TakenOff {
-    /// Deletes the conntrack entries of flows translated by these maps, whose programs are
-    /// detached. Where that fails, a mark notifies the next agent. Returns what was removed.
-    fn clear_up<'a>(mut self, maps: impl Iterator<Item = &'a Maps>) -> Vec<String> {
-        for maps in maps {
-            match maps.forget_tracked() {
-                Ok(0) => {}
-                Ok(n) => self.removed.push(format!(
-                    "{n} flows that were translated, from connection tracking"
-                )),
-                Err(err) => {
-                    log::debug!("connection tracking: {err:#}");
-                    self.unknown = true;
-                }
-            }
-        }
-        if self.unknown
-            && let Err(err) = Conntrack::open().and_then(|mut conntrack| conntrack.mark())
-        {
-            log::debug!("connection tracking: {err:#}");
-        }
-        self.removed
-    }
-}
-
-/// Removes everything that [`detach`] does, but for conntrack entries.
-fn take_off(bpffs: &Path) -> Result<TakenOff> {
-    let mut taken = TakenOff::default();
-    let mut before = None;
-    // Unmounting one bpffs may uncover another.
-    while bpffs::is_bpffs(bpffs) && before.replace(taken.removed.len()) != Some(taken.removed.len())
-    {
-        let pinned = bpffs.join(abi::pins::SNAT).exists();
-        match Maps::open(bpffs) {
-            Ok(maps) => taken.maps.push(maps),
-            Err(_) => taken.unknown |= pinned,
-        }
-        let removed = &mut taken.removed;
-        // With pins of another version, or an incomplete set, links and files are removed all the
-        // same.
-        let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
-        links::remove_all(bpffs, &uplinks, removed)?;
-        for (file, _) in abi::pins::ALL {
-            bpffs::remove_pin(&bpffs.join(file), removed)?;
-        }
-        bpffs::remove_dir(bpffs, removed)?;
-    }
-    let pinned = taken.removed.len();
-    if let Err(err) = orphans::remove(&BTreeSet::new(), &mut taken.removed) {
-        log::warn!("looking for programs whose pins are out of reach: {err:#}");
-    }
-    taken.unknown |= taken.removed.len() > pinned;
-    Ok(taken)
 }
 
 /// Returns the map entry of an uplink.

@@ -1,6 +1,7 @@
 //! The eBPF object: checks the pinned maps, creates the missing ones, loads the programs.
 
-use super::Setup;
+use super::hook::{EGRESS, HAIRPIN, INGRESS};
+use super::setup::Setup;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{Map, MapData, MapInfo, MapType, PerCpuArray, PerCpuValues};
 use aya::programs::SchedClassifier;
@@ -11,14 +12,6 @@ use netdp_common::port_map::{Bits, Owner};
 use netdp_common::share::{Ended, Share};
 use netdp_common::tuple::Tuple;
 use std::path::Path;
-
-/// Program at TC egress of uplinks.
-pub const EGRESS: &str = "egress_snat";
-/// Program at TC ingress of uplinks.
-pub const INGRESS: &str = "ingress_rev_snat";
-
-/// Program at TC ingress of interfaces towards pods.
-pub const HAIRPIN: &str = "pod_hairpin";
 
 /// Program without effect, for a link that is being moved.
 pub const STAND_IN: &str = "stand_in";
@@ -159,9 +152,9 @@ const COUNTERS: usize = size_of::<abi::Counters>() / 8;
 const _: () = assert!(COUNTERS > FEWER_COUNTERS[1]);
 
 /// Counters of an earlier version, for each CPU.
-pub struct Carried(Vec<[u64; COUNTERS]>);
+pub struct EarlierCounters(Vec<[u64; COUNTERS]>);
 
-impl Carried {
+impl EarlierCounters {
     /// Reads and unpins the counters of an earlier version, whose programs go on counting in a map
     /// of their own until they are replaced. Returns `None` if there are none.
     ///
@@ -175,7 +168,7 @@ impl Carried {
         let info = MapInfo::from_pin(&path)
             .with_context(|| format!("reading the pinned map {}", path.display()))?;
         let size = info.value_size() as usize;
-        let carried = if size == FEWER_COUNTERS[0] * 8 {
+        let earlier = if size == FEWER_COUNTERS[0] * 8 {
             Self::read::<{ FEWER_COUNTERS[0] }>(&path)?
         } else if size == FEWER_COUNTERS[1] * 8 {
             Self::read::<{ FEWER_COUNTERS[1] }>(&path)?
@@ -184,7 +177,7 @@ impl Carried {
         };
         std::fs::remove_file(&path)
             .with_context(|| format!("removing the pin {}", path.display()))?;
-        Ok(Some(carried))
+        Ok(Some(earlier))
     }
 
     fn read<const N: usize>(path: &Path) -> Result<Self> {

@@ -3,7 +3,7 @@
 //! beside the new programs. They are detected by their names and those of their maps.
 
 use super::filter;
-use super::links::{Hook, name_of};
+use super::hook::{Hook, name_of};
 use super::tcx::{self, TcxLink};
 use super::{bpffs, clsact};
 use anyhow::{Context as _, Result, ensure};
@@ -290,7 +290,7 @@ fn adopt_maps(bpffs: &Path, maps: &BTreeSet<u32>, pinned: &mut Vec<PathBuf>) -> 
 fn pinned() -> BTreeSet<u32> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut found = BTreeSet::new();
-    for mount in super::mounts::parse(&mounts).filter(|mount| mount.kind == "bpf") {
+    for mount in crate::mounts::parse(&mounts).filter(|mount| mount.kind == "bpf") {
         collect(&mount.point, DEPTH, &mut found);
     }
     found

@@ -1,7 +1,7 @@
 //! Expected places of programs, and their check.
 
 use super::filter::{self, Filter};
-use super::links::{Hook, Mechanism};
+use super::hook::{Hook, Mechanism, name_of};
 use super::{bpffs, clsact, tcx};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -41,12 +41,12 @@ impl fmt::Display for Placed {
 
 /// Result of checking a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum HookState {
     /// The program is attached.
-    There,
+    Attached,
     /// The program is attached, and third-party ones precede it on an uplink: their return codes
     /// may keep packets from it.
-    Behind(Ahead),
+    Preceded(Ahead),
     /// The program is missing, or another one is in its place.
     Missing,
     /// The interface is gone.
@@ -81,16 +81,18 @@ impl Placed {
     ///
     /// # Errors
     /// Returns an error if the kernel can't be queried.
-    pub fn look(&self) -> Result<Found> {
+    pub fn check(&self) -> Result<HookState> {
         let found = match self.mechanism {
-            Mechanism::Clsact => self.look_at_filters(),
-            Mechanism::Auto | Mechanism::Tcx => self.look_at_tcx(),
+            Mechanism::Clsact => self.check_filters(),
+            Mechanism::Auto | Mechanism::Tcx => self.check_tcx(),
         };
         match found {
-            Ok(Some(ahead)) if ahead.who.is_empty() || self.hook == Hook::Pod => Ok(Found::There),
-            Ok(Some(ahead)) => Ok(Found::Behind(ahead)),
-            Ok(None) => Ok(Found::Missing),
-            Err(err) if is_no_interface(&err) => Ok(Found::NoInterface),
+            Ok(Some(ahead)) if ahead.who.is_empty() || self.hook == Hook::Pod => {
+                Ok(HookState::Attached)
+            }
+            Ok(Some(ahead)) => Ok(HookState::Preceded(ahead)),
+            Ok(None) => Ok(HookState::Missing),
+            Err(err) if is_no_interface(&err) => Ok(HookState::NoInterface),
             Err(err) => Err(err).with_context(|| {
                 format!(
                     "asking what is attached to {} ({})",
@@ -102,7 +104,7 @@ impl Placed {
     }
 
     /// Returns what precedes the program, if it is attached.
-    fn look_at_tcx(&self) -> Result<Option<Ahead>> {
+    fn check_tcx(&self) -> Result<Option<Ahead>> {
         let there = tcx::on_hook(self.ifindex, self.hook)?;
         let at = there.iter().position(|it| it.program == self.program);
         Ok(at.map(|at| Ahead {
@@ -111,7 +113,7 @@ impl Placed {
         }))
     }
 
-    fn look_at_filters(&self) -> Result<Option<Ahead>> {
+    fn check_filters(&self) -> Result<Option<Ahead>> {
         let filters = filter::list(self.ifindex, self.hook)?;
         let is_this = |it: &Filter| it.is_ours() && it.program == Some(self.program);
         let Some(at) = filters.iter().position(is_this) else {
@@ -147,7 +149,7 @@ fn is_no_interface(err: &anyhow::Error) -> bool {
 
 /// Everything that should be attached and pinned.
 #[derive(Debug, Clone)]
-pub struct Watched {
+pub struct Expected {
     pub(super) placed: Vec<Placed>,
     pub(super) bpffs: PathBuf,
     pub(super) pins: Vec<PathBuf>,
@@ -155,7 +157,7 @@ pub struct Watched {
 
 /// Result of the check.
 #[derive(Debug)]
-pub struct Findings {
+pub struct HookCheck {
     /// Start of the check.
     pub at: Instant,
     /// Programs that are not attached.
@@ -168,10 +170,10 @@ pub struct Findings {
     pub problem: Option<String>,
 }
 
-impl Watched {
+impl Expected {
     /// Checks all of it.
-    pub fn look(&self) -> Findings {
-        let mut findings = Findings {
+    pub fn check(&self) -> HookCheck {
+        let mut check = HookCheck {
             at: Instant::now(),
             missing: Vec::new(),
             behind: Vec::new(),
@@ -179,13 +181,27 @@ impl Watched {
             problem: None,
         };
         for placed in &self.placed {
-            match placed.look() {
-                Ok(Found::Missing) => findings.missing.push(placed.clone()),
-                Ok(Found::Behind(ahead)) => findings.behind.push((placed.clone(), ahead)),
-                Ok(Found::There | Found::NoInterface) => {}
-                Err(err) => findings.problem = Some(format!("{err:#}")),
+            match placed.check() {
+                Ok(HookState::Missing) => check.missing.push(placed.clone()),
+                Ok(HookState::Preceded(ahead)) => check.behind.push((placed.clone(), ahead)),
+                Ok(HookState::Attached | HookState::NoInterface) => {}
+                Err(err) => check.problem = Some(format!("{err:#}")),
             }
         }
-        findings
+        check
     }
+}
+
+/// Removes the filters among these, whether or not maps are pinned. Returns what was removed, a
+/// line each.
+pub fn remove_filters(placed: &[Placed]) -> Vec<String> {
+    let ours = placed
+        .iter()
+        .filter(|placed| name_of(placed.ifindex).as_deref() == Some(&placed.interface))
+        .filter(|placed| clsact::remove(&placed.interface, placed.hook));
+    ours.map(|placed| {
+        let (hook, name) = (placed.hook, &placed.interface);
+        format!("clsact {hook:?} filter on {name}")
+    })
+    .collect()
 }

@@ -36,7 +36,7 @@ impl Maps {
         if history == History::Forget {
             return self.swap_policy(Arc::new(rules));
         }
-        let wanted = history::joined(&rules, &before);
+        let wanted = history::with_history(&rules, &before);
         self.swap_policy(Arc::new(wanted)).or_else(|err| {
             // The history may not fit. The new policy takes precedence.
             log::warn!("{err:#}; trying without regard to connections of the policy before");
@@ -44,9 +44,9 @@ impl Maps {
         })
     }
 
-    pub(super) fn forget_earlier_policies(&mut self) -> Result<()> {
+    pub(super) fn expire_history(&mut self) -> Result<()> {
         let active = self.active_policy()?;
-        let wanted = history::forgotten(&active);
+        let wanted = history::without_history(&active);
         if wanted != *active {
             self.swap_policy(Arc::new(wanted))?;
         }
@@ -63,7 +63,7 @@ impl Maps {
             return Ok(0);
         }
         let active = self.active_policy()?;
-        self.write_idle(active)
+        self.write_standby(active)
     }
 
     fn active_policy(&self) -> Result<Arc<Entries>> {
@@ -86,7 +86,7 @@ impl Maps {
     }
 
     /// Makes the standby trie equal to `wanted`. Returns the number of writes.
-    fn write_idle(&mut self, wanted: Arc<Entries>) -> Result<usize> {
+    fn write_standby(&mut self, wanted: Arc<Entries>) -> Result<usize> {
         let idle = usize::from(self.settings()?.active_policy == 0);
         // After a failed write the contents are unknown.
         let present = match self.policy_entries[idle].take() {
@@ -105,9 +105,9 @@ impl Maps {
     /// Makes the standby trie equal to `wanted` and switches the programs to it.
     fn swap_policy(&mut self, wanted: Arc<Entries>) -> Result<PolicyChange> {
         let entries = wanted.len();
-        let writes = self.write_idle(wanted)?;
+        let writes = self.write_standby(wanted)?;
         // Existing mappings may have destinations that the new policy bypasses.
-        self.set_none_sticky(false)?;
+        self.disable_bypass_cache()?;
         let mut settings = self.settings()?;
         settings.active_policy = u32::from(settings.active_policy == 0);
         settings.generation = settings.generation.wrapping_add(1);
@@ -133,7 +133,7 @@ impl Maps {
     /// Returns an error if the map can't be read.
     pub fn policy(&self) -> Result<Vec<(IpNet, PolicyValue)>> {
         let active = self.active_policy()?;
-        let mut rules: Vec<_> = history::forgotten(&active)
+        let mut rules: Vec<_> = history::without_history(&active)
             .iter()
             .map(|&((len, addr), value)| (to_net(len, addr), value))
             .collect();
@@ -198,7 +198,7 @@ impl Difference {
             changed: Vec::new(),
             values: Vec::new(),
         };
-        for ((len, addr), is, wanted) in present.beside(wanted) {
+        for ((len, addr), is, wanted) in present.merge_join(wanted) {
             let key = Key::new(len, addr);
             match wanted {
                 None => difference.gone.push(key),

@@ -7,9 +7,9 @@
 
 mod packet;
 
-use super::{Datapath, Found, Hook};
+use super::{Datapath, Hook, HookState};
 use crate::config::{Action, Config};
-use crate::uplinks::{LinkLayer, Uplink};
+use crate::uplinks::{Family, LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use netdp_common::abi;
@@ -26,11 +26,10 @@ const NEXT: u32 = u32::MAX;
 const IFINDEX_AT: usize = 40;
 
 /// Returns the source address of a test packet.
-const fn pod(v4: bool) -> IpAddr {
-    if v4 {
-        IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8))
-    } else {
-        IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1))
+const fn pod(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)),
+        Family::V6 => IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)),
     }
 }
 
@@ -45,23 +44,22 @@ impl Datapath {
         config: &Config,
         uplinks: impl Iterator<Item = &'a Uplink>,
         local: &BTreeSet<IpAddr>,
-        families: &[bool],
+        families: &[Family],
     ) -> Result<()> {
         for uplink in uplinks.filter(|uplink| uplink.link_layer == LinkLayer::Ethernet) {
-            for &v4 in families {
-                let address = if v4 {
-                    uplink.v4.is_some()
-                } else {
-                    uplink.v6.is_some()
+            for &family in families {
+                let has_address = match family {
+                    Family::V4 => uplink.v4.is_some(),
+                    Family::V6 => uplink.v6.is_some(),
                 };
-                if let Some(to) = destination(config, Action::Bypass, v4, local) {
-                    self.is_left_alone(uplink, to)?;
+                if let Some(to) = destination(config, Action::Bypass, family, local) {
+                    self.check_bypassed(uplink, to)?;
                 }
-                if let Some(to) = destination(config, Action::Masquerade, v4, local)
-                    && address
+                if let Some(to) = destination(config, Action::Masquerade, family, local)
+                    && has_address
                     && self.maps.action(&Addr::from(to))? == abi::Action::Masquerade
                 {
-                    self.is_masqueraded(uplink, to, local)?;
+                    self.check_masqueraded(uplink, to, local)?;
                 }
             }
         }
@@ -74,13 +72,16 @@ impl Datapath {
     /// Returns an error for the first that is not.
     pub fn check_hooks(&self) -> Result<()> {
         for placed in self.placed() {
-            ensure!(placed.look()? != Found::Missing, "self-check: {placed}");
+            ensure!(
+                placed.check()? != HookState::Missing,
+                "self-check: {placed}"
+            );
         }
         Ok(())
     }
 
-    fn is_left_alone(&mut self, uplink: &Uplink, to: IpAddr) -> Result<()> {
-        let sent = ping(pod(to.is_ipv4()), to);
+    fn check_bypassed(&mut self, uplink: &Uplink, to: IpAddr) -> Result<()> {
+        let sent = ping(pod(Family::of(to)), to);
         let (verdict, seen) = self.send(uplink, &sent)?;
         ensure!(
             verdict == NEXT && seen == sent,
@@ -91,14 +92,14 @@ impl Datapath {
         Ok(())
     }
 
-    fn is_masqueraded(
+    fn check_masqueraded(
         &mut self,
         uplink: &Uplink,
         to: IpAddr,
         local: &BTreeSet<IpAddr>,
     ) -> Result<()> {
-        let outcome = self.send(uplink, &ping(pod(to.is_ipv4()), to));
-        self.forget_test(to);
+        let outcome = self.send(uplink, &ping(pod(Family::of(to)), to));
+        self.remove_test_mapping(to);
         let (verdict, seen) = outcome?;
         let source = ping_from(&seen, to);
         ensure!(
@@ -129,13 +130,13 @@ impl Datapath {
     }
 
     /// Removes the mapping that a test has created, if any.
-    fn forget_test(&mut self, to: IpAddr) {
-        let number = if to.is_ipv4() {
-            proto::ICMP
-        } else {
-            proto::ICMPV6
+    fn remove_test_mapping(&mut self, to: IpAddr) {
+        let family = Family::of(to);
+        let number = match family {
+            Family::V4 => proto::ICMP,
+            Family::V6 => proto::ICMPV6,
         };
-        let tuple = Tuple::new(Addr::from(pod(to.is_ipv4())), Addr::from(to), ID, 0, number);
+        let tuple = Tuple::new(Addr::from(pod(family)), Addr::from(to), ID, 0, number);
         let maps = &mut self.maps;
         if let Ok(half) = maps.snat.get(&tuple, 0) {
             // A missing entry is fine.
@@ -150,22 +151,22 @@ impl Datapath {
 fn destination(
     config: &Config,
     action: Action,
-    v4: bool,
+    family: Family,
     local: &BTreeSet<IpAddr>,
 ) -> Option<IpAddr> {
-    let nobody: [IpAddr; 4] = [
+    let documentation: [IpAddr; 4] = [
         Ipv4Addr::new(192, 0, 2, 1).into(),
         Ipv4Addr::new(198, 51, 100, 1).into(),
         Ipv4Addr::new(203, 0, 113, 1).into(),
         Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into(),
     ];
     let ruled = config.rules.iter().filter(|rule| rule.action == action);
-    nobody
+    documentation
         .into_iter()
         .chain(ruled.filter_map(|rule| rule.prefix.hosts().next()))
         // Enough to find one that no longer prefix covers.
         .take(64)
-        .filter(|ip| ip.is_ipv4() == v4 && !local.contains(ip))
+        .filter(|ip| Family::of(*ip) == family && !local.contains(ip))
         .filter(|ip| !ip.is_multicast() && !ip.is_unspecified() && !ip.is_loopback())
         .find(|ip| config.decide(*ip).action == action)
 }

@@ -16,18 +16,23 @@ use netdp_common::abi::{
 use netdp_common::conntrack::{ACK, SYN};
 use netdp_common::packet::{L4, Packet, Parsed, parse};
 use netdp_common::tuple::Tuple;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, SockFlag, SockType, SockaddrLike as _, bind, recvfrom, setsockopt,
+    socket, sockopt,
+};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io::{Error, ErrorKind};
+use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 /// Packets judged at a time. Packets that do not fit the socket's buffer are lost.
-const MOST: usize = 256;
+const MAX_PACKETS: usize = 256;
 
 /// Size of the socket's buffer, in bytes; the kernel doubles it.
-static BUFFER: libc::c_int = 128 << 10;
+const BUFFER: usize = 128 << 10;
 
 /// Number of bytes of a packet that are parsed.
 const LENGTH: usize = 2048;
@@ -109,35 +114,35 @@ impl Tap {
     ///
     /// # Errors
     /// Returns an error if the socket has failed: the interface is gone, or down.
-    pub fn look(&mut self, maps: &Maps, rules: &Rules<'_>) -> Result<Effect> {
+    pub fn inspect(&mut self, maps: &Maps, rules: &Rules<'_>) -> Result<Effect> {
         let mut effect = Effect::default();
-        let mut answers = HashSet::new();
+        let mut replies = HashSet::new();
         let mut bytes = [0; LENGTH];
-        for _ in 0..MOST {
-            let Some(heard) = receive(&self.socket, &mut bytes)? else {
+        for _ in 0..MAX_PACKETS {
+            let Some(captured) = receive(&self.socket, &mut bytes)? else {
                 break;
             };
             let mut packet = Packet::EMPTY;
-            let frame = bytes.get(..heard.length).unwrap_or(&bytes);
-            let parsed = parse(frame, heard.ethertype, 0, &mut packet);
+            let frame = bytes.get(..captured.length).unwrap_or(&bytes);
+            let parsed = parse(frame, captured.ethertype, 0, &mut packet);
             if !matches!(parsed, Parsed::Ip) || matches!(packet.l4, L4::LaterFragment) {
                 continue;
             }
-            if heard.leaves {
+            if captured.direction == Direction::Egress {
                 let own = self.ifindex;
-                let may_be = rules.no_leak && may_leak(&packet, heard.mac, own, rules);
+                let may_be = rules.no_leak && may_leak(&packet, captured.mac, own, rules);
                 if may_be && self.is_leak(&packet, maps) {
                     let Tuple { src, dst, .. } = packet.tuple;
                     effect.leaked = Some((src.into(), dst.into()));
                 }
-            } else if is_answer(&packet.l4) {
-                answers.insert(packet.tuple);
+            } else if is_reply(&packet.l4) {
+                replies.insert(packet.tuple);
             }
         }
-        if !answers.is_empty() {
+        if !replies.is_empty() {
             std::thread::sleep(SETTLING);
         }
-        for tuple in answers {
+        for tuple in replies {
             if self.is_lost(tuple) {
                 effect.lost = Some(tuple.src.into());
             }
@@ -193,7 +198,7 @@ fn may_leak(packet: &Packet, mac: Option<[u8; 6]>, ifindex: u32, rules: &Rules<'
 }
 
 /// Reports whether an ingress packet that matches a mapping is the pod's: a new SYN is the node's.
-const fn is_answer(l4: &L4) -> bool {
+const fn is_reply(l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => segment.flags & (SYN | ACK) != SYN,
         L4::Udp | L4::QueryReply => true,
@@ -201,91 +206,69 @@ const fn is_answer(l4: &L4) -> bool {
     }
 }
 
+/// Direction of a captured packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Egress,
+    Ingress,
+}
+
 /// A packet captured on the interface.
-struct Heard {
+struct Captured {
     length: usize,
     ethertype: u16,
-    leaves: bool,
+    direction: Direction,
     /// Source hardware address, on Ethernet.
     mac: Option<[u8; 6]>,
 }
 
 fn open(ifindex: u32) -> std::io::Result<OwnedFd> {
-    let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: socket(2) takes numbers only. With protocol 0 it receives nothing until it is bound
-    // to the interface.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
-    if fd < 0 {
-        return Err(Error::last_os_error());
-    }
-    // SAFETY: the kernel has just returned this descriptor, which nothing else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    // Without a protocol it receives nothing until it is bound to the interface.
+    let socket = socket(AddressFamily::Packet, SockType::Datagram, flags, None)?;
     // On failure the buffer keeps its default size.
-    // SAFETY: the value is an int that outlives the call, and its size is passed.
-    unsafe {
-        libc::setsockopt(
-            fd,
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUF,
-            (&raw const BUFFER).cast(),
-            size::<libc::c_int>(),
-        );
-    }
-    // SAFETY: zeroes are a valid `sockaddr_ll`.
-    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-    address.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
-    address.sll_protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
-    address.sll_ifindex = i32::try_from(ifindex).unwrap_or_default();
-    // SAFETY: the address outlives the call, and its size is passed.
-    let bound = unsafe { libc::bind(fd, (&raw const address).cast(), size::<libc::sockaddr_ll>()) };
-    if bound < 0 {
-        return Err(Error::last_os_error());
-    }
+    let _ = setsockopt(&socket, sockopt::RcvBuf, &BUFFER);
+    let address = libc::sockaddr_ll {
+        sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default(),
+        sll_protocol: u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be(),
+        sll_ifindex: i32::try_from(ifindex).unwrap_or_default(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a whole `sockaddr_ll`, which is copied.
+    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), None) };
+    let address = address.ok_or(ErrorKind::InvalidInput)?;
+    bind(socket.as_raw_fd(), &address)?;
     Ok(socket)
 }
 
-fn size<T>() -> libc::socklen_t {
-    libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default()
-}
-
 /// Returns the next packet that left, or that came in for the node; `None` if none is queued.
-fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Heard>> {
+fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Captured>> {
     loop {
-        // SAFETY: zeroes are a valid `sockaddr_ll`.
-        let mut from: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        let mut length = size::<libc::sockaddr_ll>();
-        // SAFETY: buffer and address outlive the call, and their sizes are passed.
-        let length = unsafe {
-            libc::recvfrom(
-                socket.as_raw_fd(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                0,
-                (&raw mut from).cast(),
-                &raw mut length,
-            )
+        let (length, from) = match recvfrom::<LinkAddr>(socket.as_raw_fd(), bytes) {
+            Ok(received) => received,
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(Errno::EINTR) => continue,
+            Err(err) => return Err(err).context("hearing what an uplink carries"),
         };
-        let Ok(length) = usize::try_from(length) else {
-            let err = Error::last_os_error();
-            match err.kind() {
-                ErrorKind::WouldBlock => return Ok(None),
-                ErrorKind::Interrupted => continue,
-                _ => return Err(err).context("hearing what an uplink carries"),
-            }
+        let Some(from) = from else {
+            continue;
         };
-        let leaves = from.sll_pkttype == libc::PACKET_OUTGOING;
-        if leaves || from.sll_pkttype == libc::PACKET_HOST {
-            return Ok(Some(Heard {
-                length,
-                ethertype: u16::from_be(from.sll_protocol),
-                leaves,
-                // The sender's address, for egress packets too (`eth_header_parse`,
-                // net/ethernet/eth.c).
-                mac: (from.sll_halen == 6)
-                    .then(|| from.sll_addr.first_chunk().copied())
-                    .flatten(),
-            }));
-        }
+        let direction = match from.pkttype() {
+            libc::PACKET_OUTGOING => Direction::Egress,
+            libc::PACKET_HOST => Direction::Ingress,
+            _ => continue,
+        };
+        return Ok(Some(Captured {
+            length,
+            ethertype: u16::from_be(from.protocol()),
+            direction,
+            // The sender's address, for egress packets too (`eth_header_parse`,
+            // net/ethernet/eth.c).
+            mac: (from.halen() == 6).then(|| from.addr()).flatten(),
+        }));
     }
 }
 

@@ -2,7 +2,7 @@
 //! hold and pin it, and offers no `BPF_LINK_DETACH`: a link that only loses its pin is freed some
 //! time later.
 
-use super::links::Hook;
+use super::hook::Hook;
 use aya::programs::loaded_programs;
 use std::ffi::CString;
 use std::io::{Error, Result};
@@ -187,7 +187,7 @@ impl TcxLink {
 ///
 /// # Errors
 /// Returns an error if the kernel refuses for another reason.
-pub fn is_known() -> Result<bool> {
+pub fn is_supported() -> Result<bool> {
     /// The index of the loopback device in every namespace (`LOOPBACK_IFINDEX`,
     /// include/net/flow.h).
     const LOOPBACK: u32 = 1;

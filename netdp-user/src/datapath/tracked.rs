@@ -16,7 +16,7 @@ use std::net::IpAddr;
 /// Returns the tuples by which the connection leaves the node, whichever side initiated it, with an
 /// address that is not the node's own: netfilter does not translate them.
 #[must_use]
-pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
+pub fn untranslated_tuples(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
     let ways = [flow.leaves(), flow.original.reversed()];
     ways.into_iter()
         .filter(|ends| !flow.is_mark() && !local.contains(&ends.source))
@@ -25,7 +25,7 @@ pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
 }
 
 /// Reports whether the datapath may have translated packets that leave as `way`, one of those of
-/// [`untranslated`], after conntrack saw them. It never translates connections that began outside.
+/// [`untranslated_tuples`], after conntrack saw them. It never translates connections that began outside.
 /// For all but TCP connections tracked from their start, the direction of the entry proves nothing:
 /// conntrack may have dropped the flow in between and recorded it again from a reply.
 #[must_use]
@@ -41,21 +41,21 @@ pub fn may_be_translated(flow: &Flow, way: &Ends) -> bool {
 ///
 /// # Errors
 /// Returns an error if conntrack can't be queried.
-pub fn forget(
+pub fn delete_entries(
     local: &BTreeSet<IpAddr>,
     mut is_ours: impl FnMut(&Flow, &Ends) -> bool,
 ) -> Result<usize> {
     let mut conntrack = Conntrack::open()?;
-    let mut forgotten = 0;
+    let mut deleted = 0;
     for flow in conntrack.dump()? {
         let netfilters = flow.is_masqueraded() || local.contains(&flow.original.destination);
-        let mut ways = untranslated(&flow, local).into_iter();
+        let mut ways = untranslated_tuples(&flow, local).into_iter();
         if !netfilters && ways.any(|way| is_ours(&flow, &way)) && conntrack.forget(&flow)? {
-            forgotten += 1;
+            deleted += 1;
         }
     }
     conntrack.forget(&Flow::mark())?;
-    Ok(forgotten)
+    Ok(deleted)
 }
 
 /// Reports whether the mark is set: programs of netdp have translated, and their conntrack entries
@@ -74,7 +74,7 @@ impl Maps {
     /// # Errors
     /// Returns an error if the maps can't be read, or conntrack can't be queried. Then the mark
     /// stays.
-    pub(super) fn forget_tracked(&self) -> Result<usize> {
+    pub(super) fn delete_conntrack_entries(&self) -> Result<usize> {
         let mut mapped = HashSet::new();
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, _| {
             mapped.insert(*tuple);
@@ -91,7 +91,7 @@ impl Maps {
         };
         let pods = self.pods()?;
         let local = self.local_addresses()?;
-        forget(&local, |flow, way| {
+        delete_entries(&local, |flow, way| {
             let tuple = handover::tuple(flow.protocol, way);
             let keeps_address = || pods.inbound_live.get(&tuple, 0).is_ok();
             mapped.contains(&tuple)
@@ -102,7 +102,7 @@ impl Maps {
 
 #[cfg(test)]
 mod tests {
-    use super::{may_be_translated, proto, untranslated};
+    use super::{may_be_translated, proto, untranslated_tuples};
     use crate::conntrack::{Ends, Flow};
     use std::collections::BTreeSet;
     use std::net::IpAddr;
@@ -133,18 +133,18 @@ mod tests {
         let local = BTreeSet::from(["192.0.2.9".parse::<IpAddr>().unwrap()]);
         let out = ends("10.0.0.1", "198.51.100.1");
         // Not translated: both tuples may leave by an uplink.
-        let found = untranslated(&flow(out, out.reversed()), &local);
+        let found = untranslated_tuples(&flow(out, out.reversed()), &local);
         assert_eq!(found, [out, out.reversed()]);
         // Masqueraded: packets leave with the node's address, and replies go to the pod.
         let seen = ends("192.0.2.9", "198.51.100.1");
-        let found = untranslated(&flow(out, seen.reversed()), &local);
+        let found = untranslated_tuples(&flow(out, seen.reversed()), &local);
         assert_eq!(found, [out.reversed()]);
         // To a port of the node that leads to a pod: replies leave with the node's address.
         let node_port = ends("198.51.100.1", "192.0.2.9");
         let to_pod = ends("198.51.100.1", "10.0.0.1");
-        let found = untranslated(&flow(node_port, to_pod.reversed()), &local);
+        let found = untranslated_tuples(&flow(node_port, to_pod.reversed()), &local);
         assert_eq!(found, [to_pod]);
-        assert_eq!(untranslated(&Flow::mark(), &local), []);
+        assert_eq!(untranslated_tuples(&Flow::mark(), &local), []);
     }
 
     #[test]

@@ -13,11 +13,11 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use chains::{ChainOptions, ChainReport, Chains, Found, Removed, find, remove};
+pub use chains::{ChainOptions, ChainReport, Chains, Removed, find, remove};
 pub use legacy::{LegacyState, has_legacy_nat};
 pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
-pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
+pub use render::{Chain, Ports, jump, restore};
 pub use save::{Rule, Table};
 
 /// Default chain name of ip-masq-agent.

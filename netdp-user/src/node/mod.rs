@@ -1,7 +1,7 @@
 //! Ports and protocols that the node itself receives and that the programs cannot detect by a
 //! socket lookup: pods' flows must not take them.
 //!
-//! The facts are third-party NAT rules ([`crate::foreign`]), IPVS services, sockets, IPsec
+//! The facts are third-party NAT rules (`crate::foreign`), IPVS services, sockets, IPsec
 //! ([`Prober`]) and tunnels ([`crate::uplinks`]); [`decide`] derives the contents of the maps
 //! `node_ports` and `node_protocols` from them.
 

@@ -31,25 +31,25 @@ pub struct Execution {
     pub steps: Vec<Step>,
 }
 
-/// Moves the backend from `is` to `wanted`, as far as it can.
+/// Moves the backend from `current` to `desired`, as far as it can.
 ///
 /// A failed change does not prevent the others, with one exception: if no policy is in force and
 /// none can be put in force, nothing is attached, because without a policy everything would be
 /// masqueraded.
-pub fn execute(is: &State, wanted: &State, backend: &mut impl Backend) -> Execution {
-    let mut reached = wanted.clone();
+pub fn execute(current: &State, desired: &State, backend: &mut impl Backend) -> Execution {
+    let mut reached = desired.clone();
     let mut steps = Vec::new();
-    for change in diff(is, wanted) {
+    for change in diff(current, desired) {
         log::debug!("{change:?}");
         let error = backend.apply(&change).err();
         let has_failed = error.is_some();
         if has_failed {
-            take_back(&mut reached, is, &change);
+            revert(&mut reached, current, &change);
         }
         let is_policy = matches!(change, Change::SetPolicy(_));
         steps.push(Step { change, error });
-        if has_failed && is_policy && is.policy.is_none() {
-            reached = is.clone();
+        if has_failed && is_policy && current.policy.is_none() {
+            reached = current.clone();
             break;
         }
     }
@@ -57,24 +57,24 @@ pub fn execute(is: &State, wanted: &State, backend: &mut impl Backend) -> Execut
 }
 
 /// Reverts in `reached` the effect of the failed `change`.
-fn take_back(reached: &mut State, is: &State, change: &Change) {
+fn revert(reached: &mut State, current: &State, change: &Change) {
     match change {
-        Change::SetPolicy(_) => reached.policy.clone_from(&is.policy),
+        Change::SetPolicy(_) => reached.policy.clone_from(&current.policy),
         Change::AddLocal(ip) => drop(reached.local.remove(ip)),
         Change::RemoveLocal(ip) => drop(reached.local.insert(*ip)),
         Change::AddMac(mac) => drop(reached.macs.remove(mac)),
         Change::RemoveMac(mac) => drop(reached.macs.insert(*mac)),
         Change::SetSource(asked, _) | Change::RemoveSource(asked) => {
             reached.sources.remove(asked);
-            let before = is.sources.get(asked);
+            let before = current.sources.get(asked);
             reached.sources.extend(before.map(|given| (*asked, *given)));
         }
         // It may be half done: it is made again, or detached, whatever the state was before.
         Change::SetUplink(link)
         | Change::Attach(link)
         | Change::SetObserved(link)
-        | Change::Observe(link) => lose(reached, link.ifindex, &link.name),
-        Change::Detach { ifindex, name } => lose(reached, *ifindex, name),
+        | Change::Observe(link) => mark_unknown(reached, link.ifindex, &link.name),
+        Change::Detach { ifindex, name } => mark_unknown(reached, *ifindex, name),
         Change::AttachPods { ifindex, .. } => drop(reached.pod_links.remove(ifindex)),
         Change::DetachPods { ifindex, name } => {
             // The interface is about to be attached to again under its new name.
@@ -86,7 +86,7 @@ fn take_back(reached: &mut State, is: &State, change: &Change) {
     }
 }
 
-fn lose(reached: &mut State, ifindex: u32, name: &str) {
+fn mark_unknown(reached: &mut State, ifindex: u32, name: &str) {
     reached.uplinks.remove(&ifindex);
     reached.observed.remove(&ifindex);
     reached.unknown.insert(ifindex, name.to_owned());
@@ -95,7 +95,7 @@ fn lose(reached: &mut State, ifindex: u32, name: &str) {
 #[cfg(test)]
 mod tests {
     use super::super::PolicyRule;
-    use super::super::tests::{uplink, wanted};
+    use super::super::tests::{desired, uplink};
     use super::{Backend, Change, State, execute};
     use crate::uplinks::{Asked, Given, Mac, Uplink};
     use anyhow::{Result, bail};
@@ -197,7 +197,7 @@ mod tests {
 
     /// Returns states that differ in every field.
     fn states() -> Vec<State> {
-        let mut other = wanted();
+        let mut other = desired();
         other.policy = Some(Vec::new());
         other.local = [[10, 0, 0, 2].into()].into();
         other.macs = [Mac {
@@ -211,14 +211,14 @@ mod tests {
         other.uplinks = [(3, uplink(3))].into();
         other.observed = [(2, uplink(2))].into();
         other.pod_links = [(7, "cali2".into()), (8, "cali8".into())].into();
-        let mut moved = wanted();
+        let mut moved = desired();
         moved.uplinks.get_mut(&2).unwrap().v4 = Some([10, 0, 0, 9].into());
         moved.observed = [(3, uplink(3))].into();
-        let mut bare = wanted();
+        let mut bare = desired();
         bare.uplinks.clear();
         bare.sources.clear();
         bare.pod_links.clear();
-        vec![State::default(), wanted(), other, moved, bare]
+        vec![State::default(), desired(), other, moved, bare]
     }
 
     /// Checks that the next execution makes up for any failure between two states, also if the
@@ -228,16 +228,16 @@ mod tests {
         let all = states();
         let targets: Vec<_> = all.iter().filter(|state| state.policy.is_some()).collect();
         let mut failures = 0;
-        for (is, wanted) in all
+        for (is, desired) in all
             .iter()
             .flat_map(|is| targets.iter().map(move |to| (is, to)))
         {
             for (nth, after) in (0..).flat_map(|nth| [(nth, false), (nth, true)]) {
                 let mut fake = Fake::well(kernel_of(is));
                 (fake.fails_in, fake.after) = (Some(nth), after);
-                let first = execute(is, wanted, &mut fake);
+                let first = execute(is, desired, &mut fake);
                 if first.steps.iter().all(|step| step.error.is_none()) {
-                    assert_eq!(first.reached, **wanted);
+                    assert_eq!(first.reached, **desired);
                     break;
                 }
                 failures += 1;
@@ -256,7 +256,7 @@ mod tests {
     fn without_a_policy_nothing_is_attached() {
         let mut fake = Fake::well(Kernel::default());
         fake.fails_in = Some(0);
-        let failed = execute(&State::default(), &wanted(), &mut fake);
+        let failed = execute(&State::default(), &desired(), &mut fake);
         assert_eq!(failed.steps.len(), 1);
         assert_eq!(failed.reached, State::default());
         assert_eq!(fake.kernel, Kernel::default());
@@ -264,13 +264,13 @@ mod tests {
 
     #[test]
     fn with_an_earlier_policy_the_rest_is_made() {
-        let mut other = wanted();
+        let mut other = desired();
         other.policy = Some(Vec::new());
         other.uplinks.insert(3, uplink(3));
-        let mut fake = Fake::well(kernel_of(&wanted()));
+        let mut fake = Fake::well(kernel_of(&desired()));
         fake.fails_in = Some(0);
-        let failed = execute(&wanted(), &other, &mut fake);
-        assert_eq!(failed.reached.policy, wanted().policy);
+        let failed = execute(&desired(), &other, &mut fake);
+        assert_eq!(failed.reached.policy, desired().policy);
         assert_eq!(failed.reached.uplinks, other.uplinks);
         assert!(fake.kernel.attached.contains_key(&3));
     }

@@ -125,32 +125,32 @@ pub enum Change {
     },
 }
 
-/// Returns the changes from `is` to `wanted` in a safe order: the map entries that programs read
+/// Returns the changes from `current` to `desired` in a safe order: the map entries that programs read
 /// are written before the programs are attached, and an address is in the set of the node's
 /// addresses before an uplink masquerades with it.
-pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
+pub fn diff(current: &State, desired: &State) -> Vec<Change> {
     let mut changes = Vec::new();
-    let policy = wanted.policy.as_ref();
+    let policy = desired.policy.as_ref();
     if let Some(rules) = policy
-        && is.policy.as_ref() != policy
+        && current.policy.as_ref() != policy
     {
         changes.push(Change::SetPolicy(rules.clone()));
     }
     changes.extend(
-        wanted
+        desired
             .local
-            .difference(&is.local)
+            .difference(&current.local)
             .map(|ip| Change::AddLocal(*ip)),
     );
-    let macs = wanted.macs.difference(&is.macs);
+    let macs = desired.macs.difference(&current.macs);
     changes.extend(macs.map(|mac| Change::AddMac(*mac)));
-    for (asked, given) in &wanted.sources {
-        if is.sources.get(asked) != Some(given) {
+    for (asked, given) in &desired.sources {
+        if current.sources.get(asked) != Some(given) {
             changes.push(Change::SetSource(*asked, *given));
         }
     }
-    for (ifindex, uplink) in &wanted.uplinks {
-        let before = is.uplinks.get(ifindex);
+    for (ifindex, uplink) in &desired.uplinks {
+        let before = current.uplinks.get(ifindex);
         if before != Some(uplink) {
             changes.push(Change::SetUplink(uplink.clone()));
         }
@@ -158,8 +158,8 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::Attach(uplink.clone()));
         }
     }
-    for (ifindex, link) in &wanted.observed {
-        let before = is.observed.get(ifindex);
+    for (ifindex, link) in &desired.observed {
+        let before = current.observed.get(ifindex);
         if before != Some(link) {
             changes.push(Change::SetObserved(link.clone()));
         }
@@ -167,40 +167,41 @@ pub fn diff(is: &State, wanted: &State) -> Vec<Change> {
             changes.push(Change::Observe(link.clone()));
         }
     }
-    for (ifindex, uplink) in is.uplinks.iter().chain(&is.observed) {
-        if !wanted.uplinks.contains_key(ifindex) && !wanted.observed.contains_key(ifindex) {
+    for (ifindex, uplink) in current.uplinks.iter().chain(&current.observed) {
+        if !desired.uplinks.contains_key(ifindex) && !desired.observed.contains_key(ifindex) {
             changes.push(Change::Detach {
                 ifindex: *ifindex,
                 name: uplink.name.clone(),
             });
         }
     }
-    for (&ifindex, name) in &is.unknown {
-        if !wanted.uplinks.contains_key(&ifindex) && !wanted.observed.contains_key(&ifindex) {
+    for (&ifindex, name) in &current.unknown {
+        if !desired.uplinks.contains_key(&ifindex) && !desired.observed.contains_key(&ifindex) {
             let name = name.clone();
             changes.push(Change::Detach { ifindex, name });
         }
     }
-    for (&ifindex, name) in &is.pod_links {
-        if wanted.pod_links.get(&ifindex) != Some(name) {
+    for (&ifindex, name) in &current.pod_links {
+        if desired.pod_links.get(&ifindex) != Some(name) {
             let name = name.clone();
             changes.push(Change::DetachPods { ifindex, name });
         }
     }
-    for (&ifindex, name) in &wanted.pod_links {
-        if is.pod_links.get(&ifindex) != Some(name) {
+    for (&ifindex, name) in &desired.pod_links {
+        if current.pod_links.get(&ifindex) != Some(name) {
             let name = name.clone();
             changes.push(Change::AttachPods { ifindex, name });
         }
     }
-    let macs = is.macs.difference(&wanted.macs);
+    let macs = current.macs.difference(&desired.macs);
     changes.extend(macs.map(|mac| Change::RemoveMac(*mac)));
-    let gone = is.sources.keys();
-    let gone = gone.filter(|asked| !wanted.sources.contains_key(asked));
+    let gone = current.sources.keys();
+    let gone = gone.filter(|asked| !desired.sources.contains_key(asked));
     changes.extend(gone.map(|asked| Change::RemoveSource(*asked)));
     changes.extend(
-        is.local
-            .difference(&wanted.local)
+        current
+            .local
+            .difference(&desired.local)
             .map(|ip| Change::RemoveLocal(*ip)),
     );
     changes

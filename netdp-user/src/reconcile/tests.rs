@@ -16,7 +16,7 @@ pub(super) fn uplink(ifindex: u32) -> Uplink {
     }
 }
 
-pub(super) fn wanted() -> State {
+pub(super) fn desired() -> State {
     State {
         policy: Some(vec![PolicyRule {
             prefix: "10.0.0.0/8".parse().unwrap(),
@@ -49,12 +49,12 @@ fn given(last: u8) -> Given {
 
 #[test]
 fn nothing_changes_where_nothing_differs() {
-    assert_eq!(diff(&wanted(), &wanted()), []);
+    assert_eq!(diff(&desired(), &desired()), []);
 }
 
 #[test]
 fn programs_are_attached_after_all_that_they_read() {
-    let changes = diff(&State::default(), &wanted());
+    let changes = diff(&State::default(), &desired());
     assert!(matches!(
         changes.as_slice(),
         [
@@ -70,18 +70,18 @@ fn programs_are_attached_after_all_that_they_read() {
 
 #[test]
 fn an_unknown_policy_is_left_alone() {
-    let mut unknown = wanted();
+    let mut unknown = desired();
     unknown.policy = None;
-    assert_eq!(diff(&wanted(), &unknown), []);
+    assert_eq!(diff(&desired(), &unknown), []);
 }
 
 #[test]
 fn addresses_without_room_are_not_taken_for_pods_of_a_new_uplink() {
-    let mut fits = wanted();
+    let mut fits = desired();
     assert!(fits.fit(1, &State::default()));
-    assert_eq!(fits, wanted());
+    assert_eq!(fits, desired());
 
-    let mut many = wanted();
+    let mut many = desired();
     many.local
         .extend((2..100).map(|n| IpAddr::from([9, 0, 0, n])));
     // Nothing was attached, so nothing is attached now.
@@ -90,12 +90,12 @@ fn addresses_without_room_are_not_taken_for_pods_of_a_new_uplink() {
     assert!(fresh.uplinks.is_empty() && fresh.pod_links.is_empty());
     assert_eq!(fresh.local.len(), 10);
     // Known and attached interfaces stay.
-    let mut applied = wanted();
+    let mut applied = desired();
     applied.local.insert([9, 0, 0, 77].into());
     let mut grown = many.clone();
     grown.uplinks.insert(3, uplink(3));
     assert!(!grown.fit(2, &applied));
-    assert_eq!(grown.uplinks, wanted().uplinks);
+    assert_eq!(grown.uplinks, desired().uplinks);
     assert_eq!(grown.local, applied.local);
     // Also where the last change of it failed.
     let failed = applied.uplinks.remove(&2).unwrap();
@@ -116,11 +116,11 @@ fn addresses_without_room_are_not_taken_for_pods_of_a_new_uplink() {
 
 #[test]
 fn a_new_address_rewrites_the_uplink_without_attaching_again() {
-    let mut moved = wanted();
+    let mut moved = desired();
     moved.local = [[10, 0, 0, 2].into()].into();
     moved.uplinks.get_mut(&2).unwrap().v4 = Some([10, 0, 0, 2].into());
     moved.sources.insert(asked(), given(2));
-    let changes = diff(&wanted(), &moved);
+    let changes = diff(&desired(), &moved);
     assert!(matches!(
         changes.as_slice(),
         [
@@ -132,14 +132,14 @@ fn a_new_address_rewrites_the_uplink_without_attaching_again() {
     ));
     moved.sources.clear();
     let gone = Change::RemoveSource(asked());
-    assert!(diff(&wanted(), &moved).contains(&gone));
+    assert!(diff(&desired(), &moved).contains(&gone));
 }
 
 #[test]
 fn an_interface_towards_pods_follows_its_name() {
-    let mut renamed = wanted();
+    let mut renamed = desired();
     renamed.pod_links = [(7, "cali2".into())].into();
-    let changes = diff(&wanted(), &renamed);
+    let changes = diff(&desired(), &renamed);
     let (ifindex, name) = (7, "cali1".into());
     let off = Change::DetachPods { ifindex, name };
     let name = "cali2".into();
@@ -148,22 +148,22 @@ fn an_interface_towards_pods_follows_its_name() {
 
 #[test]
 fn an_interface_that_becomes_an_uplink_is_attached_to_again() {
-    let mut before = wanted();
+    let mut before = desired();
     before.uplinks.clear();
     before.observed = [(2, uplink(2))].into();
     let set = Change::SetUplink(uplink(2));
-    assert_eq!(diff(&before, &wanted()), [set, Change::Attach(uplink(2))]);
+    assert_eq!(diff(&before, &desired()), [set, Change::Attach(uplink(2))]);
     let set = Change::SetObserved(uplink(2));
-    assert_eq!(diff(&wanted(), &before), [set, Change::Observe(uplink(2))]);
+    assert_eq!(diff(&desired(), &before), [set, Change::Observe(uplink(2))]);
 }
 
 #[test]
 fn an_uplink_that_is_no_more_is_detached() {
-    let mut without = wanted();
+    let mut without = desired();
     without.uplinks.clear();
     let gone = Change::Detach {
         ifindex: 2,
         name: "eth2".into(),
     };
-    assert_eq!(diff(&wanted(), &without), [gone]);
+    assert_eq!(diff(&desired(), &without), [gone]);
 }

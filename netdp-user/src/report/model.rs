@@ -4,7 +4,7 @@ use crate::datapath::{Attached, Kernel, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
-use crate::pod::NoEbpf;
+use crate::requirements::NoEbpf;
 use crate::state_dir::StateDir;
 use crate::uplinks::Lacking;
 use anyhow::Result;

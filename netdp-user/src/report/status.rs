@@ -2,7 +2,7 @@
 
 use super::Report;
 use super::nat::{self, LiveRules};
-use crate::datapath::{self, Found, Maps};
+use crate::datapath::{self, HookState, Maps};
 use crate::state_dir::StateDir;
 use anyhow::Result;
 use netdp_common::abi::Counters;
@@ -38,7 +38,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn gather(bpffs: &Path, state_dir: &Path) -> Result<Self> {
         let dir = StateDir::at(state_dir);
-        let pid = dir.owner();
+        let pid = dir.lock_holder();
         let pinned = datapath::is_pinned(bpffs);
         let read = if pinned {
             read_maps(bpffs)
@@ -48,7 +48,11 @@ impl Status {
         let unread = read.as_ref().err().map(|err| format!("{err:#}"));
         let (mappings, max_mappings, counters, attached) = read.unwrap_or_default();
         let report = Report::read(&dir).ok();
-        let Looked { off, there, behind } = looked(report.as_ref(), pid.is_some());
+        let HookSummary {
+            off,
+            any_attached,
+            behind,
+        } = check_hooks(report.as_ref(), pid.is_some());
         Ok(Self {
             rules: nat::live(report.as_ref()),
             agent: if pid.is_some() {
@@ -57,7 +61,7 @@ impl Status {
                 "not running"
             },
             pid,
-            datapath: match (off.is_empty(), attached || there) {
+            datapath: match (off.is_empty(), attached || any_attached) {
                 (false, _) => "not in force",
                 (true, true) => "in force",
                 (true, false) => "none",
@@ -91,38 +95,38 @@ fn read_maps(bpffs: &Path) -> Result<(usize, usize, Counters, bool)> {
 
 /// State of the hooks in the kernel.
 #[derive(Debug, Default)]
-struct Looked {
+struct HookSummary {
     /// Programs that are detached.
     off: Vec<String>,
     /// Set if any program is attached.
-    there: bool,
+    any_attached: bool,
     /// Third-party programs that run before ours.
     behind: Vec<String>,
 }
 
 /// Scans the hooks. Failed attempts to attach and the effect of third-party programs on packets are
 /// known only from a running agent's report.
-fn looked(report: Option<&Report>, alive: bool) -> Looked {
-    let mut looked = Looked::default();
+fn check_hooks(report: Option<&Report>, alive: bool) -> HookSummary {
+    let mut summary = HookSummary::default();
     let Some(report) = report else {
-        return looked;
+        return summary;
     };
     for placed in &report.placed {
-        match placed.look() {
-            Ok(Found::There) => looked.there = true,
-            Ok(Found::Behind(ahead)) => {
-                looked.there = true;
-                looked.behind.push(placed.behind(&ahead));
+        match placed.check() {
+            Ok(HookState::Attached) => summary.any_attached = true,
+            Ok(HookState::Preceded(ahead)) => {
+                summary.any_attached = true;
+                summary.behind.push(placed.behind(&ahead));
             }
-            Ok(Found::Missing) => looked.off.push(placed.to_string()),
-            Ok(Found::NoInterface) => {}
-            Err(err) => looked.off.push(format!("not known: {err:#}")),
+            Ok(HookState::Missing) => summary.off.push(placed.to_string()),
+            Ok(HookState::NoInterface) => {}
+            Err(err) => summary.off.push(format!("not known: {err:#}")),
         }
     }
     let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();
     let refused = report.off.iter().filter(|why| !known.contains(why));
-    looked.off.extend(refused.filter(|_| alive).cloned());
-    looked
+    summary.off.extend(refused.filter(|_| alive).cloned());
+    summary
 }
 
 fn packets(counters: &Counters) -> BTreeMap<&'static str, u64> {

@@ -16,7 +16,7 @@ impl Status {
             Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
             None => writeln!(out, "agent      not running")?,
         }
-        let report = self.report.as_ref().map(terminal::each).transpose()?;
+        let report = self.report.as_ref().map(terminal::sanitize).transpose()?;
         if let Some(report) = &report {
             writeln!(out, "mode       {}", report.mode)?;
             if let Some(no_ebpf) = &report.no_ebpf {

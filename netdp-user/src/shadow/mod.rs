@@ -14,4 +14,4 @@ mod tests;
 
 pub use judge::Node;
 pub use observe::Shadow;
-pub use report::{Difference, Example, ShadowReport, Verdict, print};
+pub use report::{Verdict, print};

@@ -31,9 +31,9 @@ pub(super) fn take(path: &Path) -> Result<Option<Lock>> {
     let begun = Instant::now();
     loop {
         let file = match try_once(path)? {
-            Tried::Taken(lock) => return Ok(Some(lock)),
-            Tried::Held(file) => file,
-            Tried::Replaced => return Ok(None),
+            Attempt::Taken(lock) => return Ok(Some(lock)),
+            Attempt::Held(file) => file,
+            Attempt::Replaced => return Ok(None),
         };
         match holder(&file)? {
             Holder::Agent => return Ok(None),
@@ -44,7 +44,7 @@ pub(super) fn take(path: &Path) -> Result<Option<Lock>> {
 }
 
 /// Returns the process that holds the lock, if an agent does.
-pub(super) fn owner(path: &Path) -> Option<u32> {
+pub(super) fn holder_of(path: &Path) -> Option<u32> {
     let mut file = private::open(path).ok()?;
     let mut text = String::new();
     (&mut file).take(32).read_to_string(&mut text).ok()?;
@@ -55,30 +55,30 @@ pub(super) fn owner(path: &Path) -> Option<u32> {
     }
 }
 
-enum Tried {
+enum Attempt {
     Taken(Lock),
     Held(File),
     /// Replaced by another agent between opening and locking.
     Replaced,
 }
 
-fn try_once(path: &Path) -> Result<Tried> {
+fn try_once(path: &Path) -> Result<Attempt> {
     let file = private::open_own(path)
         .with_context(|| format!("opening the lock file {}", path.display()))?;
     let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(file) => file,
-        Err((file, Errno::EWOULDBLOCK)) => return Ok(Tried::Held(file)),
+        Err((file, Errno::EWOULDBLOCK)) => return Ok(Attempt::Held(file)),
         Err((_, err)) => return Err(err).with_context(|| format!("locking {}", path.display())),
     };
     let (ours, there) = (file.metadata()?, fs::symlink_metadata(path));
     if there.is_ok_and(|there| (there.dev(), there.ino()) != (ours.dev(), ours.ino())) {
-        return Ok(Tried::Replaced);
+        return Ok(Attempt::Replaced);
     }
     file.set_len(0)?;
     file.rewind()?;
     writeln!(file, "{}", std::process::id())
         .with_context(|| format!("writing the lock file {}", path.display()))?;
-    Ok(Tried::Taken(Lock { _file: file }))
+    Ok(Attempt::Taken(Lock { _file: file }))
 }
 
 /// Replaces a lock file whose lock another user holds. Agents that do so at the same time are
@@ -90,9 +90,9 @@ fn replace(path: &Path) -> Result<Option<Lock>> {
         return Ok(None);
     };
     let holder = match try_once(path)? {
-        Tried::Taken(lock) => return Ok(Some(lock)),
-        Tried::Held(file) => holder(&file)?,
-        Tried::Replaced => return Ok(None),
+        Attempt::Taken(lock) => return Ok(Some(lock)),
+        Attempt::Held(file) => holder(&file)?,
+        Attempt::Replaced => return Ok(None),
     };
     let who = match holder {
         Holder::Agent => return Ok(None),
@@ -102,8 +102,8 @@ fn replace(path: &Path) -> Result<Option<Lock>> {
     log::warn!("{who} holds {}: it is replaced", path.display());
     fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
     match try_once(path)? {
-        Tried::Taken(lock) => Ok(Some(lock)),
-        Tried::Held(_) | Tried::Replaced => Ok(None),
+        Attempt::Taken(lock) => Ok(Some(lock)),
+        Attempt::Held(_) | Attempt::Replaced => Ok(None),
     }
 }
 
@@ -128,7 +128,7 @@ fn holder(file: &File) -> Result<Holder> {
     );
     let held = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
     let locks = fs::read_to_string("/proc/locks").context("reading /proc/locks")?;
-    let holders: Vec<_> = holders(&locks, &held).map(judge).collect();
+    let holders: Vec<_> = holders(&locks, &held).map(classify).collect();
     let has = |holder| holders.contains(&holder);
     Ok(if holders.is_empty() || has(Holder::Agent) {
         Holder::Agent
@@ -152,7 +152,7 @@ fn holders<'a>(locks: &'a str, held: &'a str) -> impl Iterator<Item = u32> + 'a 
 
 /// Classifies a process by all of its user ids: in a set-user-ID program of root's, all but one are
 /// root's.
-fn judge(pid: u32) -> Holder {
+fn classify(pid: u32) -> Holder {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else {
         return Holder::Gone;
     };

@@ -18,9 +18,9 @@ const PAIRS: [(&str, &str, &str); 2] = [
 
 const BYPASS: [&str; 2] = ["198.51.100.0/24", "2001:db8::/64"];
 
-/// Returns a node that bypasses the servers. `none_sticky`: the agent has found that no live
+/// Returns a node that bypasses the servers. `bypass_cache`: the agent has found that no live
 /// mapping contradicts that policy.
-fn bypassing(none_sticky: bool) -> Node {
+fn bypassing(bypass_cache: bool) -> Node {
     // The cache is per CPU.
     let mut cpus = CpuSet::new();
     // SAFETY: no arguments.
@@ -31,14 +31,14 @@ fn bypassing(none_sticky: bool) -> Node {
 
     let mut node = Node::new();
     node.policy(&BYPASS);
-    if none_sticky {
+    if bypass_cache {
         node.sweep(&Node::local());
     }
-    assert_eq!(is_none_sticky(&mut node), none_sticky);
+    assert_eq!(has_bypass_cache(&mut node), bypass_cache);
     node
 }
 
-fn is_none_sticky(node: &mut Node) -> bool {
+fn has_bypass_cache(node: &mut Node) -> bool {
     let settings = node.datapath().maps().settings().expect("settings");
     settings.flags & SETTING_NONE_STICKY != 0
 }
@@ -99,7 +99,7 @@ fn a_new_policy_ends_what_is_known() {
         assert_eq!(node.counters().egress_bypassed, bypassed);
         // Nor is the old entry valid again once no mapping is sticky.
         node.sweep(&Node::local());
-        assert!(is_none_sticky(&mut node));
+        assert!(has_bypass_cache(&mut node));
         let again = first.from(&pod.replace("4000", "4001"));
         let its_wire = wire.replace("4000", "4001");
         assert_eq!(node.out(&again), becomes(&again.from(&its_wire)));
@@ -122,7 +122,7 @@ fn another_change_has_each_pair_judged_anew() {
     }
     lose_policy(&node);
     node.apply(&Change::AddLocal([192, 0, 2, 77].into()));
-    assert!(is_none_sticky(&mut node), "it is the epoch that ends it");
+    assert!(has_bypass_cache(&mut node), "it is the epoch that ends it");
     for (pod, server, wire) in PAIRS {
         let next = Build::udp(pod, server);
         assert_eq!(node.out(&next), becomes(&next.from(wire)));
@@ -140,7 +140,7 @@ fn nothing_is_remembered_while_mappings_may_be_sticky() {
     }
     // Nor is it stored for later.
     node.sweep(&Node::local());
-    assert!(is_none_sticky(&mut node));
+    assert!(has_bypass_cache(&mut node));
     lose_policy(&node);
     for (pod, server, wire) in PAIRS {
         let next = Build::udp(pod, server);

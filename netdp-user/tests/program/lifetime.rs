@@ -3,7 +3,7 @@
 use crate::build::{ACK, Build, FIN, SYN};
 use crate::node::{Node, V6, becomes};
 use netdp_common::timeouts::Timeouts;
-use netdp_user::datapath::Swept;
+use netdp_user::datapath::SweepStats;
 use std::sync::atomic::Ordering;
 
 const POD: &str = "172.16.0.2:4000";
@@ -12,7 +12,7 @@ const SERVER: &str = "198.51.100.7:443";
 const HIGH: &str = "198.51.100.7:4433";
 const WIRE: &str = "192.0.2.10:4000";
 
-fn sweep(node: &mut Node) -> Swept {
+fn sweep(node: &mut Node) -> SweepStats {
     node.sweep(&Node::local())
 }
 
@@ -143,7 +143,11 @@ fn a_ping_of_the_node_holds_its_identifier_for_a_minute() {
     assert_ne!(node.out(&pod), becomes(&pod.from(WIRE)));
     assert_eq!(node.back(&ping.answer()), becomes(&ping.answer()));
     let swept = sweep(&mut node);
-    assert_eq!((swept.live, swept.host), (1, 0), "it takes no pod's room");
+    assert_eq!(
+        (swept.live, swept.reservations),
+        (1, 0),
+        "it takes no pod's room"
+    );
     node.at(70);
     let swept = sweep(&mut node);
     assert_eq!(swept.live, 0);
@@ -151,83 +155,85 @@ fn a_ping_of_the_node_holds_its_identifier_for_a_minute() {
 }
 
 #[test]
-fn a_look_at_recent_mappings_puts_them_into_the_schedule() {
+fn a_scan_puts_new_mappings_into_the_schedule() {
     let mut node = Node::new();
     let rules = Node::rules(&Node::local());
     let mut sweeper = node.sweeper();
-    sweeper.all(&rules).expect("a sweep of nothing");
+    sweeper.run_full(&rules).expect("a sweep of nothing");
     let early = Build::udp(POD, SERVER);
     node.out(&early);
     node.at(100);
     let late = Build::udp("172.16.0.3:4001", SERVER);
     node.out(&late);
-    let looked = sweeper.recent(&rules).expect("a look");
-    assert_eq!((looked.live, looked.expired), (2, 0));
+    let stats = sweeper.scan_new(&rules).expect("a scan");
+    assert_eq!((stats.live, stats.expired), (2, 0));
     node.at(121);
-    let looked = sweeper.recent(&rules).expect("a look");
+    let stats = sweeper.scan_new(&rules).expect("a scan");
     // The earlier one is scheduled, so scans skip it.
-    assert_eq!((looked.live, looked.expired), (2, 0));
-    sweeper.some(&rules).expect("what is due");
+    assert_eq!((stats.live, stats.expired), (2, 0));
+    sweeper.run_due(&rules).expect("what is due");
     assert_eq!(node.flows().len(), 1, "over by time");
     assert_eq!(node.flows()[0].source_id, 4001);
 }
 
 #[test]
-fn a_look_ends_what_a_lost_address_ends_with_both_halves() {
+fn a_scan_ends_the_mappings_of_a_lost_address_with_both_halves() {
     let mut node = Node::new();
     node.out(&Build::udp(POD, SERVER));
     node.out(&Build::udp("[fd00:1::2]:4000", "[2001:db8::7]:443"));
     let mut sweeper = node.sweeper();
-    sweeper.all(&Node::rules(&Node::local())).expect("a sweep");
+    sweeper
+        .run_full(&Node::rules(&Node::local()))
+        .expect("a sweep");
     let v6_only = Node::rules(&[V6.into()].into());
-    let looked = sweeper.recent(&v6_only).expect("a look");
-    assert_eq!((looked.live, looked.address_gone), (1, 1));
+    let stats = sweeper.scan_new(&v6_only).expect("a scan");
+    assert_eq!((stats.live, stats.address_gone), (1, 1));
     assert_eq!(node.halves().map(|halves| halves.len()), [1, 1]);
 }
 
 #[test]
-fn a_sweep_that_is_told_to_stop_ends_nothing_more() {
+fn a_sweep_that_is_stopped_ends_nothing_more() {
     let mut node = Node::new();
     node.out(&Build::udp(POD, SERVER));
     let rules = Node::rules(&[V6.into()].into());
     let mut sweeper = node.sweeper();
     rules.stop.store(true, Ordering::Release);
-    let swept = sweeper.all(&rules).expect("a sweep");
-    assert!(swept.stopped && swept.none_sticky.is_none());
+    let swept = sweeper.run_full(&rules).expect("a sweep");
+    assert!(swept.stopped && swept.bypass_cache_epoch.is_none());
     assert_eq!(node.flows().len(), 1);
     rules.stop.store(false, Ordering::Release);
-    assert_eq!(sweeper.all(&rules).expect("a sweep").address_gone, 1);
+    assert_eq!(sweeper.run_full(&rules).expect("a sweep").address_gone, 1);
 }
 
 #[test]
-fn what_was_due_when_a_sweep_was_told_to_stop_is_due_again() {
+fn what_was_due_when_a_sweep_was_stopped_is_due_again() {
     let mut node = Node::new();
     let timeouts = Timeouts::default();
     node.out(&Build::udp(POD, SERVER));
     node.at(timeouts.udp_unreplied - 2);
     let rules = Node::rules(&Node::local());
     let mut sweeper = node.sweeper();
-    assert_eq!(sweeper.all(&rules).expect("a sweep").live, 1);
+    assert_eq!(sweeper.run_full(&rules).expect("a sweep").live, 1);
     // Before the next full sweep.
     node.at(timeouts.udp_unreplied + 1);
     rules.stop.store(true, Ordering::Release);
-    let swept = sweeper.some(&rules).expect("what is due");
+    let swept = sweeper.run_due(&rules).expect("what is due");
     assert!(swept.stopped);
     assert_eq!(node.flows().len(), 1);
     rules.stop.store(false, Ordering::Release);
-    assert_eq!(sweeper.some(&rules).expect("what is due").expired, 1);
+    assert_eq!(sweeper.run_due(&rules).expect("what is due").expired, 1);
     assert!(node.flows().is_empty());
 }
 
 #[test]
-fn a_sweep_that_does_not_know_an_address_yet_spares_its_mappings() {
+fn a_sweep_that_does_not_know_an_address_yet_keeps_its_mappings() {
     let mut node = Node::new();
     node.out(&Build::udp(POD, SERVER));
     let rules = Node::rules(&[V6.into()].into());
-    rules.grown.store(true, Ordering::Release);
+    rules.local_addrs_stale.store(true, Ordering::Release);
     let mut sweeper = node.sweeper();
-    let swept = sweeper.all(&rules).expect("a sweep");
+    let swept = sweeper.run_full(&rules).expect("a sweep");
     assert_eq!((swept.live, swept.address_gone), (1, 0));
-    rules.grown.store(false, Ordering::Release);
-    assert_eq!(sweeper.all(&rules).expect("a sweep").address_gone, 1);
+    rules.local_addrs_stale.store(false, Ordering::Release);
+    assert_eq!(sweeper.run_full(&rules).expect("a sweep").address_gone, 1);
 }

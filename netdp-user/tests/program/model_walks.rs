@@ -108,7 +108,7 @@ impl Subject for Kernel {
     }
 
     fn forget_policies(&mut self) {
-        let done = self.node.datapath().forget_earlier_policies();
+        let done = self.node.datapath().expire_history();
         done.expect("the policy");
     }
 

@@ -11,7 +11,7 @@ use netdp_common::timeouts::Timeouts;
 use netdp_common::tuple::{Tuple, proto};
 use netdp_user::datapath::{
     self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules,
-    Sweeper, Swept,
+    SweepStats, Sweeper,
 };
 use netdp_user::reconcile::{Change, PolicyRule};
 use netdp_user::uplinks::{LinkLayer, Uplink};
@@ -160,10 +160,12 @@ impl Node {
     }
 
     /// Runs a sweep while the node has these addresses.
-    pub fn sweep(&mut self, local: &BTreeSet<IpAddr>) -> Swept {
+    pub fn sweep(&mut self, local: &BTreeSet<IpAddr>) -> SweepStats {
         let mut sweeper = self.sweeper();
-        let swept = sweeper.all(&Self::rules(local)).expect("a sweep");
-        self.datapath().settle(&swept).expect("settings");
+        let swept = sweeper.run_full(&Self::rules(local)).expect("a sweep");
+        self.datapath()
+            .enable_bypass_cache(&swept)
+            .expect("settings");
         swept
     }
 
@@ -176,9 +178,9 @@ impl Node {
         SweepRules {
             timeouts: Timeouts::default(),
             local: local.clone(),
-            retire: None,
+            retire_after: None,
             stop: Arc::default(),
-            grown: Arc::default(),
+            local_addrs_stale: Arc::default(),
         }
     }
 

@@ -37,9 +37,7 @@ fn a_bypassed_connection_goes_on_over_any_number_of_changes() {
         ["2001:db8:0:0:8000::/65", "198.51.100.128/25", "0.0.0.0/0"]
     );
     // The history expires; flows seen since then continue.
-    node.datapath()
-        .forget_earlier_policies()
-        .expect("the policy");
+    node.datapath().expire_history().expect("the policy");
     for (pod, server, wire) in PAIRS {
         let data = Build::tcp(pod, server, ACK);
         assert_eq!(node.out(&data), becomes(&data));
@@ -68,9 +66,7 @@ fn drain_ends_bypassed_connections_when_they_are_silent() {
         let data = Build::tcp(pod, server, ACK);
         assert_eq!(node.out(&data), becomes(&data));
     }
-    node.datapath()
-        .forget_earlier_policies()
-        .expect("the policy");
+    node.datapath().expire_history().expect("the policy");
     for (time, kept) in [(29, true), (58, true), (90, false)] {
         node.at(time);
         for (pod, server, wire) in PAIRS {

@@ -123,7 +123,7 @@ proptest! {
                     let again = node.datapath().prepare_policy().expect("the idle trie");
                     prop_assert_eq!(again, 0);
                 }
-                Step::Forget => node.datapath().forget_earlier_policies().expect("the policy"),
+                Step::Forget => node.datapath().expire_history().expect("the policy"),
                 Step::Restart => {
                     node.stop();
                     node.start().expect("a second agent");

@@ -2,11 +2,12 @@
 
 use super::super::RunOptions;
 use super::super::program_log::ProgramLog;
-use super::super::sweeping::Sweeping;
-use super::super::takeover::{Done, Takeover};
+use super::sweeper::SweeperThread;
+use super::takeover::{Done, Takeover};
 use super::{Engine, iptables};
 use crate::datapath::{self, Datapath, Traces};
-use crate::pod::{self, Lacking, NoEbpf};
+use crate::pod;
+use crate::requirements::{self, Missing, NoEbpf};
 use crate::rights;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, anyhow};
@@ -16,13 +17,13 @@ use tokio::time::Instant;
 /// The datapath, and state that only it needs.
 pub(in crate::agent) struct Ebpf {
     pub datapath: Datapath,
-    pub sweeping: Sweeping,
+    pub sweeper: SweeperThread,
     pub takeover: Takeover,
     log: ProgramLog,
     /// Time by which connections that an earlier policy bypassed have ended, if there may be any.
-    pub forget_policies: Option<Instant>,
+    pub policy_history_expires: Option<Instant>,
     /// Set while the standby trie is out of date.
-    pub unprepared: bool,
+    pub standby_stale: bool,
 }
 
 /// Event for the agent's loop.
@@ -30,23 +31,23 @@ pub(in crate::agent) enum Event {
     /// A sweep has ended, or may have.
     SweepEnded,
     /// The time has come to check whether the tables are nearly full.
-    RoomDue,
+    TableCheckDue,
     /// The standby trie can be brought up to date.
-    Unprepared,
+    StandbyStale,
     /// A takeover, or a check after one, has ended.
-    TookOver(Done),
+    Takeover(Done),
 }
 
 impl Ebpf {
     fn with(mut datapath: Datapath, options: &RunOptions) -> Result<Engine> {
         let log = ProgramLog::watch(datapath.take_log()?)?;
         Ok(Engine::Ebpf(Box::new(Self {
-            sweeping: Sweeping::start(&options.bpffs)?,
+            sweeper: SweeperThread::start(&options.bpffs)?,
             takeover: Takeover::new(),
             datapath,
             log,
-            forget_policies: None,
-            unprepared: false,
+            policy_history_expires: None,
+            standby_stale: false,
         })))
     }
 
@@ -57,11 +58,11 @@ impl Ebpf {
     pub(in crate::agent) async fn next(&mut self) -> Result<Event> {
         loop {
             tokio::select! {
-                passed_on = self.log.pass_on() => passed_on?,
-                () = std::future::ready(()), if self.unprepared => return Ok(Event::Unprepared),
-                done = self.takeover.done() => return Ok(Event::TookOver(done)),
-                () = self.sweeping.ended() => return Ok(Event::SweepEnded),
-                () = self.sweeping.wants_look() => return Ok(Event::RoomDue),
+                forwarded = self.log.forward() => forwarded?,
+                () = std::future::ready(()), if self.standby_stale => return Ok(Event::StandbyStale),
+                done = self.takeover.done() => return Ok(Event::Takeover(done)),
+                () = self.sweeper.ended() => return Ok(Event::SweepEnded),
+                () = self.sweeper.check_due() => return Ok(Event::TableCheckDue),
             }
         }
     }
@@ -94,10 +95,10 @@ fn load(options: &RunOptions) -> Result<Datapath> {
 /// Returns an error if neither works here, or if programs of an earlier agent that cannot be
 /// adopted are in force.
 pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<NoEbpf>)> {
-    let lacking = Lacking::look(&options.bpffs, &options.state_dir);
+    let missing = Missing::detect(&options.bpffs, &options.state_dir);
     // A datapath that already translates is not given up for iptables.
     if datapath::is_pinned(&options.bpffs) {
-        let engine = start(options).map_err(|err| lacking.explain(err));
+        let engine = start(options).map_err(|err| missing.explain(err));
         return Ok((
             engine.with_context(|| stays(&options.bpffs.display().to_string()))?,
             None,
@@ -107,7 +108,7 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
         Traces::None => {}
         Traces::Adoptable => return Ok((start(options)?, None)),
         Traces::OutOfReach(what) => {
-            let why = lacking.explain(anyhow!("their maps are out of reach"));
+            let why = missing.explain(anyhow!("their maps are out of reach"));
             return Err(why.context(stays(&what.join(", "))));
         }
         Traces::Unknown(interfaces) => log::warn!(
@@ -117,17 +118,17 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
             interfaces.join(", ")
         ),
     }
-    let tried = if lacking.is_decisive() {
-        Err(lacking.sentence())
+    let attempt = if missing.is_decisive() {
+        Err(missing.sentence())
     } else {
         start_kept(options)?
     };
-    let why = match tried {
+    let why = match attempt {
         Ok(engine) => return Ok((engine, None)),
         Err(why) => why,
     };
     log::warn!("--mode auto: iptables, because eBPF does not work here: {why}");
-    let add = lacking.manifest();
+    let add = missing.manifest();
     if !add.is_empty() {
         log::info!("for eBPF add, {}:", pod::BELOW);
     }
@@ -146,12 +147,12 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
 fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
     let mut datapath = match load(options) {
         Ok(datapath) => datapath,
-        Err(err) if pod::is_refusal(&err) => {
+        Err(err) if requirements::is_refusal(&err) => {
             return Ok(Err(format!("{:#}", rights::explain(err))));
         }
         Err(err) => return Err(err),
     };
-    let Some(why) = datapath.fleeting().map(str::to_owned) else {
+    let Some(why) = datapath.ephemeral().map(str::to_owned) else {
         return Ebpf::with(datapath, options).map(Ok);
     };
     // No program is attached yet.

@@ -35,14 +35,14 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
         reports: Vec::new(),
         writing: None,
         next: None,
-        rollback: Retreat::None,
+        rollback: RollbackState::None,
     }))
 }
 
 /// The chains, and their background tasks.
 pub(in crate::agent) struct Iptables {
     adopted: bool,
-    /// The chains that are to be written.
+    /// Chains that are to be written.
     planned: Vec<ChainReport>,
     /// Locked by background tasks that write; never by the loop.
     chains: Arc<Mutex<Chains>>,
@@ -51,11 +51,11 @@ pub(in crate::agent) struct Iptables {
     writing: Option<JoinHandle<Written>>,
     /// Configuration to write after the current write.
     next: Option<Config>,
-    rollback: Retreat,
+    rollback: RollbackState,
 }
 
 /// State of a rollback from programs of an earlier agent.
-enum Retreat {
+enum RollbackState {
     /// No such programs, or none any more.
     None,
     /// They remain for mappings that netfilter did not accept.
@@ -92,7 +92,7 @@ impl Iptables {
         self.adopted
     }
 
-    /// The chains that are to be written, before any rule is.
+    /// Returns the chains that are to be written, before any rule is.
     pub(in crate::agent) fn planned(&self) -> &[ChainReport] {
         &self.planned
     }
@@ -106,20 +106,20 @@ impl Iptables {
         self.reports = reports;
     }
 
-    /// Whether every chain is as it is to be. Without a report none is known to be.
+    /// Reports whether every chain is in force. Without a report none is known to be.
     pub(in crate::agent) fn is_in_force(&self) -> bool {
         !self.reports.is_empty() && self.reports.iter().all(|chain| chain.error.is_none())
     }
 
-    /// Whether chains are being written, or are about to be.
+    /// Reports whether chains are being written, or are about to be.
     pub(in crate::agent) const fn is_writing(&self) -> bool {
         self.writing.is_some() || self.next.is_some()
     }
 
-    /// Makes the chains what `config` says, soon: at once, or after the writing that goes on. Nor is
-    /// anything written while the programs may be taken off: what fails then nobody would translate.
+    /// Writes the chains for `config`: at once, or after the current write. Nothing is written while
+    /// the programs may be detached: after a failed write nothing would translate.
     pub(in crate::agent) fn write(&mut self, config: &Config) {
-        if self.writing.is_some() || matches!(self.rollback, Retreat::Checking(_)) {
+        if self.writing.is_some() || matches!(self.rollback, RollbackState::Checking(_)) {
             self.next = Some(config.clone());
             return;
         }
@@ -139,45 +139,47 @@ impl Iptables {
     /// # Errors
     /// Returns an error if the chains cannot be prepared, or the maps cannot be read. The programs
     /// then go on as before.
-    pub(in crate::agent) fn give_back(
+    pub(in crate::agent) fn begin_rollback(
         &mut self,
         bpffs: &Path,
         config: &Config,
         grace: Duration,
     ) -> Result<Vec<ChainReport>> {
         let (rollback, reports) = Rollback::begin(bpffs, &mut lock(&self.chains), config, grace)?;
-        self.rollback = Retreat::Waiting(Box::new(rollback));
+        self.rollback = RollbackState::Waiting(Box::new(rollback));
         Ok(reports)
     }
 
     /// Detaches the programs of an earlier agent once nothing needs them any more. They are needed
     /// as long as netfilter does not masquerade.
     pub(in crate::agent) fn finish_rollback(&mut self) {
-        if !self.may_retreat() {
+        if !self.may_finish_rollback() {
             return;
         }
-        self.rollback = match std::mem::replace(&mut self.rollback, Retreat::None) {
-            Retreat::Waiting(rollback) => Retreat::Checking(spawn_blocking(move || {
-                let finished = rollback.finish();
-                (rollback, finished.map(|removed| removed.is_some()))
-            })),
+        self.rollback = match std::mem::replace(&mut self.rollback, RollbackState::None) {
+            RollbackState::Waiting(rollback) => {
+                RollbackState::Checking(spawn_blocking(move || {
+                    let finished = rollback.finish();
+                    (rollback, finished.map(|removed| removed.is_some()))
+                }))
+            }
             other => other,
         };
     }
 
-    /// Whether netfilter masquerades, and goes on to.
-    fn may_retreat(&self) -> bool {
+    /// Reports whether netfilter masquerades, and no write is pending.
+    fn may_finish_rollback(&self) -> bool {
         self.is_in_force() && !self.is_writing()
     }
 
-    /// Takes note of a writing that came to no end: what the chains are is not known.
-    fn spoil(&mut self, why: &str) {
+    /// Marks all chains as failed after a write that did not finish: their state is unknown.
+    fn mark_failed(&mut self, why: &str) {
         for chain in &mut self.reports {
             chain.error = Some(format!("writing the chain: {why}"));
         }
     }
 
-    /// Begins the writing that is due, if one is.
+    /// Starts the pending write, if there is one.
     fn write_next(&mut self) {
         if let Some(config) = self.next.take() {
             self.write(&config);
@@ -185,14 +187,14 @@ impl Iptables {
     }
 
     /// Waits for background tasks before the agent ends. Running programs have been killed by then.
-    pub(in crate::agent) async fn settle(&mut self) {
+    pub(in crate::agent) async fn await_tasks(&mut self) {
         self.next = None;
         if let Some(writing) = self.writing.take() {
             drop(writing.await);
         }
-        if let Retreat::Checking(checking) = &mut self.rollback {
+        if let RollbackState::Checking(checking) = &mut self.rollback {
             drop(checking.await);
-            self.rollback = Retreat::None;
+            self.rollback = RollbackState::None;
         }
     }
 
@@ -202,7 +204,7 @@ impl Iptables {
             written = done(self.writing.as_mut()) => {
                 self.writing = None;
                 if let Err(err) = &written {
-                    self.spoil(&err.to_string());
+                    self.mark_failed(&err.to_string());
                 }
                 self.write_next();
                 written.map_or_else(Event::Failed, Event::Written)
@@ -212,17 +214,17 @@ impl Iptables {
                 self.rollback = match checked {
                     Ok((_, Ok(true))) => {
                         log::info!("the eBPF datapath is gone; netfilter translates");
-                        Retreat::None
+                        RollbackState::None
                     }
                     Ok((rollback, finished)) => {
                         if let Err(err) = finished {
                             log::error!("{err:#}");
                         }
-                        Retreat::Waiting(rollback)
+                        RollbackState::Waiting(rollback)
                     }
                     Err(err) => {
                         event = Event::Failed(err);
-                        Retreat::None
+                        RollbackState::None
                     }
                 };
                 self.write_next();
@@ -240,17 +242,17 @@ async fn done<T>(task: Option<&mut JoinHandle<T>>) -> Result<T, JoinError> {
     }
 }
 
-async fn checked(rollback: &mut Retreat) -> Result<(Box<Rollback>, Result<bool>), JoinError> {
+async fn checked(rollback: &mut RollbackState) -> Result<(Box<Rollback>, Result<bool>), JoinError> {
     match rollback {
-        Retreat::Checking(task) => task.await,
-        Retreat::None | Retreat::Waiting(_) => std::future::pending().await,
+        RollbackState::Checking(task) => task.await,
+        RollbackState::None | RollbackState::Waiting(_) => std::future::pending().await,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::report::tests::chain;
-    use super::{Arc, Chains, Event, Iptables, Mutex, Retreat, spawn_blocking};
+    use super::{Arc, Chains, Event, Iptables, Mutex, RollbackState, spawn_blocking};
     use crate::config::{self, Config};
 
     /// Chains of no family, that are in force.
@@ -262,7 +264,7 @@ mod tests {
             reports: vec![chain(None)],
             writing: None,
             next: None,
-            rollback: Retreat::None,
+            rollback: RollbackState::None,
         }
     }
 
@@ -273,16 +275,19 @@ mod tests {
     #[tokio::test]
     async fn programs_stay_while_a_chain_is_written_or_is_to_be() {
         let mut iptables = iptables();
-        assert!(iptables.may_retreat());
+        assert!(iptables.may_finish_rollback());
         iptables.write(&config());
-        assert!(!iptables.may_retreat());
+        assert!(!iptables.may_finish_rollback());
         iptables.write(&config());
         assert!(matches!(iptables.next().await, Event::Written(_)));
-        assert!(!iptables.may_retreat(), "the second writing has begun");
+        assert!(
+            !iptables.may_finish_rollback(),
+            "the second writing has begun"
+        );
         assert!(matches!(iptables.next().await, Event::Written(_)));
-        assert!(iptables.may_retreat());
+        assert!(iptables.may_finish_rollback());
         iptables.set_reports(vec![chain(None), chain(Some("locked"))]);
-        assert!(!iptables.may_retreat());
+        assert!(!iptables.may_finish_rollback());
     }
 
     #[tokio::test]
@@ -305,7 +310,7 @@ mod tests {
         let mut iptables = iptables();
         let checking = tokio::spawn(std::future::pending());
         let end = checking.abort_handle();
-        iptables.rollback = Retreat::Checking(checking);
+        iptables.rollback = RollbackState::Checking(checking);
         iptables.write(&config());
         assert!(iptables.writing.is_none());
         assert!(iptables.is_writing());

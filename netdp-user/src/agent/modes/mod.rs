@@ -4,20 +4,24 @@
 mod ebpf;
 mod iptables;
 mod shadow;
+mod sweeper;
+mod takeover;
 
 use super::{Mode, RunOptions};
 use crate::config::Config;
 use crate::datapath::{Attached, Datapath};
 use crate::iptables::KEEP_CHAIN;
-use crate::pod::{Lacking, NoEbpf};
 use crate::reconcile::{self, Change, State};
 use crate::report::UplinkReport;
+use crate::requirements::{Missing, NoEbpf};
 use crate::shadow::{Node, Shadow};
 use anyhow::{Result, bail};
 use std::collections::BTreeSet;
 
 pub(super) use ebpf::{Ebpf, Event as EbpfEvent};
 pub(super) use iptables::{Event as IptablesEvent, Iptables};
+pub(super) use sweeper::Cause as SweepCause;
+pub(super) use takeover::{Done as TakeoverDone, Job as TakeoverJob};
 
 /// Event of a single mode.
 pub(super) enum Event {
@@ -40,7 +44,7 @@ impl Engine {
     pub(super) fn start(options: &RunOptions) -> Result<(Self, Option<NoEbpf>)> {
         let engine = match options.mode {
             Mode::Ebpf => ebpf::start(options)
-                .map_err(|err| Lacking::look(&options.bpffs, &options.state_dir).explain(err)),
+                .map_err(|err| Missing::detect(&options.bpffs, &options.state_dir).explain(err)),
             Mode::Iptables => iptables::start(options),
             Mode::Shadow => shadow::start(options),
             Mode::Auto => return ebpf::start_or_iptables(options),
@@ -140,9 +144,9 @@ impl Engine {
     }
 
     /// Returns the number of node addresses that the map has room for.
-    pub(super) const fn address_room(&self) -> usize {
+    pub(super) const fn address_capacity(&self) -> usize {
         match self {
-            Self::Ebpf(ebpf) => ebpf.datapath.maps().address_room(),
+            Self::Ebpf(ebpf) => ebpf.datapath.maps().address_capacity(),
             Self::Iptables(_) | Self::Shadow(_) => usize::MAX,
         }
     }

@@ -1,7 +1,7 @@
 //! Rate limits of a node's Events: neither a configuration that changes all the time nor a cluster
 //! of thousands of nodes may fill the API server's store.
 
-use super::About;
+use super::Involved;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -83,15 +83,15 @@ impl Budget {
     }
 
     /// Takes a token for an Event. Returns false if there is none.
-    pub(super) fn take(&mut self, about: &About, reason: &'static str, now: Instant) -> bool {
+    pub(super) fn take(&mut self, involved: &Involved, reason: &'static str, now: Instant) -> bool {
         self.node.refill(now);
         for bucket in self.each.values_mut() {
             bucket.refill(now);
         }
         self.each.retain(|_, bucket| !bucket.is_full());
-        let (name, rate) = match about {
-            About::Map(map) => (map.prefix(), MAP),
-            About::Node => (String::new(), THE_NODE),
+        let (name, rate) = match involved {
+            Involved::Map(map) => (map.prefix(), MAP),
+            Involved::Node => (String::new(), THE_NODE),
         };
         let key = (name, reason);
         if self.node.left == 0 || (self.each.len() >= KEPT && !self.each.contains_key(&key)) {
@@ -114,15 +114,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_configuration_that_changes_each_second_is_not_told_each_second() {
+    fn a_configuration_that_changes_each_second_is_not_published_each_second() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
-        let about = About::Map(map("a"));
-        let said = |second| start + Duration::from_secs(second);
-        let count = (0..3600).filter(|second| budget.take(&about, "Applied", said(*second)));
+        let about = Involved::Map(map("a"));
+        let published = |second| start + Duration::from_secs(second);
+        let count = (0..3600).filter(|second| budget.take(&about, "Applied", published(*second)));
         assert_eq!(count.count(), 4 + 11);
         // Each reason has its own budget.
-        assert!(budget.take(&about, "Rejected", said(3600)));
+        assert!(budget.take(&about, "Rejected", published(3600)));
     }
 
     #[test]
@@ -132,7 +132,7 @@ mod tests {
         let mut count = 0;
         for second in 0..7200 {
             for name in 0..500 {
-                let about = About::Map(map(&format!("map{name}")));
+                let about = Involved::Map(map(&format!("map{name}")));
                 let at = start + Duration::from_secs(second);
                 count += u32::from(budget.take(&about, "Applied", at));
             }
@@ -141,12 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn the_same_about_the_node_is_said_once_in_five_minutes() {
+    fn the_same_about_the_node_is_published_once_in_five_minutes() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         let mut at = |second| {
             budget.take(
-                &About::Node,
+                &Involved::Node,
                 "PortsExhausted",
                 start + Duration::from_secs(second),
             )

@@ -1,13 +1,10 @@
 //! Recount of the pods' shares: the programs count new mappings, the sweep counts ended ones.
 
-use super::now;
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::abi::{Live, Mapping};
-use netdp_common::nat::inbound;
-use netdp_common::port_map::{self, Owner};
-use netdp_common::share::{self, Ended, Key, Role, Share, bucket_of_mapping};
+use netdp_common::abi::Mapping;
+use netdp_common::share::{self, Ended, Share, bucket_of_mapping};
 use netdp_common::siphash;
 use netdp_common::tuple::Tuple;
 use std::collections::HashMap;
@@ -32,7 +29,7 @@ impl Accounts {
     }
 
     /// Restarts the count of mappings; the secret key and the programs' counts are kept.
-    pub fn again(self) -> Self {
+    pub fn restart(self) -> Self {
         Self {
             live: HashMap::new(),
             ended: HashMap::new(),
@@ -46,7 +43,7 @@ impl Accounts {
     ///
     /// # Errors
     /// Returns an error if the map can't be read.
-    pub fn looked(&mut self, maps: &Maps, before: &HashMap<u32, Share>) -> Result<()> {
+    pub fn set_opened(&mut self, maps: &Maps, before: &HashMap<u32, Share>) -> Result<()> {
         let after = maps.shares()?;
         self.opened = after
             .into_iter()
@@ -59,27 +56,27 @@ impl Accounts {
     }
 
     /// Counts a live mapping.
-    pub fn lives(&mut self, tuple: &Tuple, half: &Mapping) {
+    pub fn count_live(&mut self, tuple: &Tuple, half: &Mapping) {
         for bucket in self.buckets(tuple, half) {
             *self.live.entry(bucket).or_default() += 1;
         }
     }
 
     /// Counts an ended mapping.
-    pub fn ends(&mut self, tuple: &Tuple, half: &Mapping) {
+    pub fn count_ended(&mut self, tuple: &Tuple, half: &Mapping) {
         for bucket in self.buckets(tuple, half) {
             *self.ended.entry(bucket).or_default() += 1;
         }
     }
 
     /// Counts a mapping that was counted as live and has ended.
-    pub fn ends_after_all(&mut self, tuple: &Tuple, half: &Mapping) {
+    pub fn count_evicted(&mut self, tuple: &Tuple, half: &Mapping) {
         for bucket in self.buckets(tuple, half) {
             if let Some(live) = self.live.get_mut(&bucket) {
                 *live = live.saturating_sub(1);
             }
         }
-        self.ends(tuple, half);
+        self.count_ended(tuple, half);
     }
 
     fn buckets(&self, tuple: &Tuple, half: &Mapping) -> [u32; 2] {
@@ -145,7 +142,7 @@ impl Maps {
     }
 
     /// Writes the entries that `change` changes.
-    fn settle_shares<T>(
+    pub(super) fn settle_shares<T>(
         &mut self,
         shares: &HashMap<u32, T>,
         change: impl Fn(u32, &T, &mut Ended),
@@ -163,87 +160,6 @@ impl Maps {
         .context("reading the shares_ended map")?;
         for (bucket, ended) in changed {
             self.set_shares_ended(bucket, ended)?;
-        }
-        Ok(())
-    }
-
-    /// Counts live inbound flows by pod and peer: some were not written by the programs.
-    ///
-    /// # Errors
-    /// Returns an error if a map can't be read or written.
-    pub fn count_inbound(&mut self) -> Result<()> {
-        let now = now(self)?;
-        self.sweep_inbound(now).map(drop)
-    }
-
-    /// Ends live inbound flows that have been silent for too long, and counts the remaining ones by
-    /// pod and peer.
-    ///
-    /// # Errors
-    /// Returns an error if a map can't be read or written.
-    pub fn sweep_inbound(&mut self, now: u32) -> Result<usize> {
-        let secret = self.limits()?.secret;
-        let shares = self.shares()?;
-        let mut over = Vec::new();
-        let mut live = HashMap::<u32, u64>::new();
-        batch::for_each::<Tuple, Live>(&self.pods()?.inbound_live_data, |tuple, flow| {
-            if !inbound::is_fresh(tuple.proto, flow, now) {
-                over.push(*tuple);
-                return;
-            }
-            for bucket in [
-                Key::of(secret, &tuple.src, Role::Pod).bucket(),
-                Key::of(secret, &tuple.dst, Role::Peer).bucket(),
-                share::TOTAL,
-            ] {
-                *live.entry(bucket).or_default() += 1;
-            }
-        })
-        .context("reading the inbound_live map")?;
-        // A packet may have arrived since it was read.
-        let pods = self.pods()?;
-        over.retain(|tuple| {
-            let flow = pods.inbound_live.get(tuple, 0);
-            flow.is_ok_and(|flow| !inbound::is_fresh(tuple.proto, &flow, now))
-        });
-        batch::remove(&self.pods()?.inbound_live_data, &over).context("in the inbound_live map")?;
-        self.settle_shares(&shares, |bucket, share, ended| {
-            let live = live.get(&bucket).copied().unwrap_or_default();
-            ended.inbound = share.inbound.wrapping_sub(live);
-        })?;
-        let count = live.get(&share::TOTAL).copied().unwrap_or_default();
-        Ok(usize::try_from(count).unwrap_or(usize::MAX))
-    }
-
-    /// Marks the ports of these wire tuples as free, if there are maps of used ports.
-    ///
-    /// # Errors
-    /// Returns an error if a map can't be read or written.
-    pub fn release_ports(&mut self, wires: &[Tuple]) -> Result<()> {
-        let mut freed = HashMap::<Tuple, Vec<u16>>::new();
-        for wire in wires {
-            let ports = freed.entry(port_map::destination(wire)).or_default();
-            ports.push(wire.dst_id);
-        }
-        let mut owned = Vec::new();
-        batch::for_each::<u32, Owner>(&self.pods()?.port_map_owners_data, |index, owner| {
-            if owner.wire.proto != 0
-                && let Some(ports) = freed.remove(&owner.wire)
-            {
-                owned.push((*index, ports));
-            }
-        })
-        .context("reading the port_map_owners map")?;
-        for (index, ports) in owned {
-            let maps = &mut self.pods_mut()?.port_maps;
-            let mut bits = maps.get(&index, 0).context("reading the port_maps map")?;
-            for port in ports {
-                if let Some(word) = bits.0.get_mut(usize::from(port) / 64) {
-                    *word &= !(1 << (port % 64));
-                }
-            }
-            maps.set(index, bits, 0)
-                .context("writing the port_maps map")?;
         }
         Ok(())
     }

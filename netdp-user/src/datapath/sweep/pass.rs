@@ -1,21 +1,23 @@
 //! One pass through the mappings.
 
 use super::accounts::Accounts;
-use super::fate::{Fate, left, repair};
+use super::eviction::Candidates;
 use super::replies::Replies;
-use super::sticky::Sticky;
-use super::{Room, SweepRules, Swept};
+use super::stale::StaleMappings;
+use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
+use aya::maps::{HashMap as BpfHashMap, MapData};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
 use netdp_common::addr::Addr;
 use netdp_common::conntrack::{age, idle, ticks};
 use netdp_common::siphash;
-use netdp_common::spare::{Spare, spare};
+use netdp_common::spare::spare;
+use netdp_common::sweep::{Compared, Conditions, Disposition, EvictionTargets, ExternalAddress};
 use netdp_common::timeouts::Carried;
 use netdp_common::tuple::Tuple;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 /// Mappings that are removed by one system call.
@@ -25,34 +27,26 @@ const REMOVED_AT_ONCE: usize = 256;
 /// in between.
 const LOOKED_UP_AT_ONCE: usize = 32;
 
-/// Ticks by which the recorded creation of a mapping may be too early: the programs' clock is up to
-/// a jiffy late.
-const CLOCK_SLACK: u32 = 2;
+/// `BPF_NOEXIST` of include/uapi/linux/bpf.h.
+const BPF_NOEXIST: u64 = 1;
 
 pub struct Pass<'a> {
-    now: u32,
+    pub conditions: Conditions,
     local: BTreeSet<Addr>,
     rules: &'a SweepRules,
     /// Cache of the policy's action, by destination.
     policy: HashMap<Addr, Action>,
-    /// Time before which created mappings are in the schedule.
-    pub looked: Option<u32>,
-    /// True if mappings to evict are collected.
-    pressed: bool,
-    pub swept: Swept,
+    pub stats: SweepStats,
     ended: Vec<(Tuple, Tuple)>,
     /// Original halves without reply half.
     torn: Vec<(Tuple, Tuple, Mapping)>,
     /// Live mappings that may end before the horizon, with the ticks until then.
     pub due: Vec<(u32, Tuple)>,
-    /// Ticks until the next full sweep.
-    horizon: u64,
-    /// Mappings that are older than the policy, if any.
-    pub sticky: Sticky,
-    /// Evictable mappings: eviction class, and `u32::MAX` less their idle time.
-    spare: Vec<(Spare, u32, Tuple, Tuple)>,
+    /// Mappings that the policy would not create, if any.
+    pub stale: StaleMappings,
+    evictable: Candidates,
     /// Shares of the pods.
-    pub accounts: Accounts,
+    accounts: Accounts,
     /// Wire tuples that have become free.
     freed: Vec<Tuple>,
 }
@@ -60,65 +54,61 @@ pub struct Pass<'a> {
 impl<'a> Pass<'a> {
     pub fn new(now: u32, secret: siphash::Key, rules: &'a SweepRules, horizon: u64) -> Self {
         Self {
-            now,
+            conditions: Conditions {
+                now,
+                timeouts: rules.timeouts,
+                retire_after: rules.retire_after.map(|after| ticks(after.as_secs())),
+                horizon,
+                scheduled_before: None,
+                compared: Compared::BeforeHorizon,
+            },
             local: rules.local.iter().copied().map(Addr::from).collect(),
             rules,
             policy: HashMap::new(),
-            looked: None,
-            pressed: false,
-            swept: Swept::default(),
+            stats: SweepStats::default(),
             ended: Vec::new(),
             torn: Vec::new(),
             due: Vec::new(),
-            horizon,
-            sticky: Sticky::default(),
-            spare: Vec::new(),
+            stale: StaleMappings::default(),
+            evictable: Candidates::default(),
             accounts: Accounts::new(secret),
             freed: Vec::new(),
         }
     }
 
     /// Restarts the pass to collect mappings to evict. Counts of ended mappings are kept.
-    pub fn once_more(self, rules: &'a SweepRules) -> Self {
-        Self {
-            pressed: true,
-            swept: Swept {
+    pub fn restart_to_evict(self) -> Self {
+        let Conditions { now, horizon, .. } = self.conditions;
+        let mut pass = Self {
+            stats: SweepStats {
                 live: 0,
-                ..self.swept
+                ..self.stats
             },
             freed: self.freed,
-            accounts: self.accounts.again(),
-            ..Self::new(self.now, siphash::Key::default(), rules, self.horizon)
-        }
+            accounts: self.accounts.restart(),
+            ..Self::new(now, siphash::Key::default(), self.rules, horizon)
+        };
+        pass.conditions.compared = Compared::All;
+        pass
     }
 
-    /// Returns the idle time below which a mapping of this protocol lives beyond the horizon,
-    /// whatever its state. Where full sweeps are frequent, halves are compared sooner than that, so
-    /// that missing ones are found.
-    fn young(&self, protocol: u32) -> u64 {
-        if self.pressed {
-            return 0;
-        }
-        let timeouts = &self.rules.timeouts;
-        let sooner = ticks(timeouts.shortest()).saturating_sub(self.horizon);
-        if sooner > 0 {
-            return sooner;
-        }
-        ticks(timeouts.shortest_of(protocol)).saturating_sub(self.horizon)
+    const fn evicts(&self) -> bool {
+        matches!(self.conditions.compared, Compared::All)
     }
 
     /// Reads all reply halves that affect a decision.
-    pub fn replies(&self, maps: &Maps) -> Result<Replies> {
+    pub fn read_replies(&self, maps: &Maps) -> Result<Replies> {
+        let conditions = &self.conditions;
         let mut replies = Replies::default();
         batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
-            let idle = u64::from(age(self.now, half.last_seen));
+            let idle = u64::from(age(conditions.now, half.last_seen));
             if half.flags & MAPPING_HOST != 0 {
-                if left(self.now, &self.rules.timeouts, wire, half, Some(half)) == 0 {
-                    replies.over.push(*wire);
+                if conditions.remaining(wire, half, Some(half)) == 0 {
+                    replies.expired_reservations.push(*wire);
                 } else {
-                    replies.host += 1;
+                    replies.reservations += 1;
                 }
-            } else if idle >= self.young(wire.proto) {
+            } else if idle >= conditions.min_idle(wire.proto) {
                 replies.insert(wire, half);
             }
         })
@@ -127,24 +117,24 @@ impl<'a> Pass<'a> {
     }
 
     /// Scans every original half. Ended ones are removed with their reply halves, batch by batch.
-    pub fn originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
+    pub fn scan_originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
         let snat = &maps.snat_data;
         let before = maps.shares()?;
         batch::for_each_batch::<Tuple, Mapping>(snat, |tuples, halves| {
             if self.rules.stopped() {
-                self.swept.stopped = true;
+                self.stats.stopped = true;
                 return Ok(());
             }
             for (tuple, half) in tuples.iter().zip(halves) {
-                self.original(maps, replies, tuple, half)?;
+                self.scan_original(maps, replies, tuple, half)?;
             }
             self.remove_ended(maps)
         })
         .context("going through the snat map")?;
-        self.accounts.looked(maps, &before)
+        self.accounts.set_opened(maps, &before)
     }
 
-    fn original(
+    fn scan_original(
         &mut self,
         maps: &Maps,
         replies: &mut Replies,
@@ -153,92 +143,98 @@ impl<'a> Pass<'a> {
     ) -> Result<()> {
         let wire = tuple.reply_to(half.addr, half.id);
         let read = replies.take(&wire, half);
-        let mut asked = None;
-        let mut fate = self.fate(maps, tuple, half, || {
-            read.or_else(|| *asked.insert(maps.rev_snat.get(&wire, 0).ok()))
+        let mut looked_up = None;
+        let mut disposition = self.disposition(maps, tuple, half, || {
+            read.or_else(|| *looked_up.insert(maps.rev_snat.get(&wire, 0).ok()))
         })?;
-        if let (Fate::Expired, Some(_)) = (&fate, read) {
+        if let (Disposition::Expired, Some(_)) = (disposition, read) {
             // A packet may have arrived since it was read.
-            fate = self.fate(maps, tuple, half, || maps.rev_snat.get(&wire, 0).ok())?;
+            disposition =
+                self.disposition(maps, tuple, half, || maps.rev_snat.get(&wire, 0).ok())?;
         }
-        self.note(&fate, tuple, &wire, half);
-        let Fate::Lives(left) = fate else {
+        self.record(disposition, tuple, &wire, half);
+        let Disposition::Keep(remaining) = disposition else {
             return Ok(());
         };
-        if left <= self.horizon {
-            let left = u32::try_from(left).unwrap_or(u32::MAX);
-            self.due.push((left, *tuple));
+        if remaining <= self.conditions.horizon {
+            self.add_due(remaining, tuple);
         }
-        if let Some(None) = asked {
+        if let Some(None) = looked_up {
             self.torn.push((*tuple, wire, *half));
         }
-        if self.pressed
+        if self.evicts()
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
         {
-            let idle = idle(self.now, half.last_seen, reply.last_seen);
-            if let Some(willing) = spare(&Carried::by(tuple, half, Some(&reply)), idle)
-                && willing != Spare::LastAck
-            {
-                self.spare.push((willing, u32::MAX - idle, *tuple, wire));
-            }
+            let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
+            let carried = Carried::by(tuple, half, Some(&reply));
+            self.evictable.add(&carried, idle, tuple, &wire);
         }
         Ok(())
     }
 
+    /// Looks these mappings up, ends those that have timed out, and collects the others in `due`.
+    pub fn check(&mut self, maps: &Maps, tuples: &[Tuple]) -> Result<()> {
+        let mut ended = HashSet::new();
+        for tuple in tuples {
+            let Ok(half) = maps.snat.get(tuple, 0) else {
+                continue;
+            };
+            let wire = tuple.reply_to(half.addr, half.id);
+            let reply = || maps.rev_snat.get(&wire, 0).ok();
+            let disposition = self.disposition(maps, tuple, &half, reply)?;
+            match disposition {
+                Disposition::Keep(remaining) => self.add_due(remaining, tuple),
+                // A mapping that is listed twice ends once.
+                _ if !ended.insert(*tuple) => continue,
+                _ => {}
+            }
+            self.record(disposition, tuple, &wire, &half);
+        }
+        self.remove_ended(maps)
+    }
+
+    fn add_due(&mut self, remaining: u64, tuple: &Tuple) {
+        let remaining = u32::try_from(remaining).unwrap_or(u32::MAX);
+        self.due.push((remaining, *tuple));
+    }
+
     /// Counts a mapping, and records it if it ends.
-    pub fn note(&mut self, fate: &Fate, tuple: &Tuple, wire: &Tuple, half: &Mapping) {
-        match fate {
-            Fate::Lives(_) => {
-                self.swept.live += 1;
-                self.sticky.note(tuple.dst);
-                self.accounts.lives(tuple, half);
+    fn record(&mut self, disposition: Disposition, tuple: &Tuple, wire: &Tuple, half: &Mapping) {
+        match disposition {
+            Disposition::Keep(_) => {
+                self.stats.live += 1;
+                self.stale.add(tuple.dst);
+                self.accounts.count_live(tuple, half);
                 return;
             }
-            Fate::Expired => self.swept.expired += 1,
-            Fate::AddressGone => self.swept.address_gone += 1,
-            Fate::Retired => self.swept.retired += 1,
+            Disposition::Expired => self.stats.expired += 1,
+            Disposition::AddressGone => self.stats.address_gone += 1,
+            Disposition::Retired => self.stats.retired += 1,
         }
-        self.accounts.ends(tuple, half);
+        self.accounts.count_ended(tuple, half);
         self.ended.push((*tuple, *wire));
     }
 
-    pub fn fate(
+    fn disposition(
         &mut self,
         maps: &Maps,
         tuple: &Tuple,
         half: &Mapping,
         reply: impl FnOnce() -> Option<Mapping>,
-    ) -> Result<Fate> {
-        if !self.local.contains(&half.addr) && !self.rules.grown.load(Ordering::Acquire) {
-            return Ok(Fate::AddressGone);
-        }
-        let idle = u64::from(age(self.now, half.last_seen));
-        if let Some(after) = self.rules.retire
-            && idle >= ticks(after.as_secs())
+    ) -> Result<Disposition> {
+        let is_lost = !self.local.contains(&half.addr)
+            && !self.rules.local_addrs_stale.load(Ordering::Acquire);
+        let external = if is_lost {
+            ExternalAddress::Lost
+        } else {
+            ExternalAddress::Present
+        };
+        let conditions = self.conditions;
+        let would_bypass = || -> Result<bool> {
             // Hairpin mappings do not depend on the policy.
-            && !self.local.contains(&tuple.dst)
-            && self.action(maps, tuple.dst)? == Action::Bypass
-        {
-            return Ok(Fate::Retired);
-        }
-        if idle < self.young(tuple.proto) || self.is_scheduled(half) {
-            return Ok(Fate::Lives(u64::MAX));
-        }
-        let timeouts = &self.rules.timeouts;
-        Ok(
-            match left(self.now, timeouts, tuple, half, reply().as_ref()) {
-                0 => Fate::Expired,
-                left => Fate::Lives(left),
-            },
-        )
-    }
-
-    /// Reports whether an earlier pass has seen the mapping.
-    fn is_scheduled(&self, half: &Mapping) -> bool {
-        self.looked.is_some_and(|looked| {
-            let since = age(self.now, looked).saturating_add(CLOCK_SLACK);
-            age(self.now, half.created) > since
-        })
+            Ok(!self.local.contains(&tuple.dst) && self.action(maps, tuple.dst)? == Action::Bypass)
+        };
+        conditions.disposition(tuple, half, external, would_bypass, reply)
     }
 
     fn action(&mut self, maps: &Maps, destination: Addr) -> Result<Action> {
@@ -252,7 +248,7 @@ impl<'a> Pass<'a> {
 
     /// Removes the mappings that have ended so far. Both halves go within a moment: a packet in
     /// between finds one of them.
-    pub fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
+    fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
             batch::remove(&maps.snat_data, &tuples).context("in the snat map")?;
@@ -265,23 +261,22 @@ impl<'a> Pass<'a> {
 
     /// Restores missing halves, and removes halves without a counterpart and evicted mappings.
     pub fn finish(&mut self, maps: &mut Maps, replies: &mut Replies) -> Result<()> {
-        let mut over = std::mem::take(&mut replies.over);
+        let mut over = std::mem::take(&mut replies.expired_reservations);
         // A packet of the node may have arrived since they were read.
-        let timeouts = &self.rules.timeouts;
         over.retain(|wire| {
             let half = maps.rev_snat.get(wire, 0);
             half.is_ok_and(|half| {
                 half.flags & MAPPING_HOST != 0
-                    && left(self.now, timeouts, wire, &half, Some(&half)) == 0
+                    && self.conditions.remaining(wire, &half, Some(&half)) == 0
             })
         });
         if !replies.is_empty() {
             over.extend(self.orphans(maps, replies)?);
         }
-        self.swept.host = replies.host;
+        self.stats.reservations = replies.reservations;
         for (tuple, wire, half) in self.torn.drain(..) {
-            let repaired = repair(&mut maps.rev_snat, &tuple, &wire, &half)?;
-            self.swept.repaired += usize::from(repaired);
+            let repaired = restore_reply(&mut maps.rev_snat, &tuple, &wire, &half);
+            self.stats.repaired += usize::from(repaired);
         }
         self.remove_ended(maps)?;
         batch::remove(&maps.rev_snat_data, &over).context("in the rev_snat map")
@@ -292,7 +287,7 @@ impl<'a> Pass<'a> {
         let mut orphans = Vec::new();
         let shortest = ticks(self.rules.timeouts.shortest());
         batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
-            let idle = u64::from(age(self.now, half.last_seen));
+            let idle = u64::from(age(self.conditions.now, half.last_seen));
             if idle >= shortest && half.flags & MAPPING_HOST == 0 && replies.has(wire) {
                 let original = wire.answers(half.addr, half.id);
                 if maps.snat.get(&original, 0).is_err() {
@@ -304,59 +299,85 @@ impl<'a> Pass<'a> {
         Ok(orphans)
     }
 
-    /// Evicts evictable mappings if the tables are nearly full, the longest idle first, down to the
-    /// targets of `room`. Established ones are never touched: a mapping that has become active
-    /// since it was read stays.
-    pub fn relieve(&mut self, maps: &Maps, room: &Room) -> Result<()> {
-        let mut spares = std::mem::take(&mut self.spare);
-        spares.sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
-        let up_to = |willing| spares.partition_point(|(other, ..)| *other <= willing);
-        let (closed, unanswered) = (up_to(Spare::Closed), up_to(Spare::Unanswered));
-        spares.truncate(room.ending(self.swept.live, closed, unanswered));
-        for some in spares.chunks(LOOKED_UP_AT_ONCE) {
+    /// Evicts evictable mappings down to the targets, the longest idle first. Established ones are
+    /// never touched: a mapping that has become active since it was read stays.
+    pub fn evict(&mut self, maps: &Maps, targets: &EvictionTargets) -> Result<()> {
+        let chosen = std::mem::take(&mut self.evictable).choose(self.stats.live, targets);
+        for some in chosen.chunks(LOOKED_UP_AT_ONCE) {
             if self.rules.stopped() {
-                self.swept.stopped = true;
+                self.stats.stopped = true;
                 break;
             }
-            for (willing, _, tuple, wire) in some {
+            for candidate in some {
+                let (tuple, wire) = (&candidate.tuple, &candidate.wire);
                 let halves = (maps.snat.get(tuple, 0), maps.rev_snat.get(wire, 0));
                 let (Ok(half), Ok(reply)) = halves else {
                     continue;
                 };
-                let idle = idle(self.now, half.last_seen, reply.last_seen);
+                let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
-                if spare(&carried, idle) == Some(*willing) {
+                if spare(&carried, idle) == Some(candidate.class) {
                     self.ended.push((*tuple, *wire));
-                    self.accounts.ends_after_all(tuple, &half);
-                    self.swept.live -= 1;
-                    self.swept.made_room += 1;
+                    self.accounts.count_evicted(tuple, &half);
+                    self.stats.live -= 1;
+                    self.stats.evicted += 1;
                 }
             }
             self.remove_ended(maps)?;
         }
-        self.swept.pressure = true;
+        self.stats.pressure = true;
         Ok(())
     }
 
-    /// Corrects the programs' counts; `all`: every mapping was seen.
-    pub fn settle(&mut self, maps: &mut Maps, all: bool) -> Result<()> {
-        if all && !self.swept.stopped {
-            self.accounts.settle_all(maps)?;
-        } else {
-            self.accounts.settle_ended(maps)?;
+    /// Corrects the programs' counts after a pass that has seen every mapping; after one that was
+    /// stopped, as [`correct_counts`](Self::correct_counts) does.
+    pub fn correct_all_counts(&mut self, maps: &mut Maps) -> Result<()> {
+        if self.stats.stopped {
+            return self.correct_counts(maps);
         }
+        self.accounts.settle_all(maps)?;
+        self.release_ports(maps)
+    }
+
+    /// Subtracts the ended mappings from the programs' counts.
+    pub fn correct_counts(&mut self, maps: &mut Maps) -> Result<()> {
+        self.accounts.settle_ended(maps)?;
+        self.release_ports(maps)
+    }
+
+    fn release_ports(&mut self, maps: &mut Maps) -> Result<()> {
         let freed = std::mem::take(&mut self.freed);
-        if !freed.is_empty() {
-            maps.release_ports(&freed)?;
+        if freed.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        maps.release_ports(&freed)
     }
 
-    /// Returns the result, including whether mappings are older than the policy of `epoch`.
-    pub fn tell(self, maps: &Maps, epoch: u32) -> Result<Swept> {
-        let mut swept = self.swept;
-        let none = self.sticky.none(maps, &self.local)?;
-        swept.none_sticky = none.then_some(epoch);
-        Ok(swept)
+    /// Returns the result, including whether the policy of `epoch` would create all mappings.
+    pub fn into_stats(self, maps: &Maps, epoch: u32) -> Result<SweepStats> {
+        let mut stats = self.stats;
+        let none = self.stale.none_bypassed(maps, &self.local)?;
+        stats.bypass_cache_epoch = none.then_some(epoch);
+        Ok(stats)
     }
+}
+
+/// Restores a missing reply half. Returns `false` if another mapping has the tuple.
+fn restore_reply(
+    rev_snat: &mut BpfHashMap<MapData, Tuple, Mapping>,
+    tuple: &Tuple,
+    wire: &Tuple,
+    half: &Mapping,
+) -> bool {
+    let reply = Mapping {
+        addr: tuple.src,
+        id: tuple.src_id,
+        tcp_ack: 0,
+        tcp_seen: 0,
+        epoch: 0,
+        uplink: 0,
+        packets: 0,
+        ..*half
+    };
+    rev_snat.insert(wire, reply, BPF_NOEXIST).is_ok()
 }

@@ -8,7 +8,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 /// The fields that decide a mapping's lifetime.
-struct Short {
+struct Lifetime {
     last_seen: u32,
     tcp_ack: u32,
     tcp_seen: u8,
@@ -24,17 +24,17 @@ pub struct Replies {
     hash: RandomState,
     /// Tuples with the same hash are not distinguished: an entry must be looked up before a mapping
     /// is ended because of it.
-    halves: HashMap<u64, Short, BuildHasherDefault<Same>>,
+    halves: HashMap<u64, Lifetime, BuildHasherDefault<Identity>>,
     /// Reservations of the node's own flows that have timed out.
-    pub over: Vec<Tuple>,
+    pub expired_reservations: Vec<Tuple>,
     /// Number of live reservations of the node's own flows.
-    pub host: usize,
+    pub reservations: usize,
 }
 
 impl Replies {
     /// Adds a reply half.
     pub fn insert(&mut self, wire: &Tuple, half: &Mapping) {
-        let short = Short {
+        let lifetime = Lifetime {
             last_seen: half.last_seen,
             tcp_ack: half.tcp_ack,
             tcp_seen: half.tcp_seen,
@@ -42,7 +42,7 @@ impl Replies {
             uplink: half.uplink,
             packets: half.packets,
         };
-        self.halves.insert(self.hash.hash_one(wire), short);
+        self.halves.insert(self.hash.hash_one(wire), lifetime);
     }
 
     /// Takes the reply half of `original`, with the fields that affect a decision.
@@ -50,14 +50,14 @@ impl Replies {
         if self.halves.is_empty() {
             return None;
         }
-        let short = self.halves.remove(&self.hash.hash_one(wire))?;
+        let lifetime = self.halves.remove(&self.hash.hash_one(wire))?;
         Some(Mapping {
-            last_seen: short.last_seen,
-            tcp_ack: short.tcp_ack,
-            tcp_seen: short.tcp_seen,
-            epoch: short.epoch,
-            uplink: short.uplink,
-            packets: short.packets,
+            last_seen: lifetime.last_seen,
+            tcp_ack: lifetime.tcp_ack,
+            tcp_seen: lifetime.tcp_seen,
+            epoch: lifetime.epoch,
+            uplink: lifetime.uplink,
+            packets: lifetime.packets,
             ..*original
         })
     }
@@ -75,9 +75,9 @@ impl Replies {
 
 /// Identity hasher: the keys are hashes already.
 #[derive(Default)]
-struct Same(u64);
+struct Identity(u64);
 
-impl Hasher for Same {
+impl Hasher for Identity {
     fn finish(&self) -> u64 {
         self.0
     }

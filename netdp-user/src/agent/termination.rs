@@ -8,14 +8,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Receiver of the termination request.
-pub(super) struct Ending(watch::Receiver<bool>);
+pub(super) struct Termination(watch::Receiver<bool>);
 
-impl Ending {
+impl Termination {
     /// Installs the signal handlers.
     ///
     /// # Errors
     /// Returns an error if the signals cannot be caught, or the thread cannot be started.
-    pub(super) fn listen() -> Result<Self> {
+    pub(super) fn install() -> Result<Self> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
@@ -27,7 +27,7 @@ impl Ending {
                 signal(SignalKind::interrupt())?,
             )
         };
-        let (tell, told) = watch::channel(false);
+        let (requested, receiver) = watch::channel(false);
         std::thread::Builder::new()
             .name("netdp-signals".into())
             .spawn(move || {
@@ -40,15 +40,15 @@ impl Ending {
                 // Before the notification: by the time the loop receives it, it waits for no
                 // program any more.
                 programs::end_all();
-                tell.send(true)
+                requested.send(true)
             })
             .context("starting a thread for signals")?;
-        Ok(Self(told))
+        Ok(Self(receiver))
     }
 
     /// Waits until the agent has to end. Cancel-safe.
-    pub(super) async fn begun(&mut self) {
-        if self.0.wait_for(|begun| *begun).await.is_err() {
+    pub(super) async fn requested(&mut self) {
+        if self.0.wait_for(|requested| *requested).await.is_err() {
             // The thread ended without a signal.
             std::future::pending::<()>().await;
         }

@@ -3,8 +3,9 @@
 use super::Agent;
 use super::modes::Ebpf;
 use super::readiness::LINES;
-use crate::control::{REFUSALS, Told};
+use crate::control::{AgentStatus, REFUSALS};
 use crate::report::UplinkReport;
+use crate::uplinks::Family;
 use std::time::{Duration, Instant};
 
 /// Interval between counts of the mappings: counting a million of them is too slow for each sweep.
@@ -12,7 +13,7 @@ const COUNT_EVERY: Duration = Duration::from_secs(30);
 
 /// State of the publishing of the agent's status.
 #[derive(Debug)]
-pub(super) struct Telling {
+pub(super) struct StatusPublisher {
     /// Set if there is a control-plane thread.
     on: bool,
     serial: u64,
@@ -28,7 +29,7 @@ pub(super) struct Telling {
     counted: Option<Instant>,
 }
 
-impl Telling {
+impl StatusPublisher {
     pub(super) fn new(on: bool) -> Self {
         Self {
             on,
@@ -43,36 +44,36 @@ impl Telling {
     }
 
     /// Records that a configuration was accepted or rejected.
-    pub(super) fn another_config(&mut self, gone: Vec<String>) {
+    pub(super) fn record_config(&mut self, gone: Vec<String>) {
         self.serial += 1;
         self.gone = gone;
     }
 
     /// Reports whether the uplinks differ from those of the last self-check.
-    pub(super) fn uplinks_changed(&self, uplinks: &[UplinkReport]) -> bool {
+    pub(super) fn differs_from_checked(&self, uplinks: &[UplinkReport]) -> bool {
         self.checked != uplinks
     }
 }
 
 impl Agent {
     /// Records a heartbeat of the loop.
-    pub(super) fn turned(&self) {
+    pub(super) fn record_heartbeat(&self) {
         if let Some(control) = &self.control {
-            control.beat();
+            control.record_heartbeat();
         }
     }
 
     /// Runs the self-check: test packets go through the programs, which have to treat them as
     /// configured, or the node is not ready.
-    pub(super) fn check_datapath(&mut self) {
-        if !self.told.on || self.applied.policy.is_none() {
+    pub(super) fn run_self_check(&mut self) {
+        if !self.publisher.on || self.applied.policy.is_none() {
             return;
         }
-        self.told.checked.clone_from(&self.attached);
-        let families: &[bool] = if self.options.config_options.enable_ipv6 {
-            &[true, false]
+        self.publisher.checked.clone_from(&self.attached);
+        let families: &[Family] = if self.options.config_options.enable_ipv6 {
+            &[Family::V4, Family::V6]
         } else {
-            &[true]
+            &[Family::V4]
         };
         let Some(datapath) = self.engine.as_datapath() else {
             return;
@@ -86,41 +87,41 @@ impl Agent {
             )
         });
         let fault = checked.err().map(|err| format!("{err:#}"));
-        if fault != self.told.fault {
+        if fault != self.publisher.fault {
             match &fault {
                 Some(fault) => log::error!("{fault}"),
                 None => log::info!("the self-check is well again"),
             }
         }
-        self.told.fault = fault;
+        self.publisher.fault = fault;
     }
 
     /// Publishes the agent's status.
-    pub(super) fn tell(&mut self) {
-        if !self.told.on {
+    pub(super) fn publish_status(&mut self) {
+        if !self.publisher.on {
             return;
         }
         let facts = self.facts();
         let (unready, notes) = (facts.reasons(), facts.notes());
-        let changed = unready != self.told.unready;
-        self.told.unready.clone_from(&unready);
+        let changed = unready != self.publisher.unready;
+        self.publisher.unready.clone_from(&unready);
         if self
-            .told
+            .publisher
             .counted
             .is_none_or(|at| at.elapsed() >= COUNT_EVERY)
         {
-            self.told.counted = Some(Instant::now());
-            self.told.mappings = self.mappings();
+            self.publisher.counted = Some(Instant::now());
+            self.publisher.mappings = self.mappings();
         }
         let counters = self.engine.as_ebpf().map(Ebpf::counters);
         let counters = counters.unwrap_or_default();
         let config = &self.in_force;
         let some = |lines: &[String]| lines.iter().take(LINES).cloned().collect::<Vec<_>>();
-        let told = Told {
+        let status = AgentStatus {
             version: env!("CARGO_PKG_VERSION").into(),
             mode: self.identity.mode.into(),
             no_ebpf: self.identity.no_ebpf.clone(),
-            serial: self.told.serial,
+            serial: self.publisher.serial,
             hash: config.policy.hash.clone(),
             generation: config.policy.generation,
             applied_at: config.policy.applied_at,
@@ -130,18 +131,18 @@ impl Agent {
             rejected: some(&config.rejected),
             maps: self.api.maps(),
             uplinks: self.attached.iter().map(|u| u.name.clone()).collect(),
-            mappings: self.told.mappings,
+            mappings: self.publisher.mappings,
             refused: REFUSALS
                 .map(|(drop, reason, _)| (reason, counters.drops.get(drop)))
                 .into(),
             notes,
-            gone: some(&self.told.gone),
+            gone: some(&self.publisher.gone),
             unready,
             losses: self.guard.losses,
             last_loss: self.guard.last_loss.clone(),
         };
         if let Some(control) = &self.control {
-            control.tell(told);
+            control.publish(status);
         }
         if changed {
             self.save_report();

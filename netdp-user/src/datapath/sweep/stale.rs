@@ -10,17 +10,17 @@ use std::collections::{BTreeSet, HashSet};
 /// result is unknown.
 const LIMIT: usize = 65_536;
 
-/// Data that a sweep through all mappings collects for the detection.
+/// Destinations of the live mappings, collected by a pass through all of them for the detection.
 #[derive(Debug, Default)]
-pub struct Sticky {
+pub struct StaleMappings {
     /// Destinations of live mappings; `None` if they are not needed: the result is known already,
     /// or not all mappings are scanned.
     destinations: Option<HashSet<Addr>>,
 }
 
-impl Sticky {
+impl StaleMappings {
     /// Starts collecting, if the datapath's flags say that the result is not known.
-    pub fn look(flags: u32) -> Self {
+    pub fn collect(flags: u32) -> Self {
         let unknown = flags & SETTING_NONE_STICKY == 0;
         Self {
             destinations: unknown.then(HashSet::new),
@@ -28,7 +28,7 @@ impl Sticky {
     }
 
     /// Adds a mapping that is kept.
-    pub fn note(&mut self, destination: Addr) {
+    pub fn add(&mut self, destination: Addr) {
         if let Some(destinations) = &mut self.destinations {
             destinations.insert(destination);
             if destinations.len() > LIMIT {
@@ -39,7 +39,7 @@ impl Sticky {
 
     /// Reports whether destinations were collected and none is bypassed. `ours` are the node's
     /// addresses: hairpin mappings go there, to which the policy does not apply.
-    pub fn none(self, maps: &Maps, ours: &BTreeSet<Addr>) -> Result<bool> {
+    pub fn none_bypassed(self, maps: &Maps, ours: &BTreeSet<Addr>) -> Result<bool> {
         let Some(destinations) = self.destinations else {
             return Ok(false);
         };
@@ -54,19 +54,23 @@ impl Sticky {
 
 #[cfg(test)]
 mod tests {
-    use super::{LIMIT, Sticky};
+    use super::{LIMIT, StaleMappings};
     use netdp_common::abi::SETTING_NONE_STICKY;
     use netdp_common::addr::Addr;
 
     #[test]
-    fn nobody_asks_twice_nor_about_too_many() {
-        assert!(Sticky::look(SETTING_NONE_STICKY).destinations.is_none());
-        let mut sticky = Sticky::look(0);
+    fn destinations_are_collected_once_and_up_to_a_limit() {
+        assert!(
+            StaleMappings::collect(SETTING_NONE_STICKY)
+                .destinations
+                .is_none()
+        );
+        let mut stale = StaleMappings::collect(0);
         for n in (0u32..).take(LIMIT) {
-            sticky.note(Addr::from_v4(n.to_be_bytes()));
+            stale.add(Addr::from_v4(n.to_be_bytes()));
         }
-        assert!(sticky.destinations.is_some());
-        sticky.note(Addr::from_v4([255; 4]));
-        assert!(sticky.destinations.is_none());
+        assert!(stale.destinations.is_some());
+        stale.add(Addr::from_v4([255; 4]));
+        assert!(stale.destinations.is_none());
     }
 }

@@ -8,15 +8,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Time that mappings of a lost address are kept.
-const REST: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(15);
 
 /// Lost addresses, and since when.
 #[derive(Debug, Default)]
-pub(super) struct Resting(BTreeMap<IpAddr, Instant>);
+pub(super) struct LostAddresses(BTreeMap<IpAddr, Instant>);
 
-impl Resting {
+impl LostAddresses {
     /// Records addresses that the node has lost or gained.
-    pub(super) fn changed(
+    pub(super) fn update(
         &mut self,
         before: &BTreeSet<IpAddr>,
         after: &BTreeSet<IpAddr>,
@@ -35,34 +35,34 @@ impl Resting {
 
     /// Removes the addresses that have been gone for too long, and returns whether there were any:
     /// their mappings are to end.
-    pub(super) fn end(&mut self, now: Instant) -> bool {
+    pub(super) fn expire(&mut self, now: Instant) -> bool {
         let before = self.0.len();
         self.0
-            .retain(|_, since| now.saturating_duration_since(*since) < REST);
+            .retain(|_, since| now.saturating_duration_since(*since) < GRACE);
         self.0.len() < before
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{REST, Resting};
+    use super::{GRACE, LostAddresses};
     use std::collections::BTreeSet;
     use std::net::IpAddr;
     use tokio::time::Instant;
 
     #[test]
-    fn an_address_that_comes_back_rests_no_longer() {
+    fn an_address_that_comes_back_is_not_lost() {
         let [one, two] = ["192.0.2.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap());
         let (both, left) = (BTreeSet::from([one, two]), BTreeSet::from([one]));
         let now = Instant::now();
-        let mut resting = Resting::default();
-        resting.changed(&both, &left, now);
-        assert_eq!(resting.with(&left), both);
-        assert!(!resting.end(now + REST / 2));
-        resting.changed(&left, &both, now + REST / 2);
-        assert!(!resting.end(now + REST), "it is back");
-        resting.changed(&both, &left, now + REST);
-        assert!(resting.end(now + REST * 2));
-        assert_eq!(resting.with(&left), left);
+        let mut lost = LostAddresses::default();
+        lost.update(&both, &left, now);
+        assert_eq!(lost.with(&left), both);
+        assert!(!lost.expire(now + GRACE / 2));
+        lost.update(&left, &both, now + GRACE / 2);
+        assert!(!lost.expire(now + GRACE), "it is back");
+        lost.update(&both, &left, now + GRACE);
+        assert!(lost.expire(now + GRACE * 2));
+        assert_eq!(lost.with(&left), left);
     }
 }

@@ -10,45 +10,45 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep_until;
 
 /// Limit of moves to the front within [`PERIOD`]: the other program may do the same.
-const MOVES: usize = 3;
+const MAX_MOVES: usize = 3;
 const PERIOD: Duration = Duration::from_secs(60);
 
 /// Interval between inspections of packets while third-party programs run before ours.
-const LOOK: Duration = Duration::from_millis(100);
+const INSPECT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Time for which an observation remains valid.
-const COUNTS: Duration = Duration::from_secs(30);
+const VALIDITY: Duration = Duration::from_secs(30);
 
 type At = (u32, Hook);
 
 /// State of third-party programs ahead of ours.
 #[derive(Debug)]
-pub(super) struct Outrun {
+pub(super) struct ProgramsAhead {
     /// Programs that run before ours, as long as this cannot be changed.
-    behind: BTreeMap<At, Behind>,
+    behind: BTreeMap<At, Preceded>,
     /// Times at which ours was moved to the front.
     moves: BTreeMap<At, Vec<Instant>>,
     /// Packet taps, by interface index.
     taps: BTreeMap<u32, Tap>,
     /// Time of the last inspection of packets.
-    looked: tokio::time::Instant,
+    inspected_at: tokio::time::Instant,
 }
 
 #[derive(Debug)]
-struct Behind {
+struct Preceded {
     placed: Placed,
     ahead: Ahead,
     /// Effect on packets, and when it was last observed.
     fault: Option<(String, Instant)>,
 }
 
-impl Outrun {
+impl ProgramsAhead {
     pub(super) fn new() -> Self {
         Self {
             behind: BTreeMap::new(),
             moves: BTreeMap::new(),
             taps: BTreeMap::new(),
-            looked: tokio::time::Instant::now(),
+            inspected_at: tokio::time::Instant::now(),
         }
     }
 
@@ -69,14 +69,14 @@ impl Outrun {
         if self.taps.is_empty() {
             return std::future::pending().await;
         }
-        sleep_until(self.looked + LOOK).await;
+        sleep_until(self.inspected_at + INSPECT_INTERVAL).await;
     }
 
     /// Reports whether ours may be moved to the front once more.
     fn may_move(&mut self, at: At) -> bool {
         let moves = self.moves.entry(at).or_default();
         moves.retain(|moved| moved.elapsed() < PERIOD);
-        moves.len() < MOVES
+        moves.len() < MAX_MOVES
     }
 }
 
@@ -111,49 +111,49 @@ fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
 impl Agent {
     /// Handles third-party programs found before ours: moves ours to the front, or starts to
     /// inspect packets.
-    pub(super) fn look_ahead(&mut self, found: Vec<(Placed, Ahead)>) {
-        let before = self.guard.outrun.lines();
-        let had_faults = self.guard.outrun.faults().next().is_some();
+    pub(super) fn on_programs_ahead(&mut self, found: Vec<(Placed, Ahead)>) {
+        let before = self.guard.ahead.lines();
+        let had_faults = self.guard.ahead.faults().next().is_some();
         let mut behind = BTreeMap::new();
         for (placed, ahead) in found {
             let at = (placed.ifindex, placed.hook);
-            if ahead.can_move && self.guard.outrun.may_move(at) && self.overtake(&placed, &ahead) {
+            if ahead.can_move && self.guard.ahead.may_move(at) && self.overtake(&placed, &ahead) {
                 continue;
             }
-            let known = self.guard.outrun.behind.remove(&at);
-            let it = Behind {
+            let known = self.guard.ahead.behind.remove(&at);
+            let it = Preceded {
                 placed,
                 ahead,
                 fault: known.and_then(|it| it.fault),
             };
             behind.insert(at, it);
         }
-        let outrun = &mut self.guard.outrun;
-        outrun.behind = behind;
-        let watched: BTreeSet<u32> = outrun.behind.keys().map(|at| at.0).collect();
-        outrun.taps.retain(|ifindex, _| watched.contains(ifindex));
-        let mut blind = None;
+        let programs = &mut self.guard.ahead;
+        programs.behind = behind;
+        let watched: BTreeSet<u32> = programs.behind.keys().map(|at| at.0).collect();
+        programs.taps.retain(|ifindex, _| watched.contains(ifindex));
+        let mut tap_error = None;
         for ifindex in watched {
-            if outrun.taps.contains_key(&ifindex) {
+            if programs.taps.contains_key(&ifindex) {
                 continue;
             }
             match Tap::open(&self.options.bpffs, ifindex) {
-                Ok(tap) => drop(outrun.taps.insert(ifindex, tap)),
-                Err(err) => blind = Some(format!("{err:#}")),
+                Ok(tap) => drop(programs.taps.insert(ifindex, tap)),
+                Err(err) => tap_error = Some(format!("{err:#}")),
             }
         }
-        let lines = outrun.lines();
+        let lines = programs.lines();
         for line in lines.iter().filter(|line| !before.contains(line)) {
             log::warn!(
                 "{line}: what it returns may keep packets from netdp; {}",
-                match &blind {
+                match &tap_error {
                     Some(why) => format!("whether it does can't be checked: {why}"),
                     None => "packets are checked for that".into(),
                 }
             );
         }
         if before != lines || had_faults {
-            self.tell_faults();
+            self.publish_faults();
         }
     }
 
@@ -164,7 +164,7 @@ impl Agent {
             return false;
         };
         let moved = datapath.overtake(placed);
-        let moves = self.guard.outrun.moves.entry(at).or_default();
+        let moves = self.guard.ahead.moves.entry(at).or_default();
         moves.push(Instant::now());
         let (who, interface) = (ahead.who.join(" and "), &placed.interface);
         let hook = placed.hook.name();
@@ -175,7 +175,7 @@ impl Agent {
                      from it: it comes first again"
                 );
                 self.guard.repairs += 1;
-                self.tell_faults();
+                self.publish_faults();
                 true
             }
             Err(err) => {
@@ -186,7 +186,7 @@ impl Agent {
     }
 
     /// Inspects packets where third-party programs run before ours.
-    pub(super) fn look_at_packets(&mut self) {
+    pub(super) fn inspect_packets(&mut self) {
         let Some(datapath) = self.engine.as_datapath() else {
             return;
         };
@@ -197,11 +197,11 @@ impl Agent {
             enable_ipv6: self.options.config_options.enable_ipv6,
             no_leak: self.options.setup.no_leak == NoLeak::Drop,
         };
-        let outrun = &mut self.guard.outrun;
-        outrun.looked = tokio::time::Instant::now();
+        let programs = &mut self.guard.ahead;
+        programs.inspected_at = tokio::time::Instant::now();
         let mut seen = BTreeMap::new();
-        outrun.taps.retain(|ifindex, tap| {
-            match tap.look(datapath.maps(), &rules) {
+        programs.taps.retain(|ifindex, tap| {
+            match tap.inspect(datapath.maps(), &rules) {
                 Ok(effect) => drop(seen.insert(*ifindex, effect)),
                 // The next check of the hooks opens a new tap.
                 Err(err) => {
@@ -212,7 +212,7 @@ impl Agent {
             true
         });
         let mut changed = false;
-        for ((ifindex, _), behind) in &mut outrun.behind {
+        for ((ifindex, _), behind) in &mut programs.behind {
             let effect = seen.get(ifindex).copied().unwrap_or_default();
             if let Some(fault) = describe(&behind.placed, &behind.ahead, effect) {
                 let known = behind.fault.take();
@@ -228,13 +228,13 @@ impl Agent {
                 );
                 behind.fault = Some((fault, Instant::now()));
             }
-            if let Some((fault, _)) = behind.fault.take_if(|(_, at)| at.elapsed() >= COUNTS) {
-                log::info!("not seen for {} s: {fault}", COUNTS.as_secs());
+            if let Some((fault, _)) = behind.fault.take_if(|(_, at)| at.elapsed() >= VALIDITY) {
+                log::info!("not seen for {} s: {fault}", VALIDITY.as_secs());
                 changed = true;
             }
         }
         if changed {
-            self.tell_faults();
+            self.publish_faults();
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Background tasks of the takeover.
 
-use super::{Done, Tried};
 use crate::config::{Action, Config};
 use crate::conntrack::{Conntrack, Flow};
 use crate::datapath::{self, Maps};
@@ -11,20 +10,43 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+/// Result of a background task.
+#[derive(Debug)]
+pub(in crate::agent) enum Done {
+    /// An attempt of a takeover.
+    Attempt(Attempt),
+    /// A check after a takeover.
+    Checked {
+        /// The chains that were created again.
+        recreated: Vec<String>,
+    },
+    /// The task failed, with the reason.
+    Failed(String),
+}
+
+/// Result of an attempt of a takeover.
+#[derive(Debug)]
+pub(in crate::agent) struct Attempt {
+    /// Set if there was something to take over.
+    pub(in crate::agent) any: bool,
+    /// Failures, with their reasons.
+    pub(in crate::agent) failed: Vec<String>,
+}
+
 /// Inputs of a background task.
-pub(super) struct Job {
-    pub(super) bpffs: PathBuf,
-    pub(super) config: Config,
-    pub(super) local: BTreeSet<IpAddr>,
-    pub(super) chain: String,
+pub(in crate::agent) struct Job {
+    pub(in crate::agent) bpffs: PathBuf,
+    pub(in crate::agent) config: Config,
+    pub(in crate::agent) local: BTreeSet<IpAddr>,
+    pub(in crate::agent) chain: String,
     /// Reasons why chains have to stay, if any.
-    pub(super) stay: Vec<String>,
+    pub(in crate::agent) stay: Vec<String>,
 }
 
 impl Job {
     /// Lets untranslated connections keep their addresses. Returns their number.
-    pub(super) fn keep_untranslated(&self) -> Result<usize> {
-        let Some(flows) = tracked() else {
+    pub(in crate::agent) fn pin_untranslated_flows(&self) -> Result<usize> {
+        let Some(flows) = conntrack_dump() else {
             return Ok(0);
         };
         // Programs have translated here, and are gone without a record of their flows. Flows that
@@ -32,7 +54,7 @@ impl Job {
         let marked = flows.iter().any(Flow::is_mark);
         let answered = flows.iter().filter(|flow| flow.answered);
         let ends = answered.flat_map(|flow| {
-            let ends = datapath::untranslated(flow, &self.local).into_iter();
+            let ends = datapath::untranslated_tuples(flow, &self.local).into_iter();
             ends.filter(move |ends| !(marked && datapath::may_be_translated(flow, ends)))
                 .map(|ends| (flow.protocol, ends))
         });
@@ -40,24 +62,24 @@ impl Job {
             .filter(|(_, ends)| self.config.decide(ends.destination).action != Action::Bypass)
             .collect();
         let mut maps = Maps::open(&self.bpffs)?;
-        maps.keep_addresses(&kept)?;
+        maps.pin_addresses(&kept)?;
         maps.count_inbound()?;
         Ok(kept.len())
     }
 
     /// Deletes flows that programs may have translated from connection tracking. Returns their
     /// number.
-    pub(super) fn forget_translated(&self) -> Result<usize> {
+    pub(in crate::agent) fn delete_translated_flows(&self) -> Result<usize> {
         if !datapath::is_marked() {
             return Ok(0);
         }
-        datapath::forget(&self.local, |flow, ends| {
+        datapath::delete_entries(&self.local, |flow, ends| {
             datapath::may_be_translated(flow, ends)
                 && self.config.decide(ends.destination).action != Action::Bypass
         })
     }
 
-    pub(super) fn take_over(&self) -> Tried {
+    pub(in crate::agent) fn take_over(&self) -> Attempt {
         let masqueraded = |prefix: &str| {
             let net = prefix.parse::<IpNet>();
             let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
@@ -69,7 +91,7 @@ impl Job {
         if !self.stay.is_empty() && !found.is_empty() {
             let why = self.stay.join("; ");
             failed.extend(found.iter().map(|found| format!("{found}: {why}")));
-            return Tried { any, failed };
+            return Attempt { any, failed };
         }
         let keep = self.reserve_translated() > 0;
         for found in found {
@@ -80,12 +102,12 @@ impl Job {
         }
         // Connections that began between the first read and the removal of the rules.
         self.reserve_translated();
-        Tried { any, failed }
+        Attempt { any, failed }
     }
 
     /// Returns the connections that netfilter translates to an address of the node.
     fn translated(&self) -> Option<Vec<Flow>> {
-        let mut flows = tracked()?;
+        let mut flows = conntrack_dump()?;
         flows.retain(|flow| flow.is_masqueraded() && self.local.contains(&flow.reply.destination));
         Some(flows)
     }
@@ -108,16 +130,16 @@ impl Job {
 
     /// Finds chains that were created again; removes the chain that keeps tracking active once it
     /// is not needed.
-    pub(super) fn watch(&self) -> Done {
-        self.release_tracking();
-        let (back, _) = iptables::find(&self.chain, |_| false);
-        Done::Watched {
-            back: back.iter().map(ToString::to_string).collect(),
+    pub(in crate::agent) fn check_recreated(&self) -> Done {
+        self.remove_keep_chain();
+        let (recreated, _) = iptables::find(&self.chain, |_| false);
+        Done::Checked {
+            recreated: recreated.iter().map(ToString::to_string).collect(),
         }
     }
 
     /// Stops keeping connection tracking active once netfilter translates nothing any more.
-    fn release_tracking(&self) {
+    fn remove_keep_chain(&self) {
         let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
         if kept.is_empty() || self.translated().is_none_or(|flows| !flows.is_empty()) {
             return;
@@ -134,7 +156,7 @@ impl Job {
 }
 
 /// Returns the connections of connection tracking; `None` if it is not active.
-fn tracked() -> Option<Vec<Flow>> {
+fn conntrack_dump() -> Option<Vec<Flow>> {
     match Conntrack::open().and_then(|mut conntrack| conntrack.dump()) {
         Ok(flows) => Some(flows),
         Err(err) => {

@@ -1,6 +1,6 @@
 //! Mounts as listed in `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A mount, from one line of `mountinfo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,21 @@ pub fn parse(text: &str) -> impl Iterator<Item = Mount> {
             kind: system.split(' ').next()?.to_owned(),
         })
     })
+}
+
+/// Reports whether something is mounted at `dir` or above it, according to `/proc/PID/mountinfo`,
+/// except for the mounts that every container has: its root, its devices (shared memory among
+/// them), and with some runtimes /run.
+pub fn is_mounted_in(mountinfo: &str, dir: &Path) -> bool {
+    let own = ["/", "/dev", "/dev/shm", "/run"].map(Path::new);
+    parse(mountinfo)
+        .any(|mount| dir.starts_with(&mount.point) && !own.contains(&mount.point.as_path()))
+}
+
+/// Returns the mounts of this thread's namespace in the form of `mountinfo`; empty if they cannot be
+/// read.
+pub fn own() -> String {
+    std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default()
 }
 
 /// Decodes blanks and backslashes, which are written as `\040` and the like.
