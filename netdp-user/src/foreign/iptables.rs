@@ -1,10 +1,9 @@
-//! Parser for rules in the format of iptables-save.
+//! Conversion of iptables rules to the common model.
 
 use super::inward::{Onward, To, has_between, may_be_node};
 use super::rule::{Match, Rule, Ruleset, Target};
-use crate::iptables::{Family, Table};
+use crate::iptables::{Family, RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
-use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -38,9 +37,8 @@ fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     }
 }
 
-/// Parses a rule without its `-A CHAIN`.
+/// Converts a rule, given without its `-A CHAIN`.
 fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
-    let words = words(text);
     let mut rule = Rule {
         text: format!("-A {chain} {text}"),
         matches: Vec::new(),
@@ -49,36 +47,16 @@ fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
     };
     let mut ports = PortSet::all();
     let mut to = None;
-    let mut not = false;
-    let mut at = 0;
-    while let Some(option) = words.get(at) {
-        at += 1;
-        if option == "!" {
-            not = true;
-            continue;
-        }
-        let rest = words.get(at..).unwrap_or_default();
-        let count = match option.as_str() {
-            // The text of a comment may begin with anything.
-            "--comment" => 1,
-            _ => rest
-                .iter()
-                .position(|word| word.starts_with('-') || word == "!")
-                .unwrap_or(rest.len()),
-        };
-        let values = rest.get(..count).unwrap_or_default();
-        at += count;
-        understand(&mut rule, option, values, not);
-        let value = values.first().map(String::as_str).unwrap_or_default();
-        match option.as_str() {
-            "-j" | "-g" => to = onward(value),
+    for option in RuleOptions::parse(text).iter() {
+        understand(&mut rule, &option);
+        match option.name {
+            "-j" | "-g" => to = onward(option.value()),
             _ => {
-                if let Some(only) = inward(option, value, not, local) {
+                if let Some(only) = inward(&option, local) {
                     ports = ports.intersection(&only);
                 }
             }
         }
-        not = false;
     }
     if !ports.is_empty() {
         rule.onward.extend(to.map(|to| Onward { ports, to }));
@@ -96,7 +74,8 @@ fn onward(target: &str) -> Option<To> {
 }
 
 /// Returns the ports of packets addressed to the node that match a condition, if it is about that.
-fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
+fn inward(option: &RuleOption<'_, '_>, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
+    let (value, not) = (option.value(), option.inverted);
     let all_or_none = |all: bool| {
         if all {
             PortSet::all()
@@ -104,7 +83,7 @@ fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Opt
             PortSet::default()
         }
     };
-    match option {
+    match option.name {
         "-p" => {
             let bit = protocol_bit(value);
             let mask = if not { !bit } else { bit };
@@ -116,7 +95,7 @@ fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Opt
             Some(PortSet::of(u32::MAX, &ports))
         }
         "-d" => {
-            let net = value.parse::<IpNet>().or_else(|_| host(value)).ok()?;
+            let net = option.net()?;
             Some(all_or_none(may_be_node(&[net], not, local)))
         }
         "--dst-range" if !not => {
@@ -141,16 +120,15 @@ fn ports(text: &str) -> Option<Ranges> {
     text.split(',').map(range).collect()
 }
 
-fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
-    let value = values.first().map(String::as_str).unwrap_or_default();
-    let nets = || value.parse::<IpNet>().or_else(|_| host(value)).ok();
-    let found = match option {
+fn understand(rule: &mut Rule, option: &RuleOption<'_, '_>) {
+    let (value, not) = (option.value(), option.inverted);
+    let found = match option.name {
         "-m" | "--comment" | "--random" | "--random-fully" | "--to-ports" | "--persistent" => None,
-        "-s" => Some(nets().map(|net| Match::Source {
+        "-s" => Some(option.net().map(|net| Match::Source {
             nets: vec![net],
             not,
         })),
-        "-d" => Some(nets().map(|net| Match::Destination {
+        "-d" => Some(option.net().map(|net| Match::Destination {
             nets: vec![net],
             not,
         })),
@@ -181,7 +159,7 @@ fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
         _ => Some(None),
     };
     if let Some(condition) = found {
-        let other = || Match::Other(format!("{option} {}", values.join(" ")));
+        let other = || Match::Other(format!("{} {}", option.name, option.values()));
         rule.matches.push(condition.unwrap_or_else(other));
     }
 }
@@ -207,10 +185,6 @@ fn mark(value: &str, not: bool) -> Match {
     }
 }
 
-fn host(text: &str) -> Result<IpNet, std::net::AddrParseError> {
-    text.parse::<IpAddr>().map(IpNet::from)
-}
-
 /// Returns the first address of `A[-B][:PORTS]`.
 fn address(text: &str) -> Option<IpAddr> {
     let first = text.split('-').next().unwrap_or(text);
@@ -219,25 +193,4 @@ fn address(text: &str) -> Option<IpAddr> {
         let bare = first.rsplit_once(':').map_or(first, |(ip, _)| ip);
         bare.trim_matches(['[', ']']).parse().ok()
     })
-}
-
-/// Splits at blanks; quotes group, and a backslash escapes the next character.
-fn words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quoted = false;
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '"' => {
-                quoted = !quoted;
-                word.get_or_insert_default();
-            }
-            '\\' => word.get_or_insert_default().extend(characters.next()),
-            ' ' if !quoted => words.extend(word.take()),
-            other => word.get_or_insert_default().push(other),
-        }
-    }
-    words.extend(word);
-    words
 }

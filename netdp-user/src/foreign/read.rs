@@ -4,7 +4,7 @@ use super::classify::{Around, Classifier, Translator};
 use super::inward::{self, Diverted};
 use super::rule::{Match, Ruleset};
 use super::{Finding, Findings, Look, early, iptables, nft, owner, walk};
-use crate::iptables::{Backend, Family, Iptables, has_legacy_nat};
+use crate::iptables::{Backend, Family, Iptables, has_table};
 use crate::prefixes::PrefixSet;
 use crate::programs;
 use anyhow::{Context as _, Result};
@@ -47,7 +47,7 @@ pub fn look(around: &Around) -> Look {
     let mut unread_nft = Vec::new();
     for backend in [Backend::Nft, Backend::Legacy] {
         for &family in &families {
-            if backend == Backend::Legacy && !has_legacy_nat(family) {
+            if backend == Backend::Legacy && !has_table(family, "nat") {
                 continue;
             }
             match (Iptables { family, backend }).read() {

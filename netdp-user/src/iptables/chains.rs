@@ -1,6 +1,6 @@
 //! The chains of both families, kept in line with the configuration.
 
-use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule};
+use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule, RuleOptions};
 use crate::config::Config;
 use crate::programs;
 use anyhow::{Result, ensure};
@@ -296,10 +296,10 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
                     continue;
                 }
             };
-            let rules = |wanted: &dyn Fn(&str) -> bool| -> Vec<_> {
+            let rules = |wanted: &dyn Fn(&RuleOptions<'_>) -> bool| -> Vec<_> {
                 table
                     .all()
-                    .filter(|(_, rule)| wanted(&rule.text))
+                    .filter(|(_, rule)| wanted(&RuleOptions::parse(&rule.text)))
                     .map(|(chain, rule)| (chain.to_owned(), rule.text.clone()))
                     .collect()
             };
@@ -308,17 +308,17 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
                 chains.push(name);
             }
             let own = masqueraded(table.rules(CUSTOM_CHAIN));
-            if name != CUSTOM_CHAIN && own.is_some_and(|own| own.into_iter().all(&covered)) {
+            if name != CUSTOM_CHAIN && own.is_some_and(|own| own.iter().all(|it| covered(it))) {
                 chains.push(CUSTOM_CHAIN);
             }
             for chain in chains {
                 found.push(Found {
                     iptables,
                     chain: Some(chain.to_owned()),
-                    rules: rules(&|text| text.ends_with(&format!("-j {chain}"))),
+                    rules: rules(&|rule| rule.target() == Some(chain)),
                 });
             }
-            let custom = rules(&|text| custom_prefix(text).is_some_and(&covered));
+            let custom = rules(&|rule| custom_prefix(rule).is_some_and(&covered));
             if !custom.is_empty() {
                 found.push(Found {
                     iptables,
@@ -332,22 +332,19 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
 }
 
 /// Returns the destinations that rules masquerade; `None` if there are none, or all are.
-fn masqueraded(rules: &[Rule]) -> Option<Vec<&str>> {
-    let rules = rules.iter().map(|rule| rule.text.as_str());
-    let rules = rules.filter(|text| text.contains("-j MASQUERADE"));
-    let found: Vec<_> = rules.map(destination).collect::<Option<_>>()?;
+fn masqueraded(rules: &[Rule]) -> Option<Vec<String>> {
+    let rules = rules.iter().map(|rule| RuleOptions::parse(&rule.text));
+    let rules = rules.filter(|rule| rule.target() == Some("MASQUERADE"));
+    let found: Vec<_> = rules
+        .map(|rule| rule.destination().map(str::to_owned))
+        .collect::<Option<_>>()?;
     (!found.is_empty()).then_some(found)
 }
 
-fn destination(rule: &str) -> Option<&str> {
-    rule.strip_prefix("-d ")?.split(' ').next()
-}
-
 /// Returns the destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
-fn custom_prefix(rule: &str) -> Option<&str> {
-    let prefix = destination(rule)?;
-    (rule.contains("--comment \"custom-iptables-") && rule.contains("-j MASQUERADE"))
-        .then_some(prefix)
+fn custom_prefix<'r>(rule: &'r RuleOptions<'_>) -> Option<&'r str> {
+    let is_custom = rule.has_comment("custom-iptables-") && rule.target() == Some("MASQUERADE");
+    rule.destination().filter(|_| is_custom)
 }
 
 /// Result of [`remove`].

@@ -27,13 +27,10 @@ impl LegacyState {
     }
 }
 
-/// Reports whether the legacy nat table is in use. A query through iptables would create it.
-#[must_use]
-pub fn has_legacy_nat(family: Family) -> bool {
-    has_legacy(family, "nat")
-}
-
-fn has_legacy(family: Family, table: &str) -> bool {
+/// Reports whether the legacy interface has a table in the network namespace of the calling thread.
+/// A query for it by getsockopt(2) or iptables-legacy would create it, and the nat table activates
+/// connection tracking.
+pub(crate) fn has_table(family: Family, table: &str) -> bool {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
@@ -43,7 +40,7 @@ fn has_legacy(family: Family, table: &str) -> bool {
 }
 
 fn info(family: Family, table: &str) -> Option<Vec<u8>> {
-    if !has_legacy(family, table) {
+    if !has_table(family, table) {
         return None;
     }
     let (domain, level) = match family {

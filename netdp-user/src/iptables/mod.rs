@@ -8,16 +8,19 @@ mod legacy;
 mod monitor;
 mod program;
 mod render;
+mod rule;
 mod save;
 
 #[cfg(test)]
 mod tests;
 
 pub use chains::{ChainOptions, ChainReport, Chains, Found, Removed, find, remove};
-pub use legacy::{LegacyState, has_legacy_nat};
+pub use legacy::LegacyState;
+pub(crate) use legacy::has_table;
 pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
 pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
+pub(crate) use rule::{RuleOption, RuleOptions};
 pub use save::{Rule, Table};
 
 /// Default chain name of ip-masq-agent.

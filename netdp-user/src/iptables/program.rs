@@ -1,6 +1,6 @@
 //! The distribution's iptables programs: choice of the backend, and how they are run.
 
-use super::{Chain, Family, Table, jump, restore};
+use super::{Chain, Family, Table, has_table, jump, restore};
 use crate::programs;
 use anyhow::Result;
 
@@ -12,6 +12,9 @@ const LOCK_SECONDS: &str = "5";
 /// tracking is removed, tracking stops (Linux 6.18, nf_ct_netns_put).
 pub const KEEP_CHAIN: &str = "NETDP-KEEP";
 const KEEP_COMMENT: &str = "netdp: connections that netfilter translates go on";
+
+/// Chains of the mangle table that show which backend the kubelet uses.
+const KUBELET_CHAINS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
 /// Kernel interface of the iptables programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +43,8 @@ impl Backend {
             let hinted = [Family::V4, Family::V6].into_iter().any(|family| {
                 let mangle = Iptables { family, backend }.save("mangle");
                 mangle.is_ok_and(|text| {
-                    text.lines().any(|line| {
-                        line.starts_with(":KUBE-IPTABLES-HINT ")
-                            || line.starts_with(":KUBE-KUBELET-CANARY ")
-                    })
+                    let chains = Table::parse(&text).chains;
+                    KUBELET_CHAINS.iter().any(|name| chains.contains_key(*name))
                 })
             });
             if hinted {
@@ -94,20 +95,9 @@ impl Iptables {
         Ok(program.run(arguments, input)?.output)
     }
 
-    /// Reports whether the legacy interface has a table in this network namespace. A query for a
-    /// missing table would create it, and activate connection tracking.
-    fn legacy_has(self, table: &str) -> bool {
-        let path = match self.family {
-            Family::V4 => "/proc/net/ip_tables_names",
-            Family::V6 => "/proc/net/ip6_tables_names",
-        };
-        let names = std::fs::read_to_string(path).unwrap_or_default();
-        names.lines().any(|name| name == table)
-    }
-
     /// Returns the output of iptables-save for a table.
     fn save(self, table: &str) -> Result<String> {
-        if self.backend == Backend::Legacy && !self.legacy_has(table) {
+        if self.backend == Backend::Legacy && !has_table(self.family, table) {
             return Ok(String::new());
         }
         let arguments = ["--counters", "--table", table];
