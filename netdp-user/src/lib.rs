@@ -29,3 +29,4 @@ pub mod state_dir;
 pub mod terminal;
 pub mod time;
 pub mod uplinks;
+mod upstream;

@@ -5,8 +5,9 @@ use super::configuration::Source;
 use crate::config::{Diagnostic, Document, Rejected};
 use crate::control::Control;
 use crate::sources::file;
-use crate::sources::kube::{NAT_RULES_MAP, View};
+use crate::sources::kube::View;
 use crate::state_dir::StateDir;
+use crate::upstream::{custom_iptables, masq_agent};
 use std::path::Path;
 use std::time::Duration;
 
@@ -184,13 +185,13 @@ impl Agent {
             maps.iter()
                 .any(|map| map.map.name == name && !map.documents.is_empty())
         };
-        let (main, nat) = (said(&kube.config_map), said(NAT_RULES_MAP));
+        let (main, nat) = (said(&kube.config_map), said(custom_iptables::NAME));
         let mut left_out = Vec::new();
         documents.retain(|document| {
             let path = Path::new(&document.name);
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let same = (main && (name == "config" || name == kube.config_map.as_str()))
-                || (nat && name == "nat.rules");
+            let same = (main && (name == masq_agent::KEY || name == kube.config_map.as_str()))
+                || (nat && name == custom_iptables::KEY);
             let doubled = same && file::is_in_volume(path);
             if doubled {
                 left_out.push(document.name.clone());

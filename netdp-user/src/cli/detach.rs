@@ -4,11 +4,12 @@ use super::Places;
 use crate::agent::Memory;
 use crate::config::{self, Action, Config, parse_duration};
 use crate::datapath;
-use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, MASQ_CHAIN, Removed};
+use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, Removed};
 use crate::report::Report;
 use crate::rollback::{Fallback, Rollback};
 use crate::state_dir::StateDir;
 use crate::terminal;
+use crate::upstream::masq_agent;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use std::collections::BTreeSet;
@@ -153,7 +154,7 @@ impl Detach {
     /// Reports chains in netdp's format that no record attributes to netdp.
     fn tell_of_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
         let name = Fallback::read(dir).map(|fallback| fallback.chains.name);
-        let name = name.unwrap_or_else(|_| MASQ_CHAIN.into());
+        let name = name.unwrap_or_else(|_| masq_agent::CHAIN.into());
         if removed.contains(name.as_str()) {
             return;
         }

@@ -1,23 +1,10 @@
 //! Command lines of the programs that netdp replaces: ip-masq-agent's, in Go's notation and without
 //! a subcommand, and the one of k8s-custom-iptables' manifest.
 
+use crate::iptables::CUSTOM_CHAIN;
+use crate::upstream::{custom_iptables, masq_agent};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
-
-/// Name of ip-masq-agent's program, by which netdp may be called.
-const UPSTREAM: &str = "ip-masq-agent";
-
-/// The script of k8s-custom-iptables' image. Its manifest runs `sh -c /run.sh`.
-const SCRIPT: &str = "run.sh";
-
-/// The equivalent command line of netdp: it masquerades the networks of the mounted file
-/// `nat.rules`, by a chain of its own, and leaves all other destinations and ip-masq-agent's chain
-/// as they are.
-const CUSTOM: [&str; 3] = [
-    "--config=/cfg",
-    "--default-action=bypass",
-    "--masq-chain=NETDP-CUSTOM",
-];
 
 /// Message if a shell was requested.
 const NO_SHELL: &str = "netdp: error: there is no shell in netdp's image. Its one program is netdp, for \
@@ -41,10 +28,25 @@ fn is_called(program: &OsStr, name: &str) -> bool {
 /// Reports whether this is k8s-custom-iptables' command line, or the one that its shell would run.
 fn is_script(args: &[OsString]) -> bool {
     match args {
-        [program] => is_called(program, SCRIPT),
-        [shell, flag, command] => is_called(shell, "sh") && flag == "-c" && command == "/run.sh",
+        [program] => is_called(program, custom_iptables::SCRIPT),
+        [shell, flag, command] => {
+            is_called(shell, "sh") && flag == "-c" && command == custom_iptables::SCRIPT_PATH
+        }
         _ => false,
     }
+}
+
+/// Returns netdp's equivalent of k8s-custom-iptables' command line: it masquerades the networks of
+/// the mounted file, by a chain of its own, and leaves all other destinations and ip-masq-agent's
+/// chain as they are.
+fn equivalent_of_script() -> Vec<OsString> {
+    vec![
+        "netdp".into(),
+        "run".into(),
+        format!("--config={}", custom_iptables::DIRECTORY).into(),
+        "--default-action=bypass".into(),
+        format!("--masq-chain={CUSTOM_CHAIN}").into(),
+    ]
 }
 
 /// Returns the command line in clap's notation. `known` reports whether a word is a subcommand.
@@ -57,8 +59,7 @@ pub(super) fn normalise(
 ) -> Vec<OsString> {
     let args: Vec<OsString> = args.into_iter().collect();
     if is_script(&args) {
-        let words = ["netdp", "run"].into_iter().chain(CUSTOM);
-        return words.map(Into::into).collect();
+        return equivalent_of_script();
     }
     let mut args = args.into_iter();
     let program = args.next().unwrap_or_default();
@@ -66,7 +67,7 @@ pub(super) fn normalise(
     let first = rest.first().and_then(|arg| arg.to_str()).unwrap_or("");
     let is_command = known(first) || matches!(first, "-h" | "--help" | "-V" | "help");
     let is_version = matches!(first, "--version" | "--version=true" | "--version=raw");
-    let called_upstream = is_called(&program, UPSTREAM);
+    let called_upstream = is_called(&program, masq_agent::NAME);
     if is_version {
         return vec![program, "--version".into()];
     }
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_scripts_chain_is_the_one_that_is_taken_over() {
-        let chain = format!("--masq-chain={}", crate::iptables::CUSTOM_CHAIN);
-        assert!(super::CUSTOM.contains(&chain.as_str()));
+        let chain = format!(" --masq-chain={}", crate::iptables::CUSTOM_CHAIN);
+        assert!(normalised("/run.sh").ends_with(&chain));
     }
 }

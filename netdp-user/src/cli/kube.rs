@@ -2,6 +2,7 @@
 
 use super::go::parse_bool;
 use crate::sources::kube::{KubeOptions, in_cluster};
+use crate::upstream::masq_agent;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -48,7 +49,7 @@ pub(super) struct KubeFlags {
     kube_namespace: String,
     /// ConfigMap with the configuration of ip-masq-agent, under the key `config`. Those with the
     /// label netdp.io/config, and k8s-custom-iptables with its key nat.rules, count besides.
-    #[arg(long, value_name = "NAME", default_value = "ip-masq-agent")]
+    #[arg(long, value_name = "NAME", default_value = masq_agent::NAME)]
     config_map: String,
     /// Whether ConfigMaps with the label netdp.io/config count. The right to read them is the right to
     /// read all of the namespace.

@@ -14,6 +14,7 @@ use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
 use crate::state_dir::tell_of_memory;
 use crate::uplinks::Patterns;
+use crate::upstream::masq_agent;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use netdp_common::abi::PORT_RANGES;
@@ -52,7 +53,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     grace: Duration,
     /// Name of ip-masq-agent's chain.
-    #[arg(long, value_name = "CHAIN", default_value = "IP-MASQ-AGENT")]
+    #[arg(long, value_name = "CHAIN", default_value = masq_agent::CHAIN)]
     masq_chain: String,
     /// The only ports that TCP and UDP mappings use on the wire, such as
     /// 1024-29999,32768-65535. Without it: the source port's class (1-511, 600-1023, 1024-65535).

@@ -7,11 +7,12 @@ use k8s_openapi::ByteString;
 
 use super::diagnostic::{Diagnostic, quoted};
 use super::document::{Document, Format};
-use super::keys::{Keys, LABEL, MASQ_AGENT_MAP, NAT_RULES_MAP};
+use super::keys::{Keys, LABEL};
 use super::tree::{Node, Value};
+use crate::upstream::{custom_iptables, masq_agent};
 
 /// Names of ConfigMaps that are selected from several; others are selected by their label.
-const NAMES: [&str; 2] = [MASQ_AGENT_MAP, NAT_RULES_MAP];
+const NAMES: [&str; 2] = [masq_agent::NAME, custom_iptables::NAME];
 
 /// Byte order mark, with which editors of other systems begin a text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -86,7 +87,9 @@ pub(super) fn documents(
             seen => format!("; found {seen}"),
         };
         let message = format!(
-            "no configuration in it; expected a ConfigMap with a key config or nat.rules{which}{seen}"
+            "no configuration in it; expected a ConfigMap with a key {} or {}{which}{seen}",
+            masq_agent::KEY,
+            custom_iptables::KEY
         );
         let line = objects.first().map_or(1, |object| object.line);
         return Err(Diagnostic::at(name, line, message));
@@ -150,7 +153,7 @@ fn values(outer: &Document, object: &Node) -> Result<Vec<Document>, Diagnostic> 
     let name = metadata.and_then(|it| get(it, "name")).and_then(string);
     let keys = Keys::of(
         name.unwrap_or_default(),
-        MASQ_AGENT_MAP,
+        masq_agent::NAME,
         is_labelled(object),
     );
     let mut found = Vec::new();

@@ -8,6 +8,7 @@
 mod built_in;
 mod cidr;
 mod diagnostic;
+mod differences;
 mod document;
 mod duration;
 mod key;
@@ -24,7 +25,6 @@ mod plain;
 mod rules;
 mod settings;
 mod tree;
-mod upstream;
 mod values;
 
 #[cfg(test)]
@@ -42,16 +42,16 @@ use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
 pub use diagnostic::{Diagnostic, Rejected};
+pub use differences::differences;
 #[cfg(test)]
 pub(crate) use key::Key;
 
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
-pub use keys::{Keys, LABEL, NAT_RULES_MAP};
+pub use keys::{Keys, LABEL};
 pub use lint::Surroundings;
 pub use manifest::holds_objects;
 pub use masqueraded::Masqueraded;
 pub use rules::Rules;
-pub use upstream::differences;
 
 /// The resync interval if no file sets one.
 pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);

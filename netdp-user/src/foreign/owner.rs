@@ -1,5 +1,7 @@
 //! Detection of a rule's author by the names of chains and tables.
 
+use crate::upstream::{custom_iptables, masq_agent};
+
 /// Name of an unknown author.
 pub const UNKNOWN: &str = "somebody";
 
@@ -14,7 +16,7 @@ const NAMES: [(&str, &str); 18] = [
     ("KIND-MASQ-AGENT", "kind"),
     ("kindnet", "kindnet"),
     ("AWS-", "the AWS VPC CNI plugin"),
-    ("IP-MASQ-AGENT", "ip-masq-agent"),
+    (masq_agent::CHAIN, masq_agent::NAME),
     ("IP-MASQ", "GKE"),
     ("CILIUM_", "Cilium"),
     ("OLD_CILIUM_", "Cilium"),
@@ -33,10 +35,16 @@ pub fn owner(path: &[&str], rule: &str) -> &'static str {
         .find_map(|name| NAMES.iter().find(|(start, _)| name.starts_with(start)));
     match by_name {
         Some((_, owner)) => owner,
-        None if rule.contains("\"custom-iptables-") => "k8s-custom-iptables",
+        None if has_custom_comment(rule) => custom_iptables::NAME,
         None if rule.contains("! -o docker0") || rule.contains("oifname != \"docker0\"") => {
             "Docker"
         }
         None => UNKNOWN,
     }
+}
+
+/// Reports whether a rule of iptables or nft has a comment of k8s-custom-iptables.
+fn has_custom_comment(rule: &str) -> bool {
+    let mut texts = rule.split('"').skip(1).step_by(2);
+    texts.any(|text| text.starts_with(custom_iptables::COMMENT_PREFIX))
 }

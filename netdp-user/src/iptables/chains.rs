@@ -3,6 +3,7 @@
 use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule, RuleOptions};
 use crate::config::Config;
 use crate::programs;
+use crate::upstream::custom_iptables;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -135,7 +136,7 @@ impl Chains {
     pub(crate) fn none() -> Self {
         Self {
             families: Vec::new(),
-            name: super::MASQ_CHAIN.into(),
+            name: crate::upstream::masq_agent::CHAIN.into(),
             ports: Ports::default(),
             adopted: false,
             written: Vec::new(),
@@ -257,8 +258,9 @@ impl std::fmt::Display for Found {
             Some(chain) => write!(f, "chain {chain} ({family}, {backend})"),
             None => write!(
                 f,
-                "{} rules of k8s-custom-iptables ({family}, {backend})",
-                self.rules.len()
+                "{} rules of {} ({family}, {backend})",
+                self.rules.len(),
+                custom_iptables::NAME
             ),
         }
     }
@@ -343,7 +345,8 @@ fn masqueraded(rules: &[Rule]) -> Option<Vec<String>> {
 
 /// Returns the destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
 fn custom_prefix<'r>(rule: &'r RuleOptions<'_>) -> Option<&'r str> {
-    let is_custom = rule.has_comment("custom-iptables-") && rule.target() == Some("MASQUERADE");
+    let is_custom = rule.has_comment(custom_iptables::COMMENT_PREFIX)
+        && rule.target() == Some("MASQUERADE");
     rule.destination().filter(|_| is_custom)
 }
 

@@ -19,12 +19,9 @@ pub use legacy::LegacyState;
 pub(crate) use legacy::has_table;
 pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
-pub use render::{Chain, JUMP_COMMENT, Ports, jump, restore};
+pub use render::{Chain, Ports, jump, restore};
 pub(crate) use rule::{RuleOption, RuleOptions};
 pub use save::{Rule, Table};
-
-/// Default chain name of ip-masq-agent.
-pub const MASQ_CHAIN: &str = "IP-MASQ-AGENT";
 
 /// Chain that netdp writes in place of k8s-custom-iptables' script, because ip-masq-agent's chain
 /// may exist as well.

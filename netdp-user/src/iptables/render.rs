@@ -3,18 +3,10 @@
 
 use super::Family;
 use crate::config::{Action, Config};
+use crate::upstream::masq_agent::{JUMP_COMMENT, MASQUERADE_COMMENT, RETURN_COMMENT};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
-
-/// Comment of rules that return.
-const RETURN_COMMENT: &str = "ip-masq-agent: local traffic is not subject to MASQUERADE";
-/// Comment of rules that masquerade.
-const MASQUERADE_COMMENT: &str =
-    "ip-masq-agent: outbound traffic is subject to MASQUERADE (must be last in chain)";
-/// Beginning of the comment of the jump to the chain.
-pub const JUMP_COMMENT: &str =
-    "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL destination traffic to our custom";
 
 /// Protocols to which `--to-ports` applies, in ip-masq-agent's order.
 const PORT_PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];

@@ -2,14 +2,12 @@
 
 use crate::conntrack::Flow;
 use crate::iptables::{Backend, Family, Iptables, RuleOption, RuleOptions, Table};
+use crate::upstream::custom_iptables::COMMENT_PREFIX;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Time for which tables that were read remain valid.
 const FRESH: Duration = Duration::from_secs(5);
-
-/// Beginning of the comments by which k8s-custom-iptables marks its rules.
-const CUSTOM: &str = "custom-iptables-";
 
 /// Result of the chains that netdp would replace, for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,7 +116,7 @@ pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
     for rule in table.rules("POSTROUTING") {
         let options = RuleOptions::parse(&rule.text);
         let masquerades = options.target() == Some("MASQUERADE");
-        if masquerades && options.has_comment(CUSTOM) && matches(&options, flow) {
+        if masquerades && options.has_comment(COMMENT_PREFIX) && matches(&options, flow) {
             return Did::Masquerade(format!("-A POSTROUTING {}", rule.text));
         }
     }

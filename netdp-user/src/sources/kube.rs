@@ -12,7 +12,6 @@ mod view;
 
 pub use client::{KubeOptions, connect, connect_as_user, in_cluster};
 pub(crate) use follow::{Kind, Trouble, describe, random};
-pub use maps::{LABEL, NAT_RULES_MAP};
 pub(crate) use tell::{Asker, Teller};
 pub use view::{MapDocuments, MapRef, NodeFacts, View};
 

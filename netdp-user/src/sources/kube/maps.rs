@@ -4,8 +4,8 @@ use super::client::KubeOptions;
 use super::follow::{Set, Trouble};
 use super::limit::{MAPS, MAPS_BYTES};
 use super::view::{MapDocuments, MapRef, Part, Shared};
-use crate::config::{Diagnostic, Document, Keys};
-pub use crate::config::{LABEL, NAT_RULES_MAP};
+use crate::config::{Diagnostic, Document, Keys, LABEL};
+use crate::upstream::custom_iptables;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::ResourceExt as _;
 use std::collections::BTreeMap;
@@ -39,7 +39,7 @@ impl Which {
         match self {
             Self::Main => main,
             Self::Labelled => LABEL,
-            Self::NatRules => NAT_RULES_MAP,
+            Self::NatRules => custom_iptables::NAME,
         }
     }
 }
@@ -67,9 +67,9 @@ impl Maps {
         let name = map.name_any();
         let counts = match self.which {
             Which::Main => name == self.main,
-            Which::NatRules => name == NAT_RULES_MAP,
+            Which::NatRules => name == custom_iptables::NAME,
             // The other watches are responsible for these.
-            Which::Labelled => name != self.main && name != NAT_RULES_MAP,
+            Which::Labelled => name != self.main && name != custom_iptables::NAME,
         };
         // That watch selects by the label.
         let is_labelled = self.which == Which::Labelled || map.labels().contains_key(LABEL);
@@ -111,7 +111,7 @@ impl Set<ConfigMap> for Maps {
     fn fields(&self) -> Option<String> {
         match self.which {
             Which::Main => Some(format!("metadata.name={}", self.main)),
-            Which::NatRules => Some(format!("metadata.name={NAT_RULES_MAP}")),
+            Which::NatRules => Some(format!("metadata.name={}", custom_iptables::NAME)),
             Which::Labelled => None,
         }
     }
