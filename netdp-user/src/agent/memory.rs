@@ -6,7 +6,8 @@ use crate::datapath::Placed;
 use crate::iptables::ChainReport;
 use crate::report::{self, UplinkReport};
 use crate::state_dir::StateDir;
-use crate::uplinks::{Family, Had, Lacking};
+use crate::uplinks::{Had, Lacking};
+use netdp_common::addr::Family;
 use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -204,7 +205,8 @@ mod tests {
     use super::{FILE, Memory, PolicyCount, to_be_missed};
     use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
-    use crate::uplinks::{Family, Had, Lacking};
+    use crate::uplinks::{Had, Lacking};
+    use netdp_common::addr::Family;
 
     fn lost(uplink: &str) -> Lacking {
         Lacking {

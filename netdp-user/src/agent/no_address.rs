@@ -2,7 +2,8 @@
 
 use super::Agent;
 use super::modes::Engine;
-use crate::uplinks::{Family, Had, Lacking, Uplink, lacking, select};
+use crate::uplinks::{Had, Lacking, Uplink, lacking, select};
+use netdp_common::addr::Family;
 use std::time::{Duration, Instant};
 
 /// Time that an address may be missing before this is reported. A restart of networkd or a renewed
@@ -138,7 +139,8 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::{GRACE, NoAddress};
-    use crate::uplinks::{Family, Had, Lacking};
+    use crate::uplinks::{Had, Lacking};
+    use netdp_common::addr::Family;
     use std::time::Instant;
 
     fn lost(severe: bool) -> Lacking {

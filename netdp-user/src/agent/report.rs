@@ -102,7 +102,8 @@ pub(super) mod tests {
     use crate::foreign::Seen;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
-    use crate::uplinks::{Family, Had, Lacking};
+    use crate::uplinks::{Had, Lacking};
+    use netdp_common::addr::Family;
 
     /// Owner of the values that facts borrow.
     pub(in crate::agent) struct State {

@@ -3,9 +3,9 @@
 use super::rule::{Match, Target, overlap};
 use super::walk::Reached;
 use crate::config::{Action, Rule, Rules};
-use crate::iptables::Family;
 use crate::prefixes::Prefixes;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 

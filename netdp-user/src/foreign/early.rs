@@ -7,8 +7,8 @@ use super::classify::{Around, is_named};
 use super::rule::{Match, overlap};
 use super::walk::Reached;
 use crate::config::Action;
-use crate::iptables::Family;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 
 /// Effect of a rule on replies.
 #[derive(Debug, Clone, PartialEq, Eq)]

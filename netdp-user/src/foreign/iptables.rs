@@ -2,8 +2,9 @@
 
 use super::inward::{Onward, To, has_between, may_be_node};
 use super::rule::{Match, Rule, Ruleset, Target};
-use crate::iptables::{Family, RuleOption, RuleOptions, Table};
+use crate::iptables::{RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
+use netdp_common::addr::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

@@ -1,8 +1,8 @@
 //! Model of a NAT rule of any kind, as far as it matters to pods' packets.
 
 use super::inward::Onward;
-use crate::iptables::Family;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

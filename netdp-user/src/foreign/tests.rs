@@ -3,7 +3,8 @@ mod inward;
 use super::classify::{Around, Classifier, Translator};
 use super::{early, iptables, nft, owner, rule::Ruleset, walk};
 use crate::config::{Action, Origin, Rule, Rules};
-use crate::iptables::{Family, Table};
+use crate::iptables::Table;
+use netdp_common::addr::Family;
 
 fn prefix(text: &str, action: Action) -> Rule {
     Rule {

@@ -2,9 +2,9 @@
 //! conditions under which packets reach them.
 
 use super::rule::{Match, Rule, Ruleset, Target};
-use crate::iptables::Family;
 use crate::prefixes::PrefixSet;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 
 /// Maximum depth of jumps; the kernel allows no more (NFT_JUMP_STACK_SIZE,
 /// include/net/netfilter/nf_tables.h).

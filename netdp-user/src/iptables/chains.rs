@@ -1,10 +1,11 @@
 //! The chains of both families, kept in line with the configuration.
 
-use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule, RuleOptions};
+use super::{Backend, CUSTOM_CHAIN, Chain, Iptables, Ports, Rule, RuleOptions};
 use crate::config::Config;
 use crate::programs;
 use crate::upstream::custom_iptables;
 use anyhow::{Result, ensure};
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 

@@ -26,21 +26,3 @@ pub use save::{Rule, Table};
 /// Chain that netdp writes in place of k8s-custom-iptables' script, because ip-masq-agent's chain
 /// may exist as well.
 pub const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";
-
-/// An address family, which has its own programs and tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4: iptables, iptables-save, iptables-restore.
-    V4,
-    /// IPv6: ip6tables, ip6tables-save, ip6tables-restore.
-    V6,
-}
-
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}

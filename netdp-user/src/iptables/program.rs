@@ -1,8 +1,9 @@
 //! The distribution's iptables programs: choice of the backend, and how they are run.
 
-use super::{Chain, Family, Table, has_table, jump, restore};
+use super::{Chain, Table, has_table, jump, restore};
 use crate::programs;
 use anyhow::Result;
+use netdp_common::addr::Family;
 
 /// Time that the programs wait for their shared lock, in seconds.
 const LOCK_SECONDS: &str = "5";

@@ -1,10 +1,9 @@
 //! Renders the policy as the rules of ip-masq-agent (cmd/ip-masq-agent/ip-masq-agent.go at
 //! e3000864), with its chain, order and comments.
 
-use super::Family;
 use crate::config::{Action, Config};
 use crate::upstream::masq_agent::{JUMP_COMMENT, MASQUERADE_COMMENT, RETURN_COMMENT};
-use ipnet::IpNet;
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
@@ -40,7 +39,7 @@ impl Chain {
         let mut listed: Vec<_> = config
             .rules
             .iter()
-            .filter(|rule| family_of(&rule.prefix) == family)
+            .filter(|rule| Family::of(rule.prefix.addr()) == family)
             .map(|rule| (rule.prefix, rule.action))
             .collect();
         let default = listed
@@ -82,13 +81,6 @@ impl Chain {
 /// Reports whether no rule after this one can be reached.
 fn is_final(rule: &str) -> bool {
     rule.starts_with("-m comment") && rule.contains("-j MASQUERADE")
-}
-
-const fn family_of(prefix: &IpNet) -> Family {
-    match prefix {
-        IpNet::V4(_) => Family::V4,
-        IpNet::V6(_) => Family::V6,
-    }
 }
 
 /// Appends the rules that masquerade `destination`: one for each protocol with ports and each

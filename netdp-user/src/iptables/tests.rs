@@ -1,6 +1,6 @@
-use super::{Chain, Ports, restore};
-use super::{Family, Table};
+use super::{Chain, Ports, Table, restore};
 use crate::config::{self, Config, Document, Options};
+use netdp_common::addr::Family;
 
 fn config(text: &str) -> Config {
     let document = Document {

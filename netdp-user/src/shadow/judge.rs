@@ -103,10 +103,7 @@ fn name(rule: Option<&Rule>) -> String {
 /// Returns why a packet is out of scope, as `nat::out_of_scope` of the datapath decides.
 fn out_of_scope(from: IpAddr, to: IpAddr, node: &Node) -> Option<&'static str> {
     let (source, destination) = (Addr::from(from), Addr::from(to));
-    let family = match from {
-        IpAddr::V4(_) => Family::V4,
-        IpAddr::V6(_) => Family::V6,
-    };
+    let family = Family::of(from);
     if family == Family::V6 && !node.enable_ipv6 {
         return Some("IPv6 without --enable-ipv6");
     }

@@ -1,8 +1,9 @@
 //! Search for the nat rule that netfilter applied.
 
 use crate::conntrack::Flow;
-use crate::iptables::{Backend, Family, Iptables, RuleOption, RuleOptions, Table};
+use crate::iptables::{Backend, Iptables, RuleOption, RuleOptions, Table};
 use crate::upstream::custom_iptables::COMMENT_PREFIX;
+use netdp_common::addr::Family;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -67,10 +68,7 @@ impl NatTables {
 impl Rules for NatTables {
     fn did(&mut self, flow: &Flow) -> Did {
         self.refresh();
-        let family = match flow.original.source {
-            IpAddr::V4(_) => Family::V4,
-            IpAddr::V6(_) => Family::V6,
-        };
+        let family = Family::of(flow.original.source);
         let tables = self.tables.iter().filter(|(of, _)| *of == family);
         let mut not = None;
         for (_, table) in tables {

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
+use netdp_common::addr::Family;
 
-use super::model::{Addr, AddressScope, Family, Link, Snapshot};
+use super::model::{Addr, AddressScope, Link, Snapshot};
 use super::select::masters;
 
 /// Returns the IPv4 address for traffic by `link`'s default route, as MASQUERADE would choose it:

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Family, Snapshot};
+use super::model::Snapshot;
 use super::select::{Selection, Uplink};
 
 /// A family of which an uplink has no address.

@@ -2,7 +2,7 @@
 
 use super::tunnel::Tunnel;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use netdp_common::addr::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -84,22 +84,6 @@ impl Link {
     }
 }
 
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
-impl Family {
-    /// Returns the family of an address.
-    pub const fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
 /// First header of a packet at a link's TC hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
@@ -166,19 +150,10 @@ pub struct AddrFlags {
     pub permanent: bool,
 }
 
-/// The IP version of a route; the gateway's may differ (RFC 5549).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
 /// A next hop of a default route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// IP version of the routed traffic.
+    /// Family of the routed traffic; the gateway's may differ (RFC 5549).
     pub family: Family,
     /// Index of the outgoing link.
     pub ifindex: u32,

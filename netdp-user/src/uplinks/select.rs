@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 
 use super::address::{source_v4, source_v6};
 use super::macs::{Mac, macs};
-use super::model::{Family, Link, LinkLayer, Snapshot};
+use super::model::{Link, LinkLayer, Snapshot};
 use super::observe::observed;
 use super::reach::{Reach, reach};
 use super::sources::{Sources, sources};

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
@@ -15,7 +16,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot};
+use super::model::{Addr, AddrFlags, DefaultRoute, Link, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
 /// Reads links, addresses and routes from the network namespace of the handle's socket.

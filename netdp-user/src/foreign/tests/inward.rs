@@ -3,7 +3,8 @@
 use super::super::inward::{Reached, reached};
 use super::super::rule::Ruleset;
 use super::super::{iptables, nft};
-use crate::iptables::{Family, Table};
+use crate::iptables::Table;
+use netdp_common::addr::Family;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::net::IpAddr;

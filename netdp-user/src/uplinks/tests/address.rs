@@ -2,7 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::super::{Addr, AddressScope, Family};
+use netdp_common::addr::Family;
+
+use super::super::{Addr, AddressScope};
 use super::Net;
 
 fn eth0() -> Net {

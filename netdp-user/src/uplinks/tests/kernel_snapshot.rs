@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::process::Command;
 
+use netdp_common::addr::Family;
+
 use super::super::{
-    AddressScope, Family, LinkLayer, Monitor, Patterns, Selection, local_addresses, select,
+    AddressScope, LinkLayer, Monitor, Patterns, Selection, local_addresses, select,
 };
 use super::names;
 use super::netns::{NODE, in_namespace, ip, running, until};

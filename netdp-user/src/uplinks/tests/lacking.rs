@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use super::super::{Family, Had, Lacking, Patterns, Selection, lacking};
+use netdp_common::addr::Family;
+
+use super::super::{Had, Lacking, Patterns, Selection, lacking};
 use super::{Net, choose};
 
 const PODS: [&str; 2] = ["172.16.0.0/16", "fd00:172::/64"];

@@ -1,6 +1,8 @@
 //! Selection of links.
 
-use super::super::{Family, LinkLayer, Patterns, Selection, local_addresses, select};
+use netdp_common::addr::Family;
+
+use super::super::{LinkLayer, Patterns, Selection, local_addresses, select};
 use super::{Net, names};
 
 fn two_nics() -> Net {
