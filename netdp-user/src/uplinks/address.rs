@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 use netdp_common::addr::Family;
 
-use super::model::{Addr, AddressScope, Link, Snapshot};
+use super::model::{LinkAddr, AddressScope, Link, Snapshot};
 use super::select::masters;
 
 /// Returns the IPv4 address for traffic by `link`'s default route, as MASQUERADE would choose it:
@@ -33,7 +33,7 @@ fn primary_v4(
     nexthop: Option<IpAddr>,
     known: &[IpAddr],
 ) -> Option<Ipv4Addr> {
-    let on_subnet = |addr: &Addr| match (addr.prefix_addr, nexthop) {
+    let on_subnet = |addr: &LinkAddr| match (addr.prefix_addr, nexthop) {
         (IpAddr::V4(prefix), Some(IpAddr::V4(nexthop))) => {
             Ipv4Net::new(prefix, addr.prefix_len).is_ok_and(|subnet| subnet.contains(&nexthop))
         }
@@ -123,7 +123,7 @@ fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
 }
 
 /// Reports whether an address is IPv6, of global scope and known to be unique.
-pub(super) fn is_usable_v6(addr: &Addr) -> bool {
+pub(super) fn is_usable_v6(addr: &LinkAddr) -> bool {
     addr.addr.is_ipv6()
         && addr.scope == AddressScope::Universe
         && !addr.flags.tentative
@@ -135,7 +135,7 @@ pub(super) fn carries_addresses(snapshot: &Snapshot, link: &Link) -> bool {
     addrs_of(snapshot, link).any(|addr| addr.scope == AddressScope::Universe)
 }
 
-pub(super) fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a Addr> {
+pub(super) fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a LinkAddr> {
     let ifindex = link.ifindex;
     snapshot
         .addrs

@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub links: Vec<Link>,
     /// Every address of every link, in the kernel's order, in which the kernel itself considers
     /// source addresses.
-    pub addrs: Vec<Addr>,
+    pub addrs: Vec<LinkAddr>,
     /// The unicast default routes of the main table, one entry for each next hop.
     pub default_routes: Vec<DefaultRoute>,
     /// Destinations and links of the unicast routes of all tables but `local`, default routes
@@ -117,7 +117,7 @@ impl From<LinkLayerType> for LinkLayer {
 
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addr {
+pub struct LinkAddr {
     /// Index of the link that carries it.
     pub ifindex: u32,
     /// The node's own address, also where the link is point-to-point.

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::model::{Addr, AddrFlags, DefaultRoute, Link, LinkLayer, Route, Snapshot};
+use super::model::{LinkAddr, AddrFlags, DefaultRoute, Link, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
 /// Reads links, addresses and routes from the network namespace of the handle's socket.
@@ -173,7 +173,7 @@ pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
     found.into_iter().map(tunnel).collect()
 }
 
-fn addr(message: &AddressMessage) -> Option<Addr> {
+fn addr(message: &AddressMessage) -> Option<LinkAddr> {
     let mut local = None;
     let mut address = None;
     for attribute in &message.attributes {
@@ -186,7 +186,7 @@ fn addr(message: &AddressMessage) -> Option<Addr> {
     let has = |flag| message.header.flags.contains(flag);
     // The same bit means "secondary" in IPv4 and "temporary" in IPv6.
     let is_v6 = message.header.family == AddressFamily::Inet6;
-    Some(Addr {
+    Some(LinkAddr {
         ifindex: message.header.index,
         addr: local.or(address)?,
         prefix_addr: address.or(local)?,

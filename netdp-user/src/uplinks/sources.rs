@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netdp_common::abi::SOURCE_ANY_IP;
 
 use super::address::{addrs_of, is_usable_v6, own};
-use super::model::{Addr, AddressScope, Link, Snapshot};
+use super::model::{LinkAddr, AddressScope, Link, Snapshot};
 use super::select::{Selection, Uplink};
 use super::stack::{above, beneath};
 
@@ -79,7 +79,7 @@ fn has_ports(snapshot: &Snapshot, link: &Link) -> bool {
 }
 
 fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &Link, via: u32) {
-    let addrs: Vec<&Addr> = addrs_of(snapshot, link)
+    let addrs: Vec<&LinkAddr> = addrs_of(snapshot, link)
         .filter(|addr| addr.scope == AddressScope::Universe)
         .take(MOST)
         .collect();
@@ -87,13 +87,13 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
         let link = link.ifindex;
         found.insert(Asked { link, named, net }, Given { addr, via });
     };
-    let is_node = |addr: &Addr| selection.node_addrs.contains(&addr.addr);
+    let is_node = |addr: &LinkAddr| selection.node_addrs.contains(&addr.addr);
     // Of one network the node's known address, else the first one, as inet_select_addr
     // (net/ipv4/devinet.c) chooses.
     let v4 = addrs
         .iter()
         .filter(|addr| addr.addr.is_ipv4() && (!addr.flags.secondary || is_node(addr)));
-    let mut networks: BTreeMap<IpNet, &Addr> = BTreeMap::new();
+    let mut networks: BTreeMap<IpNet, &LinkAddr> = BTreeMap::new();
     for addr in v4 {
         let Some(net) = network(addr) else {
             continue;
@@ -107,7 +107,7 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
         give(false, net, addr.addr);
     }
     if selection.enable_ipv6 {
-        let v6: Vec<&Addr> = addrs
+        let v6: Vec<&LinkAddr> = addrs
             .into_iter()
             .filter(|addr| is_usable_v6(addr))
             .collect();
@@ -170,8 +170,8 @@ fn add_for_any(
 
 /// Reports whether two IPv6 addresses of a link are equivalent for every destination: of one kind,
 /// and on one network unless one of them has none.
-fn are_peers(a: &Addr, b: &Addr) -> bool {
-    let is_local = |addr: &Addr| matches!(addr.addr, IpAddr::V6(ip) if ip.is_unique_local());
+fn are_peers(a: &LinkAddr, b: &LinkAddr) -> bool {
+    let is_local = |addr: &LinkAddr| matches!(addr.addr, IpAddr::V6(ip) if ip.is_unique_local());
     let on_one = match (network(a), network(b)) {
         (Some(a), Some(b)) => a == b,
         _ => true,
@@ -180,7 +180,7 @@ fn are_peers(a: &Addr, b: &Addr) -> bool {
 }
 
 /// Returns the network of an address; `None` for a single address.
-fn network(addr: &Addr) -> Option<IpNet> {
+fn network(addr: &LinkAddr) -> Option<IpNet> {
     let net = IpNet::new(addr.prefix_addr, addr.prefix_len).ok()?.trunc();
     let alone = net.prefix_len() == net.max_prefix_len() && addr.prefix_addr == addr.addr;
     (!alone).then_some(net)

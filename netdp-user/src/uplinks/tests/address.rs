@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netdp_common::addr::Family;
 
-use super::super::{Addr, AddressScope};
+use super::super::{LinkAddr, AddressScope};
 use super::Net;
 
 fn eth0() -> Net {
@@ -112,7 +112,7 @@ fn in_a_vrf_it_borrows_from_the_vrf_device() {
 }
 
 /// An address with its prefix length, and its deviations from the default.
-type Candidate = (&'static str, fn(&mut Addr));
+type Candidate = (&'static str, fn(&mut LinkAddr));
 
 /// Adds the addresses in every order, and returns the selected one, which must not depend on it.
 fn v6_of(addrs: &[Candidate]) -> Option<Ipv6Addr> {
@@ -133,12 +133,12 @@ fn v6_of(addrs: &[Candidate]) -> Option<Ipv6Addr> {
     first
 }
 
-const PLAIN: fn(&mut Addr) = |_| ();
-const DEPRECATED: fn(&mut Addr) = |addr| addr.flags.deprecated = true;
-const TEMPORARY: fn(&mut Addr) = |addr| addr.flags.temporary = true;
-const TENTATIVE: fn(&mut Addr) = |addr| addr.flags.tentative = true;
-const DUPLICATE: fn(&mut Addr) = |addr| addr.flags.dadfailed = true;
-const LINK_LOCAL: fn(&mut Addr) = |addr| addr.scope = AddressScope::Link;
+const PLAIN: fn(&mut LinkAddr) = |_| ();
+const DEPRECATED: fn(&mut LinkAddr) = |addr| addr.flags.deprecated = true;
+const TEMPORARY: fn(&mut LinkAddr) = |addr| addr.flags.temporary = true;
+const TENTATIVE: fn(&mut LinkAddr) = |addr| addr.flags.tentative = true;
+const DUPLICATE: fn(&mut LinkAddr) = |addr| addr.flags.dadfailed = true;
+const LINK_LOCAL: fn(&mut LinkAddr) = |addr| addr.scope = AddressScope::Link;
 
 #[test]
 fn v6_is_global_in_scope_and_known_to_be_unique() {

@@ -15,10 +15,11 @@ mod watch;
 use std::net::IpAddr;
 
 use super::{
-    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Patterns, Route,
+    LinkAddr, AddrFlags, AddressScope, DefaultRoute, Link, LinkLayer, Patterns, Route,
     Selected, Selection, Snapshot, select as choose,
 };
 use crate::config::{Action, Masqueraded, Origin, Rule};
+use netdp_common::addr::Family;
 
 /// A synthetic network, built link by link.
 #[derive(Default)]
@@ -78,10 +79,10 @@ impl Net {
         self.addr_with(link, cidr, |_| ());
     }
 
-    fn addr_with(&mut self, link: &str, cidr: &str, change: impl FnOnce(&mut Addr)) {
+    fn addr_with(&mut self, link: &str, cidr: &str, change: impl FnOnce(&mut LinkAddr)) {
         let (addr, prefix_len) = cidr.split_once('/').unwrap();
         let addr: IpAddr = addr.parse().unwrap();
-        let mut addr = Addr {
+        let mut addr = LinkAddr {
             ifindex: self.index(link),
             addr,
             prefix_addr: addr,
