@@ -2,14 +2,13 @@
 
 use super::Agent;
 use super::findings::{Findings, Flag, Waiting};
-use crate::config::{self, Rule};
+use crate::config::Rule;
 use crate::node::{self, Policy};
 use crate::reconcile::{PolicyRule, State};
 use crate::uplinks::{
     Patterns, Selection, Snapshot, Uplink, detours, hint, local_addresses, pod_links, select,
 };
 use ipnet::IpNet;
-use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Number of addresses that a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
@@ -128,10 +127,7 @@ pub(super) fn links_to_pods(
 fn policy_rule(rule: &Rule) -> PolicyRule {
     PolicyRule {
         prefix: rule.prefix,
-        action: match rule.action {
-            config::Action::Bypass => Action::Bypass,
-            config::Action::Masquerade => Action::Masquerade,
-        },
+        action: rule.action.into(),
     }
 }
 
@@ -171,7 +167,7 @@ impl Agent {
 mod tests {
     use super::super::findings::Flag;
     use super::{Inputs, desire, no_room};
-    use crate::config::{Action, Origin, Rule};
+    use crate::config::{Origin, Rule, RuleAction};
     use crate::reconcile::State;
     use crate::uplinks::{Patterns, Selection, Snapshot};
     use netdp_common::abi;
@@ -184,7 +180,7 @@ mod tests {
     fn without_a_network_there_is_the_policy_and_what_is_waited_for() {
         let rules = [Rule {
             prefix: "10.0.0.0/8".parse().unwrap(),
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: Origin::BuiltIn,
             also: Vec::new(),
         }];

@@ -7,8 +7,8 @@ use crate::iptables::ChainReport;
 use crate::report::{self, UplinkReport};
 use crate::state_dir::StateDir;
 use crate::uplinks::{Had, Lacking};
-use netdp_common::addr::Family;
 use anyhow::{Context as _, Result, ensure};
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 

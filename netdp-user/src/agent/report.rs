@@ -98,7 +98,7 @@ pub(super) mod tests {
     use super::super::facts::{Facts, Identity};
     use super::super::findings::Findings;
     use super::super::memory::PolicyCount;
-    use crate::config::{Action, Origin, Rule};
+    use crate::config::{Origin, Rule, RuleAction};
     use crate::foreign::Seen;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
@@ -229,7 +229,7 @@ pub(super) mod tests {
         let mut state = State::well();
         state.rules = vec![Rule {
             prefix: "10.0.0.0/8".parse().unwrap(),
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: Origin::File {
                 file: "/etc/config/a".into(),
                 line: 2,

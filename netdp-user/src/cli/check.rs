@@ -183,7 +183,7 @@ fn effective(config: &Config, ipv6: bool) -> EffectivePolicy {
     EffectivePolicy {
         hash: config.hash(),
         rules: rules.into_iter().map(row).collect(),
-        others: config::Action::Masquerade.to_string(),
+        others: config::RuleAction::Masquerade.to_string(),
         ipv6,
         resync_interval_seconds: config.resync_interval.as_secs_f64(),
         masq_link_local: config.masq_link_local,

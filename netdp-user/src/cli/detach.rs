@@ -2,7 +2,7 @@
 
 use super::Places;
 use crate::agent::Memory;
-use crate::config::{self, Action, Config, parse_duration};
+use crate::config::{self, Config, RuleAction, parse_duration};
 use crate::datapath;
 use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, Removed};
 use crate::report::Report;
@@ -144,7 +144,7 @@ impl Detach {
         });
         let forgotten = datapath::forget(&local.collect(), |flow, way| {
             datapath::may_be_translated(flow, way)
-                && config.decide(way.destination).action != Action::Bypass
+                && config.decide(way.destination).action != RuleAction::Bypass
         })?;
         Ok(Some(format!(
             "{forgotten} flows that may have been translated, from connection tracking"

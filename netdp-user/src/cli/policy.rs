@@ -2,7 +2,7 @@
 //! for `netdp run` and `netdp config check`.
 
 use super::go::parse_bool;
-use crate::config::{Action, Document, Format, Options, Surroundings};
+use crate::config::{Document, Format, Options, RuleAction, Surroundings};
 use clap::Args;
 use ipnet::IpNet;
 
@@ -21,7 +21,7 @@ pub(super) struct Policy {
     /// What becomes of destinations that no list names. bypass: nothing is masqueraded but what
     /// the lists say, as k8s-custom-iptables does it. Without it: masquerade.
     #[arg(long, value_enum, value_name = "ACTION")]
-    default_action: Option<Action>,
+    default_action: Option<RuleAction>,
     /// Networks to masquerade, besides those of the configuration, with blanks or commas between
     /// them; as a nat.rules file lists them.
     #[arg(long, value_name = "CIDRS", env = "TARGETS")]

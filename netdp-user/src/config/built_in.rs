@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Action, Options, Origin, Rule};
+use super::{Options, Origin, Rule, RuleAction};
 
 /// Link-local range of IPv4, RFC 3927.
 pub(super) const LINK_LOCAL_V4: IpNet = v4([169, 254, 0, 0], 16);
@@ -64,12 +64,12 @@ pub(super) struct Said {
 
 /// Returns the built-in rules.
 pub(super) fn rules(options: &Options, said: Said) -> Vec<Rule> {
-    let bypass_all = options.default_action == Some(Action::Bypass);
+    let bypass_all = options.default_action == Some(RuleAction::Bypass);
     let mut rules = Vec::new();
     let mut add = |prefixes: &[IpNet], origin: &Origin| {
         rules.extend(prefixes.iter().map(|&prefix| Rule {
             prefix,
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: origin.clone(),
             also: Vec::new(),
         }));

@@ -36,8 +36,7 @@ impl Keys {
 
     /// Reports whether this key is read.
     pub fn count(self, key: &str) -> bool {
-        let is_agents =
-            || key == masq_agent::KEY || key.starts_with(masq_agent::AZURE_KEY_PREFIX);
+        let is_agents = || key == masq_agent::KEY || key.starts_with(masq_agent::AZURE_KEY_PREFIX);
         match self {
             Self::All => true,
             Self::MasqAgent => is_agents(),

@@ -9,7 +9,7 @@ use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::nesting;
 use super::settings::{self, Files};
-use super::{Action, Config, MAX_RULES, Options, Origin, Rule};
+use super::{Config, MAX_RULES, Options, Origin, Rule, RuleAction};
 
 /// File name of findings that belong to no line of any document.
 const POLICY: &str = "policy";
@@ -61,15 +61,15 @@ pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Di
             Some(outer) if outer.action == rule.action => {
                 format!("{} ({}) contains it", outer.prefix, outer.origin)
             }
-            None if rule.action == Action::Masquerade && !is_excused(&rule.prefix) => {
+            None if rule.action == RuleAction::Masquerade && !is_excused(&rule.prefix) => {
                 "what no list names is masqueraded anyway".to_owned()
             }
             _ => continue,
         };
         let list = match rule.action {
-            Action::Bypass => Key::NonMasqueradeCidrs.name(),
-            Action::Masquerade if excused.nat_rules.contains(&rule.prefix) => "NAT rule",
-            Action::Masquerade => Key::MasqueradeCidrs.name(),
+            RuleAction::Bypass => Key::NonMasqueradeCidrs.name(),
+            RuleAction::Masquerade if excused.nat_rules.contains(&rule.prefix) => "NAT rule",
+            RuleAction::Masquerade => Key::MasqueradeCidrs.name(),
         };
         let message = format!("{list}: {} changes nothing, because {why}", rule.prefix);
         warnings.push(Diagnostic::at(file, *line, message));
@@ -94,7 +94,7 @@ pub(super) fn link_local(
                 _ if matches!(range, IpNet::V6(_)) && !options.enable_ipv6 => {
                     "IPv6 is off; pass --enable-ipv6".to_owned()
                 }
-                Some(rule) if rule.action == Action::Bypass => {
+                Some(rule) if rule.action == RuleAction::Bypass => {
                     format!("{} ({}) contains {range}", rule.prefix, rule.origin)
                 }
                 _ => continue,
@@ -102,7 +102,7 @@ pub(super) fn link_local(
             let message = format!("{}: true has no effect, because {why}", key.name());
             warnings.push(Diagnostic::at(file, line, message));
         } else if let Some(rule) = around
-            && rule.action == Action::Masquerade
+            && rule.action == RuleAction::Masquerade
             && rule.prefix != range
             && let Origin::File { file, line } = &rule.origin
         {
@@ -141,8 +141,8 @@ pub(super) fn cluster(
             inside.filter(move |rule| rule.action == action && rule.prefix != cidr)
         };
         let around = config.rules.covering(cidr).next();
-        if around.is_none_or(|rule| rule.action == Action::Masquerade) {
-            let bypassed: Vec<IpNet> = inside(Action::Bypass).map(|rule| rule.prefix).collect();
+        if around.is_none_or(|rule| rule.action == RuleAction::Masquerade) {
+            let bypassed: Vec<IpNet> = inside(RuleAction::Bypass).map(|rule| rule.prefix).collect();
             if IpNet::aggregate(&bypassed) == [cidr] {
                 continue;
             }
@@ -154,7 +154,7 @@ pub(super) fn cluster(
             warnings.push(Diagnostic::whole_file(POLICY, message));
             continue;
         }
-        for rule in inside(Action::Masquerade) {
+        for rule in inside(RuleAction::Masquerade) {
             let message = format!("{}, in the {what} {cidr}, is masqueraded", rule.prefix);
             warnings.push(match &rule.origin {
                 Origin::File { file, line } => Diagnostic::at(file, *line, message),

@@ -14,7 +14,7 @@ use super::lint::{self, Excused};
 use super::nesting;
 use super::parse::Entry;
 use super::settings::{self, Files};
-use super::{Action, Config, DEFAULT_RESYNC_INTERVAL, Options, Origin, Rule};
+use super::{Config, DEFAULT_RESYNC_INTERVAL, Options, Origin, Rule, RuleAction};
 
 /// Merges `files`, each with its name, in their order. Contradictions are appended to `errors`.
 pub(super) fn merge(
@@ -30,7 +30,7 @@ pub(super) fn merge(
     let mut user = UserRules::default();
     for (name, file) in files {
         if let Some(list) = &file.non_masquerade {
-            user.add(name, &list.entries, Action::Bypass, errors);
+            user.add(name, &list.entries, RuleAction::Bypass, errors);
         }
     }
     let emptied = files
@@ -38,7 +38,7 @@ pub(super) fn merge(
         .find_map(|(name, file)| Some((*name, file.non_masquerade.as_ref()?.line)));
     if let Some((name, line)) = emptied
         && user.rules.is_empty()
-        && options.default_action != Some(Action::Bypass)
+        && options.default_action != Some(RuleAction::Bypass)
     {
         let key = Key::NonMasqueradeCidrs.name();
         let message = format!(
@@ -49,7 +49,7 @@ pub(super) fn merge(
     }
     for (name, file) in files {
         if let Some(list) = &file.masquerade {
-            user.add(name, &list.entries, Action::Masquerade, errors);
+            user.add(name, &list.entries, RuleAction::Masquerade, errors);
         }
     }
 
@@ -91,7 +91,13 @@ struct UserRules {
 }
 
 impl UserRules {
-    fn add(&mut self, file: &str, entries: &[Entry], action: Action, errors: &mut Vec<Diagnostic>) {
+    fn add(
+        &mut self,
+        file: &str,
+        entries: &[Entry],
+        action: RuleAction,
+        errors: &mut Vec<Diagnostic>,
+    ) {
         let file: Arc<str> = Arc::from(file);
         self.rules.reserve(entries.len());
         self.index.reserve(entries.len());
@@ -134,7 +140,12 @@ impl UserRules {
 fn add_nat_rules(files: Files<'_>, rules: &mut Vec<Rule>, warnings: &mut Vec<Diagnostic>) {
     let mut nat = UserRules::default();
     for (name, file) in files {
-        nat.add(name, &file.nat_rules, Action::Masquerade, &mut Vec::new());
+        nat.add(
+            name,
+            &file.nat_rules,
+            RuleAction::Masquerade,
+            &mut Vec::new(),
+        );
     }
     if nat.rules.is_empty() {
         return;
@@ -173,9 +184,9 @@ fn add_nat_rules(files: Files<'_>, rules: &mut Vec<Rule>, warnings: &mut Vec<Dia
     );
 }
 
-fn list_of(action: Action) -> &'static str {
+fn list_of(action: RuleAction) -> &'static str {
     match action {
-        Action::Bypass => Key::NonMasqueradeCidrs.name(),
-        Action::Masquerade => Key::MasqueradeCidrs.name(),
+        RuleAction::Bypass => Key::NonMasqueradeCidrs.name(),
+        RuleAction::Masquerade => Key::MasqueradeCidrs.name(),
     }
 }

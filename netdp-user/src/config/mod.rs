@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use netdp_common::abi::Action;
 use parse::FileConfig;
 use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
@@ -75,21 +76,30 @@ pub struct Options {
     /// True to add the reserved IPv4 ranges to the default list.
     pub nomasq_all_reserved_ranges: bool,
     /// Action for destinations that are in no list. `None` if the flag is not given: they are
-    /// masqueraded. With [`Action::Bypass`] the default lists are omitted, as they would change
+    /// masqueraded. With [`RuleAction::Bypass`] the default lists are omitted, as they would change
     /// nothing.
-    pub default_action: Option<Action>,
+    pub default_action: Option<RuleAction>,
 }
 
-/// Action on a pod's packets to a destination.
+/// Action of a rule on pods' packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
-pub enum Action {
+pub enum RuleAction {
     /// It leaves as it is.
     Bypass,
     /// It leaves with the address of its uplink.
     Masquerade,
 }
 
-impl fmt::Display for Action {
+impl From<RuleAction> for Action {
+    fn from(action: RuleAction) -> Self {
+        match action {
+            RuleAction::Bypass => Self::Bypass,
+            RuleAction::Masquerade => Self::Masquerade,
+        }
+    }
+}
+
+impl fmt::Display for RuleAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bypass => "bypass",
@@ -130,7 +140,7 @@ pub struct Rule {
     /// Prefix without host bits, unique among the rules.
     pub prefix: IpNet,
     /// Action on packets to the prefix.
-    pub action: Action,
+    pub action: RuleAction,
     /// First origin of the rule.
     pub origin: Origin,
     /// Further origins of the same rule, in the order of the documents.
@@ -157,7 +167,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
     /// Action on the packet.
-    pub action: Action,
+    pub action: RuleAction,
     /// The rule that applies; `None`: the default.
     pub rule: Option<&'a Rule>,
 }
@@ -167,7 +177,7 @@ impl Config {
     pub fn decide(&self, destination: IpAddr) -> Decision<'_> {
         let rule = self.rules.covering(destination.into()).next();
         Decision {
-            action: rule.map_or(Action::Masquerade, |rule| rule.action),
+            action: rule.map_or(RuleAction::Masquerade, |rule| rule.action),
             rule,
         }
     }
@@ -175,7 +185,7 @@ impl Config {
     /// Reports whether every destination in `net` is masqueraded.
     pub fn masquerades(&self, net: IpNet) -> bool {
         let around = self.rules.covering(net).next();
-        around.is_none_or(|rule| rule.action == Action::Masquerade)
+        around.is_none_or(|rule| rule.action == RuleAction::Masquerade)
             && !self.rules.bypass_a_part(net)
     }
 

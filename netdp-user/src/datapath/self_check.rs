@@ -8,7 +8,7 @@
 mod packet;
 
 use super::{Datapath, Found, Hook};
-use crate::config::{Action, Config};
+use crate::config::{Config, RuleAction};
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
@@ -54,10 +54,10 @@ impl Datapath {
                 } else {
                     uplink.v6.is_some()
                 };
-                if let Some(to) = destination(config, Action::Bypass, v4, local) {
+                if let Some(to) = destination(config, RuleAction::Bypass, v4, local) {
                     self.is_left_alone(uplink, to)?;
                 }
-                if let Some(to) = destination(config, Action::Masquerade, v4, local)
+                if let Some(to) = destination(config, RuleAction::Masquerade, v4, local)
                     && address
                     && self.maps.action(&Addr::from(to))? == abi::Action::Masquerade
                 {
@@ -149,7 +149,7 @@ impl Datapath {
 /// RFC 3849) come first: no host uses them.
 fn destination(
     config: &Config,
-    action: Action,
+    action: RuleAction,
     v4: bool,
     local: &BTreeSet<IpAddr>,
 ) -> Option<IpAddr> {

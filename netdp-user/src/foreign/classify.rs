@@ -2,7 +2,7 @@
 
 use super::rule::{Match, Target, overlap};
 use super::walk::Reached;
-use crate::config::{Action, Rule, Rules};
+use crate::config::{Rule, RuleAction, Rules};
 use crate::prefixes::Prefixes;
 use ipnet::IpNet;
 use netdp_common::addr::Family;
@@ -277,7 +277,7 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
             IpNet::V4(_) => v4,
             IpNet::V6(_) => v6,
         };
-        rule.action == Action::Bypass && of_family
+        rule.action == RuleAction::Bypass && of_family
     };
     let rules = &around.rules;
     let Some(nets) = first else {
@@ -306,7 +306,7 @@ fn masqueraded_within(rules: &Rules, prefix: &IpNet, part: IpNet) -> bool {
     rules
         .covering(part)
         .take_while(|rule| rule.prefix.prefix_len() > prefix.prefix_len())
-        .any(|rule| rule.action == Action::Masquerade)
+        .any(|rule| rule.action == RuleAction::Masquerade)
 }
 
 /// Returns a hint if sources are named and the networks of the pods are unknown.

@@ -6,7 +6,7 @@
 use super::classify::{Around, is_named};
 use super::rule::{Match, overlap};
 use super::walk::Reached;
-use crate::config::Action;
+use crate::config::RuleAction;
 use ipnet::IpNet;
 use netdp_common::addr::Family;
 
@@ -96,7 +96,7 @@ fn is_bypassed(net: &IpNet, around: &Around) -> bool {
     around
         .rules
         .covering(*net)
-        .any(|rule| rule.action == Action::Bypass)
+        .any(|rule| rule.action == RuleAction::Bypass)
 }
 
 /// Reports whether a condition uses conntrack or routing state: replies pass there.

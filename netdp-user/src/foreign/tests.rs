@@ -2,11 +2,11 @@ mod inward;
 
 use super::classify::{Around, Classifier, Translator};
 use super::{early, iptables, nft, owner, rule::Ruleset, walk};
-use crate::config::{Action, Origin, Rule, Rules};
+use crate::config::{Origin, Rule, RuleAction, Rules};
 use crate::iptables::Table;
 use netdp_common::addr::Family;
 
-fn prefix(text: &str, action: Action) -> Rule {
+fn prefix(text: &str, action: RuleAction) -> Rule {
     Rule {
         prefix: text.parse().unwrap(),
         action,
@@ -32,7 +32,7 @@ fn around(translator: Translator) -> Around {
         translator,
         rules: bypass
             .into_iter()
-            .map(|p| prefix(p, Action::Bypass))
+            .map(|p| prefix(p, RuleAction::Bypass))
             .collect(),
         uplinks: vec!["eth0".into(), "eth1".into()],
         wire: vec!["192.0.2.10".parse().unwrap()],
@@ -178,9 +178,9 @@ fn flannel_calico_kind_and_aws_are_in_conflict() {
 fn prefixes_that_are_masqueraded_anyway_do_not_matter_to_the_chain() {
     let set = saved("-A POSTROUTING -d 10.9.0.0/16 -j MASQUERADE\n");
     let mut around = around(chain());
-    around.rules = with(&around.rules, prefix("10.9.0.0/16", Action::Masquerade));
+    around.rules = with(&around.rules, prefix("10.9.0.0/16", RuleAction::Masquerade));
     assert!(!judge(&set, false, &around)[0].1);
-    around.rules = with(&around.rules, prefix("10.9.7.0/24", Action::Bypass));
+    around.rules = with(&around.rules, prefix("10.9.7.0/24", RuleAction::Bypass));
     let (_, conflict, why) = &judge(&set, false, &around)[0];
     assert!(conflict);
     assert!(why.contains(" 10.9.7.0/24,"), "{why}");
@@ -352,7 +352,9 @@ fn nth(n: u32) -> String {
 fn long_lists_are_judged_by_long_lists() {
     const MANY: u32 = 100_000;
     let around = Around {
-        rules: (0..MANY).map(|n| prefix(&nth(n), Action::Bypass)).collect(),
+        rules: (0..MANY)
+            .map(|n| prefix(&nth(n), RuleAction::Bypass))
+            .collect(),
         ..around(Translator::Ebpf)
     };
     let lines = |line: &dyn Fn(u32) -> String| saved(&(0..MANY).map(line).collect::<String>());
@@ -403,7 +405,9 @@ fn long_lists_are_judged_by_long_lists() {
 fn long_lists_of_drops_are_judged_by_long_lists() {
     const MANY: u32 = 100_000;
     let around = Around {
-        rules: (0..MANY).map(|n| prefix(&nth(n), Action::Bypass)).collect(),
+        rules: (0..MANY)
+            .map(|n| prefix(&nth(n), RuleAction::Bypass))
+            .collect(),
         ..around(Translator::Ebpf)
     };
     let pod = |n: u32| std::net::Ipv4Addr::from(0x0af4_0000 + n / 4);

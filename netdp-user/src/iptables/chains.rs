@@ -346,8 +346,8 @@ fn masqueraded(rules: &[Rule]) -> Option<Vec<String>> {
 
 /// Returns the destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
 fn custom_prefix<'r>(rule: &'r RuleOptions<'_>) -> Option<&'r str> {
-    let is_custom = rule.has_comment(custom_iptables::COMMENT_PREFIX)
-        && rule.target() == Some("MASQUERADE");
+    let is_custom =
+        rule.has_comment(custom_iptables::COMMENT_PREFIX) && rule.target() == Some("MASQUERADE");
     rule.destination().filter(|_| is_custom)
 }
 

@@ -1,7 +1,7 @@
 //! Renders the policy as the rules of ip-masq-agent (cmd/ip-masq-agent/ip-masq-agent.go at
 //! e3000864), with its chain, order and comments.
 
-use crate::config::{Action, Config};
+use crate::config::{Config, RuleAction};
 use crate::upstream::masq_agent::{JUMP_COMMENT, MASQUERADE_COMMENT, RETURN_COMMENT};
 use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
@@ -45,10 +45,10 @@ impl Chain {
         let default = listed
             .iter()
             .find(|(prefix, _)| prefix.prefix_len() == 0)
-            .map_or(Action::Masquerade, |(_, action)| *action);
+            .map_or(RuleAction::Masquerade, |(_, action)| *action);
         let longest_first = listed
             .iter()
-            .any(|(_, action)| matches!(action, Action::Masquerade));
+            .any(|(_, action)| matches!(action, RuleAction::Masquerade));
         if longest_first {
             listed.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
         }
@@ -60,14 +60,14 @@ impl Chain {
                 _ => format!("-d {prefix} "),
             };
             match action {
-                Action::Bypass => rules.push(format!(
+                RuleAction::Bypass => rules.push(format!(
                     "{destination}-m comment --comment \"{RETURN_COMMENT}\" -j RETURN"
                 )),
-                Action::Masquerade => masquerade(&mut rules, &destination, ports),
+                RuleAction::Masquerade => masquerade(&mut rules, &destination, ports),
             }
         }
         // ip-masq-agent writes the last rule even after a rule that matches everything.
-        let reached = !longest_first || matches!(default, Action::Masquerade);
+        let reached = !longest_first || matches!(default, RuleAction::Masquerade);
         if reached && !rules.last().is_some_and(|r| is_final(r)) {
             masquerade(&mut rules, "", ports);
         }

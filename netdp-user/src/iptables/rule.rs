@@ -146,11 +146,7 @@ fn words(text: &str) -> Vec<Word<'_>> {
 }
 
 /// Reads the word of `text` that begins at `start`, where `characters` are.
-fn word<'a>(
-    text: &'a str,
-    start: usize,
-    characters: &mut Peekable<CharIndices<'_>>,
-) -> Word<'a> {
+fn word<'a>(text: &'a str, start: usize, characters: &mut Peekable<CharIndices<'_>>) -> Word<'a> {
     let mut end = start;
     while let Some((at, c)) = characters.next_if(|(_, c)| !is_blank(*c) && *c != '"') {
         end = at + c.len_utf8();
@@ -211,9 +207,15 @@ mod tests {
             split(r#"--comment "two  words" -j X"#),
             ["--comment", "\"two  words", "-j", "X"]
         );
-        assert_eq!(split(r#"--comment "" -j X"#), ["--comment", "\"", "-j", "X"]);
+        assert_eq!(
+            split(r#"--comment "" -j X"#),
+            ["--comment", "\"", "-j", "X"]
+        );
         assert_eq!(split(r#""-j X""#), ["\"-j X"]);
-        assert_eq!(split("\u{e9} \"\u{e9} \u{e9}\""), ["\u{e9}", "\"\u{e9} \u{e9}"]);
+        assert_eq!(
+            split("\u{e9} \"\u{e9} \u{e9}\""),
+            ["\u{e9}", "\"\u{e9} \u{e9}"]
+        );
     }
 
     #[test]

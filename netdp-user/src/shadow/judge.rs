@@ -1,7 +1,7 @@
 //! Comparison of netdp's decision about a connection with netfilter's.
 
 use super::netfilter::{Did, Rules};
-use crate::config::{Action, Config, Rule};
+use crate::config::{Config, Rule, RuleAction};
 use crate::conntrack::Flow;
 use crate::uplinks::Uplink;
 use netdp_common::addr::{Addr, Family};
@@ -71,7 +71,7 @@ impl Expected {
         }
         let decision = node.config.decide(to);
         expected.because = name(decision.rule);
-        if decision.action == Action::Bypass {
+        if decision.action == RuleAction::Bypass {
             return expected;
         }
         if u32::from(flow.protocol) == proto::AH {

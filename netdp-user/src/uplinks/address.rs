@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 use netdp_common::addr::Family;
 
-use super::model::{LinkAddr, AddressScope, Link, Snapshot};
+use super::model::{AddressScope, Link, LinkAddr, Snapshot};
 use super::select::masters;
 
 /// Returns the IPv4 address for traffic by `link`'s default route, as MASQUERADE would choose it:
@@ -135,7 +135,10 @@ pub(super) fn carries_addresses(snapshot: &Snapshot, link: &Link) -> bool {
     addrs_of(snapshot, link).any(|addr| addr.scope == AddressScope::Universe)
 }
 
-pub(super) fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a LinkAddr> {
+pub(super) fn addrs_of<'a>(
+    snapshot: &'a Snapshot,
+    link: &Link,
+) -> impl Iterator<Item = &'a LinkAddr> {
     let ifindex = link.ifindex;
     snapshot
         .addrs

@@ -29,7 +29,7 @@ pub use hint::hint;
 pub use lacking::{Had, Lacking, lacking};
 pub use macs::Mac;
 pub use model::{
-    LinkAddr, AddrFlags, AddressScope, DefaultRoute, Link, LinkLayer, Route, Snapshot,
+    AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, LinkLayer, Route, Snapshot,
     local_addresses,
 };
 pub use pods::pod_links;

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::model::{LinkAddr, AddrFlags, DefaultRoute, Link, LinkLayer, Route, Snapshot};
+use super::model::{AddrFlags, DefaultRoute, Link, LinkAddr, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
 /// Reads links, addresses and routes from the network namespace of the handle's socket.

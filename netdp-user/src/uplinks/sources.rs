@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netdp_common::abi::SOURCE_ANY_IP;
 
 use super::address::{addrs_of, is_usable_v6, own};
-use super::model::{LinkAddr, AddressScope, Link, Snapshot};
+use super::model::{AddressScope, Link, LinkAddr, Snapshot};
 use super::select::{Selection, Uplink};
 use super::stack::{above, beneath};
 

@@ -1,7 +1,7 @@
 //! Background tasks of the takeover.
 
 use super::{Done, Tried};
-use crate::config::{Action, Config};
+use crate::config::{Config, RuleAction};
 use crate::conntrack::{Conntrack, Flow};
 use crate::datapath::{self, Maps};
 use crate::iptables::{self, KEEP_CHAIN};
@@ -37,7 +37,7 @@ impl Job {
                 .map(|ends| (flow.protocol, ends))
         });
         let kept: Vec<_> = ends
-            .filter(|(_, ends)| self.config.decide(ends.destination).action != Action::Bypass)
+            .filter(|(_, ends)| self.config.decide(ends.destination).action != RuleAction::Bypass)
             .collect();
         let mut maps = Maps::open(&self.bpffs)?;
         maps.keep_addresses(&kept)?;
@@ -53,7 +53,7 @@ impl Job {
         }
         datapath::forget(&self.local, |flow, ends| {
             datapath::may_be_translated(flow, ends)
-                && self.config.decide(ends.destination).action != Action::Bypass
+                && self.config.decide(ends.destination).action != RuleAction::Bypass
         })
     }
 

@@ -157,7 +157,7 @@ fn link_local_surprises_are_warned_of() {
     let warnings = lines(&all.warnings);
     assert!(warnings[0].starts_with(expected), "{warnings:?}");
     let bypass = Options {
-        default_action: Some(Action::Bypass),
+        default_action: Some(RuleAction::Bypass),
         ..V4
     };
     let loaded = load_one("masqLinkLocal: true", &bypass).unwrap();
@@ -248,7 +248,7 @@ fn nat_rules_alone_leave_the_rest_to_be_said() {
         alone[0].starts_with("policy: there are NAT rules"),
         "{alone:?}"
     );
-    for action in [Action::Bypass, Action::Masquerade] {
+    for action in [RuleAction::Bypass, RuleAction::Masquerade] {
         assert!(warnings(std::slice::from_ref(&nat), Some(action)).is_empty());
     }
     assert!(warnings(&[nat, doc("config", "")], None).is_empty());

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netdp_common::addr::Family;
 
-use super::super::{LinkAddr, AddressScope};
+use super::super::{AddressScope, LinkAddr};
 use super::Net;
 
 fn eth0() -> Net {

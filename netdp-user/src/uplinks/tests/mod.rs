@@ -15,10 +15,10 @@ mod watch;
 use std::net::IpAddr;
 
 use super::{
-    LinkAddr, AddrFlags, AddressScope, DefaultRoute, Link, LinkLayer, Patterns, Route,
-    Selected, Selection, Snapshot, select as choose,
+    AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, LinkLayer, Patterns, Route, Selected,
+    Selection, Snapshot, select as choose,
 };
-use crate::config::{Action, Masqueraded, Origin, Rule};
+use crate::config::{Masqueraded, Origin, Rule, RuleAction};
 use netdp_common::addr::Family;
 
 /// A synthetic network, built link by link.
@@ -135,7 +135,7 @@ impl Net {
     fn selection(&self, bypassed: &[&str], patterns: &[&str]) -> Selection {
         let rule = |prefix: &&str| Rule {
             prefix: prefix.parse().unwrap(),
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: Origin::BuiltIn,
             also: Vec::new(),
         };
