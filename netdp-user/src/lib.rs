@@ -6,7 +6,6 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
-pub mod conntrack;
 pub mod control;
 pub mod datapath;
 pub mod fleet;
@@ -14,6 +13,7 @@ pub mod foreign;
 pub mod iptables;
 pub mod limits;
 pub mod misspelling;
+pub mod nf_conntrack;
 pub mod node;
 pub mod pod;
 pub mod prefixes;

@@ -3,7 +3,7 @@
 use super::batch;
 use super::maps::{Maps, ignore_missing};
 use super::sweep::now;
-use crate::conntrack::{Ends, Flow, TcpState};
+use crate::nf_conntrack::{Ends, Flow, TcpState};
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
 use netdp_common::abi::{

@@ -45,8 +45,8 @@ pub use sweep::{SweepRules, Sweeper, Swept};
 pub use tap::{Effect, Rules, Tap};
 pub use tracked::{forget, is_marked, may_be_translated, untranslated};
 
-use crate::conntrack::Conntrack;
 use crate::limits;
+use crate::nf_conntrack::Conntrack;
 use crate::reconcile::Change;
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};

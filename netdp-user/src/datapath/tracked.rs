@@ -4,7 +4,7 @@
 //! could not distinguish them from flows that need no translation (docs/adr/0041).
 
 use super::{Maps, batch, handover};
-use crate::conntrack::{Conntrack, Ends, Flow};
+use crate::nf_conntrack::{Conntrack, Ends, Flow};
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
 use netdp_common::abi::{Action, Mapping};
@@ -103,7 +103,7 @@ impl Maps {
 #[cfg(test)]
 mod tests {
     use super::{may_be_translated, proto, untranslated};
-    use crate::conntrack::{Ends, Flow};
+    use crate::nf_conntrack::{Ends, Flow};
     use std::collections::BTreeSet;
     use std::net::IpAddr;
 

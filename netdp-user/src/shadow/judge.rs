@@ -2,7 +2,7 @@
 
 use super::netfilter::{Did, Rules};
 use crate::config::{Config, Rule, RuleAction};
-use crate::conntrack::Flow;
+use crate::nf_conntrack::Flow;
 use crate::uplinks::Uplink;
 use netdp_common::addr::{Addr, Family};
 use netdp_common::tuple::proto;

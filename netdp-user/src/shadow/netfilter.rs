@@ -1,7 +1,7 @@
 //! Search for the nat rule that netfilter applied.
 
-use crate::conntrack::Flow;
 use crate::iptables::{Backend, Iptables, RuleOption, RuleOptions, Table};
+use crate::nf_conntrack::Flow;
 use crate::upstream::custom_iptables::COMMENT_PREFIX;
 use netdp_common::addr::Family;
 use std::net::IpAddr;

@@ -4,7 +4,7 @@ use super::judge::{Expected, Judgement, Node, judge};
 use super::netfilter::NatTables;
 use super::report::{Example, ShadowReport};
 use super::routes::Routes;
-use crate::conntrack::{Conntrack, Ends, Events, Flow, Heard};
+use crate::nf_conntrack::{Conntrack, Ends, Events, Flow, Heard};
 use crate::state_dir::StateDir;
 use crate::time::now;
 use anyhow::{Context as _, Result};

@@ -1,8 +1,8 @@
 //! Findings of `--mode shadow`, and `netdp shadow report`.
 
 use crate::cli::output::{table, write_out};
-use crate::conntrack::Flow;
 use crate::datapath::protocol_name;
+use crate::nf_conntrack::Flow;
 use crate::state_dir::StateDir;
 use crate::time::{now, pretty};
 use anyhow::{Context as _, Result};

@@ -3,8 +3,8 @@ use super::judge::{Expected, Judgement, Node, Ways, judge};
 use super::netfilter::{Did, Rules, did};
 use super::report::{Example, ShadowReport};
 use crate::config::{self, Document, Format, Options};
-use crate::conntrack::{Ends, Flow};
 use crate::iptables::Table;
+use crate::nf_conntrack::{Ends, Flow};
 use crate::uplinks::{LinkLayer, Uplink};
 use std::net::IpAddr;
 

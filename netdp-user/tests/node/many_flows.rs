@@ -2,7 +2,7 @@
 
 use crate::common::{NETDP, SOON, same_family, status};
 use anyhow::{Result, ensure};
-use netdp_user::conntrack::{Conntrack, Ends, Flow, TcpState};
+use netdp_user::nf_conntrack::{Conntrack, Ends, Flow, TcpState};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -2,9 +2,9 @@
 
 use super::{Done, Tried};
 use crate::config::{Config, RuleAction};
-use crate::conntrack::{Conntrack, Flow};
 use crate::datapath::{self, Maps};
 use crate::iptables::{self, KEEP_CHAIN};
+use crate::nf_conntrack::{Conntrack, Flow};
 use anyhow::Result;
 use ipnet::IpNet;
 use std::collections::BTreeSet;

@@ -11,8 +11,8 @@ mod job;
 
 use super::Agent;
 use super::modes::{Ebpf, Iptables};
-use crate::conntrack::Conntrack;
 use crate::datapath;
+use crate::nf_conntrack::Conntrack;
 use crate::uplinks::local_addresses;
 use job::Job;
 use std::time::Duration;
