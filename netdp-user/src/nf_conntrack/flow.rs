@@ -12,9 +12,9 @@ const EXPERIMENT: u8 = 253;
 /// cuts this to 24 days or more (`__nf_ct_set_timeout`, Linux 6.18).
 const LONGEST: u32 = 99 * 86_400;
 
-/// One direction of a connection: source and destination of packets as they arrive at the node.
+/// Addresses and L4 ids of one direction of a connection, as its packets arrive at the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ends {
+pub struct NfTuple {
     /// Address of the sender.
     pub source: IpAddr,
     /// Address of the receiver.
@@ -25,7 +25,7 @@ pub struct Ends {
     pub destination_id: u16,
 }
 
-impl Ends {
+impl NfTuple {
     /// Returns the opposite direction: source and destination swapped.
     #[must_use]
     pub const fn reversed(&self) -> Self {
@@ -40,14 +40,14 @@ impl Ends {
 
 /// States of a TCP connection that matter here (include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TcpState {
+pub enum NfTcpState {
     /// The handshake is complete.
     Established,
     /// Any other state, by the kernel's number.
     Other(u8),
 }
 
-impl TcpState {
+impl NfTcpState {
     /// `TCP_CONNTRACK_ESTABLISHED`.
     const ESTABLISHED: u8 = 3;
 
@@ -76,15 +76,15 @@ pub struct Flow {
     /// IP protocol number, as in the IPv4 header.
     pub protocol: u8,
     /// Original direction, before translation.
-    pub original: Ends,
+    pub original: NfTuple,
     /// Reply direction, as replies arrive from the wire.
-    pub reply: Ends,
+    pub reply: NfTuple,
     /// Set if a reply was seen.
     pub answered: bool,
     /// Remaining lifetime of the entry, in seconds.
     pub timeout: u32,
     /// State of a TCP connection.
-    pub tcp: Option<TcpState>,
+    pub tcp: Option<NfTcpState>,
     /// Set if it is TCP and tracking picked it up in mid-stream, from a packet of either side.
     pub picked_up: bool,
 }
@@ -92,7 +92,7 @@ pub struct Flow {
 impl Flow {
     /// Returns the tuple of the original direction as it leaves the node.
     #[must_use]
-    pub const fn leaves(&self) -> Ends {
+    pub const fn leaves(&self) -> NfTuple {
         self.reply.reversed()
     }
 
@@ -100,7 +100,7 @@ impl Flow {
     /// to this flow.
     #[must_use]
     pub const fn mark() -> Self {
-        let original = Ends {
+        let original = NfTuple {
             source: IpAddr::V4(DUMMY),
             destination: IpAddr::V4(Ipv4Addr::LOCALHOST),
             source_id: 0,

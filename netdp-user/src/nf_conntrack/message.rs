@@ -1,6 +1,6 @@
 //! Conversion between [`Flow`] and netlink attributes.
 
-use super::{Ends, Flow, TcpState};
+use super::{Flow, NfTcpState, NfTuple};
 use netdp_common::tuple::proto;
 use netlink_packet_core::{DecodeError, DefaultNla, Nla as _};
 use netlink_packet_netfilter::conntrack::{
@@ -37,8 +37,8 @@ pub(super) fn flow(attributes: &[Attribute]) -> Option<Flow> {
     let (mut tcp, mut picked_up) = (None, false);
     for attribute in attributes {
         match attribute {
-            Attribute::CtaTupleOrig(tuples) => original = ends(tuples),
-            Attribute::CtaTupleReply(tuples) => reply = ends(tuples),
+            Attribute::CtaTupleOrig(tuples) => original = parse_tuple(tuples),
+            Attribute::CtaTupleReply(tuples) => reply = parse_tuple(tuples),
             Attribute::CtaStatus(status) => answered = status.contains(Status::SeenReply),
             Attribute::CtaTimeout(seconds) => timeout = *seconds,
             Attribute::CtaProtoInfo(infos) => {
@@ -73,17 +73,17 @@ fn is_picked_up(infos: &[ProtoInfo]) -> bool {
     })
 }
 
-fn tcp_state(infos: &[ProtoInfo]) -> Option<TcpState> {
+fn tcp_state(infos: &[ProtoInfo]) -> Option<NfTcpState> {
     infos.iter().find_map(|info| match info {
         ProtoInfo::TCP(tcp) => tcp.iter().find_map(|part| match part {
-            ProtoInfoTCP::State(raw) => Some(TcpState::from_raw(*raw)),
+            ProtoInfoTCP::State(raw) => Some(NfTcpState::from_raw(*raw)),
             _ => None,
         }),
         _ => None,
     })
 }
 
-fn ends(tuples: &[Tuple]) -> Option<(u8, Ends)> {
+fn parse_tuple(tuples: &[Tuple]) -> Option<(u8, NfTuple)> {
     let (mut source, mut destination) = (None, None);
     let (mut source_id, mut destination_id, mut protocol) = (0, 0, None);
     for tuple in tuples {
@@ -117,13 +117,13 @@ fn ends(tuples: &[Tuple]) -> Option<(u8, Ends)> {
             _ => {}
         }
     }
-    let ends = Ends {
+    let tuple = NfTuple {
         source: source?,
         destination: destination?,
         source_id,
         destination_id,
     };
-    Some((protocol?, ends))
+    Some((protocol?, tuple))
 }
 
 fn id(nla: &DefaultNla) -> Option<u16> {
@@ -137,7 +137,7 @@ fn id(nla: &DefaultNla) -> Option<u16> {
 
 /// Returns the attributes that identify `flow`.
 pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
-    vec![Attribute::CtaTupleOrig(tuple(
+    vec![Attribute::CtaTupleOrig(tuple_attributes(
         flow.protocol,
         &flow.original,
         false,
@@ -148,7 +148,7 @@ pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
 /// not evicted early.
 pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
     let mut attributes = key(flow);
-    attributes.push(Attribute::CtaTupleReply(tuple(
+    attributes.push(Attribute::CtaTupleReply(tuple_attributes(
         flow.protocol,
         &flow.reply,
         true,
@@ -162,7 +162,7 @@ pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
 /// its source replaced by the destination of its reply direction.
 pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
     let mut attributes = key(flow);
-    attributes.push(Attribute::CtaTupleReply(tuple(
+    attributes.push(Attribute::CtaTupleReply(tuple_attributes(
         flow.protocol,
         // The kernel translates the reply direction itself, starting from the reversed original
         // one, which is passed here.
@@ -216,14 +216,14 @@ fn push(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     }
 }
 
-fn tuple(protocol: u8, ends: &Ends, reply: bool) -> Vec<Tuple> {
+fn tuple_attributes(protocol: u8, tuple: &NfTuple, reply: bool) -> Vec<Tuple> {
     let ip = vec![
-        IPTuple::SourceAddress(ends.source),
-        IPTuple::DestinationAddress(ends.destination),
+        IPTuple::SourceAddress(tuple.source),
+        IPTuple::DestinationAddress(tuple.destination),
     ];
     let mut parts = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
     // Types of echo request and reply.
-    match (u32::from(protocol), ends.source_id) {
+    match (u32::from(protocol), tuple.source_id) {
         (proto::ICMP, id) => icmp(&mut parts, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
         (proto::ICMPV6, id) => icmp(
             &mut parts,
@@ -231,10 +231,10 @@ fn tuple(protocol: u8, ends: &Ends, reply: bool) -> Vec<Tuple> {
             id,
             if reply { 129 } else { 128 },
         ),
-        (_, 0) if ends.destination_id == 0 => {}
+        (_, 0) if tuple.destination_id == 0 => {}
         (_, source) => {
             parts.push(ProtoTuple::SourcePort(source));
-            parts.push(ProtoTuple::DestinationPort(ends.destination_id));
+            parts.push(ProtoTuple::DestinationPort(tuple.destination_id));
         }
     }
     vec![Tuple::Ip(ip), Tuple::Proto(parts)]

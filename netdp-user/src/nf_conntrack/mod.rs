@@ -13,5 +13,5 @@ mod socket;
 mod tests;
 
 pub use events::{Events, Heard};
-pub use flow::{Ends, Flow, TcpState};
+pub use flow::{Flow, NfTcpState, NfTuple};
 pub use socket::Conntrack;

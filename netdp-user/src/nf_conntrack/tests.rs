@@ -1,8 +1,8 @@
-use super::{Ends, Flow, TcpState, message};
+use super::{Flow, NfTcpState, NfTuple, message};
 use netlink_packet_netfilter::conntrack::ConntrackAttribute;
 
 fn flow(source: &str, server: &str, node: &str) -> Flow {
-    let original = Ends {
+    let original = NfTuple {
         source: source.parse().unwrap(),
         destination: server.parse().unwrap(),
         source_id: 40_000,
@@ -11,14 +11,14 @@ fn flow(source: &str, server: &str, node: &str) -> Flow {
     Flow {
         protocol: 6,
         original,
-        reply: Ends {
+        reply: NfTuple {
             destination: node.parse().unwrap(),
             destination_id: 50_000,
             ..original.reversed()
         },
         answered: true,
         timeout: 100,
-        tcp: Some(TcpState::Established),
+        tcp: Some(NfTcpState::Established),
         // As is every entry that is passed to the kernel.
         picked_up: true,
     }

@@ -4,7 +4,7 @@ use super::judge::{Expected, Judgement, Node, judge};
 use super::netfilter::NatTables;
 use super::report::{Example, ShadowReport};
 use super::routes::Routes;
-use crate::nf_conntrack::{Conntrack, Ends, Events, Flow, Heard};
+use crate::nf_conntrack::{Conntrack, Events, Flow, Heard, NfTuple};
 use crate::state_dir::StateDir;
 use crate::time::now;
 use anyhow::{Context as _, Result};
@@ -100,7 +100,7 @@ impl Drop for Shadow {
     }
 }
 
-type Key = (u8, Ends);
+type Key = (u8, NfTuple);
 
 fn key(flow: &Flow) -> Key {
     (flow.protocol, flow.original)

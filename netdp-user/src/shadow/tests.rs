@@ -4,7 +4,7 @@ use super::netfilter::{Did, Rules, did};
 use super::report::{Example, ShadowReport};
 use crate::config::{self, Document, Format, Options};
 use crate::iptables::Table;
-use crate::nf_conntrack::{Ends, Flow};
+use crate::nf_conntrack::{Flow, NfTuple};
 use crate::uplinks::{LinkLayer, Uplink};
 use std::net::IpAddr;
 
@@ -57,7 +57,7 @@ fn node(nonmasquerade: &str) -> Node {
 
 /// Makes a flow from `source` to `asked`, translated to `target`, which sees it as from `seen`.
 fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
-    let ends = |source: &str, destination: &str, source_id, destination_id| Ends {
+    let ends = |source: &str, destination: &str, source_id, destination_id| NfTuple {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         source_id,
