@@ -76,7 +76,7 @@ impl Maps {
         let now = now(self)?;
         let mut reserved = 0;
         for flow in flows {
-            let wire = tuple(flow.protocol, &flow.leaves()).reversed();
+            let wire = tuple(flow.protocol, &flow.translated_original()).reversed();
             let seen = match flow.tcp {
                 Some(NfTcpState::Established) => SEEN_SYN | SEEN_DATA,
                 _ => SEEN_SYN,

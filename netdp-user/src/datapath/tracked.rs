@@ -17,7 +17,7 @@ use std::net::IpAddr;
 /// address that is not the node's own: netfilter does not translate them.
 #[must_use]
 pub fn untranslated(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<NfTuple> {
-    let ways = [flow.leaves(), flow.original.reversed()];
+    let ways = [flow.translated_original(), flow.original.reversed()];
     ways.into_iter()
         .filter(|ends| !flow.is_mark() && !local.contains(&ends.source))
         .filter(|ends| !local.contains(&ends.destination))
@@ -50,11 +50,14 @@ pub fn forget(
     for flow in conntrack.dump()? {
         let netfilters = flow.is_masqueraded() || local.contains(&flow.original.destination);
         let mut ways = untranslated(&flow, local).into_iter();
-        if !netfilters && ways.any(|way| is_ours(&flow, &way)) && conntrack.forget(&flow)? {
+        if !netfilters
+            && ways.any(|way| is_ours(&flow, &way))
+            && conntrack.delete_if_present(&flow)?
+        {
             forgotten += 1;
         }
     }
-    conntrack.forget(&Flow::mark())?;
+    conntrack.delete_if_present(&Flow::mark())?;
     Ok(forgotten)
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 const NEW: u32 = 1;
 
 /// Receive buffer for events, in bytes: some ten thousand connections.
-const ROOM: usize = 16 << 20;
+const RECEIVE_BUFFER: usize = 16 << 20;
 
 /// New connections of this network namespace, reported on confirmation: by then it is decided
 /// whether they are translated.
@@ -27,11 +27,11 @@ pub struct Events {
 
 /// Result of a receive.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum EventBatch {
     /// New connections; empty if there were none until the timeout.
     Flows(Vec<Flow>),
     /// The buffer overran, and events were lost.
-    Lost,
+    Overrun,
 }
 
 impl Events {
@@ -46,32 +46,33 @@ impl Events {
         socket.bind_auto()?;
         // SAFETY: the socket lives as long as the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-        setsockopt(&fd, RcvBufForce, &ROOM).context("making room for connection events")?;
+        setsockopt(&fd, RcvBufForce, &RECEIVE_BUFFER)
+            .context("making room for connection events")?;
         socket
             .add_membership(NEW)
             .context("listening for new connections")?;
         Ok(Self { socket })
     }
 
-    /// Waits up to `patience` for new connections.
+    /// Waits up to `wait` for new connections.
     ///
     /// # Errors
     /// Returns an error if the socket has failed.
-    pub fn hear(&self, patience: Duration) -> Result<Heard> {
+    pub fn receive(&self, wait: Duration) -> Result<EventBatch> {
         // SAFETY: the socket lives as long as the borrow.
         let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
         let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, patience) {
-            Ok(0) | Err(Errno::EINTR) => return Ok(Heard::Flows(Vec::new())),
+        let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, wait) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(EventBatch::Flows(Vec::new())),
             other => other.context("waiting for new connections")?,
         };
         let mut datagram = Vec::with_capacity(1 << 16);
         match self.socket.recv(&mut datagram, libc::MSG_DONTWAIT) {
-            Ok(_) => Ok(Heard::Flows(flows(&datagram))),
-            Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => Ok(Heard::Lost),
+            Ok(_) => Ok(EventBatch::Flows(flows(&datagram))),
+            Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => Ok(EventBatch::Overrun),
             Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => {
-                Ok(Heard::Flows(Vec::new()))
+                Ok(EventBatch::Flows(Vec::new()))
             }
             Err(err) => Err(err).context("hearing of new connections"),
         }

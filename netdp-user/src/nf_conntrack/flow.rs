@@ -92,7 +92,7 @@ pub struct Flow {
 impl Flow {
     /// Returns the tuple of the original direction as it leaves the node.
     #[must_use]
-    pub const fn leaves(&self) -> NfTuple {
+    pub const fn translated_original(&self) -> NfTuple {
         self.reply.reversed()
     }
 

@@ -136,7 +136,7 @@ fn id(nla: &DefaultNla) -> Option<u16> {
 }
 
 /// Returns the attributes that identify `flow`.
-pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
+pub(super) fn key_attributes(flow: &Flow) -> Vec<Attribute> {
     vec![Attribute::CtaTupleOrig(tuple_attributes(
         flow.protocol,
         &flow.original,
@@ -146,8 +146,8 @@ pub(super) fn key(flow: &Flow) -> Vec<Attribute> {
 
 /// Returns the attributes that create `flow` unchanged, translated or not: assured, so that it is
 /// not evicted early.
-pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
-    let mut attributes = key(flow);
+pub(super) fn untranslated_attributes(flow: &Flow) -> Vec<Attribute> {
+    let mut attributes = key_attributes(flow);
     attributes.push(Attribute::CtaTupleReply(tuple_attributes(
         flow.protocol,
         &flow.reply,
@@ -160,8 +160,8 @@ pub(super) fn bare(flow: &Flow) -> Vec<Attribute> {
 
 /// Returns the attributes that make the kernel translate `flow` from now on: seen reply, assured,
 /// its source replaced by the destination of its reply direction.
-pub(super) fn whole(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
-    let mut attributes = key(flow);
+pub(super) fn translated_attributes(flow: &Flow) -> Result<Vec<Attribute>, DecodeError> {
+    let mut attributes = key_attributes(flow);
     attributes.push(Attribute::CtaTupleReply(tuple_attributes(
         flow.protocol,
         // The kernel translates the reply direction itself, starting from the reversed original
@@ -224,8 +224,8 @@ fn tuple_attributes(protocol: u8, tuple: &NfTuple, reply: bool) -> Vec<Tuple> {
     let mut parts = vec![ProtoTuple::Protocol(Protocol::from(protocol))];
     // Types of echo request and reply.
     match (u32::from(protocol), tuple.source_id) {
-        (proto::ICMP, id) => icmp(&mut parts, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
-        (proto::ICMPV6, id) => icmp(
+        (proto::ICMP, id) => push_icmp(&mut parts, ICMP_ATTRIBUTES, id, if reply { 0 } else { 8 }),
+        (proto::ICMPV6, id) => push_icmp(
             &mut parts,
             ICMPV6_ATTRIBUTES,
             id,
@@ -240,7 +240,7 @@ fn tuple_attributes(protocol: u8, tuple: &NfTuple, reply: bool) -> Vec<Tuple> {
     vec![Tuple::Ip(ip), Tuple::Proto(parts)]
 }
 
-fn icmp(parts: &mut Vec<ProtoTuple>, kinds: [u16; 3], id: u16, message: u8) {
+fn push_icmp(parts: &mut Vec<ProtoTuple>, kinds: [u16; 3], id: u16, message: u8) {
     let other = |kind, value: &[u8]| ProtoTuple::Other(DefaultNla::new(kind, value.to_vec()));
     parts.push(other(kinds[0], &id.to_be_bytes()));
     parts.push(other(kinds[1], &[message]));

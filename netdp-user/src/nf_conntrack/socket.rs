@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use std::net::IpAddr;
 
 /// Limit of attempts while the table changes concurrently.
-const DUMPS: usize = 5;
+const MAX_ATTEMPTS: usize = 5;
 
 /// Netlink socket to connection tracking in this network namespace.
 #[derive(Debug)]
@@ -48,10 +48,10 @@ impl Conntrack {
     /// # Errors
     /// Returns an error if the kernel refuses, as one without connection tracking does.
     pub fn dump(&mut self) -> Result<Vec<Flow>> {
-        for _ in 0..DUMPS {
+        for _ in 0..MAX_ATTEMPTS {
             self.send(NLM_F_DUMP, family(None), ConntrackMessage::Get(Vec::new()))?;
             let mut flows = Vec::new();
-            if self.receive(Some(&mut flows))? == Received::Whole {
+            if self.receive(Some(&mut flows))? == Response::Complete {
                 return Ok(flows);
             }
         }
@@ -65,7 +65,7 @@ impl Conntrack {
     /// kernel.
     pub fn create(&mut self, flow: &Flow) -> Result<()> {
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        let new = ConntrackMessage::New(message::whole(flow)?);
+        let new = ConntrackMessage::New(message::translated_attributes(flow)?);
         self.send(flags, family(Some(flow)), new)?;
         self.receive(None).map(drop)
     }
@@ -78,7 +78,7 @@ impl Conntrack {
     /// Returns an error if the kernel refuses, as one without connection tracking does.
     pub fn mark(&mut self) -> Result<()> {
         let mark = Flow::mark();
-        let new = ConntrackMessage::New(message::bare(&mark));
+        let new = ConntrackMessage::New(message::untranslated_attributes(&mark));
         self.send(NLM_F_ACK | NLM_F_CREATE, family(Some(&mark)), new)?;
         self.receive(None).map(drop)
     }
@@ -87,9 +87,9 @@ impl Conntrack {
     ///
     /// # Errors
     /// Returns an error if the kernel refuses.
-    pub fn forget(&mut self, flow: &Flow) -> Result<bool> {
+    pub fn delete_if_present(&mut self, flow: &Flow) -> Result<bool> {
         match self.delete(flow) {
-            Err(err) if is(&err, Errno::ENOENT) => Ok(false),
+            Err(err) if has_errno(&err, Errno::ENOENT) => Ok(false),
             other => other.map(|()| true),
         }
     }
@@ -99,7 +99,7 @@ impl Conntrack {
     /// # Errors
     /// Returns [`Errno::ENOENT`] if there is no such entry, or another error of the kernel.
     pub fn delete(&mut self, flow: &Flow) -> Result<()> {
-        let delete = ConntrackMessage::Delete(message::key(flow));
+        let delete = ConntrackMessage::Delete(message::key_attributes(flow));
         self.send(NLM_F_ACK, family(Some(flow)), delete)?;
         self.receive(None).map(drop)
     }
@@ -110,11 +110,11 @@ impl Conntrack {
     /// Returns an error if the kernel refuses, or packets keep creating the untranslated entry
     /// again.
     pub fn replace(&mut self, flow: &Flow) -> Result<()> {
-        for _ in 0..DUMPS {
+        for _ in 0..MAX_ATTEMPTS {
             match self.create(flow) {
-                Err(err) if is(&err, Errno::EEXIST) => match self.delete(flow) {
+                Err(err) if has_errno(&err, Errno::EEXIST) => match self.delete(flow) {
                     // A packet may create the entry again before ours is created.
-                    Err(err) if !is(&err, Errno::ENOENT) => return Err(err),
+                    Err(err) if !has_errno(&err, Errno::ENOENT) => return Err(err),
                     _ => {}
                 },
                 other => return other,
@@ -145,7 +145,7 @@ impl Conntrack {
     }
 
     /// Receives the response to the last request.
-    fn receive(&mut self, mut flows: Option<&mut Vec<Flow>>) -> Result<Received> {
+    fn receive(&mut self, mut flows: Option<&mut Vec<Flow>>) -> Result<Response> {
         loop {
             let mut datagram = Vec::with_capacity(1 << 16);
             self.socket
@@ -161,9 +161,9 @@ impl Conntrack {
                     continue;
                 }
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(Received::Whole),
+                    NetlinkPayload::Done(_) => return Ok(Response::Complete),
                     NetlinkPayload::Error(error) => match error.code {
-                        None => return Ok(Received::Whole),
+                        None => return Ok(Response::Complete),
                         Some(code) => return Err(Errno::from_raw(code.get().abs()).into()),
                     },
                     NetlinkPayload::InnerMessage(message) => {
@@ -174,7 +174,7 @@ impl Conntrack {
                             flows.extend(message::flow(&attributes));
                         }
                     }
-                    NetlinkPayload::Overrun(_) => return Ok(Received::Cut),
+                    NetlinkPayload::Overrun(_) => return Ok(Response::Truncated),
                     _ => {}
                 }
             }
@@ -184,10 +184,10 @@ impl Conntrack {
 
 /// Completeness of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Received {
-    Whole,
+enum Response {
+    Complete,
     /// Some messages were lost.
-    Cut,
+    Truncated,
 }
 
 fn family(flow: Option<&Flow>) -> NetfilterProtoFamily {
@@ -199,6 +199,6 @@ fn family(flow: Option<&Flow>) -> NetfilterProtoFamily {
 }
 
 /// Reports whether an error is this one of the kernel.
-fn is(err: &anyhow::Error, errno: Errno) -> bool {
+fn has_errno(err: &anyhow::Error, errno: Errno) -> bool {
     err.downcast_ref::<Errno>() == Some(&errno)
 }

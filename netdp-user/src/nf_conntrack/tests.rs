@@ -30,27 +30,27 @@ fn a_flow_survives_its_attributes() {
         flow("10.0.0.1", "192.0.2.1", "192.0.2.9"),
         flow("fd00::1", "2001:db8::1", "2001:db8::9"),
     ] {
-        let mut attributes = message::whole(&flow).unwrap();
+        let mut attributes = message::translated_attributes(&flow).unwrap();
         // The kernel returns the reply direction as it is after translation.
-        let told = message::whole(&Flow {
+        let returned = message::translated_attributes(&Flow {
             original: flow.reply.reversed(),
             ..flow
         })
         .unwrap();
-        let reply = told
+        let reply = returned
             .into_iter()
             .find(|a| matches!(a, ConntrackAttribute::CtaTupleReply(_)));
         attributes.retain(|a| !matches!(a, ConntrackAttribute::CtaTupleReply(_)));
         attributes.extend(reply);
         assert_eq!(message::flow(&attributes), Some(flow));
         assert!(flow.is_masqueraded());
-        assert_eq!(flow.leaves().source_id, 50_000);
+        assert_eq!(flow.translated_original().source_id, 50_000);
     }
 }
 
 #[test]
-fn a_mark_is_told_from_flows() {
-    let mark = message::flow(&message::bare(&Flow::mark())).unwrap();
+fn a_mark_is_distinguished_from_flows() {
+    let mark = message::flow(&message::untranslated_attributes(&Flow::mark())).unwrap();
     assert!(mark.is_mark());
     assert!(!mark.is_masqueraded() && !mark.answered);
     assert!(!flow("10.0.0.1", "192.0.2.1", "192.0.2.9").is_mark());
@@ -58,6 +58,6 @@ fn a_mark_is_told_from_flows() {
 
 #[test]
 fn half_a_message_is_no_flow() {
-    let key = message::key(&flow("10.0.0.1", "192.0.2.1", "192.0.2.9"));
+    let key = message::key_attributes(&flow("10.0.0.1", "192.0.2.1", "192.0.2.9"));
     assert_eq!(message::flow(&key), None);
 }

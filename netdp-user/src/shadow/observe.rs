@@ -4,7 +4,7 @@ use super::judge::{Expected, Judgement, Node, judge};
 use super::netfilter::NatTables;
 use super::report::{Example, ShadowReport};
 use super::routes::Routes;
-use crate::nf_conntrack::{Conntrack, Events, Flow, Heard, NfTuple};
+use crate::nf_conntrack::{Conntrack, EventBatch, Events, Flow, NfTuple};
 use crate::state_dir::StateDir;
 use crate::time::now;
 use anyhow::{Context as _, Result};
@@ -139,12 +139,14 @@ impl Observer {
         }
         loop {
             let last = self.shared.stop.load(Ordering::Relaxed);
-            let heard = self.events.hear(if last { Duration::ZERO } else { TURN });
+            let batch = self
+                .events
+                .receive(if last { Duration::ZERO } else { TURN });
             // Before received connections are compared: the configuration may be newer.
             self.take_node();
-            match heard {
-                Ok(Heard::Flows(flows)) => flows.iter().for_each(|flow| self.hear(flow)),
-                Ok(Heard::Lost) => {
+            match batch {
+                Ok(EventBatch::Flows(flows)) => flows.iter().for_each(|flow| self.hear(flow)),
+                Ok(EventBatch::Overrun) => {
                     self.report.overruns += 1;
                     self.catch_up();
                 }
