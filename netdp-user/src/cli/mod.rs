@@ -15,7 +15,7 @@ mod values;
 use crate::agent;
 use crate::fleet;
 use crate::programs;
-use crate::shadow::{self, Verdict};
+use crate::shadow::{self, Summary};
 use crate::{pod, report, state_dir, terminal};
 use anyhow::Result;
 use check::Check;
@@ -210,9 +210,9 @@ impl Show {
     fn compare(&self) -> ExitCode {
         let json = self.output == Output::Json;
         match shadow::print(&self.places.state_dir, json) {
-            Ok(Verdict::Alike) => ExitCode::SUCCESS,
-            Ok(Verdict::Different) => ExitCode::FAILURE,
-            Ok(Verdict::Unknown) => {
+            Ok(Summary::Alike) => ExitCode::SUCCESS,
+            Ok(Summary::Different) => ExitCode::FAILURE,
+            Ok(Summary::Unknown) => {
                 eprintln!("netdp: no connection was seen yet");
                 ExitCode::from(2)
             }

@@ -9,7 +9,7 @@ use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 /// `NFNLGRP_CONNTRACK_NEW` (include/uapi/linux/netfilter/nfnetlink.h).
@@ -44,9 +44,7 @@ impl Events {
         let mut socket =
             Socket::new(NETLINK_NETFILTER).context("a netlink socket for new connections")?;
         socket.bind_auto()?;
-        // SAFETY: the socket lives as long as the borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-        setsockopt(&fd, RcvBufForce, &RECEIVE_BUFFER)
+        setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER)
             .context("making room for connection events")?;
         socket
             .add_membership(NEW)
@@ -59,9 +57,7 @@ impl Events {
     /// # Errors
     /// Returns an error if the socket has failed.
     pub fn receive(&self, wait: Duration) -> Result<EventBatch> {
-        // SAFETY: the socket lives as long as the borrow.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.socket.as_raw_fd()) };
-        let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, wait) {
             Ok(0) | Err(Errno::EINTR) => return Ok(EventBatch::Flows(Vec::new())),

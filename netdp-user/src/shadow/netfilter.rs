@@ -8,22 +8,22 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Time for which tables that were read remain valid.
-const FRESH: Duration = Duration::from_secs(5);
+const TABLE_LIFETIME: Duration = Duration::from_secs(5);
 
 /// Result of the chains that netdp would replace, for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Did {
+pub(super) enum NetfilterOutcome {
     /// Masqueraded, by this rule.
-    Masquerade(String),
+    Masqueraded(String),
     /// Not masqueraded, by this rule or because none matches.
-    Not(String),
+    Untranslated(String),
     /// The rules cannot be read.
     Unknown(String),
 }
 
 /// Source of netfilter's rules.
-pub(super) trait Rules {
-    fn did(&mut self, flow: &Flow) -> Did;
+pub(super) trait NetfilterRules {
+    fn outcome(&mut self, flow: &Flow) -> NetfilterOutcome;
 }
 
 /// A recent snapshot of the nat tables.
@@ -47,7 +47,10 @@ impl NatTables {
     }
 
     fn refresh(&mut self) {
-        if self.read.is_some_and(|read| read.elapsed() < FRESH) {
+        if self
+            .read
+            .is_some_and(|read| read.elapsed() < TABLE_LIFETIME)
+        {
             return;
         }
         self.read = Some(Instant::now());
@@ -65,23 +68,25 @@ impl NatTables {
     }
 }
 
-impl Rules for NatTables {
-    fn did(&mut self, flow: &Flow) -> Did {
+impl NetfilterRules for NatTables {
+    fn outcome(&mut self, flow: &Flow) -> NetfilterOutcome {
         self.refresh();
         let family = Family::of(flow.original.source);
         let tables = self.tables.iter().filter(|(of, _)| *of == family);
         let mut not = None;
         for (_, table) in tables {
-            match did(table, &self.chain, flow) {
-                Did::Not(rule) if not.is_none() || table.chains.contains_key(&self.chain) => {
-                    not = Some(Did::Not(rule));
+            match evaluate(table, &self.chain, flow) {
+                NetfilterOutcome::Untranslated(rule)
+                    if not.is_none() || table.chains.contains_key(&self.chain) =>
+                {
+                    not = Some(NetfilterOutcome::Untranslated(rule));
                 }
-                Did::Not(_) => {}
+                NetfilterOutcome::Untranslated(_) => {}
                 other => return other,
             }
         }
         not.unwrap_or_else(|| {
-            Did::Unknown(
+            NetfilterOutcome::Unknown(
                 self.problem
                     .clone()
                     .unwrap_or_else(|| "no nat table can be read".into()),
@@ -91,7 +96,7 @@ impl Rules for NatTables {
 }
 
 /// Evaluates the chain `chain` and the rules of k8s-custom-iptables, as POSTROUTING does.
-pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
+pub(super) fn evaluate(table: &Table, chain: &str, flow: &Flow) -> NetfilterOutcome {
     let mut not = format!("there is no chain {chain}");
     if table.chains.contains_key(chain) {
         not = format!("no rule of {chain} matches");
@@ -103,7 +108,7 @@ pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
         }
         let text = format!("-A {chain} {}", rule.text);
         match options.target() {
-            Some("MASQUERADE" | "SNAT") => return Did::Masquerade(text),
+            Some("MASQUERADE" | "SNAT") => return NetfilterOutcome::Masqueraded(text),
             Some("RETURN" | "ACCEPT") => {
                 not = text;
                 break;
@@ -115,10 +120,10 @@ pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
         let options = RuleOptions::parse(&rule.text);
         let masquerades = options.target() == Some("MASQUERADE");
         if masquerades && options.has_comment(COMMENT_PREFIX) && matches(&options, flow) {
-            return Did::Masquerade(format!("-A POSTROUTING {}", rule.text));
+            return NetfilterOutcome::Masqueraded(format!("-A POSTROUTING {}", rule.text));
         }
     }
-    Did::Not(not)
+    NetfilterOutcome::Untranslated(not)
 }
 
 /// Reports whether a flow meets the conditions of a rule, as far as they are about addresses and

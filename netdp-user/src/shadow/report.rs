@@ -99,7 +99,7 @@ impl ShadowReport {
         state_dir.write_json(FILE, self)
     }
 
-    pub(super) fn agree(&mut self, how: &str) {
+    pub(super) fn record_agreement(&mut self, how: &str) {
         self.flows += 1;
         self.agreeing += 1;
         match self.alike.get_mut(how) {
@@ -108,7 +108,7 @@ impl ShadowReport {
         }
     }
 
-    pub(super) fn differ(&mut self, netdp: String, netfilter: String, example: Example) {
+    pub(super) fn record_difference(&mut self, netdp: String, netfilter: String, example: Example) {
         self.flows += 1;
         self.differing += 1;
         let known = self
@@ -138,11 +138,11 @@ impl ShadowReport {
 
     /// Returns the summary for scripts.
     #[must_use]
-    pub const fn verdict(&self) -> Verdict {
+    pub const fn summary(&self) -> Summary {
         match (self.flows, self.differing) {
-            (0, _) => Verdict::Unknown,
-            (_, 0) => Verdict::Alike,
-            _ => Verdict::Different,
+            (0, _) => Summary::Unknown,
+            (_, 0) => Summary::Alike,
+            _ => Summary::Different,
         }
     }
 
@@ -187,9 +187,9 @@ impl ShadowReport {
             }
             writeln!(out, "{examples}")?;
         }
-        let told: u64 = self.differences.iter().map(|d| d.flows).sum();
-        if let more @ 1.. = self.differing.saturating_sub(told) {
-            writeln!(out, "\n{more} more flows differ in other ways")?;
+        let listed: u64 = self.differences.iter().map(|d| d.flows).sum();
+        if let more @ 1.. = self.differing.saturating_sub(listed) {
+            writeln!(out, "\n{more} more flows differ in other routes")?;
         }
         Ok(out)
     }
@@ -197,7 +197,7 @@ impl ShadowReport {
 
 /// Summary of the report in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Summary {
     /// All connections have the same result.
     Alike,
     /// Some connections have different results.
@@ -210,7 +210,7 @@ pub enum Verdict {
 ///
 /// # Errors
 /// Returns an error if there is no report, or the output cannot be written.
-pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
+pub fn print(state_dir: &Path, json: bool) -> Result<Summary> {
     let report = StateDir::at(state_dir)
         .read_json::<ShadowReport>(FILE)
         .context("no netdp run --mode shadow has written a report here")?;
@@ -220,5 +220,5 @@ pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
         report.text()?
     };
     write_out(&text, json)?;
-    Ok(report.verdict())
+    Ok(report.summary())
 }

@@ -1,6 +1,6 @@
 //! Comparison of netdp's decision about a connection with netfilter's.
 
-use super::netfilter::{Did, Rules};
+use super::netfilter::{NetfilterOutcome, NetfilterRules};
 use crate::config::{Config, Rule, RuleAction};
 use crate::nf_conntrack::Flow;
 use crate::uplinks::Uplink;
@@ -23,10 +23,10 @@ pub struct Node {
 }
 
 /// Route lookups of the node.
-pub(super) trait Ways {
+pub(super) trait RouteLookup {
     /// Returns the interface by which a packet leaves; `None` if it does not. `own`: the node sends
     /// it.
-    fn leaves_by(&mut self, from: IpAddr, to: IpAddr, own: bool) -> Option<u32>;
+    fn egress_interface(&mut self, from: IpAddr, to: IpAddr, own: bool) -> Option<u32>;
     /// Returns the source address that the kernel would choose for `to` on this interface.
     fn source(&mut self, to: IpAddr, ifindex: u32) -> Option<IpAddr>;
 }
@@ -45,7 +45,7 @@ pub(super) struct Expected {
 impl Expected {
     /// Returns the decision of the datapath's `nat::egress` about the first packet of `flow`, had
     /// its source not been translated before.
-    pub(super) fn of(flow: &Flow, node: &Node, ways: &mut impl Ways) -> Self {
+    pub(super) fn of(flow: &Flow, node: &Node, routes: &mut impl RouteLookup) -> Self {
         let (from, to) = (flow.original.source, flow.reply.source);
         let mut expected = Self {
             source: Some(from),
@@ -58,7 +58,7 @@ impl Expected {
                 expected.because = why.into();
                 return expected;
             }
-            None => ways.leaves_by(from, to, own),
+            None => routes.egress_interface(from, to, own),
         };
         let Some(uplink) = uplink.and_then(|ifindex| node.uplinks.get(&ifindex)) else {
             expected.because = "it leaves by no uplink".into();
@@ -83,7 +83,7 @@ impl Expected {
             IpAddr::V4(_) => uplink.v4.map(IpAddr::from),
             IpAddr::V6(_) => uplink.v6.map(IpAddr::from),
         };
-        let routed = ways.source(to, uplink.ifindex);
+        let routed = routes.source(to, uplink.ifindex);
         let routed = routed.filter(|source| node.local.contains(source));
         expected.source = routed.or(of_uplink);
         if expected.source.is_none() {
@@ -115,7 +115,7 @@ fn out_of_scope(from: IpAddr, to: IpAddr, node: &Node) -> Option<&'static str> {
 
 /// Result of the comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Judgement {
+pub(super) enum Comparison {
     /// Packets look the same beyond the node; with the kind of agreement.
     Agrees(&'static str),
     /// They do not: netdp's decision and netfilter's.
@@ -123,37 +123,47 @@ pub(super) enum Judgement {
 }
 
 /// Compares both decisions. `rules` is queried only if needed.
-pub(super) fn judge(
+pub(super) fn compare(
     flow: &Flow,
     expected: &Expected,
     node: &Node,
-    rules: &mut impl Rules,
-) -> Judgement {
+    rules: &mut impl NetfilterRules,
+) -> Comparison {
     let (from, is) = (flow.original.source, flow.reply.destination);
     let translated = is != from;
     if expected.source == Some(is) {
-        return Judgement::Agrees(match (translated, expected.leaves) {
+        return Comparison::Agrees(match (translated, expected.leaves) {
             (true, _) => "masqueraded",
             (false, _) if node.local.contains(&from) => "the node's own",
             (false, true) => "left alone",
             (false, false) => "by no uplink",
         });
     }
-    let netfilter = match (translated, rules.did(flow)) {
+    let netfilter = match (translated, rules.outcome(flow)) {
         // A third-party rule's translation remains after a takeover, and packets that it gave an
         // address of the node are the node's own traffic to netdp.
-        (true, Did::Not(_)) if node.local.contains(&is) || !expected.leaves => {
-            return Judgement::Agrees("masqueraded by another's rule, which stays");
+        (true, NetfilterOutcome::Untranslated(_))
+            if node.local.contains(&is) || !expected.leaves =>
+        {
+            return Comparison::Agrees("masqueraded by another's rule, which stays");
         }
-        (true, Did::Not(_)) => format!("another's rule: source {is}, which is not the node's"),
-        (true, Did::Masquerade(why) | Did::Unknown(why)) => format!("masquerade as {is}: {why}"),
-        (false, Did::Masquerade(rule)) => format!("leave alone: something comes before {rule}"),
-        (false, Did::Not(why) | Did::Unknown(why)) => format!("leave alone: {why}"),
+        (true, NetfilterOutcome::Untranslated(_)) => {
+            format!("another's rule: source {is}, which is not the node's")
+        }
+        (true, NetfilterOutcome::Masqueraded(why) | NetfilterOutcome::Unknown(why)) => {
+            format!("masquerade as {is}: {why}")
+        }
+        (false, NetfilterOutcome::Masqueraded(rule)) => {
+            format!("leave alone: something comes before {rule}")
+        }
+        (false, NetfilterOutcome::Untranslated(why) | NetfilterOutcome::Unknown(why)) => {
+            format!("leave alone: {why}")
+        }
     };
     let netdp = match expected.source {
         None => format!("drop: {}", expected.because),
         Some(source) if source == from => format!("leave alone: {}", expected.because),
         Some(source) => format!("masquerade as {source}: {}", expected.because),
     };
-    Judgement::Differs { netdp, netfilter }
+    Comparison::Differs { netdp, netfilter }
 }
