@@ -89,7 +89,7 @@ impl Rollback {
         let (ours, netfilters) = apart(&chains.ports().ranges);
         maps.open_within(&ours)?;
         let given = give_all(maps)?;
-        chains.apply_within(config, &netfilters);
+        chains.apply_with_ranges(config, &netfilters);
         // Mappings made before the jump to the chains.
         Ok(given + give_all(maps)?)
     }

@@ -76,7 +76,7 @@ impl Foreign {
     /// accordingly.
     pub(super) fn rules_took(&mut self, time: Duration) {
         if let Some(monitor) = &mut self.monitor {
-            monitor.took(time);
+            monitor.back_off(time);
         }
     }
 

@@ -192,7 +192,7 @@ impl Agent {
             Event::Packets => self.look_at_packets(),
             Event::FiltersChanged => {
                 if let Some(filters) = &mut self.guard.filters {
-                    filters.took(LASTS);
+                    filters.back_off(LASTS);
                 }
                 self.look_at_hooks();
             }

@@ -4,7 +4,7 @@ use super::Places;
 use crate::agent::Memory;
 use crate::config::{self, Config, RuleAction, parse_duration};
 use crate::datapath;
-use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, Removed};
+use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, Removal};
 use crate::report::Report;
 use crate::rollback::{Fallback, Rollback};
 use crate::state_dir::StateDir;
@@ -47,9 +47,9 @@ impl Detach {
                 self.places.state_dir.display()
             ),
         };
-        let Removed { removed, failed } = if self.to_iptables {
+        let Removal { removed, failed } = if self.to_iptables {
             let removed = self.to_iptables(&dir)?;
-            Removed {
+            Removal {
                 removed,
                 failed: Vec::new(),
             }
@@ -67,7 +67,7 @@ impl Detach {
 
     /// Removes everything that agents may have left. An object that can't be removed does not stop
     /// the others from being removed.
-    fn for_good(&self, dir: &StateDir) -> Removed {
+    fn for_good(&self, dir: &StateDir) -> Removal {
         let left = Memory::read(dir).unwrap_or_else(|err| {
             eprintln!(
                 "netdp: {}: chains, filters and a ready file that only it names may be left",
@@ -79,8 +79,8 @@ impl Detach {
         let mut chains: BTreeSet<_> = left.chains.iter().map(|it| it.chain.as_str()).collect();
         chains.insert(KEEP_CHAIN);
         let mut all = iptables::remove(&chains);
-        let out_of_reach = left.chains.iter().filter_map(ChainReport::out_of_reach);
-        all.failed.extend(out_of_reach);
+        let missing_program = left.chains.iter().filter_map(ChainReport::missing_program);
+        all.failed.extend(missing_program);
         match datapath::detach(&self.places.bpffs) {
             Ok(removed) => all.removed.extend(removed),
             Err(err) => all.failed.push(format!("{err:#}")),
@@ -158,7 +158,7 @@ impl Detach {
         if removed.contains(name.as_str()) {
             return;
         }
-        let (found, _) = iptables::find(&name, |_| false);
+        let (found, _) = iptables::find_replaced(&name, |_| false);
         for found in found {
             eprintln!(
                 "netdp: {found} is left: nothing says that netdp wrote it, and ip-masq-agent writes \

@@ -14,12 +14,14 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use chains::{ChainOptions, ChainReport, Chains, Found, Removed, find, remove};
+pub use chains::{
+    ChainOptions, ChainReport, Chains, Removal, ReplacedRules, find_replaced, remove,
+};
 pub use legacy::LegacyState;
 pub(crate) use legacy::has_table;
 pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
-pub use render::{Chain, Ports, jump, restore};
+pub use render::{Chain, Ports, jump_rule, restore_input};
 pub(crate) use rule::{RuleOption, RuleOptions};
 pub use save::{Rule, Table};
 

@@ -1,6 +1,6 @@
 //! The distribution's iptables programs: choice of the backend, and how they are run.
 
-use super::{Chain, Table, has_table, jump, restore};
+use super::{Chain, Table, has_table, jump_rule, restore_input};
 use crate::programs;
 use anyhow::Result;
 use netdp_common::addr::Family;
@@ -136,12 +136,12 @@ impl Iptables {
     /// Nothing has changed then.
     pub fn apply(self, chain: &Chain) -> Result<bool> {
         let table = self.read()?;
-        let led = leads_to(&table, &chain.name);
-        let is: Vec<_> = table.rules(&chain.name).iter().map(|r| &r.text).collect();
-        if led && is.iter().copied().eq(&chain.rules) {
+        let jumps = has_jump(&table, &chain.name);
+        let texts: Vec<_> = table.rules(&chain.name).iter().map(|r| &r.text).collect();
+        if jumps && texts.iter().copied().eq(&chain.rules) {
             return Ok(false);
         }
-        self.restore(&restore(chain, !led))?;
+        self.restore(&restore_input(chain, !jumps))?;
         Ok(true)
     }
 
@@ -150,11 +150,11 @@ impl Iptables {
     /// # Errors
     /// Returns an error as [`apply`](Self::apply) does.
     pub fn prepare(self, chain: &Chain) -> Result<()> {
-        if leads_to(&self.read()?, &chain.name) {
+        if has_jump(&self.read()?, &chain.name) {
             return Ok(());
         }
         // Referencing the built-in chain registers its netfilter hook.
-        let text = restore(chain, false);
+        let text = restore_input(chain, false);
         self.restore(&text.replacen("*nat\n", "*nat\n:POSTROUTING ACCEPT [0:0]\n", 1))
     }
 
@@ -188,8 +188,8 @@ impl Iptables {
 }
 
 /// Reports whether POSTROUTING jumps to the chain.
-fn leads_to(table: &Table, chain: &str) -> bool {
-    let jump = jump(chain);
+fn has_jump(table: &Table, chain: &str) -> bool {
+    let jump = jump_rule(chain);
     table
         .rules("POSTROUTING")
         .iter()

@@ -68,7 +68,7 @@ impl Chain {
         }
         // ip-masq-agent writes the last rule even after a rule that matches everything.
         let reached = !longest_first || matches!(default, RuleAction::Masquerade);
-        if reached && !rules.last().is_some_and(|r| is_final(r)) {
+        if reached && !rules.last().is_some_and(|r| matches_everything(r)) {
             masquerade(&mut rules, "", ports);
         }
         Self {
@@ -79,7 +79,7 @@ impl Chain {
 }
 
 /// Reports whether no rule after this one can be reached.
-fn is_final(rule: &str) -> bool {
+fn matches_everything(rule: &str) -> bool {
     rule.starts_with("-m comment") && rule.contains("-j MASQUERADE")
 }
 
@@ -130,7 +130,7 @@ fn probability(ranges: &[(u16, u16)], at: usize) -> Option<String> {
 
 /// Returns the rule in POSTROUTING that jumps to the chain, as iptables-save prints it.
 #[must_use]
-pub fn jump(chain: &str) -> String {
+pub fn jump_rule(chain: &str) -> String {
     format!(
         "-A POSTROUTING -m comment --comment \"{JUMP_COMMENT} {chain} chain\" -m addrtype ! --dst-type LOCAL -j {chain}"
     )
@@ -139,14 +139,14 @@ pub fn jump(chain: &str) -> String {
 /// Returns the input for iptables-restore --noflush that writes all of `chain`, and the jump to it
 /// if there is none yet. Everything else in the table remains unchanged.
 #[must_use]
-pub fn restore(chain: &Chain, with_jump: bool) -> String {
+pub fn restore_input(chain: &Chain, with_jump: bool) -> String {
     let mut text = format!("*nat\n:{} - [0:0]\n", chain.name);
     for rule in &chain.rules {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "-A {} {rule}", chain.name);
     }
     if with_jump {
-        text.push_str(&jump(&chain.name));
+        text.push_str(&jump_rule(&chain.name));
         text.push('\n');
     }
     text.push_str("COMMIT\n");

@@ -22,7 +22,7 @@ pub(super) struct LiveRules {
 pub(super) fn live(report: Option<&Report>) -> Vec<LiveRules> {
     let chains = report.map_or(&[][..], |report| &report.chains);
     let read = |chain: &ChainReport| {
-        let live = chain.live();
+        let live = chain.read_rules();
         LiveRules {
             family: chain.family.clone(),
             chain: chain.chain.clone(),

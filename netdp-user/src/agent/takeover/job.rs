@@ -63,8 +63,8 @@ impl Job {
             let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
             net.is_ok_and(|net| self.config.masquerades(net))
         };
-        let (found, mut failed) = iptables::find(&self.chain, masqueraded);
-        let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
+        let (found, mut failed) = iptables::find_replaced(&self.chain, masqueraded);
+        let (kept, _) = iptables::find_replaced(KEEP_CHAIN, |_| false);
         let any = !kept.is_empty() || !found.is_empty();
         if !self.stay.is_empty() && !found.is_empty() {
             let why = self.stay.join("; ");
@@ -110,7 +110,7 @@ impl Job {
     /// is not needed.
     pub(super) fn watch(&self) -> Done {
         self.release_tracking();
-        let (back, _) = iptables::find(&self.chain, |_| false);
+        let (back, _) = iptables::find_replaced(&self.chain, |_| false);
         Done::Watched {
             back: back.iter().map(ToString::to_string).collect(),
         }
@@ -118,7 +118,7 @@ impl Job {
 
     /// Stops keeping connection tracking active once netfilter translates nothing any more.
     fn release_tracking(&self) {
-        let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
+        let (kept, _) = iptables::find_replaced(KEEP_CHAIN, |_| false);
         if kept.is_empty() || self.translated().is_none_or(|flows| !flows.is_empty()) {
             return;
         }
