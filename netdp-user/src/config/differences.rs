@@ -4,7 +4,7 @@ use super::Document;
 use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::parts::{self, Text};
-use super::tree::Value;
+use super::yaml::Value;
 
 /// Returns the differences in ip-masq-agent's treatment of `docs`, which netdp accepts. The
 /// findings help to compare the two; none of them is an error.

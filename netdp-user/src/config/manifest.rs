@@ -8,7 +8,7 @@ use k8s_openapi::ByteString;
 use super::diagnostic::{Diagnostic, quoted};
 use super::document::{Document, Format};
 use super::keys::{Keys, LABEL};
-use super::tree::{Node, Value};
+use super::yaml::{Node, Value};
 use crate::upstream::{custom_iptables, masq_agent};
 
 /// Names of ConfigMaps that are selected from several; others are selected by their label.
@@ -28,7 +28,7 @@ pub(super) fn is_object(root: &Node) -> bool {
 /// Reports whether `text` contains Kubernetes objects, so that its size is not that of a
 /// configuration.
 pub fn holds_objects(text: &str) -> bool {
-    super::tree::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
+    super::yaml::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
 }
 
 /// Returns the documents inside `objects`, which are those of `outer`. A single ConfigMap is read

@@ -21,11 +21,10 @@ mod nat_rules;
 mod nesting;
 mod parse;
 mod parts;
-mod plain;
 mod rules;
 mod settings;
-mod tree;
 mod values;
+mod yaml;
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::cidr;
 use super::diagnostic::{Diagnostic, quoted};
 use super::key::{self, Key};
-use super::tree::{Node, Value};
+use super::yaml::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, Options};
 
 /// Typed contents of one file. Absent settings are `None` or empty.

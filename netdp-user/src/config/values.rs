@@ -6,7 +6,7 @@ use super::diagnostic::quoted;
 use super::duration;
 use super::key::Key;
 use super::parse::{Reader, Setting};
-use super::tree::{Node, Value};
+use super::yaml::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, MIN_RESYNC_INTERVAL};
 
 impl Reader<'_> {

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use super::tree::{Node, Value};
+use super::node::{Node, Value};
 
 /// A key with its value, as in [`Value::Map`].
 type Pair = (Rc<Node>, Rc<Node>);
@@ -126,22 +126,22 @@ fn is_cidr(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tree;
+    use super::super::parser;
     use super::parse;
     use proptest::prelude::*;
 
     #[test]
-    fn common_texts_go_the_short_way() {
+    fn common_texts_take_the_fast_path() {
         for text in [
             "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- fd00::/8\n",
             "# ours\nnonMasqueradeCIDRs:\n  - 10.0.0.0/8 # office\n\n  # more\n  - 192.168.0.0/16\nmasqLinkLocal: false\nresyncInterval: 60s",
             "cidrLimit: 40000\nmasqueradeCIDRs:\n- 10.0.0.0/8\nnonMasqueradeCIDRs:\n- 20.0.0.0/8\n",
         ] {
-            let short = parse(text);
-            assert!(short.is_some(), "{text}");
+            let fast = parse(text);
+            assert!(fast.is_some(), "{text}");
             assert_eq!(
-                short.into_iter().collect::<Vec<_>>(),
-                tree::parse_yaml(text).unwrap(),
+                fast.into_iter().collect::<Vec<_>>(),
+                parser::parse(text).unwrap(),
                 "{text}"
             );
         }
@@ -222,13 +222,13 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4096))]
         #[test]
-        fn the_short_way_leads_to_the_same_tree(
+        fn the_fast_path_leads_to_the_same_tree(
             lines in prop::collection::vec(prop::sample::select(LINES), 0..8),
             end in any::<bool>(),
         ) {
             let text = lines.join("\n") + if end { "\n" } else { "" };
             if let Some(tree) = parse(&text) {
-                prop_assert_eq!(Ok(vec![tree]), tree::parse_yaml(&text), "{:?}", text);
+                prop_assert_eq!(Ok(vec![tree]), parser::parse(&text), "{:?}", text);
             }
         }
     }
