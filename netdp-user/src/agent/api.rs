@@ -143,7 +143,7 @@ impl Agent {
             if self.options.node_addrs.is_empty() {
                 self.selection.node_addrs.clone_from(&facts.addresses);
             }
-            let pods = &mut self.options.surroundings.pod_cidrs;
+            let pods = &mut self.options.cluster_cidrs.pod_cidrs;
             pods.extend(facts.pod_cidrs.iter().copied());
             pods.sort_unstable();
             pods.dedup();

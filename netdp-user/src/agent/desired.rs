@@ -140,7 +140,7 @@ impl Agent {
             selection: &self.selection,
             hairpin: &self.options.hairpin,
             policies: self.node.policies(),
-            pods: &self.options.surroundings.pod_cidrs,
+            pods: &self.options.cluster_cidrs.pod_cidrs,
             applied: &self.applied,
             room: self.engine.address_room(),
         });

@@ -153,7 +153,7 @@ impl Agent {
             rules: self.config.rules.clone(),
             wire: by.wire.clone(),
             uplinks: by.uplinks.clone(),
-            pods: self.options.surroundings.pod_cidrs.clone(),
+            pods: self.options.cluster_cidrs.pod_cidrs.clone(),
             local: by.local.clone(),
             enable_ipv6: self.options.config_options.enable_ipv6,
         });

@@ -109,11 +109,10 @@ impl Check {
         for path in &self.paths {
             let read = if path == Path::new(STDIN) {
                 self.stdin()?
-            } else if file::absent(std::slice::from_ref(path)).is_empty() {
+            } else if file::missing(std::slice::from_ref(path)).is_empty() {
                 file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
             } else {
-                let hint =
-                    file::meant_by(path).map_or_else(String::new, |hint| format!("; {hint}"));
+                let hint = file::suggest(path).map_or_else(String::new, |hint| format!("; {hint}"));
                 bail!("{} does not exist{hint}", path.display());
             };
             match read {
@@ -125,7 +124,7 @@ impl Check {
         verdict.documents = documents.iter().map(|doc| doc.name.clone()).collect();
         verdict.documents.dedup();
         let options = self.policy.options();
-        match config::load_within(&documents, &options, &self.policy.surroundings()) {
+        match config::load_for_cluster(&documents, &options, &self.policy.cluster_cidrs()) {
             Err(rejected) => verdict.errors.extend(rejected.errors),
             Ok(loaded) if verdict.errors.is_empty() => {
                 verdict.valid = true;
@@ -153,7 +152,7 @@ impl Check {
         let Ok(text) = String::from_utf8(bytes) else {
             bail!("standard input is not UTF-8");
         };
-        if text.len() > MAX_DOCUMENT_BYTES && !config::holds_objects(&text) {
+        if text.len() > MAX_DOCUMENT_BYTES && !config::contains_objects(&text) {
             let message = "larger than 1 MiB, which an agent would refuse; split it";
             return Ok(Err(vec![Diagnostic::whole_file(STDIN, message)]));
         }

@@ -1,8 +1,8 @@
-//! The flags that affect the meaning of a configuration, and those about its surroundings: the same
+//! The flags that affect the meaning of a configuration, and those about its cluster_cidrs: the same
 //! for `netdp run` and `netdp config check`.
 
 use super::go::parse_bool;
-use crate::config::{Document, Format, Options, RuleAction, Surroundings};
+use crate::config::{ClusterCidrs, Document, Format, Options, RuleAction};
 use clap::Args;
 use ipnet::IpNet;
 
@@ -43,9 +43,9 @@ impl Policy {
         }
     }
 
-    pub fn surroundings(&self) -> Surroundings {
+    pub fn cluster_cidrs(&self) -> ClusterCidrs {
         let network = |nets: &[IpNet]| nets.iter().map(IpNet::trunc).collect();
-        Surroundings {
+        ClusterCidrs {
             pod_cidrs: network(&self.pod_cidr),
             service_cidrs: network(&self.service_cidr),
         }

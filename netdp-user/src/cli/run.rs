@@ -187,7 +187,7 @@ impl Run {
             },
             config_paths: self.config,
             config_options: self.policy.options(),
-            surroundings: self.policy.surroundings(),
+            cluster_cidrs: self.policy.cluster_cidrs(),
             targets: self.policy.targets(),
             patterns: Patterns::parse("--uplink", &self.uplink)?,
             hairpin: Patterns::parse("--hairpin", &self.hairpin)?,

@@ -35,7 +35,7 @@ pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
                     "ip-masq-agent ignores masqueradeCIDRs: what they name is bypassed there if \
                      a nonMasqueradeCIDR contains it"
                 }
-                Some(Key::ResyncInterval) if is_never_resting(&value.value) => {
+                Some(Key::ResyncInterval) if is_not_positive(&value.value) => {
                     "ip-masq-agent would never rest with this interval"
                 }
                 _ => continue,
@@ -47,7 +47,7 @@ pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
 }
 
 /// Reports whether an interval is zero or negative, so that the agent would never pause.
-fn is_never_resting(value: &Value) -> bool {
+fn is_not_positive(value: &Value) -> bool {
     let (Value::Plain(text) | Value::Quoted(text)) = value else {
         return false;
     };

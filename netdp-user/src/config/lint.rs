@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
-use super::built_in::{LINK_LOCAL_V4, LINK_LOCAL_V6};
+use super::defaults::{LINK_LOCAL_V4, LINK_LOCAL_V6};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::nesting;
@@ -26,7 +26,7 @@ pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
 
 /// Networks of the cluster: a policy that masquerades these is probably a mistake.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct ClusterCidrs {
     /// Networks of the pods; of a node, or of the whole cluster.
     pub pod_cidrs: Vec<IpNet>,
     /// Networks of the services.
@@ -35,7 +35,7 @@ pub struct Surroundings {
 
 /// Prefixes that are exempt from the lint of redundant rules.
 #[derive(Debug, Default)]
-pub(super) struct Excused {
+pub(super) struct Exempt {
     /// Prefixes of `nat.rules`: they were written for a node with another default.
     pub nat_rules: HashSet<IpNet>,
     /// Prefixes that replaced a built-in rule.
@@ -44,15 +44,15 @@ pub(super) struct Excused {
 
 /// Warns of each configured rule without effect: its next broader rule, or the default, has the
 /// same action.
-pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Diagnostic>) {
+pub(super) fn redundant(rules: &[Rule], exempt: &Exempt, warnings: &mut Vec<Diagnostic>) {
     let mut broader: HashMap<IpNet, &Rule> = HashMap::new();
     nesting::walk(&rules.iter().collect::<Vec<_>>(), |rule, around| {
         if let Some(outer) = around.last() {
             broader.insert(rule.prefix, outer);
         }
     });
-    let is_excused =
-        |prefix: &IpNet| excused.nat_rules.contains(prefix) || excused.replacing.contains(prefix);
+    let is_exempt =
+        |prefix: &IpNet| exempt.nat_rules.contains(prefix) || exempt.replacing.contains(prefix);
     for rule in rules {
         let Origin::File { file, line } = &rule.origin else {
             continue;
@@ -61,14 +61,14 @@ pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Di
             Some(outer) if outer.action == rule.action => {
                 format!("{} ({}) contains it", outer.prefix, outer.origin)
             }
-            None if rule.action == RuleAction::Masquerade && !is_excused(&rule.prefix) => {
+            None if rule.action == RuleAction::Masquerade && !is_exempt(&rule.prefix) => {
                 "what no list names is masqueraded anyway".to_owned()
             }
             _ => continue,
         };
         let list = match rule.action {
             RuleAction::Bypass => Key::NonMasqueradeCidrs.name(),
-            RuleAction::Masquerade if excused.nat_rules.contains(&rule.prefix) => "NAT rule",
+            RuleAction::Masquerade if exempt.nat_rules.contains(&rule.prefix) => "NAT rule",
             RuleAction::Masquerade => Key::MasqueradeCidrs.name(),
         };
         let message = format!("{list}: {} changes nothing, because {why}", rule.prefix);
@@ -120,15 +120,15 @@ pub(super) fn link_local(
 pub(super) fn cluster(
     config: &Config,
     options: &Options,
-    surroundings: &Surroundings,
+    cluster_cidrs: &ClusterCidrs,
     warnings: &mut Vec<Diagnostic>,
 ) {
     const POD: &str = "pods on other nodes would see the node's address; name it in \
                        nonMasqueradeCIDRs";
     const SERVICE: &str = "this matters where services are not translated on the node; name it in \
                            nonMasqueradeCIDRs";
-    let pods = surroundings.pod_cidrs.iter();
-    let services = surroundings.service_cidrs.iter();
+    let pods = cluster_cidrs.pod_cidrs.iter();
+    let services = cluster_cidrs.service_cidrs.iter();
     for (what, cidr, advice) in pods
         .map(|cidr| ("pod CIDR", *cidr, POD))
         .chain(services.map(|cidr| ("service CIDR", *cidr, SERVICE)))
@@ -165,7 +165,7 @@ pub(super) fn cluster(
 }
 
 /// Warns if there are `only_nat_rules` and the default action is not set.
-pub(super) fn rest_unsaid(
+pub(super) fn implicit_default_action(
     only_nat_rules: bool,
     config: &Config,
     options: &Options,

@@ -27,7 +27,7 @@ pub(super) fn is_object(root: &Node) -> bool {
 
 /// Reports whether `text` contains Kubernetes objects, so that its size is not that of a
 /// configuration.
-pub fn holds_objects(text: &str) -> bool {
+pub fn contains_objects(text: &str) -> bool {
     super::yaml::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
 }
 
@@ -71,7 +71,7 @@ pub(super) fn documents(
             left_out.push(object);
             continue;
         }
-        let message = format!("the configuration in {} is read", described(object));
+        let message = format!("the configuration in {} is read", describe(object));
         notes.push(Diagnostic::at(name, object.line, message));
         found.extend(inner);
     }
@@ -107,7 +107,7 @@ fn kind(object: &Node) -> Option<&str> {
 }
 
 /// Describes the object by kind and name.
-fn described(object: &Node) -> String {
+fn describe(object: &Node) -> String {
     let metadata = get(object, "metadata");
     let name = metadata.and_then(|it| get(it, "name")).and_then(string);
     let kind = kind(object).unwrap_or("ConfigMap");
@@ -119,7 +119,7 @@ fn described(object: &Node) -> String {
 
 /// Describes the first objects, and the number of further ones.
 fn list(objects: &[&Node]) -> String {
-    let mut named: Vec<_> = objects.iter().take(NAMED).map(|it| described(it)).collect();
+    let mut named: Vec<_> = objects.iter().take(NAMED).map(|it| describe(it)).collect();
     if let more @ 1.. = objects.len().saturating_sub(NAMED) {
         named.push(format!("{more} more"));
     }

@@ -28,14 +28,14 @@ impl Masqueraded {
         let mut v4: Vec<_> = unrouted4.map(|range| (range, false)).into();
         let mut v6: Vec<_> = unrouted6.map(|range| (range, false)).into();
         for rule in rules {
-            let (said, unrouted) = match rule.prefix {
+            let (ranges, unrouted) = match rule.prefix {
                 IpNet::V4(_) => (&mut v4, unrouted4.as_slice()),
                 IpNet::V6(_) => (&mut v6, unrouted6.as_slice()),
             };
             let range = range(&rule.prefix);
             let within = |around: &Range| around.0 <= range.0 && range.1 <= around.1;
             if !unrouted.iter().any(within) {
-                said.push((range, rule.action == RuleAction::Masquerade));
+                ranges.push((range, rule.action == RuleAction::Masquerade));
             }
         }
         Self {
@@ -81,8 +81,8 @@ fn range(net: &IpNet) -> Range {
 /// Returns the parts of `0..=max` that are masqueraded by the innermost range around them;
 /// addresses outside all ranges are masqueraded. Ranges are those of prefixes, so two of them are
 /// nested or disjoint. No two are equal.
-fn flatten(mut said: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
-    said.sort_unstable_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+fn flatten(mut ranges: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
+    ranges.sort_unstable_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
     let mut found: Vec<Range> = Vec::new();
     let mut emit = |first: u128, last: u128, masqueraded: bool| {
         if !masqueraded || first > last {
@@ -96,7 +96,7 @@ fn flatten(mut said: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
     let mut around = vec![((0, max), true)];
     let mut cursor = 0;
     let mut ended = false;
-    for (range, masqueraded) in said {
+    for (range, masqueraded) in ranges {
         while let Some(&(outer, action)) = around.last()
             && outer.1 < range.0
         {

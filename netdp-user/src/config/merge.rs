@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::built_in::{self, Said};
+use super::defaults::{self, Overrides};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
-use super::lint::{self, Excused};
+use super::lint::{self, Exempt};
 use super::nesting;
 use super::parse::Entry;
 use super::settings::{self, Files};
@@ -23,8 +23,8 @@ pub(super) fn merge(
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> Config {
-    let masq_link_local = settings::either(files, Key::MasqLinkLocal, warnings);
-    let masq_link_local_ipv6 = settings::either(files, Key::MasqLinkLocalIpv6, warnings);
+    let masq_link_local = settings::any_true(files, Key::MasqLinkLocal, warnings);
+    let masq_link_local_ipv6 = settings::any_true(files, Key::MasqLinkLocalIpv6, warnings);
     let resync_interval = settings::shortest_interval(files, warnings);
 
     let mut user = UserRules::default();
@@ -53,25 +53,25 @@ pub(super) fn merge(
         }
     }
 
-    let said = Said {
+    let overrides = Overrides {
         list: emptied.is_some(),
         masq_link_local,
         masq_link_local_ipv6,
     };
-    let mut excused = Excused::default();
-    let mut rules = built_in::rules(options, said);
+    let mut exempt = Exempt::default();
+    let mut rules = defaults::rules(options, overrides);
     rules.retain(|rule| {
         let replaced = user.index.contains_key(&rule.prefix);
         if replaced {
-            excused.replacing.insert(rule.prefix);
+            exempt.replacing.insert(rule.prefix);
         }
         !replaced
     });
     rules.append(&mut user.rules);
     add_nat_rules(files, &mut rules, warnings);
     let nat_rules = files.iter().flat_map(|(_, file)| &file.nat_rules);
-    excused.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
-    lint::redundant(&rules, &excused, warnings);
+    exempt.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
+    lint::redundant(&rules, &exempt, warnings);
     let config = Config {
         rules: rules.into(),
         resync_interval: resync_interval.unwrap_or(DEFAULT_RESYNC_INTERVAL),

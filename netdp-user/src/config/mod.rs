@@ -5,8 +5,8 @@
 //! and those of k8s-custom-iptables. A set of files is accepted as a whole or not at all: one error
 //! anywhere rejects it.
 
-mod built_in;
 mod cidr;
+mod defaults;
 mod diagnostic;
 mod differences;
 mod document;
@@ -48,8 +48,8 @@ pub(crate) use key::Key;
 
 pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
 pub use keys::{Keys, LABEL};
-pub use lint::Surroundings;
-pub use manifest::holds_objects;
+pub use lint::ClusterCidrs;
+pub use manifest::contains_objects;
 pub use masqueraded::Masqueraded;
 pub use rules::Rules;
 
@@ -185,7 +185,7 @@ impl Config {
     pub fn masquerades(&self, net: IpNet) -> bool {
         let around = self.rules.covering(net).next();
         around.is_none_or(|rule| rule.action == RuleAction::Masquerade)
-            && !self.rules.bypass_a_part(net)
+            && !self.rules.bypass_partially(net)
     }
 
     /// Returns the masqueraded destinations, for queries about whole prefixes.
@@ -251,17 +251,17 @@ pub struct Loaded {
 /// # Errors
 /// Returns every error in every document; then none of them may come into force.
 pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
-    load_within(docs, opts, &Surroundings::default())
+    load_for_cluster(docs, opts, &ClusterCidrs::default())
 }
 
-/// Parses, checks and merges `docs`, and warns of effects of the policy on its `surroundings`.
+/// Parses, checks and merges `docs`, and warns if the policy masquerades `cluster_cidrs`.
 ///
 /// # Errors
 /// Returns the errors of [`load`].
-pub fn load_within(
+pub fn load_for_cluster(
     docs: &[Document],
     opts: &Options,
-    surroundings: &Surroundings,
+    cluster_cidrs: &ClusterCidrs,
 ) -> Result<Loaded, Rejected> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
@@ -295,8 +295,8 @@ pub fn load_within(
         // There may be a warning for each rule.
         warnings.clear();
     }
-    lint::cluster(&config, opts, surroundings, &mut warnings);
-    lint::rest_unsaid(only_nat_rules, &config, opts, &mut warnings);
+    lint::cluster(&config, opts, cluster_cidrs, &mut warnings);
+    lint::implicit_default_action(only_nat_rules, &config, opts, &mut warnings);
     sort(&mut errors, &parts);
     sort(&mut warnings, &parts);
     if errors.is_empty() {

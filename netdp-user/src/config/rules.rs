@@ -54,7 +54,7 @@ impl Rules {
     }
 
     /// Reports whether a rule bypasses a part of `net`, but not all of it.
-    pub fn bypass_a_part(&self, net: IpNet) -> bool {
+    pub fn bypass_partially(&self, net: IpNet) -> bool {
         // Prefixes are unique.
         let inside = self.index().bypasses.inside(net).take(2).count();
         let same = self.covering(net).next().filter(|rule| rule.prefix == net);

@@ -22,7 +22,7 @@ const MIN_SIMILARITY: f64 = 0.9;
 
 /// Reads the documents at `paths`, in their order. A path is a file, or a directory whose regular
 /// files are all read, sorted by name, except those that [`is_config_name`] excludes. A missing
-/// path yields no document: see [`absent`].
+/// path yields no document: see [`missing`].
 ///
 /// # Errors
 /// Returns errors for everything that exists but cannot be read, is too large, or is not UTF-8.
@@ -64,14 +64,14 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
 
 /// Returns those of `paths` that do not exist, so that a caller can report them. They are read as
 /// soon as they appear.
-pub fn absent(paths: &[PathBuf]) -> Vec<&Path> {
+pub fn missing(paths: &[PathBuf]) -> Vec<&Path> {
     let missing = |path: &&PathBuf| fs::metadata(path).is_err_and(|error| is_absence(&error));
     paths.iter().filter(missing).map(PathBuf::as_path).collect()
 }
 
 /// Returns a suggestion for a path that does not exist: it lists several paths, or has a similar
 /// name.
-pub fn meant_by(path: &Path) -> Option<String> {
+pub fn suggest(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
     let parts: Vec<&str> = text
         .split([',', ':', ' '])

@@ -172,11 +172,11 @@ fn a_masqueraded_cluster_is_warned_of() {
             let words = text.split_whitespace();
             words.map(|net| net.parse().unwrap()).collect()
         };
-        let surroundings = Surroundings {
+        let cluster_cidrs = ClusterCidrs {
             pod_cidrs: nets(pods),
             service_cidrs: nets(services),
         };
-        let loaded = load_within(&[doc("c", text)], &V4, &surroundings).unwrap();
+        let loaded = load_for_cluster(&[doc("c", text)], &V4, &cluster_cidrs).unwrap();
         lines(&loaded.warnings)
     };
     let own = "nonMasqueradeCIDRs: [192.168.0.0/17, 192.168.128.0/17]\nmasqueradeCIDRs:\n- 192.168.3.0/24\n";

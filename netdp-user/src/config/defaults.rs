@@ -53,7 +53,7 @@ const fn v6(first: u16, len: u8) -> IpNet {
 
 /// Settings in files that replace built-in rules.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Said {
+pub(super) struct Overrides {
     /// True if a file has its own list of non-masquerade CIDRs.
     pub list: bool,
     /// Value of `masqLinkLocal`.
@@ -63,7 +63,7 @@ pub(super) struct Said {
 }
 
 /// Returns the built-in rules.
-pub(super) fn rules(options: &Options, said: Said) -> Vec<Rule> {
+pub(super) fn rules(options: &Options, overrides: Overrides) -> Vec<Rule> {
     let bypass_all = options.default_action == Some(RuleAction::Bypass);
     let mut rules = Vec::new();
     let mut add = |prefixes: &[IpNet], origin: &Origin| {
@@ -82,13 +82,13 @@ pub(super) fn rules(options: &Options, said: Said) -> Vec<Rule> {
         }
     }
     let origin = Origin::BuiltIn;
-    if !said.masq_link_local {
+    if !overrides.masq_link_local {
         add(&[LINK_LOCAL_V4], &origin);
     }
-    if options.enable_ipv6 && !said.masq_link_local_ipv6 {
+    if options.enable_ipv6 && !overrides.masq_link_local_ipv6 {
         add(&[LINK_LOCAL_V6], &origin);
     }
-    if !said.list && !bypass_all {
+    if !overrides.list && !bypass_all {
         add(&PRIVATE, &origin);
         if options.nomasq_all_reserved_ranges {
             add(&RESERVED, &origin);
