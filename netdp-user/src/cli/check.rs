@@ -1,7 +1,7 @@
 //! `netdp config check`: validates a configuration, shows its policy, and reports findings to its
 //! author.
 
-use super::Output;
+use super::args::Output;
 use super::output;
 use super::policy::Policy;
 use crate::config::{self, Config, Diagnostic, Document, Format, MAX_DOCUMENT_BYTES};

@@ -1,6 +1,6 @@
 //! `netdp detach`.
 
-use super::Places;
+use super::args::InstancePaths;
 use crate::agent::Memory;
 use crate::config::{self, Config, RuleAction, parse_duration};
 use crate::datapath;
@@ -26,7 +26,7 @@ const TELL: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub(super) struct Detach {
     #[command(flatten)]
-    pub(super) places: Places,
+    pub(super) places: InstancePaths,
     /// Give the mappings to netfilter first, and new connections to ip-masq-agent's chains, made of
     /// the last good configuration: no connection ends.
     #[arg(long)]

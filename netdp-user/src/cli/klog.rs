@@ -2,7 +2,7 @@
 //! ip-masq-agent works. `--v` sets the level; messages go to standard error, whatever the others
 //! say.
 
-use super::LogLevel;
+use super::args::LogLevel;
 use clap::Args;
 
 /// Klog's flags. Those that are strings here only show whether they were given.

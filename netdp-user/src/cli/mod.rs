@@ -1,5 +1,6 @@
 //! The command line.
 
+mod args;
 mod check;
 mod detach;
 mod go;
@@ -16,15 +17,15 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, report, state_dir, terminal};
+use crate::{pod, report, terminal};
 use anyhow::Result;
+use args::{InstancePaths, LogLevel, Output};
 use check::Check;
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
 use run::Run;
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
@@ -69,31 +70,10 @@ enum ConfigCommand {
     Check(Box<Check>),
 }
 
-/// Where one instance of netdp keeps its things.
-#[derive(Debug, Args)]
-struct Places {
-    /// Directory for pinned maps and links; a bpffs is mounted there if it is not on one.
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "NETDP_BPFFS",
-        default_value = "/sys/fs/bpf/netdp"
-    )]
-    bpffs: PathBuf,
-    /// Directory for the lock, the status and the last good configuration; unless given, /run/netdp,
-    /// or /dev/shm/netdp where that can only be read.
-    #[arg(long, value_name = "DIR", default_value_os_t = state_dir::default_path())]
-    state_dir: PathBuf,
-    /// Directory in which the programs of iptables and nft are looked for; may be repeated. Only
-    /// root may be able to write to what is there.
-    #[arg(long, value_name = "DIR", default_values = programs::DIRECTORIES)]
-    programs: Vec<PathBuf>,
-}
-
 #[derive(Debug, Args)]
 struct Show {
     #[command(flatten)]
-    places: Places,
+    places: InstancePaths,
     /// Format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -106,30 +86,6 @@ struct Fleet {
     /// Format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
-}
-
-/// Severity of log messages.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogLevel {
-    /// Something failed.
-    Error,
-    /// Something is odd.
-    Warn,
-    /// What the agent does.
-    Info,
-    /// More than most want to know.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 /// Parses a command line; exits with a message if it is invalid.
@@ -193,7 +149,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 impl Command {
-    fn places(&self) -> Option<&Places> {
+    fn places(&self) -> Option<&InstancePaths> {
         match self {
             Self::Run(run) => Some(&run.places),
             Self::Status(show) | Self::Flows(show) => Some(&show.places),

@@ -1,5 +1,6 @@
 //! `netdp run`: its flags, and the agent's options derived from them.
 
+use super::args::{InstancePaths, LogLevel};
 use super::go::parse_bool;
 use super::klog::Klog;
 use super::kube::KubeFlags;
@@ -7,7 +8,6 @@ use super::policy::Policy;
 use super::values::{
     kernel_reserved_ports, parse_listen, parse_ports, parse_ranges, parse_timeouts,
 };
-use super::{LogLevel, Places};
 use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
@@ -25,7 +25,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub(super) struct Run {
     #[command(flatten)]
-    pub(super) places: Places,
+    pub(super) places: InstancePaths,
     /// Configuration file, or directory of files; may be repeated.
     #[arg(long, value_name = "PATH", default_value = "/etc/config")]
     config: Vec<PathBuf>,
