@@ -18,15 +18,15 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Period of polling whether the datapath is still needed.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Period of the message that it is still needed.
-const TELL: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Detach {
     #[command(flatten)]
-    pub(super) places: InstancePaths,
+    pub(super) paths: InstancePaths,
     /// Give the mappings to netfilter first, and new connections to ip-masq-agent's chains, made of
     /// the last good configuration: no connection ends.
     #[arg(long)]
@@ -39,12 +39,12 @@ pub(super) struct Detach {
 
 impl Detach {
     pub(super) fn run(self) -> Result<()> {
-        let dir = StateDir::open(&self.places.state_dir)?;
+        let dir = StateDir::open(&self.paths.state_dir)?;
         let _lock = match dir.lock()? {
             Some(lock) => lock,
             None => bail!(
                 "an agent is running on {}; stop it first, or it would attach again",
-                self.places.state_dir.display()
+                self.paths.state_dir.display()
             ),
         };
         let Removal { removed, failed } = if self.to_iptables {
@@ -54,7 +54,7 @@ impl Detach {
                 failed: Vec::new(),
             }
         } else {
-            self.for_good(&dir)
+            self.remove_all(&dir)
         };
         for what in removed {
             eprintln!("netdp: removed {}", terminal::line(&what));
@@ -67,7 +67,7 @@ impl Detach {
 
     /// Removes everything that agents may have left. An object that can't be removed does not stop
     /// the others from being removed.
-    fn for_good(&self, dir: &StateDir) -> Removal {
+    fn remove_all(&self, dir: &StateDir) -> Removal {
         let left = Memory::read(dir).unwrap_or_else(|err| {
             eprintln!(
                 "netdp: {}: chains, filters and a ready file that only it names may be left",
@@ -81,18 +81,18 @@ impl Detach {
         let mut all = iptables::remove(&chains);
         let missing_program = left.chains.iter().filter_map(ChainReport::missing_program);
         all.failed.extend(missing_program);
-        match datapath::detach(&self.places.bpffs) {
+        match datapath::detach(&self.paths.bpffs) {
             Ok(removed) => all.removed.extend(removed),
             Err(err) => all.failed.push(format!("{err:#}")),
         }
         // Filters of a datapath whose maps were not pinned any more.
         (all.removed).extend(datapath::remove_filters(&left.placed));
-        match Self::forget_lost(dir) {
+        match Self::forget_untracked(dir) {
             Ok(Some(what)) => all.removed.push(what),
             Ok(None) => {}
             Err(err) => all.failed.push(format!("{err:#}")),
         }
-        Self::tell_of_other_chains(dir, &chains);
+        Self::report_other_chains(dir, &chains);
         if let Some(ready) = &left.ready_file {
             match std::fs::remove_file(ready) {
                 Ok(()) => all.removed.push(ready.display().to_string()),
@@ -102,7 +102,7 @@ impl Detach {
         }
         // The files there are needed to find the remaining objects.
         if all.failed.is_empty() {
-            let state_dir = self.places.state_dir.display();
+            let state_dir = self.paths.state_dir.display();
             match dir.remove() {
                 Ok(true) => all.removed.push(format!("what agents kept in {state_dir}")),
                 Ok(false) => {}
@@ -112,8 +112,8 @@ impl Detach {
         if all.removed.is_empty() && all.failed.is_empty() {
             eprintln!(
                 "netdp: nothing is left to remove: no programs or pins in {}, no chains, no state in {}",
-                self.places.bpffs.display(),
-                self.places.state_dir.display()
+                self.paths.bpffs.display(),
+                self.paths.state_dir.display()
             );
         }
         all
@@ -121,7 +121,7 @@ impl Detach {
 
     /// Deletes the conntrack entries of flows translated by a datapath that was not detached
     /// properly: its pins were removed. Needs the last good configuration.
-    fn forget_lost(dir: &StateDir) -> Result<Option<String>> {
+    fn forget_untracked(dir: &StateDir) -> Result<Option<String>> {
         if !datapath::is_marked() {
             return Ok(None);
         }
@@ -142,9 +142,9 @@ impl Detach {
             let v4 = address.as_sockaddr_in().map(|it| IpAddr::V4(it.ip()));
             v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::V6(it.ip())))
         });
-        let forgotten = datapath::forget(&local.collect(), |flow, way| {
-            datapath::may_be_translated(flow, way)
-                && config.decide(way.destination).action != RuleAction::Bypass
+        let forgotten = datapath::forget(&local.collect(), |flow, tuple| {
+            datapath::may_be_translated(flow, tuple)
+                && config.decide(tuple.destination).action != RuleAction::Bypass
         })?;
         Ok(Some(format!(
             "{forgotten} flows that may have been translated, from connection tracking"
@@ -152,7 +152,7 @@ impl Detach {
     }
 
     /// Reports chains in netdp's format that no record attributes to netdp.
-    fn tell_of_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
+    fn report_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
         let name = Fallback::read(dir).map(|fallback| fallback.chains.name);
         let name = name.unwrap_or_else(|_| masq_agent::CHAIN.into());
         if removed.contains(name.as_str()) {
@@ -170,25 +170,25 @@ impl Detach {
     fn to_iptables(&self, dir: &StateDir) -> Result<Vec<String>> {
         let config = last_good(dir)?;
         let mut chains = Chains::new(&Fallback::read(dir)?.chains)?;
-        let bpffs = &self.places.bpffs;
+        let bpffs = &self.paths.bpffs;
         datapath::adopt(bpffs)?;
         let (rollback, reports) = Rollback::begin(bpffs, &mut chains, &config, self.grace)?;
         if let Some(error) = reports.iter().find_map(|report| report.error.clone()) {
             bail!("{error}; the eBPF datapath goes on");
         }
-        let mut told = Instant::now();
+        let mut last_report = Instant::now();
         let removed = loop {
             if let Some(removed) = rollback.finish()? {
                 break removed;
             }
-            if told.elapsed() >= TELL {
-                told = Instant::now();
+            if last_report.elapsed() >= REPORT_INTERVAL {
+                last_report = Instant::now();
                 eprintln!(
                     "netdp: {} mappings that netfilter does not take; waiting for their end",
                     rollback.left()?
                 );
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         };
         let memory = Memory {
             policy: Memory::recall(dir).policy,

@@ -3,7 +3,7 @@
 mod args;
 mod check;
 mod detach;
-mod go;
+mod go_flags;
 mod klog;
 mod kube;
 pub(crate) mod output;
@@ -73,7 +73,7 @@ enum ConfigCommand {
 #[derive(Debug, Args)]
 struct Show {
     #[command(flatten)]
-    places: InstancePaths,
+    paths: InstancePaths,
     /// Format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -90,15 +90,15 @@ struct Fleet {
 
 /// Parses a command line; exits with a message if it is invalid.
 ///
-/// Command lines of ip-masq-agent and k8s-custom-iptables are accepted, too: see `go`. Returns
+/// Command lines of ip-masq-agent and k8s-custom-iptables are accepted, too: see `go_flags`. Returns
 /// `None`, after a message, for one that requests a shell, a name under which the image has netdp.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let args: Vec<OsString> = args.into_iter().collect();
-    if go::is_shell(&args) {
+    if go_flags::is_shell(&args) {
         return None;
     }
     let command = Cli::command();
-    let args = go::normalise(args, |word| command.find_subcommand(word).is_some());
+    let args = go_flags::normalise(args, |word| command.find_subcommand(word).is_some());
     let is_agent = args.get(1).is_some_and(|word| word == "run");
     let cli = Cli::try_parse_from(args).unwrap_or_else(|err| {
         if is_agent && err.use_stderr() {
@@ -114,8 +114,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
 /// # Errors
 /// Returns an error if the command fails.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
-    if let Some(places) = cli.command.places() {
-        programs::look_in(places.programs.clone());
+    if let Some(paths) = cli.command.paths() {
+        programs::look_in(paths.programs.clone());
     }
     match cli.command {
         Command::Run(run) => {
@@ -126,13 +126,11 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
                 .inspect_err(|err| pod::leave(&format!("netdp: error: {err:#}\n")))
         }
         Command::Status(show) => report::print(
-            &show.places.bpffs,
-            &show.places.state_dir,
+            &show.paths.bpffs,
+            &show.paths.state_dir,
             show.output == Output::Json,
         ),
-        Command::Flows(show) => {
-            report::print_flows(&show.places.bpffs, show.output == Output::Json)
-        }
+        Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
             fleet.access.kubeconfig.as_deref(),
@@ -149,12 +147,12 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 impl Command {
-    fn places(&self) -> Option<&InstancePaths> {
+    fn paths(&self) -> Option<&InstancePaths> {
         match self {
-            Self::Run(run) => Some(&run.places),
-            Self::Status(show) | Self::Flows(show) => Some(&show.places),
-            Self::Shadow(ShadowCommand::Report(show)) => Some(&show.places),
-            Self::Detach(detach) => Some(&detach.places),
+            Self::Run(run) => Some(&run.paths),
+            Self::Status(show) | Self::Flows(show) => Some(&show.paths),
+            Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
+            Self::Detach(detach) => Some(&detach.paths),
             Self::Config(_) | Self::Fleet(_) => None,
         }
     }
@@ -165,7 +163,7 @@ impl Show {
     /// trouble.
     fn compare(&self) -> ExitCode {
         let json = self.output == Output::Json;
-        match shadow::print(&self.places.state_dir, json) {
+        match shadow::print(&self.paths.state_dir, json) {
             Ok(Summary::Alike) => ExitCode::SUCCESS,
             Ok(Summary::Different) => ExitCode::FAILURE,
             Ok(Summary::Unknown) => {
@@ -173,8 +171,8 @@ impl Show {
                 ExitCode::from(2)
             }
             Err(err) => {
-                let said = format!("{err:#}");
-                eprintln!("netdp: error: {}", terminal::lines(&said));
+                let message = format!("{err:#}");
+                eprintln!("netdp: error: {}", terminal::lines(&message));
                 ExitCode::from(2)
             }
         }
@@ -204,9 +202,9 @@ fn init_log(level: LogLevel) {
         .format(|out, record| {
             let (time, level) = (out.timestamp(), record.level());
             let style = out.default_level_style(level);
-            let said = record.args().to_string();
-            let said = terminal::line(&said);
-            writeln!(out, "[{time} {style}{level:<5}{style:#}] {said}")
+            let message = record.args().to_string();
+            let message = terminal::line(&message);
+            writeln!(out, "[{time} {style}{level:<5}{style:#}] {message}")
         })
         .init();
 }
@@ -233,7 +231,8 @@ mod tests {
     }
 
     fn run(line: &str) -> super::Run {
-        let args = super::go::normalise(line.split(' ').map(Into::into), |word| word == "run");
+        let args =
+            super::go_flags::normalise(line.split(' ').map(Into::into), |word| word == "run");
         match Cli::try_parse_from(args).unwrap().command {
             super::Command::Run(run) => *run,
             other => panic!("{line}: {other:?}"),

@@ -1,7 +1,7 @@
 //! The flags that affect the meaning of a configuration, and those about its cluster_cidrs: the same
 //! for `netdp run` and `netdp config check`.
 
-use super::go::parse_bool;
+use super::go_flags::parse_bool;
 use crate::config::{ClusterCidrs, Document, Format, Options, RuleAction};
 use clap::Args;
 use ipnet::IpNet;

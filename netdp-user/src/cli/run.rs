@@ -1,7 +1,7 @@
 //! `netdp run`: its flags, and the agent's options derived from them.
 
 use super::args::{InstancePaths, LogLevel};
-use super::go::parse_bool;
+use super::go_flags::parse_bool;
 use super::klog::Klog;
 use super::kube::KubeFlags;
 use super::policy::Policy;
@@ -25,7 +25,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub(super) struct Run {
     #[command(flatten)]
-    pub(super) places: InstancePaths,
+    pub(super) paths: InstancePaths,
     /// Configuration file, or directory of files; may be repeated.
     #[arg(long, value_name = "PATH", default_value = "/etc/config")]
     config: Vec<PathBuf>,
@@ -156,7 +156,7 @@ impl Run {
                 ignored.join(", ")
             );
         }
-        tell_of_memory(&self.places.state_dir);
+        tell_of_memory(&self.paths.state_dir);
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());
@@ -192,8 +192,8 @@ impl Run {
             patterns: Patterns::parse("--uplink", &self.uplink)?,
             hairpin: Patterns::parse("--hairpin", &self.hairpin)?,
             node_addrs: self.node_ip,
-            bpffs: self.places.bpffs,
-            state_dir: self.places.state_dir,
+            bpffs: self.paths.bpffs,
+            state_dir: self.paths.state_dir,
             setup: Setup {
                 enable_ipv6: self.policy.enable_ipv6,
                 max_flows: self.max_flows,

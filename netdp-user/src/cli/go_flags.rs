@@ -104,8 +104,9 @@ mod tests {
     use super::{is_shell, normalise};
 
     #[test]
-    fn what_wants_a_shell_is_told_that_there_is_none() {
-        let wants = |line: &str| is_shell(&line.split(' ').map(Into::into).collect::<Vec<_>>());
+    fn a_shell_is_refused_except_for_the_script() {
+        let is_refused =
+            |line: &str| is_shell(&line.split(' ').map(Into::into).collect::<Vec<_>>());
         for shell in [
             "sh",
             "/bin/sh",
@@ -113,7 +114,7 @@ mod tests {
             "sh /run.sh",
             "sh -c /run.sh -x",
         ] {
-            assert!(wants(shell), "{shell}");
+            assert!(is_refused(shell), "{shell}");
         }
         for other in [
             "sh -c /run.sh",
@@ -122,7 +123,7 @@ mod tests {
             "/run.sh",
             "netdp sh",
         ] {
-            assert!(!wants(other), "{other}");
+            assert!(!is_refused(other), "{other}");
         }
     }
 
