@@ -3,28 +3,11 @@
 //! A condition that is not understood counts as no condition, so that the result has a port too
 //! many rather than one too few.
 
-use super::rule::Ruleset;
+use super::rule::{Ruleset, To};
 use crate::node::PortSet;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-
-/// Target of a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum To {
-    /// Another chain, by name.
-    Chain(String),
-    /// Another destination: DNAT, REDIRECT, TPROXY.
-    Elsewhere,
-}
-
-/// Target of packets that are addressed to the node and match a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Onward {
-    /// Ports that they may be addressed to.
-    pub ports: PortSet,
-    pub to: To,
-}
 
 /// A rule that changes the destination of some packets addressed to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]

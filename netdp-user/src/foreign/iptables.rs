@@ -1,7 +1,7 @@
 //! Conversion of iptables rules to the common model.
 
-use super::inward::{Onward, To, has_between, may_be_node};
-use super::rule::{Match, Rule, Ruleset, Target};
+use super::inward::{has_between, may_be_node};
+use super::rule::{Match, Onward, Rule, Ruleset, Target, To};
 use crate::iptables::{RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
 use netdp_common::addr::Family;

@@ -1,7 +1,8 @@
 //! Effect of a native nftables rule on packets that are addressed to the node, from the JSON of
 //! libnftables-json(5).
 
-use super::inward::{Onward, To, has_between, may_be_node};
+use super::inward::{has_between, may_be_node};
+use super::rule::{Onward, To};
 use crate::node::{PortSet, Ranges, protocol_bit};
 use ipnet::IpNet;
 use serde_json::Value;

@@ -1,6 +1,6 @@
 //! Model of a NAT rule of any kind, as far as it matters to pods' packets.
 
-use super::inward::Onward;
+use crate::node::PortSet;
 use ipnet::IpNet;
 use netdp_common::addr::Family;
 use std::collections::BTreeMap;
@@ -46,6 +46,23 @@ pub enum Target {
     Drop,
     /// Any target that does not affect the source.
     Other,
+}
+
+/// Target of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum To {
+    /// Another chain, by name.
+    Chain(String),
+    /// Another destination: DNAT, REDIRECT, TPROXY.
+    Elsewhere,
+}
+
+/// Target of packets that are addressed to the node and match a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Onward {
+    /// Ports that they may be addressed to.
+    pub ports: PortSet,
+    pub to: To,
 }
 
 /// A rule with its conditions and target.
