@@ -53,7 +53,7 @@ pub(super) struct Facts<'a> {
     /// The families that uplinks have or had an address of, as far as this agent or an earlier one saw.
     pub had: &'a Had,
     /// Third-party NAT rules.
-    pub foreign: &'a foreign::Seen,
+    pub foreign: &'a foreign::NatFindings,
     /// Ports and traffic of the node that are withheld from pods' flows, in eBPF mode.
     pub node: Option<&'a NodeReport>,
     /// Rules that could not be taken over yet, and why.

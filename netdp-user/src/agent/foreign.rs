@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::modes::{Ebpf, Engine};
-use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
+use crate::foreign::{Finding, NatContext, NatFindings, ScanQueue, ScanResult, Translator};
 use crate::iptables::RuleMonitor;
 use log::Level;
 use std::collections::HashSet;
@@ -14,11 +14,11 @@ const MAX_LOGGED: usize = 50;
 /// Scans for third-party NAT rules, and their triggers.
 #[derive(Debug)]
 pub(super) struct Foreign {
-    watch: Watch,
+    queue: ScanQueue,
     /// Set once a scan has finished.
     looked: bool,
     /// Findings of the last scan, as reported.
-    pub(super) found: Seen,
+    pub(super) found: NatFindings,
     /// A rule that drops replies to pods, in words.
     in_the_way: Option<String>,
     /// Netlink notifications of rule changes; without them, scans follow the resync interval.
@@ -32,9 +32,9 @@ impl Foreign {
             log::debug!("{err:#}");
         }
         Self {
-            watch: Watch::default(),
+            queue: ScanQueue::default(),
             looked: false,
-            found: Seen::default(),
+            found: NatFindings::default(),
             in_the_way: None,
             monitor: monitor.ok(),
         }
@@ -52,7 +52,7 @@ impl Foreign {
     }
 
     /// Records whether the findings of a scan block a takeover. Returns whether that has changed.
-    pub(super) fn note(&mut self, seen: &Seen) -> bool {
+    pub(super) fn note(&mut self, seen: &NatFindings) -> bool {
         let mut drops = seen.rules.iter().filter(|it| it.drops && it.conflict);
         let in_the_way = drops.next().map(ToString::to_string);
         let is_news = !self.looked || in_the_way != self.in_the_way;
@@ -84,20 +84,20 @@ impl Foreign {
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             () = Self::rules_changed(&mut self.monitor) => Event::RulesChanged,
-            look = self.watch.seen() => Event::Seen(look),
+            scan = self.queue.result() => Event::Scanned(scan),
         }
     }
 
     /// Waits for the result of a scan; forever if none was requested.
-    pub(super) async fn seen(&mut self) -> Look {
-        self.watch.seen().await
+    pub(super) async fn seen(&mut self) -> ScanResult {
+        self.queue.result().await
     }
 }
 
 /// Event for the agent's loop.
 pub(super) enum Event {
     RulesChanged,
-    Seen(Look),
+    Scanned(ScanResult),
 }
 
 /// Logs these rules; if there are very many, only the first.
@@ -125,16 +125,16 @@ impl Agent {
                 self.ask_foreign();
                 self.foreign.rules_took(start.elapsed());
             }
-            Event::Seen(look) => {
-                self.accept_inward(look.nat);
-                if self.foreign.note(&look.seen) {
+            Event::Scanned(scan) => {
+                self.accept_inward(scan.redirects);
+                if self.foreign.note(&scan.findings) {
                     self.try_takeover_soon();
                     self.take_over();
                 }
                 // A takeover is followed by a new scan.
                 let trying = |it: &Ebpf| it.takeover.is_trying();
                 if !self.engine.as_ebpf().is_some_and(trying) {
-                    self.accept_foreign(look.seen);
+                    self.accept_foreign(scan.findings);
                 }
             }
         }
@@ -148,7 +148,7 @@ impl Agent {
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
         let by = self.to_judge_by();
-        self.foreign.watch.ask(Around {
+        self.foreign.queue.request(NatContext {
             translator,
             rules: self.config.rules.clone(),
             wire: by.wire.clone(),
@@ -160,7 +160,7 @@ impl Agent {
         self.judge_by(by);
     }
 
-    fn accept_foreign(&mut self, seen: Seen) {
+    fn accept_foreign(&mut self, seen: NatFindings) {
         if seen == self.foreign.found {
             return;
         }

@@ -1,7 +1,7 @@
 //! Ports on which the node itself receives, which are withheld from pods' flows.
 
 use super::Agent;
-use crate::foreign::{Diverted, Inward};
+use crate::foreign::{Redirect, Redirects};
 use crate::node::{Facts, NodeReport, Policy, Probe, Prober, decide};
 use crate::uplinks::{Uplink, local_addresses, select};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Node {
     /// NAT rules for packets addressed to the node; `None` until the first scan has ended.
-    nat: Option<Inward>,
+    nat: Option<Redirects>,
     prober: Prober,
     probe: Option<Probe>,
     /// Set once all rules have been read: entries of an earlier agent no longer apply.
@@ -84,8 +84,8 @@ impl Agent {
         let until = Instant::now() + PATIENCE;
         // Both continue in the background; later results are handled by the loop.
         let probe = timeout_at(until, self.node.prober.changed()).await;
-        let look = timeout_at(until, self.foreign.seen()).await;
-        if probe.is_err() || look.is_err() {
+        let scan = timeout_at(until, self.foreign.seen()).await;
+        if probe.is_err() || scan.is_err() {
             log::warn!(
                 "reading NAT rules, sockets and services takes longer than {} s: until it is done, pods' \
                  flows may get ports on which the node receives",
@@ -93,24 +93,23 @@ impl Agent {
             );
         }
         self.node.probe = probe.ok();
-        if let Ok(look) = look {
-            self.accept_inward(look.nat);
-            self.foreign.note(&look.seen);
+        if let Ok(scan) = scan {
+            self.accept_inward(scan.redirects);
+            self.foreign.note(&scan.findings);
         }
     }
 
     /// Handles the NAT rules of a scan.
-    pub(super) fn accept_inward(&mut self, mut nat: Inward) {
+    pub(super) fn accept_inward(&mut self, mut nat: Redirects) {
         if !self.node.wanted {
             return;
         }
         if let Some(before) = &self.node.nat {
             // Rules that could not be read this time are assumed to be unchanged.
-            let missing = |rule: &&Diverted| {
-                nat.failed.contains(&rule.backend) && !nat.diverted.contains(rule)
-            };
-            let kept: Vec<_> = before.diverted.iter().filter(missing).cloned().collect();
-            nat.diverted.extend(kept);
+            let missing =
+                |rule: &&Redirect| nat.failed.contains(&rule.backend) && !nat.rules.contains(rule);
+            let kept: Vec<_> = before.rules.iter().filter(missing).cloned().collect();
+            nat.rules.extend(kept);
         }
         self.node.complete |= nat.failed.is_empty();
         self.node.nat = Some(nat);

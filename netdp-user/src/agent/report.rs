@@ -99,7 +99,7 @@ pub(super) mod tests {
     use super::super::findings::Findings;
     use super::super::memory::PolicyCount;
     use crate::config::{Origin, Rule, RuleAction};
-    use crate::foreign::Seen;
+    use crate::foreign::NatFindings;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
     use crate::uplinks::{Had, Lacking};
@@ -119,7 +119,7 @@ pub(super) mod tests {
         pub no_address: Vec<Lacking>,
         pub recalled: Option<Vec<Lacking>>,
         pub had: Had,
-        pub foreign: Seen,
+        pub foreign: NatFindings,
         pub chains_back: Vec<String>,
         pub api_unready: Option<String>,
         pub off: Vec<String>,
@@ -152,7 +152,7 @@ pub(super) mod tests {
                 no_address: Vec::new(),
                 recalled: None,
                 had: Had::new(),
-                foreign: Seen::default(),
+                foreign: NatFindings::default(),
                 chains_back: Vec::new(),
                 api_unready: None,
                 off: Vec::new(),

@@ -1,7 +1,7 @@
 //! Conversion of iptables rules to the common model.
 
-use super::inward::{has_between, may_be_node};
-use super::rule::{Match, Onward, Rule, Ruleset, Target, To};
+use super::redirect::{has_between, may_be_node};
+use super::rule::{Branch, BranchTarget, Match, Rule, Ruleset, Target};
 use crate::iptables::{RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
 use netdp_common::addr::Family;
@@ -44,38 +44,39 @@ fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
         text: format!("-A {chain} {text}"),
         matches: Vec::new(),
         target: Target::Other,
-        onward: Vec::new(),
+        branches: Vec::new(),
     };
     let mut ports = PortSet::all();
-    let mut to = None;
+    let mut target = None;
     for option in RuleOptions::parse(text).iter() {
-        understand(&mut rule, &option);
+        add_option(&mut rule, &option);
         match option.name {
-            "-j" | "-g" => to = onward(option.value()),
+            "-j" | "-g" => target = branch_target(option.value()),
             _ => {
-                if let Some(only) = inward(&option, local) {
+                if let Some(only) = node_ports(&option, local) {
                     ports = ports.intersection(&only);
                 }
             }
         }
     }
     if !ports.is_empty() {
-        rule.onward.extend(to.map(|to| Onward { ports, to }));
+        rule.branches
+            .extend(target.map(|target| Branch { ports, target }));
     }
     rule
 }
 
 /// Returns the target of ingress packets.
-fn onward(target: &str) -> Option<To> {
+fn branch_target(target: &str) -> Option<BranchTarget> {
     match target {
-        "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Some(To::Elsewhere),
+        "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Some(BranchTarget::Redirect),
         "RETURN" | "ACCEPT" | "DROP" | "MARK" | "CONNMARK" | "LOG" | "NFLOG" => None,
-        chain => Some(To::Chain(chain.into())),
+        chain => Some(BranchTarget::Chain(chain.into())),
     }
 }
 
 /// Returns the ports of packets addressed to the node that match a condition, if it is about that.
-fn inward(option: &RuleOption<'_, '_>, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
+fn node_ports(option: &RuleOption<'_, '_>, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
     let (value, not) = (option.value(), option.inverted);
     let all_or_none = |all: bool| {
         if all {
@@ -121,7 +122,8 @@ fn ports(text: &str) -> Option<Ranges> {
     text.split(',').map(range).collect()
 }
 
-fn understand(rule: &mut Rule, option: &RuleOption<'_, '_>) {
+/// Adds an option to the conditions or the target of a rule.
+fn add_option(rule: &mut Rule, option: &RuleOption<'_, '_>) {
     let (value, not) = (option.value(), option.inverted);
     let found = match option.name {
         "-m" | "--comment" | "--random" | "--random-fully" | "--to-ports" | "--persistent" => None,
@@ -189,8 +191,8 @@ fn mark(value: &str, not: bool) -> Match {
 /// Returns the first address of `A[-B][:PORTS]`.
 fn address(text: &str) -> Option<IpAddr> {
     let first = text.split('-').next().unwrap_or(text);
-    let plain = first.parse().ok();
-    plain.or_else(|| {
+    let alone = first.parse().ok();
+    alone.or_else(|| {
         let bare = first.rsplit_once(':').map_or(first, |(ip, _)| ip);
         bare.trim_matches(['[', ']']).parse().ok()
     })

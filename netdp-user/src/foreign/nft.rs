@@ -1,6 +1,6 @@
 //! Parser for rules in the format of `nft -j list table` (libnftables-json(5)).
 
-use super::nft_inward::{Context, net, onward};
+use super::nft_redirect::{Context, branches, net};
 use super::rule::{Match, Rule, Ruleset, Target};
 use ipnet::IpNet;
 use serde_json::Value;
@@ -17,19 +17,19 @@ pub struct TableName {
 
 /// The base chains of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Roots {
+pub struct BaseChains {
     /// NAT chains at postrouting.
     pub outward: Vec<String>,
     /// Chains at prerouting, and NAT chains at output.
     pub inward: Vec<String>,
     /// Chains that precede the point where netfilter would translate replies: at prerouting, and at
     /// ingress of devices.
-    pub early: Vec<Early>,
+    pub early: Vec<EarlyChain>,
 }
 
 /// A chain that precedes netfilter's translation of replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Early {
+pub struct EarlyChain {
     pub chain: String,
     /// Devices at whose ingress it is; everywhere if there are none.
     pub devices: Vec<String>,
@@ -39,7 +39,7 @@ pub struct Early {
 /// include/uapi/linux/netfilter_ipv4.h).
 const NAT: i64 = -100;
 
-impl Roots {
+impl BaseChains {
     /// Reports whether iptables-nft creates such chains for its nat table.
     pub fn are_iptables(&self) -> bool {
         let known = |name: &String| {
@@ -51,8 +51,8 @@ impl Roots {
 
 /// Returns the tables that may translate or redirect packets, from the output of `nft -j list
 /// chains`.
-pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
-    let mut tables: BTreeMap<_, Roots> = BTreeMap::new();
+pub fn tables(listing: &Value) -> BTreeMap<TableName, BaseChains> {
+    let mut tables: BTreeMap<_, BaseChains> = BTreeMap::new();
     for chain in objects(listing, "chain") {
         let of = |key: &str| chain[key].as_str().unwrap_or_default();
         if !["ip", "ip6", "inet", "netdev"].contains(&of("family")) {
@@ -68,7 +68,7 @@ pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
                 family: of("family").into(),
                 name: of("table").into(),
             };
-            tables.entry(name).or_default().early.push(Early {
+            tables.entry(name).or_default().early.push(EarlyChain {
                 chain: of("name").into(),
                 devices: devices.map(str::to_owned).collect(),
             });
@@ -119,7 +119,12 @@ pub fn devices(text: &str, chain: &str) -> Vec<String> {
 
 /// Parses the table in `listing`, of a node with these addresses; `text` is the same table as
 /// printed by `nft -s -a list table`.
-pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAddr>) -> Ruleset {
+pub fn ruleset(
+    listing: &Value,
+    text: &str,
+    roots: BaseChains,
+    local: &BTreeSet<IpAddr>,
+) -> Ruleset {
     let texts: BTreeMap<u64, &str> = text
         .lines()
         .filter_map(|line| {
@@ -145,7 +150,7 @@ pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAdd
         let text = text.map_or_else(|| rule["expr"].to_string(), |text| (*text).to_owned());
         let chain = rule["chain"].as_str().unwrap_or_default();
         let mut parsed = parse(&rule["expr"], text, &context.named);
-        parsed.onward = onward(&rule["expr"], &context);
+        parsed.branches = branches(&rule["expr"], &context);
         chains.entry(chain.into()).or_default().push(parsed);
     }
     Ruleset {
@@ -162,7 +167,7 @@ fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> 
         text,
         matches: Vec::new(),
         target: Target::Other,
-        onward: Vec::new(),
+        branches: Vec::new(),
     };
     for expression in expressions.as_array().into_iter().flatten() {
         let Some((kind, value)) = expression.as_object().and_then(|o| o.iter().next()) else {
@@ -191,17 +196,17 @@ fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> 
     rule
 }
 
-fn condition(found: &Value, sets: &BTreeMap<String, &Value>) -> Match {
-    understood(found, sets).unwrap_or_else(|| Match::Other(found.to_string()))
+fn condition(condition: &Value, sets: &BTreeMap<String, &Value>) -> Match {
+    known_condition(condition, sets).unwrap_or_else(|| Match::Other(condition.to_string()))
 }
 
-fn understood(found: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
-    let not = match found["op"].as_str()? {
+fn known_condition(condition: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
+    let not = match condition["op"].as_str()? {
         "==" | "in" => false,
         "!=" => true,
         _ => return None,
     };
-    let (left, right) = (&found["left"], &found["right"]);
+    let (left, right) = (&condition["left"], &condition["right"]);
     let (kind, of) = left.as_object()?.iter().next()?;
     match kind.as_str() {
         "payload" => {

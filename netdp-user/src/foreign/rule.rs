@@ -48,21 +48,21 @@ pub enum Target {
     Other,
 }
 
-/// Target of a rule.
+/// Target of packets that are addressed to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum To {
+pub enum BranchTarget {
     /// Another chain, by name.
     Chain(String),
     /// Another destination: DNAT, REDIRECT, TPROXY.
-    Elsewhere,
+    Redirect,
 }
 
-/// Target of packets that are addressed to the node and match a rule.
+/// Path of packets that are addressed to the node and match a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Onward {
+pub struct Branch {
     /// Ports that they may be addressed to.
     pub ports: PortSet,
-    pub to: To,
+    pub target: BranchTarget,
 }
 
 /// A rule with its conditions and target.
@@ -72,8 +72,8 @@ pub struct Rule {
     pub text: String,
     pub matches: Vec<Match>,
     pub target: Target,
-    /// Targets of packets that are addressed to the node.
-    pub onward: Vec<Onward>,
+    /// Paths of packets that are addressed to the node.
+    pub branches: Vec<Branch>,
 }
 
 /// Chains that can jump to each other.

@@ -21,7 +21,7 @@ pub use report::{NodeReport, PortsReport, ProtocolReport};
 pub use withhold::{Withheld, withheld};
 pub use xfrm::{Ipsec, Policy};
 
-use crate::foreign::Inward;
+use crate::foreign::Redirects;
 use crate::uplinks::Tunnel;
 use netdp_common::abi::{NodeProtocol, node_port_bit};
 use netdp_common::addr::Addr;
@@ -74,7 +74,7 @@ pub struct Service {
 #[derive(Debug)]
 pub struct Facts<'a> {
     /// Third-party NAT rules for packets to the node.
-    pub nat: &'a Inward,
+    pub nat: &'a Redirects,
     /// Polled facts: sockets, services, IPsec.
     pub probe: &'a Probe,
     /// Tunnels that are up.
@@ -115,8 +115,8 @@ pub fn decide(facts: &Facts<'_>) -> Wanted {
     wanted
 }
 
-fn rules(nat: &Inward) -> Vec<Source> {
-    let source = |found: &crate::foreign::Diverted| Source {
+fn rules(nat: &Redirects) -> Vec<Source> {
+    let source = |found: &crate::foreign::Redirect| Source {
         from: format!("{} ({}, {})", found.owner, found.backend, found.family),
         about: format!(
             "{}, {}, {}: {}",
@@ -124,7 +124,7 @@ fn rules(nat: &Inward) -> Vec<Source> {
         ),
         ports: found.ports.clone(),
     };
-    nat.diverted.iter().map(source).collect()
+    nat.rules.iter().map(source).collect()
 }
 
 fn services(facts: &Facts<'_>) -> Vec<Source> {

@@ -1,5 +1,5 @@
 use super::{Facts, Ipsec, MOST_PORTS, PortSet, Probe, Ranges, Service, Spoken, Wanted, decide};
-use crate::foreign::{Diverted, Inward};
+use crate::foreign::{Redirect, Redirects};
 use crate::uplinks::Tunnel;
 use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 
@@ -10,8 +10,8 @@ fn spoken(protocol: u8, peer: &str) -> Spoken {
     }
 }
 
-fn rule(mask: u32, ports: Ranges) -> Diverted {
-    Diverted {
+fn rule(mask: u32, ports: Ranges) -> Redirect {
+    Redirect {
         owner: "a CNI plugin".into(),
         backend: "nft".into(),
         family: "IPv4".into(),
@@ -21,10 +21,10 @@ fn rule(mask: u32, ports: Ranges) -> Diverted {
     }
 }
 
-fn decided(diverted: Vec<Diverted>, probe: &Probe, tunnels: &[Tunnel]) -> Wanted {
-    let nat = Inward {
-        diverted,
-        ..Inward::default()
+fn decided(rules: Vec<Redirect>, probe: &Probe, tunnels: &[Tunnel]) -> Wanted {
+    let nat = Redirects {
+        rules,
+        ..Redirects::default()
     };
     decide(&Facts {
         nat: &nat,

@@ -75,7 +75,7 @@ pub struct Report {
     pub chains: Vec<ChainReport>,
     /// Third-party NAT rules.
     #[serde(default)]
-    pub foreign: foreign::Seen,
+    pub foreign: foreign::NatFindings,
     /// Ports and traffic that the node itself receives, withheld from pods' flows, in eBPF mode.
     #[serde(default)]
     pub node: Option<NodeReport>,

@@ -2,7 +2,7 @@
 
 use super::Report;
 use crate::cli::output::table;
-use crate::foreign::Seen;
+use crate::foreign::NatFindings;
 use crate::iptables::{ChainReport, Rule};
 use anyhow::Result;
 use serde::Serialize;
@@ -69,7 +69,7 @@ fn without_comment(rule: &str) -> String {
 }
 
 /// Formats third-party NAT rules.
-pub(super) fn foreign(out: &mut String, seen: &Seen) -> Result<()> {
+pub(super) fn foreign(out: &mut String, seen: &NatFindings) -> Result<()> {
     for problem in &seen.unread {
         writeln!(out, "other NAT  not looked at: {problem}")?;
     }

@@ -1,9 +1,9 @@
 //! Ports on which rules change the destination of packets addressed to the node.
 //!
-//! A condition that is not understood counts as no condition, so that the result has a port too
+//! A condition that is not supported counts as no condition, so that the result has a port too
 //! many rather than one too few.
 
-use super::rule::{Ruleset, To};
+use super::rule::{Branch, BranchTarget, Ruleset};
 use crate::node::PortSet;
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 /// A rule that changes the destination of some packets addressed to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Diverted {
+pub struct Redirect {
     /// Likely author of such rules, by names.
     pub owner: String,
     /// `nft`, `legacy` (iptables of either kind) or `nftables`.
@@ -27,7 +27,7 @@ pub struct Diverted {
 }
 
 /// A reachable rule, with its chain and the ports.
-pub struct Reached<'a> {
+pub struct ReachableRedirect<'a> {
     pub chain: &'a str,
     pub rule: &'a str,
     pub ports: PortSet,
@@ -35,7 +35,7 @@ pub struct Reached<'a> {
 
 /// Returns all reachable rules that change destinations, with the ports that packets may have
 /// there.
-pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
+pub fn reachable(set: &Ruleset) -> Vec<ReachableRedirect<'_>> {
     // Ports that reach a chain; it is scanned again whenever there are more.
     let mut known: BTreeMap<&str, PortSet> = BTreeMap::new();
     let mut due: BTreeSet<&str> = BTreeSet::new();
@@ -48,11 +48,11 @@ pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
             continue;
         };
         for rule in set.chains.get(chain).into_iter().flatten() {
-            for onward in &rule.onward {
-                let To::Chain(next) = &onward.to else {
+            for branch in &rule.branches {
+                let BranchTarget::Chain(next) = &branch.target else {
                     continue;
                 };
-                let ports = ports.intersection(&onward.ports);
+                let ports = ports.intersection(&branch.ports);
                 if !ports.is_empty() && known.entry(next).or_default().extend(&ports) {
                     due.insert(next);
                 }
@@ -62,15 +62,16 @@ pub fn reached(set: &Ruleset) -> Vec<Reached<'_>> {
     let mut found = Vec::new();
     for (chain, ports) in &known {
         for rule in set.chains.get(*chain).into_iter().flatten() {
-            let mut diverted = PortSet::default();
-            for onward in rule.onward.iter().filter(|o| o.to == To::Elsewhere) {
-                diverted.extend(&ports.intersection(&onward.ports));
+            let mut redirected = PortSet::default();
+            let is_redirect = |branch: &&Branch| branch.target == BranchTarget::Redirect;
+            for branch in rule.branches.iter().filter(is_redirect) {
+                redirected.extend(&ports.intersection(&branch.ports));
             }
-            if !diverted.is_empty() {
-                found.push(Reached {
+            if !redirected.is_empty() {
+                found.push(ReachableRedirect {
                     chain,
                     rule: &rule.text,
-                    ports: diverted,
+                    ports: redirected,
                 });
             }
         }

@@ -1,6 +1,6 @@
 //! Ports on which the node's own traffic is redirected, from output of the real programs.
 
-use super::super::inward::{Reached, reached};
+use super::super::redirect::{ReachableRedirect, reachable};
 use super::super::rule::Ruleset;
 use super::super::{iptables, nft};
 use crate::iptables::Table;
@@ -16,27 +16,27 @@ fn local() -> BTreeSet<IpAddr> {
 }
 
 /// Returns `chain: protocol ports …` of each rule that redirects.
-fn diverted(set: &Ruleset) -> Vec<String> {
-    let said = |way: Reached<'_>| {
-        let each = way.ports.by_protocol();
+fn redirects(set: &Ruleset) -> Vec<String> {
+    let text = |rule: ReachableRedirect<'_>| {
+        let each = rule.ports.by_protocol();
         let ports: Vec<_> = each
             .filter(|(_, _, ports)| !ports.is_empty())
             .map(|(name, _, ports)| format!("{name} {ports}"))
             .collect();
-        format!("{}: {}", way.chain, ports.join(" "))
+        format!("{}: {}", rule.chain, ports.join(" "))
     };
-    reached(set).into_iter().map(said).collect()
+    reachable(set).into_iter().map(text).collect()
 }
 
 fn saved(rules: &str, family: Family) -> Vec<String> {
-    diverted(&iptables::ruleset(&Table::parse(rules), family, &local()))
+    redirects(&iptables::ruleset(&Table::parse(rules), family, &local()))
 }
 
 fn listed(listing: &str) -> Vec<String> {
     let listing = serde_json::from_str(listing).unwrap();
     // The output of `list table` contains that of `list chains` for the table.
     let (_, roots) = nft::tables(&listing).into_iter().next().unwrap();
-    diverted(&nft::ruleset(&listing, "", roots, &local()))
+    redirects(&nft::ruleset(&listing, "", roots, &local()))
 }
 
 #[test]

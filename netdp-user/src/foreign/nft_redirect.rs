@@ -1,8 +1,8 @@
 //! Effect of a native nftables rule on packets that are addressed to the node, from the JSON of
 //! libnftables-json(5).
 
-use super::inward::{has_between, may_be_node};
-use super::rule::{Onward, To};
+use super::redirect::{has_between, may_be_node};
+use super::rule::{Branch, BranchTarget};
 use crate::node::{PortSet, Ranges, protocol_bit};
 use ipnet::IpNet;
 use serde_json::Value;
@@ -66,13 +66,13 @@ impl Field {
 
     /// Returns all ports for which the field is one of `elements`.
     fn one_of(self, elements: &[&Value], local: &BTreeSet<IpAddr>) -> PortSet {
-        self.understood(elements, false, local)
+        self.ports_matching(elements, false, local)
             .unwrap_or_else(|| self.any())
     }
 
     /// Returns the ports for which the field is one of `elements` (none of them, if `not`), or
-    /// `None` if an element is not understood.
-    fn understood(
+    /// `None` if an element is not supported.
+    fn ports_matching(
         self,
         elements: &[&Value],
         not: bool,
@@ -103,7 +103,7 @@ impl Field {
                 Some(PortSet::of(mask, &Ranges::all()))
             }
             Self::Destination => {
-                let is = elements.iter().any(|element| match ends(element) {
+                let is = elements.iter().any(|element| match address_range(element) {
                     Some((first, last)) => has_between(first, last, local),
                     None => net(element).is_none_or(|net| may_be_node(&[net], false, local)),
                 });
@@ -145,7 +145,7 @@ fn ports(element: &Value) -> Option<(u16, u16)> {
     Some((one, one))
 }
 
-fn ends(element: &Value) -> Option<(IpAddr, IpAddr)> {
+fn address_range(element: &Value) -> Option<(IpAddr, IpAddr)> {
     let end = |value: &Value| value.as_str()?.parse().ok();
     let range = element.get("range")?;
     Some((end(&range[0])?, end(&range[1])?))
@@ -234,7 +234,7 @@ fn matched(condition: &Value, context: &Context<'_>) -> PortSet {
         "!=" if left.get("concat").is_none() => elements(right, context)
             .and_then(|keys| {
                 let keys: Vec<_> = keys.iter().map(|key| bare(key)).collect();
-                field.understood(&keys, true, context.local)
+                field.ports_matching(&keys, true, context.local)
             })
             .unwrap_or(any),
         op => match field {
@@ -252,7 +252,7 @@ fn pairs<'a>(data: &'a Value, context: &Context<'a>) -> Option<Vec<(&'a Value, &
 
 /// Returns the ports of packets for which a statement finds a new destination: the keys of its map,
 /// if it uses one.
-fn looked_up(statement: &Value, context: &Context<'_>) -> PortSet {
+fn redirected_ports(statement: &Value, context: &Context<'_>) -> PortSet {
     let mut set = PortSet::all();
     for part in [&statement["addr"], &statement["port"]] {
         let map = &part["map"];
@@ -266,15 +266,15 @@ fn looked_up(statement: &Value, context: &Context<'_>) -> PortSet {
     set
 }
 
-fn chain(verdict: &Value) -> Option<To> {
+fn chain(verdict: &Value) -> Option<BranchTarget> {
     let target = ["jump", "goto"]
         .into_iter()
         .find_map(|kind| verdict[kind]["target"].as_str())?;
-    Some(To::Chain(target.into()))
+    Some(BranchTarget::Chain(target.into()))
 }
 
 /// Returns the targets of ingress packets.
-pub fn onward(expressions: &Value, context: &Context<'_>) -> Vec<Onward> {
+pub fn branches(expressions: &Value, context: &Context<'_>) -> Vec<Branch> {
     let mut found = Vec::new();
     let mut ports = PortSet::all();
     for expression in expressions.as_array().into_iter().flatten() {
@@ -286,14 +286,14 @@ pub fn onward(expressions: &Value, context: &Context<'_>) -> Vec<Onward> {
         } else if let Some(vmap) = expression.get("vmap") {
             // If the elements are unknown, so are the chains.
             for (key, verdict) in pairs(&vmap["data"], context).unwrap_or_default() {
-                if let Some(to) = chain(verdict) {
+                if let Some(target) = chain(verdict) {
                     let ports = ports.intersection(&keyed(&vmap["key"], &[key], context));
-                    found.push(Onward { ports, to });
+                    found.push(Branch { ports, target });
                 }
             }
-        } else if let Some(to) = chain(expression) {
+        } else if let Some(target) = chain(expression) {
             let ports = ports.clone();
-            found.push(Onward { ports, to });
+            found.push(Branch { ports, target });
         } else {
             let statement = ["dnat", "redirect", "tproxy"]
                 .into_iter()
@@ -301,16 +301,16 @@ pub fn onward(expressions: &Value, context: &Context<'_>) -> Vec<Onward> {
             // A target of iptables-nft, if nft reads its tables.
             let target = expression["xt"]["name"].as_str();
             if let Some(statement) = statement {
-                let ports = ports.intersection(&looked_up(statement, context));
-                let to = To::Elsewhere;
-                found.push(Onward { ports, to });
+                let ports = ports.intersection(&redirected_ports(statement, context));
+                let target = BranchTarget::Redirect;
+                found.push(Branch { ports, target });
             } else if let Some("DNAT" | "REDIRECT" | "NETMAP" | "TPROXY") = target {
                 let ports = ports.clone();
-                let to = To::Elsewhere;
-                found.push(Onward { ports, to });
+                let target = BranchTarget::Redirect;
+                found.push(Branch { ports, target });
             }
         }
     }
-    found.retain(|onward| !onward.ports.is_empty());
+    found.retain(|branch| !branch.ports.is_empty());
     found
 }

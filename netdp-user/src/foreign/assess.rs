@@ -1,7 +1,7 @@
 //! Effect of a rule on pods' packets. The reasons are in docs/adr/0020-foreign-nat.md.
 
 use super::rule::{Match, Target, overlap};
-use super::walk::Reached;
+use super::walk::ReachableRule;
 use crate::config::{Rule, RuleAction, Rules};
 use crate::prefixes::Prefixes;
 use ipnet::IpNet;
@@ -21,9 +21,9 @@ pub enum Translator {
     Chain(String),
 }
 
-/// Context of the rules.
+/// Circumstances by which rules are assessed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Around {
+pub struct NatContext {
     /// Component that translates for netdp.
     pub translator: Translator,
     /// The policy in force.
@@ -42,65 +42,68 @@ pub struct Around {
 
 /// Assessment of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Assessment {
     /// True if its effect on pods' packets contradicts the configuration.
     pub conflict: bool,
     /// Its effect, as the end of a sentence about it.
     pub why: String,
 }
 
-fn harmless(why: impl Into<String>) -> Verdict {
-    Verdict {
+fn harmless(why: impl Into<String>) -> Assessment {
+    Assessment {
         conflict: false,
         why: why.into(),
     }
 }
 
-fn conflict(why: impl Into<String>) -> Verdict {
-    Verdict {
+fn conflict(why: impl Into<String>) -> Assessment {
+    Assessment {
         conflict: true,
         why: why.into(),
     }
 }
 
-/// Classifier of rules, one after the other.
-pub(super) struct Classifier<'a> {
-    around: &'a Around,
+/// Assessor of rules, one after the other.
+pub(super) struct Assessor<'a> {
+    context: &'a NatContext,
     /// The last policy query with its result: rules that differ only in their sources need the same
     /// query.
-    last: Option<(Question<'a>, String)>,
+    last: Option<(PolicyQuery<'a>, String)>,
 }
 
 /// The conditions that decide which bypassed prefixes a rule may translate.
 #[derive(PartialEq, Eq)]
-struct Question<'a> {
+struct PolicyQuery<'a> {
     family: Option<Family>,
     /// True if sources may be IPv4, and IPv6.
     sources: (bool, bool),
     /// Conditions on destinations.
     conditions: Vec<&'a Match>,
-    spared_version: u64,
+    excluded_version: u64,
 }
 
-impl<'a> Classifier<'a> {
-    pub(super) const fn new(around: &'a Around) -> Self {
-        Self { around, last: None }
+impl<'a> Assessor<'a> {
+    pub(super) const fn new(context: &'a NatContext) -> Self {
+        Self {
+            context,
+            last: None,
+        }
     }
 
-    /// Classifies a rule that translates; `after`: netdp's chain decides before it.
-    pub(super) fn classify(&mut self, reached: &Reached<'a, '_>, after: bool) -> Verdict {
-        let around = self.around;
-        if let Some(why) = not_pods(reached, around) {
+    /// Assesses a rule that translates; `after`: netdp's chain decides before it.
+    pub(super) fn assess(&mut self, rule: &ReachableRule<'a, '_>, after: bool) -> Assessment {
+        let context = self.context;
+        if let Some(why) = reason_without_pods(rule, context) {
             return harmless(why);
         }
-        let hint = unknown_sources(reached, around);
-        let prefixes = self.bypassed(reached);
+        let hint = pod_cidr_hint(rule, context);
+        let prefixes = self.bypassed_prefixes(rule);
         if !prefixes.is_empty() {
             return conflict(format!(
                 "translates packets to {prefixes}, which the configuration leaves alone{hint}"
             ));
         }
-        if around.translator == Translator::Ebpf {
+        if context.translator == Translator::Ebpf {
             return conflict(format!(
                 "translates packets before netdp gets them, so that netdp's options and status are not about them{hint}"
             ));
@@ -108,8 +111,10 @@ impl<'a> Classifier<'a> {
         if after {
             return harmless("comes after netdp's chain, which has decided by then");
         }
-        match &reached.rule.target {
-            Target::Snat(to) if to.is_empty() || !to.iter().all(|ip| around.local.contains(ip)) => {
+        match &rule.rule.target {
+            Target::Snat(to)
+                if to.is_empty() || !to.iter().all(|ip| context.local.contains(ip)) =>
+            {
                 conflict(format!(
                     "gives packets another source than netdp's chain, which comes after it{hint}"
                 ))
@@ -119,30 +124,30 @@ impl<'a> Classifier<'a> {
     }
 
     /// Describes the bypassed prefixes that the rule may translate; empty if there are none.
-    fn bypassed(&mut self, reached: &Reached<'a, '_>) -> String {
-        let mut question = Question {
-            family: reached.family,
+    fn bypassed_prefixes(&mut self, rule: &ReachableRule<'a, '_>) -> String {
+        let mut query = PolicyQuery {
+            family: rule.family,
             sources: (true, true),
             conditions: Vec::new(),
-            spared_version: reached.spared_version,
+            excluded_version: rule.excluded_version,
         };
-        for condition in &reached.matches {
+        for condition in &rule.matches {
             match condition {
                 Match::Source { nets, .. } => {
                     let (v4, v6) = families(nets);
-                    question.sources.0 &= v4;
-                    question.sources.1 &= v6;
+                    query.sources.0 &= v4;
+                    query.sources.1 &= v6;
                 }
-                Match::Destination { .. } => question.conditions.push(condition),
+                Match::Destination { .. } => query.conditions.push(condition),
                 _ => {}
             }
         }
-        if let Some((last, answer)) = &self.last
-            && *last == question
+        if let Some((last, description)) = &self.last
+            && *last == query
         {
-            return answer.clone();
+            return description.clone();
         }
-        let mut prefixes = bypassed(&question, reached, self.around);
+        let mut prefixes = find_bypassed(&query, rule, self.context);
         // The largest prefixes are the most informative.
         prefixes.sort_by_key(IpNet::prefix_len);
         let more = match prefixes.len().saturating_sub(NAMED) {
@@ -150,12 +155,12 @@ impl<'a> Classifier<'a> {
             more => format!(" and {more} more"),
         };
         prefixes.truncate(NAMED);
-        let answer = match prefixes.as_slice() {
+        let description = match prefixes.as_slice() {
             [] => String::new(),
             prefixes => list(prefixes) + &more,
         };
-        self.last = Some((question, answer.clone()));
-        answer
+        self.last = Some((query, description.clone()));
+        description
     }
 }
 
@@ -167,14 +172,14 @@ fn families(nets: &[IpNet]) -> (bool, bool) {
 }
 
 /// Returns the reason why no packet that a pod sends out matches, if so.
-fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
-    if let Some(mark) = reached.mark {
+fn reason_without_pods(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Option<String> {
+    if let Some(mark) = rule.mark {
         return Some(format!("concerns only packets that carry the mark {mark}"));
     }
     let mut sources: Option<&[IpNet]> = None;
     let mut destinations: Option<&[IpNet]> = None;
-    let mut beside = None;
-    for condition in &reached.matches {
+    let mut engine_bridge = None;
+    for condition in &rule.matches {
         match condition {
             Match::Mark { text, set: true } => {
                 return Some(format!("concerns only packets that carry the mark {text}"));
@@ -190,14 +195,14 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
             }
             Match::Out { names, not } => {
                 let leads_out = |uplink: &String| names.iter().any(|n| is_named(uplink, n)) != *not;
-                if !around.uplinks.is_empty() && !around.uplinks.iter().any(leads_out) {
+                if !context.uplinks.is_empty() && !context.uplinks.iter().any(leads_out) {
                     return Some(format!(
                         "concerns no packets that leave by {}",
-                        around.uplinks.join(", ")
+                        context.uplinks.join(", ")
                     ));
                 }
                 if *not {
-                    beside = names.iter().find(|name| is_engines(name));
+                    engine_bridge = names.iter().find(|name| is_engine_bridge(name));
                 }
             }
             Match::Source { nets, not: false } => sources = Some(nets),
@@ -214,17 +219,17 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     }
     let has_pods = sources
         .iter()
-        .any(|net| around.pods.iter().any(|pods| overlap(net, pods)));
+        .any(|net| context.pods.iter().any(|pods| overlap(net, pods)));
     if has_pods {
         return None;
     }
-    if let Some(bridge) = beside {
+    if let Some(bridge) = engine_bridge {
         return Some(format!(
             "concerns only the containers on {bridge}, {}",
             list(sources)
         ));
     }
-    let known = |net: &IpNet| around.pods.iter().any(|pods| same_family(net, pods));
+    let known = |net: &IpNet| context.pods.iter().any(|pods| same_family(net, pods));
     sources
         .iter()
         .all(known)
@@ -232,10 +237,14 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
 }
 
 /// Returns the bypassed prefixes that the rule may translate.
-fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around) -> Vec<IpNet> {
+fn find_bypassed(
+    query: &PolicyQuery<'_>,
+    rule: &ReachableRule<'_, '_>,
+    context: &NatContext,
+) -> Vec<IpNet> {
     let mut conditions = Vec::new();
-    let (mut v4, mut v6) = question.sources;
-    for condition in &question.conditions {
+    let (mut v4, mut v6) = query.sources;
+    for condition in &query.conditions {
         if let Match::Destination { nets, not } = condition {
             let of = families(nets);
             v4 &= of.0;
@@ -243,8 +252,8 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
             conditions.push((nets, *not));
         }
     }
-    v4 &= question.family != Some(Family::V6);
-    v6 &= question.family != Some(Family::V4) && around.enable_ipv6;
+    v4 &= query.family != Some(Family::V6);
+    v6 &= query.family != Some(Family::V4) && context.enable_ipv6;
     // The shortest list of destinations leads to the prefixes; the others are checked for each.
     let positive = (0..conditions.len()).filter(|at| conditions.get(*at).is_some_and(|it| !it.1));
     let first = positive.min_by_key(|at| conditions.get(*at).map(|it| it.0.len()));
@@ -269,7 +278,7 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
             parts = parts.into_iter().flat_map(both).collect();
         }
         parts.iter().any(|part| {
-            !reached.spared.covers(part) && !masqueraded_within(&around.rules, prefix, *part)
+            !rule.excluded.covers(part) && !masqueraded_within(&context.rules, prefix, *part)
         })
     };
     let is_bypass = |rule: &&Rule| {
@@ -279,7 +288,7 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
         };
         rule.action == RuleAction::Bypass && of_family
     };
-    let rules = &around.rules;
+    let rules = &context.rules;
     let Some(nets) = first else {
         let all = rules.iter().filter(is_bypass).map(|rule| rule.prefix);
         return all
@@ -289,9 +298,9 @@ fn bypassed(question: &Question<'_>, reached: &Reached<'_, '_>, around: &Around)
     let mut found = Vec::new();
     let mut known = HashSet::new();
     for net in nets {
-        let around = rules.covering(*net).map(|rule| (rule, *net));
+        let covering = rules.covering(*net).map(|rule| (rule, *net));
         let inside = rules.inside(*net).map(|rule| (rule, rule.prefix));
-        for (rule, part) in around.chain(inside).filter(|(rule, _)| is_bypass(rule)) {
+        for (rule, part) in covering.chain(inside).filter(|(rule, _)| is_bypass(rule)) {
             if !known.contains(&rule.prefix) && is_translated(&rule.prefix, part) {
                 known.insert(rule.prefix);
                 found.push(rule.prefix);
@@ -310,16 +319,13 @@ fn masqueraded_within(rules: &Rules, prefix: &IpNet, part: IpNet) -> bool {
 }
 
 /// Returns a hint if sources are named and the networks of the pods are unknown.
-fn unknown_sources(reached: &Reached<'_, '_>, around: &Around) -> String {
-    let named = reached
-        .matches
-        .iter()
-        .find_map(|condition| match condition {
-            Match::Source { nets, not: false } => Some(nets),
-            _ => None,
-        });
+fn pod_cidr_hint(rule: &ReachableRule<'_, '_>, context: &NatContext) -> String {
+    let named = rule.matches.iter().find_map(|condition| match condition {
+        Match::Source { nets, not: false } => Some(nets),
+        _ => None,
+    });
     match named {
-        Some(nets) if around.pods.is_empty() => format!(
+        Some(nets) if context.pods.is_empty() => format!(
             " (if there are pods in {}; --pod-cidr says where they are)",
             list(nets)
         ),
@@ -340,7 +346,7 @@ pub(super) fn is_named(name: &str, pattern: &str) -> bool {
 }
 
 /// Reports whether container engines or libvirt give such names to their own bridges.
-fn is_engines(name: &str) -> bool {
+fn is_engine_bridge(name: &str) -> bool {
     let numbered = |prefix: &str| {
         name.strip_prefix(prefix)
             .is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()))

@@ -1,49 +1,52 @@
 //! Scans beside the agent's loop: programs take long to print many rules.
 
-use super::{Around, Inward, Look, Seen, look};
+use super::{NatContext, NatFindings, Redirects, ScanResult, scan};
 use tokio::task::JoinHandle;
 
 /// A queue of scans, of which one runs at a time.
 #[derive(Debug, Default)]
-pub struct Watch {
-    running: Option<JoinHandle<Look>>,
+pub struct ScanQueue {
+    running: Option<JoinHandle<ScanResult>>,
     /// Context of a scan that was requested while one was running.
-    next: Option<Around>,
+    next: Option<NatContext>,
 }
 
-impl Watch {
+impl ScanQueue {
     /// Requests a new scan.
-    pub fn ask(&mut self, around: Around) {
+    pub fn request(&mut self, context: NatContext) {
         if self.running.is_some() {
-            self.next = Some(around);
+            self.next = Some(context);
         } else {
-            self.running = Some(tokio::task::spawn_blocking(move || look(&around)));
+            self.running = Some(tokio::task::spawn_blocking(move || scan(&context)));
         }
     }
 
     /// Waits for the result of a scan; forever if none was requested. Dropping the future loses
     /// nothing.
-    pub async fn seen(&mut self) -> Look {
+    pub async fn result(&mut self) -> ScanResult {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
         };
-        let seen = running.await;
+        let scanned = running.await;
         self.running = None;
-        if let Some(around) = self.next.take() {
-            self.ask(around);
+        if let Some(context) = self.next.take() {
+            self.request(context);
         }
-        seen.unwrap_or_else(|err| {
+        scanned.unwrap_or_else(|err| {
             let unread = vec![format!("looking for other NAT rules: {err}")];
-            let nat = Inward {
+            let redirects = Redirects {
                 unread: unread.clone(),
                 failed: ["nft", "legacy", "nftables"].map(str::to_owned).into(),
-                ..Inward::default()
+                ..Redirects::default()
             };
-            let seen = Seen {
+            let findings = NatFindings {
                 unread,
-                ..Seen::default()
+                ..NatFindings::default()
             };
-            Look { seen, nat }
+            ScanResult {
+                findings,
+                redirects,
+            }
         })
     }
 }
