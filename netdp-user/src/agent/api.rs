@@ -50,7 +50,7 @@ impl Followed {
 
     /// Returns why the policy in force may not be the desired one, if so.
     pub(super) fn unready(&self, required: bool, files: usize) -> Option<String> {
-        let known = self.view.maps.is_some() || self.remembered.is_some();
+        let known = self.view.config_maps.is_some() || self.remembered.is_some();
         // In a cluster that grants the agent no permissions, files are the only source.
         let enough = !required && (self.view.refused || files > 0);
         if !self.on || known || enough {
@@ -64,13 +64,13 @@ impl Followed {
 
     /// Returns the state of the API for `netdp status`.
     pub(super) fn state(&self) -> Option<String> {
-        let kept = match (&self.view.maps, &self.remembered) {
+        let kept = match (&self.view.config_maps, &self.remembered) {
             (Some(_), _) => "what it said last stays in force",
             (None, Some(_)) => "what it said to an earlier agent is in force",
             (None, None) => "it has not said anything yet",
         };
         self.on
-            .then(|| match (&self.view.problem, &self.view.maps) {
+            .then(|| match (&self.view.problem, &self.view.config_maps) {
                 (None, Some(_)) => "followed".into(),
                 (None, None) => format!("not heard yet; {kept}"),
                 (Some(problem), _) => format!("not followed, {kept}: {problem}"),
@@ -83,9 +83,9 @@ impl Followed {
     }
 
     /// Returns the ConfigMaps of the view, for Events.
-    pub(super) fn maps(&self) -> Vec<crate::sources::kube::MapRef> {
-        let maps = self.view.maps.iter().flatten();
-        maps.map(|map| map.map.clone()).collect()
+    pub(super) fn maps(&self) -> Vec<crate::sources::kube::ConfigMapRef> {
+        let maps = self.view.config_maps.iter().flatten();
+        maps.map(|map| map.config_map.clone()).collect()
     }
 }
 
@@ -113,7 +113,7 @@ impl Agent {
                 let node = self.options.kube.as_ref().is_none_or(|kube| {
                     kube.node_name.is_none() || view.node.is_some() || view.problem.is_some()
                 });
-                if view.refused || (view.maps.is_some() && node) {
+                if view.refused || (view.config_maps.is_some() && node) {
                     break;
                 }
             }
@@ -133,10 +133,10 @@ impl Agent {
             return (false, false);
         };
         let view = control.view();
-        let maps = view.maps != self.api.view.maps;
+        let maps = view.config_maps != self.api.view.config_maps;
         let node = view.node != self.api.view.node;
         self.api.view = view;
-        if self.api.view.maps.is_some() {
+        if self.api.view.config_maps.is_some() {
             self.api.remembered = None;
         }
         if let Some(facts) = self.api.view.node.as_ref().filter(|_| node) {
@@ -180,10 +180,10 @@ impl Agent {
         let Some(kube) = &self.options.kube else {
             return Ok(Vec::new());
         };
-        let maps = self.api.view.maps.as_deref().unwrap_or_default();
+        let maps = self.api.view.config_maps.as_deref().unwrap_or_default();
         let said = |name: &str| {
             maps.iter()
-                .any(|map| map.map.name == name && !map.documents.is_empty())
+                .any(|map| map.config_map.name == name && !map.documents.is_empty())
         };
         let (main, nat) = (said(&kube.config_map), said(custom_iptables::NAME));
         let mut left_out = Vec::new();
@@ -217,7 +217,7 @@ impl Agent {
 
     /// Saves the API's documents for the next agent, after a configuration was accepted.
     pub(super) fn remember_api(&self) {
-        let Some(maps) = &self.api.view.maps else {
+        let Some(maps) = &self.api.view.config_maps else {
             return;
         };
         let documents: Vec<_> = maps.iter().flat_map(|map| map.documents.clone()).collect();

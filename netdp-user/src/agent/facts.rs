@@ -12,7 +12,7 @@ use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::pod::NoEbpf;
 use crate::report::UplinkReport;
-use crate::sources::kube::MapRef;
+use crate::sources::kube::ConfigMapRef;
 use crate::uplinks::{Had, Lacking};
 use std::path::PathBuf;
 
@@ -65,7 +65,7 @@ pub(super) struct Facts<'a> {
     /// Reason why the policy may differ from the one in the API, if so.
     pub api_unready: Option<String>,
     /// ConfigMaps in the API.
-    pub maps: Vec<MapRef>,
+    pub maps: Vec<ConfigMapRef>,
     /// Places that are to have programs.
     pub placed: Vec<Placed>,
     /// Faults that keep packets from being translated.

@@ -13,7 +13,7 @@ use super::interest::Interest;
 
 /// Debounce interval after the first event of a change: one edit causes several events, and a newly
 /// created file is still empty.
-const SETTLE: Duration = Duration::from_millis(20);
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// Limit of repeated walks while the paths keep changing.
 const MAX_WALKS: usize = 8;
@@ -37,7 +37,7 @@ pub struct Watcher {
     signal: mpsc::Sender<()>,
     signals: mpsc::Receiver<()>,
     /// End of the current debounce, so that a cancelled wait continues where it was.
-    settled_at: Option<Instant>,
+    debounced_until: Option<Instant>,
     problem: Option<String>,
 }
 
@@ -57,7 +57,7 @@ impl Watcher {
             interest: Arc::default(),
             signal,
             signals,
-            settled_at: None,
+            debounced_until: None,
             problem: None,
         };
         watcher.rearm();
@@ -74,15 +74,15 @@ impl Watcher {
     ///
     /// Cancel-safe, so that it can be a branch of `select!`.
     pub async fn changed(&mut self) {
-        let settled_at = match self.settled_at {
-            Some(settled_at) => settled_at,
+        let debounced_until = match self.debounced_until {
+            Some(debounced_until) => debounced_until,
             None => {
                 self.signals.recv().await;
-                *self.settled_at.insert(Instant::now() + SETTLE)
+                *self.debounced_until.insert(Instant::now() + DEBOUNCE)
             }
         };
-        sleep_until(settled_at).await;
-        self.settled_at = None;
+        sleep_until(debounced_until).await;
+        self.debounced_until = None;
         while self.signals.try_recv().is_ok() {}
         self.rearm();
     }

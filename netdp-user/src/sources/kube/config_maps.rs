@@ -1,9 +1,11 @@
 //! Conversion of ConfigMaps into documents.
 
+use super::api_error::ApiError;
 use super::client::KubeOptions;
-use super::follow::{Set, Trouble};
-use super::limit::{MAPS, MAPS_BYTES};
-use super::view::{MapDocuments, MapRef, Part, Shared};
+use super::limit::{MAX_CONFIG_MAP_BYTES, MAX_CONFIG_MAPS};
+use super::reflector::ObjectStore;
+use super::view::{ConfigMapDocuments, ConfigMapRef, Shared};
+use super::watch_id::{ConfigMapSelection, WatchId};
 use crate::config::{Diagnostic, Document, Keys, LABEL};
 use crate::upstream::custom_iptables;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -14,150 +16,128 @@ use std::sync::Arc;
 /// Limit of keys that a warning names.
 const NAMED: usize = 5;
 
-/// Selection of the ConfigMaps of a watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
-    /// ip-masq-agent's ConfigMap, by name.
-    Main,
-    /// ConfigMaps with netdp's label.
-    Labelled,
-    /// k8s-custom-iptables' ConfigMap, by name.
-    NatRules,
-}
-
-impl Which {
-    const fn part(self) -> Part {
-        match self {
-            Self::Main => Part::Main,
-            Self::Labelled => Part::Labelled,
-            Self::NatRules => Part::NatRules,
-        }
-    }
-
-    /// Names the selection for messages.
-    fn name(self, main: &str) -> &str {
-        match self {
-            Self::Main => main,
-            Self::Labelled => LABEL,
-            Self::NatRules => custom_iptables::NAME,
-        }
-    }
-}
-
 /// Store of the ConfigMaps of one watch.
-pub(super) struct Maps {
-    which: Which,
+pub(super) struct ConfigMapStore {
+    selection: ConfigMapSelection,
     main: String,
     shared: Arc<Shared>,
-    maps: Listed,
+    documents: DocumentsByName,
 }
 
-impl Maps {
-    pub(super) fn new(which: Which, options: &KubeOptions, shared: Arc<Shared>) -> Self {
+impl ConfigMapStore {
+    pub(super) fn new(
+        selection: ConfigMapSelection,
+        options: &KubeOptions,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
-            which,
+            selection,
             main: options.config_map.clone(),
             shared,
-            maps: BTreeMap::new(),
+            documents: BTreeMap::new(),
         }
     }
 
     /// Returns the documents of a ConfigMap that this watch is responsible for.
-    fn documents_of(&self, map: &ConfigMap) -> Option<(String, Arc<MapDocuments>)> {
+    fn documents_of(&self, map: &ConfigMap) -> Option<(String, Arc<ConfigMapDocuments>)> {
         let name = map.name_any();
-        let counts = match self.which {
-            Which::Main => name == self.main,
-            Which::NatRules => name == custom_iptables::NAME,
+        let counts = match self.selection {
+            ConfigMapSelection::Main => name == self.main,
+            ConfigMapSelection::NatRules => name == custom_iptables::NAME,
             // The other watches are responsible for these.
-            Which::Labelled => name != self.main && name != custom_iptables::NAME,
+            ConfigMapSelection::Labelled => name != self.main && name != custom_iptables::NAME,
         };
         // That watch selects by the label.
-        let is_labelled = self.which == Which::Labelled || map.labels().contains_key(LABEL);
+        let is_labelled =
+            self.selection == ConfigMapSelection::Labelled || map.labels().contains_key(LABEL);
         let keys = Keys::of(&name, &self.main, is_labelled);
         counts.then(|| (name, Arc::new(documents(map, keys))))
     }
 
     /// Checks that the ConfigMaps are within the limits.
-    fn check(&self, maps: &Listed) -> Result<(), Trouble> {
-        let problem = if maps.len() > MAPS {
+    fn check(&self, maps: &DocumentsByName) -> Result<(), ApiError> {
+        let problem = if maps.len() > MAX_CONFIG_MAPS {
             format!(
-                "more than {MAPS} ConfigMaps have the label {LABEL}: what was in force stays; take it \
+                "more than {MAX_CONFIG_MAPS} ConfigMaps have the label {LABEL}: what was in force stays; take it \
                  off some"
             )
-        } else if maps.values().map(|map| map.bytes()).sum::<usize>() > MAPS_BYTES {
+        } else if maps.values().map(|map| map.bytes()).sum::<usize>() > MAX_CONFIG_MAP_BYTES {
             format!(
                 "the ConfigMaps {} hold more than {} MiB: what was in force stays; make them smaller",
-                self.which.name(&self.main),
-                MAPS_BYTES >> 20
+                self.selection.name(&self.main),
+                MAX_CONFIG_MAP_BYTES >> 20
             )
         } else {
             return Ok(());
         };
-        Err(Trouble::new(problem))
+        Err(ApiError::new(problem))
     }
 
     fn publish(&self) {
-        let maps = self.maps.values().cloned().collect();
-        self.shared.set_maps(self.which.part(), maps);
+        let maps = self.documents.values().cloned().collect();
+        self.shared.set_config_maps(self.selection, maps);
     }
 }
 
 /// Documents by ConfigMap name.
-type Listed = BTreeMap<String, Arc<MapDocuments>>;
+type DocumentsByName = BTreeMap<String, Arc<ConfigMapDocuments>>;
 
-impl Set<ConfigMap> for Maps {
-    type Listed = Listed;
+impl ObjectStore<ConfigMap> for ConfigMapStore {
+    type Listed = DocumentsByName;
 
     fn fields(&self) -> Option<String> {
-        match self.which {
-            Which::Main => Some(format!("metadata.name={}", self.main)),
-            Which::NatRules => Some(format!("metadata.name={}", custom_iptables::NAME)),
-            Which::Labelled => None,
+        match self.selection {
+            ConfigMapSelection::Main => Some(format!("metadata.name={}", self.main)),
+            ConfigMapSelection::NatRules => {
+                Some(format!("metadata.name={}", custom_iptables::NAME))
+            }
+            ConfigMapSelection::Labelled => None,
         }
     }
 
     fn labels(&self) -> Option<String> {
-        (self.which == Which::Labelled).then(|| LABEL.to_owned())
+        (self.selection == ConfigMapSelection::Labelled).then(|| LABEL.to_owned())
     }
 
-    fn gather(&self, page: Vec<ConfigMap>, listed: &mut Listed) -> Result<(), Trouble> {
+    fn add_page(&self, page: Vec<ConfigMap>, listed: &mut DocumentsByName) -> Result<(), ApiError> {
         listed.extend(page.iter().filter_map(|map| self.documents_of(map)));
         self.check(listed)
     }
 
-    async fn replace(&mut self, all: Listed) -> Result<(), Trouble> {
-        if !self.maps.keys().all(|name| all.contains_key(name)) {
-            self.shared.same_cluster().await?;
+    async fn replace(&mut self, all: DocumentsByName) -> Result<(), ApiError> {
+        if !self.documents.keys().all(|name| all.contains_key(name)) {
+            self.shared.check_same_cluster().await?;
         }
-        self.maps = all;
+        self.documents = all;
         self.publish();
         Ok(())
     }
 
-    fn apply(&mut self, object: ConfigMap) -> Result<(), Trouble> {
+    fn apply(&mut self, object: ConfigMap) -> Result<(), ApiError> {
         let Some((name, documents)) = self.documents_of(&object) else {
             return Ok(());
         };
-        let mut maps = self.maps.clone();
+        let mut maps = self.documents.clone();
         maps.insert(name, documents);
         self.check(&maps)?;
-        self.maps = maps;
+        self.documents = maps;
         self.publish();
         Ok(())
     }
 
     fn remove(&mut self, object: &ConfigMap) {
-        self.maps.remove(&object.name_any());
+        self.documents.remove(&object.name_any());
         self.publish();
     }
 
-    fn state(&mut self, trouble: Option<&Trouble>) {
-        self.shared.set_state(self.which.part(), trouble);
+    fn set_error(&mut self, error: Option<&ApiError>) {
+        self.shared
+            .set_error(WatchId::ConfigMaps(self.selection), error);
     }
 }
 
 /// Returns the documents of a ConfigMap, one for each relevant key.
-fn documents(map: &ConfigMap, keys: Keys) -> MapDocuments {
+fn documents(map: &ConfigMap, keys: Keys) -> ConfigMapDocuments {
     let namespace = map.namespace().unwrap_or_default();
     let name = map.name_any();
     let mut values: BTreeMap<&str, &[u8]> = BTreeMap::new();
@@ -167,8 +147,8 @@ fn documents(map: &ConfigMap, keys: Keys) -> MapDocuments {
     for (key, bytes) in map.binary_data.iter().flatten() {
         values.insert(key, &bytes.0);
     }
-    let mut found = MapDocuments {
-        map: MapRef {
+    let mut found = ConfigMapDocuments {
+        config_map: ConfigMapRef {
             uid: map.uid().unwrap_or_default(),
             resource_version: map.resource_version().unwrap_or_default(),
             namespace,
@@ -178,7 +158,7 @@ fn documents(map: &ConfigMap, keys: Keys) -> MapDocuments {
         errors: Vec::new(),
         warnings: Vec::new(),
     };
-    let prefix = found.map.prefix();
+    let prefix = found.config_map.prefix();
     if let Some(key) = keys.usual()
         && !values.keys().any(|key| keys.count(key))
     {
