@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::Ipv4Net;
 use netdp_common::addr::Family;
 
+use super::masters::masters;
 use super::model::{AddressScope, Link, LinkAddr, Snapshot};
-use super::select::masters;
 
 /// Returns the IPv4 address for traffic by `link`'s default route, as MASQUERADE would choose it:
 /// `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in net/ipv4/devinet.c of Linux 6.12. It

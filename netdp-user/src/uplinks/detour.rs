@@ -1,7 +1,7 @@
 //! Paths past the hooks: ways on which packets meet no TC hook, as far as links show.
 
 use super::model::Snapshot;
-use super::select::Uplink;
+use super::uplink::Uplink;
 
 /// Returns the paths past the uplinks' TC hooks, a sentence each.
 pub fn detours(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {

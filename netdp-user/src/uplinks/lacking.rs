@@ -7,7 +7,8 @@ use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 
 use super::model::Snapshot;
-use super::select::{Selection, Uplink};
+use super::selection::Selection;
+use super::uplink::Uplink;
 
 /// A family of which an uplink has no address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

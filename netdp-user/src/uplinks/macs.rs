@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::model::{LinkLayer, Snapshot};
-use super::select::Uplink;
 use super::stack::above;
+use super::uplink::Uplink;
 
 /// A hardware address of the node at an uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

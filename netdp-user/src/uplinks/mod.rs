@@ -10,15 +10,18 @@ mod detour;
 mod hint;
 mod lacking;
 mod macs;
+mod masters;
 mod model;
 mod observe;
 mod pods;
 mod reach;
 mod select;
+mod selection;
 mod snapshot;
 mod sources;
 mod stack;
 mod tunnel;
+mod uplink;
 mod watch;
 
 #[cfg(test)]
@@ -34,8 +37,10 @@ pub use model::{
 };
 pub use pods::pod_links;
 pub use reach::Settled;
-pub use select::{Patterns, Selected, Selection, Uplink, select};
+pub use select::{Selected, select};
+pub use selection::{Patterns, Selection};
 pub use snapshot::snapshot;
 pub use sources::{Asked, Given, Sources};
 pub use tunnel::Tunnel;
+pub use uplink::Uplink;
 pub use watch::Monitor;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::masters::top;
 use super::model::{Link, LinkLayer, Snapshot};
 use super::reach::{leads_out, leads_to_guests, networks};
-use super::select::{Uplink, top};
 use super::stack::{beneath, unstack};
+use super::uplink::Uplink;
 
 /// Maximum number of observed links: the uplinks map has 1,024 entries.
 const MOST: usize = 512;

@@ -1,7 +1,8 @@
 //! Selection of the links that lead to pods: a pure function of a snapshot.
 
+use super::masters::masters;
 use super::model::{LinkLayer, Snapshot};
-use super::select::{Patterns, masters};
+use super::selection::Patterns;
 use std::collections::BTreeMap;
 
 /// Returns the links that match `patterns`, with their names, by index. Excludes the loopback
@@ -27,7 +28,7 @@ pub fn pod_links(
 mod tests {
     use super::pod_links;
     use crate::uplinks::model::{Link, LinkLayer, Snapshot};
-    use crate::uplinks::select::Patterns;
+    use crate::uplinks::selection::Patterns;
 
     fn link(ifindex: u32, name: &str, master: Option<u32>) -> Link {
         Link {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::masters::top;
 use super::model::{Link, LinkLayer, Snapshot};
-use super::select::top;
 use crate::config::Masqueraded;
 
 /// Classification of links by their routes; links are given by index.

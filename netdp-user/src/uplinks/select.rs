@@ -1,121 +1,19 @@
 //! Selection of the uplinks: a pure function of a snapshot.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use anyhow::{Context as _, Result};
-use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
 use netdp_common::addr::Family;
+use std::collections::BTreeSet;
 
 use super::address::{source_v4, source_v6};
 use super::macs::{Mac, macs};
-use super::model::{Link, LinkLayer, Snapshot};
+use super::masters::{masters, top};
+use super::model::{Link, Snapshot};
 use super::observe::observed;
 use super::reach::{Reach, reach};
+use super::selection::{Patterns, Selection};
 use super::sources::{Sources, sources};
 use super::stack::{is_translated_beneath, unstack};
-use crate::config::Masqueraded;
-
-/// Criteria for the uplinks, from the administrator and the cluster.
-#[derive(Clone, Debug, Default)]
-pub struct Selection {
-    /// Names of the uplinks; if there are none, the routes and `node_addrs` decide.
-    pub patterns: Patterns,
-    /// Addresses that the node is known by.
-    pub node_addrs: Vec<IpAddr>,
-    /// True if IPv6 is translated too.
-    pub enable_ipv6: bool,
-    /// Masqueraded destinations of the policy: links by which the node routes there are uplinks.
-    pub masqueraded: Masqueraded,
-    /// Indexes of links that were uplinks by their role. They stay uplinks while they exist: a
-    /// default route that is gone for a moment must not let a packet out untranslated.
-    pub keep: BTreeSet<u32>,
-    /// Names of links that were uplinks by their role. One that is deleted and created again is an
-    /// uplink from its first moment, before it has an address or a route.
-    pub names: BTreeSet<String>,
-    /// Links in `keep` that had masqueraded neighbours when they were selected, see
-    /// [`Selected::with_guests`].
-    pub with_guests: BTreeSet<u32>,
-}
-
-impl Selection {
-    /// Reports whether a link of this name is an uplink regardless of its addresses and routes.
-    pub(super) fn expects(&self, name: &str) -> bool {
-        self.patterns.matches(name) || (self.patterns.is_empty() && self.names.contains(name))
-    }
-}
-
-/// Glob patterns for the names of links (`*`, `?`, `[ab]`, `{a,b}`).
-#[derive(Clone, Debug, Default)]
-pub struct Patterns(Vec<GlobMatcher>);
-
-impl Patterns {
-    /// Parses the values of `flag`.
-    ///
-    /// # Errors
-    /// Returns an error that quotes the value if one is not a glob.
-    pub fn parse<S: AsRef<str>>(flag: &str, values: &[S]) -> Result<Self> {
-        let parse = |value: &S| {
-            let value = value.as_ref();
-            let glob = Glob::new(value).with_context(|| {
-                format!("{flag} {value:?} is not a pattern; give an interface name such as eth0 or a glob such as ens*")
-            })?;
-            Ok(glob.compile_matcher())
-        };
-        values.iter().map(parse).collect::<Result<_>>().map(Self)
-    }
-
-    /// Reports whether a pattern matches a link's name.
-    pub(super) fn matches(&self, name: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.is_match(name))
-    }
-
-    /// Returns the patterns that match no link, the loopback device aside.
-    pub fn unmatched(&self, snapshot: &Snapshot) -> Vec<String> {
-        let is_unmatched = |pattern: &&GlobMatcher| {
-            let mut links = snapshot.links.iter().filter(|link| !link.loopback);
-            !links.any(|link| pattern.is_match(&link.name))
-        };
-        let unmatched = self.0.iter().filter(is_unmatched);
-        unmatched
-            .map(|pattern| pattern.glob().to_string())
-            .collect()
-    }
-
-    /// Reports whether there are no patterns.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// A link by which traffic leaves the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uplink {
-    /// Interface index, for attachment.
-    pub ifindex: u32,
-    /// Interface name, for messages.
-    pub name: String,
-    /// First header of a packet at its TC hooks.
-    pub link_layer: LinkLayer,
-    /// Source address of translated IPv4 traffic; `None`: it must be dropped.
-    pub v4: Option<Ipv4Addr>,
-    /// Source address of translated IPv6 traffic; `None`: it must be dropped, or IPv6 is not
-    /// translated at all.
-    pub v6: Option<Ipv6Addr>,
-    /// True if set up and able to carry packets.
-    pub up: bool,
-    /// True if VLAN-tagged packets belong to another uplink, and pass unmodified.
-    pub untagged: bool,
-}
-
-impl Uplink {
-    /// Returns the source addresses of translated traffic.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        let v4 = self.v4.map(IpAddr::from);
-        v4.into_iter().chain(self.v6.map(IpAddr::from))
-    }
-}
+use super::uplink::Uplink;
 
 /// Result of [`select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -284,11 +182,6 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
         .collect()
 }
 
-/// Returns the topmost master of a link, or the link itself.
-pub(super) fn top<'a>(snapshot: &'a Snapshot, link: &'a Link) -> &'a Link {
-    masters(snapshot, link).last().unwrap_or(link)
-}
-
 /// Returns the links that match a pattern, except those whose master matches too.
 fn by_name(snapshot: &Snapshot, patterns: &Patterns, unmatched: &mut Vec<String>) -> BTreeSet<u32> {
     let mut named = BTreeSet::new();
@@ -335,23 +228,6 @@ fn leave_out_vrfs(snapshot: &Snapshot, named: &mut BTreeSet<u32>) -> Vec<String>
         )
     })
     .collect()
-}
-
-/// Returns the masters that a link's packets pass through, from the nearest up. The two halves of a
-/// cloud's accelerated NIC are related in this way too: the virtual function is enslaved to the
-/// synthetic device with the address.
-pub(super) fn masters<'a>(
-    snapshot: &'a Snapshot,
-    link: &'a Link,
-) -> impl Iterator<Item = &'a Link> {
-    let above = |link: &&'a Link| match snapshot.vrf(link) {
-        Some(_) => None,
-        None => snapshot.link(link.master?),
-    };
-    // A snapshot taken during a change could contain a loop.
-    std::iter::successors(Some(link), above)
-        .skip(1)
-        .take(snapshot.links.len())
 }
 
 fn why_none(selection: &Selection, unmatched: &[String], left_out: &[String]) -> String {

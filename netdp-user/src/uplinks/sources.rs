@@ -9,8 +9,9 @@ use netdp_common::abi::SOURCE_ANY_IP;
 
 use super::address::{addrs_of, is_usable_v6, own};
 use super::model::{AddressScope, Link, LinkAddr, Snapshot};
-use super::select::{Selection, Uplink};
+use super::selection::Selection;
 use super::stack::{above, beneath};
+use super::uplink::Uplink;
 
 /// Maximum number of addresses of a link that are considered: for the rest the uplink's address is
 /// used.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::address::carries_addresses;
 use super::model::{Link, Snapshot};
-use super::select::Uplink;
+use super::uplink::Uplink;
 
 /// Decisions about selected links that are stacked.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::model::Snapshot;
 use super::reach::Settled;
-use super::select::Selection;
+use super::selection::Selection;
 use super::snapshot::snapshot;
 
 /// Debounce time: the time for which notifications are coalesced before they are reported.
