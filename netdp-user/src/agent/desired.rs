@@ -6,7 +6,7 @@ use crate::config::Rule;
 use crate::node::{self, Policy};
 use crate::reconcile::{PolicyRule, State};
 use crate::uplinks::{
-    Patterns, Selection, Snapshot, Uplink, detours, hint, local_addresses, pod_links, select,
+    Patterns, Selection, Snapshot, Uplink, hint, local_addresses, pod_links, select, unhooked_paths,
 };
 use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,7 +62,7 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
         stacked: selected.stacked,
         leaks: selected.leaks,
         guests: selected.guests,
-        detours: detours(snapshot, &selected.uplinks),
+        detours: unhooked_paths(snapshot, &selected.uplinks),
         ipsec: withheld.told.clone(),
     };
     let by_index = |links: Vec<Uplink>| links.into_iter().map(|it| (it.ifindex, it)).collect();

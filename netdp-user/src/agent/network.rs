@@ -5,7 +5,7 @@ use super::modes::EbpfEvent;
 use super::{Agent, DRAIN_IDLE};
 use crate::datapath::OnReload;
 use crate::reconcile::{self, Backend as _, Change, Step};
-use crate::uplinks::{Settled, Uplink, select};
+use crate::uplinks::{RouteFilter, Uplink, select};
 use netdp_common::abi::Action;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -91,11 +91,11 @@ impl Agent {
         self.judge_sources();
         let wanted = self.desired();
         let uplinks = wanted.uplinks.keys().copied();
-        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
+        (self.monitor).set_route_filter(RouteFilter::after(&self.snapshot, uplinks));
         self.selection.keep = wanted.uplinks.keys().copied().collect();
         let names = wanted.uplinks.values().map(|uplink| uplink.name.clone());
         self.selection.names.extend(names);
-        self.monitor.expect(&self.selection);
+        self.monitor.set_expected(&self.selection);
         // The rules of the current sweep are about to change.
         if wanted.policy != self.applied.policy {
             self.interrupt_sweep();

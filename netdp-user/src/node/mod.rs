@@ -36,14 +36,14 @@ const MOST_PEERS: usize = 256;
 
 /// A protocol without ports that the node uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Spoken {
+pub struct ProtocolPeer {
     /// IP protocol number as assigned by IANA.
     pub protocol: u8,
     /// Address of the peer; the family's unspecified address stands for any peer.
     pub peer: IpAddr,
 }
 
-impl Spoken {
+impl ProtocolPeer {
     /// Returns the key in the map `node_protocols`.
     #[must_use]
     pub fn key(&self) -> NodeProtocol {
@@ -89,7 +89,7 @@ pub struct Wanted {
     /// `NODE_PORT_*` bits by port; no zeros.
     pub ports: BTreeMap<u16, u32>,
     /// Protocols that the node uses.
-    pub protocols: BTreeSet<Spoken>,
+    pub protocols: BTreeSet<ProtocolPeer>,
     /// Origins of the ports and protocols.
     pub report: NodeReport,
 }
@@ -207,7 +207,7 @@ fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
 }
 
 /// Returns all protocols that the node uses, with their origin.
-fn spoken(facts: &Facts<'_>) -> BTreeMap<Spoken, String> {
+fn spoken(facts: &Facts<'_>) -> BTreeMap<ProtocolPeer, String> {
     let mut found = BTreeMap::new();
     for tunnel in facts.tunnels {
         found
@@ -224,7 +224,7 @@ fn spoken(facts: &Facts<'_>) -> BTreeMap<Spoken, String> {
 }
 
 /// Returns the IPsec peers: the endpoints that are not the node's; any peer if none is known.
-fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<Spoken> {
+fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<ProtocolPeer> {
     let mut found = BTreeSet::new();
     for &Ipsec { protocol, ends } in all {
         let others: Vec<_> = ends
@@ -235,17 +235,17 @@ fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<Spoken> {
         let peers = others
             .into_iter()
             .filter(|end| !known || !end.is_unspecified());
-        found.extend(peers.map(|peer| Spoken { protocol, peer }));
+        found.extend(peers.map(|peer| ProtocolPeer { protocol, peer }));
     }
     found
 }
 
-fn add_protocols(found: BTreeMap<Spoken, String>, wanted: &mut Wanted) {
-    let mut peers: BTreeMap<Spoken, usize> = BTreeMap::new();
+fn add_protocols(found: BTreeMap<ProtocolPeer, String>, wanted: &mut Wanted) {
+    let mut peers: BTreeMap<ProtocolPeer, usize> = BTreeMap::new();
     for spoken in found.keys() {
         *peers.entry(spoken.with_anybody()).or_default() += 1;
     }
-    let mut kept: BTreeMap<Spoken, String> = BTreeMap::new();
+    let mut kept: BTreeMap<ProtocolPeer, String> = BTreeMap::new();
     for (spoken, from) in found {
         let anybody = spoken.with_anybody();
         let many = peers.get(&anybody).is_some_and(|count| *count > MOST_PEERS);

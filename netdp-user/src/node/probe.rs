@@ -1,7 +1,7 @@
 //! Facts without change notifications: polled beside the agent's loop.
 
 use super::xfrm::{self, Ipsec, Policy};
-use super::{Service, Spoken, proc};
+use super::{ProtocolPeer, Service, proc};
 use crate::iptables::LegacyState;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub struct Probe {
     /// Virtual services of IPVS.
     pub services: BTreeSet<Service>,
     /// Protocols of raw sockets.
-    pub raw: BTreeSet<Spoken>,
+    pub raw: BTreeSet<ProtocolPeer>,
     /// Protocols and endpoints of IPsec.
     pub ipsec: BTreeSet<Ipsec>,
     /// Egress policies of IPsec, in the kernel's order.

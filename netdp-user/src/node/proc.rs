@@ -1,6 +1,6 @@
 //! The node's sockets and services as listed in /proc.
 
-use super::{Service, Spoken};
+use super::{ProtocolPeer, Service};
 use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -27,18 +27,18 @@ pub fn udplite(sockets: &str) -> impl Iterator<Item = (u32, u16)> {
 
 /// Returns the protocols of raw sockets, from /proc/net/raw and raw6: the local port is the
 /// protocol.
-pub fn raw(sockets: &str) -> impl Iterator<Item = Spoken> {
+pub fn raw(sockets: &str) -> impl Iterator<Item = ProtocolPeer> {
     let all = sockets.lines().filter_map(ends);
     all.filter_map(|(local, remote)| {
         let protocol = u8::try_from(local.1).ok()?;
         let peer = remote.0;
-        (!NOT_SPOKEN.contains(&protocol)).then_some(Spoken { protocol, peer })
+        (!NOT_SPOKEN.contains(&protocol)).then_some(ProtocolPeer { protocol, peer })
     })
 }
 
 /// Returns L2TP over IP, whose sockets are listed nowhere: if /proc/net/protocols has it, it is
 /// loaded, and counts as used with any peer.
-pub fn l2tp(protocols: &str) -> impl Iterator<Item = Spoken> {
+pub fn l2tp(protocols: &str) -> impl Iterator<Item = ProtocolPeer> {
     let name = |line: &'_ str| line.split_ascii_whitespace().next().map(str::to_owned);
     protocols.lines().filter_map(name).filter_map(|name| {
         let peer = match name.as_str() {
@@ -47,7 +47,7 @@ pub fn l2tp(protocols: &str) -> impl Iterator<Item = Spoken> {
             _ => return None,
         };
         let protocol = L2TP;
-        Some(Spoken { protocol, peer })
+        Some(ProtocolPeer { protocol, peer })
     })
 }
 
@@ -115,7 +115,7 @@ fn end(text: &str) -> Option<End> {
 #[cfg(test)]
 mod tests {
     use super::{ipvs, l2tp, raw, sctp, udplite};
-    use crate::node::{Service, Spoken};
+    use crate::node::{ProtocolPeer, Service};
     use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
     use proptest::prelude::*;
 
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn raw_sockets_speak_their_protocol() {
-        let spoken = |protocol, peer: &str| Spoken {
+        let spoken = |protocol, peer: &str| ProtocolPeer {
             protocol,
             peer: peer.parse().unwrap(),
         };

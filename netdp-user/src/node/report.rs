@@ -1,6 +1,6 @@
 //! The report of `netdp status` about ports and protocols that are reserved for the node.
 
-use super::Spoken;
+use super::ProtocolPeer;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ pub struct ProtocolReport {
 }
 
 impl ProtocolReport {
-    pub(super) fn new(spoken: &Spoken, from: String) -> Self {
+    pub(super) fn new(spoken: &ProtocolPeer, from: String) -> Self {
         let peer = match (spoken.peer.is_unspecified(), spoken.peer.is_ipv4()) {
             (false, _) => spoken.peer.to_string(),
             (true, true) => "anybody (IPv4)".into(),

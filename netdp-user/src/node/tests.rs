@@ -1,10 +1,12 @@
-use super::{Facts, Ipsec, MOST_PORTS, PortSet, Probe, Ranges, Service, Spoken, Wanted, decide};
+use super::{
+    Facts, Ipsec, MOST_PORTS, PortSet, Probe, ProtocolPeer, Ranges, Service, Wanted, decide,
+};
 use crate::foreign::{Redirect, Redirects};
 use crate::uplinks::Tunnel;
 use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 
-fn spoken(protocol: u8, peer: &str) -> Spoken {
-    Spoken {
+fn spoken(protocol: u8, peer: &str) -> ProtocolPeer {
+    ProtocolPeer {
         protocol,
         peer: peer.parse().unwrap(),
     }
@@ -194,7 +196,7 @@ fn protocols_have_peers() {
 
 #[test]
 fn very_many_peers_count_as_all() {
-    let peer = |n: u32| Spoken {
+    let peer = |n: u32| ProtocolPeer {
         protocol: 47,
         peer: std::net::Ipv4Addr::from(0xc000_0200 + n).into(),
     };

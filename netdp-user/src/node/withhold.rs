@@ -40,11 +40,11 @@ pub fn withheld<'a>(
     sorted.sort_by_key(|policy| policy.priority);
     let mut all = Withheld::default();
     for uplink in uplinks {
-        let given = (sources.iter()).filter(|(_, given)| given.via == uplink.ifindex);
+        let choices = (sources.iter()).filter(|(_, choice)| choice.via == uplink.ifindex);
         // The interface of packets of a VLAN device above the uplink is that device.
-        let given = given.map(|(asked, given)| (asked.link, given.addr));
+        let choices = choices.map(|(query, choice)| (query.link, choice.addr));
         let own = uplink.addresses().map(|address| (uplink.ifindex, address));
-        let addresses: BTreeSet<(u32, IpAddr)> = own.chain(given).collect();
+        let addresses: BTreeSet<(u32, IpAddr)> = own.chain(choices).collect();
         let covers = |policy: &&&Policy| {
             addresses.iter().any(|(ifindex, address)| {
                 (policy.ifindex == 0 || policy.ifindex == *ifindex)
@@ -158,7 +158,7 @@ mod tests {
     use super::{Withheld, withheld};
     use crate::node::xfrm::Policy;
     use crate::reconcile::PolicyRule;
-    use crate::uplinks::{Asked, Given, LinkLayer, Sources, Uplink};
+    use crate::uplinks::{LinkLayer, SourceChoice, SourceQuery, Sources, Uplink};
     use netdp_common::abi::Action::{self, Bypass, Masquerade, Withhold};
 
     fn uplink() -> Uplink {
@@ -239,21 +239,21 @@ mod tests {
     /// A route's `src`, a second subnet, a VLAN device above the uplink.
     #[test]
     fn every_address_that_packets_may_leave_with_counts() {
-        for (given, to) in [
+        for (address, to) in [
             ("10.9.0.4", "10.2.0.0/16"),
             ("2001:db8:9::4", "2001:db8:2::/64"),
         ] {
-            let asked = Asked {
+            let query = SourceQuery {
                 link: 7,
                 named: true,
                 net: "198.18.0.1/32".parse().unwrap(),
             };
             let sources = |via| -> Sources {
-                let addr = given.parse().unwrap();
-                [(asked, Given { addr, via })].into()
+                let addr = address.parse().unwrap();
+                [(query, SourceChoice { addr, via })].into()
             };
-            let length = if given.contains(':') { 128 } else { 32 };
-            let policy = policy(&format!("{given}/{length}"), to, true, 0);
+            let length = if address.contains(':') { 128 } else { 32 };
+            let policy = policy(&format!("{address}/{length}"), to, true, 0);
             let found = |policy: &Policy, via| {
                 let found = withheld(
                     std::slice::from_ref(policy),

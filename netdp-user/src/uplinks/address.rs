@@ -24,7 +24,7 @@ pub(super) fn source_v4(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> O
     let of = |link| primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known);
     of(link)
         .or_else(|| masters(snapshot, link).find_map(of))
-        .or_else(|| primary_v4(snapshot, lender(snapshot, link)?, None, known))
+        .or_else(|| primary_v4(snapshot, fallback_device(snapshot, link)?, None, known))
 }
 
 fn primary_v4(
@@ -67,7 +67,7 @@ pub(super) fn source_v6(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> O
     let of = |link| best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known);
     of(link)
         .or_else(|| masters(snapshot, link).find_map(of))
-        .or_else(|| best_v6(snapshot, lender(snapshot, link)?, None, known))
+        .or_else(|| best_v6(snapshot, fallback_device(snapshot, link)?, None, known))
 }
 
 fn best_v6(
@@ -116,7 +116,7 @@ fn gateway(snapshot: &Snapshot, link: &Link, family: Family) -> Option<IpAddr> {
 }
 
 /// Returns the device whose addresses are used for a link that has none.
-fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
+fn fallback_device<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
     snapshot
         .vrf(link)
         .or_else(|| snapshot.links.iter().find(|link| link.loopback))

@@ -6,20 +6,20 @@
 //! [`Monitor::changed`], take the next.
 
 mod address;
-mod detour;
 mod hint;
+mod hook_bypass;
 mod lacking;
 mod macs;
 mod masters;
 mod model;
-mod observe;
+mod observed;
 mod pods;
-mod reach;
+mod route_classes;
 mod select;
 mod selection;
 mod snapshot;
 mod sources;
-mod stack;
+mod stacked;
 mod tunnel;
 mod uplink;
 mod watch;
@@ -27,8 +27,8 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use detour::detours;
 pub use hint::hint;
+pub use hook_bypass::unhooked_paths;
 pub use lacking::{Had, Lacking, lacking};
 pub use macs::Mac;
 pub use model::{
@@ -36,11 +36,11 @@ pub use model::{
     local_addresses,
 };
 pub use pods::pod_links;
-pub use reach::Settled;
+pub use route_classes::RouteFilter;
 pub use select::{Selected, select};
 pub use selection::{Patterns, Selection};
 pub use snapshot::snapshot;
-pub use sources::{Asked, Given, Sources};
+pub use sources::{SourceChoice, SourceQuery, Sources};
 pub use tunnel::Tunnel;
 pub use uplink::Uplink;
 pub use watch::Monitor;

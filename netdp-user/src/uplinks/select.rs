@@ -8,11 +8,11 @@ use super::address::{source_v4, source_v6};
 use super::macs::{Mac, macs};
 use super::masters::{masters, top};
 use super::model::{Link, Snapshot};
-use super::observe::observed;
-use super::reach::{Reach, reach};
+use super::observed::observed;
+use super::route_classes::{RouteClasses, classify_routes};
 use super::selection::{Patterns, Selection};
 use super::sources::{Sources, sources};
-use super::stack::{is_translated_beneath, unstack};
+use super::stacked::{is_translated_below, unstack};
 use super::uplink::Uplink;
 
 /// Result of [`select`].
@@ -56,9 +56,9 @@ pub struct Selected {
 pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
     let mut left_out = Vec::new();
-    let reach = reach(snapshot, &selection.masqueraded, selection.enable_ipv6);
+    let classes = classify_routes(snapshot, &selection.masqueraded, selection.enable_ipv6);
     let mut chosen = if selection.patterns.is_empty() {
-        by_role(snapshot, selection, &reach)
+        by_role(snapshot, selection, &classes)
     } else {
         let mut named = by_name(snapshot, &selection.patterns, &mut unmatched);
         left_out = leave_out_vrfs(snapshot, &mut named);
@@ -75,16 +75,16 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         })
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
-    let leaks = leaks(snapshot, selection, &reach, &uplinks);
-    let guests = (reach
+    let leaks = leaks(snapshot, selection, &classes, &uplinks);
+    let guests = (classes
         .guests
         .iter()
         .filter_map(|ifindex| snapshot.link(*ifindex)))
     .filter(|link| !is_translated(snapshot, link, &uplinks))
     .map(|link| link.name.clone())
     .collect();
-    let reason = (uplinks.is_empty()).then(|| why_none(selection, &unmatched, &left_out));
-    let had = selection.with_guests.iter().chain(&reach.with_neighbours);
+    let reason = (uplinks.is_empty()).then(|| reason_for_none(selection, &unmatched, &left_out));
+    let had = selection.with_guests.iter().chain(&classes.with_neighbours);
     let is_uplink = |ifindex: &u32| uplinks.iter().any(|uplink| uplink.ifindex == *ifindex);
     let with_guests = had.copied().filter(is_uplink).collect();
     Selected {
@@ -96,7 +96,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         left_out,
         with_guests,
         reason,
-        stacked: stack.told,
+        stacked: stack.decisions,
         leaks,
         guests,
     }
@@ -106,10 +106,10 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
 fn leaks(
     snapshot: &Snapshot,
     selection: &Selection,
-    reach: &Reach,
+    classes: &RouteClasses,
     uplinks: &[Uplink],
 ) -> Vec<String> {
-    let tell = |link: &Link, net: &IpNet, why: &str| {
+    let message = |link: &Link, net: &IpNet, why: &str| {
         let name = &link.name;
         format!(
             "{name} is no uplink, and the node routes to {net} by it, which is masqueraded: packets leave there with pods' addresses; {why}"
@@ -117,21 +117,21 @@ fn leaks(
     };
     let named = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
     let guests = "it also leads to guests that are masqueraded and so can't be an uplink: name their network in nonMasqueradeCIDRs";
-    let out = reach.out.iter().map(|way| (way, named));
+    let out = classes.out.iter().map(|way| (way, named));
     // Naming the uplinks is a decision about these too.
     let by_role = selection.patterns.is_empty();
-    let unfit = reach.unfit.iter().filter(|_| by_role);
+    let unfit = classes.unfit.iter().filter(|_| by_role);
     out.chain(unfit.map(|way| (way, guests)))
         .filter_map(|((ifindex, net), why)| Some((snapshot.link(*ifindex)?, net, why)))
         .filter(|(link, _, _)| !is_translated(snapshot, link, uplinks))
-        .map(|(link, net, why)| tell(link, net, why))
+        .map(|(link, net, why)| message(link, net, why))
         .collect()
 }
 
 /// Reports whether packets that leave by a link are translated, there or at a lower device.
 fn is_translated(snapshot: &Snapshot, link: &Link, uplinks: &[Uplink]) -> bool {
     uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex)
-        || is_translated_beneath(snapshot, link, uplinks)
+        || is_translated_below(snapshot, link, uplinks)
 }
 
 fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
@@ -150,7 +150,7 @@ fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
 
 /// Returns the links that have a default route, an address of the node, or a route to masqueraded
 /// destinations, or had one before, or the masters of those.
-fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSet<u32> {
+fn by_role(snapshot: &Snapshot, selection: &Selection, classes: &RouteClasses) -> BTreeSet<u32> {
     let routes = snapshot
         .default_routes
         .iter()
@@ -169,11 +169,11 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
     let kept = named.chain(selection.keep.iter().copied());
     routes
         .chain(addrs)
-        .chain(reach.out.keys().copied())
+        .chain(classes.out.keys().copied())
         // Replies to guests that are masqueraded by now would be dropped there. A neighbour that
         // was taken for a router before is not such a guest.
         .chain(kept.filter(|ifindex| {
-            !reach.guests.contains(ifindex) || selection.with_guests.contains(ifindex)
+            !classes.guests.contains(ifindex) || selection.with_guests.contains(ifindex)
         }))
         .filter_map(|ifindex| snapshot.link(ifindex))
         .map(|link| top(snapshot, link))
@@ -230,7 +230,7 @@ fn leave_out_vrfs(snapshot: &Snapshot, named: &mut BTreeSet<u32>) -> Vec<String>
     .collect()
 }
 
-fn why_none(selection: &Selection, unmatched: &[String], left_out: &[String]) -> String {
+fn reason_for_none(selection: &Selection, unmatched: &[String], left_out: &[String]) -> String {
     if let [first, ..] = left_out {
         return first.clone();
     }

@@ -10,7 +10,7 @@ use netdp_common::abi::SOURCE_ANY_IP;
 use super::address::{addrs_of, is_usable_v6, own};
 use super::model::{AddressScope, Link, LinkAddr, Snapshot};
 use super::selection::Selection;
-use super::stack::{above, beneath};
+use super::stacked::{lower_devices, upper_devices};
 use super::uplink::Uplink;
 
 /// Maximum number of addresses of a link that are considered: for the rest the uplink's address is
@@ -19,7 +19,7 @@ const MOST: usize = 1024;
 
 /// Key of a program's query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Asked {
+pub struct SourceQuery {
     /// Index of the outgoing interface of the packet's route; [`SOURCE_ANY_IP`] for a query that is
     /// not about a source.
     pub link: u32,
@@ -32,7 +32,7 @@ pub struct Asked {
 
 /// Result of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Given {
+pub struct SourceChoice {
     /// Source address for the packet.
     pub addr: IpAddr,
     /// Index of the uplink at whose hooks it applies.
@@ -40,7 +40,7 @@ pub struct Given {
 }
 
 /// Source addresses, keyed by query.
-pub type Sources = BTreeMap<Asked, Given>;
+pub type Sources = BTreeMap<SourceQuery, SourceChoice>;
 
 /// Returns the networks that the node receives without having the addresses, and the sources of
 /// uplinks and of the VLAN devices, bridges and bonds whose packets they translate.
@@ -50,7 +50,10 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
         let link = SOURCE_ANY_IP;
         let addr = net.addr();
         let named = false;
-        found.insert(Asked { link, named, net }, Given { addr, via: link });
+        found.insert(
+            SourceQuery { link, named, net },
+            SourceChoice { addr, via: link },
+        );
     }
     for uplink in uplinks {
         let Some(link) = snapshot.link(uplink.ifindex) else {
@@ -59,9 +62,9 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
         let via = uplink.ifindex;
         add(&mut found, snapshot, selection, link, via);
         // Other devices whose packets pass its hooks and that have addresses of their own.
-        for upper in above(snapshot, via) {
+        for upper in upper_devices(snapshot, via) {
             let is_uplink = uplinks.iter().any(|other| other.ifindex == upper.ifindex);
-            let tagged = beneath(snapshot, upper)
+            let tagged = lower_devices(snapshot, upper)
                 .iter()
                 .any(|(lower, tagged)| lower.ifindex == via && *tagged);
             let shares = upper.kind.as_deref() == Some("vlan") || has_ports(snapshot, upper);
@@ -86,7 +89,7 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
         .collect();
     let mut give = |named: bool, net: IpNet, addr: IpAddr| {
         let link = link.ifindex;
-        found.insert(Asked { link, named, net }, Given { addr, via });
+        found.insert(SourceQuery { link, named, net }, SourceChoice { addr, via });
     };
     let is_node = |addr: &LinkAddr| selection.node_addrs.contains(&addr.addr);
     // Of one network the node's known address, else the first one, as inet_select_addr
@@ -164,7 +167,7 @@ fn add_for_any(
     let named = false;
     for (net, addr) in any {
         if let Some(addr) = addr {
-            found.insert(Asked { link, named, net }, Given { addr, via });
+            found.insert(SourceQuery { link, named, net }, SourceChoice { addr, via });
         }
     }
 }

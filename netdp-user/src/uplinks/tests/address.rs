@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netdp_common::addr::Family;
 
-use super::super::{AddressScope, LinkAddr};
+use super::super::{AddressScope, LinkAddr, SourceChoice, SourceQuery};
 use super::Net;
 
 fn eth0() -> Net {
@@ -191,9 +191,9 @@ fn told(net: &Net, known: &[&str]) -> Vec<String> {
     let mut selection = net.selection(&[], &["eth0"]);
     selection.node_addrs = known.iter().map(|ip| ip.parse().unwrap()).collect();
     let selected = super::choose(&net.0, &selection);
-    let line = |(asked, given): (&super::super::Asked, &super::super::Given)| {
-        let named = if asked.named { "named" } else { "next" };
-        format!("{} {named} {} {}", asked.link, asked.net, given.addr)
+    let line = |(query, choice): (&SourceQuery, &SourceChoice)| {
+        let named = if query.named { "named" } else { "next" };
+        format!("{} {named} {} {}", query.link, query.net, choice.addr)
     };
     selected.sources.iter().map(line).collect()
 }
@@ -261,8 +261,8 @@ fn a_vlan_device_has_sources_where_it_is_translated() {
     net.addr("eth0.100", "10.100.0.4/24");
     let at = |net: &Net, uplinks: &[&str]| {
         let selected = super::choose(&net.0, &net.selection(&[], uplinks));
-        let by_vlan = |(asked, given): (&super::super::Asked, &super::super::Given)| {
-            (asked.link == 3).then(|| (asked.net.to_string(), given.via))
+        let by_vlan = |(query, choice): (&SourceQuery, &SourceChoice)| {
+            (query.link == 3).then(|| (query.net.to_string(), choice.via))
         };
         selected
             .sources

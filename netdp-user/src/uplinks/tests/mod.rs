@@ -5,10 +5,10 @@ mod kernel_snapshot;
 mod kernel_watch;
 mod lacking;
 mod netns;
-mod observe;
-mod reach;
+mod observed;
+mod route_classes;
 mod select;
-mod stack;
+mod stacked;
 mod tunnel;
 mod watch;
 

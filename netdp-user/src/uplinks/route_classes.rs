@@ -11,7 +11,7 @@ use crate::config::Masqueraded;
 
 /// Classification of links by their routes; links are given by index.
 #[derive(Debug, Default)]
-pub(super) struct Reach {
+pub(super) struct RouteClasses {
     /// Links that lead to masqueraded destinations, each with one of the routes.
     pub out: BTreeMap<u32, IpNet>,
     /// Links that lead to guests of this node, pods for example, that the policy masquerades.
@@ -26,7 +26,7 @@ pub(super) struct Reach {
 
 /// Summary of the routes of one link.
 #[derive(Default)]
-struct Ways {
+struct RouteSummary {
     /// A masqueraded destination behind a router, or anywhere (a default route).
     beyond: Option<IpNet>,
     /// A masqueraded destination on the link.
@@ -36,9 +36,13 @@ struct Ways {
 }
 
 /// Classifies links by the routes of all tables.
-pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6: bool) -> Reach {
+pub(super) fn classify_routes(
+    snapshot: &Snapshot,
+    masqueraded: &Masqueraded,
+    enable_ipv6: bool,
+) -> RouteClasses {
     let routers = routers(snapshot);
-    let mut ways: BTreeMap<u32, Ways> = BTreeMap::new();
+    let mut summaries: BTreeMap<u32, RouteSummary> = BTreeMap::new();
     for route in &snapshot.routes {
         let net = route.destination;
         if matches!(net, IpNet::V6(_)) && !enable_ipv6 || !masqueraded.touches(&net) {
@@ -47,40 +51,40 @@ pub(super) fn reach(snapshot: &Snapshot, masqueraded: &Masqueraded, enable_ipv6:
         let Some(link) = snapshot.link(route.ifindex) else {
             continue;
         };
-        let ways = ways.entry(top(snapshot, link).ifindex).or_default();
+        let summary = summaries.entry(top(snapshot, link).ifindex).or_default();
         if route.gateway.is_some() || net.prefix_len() == 0 {
-            ways.beyond.get_or_insert(net);
+            summary.beyond.get_or_insert(net);
         } else if route.is_to_neighbour() && routers.contains(&(route.ifindex, net.addr())) {
-            ways.routers = true;
+            summary.routers = true;
         } else {
-            ways.direct.get_or_insert(net);
+            summary.direct.get_or_insert(net);
         }
     }
     let networks = networks(snapshot);
-    let mut reach = Reach::default();
-    for (ifindex, ways) in ways {
+    let mut classes = RouteClasses::default();
+    for (ifindex, summary) in summaries {
         let Some(link) = snapshot.link(ifindex).filter(|link| leads_out(link)) else {
             continue;
         };
         let to_guests = leads_to_guests(snapshot, link, &networks);
-        let guests = ways.direct.filter(|_| to_guests);
-        if to_guests && (guests.is_some() || ways.routers) {
-            reach.with_neighbours.insert(ifindex);
+        let guests = summary.direct.filter(|_| to_guests);
+        if to_guests && (guests.is_some() || summary.routers) {
+            classes.with_neighbours.insert(ifindex);
         }
-        match (guests, ways.beyond) {
+        match (guests, summary.beyond) {
             (None, beyond) => {
-                if let Some(net) = beyond.or(ways.direct) {
-                    reach.out.insert(ifindex, net);
+                if let Some(net) = beyond.or(summary.direct) {
+                    classes.out.insert(ifindex, net);
                 }
             }
             (Some(_), Some(net)) => {
-                reach.guests.insert(ifindex);
-                reach.unfit.insert(ifindex, net);
+                classes.guests.insert(ifindex);
+                classes.unfit.insert(ifindex, net);
             }
-            (Some(_), None) => drop(reach.guests.insert(ifindex)),
+            (Some(_), None) => drop(classes.guests.insert(ifindex)),
         }
     }
-    reach
+    classes
 }
 
 /// Reports whether packets routed to a link leave by it. Those of a VRF device leave by a member,
@@ -136,16 +140,16 @@ fn is_link_local(net: &IpNet) -> bool {
     }
 }
 
-/// Filter of irrelevant route notifications, see [`super::Monitor::settle`].
+/// Filter of irrelevant route notifications, see [`super::Monitor::set_route_filter`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settled {
+pub struct RouteFilter {
     /// Links that masquerade already.
     pub(super) uplinks: BTreeSet<u32>,
     /// Links to guests: another host route changes nothing.
     pub(super) guests: BTreeSet<u32>,
 }
 
-impl Settled {
+impl RouteFilter {
     /// Creates the filter after these uplinks were selected from this snapshot.
     pub fn after(snapshot: &Snapshot, uplinks: impl Iterator<Item = u32>) -> Self {
         let uplinks: BTreeSet<u32> = uplinks.collect();

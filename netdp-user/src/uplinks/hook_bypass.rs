@@ -1,10 +1,10 @@
-//! Paths past the hooks: ways on which packets meet no TC hook, as far as links show.
+//! Paths past the hooks: on these, packets meet no TC hook, as far as links show.
 
 use super::model::Snapshot;
 use super::uplink::Uplink;
 
 /// Returns the paths past the uplinks' TC hooks, a sentence each.
-pub fn detours(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {
+pub fn unhooked_paths(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {
     let with_xdp = snapshot.links.iter().filter(|link| link.xdp);
     with_xdp
         .map(|link| {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::masters::top;
 use super::model::{Link, LinkLayer, Snapshot};
-use super::reach::{leads_out, leads_to_guests, networks};
-use super::stack::{beneath, unstack};
+use super::route_classes::{leads_out, leads_to_guests, networks};
+use super::stacked::{lower_devices, unstack};
 use super::uplink::Uplink;
 
 /// Maximum number of observed links: the uplinks map has 1,024 entries.
@@ -27,7 +27,7 @@ pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
             && !leads_to_guests(snapshot, link, &networks)
             && top(snapshot, link).ifindex == link.ifindex
             // An uplink beneath sees these packets already.
-            && beneath(snapshot, link).iter().all(|(lower, tagged)| {
+            && lower_devices(snapshot, link).iter().all(|(lower, tagged)| {
                 uplink(lower.ifindex).is_none_or(|lower| *tagged && lower.untagged)
             })
     };
@@ -38,7 +38,7 @@ pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
         let Some(link) = snapshot.link(uplink.ifindex) else {
             continue;
         };
-        for (lower, tagged) in beneath(snapshot, link) {
+        for (lower, tagged) in lower_devices(snapshot, link) {
             if tagged {
                 untagged.insert(lower.ifindex);
             } else {
