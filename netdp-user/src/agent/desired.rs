@@ -47,7 +47,7 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
     let mut selected = select(snapshot, inputs.selection);
     let pod_links = links_to_pods(snapshot, hairpin, &selected.uplinks);
     (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
-    let withheld = node::withheld(
+    let withheld = node::ipsec_drops(
         inputs.policies,
         selected.uplinks.iter(),
         &selected.sources,
@@ -63,7 +63,7 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
         leaks: selected.leaks,
         guests: selected.guests,
         detours: unhooked_paths(snapshot, &selected.uplinks),
-        ipsec: withheld.told.clone(),
+        ipsec: withheld.messages.clone(),
     };
     let by_index = |links: Vec<Uplink>| links.into_iter().map(|it| (it.ifindex, it)).collect();
     let mut state = State {
@@ -84,7 +84,7 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
         state,
         found,
         with_guests: selected.with_guests,
-        missed_ipsec: withheld.missed,
+        missed_ipsec: withheld.unprotected,
     }
 }
 

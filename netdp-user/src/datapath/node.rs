@@ -3,7 +3,7 @@
 use super::batch;
 use super::maps::{Maps, ignore_missing};
 use super::sweep::now;
-use crate::node::{ProtocolPeer, Wanted};
+use crate::node::{DesiredNodeMaps, ProtocolPeer};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping, NodeProtocol, node_port_bit, pins};
@@ -164,7 +164,7 @@ impl NodeMaps {
     ///
     /// # Errors
     /// Returns an error if the kernel refuses a write. Earlier writes are in force.
-    pub fn set(&mut self, wanted: &Wanted) -> Result<usize> {
+    pub fn set(&mut self, wanted: &DesiredNodeMaps) -> Result<usize> {
         let mut writes = 0;
         for (&port, &bits) in &wanted.ports {
             writes += self.set_port(port, bits)?;

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum time between two polls, as a multiple of the duration of a poll.
-const REST: u32 = 20;
+const BACKOFF_FACTOR: u32 = 20;
 
 /// Result of a poll.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,12 +88,12 @@ impl Prober {
                     (Probe::read(), start.elapsed())
                 })
             });
-            let seen = running.await;
+            let result = running.await;
             self.running = None;
             self.due = Instant::now() + INTERVAL;
-            match seen {
+            match result {
                 Ok((probe, took)) => {
-                    self.due = Instant::now() + INTERVAL.max(took * REST);
+                    self.due = Instant::now() + INTERVAL.max(took * BACKOFF_FACTOR);
                     if self.last.as_ref() != Some(&probe) {
                         return self.last.insert(probe).clone();
                     }

@@ -128,16 +128,16 @@ mod tests {
 ";
 
     #[test]
-    fn raw_sockets_speak_their_protocol() {
-        let spoken = |protocol, peer: &str| ProtocolPeer {
+    fn raw_sockets_receive_their_protocol() {
+        let used = |protocol, peer: &str| ProtocolPeer {
             protocol,
             peer: peer.parse().unwrap(),
         };
         let found: Vec<_> = raw(RAW).collect();
-        assert_eq!(found, [spoken(47, "192.0.2.7"), spoken(89, "0.0.0.0")]);
+        assert_eq!(found, [used(47, "192.0.2.7"), used(89, "0.0.0.0")]);
         let v6 =
             "  103: 00000000000000000000000000000000:0067 B80D0120000000000000000007000000:0000 07";
-        assert_eq!(raw(v6).collect::<Vec<_>>(), [spoken(103, "2001:db8::7")]);
+        assert_eq!(raw(v6).collect::<Vec<_>>(), [used(103, "2001:db8::7")]);
     }
 
     #[test]

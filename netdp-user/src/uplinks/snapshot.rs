@@ -162,13 +162,13 @@ pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(own) => name.clone_from(own),
-            LinkAttribute::LinkInfo(infos) => found = tunnel::spoken(infos),
+            LinkAttribute::LinkInfo(infos) => found = tunnel::protocols(infos),
             _ => {}
         }
     }
-    let tunnel = |spoken| Tunnel {
+    let tunnel = |protocol| Tunnel {
         link: name.clone(),
-        spoken,
+        protocol,
     };
     found.into_iter().map(tunnel).collect()
 }

@@ -22,11 +22,11 @@ pub struct Tunnel {
     /// Name of the tunnel's interface.
     pub link: String,
     /// IP protocol and peer address.
-    pub spoken: ProtocolPeer,
+    pub protocol: ProtocolPeer,
 }
 
 /// Returns the protocols of a link that is up, with its peer.
-pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<ProtocolPeer> {
+pub(super) fn protocols(infos: &[LinkInfo]) -> Vec<ProtocolPeer> {
     let kind = infos.iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
@@ -50,10 +50,10 @@ pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<ProtocolPeer> {
         _ => return Vec::new(),
     };
     let only = data.and_then(carried);
-    let spoken = protocols
+    let matching = protocols
         .iter()
         .filter(|protocol| only.is_none_or(|only| only == **protocol));
-    spoken
+    matching
         .map(|&protocol| ProtocolPeer { protocol, peer })
         .collect()
 }

@@ -14,31 +14,31 @@ use std::net::IpAddr;
 
 /// Effect of IPsec policies on masqueraded packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Withheld {
+pub struct IpsecDrops {
     /// Destinations, and whether masqueraded packets to them match a policy. The longest prefix
     /// counts.
     pub destinations: BTreeMap<IpNet, bool>,
     /// Messages, a line for each policy.
-    pub told: Vec<String>,
+    pub messages: Vec<String>,
     /// The messages about packets that leave in clear or are dropped, though netfilter would have
     /// them protected.
-    pub missed: Vec<String>,
+    pub unprotected: Vec<String>,
 }
 
 /// Finds the policies that match packets with the uplinks' addresses: their own, and those that
 /// `sources` has for them. `pods` are the known networks of the pods.
 #[must_use]
-pub fn withheld<'a>(
+pub fn ipsec_drops<'a>(
     policies: &[Policy],
     uplinks: impl Iterator<Item = &'a Uplink>,
     sources: &Sources,
     pods: &[IpNet],
-) -> Withheld {
+) -> IpsecDrops {
     // Of two policies that match, the one with the lower number counts; of equal ones the older,
     // which is listed first.
     let mut sorted: Vec<_> = policies.iter().collect();
     sorted.sort_by_key(|policy| policy.priority);
-    let mut all = Withheld::default();
+    let mut all = IpsecDrops::default();
     for uplink in uplinks {
         let choices = (sources.iter()).filter(|(_, choice)| choice.via == uplink.ifindex);
         // The interface of packets of a VLAN device above the uplink is that device.
@@ -73,16 +73,16 @@ pub fn withheld<'a>(
             } else {
                 "leaves in clear: netdp can't tell it apart by ports, protocols or marks"
             };
-            let told = format!(
+            let message = format!(
                 "{}: what pods send and the IPsec policy {policy} covers once it has the node's \
                  address {what}",
                 uplink.name
             );
-            if !before && !all.missed.contains(&told) {
-                all.missed.push(told.clone());
+            if !before && !all.unprotected.contains(&message) {
+                all.unprotected.push(message.clone());
             }
-            if !all.told.contains(&told) {
-                all.told.push(told);
+            if !all.messages.contains(&message) {
+                all.messages.push(message);
             }
         }
         for (net, protects) in own {
@@ -110,7 +110,7 @@ fn covers_pods(policy: &Policy, pods: &[IpNet]) -> bool {
         || pods.peek().is_some() && pods.all(|net| policy.source.contains(net))
 }
 
-impl Withheld {
+impl IpsecDrops {
     /// Returns the policy rules with the withheld destinations added.
     #[must_use]
     pub fn apply(&self, mut rules: Vec<PolicyRule>) -> Vec<PolicyRule> {
@@ -155,7 +155,7 @@ fn longest<T>(prefix: &IpNet, known: impl Fn(&IpNet) -> Option<T>) -> Option<T> 
 
 #[cfg(test)]
 mod tests {
-    use super::{Withheld, withheld};
+    use super::{IpsecDrops, ipsec_drops};
     use crate::node::xfrm::Policy;
     use crate::reconcile::PolicyRule;
     use crate::uplinks::{LinkLayer, SourceChoice, SourceQuery, Sources, Uplink};
@@ -184,8 +184,8 @@ mod tests {
         }
     }
 
-    fn found(policies: &[Policy]) -> Withheld {
-        withheld(policies, [uplink()].iter(), &Sources::new(), &[])
+    fn found(policies: &[Policy]) -> IpsecDrops {
+        ipsec_drops(policies, [uplink()].iter(), &Sources::new(), &[])
     }
 
     fn rules(list: &[(&str, Action)]) -> Vec<PolicyRule> {
@@ -203,7 +203,7 @@ mod tests {
             policy("fd00:1::/64", "fd00:2::/64", true, 0),
             policy("172.16.0.0/16", "10.3.0.0/16", true, 0),
         ]);
-        assert_eq!(found.told.len(), 2, "{:?}", found.told);
+        assert_eq!(found.messages.len(), 2, "{:?}", found.messages);
         let before = rules(&[("10.2.7.0/24", Bypass), ("10.2.7.128/25", Masquerade)]);
         let mut after = found.apply(before);
         after.sort_by_key(|rule| rule.prefix);
@@ -233,7 +233,7 @@ mod tests {
         let first = Policy { priority: 5, ..all };
         let found = found(&[first, spared]);
         assert_eq!(found.apply(Vec::new()), rules(&[("0.0.0.0/0", Withhold)]));
-        assert_eq!(found.told.len(), 1);
+        assert_eq!(found.messages.len(), 1);
     }
 
     /// A route's `src`, a second subnet, a VLAN device above the uplink.
@@ -255,7 +255,7 @@ mod tests {
             let length = if address.contains(':') { 128 } else { 32 };
             let policy = policy(&format!("{address}/{length}"), to, true, 0);
             let found = |policy: &Policy, via| {
-                let found = withheld(
+                let found = ipsec_drops(
                     std::slice::from_ref(policy),
                     [uplink()].iter(),
                     &sources(via),
@@ -277,16 +277,19 @@ mod tests {
     /// Packets that the kernel protects by pods' own addresses never arrive here; those that arrive
     /// are others.
     #[test]
-    fn a_policy_that_covers_pods_too_is_told_apart() {
+    fn a_policy_that_covers_pods_too_is_distinguished() {
         let pods = ["172.16.0.0/16", "fd00:172::/64"].map(|net| net.parse().unwrap());
         let found = |source: &str, destination: &str| {
             let policy = policy(source, destination, true, 0);
-            withheld(&[policy], [uplink()].iter(), &Sources::new(), &pods)
+            ipsec_drops(&[policy], [uplink()].iter(), &Sources::new(), &pods)
         };
         for (source, to) in [("0.0.0.0/0", "10.2.0.0/16"), ("::/0", "fd00:2::/64")] {
             let found = found(source, to);
-            assert!(found.told[0].contains("before netdp sees it"), "{found:?}");
-            assert_eq!(found.missed, [""; 0]);
+            assert!(
+                found.messages[0].contains("before netdp sees it"),
+                "{found:?}"
+            );
+            assert_eq!(found.unprotected, [""; 0]);
             assert_eq!(found.apply(Vec::new()), rules(&[(to, Withhold)]));
         }
         for (source, to) in [
@@ -294,13 +297,13 @@ mod tests {
             ("fd00:1::/64", "fd00:2::/64"),
         ] {
             let found = found(source, to);
-            assert!(!found.told[0].contains("before netdp"), "{found:?}");
-            assert_eq!(found.missed, found.told);
+            assert!(!found.messages[0].contains("before netdp"), "{found:?}");
+            assert_eq!(found.unprotected, found.messages);
         }
     }
 
     #[test]
-    fn what_can_not_be_told_apart_is_only_told() {
+    fn what_cannot_be_distinguished_is_only_reported() {
         let narrow = Policy {
             narrow: true,
             ..policy("10.1.0.10/32", "10.2.0.0/16", true, 0)
@@ -308,9 +311,9 @@ mod tests {
         let found = found(&[narrow]);
         assert_eq!(found.apply(Vec::new()), Vec::new());
         assert!(
-            found.told[0].contains("leaves in clear"),
+            found.messages[0].contains("leaves in clear"),
             "{:?}",
-            found.told
+            found.messages
         );
     }
 }
