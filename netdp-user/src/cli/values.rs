@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_others_are_told_how_to_write() {
+    fn other_notations_of_ranges_are_explained() {
         for range in ["1024:65535", "1024..65535", "1024--65535"] {
             let message = parse_ranges(range).unwrap_err().to_string();
             assert!(message.contains("write 1024-65535"), "{message}");

@@ -1,4 +1,4 @@
-//! Lints: valid configurations that are probably mistakes, judged by the policy as a whole.
+//! Lints: valid configurations that are probably mistakes, assessed by the policy as a whole.
 
 use std::collections::{HashMap, HashSet};
 
@@ -76,7 +76,7 @@ pub(super) fn redundant(rules: &[Rule], exempt: &Exempt, warnings: &mut Vec<Diag
     }
 }
 
-/// Warns if link-local addresses are not treated as a file says or its reader expects.
+/// Warns if link-local addresses are not treated as a file sets it or its reader expects.
 pub(super) fn link_local(
     files: Files<'_>,
     config: &Config,

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Destinations that are masqueraded. Multicast, loopback and IPv6 link-local destinations are
-/// excluded whatever the rules say: they are not routed.
+/// excluded whatever the rules are: they are not routed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masqueraded {
     v4: Vec<Range>,

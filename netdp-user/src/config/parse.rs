@@ -22,7 +22,7 @@ pub(super) struct FileConfig {
     pub masq_link_local: Option<Setting<bool>>,
     pub masq_link_local_ipv6: Option<Setting<bool>>,
     pub resync_interval: Option<Setting<Duration>>,
-    /// Entries of a `nat.rules`: masqueraded whatever the other lists say.
+    /// Entries of a `nat.rules`: masqueraded whatever the other lists contain.
     pub nat_rules: Vec<Entry>,
 }
 

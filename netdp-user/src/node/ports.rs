@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_written_as_they_are_said() {
+    fn ranges_are_formatted_as_dports_takes_them() {
         let ranges = Ranges::from_iter([(9000, 9010), (80, 80), (81, 81), (443, 443)]);
         assert_eq!(ranges.to_string(), "80-81,443,9000-9010");
         assert_eq!(Ranges::one(2, 1).to_string(), "");

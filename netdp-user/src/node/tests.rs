@@ -206,7 +206,7 @@ fn very_many_peers_count_as_all() {
         ..Probe::default()
     };
     assert_eq!(decided(Vec::new(), &probe, &[]).protocols.len(), 256);
-    probe.raw.insert(peer(256));
+    probe.raw.insert(nth(256));
     let desired = decided(Vec::new(), &probe, &[]);
     assert_eq!(desired.protocols, [peer(47, "0.0.0.0")].into());
 }

@@ -84,7 +84,7 @@ fn compared(flow: &Flow, node: &Node, mut outcome: NetfilterOutcome) -> Comparis
 }
 
 #[test]
-fn what_looks_the_same_agrees() {
+fn the_same_packets_agree() {
     let unused = || NetfilterOutcome::Unknown("nobody asks".into());
     let node = node("172.16.0.0/12");
     for (flow, how) in [

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn notations_of_others_are_told_apart() {
+    fn notations_of_other_tools_are_distinguished() {
         for (pattern, words) in [
             (
                 "eth+",
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_yet_come_is_waited_for_without_a_word() {
+    fn an_interface_that_may_yet_appear_gets_no_hint() {
         for pattern in [
             "eth7",
             "ens*",

@@ -225,14 +225,14 @@ fn table_of(route: &RouteMessage) -> u32 {
 
 /// Returns the destination of a route; a default route has no such attribute.
 fn destination_of(family: Family, route: &RouteMessage) -> Option<IpNet> {
-    let said = route
+    let given = route
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
             RouteAttribute::Destination(address) => ip(address),
             _ => None,
         });
-    let address = said.unwrap_or(match family {
+    let address = given.unwrap_or(match family {
         Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
         Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
     });

@@ -20,7 +20,7 @@ fn nat(text: &str, opts: &Options) -> Loaded {
 }
 
 #[test]
-fn a_name_tells_the_format() {
+fn a_name_determines_the_format() {
     for name in ["nat.rules", "/cfg/nat.rules", "dir/more.rules"] {
         assert_eq!(Format::of(name), Format::NatRules, "{name}");
     }

@@ -257,7 +257,7 @@ fn a_network_is_masqueraded_only_whole() {
 /// As many rules as a policy may have, queried for as many destinations: scanning every rule would
 /// not terminate in time.
 #[test]
-fn long_lists_are_asked_often() {
+fn long_lists_are_queried_often() {
     const MANY: u32 = 100_000;
     let address = |n: u32| Ipv4Addr::from(0x0a00_0000 + n * 4);
     let text: String = (0..MANY)

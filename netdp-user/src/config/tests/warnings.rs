@@ -234,7 +234,7 @@ fn a_masqueraded_cluster_is_warned_of() {
 }
 
 #[test]
-fn nat_rules_alone_leave_the_rest_to_be_said() {
+fn nat_rules_alone_leave_the_default_action_open() {
     let nat = doc("nat.rules", "10.0.0.0/24");
     let warnings = |docs: &[Document], default_action| {
         let opts = Options {

@@ -125,8 +125,11 @@ fn all_files_together_have_a_greatest_size() {
     }
     let rejected = read(&[temp.path().to_owned()]).unwrap_err();
     assert_eq!(rejected.errors.len(), 1);
-    let told = rejected.to_string();
-    assert!(told.contains("64 MiB") && told.contains("/64: "), "{told}");
+    let message = rejected.to_string();
+    assert!(
+        message.contains("64 MiB") && message.contains("/64: "),
+        "{message}"
+    );
 }
 
 #[test]

@@ -250,7 +250,7 @@ async fn a_burst_is_few_changes() {
 }
 
 #[tokio::test]
-async fn without_inotify_it_is_silent_and_says_why() {
+async fn without_inotify_it_reports_nothing_but_the_reason() {
     let temp = tempfile::tempdir().unwrap();
     let paths = [temp.path().join("file")];
     let mut watcher = Watcher::with(&paths, |_| {

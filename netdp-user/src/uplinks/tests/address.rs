@@ -187,7 +187,7 @@ fn v6_falls_to_the_first_listed_where_nothing_else_decides() {
 
 /// Returns the sources published to the programs: interface, source address or next hop, and
 /// result.
-fn told(net: &Net, known: &[&str]) -> Vec<String> {
+fn source_lines(net: &Net, known: &[&str]) -> Vec<String> {
     let mut selection = net.selection(&[], &["eth0"]);
     selection.node_addrs = known.iter().map(|ip| ip.parse().unwrap()).collect();
     let selected = super::choose(&net.0, &selection);
@@ -219,7 +219,7 @@ fn a_known_address_comes_first_among_equals() {
         "2 named 2001:db8::4/128 2001:db8::4",
         "2 named 2001:db8::99/128 2001:db8::4",
     ];
-    assert_eq!(told(&net, &known), v6);
+    assert_eq!(source_lines(&net, &known), v6);
     // An address on the gateway's network takes precedence.
     net.addr("eth0", "10.1.0.5/24");
     assert_eq!(chosen(&net, &known).0, ip("10.1.0.5"));
@@ -249,7 +249,7 @@ fn sources_are_by_network_and_by_what_routes_name() {
         "2 named 2001:db8::7/128 2001:db8::4",
         "2 named fd00::4/128 fd00::4",
     ];
-    assert_eq!(told(&net, &[]), wanted);
+    assert_eq!(source_lines(&net, &[]), wanted);
 }
 
 /// Packets of a VLAN device that is no uplink get its address at the lower device.
@@ -293,8 +293,9 @@ fn a_vlan_device_has_a_source_for_every_router() {
     net.addr("eth0", "2001:db8::4/64");
     net.on("eth0", "eth0.100", "vlan");
     let any = |net: &Net| -> Vec<String> {
-        let told = told(net, &[]).into_iter();
-        told.filter(|line| line.starts_with("3 next ") && line.contains("/0 "))
+        let lines = source_lines(net, &[]).into_iter();
+        lines
+            .filter(|line| line.starts_with("3 next ") && line.contains("/0 "))
             .collect()
     };
     assert_eq!(any(&net), [""; 0], "it has none of its own");
@@ -306,7 +307,7 @@ fn a_vlan_device_has_a_source_for_every_router() {
     net.addr_with("eth0.100", "fe80::4/64", LINK_LOCAL);
     assert_eq!(any(&net), [v4, "3 next ::/0 2001:db8:100::4"]);
     // The uplink's own address is used for that.
-    let uplinks = told(&net, &[]);
+    let uplinks = source_lines(&net, &[]);
     assert!(
         !uplinks
             .iter()
@@ -327,9 +328,15 @@ fn a_known_address_counts_although_it_is_secondary() {
         super::choose(&net.0, &selection).uplinks[0].v4
     };
     assert_eq!(chosen(&net, "10.1.0.4"), ip("10.1.0.4"));
-    assert_eq!(told(&net, &["10.1.0.4"]), ["2 next 10.1.0.0/16 10.1.0.4"]);
+    assert_eq!(
+        source_lines(&net, &["10.1.0.4"]),
+        ["2 next 10.1.0.0/16 10.1.0.4"]
+    );
     assert_eq!(chosen(&net, "10.1.0.7"), ip("10.1.0.99"));
-    assert_eq!(told(&net, &["10.1.0.7"]), ["2 next 10.1.0.0/16 10.1.0.99"]);
+    assert_eq!(
+        source_lines(&net, &["10.1.0.7"]),
+        ["2 next 10.1.0.0/16 10.1.0.99"]
+    );
     // The router's network still takes precedence.
     net.addr("eth0", "10.2.0.4/16");
     net.0.default_routes.clear();

@@ -115,7 +115,7 @@ fn a_snapshot_shows_links_addresses_and_default_routes() {
 }
 
 #[test]
-fn selection_works_on_what_the_kernel_says() {
+fn selection_works_on_data_of_the_kernel() {
     in_namespace(|| async {
         let mut monitor = Monitor::new().await.unwrap();
         ip(NODE);

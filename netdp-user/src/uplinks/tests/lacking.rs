@@ -35,14 +35,17 @@ fn the_only_address_of_a_family_is_missed_though_its_routes_went_along() {
     for (family, other) in [(Family::V4, "fd00:1::10/64"), (Family::V6, "10.1.0.10/16")] {
         let mut net = eth(1);
         net.addr("eth0", other);
-        let told = found(&net, &[("eth0", family)], |_| ());
-        assert_eq!(told.len(), 1, "{told:?}");
+        let missing = found(&net, &[("eth0", family)], |_| ());
+        assert_eq!(missing.len(), 1, "{missing:?}");
         assert!(
-            told[0].severe && told[0].lost && !told[0].routed,
-            "{told:?}"
+            missing[0].severe && missing[0].lost && !missing[0].routed,
+            "{missing:?}"
         );
-        assert_eq!((told[0].uplink.as_str(), told[0].family), ("eth0", family));
-        let text = told[0].describe(false);
+        assert_eq!(
+            (missing[0].uplink.as_str(), missing[0].family),
+            ("eth0", family)
+        );
+        let text = missing[0].describe(false);
         assert!(
             text.contains(&format!("eth0 has no {family} address any more")),
             "{text}"
@@ -67,12 +70,12 @@ fn a_family_that_the_node_is_known_by_is_missed_from_the_start() {
         selection.patterns = Patterns::default();
         selection.names = BTreeSet::from(["eth0".to_owned()]);
     };
-    let told = found(&net, &[], by_role);
+    let missing = found(&net, &[], by_role);
     assert!(
-        told.len() == 1 && told[0].severe && !told[0].lost,
-        "{told:?}"
+        missing.len() == 1 && missing[0].severe && !missing[0].lost,
+        "{missing:?}"
     );
-    assert!(!told[0].describe(false).contains("any more"));
+    assert!(!missing[0].describe(false).contains("any more"));
 }
 
 #[test]
@@ -85,36 +88,36 @@ fn one_of_two_uplinks_is_severe_only_where_routes_lead_by_it() {
         ("eth1", Family::V4),
         ("eth1", Family::V6),
     ];
-    let severe = |told: &[Lacking]| -> Vec<(Family, bool)> {
-        told.iter().map(|it| (it.family, it.severe)).collect()
+    let severe = |missing: &[Lacking]| -> Vec<(Family, bool)> {
+        missing.iter().map(|it| (it.family, it.severe)).collect()
     };
-    let told = found(&net, &had, |_| ());
-    assert_eq!(severe(&told), [(Family::V4, false), (Family::V6, false)]);
+    let missing = found(&net, &had, |_| ());
+    assert_eq!(severe(&missing), [(Family::V4, false), (Family::V6, false)]);
     assert!(
-        told[0]
+        missing[0]
             .describe(false)
             .contains("no IPv4 route leads there")
     );
     net.leads("eth1", "fd00:2::/64", true);
-    let told = found(&net, &had, |_| ());
-    assert_eq!(severe(&told), [(Family::V4, false), (Family::V6, true)]);
+    let missing = found(&net, &had, |_| ());
+    assert_eq!(severe(&missing), [(Family::V4, false), (Family::V6, true)]);
     // With a source of its own the route needs no address of the uplink.
     net.0.routes[0].prefsrc = Some("fd00:1::10".parse().unwrap());
-    let told = found(&net, &had, |_| ());
-    assert_eq!(severe(&told), [(Family::V4, false), (Family::V6, false)]);
+    let missing = found(&net, &had, |_| ());
+    assert_eq!(severe(&missing), [(Family::V4, false), (Family::V6, false)]);
 }
 
 #[test]
-fn what_never_had_an_address_is_told_where_routes_lead_to_what_is_masqueraded() {
+fn an_uplink_that_never_had_an_address_is_reported_if_masqueraded_routes_use_it() {
     let mut net = eth(2);
     net.addr("eth0", "10.1.0.10/16");
     net.leads("eth1", "172.16.5.0/24", true);
     assert_eq!(found(&net, &[], |_| ()), [], "pods are bypassed");
     net.leads("eth1", "10.9.0.0/16", true);
-    let told = found(&net, &[], |_| ());
+    let missing = found(&net, &[], |_| ());
     assert!(
-        told.len() == 1 && told[0].routed && !told[0].severe,
-        "{told:?}"
+        missing.len() == 1 && missing[0].routed && !missing[0].severe,
+        "{missing:?}"
     );
 }
 

@@ -93,7 +93,7 @@ fn a_wire_with_a_network_is_an_uplink_and_one_with_hosts_is_a_guests() {
 
 /// A policy that masquerades pods themselves: replies to them leave by these links.
 #[test]
-fn links_to_pods_are_never_uplinks_and_said_to_be_left_out() {
+fn links_to_pods_are_never_uplinks_and_reported_as_left_out() {
     let mut net = node();
     let selected = net.with_bypassed(&[], &[]);
     assert_eq!(names(&selected), ["eth0"]);
@@ -144,7 +144,7 @@ fn a_bridge_that_leads_out_of_the_machine_is_an_uplink() {
 }
 
 #[test]
-fn who_names_uplinks_is_told_of_other_ways_out() {
+fn other_paths_out_are_reported_if_uplinks_are_named() {
     let mut net = node();
     net.link("wg0").kind = Some("wireguard".into());
     net.leads("wg0", "203.0.113.0/24", false);
@@ -217,7 +217,7 @@ fn a_vrf_device_is_no_uplink_and_its_members_are() {
 }
 
 #[test]
-fn a_vrf_device_that_is_named_is_left_out_and_told_of() {
+fn a_vrf_device_that_is_named_is_left_out_and_reported() {
     let mut net = node();
     net.link("eth1");
     net.master("vrf-red", "vrf", &["eth1"]);

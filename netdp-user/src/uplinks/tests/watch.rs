@@ -32,7 +32,7 @@ fn needs_snapshot(datagram: &[u8]) -> bool {
 }
 
 #[test]
-fn routes_by_links_that_masquerade_already_say_nothing_new() {
+fn routes_by_links_that_masquerade_already_are_irrelevant() {
     let v4 = || RouteMessageBuilder::<Ipv4Addr>::new();
     let filter = RouteFilter {
         uplinks: [2, 3].into(),
@@ -57,8 +57,8 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
             if table > 255 {
                 route.header.table = libc::RT_TABLE_COMPAT;
             }
-            let told = matters(RouteNetlinkMessage::NewRoute(route));
-            assert_eq!(told, news, "by {link} in table {table}");
+            let relevant = matters(RouteNetlinkMessage::NewRoute(route));
+            assert_eq!(relevant, news, "by {link} in table {table}");
         }
     }
     let local = net().table_id(255).output_interface(4).build();
@@ -90,7 +90,7 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
 }
 
 #[test]
-fn all_notifications_of_a_datagram_are_looked_at() {
+fn all_notifications_of_a_datagram_are_read() {
     let other = message(RouteNetlinkMessage::NewNeighbour(
         NeighbourMessage::default(),
     ));
