@@ -13,7 +13,7 @@ use crate::node::NodeReport;
 use crate::pod::NoEbpf;
 use crate::report::UplinkReport;
 use crate::sources::kube::ConfigMapRef;
-use crate::uplinks::{Had, Lacking};
+use crate::uplinks::{FormerFamilies, MissingAddress};
 use std::path::PathBuf;
 
 /// Facts that stay constant while the agent runs.
@@ -47,11 +47,11 @@ pub(super) struct Facts<'a> {
     pub uplinks: &'a [UplinkReport],
     pub network: &'a Findings,
     /// Missing addresses, as reported.
-    pub no_address: &'a [Lacking],
+    pub no_address: &'a [MissingAddress],
     /// The same for the next agent: what an earlier one reported counts until this one has looked.
-    pub reported: &'a [Lacking],
+    pub reported: &'a [MissingAddress],
     /// The families that uplinks have or had an address of, as far as this agent or an earlier one saw.
-    pub had: &'a Had,
+    pub had: &'a FormerFamilies,
     /// Third-party NAT rules.
     pub foreign: &'a foreign::NatFindings,
     /// Ports and traffic of the node that are withheld from pods' flows, in eBPF mode.

@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::modes::Engine;
-use crate::uplinks::{Had, Lacking, Uplink, lacking, select};
+use crate::uplinks::{FormerFamilies, MissingAddress, Uplink, missing_addresses, select};
 use netdp_common::addr::Family;
 use std::time::{Duration, Instant};
 
@@ -13,41 +13,41 @@ const GRACE: Duration = Duration::from_secs(2);
 /// State of missing addresses.
 #[derive(Debug, Default)]
 pub(super) struct NoAddress {
-    pub(super) had: Had,
+    pub(super) had: FormerFamilies,
     /// Families that uplinks have addresses of now.
-    has: Had,
+    has: FormerFamilies,
     /// Addresses missing now, and since when; `None` for those an earlier agent reported.
-    missing: Vec<(Lacking, Option<Instant>)>,
+    missing: Vec<(MissingAddress, Option<Instant>)>,
     /// Missing addresses that have been reported.
-    pub(super) told: Vec<Lacking>,
+    pub(super) told: Vec<MissingAddress>,
     /// Missing addresses that an earlier agent reported, until this one has checked.
-    recalled: Option<Vec<Lacking>>,
+    recalled: Option<Vec<MissingAddress>>,
 }
 
 impl NoAddress {
     /// Continues the state of an earlier agent: its uplinks may have lost addresses while no agent
     /// ran, and the losses it reported remain reported.
-    pub(super) fn after(had: Had, reported: Vec<Lacking>) -> Self {
+    pub(super) fn after(had: FormerFamilies, reported: Vec<MissingAddress>) -> Self {
         Self {
             missing: reported.iter().map(|it| (it.clone(), None)).collect(),
             recalled: Some(reported),
             // This agent has not logged them.
             told: Vec::new(),
             had,
-            has: Had::new(),
+            has: FormerFamilies::new(),
         }
     }
 
     /// Returns what the next agent is to take for reported.
-    pub(super) fn reported(&self) -> &[Lacking] {
+    pub(super) fn reported(&self) -> &[MissingAddress] {
         self.recalled.as_ref().unwrap_or(&self.told)
     }
 
     /// Records the addresses missing now.
-    fn note(&mut self, now_missing: Vec<Lacking>, now: Instant) {
+    fn note(&mut self, now_missing: Vec<MissingAddress>, now: Instant) {
         self.recalled = None;
         let before = std::mem::take(&mut self.missing);
-        let since = |it: &Lacking| {
+        let since = |it: &MissingAddress| {
             let same = before.iter().find(|(old, _)| is_same(old, it));
             same.map_or(Some(now), |(_, since)| *since)
         };
@@ -59,7 +59,7 @@ impl NoAddress {
     }
 
     /// Returns the addresses that have been missing for long enough to be reported.
-    fn due(&self, now: Instant) -> Vec<Lacking> {
+    fn due(&self, now: Instant) -> Vec<MissingAddress> {
         let is_due = |since: &Option<Instant>| since.is_none_or(|since| now >= since + GRACE);
         let due = self.missing.iter().filter(|(_, since)| is_due(since));
         due.map(|(it, _)| it.clone()).collect()
@@ -67,7 +67,7 @@ impl NoAddress {
 }
 
 /// Reports whether both concern one family of one uplink.
-fn is_same(one: &Lacking, other: &Lacking) -> bool {
+fn is_same(one: &MissingAddress, other: &MissingAddress) -> bool {
     one.uplink == other.uplink && one.family == other.family
 }
 
@@ -95,7 +95,7 @@ impl Agent {
             had.extend(has);
         }
         let had = &self.no_address.had;
-        let missing = lacking(&self.snapshot, &self.selection, &uplinks, had);
+        let missing = missing_addresses(&self.snapshot, &self.selection, &uplinks, had);
         self.no_address.note(missing, Instant::now());
         self.tell_addresses();
     }
@@ -139,12 +139,12 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::{GRACE, NoAddress};
-    use crate::uplinks::{Had, Lacking};
+    use crate::uplinks::{FormerFamilies, MissingAddress};
     use netdp_common::addr::Family;
     use std::time::Instant;
 
-    fn lost(severe: bool) -> Lacking {
-        Lacking {
+    fn lost(severe: bool) -> MissingAddress {
+        MissingAddress {
             uplink: "eth0".into(),
             family: Family::V4,
             lost: true,
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_agent_told_goes_on_without_a_pause() {
-        let had = Had::from([("eth0".into(), [Family::V4].into())]);
+        let had = FormerFamilies::from([("eth0".into(), [Family::V4].into())]);
         let start = Instant::now();
         let mut addresses = NoAddress::after(had, vec![lost(true)]);
         addresses.note(vec![lost(true)], start);
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_an_earlier_agent_told_is_passed_on_until_this_one_has_looked() {
-        let mut addresses = NoAddress::after(Had::new(), vec![lost(true)]);
+        let mut addresses = NoAddress::after(FormerFamilies::new(), vec![lost(true)]);
         assert_eq!(addresses.told, []);
         assert_eq!(addresses.reported(), [lost(true)]);
         addresses.note(Vec::new(), Instant::now());

@@ -102,7 +102,7 @@ pub(super) mod tests {
     use crate::foreign::NatFindings;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
-    use crate::uplinks::{Had, Lacking};
+    use crate::uplinks::{FormerFamilies, MissingAddress};
     use netdp_common::addr::Family;
 
     /// Owner of the values that facts borrow.
@@ -116,9 +116,9 @@ pub(super) mod tests {
         pub recalled_chains: Vec<ChainReport>,
         pub uplinks: Vec<UplinkReport>,
         pub network: Findings,
-        pub no_address: Vec<Lacking>,
-        pub recalled: Option<Vec<Lacking>>,
-        pub had: Had,
+        pub no_address: Vec<MissingAddress>,
+        pub recalled: Option<Vec<MissingAddress>>,
+        pub had: FormerFamilies,
         pub foreign: NatFindings,
         pub chains_back: Vec<String>,
         pub api_unready: Option<String>,
@@ -151,7 +151,7 @@ pub(super) mod tests {
                 network: Findings::default(),
                 no_address: Vec::new(),
                 recalled: None,
-                had: Had::new(),
+                had: FormerFamilies::new(),
                 foreign: NatFindings::default(),
                 chains_back: Vec::new(),
                 api_unready: None,
@@ -214,8 +214,8 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::agent) fn lost(severe: bool) -> Lacking {
-        Lacking {
+    pub(in crate::agent) fn lost(severe: bool) -> MissingAddress {
+        MissingAddress {
             uplink: "eth0".into(),
             family: Family::V4,
             lost: true,

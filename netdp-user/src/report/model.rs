@@ -6,7 +6,7 @@ use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::pod::NoEbpf;
 use crate::state_dir::StateDir;
-use crate::uplinks::Lacking;
+use crate::uplinks::MissingAddress;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -47,7 +47,7 @@ pub struct Report {
     pub left_out: Vec<String>,
     /// Uplinks without an address of a family that pods use.
     #[serde(default)]
-    pub no_address: Vec<Lacking>,
+    pub no_address: Vec<MissingAddress>,
     /// Decisions about stacked devices.
     #[serde(default)]
     pub stacked: Vec<String>,

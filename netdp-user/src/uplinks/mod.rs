@@ -8,9 +8,9 @@
 mod address;
 mod hint;
 mod hook_bypass;
-mod lacking;
 mod macs;
 mod masters;
+mod missing_address;
 mod model;
 mod observed;
 mod pods;
@@ -29,8 +29,8 @@ mod tests;
 
 pub use hint::hint;
 pub use hook_bypass::unhooked_paths;
-pub use lacking::{Had, Lacking, lacking};
 pub use macs::Mac;
+pub use missing_address::{FormerFamilies, MissingAddress, missing_addresses};
 pub use model::{
     AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, LinkLayer, Route, Snapshot,
     local_addresses,

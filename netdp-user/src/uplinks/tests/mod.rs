@@ -3,7 +3,7 @@
 mod address;
 mod kernel_snapshot;
 mod kernel_watch;
-mod lacking;
+mod missing_address;
 mod netns;
 mod observed;
 mod route_classes;

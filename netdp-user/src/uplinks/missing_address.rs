@@ -12,7 +12,7 @@ use super::uplink::Uplink;
 
 /// A family of which an uplink has no address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lacking {
+pub struct MissingAddress {
     /// Interface name of the uplink.
     pub uplink: String,
     /// Family of the missing address.
@@ -27,7 +27,7 @@ pub struct Lacking {
     pub severe: bool,
 }
 
-impl Lacking {
+impl MissingAddress {
     /// Describes the problem to an operator. `by_netfilter`: netfilter translates, not the
     /// programs.
     pub fn describe(&self, by_netfilter: bool) -> String {
@@ -51,18 +51,18 @@ impl Lacking {
 }
 
 /// Families of which uplinks had addresses, by uplink name.
-pub type Had = BTreeMap<String, BTreeSet<Family>>;
+pub type FormerFamilies = BTreeMap<String, BTreeSet<Family>>;
 
 /// Returns the uplinks that lack an address, for the families that are masqueraded.
 ///
 /// A node need not have both families: one that an uplink never had counts if masqueraded
 /// destinations are routed by it without a source of their own.
-pub fn lacking(
+pub fn missing_addresses(
     snapshot: &Snapshot,
     selection: &Selection,
     uplinks: &[Uplink],
-    had: &Had,
-) -> Vec<Lacking> {
+    had: &FormerFamilies,
+) -> Vec<MissingAddress> {
     let mut families = vec![Family::V4];
     if selection.enable_ipv6 {
         families.push(Family::V6);
@@ -74,10 +74,10 @@ pub fn lacking(
             Family::V6 => uplink.v6.is_some(),
         };
         let none_has = !uplinks.iter().any(has);
-        let known = |ip: &IpAddr| Family::of(*ip) == family;
+        let of_family = |ip: &IpAddr| Family::of(*ip) == family;
         // If uplinks are named, the one with the node's known address may have been left out.
         let by_role = selection.patterns.is_empty();
-        let expected = (by_role && selection.node_addrs.iter().any(known))
+        let expected = (by_role && selection.node_addrs.iter().any(of_family))
             || had.values().any(|families| families.contains(&family));
         for uplink in uplinks.iter().filter(|uplink| !has(uplink)) {
             let lost = (had.get(&uplink.name)).is_some_and(|had| had.contains(&family));
@@ -91,7 +91,7 @@ pub fn lacking(
             });
             let severe = (lost && routed) || (none_has && expected);
             if lost || routed || severe {
-                found.push(Lacking {
+                found.push(MissingAddress {
                     uplink: uplink.name.clone(),
                     family,
                     lost,

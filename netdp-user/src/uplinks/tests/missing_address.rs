@@ -4,22 +4,26 @@ use std::collections::BTreeSet;
 
 use netdp_common::addr::Family;
 
-use super::super::{Had, Lacking, Patterns, Selection, lacking};
+use super::super::{FormerFamilies, MissingAddress, Patterns, Selection, missing_addresses};
 use super::{Net, choose};
 
 const PODS: [&str; 2] = ["172.16.0.0/16", "fd00:172::/64"];
 
 /// Returns the findings, where `eth0` and `eth1` had addresses of these families.
-fn found(net: &Net, had: &[(&str, Family)], change: impl FnOnce(&mut Selection)) -> Vec<Lacking> {
+fn found(
+    net: &Net,
+    had: &[(&str, Family)],
+    change: impl FnOnce(&mut Selection),
+) -> Vec<MissingAddress> {
     let mut selection = net.selection(&PODS, &["eth*"]);
     change(&mut selection);
-    let mut known = Had::new();
+    let mut known = FormerFamilies::new();
     for (name, family) in had {
         let families: &mut BTreeSet<_> = known.entry((*name).to_owned()).or_default();
         families.insert(*family);
     }
     let uplinks = choose(&net.0, &selection).uplinks;
-    lacking(&net.0, &selection, &uplinks, &known)
+    missing_addresses(&net.0, &selection, &uplinks, &known)
 }
 
 fn eth(count: usize) -> Net {
@@ -88,7 +92,7 @@ fn one_of_two_uplinks_is_severe_only_where_routes_lead_by_it() {
         ("eth1", Family::V4),
         ("eth1", Family::V6),
     ];
-    let severe = |missing: &[Lacking]| -> Vec<(Family, bool)> {
+    let severe = |missing: &[MissingAddress]| -> Vec<(Family, bool)> {
         missing.iter().map(|it| (it.family, it.severe)).collect()
     };
     let missing = found(&net, &had, |_| ());
