@@ -1,7 +1,7 @@
 //! Conversion of iptables rules to the common model.
 
 use super::redirect::{has_between, may_be_node};
-use super::rule::{Branch, BranchTarget, Match, Rule, Ruleset, Target};
+use super::rule::{Branch, BranchTarget, Match, NatRule, Ruleset, Target};
 use crate::iptables::{RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
 use netdp_common::addr::Family;
@@ -27,7 +27,7 @@ pub fn early(table: &Table, family: Family) -> Ruleset {
 
 fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     let chains = table.chains.iter().map(|(name, rules)| {
-        let parse = |rule: &crate::iptables::Rule| parse(name, &rule.text, local);
+        let parse = |rule: &crate::iptables::IptablesRule| parse(name, &rule.text, local);
         let rules = rules.iter().map(parse).collect();
         (name.clone(), rules)
     });
@@ -39,8 +39,8 @@ fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
 }
 
 /// Converts a rule, given without its `-A CHAIN`.
-fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
-    let mut rule = Rule {
+fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> NatRule {
+    let mut rule = NatRule {
         text: format!("-A {chain} {text}"),
         matches: Vec::new(),
         target: Target::Other,
@@ -123,7 +123,7 @@ fn ports(text: &str) -> Option<Ranges> {
 }
 
 /// Adds an option to the conditions or the target of a rule.
-fn add_option(rule: &mut Rule, option: &RuleOption<'_, '_>) {
+fn add_option(rule: &mut NatRule, option: &RuleOption<'_, '_>) {
     let (value, not) = (option.value(), option.inverted);
     let found = match option.name {
         "-m" | "--comment" | "--random" | "--random-fully" | "--to-ports" | "--persistent" => None,

@@ -1,7 +1,7 @@
 //! Parser for rules in the format of `nft -j list table` (libnftables-json(5)).
 
 use super::nft_redirect::{Context, branches, net};
-use super::rule::{Match, Rule, Ruleset, Target};
+use super::rule::{Match, NatRule, Ruleset, Target};
 use ipnet::IpNet;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -142,7 +142,7 @@ pub fn ruleset(
         local,
         named: named.collect(),
     };
-    let mut chains: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
+    let mut chains: BTreeMap<String, Vec<NatRule>> = BTreeMap::new();
     for rule in objects(listing, "rule") {
         let text = rule["handle"]
             .as_u64()
@@ -162,8 +162,8 @@ pub fn ruleset(
     }
 }
 
-fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> Rule {
-    let mut rule = Rule {
+fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> NatRule {
+    let mut rule = NatRule {
         text,
         matches: Vec::new(),
         target: Target::Other,

@@ -67,7 +67,7 @@ pub struct Branch {
 
 /// A rule with its conditions and target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub struct NatRule {
     /// Text as printed by its program.
     pub text: String,
     pub matches: Vec<Match>,
@@ -81,7 +81,7 @@ pub struct Rule {
 pub struct Ruleset {
     /// The only family of packets in these chains, if it is restricted.
     pub family: Option<Family>,
-    pub chains: BTreeMap<String, Vec<Rule>>,
+    pub chains: BTreeMap<String, Vec<NatRule>>,
     /// Base chains that every packet traverses on its way out.
     pub roots: Vec<String>,
     /// Base chains that packets traverse before the routing decision.

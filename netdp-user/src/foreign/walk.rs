@@ -1,7 +1,7 @@
 //! Walk from the base chains to the rules that translate sources or drop ingress packets, with the
 //! conditions under which packets reach them.
 
-use super::rule::{Match, Rule, Ruleset, Target};
+use super::rule::{Match, NatRule, Ruleset, Target};
 use crate::prefixes::PrefixSet;
 use ipnet::IpNet;
 use netdp_common::addr::Family;
@@ -13,7 +13,7 @@ const MAX_DEPTH: usize = 16;
 /// A rule that translates or drops, with the path to it.
 #[derive(Debug)]
 pub struct ReachableRule<'a, 'w> {
-    pub rule: &'a Rule,
+    pub rule: &'a NatRule,
     /// The only family of packets here, if it is restricted.
     pub family: Option<Family>,
     /// Chains from the base chain on.
@@ -123,7 +123,7 @@ impl<'a> Walk<'a> {
 
 fn step<'a>(
     set: &'a Ruleset,
-    rule: &'a Rule,
+    rule: &'a NatRule,
     position: usize,
     wanted: fn(&Target) -> bool,
     walk: &mut Walk<'a>,

@@ -1,6 +1,6 @@
 //! The chains of both families, kept in line with the configuration.
 
-use super::{Backend, CUSTOM_CHAIN, Chain, Iptables, Ports, Rule, RuleOptions};
+use super::{Backend, CUSTOM_CHAIN, Chain, Iptables, IptablesRule, Ports, RuleOptions};
 use crate::config::Config;
 use crate::programs;
 use crate::upstream::custom_iptables;
@@ -55,7 +55,7 @@ impl ChainReport {
     ///
     /// # Errors
     /// Returns an error if the iptables programs are missing or fail.
-    pub fn read_rules(&self) -> Result<Vec<Rule>> {
+    pub fn read_rules(&self) -> Result<Vec<IptablesRule>> {
         let table = self.iptables().read()?;
         Ok(table.rules(&self.chain).to_vec())
     }
@@ -342,7 +342,7 @@ pub fn find_replaced(
 }
 
 /// Returns the destinations that rules masquerade; `None` if there are none, or all are.
-fn masqueraded_destinations(rules: &[Rule]) -> Option<Vec<String>> {
+fn masqueraded_destinations(rules: &[IptablesRule]) -> Option<Vec<String>> {
     let rules = rules.iter().map(|rule| RuleOptions::parse(&rule.text));
     let rules = rules.filter(|rule| rule.target() == Some("MASQUERADE"));
     let found: Vec<_> = rules

@@ -23,7 +23,7 @@ pub use monitor::RuleMonitor;
 pub use program::{Backend, Iptables, KEEP_CHAIN};
 pub use render::{Chain, Ports, jump_rule, restore_input};
 pub(crate) use rule::{RuleOption, RuleOptions};
-pub use save::{Rule, Table};
+pub use save::{IptablesRule, Table};
 
 /// Chain that netdp writes in place of k8s-custom-iptables' script, because ip-masq-agent's chain
 /// may exist as well.

@@ -3,7 +3,7 @@
 use super::Report;
 use crate::cli::output::table;
 use crate::foreign::NatFindings;
-use crate::iptables::{ChainReport, Rule};
+use crate::iptables::{ChainReport, IptablesRule};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 pub(super) struct LiveRules {
     family: String,
     chain: String,
-    rules: Vec<Rule>,
+    rules: Vec<IptablesRule>,
     /// Reason why they cannot be read, if so.
     error: Option<String>,
 }
