@@ -1,16 +1,16 @@
 //! Library of netdp's agent and command line.
 //!
-//! A configuration change passes through [`sources`] → [`config`] → [`reconcile`] → [`datapath`];
+//! A configuration change passes through [`sources`] → `config` → [`reconcile`] → [`datapath`];
 //! [`uplinks`] supplies the state of the node's network. [`agent`] runs the event loop.
 
 pub mod agent;
 pub mod cli;
-pub mod config;
+mod config;
 pub mod control;
 pub mod datapath;
 pub mod fleet;
-pub mod foreign;
-pub mod iptables;
+mod foreign;
+mod iptables;
 pub mod limits;
 pub mod misspelling;
 pub mod nf_conntrack;
@@ -23,7 +23,7 @@ pub mod reconcile;
 pub mod report;
 pub mod rights;
 pub mod rollback;
-pub mod shadow;
+mod shadow;
 pub mod sources;
 pub mod state_dir;
 pub mod terminal;

@@ -35,7 +35,7 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             enable_ipv6: self.enable_ipv6,
             nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
@@ -43,7 +43,7 @@ impl Policy {
         }
     }
 
-    pub fn cluster_cidrs(&self) -> ClusterCidrs {
+    pub(crate) fn cluster_cidrs(&self) -> ClusterCidrs {
         let network = |nets: &[IpNet]| nets.iter().map(IpNet::trunc).collect();
         ClusterCidrs {
             pod_cidrs: network(&self.pod_cidr),
@@ -52,7 +52,7 @@ impl Policy {
     }
 
     /// Returns the document that `--targets` stands for.
-    pub fn targets(&self) -> Option<Document> {
+    pub(crate) fn targets(&self) -> Option<Document> {
         self.targets.as_ref().map(|text| Document {
             name: "--targets".to_owned(),
             text: text.clone(),

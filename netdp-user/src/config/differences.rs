@@ -8,7 +8,7 @@ use super::yaml::Value;
 
 /// Returns the differences in ip-masq-agent's treatment of `docs`, which netdp accepts. The
 /// findings help to compare the two; none of them is an error.
-pub fn differences(docs: &[Document]) -> Vec<Diagnostic> {
+pub(crate) fn differences(docs: &[Document]) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     let unread = (&mut Vec::new(), &mut Vec::new());
     let parts = docs

@@ -6,7 +6,7 @@ use super::diagnostic::Diagnostic;
 use crate::upstream::custom_iptables;
 
 /// Maximum size of a document, in bytes.
-pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+pub(crate) const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
 /// Format of a document.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

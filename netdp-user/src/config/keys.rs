@@ -4,11 +4,11 @@ use super::document::Format;
 use crate::upstream::{custom_iptables, masq_agent};
 
 /// The label that selects further ConfigMaps, whatever its value.
-pub const LABEL: &str = "netdp.io/config";
+pub(crate) const LABEL: &str = "netdp.io/config";
 
 /// The keys of a ConfigMap that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keys {
+pub(crate) enum Keys {
     /// All keys of a labelled ConfigMap.
     All,
     /// The keys that ip-masq-agent reads, and those of Azure's fork.
@@ -22,7 +22,7 @@ pub enum Keys {
 impl Keys {
     /// Returns the keys of a ConfigMap that is read by its name; `main` is the name of
     /// ip-masq-agent's.
-    pub fn of(name: &str, main: &str, is_labelled: bool) -> Self {
+    pub(crate) fn of(name: &str, main: &str, is_labelled: bool) -> Self {
         if is_labelled {
             Self::All
         } else if name == main {
@@ -35,7 +35,7 @@ impl Keys {
     }
 
     /// Reports whether this key is read.
-    pub fn count(self, key: &str) -> bool {
+    pub(crate) fn count(self, key: &str) -> bool {
         let is_agents = || key == masq_agent::KEY || key.starts_with(masq_agent::AZURE_KEY_PREFIX);
         match self {
             Self::All => true,
@@ -46,7 +46,7 @@ impl Keys {
     }
 
     /// Returns the expected key, if there is exactly one.
-    pub const fn usual(self) -> Option<&'static str> {
+    pub(crate) const fn usual(self) -> Option<&'static str> {
         match self {
             Self::MasqAgent => Some(masq_agent::KEY),
             Self::NatRules => Some(custom_iptables::KEY),

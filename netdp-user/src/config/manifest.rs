@@ -27,7 +27,7 @@ pub(super) fn is_object(root: &Node) -> bool {
 
 /// Reports whether `text` contains Kubernetes objects, so that its size is not that of a
 /// configuration.
-pub fn contains_objects(text: &str) -> bool {
+pub(crate) fn contains_objects(text: &str) -> bool {
     super::yaml::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
 }
 

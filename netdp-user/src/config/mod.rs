@@ -41,31 +41,31 @@ use parse::FileConfig;
 use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
-pub use diagnostic::{Diagnostic, Rejected};
-pub use differences::differences;
+pub(crate) use diagnostic::{Diagnostic, Rejected};
+pub(crate) use differences::differences;
 #[cfg(test)]
 pub(crate) use key::Key;
 
-pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
-pub use keys::{Keys, LABEL};
-pub use lint::ClusterCidrs;
-pub use manifest::contains_objects;
-pub use masqueraded::Masqueraded;
-pub use rules::Rules;
+pub(crate) use document::{Document, Format, MAX_DOCUMENT_BYTES};
+pub(crate) use keys::{Keys, LABEL};
+pub(crate) use lint::ClusterCidrs;
+pub(crate) use manifest::contains_objects;
+pub(crate) use masqueraded::Masqueraded;
+pub(crate) use rules::Rules;
 
 /// The resync interval if no file sets one.
-pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Minimum resync interval: shorter ones are raised to it, so that the agent does not spend all its
 /// time reading files.
-pub const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum number of CIDRs in one file, unless the file sets its own limit.
-pub const DEFAULT_CIDR_LIMIT: usize = 64;
+pub(crate) const DEFAULT_CIDR_LIMIT: usize = 64;
 
 /// Maximum number of rules of a policy: the kernel's tries hold 1,048,576 prefixes each, some of
 /// which are netdp's own.
-pub const MAX_RULES: usize = 1_000_000;
+pub(crate) const MAX_RULES: usize = 1_000_000;
 
 /// The flags that affect the meaning of a configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,7 +221,7 @@ impl Config {
 ///
 /// # Errors
 /// Returns an error for anything else, and for negative durations.
-pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
+pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
     let nanos = duration::parse(text).map_err(|err| anyhow::anyhow!("{err}"))?;
     let nanos = u64::try_from(nanos).map_err(|_| anyhow::anyhow!("it is negative"))?;
     Ok(Duration::from_nanos(nanos))
@@ -237,7 +237,7 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
 
 /// A valid configuration, with findings for its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The effective configuration.
     pub config: Config,
     /// Findings that do not reject the configuration.
@@ -250,7 +250,7 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Returns every error in every document; then none of them may come into force.
-pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
+pub(crate) fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
     load_for_cluster(docs, opts, &ClusterCidrs::default())
 }
 
@@ -258,7 +258,7 @@ pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
 ///
 /// # Errors
 /// Returns the errors of [`load`].
-pub fn load_for_cluster(
+pub(crate) fn load_for_cluster(
     docs: &[Document],
     opts: &Options,
     cluster_cidrs: &ClusterCidrs,
@@ -321,6 +321,6 @@ fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
 }
 
 /// Returns the configuration without any file.
-pub fn defaults(opts: &Options) -> Config {
+pub(crate) fn defaults(opts: &Options) -> Config {
     merge::merge(&[], opts, &mut Vec::new(), &mut Vec::new())
 }

@@ -119,15 +119,15 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    pub fn error(&mut self, line: usize, message: String) {
+    pub(crate) fn error(&mut self, line: usize, message: String) {
         self.errors.push(Diagnostic::at(self.file, line, message));
     }
 
-    pub fn warn(&mut self, line: usize, message: String) {
+    pub(crate) fn warn(&mut self, line: usize, message: String) {
         self.warnings.push(Diagnostic::at(self.file, line, message));
     }
 
-    pub fn wrong_type(&mut self, key: Key, line: usize, expected: &str, value: &Node) {
+    pub(crate) fn wrong_type(&mut self, key: Key, line: usize, expected: &str, value: &Node) {
         let found = value.describe();
         self.error(
             line,

@@ -14,7 +14,7 @@ const NAMED: usize = 3;
 
 /// Component that translates for netdp.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Translator {
+pub(crate) enum Translator {
     /// The eBPF programs, behind all of netfilter.
     Ebpf,
     /// A netfilter chain, by name.
@@ -23,7 +23,7 @@ pub enum Translator {
 
 /// Circumstances by which rules are assessed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NatContext {
+pub(crate) struct NatContext {
     /// Component that translates for netdp.
     pub translator: Translator,
     /// The policy in force.
@@ -42,7 +42,7 @@ pub struct NatContext {
 
 /// Assessment of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assessment {
+pub(crate) struct Assessment {
     /// True if its effect on pods' packets contradicts the configuration.
     pub conflict: bool,
     /// Its effect, as the end of a sentence about it.

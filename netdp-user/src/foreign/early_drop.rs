@@ -12,7 +12,7 @@ use netdp_common::addr::Family;
 
 /// Effect of a rule on replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DropEffect {
+pub(crate) struct DropEffect {
     /// The effect, as the end of a sentence about the rule.
     pub why: String,
     /// Destinations of the dropped replies; none if the rule names none.
@@ -22,7 +22,10 @@ pub struct DropEffect {
 /// Returns the effect of a rule on replies; `None` if it has none that it did not have with
 /// netfilter, as far as can be determined.
 #[must_use]
-pub fn assess_drop(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Option<DropEffect> {
+pub(crate) fn assess_drop(
+    rule: &ReachableRule<'_, '_>,
+    context: &NatContext,
+) -> Option<DropEffect> {
     if rule.mark.is_some() || (rule.family == Some(Family::V6) && !context.enable_ipv6) {
         return None;
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Returns the nat table of a node with these addresses.
-pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
+pub(crate) fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     Ruleset {
         roots: vec!["POSTROUTING".into()],
         inward_roots: vec!["PREROUTING".into(), "OUTPUT".into()],
@@ -18,7 +18,7 @@ pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Rules
 }
 
 /// Returns the raw or the mangle table.
-pub fn early(table: &Table, family: Family) -> Ruleset {
+pub(crate) fn early(table: &Table, family: Family) -> Ruleset {
     Ruleset {
         early_roots: vec!["PREROUTING".into()],
         ..chains(table, family, &BTreeSet::new())

@@ -1,7 +1,7 @@
 //! Third-party NAT rules: rules that translate the packets that netdp is to translate, and rules
 //! that change the destination of packets addressed to the node.
 //!
-//! [`scan`] reads iptables rules of both kinds and native nftables rules into one model (`rule`).
+//! [`scan()`] reads iptables rules of both kinds and native nftables rules into one model (`rule`).
 //! `walk` finds the rules reachable from POSTROUTING, `assess` determines their effect on pods'
 //! packets. `redirect` finds the rules reachable from PREROUTING and OUTPUT, with their ports.
 //! `early_drop` assesses rules that drop packets addressed to pods before netfilter would have
@@ -22,17 +22,17 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use assess::{NatContext, Translator};
-pub use queue::ScanQueue;
-pub use redirect::Redirect;
-pub use scan::scan;
+pub(crate) use assess::{NatContext, Translator};
+pub(crate) use queue::ScanQueue;
+pub(crate) use redirect::Redirect;
+pub(crate) use scan::scan;
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 
 /// Result of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ScanResult {
+pub(crate) struct ScanResult {
     /// Findings about pods' packets.
     pub findings: NatFindings,
     /// Findings about packets to the node.
@@ -41,7 +41,7 @@ pub struct ScanResult {
 
 /// Rules for packets that are addressed to the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Redirects {
+pub(crate) struct Redirects {
     /// Rules that change the destination of some of them.
     pub rules: Vec<Redirect>,
     /// Places of possible rules that could not be read, with the reason.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 /// Family and name of a table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TableName {
+pub(crate) struct TableName {
     /// `ip`, `ip6` or `inet`.
     pub family: String,
     pub name: String,
@@ -17,7 +17,7 @@ pub struct TableName {
 
 /// The base chains of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BaseChains {
+pub(crate) struct BaseChains {
     /// NAT chains at postrouting.
     pub outward: Vec<String>,
     /// Chains at prerouting, and NAT chains at output.
@@ -29,7 +29,7 @@ pub struct BaseChains {
 
 /// A chain that precedes netfilter's translation of replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EarlyChain {
+pub(crate) struct EarlyChain {
     pub chain: String,
     /// Devices at whose ingress it is; everywhere if there are none.
     pub devices: Vec<String>,
@@ -41,7 +41,7 @@ const NAT: i64 = -100;
 
 impl BaseChains {
     /// Reports whether iptables-nft creates such chains for its nat table.
-    pub fn are_iptables(&self) -> bool {
+    pub(crate) fn are_iptables(&self) -> bool {
         let known = |name: &String| {
             ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"].contains(&name.as_str())
         };
@@ -51,7 +51,7 @@ impl BaseChains {
 
 /// Returns the tables that may translate or redirect packets, from the output of `nft -j list
 /// chains`.
-pub fn tables(listing: &Value) -> BTreeMap<TableName, BaseChains> {
+pub(crate) fn tables(listing: &Value) -> BTreeMap<TableName, BaseChains> {
     let mut tables: BTreeMap<_, BaseChains> = BTreeMap::new();
     for chain in objects(listing, "chain") {
         let of = |key: &str| chain[key].as_str().unwrap_or_default();
@@ -103,7 +103,7 @@ fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &
 
 /// Returns the devices at whose ingress a chain is, from the output of `nft -s -a list table`: the
 /// JSON of nft 1.0.6 lacks them.
-pub fn devices(text: &str, chain: &str) -> Vec<String> {
+pub(crate) fn devices(text: &str, chain: &str) -> Vec<String> {
     let head = format!("chain {chain} {{");
     let mut lines = text.lines().map(str::trim_start);
     let found = lines.find(|line| line.starts_with(&head));
@@ -119,7 +119,7 @@ pub fn devices(text: &str, chain: &str) -> Vec<String> {
 
 /// Parses the table in `listing`, of a node with these addresses; `text` is the same table as
 /// printed by `nft -s -a list table`.
-pub fn ruleset(
+pub(crate) fn ruleset(
     listing: &Value,
     text: &str,
     roots: BaseChains,

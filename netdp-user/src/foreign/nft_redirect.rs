@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 /// Addresses of the node, and the table's named sets and maps with their elements, keyed by
 /// `@name`.
-pub struct Context<'a> {
+pub(crate) struct Context<'a> {
     pub local: &'a BTreeSet<IpAddr>,
     pub named: BTreeMap<String, &'a Value>,
 }
@@ -152,7 +152,7 @@ fn address_range(element: &Value) -> Option<(IpAddr, IpAddr)> {
 }
 
 /// Parses an address, or `{"prefix": {"addr": …, "len": …}}`.
-pub fn net(element: &Value) -> Option<IpNet> {
+pub(crate) fn net(element: &Value) -> Option<IpNet> {
     if let Some(prefix) = element.get("prefix") {
         let length = u8::try_from(prefix["len"].as_u64()?).ok()?;
         return IpNet::new(prefix["addr"].as_str()?.parse().ok()?, length).ok();
@@ -274,7 +274,7 @@ fn chain(verdict: &Value) -> Option<BranchTarget> {
 }
 
 /// Returns the targets of ingress packets.
-pub fn branches(expressions: &Value, context: &Context<'_>) -> Vec<Branch> {
+pub(crate) fn branches(expressions: &Value, context: &Context<'_>) -> Vec<Branch> {
     let mut found = Vec::new();
     let mut ports = PortSet::all();
     for expression in expressions.as_array().into_iter().flatten() {

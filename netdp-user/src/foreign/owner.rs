@@ -3,7 +3,7 @@
 use crate::upstream::{custom_iptables, masq_agent};
 
 /// Name of an unknown author.
-pub const UNKNOWN: &str = "somebody";
+pub(crate) const UNKNOWN: &str = "somebody";
 
 /// Prefixes of chains' and tables' names, with the author.
 const NAMES: [(&str, &str); 18] = [
@@ -28,7 +28,7 @@ const NAMES: [(&str, &str); 18] = [
 ];
 
 /// Returns the author of a rule: by the names on the path to it, else by its text.
-pub fn owner(path: &[&str], rule: &str) -> &'static str {
+pub(crate) fn owner(path: &[&str], rule: &str) -> &'static str {
     let by_name = path
         .iter()
         .flat_map(|name| name.split(' '))

@@ -5,7 +5,7 @@ use tokio::task::JoinHandle;
 
 /// A queue of scans, of which one runs at a time.
 #[derive(Debug, Default)]
-pub struct ScanQueue {
+pub(crate) struct ScanQueue {
     running: Option<JoinHandle<ScanResult>>,
     /// Context of a scan that was requested while one was running.
     next: Option<NatContext>,
@@ -13,7 +13,7 @@ pub struct ScanQueue {
 
 impl ScanQueue {
     /// Requests a new scan.
-    pub fn request(&mut self, context: NatContext) {
+    pub(crate) fn request(&mut self, context: NatContext) {
         if self.running.is_some() {
             self.next = Some(context);
         } else {
@@ -23,7 +23,7 @@ impl ScanQueue {
 
     /// Waits for the result of a scan; forever if none was requested. Dropping the future loses
     /// nothing.
-    pub async fn result(&mut self) -> ScanResult {
+    pub(crate) async fn result(&mut self) -> ScanResult {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
         };

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 /// A rule that changes the destination of some packets addressed to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Redirect {
+pub(crate) struct Redirect {
     /// Likely author of such rules, by names.
     pub owner: String,
     /// `nft`, `legacy` (iptables of either kind) or `nftables`.
@@ -27,7 +27,7 @@ pub struct Redirect {
 }
 
 /// A reachable rule, with its chain and the ports.
-pub struct ReachableRedirect<'a> {
+pub(crate) struct ReachableRedirect<'a> {
     pub chain: &'a str,
     pub rule: &'a str,
     pub ports: PortSet,
@@ -35,7 +35,7 @@ pub struct ReachableRedirect<'a> {
 
 /// Returns all reachable rules that change destinations, with the ports that packets may have
 /// there.
-pub fn reachable(set: &Ruleset) -> Vec<ReachableRedirect<'_>> {
+pub(crate) fn reachable(set: &Ruleset) -> Vec<ReachableRedirect<'_>> {
     // Ports that reach a chain; it is scanned again whenever there are more.
     let mut known: BTreeMap<&str, PortSet> = BTreeMap::new();
     let mut due: BTreeSet<&str> = BTreeSet::new();
@@ -80,7 +80,7 @@ pub fn reachable(set: &Ruleset) -> Vec<ReachableRedirect<'_>> {
 }
 
 /// Reports whether a destination within these (outside, if `not`) may be an address of the node.
-pub fn may_be_node(nets: &[IpNet], not: bool, local: &BTreeSet<IpAddr>) -> bool {
+pub(crate) fn may_be_node(nets: &[IpNet], not: bool, local: &BTreeSet<IpAddr>) -> bool {
     let v4 = nets.iter().any(|net| matches!(net, IpNet::V4(_)));
     let v6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
     local
@@ -90,6 +90,6 @@ pub fn may_be_node(nets: &[IpNet], not: bool, local: &BTreeSet<IpAddr>) -> bool 
 }
 
 /// Reports whether an address of the node lies within `first` to `last`.
-pub fn has_between(first: IpAddr, last: IpAddr, local: &BTreeSet<IpAddr>) -> bool {
+pub(crate) fn has_between(first: IpAddr, last: IpAddr, local: &BTreeSet<IpAddr>) -> bool {
     first <= last && local.range(first..=last).next().is_some()
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 /// A condition on packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Match {
+pub(crate) enum Match {
     /// The source is within these (outside, if `not`).
     Source { nets: Vec<IpNet>, not: bool },
     /// The destination is within these (outside, if `not`).
@@ -33,7 +33,7 @@ pub enum Match {
 
 /// Target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// SNAT to the address of the outgoing interface.
     Masquerade,
     /// SNAT to one of these; none if they could not be read.
@@ -50,7 +50,7 @@ pub enum Target {
 
 /// Target of packets that are addressed to the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BranchTarget {
+pub(crate) enum BranchTarget {
     /// Another chain, by name.
     Chain(String),
     /// Another destination: DNAT, REDIRECT, TPROXY.
@@ -59,7 +59,7 @@ pub enum BranchTarget {
 
 /// Path of packets that are addressed to the node and match a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Branch {
+pub(crate) struct Branch {
     /// Ports that they may be addressed to.
     pub ports: PortSet,
     pub target: BranchTarget,
@@ -67,7 +67,7 @@ pub struct Branch {
 
 /// A rule with its conditions and target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NatRule {
+pub(crate) struct NatRule {
     /// Text as printed by its program.
     pub text: String,
     pub matches: Vec<Match>,
@@ -78,7 +78,7 @@ pub struct NatRule {
 
 /// Chains that can jump to each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ruleset {
+pub(crate) struct Ruleset {
     /// The only family of packets in these chains, if it is restricted.
     pub family: Option<Family>,
     pub chains: BTreeMap<String, Vec<NatRule>>,
@@ -91,6 +91,6 @@ pub struct Ruleset {
 }
 
 /// Reports whether the prefixes overlap.
-pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
+pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }

@@ -31,7 +31,7 @@ struct Scan<'a> {
 /// Scans all rules that translate sources, that redirect packets addressed to the node, or that
 /// drop replies to pods. Changes nothing, and creates no table.
 #[must_use]
-pub fn scan(context: &NatContext) -> ScanResult {
+pub(crate) fn scan(context: &NatContext) -> ScanResult {
     let mut scan = Scan {
         context,
         result: ScanResult::default(),

@@ -12,7 +12,7 @@ const MAX_DEPTH: usize = 16;
 
 /// A rule that translates or drops, with the path to it.
 #[derive(Debug)]
-pub struct ReachableRule<'a, 'w> {
+pub(crate) struct ReachableRule<'a, 'w> {
     pub rule: &'a NatRule,
     /// The only family of packets here, if it is restricted.
     pub family: Option<Family>,
@@ -32,19 +32,19 @@ pub struct ReachableRule<'a, 'w> {
 
 impl ReachableRule<'_, '_> {
     /// Returns the chain that contains the rule.
-    pub fn chain(&self) -> &str {
+    pub(crate) fn chain(&self) -> &str {
         self.path.last().copied().unwrap_or_default()
     }
 }
 
 /// Calls `each` for all rules that translate, in the order in which packets meet them.
-pub fn translating<'a>(set: &'a Ruleset, each: impl FnMut(&ReachableRule<'a, '_>)) {
+pub(crate) fn translating<'a>(set: &'a Ruleset, each: impl FnMut(&ReachableRule<'a, '_>)) {
     let translates = |target: &Target| matches!(target, Target::Masquerade | Target::Snat(_));
     walk(set, &set.roots, translates, each);
 }
 
 /// Calls `each` for all rules that drop ingress packets before netfilter would translate replies.
-pub fn early_drops<'a>(set: &'a Ruleset, each: impl FnMut(&ReachableRule<'a, '_>)) {
+pub(crate) fn early_drops<'a>(set: &'a Ruleset, each: impl FnMut(&ReachableRule<'a, '_>)) {
     walk(
         set,
         &set.early_roots,

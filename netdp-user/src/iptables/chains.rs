@@ -248,7 +248,7 @@ impl Chains {
 
 /// Third-party rules in one table that do the same as netdp.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReplacedRules {
+pub(crate) struct ReplacedRules {
     iptables: Iptables,
     /// The chain of ip-masq-agent or netdp, if it is one.
     chain: Option<String>,
@@ -278,7 +278,7 @@ impl ReplacedRules {
     ///
     /// # Errors
     /// Returns an error if the programs fail.
-    pub fn remove(&self, keep: bool) -> Result<()> {
+    pub(crate) fn remove(&self, keep: bool) -> Result<()> {
         let chains: Vec<_> = self.chain.iter().map(String::as_str).collect();
         self.iptables.remove(&self.rules, &chains, keep)
     }
@@ -288,7 +288,7 @@ impl ReplacedRules {
 /// k8s-custom-iptables whose prefix `covered` accepts, including those in the chain that netdp
 /// writes in its place. Also returns the tables that could not be read although the program is
 /// installed.
-pub fn find_replaced(
+pub(crate) fn find_replaced(
     name: &str,
     covered: impl Fn(&str) -> bool,
 ) -> (Vec<ReplacedRules>, Vec<String>) {
@@ -360,7 +360,7 @@ fn custom_destination<'r>(rule: &'r RuleOptions<'_>) -> Option<&'r str> {
 
 /// Result of [`remove`].
 #[derive(Debug, Default)]
-pub struct Removal {
+pub(crate) struct Removal {
     /// Removed chains and rules, one line each.
     pub removed: Vec<String>,
     /// Failures to find or remove, with their reasons.
@@ -369,7 +369,7 @@ pub struct Removal {
 
 /// Removes the chains of these names and the jumps to them, in both families and backends. If a
 /// program is missing, its chains are not searched for.
-pub fn remove(names: &BTreeSet<&str>) -> Removal {
+pub(crate) fn remove(names: &BTreeSet<&str>) -> Removal {
     let mut all = Removal::default();
     for name in names {
         let (found, unread) = find_replaced(name, |_| false);

@@ -16,12 +16,12 @@ const TABLES: [&str; 3] = ["nat", "raw", "mangle"];
 /// Size, number of entries and chain offsets of each table; `None` for a table that does not exist.
 /// A change that preserves all of these is not detected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LegacyState(Vec<Option<Vec<u8>>>);
+pub(crate) struct LegacyState(Vec<Option<Vec<u8>>>);
 
 impl LegacyState {
     /// Queries the kernel. Creates no table.
     #[must_use]
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let of = |family| TABLES.map(|table| info(family, table));
         Self([of(Family::V4), of(Family::V6)].concat())
     }

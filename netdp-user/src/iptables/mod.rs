@@ -14,17 +14,15 @@ mod save;
 #[cfg(test)]
 mod tests;
 
-pub use chains::{
-    ChainOptions, ChainReport, Chains, Removal, ReplacedRules, find_replaced, remove,
-};
-pub use legacy::LegacyState;
+pub(crate) use chains::{ChainOptions, ChainReport, Chains, Removal, find_replaced, remove};
+pub(crate) use legacy::LegacyState;
 pub(crate) use legacy::has_table;
-pub use monitor::RuleMonitor;
-pub use program::{Backend, Iptables, KEEP_CHAIN};
-pub use render::{Chain, Ports, jump_rule, restore_input};
+pub(crate) use monitor::RuleMonitor;
+pub(crate) use program::{Backend, Iptables, KEEP_CHAIN};
+pub(crate) use render::{Chain, Ports, jump_rule, restore_input};
 pub(crate) use rule::{RuleOption, RuleOptions};
-pub use save::{IptablesRule, Table};
+pub(crate) use save::{IptablesRule, Table};
 
 /// Chain that netdp writes in place of k8s-custom-iptables' script, because ip-masq-agent's chain
 /// may exist as well.
-pub const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";
+pub(crate) const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";

@@ -26,7 +26,7 @@ const BACKOFF_FACTOR: u32 = 20;
 
 /// Monitor of nf_tables, or of TC filters and qdiscs, in the calling thread's network namespace.
 #[derive(Debug)]
-pub struct RuleMonitor {
+pub(crate) struct RuleMonitor {
     socket: AsyncFd<OwnedFd>,
     what: &'static str,
     debounce: Duration,
@@ -39,7 +39,7 @@ impl RuleMonitor {
     ///
     /// # Errors
     /// Returns an error if the socket cannot be opened.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let protocol = SockProtocol::NetlinkNetFilter;
         Self::subscribe(protocol, GROUP_NFTABLES, "nf_tables", RULE_DEBOUNCE)
     }
@@ -48,7 +48,7 @@ impl RuleMonitor {
     ///
     /// # Errors
     /// Returns an error if the socket cannot be opened.
-    pub fn of_filters() -> Result<Self> {
+    pub(crate) fn of_filters() -> Result<Self> {
         let protocol = SockProtocol::NetlinkRoute;
         Self::subscribe(protocol, GROUP_TC, "TC filters", FILTER_DEBOUNCE)
     }
@@ -84,7 +84,7 @@ impl RuleMonitor {
     ///
     /// # Errors
     /// Returns an error if the socket has failed.
-    pub async fn changed(&mut self) -> Result<()> {
+    pub(crate) async fn changed(&mut self) -> Result<()> {
         let due = match self.due {
             Some(due) => due,
             None => {
@@ -101,7 +101,7 @@ impl RuleMonitor {
     }
 
     /// Backs off for `BACKOFF_FACTOR` times the duration of the last scan.
-    pub fn back_off(&mut self, time: Duration) {
+    pub(crate) fn back_off(&mut self, time: Duration) {
         self.not_before = Instant::now() + time * BACKOFF_FACTOR;
     }
 

@@ -11,7 +11,7 @@ const LOCK_SECONDS: &str = "5";
 /// A chain without a jump to it. Its rule keeps connection tracking active in the kernel, and with
 /// it the translation of connections that are already translated: when the last rule that needs
 /// tracking is removed, tracking stops (Linux 6.18, nf_ct_netns_put).
-pub const KEEP_CHAIN: &str = "NETDP-KEEP";
+pub(crate) const KEEP_CHAIN: &str = "NETDP-KEEP";
 const KEEP_COMMENT: &str = "netdp: connections that netfilter translates go on";
 
 /// Chains of the mangle table that show which backend the kubelet uses.
@@ -70,7 +70,7 @@ impl Backend {
 
 /// The programs of one family and backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Iptables {
+pub(crate) struct Iptables {
     /// Address family of the programs.
     pub family: Family,
     /// Kernel interface of the programs.
@@ -109,7 +109,7 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error if the program is missing or fails.
-    pub fn read(self) -> Result<Table> {
+    pub(crate) fn read(self) -> Result<Table> {
         self.read_table("nat")
     }
 
@@ -117,13 +117,13 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error if the program is missing or fails.
-    pub fn read_table(self, table: &str) -> Result<Table> {
+    pub(crate) fn read_table(self, table: &str) -> Result<Table> {
         Ok(Table::parse(&self.save(table)?))
     }
 
     /// Reports whether MASQUERADE supports `--random-fully`, as the programs do since 1.6.2.
     #[must_use]
-    pub fn has_random_fully(self) -> bool {
+    pub(crate) fn has_random_fully(self) -> bool {
         let help = self.run("", &["-j", "MASQUERADE", "--help"], "");
         help.is_ok_and(|help| help.contains("--random-fully"))
     }
@@ -134,7 +134,7 @@ impl Iptables {
     /// # Errors
     /// Returns an error if the programs fail, or another process holds their lock for too long.
     /// Nothing has changed then.
-    pub fn apply(self, chain: &Chain) -> Result<bool> {
+    pub(crate) fn apply(self, chain: &Chain) -> Result<bool> {
         let table = self.read()?;
         let jumps = has_jump(&table, &chain.name);
         let texts: Vec<_> = table.rules(&chain.name).iter().map(|r| &r.text).collect();
@@ -149,7 +149,7 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error as [`apply`](Self::apply) does.
-    pub fn prepare(self, chain: &Chain) -> Result<()> {
+    pub(crate) fn prepare(self, chain: &Chain) -> Result<()> {
         if has_jump(&self.read()?, &chain.name) {
             return Ok(());
         }
@@ -163,7 +163,12 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error as [`apply`](Self::apply) does.
-    pub fn remove(self, rules: &[(String, String)], chains: &[&str], keep: bool) -> Result<()> {
+    pub(crate) fn remove(
+        self,
+        rules: &[(String, String)],
+        chains: &[&str],
+        keep: bool,
+    ) -> Result<()> {
         let mut text = String::from("*nat\n");
         if keep {
             text.push_str(&format!(

@@ -21,7 +21,7 @@ pub struct Ports {
 
 /// The chain of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+pub(crate) struct Chain {
     /// Name of the chain.
     pub name: String,
     /// Its rules as iptables-save prints them, without `-A NAME`, in order.
@@ -35,7 +35,7 @@ impl Chain {
     /// ip-masq-agent writes them. With such prefixes the longest match has to decide, so the
     /// longest prefix goes first.
     #[must_use]
-    pub fn new(name: &str, family: Family, config: &Config, ports: &Ports) -> Self {
+    pub(crate) fn new(name: &str, family: Family, config: &Config, ports: &Ports) -> Self {
         let mut listed: Vec<_> = config
             .rules
             .iter()
@@ -130,7 +130,7 @@ fn probability(ranges: &[(u16, u16)], at: usize) -> Option<String> {
 
 /// Returns the rule in POSTROUTING that jumps to the chain, as iptables-save prints it.
 #[must_use]
-pub fn jump_rule(chain: &str) -> String {
+pub(crate) fn jump_rule(chain: &str) -> String {
     format!(
         "-A POSTROUTING -m comment --comment \"{JUMP_COMMENT} {chain} chain\" -m addrtype ! --dst-type LOCAL -j {chain}"
     )
@@ -139,7 +139,7 @@ pub fn jump_rule(chain: &str) -> String {
 /// Returns the input for iptables-restore --noflush that writes all of `chain`, and the jump to it
 /// if there is none yet. Everything else in the table remains unchanged.
 #[must_use]
-pub fn restore_input(chain: &Chain, with_jump: bool) -> String {
+pub(crate) fn restore_input(chain: &Chain, with_jump: bool) -> String {
     let mut text = format!("*nat\n:{} - [0:0]\n", chain.name);
     for rule in &chain.rules {
         // Writing to a String cannot fail.

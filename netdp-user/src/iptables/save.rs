@@ -14,7 +14,7 @@ pub struct IptablesRule {
 
 /// The nat table of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// Rules of each chain, in order.
     pub chains: BTreeMap<String, Vec<IptablesRule>>,
 }
@@ -23,7 +23,7 @@ impl Table {
     /// Parses the output of `iptables-save --counters --table nat`. Lines that cannot be parsed are
     /// skipped: iptables-save also prints other tables and comments.
     #[must_use]
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
             if let Some(chain) = line.strip_prefix(':') {
@@ -38,12 +38,12 @@ impl Table {
 
     /// Returns the rules of a chain; empty if there is no such chain.
     #[must_use]
-    pub fn rules(&self, chain: &str) -> &[IptablesRule] {
+    pub(crate) fn rules(&self, chain: &str) -> &[IptablesRule] {
         self.chains.get(chain).map_or(&[], Vec::as_slice)
     }
 
     /// Iterates over all rules with their chains.
-    pub fn all(&self) -> impl Iterator<Item = (&str, &IptablesRule)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &IptablesRule)> {
         self.chains
             .iter()
             .flat_map(|(chain, rules)| rules.iter().map(move |rule| (chain.as_str(), rule)))

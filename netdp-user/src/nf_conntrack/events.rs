@@ -21,13 +21,13 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 /// New connections of this network namespace, reported on confirmation: by then it is decided
 /// whether they are translated.
 #[derive(Debug)]
-pub struct Events {
+pub(crate) struct Events {
     socket: Socket,
 }
 
 /// Result of a receive.
 #[derive(Debug, PartialEq, Eq)]
-pub enum EventBatch {
+pub(crate) enum EventBatch {
     /// New connections; empty if there were none until the timeout.
     Flows(Vec<Flow>),
     /// The buffer overran, and events were lost.
@@ -40,7 +40,7 @@ impl Events {
     ///
     /// # Errors
     /// Returns an error if the kernel does not support such sockets.
-    pub fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let mut socket =
             Socket::new(NETLINK_NETFILTER).context("a netlink socket for new connections")?;
         socket.bind_auto()?;
@@ -56,7 +56,7 @@ impl Events {
     ///
     /// # Errors
     /// Returns an error if the socket has failed.
-    pub fn receive(&self, wait: Duration) -> Result<EventBatch> {
+    pub(crate) fn receive(&self, wait: Duration) -> Result<EventBatch> {
         let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, wait) {

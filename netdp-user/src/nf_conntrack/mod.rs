@@ -12,6 +12,6 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use events::{EventBatch, Events};
+pub(crate) use events::{EventBatch, Events};
 pub use flow::{Flow, NfTcpState, NfTuple};
 pub use socket::Conntrack;

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 /// Effect of IPsec policies on masqueraded packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IpsecDrops {
+pub(crate) struct IpsecDrops {
     /// Destinations, and whether masqueraded packets to them match a policy. The longest prefix
     /// counts.
     pub destinations: BTreeMap<IpNet, bool>,
@@ -28,7 +28,7 @@ pub struct IpsecDrops {
 /// Finds the policies that match packets with the uplinks' addresses: their own, and those that
 /// `sources` has for them. `pods` are the known networks of the pods.
 #[must_use]
-pub fn ipsec_drops<'a>(
+pub(crate) fn ipsec_drops<'a>(
     policies: &[Policy],
     uplinks: impl Iterator<Item = &'a Uplink>,
     sources: &Sources,
@@ -113,7 +113,7 @@ fn covers_pods(policy: &Policy, pods: &[IpNet]) -> bool {
 impl IpsecDrops {
     /// Returns the policy rules with the withheld destinations added.
     #[must_use]
-    pub fn apply(&self, mut rules: Vec<PolicyRule>) -> Vec<PolicyRule> {
+    pub(crate) fn apply(&self, mut rules: Vec<PolicyRule>) -> Vec<PolicyRule> {
         if self.destinations.is_empty() {
             return rules;
         }

@@ -1,8 +1,8 @@
 //! Ports and protocols that the node itself receives and that the programs cannot detect by a
 //! socket lookup: pods' flows must not take them.
 //!
-//! The facts are third-party NAT rules ([`crate::foreign`]), IPVS services, sockets, IPsec
-//! ([`Prober`]) and tunnels ([`crate::uplinks`]); [`decide`] derives the contents of the maps
+//! The facts are third-party NAT rules (`foreign`), IPVS services, sockets, IPsec
+//! (`Prober`) and tunnels ([`crate::uplinks`]); `decide` derives the contents of the maps
 //! `node_ports` and `node_protocols` from them.
 
 mod ipsec_drops;
@@ -15,11 +15,11 @@ mod xfrm;
 #[cfg(test)]
 mod tests;
 
-pub use ipsec_drops::{IpsecDrops, ipsec_drops};
-pub use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
-pub use probe::{Probe, Prober};
-pub use report::{NodeReport, PortsReport, ProtocolReport};
-pub use xfrm::{Ipsec, Policy};
+pub(crate) use ipsec_drops::ipsec_drops;
+pub(crate) use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
+pub(crate) use probe::{Probe, Prober};
+pub(crate) use report::{NodeReport, PortsReport, ProtocolReport};
+pub(crate) use xfrm::{Ipsec, Policy};
 
 use crate::foreign::Redirects;
 use crate::uplinks::Tunnel;
@@ -61,7 +61,7 @@ impl ProtocolPeer {
 
 /// A virtual service of IPVS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Service {
+pub(crate) struct Service {
     /// `tcp`, `udp`, `sctp`; `fwm` for a service selected by a mark.
     pub protocol: String,
     /// Address; `None` if a mark selects the service.
@@ -72,7 +72,7 @@ pub struct Service {
 
 /// All facts about the node.
 #[derive(Debug)]
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     /// Third-party NAT rules for packets to the node.
     pub nat: &'a Redirects,
     /// Polled facts: sockets, services, IPsec.
@@ -104,7 +104,7 @@ struct Source {
 
 /// Returns the desired contents of the maps.
 #[must_use]
-pub fn decide(facts: &Facts<'_>) -> DesiredNodeMaps {
+pub(crate) fn decide(facts: &Facts<'_>) -> DesiredNodeMaps {
     let mut desired = DesiredNodeMaps::default();
     desired.report.unread.clone_from(&facts.nat.unread);
     let mut sources = rules(facts.nat);

@@ -13,21 +13,21 @@ const NOT_SPOKEN: [u8; 9] = [0, 1, 6, 17, 33, 58, 132, 136, 255];
 const L2TP: u8 = 115;
 
 /// Returns the local port of each SCTP endpoint, from /proc/net/sctp/eps (net/sctp/proc.c).
-pub fn sctp(eps: &str) -> impl Iterator<Item = (u32, u16)> {
+pub(crate) fn sctp(eps: &str) -> impl Iterator<Item = (u32, u16)> {
     let port = |line: &str| line.split_ascii_whitespace().nth(5)?.parse().ok();
     let ports = eps.lines().skip(1).filter_map(port);
     ports.map(|port| (NODE_PORT_SCTP, port))
 }
 
 /// Returns the local port of each UDP-Lite socket, from /proc/net/udplite and udplite6.
-pub fn udplite(sockets: &str) -> impl Iterator<Item = (u32, u16)> {
+pub(crate) fn udplite(sockets: &str) -> impl Iterator<Item = (u32, u16)> {
     let all = sockets.lines().filter_map(ends);
     all.map(|(local, _)| (NODE_PORT_UDP_LITE, local.1))
 }
 
 /// Returns the protocols of raw sockets, from /proc/net/raw and raw6: the local port is the
 /// protocol.
-pub fn raw(sockets: &str) -> impl Iterator<Item = ProtocolPeer> {
+pub(crate) fn raw(sockets: &str) -> impl Iterator<Item = ProtocolPeer> {
     let all = sockets.lines().filter_map(ends);
     all.filter_map(|(local, remote)| {
         let protocol = u8::try_from(local.1).ok()?;
@@ -38,7 +38,7 @@ pub fn raw(sockets: &str) -> impl Iterator<Item = ProtocolPeer> {
 
 /// Returns L2TP over IP, whose sockets are listed nowhere: if /proc/net/protocols has it, it is
 /// loaded, and counts as used with any peer.
-pub fn l2tp(protocols: &str) -> impl Iterator<Item = ProtocolPeer> {
+pub(crate) fn l2tp(protocols: &str) -> impl Iterator<Item = ProtocolPeer> {
     let name = |line: &'_ str| line.split_ascii_whitespace().next().map(str::to_owned);
     protocols.lines().filter_map(name).filter_map(|name| {
         let peer = match name.as_str() {
@@ -52,7 +52,7 @@ pub fn l2tp(protocols: &str) -> impl Iterator<Item = ProtocolPeer> {
 }
 
 /// Returns the IPVS services, from /proc/net/ip_vs (net/netfilter/ipvs/ip_vs_ctl.c).
-pub fn ipvs(services: &str) -> BTreeSet<Service> {
+pub(crate) fn ipvs(services: &str) -> BTreeSet<Service> {
     services.lines().filter_map(service).collect()
 }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 
 /// Inputs of the decision besides the packet.
 #[derive(Debug, Clone)]
-pub struct Node {
+pub(crate) struct Node {
     /// Configuration with the policy.
     pub config: Config,
     /// The node's addresses.

@@ -12,6 +12,6 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-pub use compare::Node;
-pub use observe::Shadow;
-pub use report::{Difference, Example, ShadowReport, Summary, print};
+pub(crate) use compare::Node;
+pub(crate) use observe::Shadow;
+pub(crate) use report::{Summary, print};

@@ -33,7 +33,7 @@ const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
 /// Comparison that runs until it is dropped.
 #[derive(Debug)]
-pub struct Shadow {
+pub(crate) struct Shadow {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,7 +51,7 @@ impl Shadow {
     ///
     /// # Errors
     /// Returns an error if the kernel has no connection tracking.
-    pub fn start(chain: &str, state_dir: StateDir) -> Result<Self> {
+    pub(crate) fn start(chain: &str, state_dir: StateDir) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let events = Events::open()?;
         let mut conntrack = Conntrack::open()?;
@@ -84,7 +84,7 @@ impl Shadow {
     }
 
     /// Decides by `node` from now on. Another configuration starts a new report.
-    pub fn set(&self, node: Node) {
+    pub(crate) fn set(&self, node: Node) {
         let mut waiting = self.shared.node.lock();
         *waiting.as_deref_mut().unwrap_or_else(|p| p.get_mut()) = Some(node);
     }
@@ -146,7 +146,7 @@ impl Observer {
             self.take_node();
             match batch {
                 Ok(EventBatch::Flows(flows)) => {
-                    flows.iter().for_each(|flow| self.handle_event(flow))
+                    flows.iter().for_each(|flow| self.handle_event(flow));
                 }
                 Ok(EventBatch::Overrun) => {
                     self.report.overruns += 1;

@@ -21,7 +21,7 @@ const EXAMPLES: usize = 5;
 
 /// Findings since the configuration came into force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShadowReport {
+pub(crate) struct ShadowReport {
     /// Hash of the configuration that netdp would follow.
     pub config: String,
     /// Start of the comparison, in seconds since 1970.
@@ -43,7 +43,7 @@ pub struct ShadowReport {
 
 /// Connections with different results for the same reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// netdp's decision, with the prefix.
     pub netdp: String,
     /// netfilter's decision, with the rule.
@@ -56,7 +56,7 @@ pub struct Difference {
 
 /// A connection with different results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Example {
+pub(crate) struct Example {
     /// IP protocol number, as in the IPv4 header.
     pub protocol: u8,
     /// Source of the initiator, before translation.
@@ -95,7 +95,7 @@ impl ShadowReport {
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
-    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+    pub(crate) fn save(&self, state_dir: &StateDir) -> Result<()> {
         state_dir.write_json(FILE, self)
     }
 
@@ -138,7 +138,7 @@ impl ShadowReport {
 
     /// Returns the summary for scripts.
     #[must_use]
-    pub const fn summary(&self) -> Summary {
+    pub(crate) const fn summary(&self) -> Summary {
         match (self.flows, self.differing) {
             (0, _) => Summary::Unknown,
             (_, 0) => Summary::Alike,
@@ -197,7 +197,7 @@ impl ShadowReport {
 
 /// Summary of the report in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Summary {
+pub(crate) enum Summary {
     /// All connections have the same result.
     Alike,
     /// Some connections have different results.
@@ -210,7 +210,7 @@ pub enum Summary {
 ///
 /// # Errors
 /// Returns an error if there is no report, or the output cannot be written.
-pub fn print(state_dir: &Path, json: bool) -> Result<Summary> {
+pub(crate) fn print(state_dir: &Path, json: bool) -> Result<Summary> {
     let report = StateDir::at(state_dir)
         .read_json::<ShadowReport>(FILE)
         .context("no netdp run --mode shadow has written a report here")?;

@@ -28,7 +28,7 @@ pub(super) struct Interest {
 
 impl Interest {
     /// Resolves `paths` in their current state.
-    pub fn of(paths: &[PathBuf]) -> Self {
+    pub(crate) fn of(paths: &[PathBuf]) -> Self {
         let mut interest = Self::default();
         for path in paths {
             let Some(dir) = interest.resolve(path) else {
@@ -96,7 +96,7 @@ impl Interest {
     ///
     /// A write is relevant when the writer closes the file: before that, the file may be
     /// incomplete.
-    pub fn concerns(&self, event: &Event) -> bool {
+    pub(crate) fn concerns(&self, event: &Event) -> bool {
         let kept = match event.kind {
             EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
             EventKind::Remove(_)

@@ -26,7 +26,7 @@ type Sink = Box<dyn Fn(notify::Result<Event>) + Send>;
 /// Create it before the first read, so that no change is missed in between. Some changes go
 /// undetected (mounts, renamed ancestors, network file systems): also read periodically, after
 /// [`rearm`](Self::rearm).
-pub struct Watcher {
+pub(crate) struct Watcher {
     paths: Vec<PathBuf>,
     open: fn(Sink) -> notify::Result<RecommendedWatcher>,
     inner: Option<RecommendedWatcher>,
@@ -44,7 +44,7 @@ pub struct Watcher {
 impl Watcher {
     /// Watches `paths`, which need not exist. If the system does not allow it, this is logged,
     /// [`problem`](Self::problem) returns the reason, and [`changed`](Self::changed) never returns.
-    pub fn new(paths: &[PathBuf]) -> Self {
+    pub(crate) fn new(paths: &[PathBuf]) -> Self {
         Self::with(paths, notify::recommended_watcher)
     }
 
@@ -65,7 +65,7 @@ impl Watcher {
     }
 
     /// Returns why changes may go undetected until the next resync, if they may.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
@@ -73,7 +73,7 @@ impl Watcher {
     /// this returns makes the next call return.
     ///
     /// Cancel-safe, so that it can be a branch of `select!`.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         let debounced_until = match self.debounced_until {
             Some(debounced_until) => debounced_until,
             None => {
@@ -89,7 +89,7 @@ impl Watcher {
 
     /// Walks the paths again and watches what they lead through now. Call it before a read that
     /// [`changed`](Self::changed) did not trigger, such as a resync.
-    pub fn rearm(&mut self) {
+    pub(crate) fn rearm(&mut self) {
         let problem = self.try_rearm().err();
         if problem != self.problem {
             match &problem {

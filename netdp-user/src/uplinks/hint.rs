@@ -16,7 +16,7 @@ const MIN_SIMILARITY: f64 = 0.85;
 
 /// Returns a likely reason why `pattern` matches no interface, if there is one: an interface that
 /// is yet to appear needs no hint.
-pub fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
+pub(crate) fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
     let names: Vec<&str> = snapshot
         .links
         .iter()
@@ -191,7 +191,6 @@ mod tests {
             running: true,
             loopback: *name == "lo",
             link_layer: LinkLayer::Ethernet,
-            mtu: 1500,
             master: None,
             kind: None,
             below: None,

@@ -4,7 +4,7 @@ use super::model::Snapshot;
 use super::uplink::Uplink;
 
 /// Returns the paths past the uplinks' TC hooks, a sentence each.
-pub fn unhooked_paths(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {
+pub(crate) fn unhooked_paths(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<String> {
     let with_xdp = snapshot.links.iter().filter(|link| link.xdp);
     with_xdp
         .map(|link| {

@@ -51,13 +51,13 @@ impl MissingAddress {
 }
 
 /// Families of which uplinks had addresses, by uplink name.
-pub type FormerFamilies = BTreeMap<String, BTreeSet<Family>>;
+pub(crate) type FormerFamilies = BTreeMap<String, BTreeSet<Family>>;
 
 /// Returns the uplinks that lack an address, for the families that are masqueraded.
 ///
 /// A node need not have both families: one that an uplink never had counts if masqueraded
 /// destinations are routed by it without a source of their own.
-pub fn missing_addresses(
+pub(crate) fn missing_addresses(
     snapshot: &Snapshot,
     selection: &Selection,
     uplinks: &[Uplink],

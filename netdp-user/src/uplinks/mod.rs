@@ -1,9 +1,9 @@
 //! The node's links, addresses and routes, and the selection of uplinks.
 //!
-//! [`snapshot()`] reads links, addresses and routes from netlink into plain data; [`select()`]
-//! turns that data into uplinks without touching the kernel; [`Monitor`] reports when both should
+//! `snapshot` reads links, addresses and routes from netlink into plain data; `select`
+//! turns that data into uplinks without touching the kernel; `Monitor` reports when both should
 //! run again. To miss no change: create the monitor, take a snapshot, act on it, wait for
-//! [`Monitor::changed`], take the next.
+//! `Monitor::changed`, take the next.
 
 mod address;
 mod hint;
@@ -27,20 +27,17 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use hint::hint;
-pub use hook_bypass::unhooked_paths;
-pub use macs::Mac;
-pub use missing_address::{FormerFamilies, MissingAddress, missing_addresses};
-pub use model::{
-    AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, LinkLayer, Route, Snapshot,
-    local_addresses,
-};
-pub use pods::pod_links;
-pub use route_classes::RouteFilter;
-pub use select::{Selected, select};
-pub use selection::{Patterns, Selection};
-pub use snapshot::snapshot;
-pub use sources::{SourceChoice, SourceQuery, Sources};
-pub use tunnel::Tunnel;
+pub(crate) use hint::hint;
+pub(crate) use hook_bypass::unhooked_paths;
+pub(crate) use macs::Mac;
+pub(crate) use missing_address::{FormerFamilies, MissingAddress, missing_addresses};
+pub use model::LinkLayer;
+pub(crate) use model::{Snapshot, local_addresses};
+pub(crate) use pods::pod_links;
+pub(crate) use route_classes::RouteFilter;
+pub(crate) use select::select;
+pub(crate) use selection::{Patterns, Selection};
+pub(crate) use sources::{SourceChoice, SourceQuery, Sources};
+pub(crate) use tunnel::Tunnel;
 pub use uplink::Uplink;
-pub use watch::Monitor;
+pub(crate) use watch::Monitor;

@@ -6,7 +6,7 @@ use netdp_common::addr::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-pub use rtnetlink::packet_route::address::AddressScope;
+pub(crate) use rtnetlink::packet_route::address::AddressScope;
 use rtnetlink::packet_route::link::LinkLayerType;
 
 /// The part of a node's network that decides how pod traffic leaves it.
@@ -63,8 +63,6 @@ pub struct Link {
     pub link_layer: LinkLayer,
     /// Hardware address, if it is an Ethernet address.
     pub mac: Option<[u8; 6]>,
-    /// Maximum size of a network-layer packet, in bytes.
-    pub mtu: u32,
     /// Index of the bond, bridge, VRF or other master that the link is enslaved to.
     pub master: Option<u32>,
     /// Index of the lower device in this namespace (`IFLA_LINK`): a VLAN's or macvlan's parent, a
@@ -146,8 +144,6 @@ pub struct AddrFlags {
     pub tentative: bool,
     /// IPv6: another host has the address, so it cannot be used.
     pub dadfailed: bool,
-    /// Without a limited lifetime.
-    pub permanent: bool,
 }
 
 /// A next hop of a default route of the main table.
@@ -188,6 +184,6 @@ impl Route {
 
 /// Returns every address of every link of the node, both families, loopback included: the set of
 /// sources that the datapath treats as the node's own traffic.
-pub fn local_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+pub(crate) fn local_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     snapshot.addrs.iter().map(|addr| addr.addr).collect()
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// Returns the links that match `patterns`, with their names, by index. Excludes the loopback
 /// device, uplinks, links without an Ethernet header, and those whose master matches too, so that
 /// each packet is processed once.
-pub fn pod_links(
+pub(crate) fn pod_links(
     snapshot: &Snapshot,
     patterns: &Patterns,
     is_uplink: impl Fn(u32) -> bool,
@@ -39,7 +39,6 @@ mod tests {
             loopback: name == "lo",
             link_layer: LinkLayer::Ethernet,
             mac: None,
-            mtu: 1500,
             master,
             kind: None,
             below: None,

@@ -142,7 +142,7 @@ fn is_link_local(net: &IpNet) -> bool {
 
 /// Filter of irrelevant route notifications, see [`super::Monitor::set_route_filter`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RouteFilter {
+pub(crate) struct RouteFilter {
     /// Links that masquerade already.
     pub(super) uplinks: BTreeSet<u32>,
     /// Links to guests: another host route changes nothing.
@@ -151,7 +151,7 @@ pub struct RouteFilter {
 
 impl RouteFilter {
     /// Creates the filter after these uplinks were selected from this snapshot.
-    pub fn after(snapshot: &Snapshot, uplinks: impl Iterator<Item = u32>) -> Self {
+    pub(crate) fn after(snapshot: &Snapshot, uplinks: impl Iterator<Item = u32>) -> Self {
         let uplinks: BTreeSet<u32> = uplinks.collect();
         let networks = networks(snapshot);
         let guests = (snapshot.links.iter())

@@ -17,7 +17,7 @@ use super::uplink::Uplink;
 
 /// Result of [`select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selected {
+pub(crate) struct Selected {
     /// Uplinks, sorted by interface index.
     pub uplinks: Vec<Uplink>,
     /// Observed links, by which requests to pods may come in. They are no uplinks: only ingress is
@@ -53,7 +53,7 @@ pub struct Selected {
 /// that a packet is translated once; a member that is named without its master is accepted.
 /// Membership of a VRF is not enslavement in this sense: packets pass the member's TC hooks and
 /// carry its address. If selected links are stacked, each packet is translated by one of them.
-pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
+pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
     let mut left_out = Vec::new();
     let classes = classify_routes(snapshot, &selection.masqueraded, selection.enable_ipv6);

@@ -11,7 +11,7 @@ use crate::config::Masqueraded;
 
 /// Criteria for the uplinks, from the administrator and the cluster.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// Names of the uplinks; if there are none, the routes and `node_addrs` decide.
     pub patterns: Patterns,
     /// Addresses that the node is known by.
@@ -27,7 +27,7 @@ pub struct Selection {
     /// uplink from its first moment, before it has an address or a route.
     pub names: BTreeSet<String>,
     /// Links in `keep` that had masqueraded neighbours when they were selected, see
-    /// [`Selected::with_guests`](super::Selected::with_guests).
+    /// [`Selected::with_guests`](super::select::Selected::with_guests).
     pub with_guests: BTreeSet<u32>,
 }
 

@@ -23,7 +23,7 @@ use super::tunnel::{self, Tunnel};
 ///
 /// # Errors
 /// Returns an error if netlink refuses a request or its connection has ended.
-pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
+pub(crate) async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     let links: Vec<LinkMessage> = handle
         .link()
         .get()
@@ -111,7 +111,6 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         loopback: flags.contains(LinkFlags::Loopback),
         link_layer: message.header.link_layer_type.into(),
         mac: None,
-        mtu: 0,
         master: None,
         below: None,
         xdp: false,
@@ -130,7 +129,6 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
             }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(0) => {}
             LinkAttribute::Controller(master) => link.master = Some(*master),
             LinkAttribute::LinkInfo(all) => {
@@ -198,7 +196,6 @@ fn addr(message: &AddressMessage) -> Option<LinkAddr> {
             deprecated: has(AddressHeaderFlags::Deprecated),
             tentative: has(AddressHeaderFlags::Tentative),
             dadfailed: has(AddressHeaderFlags::Dadfailed),
-            permanent: has(AddressHeaderFlags::Permanent),
         },
     })
 }

@@ -40,7 +40,7 @@ pub struct SourceChoice {
 }
 
 /// Source addresses, keyed by query.
-pub type Sources = BTreeMap<SourceQuery, SourceChoice>;
+pub(crate) type Sources = BTreeMap<SourceQuery, SourceChoice>;
 
 /// Returns the networks that the node receives without having the addresses, and the sources of
 /// uplinks and of the VLAN devices, bridges and bonds whose packets they translate.

@@ -34,7 +34,7 @@ const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 /// Watches links, addresses and routes of one network namespace.
 ///
 /// Dropping it closes its sockets.
-pub struct Monitor {
+pub(crate) struct Monitor {
     /// Requests use a socket of their own, so that a flood of notifications cannot push out the
     /// reply to one.
     handle: Handle,
@@ -54,7 +54,7 @@ impl Monitor {
     ///
     /// # Errors
     /// Returns an error if the netlink sockets cannot be opened.
-    pub async fn new() -> Result<Self> {
+    pub(crate) async fn new() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("opening a netlink socket for requests")?;
         let mut requests = JoinSet::new();
@@ -81,12 +81,12 @@ impl Monitor {
     }
 
     /// Ignores irrelevant notifications of routes from now on.
-    pub fn set_route_filter(&mut self, filter: RouteFilter) {
+    pub(crate) fn set_route_filter(&mut self, filter: RouteFilter) {
         self.filter = filter;
     }
 
     /// Reports a link that is a new uplink by its name without delay.
-    pub fn set_expected(&mut self, selection: &Selection) {
+    pub(crate) fn set_expected(&mut self, selection: &Selection) {
         self.expected.clone_from(selection);
     }
 
@@ -98,7 +98,7 @@ impl Monitor {
     /// # Errors
     /// Returns an error if the netlink socket has failed: changes are no longer detected, and the
     /// monitor must be created anew.
-    pub async fn changed(&mut self) -> Result<()> {
+    pub(crate) async fn changed(&mut self) -> Result<()> {
         let due = loop {
             if let Some(due) = self.due {
                 break due;
@@ -160,7 +160,7 @@ impl Monitor {
     ///
     /// # Errors
     /// Returns the errors of [`snapshot`].
-    pub async fn snapshot(&self) -> Result<Snapshot> {
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot> {
         snapshot(&self.handle).await
     }
 }

@@ -24,13 +24,13 @@ pub(in crate::config) enum Value {
 
 impl Node {
     /// Reports whether this is null: empty, `~` or `null`.
-    pub fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Plain(text) if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
     /// Returns the boolean that a plain scalar denotes. The words of YAML 1.1 are accepted too, as
     /// by upstream's parser.
-    pub fn as_bool(&self) -> Option<bool> {
+    pub(crate) fn as_bool(&self) -> Option<bool> {
         let Value::Plain(text) = &self.value else {
             return None;
         };
@@ -45,7 +45,7 @@ impl Node {
     }
 
     /// Reports whether a plain scalar denotes a number.
-    pub fn is_number(&self) -> bool {
+    pub(crate) fn is_number(&self) -> bool {
         let Value::Plain(text) = &self.value else {
             return false;
         };
@@ -58,7 +58,7 @@ impl Node {
     }
 
     /// Describes the node, for "found …".
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match &self.value {
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a mapping".to_owned(),

@@ -34,7 +34,7 @@ pub struct KubeOptions {
 }
 
 /// Reports whether this process runs in a pod with a ServiceAccount.
-pub fn in_cluster() -> bool {
+pub(crate) fn in_cluster() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() && Path::new(TOKEN).exists()
 }
 
@@ -54,7 +54,7 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
 ///
 /// # Errors
 /// Returns an error as [`connect`] does.
-pub async fn connect_as_user(kubeconfig: Option<&Path>) -> Result<Client> {
+pub(crate) async fn connect_as_user(kubeconfig: Option<&Path>) -> Result<Client> {
     let config = match kubeconfig {
         Some(path) => from_file(path).await?,
         None => Config::infer().await.context("finding a kubeconfig")?,

@@ -13,10 +13,11 @@ mod view;
 mod watch_id;
 
 pub(crate) use api_error::{ApiError, ApiErrorKind, describe};
-pub use client::{KubeOptions, connect, connect_as_user, in_cluster};
+pub use client::connect;
+pub(crate) use client::{KubeOptions, connect_as_user, in_cluster};
 pub(crate) use log_throttle::{ApiUser, LogThrottle};
 pub(crate) use reflector::random;
-pub use view::{ConfigMapDocuments, ConfigMapRef, NodeFacts, View};
+pub(crate) use view::{ConfigMapRef, View};
 
 use config_maps::ConfigMapStore;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};

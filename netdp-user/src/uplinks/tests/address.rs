@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use netdp_common::addr::Family;
 
-use super::super::{AddressScope, LinkAddr, SourceChoice, SourceQuery};
+use super::super::model::{AddressScope, LinkAddr};
+use super::super::{SourceChoice, SourceQuery};
 use super::Net;
 
 fn eth0() -> Net {

@@ -14,10 +14,9 @@ mod watch;
 
 use std::net::IpAddr;
 
-use super::{
-    AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, LinkLayer, Patterns, Route, Selected,
-    Selection, Snapshot, select as choose,
-};
+use super::model::{AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, Route};
+use super::select::Selected;
+use super::{LinkLayer, Patterns, Selection, Snapshot, select as choose};
 use crate::config::{Masqueraded, Origin, Rule, RuleAction};
 use netdp_common::addr::Family;
 
@@ -54,7 +53,6 @@ impl Net {
             loopback: false,
             link_layer: LinkLayer::Ethernet,
             mac: None,
-            mtu: 1500,
             master: None,
             below: None,
             xdp: false,

@@ -59,7 +59,7 @@ pub(super) fn ip(commands: &str) {
 /// automatic link-local addresses.
 pub(super) const NODE: &str = "\
 link set lo up
-link add up0 mtu 1400 type veth peer name up0peer
+link add up0 type veth peer name up0peer
 link add up1 type veth peer name up1peer
 link set up0 addrgenmode none
 link set up0peer addrgenmode none

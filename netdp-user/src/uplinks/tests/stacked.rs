@@ -1,6 +1,7 @@
 //! Stacked uplinks.
 
-use super::super::{Selected, Uplink};
+use super::super::Uplink;
+use super::super::select::Selected;
 use super::{Net, names};
 
 impl Net {
