@@ -1,13 +1,31 @@
 //! IP addresses of both families in one 16-byte form.
 
-/// The address family of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "user", derive(serde::Serialize, serde::Deserialize))]
 #[repr(u32)]
 pub enum Family {
     /// IPv4; its [`Addr`] has the mapped form.
     V4,
     /// IPv6; its [`Addr`] is the address itself.
     V6,
+}
+
+impl Family {
+    /// Returns the family of an address.
+    #[must_use]
+    pub const fn of(ip: core::net::IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl core::fmt::Display for Family {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
 }
 
 /// An IPv4 or IPv6 address in network byte order. IPv4 is stored as `::ffff:a.b.c.d`, so that one

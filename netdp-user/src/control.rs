@@ -7,7 +7,7 @@ mod health;
 mod lease;
 
 use crate::requirements::NoEbpf;
-use crate::sources::kube::{self, Asker, KubeOptions, MapRef, Teller, Trouble, View};
+use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
 use anyhow::{Context as _, Result};
 use netdp_common::verdict::DropReason;
 use std::collections::BTreeMap;
@@ -88,7 +88,7 @@ pub struct AgentStatus {
     /// Reasons why the current configuration was rejected.
     pub rejected: Vec<String>,
     /// The ConfigMaps of the accepted or rejected configuration.
-    pub maps: Vec<MapRef>,
+    pub maps: Vec<ConfigMapRef>,
     /// Names of the uplinks.
     pub uplinks: Vec<String>,
     /// Number of live mappings.
@@ -235,13 +235,13 @@ async fn follow(
     status: watch::Receiver<AgentStatus>,
 ) {
     const PAUSE: Duration = Duration::from_secs(5);
-    let teller = Arc::new(Teller::default());
+    let throttle = Arc::new(LogThrottle::default());
     let client = loop {
         match kube::connect(options.kubeconfig.as_deref()).await {
             Ok(client) => break client,
             Err(error) => {
-                let trouble = Trouble::new(format!("{error:#}"));
-                teller.trouble(Asker::Client, &trouble);
+                let trouble = ApiError::new(format!("{error:#}"));
+                throttle.record_error(ApiUser::Client, &trouble);
                 let problem = Some(trouble.text);
                 view_sender.send_if_modified(|view| {
                     let changed = view.problem != problem;
@@ -252,10 +252,10 @@ async fn follow(
             }
         }
     };
-    teller.well(Asker::Client);
+    throttle.record_success(ApiUser::Client);
     tokio::join!(
-        kube::follow(client.clone(), &options, view_sender, Arc::clone(&teller)),
-        events::publish(client.clone(), &options, status.clone(), &teller),
-        lease::keep(client, &options, status, view, &teller),
+        kube::follow(client.clone(), &options, view_sender, Arc::clone(&throttle)),
+        events::publish(client.clone(), &options, status.clone(), &throttle),
+        lease::keep(client, &options, status, view, &throttle),
     );
 }

@@ -1,7 +1,7 @@
 //! `netdp fleet`: the configuration in force on each node of a cluster, from the agents' Leases.
 
 use crate::cli::output::{table, write_out};
-use crate::sources::kube::{Kind, Trouble, connect_as_user, describe, in_cluster};
+use crate::sources::kube::{ApiError, ApiErrorKind, connect_as_user, describe, in_cluster};
 use crate::time::{self, pretty};
 use anyhow::{Context as _, Result, anyhow};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -103,14 +103,14 @@ async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
 
 /// Explains why the Leases cannot be listed, and the remedy.
 fn refused(error: &kube::Error, namespace: &str) -> anyhow::Error {
-    let trouble = Trouble::of(error);
+    let trouble = ApiError::of(error);
     let hint = match trouble.kind {
-        Kind::Refused if in_cluster() => format!(
+        ApiErrorKind::Denied if in_cluster() => format!(
             "; the agents' ServiceAccount writes Leases and does not list them: run netdp fleet where \
              kubectl works for you, or kubectl -n {namespace} get leases"
         ),
-        Kind::Refused => format!("; you need the right to list Leases in {namespace}"),
-        Kind::Away | Kind::Odd => String::new(),
+        ApiErrorKind::Denied => format!("; you need the right to list Leases in {namespace}"),
+        ApiErrorKind::Unavailable | ApiErrorKind::Unexpected => String::new(),
     };
     anyhow!("listing the Leases in {namespace}: {}{hint}", trouble.text)
 }

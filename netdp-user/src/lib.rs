@@ -6,8 +6,8 @@
 //! Public are the command line and what tests and benchmarks of other crates use.
 
 pub mod cli;
-pub mod conntrack;
 pub mod datapath;
+pub mod nf_conntrack;
 pub mod node;
 pub mod reconcile;
 pub mod sources;
@@ -34,3 +34,4 @@ mod rollback;
 mod shadow;
 mod state_dir;
 mod time;
+mod upstream;

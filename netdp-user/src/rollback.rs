@@ -3,9 +3,9 @@
 //! docs/adr/0021 describes the order, and why no packet leaves with a pod's address in between.
 
 use crate::config::{self, Config};
-use crate::conntrack::Conntrack;
 use crate::datapath::{self, Handover, Maps};
 use crate::iptables::{self, ChainOptions, ChainReport, Chains, KEEP_CHAIN};
+use crate::nf_conntrack::Conntrack;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,7 @@ impl Rollback {
         let (ours, netfilters) = split_port_ranges(&chains.ports().ranges);
         maps.restrict_ports(&ours)?;
         let handed_over = hand_over_all(maps)?;
-        chains.apply_within(config, &netfilters);
+        chains.apply_with_ranges(config, &netfilters);
         // Mappings made before the jump to the chains.
         Ok(handed_over + hand_over_all(maps)?)
     }

@@ -5,8 +5,9 @@ use super::in_force::Source;
 use crate::config::{Diagnostic, Document, Rejected};
 use crate::control::Control;
 use crate::sources::file;
-use crate::sources::kube::{NAT_RULES_MAP, View};
+use crate::sources::kube::View;
 use crate::state_dir::StateDir;
+use crate::upstream::{custom_iptables, masq_agent};
 use std::path::Path;
 use std::time::Duration;
 
@@ -49,7 +50,7 @@ impl ApiState {
 
     /// Returns why the policy in force may not be the desired one, if so.
     pub(super) fn unready(&self, required: bool, files: usize) -> Option<String> {
-        let known = self.view.maps.is_some() || self.recalled.is_some();
+        let known = self.view.config_maps.is_some() || self.recalled.is_some();
         // In a cluster that grants the agent no permissions, files are the only source.
         let enough = !required && (self.view.refused || files > 0);
         if !self.on || known || enough {
@@ -63,13 +64,13 @@ impl ApiState {
 
     /// Returns the state of the API for `netdp status`.
     pub(super) fn state(&self) -> Option<String> {
-        let kept = match (&self.view.maps, &self.recalled) {
+        let kept = match (&self.view.config_maps, &self.recalled) {
             (Some(_), _) => "what it said last stays in force",
             (None, Some(_)) => "what it said to an earlier agent is in force",
             (None, None) => "it has not said anything yet",
         };
         self.on
-            .then(|| match (&self.view.problem, &self.view.maps) {
+            .then(|| match (&self.view.problem, &self.view.config_maps) {
                 (None, Some(_)) => "followed".into(),
                 (None, None) => format!("not heard yet; {kept}"),
                 (Some(problem), _) => format!("not followed, {kept}: {problem}"),
@@ -82,9 +83,9 @@ impl ApiState {
     }
 
     /// Returns the ConfigMaps of the view, for Events.
-    pub(super) fn maps(&self) -> Vec<crate::sources::kube::MapRef> {
-        let maps = self.view.maps.iter().flatten();
-        maps.map(|map| map.map.clone()).collect()
+    pub(super) fn maps(&self) -> Vec<crate::sources::kube::ConfigMapRef> {
+        let maps = self.view.config_maps.iter().flatten();
+        maps.map(|map| map.config_map.clone()).collect()
     }
 }
 
@@ -112,7 +113,7 @@ impl Agent {
                 let node = self.options.kube.as_ref().is_none_or(|kube| {
                     kube.node_name.is_none() || view.node.is_some() || view.problem.is_some()
                 });
-                if view.refused || (view.maps.is_some() && node) {
+                if view.refused || (view.config_maps.is_some() && node) {
                     break;
                 }
             }
@@ -132,17 +133,17 @@ impl Agent {
             return (false, false);
         };
         let view = control.view();
-        let maps = view.maps != self.api.view.maps;
+        let maps = view.config_maps != self.api.view.config_maps;
         let node = view.node != self.api.view.node;
         self.api.view = view;
-        if self.api.view.maps.is_some() {
+        if self.api.view.config_maps.is_some() {
             self.api.recalled = None;
         }
         if let Some(facts) = self.api.view.node.as_ref().filter(|_| node) {
             if self.options.node_addrs.is_empty() {
                 self.selection.node_addrs.clone_from(&facts.addresses);
             }
-            let pods = &mut self.options.surroundings.pod_cidrs;
+            let pods = &mut self.options.cluster_cidrs.pod_cidrs;
             pods.extend(facts.pod_cidrs.iter().copied());
             pods.sort_unstable();
             pods.dedup();
@@ -179,21 +180,21 @@ impl Agent {
         let Some(kube) = &self.options.kube else {
             return Ok(Vec::new());
         };
-        let maps = self.api.view.maps.as_deref().unwrap_or_default();
+        let maps = self.api.view.config_maps.as_deref().unwrap_or_default();
         let has_documents = |name: &str| {
             maps.iter()
-                .any(|map| map.map.name == name && !map.documents.is_empty())
+                .any(|map| map.config_map.name == name && !map.documents.is_empty())
         };
         let (main, nat) = (
             has_documents(&kube.config_map),
-            has_documents(NAT_RULES_MAP),
+            has_documents(custom_iptables::NAME),
         );
         let mut ignored_files = Vec::new();
         documents.retain(|document| {
             let path = Path::new(&document.name);
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let same = (main && (name == "config" || name == kube.config_map.as_str()))
-                || (nat && name == "nat.rules");
+            let same = (main && (name == masq_agent::KEY || name == kube.config_map.as_str()))
+                || (nat && name == custom_iptables::KEY);
             let is_duplicate = same && file::is_in_volume(path);
             if is_duplicate {
                 ignored_files.push(document.name.clone());
@@ -219,7 +220,7 @@ impl Agent {
 
     /// Saves the API's documents for the next agent, after a configuration was accepted.
     pub(super) fn save_api_documents(&self) {
-        let Some(maps) = &self.api.view.maps else {
+        let Some(maps) = &self.api.view.config_maps else {
             return;
         };
         let documents: Vec<_> = maps.iter().flat_map(|map| map.documents.clone()).collect();

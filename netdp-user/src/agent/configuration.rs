@@ -65,7 +65,7 @@ impl Agent {
 
     fn load(&self, documents: &[Document]) -> Result<config::Loaded, config::Rejected> {
         let options = &self.options;
-        config::load_within(documents, &options.config_options, &options.surroundings)
+        config::load_for_cluster(documents, &options.config_options, &options.cluster_cidrs)
     }
 
     /// Reads the sources again; an invalid configuration changes nothing.
@@ -164,9 +164,9 @@ impl Agent {
         if let more @ 1.. = warnings.len().saturating_sub(MAX_LOGGED) {
             log::warn!("{more} more warnings: netdp config check shows them");
         }
-        for path in file::absent(&self.options.config_paths) {
+        for path in file::missing(&self.options.config_paths) {
             let path_name = path.display();
-            match file::meant_by(path) {
+            match file::suggest(path) {
                 None => log::info!("{path_name} does not exist; it is read once it does"),
                 Some(hint) => {
                     log::warn!("{path_name} does not exist; it is read once it does; {hint}");

@@ -2,14 +2,13 @@
 
 use super::Agent;
 use super::findings::{Findings, Flag, Waiting};
-use crate::config::{self, Rule};
+use crate::config::Rule;
 use crate::node::{self, Policy};
 use crate::reconcile::{PolicyRule, State};
 use crate::uplinks::{
-    Patterns, Selection, Snapshot, Uplink, detours, hint, local_addresses, pod_links, select,
+    Patterns, Selection, Snapshot, Uplink, hint, local_addresses, pod_links, select, unhooked_paths,
 };
 use ipnet::IpNet;
-use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Number of addresses that a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
@@ -48,7 +47,7 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
     let mut selected = select(snapshot, inputs.selection);
     let pod_links = links_to_pods(snapshot, hairpin, &selected.uplinks);
     (selected.observed).retain(|link| !pod_links.contains_key(&link.ifindex));
-    let withheld = node::withheld(
+    let withheld = node::ipsec_drops(
         inputs.policies,
         selected.uplinks.iter(),
         &selected.sources,
@@ -63,8 +62,8 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
         stacked: selected.stacked,
         leaks: selected.leaks,
         guests: selected.guests,
-        detours: detours(snapshot, &selected.uplinks),
-        ipsec: withheld.told.clone(),
+        detours: unhooked_paths(snapshot, &selected.uplinks),
+        ipsec: withheld.messages.clone(),
     };
     let by_index = |links: Vec<Uplink>| links.into_iter().map(|it| (it.ifindex, it)).collect();
     let mut state = State {
@@ -85,7 +84,7 @@ fn desire(inputs: &Inputs<'_>) -> Desired {
         state,
         found,
         with_guests: selected.with_guests,
-        missed_ipsec: withheld.missed,
+        missed_ipsec: withheld.unprotected,
     }
 }
 
@@ -128,10 +127,7 @@ pub(super) fn links_to_pods(
 fn policy_rule(rule: &Rule) -> PolicyRule {
     PolicyRule {
         prefix: rule.prefix,
-        action: match rule.action {
-            config::Action::Bypass => Action::Bypass,
-            config::Action::Masquerade => Action::Masquerade,
-        },
+        action: rule.action.into(),
     }
 }
 
@@ -144,7 +140,7 @@ impl Agent {
             selection: &self.selection,
             hairpin: &self.options.hairpin,
             policies: self.node.policies(),
-            pods: &self.options.surroundings.pod_cidrs,
+            pods: &self.options.cluster_cidrs.pod_cidrs,
             applied: &self.applied,
             room: self.engine.address_capacity(),
         });
@@ -171,7 +167,7 @@ impl Agent {
 mod tests {
     use super::super::findings::Flag;
     use super::{Inputs, desire, no_room};
-    use crate::config::{Action, Origin, Rule};
+    use crate::config::{Origin, Rule, RuleAction};
     use crate::reconcile::State;
     use crate::uplinks::{Patterns, Selection, Snapshot};
     use netdp_common::abi;
@@ -184,7 +180,7 @@ mod tests {
     fn without_a_network_there_is_the_policy_and_what_is_waited_for() {
         let rules = [Rule {
             prefix: "10.0.0.0/8".parse().unwrap(),
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: Origin::BuiltIn,
             also: Vec::new(),
         }];

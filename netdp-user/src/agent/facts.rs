@@ -12,8 +12,8 @@ use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::report::UplinkReport;
 use crate::requirements::NoEbpf;
-use crate::sources::kube::MapRef;
-use crate::uplinks::{Had, Lacking};
+use crate::sources::kube::ConfigMapRef;
+use crate::uplinks::{FormerFamilies, MissingAddress};
 use std::path::PathBuf;
 
 /// Facts that stay constant while the agent runs.
@@ -47,13 +47,13 @@ pub(super) struct Facts<'a> {
     pub uplinks: &'a [UplinkReport],
     pub network: &'a Findings,
     /// Missing addresses, as reported.
-    pub no_address: &'a [Lacking],
+    pub no_address: &'a [MissingAddress],
     /// The same for the next agent: what an earlier one reported counts until this one has looked.
-    pub reported: &'a [Lacking],
+    pub reported: &'a [MissingAddress],
     /// The families that uplinks have or had an address of, as far as this agent or an earlier one saw.
-    pub had: &'a Had,
+    pub had: &'a FormerFamilies,
     /// Third-party NAT rules.
-    pub foreign: &'a foreign::Seen,
+    pub foreign: &'a foreign::NatFindings,
     /// Ports and traffic of the node that are withheld from pods' flows, in eBPF mode.
     pub node: Option<&'a NodeReport>,
     /// Rules that could not be taken over yet, and why.
@@ -65,7 +65,7 @@ pub(super) struct Facts<'a> {
     /// Reason why the policy may differ from the one in the API, if so.
     pub api_unready: Option<String>,
     /// ConfigMaps in the API.
-    pub maps: Vec<MapRef>,
+    pub maps: Vec<ConfigMapRef>,
     /// Places that are to have programs.
     pub placed: Vec<Placed>,
     /// Faults that keep packets from being translated.

@@ -2,7 +2,7 @@
 
 use super::Agent;
 use super::modes::{Ebpf, Engine};
-use crate::foreign::{Around, Finding, Look, Seen, Translator, Watch};
+use crate::foreign::{Finding, NatContext, NatFindings, ScanQueue, ScanResult, Translator};
 use crate::iptables::RuleMonitor;
 use log::Level;
 use std::collections::HashSet;
@@ -14,11 +14,11 @@ const MAX_LOGGED: usize = 50;
 /// Scans for third-party NAT rules, and their triggers.
 #[derive(Debug)]
 pub(super) struct Foreign {
-    watch: Watch,
+    queue: ScanQueue,
     /// Set once a scan has finished.
     scanned: bool,
     /// Findings of the last scan, as reported.
-    pub(super) found: Seen,
+    pub(super) found: NatFindings,
     /// A rule that drops replies to pods, in words.
     obstacle: Option<String>,
     /// Netlink notifications of rule changes; without them, scans follow the resync interval.
@@ -32,9 +32,9 @@ impl Foreign {
             log::debug!("{err:#}");
         }
         Self {
-            watch: Watch::default(),
+            queue: ScanQueue::default(),
             scanned: false,
-            found: Seen::default(),
+            found: NatFindings::default(),
             obstacle: None,
             monitor: monitor.ok(),
         }
@@ -52,7 +52,7 @@ impl Foreign {
     }
 
     /// Records whether the findings of a scan block a takeover. Returns whether that has changed.
-    pub(super) fn record_scan(&mut self, seen: &Seen) -> bool {
+    pub(super) fn record_scan(&mut self, seen: &NatFindings) -> bool {
         let mut drops = seen.rules.iter().filter(|it| it.drops && it.conflict);
         let obstacle = drops.next().map(ToString::to_string);
         let is_news = !self.scanned || obstacle != self.obstacle;
@@ -76,7 +76,7 @@ impl Foreign {
     /// accordingly.
     pub(super) fn record_duration(&mut self, time: Duration) {
         if let Some(monitor) = &mut self.monitor {
-            monitor.took(time);
+            monitor.back_off(time);
         }
     }
 
@@ -84,20 +84,20 @@ impl Foreign {
     pub(super) async fn next(&mut self) -> Event {
         tokio::select! {
             () = Self::rules_changed(&mut self.monitor) => Event::RulesChanged,
-            scan = self.watch.seen() => Event::Scanned(scan),
+            scan = self.queue.result() => Event::Scanned(scan),
         }
     }
 
     /// Waits for the result of a scan; forever if none was requested.
-    pub(super) async fn scanned(&mut self) -> Look {
-        self.watch.seen().await
+    pub(super) async fn scanned(&mut self) -> ScanResult {
+        self.queue.result().await
     }
 }
 
 /// Event for the agent's loop.
 pub(super) enum Event {
     RulesChanged,
-    Scanned(Look),
+    Scanned(ScanResult),
 }
 
 /// Logs these rules; if there are very many, only the first.
@@ -126,15 +126,15 @@ impl Agent {
                 self.foreign.record_duration(start.elapsed());
             }
             Event::Scanned(scan) => {
-                self.set_inward_rules(scan.nat);
-                if self.foreign.record_scan(&scan.seen) {
+                self.set_inward_rules(scan.redirects);
+                if self.foreign.record_scan(&scan.findings) {
                     self.retry_takeover_soon();
                     self.take_over();
                 }
                 // A takeover is followed by a new scan.
                 let trying = |it: &Ebpf| it.takeover.is_trying();
                 if !self.engine.as_ebpf().is_some_and(trying) {
-                    self.report_foreign(scan.seen);
+                    self.report_foreign(scan.findings);
                 }
             }
         }
@@ -148,19 +148,19 @@ impl Agent {
             Engine::Iptables(_) => Translator::Chain(self.options.chains.name.clone()),
         };
         let by = self.assessment_context();
-        self.foreign.watch.ask(Around {
+        self.foreign.queue.request(NatContext {
             translator,
             rules: self.config.rules.clone(),
             wire: by.wire.clone(),
             uplinks: by.uplinks.clone(),
-            pods: self.options.surroundings.pod_cidrs.clone(),
+            pods: self.options.cluster_cidrs.pod_cidrs.clone(),
             local: by.local.clone(),
             enable_ipv6: self.options.config_options.enable_ipv6,
         });
         self.set_assessment_context(by);
     }
 
-    fn report_foreign(&mut self, seen: Seen) {
+    fn report_foreign(&mut self, seen: NatFindings) {
         if seen == self.foreign.found {
             return;
         }

@@ -196,7 +196,7 @@ impl Agent {
             Event::Packets => self.inspect_packets(),
             Event::FiltersChanged => {
                 if let Some(filters) = &mut self.guard.filters {
-                    filters.took(CHECK_DURATION);
+                    filters.back_off(CHECK_DURATION);
                 }
                 self.check_hooks();
             }

@@ -6,8 +6,9 @@ use crate::datapath::Placed;
 use crate::iptables::ChainReport;
 use crate::report::{self, UplinkReport};
 use crate::state_dir::StateDir;
-use crate::uplinks::{Family, Had, Lacking};
+use crate::uplinks::{FormerFamilies, MissingAddress};
 use anyhow::{Context as _, Result, ensure};
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -25,9 +26,9 @@ pub(crate) struct Memory {
     /// Hash, generation and time of the policy in force.
     pub policy: PolicyCount,
     /// The address families that each uplink has, or had, an address of.
-    pub had: Had,
+    pub had: FormerFamilies,
     /// Missing addresses that were reported.
-    pub no_address: Vec<Lacking>,
+    pub no_address: Vec<MissingAddress>,
     /// Chains that were written.
     pub chains: Vec<ChainReport>,
     /// Places where programs were attached.
@@ -68,7 +69,7 @@ impl PolicyCount {
 struct Earlier {
     config: PolicyCount,
     uplinks: Vec<UplinkReport>,
-    no_address: Vec<Lacking>,
+    no_address: Vec<MissingAddress>,
     chains: Vec<ChainReport>,
     placed: Vec<Placed>,
     ready_file: Option<PathBuf>,
@@ -78,7 +79,7 @@ impl From<Earlier> for Memory {
     fn from(earlier: Earlier) -> Self {
         Self {
             policy: earlier.config,
-            had: to_be_missed(Had::new(), &earlier.uplinks, &earlier.no_address),
+            had: to_be_missed(FormerFamilies::new(), &earlier.uplinks, &earlier.no_address),
             no_address: earlier.no_address,
             chains: earlier.chains,
             placed: earlier.placed,
@@ -184,7 +185,11 @@ fn parse(bytes: &[u8]) -> Result<Memory> {
 
 /// Returns the families whose loss the next agent has to notice: those that uplinks had before or
 /// have now, and those that are reported lost.
-pub(super) fn to_be_missed(mut had: Had, uplinks: &[UplinkReport], no_address: &[Lacking]) -> Had {
+pub(super) fn to_be_missed(
+    mut had: FormerFamilies,
+    uplinks: &[UplinkReport],
+    no_address: &[MissingAddress],
+) -> FormerFamilies {
     for uplink in uplinks {
         let families = had.entry(uplink.name.clone()).or_default();
         families.extend(uplink.v4.map(|_| Family::V4));
@@ -204,10 +209,11 @@ mod tests {
     use super::{FILE, Memory, PolicyCount, to_be_missed};
     use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
-    use crate::uplinks::{Family, Had, Lacking};
+    use crate::uplinks::{FormerFamilies, MissingAddress};
+    use netdp_common::addr::Family;
 
-    fn lost(uplink: &str) -> Lacking {
-        Lacking {
+    fn lost(uplink: &str) -> MissingAddress {
+        MissingAddress {
             uplink: uplink.into(),
             family: Family::V4,
             lost: true,
@@ -374,7 +380,7 @@ mod tests {
         };
         let mut never = lost("eth1");
         never.lost = false;
-        let before = Had::from([("eth1".into(), [Family::V4].into())]);
+        let before = FormerFamilies::from([("eth1".into(), [Family::V4].into())]);
         let had = to_be_missed(before, &[eth1], &[lost("eth0"), never]);
         assert_eq!(had["eth0"], [Family::V4].into());
         assert_eq!(had["eth1"], [Family::V4, Family::V6].into());

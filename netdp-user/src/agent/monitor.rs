@@ -1,6 +1,6 @@
 //! Netlink monitor of the network that reopens after failures.
 
-use crate::uplinks::{Monitor, Selection, Settled, Snapshot};
+use crate::uplinks::{Monitor, RouteFilter, Selection, Snapshot};
 use anyhow::Result;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -60,13 +60,13 @@ impl Reopening {
         self.monitor.snapshot().await
     }
 
-    /// Sets which changes may be ignored, see [`Monitor::settle`].
-    pub(super) fn settle(&mut self, settled: Settled) {
-        self.monitor.settle(settled);
+    /// Sets which changes may be ignored, see [`Monitor::set_route_filter`].
+    pub(super) fn set_route_filter(&mut self, filter: RouteFilter) {
+        self.monitor.set_route_filter(filter);
     }
 
-    /// Sets which changes are reported at once, see [`Monitor::expect`].
-    pub(super) fn expect(&mut self, selection: &Selection) {
-        self.monitor.expect(selection);
+    /// Sets which changes are reported at once, see [`Monitor::set_expected`].
+    pub(super) fn set_expected(&mut self, selection: &Selection) {
+        self.monitor.set_expected(selection);
     }
 }

@@ -5,7 +5,7 @@ use super::modes::{EbpfEvent, SweepCause};
 use super::{Agent, DRAIN_IDLE};
 use crate::datapath::{OnReload, SourceCheck};
 use crate::reconcile::{self, Backend as _, Change, Step};
-use crate::uplinks::{Settled, Uplink, select};
+use crate::uplinks::{RouteFilter, Uplink, select};
 use netdp_common::abi::Action;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -96,11 +96,11 @@ impl Agent {
         self.set_source_check();
         let desired = self.compute_desired();
         let uplinks = desired.uplinks.keys().copied();
-        (self.monitor).settle(Settled::after(&self.snapshot, uplinks));
+        (self.monitor).set_route_filter(RouteFilter::after(&self.snapshot, uplinks));
         self.selection.keep = desired.uplinks.keys().copied().collect();
         let names = desired.uplinks.values().map(|uplink| uplink.name.clone());
         self.selection.names.extend(names);
-        self.monitor.expect(&self.selection);
+        self.monitor.set_expected(&self.selection);
         // The rules of the current sweep are about to change.
         if desired.policy != self.applied.policy {
             self.interrupt_sweep();

@@ -2,7 +2,8 @@
 
 use super::Agent;
 use super::modes::Engine;
-use crate::uplinks::{Family, Had, Lacking, Uplink, lacking, select};
+use crate::uplinks::{FormerFamilies, MissingAddress, Uplink, missing_addresses, select};
+use netdp_common::addr::Family;
 use std::time::{Duration, Instant};
 
 /// Time that an address may be missing before this is reported. A restart of networkd or a renewed
@@ -12,41 +13,41 @@ const GRACE: Duration = Duration::from_secs(2);
 /// State of missing addresses.
 #[derive(Debug, Default)]
 pub(super) struct NoAddress {
-    pub(super) had: Had,
+    pub(super) had: FormerFamilies,
     /// Families that uplinks have addresses of now.
-    has: Had,
+    has: FormerFamilies,
     /// Addresses missing now, and since when; `None` for those an earlier agent reported.
-    missing: Vec<(Lacking, Option<Instant>)>,
+    missing: Vec<(MissingAddress, Option<Instant>)>,
     /// Missing addresses that have been reported.
-    pub(super) reported: Vec<Lacking>,
+    pub(super) reported: Vec<MissingAddress>,
     /// Missing addresses that an earlier agent reported, until this one has checked.
-    recalled: Option<Vec<Lacking>>,
+    recalled: Option<Vec<MissingAddress>>,
 }
 
 impl NoAddress {
     /// Continues the state of an earlier agent: its uplinks may have lost addresses while no agent
     /// ran, and the losses it reported remain reported.
-    pub(super) fn after(had: Had, reported: Vec<Lacking>) -> Self {
+    pub(super) fn after(had: FormerFamilies, reported: Vec<MissingAddress>) -> Self {
         Self {
             missing: reported.iter().map(|it| (it.clone(), None)).collect(),
             recalled: Some(reported),
             // This agent has not logged them.
             reported: Vec::new(),
             had,
-            has: Had::new(),
+            has: FormerFamilies::new(),
         }
     }
 
     /// Returns what the next agent is to take for reported.
-    pub(super) fn to_recall(&self) -> &[Lacking] {
+    pub(super) fn to_recall(&self) -> &[MissingAddress] {
         self.recalled.as_ref().unwrap_or(&self.reported)
     }
 
     /// Records the addresses missing now.
-    fn set_missing(&mut self, now_missing: Vec<Lacking>, now: Instant) {
+    fn set_missing(&mut self, now_missing: Vec<MissingAddress>, now: Instant) {
         self.recalled = None;
         let before = std::mem::take(&mut self.missing);
-        let since = |it: &Lacking| {
+        let since = |it: &MissingAddress| {
             let same = before.iter().find(|(old, _)| is_same(old, it));
             same.map_or(Some(now), |(_, since)| *since)
         };
@@ -58,7 +59,7 @@ impl NoAddress {
     }
 
     /// Returns the addresses that have been missing for long enough to be reported.
-    fn due(&self, now: Instant) -> Vec<Lacking> {
+    fn due(&self, now: Instant) -> Vec<MissingAddress> {
         let is_due = |since: &Option<Instant>| since.is_none_or(|since| now >= since + GRACE);
         let due = self.missing.iter().filter(|(_, since)| is_due(since));
         due.map(|(it, _)| it.clone()).collect()
@@ -66,7 +67,7 @@ impl NoAddress {
 }
 
 /// Reports whether both concern one family of one uplink.
-fn is_same(one: &Lacking, other: &Lacking) -> bool {
+fn is_same(one: &MissingAddress, other: &MissingAddress) -> bool {
     one.uplink == other.uplink && one.family == other.family
 }
 
@@ -94,7 +95,7 @@ impl Agent {
             had.extend(has);
         }
         let had = &self.no_address.had;
-        let missing = lacking(&self.snapshot, &self.selection, &uplinks, had);
+        let missing = missing_addresses(&self.snapshot, &self.selection, &uplinks, had);
         self.no_address.set_missing(missing, Instant::now());
         self.report_missing_addresses();
     }
@@ -138,11 +139,12 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::{GRACE, NoAddress};
-    use crate::uplinks::{Family, Had, Lacking};
+    use crate::uplinks::{FormerFamilies, MissingAddress};
+    use netdp_common::addr::Family;
     use std::time::Instant;
 
-    fn lost(severe: bool) -> Lacking {
-        Lacking {
+    fn lost(severe: bool) -> MissingAddress {
+        MissingAddress {
             uplink: "eth0".into(),
             family: Family::V4,
             lost: true,
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn addresses_that_an_earlier_agent_reported_are_due_at_once() {
-        let had = Had::from([("eth0".into(), [Family::V4].into())]);
+        let had = FormerFamilies::from([("eth0".into(), [Family::V4].into())]);
         let start = Instant::now();
         let mut addresses = NoAddress::after(had, vec![lost(true)]);
         addresses.set_missing(vec![lost(true)], start);
@@ -176,7 +178,7 @@ mod tests {
 
     #[test]
     fn addresses_that_an_earlier_agent_reported_are_recalled_until_this_one_has_checked() {
-        let mut addresses = NoAddress::after(Had::new(), vec![lost(true)]);
+        let mut addresses = NoAddress::after(FormerFamilies::new(), vec![lost(true)]);
         assert_eq!(addresses.reported, []);
         assert_eq!(addresses.to_recall(), [lost(true)]);
         addresses.set_missing(Vec::new(), Instant::now());

@@ -1,7 +1,7 @@
 //! Ports on which the node itself receives, which are withheld from pods' flows.
 
 use super::Agent;
-use crate::foreign::{Diverted, Inward};
+use crate::foreign::{Redirect, Redirects};
 use crate::node::{Facts, NodeReport, Policy, Probe, Prober, decide};
 use crate::uplinks::{Uplink, local_addresses, select};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Node {
     /// NAT rules for packets addressed to the node; `None` until the first scan has ended.
-    nat: Option<Inward>,
+    nat: Option<Redirects>,
     prober: Prober,
     probe: Option<Probe>,
     /// Set once all rules have been read: entries of an earlier agent no longer apply.
@@ -94,23 +94,22 @@ impl Agent {
         }
         self.node.probe = probe.ok();
         if let Ok(scan) = scan {
-            self.set_inward_rules(scan.nat);
-            self.foreign.record_scan(&scan.seen);
+            self.set_inward_rules(scan.redirects);
+            self.foreign.record_scan(&scan.findings);
         }
     }
 
     /// Handles the NAT rules of a scan.
-    pub(super) fn set_inward_rules(&mut self, mut nat: Inward) {
+    pub(super) fn set_inward_rules(&mut self, mut nat: Redirects) {
         if !self.node.wanted {
             return;
         }
         if let Some(before) = &self.node.nat {
             // Rules that could not be read this time are assumed to be unchanged.
-            let missing = |rule: &&Diverted| {
-                nat.failed.contains(&rule.backend) && !nat.diverted.contains(rule)
-            };
-            let kept: Vec<_> = before.diverted.iter().filter(missing).cloned().collect();
-            nat.diverted.extend(kept);
+            let missing =
+                |rule: &&Redirect| nat.failed.contains(&rule.backend) && !nat.rules.contains(rule);
+            let kept: Vec<_> = before.rules.iter().filter(missing).cloned().collect();
+            nat.rules.extend(kept);
         }
         self.node.complete |= nat.failed.is_empty();
         self.node.nat = Some(nat);

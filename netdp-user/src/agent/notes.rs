@@ -3,7 +3,7 @@
 use super::facts::Facts;
 use super::readiness::LINES;
 use crate::control::Note;
-use crate::sources::kube::MapRef;
+use crate::sources::kube::ConfigMapRef;
 
 impl Facts<'_> {
     /// Returns the ongoing conditions, except those that the API itself causes.
@@ -13,7 +13,7 @@ impl Facts<'_> {
         let no_address = self.no_address.iter();
         let back = |what: &String| format!("{what} is back: somebody still writes it");
         // Warnings about a ConfigMap are published as Events on that ConfigMap.
-        let maps: Vec<_> = self.maps.iter().map(MapRef::prefix).collect();
+        let maps: Vec<_> = self.maps.iter().map(ConfigMapRef::prefix).collect();
         let is_elsewhere = |line: &&String| !maps.iter().any(|map| line.starts_with(map));
         let warnings = self.config.warnings.iter().filter(is_elsewhere);
         let found: [(&'static str, Vec<String>); 12] = [

@@ -1,6 +1,6 @@
 //! Options of `netdp run`.
 
-use crate::config::{Document, Options, Surroundings};
+use crate::config::{ClusterCidrs, Document, Options};
 use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
 use crate::sources::kube::KubeOptions;
@@ -41,7 +41,7 @@ pub struct RunOptions {
     /// Flags that change how these are interpreted.
     pub config_options: Options,
     /// Cluster networks from `--pod-cidr` and `--service-cidr`.
-    pub surroundings: Surroundings,
+    pub cluster_cidrs: ClusterCidrs,
     /// Document from `--targets`, in addition to the files.
     pub targets: Option<Document>,
     /// Uplink patterns from `--uplink`.

@@ -98,11 +98,12 @@ pub(super) mod tests {
     use super::super::findings::Findings;
     use super::super::in_force::{InForce, Source};
     use super::super::memory::PolicyCount;
-    use crate::config::{Action, Origin, Rule};
-    use crate::foreign::Seen;
+    use crate::config::{Origin, Rule, RuleAction};
+    use crate::foreign::NatFindings;
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
-    use crate::uplinks::{Family, Had, Lacking};
+    use crate::uplinks::{FormerFamilies, MissingAddress};
+    use netdp_common::addr::Family;
 
     /// Owner of the values that facts borrow.
     pub(in crate::agent) struct State {
@@ -115,10 +116,10 @@ pub(super) mod tests {
         pub recalled_chains: Vec<ChainReport>,
         pub uplinks: Vec<UplinkReport>,
         pub network: Findings,
-        pub no_address: Vec<Lacking>,
-        pub recalled: Option<Vec<Lacking>>,
-        pub had: Had,
-        pub foreign: Seen,
+        pub no_address: Vec<MissingAddress>,
+        pub recalled: Option<Vec<MissingAddress>>,
+        pub had: FormerFamilies,
+        pub foreign: NatFindings,
         pub recreated_chains: Vec<String>,
         pub api_unready: Option<String>,
         pub off: Vec<String>,
@@ -150,8 +151,8 @@ pub(super) mod tests {
                 network: Findings::default(),
                 no_address: Vec::new(),
                 recalled: None,
-                had: Had::new(),
-                foreign: Seen::default(),
+                had: FormerFamilies::new(),
+                foreign: NatFindings::default(),
                 recreated_chains: Vec::new(),
                 api_unready: None,
                 off: Vec::new(),
@@ -213,8 +214,8 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::agent) fn lost(severe: bool) -> Lacking {
-        Lacking {
+    pub(in crate::agent) fn lost(severe: bool) -> MissingAddress {
+        MissingAddress {
             uplink: "eth0".into(),
             family: Family::V4,
             lost: true,
@@ -228,7 +229,7 @@ pub(super) mod tests {
         let mut state = State::well();
         state.rules = vec![Rule {
             prefix: "10.0.0.0/8".parse().unwrap(),
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: Origin::File {
                 file: "/etc/config/a".into(),
                 line: 2,

@@ -9,8 +9,8 @@
 
 use super::Agent;
 use super::modes::{Ebpf, Iptables, TakeoverDone as Done, TakeoverJob as Job};
-use crate::conntrack::Conntrack;
 use crate::datapath;
+use crate::nf_conntrack::Conntrack;
 use crate::uplinks::local_addresses;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;

@@ -1,7 +1,7 @@
 //! `netdp config check`: validates a configuration, shows its policy, and reports findings to its
 //! author.
 
-use super::Output;
+use super::args::Output;
 use super::output;
 use super::policy::Policy;
 use crate::config::{self, Config, Diagnostic, Document, Format, MAX_DOCUMENT_BYTES};
@@ -48,7 +48,7 @@ enum InputFormat {
 
 /// Report of the check.
 #[derive(Debug, Default, Serialize)]
-struct Verdict {
+struct CheckReport {
     /// True if the configuration may come into force.
     valid: bool,
     errors: Vec<Diagnostic>,
@@ -84,59 +84,58 @@ struct RuleRow {
 
 impl Check {
     pub(super) fn run(self) -> Result<()> {
-        let verdict = self.verdict()?;
+        let report = self.report()?;
         let text = match self.output {
-            Output::Json => serde_json::to_string_pretty(&verdict)? + "\n",
-            Output::Text => verdict.text(),
+            Output::Json => serde_json::to_string_pretty(&report)? + "\n",
+            Output::Text => report.text(),
         };
         output::write_out(&text, self.output == Output::Json)?;
-        let (errors, warnings) = (verdict.errors.len(), verdict.warnings.len());
+        let (errors, warnings) = (report.errors.len(), report.warnings.len());
         if errors > 0 {
             bail!(
                 "the configuration is bad: {}",
-                counted(errors, "error", "errors")
+                plural(errors, "error", "errors")
             );
         }
         if self.strict && warnings > 0 {
-            bail!("{}, and --strict", counted(warnings, "warning", "warnings"));
+            bail!("{}, and --strict", plural(warnings, "warning", "warnings"));
         }
         Ok(())
     }
 
-    fn verdict(&self) -> Result<Verdict> {
-        let mut verdict = Verdict::default();
+    fn report(&self) -> Result<CheckReport> {
+        let mut report = CheckReport::default();
         let mut documents = Vec::new();
         for path in &self.paths {
             let read = if path == Path::new(STDIN) {
                 self.stdin()?
-            } else if file::absent(std::slice::from_ref(path)).is_empty() {
+            } else if file::missing(std::slice::from_ref(path)).is_empty() {
                 file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
             } else {
-                let hint =
-                    file::meant_by(path).map_or_else(String::new, |hint| format!("; {hint}"));
+                let hint = file::suggest(path).map_or_else(String::new, |hint| format!("; {hint}"));
                 bail!("{} does not exist{hint}", path.display());
             };
             match read {
                 Ok(read) => documents.extend(read),
-                Err(errors) => verdict.errors.extend(errors),
+                Err(errors) => report.errors.extend(errors),
             }
         }
         documents.extend(self.policy.targets());
-        verdict.documents = documents.iter().map(|doc| doc.name.clone()).collect();
-        verdict.documents.dedup();
+        report.documents = documents.iter().map(|doc| doc.name.clone()).collect();
+        report.documents.dedup();
         let options = self.policy.options();
-        match config::load_within(&documents, &options, &self.policy.surroundings()) {
-            Err(rejected) => verdict.errors.extend(rejected.errors),
-            Ok(loaded) if verdict.errors.is_empty() => {
-                verdict.valid = true;
-                verdict.warnings = loaded.warnings;
-                verdict.notes = loaded.notes;
-                verdict.differences = config::differences(&documents);
-                verdict.policy = Some(effective(&loaded.config, options.enable_ipv6));
+        match config::load_for_cluster(&documents, &options, &self.policy.cluster_cidrs()) {
+            Err(rejected) => report.errors.extend(rejected.errors),
+            Ok(loaded) if report.errors.is_empty() => {
+                report.valid = true;
+                report.warnings = loaded.warnings;
+                report.notes = loaded.notes;
+                report.differences = config::differences(&documents);
+                report.policy = Some(effective(&loaded.config, options.enable_ipv6));
             }
             Ok(_) => {}
         }
-        Ok(verdict)
+        Ok(report)
     }
 
     /// Reads standard input as one document.
@@ -153,7 +152,7 @@ impl Check {
         let Ok(text) = String::from_utf8(bytes) else {
             bail!("standard input is not UTF-8");
         };
-        if text.len() > MAX_DOCUMENT_BYTES && !config::holds_objects(&text) {
+        if text.len() > MAX_DOCUMENT_BYTES && !config::contains_objects(&text) {
             let message = "larger than 1 MiB, which an agent would refuse; split it";
             return Ok(Err(vec![Diagnostic::whole_file(STDIN, message)]));
         }
@@ -183,7 +182,7 @@ fn effective(config: &Config, ipv6: bool) -> EffectivePolicy {
     EffectivePolicy {
         hash: config.hash(),
         rules: rules.into_iter().map(row).collect(),
-        others: config::Action::Masquerade.to_string(),
+        others: config::RuleAction::Masquerade.to_string(),
         ipv6,
         resync_interval_seconds: config.resync_interval.as_secs_f64(),
         masq_link_local: config.masq_link_local,
@@ -191,7 +190,7 @@ fn effective(config: &Config, ipv6: bool) -> EffectivePolicy {
     }
 }
 
-impl Verdict {
+impl CheckReport {
     fn text(&self) -> String {
         let mut lines: Vec<String> = Vec::new();
         for (what, findings) in [
@@ -209,8 +208,8 @@ impl Verdict {
             lines.push(policy.text());
             lines.push(format!(
                 "{}, {}; config {}",
-                counted(policy.rules.len(), "rule", "rules"),
-                counted(self.warnings.len(), "warning", "warnings"),
+                plural(policy.rules.len(), "rule", "rules"),
+                plural(self.warnings.len(), "warning", "warnings"),
                 policy.hash
             ));
         }
@@ -236,6 +235,6 @@ impl EffectivePolicy {
     }
 }
 
-fn counted(count: usize, one: &str, many: &str) -> String {
+fn plural(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }

@@ -1,14 +1,15 @@
 //! `netdp detach`.
 
-use super::Places;
+use super::args::InstancePaths;
 use crate::agent::Memory;
-use crate::config::{self, Action, Config, parse_duration};
+use crate::config::{self, Config, RuleAction, parse_duration};
 use crate::datapath;
-use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, MASQ_CHAIN, Removed};
+use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, Removal};
 use crate::report::Report;
 use crate::rollback::{Fallback, Rollback};
 use crate::state_dir::StateDir;
 use crate::terminal;
+use crate::upstream::masq_agent;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use std::collections::BTreeSet;
@@ -17,15 +18,15 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Period of polling whether the datapath is still needed.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Period of the message that it is still needed.
-const TELL: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Detach {
     #[command(flatten)]
-    pub(super) places: Places,
+    pub(super) paths: InstancePaths,
     /// Give the mappings to netfilter first, and new connections to ip-masq-agent's chains, made of
     /// the last good configuration: no connection ends.
     #[arg(long)]
@@ -38,22 +39,22 @@ pub(super) struct Detach {
 
 impl Detach {
     pub(super) fn run(self) -> Result<()> {
-        let dir = StateDir::open(&self.places.state_dir)?;
+        let dir = StateDir::open(&self.paths.state_dir)?;
         let _lock = match dir.lock()? {
             Some(lock) => lock,
             None => bail!(
                 "an agent is running on {}; stop it first, or it would attach again",
-                self.places.state_dir.display()
+                self.paths.state_dir.display()
             ),
         };
-        let Removed { removed, failed } = if self.to_iptables {
+        let Removal { removed, failed } = if self.to_iptables {
             let removed = self.to_iptables(&dir)?;
-            Removed {
+            Removal {
                 removed,
                 failed: Vec::new(),
             }
         } else {
-            self.for_good(&dir)
+            self.remove_all(&dir)
         };
         for what in removed {
             eprintln!("netdp: removed {}", terminal::line(&what));
@@ -66,7 +67,7 @@ impl Detach {
 
     /// Removes everything that agents may have left. An object that can't be removed does not stop
     /// the others from being removed.
-    fn for_good(&self, dir: &StateDir) -> Removed {
+    fn remove_all(&self, dir: &StateDir) -> Removal {
         let left = Memory::read(dir).unwrap_or_else(|err| {
             eprintln!(
                 "netdp: {}: chains, filters and a ready file that only it names may be left",
@@ -78,20 +79,20 @@ impl Detach {
         let mut chains: BTreeSet<_> = left.chains.iter().map(|it| it.chain.as_str()).collect();
         chains.insert(KEEP_CHAIN);
         let mut all = iptables::remove(&chains);
-        let out_of_reach = left.chains.iter().filter_map(ChainReport::out_of_reach);
-        all.failed.extend(out_of_reach);
-        match datapath::detach(&self.places.bpffs) {
+        let missing_program = left.chains.iter().filter_map(ChainReport::missing_program);
+        all.failed.extend(missing_program);
+        match datapath::detach(&self.paths.bpffs) {
             Ok(removed) => all.removed.extend(removed),
             Err(err) => all.failed.push(format!("{err:#}")),
         }
         // Filters of a datapath whose maps were not pinned any more.
         (all.removed).extend(datapath::remove_filters(&left.placed));
-        match Self::forget_lost(dir) {
+        match Self::forget_untracked(dir) {
             Ok(Some(what)) => all.removed.push(what),
             Ok(None) => {}
             Err(err) => all.failed.push(format!("{err:#}")),
         }
-        Self::tell_of_other_chains(dir, &chains);
+        Self::report_other_chains(dir, &chains);
         if let Some(ready) = &left.ready_file {
             match std::fs::remove_file(ready) {
                 Ok(()) => all.removed.push(ready.display().to_string()),
@@ -101,7 +102,7 @@ impl Detach {
         }
         // The files there are needed to find the remaining objects.
         if all.failed.is_empty() {
-            let state_dir = self.places.state_dir.display();
+            let state_dir = self.paths.state_dir.display();
             match dir.remove() {
                 Ok(true) => all.removed.push(format!("what agents kept in {state_dir}")),
                 Ok(false) => {}
@@ -111,8 +112,8 @@ impl Detach {
         if all.removed.is_empty() && all.failed.is_empty() {
             eprintln!(
                 "netdp: nothing is left to remove: no programs or pins in {}, no chains, no state in {}",
-                self.places.bpffs.display(),
-                self.places.state_dir.display()
+                self.paths.bpffs.display(),
+                self.paths.state_dir.display()
             );
         }
         all
@@ -120,7 +121,7 @@ impl Detach {
 
     /// Deletes the conntrack entries of flows translated by a datapath that was not detached
     /// properly: its pins were removed. Needs the last good configuration.
-    fn forget_lost(dir: &StateDir) -> Result<Option<String>> {
+    fn forget_untracked(dir: &StateDir) -> Result<Option<String>> {
         if !datapath::is_marked() {
             return Ok(None);
         }
@@ -143,7 +144,7 @@ impl Detach {
         });
         let forgotten = datapath::delete_entries(&local.collect(), |flow, way| {
             datapath::may_be_translated(flow, way)
-                && config.decide(way.destination).action != Action::Bypass
+                && config.decide(way.destination).action != RuleAction::Bypass
         })?;
         Ok(Some(format!(
             "{forgotten} flows that may have been translated, from connection tracking"
@@ -151,13 +152,13 @@ impl Detach {
     }
 
     /// Reports chains in netdp's format that no record attributes to netdp.
-    fn tell_of_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
+    fn report_other_chains(dir: &StateDir, removed: &BTreeSet<&str>) {
         let name = Fallback::read(dir).map(|fallback| fallback.chains.name);
-        let name = name.unwrap_or_else(|_| MASQ_CHAIN.into());
+        let name = name.unwrap_or_else(|_| masq_agent::CHAIN.into());
         if removed.contains(name.as_str()) {
             return;
         }
-        let (found, _) = iptables::find(&name, |_| false);
+        let (found, _) = iptables::find_replaced(&name, |_| false);
         for found in found {
             eprintln!(
                 "netdp: {found} is left: nothing says that netdp wrote it, and ip-masq-agent writes \
@@ -169,25 +170,25 @@ impl Detach {
     fn to_iptables(&self, dir: &StateDir) -> Result<Vec<String>> {
         let config = last_good(dir)?;
         let mut chains = Chains::new(&Fallback::read(dir)?.chains)?;
-        let bpffs = &self.places.bpffs;
+        let bpffs = &self.paths.bpffs;
         datapath::adopt(bpffs)?;
         let (rollback, reports) = Rollback::begin(bpffs, &mut chains, &config, self.grace)?;
         if let Some(error) = reports.iter().find_map(|report| report.error.clone()) {
             bail!("{error}; the eBPF datapath goes on");
         }
-        let mut told = Instant::now();
+        let mut last_report = Instant::now();
         let removed = loop {
             if let Some(removed) = rollback.finish()? {
                 break removed;
             }
-            if told.elapsed() >= TELL {
-                told = Instant::now();
+            if last_report.elapsed() >= REPORT_INTERVAL {
+                last_report = Instant::now();
                 eprintln!(
                     "netdp: {} mappings that netfilter does not take; waiting for their end",
                     rollback.still_active()?
                 );
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         };
         let memory = Memory {
             policy: Memory::recall(dir).policy,

@@ -2,7 +2,7 @@
 //! ip-masq-agent works. `--v` sets the level; messages go to standard error, whatever the others
 //! say.
 
-use super::LogLevel;
+use super::args::LogLevel;
 use clap::Args;
 
 /// Klog's flags. Those that are strings here only show whether they were given.
@@ -62,7 +62,7 @@ struct Ignored {
 
 impl Klog {
     /// Returns the log level set by `--v`.
-    pub fn level(&self) -> Option<LogLevel> {
+    pub(crate) fn level(&self) -> Option<LogLevel> {
         Some(match self.verbosity? {
             ..=3 => LogLevel::Info,
             4 | 5 => LogLevel::Debug,
@@ -71,7 +71,7 @@ impl Klog {
     }
 
     /// Returns the given flags that have no effect. `--logtostderr` requests the default.
-    pub fn without_effect(&self) -> Vec<&'static str> {
+    pub(crate) fn without_effect(&self) -> Vec<&'static str> {
         let Ignored {
             logtostderr: _,
             alsologtostderr,

@@ -1,7 +1,8 @@
 //! The flags that have to do with Kubernetes.
 
-use super::go::parse_bool;
+use super::go_flags::parse_bool;
 use crate::sources::kube::{KubeOptions, in_cluster};
+use crate::upstream::masq_agent;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -48,7 +49,7 @@ pub(super) struct KubeFlags {
     kube_namespace: String,
     /// ConfigMap with the configuration of ip-masq-agent, under the key `config`. Those with the
     /// label netdp.io/config, and k8s-custom-iptables with its key nat.rules, count besides.
-    #[arg(long, value_name = "NAME", default_value = "ip-masq-agent")]
+    #[arg(long, value_name = "NAME", default_value = masq_agent::NAME)]
     config_map: String,
     /// Whether ConfigMaps with the label netdp.io/config count. The right to read them is the right to
     /// read all of the namespace.
@@ -76,7 +77,7 @@ impl KubeFlags {
                 ("--lease-namespace", Some(&self.access.lease_namespace)),
                 ("--node-name", self.node_name.as_ref()),
             ] {
-                if let Some(problem) = name.and_then(|name| no_object_name(name)) {
+                if let Some(problem) = name.and_then(|name| name_problem(name)) {
                     log::warn!("{flag}: {problem}");
                 }
             }
@@ -96,7 +97,7 @@ impl KubeFlags {
 /// Returns the reason why no Kubernetes object can have this name, if so, with a suggestion: names
 /// are those of RFC 1123's hosts (Kubernetes, "Object Names and IDs"). An empty name is accepted as
 /// unset.
-fn no_object_name(name: &str) -> Option<String> {
+fn name_problem(name: &str) -> Option<String> {
     let is_valid = |name: &str| {
         let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
         name.bytes().all(|b| inside(b) || matches!(b, b'-' | b'.'))
@@ -125,10 +126,10 @@ fn no_object_name(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::no_object_name;
+    use super::name_problem;
 
     #[test]
-    fn names_that_nothing_has_are_told() {
+    fn impossible_names_are_reported() {
         for good in [
             "",
             "ip-masq-agent",
@@ -136,7 +137,7 @@ mod tests {
             "node-1.example.org",
             "10.0.0.1",
         ] {
-            assert_eq!(no_object_name(good), None, "{good}");
+            assert_eq!(name_problem(good), None, "{good}");
         }
         for (bad, words) in [
             (
@@ -148,10 +149,12 @@ mod tests {
             ("-x", "small letters, digits"),
             ("$(NODE_NAME)", "small letters, digits"),
         ] {
-            let told = no_object_name(bad);
+            let problem = name_problem(bad);
             assert!(
-                told.as_ref().is_some_and(|told| told.contains(words)),
-                "{bad}: {told:?}"
+                problem
+                    .as_ref()
+                    .is_some_and(|problem| problem.contains(words)),
+                "{bad}: {problem:?}"
             );
         }
     }

@@ -1,8 +1,9 @@
 //! The command line.
 
+mod args;
 mod check;
 mod detach;
-mod go;
+mod go_flags;
 mod klog;
 mod kube;
 pub(crate) mod output;
@@ -15,16 +16,16 @@ mod values;
 use crate::agent;
 use crate::fleet;
 use crate::programs;
-use crate::shadow::{self, Verdict};
-use crate::{pod, report, state_dir, terminal};
+use crate::shadow::{self, Summary};
+use crate::{pod, report, terminal};
 use anyhow::Result;
+use args::{InstancePaths, LogLevel, Output};
 use check::Check;
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
 use run::Run;
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
@@ -69,31 +70,10 @@ enum ConfigCommand {
     Check(Box<Check>),
 }
 
-/// Where one instance of netdp keeps its things.
-#[derive(Debug, Args)]
-struct Places {
-    /// Directory for pinned maps and links; a bpffs is mounted there if it is not on one.
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "NETDP_BPFFS",
-        default_value = "/sys/fs/bpf/netdp"
-    )]
-    bpffs: PathBuf,
-    /// Directory for the lock, the status and the last good configuration; unless given, /run/netdp,
-    /// or /dev/shm/netdp where that can only be read.
-    #[arg(long, value_name = "DIR", default_value_os_t = state_dir::default_path())]
-    state_dir: PathBuf,
-    /// Directory in which the programs of iptables and nft are looked for; may be repeated. Only
-    /// root may be able to write to what is there.
-    #[arg(long, value_name = "DIR", default_values = programs::DIRECTORIES)]
-    programs: Vec<PathBuf>,
-}
-
 #[derive(Debug, Args)]
 struct Show {
     #[command(flatten)]
-    places: Places,
+    paths: InstancePaths,
     /// Format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -108,41 +88,17 @@ struct Fleet {
     output: Output,
 }
 
-/// Severity of log messages.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum LogLevel {
-    /// Something failed.
-    Error,
-    /// Something is odd.
-    Warn,
-    /// What the agent does.
-    Info,
-    /// More than most want to know.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-/// How results are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
-}
-
 /// Parses a command line; exits with a message if it is invalid.
 ///
-/// Command lines of ip-masq-agent and k8s-custom-iptables are accepted, too: see `go`. Returns
+/// Command lines of ip-masq-agent and k8s-custom-iptables are accepted, too: see `go_flags`. Returns
 /// `None`, after a message, for one that requests a shell, a name under which the image has netdp.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let args: Vec<OsString> = args.into_iter().collect();
-    if go::is_shell(&args) {
+    if go_flags::is_shell(&args) {
         return None;
     }
     let command = Cli::command();
-    let args = go::normalise(args, |word| command.find_subcommand(word).is_some());
+    let args = go_flags::normalise(args, |word| command.find_subcommand(word).is_some());
     let is_agent = args.get(1).is_some_and(|word| word == "run");
     let cli = Cli::try_parse_from(args).unwrap_or_else(|err| {
         if is_agent && err.use_stderr() {
@@ -158,8 +114,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
 /// # Errors
 /// Returns an error if the command fails.
 pub fn dispatch(cli: Cli) -> Result<ExitCode> {
-    if let Some(places) = cli.command.places() {
-        programs::set_search_path(places.programs.clone());
+    if let Some(paths) = cli.command.paths() {
+        programs::set_search_path(paths.programs.clone());
     }
     match cli.command {
         Command::Run(run) => {
@@ -170,13 +126,11 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             })
         }
         Command::Status(show) => report::print(
-            &show.places.bpffs,
-            &show.places.state_dir,
+            &show.paths.bpffs,
+            &show.paths.state_dir,
             show.output == Output::Json,
         ),
-        Command::Flows(show) => {
-            report::print_flows(&show.places.bpffs, show.output == Output::Json)
-        }
+        Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
             fleet.access.kubeconfig.as_deref(),
@@ -193,12 +147,12 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 impl Command {
-    fn places(&self) -> Option<&Places> {
+    fn paths(&self) -> Option<&InstancePaths> {
         match self {
-            Self::Run(run) => Some(&run.places),
-            Self::Status(show) | Self::Flows(show) => Some(&show.places),
-            Self::Shadow(ShadowCommand::Report(show)) => Some(&show.places),
-            Self::Detach(detach) => Some(&detach.places),
+            Self::Run(run) => Some(&run.paths),
+            Self::Status(show) | Self::Flows(show) => Some(&show.paths),
+            Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
+            Self::Detach(detach) => Some(&detach.paths),
             Self::Config(_) | Self::Fleet(_) => None,
         }
     }
@@ -209,16 +163,16 @@ impl Show {
     /// trouble.
     fn compare(&self) -> ExitCode {
         let json = self.output == Output::Json;
-        match shadow::print(&self.places.state_dir, json) {
-            Ok(Verdict::Alike) => ExitCode::SUCCESS,
-            Ok(Verdict::Different) => ExitCode::FAILURE,
-            Ok(Verdict::Unknown) => {
+        match shadow::print(&self.paths.state_dir, json) {
+            Ok(Summary::Alike) => ExitCode::SUCCESS,
+            Ok(Summary::Different) => ExitCode::FAILURE,
+            Ok(Summary::Unknown) => {
                 eprintln!("netdp: no connection was seen yet");
                 ExitCode::from(2)
             }
             Err(err) => {
-                let said = format!("{err:#}");
-                eprintln!("netdp: error: {}", terminal::lines(&said));
+                let message = format!("{err:#}");
+                eprintln!("netdp: error: {}", terminal::lines(&message));
                 ExitCode::from(2)
             }
         }
@@ -248,9 +202,9 @@ fn init_log(level: LogLevel) {
         .format(|out, record| {
             let (time, level) = (out.timestamp(), record.level());
             let style = out.default_level_style(level);
-            let said = record.args().to_string();
-            let said = terminal::line(&said);
-            writeln!(out, "[{time} {style}{level:<5}{style:#}] {said}")
+            let message = record.args().to_string();
+            let message = terminal::line(&message);
+            writeln!(out, "[{time} {style}{level:<5}{style:#}] {message}")
         })
         .init();
 }
@@ -277,7 +231,8 @@ mod tests {
     }
 
     fn run(line: &str) -> super::Run {
-        let args = super::go::normalise(line.split(' ').map(Into::into), |word| word == "run");
+        let args =
+            super::go_flags::normalise(line.split(' ').map(Into::into), |word| word == "run");
         match Cli::try_parse_from(args).unwrap().command {
             super::Command::Run(run) => *run,
             other => panic!("{line}: {other:?}"),

@@ -1,8 +1,8 @@
-//! The flags that affect the meaning of a configuration, and those about its surroundings: the same
+//! The flags that affect the meaning of a configuration, and those about its cluster_cidrs: the same
 //! for `netdp run` and `netdp config check`.
 
-use super::go::parse_bool;
-use crate::config::{Action, Document, Format, Options, Surroundings};
+use super::go_flags::parse_bool;
+use crate::config::{ClusterCidrs, Document, Format, Options, RuleAction};
 use clap::Args;
 use ipnet::IpNet;
 
@@ -21,7 +21,7 @@ pub(super) struct Policy {
     /// What becomes of destinations that no list names. bypass: nothing is masqueraded but what
     /// the lists say, as k8s-custom-iptables does it. Without it: masquerade.
     #[arg(long, value_enum, value_name = "ACTION")]
-    default_action: Option<Action>,
+    default_action: Option<RuleAction>,
     /// Networks to masquerade, besides those of the configuration, with blanks or commas between
     /// them; as a nat.rules file lists them.
     #[arg(long, value_name = "CIDRS", env = "TARGETS")]
@@ -35,7 +35,7 @@ pub(super) struct Policy {
 }
 
 impl Policy {
-    pub fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             enable_ipv6: self.enable_ipv6,
             nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
@@ -43,16 +43,16 @@ impl Policy {
         }
     }
 
-    pub fn surroundings(&self) -> Surroundings {
+    pub(crate) fn cluster_cidrs(&self) -> ClusterCidrs {
         let network = |nets: &[IpNet]| nets.iter().map(IpNet::trunc).collect();
-        Surroundings {
+        ClusterCidrs {
             pod_cidrs: network(&self.pod_cidr),
             service_cidrs: network(&self.service_cidr),
         }
     }
 
     /// Returns the document that `--targets` stands for.
-    pub fn targets(&self) -> Option<Document> {
+    pub(crate) fn targets(&self) -> Option<Document> {
         self.targets.as_ref().map(|text| Document {
             name: "--targets".to_owned(),
             text: text.clone(),

@@ -234,7 +234,7 @@ fn document() -> String {
 }
 
 #[test]
-fn the_reference_is_what_the_command_line_says() {
+fn the_reference_is_that_of_the_command_line() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference.md");
     let wanted = document();
     if std::env::var_os("NETDP_REWRITE_DOCS").is_some() {

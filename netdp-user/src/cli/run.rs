@@ -1,19 +1,20 @@
 //! `netdp run`: its flags, and the agent's options derived from them.
 
-use super::go::parse_bool;
+use super::args::{InstancePaths, LogLevel};
+use super::go_flags::parse_bool;
 use super::klog::Klog;
 use super::kube::KubeFlags;
 use super::policy::Policy;
 use super::values::{
     kernel_reserved_ports, parse_listen, parse_ports, parse_ranges, parse_timeouts,
 };
-use super::{LogLevel, Places};
 use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
 use crate::state_dir::log_if_in_memory;
 use crate::uplinks::Patterns;
+use crate::upstream::masq_agent;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use netdp_common::abi::PORT_RANGES;
@@ -24,7 +25,7 @@ use std::time::Duration;
 #[derive(Debug, Args)]
 pub(super) struct Run {
     #[command(flatten)]
-    pub(super) places: Places,
+    pub(super) paths: InstancePaths,
     /// Configuration file, or directory of files; may be repeated.
     #[arg(long, value_name = "PATH", default_value = "/etc/config")]
     config: Vec<PathBuf>,
@@ -52,7 +53,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
     grace: Duration,
     /// Name of ip-masq-agent's chain.
-    #[arg(long, value_name = "CHAIN", default_value = "IP-MASQ-AGENT")]
+    #[arg(long, value_name = "CHAIN", default_value = masq_agent::CHAIN)]
     masq_chain: String,
     /// The only ports that TCP and UDP mappings use on the wire, such as
     /// 1024-29999,32768-65535. Without it: the source port's class (1-511, 600-1023, 1024-65535).
@@ -155,7 +156,7 @@ impl Run {
                 ignored.join(", ")
             );
         }
-        log_if_in_memory(&self.places.state_dir);
+        log_if_in_memory(&self.paths.state_dir);
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());
@@ -186,13 +187,13 @@ impl Run {
             },
             config_paths: self.config,
             config_options: self.policy.options(),
-            surroundings: self.policy.surroundings(),
+            cluster_cidrs: self.policy.cluster_cidrs(),
             targets: self.policy.targets(),
             patterns: Patterns::parse("--uplink", &self.uplink)?,
             hairpin: Patterns::parse("--hairpin", &self.hairpin)?,
             node_addrs: self.node_ip,
-            bpffs: self.places.bpffs,
-            state_dir: self.places.state_dir,
+            bpffs: self.paths.bpffs,
+            state_dir: self.paths.state_dir,
             setup: Setup {
                 enable_ipv6: self.policy.enable_ipv6,
                 max_flows: self.max_flows,

@@ -132,16 +132,16 @@ mod tests {
             ("established=1h", "did you mean tcp-established?"),
             ("sctp=1h", "there are tcp-opening"),
         ] {
-            let told = parse_timeouts(&[given.into()]).unwrap_err().to_string();
-            assert!(told.contains(words), "{given}: {told}");
+            let message = parse_timeouts(&[given.into()]).unwrap_err().to_string();
+            assert!(message.contains(words), "{given}: {message}");
         }
     }
 
     #[test]
-    fn ranges_of_others_are_told_how_to_write() {
+    fn other_notations_of_ranges_are_explained() {
         for range in ["1024:65535", "1024..65535", "1024--65535"] {
-            let told = parse_ranges(range).unwrap_err().to_string();
-            assert!(told.contains("write 1024-65535"), "{told}");
+            let message = parse_ranges(range).unwrap_err().to_string();
+            assert!(message.contains("write 1024-65535"), "{message}");
         }
     }
 

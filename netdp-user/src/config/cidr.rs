@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_to_write() {
+    fn errors_name_the_remedy() {
         for (text, fragments) in [
             ("", &["is blank"][..]),
             (" \t", &["is blank"]),

@@ -54,7 +54,7 @@ pub(super) fn quoted(text: &str) -> String {
 /// A configuration that must not come into force, with every error in the order of the files and
 /// their lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
+pub(crate) struct Rejected {
     /// All errors; at least one.
     pub errors: Vec<Diagnostic>,
 }

@@ -3,12 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::diagnostic::Diagnostic;
+use crate::upstream::custom_iptables;
 
 /// Maximum size of a document, in bytes.
-pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
-
-/// The key in k8s-custom-iptables' ConfigMap, which is the name of its file in a volume.
-const NAT_RULES: &str = "nat.rules";
+pub(crate) const MAX_DOCUMENT_BYTES: usize = 1 << 20;
 
 /// Format of a document.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,7 +25,7 @@ impl Format {
     /// matter.
     pub fn of(name: &str) -> Self {
         let last = name.rsplit('/').next().unwrap_or(name);
-        if last == NAT_RULES || last.ends_with(".rules") {
+        if last == custom_iptables::KEY || last.ends_with(custom_iptables::SUFFIX) {
             Self::NatRules
         } else {
             Self::MasqAgent

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_go_accepts() {
+    fn durations_that_go_accepts() {
         let second = 1_000_000_000;
         for (text, nanoseconds) in [
             ("0", 0),
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_go_refuses() {
+    fn durations_that_go_refuses() {
         use DurationError::{NoNumber, NoUnit, TooLong, UnknownUnit};
         for (text, error) in [
             ("", NoNumber),

@@ -19,7 +19,7 @@ pub(crate) enum Key {
 }
 
 impl Key {
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::NonMasqueradeCidrs,
         Self::MasqueradeCidrs,
         Self::MasqLinkLocal,
@@ -29,7 +29,7 @@ impl Key {
     ];
 
     /// Returns the documented spelling of the key.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::NonMasqueradeCidrs => "nonMasqueradeCIDRs",
             Self::MasqueradeCidrs => "masqueradeCIDRs",
@@ -42,7 +42,7 @@ impl Key {
 
     /// Finds a key by name. Letter case is ignored as upstream ignores it: some tools write every
     /// key in lower case.
-    pub fn find(text: &str) -> Option<Self> {
+    pub(crate) fn find(text: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|key| key.name().eq_ignore_ascii_case(text))

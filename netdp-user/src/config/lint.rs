@@ -1,15 +1,15 @@
-//! Lints: valid configurations that are probably mistakes, judged by the policy as a whole.
+//! Lints: valid configurations that are probably mistakes, assessed by the policy as a whole.
 
 use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
-use super::built_in::{LINK_LOCAL_V4, LINK_LOCAL_V6};
+use super::defaults::{LINK_LOCAL_V4, LINK_LOCAL_V6};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
 use super::nesting;
 use super::settings::{self, Files};
-use super::{Action, Config, MAX_RULES, Options, Origin, Rule};
+use super::{Config, MAX_RULES, Options, Origin, Rule, RuleAction};
 
 /// File name of findings that belong to no line of any document.
 const POLICY: &str = "policy";
@@ -26,7 +26,7 @@ pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
 
 /// Networks of the cluster: a policy that masquerades these is probably a mistake.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct ClusterCidrs {
     /// Networks of the pods; of a node, or of the whole cluster.
     pub pod_cidrs: Vec<IpNet>,
     /// Networks of the services.
@@ -35,7 +35,7 @@ pub struct Surroundings {
 
 /// Prefixes that are exempt from the lint of redundant rules.
 #[derive(Debug, Default)]
-pub(super) struct Excused {
+pub(super) struct Exempt {
     /// Prefixes of `nat.rules`: they were written for a node with another default.
     pub nat_rules: HashSet<IpNet>,
     /// Prefixes that replaced a built-in rule.
@@ -44,15 +44,15 @@ pub(super) struct Excused {
 
 /// Warns of each configured rule without effect: its next broader rule, or the default, has the
 /// same action.
-pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Diagnostic>) {
+pub(super) fn redundant(rules: &[Rule], exempt: &Exempt, warnings: &mut Vec<Diagnostic>) {
     let mut broader: HashMap<IpNet, &Rule> = HashMap::new();
     nesting::walk(&rules.iter().collect::<Vec<_>>(), |rule, around| {
         if let Some(outer) = around.last() {
             broader.insert(rule.prefix, outer);
         }
     });
-    let is_excused =
-        |prefix: &IpNet| excused.nat_rules.contains(prefix) || excused.replacing.contains(prefix);
+    let is_exempt =
+        |prefix: &IpNet| exempt.nat_rules.contains(prefix) || exempt.replacing.contains(prefix);
     for rule in rules {
         let Origin::File { file, line } = &rule.origin else {
             continue;
@@ -61,22 +61,22 @@ pub(super) fn redundant(rules: &[Rule], excused: &Excused, warnings: &mut Vec<Di
             Some(outer) if outer.action == rule.action => {
                 format!("{} ({}) contains it", outer.prefix, outer.origin)
             }
-            None if rule.action == Action::Masquerade && !is_excused(&rule.prefix) => {
+            None if rule.action == RuleAction::Masquerade && !is_exempt(&rule.prefix) => {
                 "what no list names is masqueraded anyway".to_owned()
             }
             _ => continue,
         };
         let list = match rule.action {
-            Action::Bypass => Key::NonMasqueradeCidrs.name(),
-            Action::Masquerade if excused.nat_rules.contains(&rule.prefix) => "NAT rule",
-            Action::Masquerade => Key::MasqueradeCidrs.name(),
+            RuleAction::Bypass => Key::NonMasqueradeCidrs.name(),
+            RuleAction::Masquerade if exempt.nat_rules.contains(&rule.prefix) => "NAT rule",
+            RuleAction::Masquerade => Key::MasqueradeCidrs.name(),
         };
         let message = format!("{list}: {} changes nothing, because {why}", rule.prefix);
         warnings.push(Diagnostic::at(file, *line, message));
     }
 }
 
-/// Warns if link-local addresses are not treated as a file says or its reader expects.
+/// Warns if link-local addresses are not treated as a file sets it or its reader expects.
 pub(super) fn link_local(
     files: Files<'_>,
     config: &Config,
@@ -94,7 +94,7 @@ pub(super) fn link_local(
                 _ if matches!(range, IpNet::V6(_)) && !options.enable_ipv6 => {
                     "IPv6 is off; pass --enable-ipv6".to_owned()
                 }
-                Some(rule) if rule.action == Action::Bypass => {
+                Some(rule) if rule.action == RuleAction::Bypass => {
                     format!("{} ({}) contains {range}", rule.prefix, rule.origin)
                 }
                 _ => continue,
@@ -102,7 +102,7 @@ pub(super) fn link_local(
             let message = format!("{}: true has no effect, because {why}", key.name());
             warnings.push(Diagnostic::at(file, line, message));
         } else if let Some(rule) = around
-            && rule.action == Action::Masquerade
+            && rule.action == RuleAction::Masquerade
             && rule.prefix != range
             && let Origin::File { file, line } = &rule.origin
         {
@@ -120,15 +120,15 @@ pub(super) fn link_local(
 pub(super) fn cluster(
     config: &Config,
     options: &Options,
-    surroundings: &Surroundings,
+    cluster_cidrs: &ClusterCidrs,
     warnings: &mut Vec<Diagnostic>,
 ) {
     const POD: &str = "pods on other nodes would see the node's address; name it in \
                        nonMasqueradeCIDRs";
     const SERVICE: &str = "this matters where services are not translated on the node; name it in \
                            nonMasqueradeCIDRs";
-    let pods = surroundings.pod_cidrs.iter();
-    let services = surroundings.service_cidrs.iter();
+    let pods = cluster_cidrs.pod_cidrs.iter();
+    let services = cluster_cidrs.service_cidrs.iter();
     for (what, cidr, advice) in pods
         .map(|cidr| ("pod CIDR", *cidr, POD))
         .chain(services.map(|cidr| ("service CIDR", *cidr, SERVICE)))
@@ -141,8 +141,8 @@ pub(super) fn cluster(
             inside.filter(move |rule| rule.action == action && rule.prefix != cidr)
         };
         let around = config.rules.covering(cidr).next();
-        if around.is_none_or(|rule| rule.action == Action::Masquerade) {
-            let bypassed: Vec<IpNet> = inside(Action::Bypass).map(|rule| rule.prefix).collect();
+        if around.is_none_or(|rule| rule.action == RuleAction::Masquerade) {
+            let bypassed: Vec<IpNet> = inside(RuleAction::Bypass).map(|rule| rule.prefix).collect();
             if IpNet::aggregate(&bypassed) == [cidr] {
                 continue;
             }
@@ -154,7 +154,7 @@ pub(super) fn cluster(
             warnings.push(Diagnostic::whole_file(POLICY, message));
             continue;
         }
-        for rule in inside(Action::Masquerade) {
+        for rule in inside(RuleAction::Masquerade) {
             let message = format!("{}, in the {what} {cidr}, is masqueraded", rule.prefix);
             warnings.push(match &rule.origin {
                 Origin::File { file, line } => Diagnostic::at(file, *line, message),
@@ -165,7 +165,7 @@ pub(super) fn cluster(
 }
 
 /// Warns if there are `only_nat_rules` and the default action is not set.
-pub(super) fn rest_unsaid(
+pub(super) fn implicit_default_action(
     only_nat_rules: bool,
     config: &Config,
     options: &Options,

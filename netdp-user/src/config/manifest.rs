@@ -7,11 +7,12 @@ use k8s_openapi::ByteString;
 
 use super::diagnostic::{Diagnostic, quoted};
 use super::document::{Document, Format};
-use super::keys::{Keys, LABEL, MASQ_AGENT_MAP, NAT_RULES_MAP};
-use super::tree::{Node, Value};
+use super::keys::{Keys, LABEL};
+use super::yaml::{Node, Value};
+use crate::upstream::{custom_iptables, masq_agent};
 
 /// Names of ConfigMaps that are selected from several; others are selected by their label.
-const NAMES: [&str; 2] = [MASQ_AGENT_MAP, NAT_RULES_MAP];
+const NAMES: [&str; 2] = [masq_agent::NAME, custom_iptables::NAME];
 
 /// Byte order mark, with which editors of other systems begin a text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -26,8 +27,8 @@ pub(super) fn is_object(root: &Node) -> bool {
 
 /// Reports whether `text` contains Kubernetes objects, so that its size is not that of a
 /// configuration.
-pub fn holds_objects(text: &str) -> bool {
-    super::tree::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
+pub(crate) fn contains_objects(text: &str) -> bool {
+    super::yaml::parse(text).is_ok_and(|roots| roots.iter().any(|root| is_object(root)))
 }
 
 /// Returns the documents inside `objects`, which are those of `outer`. A single ConfigMap is read
@@ -70,7 +71,7 @@ pub(super) fn documents(
             left_out.push(object);
             continue;
         }
-        let message = format!("the configuration in {} is read", described(object));
+        let message = format!("the configuration in {} is read", describe(object));
         notes.push(Diagnostic::at(name, object.line, message));
         found.extend(inner);
     }
@@ -86,7 +87,9 @@ pub(super) fn documents(
             seen => format!("; found {seen}"),
         };
         let message = format!(
-            "no configuration in it; expected a ConfigMap with a key config or nat.rules{which}{seen}"
+            "no configuration in it; expected a ConfigMap with a key {} or {}{which}{seen}",
+            masq_agent::KEY,
+            custom_iptables::KEY
         );
         let line = objects.first().map_or(1, |object| object.line);
         return Err(Diagnostic::at(name, line, message));
@@ -104,7 +107,7 @@ fn kind(object: &Node) -> Option<&str> {
 }
 
 /// Describes the object by kind and name.
-fn described(object: &Node) -> String {
+fn describe(object: &Node) -> String {
     let metadata = get(object, "metadata");
     let name = metadata.and_then(|it| get(it, "name")).and_then(string);
     let kind = kind(object).unwrap_or("ConfigMap");
@@ -116,7 +119,7 @@ fn described(object: &Node) -> String {
 
 /// Describes the first objects, and the number of further ones.
 fn list(objects: &[&Node]) -> String {
-    let mut named: Vec<_> = objects.iter().take(NAMED).map(|it| described(it)).collect();
+    let mut named: Vec<_> = objects.iter().take(NAMED).map(|it| describe(it)).collect();
     if let more @ 1.. = objects.len().saturating_sub(NAMED) {
         named.push(format!("{more} more"));
     }
@@ -150,7 +153,7 @@ fn values(outer: &Document, object: &Node) -> Result<Vec<Document>, Diagnostic> 
     let name = metadata.and_then(|it| get(it, "name")).and_then(string);
     let keys = Keys::of(
         name.unwrap_or_default(),
-        MASQ_AGENT_MAP,
+        masq_agent::NAME,
         is_labelled(object),
     );
     let mut found = Vec::new();

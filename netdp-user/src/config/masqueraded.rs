@@ -1,11 +1,11 @@
 //! Masqueraded destinations as ranges, for queries about whole prefixes.
 
-use super::{Action, Rule};
+use super::{Rule, RuleAction};
 use ipnet::IpNet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Destinations that are masqueraded. Multicast, loopback and IPv6 link-local destinations are
-/// excluded whatever the rules say: they are not routed.
+/// excluded whatever the rules are: they are not routed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masqueraded {
     v4: Vec<Range>,
@@ -28,14 +28,14 @@ impl Masqueraded {
         let mut v4: Vec<_> = unrouted4.map(|range| (range, false)).into();
         let mut v6: Vec<_> = unrouted6.map(|range| (range, false)).into();
         for rule in rules {
-            let (said, unrouted) = match rule.prefix {
+            let (ranges, unrouted) = match rule.prefix {
                 IpNet::V4(_) => (&mut v4, unrouted4.as_slice()),
                 IpNet::V6(_) => (&mut v6, unrouted6.as_slice()),
             };
             let range = range(&rule.prefix);
             let within = |around: &Range| around.0 <= range.0 && range.1 <= around.1;
             if !unrouted.iter().any(within) {
-                said.push((range, rule.action == Action::Masquerade));
+                ranges.push((range, rule.action == RuleAction::Masquerade));
             }
         }
         Self {
@@ -81,8 +81,8 @@ fn range(net: &IpNet) -> Range {
 /// Returns the parts of `0..=max` that are masqueraded by the innermost range around them;
 /// addresses outside all ranges are masqueraded. Ranges are those of prefixes, so two of them are
 /// nested or disjoint. No two are equal.
-fn flatten(mut said: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
-    said.sort_unstable_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+fn flatten(mut ranges: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
+    ranges.sort_unstable_by(|(a, _), (b, _)| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
     let mut found: Vec<Range> = Vec::new();
     let mut emit = |first: u128, last: u128, masqueraded: bool| {
         if !masqueraded || first > last {
@@ -96,7 +96,7 @@ fn flatten(mut said: Vec<(Range, bool)>, max: u128) -> Vec<Range> {
     let mut around = vec![((0, max), true)];
     let mut cursor = 0;
     let mut ended = false;
-    for (range, masqueraded) in said {
+    for (range, masqueraded) in ranges {
         while let Some(&(outer, action)) = around.last()
             && outer.1 < range.0
         {
@@ -129,7 +129,7 @@ mod tests {
     use super::super::Origin;
     use super::*;
 
-    fn of(rules: &[(&str, Action)]) -> Masqueraded {
+    fn of(rules: &[(&str, RuleAction)]) -> Masqueraded {
         let rules: Vec<_> = rules
             .iter()
             .map(|(prefix, action)| Rule {
@@ -149,10 +149,10 @@ mod tests {
     #[test]
     fn a_prefix_is_touched_where_a_longer_or_shorter_rule_masquerades() {
         let all = of(&[
-            ("10.0.0.0/8", Action::Bypass),
-            ("10.9.0.0/16", Action::Masquerade),
-            ("10.9.9.0/24", Action::Bypass),
-            ("fd00::/8", Action::Bypass),
+            ("10.0.0.0/8", RuleAction::Bypass),
+            ("10.9.0.0/16", RuleAction::Masquerade),
+            ("10.9.9.0/24", RuleAction::Bypass),
+            ("fd00::/8", RuleAction::Bypass),
         ]);
         for net in [
             "0.0.0.0/0",
@@ -180,15 +180,18 @@ mod tests {
     #[test]
     fn bypasses_that_leave_nothing_leave_nothing() {
         let none = of(&[
-            ("0.0.0.0/1", Action::Bypass),
-            ("128.0.0.0/1", Action::Bypass),
+            ("0.0.0.0/1", RuleAction::Bypass),
+            ("128.0.0.0/1", RuleAction::Bypass),
         ]);
         assert!(!touched(&none, "0.0.0.0/0"));
-        let none = of(&[("0.0.0.0/0", Action::Bypass), ("::/0", Action::Bypass)]);
+        let none = of(&[
+            ("0.0.0.0/0", RuleAction::Bypass),
+            ("::/0", RuleAction::Bypass),
+        ]);
         assert!(!touched(&none, "0.0.0.0/0") && !touched(&none, "::/0"));
         let last = of(&[
-            ("0.0.0.0/0", Action::Bypass),
-            ("255.255.255.255/32", Action::Masquerade),
+            ("0.0.0.0/0", RuleAction::Bypass),
+            ("255.255.255.255/32", RuleAction::Masquerade),
         ]);
         assert!(touched(&last, "0.0.0.0/0") && !touched(&last, "0.0.0.0/1"));
     }
@@ -208,8 +211,8 @@ mod tests {
         }
         assert!(touched(&all, "169.254.0.0/16") && touched(&all, "0.0.0.0/0"));
         let multicast = of(&[
-            ("224.0.0.0/4", Action::Masquerade),
-            ("239.1.0.0/16", Action::Masquerade),
+            ("224.0.0.0/4", RuleAction::Masquerade),
+            ("239.1.0.0/16", RuleAction::Masquerade),
         ]);
         assert!(!touched(&multicast, "224.0.0.0/4"));
         assert!(!touched(&Masqueraded::default(), "0.0.0.0/0"));

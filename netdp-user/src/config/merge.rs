@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::built_in::{self, Said};
+use super::defaults::{self, Overrides};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
-use super::lint::{self, Excused};
+use super::lint::{self, Exempt};
 use super::nesting;
 use super::parse::Entry;
 use super::settings::{self, Files};
-use super::{Action, Config, DEFAULT_RESYNC_INTERVAL, Options, Origin, Rule};
+use super::{Config, DEFAULT_RESYNC_INTERVAL, Options, Origin, Rule, RuleAction};
 
 /// Merges `files`, each with its name, in their order. Contradictions are appended to `errors`.
 pub(super) fn merge(
@@ -23,14 +23,14 @@ pub(super) fn merge(
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> Config {
-    let masq_link_local = settings::either(files, Key::MasqLinkLocal, warnings);
-    let masq_link_local_ipv6 = settings::either(files, Key::MasqLinkLocalIpv6, warnings);
+    let masq_link_local = settings::any_true(files, Key::MasqLinkLocal, warnings);
+    let masq_link_local_ipv6 = settings::any_true(files, Key::MasqLinkLocalIpv6, warnings);
     let resync_interval = settings::shortest_interval(files, warnings);
 
     let mut user = UserRules::default();
     for (name, file) in files {
         if let Some(list) = &file.non_masquerade {
-            user.add(name, &list.entries, Action::Bypass, errors);
+            user.add(name, &list.entries, RuleAction::Bypass, errors);
         }
     }
     let emptied = files
@@ -38,7 +38,7 @@ pub(super) fn merge(
         .find_map(|(name, file)| Some((*name, file.non_masquerade.as_ref()?.line)));
     if let Some((name, line)) = emptied
         && user.rules.is_empty()
-        && options.default_action != Some(Action::Bypass)
+        && options.default_action != Some(RuleAction::Bypass)
     {
         let key = Key::NonMasqueradeCidrs.name();
         let message = format!(
@@ -49,29 +49,29 @@ pub(super) fn merge(
     }
     for (name, file) in files {
         if let Some(list) = &file.masquerade {
-            user.add(name, &list.entries, Action::Masquerade, errors);
+            user.add(name, &list.entries, RuleAction::Masquerade, errors);
         }
     }
 
-    let said = Said {
+    let overrides = Overrides {
         list: emptied.is_some(),
         masq_link_local,
         masq_link_local_ipv6,
     };
-    let mut excused = Excused::default();
-    let mut rules = built_in::rules(options, said);
+    let mut exempt = Exempt::default();
+    let mut rules = defaults::rules(options, overrides);
     rules.retain(|rule| {
         let replaced = user.index.contains_key(&rule.prefix);
         if replaced {
-            excused.replacing.insert(rule.prefix);
+            exempt.replacing.insert(rule.prefix);
         }
         !replaced
     });
     rules.append(&mut user.rules);
     add_nat_rules(files, &mut rules, warnings);
     let nat_rules = files.iter().flat_map(|(_, file)| &file.nat_rules);
-    excused.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
-    lint::redundant(&rules, &excused, warnings);
+    exempt.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
+    lint::redundant(&rules, &exempt, warnings);
     let config = Config {
         rules: rules.into(),
         resync_interval: resync_interval.unwrap_or(DEFAULT_RESYNC_INTERVAL),
@@ -91,7 +91,13 @@ struct UserRules {
 }
 
 impl UserRules {
-    fn add(&mut self, file: &str, entries: &[Entry], action: Action, errors: &mut Vec<Diagnostic>) {
+    fn add(
+        &mut self,
+        file: &str,
+        entries: &[Entry],
+        action: RuleAction,
+        errors: &mut Vec<Diagnostic>,
+    ) {
         let file: Arc<str> = Arc::from(file);
         self.rules.reserve(entries.len());
         self.index.reserve(entries.len());
@@ -134,7 +140,12 @@ impl UserRules {
 fn add_nat_rules(files: Files<'_>, rules: &mut Vec<Rule>, warnings: &mut Vec<Diagnostic>) {
     let mut nat = UserRules::default();
     for (name, file) in files {
-        nat.add(name, &file.nat_rules, Action::Masquerade, &mut Vec::new());
+        nat.add(
+            name,
+            &file.nat_rules,
+            RuleAction::Masquerade,
+            &mut Vec::new(),
+        );
     }
     if nat.rules.is_empty() {
         return;
@@ -173,9 +184,9 @@ fn add_nat_rules(files: Files<'_>, rules: &mut Vec<Rule>, warnings: &mut Vec<Dia
     );
 }
 
-fn list_of(action: Action) -> &'static str {
+fn list_of(action: RuleAction) -> &'static str {
     match action {
-        Action::Bypass => Key::NonMasqueradeCidrs.name(),
-        Action::Masquerade => Key::MasqueradeCidrs.name(),
+        RuleAction::Bypass => Key::NonMasqueradeCidrs.name(),
+        RuleAction::Masquerade => Key::MasqueradeCidrs.name(),
     }
 }

@@ -5,9 +5,10 @@
 //! and those of k8s-custom-iptables. A set of files is accepted as a whole or not at all: one error
 //! anywhere rejects it.
 
-mod built_in;
 mod cidr;
+mod defaults;
 mod diagnostic;
+mod differences;
 mod document;
 mod duration;
 mod key;
@@ -20,12 +21,10 @@ mod nat_rules;
 mod nesting;
 mod parse;
 mod parts;
-mod plain;
 mod rules;
 mod settings;
-mod tree;
-mod upstream;
 mod values;
+mod yaml;
 
 #[cfg(test)]
 mod tests;
@@ -37,35 +36,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use netdp_common::abi::Action;
 use parse::FileConfig;
 use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
-pub use diagnostic::{Diagnostic, Rejected};
+pub(crate) use diagnostic::{Diagnostic, Rejected};
+pub(crate) use differences::differences;
 #[cfg(test)]
 pub(crate) use key::Key;
 
-pub use document::{Document, Format, MAX_DOCUMENT_BYTES};
-pub use keys::{Keys, LABEL, NAT_RULES_MAP};
-pub use lint::Surroundings;
-pub use manifest::holds_objects;
-pub use masqueraded::Masqueraded;
-pub use rules::Rules;
-pub use upstream::differences;
+pub(crate) use document::{Document, Format, MAX_DOCUMENT_BYTES};
+pub(crate) use keys::{Keys, LABEL};
+pub(crate) use lint::ClusterCidrs;
+pub(crate) use manifest::contains_objects;
+pub(crate) use masqueraded::Masqueraded;
+pub(crate) use rules::Rules;
 
 /// The resync interval if no file sets one.
-pub const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
+pub(crate) const DEFAULT_RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Minimum resync interval: shorter ones are raised to it, so that the agent does not spend all its
 /// time reading files.
-pub const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const MIN_RESYNC_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Maximum number of CIDRs in one file, unless the file sets its own limit.
-pub const DEFAULT_CIDR_LIMIT: usize = 64;
+pub(crate) const DEFAULT_CIDR_LIMIT: usize = 64;
 
 /// Maximum number of rules of a policy: the kernel's tries hold 1,048,576 prefixes each, some of
 /// which are netdp's own.
-pub const MAX_RULES: usize = 1_000_000;
+pub(crate) const MAX_RULES: usize = 1_000_000;
 
 /// The flags that affect the meaning of a configuration.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,21 +75,30 @@ pub struct Options {
     /// True to add the reserved IPv4 ranges to the default list.
     pub nomasq_all_reserved_ranges: bool,
     /// Action for destinations that are in no list. `None` if the flag is not given: they are
-    /// masqueraded. With [`Action::Bypass`] the default lists are omitted, as they would change
+    /// masqueraded. With [`RuleAction::Bypass`] the default lists are omitted, as they would change
     /// nothing.
-    pub default_action: Option<Action>,
+    pub default_action: Option<RuleAction>,
 }
 
-/// Action on a pod's packets to a destination.
+/// Action of a rule on pods' packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
-pub enum Action {
+pub enum RuleAction {
     /// It leaves as it is.
     Bypass,
     /// It leaves with the address of its uplink.
     Masquerade,
 }
 
-impl fmt::Display for Action {
+impl From<RuleAction> for Action {
+    fn from(action: RuleAction) -> Self {
+        match action {
+            RuleAction::Bypass => Self::Bypass,
+            RuleAction::Masquerade => Self::Masquerade,
+        }
+    }
+}
+
+impl fmt::Display for RuleAction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bypass => "bypass",
@@ -130,7 +139,7 @@ pub struct Rule {
     /// Prefix without host bits, unique among the rules.
     pub prefix: IpNet,
     /// Action on packets to the prefix.
-    pub action: Action,
+    pub action: RuleAction,
     /// First origin of the rule.
     pub origin: Origin,
     /// Further origins of the same rule, in the order of the documents.
@@ -157,7 +166,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision<'a> {
     /// Action on the packet.
-    pub action: Action,
+    pub action: RuleAction,
     /// The rule that applies; `None`: the default.
     pub rule: Option<&'a Rule>,
 }
@@ -167,7 +176,7 @@ impl Config {
     pub fn decide(&self, destination: IpAddr) -> Decision<'_> {
         let rule = self.rules.covering(destination.into()).next();
         Decision {
-            action: rule.map_or(Action::Masquerade, |rule| rule.action),
+            action: rule.map_or(RuleAction::Masquerade, |rule| rule.action),
             rule,
         }
     }
@@ -175,8 +184,8 @@ impl Config {
     /// Reports whether every destination in `net` is masqueraded.
     pub fn masquerades(&self, net: IpNet) -> bool {
         let around = self.rules.covering(net).next();
-        around.is_none_or(|rule| rule.action == Action::Masquerade)
-            && !self.rules.bypass_a_part(net)
+        around.is_none_or(|rule| rule.action == RuleAction::Masquerade)
+            && !self.rules.bypass_partially(net)
     }
 
     /// Returns the masqueraded destinations, for queries about whole prefixes.
@@ -212,7 +221,7 @@ impl Config {
 ///
 /// # Errors
 /// Returns an error for anything else, and for negative durations.
-pub fn parse_duration(text: &str) -> anyhow::Result<Duration> {
+pub(crate) fn parse_duration(text: &str) -> anyhow::Result<Duration> {
     let nanos = duration::parse(text).map_err(|err| anyhow::anyhow!("{err}"))?;
     let nanos = u64::try_from(nanos).map_err(|_| anyhow::anyhow!("it is negative"))?;
     Ok(Duration::from_nanos(nanos))
@@ -228,7 +237,7 @@ pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
 
 /// A valid configuration, with findings for its author.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Loaded {
+pub(crate) struct Loaded {
     /// The effective configuration.
     pub config: Config,
     /// Findings that do not reject the configuration.
@@ -241,18 +250,18 @@ pub struct Loaded {
 ///
 /// # Errors
 /// Returns every error in every document; then none of them may come into force.
-pub fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
-    load_within(docs, opts, &Surroundings::default())
+pub(crate) fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
+    load_for_cluster(docs, opts, &ClusterCidrs::default())
 }
 
-/// Parses, checks and merges `docs`, and warns of effects of the policy on its `surroundings`.
+/// Parses, checks and merges `docs`, and warns if the policy masquerades `cluster_cidrs`.
 ///
 /// # Errors
 /// Returns the errors of [`load`].
-pub fn load_within(
+pub(crate) fn load_for_cluster(
     docs: &[Document],
     opts: &Options,
-    surroundings: &Surroundings,
+    cluster_cidrs: &ClusterCidrs,
 ) -> Result<Loaded, Rejected> {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
@@ -286,8 +295,8 @@ pub fn load_within(
         // There may be a warning for each rule.
         warnings.clear();
     }
-    lint::cluster(&config, opts, surroundings, &mut warnings);
-    lint::rest_unsaid(only_nat_rules, &config, opts, &mut warnings);
+    lint::cluster(&config, opts, cluster_cidrs, &mut warnings);
+    lint::implicit_default_action(only_nat_rules, &config, opts, &mut warnings);
     sort(&mut errors, &parts);
     sort(&mut warnings, &parts);
     if errors.is_empty() {
@@ -312,6 +321,6 @@ fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
 }
 
 /// Returns the configuration without any file.
-pub fn defaults(opts: &Options) -> Config {
+pub(crate) fn defaults(opts: &Options) -> Config {
     merge::merge(&[], opts, &mut Vec::new(), &mut Vec::new())
 }

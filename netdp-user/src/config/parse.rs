@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::cidr;
 use super::diagnostic::{Diagnostic, quoted};
 use super::key::{self, Key};
-use super::tree::{Node, Value};
+use super::yaml::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, Options};
 
 /// Typed contents of one file. Absent settings are `None` or empty.
@@ -22,7 +22,7 @@ pub(super) struct FileConfig {
     pub masq_link_local: Option<Setting<bool>>,
     pub masq_link_local_ipv6: Option<Setting<bool>>,
     pub resync_interval: Option<Setting<Duration>>,
-    /// Entries of a `nat.rules`: masqueraded whatever the other lists say.
+    /// Entries of a `nat.rules`: masqueraded whatever the other lists contain.
     pub nat_rules: Vec<Entry>,
 }
 
@@ -119,15 +119,15 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    pub fn error(&mut self, line: usize, message: String) {
+    pub(crate) fn error(&mut self, line: usize, message: String) {
         self.errors.push(Diagnostic::at(self.file, line, message));
     }
 
-    pub fn warn(&mut self, line: usize, message: String) {
+    pub(crate) fn warn(&mut self, line: usize, message: String) {
         self.warnings.push(Diagnostic::at(self.file, line, message));
     }
 
-    pub fn wrong_type(&mut self, key: Key, line: usize, expected: &str, value: &Node) {
+    pub(crate) fn wrong_type(&mut self, key: Key, line: usize, expected: &str, value: &Node) {
         let found = value.describe();
         self.error(
             line,

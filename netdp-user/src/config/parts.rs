@@ -10,7 +10,7 @@ use std::rc::Rc;
 use super::diagnostic::Diagnostic;
 use super::document::{Document, Format, MAX_DOCUMENT_BYTES};
 use super::manifest;
-use super::tree::{self, Node};
+use super::yaml::{self, Node};
 
 /// A part, with its name in findings: line numbers are its own.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub(super) fn parts<'a>(
         add(Text::NatRules(Cow::Borrowed(document.text.as_str())));
         return parts;
     }
-    let roots = match tree::parse(&document.text) {
+    let roots = match yaml::parse(&document.text) {
         Ok(roots) => roots,
         Err(error) => {
             errors.push(Diagnostic::at(name, error.line, error.message));
@@ -94,7 +94,7 @@ fn inside(value: Document, errors: &mut Vec<Diagnostic>) -> Vec<Part<'static>> {
     if value.format == Format::NatRules {
         return vec![part(Text::NatRules(Cow::Owned(value.text)))];
     }
-    match tree::parse(&value.text) {
+    match yaml::parse(&value.text) {
         Ok(roots) if roots.is_empty() => vec![part(Text::MasqAgent(None))],
         Ok(roots) => roots
             .into_iter()

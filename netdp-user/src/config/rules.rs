@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use ipnet::IpNet;
 
-use super::{Action, Rule};
+use super::{Rule, RuleAction};
 use crate::prefixes::Prefixes;
 
 /// An immutable, ordered list of rules. Cloning is cheap.
@@ -29,7 +29,7 @@ struct Index {
 impl Rules {
     fn index(&self) -> &Index {
         self.0.index.get_or_init(|| {
-            let bypasses = self.iter().filter(|rule| rule.action == Action::Bypass);
+            let bypasses = self.iter().filter(|rule| rule.action == RuleAction::Bypass);
             Index {
                 prefixes: Prefixes::new(self.iter().map(|rule| rule.prefix)),
                 bypasses: Prefixes::new(bypasses.map(|rule| rule.prefix)),
@@ -54,11 +54,11 @@ impl Rules {
     }
 
     /// Reports whether a rule bypasses a part of `net`, but not all of it.
-    pub fn bypass_a_part(&self, net: IpNet) -> bool {
+    pub fn bypass_partially(&self, net: IpNet) -> bool {
         // Prefixes are unique.
         let inside = self.index().bypasses.inside(net).take(2).count();
         let same = self.covering(net).next().filter(|rule| rule.prefix == net);
-        let is_whole = same.is_some_and(|rule| rule.action == Action::Bypass);
+        let is_whole = same.is_some_and(|rule| rule.action == RuleAction::Bypass);
         inside > usize::from(is_whole)
     }
 }

@@ -11,23 +11,25 @@ pub(super) type Files<'a> = &'a [(&'a str, FileConfig)];
 
 /// Reports whether any file sets `true`. Files that set `false` get a warning that it has no
 /// effect.
-pub(super) fn either(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>) -> bool {
+pub(super) fn any_true(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>) -> bool {
     let Some((name, line)) = first_true(files, key) else {
         return false;
     };
-    for (other, said) in of_all(files, |file| boolean(file, key)).filter(|(_, said)| !said.value) {
+    for (other, setting) in
+        settings_of(files, |file| boolean(file, key)).filter(|(_, setting)| !setting.value)
+    {
         let key = key.name();
         let message = format!("{key}: false has no effect, because {name}:{line} says true");
-        warnings.push(Diagnostic::at(other, said.line, message));
+        warnings.push(Diagnostic::at(other, setting.line, message));
     }
     true
 }
 
 /// Returns the first file that sets `true`, and the line.
 pub(super) fn first_true<'a>(files: Files<'a>, key: Key) -> Option<(&'a str, usize)> {
-    of_all(files, |file| boolean(file, key))
-        .find(|(_, said)| said.value)
-        .map(|(name, said)| (name, said.line))
+    settings_of(files, |file| boolean(file, key))
+        .find(|(_, setting)| setting.value)
+        .map(|(name, setting)| (name, setting.line))
 }
 
 fn boolean(file: &FileConfig, key: Key) -> Option<Setting<bool>> {
@@ -43,26 +45,28 @@ pub(super) fn shortest_interval(
     files: Files<'_>,
     warnings: &mut Vec<Diagnostic>,
 ) -> Option<Duration> {
-    let said = |file: &FileConfig| file.resync_interval;
-    let (name, winner) = of_all(files, said).min_by_key(|(_, said)| said.value)?;
-    for (other, said) in of_all(files, said).filter(|(_, said)| said.value > winner.value) {
+    let interval = |file: &FileConfig| file.resync_interval;
+    let (name, winner) = settings_of(files, interval).min_by_key(|(_, setting)| setting.value)?;
+    for (other, setting) in
+        settings_of(files, interval).filter(|(_, setting)| setting.value > winner.value)
+    {
         let message = format!(
             "{}: {:?} has no effect, because {name}:{} has the shorter {:?}",
             Key::ResyncInterval.name(),
-            said.value,
+            setting.value,
             winner.line,
             winner.value
         );
-        warnings.push(Diagnostic::at(other, said.line, message));
+        warnings.push(Diagnostic::at(other, setting.line, message));
     }
     Some(winner.value)
 }
 
-fn of_all<'a, T>(
+fn settings_of<'a, T>(
     files: Files<'a>,
-    said: impl Fn(&FileConfig) -> Option<Setting<T>>,
+    setting: impl Fn(&FileConfig) -> Option<Setting<T>>,
 ) -> impl Iterator<Item = (&'a str, Setting<T>)> {
     files
         .iter()
-        .filter_map(move |(name, file)| Some((*name, said(file)?)))
+        .filter_map(move |(name, file)| Some((*name, setting(file)?)))
 }

@@ -6,12 +6,12 @@ use super::diagnostic::quoted;
 use super::duration;
 use super::key::Key;
 use super::parse::{Reader, Setting};
-use super::tree::{Node, Value};
+use super::yaml::{Node, Value};
 use super::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, MIN_RESYNC_INTERVAL};
 
 impl Reader<'_> {
     /// Reads a boolean. Returns `None` if the value is null, and after an error.
-    pub fn boolean(&mut self, key: Key, line: usize, value: &Node) -> Option<Setting<bool>> {
+    pub(crate) fn boolean(&mut self, key: Key, line: usize, value: &Node) -> Option<Setting<bool>> {
         if value.is_null() {
             self.warn(
                 line,
@@ -23,7 +23,7 @@ impl Reader<'_> {
         value.as_bool().map(|value| Setting { value, line })
     }
 
-    pub fn interval(&mut self, value: &Node) -> Option<Duration> {
+    pub(crate) fn interval(&mut self, value: &Node) -> Option<Duration> {
         let key = Key::ResyncInterval;
         let text = match &value.value {
             Value::Plain(text)
@@ -70,7 +70,7 @@ impl Reader<'_> {
     }
 
     /// Reads a limit. Returns `None` after an error.
-    pub fn limit(&mut self, line: usize, value: &Node) -> Option<usize> {
+    pub(crate) fn limit(&mut self, line: usize, value: &Node) -> Option<usize> {
         let key = Key::CidrLimit;
         if value.is_null() {
             let name = key.name();

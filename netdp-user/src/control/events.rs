@@ -8,7 +8,9 @@ mod budget;
 
 use super::{AgentStatus, Note, REFUSALS};
 use crate::pod;
-use crate::sources::kube::{Asker, Kind, KubeOptions, MapRef, Teller, Trouble, random};
+use crate::sources::kube::{
+    ApiError, ApiErrorKind, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, random,
+};
 use budget::Budget;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -36,7 +38,7 @@ const HELD_BACK: Duration = Duration::from_secs(60);
 /// Object that an Event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Involved {
-    Map(MapRef),
+    Map(ConfigMapRef),
     Node,
 }
 
@@ -55,7 +57,7 @@ pub(super) async fn publish(
     client: Client,
     options: &KubeOptions,
     mut status: watch::Receiver<AgentStatus>,
-    teller: &Teller,
+    throttle: &LogThrottle,
 ) {
     let mut publisher = Publisher {
         client,
@@ -67,7 +69,7 @@ pub(super) async fn publish(
         ongoing: Ongoing::default(),
         has_unpublished: false,
         pause: PAUSES.0,
-        teller,
+        throttle,
     };
     let mut before = AgentStatus::default();
     loop {
@@ -150,7 +152,7 @@ fn drafts(before: &AgentStatus, now: &AgentStatus) -> Vec<EventDraft> {
 fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDraft>) {
     let mut others: Vec<&str> = now.rejected.iter().map(String::as_str).collect();
     let mut gone: Vec<&str> = now.gone.iter().map(String::as_str).collect();
-    let is_same = |map: &MapRef| now.maps.iter().any(|it| it.prefix() == map.prefix());
+    let is_same = |map: &ConfigMapRef| now.maps.iter().any(|it| it.prefix() == map.prefix());
     for map in before.maps.iter().filter(|map| !is_same(map)) {
         gone.retain(|name| !name.starts_with(&map.prefix()));
         found.push(EventDraft {
@@ -262,7 +264,7 @@ struct Publisher<'a> {
     has_unpublished: bool,
     /// Pause before waiting Events are retried.
     pause: Duration,
-    teller: &'a Teller,
+    throttle: &'a LogThrottle,
 }
 
 impl Publisher<'_> {
@@ -331,12 +333,12 @@ impl Publisher<'_> {
             match self.post(event).await {
                 Ok(()) => {
                     self.pause = PAUSES.0;
-                    self.teller.well(Asker::Events);
+                    self.throttle.record_success(ApiUser::Events);
                 }
                 Err(trouble) => {
-                    let is_refused_for_good = trouble.kind == Kind::Odd;
-                    let trouble = trouble.while_doing(&format!("saying {reason} in an Event"));
-                    self.teller.trouble(Asker::Events, &trouble);
+                    let is_refused_for_good = trouble.kind == ApiErrorKind::Unexpected;
+                    let trouble = trouble.in_operation(&format!("saying {reason} in an Event"));
+                    self.throttle.record_error(ApiUser::Events, &trouble);
                     if !is_refused_for_good {
                         self.pause = (self.pause * 2).min(PAUSES.1);
                         return;
@@ -347,7 +349,7 @@ impl Publisher<'_> {
         }
     }
 
-    async fn post(&self, event: &Event) -> Result<(), Trouble> {
+    async fn post(&self, event: &Event) -> Result<(), ApiError> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let namespace = event.metadata.namespace.as_deref().unwrap_or("default");
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
@@ -355,8 +357,8 @@ impl Publisher<'_> {
             Ok(Ok(_)) => Ok(()),
             // Another node or an earlier agent created it first.
             Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => Ok(()),
-            Ok(Err(error)) => Err(Trouble::of(&error)),
-            Err(_) => Err(Trouble::silent()),
+            Ok(Err(error)) => Err(ApiError::of(&error)),
+            Err(_) => Err(ApiError::timed_out()),
         }
     }
 

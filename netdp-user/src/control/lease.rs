@@ -1,7 +1,7 @@
 //! The node's Lease, as shown by `netdp fleet` and kubectl.
 
 use super::{AgentStatus, lease_name};
-use crate::sources::kube::{Asker, KubeOptions, Teller, Trouble, View, random};
+use crate::sources::kube::{ApiError, ApiUser, KubeOptions, LogThrottle, View, random};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Patch, PatchParams};
@@ -26,7 +26,7 @@ pub(super) async fn keep(
     options: &KubeOptions,
     mut status: watch::Receiver<AgentStatus>,
     view: watch::Receiver<View>,
-    teller: &Teller,
+    throttle: &LogThrottle,
 ) {
     let Some(node) = &options.node_name else {
         return;
@@ -58,12 +58,12 @@ pub(super) async fn keep(
         let uid = view.borrow().node.as_ref().map(|node| node.uid.clone());
         match write(&api, node, &lease(node, uid.as_deref(), &now)).await {
             Ok(()) => {
-                teller.well(Asker::Lease);
+                throttle.record_success(ApiUser::Lease);
                 written = now;
                 due = Instant::now() + RENEW.mul_f64(0.9 + 0.2 * random());
             }
             Err(trouble) => {
-                teller.trouble(Asker::Lease, &trouble.while_doing(&what));
+                throttle.record_error(ApiUser::Lease, &trouble.in_operation(&what));
                 due = Instant::now() + AGAIN;
                 written = now;
             }
@@ -71,14 +71,14 @@ pub(super) async fn keep(
     }
 }
 
-async fn write(api: &Api<Lease>, node: &str, lease: &Value) -> Result<(), Trouble> {
+async fn write(api: &Api<Lease>, node: &str, lease: &Value) -> Result<(), ApiError> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let params = PatchParams::apply("netdp").force();
     let patch = Patch::Apply(lease);
     match timeout(PATIENCE, api.patch(&lease_name(node), &params, &patch)).await {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(Trouble::of(&error)),
-        Err(_) => Err(Trouble::silent()),
+        Ok(Err(error)) => Err(ApiError::of(&error)),
+        Err(_) => Err(ApiError::timed_out()),
     }
 }
 

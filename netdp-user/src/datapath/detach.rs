@@ -2,7 +2,7 @@
 
 use super::maps::{self, Maps};
 use super::{bpffs, links, orphans};
-use crate::conntrack::Conntrack;
+use crate::nf_conntrack::Conntrack;
 use anyhow::Result;
 use netdp_common::abi::pins;
 use std::collections::BTreeSet;

@@ -3,7 +3,7 @@
 use super::batch;
 use super::maps::{Maps, ignore_missing};
 use super::sweep::now;
-use crate::conntrack::{Ends, Flow, TcpState};
+use crate::nf_conntrack::{Flow, NfTcpState, NfTuple};
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
 use netdp_common::abi::{
@@ -11,7 +11,7 @@ use netdp_common::abi::{
     SETTING_PORTS, Settings,
 };
 use netdp_common::addr::Addr;
-use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_state, ticks};
+use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState, age, tcp_state, ticks};
 use netdp_common::tuple::{Tuple, proto};
 use std::net::IpAddr;
 
@@ -76,9 +76,9 @@ impl Maps {
         let now = now(self)?;
         let mut reserved = 0;
         for flow in flows {
-            let wire = tuple(flow.protocol, &flow.leaves()).reversed();
+            let wire = tuple(flow.protocol, &flow.translated_original()).reversed();
             let seen = match flow.tcp {
-                Some(TcpState::Established) => SEEN_SYN | SEEN_DATA,
+                Some(NfTcpState::Established) => SEEN_SYN | SEEN_DATA,
                 _ => SEEN_SYN,
             };
             let marker = Mapping {
@@ -111,7 +111,7 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the map can't be written.
-    pub fn pin_addresses(&mut self, connections: &[(u8, Ends)]) -> Result<()> {
+    pub fn pin_addresses(&mut self, connections: &[(u8, NfTuple)]) -> Result<()> {
         let live = Live {
             last_seen: now(self)?,
             limit: 0,
@@ -211,7 +211,7 @@ impl Maps {
 }
 
 /// Returns the tuple of egress packets with these endpoints.
-pub(super) fn tuple(protocol: u8, ends: &Ends) -> Tuple {
+pub(super) fn tuple(protocol: u8, ends: &NfTuple) -> Tuple {
     let protocol = u32::from(protocol);
     let (source, destination) = (Addr::from(ends.source), Addr::from(ends.destination));
     match protocol {
@@ -228,7 +228,7 @@ pub(super) fn tuple(protocol: u8, ends: &Ends) -> Tuple {
 }
 
 fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
-    let ends = |source: Addr, source_id| Ends {
+    let ends = |source: Addr, source_id| NfTuple {
         source: source.into(),
         destination: tuple.dst.into(),
         source_id,
@@ -240,11 +240,12 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
         },
     };
     let tcp = (tuple.proto == proto::TCP).then(|| match tcp_state(half.seen(), reply.seen()) {
-        State::SynSent => TcpState::Other(SYN_SENT),
-        State::TimeWait | State::Closed => TcpState::Other(TIME_WAIT),
-        State::SynReceived | State::Established | State::HalfClosed | State::Unreplied => {
-            TcpState::Established
-        }
+        TcpState::SynSent => NfTcpState::Other(SYN_SENT),
+        TcpState::TimeWait | TcpState::Closed => NfTcpState::Other(TIME_WAIT),
+        TcpState::SynReceived
+        | TcpState::Established
+        | TcpState::HalfClosed
+        | TcpState::Unreplied => NfTcpState::Established,
     });
     Flow {
         // Protocol numbers have eight bits.
@@ -253,8 +254,8 @@ fn flow(tuple: &Tuple, half: &Mapping, reply: &Mapping) -> Flow {
         reply: ends(half.addr, half.id).reversed(),
         answered: true,
         timeout: match (tuple.proto, tcp) {
-            (_, Some(TcpState::Established)) => ESTABLISHED_SECONDS,
-            (_, Some(TcpState::Other(_))) => OTHER_TCP_SECONDS,
+            (_, Some(NfTcpState::Established)) => ESTABLISHED_SECONDS,
+            (_, Some(NfTcpState::Other(_))) => OTHER_TCP_SECONDS,
             (proto::UDP, _) => UDP_SECONDS,
             _ => OTHER_SECONDS,
         },

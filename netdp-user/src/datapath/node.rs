@@ -3,7 +3,7 @@
 use super::batch;
 use super::maps::{Maps, ignore_missing};
 use super::sweep::now;
-use crate::node::{Spoken, Wanted};
+use crate::node::{DesiredNodeMaps, ProtocolPeer};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::abi::{Action, MAPPING_HOST, Mapping, NodeProtocol, node_port_bit, pins};
@@ -20,7 +20,7 @@ pub struct NodeMaps {
     protocols: HashMap<MapData, NodeProtocol, u32>,
     /// Bits by port; no zeros.
     ports_held: BTreeMap<u16, u32>,
-    protocols_held: BTreeSet<Spoken>,
+    protocols_held: BTreeSet<ProtocolPeer>,
     added: Added,
 }
 
@@ -132,7 +132,7 @@ impl NodeMaps {
             .keys()
             .map(|key| {
                 let key = key.context("reading node_protocols")?;
-                Ok(Spoken {
+                Ok(ProtocolPeer {
                     protocol: u8::try_from(key.proto)?,
                     peer: IpAddr::from(key.peer),
                 })
@@ -155,7 +155,7 @@ impl NodeMaps {
 
     /// Returns the protocols in force.
     #[must_use]
-    pub const fn protocols(&self) -> &BTreeSet<Spoken> {
+    pub const fn protocols(&self) -> &BTreeSet<ProtocolPeer> {
         &self.protocols_held
     }
 
@@ -164,7 +164,7 @@ impl NodeMaps {
     ///
     /// # Errors
     /// Returns an error if the kernel refuses a write. Earlier writes are in force.
-    pub fn set(&mut self, wanted: &Wanted) -> Result<usize> {
+    pub fn set(&mut self, wanted: &DesiredNodeMaps) -> Result<usize> {
         let mut writes = 0;
         for (&port, &bits) in &wanted.ports {
             writes += self.set_port(port, bits)?;

@@ -8,12 +8,12 @@
 mod packet;
 
 use super::{Datapath, Hook, HookState};
-use crate::config::{Action, Config};
-use crate::uplinks::{Family, LinkLayer, Uplink};
+use crate::config::{Config, RuleAction};
+use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
 use netdp_common::abi;
-use netdp_common::addr::Addr;
+use netdp_common::addr::{Addr, Family};
 use netdp_common::tuple::{Tuple, proto};
 use packet::{ID, ping, ping_from};
 use std::collections::BTreeSet;
@@ -52,10 +52,10 @@ impl Datapath {
                     Family::V4 => uplink.v4.is_some(),
                     Family::V6 => uplink.v6.is_some(),
                 };
-                if let Some(to) = destination(config, Action::Bypass, family, local) {
+                if let Some(to) = destination(config, RuleAction::Bypass, family, local) {
                     self.check_bypassed(uplink, to)?;
                 }
-                if let Some(to) = destination(config, Action::Masquerade, family, local)
+                if let Some(to) = destination(config, RuleAction::Masquerade, family, local)
                     && has_address
                     && self.maps.action(&Addr::from(to))? == abi::Action::Masquerade
                 {
@@ -150,7 +150,7 @@ impl Datapath {
 /// RFC 3849) come first: no host uses them.
 fn destination(
     config: &Config,
-    action: Action,
+    action: RuleAction,
     family: Family,
     local: &BTreeSet<IpAddr>,
 ) -> Option<IpAddr> {

@@ -2,7 +2,7 @@
 //! before it attaches them.
 
 use super::maps::ignore_missing;
-use crate::uplinks::{Asked, Given};
+use crate::uplinks::{SourceChoice, SourceQuery};
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::MapData;
@@ -18,7 +18,7 @@ const NAME: &str = "SOURCES";
 ///
 /// # Errors
 /// Returns an error if the map is full, or there is none.
-pub(super) fn set(object: &mut Ebpf, asked: &Asked, given: &Given) -> Result<()> {
+pub(super) fn set(object: &mut Ebpf, asked: &SourceQuery, given: &SourceChoice) -> Result<()> {
     let source = Source {
         addr: Addr::from(given.addr),
         via: given.via,
@@ -32,7 +32,7 @@ pub(super) fn set(object: &mut Ebpf, asked: &Asked, given: &Given) -> Result<()>
 ///
 /// # Errors
 /// Returns an error if the kernel refuses.
-pub(super) fn remove(object: &mut Ebpf, asked: &Asked) -> Result<()> {
+pub(super) fn remove(object: &mut Ebpf, asked: &SourceQuery) -> Result<()> {
     ignore_missing(open(object)?.remove(&key(asked)))
         .with_context(|| format!("removing the source for {}", asked.net))
 }
@@ -44,7 +44,7 @@ fn open(object: &mut Ebpf) -> Result<LpmTrie<&mut MapData, SourceKey, Source>> {
 }
 
 /// Returns the key; all bits of the interface index are significant.
-fn key(asked: &Asked) -> Key<SourceKey> {
+fn key(asked: &SourceQuery) -> Key<SourceKey> {
     let bits = match asked.net {
         IpNet::V4(net) => 96 + u32::from(net.prefix_len()),
         IpNet::V6(net) => u32::from(net.prefix_len()),

@@ -4,7 +4,7 @@
 //! could not distinguish them from flows that need no translation (docs/adr/0041).
 
 use super::{Maps, batch, handover};
-use crate::conntrack::{Conntrack, Ends, Flow};
+use crate::nf_conntrack::{Conntrack, Flow, NfTuple};
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
 use netdp_common::abi::{Action, Mapping};
@@ -16,8 +16,8 @@ use std::net::IpAddr;
 /// Returns the tuples by which the connection leaves the node, whichever side initiated it, with an
 /// address that is not the node's own: netfilter does not translate them.
 #[must_use]
-pub fn untranslated_tuples(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
-    let ways = [flow.leaves(), flow.original.reversed()];
+pub fn untranslated_tuples(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<NfTuple> {
+    let ways = [flow.translated_original(), flow.original.reversed()];
     ways.into_iter()
         .filter(|ends| !flow.is_mark() && !local.contains(&ends.source))
         .filter(|ends| !local.contains(&ends.destination))
@@ -29,7 +29,7 @@ pub fn untranslated_tuples(flow: &Flow, local: &BTreeSet<IpAddr>) -> Vec<Ends> {
 /// For all but TCP connections tracked from their start, the direction of the entry proves nothing:
 /// conntrack may have dropped the flow in between and recorded it again from a reply.
 #[must_use]
-pub fn may_be_translated(flow: &Flow, way: &Ends) -> bool {
+pub fn may_be_translated(flow: &Flow, way: &NfTuple) -> bool {
     let is_tcp = u32::from(flow.protocol) == proto::TCP;
     let from_outside = *way == flow.original.reversed();
     !(is_tcp && from_outside && !flow.picked_up)
@@ -43,18 +43,21 @@ pub fn may_be_translated(flow: &Flow, way: &Ends) -> bool {
 /// Returns an error if conntrack can't be queried.
 pub fn delete_entries(
     local: &BTreeSet<IpAddr>,
-    mut is_ours: impl FnMut(&Flow, &Ends) -> bool,
+    mut is_ours: impl FnMut(&Flow, &NfTuple) -> bool,
 ) -> Result<usize> {
     let mut conntrack = Conntrack::open()?;
     let mut deleted = 0;
     for flow in conntrack.dump()? {
         let netfilters = flow.is_masqueraded() || local.contains(&flow.original.destination);
         let mut ways = untranslated_tuples(&flow, local).into_iter();
-        if !netfilters && ways.any(|way| is_ours(&flow, &way)) && conntrack.forget(&flow)? {
+        if !netfilters
+            && ways.any(|way| is_ours(&flow, &way))
+            && conntrack.delete_if_present(&flow)?
+        {
             deleted += 1;
         }
     }
-    conntrack.forget(&Flow::mark())?;
+    conntrack.delete_if_present(&Flow::mark())?;
     Ok(deleted)
 }
 
@@ -103,12 +106,12 @@ impl Maps {
 #[cfg(test)]
 mod tests {
     use super::{may_be_translated, proto, untranslated_tuples};
-    use crate::conntrack::{Ends, Flow};
+    use crate::nf_conntrack::{Flow, NfTuple};
     use std::collections::BTreeSet;
     use std::net::IpAddr;
 
-    fn ends(source: &str, destination: &str) -> Ends {
-        Ends {
+    fn ends(source: &str, destination: &str) -> NfTuple {
+        NfTuple {
             source: source.parse().unwrap(),
             destination: destination.parse().unwrap(),
             source_id: 1000,
@@ -116,7 +119,7 @@ mod tests {
         }
     }
 
-    fn flow(original: Ends, reply: Ends) -> Flow {
+    fn flow(original: NfTuple, reply: NfTuple) -> Flow {
         Flow {
             protocol: u8::try_from(proto::TCP).unwrap(),
             original,

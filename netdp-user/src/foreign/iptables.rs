@@ -1,15 +1,15 @@
-//! Parser for rules in the format of iptables-save.
+//! Conversion of iptables rules to the common model.
 
-use super::inward::{Onward, To, has_between, may_be_node};
-use super::rule::{Match, Rule, Ruleset, Target};
-use crate::iptables::{Family, Table};
+use super::redirect::{has_between, may_be_node};
+use super::rule::{Branch, BranchTarget, Match, NatRule, Ruleset, Target};
+use crate::iptables::{RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
-use ipnet::IpNet;
+use netdp_common::addr::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Returns the nat table of a node with these addresses.
-pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
+pub(crate) fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     Ruleset {
         roots: vec!["POSTROUTING".into()],
         inward_roots: vec!["PREROUTING".into(), "OUTPUT".into()],
@@ -18,7 +18,7 @@ pub fn ruleset(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Rules
 }
 
 /// Returns the raw or the mangle table.
-pub fn early(table: &Table, family: Family) -> Ruleset {
+pub(crate) fn early(table: &Table, family: Family) -> Ruleset {
     Ruleset {
         early_roots: vec!["PREROUTING".into()],
         ..chains(table, family, &BTreeSet::new())
@@ -27,7 +27,7 @@ pub fn early(table: &Table, family: Family) -> Ruleset {
 
 fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     let chains = table.chains.iter().map(|(name, rules)| {
-        let parse = |rule: &crate::iptables::Rule| parse(name, &rule.text, local);
+        let parse = |rule: &crate::iptables::IptablesRule| parse(name, &rule.text, local);
         let rules = rules.iter().map(parse).collect();
         (name.clone(), rules)
     });
@@ -38,65 +38,46 @@ fn chains(table: &Table, family: Family, local: &BTreeSet<IpAddr>) -> Ruleset {
     }
 }
 
-/// Parses a rule without its `-A CHAIN`.
-fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> Rule {
-    let words = words(text);
-    let mut rule = Rule {
+/// Converts a rule, given without its `-A CHAIN`.
+fn parse(chain: &str, text: &str, local: &BTreeSet<IpAddr>) -> NatRule {
+    let mut rule = NatRule {
         text: format!("-A {chain} {text}"),
         matches: Vec::new(),
         target: Target::Other,
-        onward: Vec::new(),
+        branches: Vec::new(),
     };
     let mut ports = PortSet::all();
-    let mut to = None;
-    let mut not = false;
-    let mut at = 0;
-    while let Some(option) = words.get(at) {
-        at += 1;
-        if option == "!" {
-            not = true;
-            continue;
-        }
-        let rest = words.get(at..).unwrap_or_default();
-        let count = match option.as_str() {
-            // The text of a comment may begin with anything.
-            "--comment" => 1,
-            _ => rest
-                .iter()
-                .position(|word| word.starts_with('-') || word == "!")
-                .unwrap_or(rest.len()),
-        };
-        let values = rest.get(..count).unwrap_or_default();
-        at += count;
-        understand(&mut rule, option, values, not);
-        let value = values.first().map(String::as_str).unwrap_or_default();
-        match option.as_str() {
-            "-j" | "-g" => to = onward(value),
+    let mut target = None;
+    for option in RuleOptions::parse(text).iter() {
+        add_option(&mut rule, &option);
+        match option.name {
+            "-j" | "-g" => target = branch_target(option.value()),
             _ => {
-                if let Some(only) = inward(option, value, not, local) {
+                if let Some(only) = node_ports(&option, local) {
                     ports = ports.intersection(&only);
                 }
             }
         }
-        not = false;
     }
     if !ports.is_empty() {
-        rule.onward.extend(to.map(|to| Onward { ports, to }));
+        rule.branches
+            .extend(target.map(|target| Branch { ports, target }));
     }
     rule
 }
 
 /// Returns the target of ingress packets.
-fn onward(target: &str) -> Option<To> {
+fn branch_target(target: &str) -> Option<BranchTarget> {
     match target {
-        "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Some(To::Elsewhere),
+        "DNAT" | "REDIRECT" | "NETMAP" | "TPROXY" => Some(BranchTarget::Redirect),
         "RETURN" | "ACCEPT" | "DROP" | "MARK" | "CONNMARK" | "LOG" | "NFLOG" => None,
-        chain => Some(To::Chain(chain.into())),
+        chain => Some(BranchTarget::Chain(chain.into())),
     }
 }
 
 /// Returns the ports of packets addressed to the node that match a condition, if it is about that.
-fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
+fn node_ports(option: &RuleOption<'_, '_>, local: &BTreeSet<IpAddr>) -> Option<PortSet> {
+    let (value, not) = (option.value(), option.inverted);
     let all_or_none = |all: bool| {
         if all {
             PortSet::all()
@@ -104,7 +85,7 @@ fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Opt
             PortSet::default()
         }
     };
-    match option {
+    match option.name {
         "-p" => {
             let bit = protocol_bit(value);
             let mask = if not { !bit } else { bit };
@@ -116,7 +97,7 @@ fn inward(option: &str, value: &str, not: bool, local: &BTreeSet<IpAddr>) -> Opt
             Some(PortSet::of(u32::MAX, &ports))
         }
         "-d" => {
-            let net = value.parse::<IpNet>().or_else(|_| host(value)).ok()?;
+            let net = option.net()?;
             Some(all_or_none(may_be_node(&[net], not, local)))
         }
         "--dst-range" if !not => {
@@ -141,16 +122,16 @@ fn ports(text: &str) -> Option<Ranges> {
     text.split(',').map(range).collect()
 }
 
-fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
-    let value = values.first().map(String::as_str).unwrap_or_default();
-    let nets = || value.parse::<IpNet>().or_else(|_| host(value)).ok();
-    let found = match option {
+/// Adds an option to the conditions or the target of a rule.
+fn add_option(rule: &mut NatRule, option: &RuleOption<'_, '_>) {
+    let (value, not) = (option.value(), option.inverted);
+    let found = match option.name {
         "-m" | "--comment" | "--random" | "--random-fully" | "--to-ports" | "--persistent" => None,
-        "-s" => Some(nets().map(|net| Match::Source {
+        "-s" => Some(option.net().map(|net| Match::Source {
             nets: vec![net],
             not,
         })),
-        "-d" => Some(nets().map(|net| Match::Destination {
+        "-d" => Some(option.net().map(|net| Match::Destination {
             nets: vec![net],
             not,
         })),
@@ -181,7 +162,7 @@ fn understand(rule: &mut Rule, option: &str, values: &[String], not: bool) {
         _ => Some(None),
     };
     if let Some(condition) = found {
-        let other = || Match::Other(format!("{option} {}", values.join(" ")));
+        let other = || Match::Other(format!("{} {}", option.name, option.values()));
         rule.matches.push(condition.unwrap_or_else(other));
     }
 }
@@ -207,37 +188,12 @@ fn mark(value: &str, not: bool) -> Match {
     }
 }
 
-fn host(text: &str) -> Result<IpNet, std::net::AddrParseError> {
-    text.parse::<IpAddr>().map(IpNet::from)
-}
-
 /// Returns the first address of `A[-B][:PORTS]`.
 fn address(text: &str) -> Option<IpAddr> {
     let first = text.split('-').next().unwrap_or(text);
-    let plain = first.parse().ok();
-    plain.or_else(|| {
+    let alone = first.parse().ok();
+    alone.or_else(|| {
         let bare = first.rsplit_once(':').map_or(first, |(ip, _)| ip);
         bare.trim_matches(['[', ']']).parse().ok()
     })
-}
-
-/// Splits at blanks; quotes group, and a backslash escapes the next character.
-fn words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quoted = false;
-    let mut characters = text.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '"' => {
-                quoted = !quoted;
-                word.get_or_insert_default();
-            }
-            '\\' => word.get_or_insert_default().extend(characters.next()),
-            ' ' if !quoted => words.extend(word.take()),
-            other => word.get_or_insert_default().push(other),
-        }
-    }
-    words.extend(word);
-    words
 }

@@ -1,49 +1,49 @@
 //! Third-party NAT rules: rules that translate the packets that netdp is to translate, and rules
 //! that change the destination of packets addressed to the node.
 //!
-//! [`look`] reads iptables rules of both kinds and native nftables rules into one model (`rule`).
-//! `walk` finds the rules reachable from POSTROUTING, `classify` determines their effect on pods'
-//! packets. `inward` finds the rules reachable from PREROUTING and OUTPUT, with their ports.
-//! `early` judges rules that drop packets addressed to pods before netfilter would have translated
-//! replies.
+//! [`scan()`] reads iptables rules of both kinds and native nftables rules into one model (`rule`).
+//! `walk` finds the rules reachable from POSTROUTING, `assess` determines their effect on pods'
+//! packets. `redirect` finds the rules reachable from PREROUTING and OUTPUT, with their ports.
+//! `early_drop` assesses rules that drop packets addressed to pods before netfilter would have
+//! translated replies.
 
-mod classify;
-mod early;
-mod inward;
+mod assess;
+mod early_drop;
 mod iptables;
 mod nft;
-mod nft_inward;
+mod nft_redirect;
 mod owner;
-mod read;
+mod queue;
+mod redirect;
 mod rule;
+mod scan;
 mod walk;
-mod watch;
 
 #[cfg(test)]
 mod tests;
 
-pub use classify::{Around, Translator};
-pub use inward::Diverted;
-pub use read::look;
-pub use watch::Watch;
+pub(crate) use assess::{NatContext, Translator};
+pub(crate) use queue::ScanQueue;
+pub(crate) use redirect::Redirect;
+pub(crate) use scan::scan;
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 
 /// Result of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Look {
+pub(crate) struct ScanResult {
     /// Findings about pods' packets.
-    pub seen: Seen,
+    pub findings: NatFindings,
     /// Findings about packets to the node.
-    pub nat: Inward,
+    pub redirects: Redirects,
 }
 
 /// Rules for packets that are addressed to the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Inward {
+pub(crate) struct Redirects {
     /// Rules that change the destination of some of them.
-    pub diverted: Vec<Diverted>,
+    pub rules: Vec<Redirect>,
     /// Places of possible rules that could not be read, with the reason.
     pub unread: Vec<String>,
     /// Backends whose program is present and has failed: there may be more rules of theirs.
@@ -54,7 +54,7 @@ pub struct Inward {
 
 /// Findings about pods' packets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seen {
+pub struct NatFindings {
     /// Third-party rules that translate sources, and those that drop replies to pods.
     pub rules: Vec<Finding>,
     /// Places that could not be scanned, with the reason.
@@ -105,7 +105,7 @@ impl std::fmt::Display for Finding {
 
 /// Findings in the order of the scan; rules of one owner with the same meaning count as one.
 #[derive(Debug, Default)]
-struct Findings {
+struct FindingList {
     rules: Vec<Finding>,
     /// Positions in `rules` of findings with known owners.
     known: HashMap<Meaning, usize>,
@@ -114,7 +114,7 @@ struct Findings {
 /// Owner, family, backend, drops packets, is a conflict, reason.
 type Meaning = (String, String, String, bool, bool, String);
 
-impl Findings {
+impl FindingList {
     fn add(&mut self, finding: Finding) {
         if finding.owner != owner::UNKNOWN {
             let meaning = (

@@ -1,7 +1,7 @@
 //! Parser for rules in the format of `nft -j list table` (libnftables-json(5)).
 
-use super::nft_inward::{Context, net, onward};
-use super::rule::{Match, Rule, Ruleset, Target};
+use super::nft_redirect::{Context, branches, net};
+use super::rule::{Match, NatRule, Ruleset, Target};
 use ipnet::IpNet;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 /// Family and name of a table.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct TableName {
+pub(crate) struct TableName {
     /// `ip`, `ip6` or `inet`.
     pub family: String,
     pub name: String,
@@ -17,19 +17,19 @@ pub struct TableName {
 
 /// The base chains of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Roots {
+pub(crate) struct BaseChains {
     /// NAT chains at postrouting.
     pub outward: Vec<String>,
     /// Chains at prerouting, and NAT chains at output.
     pub inward: Vec<String>,
     /// Chains that precede the point where netfilter would translate replies: at prerouting, and at
     /// ingress of devices.
-    pub early: Vec<Early>,
+    pub early: Vec<EarlyChain>,
 }
 
 /// A chain that precedes netfilter's translation of replies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Early {
+pub(crate) struct EarlyChain {
     pub chain: String,
     /// Devices at whose ingress it is; everywhere if there are none.
     pub devices: Vec<String>,
@@ -39,9 +39,9 @@ pub struct Early {
 /// include/uapi/linux/netfilter_ipv4.h).
 const NAT: i64 = -100;
 
-impl Roots {
+impl BaseChains {
     /// Reports whether iptables-nft creates such chains for its nat table.
-    pub fn are_iptables(&self) -> bool {
+    pub(crate) fn are_iptables(&self) -> bool {
         let known = |name: &String| {
             ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"].contains(&name.as_str())
         };
@@ -51,8 +51,8 @@ impl Roots {
 
 /// Returns the tables that may translate or redirect packets, from the output of `nft -j list
 /// chains`.
-pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
-    let mut tables: BTreeMap<_, Roots> = BTreeMap::new();
+pub(crate) fn tables(listing: &Value) -> BTreeMap<TableName, BaseChains> {
+    let mut tables: BTreeMap<_, BaseChains> = BTreeMap::new();
     for chain in objects(listing, "chain") {
         let of = |key: &str| chain[key].as_str().unwrap_or_default();
         if !["ip", "ip6", "inet", "netdev"].contains(&of("family")) {
@@ -68,7 +68,7 @@ pub fn tables(listing: &Value) -> BTreeMap<TableName, Roots> {
                 family: of("family").into(),
                 name: of("table").into(),
             };
-            tables.entry(name).or_default().early.push(Early {
+            tables.entry(name).or_default().early.push(EarlyChain {
                 chain: of("name").into(),
                 devices: devices.map(str::to_owned).collect(),
             });
@@ -103,7 +103,7 @@ fn objects<'a>(listing: &'a Value, kind: &'static str) -> impl Iterator<Item = &
 
 /// Returns the devices at whose ingress a chain is, from the output of `nft -s -a list table`: the
 /// JSON of nft 1.0.6 lacks them.
-pub fn devices(text: &str, chain: &str) -> Vec<String> {
+pub(crate) fn devices(text: &str, chain: &str) -> Vec<String> {
     let head = format!("chain {chain} {{");
     let mut lines = text.lines().map(str::trim_start);
     let found = lines.find(|line| line.starts_with(&head));
@@ -119,7 +119,12 @@ pub fn devices(text: &str, chain: &str) -> Vec<String> {
 
 /// Parses the table in `listing`, of a node with these addresses; `text` is the same table as
 /// printed by `nft -s -a list table`.
-pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAddr>) -> Ruleset {
+pub(crate) fn ruleset(
+    listing: &Value,
+    text: &str,
+    roots: BaseChains,
+    local: &BTreeSet<IpAddr>,
+) -> Ruleset {
     let texts: BTreeMap<u64, &str> = text
         .lines()
         .filter_map(|line| {
@@ -137,7 +142,7 @@ pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAdd
         local,
         named: named.collect(),
     };
-    let mut chains: BTreeMap<String, Vec<Rule>> = BTreeMap::new();
+    let mut chains: BTreeMap<String, Vec<NatRule>> = BTreeMap::new();
     for rule in objects(listing, "rule") {
         let text = rule["handle"]
             .as_u64()
@@ -145,7 +150,7 @@ pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAdd
         let text = text.map_or_else(|| rule["expr"].to_string(), |text| (*text).to_owned());
         let chain = rule["chain"].as_str().unwrap_or_default();
         let mut parsed = parse(&rule["expr"], text, &context.named);
-        parsed.onward = onward(&rule["expr"], &context);
+        parsed.branches = branches(&rule["expr"], &context);
         chains.entry(chain.into()).or_default().push(parsed);
     }
     Ruleset {
@@ -157,12 +162,12 @@ pub fn ruleset(listing: &Value, text: &str, roots: Roots, local: &BTreeSet<IpAdd
     }
 }
 
-fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> Rule {
-    let mut rule = Rule {
+fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> NatRule {
+    let mut rule = NatRule {
         text,
         matches: Vec::new(),
         target: Target::Other,
-        onward: Vec::new(),
+        branches: Vec::new(),
     };
     for expression in expressions.as_array().into_iter().flatten() {
         let Some((kind, value)) = expression.as_object().and_then(|o| o.iter().next()) else {
@@ -191,17 +196,17 @@ fn parse(expressions: &Value, text: String, sets: &BTreeMap<String, &Value>) -> 
     rule
 }
 
-fn condition(found: &Value, sets: &BTreeMap<String, &Value>) -> Match {
-    understood(found, sets).unwrap_or_else(|| Match::Other(found.to_string()))
+fn condition(condition: &Value, sets: &BTreeMap<String, &Value>) -> Match {
+    known_condition(condition, sets).unwrap_or_else(|| Match::Other(condition.to_string()))
 }
 
-fn understood(found: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
-    let not = match found["op"].as_str()? {
+fn known_condition(condition: &Value, sets: &BTreeMap<String, &Value>) -> Option<Match> {
+    let not = match condition["op"].as_str()? {
         "==" | "in" => false,
         "!=" => true,
         _ => return None,
     };
-    let (left, right) = (&found["left"], &found["right"]);
+    let (left, right) = (&condition["left"], &condition["right"]);
     let (kind, of) = left.as_object()?.iter().next()?;
     match kind.as_str() {
         "payload" => {

@@ -1,14 +1,14 @@
 //! Model of a NAT rule of any kind, as far as it matters to pods' packets.
 
-use super::inward::Onward;
-use crate::iptables::Family;
+use crate::node::PortSet;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// A condition on packets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Match {
+pub(crate) enum Match {
     /// The source is within these (outside, if `not`).
     Source { nets: Vec<IpNet>, not: bool },
     /// The destination is within these (outside, if `not`).
@@ -33,7 +33,7 @@ pub enum Match {
 
 /// Target of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+pub(crate) enum Target {
     /// SNAT to the address of the outgoing interface.
     Masquerade,
     /// SNAT to one of these; none if they could not be read.
@@ -48,23 +48,40 @@ pub enum Target {
     Other,
 }
 
+/// Target of packets that are addressed to the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum BranchTarget {
+    /// Another chain, by name.
+    Chain(String),
+    /// Another destination: DNAT, REDIRECT, TPROXY.
+    Redirect,
+}
+
+/// Path of packets that are addressed to the node and match a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Branch {
+    /// Ports that they may be addressed to.
+    pub ports: PortSet,
+    pub target: BranchTarget,
+}
+
 /// A rule with its conditions and target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
+pub(crate) struct NatRule {
     /// Text as printed by its program.
     pub text: String,
     pub matches: Vec<Match>,
     pub target: Target,
-    /// Targets of packets that are addressed to the node.
-    pub onward: Vec<Onward>,
+    /// Paths of packets that are addressed to the node.
+    pub branches: Vec<Branch>,
 }
 
 /// Chains that can jump to each other.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ruleset {
+pub(crate) struct Ruleset {
     /// The only family of packets in these chains, if it is restricted.
     pub family: Option<Family>,
-    pub chains: BTreeMap<String, Vec<Rule>>,
+    pub chains: BTreeMap<String, Vec<NatRule>>,
     /// Base chains that every packet traverses on its way out.
     pub roots: Vec<String>,
     /// Base chains that packets traverse before the routing decision.
@@ -74,6 +91,6 @@ pub struct Ruleset {
 }
 
 /// Reports whether the prefixes overlap.
-pub fn overlap(a: &IpNet, b: &IpNet) -> bool {
+pub(crate) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }

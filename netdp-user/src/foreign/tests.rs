@@ -1,11 +1,12 @@
-mod inward;
+mod redirect;
 
-use super::classify::{Around, Classifier, Translator};
-use super::{early, iptables, nft, owner, rule::Ruleset, walk};
-use crate::config::{Action, Origin, Rule, Rules};
-use crate::iptables::{Family, Table};
+use super::assess::{Assessor, NatContext, Translator};
+use super::{early_drop, iptables, nft, owner, rule::Ruleset, walk};
+use crate::config::{Origin, Rule, RuleAction, Rules};
+use crate::iptables::Table;
+use netdp_common::addr::Family;
 
-fn prefix(text: &str, action: Action) -> Rule {
+fn prefix(text: &str, action: RuleAction) -> Rule {
     Rule {
         prefix: text.parse().unwrap(),
         action,
@@ -19,7 +20,7 @@ fn with(rules: &Rules, more: Rule) -> Rules {
 }
 
 /// Returns ip-masq-agent's defaults, two uplinks, and pods in the known network 10.244.0.0/16.
-fn around(translator: Translator) -> Around {
+fn context(translator: Translator) -> NatContext {
     let bypass = [
         "169.254.0.0/16",
         "10.0.0.0/8",
@@ -27,11 +28,11 @@ fn around(translator: Translator) -> Around {
         "192.168.0.0/16",
         "fe80::/10",
     ];
-    Around {
+    NatContext {
         translator,
         rules: bypass
             .into_iter()
-            .map(|p| prefix(p, Action::Bypass))
+            .map(|p| prefix(p, RuleAction::Bypass))
             .collect(),
         uplinks: vec!["eth0".into(), "eth1".into()],
         wire: vec!["192.0.2.10".parse().unwrap()],
@@ -45,15 +46,15 @@ fn chain() -> Translator {
     Translator::Chain("IP-MASQ-AGENT".into())
 }
 
-fn judge(set: &Ruleset, after: bool, around: &Around) -> Vec<(String, bool, String)> {
-    let mut classifier = Classifier::new(around);
-    let mut judged = Vec::new();
-    walk::reached(set, |way| {
-        let verdict = classifier.classify(way, after);
-        let owner = owner::owner(way.path, &way.rule.text).to_owned();
-        judged.push((owner, verdict.conflict, verdict.why));
+fn assess(set: &Ruleset, after: bool, context: &NatContext) -> Vec<(String, bool, String)> {
+    let mut assessor = Assessor::new(context);
+    let mut assessed = Vec::new();
+    walk::translating(set, |rule| {
+        let assessment = assessor.assess(rule, after);
+        let owner = owner::owner(rule.path, &rule.rule.text).to_owned();
+        assessed.push((owner, assessment.conflict, assessment.why));
     });
-    judged
+    assessed
 }
 
 fn saved(rules: &str) -> Ruleset {
@@ -64,8 +65,8 @@ fn saved(rules: &str) -> Ruleset {
 /// with the chain, reason (the chain's).
 fn one(rules: &str) -> (String, bool, bool, String) {
     let set = saved(rules);
-    let ebpf = judge(&set, false, &around(Translator::Ebpf));
-    let chains = judge(&set, false, &around(chain()));
+    let ebpf = assess(&set, false, &context(Translator::Ebpf));
+    let chains = assess(&set, false, &context(chain()));
     assert_eq!((ebpf.len(), chains.len()), (1, 1), "{rules}: {chains:?}");
     let (owner, conflict, why) = chains[0].clone();
     (owner, ebpf[0].1, conflict, why)
@@ -87,7 +88,7 @@ fn services_marks_are_harmless() {
 }
 
 #[test]
-fn a_mark_that_is_asked_for_is_harmless() {
+fn a_mark_that_is_required_is_harmless() {
     for rules in [
         "-A POSTROUTING -m mark --mark 0x40000/0xff0000 -j ts-x\n-A ts-x -j MASQUERADE\n",
         "-A POSTROUTING -m mark ! --mark 0x0/0xf -j MASQUERADE\n",
@@ -176,11 +177,14 @@ fn flannel_calico_kind_and_aws_are_in_conflict() {
 #[test]
 fn prefixes_that_are_masqueraded_anyway_do_not_matter_to_the_chain() {
     let set = saved("-A POSTROUTING -d 10.9.0.0/16 -j MASQUERADE\n");
-    let mut around = around(chain());
-    around.rules = with(&around.rules, prefix("10.9.0.0/16", Action::Masquerade));
-    assert!(!judge(&set, false, &around)[0].1);
-    around.rules = with(&around.rules, prefix("10.9.7.0/24", Action::Bypass));
-    let (_, conflict, why) = &judge(&set, false, &around)[0];
+    let mut context = context(chain());
+    context.rules = with(
+        &context.rules,
+        prefix("10.9.0.0/16", RuleAction::Masquerade),
+    );
+    assert!(!assess(&set, false, &context)[0].1);
+    context.rules = with(&context.rules, prefix("10.9.7.0/24", RuleAction::Bypass));
+    let (_, conflict, why) = &assess(&set, false, &context)[0];
     assert!(conflict);
     assert!(why.contains(" 10.9.7.0/24,"), "{why}");
 }
@@ -188,22 +192,22 @@ fn prefixes_that_are_masqueraded_anyway_do_not_matter_to_the_chain() {
 #[test]
 fn container_engines_translate_their_own() {
     let docker = "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n";
-    let mut unknown = around(Translator::Ebpf);
+    let mut unknown = context(Translator::Ebpf);
     unknown.pods.clear();
-    for around in [around(Translator::Ebpf), unknown.clone()] {
-        let (owner, conflict, why) = &judge(&saved(docker), false, &around)[0];
+    for context in [context(Translator::Ebpf), unknown.clone()] {
+        let (owner, conflict, why) = &assess(&saved(docker), false, &context)[0];
         assert_eq!(owner, "Docker");
         assert!(!conflict, "{why}");
     }
     // A bridge of unknown ownership.
     let bridge = docker.replace("docker0", "cni0");
-    let (_, conflict, why) = &judge(&saved(&bridge), false, &unknown)[0];
+    let (_, conflict, why) = &assess(&saved(&bridge), false, &unknown)[0];
     assert!(conflict);
     assert!(why.contains("--pod-cidr"), "{why}");
     // Docker's network is that of the pods.
     let mut same = unknown;
     same.pods = vec!["172.16.0.0/12".parse().unwrap()];
-    assert!(judge(&saved(docker), false, &same)[0].1);
+    assert!(assess(&saved(docker), false, &same)[0].1);
 }
 
 #[test]
@@ -238,20 +242,20 @@ fn another_source_is_a_conflict_unless_netdp_comes_first() {
             "-A POSTROUTING -j C\n-A C {excluded}-A C -j SNAT --to-source {to}\n"
         ))
     };
-    let around = around(chain());
-    assert!(judge(&snat("203.0.113.9"), false, &around)[0].1);
-    assert!(!judge(&snat("203.0.113.9"), true, &around)[0].1);
+    let context = context(chain());
+    assert!(assess(&snat("203.0.113.9"), false, &context)[0].1);
+    assert!(!assess(&snat("203.0.113.9"), true, &context)[0].1);
     assert!(
-        !judge(&snat("192.0.2.10"), false, &around)[0].1,
+        !assess(&snat("192.0.2.10"), false, &context)[0].1,
         "the node's own"
     );
-    assert!(!judge(&snat("192.0.2.10:1024-2047"), false, &around)[0].1);
+    assert!(!assess(&snat("192.0.2.10:1024-2047"), false, &context)[0].1);
 }
 
 #[test]
 fn rules_that_nothing_leads_to_do_not_count_and_circles_end() {
     let set = saved("-A A -j MASQUERADE\n-A POSTROUTING -j B\n-A B -j C\n-A C -j B\n");
-    assert_eq!(judge(&set, false, &around(Translator::Ebpf)), []);
+    assert_eq!(assess(&set, false, &context(Translator::Ebpf)), []);
 }
 
 const NFT: &str = include_str!("tests/nft.json");
@@ -269,22 +273,23 @@ fn native_rules_are_read() {
         (&["p".to_owned()][..], 0)
     );
     let set = nft::ruleset(&listing, NFT_TEXT, roots, &Default::default());
-    let mut ways = Vec::new();
-    let mut spared = Vec::new();
-    walk::reached(&set, |way| {
-        ways.push(way.rule.text.as_str());
-        spared
-            .push(["10.0.0.0/8", "11.0.0.0/8"].map(|net| way.spared.covers(&net.parse().unwrap())));
+    let mut texts = Vec::new();
+    let mut excluded = Vec::new();
+    walk::translating(&set, |rule| {
+        texts.push(rule.rule.text.as_str());
+        excluded.push(
+            ["10.0.0.0/8", "11.0.0.0/8"].map(|net| rule.excluded.covers(&net.parse().unwrap())),
+        );
     });
-    let found = judge(&set, false, &around(Translator::Ebpf));
-    let told: Vec<_> = ways
+    let found = assess(&set, false, &context(Translator::Ebpf));
+    let assessed: Vec<_> = texts
         .iter()
         .zip(&found)
-        .map(|(way, (_, conflict, why))| (*way, *conflict, why.as_str()))
+        .map(|(text, (_, conflict, why))| (*text, *conflict, why.as_str()))
         .collect();
     let before = "translates packets before netdp gets them, so that netdp's options and status are not about them";
     assert_eq!(
-        told,
+        assessed,
         [
             (
                 "ip saddr 172.17.0.0/16 oifname != \"docker0\" masquerade",
@@ -313,11 +318,11 @@ fn native_rules_are_read() {
             ),
         ]
     );
-    assert_eq!(spared[4], [true, false]);
+    assert_eq!(excluded[4], [true, false]);
 }
 
 #[test]
-fn what_spares_in_a_chain_spares_in_that_chain_only() {
+fn exceptions_in_a_chain_apply_to_that_chain_only() {
     let rules = "\
 -A POSTROUTING -d 10.0.0.0/8 -j RETURN
 -A POSTROUTING -j A
@@ -326,13 +331,13 @@ fn what_spares_in_a_chain_spares_in_that_chain_only() {
 -A A -d 10.0.0.0/8 -j RETURN
 -A A -j MASQUERADE
 ";
-    let judged = judge(&saved(rules), false, &around(Translator::Ebpf));
+    let assessed = assess(&saved(rules), false, &context(Translator::Ebpf));
     let why = |prefixes: &str| {
         format!("translates packets to {prefixes}, which the configuration leaves alone")
     };
-    let told: Vec<_> = judged.into_iter().map(|(.., why)| why).collect();
+    let assessed: Vec<_> = assessed.into_iter().map(|(.., why)| why).collect();
     assert_eq!(
-        told,
+        assessed,
         [
             why("169.254.0.0/16, 192.168.0.0/16"),
             why("172.16.0.0/12, 169.254.0.0/16, 192.168.0.0/16")
@@ -348,16 +353,18 @@ fn nth(n: u32) -> String {
 /// As many rules as a policy may have, matched against as many, in every shape that queries the
 /// policy: comparing each with each would not terminate in time.
 #[test]
-fn long_lists_are_judged_by_long_lists() {
+fn long_lists_are_assessed_by_long_lists() {
     const MANY: u32 = 100_000;
-    let around = Around {
-        rules: (0..MANY).map(|n| prefix(&nth(n), Action::Bypass)).collect(),
-        ..around(Translator::Ebpf)
+    let context = NatContext {
+        rules: (0..MANY)
+            .map(|n| prefix(&nth(n), RuleAction::Bypass))
+            .collect(),
+        ..context(Translator::Ebpf)
     };
     let lines = |line: &dyn Fn(u32) -> String| saved(&(0..MANY).map(line).collect::<String>());
     let conflicts = |set: &Ruleset| {
-        let judged = judge(set, false, &around);
-        judged
+        let assessed = assess(set, false, &context);
+        assessed
             .iter()
             .filter(|(_, conflict, why)| *conflict && why.contains("leaves alone"))
             .count()
@@ -370,11 +377,11 @@ fn long_lists_are_judged_by_long_lists() {
     });
     assert_eq!(conflicts(&by_source), MANY as usize);
     // Half of them exempt prefixes that the other half would have translated.
-    let spared = lines(&|n| match n % 2 {
+    let excluded = lines(&|n| match n % 2 {
         0 => format!("-A POSTROUTING -d {} -j RETURN\n", nth(n)),
         _ => format!("-A POSTROUTING -d {} -j MASQUERADE\n", nth(n - 1)),
     });
-    assert_eq!(conflicts(&spared), 0);
+    assert_eq!(conflicts(&excluded), 0);
     // A chain with jumps from many places.
     let jumps = lines(&|n| match n % 2 {
         0 => format!("-A POSTROUTING -d {} -j RETURN\n", nth(n)),
@@ -399,11 +406,13 @@ fn long_lists_are_judged_by_long_lists() {
 /// Rules that drop packets to as many containers, from sources that a long policy may bypass,
 /// behind as many exceptions.
 #[test]
-fn long_lists_of_drops_are_judged_by_long_lists() {
+fn long_lists_of_drops_are_assessed_by_long_lists() {
     const MANY: u32 = 100_000;
-    let around = Around {
-        rules: (0..MANY).map(|n| prefix(&nth(n), Action::Bypass)).collect(),
-        ..around(Translator::Ebpf)
+    let context = NatContext {
+        rules: (0..MANY)
+            .map(|n| prefix(&nth(n), RuleAction::Bypass))
+            .collect(),
+        ..context(Translator::Ebpf)
     };
     let pod = |n: u32| std::net::Ipv4Addr::from(0x0af4_0000 + n / 4);
     let line = |n: u32| match n % 4 {
@@ -416,9 +425,9 @@ fn long_lists_of_drops_are_judged_by_long_lists() {
     let table = Table::parse(&format!("*raw\n{saved}COMMIT\n"));
     let set = iptables::early(&table, Family::V4);
     let (mut reached, mut dropped) = (0, 0);
-    walk::early_drops(&set, |way| {
+    walk::early_drops(&set, |rule| {
         reached += 1;
-        dropped += u32::from(early::drops_answers(way, &around).is_some());
+        dropped += u32::from(early_drop::assess_drop(rule, &context).is_some());
     });
     // Replies from bypassed destinations had pods' addresses with netfilter too.
     assert_eq!((reached, dropped), (MANY / 4 * 3, MANY / 4 * 2));

@@ -1,10 +1,10 @@
 //! Walk from the base chains to the rules that translate sources or drop ingress packets, with the
 //! conditions under which packets reach them.
 
-use super::rule::{Match, Rule, Ruleset, Target};
-use crate::iptables::Family;
+use super::rule::{Match, NatRule, Ruleset, Target};
 use crate::prefixes::PrefixSet;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 
 /// Maximum depth of jumps; the kernel allows no more (NFT_JUMP_STACK_SIZE,
 /// include/net/netfilter/nf_tables.h).
@@ -12,8 +12,8 @@ const MAX_DEPTH: usize = 16;
 
 /// A rule that translates or drops, with the path to it.
 #[derive(Debug)]
-pub struct Reached<'a, 'w> {
-    pub rule: &'a Rule,
+pub(crate) struct ReachableRule<'a, 'w> {
+    pub rule: &'a NatRule,
     /// The only family of packets here, if it is restricted.
     pub family: Option<Family>,
     /// Chains from the base chain on.
@@ -23,28 +23,28 @@ pub struct Reached<'a, 'w> {
     /// Conditions on the path and of the rule itself.
     pub matches: Vec<&'a Match>,
     /// Destinations of packets that leave a chain earlier on the path.
-    pub spared: &'w PrefixSet,
-    /// Number of changes of `spared`.
-    pub spared_version: u64,
+    pub excluded: &'w PrefixSet,
+    /// Number of changes of `excluded`.
+    pub excluded_version: u64,
     /// The mark without which packets leave a chain earlier on the path.
     pub mark: Option<&'a str>,
 }
 
-impl Reached<'_, '_> {
+impl ReachableRule<'_, '_> {
     /// Returns the chain that contains the rule.
-    pub fn chain(&self) -> &str {
+    pub(crate) fn chain(&self) -> &str {
         self.path.last().copied().unwrap_or_default()
     }
 }
 
 /// Calls `each` for all rules that translate, in the order in which packets meet them.
-pub fn reached<'a>(set: &'a Ruleset, each: impl FnMut(&Reached<'a, '_>)) {
+pub(crate) fn translating<'a>(set: &'a Ruleset, each: impl FnMut(&ReachableRule<'a, '_>)) {
     let translates = |target: &Target| matches!(target, Target::Masquerade | Target::Snat(_));
     walk(set, &set.roots, translates, each);
 }
 
 /// Calls `each` for all rules that drop ingress packets before netfilter would translate replies.
-pub fn early_drops<'a>(set: &'a Ruleset, each: impl FnMut(&Reached<'a, '_>)) {
+pub(crate) fn early_drops<'a>(set: &'a Ruleset, each: impl FnMut(&ReachableRule<'a, '_>)) {
     walk(
         set,
         &set.early_roots,
@@ -57,110 +57,110 @@ fn walk<'a>(
     set: &'a Ruleset,
     roots: &'a [String],
     wanted: fn(&Target) -> bool,
-    mut each: impl FnMut(&Reached<'a, '_>),
+    mut each: impl FnMut(&ReachableRule<'a, '_>),
 ) {
-    let mut way = Way::default();
+    let mut walk = Walk::default();
     for root in roots {
         let Some(rules) = set.chains.get(root) else {
             continue;
         };
-        way.path = vec![root];
-        let place = way.place();
+        walk.path = vec![root];
+        let checkpoint = walk.checkpoint();
         for (position, rule) in rules.iter().enumerate() {
-            step(set, rule, position, wanted, &mut way, &mut each);
+            step(set, rule, position, wanted, &mut walk, &mut each);
         }
-        way.go_back(place);
+        walk.return_to(checkpoint);
     }
 }
 
 #[derive(Debug, Default)]
-struct Way<'a> {
+struct Walk<'a> {
     path: Vec<&'a str>,
     matches: Vec<&'a Match>,
     /// Destinations in the order in which they were met.
-    spared: Vec<&'a IpNet>,
-    /// The destinations of `spared` as a set.
-    spared_set: PrefixSet,
-    spared_version: u64,
+    excluded: Vec<&'a IpNet>,
+    /// The destinations of `excluded` as a set.
+    excluded_set: PrefixSet,
+    excluded_version: u64,
     mark: Option<&'a str>,
 }
 
 /// A position on the path, to return to.
-struct Place<'a> {
+struct Checkpoint<'a> {
     matches: usize,
-    spared: usize,
+    excluded: usize,
     mark: Option<&'a str>,
 }
 
-impl<'a> Way<'a> {
-    const fn place(&self) -> Place<'a> {
-        Place {
+impl<'a> Walk<'a> {
+    const fn checkpoint(&self) -> Checkpoint<'a> {
+        Checkpoint {
             matches: self.matches.len(),
-            spared: self.spared.len(),
+            excluded: self.excluded.len(),
             mark: self.mark,
         }
     }
 
     /// Removes everything that a completed chain has added.
-    fn go_back(&mut self, place: Place<'a>) {
+    fn return_to(&mut self, checkpoint: Checkpoint<'a>) {
         self.path.pop();
-        self.matches.truncate(place.matches);
-        for net in self.spared.drain(place.spared..) {
-            self.spared_set.remove(net);
-            self.spared_version += 1;
+        self.matches.truncate(checkpoint.matches);
+        for net in self.excluded.drain(checkpoint.excluded..) {
+            self.excluded_set.remove(net);
+            self.excluded_version += 1;
         }
-        self.mark = place.mark;
+        self.mark = checkpoint.mark;
     }
 
-    fn spare(&mut self, nets: &'a [IpNet]) {
-        self.spared_version += 1;
+    fn exclude(&mut self, nets: &'a [IpNet]) {
+        self.excluded_version += 1;
         for net in nets {
-            self.spared.push(net);
-            self.spared_set.insert(*net);
+            self.excluded.push(net);
+            self.excluded_set.insert(*net);
         }
     }
 }
 
 fn step<'a>(
     set: &'a Ruleset,
-    rule: &'a Rule,
+    rule: &'a NatRule,
     position: usize,
     wanted: fn(&Target) -> bool,
-    way: &mut Way<'a>,
-    each: &mut impl FnMut(&Reached<'a, '_>),
+    walk: &mut Walk<'a>,
+    each: &mut impl FnMut(&ReachableRule<'a, '_>),
 ) {
     match &rule.target {
-        target if wanted(target) => each(&Reached {
+        target if wanted(target) => each(&ReachableRule {
             rule,
             family: set.family,
-            path: &way.path,
+            path: &walk.path,
             position,
-            matches: way.matches.iter().copied().chain(&rule.matches).collect(),
-            spared: &way.spared_set,
-            spared_version: way.spared_version,
-            mark: way.mark,
+            matches: walk.matches.iter().copied().chain(&rule.matches).collect(),
+            excluded: &walk.excluded_set,
+            excluded_version: walk.excluded_version,
+            mark: walk.mark,
         }),
         // A rule with one condition ends the path of every packet that matches it; with more
         // conditions, packets that match one of them may continue.
         Target::Leave => match rule.matches.as_slice() {
-            [Match::Destination { nets, not: false }] => way.spare(nets),
-            [Match::Mark { text, set: false }] => way.mark = Some(text),
+            [Match::Destination { nets, not: false }] => walk.exclude(nets),
+            [Match::Mark { text, set: false }] => walk.mark = Some(text),
             _ => {}
         },
         Target::Jump(name) => {
             let (Some((name, rules)), true) = (
                 set.chains.get_key_value(name),
-                way.path.len() < MAX_DEPTH && !way.path.contains(&name.as_str()),
+                walk.path.len() < MAX_DEPTH && !walk.path.contains(&name.as_str()),
             ) else {
                 return;
             };
-            let place = way.place();
-            way.path.push(name);
-            way.matches.extend(&rule.matches);
+            let checkpoint = walk.checkpoint();
+            walk.path.push(name);
+            walk.matches.extend(&rule.matches);
             for rule in rules {
-                step(set, rule, position, wanted, way, each);
+                step(set, rule, position, wanted, walk, each);
             }
-            way.go_back(place);
+            walk.return_to(checkpoint);
         }
         Target::Masquerade | Target::Snat(_) | Target::Drop | Target::Other => {}
     }

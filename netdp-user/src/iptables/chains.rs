@@ -1,9 +1,11 @@
 //! The chains of both families, kept in line with the configuration.
 
-use super::{Backend, CUSTOM_CHAIN, Chain, Family, Iptables, Ports, Rule};
+use super::{Backend, CUSTOM_CHAIN, Chain, Iptables, IptablesRule, Ports, RuleOptions};
 use crate::config::Config;
 use crate::programs;
+use crate::upstream::custom_iptables;
 use anyhow::{Result, ensure};
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -53,14 +55,14 @@ impl ChainReport {
     ///
     /// # Errors
     /// Returns an error if the iptables programs are missing or fail.
-    pub fn live(&self) -> Result<Vec<Rule>> {
+    pub fn read_rules(&self) -> Result<Vec<IptablesRule>> {
         let table = self.iptables().read()?;
         Ok(table.rules(&self.chain).to_vec())
     }
 
     /// Returns why the chain cannot be removed, if the required program is missing.
     #[must_use]
-    pub fn out_of_reach(&self) -> Option<String> {
+    pub fn missing_program(&self) -> Option<String> {
         let err = self.iptables().read().err()?;
         let Self {
             chain,
@@ -132,10 +134,10 @@ impl Chains {
 
     /// Returns chains of no family, which need no programs.
     #[cfg(test)]
-    pub(crate) fn none() -> Self {
+    pub(crate) fn empty() -> Self {
         Self {
             families: Vec::new(),
-            name: super::MASQ_CHAIN.into(),
+            name: crate::upstream::masq_agent::CHAIN.into(),
             ports: Ports::default(),
             adopted: false,
             written: Vec::new(),
@@ -187,7 +189,11 @@ impl Chains {
     }
 
     /// Brings the chains in line with `config`, but restricts source ports to `ranges` for now.
-    pub fn apply_within(&mut self, config: &Config, ranges: &[(u16, u16)]) -> Vec<ChainReport> {
+    pub fn apply_with_ranges(
+        &mut self,
+        config: &Config,
+        ranges: &[(u16, u16)],
+    ) -> Vec<ChainReport> {
         let ports = Ports {
             ranges: ranges.to_vec(),
             random_fully: self.ports.random_fully,
@@ -208,7 +214,7 @@ impl Chains {
             let rules = chain.rules.len();
             let error = match iptables.apply(&chain) {
                 Ok(true) => {
-                    self.note(iptables.family, chain);
+                    self.log_write(iptables.family, chain);
                     None
                 }
                 Ok(false) => None,
@@ -226,7 +232,7 @@ impl Chains {
     }
 
     /// Logs the reason of a write: a new chain, a changed one, or a third party's modification.
-    fn note(&mut self, family: Family, chain: Chain) {
+    fn log_write(&mut self, family: Family, chain: Chain) {
         let name = &self.name;
         if (self.written.iter()).any(|(f, c)| *f == family && *c == chain) {
             log::warn!(
@@ -242,7 +248,7 @@ impl Chains {
 
 /// Third-party rules in one table that do the same as netdp.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub(crate) struct ReplacedRules {
     iptables: Iptables,
     /// The chain of ip-masq-agent or netdp, if it is one.
     chain: Option<String>,
@@ -250,28 +256,29 @@ pub struct Found {
     rules: Vec<(String, String)>,
 }
 
-impl std::fmt::Display for Found {
+impl std::fmt::Display for ReplacedRules {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Iptables { family, backend } = self.iptables;
         match &self.chain {
             Some(chain) => write!(f, "chain {chain} ({family}, {backend})"),
             None => write!(
                 f,
-                "{} rules of k8s-custom-iptables ({family}, {backend})",
-                self.rules.len()
+                "{} rules of {} ({family}, {backend})",
+                self.rules.len(),
+                custom_iptables::NAME
             ),
         }
     }
 }
 
-impl Found {
+impl ReplacedRules {
     /// Removes them atomically. With `keep`, connections that netfilter already translates
     /// continue: nat rules are evaluated only for a connection's first packet (Linux 6.18,
     /// nf_nat_inet_fn), and tracking stays active.
     ///
     /// # Errors
     /// Returns an error if the programs fail.
-    pub fn remove(&self, keep: bool) -> Result<()> {
+    pub(crate) fn remove(&self, keep: bool) -> Result<()> {
         let chains: Vec<_> = self.chain.iter().map(String::as_str).collect();
         self.iptables.remove(&self.rules, &chains, keep)
     }
@@ -281,7 +288,10 @@ impl Found {
 /// k8s-custom-iptables whose prefix `covered` accepts, including those in the chain that netdp
 /// writes in its place. Also returns the tables that could not be read although the program is
 /// installed.
-pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<String>) {
+pub(crate) fn find_replaced(
+    name: &str,
+    covered: impl Fn(&str) -> bool,
+) -> (Vec<ReplacedRules>, Vec<String>) {
     let mut found = Vec::new();
     let mut unread = Vec::new();
     for backend in [Backend::Nft, Backend::Legacy] {
@@ -296,10 +306,10 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
                     continue;
                 }
             };
-            let rules = |wanted: &dyn Fn(&str) -> bool| -> Vec<_> {
+            let rules = |wanted: &dyn Fn(&RuleOptions<'_>) -> bool| -> Vec<_> {
                 table
                     .all()
-                    .filter(|(_, rule)| wanted(&rule.text))
+                    .filter(|(_, rule)| wanted(&RuleOptions::parse(&rule.text)))
                     .map(|(chain, rule)| (chain.to_owned(), rule.text.clone()))
                     .collect()
             };
@@ -307,20 +317,20 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
             if table.chains.contains_key(name) {
                 chains.push(name);
             }
-            let own = masqueraded(table.rules(CUSTOM_CHAIN));
-            if name != CUSTOM_CHAIN && own.is_some_and(|own| own.into_iter().all(&covered)) {
+            let own = masqueraded_destinations(table.rules(CUSTOM_CHAIN));
+            if name != CUSTOM_CHAIN && own.is_some_and(|own| own.iter().all(|it| covered(it))) {
                 chains.push(CUSTOM_CHAIN);
             }
             for chain in chains {
-                found.push(Found {
+                found.push(ReplacedRules {
                     iptables,
                     chain: Some(chain.to_owned()),
-                    rules: rules(&|text| text.ends_with(&format!("-j {chain}"))),
+                    rules: rules(&|rule| rule.target() == Some(chain)),
                 });
             }
-            let custom = rules(&|text| custom_prefix(text).is_some_and(&covered));
+            let custom = rules(&|rule| custom_destination(rule).is_some_and(&covered));
             if !custom.is_empty() {
-                found.push(Found {
+                found.push(ReplacedRules {
                     iptables,
                     chain: None,
                     rules: custom,
@@ -332,27 +342,25 @@ pub fn find(name: &str, covered: impl Fn(&str) -> bool) -> (Vec<Found>, Vec<Stri
 }
 
 /// Returns the destinations that rules masquerade; `None` if there are none, or all are.
-fn masqueraded(rules: &[Rule]) -> Option<Vec<&str>> {
-    let rules = rules.iter().map(|rule| rule.text.as_str());
-    let rules = rules.filter(|text| text.contains("-j MASQUERADE"));
-    let found: Vec<_> = rules.map(destination).collect::<Option<_>>()?;
+fn masqueraded_destinations(rules: &[IptablesRule]) -> Option<Vec<String>> {
+    let rules = rules.iter().map(|rule| RuleOptions::parse(&rule.text));
+    let rules = rules.filter(|rule| rule.target() == Some("MASQUERADE"));
+    let found: Vec<_> = rules
+        .map(|rule| rule.destination().map(str::to_owned))
+        .collect::<Option<_>>()?;
     (!found.is_empty()).then_some(found)
 }
 
-fn destination(rule: &str) -> Option<&str> {
-    rule.strip_prefix("-d ")?.split(' ').next()
-}
-
 /// Returns the destination of a rule of k8s-custom-iptables (run.sh at 48ec4ca).
-fn custom_prefix(rule: &str) -> Option<&str> {
-    let prefix = destination(rule)?;
-    (rule.contains("--comment \"custom-iptables-") && rule.contains("-j MASQUERADE"))
-        .then_some(prefix)
+fn custom_destination<'r>(rule: &'r RuleOptions<'_>) -> Option<&'r str> {
+    let is_custom =
+        rule.has_comment(custom_iptables::COMMENT_PREFIX) && rule.target() == Some("MASQUERADE");
+    rule.destination().filter(|_| is_custom)
 }
 
 /// Result of [`remove`].
 #[derive(Debug, Default)]
-pub struct Removed {
+pub(crate) struct Removal {
     /// Removed chains and rules, one line each.
     pub removed: Vec<String>,
     /// Failures to find or remove, with their reasons.
@@ -361,10 +369,10 @@ pub struct Removed {
 
 /// Removes the chains of these names and the jumps to them, in both families and backends. If a
 /// program is missing, its chains are not searched for.
-pub fn remove(names: &BTreeSet<&str>) -> Removed {
-    let mut all = Removed::default();
+pub(crate) fn remove(names: &BTreeSet<&str>) -> Removal {
+    let mut all = Removal::default();
     for name in names {
-        let (found, unread) = find(name, |_| false);
+        let (found, unread) = find_replaced(name, |_| false);
         let unread = unread.into_iter();
         all.failed
             .extend(unread.map(|why| format!("chain {name}, if it is there: {why}")));

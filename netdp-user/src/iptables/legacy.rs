@@ -1,6 +1,6 @@
 //! Detection of changes to iptables-legacy's tables, for which the kernel sends no notifications.
 
-use super::Family;
+use netdp_common::addr::Family;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::os::fd::{AsRawFd as _, RawFd};
 
@@ -16,24 +16,21 @@ const TABLES: [&str; 3] = ["nat", "raw", "mangle"];
 /// Size, number of entries and chain offsets of each table; `None` for a table that does not exist.
 /// A change that preserves all of these is not detected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LegacyState(Vec<Option<Vec<u8>>>);
+pub(crate) struct LegacyState(Vec<Option<Vec<u8>>>);
 
 impl LegacyState {
     /// Queries the kernel. Creates no table.
     #[must_use]
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let of = |family| TABLES.map(|table| info(family, table));
         Self([of(Family::V4), of(Family::V6)].concat())
     }
 }
 
-/// Reports whether the legacy nat table is in use. A query through iptables would create it.
-#[must_use]
-pub fn has_legacy_nat(family: Family) -> bool {
-    has_legacy(family, "nat")
-}
-
-fn has_legacy(family: Family, table: &str) -> bool {
+/// Reports whether the legacy interface has a table in the network namespace of the calling thread.
+/// A query for it by getsockopt(2) or iptables-legacy would create it, and the nat table activates
+/// connection tracking.
+pub(crate) fn has_table(family: Family, table: &str) -> bool {
     let path = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",
@@ -43,7 +40,7 @@ fn has_legacy(family: Family, table: &str) -> bool {
 }
 
 fn info(family: Family, table: &str) -> Option<Vec<u8>> {
-    if !has_legacy(family, table) {
+    if !has_table(family, table) {
         return None;
     }
     let (domain, level) = match family {

@@ -8,39 +8,21 @@ mod legacy;
 mod monitor;
 mod program;
 mod render;
+mod rule;
 mod save;
 
 #[cfg(test)]
 mod tests;
 
-pub use chains::{ChainOptions, ChainReport, Chains, Removed, find, remove};
-pub use legacy::{LegacyState, has_legacy_nat};
-pub use monitor::RuleMonitor;
-pub use program::{Backend, Iptables, KEEP_CHAIN};
-pub use render::{Chain, Ports, jump, restore};
-pub use save::{Rule, Table};
-
-/// Default chain name of ip-masq-agent.
-pub const MASQ_CHAIN: &str = "IP-MASQ-AGENT";
+pub(crate) use chains::{ChainOptions, ChainReport, Chains, Removal, find_replaced, remove};
+pub(crate) use legacy::LegacyState;
+pub(crate) use legacy::has_table;
+pub(crate) use monitor::RuleMonitor;
+pub(crate) use program::{Backend, Iptables, KEEP_CHAIN};
+pub(crate) use render::{Chain, Ports, jump_rule, restore_input};
+pub(crate) use rule::{RuleOption, RuleOptions};
+pub(crate) use save::{IptablesRule, Table};
 
 /// Chain that netdp writes in place of k8s-custom-iptables' script, because ip-masq-agent's chain
 /// may exist as well.
-pub const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";
-
-/// An address family, which has its own programs and tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Family {
-    /// IPv4: iptables, iptables-save, iptables-restore.
-    V4,
-    /// IPv6: ip6tables, ip6tables-save, ip6tables-restore.
-    V6,
-}
-
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
+pub(crate) const CUSTOM_CHAIN: &str = "NETDP-CUSTOM";

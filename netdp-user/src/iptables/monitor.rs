@@ -18,18 +18,18 @@ const GROUP_NFTABLES: u32 = 1 << (7 - 1);
 const GROUP_TC: u32 = 1 << (4 - 1);
 
 /// Debounce interval for a burst of changes: of rules, of filters.
-const COALESCE: Duration = Duration::from_millis(50);
-const COALESCE_FILTERS: Duration = Duration::from_millis(5);
+const RULE_DEBOUNCE: Duration = Duration::from_millis(50);
+const FILTER_DEBOUNCE: Duration = Duration::from_millis(5);
 
 /// Minimum pause between two scans, as a multiple of a scan's duration.
-const REST: u32 = 20;
+const BACKOFF_FACTOR: u32 = 20;
 
 /// Monitor of nf_tables, or of TC filters and qdiscs, in the calling thread's network namespace.
 #[derive(Debug)]
-pub struct RuleMonitor {
+pub(crate) struct RuleMonitor {
     socket: AsyncFd<OwnedFd>,
     what: &'static str,
-    coalesce: Duration,
+    debounce: Duration,
     due: Option<Instant>,
     not_before: Instant,
 }
@@ -39,25 +39,25 @@ impl RuleMonitor {
     ///
     /// # Errors
     /// Returns an error if the socket cannot be opened.
-    pub fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let protocol = SockProtocol::NetlinkNetFilter;
-        Self::follow(protocol, GROUP_NFTABLES, "nf_tables", COALESCE)
+        Self::subscribe(protocol, GROUP_NFTABLES, "nf_tables", RULE_DEBOUNCE)
     }
 
     /// Subscribes to changes of TC filters and qdiscs.
     ///
     /// # Errors
     /// Returns an error if the socket cannot be opened.
-    pub fn of_filters() -> Result<Self> {
+    pub(crate) fn of_filters() -> Result<Self> {
         let protocol = SockProtocol::NetlinkRoute;
-        Self::follow(protocol, GROUP_TC, "TC filters", COALESCE_FILTERS)
+        Self::subscribe(protocol, GROUP_TC, "TC filters", FILTER_DEBOUNCE)
     }
 
-    fn follow(
+    fn subscribe(
         protocol: SockProtocol,
         group: u32,
         what: &'static str,
-        coalesce: Duration,
+        debounce: Duration,
     ) -> Result<Self> {
         let socket = socket(
             AddressFamily::Netlink,
@@ -73,7 +73,7 @@ impl RuleMonitor {
         Ok(Self {
             socket: socket.with_context(|| format!("waiting for changes of {what}"))?,
             what,
-            coalesce,
+            debounce,
             due: None,
             not_before: Instant::now(),
         })
@@ -84,29 +84,29 @@ impl RuleMonitor {
     ///
     /// # Errors
     /// Returns an error if the socket has failed.
-    pub async fn changed(&mut self) -> Result<()> {
+    pub(crate) async fn changed(&mut self) -> Result<()> {
         let due = match self.due {
             Some(due) => due,
             None => {
                 self.socket.readable().await?.clear_ready();
                 *self
                     .due
-                    .insert((Instant::now() + self.coalesce).max(self.not_before))
+                    .insert((Instant::now() + self.debounce).max(self.not_before))
             }
         };
         sleep_until(due).await;
-        self.drain()?;
+        self.discard_pending()?;
         self.due = None;
         Ok(())
     }
 
-    /// Backs off for `REST` times the duration of the last scan.
-    pub fn took(&mut self, time: Duration) {
-        self.not_before = Instant::now() + time * REST;
+    /// Backs off for `BACKOFF_FACTOR` times the duration of the last scan.
+    pub(crate) fn back_off(&mut self, time: Duration) {
+        self.not_before = Instant::now() + time * BACKOFF_FACTOR;
     }
 
     /// Discards pending notifications: only their arrival matters, not their content.
-    fn drain(&self) -> Result<()> {
+    fn discard_pending(&self) -> Result<()> {
         let mut message = [0; 256];
         loop {
             match recv(

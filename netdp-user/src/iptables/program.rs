@@ -1,8 +1,9 @@
 //! The distribution's iptables programs: choice of the backend, and how they are run.
 
-use super::{Chain, Family, Table, jump, restore};
+use super::{Chain, Table, has_table, jump_rule, restore_input};
 use crate::programs;
 use anyhow::Result;
+use netdp_common::addr::Family;
 
 /// Time that the programs wait for their shared lock, in seconds.
 const LOCK_SECONDS: &str = "5";
@@ -10,8 +11,11 @@ const LOCK_SECONDS: &str = "5";
 /// A chain without a jump to it. Its rule keeps connection tracking active in the kernel, and with
 /// it the translation of connections that are already translated: when the last rule that needs
 /// tracking is removed, tracking stops (Linux 6.18, nf_ct_netns_put).
-pub const KEEP_CHAIN: &str = "NETDP-KEEP";
+pub(crate) const KEEP_CHAIN: &str = "NETDP-KEEP";
 const KEEP_COMMENT: &str = "netdp: connections that netfilter translates go on";
+
+/// Chains of the mangle table that show which backend the kubelet uses.
+const KUBELET_CHAINS: [&str; 2] = ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"];
 
 /// Kernel interface of the iptables programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +44,8 @@ impl Backend {
             let hinted = [Family::V4, Family::V6].into_iter().any(|family| {
                 let mangle = Iptables { family, backend }.save("mangle");
                 mangle.is_ok_and(|text| {
-                    text.lines().any(|line| {
-                        line.starts_with(":KUBE-IPTABLES-HINT ")
-                            || line.starts_with(":KUBE-KUBELET-CANARY ")
-                    })
+                    let chains = Table::parse(&text).chains;
+                    KUBELET_CHAINS.iter().any(|name| chains.contains_key(*name))
                 })
             });
             if hinted {
@@ -68,7 +70,7 @@ impl Backend {
 
 /// The programs of one family and backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Iptables {
+pub(crate) struct Iptables {
     /// Address family of the programs.
     pub family: Family,
     /// Kernel interface of the programs.
@@ -94,20 +96,9 @@ impl Iptables {
         Ok(program.run(arguments, input)?.output)
     }
 
-    /// Reports whether the legacy interface has a table in this network namespace. A query for a
-    /// missing table would create it, and activate connection tracking.
-    fn legacy_has(self, table: &str) -> bool {
-        let path = match self.family {
-            Family::V4 => "/proc/net/ip_tables_names",
-            Family::V6 => "/proc/net/ip6_tables_names",
-        };
-        let names = std::fs::read_to_string(path).unwrap_or_default();
-        names.lines().any(|name| name == table)
-    }
-
     /// Returns the output of iptables-save for a table.
     fn save(self, table: &str) -> Result<String> {
-        if self.backend == Backend::Legacy && !self.legacy_has(table) {
+        if self.backend == Backend::Legacy && !has_table(self.family, table) {
             return Ok(String::new());
         }
         let arguments = ["--counters", "--table", table];
@@ -118,7 +109,7 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error if the program is missing or fails.
-    pub fn read(self) -> Result<Table> {
+    pub(crate) fn read(self) -> Result<Table> {
         self.read_table("nat")
     }
 
@@ -126,13 +117,13 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error if the program is missing or fails.
-    pub fn read_table(self, table: &str) -> Result<Table> {
+    pub(crate) fn read_table(self, table: &str) -> Result<Table> {
         Ok(Table::parse(&self.save(table)?))
     }
 
     /// Reports whether MASQUERADE supports `--random-fully`, as the programs do since 1.6.2.
     #[must_use]
-    pub fn has_random_fully(self) -> bool {
+    pub(crate) fn has_random_fully(self) -> bool {
         let help = self.run("", &["-j", "MASQUERADE", "--help"], "");
         help.is_ok_and(|help| help.contains("--random-fully"))
     }
@@ -143,14 +134,14 @@ impl Iptables {
     /// # Errors
     /// Returns an error if the programs fail, or another process holds their lock for too long.
     /// Nothing has changed then.
-    pub fn apply(self, chain: &Chain) -> Result<bool> {
+    pub(crate) fn apply(self, chain: &Chain) -> Result<bool> {
         let table = self.read()?;
-        let led = leads_to(&table, &chain.name);
-        let is: Vec<_> = table.rules(&chain.name).iter().map(|r| &r.text).collect();
-        if led && is.iter().copied().eq(&chain.rules) {
+        let jumps = has_jump(&table, &chain.name);
+        let texts: Vec<_> = table.rules(&chain.name).iter().map(|r| &r.text).collect();
+        if jumps && texts.iter().copied().eq(&chain.rules) {
             return Ok(false);
         }
-        self.restore(&restore(chain, !led))?;
+        self.restore(&restore_input(chain, !jumps))?;
         Ok(true)
     }
 
@@ -158,12 +149,12 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error as [`apply`](Self::apply) does.
-    pub fn prepare(self, chain: &Chain) -> Result<()> {
-        if leads_to(&self.read()?, &chain.name) {
+    pub(crate) fn prepare(self, chain: &Chain) -> Result<()> {
+        if has_jump(&self.read()?, &chain.name) {
             return Ok(());
         }
         // Referencing the built-in chain registers its netfilter hook.
-        let text = restore(chain, false);
+        let text = restore_input(chain, false);
         self.restore(&text.replacen("*nat\n", "*nat\n:POSTROUTING ACCEPT [0:0]\n", 1))
     }
 
@@ -172,7 +163,12 @@ impl Iptables {
     ///
     /// # Errors
     /// Returns an error as [`apply`](Self::apply) does.
-    pub fn remove(self, rules: &[(String, String)], chains: &[&str], keep: bool) -> Result<()> {
+    pub(crate) fn remove(
+        self,
+        rules: &[(String, String)],
+        chains: &[&str],
+        keep: bool,
+    ) -> Result<()> {
         let mut text = String::from("*nat\n");
         if keep {
             text.push_str(&format!(
@@ -197,8 +193,8 @@ impl Iptables {
 }
 
 /// Reports whether POSTROUTING jumps to the chain.
-fn leads_to(table: &Table, chain: &str) -> bool {
-    let jump = jump(chain);
+fn has_jump(table: &Table, chain: &str) -> bool {
+    let jump = jump_rule(chain);
     table
         .rules("POSTROUTING")
         .iter()

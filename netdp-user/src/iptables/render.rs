@@ -1,20 +1,11 @@
 //! Renders the policy as the rules of ip-masq-agent (cmd/ip-masq-agent/ip-masq-agent.go at
 //! e3000864), with its chain, order and comments.
 
-use super::Family;
-use crate::config::{Action, Config};
-use ipnet::IpNet;
+use crate::config::{Config, RuleAction};
+use crate::upstream::masq_agent::{JUMP_COMMENT, MASQUERADE_COMMENT, RETURN_COMMENT};
+use netdp_common::addr::Family;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
-
-/// Comment of rules that return.
-const RETURN_COMMENT: &str = "ip-masq-agent: local traffic is not subject to MASQUERADE";
-/// Comment of rules that masquerade.
-const MASQUERADE_COMMENT: &str =
-    "ip-masq-agent: outbound traffic is subject to MASQUERADE (must be last in chain)";
-/// Beginning of the comment of the jump to the chain.
-pub const JUMP_COMMENT: &str =
-    "ip-masq-agent: ensure nat POSTROUTING directs all non-LOCAL destination traffic to our custom";
 
 /// Protocols to which `--to-ports` applies, in ip-masq-agent's order.
 const PORT_PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
@@ -30,7 +21,7 @@ pub struct Ports {
 
 /// The chain of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Chain {
+pub(crate) struct Chain {
     /// Name of the chain.
     pub name: String,
     /// Its rules as iptables-save prints them, without `-A NAME`, in order.
@@ -44,20 +35,20 @@ impl Chain {
     /// ip-masq-agent writes them. With such prefixes the longest match has to decide, so the
     /// longest prefix goes first.
     #[must_use]
-    pub fn new(name: &str, family: Family, config: &Config, ports: &Ports) -> Self {
+    pub(crate) fn new(name: &str, family: Family, config: &Config, ports: &Ports) -> Self {
         let mut listed: Vec<_> = config
             .rules
             .iter()
-            .filter(|rule| family_of(&rule.prefix) == family)
+            .filter(|rule| Family::of(rule.prefix.addr()) == family)
             .map(|rule| (rule.prefix, rule.action))
             .collect();
         let default = listed
             .iter()
             .find(|(prefix, _)| prefix.prefix_len() == 0)
-            .map_or(Action::Masquerade, |(_, action)| *action);
+            .map_or(RuleAction::Masquerade, |(_, action)| *action);
         let longest_first = listed
             .iter()
-            .any(|(_, action)| matches!(action, Action::Masquerade));
+            .any(|(_, action)| matches!(action, RuleAction::Masquerade));
         if longest_first {
             listed.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
         }
@@ -69,15 +60,15 @@ impl Chain {
                 _ => format!("-d {prefix} "),
             };
             match action {
-                Action::Bypass => rules.push(format!(
+                RuleAction::Bypass => rules.push(format!(
                     "{destination}-m comment --comment \"{RETURN_COMMENT}\" -j RETURN"
                 )),
-                Action::Masquerade => masquerade(&mut rules, &destination, ports),
+                RuleAction::Masquerade => masquerade(&mut rules, &destination, ports),
             }
         }
         // ip-masq-agent writes the last rule even after a rule that matches everything.
-        let reached = !longest_first || matches!(default, Action::Masquerade);
-        if reached && !rules.last().is_some_and(|r| is_final(r)) {
+        let reached = !longest_first || matches!(default, RuleAction::Masquerade);
+        if reached && !rules.last().is_some_and(|r| matches_everything(r)) {
             masquerade(&mut rules, "", ports);
         }
         Self {
@@ -88,15 +79,8 @@ impl Chain {
 }
 
 /// Reports whether no rule after this one can be reached.
-fn is_final(rule: &str) -> bool {
+fn matches_everything(rule: &str) -> bool {
     rule.starts_with("-m comment") && rule.contains("-j MASQUERADE")
-}
-
-const fn family_of(prefix: &IpNet) -> Family {
-    match prefix {
-        IpNet::V4(_) => Family::V4,
-        IpNet::V6(_) => Family::V6,
-    }
 }
 
 /// Appends the rules that masquerade `destination`: one for each protocol with ports and each
@@ -146,7 +130,7 @@ fn probability(ranges: &[(u16, u16)], at: usize) -> Option<String> {
 
 /// Returns the rule in POSTROUTING that jumps to the chain, as iptables-save prints it.
 #[must_use]
-pub fn jump(chain: &str) -> String {
+pub(crate) fn jump_rule(chain: &str) -> String {
     format!(
         "-A POSTROUTING -m comment --comment \"{JUMP_COMMENT} {chain} chain\" -m addrtype ! --dst-type LOCAL -j {chain}"
     )
@@ -155,14 +139,14 @@ pub fn jump(chain: &str) -> String {
 /// Returns the input for iptables-restore --noflush that writes all of `chain`, and the jump to it
 /// if there is none yet. Everything else in the table remains unchanged.
 #[must_use]
-pub fn restore(chain: &Chain, with_jump: bool) -> String {
+pub(crate) fn restore_input(chain: &Chain, with_jump: bool) -> String {
     let mut text = format!("*nat\n:{} - [0:0]\n", chain.name);
     for rule in &chain.rules {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "-A {} {rule}", chain.name);
     }
     if with_jump {
-        text.push_str(&jump(&chain.name));
+        text.push_str(&jump_rule(&chain.name));
         text.push('\n');
     }
     text.push_str("COMMIT\n");

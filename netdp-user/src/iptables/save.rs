@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 /// A rule of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Rule {
+pub struct IptablesRule {
     /// Its text without `-A CHAIN`.
     pub text: String,
     /// Packets and bytes that it has matched.
@@ -14,16 +14,16 @@ pub struct Rule {
 
 /// The nat table of one family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table {
+pub(crate) struct Table {
     /// Rules of each chain, in order.
-    pub chains: BTreeMap<String, Vec<Rule>>,
+    pub chains: BTreeMap<String, Vec<IptablesRule>>,
 }
 
 impl Table {
     /// Parses the output of `iptables-save --counters --table nat`. Lines that cannot be parsed are
     /// skipped: iptables-save also prints other tables and comments.
     #[must_use]
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
             if let Some(chain) = line.strip_prefix(':') {
@@ -38,12 +38,12 @@ impl Table {
 
     /// Returns the rules of a chain; empty if there is no such chain.
     #[must_use]
-    pub fn rules(&self, chain: &str) -> &[Rule] {
+    pub(crate) fn rules(&self, chain: &str) -> &[IptablesRule] {
         self.chains.get(chain).map_or(&[], Vec::as_slice)
     }
 
     /// Iterates over all rules with their chains.
-    pub fn all(&self) -> impl Iterator<Item = (&str, &Rule)> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = (&str, &IptablesRule)> {
         self.chains
             .iter()
             .flat_map(|(chain, rules)| rules.iter().map(move |rule| (chain.as_str(), rule)))
@@ -51,7 +51,7 @@ impl Table {
 }
 
 /// Parses a rule, `[1:84] -A CHAIN …`, and returns it with its chain.
-fn rule(line: &str) -> Option<(&str, Rule)> {
+fn rule(line: &str) -> Option<(&str, IptablesRule)> {
     let (counters, rest) = match line.strip_prefix('[') {
         Some(counted) => {
             let (counters, rest) = counted.split_once("] ")?;
@@ -62,5 +62,5 @@ fn rule(line: &str) -> Option<(&str, Rule)> {
     };
     let (chain, text) = rest.strip_prefix("-A ")?.split_once(' ')?;
     let text = text.into();
-    Some((chain, Rule { text, counters }))
+    Some((chain, IptablesRule { text, counters }))
 }

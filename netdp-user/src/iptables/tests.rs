@@ -1,6 +1,6 @@
-use super::{Chain, Ports, restore};
-use super::{Family, Table};
+use super::{Chain, Ports, Table, restore_input};
 use crate::config::{self, Config, Document, Options};
+use netdp_common::addr::Family;
 
 fn config(text: &str) -> Config {
     let document = Document {
@@ -90,7 +90,7 @@ fn the_longest_prefix_goes_first_where_some_are_masqueraded() {
 #[test]
 fn what_is_restored_reads_as_the_chain() {
     let chain = Chain::new("C", Family::V4, &config(""), &Ports::default());
-    let table = Table::parse(&restore(&chain, true));
+    let table = Table::parse(&restore_input(&chain, true));
     let texts: Vec<_> = table.rules("C").iter().map(|rule| &rule.text).collect();
     assert!(texts.iter().copied().eq(&chain.rules));
     assert_eq!(table.rules("POSTROUTING").len(), 1);

@@ -1,27 +1,27 @@
 //! Ports and protocols that the node itself receives and that the programs cannot detect by a
 //! socket lookup: pods' flows must not take them.
 //!
-//! The facts are third-party NAT rules (`crate::foreign`), IPVS services, sockets, IPsec
-//! ([`Prober`]) and tunnels ([`crate::uplinks`]); [`decide`] derives the contents of the maps
+//! The facts are third-party NAT rules (`foreign`), IPVS services, sockets, IPsec
+//! (`Prober`) and tunnels ([`crate::uplinks`]); `decide` derives the contents of the maps
 //! `node_ports` and `node_protocols` from them.
 
+mod ipsec_drops;
 mod ports;
 mod probe;
 mod proc;
 mod report;
-mod withhold;
 mod xfrm;
 
 #[cfg(test)]
 mod tests;
 
-pub use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
-pub use probe::{Probe, Prober};
-pub use report::{NodeReport, PortsReport, ProtocolReport};
-pub use withhold::{Withheld, withheld};
-pub use xfrm::{Ipsec, Policy};
+pub(crate) use ipsec_drops::ipsec_drops;
+pub(crate) use ports::{PROTOCOLS, PortSet, Ranges, protocol_bit};
+pub(crate) use probe::{Probe, Prober};
+pub(crate) use report::{NodeReport, PortsReport, ProtocolReport};
+pub(crate) use xfrm::{Ipsec, Policy};
 
-use crate::foreign::Inward;
+use crate::foreign::Redirects;
 use crate::uplinks::Tunnel;
 use netdp_common::abi::{NodeProtocol, node_port_bit};
 use netdp_common::addr::Addr;
@@ -36,21 +36,21 @@ const MOST_PEERS: usize = 256;
 
 /// A protocol without ports that the node uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Spoken {
+pub struct ProtocolPeer {
     /// IP protocol number as assigned by IANA.
     pub protocol: u8,
     /// Address of the peer; the family's unspecified address stands for any peer.
     pub peer: IpAddr,
 }
 
-impl Spoken {
+impl ProtocolPeer {
     /// Returns the key in the map `node_protocols`.
     #[must_use]
     pub fn key(&self) -> NodeProtocol {
         NodeProtocol::new(Addr::from(self.peer), u32::from(self.protocol))
     }
 
-    const fn with_anybody(self) -> Self {
+    const fn with_any_peer(self) -> Self {
         let peer = match self.peer {
             IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
@@ -61,7 +61,7 @@ impl Spoken {
 
 /// A virtual service of IPVS.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Service {
+pub(crate) struct Service {
     /// `tcp`, `udp`, `sctp`; `fwm` for a service selected by a mark.
     pub protocol: String,
     /// Address; `None` if a mark selects the service.
@@ -72,9 +72,9 @@ pub struct Service {
 
 /// All facts about the node.
 #[derive(Debug)]
-pub struct Facts<'a> {
+pub(crate) struct Facts<'a> {
     /// Third-party NAT rules for packets to the node.
-    pub nat: &'a Inward,
+    pub nat: &'a Redirects,
     /// Polled facts: sockets, services, IPsec.
     pub probe: &'a Probe,
     /// Tunnels that are up.
@@ -85,11 +85,11 @@ pub struct Facts<'a> {
 
 /// Desired contents of the maps, with the report about them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct DesiredNodeMaps {
     /// `NODE_PORT_*` bits by port; no zeros.
     pub ports: BTreeMap<u16, u32>,
     /// Protocols that the node uses.
-    pub protocols: BTreeSet<Spoken>,
+    pub protocols: BTreeSet<ProtocolPeer>,
     /// Origins of the ports and protocols.
     pub report: NodeReport,
 }
@@ -104,19 +104,19 @@ struct Source {
 
 /// Returns the desired contents of the maps.
 #[must_use]
-pub fn decide(facts: &Facts<'_>) -> Wanted {
-    let mut wanted = Wanted::default();
-    wanted.report.unread.clone_from(&facts.nat.unread);
+pub(crate) fn decide(facts: &Facts<'_>) -> DesiredNodeMaps {
+    let mut desired = DesiredNodeMaps::default();
+    desired.report.unread.clone_from(&facts.nat.unread);
     let mut sources = rules(facts.nat);
     sources.extend(services(facts));
     sources.extend(sockets(facts.probe));
-    add_ports(sources, &mut wanted);
-    add_protocols(spoken(facts), &mut wanted);
-    wanted
+    add_ports(sources, &mut desired);
+    add_protocols(protocols(facts), &mut desired);
+    desired
 }
 
-fn rules(nat: &Inward) -> Vec<Source> {
-    let source = |found: &crate::foreign::Diverted| Source {
+fn rules(nat: &Redirects) -> Vec<Source> {
+    let source = |found: &crate::foreign::Redirect| Source {
         from: format!("{} ({}, {})", found.owner, found.backend, found.family),
         about: format!(
             "{}, {}, {}: {}",
@@ -124,7 +124,7 @@ fn rules(nat: &Inward) -> Vec<Source> {
         ),
         ports: found.ports.clone(),
     };
-    nat.diverted.iter().map(source).collect()
+    nat.rules.iter().map(source).collect()
 }
 
 fn services(facts: &Facts<'_>) -> Vec<Source> {
@@ -168,7 +168,7 @@ fn sockets(probe: &Probe) -> Vec<Source> {
 }
 
 /// Adds the sources with the fewest ports first, until there are too many.
-fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
+fn add_ports(sources: Vec<Source>, desired: &mut DesiredNodeMaps) {
     let mut by_place: BTreeMap<(&str, String), Ranges> = BTreeMap::new();
     let mut too_many: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (n, (name, number)) in PROTOCOLS.into_iter().enumerate() {
@@ -189,10 +189,10 @@ fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
             *known = known.union(&ports);
         }
         for port in all {
-            *wanted.ports.entry(port).or_default() |= node_port_bit(number);
+            *desired.ports.entry(port).or_default() |= node_port_bit(number);
         }
     }
-    wanted.report.ports = by_place
+    desired.report.ports = by_place
         .into_iter()
         .map(|((protocol, from), ports)| PortsReport {
             protocol: protocol.into(),
@@ -200,31 +200,31 @@ fn add_ports(sources: Vec<Source>, wanted: &mut Wanted) {
             from,
         })
         .collect();
-    wanted.report.not_kept = too_many
+    desired.report.not_kept = too_many
         .into_iter()
         .map(|(about, protocols)| format!("{} of {about}", protocols.join(", ")))
         .collect();
 }
 
 /// Returns all protocols that the node uses, with their origin.
-fn spoken(facts: &Facts<'_>) -> BTreeMap<Spoken, String> {
+fn protocols(facts: &Facts<'_>) -> BTreeMap<ProtocolPeer, String> {
     let mut found = BTreeMap::new();
     for tunnel in facts.tunnels {
         found
-            .entry(tunnel.spoken)
+            .entry(tunnel.protocol)
             .or_insert_with(|| format!("interface {}", tunnel.link));
     }
-    for spoken in ipsec(&facts.probe.ipsec, facts.local) {
-        found.entry(spoken).or_insert_with(|| "IPsec".into());
+    for peer in ipsec(&facts.probe.ipsec, facts.local) {
+        found.entry(peer).or_insert_with(|| "IPsec".into());
     }
-    for spoken in &facts.probe.raw {
-        found.entry(*spoken).or_insert_with(|| "sockets".into());
+    for peer in &facts.probe.raw {
+        found.entry(*peer).or_insert_with(|| "sockets".into());
     }
     found
 }
 
 /// Returns the IPsec peers: the endpoints that are not the node's; any peer if none is known.
-fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<Spoken> {
+fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<ProtocolPeer> {
     let mut found = BTreeSet::new();
     for &Ipsec { protocol, ends } in all {
         let others: Vec<_> = ends
@@ -235,26 +235,28 @@ fn ipsec(all: &BTreeSet<Ipsec>, local: &BTreeSet<IpAddr>) -> BTreeSet<Spoken> {
         let peers = others
             .into_iter()
             .filter(|end| !known || !end.is_unspecified());
-        found.extend(peers.map(|peer| Spoken { protocol, peer }));
+        found.extend(peers.map(|peer| ProtocolPeer { protocol, peer }));
     }
     found
 }
 
-fn add_protocols(found: BTreeMap<Spoken, String>, wanted: &mut Wanted) {
-    let mut peers: BTreeMap<Spoken, usize> = BTreeMap::new();
-    for spoken in found.keys() {
-        *peers.entry(spoken.with_anybody()).or_default() += 1;
+fn add_protocols(found: BTreeMap<ProtocolPeer, String>, desired: &mut DesiredNodeMaps) {
+    let mut peers: BTreeMap<ProtocolPeer, usize> = BTreeMap::new();
+    for peer in found.keys() {
+        *peers.entry(peer.with_any_peer()).or_default() += 1;
     }
-    let mut kept: BTreeMap<Spoken, String> = BTreeMap::new();
-    for (spoken, from) in found {
-        let anybody = spoken.with_anybody();
-        let many = peers.get(&anybody).is_some_and(|count| *count > MOST_PEERS);
-        let spoken = if many { anybody } else { spoken };
-        kept.entry(spoken).or_insert(from);
+    let mut kept: BTreeMap<ProtocolPeer, String> = BTreeMap::new();
+    for (peer, from) in found {
+        let any_peer = peer.with_any_peer();
+        let many = peers
+            .get(&any_peer)
+            .is_some_and(|count| *count > MOST_PEERS);
+        let peer = if many { any_peer } else { peer };
+        kept.entry(peer).or_insert(from);
     }
-    wanted.protocols = kept.keys().copied().collect();
-    wanted.report.protocols = kept
+    desired.protocols = kept.keys().copied().collect();
+    desired.report.protocols = kept
         .into_iter()
-        .map(|(spoken, from)| ProtocolReport::new(&spoken, from))
+        .map(|(peer, from)| ProtocolReport::new(&peer, from))
         .collect();
 }

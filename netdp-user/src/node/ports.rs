@@ -5,7 +5,7 @@ use netdp_common::tuple::proto;
 use std::fmt;
 
 /// The protocols with ports that `node_ports` covers, with their IP protocol numbers.
-pub const PROTOCOLS: [(&str, u32); 5] = [
+pub(crate) const PROTOCOLS: [(&str, u32); 5] = [
     ("tcp", proto::TCP),
     ("udp", proto::UDP),
     ("sctp", proto::SCTP),
@@ -15,32 +15,32 @@ pub const PROTOCOLS: [(&str, u32); 5] = [
 
 /// Ports as inclusive ranges: sorted, and not adjacent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ranges(Vec<(u16, u16)>);
+pub(crate) struct Ranges(Vec<(u16, u16)>);
 
 impl Ranges {
     /// Returns the range of all ports.
-    pub fn all() -> Self {
+    pub(crate) fn all() -> Self {
         Self(vec![(0, u16::MAX)])
     }
 
     /// Returns the range `first` to `last`, both included; empty if `first` is greater.
-    pub fn one(first: u16, last: u16) -> Self {
+    pub(crate) fn one(first: u16, last: u16) -> Self {
         Self::from_iter([(first, last)])
     }
 
     /// Reports whether the set is empty.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Returns the number of ports.
-    pub fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         let count = |&(first, last): &(u16, u16)| u32::from(last - first) + 1;
         self.0.iter().map(count).sum()
     }
 
     /// Iterates over single ports.
-    pub fn ports(&self) -> impl Iterator<Item = u16> {
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
         self.0.iter().flat_map(|&(first, last)| first..=last)
     }
 
@@ -50,7 +50,7 @@ impl Ranges {
     }
 
     /// Returns the ports that are in both sets.
-    pub fn intersection(&self, other: &Self) -> Self {
+    pub(crate) fn intersection(&self, other: &Self) -> Self {
         let (mut ours, mut theirs) = (self.0.iter().peekable(), other.0.iter().peekable());
         let mut both = Vec::new();
         while let (Some(own), Some(other)) = (ours.peek(), theirs.peek()) {
@@ -68,12 +68,12 @@ impl Ranges {
     }
 
     /// Returns the ports that are in either set.
-    pub fn union(&self, other: &Self) -> Self {
+    pub(crate) fn union(&self, other: &Self) -> Self {
         self.ranges().chain(other.ranges()).collect()
     }
 
     /// Returns the ports that are not in the set.
-    pub fn complement(&self) -> Self {
+    pub(crate) fn complement(&self) -> Self {
         let mut rest = Vec::new();
         let mut next = Some(0);
         for &(first, last) in &self.0 {
@@ -123,16 +123,16 @@ impl fmt::Display for Ranges {
 
 /// Ports by protocol.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PortSet([Ranges; 5]);
+pub(crate) struct PortSet([Ranges; 5]);
 
 impl PortSet {
     /// Returns every port of every protocol.
-    pub fn all() -> Self {
+    pub(crate) fn all() -> Self {
         Self(std::array::from_fn(|_| Ranges::all()))
     }
 
     /// Returns these ports of the protocols in `mask` (`NODE_PORT_*` bits).
-    pub fn of(mask: u32, ports: &Ranges) -> Self {
+    pub(crate) fn of(mask: u32, ports: &Ranges) -> Self {
         Self(std::array::from_fn(|n| {
             let (_, number) = PROTOCOLS[n];
             if node_port_bit(number) & mask == 0 {
@@ -144,17 +144,17 @@ impl PortSet {
     }
 
     /// Reports whether the set is empty.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.iter().all(Ranges::is_empty)
     }
 
     /// Returns the ports that are in both sets.
-    pub fn intersection(&self, other: &Self) -> Self {
+    pub(crate) fn intersection(&self, other: &Self) -> Self {
         Self(std::array::from_fn(|n| self.0[n].intersection(&other.0[n])))
     }
 
     /// Adds the ports of `other`. Reports whether the set has grown.
-    pub fn extend(&mut self, other: &Self) -> bool {
+    pub(crate) fn extend(&mut self, other: &Self) -> bool {
         let mut grown = false;
         for (own, other) in self.0.iter_mut().zip(&other.0) {
             let both = own.union(other);
@@ -165,14 +165,14 @@ impl PortSet {
     }
 
     /// Returns name and IP protocol number with the ports of each protocol.
-    pub fn by_protocol(&self) -> impl Iterator<Item = (&'static str, u32, &Ranges)> {
+    pub(crate) fn by_protocol(&self) -> impl Iterator<Item = (&'static str, u32, &Ranges)> {
         let named = PROTOCOLS.iter().zip(&self.0);
         named.map(|(&(name, number), ports)| (name, number, ports))
     }
 }
 
 /// Returns the bit of a protocol, by its name or number; 0 for one without ports.
-pub fn protocol_bit(name: &str) -> u32 {
+pub(crate) fn protocol_bit(name: &str) -> u32 {
     let by_name = PROTOCOLS.iter().find(|(known, _)| *known == name);
     let number = by_name.map(|(_, number)| *number);
     node_port_bit(number.or_else(|| name.parse().ok()).unwrap_or_default())
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_written_as_they_are_said() {
+    fn ranges_are_formatted_as_dports_takes_them() {
         let ranges = Ranges::from_iter([(9000, 9010), (80, 80), (81, 81), (443, 443)]);
         assert_eq!(ranges.to_string(), "80-81,443,9000-9010");
         assert_eq!(Ranges::one(2, 1).to_string(), "");

@@ -1,7 +1,7 @@
 //! Facts without change notifications: polled beside the agent's loop.
 
 use super::xfrm::{self, Ipsec, Policy};
-use super::{Service, Spoken, proc};
+use super::{ProtocolPeer, Service, proc};
 use crate::iptables::LegacyState;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,18 +12,18 @@ use tokio::time::{Instant, sleep_until};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Minimum time between two polls, as a multiple of the duration of a poll.
-const REST: u32 = 20;
+const BACKOFF_FACTOR: u32 = 20;
 
 /// Result of a poll.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Probe {
+pub(crate) struct Probe {
     /// Protocols (`NODE_PORT_*` bits) and ports of sockets that the programs' socket lookups do not
     /// find.
     pub sockets: BTreeSet<(u32, u16)>,
     /// Virtual services of IPVS.
     pub services: BTreeSet<Service>,
     /// Protocols of raw sockets.
-    pub raw: BTreeSet<Spoken>,
+    pub raw: BTreeSet<ProtocolPeer>,
     /// Protocols and endpoints of IPsec.
     pub ipsec: BTreeSet<Ipsec>,
     /// Egress policies of IPsec, in the kernel's order.
@@ -35,7 +35,7 @@ pub struct Probe {
 impl Probe {
     /// Polls once. Facts that are absent, or cannot be read, are empty.
     #[must_use]
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let text = |file: &str| {
             std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default()
         };
@@ -60,7 +60,7 @@ impl Probe {
 
 /// A poller with a period of a second, on a thread of its own.
 #[derive(Debug)]
-pub struct Prober {
+pub(crate) struct Prober {
     last: Option<Probe>,
     running: Option<JoinHandle<(Probe, Duration)>>,
     due: Instant,
@@ -79,7 +79,7 @@ impl Default for Prober {
 impl Prober {
     /// Waits for a result other than the last one returned; the first time for the first result.
     /// Dropping the future loses nothing.
-    pub async fn changed(&mut self) -> Probe {
+    pub(crate) async fn changed(&mut self) -> Probe {
         loop {
             sleep_until(self.due).await;
             let running = self.running.get_or_insert_with(|| {
@@ -88,12 +88,12 @@ impl Prober {
                     (Probe::read(), start.elapsed())
                 })
             });
-            let seen = running.await;
+            let result = running.await;
             self.running = None;
             self.due = Instant::now() + INTERVAL;
-            match seen {
+            match result {
                 Ok((probe, took)) => {
-                    self.due = Instant::now() + INTERVAL.max(took * REST);
+                    self.due = Instant::now() + INTERVAL.max(took * BACKOFF_FACTOR);
                     if self.last.as_ref() != Some(&probe) {
                         return self.last.insert(probe).clone();
                     }

@@ -1,6 +1,6 @@
 //! The node's sockets and services as listed in /proc.
 
-use super::{Service, Spoken};
+use super::{ProtocolPeer, Service};
 use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,32 +13,32 @@ const NOT_SPOKEN: [u8; 9] = [0, 1, 6, 17, 33, 58, 132, 136, 255];
 const L2TP: u8 = 115;
 
 /// Returns the local port of each SCTP endpoint, from /proc/net/sctp/eps (net/sctp/proc.c).
-pub fn sctp(eps: &str) -> impl Iterator<Item = (u32, u16)> {
+pub(crate) fn sctp(eps: &str) -> impl Iterator<Item = (u32, u16)> {
     let port = |line: &str| line.split_ascii_whitespace().nth(5)?.parse().ok();
     let ports = eps.lines().skip(1).filter_map(port);
     ports.map(|port| (NODE_PORT_SCTP, port))
 }
 
 /// Returns the local port of each UDP-Lite socket, from /proc/net/udplite and udplite6.
-pub fn udplite(sockets: &str) -> impl Iterator<Item = (u32, u16)> {
+pub(crate) fn udplite(sockets: &str) -> impl Iterator<Item = (u32, u16)> {
     let all = sockets.lines().filter_map(ends);
     all.map(|(local, _)| (NODE_PORT_UDP_LITE, local.1))
 }
 
 /// Returns the protocols of raw sockets, from /proc/net/raw and raw6: the local port is the
 /// protocol.
-pub fn raw(sockets: &str) -> impl Iterator<Item = Spoken> {
+pub(crate) fn raw(sockets: &str) -> impl Iterator<Item = ProtocolPeer> {
     let all = sockets.lines().filter_map(ends);
     all.filter_map(|(local, remote)| {
         let protocol = u8::try_from(local.1).ok()?;
         let peer = remote.0;
-        (!NOT_SPOKEN.contains(&protocol)).then_some(Spoken { protocol, peer })
+        (!NOT_SPOKEN.contains(&protocol)).then_some(ProtocolPeer { protocol, peer })
     })
 }
 
 /// Returns L2TP over IP, whose sockets are listed nowhere: if /proc/net/protocols has it, it is
 /// loaded, and counts as used with any peer.
-pub fn l2tp(protocols: &str) -> impl Iterator<Item = Spoken> {
+pub(crate) fn l2tp(protocols: &str) -> impl Iterator<Item = ProtocolPeer> {
     let name = |line: &'_ str| line.split_ascii_whitespace().next().map(str::to_owned);
     protocols.lines().filter_map(name).filter_map(|name| {
         let peer = match name.as_str() {
@@ -47,12 +47,12 @@ pub fn l2tp(protocols: &str) -> impl Iterator<Item = Spoken> {
             _ => return None,
         };
         let protocol = L2TP;
-        Some(Spoken { protocol, peer })
+        Some(ProtocolPeer { protocol, peer })
     })
 }
 
 /// Returns the IPVS services, from /proc/net/ip_vs (net/netfilter/ipvs/ip_vs_ctl.c).
-pub fn ipvs(services: &str) -> BTreeSet<Service> {
+pub(crate) fn ipvs(services: &str) -> BTreeSet<Service> {
     services.lines().filter_map(service).collect()
 }
 
@@ -115,7 +115,7 @@ fn end(text: &str) -> Option<End> {
 #[cfg(test)]
 mod tests {
     use super::{ipvs, l2tp, raw, sctp, udplite};
-    use crate::node::{Service, Spoken};
+    use crate::node::{ProtocolPeer, Service};
     use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
     use proptest::prelude::*;
 
@@ -128,16 +128,16 @@ mod tests {
 ";
 
     #[test]
-    fn raw_sockets_speak_their_protocol() {
-        let spoken = |protocol, peer: &str| Spoken {
+    fn raw_sockets_receive_their_protocol() {
+        let used = |protocol, peer: &str| ProtocolPeer {
             protocol,
             peer: peer.parse().unwrap(),
         };
         let found: Vec<_> = raw(RAW).collect();
-        assert_eq!(found, [spoken(47, "192.0.2.7"), spoken(89, "0.0.0.0")]);
+        assert_eq!(found, [used(47, "192.0.2.7"), used(89, "0.0.0.0")]);
         let v6 =
             "  103: 00000000000000000000000000000000:0067 B80D0120000000000000000007000000:0000 07";
-        assert_eq!(raw(v6).collect::<Vec<_>>(), [spoken(103, "2001:db8::7")]);
+        assert_eq!(raw(v6).collect::<Vec<_>>(), [used(103, "2001:db8::7")]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The report of `netdp status` about ports and protocols that are reserved for the node.
 
-use super::Spoken;
+use super::ProtocolPeer;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -43,15 +43,15 @@ pub struct ProtocolReport {
 }
 
 impl ProtocolReport {
-    pub(super) fn new(spoken: &Spoken, from: String) -> Self {
-        let peer = match (spoken.peer.is_unspecified(), spoken.peer.is_ipv4()) {
-            (false, _) => spoken.peer.to_string(),
+    pub(super) fn new(peer: &ProtocolPeer, from: String) -> Self {
+        let address = match (peer.peer.is_unspecified(), peer.peer.is_ipv4()) {
+            (false, _) => peer.peer.to_string(),
             (true, true) => "anybody (IPv4)".into(),
             (true, false) => "anybody (IPv6)".into(),
         };
         Self {
-            protocol: name(spoken.protocol),
-            peer,
+            protocol: name(peer.protocol),
+            peer: address,
             from,
         }
     }

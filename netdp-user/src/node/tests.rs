@@ -1,17 +1,20 @@
-use super::{Facts, Ipsec, MOST_PORTS, PortSet, Probe, Ranges, Service, Spoken, Wanted, decide};
-use crate::foreign::{Diverted, Inward};
+use super::{
+    DesiredNodeMaps, Facts, Ipsec, MOST_PORTS, PortSet, Probe, ProtocolPeer, Ranges, Service,
+    decide,
+};
+use crate::foreign::{Redirect, Redirects};
 use crate::uplinks::Tunnel;
 use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 
-fn spoken(protocol: u8, peer: &str) -> Spoken {
-    Spoken {
+fn peer(protocol: u8, peer: &str) -> ProtocolPeer {
+    ProtocolPeer {
         protocol,
         peer: peer.parse().unwrap(),
     }
 }
 
-fn rule(mask: u32, ports: Ranges) -> Diverted {
-    Diverted {
+fn rule(mask: u32, ports: Ranges) -> Redirect {
+    Redirect {
         owner: "a CNI plugin".into(),
         backend: "nft".into(),
         family: "IPv4".into(),
@@ -21,10 +24,10 @@ fn rule(mask: u32, ports: Ranges) -> Diverted {
     }
 }
 
-fn decided(diverted: Vec<Diverted>, probe: &Probe, tunnels: &[Tunnel]) -> Wanted {
-    let nat = Inward {
-        diverted,
-        ..Inward::default()
+fn decided(rules: Vec<Redirect>, probe: &Probe, tunnels: &[Tunnel]) -> DesiredNodeMaps {
+    let nat = Redirects {
+        rules,
+        ..Redirects::default()
     };
     decide(&Facts {
         nat: &nat,
@@ -36,8 +39,8 @@ fn decided(diverted: Vec<Diverted>, probe: &Probe, tunnels: &[Tunnel]) -> Wanted
     })
 }
 
-fn ports(wanted: &Wanted) -> Vec<(u16, u32)> {
-    wanted.ports.iter().map(|(p, b)| (*p, *b)).collect()
+fn ports(desired: &DesiredNodeMaps) -> Vec<(u16, u32)> {
+    desired.ports.iter().map(|(p, b)| (*p, *b)).collect()
 }
 
 #[test]
@@ -61,9 +64,9 @@ fn ports_of_all_places_are_united() {
         rule(NODE_PORT_TCP, Ranges::one(80, 81)),
         rule(NODE_PORT_TCP, Ranges::one(81, 82)),
     ];
-    let wanted = decided(rules, &probe, &[]);
+    let desired = decided(rules, &probe, &[]);
     assert_eq!(
-        ports(&wanted),
+        ports(&desired),
         [
             (9, NODE_PORT_UDP_LITE),
             (53, NODE_PORT_UDP),
@@ -74,10 +77,10 @@ fn ports_of_all_places_are_united() {
         ]
     );
     assert_eq!(
-        wanted.report.line(),
+        desired.report.line(),
         "sctp 80; tcp 80-82,443; udp 53; udplite 9"
     );
-    let from: Vec<_> = wanted
+    let from: Vec<_> = desired
         .report
         .ports
         .iter()
@@ -100,12 +103,12 @@ fn ports_of_all_places_are_united() {
 }
 
 #[test]
-fn too_many_ports_are_told_and_not_kept() {
+fn too_many_ports_are_reported_and_not_kept() {
     let most = u16::try_from(MOST_PORTS).unwrap();
     let fits = vec![rule(NODE_PORT_TCP, Ranges::one(0, most - 1))];
-    let wanted = decided(fits.clone(), &Probe::default(), &[]);
-    assert_eq!(wanted.ports.len(), usize::from(most));
-    assert_eq!(wanted.report.not_kept, [""; 0]);
+    let desired = decided(fits.clone(), &Probe::default(), &[]);
+    assert_eq!(desired.ports.len(), usize::from(most));
+    assert_eq!(desired.report.not_kept, [""; 0]);
 
     // The smaller ones come first, so that the largest is the one too many.
     let mut rules = fits;
@@ -114,10 +117,10 @@ fn too_many_ports_are_told_and_not_kept() {
         Ranges::one(50_000, 50_000),
     ));
     rules.push(rule(u32::MAX, Ranges::all()));
-    let wanted = decided(rules, &Probe::default(), &[]);
-    assert_eq!(ports(&wanted), [(50_000, NODE_PORT_TCP | NODE_PORT_UDP)]);
+    let desired = decided(rules, &Probe::default(), &[]);
+    assert_eq!(ports(&desired), [(50_000, NODE_PORT_TCP | NODE_PORT_UDP)]);
     assert_eq!(
-        wanted.report.not_kept,
+        desired.report.not_kept,
         [
             "tcp of nft, IPv4, CNI-DN-a: -A CNI-DN-a --dports 0-16383 -j DNAT",
             "tcp, udp, sctp, udplite, dccp of nft, IPv4, CNI-DN-a: -A CNI-DN-a --dports 0-65535 -j DNAT",
@@ -126,7 +129,7 @@ fn too_many_ports_are_told_and_not_kept() {
 }
 
 #[test]
-fn services_without_a_port_are_told() {
+fn services_without_a_port_are_reported() {
     let probe = Probe {
         services: [
             Service {
@@ -143,10 +146,10 @@ fn services_without_a_port_are_told() {
         .into(),
         ..Probe::default()
     };
-    let wanted = decided(Vec::new(), &probe, &[]);
-    assert_eq!(ports(&wanted), []);
+    let desired = decided(Vec::new(), &probe, &[]);
+    assert_eq!(ports(&desired), []);
     assert_eq!(
-        wanted.report.not_kept,
+        desired.report.not_kept,
         [
             "tcp, udp, sctp, udplite, dccp of IPVS: a service that a mark chooses",
             "tcp of IPVS: tcp 10.1.0.10, every port",
@@ -161,7 +164,7 @@ fn protocols_have_peers() {
         ends: ends.map(|ip| ip.parse().unwrap()),
     };
     let probe = Probe {
-        raw: [spoken(89, "0.0.0.0"), spoken(47, "192.0.2.7")].into(),
+        raw: [peer(89, "0.0.0.0"), peer(47, "192.0.2.7")].into(),
         ipsec: [
             ipsec(["192.0.2.8", "10.1.0.10"]),
             ipsec(["10.1.0.10", "192.0.2.9"]),
@@ -174,44 +177,44 @@ fn protocols_have_peers() {
     };
     let tunnel = Tunnel {
         link: "gre1".into(),
-        spoken: spoken(47, "192.0.2.7"),
+        protocol: peer(47, "192.0.2.7"),
     };
-    let wanted = decided(Vec::new(), &probe, &[tunnel]);
+    let desired = decided(Vec::new(), &probe, &[tunnel]);
     let expected = [
-        spoken(47, "192.0.2.7"),
-        spoken(50, "192.0.2.8"),
-        spoken(50, "192.0.2.9"),
-        spoken(50, "::"),
-        spoken(89, "0.0.0.0"),
+        peer(47, "192.0.2.7"),
+        peer(50, "192.0.2.8"),
+        peer(50, "192.0.2.9"),
+        peer(50, "::"),
+        peer(89, "0.0.0.0"),
     ];
-    assert_eq!(wanted.protocols, expected.into());
+    assert_eq!(desired.protocols, expected.into());
     assert_eq!(
-        wanted.report.line(),
+        desired.report.line(),
         "protocols gre to 192.0.2.7, esp to 192.0.2.8, esp to 192.0.2.9, esp, ospf"
     );
-    assert_eq!(wanted.report.protocols[0].from, "interface gre1");
+    assert_eq!(desired.report.protocols[0].from, "interface gre1");
 }
 
 #[test]
 fn very_many_peers_count_as_all() {
-    let peer = |n: u32| Spoken {
+    let nth = |n: u32| ProtocolPeer {
         protocol: 47,
         peer: std::net::Ipv4Addr::from(0xc000_0200 + n).into(),
     };
     let mut probe = Probe {
-        raw: (0..256).map(peer).collect(),
+        raw: (0..256).map(nth).collect(),
         ..Probe::default()
     };
     assert_eq!(decided(Vec::new(), &probe, &[]).protocols.len(), 256);
-    probe.raw.insert(peer(256));
-    let wanted = decided(Vec::new(), &probe, &[]);
-    assert_eq!(wanted.protocols, [spoken(47, "0.0.0.0")].into());
+    probe.raw.insert(nth(256));
+    let desired = decided(Vec::new(), &probe, &[]);
+    assert_eq!(desired.protocols, [peer(47, "0.0.0.0")].into());
 }
 
 #[test]
 fn a_line_stays_short() {
     let scattered: Ranges = (0..100).map(|n| (n * 10, n * 10)).collect();
-    let wanted = decided(vec![rule(NODE_PORT_TCP, scattered)], &Probe::default(), &[]);
-    let line = wanted.report.line();
+    let desired = decided(vec![rule(NODE_PORT_TCP, scattered)], &Probe::default(), &[]);
+    let line = desired.report.line();
     assert_eq!(line, "tcp 0,10,20,30,40,50,60,70,80,90,100,110 and 88 more");
 }

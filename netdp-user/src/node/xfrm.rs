@@ -57,7 +57,7 @@ const TEMPLATE_SOURCE: usize = 28;
 /// An IPsec protocol with both endpoints, the node's and the peer's; an unspecified address stands
 /// for any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Ipsec {
+pub(crate) struct Ipsec {
     /// ESP, AH or IPCOMP.
     pub protocol: u8,
     /// Addresses of destination and source, in this order.
@@ -66,7 +66,7 @@ pub struct Ipsec {
 
 /// An egress policy of IPsec.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
+pub(crate) struct Policy {
     /// Source prefix of the selector.
     pub source: IpNet,
     /// Destination prefix of the selector.
@@ -92,7 +92,7 @@ impl std::fmt::Display for Policy {
 ///
 /// # Errors
 /// Returns an error if the kernel refuses. Both are empty on a kernel without IPsec.
-pub fn read() -> Result<(BTreeSet<Ipsec>, Vec<Policy>)> {
+pub(crate) fn read() -> Result<(BTreeSet<Ipsec>, Vec<Policy>)> {
     let mut socket = match Socket::new(NETLINK_XFRM) {
         Err(err) if err.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => {
             return Ok((BTreeSet::new(), Vec::new()));

@@ -97,7 +97,7 @@ mod tests {
     use super::super::PolicyRule;
     use super::super::tests::{desired, uplink};
     use super::{Backend, Change, State, execute};
-    use crate::uplinks::{Asked, Given, Mac, Uplink};
+    use crate::uplinks::{Mac, SourceChoice, SourceQuery, Uplink};
     use anyhow::{Result, bail};
     use std::collections::{BTreeMap, BTreeSet};
     use std::net::IpAddr;
@@ -108,7 +108,7 @@ mod tests {
         policy: Option<Vec<PolicyRule>>,
         local: BTreeSet<IpAddr>,
         macs: BTreeSet<Mac>,
-        sources: BTreeMap<Asked, Given>,
+        sources: BTreeMap<SourceQuery, SourceChoice>,
         /// Interface entries, and whether each is only observed.
         entries: BTreeMap<u32, (Uplink, bool)>,
         /// Interfaces with programs, and whether these only observe.

@@ -6,7 +6,7 @@
 
 mod execute;
 
-use crate::uplinks::{Asked, Given, Mac, Sources, Uplink};
+use crate::uplinks::{Mac, SourceChoice, SourceQuery, Sources, Uplink};
 use ipnet::IpNet;
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
@@ -91,9 +91,9 @@ pub enum Change {
     /// Remove a MAC address of the node.
     RemoveMac(Mac),
     /// Set a source address that packets may leave with.
-    SetSource(Asked, Given),
+    SetSource(SourceQuery, SourceChoice),
     /// Remove a source address.
-    RemoveSource(Asked),
+    RemoveSource(SourceQuery),
     /// Write the addresses of an uplink.
     SetUplink(Uplink),
     /// Attach the programs to an uplink.

@@ -1,5 +1,5 @@
 use super::{Change, PolicyRule, State, diff};
-use crate::uplinks::{Asked, Given, LinkLayer, Uplink};
+use crate::uplinks::{LinkLayer, SourceChoice, SourceQuery, Uplink};
 use netdp_common::abi::Action;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,16 +32,16 @@ pub(super) fn desired() -> State {
     }
 }
 
-fn asked() -> Asked {
-    Asked {
+fn asked() -> SourceQuery {
+    SourceQuery {
         link: 2,
         named: false,
         net: "10.0.0.0/24".parse().unwrap(),
     }
 }
 
-fn given(last: u8) -> Given {
-    Given {
+fn given(last: u8) -> SourceChoice {
+    SourceChoice {
         addr: [10, 0, 0, last].into(),
         via: 2,
     }

@@ -6,7 +6,7 @@ use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::requirements::NoEbpf;
 use crate::state_dir::StateDir;
-use crate::uplinks::Lacking;
+use crate::uplinks::MissingAddress;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -47,7 +47,7 @@ pub struct Report {
     pub left_out: Vec<String>,
     /// Uplinks without an address of a family that pods use.
     #[serde(default)]
-    pub no_address: Vec<Lacking>,
+    pub no_address: Vec<MissingAddress>,
     /// Decisions about stacked devices.
     #[serde(default)]
     pub stacked: Vec<String>,
@@ -75,7 +75,7 @@ pub struct Report {
     pub chains: Vec<ChainReport>,
     /// Third-party NAT rules.
     #[serde(default)]
-    pub foreign: foreign::Seen,
+    pub foreign: foreign::NatFindings,
     /// Ports and traffic that the node itself receives, withheld from pods' flows, in eBPF mode.
     #[serde(default)]
     pub node: Option<NodeReport>,

@@ -2,8 +2,8 @@
 
 use super::Report;
 use crate::cli::output::table;
-use crate::foreign::Seen;
-use crate::iptables::{ChainReport, Rule};
+use crate::foreign::NatFindings;
+use crate::iptables::{ChainReport, IptablesRule};
 use anyhow::Result;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 pub(super) struct LiveRules {
     family: String,
     chain: String,
-    rules: Vec<Rule>,
+    rules: Vec<IptablesRule>,
     /// Reason why they cannot be read, if so.
     error: Option<String>,
 }
@@ -22,7 +22,7 @@ pub(super) struct LiveRules {
 pub(super) fn live(report: Option<&Report>) -> Vec<LiveRules> {
     let chains = report.map_or(&[][..], |report| &report.chains);
     let read = |chain: &ChainReport| {
-        let live = chain.live();
+        let live = chain.read_rules();
         LiveRules {
             family: chain.family.clone(),
             chain: chain.chain.clone(),
@@ -69,7 +69,7 @@ fn without_comment(rule: &str) -> String {
 }
 
 /// Formats third-party NAT rules.
-pub(super) fn foreign(out: &mut String, seen: &Seen) -> Result<()> {
+pub(super) fn foreign(out: &mut String, seen: &NatFindings) -> Result<()> {
     for problem in &seen.unread {
         writeln!(out, "other NAT  not looked at: {problem}")?;
     }

@@ -1,9 +1,9 @@
 //! `--mode shadow`: compares, for each new connection, netdp's decision with netfilter's.
 //!
-//! Connections and netfilter's decisions come from connection tracking (`observe`); `judge` decides
+//! Connections and netfilter's decisions come from connection tracking (`observe`); `compare` decides
 //! as the datapath would; `netfilter` finds the rule behind netfilter's decision.
 
-mod judge;
+mod compare;
 mod netfilter;
 mod observe;
 mod report;
@@ -12,6 +12,6 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-pub use judge::Node;
-pub use observe::Shadow;
-pub use report::{Verdict, print};
+pub(crate) use compare::Node;
+pub(crate) use observe::Shadow;
+pub(crate) use report::{Summary, print};

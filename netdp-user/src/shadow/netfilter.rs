@@ -1,31 +1,29 @@
 //! Search for the nat rule that netfilter applied.
 
-use crate::conntrack::Flow;
-use crate::iptables::{Backend, Family, Iptables, Table};
-use ipnet::IpNet;
+use crate::iptables::{Backend, Iptables, RuleOption, RuleOptions, Table};
+use crate::nf_conntrack::Flow;
+use crate::upstream::custom_iptables::COMMENT_PREFIX;
+use netdp_common::addr::Family;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Time for which tables that were read remain valid.
-const FRESH: Duration = Duration::from_secs(5);
-
-/// Beginning of the comments by which k8s-custom-iptables marks its rules.
-const CUSTOM: &str = "custom-iptables-";
+const TABLE_LIFETIME: Duration = Duration::from_secs(5);
 
 /// Result of the chains that netdp would replace, for a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Did {
+pub(super) enum NetfilterOutcome {
     /// Masqueraded, by this rule.
-    Masquerade(String),
+    Masqueraded(String),
     /// Not masqueraded, by this rule or because none matches.
-    Not(String),
+    Untranslated(String),
     /// The rules cannot be read.
     Unknown(String),
 }
 
 /// Source of netfilter's rules.
-pub(super) trait Rules {
-    fn did(&mut self, flow: &Flow) -> Did;
+pub(super) trait NetfilterRules {
+    fn outcome(&mut self, flow: &Flow) -> NetfilterOutcome;
 }
 
 /// A recent snapshot of the nat tables.
@@ -49,7 +47,10 @@ impl NatTables {
     }
 
     fn refresh(&mut self) {
-        if self.read.is_some_and(|read| read.elapsed() < FRESH) {
+        if self
+            .read
+            .is_some_and(|read| read.elapsed() < TABLE_LIFETIME)
+        {
             return;
         }
         self.read = Some(Instant::now());
@@ -67,26 +68,25 @@ impl NatTables {
     }
 }
 
-impl Rules for NatTables {
-    fn did(&mut self, flow: &Flow) -> Did {
+impl NetfilterRules for NatTables {
+    fn outcome(&mut self, flow: &Flow) -> NetfilterOutcome {
         self.refresh();
-        let family = match flow.original.source {
-            IpAddr::V4(_) => Family::V4,
-            IpAddr::V6(_) => Family::V6,
-        };
+        let family = Family::of(flow.original.source);
         let tables = self.tables.iter().filter(|(of, _)| *of == family);
         let mut not = None;
         for (_, table) in tables {
-            match did(table, &self.chain, flow) {
-                Did::Not(rule) if not.is_none() || table.chains.contains_key(&self.chain) => {
-                    not = Some(Did::Not(rule));
+            match evaluate(table, &self.chain, flow) {
+                NetfilterOutcome::Untranslated(rule)
+                    if not.is_none() || table.chains.contains_key(&self.chain) =>
+                {
+                    not = Some(NetfilterOutcome::Untranslated(rule));
                 }
-                Did::Not(_) => {}
+                NetfilterOutcome::Untranslated(_) => {}
                 other => return other,
             }
         }
         not.unwrap_or_else(|| {
-            Did::Unknown(
+            NetfilterOutcome::Unknown(
                 self.problem
                     .clone()
                     .unwrap_or_else(|| "no nat table can be read".into()),
@@ -96,20 +96,20 @@ impl Rules for NatTables {
 }
 
 /// Evaluates the chain `chain` and the rules of k8s-custom-iptables, as POSTROUTING does.
-pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
+pub(super) fn evaluate(table: &Table, chain: &str, flow: &Flow) -> NetfilterOutcome {
     let mut not = format!("there is no chain {chain}");
     if table.chains.contains_key(chain) {
         not = format!("no rule of {chain} matches");
     }
     for rule in table.rules(chain) {
-        let rule = Parsed::read(&rule.text);
-        if !rule.matches(flow) {
+        let options = RuleOptions::parse(&rule.text);
+        if !matches(&options, flow) {
             continue;
         }
         let text = format!("-A {chain} {}", rule.text);
-        match rule.target {
-            "MASQUERADE" | "SNAT" => return Did::Masquerade(text),
-            "RETURN" | "ACCEPT" => {
+        match options.target() {
+            Some("MASQUERADE" | "SNAT") => return NetfilterOutcome::Masqueraded(text),
+            Some("RETURN" | "ACCEPT") => {
                 not = text;
                 break;
             }
@@ -117,69 +117,29 @@ pub(super) fn did(table: &Table, chain: &str, flow: &Flow) -> Did {
         }
     }
     for rule in table.rules("POSTROUTING") {
-        let parsed = Parsed::read(&rule.text);
-        if rule.text.contains(CUSTOM) && parsed.target == "MASQUERADE" && parsed.matches(flow) {
-            return Did::Masquerade(format!("-A POSTROUTING {}", rule.text));
+        let options = RuleOptions::parse(&rule.text);
+        let masquerades = options.target() == Some("MASQUERADE");
+        if masquerades && options.has_comment(COMMENT_PREFIX) && matches(&options, flow) {
+            return NetfilterOutcome::Masqueraded(format!("-A POSTROUTING {}", rule.text));
         }
     }
-    Did::Not(not)
+    NetfilterOutcome::Untranslated(not)
 }
 
-/// The match conditions of a rule's text.
-struct Parsed<'a> {
-    text: &'a str,
-    source: Option<(bool, IpNet)>,
-    destination: Option<(bool, IpNet)>,
-    protocol: Option<&'a str>,
-    target: &'a str,
-}
-
-impl<'a> Parsed<'a> {
-    fn read(text: &'a str) -> Self {
-        let mut rule = Parsed {
-            text,
-            source: None,
-            destination: None,
-            protocol: None,
-            target: "",
-        };
-        let mut words = words(text).into_iter();
-        let mut inverted = false;
-        while let Some(word) = words.next() {
-            match word {
-                "!" => {
-                    inverted = true;
-                    continue;
-                }
-                "-s" => rule.source = words.next().and_then(net).map(|net| (inverted, net)),
-                "-d" => rule.destination = words.next().and_then(net).map(|net| (inverted, net)),
-                "-p" => rule.protocol = words.next(),
-                "-j" => rule.target = words.next().unwrap_or_default(),
-                // Its argument is no option, whatever its text.
-                "--comment" => drop(words.next()),
-                _ => {}
-            }
-            inverted = false;
-        }
-        rule
-    }
-
-    fn matches(&self, flow: &Flow) -> bool {
-        let within = |asked: &Option<(bool, IpNet)>, ip: IpAddr| {
-            asked.is_none_or(|(inverted, net)| net.contains(&ip) != inverted)
-        };
-        within(&self.source, flow.original.source)
-            // POSTROUTING runs after destination NAT.
-            && within(&self.destination, flow.reply.source)
-            && self.protocol.is_none_or(|name| is_protocol(name, flow.protocol))
-    }
-}
-
-/// Parses the argument of `-s` or `-d` as iptables-save writes it.
-fn net(word: &str) -> Option<IpNet> {
-    word.parse()
-        .ok()
-        .or_else(|| word.parse::<IpAddr>().ok().map(IpNet::from))
+/// Reports whether a flow meets the conditions of a rule, as far as they are about addresses and
+/// protocols.
+fn matches(rule: &RuleOptions<'_>, flow: &Flow) -> bool {
+    let is_within = |option: &RuleOption<'_, '_>, ip: IpAddr| {
+        let net = option.net();
+        net.is_none_or(|net| net.contains(&ip) != option.inverted)
+    };
+    rule.iter().all(|option| match option.name {
+        "-s" => is_within(&option, flow.original.source),
+        // POSTROUTING runs after destination NAT.
+        "-d" => is_within(&option, flow.reply.source),
+        "-p" => is_protocol(option.value(), flow.protocol) != option.inverted,
+        _ => true,
+    })
 }
 
 fn is_protocol(name: &str, number: u8) -> bool {
@@ -191,17 +151,4 @@ fn is_protocol(name: &str, number: u8) -> bool {
         "ipv6-icmp" | "icmpv6" => number == 58,
         other => other.parse() == Ok(number),
     }
-}
-
-/// Splits a rule into words; a quoted string is one word.
-fn words(text: &str) -> Vec<&str> {
-    let mut words = Vec::new();
-    for (n, part) in text.split('"').enumerate() {
-        if n % 2 == 1 {
-            words.push(part);
-        } else {
-            words.extend(part.split_whitespace());
-        }
-    }
-    words
 }

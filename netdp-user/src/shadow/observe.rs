@@ -1,10 +1,10 @@
 //! Thread that receives connections and compares the decisions about them.
 
-use super::judge::{Expected, Judgement, Node, judge};
+use super::compare::{Comparison, Expected, Node, compare};
 use super::netfilter::NatTables;
 use super::report::{Example, ShadowReport};
 use super::routes::Routes;
-use crate::conntrack::{Conntrack, Ends, Events, Flow, Heard};
+use crate::nf_conntrack::{Conntrack, EventBatch, Events, Flow, NfTuple};
 use crate::state_dir::StateDir;
 use crate::time::now;
 use anyhow::{Context as _, Result};
@@ -17,23 +17,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Time limit for waiting for connections before other work is done, and age limit of the report.
-const TURN: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Time for which results of route lookups remain valid.
-const ROUTES_FRESH: Duration = Duration::from_secs(1);
+const ROUTE_LIFETIME: Duration = Duration::from_secs(1);
 
 /// Interval between dumps of the whole table if the kernel sends no events.
 const DUMP_EVERY: Duration = Duration::from_secs(5);
 
 /// Limit of cached decisions, and of connections beyond the last dump.
-const REMEMBERED: usize = 65_536;
+const CACHE_LIMIT: usize = 65_536;
 
 /// Setting of the kernel's connection tracking events: 0 disables them.
 const EVENTS: &str = "/proc/sys/net/netfilter/nf_conntrack_events";
 
 /// Comparison that runs until it is dropped.
 #[derive(Debug)]
-pub struct Shadow {
+pub(crate) struct Shadow {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -51,7 +51,7 @@ impl Shadow {
     ///
     /// # Errors
     /// Returns an error if the kernel has no connection tracking.
-    pub fn start(chain: &str, state_dir: StateDir) -> Result<Self> {
+    pub(crate) fn start(chain: &str, state_dir: StateDir) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let events = Events::open()?;
         let mut conntrack = Conntrack::open()?;
@@ -66,11 +66,11 @@ impl Shadow {
             routes: Routes::open()?,
             tables: NatTables::new(chain),
             node: None,
-            known: HashMap::new(),
-            known_since: Instant::now(),
+            cache: HashMap::new(),
+            cached_since: Instant::now(),
             seen: before.iter().map(key).collect(),
             pruned: before.len(),
-            caught: HashSet::new(),
+            early: HashSet::new(),
             report: ShadowReport::default(),
         };
         let thread = std::thread::Builder::new()
@@ -84,7 +84,7 @@ impl Shadow {
     }
 
     /// Decides by `node` from now on. Another configuration starts a new report.
-    pub fn set(&self, node: Node) {
+    pub(crate) fn set(&self, node: Node) {
         let mut waiting = self.shared.node.lock();
         *waiting.as_deref_mut().unwrap_or_else(|p| p.get_mut()) = Some(node);
     }
@@ -100,7 +100,7 @@ impl Drop for Shadow {
     }
 }
 
-type Key = (u8, Ends);
+type Key = (u8, NfTuple);
 
 fn key(flow: &Flow) -> Key {
     (flow.protocol, flow.original)
@@ -115,14 +115,14 @@ struct Observer {
     tables: NatTables,
     node: Option<Node>,
     /// Cached decisions by source, destination and whether the packets are AH.
-    known: HashMap<(IpAddr, IpAddr, bool), Expected>,
-    known_since: Instant,
+    cache: HashMap<(IpAddr, IpAddr, bool), Expected>,
+    cached_since: Instant,
     /// Connections that were compared or existed before.
     seen: HashSet<Key>,
     /// Number of connections when ended ones were last pruned.
     pruned: usize,
     /// Connections compared from a dump: an event about them may still arrive.
-    caught: HashSet<Key>,
+    early: HashSet<Key>,
     report: ShadowReport,
 }
 
@@ -139,26 +139,30 @@ impl Observer {
         }
         loop {
             let last = self.shared.stop.load(Ordering::Relaxed);
-            let heard = self.events.hear(if last { Duration::ZERO } else { TURN });
+            let batch = self
+                .events
+                .receive(if last { Duration::ZERO } else { POLL_INTERVAL });
             // Before received connections are compared: the configuration may be newer.
             self.take_node();
-            match heard {
-                Ok(Heard::Flows(flows)) => flows.iter().for_each(|flow| self.hear(flow)),
-                Ok(Heard::Lost) => {
+            match batch {
+                Ok(EventBatch::Flows(flows)) => {
+                    flows.iter().for_each(|flow| self.handle_event(flow));
+                }
+                Ok(EventBatch::Overrun) => {
                     self.report.overruns += 1;
-                    self.catch_up();
+                    self.compare_dump();
                 }
                 Err(err) => {
                     log::error!("{err:#}");
-                    std::thread::sleep(TURN);
+                    std::thread::sleep(POLL_INTERVAL);
                 }
             }
-            let full = self.seen.len() > 2 * self.pruned + REMEMBERED;
+            let full = self.seen.len() > 2 * self.pruned + CACHE_LIMIT;
             if full || (silent && dumped.elapsed() >= DUMP_EVERY) {
-                self.catch_up();
+                self.compare_dump();
                 dumped = Instant::now();
             }
-            let due = last || written_at.elapsed() >= TURN;
+            let due = last || written_at.elapsed() >= POLL_INTERVAL;
             if due && self.node.is_some() && self.report != written {
                 if let Err(err) = self.report.save(&self.state_dir) {
                     log::warn!("{err:#}");
@@ -173,8 +177,8 @@ impl Observer {
     }
 
     fn take_node(&mut self) {
-        if self.known_since.elapsed() >= ROUTES_FRESH || self.known.len() >= REMEMBERED {
-            self.forget();
+        if self.cached_since.elapsed() >= ROUTE_LIFETIME || self.cache.len() >= CACHE_LIMIT {
+            self.clear_cache();
         }
         let mut waiting = self
             .shared
@@ -194,26 +198,26 @@ impl Observer {
             };
         }
         self.node = Some(node);
-        self.forget();
+        self.clear_cache();
     }
 
-    fn forget(&mut self) {
-        self.known.clear();
-        self.routes.forget();
-        self.known_since = Instant::now();
+    fn clear_cache(&mut self) {
+        self.cache.clear();
+        self.routes.clear_cache();
+        self.cached_since = Instant::now();
     }
 
     /// Handles an event about `flow`.
-    fn hear(&mut self, flow: &Flow) {
+    fn handle_event(&mut self, flow: &Flow) {
         let key = key(flow);
         self.seen.insert(key);
-        if !self.caught.remove(&key) {
+        if !self.early.remove(&key) {
             self.compare(flow);
         }
     }
 
     /// Compares live connections about which no event was received.
-    fn catch_up(&mut self) {
+    fn compare_dump(&mut self) {
         let flows = match self.conntrack.dump() {
             Ok(flows) => flows,
             Err(err) => {
@@ -221,10 +225,10 @@ impl Observer {
                 return;
             }
         };
-        self.caught.clear();
+        self.early.clear();
         for flow in &flows {
             if !self.seen.contains(&key(flow)) {
-                self.caught.insert(key(flow));
+                self.early.insert(key(flow));
                 self.compare(flow);
             }
         }
@@ -237,16 +241,16 @@ impl Observer {
             return;
         };
         let (from, to) = (flow.original.source, flow.reply.source);
-        let sealed = u32::from(flow.protocol) == proto::AH;
+        let is_ah = u32::from(flow.protocol) == proto::AH;
         let expected = self
-            .known
-            .entry((from, to, sealed))
+            .cache
+            .entry((from, to, is_ah))
             .or_insert_with(|| Expected::of(flow, node, &mut self.routes));
-        match judge(flow, expected, node, &mut self.tables) {
-            Judgement::Agrees(how) => self.report.agree(how),
-            Judgement::Differs { netdp, netfilter } => {
+        match compare(flow, expected, node, &mut self.tables) {
+            Comparison::Agrees(how) => self.report.record_agreement(how),
+            Comparison::Differs { netdp, netfilter } => {
                 let example = Example::new(flow, expected.source);
-                self.report.differ(netdp, netfilter, example);
+                self.report.record_difference(netdp, netfilter, example);
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Findings of `--mode shadow`, and `netdp shadow report`.
 
 use crate::cli::output::{table, write_out};
-use crate::conntrack::Flow;
 use crate::datapath::protocol_name;
+use crate::nf_conntrack::Flow;
 use crate::state_dir::StateDir;
 use crate::time::{now, pretty};
 use anyhow::{Context as _, Result};
@@ -21,7 +21,7 @@ const EXAMPLES: usize = 5;
 
 /// Findings since the configuration came into force.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ShadowReport {
+pub(crate) struct ShadowReport {
     /// Hash of the configuration that netdp would follow.
     pub config: String,
     /// Start of the comparison, in seconds since 1970.
@@ -43,7 +43,7 @@ pub struct ShadowReport {
 
 /// Connections with different results for the same reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// netdp's decision, with the prefix.
     pub netdp: String,
     /// netfilter's decision, with the rule.
@@ -56,7 +56,7 @@ pub struct Difference {
 
 /// A connection with different results.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Example {
+pub(crate) struct Example {
     /// IP protocol number, as in the IPv4 header.
     pub protocol: u8,
     /// Source of the initiator, before translation.
@@ -95,11 +95,11 @@ impl ShadowReport {
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
-    pub fn save(&self, state_dir: &StateDir) -> Result<()> {
+    pub(crate) fn save(&self, state_dir: &StateDir) -> Result<()> {
         state_dir.write_json(FILE, self)
     }
 
-    pub(super) fn agree(&mut self, how: &str) {
+    pub(super) fn record_agreement(&mut self, how: &str) {
         self.flows += 1;
         self.agreeing += 1;
         match self.alike.get_mut(how) {
@@ -108,7 +108,7 @@ impl ShadowReport {
         }
     }
 
-    pub(super) fn differ(&mut self, netdp: String, netfilter: String, example: Example) {
+    pub(super) fn record_difference(&mut self, netdp: String, netfilter: String, example: Example) {
         self.flows += 1;
         self.differing += 1;
         let known = self
@@ -138,11 +138,11 @@ impl ShadowReport {
 
     /// Returns the summary for scripts.
     #[must_use]
-    pub const fn verdict(&self) -> Verdict {
+    pub(crate) const fn summary(&self) -> Summary {
         match (self.flows, self.differing) {
-            (0, _) => Verdict::Unknown,
-            (_, 0) => Verdict::Alike,
-            _ => Verdict::Different,
+            (0, _) => Summary::Unknown,
+            (_, 0) => Summary::Alike,
+            _ => Summary::Different,
         }
     }
 
@@ -187,9 +187,9 @@ impl ShadowReport {
             }
             writeln!(out, "{examples}")?;
         }
-        let told: u64 = self.differences.iter().map(|d| d.flows).sum();
-        if let more @ 1.. = self.differing.saturating_sub(told) {
-            writeln!(out, "\n{more} more flows differ in other ways")?;
+        let listed: u64 = self.differences.iter().map(|d| d.flows).sum();
+        if let more @ 1.. = self.differing.saturating_sub(listed) {
+            writeln!(out, "\n{more} more flows differ in other routes")?;
         }
         Ok(out)
     }
@@ -197,7 +197,7 @@ impl ShadowReport {
 
 /// Summary of the report in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Summary {
     /// All connections have the same result.
     Alike,
     /// Some connections have different results.
@@ -210,7 +210,7 @@ pub enum Verdict {
 ///
 /// # Errors
 /// Returns an error if there is no report, or the output cannot be written.
-pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
+pub(crate) fn print(state_dir: &Path, json: bool) -> Result<Summary> {
     let report = StateDir::at(state_dir)
         .read_json::<ShadowReport>(FILE)
         .context("no netdp run --mode shadow has written a report here")?;
@@ -220,5 +220,5 @@ pub fn print(state_dir: &Path, json: bool) -> Result<Verdict> {
         report.text()?
     };
     write_out(&text, json)?;
-    Ok(report.verdict())
+    Ok(report.summary())
 }

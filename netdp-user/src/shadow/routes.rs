@@ -1,6 +1,6 @@
 //! Route lookups in the kernel, one by one.
 
-use super::judge::Ways;
+use super::compare::RouteLookup;
 use anyhow::{Context as _, Result, bail};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 /// Limit of cached interfaces towards sources.
-const REMEMBERED: usize = 16_384;
+const CACHE_LIMIT: usize = 16_384;
 
 /// Route lookups in this network namespace.
 #[derive(Debug)]
@@ -34,43 +34,43 @@ impl Routes {
     }
 
     /// Clears the cached lookups, which may be out of date.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn clear_cache(&mut self) {
         self.incoming.clear();
     }
 
-    fn ask(&mut self, to: IpAddr, more: &[RouteAttribute]) -> Result<RouteMessage> {
-        let mut question = RouteMessage::default();
-        question.header.address_family = match to {
+    fn query(&mut self, to: IpAddr, more: &[RouteAttribute]) -> Result<RouteMessage> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = match to {
             IpAddr::V4(_) => AddressFamily::Inet,
             IpAddr::V6(_) => AddressFamily::Inet6,
         };
         let whole = if to.is_ipv4() { 32 } else { 128 };
-        question.header.destination_prefix_length = whole;
-        question
+        request.header.destination_prefix_length = whole;
+        request
             .attributes
             .push(RouteAttribute::Destination(to.into()));
         for attribute in more {
             if let RouteAttribute::Source(_) = attribute {
-                question.header.source_prefix_length = whole;
+                request.header.source_prefix_length = whole;
             }
-            question.attributes.push(attribute.clone());
+            request.attributes.push(attribute.clone());
         }
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST;
         header.sequence_number = self.sequence;
-        let payload = NetlinkPayload::from(RouteNetlinkMessage::GetRoute(question));
+        let payload = NetlinkPayload::from(RouteNetlinkMessage::GetRoute(request));
         let mut message = NetlinkMessage::new(header, payload);
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
         self.socket.send(&bytes, 0).context("asking for a route")?;
         loop {
-            let mut answer = Vec::with_capacity(1 << 13);
+            let mut datagram = Vec::with_capacity(1 << 13);
             self.socket
-                .recv(&mut answer, 0)
+                .recv(&mut datagram, 0)
                 .context("waiting for a route")?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram)?;
             if answer.header.sequence_number != self.sequence {
                 continue;
             }
@@ -86,8 +86,12 @@ impl Routes {
         if let Some(known) = self.incoming.get(&from) {
             return *known;
         }
-        let ifindex = self.ask(from, &[]).ok().as_ref().and_then(leaves);
-        if self.incoming.len() >= REMEMBERED {
+        let ifindex = self
+            .query(from, &[])
+            .ok()
+            .as_ref()
+            .and_then(outgoing_interface);
+        if self.incoming.len() >= CACHE_LIMIT {
             self.incoming.clear();
         }
         self.incoming.insert(from, ifindex);
@@ -95,25 +99,25 @@ impl Routes {
     }
 }
 
-impl Ways for Routes {
-    fn leaves_by(&mut self, from: IpAddr, to: IpAddr, own: bool) -> Option<u32> {
+impl RouteLookup for Routes {
+    fn egress_interface(&mut self, from: IpAddr, to: IpAddr, own: bool) -> Option<u32> {
         let source = RouteAttribute::Source(RouteAddress::from(from));
-        let asked = match self.incoming(from).filter(|_| !own) {
-            Some(ifindex) => self.ask(to, &[source, RouteAttribute::Iif(ifindex)]),
-            None if own => self.ask(to, &[source]),
-            None => self.ask(to, &[]),
+        let route = match self.incoming(from).filter(|_| !own) {
+            Some(ifindex) => self.query(to, &[source, RouteAttribute::Iif(ifindex)]),
+            None if own => self.query(to, &[source]),
+            None => self.query(to, &[]),
         };
         // If the kernel would reject such a packet (reverse path filter), the route of the node's
         // own packets is the best guess: connection tracking has seen it pass.
-        asked
-            .or_else(|_| self.ask(to, &[]))
+        route
+            .or_else(|_| self.query(to, &[]))
             .ok()
             .as_ref()
-            .and_then(leaves)
+            .and_then(outgoing_interface)
     }
 
     fn source(&mut self, to: IpAddr, ifindex: u32) -> Option<IpAddr> {
-        let route = self.ask(to, &[RouteAttribute::Oif(ifindex)]).ok()?;
+        let route = self.query(to, &[RouteAttribute::Oif(ifindex)]).ok()?;
         route
             .attributes
             .iter()
@@ -126,7 +130,7 @@ impl Ways for Routes {
 }
 
 /// Returns the interface of a route that leads out of the node.
-fn leaves(route: &RouteMessage) -> Option<u32> {
+fn outgoing_interface(route: &RouteMessage) -> Option<u32> {
     if route.header.kind != RouteType::Unicast {
         return None;
     }

@@ -1,20 +1,20 @@
-use super::Verdict;
-use super::judge::{Expected, Judgement, Node, Ways, judge};
-use super::netfilter::{Did, Rules, did};
+use super::Summary;
+use super::compare::{Comparison, Expected, Node, RouteLookup, compare};
+use super::netfilter::{NetfilterOutcome, NetfilterRules, evaluate};
 use super::report::{Example, ShadowReport};
 use crate::config::{self, Document, Format, Options};
-use crate::conntrack::{Ends, Flow};
 use crate::iptables::Table;
+use crate::nf_conntrack::{Flow, NfTuple};
 use crate::uplinks::{LinkLayer, Uplink};
 use std::net::IpAddr;
 
 const NODE: &str = "192.0.2.9";
 
 /// Routes by which everything outside 10.0.0.0/8 leaves by the uplink.
-struct Plain;
+struct DirectRoutes;
 
-impl Ways for Plain {
-    fn leaves_by(&mut self, _: IpAddr, to: IpAddr, _: bool) -> Option<u32> {
+impl RouteLookup for DirectRoutes {
+    fn egress_interface(&mut self, _: IpAddr, to: IpAddr, _: bool) -> Option<u32> {
         let pods: ipnet::IpNet = "10.0.0.0/8".parse().unwrap();
         (!pods.contains(&to)).then_some(2)
     }
@@ -24,8 +24,8 @@ impl Ways for Plain {
     }
 }
 
-impl Rules for Did {
-    fn did(&mut self, _: &Flow) -> Did {
+impl NetfilterRules for NetfilterOutcome {
+    fn outcome(&mut self, _: &Flow) -> NetfilterOutcome {
         self.clone()
     }
 }
@@ -55,9 +55,9 @@ fn node(nonmasquerade: &str) -> Node {
     }
 }
 
-/// Makes a flow from `source` to `asked`, translated to `target`, which sees it as from `seen`.
-fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
-    let ends = |source: &str, destination: &str, source_id, destination_id| Ends {
+/// Makes a flow from `source` to `destination`, translated to `target`, which sees it as from `seen`.
+fn flow(source: &str, destination: &str, target: &str, seen: &str) -> Flow {
+    let tuple = |source: &str, destination: &str, source_id, destination_id| NfTuple {
         source: source.parse().unwrap(),
         destination: destination.parse().unwrap(),
         source_id,
@@ -65,8 +65,8 @@ fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
     };
     Flow {
         protocol: 6,
-        original: ends(source, asked, 40_000, 443),
-        reply: ends(target, seen, 443, 50_000),
+        original: tuple(source, destination, 40_000, 443),
+        reply: tuple(target, seen, 443, 50_000),
         answered: false,
         timeout: 10,
         tcp: None,
@@ -74,13 +74,18 @@ fn flow(source: &str, asked: &str, target: &str, seen: &str) -> Flow {
     }
 }
 
-fn judged(flow: &Flow, node: &Node, mut did: Did) -> Judgement {
-    judge(flow, &Expected::of(flow, node, &mut Plain), node, &mut did)
+fn compared(flow: &Flow, node: &Node, mut outcome: NetfilterOutcome) -> Comparison {
+    compare(
+        flow,
+        &Expected::of(flow, node, &mut DirectRoutes),
+        node,
+        &mut outcome,
+    )
 }
 
 #[test]
-fn what_looks_the_same_agrees() {
-    let unasked = || Did::Unknown("nobody asks".into());
+fn the_same_packets_agree() {
+    let unused = || NetfilterOutcome::Unknown("nobody asks".into());
     let node = node("172.16.0.0/12");
     for (flow, how) in [
         (flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE), "masqueraded"),
@@ -105,8 +110,8 @@ fn what_looks_the_same_agrees() {
         ),
     ] {
         assert_eq!(
-            judged(&flow, &node, unasked()),
-            Judgement::Agrees(how),
+            compared(&flow, &node, unused()),
+            Comparison::Agrees(how),
             "{flow:?}"
         );
     }
@@ -116,14 +121,14 @@ fn what_looks_the_same_agrees() {
 fn masquerading_by_another_rule_is_no_difference() {
     let node = node("172.16.0.0/12");
     let marked = flow("192.0.2.77", NODE, "172.16.0.1", NODE);
-    let not = Did::Not("-d 172.16.0.0/12 -j RETURN".into());
-    let agrees = Judgement::Agrees("masqueraded by another's rule, which stays");
-    assert_eq!(judged(&marked, &node, not.clone()), agrees);
+    let not = NetfilterOutcome::Untranslated("-d 172.16.0.0/12 -j RETURN".into());
+    let agrees = Comparison::Agrees("masqueraded by another's rule, which stays");
+    assert_eq!(compared(&marked, &node, not.clone()), agrees);
     // Translated to an address that is not the node's: netdp would take it for a pod.
     let foreign = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", "198.51.100.7");
     assert!(matches!(
-        judged(&foreign, &node, not),
-        Judgement::Differs { .. }
+        compared(&foreign, &node, not),
+        Comparison::Differs { .. }
     ));
 }
 
@@ -131,13 +136,13 @@ fn masquerading_by_another_rule_is_no_difference() {
 fn a_difference_names_prefix_and_rule() {
     let node = node("8.8.8.0/24");
     let masqueraded = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE);
-    let rule = Did::Masquerade("-A X -j MASQUERADE".into());
-    let differs = |netdp: &str, netfilter: &str| Judgement::Differs {
+    let rule = NetfilterOutcome::Masqueraded("-A X -j MASQUERADE".into());
+    let differs = |netdp: &str, netfilter: &str| Comparison::Differs {
         netdp: netdp.into(),
         netfilter: netfilter.into(),
     };
     assert_eq!(
-        judged(&masqueraded, &node, rule.clone()),
+        compared(&masqueraded, &node, rule.clone()),
         differs(
             "leave alone: 8.8.8.0/24 (c:1)",
             "masquerade as 192.0.2.9: -A X -j MASQUERADE"
@@ -145,7 +150,11 @@ fn a_difference_names_prefix_and_rule() {
     );
     let left = flow("10.0.0.1", "9.9.9.9", "9.9.9.9", "10.0.0.1");
     assert_eq!(
-        judged(&left, &node, Did::Not("-A X -j RETURN".into())),
+        compared(
+            &left,
+            &node,
+            NetfilterOutcome::Untranslated("-A X -j RETURN".into())
+        ),
         differs(
             "masquerade as 192.0.2.9: no prefix covers it",
             "leave alone: -A X -j RETURN"
@@ -159,15 +168,15 @@ fn a_difference_names_prefix_and_rule() {
         let flow = flow(from, to, to, "192.0.2.10");
         let expected = format!("leave alone: {why}");
         assert_eq!(
-            judged(&flow, &node, rule.clone()),
+            compared(&flow, &node, rule.clone()),
             differs(&expected, "masquerade as 192.0.2.10: -A X -j MASQUERADE")
         );
     }
     let mut sealed = left;
     sealed.protocol = 51;
     assert!(matches!(
-        judged(&sealed, &node, Did::Not(String::new())),
-        Judgement::Differs { netdp, .. } if netdp.starts_with("drop: ")
+        compared(&sealed, &node, NetfilterOutcome::Untranslated(String::new())),
+        Comparison::Differs { netdp, .. } if netdp.starts_with("drop: ")
     ));
 }
 
@@ -182,10 +191,10 @@ fn the_chain_is_walked_as_the_kernel_does() {
          [0:0] -A X -s 10.0.0.0/8 -j MASQUERADE --random-fully\nCOMMIT\n",
     );
     let to = |target: &str| flow("10.0.0.1", target, target, "10.0.0.1");
-    let walked = |flow: &Flow| match did(&table, "X", flow) {
-        Did::Masquerade(rule) => format!("masquerade {rule}"),
-        Did::Not(rule) => format!("not {rule}"),
-        Did::Unknown(why) => why,
+    let walked = |flow: &Flow| match evaluate(&table, "X", flow) {
+        NetfilterOutcome::Masqueraded(rule) => format!("masquerade {rule}"),
+        NetfilterOutcome::Untranslated(rule) => format!("not {rule}"),
+        NetfilterOutcome::Unknown(why) => why,
     };
     assert!(walked(&to("172.16.0.1")).starts_with("not -A X -d 172.16.0.0/12"));
     assert!(walked(&to("172.16.3.1")).starts_with("masquerade -A POSTROUTING -d 172.16.3.0/24"));
@@ -198,23 +207,26 @@ fn the_chain_is_walked_as_the_kernel_does() {
     assert!(walked(&udp).starts_with("masquerade"));
     let other = flow("192.0.2.77", "8.8.8.8", "8.8.8.8", "192.0.2.77");
     assert_eq!(walked(&other), "not no rule of X matches");
-    let none = did(&Table::default(), "X", &other);
-    assert_eq!(none, Did::Not("there is no chain X".into()));
+    let none = evaluate(&Table::default(), "X", &other);
+    assert_eq!(
+        none,
+        NetfilterOutcome::Untranslated("there is no chain X".into())
+    );
 }
 
 #[test]
 fn a_report_is_bounded() {
     let mut report = ShadowReport::default();
-    assert_eq!(report.verdict(), Verdict::Unknown);
-    report.agree("masqueraded");
-    assert_eq!(report.verdict(), Verdict::Alike);
+    assert_eq!(report.summary(), Summary::Unknown);
+    report.record_agreement("masqueraded");
+    assert_eq!(report.summary(), Summary::Alike);
     let example = Example::new(&flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE), None);
     for kind in 0..300 {
         for _ in 0..10 {
-            report.differ(kind.to_string(), "rule".into(), example.clone());
+            report.record_difference(kind.to_string(), "rule".into(), example.clone());
         }
     }
-    assert_eq!(report.verdict(), Verdict::Different);
+    assert_eq!(report.summary(), Summary::Different);
     assert_eq!((report.flows, report.differing), (3001, 3000));
     assert_eq!(report.differences.len(), 100);
     assert_eq!(report.differences[0].flows, 10);

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-pub use super::watch::Watcher;
+pub(crate) use super::watch::Watcher;
 use crate::config::{Diagnostic, Document, MAX_DOCUMENT_BYTES, Rejected};
 use crate::misspelling::nearest;
 
@@ -22,11 +22,11 @@ const MIN_SIMILARITY: f64 = 0.9;
 
 /// Reads the documents at `paths`, in their order. A path is a file, or a directory whose regular
 /// files are all read, sorted by name, except those that [`is_config_name`] excludes. A missing
-/// path yields no document: see [`absent`].
+/// path yields no document: see [`missing`].
 ///
 /// # Errors
 /// Returns errors for everything that exists but cannot be read, is too large, or is not UTF-8.
-pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
     let mut documents: Vec<Document> = Vec::new();
     let mut bytes = 0;
     let mut errors = Vec::new();
@@ -64,14 +64,14 @@ pub fn read(paths: &[PathBuf]) -> Result<Vec<Document>, Rejected> {
 
 /// Returns those of `paths` that do not exist, so that a caller can report them. They are read as
 /// soon as they appear.
-pub fn absent(paths: &[PathBuf]) -> Vec<&Path> {
+pub(crate) fn missing(paths: &[PathBuf]) -> Vec<&Path> {
     let missing = |path: &&PathBuf| fs::metadata(path).is_err_and(|error| is_absence(&error));
     paths.iter().filter(missing).map(PathBuf::as_path).collect()
 }
 
 /// Returns a suggestion for a path that does not exist: it lists several paths, or has a similar
 /// name.
-pub fn meant_by(path: &Path) -> Option<String> {
+pub(crate) fn suggest(path: &Path) -> Option<String> {
     let text = path.to_string_lossy();
     let parts: Vec<&str> = text
         .split([',', ':', ' '])
@@ -96,14 +96,14 @@ pub fn meant_by(path: &Path) -> Option<String> {
 
 /// Reports whether a file of this name in a configuration directory is read: hidden files are
 /// internal to ConfigMap volumes and editors, and a trailing tilde marks a backup.
-pub fn is_config_name(name: &OsStr) -> bool {
+pub(crate) fn is_config_name(name: &OsStr) -> bool {
     let name = name.as_bytes();
     !name.starts_with(b".") && !name.ends_with(b"~")
 }
 
 /// Reports whether a file is in a ConfigMap volume: the kubelet's writer keeps a link `..data`
 /// beside the files (Kubernetes, `pkg/volume/util/atomic_writer.go`).
-pub fn is_in_volume(path: &Path) -> bool {
+pub(crate) fn is_in_volume(path: &Path) -> bool {
     let data = path.parent().map(|dir| dir.join("..data"));
     data.is_some_and(|data| data.is_symlink())
 }

@@ -28,10 +28,10 @@ pub(super) struct Interest {
 
 impl Interest {
     /// Resolves `paths` in their current state.
-    pub fn of(paths: &[PathBuf]) -> Self {
+    pub(crate) fn of(paths: &[PathBuf]) -> Self {
         let mut interest = Self::default();
         for path in paths {
-            let Some(dir) = interest.follow(path) else {
+            let Some(dir) = interest.resolve(path) else {
                 continue;
             };
             let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
@@ -39,7 +39,7 @@ impl Interest {
                 // In a ConfigMap volume this leads through `..data`, and swapping that link is the
                 // change.
                 if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
-                    interest.follow(&entry.path());
+                    interest.resolve(&entry.path());
                 }
             }
             interest.dirs.insert(dir.clone());
@@ -53,7 +53,7 @@ impl Interest {
     ///
     /// Real directories on the way are not watched for renaming: that is rare, and those near the
     /// root are busy. The resync detects it.
-    fn follow(&mut self, path: &Path) -> Option<PathBuf> {
+    fn resolve(&mut self, path: &Path) -> Option<PathBuf> {
         let path = std::path::absolute(path).ok()?;
         let mut rest: VecDeque<OsString> = components(&path);
         let mut here = PathBuf::from("/");
@@ -96,7 +96,7 @@ impl Interest {
     ///
     /// A write is relevant when the writer closes the file: before that, the file may be
     /// incomplete.
-    pub fn concerns(&self, event: &Event) -> bool {
+    pub(crate) fn concerns(&self, event: &Event) -> bool {
         let kept = match event.kind {
             EventKind::Create(_) | EventKind::Access(AccessKind::Close(AccessMode::Write)) => false,
             EventKind::Remove(_)

@@ -1,6 +1,6 @@
 //! Sources of the configuration: files and the Kubernetes API.
 
-pub mod file;
+pub(crate) mod file;
 mod interest;
 pub mod kube;
 mod watch;

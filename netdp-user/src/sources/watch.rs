@@ -13,7 +13,7 @@ use super::interest::Interest;
 
 /// Debounce interval after the first event of a change: one edit causes several events, and a newly
 /// created file is still empty.
-const SETTLE: Duration = Duration::from_millis(20);
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// Limit of repeated walks while the paths keep changing.
 const MAX_WALKS: usize = 8;
@@ -26,7 +26,7 @@ type Sink = Box<dyn Fn(notify::Result<Event>) + Send>;
 /// Create it before the first read, so that no change is missed in between. Some changes go
 /// undetected (mounts, renamed ancestors, network file systems): also read periodically, after
 /// [`rearm`](Self::rearm).
-pub struct Watcher {
+pub(crate) struct Watcher {
     paths: Vec<PathBuf>,
     open: fn(Sink) -> notify::Result<RecommendedWatcher>,
     inner: Option<RecommendedWatcher>,
@@ -37,14 +37,14 @@ pub struct Watcher {
     signal: mpsc::Sender<()>,
     signals: mpsc::Receiver<()>,
     /// End of the current debounce, so that a cancelled wait continues where it was.
-    settled_at: Option<Instant>,
+    debounced_until: Option<Instant>,
     problem: Option<String>,
 }
 
 impl Watcher {
     /// Watches `paths`, which need not exist. If the system does not allow it, this is logged,
     /// [`problem`](Self::problem) returns the reason, and [`changed`](Self::changed) never returns.
-    pub fn new(paths: &[PathBuf]) -> Self {
+    pub(crate) fn new(paths: &[PathBuf]) -> Self {
         Self::with(paths, notify::recommended_watcher)
     }
 
@@ -57,7 +57,7 @@ impl Watcher {
             interest: Arc::default(),
             signal,
             signals,
-            settled_at: None,
+            debounced_until: None,
             problem: None,
         };
         watcher.rearm();
@@ -65,7 +65,7 @@ impl Watcher {
     }
 
     /// Returns why changes may go undetected until the next resync, if they may.
-    pub fn problem(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
@@ -73,23 +73,23 @@ impl Watcher {
     /// this returns makes the next call return.
     ///
     /// Cancel-safe, so that it can be a branch of `select!`.
-    pub async fn changed(&mut self) {
-        let settled_at = match self.settled_at {
-            Some(settled_at) => settled_at,
+    pub(crate) async fn changed(&mut self) {
+        let debounced_until = match self.debounced_until {
+            Some(debounced_until) => debounced_until,
             None => {
                 self.signals.recv().await;
-                *self.settled_at.insert(Instant::now() + SETTLE)
+                *self.debounced_until.insert(Instant::now() + DEBOUNCE)
             }
         };
-        sleep_until(settled_at).await;
-        self.settled_at = None;
+        sleep_until(debounced_until).await;
+        self.debounced_until = None;
         while self.signals.try_recv().is_ok() {}
         self.rearm();
     }
 
     /// Walks the paths again and watches what they lead through now. Call it before a read that
     /// [`changed`](Self::changed) did not trigger, such as a resync.
-    pub fn rearm(&mut self) {
+    pub(crate) fn rearm(&mut self) {
         let problem = self.try_rearm().err();
         if problem != self.problem {
             match &problem {

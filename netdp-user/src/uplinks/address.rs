@@ -3,9 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
+use netdp_common::addr::Family;
 
-use super::model::{Addr, AddressScope, Family, Link, Snapshot};
-use super::select::masters;
+use super::masters::masters;
+use super::model::{AddressScope, Link, LinkAddr, Snapshot};
 
 /// Returns the IPv4 address for traffic by `link`'s default route, as MASQUERADE would choose it:
 /// `inet_select_addr(oif, nexthop, RT_SCOPE_UNIVERSE)` in net/ipv4/devinet.c of Linux 6.12. It
@@ -23,7 +24,7 @@ pub(super) fn source_v4(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> O
     let of = |link| primary_v4(snapshot, link, gateway(snapshot, link, Family::V4), known);
     of(link)
         .or_else(|| masters(snapshot, link).find_map(of))
-        .or_else(|| primary_v4(snapshot, lender(snapshot, link)?, None, known))
+        .or_else(|| primary_v4(snapshot, fallback_device(snapshot, link)?, None, known))
 }
 
 fn primary_v4(
@@ -32,7 +33,7 @@ fn primary_v4(
     nexthop: Option<IpAddr>,
     known: &[IpAddr],
 ) -> Option<Ipv4Addr> {
-    let on_subnet = |addr: &Addr| match (addr.prefix_addr, nexthop) {
+    let on_subnet = |addr: &LinkAddr| match (addr.prefix_addr, nexthop) {
         (IpAddr::V4(prefix), Some(IpAddr::V4(nexthop))) => {
             Ipv4Net::new(prefix, addr.prefix_len).is_ok_and(|subnet| subnet.contains(&nexthop))
         }
@@ -66,7 +67,7 @@ pub(super) fn source_v6(snapshot: &Snapshot, link: &Link, known: &[IpAddr]) -> O
     let of = |link| best_v6(snapshot, link, gateway(snapshot, link, Family::V6), known);
     of(link)
         .or_else(|| masters(snapshot, link).find_map(of))
-        .or_else(|| best_v6(snapshot, lender(snapshot, link)?, None, known))
+        .or_else(|| best_v6(snapshot, fallback_device(snapshot, link)?, None, known))
 }
 
 fn best_v6(
@@ -115,14 +116,14 @@ fn gateway(snapshot: &Snapshot, link: &Link, family: Family) -> Option<IpAddr> {
 }
 
 /// Returns the device whose addresses are used for a link that has none.
-fn lender<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
+fn fallback_device<'a>(snapshot: &'a Snapshot, link: &Link) -> Option<&'a Link> {
     snapshot
         .vrf(link)
         .or_else(|| snapshot.links.iter().find(|link| link.loopback))
 }
 
 /// Reports whether an address is IPv6, of global scope and known to be unique.
-pub(super) fn is_usable_v6(addr: &Addr) -> bool {
+pub(super) fn is_usable_v6(addr: &LinkAddr) -> bool {
     addr.addr.is_ipv6()
         && addr.scope == AddressScope::Universe
         && !addr.flags.tentative
@@ -134,7 +135,10 @@ pub(super) fn carries_addresses(snapshot: &Snapshot, link: &Link) -> bool {
     addrs_of(snapshot, link).any(|addr| addr.scope == AddressScope::Universe)
 }
 
-pub(super) fn addrs_of<'a>(snapshot: &'a Snapshot, link: &Link) -> impl Iterator<Item = &'a Addr> {
+pub(super) fn addrs_of<'a>(
+    snapshot: &'a Snapshot,
+    link: &Link,
+) -> impl Iterator<Item = &'a LinkAddr> {
     let ifindex = link.ifindex;
     snapshot
         .addrs

@@ -16,7 +16,7 @@ const MIN_SIMILARITY: f64 = 0.85;
 
 /// Returns a likely reason why `pattern` matches no interface, if there is one: an interface that
 /// is yet to appear needs no hint.
-pub fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
+pub(crate) fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<String> {
     let names: Vec<&str> = snapshot
         .links
         .iter()
@@ -191,7 +191,6 @@ mod tests {
             running: true,
             loopback: *name == "lo",
             link_layer: LinkLayer::Ethernet,
-            mtu: 1500,
             master: None,
             kind: None,
             below: None,
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn notations_of_others_are_told_apart() {
+    fn notations_of_other_tools_are_distinguished() {
         for (pattern, words) in [
             (
                 "eth+",
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_yet_come_is_waited_for_without_a_word() {
+    fn an_interface_that_may_yet_appear_gets_no_hint() {
         for pattern in [
             "eth7",
             "ens*",

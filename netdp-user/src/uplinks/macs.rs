@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use super::model::{LinkLayer, Snapshot};
-use super::select::Uplink;
-use super::stack::above;
+use super::stacked::upper_devices;
+use super::uplink::Uplink;
 
 /// A hardware address of the node at an uplink.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +28,7 @@ pub(super) fn macs(snapshot: &Snapshot, uplinks: &[Uplink]) -> BTreeSet<Mac> {
         if snapshot.link(link).is_none_or(|own| own.mac.is_none()) {
             continue;
         }
-        let macs = above(snapshot, link).filter_map(|upper| upper.mac);
+        let macs = upper_devices(snapshot, link).filter_map(|upper| upper.mac);
         found.extend(macs.chain([[0; 6]]).map(|mac| Mac { link, mac }));
     }
     found

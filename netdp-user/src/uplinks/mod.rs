@@ -1,41 +1,43 @@
 //! The node's links, addresses and routes, and the selection of uplinks.
 //!
-//! [`snapshot()`] reads links, addresses and routes from netlink into plain data; [`select()`]
-//! turns that data into uplinks without touching the kernel; [`Monitor`] reports when both should
+//! `snapshot` reads links, addresses and routes from netlink into plain data; `select`
+//! turns that data into uplinks without touching the kernel; `Monitor` reports when both should
 //! run again. To miss no change: create the monitor, take a snapshot, act on it, wait for
-//! [`Monitor::changed`], take the next.
+//! `Monitor::changed`, take the next.
 
 mod address;
-mod detour;
 mod hint;
-mod lacking;
+mod hook_bypass;
 mod macs;
+mod masters;
+mod missing_address;
 mod model;
-mod observe;
+mod observed;
 mod pods;
-mod reach;
+mod route_classes;
 mod select;
+mod selection;
 mod snapshot;
 mod sources;
-mod stack;
+mod stacked;
 mod tunnel;
+mod uplink;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
-pub use detour::detours;
-pub use hint::hint;
-pub use lacking::{Had, Lacking, lacking};
-pub use macs::Mac;
-pub use model::{
-    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot,
-    local_addresses,
-};
-pub use pods::pod_links;
-pub use reach::Settled;
-pub use select::{Patterns, Selected, Selection, Uplink, select};
-pub use snapshot::snapshot;
-pub use sources::{Asked, Given, Sources};
-pub use tunnel::Tunnel;
-pub use watch::Monitor;
+pub(crate) use hint::hint;
+pub(crate) use hook_bypass::unhooked_paths;
+pub(crate) use macs::Mac;
+pub(crate) use missing_address::{FormerFamilies, MissingAddress, missing_addresses};
+pub use model::LinkLayer;
+pub(crate) use model::{Snapshot, local_addresses};
+pub(crate) use pods::pod_links;
+pub(crate) use route_classes::RouteFilter;
+pub(crate) use select::select;
+pub(crate) use selection::{Patterns, Selection};
+pub(crate) use sources::{SourceChoice, SourceQuery, Sources};
+pub(crate) use tunnel::Tunnel;
+pub use uplink::Uplink;
+pub(crate) use watch::Monitor;

@@ -2,11 +2,11 @@
 
 use super::tunnel::Tunnel;
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use netdp_common::addr::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-pub use rtnetlink::packet_route::address::AddressScope;
+pub(crate) use rtnetlink::packet_route::address::AddressScope;
 use rtnetlink::packet_route::link::LinkLayerType;
 
 /// The part of a node's network that decides how pod traffic leaves it.
@@ -21,7 +21,7 @@ pub struct Snapshot {
     pub links: Vec<Link>,
     /// Every address of every link, in the kernel's order, in which the kernel itself considers
     /// source addresses.
-    pub addrs: Vec<Addr>,
+    pub addrs: Vec<LinkAddr>,
     /// The unicast default routes of the main table, one entry for each next hop.
     pub default_routes: Vec<DefaultRoute>,
     /// Destinations and links of the unicast routes of all tables but `local`, default routes
@@ -63,8 +63,6 @@ pub struct Link {
     pub link_layer: LinkLayer,
     /// Hardware address, if it is an Ethernet address.
     pub mac: Option<[u8; 6]>,
-    /// Maximum size of a network-layer packet, in bytes.
-    pub mtu: u32,
     /// Index of the bond, bridge, VRF or other master that the link is enslaved to.
     pub master: Option<u32>,
     /// Index of the lower device in this namespace (`IFLA_LINK`): a VLAN's or macvlan's parent, a
@@ -81,22 +79,6 @@ impl Link {
     /// Reports whether it is a VRF device, which stands for a routing table.
     pub(super) fn is_vrf(&self) -> bool {
         self.kind.as_deref() == Some("vrf")
-    }
-}
-
-impl std::fmt::Display for Family {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
-impl Family {
-    /// Returns the family of an address.
-    pub const fn of(ip: IpAddr) -> Self {
-        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 }
 
@@ -133,7 +115,7 @@ impl From<LinkLayerType> for LinkLayer {
 
 /// An address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Addr {
+pub struct LinkAddr {
     /// Index of the link that carries it.
     pub ifindex: u32,
     /// The node's own address, also where the link is point-to-point.
@@ -162,23 +144,12 @@ pub struct AddrFlags {
     pub tentative: bool,
     /// IPv6: another host has the address, so it cannot be used.
     pub dadfailed: bool,
-    /// Without a limited lifetime.
-    pub permanent: bool,
-}
-
-/// The IP version of a route; the gateway's may differ (RFC 5549).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
 }
 
 /// A next hop of a default route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultRoute {
-    /// IP version of the routed traffic.
+    /// Family of the routed traffic; the gateway's may differ (RFC 5549).
     pub family: Family,
     /// Index of the outgoing link.
     pub ifindex: u32,
@@ -213,6 +184,6 @@ impl Route {
 
 /// Returns every address of every link of the node, both families, loopback included: the set of
 /// sources that the datapath treats as the node's own traffic.
-pub fn local_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+pub(crate) fn local_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     snapshot.addrs.iter().map(|addr| addr.addr).collect()
 }

@@ -1,13 +1,14 @@
 //! Selection of the links that lead to pods: a pure function of a snapshot.
 
+use super::masters::masters;
 use super::model::{LinkLayer, Snapshot};
-use super::select::{Patterns, masters};
+use super::selection::Patterns;
 use std::collections::BTreeMap;
 
 /// Returns the links that match `patterns`, with their names, by index. Excludes the loopback
 /// device, uplinks, links without an Ethernet header, and those whose master matches too, so that
 /// each packet is processed once.
-pub fn pod_links(
+pub(crate) fn pod_links(
     snapshot: &Snapshot,
     patterns: &Patterns,
     is_uplink: impl Fn(u32) -> bool,
@@ -27,7 +28,7 @@ pub fn pod_links(
 mod tests {
     use super::pod_links;
     use crate::uplinks::model::{Link, LinkLayer, Snapshot};
-    use crate::uplinks::select::Patterns;
+    use crate::uplinks::selection::Patterns;
 
     fn link(ifindex: u32, name: &str, master: Option<u32>) -> Link {
         Link {
@@ -38,7 +39,6 @@ mod tests {
             loopback: name == "lo",
             link_layer: LinkLayer::Ethernet,
             mac: None,
-            mtu: 1500,
             master,
             kind: None,
             below: None,

@@ -1,124 +1,23 @@
 //! Selection of the uplinks: a pure function of a snapshot.
 
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use anyhow::{Context as _, Result};
-use globset::{Glob, GlobMatcher};
 use ipnet::IpNet;
+use netdp_common::addr::Family;
+use std::collections::BTreeSet;
 
 use super::address::{source_v4, source_v6};
 use super::macs::{Mac, macs};
-use super::model::{Family, Link, LinkLayer, Snapshot};
-use super::observe::observed;
-use super::reach::{Reach, reach};
+use super::masters::{masters, top};
+use super::model::{Link, Snapshot};
+use super::observed::observed;
+use super::route_classes::{RouteClasses, classify_routes};
+use super::selection::{Patterns, Selection};
 use super::sources::{Sources, sources};
-use super::stack::{is_translated_beneath, unstack};
-use crate::config::Masqueraded;
-
-/// Criteria for the uplinks, from the administrator and the cluster.
-#[derive(Clone, Debug, Default)]
-pub struct Selection {
-    /// Names of the uplinks; if there are none, the routes and `node_addrs` decide.
-    pub patterns: Patterns,
-    /// Addresses that the node is known by.
-    pub node_addrs: Vec<IpAddr>,
-    /// True if IPv6 is translated too.
-    pub enable_ipv6: bool,
-    /// Masqueraded destinations of the policy: links by which the node routes there are uplinks.
-    pub masqueraded: Masqueraded,
-    /// Indexes of links that were uplinks by their role. They stay uplinks while they exist: a
-    /// default route that is gone for a moment must not let a packet out untranslated.
-    pub keep: BTreeSet<u32>,
-    /// Names of links that were uplinks by their role. One that is deleted and created again is an
-    /// uplink from its first moment, before it has an address or a route.
-    pub names: BTreeSet<String>,
-    /// Links in `keep` that had masqueraded neighbours when they were selected, see
-    /// [`Selected::with_guests`].
-    pub with_guests: BTreeSet<u32>,
-}
-
-impl Selection {
-    /// Reports whether a link of this name is an uplink regardless of its addresses and routes.
-    pub(super) fn expects(&self, name: &str) -> bool {
-        self.patterns.matches(name) || (self.patterns.is_empty() && self.names.contains(name))
-    }
-}
-
-/// Glob patterns for the names of links (`*`, `?`, `[ab]`, `{a,b}`).
-#[derive(Clone, Debug, Default)]
-pub struct Patterns(Vec<GlobMatcher>);
-
-impl Patterns {
-    /// Parses the values of `flag`.
-    ///
-    /// # Errors
-    /// Returns an error that quotes the value if one is not a glob.
-    pub fn parse<S: AsRef<str>>(flag: &str, values: &[S]) -> Result<Self> {
-        let parse = |value: &S| {
-            let value = value.as_ref();
-            let glob = Glob::new(value).with_context(|| {
-                format!("{flag} {value:?} is not a pattern; give an interface name such as eth0 or a glob such as ens*")
-            })?;
-            Ok(glob.compile_matcher())
-        };
-        values.iter().map(parse).collect::<Result<_>>().map(Self)
-    }
-
-    /// Reports whether a pattern matches a link's name.
-    pub(super) fn matches(&self, name: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.is_match(name))
-    }
-
-    /// Returns the patterns that match no link, the loopback device aside.
-    pub fn unmatched(&self, snapshot: &Snapshot) -> Vec<String> {
-        let is_unmatched = |pattern: &&GlobMatcher| {
-            let mut links = snapshot.links.iter().filter(|link| !link.loopback);
-            !links.any(|link| pattern.is_match(&link.name))
-        };
-        let unmatched = self.0.iter().filter(is_unmatched);
-        unmatched
-            .map(|pattern| pattern.glob().to_string())
-            .collect()
-    }
-
-    /// Reports whether there are no patterns.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-/// A link by which traffic leaves the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uplink {
-    /// Interface index, for attachment.
-    pub ifindex: u32,
-    /// Interface name, for messages.
-    pub name: String,
-    /// First header of a packet at its TC hooks.
-    pub link_layer: LinkLayer,
-    /// Source address of translated IPv4 traffic; `None`: it must be dropped.
-    pub v4: Option<Ipv4Addr>,
-    /// Source address of translated IPv6 traffic; `None`: it must be dropped, or IPv6 is not
-    /// translated at all.
-    pub v6: Option<Ipv6Addr>,
-    /// True if set up and able to carry packets.
-    pub up: bool,
-    /// True if VLAN-tagged packets belong to another uplink, and pass unmodified.
-    pub untagged: bool,
-}
-
-impl Uplink {
-    /// Returns the source addresses of translated traffic.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
-        let v4 = self.v4.map(IpAddr::from);
-        v4.into_iter().chain(self.v6.map(IpAddr::from))
-    }
-}
+use super::stacked::{is_translated_below, unstack};
+use super::uplink::Uplink;
 
 /// Result of [`select`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Selected {
+pub(crate) struct Selected {
     /// Uplinks, sorted by interface index.
     pub uplinks: Vec<Uplink>,
     /// Observed links, by which requests to pods may come in. They are no uplinks: only ingress is
@@ -154,12 +53,12 @@ pub struct Selected {
 /// that a packet is translated once; a member that is named without its master is accepted.
 /// Membership of a VRF is not enslavement in this sense: packets pass the member's TC hooks and
 /// carry its address. If selected links are stacked, each packet is translated by one of them.
-pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
+pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     let mut unmatched = Vec::new();
     let mut left_out = Vec::new();
-    let reach = reach(snapshot, &selection.masqueraded, selection.enable_ipv6);
+    let classes = classify_routes(snapshot, &selection.masqueraded, selection.enable_ipv6);
     let mut chosen = if selection.patterns.is_empty() {
-        by_role(snapshot, selection, &reach)
+        by_role(snapshot, selection, &classes)
     } else {
         let mut named = by_name(snapshot, &selection.patterns, &mut unmatched);
         left_out = leave_out_vrfs(snapshot, &mut named);
@@ -176,16 +75,16 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         })
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
-    let leaks = leaks(snapshot, selection, &reach, &uplinks);
-    let guests = (reach
+    let leaks = leaks(snapshot, selection, &classes, &uplinks);
+    let guests = (classes
         .guests
         .iter()
         .filter_map(|ifindex| snapshot.link(*ifindex)))
     .filter(|link| !is_translated(snapshot, link, &uplinks))
     .map(|link| link.name.clone())
     .collect();
-    let reason = (uplinks.is_empty()).then(|| why_none(selection, &unmatched, &left_out));
-    let had = selection.with_guests.iter().chain(&reach.with_neighbours);
+    let reason = (uplinks.is_empty()).then(|| reason_for_none(selection, &unmatched, &left_out));
+    let had = selection.with_guests.iter().chain(&classes.with_neighbours);
     let is_uplink = |ifindex: &u32| uplinks.iter().any(|uplink| uplink.ifindex == *ifindex);
     let with_guests = had.copied().filter(is_uplink).collect();
     Selected {
@@ -197,7 +96,7 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         left_out,
         with_guests,
         reason,
-        stacked: stack.told,
+        stacked: stack.decisions,
         leaks,
         guests,
     }
@@ -207,10 +106,10 @@ pub fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
 fn leaks(
     snapshot: &Snapshot,
     selection: &Selection,
-    reach: &Reach,
+    classes: &RouteClasses,
     uplinks: &[Uplink],
 ) -> Vec<String> {
-    let tell = |link: &Link, net: &IpNet, why: &str| {
+    let message = |link: &Link, net: &IpNet, why: &str| {
         let name = &link.name;
         format!(
             "{name} is no uplink, and the node routes to {net} by it, which is masqueraded: packets leave there with pods' addresses; {why}"
@@ -218,21 +117,21 @@ fn leaks(
     };
     let named = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
     let guests = "it also leads to guests that are masqueraded and so can't be an uplink: name their network in nonMasqueradeCIDRs";
-    let out = reach.out.iter().map(|way| (way, named));
+    let out = classes.out.iter().map(|way| (way, named));
     // Naming the uplinks is a decision about these too.
     let by_role = selection.patterns.is_empty();
-    let unfit = reach.unfit.iter().filter(|_| by_role);
+    let unfit = classes.unfit.iter().filter(|_| by_role);
     out.chain(unfit.map(|way| (way, guests)))
         .filter_map(|((ifindex, net), why)| Some((snapshot.link(*ifindex)?, net, why)))
         .filter(|(link, _, _)| !is_translated(snapshot, link, uplinks))
-        .map(|(link, net, why)| tell(link, net, why))
+        .map(|(link, net, why)| message(link, net, why))
         .collect()
 }
 
 /// Reports whether packets that leave by a link are translated, there or at a lower device.
 fn is_translated(snapshot: &Snapshot, link: &Link, uplinks: &[Uplink]) -> bool {
     uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex)
-        || is_translated_beneath(snapshot, link, uplinks)
+        || is_translated_below(snapshot, link, uplinks)
 }
 
 fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
@@ -251,7 +150,7 @@ fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
 
 /// Returns the links that have a default route, an address of the node, or a route to masqueraded
 /// destinations, or had one before, or the masters of those.
-fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSet<u32> {
+fn by_role(snapshot: &Snapshot, selection: &Selection, classes: &RouteClasses) -> BTreeSet<u32> {
     let routes = snapshot
         .default_routes
         .iter()
@@ -270,22 +169,17 @@ fn by_role(snapshot: &Snapshot, selection: &Selection, reach: &Reach) -> BTreeSe
     let kept = named.chain(selection.keep.iter().copied());
     routes
         .chain(addrs)
-        .chain(reach.out.keys().copied())
+        .chain(classes.out.keys().copied())
         // Replies to guests that are masqueraded by now would be dropped there. A neighbour that
         // was taken for a router before is not such a guest.
         .chain(kept.filter(|ifindex| {
-            !reach.guests.contains(ifindex) || selection.with_guests.contains(ifindex)
+            !classes.guests.contains(ifindex) || selection.with_guests.contains(ifindex)
         }))
         .filter_map(|ifindex| snapshot.link(ifindex))
         .map(|link| top(snapshot, link))
         .filter(|link| !link.loopback && !link.is_vrf())
         .map(|link| link.ifindex)
         .collect()
-}
-
-/// Returns the topmost master of a link, or the link itself.
-pub(super) fn top<'a>(snapshot: &'a Snapshot, link: &'a Link) -> &'a Link {
-    masters(snapshot, link).last().unwrap_or(link)
 }
 
 /// Returns the links that match a pattern, except those whose master matches too.
@@ -336,24 +230,7 @@ fn leave_out_vrfs(snapshot: &Snapshot, named: &mut BTreeSet<u32>) -> Vec<String>
     .collect()
 }
 
-/// Returns the masters that a link's packets pass through, from the nearest up. The two halves of a
-/// cloud's accelerated NIC are related in this way too: the virtual function is enslaved to the
-/// synthetic device with the address.
-pub(super) fn masters<'a>(
-    snapshot: &'a Snapshot,
-    link: &'a Link,
-) -> impl Iterator<Item = &'a Link> {
-    let above = |link: &&'a Link| match snapshot.vrf(link) {
-        Some(_) => None,
-        None => snapshot.link(link.master?),
-    };
-    // A snapshot taken during a change could contain a loop.
-    std::iter::successors(Some(link), above)
-        .skip(1)
-        .take(snapshot.links.len())
-}
-
-fn why_none(selection: &Selection, unmatched: &[String], left_out: &[String]) -> String {
+fn reason_for_none(selection: &Selection, unmatched: &[String], left_out: &[String]) -> String {
     if let [first, ..] = left_out {
         return first.clone();
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
+use netdp_common::addr::Family;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{
@@ -15,14 +16,14 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::model::{Addr, AddrFlags, DefaultRoute, Family, Link, LinkLayer, Route, Snapshot};
+use super::model::{AddrFlags, DefaultRoute, Link, LinkAddr, LinkLayer, Route, Snapshot};
 use super::tunnel::{self, Tunnel};
 
 /// Reads links, addresses and routes from the network namespace of the handle's socket.
 ///
 /// # Errors
 /// Returns an error if netlink refuses a request or its connection has ended.
-pub async fn snapshot(handle: &Handle) -> Result<Snapshot> {
+pub(crate) async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     let links: Vec<LinkMessage> = handle
         .link()
         .get()
@@ -110,7 +111,6 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
         loopback: flags.contains(LinkFlags::Loopback),
         link_layer: message.header.link_layer_type.into(),
         mac: None,
-        mtu: 0,
         master: None,
         below: None,
         xdp: false,
@@ -129,7 +129,6 @@ pub(super) fn link(message: &LinkMessage) -> Option<Link> {
             }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
-            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(0) => {}
             LinkAttribute::Controller(master) => link.master = Some(*master),
             LinkAttribute::LinkInfo(all) => {
@@ -161,18 +160,18 @@ pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(own) => name.clone_from(own),
-            LinkAttribute::LinkInfo(infos) => found = tunnel::spoken(infos),
+            LinkAttribute::LinkInfo(infos) => found = tunnel::protocols(infos),
             _ => {}
         }
     }
-    let tunnel = |spoken| Tunnel {
+    let tunnel = |protocol| Tunnel {
         link: name.clone(),
-        spoken,
+        protocol,
     };
     found.into_iter().map(tunnel).collect()
 }
 
-fn addr(message: &AddressMessage) -> Option<Addr> {
+fn addr(message: &AddressMessage) -> Option<LinkAddr> {
     let mut local = None;
     let mut address = None;
     for attribute in &message.attributes {
@@ -185,7 +184,7 @@ fn addr(message: &AddressMessage) -> Option<Addr> {
     let has = |flag| message.header.flags.contains(flag);
     // The same bit means "secondary" in IPv4 and "temporary" in IPv6.
     let is_v6 = message.header.family == AddressFamily::Inet6;
-    Some(Addr {
+    Some(LinkAddr {
         ifindex: message.header.index,
         addr: local.or(address)?,
         prefix_addr: address.or(local)?,
@@ -197,7 +196,6 @@ fn addr(message: &AddressMessage) -> Option<Addr> {
             deprecated: has(AddressHeaderFlags::Deprecated),
             tentative: has(AddressHeaderFlags::Tentative),
             dadfailed: has(AddressHeaderFlags::Dadfailed),
-            permanent: has(AddressHeaderFlags::Permanent),
         },
     })
 }
@@ -224,14 +222,14 @@ fn table_of(route: &RouteMessage) -> u32 {
 
 /// Returns the destination of a route; a default route has no such attribute.
 fn destination_of(family: Family, route: &RouteMessage) -> Option<IpNet> {
-    let said = route
+    let given = route
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
             RouteAttribute::Destination(address) => ip(address),
             _ => None,
         });
-    let address = said.unwrap_or(match family {
+    let address = given.unwrap_or(match family {
         Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
         Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
     });

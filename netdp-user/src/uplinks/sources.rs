@@ -8,9 +8,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netdp_common::abi::SOURCE_ANY_IP;
 
 use super::address::{addrs_of, is_usable_v6, own};
-use super::model::{Addr, AddressScope, Link, Snapshot};
-use super::select::{Selection, Uplink};
-use super::stack::{above, beneath};
+use super::model::{AddressScope, Link, LinkAddr, Snapshot};
+use super::selection::Selection;
+use super::stacked::{lower_devices, upper_devices};
+use super::uplink::Uplink;
 
 /// Maximum number of addresses of a link that are considered: for the rest the uplink's address is
 /// used.
@@ -18,7 +19,7 @@ const MOST: usize = 1024;
 
 /// Key of a program's query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Asked {
+pub struct SourceQuery {
     /// Index of the outgoing interface of the packet's route; [`SOURCE_ANY_IP`] for a query that is
     /// not about a source.
     pub link: u32,
@@ -31,7 +32,7 @@ pub struct Asked {
 
 /// Result of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Given {
+pub struct SourceChoice {
     /// Source address for the packet.
     pub addr: IpAddr,
     /// Index of the uplink at whose hooks it applies.
@@ -39,7 +40,7 @@ pub struct Given {
 }
 
 /// Source addresses, keyed by query.
-pub type Sources = BTreeMap<Asked, Given>;
+pub(crate) type Sources = BTreeMap<SourceQuery, SourceChoice>;
 
 /// Returns the networks that the node receives without having the addresses, and the sources of
 /// uplinks and of the VLAN devices, bridges and bonds whose packets they translate.
@@ -49,7 +50,10 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
         let link = SOURCE_ANY_IP;
         let addr = net.addr();
         let named = false;
-        found.insert(Asked { link, named, net }, Given { addr, via: link });
+        found.insert(
+            SourceQuery { link, named, net },
+            SourceChoice { addr, via: link },
+        );
     }
     for uplink in uplinks {
         let Some(link) = snapshot.link(uplink.ifindex) else {
@@ -58,9 +62,9 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
         let via = uplink.ifindex;
         add(&mut found, snapshot, selection, link, via);
         // Other devices whose packets pass its hooks and that have addresses of their own.
-        for upper in above(snapshot, via) {
+        for upper in upper_devices(snapshot, via) {
             let is_uplink = uplinks.iter().any(|other| other.ifindex == upper.ifindex);
-            let tagged = beneath(snapshot, upper)
+            let tagged = lower_devices(snapshot, upper)
                 .iter()
                 .any(|(lower, tagged)| lower.ifindex == via && *tagged);
             let shares = upper.kind.as_deref() == Some("vlan") || has_ports(snapshot, upper);
@@ -79,21 +83,21 @@ fn has_ports(snapshot: &Snapshot, link: &Link) -> bool {
 }
 
 fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &Link, via: u32) {
-    let addrs: Vec<&Addr> = addrs_of(snapshot, link)
+    let addrs: Vec<&LinkAddr> = addrs_of(snapshot, link)
         .filter(|addr| addr.scope == AddressScope::Universe)
         .take(MOST)
         .collect();
     let mut give = |named: bool, net: IpNet, addr: IpAddr| {
         let link = link.ifindex;
-        found.insert(Asked { link, named, net }, Given { addr, via });
+        found.insert(SourceQuery { link, named, net }, SourceChoice { addr, via });
     };
-    let is_node = |addr: &Addr| selection.node_addrs.contains(&addr.addr);
+    let is_node = |addr: &LinkAddr| selection.node_addrs.contains(&addr.addr);
     // Of one network the node's known address, else the first one, as inet_select_addr
     // (net/ipv4/devinet.c) chooses.
     let v4 = addrs
         .iter()
         .filter(|addr| addr.addr.is_ipv4() && (!addr.flags.secondary || is_node(addr)));
-    let mut networks: BTreeMap<IpNet, &Addr> = BTreeMap::new();
+    let mut networks: BTreeMap<IpNet, &LinkAddr> = BTreeMap::new();
     for addr in v4 {
         let Some(net) = network(addr) else {
             continue;
@@ -107,7 +111,7 @@ fn add(found: &mut Sources, snapshot: &Snapshot, selection: &Selection, link: &L
         give(false, net, addr.addr);
     }
     if selection.enable_ipv6 {
-        let v6: Vec<&Addr> = addrs
+        let v6: Vec<&LinkAddr> = addrs
             .into_iter()
             .filter(|addr| is_usable_v6(addr))
             .collect();
@@ -163,15 +167,15 @@ fn add_for_any(
     let named = false;
     for (net, addr) in any {
         if let Some(addr) = addr {
-            found.insert(Asked { link, named, net }, Given { addr, via });
+            found.insert(SourceQuery { link, named, net }, SourceChoice { addr, via });
         }
     }
 }
 
 /// Reports whether two IPv6 addresses of a link are equivalent for every destination: of one kind,
 /// and on one network unless one of them has none.
-fn are_peers(a: &Addr, b: &Addr) -> bool {
-    let is_local = |addr: &Addr| matches!(addr.addr, IpAddr::V6(ip) if ip.is_unique_local());
+fn are_peers(a: &LinkAddr, b: &LinkAddr) -> bool {
+    let is_local = |addr: &LinkAddr| matches!(addr.addr, IpAddr::V6(ip) if ip.is_unique_local());
     let on_one = match (network(a), network(b)) {
         (Some(a), Some(b)) => a == b,
         _ => true,
@@ -180,7 +184,7 @@ fn are_peers(a: &Addr, b: &Addr) -> bool {
 }
 
 /// Returns the network of an address; `None` for a single address.
-fn network(addr: &Addr) -> Option<IpNet> {
+fn network(addr: &LinkAddr) -> Option<IpNet> {
     let net = IpNet::new(addr.prefix_addr, addr.prefix_len).ok()?.trunc();
     let alone = net.prefix_len() == net.max_prefix_len() && addr.prefix_addr == addr.addr;
     (!alone).then_some(net)

@@ -1,6 +1,6 @@
 //! Tunnels of this node, with their protocols and peers.
 
-use crate::node::Spoken;
+use crate::node::ProtocolPeer;
 use rtnetlink::packet_route::IpProtocol;
 use rtnetlink::packet_route::link::{
     InfoData, InfoGre, InfoGre6, InfoIpTunnel, InfoKind, InfoVti, LinkInfo,
@@ -22,11 +22,11 @@ pub struct Tunnel {
     /// Name of the tunnel's interface.
     pub link: String,
     /// IP protocol and peer address.
-    pub spoken: Spoken,
+    pub protocol: ProtocolPeer,
 }
 
 /// Returns the protocols of a link that is up, with its peer.
-pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
+pub(super) fn protocols(infos: &[LinkInfo]) -> Vec<ProtocolPeer> {
     let kind = infos.iter().find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
@@ -50,10 +50,12 @@ pub(super) fn spoken(infos: &[LinkInfo]) -> Vec<Spoken> {
         _ => return Vec::new(),
     };
     let only = data.and_then(carried);
-    let spoken = protocols
+    let matching = protocols
         .iter()
         .filter(|protocol| only.is_none_or(|only| only == **protocol));
-    spoken.map(|&protocol| Spoken { protocol, peer }).collect()
+    matching
+        .map(|&protocol| ProtocolPeer { protocol, peer })
+        .collect()
 }
 
 /// Reports whether packets have the outer header already at the link's TC hooks: a GRE tunnel

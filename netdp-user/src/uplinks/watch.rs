@@ -15,17 +15,17 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::model::Snapshot;
-use super::reach::Settled;
-use super::select::Selection;
+use super::route_classes::RouteFilter;
+use super::selection::Selection;
 use super::snapshot::snapshot;
 
 /// Debounce time: the time for which notifications are coalesced before they are reported.
-const COALESCE: Duration = Duration::from_millis(20);
+const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// Minimum time between two reports while notifications do not end: each scan of a node with
 /// thousands of links is expensive. It grows from the first value to the last, by a factor of five
 /// each time.
-pub(super) const PAUSES: (Duration, Duration) = (COALESCE, Duration::from_millis(500));
+pub(super) const PAUSES: (Duration, Duration) = (DEBOUNCE, Duration::from_millis(500));
 
 /// RTNLGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR and _IPV6_ROUTE
 /// (include/uapi/linux/rtnetlink.h) as bits: groups count from 1.
@@ -34,7 +34,7 @@ const GROUPS: u32 = 1 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10;
 /// Watches links, addresses and routes of one network namespace.
 ///
 /// Dropping it closes its sockets.
-pub struct Monitor {
+pub(crate) struct Monitor {
     /// Requests use a socket of their own, so that a flood of notifications cannot push out the
     /// reply to one.
     handle: Handle,
@@ -45,7 +45,7 @@ pub struct Monitor {
     expected: Selection,
     /// Time at which detected changes are reported.
     due: Option<Instant>,
-    settled: Settled,
+    filter: RouteFilter,
 }
 
 impl Monitor {
@@ -54,7 +54,7 @@ impl Monitor {
     ///
     /// # Errors
     /// Returns an error if the netlink sockets cannot be opened.
-    pub async fn new() -> Result<Self> {
+    pub(crate) async fn new() -> Result<Self> {
         let (connection, handle, _) =
             rtnetlink::new_connection().context("opening a netlink socket for requests")?;
         let mut requests = JoinSet::new();
@@ -76,17 +76,17 @@ impl Monitor {
             pace: Pace::default(),
             expected: Selection::default(),
             due: None,
-            settled: Settled::default(),
+            filter: RouteFilter::default(),
         })
     }
 
     /// Ignores irrelevant notifications of routes from now on.
-    pub fn settle(&mut self, settled: Settled) {
-        self.settled = settled;
+    pub(crate) fn set_route_filter(&mut self, filter: RouteFilter) {
+        self.filter = filter;
     }
 
     /// Reports a link that is a new uplink by its name without delay.
-    pub fn expect(&mut self, selection: &Selection) {
+    pub(crate) fn set_expected(&mut self, selection: &Selection) {
         self.expected.clone_from(selection);
     }
 
@@ -98,7 +98,7 @@ impl Monitor {
     /// # Errors
     /// Returns an error if the netlink socket has failed: changes are no longer detected, and the
     /// monitor must be created anew.
-    pub async fn changed(&mut self) -> Result<()> {
+    pub(crate) async fn changed(&mut self) -> Result<()> {
         let due = loop {
             if let Some(due) = self.due {
                 break due;
@@ -107,30 +107,30 @@ impl Monitor {
             let mut ready = ready.context("waiting for link, address and route notifications")?;
             ready.clear_ready();
             drop(ready);
-            match self.drain()? {
-                Noticed::Nothing => {}
-                Noticed::Change => self.due = Some(self.pace.due(Instant::now())),
-                Noticed::Uplink => self.due = Some(Instant::now()),
+            match self.read_pending()? {
+                ChangeKind::Nothing => {}
+                ChangeKind::Change => self.due = Some(self.pace.due(Instant::now())),
+                ChangeKind::Uplink => self.due = Some(Instant::now()),
             }
         };
         // Notifications queue in the socket meanwhile, without a wake-up for each. A new uplink
         // does not wait.
         while Instant::now() < due {
-            sleep_until(due.min(Instant::now() + COALESCE)).await;
-            if self.drain()? == Noticed::Uplink {
+            sleep_until(due.min(Instant::now() + DEBOUNCE)).await;
+            if self.read_pending()? == ChangeKind::Uplink {
                 break;
             }
         }
-        self.drain()?;
+        self.read_pending()?;
         self.due = None;
-        self.pace.reported(Instant::now());
+        self.pace.record_report(Instant::now());
         Ok(())
     }
 
     /// Reads all pending notifications; returns the most important kind.
-    fn drain(&self) -> Result<Noticed> {
+    fn read_pending(&self) -> Result<ChangeKind> {
         let mut datagram = vec![0; 1 << 15];
-        let mut found = Noticed::Nothing;
+        let mut found = ChangeKind::Nothing;
         loop {
             match recv(
                 self.events.as_raw_fd(),
@@ -140,13 +140,13 @@ impl Monitor {
                 Ok(length) => {
                     let datagram = datagram.get(..length).unwrap_or(&datagram);
                     if announces_uplink(datagram, &self.expected) {
-                        found = Noticed::Uplink;
-                    } else if any_matters(datagram, &self.settled) {
-                        found = found.max(Noticed::Change);
+                        found = ChangeKind::Uplink;
+                    } else if needs_snapshot(datagram, &self.filter) {
+                        found = found.max(ChangeKind::Change);
                     }
                 }
                 // The socket's buffer overflowed: a lost notification may have been relevant.
-                Err(Errno::ENOBUFS) => found = found.max(Noticed::Change),
+                Err(Errno::ENOBUFS) => found = found.max(ChangeKind::Change),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(found),
                 Err(err) => {
@@ -160,7 +160,7 @@ impl Monitor {
     ///
     /// # Errors
     /// Returns the errors of [`snapshot`].
-    pub async fn snapshot(&self) -> Result<Snapshot> {
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot> {
         snapshot(&self.handle).await
     }
 }
@@ -185,24 +185,24 @@ impl Pace {
     /// Returns the time at which a change that was detected `now` is to be reported.
     pub(super) fn due(&mut self, now: Instant) -> Instant {
         let Some(last) = self.last else {
-            return now + COALESCE;
+            return now + DEBOUNCE;
         };
         self.pause = if now < last + self.pause {
             (self.pause * 5).min(PAUSES.1)
         } else {
             PAUSES.0
         };
-        (now + COALESCE).max(last + self.pause)
+        (now + DEBOUNCE).max(last + self.pause)
     }
 
-    pub(super) const fn reported(&mut self, now: Instant) {
+    pub(super) const fn record_report(&mut self, now: Instant) {
         self.last = Some(now);
     }
 }
 
 /// Kind of a detected change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Noticed {
+enum ChangeKind {
     Nothing,
     /// Another snapshot is needed.
     Change,
@@ -242,7 +242,7 @@ pub(super) fn announces_uplink(mut datagram: &[u8], expected: &Selection) -> boo
 
 /// Reports whether a notification among these requires another snapshot. Only the necessary part of
 /// each is parsed: link messages are long, and nodes add and remove routes to pods all day.
-pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
+pub(super) fn needs_snapshot(mut datagram: &[u8], filter: &RouteFilter) -> bool {
     while let (Some(length), Some(kind)) = (
         datagram
             .first_chunk()
@@ -259,7 +259,7 @@ pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
                 let end = length.clamp(HEADER, datagram.len());
                 datagram
                     .get(HEADER..end)
-                    .is_none_or(|route| route_matters(route, settled))
+                    .is_none_or(|route| is_relevant_route(route, filter))
             }
             _ => false,
         };
@@ -276,7 +276,7 @@ pub(super) fn any_matters(mut datagram: &[u8], settled: &Settled) -> bool {
 
 /// Reports whether a struct rtmsg with its attributes is about a route that may lead out by a link
 /// not yet known to lead out.
-fn route_matters(route: &[u8], settled: &Settled) -> bool {
+fn is_relevant_route(route: &[u8], filter: &RouteFilter) -> bool {
     /// Size of struct rtmsg (include/uapi/linux/rtnetlink.h).
     const HEADER: usize = 12;
     let [family, length, _, _, table, protocol, _, kind, ..] = *route else {
@@ -318,8 +318,8 @@ fn route_matters(route: &[u8], settled: &Settled) -> bool {
     } else {
         128
     };
-    let to_guest = !gateway && length == most && settled.guests.contains(&by);
-    !settled.uplinks.contains(&by) && !to_guest
+    let to_guest = !gateway && length == most && filter.guests.contains(&by);
+    !filter.uplinks.contains(&by) && !to_guest
 }
 
 /// Returns the attributes (struct rtattr) of a message, types and values.

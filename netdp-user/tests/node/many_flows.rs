@@ -2,7 +2,7 @@
 
 use crate::common::{NETDP, SOON, same_family, status};
 use anyhow::{Result, ensure};
-use netdp_user::conntrack::{Conntrack, Ends, Flow, TcpState};
+use netdp_user::nf_conntrack::{Conntrack, Flow, NfTcpState, NfTuple};
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,7 +29,7 @@ fn flows(bed: &Bed) -> Result<Vec<Flow>> {
         let pod = same_family(&bed.pods[0].addresses, like)?;
         let node = same_family(&bed.uplinks[0].addresses, like)?;
         flows.extend((0..FLOWS).map(|n| {
-            let out = |source| Ends {
+            let out = |source| NfTuple {
                 source,
                 destination: far(n, v6),
                 source_id: 40_000,
@@ -41,7 +41,7 @@ fn flows(bed: &Bed) -> Result<Vec<Flow>> {
                 reply: out(if n % 2 == 0 { node } else { pod }).reversed(),
                 answered: true,
                 timeout: 600,
-                tcp: Some(TcpState::Established),
+                tcp: Some(NfTcpState::Established),
                 picked_up: true,
             }
         }));

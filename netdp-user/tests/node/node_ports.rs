@@ -6,7 +6,7 @@ use crate::common::{Echo, NETDP, SOON, World, echoes, nft, start_agent, status, 
 use anyhow::{Context as _, Result, ensure};
 use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 use netdp_user::datapath::NodeMaps;
-use netdp_user::node::Spoken;
+use netdp_user::node::ProtocolPeer;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -306,14 +306,14 @@ fn without_programs_it_says_what_it_cannot_keep() -> Result<()> {
     Ok(())
 }
 
-fn spoken(agent: &Agent) -> Result<BTreeSet<Spoken>> {
+fn spoken(agent: &Agent) -> Result<BTreeSet<ProtocolPeer>> {
     Ok(NodeMaps::open(&agent.bpffs())?.protocols().clone())
 }
 
 fn wait_spoken(agent: &Agent, wanted: &[(u8, &str)]) -> Result<()> {
-    let spoken_of = |&(protocol, peer): &(u8, &str)| -> Result<Spoken> {
+    let spoken_of = |&(protocol, peer): &(u8, &str)| -> Result<ProtocolPeer> {
         let peer = peer.parse()?;
-        Ok(Spoken { protocol, peer })
+        Ok(ProtocolPeer { protocol, peer })
     };
     let wanted: BTreeSet<_> = wanted.iter().map(spoken_of).collect::<Result<_>>()?;
     let mut seen = None;

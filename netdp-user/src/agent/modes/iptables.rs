@@ -260,7 +260,7 @@ mod tests {
         Iptables {
             adopted: false,
             planned: Vec::new(),
-            chains: Arc::new(Mutex::new(Chains::none())),
+            chains: Arc::new(Mutex::new(Chains::empty())),
             reports: vec![chain(None)],
             writing: None,
             next: None,

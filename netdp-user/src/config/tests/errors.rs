@@ -394,11 +394,11 @@ fn a_policy_that_has_no_room_in_the_kernel_is_refused() {
         docs.push(doc(&format!("{part}.yaml"), &text));
     }
     let rejected = load(&docs, &V4).unwrap_err();
-    let told = rejected.to_string();
+    let message = rejected.to_string();
     assert_eq!(rejected.errors.len(), 1);
     assert!(
-        told.contains("1008001 CIDRs") && told.contains("1000000"),
-        "{told}"
+        message.contains("1008001 CIDRs") && message.contains("1000000"),
+        "{message}"
     );
     docs.pop();
     assert_eq!(load(&docs, &V4).unwrap().config.rules.len(), 924_001);

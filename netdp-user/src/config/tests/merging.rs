@@ -30,10 +30,10 @@ fn lists_are_united_and_booleans_ored() {
     ]);
     let config = loaded.config;
     assert_eq!(
-        prefixes(&config, Action::Bypass),
+        prefixes(&config, RuleAction::Bypass),
         ["192.0.2.0/24", "10.0.0.0/8", "1.0.0.0/8"]
     );
-    assert_eq!(prefixes(&config, Action::Masquerade), ["10.0.0.0/29"]);
+    assert_eq!(prefixes(&config, RuleAction::Masquerade), ["10.0.0.0/29"]);
     assert!(config.masq_link_local && config.masq_link_local_ipv6);
     assert_eq!(config.resync_interval, Duration::from_secs(30));
     assert_eq!(config.rules[1].origin.to_string(), "a:1");
@@ -63,12 +63,12 @@ fn defaults_stay_until_some_file_sets_the_list() {
         ("a", "masqLinkLocal: true"),
         ("b", "masqueradeCIDRs: [10.0.0.0/29]"),
     ]);
-    assert_eq!(prefixes(&loaded.config, Action::Bypass), RFC1918);
+    assert_eq!(prefixes(&loaded.config, RuleAction::Bypass), RFC1918);
     let loaded = merge(&[
         ("a", "masqLinkLocal: true"),
         ("b", "nonMasqueradeCIDRs: [1.0.0.0/8]"),
     ]);
-    assert_eq!(prefixes(&loaded.config, Action::Bypass), ["1.0.0.0/8"]);
+    assert_eq!(prefixes(&loaded.config, RuleAction::Bypass), ["1.0.0.0/8"]);
     // An empty list is only remarkable if it stays empty.
     let loaded = merge(&[
         ("a", "nonMasqueradeCIDRs: []"),
@@ -79,7 +79,7 @@ fn defaults_stay_until_some_file_sets_the_list() {
         ("a", "masqLinkLocal: true"),
         ("b", "\nnonMasqueradeCIDRs: []"),
     ]);
-    assert_eq!(prefixes(&loaded.config, Action::Bypass), [""; 0]);
+    assert_eq!(prefixes(&loaded.config, RuleAction::Bypass), [""; 0]);
     assert!(lines(&loaded.warnings)[0].starts_with("b:2: nonMasqueradeCIDRs is empty"));
 }
 
@@ -115,17 +115,17 @@ fn contradictions_name_both_places() {
 fn what_is_written_beats_what_is_built_in() {
     let config = accept("masqueradeCIDRs: [169.254.0.0/16, 10.0.0.0/8, fe80::/10]").config;
     assert_eq!(
-        prefixes(&config, Action::Masquerade),
+        prefixes(&config, RuleAction::Masquerade),
         ["169.254.0.0/16", "10.0.0.0/8", "fe80::/10"]
     );
     assert_eq!(
-        prefixes(&config, Action::Bypass),
+        prefixes(&config, RuleAction::Bypass),
         ["172.16.0.0/12", "192.168.0.0/16"]
     );
     let loaded = accept("nonMasqueradeCIDRs: [169.254.0.0/16]");
     assert_eq!(loaded.warnings, []);
     assert_eq!(
-        prefixes(&loaded.config, Action::Bypass),
+        prefixes(&loaded.config, RuleAction::Bypass),
         ["fe80::/10", "169.254.0.0/16"]
     );
     assert_eq!(loaded.config.rules[1].origin.to_string(), "c.yaml:1");

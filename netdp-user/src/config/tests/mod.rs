@@ -43,14 +43,14 @@ fn accept(text: &str) -> Loaded {
 }
 
 /// Returns the prefixes with `action`, in the order of the rules.
-fn prefixes(config: &Config, action: Action) -> Vec<String> {
+fn prefixes(config: &Config, action: RuleAction) -> Vec<String> {
     let rules = config.rules.iter().filter(|rule| rule.action == action);
     rules.map(|rule| rule.prefix.to_string()).collect()
 }
 
 /// Returns the bypasses of `config` without the link-local ones.
 fn bypasses(config: &Config) -> Vec<String> {
-    let mut all = prefixes(config, Action::Bypass);
+    let mut all = prefixes(config, RuleAction::Bypass);
     all.retain(|prefix| prefix != "169.254.0.0/16" && prefix != "fe80::/10");
     all
 }

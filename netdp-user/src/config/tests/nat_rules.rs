@@ -5,11 +5,11 @@ use super::*;
 const BYPASS: Options = Options {
     enable_ipv6: false,
     nomasq_all_reserved_ranges: false,
-    default_action: Some(Action::Bypass),
+    default_action: Some(RuleAction::Bypass),
 };
 
 const MASQUERADE: Options = Options {
-    default_action: Some(Action::Masquerade),
+    default_action: Some(RuleAction::Masquerade),
     ..V4
 };
 
@@ -20,7 +20,7 @@ fn nat(text: &str, opts: &Options) -> Loaded {
 }
 
 #[test]
-fn a_name_tells_the_format() {
+fn a_name_determines_the_format() {
     for name in ["nat.rules", "/cfg/nat.rules", "dir/more.rules"] {
         assert_eq!(Format::of(name), Format::NatRules, "{name}");
     }
@@ -48,7 +48,7 @@ fn words_are_networks_to_masquerade() {
         let loaded = nat(text, &MASQUERADE);
         assert_eq!(loaded.warnings, [], "{text:?}");
         assert_eq!(
-            prefixes(&loaded.config, Action::Masquerade),
+            prefixes(&loaded.config, RuleAction::Masquerade),
             ["1.2.3.0/24", "4.5.0.0/16"],
             "{text:?}"
         );
@@ -57,7 +57,7 @@ fn words_are_networks_to_masquerade() {
     assert_eq!(nat(" \n", &V4).config, defaults(&V4));
     let loaded = nat("fd00::/8 10.0.0.1", &V6);
     assert_eq!(
-        prefixes(&loaded.config, Action::Masquerade),
+        prefixes(&loaded.config, RuleAction::Masquerade),
         ["fd00::/8", "10.0.0.1/32"]
     );
 }
@@ -66,7 +66,7 @@ fn words_are_networks_to_masquerade() {
 fn what_iptables_took_is_taken_with_a_warning() {
     let loaded = nat("1.2.3.4/24,\n4.5.6.7/16 4.5.0.0/16", &MASQUERADE);
     assert_eq!(
-        prefixes(&loaded.config, Action::Masquerade),
+        prefixes(&loaded.config, RuleAction::Masquerade),
         ["1.2.3.0/24", "4.5.0.0/16"]
     );
     assert_eq!(
@@ -110,15 +110,15 @@ fn all_of_a_nat_rule_is_masqueraded() {
     let config = &loaded.config;
     assert_eq!(bypasses(config), ["10.0.0.0/8", "10.2.0.0/16"]);
     assert_eq!(
-        prefixes(config, Action::Masquerade),
+        prefixes(config, RuleAction::Masquerade),
         ["10.2.0.0/24", "10.1.0.0/16"]
     );
     for (address, action) in [
-        ("10.1.2.3", Action::Masquerade),
-        ("10.1.3.3", Action::Masquerade),
-        ("10.2.0.1", Action::Masquerade),
-        ("10.2.1.1", Action::Bypass),
-        ("10.3.0.1", Action::Bypass),
+        ("10.1.2.3", RuleAction::Masquerade),
+        ("10.1.3.3", RuleAction::Masquerade),
+        ("10.2.0.1", RuleAction::Masquerade),
+        ("10.2.1.1", RuleAction::Bypass),
+        ("10.3.0.1", RuleAction::Bypass),
     ] {
         let decision = config.decide(address.parse().unwrap());
         assert_eq!(decision.action, action, "{address}");
@@ -146,17 +146,17 @@ fn other_destinations_follow_the_default_action() {
         loaded.config.decide(address.parse().unwrap()).action
     };
     for (address, masquerade, bypass) in [
-        ("192.0.2.1", Action::Masquerade, Action::Masquerade),
-        ("10.1.0.1", Action::Masquerade, Action::Masquerade),
-        ("10.2.0.1", Action::Bypass, Action::Bypass),
-        ("8.8.8.8", Action::Masquerade, Action::Bypass),
+        ("192.0.2.1", RuleAction::Masquerade, RuleAction::Masquerade),
+        ("10.1.0.1", RuleAction::Masquerade, RuleAction::Masquerade),
+        ("10.2.0.1", RuleAction::Bypass, RuleAction::Bypass),
+        ("8.8.8.8", RuleAction::Masquerade, RuleAction::Bypass),
     ] {
         assert_eq!(action(&V4, address), masquerade, "{address}");
         assert_eq!(action(&BYPASS, address), bypass, "{address}");
     }
     let config = nat("192.0.2.0/24", &BYPASS).config;
     assert_eq!(
-        prefixes(&config, Action::Bypass),
+        prefixes(&config, RuleAction::Bypass),
         ["0.0.0.0/0", "169.254.0.0/16"]
     );
     assert_eq!(config.rules[0].origin.to_string(), "--default-action");
@@ -165,8 +165,8 @@ fn other_destinations_follow_the_default_action() {
         ..BYPASS
     };
     let decision = |address: &str| defaults(&v6).decide(address.parse().unwrap()).action;
-    assert_eq!(decision("2001:db8::1"), Action::Bypass);
-    assert_eq!(decision("192.0.2.1"), Action::Bypass);
+    assert_eq!(decision("2001:db8::1"), RuleAction::Bypass);
+    assert_eq!(decision("192.0.2.1"), RuleAction::Bypass);
 }
 
 #[test]
@@ -178,5 +178,5 @@ fn a_list_beats_the_default_action() {
     .unwrap();
     assert_eq!(loaded.warnings, []);
     let decision = loaded.config.decide([8, 8, 8, 8].into());
-    assert_eq!(decision.action, Action::Masquerade);
+    assert_eq!(decision.action, RuleAction::Masquerade);
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn decide(config: &Config, address: &str) -> (Action, Option<String>) {
+fn decide(config: &Config, address: &str) -> (RuleAction, Option<String>) {
     let decision = config.decide(address.parse().unwrap());
     (
         decision.action,
@@ -19,14 +19,17 @@ fn the_longest_prefix_decides() {
     let config = accept("masqueradeCIDRs: [10.0.0.0/29, 10.0.0.5/32]").config;
     let by = |prefix: &str| Some(prefix.to_owned());
     for (address, expected) in [
-        ("10.0.0.3", (Action::Masquerade, by("10.0.0.0/29"))),
-        ("10.0.0.5", (Action::Masquerade, by("10.0.0.5/32"))),
-        ("10.0.0.8", (Action::Bypass, by("10.0.0.0/8"))),
-        ("11.0.0.0", (Action::Masquerade, None)),
-        ("172.31.255.255", (Action::Bypass, by("172.16.0.0/12"))),
-        ("169.254.169.254", (Action::Bypass, by("169.254.0.0/16"))),
-        ("fe80::1", (Action::Bypass, by("fe80::/10"))),
-        ("2001:db8::1", (Action::Masquerade, None)),
+        ("10.0.0.3", (RuleAction::Masquerade, by("10.0.0.0/29"))),
+        ("10.0.0.5", (RuleAction::Masquerade, by("10.0.0.5/32"))),
+        ("10.0.0.8", (RuleAction::Bypass, by("10.0.0.0/8"))),
+        ("11.0.0.0", (RuleAction::Masquerade, None)),
+        ("172.31.255.255", (RuleAction::Bypass, by("172.16.0.0/12"))),
+        (
+            "169.254.169.254",
+            (RuleAction::Bypass, by("169.254.0.0/16")),
+        ),
+        ("fe80::1", (RuleAction::Bypass, by("fe80::/10"))),
+        ("2001:db8::1", (RuleAction::Masquerade, None)),
     ] {
         assert_eq!(decide(&config, address), expected, "{address}");
     }
@@ -107,7 +110,7 @@ fn bits(address: IpAddr) -> String {
 }
 
 /// Decides by definition: shorten the address bit by bit until a list contains the rest.
-fn by_definition(lists: &[(IpNet, Action)], address: IpAddr) -> Action {
+fn by_definition(lists: &[(IpNet, RuleAction)], address: IpAddr) -> RuleAction {
     let address = bits(address);
     let written = |net: &IpNet| bits(net.addr())[..=usize::from(net.prefix_len())].to_owned();
     let mut left = address.as_str();
@@ -117,7 +120,7 @@ fn by_definition(lists: &[(IpNet, Action)], address: IpAddr) -> Action {
         }
         left = &left[..left.len() - 1];
     }
-    Action::Masquerade
+    RuleAction::Masquerade
 }
 
 fn list(key: &str, prefixes: &[IpNet]) -> String {
@@ -145,8 +148,8 @@ proptest! {
             list("masqueradeCIDRs", &masquerade),
         );
         let config = load_one(&text, &V6).unwrap().config;
-        let lists: Vec<_> = bypass.iter().map(|net| (*net, Action::Bypass))
-            .chain(masquerade.iter().map(|net| (*net, Action::Masquerade))).collect();
+        let lists: Vec<_> = bypass.iter().map(|net| (*net, RuleAction::Bypass))
+            .chain(masquerade.iter().map(|net| (*net, RuleAction::Masquerade))).collect();
         for address in addresses {
             prop_assert_eq!(config.decide(address).action, by_definition(&lists, address), "{}", address);
         }
@@ -254,7 +257,7 @@ fn a_network_is_masqueraded_only_whole() {
 /// As many rules as a policy may have, queried for as many destinations: scanning every rule would
 /// not terminate in time.
 #[test]
-fn long_lists_are_asked_often() {
+fn long_lists_are_queried_often() {
     const MANY: u32 = 100_000;
     let address = |n: u32| Ipv4Addr::from(0x0a00_0000 + n * 4);
     let text: String = (0..MANY)
@@ -264,8 +267,8 @@ fn long_lists_are_asked_often() {
     let config = accept(&text).config;
     for n in 0..MANY {
         let (inside, outside) = (address(n), address(n + MANY));
-        assert_eq!(config.decide(inside.into()).action, Action::Bypass);
-        assert_eq!(config.decide(outside.into()).action, Action::Masquerade);
+        assert_eq!(config.decide(inside.into()).action, RuleAction::Bypass);
+        assert_eq!(config.decide(outside.into()).action, RuleAction::Masquerade);
         assert!(config.masquerades(IpAddr::from(outside).into()));
         assert!(!config.masquerades(IpNet::new(inside.into(), 29).unwrap()));
     }

@@ -147,7 +147,7 @@ fn what_upstream_accepts_means_the_same() {
 #[test]
 fn link_local_rules_follow_the_flags() {
     let all = |text: &str, opts: &Options| {
-        prefixes(&load_one(text, opts).unwrap().config, Action::Bypass)
+        prefixes(&load_one(text, opts).unwrap().config, RuleAction::Bypass)
     };
     let list = "nonMasqueradeCIDRs: [10.0.0.0/8, 10.0.0.0/7]\n";
     let rest = ["10.0.0.0/8", "10.0.0.0/7"];

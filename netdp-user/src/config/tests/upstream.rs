@@ -48,7 +48,7 @@ fn same_decisions(case: &Case, config: &Config, cidrs: &[&str]) {
         if address.is_ipv6() && !case.opts.enable_ipv6 {
             continue;
         }
-        let bypassed = config.decide(address).action == Action::Bypass;
+        let bypassed = config.decide(address).action == RuleAction::Bypass;
         let expected = they_bypass(case, cidrs, address);
         assert_eq!(bypassed, expected, "{:?}: {address}", case.text);
     }

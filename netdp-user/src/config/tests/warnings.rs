@@ -157,7 +157,7 @@ fn link_local_surprises_are_warned_of() {
     let warnings = lines(&all.warnings);
     assert!(warnings[0].starts_with(expected), "{warnings:?}");
     let bypass = Options {
-        default_action: Some(Action::Bypass),
+        default_action: Some(RuleAction::Bypass),
         ..V4
     };
     let loaded = load_one("masqLinkLocal: true", &bypass).unwrap();
@@ -172,11 +172,11 @@ fn a_masqueraded_cluster_is_warned_of() {
             let words = text.split_whitespace();
             words.map(|net| net.parse().unwrap()).collect()
         };
-        let surroundings = Surroundings {
+        let cluster_cidrs = ClusterCidrs {
             pod_cidrs: nets(pods),
             service_cidrs: nets(services),
         };
-        let loaded = load_within(&[doc("c", text)], &V4, &surroundings).unwrap();
+        let loaded = load_for_cluster(&[doc("c", text)], &V4, &cluster_cidrs).unwrap();
         lines(&loaded.warnings)
     };
     let own = "nonMasqueradeCIDRs: [192.168.0.0/17, 192.168.128.0/17]\nmasqueradeCIDRs:\n- 192.168.3.0/24\n";
@@ -234,7 +234,7 @@ fn a_masqueraded_cluster_is_warned_of() {
 }
 
 #[test]
-fn nat_rules_alone_leave_the_rest_to_be_said() {
+fn nat_rules_alone_leave_the_default_action_open() {
     let nat = doc("nat.rules", "10.0.0.0/24");
     let warnings = |docs: &[Document], default_action| {
         let opts = Options {
@@ -248,7 +248,7 @@ fn nat_rules_alone_leave_the_rest_to_be_said() {
         alone[0].starts_with("policy: there are NAT rules"),
         "{alone:?}"
     );
-    for action in [Action::Bypass, Action::Masquerade] {
+    for action in [RuleAction::Bypass, RuleAction::Masquerade] {
         assert!(warnings(std::slice::from_ref(&nat), Some(action)).is_empty());
     }
     assert!(warnings(&[nat, doc("config", "")], None).is_empty());

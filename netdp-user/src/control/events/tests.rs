@@ -1,8 +1,8 @@
 use super::*;
 use crate::requirements::NoEbpf;
 
-pub(super) fn map(name: &str) -> MapRef {
-    MapRef {
+pub(super) fn map(name: &str) -> ConfigMapRef {
+    ConfigMapRef {
         namespace: "kube-system".into(),
         name: name.into(),
         uid: "u".into(),

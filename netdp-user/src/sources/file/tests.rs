@@ -82,7 +82,7 @@ fn what_does_not_exist_is_no_document() {
         .chain(&["file"])
         .map(|name| root.join(name))
         .collect();
-    assert_eq!(absent(&paths), paths[..4].iter().collect::<Vec<_>>());
+    assert_eq!(missing(&paths), paths[..4].iter().collect::<Vec<_>>());
     // A file that vanishes after it was listed.
     assert_eq!(read_one(&root.join("none"), true), Ok(None));
 }
@@ -125,8 +125,11 @@ fn all_files_together_have_a_greatest_size() {
     }
     let rejected = read(&[temp.path().to_owned()]).unwrap_err();
     assert_eq!(rejected.errors.len(), 1);
-    let told = rejected.to_string();
-    assert!(told.contains("64 MiB") && told.contains("/64: "), "{told}");
+    let message = rejected.to_string();
+    assert!(
+        message.contains("64 MiB") && message.contains("/64: "),
+        "{message}"
+    );
 }
 
 #[test]
@@ -140,16 +143,16 @@ fn what_is_not_there_may_be_called_otherwise() {
         ("config.yml", "config.yaml?"),
         ("Config.yaml", "config.yaml?"),
     ] {
-        let meant = meant_by(&at(name));
+        let meant = suggest(&at(name));
         assert!(
             meant.as_ref().is_some_and(|it| it.contains(words)),
             "{name}: {meant:?}"
         );
     }
     let both = format!("{},{}", at("netdp").display(), at("config.yaml").display());
-    let meant = meant_by(Path::new(&both)).unwrap();
+    let meant = suggest(Path::new(&both)).unwrap();
     assert!(meant.starts_with("give each path by itself: "), "{meant}");
     for name in ["other", "none/config.yaml", "/"] {
-        assert_eq!(meant_by(&at(name)), None, "{name}");
+        assert_eq!(suggest(&at(name)), None, "{name}");
     }
 }

@@ -1,6 +1,6 @@
 //! API client, configured from a pod's ServiceAccount or a kubeconfig.
 
-use super::limit::{ANSWER, ANSWER_TO_USER, Limits};
+use super::limit::{Limits, MAX_RESPONSE_BYTES, MAX_USER_RESPONSE_BYTES};
 use anyhow::{Context as _, Result};
 use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -34,7 +34,7 @@ pub struct KubeOptions {
 }
 
 /// Reports whether this process runs in a pod with a ServiceAccount.
-pub fn in_cluster() -> bool {
+pub(crate) fn in_cluster() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() && Path::new(TOKEN).exists()
 }
 
@@ -47,19 +47,19 @@ pub async fn connect(kubeconfig: Option<&Path>) -> Result<Client> {
         Some(path) => from_file(path).await?,
         None => Config::incluster().context("reading the pod's ServiceAccount")?,
     };
-    build(config, ANSWER)
+    build(config, MAX_RESPONSE_BYTES)
 }
 
 /// Makes a client for a user: from `kubeconfig`, or by kubectl's rules.
 ///
 /// # Errors
 /// Returns an error as [`connect`] does.
-pub async fn connect_as_user(kubeconfig: Option<&Path>) -> Result<Client> {
+pub(crate) async fn connect_as_user(kubeconfig: Option<&Path>) -> Result<Client> {
     let config = match kubeconfig {
         Some(path) => from_file(path).await?,
         None => Config::infer().await.context("finding a kubeconfig")?,
     };
-    build(config, ANSWER_TO_USER)
+    build(config, MAX_USER_RESPONSE_BYTES)
 }
 
 async fn from_file(path: &Path) -> Result<Config> {

@@ -9,19 +9,19 @@ use tower::{BoxError, Layer, Service};
 
 /// Size limit of a response for the agent, in bytes: a page of a list, or one event of a watch.
 /// Objects are at most 1.5 MiB in the API server's store.
-pub(super) const ANSWER: usize = 4 << 20;
+pub(super) const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
 /// Size limit of a response for a user, in bytes: a page of a list of nodes.
-pub(super) const ANSWER_TO_USER: usize = 64 << 20;
+pub(super) const MAX_USER_RESPONSE_BYTES: usize = 64 << 20;
 
-/// Number of objects per page of a list: few enough for [`ANSWER`].
-pub(super) const PAGE: u32 = 2;
+/// Number of objects per page of a list: few enough for [`MAX_RESPONSE_BYTES`].
+pub(super) const PAGE_SIZE: u32 = 2;
 
 /// Limit of ConfigMaps per selection.
-pub(super) const MAPS: usize = 64;
+pub(super) const MAX_CONFIG_MAPS: usize = 64;
 
 /// Limit of the total size of one selection's documents, in bytes.
-pub(super) const MAPS_BYTES: usize = 4 << 20;
+pub(super) const MAX_CONFIG_MAP_BYTES: usize = 4 << 20;
 
 /// Error of a response that exceeds the limit.
 #[derive(Debug)]

@@ -1,18 +1,20 @@
 //! The Node that the agent runs on.
 
-use super::follow::{Set, Trouble};
-use super::view::{NodeFacts, Part, Shared};
+use super::api_error::ApiError;
+use super::reflector::ObjectStore;
+use super::view::{NodeFacts, Shared};
+use super::watch_id::WatchId;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 use std::sync::Arc;
 
 /// Store of this one Node.
-pub(super) struct TheNode {
+pub(super) struct NodeStore {
     name: String,
     shared: Arc<Shared>,
 }
 
-impl TheNode {
+impl NodeStore {
     pub(super) fn new(name: &str, shared: Arc<Shared>) -> Self {
         Self {
             name: name.to_owned(),
@@ -22,18 +24,18 @@ impl TheNode {
 }
 
 /// Limit of listed Nodes. More than one means that the server ignores field selectors.
-const MOST: usize = 64;
+const MAX_NODES: usize = 64;
 
 /// Content of a list.
 #[derive(Debug, Default)]
-pub(super) struct Listed {
+pub(super) struct NodeList {
     node: Option<NodeFacts>,
     /// Number of listed Nodes, including this one.
     count: usize,
 }
 
-impl Set<Node> for TheNode {
-    type Listed = Listed;
+impl ObjectStore<Node> for NodeStore {
+    type Listed = NodeList;
 
     fn fields(&self) -> Option<String> {
         Some(format!("metadata.name={}", self.name))
@@ -43,24 +45,24 @@ impl Set<Node> for TheNode {
         None
     }
 
-    fn gather(&self, page: Vec<Node>, listed: &mut Self::Listed) -> Result<(), Trouble> {
+    fn add_page(&self, page: Vec<Node>, listed: &mut Self::Listed) -> Result<(), ApiError> {
         listed.count += page.len();
         let found = page.iter().find(|node| node.name_any() == self.name);
         if let Some(node) = found {
             listed.node = Some(facts(node));
         }
-        if listed.count > MOST {
-            return Err(Trouble::new(format!(
-                "the API lists more than {MOST} Nodes where it was asked for {}",
+        if listed.count > MAX_NODES {
+            return Err(ApiError::new(format!(
+                "the API lists more than {MAX_NODES} Nodes where it was asked for {}",
                 self.name
             )));
         }
         Ok(())
     }
 
-    async fn replace(&mut self, all: Self::Listed) -> Result<(), Trouble> {
+    async fn replace(&mut self, all: Self::Listed) -> Result<(), ApiError> {
         let Some(mut facts) = all.node else {
-            return Err(Trouble::new(format!(
+            return Err(ApiError::new(format!(
                 "there is no Node {}; is --node-name right?",
                 self.name
             )));
@@ -74,7 +76,7 @@ impl Set<Node> for TheNode {
         Ok(())
     }
 
-    fn apply(&mut self, object: Node) -> Result<(), Trouble> {
+    fn apply(&mut self, object: Node) -> Result<(), ApiError> {
         // A server that ignores selectors sends other Nodes, too.
         if object.name_any() == self.name {
             self.shared.set_node(facts(&object));
@@ -90,8 +92,8 @@ impl Set<Node> for TheNode {
         log::info!("the Node {} was deleted", object.name_any());
     }
 
-    fn state(&mut self, trouble: Option<&Trouble>) {
-        self.shared.set_state(Part::Node, trouble);
+    fn set_error(&mut self, error: Option<&ApiError>) {
+        self.shared.set_error(WatchId::Node, error);
     }
 }
 

@@ -1,8 +1,9 @@
 //! Combined view of the API from all watches.
 
+use super::api_error::{ApiError, ApiErrorKind};
 use super::client::KubeOptions;
-use super::follow::{Kind, Trouble};
-use super::tell::{Asker, Teller};
+use super::log_throttle::{ApiUser, LogThrottle};
+use super::watch_id::{ConfigMapSelection, WatchId};
 use crate::config::{Diagnostic, Document};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 pub struct View {
     /// ConfigMaps in effect, in merge order: ip-masq-agent's, then labelled ones by name, then
     /// k8s-custom-iptables'. `None` until all have been listed once.
-    pub maps: Option<Vec<Arc<MapDocuments>>>,
+    pub config_maps: Option<Vec<Arc<ConfigMapDocuments>>>,
     /// This node, once it has been received.
     pub node: Option<NodeFacts>,
     /// Reason why the API cannot be followed right now.
@@ -31,7 +32,7 @@ pub struct View {
 
 /// Reference to a ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MapRef {
+pub struct ConfigMapRef {
     /// Namespace of the ConfigMap.
     pub namespace: String,
     /// Name of the ConfigMap.
@@ -42,10 +43,10 @@ pub struct MapRef {
     pub resource_version: String,
 }
 
-impl MapDocuments {
+impl ConfigMapDocuments {
     /// Returns the approximate size of the retained data, in bytes.
     pub(super) fn bytes(&self) -> usize {
-        let map = &self.map;
+        let map = &self.config_map;
         let of_map = map.namespace.len() + map.name.len() + map.uid.len();
         let documents = self
             .documents
@@ -59,7 +60,7 @@ impl MapDocuments {
     }
 }
 
-impl MapRef {
+impl ConfigMapRef {
     /// Returns the common prefix of its documents' names.
     pub fn prefix(&self) -> String {
         format!("{}/{}/", self.namespace, self.name)
@@ -68,9 +69,9 @@ impl MapRef {
 
 /// A ConfigMap and its documents.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MapDocuments {
+pub struct ConfigMapDocuments {
     /// Reference to the ConfigMap.
-    pub map: MapRef,
+    pub config_map: ConfigMapRef,
     /// One document for each relevant key, by key; named NAMESPACE/NAME/KEY.
     pub documents: Vec<Document>,
     /// Errors about keys whose content is not text.
@@ -90,30 +91,18 @@ pub struct NodeFacts {
     pub pod_cidrs: Vec<IpNet>,
 }
 
-/// Identifier of a watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
-    Main,
-    Labelled,
-    NatRules,
-    Node,
-}
-
-impl Part {
-    const MAPS: [Self; 3] = [Self::Main, Self::Labelled, Self::NatRules];
-}
-
+/// State of all watches, as received so far.
 #[derive(Default)]
-struct Heard {
-    maps: BTreeMap<Part, Vec<Arc<MapDocuments>>>,
+struct State {
+    config_maps: BTreeMap<ConfigMapSelection, Vec<Arc<ConfigMapDocuments>>>,
     node: Option<NodeFacts>,
-    troubles: BTreeMap<Part, Trouble>,
+    errors: BTreeMap<WatchId, ApiError>,
 }
 
 /// State shared by all watches.
 pub(super) struct Shared {
-    heard: Mutex<Heard>,
-    teller: Arc<Teller>,
+    state: Mutex<State>,
+    throttle: Arc<LogThrottle>,
     view: watch::Sender<View>,
     nodes: Api<Node>,
     node_name: Option<String>,
@@ -124,24 +113,28 @@ impl Shared {
         view: watch::Sender<View>,
         client: Client,
         options: &KubeOptions,
-        teller: Arc<Teller>,
+        throttle: Arc<LogThrottle>,
     ) -> Self {
         Self {
-            heard: Mutex::default(),
-            teller,
+            state: Mutex::default(),
+            throttle,
             view,
             nodes: Api::all(client),
             node_name: options.node_name.clone(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sets the ConfigMaps of one watch.
-    pub(super) fn set_maps(&self, part: Part, maps: Vec<Arc<MapDocuments>>) {
-        self.lock().maps.insert(part, maps);
+    pub(super) fn set_config_maps(
+        &self,
+        selection: ConfigMapSelection,
+        maps: Vec<Arc<ConfigMapDocuments>>,
+    ) {
+        self.lock().config_maps.insert(selection, maps);
         self.publish();
     }
 
@@ -156,37 +149,38 @@ impl Shared {
     }
 
     /// Sets or clears the error of a watch.
-    pub(super) fn set_state(&self, part: Part, trouble: Option<&Trouble>) {
-        match trouble {
-            Some(trouble) => {
-                self.lock().troubles.insert(part, trouble.clone());
-                self.teller.trouble(Asker::Watch(part), trouble);
+    pub(super) fn set_error(&self, watch: WatchId, error: Option<&ApiError>) {
+        match error {
+            Some(error) => {
+                self.lock().errors.insert(watch, error.clone());
+                self.throttle.record_error(ApiUser::Watch(watch), error);
             }
             None => {
-                self.lock().troubles.remove(&part);
-                self.teller.well(Asker::Watch(part));
+                self.lock().errors.remove(&watch);
+                self.throttle.record_success(ApiUser::Watch(watch));
             }
         }
         self.publish();
-        if trouble.is_none() && self.view.borrow().maps.is_some() {
-            self.teller.heard_all();
+        if error.is_none() && self.view.borrow().config_maps.is_some() {
+            self.throttle.record_sync();
         }
     }
 
     fn publish(&self) {
         let view = {
-            let heard = self.lock();
-            let all = Part::MAPS.map(|part| heard.maps.get(&part));
-            let maps = all.iter().all(Option::is_some);
-            let refused = |part: &Part| {
-                let trouble = heard.troubles.get(part);
-                trouble.is_some_and(|trouble| trouble.kind == Kind::Refused)
+            let state = self.lock();
+            let all = ConfigMapSelection::ALL.map(|selection| state.config_maps.get(&selection));
+            let is_complete = all.iter().all(Option::is_some);
+            let is_denied = |selection: &ConfigMapSelection| {
+                let error = state.errors.get(&WatchId::ConfigMaps(*selection));
+                error.is_some_and(|error| error.kind == ApiErrorKind::Denied)
             };
             View {
-                maps: maps.then(|| all.into_iter().flatten().flatten().cloned().collect()),
-                node: heard.node.clone(),
-                problem: heard.troubles.values().next().map(|t| t.text.clone()),
-                refused: !maps && Part::MAPS.iter().any(refused),
+                config_maps: is_complete
+                    .then(|| all.into_iter().flatten().flatten().cloned().collect()),
+                node: state.node.clone(),
+                problem: state.errors.values().next().map(|t| t.text.clone()),
+                refused: !is_complete && ConfigMapSelection::ALL.iter().any(is_denied),
             }
         };
         self.view.send_if_modified(|old| {
@@ -200,8 +194,8 @@ impl Shared {
 
     /// Checks that a list in which known objects are missing is plausible. An empty API server, or
     /// one of another cluster, also lists nothing, but lacks this node's previous UID.
-    pub(super) async fn same_cluster(&self) -> Result<(), Trouble> {
-        const PATIENCE: Duration = Duration::from_secs(15);
+    pub(super) async fn check_same_cluster(&self) -> Result<(), ApiError> {
+        const TIMEOUT: Duration = Duration::from_secs(15);
         let Some(name) = &self.node_name else {
             return Ok(());
         };
@@ -211,10 +205,10 @@ impl Shared {
         let params = ListParams::default()
             .fields(&format!("metadata.name={name}"))
             .limit(1);
-        let nodes = timeout(PATIENCE, self.nodes.list(&params)).await;
+        let nodes = timeout(TIMEOUT, self.nodes.list(&params)).await;
         let nodes = nodes
-            .map_err(|_| Trouble::of_kind(Kind::Away, "the API is silent"))?
-            .map_err(|error| Trouble::of(&error))?;
+            .map_err(|_| ApiError::of_kind(ApiErrorKind::Unavailable, "the API is silent"))?
+            .map_err(|error| ApiError::of(&error))?;
         if nodes
             .items
             .iter()
@@ -222,7 +216,7 @@ impl Shared {
         {
             return Ok(());
         }
-        Err(Trouble::new(format!(
+        Err(ApiError::new(format!(
             "ConfigMaps are gone, but so is the Node {name} as it was: this is not believed; \
              restart the agent if the cluster was made anew"
         )))

@@ -219,7 +219,10 @@ async fn cancelling_loses_nothing() {
         write(scene.temp.path(), "file", &round.to_string());
         let noticed = async {
             // Shorter than the debounce: if cancelled waits started over, this would never end.
-            while timeout(SETTLE / 10, scene.watcher.changed()).await.is_err() {
+            while timeout(DEBOUNCE / 10, scene.watcher.changed())
+                .await
+                .is_err()
+            {
                 cancelled += 1;
             }
         };
@@ -247,7 +250,7 @@ async fn a_burst_is_few_changes() {
 }
 
 #[tokio::test]
-async fn without_inotify_it_is_silent_and_says_why() {
+async fn without_inotify_it_reports_nothing_but_the_reason() {
     let temp = tempfile::tempdir().unwrap();
     let paths = [temp.path().join("file")];
     let mut watcher = Watcher::with(&paths, |_| {
@@ -256,7 +259,7 @@ async fn without_inotify_it_is_silent_and_says_why() {
     let problem = watcher.problem().unwrap();
     assert!(problem.contains("max_user_instances"), "{problem}");
     write(temp.path(), "file", "1");
-    let silent = timeout(SETTLE * 5, watcher.changed()).await;
+    let silent = timeout(DEBOUNCE * 5, watcher.changed()).await;
     assert!(silent.is_err());
     // As soon as the system allows it, a resync restores the notifications.
     watcher.open = notify::recommended_watcher;

@@ -2,7 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::super::{Addr, AddressScope, Family};
+use netdp_common::addr::Family;
+
+use super::super::model::{AddressScope, LinkAddr};
+use super::super::{SourceChoice, SourceQuery};
 use super::Net;
 
 fn eth0() -> Net {
@@ -110,7 +113,7 @@ fn in_a_vrf_it_borrows_from_the_vrf_device() {
 }
 
 /// An address with its prefix length, and its deviations from the default.
-type Candidate = (&'static str, fn(&mut Addr));
+type Candidate = (&'static str, fn(&mut LinkAddr));
 
 /// Adds the addresses in every order, and returns the selected one, which must not depend on it.
 fn v6_of(addrs: &[Candidate]) -> Option<Ipv6Addr> {
@@ -131,12 +134,12 @@ fn v6_of(addrs: &[Candidate]) -> Option<Ipv6Addr> {
     first
 }
 
-const PLAIN: fn(&mut Addr) = |_| ();
-const DEPRECATED: fn(&mut Addr) = |addr| addr.flags.deprecated = true;
-const TEMPORARY: fn(&mut Addr) = |addr| addr.flags.temporary = true;
-const TENTATIVE: fn(&mut Addr) = |addr| addr.flags.tentative = true;
-const DUPLICATE: fn(&mut Addr) = |addr| addr.flags.dadfailed = true;
-const LINK_LOCAL: fn(&mut Addr) = |addr| addr.scope = AddressScope::Link;
+const PLAIN: fn(&mut LinkAddr) = |_| ();
+const DEPRECATED: fn(&mut LinkAddr) = |addr| addr.flags.deprecated = true;
+const TEMPORARY: fn(&mut LinkAddr) = |addr| addr.flags.temporary = true;
+const TENTATIVE: fn(&mut LinkAddr) = |addr| addr.flags.tentative = true;
+const DUPLICATE: fn(&mut LinkAddr) = |addr| addr.flags.dadfailed = true;
+const LINK_LOCAL: fn(&mut LinkAddr) = |addr| addr.scope = AddressScope::Link;
 
 #[test]
 fn v6_is_global_in_scope_and_known_to_be_unique() {
@@ -185,13 +188,13 @@ fn v6_falls_to_the_first_listed_where_nothing_else_decides() {
 
 /// Returns the sources published to the programs: interface, source address or next hop, and
 /// result.
-fn told(net: &Net, known: &[&str]) -> Vec<String> {
+fn source_lines(net: &Net, known: &[&str]) -> Vec<String> {
     let mut selection = net.selection(&[], &["eth0"]);
     selection.node_addrs = known.iter().map(|ip| ip.parse().unwrap()).collect();
     let selected = super::choose(&net.0, &selection);
-    let line = |(asked, given): (&super::super::Asked, &super::super::Given)| {
-        let named = if asked.named { "named" } else { "next" };
-        format!("{} {named} {} {}", asked.link, asked.net, given.addr)
+    let line = |(query, choice): (&SourceQuery, &SourceChoice)| {
+        let named = if query.named { "named" } else { "next" };
+        format!("{} {named} {} {}", query.link, query.net, choice.addr)
     };
     selected.sources.iter().map(line).collect()
 }
@@ -217,7 +220,7 @@ fn a_known_address_comes_first_among_equals() {
         "2 named 2001:db8::4/128 2001:db8::4",
         "2 named 2001:db8::99/128 2001:db8::4",
     ];
-    assert_eq!(told(&net, &known), v6);
+    assert_eq!(source_lines(&net, &known), v6);
     // An address on the gateway's network takes precedence.
     net.addr("eth0", "10.1.0.5/24");
     assert_eq!(chosen(&net, &known).0, ip("10.1.0.5"));
@@ -247,7 +250,7 @@ fn sources_are_by_network_and_by_what_routes_name() {
         "2 named 2001:db8::7/128 2001:db8::4",
         "2 named fd00::4/128 fd00::4",
     ];
-    assert_eq!(told(&net, &[]), wanted);
+    assert_eq!(source_lines(&net, &[]), wanted);
 }
 
 /// Packets of a VLAN device that is no uplink get its address at the lower device.
@@ -259,8 +262,8 @@ fn a_vlan_device_has_sources_where_it_is_translated() {
     net.addr("eth0.100", "10.100.0.4/24");
     let at = |net: &Net, uplinks: &[&str]| {
         let selected = super::choose(&net.0, &net.selection(&[], uplinks));
-        let by_vlan = |(asked, given): (&super::super::Asked, &super::super::Given)| {
-            (asked.link == 3).then(|| (asked.net.to_string(), given.via))
+        let by_vlan = |(query, choice): (&SourceQuery, &SourceChoice)| {
+            (query.link == 3).then(|| (query.net.to_string(), choice.via))
         };
         selected
             .sources
@@ -291,8 +294,9 @@ fn a_vlan_device_has_a_source_for_every_router() {
     net.addr("eth0", "2001:db8::4/64");
     net.on("eth0", "eth0.100", "vlan");
     let any = |net: &Net| -> Vec<String> {
-        let told = told(net, &[]).into_iter();
-        told.filter(|line| line.starts_with("3 next ") && line.contains("/0 "))
+        let lines = source_lines(net, &[]).into_iter();
+        lines
+            .filter(|line| line.starts_with("3 next ") && line.contains("/0 "))
             .collect()
     };
     assert_eq!(any(&net), [""; 0], "it has none of its own");
@@ -304,7 +308,7 @@ fn a_vlan_device_has_a_source_for_every_router() {
     net.addr_with("eth0.100", "fe80::4/64", LINK_LOCAL);
     assert_eq!(any(&net), [v4, "3 next ::/0 2001:db8:100::4"]);
     // The uplink's own address is used for that.
-    let uplinks = told(&net, &[]);
+    let uplinks = source_lines(&net, &[]);
     assert!(
         !uplinks
             .iter()
@@ -325,9 +329,15 @@ fn a_known_address_counts_although_it_is_secondary() {
         super::choose(&net.0, &selection).uplinks[0].v4
     };
     assert_eq!(chosen(&net, "10.1.0.4"), ip("10.1.0.4"));
-    assert_eq!(told(&net, &["10.1.0.4"]), ["2 next 10.1.0.0/16 10.1.0.4"]);
+    assert_eq!(
+        source_lines(&net, &["10.1.0.4"]),
+        ["2 next 10.1.0.0/16 10.1.0.4"]
+    );
     assert_eq!(chosen(&net, "10.1.0.7"), ip("10.1.0.99"));
-    assert_eq!(told(&net, &["10.1.0.7"]), ["2 next 10.1.0.0/16 10.1.0.99"]);
+    assert_eq!(
+        source_lines(&net, &["10.1.0.7"]),
+        ["2 next 10.1.0.0/16 10.1.0.99"]
+    );
     // The router's network still takes precedence.
     net.addr("eth0", "10.2.0.4/16");
     net.0.default_routes.clear();

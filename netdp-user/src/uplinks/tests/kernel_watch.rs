@@ -107,7 +107,7 @@ fn a_flood_that_overruns_the_socket_is_reported_and_survived() {
 /// A storm of links, as when many pods start at once: few scans, and no change of the uplink is
 /// missed.
 #[test]
-fn two_thousand_pairs_of_links_take_few_looks() {
+fn two_thousand_pairs_of_links_take_few_snapshots() {
     const PIECES: usize = 20;
     in_namespace(|| async {
         ip(NODE);
@@ -132,27 +132,31 @@ fn two_thousand_pairs_of_links_take_few_looks() {
             }
         });
         let start = std::time::Instant::now();
-        let mut looks = 0;
+        let mut snapshots = 0;
         let mut changed = None;
         let mut seen = None;
         while storm.try_wait().unwrap().is_none() {
             monitor.changed().await.unwrap();
             let snapshot = monitor.snapshot().await.unwrap();
-            looks += 1;
+            snapshots += 1;
             if changed.is_none() && snapshot.links.len() > 500 {
                 ip("addr add 192.0.2.99/24 dev up0");
-                changed = Some(looks);
+                changed = Some(snapshots);
             }
             if seen.is_none() && has_addr(&snapshot, "192.0.2.99") {
-                seen = Some(looks);
+                seen = Some(snapshots);
             }
         }
         pieces.join().unwrap();
         // One for each pause, in which the storm seems to be over, and some while it lasts.
         let halves = start.elapsed().as_millis() / 500;
         let most = PIECES + usize::try_from(halves).unwrap() + 5;
-        eprintln!("{looks} looks in {:?}", start.elapsed());
-        assert!(looks <= most, "{looks} looks in {:?}", start.elapsed());
+        eprintln!("{snapshots} snapshots in {:?}", start.elapsed());
+        assert!(
+            snapshots <= most,
+            "{snapshots} snapshots in {:?}",
+            start.elapsed()
+        );
         let changed = changed.expect("the storm was over too soon");
         assert_eq!(
             seen,

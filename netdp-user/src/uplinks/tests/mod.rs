@@ -3,22 +3,22 @@
 mod address;
 mod kernel_snapshot;
 mod kernel_watch;
-mod lacking;
+mod missing_address;
 mod netns;
-mod observe;
-mod reach;
+mod observed;
+mod route_classes;
 mod select;
-mod stack;
+mod stacked;
 mod tunnel;
 mod watch;
 
 use std::net::IpAddr;
 
-use super::{
-    Addr, AddrFlags, AddressScope, DefaultRoute, Family, Link, LinkLayer, Patterns, Route,
-    Selected, Selection, Snapshot, select as choose,
-};
-use crate::config::{Action, Masqueraded, Origin, Rule};
+use super::model::{AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, Route};
+use super::select::Selected;
+use super::{LinkLayer, Patterns, Selection, Snapshot, select as choose};
+use crate::config::{Masqueraded, Origin, Rule, RuleAction};
+use netdp_common::addr::Family;
 
 /// A synthetic network, built link by link.
 #[derive(Default)]
@@ -53,7 +53,6 @@ impl Net {
             loopback: false,
             link_layer: LinkLayer::Ethernet,
             mac: None,
-            mtu: 1500,
             master: None,
             below: None,
             xdp: false,
@@ -78,10 +77,10 @@ impl Net {
         self.addr_with(link, cidr, |_| ());
     }
 
-    fn addr_with(&mut self, link: &str, cidr: &str, change: impl FnOnce(&mut Addr)) {
+    fn addr_with(&mut self, link: &str, cidr: &str, change: impl FnOnce(&mut LinkAddr)) {
         let (addr, prefix_len) = cidr.split_once('/').unwrap();
         let addr: IpAddr = addr.parse().unwrap();
-        let mut addr = Addr {
+        let mut addr = LinkAddr {
             ifindex: self.index(link),
             addr,
             prefix_addr: addr,
@@ -134,7 +133,7 @@ impl Net {
     fn selection(&self, bypassed: &[&str], patterns: &[&str]) -> Selection {
         let rule = |prefix: &&str| Rule {
             prefix: prefix.parse().unwrap(),
-            action: Action::Bypass,
+            action: RuleAction::Bypass,
             origin: Origin::BuiltIn,
             also: Vec::new(),
         };

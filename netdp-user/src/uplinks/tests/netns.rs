@@ -59,7 +59,7 @@ pub(super) fn ip(commands: &str) {
 /// automatic link-local addresses.
 pub(super) const NODE: &str = "\
 link set lo up
-link add up0 mtu 1400 type veth peer name up0peer
+link add up0 type veth peer name up0peer
 link add up1 type veth peer name up1peer
 link set up0 addrgenmode none
 link set up0peer addrgenmode none
@@ -115,10 +115,10 @@ pub(super) fn has_addr(snapshot: &Snapshot, addr: &str) -> bool {
 /// Waits until all changes so far are reported, so that they cannot pass for the notification of
 /// the next one.
 pub(super) async fn settle(monitor: &mut Monitor) {
-    let settled = timeout(DEADLINE, async {
+    let filter = timeout(DEADLINE, async {
         while timeout(QUIET, monitor.changed()).await.is_ok() {}
     });
-    settled.await.expect("notifications do not end");
+    filter.await.expect("notifications do not end");
 }
 
 /// Waits for one report.

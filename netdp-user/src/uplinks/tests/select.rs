@@ -1,6 +1,8 @@
 //! Selection of links.
 
-use super::super::{Family, LinkLayer, Patterns, Selection, local_addresses, select};
+use netdp_common::addr::Family;
+
+use super::super::{LinkLayer, Patterns, Selection, local_addresses, select};
 use super::{Net, names};
 
 fn two_nics() -> Net {
@@ -163,7 +165,7 @@ fn no_uplink_comes_with_a_reason() {
 }
 
 #[test]
-fn an_uplink_tells_its_state_and_link_layer() {
+fn an_uplink_has_its_state_and_link_layer() {
     let mut net = two_nics();
     net.0.links[1].running = false;
     net.link("wg0").link_layer = LinkLayer::None;

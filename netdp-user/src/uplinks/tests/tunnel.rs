@@ -57,12 +57,12 @@ fn message(kind: &str, data: &[Vec<u8>], flags: u32, layer: u16) -> LinkMessage 
 }
 
 /// Returns `protocol peer` for each protocol of a link.
-fn spoken(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
+fn protocols(kind: &str, data: &[Vec<u8>], flags: u32) -> Vec<String> {
     tunnels(&message(kind, data, flags, 0))
         .iter()
         .map(|tunnel| {
             assert_eq!(tunnel.link, "t0");
-            format!("{} {}", tunnel.spoken.protocol, tunnel.spoken.peer)
+            format!("{} {}", tunnel.protocol.protocol, tunnel.protocol.peer)
         })
         .collect()
 }
@@ -75,16 +75,19 @@ fn gre_has_a_peer_or_any() {
     let local = attribute(GRE_LOCAL, &[10, 1, 0, 10]);
     for kind in ["gre", "gretap", "erspan"] {
         let remote = attribute(GRE_REMOTE, &V4);
-        assert_eq!(spoken(kind, &[local.clone(), remote], UP), ["47 192.0.2.7"]);
+        assert_eq!(
+            protocols(kind, &[local.clone(), remote], UP),
+            ["47 192.0.2.7"]
+        );
         let any = [local.clone(), attribute(GRE_REMOTE, &[0; 4])];
-        assert_eq!(spoken(kind, &any, UP), ["47 0.0.0.0"]);
+        assert_eq!(protocols(kind, &any, UP), ["47 0.0.0.0"]);
         let flow_based = [attribute(GRE_COLLECT_METADATA, &[])];
-        assert_eq!(spoken(kind, &flow_based, UP), ["47 0.0.0.0"]);
+        assert_eq!(protocols(kind, &flow_based, UP), ["47 0.0.0.0"]);
     }
     for kind in ["ip6gre", "ip6gretap", "ip6erspan"] {
         let remote = attribute(GRE_REMOTE, &V6);
-        assert_eq!(spoken(kind, &[remote], UP), ["47 2001:db8::7"]);
-        assert_eq!(spoken(kind, &[], UP), ["47 ::"]);
+        assert_eq!(protocols(kind, &[remote], UP), ["47 2001:db8::7"]);
+        assert_eq!(protocols(kind, &[], UP), ["47 ::"]);
     }
 }
 
@@ -93,28 +96,28 @@ fn ip_in_ip_has_the_protocols_that_it_carries() {
     let remote = attribute(IPTUN_REMOTE, &V4);
     let only = |protocol: u8| attribute(IPTUN_PROTO, &[protocol]);
     assert_eq!(
-        spoken("ipip", &[remote.clone(), only(4)], UP),
+        protocols("ipip", &[remote.clone(), only(4)], UP),
         ["4 192.0.2.7"]
     );
-    let any = spoken("ipip", &[remote.clone(), only(0)], UP);
+    let any = protocols("ipip", &[remote.clone(), only(0)], UP);
     assert_eq!(any, ["4 192.0.2.7", "137 192.0.2.7"]);
-    assert_eq!(spoken("sit", &[remote, only(41)], UP), ["41 192.0.2.7"]);
+    assert_eq!(protocols("sit", &[remote, only(41)], UP), ["41 192.0.2.7"]);
     let v6 = attribute(IPTUN_REMOTE, &V6);
-    let any = spoken("ip6tnl", &[v6, only(0)], UP);
+    let any = protocols("ip6tnl", &[v6, only(0)], UP);
     assert_eq!(any, ["41 2001:db8::7", "4 2001:db8::7", "137 2001:db8::7"]);
 }
 
 #[test]
 fn vti_speaks_ipsec() {
-    let v4 = spoken("vti", &[attribute(VTI_REMOTE, &V4)], UP);
+    let v4 = protocols("vti", &[attribute(VTI_REMOTE, &V4)], UP);
     assert_eq!(v4, ["50 192.0.2.7", "51 192.0.2.7", "108 192.0.2.7"]);
-    assert_eq!(spoken("vti6", &[], UP), ["50 ::", "51 ::", "108 ::"]);
+    assert_eq!(protocols("vti6", &[], UP), ["50 ::", "51 ::", "108 ::"]);
 }
 
 #[test]
 fn what_is_down_or_no_tunnel_speaks_nothing() {
-    assert_eq!(spoken("gre", &[attribute(GRE_REMOTE, &V4)], 0), [""; 0]);
-    assert_eq!(spoken("dummy", &[], UP), [""; 0]);
+    assert_eq!(protocols("gre", &[attribute(GRE_REMOTE, &V4)], 0), [""; 0]);
+    assert_eq!(protocols("dummy", &[], UP), [""; 0]);
 }
 
 /// Packets that already have an outer header at the hooks can't be parsed.

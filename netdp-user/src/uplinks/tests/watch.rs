@@ -12,8 +12,8 @@ use rtnetlink::packet_route::route::RouteType;
 use tokio::time::{Instant, timeout};
 
 use super::super::Monitor;
-use super::super::reach::Settled;
-use super::super::select::Selection;
+use super::super::route_classes::RouteFilter;
+use super::super::selection::Selection;
 use super::super::watch::{self, PAUSES, Pace, announces_uplink};
 use super::netns::{expect_change, in_namespace, ip, settle};
 
@@ -27,18 +27,18 @@ fn message(inner: RouteNetlinkMessage) -> Vec<u8> {
 }
 
 /// Reports whether a notification matters while no links are known.
-fn any_matters(datagram: &[u8]) -> bool {
-    watch::any_matters(datagram, &Settled::default())
+fn needs_snapshot(datagram: &[u8]) -> bool {
+    watch::needs_snapshot(datagram, &RouteFilter::default())
 }
 
 #[test]
-fn routes_by_links_that_masquerade_already_say_nothing_new() {
+fn routes_by_links_that_masquerade_already_are_irrelevant() {
     let v4 = || RouteMessageBuilder::<Ipv4Addr>::new();
-    let settled = Settled {
+    let filter = RouteFilter {
         uplinks: [2, 3].into(),
         guests: [9].into(),
     };
-    let matters = |inner| watch::any_matters(&message(inner), &settled);
+    let matters = |inner| watch::needs_snapshot(&message(inner), &filter);
     let default = v4().output_interface(2).build();
     assert!(matters(RouteNetlinkMessage::NewRoute(default.clone())));
     assert!(matters(RouteNetlinkMessage::DelRoute(default)));
@@ -57,8 +57,8 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
             if table > 255 {
                 route.header.table = libc::RT_TABLE_COMPAT;
             }
-            let told = matters(RouteNetlinkMessage::NewRoute(route));
-            assert_eq!(told, news, "by {link} in table {table}");
+            let relevant = matters(RouteNetlinkMessage::NewRoute(route));
+            assert_eq!(relevant, news, "by {link} in table {table}");
         }
     }
     let local = net().table_id(255).output_interface(4).build();
@@ -90,16 +90,16 @@ fn routes_by_links_that_masquerade_already_say_nothing_new() {
 }
 
 #[test]
-fn all_notifications_of_a_datagram_are_looked_at() {
+fn all_notifications_of_a_datagram_are_read() {
     let other = message(RouteNetlinkMessage::NewNeighbour(
         NeighbourMessage::default(),
     ));
     let link = message(RouteNetlinkMessage::NewLink(LinkMessage::default()));
-    assert!(!any_matters(&[other.clone(), other.clone()].concat()));
-    assert!(any_matters(&[other.clone(), link, other].concat()));
+    assert!(!needs_snapshot(&[other.clone(), other.clone()].concat()));
+    assert!(needs_snapshot(&[other.clone(), link, other].concat()));
     // Malformed messages end the parsing.
-    assert!(!any_matters(&[0; 40]));
-    assert!(!any_matters(&[]));
+    assert!(!needs_snapshot(&[0; 40]));
+    assert!(!needs_snapshot(&[]));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn pace(changes: impl Iterator<Item = u64>) -> (usize, Duration) {
     for milliseconds in changes {
         let now = start + Duration::from_millis(milliseconds);
         if let Some(at) = due.filter(|at| *at <= now) {
-            pace.reported(at);
+            pace.record_report(at);
             due = None;
         }
         if due.is_none() {

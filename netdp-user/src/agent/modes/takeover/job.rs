@@ -1,9 +1,9 @@
 //! Background tasks of the takeover.
 
-use crate::config::{Action, Config};
-use crate::conntrack::{Conntrack, Flow};
+use crate::config::{Config, RuleAction};
 use crate::datapath::{self, Maps};
 use crate::iptables::{self, KEEP_CHAIN};
+use crate::nf_conntrack::{Conntrack, Flow};
 use anyhow::Result;
 use ipnet::IpNet;
 use std::collections::BTreeSet;
@@ -59,7 +59,7 @@ impl Job {
                 .map(|ends| (flow.protocol, ends))
         });
         let kept: Vec<_> = ends
-            .filter(|(_, ends)| self.config.decide(ends.destination).action != Action::Bypass)
+            .filter(|(_, ends)| self.config.decide(ends.destination).action != RuleAction::Bypass)
             .collect();
         let mut maps = Maps::open(&self.bpffs)?;
         maps.pin_addresses(&kept)?;
@@ -75,7 +75,7 @@ impl Job {
         }
         datapath::delete_entries(&self.local, |flow, ends| {
             datapath::may_be_translated(flow, ends)
-                && self.config.decide(ends.destination).action != Action::Bypass
+                && self.config.decide(ends.destination).action != RuleAction::Bypass
         })
     }
 
@@ -85,8 +85,8 @@ impl Job {
             let net = net.or_else(|_| prefix.parse::<IpAddr>().map(IpNet::from));
             net.is_ok_and(|net| self.config.masquerades(net))
         };
-        let (found, mut failed) = iptables::find(&self.chain, masqueraded);
-        let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
+        let (found, mut failed) = iptables::find_replaced(&self.chain, masqueraded);
+        let (kept, _) = iptables::find_replaced(KEEP_CHAIN, |_| false);
         let any = !kept.is_empty() || !found.is_empty();
         if !self.stay.is_empty() && !found.is_empty() {
             let why = self.stay.join("; ");
@@ -132,7 +132,7 @@ impl Job {
     /// is not needed.
     pub(in crate::agent) fn check_recreated(&self) -> Done {
         self.remove_keep_chain();
-        let (recreated, _) = iptables::find(&self.chain, |_| false);
+        let (recreated, _) = iptables::find_replaced(&self.chain, |_| false);
         Done::Checked {
             recreated: recreated.iter().map(ToString::to_string).collect(),
         }
@@ -140,7 +140,7 @@ impl Job {
 
     /// Stops keeping connection tracking active once netfilter translates nothing any more.
     fn remove_keep_chain(&self) {
-        let (kept, _) = iptables::find(KEEP_CHAIN, |_| false);
+        let (kept, _) = iptables::find_replaced(KEEP_CHAIN, |_| false);
         if kept.is_empty() || self.translated().is_none_or(|flows| !flows.is_empty()) {
             return;
         }
