@@ -91,10 +91,10 @@ impl Agent {
                     }
                 };
                 log::error!(
-                    "THE CONFIGURATION IS BAD: {} in force until it is mended",
+                    "invalid configuration: {} in force until it is fixed",
                     match source {
                         Source::LastGood => "the last good one stays",
-                        _ => "the defaults are",
+                        _ => "the built-in defaults are",
                     }
                 );
                 self.accept(documents, loaded, source);
@@ -127,13 +127,13 @@ impl Agent {
                 mended,
             } => {
                 if mended {
-                    log::info!("the configuration is good again");
+                    log::info!("the configuration is valid again");
                 }
                 self.take(documents, loaded);
             }
             Reload::Reject(rejected) => {
                 self.reject(&rejected);
-                log::error!("the configuration is bad: what was in force stays");
+                log::error!("invalid configuration: the previous one stays in force");
                 self.in_force.rejected = lines(&rejected.errors);
                 self.told.another_config(Vec::new());
                 self.save_report();
@@ -216,9 +216,11 @@ impl Agent {
         for path in file::absent(&self.options.config_paths) {
             let path_name = path.display();
             match file::meant_by(path) {
-                None => log::info!("{path_name} does not exist; it is read once it does"),
+                None => log::info!("{path_name} does not exist; it is read as soon as it appears"),
                 Some(hint) => {
-                    log::warn!("{path_name} does not exist; it is read once it does; {hint}");
+                    log::warn!(
+                        "{path_name} does not exist; it is read as soon as it appears; {hint}"
+                    );
                 }
             }
         }
@@ -237,7 +239,7 @@ impl Agent {
         let is_gone = |name: &&String| !files.contains(name) && !self.api.counts_for(name);
         let gone: Vec<_> = before.files.iter().filter(is_gone).cloned().collect();
         for name in &gone {
-            log::warn!("{name} is gone: what is in force is from {source_name}");
+            log::warn!("{name} is gone: the configuration in force is from {source_name}");
         }
         self.told.another_config(gone);
         self.in_force = InForce {

@@ -163,7 +163,7 @@ async fn found(looking: &mut Option<JoinHandle<Findings>>) -> Option<Findings> {
     match found {
         Ok(found) => Some(found),
         Err(err) => {
-            log::error!("looking at the hooks: {err}");
+            log::error!("scanning the hooks: {err}");
             None
         }
     }
@@ -227,7 +227,9 @@ impl Agent {
             return;
         }
         for placed in missing.iter().filter(|it| !self.guard.off.contains(it)) {
-            log::error!("{placed}: attaching it again; packets have passed untranslated meanwhile");
+            log::error!(
+                "{placed}: attaching it again; packets passed untranslated in the meantime"
+            );
             self.guard.losses += 1;
             self.guard.last_loss = placed.to_string();
         }

@@ -113,15 +113,15 @@ impl Memory {
             }
             Ok(None) => {
                 log::info!(
-                    "{}: no earlier agent has left anything",
+                    "{}: no state of an earlier agent",
                     state_dir.file(FILE).display()
                 );
                 Self::default()
             }
             Err(err) => {
                 log::warn!(
-                    "{err:#}: what an earlier agent knew is lost (how many policies have been in \
-                     force, which uplinks had an address)"
+                    "{err:#}: the state of an earlier agent is lost (number of policies that have \
+                     been in force, uplinks that had an address)"
                 );
                 Self::default()
             }
@@ -177,7 +177,7 @@ fn parse(bytes: &[u8]) -> Result<Memory> {
     let Versioned { version, .. } = serde_json::from_slice::<Versioned<Empty>>(bytes)?;
     ensure!(
         version == VERSION,
-        "it has version {version}, and this netdp reads {VERSION}"
+        "its version is {version}; this netdp reads version {VERSION}"
     );
     Ok(serde_json::from_slice::<Versioned<Memory>>(bytes)?.memory)
 }

@@ -91,7 +91,7 @@ impl Sweeping {
                     waker.notify_one();
                 }
             })
-            .context("starting the thread that sweeps")?;
+            .context("starting the sweeper thread")?;
         Ok(Self {
             jobs,
             done,
@@ -144,7 +144,7 @@ impl Agent {
         sweeping.stop = Arc::clone(&rules.stop);
         sweeping.grown = Arc::clone(&rules.grown);
         if sweeping.jobs.send((rules, changed)).is_err() {
-            log::error!("the thread that sweeps has ended, mappings will not: restart the agent");
+            log::error!("the sweeper thread exited: mappings no longer expire; restart the agent");
             return;
         }
         sweeping.busy = true;

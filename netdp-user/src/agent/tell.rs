@@ -89,7 +89,7 @@ impl Agent {
         if fault != self.told.fault {
             match &fault {
                 Some(fault) => log::error!("{fault}"),
-                None => log::info!("the self-check is well again"),
+                None => log::info!("the self-check passes again"),
             }
         }
         self.told.fault = fault;

@@ -27,7 +27,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
+/// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
 #[command(name = "netdp", version, max_term_width = 100)]
 pub struct Cli {
@@ -37,35 +37,35 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent: keep the datapath in step with the configuration.
+    /// Run the agent, which keeps the datapath in step with the configuration.
     Run(Box<Run>),
-    /// Show what is attached, which configuration is in force, how many mappings live.
+    /// Show attached programs, the configuration in force, and the number of live mappings.
     Status(Show),
     /// List the live mappings.
     Flows(Show),
-    /// Look at a configuration without putting it in force.
+    /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Look at what shadow mode has found.
+    /// Show the findings of shadow mode.
     #[command(subcommand)]
     Shadow(ShadowCommand),
-    /// Show what is in force on each node of a Kubernetes cluster.
+    /// Show the configuration in force on each node of a Kubernetes cluster.
     Fleet(Fleet),
-    /// Remove programs, pins and maps. Mappings end with them.
+    /// Remove programs, pins and maps, which ends all mappings.
     Detach(Detach),
 }
 
 #[derive(Debug, Subcommand)]
 enum ShadowCommand {
-    /// Compare what netdp would do with what netfilter does. Exits with 0 if all connections that
-    /// were seen would look alike, with 1 if some would not, with 2 if that is not known.
+    /// Compare netdp's decisions with netfilter's. Exits with 0 if they agree for all connections
+    /// seen, with 1 if they differ for some, with 2 if that is unknown.
     Report(Show),
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check it, warn of what is seldom meant, and show the policy that it makes. Exits with 1 on
-    /// errors, and on warnings with --strict.
+    /// Validate a configuration, warn of probable mistakes, and show the resulting policy. Exits
+    /// with 1 on errors, and on warnings with --strict.
     Check(Box<Check>),
 }
 
@@ -80,13 +80,14 @@ struct Places {
         default_value = "/sys/fs/bpf/netdp"
     )]
     bpffs: PathBuf,
-    /// Directory for the lock, the status and the last good configuration; unless given, /run/netdp,
-    /// or /dev/shm/netdp where that can only be read.
+    /// Directory for the lock, the status and the last good configuration. The default is
+    /// /run/netdp, or /dev/shm/netdp where that is read-only.
     #[arg(long, value_name = "DIR", default_value_os_t = state_dir::default_path())]
     state_dir: PathBuf,
-    /// Directory in which the programs of iptables and nft are looked for; may be repeated. Only
-    /// root may be able to write to what is there.
-    #[arg(long, value_name = "DIR", default_values = programs::DIRECTORIES)]
+    /// Directory to search for the tools of iptables and nftables; may be repeated. Only tools
+    /// that no user but root can change are executed.
+    #[arg(long = "tool-dir", alias = "programs", value_name = "DIR",
+          default_values = programs::DIRECTORIES)]
     programs: Vec<PathBuf>,
 }
 
@@ -94,7 +95,7 @@ struct Places {
 struct Show {
     #[command(flatten)]
     places: Places,
-    /// Format.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
@@ -103,7 +104,7 @@ struct Show {
 struct Fleet {
     #[command(flatten)]
     access: kube::KubeAccess,
-    /// Format.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
@@ -111,13 +112,13 @@ struct Fleet {
 /// Severity of log messages.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum LogLevel {
-    /// Something failed.
+    /// Errors only.
     Error,
-    /// Something is odd.
+    /// Also warnings.
     Warn,
-    /// What the agent does.
+    /// Also actions of the agent.
     Info,
-    /// More than most want to know.
+    /// Also debugging messages.
     Debug,
     /// Everything.
     Trace,
@@ -126,9 +127,9 @@ pub enum LogLevel {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }
 
@@ -213,7 +214,7 @@ impl Show {
             Ok(Verdict::Alike) => ExitCode::SUCCESS,
             Ok(Verdict::Different) => ExitCode::FAILURE,
             Ok(Verdict::Unknown) => {
-                eprintln!("netdp: no connection was seen yet");
+                eprintln!("netdp: no connection seen yet");
                 ExitCode::from(2)
             }
             Err(err) => {
@@ -297,6 +298,19 @@ mod tests {
             let options = run(line).options().unwrap();
             assert_eq!(options.setup.port_mode, expected, "{line}");
         }
+    }
+
+    #[test]
+    fn earlier_names_of_flags_are_accepted() {
+        use crate::datapath::NoLeak;
+        let given = run("netdp run --no-leak=pass --hairpin=cni0 --grace=7s --programs=/x");
+        assert_eq!(given.places.programs, [std::path::Path::new("/x")]);
+        let options = given.options().unwrap();
+        assert_eq!(options.setup.no_leak, NoLeak::Pass);
+        assert_eq!(options.grace.as_secs(), 7);
+        assert!(options.setup.hairpin);
+        let detach = "netdp detach --to-iptables --grace=7s --programs=/x";
+        assert!(Cli::try_parse_from(detach.split(' ')).is_ok());
     }
 
     #[test]

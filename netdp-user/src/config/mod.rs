@@ -83,9 +83,9 @@ pub struct Options {
 /// Action on a pod's packets to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Action {
-    /// It leaves as it is.
+    /// They keep the pod's address.
     Bypass,
-    /// It leaves with the address of its uplink.
+    /// They leave with the address of their uplink.
     Masquerade,
 }
 

@@ -111,7 +111,7 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
         let names = lost.join(", ");
         node(
             "UplinkLost",
-            format!("pods' traffic is no longer masqueraded on {names}: it is no uplink any more"),
+            format!("pods' traffic is no longer masqueraded on {names}: it is no longer an uplink"),
         );
     }
     if let Some(no_ebpf) = &now.no_ebpf
@@ -123,7 +123,7 @@ fn happenings(before: &Told, now: &Told) -> Vec<Happening> {
         );
         if !no_ebpf.add.is_empty() {
             let lines = no_ebpf.add.join("; ");
-            message += &format!(". To be added {}: {lines}", pod::BELOW);
+            message += &format!(". For eBPF, add {}: {lines}", pod::BELOW);
         }
         node("IptablesMode", message);
     }
@@ -156,8 +156,8 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
         found.push(Happening {
             about: About::Map(map.clone()),
             kind: "Warning",
-            reason: "Gone",
-            message: format!("it does not count any more: {}", now.in_force()),
+            reason: "ConfigGone",
+            message: format!("no longer part of the configuration; {}", now.in_force()),
         });
     }
     for map in &now.maps {
@@ -177,16 +177,19 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
         let errors = own(&now.rejected);
         others.retain(|line| !line.starts_with(&prefix));
         if !errors.is_empty() {
-            let message = format!("{}; what was in force stays", errors.join("; "));
-            say("Warning", "Rejected", message);
+            let message = format!(
+                "{}; the previous configuration stays in force",
+                errors.join("; ")
+            );
+            say("Warning", "ConfigRejected", message);
         }
         // If one of several ConfigMaps has changed, the others need no new Event.
         let is_news = !before.rejected.is_empty() || !before.maps.contains(map);
         if now.rejected.is_empty() && is_news {
-            say("Normal", "Applied", now.in_force());
+            say("Normal", "ConfigApplied", now.in_force());
             let warnings = own(&now.warnings);
             if !warnings.is_empty() {
-                say("Warning", "LookAtThis", warnings.join("; "));
+                say("Warning", "ConfigWarning", warnings.join("; "));
             }
         }
     }
@@ -199,7 +202,10 @@ fn about_config(before: &Told, now: &Told, found: &mut Vec<Happening>) {
         });
     };
     if !others.is_empty() {
-        let message = format!("{}; what was in force stays", others.join("; "));
+        let message = format!(
+            "{}; the previous configuration stays in force",
+            others.join("; ")
+        );
         node("ConfigRejected", message);
     }
     if !gone.is_empty() {
@@ -286,9 +292,7 @@ impl Publisher<'_> {
         let (about, reason) = (&happening.about, happening.reason);
         if !self.budget.take(about, reason, Instant::now()) {
             if !self.held_back {
-                log::info!(
-                    "{reason} is not said in an Event: there were many; the status has everything"
-                );
+                log::info!("no Event {reason}: too many Events; netdp status has everything");
             }
             self.held_back = true;
             return false;
@@ -335,7 +339,7 @@ impl Publisher<'_> {
                 }
                 Err(trouble) => {
                     let is_refused_for_good = trouble.kind == Kind::Odd;
-                    let trouble = trouble.while_doing(&format!("saying {reason} in an Event"));
+                    let trouble = trouble.while_doing(&format!("posting an Event {reason}"));
                     self.teller.trouble(Asker::Events, &trouble);
                     if !is_refused_for_good {
                         self.pause = (self.pause * 2).min(PAUSES.1);

@@ -119,7 +119,7 @@ impl Maps {
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             address_room: pinned(pins::LOCAL_ADDRS)?
                 .info()
-                .context("asking for the local_addrs map")?
+                .context("querying the local_addrs map")?
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
@@ -269,7 +269,7 @@ impl Maps {
     /// # Errors
     /// Returns an error if the kernel does not report it.
     pub fn capacity(&self) -> Result<usize> {
-        let info = self.snat_data.info().context("asking for the snat map")?;
+        let info = self.snat_data.info().context("querying the snat map")?;
         Ok(info.max_entries() as usize)
     }
 

@@ -125,7 +125,7 @@ impl Setup {
 pub enum PortMode {
     /// The pod's own port if it is free, else a random one.
     Keep,
-    /// By a hash of the tuple.
+    /// A port chosen by a hash of the tuple.
     Hash,
     /// Always a random one.
     Random,
@@ -134,22 +134,22 @@ pub enum PortMode {
 /// Effect of a policy change on live flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnReload {
-    /// They live on as they were made.
+    /// They keep their translation.
     Sticky,
-    /// Those that the policy would not make any more end at once.
+    /// Those that the new policy treats differently end at once.
     Cutover,
-    /// Those end when they have been idle for half a minute.
+    /// Those that the new policy treats differently end after 30 s of silence.
     Drain,
 }
 
 /// Treatment of packets that can't be translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum NoLeak {
-    /// They are dropped.
+    /// Drop them.
     Drop,
-    /// They leave with the pod's address.
+    /// Let them leave with the pod's address.
     Pass,
-    /// They leave with the node's address; answers do not come back.
+    /// Let them leave with the node's address; replies do not reach the pod.
     AddressOnly,
 }
 
@@ -235,7 +235,7 @@ impl Datapath {
             );
         }
         let kernel = Kernel {
-            tcx: tcx::is_known().context("asking whether the kernel has TCX")?,
+            tcx: tcx::is_known().context("probing whether the kernel has TCX")?,
             trie_batches: maps.takes_batches(),
         };
         Ok(Self {
@@ -398,9 +398,9 @@ impl Datapath {
             Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
             Change::Attach(uplink) if uplink.link_layer == LinkLayer::Other => bail!(
-                "{} is of a kind whose packets netdp can't parse: they begin neither with Ethernet nor \
-                 with bare IP, as InfiniBand's do, or those of GRE without `remote`; give that one, or \
-                 name other uplinks with --uplink",
+                "netdp can't parse the packets of {}: they begin neither with an Ethernet nor with \
+                 an IP header, such as those of InfiniBand or of GRE without `remote`; set \
+                 `remote`, or name other uplinks with --uplink",
                 uplink.name
             ),
             Change::Attach(uplink) => {
@@ -418,7 +418,7 @@ impl Datapath {
             Change::Observe(link) => self
                 .links
                 .observe(&mut self.object, link)
-                .with_context(|| format!("looking at what comes in by {}", link.name)),
+                .with_context(|| format!("observing {}", link.name)),
             Change::Detach { ifindex, name } => {
                 self.links.detach(*ifindex, name)?;
                 self.maps.remove_uplink(*ifindex)
@@ -538,9 +538,9 @@ impl TakenOff {
         for maps in maps {
             match maps.forget_tracked() {
                 Ok(0) => {}
-                Ok(n) => self.removed.push(format!(
-                    "{n} flows that were translated, from connection tracking"
-                )),
+                Ok(n) => self
+                    .removed
+                    .push(format!("the conntrack entries of {n} translated flows")),
                 Err(err) => {
                     log::debug!("connection tracking: {err:#}");
                     self.unknown = true;
@@ -580,7 +580,7 @@ fn take_off(bpffs: &Path) -> Result<TakenOff> {
     }
     let pinned = taken.removed.len();
     if let Err(err) = orphans::remove(&BTreeSet::new(), &mut taken.removed) {
-        log::warn!("looking for programs whose pins are out of reach: {err:#}");
+        log::warn!("searching for programs whose pins are out of reach: {err:#}");
     }
     taken.unknown |= taken.removed.len() > pinned;
     Ok(taken)

@@ -93,7 +93,7 @@ impl Placed {
             Err(err) if is_no_interface(&err) => Ok(Found::NoInterface),
             Err(err) => Err(err).with_context(|| {
                 format!(
-                    "asking what is attached to {} ({})",
+                    "querying what is attached to {} ({})",
                     self.interface,
                     self.hook.name()
                 )

@@ -270,7 +270,7 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Heard>> {
             match err.kind() {
                 ErrorKind::WouldBlock => return Ok(None),
                 ErrorKind::Interrupted => continue,
-                _ => return Err(err).context("hearing what an uplink carries"),
+                _ => return Err(err).context("capturing packets of an uplink"),
             }
         };
         let leaves = from.sll_pkttype == libc::PACKET_OUTGOING;

@@ -97,16 +97,17 @@ impl<'a> Classifier<'a> {
         let prefixes = self.bypassed(reached);
         if !prefixes.is_empty() {
             return conflict(format!(
-                "translates packets to {prefixes}, which the configuration leaves alone{hint}"
+                "translates packets to {prefixes}, which the configuration bypasses{hint}"
             ));
         }
         if around.translator == Translator::Ebpf {
             return conflict(format!(
-                "translates packets before netdp gets them, so that netdp's options and status are not about them{hint}"
+                "translates packets before they reach netdp, so that netdp's options and status do \
+                 not apply to them{hint}"
             ));
         }
         if after {
-            return harmless("comes after netdp's chain, which has decided by then");
+            return harmless("comes after netdp's chain, which decides first");
         }
         match &reached.rule.target {
             Target::Snat(to) if to.is_empty() || !to.iter().all(|ip| around.local.contains(ip)) => {
@@ -169,7 +170,9 @@ fn families(nets: &[IpNet]) -> (bool, bool) {
 /// Returns the reason why no packet that a pod sends out matches, if so.
 fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     if let Some(mark) = reached.mark {
-        return Some(format!("concerns only packets that carry the mark {mark}"));
+        return Some(format!(
+            "applies only to packets that carry the mark {mark}"
+        ));
     }
     let mut sources: Option<&[IpNet]> = None;
     let mut destinations: Option<&[IpNet]> = None;
@@ -177,22 +180,24 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     for condition in &reached.matches {
         match condition {
             Match::Mark { text, set: true } => {
-                return Some(format!("concerns only packets that carry the mark {text}"));
+                return Some(format!(
+                    "applies only to packets that carry the mark {text}"
+                ));
             }
             Match::Translated => {
-                return Some("concerns only packets that a service has redirected".into());
+                return Some("applies only to packets that a service has redirected".into());
             }
             Match::LocalSource { not: false } => {
-                return Some("concerns only the node's own packets".into());
+                return Some("applies only to the node's own packets".into());
             }
             Match::LocalDestination { not: false } => {
-                return Some("concerns only packets to the node itself".into());
+                return Some("applies only to packets to the node itself".into());
             }
             Match::Out { names, not } => {
                 let leads_out = |uplink: &String| names.iter().any(|n| is_named(uplink, n)) != *not;
                 if !around.uplinks.is_empty() && !around.uplinks.iter().any(leads_out) {
                     return Some(format!(
-                        "concerns no packets that leave by {}",
+                        "applies to no packets that leave by {}",
                         around.uplinks.join(", ")
                     ));
                 }
@@ -203,14 +208,14 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
             Match::Source { nets, not: false } => sources = Some(nets),
             Match::Destination { nets, not: false } => destinations = Some(nets),
             Match::Other(text) if text.contains("KUBE-LOOP-BACK") => {
-                return Some("concerns only pods that reach themselves by a service".into());
+                return Some("applies only to pods that reach themselves through a service".into());
             }
             _ => {}
         }
     }
     let sources = sources?;
     if destinations == Some(sources) && sources.iter().all(is_host) {
-        return Some("concerns only packets of an address to itself".into());
+        return Some("applies only to packets of an address to itself".into());
     }
     let has_pods = sources
         .iter()
@@ -220,7 +225,7 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     }
     if let Some(bridge) = beside {
         return Some(format!(
-            "concerns only the containers on {bridge}, {}",
+            "applies only to the containers on {bridge}, {}",
             list(sources)
         ));
     }
@@ -228,7 +233,7 @@ fn not_pods(reached: &Reached<'_, '_>, around: &Around) -> Option<String> {
     sources
         .iter()
         .all(known)
-        .then(|| format!("concerns only sources in {}, no pods", list(sources)))
+        .then(|| format!("applies only to sources in {}, not to pods", list(sources)))
 }
 
 /// Returns the bypassed prefixes that the rule may translate.
@@ -319,10 +324,9 @@ fn unknown_sources(reached: &Reached<'_, '_>, around: &Around) -> String {
             _ => None,
         });
     match named {
-        Some(nets) if around.pods.is_empty() => format!(
-            " (if there are pods in {}; --pod-cidr says where they are)",
-            list(nets)
-        ),
+        Some(nets) if around.pods.is_empty() => {
+            format!(" (if there are pods in {}; set --pod-cidr)", list(nets))
+        }
         _ => String::new(),
     }
 }

@@ -65,8 +65,8 @@ pub fn drops_answers(reached: &Reached<'_, '_>, around: &Around) -> Option<Drops
         None => return None,
     };
     let why = format!(
-        "drops answers to pods: netdp gives them the pod's address before this chain, where they have \
-         the node's with netfilter{what}"
+        "drops answers to pods: they have the pod's address here with netdp, and the node's with \
+         netfilter{what}"
     );
     Some(Drops {
         why,
@@ -82,9 +82,7 @@ fn pods_among(nets: &[IpNet], reached: &Reached<'_, '_>, around: &Around) -> Opt
     let mut nets = nets.iter().filter(|net| !has_node(net) && !is_spared(net));
     if around.pods.is_empty() {
         let net = nets.next()?;
-        return Some(format!(
-            " (if there are pods in {net}; --pod-cidr says where they are)"
-        ));
+        return Some(format!(" (if there are pods in {net}; set --pod-cidr)"));
     }
     let has_pods = |net: &&IpNet| around.pods.iter().any(|pods| overlap(net, pods));
     nets.any(|net| has_pods(&net)).then(String::new)

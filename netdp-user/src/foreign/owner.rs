@@ -1,7 +1,7 @@
 //! Detection of a rule's author by the names of chains and tables.
 
 /// Name of an unknown author.
-pub const UNKNOWN: &str = "somebody";
+pub const UNKNOWN: &str = "an unknown program";
 
 /// Prefixes of chains' and tables' names, with the author.
 const NAMES: [(&str, &str); 18] = [

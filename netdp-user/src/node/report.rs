@@ -46,8 +46,8 @@ impl ProtocolReport {
     pub(super) fn new(spoken: &Spoken, from: String) -> Self {
         let peer = match (spoken.peer.is_unspecified(), spoken.peer.is_ipv4()) {
             (false, _) => spoken.peer.to_string(),
-            (true, true) => "anybody (IPv4)".into(),
-            (true, false) => "anybody (IPv6)".into(),
+            (true, true) => "any (IPv4)".into(),
+            (true, false) => "any (IPv6)".into(),
         };
         Self {
             protocol: name(spoken.protocol),
@@ -79,7 +79,7 @@ impl NodeReport {
         let protocols: Vec<_> = self
             .protocols
             .iter()
-            .map(|found| match found.peer.strip_prefix("anybody") {
+            .map(|found| match found.peer.strip_prefix("any (") {
                 Some(_) => found.protocol.clone(),
                 None => format!("{} to {}", found.protocol, found.peer),
             })

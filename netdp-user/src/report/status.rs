@@ -116,7 +116,7 @@ fn looked(report: Option<&Report>, alive: bool) -> Looked {
             }
             Ok(Found::Missing) => looked.off.push(placed.to_string()),
             Ok(Found::NoInterface) => {}
-            Err(err) => looked.off.push(format!("not known: {err:#}")),
+            Err(err) => looked.off.push(format!("unknown: {err:#}")),
         }
     }
     let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();

@@ -61,7 +61,7 @@ impl Expected {
             None => ways.leaves_by(from, to, own),
         };
         let Some(uplink) = uplink.and_then(|ifindex| node.uplinks.get(&ifindex)) else {
-            expected.because = "it leaves by no uplink".into();
+            expected.because = "it does not leave by an uplink".into();
             return expected;
         };
         expected.leaves = true;
@@ -138,24 +138,24 @@ pub(super) fn judge(
         return Judgement::Agrees(match (translated, expected.leaves) {
             (true, _) => "masqueraded",
             (false, _) if node.local.contains(&from) => "the node's own",
-            (false, true) => "left alone",
-            (false, false) => "by no uplink",
+            (false, true) => "bypassed",
+            (false, false) => "not by an uplink",
         });
     }
     let netfilter = match (translated, rules.did(flow)) {
         // A third-party rule's translation remains after a takeover, and packets that it gave an
         // address of the node are the node's own traffic to netdp.
         (true, Did::Not(_)) if node.local.contains(&is) || !expected.leaves => {
-            return Judgement::Agrees("masqueraded by another's rule, which stays");
+            return Judgement::Agrees("masqueraded by a third-party rule, which stays");
         }
-        (true, Did::Not(_)) => format!("another's rule: source {is}, which is not the node's"),
+        (true, Did::Not(_)) => format!("a third-party rule: source {is}, which is not the node's"),
         (true, Did::Masquerade(why) | Did::Unknown(why)) => format!("masquerade as {is}: {why}"),
-        (false, Did::Masquerade(rule)) => format!("leave alone: something comes before {rule}"),
-        (false, Did::Not(why) | Did::Unknown(why)) => format!("leave alone: {why}"),
+        (false, Did::Masquerade(rule)) => format!("bypass: another rule comes before {rule}"),
+        (false, Did::Not(why) | Did::Unknown(why)) => format!("bypass: {why}"),
     };
     let netdp = match expected.source {
         None => format!("drop: {}", expected.because),
-        Some(source) if source == from => format!("leave alone: {}", expected.because),
+        Some(source) if source == from => format!("bypass: {}", expected.because),
         Some(source) => format!("masquerade as {source}: {}", expected.because),
     };
     Judgement::Differs { netdp, netfilter }

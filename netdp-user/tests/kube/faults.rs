@@ -57,7 +57,7 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
         if fault != Fault::Silent {
             wait_status(&agent, "a word of it", |report| {
                 let api = report["api"].as_str().unwrap_or_default();
-                api.contains("what it said last stays in force")
+                api.contains("the configuration received last stays in force")
             })?;
         }
         cluster.wait_probe(&agent, "200", "ok")?;
@@ -123,7 +123,7 @@ fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
     proxy.set(Fault::EmptyLists);
     wait_status(&agent, "disbelief", |report| {
         let api = report["api"].as_str().unwrap_or_default();
-        api.contains("this is not believed") || api.contains("there is no Node")
+        api.contains("ignored, as the API server") || api.contains("there is no Node")
     })?;
     assert!(cluster.is_masqueraded()?);
     proxy.set(Fault::None);

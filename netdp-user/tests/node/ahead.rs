@@ -6,8 +6,8 @@ use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::verdict::{EGRESS, INGRESS, NEXT, PASS, Verdict};
 use crate::common::wire::Capture;
 use crate::common::{
-    Echo, OURS, POLICY, SOON, World, echoes, filters, nft, options, same_family, status, tcx_programs,
-    wait_log,
+    Echo, OURS, POLICY, SOON, World, echoes, filters, nft, options, same_family, status,
+    tcx_programs, wait_log,
 };
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -150,7 +150,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
     })?;
     wait_log(
         &world.agent,
-        "had come before the egress program, and could keep packets from it",
+        "was attached before the egress program, and could keep packets from it",
     )?;
     for (client, seen) in &mut open {
         ensure!(client.ask()? == *seen, "a mapping was lost");

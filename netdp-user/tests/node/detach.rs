@@ -408,7 +408,7 @@ fn a_detach_says_what_it_could_not_remove() -> Result<()> {
     // Other users could replace it below /tmp: it is not run.
     fs::write(work.join("iptables-nft-save"), "#!/bin/sh\n")?;
     let programs = work.display().to_string();
-    let told = crate::common::refused(world.agent.command(&["detach", "--programs", &programs]))?;
+    let told = crate::common::refused(world.agent.command(&["detach", "--tool-dir", &programs]))?;
     for words in ["not removed: chain NETDP-KEEP", "is not run", "removed /"] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }

@@ -213,7 +213,7 @@ impl Node {
         let ready = state.with_file_name("ready");
         ensure!(!ready.exists(), "{} is left", ready.display());
         let told = self.detach_again()?;
-        ensure!(told.contains("nothing is left to remove"), "{told}");
+        ensure!(told.contains("nothing to remove"), "{told}");
         Ok(())
     }
 
@@ -333,9 +333,11 @@ fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
         node.change("iptables", "ebpf")?;
         wait_for(SOON, "the status to say so", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
-            let words = "takeover   to be tried again: chain IP-MASQ-AGENT";
+            let words = "takeover   will be retried: chain IP-MASQ-AGENT";
             let told = status.lines().find(|line| line.starts_with(words));
-            told.is_some_and(|told| told.contains("a rule of somebody drops answers to pods"))
+            told.is_some_and(|told| {
+                told.contains("a rule of an unknown program drops answers to pods")
+            })
         })
         .with_context(|| node.agent.log())?;
         ensure!(node.chains()?, "the chains are gone");
@@ -380,7 +382,7 @@ fn what_ipsec_protects_is_not_taken_over() -> Result<()> {
         node.change("iptables", "ebpf")?;
         wait_for(SOON, "the status to say so", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
-            let words = "takeover   to be tried again: chain IP-MASQ-AGENT";
+            let words = "takeover   will be retried: chain IP-MASQ-AGENT";
             let mut told = status.lines().filter(|line| line.starts_with(words));
             told.any(|told| told.contains("IPsec policy") && told.contains(what))
         })

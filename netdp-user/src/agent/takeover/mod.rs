@@ -146,9 +146,9 @@ impl Agent {
         job.local = local_addresses(&self.snapshot);
         match spawn_blocking(move || job.keep_untranslated()).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(kept)) => log::info!("{kept} connections that are not translated stay so"),
+            Ok(Ok(kept)) => log::info!("{kept} untranslated connections stay untranslated"),
             Ok(Err(err)) => log::warn!("{err:#}"),
-            Err(err) => log::warn!("keeping connections that are not translated: {err}"),
+            Err(err) => log::warn!("keeping untranslated connections: {err}"),
         }
     }
 
@@ -176,7 +176,7 @@ impl Agent {
         match spawn_blocking(move || job.forget_translated()).await {
             Ok(Ok(0)) => {}
             Ok(Ok(n)) => {
-                log::info!("{n} flows that netdp's programs translated are the chains' now");
+                log::info!("{n} flows of netdp's programs are now translated by the chains");
             }
             Ok(Err(err)) => log::warn!("{err:#}"),
             Err(err) => log::warn!("connection tracking: {err}"),
@@ -259,7 +259,7 @@ impl Agent {
             return;
         };
         for what in failed.iter().filter(|it| !takeover.failed.contains(it)) {
-            log::error!("taking over {what}; it goes on beside the datapath, and is tried again");
+            log::error!("taking over {what}; it stays in force beside the datapath; netdp retries");
         }
         if takeover.tried(failed, Instant::now()) {
             self.save_report();
@@ -294,7 +294,8 @@ impl Agent {
         if back != takeover.back {
             for chain in &back {
                 log::warn!(
-                    "{chain} is back: somebody, ip-masq-agent perhaps, still writes it; new connections are netfilter's until it is gone. Stop that agent and restart this one"
+                    "{chain} was created again, probably by ip-masq-agent: netfilter translates \
+                     new connections until it is removed. Stop that agent and restart netdp"
                 );
             }
             takeover.back = back;

@@ -181,7 +181,7 @@ fn bad_values() {
             "x: 1\nnonMasqueradeCIDRs:\n",
             "c.yaml:2: nonMasqueradeCIDRs is null",
             &[
-                "upstream would masquerade everything",
+                "ip-masq-agent would masquerade everything",
                 "write []",
                 "remove the key",
             ][..],
@@ -244,7 +244,7 @@ fn bad_values() {
         (
             "resyncInterval: 1d",
             "c.yaml:1: resyncInterval: \"1d\" is no duration",
-            &["\"d\" is no unit"],
+            &["\"d\" is not a unit"],
         ),
         (
             "resyncInterval: soon",

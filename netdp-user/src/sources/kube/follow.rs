@@ -86,7 +86,7 @@ impl Trouble {
     /// Makes the error of a response that did not arrive in time.
     pub(crate) fn silent() -> Self {
         Self {
-            text: "the API is silent".into(),
+            text: "timed out waiting for the API server".into(),
             kind: Kind::Away,
             relist: false,
         }
@@ -260,8 +260,8 @@ where
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
                 return Err(Trouble::new(
-                    "the API lists pages with nothing on them: look for what stands between the node and the API \
-                     server",
+                    "the API lists pages with nothing on them: check for a proxy between the node \
+                     and the API server",
                 ));
             }
             self.set.gather(page.items, &mut all)?;

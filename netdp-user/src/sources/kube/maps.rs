@@ -81,12 +81,13 @@ impl Maps {
     fn check(&self, maps: &Listed) -> Result<(), Trouble> {
         let problem = if maps.len() > MAPS {
             format!(
-                "more than {MAPS} ConfigMaps have the label {LABEL}: what was in force stays; take it \
-                 off some"
+                "more than {MAPS} ConfigMaps have the label {LABEL}: the previous configuration \
+                 stays in force; remove it from some"
             )
         } else if maps.values().map(|map| map.bytes()).sum::<usize>() > MAPS_BYTES {
             format!(
-                "the ConfigMaps {} hold more than {} MiB: what was in force stays; make them smaller",
+                "the ConfigMaps {} hold more than {} MiB: the previous configuration stays in \
+                 force; make them smaller",
                 self.which.name(&self.main),
                 MAPS_BYTES >> 20
             )
@@ -184,9 +185,9 @@ fn documents(map: &ConfigMap, keys: Keys) -> MapDocuments {
     {
         let others: Vec<_> = values.keys().copied().take(NAMED).collect();
         let message = match others.as_slice() {
-            [] => format!("the ConfigMap has no key {key:?}: it says nothing"),
+            [] => format!("the ConfigMap has no key {key:?}: it configures nothing"),
             others => format!(
-                "the ConfigMap has no key {key:?}, only {}: it says nothing",
+                "the ConfigMap has no key {key:?}, only {}: it configures nothing",
                 others.join(", ")
             ),
         };

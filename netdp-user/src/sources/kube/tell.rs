@@ -169,11 +169,11 @@ impl State {
 fn words(asker: Asker, trouble: &Trouble) -> String {
     let text = &trouble.text;
     if asker.follows() {
-        format!("the Kubernetes API can't be followed: {text}")
+        format!("cannot follow the Kubernetes API: {text}")
     } else if trouble.kind == Kind::Away {
         format!("the Kubernetes API does not answer: {text}")
     } else {
-        format!("{text}; all else goes on")
+        format!("{text}; masquerading goes on")
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
         let first = clock
             .bad(0, Asker::Lease, Kind::Refused, "the Lease: no")
             .unwrap();
-        assert_eq!(first, "the Lease: no; all else goes on");
+        assert_eq!(first, "the Lease: no; masquerading goes on");
         let second = clock.bad(1, MAIN, Kind::Refused, "cannot watch").unwrap();
         assert!(
             second.ends_with("can't be followed: cannot watch"),
@@ -293,7 +293,7 @@ mod tests {
         let left = clock
             .bad(70, Asker::Lease, Kind::Refused, "the Lease")
             .unwrap();
-        assert_eq!(left, "the Lease; all else goes on");
+        assert_eq!(left, "the Lease; masquerading goes on");
         assert_eq!(
             clock.bad(80, Asker::Lease, Kind::Refused, "the Lease"),
             None

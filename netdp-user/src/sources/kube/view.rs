@@ -213,7 +213,7 @@ impl Shared {
             .limit(1);
         let nodes = timeout(PATIENCE, self.nodes.list(&params)).await;
         let nodes = nodes
-            .map_err(|_| Trouble::of_kind(Kind::Away, "the API is silent"))?
+            .map_err(|_| Trouble::of_kind(Kind::Away, "timed out waiting for the API server"))?
             .map_err(|error| Trouble::of(&error))?;
         if nodes
             .items
@@ -223,8 +223,8 @@ impl Shared {
             return Ok(());
         }
         Err(Trouble::new(format!(
-            "ConfigMaps are gone, but so is the Node {name} as it was: this is not believed; \
-             restart the agent if the cluster was made anew"
+            "ConfigMaps are gone, but the Node {name} is another one too: ignored, as the API \
+             server has probably lost its data; restart the agent if the cluster was created anew"
         )))
     }
 }

@@ -151,9 +151,7 @@ fn who_names_uplinks_is_told_of_other_ways_out() {
     let selected = net.by_routes(&["eth0"]);
     assert_eq!(names(&selected), ["eth0"]);
     assert_eq!(selected.leaks.len(), 1);
-    assert!(
-        selected.leaks[0].starts_with("wg0 is no uplink, and the node routes to 203.0.113.0/24")
-    );
+    assert!(selected.leaks[0].starts_with("wg0 is not an uplink, but the route to 203.0.113.0/24"));
     let selected = net.by_routes(&["eth0", "wg0"]);
     assert_eq!(names(&selected), ["eth0", "wg0"]);
     assert_eq!(selected.leaks, [""; 0]);

@@ -69,7 +69,7 @@ pub fn tell(stage: &mut Stage) -> Result<()> {
 
     let events = stage.kubectl_until(
         "-n kube-system get events --field-selector involvedObject.name=ip-masq-agent",
-        "Applied",
+        "ConfigApplied",
     )?;
     stage.kubectl_until("-n netdp-fleet get leases", "netdp-node-a")?;
     let config = events.split_once("config ").context("no configuration")?.1;
