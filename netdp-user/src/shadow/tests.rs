@@ -91,7 +91,7 @@ fn what_looks_the_same_agrees() {
         ),
         (
             flow("10.0.0.1", "8.8.8.8", "172.16.0.1", "10.0.0.1"),
-            "left alone",
+            "bypassed",
         ),
         (
             flow("192.0.2.77", NODE, "10.0.0.1", "192.0.2.77"),

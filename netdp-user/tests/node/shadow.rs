@@ -149,7 +149,7 @@ fn a_mixed_workload_agrees() -> Result<()> {
     assert_eq!(code, Some(0));
     for how in [
         "masqueraded",
-        "left alone",
+        "bypassed",
         "the node's own",
         "not by an uplink",
         "masqueraded by a third-party rule, which stays",

@@ -197,7 +197,7 @@ impl Lab {
         self.interleave(about, |bed, _| {
             let run = throughput::run(bed, udp, slice)?;
             let cell = cpu.iter_mut().find(|cell| cell.variant == bed.variant.name);
-            cell.context("no such bed")?
+            cell.context("no such test bed")?
                 .samples
                 .push(run.cpu_per_gigabyte);
             Ok(Some(run.gigabits))
@@ -237,7 +237,7 @@ impl Lab {
                 let cell = cells
                     .iter_mut()
                     .find(|cell| cell.variant == bed.variant.name);
-                cell.context("no such bed")?.samples.push(*value);
+                cell.context("no such test bed")?.samples.push(*value);
             }
             Ok(Some(found.first))
         })?;

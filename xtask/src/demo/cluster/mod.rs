@@ -38,7 +38,7 @@ pub fn run() -> Result<()> {
         scene("2. updates and crashes under load", || {
             update::tell(&mut stage)
         })?;
-        scene("3. in the place of ip-masq-agent, and back", || {
+        scene("3. replacing ip-masq-agent, and back", || {
             takeover::tell(&mut stage)
         })
     })?;
@@ -68,7 +68,6 @@ impl Times {
         for (what, seconds) in &self.0 {
             let _ = write!(told, " {what} {seconds:.1} s;");
         }
-        told + "\nSet-up and the image take that long once, when everything has to be built; \
-                the README says how long."
+        told + "\nSetup and the image take long only the first time, when everything is built."
     }
 }
