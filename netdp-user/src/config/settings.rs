@@ -17,7 +17,7 @@ pub(super) fn either(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic>)
     };
     for (other, said) in of_all(files, |file| boolean(file, key)).filter(|(_, said)| !said.value) {
         let key = key.name();
-        let message = format!("{key}: false has no effect, because {name}:{line} says true");
+        let message = format!("{key}: false has no effect, because {name}:{line} sets true");
         warnings.push(Diagnostic::at(other, said.line, message));
     }
     true

@@ -147,8 +147,9 @@ impl Maps {
         let layout = maps.settings()?.layout;
         if layout != LAYOUT && layout != 0 {
             bail!(
-                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To go on, run \
-                 `netdp detach --bpffs {}` (live mappings are lost), or start the version that made them",
+                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To continue, \
+                 run `netdp detach --bpffs {}` (live mappings are lost), or start the version that \
+                 made them",
                 bpffs.display(),
                 bpffs.display()
             );

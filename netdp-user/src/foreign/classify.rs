@@ -115,7 +115,7 @@ impl<'a> Classifier<'a> {
                     "gives packets another source than netdp's chain, which comes after it{hint}"
                 ))
             }
-            _ => harmless("translates only what netdp's chain translates, too"),
+            _ => harmless("translates only what netdp's chain translates too"),
         }
     }
 
