@@ -230,7 +230,7 @@ impl EffectivePolicy {
         let all_v4 = self.rules.iter().any(|rule| rule.prefix == "0.0.0.0/0");
         let all_v6 = self.rules.iter().any(|rule| rule.prefix == "::/0");
         if !(all_v4 && (all_v6 || !self.ipv6)) {
-            table.add_row(["all others", &self.others, "default"]);
+            table.add_row(["everything else", &self.others, "default"]);
         }
         if !self.ipv6 {
             table.add_row(["IPv6", "bypass", "off without --enable-ipv6"]);
