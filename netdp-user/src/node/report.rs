@@ -36,7 +36,7 @@ pub struct PortsReport {
 pub struct ProtocolReport {
     /// Protocol name, or number.
     pub protocol: String,
-    /// Peer: an address, `anybody (IPv4)` or `anybody (IPv6)`.
+    /// Peer: an address, `any (IPv4)` or `any (IPv6)`.
     pub peer: String,
     /// User of the protocol.
     pub from: String,

@@ -31,7 +31,7 @@ pub fn run() -> Result<()> {
         Cluster::start(&[&image.archive])
     })?;
     let mut stage = Stage::new(cluster, image.program)?;
-    times.take("story", || {
+    times.take("scenes", || {
         scene("1. a pod, a peered network, and a ConfigMap", || {
             install::tell(&mut stage)
         })?;
