@@ -344,7 +344,7 @@ mod tests {
                 fs::remove_file(dir.join("x")).unwrap();
                 symlink(other.join("x"), dir.join("x")).unwrap();
             }),
-            ("no program", |dir| {
+            ("is not a program", |dir| {
                 fs::set_permissions(dir.join("x"), fs::Permissions::from_mode(0o644)).unwrap();
             }),
         ];
@@ -355,7 +355,7 @@ mod tests {
             let refused = find_in(&[dir.path().to_owned()], "x");
             let refused = format!("{:#}", refused.unwrap_err());
             assert!(
-                refused.contains(words) && refused.contains("is not run"),
+                refused.contains(words) && refused.contains("is not executed"),
                 "{words:?}: {refused}"
             );
         }
@@ -392,7 +392,7 @@ mod tests {
         let patience = Duration::from_millis(100);
         let ended = program.run_for(&[], "", patience, 100).unwrap_err();
         assert!(
-            format!("{ended:#}").contains("was ended after"),
+            format!("{ended:#}").contains("was killed after"),
             "{ended:#}"
         );
     }

@@ -122,7 +122,7 @@ fn so_do_arguments_and_a_root_that_is_read_only() -> Result<()> {
     is_in_iptables_mode(&node, AGENT, "IP-MASQ", &ALL)?;
     ensure!(node.root_is_read_only(AGENT)?);
     let ignored =
-        "--legacy_stderr_threshold_behavior, --stderrthreshold: taken for ip-masq-agent's sake";
+        "--legacy_stderr_threshold_behavior, --stderrthreshold: accepted for compatibility";
     has(&node.containerd.log(AGENT), &["/dev/shm/netdp", ignored])
 }
 

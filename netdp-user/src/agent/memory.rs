@@ -259,7 +259,7 @@ mod tests {
             ("", "EOF"),
             ("{\"version\": 1, \"had\": 3}", "invalid type"),
             ("{\"policy\": {}}", "missing field `version`"),
-            ("{\"version\": 2, \"had\": 3}", "it has version 2"),
+            ("{\"version\": 2, \"had\": 3}", "its version is 2"),
             ("\u{0}\u{1}", "expected value"),
         ] {
             std::fs::write(dir.path().join(FILE), text).unwrap();

@@ -210,7 +210,7 @@ mod tests {
         for (pattern, words) in [
             (
                 "eth+",
-                "iptables calls + is * here: write eth*, which matches eth0, eth1",
+                "use * instead of iptables' +: write eth*, which matches eth0, eth1",
             ),
             ("+", "write *, which matches lo, eth0, eth1 and 3 more"),
             ("ens+", "write ens*"),
@@ -229,8 +229,8 @@ mod tests {
             ("eth0 eth1", "give --uplink several times: eth0, eth1"),
             ("eth%d", "write eth*, which matches eth0, eth1"),
             ("eth%", "write eth*, which matches eth0, eth1"),
-            ("eth0:1", "labels an address, not an interface: write eth0"),
-            ("eth0@if7", "behind the @ is another interface: write eth0"),
+            ("eth0:1", "the label of an address: write eth0"),
+            ("eth0@if7", "after the @ is another interface: write eth0"),
             (
                 "/sys/class/net/eth0",
                 "a name contains no slash: write eth0",
@@ -252,7 +252,7 @@ mod tests {
             ("10.1.0.10", "it is an address"),
             ("10.1.0.10/16", "it is an address"),
             ("fd00::1", "give it as --node-ip"),
-            ("!eth0", "there is no negation"),
+            ("!eth0", "negation is not supported"),
             ("lo", "the loopback device is never taken"),
             ("lo*", "the loopback device is never taken"),
             ("ETH0", "letter case matters: there is eth0"),

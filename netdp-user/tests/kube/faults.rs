@@ -184,7 +184,7 @@ fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
     let refused: Vec<_> = troubles().split_off(1);
     let of = |words: &str| refused.iter().filter(|line| line.contains(words)).count();
     ensure!(
-        of("can't be followed: the API answers 403") == 1,
+        of("cannot follow the Kubernetes API: the API answers 403") == 1,
         "{refused:#?}"
     );
     // Watching configurations and writing the Lease are reported separately.

@@ -100,7 +100,7 @@ fn with_more_addresses_than_the_map_holds_nothing_is_attached() -> Result<()> {
     let mut agent = Running::start(limited(&bed.node, &dir, &["env"]))?;
     let words = [
         "the node has 1",
-        "has room for 64",
+        "holds 64",
         "no further interface is attached",
         "netdp detach",
     ];
@@ -149,7 +149,7 @@ fn a_configuration_without_room_brings_the_defaults_and_says_why() -> Result<()>
         &agent,
         "invalid configuration: the built-in defaults are in force",
     )?;
-    wait_log(&agent, "more than the 1000000 that there is room for")?;
+    wait_log(&agent, "more than the limit of 1000000")?;
     let report = &status(&agent)?["report"];
     ensure!(report["config"]["rules"].as_array().map(Vec::len) == Some(4));
     let check = agent.command(&[]);

@@ -275,7 +275,7 @@ fn a_rule_without_a_port_is_told() -> Result<()> {
     nft(&world.bed.node, wide)?;
     wait_log(
         &world.agent,
-        "only live connections are told apart: udp of nftables, both",
+        "only live connections are distinguished: udp of nftables, both",
     )?;
     wait_ports(&world.agent, &[both(18_000)])?;
     wait_status(

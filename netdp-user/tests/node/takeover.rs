@@ -310,7 +310,7 @@ fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
         node.agent.signal(Signal::SIGHUP)?;
         wait_for(SOON, "the agent to tell", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
-            status.contains("chain IP-MASQ-AGENT (IPv4") && status.contains("is back")
+            status.contains("chain IP-MASQ-AGENT (IPv4") && status.contains("was created again")
         })?;
         ensure!(node.chains()?, "the agent fights");
         node.check("the chain is back")?;
@@ -454,7 +454,7 @@ fn a_chain_that_may_be_ip_masq_agents_is_left() -> Result<()> {
     node.agent.kill9()?;
     std::fs::remove_dir_all(node.agent.state_dir())?;
     let told = node.detach_again()?;
-    let words = "chain IP-MASQ-AGENT (IPv4, nft) is left: nothing says that netdp wrote it";
+    let words = "chain IP-MASQ-AGENT (IPv4, nft) is left: no record shows that netdp wrote it";
     ensure!(told.contains(words), "{words:?} is not in {told}");
     ensure!(node.chains()?, "the chain is gone");
     Ok(())

@@ -184,7 +184,7 @@ fn an_uplink_that_is_not_named_is_told_of_and_keeps_the_chains() -> Result<()> {
     wait_log(agent, leak)?;
     wait_log(
         agent,
-        "taking over chain IP-MASQ-AGENT (IPv4, nft): eth1 is no uplink",
+        "taking over chain IP-MASQ-AGENT (IPv4, nft): eth1 is not an uplink",
     )?;
     wait_for(SOON, "the status to say so", || {
         let told = agent.netdp(&["status"]).unwrap_or_default();

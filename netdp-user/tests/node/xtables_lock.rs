@@ -227,7 +227,7 @@ fn a_takeover_is_tried_again() -> Result<()> {
     for words in [
         "ERROR",
         "taking over chain IP-MASQ-AGENT (IPv4, legacy)",
-        "is tried again",
+        "netdp retries",
     ] {
         ensure!(line.contains(words), "{words:?} is not in {line}");
     }

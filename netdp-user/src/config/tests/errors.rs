@@ -238,17 +238,17 @@ fn bad_values() {
         ),
         (
             "resyncInterval: '60'",
-            "c.yaml:1: resyncInterval: \"60\" is no duration",
+            "c.yaml:1: resyncInterval: \"60\" is not a duration",
             &["unit is missing"],
         ),
         (
             "resyncInterval: 1d",
-            "c.yaml:1: resyncInterval: \"1d\" is no duration",
+            "c.yaml:1: resyncInterval: \"1d\" is not a duration",
             &["\"d\" is not a unit"],
         ),
         (
             "resyncInterval: soon",
-            "c.yaml:1: resyncInterval: \"soon\" is no duration",
+            "c.yaml:1: resyncInterval: \"soon\" is not a duration",
             &[],
         ),
         (

@@ -267,7 +267,7 @@ mod tests {
         assert_eq!(first, "the Lease: no; masquerading goes on");
         let second = clock.bad(1, MAIN, Kind::Refused, "cannot watch").unwrap();
         assert!(
-            second.ends_with("can't be followed: cannot watch"),
+            second.ends_with("follow the Kubernetes API: cannot watch"),
             "{second}"
         );
         for second in 2..100 {

@@ -104,7 +104,7 @@ fn links_to_pods_are_never_uplinks_and_said_to_be_left_out() {
     let selected = net.with_bypassed(&[], &[]);
     assert_eq!(names(&selected), ["eth0"]);
     assert!(
-        selected.leaks[0].contains("cni0 is no uplink"),
+        selected.leaks[0].contains("cni0 is not an uplink"),
         "{selected:?}"
     );
     assert!(selected.leaks[0].contains("203.0.113.0/24"), "{selected:?}");
