@@ -133,7 +133,7 @@ impl Agent {
             }
             Reload::Reject(rejected) => {
                 self.reject(&rejected);
-                log::error!("invalid configuration: the previous one stays in force");
+                log::error!("invalid configuration: the previous configuration stays in force");
                 self.in_force.rejected = lines(&rejected.errors);
                 self.told.another_config(Vec::new());
                 self.save_report();

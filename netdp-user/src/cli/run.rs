@@ -116,7 +116,7 @@ pub(super) struct Run {
     /// Address and port to serve /livez and /readyz on.
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     http_listen: Option<SocketAddr>,
-    /// Least severe messages to log [default: info, or according to --v].
+    /// Least severe messages to log [default: according to --v, else info].
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
     #[command(flatten)]

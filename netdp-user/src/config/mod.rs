@@ -83,9 +83,9 @@ pub struct Options {
 /// Action on a pod's packets to a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Action {
-    /// They keep the pod's address.
+    /// Packets keep the pod's address.
     Bypass,
-    /// They leave with the address of their uplink.
+    /// Packets leave with the address of their uplink.
     Masquerade,
 }
 

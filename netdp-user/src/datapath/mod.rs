@@ -134,11 +134,11 @@ pub enum PortMode {
 /// Effect of a policy change on live flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnReload {
-    /// They keep their translation.
+    /// Flows keep their translation.
     Sticky,
-    /// Those that the new policy treats differently end at once.
+    /// Flows that the new policy treats differently end at once.
     Cutover,
-    /// Those that the new policy treats differently end after 30 s of silence.
+    /// Flows that the new policy treats differently end after 30 s of silence.
     Drain,
 }
 

@@ -173,7 +173,7 @@ fn with_neither_both_reasons_are_told() -> Result<()> {
         "eBPF does not work here (",
         ERRORS[0].1,
         "nor does iptables",
-        "there is no iptables-nft-save here",
+        "iptables-nft-save is not installed",
     ] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }

@@ -375,7 +375,7 @@ fn the_interval_is_quiet_and_never_zero() -> Result<()> {
         "nonMasqueradeCIDRs: [172.16.0.0/16]\nresyncInterval: 100ms\n",
         &["--log-level", "debug"],
     )?;
-    let resyncs = || world.agent.log().matches("again: Attach").count();
+    let resyncs = || world.agent.log().matches("reattaching: Attach").count();
     wait_for(SOON, "resyncs", || resyncs() > 3)?;
     // Nothing changed, so nothing is logged at the default level.
     let spoken = |line: &&str| !line.contains("DEBUG");

@@ -172,9 +172,9 @@ fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
     wait_for(SOON, "what is not looked at", || {
         agent.netdp(&["status"]).is_ok_and(|status| {
             [
-                "there is no iptables-nft-save here",
-                "there is no iptables-legacy-save here",
-                "the program nft is not here",
+                "iptables-nft-save is not installed",
+                "iptables-legacy-save is not installed",
+                "the program nft is not installed",
             ]
             .iter()
             .all(|words| status.contains(words))

@@ -295,14 +295,14 @@ fn without_programs_it_says_what_it_cannot_keep() -> Result<()> {
         .arg("/nonexistent");
     let agent = Agent::start(&bed.node, options)?;
     let text = agent.netdp(&["status"])?;
-    let words = "not kept   hostPorts and services, as far as NAT rules cannot be read: nftables: the program nft is not here";
+    let words = "not kept   hostPorts and services, as far as NAT rules cannot be read: nftables: the program nft is not installed";
     ensure!(text.contains(words), "no {words:?} in\n{text}");
     // That is how the image is built, and not a fault.
     wait_log(&agent, "because neither nft nor iptables is installed: ")?;
     let log = agent.log();
     ensure!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     ensure!(log.matches("is installed").count() == 1, "{log}");
-    ensure!(!log.contains("is not here"), "{log}");
+    ensure!(!log.contains("is not installed"), "{log}");
     Ok(())
 }
 

@@ -301,7 +301,7 @@ fn an_uplink_stays_one_without_its_default_route() -> Result<()> {
     for family in ["-4", "-6"] {
         node.ip(&format!("{family} route del default"))?;
     }
-    let resyncs = || world.agent.log().matches("again: SetUplink").count();
+    let resyncs = || world.agent.log().matches("reattaching: SetUplink").count();
     let before = resyncs();
     wait_for(SOON, "some resyncs", || resyncs() > before + 5)?;
     assert_eq!(
