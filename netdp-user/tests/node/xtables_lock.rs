@@ -134,7 +134,7 @@ fn the_agent_goes_on_while_a_chain_waits_for_the_lock() -> Result<()> {
     node.config.write(AFTER)?;
     wait_for(SOON, "the agent to write", || is_writing(&agent))?;
     node.config.write(BAD)?;
-    let words = "invalid configuration: the previous one stays in force";
+    let words = "invalid configuration: the previous configuration stays in force";
     wait_log(&agent, words)?;
     let log = agent.log();
     let reported = log.find(words).context("no line")?;
