@@ -163,7 +163,7 @@ fn a_config_map_that_is_deleted_is_told() -> Result<()> {
     assert_eq!(gone["involvedObject"]["name"], "ip-masq-agent");
     let message = gone["message"].as_str().unwrap_or_default();
     assert!(
-        message.starts_with("no longer part of the configuration: in force: config "),
+        message.starts_with("no longer part of the configuration; in force: config "),
         "{message}"
     );
     wait_log(
