@@ -119,7 +119,7 @@ drop_reasons! {
     /// The mapping tables are full, or the pod has used up its share of them.
     TableFull => table_full,
     /// A pod's packet to another pod's endpoint on the wire that the other pod has not sent to.
-    Unasked => unasked,
+    Unsolicited => unsolicited,
     /// The kernel failed to rewrite the packet.
     RewriteFailed => rewrite_failed,
     /// A pod's packet whose source is a pod behind another interface.

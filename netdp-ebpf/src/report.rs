@@ -80,25 +80,25 @@ pub fn refused(ctx: &TcContext, world: &World<'_>, pkt: &Packet, reason: DropRea
         ),
         (DropReason::NodeProtocol, Family::V4) => warn!(
             ctx,
-            "refused {:i} to {:i}: the node itself speaks this protocol with it",
+            "refused {:i} to {:i}: the node itself uses this protocol with it",
             src.v4_octets(),
             dst.v4_octets()
         ),
         (DropReason::NodeProtocol, Family::V6) => warn!(
             ctx,
-            "refused {:i} to {:i}: the node itself speaks this protocol with it",
+            "refused {:i} to {:i}: the node itself uses this protocol with it",
             *src.octets(),
             *dst.octets()
         ),
         (DropReason::IpsecPolicy, Family::V4) => warn!(
             ctx,
-            "refused {:i} to {:i}: an IPsec policy covers it, and it would leave in clear",
+            "refused {:i} to {:i}: an IPsec policy covers it, and it would leave in clear text",
             src.v4_octets(),
             dst.v4_octets()
         ),
         (DropReason::IpsecPolicy, Family::V6) => warn!(
             ctx,
-            "refused {:i} to {:i}: an IPsec policy covers it, and it would leave in clear",
+            "refused {:i} to {:i}: an IPsec policy covers it, and it would leave in clear text",
             *src.octets(),
             *dst.octets()
         ),

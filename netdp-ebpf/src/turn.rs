@@ -37,7 +37,7 @@ pub fn back(ctx: &TcContext) -> i32 {
                 Ok(true) => redirect(ctx, work),
                 // The mapping turned out to belong to the node: too late to pass the packet
                 // unmodified.
-                Ok(false) => Err(DropReason::Unasked),
+                Ok(false) => Err(DropReason::Unsolicited),
                 Err(reason) => Err(reason),
             }
         }

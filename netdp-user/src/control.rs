@@ -41,7 +41,7 @@ pub(crate) const REFUSALS: [(DropReason, &str, &str); 5] = [
     (
         DropReason::TableFull,
         "TablesFull",
-        "the mapping tables were full, or the pod had its share of them (--max-flows)",
+        "the mapping tables were full, or the pod had used up its share of them (--max-flows)",
     ),
     (
         DropReason::PodLimit,
@@ -51,12 +51,12 @@ pub(crate) const REFUSALS: [(DropReason, &str, &str); 5] = [
     (
         DropReason::NodeProtocol,
         "NodeProtocol",
-        "the node itself speaks their protocol with the destination",
+        "the node itself uses their protocol with the destination",
     ),
     (
         DropReason::IpsecPolicy,
         "IpsecPolicy",
-        "an IPsec policy covers them, and they would have left in clear",
+        "an IPsec policy covers them, and they would have left in clear text",
     ),
 ];
 

@@ -106,8 +106,8 @@ fn refused(error: &kube::Error, namespace: &str) -> anyhow::Error {
     let trouble = ApiError::of(error);
     let hint = match trouble.kind {
         ApiErrorKind::Denied if in_cluster() => format!(
-            "; the agents' ServiceAccount writes Leases and does not list them: run netdp fleet where \
-             kubectl works for you, or kubectl -n {namespace} get leases"
+            "; the agents' ServiceAccount may write Leases but not list them: run netdp fleet \
+             where kubectl works for you, or kubectl -n {namespace} get leases"
         ),
         ApiErrorKind::Denied => format!("; you need the right to list Leases in {namespace}"),
         ApiErrorKind::Unavailable | ApiErrorKind::Unexpected => String::new(),
@@ -194,8 +194,8 @@ fn warnings(nodes: &[NodeState]) -> String {
 
 fn text(nodes: &[NodeState]) -> String {
     let mut rows = table(&[
-        "NODE", "STATE", "VERSION", "MODE", "CONFIG", "GEN", "AGE", "MAPPINGS", "REFUSED", "HEARD",
-        "WARNINGS", "ERRORS",
+        "NODE", "STATE", "VERSION", "MODE", "CONFIG", "GEN", "AGE", "MAPPINGS", "REFUSED",
+        "RENEWED", "WARNINGS", "ERRORS",
     ]);
     let dash = |text: &str| {
         if text.is_empty() {
@@ -229,7 +229,7 @@ fn text(nodes: &[NodeState]) -> String {
     let ready = nodes.iter().filter(|node| node.state == "ready").count();
     let agree = match configs.len() {
         0 => "no configuration is in force".to_owned(),
-        1 => "all that run have the same configuration".to_owned(),
+        1 => "all running agents have the same configuration".to_owned(),
         several => format!("{several} different configurations are in force"),
     };
     let warnings = warnings(nodes);
@@ -285,7 +285,7 @@ mod tests {
             node("b", "x", "ready"),
             node("c", "", "no agent"),
         ];
-        assert!(text(&same).contains("2 of 3 nodes ready; all that run have the same"));
+        assert!(text(&same).contains("2 of 3 nodes ready; all running agents have the same"));
         let mut warned = same.clone();
         for node in &mut warned {
             node.warnings = vec!["odd".into()];

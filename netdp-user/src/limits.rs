@@ -55,7 +55,8 @@ pub fn explain(error: anyhow::Error) -> anyhow::Error {
             ))
         }
         Some(Errno::ENFILE) => error.context(
-            "the machine has too many open files: raise the sysctl fs.file-max, or end what holds them",
+            "the machine has too many open files: raise the sysctl fs.file-max, or stop what holds \
+             them open",
         ),
         Some(Errno::ENOMEM) => error.context(match memory() {
             Some(limit) => format!(

@@ -43,8 +43,7 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
         }
         _ => {}
     }
-    let own =
-        fs::symlink_metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+    let own = fs::symlink_metadata(path).with_context(|| format!("checking {}", path.display()))?;
     let ourselves = nix::unistd::geteuid();
     // Not root: later checks report in more detail what else is missing.
     if !ourselves.is_root() && own.uid() == 0 {
@@ -52,19 +51,19 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
     }
     if own.is_dir() && own.uid() == ourselves.as_raw() && own.mode() & 0o022 != 0 {
         log::warn!(
-            "{} could be written by others (mode {:04o}): it is made the agent's alone",
+            "{} is writable by others (mode {:04o}): restricting it to the agent",
             path.display(),
             own.mode() & 0o7777
         );
         fs::set_permissions(path, Permissions::from_mode(DIRECTORY))
-            .with_context(|| format!("taking others' rights from {}", path.display()))?;
+            .with_context(|| format!("removing others' rights from {}", path.display()))?;
     }
     check(path, flag)?;
     let mode = fs::metadata(path)?.mode() & 0o7777;
     if mode & 0o777 != DIRECTORY {
         fs::set_permissions(path, Permissions::from_mode(DIRECTORY)).with_context(|| {
             format!(
-                "taking others' rights from {} (mode {mode:04o})",
+                "removing others' rights from {} (mode {mode:04o})",
                 path.display()
             )
         })?;
@@ -80,7 +79,7 @@ pub fn check(path: &Path, flag: &str) -> Result<()> {
     let absolute = std::path::absolute(path)?;
     for link in absolute.ancestors() {
         let own =
-            fs::symlink_metadata(link).with_context(|| format!("looking at {}", link.display()))?;
+            fs::symlink_metadata(link).with_context(|| format!("checking {}", link.display()))?;
         if own.file_type().is_symlink() {
             ensure!(
                 is_trusted(own.uid()),
@@ -95,7 +94,7 @@ pub fn check(path: &Path, flag: &str) -> Result<()> {
     let own = fs::symlink_metadata(&real)?;
     ensure!(
         own.is_dir(),
-        "{} is no directory; choose another with {flag}",
+        "{} is not a directory; choose another with {flag}",
         path.display()
     );
     if !is_trusted(own.uid()) || own.mode() & 0o022 != 0 {
@@ -107,12 +106,12 @@ pub fn check(path: &Path, flag: &str) -> Result<()> {
         .filter(|dir| *dir != absolute && *dir != real)
     {
         let metadata =
-            fs::metadata(above).with_context(|| format!("looking at {}", above.display()))?;
+            fs::metadata(above).with_context(|| format!("checking {}", above.display()))?;
         let (mode, sticky) = (metadata.mode(), metadata.mode() & 0o1000 != 0);
         let group = mode & 0o020 != 0 && metadata.gid() != 0;
         if !is_trusted(metadata.uid()) || (!sticky && (mode & 0o002 != 0 || group)) {
             refuse(above, &metadata, flag)
-                .with_context(|| format!("{} can be swapped by others", path.display()))?;
+                .with_context(|| format!("{} can be replaced by others", path.display()))?;
         }
     }
     Ok(())
@@ -121,9 +120,9 @@ pub fn check(path: &Path, flag: &str) -> Result<()> {
 fn refuse(path: &Path, metadata: &Metadata, flag: &str) -> Result<()> {
     let dir = path.display();
     bail!(
-        "{dir} is owned by uid {}, gid {}, with mode {:04o}: others could stop or mislead the agent. \
-         Make it root's alone (chown root: {dir}; chmod go-w {dir}), or choose another place with \
-         {flag}",
+        "{dir} is owned by uid {}, gid {}, with mode {:04o}: others could stop or mislead the \
+         agent. Restrict it to root (chown root: {dir}; chmod go-w {dir}), or choose another place \
+         with {flag}",
         metadata.uid(),
         metadata.gid(),
         metadata.mode() & 0o7777
@@ -207,7 +206,7 @@ pub fn tighten(dir: &Path) -> Result<()> {
         let metadata = file.metadata()?;
         if metadata.mode() & 0o077 != 0 && is_trusted(metadata.uid()) {
             file.set_permissions(Permissions::from_mode(FILE))
-                .with_context(|| format!("taking others' rights from {}", path.display()))?;
+                .with_context(|| format!("removing others' rights from {}", path.display()))?;
         }
     }
     Ok(())

@@ -20,7 +20,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Directories searched for programs unless `--programs` names others. None is below /usr/local,
+/// Directories searched for programs unless `--tool-dir` names others. None is below /usr/local,
 /// which the group staff may write to on Debian.
 pub const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -124,7 +124,7 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
         if !path.exists() {
             continue;
         }
-        check(&path).with_context(|| format!("{} is not run", path.display()))?;
+        check(&path).with_context(|| format!("{} is not executed", path.display()))?;
         // By this path, not by that of the link's target: iptables selects its behaviour by its
         // name.
         return Ok(Some(Program(path)));
@@ -134,7 +134,7 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
 
 /// Checks that only root can change the program, its link target, and the directories above both.
 fn check(path: &Path) -> Result<()> {
-    let context = |path: &Path| format!("looking at {}", path.display());
+    let context = |path: &Path| format!("checking {}", path.display());
     let real = path.canonicalize().with_context(|| context(path))?;
     let parent = path.parent().context("it has no directory")?;
     let above = parent.canonicalize().with_context(|| context(parent))?;
@@ -143,8 +143,8 @@ fn check(path: &Path) -> Result<()> {
         let by_group = about.mode() & 0o020 != 0 && about.gid() != 0;
         ensure!(
             about.uid() == 0 && about.mode() & 0o002 == 0 && !by_group,
-            "others than root can change {}, which belongs to user {} and has mode {:o}: give it to \
-             root (chown root:root) and take writing from others (chmod go-w)",
+            "users other than root can change {}, which belongs to user {} and has mode {:o}: make \
+             it root's (chown root:root) and not writable by others (chmod go-w)",
             path.display(),
             about.uid(),
             about.mode() & 0o7777
@@ -153,7 +153,7 @@ fn check(path: &Path) -> Result<()> {
     let about = fs::metadata(&real).with_context(|| context(&real))?;
     ensure!(
         about.is_file() && about.mode() & 0o111 != 0,
-        "{} is no program",
+        "{} is not a program",
         real.display()
     );
     Ok(())
@@ -198,7 +198,7 @@ impl Program {
     /// Starts the program unless the agent is ending, and registers it before [`end_all`] can run.
     fn start(&self, arguments: &[&str], input: &str) -> Result<(Child, Pid)> {
         let mut running = running();
-        ensure!(!running.ended, "it is not run, because the agent ends");
+        ensure!(!running.ended, "it is not executed, because the agent is exiting");
         let child = self
             .command(arguments, input)
             .spawn()
@@ -244,16 +244,16 @@ impl Program {
         let status: ExitStatus = child.wait().context("waiting for it")?;
         ensure!(
             !ended || status.success(),
-            "it was ended, because the agent ends"
+            "it was killed, because the agent is exiting"
         );
         ensure!(
             in_time,
-            "it was ended after {} s without a result",
+            "it was killed after {} s without a result",
             patience.as_secs_f32()
         );
-        let gone = |_| anyhow!("reading what it prints");
-        let output = output.map_err(gone)?.context("reading what it prints")?;
-        let errors = errors.map_err(gone)?.context("reading what it says")?;
+        let gone = |_| anyhow!("reading its output");
+        let output = output.map_err(gone)?.context("reading its output")?;
+        let errors = errors.map_err(gone)?.context("reading its error output")?;
         let Some(output) = output else {
             bail!("it prints more than {} MiB", most >> 20);
         };
@@ -339,7 +339,7 @@ mod tests {
                 fs::remove_file(dir.join("x")).unwrap();
                 symlink(other.join("x"), dir.join("x")).unwrap();
             }),
-            ("no program", |dir| {
+            ("is not a program", |dir| {
                 fs::set_permissions(dir.join("x"), fs::Permissions::from_mode(0o644)).unwrap();
             }),
         ];
@@ -350,7 +350,7 @@ mod tests {
             let refused = find_in(&[dir.path().to_owned()], "x");
             let refused = format!("{:#}", refused.unwrap_err());
             assert!(
-                refused.contains(words) && refused.contains("is not run"),
+                refused.contains(words) && refused.contains("is not executed"),
                 "{words:?}: {refused}"
             );
         }
@@ -387,7 +387,7 @@ mod tests {
         let patience = Duration::from_millis(100);
         let ended = program.run_for(&[], "", patience, 100).unwrap_err();
         assert!(
-            format!("{ended:#}").contains("was ended after"),
+            format!("{ended:#}").contains("was killed after"),
             "{ended:#}"
         );
     }

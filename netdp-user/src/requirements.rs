@@ -119,11 +119,11 @@ impl Missing {
             .map_or_else(|| format!("{error:#}"), ToString::to_string);
         let add = match lines.as_slice() {
             [] => String::new(),
-            lines => format!("To be added {}:\n  {}\n", pod::BELOW, lines.join("\n  ")),
+            lines => format!("Add {}:\n  {}\n", pod::BELOW, lines.join("\n  ")),
         };
         anyhow!(
-            "eBPF mode does not work in this pod: {} ({cause})\n{add}Without --mode ebpf netdp writes \
-             iptables rules where it can do no more",
+            "eBPF mode does not work in this pod: {} ({cause})\n{add}Without --mode ebpf, netdp \
+             falls back to iptables rules",
             self.sentence()
         )
     }

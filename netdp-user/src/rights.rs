@@ -52,7 +52,10 @@ fn explain_with(error: anyhow::Error, missing: Option<&[&str]>) -> anyhow::Error
         (Some(missing @ [_, ..]), Some(what), _) | (Some(missing @ [_, ..]), None, Some(what)) => {
             log::debug!("{error:#}");
             let named: Vec<_> = missing.iter().map(|name| format!("CAP_{name}")).collect();
-            let (named, are) = (named.join(" and "), if missing.len() == 1 { "is" } else { "are" });
+            let (named, are) = (
+                named.join(" and "),
+                if missing.len() == 1 { "is" } else { "are" },
+            );
             anyhow!(
                 "the kernel refused ({what}): {named} {are} missing. netdp needs CAP_BPF, CAP_NET_ADMIN \
                  and CAP_PERFMON, or root. In a pod: securityContext.capabilities.add: [{}] of the \
@@ -61,9 +64,9 @@ fn explain_with(error: anyhow::Error, missing: Option<&[&str]>) -> anyhow::Error
             )
         }
         (Some([]), Some(_), _) => error.context(
-            "the kernel refused, though this process has CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: look for what \
-             else forbids bpf(2), such as the container runtime's seccomp profile (the component sys-admin, or \
-             sysAdmin: true of the chart, helps there), AppArmor, SELinux",
+            "the kernel refused, though this process has CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: \
+             find what else forbids bpf(2), such as the container runtime's seccomp profile (the \
+             component sys-admin, or sysAdmin: true of the chart, helps there), AppArmor, SELinux",
         ),
         (None, Some(_), _) => error.context(
             "the kernel refused: this needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or root",

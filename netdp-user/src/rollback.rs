@@ -44,7 +44,7 @@ impl Fallback {
     pub fn read(state_dir: &StateDir) -> Result<Self> {
         state_dir
             .read_json(FALLBACK)
-            .context("no agent has left what this needs; has one run with this --state-dir?")
+            .context("no agent's record found; has an agent run with this --state-dir?")
     }
 }
 
@@ -72,7 +72,7 @@ impl Rollback {
         let before = maps.settings()?;
         let handed_over = Self::hand_over(&mut maps, chains, config);
         maps.restore_ports(&before)?;
-        log::info!("{} mappings are netfilter's now", handed_over?);
+        log::info!("handed {} mappings over to netfilter", handed_over?);
         let reports = chains.apply(config);
         let rollback = Self {
             bpffs: bpffs.to_owned(),
@@ -172,7 +172,7 @@ fn hand_over_all(maps: &mut Maps) -> Result<usize> {
 fn hand_over_one(maps: &mut Maps, conntrack: &mut Conntrack, handover: &Handover) -> Result<bool> {
     maps.begin_handover(handover)?;
     if let Err(err) = conntrack.replace(&handover.flow) {
-        log::debug!("netfilter does not take {:?}: {err:#}", handover.flow);
+        log::debug!("netfilter cannot take over {:?}: {err:#}", handover.flow);
         maps.abort_handover(handover)?;
         return Ok(false);
     }

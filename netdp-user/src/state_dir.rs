@@ -72,7 +72,7 @@ pub fn default_path() -> PathBuf {
 pub fn log_if_in_memory(path: &Path) {
     if path == Path::new(IN_MEMORY) {
         log::info!(
-            "{DEFAULT} can only be read: the state is kept in {IN_MEMORY}, as long as the pod lives"
+            "{DEFAULT} is read-only: the state is kept in {IN_MEMORY}, and lost with the pod"
         );
     }
 }

@@ -28,16 +28,16 @@ pub struct Helm {
     /// The values, as JSON.
     #[arg(long, default_value = "{}")]
     values: String,
-    /// Only look for mistakes in the chart.
+    /// Only lint the chart.
     #[arg(long)]
     lint: bool,
-    /// Change the release that is there.
+    /// Upgrade the existing release.
     #[arg(long, conflicts_with = "lint")]
     upgrade: bool,
-    /// Remove the release that is there.
+    /// Uninstall the existing release.
     #[arg(long, conflicts_with_all = ["lint", "upgrade"])]
     uninstall: bool,
-    /// Package the chart, and leave the archive in this directory.
+    /// Package the chart into an archive in this directory.
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["lint", "upgrade", "uninstall"])]
     package: Option<PathBuf>,
     /// The chart's directory.

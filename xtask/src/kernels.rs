@@ -58,7 +58,7 @@ fn kernel(cache: &Path) -> Result<PathBuf> {
     let package = meta
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .context("apt does not know what linux-image-amd64 depends on")?;
+        .context("apt lists no dependencies of linux-image-amd64")?;
     let version = package.trim_start_matches("linux-image-");
     let dir = cache.join(version);
     let image = dir.join("boot").join(format!("vmlinuz-{version}"));

@@ -130,14 +130,14 @@ fn check_advisories(required: bool) -> Result<()> {
     if let Err(error) = &fetched {
         let there = database().is_some_and(|path| path.is_dir());
         if !there {
-            let message = "ADVISORIES WERE NOT CHECKED: the database of RustSec can't be fetched, and there is \
-                           none of an earlier time; run this again where it can be fetched";
+            let message = "ADVISORIES NOT CHECKED: the RustSec database can't be fetched, and \
+                           there is no earlier copy; run this again with network access";
             anyhow::ensure!(!required, "{message}: {error:#}");
             shell::progress(message);
             return Ok(());
         }
         shell::progress(
-            "the database of RustSec can't be fetched: that of the last time has to do",
+            "the RustSec database can't be fetched: using the last copy",
         );
     }
     let mut check = shell::cargo();

@@ -42,11 +42,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Install what building, testing and the demo need (Debian 12; as root).
+    /// Install the tools for building, testing and the demo (Debian 12; as root).
     Setup,
     /// Set up, then build target/release/netdp.
     Build,
-    /// Set up, build, and show the main job in network namespaces (as root).
+    /// Set up, build, and demonstrate netdp in network namespaces (as root).
     Demo {
         #[command(subcommand)]
         story: Option<Story>,
@@ -54,14 +54,13 @@ enum Task {
     /// Set up, then run every test (as root).
     #[cfg(feature = "full")]
     Test {
-        /// What `cargo test` shall get, for example `-p netdp-common` or a
-        /// test's name.
+        /// Arguments for `cargo test`, for example `-p netdp-common` or a test's name.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
     /// Set up, then measure memory and sweeps with a million mappings (as root).
     Scale {
-        /// How many mappings.
+        /// Number of mappings.
         #[arg(default_value_t = 1_000_000)]
         mappings: u32,
     },
@@ -76,21 +75,21 @@ enum Task {
     Image(make_image::Arguments),
     /// Set up, then build what a release publishes, with checksums; publishes nothing.
     Release(release::Arguments),
-    /// Print the objects of a kustomization as JSON, by Kustomize itself.
+    /// Print the objects of a kustomization as JSON, using Kustomize itself.
     #[cfg(feature = "full")]
     Kustomize {
         /// A directory with a kustomization.yaml.
         directory: std::path::PathBuf,
     },
-    /// Install the chart into a cluster, lint or package it, by Helm itself, and print what Helm returns.
+    /// Install the chart into a cluster, lint or package it, using Helm itself, and print the result.
     #[cfg(feature = "full")]
     Helm(go_library::Helm),
     /// Set up, then measure with a real Kubernetes API server: from an edit to the datapath, and the
     /// agent at rest (as root).
     Kube,
-    /// Set up, then let a Kubernetes API server do its worst (as root).
+    /// Set up, then run against a faulty, hostile Kubernetes API server (as root).
     Soak {
-        /// For how many minutes.
+        /// Duration in minutes.
         #[arg(default_value_t = 10)]
         minutes: u32,
     },
@@ -100,11 +99,11 @@ enum Task {
     /// Check format, lints, documentation, spelling, and licences and known vulnerabilities of
     /// dependencies.
     Lint {
-        /// Fail if the database of vulnerabilities can't be had, instead of saying so.
+        /// Fail, rather than warn, if the database of vulnerabilities can't be fetched.
         #[arg(long)]
         advisories: bool,
     },
-    /// One of the tasks that are not built yet.
+    /// A task that is built on demand.
     #[cfg(not(feature = "full"))]
     #[command(external_subcommand)]
     Rest(Vec<OsString>),
@@ -112,13 +111,13 @@ enum Task {
 
 #[derive(Debug, Subcommand)]
 enum Story {
-    /// A live node goes from ip-masq-agent's rules to eBPF and back, under load.
+    /// Migrate a live node from ip-masq-agent's rules to eBPF and back, under load.
     Migrate {
-        /// How often.
+        /// Number of rounds.
         #[arg(long, default_value_t = 1)]
         rounds: usize,
     },
-    /// A real cluster of one node, told through kubectl.
+    /// Use netdp in a real cluster of one node, through kubectl.
     Cluster,
 }
 

@@ -11,7 +11,7 @@ pub struct Arguments {
     /// Registry, repository and tag of the image.
     #[arg(long)]
     name: Option<String>,
-    /// Build all of it a second time, in another directory, and compare.
+    /// Build everything a second time, in another directory, and compare.
     #[arg(long)]
     twice: bool,
 }

@@ -23,7 +23,7 @@ const DAEMONSET: &str = "deploy/kustomize/base/daemonset.yaml";
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Build although something forbids a release, and say what does.
+    /// Build although conditions of a release are not met, and list them.
     #[arg(long)]
     dry_run: bool,
     /// Registry, repository and tag of the image.
@@ -41,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             arguments.dry_run,
             "{VERSION} can't be released (see RELEASE.md):\n  {list}"
         );
-        shell::progress(&format!("this is no release yet:\n  {list}"));
+        shell::progress(&format!("not ready for a release:\n  {list}"));
     }
     let target_dir = image::target_dir()?;
     let image = image::make_with(&arguments.name, &target_dir, Packages::Latest)?;
@@ -81,7 +81,7 @@ fn collect(image: &Image, directory: &Path) -> Result<Vec<String>> {
     let said = output(Command::new(directory.join(&stem)).arg("--version"))?;
     ensure!(
         said.split_whitespace().last() == Some(VERSION),
-        "the program says that it is {said:?}, not {VERSION}"
+        "the program reports version {said:?}, not {VERSION}"
     );
     files.push(package_chart(directory)?);
     Ok(files)
@@ -210,7 +210,7 @@ fn in_git() -> Result<Vec<String>> {
     let changed = git(&["status", "--porcelain"])?;
     if !changed.is_empty() {
         obstacles.push(format!(
-            "{} files differ from the last commit: commit them, or put them away",
+            "{} files differ from the last commit: commit or stash them",
             changed.lines().count()
         ));
     }

@@ -7,10 +7,10 @@ use std::os::unix::process::CommandExt as _;
 
 /// Description of these tasks in `--help`.
 pub const HELP: &str = "\
-Further tasks, built when they are asked for:
+Further tasks, built on demand:
   test       Set up, then run every test (as root)
-  kustomize  Print the objects of a kustomization as JSON, by Kustomize itself
-  helm       Install the chart into a cluster, by Helm itself, and print the release as JSON
+  kustomize  Print the objects of a kustomization as JSON, using Kustomize itself
+  helm       Install the chart into a cluster, lint or package it, using Helm itself
   bench      Set up, then compare netdp with plain forwarding and netfilter (as root)";
 
 /// Replaces this process by an xtask with all tasks.
@@ -18,7 +18,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     const TASKS: [&str; 5] = ["demo", "test", "kustomize", "helm", "bench"];
     let task = arguments.first().context("no task")?.to_string_lossy();
     if !TASKS.contains(&task.as_ref()) {
-        bail!("there is no task {task:?}: see cargo xtask --help");
+        bail!("unknown task {task:?}: see cargo xtask --help");
     }
     shell::progress(&format!("building the rest of xtask, which {task} needs"));
     let mut cargo = shell::cargo();

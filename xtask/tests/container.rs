@@ -38,7 +38,10 @@ fn it_translates_with_the_daemonsets_rights() -> Result<()> {
         "{told}"
     );
 
-    for (probe, answer) in [("livenessProbe", "turns"), ("readinessProbe", "in force")] {
+    for (probe, answer) in [
+        ("livenessProbe", "event loop runs"),
+        ("readinessProbe", "in force"),
+    ] {
         let told = node.probe(&pod.container[probe])?;
         ensure!(told.contains(answer), "{probe}: {told}");
     }

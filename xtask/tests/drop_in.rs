@@ -122,7 +122,7 @@ fn so_do_arguments_and_a_root_that_is_read_only() -> Result<()> {
     is_in_iptables_mode(&node, AGENT, "IP-MASQ", &ALL)?;
     ensure!(node.root_is_read_only(AGENT)?);
     let ignored =
-        "--legacy_stderr_threshold_behavior, --stderrthreshold: taken for ip-masq-agent's sake";
+        "--legacy_stderr_threshold_behavior, --stderrthreshold: accepted for compatibility";
     has(&node.containerd.log(AGENT), &["/dev/shm/netdp", ignored])
 }
 
@@ -326,7 +326,7 @@ fn programs_that_are_in_force_are_not_left_for_a_chain() -> Result<()> {
     node.wait_in_force("last")?;
     has(
         &node.containerd.log("last"),
-        &["programs are attached to eth0 by TCX, and whose they are"],
+        &["TCX programs of an unknown owner are attached to eth0"],
     )
 }
 
@@ -357,10 +357,7 @@ fn k8s_custom_iptables_manifest_works_with_the_image_alone() -> Result<()> {
     // The image has no shell except for that.
     let shell = node.containerd.exec(AGENT, &["sh", "-c", "id"]);
     let told = format!("{:#}", shell.expect_err("there is a shell"));
-    has(
-        &told,
-        &["there is no shell in netdp's image", "netdp status"],
-    )?;
+    has(&told, &["netdp's image has no shell", "netdp status"])?;
     // With the additions from its log, its own chain goes and all others stay.
     let patch = patch(&manifest, &node.containerd.log(AGENT))?;
     node.containerd.stop(AGENT)?;

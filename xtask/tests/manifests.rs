@@ -209,8 +209,8 @@ fn helm_does_not_take_a_config_map_that_is_there() -> Result<()> {
         let value = values.as_object().and_then(|it| it.keys().next());
         let value = value.context("no value")?;
         for words in [
-            format!("the ConfigMap kube-system/{name} is there already"),
-            format!("Leave out the value `{value}`"),
+            format!("the ConfigMap kube-system/{name} already exists"),
+            format!("Omit the value `{value}`"),
         ] {
             ensure!(error.contains(&words), "no {words:?} in\n{error}");
         }

@@ -95,7 +95,7 @@ pub fn enter<T: Tables>(tables: &T, work: &mut Work) -> Verdict {
             let known = continue_ingress(tables, &pkt.tuple, &pkt.l4, slot);
             apply(pkt, known)
         }
-        _ => Verdict::Drop(DropReason::Unasked),
+        _ => Verdict::Drop(DropReason::Unsolicited),
     }
 }
 

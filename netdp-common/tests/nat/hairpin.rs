@@ -43,8 +43,8 @@ fn two_pods_that_ask_for_each_other_meet() {
         for first in [net.udp(), net.syn()] {
             let fake = met(&net, &first);
             let (there, back) = pair(&net, &first);
-            let unasked = Turned::Drop(DropReason::Unasked);
-            assert_eq!(fake.hairpin(&there), unasked, "{first:?}");
+            let unsolicited = Turned::Drop(DropReason::Unsolicited);
+            assert_eq!(fake.hairpin(&there), unsolicited, "{first:?}");
             for _ in 0..2 {
                 let seen = fake.hairpin(&back);
                 assert_eq!(seen, to(&other_wire(&net), net.pod), "{first:?}");
@@ -89,7 +89,7 @@ fn a_third_pod_that_was_not_asked_does_not_get_through() {
         fake.hairpin(&there);
         fake.hairpin(&back);
         let third = there.from(&net.pod.replace("4000", "6000"));
-        assert_eq!(fake.hairpin(&third), Turned::Drop(DropReason::Unasked));
+        assert_eq!(fake.hairpin(&third), Turned::Drop(DropReason::Unsolicited));
     }
 }
 

@@ -1,4 +1,4 @@
-//! Actions for untranslatable packets (`--no-leak`).
+//! Actions for untranslatable packets (`--untranslatable`).
 
 use super::{BOTH, V4, becomes, drop_of, opened};
 use crate::abi::{NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS};

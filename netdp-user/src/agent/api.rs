@@ -58,22 +58,22 @@ impl ApiState {
         }
         let problem = self.view.problem.as_deref().unwrap_or("no answer yet");
         Some(format!(
-            "the Kubernetes API has not told what is configured: {problem}"
+            "no configuration from the Kubernetes API yet: {problem}"
         ))
     }
 
     /// Returns the state of the API for `netdp status`.
     pub(super) fn state(&self) -> Option<String> {
         let kept = match (&self.view.config_maps, &self.recalled) {
-            (Some(_), _) => "what it said last stays in force",
-            (None, Some(_)) => "what it said to an earlier agent is in force",
-            (None, None) => "it has not said anything yet",
+            (Some(_), _) => "the configuration received last stays in force",
+            (None, Some(_)) => "the configuration that an earlier agent received is in force",
+            (None, None) => "no configuration received yet",
         };
         self.on
             .then(|| match (&self.view.problem, &self.view.config_maps) {
                 (None, Some(_)) => "followed".into(),
-                (None, None) => format!("not heard yet; {kept}"),
-                (Some(problem), _) => format!("not followed, {kept}: {problem}"),
+                (None, None) => format!("no answer yet; {kept}"),
+                (Some(problem), _) => format!("not followed: {problem}; {kept}"),
             })
     }
 
@@ -104,7 +104,7 @@ impl Agent {
         if !self.api.on || self.api.recalled.is_some() {
             return;
         }
-        log::info!("asking the Kubernetes API for the configuration");
+        log::info!("querying the Kubernetes API for the configuration");
         let answered = async {
             loop {
                 changed(&mut self.control).await;
@@ -120,8 +120,8 @@ impl Agent {
         };
         if tokio::time::timeout(FIRST_ANSWER, answered).await.is_err() {
             log::warn!(
-                "the Kubernetes API has not answered within {FIRST_ANSWER:?}: starting without \
-                 it; what it says counts once it does"
+                "the Kubernetes API did not answer within {FIRST_ANSWER:?}: starting without it; \
+                 its configuration is applied once it answers"
             );
         }
     }
@@ -203,7 +203,9 @@ impl Agent {
         });
         for name in &ignored_files {
             if !self.api.ignored_files.contains(name) {
-                log::info!("{name} is a volume of a ConfigMap that the API has: the API counts");
+                log::info!(
+                    "ignoring {name}: it is a volume of a ConfigMap that is read through the API"
+                );
             }
         }
         self.api.ignored_files = ignored_files;

@@ -43,7 +43,7 @@ impl Agent {
         }
         let reports = iptables
             .begin_rollback(&options.bpffs, &self.config, options.grace)
-            .context("giving the mappings to netfilter")?;
+            .context("handing the mappings over to netfilter")?;
         self.accept_chains(reports);
         self.finish_rollback();
         Ok(true)

@@ -42,10 +42,10 @@ impl Agent {
                     }
                 };
                 log::error!(
-                    "THE CONFIGURATION IS BAD: {} in force until it is mended",
+                    "invalid configuration: {} in force until it is fixed",
                     match source {
                         Source::LastGood => "the last good one stays",
-                        _ => "the defaults are",
+                        _ => "the built-in defaults are",
                     }
                 );
                 self.accept(documents, loaded, source);
@@ -78,13 +78,13 @@ impl Agent {
                 recovered,
             } => {
                 if recovered {
-                    log::info!("the configuration is good again");
+                    log::info!("the configuration is valid again");
                 }
                 self.put_in_force(documents, loaded);
             }
             Reload::Reject(rejected) => {
                 self.log_errors(&rejected);
-                log::error!("the configuration is bad: what was in force stays");
+                log::error!("invalid configuration: the previous configuration stays in force");
                 self.in_force.rejected = lines(&rejected.errors);
                 self.publisher.record_config(Vec::new());
                 self.save_report();
@@ -167,9 +167,9 @@ impl Agent {
         for path in file::missing(&self.options.config_paths) {
             let path_name = path.display();
             match file::suggest(path) {
-                None => log::info!("{path_name} does not exist; it is read once it does"),
+                None => log::info!("{path_name} does not exist; it is read as soon as it appears"),
                 Some(hint) => {
-                    log::warn!("{path_name} does not exist; it is read once it does; {hint}");
+                    log::warn!("{path_name} does not exist; it is read as soon as it appears; {hint}");
                 }
             }
         }
@@ -189,7 +189,7 @@ impl Agent {
             |name: &&String| !files.contains(name) && !self.api.takes_precedence_over(name);
         let gone: Vec<_> = before.files.iter().filter(is_gone).cloned().collect();
         for name in &gone {
-            log::warn!("{name} is gone: what is in force is from {source_name}");
+            log::warn!("{name} is gone: the configuration in force is from {source_name}");
         }
         self.publisher.record_config(gone);
         self.in_force = InForce {

@@ -103,13 +103,13 @@ fn waiting(snapshot: &Snapshot, uplinks: Vec<String>, hairpin: &Patterns) -> Vec
 
 fn no_room(count: usize, room: usize) -> String {
     let remedy = if room < ADDRESSES {
-        format!("; after `netdp detach` a new map has room for {ADDRESSES}")
+        format!("; after `netdp detach` a new map holds {ADDRESSES}")
     } else {
         String::new()
     };
     format!(
-        "the node has {count} addresses, and the datapath's map has room for {room}: what \
-         was attached stays, nothing else is attached. Take addresses away{remedy}"
+        "the node has {count} addresses, but the datapath's map holds {room}: no further interface \
+         is attached. Remove addresses{remedy}"
     )
 }
 

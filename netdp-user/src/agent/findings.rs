@@ -36,7 +36,7 @@ impl Flag {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Uplink => "--uplink",
-            Self::Hairpin => "--hairpin",
+            Self::Hairpin => "--hairpin-interface",
         }
     }
 }
@@ -96,14 +96,14 @@ impl Findings {
         if before.leaks.iter().any(|what| !self.leaks.contains(what)) {
             let left = self.leaks.len();
             let line =
-                format!("interfaces that masqueraded destinations leave by untranslated: {left}");
+                format!("interfaces by which masqueraded destinations leave untranslated: {left}");
             all(Level::Info, &[line], &[]);
         }
         let guests = self.guests.iter();
         let guests: Vec<_> = guests.filter(|it| !before.guests.contains(it)).collect();
         if !guests.is_empty() {
             let line = format!(
-                "{guests:?} lead to guests of this node: what goes there is not masqueraded"
+                "{guests:?} lead to guests of this node: traffic to them is not masqueraded"
             );
             all(Level::Info, &[line], &[]);
         }
@@ -113,7 +113,8 @@ impl Findings {
             match &self.no_room {
                 Some(problem) => all(Level::Error, std::slice::from_ref(problem), &[]),
                 None => {
-                    let line = "all addresses of the node have room again".to_owned();
+                    let line =
+                        "the datapath's map holds all addresses of the node again".to_owned();
                     all(Level::Info, &[line], &[]);
                 }
             }
@@ -176,8 +177,8 @@ mod tests {
         assert_eq!(
             gone,
             [
-                "interfaces that masqueraded destinations leave by untranslated: 0",
-                "all addresses of the node have room again"
+                "interfaces by which masqueraded destinations leave untranslated: 0",
+                "the datapath's map holds all addresses of the node again"
             ]
         );
     }

@@ -170,15 +170,15 @@ impl Agent {
             (before.rules.iter().collect(), now.rules.iter().collect());
         let is_new = |found: &&Finding| !old.contains(found);
         let conflicts = now.rules.iter().filter(|found| found.conflict);
-        log_rules(Level::Warn, "in conflict", conflicts.filter(is_new));
+        log_rules(Level::Warn, "conflict", conflicts.filter(is_new));
         let harmless = now.rules.iter().filter(|found| !found.conflict);
         log_rules(Level::Info, "harmless", harmless.filter(is_new));
         let gone = before.rules.iter().filter(|found| !new.contains(found));
-        log_rules(Level::Info, "no longer so", gone);
+        log_rules(Level::Info, "gone or changed", gone);
         // An image without nft and iptables is intended: its consequence for ports was logged.
         let unread = now.unread.iter().filter(|_| !now.no_programs);
         for problem in unread.filter(|problem| !before.unread.contains(problem)) {
-            log::info!("looking for other NAT rules: {problem}");
+            log::info!("reading third-party NAT rules: {problem}");
         }
         self.save_report();
     }

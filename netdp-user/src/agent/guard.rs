@@ -167,7 +167,7 @@ async fn found(checking: &mut Option<JoinHandle<HookCheck>>) -> Option<HookCheck
     match found {
         Ok(found) => Some(found),
         Err(err) => {
-            log::error!("looking at the hooks: {err}");
+            log::error!("scanning the hooks: {err}");
             None
         }
     }
@@ -234,7 +234,9 @@ impl Agent {
             .iter()
             .filter(|it| !self.guard.detached.contains(it))
         {
-            log::error!("{placed}: attaching it again; packets have passed untranslated meanwhile");
+            log::error!(
+                "{placed}: attaching it again; packets passed untranslated in the meantime"
+            );
             self.guard.losses += 1;
             self.guard.last_loss = placed.to_string();
         }

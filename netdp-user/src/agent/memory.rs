@@ -114,15 +114,15 @@ impl Memory {
             }
             Ok(None) => {
                 log::info!(
-                    "{}: no earlier agent has left anything",
+                    "{}: no state of an earlier agent",
                     state_dir.file(FILE).display()
                 );
                 Self::default()
             }
             Err(err) => {
                 log::warn!(
-                    "{err:#}: what an earlier agent knew is lost (how many policies have been in \
-                     force, which uplinks had an address)"
+                    "{err:#}: the state of an earlier agent is lost (number of policies that have \
+                     been in force, uplinks that had an address)"
                 );
                 Self::default()
             }
@@ -178,7 +178,7 @@ fn parse(bytes: &[u8]) -> Result<Memory> {
     let Versioned { version, .. } = serde_json::from_slice::<Versioned<Empty>>(bytes)?;
     ensure!(
         version == VERSION,
-        "it has version {version}, and this netdp reads {VERSION}"
+        "its version is {version}; this netdp reads version {VERSION}"
     );
     Ok(serde_json::from_slice::<Versioned<Memory>>(bytes)?.memory)
 }
@@ -265,7 +265,7 @@ mod tests {
             ("", "EOF"),
             ("{\"version\": 1, \"had\": 3}", "invalid type"),
             ("{\"policy\": {}}", "missing field `version`"),
-            ("{\"version\": 2, \"had\": 3}", "it has version 2"),
+            ("{\"version\": 2, \"had\": 3}", "its version is 2"),
             ("\u{0}\u{1}", "expected value"),
         ] {
             std::fs::write(dir.path().join(FILE), text).unwrap();

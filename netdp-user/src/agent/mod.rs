@@ -239,13 +239,13 @@ impl Agent {
     fn end(&mut self) -> Result<()> {
         ready::set(&self.options, false)?;
         match self.options.on_exit {
-            OnExit::Keep => log::info!("ending; the datapath stays in force"),
+            OnExit::Keep => log::info!("exiting; the datapath stays in force"),
             OnExit::Detach => {
                 // Removing chains requires running programs.
                 programs::resume();
                 let removed = self.engine.remove(&self.options)?;
                 self.state_dir.remove()?;
-                log::info!("ending; removed {}", removed.join(", "));
+                log::info!("exiting; removed {}", removed.join(", "));
             }
         }
         Ok(())

@@ -40,7 +40,7 @@ impl Agent {
             let link = self.snapshot.link(ifindex);
             let name = link.map_or_else(|| format!("index {ifindex}"), |l| l.name.clone());
             if !remains && uplinks.contains(&ifindex) {
-                log::info!("{name} is no uplink any more: detaching");
+                log::info!("{name} is no longer an uplink: detaching");
             }
             if remains || selected.observed.iter().any(is_it) {
                 continue;
@@ -59,7 +59,7 @@ impl Agent {
                 self.reconcile();
                 self.on_network_change();
             }
-            Err(err) => log::warn!("looking at the network: {err:#}"),
+            Err(err) => log::warn!("reading the network state: {err:#}"),
         }
     }
 
@@ -116,7 +116,7 @@ impl Agent {
         let (before, after) = (&self.applied.local, &reached.local);
         self.lost_addresses.update(before, after, Instant::now());
         for address in before.difference(after) {
-            log::info!("{address} is gone: mappings with it rest until it is back, for 15 s");
+            log::info!("{address} is gone: its mappings are kept for 15 s in case it comes back");
         }
         let applied = ApplyOutcome::Datapath {
             repolicied: self.applied.policy != reached.policy,
@@ -217,7 +217,7 @@ impl Agent {
         };
         match datapath.maps_mut().end_withheld() {
             Ok(0) => {}
-            Ok(ended) => log::warn!("{ended} mappings have ended: an IPsec policy covers them"),
+            Ok(ended) => log::warn!("{ended} mappings ended: an IPsec policy covers them"),
             Err(err) => log::error!("{err:#}"),
         }
     }
@@ -239,7 +239,7 @@ impl Agent {
                 ebpf.policy_history_expires = None;
                 ebpf.standby_stale = true;
             }
-            Err(err) => log::warn!("forgetting earlier policies: {err:#}"),
+            Err(err) => log::warn!("discarding earlier policies: {err:#}"),
         }
     }
 
@@ -275,7 +275,7 @@ impl Agent {
         let pods = self.applied.pod_links.clone().into_iter();
         let pods = pods.map(|(ifindex, name)| Change::AttachPods { ifindex, name });
         for change in uplinks.into_iter().chain(pods) {
-            log::debug!("again: {change:?}");
+            log::debug!("reattaching: {change:?}");
             if let Err(err) = self.engine.apply(&change) {
                 log::error!("{err:#}");
             }
@@ -288,7 +288,7 @@ fn log_change(change: &Change) {
         Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
         Change::Observe(link) => {
             log::info!(
-                "looking at what comes in by {}, which is no uplink",
+                "observing {}: ingress program only, because it is not an uplink",
                 link.name
             );
         }
@@ -297,14 +297,14 @@ fn log_change(change: &Change) {
         Change::SetUplink(uplink) => {
             let show = |ip: Option<IpAddr>| ip.map_or_else(|| "none".into(), |ip| ip.to_string());
             log::info!(
-                "{} masquerades with {} and {}",
+                "{}: masquerading as IPv4 {}, IPv6 {}",
                 uplink.name,
                 show(uplink.v4.map(IpAddr::from)),
                 show(uplink.v6.map(IpAddr::from))
             );
         }
-        Change::AttachPods { name, .. } => log::info!("hairpin on {name}"),
-        Change::DetachPods { name, .. } => log::info!("no hairpin on {name} any more"),
+        Change::AttachPods { name, .. } => log::info!("hairpin attached to {name}"),
+        Change::DetachPods { name, .. } => log::info!("hairpin detached from {name}"),
         Change::AddLocal(_)
         | Change::AddMac(_)
         | Change::RemoveMac(_)

@@ -127,7 +127,7 @@ impl Agent {
                 if has.is_some_and(|has| has.contains(&family)) {
                     log::info!("{name} has an {family} address again");
                 } else {
-                    log::info!("{name}: an {family} address is not missed any more");
+                    log::info!("{name}: an {family} address is no longer needed");
                 }
             }
         }

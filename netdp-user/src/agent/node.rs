@@ -193,7 +193,7 @@ impl Agent {
         if !added.is_empty() {
             match datapath.maps_mut().end_for_node(&added) {
                 Ok(0) => {}
-                Ok(ended) => log::info!("{ended} mappings on those have ended"),
+                Ok(ended) => log::info!("{ended} mappings that used them ended"),
                 Err(err) => log::error!("{err:#}"),
             }
         }
@@ -209,19 +209,23 @@ impl Agent {
                 .collect()
         };
         for what in new(&wanted.report.not_kept, &before.not_kept) {
-            log::warn!("not kept from pods' flows, only live connections are told apart: {what}");
+            log::warn!(
+                "not kept from pods' flows, only live connections are distinguished: {what}"
+            );
         }
         let no_programs = self.node.nat.as_ref().is_some_and(|nat| nat.no_programs);
         let unread = new(&wanted.report.unread, &before.unread);
         if no_programs && !unread.is_empty() {
             log::info!(
-                "NAT rules of others are not looked at, for neither nft nor iptables is here: where hostPorts or \
-                 services lead to pods, keep their ports with --reserved-ports, or use the image with iptables"
+                "third-party NAT rules are not read, because neither nft nor iptables is \
+                 installed: where hostPorts or services lead to pods, reserve their ports with \
+                 --reserved-ports, or use the image with iptables"
             );
         }
         for problem in unread.iter().filter(|_| !no_programs) {
             log::warn!(
-                "hostPorts and services that NAT rules lead to pods are not kept from pods' flows: {problem}"
+                "hostPorts and services that NAT rules direct to pods are not kept from pods' \
+                 flows: {problem}"
             );
         }
         self.save_report();

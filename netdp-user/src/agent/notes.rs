@@ -11,7 +11,8 @@ impl Facts<'_> {
         let list = |lines: &[String]| lines.to_vec();
         let conflicts = self.foreign.rules.iter().filter(|found| found.conflict);
         let no_address = self.no_address.iter();
-        let back = |what: &String| format!("{what} is back: somebody still writes it");
+        let back =
+            |what: &String| format!("{what} was created again: another program still writes it");
         // Warnings about a ConfigMap are published as Events on that ConfigMap.
         let maps: Vec<_> = self.maps.iter().map(ConfigMapRef::prefix).collect();
         let is_elsewhere = |line: &&String| !maps.iter().any(|map| line.starts_with(map));
@@ -25,17 +26,20 @@ impl Facts<'_> {
                     .collect(),
             ),
             ("Leak", list(&self.network.leaks)),
-            ("NoRoom", self.network.no_room.iter().cloned().collect()),
-            ("SelfCheckFailed", self.fault.into_iter().cloned().collect()),
-            ("LookAtThis", warnings.cloned().collect()),
             (
-                "InConflict",
+                "TooManyAddresses",
+                self.network.no_room.iter().cloned().collect(),
+            ),
+            ("SelfCheckFailed", self.fault.into_iter().cloned().collect()),
+            ("ConfigWarning", warnings.cloned().collect()),
+            (
+                "Conflict",
                 (self.behind.iter().cloned())
                     .chain(conflicts.map(ToString::to_string))
                     .chain(self.recreated_chains.iter().map(back))
                     .collect(),
             ),
-            ("NotTakenOver", list(self.not_taken_over)),
+            ("TakeoverFailed", list(self.not_taken_over)),
             ("Detour", list(&self.network.detours)),
             ("IpsecPolicy", list(&self.network.ipsec)),
             (
@@ -47,7 +51,7 @@ impl Facts<'_> {
                     .collect(),
             ),
             (
-                "PortsNotKept",
+                "NodePortsUnprotected",
                 self.node.map_or_else(Vec::new, |it| list(&it.not_kept)),
             ),
         ];
@@ -73,10 +77,7 @@ mod tests {
         state.network.leaks = (0..=LINES).map(|n| format!("leak {n}")).collect();
         let notes = state.facts().notes();
         let of = |reason: &str| notes.iter().filter(|note| note.reason == reason).count();
-        assert_eq!(
-            (of("NoAddress"), of("InConflict"), of("Leak")),
-            (1, 1, LINES)
-        );
+        assert_eq!((of("NoAddress"), of("Conflict"), of("Leak")), (1, 1, LINES));
         assert_eq!(notes.len(), LINES + 2);
     }
 }

@@ -15,21 +15,21 @@ use std::time::Duration;
 pub enum Mode {
     /// eBPF programs at the uplinks.
     Ebpf,
-    /// netfilter, by the chains that ip-masq-agent writes.
+    /// netfilter rules, in the chains that ip-masq-agent writes.
     Iptables,
-    /// Nothing of netdp's: what eBPF would do is compared with what netfilter does, see
+    /// No translation: compares what eBPF would do with what netfilter does; see
     /// netdp shadow report.
     Shadow,
     /// eBPF where it can be loaded and outlives the agent, else iptables.
     Auto,
 }
 
-/// What becomes of the datapath when the agent ends.
+/// Treatment of the datapath when the agent exits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnExit {
-    /// It goes on without the agent.
+    /// Keep it in force without the agent.
     Keep,
-    /// It is removed.
+    /// Remove it.
     Detach,
 }
 
@@ -46,7 +46,7 @@ pub struct RunOptions {
     pub targets: Option<Document>,
     /// Uplink patterns from `--uplink`.
     pub patterns: Patterns,
-    /// Interface patterns from `--hairpin`.
+    /// Interface patterns from `--hairpin-interface`.
     pub hairpin: Patterns,
     /// Node addresses from `--node-ip`.
     pub node_addrs: Vec<IpAddr>,
@@ -60,8 +60,8 @@ pub struct RunOptions {
     pub chains: ChainOptions,
     /// `--takeover`: removes the chains of ip-masq-agent once the datapath is in force.
     pub takeover: bool,
-    /// `--grace`: time that the datapath remains after a rollback to iptables, for mappings that
-    /// netfilter does not accept.
+    /// `--rollback-grace`: time that the datapath remains after a rollback to iptables, for mappings
+    /// that netfilter does not accept.
     pub grace: Duration,
     /// Given flags that have no effect in iptables mode.
     pub ebpf_only: Vec<&'static str>,

@@ -19,8 +19,8 @@ impl Agent {
         };
         match &why {
             Some(why) if before.as_ref() != Some(why) => log::error!(
-                "the datapath is not pinned in {} and will not outlive this agent: {why}; tried \
-                 again every {CHECK_INTERVAL:?}",
+                "the datapath is not pinned in {} and will not outlive this agent: {why}; retried \
+                 every {CHECK_INTERVAL:?}",
                 self.options.bpffs.display()
             ),
             None if pinned > 0 => {
@@ -61,7 +61,7 @@ impl Agent {
                     log::warn!("removed: {what}");
                 }
             }
-            Err(err) => log::info!("looking for programs whose pins are out of reach: {err:#}"),
+            Err(err) => log::info!("searching for programs whose pins are out of reach: {err:#}"),
         }
     }
 }

@@ -145,7 +145,7 @@ impl Agent {
         let lines = programs.lines();
         for line in lines.iter().filter(|line| !before.contains(line)) {
             log::warn!(
-                "{line}: what it returns may keep packets from netdp; {}",
+                "{line}: its return code may keep packets from netdp; {}",
                 match &tap_error {
                     Some(why) => format!("whether it does can't be checked: {why}"),
                     None => "packets are checked for that".into(),
@@ -171,8 +171,8 @@ impl Agent {
         match moved {
             Ok(()) => {
                 log::warn!(
-                    "{interface}: {who} had come before the {hook} program, and could keep packets \
-                     from it: it comes first again"
+                    "{interface}: {who} was attached before the {hook} program and could keep \
+                     packets from it: netdp is first again"
                 );
                 self.guard.repairs += 1;
                 self.publish_faults();

@@ -90,7 +90,7 @@ impl Agent {
         if fault != self.publisher.fault {
             match &fault {
                 Some(fault) => log::error!("{fault}"),
-                None => log::info!("the self-check is well again"),
+                None => log::info!("the self-check passes again"),
             }
         }
         self.publisher.fault = fault;

@@ -35,7 +35,7 @@ impl Facts<'_> {
         if self.uplinks.is_empty() {
             let why = self.network.no_uplink.as_deref();
             reasons.push(format!(
-                "programs are attached nowhere: {}",
+                "no program is attached: {}",
                 why.unwrap_or("see the log")
             ));
         }
@@ -59,7 +59,7 @@ impl Facts<'_> {
         if let Some(which) = which {
             let rejected: Vec<_> = self.config.rejected.iter().take(LINES).cloned().collect();
             reasons.push(format!(
-                "the configuration was bad from the start, {which} in force: {}",
+                "the configuration has been invalid since the start, {which} in force: {}",
                 rejected.join("; ")
             ));
         }
@@ -113,16 +113,13 @@ mod tests {
         assert!(!is_ready(|state| state.uplinks.clear()));
         assert_eq!(
             reasons(|state| state.uplinks.clear()),
-            ["programs are attached nowhere: see the log"]
+            ["no program is attached: see the log"]
         );
         let nowhere = reasons(|state| {
             state.uplinks.clear();
             state.network.no_uplink = Some("no route leads out".into());
         });
-        assert_eq!(
-            nowhere,
-            ["programs are attached nowhere: no route leads out"]
-        );
+        assert_eq!(nowhere, ["no program is attached: no route leads out"]);
         let off = |state: &mut State| state.off = vec!["eth0 has no egress program".into()];
         assert!(!is_ready(off));
         assert_eq!(reasons(off), ["eth0 has no egress program"]);

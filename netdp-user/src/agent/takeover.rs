@@ -26,9 +26,9 @@ impl Agent {
         job.local = local_addresses(&self.snapshot);
         match spawn_blocking(move || job.pin_untranslated_flows()).await {
             Ok(Ok(0)) => {}
-            Ok(Ok(kept)) => log::info!("{kept} connections that are not translated stay so"),
+            Ok(Ok(kept)) => log::info!("{kept} untranslated connections stay untranslated"),
             Ok(Err(err)) => log::warn!("{err:#}"),
-            Err(err) => log::warn!("keeping connections that are not translated: {err}"),
+            Err(err) => log::warn!("keeping untranslated connections: {err}"),
         }
     }
 
@@ -56,7 +56,7 @@ impl Agent {
         match spawn_blocking(move || job.delete_translated_flows()).await {
             Ok(Ok(0)) => {}
             Ok(Ok(n)) => {
-                log::info!("{n} flows that netdp's programs translated are the chains' now");
+                log::info!("{n} flows of netdp's programs are now translated by the chains");
             }
             Ok(Err(err)) => log::warn!("{err:#}"),
             Err(err) => log::warn!("connection tracking: {err}"),
@@ -139,7 +139,7 @@ impl Agent {
             return;
         };
         for what in failed.iter().filter(|it| !takeover.failed.contains(it)) {
-            log::error!("taking over {what}; it goes on beside the datapath, and is tried again");
+            log::error!("taking over {what}; it stays in force beside the datapath; netdp retries");
         }
         if takeover.record_attempt(failed, Instant::now()) {
             self.save_report();
@@ -174,7 +174,8 @@ impl Agent {
         if recreated != takeover.recreated {
             for chain in &recreated {
                 log::warn!(
-                    "{chain} is back: somebody, ip-masq-agent perhaps, still writes it; new connections are netfilter's until it is gone. Stop that agent and restart this one"
+                    "{chain} was created again, probably by ip-masq-agent: netfilter translates \
+                     new connections until it is removed. Stop that agent and restart netdp"
                 );
             }
             takeover.recreated = recreated;

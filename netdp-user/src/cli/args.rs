@@ -16,26 +16,27 @@ pub(super) struct InstancePaths {
         default_value = "/sys/fs/bpf/netdp"
     )]
     pub(super) bpffs: PathBuf,
-    /// Directory for the lock, the status and the last good configuration; unless given, /run/netdp,
-    /// or /dev/shm/netdp where that can only be read.
+    /// Directory for the lock, the status and the last good configuration. The default is
+    /// /run/netdp, or /dev/shm/netdp where that is read-only.
     #[arg(long, value_name = "DIR", default_value_os_t = state_dir::default_path())]
     pub(super) state_dir: PathBuf,
-    /// Directory in which the programs of iptables and nft are looked for; may be repeated. Only
-    /// root may be able to write to what is there.
-    #[arg(long, value_name = "DIR", default_values = programs::DIRECTORIES)]
+    /// Directory to search for the tools of iptables and nftables; may be repeated. Only tools
+    /// that no user but root can change are executed.
+    #[arg(long = "tool-dir", alias = "programs", value_name = "DIR",
+          default_values = programs::DIRECTORIES)]
     pub(super) programs: Vec<PathBuf>,
 }
 
 /// Severity of log messages.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum LogLevel {
-    /// Something failed.
+    /// Errors only.
     Error,
-    /// Something is odd.
+    /// Also warnings.
     Warn,
-    /// What the agent does.
+    /// Also actions of the agent.
     Info,
-    /// More than most want to know.
+    /// Also debugging messages.
     Debug,
     /// Everything.
     Trace,
@@ -44,8 +45,8 @@ pub(super) enum LogLevel {
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For programs.
+    /// JSON for programs.
     Json,
 }

@@ -20,19 +20,19 @@ const MAX_INPUT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// File, directory of files, or - for standard input. ConfigMaps and lists of them are looked
-    /// into. Without any: what --targets says, or the defaults.
+    /// File, directory of files, or - for standard input; may hold ConfigMaps and lists of them.
+    /// Without any, --targets or the defaults are checked.
     #[arg(value_name = "FILE")]
     paths: Vec<PathBuf>,
     #[command(flatten)]
     policy: Policy,
-    /// How standard input is to be read if it is no ConfigMap.
+    /// Format of standard input unless it is a ConfigMap.
     #[arg(long, value_enum, default_value_t = InputFormat::MasqAgent)]
     format: InputFormat,
-    /// Let warnings count as errors.
+    /// Treat warnings as errors.
     #[arg(long)]
     strict: bool,
-    /// Format of what is printed.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
@@ -93,12 +93,12 @@ impl Check {
         let (errors, warnings) = (report.errors.len(), report.warnings.len());
         if errors > 0 {
             bail!(
-                "the configuration is bad: {}",
+                "invalid configuration: {}",
                 plural(errors, "error", "errors")
             );
         }
         if self.strict && warnings > 0 {
-            bail!("{}, and --strict", plural(warnings, "warning", "warnings"));
+            bail!("{}; --strict treats warnings as errors", plural(warnings, "warning", "warnings"));
         }
         Ok(())
     }
@@ -147,7 +147,7 @@ impl Check {
             .read_to_end(&mut bytes)
             .context("reading standard input")?;
         if bytes.len() as u64 > MAX_INPUT_BYTES {
-            bail!("standard input is larger than 64 MiB, which no configuration is");
+            bail!("standard input is larger than 64 MiB");
         }
         let Ok(text) = String::from_utf8(bytes) else {
             bail!("standard input is not UTF-8");
@@ -226,7 +226,7 @@ impl EffectivePolicy {
         let all_v4 = self.rules.iter().any(|rule| rule.prefix == "0.0.0.0/0");
         let all_v6 = self.rules.iter().any(|rule| rule.prefix == "::/0");
         if !(all_v4 && (all_v6 || !self.ipv6)) {
-            table.add_row(["all others", &self.others, "default"]);
+            table.add_row(["everything else", &self.others, "default"]);
         }
         if !self.ipv6 {
             table.add_row(["IPv6", "bypass", "off without --enable-ipv6"]);

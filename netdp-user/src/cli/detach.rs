@@ -27,13 +27,13 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Detach {
     #[command(flatten)]
     pub(super) paths: InstancePaths,
-    /// Give the mappings to netfilter first, and new connections to ip-masq-agent's chains, made of
-    /// the last good configuration: no connection ends.
+    /// First write ip-masq-agent's chains from the last good configuration and hand the mappings
+    /// over to netfilter, so that no connection ends.
     #[arg(long)]
     to_iptables: bool,
-    /// How long to wait for mappings that netfilter does not take.
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration,
-          requires = "to_iptables")]
+    /// How long to wait for mappings that netfilter cannot take over.
+    #[arg(long = "rollback-grace", alias = "grace", value_name = "DURATION",
+          default_value = "5m", value_parser = parse_duration, requires = "to_iptables")]
     grace: Duration,
 }
 
@@ -70,7 +70,7 @@ impl Detach {
     fn remove_all(&self, dir: &StateDir) -> Removal {
         let left = Memory::read(dir).unwrap_or_else(|err| {
             eprintln!(
-                "netdp: {}: chains, filters and a ready file that only it names may be left",
+                "netdp: {}: chains, filters and a ready file that only it records may remain",
                 terminal::line(&format!("{err:#}"))
             );
             None
@@ -104,14 +104,16 @@ impl Detach {
         if all.failed.is_empty() {
             let state_dir = self.paths.state_dir.display();
             match dir.remove() {
-                Ok(true) => all.removed.push(format!("what agents kept in {state_dir}")),
+                Ok(true) => all
+                    .removed
+                    .push(format!("the agents' files in {state_dir}")),
                 Ok(false) => {}
                 Err(err) => all.failed.push(format!("{err:#}")),
             }
         }
         if all.removed.is_empty() && all.failed.is_empty() {
             eprintln!(
-                "netdp: nothing is left to remove: no programs or pins in {}, no chains, no state in {}",
+                "netdp: nothing to remove: no programs or pins in {}, no chains, no state in {}",
                 self.paths.bpffs.display(),
                 self.paths.state_dir.display()
             );
@@ -129,9 +131,10 @@ impl Detach {
             Ok(config) => config,
             Err(err) => {
                 eprintln!(
-                    "netdp: a mark in connection tracking is left, by which the next netdp run knows \
-                     that some flows were translated; which ones, the last good configuration would \
-                     tell: {err:#}. It ends by itself, or with conntrack -D -p 253"
+                    "netdp: the mark in connection tracking that tells the next netdp run of \
+                     translated flows is left, because without the last good configuration they \
+                     cannot be identified: {err:#}. It expires by itself; conntrack -D -p 253 \
+                     removes it"
                 );
                 return Ok(None);
             }
@@ -147,7 +150,7 @@ impl Detach {
                 && config.decide(way.destination).action != RuleAction::Bypass
         })?;
         Ok(Some(format!(
-            "{forgotten} flows that may have been translated, from connection tracking"
+            "the conntrack entries of {forgotten} flows that may have been translated"
         )))
     }
 
@@ -161,8 +164,9 @@ impl Detach {
         let (found, _) = iptables::find_replaced(&name, |_| false);
         for found in found {
             eprintln!(
-                "netdp: {found} is left: nothing says that netdp wrote it, and ip-masq-agent writes \
-                 such a chain too. If neither runs on this node any more, remove it with iptables"
+                "netdp: {found} is left: no record shows that netdp wrote it, and ip-masq-agent \
+                 writes the same chain. If neither runs on this node any more, remove it with \
+                 iptables"
             );
         }
     }
@@ -174,7 +178,7 @@ impl Detach {
         datapath::adopt(bpffs)?;
         let (rollback, reports) = Rollback::begin(bpffs, &mut chains, &config, self.grace)?;
         if let Some(error) = reports.iter().find_map(|report| report.error.clone()) {
-            bail!("{error}; the eBPF datapath goes on");
+            bail!("{error}; the eBPF datapath stays in force");
         }
         let mut last_report = Instant::now();
         let removed = loop {
@@ -184,7 +188,7 @@ impl Detach {
             if last_report.elapsed() >= REPORT_INTERVAL {
                 last_report = Instant::now();
                 eprintln!(
-                    "netdp: {} mappings that netfilter does not take; waiting for their end",
+                    "netdp: waiting for the end of {} mappings that netfilter cannot take over",
                     rollback.still_active()?
                 );
             }

@@ -7,8 +7,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 /// Message if a shell was requested.
-const NO_SHELL: &str = "netdp: error: there is no shell in netdp's image. Its one program is netdp, for \
-     example: kubectl exec POD -- netdp status";
+const NO_SHELL: &str = "netdp: error: netdp's image has no shell; its only program is netdp, for \
+                        example: kubectl exec POD -- netdp status";
 
 /// Reports whether the program was called as a shell for anything but that script, and prints a
 /// message if so.
@@ -95,7 +95,7 @@ pub(super) fn parse_bool(text: &str) -> Result<bool, String> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err("the values are true, false, and 1, t, T, 0, f, F for them".to_owned()),
+        _ => Err("expected true or false (or 1, t, T, 0, f, F)".to_owned()),
     }
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 
 /// Klog's flags. Those that are strings here only show whether they were given.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Flags of ip-masq-agent's log (klog)")]
+#[command(next_help_heading = "Logging flags of ip-masq-agent (klog)")]
 pub(super) struct Klog {
     /// Verbosity: up to 3 is info, 4 and 5 are debug, more is trace.
     #[arg(long = "v", value_name = "N", allow_negative_numbers = true)]

@@ -9,18 +9,19 @@ use std::path::PathBuf;
 /// Whether the API is a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kube {
-    /// In a pod with a ServiceAccount, or with a kubeconfig; files are enough where the API refuses.
+    /// In a pod with a ServiceAccount, or with a kubeconfig; files suffice where the API denies
+    /// access.
     Auto,
-    /// Yes, and the node is not ready before the API has answered.
+    /// Always; the node is not ready before the API has answered.
     On,
-    /// No.
+    /// Never.
     Off,
 }
 
 /// How to reach the API.
 #[derive(Debug, Args)]
 pub(super) struct KubeAccess {
-    /// Kubeconfig file; without it, the pod's ServiceAccount (`netdp fleet`: as kubectl).
+    /// Kubeconfig file. Without it, the pod's ServiceAccount; for `netdp fleet`, as kubectl.
     #[arg(long, value_name = "PATH", env = "KUBECONFIG")]
     pub(super) kubeconfig: Option<PathBuf>,
     /// Namespace of the Leases that `netdp fleet` shows.
@@ -47,12 +48,12 @@ pub(super) struct KubeFlags {
         default_value = "kube-system"
     )]
     kube_namespace: String,
-    /// ConfigMap with the configuration of ip-masq-agent, under the key `config`. Those with the
-    /// label netdp.io/config, and k8s-custom-iptables with its key nat.rules, count besides.
+    /// ConfigMap with the configuration of ip-masq-agent, under the key `config`. ConfigMaps with
+    /// the label netdp.io/config, and k8s-custom-iptables with its key nat.rules, are read too.
     #[arg(long, value_name = "NAME", default_value = masq_agent::NAME)]
     config_map: String,
-    /// Whether ConfigMaps with the label netdp.io/config count. The right to read them is the right to
-    /// read all of the namespace.
+    /// Read ConfigMaps with the label netdp.io/config. This needs permission to read all ConfigMaps
+    /// of the namespace.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set,
           value_parser = parse_bool)]
@@ -109,7 +110,7 @@ fn name_problem(name: &str) -> Option<String> {
     }
     if let Some((namespace, name)) = name.split_once('/') {
         return Some(format!(
-            "{namespace:?} before the slash is no part of a name; write {name}, and \
+            "{namespace:?} before the slash is not part of a name; write {name}, and \
              --kube-namespace {namespace} for its namespace"
         ));
     }
@@ -120,7 +121,8 @@ fn name_problem(name: &str) -> Option<String> {
         String::new()
     };
     Some(format!(
-        "no object is called {name:?}: names have small letters, digits, '-' and '.'{hint}"
+        "{name:?} is not a valid object name: names consist of lower-case letters, digits, '-' and \
+         '.'{hint}"
     ))
 }
 
@@ -146,8 +148,8 @@ mod tests {
             ),
             ("Node-1", "did you mean node-1?"),
             ("ip_masq_agent", "did you mean ip-masq-agent?"),
-            ("-x", "small letters, digits"),
-            ("$(NODE_NAME)", "small letters, digits"),
+            ("-x", "lower-case letters, digits"),
+            ("$(NODE_NAME)", "lower-case letters, digits"),
         ] {
             let problem = name_problem(bad);
             assert!(

@@ -28,7 +28,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-/// Sends pods' traffic out with the node's address, by eBPF at the uplinks.
+/// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
 #[command(name = "netdp", version, max_term_width = 100)]
 pub struct Cli {
@@ -38,35 +38,35 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent: keep the datapath in step with the configuration.
+    /// Run the agent, which keeps the datapath in step with the configuration.
     Run(Box<Run>),
-    /// Show what is attached, which configuration is in force, how many mappings live.
+    /// Show attached programs, the configuration in force, and the number of live mappings.
     Status(Show),
     /// List the live mappings.
     Flows(Show),
-    /// Look at a configuration without putting it in force.
+    /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
-    /// Look at what shadow mode has found.
+    /// Show the findings of shadow mode.
     #[command(subcommand)]
     Shadow(ShadowCommand),
-    /// Show what is in force on each node of a Kubernetes cluster.
+    /// Show the configuration in force on each node of a Kubernetes cluster.
     Fleet(Fleet),
-    /// Remove programs, pins and maps. Mappings end with them.
+    /// Remove programs, pins and maps, which ends all mappings.
     Detach(Detach),
 }
 
 #[derive(Debug, Subcommand)]
 enum ShadowCommand {
-    /// Compare what netdp would do with what netfilter does. Exits with 0 if all connections that
-    /// were seen would look alike, with 1 if some would not, with 2 if that is not known.
+    /// Compare netdp's decisions with netfilter's. Exits with 0 if they agree for all connections
+    /// seen, with 1 if they differ for some, with 2 if that is unknown.
     Report(Show),
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Check it, warn of what is seldom meant, and show the policy that it makes. Exits with 1 on
-    /// errors, and on warnings with --strict.
+    /// Validate a configuration, warn of probable mistakes, and show the resulting policy. Exits
+    /// with 1 on errors, and on warnings with --strict.
     Check(Box<Check>),
 }
 
@@ -74,7 +74,7 @@ enum ConfigCommand {
 struct Show {
     #[command(flatten)]
     paths: InstancePaths,
-    /// Format.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
@@ -83,7 +83,7 @@ struct Show {
 struct Fleet {
     #[command(flatten)]
     access: kube::KubeAccess,
-    /// Format.
+    /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
 }
@@ -121,9 +121,11 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run(run) => {
             init_log(run.log_level());
             // Only the agent's end is the end of the container.
-            run.options().and_then(agent::run).inspect_err(|err| {
-                pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
-            })
+            run.options()
+                .and_then(agent::run)
+                .inspect_err(|err| {
+                    pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
+                })
         }
         Command::Status(show) => report::print(
             &show.paths.bpffs,
@@ -167,7 +169,7 @@ impl Show {
             Ok(Summary::Alike) => ExitCode::SUCCESS,
             Ok(Summary::Different) => ExitCode::FAILURE,
             Ok(Summary::Unknown) => {
-                eprintln!("netdp: no connection was seen yet");
+                eprintln!("netdp: no connection seen yet");
                 ExitCode::from(2)
             }
             Err(err) => {
@@ -252,6 +254,19 @@ mod tests {
             let options = run(line).options().unwrap();
             assert_eq!(options.setup.port_mode, expected, "{line}");
         }
+    }
+
+    #[test]
+    fn earlier_names_of_flags_are_accepted() {
+        use crate::datapath::NoLeak;
+        let given = run("netdp run --no-leak=pass --hairpin=cni0 --grace=7s --programs=/x");
+        assert_eq!(given.paths.programs, [std::path::Path::new("/x")]);
+        let options = given.options().unwrap();
+        assert_eq!(options.setup.no_leak, NoLeak::Pass);
+        assert_eq!(options.grace.as_secs(), 7);
+        assert!(options.setup.hairpin);
+        let detach = "netdp detach --to-iptables --grace=7s --programs=/x";
+        assert!(Cli::try_parse_from(detach.split(' ')).is_ok());
     }
 
     #[test]

@@ -18,18 +18,18 @@ pub(super) struct Policy {
           default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set,
           value_parser = parse_bool)]
     pub nomasq_all_reserved_ranges: bool,
-    /// What becomes of destinations that no list names. bypass: nothing is masqueraded but what
-    /// the lists say, as k8s-custom-iptables does it. Without it: masquerade.
+    /// Action for destinations that no list covers. With bypass, only listed destinations are
+    /// masqueraded, as by k8s-custom-iptables. Without it, masquerade.
     #[arg(long, value_enum, value_name = "ACTION")]
     default_action: Option<RuleAction>,
-    /// Networks to masquerade, besides those of the configuration, with blanks or commas between
-    /// them; as a nat.rules file lists them.
+    /// Networks to masquerade besides those of the configuration, separated by blanks or commas, in
+    /// the format of a nat.rules file.
     #[arg(long, value_name = "CIDRS", env = "TARGETS")]
     targets: Option<String>,
-    /// Where pods have their addresses: warn if it would be masqueraded. May be repeated.
+    /// Network of the pods' addresses; netdp warns if it would be masqueraded. May be repeated.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pod_cidr: Vec<IpNet>,
-    /// Where services have their addresses: warn if it would be masqueraded. May be repeated.
+    /// Network of the services' addresses; netdp warns if it would be masqueraded. May be repeated.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     service_cidr: Vec<IpNet>,
 }

@@ -30,7 +30,7 @@ decides: [configuration.md](configuration.md).
 const TIMEOUT_HEAD: &str = "
 ## Timeouts
 
-For `--timeout NAME=DURATION`: the silence of both directions after which a mapping ends; a second or more. The RFCs behind
+For `--timeout NAME=DURATION`: how long both directions must be silent before a mapping ends; a second or more. The RFCs behind
 the defaults are named in `netdp-common/src/timeouts.rs`.
 
 | name | default | mapping |
@@ -77,7 +77,7 @@ fn timeout(name: &str) -> &'static str {
         "udp-unreplied" => "UDP without a reply",
         "udp-replied" => "UDP with replies",
         "udp-lookup" => {
-            "UDP to a port below 1024, one question and its answer and nothing since. Below two \
+            "UDP to a port below 1024, one query and its reply and nothing since. Below two \
              minutes it takes effect with the next sweep that is due"
         }
         "icmp" => "ICMP queries",
@@ -243,7 +243,7 @@ fn the_reference_is_that_of_the_command_line() {
     let found = std::fs::read_to_string(&path).unwrap();
     assert!(
         found == wanted,
-        "docs/reference.md is out of date; NETDP_REWRITE_DOCS=1 writes it anew"
+        "docs/reference.md is out of date; NETDP_REWRITE_DOCS=1 rewrites it"
     );
 }
 

@@ -29,40 +29,42 @@ pub(super) struct Run {
     /// Configuration file, or directory of files; may be repeated.
     #[arg(long, value_name = "PATH", default_value = "/etc/config")]
     config: Vec<PathBuf>,
-    /// Interface that leads out of the cluster; a name or a glob; may be repeated. Without it:
-    /// every interface by which the node routes to what is masqueraded, or with an address of
-    /// --node-ip.
+    /// Interface that leads out of the cluster; a name or a glob; may be repeated. Without it,
+    /// every interface by which the node routes masqueraded destinations, or that has an address
+    /// of --node-ip.
     #[arg(long, value_name = "NAME")]
     uplink: Vec<String>,
-    /// Address that the node is known by; may be repeated.
+    /// Address by which the node is known; may be repeated.
     #[arg(long, value_name = "IP", env = "NODE_IP", value_delimiter = ',')]
     node_ip: Vec<IpAddr>,
     #[command(flatten)]
     policy: Policy,
-    /// What does the translating.
+    /// How packets are translated.
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     mode: Mode,
-    /// Whether ip-masq-agent's chain, and the rules of k8s-custom-iptables that the configuration
-    /// covers, go once the eBPF datapath is in force. Connections that they translate go on.
+    /// Remove ip-masq-agent's chain, and the rules of k8s-custom-iptables that the configuration
+    /// covers, once the eBPF datapath is in force. Connections that they translate continue.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set,
           value_parser = parse_bool)]
     takeover: bool,
-    /// On the way back to iptables: how long the eBPF datapath goes on for mappings that netfilter
-    /// does not take.
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration)]
+    /// How long the eBPF datapath remains after a rollback to iptables, for mappings that netfilter
+    /// cannot take over.
+    #[arg(long = "rollback-grace", alias = "grace", value_name = "DURATION",
+          default_value = "5m", value_parser = parse_duration)]
     grace: Duration,
     /// Name of ip-masq-agent's chain.
     #[arg(long, value_name = "CHAIN", default_value = masq_agent::CHAIN)]
     masq_chain: String,
     /// The only ports that TCP and UDP mappings use on the wire, such as
-    /// 1024-29999,32768-65535. Without it: the source port's class (1-511, 600-1023, 1024-65535).
+    /// 1024-29999,32768-65535. Without it, the class of the pod's port (1-511, 600-1023,
+    /// 1024-65535).
     #[arg(long, value_name = "RANGES", default_value = "")]
     to_ports: String,
     /// How ports are chosen.
     #[arg(long, value_enum, default_value_t = PortMode::Keep)]
     port_mode: PortMode,
-    /// ip-masq-agent's: true is --port-mode random, false is --port-mode keep.
+    /// ip-masq-agent's flag: true means --port-mode random, false --port-mode keep.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", value_parser = parse_bool, conflicts_with = "port_mode")]
     random_fully: Option<bool>,
@@ -71,15 +73,14 @@ pub(super) struct Run {
           default_value_t = false, default_missing_value = "true", action = clap::ArgAction::Set,
           value_parser = parse_bool)]
     udp_endpoint_independent: bool,
-    /// Interface towards pods, such as cali* or cni0: pods there may reach each other by the
-    /// node's address and the ports that they have on it (hairpin); a name or a glob; may be
-    /// repeated.
-    #[arg(long, value_name = "NAME")]
+    /// Interface towards pods, such as cali* or cni0, on which pods may reach each other by the
+    /// node's address and their ports on it (hairpin); a name or a glob; may be repeated.
+    #[arg(long = "hairpin-interface", alias = "hairpin", value_name = "NAME")]
     hairpin: Vec<String>,
-    /// What becomes of pods' packets that can't be translated.
-    #[arg(long, value_enum, default_value_t = NoLeak::Drop)]
+    /// How to treat packets of pods that cannot be translated.
+    #[arg(long = "untranslatable", alias = "no-leak", value_enum, default_value_t = NoLeak::Drop)]
     no_leak: NoLeak,
-    /// What a changed policy means for live flows.
+    /// How to treat live flows when the policy changes.
     #[arg(long, value_enum, default_value_t = OnReload::Sticky)]
     on_reload: OnReload,
     /// Idle time after which mappings end, as NAME=DURATION, such as tcp-established=24h; may be
@@ -91,21 +92,21 @@ pub(super) struct Run {
     /// is the NodePort range.
     #[arg(long, value_name = "RANGES", default_value = "30000-32767")]
     reserved_ports: String,
-    /// How many mappings fit.
+    /// Capacity of the mapping tables, in mappings.
     #[arg(long, value_name = "N", default_value_t = 262_144,
           value_parser = clap::value_parser!(u32).range(1024..=16_777_216))]
     max_flows: u32,
-    /// Mappings that one pod may have in each family. 0: three eighths of what fits, and no
-    /// more than twice what is left.
+    /// Limit of mappings per pod and family. 0: three eighths of --max-flows, and at most twice
+    /// what is free.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pod_flows: u32,
-    /// New mappings of one pod in a second, twice as many at once; 0 for any number.
+    /// Limit of new mappings per pod and second, with bursts of twice as many; 0: no limit.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pod_new_flows: u32,
-    /// How programs are attached.
+    /// How to attach programs.
     #[arg(long, value_enum, default_value_t = Mechanism::Auto)]
     attach: Mechanism,
-    /// What becomes of the datapath when the agent ends.
+    /// What to do with the datapath when the agent exits.
     #[arg(long, value_enum, default_value_t = OnExit::Keep)]
     on_exit: OnExit,
     /// File that exists while a configuration is in force.
@@ -116,7 +117,7 @@ pub(super) struct Run {
     /// Address and port to serve /livez and /readyz on.
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_listen)]
     http_listen: Option<SocketAddr>,
-    /// Least severe messages to log [default: info, or what --v says].
+    /// Least severe messages to log [default: according to --v, else info].
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
     #[command(flatten)]
@@ -135,8 +136,8 @@ impl Run {
             (!self.uplink.is_empty(), "--uplink"),
             (self.port_mode != PortMode::Keep, "--port-mode"),
             (self.udp_endpoint_independent, "--udp-endpoint-independent"),
-            (!self.hairpin.is_empty(), "--hairpin"),
-            (self.no_leak != NoLeak::Drop, "--no-leak"),
+            (!self.hairpin.is_empty(), "--hairpin-interface"),
+            (self.no_leak != NoLeak::Drop, "--untranslatable"),
             (self.on_reload != OnReload::Sticky, "--on-reload"),
             (!self.timeout.is_empty(), "--timeout"),
             (self.pod_flows != 0, "--pod-flows"),
@@ -152,7 +153,7 @@ impl Run {
         let ignored = self.klog.without_effect();
         if !ignored.is_empty() {
             log::info!(
-                "{}: taken for ip-masq-agent's sake, without effect; messages go to standard error",
+                "{}: accepted for compatibility and ignored; messages go to standard error",
                 ignored.join(", ")
             );
         }
@@ -190,7 +191,7 @@ impl Run {
             cluster_cidrs: self.policy.cluster_cidrs(),
             targets: self.policy.targets(),
             patterns: Patterns::parse("--uplink", &self.uplink)?,
-            hairpin: Patterns::parse("--hairpin", &self.hairpin)?,
+            hairpin: Patterns::parse("--hairpin-interface", &self.hairpin)?,
             node_addrs: self.node_ip,
             bpffs: self.paths.bpffs,
             state_dir: self.paths.state_dir,

@@ -40,10 +40,10 @@ pub(super) fn parse_timeouts(list: &[String]) -> Result<Timeouts> {
         let Some((_, timeout)) = TIMEOUTS.iter().find(|(known, _)| *known == name) else {
             match nearest(name, names(), MIN_SIMILARITY) {
                 Some(meant) => {
-                    bail!("--timeout {text:?}: there is no timeout {name:?}; did you mean {meant}?")
+                    bail!("--timeout {text:?}: unknown timeout {name:?}; did you mean {meant}?")
                 }
                 None => bail!(
-                    "--timeout {text:?}: there is no timeout {name:?}; there are {}",
+                    "--timeout {text:?}: unknown timeout {name:?}; known are {}",
                     names().collect::<Vec<_>>().join(", ")
                 ),
             }
@@ -104,7 +104,7 @@ pub(super) fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let all = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}"));
     let text = all.as_deref().unwrap_or(text);
     text.parse().map_err(|_| {
-        "an address and a port are wanted, such as 127.0.0.1:8080, [::]:8080 or :8080".to_owned()
+        "expected an address and a port, such as 127.0.0.1:8080, [::]:8080 or :8080".to_owned()
     })
 }
 
@@ -130,7 +130,7 @@ mod tests {
             ("TCP-Established=1h", "did you mean tcp-established?"),
             ("tcp-halfclosed=1h", "did you mean tcp-half-closed?"),
             ("established=1h", "did you mean tcp-established?"),
-            ("sctp=1h", "there are tcp-opening"),
+            ("sctp=1h", "known are tcp-opening"),
         ] {
             let message = parse_timeouts(&[given.into()]).unwrap_err().to_string();
             assert!(message.contains(words), "{given}: {message}");

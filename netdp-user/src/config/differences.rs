@@ -20,7 +20,7 @@ pub(crate) fn differences(docs: &[Document]) -> Vec<Diagnostic> {
     });
     for (index, (name, root)) in agent.enumerate() {
         if index > 0 {
-            let message = "ip-masq-agent reads one document only: this one has no say there";
+            let message = "ip-masq-agent reads one document only and ignores this one";
             found.push(Diagnostic::at(&name, root.line, message));
         }
         let Value::Map(pairs) = &root.value else {
@@ -32,11 +32,11 @@ pub(crate) fn differences(docs: &[Document]) -> Vec<Diagnostic> {
             };
             let message = match Key::find(text) {
                 Some(Key::MasqueradeCidrs) => {
-                    "ip-masq-agent ignores masqueradeCIDRs: what they name is bypassed there if \
-                     a nonMasqueradeCIDR contains it"
+                    "ip-masq-agent ignores masqueradeCIDRs: it bypasses those that a \
+                     nonMasqueradeCIDR contains"
                 }
                 Some(Key::ResyncInterval) if is_not_positive(&value.value) => {
-                    "ip-masq-agent would never rest with this interval"
+                    "ip-masq-agent would loop without a pause with this interval"
                 }
                 _ => continue,
             };

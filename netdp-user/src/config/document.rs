@@ -52,7 +52,7 @@ impl Document {
     /// Returns an error if there are more than [`MAX_DOCUMENT_BYTES`] bytes, or they are not UTF-8.
     pub fn from_bytes(name: String, bytes: Vec<u8>) -> Result<Self, Diagnostic> {
         if bytes.len() > MAX_DOCUMENT_BYTES {
-            let message = "larger than 1 MiB, which no configuration is; split or shorten it";
+            let message = "larger than 1 MiB, the limit of a document; split or shorten it";
             return Err(Diagnostic::whole_file(&name, message));
         }
         let format = Format::of(&name);

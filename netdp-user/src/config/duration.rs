@@ -38,7 +38,11 @@ impl fmt::Display for DurationError {
             Self::NoNumber => write!(f, "a number is missing"),
             Self::NoUnit => write!(f, "the unit is missing (ns, us, ms, s, m or h)"),
             Self::UnknownUnit(unit) => {
-                write!(f, "{} is no unit (use ns, us, ms, s, m or h)", quoted(unit))
+                write!(
+                    f,
+                    "{} is not a unit (use ns, us, ms, s, m or h)",
+                    quoted(unit)
+                )
             }
             Self::TooLong => write!(f, "it is too long"),
         }

@@ -17,8 +17,8 @@ const POLICY: &str = "policy";
 /// Returns the error for a policy that exceeds the kernel's maps.
 pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
     let message = format!(
-        "{} CIDRs in all documents together, more than the {MAX_RULES} that there is room for; list \
-         broader networks",
+        "{} CIDRs in all documents together, more than the limit of {MAX_RULES}; list broader \
+         networks",
         rules.len()
     );
     Diagnostic::whole_file(POLICY, message)
@@ -62,7 +62,7 @@ pub(super) fn redundant(rules: &[Rule], exempt: &Exempt, warnings: &mut Vec<Diag
                 format!("{} ({}) contains it", outer.prefix, outer.origin)
             }
             None if rule.action == RuleAction::Masquerade && !is_exempt(&rule.prefix) => {
-                "what no list names is masqueraded anyway".to_owned()
+                "destinations that no list covers are masqueraded anyway".to_owned()
             }
             _ => continue,
         };
@@ -148,7 +148,7 @@ pub(super) fn cluster(
             }
             let why = match around {
                 Some(rule) => format!("by {} ({})", rule.prefix, rule.origin),
-                None => "because no list names it".to_owned(),
+                None => "because no list covers it".to_owned(),
             };
             let message = format!("the {what} {cidr} is masqueraded {why}: {advice}");
             warnings.push(Diagnostic::whole_file(POLICY, message));
@@ -175,8 +175,8 @@ pub(super) fn implicit_default_action(
     if options.default_action.is_some() || !only_nat_rules || !config.rules.iter().any(written) {
         return;
     }
-    let message = "there are NAT rules and no configuration of ip-masq-agent: other destinations \
-                   are masqueraded by its defaults; say --default-action bypass if they are to be \
-                   left alone, or --default-action masquerade if this is meant";
+    let message = "there are NAT rules but no ip-masq-agent configuration: other destinations are \
+                   masqueraded by its defaults; set --default-action bypass to leave them alone, \
+                   or --default-action masquerade to confirm this";
     warnings.push(Diagnostic::whole_file(POLICY, message));
 }

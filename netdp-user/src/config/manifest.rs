@@ -95,7 +95,7 @@ pub(super) fn documents(
         return Err(Diagnostic::at(name, line, message));
     }
     if let Some(first) = left_out.first() {
-        let message = format!("no configuration, and left out: {}", list(&left_out));
+        let message = format!("skipped, no configuration in: {}", list(&left_out));
         notes.push(Diagnostic::at(name, first.line, message));
     }
     Ok(found)

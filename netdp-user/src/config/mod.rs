@@ -83,9 +83,9 @@ pub struct Options {
 /// Action of a rule on pods' packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum, Serialize, Deserialize)]
 pub enum RuleAction {
-    /// It leaves as it is.
+    /// Packets keep the pod's address.
     Bypass,
-    /// It leaves with the address of its uplink.
+    /// Packets leave with the address of their uplink.
     Masquerade,
 }
 

@@ -212,7 +212,7 @@ impl Reader<'_> {
             Key::NonMasqueradeCidrs if value.is_null() => self.error(
                 line,
                 format!(
-                    "{} is null; upstream would masquerade everything; write [] for that or \
+                    "{} is null; ip-masq-agent would masquerade everything; write [] for that or \
                      remove the key for the defaults",
                     key.name()
                 ),

@@ -19,7 +19,7 @@ pub(super) fn any_true(files: Files<'_>, key: Key, warnings: &mut Vec<Diagnostic
         settings_of(files, |file| boolean(file, key)).filter(|(_, setting)| !setting.value)
     {
         let key = key.name();
-        let message = format!("{key}: false has no effect, because {name}:{line} says true");
+        let message = format!("{key}: false has no effect, because {name}:{line} sets true");
         warnings.push(Diagnostic::at(other, setting.line, message));
     }
     true

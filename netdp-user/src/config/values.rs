@@ -42,7 +42,8 @@ impl Reader<'_> {
         let nanoseconds = match nanoseconds {
             Ok(nanoseconds) => nanoseconds,
             Err(problem) => {
-                let message = format!("{name}: {text} is no duration such as \"1m30s\": {problem}");
+                let message =
+                    format!("{name}: {text} is not a duration such as \"1m30s\": {problem}");
                 self.error(value.line, message);
                 return None;
             }
@@ -59,10 +60,8 @@ impl Reader<'_> {
             }
             _ => {
                 let default = DEFAULT_RESYNC_INTERVAL;
-                let message = format!(
-                    "{name}: {text} is not positive, so that the agent would never rest; the \
-                     default, {default:?}, is used"
-                );
+                let message =
+                    format!("{name}: {text} is not positive; the default, {default:?}, is used");
                 self.warn(value.line, message);
                 None
             }

@@ -113,7 +113,7 @@ fn drafts(before: &AgentStatus, now: &AgentStatus) -> Vec<EventDraft> {
         let names = lost.join(", ");
         node(
             "UplinkLost",
-            format!("pods' traffic is no longer masqueraded on {names}: it is no uplink any more"),
+            format!("pods' traffic is no longer masqueraded on {names}: it is no longer an uplink"),
         );
     }
     if let Some(no_ebpf) = &now.no_ebpf
@@ -125,7 +125,7 @@ fn drafts(before: &AgentStatus, now: &AgentStatus) -> Vec<EventDraft> {
         );
         if !no_ebpf.add.is_empty() {
             let lines = no_ebpf.add.join("; ");
-            message += &format!(". To be added {}: {lines}", pod::BELOW);
+            message += &format!(". For eBPF, add {}: {lines}", pod::BELOW);
         }
         node("IptablesMode", message);
     }
@@ -158,8 +158,8 @@ fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDr
         found.push(EventDraft {
             involved: Involved::Map(map.clone()),
             kind: "Warning",
-            reason: "Gone",
-            message: format!("it does not count any more: {}", now.in_force()),
+            reason: "ConfigGone",
+            message: format!("no longer part of the configuration; {}", now.in_force()),
         });
     }
     for map in &now.maps {
@@ -179,16 +179,19 @@ fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDr
         let errors = own(&now.rejected);
         others.retain(|line| !line.starts_with(&prefix));
         if !errors.is_empty() {
-            let message = format!("{}; what was in force stays", errors.join("; "));
-            add("Warning", "Rejected", message);
+            let message = format!(
+                "{}; the previous configuration stays in force",
+                errors.join("; ")
+            );
+            add("Warning", "ConfigRejected", message);
         }
         // If one of several ConfigMaps has changed, the others need no new Event.
         let is_news = !before.rejected.is_empty() || !before.maps.contains(map);
         if now.rejected.is_empty() && is_news {
-            add("Normal", "Applied", now.in_force());
+            add("Normal", "ConfigApplied", now.in_force());
             let warnings = own(&now.warnings);
             if !warnings.is_empty() {
-                add("Warning", "LookAtThis", warnings.join("; "));
+                add("Warning", "ConfigWarning", warnings.join("; "));
             }
         }
     }
@@ -201,7 +204,10 @@ fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDr
         });
     };
     if !others.is_empty() {
-        let message = format!("{}; what was in force stays", others.join("; "));
+        let message = format!(
+            "{}; the previous configuration stays in force",
+            others.join("; ")
+        );
         node("ConfigRejected", message);
     }
     if !gone.is_empty() {
@@ -288,9 +294,7 @@ impl Publisher<'_> {
         let (about, reason) = (&draft.involved, draft.reason);
         if !self.budget.take(about, reason, Instant::now()) {
             if !self.held_back {
-                log::info!(
-                    "{reason} is not said in an Event: there were many; the status has everything"
-                );
+                log::info!("no Event {reason}: too many Events; netdp status has everything");
             }
             self.held_back = true;
             return false;
@@ -337,7 +341,7 @@ impl Publisher<'_> {
                 }
                 Err(trouble) => {
                     let is_refused_for_good = trouble.kind == ApiErrorKind::Unexpected;
-                    let trouble = trouble.in_operation(&format!("saying {reason} in an Event"));
+                    let trouble = trouble.in_operation(&format!("posting an Event {reason}"));
                     self.throttle.record_error(ApiUser::Events, &trouble);
                     if !is_refused_for_good {
                         self.pause = (self.pause * 2).min(PAUSES.1);

@@ -125,9 +125,12 @@ fn answer(
         (&Method::GET | &Method::HEAD, "/readyz") => ready(status),
         (&Method::GET | &Method::HEAD, _) => (
             StatusCode::NOT_FOUND,
-            "there are /livez and /readyz\n".into(),
+            "not found: use /livez or /readyz\n".into(),
         ),
-        _ => (StatusCode::METHOD_NOT_ALLOWED, "GET, please\n".into()),
+        _ => (
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method not allowed: use GET or HEAD\n".into(),
+        ),
     };
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
@@ -136,9 +139,12 @@ fn answer(
 
 fn live(age: Duration) -> (StatusCode, String) {
     if age < HANG_AFTER {
-        return (StatusCode::OK, "ok: the agent's loop turns\n".into());
+        return (StatusCode::OK, "ok: the agent's event loop runs\n".into());
     }
-    let text = format!("the agent's loop has not turned for {} s\n", age.as_secs());
+    let text = format!(
+        "the agent's event loop has been stuck for {} s\n",
+        age.as_secs()
+    );
     (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 

@@ -57,9 +57,9 @@ fn checked<'a>(
     key: usize,
     value: Option<usize>,
 ) -> Result<BorrowedFd<'a>> {
-    let info = map.info().context("asking for a map's sizes")?;
+    let info = map.info().context("querying a map's sizes")?;
     let (kind, is_key, is_value) = (
-        info.map_type().context("asking for a map's kind")?,
+        info.map_type().context("querying a map's kind")?,
         info.key_size() as usize,
         info.value_size() as usize,
     );
@@ -90,7 +90,7 @@ pub fn takes_writes(map: &MapData) -> Result<bool> {
             Err(err) if matches!(err.raw_os_error(), Some(libc::EINVAL | ENOTSUPP)) => {
                 return Ok(false);
             }
-            Err(err) => return Err(err).context("asking whether a map takes batches"),
+            Err(err) => return Err(err).context("probing whether a map supports batches"),
         }
     }
     Ok(true)

@@ -83,8 +83,8 @@ pub fn ephemeral_reason(dir: &Path, mounted: bool) -> Option<String> {
     };
     (!is_known).then(|| {
         format!(
-            "the bpffs at {} is mounted in this process's mount namespace only: programs and maps go \
-             with that, and pods' packets then leave with their own addresses. {mend}",
+            "the bpffs at {} is mounted in this process's mount namespace only: programs and maps \
+             end with it, and pods' packets then leave with their own addresses. {mend}",
             at.point.display()
         )
     })

@@ -121,7 +121,7 @@ fn link(filter: &Filter, hook: Hook, name: &str) -> Result<SchedClassifierLink> 
     let handle = TcHandle::from(filter.handle);
     let at = hook.attach_type();
     SchedClassifierLink::attached(name, at, filter.preference, handle, None)
-        .with_context(|| format!("looking for {name}"))
+        .with_context(|| format!("querying the index of {name}"))
 }
 
 /// Reports whether our filter is at an interface's hook.

@@ -43,7 +43,7 @@ impl Removal {
             match maps.delete_conntrack_entries() {
                 Ok(0) => {}
                 Ok(n) => self.lines.push(format!(
-                    "{n} flows that were translated, from connection tracking"
+                    "the conntrack entries of {n} translated flows"
                 )),
                 Err(err) => {
                     log::debug!("connection tracking: {err:#}");
@@ -84,7 +84,7 @@ pub(super) fn remove_pinned(bpffs: &Path) -> Result<Removal> {
     }
     let pinned = removal.lines.len();
     if let Err(err) = orphans::remove(&BTreeSet::new(), &mut removal.lines) {
-        log::warn!("looking for programs whose pins are out of reach: {err:#}");
+        log::warn!("searching for programs whose pins are out of reach: {err:#}");
     }
     removal.unknown |= removal.lines.len() > pinned;
     Ok(removal)

@@ -32,7 +32,7 @@ pub fn fill(object: &mut Ebpf, maps: &Maps) -> Result<()> {
         }
     })?;
     match failed {
-        Some(err) => Err(err).context("remembering an endpoint on the wire"),
+        Some(err) => Err(err).context("recording an endpoint on the wire"),
         None => Ok(()),
     }
 }

@@ -109,22 +109,22 @@ pub fn list(ifindex: u32, hook: Hook) -> Result<Vec<Filter>> {
     let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
     let flags = NLM_F_REQUEST | NLM_F_DUMP;
     let request = message(RTM_GETTFILTER, flags, [ifindex, 0, parent, 0]);
-    sendto(fd, &request, &kernel, MsgFlags::empty()).context("asking about filters")?;
+    sendto(fd, &request, &kernel, MsgFlags::empty()).context("querying filters")?;
     let mut found = Vec::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let length = recv(fd, &mut buffer, MsgFlags::empty()).context("hearing of filters")?;
+        let length = recv(fd, &mut buffer, MsgFlags::empty()).context("receiving filters")?;
         let mut rest = buffer.get(..length).unwrap_or(&buffer);
         while let (Some(size), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
             let size = size as usize;
             let Some(payload) = rest.get(HEADER..size) else {
-                bail!("the kernel's answer about filters is cut short");
+                bail!("the kernel's answer about filters is truncated");
             };
             match kind {
                 NLMSG_DONE => return Ok(found),
                 NLMSG_ERROR => match failure(payload) {
                     None => return Ok(found),
-                    Some(err) => return Err(err).context("asking about filters"),
+                    Some(err) => return Err(err).context("querying filters"),
                 },
                 RTM_NEWTFILTER => found.extend(read(payload)),
                 _ => {}
@@ -195,18 +195,18 @@ fn query(request: u16, flags: u16, reply: u16, about: [u32; 4]) -> Result<Option
     let socket = open()?;
     let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
     let message = message(request, flags, about);
-    sendto(fd, &message, &kernel, MsgFlags::empty()).context("asking about filters")?;
+    sendto(fd, &message, &kernel, MsgFlags::empty()).context("querying filters")?;
     let mut buffer = [0; 8192];
     // The kernel has replied before sendto(2) returns.
-    let length = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).context("hearing of filters")?;
+    let length = recv(fd, &mut buffer, MsgFlags::MSG_DONTWAIT).context("receiving filters")?;
     let received = buffer.get(..length).unwrap_or(&buffer);
     match u16_at(received, 4) {
         Some(NLMSG_ERROR) => match failure(received.get(HEADER..).unwrap_or_default()) {
             None => Ok(None),
-            Some(err) => Err(err).context("asking about filters"),
+            Some(err) => Err(err).context("querying filters"),
         },
         kind if kind == Some(reply) => Ok(received.get(HEADER + ABOUT..).map(<[u8]>::to_vec)),
-        _ => bail!("the kernel's answer about filters is none"),
+        _ => bail!("the kernel's answer about filters is invalid"),
     }
 }
 

@@ -206,7 +206,7 @@ impl Maps {
         half.flags = half.flags & !(MAPPING_HANDED | MAPPING_YIELDED) | marks;
         // A mapping that has ended meanwhile is not created again.
         ignore_missing(self.rev_snat.insert(wire, half, EXIST))
-            .context("marking a mapping as netfilter's")
+            .context("marking a mapping as handed over")
     }
 }
 

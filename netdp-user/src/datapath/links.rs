@@ -189,7 +189,7 @@ impl Links {
             interface: device.name.to_owned(),
             hook,
             mechanism,
-            program: program.info().context("asking for a program's id")?.id(),
+            program: program.info().context("querying a program's id")?.id(),
         };
         let place = Placement { placed, link };
         self.placements.insert((device.ifindex, hook), place);

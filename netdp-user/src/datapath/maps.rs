@@ -129,7 +129,7 @@ impl Maps {
             uplinks: hash(pins::UPLINKS)?.try_into()?,
             address_capacity: pinned(pins::LOCAL_ADDRS)?
                 .info()
-                .context("asking for the local_addrs map")?
+                .context("querying the local_addrs map")?
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
@@ -157,8 +157,9 @@ impl Maps {
         let layout = maps.settings()?.layout;
         if layout != LAYOUT && layout != 0 {
             bail!(
-                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To go on, run \
-                 `netdp detach --bpffs {}` (live mappings are lost), or start the version that made them",
+                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To continue, \
+                 run `netdp detach --bpffs {}` (live mappings are lost), or start the version that \
+                 made them",
                 bpffs.display(),
                 bpffs.display()
             );
@@ -273,7 +274,7 @@ impl Maps {
     /// # Errors
     /// Returns an error if the kernel does not report it.
     pub fn capacity(&self) -> Result<usize> {
-        let info = self.snat_data.info().context("asking for the snat map")?;
+        let info = self.snat_data.info().context("querying the snat map")?;
         Ok(info.max_entries() as usize)
     }
 

@@ -112,7 +112,7 @@ impl Datapath {
             );
         }
         let kernel = Kernel {
-            tcx: tcx::is_supported().context("asking whether the kernel has TCX")?,
+            tcx: tcx::is_supported().context("probing whether the kernel has TCX")?,
             trie_batches: maps.takes_batches(),
         };
         Ok(Self {
@@ -275,9 +275,9 @@ impl Datapath {
             Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
             Change::Attach(uplink) if uplink.link_layer == LinkLayer::Other => bail!(
-                "{} is of a kind whose packets netdp can't parse: they begin neither with Ethernet nor \
-                 with bare IP, as InfiniBand's do, or those of GRE without `remote`; give that one, or \
-                 name other uplinks with --uplink",
+                "netdp can't parse the packets of {}: they begin neither with an Ethernet nor with \
+                 an IP header, such as those of InfiniBand or of GRE without `remote`; set \
+                 `remote`, or name other uplinks with --uplink",
                 uplink.name
             ),
             Change::Attach(uplink) => {
@@ -295,7 +295,7 @@ impl Datapath {
             Change::Observe(link) => self
                 .links
                 .observe(&mut self.object, link)
-                .with_context(|| format!("looking at what comes in by {}", link.name)),
+                .with_context(|| format!("observing {}", link.name)),
             Change::Detach { ifindex, name } => {
                 self.links.detach(*ifindex, name)?;
                 self.maps.remove_uplink(*ifindex)

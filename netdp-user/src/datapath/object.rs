@@ -226,9 +226,10 @@ pub fn check_pins(bpffs: &Path) -> Result<bool> {
         );
         if seen != (Some(kind), key, value) {
             bail!(
-                "the pinned map {} has another layout (type {:?}, key {} bytes, value {} bytes) than this \
-                 netdp uses ({kind:?}, {key}, {value}). It belongs to another version. To go on, run \
-                 `netdp detach --bpffs {}` (live mappings are lost), or start the version that made it",
+                "the pinned map {} has another layout (type {:?}, key {} bytes, value {} bytes) \
+                 than this netdp uses ({kind:?}, {key}, {value}). It belongs to another version. \
+                 To continue, run `netdp detach --bpffs {}` (live mappings are lost), or start the \
+                 version that made it",
                 path.display(),
                 seen.0,
                 seen.1,

@@ -84,8 +84,8 @@ pub fn find(keep: &BTreeSet<(u32, Hook, u32)>) -> Result<Vec<Orphan>> {
     let held = held(&found);
     for orphan in found.iter().filter(|it| !it.maps.is_disjoint(&held)) {
         log::warn!(
-            "the {orphan} is another netdp's, which runs: two that translate on one interface get \
-             in each other's way. Stop one of them"
+            "the {orphan} belongs to another running netdp: two agents must not translate on one \
+             interface. Stop one of them"
         );
     }
     found.retain(|orphan| orphan.maps.is_disjoint(&held));
@@ -112,7 +112,7 @@ pub fn traces() -> Traces {
         Ok(_) => return Traces::Adoptable,
         Err(err) => err,
     };
-    log::debug!("looking for programs of an earlier agent: {problem:#}");
+    log::debug!("searching for programs of an earlier agent: {problem:#}");
     let mut seen = candidates().unwrap_or_default();
     seen.retain(|it| it.hook == Hook::Egress);
     let (filters, links): (Vec<_>, Vec<_>) = seen.into_iter().partition(|it| it.link.is_none());
@@ -139,7 +139,7 @@ pub fn adopt(bpffs: &Path) -> Result<bool> {
     let found = match find(&BTreeSet::new()) {
         Ok(found) => found,
         Err(err) => {
-            log::debug!("looking for programs of an earlier agent: {err:#}");
+            log::debug!("searching for programs of an earlier agent: {err:#}");
             return Ok(false);
         }
     };
@@ -167,7 +167,7 @@ pub fn adopt(bpffs: &Path) -> Result<bool> {
                 .with_context(|| format!("pinning the link {}", pin.display()))?;
         }
         log::warn!(
-            "the {orphan} had its pins out of reach: it and its maps are pinned in {} now",
+            "the {orphan} had its pins out of reach: it and its maps are now pinned in {}",
             bpffs.display()
         );
     }
@@ -183,10 +183,10 @@ pub fn remove(keep: &BTreeSet<(u32, Hook, u32)>, removed: &mut Vec<String>) -> R
         match orphan.link {
             Some(link) => TcxLink::by_id(link)
                 .and_then(|link| link.detach())
-                .with_context(|| format!("taking off the {orphan}"))?,
+                .with_context(|| format!("detaching the {orphan}"))?,
             None => {
                 let gone = clsact::remove_program(&orphan.interface, orphan.hook, orphan.program);
-                ensure!(gone, "taking off the {orphan}: the kernel refused");
+                ensure!(gone, "detaching the {orphan}: the kernel refused");
             }
         }
         removed.push(format!("{orphan}, whose pins were out of reach"));
@@ -239,7 +239,7 @@ fn programs() -> Result<BTreeMap<u32, ProgramInfo>> {
             // It is gone by now, unless the kernel reports none at all.
             Err(err) if found.is_empty() => {
                 return Err(err).context(
-                    "whose the programs on the hooks are, the kernel does not tell (this needs \
+                    "the owners of the programs on the hooks cannot be identified (this needs \
                      CAP_SYS_ADMIN)",
                 );
             }
@@ -268,7 +268,7 @@ fn is_netdps(maps: &BTreeSet<u32>) -> bool {
 fn adopt_maps(bpffs: &Path, maps: &BTreeSet<u32>, pinned: &mut Vec<PathBuf>) -> Result<()> {
     let mut by_name = BTreeMap::new();
     for id in maps {
-        let info = MapInfo::from_id(*id).context("asking for a map")?;
+        let info = MapInfo::from_id(*id).context("querying a map")?;
         by_name.insert(info.name_as_str().unwrap_or_default().to_owned(), *id);
     }
     for (file, name) in pins::ALL {

@@ -95,7 +95,7 @@ impl Placed {
             Err(err) if is_no_interface(&err) => Ok(HookState::NoInterface),
             Err(err) => Err(err).with_context(|| {
                 format!(
-                    "asking what is attached to {} ({})",
+                    "querying what is attached to {} ({})",
                     self.interface,
                     self.hook.name()
                 )

@@ -39,7 +39,7 @@ impl Maps {
         let wanted = history::with_history(&rules, &before);
         self.swap_policy(Arc::new(wanted)).or_else(|err| {
             // The history may not fit. The new policy takes precedence.
-            log::warn!("{err:#}; trying without regard to connections of the policy before");
+            log::warn!("{err:#}; retrying without regard to connections of the previous policy");
             self.swap_policy(Arc::new(rules))
         })
     }
@@ -123,7 +123,7 @@ impl Maps {
         match self.policy[active].get(&Key::new(128, *destination), 0) {
             Ok(value) => Ok(Action::from_raw(value.action)),
             Err(MapError::KeyNotFound) => Ok(Action::Masquerade),
-            Err(err) => Err(err).context("asking the policy in force"),
+            Err(err) => Err(err).context("querying the policy in force"),
         }
     }
 

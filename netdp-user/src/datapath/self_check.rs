@@ -85,8 +85,8 @@ impl Datapath {
         let (verdict, seen) = self.send(uplink, &sent)?;
         ensure!(
             verdict == NEXT && seen == sent,
-            "self-check on {}: a packet to {to}, which the configuration leaves alone, came out \
-             otherwise (verdict {verdict:#x})",
+            "self-check on {}: a packet to {to}, which the configuration bypasses, was not passed \
+             unmodified (verdict {verdict:#x})",
             uplink.name
         );
         Ok(())
@@ -104,8 +104,8 @@ impl Datapath {
         let source = ping_from(&seen, to);
         ensure!(
             verdict == NEXT && source.is_some_and(|source| local.contains(&source)),
-            "self-check on {}: a packet to {to}, which the configuration masquerades, came out \
-             otherwise (verdict {verdict:#x}, {})",
+            "self-check on {}: a packet to {to}, which the configuration masquerades, was not \
+             translated as expected (verdict {verdict:#x}, {})",
             uplink.name,
             source.map_or_else(|| "damaged".into(), |source| format!("from {source}"))
         );

@@ -70,7 +70,7 @@ impl Setup {
 pub enum PortMode {
     /// The pod's own port if it is free, else a random one.
     Keep,
-    /// By a hash of the tuple.
+    /// A port chosen by a hash of the tuple.
     Hash,
     /// Always a random one.
     Random,
@@ -79,22 +79,22 @@ pub enum PortMode {
 /// Effect of a policy change on live flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum OnReload {
-    /// They live on as they were made.
+    /// Flows keep their translation.
     Sticky,
-    /// Those that the policy would not make any more end at once.
+    /// Flows that the new policy treats differently end at once.
     Cutover,
-    /// Those end when they have been idle for half a minute.
+    /// Flows that the new policy treats differently end after 30 s of silence.
     Drain,
 }
 
 /// Treatment of packets that can't be translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum NoLeak {
-    /// They are dropped.
+    /// Drop them.
     Drop,
-    /// They leave with the pod's address.
+    /// Let them leave with the pod's address.
     Pass,
-    /// They leave with the node's address; answers do not come back.
+    /// Let them leave with the node's address; replies do not reach the pod.
     AddressOnly,
 }
 

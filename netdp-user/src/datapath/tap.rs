@@ -251,7 +251,7 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Result<Option<Captured>> {
             Ok(received) => received,
             Err(Errno::EAGAIN) => return Ok(None),
             Err(Errno::EINTR) => continue,
-            Err(err) => return Err(err).context("hearing what an uplink carries"),
+            Err(err) => return Err(err).context("capturing packets of an uplink"),
         };
         let Some(from) = from else {
             continue;

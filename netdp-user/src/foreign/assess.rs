@@ -100,16 +100,17 @@ impl<'a> Assessor<'a> {
         let prefixes = self.bypassed_prefixes(rule);
         if !prefixes.is_empty() {
             return conflict(format!(
-                "translates packets to {prefixes}, which the configuration leaves alone{hint}"
+                "translates packets to {prefixes}, which the configuration bypasses{hint}"
             ));
         }
         if context.translator == Translator::Ebpf {
             return conflict(format!(
-                "translates packets before netdp gets them, so that netdp's options and status are not about them{hint}"
+                "translates packets before they reach netdp, so that netdp's options and status do \
+                 not apply to them{hint}"
             ));
         }
         if after {
-            return harmless("comes after netdp's chain, which has decided by then");
+            return harmless("comes after netdp's chain, which decides first");
         }
         match &rule.rule.target {
             Target::Snat(to)
@@ -119,7 +120,7 @@ impl<'a> Assessor<'a> {
                     "gives packets another source than netdp's chain, which comes after it{hint}"
                 ))
             }
-            _ => harmless("translates only what netdp's chain translates, too"),
+            _ => harmless("translates only what netdp's chain translates too"),
         }
     }
 
@@ -174,7 +175,9 @@ fn families(nets: &[IpNet]) -> (bool, bool) {
 /// Returns the reason why no packet that a pod sends out matches, if so.
 fn reason_without_pods(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Option<String> {
     if let Some(mark) = rule.mark {
-        return Some(format!("concerns only packets that carry the mark {mark}"));
+        return Some(format!(
+            "applies only to packets that carry the mark {mark}"
+        ));
     }
     let mut sources: Option<&[IpNet]> = None;
     let mut destinations: Option<&[IpNet]> = None;
@@ -182,22 +185,24 @@ fn reason_without_pods(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Op
     for condition in &rule.matches {
         match condition {
             Match::Mark { text, set: true } => {
-                return Some(format!("concerns only packets that carry the mark {text}"));
+                return Some(format!(
+                    "applies only to packets that carry the mark {text}"
+                ));
             }
             Match::Translated => {
-                return Some("concerns only packets that a service has redirected".into());
+                return Some("applies only to packets that a service has redirected".into());
             }
             Match::LocalSource { not: false } => {
-                return Some("concerns only the node's own packets".into());
+                return Some("applies only to the node's own packets".into());
             }
             Match::LocalDestination { not: false } => {
-                return Some("concerns only packets to the node itself".into());
+                return Some("applies only to packets to the node itself".into());
             }
             Match::Out { names, not } => {
                 let leads_out = |uplink: &String| names.iter().any(|n| is_named(uplink, n)) != *not;
                 if !context.uplinks.is_empty() && !context.uplinks.iter().any(leads_out) {
                     return Some(format!(
-                        "concerns no packets that leave by {}",
+                        "applies to no packets that leave by {}",
                         context.uplinks.join(", ")
                     ));
                 }
@@ -208,14 +213,14 @@ fn reason_without_pods(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Op
             Match::Source { nets, not: false } => sources = Some(nets),
             Match::Destination { nets, not: false } => destinations = Some(nets),
             Match::Other(text) if text.contains("KUBE-LOOP-BACK") => {
-                return Some("concerns only pods that reach themselves by a service".into());
+                return Some("applies only to pods that reach themselves through a service".into());
             }
             _ => {}
         }
     }
     let sources = sources?;
     if destinations == Some(sources) && sources.iter().all(is_host) {
-        return Some("concerns only packets of an address to itself".into());
+        return Some("applies only to packets of an address to itself".into());
     }
     let has_pods = sources
         .iter()
@@ -225,7 +230,7 @@ fn reason_without_pods(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Op
     }
     if let Some(bridge) = engine_bridge {
         return Some(format!(
-            "concerns only the containers on {bridge}, {}",
+            "applies only to the containers on {bridge}, {}",
             list(sources)
         ));
     }
@@ -233,7 +238,7 @@ fn reason_without_pods(rule: &ReachableRule<'_, '_>, context: &NatContext) -> Op
     sources
         .iter()
         .all(known)
-        .then(|| format!("concerns only sources in {}, no pods", list(sources)))
+        .then(|| format!("applies only to sources in {}, not to pods", list(sources)))
 }
 
 /// Returns the bypassed prefixes that the rule may translate.
@@ -325,10 +330,9 @@ fn pod_cidr_hint(rule: &ReachableRule<'_, '_>, context: &NatContext) -> String {
         _ => None,
     });
     match named {
-        Some(nets) if context.pods.is_empty() => format!(
-            " (if there are pods in {}; --pod-cidr says where they are)",
-            list(nets)
-        ),
+        Some(nets) if context.pods.is_empty() => {
+            format!(" (if there are pods in {}; set --pod-cidr)", list(nets))
+        }
         _ => String::new(),
     }
 }

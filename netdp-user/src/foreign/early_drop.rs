@@ -68,8 +68,8 @@ pub(crate) fn assess_drop(
         None => return None,
     };
     let why = format!(
-        "drops answers to pods: netdp gives them the pod's address before this chain, where they have \
-         the node's with netfilter{what}"
+        "drops answers to pods: they have the pod's address here with netdp, and the node's with \
+         netfilter{what}"
     );
     Some(DropEffect {
         why,
@@ -91,9 +91,7 @@ fn pods_among(
         .filter(|net| !has_node(net) && !is_excluded(net));
     if context.pods.is_empty() {
         let net = nets.next()?;
-        return Some(format!(
-            " (if there are pods in {net}; --pod-cidr says where they are)"
-        ));
+        return Some(format!(" (if there are pods in {net}; set --pod-cidr)"));
     }
     let has_pods = |net: &&IpNet| context.pods.iter().any(|pods| overlap(net, pods));
     nets.any(|net| has_pods(&net)).then(String::new)

@@ -3,7 +3,7 @@
 use crate::upstream::{custom_iptables, masq_agent};
 
 /// Name of an unknown author.
-pub(crate) const UNKNOWN: &str = "somebody";
+pub(crate) const UNKNOWN: &str = "an unknown program";
 
 /// Prefixes of chains' and tables' names, with the author.
 const NAMES: [(&str, &str); 18] = [

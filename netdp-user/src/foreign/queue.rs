@@ -33,7 +33,7 @@ impl ScanQueue {
             self.request(context);
         }
         scanned.unwrap_or_else(|err| {
-            let unread = vec![format!("looking for other NAT rules: {err}")];
+            let unread = vec![format!("reading third-party NAT rules: {err}")];
             let redirects = Redirects {
                 unread: unread.clone(),
                 failed: ["nft", "legacy", "nftables"].map(str::to_owned).into(),

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Appended when a tool is missing: rules created with it stay invisible.
-const NO_PROGRAM: &str = "is not here, so that NAT rules made with it cannot be seen";
+const NO_PROGRAM: &str = "is not installed, so that NAT rules made with it cannot be read";
 
 /// Intermediate results of a scan.
 struct Scan<'a> {

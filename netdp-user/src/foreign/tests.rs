@@ -80,7 +80,7 @@ fn services_marks_are_harmless() {
 -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
 -A KUBE-POSTROUTING -m comment --comment \"kubernetes service traffic requiring SNAT\" -j MASQUERADE --random-fully
 ";
-    let why = "concerns only packets that carry the mark 0x4000/0x4000";
+    let why = "applies only to packets that carry the mark 0x4000/0x4000";
     assert_eq!(one(rules), ("kube-proxy".into(), false, false, why.into()));
     // Without the first rule everything would be translated.
     let (_, ebpf, chains, _) = one(&rules.replace("! --mark", "--mark"));
@@ -109,7 +109,8 @@ fn cni_chains_are_in_conflict() {
     assert!(ebpf && chains);
     assert_eq!(
         why,
-        "translates packets to 10.0.0.0/8, 172.16.0.0/12, 169.254.0.0/16 and 1 more, which the configuration leaves alone"
+        "translates packets to 10.0.0.0/8, 172.16.0.0/12, 169.254.0.0/16 and 1 more, which the \
+         configuration bypasses"
     );
 }
 
@@ -287,14 +288,15 @@ fn native_rules_are_read() {
         .zip(&found)
         .map(|(text, (_, conflict, why))| (*text, *conflict, why.as_str()))
         .collect();
-    let before = "translates packets before netdp gets them, so that netdp's options and status are not about them";
+    let before = "translates packets before they reach netdp, so that netdp's options and status \
+                  do not apply to them";
     assert_eq!(
         assessed,
         [
             (
                 "ip saddr 172.17.0.0/16 oifname != \"docker0\" masquerade",
                 false,
-                "concerns only the containers on docker0, 172.17.0.0/16"
+                "applies only to the containers on docker0, 172.17.0.0/16"
             ),
             (
                 "ip saddr { 10.1.0.0/16, 10.244.0.1 } ip daddr != { 10.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.168.0.0/16 } snat ip to 1.2.3.4",
@@ -304,17 +306,17 @@ fn native_rules_are_read() {
             (
                 "ct status dnat masquerade",
                 false,
-                "concerns only packets that a service has redirected"
+                "applies only to packets that a service has redirected"
             ),
             (
                 "meta mark & 0x00004000 != 0x00000000 masquerade",
                 false,
-                "concerns only packets that carry the mark 0x4000"
+                "applies only to packets that carry the mark 0x4000"
             ),
             (
                 "ip6 saddr fd00::/64 oifname \"eth*\" masquerade",
                 true,
-                "translates packets to fe80::/10, which the configuration leaves alone"
+                "translates packets to fe80::/10, which the configuration bypasses"
             ),
         ]
     );
@@ -333,7 +335,7 @@ fn exceptions_in_a_chain_apply_to_that_chain_only() {
 ";
     let assessed = assess(&saved(rules), false, &context(Translator::Ebpf));
     let why = |prefixes: &str| {
-        format!("translates packets to {prefixes}, which the configuration leaves alone")
+        format!("translates packets to {prefixes}, which the configuration bypasses")
     };
     let assessed: Vec<_> = assessed.into_iter().map(|(.., why)| why).collect();
     assert_eq!(
@@ -366,7 +368,7 @@ fn long_lists_are_assessed_by_long_lists() {
         let assessed = assess(set, false, &context);
         assessed
             .iter()
-            .filter(|(_, conflict, why)| *conflict && why.contains("leaves alone"))
+            .filter(|(_, conflict, why)| *conflict && why.contains("configuration bypasses"))
             .count()
     };
     let by_destination = lines(&|n| format!("-A POSTROUTING -d {} -j MASQUERADE\n", nth(n)));

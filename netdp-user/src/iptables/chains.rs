@@ -117,7 +117,8 @@ impl Chains {
             adopted |= !iptables.read()?.rules(name).is_empty();
             if ports.random_fully && !iptables.has_random_fully() {
                 log::warn!(
-                    "iptables here does not know --random-fully: ports are kept where they are free"
+                    "this iptables does not support --random-fully: ports are preserved where they \
+                     are free"
                 );
                 ports.random_fully = false;
             }
@@ -235,9 +236,7 @@ impl Chains {
     fn log_write(&mut self, family: Family, chain: Chain) {
         let name = &self.name;
         if (self.written.iter()).any(|(f, c)| *f == family && *c == chain) {
-            log::warn!(
-                "{family}: somebody changed chain {name} or what leads to it: written again"
-            );
+            log::warn!("{family}: chain {name} or the jump to it was changed: written again");
             return;
         }
         log::info!("{family}: chain {name} written");

@@ -67,7 +67,7 @@ impl RuleMonitor {
         )
         .with_context(|| format!("opening a netlink socket for changes of {what}"))?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, group))
-            .with_context(|| format!("asking for changes of {what}"))?;
+            .with_context(|| format!("subscribing to changes of {what}"))?;
         // SAFETY: an OwnedFd refers to one open descriptor until it is dropped.
         let socket = unsafe { AsyncFd::register(socket) };
         Ok(Self {
@@ -118,8 +118,7 @@ impl RuleMonitor {
                 Ok(_) | Err(Errno::ENOBUFS | Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(err) => {
-                    return Err(err)
-                        .with_context(|| format!("hearing of changes of {}", self.what));
+                    return Err(err).with_context(|| format!("receiving changes of {}", self.what));
                 }
             }
         }

@@ -90,7 +90,7 @@ impl Iptables {
         let name = self.name(what);
         let program = programs::find(&name)?.ok_or_else(|| {
             programs::absent(format!(
-                "there is no {name} here; install the package iptables, or use an image that has it"
+                "{name} is not installed; install the package iptables, or use an image that has it"
             ))
         })?;
         Ok(program.run(arguments, input)?.output)

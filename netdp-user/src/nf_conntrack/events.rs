@@ -70,7 +70,7 @@ impl Events {
             Err(err) if err.kind() == std::io::ErrorKind::WouldBlock => {
                 Ok(EventBatch::Flows(Vec::new()))
             }
-            Err(err) => Err(err).context("hearing of new connections"),
+            Err(err) => Err(err).context("receiving new-connection events"),
         }
     }
 }

@@ -120,7 +120,7 @@ impl Conntrack {
                 other => return other,
             }
         }
-        Err(anyhow!("its packets keep bringing back another entry"))
+        Err(anyhow!("its packets keep creating a new entry"))
     }
 
     fn send(
@@ -140,7 +140,7 @@ impl Conntrack {
         packet.serialize(&mut bytes);
         self.socket
             .send(&bytes, 0)
-            .context("asking connection tracking")?;
+            .context("querying connection tracking")?;
         Ok(())
     }
 
@@ -150,7 +150,7 @@ impl Conntrack {
             let mut datagram = Vec::with_capacity(1 << 16);
             self.socket
                 .recv(&mut datagram, 0)
-                .context("hearing from connection tracking")?;
+                .context("reading connection tracking")?;
             let mut rest = datagram.as_slice();
             while !rest.is_empty() {
                 let length = NetlinkBuffer::new_checked(rest)?.length() as usize;

@@ -66,16 +66,15 @@ pub(crate) fn ipsec_drops<'a>(
             }
             let before = covers_pods(policy, pods);
             let what = if before && withheld {
-                "is dropped, but for what it covers with pods' own addresses already: that the kernel \
-                 protects before netdp sees it"
+                "is dropped, except what the policy covers with pods' own addresses: the kernel \
+                 protects that before netdp sees it"
             } else if withheld {
                 "is dropped"
             } else {
-                "leaves in clear: netdp can't tell it apart by ports, protocols or marks"
+                "leaves in clear text: netdp can't distinguish it by ports, protocols or marks"
             };
             let message = format!(
-                "{}: what pods send and the IPsec policy {policy} covers once it has the node's \
-                 address {what}",
+                "{}: pods' traffic that the IPsec policy {policy} covers after translation {what}",
                 uplink.name
             );
             if !before && !all.unprotected.contains(&message) {

@@ -98,7 +98,7 @@ impl Prober {
                         return self.last.insert(probe).clone();
                     }
                 }
-                Err(err) => log::warn!("looking for the node's sockets and services: {err}"),
+                Err(err) => log::warn!("reading the node's sockets and services: {err}"),
             }
         }
     }

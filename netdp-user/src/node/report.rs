@@ -36,7 +36,7 @@ pub struct PortsReport {
 pub struct ProtocolReport {
     /// Protocol name, or number.
     pub protocol: String,
-    /// Peer: an address, `anybody (IPv4)` or `anybody (IPv6)`.
+    /// Peer: an address, `any (IPv4)` or `any (IPv6)`.
     pub peer: String,
     /// User of the protocol.
     pub from: String,
@@ -46,8 +46,8 @@ impl ProtocolReport {
     pub(super) fn new(peer: &ProtocolPeer, from: String) -> Self {
         let address = match (peer.peer.is_unspecified(), peer.peer.is_ipv4()) {
             (false, _) => peer.peer.to_string(),
-            (true, true) => "anybody (IPv4)".into(),
-            (true, false) => "anybody (IPv6)".into(),
+            (true, true) => "any (IPv4)".into(),
+            (true, false) => "any (IPv6)".into(),
         };
         Self {
             protocol: name(peer.protocol),
@@ -79,7 +79,7 @@ impl NodeReport {
         let protocols: Vec<_> = self
             .protocols
             .iter()
-            .map(|found| match found.peer.strip_prefix("anybody") {
+            .map(|found| match found.peer.strip_prefix("any (") {
                 Some(_) => found.protocol.clone(),
                 None => format!("{} to {}", found.protocol, found.peer),
             })

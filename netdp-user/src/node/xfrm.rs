@@ -124,12 +124,10 @@ fn dump(socket: &Socket, kind: u16, mut each: impl FnMut(u16, &[u8])) -> Result<
     header.set_message_type(kind);
     header.set_flags(NLM_F_REQUEST | NLM_F_DUMP);
     header.set_sequence_number(u32::from(kind));
-    socket.send(&request, 0).context("asking IPsec")?;
+    socket.send(&request, 0).context("querying IPsec")?;
     loop {
         let mut datagram = Vec::with_capacity(1 << 16);
-        socket
-            .recv(&mut datagram, 0)
-            .context("hearing from IPsec")?;
+        socket.recv(&mut datagram, 0).context("reading IPsec")?;
         let mut rest = datagram.as_slice();
         while !rest.is_empty() {
             let message = NetlinkBuffer::new_checked(rest)?;
@@ -140,7 +138,7 @@ fn dump(socket: &Socket, kind: u16, mut each: impl FnMut(u16, &[u8])) -> Result<
                 NLMSG_ERROR => {
                     let code = payload.first_chunk().copied().map(i32::from_ne_bytes);
                     let code = Errno::from_raw(code.unwrap_or_default().saturating_abs());
-                    return Err(code).context("asking IPsec");
+                    return Err(code).context("querying IPsec");
                 }
                 kind => each(kind, payload),
             }

@@ -13,7 +13,7 @@ use std::path::Path;
 /// Returns an error if the maps do not exist or cannot be read.
 pub fn print_flows(bpffs: &Path, json: bool) -> Result<()> {
     let flows = Maps::open(bpffs)
-        .context("no datapath to look at; is the agent running, and with this --bpffs?")?
+        .context("no datapath found; is the agent running, and with this --bpffs?")?
         .flows()?;
     let text = if json {
         serde_json::to_string_pretty(&flows)? + "\n"

@@ -31,7 +31,7 @@ pub struct Report {
     pub uplinks: Vec<UplinkReport>,
     /// `--uplink` patterns without a matching interface yet.
     pub waiting_for: Vec<String>,
-    /// `--hairpin` patterns without a matching interface yet.
+    /// `--hairpin-interface` patterns without a matching interface yet.
     #[serde(default)]
     pub waiting_for_pods: Vec<String>,
     /// Suggestions for some of those patterns.

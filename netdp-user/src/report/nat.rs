@@ -71,7 +71,7 @@ fn without_comment(rule: &str) -> String {
 /// Formats third-party NAT rules.
 pub(super) fn foreign(out: &mut String, seen: &NatFindings) -> Result<()> {
     for problem in &seen.unread {
-        writeln!(out, "other NAT  not looked at: {problem}")?;
+        writeln!(out, "other NAT  not read: {problem}")?;
     }
     for found in seen.rules.iter().filter(|found| found.conflict) {
         writeln!(out, "conflict   {found}")?;

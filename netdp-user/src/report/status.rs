@@ -120,7 +120,7 @@ fn check_hooks(report: Option<&Report>, alive: bool) -> HookSummary {
             }
             Ok(HookState::Missing) => summary.off.push(placed.to_string()),
             Ok(HookState::NoInterface) => {}
-            Err(err) => summary.off.push(format!("not known: {err:#}")),
+            Err(err) => summary.off.push(format!("unknown: {err:#}")),
         }
     }
     let known: Vec<_> = report.placed.iter().map(ToString::to_string).collect();

@@ -57,7 +57,7 @@ impl Status {
             if report.repairs > 0 {
                 writeln!(
                     out,
-                    "repairs    {} (programs or pins that somebody took away)",
+                    "repairs    {} (programs or pins that were removed, and restored)",
                     report.repairs
                 )?;
             }
@@ -66,7 +66,7 @@ impl Status {
         let percent = (used * 100).checked_div(max).unwrap_or(0);
         match &self.unread {
             None => writeln!(out, "mappings   {used} of {max} ({percent} %)")?,
-            Some(why) => writeln!(out, "mappings   not known: {}", terminal::line(why))?,
+            Some(why) => writeln!(out, "mappings   unknown: {}", terminal::line(why))?,
         }
         if let Some(report) = &report {
             describe(&mut out, report)?;
@@ -156,14 +156,17 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         let guests = report.guests.join(", ");
         writeln!(
             out,
-            "guests     {guests}: what goes there is not masqueraded"
+            "guests     {guests}: traffic to them is not masqueraded"
         )?;
     }
     for what in &report.chains_back {
-        writeln!(out, "conflict   {what} is back: somebody still writes it")?;
+        writeln!(
+            out,
+            "conflict   {what} was created again: another program still writes it"
+        )?;
     }
     for what in &report.not_taken_over {
-        writeln!(out, "takeover   to be tried again: {what}")?;
+        writeln!(out, "takeover   will be retried: {what}")?;
     }
     for what in &report.ipsec {
         writeln!(out, "ipsec      {what}")?;

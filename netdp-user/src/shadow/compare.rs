@@ -61,7 +61,7 @@ impl Expected {
             None => routes.egress_interface(from, to, own),
         };
         let Some(uplink) = uplink.and_then(|ifindex| node.uplinks.get(&ifindex)) else {
-            expected.because = "it leaves by no uplink".into();
+            expected.because = "it does not leave by an uplink".into();
             return expected;
         };
         expected.leaves = true;
@@ -135,8 +135,8 @@ pub(super) fn compare(
         return Comparison::Agrees(match (translated, expected.leaves) {
             (true, _) => "masqueraded",
             (false, _) if node.local.contains(&from) => "the node's own",
-            (false, true) => "left alone",
-            (false, false) => "by no uplink",
+            (false, true) => "bypassed",
+            (false, false) => "not by an uplink",
         });
     }
     let netfilter = match (translated, rules.outcome(flow)) {
@@ -145,24 +145,24 @@ pub(super) fn compare(
         (true, NetfilterOutcome::Untranslated(_))
             if node.local.contains(&is) || !expected.leaves =>
         {
-            return Comparison::Agrees("masqueraded by another's rule, which stays");
+            return Comparison::Agrees("masqueraded by a third-party rule, which stays");
         }
         (true, NetfilterOutcome::Untranslated(_)) => {
-            format!("another's rule: source {is}, which is not the node's")
+            format!("a third-party rule: source {is}, which is not the node's")
         }
         (true, NetfilterOutcome::Masqueraded(why) | NetfilterOutcome::Unknown(why)) => {
             format!("masquerade as {is}: {why}")
         }
         (false, NetfilterOutcome::Masqueraded(rule)) => {
-            format!("leave alone: something comes before {rule}")
+            format!("bypass: another rule comes before {rule}")
         }
         (false, NetfilterOutcome::Untranslated(why) | NetfilterOutcome::Unknown(why)) => {
-            format!("leave alone: {why}")
+            format!("bypass: {why}")
         }
     };
     let netdp = match expected.source {
         None => format!("drop: {}", expected.because),
-        Some(source) if source == from => format!("leave alone: {}", expected.because),
+        Some(source) if source == from => format!("bypass: {}", expected.because),
         Some(source) => format!("masquerade as {source}: {}", expected.because),
     };
     Comparison::Differs { netdp, netfilter }

@@ -56,7 +56,7 @@ impl Shadow {
         let events = Events::open()?;
         let mut conntrack = Conntrack::open()?;
         let before = conntrack.dump().context(
-            "reading connection tracking, which shadow mode compares with: is nf_conntrack there?",
+            "reading connection tracking, which shadow mode compares with: is nf_conntrack loaded?",
         )?;
         let observer = Observer {
             shared: Arc::clone(&shared),

@@ -64,7 +64,7 @@ impl Routes {
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];
         message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).context("asking for a route")?;
+        self.socket.send(&bytes, 0).context("querying a route")?;
         loop {
             let mut datagram = Vec::with_capacity(1 << 13);
             self.socket

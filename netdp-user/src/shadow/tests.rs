@@ -96,17 +96,17 @@ fn the_same_packets_agree() {
         ),
         (
             flow("10.0.0.1", "8.8.8.8", "172.16.0.1", "10.0.0.1"),
-            "left alone",
+            "bypassed",
         ),
         (
             flow("192.0.2.77", NODE, "10.0.0.1", "192.0.2.77"),
-            "by no uplink",
+            "not by an uplink",
         ),
         // A different port, as with --random-fully, is no difference.
         (flow(NODE, "8.8.8.8", "8.8.8.8", NODE), "the node's own"),
         (
             flow("10.0.0.1", "224.0.0.5", "224.0.0.5", "10.0.0.1"),
-            "by no uplink",
+            "not by an uplink",
         ),
     ] {
         assert_eq!(
@@ -122,7 +122,7 @@ fn masquerading_by_another_rule_is_no_difference() {
     let node = node("172.16.0.0/12");
     let marked = flow("192.0.2.77", NODE, "172.16.0.1", NODE);
     let not = NetfilterOutcome::Untranslated("-d 172.16.0.0/12 -j RETURN".into());
-    let agrees = Comparison::Agrees("masqueraded by another's rule, which stays");
+    let agrees = Comparison::Agrees("masqueraded by a third-party rule, which stays");
     assert_eq!(compared(&marked, &node, not.clone()), agrees);
     // Translated to an address that is not the node's: netdp would take it for a pod.
     let foreign = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", "198.51.100.7");
@@ -144,7 +144,7 @@ fn a_difference_names_prefix_and_rule() {
     assert_eq!(
         compared(&masqueraded, &node, rule.clone()),
         differs(
-            "leave alone: 8.8.8.0/24 (c:1)",
+            "bypass: 8.8.8.0/24 (c:1)",
             "masquerade as 192.0.2.9: -A X -j MASQUERADE"
         )
     );
@@ -157,16 +157,16 @@ fn a_difference_names_prefix_and_rule() {
         ),
         differs(
             "masquerade as 192.0.2.9: no prefix covers it",
-            "leave alone: -A X -j RETURN"
+            "bypass: -A X -j RETURN"
         )
     );
     // The chain translates the node's own traffic and traffic between pods; netdp does neither.
     for (from, to, why) in [
         (NODE, "9.9.9.9", "the node's own traffic"),
-        ("10.0.0.1", "10.0.0.2", "it leaves by no uplink"),
+        ("10.0.0.1", "10.0.0.2", "it does not leave by an uplink"),
     ] {
         let flow = flow(from, to, to, "192.0.2.10");
-        let expected = format!("leave alone: {why}");
+        let expected = format!("bypass: {why}");
         assert_eq!(
             compared(&flow, &node, rule.clone()),
             differs(&expected, "masquerade as 192.0.2.10: -A X -j MASQUERADE")

@@ -96,10 +96,10 @@ fn replace(path: &Path) -> Result<Option<Lock>> {
     };
     let who = match holder {
         Holder::Agent => return Ok(None),
-        Holder::Gone => "somebody to whom an ended process has left it",
+        Holder::Gone => "a process that inherited it",
         Holder::Stranger => "another user's process",
     };
-    log::warn!("{who} holds {}: it is replaced", path.display());
+    log::warn!("{who} holds {}: replacing it", path.display());
     fs::remove_file(path).with_context(|| format!("removing {}", path.display()))?;
     match try_once(path)? {
         Attempt::Taken(lock) => Ok(Some(lock)),

@@ -31,13 +31,13 @@ pub(crate) fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<Str
     if bare != pattern {
         let meant = meant(bare, &names);
         return Some(format!(
-            "quotes and blanks are no part of a name: write {meant}"
+            "quotes and blanks are not part of a name: write {meant}"
         ));
     }
     let address = pattern.split('/').next().unwrap_or(pattern);
     if address.parse::<IpAddr>().is_ok() {
         return Some(format!(
-            "it is an address, and the name of an interface is wanted: {}",
+            "it is an address, but the name of an interface is expected: {}",
             match flag {
                 "--uplink" => "give it as --node-ip, or the interface that has it",
                 _ => "give the interface that has it",
@@ -57,7 +57,7 @@ pub(crate) fn hint(flag: &str, pattern: &str, snapshot: &Snapshot) -> Option<Str
         }
     }
     if pattern.starts_with('!') {
-        return Some("there is no negation: name the interfaces that are meant".into());
+        return Some("negation is not supported: name the interfaces to use".into());
     }
     let loopback = snapshot.links.iter().find(|link| link.loopback);
     if loopback.is_some_and(|link| matches(pattern, &link.name)) {
@@ -96,26 +96,26 @@ fn notations(pattern: &str) -> [(&'static str, Option<String>); 6] {
         .replace(".+", "*");
     [
         (
-            "regular expressions are not understood",
+            "regular expressions are not supported",
             (regular != pattern).then_some(regular),
         ),
         (
-            "what iptables calls + is * here",
+            "use * instead of iptables' +",
             pattern.contains('+').then(|| pattern.replace('+', "*")),
         ),
         (
-            "what others call % is * here",
+            "use * instead of %",
             pattern
                 .contains('%')
                 .then(|| pattern.replace("%d", "*").replace('%', "*")),
         ),
         (
-            "what is behind the colon labels an address, not an interface",
+            "the part after the colon is the label of an address",
             before(':'),
         ),
-        ("what is behind the @ is another interface", before('@')),
+        ("the part after the @ is another interface", before('@')),
         (
-            "a name has no slash",
+            "a name contains no slash",
             pattern.rsplit_once('/').map(|(_, name)| name.to_owned()),
         ),
     ]
@@ -209,17 +209,17 @@ mod tests {
         for (pattern, words) in [
             (
                 "eth+",
-                "iptables calls + is * here: write eth*, which matches eth0, eth1",
+                "use * instead of iptables' +: write eth*, which matches eth0, eth1",
             ),
             ("+", "write *, which matches lo, eth0, eth1 and 3 more"),
             ("ens+", "write ens*"),
             (
                 "eth.*",
-                "regular expressions are not understood: write eth*, which",
+                "regular expressions are not supported: write eth*, which",
             ),
             (
                 "^eth0$",
-                "regular expressions are not understood: write eth0",
+                "regular expressions are not supported: write eth0",
             ),
             (r"eth\d+", "write eth*, which matches eth0, eth1"),
             ("eth[0-9]+", "write eth[0-9]*, which matches eth0, eth1"),
@@ -228,27 +228,30 @@ mod tests {
             ("eth0 eth1", "give --uplink several times: eth0, eth1"),
             ("eth%d", "write eth*, which matches eth0, eth1"),
             ("eth%", "write eth*, which matches eth0, eth1"),
-            ("eth0:1", "labels an address, not an interface: write eth0"),
-            ("eth0@if7", "behind the @ is another interface: write eth0"),
-            ("/sys/class/net/eth0", "a name has no slash: write eth0"),
+            ("eth0:1", "the label of an address: write eth0"),
+            ("eth0@if7", "after the @ is another interface: write eth0"),
+            (
+                "/sys/class/net/eth0",
+                "a name contains no slash: write eth0",
+            ),
             (
                 "'eth*'",
-                "quotes and blanks are no part of a name: write eth*, which",
+                "quotes and blanks are not part of a name: write eth*, which",
             ),
             (
                 "\"eth0\"",
-                "quotes and blanks are no part of a name: write eth0",
+                "quotes and blanks are not part of a name: write eth0",
             ),
             (
                 " eth0",
-                "quotes and blanks are no part of a name: write eth0",
+                "quotes and blanks are not part of a name: write eth0",
             ),
             ("", "it is blank"),
             ("''", "it is blank"),
             ("10.1.0.10", "it is an address"),
             ("10.1.0.10/16", "it is an address"),
             ("fd00::1", "give it as --node-ip"),
-            ("!eth0", "there is no negation"),
+            ("!eth0", "negation is not supported"),
             ("lo", "the loopback device is never taken"),
             ("lo*", "the loopback device is never taken"),
             ("ETH0", "letter case matters: there is eth0"),

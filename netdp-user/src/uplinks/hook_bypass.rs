@@ -11,11 +11,13 @@ pub(crate) fn unhooked_paths(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Str
             let name = &link.name;
             if uplinks.iter().any(|uplink| uplink.ifindex == link.ifindex) {
                 format!(
-                    "an XDP program runs on {name}: what it sends back (XDP_TX) or redirects is not translated"
+                    "an XDP program runs on {name}: packets that it sends back (XDP_TX) or \
+                     redirects are not translated"
                 )
             } else {
                 format!(
-                    "an XDP program runs on {name}: what it redirects to an uplink is not translated"
+                    "an XDP program runs on {name}: packets that it redirects to an uplink are not \
+                     translated"
                 )
             }
         })

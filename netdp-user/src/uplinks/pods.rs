@@ -61,7 +61,7 @@ mod tests {
         };
         snapshot.links[5].link_layer = LinkLayer::None;
         let chosen = |patterns: &[&str]| {
-            let patterns = Patterns::parse("--hairpin", patterns).unwrap();
+            let patterns = Patterns::parse("--hairpin-interface", patterns).unwrap();
             let links = pod_links(&snapshot, &patterns, |ifindex| ifindex == 2);
             links.into_values().collect::<Vec<_>>().join(" ")
         };

@@ -112,7 +112,8 @@ fn leaks(
     let message = |link: &Link, net: &IpNet, why: &str| {
         let name = &link.name;
         format!(
-            "{name} is no uplink, and the node routes to {net} by it, which is masqueraded: packets leave there with pods' addresses; {why}"
+            "{name} is not an uplink, but the route to {net}, which is masqueraded, leads through \
+             it: packets leave there with pods' addresses; {why}"
         )
     };
     let named = "name it with --uplink, or the destinations in nonMasqueradeCIDRs";
@@ -243,7 +244,8 @@ fn reason_for_none(selection: &Selection, unmatched: &[String], left_out: &[Stri
         "IPv4"
     };
     let mut reason = format!(
-        "no interface carries an {versions} default route of the main table or another route to what is masqueraded"
+        "no interface has an {versions} default route in the main table or another route to \
+         masqueraded destinations"
     );
     if !selection.node_addrs.is_empty() {
         let addrs: Vec<String> = selection

@@ -42,17 +42,17 @@ pub(super) fn unstack(snapshot: &Snapshot, chosen: &mut BTreeSet<u32>) -> Stacki
             if tagged {
                 stack.untagged.insert(lower.ifindex);
                 stack.decisions.push(format!(
-                    "{up} stands on {low}: packets with a VLAN tag are left alone at {low}"
+                    "{up} is stacked on {low}: VLAN-tagged packets pass {low} untranslated"
                 ));
             } else if carries_addresses(snapshot, lower) {
                 chosen.remove(&upper.ifindex);
                 stack.decisions.push(format!(
-                    "{up} stands on {low}, which masquerades for both with its own address"
+                    "{up} is stacked on {low}, which masquerades for both with its own address"
                 ));
             } else {
                 chosen.remove(&lower.ifindex);
                 stack.decisions.push(format!(
-                    "{up} stands on {low}, which has no address: {up} alone masquerades"
+                    "{up} is stacked on {low}, which has no address: {up} alone masquerades"
                 ));
             }
         }

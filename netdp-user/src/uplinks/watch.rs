@@ -150,7 +150,7 @@ impl Monitor {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(found),
                 Err(err) => {
-                    return Err(err).context("hearing of links, addresses and routes");
+                    return Err(err).context("receiving link, address and route notifications");
                 }
             }
         }

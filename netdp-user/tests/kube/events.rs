@@ -26,20 +26,23 @@ fn they_say_what_became_of_a_config_map() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
     let agent = cluster.agent()?;
-    let applied = event(&cluster, &agent, "kube-system", "Applied")?;
+    let applied = event(&cluster, &agent, "kube-system", "ConfigApplied")?;
     assert_eq!(applied["type"], "Normal");
     assert_eq!(applied["involvedObject"]["kind"], "ConfigMap");
     assert_eq!(applied["involvedObject"]["name"], "ip-masq-agent");
     let message = applied["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("in force: config "), "{message}");
     cluster.configure("nonMasqueradeCIDRs:\n- 10.0.0.0/33\n")?;
-    let rejected = event(&cluster, &agent, "kube-system", "Rejected")?;
+    let rejected = event(&cluster, &agent, "kube-system", "ConfigRejected")?;
     assert_eq!(rejected["type"], "Warning");
     let message = rejected["message"].as_str().unwrap_or_default();
     assert!(message.starts_with("config:2: "), "{message}");
-    assert!(message.ends_with("what was in force stays"), "{message}");
+    assert!(
+        message.ends_with("the previous configuration stays in force"),
+        "{message}"
+    );
     cluster.configure("nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 10.1.0.0/16\n")?;
-    let warned = event(&cluster, &agent, "kube-system", "LookAtThis")?;
+    let warned = event(&cluster, &agent, "kube-system", "ConfigWarning")?;
     let message = warned["message"].as_str().unwrap_or_default();
     assert!(message.contains("10.1.0.0/16"), "{message}");
     Ok(())
@@ -72,19 +75,19 @@ fn the_nodes_of_a_cluster_share_one_about_each_version() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
     let mut agent = cluster.agent()?;
-    event(&cluster, &agent, "kube-system", "Applied")?;
+    event(&cluster, &agent, "kube-system", "ConfigApplied")?;
     // The same agent restarted, and one with another name.
     agent.restart()?;
     let log = agent.options().clone().arg("--log-level=debug");
     *agent.options() = log;
     agent.restart()?;
     cluster.configure("nonMasqueradeCIDRs:\n- 10.0.0.0/33\n")?;
-    event(&cluster, &agent, "kube-system", "Rejected")?;
+    event(&cluster, &agent, "kube-system", "ConfigRejected")?;
     let events = cluster.json(&["-n", "kube-system", "get", "events"])?;
     let items = events["items"].as_array().context("a list")?;
     let applied = items
         .iter()
-        .filter(|event| event["reason"] == "Applied")
+        .filter(|event| event["reason"] == "ConfigApplied")
         .count();
     assert_eq!(applied, 1, "{events:#}");
     Ok(())
@@ -96,7 +99,7 @@ fn one_says_that_the_uplink_is_lost() -> Result<()> {
     cluster.configure(EVERYTHING)?;
     let agent = cluster.agent()?;
     // The Event for the initial state, so that the next one is for a change.
-    event(&cluster, &agent, "kube-system", "Applied")?;
+    event(&cluster, &agent, "kube-system", "ConfigApplied")?;
     cluster.bed.node.ip("link delete eth0")?;
     let lost = event(&cluster, &agent, "default", "UplinkLost")?;
     assert_eq!(lost["involvedObject"]["kind"], "Node");
@@ -120,7 +123,7 @@ fn nothing_depends_on_the_right_to_write_them() -> Result<()> {
     cluster.add_node()?;
     cluster.configure(EVERYTHING)?;
     let agent = cluster.agent()?;
-    wait_log(&agent, "in an Event: ")?;
+    wait_log(&agent, "posting an Event ")?;
     assert!(cluster.is_masqueraded()?);
     cluster.wait_probe(&agent, "200", "ok")
 }
@@ -131,7 +134,7 @@ fn masqueraded_pods_are_told_of_the_node_and_in_the_fleet() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.configure("nonMasqueradeCIDRs: [10.0.0.0/8]\n")?;
     let agent = cluster.agent()?;
-    let told = event(&cluster, &agent, "default", "LookAtThis")?;
+    let told = event(&cluster, &agent, "default", "ConfigWarning")?;
     assert_eq!(told["type"], "Warning");
     assert_eq!(told["involvedObject"]["kind"], "Node");
     let message = told["message"].as_str().unwrap_or_default();
@@ -152,20 +155,21 @@ fn a_config_map_that_is_deleted_is_told() -> Result<()> {
     let cluster = Cluster::start()?;
     cluster.configure(EVERYTHING)?;
     let agent = cluster.agent()?;
-    event(&cluster, &agent, "kube-system", "Applied")?;
+    event(&cluster, &agent, "kube-system", "ConfigApplied")?;
     let delete = ["-n", "kube-system", "delete", "configmap", "ip-masq-agent"];
     cluster.api.kubectl(&delete)?;
-    let gone = event(&cluster, &agent, "kube-system", "Gone")?;
+    let gone = event(&cluster, &agent, "kube-system", "ConfigGone")?;
     assert_eq!(gone["type"], "Warning");
     assert_eq!(gone["involvedObject"]["name"], "ip-masq-agent");
     let message = gone["message"].as_str().unwrap_or_default();
     assert!(
-        message.starts_with("it does not count any more: in force: config "),
+        message.starts_with("no longer part of the configuration; in force: config "),
         "{message}"
     );
     wait_log(
         &agent,
-        "kube-system/ip-masq-agent/config is gone: what is in force is from defaults (no ConfigMap, no file)",
+        "kube-system/ip-masq-agent/config is gone: the configuration in force is from defaults (no \
+         ConfigMap, no file)",
     )
 }
 
@@ -177,11 +181,11 @@ fn what_happened_while_the_api_was_away_is_told_afterwards() -> Result<()> {
     let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
     let options = cluster.options(&cluster.kubeconfig_of(&proxy)?);
     let agent = Agent::start(&cluster.bed.node, options)?;
-    event(&cluster, &agent, "kube-system", "Applied")?;
+    event(&cluster, &agent, "kube-system", "ConfigApplied")?;
     proxy.set(Fault::Cut);
-    wait_log(&agent, "the Kubernetes API can't be followed")?;
+    wait_log(&agent, "cannot follow the Kubernetes API")?;
     cluster.bed.node.ip("link delete eth0")?;
-    cluster.wait_probe(&agent, "503", "attached nowhere")?;
+    cluster.wait_probe(&agent, "503", "no program is attached")?;
     let before = proxy.requests();
     wait_for(RECOVERY, "attempts", || proxy.requests() >= before + 10)?;
     proxy.set(Fault::None);

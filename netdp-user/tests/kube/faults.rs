@@ -57,7 +57,7 @@ fn what_was_in_force_stays_and_changes_count_afterwards() -> Result<()> {
         if fault != Fault::Silent {
             wait_status(&agent, "a word of it", |report| {
                 let api = report["api"].as_str().unwrap_or_default();
-                api.contains("what it said last stays in force")
+                api.contains("the configuration received last stays in force")
             })?;
         }
         cluster.wait_probe(&agent, "200", "ok")?;
@@ -123,7 +123,7 @@ fn lists_that_are_empty_by_a_lie_are_not_believed() -> Result<()> {
     proxy.set(Fault::EmptyLists);
     wait_status(&agent, "disbelief", |report| {
         let api = report["api"].as_str().unwrap_or_default();
-        api.contains("this is not believed") || api.contains("there is no Node")
+        api.contains("ignored, as the API server") || api.contains("there is no Node")
     })?;
     assert!(cluster.is_masqueraded()?);
     proxy.set(Fault::None);
@@ -184,7 +184,7 @@ fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
     let refused: Vec<_> = troubles().split_off(1);
     let of = |words: &str| refused.iter().filter(|line| line.contains(words)).count();
     ensure!(
-        of("can't be followed: the API answers 403") == 1,
+        of("cannot follow the Kubernetes API: the API answers 403") == 1,
         "{refused:#?}"
     );
     // Watching configurations and writing the Lease are reported separately.

@@ -56,7 +56,8 @@ fn they_answer_on_a_bare_node() -> Result<()> {
     // Without an uplink the node is not ready, and `/readyz` names the reason.
     bed.node.ip("link delete eth0")?;
     testbed::wait_for(crate::common::SOON, "no readiness", || {
-        ask("/readyz").is_ok_and(|text| text.contains("attached nowhere") && text.ends_with("503"))
+        ask("/readyz")
+            .is_ok_and(|text| text.contains("no program is attached") && text.ends_with("503"))
     })
 }
 

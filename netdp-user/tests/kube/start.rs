@@ -26,7 +26,7 @@ fn without_the_api_the_defaults_hold_and_the_node_is_not_ready() -> Result<()> {
     cluster.wait_probe(
         &agent,
         "503",
-        "the Kubernetes API has not told what is configured",
+        "no configuration from the Kubernetes API yet",
     )?;
     proxy.set(Fault::None);
     cluster.wait_masqueraded(&agent, true)?;
@@ -46,7 +46,7 @@ fn without_the_api_the_last_word_to_an_earlier_agent_holds() -> Result<()> {
         assert!(cluster.is_masqueraded()?, "{fault:?}");
         wait_status(&agent, "the earlier word", |report| {
             let api = report["api"].as_str().unwrap_or_default();
-            api.contains("what it said to an earlier agent is in force")
+            api.contains("the configuration that an earlier agent received is in force")
         })?;
         cluster.wait_probe(&agent, "200", "ok")?;
     }

@@ -150,7 +150,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
     })?;
     wait_log(
         &world.agent,
-        "had come before the egress program, and could keep packets from it",
+        "was attached before the egress program and could keep packets from it",
     )?;
     for (client, seen) in &mut open {
         ensure!(client.ask()? == *seen, "a mapping was lost");

@@ -125,10 +125,7 @@ fn an_interface_is_observed_until_it_is_an_uplink() -> Result<()> {
             is("eth1")
         })
     };
-    wait_log(
-        &world.agent,
-        "looking at what comes in by eth1, which is no uplink",
-    )?;
+    wait_log(&world.agent, "observing eth1: ingress program only")?;
     ours(true, false)?;
     for pod in ["cni0", "pod0"] {
         ensure!(

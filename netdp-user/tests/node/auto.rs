@@ -149,7 +149,7 @@ fn a_datapath_in_force_is_not_left() -> Result<()> {
         "{told}"
     );
     ensure!(
-        told.contains("--mode auto does not leave them for iptables"),
+        told.contains("--mode auto does not replace them by iptables"),
         "{told}"
     );
     go_on(&mut open)?;
@@ -164,7 +164,7 @@ fn a_datapath_in_force_is_not_left() -> Result<()> {
 #[test]
 fn with_neither_both_reasons_are_told() -> Result<()> {
     let world = World::new()?;
-    let mut options = world.options().arg("--programs=/nonexistent");
+    let mut options = world.options().arg("--tool-dir=/nonexistent");
     options.set_bpf_error(Some(Errno::ENOSYS));
     let mut agent = Agent::spawn(&world.bed.node, options)?;
     let told = format!("{:#}", agent.wait_ready(crate::common::SOON).unwrap_err());
@@ -173,7 +173,7 @@ fn with_neither_both_reasons_are_told() -> Result<()> {
         "eBPF does not work here (",
         ERRORS[0].1,
         "nor does iptables",
-        "there is no iptables-nft-save here",
+        "iptables-nft-save is not installed",
     ] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }

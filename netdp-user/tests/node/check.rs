@@ -62,7 +62,7 @@ fn the_policy_is_a_table() -> Result<()> {
             "10.0.0.0/8 bypass -:2",
             "10.0.0.0/29 masquerade -:4",
             "169.254.0.0/16 bypass built-in",
-            "all others masquerade default",
+            "everything else masquerade default",
             "IPv6 bypass off",
             "3 rules, 0 warnings; config ",
         ],
@@ -79,7 +79,7 @@ fn the_policy_is_a_table() -> Result<()> {
         "192.0.2.0/24 masquerade --targets:1",
     ];
     prints(&output, 0, &rows);
-    ensure!(!String::from_utf8_lossy(&output.stdout).contains("all others"));
+    ensure!(!String::from_utf8_lossy(&output.stdout).contains("everything else"));
     let output = check(&["--nomasq-all-reserved-ranges"], "")?;
     prints(&output, 0, &["100.64.0.0/10 bypass built-in", "12 rules"]);
     Ok(())

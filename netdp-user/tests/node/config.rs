@@ -187,10 +187,17 @@ fn a_bad_file_changes_nothing_and_is_named() -> Result<()> {
     let agent = agent_on(&street, volume.path())?;
     let hash = status(&agent)?["report"]["config"]["hash"].clone();
     for (turn, (text, line, words)) in bad_files().into_iter().enumerate() {
-        let told = agent.log().matches("what was in force stays").count();
+        let told = agent
+            .log()
+            .matches("the previous configuration stays in force")
+            .count();
         volume.write(&text)?;
         wait_for(SOON, &format!("a word about {text:?}"), || {
-            agent.log().matches("what was in force stays").count() > told
+            agent
+                .log()
+                .matches("the previous configuration stays in force")
+                .count()
+                > told
         })?;
         let place = format!("{}:{line}: ", volume.file().display());
         wait_config(&agent, "rejected", |rejected| {
@@ -209,14 +216,14 @@ fn a_bad_file_changes_nothing_and_is_named() -> Result<()> {
 
         let mended = agent
             .log()
-            .matches("the configuration is good again")
+            .matches("the configuration is valid again")
             .count();
         assert_eq!(mended, turn);
         volume.write(EVERYTHING)?;
         wait_for(SOON, "the recovery to be said", || {
             agent
                 .log()
-                .matches("the configuration is good again")
+                .matches("the configuration is valid again")
                 .count()
                 > turn
         })?;
@@ -265,7 +272,7 @@ fn a_bad_file_at_the_start_brings_the_defaults() -> Result<()> {
     let agent = agent_on(&street, volume.path())?;
     wait_log(
         &agent,
-        "THE CONFIGURATION IS BAD: the defaults are in force",
+        "invalid configuration: the built-in defaults are in force",
     )?;
     let place = format!("{}:2: nonMasqueradeCIDRs[0]", volume.file().display());
     ensure!(agent.log().contains(&place), "{}", agent.log());
@@ -276,7 +283,7 @@ fn a_bad_file_at_the_start_brings_the_defaults() -> Result<()> {
     ensure!(!street.is_masqueraded()?, "10.0.0.0/8 is a default");
     volume.write(EVERYTHING)?;
     street.wait_masqueraded(true)?;
-    wait_log(&agent, "the configuration is good again")
+    wait_log(&agent, "the configuration is valid again")
 }
 
 /// A restarted agent finds an invalid file, while an earlier agent's policy is in force.
@@ -291,7 +298,7 @@ fn a_bad_file_at_a_restart_keeps_the_last_good_one() -> Result<()> {
     agent.restart()?;
     wait_log(
         &agent,
-        "THE CONFIGURATION IS BAD: the last good one stays in force",
+        "invalid configuration: the last good one stays in force",
     )?;
     let config = status(&agent)?["report"]["config"].clone();
     assert_eq!(config["source"], "last good");
@@ -309,7 +316,7 @@ fn without_a_file_the_defaults_are_in_force() -> Result<()> {
     let dir = WorkDir::new("config")?;
     let file = dir.path().join("config.yaml");
     let agent = agent_on(&street, &file)?;
-    wait_log(&agent, "does not exist; it is read once it does")?;
+    wait_log(&agent, "does not exist; it is read as soon as it appears")?;
     wait_config(&agent, "source", |source| source == "defaults (no file)")?;
     ensure!(!street.is_masqueraded()?);
     fs::write(&file, EVERYTHING)?;
@@ -350,7 +357,7 @@ fn one_bad_file_of_a_directory_holds_up_all() -> Result<()> {
     fs::write(file(".hidden"), "{")?;
     fs::write(file("a.yaml~"), "{")?;
     fs::write(file("b.yaml"), "masqueradeCIDRs:\n- 10.1.0.20/32\n")?;
-    wait_log(&agent, "the configuration is good again")?;
+    wait_log(&agent, "the configuration is valid again")?;
     let wanted = [file("a.yaml"), file("b.yaml")].map(|f| f.display().to_string());
     wait_for(SOON, "both files to be in force", || {
         status(&agent).is_ok_and(|s| s["report"]["config"]["files"] == Value::from(wanted.to_vec()))
@@ -368,7 +375,7 @@ fn the_interval_is_quiet_and_never_zero() -> Result<()> {
         "nonMasqueradeCIDRs: [172.16.0.0/16]\nresyncInterval: 100ms\n",
         &["--log-level", "debug"],
     )?;
-    let resyncs = || world.agent.log().matches("again: Attach").count();
+    let resyncs = || world.agent.log().matches("reattaching: Attach").count();
     wait_for(SOON, "resyncs", || resyncs() > 3)?;
     // Nothing changed, so nothing is logged at the default level.
     let spoken = |line: &&str| !line.contains("DEBUG");

@@ -405,11 +405,15 @@ fn a_detach_says_what_it_could_not_remove() -> Result<()> {
     let work = world.agent.state_dir();
     let work = work.parent().context("no directory")?.join("programs");
     fs::create_dir(&work)?;
-    // Other users could replace it below /tmp: it is not run.
+    // Other users could replace it below /tmp: it is not executed.
     fs::write(work.join("iptables-nft-save"), "#!/bin/sh\n")?;
     let programs = work.display().to_string();
-    let told = crate::common::refused(world.agent.command(&["detach", "--programs", &programs]))?;
-    for words in ["not removed: chain NETDP-KEEP", "is not run", "removed /"] {
+    let told = crate::common::refused(world.agent.command(&["detach", "--tool-dir", &programs]))?;
+    for words in [
+        "not removed: chain NETDP-KEEP",
+        "is not executed",
+        "removed /",
+    ] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }
     let left = tcx_programs(&world.bed.node, "eth0")?;

@@ -70,8 +70,8 @@ fn xdp_programs_are_told_of() -> Result<()> {
     let on_uplink = xdp(node, "eth0")?;
     let on_pod = xdp(node, "pod0")?;
     let is_told = |words: &str| wait_for(SOON, words, || told().contains(words)).with_context(told);
-    is_told("runs on eth0: what it sends back (XDP_TX) or redirects")?;
-    is_told("runs on pod0: what it redirects to an uplink")?;
+    is_told("runs on eth0: packets that it sends back (XDP_TX) or redirects")?;
+    is_told("runs on pod0: packets that it redirects to an uplink")?;
     ensure!(
         world
             .agent

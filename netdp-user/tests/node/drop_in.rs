@@ -99,7 +99,7 @@ fn a_command_line_of_ip_masq_agent_works() -> Result<()> {
     ensure!(cluster.seen_by(&cluster.far)? == NODE, "{}", cluster.log());
     ensure!(cluster.seen_by(&cluster.near)? == POD, "{}", cluster.log());
     let log = cluster.log();
-    let said = "--stderrthreshold, --vmodule: taken for ip-masq-agent's sake, without effect";
+    let said = "--stderrthreshold, --vmodule: accepted for compatibility and ignored";
     ensure!(log.matches(said).count() == 1, "{log}");
     Ok(())
 }

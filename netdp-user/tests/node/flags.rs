@@ -79,7 +79,7 @@ fn bad_flags_are_named() -> Result<()> {
         ),
         (
             &["--enable-ipv6=maybe"],
-            &["--enable-ipv6", "maybe", "true, false"],
+            &["--enable-ipv6", "maybe", "true or false"],
         ),
         (&["--max-flows", "7"], &["--max-flows", "1024..=16777216"]),
         (

@@ -345,7 +345,10 @@ fn answers_without_end_are_not_read_to_their_end() -> Result<()> {
             "{mode:?}: another policy is in force: {report:#}"
         );
         let api = report["api"].as_str().unwrap_or_default();
-        ensure!(api.contains("what it said last stays in force"), "{api}");
+        ensure!(
+            api.contains("the configuration received last stays in force"),
+            "{api}"
+        );
         let peak = world.peak()?;
         ensure!(peak < MOST, "{mode:?}: the agent held {peak} KiB");
         eprintln!("{mode:?}: {peak} KiB at most");

@@ -119,14 +119,12 @@ fn rules_of_both_kinds_of_iptables_are_judged() -> Result<()> {
             for words in [
                 "conflict   NAT by a CNI plugin translates packets to 10.0.0.0/8",
                 "-A CNI-aaaa ! -d 224.0.0.0/4 -j MASQUERADE",
-                "harmless: concerns only packets that carry the mark 0x4000/0x4000",
+                "harmless: applies only to packets that carry the mark 0x4000/0x4000",
             ] {
                 ensure!(text.contains(words), "{mode}: no {words:?} in\n{text}");
             }
             ensure!(
-                node.agent
-                    .log()
-                    .contains("in conflict: NAT by a CNI plugin"),
+                node.agent.log().contains("conflict: NAT by a CNI plugin"),
                 "{mode}: it is not in the log"
             );
         }
@@ -169,14 +167,14 @@ fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
     let config = ConfigVolume::new("")?;
     let options = AgentOptions::new(NETDP)
         .config(config.path())
-        .arg("--programs=/nonexistent");
+        .arg("--tool-dir=/nonexistent");
     let agent = Agent::start(&bed.node, options)?;
     wait_for(SOON, "what is not looked at", || {
         agent.netdp(&["status"]).is_ok_and(|status| {
             [
-                "there is no iptables-nft-save here",
-                "there is no iptables-legacy-save here",
-                "the program nft is not here",
+                "iptables-nft-save is not installed",
+                "iptables-legacy-save is not installed",
+                "the program nft is not installed",
             ]
             .iter()
             .all(|words| status.contains(words))
@@ -190,25 +188,25 @@ fn without_programs_it_says_what_it_cannot_see() -> Result<()> {
 const DROPS: [(&str, &str); 5] = [
     (
         "iptables-nft --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 ! -i cni0 -j DROP",
-        "somebody nft 1 true",
+        "an unknown program nft 1 true",
     ),
     (
         "iptables-legacy --wait 60 -t raw -A PREROUTING -d 172.16.0.0/24 ! -i cni0 -j DROP",
-        "somebody legacy 1 true",
+        "an unknown program legacy 1 true",
     ),
     (
         "iptables-nft --wait 60 -t mangle -A PREROUTING -d 172.16.0.0/24 -i eth+ -j DROP",
-        "somebody nft 1 true",
+        "an unknown program nft 1 true",
     ),
     (
         "nft add table inet own; add chain inet own early { type filter hook prerouting priority -300; }; \
          add rule inet own early iifname != cni0 ip daddr 172.16.0.0/24 drop",
-        "somebody nftables 1 true",
+        "an unknown program nftables 1 true",
     ),
     (
         "nft add table netdev own; add chain netdev own in { type filter hook ingress device eth0 priority 0; }; \
          add rule netdev own in ip daddr { 172.16.0.2, 172.16.0.3 } counter drop",
-        "somebody nftables 1 true",
+        "an unknown program nftables 1 true",
     ),
 ];
 
@@ -263,9 +261,12 @@ fn rules_that_drop_answers_to_pods_are_told_of() -> Result<()> {
         };
         assert_eq!(node.found(1)?, [told], "{rule}");
         let text = node.agent.netdp(&["status"])?;
-        let words = "conflict   a rule of somebody drops answers to pods";
+        let words = "conflict   a rule of an unknown program drops answers to pods";
         ensure!(text.contains(words), "{text}");
-        wait_log(&node.agent, "in conflict: a rule of somebody drops answers")?;
+        wait_log(
+            &node.agent,
+            "conflict: a rule of an unknown program drops answers",
+        )?;
     }
     Ok(())
 }
@@ -305,14 +306,14 @@ fn rules_are_judged_again_when_the_uplinks_change() -> Result<()> {
              add rule ip some out oifname up9 masquerade",
         )
     })?;
-    assert_eq!(node.found(1)?, ["somebody nftables 1 false"]);
+    assert_eq!(node.found(1)?, ["an unknown program nftables 1 false"]);
     // No address and no rule changes.
     node.bed
         .node
         .ip("route add 203.0.113.0/24 via 10.9.0.2 dev up9")?;
-    wait_some(SOON, "the rule to be in conflict", || {
+    wait_some(SOON, "the rule to be a conflict", || {
         let found = node.found(1).ok()?;
-        (found == ["somebody nftables 1 true"]).then_some(())
+        (found == ["an unknown program nftables 1 true"]).then_some(())
     })
     .map_err(|err| err.context(format!("{:?}", node.foreign())))
 }

@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use testbed::{Agent, Netns, wait_for};
 
-const FLAGS: [&str; 3] = ["--enable-ipv6", "--hairpin", "cni0"];
+const FLAGS: [&str; 3] = ["--enable-ipv6", "--hairpin-interface", "cni0"];
 const PROGRAM: &str = "pod_hairpin";
 
 /// Programs in the kernel where hairpinning is on: ingress, egress.
@@ -167,7 +167,12 @@ fn pins(agent: &Agent) -> Result<usize> {
 
 #[test]
 fn interfaces_towards_pods_come_and_go() -> Result<()> {
-    let flags = ["--hairpin", "cali*", "--hairpin", "cni0"];
+    let flags = [
+        "--hairpin-interface",
+        "cali*",
+        "--hairpin-interface",
+        "cni0",
+    ];
     let mut world = World::with(crate::common::POLICY_V4, &flags)?;
     let node = &world.bed.node;
     wait_tcx(node, "cni0", &ON)?;
@@ -179,7 +184,7 @@ fn interfaces_towards_pods_come_and_go() -> Result<()> {
     node.ip("link set other1 name cali2")?;
     wait_tcx(node, "cali2", &ON)?;
     node.ip("link del cali2")?;
-    wait_log(&world.agent, "no hairpin on cali2 any more")?;
+    wait_log(&world.agent, "hairpin detached from cali2")?;
     wait_pins(&world.agent, 1)?;
     // An agent without the option detaches it.
     world.agent.kill9()?;
@@ -193,7 +198,7 @@ fn interfaces_towards_pods_come_and_go() -> Result<()> {
 
 #[test]
 fn clsact_filters_towards_pods_go_too() -> Result<()> {
-    let flags = ["--hairpin", "cni0", "--attach", "clsact"];
+    let flags = ["--hairpin-interface", "cni0", "--attach", "clsact"];
     let mut world = World::with(crate::common::POLICY_V4, &flags)?;
     let wait = |world: &World, wanted: bool| {
         wait_for(SOON, &format!("the filter to be there: {wanted}"), || {

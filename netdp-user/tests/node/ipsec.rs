@@ -76,16 +76,13 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
     }
     protect(&node, "add")?;
     for net in ["10.2.0.0/24", "fd00:2::/64"] {
-        let words = format!("dst {net} covers once it has the node's address is dropped");
+        let words = format!("dst {net} covers after translation is dropped");
         wait_log(&world.agent, &words)?;
         let text = world.agent.netdp(&["status"])?;
         let mut lines = text.lines().filter(|line| line.starts_with("ipsec "));
         ensure!(lines.any(|line| line.contains(&words)), "{text}");
     }
-    wait_log(
-        &world.agent,
-        "mappings have ended: an IPsec policy covers them",
-    )?;
+    wait_log(&world.agent, "mappings ended: an IPsec policy covers them")?;
     // Nor do packets of existing flows.
     let wire = Capture::start(&world.far)?;
     for (socket, to) in &open {
@@ -104,7 +101,7 @@ fn what_an_ipsec_policy_covers_does_not_leave_in_clear() -> Result<()> {
     ensure!(drops(&world.agent, "ipsec_policy")? >= 4);
     wait_log(
         &world.agent,
-        "an IPsec policy covers it, and it would leave in clear",
+        "an IPsec policy covers it, and it would leave in clear text",
     )?;
     // A starting agent reads the policies before it attaches.
     world.agent.stop()?;
@@ -164,9 +161,7 @@ fn what_is_covered_with_pods_addresses_is_the_kernels() -> Result<()> {
         ))?;
         wait_log(
             &world.agent,
-            &format!(
-                "policy src {any} dst {to} covers once it has the node's address is dropped, but for"
-            ),
+            &format!("policy src {any} dst {to} covers after translation is dropped, except"),
         )?;
     }
     let seen = in_clear(&world.bed, &world.far)?;

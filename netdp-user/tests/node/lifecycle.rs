@@ -275,7 +275,7 @@ fn maps_of_another_layout_are_refused() -> Result<()> {
 fn resyncs_leak_no_descriptors() -> Result<()> {
     let policy = format!("{POLICY_V4}resyncInterval: 100ms\n");
     let world = World::with(&policy, &["--log-level", "debug"])?;
-    let resyncs = || world.agent.log().matches("again: SetUplink").count();
+    let resyncs = || world.agent.log().matches("reattaching: SetUplink").count();
     let open = || -> Result<usize> {
         Ok(fs::read_dir(format!("/proc/{}/fd", world.agent.pid()))?.count())
     };

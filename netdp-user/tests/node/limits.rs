@@ -100,8 +100,8 @@ fn with_more_addresses_than_the_map_holds_nothing_is_attached() -> Result<()> {
     let mut agent = Running::start(limited(&bed.node, &dir, &["env"]))?;
     let words = [
         "the node has 1",
-        "has room for 64",
-        "nothing else is attached",
+        "holds 64",
+        "no further interface is attached",
         "netdp detach",
     ];
     wait_for(SOON, "a complaint", || {
@@ -111,7 +111,11 @@ fn with_more_addresses_than_the_map_holds_nothing_is_attached() -> Result<()> {
     // One more iteration of the agent's loop.
     bed.node.ip("addr add 10.64.99.99/32 dev many0")?;
     wait_for(SOON, "the next complaint", || {
-        agent.stderr().matches("nothing else is attached").count() == 2
+        agent
+            .stderr()
+            .matches("no further interface is attached")
+            .count()
+            == 2
     })
     .with_context(|| agent.written())?;
     let attached = tcx_programs(&bed.node, "eth0")?;
@@ -143,16 +147,16 @@ fn a_configuration_without_room_brings_the_defaults_and_says_why() -> Result<()>
     let mut agent = Agent::start(&bed.node, AgentOptions::new(NETDP).config(dir.path()))?;
     wait_log(
         &agent,
-        "THE CONFIGURATION IS BAD: the defaults are in force",
+        "invalid configuration: the built-in defaults are in force",
     )?;
-    wait_log(&agent, "more than the 1000000 that there is room for")?;
+    wait_log(&agent, "more than the limit of 1000000")?;
     let report = &status(&agent)?["report"];
     ensure!(report["config"]["rules"].as_array().map(Vec::len) == Some(4));
     let check = agent.command(&[]);
     let mut command = Command::new(check.get_program());
     command.args(["config", "check"]).arg(dir.path());
     let told = refused(command)?;
-    ensure!(told.contains("the configuration is bad: 1 error"), "{told}");
+    ensure!(told.contains("invalid configuration: 1 error"), "{told}");
     ensure!(agent.stop()?.success());
     Ok(())
 }

@@ -84,8 +84,8 @@ fn a_hundred_thousand_rules_meet_a_hundred_thousand_flows() -> Result<()> {
     let log = agent.log();
     for words in [
         // Both families, every other connection.
-        format!("{FLOWS} connections that are not translated stay so"),
-        format!("{FLOWS} connections that netfilter translates stay with it"),
+        format!("{FLOWS} untranslated connections stay untranslated"),
+        format!("{FLOWS} connections translated by netfilter stay with it"),
     ] {
         ensure!(log.contains(&words), "{words}: {log}");
     }

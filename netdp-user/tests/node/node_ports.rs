@@ -204,7 +204,7 @@ fn rules_count_as_they_come_and_go() -> Result<()> {
         "a CNI plugin (legacy, IPv6)",
         "a CNI plugin (nft, IPv4)",
         "a CNI plugin (nft, IPv6)",
-        "somebody (nftables, both)",
+        "an unknown program (nftables, both)",
     ]
     .into();
     wait_for(SOON, "all sources in the status", || {
@@ -275,7 +275,7 @@ fn a_rule_without_a_port_is_told() -> Result<()> {
     nft(&world.bed.node, wide)?;
     wait_log(
         &world.agent,
-        "only live connections are told apart: udp of nftables, both",
+        "only live connections are distinguished: udp of nftables, both",
     )?;
     wait_ports(&world.agent, &[both(18_000)])?;
     wait_status(
@@ -291,18 +291,18 @@ fn without_programs_it_says_what_it_cannot_keep() -> Result<()> {
     let config = ConfigVolume::new("")?;
     let options = AgentOptions::new(NETDP)
         .config(config.path())
-        .arg("--programs")
+        .arg("--tool-dir")
         .arg("/nonexistent");
     let agent = Agent::start(&bed.node, options)?;
     let text = agent.netdp(&["status"])?;
-    let words = "not kept   hostPorts and services, as far as NAT rules cannot be read: nftables: the program nft is not here";
+    let words = "not kept   hostPorts and services, as far as NAT rules cannot be read: nftables: the program nft is not installed";
     ensure!(text.contains(words), "no {words:?} in\n{text}");
     // That is how the image is built, and not a fault.
-    wait_log(&agent, "for neither nft nor iptables is here: ")?;
+    wait_log(&agent, "because neither nft nor iptables is installed: ")?;
     let log = agent.log();
     ensure!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
-    ensure!(log.matches("is here").count() == 1, "{log}");
-    ensure!(!log.contains("is not here"), "{log}");
+    ensure!(log.matches("is installed").count() == 1, "{log}");
+    ensure!(!log.contains("is not installed"), "{log}");
     Ok(())
 }
 

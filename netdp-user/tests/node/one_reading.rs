@@ -293,7 +293,7 @@ fn what_is_read_and_left_out_is_said() -> Result<()> {
     let file = file.display();
     for words in [
         format!("{file}:5: the configuration in the ConfigMap \"m\" is read"),
-        format!("{file}:1: no configuration, and left out: the Secret \"s\""),
+        format!("{file}:1: skipped, no configuration in: the Secret \"s\""),
     ] {
         ensure!(agent.log().contains(&words), "{words}: {}", agent.log());
         let output = Command::new(NETDP)

@@ -188,13 +188,13 @@ fn a_living_agents_programs_are_let_be() -> Result<()> {
     let mut flows = Flows::open(&world)?;
     let mut other = start_agent(&world.bed.node, &world.config, &["--enable-ipv6"])?;
     let log = other.log();
-    ensure!(log.contains("is another netdp's, which runs"), "{log}");
+    ensure!(log.contains("belongs to another running netdp"), "{log}");
     ensure!(!log.contains("had its pins out of reach"), "{log}");
     other.stop()?;
     other.netdp(&["detach"])?;
     wait_tcx(&world.bed.node, "eth0", &[&[OURS[0]], &[OURS[1]]])?;
     world.agent.restart()?;
     is_attached_once(&world, "tcx")?;
-    flows.go_on("another netdp")?;
+    flows.go_on("another running netdp")?;
     let_go(&dir)
 }

@@ -110,7 +110,7 @@ fn directories_that_others_could_swap_are_refused() -> Result<()> {
     set_mode(&parent, 0o777)?;
     refusal(
         &mut agent,
-        &["can be swapped by others", "mode 0777", "--state-dir"],
+        &["can be replaced by others", "mode 0777", "--state-dir"],
     )?;
     set_mode(&parent, 0o1777)?;
     agent.restart()?;
@@ -150,7 +150,7 @@ fn a_lock_of_another_user_stops_no_agent() -> Result<()> {
     ensure!(status(&world.agent)?["agent"] == "not running");
     world.agent.restart()?;
     ensure!(status(&world.agent)?["agent"] == "running");
-    wait_log(&world.agent, "state/lock: it is replaced")?;
+    wait_log(&world.agent, "state/lock: replacing it")?;
     // The new lock is effective.
     let mut second = world.agent.command(&["run"]);
     second.arg("--config").arg(world.config.path());

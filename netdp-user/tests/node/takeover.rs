@@ -213,7 +213,7 @@ impl Node {
         let ready = state.with_file_name("ready");
         ensure!(!ready.exists(), "{} is left", ready.display());
         let told = self.detach_again()?;
-        ensure!(told.contains("nothing is left to remove"), "{told}");
+        ensure!(told.contains("nothing to remove"), "{told}");
         Ok(())
     }
 
@@ -310,7 +310,7 @@ fn a_chain_that_is_put_back_is_told_of() -> Result<()> {
         node.agent.signal(Signal::SIGHUP)?;
         wait_for(SOON, "the agent to tell", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
-            status.contains("chain IP-MASQ-AGENT (IPv4") && status.contains("is back")
+            status.contains("chain IP-MASQ-AGENT (IPv4") && status.contains("was created again")
         })?;
         ensure!(node.chains()?, "the agent fights");
         node.check("the chain is back")?;
@@ -333,9 +333,11 @@ fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
         node.change("iptables", "ebpf")?;
         wait_for(SOON, "the status to say so", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
-            let words = "takeover   to be tried again: chain IP-MASQ-AGENT";
+            let words = "takeover   will be retried: chain IP-MASQ-AGENT";
             let told = status.lines().find(|line| line.starts_with(words));
-            told.is_some_and(|told| told.contains("a rule of somebody drops answers to pods"))
+            told.is_some_and(|told| {
+                told.contains("a rule of an unknown program drops answers to pods")
+            })
         })
         .with_context(|| node.agent.log())?;
         ensure!(node.chains()?, "the chains are gone");
@@ -380,7 +382,7 @@ fn what_ipsec_protects_is_not_taken_over() -> Result<()> {
         node.change("iptables", "ebpf")?;
         wait_for(SOON, "the status to say so", || {
             let status = node.agent.netdp(&["status"]).unwrap_or_default();
-            let words = "takeover   to be tried again: chain IP-MASQ-AGENT";
+            let words = "takeover   will be retried: chain IP-MASQ-AGENT";
             let mut told = status.lines().filter(|line| line.starts_with(words));
             told.any(|told| told.contains("IPsec policy") && told.contains(what))
         })
@@ -452,7 +454,7 @@ fn a_chain_that_may_be_ip_masq_agents_is_left() -> Result<()> {
     node.agent.kill9()?;
     std::fs::remove_dir_all(node.agent.state_dir())?;
     let told = node.detach_again()?;
-    let words = "chain IP-MASQ-AGENT (IPv4, nft) is left: nothing says that netdp wrote it";
+    let words = "chain IP-MASQ-AGENT (IPv4, nft) is left: no record shows that netdp wrote it";
     ensure!(told.contains(words), "{words:?} is not in {told}");
     ensure!(node.chains()?, "the chain is gone");
     Ok(())

@@ -197,7 +197,13 @@ fn the_status_looks_at_the_hooks_itself() -> Result<()> {
 #[test]
 fn a_detached_hairpin_program_is_attached_again() -> Result<()> {
     for mechanism in ["tcx", "clsact"] {
-        let flags = ["--enable-ipv6", "--hairpin", "cni0", "--attach", mechanism];
+        let flags = [
+            "--enable-ipv6",
+            "--hairpin-interface",
+            "cni0",
+            "--attach",
+            mechanism,
+        ];
         let world = World::with(&format!("{POLICY}resyncInterval: 1h\n"), &flags)?;
         let node = &world.bed.node;
         if mechanism == "tcx" {

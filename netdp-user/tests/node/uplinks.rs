@@ -35,14 +35,17 @@ fn wait_source(pod: &Host, to: SocketAddr, source: IpAddr) -> Result<()> {
 fn patterns_of_others_get_a_hint() -> Result<()> {
     let bed = Bed::dual_stack()?;
     let config = ConfigVolume::new(POLICY_V4)?;
-    let flags = ["--uplink", "eth+", "--hairpin", "CNI0"];
+    let flags = ["--uplink", "eth+", "--hairpin-interface", "CNI0"];
     let agent = Agent::spawn(&bed.node, options(&config, &flags))?;
     for (pattern, hint) in [
         (
             "--uplink eth+",
-            "what iptables calls + is * here: write eth*, which matches eth0",
+            "use * instead of iptables' +: write eth*, which matches eth0",
         ),
-        ("--hairpin CNI0", "letter case matters: there is cni0"),
+        (
+            "--hairpin-interface CNI0",
+            "letter case matters: there is cni0",
+        ),
     ] {
         let line = format!("no interface matches {pattern} yet: waiting for it; {hint}");
         wait_log(&agent, &line)?;
@@ -113,14 +116,11 @@ fn without_a_default_route_the_agent_waits_and_says_so() -> Result<()> {
     let config = ConfigVolume::new(POLICY_V4)?;
     bed.node.ip("route del default")?;
     let mut agent = Agent::spawn(&bed.node, options(&config, &[]))?;
-    wait_log(
-        &agent,
-        "no uplink: no interface carries an IPv4 default route",
-    )?;
+    wait_log(&agent, "no uplink: no interface has an IPv4 default route")?;
     wait_for(SOON, "the status to say so", || {
         agent
             .netdp(&["status"])
-            .is_ok_and(|told| told.contains("no interface carries"))
+            .is_ok_and(|told| told.contains("no interface has"))
     })?;
     bed.node.ip("route add default via 10.1.255.254")?;
     agent.wait_ready(SOON)?;
@@ -301,7 +301,7 @@ fn an_uplink_stays_one_without_its_default_route() -> Result<()> {
     for family in ["-4", "-6"] {
         node.ip(&format!("{family} route del default"))?;
     }
-    let resyncs = || world.agent.log().matches("again: SetUplink").count();
+    let resyncs = || world.agent.log().matches("reattaching: SetUplink").count();
     let before = resyncs();
     wait_for(SOON, "some resyncs", || resyncs() > before + 5)?;
     assert_eq!(

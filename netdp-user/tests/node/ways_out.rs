@@ -180,11 +180,11 @@ fn an_uplink_that_is_not_named_is_told_of_and_keeps_the_chains() -> Result<()> {
     agent.restart()?;
     let mut world = World { agent, bed, config };
     let agent = &world.agent;
-    let leak = "eth1 is no uplink, and the node routes to 10.9.0.0/16 by it";
+    let leak = "eth1 is not an uplink, but the route to 10.9.0.0/16";
     wait_log(agent, leak)?;
     wait_log(
         agent,
-        "taking over chain IP-MASQ-AGENT (IPv4, nft): eth1 is no uplink",
+        "taking over chain IP-MASQ-AGENT (IPv4, nft): eth1 is not an uplink",
     )?;
     wait_for(SOON, "the status to say so", || {
         let told = agent.netdp(&["status"]).unwrap_or_default();

@@ -134,7 +134,7 @@ fn the_agent_goes_on_while_a_chain_waits_for_the_lock() -> Result<()> {
     node.config.write(AFTER)?;
     wait_for(SOON, "the agent to write", || is_writing(&agent))?;
     node.config.write(BAD)?;
-    let words = "the configuration is bad: what was in force stays";
+    let words = "invalid configuration: the previous configuration stays in force";
     wait_log(&agent, words)?;
     let log = agent.log();
     let reported = log.find(words).context("no line")?;
@@ -227,7 +227,7 @@ fn a_takeover_is_tried_again() -> Result<()> {
     for words in [
         "ERROR",
         "taking over chain IP-MASQ-AGENT (IPv4, legacy)",
-        "is tried again",
+        "netdp retries",
     ] {
         ensure!(line.contains(words), "{words:?} is not in {line}");
     }
@@ -235,7 +235,7 @@ fn a_takeover_is_tried_again() -> Result<()> {
     ensure!(failed()?.to_string().contains(BUSY), "{}", failed()?);
     let text = agent.netdp(&["status"])?;
     ensure!(
-        text.contains("takeover   to be tried again: chain IP-MASQ-AGENT"),
+        text.contains("takeover   will be retried: chain IP-MASQ-AGENT"),
         "{text}"
     );
     ensure!(!node.rules()?.is_empty(), "taken over without the lock");
@@ -329,7 +329,7 @@ fn an_agent_that_is_to_end_ends_what_it_runs() -> Result<()> {
         format!("#!/bin/sh\necho $$ >{}\nexec sleep 1000\n", pid.display()),
     )?;
     fs::set_permissions(&nft, fs::Permissions::from_mode(0o755))?;
-    let options = options(&node.config, &[]).arg("--programs").arg(dir.path());
+    let options = options(&node.config, &[]).arg("--tool-dir").arg(dir.path());
     let agent = Agent::start(&node.bed.node, options)?;
     let running = || {
         let pid = fs::read_to_string(&pid).unwrap_or_default();

@@ -55,7 +55,8 @@ macro_rules! cases {
     };
 }
 
-const HAIRPIN: Options = Options::netdp(&["--hairpin", "pod?", "--udp-endpoint-independent"]);
+const HAIRPIN: Options =
+    Options::netdp(&["--hairpin-interface", "pod?", "--udp-endpoint-independent"]);
 
 cases! {
     translate::r1_1_pods_leave_with_the_nodes_address;

@@ -134,10 +134,11 @@ fn document() -> Result<String> {
     let mut shown: BTreeSet<&str> = BTreeSet::new();
     let mut text = String::from(
         "# NAT behaviour, line by line\n\n\
-         What an egress SNAT datapath has to get right, from the RFCs and from what netfilter's\n\
-         users rely on; whether netdp does; and the test that shows it. M: users break without\n\
-         it. S: it should. B: beyond what netfilter's masquerade and Cilium do. The column of\n\
-         netfilter is what was seen on Linux 6.18, mostly by the same tests (netdp-user/tests/wire).\n\n\
+         Requirements of an egress SNAT datapath, from the RFCs and from what netfilter's users\n\
+         rely on; whether netdp meets them; and the test that shows it. M: users break without\n\
+         it. S: it should. B: beyond what netfilter's masquerade and Cilium do. The column for\n\
+         netfilter has observations on Linux 6.18, mostly by the same tests\n\
+         (netdp-user/tests/wire).\n\n\
          Generated from netdp-user/tests/wire/requirements.txt by\n\
          `NETDP_REWRITE_DOCS=1 cargo test -p netdp-user --test wire the_document`.\n",
     );
@@ -178,7 +179,8 @@ pub fn check() -> Result<()> {
     let found = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     ensure!(
         found == wanted,
-        "docs/nat-behaviour.md is not what requirements.txt says; NETDP_REWRITE_DOCS=1 writes it anew"
+        "docs/nat-behaviour.md is out of date with requirements.txt; NETDP_REWRITE_DOCS=1 rewrites \
+         it"
     );
     Ok(())
 }

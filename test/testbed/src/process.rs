@@ -38,7 +38,7 @@ pub fn wait_some<T>(
         }
         ensure!(
             start.elapsed() < deadline,
-            "waited {deadline:?} in vain for {what}"
+            "timed out after {deadline:?} waiting for {what}"
         );
         std::thread::sleep(POLL);
     }

@@ -199,7 +199,7 @@ impl Lab {
         self.interleave(about, |bed, _| {
             let run = throughput::run(bed, protocol, slice)?;
             let cell = cpu.iter_mut().find(|cell| cell.variant == bed.variant.name);
-            cell.context("no such bed")?
+            cell.context("no such test bed")?
                 .samples
                 .push(run.cpu_per_gigabyte);
             Ok(Some(run.gigabits))
@@ -239,7 +239,7 @@ impl Lab {
                 let cell = cells
                     .iter_mut()
                     .find(|cell| cell.variant == bed.variant.name);
-                cell.context("no such bed")?.samples.push(*value);
+                cell.context("no such test bed")?.samples.push(*value);
             }
             Ok(Some(found.first))
         })?;

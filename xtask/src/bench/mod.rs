@@ -37,7 +37,7 @@ const FEW: u32 = 12;
 /// What `cargo xtask bench` takes.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// A few minutes instead of most of an hour: fewer rounds, sizes and seconds.
+    /// Take a few minutes instead of most of an hour: fewer rounds, sizes and seconds.
     #[arg(long)]
     quick: bool,
     /// Measure only these.
@@ -46,22 +46,22 @@ pub struct Options {
     /// Compare only these.
     #[arg(long, value_delimiter = ',', value_parser = named)]
     variants: Vec<&'static Variant>,
-    /// What depends on the number of CIDRs is measured with these numbers.
+    /// Numbers of CIDRs to measure with.
     #[arg(long, value_delimiter = ',')]
     cidrs: Vec<u32>,
-    /// For how many flows netdp's tables have room, unless more are measured.
+    /// Capacity of netdp's tables in flows, unless more are measured.
     #[arg(long, value_name = "N", default_value_t = 262_144)]
     max_flows: u32,
-    /// How many times each bed has its turn.
+    /// Number of rounds of each test bed.
     #[arg(long)]
     rounds: Option<usize>,
-    /// A netdp of another state of the sources, compared as `before`.
+    /// netdp program of another state of the sources, compared as `before`.
     #[arg(long, value_name = "PROGRAM")]
     before: Option<PathBuf>,
-    /// Programs that were built elsewhere: netdp, and the generator's object.
+    /// Programs built elsewhere: netdp, and the generator's object.
     #[arg(long, num_args = 2, value_names = ["NETDP", "GENERATOR"], hide = true)]
     built: Vec<PathBuf>,
-    /// Where report.html, report.json and report.md go.
+    /// Directory for report.html, report.json and report.md.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
@@ -69,7 +69,7 @@ pub struct Options {
 fn named(name: &str) -> Result<&'static Variant, String> {
     Variant::named(name).ok_or_else(|| {
         let names: Vec<&str> = variant::ALL.iter().map(|variant| variant.name).collect();
-        format!("there are {}", names.join(", "))
+        format!("known are {}", names.join(", "))
     })
 }
 

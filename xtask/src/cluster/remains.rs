@@ -116,7 +116,7 @@ impl Cluster {
                     .bed
                     .node
                     .enter(|| SchedClassifier::query_tcx(name, hook))?
-                    .with_context(|| format!("asking for the programs of {name}"))?;
+                    .with_context(|| format!("querying the programs of {name}"))?;
                 let output = |program: &ProgramInfo| {
                     let program = program.name_as_str().unwrap_or_default();
                     format!("{program} at {name}'s {output}")

@@ -32,7 +32,7 @@ pub fn run(netdp: &Path) -> Result<()> {
     let mut seen = Seen::new();
     let ways = [(&public, &bed.uplinks[0]), (&private, &bed.uplinks[1])];
 
-    shell::progress("before: curl, twice, which will each wait 2 s in vain");
+    shell::progress("before: curl, twice, each of which will time out after 2 s");
     for (server, uplink) in ways {
         let url = format!("http://{}/health", server.v4()?);
         curl(pod, &url)?.expect_time_out(&url)?;

@@ -102,7 +102,7 @@ pub fn run(netdp: &Path) -> Result<()> {
         "curl, new connections",
         "200",
         pod_ip.into(),
-        "10.1.0.0/16 is left alone now",
+        "10.1.0.0/16 is bypassed now",
     );
     seen.row(
         "throughout",

@@ -25,8 +25,8 @@ const NEAR: &str = "http://10.1.0.20/health";
 
 pub fn run(netdp: &Path) -> Result<()> {
     narrate(
-        "A Redis server has 10.0.0.3 in 10.0.0.0/29. The cluster leaves all of 10.0.0.0/8 alone, \
-         but the\nmanaged service knows no way to pods.",
+        "A Redis server has 10.0.0.3 in 10.0.0.0/29. The cluster bypasses all of 10.0.0.0/8, but \
+         the\nmanaged service has no route to pods.",
     );
     let bed = Bed::builder()
         .uplink("eth0", &["10.1.0.10/16"])
@@ -43,7 +43,7 @@ pub fn run(netdp: &Path) -> Result<()> {
 
     let mut config = ConfigVolume::new(BROAD)?;
     let agent = start_agent(netdp, &bed, &config, &[])?;
-    shell::progress("before: redis-cli, which will wait 2 s in vain");
+    shell::progress("before: redis-cli, which will time out after 2 s");
     redis(pod, redis_ip, &["info", "server"])?.expect_time_out("redis-cli info")?;
     let source = super::clients::half_open_source(&server)?;
     expect_source(source, pod_ip, "the pod's")?;

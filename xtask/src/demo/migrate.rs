@@ -13,11 +13,11 @@ pub fn run(netdp: &Path, rounds: usize) -> Result<()> {
     narrate(
         "The node has the chains that ip-masq-agent leaves (nft, IPv4 and IPv6). Its pods have \
          connections that stay\nopen, some of them idle, begin new ones without pause, and ping. \
-         Then netdp looks on, takes over, and gives\nback.\n",
+         Then netdp compares in shadow mode, takes\nover, and rolls back.\n",
     );
     shell::progress("starting the node, its chains and the load");
     let mut migration = Migration::start(netdp, "nft")?;
-    shell::progress("comparing in the shadow of the chains");
+    shell::progress("comparing in shadow mode");
     println!("netdp shadow report:");
     for line in migration.shadow()?.lines() {
         println!("   {line}");
@@ -25,7 +25,7 @@ pub fn run(netdp: &Path, rounds: usize) -> Result<()> {
     let mut steps = Table::new();
     steps.load_style(UTF8_FULL_CONDENSED).set_header([
         "",
-        "who translates",
+        "translated by",
         "took",
         "connections so far",
         "lost",

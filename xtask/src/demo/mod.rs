@@ -79,7 +79,7 @@ fn check(task: &str) -> Result<()> {
     ] {
         ensure!(
             Path::new(path).exists(),
-            "there is no {path}: in a chroot, `{mount}`; elsewhere the kernel lacks it"
+            "{path} is missing: in a chroot, run `{mount}`; elsewhere the kernel lacks it"
         );
     }
     // A process that a signal terminates drops nothing.
@@ -92,12 +92,12 @@ fn check(task: &str) -> Result<()> {
 
 fn scene(title: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("\n{title}\n{}", "─".repeat(title.chars().count()));
-    run().with_context(|| format!("the story is not as told: {title}"))
+    run().with_context(|| format!("unexpected result: {title}"))
 }
 
 fn end(start: Instant) {
     println!(
-        "\nAll as told, in {:.0} s. Nothing is left behind.",
+        "\nAll checks passed in {:.0} s; cleaned up.",
         start.elapsed().as_secs_f32()
     );
 }

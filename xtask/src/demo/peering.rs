@@ -20,7 +20,7 @@ const NEAR: &str = "http://10.1.0.20/health";
 pub fn run(netdp: &Path) -> Result<()> {
     narrate(
         "Pods are in 172.16.0.0/16, their node is 10.1.0.10 in 10.1.0.0/16. The peered network \
-         10.2.0.0/16\nknows the way to the node, and none to pods.",
+         10.2.0.0/16\nhas a route to the node, and none to pods.",
     );
     let bed = Bed::builder()
         .uplink("eth0", &["10.1.0.10/16"])
@@ -34,7 +34,7 @@ pub fn run(netdp: &Path) -> Result<()> {
     let (pod_ip, node_ip) = (pod.v4()?.into(), bed.uplinks[0].v4()?.into());
     let mut seen = Seen::new();
 
-    shell::progress("before: curl, which will wait 2 s in vain");
+    shell::progress("before: curl, which will time out after 2 s");
     curl(pod, PEERED)?.expect_time_out(PEERED)?;
     let source = half_open_source(&server)?;
     expect_source(source, pod_ip, "the pod's")?;
@@ -43,7 +43,7 @@ pub fn run(netdp: &Path) -> Result<()> {
         "curl 10.2.0.1/health",
         "time-out",
         source,
-        "the answer to a pod has no way back",
+        "no route back to the pod",
     );
 
     let config = ConfigVolume::new(CONFIG)?;
@@ -55,7 +55,7 @@ pub fn run(netdp: &Path) -> Result<()> {
         "curl 10.2.0.1/health",
         "200",
         source,
-        "masqueraded: the way back is the node's",
+        "masqueraded: the reply goes to the node",
     );
     let source = source_by_curl(pod, NEAR)?;
     expect_source(source, pod_ip, "the pod's own")?;

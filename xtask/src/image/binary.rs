@@ -56,7 +56,7 @@ fn flags(target_dir: &Path) -> Result<Vec<String>> {
     let cargo_home = shell::cargo_home().context("neither CARGO_HOME nor HOME is set")?;
     let root = shell::root()
         .canonicalize()
-        .context("looking for the workspace")?;
+        .context("locating the workspace")?;
     let paths = [
         (cargo_home.as_path(), "/cargo"),
         (root.as_path(), "/netdp"),

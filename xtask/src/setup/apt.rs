@@ -28,7 +28,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
     let absent = without_candidate(packages)?;
     ensure!(
         absent.is_empty(),
-        "apt knows no package {}: it is in Debian 12's main or security archive. See that \
+        "apt finds no package {}, which is in Debian 12's main or security archive: check that \
          `bookworm` and `bookworm-security`, component main, are among apt's sources, and that \
          their mirrors are up to date",
         absent.join(", ")
@@ -159,7 +159,7 @@ fn with_retry(command: impl Fn() -> Command, what: &str) -> Result<()> {
         shell::progress(&format!("setup: {error}; trying once more"));
         shell::run_as_progress(&mut command()).with_context(|| {
             format!(
-                "{what} failed twice; apt's words are above. Is the network up, and the mirror?"
+                "{what} failed twice; apt's messages are above. Are the network and the mirror up?"
             )
         })?;
     }

@@ -326,7 +326,7 @@ pub const ALL: &[Need] = &[
     program(
         &["conntrack"],
         "conntrack",
-        "looks into netfilter in tests and the bench",
+        "inspects netfilter in tests and the bench",
     ),
     program(&["systemd-analyze"], "systemd", "checks the systemd unit"),
     program(
@@ -346,7 +346,7 @@ pub const ALL: &[Need] = &[
     kubernetes_build("/usr/bin/make", "make"),
     kubernetes_build("/usr/bin/dpkg-source", "dpkg-dev"),
     kubernetes("etcd", "stores for the API server in tests"),
-    kubernetes("kubectl", "speaks to the API server in tests"),
+    kubernetes("kubectl", "talks to the API server in tests"),
     built("kube-apiserver", "the API server in tests"),
     Need {
         part: Part::Release,

@@ -27,7 +27,7 @@ app.kubernetes.io/name: netdp
 {{- end }}
 
 {{- define "netdp.capabilities" -}}
-{{- /* Programs that are attached yet are needed until netfilter has all. */ -}}
+{{- /* Programs that are still attached are needed until netfilter has taken over everything. */ -}}
 {{- if and (eq .Values.mode "iptables") (not (include "netdp.takeover" .)) -}}
 [NET_ADMIN, NET_RAW]
 {{- else if .Values.sysAdmin -}}
@@ -37,14 +37,14 @@ app.kubernetes.io/name: netdp
 {{- end }}
 {{- end }}
 
-{{- /* Refuses to take a ConfigMap that somebody else has made. */ -}}
+{{- /* Fails if a ConfigMap exists that does not belong to the release. */ -}}
 {{- define "netdp.owns" -}}
 {{- $root := index . 0 }}{{ $name := index . 1 }}{{ $value := index . 2 }}
 {{- $namespace := $root.Release.Namespace }}
 {{- with lookup "v1" "ConfigMap" $namespace $name }}
 {{- $annotations := .metadata.annotations | default dict }}
 {{- if ne (get $annotations "meta.helm.sh/release-name") $root.Release.Name }}
-{{- fail (printf "the ConfigMap %s/%s is there already and is not this release's. Leave out the value `%s`: netdp reads the ConfigMap that is there. Or hand it over to the release, which replaces what is in it: kubectl -n %s label configmap %s app.kubernetes.io/managed-by=Helm; kubectl -n %s annotate configmap %s meta.helm.sh/release-name=%s meta.helm.sh/release-namespace=%s" $namespace $name $value $namespace $name $namespace $name $root.Release.Name $namespace) }}
+{{- fail (printf "the ConfigMap %s/%s already exists and does not belong to this release. Omit the value `%s`: netdp reads the existing ConfigMap. Or hand it over to the release, which replaces its content: kubectl -n %s label configmap %s app.kubernetes.io/managed-by=Helm; kubectl -n %s annotate configmap %s meta.helm.sh/release-name=%s meta.helm.sh/release-namespace=%s" $namespace $name $value $namespace $name $namespace $name $root.Release.Name $namespace) }}
 {{- end }}
 {{- end }}
 {{- end }}

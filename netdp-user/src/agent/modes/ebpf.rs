@@ -112,9 +112,9 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
             return Err(why.context(stays(&what.join(", "))));
         }
         Traces::Unknown(interfaces) => log::warn!(
-            "programs are attached to {} by TCX, and whose they are the kernel tells with \
-             CAP_SYS_ADMIN only: if they are an earlier netdp's, they go on by its policy. \
-             `netdp detach` on the node ends them",
+            "TCX programs of an unknown owner are attached to {} (identifying it needs \
+             CAP_SYS_ADMIN): those of an earlier netdp keep translating by its policy. `netdp \
+             detach` on the node removes them",
             interfaces.join(", ")
         ),
     }
@@ -130,7 +130,7 @@ pub(super) fn start_or_iptables(options: &RunOptions) -> Result<(Engine, Option<
     log::warn!("--mode auto: iptables, because eBPF does not work here: {why}");
     let add = missing.manifest();
     if !add.is_empty() {
-        log::info!("for eBPF add, {}:", pod::BELOW);
+        log::info!("for eBPF, add {}:", pod::BELOW);
     }
     for line in &add {
         log::info!("  {line}");
@@ -163,9 +163,9 @@ fn start_kept(options: &RunOptions) -> Result<Result<Engine, String>> {
 /// Returns the reason why programs of an earlier agent are not given up for iptables.
 fn stays(place: &str) -> String {
     format!(
-        "netdp's eBPF programs are in force ({place}), and --mode auto does not leave them for iptables: \
-         packets would be translated twice, or by an old policy. They go on as they are. `--mode iptables` \
-         with what they were started with gives their connections to netfilter; `netdp detach` on the \
-         node ends them"
+        "netdp's eBPF programs are in force ({place}), and --mode auto does not replace them by \
+         iptables: packets would be translated twice, or by an outdated policy. The programs stay \
+         as they are. `--mode iptables`, with the earlier manifest's rights and volumes, hands \
+         their connections over to netfilter; `netdp detach` on the node removes them"
     )
 }

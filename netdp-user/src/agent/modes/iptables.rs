@@ -22,8 +22,8 @@ pub(super) fn start(options: &RunOptions) -> Result<Engine> {
     let chains = Chains::new(&options.chains)?;
     if chains.backend() == Backend::Legacy && pod::has_lock_of_its_own() {
         log::warn!(
-            "the node's programs of iptables-legacy do not see the lock of this pod's: writing may \
-             fail now and then, and is tried again. To be added, {}: {}",
+            "the node's iptables-legacy programs do not share this pod's xtables lock: writes may \
+             fail now and then, and are retried. Add {}: {}",
             pod::BELOW,
             pod::LOCK_VOLUME
         );
@@ -213,7 +213,7 @@ impl Iptables {
                 let mut event = Event::Checked;
                 self.rollback = match checked {
                     Ok((_, Ok(true))) => {
-                        log::info!("the eBPF datapath is gone; netfilter translates");
+                        log::info!("the eBPF datapath is removed; netfilter translates");
                         RollbackState::None
                     }
                     Ok((rollback, finished)) => {

@@ -10,7 +10,8 @@ use anyhow::{Result, bail};
 pub(super) fn start(options: &RunOptions) -> Result<Engine> {
     if datapath::is_pinned(&options.bpffs) {
         bail!(
-            "an eBPF datapath is in force in {}: there is no other to compare with; end it with netdp detach",
+            "an eBPF datapath is in force in {}: there is nothing to compare with; remove it with \
+             netdp detach",
             options.bpffs.display()
         );
     }

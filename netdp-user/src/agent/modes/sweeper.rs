@@ -85,7 +85,7 @@ impl SweeperThread {
                     notify.notify_one();
                 }
             })
-            .context("starting the thread that sweeps")?;
+            .context("starting the sweeper thread")?;
         Ok(Self {
             requests,
             outcomes,
@@ -122,7 +122,7 @@ impl SweeperThread {
         self.stop = Arc::clone(&rules.stop);
         self.local_addrs_stale = Arc::clone(&rules.local_addrs_stale);
         if self.requests.send(Request { rules, cause }).is_err() {
-            bail!("the thread that sweeps has ended, mappings will not: restart the agent");
+            bail!("the sweeper thread exited: mappings no longer expire; restart the agent");
         }
         self.busy = true;
         Ok(())

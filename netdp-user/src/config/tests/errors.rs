@@ -181,7 +181,7 @@ fn bad_values() {
             "x: 1\nnonMasqueradeCIDRs:\n",
             "c.yaml:2: nonMasqueradeCIDRs is null",
             &[
-                "upstream would masquerade everything",
+                "ip-masq-agent would masquerade everything",
                 "write []",
                 "remove the key",
             ][..],
@@ -238,17 +238,17 @@ fn bad_values() {
         ),
         (
             "resyncInterval: '60'",
-            "c.yaml:1: resyncInterval: \"60\" is no duration",
+            "c.yaml:1: resyncInterval: \"60\" is not a duration",
             &["unit is missing"],
         ),
         (
             "resyncInterval: 1d",
-            "c.yaml:1: resyncInterval: \"1d\" is no duration",
-            &["\"d\" is no unit"],
+            "c.yaml:1: resyncInterval: \"1d\" is not a duration",
+            &["\"d\" is not a unit"],
         ),
         (
             "resyncInterval: soon",
-            "c.yaml:1: resyncInterval: \"soon\" is no duration",
+            "c.yaml:1: resyncInterval: \"soon\" is not a duration",
             &[],
         ),
         (

@@ -46,8 +46,8 @@ fn lists_are_united_and_booleans_ored() {
     let warnings = lines(&loaded.warnings);
     let starts = [
         "a:2: resyncInterval: 300s has no effect, because c:2 has the shorter 30s",
-        "b:2: masqLinkLocal: false has no effect, because c:1 says true",
-        "d:1: masqLinkLocal: false has no effect, because c:1 says true",
+        "b:2: masqLinkLocal: false has no effect, because c:1 sets true",
+        "d:1: masqLinkLocal: false has no effect, because c:1 sets true",
         "d:2: masqLinkLocalIPv6: true has no effect, because IPv6 is off; pass --enable-ipv6",
         "d:3: resyncInterval: \"0s\" is not positive",
     ];

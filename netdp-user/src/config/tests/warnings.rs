@@ -127,7 +127,7 @@ fn a_masquerade_that_changes_nothing_is_warned_of() {
         ),
         (
             "masqueradeCIDRs: [8.8.8.0/24]",
-            "masqueradeCIDRs: 8.8.8.0/24 changes nothing, because what no list names",
+            "masqueradeCIDRs: 8.8.8.0/24 changes nothing, because destinations that no list covers",
         ),
     ] {
         warns(text, &format!("c.yaml:1: {expected}"), &[]);

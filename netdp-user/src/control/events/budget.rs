@@ -119,10 +119,10 @@ mod tests {
         let mut budget = Budget::new(start);
         let about = Involved::Map(map("a"));
         let published = |second| start + Duration::from_secs(second);
-        let count = (0..3600).filter(|second| budget.take(&about, "Applied", published(*second)));
+        let count = (0..3600).filter(|second| budget.take(&about, "ConfigApplied", published(*second)));
         assert_eq!(count.count(), 4 + 11);
         // Each reason has its own budget.
-        assert!(budget.take(&about, "Rejected", published(3600)));
+        assert!(budget.take(&about, "ConfigRejected", published(3600)));
     }
 
     #[test]
@@ -134,7 +134,7 @@ mod tests {
             for name in 0..500 {
                 let about = Involved::Map(map(&format!("map{name}")));
                 let at = start + Duration::from_secs(second);
-                count += u32::from(budget.take(&about, "Applied", at));
+                count += u32::from(budget.take(&about, "ConfigApplied", at));
             }
         }
         assert!(count <= 16 + 60, "{count} in two hours");

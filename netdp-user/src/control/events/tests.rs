@@ -82,7 +82,10 @@ fn errors_are_told_where_they_are() {
     let found = drafts(&status(), &now);
     assert_eq!(found.len(), 2);
     assert_eq!(found[0].involved, Involved::Map(map("bad")));
-    assert_eq!(found[0].message, "config:2: no; what was in force stays");
+    assert_eq!(
+        found[0].message,
+        "config:2: no; the previous configuration stays in force"
+    );
     assert_eq!(found[1].involved, Involved::Node);
     assert!(found[1].message.starts_with("/etc/config/x:1: neither;"));
 }
@@ -95,7 +98,7 @@ fn what_is_in_force_is_told_of_each_config_map_and_warnings_of_their_own() {
     now.warnings = vec!["kube-system/b/config:3: odd".into()];
     let found = drafts(&status(), &now);
     let reasons: Vec<_> = found.iter().map(|it| it.reason).collect();
-    assert_eq!(reasons, ["Applied", "Applied", "LookAtThis"]);
+    assert_eq!(reasons, ["ConfigApplied", "ConfigApplied", "ConfigWarning"]);
     assert_eq!(found[2].involved, Involved::Map(map("b")));
     assert_eq!(found[2].message, "config:3: odd");
 }
@@ -127,7 +130,7 @@ fn a_config_map_that_is_gone_is_told_of_and_a_file_of_the_node() {
     assert_eq!(
         reasons,
         [
-            ("Gone", &Involved::Map(map("a"))),
+            ("ConfigGone", &Involved::Map(map("a"))),
             ("ConfigGone", &Involved::Node)
         ]
     );

@@ -130,7 +130,7 @@ impl<'a> Pass<'a> {
             }
             self.remove_ended(maps)
         })
-        .context("going through the snat map")?;
+        .context("walking the snat map")?;
         self.accounts.set_opened(maps, &before)
     }
 

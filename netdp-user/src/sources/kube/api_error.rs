@@ -43,7 +43,7 @@ impl ApiError {
     /// Makes the error of a response that did not arrive in time.
     pub(crate) fn timed_out() -> Self {
         Self {
-            text: "the API is silent".into(),
+            text: "timed out waiting for the API server".into(),
             kind: ApiErrorKind::Unavailable,
             relist: false,
         }

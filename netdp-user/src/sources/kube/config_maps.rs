@@ -58,12 +58,13 @@ impl ConfigMapStore {
     fn check(&self, maps: &DocumentsByName) -> Result<(), ApiError> {
         let problem = if maps.len() > MAX_CONFIG_MAPS {
             format!(
-                "more than {MAX_CONFIG_MAPS} ConfigMaps have the label {LABEL}: what was in force stays; take it \
-                 off some"
+                "more than {MAX_CONFIG_MAPS} ConfigMaps have the label {LABEL}: the previous configuration \
+                 stays in force; remove it from some"
             )
         } else if maps.values().map(|map| map.bytes()).sum::<usize>() > MAX_CONFIG_MAP_BYTES {
             format!(
-                "the ConfigMaps {} hold more than {} MiB: what was in force stays; make them smaller",
+                "the ConfigMaps {} hold more than {} MiB: the previous configuration stays in \
+                 force; make them smaller",
                 self.selection.name(&self.main),
                 MAX_CONFIG_MAP_BYTES >> 20
             )
@@ -164,9 +165,9 @@ fn documents(map: &ConfigMap, keys: Keys) -> ConfigMapDocuments {
     {
         let others: Vec<_> = values.keys().copied().take(NAMED).collect();
         let message = match others.as_slice() {
-            [] => format!("the ConfigMap has no key {key:?}: it says nothing"),
+            [] => format!("the ConfigMap has no key {key:?}: it configures nothing"),
             others => format!(
-                "the ConfigMap has no key {key:?}, only {}: it says nothing",
+                "the ConfigMap has no key {key:?}, only {}: it configures nothing",
                 others.join(", ")
             ),
         };

@@ -47,8 +47,8 @@ impl std::fmt::Display for TooLong {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "the API sends more than {} MiB at once, and is not read any further; look for an \
-             object of that size, or for what stands between the node and the API server",
+            "the API sends more than {} MiB at once, and reading stopped; check for an object of \
+             that size, or a proxy between the node and the API server",
             self.limit >> 20
         )
     }

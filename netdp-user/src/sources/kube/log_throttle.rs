@@ -176,11 +176,11 @@ impl State {
 fn describe(user: ApiUser, error: &ApiError) -> String {
     let text = &error.text;
     if user.follows() {
-        format!("the Kubernetes API can't be followed: {text}")
+        format!("cannot follow the Kubernetes API: {text}")
     } else if error.kind == ApiErrorKind::Unavailable {
         format!("the Kubernetes API does not answer: {text}")
     } else {
-        format!("{text}; all else goes on")
+        format!("{text}; masquerading goes on")
     }
 }
 
@@ -288,12 +288,12 @@ mod tests {
         let first = clock
             .error(0, ApiUser::Lease, ApiErrorKind::Denied, "the Lease: no")
             .unwrap();
-        assert_eq!(first, "the Lease: no; all else goes on");
+        assert_eq!(first, "the Lease: no; masquerading goes on");
         let second = clock
             .error(1, MAIN, ApiErrorKind::Denied, "cannot watch")
             .unwrap();
         assert!(
-            second.ends_with("can't be followed: cannot watch"),
+            second.ends_with("follow the Kubernetes API: cannot watch"),
             "{second}"
         );
         for second in 2..100 {
@@ -331,7 +331,7 @@ mod tests {
         let left = clock
             .error(70, ApiUser::Lease, ApiErrorKind::Denied, "the Lease")
             .unwrap();
-        assert_eq!(left, "the Lease; all else goes on");
+        assert_eq!(left, "the Lease; masquerading goes on");
         assert_eq!(
             clock.error(80, ApiUser::Lease, ApiErrorKind::Denied, "the Lease"),
             None

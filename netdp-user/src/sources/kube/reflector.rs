@@ -158,8 +158,8 @@ where
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
                 return Err(ApiError::new(
-                    "the API lists pages with nothing on them: look for what stands between the node and the API \
-                     server",
+                    "the API lists pages with nothing on them: check for a proxy between the node \
+                     and the API server",
                 ));
             }
             self.store.add_page(page.items, &mut all)?;

@@ -207,7 +207,7 @@ impl Shared {
             .limit(1);
         let nodes = timeout(TIMEOUT, self.nodes.list(&params)).await;
         let nodes = nodes
-            .map_err(|_| ApiError::of_kind(ApiErrorKind::Unavailable, "the API is silent"))?
+            .map_err(|_| ApiError::of_kind(ApiErrorKind::Unavailable, "timed out waiting for the API server"))?
             .map_err(|error| ApiError::of(&error))?;
         if nodes
             .items
@@ -217,8 +217,8 @@ impl Shared {
             return Ok(());
         }
         Err(ApiError::new(format!(
-            "ConfigMaps are gone, but so is the Node {name} as it was: this is not believed; \
-             restart the agent if the cluster was made anew"
+            "ConfigMaps are gone, but the Node {name} is another one too: ignored, as the API \
+             server has probably lost its data; restart the agent if the cluster was created anew"
         )))
     }
 }

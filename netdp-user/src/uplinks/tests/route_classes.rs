@@ -104,7 +104,7 @@ fn links_to_pods_are_never_uplinks_and_reported_as_left_out() {
     let selected = net.with_bypassed(&[], &[]);
     assert_eq!(names(&selected), ["eth0"]);
     assert!(
-        selected.leaks[0].contains("cni0 is no uplink"),
+        selected.leaks[0].contains("cni0 is not an uplink"),
         "{selected:?}"
     );
     assert!(selected.leaks[0].contains("203.0.113.0/24"), "{selected:?}");
@@ -151,9 +151,7 @@ fn other_paths_out_are_reported_if_uplinks_are_named() {
     let selected = net.by_routes(&["eth0"]);
     assert_eq!(names(&selected), ["eth0"]);
     assert_eq!(selected.leaks.len(), 1);
-    assert!(
-        selected.leaks[0].starts_with("wg0 is no uplink, and the node routes to 203.0.113.0/24")
-    );
+    assert!(selected.leaks[0].starts_with("wg0 is not an uplink, but the route to 203.0.113.0/24"));
     let selected = net.by_routes(&["eth0", "wg0"]);
     assert_eq!(names(&selected), ["eth0", "wg0"]);
     assert_eq!(selected.leaks, [""; 0]);

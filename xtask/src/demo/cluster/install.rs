@@ -19,7 +19,7 @@ const TIMED_OUT: &str = "command terminated with exit code 143";
 pub fn run(stage: &mut Stage) -> Result<()> {
     narrate(
         "Pods are in 172.16.0.0/24, their node is 10.1.0.10 in 10.1.0.0/16. The peered network \
-         10.2.0.0/16\nknows the way to the node, and none to pods.\n",
+         10.2.0.0/16\nhas a route to the node, and none to pods.\n",
     );
     let pod = &stage.pods[0];
     let (pod_ip, peered, near) = (
@@ -34,7 +34,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     stage.kubectl("-n kube-system rollout status daemonset/netdp")?;
     stage.kubectl("-n kube-system get pods -o wide")?;
 
-    shell::progress("a request, which will wait 2 s in vain");
+    shell::progress("a request, which will time out after 2 s");
     time_out(stage, &peered)?;
     curl(pod, &peered)?.expect_time_out(&peered)?;
     seen.row(
@@ -42,7 +42,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         "wget 10.2.0.1/health",
         "time-out",
         pod_ip,
-        "10.0.0.0/8 is left alone by default",
+        "10.0.0.0/8 is bypassed by default",
     );
 
     narrate(&format!("\n$ cat config\n{CONFIG}"));
@@ -52,7 +52,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         (
             &peered,
             stage.node,
-            "masqueraded: the way back is the node's",
+            "masqueraded: the reply goes to the node",
         ),
         (&near, pod_ip, "10.1.0.0/16 is a nonMasqueradeCIDR"),
     ] {
@@ -69,7 +69,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
 
     let events = stage.kubectl_until(
         "-n kube-system get events --field-selector involvedObject.name=ip-masq-agent",
-        "Applied",
+        "ConfigApplied",
     )?;
     stage.kubectl_until("-n netdp-fleet get leases", "netdp-node-a")?;
     let config = events.split_once("config ").context("no configuration")?.1;

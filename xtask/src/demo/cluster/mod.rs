@@ -31,14 +31,14 @@ pub fn run() -> Result<()> {
         Cluster::start(&[&image.archive])
     })?;
     let mut stage = Stage::new(cluster, image.program)?;
-    times.measure("story", || {
+    times.measure("scenes", || {
         scene("1. a pod, a peered network, and a ConfigMap", || {
             install::run(&mut stage)
         })?;
         scene("2. updates and crashes under load", || {
             update::run(&mut stage)
         })?;
-        scene("3. in the place of ip-masq-agent, and back", || {
+        scene("3. replacing ip-masq-agent, and back", || {
             takeover::run(&mut stage)
         })
     })?;
@@ -68,7 +68,6 @@ impl Times {
         for (what, seconds) in &self.0 {
             let _ = write!(text, " {what} {seconds:.1} s;");
         }
-        text + "\nSet-up and the image take that long once, when everything has to be built; \
-                the README says how long."
+        text + "\nSetup and the image take long only the first time, when everything is built."
     }
 }

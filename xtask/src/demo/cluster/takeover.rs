@@ -26,13 +26,13 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         left = stage.cluster.remains(&datapath).ok();
         left.as_ref().is_some_and(|left| left.is_nothing())
     });
-    let left = left.context("what is left can't be told")?;
-    narrate(&format!("\nWhat is left of it:\n{left}"));
+    let left = left.context("what remains can't be listed")?;
+    narrate(&format!("\nWhat remains of it:\n{left}"));
     gone?;
 
     narrate(
-        "ip-masq-agent comes: its own manifest, with the rules that it leaves on nodes. (Something \
-         that does nothing is\nin the place of its program.)\n",
+        "ip-masq-agent comes: its own manifest, with the rules that it leaves on nodes. (A \
+         placeholder\nstands in for its program.)\n",
     );
     masquerade_by_chain(stage)?;
     stage.kubectl("-n kube-system get daemonset ip-masq-agent")?;
@@ -55,8 +55,8 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     let (opened, lost) = load.tally().connections();
     narrate(&format!("{opened} connections so far, {lost} lost."));
 
-    narrate("\nAnd back:");
-    shell::progress("the way back, under load");
+    narrate("\nThe rollback:");
+    shell::progress("the rollback, under load");
     stage.kubectl(
         "-n kube-system patch daemonset ip-masq-agent --type json --patch \
          [{\"op\":\"add\",\"path\":\"/spec/template/spec/containers/0/args/-\",\
@@ -67,7 +67,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
         let attached = stage.cluster.datapath();
         attached.is_ok_and(|attached| attached == Default::default())
     })?;
-    load.step().context("after the way back")?;
+    load.step().context("after the rollback")?;
     narrate("$ iptables -t nat -S IP-MASQ-AGENT    # on the node");
     let rules = chain(stage)?;
     show(&rules);

@@ -121,7 +121,7 @@ impl Job {
         match Maps::open(&self.bpffs).and_then(|mut maps| maps.reserve(&translated)) {
             Ok(0) => {}
             Ok(reserved) => {
-                log::info!("{reserved} connections that netfilter translates stay with it");
+                log::info!("{reserved} connections translated by netfilter stay with it");
             }
             Err(err) => log::warn!("{err:#}"),
         }
@@ -147,7 +147,9 @@ impl Job {
         for chain in kept {
             match chain.remove(false) {
                 Ok(()) => {
-                    log::info!("the last connection of netfilter's has ended: {chain} is gone");
+                    log::info!(
+                        "the last connection translated by netfilter ended: {chain} is removed"
+                    );
                 }
                 Err(err) => log::warn!("{err:#}"),
             }
