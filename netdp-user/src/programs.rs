@@ -198,7 +198,10 @@ impl Program {
     /// Starts the program unless the agent is ending, and registers it before [`end_all`] can run.
     fn start(&self, arguments: &[&str], input: &str) -> Result<(Child, Pid)> {
         let mut running = running();
-        ensure!(!running.ended, "it is not executed, because the agent is exiting");
+        ensure!(
+            !running.ended,
+            "it is not executed, because the agent is exiting"
+        );
         let child = self
             .command(arguments, input)
             .spawn()

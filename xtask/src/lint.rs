@@ -136,9 +136,7 @@ fn check_advisories(required: bool) -> Result<()> {
             shell::progress(message);
             return Ok(());
         }
-        shell::progress(
-            "the RustSec database can't be fetched: using the last copy",
-        );
+        shell::progress("the RustSec database can't be fetched: using the last copy");
     }
     let mut check = shell::cargo();
     check.args(["deny", "check"]);

@@ -169,7 +169,9 @@ impl Agent {
             match file::suggest(path) {
                 None => log::info!("{path_name} does not exist; it is read as soon as it appears"),
                 Some(hint) => {
-                    log::warn!("{path_name} does not exist; it is read as soon as it appears; {hint}");
+                    log::warn!(
+                        "{path_name} does not exist; it is read as soon as it appears; {hint}"
+                    );
                 }
             }
         }

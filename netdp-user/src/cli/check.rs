@@ -98,7 +98,10 @@ impl Check {
             );
         }
         if self.strict && warnings > 0 {
-            bail!("{}; --strict treats warnings as errors", plural(warnings, "warning", "warnings"));
+            bail!(
+                "{}; --strict treats warnings as errors",
+                plural(warnings, "warning", "warnings")
+            );
         }
         Ok(())
     }

@@ -121,11 +121,9 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Run(run) => {
             init_log(run.log_level());
             // Only the agent's end is the end of the container.
-            run.options()
-                .and_then(agent::run)
-                .inspect_err(|err| {
-                    pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
-                })
+            run.options().and_then(agent::run).inspect_err(|err| {
+                pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
+            })
         }
         Command::Status(show) => report::print(
             &show.paths.bpffs,

@@ -42,9 +42,9 @@ impl Removal {
         for maps in maps {
             match maps.delete_conntrack_entries() {
                 Ok(0) => {}
-                Ok(n) => self.lines.push(format!(
-                    "the conntrack entries of {n} translated flows"
-                )),
+                Ok(n) => self
+                    .lines
+                    .push(format!("the conntrack entries of {n} translated flows")),
                 Err(err) => {
                     log::debug!("connection tracking: {err:#}");
                     self.unknown = true;

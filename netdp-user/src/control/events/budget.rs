@@ -119,7 +119,8 @@ mod tests {
         let mut budget = Budget::new(start);
         let about = Involved::Map(map("a"));
         let published = |second| start + Duration::from_secs(second);
-        let count = (0..3600).filter(|second| budget.take(&about, "ConfigApplied", published(*second)));
+        let count =
+            (0..3600).filter(|second| budget.take(&about, "ConfigApplied", published(*second)));
         assert_eq!(count.count(), 4 + 11);
         // Each reason has its own budget.
         assert!(budget.take(&about, "ConfigRejected", published(3600)));

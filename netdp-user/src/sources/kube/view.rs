@@ -207,7 +207,12 @@ impl Shared {
             .limit(1);
         let nodes = timeout(TIMEOUT, self.nodes.list(&params)).await;
         let nodes = nodes
-            .map_err(|_| ApiError::of_kind(ApiErrorKind::Unavailable, "timed out waiting for the API server"))?
+            .map_err(|_| {
+                ApiError::of_kind(
+                    ApiErrorKind::Unavailable,
+                    "timed out waiting for the API server",
+                )
+            })?
             .map_err(|error| ApiError::of(&error))?;
         if nodes
             .items
