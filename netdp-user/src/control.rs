@@ -9,7 +9,7 @@ mod lease;
 use crate::pod::NoEbpf;
 use crate::sources::kube::{self, Asker, KubeOptions, MapRef, Teller, Trouble, View};
 use anyhow::{Context as _, Result};
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::DropReason;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;

@@ -1,9 +1,8 @@
 //! Full tables and used ports: the new flow is dropped, all others continue.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
-use crate::abi::{PortRange, SETTING_PORTS};
-use crate::tables::Tables as _;
-use crate::verdict::DropReason;
+use netdp_common::env::Clock as _;
+use netdp_common::layout::{DropReason, PortRange, SETTING_PORTS};
 use std::collections::BTreeSet;
 use testkit::build::{ACK, Build, SYN};
 use testkit::fake::{Fake, Seen};
@@ -99,7 +98,7 @@ fn exhaustion_drops_the_new_flow_only() {
     assert_paired(&fake);
     // Another destination has its own set of ports.
     let elsewhere = Build::tcp(&pod(1_000), V4.other_server, SYN);
-    assert!(matches!(fake.out(&elsewhere), testkit::fake::Seen::As(_)));
+    assert!(matches!(fake.out(&elsewhere), Seen::As(_)));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::uplinks::{
     Patterns, Selection, Snapshot, Uplink, detours, hint, local_addresses, pod_links, select,
 };
 use ipnet::IpNet;
-use netdp_common::abi::Action;
+use netdp_common::layout::Action;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Number of addresses that a new map has room for (`LOCAL_ADDRS` of netdp-ebpf).
@@ -174,7 +174,7 @@ mod tests {
     use crate::config::{Action, Origin, Rule};
     use crate::reconcile::State;
     use crate::uplinks::{Patterns, Selection, Snapshot};
-    use netdp_common::abi;
+    use netdp_common::layout;
 
     fn patterns(names: &[&str]) -> Patterns {
         Patterns::parse("--uplink", names).unwrap()
@@ -204,7 +204,7 @@ mod tests {
         });
         let policy = desired.state.policy.unwrap();
         assert_eq!(policy.len(), 1);
-        assert_eq!(policy[0].action, abi::Action::Bypass);
+        assert_eq!(policy[0].action, layout::Action::Bypass);
         assert!(desired.state.uplinks.is_empty());
         assert_eq!(desired.found.waiting_for(Flag::Uplink), ["eth0"]);
         assert_eq!(desired.found.waiting_for(Flag::Hairpin), ["cali*"]);

@@ -43,7 +43,7 @@ use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use ending::Ending;
 use modes::{Engine, Event};
-use netdp_common::conntrack::DRAIN_SECONDS;
+use netdp_common::flow::DRAIN_SECONDS;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};

@@ -5,7 +5,7 @@ use super::Cli;
 use super::values::TIMEOUTS;
 use crate::config::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, Key};
 use clap::{Arg, Command, CommandFactory as _};
-use netdp_common::timeouts::Timeouts;
+use netdp_common::flow::Timeouts;
 use std::fmt::Write as _;
 use std::path::Path;
 

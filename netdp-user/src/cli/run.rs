@@ -16,7 +16,7 @@ use crate::state_dir::tell_of_memory;
 use crate::uplinks::Patterns;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use netdp_common::abi::PORT_RANGES;
+use netdp_common::layout::PORT_RANGES;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;

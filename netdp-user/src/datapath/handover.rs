@@ -6,13 +6,11 @@ use super::sweep::now;
 use crate::conntrack::{Ends, Flow, TcpState};
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
-use netdp_common::abi::{
-    Live, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, PORT_RANGES, PortRange,
-    SETTING_PORTS, Settings,
+use netdp_common::flow::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_state, ticks};
+use netdp_common::layout::{
+    Addr, Live, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, Mapping, PORT_RANGES,
+    PortRange, SETTING_PORTS, Settings, Tuple, proto,
 };
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState as State, age, tcp_state, ticks};
-use netdp_common::tuple::{Tuple, proto};
 use std::net::IpAddr;
 
 /// `BPF_NOEXIST` and `BPF_EXIST` of include/uapi/linux/bpf.h.
@@ -141,7 +139,7 @@ impl Maps {
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
             let wire = tuple.reply_to(half.addr, half.id);
             if let Ok(reply) = self.rev_snat.get(&wire, 0)
-                && reply.flags & MAPPING_YIELDED == 0
+                && reply.flags & MAPPING_HANDED_OVER == 0
                 && !local.contains(&IpAddr::from(tuple.dst))
             {
                 let flow = flow(tuple, half, &reply);
@@ -162,7 +160,7 @@ impl Maps {
         let fresh = |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(of_late.as_secs());
         let mut lingering = 0;
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |_, half| {
-            if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && fresh(half) {
+            if half.flags & (MAPPING_HOST | MAPPING_HANDED_OVER) == 0 && fresh(half) {
                 lingering += 1;
             }
         })
@@ -176,7 +174,7 @@ impl Maps {
     /// # Errors
     /// Returns an error if the map can't be written.
     pub fn hand(&mut self, handover: &Handover) -> Result<()> {
-        self.mark(&handover.wire, MAPPING_HANDED)
+        self.mark(&handover.wire, MAPPING_HANDOVER_PENDING)
     }
 
     /// Completes the handover: netfilter translates the flow, and its replies are netfilter's.
@@ -184,7 +182,10 @@ impl Maps {
     /// # Errors
     /// Returns an error if the map can't be written.
     pub fn give_up(&mut self, handover: &Handover) -> Result<()> {
-        self.mark(&handover.wire, MAPPING_HANDED | MAPPING_YIELDED)
+        self.mark(
+            &handover.wire,
+            MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER,
+        )
     }
 
     /// Aborts the handover: netfilter does not take the flow, and the datapath goes on translating
@@ -202,7 +203,7 @@ impl Maps {
         let Ok(mut half) = self.rev_snat.get(wire, 0) else {
             return Ok(());
         };
-        half.flags = half.flags & !(MAPPING_HANDED | MAPPING_YIELDED) | marks;
+        half.flags = half.flags & !(MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER) | marks;
         // A mapping that has ended meanwhile is not created again.
         ignore_missing(self.rev_snat.insert(wire, half, EXIST))
             .context("marking a mapping as netfilter's")

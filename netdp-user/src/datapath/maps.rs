@@ -5,16 +5,11 @@ use super::{Setup, batch};
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use netdp_common::abi::{
-    Counters, Inbound, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange,
-    RESERVED_WORDS, SETTING_ANY_SOURCE, SETTING_NONE_STICKY, SETTING_SEVERAL_UPLINKS, Settings,
-    UPLINK_OBSERVED, Uplink, pins,
+use netdp_common::layout::{
+    Addr, Counters, Inbound, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortMapBits,
+    PortRange, RESERVED_WORDS, SETTING_ANY_SOURCE, SETTING_BYPASS_CACHE_VALID,
+    SETTING_SEVERAL_UPLINKS, Settings, ShareEnded, Tuple, UPLINK_OBSERVED, Uplink, pins,
 };
-use netdp_common::addr::Addr;
-use netdp_common::port_map::Bits;
-use netdp_common::share::Ended;
-use netdp_common::tuple::Tuple;
-use netdp_common::verdict::DropReason;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
@@ -69,12 +64,12 @@ pub(super) struct PodMaps {
     inbound_used: Option<Array<MapData, u32>>,
     /// Handle for batched reads.
     pub(super) shares_data: MapData,
-    pub(super) shares_ended: Array<MapData, Ended>,
+    pub(super) shares_ended: Array<MapData, ShareEnded>,
     /// A second handle, for batched reads.
     pub(super) shares_ended_data: MapData,
     /// Handle for batched reads.
     pub(super) port_map_owners_data: MapData,
-    pub(super) port_maps: Array<MapData, Bits>,
+    pub(super) port_maps: Array<MapData, PortMapBits>,
 }
 
 /// Returns the interfaces that programs were attached to, whichever version pinned the other maps.
@@ -306,7 +301,7 @@ impl Maps {
             .context("reading the counters map")?;
         let mut sum = Counters::default();
         for cpu in per_cpu.iter() {
-            add(&mut sum, cpu);
+            sum.add(cpu);
         }
         Ok(sum)
     }
@@ -323,9 +318,9 @@ impl Maps {
         let mut settings = self.settings()?;
         let before = settings.flags;
         if none {
-            settings.flags |= SETTING_NONE_STICKY;
+            settings.flags |= SETTING_BYPASS_CACHE_VALID;
         } else {
-            settings.flags &= !SETTING_NONE_STICKY;
+            settings.flags &= !SETTING_BYPASS_CACHE_VALID;
         }
         if settings.flags == before {
             return Ok(());
@@ -434,38 +429,5 @@ pub(super) fn ignore_missing(
             Ok(())
         }
         other => other,
-    }
-}
-
-fn add(sum: &mut Counters, cpu: &Counters) {
-    let Counters {
-        egress_masqueraded,
-        egress_bypassed,
-        egress_host,
-        egress_replies,
-        egress_untouched,
-        ingress_translated,
-        ingress_passed,
-        egress_let_out,
-        errors_translated,
-        fragments_held,
-        mappings_created,
-        ports_changed,
-        drops,
-    } = cpu;
-    sum.egress_masqueraded += egress_masqueraded;
-    sum.egress_bypassed += egress_bypassed;
-    sum.egress_host += egress_host;
-    sum.egress_replies += egress_replies;
-    sum.egress_untouched += egress_untouched;
-    sum.ingress_translated += ingress_translated;
-    sum.ingress_passed += ingress_passed;
-    sum.egress_let_out += egress_let_out;
-    sum.errors_translated += errors_translated;
-    sum.fragments_held += fragments_held;
-    sum.mappings_created += mappings_created;
-    sum.ports_changed += ports_changed;
-    for &reason in DropReason::ALL {
-        *sum.drops.get_mut(reason) += drops.get(reason);
     }
 }

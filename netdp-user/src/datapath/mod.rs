@@ -52,13 +52,12 @@ use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
-use netdp_common::abi::{
-    self, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN, SETTING_HAIRPIN,
+use netdp_common::layout;
+use netdp_common::layout::{
+    Addr, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN, SETTING_HAIRPIN,
     SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
-    UPLINK_OBSERVED, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
+    Secret, UPLINK_OBSERVED, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6,
 };
-use netdp_common::addr::Addr;
-use netdp_common::siphash;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -71,7 +70,7 @@ pub struct Setup {
     pub enable_ipv6: bool,
     /// Capacity of the mapping tables, in mappings. Maps that are pinned already keep their size.
     pub max_flows: u32,
-    /// The only ports from which TCP and UDP mappings get theirs; at most [`abi::PORT_RANGES`]
+    /// The only ports from which TCP and UDP mappings get theirs; at most [`layout::PORT_RANGES`]
     /// ranges. Empty: all ports.
     pub to_ports: Vec<PortRange>,
     /// Allocation of external ports.
@@ -83,12 +82,12 @@ pub struct Setup {
     /// Effect of a policy change on live flows.
     pub on_reload: OnReload,
     /// Maximum number of mappings of one pod, for each family; 0: its share of the tables
-    /// ([`netdp_common::share::limit`]).
+    /// ([`netdp_common::slot::share::limit`]).
     pub pod_flows: u32,
     /// Maximum rate of new mappings of one pod, in mappings per second; 0: unlimited.
     pub pod_new_flows: u32,
     /// Secret key of the node, which makes its hashes unpredictable. Pinned maps keep theirs.
-    pub secret: siphash::Key,
+    pub secret: Secret,
     /// Ports that are never allocated to a mapping.
     pub reserved_ports: BTreeSet<u16>,
     /// True if pods may reach each other by their external endpoints.
@@ -98,7 +97,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Returns the bits of [`abi::Settings::flags`].
+    /// Returns the bits of [`layout::Settings::flags`].
     fn flags(&self) -> u32 {
         let mut flags = match self.port_mode {
             PortMode::Keep => 0,
@@ -301,7 +300,9 @@ impl Datapath {
 
     /// Returns the links and pins that should exist, to be checked on another thread.
     pub fn watched(&self) -> Watched {
-        let maps = abi::pins::ALL.iter().map(|(file, _)| self.bpffs.join(file));
+        let maps = layout::pins::ALL
+            .iter()
+            .map(|(file, _)| self.bpffs.join(file));
         Watched {
             placed: self.links.placed(),
             bpffs: self.bpffs.clone(),
@@ -339,7 +340,7 @@ impl Datapath {
     pub fn pin(&mut self) -> Result<usize> {
         bpffs::ensure(&self.bpffs)?;
         let mut pinned = 0;
-        for (file, name) in abi::pins::ALL {
+        for (file, name) in layout::pins::ALL {
             let pin = self.bpffs.join(file);
             if pin.exists() {
                 continue;
@@ -469,7 +470,7 @@ impl Datapath {
         object::program(&mut self.object, hook.program())
     }
 
-    /// Sets the datapath's clock, and the sweep's, `ticks` (see [`netdp_common::conntrack`]) ahead
+    /// Sets the datapath's clock, and the sweep's, `ticks` (see [`netdp_common::flow`]) ahead
     /// of the monotonic clock. For tests.
     ///
     /// # Errors
@@ -563,7 +564,7 @@ fn take_off(bpffs: &Path) -> Result<TakenOff> {
     // Unmounting one bpffs may uncover another.
     while bpffs::is_bpffs(bpffs) && before.replace(taken.removed.len()) != Some(taken.removed.len())
     {
-        let pinned = bpffs.join(abi::pins::SNAT).exists();
+        let pinned = bpffs.join(layout::pins::SNAT).exists();
         match Maps::open(bpffs) {
             Ok(maps) => taken.maps.push(maps),
             Err(_) => taken.unknown |= pinned,
@@ -573,7 +574,7 @@ fn take_off(bpffs: &Path) -> Result<TakenOff> {
         // same.
         let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
         links::remove_all(bpffs, &uplinks, removed)?;
-        for (file, _) in abi::pins::ALL {
+        for (file, _) in layout::pins::ALL {
             bpffs::remove_pin(&bpffs.join(file), removed)?;
         }
         bpffs::remove_dir(bpffs, removed)?;
@@ -587,7 +588,7 @@ fn take_off(bpffs: &Path) -> Result<TakenOff> {
 }
 
 /// Returns the map entry of an uplink.
-fn entry(uplink: &Uplink) -> abi::Uplink {
+fn entry(uplink: &Uplink) -> layout::Uplink {
     let mut flags = 0;
     if uplink.v4.is_some() {
         flags |= UPLINK_V4;
@@ -598,7 +599,7 @@ fn entry(uplink: &Uplink) -> abi::Uplink {
     if uplink.untagged {
         flags |= UPLINK_UNTAGGED;
     }
-    abi::Uplink {
+    layout::Uplink {
         v4: Addr::from(IpAddr::V4(uplink.v4.unwrap_or(Ipv4Addr::UNSPECIFIED))),
         v6: Addr::from(IpAddr::V6(uplink.v6.unwrap_or(Ipv6Addr::UNSPECIFIED))),
         l2_len: match uplink.link_layer {

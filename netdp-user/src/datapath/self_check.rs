@@ -12,9 +12,8 @@ use crate::config::{Action, Config};
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
-use netdp_common::abi;
-use netdp_common::addr::Addr;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::layout;
+use netdp_common::layout::{Addr, Tuple, proto};
 use packet::{ID, ping, ping_from};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -59,7 +58,7 @@ impl Datapath {
                 }
                 if let Some(to) = destination(config, Action::Masquerade, v4, local)
                     && address
-                    && self.maps.action(&Addr::from(to))? == abi::Action::Masquerade
+                    && self.maps.action(&Addr::from(to))? == layout::Action::Masquerade
                 {
                     self.is_masqueraded(uplink, to, local)?;
                 }

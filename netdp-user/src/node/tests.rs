@@ -1,7 +1,7 @@
 use super::{Facts, Ipsec, MOST_PORTS, PortSet, Probe, Ranges, Service, Spoken, Wanted, decide};
 use crate::foreign::{Diverted, Inward};
 use crate::uplinks::Tunnel;
-use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
+use netdp_common::layout::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 
 fn spoken(protocol: u8, peer: &str) -> Spoken {
     Spoken {

@@ -4,8 +4,7 @@ use super::netfilter::{Did, Rules};
 use crate::config::{Action, Config, Rule};
 use crate::conntrack::Flow;
 use crate::uplinks::Uplink;
-use netdp_common::addr::{Addr, Family};
-use netdp_common::tuple::proto;
+use netdp_common::layout::{Addr, Family, proto};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

@@ -6,8 +6,8 @@ use crate::common::clients::{Tcp, any, tcp_source, udp_source};
 use crate::common::verdict::{EGRESS, INGRESS, NEXT, PASS, Verdict};
 use crate::common::wire::Capture;
 use crate::common::{
-    Echo, OURS, POLICY, SOON, World, echoes, filters, nft, options, same_family, status, tcx_programs,
-    wait_log,
+    Echo, OURS, POLICY, SOON, World, echoes, filters, nft, options, same_family, status,
+    tcx_programs, wait_log,
 };
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;

@@ -4,18 +4,17 @@ use super::now;
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::abi::{Live, Mapping};
-use netdp_common::nat::inbound;
-use netdp_common::port_map::{self, Owner};
-use netdp_common::share::{self, Ended, Key, Role, Share, bucket_of_mapping};
-use netdp_common::siphash;
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::is_fresh;
+use netdp_common::layout::{
+    Live, Mapping, PortMapOwner, SHARE_TOTAL, Secret, Share, ShareEnded, Tuple,
+};
+use netdp_common::slot::{Key, Role, bucket_of_mapping, port_map};
 use std::collections::HashMap;
 
 /// The mappings of a pass, counted by bucket.
 #[derive(Debug, Default)]
 pub struct Accounts {
-    secret: siphash::Key,
+    secret: Secret,
     /// The programs' counts halfway through the pass.
     opened: HashMap<u32, u64>,
     live: HashMap<u32, u64>,
@@ -24,7 +23,7 @@ pub struct Accounts {
 
 impl Accounts {
     /// Starts a count, with the secret key by which buckets are chosen.
-    pub fn new(secret: siphash::Key) -> Self {
+    pub fn new(secret: Secret) -> Self {
         Self {
             secret,
             ..Self::default()
@@ -84,7 +83,7 @@ impl Accounts {
 
     fn buckets(&self, tuple: &Tuple, half: &Mapping) -> [u32; 2] {
         let bucket = bucket_of_mapping(self.secret, &tuple.src, half.flags);
-        [bucket, share::TOTAL]
+        [bucket, SHARE_TOTAL]
     }
 
     /// Corrects the shares after a pass through all mappings.
@@ -119,13 +118,13 @@ const fn halfway(before: u64, after: u64) -> u64 {
 }
 
 impl Maps {
-    fn shares_ended(&self, bucket: u32) -> Result<Ended> {
+    fn shares_ended(&self, bucket: u32) -> Result<ShareEnded> {
         (self.pods()?.shares_ended)
             .get(&bucket, 0)
             .context("reading the shares_ended map")
     }
 
-    fn set_shares_ended(&mut self, bucket: u32, ended: Ended) -> Result<()> {
+    fn set_shares_ended(&mut self, bucket: u32, ended: ShareEnded) -> Result<()> {
         (self.pods_mut()?.shares_ended)
             .set(bucket, ended, 0)
             .context("writing the shares_ended map")
@@ -148,10 +147,10 @@ impl Maps {
     fn settle_shares<T>(
         &mut self,
         shares: &HashMap<u32, T>,
-        change: impl Fn(u32, &T, &mut Ended),
+        change: impl Fn(u32, &T, &mut ShareEnded),
     ) -> Result<()> {
         let mut changed = Vec::new();
-        batch::for_each::<u32, Ended>(&self.pods()?.shares_ended_data, |bucket, before| {
+        batch::for_each::<u32, ShareEnded>(&self.pods()?.shares_ended_data, |bucket, before| {
             let mut ended = *before;
             if let Some(share) = shares.get(bucket) {
                 change(*bucket, share, &mut ended);
@@ -187,14 +186,14 @@ impl Maps {
         let mut over = Vec::new();
         let mut live = HashMap::<u32, u64>::new();
         batch::for_each::<Tuple, Live>(&self.pods()?.inbound_live_data, |tuple, flow| {
-            if !inbound::is_fresh(tuple.proto, flow, now) {
+            if !is_fresh(tuple.proto, flow, now) {
                 over.push(*tuple);
                 return;
             }
             for bucket in [
                 Key::of(secret, &tuple.src, Role::Pod).bucket(),
                 Key::of(secret, &tuple.dst, Role::Peer).bucket(),
-                share::TOTAL,
+                SHARE_TOTAL,
             ] {
                 *live.entry(bucket).or_default() += 1;
             }
@@ -204,14 +203,14 @@ impl Maps {
         let pods = self.pods()?;
         over.retain(|tuple| {
             let flow = pods.inbound_live.get(tuple, 0);
-            flow.is_ok_and(|flow| !inbound::is_fresh(tuple.proto, &flow, now))
+            flow.is_ok_and(|flow| !is_fresh(tuple.proto, &flow, now))
         });
         batch::remove(&self.pods()?.inbound_live_data, &over).context("in the inbound_live map")?;
         self.settle_shares(&shares, |bucket, share, ended| {
             let live = live.get(&bucket).copied().unwrap_or_default();
             ended.inbound = share.inbound.wrapping_sub(live);
         })?;
-        let count = live.get(&share::TOTAL).copied().unwrap_or_default();
+        let count = live.get(&SHARE_TOTAL).copied().unwrap_or_default();
         Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
@@ -226,7 +225,7 @@ impl Maps {
             ports.push(wire.dst_id);
         }
         let mut owned = Vec::new();
-        batch::for_each::<u32, Owner>(&self.pods()?.port_map_owners_data, |index, owner| {
+        batch::for_each::<u32, PortMapOwner>(&self.pods()?.port_map_owners_data, |index, owner| {
             if owner.wire.proto != 0
                 && let Some(ports) = freed.remove(&owner.wire)
             {

@@ -2,10 +2,8 @@
 
 use anyhow::Result;
 use aya::maps::{HashMap, MapData};
-use netdp_common::abi::Mapping;
-use netdp_common::conntrack::{self};
-use netdp_common::timeouts::{Carried, Timeouts};
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::{self, Carried, Timeouts};
+use netdp_common::layout::{Mapping, Tuple};
 
 /// Decision on one mapping: keep it, or end it for a reason.
 pub enum Fate {
@@ -28,7 +26,7 @@ pub fn left(
 ) -> u64 {
     let timeout = timeouts.of(&Carried::by(tuple, original, reply));
     let reply_seen = reply.unwrap_or(original).last_seen;
-    conntrack::left(now, original.last_seen, reply_seen, timeout)
+    flow::left(now, original.last_seen, reply_seen, timeout)
 }
 
 /// Restores a missing reply half. Returns `false` if another mapping has the tuple.

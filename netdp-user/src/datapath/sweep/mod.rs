@@ -13,10 +13,8 @@ mod sticky;
 use super::maps::Maps;
 use anyhow::{Context as _, Result};
 use fate::Fate;
-use netdp_common::conntrack::{TICK_SHIFT, age, ticks};
-use netdp_common::siphash;
-use netdp_common::timeouts::Timeouts;
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::{TICK_SHIFT, Timeouts, age, ticks};
+use netdp_common::layout::{Secret, Tuple};
 use pass::Pass;
 use replies::Replies;
 use schedule::{Rest, Schedule};
@@ -144,7 +142,7 @@ pub struct Sweeper {
     schedule: Schedule,
     rest: Rest,
     /// Secret key of the node, by which buckets are chosen.
-    secret: siphash::Key,
+    secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
 }

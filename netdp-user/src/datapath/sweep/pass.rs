@@ -8,13 +8,8 @@ use super::{Room, SweepRules, Swept};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::{age, idle, ticks};
-use netdp_common::siphash;
-use netdp_common::spare::{Spare, spare};
-use netdp_common::timeouts::Carried;
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::{Carried, EvictionClass, age, eviction_class, idle, ticks};
+use netdp_common::layout::{Action, Addr, MAPPING_HOST, Mapping, Secret, Tuple};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 
@@ -50,7 +45,7 @@ pub struct Pass<'a> {
     /// Mappings that are older than the policy, if any.
     pub sticky: Sticky,
     /// Evictable mappings: eviction class, and `u32::MAX` less their idle time.
-    spare: Vec<(Spare, u32, Tuple, Tuple)>,
+    spare: Vec<(EvictionClass, u32, Tuple, Tuple)>,
     /// Shares of the pods.
     pub accounts: Accounts,
     /// Wire tuples that have become free.
@@ -58,7 +53,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(now: u32, secret: siphash::Key, rules: &'a SweepRules, horizon: u64) -> Self {
+    pub fn new(now: u32, secret: Secret, rules: &'a SweepRules, horizon: u64) -> Self {
         Self {
             now,
             local: rules.local.iter().copied().map(Addr::from).collect(),
@@ -88,7 +83,7 @@ impl<'a> Pass<'a> {
             },
             freed: self.freed,
             accounts: self.accounts.again(),
-            ..Self::new(self.now, siphash::Key::default(), rules, self.horizon)
+            ..Self::new(self.now, Secret::default(), rules, self.horizon)
         }
     }
 
@@ -176,8 +171,8 @@ impl<'a> Pass<'a> {
             && let Some(reply) = read.or_else(|| maps.rev_snat.get(&wire, 0).ok())
         {
             let idle = idle(self.now, half.last_seen, reply.last_seen);
-            if let Some(willing) = spare(&Carried::by(tuple, half, Some(&reply)), idle)
-                && willing != Spare::LastAck
+            if let Some(willing) = eviction_class(&Carried::by(tuple, half, Some(&reply)), idle)
+                && willing != EvictionClass::LastAck
             {
                 self.spare.push((willing, u32::MAX - idle, *tuple, wire));
             }
@@ -311,7 +306,10 @@ impl<'a> Pass<'a> {
         let mut spares = std::mem::take(&mut self.spare);
         spares.sort_unstable_by_key(|(willing, idle, ..)| (*willing, *idle));
         let up_to = |willing| spares.partition_point(|(other, ..)| *other <= willing);
-        let (closed, unanswered) = (up_to(Spare::Closed), up_to(Spare::Unanswered));
+        let (closed, unanswered) = (
+            up_to(EvictionClass::Closed),
+            up_to(EvictionClass::Unanswered),
+        );
         spares.truncate(room.ending(self.swept.live, closed, unanswered));
         for some in spares.chunks(LOOKED_UP_AT_ONCE) {
             if self.rules.stopped() {
@@ -325,7 +323,7 @@ impl<'a> Pass<'a> {
                 };
                 let idle = idle(self.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
-                if spare(&carried, idle) == Some(*willing) {
+                if eviction_class(&carried, idle) == Some(*willing) {
                     self.ended.push((*tuple, *wire));
                     self.accounts.ends_after_all(tuple, &half);
                     self.swept.live -= 1;

@@ -8,8 +8,8 @@
 //! until the next full sweep.) Newer ones are found by a pass through the original halves alone,
 //! once in the shortest of all timeouts: none can have ended sooner.
 
-use netdp_common::conntrack::{age, ticks};
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::{age, ticks};
+use netdp_common::layout::Tuple;
 use std::time::{Duration, Instant};
 
 /// Seconds between full sweeps of small tables.
@@ -217,9 +217,8 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::{Next, Rest, Schedule};
-    use netdp_common::addr::Addr;
-    use netdp_common::conntrack::ticks;
-    use netdp_common::tuple::Tuple;
+    use netdp_common::flow::ticks;
+    use netdp_common::layout::{Addr, Tuple};
     use std::time::{Duration, Instant};
 
     fn tuple(id: u16) -> Tuple {

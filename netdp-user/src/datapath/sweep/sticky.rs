@@ -2,8 +2,7 @@
 
 use crate::datapath::maps::Maps;
 use anyhow::Result;
-use netdp_common::abi::{Action, SETTING_NONE_STICKY};
-use netdp_common::addr::Addr;
+use netdp_common::layout::{Action, Addr, SETTING_BYPASS_CACHE_VALID};
 use std::collections::{BTreeSet, HashSet};
 
 /// Maximum number of policy lookups, by destination, in one sweep; with more destinations the
@@ -21,7 +20,7 @@ pub struct Sticky {
 impl Sticky {
     /// Starts collecting, if the datapath's flags say that the result is not known.
     pub fn look(flags: u32) -> Self {
-        let unknown = flags & SETTING_NONE_STICKY == 0;
+        let unknown = flags & SETTING_BYPASS_CACHE_VALID == 0;
         Self {
             destinations: unknown.then(HashSet::new),
         }
@@ -55,12 +54,15 @@ impl Sticky {
 #[cfg(test)]
 mod tests {
     use super::{LIMIT, Sticky};
-    use netdp_common::abi::SETTING_NONE_STICKY;
-    use netdp_common::addr::Addr;
+    use netdp_common::layout::{Addr, SETTING_BYPASS_CACHE_VALID};
 
     #[test]
     fn nobody_asks_twice_nor_about_too_many() {
-        assert!(Sticky::look(SETTING_NONE_STICKY).destinations.is_none());
+        assert!(
+            Sticky::look(SETTING_BYPASS_CACHE_VALID)
+                .destinations
+                .is_none()
+        );
         let mut sticky = Sticky::look(0);
         for n in (0u32..).take(LIMIT) {
             sticky.note(Addr::from_v4(n.to_be_bytes()));
