@@ -55,7 +55,7 @@ pub fn ingress_rev_snat(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn at_uplink(skb: &Skb, direction: Direction) -> Outcome {
     // SAFETY: the only environment of this run.
-    match unsafe { TcEnv::uplink(skb) } {
+    match unsafe { TcEnv::at_uplink(skb) } {
         Some((env, scratch)) => pipeline::run(skb, &env, scratch, direction),
         None => Outcome::Pass,
     }
@@ -66,7 +66,7 @@ fn at_uplink(skb: &Skb, direction: Direction) -> Outcome {
 pub fn pod_hairpin(ctx: TcContext) -> i32 {
     let skb = Skb(ctx);
     // SAFETY: the only environment of this run.
-    let outcome = match unsafe { TcEnv::pod_side(&skb) } {
+    let outcome = match unsafe { TcEnv::at_pods(&skb) } {
         Some((env, scratch)) => pipeline::hairpin(&skb, &env, scratch),
         None => Outcome::Pass,
     };

@@ -15,6 +15,15 @@ const CLOSING_BEGUN: u32 = 1 << 22;
 /// [`Closing`]: the other side's FIN has been acknowledged.
 const CLOSING_OTHERS: u32 = 1 << 23;
 
+/// The sender of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// The pod, in the original direction.
+    Pod,
+    /// Its peer.
+    Peer,
+}
+
 /// The progress of the acknowledgement of FINs, in 24 bits: the side whose FIN waits for it, the
 /// lower bits of the number that will acknowledge it, and whether the other side's FIN has been
 /// acknowledged. The last acknowledgement number of each side is stored anyway, so that only FINs
@@ -56,8 +65,11 @@ impl Closing {
     /// Returns the value after a FIN, whether it is the first one or a retransmission.
     #[inline(always)]
     #[must_use]
-    pub const fn after(self, fin: TcpSegment, pods: bool) -> Self {
-        let side = if pods { CLOSING_PODS } else { 0 };
+    pub const fn after(self, fin: TcpSegment, sender: Sender) -> Self {
+        let side = match sender {
+            Sender::Pod => CLOSING_PODS,
+            Sender::Peer => 0,
+        };
         let own = self.0 & CLOSING_BEGUN == 0 || self.0 & CLOSING_PODS == side;
         let others = if own {
             self.0 & CLOSING_OTHERS

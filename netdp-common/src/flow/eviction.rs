@@ -89,13 +89,13 @@ pub const fn is_silent_stream(carried: &Carried, idle: u32) -> bool {
 }
 
 /// Reports whether the port of a connection that has closed, with both FINs acknowledged or long
-/// ago, may be used for another connection to the same peer: at once if the new sequence number
-/// lies after those of the earlier connection (`follows`); otherwise if a RST has ended it and
-/// nothing is in flight any more, or once the peer's TIME-WAIT is over (`TCP_TIMEWAIT_LEN`,
-/// include/net/tcp.h, Linux 6.12).
+/// ago, may be used for another connection to the same peer, whatever its sequence number: if a RST
+/// has ended it and nothing is in flight any more, or once the peer's TIME-WAIT is over
+/// (`TCP_TIMEWAIT_LEN`, include/net/tcp.h, Linux 6.12).
 #[inline(always)]
-pub const fn is_free_again(reset: bool, follows: bool, idle: u32) -> bool {
-    follows || reset && idle >= CLOSED_TICKS || idle >= ticks32(CLOSED_SECONDS)
+#[must_use]
+pub const fn is_free_again(reset: bool, idle: u32) -> bool {
+    reset && idle >= CLOSED_TICKS || idle >= ticks32(CLOSED_SECONDS)
 }
 
 #[cfg(test)]

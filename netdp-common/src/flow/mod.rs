@@ -10,7 +10,7 @@ mod timeouts;
 
 pub use carried::{Carried, lasted};
 pub use clock::{TICK_SHIFT, age, idle, left, ticks, ticks32};
-pub use closing::Closing;
+pub use closing::{Closing, Sender};
 pub use eviction::{
     ANSWERED_TICKS, CLOSED_TICKS, EvictionClass, STREAM_TICKS, UNANSWERED_TICKS, eviction_class,
     is_free_again, is_silent_stream,

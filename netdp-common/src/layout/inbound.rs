@@ -10,7 +10,7 @@ pub struct Inbound {
     /// Last packet in either direction, in ticks.
     pub last_seen: u32,
     /// Silence in ticks after which the record expires; 0 stands for
-    /// [`crate::conntrack::INBOUND_SECONDS`], the maximum for [`crate::conntrack::asked_seconds`].
+    /// [`crate::flow::INBOUND_SECONDS`], the maximum for [`crate::flow::asked_seconds`].
     pub limit: u32,
 }
 

@@ -22,7 +22,7 @@ pub const MAPPING_HANDED_OVER: u16 = 8;
 pub const MAPPING_ORIGIN: u16 = 0x7ff0;
 
 /// [`Mapping::flags`] of an original half: counted against that interface, not the pod
-/// ([`crate::share`]).
+/// ([`crate::slot::share`]).
 pub const MAPPING_BY_INTERFACE: u16 = 0x8000;
 
 /// Returns the bits of [`MAPPING_ORIGIN`] for an interface index; 0 for packets of the node itself.

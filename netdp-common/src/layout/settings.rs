@@ -65,7 +65,7 @@ pub const SETTING_UDP_ENDPOINTS: u32 = 16;
 pub const SETTING_BYPASS_CACHE_VALID: u32 = 32;
 
 /// [`Settings::flags`]: connections that an earlier policy bypassed end after
-/// [`crate::conntrack::DRAIN_SECONDS`] of silence.
+/// [`crate::flow::DRAIN_SECONDS`] of silence.
 pub const SETTING_DRAIN: u32 = 64;
 
 /// [`Settings::flags`]: the wire endpoints of pods are recorded, for [`crate::nat::hairpin`].

@@ -1,6 +1,6 @@
 //! Admission of new mappings: no pod uses up the tables that all share.
 
-use super::evict::recycle;
+use super::evict::{Among, recycle};
 use super::origin::{Origin, key_of, locate};
 use super::scratch::Scratch;
 use crate::env::Env;
@@ -9,7 +9,7 @@ use crate::packet::Packet;
 use crate::slot::{Key, share};
 
 /// Chooses the bucket against which the mapping will count, and returns the drop reason if the
-/// mapping is refused. Runs in steps, see [`super::open::open`].
+/// mapping is refused. Runs in steps, see [`super::allocate::allocate`].
 ///
 /// While the tables are three quarters full, sources that are not known neighbours count together,
 /// by the interface by which they arrive: thousands of forged sources get one share.
@@ -75,9 +75,10 @@ fn assess<E: Env>(env: &E, scratch: &mut Scratch) -> Admission {
         flows => flows,
     };
     let has = share.mappings();
-    let own = has >= most;
-    scratch.recycling.begin(key.bucket(), own, most, has);
-    if own {
+    let full = has >= most;
+    let among = if full { Among::Own } else { Among::All };
+    scratch.recycling.begin(key.bucket(), among, most, has);
+    if full {
         Admission::IfOwn
     } else if used >= capacity - capacity / 64 {
         Admission::Tight

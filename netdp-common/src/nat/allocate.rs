@@ -20,7 +20,7 @@ use crate::verdict::Verdict;
 /// claim and uses the other mapping.
 ///
 /// Runs in steps, each with a stack frame that is gone before the next: all live frames together
-/// may have 512 bytes. Their shared state is in `work`.
+/// may have 512 bytes. Their shared state is in `scratch`.
 #[inline(always)]
 pub(super) fn allocate<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
     begin(env, scratch, flags);
@@ -42,7 +42,7 @@ pub(super) fn allocate<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Ve
     }
 }
 
-/// Initialises the search in `work.claim`.
+/// Initialises the search in `scratch.claim`.
 #[inline(never)]
 fn begin<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) {
     let Scratch { pkt, claim, .. } = scratch;

@@ -123,7 +123,7 @@ fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
         }
         let ack = reply.tcp_ack();
         let follows = (reset || reply.closing().may_be_over(ack)) && claim.follows(ack);
-        return Some(is_free_again(reset, follows, silent));
+        return Some(follows || is_free_again(reset, silent));
     }
     let carried = Carried {
         protocol: claim.wire.proto,

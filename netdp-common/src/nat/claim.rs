@@ -16,7 +16,7 @@ pub(super) struct Claim {
     pub(super) ranges: [PortRange; PORT_RANGES],
     pub(super) search: Search,
     pub(super) state: ClaimState,
-    /// The bucket against which the mapping counts, see [`crate::share`].
+    /// The bucket against which the mapping counts, see [`crate::slot::share`].
     pub(super) bucket: u32,
     /// Flags of the original half in addition to those of the caller.
     pub(super) origin: u16,

@@ -5,6 +5,7 @@
 use super::admission::refusal;
 use super::allocate::allocate;
 use super::established::apply;
+use super::evict::Among;
 use super::inbound::Continued;
 use super::lookup::{Lookup, lookup};
 use super::node::needs_mapping;
@@ -86,7 +87,7 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verd
         if env.ingress_ifindex() == 0 {
             let bucket = source.bucket();
             scratch.claim.set_bucket(bucket, 0);
-            scratch.recycling.begin(bucket, false, u32::MAX, 0);
+            scratch.recycling.begin(bucket, Among::All, u32::MAX, 0);
         } else if let Some(reason) = refusal(env, scratch) {
             // Translated by a third party, or a forged source: it counts against one share.
             return Verdict::Drop(reason);

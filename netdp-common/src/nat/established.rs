@@ -5,8 +5,8 @@ use super::node;
 use super::origin::is_forged;
 use crate::env::Env;
 use crate::flow::{
-    Closing, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, TcpState, fin_is_plausible, is_closing,
-    is_in_window, rst_is_acceptable, tcp_state,
+    Closing, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, Sender, TcpState, fin_is_plausible,
+    is_closing, is_in_window, rst_is_acceptable, tcp_state,
 };
 use crate::layout::{DropReason, Family, MAPPING_ORIGIN, Tuple, origin_tag};
 use crate::packet::{ACK, FIN, L4, Packet, RST, SYN, TcpSegment};
@@ -80,7 +80,7 @@ fn closes<E: Env>(env: &E, tuple: &Tuple, slot: Slot, segment: TcpSegment) -> bo
             SEEN_OTHERS_FIN
         });
         if segment.flags & FIN != 0 {
-            reply.set_closing(reply.closing().after(segment, true));
+            reply.set_closing(reply.closing().after(segment, Sender::Pod));
         }
     }
     true
@@ -205,7 +205,7 @@ fn judge_segment<E: Env>(env: &E, wire: &Tuple, segment: TcpSegment, slot: Slot)
     let plausible = fin_is_plausible(seen, acked, segment);
     if plausible {
         env.push_recent(&original);
-        slot.set_closing(slot.closing().after(segment, false));
+        slot.set_closing(slot.closing().after(segment, Sender::Peer));
     }
     trusted(plausible)
 }

@@ -1,5 +1,5 @@
 //! Recycling: the programs evict mappings in favour of a new flow, but never a live one
-//! ([`crate::spare`]).
+//! ([`crate::flow::eviction_class`]).
 
 use crate::env::Env;
 use crate::flow::{Carried, EvictionClass, eviction_class, idle, lasted};
@@ -11,6 +11,16 @@ use crate::slot::{ShareSlot, Slot, bucket_of_mapping, port_map};
 /// Mappings that are examined for one packet, at most.
 const LOOKS: u32 = 8;
 
+/// The mappings that may be evicted for a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Among {
+    /// Those of its bucket, of one over its limit, or that have closed or had no reply for a while.
+    All = 0,
+    /// Those of its bucket, or of one with many more mappings.
+    Own = 1,
+}
+
 /// The state of one attempt to recycle a mapping.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -19,8 +29,8 @@ pub(super) struct Recycling {
     wire: Tuple,
     /// The bucket of the new flow.
     bucket: u32,
-    /// 1: only mappings of that bucket, or of one with many more mappings.
-    own: u32,
+    /// The mappings that may be evicted.
+    among: Among,
     /// The number of mappings that a bucket may have at the moment.
     most: u32,
     /// The number of mappings of the new flow's bucket.
@@ -35,18 +45,18 @@ impl Recycling {
         original: crate::packet::Packet::EMPTY.tuple,
         wire: crate::packet::Packet::EMPTY.tuple,
         bucket: 0,
-        own: 0,
+        among: Among::All,
         most: 0,
         has: 0,
         made: 0,
     };
 
     /// Initialises an attempt for a bucket that has `has` mappings and may have no more than
-    /// `most`; with `own`, only mappings of that bucket or of one with many more are evicted.
+    /// `most`; `among`: the mappings that may be evicted.
     #[inline(always)]
-    pub(super) const fn begin(&mut self, bucket: u32, own: bool, most: u32, has: u32) {
+    pub(super) const fn begin(&mut self, bucket: u32, among: Among, most: u32, has: u32) {
         self.bucket = bucket;
-        self.own = own as u32;
+        self.among = among;
         self.most = most;
         self.has = has;
         self.made = 0;
@@ -83,7 +93,7 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
     if let Some(map) = env.lookup_port_map(port_map::index(env.secret(), &key))
         && map.is_of(&key)
     {
-        map.set(wire.dst_id, false);
+        map.mark_free(wire.dst_id);
     }
     true
 }
@@ -144,14 +154,17 @@ fn look<E: Env>(env: &E, recycling: &mut Recycling) {
     let owned = env.lookup_share(owner).map_or(0, ShareSlot::mappings);
     let makes_room = if matches!(class, EvictionClass::LastAck) {
         false
-    } else if recycling.own != 0 {
-        own || owned / 2 > recycling.has
     } else {
-        own || owned > recycling.most
-            || matches!(
-                class,
-                EvictionClass::Closed | EvictionClass::Answered | EvictionClass::Unanswered
-            )
+        match recycling.among {
+            Among::Own => own || owned / 2 > recycling.has,
+            Among::All => {
+                own || owned > recycling.most
+                    || matches!(
+                        class,
+                        EvictionClass::Closed | EvictionClass::Answered | EvictionClass::Unanswered
+                    )
+            }
+        }
     };
     if makes_room {
         recycling.made = end(env, &recycling.original, &recycling.wire).into();

@@ -51,7 +51,7 @@ const EXHAUSTED_TICKS: u32 = 8;
 const MANY: u32 = 8192;
 
 /// Searches for a free port and claims it. A destination without one is marked as exhausted for a
-/// short time. Runs in steps, see [`super::open::open`].
+/// short time. Runs in steps, see [`super::allocate::allocate`].
 #[inline(always)]
 pub(super) fn run<E: Env>(env: &E, pkt: &Packet, claim: &mut Claim) {
     if claim.state == ClaimState::Searching {
@@ -232,7 +232,7 @@ fn step<E: Env>(env: &E, claim: &mut Claim) -> bool {
     let Ok(port) = u16::try_from(n * 64 + port_map::lowest(free)) else {
         return false;
     };
-    map.set(port, true);
+    map.mark_taken(port);
     claim.wire.dst_id = port;
     try_candidate(env, claim);
     claim.tries -= 1;
@@ -325,7 +325,8 @@ fn gives_way<E: Env>(env: &E, claim: &Claim, reply: Slot) -> bool {
         Some(EvictionClass::Unanswered | EvictionClass::Answered) => true,
         Some(EvictionClass::Closed | EvictionClass::Closing) => {
             let reset = (carried.original | carried.reply) & SEEN_RST != 0;
-            is_free_again(reset, claim.follows(reply.tcp_ack()), idle)
+            claim.follows(reply.tcp_ack())
+                || is_free_again(reset, idle)
                 || has_many_more(env, claim, half.flags())
         }
         Some(EvictionClass::LastAck) => false,

@@ -11,7 +11,7 @@ use crate::packet::Packet;
 ///   administrator configured, or in IPv6 one of the uplink's addresses;
 /// - the interface's address on the subnet of the next hop, or, for an interface above the uplink,
 ///   its best address;
-/// - the uplink's own, [`crate::abi::Uplink`].
+/// - the uplink's own, [`crate::layout::Uplink`].
 #[inline(never)]
 pub(super) fn choose_source<E: Env>(env: &E, pkt: &mut Packet) -> bool {
     if let Some(way) = env.lookup_route(&pkt.tuple, pkt.family) {

@@ -93,7 +93,7 @@ impl Slot {
     }
 
     /// Records the interface by which the pod's packets come, in the form of
-    /// [`crate::abi::origin_tag`].
+    /// [`crate::layout::origin_tag`].
     #[inline(always)]
     pub fn set_origin(self, tag: u16) {
         // SAFETY: valid by the contract of `new`; in an original half, nothing else writes the

@@ -21,7 +21,7 @@ pub const fn destination(wire: &Tuple) -> Tuple {
 #[inline(always)]
 #[must_use]
 pub const fn index(secret: Secret, key: &Tuple) -> u32 {
-    low32(keyed_hash(&key, secret)) & (PORT_MAPS - 1)
+    low32(keyed_hash(key, secret)) & (PORT_MAPS - 1)
 }
 
 /// Returns the ports of word `n` that lie in the ranges, as bits.
@@ -81,6 +81,12 @@ pub const fn lowest(word: u64) -> u32 {
         at += 1;
     }
     at
+}
+
+/// Returns the word of a port, and its bit there.
+#[inline(always)]
+const fn position(port: u16) -> (u32, u64) {
+    (port as u32 / 64, 1 << (port % 64))
 }
 
 /// A port map in place, shared with other CPUs and the agent.
@@ -200,12 +206,18 @@ impl PortMapSlot {
         }
     }
 
-    /// Marks a port as taken, or as free.
+    /// Marks a port as taken.
     #[inline(always)]
-    pub fn set(self, port: u16, taken: bool) {
-        let (n, bit) = (u32::from(port) / 64, 1u64 << (port % 64));
-        let word = self.word(n);
-        self.set_word(n, if taken { word | bit } else { word & !bit });
+    pub fn mark_taken(self, port: u16) {
+        let (n, bit) = position(port);
+        self.set_word(n, self.word(n) | bit);
+    }
+
+    /// Marks a port as free.
+    #[inline(always)]
+    pub fn mark_free(self, port: u16) {
+        let (n, bit) = position(port);
+        self.set_word(n, self.word(n) & !bit);
     }
 }
 

@@ -56,7 +56,7 @@ impl Key {
         low32(self.0 >> 32)
     }
 
-    /// Returns the key of an interface, by its tag ([`crate::abi::origin_tag`]).
+    /// Returns the key of an interface, by its tag ([`crate::layout::origin_tag`]).
     #[inline(always)]
     #[must_use]
     pub const fn of_interface(secret: Secret, tag: u32) -> Self {

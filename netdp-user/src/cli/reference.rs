@@ -31,7 +31,7 @@ const TIMEOUT_HEAD: &str = "
 ## Timeouts
 
 For `--timeout NAME=DURATION`: the silence of both directions after which a mapping ends; a second or more. The RFCs behind
-the defaults are named in `netdp-common/src/timeouts.rs`.
+the defaults are named in `netdp-common/src/flow/timeouts.rs`.
 
 | name | default | mapping |
 |---|---|---|
