@@ -1,8 +1,8 @@
 //! The environment of the decisions: maps, clock, sockets, routes.
 //!
 //! `netdp-ebpf` implements it over BPF maps and helpers, the tests over ordinary maps with the
-//! kernel's semantics. Names: `lookup_` reads an entry, `insert_` and `remove_` change the map, `is_`
-//! and `has_` answer a question. The decisions about an entry are in [`crate::nat`].
+//! kernel's semantics. Names: `lookup_` reads an entry, `insert_` and `remove_` change the map,
+//! `is_` and `has_` answer a question. The decisions about an entry are in [`crate::nat`].
 
 use crate::direction::Direction;
 use crate::layout::{
@@ -103,7 +103,8 @@ pub trait Policy {
     /// Reports whether the node receives packets to `addr` although it is not one of its addresses
     /// (`ip route add local`).
     fn is_any_ip(&self, addr: &Addr) -> bool;
-    /// Returns [`crate::layout::PolicyValue::action`] for new flows to `dst`; `None` if no entry covers it.
+    /// Returns [`crate::layout::PolicyValue::action`] for new flows to `dst`; `None` if no entry
+    /// covers it.
     fn lookup_policy(&self, dst: &Addr) -> Option<u32>;
     /// Reports whether packets between `pod` and `peer` were found to be bypassed in this epoch.
     /// `false` on a miss.
@@ -140,7 +141,7 @@ pub trait Mappings {
     fn push_recent(&self, tuple: &Tuple);
     /// Dequeues the oldest queued tuple; returns `false` if there is none.
     fn pop_recent(&self, tuple: &mut Tuple) -> bool;
-    /// Returns the share of a bucket, or the total for [`crate::SHARE_TOTAL`].
+    /// Returns the share of a bucket, or the total for [`crate::layout::SHARE_TOTAL`].
     fn lookup_share(&self, bucket: u32) -> Option<ShareSlot>;
 }
 

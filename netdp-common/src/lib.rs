@@ -2,9 +2,9 @@
 //! `netdp-ebpf` supplies the packet bytes and the maps.
 //!
 //! The path of a packet is [`pipeline`], from which everything else is called: [`packet`] parses,
-//! [`nat`] decides, the [`skb`] is rewritten. [`env`] is the environment of the decisions, [`layout`]
-//! the format of the maps, [`slot`] the map values in place, [`flow`] the state and the timeouts of
-//! flows.
+//! [`nat`] decides, the [`skb`] is rewritten. [`mod@env`] is the environment of the decisions,
+//! [`layout`] the format of the maps, [`slot`] the map values in place, [`flow`] the state and the
+//! timeouts of flows.
 //!
 //! Terms are those of `docs/glossary.md`.
 

@@ -40,8 +40,8 @@ pub enum ErrorPart {
 
 /// Rewriting of one end of the packet, with every checksum that covers it.
 pub trait Rewrite {
-    /// Rewrites a fast-path packet without the kernel's helpers; returns `false` if its checksum may
-    /// be partial, and has written nothing then.
+    /// Rewrites a fast-path packet without the kernel's helpers; returns `false` if its checksum
+    /// may be partial, and has written nothing then.
     fn rewrite_in_place(&self, fast: &FastPacket, slot: Slot, direction: Direction) -> bool;
     /// Replaces one end by `pkt.new`. `hook`: where the program runs.
     ///
@@ -77,7 +77,8 @@ pub trait Deliver {
     /// Sends a packet to the pod at `pkt.new`, with one hop less.
     ///
     /// # Errors
-    /// Returns an error if there is no route to the pod, or the kernel failed to rewrite the packet.
+    /// Returns an error if there is no route to the pod, or the kernel failed to rewrite the
+    /// packet.
     fn send_to_pod(&self, pkt: &Packet) -> Result<Outcome, Failed>;
     /// Logs a refused packet.
     fn log_refusal<E: Env>(&self, env: &E, pkt: &Packet, reason: DropReason);

@@ -11,8 +11,8 @@ pub const FRAGMENT_REWRITE: u32 = 1;
 /// [`Fragment::verdict`]: fragments of the datagram are dropped.
 pub const FRAGMENT_DROP: u32 = 2;
 
-/// The verdict for the fragments of one datagram. Key: a [`Tuple`] whose ids hold the upper and the
-/// lower half of the IP identification.
+/// The verdict for the fragments of one datagram. Key: a [`Tuple`](super::Tuple) whose ids hold the
+/// upper and the lower half of the IP identification.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {

@@ -55,9 +55,9 @@ pub struct Mapping {
     pub tcp_ack: u32,
     /// TCP flags seen in this direction: `SEEN_*` bits.
     pub tcp_seen: u8,
-    /// In an original half: the lower bits of the epoch ([`Settings::epoch`]) in which its address
-    /// was last found to be right for where the packets leave. In a reply half: the upper bits of
-    /// [`crate::flow::Closing`].
+    /// In an original half: the lower bits of the epoch ([`super::Settings::epoch`]) in which its
+    /// address was last found to be right for where the packets leave. In a reply half: the upper
+    /// bits of [`crate::flow::Closing`].
     pub epoch: u8,
     /// In an original half: the lower bits of the index of the interface by which its packets
     /// leave; 0 if unknown. In a reply half: the lower bits of [`crate::flow::Closing`].

@@ -40,15 +40,15 @@ pub const NODE_FLOWS: &str = "node_flows";
 pub const LIMITS: &str = "limits";
 /// Bucket → [`super::Share`].
 pub const SHARES: &str = "shares";
-/// Bucket → [`super::Ended`].
+/// Bucket → [`super::ShareEnded`].
 pub const SHARES_ENDED: &str = "shares_ended";
 /// Number → [`super::Tuple`] of a mapping.
 pub const RECENT: &str = "recent";
 /// 0 → [`super::RecentAt`].
 pub const RECENT_AT: &str = "recent_at";
-/// Number → [`super::Owner`].
+/// Number → [`super::PortMapOwner`].
 pub const PORT_MAP_OWNERS: &str = "port_map_owners";
-/// Number → [`super::Bits`].
+/// Number → [`super::PortMapBits`].
 pub const PORT_MAPS: &str = "port_maps";
 
 /// All maps: pin file name and the name in the eBPF object.

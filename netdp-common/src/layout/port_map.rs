@@ -18,8 +18,8 @@ pub struct PortMapOwner {
     pub used_at: u32,
     /// The time at which the map was last cleared because all ports were taken, in ticks.
     pub cleared_at: u32,
-    /// The bucket of the last pod for which no port was free ([`crate::slot::share`]), plus 1; 0 for
-    /// none.
+    /// The bucket of the last pod for which no port was free ([`crate::slot::share`]), plus 1; 0
+    /// for none.
     pub refused: u32,
     /// The time of that refusal, in ticks.
     pub refused_at: u32,

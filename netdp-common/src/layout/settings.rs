@@ -60,7 +60,7 @@ pub const SETTING_HASH_PORTS: u32 = 8;
 pub const SETTING_UDP_ENDPOINTS: u32 = 16;
 
 /// [`Settings::flags`]: there is no live mapping whose destination the policy bypasses. Only then
-/// may bypassed packets pass without a mapping lookup ([`crate::env::Env::is_bypass_cached`]).
+/// may bypassed packets pass without a mapping lookup ([`crate::env::Policy::is_bypass_cached`]).
 /// Cleared with each change of the policy, until a sweep over all mappings has found none.
 pub const SETTING_BYPASS_CACHE_VALID: u32 = 32;
 
@@ -92,7 +92,7 @@ pub const NO_LEAK_ADDRESS: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// [`LAYOUT`] of the version that wrote the maps.
+    /// [`super::LAYOUT`] of the version that wrote the maps.
     pub layout: u32,
     /// The active policy trie: 0 or 1.
     pub active_policy: u32,

@@ -32,7 +32,7 @@ pub struct Share {
     /// Index of the interface behind which the last verified pod is reached and from which it
     /// sends.
     pub ifindex: u32,
-    /// That pod, identified by its [`Key::tag`].
+    /// That pod, identified by its [`crate::slot::Key::tag`].
     pub tag: u32,
     /// The epoch of the settings in which it was verified.
     pub epoch: u32,

@@ -174,7 +174,7 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
 #[inline(always)]
 fn is_spoken<E: Env>(env: &E, pkt: &Packet) -> bool {
     if pkt.tuple.proto == proto::SCTP {
-        // SCTP has ports ([`Env::is_node_port`]).
+        // SCTP has ports (`is_node_port`).
         return false;
     }
     let any = match pkt.family {

@@ -1,9 +1,10 @@
 //! Flows that keep the pod's address although their peer is masqueraded: inbound flows, and flows
 //! that an earlier policy bypassed.
 //!
-//! Unanswered flows are kept in a map with LRU eviction ([`Env::lookup_asked`]). Answered flows are
-//! kept in a map without eviction ([`Env::lookup_live`]), of which no pod or peer takes more than its
-//! share. A closed flow moves back to the former.
+//! Unanswered flows are kept in a map with LRU eviction
+//! ([`lookup_asked`](crate::env::InboundFlows::lookup_asked)). Answered flows are kept in a map
+//! without eviction ([`lookup_live`](crate::env::InboundFlows::lookup_live)), of which no pod or
+//! peer takes more than its share. A closed flow moves back to the former.
 
 use super::origin::is_forged;
 use crate::env::Env;

@@ -30,9 +30,9 @@ const FROM_MAP: u32 = 112;
 /// Candidates from a port map for the packet that started it, after all random candidates.
 const FROM_NEW_MAP: u32 = 16;
 
-/// Random candidates after which ports count as scarce: from then on the destination has a map, well
-/// before all random candidates of a packet are likely to be taken. Three quarters of the ports are
-/// taken where one packet in a hundred needs so many.
+/// Random candidates after which ports count as scarce: from then on the destination has a map,
+/// well before all random candidates of a packet are likely to be taken. Three quarters of the
+/// ports are taken where one packet in a hundred needs so many.
 const SCARCE: u32 = 16;
 
 /// Ticks after which a map with no free port is cleared: this finds ports that became free without

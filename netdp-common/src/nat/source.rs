@@ -7,8 +7,8 @@ use crate::packet::Packet;
 /// Puts the address to masquerade with into `pkt.new`; returns `false` if there is none. The first
 /// of:
 ///
-/// - the source of the packet's route, if that is one of [`Env::lookup_source`]'s: a `src` that the
-///   administrator configured, or in IPv6 one of the uplink's addresses;
+/// - the source of the packet's route, if [`lookup_source`](crate::env::Routes::lookup_source) has
+///   it: a `src` that the administrator configured, or in IPv6 one of the uplink's addresses;
 /// - the interface's address on the subnet of the next hop, or, for an interface above the uplink,
 ///   its best address;
 /// - the uplink's own, [`crate::layout::Uplink`].

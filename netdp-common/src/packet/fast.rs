@@ -108,7 +108,7 @@ impl FastPacket {
         tuple
     }
 
-    /// Fills in all of `pkt` except the new endpoint, as [`super::parse`] does.
+    /// Fills in all of `pkt` except the new endpoint, as [`parse`](super::parse()) does.
     #[inline(always)]
     pub fn fill(&self, l3_offset: u32, pkt: &mut Packet) {
         pkt.family = Family::V4;

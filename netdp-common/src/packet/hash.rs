@@ -3,8 +3,8 @@
 use super::siphash;
 use crate::layout::{Addr, Secret, Tuple};
 
-/// Hashes all fields of a tuple with the node's secret. The hash is stable for as long as the node keeps
-/// the secret, and cannot be predicted without it.
+/// Hashes all fields of a tuple with the node's secret. The hash is stable for as long as the node
+/// keeps the secret, and cannot be predicted without it.
 #[inline(always)]
 #[must_use]
 pub const fn keyed_hash(tuple: &Tuple, secret: Secret) -> u64 {

@@ -5,7 +5,8 @@ use crate::layout::{Addr, Tuple};
 use crate::packet::{Packet, queue_hash, tuple_hash};
 use crate::skb::Linear;
 
-/// Sets the hash of a parsed packet. Fragments keep theirs, which is the same for all of a datagram.
+/// Sets the hash of a parsed packet. Fragments keep theirs, which is the same for all of a
+/// datagram.
 #[inline(always)]
 pub(super) fn hash_packet<S: Linear>(skb: &S, pkt: &Packet) {
     if pkt.is_fragment == 0 {

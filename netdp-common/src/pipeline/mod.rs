@@ -219,8 +219,8 @@ fn or_drop(rewritten: Result<(), Failed>) -> Result<(), DropReason> {
     rewritten.map_err(|Failed| DropReason::RewriteFailed)
 }
 
-/// Handles a packet that comes from a pod: one to another pod's endpoint on the wire is rewritten at
-/// both ends and sent to that pod, past the node's stack.
+/// Handles a packet that comes from a pod: one to another pod's endpoint on the wire is rewritten
+/// at both ends and sent to that pod, past the node's stack.
 #[inline(always)]
 pub fn hairpin<S: Skb, E: Env>(skb: &S, env: &E, scratch: &mut Scratch) -> Outcome {
     // Interfaces towards pods have an Ethernet header.

@@ -2,13 +2,13 @@
 
 use crate::layout::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
 
-/// An [`Inbound`] in place, as [`Slot`].
+/// An [`Inbound`] in place, as [`super::Slot`].
 #[derive(Clone, Copy)]
 pub struct AskedSlot(*mut Inbound);
 
 impl AskedSlot {
     /// # Safety
-    /// As for [`Slot::new`].
+    /// As for [`super::Slot::new`].
     #[inline(always)]
     #[must_use]
     pub const unsafe fn new(inbound: *mut Inbound) -> Self {
@@ -38,13 +38,13 @@ impl AskedSlot {
     }
 }
 
-/// A [`Live`] in place, as [`Slot`].
+/// A [`Live`] in place, as [`super::Slot`].
 #[derive(Clone, Copy)]
 pub struct LiveSlot(*mut Live);
 
 impl LiveSlot {
     /// # Safety
-    /// As for [`Slot::new`].
+    /// As for [`super::Slot::new`].
     #[inline(always)]
     #[must_use]
     pub const unsafe fn new(live: *mut Live) -> Self {

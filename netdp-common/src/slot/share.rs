@@ -130,7 +130,7 @@ const unsafe fn count_in_tick(count: *mut u32, tick: *mut u32, now: u32) -> u32 
     }
 }
 
-/// A [`Share`] in place with its [`Ended`], shared with other CPUs.
+/// A [`Share`] in place with its [`ShareEnded`], shared with other CPUs.
 #[derive(Clone, Copy)]
 pub struct ShareSlot {
     share: *mut Share,

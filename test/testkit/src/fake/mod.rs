@@ -1,5 +1,5 @@
-//! The datapath's environment and the kernel's packet, for tests: [`Fake`] runs the pipeline that the
-//! programs run.
+//! The datapath's environment and the kernel's packet, for tests: [`Fake`] runs the pipeline that
+//! the programs run.
 
 mod env;
 mod half_map;
