@@ -1,9 +1,12 @@
 //! Decisions of the sweep: which mappings end, and how many are evicted.
 
-use crate::abi::Mapping;
-use crate::conntrack::{self, age, ticks};
-use crate::timeouts::{Carried, Timeouts};
-use crate::tuple::Tuple;
+use crate::flow;
+use crate::flow::Carried;
+use crate::flow::Timeouts;
+use crate::flow::age;
+use crate::flow::ticks;
+use crate::layout::Mapping;
+use crate::layout::Tuple;
 
 /// Disposition of one mapping: keep it, or end it for a reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +113,7 @@ impl Conditions {
     pub fn remaining(&self, tuple: &Tuple, original: &Mapping, reply: Option<&Mapping>) -> u64 {
         let timeout = self.timeouts.of(&Carried::by(tuple, original, reply));
         let reply_seen = reply.unwrap_or(original).last_seen;
-        conntrack::left(self.now, original.last_seen, reply_seen, timeout)
+        flow::left(self.now, original.last_seen, reply_seen, timeout)
     }
 
     /// Reports whether an earlier pass has put the mapping into the schedule.
@@ -187,11 +190,13 @@ mod tests {
         Compared, Conditions, Disposition, EvictionTargets, ExternalAddress, pressure_limit,
         retry_threshold,
     };
-    use crate::abi::Mapping;
-    use crate::addr::Addr;
-    use crate::conntrack::{ticks, ticks32};
-    use crate::timeouts::Timeouts;
-    use crate::tuple::{Tuple, proto};
+    use crate::flow::Timeouts;
+    use crate::flow::ticks;
+    use crate::flow::ticks32;
+    use crate::layout::Addr;
+    use crate::layout::Mapping;
+    use crate::layout::Tuple;
+    use crate::layout::proto;
     use core::convert::Infallible;
 
     const POD: Addr = Addr::from_v4([172, 16, 0, 2]);

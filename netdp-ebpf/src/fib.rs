@@ -1,18 +1,18 @@
 //! Lookups in the kernel's routing tables.
 
-use crate::maps;
+use crate::maps::{SOURCE_BITS, SOURCES};
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH,
     BPF_FIB_LOOKUP_SRC, bpf_fib_lookup,
 };
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::{bpf_fib_lookup as lookup_helper, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use netdp_common::addr::{Addr, Family};
-use netdp_common::nat::Way;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::env::{EgressRoute, PodRoute};
+use netdp_common::layout::{Addr, Family, SourceKey, Tuple, proto};
 
 /// Address families of include/linux/socket.h.
 const AF_INET: u8 = 2;
@@ -60,13 +60,32 @@ const MARK: u32 = 1 << 5;
 /// ingress interface, so that `ip rule` applies. If that does not lead here (a mark that was set
 /// later, a packet that others redirected), by the routes of this uplink alone.
 #[inline(never)]
-pub fn way(ctx: &TcContext, tuple: &Tuple, family: Family, way: &mut Way) -> bool {
+pub fn egress_route(
+    ctx: &TcContext,
+    tuple: &Tuple,
+    family: Family,
+    route: &mut EgressRoute,
+) -> bool {
     // SAFETY: a TC program's context is readable for the program's run.
     let (here, came_by) = unsafe { ((*ctx.skb.skb).ifindex, (*ctx.skb.skb).ingress_ifindex) };
-    if came_by != 0 && ask(ctx, tuple, family, came_by, way) && maps::leads_here(way, here) {
+    if came_by != 0 && find_route(ctx, tuple, family, came_by, route) && leads_here(route, here) {
         return true;
     }
-    ask(ctx, tuple, family, 0, way) && way.link == here
+    find_route(ctx, tuple, family, 0, route) && route.link == here
+}
+
+/// Reports whether a route leads to the interface with this index: to that itself, or to a VLAN
+/// device that the agent knows to be stacked on it.
+#[inline(never)]
+fn leads_here(route: &EgressRoute, here: u32) -> bool {
+    if route.link == here {
+        return true;
+    }
+    let key = SourceKey {
+        link: route.link,
+        addr: route.next,
+    };
+    (SOURCES.get(&Key::new(SOURCE_BITS, key))).is_some_and(|source| source.via == here)
 }
 
 /// Reports whether the kernel, routing a packet with this tuple from its ingress interface, would
@@ -76,7 +95,7 @@ pub fn sends_as(ctx: &TcContext, tuple: &Tuple, family: Family, mac: &[u8; 6]) -
     let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
     let p = params.as_mut_ptr();
     let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: as in `ask`.
+    // SAFETY: as in `find_route`.
     unsafe {
         p.cast::<[u64; 8]>().write([0; 8]);
         (*p).ifindex = (*ctx.skb.skb).ingress_ifindex;
@@ -139,7 +158,13 @@ unsafe fn fill(ctx: &TcContext, p: *mut bpf_fib_lookup, tuple: &Tuple, family: F
 
 /// Looks up the route once; `came_by` 0 stands for packets that leave by this uplink.
 #[inline(never)]
-fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut Way) -> bool {
+fn find_route(
+    ctx: &TcContext,
+    tuple: &Tuple,
+    family: Family,
+    came_by: u32,
+    route: &mut EgressRoute,
+) -> bool {
     let mut params = MaybeUninit::<bpf_fib_lookup>::uninit();
     let p = params.as_mut_ptr();
     let size = size_of::<bpf_fib_lookup>() as i32;
@@ -165,29 +190,29 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
             // written then.
             code = lookup_helper(ctx.as_ptr(), p, size, flags & !MARK);
         }
-        way.has_source = 1;
+        route.has_source = 1;
         if code < 0 {
             let plain = flags & !(MARK | BPF_FIB_LOOKUP_SRC);
             code = lookup_helper(ctx.as_ptr(), p, size, plain);
-            way.has_source = 0;
+            route.has_source = 0;
         }
         // IPv6, if no interface has an address; the other fields are set (not in the bindings yet).
         const NO_SRC_ADDR: i64 = 9;
         match code {
             0 => {}
-            NO_SRC_ADDR => way.has_source = 0,
+            NO_SRC_ADDR => route.has_source = 0,
             _ => return false,
         }
-        way.link = (*p).ifindex;
+        route.link = (*p).ifindex;
         let source = (*p).__bindgen_anon_3;
         let next = (*p).__bindgen_anon_4;
         // An IPv4 route may have an IPv6 next hop; the helper then sets the family.
-        way.next = if (*p).family == AF_INET {
+        route.next = if (*p).family == AF_INET {
             Addr::from_v4_word(next.ipv4_dst)
         } else {
             Addr::from_words(next.ipv6_dst)
         };
-        way.source = match family {
+        route.source = match family {
             Family::V4 => Addr::from_v4_word(source.ipv4_src),
             Family::V6 => Addr::from_words(source.ipv6_src),
         };
@@ -195,19 +220,9 @@ fn ask(ctx: &TcContext, tuple: &Tuple, family: Family, came_by: u32, way: &mut W
     true
 }
 
-/// The route to an address.
-pub struct Route {
-    /// Index of the outgoing interface.
-    pub ifindex: u32,
-    /// True if the route has no gateway.
-    pub direct: bool,
-    /// True if a neighbour entry exists for the address.
-    pub resolved: bool,
-}
-
 /// Looks up the route to `addr`, a pod; returns `false` if there is none.
 #[inline(never)]
-pub fn route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut Route) -> bool {
+pub fn pod_route(ctx: &TcContext, addr: &Addr, family: Family, route: &mut PodRoute) -> bool {
     let Some(Found { code, params }) = lookup(ctx, addr, family, 0) else {
         return false;
     };

@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::layout::{Tuple, proto};
 
 /// Reports whether a socket, including a listener, would receive packets with the tuple `wire`. The
 /// lookup is in the namespace of the packet's device.

@@ -7,11 +7,8 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::abi::{Action, Mapping, Settings, pins};
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, ticks};
-use netdp_common::timeouts::Timeouts;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::flow::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
+use netdp_common::layout::{Action, Addr, Mapping, Settings, Tuple, pins, proto};
 use netdp_user::datapath::{
     Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, SweepStats, Sweeper,
 };

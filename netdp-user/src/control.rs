@@ -9,7 +9,7 @@ mod lease;
 use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
 use anyhow::{Context as _, Result};
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::DropReason;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use crate::config::Document;
 use crate::pod;
 use crate::private;
 use anyhow::{Context as _, Result};
-use netdp_common::siphash;
+use netdp_common::layout::Secret;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File};
@@ -39,7 +39,7 @@ const FILES: [&str; 7] = [
     SECRET,
 ];
 
-fn secret_from(bytes: [u8; 16]) -> siphash::Key {
+fn secret_from(bytes: [u8; 16]) -> Secret {
     let [a, b] = [0, 8].map(|at| {
         let mut half = [0; 8];
         half.copy_from_slice(&bytes[at..at + 8]);
@@ -134,7 +134,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Returns an error if the kernel provides no randomness, or the file cannot be written.
-    pub fn secret(&self) -> Result<siphash::Key> {
+    pub fn secret(&self) -> Result<Secret> {
         let path = self.file(SECRET);
         if let Ok(bytes) = private::read(&path)
             && let Ok(bytes) = <[u8; 16]>::try_from(bytes)
@@ -154,7 +154,7 @@ impl StateDir {
     ///
     /// # Errors
     /// Returns an error if the file cannot be written.
-    pub fn save_secret(&self, secret: siphash::Key) -> Result<()> {
+    pub fn save_secret(&self, secret: Secret) -> Result<()> {
         self.replace(SECRET, |file| {
             file.write_all(&secret[0].to_le_bytes())?;
             file.write_all(&secret[1].to_le_bytes())

@@ -1,20 +1,25 @@
 //! Recycling: the programs evict mappings in favour of a new flow, but never a live one
-//! ([`crate::spare`]).
+//! ([`crate::flow::eviction_class`]).
 
-use super::Work;
-use super::origin::same;
-use crate::abi::{MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
-use crate::conntrack::idle;
-use crate::port_map;
-use crate::share::{self, ShareSlot, bucket_of_mapping};
-use crate::slot::Slot;
-use crate::spare::{Spare, spare};
-use crate::tables::Tables;
-use crate::timeouts::{Carried, lasted};
-use crate::tuple::Tuple;
+use crate::env::Env;
+use crate::flow::{Carried, EvictionClass, eviction_class, idle, lasted};
+use crate::layout::{
+    MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL, Tuple,
+};
+use crate::slot::{ShareSlot, Slot, bucket_of_mapping, port_map};
 
 /// Mappings that are examined for one packet, at most.
 const LOOKS: u32 = 8;
+
+/// The mappings that may be evicted for a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Among {
+    /// Those of its bucket, of one over its limit, or that have closed or had no reply for a while.
+    All = 0,
+    /// Those of its bucket, or of one with many more mappings.
+    Own = 1,
+}
 
 /// The state of one attempt to recycle a mapping.
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +29,8 @@ pub(super) struct Recycling {
     wire: Tuple,
     /// The bucket of the new flow.
     bucket: u32,
-    /// 1: only mappings of that bucket, or of one with many more mappings.
-    own: u32,
+    /// The mappings that may be evicted.
+    among: Among,
     /// The number of mappings that a bucket may have at the moment.
     most: u32,
     /// The number of mappings of the new flow's bucket.
@@ -40,18 +45,18 @@ impl Recycling {
         original: crate::packet::Packet::EMPTY.tuple,
         wire: crate::packet::Packet::EMPTY.tuple,
         bucket: 0,
-        own: 0,
+        among: Among::All,
         most: 0,
         has: 0,
         made: 0,
     };
 
     /// Initialises an attempt for a bucket that has `has` mappings and may have no more than
-    /// `most`; with `own`, only mappings of that bucket or of one with many more are evicted.
+    /// `most`; `among`: the mappings that may be evicted.
     #[inline(always)]
-    pub(super) const fn begin(&mut self, bucket: u32, own: bool, most: u32, has: u32) {
+    pub(super) const fn begin(&mut self, bucket: u32, among: Among, most: u32, has: u32) {
         self.bucket = bucket;
-        self.own = own as u32;
+        self.among = among;
         self.most = most;
         self.has = has;
         self.made = 0;
@@ -61,34 +66,34 @@ impl Recycling {
 /// Ends a mapping, and removes it from all counts. Returns `false` if it does not have both halves,
 /// or another CPU ends it: its wire tuple may by then belong to another mapping.
 #[inline(never)]
-pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool {
-    let half = tables.snat(original);
+pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
+    let half = env.lookup_snat(original);
     // The original half of another mapping must not be removed.
-    let Some(half) = half.filter(|half| half.id() == wire.dst_id && same(&half.addr(), &wire.dst))
+    let Some(half) = half.filter(|half| half.id() == wire.dst_id && half.addr().is_same(&wire.dst))
     else {
         // Nor the reply half of another mapping.
-        let reply = tables.rev_snat(wire);
-        if reply.is_some_and(|it| it.id() == original.src_id && same(&it.addr(), &original.src)) {
-            tables.remove_rev_snat(wire);
+        let reply = env.lookup_rev_snat(wire);
+        if reply.is_some_and(|it| it.id() == original.src_id && it.addr().is_same(&original.src)) {
+            env.remove_rev_snat(wire);
         }
         return false;
     };
-    let bucket = bucket_of_mapping(tables.secret(), &original.src, half.flags());
+    let bucket = bucket_of_mapping(env.secret(), &original.src, half.flags());
     // The CPU that removes this half ends the mapping.
-    if !tables.remove_snat(original) {
+    if !env.remove_snat(original) {
         return false;
     }
-    tables.remove_rev_snat(wire);
-    for bucket in [bucket, share::TOTAL] {
-        if let Some(share) = tables.share(bucket) {
+    env.remove_rev_snat(wire);
+    for bucket in [bucket, SHARE_TOTAL] {
+        if let Some(share) = env.lookup_share(bucket) {
             share.add_mappings(u64::MAX);
         }
     }
     let key = port_map::destination(wire);
-    if let Some(map) = tables.port_map(port_map::index(tables.secret(), &key))
+    if let Some(map) = env.lookup_port_map(port_map::index(env.secret(), &key))
         && map.is_of(&key)
     {
-        map.set(wire.dst_id, false);
+        map.mark_free(wire.dst_id);
     }
     true
 }
@@ -97,7 +102,7 @@ pub(super) fn end<T: Tables>(tables: &T, original: &Tuple, wire: &Tuple) -> bool
 /// netdp.
 #[inline(always)]
 pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carried> {
-    if reply.flags() & (MAPPING_HOST | MAPPING_HANDED | MAPPING_YIELDED) != 0 {
+    if reply.flags() & (MAPPING_HOST | MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER) != 0 {
         return None;
     }
     Some(Carried {
@@ -116,10 +121,9 @@ pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carri
 /// requesting bucket, or of a bucket over its limit; of other buckets only one that has closed or
 /// had no reply for a while. Returns `false` if none of a few qualifies.
 #[inline(never)]
-pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
-    let recycling = &mut work.recycling;
-    tables.repeat(LOOKS, recycling, |tables, _, recycling| {
-        look(tables, recycling);
+pub(super) fn recycle<E: Env>(env: &E, recycling: &mut Recycling) -> bool {
+    env.bounded_loop(LOOKS, recycling, |env, _, recycling| {
+        look(env, recycling);
         recycling.made == 0
     });
     recycling.made != 0
@@ -128,37 +132,43 @@ pub(super) fn recycle<T: Tables>(tables: &T, work: &mut Work) -> bool {
 /// Examines the remembered mapping that began or closed longest ago. A live one is dropped from the
 /// queue until it closes; one that may be evicted later is queued again.
 #[inline(always)]
-fn look<T: Tables>(tables: &T, recycling: &mut Recycling) {
-    if !tables.pop_recent(&mut recycling.original) {
+fn look<E: Env>(env: &E, recycling: &mut Recycling) {
+    if !env.pop_recent(&mut recycling.original) {
         return;
     }
-    let Some(half) = tables.snat(&recycling.original) else {
+    let Some(half) = env.lookup_snat(&recycling.original) else {
         return;
     };
     recycling.wire = recycling.original.reply_to(half.addr(), half.id());
-    let Some(reply) = tables.rev_snat(&recycling.wire) else {
+    let Some(reply) = env.lookup_rev_snat(&recycling.wire) else {
         return;
     };
-    let idle = idle(tables.now(), half.last_seen(), reply.last_seen());
+    let idle = idle(env.now(), half.last_seen(), reply.last_seen());
     let carried = carried(&recycling.original, half, reply);
-    let Some(class) = carried.and_then(|carried| spare(&carried, idle)) else {
+    let Some(class) = carried.and_then(|carried| eviction_class(&carried, idle)) else {
         return;
     };
     let (pod, flags) = (&recycling.original.src, half.flags());
-    let owner = bucket_of_mapping(tables.secret(), pod, flags);
+    let owner = bucket_of_mapping(env.secret(), pod, flags);
     let own = owner == recycling.bucket;
-    let owned = tables.share(owner).map_or(0, ShareSlot::mappings);
-    let makes_room = if matches!(class, Spare::LastAck) {
+    let owned = env.lookup_share(owner).map_or(0, ShareSlot::mappings);
+    let makes_room = if matches!(class, EvictionClass::LastAck) {
         false
-    } else if recycling.own != 0 {
-        own || owned / 2 > recycling.has
     } else {
-        own || owned > recycling.most
-            || matches!(class, Spare::Closed | Spare::Answered | Spare::Unanswered)
+        match recycling.among {
+            Among::Own => own || owned / 2 > recycling.has,
+            Among::All => {
+                own || owned > recycling.most
+                    || matches!(
+                        class,
+                        EvictionClass::Closed | EvictionClass::Answered | EvictionClass::Unanswered
+                    )
+            }
+        }
     };
     if makes_room {
-        recycling.made = end(tables, &recycling.original, &recycling.wire).into();
+        recycling.made = end(env, &recycling.original, &recycling.wire).into();
     } else {
-        tables.push_recent(&recycling.original);
+        env.push_recent(&recycling.original);
     }
 }

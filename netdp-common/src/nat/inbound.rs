@@ -1,24 +1,22 @@
 //! Flows that keep the pod's address although their peer is masqueraded: inbound flows, and flows
 //! that an earlier policy bypassed.
 //!
-//! Unanswered flows are kept in a map with LRU eviction ([`Tables::asked`]). Answered flows are
-//! kept in a map without eviction ([`Tables::live`]), of which no pod or peer takes more than its
-//! share. A closed flow moves back to the former.
+//! Unanswered flows are kept in a map with LRU eviction
+//! ([`lookup_asked`](crate::env::InboundFlows::lookup_asked)). Answered flows are kept in a map
+//! without eviction ([`lookup_live`](crate::env::InboundFlows::lookup_live)), of which no pod or
+//! peer takes more than its share. A closed flow moves back to the former.
 
 use super::origin::is_forged;
-use crate::abi::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
-use crate::conntrack::{
-    ACK, CLOSED_SECONDS, FIN, INBOUND_SECONDS, RST, SEEN_DATA, SYN, age, asked_seconds,
-    fin_is_plausible, live_seconds, rst_is_acceptable, ticks32,
+use crate::env::Env;
+use crate::flow::{
+    BY_PROTOCOL, INBOUND_SECONDS, LINGER_TICKS, SEEN_DATA, fin_is_plausible, is_asked_still,
+    is_fresh, rst_is_acceptable, ticks32,
 };
-use crate::packet::{L4, Packet};
-use crate::share::{self, Key, Role, ShareSlot};
-use crate::tables::Tables;
-use crate::tuple::Tuple;
-
-const CLOSED_TICKS: u32 = ticks32(CLOSED_SECONDS);
-/// [`Inbound::limit`]: the timeout of [`asked_seconds`] applies.
-const BY_PROTOCOL: u32 = u32::MAX;
+use crate::layout::{
+    Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live, SHARE_TOTAL, Tuple,
+};
+use crate::packet::{ACK, FIN, L4, Packet, RST, SYN};
+use crate::slot::{Key, Role, ShareSlot, share};
 
 /// The relation of a pod's packet to such a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +32,14 @@ pub enum Continued {
 
 /// Checks whether a pod's packet continues the flow of `tuple`, and if so records the packet.
 #[inline(never)]
-pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> Continued {
-    let now = tables.now();
-    if let Some(slot) = tables.live(tuple) {
+pub(super) fn continued<E: Env>(env: &E, pkt: &Packet, tuple: &Tuple) -> Continued {
+    let now = env.now();
+    if let Some(slot) = env.lookup_live(tuple) {
         let live = slot.get();
         if is_fresh(tuple.proto, &live, now) {
-            let ifindex = tables.ingress_ifindex();
+            let ifindex = env.ingress_ifindex();
             if live.seen >> LIVE_ORIGIN_SHIFT != ifindex & 0xffff {
-                if is_forged(tables, &pkt.tuple.src, pkt.family) {
+                if is_forged(env, &pkt.tuple.src, pkt.family) {
                     return Continued::Forged;
                 }
                 slot.set_origin(ifindex);
@@ -54,27 +52,27 @@ pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> C
                 let closed = segment.flags & FIN != 0 && slot.set_fin(LIVE_FIN_OUT)
                     || segment.flags & RST != 0 && segment.bad_checksum == 0;
                 if closed {
-                    end(tables, tuple, CLOSED_TICKS);
+                    end(env, tuple, LINGER_TICKS);
                 }
             }
             return Continued::Yes;
         }
-        end(tables, tuple, 0);
+        end(env, tuple, 0);
     }
-    let Some(slot) = tables.asked(tuple) else {
+    let Some(slot) = env.lookup_asked(tuple) else {
         return Continued::No;
     };
     let asked = slot.get();
     if !is_asked_still(tuple.proto, asked, now) {
         return Continued::No;
     }
-    if is_forged(tables, &pkt.tuple.src, pkt.family) {
+    if is_forged(env, &pkt.tuple.src, pkt.family) {
         return Continued::Forged;
     }
     slot.refresh(now);
-    if asked.limit != CLOSED_TICKS
+    if asked.limit != LINGER_TICKS
         && is_answer(&pkt.l4)
-        && !promote(tables, pkt, tuple, now, 0)
+        && !promote(env, pkt, tuple, now, 0)
         && matches!(pkt.l4, L4::Tcp(_))
     {
         // Over its share the flow gets the same timeout, but may be evicted.
@@ -85,22 +83,22 @@ pub(super) fn continued<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple) -> C
 
 /// Reports whether a flow with this `tuple` is known. Records nothing.
 #[inline(never)]
-pub(super) fn is_known<T: Tables>(tables: &T, tuple: &Tuple) -> bool {
-    let now = tables.now();
-    let live = tables.live(tuple);
+pub(super) fn is_recorded<E: Env>(env: &E, tuple: &Tuple) -> bool {
+    let now = env.now();
+    let live = env.lookup_live(tuple);
     if live.is_some_and(|slot| is_fresh(tuple.proto, &slot.get(), now)) {
         return true;
     }
-    (tables.asked(tuple)).is_some_and(|slot| is_asked_still(tuple.proto, slot.get(), now))
+    (env.lookup_asked(tuple)).is_some_and(|slot| is_asked_still(tuple.proto, slot.get(), now))
 }
 
 /// Records a packet from outside to an address behind the node that may begin such a flow
 /// (`begins`) or continues one.
 #[inline(never)]
-pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
-    let now = tables.now();
+pub(super) fn record_arrival<E: Env>(env: &E, pkt: &Packet, begins: bool) -> bool {
+    let now = env.now();
     let tuple = pkt.tuple.reversed();
-    if let Some(slot) = tables.live(&tuple) {
+    if let Some(slot) = env.lookup_live(&tuple) {
         let live = slot.get();
         if is_fresh(tuple.proto, &live, now) {
             slot.refresh(now);
@@ -111,20 +109,20 @@ pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
                 let closed = fin && slot.set_fin(LIVE_FIN_IN)
                     || segment.flags & RST != 0 && rst_is_acceptable(SEEN_DATA, live.ack, segment);
                 if closed {
-                    end(tables, &tuple, CLOSED_TICKS);
+                    end(env, &tuple, LINGER_TICKS);
                 }
             }
             return true;
         }
-        end(tables, &tuple, 0);
+        end(env, &tuple, 0);
     }
     if !begins {
         return false;
     }
     let syn = matches!(pkt.l4, L4::Tcp(segment) if segment.flags & (SYN | ACK) == SYN);
-    match tables.asked(&tuple) {
+    match env.lookup_asked(&tuple) {
         Some(slot) if !syn && is_asked_still(tuple.proto, slot.get(), now) => slot.refresh(now),
-        _ => tables.insert_asked(&tuple, BY_PROTOCOL),
+        _ => record_asked(env, &tuple, BY_PROTOCOL),
     }
     true
 }
@@ -132,19 +130,29 @@ pub(super) fn came<T: Tables>(tables: &T, pkt: &Packet, begins: bool) -> bool {
 /// Records that the pod's packet continues a flow that was bypassed. `limit`: silence in ticks
 /// after which the flow ends, or 0 for the usual timeout.
 #[inline(always)]
-pub(super) fn keep<T: Tables>(tables: &T, pkt: &Packet, limit: u32) {
-    if !promote(tables, pkt, &pkt.tuple, tables.now(), limit) {
-        tables.insert_asked(&pkt.tuple, limit);
+pub(super) fn record_bypassed<E: Env>(env: &E, pkt: &Packet, limit: u32) {
+    if !promote(env, pkt, &pkt.tuple, env.now(), limit) {
+        record_asked(env, &pkt.tuple, limit);
     }
 }
 
 /// Removes a flow, because its pod begins another with the same tuple.
 #[inline(always)]
-pub(super) fn forget<T: Tables>(tables: &T, tuple: &Tuple) {
-    if tables.live(tuple).is_some() {
-        end(tables, tuple, 0);
+pub(super) fn forget<E: Env>(env: &E, tuple: &Tuple) {
+    if env.lookup_live(tuple).is_some() {
+        end(env, tuple, 0);
     }
-    tables.remove_asked(tuple);
+    env.remove_asked(tuple);
+}
+
+/// Records a flow that the pod has not answered, or that has closed. `limit`: [`Inbound::limit`].
+#[inline(always)]
+fn record_asked<E: Env>(env: &E, tuple: &Tuple, limit: u32) {
+    let inbound = Inbound {
+        last_seen: env.now(),
+        limit,
+    };
+    env.insert_asked(tuple, &inbound);
 }
 
 /// Reports whether this kind of packet is sent by a pod only if it takes part in the flow.
@@ -152,7 +160,7 @@ pub(super) fn forget<T: Tables>(tables: &T, tuple: &Tuple) {
 const fn is_answer(l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => segment.flags & RST == 0,
-        L4::Udp | L4::QueryReply | L4::Address => true,
+        L4::Udp | L4::QueryReply | L4::AddressOnly => true,
         L4::Query | L4::Error | L4::LaterFragment | L4::Discovery | L4::Untranslatable(_) => false,
     }
 }
@@ -160,11 +168,11 @@ const fn is_answer(l4: &L4) -> bool {
 /// Moves a flow to the map without eviction, unless its pod or its peer has used up its share of
 /// that map.
 #[inline(never)]
-fn promote<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple, now: u32, limit: u32) -> bool {
-    let Some([pod, peer, total]) = shares(tables, tuple) else {
+fn promote<E: Env>(env: &E, pkt: &Packet, tuple: &Tuple, now: u32, limit: u32) -> bool {
+    let Some([pod, peer, total]) = shares(env, tuple) else {
         return false;
     };
-    let most = share::limit(tables.limits().inbound_capacity, total.inbound());
+    let most = share::limit(env.limits().inbound_capacity, total.inbound());
     if pod.inbound() >= most || peer.inbound() >= most {
         return false;
     }
@@ -175,28 +183,28 @@ fn promote<T: Tables>(tables: &T, pkt: &Packet, tuple: &Tuple, now: u32, limit: 
     let live = Live {
         last_seen: now,
         limit,
-        seen: tables.ingress_ifindex() << LIVE_ORIGIN_SHIFT,
+        seen: env.ingress_ifindex() << LIVE_ORIGIN_SHIFT,
         ack,
     };
-    if !tables.insert_live(tuple, &live) {
+    if !env.insert_live(tuple, &live) {
         return false;
     }
     pod.add_inbound(1);
     peer.add_inbound(1);
     total.add_inbound(1);
-    tables.remove_asked(tuple);
+    env.remove_asked(tuple);
     true
 }
 
 /// Ends a live flow; its packets that are still in flight keep the pod's address for `linger`
 /// ticks.
 #[inline(never)]
-fn end<T: Tables>(tables: &T, tuple: &Tuple, linger: u32) -> bool {
+fn end<E: Env>(env: &E, tuple: &Tuple, linger: u32) -> bool {
     if linger > 0 {
-        tables.insert_asked(tuple, linger);
+        record_asked(env, tuple, linger);
     }
-    let removed = tables.remove_live(tuple);
-    if removed && let Some([pod, peer, total]) = shares(tables, tuple) {
+    let removed = env.remove_live(tuple);
+    if removed && let Some([pod, peer, total]) = shares(env, tuple) {
         pod.add_inbound(u64::MAX);
         peer.add_inbound(u64::MAX);
         total.add_inbound(u64::MAX);
@@ -206,38 +214,9 @@ fn end<T: Tables>(tables: &T, tuple: &Tuple, linger: u32) -> bool {
 
 /// Returns the shares against which a flow counts: its pod's, its peer's, and the total.
 #[inline(always)]
-fn shares<T: Tables>(tables: &T, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
-    let secret = tables.secret();
-    let pod = tables.share(Key::of(secret, &tuple.src, Role::Pod).bucket())?;
-    let peer = tables.share(Key::of(secret, &tuple.dst, Role::Peer).bucket())?;
-    Some([pod, peer, tables.share(share::TOTAL)?])
-}
-
-/// Reports whether an unanswered flow is within its timeout.
-#[inline(always)]
-const fn is_asked_still(protocol: u32, asked: Inbound, now: u32) -> bool {
-    age(now, asked.last_seen) < asked_ticks(protocol, asked)
-}
-
-/// Returns the silence in ticks that ends an unanswered flow. Records without a limit continue a
-/// flow that was bypassed, or come from agents that did not distinguish answered flows.
-#[inline(always)]
-const fn asked_ticks(protocol: u32, asked: Inbound) -> u32 {
-    match asked.limit {
-        0 => ticks32(INBOUND_SECONDS),
-        BY_PROTOCOL => ticks32(asked_seconds(protocol)),
-        limit => limit,
-    }
-}
-
-/// Reports whether a live flow is within its timeout.
-#[inline(always)]
-#[must_use]
-pub const fn is_fresh(protocol: u32, live: &Live, now: u32) -> bool {
-    let half_closed = live.seen & (LIVE_FIN_OUT | LIVE_FIN_IN) != 0;
-    let limit = match live.limit {
-        0 => ticks32(live_seconds(protocol, half_closed)),
-        limit => limit,
-    };
-    age(now, live.last_seen) < limit
+fn shares<E: Env>(env: &E, tuple: &Tuple) -> Option<[ShareSlot; 3]> {
+    let secret = env.secret();
+    let pod = env.lookup_share(Key::of(secret, &tuple.src, Role::Pod).bucket())?;
+    let peer = env.lookup_share(Key::of(secret, &tuple.dst, Role::Peer).bucket())?;
+    Some([pod, peer, env.lookup_share(SHARE_TOTAL)?])
 }

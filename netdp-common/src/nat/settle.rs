@@ -1,14 +1,15 @@
 //! Mappings whose packets leave by another uplink than before, or whose address the node may have
 //! lost.
 
-use super::origin::{is_forged, same};
-use super::{choose_source, evict, inbound};
-use crate::abi::{Action, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED};
-use crate::conntrack::{FIN, RST, SYN, TcpState, tcp_state};
-use crate::packet::{L4, Packet};
+use super::origin::is_forged;
+use super::policy;
+use super::source::choose_source;
+use super::{evict, inbound};
+use crate::env::Env;
+use crate::flow::{TcpState, tcp_state};
+use crate::layout::{Action, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, proto};
+use crate::packet::{FIN, L4, Packet, RST, SYN};
 use crate::slot::Slot;
-use crate::tables::Tables;
-use crate::tuple::proto;
 
 /// The decision about a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,49 +62,44 @@ impl Begins {
 /// that reopens the connection, or with a SYN or SYN-ACK of a connection that is not translated.
 /// Reads tuple and family of `pkt`, and puts the address of a new mapping there.
 #[inline(never)]
-pub(super) fn settle<T: Tables>(
-    tables: &T,
-    pkt: &mut Packet,
-    slot: Slot,
-    begins: Begins,
-) -> Settled {
+pub(super) fn settle<E: Env>(env: &E, pkt: &mut Packet, slot: Slot, begins: Begins) -> Settled {
     // A packet that another source forges in the pod's name changes nothing; it is dropped later.
-    if is_forged(tables, &pkt.tuple.src, pkt.family) {
+    if is_forged(env, &pkt.tuple.src, pkt.family) {
         return Settled::Stays;
     }
     let wire = pkt.tuple.reply_to(slot.addr(), slot.id());
-    let reply = tables.rev_snat(&wire);
+    let reply = env.lookup_rev_snat(&wire);
     let flags = reply.map_or(0, Slot::flags);
-    let others = flags & (MAPPING_HOST | MAPPING_HANDED | MAPPING_YIELDED) != 0;
-    if others || tables.is_local(&pkt.tuple.src) {
-        slot.set_place(tables.place());
+    let others = flags & (MAPPING_HOST | MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER) != 0;
+    if others || env.is_local(&pkt.tuple.src) {
+        slot.set_place(env.place());
         return Settled::Stays;
     }
     let seen = reply.map_or(0, Slot::tcp_seen);
-    if begins_untranslated(tables, pkt, slot, seen, begins) {
-        evict::end(tables, &pkt.tuple, &wire);
+    if begins_untranslated(env, pkt, slot, seen, begins) {
+        evict::end(env, &pkt.tuple, &wire);
         return Settled::Ended;
     }
     let syn = matches!(begins, Begins::Connection | Begins::Again);
-    let elsewhere = slot.place().is_elsewhere(tables.place());
-    let there = tables.is_local(&slot.addr());
+    let elsewhere = slot.place().is_elsewhere(env.place());
+    let there = env.is_local(&slot.addr());
     if there && !elsewhere && !syn {
-        slot.set_place(tables.place());
+        slot.set_place(env.place());
         return Settled::Stays;
     }
-    let has_source = choose_source(tables, pkt);
+    let has_source = choose_source(env, pkt);
     let lives = pkt.tuple.proto == proto::TCP && !(syn && is_over(slot, seen));
-    let stays = there && (lives || !has_source || same(&pkt.new.addr, &slot.addr()));
+    let stays = there && (lives || !has_source || pkt.new.addr.is_same(&slot.addr()));
     if !stays {
         if lives || !has_source {
             return Settled::Rests;
         }
-        evict::end(tables, &pkt.tuple, &wire);
+        evict::end(env, &pkt.tuple, &wire);
         return Settled::Ended;
     }
     // If only an address is missing, it may appear a moment later: check again until then.
     if lives || has_source {
-        slot.set_place(tables.place());
+        slot.set_place(env.place());
     }
     Settled::Stays
 }
@@ -112,8 +108,8 @@ pub(super) fn settle<T: Tables>(
 /// is over: because of the current policy, or because it was opened from outside. A retransmitted
 /// SYN takes the path of the first one. `reply`: `tcp_seen` of the reply half.
 #[inline(never)]
-fn begins_untranslated<T: Tables>(
-    tables: &T,
+fn begins_untranslated<E: Env>(
+    env: &E,
     pkt: &Packet,
     slot: Slot,
     reply: u32,
@@ -124,13 +120,13 @@ fn begins_untranslated<T: Tables>(
         Begins::Nothing => false,
         Begins::Again if state == TcpState::SynSent => false,
         Begins::Connection | Begins::Again => {
-            is_over(slot, reply) && tables.action(&pkt.tuple.dst) != Action::Masquerade
+            is_over(slot, reply) && policy::action(env, &pkt.tuple.dst) != Action::Masquerade
         }
         // The pod has closed its own connection, and does not reply on that one.
         Begins::Answer => {
             matches!(state, TcpState::TimeWait | TcpState::Closed)
-                && (tables.action(&pkt.tuple.dst) == Action::Bypass
-                    || inbound::is_known(tables, &pkt.tuple))
+                && (policy::action(env, &pkt.tuple.dst) == Action::Bypass
+                    || inbound::is_recorded(env, &pkt.tuple))
         }
     }
 }

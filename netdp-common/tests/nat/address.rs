@@ -1,9 +1,8 @@
 //! Protocols without ports: only the address is translated.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, opened, wire_of};
-use crate::abi::{SOURCE_NAMED, SourceKey};
-use crate::nat::Way;
-use crate::verdict::DropReason;
+use netdp_common::env::EgressRoute;
+use netdp_common::layout::{DropReason, SOURCE_NAMED, SourceKey};
 use testkit::build::{Build, Kind};
 use testkit::fake::{Fake, Seen, addr};
 
@@ -72,8 +71,8 @@ fn udp_lite_has_ports_like_udp() {
 
 const LINK: u32 = 2;
 
-fn way(source: Option<&str>, next: &str) -> Option<Way> {
-    Some(Way {
+fn way(source: Option<&str>, next: &str) -> Option<EgressRoute> {
+    Some(EgressRoute {
         link: LINK,
         has_source: source.is_some().into(),
         source: addr(source.unwrap_or("::")),
@@ -201,7 +200,7 @@ fn an_interface_above_the_uplink_has_a_source_for_every_router() {
     ] {
         fake.way = way(None, next);
         assert_eq!(fake.out(&net.udp().to(net.other_server)), becomes(net.node));
-        fake.way = Some(Way {
+        fake.way = Some(EgressRoute {
             link: ABOVE,
             ..way(None, next).unwrap()
         });

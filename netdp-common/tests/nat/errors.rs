@@ -1,8 +1,7 @@
 //! ICMP errors, by the packet that they quote.
 
 use super::{BOTH, Net, V4, V6, drop_of, halves, opened, wire_of};
-use crate::abi::Action;
-use crate::verdict::DropReason;
+use netdp_common::layout::{Action, DropReason};
 use testkit::build::{Build, Kind};
 use testkit::fake::{Fake, Seen};
 

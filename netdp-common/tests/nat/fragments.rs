@@ -1,9 +1,8 @@
 //! Fragments: only the first one has ports.
 
 use super::{BOTH, Net, V4, V6, becomes, drop_of, opened, wire_of};
-use crate::abi::Action;
-use crate::packet::KEEP_IP_ID;
-use crate::verdict::DropReason;
+use netdp_common::layout::{Action, DropReason};
+use netdp_common::packet::KEEP_IP_ID;
 use std::collections::BTreeSet;
 use testkit::build::{Build, RST};
 use testkit::fake::{Fake, Seen};

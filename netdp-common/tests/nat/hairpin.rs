@@ -1,8 +1,7 @@
 //! Hairpin: a pod sends to another pod's external endpoint.
 
 use super::{BOTH, Net};
-use crate::abi::{SETTING_HAIRPIN, SETTING_UDP_ENDPOINTS};
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, SETTING_HAIRPIN, SETTING_UDP_ENDPOINTS};
 use testkit::build::{ACK, Build, RST, SYN};
 use testkit::fake::{Fake, Turned};
 

@@ -1,8 +1,8 @@
 //! The node's own traffic, and its separation from pods' flows.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
-use crate::abi::{Action, MAPPING_HANDED, MAPPING_YIELDED};
-use crate::tables::Tables as _;
+use netdp_common::env::{Clock as _, Node as _};
+use netdp_common::layout::{Action, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen, tuple_of};
 
@@ -35,7 +35,7 @@ fn a_ping_of_the_node_keeps_its_identifier() {
             assert_eq!(fake.out(&ping), Seen::Pass);
             assert_eq!(fake.back(&ping.answer()), Seen::Pass);
         }
-        let flow = fake.node_flow(&tuple_of(&ping).reversed());
+        let flow = fake.lookup_node_flow(&tuple_of(&ping).reversed());
         assert_eq!(flow.map(|flow| flow.last_seen), Some(fake.now()));
         assert_eq!(fake.rev_snat.len(), 0, "it takes no pod's room");
         // A pod's ping with the same identifier gets another one.
@@ -229,7 +229,7 @@ fn a_handed_flow_is_served_both_ways() {
     for net in BOTH {
         for packet in net.openings() {
             let fake = opened(&packet);
-            mark(&fake, &packet, &net, MAPPING_HANDED);
+            mark(&fake, &packet, &net, MAPPING_HANDOVER_PENDING);
             let translated = packet.from(net.node);
             assert_eq!(fake.out(&translated), Seen::Pass, "{packet:?}");
             assert_eq!(fake.out(&packet), becomes(net.node), "{packet:?}");
@@ -245,7 +245,12 @@ fn a_yielded_flow_is_netfilters() {
     for net in BOTH {
         for packet in net.openings() {
             let fake = opened(&packet);
-            mark(&fake, &packet, &net, MAPPING_HANDED | MAPPING_YIELDED);
+            mark(
+                &fake,
+                &packet,
+                &net,
+                MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER,
+            );
             let translated = packet.from(net.node);
             assert_eq!(fake.out(&translated), Seen::Pass, "{packet:?}");
             assert_eq!(fake.back(&translated.answer()), Seen::Pass, "{packet:?}");

@@ -1,7 +1,7 @@
 //! Inbound flows, which pods answer from their own address.
 
 use super::{BOTH, V4, becomes, drop_of, opened};
-use crate::verdict::DropReason;
+use netdp_common::layout::DropReason;
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};
 

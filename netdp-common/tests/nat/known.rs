@@ -1,14 +1,14 @@
 //! The bypass cache: packets between cached address pairs pass without a lookup.
 
 use super::{BOTH, Net, becomes};
-use crate::abi::{Action, SETTING_NONE_STICKY};
+use netdp_common::layout::{Action, SETTING_BYPASS_CACHE_VALID};
 use testkit::build::{ACK, Build};
 use testkit::fake::{Fake, Seen};
 
 /// Returns a node that bypasses the server and has no older mapping.
 fn bypassing(net: &Net) -> Fake {
     let mut fake = Fake::new();
-    fake.settings.flags |= SETTING_NONE_STICKY;
+    fake.settings.flags |= SETTING_BYPASS_CACHE_VALID;
     let server = net.server_ip.trim_matches(['[', ']']);
     let len = if server.contains(':') { 128 } else { 32 };
     fake.rule(&format!("{server}/{len}"), Action::Bypass);
@@ -18,7 +18,7 @@ fn bypassing(net: &Net) -> Fake {
 /// Starts a new epoch, as the agent does with each change.
 fn change(fake: &mut Fake) {
     fake.policy.clear();
-    fake.settings.flags &= !SETTING_NONE_STICKY;
+    fake.settings.flags &= !SETTING_BYPASS_CACHE_VALID;
     fake.settings.epoch += 1;
 }
 
@@ -54,7 +54,7 @@ fn a_change_ends_what_is_known() {
         change(&mut fake);
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
         // Nor is the old entry valid again once no mapping is sticky.
-        fake.settings.flags |= SETTING_NONE_STICKY;
+        fake.settings.flags |= SETTING_BYPASS_CACHE_VALID;
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
     }
 }

@@ -1,8 +1,7 @@
 //! A connection keeps its port until both FINs have been acknowledged.
 
 use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
-use crate::abi::{PortRange, SETTING_PORTS};
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, PortRange, SETTING_PORTS};
 use testkit::build::{ACK, Build, FIN, Kind, SYN};
 use testkit::fake::{Fake, Seen};
 

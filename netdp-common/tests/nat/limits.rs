@@ -1,9 +1,8 @@
 //! Full tables and used ports: the new flow is dropped, all others continue.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
-use crate::abi::{PortRange, SETTING_PORTS};
-use crate::tables::Tables as _;
-use crate::verdict::DropReason;
+use netdp_common::env::Clock as _;
+use netdp_common::layout::{DropReason, PortRange, SETTING_PORTS};
 use std::collections::BTreeSet;
 use testkit::build::{ACK, Build, SYN};
 use testkit::fake::{Fake, Seen};

@@ -27,11 +27,7 @@ mod security;
 mod tcp;
 mod untranslatable;
 
-// The tests refer to the modules of netdp-common as if they were their own.
-use netdp_common::*;
-
-use crate::abi::Mapping;
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, MAPPING_HOST, Mapping};
 use testkit::build::{Build, SYN};
 use testkit::fake::{Fake, Seen, becomes, tuple_of};
 
@@ -132,7 +128,7 @@ fn assert_paired(fake: &Fake) {
         assert_eq!((reply.addr, reply.id), (tuple.src, tuple.src_id));
     }
     for (wire, half) in fake.rev_snat.all() {
-        if half.flags & abi::MAPPING_HOST == 0 {
+        if half.flags & MAPPING_HOST == 0 {
             let original = wire.answers(half.addr, half.id);
             assert!(fake.snat.get(&original).is_some(), "{wire:?}: half alone");
             owned += 1;

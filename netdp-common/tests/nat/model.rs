@@ -1,9 +1,8 @@
 //! Random walks of the model against the fake.
 
-use crate::abi::{Action, PortRange, SETTING_PORTS};
-use crate::conntrack::left;
-use crate::tables::Tables as _;
-use crate::timeouts::{Carried, Timeouts};
+use netdp_common::env::Clock as _;
+use netdp_common::flow::{Carried, Timeouts, left};
+use netdp_common::layout::{Action, PortRange, SETTING_PORTS};
 use proptest::prelude::*;
 use testkit::build::Build;
 use testkit::fake::{Fake, Seen, addr};

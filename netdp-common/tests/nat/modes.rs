@@ -1,10 +1,10 @@
 //! Port modes without preservation, and the cost of an exhausted destination.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened, wire_of};
-use crate::abi::{
-    PortRange, SETTING_HASH_PORTS, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
+use netdp_common::layout::{
+    DropReason, PortRange, SETTING_HASH_PORTS, SETTING_PORTS, SETTING_RANDOM_PORTS,
+    SETTING_UDP_ENDPOINTS,
 };
-use crate::verdict::DropReason;
 use std::collections::BTreeSet;
 use testkit::build::{Build, SYN};
 use testkit::fake::Fake;

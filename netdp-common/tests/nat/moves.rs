@@ -1,14 +1,14 @@
 //! Flows that move to another uplink, or whose address the node has lost.
 
 use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
-use crate::verdict::DropReason;
+use netdp_common::layout::DropReason;
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, addr};
 
 /// Addresses of another uplink, one per family, as written before `:port`.
 const OTHER: [&str; 2] = ["203.0.113.10", "[fd01::10]"];
 
-fn bare(address: &str) -> crate::addr::Addr {
+fn bare(address: &str) -> netdp_common::layout::Addr {
     addr(address.trim_matches(['[', ']']))
 }
 
@@ -198,7 +198,7 @@ fn a_forged_packet_moves_no_flow() {
         let pod = bare(net.pod_ip);
         fake.origins
             .borrow_mut()
-            .insert(pod, crate::tables::Origin::Elsewhere);
+            .insert(pod, testkit::fake::Origin::Elsewhere);
         assert_eq!(fake.out(&net.udp()), drop_of(DropReason::ForgedSource));
         assert_eq!(fake.counters().mappings_created, 1);
         let half = fake.snat.all()[0].1;

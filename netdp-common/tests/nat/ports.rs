@@ -1,8 +1,7 @@
 //! Selection of external ports.
 
 use super::{BOTH, V4, assert_paired, becomes, halves, opened, wire_of};
-use crate::abi::{PortRange, SETTING_PORTS, SETTING_RANDOM_PORTS};
-use crate::tuple::Tuple;
+use netdp_common::layout::{PortRange, SETTING_PORTS, SETTING_RANDOM_PORTS, Tuple};
 use std::collections::BTreeSet;
 use testkit::build::{Build, SYN};
 use testkit::fake::{Fake, Seen, tuple_of};
@@ -181,7 +180,7 @@ fn the_wire_tuple_names_the_flow() {
         testkit::fake::addr("192.0.2.10"),
         443,
         4000,
-        crate::tuple::proto::TCP,
+        netdp_common::layout::proto::TCP,
     );
     let half = fake.rev_snat.get(&wire).expect("the reply half");
     assert_eq!(

@@ -1,8 +1,7 @@
 //! Races: another CPU acts between two steps of a decision.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, wire_of};
-use crate::abi::{Mapping, PortRange, SETTING_PORTS};
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, Mapping, PortRange, SETTING_PORTS};
 use testkit::build::Build;
 use testkit::fake::{Fake, Seen, addr, tuple_of};
 
@@ -39,7 +38,7 @@ fn claim(fake: &Fake, packet: &Build, wire: &str) {
         .unwrap();
 }
 
-fn half(addr: crate::addr::Addr, id: u16) -> Mapping {
+fn half(addr: netdp_common::layout::Addr, id: u16) -> Mapping {
     Mapping {
         addr,
         id,

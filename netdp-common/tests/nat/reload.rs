@@ -1,8 +1,7 @@
 //! Connections that an earlier policy bypassed and the current one masquerades, and vice versa.
 
 use super::{BOTH, Net, assert_paired, becomes, drop_of, opened};
-use crate::abi::{Action, SETTING_DRAIN};
-use crate::verdict::DropReason;
+use netdp_common::layout::{Action, DropReason, SETTING_DRAIN};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen, addr};
 
@@ -283,7 +282,7 @@ fn a_forged_syn_ends_no_mapping() {
         fake.ingress_ifindex.set(4);
         fake.own.set(false);
         let pod = addr(net.pod_ip.trim_matches(['[', ']']));
-        let elsewhere = crate::tables::Origin::Elsewhere;
+        let elsewhere = testkit::fake::Origin::Elsewhere;
         fake.origins.borrow_mut().insert(pod, elsewhere);
         let seen = fake.out(&next_syn(&net));
         assert_eq!(seen, drop_of(DropReason::ForgedSource));

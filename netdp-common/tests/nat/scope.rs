@@ -1,8 +1,9 @@
 //! Scope: packets that are translated and packets that are not.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
-use crate::abi::{Action, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6};
-use crate::verdict::DropReason;
+use netdp_common::layout::{
+    Action, DropReason, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6,
+};
 use testkit::build::{ACK, Build, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};
 

@@ -1,13 +1,10 @@
 //! Isolation: no pod harms another, and none receives packets for the node.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, opened};
-use crate::abi::NodeProtocol;
-use crate::addr::Addr;
-use crate::conntrack::{TcpState, tcp_state};
-use crate::tables::Origin;
-use crate::tuple::proto;
-use crate::verdict::DropReason;
+use netdp_common::flow::{TcpState, tcp_state};
+use netdp_common::layout::{Addr, DropReason, NodeProtocol, proto};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
+use testkit::fake::Origin;
 use testkit::fake::{Fake, Seen, tuple_of};
 
 const PORT: u16 = 4000;

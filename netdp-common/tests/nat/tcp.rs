@@ -1,10 +1,9 @@
 //! TCP segments that open, close and reopen mappings.
 
 use super::{BOTH, Net, V4, becomes, drop_of, halves, opened};
-use crate::abi::{MAPPING_ORIGIN, MAPPING_PICKUP};
-use crate::conntrack::{SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, TcpState, tcp_state};
-use crate::tables::Tables as _;
-use crate::verdict::DropReason;
+use netdp_common::env::Clock as _;
+use netdp_common::flow::{SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, TcpState, tcp_state};
+use netdp_common::layout::{DropReason, MAPPING_ORIGIN, MAPPING_PICKUP};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};
 
@@ -283,7 +282,7 @@ fn a_rst_does_not_refresh() {
             }
             assert_eq!(state(&fake, &net), TcpState::Closed);
             let after = halves(&fake, &net.syn());
-            let seen = |halves: (crate::abi::Mapping, crate::abi::Mapping)| {
+            let seen = |halves: (netdp_common::layout::Mapping, netdp_common::layout::Mapping)| {
                 (halves.0.last_seen, halves.1.last_seen)
             };
             assert_eq!(seen(after), seen(before), "out: {out}");

@@ -1,8 +1,7 @@
 //! Actions for untranslatable packets (`--untranslatable`).
 
 use super::{BOTH, V4, becomes, drop_of, opened};
-use crate::abi::{NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS};
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS};
 use testkit::build::{Build, Kind, RST};
 use testkit::fake::{Fake, Seen};
 

@@ -1,7 +1,7 @@
 //! Packets quoted by ICMP errors.
 
 use super::{ok, translatable};
-use crate::packet::{Inner, parse_inner};
+use netdp_common::packet::{Inner, parse_inner};
 use testkit::build::{Build, Kind, SYN};
 
 const ENDS: [(&str, &str, &str, &str, u8); 2] = [

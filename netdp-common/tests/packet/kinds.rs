@@ -1,9 +1,8 @@
 //! Fragments, extension headers, protocols and messages.
 
 use super::{V6, ok, parsed};
-use crate::packet::L4;
-use crate::tuple::proto;
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, proto};
+use netdp_common::packet::L4;
 use testkit::build::{Build, Kind, SYN};
 
 #[test]
@@ -39,7 +38,7 @@ fn fragments_are_told_from_whole_packets() {
     }
     // In IPv4, header number 44 is not a fragment header.
     let v4 = Build::new("10.0.0.1:0", "10.0.0.2:0", Kind::Other(44));
-    assert_eq!((ok(&v4).l4, ok(&v4).is_fragment), (L4::Address, 0));
+    assert_eq!((ok(&v4).l4, ok(&v4).is_fragment), (L4::AddressOnly, 0));
 }
 
 #[test]
@@ -95,12 +94,12 @@ fn other_protocols_and_messages_are_named() {
         let foreign_icmp = if family == 4 { 58 } else { 1 };
         for (kind, l4, ids) in [
             // IGMP, IPIP, IPv6, GRE, ESP.
-            (Kind::Other(2), L4::Address, (0, 0)),
-            (Kind::Other(4), L4::Address, (0, 0)),
-            (Kind::Other(41), L4::Address, (0, 0)),
-            (Kind::Other(47), L4::Address, (0, 0)),
-            (Kind::Other(50), L4::Address, (0, 0)),
-            (Kind::Other(132), L4::Address, (7, 9)),
+            (Kind::Other(2), L4::AddressOnly, (0, 0)),
+            (Kind::Other(4), L4::AddressOnly, (0, 0)),
+            (Kind::Other(41), L4::AddressOnly, (0, 0)),
+            (Kind::Other(47), L4::AddressOnly, (0, 0)),
+            (Kind::Other(50), L4::AddressOnly, (0, 0)),
+            (Kind::Other(132), L4::AddressOnly, (7, 9)),
             (Kind::UdpLite, L4::Udp, (7, 9)),
             // AH, and ICMP of the other family.
             (Kind::Other(51), unsupported, (0, 0)),

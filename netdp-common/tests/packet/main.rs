@@ -3,15 +3,11 @@
 mod inner;
 mod kinds;
 
-// The tests refer to the modules of netdp-common as if they were their own.
-use netdp_common::*;
-
-use crate::addr::Family;
-use crate::nat::Work;
-use crate::tuple::{Tuple, proto};
-use crate::verdict::DropReason;
+use netdp_common::layout::{DropReason, Family, Tuple, proto};
+use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet::{
     Bytes, Inner, L4, Packet, Parsed, TcpSegment, UNKNOWN_LENGTH, parse, parse_inner, queue_hash,
+    tuple_hash,
 };
 use proptest::prelude::*;
 use std::cell::Cell;
@@ -23,7 +19,7 @@ const V6: u16 = 0x86dd;
 
 /// Parses into the remains of another packet, as the datapath does.
 fn parsed(bytes: &[u8], ethertype: u16) -> (Parsed, Packet) {
-    let mut pkt = Work::EMPTY.pkt;
+    let mut pkt = Scratch::EMPTY.pkt;
     let before = Build::tcp("[fd00::77]:7777", "[fd00::88]:8888", SYN).bytes();
     assert_eq!(parse(&before[..], V6, 0, &mut pkt), Parsed::Ip);
     let result = parse(bytes, ethertype, 0, &mut pkt);
@@ -75,7 +71,7 @@ fn a_queue_is_chosen_by_the_tuple_of_what_is_plain() {
         let (pkt, bytes) = (ok(&packet), packet.bytes());
         let hash = hash_of(&bytes, packet.ethertype(), &pkt.tuple);
         let plain = matches!(pkt.l4, L4::Tcp(_) | L4::Udp) && packet.options.is_empty();
-        assert_eq!(hash, plain.then(|| pkt.tuple.quick_hash()), "{packet:?}");
+        assert_eq!(hash, plain.then(|| tuple_hash(&pkt.tuple)), "{packet:?}");
         if plain {
             assert_eq!(hash_of(&bytes, TAG, &pkt.tuple), None, "a tag in band");
             hashed.push((pkt.family, pkt.tuple.proto));
@@ -176,7 +172,7 @@ fn the_ip_header_may_begin_anywhere() {
     for packet in translatable() {
         let at = 14;
         let bytes = [vec![0xee; at], packet.bytes()].concat();
-        let mut pkt = Work::EMPTY.pkt;
+        let mut pkt = Scratch::EMPTY.pkt;
         let result = parse(&bytes[..], packet.ethertype(), 14, &mut pkt);
         assert_eq!(result, Parsed::Ip);
         let plain = ok(&packet);
@@ -317,7 +313,7 @@ proptest! {
             }
         }
         let watched = Watched { bytes: &bytes, furthest: Cell::new(0) };
-        let mut pkt = Work::EMPTY.pkt;
+        let mut pkt = Scratch::EMPTY.pkt;
         let result = parse(&watched, ethertype, offset, &mut pkt);
         // The program linearises this much of a packet and no more.
         if ethertype == V4 {
@@ -331,7 +327,7 @@ proptest! {
             // Bytes after the headers have no influence.
             let mut other = bytes.clone();
             other[watched.furthest.get()..].fill(0xa5);
-            let mut again = Work::EMPTY.pkt;
+            let mut again = Scratch::EMPTY.pkt;
             parse(&other[..], ethertype, offset, &mut again);
             prop_assert_eq!(pkt, again);
         }

@@ -170,7 +170,7 @@ mod tests {
     use crate::config::{Origin, Rule, RuleAction};
     use crate::reconcile::State;
     use crate::uplinks::{Patterns, Selection, Snapshot};
-    use netdp_common::abi;
+    use netdp_common::layout;
 
     fn patterns(names: &[&str]) -> Patterns {
         Patterns::parse("--uplink", names).unwrap()
@@ -200,7 +200,7 @@ mod tests {
         });
         let policy = desired.state.policy.unwrap();
         assert_eq!(policy.len(), 1);
-        assert_eq!(policy[0].action, abi::Action::Bypass);
+        assert_eq!(policy[0].action, layout::Action::Bypass);
         assert!(desired.state.uplinks.is_empty());
         assert_eq!(desired.found.waiting_for(Flag::Uplink), ["eth0"]);
         assert_eq!(desired.found.waiting_for(Flag::Hairpin), ["cali*"]);

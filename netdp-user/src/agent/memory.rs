@@ -8,7 +8,7 @@ use crate::report::{self, UplinkReport};
 use crate::state_dir::StateDir;
 use crate::uplinks::{FormerFamilies, MissingAddress};
 use anyhow::{Context as _, Result, ensure};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -210,7 +210,7 @@ mod tests {
     use crate::report::UplinkReport;
     use crate::state_dir::StateDir;
     use crate::uplinks::{FormerFamilies, MissingAddress};
-    use netdp_common::addr::Family;
+    use netdp_common::layout::Family;
 
     fn lost(uplink: &str) -> MissingAddress {
         MissingAddress {

@@ -43,7 +43,7 @@ use crate::state_dir::StateDir;
 use crate::uplinks::{Selection, Snapshot};
 use anyhow::{Context as _, Result, bail};
 use modes::{Engine, Event, SweepCause};
-use netdp_common::conntrack::DRAIN_SECONDS;
+use netdp_common::flow::DRAIN_SECONDS;
 use std::time::Duration;
 use termination::Termination;
 use tokio::signal::unix::{Signal, SignalKind, signal};

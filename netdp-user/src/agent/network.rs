@@ -6,7 +6,7 @@ use super::{Agent, DRAIN_IDLE};
 use crate::datapath::{OnReload, SourceCheck};
 use crate::reconcile::{self, Backend as _, Change, Step};
 use crate::uplinks::{RouteFilter, Uplink, select};
-use netdp_common::abi::Action;
+use netdp_common::layout::Action;
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::time::Instant;

@@ -3,7 +3,7 @@
 use super::Agent;
 use super::modes::Engine;
 use crate::uplinks::{FormerFamilies, MissingAddress, Uplink, missing_addresses, select};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::time::{Duration, Instant};
 
 /// Time that an address may be missing before this is reported. A restart of networkd or a renewed
@@ -140,7 +140,7 @@ impl Agent {
 mod tests {
     use super::{GRACE, NoAddress};
     use crate::uplinks::{FormerFamilies, MissingAddress};
-    use netdp_common::addr::Family;
+    use netdp_common::layout::Family;
     use std::time::Instant;
 
     fn lost(severe: bool) -> MissingAddress {

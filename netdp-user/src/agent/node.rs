@@ -4,7 +4,7 @@ use super::Agent;
 use crate::foreign::{Redirect, Redirects};
 use crate::node::{Facts, NodeReport, Policy, Probe, Prober, decide};
 use crate::uplinks::{Uplink, local_addresses, select};
-use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP};
+use netdp_common::layout::{NODE_PORT_TCP, NODE_PORT_UDP};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;

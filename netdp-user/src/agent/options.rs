@@ -5,7 +5,7 @@ use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
 use crate::sources::kube::KubeOptions;
 use crate::uplinks::Patterns;
-use netdp_common::timeouts::Timeouts;
+use netdp_common::flow::Timeouts;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -5,7 +5,7 @@ use super::modes::Ebpf;
 use super::readiness::LINES;
 use crate::control::{AgentStatus, REFUSALS};
 use crate::report::UplinkReport;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::time::{Duration, Instant};
 
 /// Interval between counts of the mappings: counting a million of them is too slow for each sweep.

@@ -103,7 +103,7 @@ pub(super) mod tests {
     use crate::iptables::ChainReport;
     use crate::report::UplinkReport;
     use crate::uplinks::{FormerFamilies, MissingAddress};
-    use netdp_common::addr::Family;
+    use netdp_common::layout::Family;
 
     /// Owner of the values that facts borrow.
     pub(in crate::agent) struct State {

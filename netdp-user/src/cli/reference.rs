@@ -5,7 +5,7 @@ use super::Cli;
 use super::values::TIMEOUTS;
 use crate::config::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, Key};
 use clap::{Arg, Command, CommandFactory as _};
-use netdp_common::timeouts::Timeouts;
+use netdp_common::flow::Timeouts;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -31,7 +31,7 @@ const TIMEOUT_HEAD: &str = "
 ## Timeouts
 
 For `--timeout NAME=DURATION`: how long both directions must be silent before a mapping ends; a second or more. The RFCs behind
-the defaults are named in `netdp-common/src/timeouts.rs`.
+the defaults are named in `netdp-common/src/flow/timeouts.rs`.
 
 | name | default | mapping |
 |---|---|---|

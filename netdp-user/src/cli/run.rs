@@ -17,7 +17,7 @@ use crate::uplinks::Patterns;
 use crate::upstream::masq_agent;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use netdp_common::abi::PORT_RANGES;
+use netdp_common::layout::PORT_RANGES;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;

@@ -3,8 +3,8 @@
 use crate::config::parse_duration;
 use crate::misspelling::nearest;
 use anyhow::{Context as _, Result, bail};
-use netdp_common::abi::PortRange;
-use netdp_common::timeouts::Timeouts;
+use netdp_common::flow::Timeouts;
+use netdp_common::layout::PortRange;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;

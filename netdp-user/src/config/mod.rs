@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use netdp_common::abi::Action;
+use netdp_common::layout::Action;
 use parse::FileConfig;
 use parts::{Part, Text};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 
 use crate::{mounts, pod, private};
 use anyhow::{Context as _, Result, bail};
-use netdp_common::abi::pins;
+use netdp_common::layout::pins;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use std::fs;

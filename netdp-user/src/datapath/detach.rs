@@ -4,7 +4,7 @@ use super::maps::{self, Maps};
 use super::{bpffs, links, orphans};
 use crate::nf_conntrack::Conntrack;
 use anyhow::Result;
-use netdp_common::abi::pins;
+use netdp_common::layout::pins;
 use std::collections::BTreeSet;
 use std::path::Path;
 

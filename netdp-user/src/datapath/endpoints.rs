@@ -6,10 +6,8 @@ use super::maps::Maps;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map};
-use netdp_common::abi::{MAPPING_HOST, Mapping};
-use netdp_common::nat::hairpin;
-use netdp_common::packet::Endpoint;
-use netdp_common::tuple::Tuple;
+use netdp_common::layout::{Endpoint, MAPPING_HOST, Mapping, Tuple};
+use netdp_common::nat::endpoints;
 
 /// Records the endpoints of all live mappings.
 ///
@@ -22,12 +20,12 @@ pub fn fill(object: &mut Ebpf, maps: &Maps) -> Result<()> {
     let mut index = HashMap::<_, Tuple, Endpoint>::try_from(map)?;
     let mut failed = None;
     batch::for_each(&maps.rev_snat_data, |wire: &Tuple, half: &Mapping| {
-        if half.flags & MAPPING_HOST == 0 && hairpin::has_sockets(wire.proto) {
+        if half.flags & MAPPING_HOST == 0 && endpoints::has_sockets(wire.proto) {
             let far = Endpoint {
                 addr: wire.src,
                 id: wire.src_id.into(),
             };
-            let done = index.insert(hairpin::key(wire), far, 0);
+            let done = index.insert(endpoints::endpoint_key(wire), far, 0);
             failed = failed.take().or(done.err());
         }
     })?;

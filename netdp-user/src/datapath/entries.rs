@@ -1,8 +1,7 @@
 //! Contents of a policy trie as a sorted list: two of them are compared in one walk, which takes a
 //! millisecond or two for 100,000 entries.
 
-use netdp_common::abi::{POLICY_NO_RULE, PolicyValue};
-use netdp_common::addr::Addr;
+use netdp_common::layout::{Addr, POLICY_NO_RULE, PolicyValue};
 use std::iter::from_fn;
 
 /// Prefix length and address of a trie's key; IPv4 lies below `::ffff:0:0/96`.
@@ -102,8 +101,7 @@ pub(super) fn bits(addr: Addr) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::{Entries, NO_RULE, Prefix};
-    use netdp_common::abi::{Action, POLICY_NO_RULE, PolicyValue};
-    use netdp_common::addr::Addr;
+    use netdp_common::layout::{Action, Addr, POLICY_NO_RULE, PolicyValue};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 

@@ -4,9 +4,8 @@ use super::batch;
 use super::maps::Maps;
 use super::sweep::now;
 use anyhow::{Context as _, Result};
-use netdp_common::abi::Mapping;
-use netdp_common::conntrack::{TICK_SHIFT, age, tcp_state};
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::flow::{TICK_SHIFT, age, tcp_state};
+use netdp_common::layout::{Mapping, Tuple, proto};
 use serde::Serialize;
 use std::net::IpAddr;
 

@@ -6,13 +6,24 @@ use super::sweep::now;
 use crate::nf_conntrack::{Flow, NfTcpState, NfTuple};
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
-use netdp_common::abi::{
-    Live, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, PORT_RANGES, PortRange,
-    SETTING_PORTS, Settings,
-};
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::{SEEN_DATA, SEEN_SYN, TcpState, age, tcp_state, ticks};
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::flow::SEEN_DATA;
+use netdp_common::flow::SEEN_SYN;
+use netdp_common::flow::TcpState;
+use netdp_common::flow::age;
+use netdp_common::flow::tcp_state;
+use netdp_common::flow::ticks;
+use netdp_common::layout::Addr;
+use netdp_common::layout::Live;
+use netdp_common::layout::MAPPING_HANDED_OVER;
+use netdp_common::layout::MAPPING_HANDOVER_PENDING;
+use netdp_common::layout::MAPPING_HOST;
+use netdp_common::layout::Mapping;
+use netdp_common::layout::PORT_RANGES;
+use netdp_common::layout::PortRange;
+use netdp_common::layout::SETTING_PORTS;
+use netdp_common::layout::Settings;
+use netdp_common::layout::Tuple;
+use netdp_common::layout::proto;
 use std::net::IpAddr;
 
 /// `BPF_NOEXIST` and `BPF_EXIST` of include/uapi/linux/bpf.h.
@@ -141,7 +152,7 @@ impl Maps {
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
             let wire = tuple.reply_to(half.addr, half.id);
             if let Ok(reply) = self.rev_snat.get(&wire, 0)
-                && reply.flags & MAPPING_YIELDED == 0
+                && reply.flags & MAPPING_HANDED_OVER == 0
                 && !local.contains(&IpAddr::from(tuple.dst))
             {
                 let flow = flow(tuple, half, &reply);
@@ -163,7 +174,7 @@ impl Maps {
             |half: &Mapping| u64::from(age(now, half.last_seen)) < ticks(within.as_secs());
         let mut still_active = 0;
         batch::for_each::<Tuple, Mapping>(&self.rev_snat_data, |_, half| {
-            if half.flags & (MAPPING_HOST | MAPPING_YIELDED) == 0 && is_fresh(half) {
+            if half.flags & (MAPPING_HOST | MAPPING_HANDED_OVER) == 0 && is_fresh(half) {
                 still_active += 1;
             }
         })
@@ -177,7 +188,7 @@ impl Maps {
     /// # Errors
     /// Returns an error if the map can't be written.
     pub fn begin_handover(&mut self, handover: &Handover) -> Result<()> {
-        self.mark(&handover.wire, MAPPING_HANDED)
+        self.mark(&handover.wire, MAPPING_HANDOVER_PENDING)
     }
 
     /// Completes the handover: netfilter translates the flow, and its replies are netfilter's.
@@ -185,7 +196,10 @@ impl Maps {
     /// # Errors
     /// Returns an error if the map can't be written.
     pub fn complete_handover(&mut self, handover: &Handover) -> Result<()> {
-        self.mark(&handover.wire, MAPPING_HANDED | MAPPING_YIELDED)
+        self.mark(
+            &handover.wire,
+            MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER,
+        )
     }
 
     /// Aborts the handover: netfilter does not take the flow, and the datapath goes on translating
@@ -203,7 +217,7 @@ impl Maps {
         let Ok(mut half) = self.rev_snat.get(wire, 0) else {
             return Ok(());
         };
-        half.flags = half.flags & !(MAPPING_HANDED | MAPPING_YIELDED) | marks;
+        half.flags = half.flags & !(MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER) | marks;
         // A mapping that has ended meanwhile is not created again.
         ignore_missing(self.rev_snat.insert(wire, half, EXIST))
             .context("marking a mapping as handed over")

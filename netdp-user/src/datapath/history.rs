@@ -5,7 +5,7 @@
 //! changes.
 
 use super::entries::{Entries, NO_RULE, Prefix, bits};
-use netdp_common::abi::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
+use netdp_common::layout::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
 
 /// Treatment of connections that the previous policy bypassed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,8 +100,7 @@ fn covers((len, net): Prefix, (other_len, other): Prefix) -> bool {
 mod tests {
     use super::{action, covers, with_history, without_history};
     use crate::datapath::entries::Entries;
-    use netdp_common::abi::{Action, POLICY_WAS_BYPASSED, PolicyValue};
-    use netdp_common::addr::Addr;
+    use netdp_common::layout::{Action, Addr, POLICY_WAS_BYPASSED, PolicyValue};
     use proptest::prelude::*;
 
     fn lookup(trie: &Entries, addr: Addr) -> PolicyValue {

@@ -6,7 +6,7 @@ use crate::uplinks::Mac;
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData};
-use netdp_common::abi::MacKey;
+use netdp_common::layout::MacKey;
 
 /// The map's name in the eBPF object.
 const NAME: &str = "MACS";

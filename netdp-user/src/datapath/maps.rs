@@ -6,16 +6,27 @@ use super::setup::Setup;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use netdp_common::abi::{
-    Counters, Inbound, LAYOUT, Limits, Live, Mapping, PORT_RANGES, PolicyValue, PortRange,
-    RESERVED_WORDS, SETTING_ANY_SOURCE, SETTING_NONE_STICKY, SETTING_SEVERAL_UPLINKS, Settings,
-    UPLINK_OBSERVED, Uplink, pins,
-};
-use netdp_common::addr::Addr;
-use netdp_common::port_map::Bits;
-use netdp_common::share::Ended;
-use netdp_common::tuple::Tuple;
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::Addr;
+use netdp_common::layout::Counters;
+use netdp_common::layout::Inbound;
+use netdp_common::layout::LAYOUT;
+use netdp_common::layout::Limits;
+use netdp_common::layout::Live;
+use netdp_common::layout::Mapping;
+use netdp_common::layout::PORT_RANGES;
+use netdp_common::layout::PolicyValue;
+use netdp_common::layout::PortMapBits;
+use netdp_common::layout::PortRange;
+use netdp_common::layout::RESERVED_WORDS;
+use netdp_common::layout::SETTING_ANY_SOURCE;
+use netdp_common::layout::SETTING_BYPASS_CACHE_VALID;
+use netdp_common::layout::SETTING_SEVERAL_UPLINKS;
+use netdp_common::layout::Settings;
+use netdp_common::layout::ShareEnded;
+use netdp_common::layout::Tuple;
+use netdp_common::layout::UPLINK_OBSERVED;
+use netdp_common::layout::Uplink;
+use netdp_common::layout::pins;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
@@ -79,12 +90,12 @@ pub(super) struct PodMaps {
     inbound_used: Option<Array<MapData, u32>>,
     /// Handle for batched reads.
     pub(super) shares_data: MapData,
-    pub(super) shares_ended: Array<MapData, Ended>,
+    pub(super) shares_ended: Array<MapData, ShareEnded>,
     /// A second handle, for batched reads.
     pub(super) shares_ended_data: MapData,
     /// Handle for batched reads.
     pub(super) port_map_owners_data: MapData,
-    pub(super) port_maps: Array<MapData, Bits>,
+    pub(super) port_maps: Array<MapData, PortMapBits>,
 }
 
 /// Returns the interfaces that programs were attached to, whichever version pinned the other maps.
@@ -311,7 +322,7 @@ impl Maps {
             .context("reading the counters map")?;
         let mut sum = Counters::default();
         for cpu in per_cpu.iter() {
-            add(&mut sum, cpu);
+            sum.add(cpu);
         }
         Ok(sum)
     }
@@ -327,14 +338,14 @@ impl Maps {
     /// bypasses.
     pub(super) fn enable_bypass_cache(&mut self) -> Result<()> {
         let flags = self.settings()?.flags;
-        self.set_flags(flags | SETTING_NONE_STICKY)
+        self.set_flags(flags | SETTING_BYPASS_CACHE_VALID)
     }
 
     /// Keeps the programs from caching bypassed pairs until the next sweep has found no such
     /// mapping.
     pub(super) fn disable_bypass_cache(&mut self) -> Result<()> {
         let flags = self.settings()?.flags;
-        self.set_flags(flags & !SETTING_NONE_STICKY)
+        self.set_flags(flags & !SETTING_BYPASS_CACHE_VALID)
     }
 
     /// Writes the flags if they differ.
@@ -448,38 +459,5 @@ pub(super) fn ignore_missing(
             Ok(())
         }
         other => other,
-    }
-}
-
-fn add(sum: &mut Counters, cpu: &Counters) {
-    let Counters {
-        egress_masqueraded,
-        egress_bypassed,
-        egress_host,
-        egress_replies,
-        egress_untouched,
-        ingress_translated,
-        ingress_passed,
-        egress_let_out,
-        errors_translated,
-        fragments_held,
-        mappings_created,
-        ports_changed,
-        drops,
-    } = cpu;
-    sum.egress_masqueraded += egress_masqueraded;
-    sum.egress_bypassed += egress_bypassed;
-    sum.egress_host += egress_host;
-    sum.egress_replies += egress_replies;
-    sum.egress_untouched += egress_untouched;
-    sum.ingress_translated += ingress_translated;
-    sum.ingress_passed += ingress_passed;
-    sum.egress_let_out += egress_let_out;
-    sum.errors_translated += errors_translated;
-    sum.fragments_held += fragments_held;
-    sum.mappings_created += mappings_created;
-    sum.ports_changed += ports_changed;
-    for &reason in DropReason::ALL {
-        *sum.drops.get_mut(reason) += drops.get(reason);
     }
 }

@@ -55,8 +55,12 @@ use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, bail};
 use aya::programs::SchedClassifier;
 use aya_log::EbpfLogger;
-use netdp_common::abi::{self, UPLINK_OBSERVED, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6};
-use netdp_common::addr::Addr;
+use netdp_common::layout;
+use netdp_common::layout::Addr;
+use netdp_common::layout::UPLINK_OBSERVED;
+use netdp_common::layout::UPLINK_UNTAGGED;
+use netdp_common::layout::UPLINK_V4;
+use netdp_common::layout::UPLINK_V6;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -178,7 +182,9 @@ impl Datapath {
 
     /// Returns the links and pins that should exist, to be checked on another thread.
     pub fn expected(&self) -> Expected {
-        let maps = abi::pins::ALL.iter().map(|(file, _)| self.bpffs.join(file));
+        let maps = layout::pins::ALL
+            .iter()
+            .map(|(file, _)| self.bpffs.join(file));
         Expected {
             placed: self.links.placed(),
             bpffs: self.bpffs.clone(),
@@ -216,7 +222,7 @@ impl Datapath {
     pub fn pin(&mut self) -> Result<usize> {
         bpffs::ensure(&self.bpffs)?;
         let mut pinned = 0;
-        for (file, name) in abi::pins::ALL {
+        for (file, name) in layout::pins::ALL {
             let pin = self.bpffs.join(file);
             if pin.exists() {
                 continue;
@@ -385,7 +391,7 @@ impl Datapath {
 }
 
 /// Returns the map entry of an uplink.
-fn entry(uplink: &Uplink) -> abi::Uplink {
+fn entry(uplink: &Uplink) -> layout::Uplink {
     let mut flags = 0;
     if uplink.v4.is_some() {
         flags |= UPLINK_V4;
@@ -396,7 +402,7 @@ fn entry(uplink: &Uplink) -> abi::Uplink {
     if uplink.untagged {
         flags |= UPLINK_UNTAGGED;
     }
-    abi::Uplink {
+    layout::Uplink {
         v4: Addr::from(IpAddr::V4(uplink.v4.unwrap_or(Ipv4Addr::UNSPECIFIED))),
         v6: Addr::from(IpAddr::V6(uplink.v6.unwrap_or(Ipv6Addr::UNSPECIFIED))),
         l2_len: match uplink.link_layer {

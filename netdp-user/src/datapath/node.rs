@@ -6,10 +6,10 @@ use super::sweep::now;
 use crate::node::{DesiredNodeMaps, ProtocolPeer};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::abi::{Action, MAPPING_HOST, Mapping, NodeProtocol, node_port_bit, pins};
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::{age, ticks};
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::{age, ticks};
+use netdp_common::layout::{
+    Action, Addr, MAPPING_HOST, Mapping, NodeProtocol, Tuple, node_port_bit, pins,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;

@@ -6,11 +6,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{Map, MapData, MapInfo, MapType, PerCpuArray, PerCpuValues};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
-use netdp_common::abi::{self, pins};
-use netdp_common::addr::Addr;
-use netdp_common::port_map::{Bits, Owner};
-use netdp_common::share::{Ended, Share};
-use netdp_common::tuple::Tuple;
+use netdp_common::layout;
+use netdp_common::layout::{Addr, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins};
 use std::path::Path;
 
 /// Program without effect, for a link that is being moved.
@@ -68,78 +65,88 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
 fn layout() -> [(&'static str, MapType, usize, usize); 24] {
-    let mapping = (size_of::<Tuple>(), size_of::<abi::Mapping>());
-    let policy = (4 + size_of::<Addr>(), size_of::<abi::PolicyValue>());
+    let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
+    let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
         (pins::SNAT, MapType::Hash, mapping.0, mapping.1),
         (pins::REV_SNAT, MapType::Hash, mapping.0, mapping.1),
         (pins::POLICY_0, MapType::LpmTrie, policy.0, policy.1),
         (pins::POLICY_1, MapType::LpmTrie, policy.0, policy.1),
-        (pins::UPLINKS, MapType::Hash, 4, size_of::<abi::Uplink>()),
+        (pins::UPLINKS, MapType::Hash, 4, size_of::<layout::Uplink>()),
         (pins::LOCAL_ADDRS, MapType::Hash, size_of::<Addr>(), 4),
         (
             pins::INBOUND,
             MapType::LruHash,
             size_of::<Tuple>(),
-            size_of::<abi::Inbound>(),
+            size_of::<layout::Inbound>(),
         ),
         (
             pins::FRAGMENTS,
             MapType::LruHash,
             size_of::<Tuple>(),
-            size_of::<abi::Fragment>(),
+            size_of::<layout::Fragment>(),
         ),
         (
             pins::SETTINGS,
             MapType::Array,
             4,
-            size_of::<abi::Settings>(),
+            size_of::<layout::Settings>(),
         ),
         (
             pins::COUNTERS,
             MapType::PerCpuArray,
             4,
-            size_of::<abi::Counters>(),
+            size_of::<layout::Counters>(),
         ),
         (pins::RESERVED_PORTS, MapType::Array, 4, 8),
         (pins::NODE_PORTS, MapType::Array, 4, 4),
         (
             pins::NODE_PROTOCOLS,
             MapType::Hash,
-            size_of::<abi::NodeProtocol>(),
+            size_of::<layout::NodeProtocol>(),
             4,
         ),
         (
             pins::INBOUND_LIVE,
             MapType::Hash,
             size_of::<Tuple>(),
-            size_of::<abi::Live>(),
+            size_of::<layout::Live>(),
         ),
         (pins::INBOUND_USED, MapType::Array, 4, 4),
         (
             pins::FRAGMENTS_IN,
             MapType::LruHash,
             size_of::<Tuple>(),
-            size_of::<abi::Fragment>(),
+            size_of::<layout::Fragment>(),
         ),
         (
             pins::NODE_FLOWS,
             MapType::LruHash,
             size_of::<Tuple>(),
-            size_of::<abi::NodeFlow>(),
+            size_of::<layout::NodeFlow>(),
         ),
-        (pins::LIMITS, MapType::Array, 4, size_of::<abi::Limits>()),
+        (pins::LIMITS, MapType::Array, 4, size_of::<layout::Limits>()),
         (pins::SHARES, MapType::Array, 4, size_of::<Share>()),
-        (pins::SHARES_ENDED, MapType::Array, 4, size_of::<Ended>()),
+        (
+            pins::SHARES_ENDED,
+            MapType::Array,
+            4,
+            size_of::<ShareEnded>(),
+        ),
         (pins::RECENT, MapType::Array, 4, size_of::<Tuple>()),
         (
             pins::RECENT_AT,
             MapType::Array,
             4,
-            size_of::<abi::RecentAt>(),
+            size_of::<layout::RecentAt>(),
         ),
-        (pins::PORT_MAP_OWNERS, MapType::Array, 4, size_of::<Owner>()),
-        (pins::PORT_MAPS, MapType::Array, 4, size_of::<Bits>()),
+        (
+            pins::PORT_MAP_OWNERS,
+            MapType::Array,
+            4,
+            size_of::<PortMapOwner>(),
+        ),
+        (pins::PORT_MAPS, MapType::Array, 4, size_of::<PortMapBits>()),
     ]
 }
 
@@ -148,7 +155,7 @@ fn layout() -> [(&'static str, MapType, usize, usize); 24] {
 /// appended.
 const FEWER_COUNTERS: [usize; 2] = [23, 26];
 /// Current number of counters.
-const COUNTERS: usize = size_of::<abi::Counters>() / 8;
+const COUNTERS: usize = size_of::<layout::Counters>() / 8;
 const _: () = assert!(COUNTERS > FEWER_COUNTERS[1]);
 
 /// Counters of an earlier version, for each CPU.

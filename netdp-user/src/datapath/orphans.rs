@@ -9,7 +9,7 @@ use super::{bpffs, clsact};
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{MapData, MapInfo};
 use aya::programs::{ProgramInfo, loaded_programs};
-use netdp_common::abi::pins;
+use netdp_common::layout::pins;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};

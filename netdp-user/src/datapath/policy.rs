@@ -10,8 +10,7 @@ use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{MapData, MapError};
 use ipnet::{IpNet, Ipv4Net};
-use netdp_common::abi::{Action, PolicyValue};
-use netdp_common::addr::Addr;
+use netdp_common::layout::{Action, Addr, PolicyValue};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -255,7 +254,7 @@ fn wait_for_readers() -> bool {
 mod tests {
     use super::{entries, prefix, to_net};
     use crate::reconcile::PolicyRule;
-    use netdp_common::abi::Action;
+    use netdp_common::layout::Action;
 
     #[test]
     fn prefixes_survive_the_way_through_the_trie() {

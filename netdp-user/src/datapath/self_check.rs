@@ -12,9 +12,11 @@ use crate::config::{Config, RuleAction};
 use crate::uplinks::{LinkLayer, Uplink};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{TestRun as _, TestRunOptions};
-use netdp_common::abi;
-use netdp_common::addr::{Addr, Family};
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::layout;
+use netdp_common::layout::Addr;
+use netdp_common::layout::Family;
+use netdp_common::layout::Tuple;
+use netdp_common::layout::proto;
 use packet::{ID, ping, ping_from};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -57,7 +59,7 @@ impl Datapath {
                 }
                 if let Some(to) = destination(config, RuleAction::Masquerade, family, local)
                     && has_address
-                    && self.maps.action(&Addr::from(to))? == abi::Action::Masquerade
+                    && self.maps.action(&Addr::from(to))? == layout::Action::Masquerade
                 {
                     self.check_masqueraded(uplink, to, local)?;
                 }

@@ -1,11 +1,18 @@
 //! Settings of the datapath that are fixed at the agent's start, and the features of the kernel.
 
 use super::hook::Mechanism;
-use netdp_common::abi::{
-    NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PortRange, SETTING_DRAIN, SETTING_HAIRPIN,
-    SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS,
-};
-use netdp_common::siphash;
+use netdp_common::layout::NO_LEAK_ADDRESS;
+use netdp_common::layout::NO_LEAK_DROP;
+use netdp_common::layout::NO_LEAK_PASS;
+use netdp_common::layout::PortRange;
+use netdp_common::layout::SETTING_DRAIN;
+use netdp_common::layout::SETTING_HAIRPIN;
+use netdp_common::layout::SETTING_HASH_PORTS;
+use netdp_common::layout::SETTING_IPV6;
+use netdp_common::layout::SETTING_PORTS;
+use netdp_common::layout::SETTING_RANDOM_PORTS;
+use netdp_common::layout::SETTING_UDP_ENDPOINTS;
+use netdp_common::layout::Secret;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -16,7 +23,7 @@ pub struct Setup {
     pub enable_ipv6: bool,
     /// Capacity of the mapping tables, in mappings. Maps that are pinned already keep their size.
     pub max_flows: u32,
-    /// The only ports from which TCP and UDP mappings get theirs; at most [`netdp_common::abi::PORT_RANGES`]
+    /// The only ports from which TCP and UDP mappings get theirs; at most [`netdp_common::layout::PORT_RANGES`]
     /// ranges. Empty: all ports.
     pub to_ports: Vec<PortRange>,
     /// Allocation of external ports.
@@ -33,7 +40,7 @@ pub struct Setup {
     /// Maximum rate of new mappings of one pod, in mappings per second; 0: unlimited.
     pub pod_new_flows: u32,
     /// Secret key of the node, which makes its hashes unpredictable. Pinned maps keep theirs.
-    pub secret: siphash::Key,
+    pub secret: Secret,
     /// Ports that are never allocated to a mapping.
     pub reserved_ports: BTreeSet<u16>,
     /// True if pods may reach each other by their external endpoints.
@@ -43,7 +50,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Returns the bits of [`netdp_common::abi::Settings::flags`].
+    /// Returns the bits of [`netdp_common::layout::Settings::flags`].
     pub(super) fn flags(&self) -> u32 {
         let mut flags = match self.port_mode {
             PortMode::Keep => 0,

@@ -8,8 +8,7 @@ use aya::Ebpf;
 use aya::maps::MapData;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use ipnet::IpNet;
-use netdp_common::abi::{SOURCE_NAMED, Source, SourceKey};
-use netdp_common::addr::Addr;
+use netdp_common::layout::{Addr, SOURCE_NAMED, Source, SourceKey};
 
 /// The map's name in the eBPF object.
 const NAME: &str = "SOURCES";

@@ -10,12 +10,11 @@ use crate::uplinks::Mac;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use ipnet::IpNet;
-use netdp_common::abi::{
-    Action, Inbound, Live, MAPPING_HANDED, MAPPING_HOST, MAPPING_YIELDED, Mapping, pins,
+use netdp_common::layout::{
+    Action, Inbound, Live, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, Mapping,
+    Tuple, pins,
 };
-use netdp_common::conntrack::{ACK, SYN};
-use netdp_common::packet::{L4, Packet, Parsed, parse};
-use netdp_common::tuple::Tuple;
+use netdp_common::packet::{ACK, L4, Packet, Parsed, SYN, parse};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockType, SockaddrLike as _, bind, recvfrom, setsockopt,
@@ -165,7 +164,7 @@ impl Tap {
         let Ok(half) = self.rev_snat.get(&tuple, 0) else {
             return false;
         };
-        if half.flags & (MAPPING_HOST | MAPPING_HANDED | MAPPING_YIELDED) != 0 {
+        if half.flags & (MAPPING_HOST | MAPPING_HANDOVER_PENDING | MAPPING_HANDED_OVER) != 0 {
             return false;
         }
         if self.counted.len() >= FLOWS {
@@ -277,7 +276,7 @@ mod tests {
     use super::{Rules, may_leak};
     use crate::uplinks::Mac;
     use ipnet::IpNet;
-    use netdp_common::addr::{Addr, Family};
+    use netdp_common::layout::{Addr, Family};
     use netdp_common::packet::{L4, Packet};
     use std::net::IpAddr;
 

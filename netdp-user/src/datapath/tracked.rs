@@ -7,9 +7,7 @@ use super::{Maps, batch, handover};
 use crate::nf_conntrack::{Conntrack, Flow, NfTuple};
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
-use netdp_common::abi::{Action, Mapping};
-use netdp_common::addr::Addr;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::layout::{Action, Addr, Mapping, Tuple, proto};
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 

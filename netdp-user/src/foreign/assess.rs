@@ -5,7 +5,7 @@ use super::walk::ReachableRule;
 use crate::config::{Rule, RuleAction, Rules};
 use crate::prefixes::Prefixes;
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 

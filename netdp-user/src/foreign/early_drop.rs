@@ -8,7 +8,7 @@ use super::rule::{Match, overlap};
 use super::walk::ReachableRule;
 use crate::config::RuleAction;
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 /// Effect of a rule on replies.
 #[derive(Debug, Clone, PartialEq, Eq)]

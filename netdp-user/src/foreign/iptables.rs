@@ -4,7 +4,7 @@ use super::redirect::{has_between, may_be_node};
 use super::rule::{Branch, BranchTarget, Match, NatRule, Ruleset, Target};
 use crate::iptables::{RuleOption, RuleOptions, Table};
 use crate::node::{PortSet, Ranges, protocol_bit};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

@@ -2,7 +2,7 @@
 
 use crate::node::PortSet;
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 

@@ -9,7 +9,7 @@ use crate::prefixes::PrefixSet;
 use crate::programs;
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::net::IpAddr;

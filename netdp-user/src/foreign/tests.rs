@@ -4,7 +4,7 @@ use super::assess::{Assessor, NatContext, Translator};
 use super::{early_drop, iptables, nft, owner, rule::Ruleset, walk};
 use crate::config::{Origin, Rule, RuleAction, Rules};
 use crate::iptables::Table;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 fn prefix(text: &str, action: RuleAction) -> Rule {
     Rule {

@@ -4,7 +4,7 @@
 use super::rule::{Match, NatRule, Ruleset, Target};
 use crate::prefixes::PrefixSet;
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 /// Maximum depth of jumps; the kernel allows no more (NFT_JUMP_STACK_SIZE,
 /// include/net/netfilter/nf_tables.h).

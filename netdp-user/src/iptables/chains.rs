@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::programs;
 use crate::upstream::custom_iptables;
 use anyhow::{Result, ensure};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 

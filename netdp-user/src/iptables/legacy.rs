@@ -1,6 +1,6 @@
 //! Detection of changes to iptables-legacy's tables, for which the kernel sends no notifications.
 
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::os::fd::{AsRawFd as _, RawFd};
 

@@ -3,7 +3,7 @@
 use super::{Chain, Table, has_table, jump_rule, restore_input};
 use crate::programs;
 use anyhow::Result;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 /// Time that the programs wait for their shared lock, in seconds.
 const LOCK_SECONDS: &str = "5";

@@ -3,7 +3,7 @@
 
 use crate::config::{Config, RuleAction};
 use crate::upstream::masq_agent::{JUMP_COMMENT, MASQUERADE_COMMENT, RETURN_COMMENT};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 

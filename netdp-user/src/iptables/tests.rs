@@ -1,6 +1,6 @@
 use super::{Chain, Ports, Table, restore_input};
 use crate::config::{self, Config, Document, Options};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 fn config(text: &str) -> Config {
     let document = Document {

@@ -1,7 +1,7 @@
 //! Conversion between [`Flow`] and netlink attributes.
 
 use super::{Flow, NfTcpState, NfTuple};
-use netdp_common::tuple::proto;
+use netdp_common::layout::proto;
 use netlink_packet_core::{DecodeError, DefaultNla, Nla as _};
 use netlink_packet_netfilter::conntrack::{
     ConntrackAttribute as Attribute, IPTuple, ProtoInfo, ProtoInfoTCP, ProtoTuple, Protocol,

@@ -8,7 +8,7 @@ use super::xfrm::Policy;
 use crate::reconcile::PolicyRule;
 use crate::uplinks::{Sources, Uplink};
 use ipnet::IpNet;
-use netdp_common::abi::Action;
+use netdp_common::layout::Action;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
@@ -158,7 +158,8 @@ mod tests {
     use crate::node::xfrm::Policy;
     use crate::reconcile::PolicyRule;
     use crate::uplinks::{LinkLayer, SourceChoice, SourceQuery, Sources, Uplink};
-    use netdp_common::abi::Action::{self, Bypass, Masquerade, Withhold};
+    use netdp_common::layout::Action;
+    use netdp_common::layout::Action::{Bypass, Masquerade, Withhold};
 
     fn uplink() -> Uplink {
         Uplink {

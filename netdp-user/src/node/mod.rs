@@ -23,8 +23,7 @@ pub(crate) use xfrm::{Ipsec, Policy};
 
 use crate::foreign::Redirects;
 use crate::uplinks::Tunnel;
-use netdp_common::abi::{NodeProtocol, node_port_bit};
-use netdp_common::addr::Addr;
+use netdp_common::layout::{Addr, NodeProtocol, node_port_bit};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,7 +1,6 @@
 //! Sets of ports, by protocol.
 
-use netdp_common::abi::node_port_bit;
-use netdp_common::tuple::proto;
+use netdp_common::layout::{node_port_bit, proto};
 use std::fmt;
 
 /// The protocols with ports that `node_ports` covers, with their IP protocol numbers.
@@ -181,7 +180,7 @@ pub(crate) fn protocol_bit(name: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{PortSet, Ranges, protocol_bit};
-    use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
+    use netdp_common::layout::{NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
     use proptest::prelude::*;
 
     fn some() -> impl Strategy<Value = Ranges> {

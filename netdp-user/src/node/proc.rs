@@ -1,7 +1,7 @@
 //! The node's sockets and services as listed in /proc.
 
 use super::{ProtocolPeer, Service};
-use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
+use netdp_common::layout::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -116,7 +116,7 @@ fn end(text: &str) -> Option<End> {
 mod tests {
     use super::{ipvs, l2tp, raw, sctp, udplite};
     use crate::node::{ProtocolPeer, Service};
-    use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
+    use netdp_common::layout::{NODE_PORT_SCTP, NODE_PORT_UDP_LITE};
     use proptest::prelude::*;
 
     const RAW: &str = "\

@@ -4,7 +4,7 @@ use super::{
 };
 use crate::foreign::{Redirect, Redirects};
 use crate::uplinks::Tunnel;
-use netdp_common::abi::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
+use netdp_common::layout::{NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 
 fn peer(protocol: u8, peer: &str) -> ProtocolPeer {
     ProtocolPeer {

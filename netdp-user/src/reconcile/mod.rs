@@ -8,7 +8,7 @@ mod execute;
 
 use crate::uplinks::{Mac, SourceChoice, SourceQuery, Sources, Uplink};
 use ipnet::IpNet;
-use netdp_common::abi::Action;
+use netdp_common::layout::Action;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

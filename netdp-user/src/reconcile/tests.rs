@@ -1,6 +1,6 @@
 use super::{Change, PolicyRule, State, diff};
 use crate::uplinks::{LinkLayer, SourceChoice, SourceQuery, Uplink};
-use netdp_common::abi::Action;
+use netdp_common::layout::Action;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

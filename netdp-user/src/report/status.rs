@@ -5,8 +5,7 @@ use super::nat::{self, LiveRules};
 use crate::datapath::{self, HookState, Maps};
 use crate::state_dir::StateDir;
 use anyhow::Result;
-use netdp_common::abi::Counters;
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::{Counters, DropReason};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -130,18 +129,5 @@ fn check_hooks(report: Option<&Report>, alive: bool) -> HookSummary {
 }
 
 fn packets(counters: &Counters) -> BTreeMap<&'static str, u64> {
-    BTreeMap::from([
-        ("egress_masqueraded", counters.egress_masqueraded),
-        ("egress_bypassed", counters.egress_bypassed),
-        ("egress_host", counters.egress_host),
-        ("egress_replies", counters.egress_replies),
-        ("egress_untouched", counters.egress_untouched),
-        ("ingress_translated", counters.ingress_translated),
-        ("ingress_passed", counters.ingress_passed),
-        ("egress_let_out", counters.egress_let_out),
-        ("errors_translated", counters.errors_translated),
-        ("fragments_held", counters.fragments_held),
-        ("mappings_created", counters.mappings_created),
-        ("ports_changed", counters.ports_changed),
-    ])
+    counters.outcomes().into_iter().collect()
 }

@@ -4,8 +4,7 @@ use super::netfilter::{NetfilterOutcome, NetfilterRules};
 use crate::config::{Config, Rule, RuleAction};
 use crate::nf_conntrack::Flow;
 use crate::uplinks::Uplink;
-use netdp_common::addr::{Addr, Family};
-use netdp_common::tuple::proto;
+use netdp_common::layout::{Addr, Family, proto};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 

@@ -3,7 +3,7 @@
 use crate::iptables::{Backend, Iptables, RuleOption, RuleOptions, Table};
 use crate::nf_conntrack::Flow;
 use crate::upstream::custom_iptables::COMMENT_PREFIX;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 

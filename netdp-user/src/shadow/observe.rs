@@ -8,7 +8,7 @@ use crate::nf_conntrack::{Conntrack, EventBatch, Events, Flow, NfTuple};
 use crate::state_dir::StateDir;
 use crate::time::now;
 use anyhow::{Context as _, Result};
-use netdp_common::tuple::proto;
+use netdp_common::layout::proto;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -6,7 +6,7 @@ use crate::nf_conntrack::Flow;
 use crate::state_dir::StateDir;
 use crate::time::{now, pretty};
 use anyhow::{Context as _, Result};
-use netdp_common::tuple::proto;
+use netdp_common::layout::proto;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 use super::masters::masters;
 use super::model::{AddressScope, Link, LinkAddr, Snapshot};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use serde::{Deserialize, Serialize};
 
 use super::model::Snapshot;

@@ -2,7 +2,7 @@
 
 use super::tunnel::Tunnel;
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

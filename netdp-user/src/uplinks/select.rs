@@ -1,7 +1,7 @@
 //! Selection of the uplinks: a pure function of a snapshot.
 
 use ipnet::IpNet;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use std::collections::BTreeSet;
 
 use super::address::{source_v4, source_v6};

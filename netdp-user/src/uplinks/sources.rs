@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use netdp_common::abi::SOURCE_ANY_IP;
+use netdp_common::layout::SOURCE_ANY_IP;
 
 use super::address::{addrs_of, is_usable_v6, own};
 use super::model::{AddressScope, Link, LinkAddr, Snapshot};

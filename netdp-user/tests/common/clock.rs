@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData};
-use netdp_common::abi::{Settings, pins};
-use netdp_common::conntrack::ticks;
+use netdp_common::flow::ticks;
+use netdp_common::layout::{Settings, pins};
 use std::time::Duration;
 use testbed::Agent;
 

@@ -3,7 +3,7 @@
 use crate::common::clients::{Tcp, Udp, any, from_port, ping};
 use crate::common::{ECHO, Echo, World, echoes, flows, number};
 use anyhow::{Context as _, Result, ensure};
-use netdp_common::abi::{MAPPING_ORIGIN, SETTING_IPV6, SETTING_NONE_STICKY};
+use netdp_common::layout::{MAPPING_ORIGIN, SETTING_BYPASS_CACHE_VALID, SETTING_IPV6};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -126,7 +126,7 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     assert_eq!(settings["layout"], 1);
     // IPv6; and, after the first sweep, that no mapping is older than the policy.
     let flags = u32::try_from(number(&settings["flags"])?)?;
-    assert_eq!(flags & !SETTING_NONE_STICKY, SETTING_IPV6);
+    assert_eq!(flags & !SETTING_BYPASS_CACHE_VALID, SETTING_IPV6);
     let active = number(&settings["active_policy"])?;
     let policy = dump(&world.agent, &format!("policy_{active}"))?;
     let rule = |address: &str, length: u8, action: u32| -> Result<()> {

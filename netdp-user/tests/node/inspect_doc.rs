@@ -2,8 +2,7 @@
 //! live agent and checks for the documented fields. docs/operations.md must explain every drop
 //! reason.
 
-use netdp_common::abi::pins;
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::{DropReason, pins};
 use socket2::{Domain, Socket, Type};
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -4,7 +4,7 @@
 use crate::common::clients::{Tcp, Udp, from_port};
 use crate::common::{Echo, NETDP, SOON, World, echoes, nft, start_agent, status, wait_log};
 use anyhow::{Context as _, Result, ensure};
-use netdp_common::abi::{NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
+use netdp_common::layout::{NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE};
 use netdp_user::datapath::NodeMaps;
 use netdp_user::node::ProtocolPeer;
 use socket2::{Domain, Protocol, Socket, Type};

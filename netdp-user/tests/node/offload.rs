@@ -5,7 +5,7 @@ use crate::common::clients::{any, ping, tcp_stream};
 use crate::common::wire::Capture;
 use crate::common::{ANSWER, SOON, World, number, same_family};
 use anyhow::{Context as _, Result, ensure};
-use netdp_common::abi::SETTING_NONE_STICKY;
+use netdp_common::layout::SETTING_BYPASS_CACHE_VALID;
 use netdp_user::datapath::Maps;
 use serde_json::Value;
 use std::io::{Read as _, Write as _};
@@ -236,7 +236,7 @@ fn what_leaves_has_a_hash() -> Result<()> {
     let world = World::start()?;
     wait_for(SOON, "bypassed packets to pass without a look", || {
         let settings = Maps::open(&world.agent.bpffs()).and_then(|maps| maps.settings());
-        settings.is_ok_and(|settings| settings.flags & SETTING_NONE_STICKY != 0)
+        settings.is_ok_and(|settings| settings.flags & SETTING_BYPASS_CACHE_VALID != 0)
     })?;
     let all = Capture::leaving(&world.bed.node, false)?;
     let hashed = Capture::leaving(&world.bed.node, true)?;

@@ -2,7 +2,7 @@
 
 use crate::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::node::{Node, Seen, V4, V6, frame};
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::DropReason;
 use netdp_user::datapath::Hook;
 
 const POD: &str = "172.16.0.2:4000";

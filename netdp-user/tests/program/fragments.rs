@@ -94,7 +94,7 @@ fn fragments_that_come_in_too_early_are_held_back() {
     assert_eq!(node.counters().fragments_held, 4);
     assert_eq!(
         node.counters().drops,
-        netdp_common::verdict::Drops::default()
+        netdp_common::layout::Drops::default()
     );
 }
 

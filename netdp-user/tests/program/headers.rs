@@ -136,7 +136,7 @@ fn ports_are_chosen_as_asked() {
     let [pod, _, server, wire] = V4;
     let packet = Build::udp(pod, server);
     let mut node = Node::with(|setup| {
-        setup.to_ports = vec![netdp_common::abi::PortRange::new(5000, 5000)];
+        setup.to_ports = vec![netdp_common::layout::PortRange::new(5000, 5000)];
     });
     assert_eq!(node.out(&packet), becomes(&packet.from("192.0.2.10:5000")));
     let mut hashed = Vec::new();

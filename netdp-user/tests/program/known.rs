@@ -4,8 +4,7 @@ use crate::build::{Build, SYN};
 use crate::node::{Node, becomes};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, Map, MapData};
-use netdp_common::abi::{PolicyValue, SETTING_NONE_STICKY, pins};
-use netdp_common::addr::Addr;
+use netdp_common::layout::{Addr, PolicyValue, SETTING_BYPASS_CACHE_VALID, pins};
 use netdp_user::reconcile::Change;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -40,7 +39,7 @@ fn bypassing(bypass_cache: bool) -> Node {
 
 fn has_bypass_cache(node: &mut Node) -> bool {
     let settings = node.datapath().maps().settings().expect("settings");
-    settings.flags & SETTING_NONE_STICKY != 0
+    settings.flags & SETTING_BYPASS_CACHE_VALID != 0
 }
 
 /// Removes the policy behind the agent's back: a policy lookup then yields "masquerade".
@@ -56,7 +55,11 @@ fn lose_policy(node: &Node) {
 }
 
 /// Returns the number of packets that a test counts as: each is run more than once.
-fn counted(node: &mut Node, packet: &Build, get: fn(&netdp_common::abi::Counters) -> u64) -> u64 {
+fn counted(
+    node: &mut Node,
+    packet: &Build,
+    get: fn(&netdp_common::layout::Counters) -> u64,
+) -> u64 {
     let before = get(&node.counters());
     assert_eq!(node.out(packet), becomes(packet));
     get(&node.counters()) - before

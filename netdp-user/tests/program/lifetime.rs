@@ -2,7 +2,7 @@
 
 use crate::build::{ACK, Build, FIN, SYN};
 use crate::node::{Node, V6, becomes};
-use netdp_common::timeouts::Timeouts;
+use netdp_common::flow::Timeouts;
 use netdp_user::datapath::SweepStats;
 use std::sync::atomic::Ordering;
 

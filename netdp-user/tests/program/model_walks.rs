@@ -7,8 +7,7 @@
 use crate::build::Build;
 use crate::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
 use crate::node::{Node, Seen, frame};
-use netdp_common::abi::PortRange;
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::{DropReason, PortRange};
 use netdp_user::datapath::Hook;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use std::net::{IpAddr, SocketAddr};

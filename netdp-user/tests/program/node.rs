@@ -5,10 +5,8 @@ pub use crate::test_run::Seen;
 use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_run, test_run_on};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
-use netdp_common::abi::{Action, Counters, Mapping, Settings, pins};
-use netdp_common::conntrack::ticks;
-use netdp_common::timeouts::Timeouts;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::flow::{Timeouts, ticks};
+use netdp_common::layout::{Action, Counters, Mapping, Settings, Tuple, pins, proto};
 use netdp_user::datapath::{
     self, Datapath, FlowRecord, Hook, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules,
     SweepStats, Sweeper,

@@ -4,7 +4,7 @@ use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, becomes};
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TcAttachType};
-use netdp_common::abi::pins;
+use netdp_common::layout::pins;
 use std::fs;
 
 const POD: &str = "172.16.0.2:4000";
@@ -152,7 +152,7 @@ fn maps_of_another_version_are_refused() {
     for part in ["layout 99", "netdp detach --bpffs"] {
         assert!(refusal.contains(part), "{part:?} is not in: {refusal}");
     }
-    settings.layout = netdp_common::abi::LAYOUT;
+    settings.layout = netdp_common::layout::LAYOUT;
     node.write_settings(&settings);
     node.start().expect("our own version");
 }

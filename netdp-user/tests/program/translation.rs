@@ -2,8 +2,8 @@
 
 use crate::build::{ACK, Build, FIN, Kind, RST, SYN};
 use crate::node::{Node, Seen, becomes, frame, tuple_of};
-use netdp_common::addr::Family;
-use netdp_common::checksum::{fold, pseudo_sum};
+use netdp_common::layout::Family;
+use netdp_common::packet::checksum::{fold, pseudo_sum};
 use netdp_user::datapath::Hook;
 
 /// First packet of a flow, and its external endpoint.

@@ -9,8 +9,7 @@ use crate::site::{Control, Site, Subject, Wrongs, both, end, ends};
 use crate::talk::{Named, Pair, who};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
-use netdp_common::abi::{Live, pins};
-use netdp_common::tuple::Tuple;
+use netdp_common::layout::{Live, Tuple, pins};
 use std::net::{IpAddr, SocketAddr};
 use testbed::wait_for;
 

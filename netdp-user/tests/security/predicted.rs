@@ -4,10 +4,9 @@ use crate::common::clients::{Udp, from_port};
 use crate::common::{Echo, clock, mappings};
 use crate::site::{Site, Subject, end, ends};
 use anyhow::{Context as _, Result, anyhow, ensure};
-use netdp_common::abi::{PORT_RANGES, PortRange};
-use netdp_common::port::{Search, class_of, nth_port, total};
-use netdp_common::port_map::fold;
-use netdp_common::tuple::{Tuple, proto};
+use netdp_common::layout::{PORT_RANGES, PortRange, Tuple, proto};
+use netdp_common::nat::ports::{Search, class_of, nth_port, total};
+use netdp_common::packet::{keyed_hash, low32};
 use std::net::SocketAddr;
 use std::time::Duration;
 use testbed::wait_for;
@@ -30,7 +29,7 @@ fn predicted(secret: [u64; 2], pod: SocketAddr, to: SocketAddr) -> Option<u16> {
     let tuple = Tuple::new(src, dst, pod.port(), to.port(), proto::UDP);
     let mut ranges = [PortRange::EMPTY; PORT_RANGES];
     ranges[0] = class_of(pod.port());
-    let search = Search::new(total(&ranges), fold(tuple.keyed_hash(secret)));
+    let search = Search::new(total(&ranges), low32(keyed_hash(&tuple, secret)));
     let ports = (0..search.len()).filter_map(|n| nth_port(&ranges, search.offset(n)));
     ports.into_iter().find(|port| !RESERVED.contains(port))
 }

@@ -2,10 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::abi::{Mapping, Settings, pins};
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::ticks;
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::ticks;
+use netdp_common::layout::{Addr, Mapping, Settings, Tuple, pins};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;

@@ -18,7 +18,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use bench_ebpf::{FIRST_PORT, FRAME, LOOK, PORT, PORT_BITS, Seen, Stream};
-use netdp_common::checksum::{add, fold};
+use netdp_common::packet::checksum::{add, fold};
 
 #[btf_map]
 static STREAM: Array<Stream, 1> = Array::new();

@@ -15,6 +15,3 @@
 pub mod build;
 pub mod fake;
 pub mod model;
-
-// The kit refers to the modules of netdp-common as if they were its own.
-use netdp_common::*;

@@ -12,7 +12,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRu
 use aya::util::nr_cpus;
 use aya::{Ebpf, TestRunAttrs, TestRunOptions};
 use bench_ebpf::{FRAME, PORT, Seen, Stream};
-use netdp_common::checksum;
+use netdp_common::packet::checksum;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::net::Ipv4Addr;

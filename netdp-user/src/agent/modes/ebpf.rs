@@ -11,7 +11,7 @@ use crate::requirements::{self, Missing, NoEbpf};
 use crate::rights;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, anyhow};
-use netdp_common::abi::Counters;
+use netdp_common::layout::Counters;
 use tokio::time::Instant;
 
 /// The datapath, and state that only it needs.

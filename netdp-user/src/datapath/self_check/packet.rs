@@ -1,6 +1,6 @@
 //! Pings as bytes.
 
-use netdp_common::checksum::{add, fold};
+use netdp_common::packet::checksum::{add, fold};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// ICMP identifier of our pings.

@@ -3,16 +3,19 @@
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::abi::Mapping;
-use netdp_common::share::{self, Ended, Share, bucket_of_mapping};
-use netdp_common::siphash;
-use netdp_common::tuple::Tuple;
+use netdp_common::layout::Mapping;
+use netdp_common::layout::SHARE_TOTAL;
+use netdp_common::layout::Secret;
+use netdp_common::layout::Share;
+use netdp_common::layout::ShareEnded;
+use netdp_common::layout::Tuple;
+use netdp_common::slot::bucket_of_mapping;
 use std::collections::HashMap;
 
 /// The mappings of a pass, counted by bucket.
 #[derive(Debug, Default)]
 pub struct Accounts {
-    secret: siphash::Key,
+    secret: Secret,
     /// The programs' counts halfway through the pass.
     opened: HashMap<u32, u64>,
     live: HashMap<u32, u64>,
@@ -21,7 +24,7 @@ pub struct Accounts {
 
 impl Accounts {
     /// Starts a count, with the secret key by which buckets are chosen.
-    pub fn new(secret: siphash::Key) -> Self {
+    pub fn new(secret: Secret) -> Self {
         Self {
             secret,
             ..Self::default()
@@ -81,7 +84,7 @@ impl Accounts {
 
     fn buckets(&self, tuple: &Tuple, half: &Mapping) -> [u32; 2] {
         let bucket = bucket_of_mapping(self.secret, &tuple.src, half.flags);
-        [bucket, share::TOTAL]
+        [bucket, SHARE_TOTAL]
     }
 
     /// Corrects the shares after a pass through all mappings.
@@ -116,13 +119,13 @@ const fn halfway(before: u64, after: u64) -> u64 {
 }
 
 impl Maps {
-    fn shares_ended(&self, bucket: u32) -> Result<Ended> {
+    fn shares_ended(&self, bucket: u32) -> Result<ShareEnded> {
         (self.pods()?.shares_ended)
             .get(&bucket, 0)
             .context("reading the shares_ended map")
     }
 
-    fn set_shares_ended(&mut self, bucket: u32, ended: Ended) -> Result<()> {
+    fn set_shares_ended(&mut self, bucket: u32, ended: ShareEnded) -> Result<()> {
         (self.pods_mut()?.shares_ended)
             .set(bucket, ended, 0)
             .context("writing the shares_ended map")
@@ -145,10 +148,10 @@ impl Maps {
     pub(super) fn settle_shares<T>(
         &mut self,
         shares: &HashMap<u32, T>,
-        change: impl Fn(u32, &T, &mut Ended),
+        change: impl Fn(u32, &T, &mut ShareEnded),
     ) -> Result<()> {
         let mut changed = Vec::new();
-        batch::for_each::<u32, Ended>(&self.pods()?.shares_ended_data, |bucket, before| {
+        batch::for_each::<u32, ShareEnded>(&self.pods()?.shares_ended_data, |bucket, before| {
             let mut ended = *before;
             if let Some(share) = shares.get(bucket) {
                 change(*bucket, share, &mut ended);

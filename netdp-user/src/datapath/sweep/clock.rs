@@ -2,7 +2,7 @@
 
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::conntrack::TICK_SHIFT;
+use netdp_common::flow::TICK_SHIFT;
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 

@@ -1,15 +1,16 @@
 //! Choice of the mappings that are evicted.
 
-use netdp_common::spare::{Spare, spare};
+use netdp_common::flow::Carried;
+use netdp_common::flow::EvictionClass;
+use netdp_common::flow::eviction_class;
+use netdp_common::layout::Tuple;
 use netdp_common::sweep::EvictionTargets;
-use netdp_common::timeouts::Carried;
-use netdp_common::tuple::Tuple;
 use std::cmp::Reverse;
 
 /// An evictable mapping.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate {
-    pub class: Spare,
+    pub class: EvictionClass,
     idle: u32,
     pub tuple: Tuple,
     pub wire: Tuple,
@@ -22,8 +23,8 @@ pub struct Candidates(Vec<Candidate>);
 impl Candidates {
     /// Adds a mapping if it may be evicted.
     pub fn add(&mut self, carried: &Carried, idle: u32, tuple: &Tuple, wire: &Tuple) {
-        if let Some(class) = spare(carried, idle)
-            && class != Spare::LastAck
+        if let Some(class) = eviction_class(carried, idle)
+            && class != EvictionClass::LastAck
         {
             self.0.push(Candidate {
                 class,
@@ -39,7 +40,10 @@ impl Candidates {
         let mut all = self.0;
         all.sort_unstable_by_key(|it| (it.class, Reverse(it.idle)));
         let up_to = |class| all.partition_point(|it| it.class <= class);
-        let (closed, unanswered) = (up_to(Spare::Closed), up_to(Spare::Unanswered));
+        let (closed, unanswered) = (
+            up_to(EvictionClass::Closed),
+            up_to(EvictionClass::Unanswered),
+        );
         all.truncate(targets.count(live, closed, unanswered));
         all
     }
@@ -48,11 +52,14 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::Candidates;
-    use netdp_common::addr::Addr;
-    use netdp_common::conntrack::{SEEN_RST, SEEN_SYN, ticks};
+    use netdp_common::flow::Carried;
+    use netdp_common::flow::SEEN_RST;
+    use netdp_common::flow::SEEN_SYN;
+    use netdp_common::flow::ticks;
+    use netdp_common::layout::Addr;
+    use netdp_common::layout::Tuple;
+    use netdp_common::layout::proto;
     use netdp_common::sweep::EvictionTargets;
-    use netdp_common::timeouts::Carried;
-    use netdp_common::tuple::{Tuple, proto};
 
     fn carried(original: u32) -> Carried {
         Carried {

@@ -4,10 +4,12 @@ use super::clock::now;
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::abi::Live;
-use netdp_common::nat::inbound;
-use netdp_common::share::{self, Key, Role};
-use netdp_common::tuple::Tuple;
+use netdp_common::flow::is_fresh;
+use netdp_common::layout::Live;
+use netdp_common::layout::SHARE_TOTAL;
+use netdp_common::layout::Tuple;
+use netdp_common::slot::Key;
+use netdp_common::slot::Role;
 use std::collections::HashMap;
 
 impl Maps {
@@ -31,14 +33,14 @@ impl Maps {
         let mut over = Vec::new();
         let mut live = HashMap::<u32, u64>::new();
         batch::for_each::<Tuple, Live>(&self.pods()?.inbound_live_data, |tuple, flow| {
-            if !inbound::is_fresh(tuple.proto, flow, now) {
+            if !is_fresh(tuple.proto, flow, now) {
                 over.push(*tuple);
                 return;
             }
             for bucket in [
                 Key::of(secret, &tuple.src, Role::Pod).bucket(),
                 Key::of(secret, &tuple.dst, Role::Peer).bucket(),
-                share::TOTAL,
+                SHARE_TOTAL,
             ] {
                 *live.entry(bucket).or_default() += 1;
             }
@@ -48,14 +50,14 @@ impl Maps {
         let pods = self.pods()?;
         over.retain(|tuple| {
             let flow = pods.inbound_live.get(tuple, 0);
-            flow.is_ok_and(|flow| !inbound::is_fresh(tuple.proto, &flow, now))
+            flow.is_ok_and(|flow| !is_fresh(tuple.proto, &flow, now))
         });
         batch::remove(&self.pods()?.inbound_live_data, &over).context("in the inbound_live map")?;
         self.settle_shares(&shares, |bucket, share, ended| {
             let live = live.get(&bucket).copied().unwrap_or_default();
             ended.inbound = share.inbound.wrapping_sub(live);
         })?;
-        let count = live.get(&share::TOTAL).copied().unwrap_or_default();
+        let count = live.get(&SHARE_TOTAL).copied().unwrap_or_default();
         Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 }

@@ -22,7 +22,7 @@ mod schedule;
 mod stale;
 mod sweeper;
 
-use netdp_common::timeouts::Timeouts;
+use netdp_common::flow::Timeouts;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;

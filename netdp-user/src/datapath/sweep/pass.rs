@@ -9,14 +9,18 @@ use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, MapData};
-use netdp_common::abi::{Action, MAPPING_HOST, Mapping};
-use netdp_common::addr::Addr;
-use netdp_common::conntrack::{age, idle, ticks};
-use netdp_common::siphash;
-use netdp_common::spare::spare;
+use netdp_common::flow::Carried;
+use netdp_common::flow::age;
+use netdp_common::flow::eviction_class;
+use netdp_common::flow::idle;
+use netdp_common::flow::ticks;
+use netdp_common::layout::Action;
+use netdp_common::layout::Addr;
+use netdp_common::layout::MAPPING_HOST;
+use netdp_common::layout::Mapping;
+use netdp_common::layout::Secret;
+use netdp_common::layout::Tuple;
 use netdp_common::sweep::{Compared, Conditions, Disposition, EvictionTargets, ExternalAddress};
-use netdp_common::timeouts::Carried;
-use netdp_common::tuple::Tuple;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
@@ -52,7 +56,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(now: u32, secret: siphash::Key, rules: &'a SweepRules, horizon: u64) -> Self {
+    pub fn new(now: u32, secret: Secret, rules: &'a SweepRules, horizon: u64) -> Self {
         Self {
             conditions: Conditions {
                 now,
@@ -86,7 +90,7 @@ impl<'a> Pass<'a> {
             },
             freed: self.freed,
             accounts: self.accounts.restart(),
-            ..Self::new(now, siphash::Key::default(), self.rules, horizon)
+            ..Self::new(now, Secret::default(), self.rules, horizon)
         };
         pass.conditions.compared = Compared::All;
         pass
@@ -116,7 +120,7 @@ impl<'a> Pass<'a> {
         Ok(replies)
     }
 
-    /// Scans every original half. Ended ones are removed with their reply halves, batch by batch.
+    /// Scans every original half. ShareEnded ones are removed with their reply halves, batch by batch.
     pub fn scan_originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
         let snat = &maps.snat_data;
         let before = maps.shares()?;
@@ -316,7 +320,7 @@ impl<'a> Pass<'a> {
                 };
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
-                if spare(&carried, idle) == Some(candidate.class) {
+                if eviction_class(&carried, idle) == Some(candidate.class) {
                     self.ended.push((*tuple, *wire));
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;

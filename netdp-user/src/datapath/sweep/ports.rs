@@ -3,8 +3,9 @@
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use anyhow::{Context as _, Result};
-use netdp_common::port_map::{self, Owner};
-use netdp_common::tuple::Tuple;
+use netdp_common::layout::PortMapOwner;
+use netdp_common::layout::Tuple;
+use netdp_common::slot::port_map;
 use std::collections::HashMap;
 
 impl Maps {
@@ -19,7 +20,7 @@ impl Maps {
             ports.push(wire.dst_id);
         }
         let mut owned = Vec::new();
-        batch::for_each::<u32, Owner>(&self.pods()?.port_map_owners_data, |index, owner| {
+        batch::for_each::<u32, PortMapOwner>(&self.pods()?.port_map_owners_data, |index, owner| {
             if owner.wire.proto != 0
                 && let Some(ports) = freed.remove(&owner.wire)
             {

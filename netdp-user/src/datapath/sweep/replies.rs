@@ -1,8 +1,7 @@
 //! Compact reply halves, so that a sweep joins the two tables without a system call for each
 //! mapping: 24 bytes each while it runs.
 
-use netdp_common::abi::Mapping;
-use netdp_common::tuple::Tuple;
+use netdp_common::layout::{Mapping, Tuple};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
@@ -12,7 +11,7 @@ struct Lifetime {
     last_seen: u32,
     tcp_ack: u32,
     tcp_seen: u8,
-    /// The half's part of [`netdp_common::conntrack::Closing`].
+    /// The half's part of [`netdp_common::flow::Closing`].
     epoch: u8,
     uplink: u16,
     packets: u32,

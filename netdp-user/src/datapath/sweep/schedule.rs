@@ -8,9 +8,10 @@
 //! until the next full pass.) Newer ones are found by a scan of the original halves alone, once in
 //! the shortest of all timeouts: none can have ended sooner.
 
-use netdp_common::conntrack::{age, ticks};
+use netdp_common::flow::age;
+use netdp_common::flow::ticks;
+use netdp_common::layout::Tuple;
 use netdp_common::sweep::retry_threshold;
-use netdp_common::tuple::Tuple;
 use std::time::{Duration, Instant};
 
 /// Seconds between full passes over small tables.
@@ -233,9 +234,9 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::{Cooldown, Due, Schedule, Usage};
-    use netdp_common::addr::Addr;
-    use netdp_common::conntrack::ticks;
-    use netdp_common::tuple::Tuple;
+    use netdp_common::flow::ticks;
+    use netdp_common::layout::Addr;
+    use netdp_common::layout::Tuple;
     use std::time::{Duration, Instant};
 
     fn tuple(id: u16) -> Tuple {

@@ -2,8 +2,9 @@
 
 use crate::datapath::maps::Maps;
 use anyhow::Result;
-use netdp_common::abi::{Action, SETTING_NONE_STICKY};
-use netdp_common::addr::Addr;
+use netdp_common::layout::Action;
+use netdp_common::layout::Addr;
+use netdp_common::layout::SETTING_BYPASS_CACHE_VALID;
 use std::collections::{BTreeSet, HashSet};
 
 /// Maximum number of policy lookups, by destination, in one sweep; with more destinations the
@@ -21,7 +22,7 @@ pub struct StaleMappings {
 impl StaleMappings {
     /// Starts collecting, if the datapath's flags say that the result is not known.
     pub fn collect(flags: u32) -> Self {
-        let unknown = flags & SETTING_NONE_STICKY == 0;
+        let unknown = flags & SETTING_BYPASS_CACHE_VALID == 0;
         Self {
             destinations: unknown.then(HashSet::new),
         }
@@ -55,13 +56,13 @@ impl StaleMappings {
 #[cfg(test)]
 mod tests {
     use super::{LIMIT, StaleMappings};
-    use netdp_common::abi::SETTING_NONE_STICKY;
-    use netdp_common::addr::Addr;
+    use netdp_common::layout::Addr;
+    use netdp_common::layout::SETTING_BYPASS_CACHE_VALID;
 
     #[test]
     fn destinations_are_collected_once_and_up_to_a_limit() {
         assert!(
-            StaleMappings::collect(SETTING_NONE_STICKY)
+            StaleMappings::collect(SETTING_BYPASS_CACHE_VALID)
                 .destinations
                 .is_none()
         );

@@ -8,10 +8,11 @@ use super::stale::StaleMappings;
 use super::{SweepRules, SweepStats};
 use crate::datapath::maps::Maps;
 use anyhow::Result;
-use netdp_common::conntrack::{age, ticks};
-use netdp_common::siphash;
+use netdp_common::flow::age;
+use netdp_common::flow::ticks;
+use netdp_common::layout::Secret;
+use netdp_common::layout::Tuple;
 use netdp_common::sweep::{EvictionTargets, pressure_limit};
-use netdp_common::tuple::Tuple;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ pub struct Sweeper {
     schedule: Schedule,
     cooldown: Cooldown,
     /// Secret key of the node, by which buckets are chosen.
-    secret: siphash::Key,
+    secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
 }

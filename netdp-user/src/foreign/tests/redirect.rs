@@ -4,7 +4,7 @@ use super::super::redirect::{ReachableRedirect, reachable};
 use super::super::rule::Ruleset;
 use super::super::{iptables, nft};
 use crate::iptables::Table;
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 use super::super::model::{AddressScope, LinkAddr};
 use super::super::{SourceChoice, SourceQuery};

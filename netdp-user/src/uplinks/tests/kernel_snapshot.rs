@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 use super::super::model::AddressScope;
 use super::super::{LinkLayer, Monitor, Patterns, Selection, local_addresses, select};

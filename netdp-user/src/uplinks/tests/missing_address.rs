@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 use super::super::{FormerFamilies, MissingAddress, Patterns, Selection, missing_addresses};
 use super::{Net, choose};

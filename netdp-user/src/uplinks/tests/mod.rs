@@ -18,7 +18,7 @@ use super::model::{AddrFlags, AddressScope, DefaultRoute, Link, LinkAddr, Route}
 use super::select::Selected;
 use super::{LinkLayer, Patterns, Selection, Snapshot, select as choose};
 use crate::config::{Masqueraded, Origin, Rule, RuleAction};
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 /// A synthetic network, built link by link.
 #[derive(Default)]

@@ -1,6 +1,6 @@
 //! Selection of links.
 
-use netdp_common::addr::Family;
+use netdp_common::layout::Family;
 
 use super::super::{LinkLayer, Patterns, Selection, local_addresses, select};
 use super::{Net, names};

@@ -1,9 +1,8 @@
 //! One of the two mapping tables: a map of mapping halves.
 
-use crate::abi::Mapping;
-use crate::slot::Slot;
-use crate::tables::InsertError;
-use crate::tuple::Tuple;
+use netdp_common::env::InsertError;
+use netdp_common::layout::{Mapping, Tuple};
+use netdp_common::slot::Slot;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
 use std::rc::Rc;

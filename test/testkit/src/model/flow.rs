@@ -2,7 +2,7 @@
 
 use super::super::build::{ACK, Build, FIN, Kind, RST, SYN};
 use super::Carries;
-use netdp_common::tuple::Tuple;
+use netdp_common::layout::Tuple;
 use std::net::SocketAddr;
 use std::time::Instant;
 

@@ -8,9 +8,7 @@ mod kept;
 mod world;
 
 use super::build::{ACK, Build, FIN, Kind, RST, SYN};
-use netdp_common::abi::Mapping;
-use netdp_common::tuple::Tuple;
-use netdp_common::verdict::DropReason;
+use netdp_common::layout::{DropReason, Mapping, Tuple};
 use proptest::prelude::*;
 use std::net::SocketAddr;
 pub use world::World;

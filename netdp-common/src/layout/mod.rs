@@ -1,0 +1,54 @@
+//! The interface between datapath and user space: keys, values and names of maps.
+//!
+//! Every type is `repr(C)` with its padding named and zeroed; no bool, enum or `Option` crosses the
+//! boundary. The layout is versioned by [`LAYOUT`].
+
+mod addr;
+mod counters;
+mod drops;
+mod endpoint;
+mod fragment;
+mod inbound;
+mod mapping;
+mod node;
+pub mod pins;
+mod pod;
+mod policy;
+mod port_map;
+mod settings;
+mod share;
+mod tuple;
+mod uplink;
+
+pub use addr::{Addr, Family};
+pub use counters::Counters;
+pub use drops::{DropReason, Drops};
+pub use endpoint::Endpoint;
+pub use fragment::{FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
+pub use inbound::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
+pub use mapping::{
+    MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
+    MAPPING_ORIGIN, MAPPING_PICKUP, Mapping, RECENT, RecentAt, origin_tag,
+};
+pub use node::{
+    NODE_PORT_DCCP, NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE, NodeFlow,
+    NodeProtocol, RESERVED_WORDS, node_port_bit,
+};
+pub use policy::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
+pub use port_map::{PORT_MAP_WORDS, PORT_MAPS, PortMapBits, PortMapOwner};
+pub use settings::{
+    Limits, NO_LEAK_ADDRESS, NO_LEAK_DROP, NO_LEAK_PASS, PORT_RANGES, PortRange,
+    SETTING_ANY_SOURCE, SETTING_BYPASS_CACHE_VALID, SETTING_DRAIN, SETTING_HAIRPIN,
+    SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_SEVERAL_UPLINKS,
+    SETTING_UDP_ENDPOINTS, Secret, Settings,
+};
+pub use share::{SHARE_BUCKETS, SHARE_ENTRIES, SHARE_TOTAL, Share, ShareEnded};
+pub use tuple::{Tuple, proto};
+pub use uplink::{
+    MacKey, SOURCE_ANY_IP, SOURCE_NAMED, Source, SourceKey, UPLINK_OBSERVED, UPLINK_UNTAGGED,
+    UPLINK_V4, UPLINK_V6, Uplink,
+};
+
+/// Version of everything in this folder. A pinned map with another version is not
+/// adopted.
+pub const LAYOUT: u32 = 1;

@@ -1,0 +1,80 @@
+//! File names of the pinned maps below the `--bpffs` directory.
+
+/// [`super::Tuple`] → [`super::Mapping`], original direction.
+pub const SNAT: &str = "snat";
+/// [`super::Tuple`] → [`super::Mapping`], reply direction.
+pub const REV_SNAT: &str = "rev_snat";
+/// Prefix → [`super::PolicyValue`]; in force while `active_policy` is 0.
+pub const POLICY_0: &str = "policy_0";
+/// Prefix → [`super::PolicyValue`]; in force while `active_policy` is 1.
+pub const POLICY_1: &str = "policy_1";
+/// Interface index → [`super::Uplink`].
+pub const UPLINKS: &str = "uplinks";
+/// [`super::Addr`] → 1, every address of the node.
+pub const LOCAL_ADDRS: &str = "local_addrs";
+/// [`super::Tuple`] → [`super::Inbound`].
+pub const INBOUND: &str = "inbound";
+/// [`super::Tuple`] → [`super::Fragment`].
+pub const FRAGMENTS: &str = "fragments";
+/// 0 → [`super::Settings`].
+pub const SETTINGS: &str = "settings";
+/// 0 → [`super::Counters`], per CPU.
+pub const COUNTERS: &str = "counters";
+/// Port / 64 → bitmap word.
+pub const RESERVED_PORTS: &str = "reserved_ports";
+
+/// Port → `NODE_PORT_*` bits.
+pub const NODE_PORTS: &str = "node_ports";
+/// [`super::NodeProtocol`] → 1.
+pub const NODE_PROTOCOLS: &str = "node_protocols";
+
+/// [`super::Tuple`] → [`super::Live`].
+pub const INBOUND_LIVE: &str = "inbound_live";
+/// 0 → 1 once anything has been written to `inbound` or `inbound_live`.
+pub const INBOUND_USED: &str = "inbound_used";
+/// [`super::Tuple`] → [`super::Fragment`], on ingress.
+pub const FRAGMENTS_IN: &str = "fragments_in";
+/// [`super::Tuple`] → [`super::NodeFlow`].
+pub const NODE_FLOWS: &str = "node_flows";
+/// 0 → [`super::Limits`].
+pub const LIMITS: &str = "limits";
+/// Bucket → [`super::Share`].
+pub const SHARES: &str = "shares";
+/// Bucket → [`super::ShareEnded`].
+pub const SHARES_ENDED: &str = "shares_ended";
+/// Number → [`super::Tuple`] of a mapping.
+pub const RECENT: &str = "recent";
+/// 0 → [`super::RecentAt`].
+pub const RECENT_AT: &str = "recent_at";
+/// Number → [`super::PortMapOwner`].
+pub const PORT_MAP_OWNERS: &str = "port_map_owners";
+/// Number → [`super::PortMapBits`].
+pub const PORT_MAPS: &str = "port_maps";
+
+/// All maps: pin file name and the name in the eBPF object.
+pub const ALL: &[(&str, &str)] = &[
+    (SNAT, "SNAT"),
+    (REV_SNAT, "REV_SNAT"),
+    (POLICY_0, "POLICY_0"),
+    (POLICY_1, "POLICY_1"),
+    (UPLINKS, "UPLINKS"),
+    (LOCAL_ADDRS, "LOCAL_ADDRS"),
+    (INBOUND, "INBOUND"),
+    (FRAGMENTS, "FRAGMENTS"),
+    (SETTINGS, "SETTINGS"),
+    (COUNTERS, "COUNTERS"),
+    (RESERVED_PORTS, "RESERVED_PORTS"),
+    (NODE_PORTS, "NODE_PORTS"),
+    (NODE_PROTOCOLS, "NODE_PROTOCOLS"),
+    (INBOUND_LIVE, "INBOUND_LIVE"),
+    (INBOUND_USED, "INBOUND_USED"),
+    (FRAGMENTS_IN, "FRAGMENTS_IN"),
+    (NODE_FLOWS, "NODE_FLOWS"),
+    (LIMITS, "LIMITS"),
+    (SHARES, "SHARES"),
+    (SHARES_ENDED, "SHARES_ENDED"),
+    (RECENT, "RECENT"),
+    (RECENT_AT, "RECENT_AT"),
+    (PORT_MAP_OWNERS, "PORT_MAP_OWNERS"),
+    (PORT_MAPS, "PORT_MAPS"),
+];

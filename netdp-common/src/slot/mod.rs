@@ -1,0 +1,12 @@
+//! Map values in place: shared with other CPUs and the agent, and therefore read and written field
+//! by field, never through references.
+
+mod inbound;
+mod mapping;
+pub mod port_map;
+pub mod share;
+
+pub use inbound::{AskedSlot, LiveSlot};
+pub use mapping::{Place, Slot};
+pub use port_map::PortMapSlot;
+pub use share::{Key, Role, ShareSlot, bucket_of_mapping};

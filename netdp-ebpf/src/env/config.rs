@@ -1,0 +1,150 @@
+//! The clock, the counters, the configuration and the interface of a packet.
+
+use super::TcEnv;
+use crate::maps::{COUNTERS, LIMITS, MACS, UPLINKS};
+use crate::per_cpu;
+use crate::{bounded_loop, fib, skb};
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::programs::TcContext;
+use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Interface};
+use netdp_common::flow::TICK_SHIFT;
+use netdp_common::layout::{
+    Counters, DropReason, Family, Limits, MacKey, Settings, Tuple, UPLINK_OBSERVED, Uplink,
+};
+
+impl Clock for TcEnv<'_> {
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "ticks wrap by design")]
+    fn now(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        let ns = unsafe { per_cpu::now(self.last) };
+        ((ns >> TICK_SHIFT) as u32).wrapping_add(self.settings.clock_offset)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+}
+
+impl Counting for TcEnv<'_> {
+    #[inline(always)]
+    fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
+        if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+            // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same
+            // CPU, and a lost count would be harmless.
+            let count = counter(unsafe { &mut *counters });
+            *count += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&self, reason: DropReason) {
+        let reason = reason as u32;
+        // SAFETY: a local. Volatile, so that LLVM does not assume that an enum is in bounds and
+        // keeps the check that the verifier needs.
+        let index = unsafe { (&raw const reason).read_volatile() } as usize;
+        if let Some(counters) = COUNTERS.get_ptr_mut(0)
+            && index < DropReason::ALL.len()
+        {
+            // SAFETY: `Drops` is repr(C) with one u64 for each reason, in order.
+            unsafe { *(&raw mut (*counters).drops).cast::<u64>().add(index) += 1 };
+        }
+    }
+}
+
+impl Config for TcEnv<'_> {
+    #[inline(always)]
+    fn settings(&self) -> &Settings {
+        self.settings
+    }
+
+    #[inline(always)]
+    fn epoch(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        unsafe { (*self.last).epoch }
+    }
+
+    #[inline(always)]
+    fn uplink(&self) -> &Uplink {
+        // SAFETY: this run's `last`, whose uplink does not change during the run.
+        unsafe { &(*self.last).uplink }
+    }
+
+    #[inline(always)]
+    fn is_uplink(&self, ifindex: u32) -> bool {
+        // SAFETY: a reference; entries are replaced, not freed under a running program.
+        let uplink = unsafe { UPLINKS.get(ifindex) };
+        uplink.is_some_and(|uplink| uplink.flags & UPLINK_OBSERVED == 0)
+    }
+
+    #[inline(always)]
+    fn limits(&self) -> &Limits {
+        // The entry always exists; the verifier requires the check.
+        LIMITS.get(0).unwrap_or(&UNLIMITED)
+    }
+}
+
+impl Interface for TcEnv<'_> {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: a TC program's context is readable for the program's run.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: a TC program's context is readable for the program's run.
+        unsafe { (*self.ctx.skb.skb).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn is_bridged(&self, tuple: &Tuple, family: Family) -> bool {
+        self.uplink().l2_len != 0 && bridged(self.ctx, tuple, family)
+    }
+
+    #[inline(always)]
+    fn is_sent_by_socket(&self) -> bool {
+        // SAFETY: readable in the context of a TC program; a null check only.
+        unsafe { !(*self.ctx.skb.skb).__bindgen_anon_2.sk.is_null() }
+    }
+}
+
+impl BoundedLoop for TcEnv<'_> {
+    #[inline(always)]
+    fn bounded_loop<S, F>(&self, n: u32, state: &mut S, step: F)
+    where
+        F: Fn(&Self, u32, &mut S) -> bool,
+    {
+        bounded_loop::run(self, n, state, step);
+    }
+}
+
+/// Reports whether the source hardware address of the packet is none of those by which the node
+/// sends. If the agent does not know an address yet, the kernel's routes decide.
+#[inline(never)]
+fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
+    // SAFETY: a TC program's context is readable for the program's run.
+    let link = unsafe { (*ctx.skb.skb).ifindex };
+    let Some(mac) = skb::read::source_mac(ctx) else {
+        return false;
+    };
+    let mut key = MacKey { link, mac, pad: 0 };
+    if MACS.get_ptr(key).is_some() {
+        return false;
+    }
+    key.mac = [0; 6];
+    MACS.get_ptr(key).is_some() && !fib::sends_as(ctx, tuple, family, &mac)
+}
+
+/// Replaces an entry that always exists.
+static UNLIMITED: Limits = Limits {
+    secret: [0; 2],
+    capacity: u32::MAX,
+    inbound_capacity: u32::MAX,
+    flows: 0,
+    rate: 0,
+    burst: 0,
+    pad: 0,
+};

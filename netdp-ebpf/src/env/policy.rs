@@ -1,0 +1,91 @@
+//! The policy, and the kernel's routing tables.
+
+use super::TcEnv;
+use crate::maps::{LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
+use crate::{cache, fib};
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::macros::btf_map;
+use netdp_common::env::{EgressRoute, PodRoute, Policy, Routes};
+use netdp_common::layout::{Addr, Family, SOURCE_ANY_IP, SourceKey, Tuple};
+
+/// The route of the current packet.
+#[btf_map]
+static ROUTE: PerCpuArray<EgressRoute, 1> = PerCpuArray::new();
+
+impl Policy for TcEnv<'_> {
+    #[inline(always)]
+    fn is_local(&self, addr: &Addr) -> bool {
+        LOCAL_ADDRS.get_ptr(addr).is_some()
+    }
+
+    #[inline(always)]
+    fn is_any_ip(&self, addr: &Addr) -> bool {
+        any_ip(addr)
+    }
+
+    #[inline(always)]
+    fn lookup_policy(&self, dst: &Addr) -> Option<u32> {
+        let key = Key::new(128, *dst);
+        let value = if self.settings.active_policy == 0 {
+            POLICY_0.get(&key)
+        } else {
+            POLICY_1.get(&key)
+        };
+        value.map(|value| value.action)
+    }
+
+    #[inline(always)]
+    fn is_bypass_cached(&self, pod: &Addr, peer: &Addr, epoch: u32) -> bool {
+        cache::contains(pod, peer, epoch)
+    }
+
+    #[inline(always)]
+    fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32) {
+        cache::insert(pod, peer, epoch);
+    }
+}
+
+impl Routes for TcEnv<'_> {
+    #[inline(always)]
+    fn lookup_route(&self, tuple: &Tuple, family: Family) -> Option<&EgressRoute> {
+        let route = ROUTE.get_ptr_mut(0)?;
+        // SAFETY: each CPU has its own value, and a TC program uses one at a time; zeroes are a
+        // valid `EgressRoute`.
+        let route = unsafe { &mut *route };
+        fib::egress_route(self.ctx, tuple, family, route).then_some(route)
+    }
+
+    #[inline(always)]
+    fn lookup_source(&self, key: &SourceKey, addr: &mut Addr) -> bool {
+        // SAFETY: a TC program's context is readable for the program's run.
+        let here = unsafe { (*self.ctx.skb.skb).ifindex };
+        match SOURCES.get(&Key::new(SOURCE_BITS, *key)) {
+            Some(source) if source.via == here => {
+                *addr = source.addr;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn lookup_pod_route(&self, addr: &Addr, family: Family) -> Option<PodRoute> {
+        let mut route = PodRoute {
+            ifindex: 0,
+            direct: false,
+            resolved: false,
+        };
+        fib::pod_route(self.ctx, addr, family, &mut route).then_some(route)
+    }
+}
+
+/// Reports whether the node receives packets to an address that it does not have.
+#[inline(never)]
+fn any_ip(addr: &Addr) -> bool {
+    let key = SourceKey {
+        link: SOURCE_ANY_IP,
+        addr: *addr,
+    };
+    SOURCES.get(&Key::new(SOURCE_BITS, key)).is_some()
+}
