@@ -81,7 +81,7 @@ pub fn r1_4_node_port_replies_pass(w: &mut Wire) -> Result<()> {
         let socket = w.bed.node.enter(|| std::net::UdpSocket::bind(listener))??;
         let ask = udp((server(f, 0), 5000), (node(f, 0), 30080), b"ask");
         w.send(At::Uplink(0), &ask)?;
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(15)))?;
+        socket.set_read_timeout(Some(Duration::from_secs(15)))?;
         let mut buffer = [0; 16];
         let (len, from) = socket.recv_from(&mut buffer)?;
         socket.send_to(&buffer[..len], from)?;
