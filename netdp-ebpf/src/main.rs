@@ -1,5 +1,5 @@
 //! The TC programs. Each is [`netdp_common::pipeline`] over this crate's packet ([`skb`]) and
-//! environment ([`env`]).
+//! environment ([`mod@env`]).
 
 #![no_std]
 #![no_main]

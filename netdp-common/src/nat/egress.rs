@@ -69,11 +69,11 @@ fn later_fragment<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
 #[inline(always)]
 fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verdict {
     let pkt = &mut scratch.pkt;
-    let l4 = pkt.l4;
-    if progress == Lookup::Pending
-        && let Some(hit) = lookup(env, pkt, &l4, pkt.family, Direction::Egress)
-    {
-        return apply(pkt, hit);
+    if progress == Lookup::Pending {
+        let l4 = pkt.l4;
+        if let Some(hit) = lookup(env, pkt, &l4, pkt.family, Direction::Egress) {
+            return apply(pkt, hit);
+        }
     }
     let action = policy::action(env, &pkt.tuple.dst);
     let flags = if env.is_local(&pkt.tuple.src)

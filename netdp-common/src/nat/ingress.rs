@@ -34,11 +34,11 @@ pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verd
 
 #[inline(always)]
 fn ingress_flow<E: Env>(env: &E, pkt: &mut Packet, progress: Lookup) -> Verdict {
-    let l4 = pkt.l4;
-    if progress == Lookup::Pending
-        && let Some(hit) = lookup(env, pkt, &l4, pkt.family, Direction::Ingress)
-    {
-        return apply(pkt, hit);
+    if progress == Lookup::Pending {
+        let l4 = pkt.l4;
+        if let Some(hit) = lookup(env, pkt, &l4, pkt.family, Direction::Ingress) {
+            return apply(pkt, hit);
+        }
     }
     if !env.is_local(&pkt.tuple.dst) {
         ingress_forwarded(env, pkt);
