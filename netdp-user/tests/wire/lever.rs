@@ -22,11 +22,16 @@ impl Bed {
         }
     }
 
-    /// Waits until the agent, if there is one, has applied the removal of the address.
+    /// Waits until the agent has applied the removal of the address; without an agent, until the
+    /// kernel has ended the connections that were masqueraded with it. It does so in a work queue
+    /// (net/netfilter/nf_nat_masquerade.c, Linux 6.12).
     pub fn agent_forgets(&self, addr: IpAddr) -> Result<()> {
         match &self.agent {
             Some(agent) => clock::wait_for_address(&agent.bpffs(), addr, false, PATIENCE),
-            None => Ok(()),
+            None => wait_for(PATIENCE, &format!("connections of {addr} to end"), || {
+                let list = ["conntrack", "-L", "--reply-dst", &addr.to_string()];
+                self.node.run(&list).is_ok_and(|list| list.is_empty())
+            }),
         }
     }
 
