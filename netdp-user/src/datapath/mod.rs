@@ -352,7 +352,7 @@ impl Datapath {
         object::program(&mut self.object, hook.program())
     }
 
-    /// Sets the datapath's clock, and the sweep's, `ticks` (see [`netdp_common::conntrack`]) ahead
+    /// Sets the datapath's clock, and the sweep's, `ticks` (see [`netdp_common::flow`]) ahead
     /// of the monotonic clock. For tests.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ pub struct Setup {
     /// Effect of a policy change on live flows.
     pub on_reload: OnReload,
     /// Maximum number of mappings of one pod, for each family; 0: its share of the tables
-    /// ([`netdp_common::share::limit`]).
+    /// ([`netdp_common::slot::share::limit`]).
     pub pod_flows: u32,
     /// Maximum rate of new mappings of one pod, in mappings per second; 0: unlimited.
     pub pod_new_flows: u32,

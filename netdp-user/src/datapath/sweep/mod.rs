@@ -6,7 +6,7 @@
 //! | pass | when | reads | ends |
 //! |---|---|---|---|
 //! | full | at the interval that its cost allows, at most the shortest timeout that a packet can give a mapping; as soon as the tables may be nearly full; after a change, if that is cheap | both halves of all mappings | all that are due; evicts if the tables are nearly full |
-//! | scan | once in the shortest of all timeouts; after a change | the original half of all mappings | those of lost addresses or of a changed policy |
+//! | scan | once in the shortest of all timeouts; after a change | the original half of all mappings, and the reply half of those that are not scheduled yet, which it schedules | those of lost addresses or of a changed policy, and those that have timed out among the unscheduled |
 //! | due mappings | every few seconds | the mappings that earlier passes scheduled for now | those that have timed out |
 //!
 //! `netdp_common::sweep` decides about each mapping, [`schedule`] about the passes.

@@ -58,7 +58,7 @@ impl Sweeper {
     }
 
     /// Returns the total number of created mappings at which the tables may be nearly full and need
-    /// another sweep. `None` if the last one could not evict enough: then another would not either.
+    /// another sweep; `None` if hardly any place is free ([`Schedule::pressure_at`]).
     pub fn pressure_at(&self) -> Option<u64> {
         self.schedule.pressure_at(self.limit())
     }
