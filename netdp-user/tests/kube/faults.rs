@@ -157,7 +157,7 @@ fn an_api_that_is_away_and_one_that_refuses_are_told_once_each() -> Result<()> {
     wait_for(RECOVERY, "connections", || proxy.requests() >= before + 25)?;
     ensure!(troubles().len() == 1, "{:#?}", troubles());
     ensure!(
-        troubles()[0].contains("the Kubernetes API "),
+        troubles()[0].contains("the Kubernetes API"),
         "{:#?}",
         troubles()
     );
