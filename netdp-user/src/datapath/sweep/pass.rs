@@ -120,7 +120,7 @@ impl<'a> Pass<'a> {
         Ok(replies)
     }
 
-    /// Scans every original half. ShareEnded ones are removed with their reply halves, batch by batch.
+    /// Scans every original half. Ended ones are removed with their reply halves, batch by batch.
     pub fn scan_originals(&mut self, maps: &Maps, replies: &mut Replies) -> Result<()> {
         let snat = &maps.snat_data;
         let before = maps.shares()?;
