@@ -70,8 +70,8 @@ pub static EXHAUSTED: LruHashMap<Tuple, u32, 4096> = LruHashMap::new();
 /// Endpoints of pods → their port on the wire.
 #[btf_map]
 pub static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
-/// Endpoints on the wire → the remote endpoint of a mapping with it. Only used with `--hairpin`;
-/// the loader makes it small otherwise.
+/// Endpoints on the wire → the remote endpoint of a mapping with it. Only used with
+/// `--hairpin-interface`; the loader makes it small otherwise.
 #[btf_map]
 pub static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
 /// The last IPv4 identifications of each sequence.

@@ -49,7 +49,7 @@ counters! {
     ingress_translated,
     /// Ingress: belongs to no mapping; passed to the node.
     ingress_passed,
-    /// Egress: could not be translated, but passed by the no-leak policy.
+    /// Egress: could not be translated, but passed because of `--untranslatable`.
     egress_let_out,
     /// ICMP errors translated, in both directions.
     errors_translated,

@@ -26,8 +26,8 @@ macro_rules! drop_reasons {
                 )
             }
 
-            /// Reports whether the packet itself is at fault, so that the no-leak policy may decide
-            /// otherwise.
+            /// Reports whether the packet itself is at fault, so that `--untranslatable` decides
+            /// what happens to it.
             #[inline(always)]
             #[must_use]
             pub const fn is_untranslatable(self) -> bool {

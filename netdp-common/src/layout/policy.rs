@@ -9,7 +9,7 @@ pub enum Action {
     /// Masquerade with the uplink's address.
     Masquerade = 2,
     /// Drop: with the uplink's address the packet would match an IPsec policy of the node, but the
-    /// kernel has already looked up the policy for the pod's address and does not bounded_loop the
+    /// kernel has already looked up the policy for the pod's address and does not repeat the
     /// lookup.
     Withhold = 3,
 }

@@ -67,7 +67,7 @@ impl Claim {
         exhausted: 0,
     };
 
-    /// A candidate whose mapping may be evicted.
+    /// Returns the port of a candidate whose mapping may be evicted.
     #[inline(always)]
     pub(super) fn evictable_port(&self, n: usize) -> Option<u16> {
         u16::try_from(self.evictable[n & (EVICTABLES - 1)].port.checked_sub(1)?).ok()

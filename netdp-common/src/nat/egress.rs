@@ -211,7 +211,7 @@ fn is_bypassed_by_earlier_policy<E: Env>(env: &E, pkt: &Packet) -> bool {
     true
 }
 
-/// Returns the verdict for a packet that cannot be translated, by the no-leak policy.
+/// Returns the verdict for a packet that cannot be translated, by `--untranslatable`.
 #[inline(never)]
 fn no_leak<E: Env>(env: &E, scratch: &mut Scratch, reason: DropReason) -> Verdict {
     match env.settings().no_leak {

@@ -18,7 +18,7 @@ pub enum Lookup {
     Missed,
 }
 
-/// Fast path: returns the decision from the bypass cache or from the mapping of a fast-path packet.
+/// Returns the fast path's decision about a packet: from the bypass cache, or from its mapping.
 /// `None` means the slow path: `scratch` is then filled in for [`egress`](super::egress::egress) or
 /// [`ingress`](super::ingress::ingress).
 ///

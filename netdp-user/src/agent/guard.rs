@@ -1,5 +1,5 @@
-//! Guard of programs and pins: detects within a second that programs were detached or pins removed,
-//! logs it, and restores them.
+//! Guard of programs and pins: detects within half a second that programs were detached or pins
+//! removed, logs it, and restores them.
 
 use super::Agent;
 use super::foreign::Foreign;

@@ -1,5 +1,5 @@
 //! Addresses that the node has just lost. They are often back within a second (networkd restarts, a
-//! DHCP lease is renewed): until the loss is certain, their mappings are suspended, not ended. The
+//! DHCP lease is renewed): until the loss is certain, their mappings rest and do not end. The
 //! programs let no packet leave with such an address in the meantime.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,7 +28,7 @@ impl LostAddresses {
         }
     }
 
-    /// Returns the addresses whose mappings are alive or suspended.
+    /// Returns the addresses whose mappings are alive or at rest.
     pub(super) fn with(&self, local: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
         local.iter().chain(self.0.keys()).copied().collect()
     }

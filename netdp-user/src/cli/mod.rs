@@ -159,8 +159,8 @@ impl Command {
 }
 
 impl Show {
-    /// Runs `netdp shadow report`; exit codes as those of `diff`: 0 if equal, 1 if different, 2 on
-    /// trouble.
+    /// Runs `netdp shadow report`; exit statuses as those of `diff`: 0 if equal, 1 if different,
+    /// 2 on trouble.
     fn compare(&self) -> ExitCode {
         let json = self.output == Output::Json;
         match shadow::print(&self.paths.state_dir, json) {

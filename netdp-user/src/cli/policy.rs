@@ -1,5 +1,5 @@
-//! The flags that affect the meaning of a configuration, and those about its cluster_cidrs: the same
-//! for `netdp run` and `netdp config check`.
+//! The flags that affect the meaning of a configuration, and those about the cluster's networks:
+//! the same for `netdp run` and `netdp config check`.
 
 use super::go_flags::parse_bool;
 use crate::config::{ClusterCidrs, Document, Format, Options, RuleAction};

@@ -1,4 +1,4 @@
-//! Differences to the policy that ip-masq-agent would derive from the same documents.
+//! Differences from the policy that ip-masq-agent would derive from the same documents.
 
 use super::Document;
 use super::diagnostic::Diagnostic;

@@ -1,5 +1,5 @@
 //! The kernel's connection tracking over netlink: connections that netfilter translates, and the
-//! hand-over of mappings to it.
+//! handover of mappings to it.
 //!
 //! Messages: include/uapi/linux/netfilter/nfnetlink_conntrack.h; their handling by the kernel:
 //! net/netfilter/nf_conntrack_netlink.c.

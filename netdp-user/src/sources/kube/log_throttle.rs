@@ -16,7 +16,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval of reminders about a lasting error.
 const REMINDER_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// WatchId of the agent that uses the API.
+/// Part of the agent that uses the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ApiUser {
     /// The client: reads the kubeconfig or the ServiceAccount.
