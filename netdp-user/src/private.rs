@@ -29,7 +29,7 @@ pub fn directory(path: &Path, flag: &str) -> Result<()> {
             .create(parent)
             .with_context(|| {
                 format!(
-                    "creating {}, in which {} is to be; choose another place with {flag}",
+                    "creating {}, the parent directory of {}; choose another place with {flag}",
                     parent.display(),
                     path.display()
                 )

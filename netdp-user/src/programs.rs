@@ -136,7 +136,7 @@ fn find_in(directories: &[PathBuf], name: &str) -> Result<Option<Program>> {
 fn check(path: &Path) -> Result<()> {
     let context = |path: &Path| format!("checking {}", path.display());
     let real = path.canonicalize().with_context(|| context(path))?;
-    let parent = path.parent().context("it has no directory")?;
+    let parent = path.parent().context("its path has no parent directory")?;
     let above = parent.canonicalize().with_context(|| context(parent))?;
     for path in real.ancestors().chain(above.ancestors()) {
         let about = fs::metadata(path).with_context(|| context(path))?;

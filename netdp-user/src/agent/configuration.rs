@@ -167,10 +167,12 @@ impl Agent {
         for path in file::missing(&self.options.config_paths) {
             let path_name = path.display();
             match file::suggest(path) {
-                None => log::info!("{path_name} does not exist; it is read as soon as it appears"),
+                None => {
+                    log::info!("{path_name} does not exist; it will be read as soon as it appears")
+                }
                 Some(hint) => {
                     log::warn!(
-                        "{path_name} does not exist; it is read as soon as it appears; {hint}"
+                        "{path_name} does not exist; it will be read as soon as it appears; {hint}"
                     );
                 }
             }

@@ -101,7 +101,7 @@ fn describe(placed: &Placed, ahead: &Ahead, effect: Effect) -> Option<String> {
                 lost: Some(from), ..
             },
         ) => Some(format!(
-            "answers to pods that come in by {interface} are lost (from {from}): {who} before the \
+            "replies to pods that arrive by {interface} are lost (from {from}): {who} before the \
              ingress program, and keeps them from it: {REMEDY}"
         )),
         _ => None,

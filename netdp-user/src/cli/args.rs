@@ -5,7 +5,7 @@ use crate::state_dir;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
-/// Where one instance of netdp keeps its things.
+/// Paths of one instance of netdp.
 #[derive(Debug, Args)]
 pub(super) struct InstancePaths {
     /// Directory for pinned maps and links; a bpffs is mounted there if it is not on one.

@@ -20,7 +20,7 @@ the variable fails if this page is out of date. `netdp COMMAND --help` prints th
 const KEYS: &str = "\
 ## Configuration keys
 
-The format of ip-masq-agent, YAML or JSON. Letter case of keys does not matter. How documents are united and which prefix
+The format of ip-masq-agent, YAML or JSON. Letter case of keys does not matter. How documents are merged and which prefix
 decides: [configuration.md](configuration.md).
 
 | key | default | meaning |

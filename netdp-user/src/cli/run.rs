@@ -39,7 +39,7 @@ pub(super) struct Run {
     node_ip: Vec<IpAddr>,
     #[command(flatten)]
     policy: Policy,
-    /// How packets are translated.
+    /// What translates packets.
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     mode: Mode,
     /// Remove ip-masq-agent's chain, and the rules of k8s-custom-iptables that the configuration
@@ -57,8 +57,8 @@ pub(super) struct Run {
     #[arg(long, value_name = "CHAIN", default_value = masq_agent::CHAIN)]
     masq_chain: String,
     /// The only ports that TCP and UDP mappings use on the wire, such as
-    /// 1024-29999,32768-65535. Without it, the class of the pod's port (1-511, 600-1023,
-    /// 1024-65535).
+    /// 1024-29999,32768-65535. Without it, a port of the same class as the
+    /// pod's (1-511, 600-1023, 1024-65535).
     #[arg(long, value_name = "RANGES", default_value = "")]
     to_ports: String,
     /// How ports are chosen.
@@ -74,7 +74,7 @@ pub(super) struct Run {
           value_parser = parse_bool)]
     udp_endpoint_independent: bool,
     /// Interface towards pods, such as cali* or cni0, on which pods may reach each other by the
-    /// node's address and their ports on it (hairpin); a name or a glob; may be repeated.
+    /// node's address and their ports on the wire (hairpin); a name or a glob; may be repeated.
     #[arg(long = "hairpin-interface", alias = "hairpin", value_name = "NAME")]
     hairpin: Vec<String>,
     /// How to treat packets of pods that cannot be translated.

@@ -29,7 +29,7 @@ pub fn attach(program: &mut SchedClassifier, hook: Hook, device: Device<'_>) -> 
         None => {
             added.with_context(|| format!("adding the clsact qdisc to {name}"))?;
             bail!(
-                "{name} has no clsact qdisc, though the kernel took one: find what removes it (tc \
+                "{name} has no clsact qdisc, although the kernel accepted one: find what removes it (tc \
                  monitor), or use --attach tcx"
             );
         }

@@ -110,7 +110,7 @@ impl Maps {
                     if err.io_error.raw_os_error() == Some(libc::EEXIST) => {}
                 Err(err) => {
                     return Err(err)
-                        .context("keeping the tuple of a connection that netfilter translates");
+                        .context("reserving the tuple of a connection that netfilter translates");
                 }
             }
         }

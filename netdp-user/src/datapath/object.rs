@@ -31,7 +31,7 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     for (file, map) in pins::ALL {
         loader.map_pin_path(map, bpffs.join(file));
     }
-    let mut object = loader.load(OBJECT).context("making maps")?;
+    let mut object = loader.load(OBJECT).context("creating maps")?;
     let mut names = vec![EGRESS, INGRESS];
     names.extend(setup.hairpin.then_some(HAIRPIN));
     for name in names {

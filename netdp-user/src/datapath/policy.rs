@@ -92,7 +92,7 @@ impl Maps {
             Some(present) => present,
             None => self
                 .read_policy(idle)
-                .context("reading the idle policy trie")?,
+                .context("reading the standby policy trie")?,
         };
         let difference = Difference::between(&present, &wanted);
         let batches = self.batches.then_some(&self.policy_data[idle]);

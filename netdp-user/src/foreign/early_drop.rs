@@ -68,7 +68,7 @@ pub(crate) fn assess_drop(
         None => return None,
     };
     let why = format!(
-        "drops answers to pods: they have the pod's address here with netdp, and the node's with \
+        "drops replies to pods: they have the pod's address here with netdp, and the node's with \
          netfilter{what}"
     );
     Some(DropEffect {

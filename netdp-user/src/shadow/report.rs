@@ -189,7 +189,7 @@ impl ShadowReport {
         }
         let listed: u64 = self.differences.iter().map(|d| d.flows).sum();
         if let more @ 1.. = self.differing.saturating_sub(listed) {
-            writeln!(out, "\n{more} more flows differ in other routes")?;
+            writeln!(out, "\n{more} more flows differ in other ways")?;
         }
         Ok(out)
     }

@@ -44,7 +44,7 @@ impl MissingAddress {
             (false, false) => format!("no {family} route leads there"),
         };
         format!(
-            "{uplink} has no {family} address{any_more}: {what}; give it one of scope global (ip address show \
+            "{uplink} has no {family} address{any_more}: {what}; give it one of global scope (ip address show \
              dev {uplink})"
         )
     }

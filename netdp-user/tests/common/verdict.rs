@@ -18,7 +18,7 @@ pub const EGRESS: u32 = 47;
 
 /// A loaded program, by its file descriptor.
 #[derive(Debug)]
-pub struct Verdict(OwnedFd);
+pub struct FixedVerdict(OwnedFd);
 
 /// One instruction (`struct bpf_insn`): operation, registers, offset, value.
 const fn instruction(code: u8, registers: u8, offset: i16, value: i32) -> u64 {
@@ -27,7 +27,7 @@ const fn instruction(code: u8, registers: u8, offset: i16, value: i32) -> u64 {
     u64::from_ne_bytes([code, registers, o0, o1, v0, v1, v2, v3])
 }
 
-impl Verdict {
+impl FixedVerdict {
     /// Loads a program that returns `action` for every packet.
     pub fn always(action: i32) -> Result<Self> {
         Self::load(&[

@@ -3,7 +3,7 @@
 //! on packets.
 
 use crate::common::clients::{Tcp, any, tcp_source, udp_source};
-use crate::common::verdict::{EGRESS, INGRESS, NEXT, PASS, Verdict};
+use crate::common::verdict::{EGRESS, FixedVerdict, INGRESS, NEXT, PASS};
 use crate::common::wire::Capture;
 use crate::common::{
     Echo, OURS, POLICY, SOON, World, echoes, filters, nft, options, same_family, status,
@@ -95,7 +95,7 @@ fn a_program_that_passes_packets_keeps_none_from_ours() -> Result<()> {
     let bed = Bed::dual_stack()?;
     let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
     let _echo = Echo::start(&far)?;
-    let (before, after) = (Verdict::always(PASS)?, Verdict::always(PASS)?);
+    let (before, after) = (FixedVerdict::always(PASS)?, FixedVerdict::always(PASS)?);
     for hook in [EGRESS, INGRESS] {
         before.attach(&bed.node, "eth0", hook, true)?;
     }
@@ -131,7 +131,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
         open.push((client, seen));
     }
     // A program that returns "next" has no effect meanwhile.
-    let stranger = Verdict::always(NEXT)?;
+    let stranger = FixedVerdict::always(NEXT)?;
     let mut pings = Pings::default();
     for to in echoes(&world.far) {
         pings.start(world.pod(1), to.ip(), "0.01")?;
@@ -165,7 +165,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
         ensure!(!pods.any(|pod| pod == packet.source), "leaked {packet:?}");
     }
     // A program that passes packets.
-    let passing = Verdict::always(PASS)?;
+    let passing = FixedVerdict::always(PASS)?;
     for hook in [EGRESS, INGRESS] {
         passing.attach(&world.bed.node, "eth0", hook, true)?;
     }
@@ -198,7 +198,7 @@ fn a_program_that_comes_before_ours_is_overtaken() -> Result<()> {
 fn nobody_is_fought_for_ever() -> Result<()> {
     let (world, _echo) = world("tcx")?;
     let node = &world.bed.node;
-    let stranger = Verdict::always(PASS)?;
+    let stranger = FixedVerdict::always(PASS)?;
     stranger.attach(node, "eth0", EGRESS, true)?;
     for _ in 0..3 {
         wait_for(NOTICED, "ours to be first", || {
@@ -223,7 +223,7 @@ fn what_a_tcx_program_does_to_a_filters_packets_is_told() -> Result<()> {
     let (world, _echo) = world("clsact")?;
     let node = &world.bed.node;
     // It returns "next", so it is harmless.
-    let harmless = Verdict::always(NEXT)?;
+    let harmless = FixedVerdict::always(NEXT)?;
     for hook in [EGRESS, INGRESS] {
         harmless.attach(node, "eth0", hook, true)?;
     }
@@ -240,10 +240,10 @@ fn what_a_tcx_program_does_to_a_filters_packets_is_told() -> Result<()> {
     for to in echoes(&world.far) {
         pings.start(world.pod(0), to.ip(), "0.05")?;
     }
-    let passing = Verdict::always(PASS)?;
+    let passing = FixedVerdict::always(PASS)?;
     for (hook, words) in [
         (EGRESS, "packets leave by eth0 with pods' own addresses"),
-        (INGRESS, "answers to pods that come in by eth0 are lost"),
+        (INGRESS, "replies to pods that arrive by eth0 are lost"),
     ] {
         passing.attach(node, "eth0", hook, false)?;
         wait_told(&world, words)?;
@@ -262,7 +262,7 @@ fn what_a_tcx_program_does_to_some_packets_is_told() -> Result<()> {
     for (v6, to) in [(false, 0), (true, 1)] {
         let (world, _echo) = world("clsact")?;
         let node = &world.bed.node;
-        let udp = Verdict::passes(17, v6)?;
+        let udp = FixedVerdict::passes(17, v6)?;
         udp.attach(node, "eth0", EGRESS, false)?;
         wait_log(&world.agent, "runs before the egress program")?;
         let to = echoes(&world.far)[to];
@@ -279,7 +279,7 @@ fn what_a_tcx_program_does_to_some_packets_is_told() -> Result<()> {
 fn a_filter_that_comes_before_ours_is_overtaken() -> Result<()> {
     let (mut world, _echo) = world("clsact")?;
     let node = world.bed.node.clone();
-    let passing = Verdict::always(PASS)?;
+    let passing = FixedVerdict::always(PASS)?;
     let pin = world.agent.bpffs().join("stranger");
     passing.pin(&pin)?;
     let pin = pin.display().to_string();
@@ -326,7 +326,7 @@ fn a_filter_that_comes_before_ours_is_overtaken() -> Result<()> {
 fn a_filter_in_the_place_of_ours_is_replaced() -> Result<()> {
     let (world, _echo) = world("clsact")?;
     let node = &world.bed.node;
-    let passing = Verdict::always(PASS)?;
+    let passing = FixedVerdict::always(PASS)?;
     let pin = world.agent.bpffs().join("stranger");
     passing.pin(&pin)?;
     let pin = pin.display().to_string();
@@ -353,7 +353,7 @@ fn what_an_overtaking_that_was_cut_short_left_goes() -> Result<()> {
     let (mut world, _echo) = world("clsact")?;
     let node = world.bed.node.clone();
     world.agent.stop()?;
-    let old = Verdict::always(NEXT)?;
+    let old = FixedVerdict::always(NEXT)?;
     let pin = world.agent.bpffs().join("old");
     old.pin(&pin)?;
     let pin = pin.display().to_string();
@@ -437,7 +437,7 @@ fn a_leak_is_seen_with_the_shipped_capabilities() -> Result<()> {
     };
     let _echo = Echo::start(&world.far)?;
     is_translated(&world.bed, &world.far)?;
-    let passing = Verdict::always(PASS)?;
+    let passing = FixedVerdict::always(PASS)?;
     passing.attach(&world.bed.node, "eth0", EGRESS, false)?;
     let mut pings = Pings::default();
     for to in echoes(&world.far) {

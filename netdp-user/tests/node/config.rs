@@ -316,7 +316,10 @@ fn without_a_file_the_defaults_are_in_force() -> Result<()> {
     let dir = WorkDir::new("config")?;
     let file = dir.path().join("config.yaml");
     let agent = agent_on(&street, &file)?;
-    wait_log(&agent, "does not exist; it is read as soon as it appears")?;
+    wait_log(
+        &agent,
+        "does not exist; it will be read as soon as it appears",
+    )?;
     wait_config(&agent, "source", |source| source == "defaults (no file)")?;
     ensure!(!street.is_masqueraded()?);
     fs::write(&file, EVERYTHING)?;

@@ -261,7 +261,7 @@ fn rules_that_drop_answers_to_pods_are_told_of() -> Result<()> {
         };
         assert_eq!(node.found(1)?, [told], "{rule}");
         let text = node.agent.netdp(&["status"])?;
-        let words = "conflict   a rule of an unknown program drops answers to pods";
+        let words = "conflict   a rule of an unknown program drops replies to pods";
         ensure!(text.contains(words), "{text}");
         wait_log(
             &node.agent,

@@ -336,7 +336,7 @@ fn what_would_lose_its_answers_is_not_taken_over() -> Result<()> {
             let words = "takeover   will be retried: chain IP-MASQ-AGENT";
             let told = status.lines().find(|line| line.starts_with(words));
             told.is_some_and(|told| {
-                told.contains("a rule of an unknown program drops answers to pods")
+                told.contains("a rule of an unknown program drops replies to pods")
             })
         })
         .with_context(|| node.agent.log())?;

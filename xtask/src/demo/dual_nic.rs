@@ -41,7 +41,7 @@ pub fn run(netdp: &Path) -> Result<()> {
         seen.row(
             "before",
             &format!("curl {}/health", server.v4()?),
-            "time-out",
+            "timeout",
             source,
             &format!("left by {} with the pod's address", uplink.name),
         );

@@ -50,7 +50,7 @@ pub fn run(netdp: &Path) -> Result<()> {
     seen.row(
         "before",
         "redis-cli -h 10.0.0.3 info",
-        "time-out",
+        "timeout",
         source,
         "10.0.0.0/8 is a nonMasqueradeCIDR",
     );

@@ -41,7 +41,7 @@ pub fn run(netdp: &Path) -> Result<()> {
     seen.row(
         "before",
         "curl 10.2.0.1/health",
-        "time-out",
+        "timeout",
         source,
         "no route back to the pod",
     );

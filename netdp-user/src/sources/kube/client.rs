@@ -74,7 +74,6 @@ fn build(mut config: Config, bytes: usize) -> Result<Client> {
     config.connect_timeout = Some(CONNECT);
     // Callers decide about retries.
     config.default_retry = false;
-    let builder =
-        ClientBuilder::try_from(config).context("making a client of the Kubernetes API")?;
+    let builder = ClientBuilder::try_from(config).context("creating a Kubernetes API client")?;
     Ok(builder.with_layer(&Limits { bytes }).build())
 }

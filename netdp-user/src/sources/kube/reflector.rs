@@ -136,8 +136,9 @@ where
         };
         // Without a resource version the watch cannot be continued.
         let known = version.filter(|version| !version.is_empty());
-        self.version =
-            Some(known.ok_or_else(|| ApiError::new("the API sends objects without a version"))?);
+        self.version = Some(known.ok_or_else(|| {
+            ApiError::new("the API returned an object without a resourceVersion")
+        })?);
         Ok(())
     }
 
@@ -158,7 +159,7 @@ where
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
                 return Err(ApiError::new(
-                    "the API lists pages with nothing on them: check for a proxy between the node \
+                    "the API returned an empty page of a list: check for a proxy between the node \
                      and the API server",
                 ));
             }
@@ -168,7 +169,8 @@ where
             }
         };
         let version = version.filter(|version| !version.is_empty());
-        let version = version.ok_or_else(|| ApiError::new("the API lists without a version"))?;
+        let version = version
+            .ok_or_else(|| ApiError::new("the API returned a list without a resourceVersion"))?;
         self.store.replace(all).await?;
         Ok(version)
     }

@@ -222,7 +222,7 @@ impl Shared {
             return Ok(());
         }
         Err(ApiError::new(format!(
-            "ConfigMaps are gone, but the Node {name} is another one too: ignored, as the API \
+            "ConfigMaps are gone, but the Node {name} was replaced as well: ignored, as the API \
              server has probably lost its data; restart the agent if the cluster was created anew"
         )))
     }

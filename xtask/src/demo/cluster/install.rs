@@ -40,7 +40,7 @@ pub fn run(stage: &mut Stage) -> Result<()> {
     seen.row(
         "before",
         "wget 10.2.0.1/health",
-        "time-out",
+        "timeout",
         pod_ip,
         "10.0.0.0/8 is bypassed by default",
     );
@@ -87,7 +87,7 @@ fn time_out(stage: &Stage, url: &str) -> Result<()> {
         Ok(answer) => bail!("it should time out, but got: {answer}"),
         Err(error) => {
             let said = format!("{error:#}");
-            ensure!(said.contains(TIMED_OUT), "not a time-out: {said}");
+            ensure!(said.contains(TIMED_OUT), "not a timeout: {said}");
             show(TIMED_OUT);
             Ok(())
         }

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use super::*;
 use cases::{CASE, Case, ELEVEN, Ours, SYNC, TRAPS, Theirs, VALIDATE};
 
-const MIGRATE: &str = include_str!("../../../../docs/migrate.md");
+const MIGRATE: &str = include_str!("../../../../../docs/migrate.md");
 
 /// Reports whether ip-masq-agent's chain returns before its MASQUERADE.
 fn they_bypass(case: &Case, cidrs: &[&str], destination: IpAddr) -> bool {

@@ -259,8 +259,8 @@ fn rules_that_nothing_leads_to_do_not_count_and_circles_end() {
     assert_eq!(assess(&set, false, &context(Translator::Ebpf)), []);
 }
 
-const NFT: &str = include_str!("tests/nft.json");
-const NFT_TEXT: &str = include_str!("tests/nft.txt");
+const NFT: &str = include_str!("nft.json");
+const NFT_TEXT: &str = include_str!("nft.txt");
 
 /// A table as printed by nft, with every kind of condition that is supported.
 #[test]
