@@ -5,6 +5,7 @@
 
 mod flow;
 mod kept;
+mod outside;
 mod world;
 
 use super::build::{ACK, Build, FIN, Kind, RST, SYN};

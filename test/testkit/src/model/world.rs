@@ -1,7 +1,7 @@
 //! The model of the node under test.
 
 use super::super::build::{ACK, Build, FIN, Kind, RST, SYN};
-use super::flow::{Flow, Moment, PAYLOAD, Sent};
+use super::flow::{Flow, Moment};
 use super::kept::Kept;
 use super::{Carries, Net, Outcome, PORTS, RANGE, Step, Subject, packet};
 use netdp_common::layout::{DropReason, Mapping, Tuple, proto};
@@ -10,18 +10,18 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 pub struct World<S> {
-    subject: S,
-    net: &'static Net,
-    bypass: [bool; 2],
+    pub(super) subject: S,
+    pub(super) net: &'static Net,
+    pub(super) bypass: [bool; 2],
     /// Servers that an earlier policy bypassed.
     bypassed_before: [bool; 2],
     waited: u64,
     /// The uplink of egress packets.
     uplink: usize,
-    live: HashMap<Tuple, Flow>,
+    pub(super) live: HashMap<Tuple, Flow>,
     /// Tuples that keep the pod's address (answers to inbound flows, bypassed connections), with
     /// their last packet.
-    kept: HashMap<Tuple, Kept>,
+    pub(super) kept: HashMap<Tuple, Kept>,
     /// Wire tuples of the node's own flows without a socket, with their last packet.
     nodes: HashMap<Tuple, Moment>,
 }
@@ -105,7 +105,7 @@ impl<S: Subject> World<S> {
         self.check();
     }
 
-    fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> Moment {
         Moment {
             waited: self.waited,
             real: Instant::now(),
@@ -375,103 +375,6 @@ impl<S: Subject> World<S> {
         self.reply(index.expect("it lives"), FIN | ACK, in_sequence);
     }
 
-    fn reply(&mut self, flow: usize, flags: u8, in_sequence: bool) {
-        let now = self.now();
-        let mut flows: Vec<_> = self.live.values_mut().collect();
-        if flows.is_empty() {
-            return;
-        }
-        flows.sort_by_key(|flow| order(flow));
-        let chosen = flow % flows.len();
-        let flow = &mut *flows[chosen];
-        let mut answer = flow.first.from(&flow.wire.to_string()).answer();
-        let mut sent = None;
-        if let Kind::Tcp {
-            flags: old,
-            seq,
-            ack,
-        } = &mut answer.kind
-        {
-            *old = flags;
-            // The numbers that pods acknowledge, and that acknowledge their SYN and FIN: see
-            // `Build::tcp`.
-            (*seq, *ack) = if in_sequence {
-                (2_000, 1_000 + PAYLOAD + 1)
-            } else {
-                (7, 7)
-            };
-            let fin = flags & FIN != 0;
-            if in_sequence && fin {
-                // The acknowledgement number of the pods covers the FIN.
-                *seq -= PAYLOAD + 1;
-            }
-            sent = Some(Sent {
-                flags,
-                in_sequence: in_sequence && !fin,
-                acknowledges: in_sequence,
-                seq: *seq,
-                ack: *ack,
-            });
-        }
-        let (wire, pod) = (flow.reply, flow.first.src);
-        let seen = self.subject.back(&answer);
-        let ends = flow.gets(sent, now);
-        self.came_in(&wire, pod, seen, ends);
-    }
-
-    /// Checks the verdict on a packet for a mapping: it was translated, or the mapping has ended.
-    fn came_in(&mut self, wire: &Tuple, pod: SocketAddr, seen: Outcome, ends: bool) {
-        if ends {
-            assert_eq!(seen, Outcome::Pass, "the node's: {wire:?}");
-            self.live.retain(|_, flow| flow.reply != *wire);
-        } else {
-            let same = wire.dst == pod.ip().into() && wire.dst_id == pod.port();
-            if !(same && seen == Outcome::Pass) {
-                assert_eq!(seen, Outcome::As(pod), "{wire:?}");
-            }
-        }
-    }
-
-    fn direct(&mut self, server: usize, pod: usize, port: usize, carries: Carries) {
-        let (near, from) = (self.net.pods[pod], self.net.servers[server]);
-        let packet = packet(near, from, PORTS[port], carries, true);
-        assert_eq!(self.subject.back(&packet), Outcome::Pass, "{packet:?}");
-        let tcp = matches!(carries, Carries::Tcp(_));
-        if (carries.begins() || tcp) && !self.bypass[server] {
-            let (tuple, now) = (tuple_of(&packet).reversed(), self.now());
-            if let Some(kept) = Kept::came(self.kept.remove(&tuple), carries, now) {
-                self.kept.insert(tuple, kept);
-            }
-        }
-    }
-
-    fn stray(&mut self, server: usize, port: u16, carries: Carries) {
-        let (from, now) = (self.net.servers[server], self.now());
-        let packet = packet(self.net.nodes[0], from, port, carries, true);
-        let wire = tuple_of(&packet);
-        let seen = self.subject.back(&packet);
-        let asks = matches!(carries, Carries::Echo);
-        let owner = self.live.values_mut().find(|f| f.reply == wire && !asks);
-        let Some(flow) = owner else {
-            assert_eq!(seen, Outcome::Pass, "{packet:?}");
-            return;
-        };
-        // The sequence number comes from `Build::tcp`, so it is not the one that pods expect. Its
-        // acknowledgement number is close enough.
-        let sent = match carries {
-            Carries::Tcp(flags) => Some(Sent {
-                flags,
-                in_sequence: false,
-                acknowledges: true,
-                seq: 1_000,
-                ack: 2_000,
-            }),
-            _ => None,
-        };
-        let (pod, ends) = (flow.first.src, flow.gets(sent, now));
-        self.came_in(&wire, pod, seen, ends);
-    }
-
     /// Runs a sweep and checks that it ends the expired flows and no others.
     fn sweep(&mut self) {
         let now = self.now();
@@ -503,7 +406,7 @@ impl<S: Subject> World<S> {
 }
 
 /// Sort key of flows: the same order in every run.
-const fn order(flow: &Flow) -> (SocketAddr, SocketAddr, SocketAddr) {
+pub(super) const fn order(flow: &Flow) -> (SocketAddr, SocketAddr, SocketAddr) {
     (flow.wire, flow.first.src, flow.first.dst)
 }
 
@@ -512,7 +415,7 @@ const fn has_ports(tuple: &Tuple) -> bool {
 }
 
 /// Returns the tuple of a packet; see [`Tuple`] for identifiers.
-fn tuple_of(packet: &Build) -> Tuple {
+pub(super) fn tuple_of(packet: &Build) -> Tuple {
     let (src, dst) = (packet.src, packet.dst);
     let protocol = match packet.kind {
         Kind::Tcp { .. } => proto::TCP,
