@@ -38,7 +38,8 @@ impl Counting for Fake {
 
     fn count_drop(&self, reason: DropReason) {
         *self.counters.borrow_mut().drops.get_mut(reason) += 1;
-        self.dropped.set(Some(reason));
+        let earlier = self.dropped.replace(Some(reason));
+        assert_eq!(earlier, None, "one packet, dropped twice");
     }
 }
 

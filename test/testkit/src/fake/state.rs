@@ -129,7 +129,7 @@ pub struct Fake {
     pub logged: RefCell<Vec<(Tuple, DropReason)>>,
     /// Number of refusals that were answered with an ICMP error.
     pub answered: Cell<u32>,
-    /// The reason of the last drop.
+    /// The reason for which the current packet is dropped.
     pub(super) dropped: Cell<Option<DropReason>>,
     /// The CPU's scratch, with the remains of the last packet.
     pub(super) scratch: Cell<Option<Box<Scratch>>>,
