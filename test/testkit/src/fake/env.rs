@@ -365,6 +365,7 @@ impl Routes for Fake {
             Origin::Unresolved => (here, true, false),
             Origin::Routed => (here, false, true),
             Origin::Elsewhere => (ELSEWHERE, true, true),
+            Origin::Uplink => (self.ifindex, true, true),
         };
         Some(PodRoute {
             ifindex,

@@ -223,6 +223,12 @@ pub fn becomes(text: &str) -> Seen {
     Seen::As(text.parse().expect("ADDRESS:PORT"))
 }
 
+/// Returns the verdict "hairpinned, from `source` to `destination`".
+pub fn turned(source: &str, destination: &str) -> Turned {
+    let end = |text: &str| text.parse().expect("ADDRESS:PORT");
+    Turned::To(end(source), end(destination))
+}
+
 /// Returns the tuple of a packet as [`packet::parse`] yields it.
 pub fn tuple_of(packet: &Build) -> Tuple {
     parsed(packet).tuple

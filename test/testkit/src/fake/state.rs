@@ -3,6 +3,7 @@
 //! pointer to them.
 
 use super::half_map::HalfMap;
+use netdp_common::direction::End;
 use netdp_common::env::EgressRoute;
 use netdp_common::flow::ticks;
 use netdp_common::layout::{
@@ -38,6 +39,8 @@ pub enum Origin {
     Routed,
     /// Its network is on-link at another interface.
     Elsewhere,
+    /// Its network is on-link at the uplink.
+    Uplink,
 }
 
 /// A node with one uplink, 192.0.2.10 and fd00::10. Everything is masqueraded until a test adds a
@@ -120,6 +123,12 @@ pub struct Fake {
     pub before_way: RefCell<Option<Hook>>,
     /// The checksums of packets are partial: they cannot be rewritten in place.
     pub partial_checksums: Cell<bool>,
+    /// The end of packets that the kernel fails to rewrite.
+    pub fail_rewrite: Cell<Option<End>>,
+    /// The kernel fails to restore a packet whose fragments it has released.
+    pub fail_release: Cell<bool>,
+    /// There is no route by which packets could be sent to pods.
+    pub fail_delivery: Cell<bool>,
     /// Fragments that are queued, by datagram.
     pub(super) queue: RefCell<Vec<(Tuple, Vec<u8>)>>,
     pub queue_capacity: usize,
@@ -222,6 +231,9 @@ impl Fake {
             before_sockets: RefCell::default(),
             before_way: RefCell::default(),
             partial_checksums: Cell::new(false),
+            fail_rewrite: Cell::new(None),
+            fail_release: Cell::new(false),
+            fail_delivery: Cell::new(false),
             queue: RefCell::default(),
             queue_capacity: 1_000,
             reinjected: RefCell::default(),
