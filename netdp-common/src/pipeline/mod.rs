@@ -20,11 +20,11 @@ use crate::nat::ingress::ingress;
 use crate::nat::lookup::{Lookup, fast_path};
 use crate::nat::policy::passes;
 use crate::nat::scratch::Scratch;
-use crate::packet::{FastPacket, L4, Packet, Parsed, parse_fast, peek};
+use crate::packet::{ETHERNET, FastPacket, L4, Packet, Parsed, parse_fast, peek};
 use crate::skb::{ErrorPart, Skb};
 use crate::verdict::{Failed, Outcome, Verdict};
 use hash::{hash_bypassed, hash_packet, hash_tuple};
-use parse::{ETHERNET, is_tagged, parse, parse_slow};
+use parse::{is_tagged, parse, parse_slow};
 
 /// Handles a packet at a hook of an uplink.
 #[inline(always)]

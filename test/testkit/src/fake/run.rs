@@ -112,8 +112,7 @@ impl Fake {
 
     /// Returns the verdict on a pod's packet at an interface towards pods, with both endpoints.
     pub fn hairpin(&self, packet: &Build) -> Turned {
-        const ETHERNET: u32 = 14;
-        let skb = self.skb(&Frame::of(packet), ETHERNET);
+        let skb = self.skb(&Frame::of(packet), packet::ETHERNET);
         let outcome = self.with_scratch(|scratch| pipeline::hairpin(&skb, self, scratch));
         match (outcome, &skb.written.borrow()[..], self.dropped.take()) {
             (Outcome::Pass, [], None) => Turned::Pass,
