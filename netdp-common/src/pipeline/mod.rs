@@ -20,7 +20,7 @@ use crate::nat::ingress::ingress;
 use crate::nat::lookup::{Lookup, fast_path};
 use crate::nat::policy::passes;
 use crate::nat::scratch::Scratch;
-use crate::packet::{ETHERNET, FastPacket, L4, Packet, Parsed, parse_fast, peek};
+use crate::packet::{ETHERNET, FastPacket, L4, Parsed, parse_fast, peek};
 use crate::skb::{ErrorPart, Skb};
 use crate::verdict::{Failed, Outcome, Verdict};
 use hash::{hash_bypassed, hash_packet, hash_tuple};
@@ -74,7 +74,7 @@ pub fn run<S: Skb, E: Env>(
             Err(reason) => Verdict::Drop(reason),
         },
         Parsed::NotIp => Verdict::Pass,
-        Parsed::Malformed => malformed(env, &scratch.pkt, direction),
+        Parsed::Malformed => malformed(env, direction),
     };
     let end = direction.translated_end();
     let applied = match verdict {
@@ -182,14 +182,12 @@ fn hold<S: Skb, E: Env>(skb: &S, env: &E, scratch: &mut Scratch) -> Verdict {
     verdict
 }
 
-/// Decides about a packet whose addresses cannot be read. The node's stack handles those that
-/// arrive; none may leave.
+/// Decides about a packet whose addresses cannot be read; the scratch has those of another one. The
+/// node's stack handles packets that arrive; none may leave, unless a guest on the link sent it.
 #[inline(always)]
-fn malformed<E: Env>(env: &E, pkt: &Packet, direction: Direction) -> Verdict {
+fn malformed<E: Env>(env: &E, direction: Direction) -> Verdict {
     match direction {
-        Direction::Egress if !env.is_bridged(&pkt.tuple, pkt.family) => {
-            Verdict::Drop(DropReason::Malformed)
-        }
+        Direction::Egress if !env.has_foreign_mac() => Verdict::Drop(DropReason::Malformed),
         _ => Verdict::Pass,
     }
 }

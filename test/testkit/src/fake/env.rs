@@ -74,7 +74,11 @@ impl Interface for Fake {
         self.ingress_ifindex.get()
     }
 
-    fn is_bridged(&self, _: &Tuple, _: Family) -> bool {
+    fn is_bridged(&self, tuple: &Tuple, _: Family) -> bool {
+        self.bridged.get() && !self.routed.borrow().contains(&tuple.src)
+    }
+
+    fn has_foreign_mac(&self) -> bool {
         self.bridged.get()
     }
 

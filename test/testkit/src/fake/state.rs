@@ -84,8 +84,11 @@ pub struct Fake {
     pub exhausted: RefCell<HashMap<Tuple, u32>>,
     pub endpoints: RefCell<HashMap<Tuple, u16>>,
     pub wire_endpoints: RefCell<HashMap<Tuple, Endpoint>>,
-    /// Egress packets were bridged: the node did not send them.
+    /// The agent does not know the source hardware address of egress packets: they were bridged,
+    /// and the node did not send them.
     pub bridged: Cell<bool>,
+    /// Sources whose packets the node sends with that hardware address nevertheless, by its routes.
+    pub routed: RefCell<HashSet<Addr>>,
     /// Result of a route lookup.
     pub way: Option<EgressRoute>,
     /// The agent's entries about sources, with the number of key bits that are compared.
@@ -211,6 +214,7 @@ impl Fake {
             endpoints: RefCell::default(),
             wire_endpoints: RefCell::default(),
             bridged: Cell::new(false),
+            routed: RefCell::default(),
             way: None,
             sources: Vec::new(),
             reserved: BTreeSet::new(),
