@@ -15,7 +15,7 @@ use crate::nat::admission::is_answered;
 use crate::nat::egress::egress;
 use crate::nat::established::{Hit, fill_new};
 use crate::nat::fragment;
-use crate::nat::hairpin::{translate_destination, translate_source};
+use crate::nat::hairpin::{may_hairpin, translate_destination, translate_source};
 use crate::nat::ingress::ingress;
 use crate::nat::lookup::{Lookup, fast_path};
 use crate::nat::policy::passes;
@@ -225,13 +225,12 @@ pub fn hairpin<S: Skb, E: Env>(skb: &S, env: &E, scratch: &mut Scratch) -> Outco
     let Parsed::Ip = parse(skb, ETHERNET, scratch) else {
         return Outcome::Pass;
     };
-    let verdict = translate_source(env, scratch);
-    // A packet without hops left belongs to the node's stack, as does one for no known endpoint.
-    if let Verdict::Rewrite | Verdict::RewriteError = verdict
-        && !skb.has_hops(&scratch.pkt)
-    {
+    // A packet without hops left belongs to the node's stack, as does one for no known endpoint: it
+    // must not change a mapping.
+    if !may_hairpin(env, &scratch.pkt) || !skb.has_hops(&scratch.pkt) {
         return Outcome::Pass;
     }
+    let verdict = translate_source(env, scratch);
     let sent = match apply_half(skb, scratch, verdict, End::Source) {
         Ok(Half::Untouched) => return Outcome::Pass,
         Ok(Half::Rewritten) => {
