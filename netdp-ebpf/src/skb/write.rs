@@ -51,8 +51,7 @@ struct Whole<'a> {
 }
 
 /// Rewrites any packet without the kernel's helpers; returns `false` if that is not possible. A
-/// function of its own, because main's stack frame
-/// and all below it may have 512 bytes together.
+/// function of its own, because main's stack frame and all below it may have 512 bytes together.
 #[inline(never)]
 pub fn rewrite_whole(ctx: &TcContext, pkt: &Packet, end: End, hook: Direction) -> bool {
     let l3 = pkt.l3_offset as usize;
@@ -111,7 +110,7 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
         End::Destination => l4 + 2,
     };
     // SAFETY: all bytes that are read and written lie between `start` and the end of the checksum,
-    // which was just compared with the packet's. They may be unaligned, see `Linear`.
+    // which was just compared with the packet's. They may be unaligned, see `read::words`.
     unsafe {
         let len = match family {
             Family::V4 => {

@@ -73,7 +73,7 @@ pub struct Fake {
     pub own: Cell<bool>,
     /// The location of each source address; [`Origin::Link`] if absent.
     pub origins: RefCell<HashMap<Addr, Origin>>,
-    /// Decisions for fragments on ingress and on egress, the oldest first.
+    /// Decisions for fragments on egress and on ingress, the oldest first.
     pub(super) fragments: [RefCell<Vec<(Tuple, Fragment)>>; 2],
     pub fragments_capacity: usize,
     /// The IPv4 identifications assigned last.
