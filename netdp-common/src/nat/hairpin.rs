@@ -44,8 +44,8 @@ pub fn translate_source<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
         },
         L4::Tcp(_) | L4::Udp => match env.lookup_snat(&pkt.tuple) {
             Some(slot) => {
-                let known = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
-                apply(pkt, known)
+                let hit = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
+                apply(pkt, hit)
             }
             None if may_begin(env, pkt) => {
                 scratch.source = key_of(env, &pkt.tuple.src);
@@ -96,8 +96,8 @@ pub fn translate_destination<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict 
     pkt.tuple.src_id = id(&new);
     match env.lookup_rev_snat(&pkt.tuple) {
         Some(slot) if !slot.is_host() => {
-            let known = on_ingress_hit(env, &pkt.tuple, &pkt.l4, slot);
-            apply(pkt, known)
+            let hit = on_ingress_hit(env, &pkt.tuple, &pkt.l4, slot);
+            apply(pkt, hit)
         }
         _ => Verdict::Drop(DropReason::Unsolicited),
     }

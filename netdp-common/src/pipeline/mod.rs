@@ -17,13 +17,13 @@ use crate::nat::established::{Hit, fill_new};
 use crate::nat::fragment;
 use crate::nat::hairpin::{may_hairpin, translate_destination, translate_source};
 use crate::nat::ingress::ingress;
-use crate::nat::lookup::{Lookup, fast_path};
+use crate::nat::lookup::{Progress, fast_path};
 use crate::nat::policy::passes;
 use crate::nat::scratch::Scratch;
 use crate::packet::{ETHERNET, FastPacket, L4, Parsed, parse_fast, peek};
 use crate::skb::{ErrorPart, Skb};
 use crate::verdict::{Failed, Outcome, Verdict};
-use hash::{hash_bypassed, hash_packet, hash_tuple};
+use hash::{hash_packet, hash_passed, hash_tuple};
 use parse::{is_tagged, parse, parse_slow};
 
 /// Handles a packet at a hook of an uplink.
@@ -54,7 +54,7 @@ pub fn run<S: Skb, E: Env>(
         && passes(env, &src, &dst, direction)
     {
         if direction == Direction::Egress {
-            hash_bypassed(skb, l2_len, &src, &dst);
+            hash_passed(skb, l2_len, &src, &dst);
         }
         return Outcome::Pass;
     }
@@ -64,12 +64,12 @@ pub fn run<S: Skb, E: Env>(
         (None, 0) => parse(skb, 0, scratch),
         (None, _) => parse_slow(skb, l2_len, scratch),
     };
-    let lookup = match fast {
-        Some(_) => Lookup::Missed,
-        None => Lookup::Pending,
+    let progress = match fast {
+        Some(_) => Progress::Missed,
+        None => Progress::Pending,
     };
     let verdict = match parsed {
-        Parsed::Ip => match decide(skb, env, scratch, lookup, direction) {
+        Parsed::Ip => match decide(skb, env, scratch, progress, direction) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::Drop(reason),
         },
@@ -82,7 +82,7 @@ pub fn run<S: Skb, E: Env>(
             // As for the bypass cache: a flow must stay in its queue, whether its addresses are in
             // the cache or not.
             if direction == Direction::Egress {
-                hash_bypassed(skb, l2_len, &scratch.pkt.tuple.src, &scratch.pkt.tuple.dst);
+                hash_passed(skb, l2_len, &scratch.pkt.tuple.src, &scratch.pkt.tuple.dst);
             }
             Ok(())
         }
@@ -143,12 +143,12 @@ fn decide<S: Skb, E: Env>(
     skb: &S,
     env: &E,
     scratch: &mut Scratch,
-    lookup: Lookup,
+    progress: Progress,
     direction: Direction,
 ) -> Result<Verdict, DropReason> {
     let verdict = match direction {
-        Direction::Egress => egress(env, scratch, lookup),
-        Direction::Ingress => ingress(env, scratch, lookup),
+        Direction::Egress => egress(env, scratch, progress),
+        Direction::Ingress => ingress(env, scratch, progress),
     };
     let verdict = match verdict {
         Verdict::Hold => hold(skb, env, scratch),

@@ -340,11 +340,11 @@ impl Fragments for Fake {
 
 impl Routes for Fake {
     fn lookup_route(&self, _: &Tuple, _: Family) -> Option<&EgressRoute> {
-        let hook = self.before_way.take();
+        let hook = self.before_route.take();
         if let Some(hook) = hook {
             hook(self);
         }
-        self.way.as_ref()
+        self.route.as_ref()
     }
 
     fn lookup_source(&self, key: &SourceKey, addr: &mut Addr) -> bool {

@@ -90,7 +90,7 @@ pub struct Fake {
     /// Sources whose packets the node sends with that hardware address nevertheless, by its routes.
     pub routed: RefCell<HashSet<Addr>>,
     /// Result of a route lookup.
-    pub way: Option<EgressRoute>,
+    pub route: Option<EgressRoute>,
     /// The agent's entries about sources, with the number of key bits that are compared.
     pub sources: Vec<(SourceKey, u32, Addr)>,
     pub reserved: BTreeSet<u16>,
@@ -123,7 +123,7 @@ pub struct Fake {
     /// Runs once, just before a socket lookup: simulates another CPU.
     pub before_sockets: RefCell<Option<Hook>>,
     /// Runs once, just before a route lookup: simulates another CPU.
-    pub before_way: RefCell<Option<Hook>>,
+    pub before_route: RefCell<Option<Hook>>,
     /// The checksums of packets are partial: they cannot be rewritten in place.
     pub partial_checksums: Cell<bool>,
     /// The end of packets that the kernel fails to rewrite.
@@ -215,7 +215,7 @@ impl Fake {
             wire_endpoints: RefCell::default(),
             bridged: Cell::new(false),
             routed: RefCell::default(),
-            way: None,
+            route: None,
             sources: Vec::new(),
             reserved: BTreeSet::new(),
             node_ports: HashSet::new(),
@@ -233,7 +233,7 @@ impl Fake {
             before_end: RefCell::default(),
             before_queue: RefCell::default(),
             before_sockets: RefCell::default(),
-            before_way: RefCell::default(),
+            before_route: RefCell::default(),
             partial_checksums: Cell::new(false),
             fail_rewrite: Cell::new(None),
             fail_release: Cell::new(false),
