@@ -90,8 +90,12 @@ pub trait Interface {
     /// itself sends it.
     fn ingress_ifindex(&self) -> u32;
     /// Reports whether the leaving packet was not sent by the node: its source hardware address is
-    /// none of those by which the node sends.
+    /// none of those by which the node sends. The route of `tuple` decides where the agent does not
+    /// know all of them yet.
     fn is_bridged(&self, tuple: &Tuple, family: Family) -> bool;
+    /// Reports whether the source hardware address of the leaving packet is none of those by which
+    /// the agent knows the node to send: all that can be said of a packet without a tuple.
+    fn has_foreign_mac(&self) -> bool;
     /// Reports whether the packet was sent by a socket of the node.
     fn is_sent_by_socket(&self) -> bool;
 }

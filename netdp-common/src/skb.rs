@@ -40,8 +40,9 @@ pub enum ErrorPart {
 
 /// Rewriting of one end of the packet, with every checksum that covers it.
 pub trait Rewrite {
-    /// Rewrites a fast-path packet without the kernel's helpers; returns `false` if its checksum
-    /// may be partial, and has written nothing then.
+    /// Rewrites a fast-path packet, whose IP header is at [`ETHERNET`](crate::packet::ETHERNET),
+    /// without the kernel's helpers; returns `false` if its checksum may be partial, and has
+    /// written nothing then.
     fn rewrite_in_place(&self, fast: &FastPacket, slot: Slot, direction: Direction) -> bool;
     /// Replaces one end by `pkt.new`. `hook`: where the program runs.
     ///

@@ -13,11 +13,8 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::TcContext;
 use netdp_common::env::Env;
 use netdp_common::layout::{Family, UPLINK_V4, UPLINK_V6, proto};
-use netdp_common::packet::{L4, Packet, checksum};
+use netdp_common::packet::{ETHERNET, L4, Packet, checksum};
 use netdp_common::verdict::Outcome;
-
-/// Length of an Ethernet header, in bytes.
-const ETHERNET: u32 = 14;
 
 /// IPv4 and ICMP header.
 #[repr(C)]

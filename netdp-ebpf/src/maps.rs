@@ -1,4 +1,5 @@
-//! The map statics that several files use. The others are beside the only code that uses them.
+//! The map statics of the environment: configuration, mappings, and other state. Caches, queues and
+//! buffers are beside the only code that uses them.
 //!
 //! Sizes are defaults; the loader overrides them before the maps are created.
 

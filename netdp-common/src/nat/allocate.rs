@@ -113,8 +113,8 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
             if slot.id() != claim.wire.dst_id || slot.addr() != pkt.new.addr {
                 env.remove_rev_snat(&claim.wire);
             }
-            let known = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
-            apply(pkt, known)
+            let hit = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
+            apply(pkt, hit)
         }
         None => Verdict::Drop(DropReason::TableFull),
     }

@@ -7,7 +7,7 @@ use super::allocate::allocate;
 use super::established::apply;
 use super::evict::Among;
 use super::inbound::Continued;
-use super::lookup::{Lookup, lookup};
+use super::lookup::{Progress, lookup_mapping};
 use super::node::needs_mapping;
 use super::origin::{is_forged, is_forged_by, key_of};
 use super::policy;
@@ -27,7 +27,7 @@ use crate::verdict::Verdict;
 
 /// Decides about a packet that leaves by an uplink.
 #[inline(always)]
-pub fn egress<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verdict {
+pub fn egress<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Verdict {
     if out_of_scope(env, &scratch.pkt) {
         env.count(|c| &mut c.egress_untouched);
         return Verdict::Pass;
@@ -67,11 +67,11 @@ fn later_fragment<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
 }
 
 #[inline(always)]
-fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verdict {
+fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Verdict {
     let pkt = &mut scratch.pkt;
-    if progress == Lookup::Pending {
+    if progress == Progress::Pending {
         let l4 = pkt.l4;
-        if let Some(hit) = lookup(env, pkt, &l4, pkt.family, Direction::Egress) {
+        if let Some(hit) = lookup_mapping(env, pkt, &l4, pkt.family, Direction::Egress) {
             return apply(pkt, hit);
         }
     }

@@ -220,8 +220,8 @@ const fn trusted(trusted: bool) -> Incoming {
 
 /// Fills in `pkt` from a hit and returns the verdict.
 #[inline(always)]
-pub(super) fn apply(pkt: &mut Packet, known: Hit) -> Verdict {
-    match known {
+pub(super) fn apply(pkt: &mut Packet, hit: Hit) -> Verdict {
+    match hit {
         Hit::Rewrite(slot) => {
             fill_new(pkt, slot);
             Verdict::Rewrite

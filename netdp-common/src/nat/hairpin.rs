@@ -18,19 +18,22 @@ use crate::layout::DropReason;
 use crate::packet::{L4, Packet};
 use crate::verdict::Verdict;
 
-/// Translates the source of a packet from a pod to its endpoint on the wire: the first half. `Pass`
-/// leaves the packet to the node's stack.
+/// Reports whether a packet from a pod may be for an endpoint on the wire. All others are left to
+/// the node's stack.
+#[inline(always)]
+pub fn may_hairpin<E: Env>(env: &E, pkt: &Packet) -> bool {
+    // Cheapest check first: nearly all packets from pods are not for the node.
+    env.is_local(&pkt.tuple.dst)
+        && pkt.is_fragment == 0
+        && !out_of_scope(env, pkt)
+        && !env.is_local(&pkt.tuple.src)
+}
+
+/// Translates the source of a packet that [`may_hairpin`] to its endpoint on the wire: the first half.
+/// `Pass` leaves the packet to the node's stack.
 #[inline(always)]
 pub fn translate_source<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
     let pkt = &mut scratch.pkt;
-    // Cheapest check first: nearly all packets from pods are not for the node.
-    if !env.is_local(&pkt.tuple.dst)
-        || pkt.is_fragment != 0
-        || out_of_scope(env, pkt)
-        || env.is_local(&pkt.tuple.src)
-    {
-        return Verdict::Pass;
-    }
     match pkt.l4 {
         L4::Error => match env.lookup_snat(&scratch.inner.tuple.reversed()) {
             Some(slot) if may_report(env, pkt, &scratch.inner.tuple.dst) => {
@@ -41,8 +44,8 @@ pub fn translate_source<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
         },
         L4::Tcp(_) | L4::Udp => match env.lookup_snat(&pkt.tuple) {
             Some(slot) => {
-                let known = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
-                apply(pkt, known)
+                let hit = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
+                apply(pkt, hit)
             }
             None if may_begin(env, pkt) => {
                 scratch.source = key_of(env, &pkt.tuple.src);
@@ -93,8 +96,8 @@ pub fn translate_destination<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict 
     pkt.tuple.src_id = id(&new);
     match env.lookup_rev_snat(&pkt.tuple) {
         Some(slot) if !slot.is_host() => {
-            let known = on_ingress_hit(env, &pkt.tuple, &pkt.l4, slot);
-            apply(pkt, known)
+            let hit = on_ingress_hit(env, &pkt.tuple, &pkt.l4, slot);
+            apply(pkt, hit)
         }
         _ => Verdict::Drop(DropReason::Unsolicited),
     }

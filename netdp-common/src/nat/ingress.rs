@@ -3,7 +3,7 @@
 //! Mapping → inbound flows.
 
 use super::established::apply;
-use super::lookup::{Lookup, lookup};
+use super::lookup::{Progress, lookup_mapping};
 use super::policy;
 use super::scope::{begins_outside, out_of_scope};
 use super::scratch::Scratch;
@@ -16,7 +16,7 @@ use crate::verdict::Verdict;
 
 /// Decides about a packet that arrives by an uplink.
 #[inline(always)]
-pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verdict {
+pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Verdict {
     if out_of_scope(env, &scratch.pkt) || matches!(scratch.pkt.l4, L4::Untranslatable(_)) {
         env.count(|c| &mut c.ingress_passed);
         return Verdict::Pass;
@@ -33,10 +33,10 @@ pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch, progress: Lookup) -> Verd
 }
 
 #[inline(always)]
-fn ingress_flow<E: Env>(env: &E, pkt: &mut Packet, progress: Lookup) -> Verdict {
-    if progress == Lookup::Pending {
+fn ingress_flow<E: Env>(env: &E, pkt: &mut Packet, progress: Progress) -> Verdict {
+    if progress == Progress::Pending {
         let l4 = pkt.l4;
-        if let Some(hit) = lookup(env, pkt, &l4, pkt.family, Direction::Ingress) {
+        if let Some(hit) = lookup_mapping(env, pkt, &l4, pkt.family, Direction::Ingress) {
             return apply(pkt, hit);
         }
     }

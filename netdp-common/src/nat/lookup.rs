@@ -11,7 +11,7 @@ use crate::packet::{FastPacket, L4, Packet};
 
 /// The progress of the lookup of a packet's mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lookup {
+pub enum Progress {
     /// Nothing has been looked up yet.
     Pending,
     /// [`fast_path`] found no mapping.
@@ -37,7 +37,7 @@ pub fn fast_path<E: Env>(
     }
     // In memory, because map keys have to be there.
     scratch.pkt.tuple = fast.tuple();
-    let hit = lookup(env, &mut scratch.pkt, &fast.l4, Family::V4, direction);
+    let hit = lookup_mapping(env, &mut scratch.pkt, &fast.l4, Family::V4, direction);
     if hit.is_none() {
         fast.fill(l3_offset, &mut scratch.pkt);
     }
@@ -47,7 +47,7 @@ pub fn fast_path<E: Env>(
 /// Looks up a packet's mapping and returns its decision, or `None` on a miss. Reads only the tuple
 /// of `pkt`.
 #[inline(always)]
-pub(super) fn lookup<E: Env>(
+pub(super) fn lookup_mapping<E: Env>(
     env: &E,
     pkt: &mut Packet,
     l4: &L4,

@@ -14,15 +14,16 @@ use crate::packet::Packet;
 /// - the uplink's own, [`crate::layout::Uplink`].
 #[inline(never)]
 pub(super) fn choose_source<E: Env>(env: &E, pkt: &mut Packet) -> bool {
-    if let Some(way) = env.lookup_route(&pkt.tuple, pkt.family) {
-        let named = way.has_source != 0 && find(env, way.link | SOURCE_NAMED, &way.source, pkt);
-        if named || find(env, way.link, &way.next, pkt) {
+    if let Some(route) = env.lookup_route(&pkt.tuple, pkt.family) {
+        let named =
+            route.has_source != 0 && find(env, route.link | SOURCE_NAMED, &route.source, pkt);
+        if named || find(env, route.link, &route.next, pkt) {
             return true;
         }
         // An IPv6 next hop is on no IPv4 subnet.
         if matches!(pkt.family, Family::V4)
-            && !way.next.is_v4()
-            && find(env, way.link, &Addr::from_v4([0; 4]), pkt)
+            && !route.next.is_v4()
+            && find(env, route.link, &Addr::from_v4([0; 4]), pkt)
         {
             return true;
         }

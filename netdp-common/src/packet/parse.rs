@@ -8,6 +8,9 @@ use super::checksum;
 use super::parsed::{FIN, KEEP_IP_ID, L4, Packet, Parsed, RST, TcpSegment, UNKNOWN_LENGTH};
 use crate::layout::{Addr, DropReason, Family, Tuple, proto};
 
+/// Length of an Ethernet header, in bytes (IEEE 802.3 3.2).
+pub const ETHERNET: u32 = 14;
+
 /// EtherType of IPv4.
 pub const ETH_P_IP: u16 = 0x0800;
 

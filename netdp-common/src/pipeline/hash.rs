@@ -23,7 +23,7 @@ pub(super) fn hash_tuple<S: Linear>(skb: &S, tuple: &Tuple) {
 /// Sets the hash of an unmodified packet between these addresses, if it can be read from the first
 /// words alone.
 #[inline(always)]
-pub(super) fn hash_bypassed<S: Linear>(skb: &S, l2_len: u32, src: &Addr, dst: &Addr) {
+pub(super) fn hash_passed<S: Linear>(skb: &S, l2_len: u32, src: &Addr, dst: &Addr) {
     hash_by(skb, || queue_hash(skb, skb.ethertype(), l2_len, src, dst));
 }
 

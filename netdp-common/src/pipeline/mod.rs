@@ -15,16 +15,16 @@ use crate::nat::admission::is_answered;
 use crate::nat::egress::egress;
 use crate::nat::established::{Hit, fill_new};
 use crate::nat::fragment;
-use crate::nat::hairpin::{translate_destination, translate_source};
+use crate::nat::hairpin::{may_hairpin, translate_destination, translate_source};
 use crate::nat::ingress::ingress;
-use crate::nat::lookup::{Lookup, fast_path};
+use crate::nat::lookup::{Progress, fast_path};
 use crate::nat::policy::passes;
 use crate::nat::scratch::Scratch;
-use crate::packet::{FastPacket, L4, Packet, Parsed, parse_fast, peek};
+use crate::packet::{ETHERNET, FastPacket, L4, Parsed, parse_fast, peek};
 use crate::skb::{ErrorPart, Skb};
 use crate::verdict::{Failed, Outcome, Verdict};
-use hash::{hash_bypassed, hash_packet, hash_tuple};
-use parse::{ETHERNET, is_tagged, parse, parse_slow};
+use hash::{hash_packet, hash_passed, hash_tuple};
+use parse::{is_tagged, parse, parse_slow};
 
 /// Handles a packet at a hook of an uplink.
 #[inline(always)]
@@ -54,7 +54,7 @@ pub fn run<S: Skb, E: Env>(
         && passes(env, &src, &dst, direction)
     {
         if direction == Direction::Egress {
-            hash_bypassed(skb, l2_len, &src, &dst);
+            hash_passed(skb, l2_len, &src, &dst);
         }
         return Outcome::Pass;
     }
@@ -64,17 +64,17 @@ pub fn run<S: Skb, E: Env>(
         (None, 0) => parse(skb, 0, scratch),
         (None, _) => parse_slow(skb, l2_len, scratch),
     };
-    let lookup = match fast {
-        Some(_) => Lookup::Missed,
-        None => Lookup::Pending,
+    let progress = match fast {
+        Some(_) => Progress::Missed,
+        None => Progress::Pending,
     };
     let verdict = match parsed {
-        Parsed::Ip => match decide(skb, env, scratch, lookup, direction) {
+        Parsed::Ip => match decide(skb, env, scratch, progress, direction) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::Drop(reason),
         },
         Parsed::NotIp => Verdict::Pass,
-        Parsed::Malformed => malformed(env, &scratch.pkt, direction),
+        Parsed::Malformed => malformed(env, direction),
     };
     let end = direction.translated_end();
     let applied = match verdict {
@@ -82,7 +82,7 @@ pub fn run<S: Skb, E: Env>(
             // As for the bypass cache: a flow must stay in its queue, whether its addresses are in
             // the cache or not.
             if direction == Direction::Egress {
-                hash_bypassed(skb, l2_len, &scratch.pkt.tuple.src, &scratch.pkt.tuple.dst);
+                hash_passed(skb, l2_len, &scratch.pkt.tuple.src, &scratch.pkt.tuple.dst);
             }
             Ok(())
         }
@@ -143,12 +143,12 @@ fn decide<S: Skb, E: Env>(
     skb: &S,
     env: &E,
     scratch: &mut Scratch,
-    lookup: Lookup,
+    progress: Progress,
     direction: Direction,
 ) -> Result<Verdict, DropReason> {
     let verdict = match direction {
-        Direction::Egress => egress(env, scratch, lookup),
-        Direction::Ingress => ingress(env, scratch, lookup),
+        Direction::Egress => egress(env, scratch, progress),
+        Direction::Ingress => ingress(env, scratch, progress),
     };
     let verdict = match verdict {
         Verdict::Hold => hold(skb, env, scratch),
@@ -182,14 +182,12 @@ fn hold<S: Skb, E: Env>(skb: &S, env: &E, scratch: &mut Scratch) -> Verdict {
     verdict
 }
 
-/// Decides about a packet whose addresses cannot be read. The node's stack handles those that
-/// arrive; none may leave.
+/// Decides about a packet whose addresses cannot be read; the scratch has those of another one. The
+/// node's stack handles packets that arrive; none may leave, unless a guest on the link sent it.
 #[inline(always)]
-fn malformed<E: Env>(env: &E, pkt: &Packet, direction: Direction) -> Verdict {
+fn malformed<E: Env>(env: &E, direction: Direction) -> Verdict {
     match direction {
-        Direction::Egress if !env.is_bridged(&pkt.tuple, pkt.family) => {
-            Verdict::Drop(DropReason::Malformed)
-        }
+        Direction::Egress if !env.has_foreign_mac() => Verdict::Drop(DropReason::Malformed),
         _ => Verdict::Pass,
     }
 }
@@ -227,13 +225,12 @@ pub fn hairpin<S: Skb, E: Env>(skb: &S, env: &E, scratch: &mut Scratch) -> Outco
     let Parsed::Ip = parse(skb, ETHERNET, scratch) else {
         return Outcome::Pass;
     };
-    let verdict = translate_source(env, scratch);
-    // A packet without hops left belongs to the node's stack, as does one for no known endpoint.
-    if let Verdict::Rewrite | Verdict::RewriteError = verdict
-        && !skb.has_hops(&scratch.pkt)
-    {
+    // A packet without hops left belongs to the node's stack, as does one for no known endpoint: it
+    // must not change a mapping.
+    if !may_hairpin(env, &scratch.pkt) || !skb.has_hops(&scratch.pkt) {
         return Outcome::Pass;
     }
+    let verdict = translate_source(env, scratch);
     let sent = match apply_half(skb, scratch, verdict, End::Source) {
         Ok(Half::Untouched) => return Outcome::Pass,
         Ok(Half::Rewritten) => {

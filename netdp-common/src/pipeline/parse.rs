@@ -5,9 +5,6 @@ use crate::nat::scratch::Scratch;
 use crate::packet::{self, L4, Parsed, parse_fast, parse_inner};
 use crate::skb::Linear;
 
-/// Length of an Ethernet header, in bytes.
-pub(super) const ETHERNET: u32 = 14;
-
 /// EtherType of an 802.1Q tag.
 const ETH_P_8021Q: u16 = 0x8100;
 /// EtherType of an 802.1ad service tag.
@@ -23,7 +20,7 @@ pub(super) fn is_tagged<S: Linear>(skb: &S) -> bool {
     skb.has_offloaded_tag() || matches!(skb.ethertype(), ETH_P_8021Q | ETH_P_8021AD)
 }
 
-/// Parses the packet into `scratch`. `l2_len` is [`ETHERNET`], or 0 on devices without Ethernet
+/// Parses the packet into `scratch`. `l2_len` is [`ETHERNET`](packet::ETHERNET), or 0 on devices without Ethernet
 /// header.
 #[inline(always)]
 pub(super) fn parse<S: Linear>(skb: &S, l2_len: u32, scratch: &mut Scratch) -> Parsed {

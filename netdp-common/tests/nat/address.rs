@@ -71,7 +71,7 @@ fn udp_lite_has_ports_like_udp() {
 
 const LINK: u32 = 2;
 
-fn way(source: Option<&str>, next: &str) -> Option<EgressRoute> {
+fn route(source: Option<&str>, next: &str) -> Option<EgressRoute> {
     Some(EgressRoute {
         link: LINK,
         has_source: source.is_some().into(),
@@ -84,7 +84,7 @@ fn way(source: Option<&str>, next: &str) -> Option<EgressRoute> {
 fn the_routes_own_source_comes_first() {
     let mut fake = Fake::new();
     let preferred = addr("192.0.2.99");
-    fake.way = way(Some("192.0.2.99"), "192.0.2.1");
+    fake.route = route(Some("192.0.2.99"), "192.0.2.1");
     let named = |fake: &mut Fake, from: &str, to: &str| {
         let key = SourceKey {
             link: LINK | SOURCE_NAMED,
@@ -120,11 +120,11 @@ fn the_routes_own_source_comes_first() {
     assert_eq!(fake.out(&V4.other_syn().to("198.51.100.9:80")), wanted);
     // The agent has determined a better one.
     fake.local.insert(addr("192.0.2.98"));
-    fake.way = way(Some("192.0.2.97"), "192.0.2.1");
+    fake.route = route(Some("192.0.2.97"), "192.0.2.1");
     named(&mut fake, "192.0.2.97", "192.0.2.98");
     let seen = fake.out(&V4.syn().to("198.51.100.10:80"));
     assert_eq!(seen, becomes("192.0.2.98:4000"));
-    fake.way = None;
+    fake.route = None;
     let late = V4.echo(1);
     assert!(matches!(fake.out(&late), Seen::Drop(_)));
 }
@@ -137,7 +137,7 @@ fn a_source_of_another_interface_is_not_used() {
         (V6, "fd00:172::1", "fe80::1"),
     ] {
         let mut fake = Fake::new();
-        fake.way = way(Some(borrowed), next);
+        fake.route = route(Some(borrowed), next);
         fake.local.insert(addr(borrowed));
         assert_eq!(fake.out(&net.udp()), becomes(net.node));
         fake.uplink.flags = 0;
@@ -168,13 +168,13 @@ fn the_next_hops_subnet_decides_where_no_source_is_named() {
         ("fe80::1", V4.node),
         ("fd00:8::1", V4.node),
     ] {
-        fake.way = way(None, next);
+        fake.route = route(None, next);
         let number = next.bytes().map(u32::from).sum::<u32>();
         let to = format!("198.51.100.{}:80", number % 200);
         assert_eq!(fake.out(&V4.udp().to(&to)), becomes(source), "by {next}");
     }
-    fake.way = way(None, "10.8.255.1");
-    fake.way.as_mut().unwrap().link = 3;
+    fake.route = route(None, "10.8.255.1");
+    fake.route.as_mut().unwrap().link = 3;
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node), "another interface's");
 }
 
@@ -198,11 +198,11 @@ fn an_interface_above_the_uplink_has_a_source_for_every_router() {
         (V4, "fe80::1", "198.51.100.4:4000"),
         (V6, "fe80::1", "[2001:db8:100::4]:4000"),
     ] {
-        fake.way = way(None, next);
+        fake.route = route(None, next);
         assert_eq!(fake.out(&net.udp().to(net.other_server)), becomes(net.node));
-        fake.way = Some(EgressRoute {
+        fake.route = Some(EgressRoute {
             link: ABOVE,
-            ..way(None, next).unwrap()
+            ..route(None, next).unwrap()
         });
         let flow = if next.starts_with('f') {
             net.syn()

@@ -1,9 +1,11 @@
 //! Hairpin: a pod sends to another pod's external endpoint.
 
 use super::{BOTH, Net};
-use netdp_common::layout::{DropReason, SETTING_HAIRPIN, SETTING_UDP_ENDPOINTS};
+use netdp_common::layout::{
+    DropReason, MAPPING_HANDED_OVER, SETTING_HAIRPIN, SETTING_UDP_ENDPOINTS, proto,
+};
 use testkit::build::{ACK, Build, RST, SYN};
-use testkit::fake::{Fake, Turned};
+use testkit::fake::{Fake, Turned, tuple_of, turned};
 
 /// Returns a node on which both pods have a mapping to one server, the second with a changed port.
 fn met(net: &Net, first: &Build) -> Fake {
@@ -21,11 +23,6 @@ fn other(net: &Net) -> String {
 
 fn other_wire(net: &Net) -> String {
     net.node.replace("4000", "5000")
-}
-
-fn to(from: &str, to: &str) -> Turned {
-    let end = |text: &str| text.parse().expect("ADDRESS:PORT");
-    Turned::To(end(from), end(to))
 }
 
 /// Returns each pod's packet to the other's external endpoint.
@@ -46,9 +43,9 @@ fn two_pods_that_ask_for_each_other_meet() {
             assert_eq!(fake.hairpin(&there), unsolicited, "{first:?}");
             for _ in 0..2 {
                 let seen = fake.hairpin(&back);
-                assert_eq!(seen, to(&other_wire(&net), net.pod), "{first:?}");
+                assert_eq!(seen, turned(&other_wire(&net), net.pod), "{first:?}");
                 let seen = fake.hairpin(&there);
-                assert_eq!(seen, to(net.node, &other(&net)), "{first:?}");
+                assert_eq!(seen, turned(net.node, &other(&net)), "{first:?}");
             }
             super::assert_paired(&fake);
         }
@@ -60,7 +57,7 @@ fn a_pod_reaches_itself() {
     for net in BOTH {
         let fake = met(&net, &net.udp());
         let own = net.udp().to(net.node);
-        assert_eq!(fake.hairpin(&own), to(net.node, net.pod));
+        assert_eq!(fake.hairpin(&own), turned(net.node, net.pod));
     }
 }
 
@@ -76,7 +73,7 @@ fn flows_to_other_pods_count_for_the_pod_that_begins_them() {
         fake.limits.flows = 1;
         assert_eq!(fake.hairpin(&own), Turned::Drop(DropReason::PodLimit));
         fake.limits.flows = 2;
-        assert_eq!(fake.hairpin(&own), to(net.node, net.pod));
+        assert_eq!(fake.hairpin(&own), turned(net.node, net.pod));
     }
 }
 
@@ -107,6 +104,33 @@ fn what_is_the_nodes_is_left_alone() {
             assert_eq!(fake.hairpin(&there), Turned::Pass, "a listener");
             assert_eq!(fake.snat.len(), 2, "no mapping was made");
         }
+    }
+}
+
+/// By then the source is rewritten: it is too late to leave the packet to the node.
+#[test]
+fn what_turns_out_to_be_no_pods_is_dropped() {
+    for net in BOTH {
+        let (there, back) = pair(&net, &net.udp());
+        let unsolicited = Turned::Drop(DropReason::Unsolicited);
+        // Netfilter has taken over the mapping of the pod that is addressed.
+        let fake = met(&net, &net.udp());
+        assert_eq!(fake.hairpin(&there), unsolicited);
+        let wire = tuple_of(&back.from(&other_wire(&net)));
+        let mut half = fake.rev_snat.get(&wire).expect("a reply half");
+        half.flags |= MAPPING_HANDED_OVER;
+        fake.rev_snat.remove(&wire);
+        fake.rev_snat.insert(&wire, &half).expect("room");
+        assert_eq!(fake.hairpin(&back), unsolicited);
+        assert_eq!(fake.counters().drops.unsolicited, 2);
+        assert!(fake.rev_snat.get(&wire).is_some());
+        // The node has begun to answer on its port, which ends the mapping.
+        let mut fake = met(&net, &net.udp());
+        assert_eq!(fake.hairpin(&there), unsolicited);
+        fake.node_ports.insert((proto::UDP, 4000));
+        assert_eq!(fake.hairpin(&back), unsolicited);
+        assert_eq!(fake.counters().drops.unsolicited, 2);
+        assert!(fake.rev_snat.get(&wire).is_none());
     }
 }
 
@@ -148,7 +172,7 @@ fn an_error_finds_its_way_back() {
         // With the source that the second pod saw.
         let seen = there.from(net.node).to(&other(&net));
         let error = Build::error(&other(&net), net.node, 3, &seen, 100);
-        assert_eq!(fake.hairpin(&error), to(&other_wire(&net), net.pod));
+        assert_eq!(fake.hairpin(&error), turned(&other_wire(&net), net.pod));
         let nothing = Build::error(
             &other(&net),
             net.node,

@@ -25,8 +25,8 @@ fn before_end(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
 }
 
 /// Installs `hook` between the check of a mapping that has moved and its end.
-fn before_way(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
-    *fake.before_way.borrow_mut() = Some(Box::new(hook));
+fn before_route(fake: &Fake, hook: impl FnOnce(&Fake) + 'static) {
+    *fake.before_route.borrow_mut() = Some(Box::new(hook));
 }
 
 /// Inserts the rev-SNAT half of `packet` at `wire`, as another CPU would.
@@ -229,7 +229,7 @@ fn a_flow_that_has_moved_ends_nobody_elses() {
             fake.local.extend([fake.uplink.v4, fake.uplink.v6]);
             let rival = packet.from(net.other_pod);
             let (twin, claims, node) = (packet.clone(), rival.clone(), net.node);
-            before_way(&fake, move |fake| {
+            before_route(&fake, move |fake| {
                 assert_ne!(fake.out(&twin), becomes(node));
                 claim(fake, &claims, node);
                 let wire = tuple_of(&claims.from(node));

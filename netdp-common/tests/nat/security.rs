@@ -115,6 +115,24 @@ fn another_pods_address_changes_nothing() {
     }
 }
 
+/// The routing table places some of a pod's addresses behind the uplink. That contradicts nothing:
+/// what is there is no pod of this node.
+#[test]
+fn an_address_behind_an_uplink_is_not_another_pods() {
+    for net in BOTH {
+        let fake = Fake::new();
+        let pod = tuple_of(&net.udp()).src;
+        fake.origins.borrow_mut().insert(pod, Origin::Uplink);
+        assert_eq!(fake.out(&net.udp()), becomes(net.node));
+        assert_eq!(fake.out(&net.syn().first()), becomes(net.node));
+        // Nor is anything known about the routers on the path to it.
+        let reply = Build::udp(net.server, net.pod);
+        let message = if net.node.starts_with('[') { 1 } else { 3 };
+        let error = Build::error(net.other_pod, net.server, message, &reply, 200);
+        assert!(matches!(fake.out(&error), Seen::Error(_)));
+    }
+}
+
 #[test]
 fn a_rst_with_a_wrong_checksum_ends_nothing() {
     for net in BOTH {

@@ -5,7 +5,7 @@ use super::{BOTH, back, out};
 use netdp_common::layout::{DropReason, SETTING_HAIRPIN};
 use netdp_common::verdict::Outcome;
 use testkit::build::{Build, RST};
-use testkit::fake::{Fake, Frame, Origin, Seen, Turned, becomes, tuple_of};
+use testkit::fake::{Fake, Frame, Origin, Seen, Turned, becomes, tuple_of, turned};
 
 #[test]
 fn a_refusal_is_counted_logged_and_answered() {
@@ -75,20 +75,28 @@ fn a_forged_source_is_dropped_and_counted_wherever_it_is_found() {
     }
 }
 
+/// It changes nothing, whether or not it would begin a mapping.
 #[test]
 fn a_hairpin_packet_without_hops_belongs_to_the_nodes_stack() {
-    for net in BOTH {
+    for (net, message) in [(BOTH[0], 3), (BOTH[1], 1)] {
         let mut fake = Fake::new();
         fake.settings.flags |= SETTING_HAIRPIN;
         assert_eq!(fake.out(&net.udp()), becomes(net.node));
         // To itself: the other pod's part is the same.
-        let mut own = net.udp().to(net.node);
-        assert!(matches!(
-            fake.hairpin(&own),
-            Turned::Drop(_) | Turned::To(..)
-        ));
-        own.hops = 1;
-        assert_eq!(fake.hairpin(&own), Turned::Pass);
+        let own = net.udp().to(net.node);
+        let received = own.from(net.node).to(net.pod);
+        let error = Build::error(net.pod, net.node, message, &received, 200);
+        for known in [1, 2, 2] {
+            let before = (fake.counters(), fake.snat.all());
+            assert_eq!(before.1.len(), known);
+            for mut packet in [own.clone(), error.clone()] {
+                packet.hops = 1;
+                assert_eq!(fake.hairpin(&packet), Turned::Pass);
+            }
+            assert_eq!((fake.counters(), fake.snat.all()), before);
+            assert_eq!(fake.hairpin(&own), turned(net.node, net.pod));
+            assert_eq!(fake.hairpin(&error), turned(net.node, net.pod));
+        }
         let reply = net.udp().from(net.node).answer();
         assert_eq!(back(&fake, &Frame::of(&reply)).seen, becomes(net.pod));
     }

@@ -1,6 +1,7 @@
 //! [`pipeline`](netdp_common::pipeline): what comes before and after the decision about a packet.
 
 mod drops;
+mod failures;
 mod fragments;
 mod parsing;
 

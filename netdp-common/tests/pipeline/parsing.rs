@@ -92,6 +92,24 @@ fn a_packet_without_whole_addresses_arrives_but_does_not_leave() {
     }
 }
 
+/// The addresses in the scratch are another packet's, and say nothing about this one.
+#[test]
+fn a_packet_without_whole_addresses_is_judged_by_itself() {
+    for (net, guest) in [(BOTH[0], "172.16.0.3:4000"), (BOTH[1], "[fd00:1::3]:4000")] {
+        let fake = Fake::new();
+        let mut cut = Frame::of(&net.syn());
+        cut.bytes.truncate(19);
+        fake.bridged.set(true);
+        // The node sends one pod's packets with an address that the agent does not know yet.
+        fake.routed.borrow_mut().insert(tuple_of(&net.syn()).src);
+        let guests = (net.syn().from(guest), Seen::Pass);
+        for (before, seen) in [(net.syn(), becomes(net.node)), guests] {
+            assert_eq!(fake.out(&before), seen);
+            assert_eq!(out(&fake, &cut).seen, Seen::Pass, "{before:?}");
+        }
+    }
+}
+
 #[test]
 fn a_tag_that_is_cut_off_is_malformed() {
     let fake = Fake::new();

@@ -105,6 +105,11 @@ impl Interface for TcEnv<'_> {
     }
 
     #[inline(always)]
+    fn has_foreign_mac(&self) -> bool {
+        self.uplink().l2_len != 0 && has_foreign_mac(self.ctx)
+    }
+
+    #[inline(always)]
     fn is_sent_by_socket(&self) -> bool {
         // SAFETY: readable in the context of a TC program; a null check only.
         unsafe { !(*self.ctx.skb.skb).__bindgen_anon_2.sk.is_null() }
@@ -125,17 +130,28 @@ impl BoundedLoop for TcEnv<'_> {
 /// sends. If the agent does not know an address yet, the kernel's routes decide.
 #[inline(never)]
 fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
+    foreign_mac(ctx).is_some_and(|mac| !fib::sends_as(ctx, tuple, family, &mac))
+}
+
+/// Reports what [`bridged`] does, by the addresses that the agent knows alone.
+#[inline(never)]
+fn has_foreign_mac(ctx: &TcContext) -> bool {
+    foreign_mac(ctx).is_some()
+}
+
+/// Returns the source hardware address of the packet if the agent has recorded those by which the
+/// node sends at this interface, and it is none of them.
+#[inline(always)]
+fn foreign_mac(ctx: &TcContext) -> Option<[u8; 6]> {
     // SAFETY: a TC program's context is readable for the program's run.
     let link = unsafe { (*ctx.skb.skb).ifindex };
-    let Some(mac) = skb::read::source_mac(ctx) else {
-        return false;
-    };
+    let mac = skb::read::source_mac(ctx)?;
     let mut key = MacKey { link, mac, pad: 0 };
     if MACS.get_ptr(key).is_some() {
-        return false;
+        return None;
     }
     key.mac = [0; 6];
-    MACS.get_ptr(key).is_some() && !fib::sends_as(ctx, tuple, family, &mac)
+    MACS.get_ptr(key).is_some().then_some(mac)
 }
 
 /// Replaces an entry that always exists.

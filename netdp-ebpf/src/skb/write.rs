@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use netdp_common::direction::{Direction, End};
 use netdp_common::layout::{Addr, Family, Tuple, proto};
 use netdp_common::packet::checksum::{self, ChecksumDelta};
-use netdp_common::packet::{FastPacket, L4, Packet};
+use netdp_common::packet::{ETHERNET, FastPacket, L4, Packet};
 use netdp_common::slot::Slot;
 
 /// Offset of the checksum in a TCP header (RFC 9293 3.1).
@@ -28,15 +28,12 @@ pub fn rewrite_fast(ctx: &TcContext, fast: &FastPacket, slot: Slot, direction: D
         tuple: fast.tuple(),
         addr: &slot.addr(),
         id: slot.id(),
-        l3: ETHERNET,
+        l3: ETHERNET as usize,
         end: direction.translated_end(),
         hook: direction,
     };
     write_whole::<20>(ctx, &whole).is_some()
 }
-
-/// Length of an Ethernet header, in bytes.
-const ETHERNET: usize = 14;
 
 /// A packet with both headers in their usual place, and the values to write into it.
 struct Whole<'a> {
@@ -54,8 +51,7 @@ struct Whole<'a> {
 }
 
 /// Rewrites any packet without the kernel's helpers; returns `false` if that is not possible. A
-/// function of its own, because main's stack frame
-/// and all below it may have 512 bytes together.
+/// function of its own, because main's stack frame and all below it may have 512 bytes together.
 #[inline(never)]
 pub fn rewrite_whole(ctx: &TcContext, pkt: &Packet, end: End, hook: Direction) -> bool {
     let l3 = pkt.l3_offset as usize;
@@ -114,7 +110,7 @@ fn write_whole<const HEADER: usize>(ctx: &TcContext, whole: &Whole<'_>) -> Optio
         End::Destination => l4 + 2,
     };
     // SAFETY: all bytes that are read and written lie between `start` and the end of the checksum,
-    // which was just compared with the packet's. They may be unaligned, see `Linear`.
+    // which was just compared with the packet's. They may be unaligned, see `read::words`.
     unsafe {
         let len = match family {
             Family::V4 => {

@@ -38,7 +38,8 @@ impl Counting for Fake {
 
     fn count_drop(&self, reason: DropReason) {
         *self.counters.borrow_mut().drops.get_mut(reason) += 1;
-        self.dropped.set(Some(reason));
+        let earlier = self.dropped.replace(Some(reason));
+        assert_eq!(earlier, None, "one packet, dropped twice");
     }
 }
 
@@ -73,7 +74,11 @@ impl Interface for Fake {
         self.ingress_ifindex.get()
     }
 
-    fn is_bridged(&self, _: &Tuple, _: Family) -> bool {
+    fn is_bridged(&self, tuple: &Tuple, _: Family) -> bool {
+        self.bridged.get() && !self.routed.borrow().contains(&tuple.src)
+    }
+
+    fn has_foreign_mac(&self) -> bool {
         self.bridged.get()
     }
 
@@ -335,11 +340,11 @@ impl Fragments for Fake {
 
 impl Routes for Fake {
     fn lookup_route(&self, _: &Tuple, _: Family) -> Option<&EgressRoute> {
-        let hook = self.before_way.take();
+        let hook = self.before_route.take();
         if let Some(hook) = hook {
             hook(self);
         }
-        self.way.as_ref()
+        self.route.as_ref()
     }
 
     fn lookup_source(&self, key: &SourceKey, addr: &mut Addr) -> bool {
@@ -364,6 +369,7 @@ impl Routes for Fake {
             Origin::Unresolved => (here, true, false),
             Origin::Routed => (here, false, true),
             Origin::Elsewhere => (ELSEWHERE, true, true),
+            Origin::Uplink => (self.ifindex, true, true),
         };
         Some(PodRoute {
             ifindex,

@@ -7,6 +7,6 @@ mod run;
 mod skb;
 mod state;
 
-pub use run::{Frame, Run, Seen, Turned, becomes, tuple_of};
+pub use run::{Frame, Run, Seen, Turned, becomes, tuple_of, turned};
 pub use skb::Written;
 pub use state::{Fake, Origin, addr};

@@ -89,9 +89,9 @@ impl Fake {
         let skb = self.skb(frame, self.uplink.l2_len);
         let outcome = self.with_scratch(|scratch| pipeline::run(&skb, self, scratch, direction));
         self.ingress_ifindex.set(before);
-        let seen = match (outcome, &skb.written.borrow()[..]) {
-            (Outcome::Pass, []) => Seen::Pass,
-            (Outcome::Pass, [one]) => {
+        let seen = match (outcome, &skb.written.borrow()[..], self.dropped.take()) {
+            (Outcome::Pass, [], None) => Seen::Pass,
+            (Outcome::Pass, [one], None) => {
                 assert_eq!(one.end, direction.translated_end());
                 match one.part {
                     None => Seen::As(one.to),
@@ -99,10 +99,8 @@ impl Fake {
                     Some(ErrorPart::Inner) => Seen::Inner(one.to),
                 }
             }
-            (Outcome::Drop, []) if skb.queued.get() => Seen::Hold,
-            (Outcome::Drop | Outcome::Redirect, []) => {
-                Seen::Drop(self.dropped.take().expect("a counted reason"))
-            }
+            (Outcome::Drop, [], None) if skb.queued.get() => Seen::Hold,
+            (Outcome::Drop | Outcome::Redirect, [], Some(reason)) => Seen::Drop(reason),
             other => panic!("{other:?}"),
         };
         Run {
@@ -114,12 +112,11 @@ impl Fake {
 
     /// Returns the verdict on a pod's packet at an interface towards pods, with both endpoints.
     pub fn hairpin(&self, packet: &Build) -> Turned {
-        const ETHERNET: u32 = 14;
-        let skb = self.skb(&Frame::of(packet), ETHERNET);
+        let skb = self.skb(&Frame::of(packet), packet::ETHERNET);
         let outcome = self.with_scratch(|scratch| pipeline::hairpin(&skb, self, scratch));
-        match (outcome, &skb.written.borrow()[..]) {
-            (Outcome::Pass, []) => Turned::Pass,
-            (Outcome::Redirect, [source, destination]) => {
+        match (outcome, &skb.written.borrow()[..], self.dropped.take()) {
+            (Outcome::Pass, [], None) => Turned::Pass,
+            (Outcome::Redirect, [source, destination], None) => {
                 assert_eq!(
                     [source.end, destination.end],
                     [End::Source, End::Destination]
@@ -127,7 +124,7 @@ impl Fake {
                 Turned::To(source.to, destination.to)
             }
             // The source may have been rewritten by then.
-            (Outcome::Drop, _) => Turned::Drop(self.dropped.take().expect("a counted reason")),
+            (Outcome::Drop, _, Some(reason)) => Turned::Drop(reason),
             other => panic!("{other:?}"),
         }
     }
@@ -223,6 +220,12 @@ pub enum Seen {
 /// Returns the verdict "rewritten to `text`".
 pub fn becomes(text: &str) -> Seen {
     Seen::As(text.parse().expect("ADDRESS:PORT"))
+}
+
+/// Returns the verdict "hairpinned, from `source` to `destination`".
+pub fn turned(source: &str, destination: &str) -> Turned {
+    let end = |text: &str| text.parse().expect("ADDRESS:PORT");
+    Turned::To(end(source), end(destination))
 }
 
 /// Returns the tuple of a packet as [`packet::parse`] yields it.

@@ -43,6 +43,15 @@ impl FakeSkb<'_> {
         self.fake.written_ip_id.set(ip_id);
         self.written.borrow_mut().push(Written { end, to, part });
     }
+
+    /// Writes the endpoint as the kernel's helpers do, which may fail.
+    fn try_write(&self, pkt: &Packet, end: End, part: Option<ErrorPart>) -> Result<(), Failed> {
+        if self.fake.fail_rewrite.get() == Some(end) {
+            return Err(Failed);
+        }
+        self.write(end, new_endpoint(pkt), part, pkt.new_ip_id);
+        Ok(())
+    }
 }
 
 /// Returns the endpoint that is written into the packet.
@@ -119,14 +128,11 @@ impl Rewrite for FakeSkb<'_> {
     }
 
     fn rewrite_by_helpers(&self, pkt: &Packet, end: End) -> Result<(), Failed> {
-        self.write(end, new_endpoint(pkt), None, pkt.new_ip_id);
-        Ok(())
+        self.try_write(pkt, end, None)
     }
 
     fn rewrite_error(&self, scratch: &Scratch, end: End, part: ErrorPart) -> Result<(), Failed> {
-        let pkt = &scratch.pkt;
-        self.write(end, new_endpoint(pkt), Some(part), pkt.new_ip_id);
-        Ok(())
+        self.try_write(&scratch.pkt, end, Some(part))
     }
 
     fn has_hops(&self, _: &Packet) -> bool {
@@ -154,12 +160,15 @@ impl FragmentQueue for FakeSkb<'_> {
         let released = queue.extract_if(.., |(of, _)| of == datagram);
         let mut reinjected = self.fake.reinjected.borrow_mut();
         reinjected.extend(released.map(|(_, bytes)| bytes));
-        true
+        !self.fake.fail_release.get()
     }
 }
 
 impl Deliver for FakeSkb<'_> {
     fn send_to_pod(&self, _: &Packet) -> Result<Outcome, Failed> {
+        if self.fake.fail_delivery.get() {
+            return Err(Failed);
+        }
         Ok(Outcome::Redirect)
     }
 

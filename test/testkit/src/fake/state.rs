@@ -3,6 +3,7 @@
 //! pointer to them.
 
 use super::half_map::HalfMap;
+use netdp_common::direction::End;
 use netdp_common::env::EgressRoute;
 use netdp_common::flow::ticks;
 use netdp_common::layout::{
@@ -38,6 +39,8 @@ pub enum Origin {
     Routed,
     /// Its network is on-link at another interface.
     Elsewhere,
+    /// Its network is on-link at the uplink.
+    Uplink,
 }
 
 /// A node with one uplink, 192.0.2.10 and fd00::10. Everything is masqueraded until a test adds a
@@ -70,7 +73,7 @@ pub struct Fake {
     pub own: Cell<bool>,
     /// The location of each source address; [`Origin::Link`] if absent.
     pub origins: RefCell<HashMap<Addr, Origin>>,
-    /// Decisions for fragments on ingress and on egress, the oldest first.
+    /// Decisions for fragments on egress and on ingress, the oldest first.
     pub(super) fragments: [RefCell<Vec<(Tuple, Fragment)>>; 2],
     pub fragments_capacity: usize,
     /// The IPv4 identifications assigned last.
@@ -81,10 +84,13 @@ pub struct Fake {
     pub exhausted: RefCell<HashMap<Tuple, u32>>,
     pub endpoints: RefCell<HashMap<Tuple, u16>>,
     pub wire_endpoints: RefCell<HashMap<Tuple, Endpoint>>,
-    /// Egress packets were bridged: the node did not send them.
+    /// The agent does not know the source hardware address of egress packets: they were bridged,
+    /// and the node did not send them.
     pub bridged: Cell<bool>,
+    /// Sources whose packets the node sends with that hardware address nevertheless, by its routes.
+    pub routed: RefCell<HashSet<Addr>>,
     /// Result of a route lookup.
-    pub way: Option<EgressRoute>,
+    pub route: Option<EgressRoute>,
     /// The agent's entries about sources, with the number of key bits that are compared.
     pub sources: Vec<(SourceKey, u32, Addr)>,
     pub reserved: BTreeSet<u16>,
@@ -117,9 +123,15 @@ pub struct Fake {
     /// Runs once, just before a socket lookup: simulates another CPU.
     pub before_sockets: RefCell<Option<Hook>>,
     /// Runs once, just before a route lookup: simulates another CPU.
-    pub before_way: RefCell<Option<Hook>>,
+    pub before_route: RefCell<Option<Hook>>,
     /// The checksums of packets are partial: they cannot be rewritten in place.
     pub partial_checksums: Cell<bool>,
+    /// The end of packets that the kernel fails to rewrite.
+    pub fail_rewrite: Cell<Option<End>>,
+    /// The kernel fails to restore a packet whose fragments it has released.
+    pub fail_release: Cell<bool>,
+    /// There is no route by which packets could be sent to pods.
+    pub fail_delivery: Cell<bool>,
     /// Fragments that are queued, by datagram.
     pub(super) queue: RefCell<Vec<(Tuple, Vec<u8>)>>,
     pub queue_capacity: usize,
@@ -129,7 +141,7 @@ pub struct Fake {
     pub logged: RefCell<Vec<(Tuple, DropReason)>>,
     /// Number of refusals that were answered with an ICMP error.
     pub answered: Cell<u32>,
-    /// The reason of the last drop.
+    /// The reason for which the current packet is dropped.
     pub(super) dropped: Cell<Option<DropReason>>,
     /// The CPU's scratch, with the remains of the last packet.
     pub(super) scratch: Cell<Option<Box<Scratch>>>,
@@ -202,7 +214,8 @@ impl Fake {
             endpoints: RefCell::default(),
             wire_endpoints: RefCell::default(),
             bridged: Cell::new(false),
-            way: None,
+            routed: RefCell::default(),
+            route: None,
             sources: Vec::new(),
             reserved: BTreeSet::new(),
             node_ports: HashSet::new(),
@@ -220,8 +233,11 @@ impl Fake {
             before_end: RefCell::default(),
             before_queue: RefCell::default(),
             before_sockets: RefCell::default(),
-            before_way: RefCell::default(),
+            before_route: RefCell::default(),
             partial_checksums: Cell::new(false),
+            fail_rewrite: Cell::new(None),
+            fail_release: Cell::new(false),
+            fail_delivery: Cell::new(false),
             queue: RefCell::default(),
             queue_capacity: 1_000,
             reinjected: RefCell::default(),
