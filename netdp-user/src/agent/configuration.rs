@@ -168,7 +168,7 @@ impl Agent {
             let path_name = path.display();
             match file::suggest(path) {
                 None => {
-                    log::info!("{path_name} does not exist; it will be read as soon as it appears")
+                    log::info!("{path_name} does not exist; it will be read as soon as it appears");
                 }
                 Some(hint) => {
                     log::warn!(
