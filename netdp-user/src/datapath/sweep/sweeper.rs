@@ -58,7 +58,7 @@ impl Sweeper {
     }
 
     /// Returns the total number of created mappings at which the tables may be nearly full and need
-    /// another sweep; `None` if hardly any place is free ([`Schedule::pressure_at`]).
+    /// another sweep; `None` if hardly any place is free.
     pub fn pressure_at(&self) -> Option<u64> {
         self.schedule.pressure_at(self.limit())
     }
