@@ -2,7 +2,8 @@
 
 use crate::shell;
 use anyhow::{Context as _, Result};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Version of the spelling checker; its dictionary changes with each version.
@@ -128,7 +129,7 @@ fn check_advisories(required: bool) -> Result<()> {
     shell::progress("cargo deny fetch db");
     let fetched = shell::run(shell::cargo().args(["deny", "fetch", "db"]));
     if let Err(error) = &fetched {
-        let there = database().is_some_and(|path| path.is_dir());
+        let there = database().is_some_and(|path| has_directory(&path));
         if !there {
             let message = "ADVISORIES NOT CHECKED: the RustSec database can't be fetched, and \
                            there is no earlier copy; run this again with network access";
@@ -139,13 +140,19 @@ fn check_advisories(required: bool) -> Result<()> {
         shell::progress("the RustSec database can't be fetched: using the last copy");
     }
     let mut check = shell::cargo();
-    check.args(["deny", "check"]);
+    check.arg("deny");
     if fetched.is_err() {
-        check.arg("--disable-fetch");
+        check.arg("--offline");
     }
-    check.arg("advisories");
+    check.args(["check", "advisories"]);
     shell::progress(&shell::line(&check));
     shell::run(&mut check)
+}
+
+/// Reports whether the directory has a copy of a database: a failed fetch leaves only a lock file.
+fn has_directory(path: &Path) -> bool {
+    let entries = fs::read_dir(path).into_iter().flatten();
+    entries.flatten().any(|entry| entry.path().is_dir())
 }
 
 /// Returns the directory of cargo-deny's databases.

@@ -217,7 +217,10 @@ fn helm_does_not_take_a_config_map_that_is_there() -> Result<()> {
         let kept = kubectl(&format!("get configmap {name} -n kube-system -o yaml"))?;
         ensure!(kept.contains("mine"), "{kept}");
         // Exactly as the message says.
-        let told = error.split("in it: ").nth(1).context("no way out")?;
+        let told = error
+            .split("replaces its content: ")
+            .nth(1)
+            .context("no way out")?;
         for command in told.lines().next().unwrap_or_default().split("; ") {
             let command = command.strip_prefix("kubectl ").context("no command")?;
             kubectl(command.trim())?;

@@ -3,11 +3,13 @@
 use super::netns::Netns;
 use super::process::{Running, output, wait_for};
 use super::workdir::WorkDir;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Timeout for containerd or one of its containers to start or to exit.
@@ -50,7 +52,10 @@ disabled_plugins = [
 /// network, as with `hostNetwork`. Dropping it ends them.
 #[derive(Debug)]
 pub struct Containerd {
-    // Dropped first: the daemon must end before its directories go.
+    /// The clients that started containers, by container. Each copies its container's output and
+    /// exits after it.
+    clients: Mutex<BTreeMap<String, Running>>,
+    // Dropped before the directories: the daemon must end before they go.
     running: Running,
     node: Netns,
     dir: WorkDir,
@@ -84,6 +89,7 @@ impl Containerd {
         let mut command = node.command("containerd");
         command.arg("--config").arg(dir.path().join("config.toml"));
         let started = Self {
+            clients: Mutex::default(),
             running: Running::start(command)?,
             node: node.clone(),
             dir,
@@ -104,8 +110,9 @@ impl Containerd {
 
     /// Runs a container without waiting. Its output is in [`log`](Self::log).
     pub fn run(&self, image: &str, id: &str, options: &ContainerOptions) -> Result<()> {
-        let mut arguments: Vec<String> = words("run --detach --snapshotter native --net-host");
-        arguments.push(format!("--log-uri=file://{}", self.log_file(id).display()));
+        // Not detached: of a container that exits at once, the shim may not write the log to its
+        // end.
+        let mut arguments: Vec<String> = words("run --snapshotter native --net-host");
         arguments.push(format!(
             "--runc-root={}",
             self.dir.path().join("runc").display()
@@ -132,9 +139,30 @@ impl Containerd {
         }
         arguments.extend([image.to_owned(), self.unique(id)]);
         arguments.extend(options.command.iter().cloned());
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        self.ctr(&arguments)?;
+        let mut command = self.client();
+        command.args(&arguments);
+        self.clients()
+            .insert(id.to_owned(), Running::start(command)?);
+        let what = format!("the start of the container {id}");
+        wait_for(PATIENCE, &what, || {
+            self.has_ended(id) || matches!(self.pid(id), Ok(Some(_)))
+        })
+        .with_context(|| self.log(id))?;
+        // Errors of the client itself.
+        let log = self.log(id);
+        ensure!(!log.lines().any(|line| line.starts_with("ctr: ")), "{log}");
         Ok(())
+    }
+
+    fn clients(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports whether the container has exited and its output is complete.
+    fn has_ended(&self, id: &str) -> bool {
+        let mut clients = self.clients();
+        let client = clients.get_mut(id);
+        client.is_none_or(|client| matches!(client.exit_status(), Ok(Some(_))))
     }
 
     /// Runs a program in a container and returns its standard output.
@@ -160,10 +188,10 @@ impl Containerd {
         Ok(None)
     }
 
-    /// Waits until a container has exited.
+    /// Waits until a container has exited and its output is complete.
     pub fn wait_end(&self, id: &str) -> Result<()> {
         let what = format!("the end of the container {id}");
-        wait_for(PATIENCE, &what, || matches!(self.pid(id), Ok(None))).with_context(|| self.log(id))
+        wait_for(PATIENCE, &what, || self.has_ended(id)).with_context(|| self.log(id))
     }
 
     /// Stops a container with SIGTERM, as the kubelet does first, and removes it.
@@ -175,29 +203,28 @@ impl Containerd {
 
     /// Removes a container that has exited.
     pub fn remove(&self, id: &str) -> Result<()> {
-        let id = self.unique(id);
-        self.ctr(&["task", "delete", "--force", &id])?;
-        self.ctr(&["container", "delete", &id])?;
+        // The client has deleted the task.
+        self.ctr(&["container", "delete", &self.unique(id)])?;
         Ok(())
     }
 
     /// Returns the output of a container.
     #[must_use]
     pub fn log(&self, id: &str) -> String {
-        fs::read_to_string(self.log_file(id)).unwrap_or_default()
-    }
-
-    fn log_file(&self, id: &str) -> PathBuf {
-        self.dir.path().join(format!("{id}.log"))
+        let clients = self.clients();
+        clients.get(id).map_or_else(String::new, |client| {
+            format!("{}{}", client.stdout(), client.stderr())
+        })
     }
 
     fn ctr(&self, arguments: &[&str]) -> Result<String> {
-        let mut command: Command = self.node.command("ctr");
+        output(self.client().args(arguments))
+    }
+
+    fn client(&self) -> Command {
+        let mut command = self.node.command("ctr");
+        command.arg("--address").arg(self.dir.path().join("socket"));
         command
-            .arg("--address")
-            .arg(self.dir.path().join("socket"))
-            .args(arguments);
-        output(&mut command)
     }
 
     /// Returns the id of a container for runc and the cgroups, which are shared by the whole

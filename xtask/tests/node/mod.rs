@@ -143,8 +143,6 @@ impl Node {
     /// Waits until a container has exited; returns its output and its termination message.
     pub fn wait_end(&self, id: &str) -> Result<(String, String)> {
         self.containerd.wait_end(id)?;
-        // Its output takes another path and may arrive later.
-        self.wait_log(id, "error:")?;
         let last_words = fs::read_to_string(self.last_words_file(id))?;
         Ok((self.containerd.log(id), last_words))
     }
