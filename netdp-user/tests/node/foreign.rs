@@ -265,7 +265,7 @@ fn rules_that_drop_answers_to_pods_are_told_of() -> Result<()> {
         ensure!(text.contains(words), "{text}");
         wait_log(
             &node.agent,
-            "conflict: a rule of an unknown program drops answers",
+            "conflict: a rule of an unknown program drops replies",
         )?;
     }
     Ok(())
