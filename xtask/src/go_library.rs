@@ -16,7 +16,7 @@ const OPTIONS: &str = r#"{"wait": false, "timeout_seconds": 30, "server_side_app
 /// Timeout of the options, in seconds.
 const TIMEOUT: c_int = 30;
 
-/// What to install where.
+/// An installation: the chart, its release and its target.
 #[derive(Debug, Args)]
 pub struct Helm {
     /// The cluster; packaging needs none.

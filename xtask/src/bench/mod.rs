@@ -34,7 +34,7 @@ use variant::{Kind, Measure, Variant};
 /// Number of CIDRs in an ordinary cluster.
 const FEW: u32 = 12;
 
-/// What `cargo xtask bench` takes.
+/// Arguments of `cargo xtask bench`.
 #[derive(Debug, Args)]
 pub struct Options {
     /// Take a few minutes instead of most of an hour: fewer rounds, sizes and seconds.

@@ -136,7 +136,7 @@ pub const ALL: &[Variant] = &[
     },
 ];
 
-/// What can be measured.
+/// The subject of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Measure {
     /// Packets per second, 64-byte UDP, one CPU.

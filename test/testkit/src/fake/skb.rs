@@ -34,7 +34,7 @@ pub struct FakeSkb<'a> {
     pub hops_at: usize,
     pub hash: Cell<u32>,
     pub queued: Cell<bool>,
-    /// What was written, in order.
+    /// Rewrites, in order.
     pub written: RefCell<Vec<Written>>,
 }
 
