@@ -29,8 +29,8 @@ pub fn may_hairpin<E: Env>(env: &E, pkt: &Packet) -> bool {
         && !env.is_local(&pkt.tuple.src)
 }
 
-/// Translates the source of a packet that [`may_hairpin`] to its endpoint on the wire: the first half.
-/// `Pass` leaves the packet to the node's stack.
+/// Translates the source of a packet, for which [`may_hairpin`] holds, to its endpoint on the wire:
+/// the first half. `Pass` leaves the packet to the node's stack.
 #[inline(always)]
 pub fn translate_source<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
     let pkt = &mut scratch.pkt;
