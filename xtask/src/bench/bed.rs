@@ -11,7 +11,9 @@ use super::policy;
 use super::variant::{EMPTY_PROGRAM, Kind, Variant};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::layout::{Mapping, Settings, Tuple, pins};
+use netdp_common::layout::{
+    Mapping, SHARE_TOTAL, Settings, Share, ShareEnded, Tuple, pins,
+};
 use std::fs;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
@@ -260,6 +262,24 @@ impl Bed {
                     // The sweep may have removed it first.
                     let _ = map.remove(&key);
                 }
+            }
+            self.forget_shares()?;
+        }
+        Ok(())
+    }
+
+    /// Counts all mappings as ended, as netdp's next full sweep would. Until then its tables would
+    /// seem to fill, and the pod to have used up its share.
+    fn forget_shares(&self) -> Result<()> {
+        let shares: Array<_, Share> = Map::Array(self.pinned(pins::SHARES)?).try_into()?;
+        let mut ended: Array<_, ShareEnded> =
+            Map::Array(self.pinned(pins::SHARES_ENDED)?).try_into()?;
+        for bucket in 0..=SHARE_TOTAL {
+            let opened = shares.get(&bucket, 0)?.opened;
+            let mut end = ended.get(&bucket, 0)?;
+            if end.mappings != opened {
+                end.mappings = opened;
+                ended.set(bucket, end, 0)?;
             }
         }
         Ok(())

@@ -87,6 +87,12 @@ impl Plan {
                 lab.cost(load, USED)?;
             }
         }
+        if self.only.contains(&Measure::New) {
+            lab.resize(self.max_flows)?;
+            let _sinks = lab.sinks()?;
+            lab.packets(NEW, None, &[0])?;
+            lab.cost(NEW, "")?;
+        }
         forget_flows(lab)?;
         if self.wants(Measure::Throughput) {
             for offloads in [Offloads::On, Offloads::Off] {

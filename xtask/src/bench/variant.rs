@@ -153,4 +153,6 @@ pub enum Measure {
     Latency,
     /// From the edit of a configuration to a policy in force.
     Reload,
+    /// New flows alone, by rate and by own time. Part of `packets` and `cost` otherwise.
+    New,
 }
