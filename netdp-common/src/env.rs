@@ -9,7 +9,7 @@ use crate::layout::{
     Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
     NodeFlow, NodeProtocol, Secret, Settings, SourceKey, Tuple, Uplink,
 };
-use crate::slot::{AskedSlot, LiveSlot, Place, PortMapSlot, ShareSlot, Slot};
+use crate::slot::{AskedSlot, Key, LiveSlot, Place, PortMapSlot, ShareSlot, Slot};
 
 /// The reason why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ pub trait Interface {
     fn is_sent_by_socket(&self) -> bool;
 }
 
-/// The policy, the addresses of the node, and the bypass cache.
+/// The policy, the addresses of the node, and the caches of address pairs.
 pub trait Policy {
     /// Reports whether `addr` is an address of the node.
     fn is_local(&self, addr: &Addr) -> bool;
@@ -116,6 +116,12 @@ pub trait Policy {
     /// Caches that packets between `pod` and `peer` are bypassed in this epoch; the entry may be
     /// lost at any time.
     fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32);
+    /// Returns the key of `pod` if a flow of it to `peer` was found to be masqueraded in this epoch,
+    /// and its source not to be forged, by the interface by which the packet came. `None` on a miss.
+    fn lookup_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32) -> Option<Key>;
+    /// Caches that flows of `pod` to `peer` are masqueraded in this epoch, likewise; the entry may
+    /// be lost at any time.
+    fn cache_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32, key: Key);
 }
 
 /// The mapping tables, and the shares of their users.
@@ -173,6 +179,11 @@ pub trait Node {
     fn lookup_node_flow(&self, wire: &Tuple) -> Option<NodeFlow>;
     /// Records such a flow; the entry may be lost at any time.
     fn insert_node_flow(&self, wire: &Tuple, flow: &NodeFlow);
+    /// Returns when a flow of the node with this L4 id was last recorded
+    /// ([`crate::layout::NodeFlowPorts`]).
+    fn node_flow_stamp(&self, port: u16) -> u8;
+    /// Records that a flow of the node with this L4 id is recorded now.
+    fn set_node_flow_stamp(&self, port: u16, stamp: u8);
     /// Reports whether a hostPort or service of the node answers on this port, or a socket that a
     /// lookup would not find.
     fn is_node_port(&self, protocol: u32, port: u16) -> bool;

@@ -8,9 +8,9 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
-    NodeProtocol, PORT_MAPS as PORT_MAPS_LEN, PolicyValue, PortMapBits, PortMapOwner,
-    RECENT as RECENT_LEN, RESERVED_WORDS, RecentAt, SHARE_ENTRIES, Settings, Share, ShareEnded,
-    Source, SourceKey, Tuple, Uplink,
+    NodeFlowPorts, NodeProtocol, PORT_MAPS as PORT_MAPS_LEN, PolicyValue, PortMapBits,
+    PortMapOwner, RECENT as RECENT_LEN, RESERVED_WORDS, RecentAt, SHARE_ENTRIES, Settings, Share,
+    ShareEnded, Source, SourceKey, Tuple, Uplink,
 };
 
 #[btf_map]
@@ -51,6 +51,9 @@ pub static INBOUND_USED: Array<u32, 1> = Array::new();
 pub static FRAGMENTS_IN: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
 #[btf_map]
 pub static NODE_FLOWS: LruHashMap<Tuple, NodeFlow, 65_536> = LruHashMap::new();
+/// When flows were recorded in [`NODE_FLOWS`], by L4 id.
+#[btf_map]
+pub static NODE_FLOW_PORTS: Array<NodeFlowPorts, 1> = Array::new();
 #[btf_map]
 pub static LIMITS: Array<Limits, 1> = Array::new();
 #[btf_map]

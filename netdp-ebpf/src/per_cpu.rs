@@ -6,14 +6,17 @@ use aya_ebpf::macros::btf_map;
 use netdp_common::layout::Uplink;
 use netdp_common::nat::scratch::Scratch;
 
-/// The state cached for the last packet: the uplink, valid for one epoch of the settings, and the
-/// time, valid for one jiffy.
+/// The state cached for the last packet: the uplink and one of its hardware addresses, valid for one
+/// epoch of the settings, and the time, valid for one jiffy.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Last {
     pub uplink: Uplink,
     ifindex: u32,
     pub epoch: u32,
+    /// A hardware address by which the node sends at the uplink; zeroes for none.
+    pub mac: [u16; 3],
+    pad: u16,
     jiffies: u64,
     ns: u64,
 }
@@ -69,6 +72,7 @@ pub unsafe fn refresh_uplink<'a>(
             (*last).uplink = *find()?;
             (*last).ifindex = ifindex;
             (*last).epoch = epoch;
+            (*last).mac = [0; 3];
         }
         Some(())
     }

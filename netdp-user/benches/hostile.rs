@@ -229,6 +229,8 @@ fn uplink() -> Uplink {
         v6: None,
         up: true,
         untagged: false,
+        only_v4: false,
+        only_v6: false,
     }
 }
 

@@ -32,7 +32,7 @@ pub use mapping::{
 };
 pub use node::{
     NODE_PORT_DCCP, NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE, NodeFlow,
-    NodeProtocol, RESERVED_WORDS, node_port_bit,
+    NodeFlowPorts, NodeProtocol, RESERVED_WORDS, node_port_bit,
 };
 pub use policy::{ACTION_MASK, Action, POLICY_NO_RULE, POLICY_WAS_BYPASSED, PolicyValue};
 pub use port_map::{PORT_MAP_WORDS, PORT_MAPS, PortMapBits, PortMapOwner};
@@ -45,8 +45,8 @@ pub use settings::{
 pub use share::{SHARE_BUCKETS, SHARE_ENTRIES, SHARE_TOTAL, Share, ShareEnded};
 pub use tuple::{Tuple, proto};
 pub use uplink::{
-    MacKey, SOURCE_ANY_IP, SOURCE_NAMED, Source, SourceKey, UPLINK_OBSERVED, UPLINK_UNTAGGED,
-    UPLINK_V4, UPLINK_V6, Uplink,
+    MacKey, SOURCE_ANY_IP, SOURCE_NAMED, Source, SourceKey, UPLINK_OBSERVED, UPLINK_ONLY_V4,
+    UPLINK_ONLY_V6, UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6, Uplink,
 };
 
 /// Version of everything in this folder. A pinned map with another version is not

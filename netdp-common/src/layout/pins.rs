@@ -36,6 +36,8 @@ pub const INBOUND_USED: &str = "inbound_used";
 pub const FRAGMENTS_IN: &str = "fragments_in";
 /// [`super::Tuple`] → [`super::NodeFlow`].
 pub const NODE_FLOWS: &str = "node_flows";
+/// 0 → [`super::NodeFlowPorts`].
+pub const NODE_FLOW_PORTS: &str = "node_flow_ports";
 /// 0 → [`super::Limits`].
 pub const LIMITS: &str = "limits";
 /// Bucket → [`super::Share`].
@@ -70,6 +72,7 @@ pub const ALL: &[(&str, &str)] = &[
     (INBOUND_USED, "INBOUND_USED"),
     (FRAGMENTS_IN, "FRAGMENTS_IN"),
     (NODE_FLOWS, "NODE_FLOWS"),
+    (NODE_FLOW_PORTS, "NODE_FLOW_PORTS"),
     (LIMITS, "LIMITS"),
     (SHARES, "SHARES"),
     (SHARES_ENDED, "SHARES_ENDED"),

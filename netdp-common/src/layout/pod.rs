@@ -7,7 +7,7 @@ use super::endpoint::Endpoint;
 use super::fragment::Fragment;
 use super::inbound::{Inbound, Live};
 use super::mapping::Mapping;
-use super::node::{NodeFlow, NodeProtocol};
+use super::node::{NodeFlow, NodeFlowPorts, NodeProtocol};
 use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
 use super::settings::{Limits, Settings};
@@ -29,6 +29,7 @@ const _: () = {
     assert!(size_of::<PolicyValue>() == 8);
     assert!(size_of::<NodeProtocol>() == 24);
     assert!(size_of::<NodeFlow>() == 8);
+    assert!(size_of::<NodeFlowPorts>() == 65_536);
     assert!(size_of::<Live>() == 16);
     assert!(size_of::<Limits>() == 40);
     assert!(size_of::<Share>() == 64);
@@ -42,9 +43,9 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeProtocol,
-        PolicyValue, PortMapBits, PortMapOwner, Settings, Share, ShareEnded, Source, SourceKey,
-        Tuple, Uplink,
+        Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeFlowPorts,
+        NodeProtocol, PolicyValue, PortMapBits, PortMapOwner, Settings, Share, ShareEnded, Source,
+        SourceKey, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -68,6 +69,7 @@ mod user {
         Counters,
         NodeProtocol,
         NodeFlow,
+        NodeFlowPorts,
         Live,
         Limits,
         Share,

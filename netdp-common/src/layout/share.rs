@@ -40,8 +40,8 @@ pub struct Share {
     pub notes: u32,
     /// The tick in which `notes` were counted.
     pub notes_at: u32,
-    /// Padding, always zero.
-    pub pad: u32,
+    /// In the total: the time at which no port was last found free for some flow, in ticks.
+    pub refused_at: u32,
 }
 
 /// Value of the `shares_ended` map: entries of a bucket that the agent ended, or found to be gone.

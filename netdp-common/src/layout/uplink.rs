@@ -15,6 +15,12 @@ pub const UPLINK_UNTAGGED: u32 = 4;
 /// arrive by it are examined.
 pub const UPLINK_OBSERVED: u32 = 8;
 
+/// [`Uplink::flags`]: `v4` is the source of every IPv4 packet that leaves, whatever its route.
+pub const UPLINK_ONLY_V4: u32 = 16;
+
+/// [`Uplink::flags`]: `v6` is the source of every IPv6 packet that leaves, whatever its route.
+pub const UPLINK_ONLY_V6: u32 = 32;
+
 /// [`SourceKey::link`]: `addr` is the source that the kernel selects for packets by that interface.
 pub const SOURCE_NAMED: u32 = 1 << 31;
 

@@ -23,6 +23,7 @@ use crate::layout::{
     SETTING_DRAIN, SETTING_SEVERAL_UPLINKS, Tuple, proto,
 };
 use crate::packet::{ACK, L4, Packet, RST, SYN};
+use crate::slot::Key;
 use crate::verdict::Verdict;
 
 /// Decides about a packet that leaves by an uplink.
@@ -75,10 +76,13 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
             return apply(pkt, hit);
         }
     }
-    let action = policy::action(env, &pkt.tuple.dst);
-    let flags = if env.is_local(&pkt.tuple.src)
-        || env.ingress_ifindex() == 0 && env.is_any_ip(&pkt.tuple.src)
-    {
+    let known = env.lookup_masqueraded(&pkt.tuple.src, &pkt.tuple.dst, env.epoch());
+    let action = match known {
+        Some(_) => Action::Masquerade,
+        None => policy::action(env, &pkt.tuple.dst),
+    };
+    scratch.source = known.unwrap_or(Key::NONE);
+    let flags = if known.is_none() && is_nodes(env, &scratch.pkt) {
         if !needs_mapping(env, scratch, action) {
             return Verdict::Pass;
         }
@@ -95,7 +99,8 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
         0
     } else {
         if matches!(action, Action::Bypass) {
-            policy::cache_bypass(env, &pkt.tuple.src, &pkt.tuple.dst);
+            let Tuple { src, dst, .. } = &scratch.pkt.tuple;
+            policy::cache_bypass(env, src, dst);
             env.count(|c| &mut c.egress_bypassed);
             return Verdict::Pass;
         }
@@ -113,8 +118,15 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
     allocate(env, scratch, flags)
 }
 
+/// Reports whether the node itself is the source of a packet.
+#[inline(always)]
+fn is_nodes<E: Env>(env: &E, pkt: &Packet) -> bool {
+    env.is_local(&pkt.tuple.src) || env.ingress_ifindex() == 0 && env.is_any_ip(&pkt.tuple.src)
+}
+
 /// Decides about a pod's packet without a mapping to a destination that is masqueraded or withheld.
-/// `None` if it may begin a mapping.
+/// `None` if it may begin a mapping. `scratch.source` is the pod's key, or [`Key::NONE`] if nothing
+/// is known of the two addresses yet.
 #[inline(never)]
 fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<Verdict> {
     let Scratch { pkt, source, .. } = scratch;
@@ -141,9 +153,15 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
     if others_are_bridged(env, pkt) {
         return Some(Verdict::Pass);
     }
-    *source = key_of(env, &pkt.tuple.src);
-    if is_forged_by(env, *source, &pkt.tuple.src, pkt.family) {
-        return Some(Verdict::Drop(DropReason::ForgedSource));
+    if *source == Key::NONE {
+        *source = key_of(env, &pkt.tuple.src);
+        if is_forged_by(env, *source, &pkt.tuple.src, pkt.family) {
+            return Some(Verdict::Drop(DropReason::ForgedSource));
+        }
+        if matches!(action, Action::Masquerade) && env.ingress_ifindex() != 0 {
+            let Tuple { src, dst, .. } = &pkt.tuple;
+            env.cache_masqueraded(src, dst, env.epoch(), *source);
+        }
     }
     if begins_connection {
         // A pod's new SYN is never a reply, regardless of stray packets that came before it

@@ -10,7 +10,7 @@ use crate::env::Env;
 use crate::flow::{
     EvictionClass, SEEN_RST, age, eviction_class, idle, is_free_again, is_silent_stream, ticks32,
 };
-use crate::layout::{PORT_MAP_WORDS, SETTING_HASH_PORTS, Tuple};
+use crate::layout::{PORT_MAP_WORDS, SETTING_HASH_PORTS, SHARE_TOTAL, Tuple};
 use crate::packet::{Packet, keyed_hash, low32};
 use crate::slot::{PortMapSlot, ShareSlot, Slot, bucket_of_mapping, port_map};
 
@@ -243,6 +243,10 @@ fn step<E: Env>(env: &E, claim: &mut Claim) -> bool {
 /// with fewer recently found none.
 #[inline(never)]
 pub(super) fn must_wait<E: Env>(env: &E, claim: &mut Claim) -> bool {
+    // Most nodes never refuse a flow, and the map's key is a hash of the whole tuple.
+    if (env.lookup_share(SHARE_TOTAL)).is_none_or(|it| !it.has_refused(env.now(), TURN_TICKS)) {
+        return false;
+    }
     let has = env
         .lookup_share(claim.bucket)
         .map_or(0, ShareSlot::mappings);
@@ -272,6 +276,9 @@ fn give_up<E: Env>(env: &E, claim: &mut Claim) -> bool {
     env.insert_exhausted(&claim.wire, env.now());
     if let Some(map) = map_of(env, claim) {
         map.set_refused(claim.bucket, claim.ranges[0].min, env.now());
+        if let Some(total) = env.lookup_share(SHARE_TOTAL) {
+            total.set_refused(env.now());
+        }
     }
     true
 }

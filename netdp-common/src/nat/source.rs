@@ -1,7 +1,9 @@
 //! The choice of the source address of a masqueraded packet.
 
 use crate::env::Env;
-use crate::layout::{Addr, Family, SOURCE_NAMED, SourceKey, UPLINK_V4, UPLINK_V6};
+use crate::layout::{
+    Addr, Family, SOURCE_NAMED, SourceKey, UPLINK_ONLY_V4, UPLINK_ONLY_V6, UPLINK_V4, UPLINK_V6,
+};
 use crate::packet::Packet;
 
 /// Puts the address to masquerade with into `pkt.new`; returns `false` if there is none. The first
@@ -12,8 +14,29 @@ use crate::packet::Packet;
 /// - the interface's address on the subnet of the next hop, or, for an interface above the uplink,
 ///   its best address;
 /// - the uplink's own, [`crate::layout::Uplink`].
+///
+/// The route is not looked up where all of these are the same address, as on most nodes.
 #[inline(never)]
 pub(super) fn choose_source<E: Env>(env: &E, pkt: &mut Packet) -> bool {
+    let uplink = env.uplink();
+    let only = match pkt.family {
+        Family::V4 => UPLINK_ONLY_V4,
+        Family::V6 => UPLINK_ONLY_V6,
+    };
+    if uplink.flags & only == 0 && by_route(env, pkt) {
+        return true;
+    }
+    pkt.new.addr = match pkt.family {
+        Family::V4 if uplink.flags & UPLINK_V4 != 0 => uplink.v4,
+        Family::V6 if uplink.flags & UPLINK_V6 != 0 => uplink.v6,
+        _ => return false,
+    };
+    true
+}
+
+/// Puts the address that the packet's route calls for into `pkt.new`, if there is one.
+#[inline(always)]
+fn by_route<E: Env>(env: &E, pkt: &mut Packet) -> bool {
     if let Some(route) = env.lookup_route(&pkt.tuple, pkt.family) {
         let named =
             route.has_source != 0 && find(env, route.link | SOURCE_NAMED, &route.source, pkt);
@@ -28,13 +51,7 @@ pub(super) fn choose_source<E: Env>(env: &E, pkt: &mut Packet) -> bool {
             return true;
         }
     }
-    let uplink = env.uplink();
-    pkt.new.addr = match pkt.family {
-        Family::V4 if uplink.flags & UPLINK_V4 != 0 => uplink.v4,
-        Family::V6 if uplink.flags & UPLINK_V6 != 0 => uplink.v6,
-        _ => return false,
-    };
-    true
+    false
 }
 
 /// Looks up a source that the agent has configured for this key, of the packet's family.

@@ -244,6 +244,21 @@ impl ShareSlot {
         }
     }
 
+    /// Reports whether a flow found no port less than `within` ticks ago; of the total.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_refused(self, now: u32, within: u32) -> bool {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { now.wrapping_sub((*self.share).refused_at) < within }
+    }
+
+    /// Records that a flow found no port; in the total.
+    #[inline(always)]
+    pub fn set_refused(self, now: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.share).refused_at = now }
+    }
+
     /// Reports whether the pod with this tag was found behind the interface in this epoch.
     #[inline(always)]
     #[must_use]

@@ -2,7 +2,7 @@
 
 use super::TcEnv;
 use crate::maps::{COUNTERS, LIMITS, MACS, UPLINKS};
-use crate::per_cpu;
+use crate::per_cpu::{self, Last};
 use crate::{bounded_loop, fib, skb};
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::programs::TcContext;
@@ -101,12 +101,12 @@ impl Interface for TcEnv<'_> {
 
     #[inline(always)]
     fn is_bridged(&self, tuple: &Tuple, family: Family) -> bool {
-        self.uplink().l2_len != 0 && bridged(self.ctx, tuple, family)
+        self.uplink().l2_len != 0 && bridged(self.ctx, self.last, tuple, family)
     }
 
     #[inline(always)]
     fn has_foreign_mac(&self) -> bool {
-        self.uplink().l2_len != 0 && has_foreign_mac(self.ctx)
+        self.uplink().l2_len != 0 && has_foreign_mac(self.ctx, self.last)
     }
 
     #[inline(always)]
@@ -129,25 +129,34 @@ impl BoundedLoop for TcEnv<'_> {
 /// Reports whether the source hardware address of the packet is none of those by which the node
 /// sends. If the agent does not know an address yet, the kernel's routes decide.
 #[inline(never)]
-fn bridged(ctx: &TcContext, tuple: &Tuple, family: Family) -> bool {
-    foreign_mac(ctx).is_some_and(|mac| !fib::sends_as(ctx, tuple, family, &mac))
+fn bridged(ctx: &TcContext, last: *mut Last, tuple: &Tuple, family: Family) -> bool {
+    foreign_mac(ctx, last).is_some_and(|mac| !fib::sends_as(ctx, tuple, family, &mac))
 }
 
 /// Reports what [`bridged`] does, by the addresses that the agent knows alone.
 #[inline(never)]
-fn has_foreign_mac(ctx: &TcContext) -> bool {
-    foreign_mac(ctx).is_some()
+fn has_foreign_mac(ctx: &TcContext, last: *mut Last) -> bool {
+    foreign_mac(ctx, last).is_some()
 }
 
 /// Returns the source hardware address of the packet if the agent has recorded those by which the
 /// node sends at this interface, and it is none of them.
 #[inline(always)]
-fn foreign_mac(ctx: &TcContext) -> Option<[u8; 6]> {
+fn foreign_mac(ctx: &TcContext, last: *mut Last) -> Option<[u8; 6]> {
     // SAFETY: a TC program's context is readable for the program's run.
     let link = unsafe { (*ctx.skb.skb).ifindex };
     let mac = skb::read::source_mac(ctx)?;
+    let [a, b, c, d, e, f] = mac;
+    let words = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
+    // SAFETY: this CPU's own entry; nearly all packets have the same address.
+    let [g, h, i] = unsafe { (*last).mac };
+    if (words[0] ^ g) | (words[1] ^ h) | (words[2] ^ i) == 0 {
+        return None;
+    }
     let mut key = MacKey { link, mac, pad: 0 };
     if MACS.get_ptr(key).is_some() {
+        // SAFETY: as above.
+        unsafe { (*last).mac = words };
         return None;
     }
     key.mac = [0; 6];

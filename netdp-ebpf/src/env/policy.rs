@@ -4,10 +4,11 @@ use super::TcEnv;
 use crate::maps::{LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
 use crate::{cache, fib};
 use aya_ebpf::btf_maps::PerCpuArray;
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::lpm_trie::Key as TrieKey;
 use aya_ebpf::macros::btf_map;
-use netdp_common::env::{EgressRoute, PodRoute, Policy, Routes};
+use netdp_common::env::{EgressRoute, Interface as _, PodRoute, Policy, Routes};
 use netdp_common::layout::{Addr, Family, SOURCE_ANY_IP, SourceKey, Tuple};
+use netdp_common::slot::Key;
 
 /// The route of the current packet.
 #[btf_map]
@@ -26,7 +27,7 @@ impl Policy for TcEnv<'_> {
 
     #[inline(always)]
     fn lookup_policy(&self, dst: &Addr) -> Option<u32> {
-        let key = Key::new(128, *dst);
+        let key = TrieKey::new(128, *dst);
         let value = if self.settings.active_policy == 0 {
             POLICY_0.get(&key)
         } else {
@@ -44,6 +45,16 @@ impl Policy for TcEnv<'_> {
     fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32) {
         cache::insert(pod, peer, epoch);
     }
+
+    #[inline(always)]
+    fn lookup_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32) -> Option<Key> {
+        cache::lookup_masqueraded(pod, peer, epoch, self.ingress_ifindex())
+    }
+
+    #[inline(always)]
+    fn cache_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32, key: Key) {
+        cache::insert_masqueraded(pod, peer, epoch, self.ingress_ifindex(), key);
+    }
 }
 
 impl Routes for TcEnv<'_> {
@@ -60,7 +71,7 @@ impl Routes for TcEnv<'_> {
     fn lookup_source(&self, key: &SourceKey, addr: &mut Addr) -> bool {
         // SAFETY: a TC program's context is readable for the program's run.
         let here = unsafe { (*self.ctx.skb.skb).ifindex };
-        match SOURCES.get(&Key::new(SOURCE_BITS, *key)) {
+        match SOURCES.get(&TrieKey::new(SOURCE_BITS, *key)) {
             Some(source) if source.via == here => {
                 *addr = source.addr;
                 true
@@ -87,5 +98,5 @@ fn any_ip(addr: &Addr) -> bool {
         link: SOURCE_ANY_IP,
         addr: *addr,
     };
-    SOURCES.get(&Key::new(SOURCE_BITS, key)).is_some()
+    SOURCES.get(&TrieKey::new(SOURCE_BITS, key)).is_some()
 }

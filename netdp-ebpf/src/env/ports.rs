@@ -2,8 +2,9 @@
 
 use super::TcEnv;
 use crate::maps::{
-    ENDPOINTS, EXHAUSTED, FRAGMENTS, FRAGMENTS_IN, IP_ID_SEQUENCES, IP_IDS, NODE_FLOWS, NODE_PORTS,
-    NODE_PROTOCOLS, PORT_MAP_OWNERS, PORT_MAPS, RESERVED_PORTS, WIRE_ENDPOINTS,
+    ENDPOINTS, EXHAUSTED, FRAGMENTS, FRAGMENTS_IN, IP_ID_SEQUENCES, IP_IDS, NODE_FLOW_PORTS,
+    NODE_FLOWS, NODE_PORTS, NODE_PROTOCOLS, PORT_MAP_OWNERS, PORT_MAPS, RESERVED_PORTS,
+    WIRE_ENDPOINTS,
 };
 use crate::sockets;
 use netdp_common::direction::Direction;
@@ -22,6 +23,21 @@ impl Node for TcEnv<'_> {
     fn insert_node_flow(&self, wire: &Tuple, flow: &NodeFlow) {
         // The map evicts its least recently used entry.
         let _ = NODE_FLOWS.insert(wire, flow, 0);
+    }
+
+    #[inline(always)]
+    fn node_flow_stamp(&self, port: u16) -> u8 {
+        let stamps = NODE_FLOW_PORTS.get_ptr(0);
+        // SAFETY: a map value; one byte.
+        stamps.map_or(u8::MAX, |stamps| unsafe { (*stamps).0[port as usize] })
+    }
+
+    #[inline(always)]
+    fn set_node_flow_stamp(&self, port: u16, stamp: u8) {
+        if let Some(stamps) = NODE_FLOW_PORTS.get_ptr_mut(0) {
+            // SAFETY: a map value; one byte, which no other write touches.
+            unsafe { (*stamps).0[port as usize] = stamp };
+        }
     }
 
     #[inline(always)]

@@ -346,6 +346,8 @@ mod tests {
             v6: None,
             up: true,
             untagged: false,
+            only_v4: false,
+            only_v6: false,
         });
         let mut guard = Guard::new();
         let unknown = BTreeMap::from([(2, "eth0".into())]);

@@ -58,6 +58,8 @@ use aya_log::EbpfLogger;
 use netdp_common::layout;
 use netdp_common::layout::Addr;
 use netdp_common::layout::UPLINK_OBSERVED;
+use netdp_common::layout::UPLINK_ONLY_V4;
+use netdp_common::layout::UPLINK_ONLY_V6;
 use netdp_common::layout::UPLINK_UNTAGGED;
 use netdp_common::layout::UPLINK_V4;
 use netdp_common::layout::UPLINK_V6;
@@ -276,7 +278,11 @@ impl Datapath {
             Change::AddLocal(ip) => self.maps.add_local(*ip),
             Change::RemoveLocal(ip) => self.maps.remove_local(*ip),
             Change::AddMac(mac) => macs::add(&mut self.object, mac),
-            Change::RemoveMac(mac) => macs::remove(&mut self.object, mac),
+            Change::RemoveMac(mac) => {
+                macs::remove(&mut self.object, mac)?;
+                // Programs cache that the node has it.
+                self.maps.next_epoch()
+            }
             Change::SetSource(asked, given) => sources::set(&mut self.object, asked, given),
             Change::RemoveSource(asked) => sources::remove(&mut self.object, asked),
             Change::SetUplink(uplink) => self.maps.set_uplink(uplink.ifindex, &entry(uplink)),
@@ -401,6 +407,12 @@ fn entry(uplink: &Uplink) -> layout::Uplink {
     }
     if uplink.untagged {
         flags |= UPLINK_UNTAGGED;
+    }
+    if uplink.only_v4 {
+        flags |= UPLINK_ONLY_V4;
+    }
+    if uplink.only_v6 {
+        flags |= UPLINK_ONLY_V6;
     }
     layout::Uplink {
         v4: Addr::from(IpAddr::V4(uplink.v4.unwrap_or(Ipv4Addr::UNSPECIFIED))),

@@ -64,7 +64,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 24] {
+fn layout() -> [(&'static str, MapType, usize, usize); 25] {
     let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
@@ -124,6 +124,12 @@ fn layout() -> [(&'static str, MapType, usize, usize); 24] {
             MapType::LruHash,
             size_of::<Tuple>(),
             size_of::<layout::NodeFlow>(),
+        ),
+        (
+            pins::NODE_FLOW_PORTS,
+            MapType::Array,
+            4,
+            size_of::<layout::NodeFlowPorts>(),
         ),
         (pins::LIMITS, MapType::Array, 4, size_of::<layout::Limits>()),
         (pins::SHARES, MapType::Array, 4, size_of::<Share>()),

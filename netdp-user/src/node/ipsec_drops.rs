@@ -170,6 +170,8 @@ mod tests {
             v6: Some("fd00:1::10".parse().unwrap()),
             up: true,
             untagged: false,
+            only_v4: false,
+            only_v6: false,
         }
     }
 

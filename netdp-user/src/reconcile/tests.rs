@@ -13,6 +13,8 @@ pub(super) fn uplink(ifindex: u32) -> Uplink {
         v6: None,
         up: true,
         untagged: false,
+        only_v4: false,
+        only_v6: false,
     }
 }
 

@@ -44,6 +44,8 @@ fn node(nonmasquerade: &str) -> Node {
         v6: None,
         up: true,
         untagged: false,
+        only_v4: false,
+        only_v6: false,
     };
     Node {
         config: config::load(&[document], &Options::default())

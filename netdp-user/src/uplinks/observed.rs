@@ -61,6 +61,8 @@ pub(super) fn observed(snapshot: &Snapshot, uplinks: &[Uplink]) -> Vec<Uplink> {
             v6: None,
             up: link.up && link.running,
             untagged: untagged.contains(&link.ifindex),
+            only_v4: false,
+            only_v6: false,
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use super::model::{Link, Snapshot};
 use super::observed::observed;
 use super::route_classes::{RouteClasses, classify_routes};
 use super::selection::{Patterns, Selection};
-use super::sources::{Sources, sources};
+use super::sources::{Sources, mark_only_sources, sources};
 use super::stacked::{is_translated_below, unstack};
 use super::uplink::Uplink;
 
@@ -75,6 +75,8 @@ pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
         })
         .collect();
     uplinks.sort_by_key(|uplink| uplink.ifindex);
+    let sources = sources(snapshot, selection, &uplinks);
+    mark_only_sources(&mut uplinks, &sources);
     let leaks = leaks(snapshot, selection, &classes, &uplinks);
     let guests = (classes
         .guests
@@ -90,7 +92,7 @@ pub(crate) fn select(snapshot: &Snapshot, selection: &Selection) -> Selected {
     Selected {
         observed: observed(snapshot, &uplinks),
         macs: macs(snapshot, &uplinks),
-        sources: sources(snapshot, selection, &uplinks),
+        sources,
         uplinks,
         unmatched,
         left_out,
@@ -146,6 +148,8 @@ fn uplink(snapshot: &Snapshot, link: &Link, selection: &Selection) -> Uplink {
         v6: selection.enable_ipv6.then(v6).flatten(),
         up: link.up && link.running,
         untagged: false,
+        only_v4: false,
+        only_v6: false,
     }
 }
 

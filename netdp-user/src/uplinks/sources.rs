@@ -77,6 +77,20 @@ pub(super) fn sources(snapshot: &Snapshot, selection: &Selection, uplinks: &[Upl
     found
 }
 
+/// Marks the uplinks by which packets leave with one and the same source, whatever their route: there
+/// the programs need not look up routes.
+pub(super) fn mark_only_sources(uplinks: &mut [Uplink], sources: &Sources) {
+    for uplink in uplinks {
+        let via = uplink.ifindex;
+        let others = |own: IpAddr| {
+            let mut given = sources.values().filter(|given| given.via == via);
+            given.any(|it| it.addr.is_ipv4() == own.is_ipv4() && it.addr != own)
+        };
+        uplink.only_v4 = uplink.v4.is_some_and(|own| !others(own.into()));
+        uplink.only_v6 = uplink.v6.is_some_and(|own| !others(own.into()));
+    }
+}
+
 /// Reports whether a link is a bridge, a bond or the like.
 fn has_ports(snapshot: &Snapshot, link: &Link) -> bool {
     (snapshot.links.iter()).any(|port| port.master == Some(link.ifindex))

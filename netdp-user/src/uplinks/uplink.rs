@@ -22,6 +22,10 @@ pub struct Uplink {
     pub up: bool,
     /// True if VLAN-tagged packets belong to another uplink, and pass unmodified.
     pub untagged: bool,
+    /// True if `v4` is the source of all IPv4 traffic that leaves by it, whatever its route.
+    pub only_v4: bool,
+    /// True if `v6` is the source of all IPv6 traffic that leaves by it, whatever its route.
+    pub only_v6: bool,
 }
 
 impl Uplink {

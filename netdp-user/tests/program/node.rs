@@ -40,6 +40,8 @@ fn uplink(v4: Option<Ipv4Addr>, v6: Option<Ipv6Addr>, untagged: bool) -> Uplink 
         v6,
         up: true,
         untagged,
+        only_v4: false,
+        only_v6: false,
     }
 }
 

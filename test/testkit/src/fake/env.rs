@@ -12,7 +12,7 @@ use netdp_common::layout::{
     Settings, SourceKey, Tuple, Uplink,
 };
 use netdp_common::packet::Packet;
-use netdp_common::slot::{AskedSlot, LiveSlot, PortMapSlot, ShareSlot, Slot};
+use netdp_common::slot::{AskedSlot, Key, LiveSlot, PortMapSlot, ShareSlot, Slot};
 use std::cell::UnsafeCell;
 
 /// Index of an interface behind which other pods are.
@@ -112,6 +112,16 @@ impl Policy for Fake {
 
     fn is_bypass_cached(&self, pod: &Addr, peer: &Addr, epoch: u32) -> bool {
         (self.known_bypass.borrow()).contains(&(*pod, *peer, epoch))
+    }
+
+    fn lookup_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32) -> Option<Key> {
+        let pair = (*pod, *peer, epoch, self.ingress_ifindex.get());
+        self.known_masqueraded.borrow().get(&pair).copied()
+    }
+
+    fn cache_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32, key: Key) {
+        let pair = (*pod, *peer, epoch, self.ingress_ifindex.get());
+        self.known_masqueraded.borrow_mut().insert(pair, key);
     }
 
     fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32) {
@@ -235,6 +245,17 @@ impl Node for Fake {
 
     fn insert_node_flow(&self, wire: &Tuple, flow: &NodeFlow) {
         self.node_flows.borrow_mut().insert(*wire, *flow);
+    }
+
+    fn node_flow_stamp(&self, port: u16) -> u8 {
+        self.node_flow_stamps
+            .borrow()
+            .get(&port)
+            .map_or(0, |it| *it)
+    }
+
+    fn set_node_flow_stamp(&self, port: u16, stamp: u8) {
+        self.node_flow_stamps.borrow_mut().insert(port, stamp);
     }
 
     fn is_node_port(&self, protocol: u32, port: u16) -> bool {

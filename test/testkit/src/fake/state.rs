@@ -13,6 +13,7 @@ use netdp_common::layout::{
 };
 use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet;
+use netdp_common::slot::Key;
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
@@ -67,6 +68,8 @@ pub struct Fake {
     /// The most recent mappings, the oldest first.
     pub(super) recent: RefCell<VecDeque<Tuple>>,
     pub node_flows: RefCell<HashMap<Tuple, NodeFlow>>,
+    /// When a flow of the node was last recorded, by L4 id.
+    pub node_flow_stamps: RefCell<HashMap<u16, u8>>,
     /// Ingress interface of packets that the node forwards.
     pub ingress_ifindex: Cell<u32>,
     /// Packets with the node's source address are the node's own.
@@ -110,6 +113,9 @@ pub struct Fake {
     pub bypassed_before: HashSet<Addr>,
     /// Cached bypasses: pod, peer, and the epoch of the decision.
     pub known_bypass: RefCell<HashSet<(Addr, Addr, u32)>>,
+    /// Cached masqueraded pairs: pod, peer, the epoch of the decision and the interface by which the
+    /// packet came, with the pod's key.
+    pub known_masqueraded: RefCell<HashMap<(Addr, Addr, u32, u32), Key>>,
     /// Every candidate port, in the order of the attempts.
     pub candidates: RefCell<Vec<u16>>,
     /// Runs once, just before a rev-SNAT half is inserted: simulates another CPU.
@@ -203,6 +209,7 @@ impl Fake {
             port_maps: RefCell::default(),
             recent: RefCell::default(),
             node_flows: RefCell::default(),
+            node_flow_stamps: RefCell::default(),
             ingress_ifindex: Cell::new(7),
             own: Cell::new(true),
             origins: RefCell::default(),
@@ -227,6 +234,7 @@ impl Fake {
             policy: Vec::new(),
             bypassed_before: HashSet::new(),
             known_bypass: RefCell::default(),
+            known_masqueraded: RefCell::default(),
             candidates: RefCell::default(),
             before_claim: RefCell::default(),
             before_original: RefCell::default(),
