@@ -2,7 +2,8 @@
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, opened, wire_of};
 use netdp_common::env::EgressRoute;
-use netdp_common::layout::{DropReason, SOURCE_NAMED, SourceKey};
+use netdp_common::layout::{DropReason, SOURCE_NAMED, SourceKey, UPLINK_ONLY_V4, UPLINK_ONLY_V6};
+use std::cell::RefCell;
 use testkit::build::{Build, Kind};
 use testkit::fake::{Fake, Seen, addr};
 
@@ -176,6 +177,32 @@ fn the_next_hops_subnet_decides_where_no_source_is_named() {
     fake.route = route(None, "10.8.255.1");
     fake.route.as_mut().unwrap().link = 3;
     assert_eq!(fake.out(&V4.syn()), becomes(V4.node), "another interface's");
+}
+
+/// Where every route leads to the same source, none is looked up.
+#[test]
+fn routes_are_not_looked_up_where_there_is_only_one_source() {
+    for (net, only, other) in [
+        (V4, UPLINK_ONLY_V4, UPLINK_ONLY_V6),
+        (V6, UPLINK_ONLY_V6, UPLINK_ONLY_V4),
+    ] {
+        let fake_with = |flag: u32| {
+            let mut fake = Fake::new();
+            fake.uplink.flags |= flag;
+            fake.before_route = RefCell::new(Some(Box::new(|_| {})));
+            fake
+        };
+        let fake = fake_with(only);
+        assert_eq!(fake.out(&net.udp()), becomes(net.node));
+        assert!(fake.before_route.borrow().is_some(), "not looked up");
+        let fake = fake_with(other);
+        assert_eq!(fake.out(&net.udp()), becomes(net.node));
+        assert!(fake.before_route.borrow().is_none(), "looked up");
+        // An address that the uplink does not have is no source.
+        let mut fake = fake_with(only);
+        fake.uplink.flags = only;
+        assert_eq!(fake.out(&net.udp()), drop_of(DropReason::NoSourceAddress));
+    }
 }
 
 /// A VLAN device above the uplink has its own address, whichever router the route has.

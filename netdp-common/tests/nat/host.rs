@@ -2,7 +2,8 @@
 
 use super::{BOTH, V4, V6, assert_paired, becomes, halves, opened, wire_of};
 use netdp_common::env::{Clock as _, Node as _};
-use netdp_common::layout::{Action, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING};
+use netdp_common::flow::{INBOUND_SECONDS, ticks32};
+use netdp_common::layout::{Action, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, NodeFlow};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen, tuple_of};
 
@@ -256,5 +257,56 @@ fn a_yielded_flow_is_netfilters() {
             assert_eq!(fake.back(&translated.answer()), Seen::Pass, "{packet:?}");
             assert_eq!(fake.out(&packet), becomes(net.node), "{packet:?}");
         }
+    }
+}
+
+/// Flows of the node are looked up only on ports with which one was recorded within their longest
+/// life.
+#[test]
+fn a_port_without_flows_of_the_node_needs_no_lookup() {
+    for net in BOTH {
+        let node = Build::udp(net.node, net.server);
+        let wire = tuple_of(&node).reversed();
+        let mut fake = Fake::new();
+        fake.sent_by_socket = false;
+        // Not only after the clock's first unit.
+        fake.clock.set(0);
+        assert_eq!(fake.out(&node), Seen::Pass);
+        assert_ne!(fake.node_flow_stamp(4000), 0);
+        assert_eq!(fake.node_flow_stamp(4001), 0);
+        assert_ne!(fake.out(&net.udp()), becomes(net.node), "it is the node's");
+        // A flow that is not recorded there is not found.
+        let fake = Fake::new();
+        let flow = NodeFlow {
+            last_seen: fake.now(),
+            limit: u32::MAX,
+        };
+        fake.insert_node_flow(&wire, &flow);
+        assert_eq!(fake.out(&net.udp()), becomes(net.node));
+    }
+}
+
+/// The stamp outlives the flow that may live longest, whatever the phase of the clock, and ends.
+#[test]
+fn a_stamp_lives_as_long_as_the_flows() {
+    for begin in [0, 1, 65_535, 65_536, 10_000_000, u32::MAX - 7_000_000] {
+        let mut fake = Fake::new();
+        fake.sent_by_socket = false;
+        fake.clock.set(begin);
+        let node = Build::tcp(V4.node, V4.server, ACK);
+        assert_eq!(fake.out(&node), Seen::Pass);
+        let longest = ticks32(INBOUND_SECONDS);
+        fake.clock.set(begin.wrapping_add(longest - 1));
+        assert_ne!(fake.out(&V4.syn()), becomes(V4.node), "from {begin}");
+        // Extended, so that only the stamp can tell that it is over.
+        let wire = tuple_of(&node).reversed();
+        let flow = NodeFlow {
+            last_seen: begin,
+            limit: u32::MAX,
+        };
+        fake.insert_node_flow(&wire, &flow);
+        fake.clock.set(begin.wrapping_add(longest + 3 * 65_536));
+        let other = V4.other_syn();
+        assert_eq!(fake.out(&other), becomes(V4.node), "from {begin}");
     }
 }

@@ -1,9 +1,10 @@
-//! The bypass cache: packets between cached address pairs pass without a lookup.
+//! The caches of address pairs: packets between bypassed pairs pass without a lookup, and new flows
+//! between masqueraded pairs look up little.
 
 use super::{BOTH, Net, becomes};
-use netdp_common::layout::{Action, SETTING_BYPASS_CACHE_VALID};
-use testkit::build::{ACK, Build};
-use testkit::fake::{Fake, Seen};
+use netdp_common::layout::{Action, DropReason, SETTING_BYPASS_CACHE_VALID};
+use testkit::build::{ACK, Build, SYN};
+use testkit::fake::{Fake, Origin, Seen, tuple_of};
 
 /// Returns a node that bypasses the server and has no older mapping.
 fn bypassing(net: &Net) -> Fake {
@@ -95,5 +96,84 @@ fn fragments_are_looked_into() {
         assert_eq!(fake.out(&net.udp()), Seen::Pass);
         assert_eq!(fake.out(&net.udp().first()), Seen::Pass);
         assert_eq!(fake.fragments_len(), 1, "the later ones must find it");
+    }
+}
+
+/// Returns a SYN of the pod's next port.
+fn another(net: &Net, n: u16) -> Build {
+    let mut pod: std::net::SocketAddr = net.pod.parse().expect("an endpoint");
+    pod.set_port(pod.port() + n);
+    Build::tcp(&pod.to_string(), net.server, SYN)
+}
+
+fn is_masqueraded(seen: &Seen) -> bool {
+    matches!(seen, Seen::As(_))
+}
+
+#[test]
+fn later_flows_between_masqueraded_addresses_look_up_no_policy() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        assert!(is_masqueraded(&fake.out(&another(&net, 0))));
+        // Behind the agent's back, so that the epoch stays.
+        let server = net.server_ip.trim_matches(['[', ']']).to_owned();
+        let len = if server.contains(':') { 128 } else { 32 };
+        fake.rule(&format!("{server}/{len}"), Action::Bypass);
+        assert!(is_masqueraded(&fake.out(&another(&net, 1))));
+        fake.settings.epoch += 1;
+        assert_eq!(fake.out(&another(&net, 2)), Seen::Pass);
+        assert_eq!(fake.known_masqueraded.borrow().len(), 1);
+    }
+}
+
+#[test]
+fn a_pod_that_is_known_is_not_forged_from_another_interface() {
+    for net in BOTH {
+        let fake = Fake::new();
+        assert!(is_masqueraded(&fake.out(&another(&net, 0))));
+        fake.ingress_ifindex.set(8);
+        fake.origins
+            .borrow_mut()
+            .insert(tuple_of(&another(&net, 0)).src, Origin::Elsewhere);
+        assert_eq!(
+            fake.out(&another(&net, 1)),
+            Seen::Drop(DropReason::ForgedSource)
+        );
+        fake.ingress_ifindex.set(7);
+        assert!(is_masqueraded(&fake.out(&another(&net, 2))));
+    }
+}
+
+#[test]
+fn an_address_that_becomes_the_nodes_is_no_pods_any_more() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        assert!(is_masqueraded(&fake.out(&another(&net, 0))));
+        fake.local.insert(tuple_of(&another(&net, 0)).src);
+        fake.settings.epoch += 1;
+        assert_eq!(fake.out(&another(&net, 1)), Seen::Pass);
+        assert_eq!(fake.counters().egress_host, 1);
+    }
+}
+
+#[test]
+fn what_is_withheld_is_asked_of_the_policy_each_time() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        fake.rule(
+            if net.pod.starts_with('[') {
+                "::/0"
+            } else {
+                "0.0.0.0/0"
+            },
+            Action::Withhold,
+        );
+        for n in 0..2 {
+            assert_eq!(
+                fake.out(&another(&net, n)),
+                Seen::Drop(DropReason::IpsecPolicy)
+            );
+        }
+        assert!(fake.known_masqueraded.borrow().is_empty());
     }
 }

@@ -52,6 +52,7 @@ impl Subject for Host {
         for prefix in bypass {
             self.fake.rule(prefix, Action::Bypass);
         }
+        self.fake.settings.epoch += 1;
     }
 
     fn forget_policies(&mut self) {
@@ -70,6 +71,7 @@ impl Subject for Host {
             .map(|net| addr(net.nodes[uplink].trim_matches(['[', ']'])));
         (self.fake.uplink.v4, self.fake.uplink.v6) = (v4, v6);
         self.fake.local.extend([v4, v6]);
+        self.fake.settings.epoch += 1;
     }
 
     fn advance(&mut self, seconds: u64) {
