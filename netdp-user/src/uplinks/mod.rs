@@ -29,7 +29,7 @@ mod tests;
 
 pub(crate) use hint::hint;
 pub(crate) use hook_bypass::unhooked_paths;
-pub(crate) use macs::Mac;
+pub use macs::Mac;
 pub(crate) use missing_address::{FormerFamilies, MissingAddress, missing_addresses};
 pub use model::LinkLayer;
 pub(crate) use model::{Snapshot, local_addresses};

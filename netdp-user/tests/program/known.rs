@@ -1,11 +1,16 @@
-//! The bypass cache: packets between cached address pairs pass without a lookup.
+//! The caches of address pairs: packets between bypassed pairs pass without a lookup, and new flows
+//! between masqueraded pairs are not looked up in the policy.
 
 use crate::build::{Build, SYN};
-use crate::node::{Node, becomes};
+use crate::node::{Node, Seen, becomes, frame};
+use crate::test_run::On;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{LpmTrie, Map, MapData};
 use netdp_common::layout::{Addr, PolicyValue, SETTING_BYPASS_CACHE_VALID, pins};
+use netdp_common::packet::pair_slot;
+use netdp_user::datapath::Hook;
 use netdp_user::reconcile::Change;
+use netdp_user::uplinks::Mac;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -149,4 +154,153 @@ fn nothing_is_remembered_while_mappings_may_be_sticky() {
         let next = Build::udp(pod, server);
         assert_eq!(node.out(&next), becomes(&next.from(wire)));
     }
+}
+
+/// Returns the packet from the pod's next ports, and what it becomes on the wire.
+fn from_port(pod: &str, server: &str, wire: &str, port: u16) -> (Build, Build) {
+    let port = port.to_string();
+    let packet = Build::udp(&pod.replace("4000", &port), server);
+    let leaves = packet.from(&wire.replace("4000", &port));
+    (packet, leaves)
+}
+
+/// Makes the agent's policy bypass the servers without a new epoch.
+fn bypass_unnoticed(node: &mut Node) {
+    let before = node.datapath().maps().settings().expect("settings");
+    node.policy(&BYPASS);
+    let mut after = node.datapath().maps().settings().expect("settings");
+    assert_ne!(before.epoch, after.epoch, "each policy begins an epoch");
+    after.epoch = before.epoch;
+    node.write_settings(&after);
+}
+
+#[test]
+fn a_pair_that_is_known_to_be_masqueraded_needs_no_policy_for_an_epoch() {
+    let mut node = bypassing(false);
+    node.policy(&[]);
+    for (pod, server, wire) in PAIRS {
+        let (packet, leaves) = from_port(pod, server, wire, 4000);
+        assert_eq!(node.out(&packet), becomes(&leaves));
+    }
+    bypass_unnoticed(&mut node);
+    for (pod, server, wire) in PAIRS {
+        let (packet, leaves) = from_port(pod, server, wire, 4001);
+        assert_eq!(node.out(&packet), becomes(&leaves), "known");
+        // Another pod, and another server.
+        let (packet, _) = from_port(
+            &pod.replace("2:", "3:").replace("2]", "3]"),
+            server,
+            wire,
+            4002,
+        );
+        assert_eq!(node.out(&packet), becomes(&packet), "asked");
+        let (packet, _) = from_port(
+            pod,
+            &server.replace("7:", "8:").replace("7]", "8]"),
+            wire,
+            4003,
+        );
+        assert_eq!(node.out(&packet), becomes(&packet), "asked");
+    }
+    node.apply(&Change::AddLocal([192, 0, 2, 77].into()));
+    for (pod, server, wire) in PAIRS {
+        let (packet, _) = from_port(pod, server, wire, 4004);
+        assert_eq!(node.out(&packet), becomes(&packet), "another epoch");
+    }
+}
+
+/// The last pair of a slot replaces the earlier one, and is not taken for it.
+#[test]
+fn pairs_that_share_a_slot_do_not_mix() {
+    let (pod, server, wire) = PAIRS[0];
+    let slot = |server: &str| {
+        let packet = Build::udp(pod, server);
+        let (pod, peer) = (packet.src.ip().into(), packet.dst.ip().into());
+        pair_slot(&pod, &peer, 8)
+    };
+    let other = (0..=u8::MAX)
+        .map(|n| format!("203.0.113.{n}:443"))
+        .find(|other| slot(other) == slot(server))
+        .expect("one of 256 shares the slot");
+    let mut node = bypassing(false);
+    node.policy(&[]);
+    let (packet, leaves) = from_port(pod, server, wire, 4000);
+    assert_eq!(node.out(&packet), becomes(&leaves));
+    bypass_unnoticed(&mut node);
+    let (packet, leaves) = from_port(pod, &other, wire, 4001);
+    assert_eq!(
+        node.out(&packet),
+        becomes(&leaves),
+        "the policy masquerades it"
+    );
+    let (packet, _) = from_port(pod, server, wire, 4002);
+    assert_eq!(node.out(&packet), becomes(&packet), "no longer known");
+}
+
+/// A pod is known by the interface by which its packets come: from another one its source may be
+/// forged, and what comes from none is the node's own.
+#[test]
+fn a_pair_is_known_by_its_interface() {
+    let mut node = bypassing(false);
+    node.policy(&[]);
+    let on = |came_by| On {
+        ifindex: 1,
+        came_by,
+    };
+    for (pod, server, wire) in PAIRS {
+        let (packet, leaves) = from_port(pod, server, wire, 4000);
+        let seen = node.run_from(Hook::Egress, &frame(&packet), on(1));
+        assert_eq!(seen, becomes(&leaves));
+    }
+    bypass_unnoticed(&mut node);
+    for (pod, server, wire) in PAIRS {
+        for came_by in [0, 2] {
+            let (packet, _) = from_port(pod, server, wire, 4001);
+            let seen = node.run_from(Hook::Egress, &frame(&packet), on(came_by));
+            assert_eq!(seen, becomes(&packet), "by {came_by}");
+        }
+        let (packet, leaves) = from_port(pod, server, wire, 4002);
+        let seen = node.run_from(Hook::Egress, &frame(&packet), on(1));
+        assert_eq!(seen, becomes(&leaves));
+    }
+}
+
+/// The hardware address of the last packet is remembered; another one is looked up, and so is this
+/// one once the agent has removed it.
+#[test]
+fn a_hardware_address_is_known_until_the_agent_removes_it() {
+    let mut node = bypassing(false);
+    node.policy(&[]);
+    let own = [2, 0, 0, 0, 0, 2];
+    for mac in [own, [0; 6]] {
+        node.apply(&Change::AddMac(Mac { link: 1, mac }));
+    }
+    let (pod, server, wire) = PAIRS[0];
+    let send = |node: &mut Node, mac: [u8; 6], port: u16| {
+        let (packet, leaves) = from_port(pod, server, wire, port);
+        let with = |packet: &Build| {
+            let mut frame = frame(packet);
+            frame[6..12].copy_from_slice(&mac);
+            frame
+        };
+        match node.run_once(Hook::Egress, &with(&packet)) {
+            Seen::Next(bytes) if bytes == with(&leaves) => true,
+            Seen::Next(bytes) if bytes == with(&packet) => false,
+            other => panic!("{other:?}"),
+        }
+    };
+    let guests = [[2, 0, 0, 0, 0, 3], [2, 0, 0, 0, 9, 2], [9, 0, 0, 0, 0, 2]];
+    assert!(send(&mut node, own, 4000), "the node sends it");
+    for (port, guest) in (4001..).zip(guests) {
+        assert!(!send(&mut node, guest, port), "a guest: {guest:02x?}");
+    }
+    assert!(send(&mut node, own, 4010), "the node sends it");
+    let other = [2, 0, 0, 0, 0, 7];
+    node.apply(&Change::AddMac(Mac {
+        link: 1,
+        mac: other,
+    }));
+    node.apply(&Change::RemoveMac(Mac { link: 1, mac: own }));
+    assert!(!send(&mut node, own, 4020), "it is a guest's now");
+    assert!(send(&mut node, other, 4021), "the node sends it");
 }

@@ -2,7 +2,7 @@
 
 use crate::build::{Build, Kind};
 pub use crate::test_run::Seen;
-use crate::test_run::{CHECKSUM_COMPLETE, kernel_keeps_complete_checksums, test_run, test_run_on};
+use crate::test_run::{CHECKSUM_COMPLETE, On, kernel_keeps_complete_checksums, test_run};
 use aya::maps::{Array, HashMap, Map, MapData};
 use ipnet::IpNet;
 use netdp_common::flow::{Timeouts, ticks};
@@ -242,13 +242,14 @@ impl Node {
     /// with the resulting packet. Egress packets have been forwarded, which invalidates such a
     /// checksum.
     pub fn run(&mut self, hook: Hook, frame: &[u8]) -> Seen {
+        let on = self.interfaces(hook, frame, 1);
         let program = self.datapath().program(hook).expect("the program");
-        let first = test_run(program, frame, 0);
+        let first = test_run(program, frame, 0, on);
         if hook == Hook::Egress || !kernel_keeps_complete_checksums() {
-            assert_eq!(first, test_run(program, frame, 0), "{frame:02x?}");
+            assert_eq!(first, test_run(program, frame, 0, on), "{frame:02x?}");
             return first;
         }
-        let again = test_run(program, frame, CHECKSUM_COMPLETE);
+        let again = test_run(program, frame, CHECKSUM_COMPLETE, on);
         assert_eq!(first, again, "with a complete checksum: {frame:02x?}");
         first
     }
@@ -260,8 +261,36 @@ impl Node {
 
     /// Runs a hook's program on a frame as if on an interface other than the loopback device.
     pub fn run_on(&mut self, hook: Hook, frame: &[u8], ifindex: u32) -> Seen {
+        let on = self.interfaces(hook, frame, ifindex);
+        self.run_from(hook, frame, on)
+    }
+
+    /// Runs a hook's program on a frame on these interfaces.
+    pub fn run_from(&mut self, hook: Hook, frame: &[u8], on: On) -> Seen {
         let program = self.datapath().program(hook).expect("the program");
-        test_run_on(program, frame, 0, ifindex)
+        test_run(program, frame, 0, on)
+    }
+
+    /// Returns the interfaces of a frame: what leaves with another address than the node's came by
+    /// the loopback device, and the rest begins or arrives here.
+    fn interfaces(&mut self, hook: Hook, frame: &[u8], ifindex: u32) -> On {
+        let source = match frame.get(12..14) {
+            Some([0x08, 0x00]) => frame.get(26..30).map(|ip| {
+                let ip: [u8; 4] = ip.try_into().expect("four bytes");
+                IpAddr::from(ip)
+            }),
+            Some([0x86, 0xdd]) => frame.get(22..38).map(|ip| {
+                let ip: [u8; 16] = ip.try_into().expect("16 bytes");
+                IpAddr::from(ip)
+            }),
+            _ => None,
+        };
+        let forwarded = hook == Hook::Egress
+            && source.is_some_and(|source| !self.local_addresses().contains(&source));
+        On {
+            ifindex,
+            came_by: forwarded.into(),
+        }
     }
 
     /// Creates another uplink with these addresses and returns its interface index.

@@ -49,22 +49,29 @@ struct Attr {
     pad: u32,
 }
 
-/// Index of the interface index in the words of `struct __sk_buff`.
+/// Indexes of `ingress_ifindex` and `ifindex` in the words of `struct __sk_buff`.
+const INGRESS_IFINDEX: usize = 9;
 const IFINDEX: usize = 10;
 
-/// Runs `BPF_PROG_TEST_RUN` directly, because aya's function has no flags.
-pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32) -> Seen {
-    test_run_on(program, frame, flags, 1)
+/// The interfaces of a packet, by index.
+#[derive(Clone, Copy)]
+pub struct On {
+    /// The one on which the program runs.
+    pub ifindex: u32,
+    /// The one by which the packet came to the node; 0 if the node sends it.
+    pub came_by: u32,
 }
 
-/// Runs the program on an interface of the namespace other than the loopback device.
-pub fn test_run_on(program: &SchedClassifier, frame: &[u8], flags: u32, ifindex: u32) -> Seen {
+/// Runs the program with `BPF_PROG_TEST_RUN` on these interfaces of the namespace. Directly, because
+/// aya's function has no flags.
+pub fn test_run(program: &SchedClassifier, frame: &[u8], flags: u32, on: On) -> Seen {
     /// `enum bpf_cmd` in include/uapi/linux/bpf.h.
     const BPF_PROG_TEST_RUN: libc::c_int = 10;
     let mut out = vec![0; frame.len() + 64];
     // `struct __sk_buff` of include/uapi/linux/bpf.h: only fields that may be set can be non-zero.
     let mut context = [0_u32; 48];
-    context[IFINDEX] = ifindex;
+    context[IFINDEX] = on.ifindex;
+    context[INGRESS_IFINDEX] = on.came_by;
     let fd = program.fd().expect("a loaded program").as_fd().as_raw_fd();
     let mut attr = Attr {
         prog_fd: u32::try_from(fd).expect("a file descriptor"),
