@@ -5,6 +5,7 @@ mod clock;
 mod closing;
 mod eviction;
 mod inbound;
+mod stamp;
 mod tcp;
 mod timeouts;
 
@@ -16,6 +17,7 @@ pub use eviction::{
     is_free_again, is_silent_stream,
 };
 pub use inbound::{BY_PROTOCOL, LINGER_TICKS, asked_ticks, is_asked_still, is_fresh};
+pub use stamp::{is_stamp_fresh, stamp};
 pub use tcp::{
     SEEN_DATA, SEEN_FIN, SEEN_OTHERS, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SEEN_SYN,
     TcpState, fin_is_plausible, is_closing, is_in_window, observe, refreshes, rst_is_acceptable,

@@ -63,7 +63,7 @@ impl NodeProtocol {
 }
 
 /// The single value of `node_flow_ports`: for each L4 id of the node, when a [`NodeFlow`] with it
-/// was last recorded ([`crate::nat::node::stamp`]); 0 for never. Flows of other ids need no lookup.
+/// was last recorded ([`crate::flow::stamp`]); 0 for never. Flows of other ids need no lookup.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct NodeFlowPorts(pub [u8; 65_536]);

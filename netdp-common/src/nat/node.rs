@@ -3,7 +3,7 @@
 use super::evict;
 use super::scratch::Scratch;
 use crate::env::Env;
-use crate::flow::{INBOUND_SECONDS, age, live_seconds, ticks32};
+use crate::flow::{age, is_stamp_fresh, live_seconds, stamp, ticks32};
 use crate::layout::{Action, Family, NodeFlow, Tuple, origin_tag, proto};
 use crate::packet::{L4, Packet, RST};
 use crate::slot::{Key, Slot};
@@ -112,32 +112,6 @@ fn record_flow<E: Env>(env: &E, pkt: &Packet, wire: &Tuple) -> bool {
         env.insert_node_flow(wire, &flow);
     }
     true
-}
-
-/// The right shift that converts ticks to the unit of stamps: 73 minutes.
-const STAMP_SHIFT: u32 = 16;
-
-/// The number of different stamps. They repeat after 13 days.
-const STAMPS: u32 = u8::MAX as u32;
-
-/// The age from which on a stamp says that no flow is left: the longest limit of a recorded flow,
-/// in the unit of stamps, rounded up at both ends.
-const STAMP_LIFE: u32 = (ticks32(INBOUND_SECONDS) >> STAMP_SHIFT) + 2;
-
-const _: () = assert!(STAMP_LIFE < STAMPS);
-
-/// Returns the stamp of a moment, for [`NodeFlowPorts`](crate::layout::NodeFlowPorts); never 0.
-#[inline(always)]
-#[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "at most 255")]
-pub const fn stamp(now: u32) -> u8 {
-    ((now >> STAMP_SHIFT) % STAMPS + 1) as u8
-}
-
-/// Reports whether a flow recorded at the time of `then` may still be alive.
-#[inline(always)]
-const fn is_stamp_fresh(then: u8, now: u32) -> bool {
-    then != 0 && (stamp(now) as u32 + STAMPS - then as u32) % STAMPS < STAMP_LIFE
 }
 
 /// Reports whether packets that arrive with this wire tuple are known to belong to the node.

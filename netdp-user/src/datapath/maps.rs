@@ -3,9 +3,11 @@
 use super::batch;
 use super::entries::Entries;
 use super::setup::Setup;
+use super::sweep::now;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use netdp_common::flow::stamp;
 use netdp_common::layout::Addr;
 use netdp_common::layout::Counters;
 use netdp_common::layout::Inbound;
@@ -13,6 +15,7 @@ use netdp_common::layout::LAYOUT;
 use netdp_common::layout::Limits;
 use netdp_common::layout::Live;
 use netdp_common::layout::Mapping;
+use netdp_common::layout::NodeFlowPorts;
 use netdp_common::layout::PORT_RANGES;
 use netdp_common::layout::PolicyValue;
 use netdp_common::layout::PortMapBits;
@@ -75,6 +78,8 @@ pub struct Maps {
     /// `None` if the pin is of a version with other counters.
     counters: Option<PerCpuArray<MapData, Counters>>,
     reserved_ports: Array<MapData, u64>,
+    /// `None` if the pins are of a version without this map.
+    node_flow_ports: Option<Array<MapData, NodeFlowPorts>>,
     /// `None` if the pins are of a version without these maps.
     pods: Option<PodMaps>,
 }
@@ -146,6 +151,10 @@ impl Maps {
             settings: array(pins::SETTINGS)?.try_into()?,
             counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into().ok(),
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
+            node_flow_ports: match bpffs.join(pins::NODE_FLOW_PORTS).exists() {
+                true => Some(array(pins::NODE_FLOW_PORTS)?.try_into()?),
+                false => None,
+            },
             pods: match bpffs.join(pins::LIMITS).exists() {
                 true => Some(PodMaps {
                     limits: array(pins::LIMITS)?.try_into()?,
@@ -195,6 +204,9 @@ impl Maps {
                 .context("writing the reserved ports")?;
         }
         let mut settings = self.settings()?;
+        if settings.layout != 0 && settings.layout < LAYOUT {
+            self.stamp_all_ports()?;
+        }
         settings.layout = LAYOUT;
         // Until a sweep has shown otherwise, mappings may be older than the policy.
         settings.flags = setup.flags();
@@ -220,6 +232,16 @@ impl Maps {
             .limits
             .set(0, limits, 0)
             .context("writing the limits map")
+    }
+
+    /// Makes the programs look up flows of the node on every port: programs of layout 1 record such
+    /// flows without a stamp.
+    fn stamp_all_ports(&mut self) -> Result<()> {
+        let stamp = stamp(now(self)?);
+        (self.node_flow_ports.as_mut())
+            .context(EARLIER)?
+            .set(0, NodeFlowPorts([stamp; 65_536]), 0)
+            .context("writing the node_flow_ports map")
     }
 
     /// Returns the limits of pods, and the node's secret.

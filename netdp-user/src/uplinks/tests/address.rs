@@ -253,6 +253,35 @@ fn sources_are_by_network_and_by_what_routes_name() {
     assert_eq!(source_lines(&net, &[]), wanted);
 }
 
+/// Where a second source appears, the programs have to look up routes, in its family only.
+#[test]
+fn an_uplink_has_one_source_until_another_is_possible() {
+    let only = |net: &Net| {
+        let mut uplinks = super::choose(&net.0, &net.selection(&[], &["eth0"])).uplinks;
+        let uplink = uplinks.remove(0);
+        (uplink.only_v4, uplink.only_v6)
+    };
+    let mut net = eth0();
+    assert_eq!(only(&net), (false, false), "there is none");
+    net.addr("eth0", "10.8.0.4/16");
+    net.addr("eth0", "2001:db8::4/64");
+    net.addr_with("eth0", "10.8.0.5/16", |addr| addr.flags.secondary = true);
+    assert_eq!(only(&net), (true, true));
+    let mut second = net.clone();
+    second.addr("eth0", "10.9.0.4/16");
+    assert_eq!(only(&second), (false, true), "on another network");
+    let mut second = net.clone();
+    second.addr("eth0", "fd00::4/64");
+    assert_eq!(only(&second), (true, false), "of another scope");
+    let mut named = net.clone();
+    named.leads("eth0", "203.0.113.0/24", true);
+    named.0.routes[0].prefsrc = ip("10.8.0.5");
+    assert_eq!(only(&named), (false, true), "a route names it");
+    net.on("eth0", "eth0.100", "vlan");
+    net.addr("eth0.100", "10.100.0.4/24");
+    assert_eq!(only(&net), (false, true), "a VLAN device above has one");
+}
+
 /// Packets of a VLAN device that is no uplink get its address at the lower device.
 #[test]
 fn a_vlan_device_has_sources_where_it_is_translated() {

@@ -21,7 +21,7 @@ use crate::config::{Masqueraded, Origin, Rule, RuleAction};
 use netdp_common::layout::Family;
 
 /// A synthetic network, built link by link.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Net(Snapshot);
 
 impl Net {
