@@ -299,7 +299,7 @@ impl<T> Env for T where
         + Policy
         + Mappings
         + Accounting
-    + Accounting
+        + Accounting
         + InboundFlows
         + Node
         + Ports

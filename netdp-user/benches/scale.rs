@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::flow::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
 use netdp_common::layout::{
-    Action, Addr, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, Settings, Tuple, packed,
-    pins, proto,
+    Action, Addr, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, Settings, Tuple,
+    packed, pins, proto,
 };
 use netdp_user::datapath::{
     Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, SweepStats, Sweeper,

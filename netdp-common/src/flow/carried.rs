@@ -40,7 +40,12 @@ impl Carried {
             Some(reply) => {
                 let closing = Closing::of(reply);
                 let acknowledged = closing.is_over(original.tcp_ack, reply.tcp_ack);
-                (reply.seen(), reply.packets(Half::Reply), reply.last_seen, acknowledged)
+                (
+                    reply.seen(),
+                    reply.packets(Half::Reply),
+                    reply.last_seen,
+                    acknowledged,
+                )
             }
             None => (0, 0, original.last_seen, false),
         };

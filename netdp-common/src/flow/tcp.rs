@@ -55,8 +55,7 @@ pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
 pub const fn refreshes(seen: u32, l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => {
-            segment.flags & RST == 0
-                && !(segment.flags & SYN != 0 && seen & SEEN_OWN == SEEN_SYN)
+            segment.flags & RST == 0 && !(segment.flags & SYN != 0 && seen & SEEN_OWN == SEEN_SYN)
         }
         _ => true,
     }

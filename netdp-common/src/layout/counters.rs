@@ -99,6 +99,5 @@ counters! {
 }
 
 const _: () = assert!(
-    size_of::<Counters>()
-        == (Counters::OUTCOMES + Counters::WITH_BYTES) * 8 + size_of::<Drops>()
+    size_of::<Counters>() == (Counters::OUTCOMES + Counters::WITH_BYTES) * 8 + size_of::<Drops>()
 );

@@ -27,12 +27,12 @@ pub use drops::{DropReason, Drops};
 pub use endpoint::Endpoint;
 pub use fragment::{FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
 pub use inbound::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
+pub(crate) use mapping::packets;
 pub use mapping::{
     MAPPING_BY_INTERFACE, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, MAPPING_HANDED_OVER,
     MAPPING_HANDOVER_PENDING, MAPPING_HOST, MAPPING_ORIGIN, MAPPING_PICKUP, Mapping, RECENT,
     RecentAt, origin_tag,
 };
-pub(crate) use mapping::packets;
 pub use node::{
     NODE_PORT_DCCP, NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE, NodeFlow,
     NodeProtocol, RESERVED_WORDS, node_port_bit,
@@ -47,8 +47,8 @@ pub use settings::{
 };
 pub use share::{SHARE_BUCKETS, SHARE_ENTRIES, SHARE_TOTAL, Share, ShareEnded};
 pub use traffic::{
-    Half, PAIRS, Pair, RULE_HITS, RuleHits, TRAFFIC_FULL, TRAFFIC_PLAIN, Traffic, packed, rule_index,
-    unpacked,
+    Half, PAIRS, Pair, RULE_HITS, RuleHits, TRAFFIC_FULL, TRAFFIC_PLAIN, Traffic, packed,
+    rule_index, unpacked,
 };
 pub use tuple::{Tuple, proto};
 pub use uplink::{

@@ -47,8 +47,8 @@ const _: () = {
 mod user {
     use super::{
         Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeProtocol,
-        Pair, PolicyValue, PortMapBits, PortMapOwner, RuleHits, Settings, Share, ShareEnded, Source,
-        SourceKey, Traffic, Tuple, Uplink,
+        Pair, PolicyValue, PortMapBits, PortMapOwner, RuleHits, Settings, Share, ShareEnded,
+        Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {

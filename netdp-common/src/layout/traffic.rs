@@ -154,7 +154,11 @@ pub struct RuleHits {
 #[inline(always)]
 #[must_use]
 pub const fn rule_index(rule: u32) -> u32 {
-    if rule < RULE_HITS { rule } else { RULE_HITS - 1 }
+    if rule < RULE_HITS {
+        rule
+    } else {
+        RULE_HITS - 1
+    }
 }
 
 /// Slots of `bypass_cache`: a table without chains, in which the last pair replaces the earlier one.

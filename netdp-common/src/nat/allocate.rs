@@ -8,8 +8,9 @@ use super::scratch::Scratch;
 use super::{endpoints, ports, search, traffic};
 use crate::env::{Env, InsertError};
 use crate::layout::{
-    DropReason, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS,
-    SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, SHARE_TOTAL, Traffic, Tuple, packed, proto,
+    DropReason, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, PORT_RANGES, PortRange,
+    SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS, SETTING_RANDOM_PORTS,
+    SETTING_UDP_ENDPOINTS, SHARE_TOTAL, Traffic, Tuple, packed, proto,
 };
 use crate::packet::{ACK, L4, Packet, SYN};
 use crate::slot::Slot;

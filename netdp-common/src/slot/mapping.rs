@@ -2,8 +2,8 @@
 
 use crate::flow::{Closing, SEEN_CARRIED, SEEN_DATA, SEEN_OWN, SEEN_RST, observe, refreshes};
 use crate::layout::{
-    self, Addr, Half, MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
-    MAPPING_ORIGIN, Mapping, TRAFFIC_FULL, proto,
+    self, Addr, Half, MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING,
+    MAPPING_HOST, MAPPING_ORIGIN, Mapping, TRAFFIC_FULL, proto,
 };
 use crate::packet::{ACK, L4, SYN};
 

@@ -1,9 +1,8 @@
 //! Scope: packets that are translated and packets that are not.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
-use netdp_common::layout::Half;
 use netdp_common::layout::{
-    Action, DropReason, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6,
+    Action, DropReason, Half, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6,
 };
 use testkit::build::{ACK, Build, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};
@@ -18,7 +17,10 @@ fn a_pod_leaves_as_the_node_and_its_reply_comes_back() {
             assert_eq!(fake.back(&reply), becomes(net.pod), "{reply:?}");
             assert_paired(&fake);
             let (original, back) = halves(&fake, &packet);
-            assert_eq!((original.packets(Half::Original), back.packets(Half::Reply)), (1, 1));
+            assert_eq!(
+                (original.packets(Half::Original), back.packets(Half::Reply)),
+                (1, 1)
+            );
             let counters = fake.counters();
             assert_eq!(counters.egress_masqueraded.packets, 1);
             assert_eq!(counters.ingress_translated.packets, 1);

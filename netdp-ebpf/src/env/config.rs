@@ -9,8 +9,7 @@ use aya_ebpf::programs::TcContext;
 use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Interface};
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{
-    Counters, DropReason, Family, Limits, MacKey, Settings, Traffic, Tuple, UPLINK_OBSERVED,
-    Uplink,
+    Counters, DropReason, Family, Limits, MacKey, Settings, Traffic, Tuple, UPLINK_OBSERVED, Uplink,
 };
 
 impl Clock for TcEnv<'_> {

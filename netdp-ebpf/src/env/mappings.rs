@@ -2,8 +2,8 @@
 
 use super::TcEnv;
 use crate::maps::{
-    INBOUND, INBOUND_LIVE, INBOUND_USED, RECENT, RECENT_AT, REV_SNAT, RULE_HITS, SHARES, SHARES_ENDED,
-    SNAT, TRAFFIC,
+    INBOUND, INBOUND_LIVE, INBOUND_USED, RECENT, RECENT_AT, REV_SNAT, RULE_HITS, SHARES,
+    SHARES_ENDED, SNAT, TRAFFIC,
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::HashMap;

@@ -1,8 +1,8 @@
 //! The policy, and the kernel's routing tables.
 
 use super::TcEnv;
-use crate::maps::{BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
 use crate::fib;
+use crate::maps::{BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::btf_map;

@@ -76,9 +76,8 @@ impl Maps {
         let wire = tuple.reply_to(half.addr, half.id);
         let reply = self.rev_snat.get(&wire, 0).ok();
         let (packets_out, bytes_out) = self.traffic(Half::Original, tuple, half);
-        let (packets_in, bytes_in) = reply.map_or((0, None), |reply| {
-            self.traffic(Half::Reply, &wire, &reply)
-        });
+        let (packets_in, bytes_in) =
+            reply.map_or((0, None), |reply| self.traffic(Half::Reply, &wire, &reply));
         let seen = reply.map_or(0, |reply| reply.seen());
         let idle = age(now, half.last_seen).min(reply.map_or(u32::MAX, |r| age(now, r.last_seen)));
         let state = match tuple.proto {

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::layout::Addr;
-use netdp_common::layout::Inbound;
 use netdp_common::layout::EARLIEST_LAYOUT;
+use netdp_common::layout::Inbound;
 use netdp_common::layout::LAYOUT;
 use netdp_common::layout::Limits;
 use netdp_common::layout::Live;
@@ -35,7 +35,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Error message if there are no [`PodMaps`].
-pub(super) const EARLIER: &str = "the pinned maps are of an earlier version; netdp run brings them up to date";
+pub(super) const EARLIER: &str =
+    "the pinned maps are of an earlier version; netdp run brings them up to date";
 
 /// Capacity of `inbound_live`, as netdp-ebpf declares it.
 const INBOUND_CAPACITY: u32 = 131_072;

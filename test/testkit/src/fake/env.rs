@@ -3,8 +3,8 @@
 use super::state::{Fake, Origin, RECENT};
 use netdp_common::direction::Direction;
 use netdp_common::env::{
-    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows, InsertError,
-    Interface, Mappings, Node, PodRoute, Policy, Ports, Routes,
+    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows,
+    InsertError, Interface, Mappings, Node, PodRoute, Policy, Ports, Routes,
 };
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
