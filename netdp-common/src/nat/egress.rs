@@ -10,13 +10,13 @@ use super::inbound::Continued;
 use super::lookup::{Progress, lookup_mapping};
 use super::node::needs_mapping;
 use super::origin::{is_forged, is_forged_by, key_of};
-use super::policy;
+use super::policy::{self, Decision};
 use super::scope::{Opening, is_bridged, may_open, others_are_bridged, out_of_scope};
 use super::scratch::Scratch;
 use super::source::choose_source;
 use super::{fragment, icmp_error, inbound, node};
 use crate::direction::Direction;
-use crate::env::Env;
+use crate::env::{Env, Masqueraded};
 use crate::flow::{DRAIN_SECONDS, ticks32};
 use crate::layout::{
     Action, Addr, DropReason, Family, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol,
@@ -30,7 +30,7 @@ use crate::verdict::Verdict;
 #[inline(always)]
 pub fn egress<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Verdict {
     if out_of_scope(env, &scratch.pkt) {
-        env.count(|c| &mut c.egress_untouched);
+        env.count_packet(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
     let verdict = match scratch.pkt.l4 {
@@ -77,11 +77,15 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
         }
     }
     let known = env.lookup_masqueraded(&pkt.tuple.src, &pkt.tuple.dst, env.epoch());
-    let action = match known {
-        Some(_) => Action::Masquerade,
-        None => policy::action(env, &pkt.tuple.dst),
+    let Decision { action, rule } = match known {
+        Some(known) => Decision {
+            action: Action::Masquerade,
+            rule: known.rule,
+        },
+        None => policy::decide(env, &pkt.tuple.dst),
     };
-    scratch.source = known.unwrap_or(Key::NONE);
+    scratch.claim.rule = rule;
+    scratch.source = known.map_or(Key::NONE, |known| known.key);
     let flags = if known.is_none() && is_nodes(env, &scratch.pkt) {
         if !needs_mapping(env, scratch, action) {
             return Verdict::Pass;
@@ -100,8 +104,8 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
     } else {
         if matches!(action, Action::Bypass) {
             let Tuple { src, dst, .. } = &scratch.pkt.tuple;
-            policy::cache_bypass(env, src, dst);
-            env.count(|c| &mut c.egress_bypassed);
+            policy::cache_bypass(env, src, dst, rule);
+            policy::count_bypassed(env, rule);
             return Verdict::Pass;
         }
         if let Some(verdict) = egress_pod(env, scratch, action) {
@@ -129,14 +133,16 @@ fn is_nodes<E: Env>(env: &E, pkt: &Packet) -> bool {
 /// is known of the two addresses yet.
 #[inline(never)]
 fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<Verdict> {
-    let Scratch { pkt, source, .. } = scratch;
+    let Scratch {
+        pkt, source, claim, ..
+    } = scratch;
     let opening = may_open(&pkt.l4);
     let begins_connection = pkt.l4.is_bare_syn();
     if !begins_connection && !matches!(pkt.l4, L4::Query | L4::Untranslatable(_)) {
         match inbound::continued(env, pkt, &pkt.tuple) {
             Continued::No => {}
             Continued::Yes => {
-                env.count(|c| &mut c.egress_replies);
+                env.count_packet(|c| &mut c.egress_replies);
                 return Some(Verdict::Pass);
             }
             Continued::Forged if others_are_bridged(env, pkt) => return Some(Verdict::Pass),
@@ -146,7 +152,7 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
             && env.lookup_snat(&pkt.tuple.reversed()).is_some()
         {
             // A reply that came in by another uplink; this uplink leads to the pod.
-            env.count(|c| &mut c.egress_replies);
+            env.count_packet(|c| &mut c.egress_replies);
             return Some(Verdict::Pass);
         }
     }
@@ -160,7 +166,11 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
         }
         if matches!(action, Action::Masquerade) && env.ingress_ifindex() != 0 {
             let Tuple { src, dst, .. } = &pkt.tuple;
-            env.cache_masqueraded(src, dst, env.epoch(), *source);
+            let known = Masqueraded {
+                key: *source,
+                rule: claim.rule,
+            };
+            env.cache_masqueraded(src, dst, env.epoch(), known);
         }
     }
     if begins_connection {
@@ -169,7 +179,7 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
         inbound::forget(env, &pkt.tuple);
     }
     if is_bypassed_by_earlier_policy(env, pkt) {
-        env.count(|c| &mut c.egress_bypassed);
+        env.count_packet(|c| &mut c.egress_bypassed);
         return Some(Verdict::Pass);
     }
     if matches!(action, Action::Withhold) {
@@ -234,13 +244,13 @@ fn is_bypassed_by_earlier_policy<E: Env>(env: &E, pkt: &Packet) -> bool {
 fn no_leak<E: Env>(env: &E, scratch: &mut Scratch, reason: DropReason) -> Verdict {
     match env.settings().no_leak {
         NO_LEAK_PASS => {
-            env.count(|c| &mut c.egress_let_out);
+            env.count_packet(|c| &mut c.egress_let_out);
             Verdict::Pass
         }
         NO_LEAK_ADDRESS
             if choose_source(env, &mut scratch.pkt) && !speaks_for_node(env, &scratch.pkt) =>
         {
-            env.count(|c| &mut c.egress_let_out);
+            env.count_packet(|c| &mut c.egress_let_out);
             scratch.pkt.new.id = scratch.pkt.tuple.src_id.into();
             Verdict::Rewrite
         }

@@ -35,13 +35,13 @@ fn both_directions_learn_from_each_other() {
             } else {
                 assert_eq!(fake.back(&back), Seen::Pass);
             }
-            assert_eq!(fake.known_bypass.borrow().len(), 1);
+            assert_eq!(fake.pairs().len(), 1);
             // Nothing else is looked up any more.
             let mut fake = fake;
             fake.policy.clear();
             assert_eq!(fake.out(&out), Seen::Pass);
             assert_eq!(fake.back(&back), Seen::Pass);
-            assert_eq!(fake.known_bypass.borrow().len(), 1);
+            assert_eq!(fake.pairs().len(), 1);
             assert!((fake.asked_len() + fake.live_len() == 0));
         }
     }
@@ -72,7 +72,7 @@ fn nothing_is_known_while_mappings_are_sticky() {
         fake.settings.epoch += 1;
         let other = Build::udp(net.pod, net.server);
         assert_eq!(fake.out(&other), Seen::Pass);
-        assert!(fake.known_bypass.borrow().is_empty());
+        assert!(fake.pairs().is_empty());
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
     }
 }
@@ -82,10 +82,10 @@ fn the_nodes_own_traffic_and_masqueraded_flows_are_not_remembered() {
     for net in BOTH {
         let mut fake = bypassing(&net);
         assert_eq!(fake.out(&Build::udp(net.node, net.server)), Seen::Pass);
-        assert_eq!(fake.counters().egress_host, 1);
+        assert_eq!(fake.counters().egress_host.packets, 1);
         fake.policy.clear();
         assert_eq!(fake.out(&net.syn()), becomes(net.node));
-        assert!(fake.known_bypass.borrow().is_empty());
+        assert!(fake.pairs().is_empty());
     }
 }
 
@@ -152,7 +152,7 @@ fn an_address_that_becomes_the_nodes_is_no_pods_any_more() {
         fake.local.insert(tuple_of(&another(&net, 0)).src);
         fake.settings.epoch += 1;
         assert_eq!(fake.out(&another(&net, 1)), Seen::Pass);
-        assert_eq!(fake.counters().egress_host, 1);
+        assert_eq!(fake.counters().egress_host.packets, 1);
     }
 }
 
@@ -175,5 +175,20 @@ fn what_is_withheld_is_asked_of_the_policy_each_time() {
             );
         }
         assert!(fake.known_masqueraded.borrow().is_empty());
+    }
+}
+
+#[test]
+fn known_flows_count_for_the_rule_that_decided() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        let v4 = !net.pod.starts_with('[');
+        fake.rule("192.0.2.0/24", Action::Bypass);
+        fake.rule(if v4 { "0.0.0.0/0" } else { "::/0" }, Action::Masquerade);
+        for n in 0..3 {
+            assert!(is_masqueraded(&fake.out(&another(&net, n))));
+        }
+        assert_eq!(fake.rule_hits.borrow()[&1].flows, 3);
+        assert_eq!(fake.rule_hits.borrow().len(), 1);
     }
 }

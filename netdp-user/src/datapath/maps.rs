@@ -1,15 +1,17 @@
 //! Typed access to the pinned maps.
 
 use super::batch;
+use super::counters::CounterMaps;
 use super::entries::Entries;
 use super::setup::Setup;
 use super::sweep::now;
+use super::traffic::TrafficMap;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::flow::stamp;
 use netdp_common::layout::Addr;
-use netdp_common::layout::Counters;
+use netdp_common::layout::EARLIEST_LAYOUT;
 use netdp_common::layout::Inbound;
 use netdp_common::layout::LAYOUT;
 use netdp_common::layout::Limits;
@@ -36,7 +38,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Error message if there are no [`PodMaps`].
-const EARLIER: &str = "the pinned maps are of an earlier version; netdp run brings them up to date";
+pub(super) const EARLIER: &str =
+    "the pinned maps are of an earlier version; netdp run brings them up to date";
 
 /// Capacity of `inbound_live`, as netdp-ebpf declares it.
 const INBOUND_CAPACITY: u32 = 131_072;
@@ -75,8 +78,10 @@ pub struct Maps {
     /// Capacity of `local_addrs`, in addresses.
     address_capacity: usize,
     settings: Array<MapData, Settings>,
-    /// `None` if the pin is of a version with other counters.
-    counters: Option<PerCpuArray<MapData, Counters>>,
+    /// `None` if the pins are of a version with other counters.
+    pub(super) counters: Option<CounterMaps>,
+    /// `None` if the pins are of a version without this map.
+    pub(super) traffic: Option<TrafficMap>,
     reserved_ports: Array<MapData, u64>,
     /// `None` if the pins are of a version without this map.
     node_flow_ports: Option<Array<MapData, NodeFlowPorts>>,
@@ -149,7 +154,8 @@ impl Maps {
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
-            counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into().ok(),
+            counters: CounterMaps::open(bpffs),
+            traffic: TrafficMap::open(bpffs)?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
             node_flow_ports: match bpffs.join(pins::NODE_FLOW_PORTS).exists() {
                 true => Some(array(pins::NODE_FLOW_PORTS)?.try_into()?),
@@ -175,7 +181,7 @@ impl Maps {
             },
         };
         let layout = maps.settings()?.layout;
-        if layout != LAYOUT && layout != 0 {
+        if layout != 0 && !(EARLIEST_LAYOUT..=LAYOUT).contains(&layout) {
             bail!(
                 "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To continue, \
                  run `netdp detach --bpffs {}` (live mappings are lost), or start the version that \
@@ -218,6 +224,8 @@ impl Maps {
         for (slot, range) in settings.ports.iter_mut().zip(&setup.to_ports) {
             *slot = *range;
         }
+        // The bypass cache may be of an agent with another setup, or of another version.
+        settings.epoch = settings.epoch.wrapping_add(1);
         self.set_settings(&settings)?;
         let mut limits = self.limits()?;
         if limits.secret == [0; 2] {
@@ -331,24 +339,6 @@ impl Maps {
             .context("writing the settings map")
     }
 
-    /// Returns the counters, summed over all CPUs.
-    ///
-    /// # Errors
-    /// Returns an error if the map can't be read.
-    pub fn counters(&self) -> Result<Counters> {
-        let per_cpu = self
-            .counters
-            .as_ref()
-            .context(EARLIER)?
-            .get(&0, 0)
-            .context("reading the counters map")?;
-        let mut sum = Counters::default();
-        for cpu in per_cpu.iter() {
-            sum.add(cpu);
-        }
-        Ok(sum)
-    }
-
     /// Invalidates everything that the programs have cached. To be called after the change.
     pub(super) fn next_epoch(&mut self) -> Result<()> {
         let mut settings = self.settings()?;
@@ -414,12 +404,9 @@ impl Maps {
             settings.flags |= SETTING_SEVERAL_UPLINKS;
             self.set_settings(&settings)?;
         }
+        let uplink = self.numbered(ifindex, uplink)?;
         // Without a change the programs' caches stay valid.
-        if self
-            .uplinks
-            .get(&ifindex, 0)
-            .is_ok_and(|now| now == *uplink)
-        {
+        if self.uplinks.get(&ifindex, 0).is_ok_and(|now| now == uplink) {
             return Ok(());
         }
         self.uplinks
@@ -458,7 +445,7 @@ impl Maps {
             .collect()
     }
 
-    /// Returns the masquerade addresses of an uplink.
+    /// Returns the entry of an uplink.
     ///
     /// # Errors
     /// Returns an error if the map can't be read.

@@ -7,7 +7,9 @@ use aya::maps::{Map, MapData, MapInfo, MapType, PerCpuArray, PerCpuValues};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::layout;
-use netdp_common::layout::{Addr, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins};
+use netdp_common::layout::{
+    Addr, Counters, DropReason, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins,
+};
 use std::path::Path;
 
 /// Program without effect, for a link that is being moved.
@@ -15,6 +17,9 @@ pub const STAND_IN: &str = "stand_in";
 
 /// Program at TC egress of an interface that is being set up: drops forwarded packets.
 pub const SHUT: &str = "shut";
+
+/// The least entries of the map of what was carried over from mappings.
+const TRAFFIC_LEAST: u32 = 1024;
 
 /// The object built by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
@@ -24,7 +29,8 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries("SNAT", setup.max_flows)
-        .map_max_entries("REV_SNAT", setup.max_flows);
+        .map_max_entries("REV_SNAT", setup.max_flows)
+        .map_max_entries("TRAFFIC", (setup.max_flows / 4).max(TRAFFIC_LEAST));
     if !setup.hairpin {
         loader.map_max_entries("WIRE_ENDPOINTS", 1);
     }
@@ -64,7 +70,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 25] {
+fn layout() -> [(&'static str, MapType, usize, usize); 29] {
     let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
@@ -96,7 +102,7 @@ fn layout() -> [(&'static str, MapType, usize, usize); 25] {
             pins::COUNTERS,
             MapType::PerCpuArray,
             4,
-            size_of::<layout::Counters>(),
+            size_of::<Counters>(),
         ),
         (pins::RESERVED_PORTS, MapType::Array, 4, 8),
         (pins::NODE_PORTS, MapType::Array, 4, 4),
@@ -153,19 +159,40 @@ fn layout() -> [(&'static str, MapType, usize, usize); 25] {
             size_of::<PortMapOwner>(),
         ),
         (pins::PORT_MAPS, MapType::Array, 4, size_of::<PortMapBits>()),
+        (
+            pins::TRAFFIC,
+            MapType::Hash,
+            size_of::<Tuple>(),
+            size_of::<layout::Traffic>(),
+        ),
+        (
+            pins::COUNTERS_BEFORE,
+            MapType::Array,
+            4,
+            size_of::<Counters>(),
+        ),
+        (
+            pins::RULE_HITS,
+            MapType::Array,
+            4,
+            size_of::<layout::RuleHits>(),
+        ),
+        (
+            pins::BYPASS_CACHE,
+            MapType::PerCpuArray,
+            4,
+            size_of::<layout::Pair>(),
+        ),
     ]
 }
 
-/// Number of 8-byte counters in earlier versions: without drop reasons for forged sources,
-/// protocols of the node and limits of pods; without the one for IPsec policies. New reasons are
-/// appended.
-const FEWER_COUNTERS: [usize; 2] = [23, 26];
-/// Current number of counters.
-const COUNTERS: usize = size_of::<layout::Counters>() / 8;
-const _: () = assert!(COUNTERS > FEWER_COUNTERS[1]);
+/// Number of 8-byte counters in layout 1, whose versions appended drop reasons: without those for
+/// forged sources, protocols of the node and limits of pods; without the one for IPsec policies;
+/// with all.
+const FEWER_COUNTERS: [usize; 3] = [23, 26, 27];
 
 /// Counters of an earlier version, for each CPU.
-pub struct EarlierCounters(Vec<[u64; COUNTERS]>);
+pub struct EarlierCounters(Vec<Counters>);
 
 impl EarlierCounters {
     /// Reads and unpins the counters of an earlier version, whose programs go on counting in a map
@@ -185,6 +212,8 @@ impl EarlierCounters {
             Self::read::<{ FEWER_COUNTERS[0] }>(&path)?
         } else if size == FEWER_COUNTERS[1] * 8 {
             Self::read::<{ FEWER_COUNTERS[1] }>(&path)?
+        } else if size == FEWER_COUNTERS[2] * 8 {
+            Self::read::<{ FEWER_COUNTERS[2] }>(&path)?
         } else {
             return Ok(None);
         };
@@ -197,31 +226,58 @@ impl EarlierCounters {
         let map = Map::PerCpuArray(MapData::from_pin(path)?);
         let before: PerCpuArray<_, [u64; N]> = map.try_into()?;
         let counted = before.get(&0, 0).context("reading the counters")?;
-        let counted = counted.iter().map(|before| {
-            let mut counters = [0; COUNTERS];
-            for (now, before) in counters.iter_mut().zip(before) {
-                *now = *before;
-            }
-            counters
-        });
-        Ok(Self(counted.collect()))
+        Ok(Self(counted.iter().map(|cpu| of_layout_1(cpu)).collect()))
     }
 
-    /// Continues counting from these values.
+    /// Continues counting from these values, as those of no interface in particular. No program
+    /// counts in the new map yet.
     ///
     /// # Errors
     /// Returns an error if the new map can't be written.
     pub fn put(self, bpffs: &Path) -> Result<()> {
         let map = Map::PerCpuArray(MapData::from_pin(bpffs.join(pins::COUNTERS))?);
-        let mut counters: PerCpuArray<_, [u64; COUNTERS]> = map.try_into()?;
+        let mut counters: PerCpuArray<_, Counters> = map.try_into()?;
         counters
             .set(0, PerCpuValues::try_from(self.0)?, 0)
             .context("writing the counters")
     }
 }
 
-/// Checks the maps that are pinned already; aya opens them as they are. Reports whether there are
-/// any.
+/// Returns counters of layout 1, which has no bytes: eight outcomes, four other counters, and the
+/// drop reasons.
+fn of_layout_1(words: &[u64]) -> Counters {
+    let mut counters = Counters::default();
+    let outcomes = [
+        &mut counters.egress_masqueraded,
+        &mut counters.egress_bypassed,
+        &mut counters.egress_host,
+        &mut counters.egress_replies,
+        &mut counters.egress_untouched,
+        &mut counters.ingress_translated,
+        &mut counters.ingress_passed,
+        &mut counters.egress_let_out,
+    ];
+    let mut words = words.iter();
+    for (outcome, word) in outcomes.into_iter().zip(&mut words) {
+        outcome.packets = *word;
+    }
+    let others = [
+        &mut counters.errors_translated,
+        &mut counters.fragments_held,
+        &mut counters.mappings_created,
+        &mut counters.ports_changed,
+    ];
+    for (counter, word) in others.into_iter().zip(&mut words) {
+        *counter = *word;
+    }
+    for (reason, word) in DropReason::ALL.iter().zip(words) {
+        *counters.drops.get_mut(*reason) = *word;
+    }
+    counters
+}
+
+/// Checks the maps that are pinned already; aya opens them as they are, except [`EarlierCounters`].
+/// Reports whether there are any.
 pub fn check_pins(bpffs: &Path) -> Result<bool> {
     let mut found = false;
     for (file, kind, key, value) in layout() {
@@ -237,7 +293,8 @@ pub fn check_pins(bpffs: &Path) -> Result<bool> {
             info.key_size() as usize,
             info.value_size() as usize,
         );
-        if seen != (Some(kind), key, value) {
+        let is_earlier = file == pins::COUNTERS && FEWER_COUNTERS.contains(&(seen.2 / 8));
+        if seen != (Some(kind), key, value) && !is_earlier {
             bail!(
                 "the pinned map {} has another layout (type {:?}, key {} bytes, value {} bytes) \
                  than this netdp uses ({kind:?}, {key}, {value}). It belongs to another version. \

@@ -4,7 +4,7 @@ use crate::build::{ACK, Build, SYN};
 use crate::node::{Node, becomes};
 use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TcAttachType};
-use netdp_common::layout::pins;
+use netdp_common::layout::{Traffic, pins};
 use std::fs;
 
 const POD: &str = "172.16.0.2:4000";
@@ -169,16 +169,29 @@ fn two_nodes_do_not_disturb_each_other() {
     assert_eq!(one.out(&packet), becomes(&packet.from(WIRE)));
 }
 
-/// Versions before this one had fewer counters: 23.
+/// Versions before this one had fewer counters, without bytes.
 #[test]
 fn counters_of_an_earlier_version_go_on() {
-    const FEWER: usize = 23;
+    go_on::<23>();
+    go_on::<26>();
+    go_on::<27>();
+}
+
+fn go_on<const FEWER: usize>() {
     let mut node = Node::new();
     let flow = Build::udp(POD, SERVER);
     assert_eq!(node.out(&flow), becomes(&flow.from(WIRE)));
     node.stop();
     let pin = node.bpffs().join(pins::COUNTERS);
-    fs::remove_file(&pin).expect("the pin");
+    for later in [
+        pins::COUNTERS,
+        pins::COUNTERS_BEFORE,
+        pins::TRAFFIC,
+        pins::RULE_HITS,
+        pins::BYPASS_CACHE,
+    ] {
+        fs::remove_file(node.bpffs().join(later)).expect("the pin");
+    }
     let made = std::process::Command::new("bpftool")
         .args(["map", "create"])
         .arg(&pin)
@@ -197,10 +210,23 @@ fn counters_of_an_earlier_version_go_on() {
     let counted = node.counters();
     let each = 3 * u64::try_from(cpus).expect("a number");
     assert_eq!(
-        (counted.egress_masqueraded, counted.drops.rewrite_failed),
-        (each, each)
+        (
+            counted.egress_masqueraded,
+            counted.mappings_created,
+            counted.drops.rewrite_failed
+        ),
+        (
+            Traffic {
+                packets: each,
+                bytes: 0
+            },
+            each,
+            each
+        )
     );
-    assert_eq!(counted.drops.pod_limit, 0);
+    let has = |number: usize| if FEWER > 12 + number { each } else { 0 };
+    assert_eq!(counted.drops.pod_limit, has(13), "{FEWER}");
+    assert_eq!(counted.drops.ipsec_policy, has(14), "{FEWER}");
     let reply = flow.from(WIRE).answer();
     assert_eq!(node.back(&reply), becomes(&flow.answer()));
 }
