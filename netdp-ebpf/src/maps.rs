@@ -32,7 +32,7 @@ pub static INBOUND: LruHashMap<Tuple, Inbound, 131_072> = LruHashMap::new();
 pub static FRAGMENTS: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
-#[btf_map]
+#[btf_map(name = "UPLINK_COUNTERS")]
 pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
 #[btf_map]
 pub static RESERVED_PORTS: Array<u64, RESERVED_WORDS> = Array::new();

@@ -49,6 +49,13 @@ pub use uplink::{
     UPLINK_V4, UPLINK_V6, Uplink,
 };
 
-/// Version of everything in this folder. A pinned map with another version is not
-/// adopted.
-pub const LAYOUT: u32 = 1;
+/// Version of everything in this folder. Pinned maps of a version below [`EARLIEST_LAYOUT`], or of a
+/// later one, are not adopted.
+///
+/// 2 gives a meaning to bits that were unused in 1 and adds maps; every field keeps its place and
+/// its meaning. Programs of both may therefore use the same maps at the same time, and an agent
+/// adopts those of 1 as they are.
+pub const LAYOUT: u32 = 2;
+
+/// The earliest version whose pinned maps are adopted.
+pub const EARLIEST_LAYOUT: u32 = 1;

@@ -1,9 +1,10 @@
 //! Typed access to the pinned maps.
 
 use super::batch;
+use super::earlier::{self, EarlierCounters};
 use super::entries::Entries;
 use super::setup::Setup;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use netdp_common::layout::Addr;
@@ -72,8 +73,10 @@ pub struct Maps {
     /// Capacity of `local_addrs`, in addresses.
     address_capacity: usize,
     settings: Array<MapData, Settings>,
-    /// `None` if the pin is of a version with other counters.
+    /// `None` if the pins are of layout 1 only.
     counters: Option<PerCpuArray<MapData, Counters>>,
+    /// Those of layout 1, if the datapath began with it.
+    earlier_counters: Option<EarlierCounters>,
     reserved_ports: Array<MapData, u64>,
     /// `None` if the pins are of a version without these maps.
     pods: Option<PodMaps>,
@@ -144,7 +147,11 @@ impl Maps {
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
-            counters: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into().ok(),
+            counters: match bpffs.join(pins::COUNTERS).exists() {
+                true => Some(Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?),
+                false => None,
+            },
+            earlier_counters: EarlierCounters::open(bpffs)?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
             pods: match bpffs.join(pins::LIMITS).exists() {
                 true => Some(PodMaps {
@@ -165,16 +172,7 @@ impl Maps {
                 false => None,
             },
         };
-        let layout = maps.settings()?.layout;
-        if layout != LAYOUT && layout != 0 {
-            bail!(
-                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To continue, \
-                 run `netdp detach --bpffs {}` (live mappings are lost), or start the version that \
-                 made them",
-                bpffs.display(),
-                bpffs.display()
-            );
-        }
+        earlier::check_layout(maps.settings()?.layout, bpffs)?;
         Ok(maps)
     }
 
@@ -195,7 +193,6 @@ impl Maps {
                 .context("writing the reserved ports")?;
         }
         let mut settings = self.settings()?;
-        settings.layout = LAYOUT;
         // Until a sweep has shown otherwise, mappings may be older than the policy.
         settings.flags = setup.flags();
         if self.interfaces()?.len() > 1 {
@@ -220,6 +217,28 @@ impl Maps {
             .limits
             .set(0, limits, 0)
             .context("writing the limits map")
+    }
+
+    /// Records that the maps may hold from here on what programs of this layout write. To be called
+    /// before the first of them is attached, and not earlier: until then an agent of the layout
+    /// before continues as if nothing had happened, afterwards it refuses.
+    ///
+    /// # Errors
+    /// Returns an error if the settings can't be read or written.
+    pub(super) fn begin_layout(&mut self) -> Result<()> {
+        let mut settings = self.settings()?;
+        if settings.layout == LAYOUT {
+            return Ok(());
+        }
+        if settings.layout != 0 {
+            log::info!(
+                "upgrading the pinned maps from layout {} to {LAYOUT}; mappings stay, and versions \
+                 with the earlier layout refuse them from here on",
+                settings.layout
+            );
+        }
+        settings.layout = LAYOUT;
+        self.set_settings(&settings)
     }
 
     /// Returns the limits of pods, and the node's secret.
@@ -309,20 +328,20 @@ impl Maps {
             .context("writing the settings map")
     }
 
-    /// Returns the counters, summed over all CPUs.
+    /// Returns the counters, summed over all CPUs, and with those of layout 1.
     ///
     /// # Errors
-    /// Returns an error if the map can't be read.
+    /// Returns an error if a map can't be read.
     pub fn counters(&self) -> Result<Counters> {
-        let per_cpu = self
-            .counters
-            .as_ref()
-            .context(EARLIER)?
-            .get(&0, 0)
-            .context("reading the counters map")?;
         let mut sum = Counters::default();
-        for cpu in per_cpu.iter() {
-            sum.add(cpu);
+        if let Some(counters) = &self.counters {
+            let per_cpu = counters.get(&0, 0).context("reading the counters map")?;
+            for cpu in per_cpu.iter() {
+                sum.add(cpu);
+            }
+        }
+        if let Some(earlier) = &self.earlier_counters {
+            sum.add(&earlier.sum()?);
         }
         Ok(sum)
     }

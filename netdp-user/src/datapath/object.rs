@@ -3,7 +3,7 @@
 use super::hook::{EGRESS, HAIRPIN, INGRESS};
 use super::setup::Setup;
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{Map, MapData, MapInfo, MapType, PerCpuArray, PerCpuValues};
+use aya::maps::{MapInfo, MapType};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::layout;
@@ -148,70 +148,6 @@ fn layout() -> [(&'static str, MapType, usize, usize); 24] {
         ),
         (pins::PORT_MAPS, MapType::Array, 4, size_of::<PortMapBits>()),
     ]
-}
-
-/// Number of 8-byte counters in earlier versions: without drop reasons for forged sources,
-/// protocols of the node and limits of pods; without the one for IPsec policies. New reasons are
-/// appended.
-const FEWER_COUNTERS: [usize; 2] = [23, 26];
-/// Current number of counters.
-const COUNTERS: usize = size_of::<layout::Counters>() / 8;
-const _: () = assert!(COUNTERS > FEWER_COUNTERS[1]);
-
-/// Counters of an earlier version, for each CPU.
-pub struct EarlierCounters(Vec<[u64; COUNTERS]>);
-
-impl EarlierCounters {
-    /// Reads and unpins the counters of an earlier version, whose programs go on counting in a map
-    /// of their own until they are replaced. Returns `None` if there are none.
-    ///
-    /// # Errors
-    /// Returns an error if the map can't be read, or its pin can't be removed.
-    pub fn take(bpffs: &Path) -> Result<Option<Self>> {
-        let path = bpffs.join(pins::COUNTERS);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let info = MapInfo::from_pin(&path)
-            .with_context(|| format!("reading the pinned map {}", path.display()))?;
-        let size = info.value_size() as usize;
-        let earlier = if size == FEWER_COUNTERS[0] * 8 {
-            Self::read::<{ FEWER_COUNTERS[0] }>(&path)?
-        } else if size == FEWER_COUNTERS[1] * 8 {
-            Self::read::<{ FEWER_COUNTERS[1] }>(&path)?
-        } else {
-            return Ok(None);
-        };
-        std::fs::remove_file(&path)
-            .with_context(|| format!("removing the pin {}", path.display()))?;
-        Ok(Some(earlier))
-    }
-
-    fn read<const N: usize>(path: &Path) -> Result<Self> {
-        let map = Map::PerCpuArray(MapData::from_pin(path)?);
-        let before: PerCpuArray<_, [u64; N]> = map.try_into()?;
-        let counted = before.get(&0, 0).context("reading the counters")?;
-        let counted = counted.iter().map(|before| {
-            let mut counters = [0; COUNTERS];
-            for (now, before) in counters.iter_mut().zip(before) {
-                *now = *before;
-            }
-            counters
-        });
-        Ok(Self(counted.collect()))
-    }
-
-    /// Continues counting from these values.
-    ///
-    /// # Errors
-    /// Returns an error if the new map can't be written.
-    pub fn put(self, bpffs: &Path) -> Result<()> {
-        let map = Map::PerCpuArray(MapData::from_pin(bpffs.join(pins::COUNTERS))?);
-        let mut counters: PerCpuArray<_, [u64; COUNTERS]> = map.try_into()?;
-        counters
-            .set(0, PerCpuValues::try_from(self.0)?, 0)
-            .context("writing the counters")
-    }
 }
 
 /// Checks the maps that are pinned already; aya opens them as they are. Reports whether there are

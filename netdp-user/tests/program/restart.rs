@@ -169,16 +169,19 @@ fn two_nodes_do_not_disturb_each_other() {
     assert_eq!(one.out(&packet), becomes(&packet.from(WIRE)));
 }
 
-/// Versions before this one had fewer counters: 23.
+/// The first version with layout 1 had 23 counters. Its programs go on counting there.
 #[test]
 fn counters_of_an_earlier_version_go_on() {
     const FEWER: usize = 23;
     let mut node = Node::new();
     let flow = Build::udp(POD, SERVER);
     assert_eq!(node.out(&flow), becomes(&flow.from(WIRE)));
+    let mut settings = node.datapath().maps().settings().expect("settings");
+    settings.layout = 1;
+    node.write_settings(&settings);
     node.stop();
-    let pin = node.bpffs().join(pins::COUNTERS);
-    fs::remove_file(&pin).expect("the pin");
+    // What there is of layout 2 was left by an upgrade that did not get to attach a program.
+    let pin = node.bpffs().join(pins::EARLIER_COUNTERS);
     let made = std::process::Command::new("bpftool")
         .args(["map", "create"])
         .arg(&pin)
@@ -201,6 +204,30 @@ fn counters_of_an_earlier_version_go_on() {
         (each, each)
     );
     assert_eq!(counted.drops.pod_limit, 0);
+    let values = PerCpuValues::try_from(vec![[4; FEWER]; cpus]).expect("values");
+    before.set(0, values, 0).expect("counters");
     let reply = flow.from(WIRE).answer();
     assert_eq!(node.back(&reply), becomes(&flow.answer()));
+    let counted = node.counters();
+    let each = 4 * u64::try_from(cpus).expect("a number");
+    assert!(counted.ingress_translated > each, "{counted:?}");
+}
+
+/// Until the first program is attached, an agent of the earlier layout may continue.
+#[test]
+fn the_layout_is_that_of_the_attached_programs() {
+    let mut node = Node::new();
+    let layout = |node: &mut Node| {
+        let settings = node.datapath().maps().settings();
+        settings.expect("settings").layout
+    };
+    assert_eq!(layout(&mut node), 0);
+    let mut settings = node.datapath().maps().settings().expect("settings");
+    settings.layout = 1;
+    node.write_settings(&settings);
+    node.stop();
+    node.start().expect("the next agent");
+    assert_eq!(layout(&mut node), 1);
+    node.attach();
+    assert_eq!(layout(&mut node), netdp_common::layout::LAYOUT);
 }

@@ -11,9 +11,7 @@ use super::policy;
 use super::variant::{EMPTY_PROGRAM, Kind, Variant};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
-use netdp_common::layout::{
-    Mapping, SHARE_TOTAL, Settings, Share, ShareEnded, Tuple, pins,
-};
+use netdp_common::layout::{Mapping, SHARE_TOTAL, Settings, Share, ShareEnded, Tuple, pins};
 use std::fs;
 use std::io::Write as _;
 use std::net::Ipv4Addr;

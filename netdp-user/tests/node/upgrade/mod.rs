@@ -1,6 +1,7 @@
 //! Upgrades from netdp of layout 1, as this repository's history has it, under traffic of which
 //! nothing may be lost.
 
+mod steps;
 mod traffic;
 
 use crate::common::{
@@ -77,6 +78,15 @@ impl Node {
         self.agent.restart()
     }
 
+    /// Ends the agent.
+    fn end(&mut self, how: End) -> Result<()> {
+        match how {
+            End::Terminated => ensure!(self.agent.stop()?.success(), "{}", self.agent.log()),
+            End::Killed => self.agent.kill9()?,
+        }
+        Ok(())
+    }
+
     /// Checks that the new agent's programs, and nothing else, are in force, over maps of this
     /// layout.
     fn is_upgraded(&self) -> Result<()> {
@@ -94,7 +104,8 @@ impl Node {
                 assert_eq!(files(&self.agent.bpffs().join("links"))?.len(), 0);
             }
         }
-        let maps = pins::ALL.iter().map(|(file, _)| (*file).to_owned());
+        let maps = pins::ALL.iter().chain(pins::EARLIER);
+        let maps = maps.map(|(file, _)| (*file).to_owned());
         let found = files(&self.agent.bpffs())?;
         let known: BTreeSet<_> = maps.chain(OTHER_FILES.map(str::to_owned)).collect();
         let strange: Vec<_> = found.difference(&known).collect();
@@ -150,20 +161,15 @@ fn upgrade(mechanism: &'static str, end: End) -> Result<()> {
     let mut node = Node::start(mechanism)?;
     let live = number(&status(&node.agent)?["mappings"])?;
     ensure!(live > 0, "no mappings");
-    match end {
-        End::Terminated => ensure!(node.agent.stop()?.success(), "{}", node.agent.log()),
-        End::Killed => node.agent.kill9()?,
-    }
+    node.end(end)?;
     node.traffic.goes_on("the end of the old agent")?;
-    let counted = {
-        node.select(Version::Old)?;
-        node.masqueraded()?
-    };
+    let counted = node.masqueraded()?;
     node.run(Version::New)?;
     node.traffic.goes_on("the upgrade")?;
     node.is_upgraded()?;
     node.counts_on(counted)?;
-    ensure!(!node.agent.log().contains("layout"), "{}", node.agent.log());
+    let log = node.agent.log();
+    ensure!(log.contains("from layout 1 to 2"), "{log}");
     // A restart of the new version is no upgrade, and as harmless.
     node.agent.stop()?;
     node.run(Version::New)?;
