@@ -7,9 +7,9 @@
 use crate::direction::Direction;
 use crate::layout::{
     Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
-    NodeFlow, NodeProtocol, Secret, Settings, SourceKey, Tuple, Uplink,
+    NodeFlow, NodeProtocol, PolicyValue, Secret, Settings, SourceKey, Traffic, Tuple, Uplink,
 };
-use crate::slot::{AskedSlot, LiveSlot, Place, PortMapSlot, ShareSlot, Slot};
+use crate::slot::{AskedSlot, LiveSlot, PairSlot, Place, PortMapSlot, ShareSlot, Slot};
 
 /// The reason why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +57,10 @@ pub trait Clock {
 
 /// The counters.
 pub trait Counting {
-    /// Increments one of the counters.
+    /// Increments one of the counters of the interface.
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64);
+    /// Adds to one of them.
+    fn count_traffic(&self, counter: impl FnOnce(&mut Counters) -> &mut Traffic, more: &Traffic);
     /// Counts a dropped packet.
     fn count_drop(&self, reason: DropReason);
 }
@@ -86,6 +88,8 @@ pub trait Config {
 pub trait Interface {
     /// Returns the index of the interface at which the program runs.
     fn ifindex(&self) -> u32;
+    /// Returns the bytes of the packet from its IP header on, see [`Traffic::bytes`].
+    fn l3_len(&self) -> u32;
     /// Returns the index of the interface by which the packet came to the node; 0 if the node
     /// itself sends it.
     fn ingress_ifindex(&self) -> u32;
@@ -107,15 +111,10 @@ pub trait Policy {
     /// Reports whether the node receives packets to `addr` although it is not one of its addresses
     /// (`ip route add local`).
     fn is_any_ip(&self, addr: &Addr) -> bool;
-    /// Returns [`crate::layout::PolicyValue::action`] for new flows to `dst`; `None` if no entry
-    /// covers it.
-    fn lookup_policy(&self, dst: &Addr) -> Option<u32>;
-    /// Reports whether packets between `pod` and `peer` were found to be bypassed in this epoch.
-    /// `false` on a miss.
-    fn is_bypass_cached(&self, pod: &Addr, peer: &Addr, epoch: u32) -> bool;
-    /// Caches that packets between `pod` and `peer` are bypassed in this epoch; the entry may be
-    /// lost at any time.
-    fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32);
+    /// Returns the entry for new flows to `dst`; `None` if none covers it.
+    fn lookup_policy(&self, dst: &Addr) -> Option<PolicyValue>;
+    /// Returns the slot of the bypass cache at `index`, below [`crate::layout::PAIRS`].
+    fn lookup_pair(&self, index: u32) -> Option<PairSlot>;
 }
 
 /// The mapping tables, and the shares of their users.
@@ -147,6 +146,20 @@ pub trait Mappings {
     fn pop_recent(&self, tuple: &mut Tuple) -> bool;
     /// Returns the share of a bucket, or the total for [`crate::layout::SHARE_TOTAL`].
     fn lookup_share(&self, bucket: u32) -> Option<ShareSlot>;
+}
+
+/// The traffic that was carried over from mappings, and the hits of rules.
+pub trait Accounting {
+    /// Adds traffic to the entry of a half, by [`crate::layout::Half::traffic_key`]; returns `false`
+    /// if there is none.
+    fn add_traffic(&self, key: &Tuple, traffic: &Traffic) -> bool;
+    /// Inserts the entry of a half, or replaces it; returns `false` if the map is full or the kernel
+    /// has no memory.
+    fn insert_traffic(&self, key: &Tuple, traffic: &Traffic) -> bool;
+    /// Removes the entry of a half.
+    fn remove_traffic(&self, key: &Tuple);
+    /// Adds to the hits of a rule, by [`crate::layout::rule_index`].
+    fn add_rule_hits(&self, index: u32, bypassed: &Traffic, flows: u64);
 }
 
 /// Flows that keep the pod's address.
@@ -253,6 +266,7 @@ pub trait Env:
     + Interface
     + Policy
     + Mappings
+    + Accounting
     + InboundFlows
     + Node
     + Ports
@@ -269,6 +283,12 @@ pub trait Env:
             epoch: self.epoch() as u8,
         }
     }
+
+    /// Counts the packet in one of the counters of outcomes.
+    #[inline(always)]
+    fn count_packet(&self, counter: impl FnOnce(&mut Counters) -> &mut Traffic) {
+        self.count_traffic(counter, &Traffic::packet(self.l3_len()));
+    }
 }
 
 impl<T> Env for T where
@@ -278,6 +298,8 @@ impl<T> Env for T where
         + Interface
         + Policy
         + Mappings
+        + Accounting
+        + Accounting
         + InboundFlows
         + Node
         + Ports

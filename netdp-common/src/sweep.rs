@@ -228,7 +228,7 @@ mod tests {
             tcp_seen: 0,
             epoch: 0,
             uplink: 0,
-            packets: 1,
+            traffic: 1,
         }
     }
 

@@ -13,7 +13,6 @@
 )]
 
 mod bounded_loop;
-mod cache;
 mod drop_log;
 mod env;
 mod fib;

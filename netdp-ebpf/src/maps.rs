@@ -8,9 +8,10 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
-    NodeProtocol, PORT_MAPS as PORT_MAPS_LEN, PolicyValue, PortMapBits, PortMapOwner,
-    RECENT as RECENT_LEN, RESERVED_WORDS, RecentAt, SHARE_ENTRIES, Settings, Share, ShareEnded,
-    Source, SourceKey, Tuple, Uplink,
+    NodeProtocol, PAIRS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue, PortMapBits, PortMapOwner,
+    RECENT as RECENT_LEN, RESERVED_WORDS, RULE_HITS as RULE_HITS_LEN, RecentAt, RuleHits,
+    SHARE_ENTRIES, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS,
+    Uplink,
 };
 
 #[btf_map]
@@ -33,7 +34,10 @@ pub static FRAGMENTS: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "UPLINK_COUNTERS")]
-pub static COUNTERS: PerCpuArray<Counters, 1> = PerCpuArray::new();
+pub static COUNTERS: PerCpuArray<Counters, { UPLINK_NUMBERS as usize }> = PerCpuArray::new();
+/// Written and read by the agent alone.
+#[btf_map]
+pub static COUNTERS_BEFORE: Array<Counters, { UPLINK_NUMBERS as usize }> = Array::new();
 #[btf_map]
 pub static RESERVED_PORTS: Array<u64, RESERVED_WORDS> = Array::new();
 #[btf_map]
@@ -75,6 +79,16 @@ pub static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
 /// `--hairpin-interface`; the loader makes it small otherwise.
 #[btf_map]
 pub static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
+/// What was carried over from halves of mappings. The loader makes it a quarter of the mapping
+/// tables; memory is allocated per entry.
+#[btf_map]
+pub static TRAFFIC: HashMap<Tuple, Traffic, 65_536, { BPF_F_NO_PREALLOC as usize }> =
+    HashMap::new();
+#[btf_map]
+pub static RULE_HITS: Array<RuleHits, { RULE_HITS_LEN as usize }> = Array::new();
+/// Not named as its pin: layout 1 has a map of that name and another size, which is not pinned.
+#[btf_map]
+pub static BYPASS_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
 /// The last IPv4 identifications of each sequence.
 #[btf_map]
 pub static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();

@@ -14,6 +14,10 @@ pub struct Last {
     pub uplink: Uplink,
     ifindex: u32,
     pub epoch: u32,
+    /// The number of the uplink, the index of its counters.
+    pub number: u32,
+    /// Bytes before the IP header of packets there.
+    pub l2_len: u32,
     jiffies: u64,
     ns: u64,
 }
@@ -67,6 +71,8 @@ pub unsafe fn refresh_uplink<'a>(
     unsafe {
         if (*last).ifindex != ifindex || (*last).epoch != epoch {
             (*last).uplink = *find()?;
+            (*last).number = (*last).uplink.number();
+            (*last).l2_len = (*last).uplink.l2_len;
             (*last).ifindex = ifindex;
             (*last).epoch = epoch;
         }

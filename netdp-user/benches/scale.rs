@@ -8,7 +8,10 @@
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::flow::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
-use netdp_common::layout::{Action, Addr, Mapping, Settings, Tuple, pins, proto};
+use netdp_common::layout::{
+    Action, Addr, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, Settings, Tuple,
+    packed, pins, proto,
+};
 use netdp_user::datapath::{
     Datapath, Mechanism, NoLeak, OnReload, PortMode, Setup, SweepRules, SweepStats, Sweeper,
 };
@@ -113,17 +116,18 @@ fn fill(bpffs: &Path, mappings: u32) -> Result<()> {
         let half = Mapping {
             addr: node,
             id: port,
-            flags: 0,
+            flags: MAPPING_COUNTED_ORIGINAL,
             last_seen: now,
             created: now,
             tcp_ack: n,
             tcp_seen: u8::try_from(SEEN_SYN | SEEN_DATA)?,
             epoch: 0,
             uplink: 0,
-            packets: 10,
+            traffic: 10 * packed(100),
         };
         let reply = Mapping {
             addr: tuple.src,
+            flags: MAPPING_COUNTED_REPLY,
             ..half
         };
         snat.insert(tuple, half, 0)?;

@@ -2,7 +2,7 @@
 
 use super::clock::{age, ticks32};
 use super::closing::Closing;
-use crate::layout::{Mapping, Tuple, proto};
+use crate::layout::{Half, Mapping, Tuple, proto};
 
 /// The traffic of a mapping so far, as far as its timeout depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,12 @@ impl Carried {
             Some(reply) => {
                 let closing = Closing::of(reply);
                 let acknowledged = closing.is_over(original.tcp_ack, reply.tcp_ack);
-                (reply.seen(), reply.packets, reply.last_seen, acknowledged)
+                (
+                    reply.seen(),
+                    reply.packets(Half::Reply),
+                    reply.last_seen,
+                    acknowledged,
+                )
             }
             None => (0, 0, original.last_seen, false),
         };
@@ -51,7 +56,7 @@ impl Carried {
             acknowledged,
             original: original.seen(),
             reply: seen,
-            packets: original.packets,
+            packets: original.packets(Half::Original),
             replies,
             lasted: lasted(begun, original.last_seen, reply_at),
         }

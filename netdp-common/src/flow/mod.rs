@@ -17,9 +17,9 @@ pub use eviction::{
 };
 pub use inbound::{BY_PROTOCOL, LINGER_TICKS, asked_ticks, is_asked_still, is_fresh};
 pub use tcp::{
-    SEEN_DATA, SEEN_FIN, SEEN_OTHERS, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, SEEN_SYN,
-    TcpState, fin_is_plausible, is_closing, is_in_window, observe, refreshes, rst_is_acceptable,
-    tcp_state,
+    SEEN_CARRIED, SEEN_DATA, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_OWN, SEEN_RST,
+    SEEN_SYN, TcpState, fin_is_plausible, is_closing, is_in_window, observe, refreshes,
+    rst_is_acceptable, tcp_state,
 };
 pub use timeouts::{
     CLOSED_SECONDS, DRAIN_SECONDS, INBOUND_SECONDS, Timeouts, asked_seconds, live_seconds,

@@ -21,8 +21,12 @@ pub const SEEN_OTHERS_RST: u32 = 16;
 /// The other direction sent a FIN. A hint like [`SEEN_OTHERS_RST`].
 pub const SEEN_OTHERS_FIN: u32 = 32;
 
-/// All hints about the other direction.
-pub const SEEN_OTHERS: u32 = SEEN_OTHERS_RST | SEEN_OTHERS_FIN;
+/// Part of this half's traffic was carried over into the `traffic` map. Says nothing about TCP, and
+/// is set in halves of every protocol; it stays until the mapping ends.
+pub const SEEN_CARRIED: u32 = 64;
+
+/// What this direction itself has sent.
+pub const SEEN_OWN: u32 = SEEN_SYN | SEEN_FIN | SEEN_RST | SEEN_DATA;
 
 /// Returns the `SEEN_*` bits of a direction after one more segment.
 #[inline(always)]
@@ -51,8 +55,7 @@ pub const fn observe(seen: u32, segment: TcpSegment) -> u32 {
 pub const fn refreshes(seen: u32, l4: &L4) -> bool {
     match l4 {
         L4::Tcp(segment) => {
-            segment.flags & RST == 0
-                && !(segment.flags & SYN != 0 && seen & !SEEN_OTHERS == SEEN_SYN)
+            segment.flags & RST == 0 && !(segment.flags & SYN != 0 && seen & SEEN_OWN == SEEN_SYN)
         }
         _ => true,
     }
@@ -88,7 +91,7 @@ pub enum TcpState {
 /// Returns the state for the `SEEN_*` bits of the original and the reply direction.
 #[must_use]
 pub const fn tcp_state(original: u32, reply: u32) -> TcpState {
-    let reply = reply & !SEEN_OTHERS;
+    let reply = reply & SEEN_OWN;
     if (original | reply) & SEEN_RST != 0 {
         return TcpState::Closed;
     }

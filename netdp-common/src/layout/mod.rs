@@ -17,6 +17,7 @@ mod policy;
 mod port_map;
 mod settings;
 mod share;
+mod traffic;
 mod tuple;
 mod uplink;
 
@@ -26,9 +27,11 @@ pub use drops::{DropReason, Drops};
 pub use endpoint::Endpoint;
 pub use fragment::{FRAGMENT_DROP, FRAGMENT_PASS, FRAGMENT_REWRITE, Fragment};
 pub use inbound::{Inbound, LIVE_FIN_IN, LIVE_FIN_OUT, LIVE_ORIGIN_SHIFT, Live};
+pub(crate) use mapping::packets;
 pub use mapping::{
-    MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
-    MAPPING_ORIGIN, MAPPING_PICKUP, Mapping, RECENT, RecentAt, origin_tag,
+    MAPPING_BY_INTERFACE, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, MAPPING_HANDED_OVER,
+    MAPPING_HANDOVER_PENDING, MAPPING_HOST, MAPPING_ORIGIN, MAPPING_PICKUP, Mapping, RECENT,
+    RecentAt, origin_tag,
 };
 pub use node::{
     NODE_PORT_DCCP, NODE_PORT_SCTP, NODE_PORT_TCP, NODE_PORT_UDP, NODE_PORT_UDP_LITE, NodeFlow,
@@ -43,10 +46,14 @@ pub use settings::{
     SETTING_UDP_ENDPOINTS, Secret, Settings,
 };
 pub use share::{SHARE_BUCKETS, SHARE_ENTRIES, SHARE_TOTAL, Share, ShareEnded};
+pub use traffic::{
+    Half, PAIRS, Pair, RULE_HITS, RuleHits, TRAFFIC_FULL, TRAFFIC_PLAIN, Traffic, packed,
+    rule_index, unpacked,
+};
 pub use tuple::{Tuple, proto};
 pub use uplink::{
-    MacKey, SOURCE_ANY_IP, SOURCE_NAMED, Source, SourceKey, UPLINK_OBSERVED, UPLINK_UNTAGGED,
-    UPLINK_V4, UPLINK_V6, Uplink,
+    MacKey, SOURCE_ANY_IP, SOURCE_NAMED, Source, SourceKey, UPLINK_NUMBERS, UPLINK_OBSERVED,
+    UPLINK_UNTAGGED, UPLINK_V4, UPLINK_V6, Uplink,
 };
 
 /// Version of everything in this folder. Pinned maps of a version below [`EARLIEST_LAYOUT`], or of a

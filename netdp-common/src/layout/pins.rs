@@ -18,7 +18,7 @@ pub const INBOUND: &str = "inbound";
 pub const FRAGMENTS: &str = "fragments";
 /// 0 → [`super::Settings`].
 pub const SETTINGS: &str = "settings";
-/// 0 → [`super::Counters`], per CPU.
+/// Number of an interface → [`super::Counters`], per CPU.
 pub const COUNTERS: &str = "uplink_counters";
 /// Counters of layout 1, which has them under this name; programs of that layout count in them
 /// until they are replaced. They stay, and are added wherever counters are read.
@@ -53,6 +53,15 @@ pub const RECENT_AT: &str = "recent_at";
 pub const PORT_MAP_OWNERS: &str = "port_map_owners";
 /// Number → [`super::PortMapBits`].
 pub const PORT_MAPS: &str = "port_maps";
+/// A half's key ([`super::Half::traffic_key`]) → [`super::Traffic`] that was carried over.
+pub const TRAFFIC: &str = "traffic";
+/// Number of an interface → the [`super::Counters`] that the number had when it was given to that
+/// interface, summed over CPUs.
+pub const COUNTERS_BEFORE: &str = "counters_before";
+/// Rule → [`super::RuleHits`].
+pub const RULE_HITS: &str = "rule_hits";
+/// Slot → [`super::Pair`], per CPU.
+pub const BYPASS_CACHE: &str = "bypass_cache";
 
 /// All maps: pin file name and the name in the eBPF object.
 pub const ALL: &[(&str, &str)] = &[
@@ -80,10 +89,14 @@ pub const ALL: &[(&str, &str)] = &[
     (RECENT_AT, "RECENT_AT"),
     (PORT_MAP_OWNERS, "PORT_MAP_OWNERS"),
     (PORT_MAPS, "PORT_MAPS"),
+    (TRAFFIC, "TRAFFIC"),
+    (COUNTERS_BEFORE, "COUNTERS_BEFORE"),
+    (RULE_HITS, "RULE_HITS"),
+    (BYPASS_CACHE, "BYPASS_PAIRS"),
 ];
 
 /// Maps of earlier layouts: pin file name and the name in their eBPF object.
 pub const EARLIER: &[(&str, &str)] = &[(EARLIER_COUNTERS, "COUNTERS")];
 
 /// Maps of this layout that the one before does not have.
-pub const NEW: &[&str] = &[COUNTERS];
+pub const NEW: &[&str] = &[COUNTERS, COUNTERS_BEFORE, TRAFFIC, RULE_HITS, BYPASS_CACHE];

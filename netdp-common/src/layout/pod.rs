@@ -12,6 +12,7 @@ use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
 use super::settings::{Limits, Settings};
 use super::share::{Share, ShareEnded};
+use super::traffic::{Pair, RuleHits, Traffic};
 use super::tuple::Tuple;
 use super::uplink::{MacKey, Source, SourceKey, Uplink};
 
@@ -36,15 +37,18 @@ const _: () = {
     assert!(size_of::<PortMapOwner>() == 64);
     assert!(size_of::<PortMapBits>() == 8192);
     assert!(size_of::<Endpoint>() == 20);
-    assert!(size_of::<Counters>() == 96 + 8 * DropReason::ALL.len());
+    assert!(size_of::<Counters>() == 176 + 8 * DropReason::ALL.len());
+    assert!(size_of::<Traffic>() == 16);
+    assert!(size_of::<RuleHits>() == 32);
+    assert!(size_of::<Pair>() == 56);
 };
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
         Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeProtocol,
-        PolicyValue, PortMapBits, PortMapOwner, Settings, Share, ShareEnded, Source, SourceKey,
-        Tuple, Uplink,
+        Pair, PolicyValue, PortMapBits, PortMapOwner, RuleHits, Settings, Share, ShareEnded,
+        Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -77,6 +81,9 @@ mod user {
         Endpoint,
         Source,
         SourceKey,
-        MacKey
+        MacKey,
+        Traffic,
+        RuleHits,
+        Pair
     );
 }

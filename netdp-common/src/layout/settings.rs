@@ -60,7 +60,7 @@ pub const SETTING_HASH_PORTS: u32 = 8;
 pub const SETTING_UDP_ENDPOINTS: u32 = 16;
 
 /// [`Settings::flags`]: there is no live mapping whose destination the policy bypasses. Only then
-/// may bypassed packets pass without a mapping lookup ([`crate::env::Policy::is_bypass_cached`]).
+/// may bypassed packets pass without a mapping lookup ([`crate::nat::policy::passes`]).
 /// Cleared with each change of the policy, until a sweep over all mappings has found none.
 pub const SETTING_BYPASS_CACHE_VALID: u32 = 32;
 
@@ -111,8 +111,9 @@ pub struct Settings {
     /// depend on. Whatever a program caches of them is valid for one epoch. Written after the
     /// change that it counts.
     pub epoch: u32,
-    /// Padding, always zero.
-    pub pad: u32,
+    /// The kinds of events that somebody listens to, a bit each. Reserved: always zero, and not
+    /// read by the programs.
+    pub events: u32,
 }
 
 /// The node's secret: 128 bits, the key of hashes that must not be predictable outside the node.

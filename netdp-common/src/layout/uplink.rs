@@ -15,6 +15,12 @@ pub const UPLINK_UNTAGGED: u32 = 4;
 /// arrive by it are examined.
 pub const UPLINK_OBSERVED: u32 = 8;
 
+/// The numbers that interfaces may have. [`Uplink::number`] 0 is that of all others.
+pub const UPLINK_NUMBERS: u32 = 16;
+
+/// Where the number begins in [`Uplink::flags`].
+const NUMBER_SHIFT: u32 = 8;
+
 /// [`SourceKey::link`]: `addr` is the source that the kernel selects for packets by that interface.
 pub const SOURCE_NAMED: u32 = 1 << 31;
 
@@ -32,8 +38,25 @@ pub struct Uplink {
     pub v6: Addr,
     /// Bytes before the IP header: 14 on Ethernet, 0 on devices without one.
     pub l2_len: u32,
-    /// `UPLINK_*` bits.
+    /// `UPLINK_*` bits, and the interface's number (bits 8 to 11).
     pub flags: u32,
+}
+
+impl Uplink {
+    /// Returns the interface's number, the index of its counters: below [`UPLINK_NUMBERS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.flags >> NUMBER_SHIFT & (UPLINK_NUMBERS - 1)
+    }
+
+    /// Returns the entry with another number.
+    #[must_use]
+    pub const fn with_number(mut self, number: u32) -> Self {
+        let mask = (UPLINK_NUMBERS - 1) << NUMBER_SHIFT;
+        self.flags = self.flags & !mask | number << NUMBER_SHIFT & mask;
+        self
+    }
 }
 
 /// Key of the trie of sources: an interface, and an address to look up.

@@ -5,11 +5,12 @@ use super::claim::{Claim, ClaimState, EVICTABLES, Evictable};
 use super::established::{apply, on_egress_hit};
 use super::evict::recycle;
 use super::scratch::Scratch;
-use super::{endpoints, ports, search};
+use super::{endpoints, ports, search, traffic};
 use crate::env::{Env, InsertError};
 use crate::layout::{
-    DropReason, Mapping, PORT_RANGES, PortRange, SETTING_HAIRPIN, SETTING_HASH_PORTS,
-    SETTING_PORTS, SETTING_RANDOM_PORTS, SETTING_UDP_ENDPOINTS, SHARE_TOTAL, Tuple, proto,
+    DropReason, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, PORT_RANGES, PortRange,
+    SETTING_HAIRPIN, SETTING_HASH_PORTS, SETTING_PORTS, SETTING_RANDOM_PORTS,
+    SETTING_UDP_ENDPOINTS, SHARE_TOTAL, Traffic, Tuple, packed, proto,
 };
 use crate::packet::{ACK, L4, Packet, SYN};
 use crate::slot::Slot;
@@ -50,7 +51,12 @@ fn begin<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) {
     claim.wire = pkt
         .tuple
         .reply_to(pkt.new.addr, wanted.unwrap_or(pkt.tuple.src_id));
-    claim.reply = Mapping::new(&pkt.tuple.src, pkt.tuple.src_id, flags, env.now());
+    claim.reply = Mapping::new(
+        &pkt.tuple.src,
+        pkt.tuple.src_id,
+        flags | MAPPING_COUNTED_REPLY,
+        env.now(),
+    );
     claim.ranges = ranges_for(env, &pkt.tuple);
     claim.state = ClaimState::Searching;
     claim.tried = 0;
@@ -72,24 +78,25 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
     claim.reply = Mapping::new(
         &pkt.new.addr,
         claim.wire.dst_id,
-        flags | claim.origin,
+        flags | claim.origin | MAPPING_COUNTED_ORIGINAL,
         env.now(),
     );
     let place = env.place();
     (claim.reply.uplink, claim.reply.epoch) = (place.uplink, place.epoch);
+    claim.reply.traffic = packed(env.l3_len());
     // SAFETY: the claim's own half, which outlives this slot.
     let half = unsafe { Slot::new(&raw mut claim.reply) };
     match pkt.l4 {
-        L4::Tcp(segment) if segment.bad_checksum != 0 && !pkt.l4.is_bare_syn() => {
-            half.record_untrusted();
-        }
+        // Its state may be forged.
+        L4::Tcp(segment) if segment.bad_checksum != 0 && !pkt.l4.is_bare_syn() => {}
         _ => half.record(&pkt.l4, env.now()),
     }
     match env.insert_snat(&pkt.tuple, &claim.reply) {
         Ok(()) => {
             env.count(|c| &mut c.mappings_created);
-            env.count(|c| &mut c.egress_masqueraded);
+            env.count_packet(|c| &mut c.egress_masqueraded);
             account(env, &pkt.tuple, claim.bucket);
+            env.add_rule_hits(claim.rule, &Traffic::default(), 1);
             if claim.wire.dst_id != pkt.tuple.src_id {
                 env.count(|c| &mut c.ports_changed);
             }
@@ -103,7 +110,7 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
             return Verdict::Rewrite;
         }
         Err(InsertError::Full) => {
-            env.remove_rev_snat(&claim.wire);
+            traffic::remove_reply(env, &claim.wire);
             return Verdict::Drop(DropReason::TableFull);
         }
         Err(InsertError::Exists) => {}
@@ -111,7 +118,7 @@ fn finish<E: Env>(env: &E, scratch: &mut Scratch, flags: u16) -> Verdict {
     match env.lookup_snat(&pkt.tuple) {
         Some(slot) => {
             if slot.id() != claim.wire.dst_id || slot.addr() != pkt.new.addr {
-                env.remove_rev_snat(&claim.wire);
+                traffic::remove_reply(env, &claim.wire);
             }
             let hit = on_egress_hit(env, &pkt.tuple, &pkt.l4, pkt.family, slot);
             apply(pkt, hit)

@@ -7,7 +7,7 @@ use crate::flow::{
     Carried, Closing, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, UNANSWERED_TICKS, age,
     eviction_class, is_closing, is_free_again, is_silent_stream, lasted,
 };
-use crate::layout::{Tuple, proto};
+use crate::layout::{Half, Tuple, proto};
 use crate::slot::Slot;
 
 /// Claims `claim.wire` as [`try_candidate`] does, for a candidate that is expected to be free:
@@ -110,7 +110,7 @@ fn note_evictable<E: Env>(env: &E, claim: &mut Claim, owner: Slot) {
 /// that many ticks; `None` if it is live.
 #[inline(always)]
 fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
-    if !reply.has_sent(claim.wire.proto) {
+    if !reply.has_replied(claim.wire.proto) {
         return Some(silent >= UNANSWERED_TICKS);
     }
     let seen = reply.tcp_seen();
@@ -132,7 +132,7 @@ fn is_over(claim: &Claim, reply: Slot, silent: u32) -> Option<bool> {
         original: 0,
         reply: seen,
         packets: 0,
-        replies: reply.packets(),
+        replies: reply.packets(Half::Reply),
         lasted: lasted(reply.created(), reply.last_seen(), reply.last_seen()),
     };
     let over = eviction_class(&carried, silent).is_some() || is_silent_stream(&carried, silent);

@@ -21,6 +21,8 @@ pub(super) struct Claim {
     /// Flags of the original half in addition to those of the caller.
     pub(super) origin: u16,
     pad: u16,
+    /// The index in `rule_hits` of the rule under which the mapping begins.
+    pub(super) rule: u32,
     /// Candidates whose mappings may be evicted.
     pub(super) evictable: [Evictable; EVICTABLES],
     /// The sequence number of the SYN that begins the mapping, if `is_syn` is 1.
@@ -54,6 +56,7 @@ impl Claim {
         bucket: 0,
         origin: 0,
         pad: 0,
+        rule: 0,
         evictable: [Evictable::NONE; EVICTABLES],
         syn: 0,
         is_syn: 0,

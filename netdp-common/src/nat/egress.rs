@@ -10,7 +10,7 @@ use super::inbound::Continued;
 use super::lookup::{Progress, lookup_mapping};
 use super::node::needs_mapping;
 use super::origin::{is_forged, is_forged_by, key_of};
-use super::policy;
+use super::policy::{self, Decision};
 use super::scope::{Opening, is_bridged, may_open, others_are_bridged, out_of_scope};
 use super::scratch::Scratch;
 use super::source::choose_source;
@@ -29,7 +29,7 @@ use crate::verdict::Verdict;
 #[inline(always)]
 pub fn egress<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Verdict {
     if out_of_scope(env, &scratch.pkt) {
-        env.count(|c| &mut c.egress_untouched);
+        env.count_packet(|c| &mut c.egress_untouched);
         return Verdict::Pass;
     }
     let verdict = match scratch.pkt.l4 {
@@ -75,7 +75,9 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
             return apply(pkt, hit);
         }
     }
-    let action = policy::action(env, &pkt.tuple.dst);
+    let Decision { action, rule } = policy::decide(env, &pkt.tuple.dst);
+    scratch.claim.rule = rule;
+    let pkt = &scratch.pkt;
     let flags = if env.is_local(&pkt.tuple.src)
         || env.ingress_ifindex() == 0 && env.is_any_ip(&pkt.tuple.src)
     {
@@ -95,8 +97,8 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
         0
     } else {
         if matches!(action, Action::Bypass) {
-            policy::cache_bypass(env, &pkt.tuple.src, &pkt.tuple.dst);
-            env.count(|c| &mut c.egress_bypassed);
+            policy::cache_bypass(env, &pkt.tuple.src, &pkt.tuple.dst, rule);
+            policy::count_bypassed(env, rule);
             return Verdict::Pass;
         }
         if let Some(verdict) = egress_pod(env, scratch, action) {
@@ -124,7 +126,7 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
         match inbound::continued(env, pkt, &pkt.tuple) {
             Continued::No => {}
             Continued::Yes => {
-                env.count(|c| &mut c.egress_replies);
+                env.count_packet(|c| &mut c.egress_replies);
                 return Some(Verdict::Pass);
             }
             Continued::Forged if others_are_bridged(env, pkt) => return Some(Verdict::Pass),
@@ -134,7 +136,7 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
             && env.lookup_snat(&pkt.tuple.reversed()).is_some()
         {
             // A reply that came in by another uplink; this uplink leads to the pod.
-            env.count(|c| &mut c.egress_replies);
+            env.count_packet(|c| &mut c.egress_replies);
             return Some(Verdict::Pass);
         }
     }
@@ -151,7 +153,7 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
         inbound::forget(env, &pkt.tuple);
     }
     if is_bypassed_by_earlier_policy(env, pkt) {
-        env.count(|c| &mut c.egress_bypassed);
+        env.count_packet(|c| &mut c.egress_bypassed);
         return Some(Verdict::Pass);
     }
     if matches!(action, Action::Withhold) {
@@ -216,13 +218,13 @@ fn is_bypassed_by_earlier_policy<E: Env>(env: &E, pkt: &Packet) -> bool {
 fn no_leak<E: Env>(env: &E, scratch: &mut Scratch, reason: DropReason) -> Verdict {
     match env.settings().no_leak {
         NO_LEAK_PASS => {
-            env.count(|c| &mut c.egress_let_out);
+            env.count_packet(|c| &mut c.egress_let_out);
             Verdict::Pass
         }
         NO_LEAK_ADDRESS
             if choose_source(env, &mut scratch.pkt) && !speaks_for_node(env, &scratch.pkt) =>
         {
-            env.count(|c| &mut c.egress_let_out);
+            env.count_packet(|c| &mut c.egress_let_out);
             scratch.pkt.new.id = scratch.pkt.tuple.src_id.into();
             Verdict::Rewrite
         }

@@ -3,12 +3,16 @@
 use super::evict;
 use super::node;
 use super::origin::is_forged;
+use super::traffic;
 use crate::env::Env;
 use crate::flow::{
     Closing, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_RST, Sender, TcpState, fin_is_plausible,
     is_closing, is_in_window, rst_is_acceptable, tcp_state,
 };
-use crate::layout::{DropReason, Family, MAPPING_ORIGIN, Tuple, origin_tag};
+use crate::layout::{
+    DropReason, Family, Half, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, MAPPING_HANDED_OVER,
+    MAPPING_HOST, MAPPING_ORIGIN, Tuple, origin_tag,
+};
 use crate::packet::{ACK, FIN, L4, Packet, RST, SYN, TcpSegment};
 use crate::slot::Slot;
 use crate::verdict::Verdict;
@@ -42,7 +46,9 @@ pub(super) fn on_egress_hit<E: Env>(
 ) -> Hit {
     let now = env.now();
     let tag = origin_tag(env.ingress_ifindex());
-    if slot.flags() & MAPPING_ORIGIN != tag && !moved(env, tuple, family, slot, tag) {
+    let usual = slot.flags() & (MAPPING_ORIGIN | MAPPING_COUNTED_ORIGINAL)
+        == tag | MAPPING_COUNTED_ORIGINAL;
+    if !usual && !moved(env, tuple, family, slot, tag) {
         return Hit::Forged;
     }
     if let L4::Tcp(segment) = *l4 {
@@ -53,17 +59,18 @@ pub(super) fn on_egress_hit<E: Env>(
             // alive.
             slot.clear_rst();
         } else if segment.bad_checksum != 0 {
-            slot.record_untrusted();
+            traffic::count(env, tuple, Half::Original, slot);
+            env.count_packet(|c| &mut c.egress_masqueraded);
             return Hit::Rewrite(slot);
         }
     }
-    slot.record(l4, now);
+    traffic::record(env, tuple, Half::Original, slot, l4, now);
     if let L4::Tcp(segment) = *l4
         && segment.flags & (FIN | RST) != 0
     {
         closes(env, tuple, slot, segment);
     }
-    env.count(|c| &mut c.egress_masqueraded);
+    env.count_packet(|c| &mut c.egress_masqueraded);
     Hit::Rewrite(slot)
 }
 
@@ -86,13 +93,17 @@ fn closes<E: Env>(env: &E, tuple: &Tuple, slot: Slot, segment: TcpSegment) -> bo
     true
 }
 
-/// Reports whether the pod itself now sends by another interface, and records that interface.
+/// Reports whether the pod itself sends, if by another interface than before, and records that
+/// interface. Lets a half of layout 1 count bytes.
 #[inline(never)]
 fn moved<E: Env>(env: &E, tuple: &Tuple, family: Family, slot: Slot, tag: u16) -> bool {
-    if is_forged(env, &tuple.src, family) {
-        return false;
+    if slot.flags() & MAPPING_ORIGIN != tag {
+        if is_forged(env, &tuple.src, family) {
+            return false;
+        }
+        slot.set_origin(tag);
     }
-    slot.set_origin(tag);
+    traffic::begin_counting(env, tuple, Half::Original, slot);
     true
 }
 
@@ -115,10 +126,15 @@ fn reopen<E: Env>(env: &E, tuple: &Tuple, slot: Slot, now: u32) -> bool {
 #[inline(always)]
 pub(super) fn on_ingress_hit<E: Env>(env: &E, wire: &Tuple, l4: &L4, slot: Slot) -> Hit {
     let now = env.now();
-    if slot.passes_ingress() {
-        slot.record(l4, now);
-        env.count(|c| &mut c.ingress_passed);
-        return Hit::Pass;
+    let usual = slot.flags() & (MAPPING_HOST | MAPPING_HANDED_OVER | MAPPING_COUNTED_REPLY)
+        == MAPPING_COUNTED_REPLY;
+    if !usual {
+        traffic::begin_counting(env, wire, Half::Reply, slot);
+        if slot.passes_ingress() {
+            traffic::record(env, wire, Half::Reply, slot, l4, now);
+            env.count_packet(|c| &mut c.ingress_passed);
+            return Hit::Pass;
+        }
     }
     let fate = match *l4 {
         L4::Tcp(segment)
@@ -127,20 +143,20 @@ pub(super) fn on_ingress_hit<E: Env>(env: &E, wire: &Tuple, l4: &L4, slot: Slot)
             judge_segment(env, wire, segment, slot)
         }
         // Checked for the first reply only.
-        L4::Udp if slot.packets() == 0 && node::receives(env, wire) => Incoming::Nodes,
+        L4::Udp if slot.packets(Half::Reply) == 0 && node::receives(env, wire) => Incoming::Nodes,
         _ => Incoming::Trusted,
     };
     match fate {
-        Incoming::Trusted => slot.record(l4, now),
-        Incoming::Untrusted => slot.record_untrusted(),
+        Incoming::Trusted => traffic::record(env, wire, Half::Reply, slot, l4, now),
+        Incoming::Untrusted => traffic::count(env, wire, Half::Reply, slot),
         Incoming::Nodes => {
             let original = wire.answers(slot.addr(), slot.id());
             evict::end(env, &original, wire);
-            env.count(|c| &mut c.ingress_passed);
+            env.count_packet(|c| &mut c.ingress_passed);
             return Hit::Unmapped;
         }
     }
-    env.count(|c| &mut c.ingress_translated);
+    env.count_packet(|c| &mut c.ingress_translated);
     Hit::Rewrite(slot)
 }
 

@@ -1,10 +1,11 @@
 //! Recycling: the programs evict mappings in favour of a new flow, but never a live one
 //! ([`crate::flow::eviction_class`]).
 
+use super::traffic;
 use crate::env::Env;
 use crate::flow::{Carried, EvictionClass, eviction_class, idle, lasted};
 use crate::layout::{
-    MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL, Tuple,
+    Half, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, SHARE_TOTAL, Tuple,
 };
 use crate::slot::{ShareSlot, Slot, bucket_of_mapping, port_map};
 
@@ -74,16 +75,20 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
         // Nor the reply half of another mapping.
         let reply = env.lookup_rev_snat(wire);
         if reply.is_some_and(|it| it.id() == original.src_id && it.addr().is_same(&original.src)) {
-            env.remove_rev_snat(wire);
+            traffic::remove_reply(env, wire);
         }
         return false;
     };
     let bucket = bucket_of_mapping(env.secret(), &original.src, half.flags());
+    let carried = half.is_carried();
     // The CPU that removes this half ends the mapping.
     if !env.remove_snat(original) {
         return false;
     }
-    env.remove_rev_snat(wire);
+    if carried {
+        traffic::forget(env, original, Half::Original);
+    }
+    traffic::remove_reply(env, wire);
     for bucket in [bucket, SHARE_TOTAL] {
         if let Some(share) = env.lookup_share(bucket) {
             share.add_mappings(u64::MAX);
@@ -111,8 +116,8 @@ pub(super) fn carried(original: &Tuple, half: Slot, reply: Slot) -> Option<Carri
         acknowledged: reply.closing().is_over(half.tcp_ack(), reply.tcp_ack()),
         original: half.tcp_seen(),
         reply: reply.tcp_seen(),
-        packets: half.packets(),
-        replies: reply.packets(),
+        packets: half.packets(Half::Original),
+        replies: reply.packets(Half::Reply),
         lasted: lasted(half.created(), half.last_seen(), reply.last_seen()),
     })
 }

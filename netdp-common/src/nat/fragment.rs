@@ -4,7 +4,7 @@
 //! On egress, a fragment that overtook the first one gets the uplink's address too. On ingress its
 //! flow is unknown: it is queued.
 
-use super::policy;
+use super::policy::{self, Decision};
 use super::scratch::Scratch;
 use super::source::choose_source;
 use crate::direction::Direction;
@@ -106,13 +106,13 @@ pub(super) fn known_egress<E: Env>(env: &E, scratch: &mut Scratch) -> Option<Ver
     if let Some(known) = recorded(env, &key, Direction::Egress) {
         return Some(follow(env, pkt, &known, Direction::Egress));
     }
-    let action = policy::action(env, &pkt.tuple.dst);
+    let Decision { action, rule } = policy::decide(env, &pkt.tuple.dst);
     if let Action::Bypass = action {
-        env.count(|c| &mut c.egress_bypassed);
+        policy::count_bypassed(env, rule);
         return Some(Verdict::Pass);
     }
     if env.is_local(&pkt.tuple.src) {
-        env.count(|c| &mut c.egress_host);
+        env.count_packet(|c| &mut c.egress_host);
         return Some(Verdict::Pass);
     }
     match action {
@@ -143,7 +143,7 @@ fn begin_early<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
     if !remember(env, pkt, &key, &fragment) {
         return Verdict::Drop(DropReason::PodLimit);
     }
-    env.count(|c| &mut c.egress_masqueraded);
+    env.count_packet(|c| &mut c.egress_masqueraded);
     Verdict::Rewrite
 }
 
@@ -155,7 +155,7 @@ pub fn later_ingress<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
         Some(known) => follow(env, pkt, &known, Direction::Ingress),
         None if env.is_local(&pkt.tuple.dst) => Verdict::Hold,
         None => {
-            env.count(|c| &mut c.ingress_passed);
+            env.count_packet(|c| &mut c.ingress_passed);
             Verdict::Pass
         }
     }
@@ -167,7 +167,7 @@ fn follow<E: Env>(env: &E, pkt: &mut Packet, known: &Fragment, direction: Direct
         FRAGMENT_REWRITE => {
             pkt.new.addr = known.addr;
             pkt.new_ip_id = known.new_ip_id;
-            env.count(|c| match direction {
+            env.count_packet(|c| match direction {
                 Direction::Egress => &mut c.egress_masqueraded,
                 Direction::Ingress => &mut c.ingress_translated,
             });

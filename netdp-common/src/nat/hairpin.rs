@@ -11,6 +11,7 @@ use super::endpoints::{has_sockets, id, is_in_use};
 use super::established::{apply, on_egress_hit, on_ingress_hit};
 use super::icmp_error::translate;
 use super::origin::{is_forged_by, key_of, may_report};
+use super::policy;
 use super::scope::{Opening, may_open, out_of_scope};
 use super::scratch::Scratch;
 use crate::env::Env;
@@ -54,6 +55,7 @@ pub fn translate_source<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
                 }
                 // The source that the node itself would use towards this address.
                 pkt.new.addr = pkt.tuple.dst;
+                scratch.claim.rule = policy::NO_RULE;
                 match refusal(env, scratch) {
                     Some(reason) => Verdict::Drop(reason),
                     None => allocate(env, scratch, 0),

@@ -4,7 +4,7 @@
 
 use super::inbound::is_recorded;
 use super::origin::may_report;
-use super::policy;
+use super::policy::{self, Decision};
 use super::scratch::Scratch;
 use crate::env::Env;
 use crate::layout::{Action, DropReason};
@@ -17,7 +17,7 @@ use crate::verdict::Verdict;
 pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
     // An error is addressed to the source of the packet inside (RFC 792); any other is forged.
     if !scratch.pkt.tuple.dst.is_same(&scratch.inner.tuple.src) {
-        env.count(|c| &mut c.ingress_passed);
+        env.count_packet(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
     match env.lookup_rev_snat(&scratch.inner.tuple.reversed()) {
@@ -26,7 +26,7 @@ pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
             Verdict::RewriteError
         }
         _ => {
-            env.count(|c| &mut c.ingress_passed);
+            env.count_packet(|c| &mut c.ingress_passed);
             Verdict::Pass
         }
     }
@@ -51,18 +51,19 @@ pub fn egress<E: Env>(env: &E, scratch: &mut Scratch) -> Verdict {
         };
     }
     if own {
-        env.count(|c| &mut c.egress_host);
+        env.count_packet(|c| &mut c.egress_host);
         return Verdict::Pass;
     }
-    if let Action::Bypass = policy::action(env, &scratch.pkt.tuple.dst) {
-        env.count(|c| &mut c.egress_bypassed);
+    let Decision { action, rule } = policy::decide(env, &scratch.pkt.tuple.dst);
+    if action == Action::Bypass {
+        policy::count_bypassed(env, rule);
         return Verdict::Pass;
     }
     if !may_report(env, &scratch.pkt, &original.src) {
         return Verdict::Drop(DropReason::ForgedSource);
     }
     if is_recorded(env, &original) {
-        env.count(|c| &mut c.egress_replies);
+        env.count_packet(|c| &mut c.egress_replies);
         return Verdict::Pass;
     }
     Verdict::Drop(DropReason::IcmpNoFlow)

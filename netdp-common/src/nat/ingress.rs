@@ -4,7 +4,7 @@
 
 use super::established::apply;
 use super::lookup::{Progress, lookup_mapping};
-use super::policy;
+use super::policy::{self, Decision};
 use super::scope::{begins_outside, out_of_scope};
 use super::scratch::Scratch;
 use super::{fragment, icmp_error, inbound};
@@ -18,7 +18,7 @@ use crate::verdict::Verdict;
 #[inline(always)]
 pub fn ingress<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Verdict {
     if out_of_scope(env, &scratch.pkt) || matches!(scratch.pkt.l4, L4::Untranslatable(_)) {
-        env.count(|c| &mut c.ingress_passed);
+        env.count_packet(|c| &mut c.ingress_passed);
         return Verdict::Pass;
     }
     let verdict = match scratch.pkt.l4 {
@@ -43,7 +43,7 @@ fn ingress_flow<E: Env>(env: &E, pkt: &mut Packet, progress: Progress) -> Verdic
     if !env.is_local(&pkt.tuple.dst) {
         ingress_forwarded(env, pkt);
     }
-    env.count(|c| &mut c.ingress_passed);
+    env.count_packet(|c| &mut c.ingress_passed);
     Verdict::Pass
 }
 
@@ -55,8 +55,9 @@ fn ingress_forwarded<E: Env>(env: &E, pkt: &Packet) -> bool {
     if !begins && !matches!(pkt.l4, L4::Tcp(_)) {
         return false;
     }
-    if let Action::Bypass = policy::action(env, &pkt.tuple.src) {
-        policy::cache_bypass(env, &pkt.tuple.dst, &pkt.tuple.src);
+    let Decision { action, rule } = policy::decide(env, &pkt.tuple.src);
+    if action == Action::Bypass {
+        policy::cache_bypass(env, &pkt.tuple.dst, &pkt.tuple.src, rule);
         return false;
     }
     inbound::record_arrival(env, pkt, begins)

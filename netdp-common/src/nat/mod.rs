@@ -26,3 +26,4 @@ pub mod scratch;
 mod search;
 mod settle;
 mod source;
+mod traffic;

@@ -2,9 +2,10 @@
 
 use super::evict;
 use super::scratch::Scratch;
+use super::traffic;
 use crate::env::Env;
 use crate::flow::{age, live_seconds, ticks32};
-use crate::layout::{Action, Family, NodeFlow, Tuple, origin_tag, proto};
+use crate::layout::{Action, Family, Half, NodeFlow, Tuple, origin_tag, proto};
 use crate::packet::{L4, Packet, RST};
 use crate::slot::{Key, Slot};
 
@@ -14,7 +15,7 @@ use crate::slot::{Key, Slot};
 #[inline(never)]
 pub(super) fn needs_mapping<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> bool {
     let pkt = &scratch.pkt;
-    env.count(|c| &mut c.egress_host);
+    env.count_packet(|c| &mut c.egress_host);
     if matches!(
         pkt.l4,
         L4::QueryReply | L4::Error | L4::LaterFragment | L4::Untranslatable(_)
@@ -24,7 +25,8 @@ pub(super) fn needs_mapping<E: Env>(env: &E, scratch: &mut Scratch, action: Acti
     let wire = pkt.tuple.reversed();
     match env.lookup_rev_snat(&wire) {
         Some(slot) if slot.passes_egress() => {
-            slot.record(&pkt.l4, env.now());
+            traffic::begin_counting(env, &wire, Half::Reply, slot);
+            traffic::record(env, &wire, Half::Reply, slot, &pkt.l4, env.now());
             false
         }
         Some(slot) => collides_with_pod(env, scratch, &wire, slot),
@@ -56,7 +58,7 @@ fn collides_with_pod<E: Env>(env: &E, scratch: &mut Scratch, wire: &Tuple, slot:
         scratch.pkt.new.addr = scratch.pkt.tuple.src;
         return true;
     }
-    let lives = matches!(pkt.l4, L4::Tcp(_)) && slot.has_sent(wire.proto);
+    let lives = matches!(pkt.l4, L4::Tcp(_)) && slot.has_replied(wire.proto);
     if !lives && !may_be_forged(env, pkt) {
         let original = wire.answers(slot.addr(), slot.id());
         evict::end(env, &original, wire);

@@ -26,7 +26,7 @@ pub(super) fn is_bridged<E: Env>(env: &E, pkt: &Packet) -> bool {
 pub(super) fn others_are_bridged<E: Env>(env: &E, pkt: &Packet) -> bool {
     let bridged = env.is_bridged(&pkt.tuple, pkt.family);
     if bridged {
-        env.count(|c| &mut c.egress_untouched);
+        env.count_packet(|c| &mut c.egress_untouched);
     }
     bridged
 }

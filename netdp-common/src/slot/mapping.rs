@@ -1,9 +1,9 @@
 //! A mapping in place in a BPF map, shared with other CPUs.
 
-use crate::flow::{Closing, SEEN_DATA, SEEN_OTHERS, SEEN_RST, observe, refreshes};
+use crate::flow::{Closing, SEEN_CARRIED, SEEN_DATA, SEEN_OWN, SEEN_RST, observe, refreshes};
 use crate::layout::{
-    Addr, MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
-    MAPPING_ORIGIN, Mapping, proto,
+    self, Addr, Half, MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING,
+    MAPPING_HOST, MAPPING_ORIGIN, Mapping, TRAFFIC_FULL, proto,
 };
 use crate::packet::{ACK, L4, SYN};
 
@@ -107,23 +107,72 @@ impl Slot {
         }
     }
 
-    /// Returns the packets of this direction (wrapping).
+    /// Returns the packets of this direction as far as decisions distinguish them, as
+    /// [`Mapping::packets`] does.
     #[inline(always)]
     #[must_use]
-    pub fn packets(self) -> u32 {
-        // SAFETY: valid by the contract of `new`.
-        unsafe { (*self.0).packets }
+    pub fn packets(self, half: Half) -> u32 {
+        layout::packets(self.traffic(), self.flags(), self.tcp_seen(), half)
     }
 
-    /// Reports whether this direction has sent anything; on a reopened connection, since then.
-    /// Segments that may be forged do not count for TCP.
+    /// Returns the packets and bytes that were not carried over, packed.
     #[inline(always)]
     #[must_use]
-    pub fn has_sent(self, protocol: u32) -> bool {
+    pub fn traffic(self) -> u32 {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).traffic }
+    }
+
+    /// Replaces them.
+    #[inline(always)]
+    pub fn set_traffic(self, packed: u32) {
+        // SAFETY: valid by the contract of `new`.
+        unsafe { (*self.0).traffic = packed }
+    }
+
+    /// Adds one packet, packed, to them; returns `false` if they must be carried over first. Updates
+    /// that race may be lost, which is harmless.
+    #[inline(always)]
+    #[must_use]
+    pub fn add_traffic(self, packed: u32) -> bool {
+        let before = self.traffic();
+        let fits = before & TRAFFIC_FULL == 0;
+        if fits {
+            self.set_traffic(before.wrapping_add(packed));
+        }
+        fits
+    }
+
+    /// Records that the half counts bytes from now on: [`Half::counted`].
+    #[inline(always)]
+    pub fn set_counted(self, counted: u16) {
+        // SAFETY: valid by the contract of `new`. Should the agent mark a reply half at the same
+        // moment, the bit is set by the next packet.
+        unsafe { (*self.0).flags |= counted }
+    }
+
+    /// Reports whether traffic of this half was carried over.
+    #[inline(always)]
+    #[must_use]
+    pub fn is_carried(self) -> bool {
+        self.tcp_seen() & SEEN_CARRIED != 0
+    }
+
+    /// Records that it was.
+    #[inline(always)]
+    pub fn set_carried(self) {
+        self.set_tcp_seen(self.tcp_seen() | SEEN_CARRIED);
+    }
+
+    /// Reports whether this half, a reply half, has sent anything; on a reopened connection, since
+    /// then. Segments that may be forged do not count for TCP.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_replied(self, protocol: u32) -> bool {
         if protocol == proto::TCP {
-            self.tcp_seen() & !SEEN_OTHERS != 0
+            self.tcp_seen() & SEEN_OWN != 0
         } else {
-            self.packets() != 0
+            self.packets(Half::Reply) != 0
         }
     }
 
@@ -224,19 +273,17 @@ impl Slot {
     pub fn reopen(self, now: u32) {
         // SAFETY: valid by the contract of `new`.
         unsafe {
-            (*self.0).tcp_seen = 0;
             (*self.0).last_seen = now;
         }
+        self.set_tcp_seen(self.tcp_seen() & SEEN_CARRIED);
     }
 
-    /// Records a packet of this direction: count, time and TCP state.
+    /// Records a packet of this direction: time and TCP state.
     #[inline(always)]
     pub fn record(self, l4: &L4, now: u32) {
-        // SAFETY: valid by the contract of `new`. The count may lose updates that race,
-        // which is harmless.
+        // SAFETY: valid by the contract of `new`.
         unsafe {
             let m = self.0;
-            (*m).packets = (*m).packets.wrapping_add(1);
             let before = self.tcp_seen();
             if (*m).last_seen != now && refreshes(before, l4) {
                 (*m).last_seen = now;
@@ -253,15 +300,6 @@ impl Slot {
                     (*m).tcp_ack = segment.ack;
                 }
             }
-        }
-    }
-
-    /// Counts a segment without recording its state, because it may be forged.
-    #[inline(always)]
-    pub fn record_untrusted(self) {
-        // SAFETY: valid by the contract of `new`.
-        unsafe {
-            (*self.0).packets = (*self.0).packets.wrapping_add(1);
         }
     }
 }

@@ -177,7 +177,7 @@ fn a_pods_error_about_nothing_does_not_leave() {
         // An error about an inbound flow leaves unmodified.
         assert_eq!(fake.back(&about), Seen::Pass);
         assert_eq!(fake.out(&error), Seen::Pass);
-        assert_eq!(fake.counters().egress_replies, 1);
+        assert_eq!(fake.counters().egress_replies.packets, 1);
         let own = Build::error(net.node, net.server, messages(&net)[0], &about, 200);
         assert_eq!(fake.out(&own), Seen::Pass, "the node's");
         let mut fake = Fake::new();

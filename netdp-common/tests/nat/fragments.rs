@@ -39,7 +39,7 @@ fn a_datagram_leaves_as_one() {
             for _ in 0..3 {
                 assert_eq!(out(&fake, &packet.last()), (bare(net.node_ip), id));
             }
-            assert_eq!(fake.counters().egress_masqueraded, 4);
+            assert_eq!(fake.counters().egress_masqueraded.packets, 4);
             // The first fragment of a datagram may arrive twice.
             assert_eq!(out(&fake, &packet.first()), (becomes(net.node), id));
             assert_eq!(fake.snat.len(), 1);
@@ -170,7 +170,7 @@ fn a_reply_comes_back_in_fragments() {
             for _ in 0..2 {
                 assert_eq!(fake.back(&reply.last()), bare(net.pod_ip));
             }
-            assert_eq!(fake.counters().ingress_translated, 3);
+            assert_eq!(fake.counters().ingress_translated.packets, 3);
             // The first fragment of that datagram has not arrived yet.
             assert_eq!(fake.back(&reply.with_ip_id(9).last()), Seen::Hold);
         }

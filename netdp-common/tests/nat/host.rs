@@ -22,7 +22,7 @@ fn the_nodes_own_traffic_is_untouched() {
             assert_eq!(fake.back(&packet.answer()), Seen::Pass, "{packet:?}");
         }
         assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
-        assert_eq!(fake.counters().egress_host, 6);
+        assert_eq!(fake.counters().egress_host.packets, 6);
     }
 }
 

@@ -30,7 +30,7 @@ fn a_pod_answers_as_itself() {
                 let answer = opening.answer();
                 assert_eq!(fake.out(&answer), Seen::Pass, "{answer:?}");
             }
-            assert_eq!(fake.counters().egress_replies, 3);
+            assert_eq!(fake.counters().egress_replies.packets, 3);
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
             assert_eq!(fake.asked_len() + fake.live_len(), 1);
         }

@@ -1,6 +1,7 @@
 //! Races: another CPU acts between two steps of a decision.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, wire_of};
+use netdp_common::layout::Half;
 use netdp_common::layout::{DropReason, Mapping, PortRange, SETTING_PORTS};
 use testkit::build::Build;
 use testkit::fake::{Fake, Seen, addr, tuple_of};
@@ -49,7 +50,7 @@ fn half(addr: netdp_common::layout::Addr, id: u16) -> Mapping {
         tcp_seen: 0,
         epoch: 0,
         uplink: 0,
-        packets: 0,
+        traffic: 0,
     }
 }
 
@@ -71,7 +72,7 @@ fn two_first_packets_of_one_flow_get_one_mapping() {
                 }
                 assert_eq!(fake.out(&packet), becomes(net.node));
                 assert_eq!((fake.snat.len(), fake.rev_snat.len()), (1, 1));
-                assert_eq!(halves(&fake, &packet).0.packets, 2);
+                assert_eq!(halves(&fake, &packet).0.packets(Half::Original), 2);
                 assert_paired(&fake);
             }
         }

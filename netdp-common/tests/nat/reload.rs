@@ -22,7 +22,7 @@ fn a_connection_goes_on_with_the_pods_address() {
                 fake.out(&Build::tcp(net.pod, net.server, first)),
                 Seen::Pass
             );
-            assert_eq!(fake.counters().egress_bypassed, 1);
+            assert_eq!(fake.counters().egress_bypassed.packets, 1);
             // Whatever follows, even after the record of the change has expired.
             let mut fake = fake;
             fake.bypassed_before.clear();

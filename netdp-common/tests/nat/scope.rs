@@ -1,6 +1,7 @@
 //! Scope: packets that are translated and packets that are not.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
+use netdp_common::layout::Half;
 use netdp_common::layout::{
     Action, DropReason, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6,
 };
@@ -17,10 +18,13 @@ fn a_pod_leaves_as_the_node_and_its_reply_comes_back() {
             assert_eq!(fake.back(&reply), becomes(net.pod), "{reply:?}");
             assert_paired(&fake);
             let (original, back) = halves(&fake, &packet);
-            assert_eq!((original.packets, back.packets), (1, 1));
+            assert_eq!(
+                (original.packets(Half::Original), back.packets(Half::Reply)),
+                (1, 1)
+            );
             let counters = fake.counters();
-            assert_eq!(counters.egress_masqueraded, 1);
-            assert_eq!(counters.ingress_translated, 1);
+            assert_eq!(counters.egress_masqueraded.packets, 1);
+            assert_eq!(counters.ingress_translated.packets, 1);
             assert_eq!(counters.mappings_created, 1);
             assert_eq!(counters.ports_changed, 0);
         }
@@ -40,8 +44,8 @@ fn a_bypassed_destination_sees_the_pod() {
                 (fake.asked_len() + fake.live_len() == 0),
                 "nothing to know there"
             );
-            assert_eq!(fake.counters().egress_bypassed, 1);
-            assert_eq!(fake.counters().ingress_passed, 1);
+            assert_eq!(fake.counters().egress_bypassed.packets, 1);
+            assert_eq!(fake.counters().ingress_passed.packets, 1);
         }
     }
 }
@@ -116,7 +120,7 @@ fn what_nothing_may_be_assumed_of_is_left_alone() {
         let packet = Build::udp(src, dst);
         assert_eq!(fake.out(&packet), Seen::Pass, "{src} → {dst}");
         assert_eq!(fake.back(&packet), Seen::Pass, "{src} → {dst}");
-        assert_eq!(fake.counters().egress_untouched, 1);
+        assert_eq!(fake.counters().egress_untouched.packets, 1);
         assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
         assert!((fake.asked_len() + fake.live_len() == 0));
     }
@@ -263,7 +267,7 @@ fn neighbour_discovery_is_left_alone() {
         message.hops = 255;
         assert_eq!(fake.out(&message), Seen::Pass, "{kind}");
         assert_eq!(fake.back(&message.answer()), Seen::Pass, "{kind}");
-        assert_eq!(fake.counters().egress_untouched, 1);
+        assert_eq!(fake.counters().egress_untouched.packets, 1);
         let mut v4 = Build::new(V4.pod, V4.server, Kind::Icmp(kind));
         v4.hops = 255;
         assert_eq!(fake.out(&v4), drop_of(DropReason::IcmpNoFlow), "{kind}");

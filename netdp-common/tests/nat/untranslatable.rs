@@ -39,13 +39,13 @@ fn a_packet_at_fault_leaves_as_the_policy_says() {
         for (packet, source, reason) in at_fault(&net) {
             let fake = with(NO_LEAK_DROP);
             assert_eq!(fake.out(&packet), drop_of(reason), "{packet:?}");
-            assert_eq!(fake.counters().egress_let_out, 0);
+            assert_eq!(fake.counters().egress_let_out.packets, 0);
             let fake = with(NO_LEAK_PASS);
             assert_eq!(fake.out(&packet), Seen::Pass, "{packet:?}");
-            assert_eq!(fake.counters().egress_let_out, 1);
+            assert_eq!(fake.counters().egress_let_out.packets, 1);
             let mut fake = with(NO_LEAK_ADDRESS);
             assert_eq!(fake.out(&packet), becomes(&source), "{packet:?}");
-            assert_eq!(fake.counters().egress_let_out, 1);
+            assert_eq!(fake.counters().egress_let_out.packets, 1);
             assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
             fake.uplink.flags = 0;
             assert_eq!(fake.out(&packet), drop_of(reason), "no address");
@@ -69,7 +69,7 @@ fn what_the_node_cannot_serve_never_leaks() {
             let dropped = drop_of(DropReason::NoSourceAddress);
             assert_eq!(fake.out(&net.udp()), dropped);
             assert_eq!(fake.out(&net.udp().last()), dropped);
-            assert_eq!(fake.counters().egress_let_out, 0);
+            assert_eq!(fake.counters().egress_let_out.packets, 0);
         }
     }
 }
@@ -94,6 +94,6 @@ fn what_can_be_translated_is_not_asked_about() {
         fake.settings.no_leak = no_leak;
         assert_eq!(fake.out(&V4.udp()), becomes(V4.node));
         assert_eq!(fake.out(&V4.syn()), becomes(V4.node));
-        assert_eq!(fake.counters().egress_let_out, 0);
+        assert_eq!(fake.counters().egress_let_out.packets, 0);
     }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::programs::TcContext;
 use netdp_common::env::{BoundedLoop, Clock, Config, Counting, Interface};
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{
-    Counters, DropReason, Family, Limits, MacKey, Settings, Tuple, UPLINK_OBSERVED, Uplink,
+    Counters, DropReason, Family, Limits, MacKey, Settings, Traffic, Tuple, UPLINK_OBSERVED, Uplink,
 };
 
 impl Clock for TcEnv<'_> {
@@ -31,11 +31,19 @@ impl Clock for TcEnv<'_> {
 impl Counting for TcEnv<'_> {
     #[inline(always)]
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
-        if let Some(counters) = COUNTERS.get_ptr_mut(0) {
+        if let Some(counters) = COUNTERS.get_ptr_mut(self.number()) {
             // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same
             // CPU, and a lost count would be harmless.
             let count = counter(unsafe { &mut *counters });
             *count += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn count_traffic(&self, counter: impl FnOnce(&mut Counters) -> &mut Traffic, more: &Traffic) {
+        if let Some(counters) = COUNTERS.get_ptr_mut(self.number()) {
+            // SAFETY: as above.
+            counter(unsafe { &mut *counters }).add(more);
         }
     }
 
@@ -45,7 +53,7 @@ impl Counting for TcEnv<'_> {
         // SAFETY: a local. Volatile, so that LLVM does not assume that an enum is in bounds and
         // keeps the check that the verifier needs.
         let index = unsafe { (&raw const reason).read_volatile() } as usize;
-        if let Some(counters) = COUNTERS.get_ptr_mut(0)
+        if let Some(counters) = COUNTERS.get_ptr_mut(self.number())
             && index < DropReason::ALL.len()
         {
             // SAFETY: `Drops` is repr(C) with one u64 for each reason, in order.
@@ -86,7 +94,22 @@ impl Config for TcEnv<'_> {
     }
 }
 
+impl TcEnv<'_> {
+    /// Returns the index of the interface's counters.
+    #[inline(always)]
+    fn number(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        unsafe { (*self.last).number }
+    }
+}
+
 impl Interface for TcEnv<'_> {
+    #[inline(always)]
+    fn l3_len(&self) -> u32 {
+        // SAFETY: this run's `last`.
+        self.ctx.len().wrapping_sub(unsafe { (*self.last).l2_len })
+    }
+
     #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: a TC program's context is readable for the program's run.

@@ -2,12 +2,13 @@
 
 use super::TcEnv;
 use crate::maps::{
-    INBOUND, INBOUND_LIVE, INBOUND_USED, RECENT, RECENT_AT, REV_SNAT, SHARES, SHARES_ENDED, SNAT,
+    INBOUND, INBOUND_LIVE, INBOUND_USED, RECENT, RECENT_AT, REV_SNAT, RULE_HITS, SHARES,
+    SHARES_ENDED, SNAT, TRAFFIC,
 };
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::btf_maps::HashMap;
-use netdp_common::env::{InboundFlows, InsertError, Mappings};
-use netdp_common::layout::{Inbound, Live, Mapping, RECENT as RECENT_LEN, Tuple};
+use netdp_common::env::{Accounting, Clock as _, InboundFlows, InsertError, Mappings};
+use netdp_common::layout::{Inbound, Live, Mapping, RECENT as RECENT_LEN, Traffic, Tuple};
 use netdp_common::slot::{AskedSlot, LiveSlot, ShareSlot, Slot};
 
 impl Mappings for TcEnv<'_> {
@@ -87,6 +88,43 @@ impl Mappings for TcEnv<'_> {
         let ended = SHARES_ENDED.get_ptr(bucket)?;
         // SAFETY: map values, readable and writable for the program's run.
         Some(unsafe { ShareSlot::new(share, ended) })
+    }
+}
+
+impl Accounting for TcEnv<'_> {
+    #[inline(always)]
+    fn add_traffic(&self, key: &Tuple, traffic: &Traffic) -> bool {
+        match TRAFFIC.get_ptr_mut(key) {
+            Some(sum) => {
+                // SAFETY: a map value; an addition by another CPU at the same time may be lost.
+                unsafe { (*sum).add(traffic) };
+                true
+            }
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn insert_traffic(&self, key: &Tuple, traffic: &Traffic) -> bool {
+        TRAFFIC.insert(key, traffic, 0).is_ok()
+    }
+
+    #[inline(always)]
+    fn remove_traffic(&self, key: &Tuple) {
+        // If it is already removed, the result is the same.
+        let _ = TRAFFIC.remove(key);
+    }
+
+    #[inline(always)]
+    fn add_rule_hits(&self, index: u32, bypassed: &Traffic, flows: u64) {
+        if let Some(hits) = RULE_HITS.get_ptr_mut(index) {
+            // SAFETY: a map value; an addition by another CPU at the same time may be lost.
+            unsafe {
+                (*hits).bypassed.add(bypassed);
+                (*hits).flows += flows;
+                (*hits).last = self.now();
+            }
+        }
     }
 }
 

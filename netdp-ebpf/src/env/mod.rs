@@ -10,6 +10,7 @@ use crate::per_cpu::{self, Last, Side, per_cpu};
 use aya_ebpf::programs::TcContext;
 use netdp_common::layout::Settings;
 use netdp_common::nat::scratch::Scratch;
+use netdp_common::packet::ETHERNET;
 
 /// The maps and helpers for one packet.
 pub struct TcEnv<'a> {
@@ -54,6 +55,8 @@ impl<'a> TcEnv<'a> {
         let settings = SETTINGS.get(0)?;
         // SAFETY: by the contract.
         let (last, scratch) = unsafe { per_cpu(Side::Pods) }?;
+        // SAFETY: this CPU's own. Interfaces towards pods have an Ethernet header, and no number.
+        unsafe { (*last).l2_len = ETHERNET };
         let env = Self {
             ctx,
             settings,

@@ -1,13 +1,14 @@
 //! The policy, and the kernel's routing tables.
 
 use super::TcEnv;
-use crate::maps::{LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
-use crate::{cache, fib};
+use crate::fib;
+use crate::maps::{BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::btf_map;
 use netdp_common::env::{EgressRoute, PodRoute, Policy, Routes};
-use netdp_common::layout::{Addr, Family, SOURCE_ANY_IP, SourceKey, Tuple};
+use netdp_common::layout::{Addr, Family, PolicyValue, SOURCE_ANY_IP, SourceKey, Tuple};
+use netdp_common::slot::PairSlot;
 
 /// The route of the current packet.
 #[btf_map]
@@ -25,24 +26,22 @@ impl Policy for TcEnv<'_> {
     }
 
     #[inline(always)]
-    fn lookup_policy(&self, dst: &Addr) -> Option<u32> {
+    fn lookup_policy(&self, dst: &Addr) -> Option<PolicyValue> {
         let key = Key::new(128, *dst);
         let value = if self.settings.active_policy == 0 {
             POLICY_0.get(&key)
         } else {
             POLICY_1.get(&key)
         };
-        value.map(|value| value.action)
+        value.copied()
     }
 
     #[inline(always)]
-    fn is_bypass_cached(&self, pod: &Addr, peer: &Addr, epoch: u32) -> bool {
-        cache::contains(pod, peer, epoch)
-    }
-
-    #[inline(always)]
-    fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32) {
-        cache::insert(pod, peer, epoch);
+    fn lookup_pair(&self, index: u32) -> Option<PairSlot> {
+        // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same CPU.
+        BYPASS_PAIRS
+            .get_ptr_mut(index)
+            .map(|pair| unsafe { PairSlot::new(pair) })
     }
 }
 

@@ -3,7 +3,9 @@
 use super::bpffs;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray};
-use netdp_common::layout::{Counters, DropReason, EARLIEST_LAYOUT, LAYOUT, Settings, pins};
+use netdp_common::layout::{
+    Counters, DropReason, EARLIEST_LAYOUT, LAYOUT, Settings, Traffic, pins,
+};
 use std::path::Path;
 
 /// Number of 8-byte counters in the versions with layout 1: without drop reasons for forged sources,
@@ -73,18 +75,23 @@ fn sum<const N: usize>(map: &PerCpuArray<MapData, [u64; N]>) -> Result<[u64; N]>
     Ok(sum)
 }
 
-/// Returns counters by the order that they had in layout 1; drop reasons were appended.
+/// Returns counters by the order that they had in layout 1, which has no bytes; drop reasons were
+/// appended.
 fn counters(values: &[u64]) -> Counters {
     let outcome = |index: usize| values.get(index).copied().unwrap_or_default();
+    let packets = |index| Traffic {
+        packets: outcome(index),
+        bytes: 0,
+    };
     let mut counters = Counters {
-        egress_masqueraded: outcome(0),
-        egress_bypassed: outcome(1),
-        egress_host: outcome(2),
-        egress_replies: outcome(3),
-        egress_untouched: outcome(4),
-        ingress_translated: outcome(5),
-        ingress_passed: outcome(6),
-        egress_let_out: outcome(7),
+        egress_masqueraded: packets(0),
+        egress_bypassed: packets(1),
+        egress_host: packets(2),
+        egress_replies: packets(3),
+        egress_untouched: packets(4),
+        ingress_translated: packets(5),
+        ingress_passed: packets(6),
+        egress_let_out: packets(7),
         errors_translated: outcome(8),
         fragments_held: outcome(9),
         mappings_created: outcome(10),
@@ -151,13 +158,17 @@ fn pinned_layout(bpffs: &Path) -> Result<Option<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
 
     #[test]
     fn counters_of_layout_1_keep_their_meaning() {
         let values: Vec<u64> = (100..).take(NUMBERS[2]).collect();
         let all = counters(&values);
-        let names: Vec<_> = all.outcomes().iter().map(|(_, count)| *count).collect();
-        assert_eq!(names, (100..112).collect::<Vec<_>>());
+        let outcomes = BTreeMap::from(all.outcomes());
+        assert_eq!(outcomes["egress_masqueraded"], 100);
+        assert_eq!(outcomes["egress_let_out"], 107);
+        assert_eq!(outcomes["traffic_unattributed"], 0);
+        assert_eq!(outcomes["errors_translated"], 108);
         assert_eq!(all.drops.malformed, 112);
         assert_eq!(all.drops.ipsec_policy, 126);
         let fewer = counters(&values[..NUMBERS[0]]);

@@ -5,7 +5,7 @@ use super::maps::Maps;
 use super::sweep::now;
 use anyhow::{Context as _, Result};
 use netdp_common::flow::{TICK_SHIFT, age, tcp_state};
-use netdp_common::layout::{Mapping, Tuple, proto};
+use netdp_common::layout::{Half, Mapping, Tuple, proto};
 use serde::Serialize;
 use std::net::IpAddr;
 
@@ -33,9 +33,16 @@ pub struct FlowRecord {
     /// Seconds since the last packet in either direction.
     pub idle_seconds: u64,
     /// Number of packets sent by the pod.
-    pub packets_out: u32,
+    pub packets_out: u64,
     /// Number of packets sent to the pod.
-    pub packets_in: u32,
+    pub packets_in: u64,
+    /// Bytes of the packets sent by the pod, from the IP header on; absent until it sends the first
+    /// one under a version that counts them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_out: Option<u64>,
+    /// Bytes of the packets sent to the pod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes_in: Option<u64>,
 }
 
 impl Maps {
@@ -47,8 +54,7 @@ impl Maps {
         let now = now(self)?;
         let mut flows = Vec::new();
         batch::for_each::<Tuple, Mapping>(&self.snat_data, |tuple, half| {
-            let reply = self.rev_snat.get(&tuple.reply_to(half.addr, half.id), 0);
-            flows.push(record(now, tuple, half, reply.ok().as_ref()));
+            flows.push(self.record(now, tuple, half));
         })
         .context("reading the snat map")?;
         flows.sort_by_key(|flow| (flow.source, flow.destination, flow.source_id));
@@ -65,30 +71,36 @@ impl Maps {
             .context("reading the snat map")?;
         Ok(count)
     }
-}
 
-fn record(now: u32, tuple: &Tuple, half: &Mapping, reply: Option<&Mapping>) -> FlowRecord {
-    let packets_in = reply.map_or(0, |reply| reply.packets);
-    let seen = reply.map_or(0, |reply| reply.seen());
-    let idle = age(now, half.last_seen).min(reply.map_or(u32::MAX, |r| age(now, r.last_seen)));
-    let state = match tuple.proto {
-        proto::TCP => format!("{:?}", tcp_state(half.seen(), seen)),
-        _ if packets_in > 0 => "replied".into(),
-        _ => "unreplied".into(),
-    };
-    FlowRecord {
-        protocol: protocol_name(tuple.proto),
-        source: tuple.src.into(),
-        source_id: tuple.src_id,
-        destination: tuple.dst.into(),
-        destination_id: tuple.dst_id,
-        nat_address: half.addr.into(),
-        nat_id: half.id,
-        state,
-        age_seconds: seconds(age(now, half.created)),
-        idle_seconds: seconds(idle),
-        packets_out: half.packets,
-        packets_in,
+    fn record(&self, now: u32, tuple: &Tuple, half: &Mapping) -> FlowRecord {
+        let wire = tuple.reply_to(half.addr, half.id);
+        let reply = self.rev_snat.get(&wire, 0).ok();
+        let (packets_out, bytes_out) = self.traffic(Half::Original, tuple, half);
+        let (packets_in, bytes_in) =
+            reply.map_or((0, None), |reply| self.traffic(Half::Reply, &wire, &reply));
+        let seen = reply.map_or(0, |reply| reply.seen());
+        let idle = age(now, half.last_seen).min(reply.map_or(u32::MAX, |r| age(now, r.last_seen)));
+        let state = match tuple.proto {
+            proto::TCP => format!("{:?}", tcp_state(half.seen(), seen)),
+            _ if packets_in > 0 => "replied".into(),
+            _ => "unreplied".into(),
+        };
+        FlowRecord {
+            protocol: protocol_name(tuple.proto),
+            source: tuple.src.into(),
+            source_id: tuple.src_id,
+            destination: tuple.dst.into(),
+            destination_id: tuple.dst_id,
+            nat_address: half.addr.into(),
+            nat_id: half.id,
+            state,
+            age_seconds: seconds(age(now, half.created)),
+            idle_seconds: seconds(idle),
+            packets_out,
+            packets_in,
+            bytes_out,
+            bytes_in,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use netdp_common::flow::tcp_state;
 use netdp_common::flow::ticks;
 use netdp_common::layout::Addr;
 use netdp_common::layout::Live;
+use netdp_common::layout::MAPPING_COUNTED_REPLY;
 use netdp_common::layout::MAPPING_HANDED_OVER;
 use netdp_common::layout::MAPPING_HANDOVER_PENDING;
 use netdp_common::layout::MAPPING_HOST;
@@ -95,14 +96,15 @@ impl Maps {
             let marker = Mapping {
                 addr: wire.dst,
                 id: wire.dst_id,
-                flags: MAPPING_HOST,
+                flags: MAPPING_HOST | MAPPING_COUNTED_REPLY,
                 last_seen: now,
                 created: now,
                 tcp_ack: 0,
                 tcp_seen: u8::try_from(seen)?,
                 epoch: 0,
                 uplink: 0,
-                packets: u32::from(flow.answered),
+                // A packet whose length is unknown.
+                traffic: u32::from(flow.answered),
             };
             match self.rev_snat.insert(wire, marker, NOEXIST) {
                 Ok(()) => reserved += 1,

@@ -1,14 +1,15 @@
 //! Typed access to the pinned maps.
 
 use super::batch;
-use super::earlier::{self, EarlierCounters};
+use super::counters::CounterMaps;
+use super::earlier;
 use super::entries::Entries;
 use super::setup::Setup;
+use super::traffic::TrafficMap;
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::LpmTrie;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::layout::Addr;
-use netdp_common::layout::Counters;
 use netdp_common::layout::Inbound;
 use netdp_common::layout::LAYOUT;
 use netdp_common::layout::Limits;
@@ -34,7 +35,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Error message if there are no [`PodMaps`].
-const EARLIER: &str = "the pinned maps are of an earlier version; netdp run brings them up to date";
+pub(super) const EARLIER: &str =
+    "the pinned maps are of an earlier version; netdp run brings them up to date";
 
 /// Capacity of `inbound_live`, as netdp-ebpf declares it.
 const INBOUND_CAPACITY: u32 = 131_072;
@@ -74,9 +76,9 @@ pub struct Maps {
     address_capacity: usize,
     settings: Array<MapData, Settings>,
     /// `None` if the pins are of layout 1 only.
-    counters: Option<PerCpuArray<MapData, Counters>>,
-    /// Those of layout 1, if the datapath began with it.
-    earlier_counters: Option<EarlierCounters>,
+    pub(super) counters: Option<CounterMaps>,
+    /// `None` if the pins are of layout 1 only.
+    pub(super) traffic: Option<TrafficMap>,
     reserved_ports: Array<MapData, u64>,
     /// `None` if the pins are of a version without these maps.
     pods: Option<PodMaps>,
@@ -147,11 +149,8 @@ impl Maps {
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
-            counters: match bpffs.join(pins::COUNTERS).exists() {
-                true => Some(Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?),
-                false => None,
-            },
-            earlier_counters: EarlierCounters::open(bpffs)?,
+            counters: CounterMaps::open(bpffs)?,
+            traffic: TrafficMap::open(bpffs)?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
             pods: match bpffs.join(pins::LIMITS).exists() {
                 true => Some(PodMaps {
@@ -203,6 +202,8 @@ impl Maps {
         for (slot, range) in settings.ports.iter_mut().zip(&setup.to_ports) {
             *slot = *range;
         }
+        // The bypass cache may be of an agent with another setup, or of another version.
+        settings.epoch = settings.epoch.wrapping_add(1);
         self.set_settings(&settings)?;
         let mut limits = self.limits()?;
         if limits.secret == [0; 2] {
@@ -328,24 +329,6 @@ impl Maps {
             .context("writing the settings map")
     }
 
-    /// Returns the counters, summed over all CPUs, and with those of layout 1.
-    ///
-    /// # Errors
-    /// Returns an error if a map can't be read.
-    pub fn counters(&self) -> Result<Counters> {
-        let mut sum = Counters::default();
-        if let Some(counters) = &self.counters {
-            let per_cpu = counters.get(&0, 0).context("reading the counters map")?;
-            for cpu in per_cpu.iter() {
-                sum.add(cpu);
-            }
-        }
-        if let Some(earlier) = &self.earlier_counters {
-            sum.add(&earlier.sum()?);
-        }
-        Ok(sum)
-    }
-
     /// Invalidates everything that the programs have cached. To be called after the change.
     pub(super) fn next_epoch(&mut self) -> Result<()> {
         let mut settings = self.settings()?;
@@ -411,12 +394,9 @@ impl Maps {
             settings.flags |= SETTING_SEVERAL_UPLINKS;
             self.set_settings(&settings)?;
         }
+        let uplink = self.numbered(ifindex, uplink)?;
         // Without a change the programs' caches stay valid.
-        if self
-            .uplinks
-            .get(&ifindex, 0)
-            .is_ok_and(|now| now == *uplink)
-        {
+        if self.uplinks.get(&ifindex, 0).is_ok_and(|now| now == uplink) {
             return Ok(());
         }
         self.uplinks
@@ -455,7 +435,7 @@ impl Maps {
             .collect()
     }
 
-    /// Returns the masquerade addresses of an uplink.
+    /// Returns the entry of an uplink.
     ///
     /// # Errors
     /// Returns an error if the map can't be read.

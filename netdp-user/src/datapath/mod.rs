@@ -6,6 +6,7 @@
 mod batch;
 pub mod bpffs;
 mod clsact;
+mod counters;
 mod detach;
 mod earlier;
 mod endpoints;
@@ -31,6 +32,7 @@ mod sweep;
 mod tap;
 mod tcx;
 mod tracked;
+mod traffic;
 
 pub use bpffs::is_pinned;
 pub use detach::detach;

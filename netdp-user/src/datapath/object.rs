@@ -7,7 +7,9 @@ use aya::maps::{MapInfo, MapType};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::layout;
-use netdp_common::layout::{Addr, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins};
+use netdp_common::layout::{
+    Addr, Counters, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins,
+};
 use std::path::Path;
 
 /// Program without effect, for a link that is being moved.
@@ -15,6 +17,9 @@ pub const STAND_IN: &str = "stand_in";
 
 /// Program at TC egress of an interface that is being set up: drops forwarded packets.
 pub const SHUT: &str = "shut";
+
+/// The least entries of the map of what was carried over from mappings.
+const TRAFFIC_LEAST: u32 = 1024;
 
 /// The object built by the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netdp-ebpf"));
@@ -24,7 +29,8 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries("SNAT", setup.max_flows)
-        .map_max_entries("REV_SNAT", setup.max_flows);
+        .map_max_entries("REV_SNAT", setup.max_flows)
+        .map_max_entries("TRAFFIC", (setup.max_flows / 4).max(TRAFFIC_LEAST));
     if !setup.hairpin {
         loader.map_max_entries("WIRE_ENDPOINTS", 1);
     }
@@ -64,7 +70,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 24] {
+fn layout() -> [(&'static str, MapType, usize, usize); 28] {
     let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
@@ -96,7 +102,7 @@ fn layout() -> [(&'static str, MapType, usize, usize); 24] {
             pins::COUNTERS,
             MapType::PerCpuArray,
             4,
-            size_of::<layout::Counters>(),
+            size_of::<Counters>(),
         ),
         (pins::RESERVED_PORTS, MapType::Array, 4, 8),
         (pins::NODE_PORTS, MapType::Array, 4, 4),
@@ -147,6 +153,30 @@ fn layout() -> [(&'static str, MapType, usize, usize); 24] {
             size_of::<PortMapOwner>(),
         ),
         (pins::PORT_MAPS, MapType::Array, 4, size_of::<PortMapBits>()),
+        (
+            pins::TRAFFIC,
+            MapType::Hash,
+            size_of::<Tuple>(),
+            size_of::<layout::Traffic>(),
+        ),
+        (
+            pins::COUNTERS_BEFORE,
+            MapType::Array,
+            4,
+            size_of::<Counters>(),
+        ),
+        (
+            pins::RULE_HITS,
+            MapType::Array,
+            4,
+            size_of::<layout::RuleHits>(),
+        ),
+        (
+            pins::BYPASS_CACHE,
+            MapType::PerCpuArray,
+            4,
+            size_of::<layout::Pair>(),
+        ),
     ]
 }
 

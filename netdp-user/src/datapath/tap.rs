@@ -170,8 +170,8 @@ impl Tap {
         if self.counted.len() >= FLOWS {
             self.counted.clear();
         }
-        let before = self.counted.insert(tuple, half.packets);
-        half.packets == 0 || before == Some(half.packets)
+        let before = self.counted.insert(tuple, half.traffic);
+        half.traffic == 0 || before == Some(half.traffic)
     }
 }
 

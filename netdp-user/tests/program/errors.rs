@@ -101,7 +101,7 @@ fn an_error_reaches_the_pod() {
     }
     let counters = node.counters();
     assert_eq!(counters.errors_translated, 2 * 3 * (8 + 7));
-    assert_eq!(counters.ingress_translated, 0);
+    assert_eq!(counters.ingress_translated.packets, 0);
 }
 
 #[test]

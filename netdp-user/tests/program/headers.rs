@@ -122,10 +122,10 @@ fn what_cannot_be_translated_leaves_as_the_policy_says() {
         for packet in [stray, reply] {
             let mut node = Node::with(|setup| setup.no_leak = NoLeak::Pass);
             assert_eq!(node.out(&packet), becomes(&packet));
-            assert_eq!(node.counters().egress_let_out, 2);
+            assert_eq!(node.counters().egress_let_out.packets, 2);
             let mut node = Node::with(|setup| setup.no_leak = NoLeak::AddressOnly);
             assert_eq!(node.out(&packet), becomes(&packet.from(wire)));
-            assert_eq!(node.counters().egress_let_out, 2);
+            assert_eq!(node.counters().egress_let_out.packets, 2);
             assert!(node.flows().is_empty());
         }
     }

@@ -70,18 +70,18 @@ fn a_known_pair_passes_without_a_look_and_is_counted() {
     let mut node = bypassing(true);
     for (pod, server, _) in PAIRS {
         let first = Build::tcp(pod, server, SYN);
-        let judged = counted(&mut node, &first, |c| c.egress_bypassed);
+        let judged = counted(&mut node, &first, |c| c.egress_bypassed.packets);
         assert!(judged > 0, "the first is counted");
     }
     lose_policy(&node);
     for (pod, server, wire) in PAIRS {
         // Any ports of the same two addresses, in either direction.
         let second = Build::udp(pod, &server.replace("443", "53"));
-        let known = counted(&mut node, &second, |c| c.egress_bypassed);
+        let known = counted(&mut node, &second, |c| c.egress_bypassed.packets);
         assert!(known > 0, "it is counted like the first");
-        let before = node.counters().ingress_passed;
+        let before = node.counters().ingress_passed.packets;
         assert_eq!(node.back(&second.answer()), becomes(&second.answer()));
-        assert_eq!(node.counters().ingress_passed, before + known);
+        assert_eq!(node.counters().ingress_passed.packets, before + known);
         assert!(node.flows().is_empty());
         // Another pair within the same prefix is not cached.
         let other = Build::udp(pod, &server.replace("7]", "8]").replace(".7:", ".8:"));
@@ -97,9 +97,9 @@ fn a_new_policy_ends_what_is_known() {
         let first = Build::tcp(pod, server, SYN);
         assert_eq!(node.out(&first), becomes(&first));
         node.policy(&[]);
-        let bypassed = node.counters().egress_bypassed;
+        let bypassed = node.counters().egress_bypassed.packets;
         assert_eq!(node.out(&first), becomes(&first.from(wire)));
-        assert_eq!(node.counters().egress_bypassed, bypassed);
+        assert_eq!(node.counters().egress_bypassed.packets, bypassed);
         // Nor is the old entry valid again once no mapping is sticky.
         node.sweep(&Node::local());
         assert!(has_bypass_cache(&mut node));

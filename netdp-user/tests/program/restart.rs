@@ -200,7 +200,10 @@ fn counters_of_an_earlier_version_go_on() {
     let counted = node.counters();
     let each = 3 * u64::try_from(cpus).expect("a number");
     assert_eq!(
-        (counted.egress_masqueraded, counted.drops.rewrite_failed),
+        (
+            counted.egress_masqueraded.packets,
+            counted.drops.rewrite_failed
+        ),
         (each, each)
     );
     assert_eq!(counted.drops.pod_limit, 0);
@@ -210,7 +213,7 @@ fn counters_of_an_earlier_version_go_on() {
     assert_eq!(node.back(&reply), becomes(&flow.answer()));
     let counted = node.counters();
     let each = 4 * u64::try_from(cpus).expect("a number");
-    assert!(counted.ingress_translated > each, "{counted:?}");
+    assert!(counted.ingress_translated.packets > each, "{counted:?}");
 }
 
 /// Until the first program is attached, an agent of the earlier layout may continue.

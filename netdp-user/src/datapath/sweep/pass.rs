@@ -1,6 +1,7 @@
 //! One pass through the mappings.
 
 use super::accounts::Accounts;
+use super::carried::is_carried;
 use super::eviction::Candidates;
 use super::replies::Replies;
 use super::stale::StaleMappings;
@@ -16,7 +17,10 @@ use netdp_common::flow::idle;
 use netdp_common::flow::ticks;
 use netdp_common::layout::Action;
 use netdp_common::layout::Addr;
+use netdp_common::layout::Half;
+use netdp_common::layout::MAPPING_COUNTED_REPLY;
 use netdp_common::layout::MAPPING_HOST;
+use netdp_common::layout::MAPPING_PICKUP;
 use netdp_common::layout::Mapping;
 use netdp_common::layout::Secret;
 use netdp_common::layout::Tuple;
@@ -42,6 +46,8 @@ pub struct Pass<'a> {
     policy: HashMap<Addr, Action>,
     pub stats: SweepStats,
     ended: Vec<(Tuple, Tuple)>,
+    /// The keys in `traffic` of their halves.
+    carried: Vec<Tuple>,
     /// Original halves without reply half.
     torn: Vec<(Tuple, Tuple, Mapping)>,
     /// Live mappings that may end before the horizon, with the ticks until then.
@@ -71,6 +77,7 @@ impl<'a> Pass<'a> {
             policy: HashMap::new(),
             stats: SweepStats::default(),
             ended: Vec::new(),
+            carried: Vec::new(),
             torn: Vec::new(),
             due: Vec::new(),
             stale: StaleMappings::default(),
@@ -106,6 +113,7 @@ impl<'a> Pass<'a> {
         let mut replies = Replies::default();
         batch::for_each::<Tuple, Mapping>(&maps.rev_snat_data, |wire, half| {
             let idle = u64::from(age(conditions.now, half.last_seen));
+            replies.carried.note(Half::Reply, wire, half);
             if half.flags & MAPPING_HOST != 0 {
                 if conditions.remaining(wire, half, Some(half)) == 0 {
                     replies.expired_reservations.push(*wire);
@@ -145,6 +153,7 @@ impl<'a> Pass<'a> {
         tuple: &Tuple,
         half: &Mapping,
     ) -> Result<()> {
+        replies.carried.note(Half::Original, tuple, half);
         let wire = tuple.reply_to(half.addr, half.id);
         let read = replies.take(&wire, half);
         let mut looked_up = None;
@@ -153,17 +162,19 @@ impl<'a> Pass<'a> {
         })?;
         if let (Disposition::Expired, Some(_)) = (disposition, read) {
             // A packet may have arrived since it was read.
-            disposition =
-                self.disposition(maps, tuple, half, || maps.rev_snat.get(&wire, 0).ok())?;
+            disposition = self.disposition(maps, tuple, half, || {
+                *looked_up.insert(maps.rev_snat.get(&wire, 0).ok())
+            })?;
         }
-        self.record(disposition, tuple, &wire, half);
+        let reply = looked_up.flatten().or(read);
+        self.record(maps, disposition, tuple, &wire, half, reply);
         let Disposition::Keep(remaining) = disposition else {
             return Ok(());
         };
         if remaining <= self.conditions.horizon {
             self.add_due(remaining, tuple);
         }
-        if let Some(None) = looked_up {
+        if read.is_none() && looked_up == Some(None) {
             self.torn.push((*tuple, wire, *half));
         }
         if self.evicts()
@@ -184,15 +195,18 @@ impl<'a> Pass<'a> {
                 continue;
             };
             let wire = tuple.reply_to(half.addr, half.id);
-            let reply = || maps.rev_snat.get(&wire, 0).ok();
-            let disposition = self.disposition(maps, tuple, &half, reply)?;
+            let mut reply = None;
+            let disposition = self.disposition(maps, tuple, &half, || {
+                reply = maps.rev_snat.get(&wire, 0).ok();
+                reply
+            })?;
             match disposition {
                 Disposition::Keep(remaining) => self.add_due(remaining, tuple),
                 // A mapping that is listed twice ends once.
                 _ if !ended.insert(*tuple) => continue,
                 _ => {}
             }
-            self.record(disposition, tuple, &wire, &half);
+            self.record(maps, disposition, tuple, &wire, &half, reply);
         }
         self.remove_ended(maps)
     }
@@ -202,8 +216,16 @@ impl<'a> Pass<'a> {
         self.due.push((remaining, *tuple));
     }
 
-    /// Counts a mapping, and records it if it ends.
-    fn record(&mut self, disposition: Disposition, tuple: &Tuple, wire: &Tuple, half: &Mapping) {
+    /// Counts a mapping, and records it if it ends. `reply`: its reply half, if that was read.
+    fn record(
+        &mut self,
+        maps: &Maps,
+        disposition: Disposition,
+        tuple: &Tuple,
+        wire: &Tuple,
+        half: &Mapping,
+        reply: Option<Mapping>,
+    ) {
         match disposition {
             Disposition::Keep(_) => {
                 self.stats.live += 1;
@@ -216,7 +238,19 @@ impl<'a> Pass<'a> {
             Disposition::Retired => self.stats.retired += 1,
         }
         self.accounts.count_ended(tuple, half);
+        let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
+        self.end(tuple, wire, half, reply.as_ref());
+    }
+
+    /// Adds a mapping to those that end.
+    fn end(&mut self, tuple: &Tuple, wire: &Tuple, half: &Mapping, reply: Option<&Mapping>) {
         self.ended.push((*tuple, *wire));
+        if is_carried(half) {
+            self.carried.push(Half::Original.traffic_key(tuple));
+        }
+        if reply.is_some_and(is_carried) {
+            self.carried.push(Half::Reply.traffic_key(wire));
+        }
     }
 
     fn disposition(
@@ -251,7 +285,8 @@ impl<'a> Pass<'a> {
     }
 
     /// Removes the mappings that have ended so far. Both halves go within a moment: a packet in
-    /// between finds one of them.
+    /// between finds one of them. The entries of what was carried over go last: where that is not
+    /// reached, the next full pass removes them.
     fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
@@ -260,6 +295,8 @@ impl<'a> Pass<'a> {
             self.freed.extend(wires);
         }
         self.ended.clear();
+        maps.remove_traffic(&self.carried)?;
+        self.carried.clear();
         Ok(())
     }
 
@@ -283,7 +320,10 @@ impl<'a> Pass<'a> {
             self.stats.repaired += usize::from(repaired);
         }
         self.remove_ended(maps)?;
-        batch::remove(&maps.rev_snat_data, &over).context("in the rev_snat map")
+        batch::remove(&maps.rev_snat_data, &over).context("in the rev_snat map")?;
+        let keys = over.iter().map(|wire| Half::Reply.traffic_key(wire));
+        maps.remove_traffic(&keys.collect::<Vec<_>>())?;
+        replies.carried.remove_others(maps)
     }
 
     /// Returns the reply halves without original half.
@@ -321,7 +361,7 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
                 if eviction_class(&carried, idle) == Some(candidate.class) {
-                    self.ended.push((*tuple, *wire));
+                    self.end(tuple, wire, &half, Some(&reply));
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;
                     self.stats.evicted += 1;
@@ -376,11 +416,13 @@ fn restore_reply(
     let reply = Mapping {
         addr: tuple.src,
         id: tuple.src_id,
+        // The other bits of an original half have another meaning here.
+        flags: half.flags & MAPPING_PICKUP | MAPPING_COUNTED_REPLY,
         tcp_ack: 0,
         tcp_seen: 0,
         epoch: 0,
         uplink: 0,
-        packets: 0,
+        traffic: 0,
         ..*half
     };
     rev_snat.insert(wire, reply, BPF_NOEXIST).is_ok()

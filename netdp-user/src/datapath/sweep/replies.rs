@@ -1,7 +1,8 @@
 //! Compact reply halves, so that a sweep joins the two tables without a system call for each
 //! mapping: 24 bytes each while it runs.
 
-use netdp_common::layout::{Mapping, Tuple};
+use super::carried::CarriedHalves;
+use netdp_common::layout::{Half, Mapping, Tuple};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
@@ -14,6 +15,7 @@ struct Lifetime {
     /// The half's part of [`netdp_common::flow::Closing`].
     epoch: u8,
     uplink: u16,
+    /// As far as decisions distinguish them.
     packets: u32,
 }
 
@@ -24,6 +26,8 @@ pub struct Replies {
     /// Tuples with the same hash are not distinguished: an entry must be looked up before a mapping
     /// is ended because of it.
     halves: HashMap<u64, Lifetime, BuildHasherDefault<Identity>>,
+    /// The halves from which traffic was carried over, those of `snat` included.
+    pub carried: CarriedHalves,
     /// Reservations of the node's own flows that have timed out.
     pub expired_reservations: Vec<Tuple>,
     /// Number of live reservations of the node's own flows.
@@ -39,7 +43,7 @@ impl Replies {
             tcp_seen: half.tcp_seen,
             epoch: half.epoch,
             uplink: half.uplink,
-            packets: half.packets,
+            packets: half.packets(Half::Reply),
         };
         self.halves.insert(self.hash.hash_one(wire), lifetime);
     }
@@ -56,7 +60,9 @@ impl Replies {
             tcp_seen: lifetime.tcp_seen,
             epoch: lifetime.epoch,
             uplink: lifetime.uplink,
-            packets: lifetime.packets,
+            // Without the flag for bytes: packets only.
+            flags: 0,
+            traffic: lifetime.packets,
             ..*original
         })
     }

@@ -12,7 +12,7 @@ use std::os::unix::process::ExitStatusExt as _;
 const CALLS: &str = "bpf,rename,unlink,sendto";
 
 /// Parts of their text, as strace writes it, that show that something outside the process changes.
-const CHANGES: [&str; 10] = [
+const CHANGES: [&str; 11] = [
     "BPF_OBJ_PIN",
     "BPF_MAP_UPDATE_ELEM",
     "BPF_MAP_UPDATE_BATCH",
@@ -22,8 +22,17 @@ const CHANGES: [&str; 10] = [
     "BPF_LINK_DETACH",
     "BPF_PROG_TYPE_SCHED_CLS",
     "RTM_NEWTFILTER",
+    // The same, where strace does not know the socket's protocol.
+    "nlmsg_type=0x2c",
     "rename(",
 ];
+
+/// Changes by which programs are replaced.
+const REPLACEMENTS: [&str; 3] = ["BPF_LINK_UPDATE", "RTM_NEWTFILTER", "nlmsg_type=0x2c"];
+
+/// Calls that an agent which goes on with an upgrade makes fewer than one that begins with it, at
+/// most.
+const FEWER: usize = 10;
 
 /// A system call of the agent's first thread, before which it is killed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,9 +140,54 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
     let (mut left, mut refusals) = (Left::default(), 0);
     let mut before = programs(&node)?;
     for (index, step) in steps.iter().enumerate() {
-        node.select(Version::New)?;
-        let inject = format!("inject={}:signal=KILL:when={}", step.call, step.number);
-        let calls = format!("trace={}", step.call);
+        let replaces = REPLACEMENTS.contains(&step.change);
+        // Once a program is to be replaced, the agents before have done part of the record's calls.
+        let fewer = if replaces && left.old > 0 { FEWER } else { 0 };
+        for number in step.number.saturating_sub(fewer)..=step.number {
+            let now = match node.kill_at(&step.call, number)? {
+                Some(_) if replaces && left.mixed > 0 => break,
+                Some(programs) => programs,
+                // Less was left to do than in the record.
+                None => break,
+            };
+            let replaced = now.iter().zip(before).filter(|(now, old)| **now != *old);
+            let replaced = replaced.count();
+            let layout = layout_of(&node.agent)?;
+            ensure!(
+                replaced == 0 || layout == 2,
+                "{step:?}: {replaced} programs of layout 2 run over maps of layout {layout}"
+            );
+            *match replaced {
+                0 => &mut left.old,
+                1 => &mut left.mixed,
+                _ => &mut left.new,
+            } += 1;
+            if layout == 1 && index % 4 == 0 {
+                node.run(Version::Old)?;
+                node.end(End::Killed)?;
+                before = programs(&node)?;
+            } else if layout == 2 && replaced >= refusals {
+                refusals += 1;
+                node.is_refused_to_the_old()?;
+                assert_eq!(programs(&node)?, now, "the refused agent changed something");
+            }
+        }
+    }
+    ensure!(left.old > 0 && left.mixed > 0 && refusals > 1, "{left:?}");
+    node.run(Version::New)?;
+    node.traffic.goes_on("the end of the upgrade")?;
+    node.is_upgraded()?;
+    node.counts_on(counted)?;
+    node.finish()
+}
+
+impl Node {
+    /// Starts the new agent, and kills it before a system call of its first thread. Returns the
+    /// programs on the hooks then, or `None` if it got ready before.
+    fn kill_at(&mut self, call: &str, number: usize) -> Result<Option<[u32; 2]>> {
+        self.select(Version::New)?;
+        let inject = format!("inject={call}:signal=KILL:when={number}");
+        let calls = format!("trace={call}");
         let runner = [
             "strace",
             "-D",
@@ -145,53 +199,20 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
             "-e",
             &inject,
         ];
-        node.agent.options().set_runner(&runner);
-        let ended = node.agent.restart_and_wait()?;
-        node.agent.options().set_runner(&[]);
+        self.agent.options().set_runner(&runner);
+        let ended = self.agent.restart_and_wait()?;
+        self.agent.options().set_runner(&[]);
         let Some(ended) = ended else {
-            // Less was left to do than in the record.
-            node.agent.kill9()?;
-            break;
+            self.end(End::Killed)?;
+            return Ok(None);
         };
         let killed = ended.signal() == Some(libc::SIGKILL);
-        ensure!(killed, "{step:?}: {ended}\n{}", node.agent.log());
-        (node.traffic.goes_on(&format!("{step:?}"))).with_context(|| format!("{left:?}"))?;
-        let now = programs(&node)?;
-        let replaced = now.iter().zip(before).filter(|(now, old)| **now != *old);
-        let replaced = replaced.count();
-        let layout = layout_of(&node.agent)?;
-        ensure!(
-            replaced == 0 || layout == 2,
-            "{step:?}: {replaced} programs of layout 2 run over maps of layout {layout}"
-        );
-        *match replaced {
-            0 => &mut left.old,
-            1 => &mut left.mixed,
-            _ => &mut left.new,
-        } += 1;
-        if layout == 1 && index % 4 == 0 {
-            node.run(Version::Old)?;
-            node.end(End::Killed)?;
-            before = programs(&node)?;
-        } else if layout == 2 && refusals < 2 {
-            refusals += 1;
-            node.is_refused_to_the_old()?;
-            assert_eq!(programs(&node)?, now, "the refused agent changed something");
-        }
+        ensure!(killed, "{call} {number}: {ended}\n{}", self.agent.log());
+        let after = format!("a kill at {call} {number}");
+        self.traffic.goes_on(&after)?;
+        programs(self).with_context(|| after).map(Some)
     }
-    ensure!(left.old > 0 && left.mixed > 0 && refusals > 0, "{left:?}");
-    node.run(Version::New)?;
-    node.traffic.goes_on("the end of the upgrade")?;
-    node.is_upgraded()?;
-    node.counts_on(counted)?;
-    eprintln!(
-        "killed {} times: {left:?}",
-        left.old + left.mixed + left.new
-    );
-    node.finish()
-}
 
-impl Node {
     /// Checks that the old agent refuses the maps, says what to do, and changes nothing.
     fn is_refused_to_the_old(&mut self) -> Result<()> {
         self.select(Version::Old)?;

@@ -3,16 +3,16 @@
 use super::state::{Fake, Origin, RECENT};
 use netdp_common::direction::Direction;
 use netdp_common::env::{
-    BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows, InsertError,
-    Interface, Mappings, Node, PodRoute, Policy, Ports, Routes,
+    Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows,
+    InsertError, Interface, Mappings, Node, PodRoute, Policy, Ports, Routes,
 };
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
-    NodeFlow, NodeProtocol, POLICY_WAS_BYPASSED, PORT_MAP_WORDS, PortMapBits, PortMapOwner,
-    Settings, SourceKey, Tuple, Uplink,
+    NodeFlow, NodeProtocol, POLICY_WAS_BYPASSED, PORT_MAP_WORDS, Pair, PolicyValue, PortMapBits,
+    PortMapOwner, Settings, SourceKey, Traffic, Tuple, Uplink,
 };
 use netdp_common::packet::Packet;
-use netdp_common::slot::{AskedSlot, LiveSlot, PortMapSlot, ShareSlot, Slot};
+use netdp_common::slot::{AskedSlot, LiveSlot, PairSlot, PortMapSlot, ShareSlot, Slot};
 use std::cell::UnsafeCell;
 
 /// Index of an interface behind which other pods are.
@@ -34,6 +34,10 @@ impl Clock for Fake {
 impl Counting for Fake {
     fn count(&self, counter: impl FnOnce(&mut Counters) -> &mut u64) {
         *counter(&mut self.counters.borrow_mut()) += 1;
+    }
+
+    fn count_traffic(&self, counter: impl FnOnce(&mut Counters) -> &mut Traffic, more: &Traffic) {
+        counter(&mut self.counters.borrow_mut()).add(more);
     }
 
     fn count_drop(&self, reason: DropReason) {
@@ -70,6 +74,10 @@ impl Interface for Fake {
         self.ifindex
     }
 
+    fn l3_len(&self) -> u32 {
+        self.l3_len.get()
+    }
+
     fn ingress_ifindex(&self) -> u32 {
         self.ingress_ifindex.get()
     }
@@ -96,26 +104,43 @@ impl Policy for Fake {
         self.any_ip.contains(addr)
     }
 
-    fn lookup_policy(&self, dst: &Addr) -> Option<u32> {
+    fn lookup_policy(&self, dst: &Addr) -> Option<PolicyValue> {
         let value = |addr: &Addr| u128::from_be_bytes(*addr.octets());
-        let covers = |&&(net, len, _): &&(Addr, u32, Action)| {
+        let covers = |&(net, len, _): &(Addr, u32, Action)| {
             len == 0 || (value(&net) ^ value(dst)) >> (128 - len) == 0
         };
-        let longest = self.policy.iter().filter(covers).max_by_key(|rule| rule.1);
-        let action = longest.map(|rule| rule.2 as u32);
+        let rules = (0..).zip(&self.policy);
+        let covering = rules.filter(|(_, rule)| covers(rule));
+        let longest = covering.max_by_key(|(_, rule)| rule.1);
+        let value = longest.map(|(number, rule)| PolicyValue {
+            action: rule.2 as u32,
+            rule: number,
+        });
         if self.bypassed_before.contains(dst) {
-            let action = action.unwrap_or(Action::Masquerade as u32);
-            return Some(action | POLICY_WAS_BYPASSED);
+            let mut value = value.unwrap_or(PolicyValue {
+                action: Action::Masquerade as u32,
+                rule: u32::MAX,
+            });
+            value.action |= POLICY_WAS_BYPASSED;
+            return Some(value);
         }
-        action
+        value
     }
 
-    fn is_bypass_cached(&self, pod: &Addr, peer: &Addr, epoch: u32) -> bool {
-        (self.known_bypass.borrow()).contains(&(*pod, *peer, epoch))
-    }
-
-    fn cache_bypass(&self, pod: &Addr, peer: &Addr, epoch: u32) {
-        self.known_bypass.borrow_mut().insert((*pod, *peer, epoch));
+    fn lookup_pair(&self, index: u32) -> Option<PairSlot> {
+        let mut pairs = self.pairs.borrow_mut();
+        let none = Packet::EMPTY.tuple.src;
+        let cell = pairs.entry(index).or_insert_with(|| {
+            Box::new(UnsafeCell::new(Pair {
+                pod: none,
+                peer: none,
+                epoch: 0,
+                rule: 0,
+                hits: Traffic::default(),
+            }))
+        });
+        // SAFETY: the value is never removed and lives as long as the fake.
+        Some(unsafe { PairSlot::new(cell.get()) })
     }
 }
 
@@ -177,6 +202,38 @@ impl Mappings for Fake {
         let cell = shares.entry(bucket).or_default().get();
         // SAFETY: the value is never removed and lives as long as the fake.
         Some(unsafe { ShareSlot::new(&raw mut (*cell).0, &raw const (*cell).1) })
+    }
+}
+
+impl Accounting for Fake {
+    fn add_traffic(&self, key: &Tuple, traffic: &Traffic) -> bool {
+        let mut entries = self.traffic.borrow_mut();
+        let entry = entries.get_mut(key);
+        entry.is_some_and(|sum| {
+            sum.add(traffic);
+            true
+        })
+    }
+
+    fn insert_traffic(&self, key: &Tuple, traffic: &Traffic) -> bool {
+        let mut entries = self.traffic.borrow_mut();
+        let fits = entries.len() < self.traffic_capacity || entries.contains_key(key);
+        if fits {
+            entries.insert(*key, *traffic);
+        }
+        fits
+    }
+
+    fn remove_traffic(&self, key: &Tuple) {
+        self.traffic.borrow_mut().remove(key);
+    }
+
+    fn add_rule_hits(&self, index: u32, bypassed: &Traffic, flows: u64) {
+        let mut hits = self.rule_hits.borrow_mut();
+        let hits = hits.entry(index).or_default();
+        hits.bypassed.add(bypassed);
+        hits.flows += flows;
+        hits.last = self.clock.get();
     }
 }
 

@@ -87,8 +87,10 @@ impl Fake {
             self.ingress_ifindex.set(0);
         }
         let skb = self.skb(frame, self.uplink.l2_len);
+        let len = self.l3_len.replace(self.len_of(&skb, self.uplink.l2_len));
         let outcome = self.with_scratch(|scratch| pipeline::run(&skb, self, scratch, direction));
         self.ingress_ifindex.set(before);
+        self.l3_len.set(len);
         let seen = match (outcome, &skb.written.borrow()[..], self.dropped.take()) {
             (Outcome::Pass, [], None) => Seen::Pass,
             (Outcome::Pass, [one], None) => {
@@ -113,6 +115,7 @@ impl Fake {
     /// Returns the verdict on a pod's packet at an interface towards pods, with both endpoints.
     pub fn hairpin(&self, packet: &Build) -> Turned {
         let skb = self.skb(&Frame::of(packet), packet::ETHERNET);
+        self.l3_len.set(self.len_of(&skb, packet::ETHERNET));
         let outcome = self.with_scratch(|scratch| pipeline::hairpin(&skb, self, scratch));
         match (outcome, &skb.written.borrow()[..], self.dropped.take()) {
             (Outcome::Pass, [], None) => Turned::Pass,
@@ -148,6 +151,12 @@ impl Fake {
             written: RefCell::default(),
             bytes,
         }
+    }
+
+    /// Returns the length of a packet from its IP header on.
+    fn len_of(&self, skb: &FakeSkb<'_>, l2_len: u32) -> u32 {
+        let len = u32::try_from(skb.bytes.len()).expect("a short packet");
+        self.unsegmented.get().unwrap_or(len - l2_len)
     }
 
     /// Lends the CPU's scratch. A packet that is handled within another one, as if by another CPU,

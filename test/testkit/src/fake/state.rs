@@ -7,14 +7,15 @@ use netdp_common::direction::End;
 use netdp_common::env::EgressRoute;
 use netdp_common::flow::ticks;
 use netdp_common::layout::{
-    Action, Addr, Counters, DropReason, Endpoint, Fragment, Inbound, LAYOUT, Limits, Live,
-    NO_LEAK_DROP, NodeFlow, NodeProtocol, PORT_RANGES, PortMapBits, PortMapOwner, PortRange,
-    SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Tuple, UPLINK_V4, UPLINK_V6, Uplink,
+    Action, Addr, Counters, DropReason, Endpoint, Fragment, Half, Inbound, LAYOUT, Limits, Live,
+    NO_LEAK_DROP, NodeFlow, NodeProtocol, PORT_RANGES, Pair, PortMapBits, PortMapOwner, PortRange,
+    RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Traffic, Tuple, UPLINK_V4,
+    UPLINK_V6, Uplink,
 };
 use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet;
 use std::cell::{Cell, RefCell, UnsafeCell};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 
 /// Capacity of the history of recent mappings: small, so that tests wrap around it.
@@ -108,8 +109,16 @@ pub struct Fake {
     pub policy: Vec<(Addr, u32, Action)>,
     /// Destinations that an earlier policy bypassed.
     pub bypassed_before: HashSet<Addr>,
-    /// Cached bypasses: pod, peer, and the epoch of the decision.
-    pub known_bypass: RefCell<HashSet<(Addr, Addr, u32)>>,
+    /// The slots of the bypass cache that were looked up.
+    pub(super) pairs: Cells<u32, Pair>,
+    /// What was carried over from halves.
+    pub traffic: RefCell<HashMap<Tuple, Traffic>>,
+    pub traffic_capacity: usize,
+    pub rule_hits: RefCell<BTreeMap<u32, RuleHits>>,
+    /// Length of packets that are larger than their bytes: the kernel has not segmented them yet.
+    pub unsegmented: Cell<Option<u32>>,
+    /// Length of the current packet from its IP header on.
+    pub(super) l3_len: Cell<u32>,
     /// Every candidate port, in the order of the attempts.
     pub candidates: RefCell<Vec<u16>>,
     /// Runs once, just before a rev-SNAT half is inserted: simulates another CPU.
@@ -170,7 +179,7 @@ impl Fake {
             clock_offset: 0,
             generation: 1,
             epoch: 1,
-            pad: 0,
+            events: 0,
         };
         let uplink = Uplink {
             v4: addr("192.0.2.10"),
@@ -226,7 +235,12 @@ impl Fake {
             clock: Cell::new(u32::MAX - 50),
             policy: Vec::new(),
             bypassed_before: HashSet::new(),
-            known_bypass: RefCell::default(),
+            pairs: RefCell::default(),
+            traffic: RefCell::default(),
+            traffic_capacity: 1_000,
+            rule_hits: RefCell::default(),
+            unsegmented: Cell::new(None),
+            l3_len: Cell::new(0),
             candidates: RefCell::default(),
             before_claim: RefCell::default(),
             before_original: RefCell::default(),
@@ -269,6 +283,27 @@ impl Fake {
 
     pub fn fragments_len(&self) -> usize {
         self.fragments.iter().map(|side| side.borrow().len()).sum()
+    }
+
+    /// Returns the pairs in the bypass cache.
+    pub fn pairs(&self) -> Vec<Pair> {
+        let pairs = self.pairs.borrow();
+        // SAFETY: there is one thread, and slots access the value only within a call.
+        let pairs = pairs.values().map(|cell| unsafe { *cell.get() });
+        pairs.filter(|pair| pair.rule != 0).collect()
+    }
+
+    /// Returns all that a half has counted.
+    pub fn counted(&self, half: Half, tuple: &Tuple) -> Traffic {
+        let map = match half {
+            Half::Original => &self.snat,
+            Half::Reply => &self.rev_snat,
+        };
+        let mut sum = map.get(tuple).expect("a half").uncarried(half);
+        if let Some(carried) = self.traffic.borrow().get(&half.traffic_key(tuple)) {
+            sum.add(carried);
+        }
+        sum
     }
 
     pub fn counters(&self) -> Counters {
