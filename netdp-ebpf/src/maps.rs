@@ -33,7 +33,7 @@ pub static INBOUND: LruHashMap<Tuple, Inbound, 131_072> = LruHashMap::new();
 pub static FRAGMENTS: LruHashMap<Tuple, Fragment, 16_384> = LruHashMap::new();
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
-#[btf_map]
+#[btf_map(name = "UPLINK_COUNTERS")]
 pub static COUNTERS: PerCpuArray<Counters, { UPLINK_NUMBERS as usize }> = PerCpuArray::new();
 /// Written and read by the agent alone.
 #[btf_map]

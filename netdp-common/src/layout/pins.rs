@@ -19,7 +19,10 @@ pub const FRAGMENTS: &str = "fragments";
 /// 0 → [`super::Settings`].
 pub const SETTINGS: &str = "settings";
 /// Number of an interface → [`super::Counters`], per CPU.
-pub const COUNTERS: &str = "counters";
+pub const COUNTERS: &str = "uplink_counters";
+/// Counters of layout 1, which has them under this name; programs of that layout count in them
+/// until they are replaced. They stay, and are added wherever counters are read.
+pub const EARLIER_COUNTERS: &str = "counters";
 /// Port / 64 → bitmap word.
 pub const RESERVED_PORTS: &str = "reserved_ports";
 
@@ -73,7 +76,7 @@ pub const ALL: &[(&str, &str)] = &[
     (INBOUND, "INBOUND"),
     (FRAGMENTS, "FRAGMENTS"),
     (SETTINGS, "SETTINGS"),
-    (COUNTERS, "COUNTERS"),
+    (COUNTERS, "UPLINK_COUNTERS"),
     (RESERVED_PORTS, "RESERVED_PORTS"),
     (NODE_PORTS, "NODE_PORTS"),
     (NODE_PROTOCOLS, "NODE_PROTOCOLS"),
@@ -94,3 +97,9 @@ pub const ALL: &[(&str, &str)] = &[
     (RULE_HITS, "RULE_HITS"),
     (BYPASS_CACHE, "BYPASS_PAIRS"),
 ];
+
+/// Maps of earlier layouts: pin file name and the name in their eBPF object.
+pub const EARLIER: &[(&str, &str)] = &[(EARLIER_COUNTERS, "COUNTERS")];
+
+/// Maps of this layout that the one before does not have.
+pub const NEW: &[&str] = &[COUNTERS, COUNTERS_BEFORE, TRAFFIC, RULE_HITS, BYPASS_CACHE];

@@ -92,7 +92,8 @@ pub const NO_LEAK_ADDRESS: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// [`super::LAYOUT`] of the version that wrote the maps.
+    /// The latest [`super::LAYOUT`] of which programs have been attached: the maps may hold what
+    /// programs of that layout write. 0 until the first are attached.
     pub layout: u32,
     /// The active policy trie: 0 or 1.
     pub active_policy: u32,

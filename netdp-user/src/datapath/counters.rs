@@ -4,6 +4,7 @@
 //! losing what is counted meanwhile. Where a number is given to another interface, the agent
 //! therefore records what the number had counted before, instead of clearing it.
 
+use super::earlier::EarlierCounters;
 use super::maps::{EARLIER, Maps};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
@@ -16,19 +17,36 @@ pub(super) struct CounterMaps {
     counted: PerCpuArray<MapData, Counters>,
     /// What a number had counted when it was given to its interface.
     before: Array<MapData, Counters>,
+    /// Those of layout 1, if the datapath began with it. Nothing is moved from there, for the same
+    /// reason.
+    earlier: Option<EarlierCounters>,
 }
 
 impl CounterMaps {
-    /// Opens the maps pinned below `bpffs`; `None` if the pins are of a version with other counters.
-    pub(super) fn open(bpffs: &Path) -> Option<Self> {
-        let pinned = |file: &str| MapData::from_pin(bpffs.join(file)).ok();
-        Some(Self {
-            counted: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into().ok()?,
-            before: Map::Array(pinned(pins::COUNTERS_BEFORE)?).try_into().ok()?,
-        })
+    /// Opens the maps pinned below `bpffs`; `None` if the pins are of layout 1 only.
+    ///
+    /// # Errors
+    /// Returns an error if a map can't be opened, or has another type or size.
+    pub(super) fn open(bpffs: &Path) -> Result<Option<Self>> {
+        // An upgrade that was interrupted may have left one without the other.
+        let files = [pins::COUNTERS, pins::COUNTERS_BEFORE];
+        if !files.iter().all(|file| bpffs.join(file).exists()) {
+            return Ok(None);
+        }
+        let pinned = |file: &str| {
+            let path = bpffs.join(file);
+            MapData::from_pin(&path)
+                .with_context(|| format!("opening the pinned map {}", path.display()))
+        };
+        Ok(Some(Self {
+            counted: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
+            before: Map::Array(pinned(pins::COUNTERS_BEFORE)?).try_into()?,
+            earlier: EarlierCounters::open(bpffs)?,
+        }))
     }
 
-    /// Returns what was counted under a number, summed over all CPUs.
+    /// Returns what was counted under a number, summed over all CPUs. 0 has what was counted by
+    /// programs of layout 1.
     fn sum(&self, number: u32) -> Result<Counters> {
         let per_cpu = self
             .counted
@@ -37,6 +55,11 @@ impl CounterMaps {
         let mut sum = Counters::default();
         for cpu in per_cpu.iter() {
             sum.add(cpu);
+        }
+        if number == 0
+            && let Some(earlier) = &self.earlier
+        {
+            sum.add(&earlier.sum()?);
         }
         Ok(sum)
     }

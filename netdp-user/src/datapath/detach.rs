@@ -77,7 +77,7 @@ pub(super) fn remove_pinned(bpffs: &Path) -> Result<Removal> {
         // same.
         let uplinks = maps::pinned_uplinks(bpffs).unwrap_or_default();
         links::remove_all(bpffs, &uplinks, removed)?;
-        for (file, _) in pins::ALL {
+        for (file, _) in pins::ALL.iter().chain(pins::EARLIER) {
             bpffs::remove_pin(&bpffs.join(file), removed)?;
         }
         bpffs::remove_dir(bpffs, removed)?;

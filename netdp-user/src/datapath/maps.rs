@@ -2,16 +2,16 @@
 
 use super::batch;
 use super::counters::CounterMaps;
+use super::earlier;
 use super::entries::Entries;
 use super::setup::Setup;
 use super::sweep::now;
 use super::traffic::TrafficMap;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::flow::stamp;
 use netdp_common::layout::Addr;
-use netdp_common::layout::EARLIEST_LAYOUT;
 use netdp_common::layout::Inbound;
 use netdp_common::layout::LAYOUT;
 use netdp_common::layout::Limits;
@@ -78,9 +78,9 @@ pub struct Maps {
     /// Capacity of `local_addrs`, in addresses.
     address_capacity: usize,
     settings: Array<MapData, Settings>,
-    /// `None` if the pins are of a version with other counters.
+    /// `None` if the pins are of layout 1 only.
     pub(super) counters: Option<CounterMaps>,
-    /// `None` if the pins are of a version without this map.
+    /// `None` if the pins are of layout 1 only.
     pub(super) traffic: Option<TrafficMap>,
     reserved_ports: Array<MapData, u64>,
     /// `None` if the pins are of a version without this map.
@@ -154,7 +154,7 @@ impl Maps {
                 .max_entries() as usize,
             local_addrs: hash(pins::LOCAL_ADDRS)?.try_into()?,
             settings: array(pins::SETTINGS)?.try_into()?,
-            counters: CounterMaps::open(bpffs),
+            counters: CounterMaps::open(bpffs)?,
             traffic: TrafficMap::open(bpffs)?,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
             node_flow_ports: match bpffs.join(pins::NODE_FLOW_PORTS).exists() {
@@ -180,16 +180,7 @@ impl Maps {
                 false => None,
             },
         };
-        let layout = maps.settings()?.layout;
-        if layout != 0 && !(EARLIEST_LAYOUT..=LAYOUT).contains(&layout) {
-            bail!(
-                "the maps under {} have layout {layout}, this netdp uses {LAYOUT}. To continue, \
-                 run `netdp detach --bpffs {}` (live mappings are lost), or start the version that \
-                 made them",
-                bpffs.display(),
-                bpffs.display()
-            );
-        }
+        earlier::check_layout(maps.settings()?.layout, bpffs)?;
         Ok(maps)
     }
 
@@ -210,10 +201,6 @@ impl Maps {
                 .context("writing the reserved ports")?;
         }
         let mut settings = self.settings()?;
-        if settings.layout != 0 && settings.layout < LAYOUT {
-            self.stamp_all_ports()?;
-        }
-        settings.layout = LAYOUT;
         // Until a sweep has shown otherwise, mappings may be older than the policy.
         settings.flags = setup.flags();
         if self.interfaces()?.len() > 1 {
@@ -250,6 +237,29 @@ impl Maps {
             .context(EARLIER)?
             .set(0, NodeFlowPorts([stamp; 65_536]), 0)
             .context("writing the node_flow_ports map")
+    }
+
+    /// Records that the maps may hold from here on what programs of this layout write. To be called
+    /// before the first of them is attached, and not earlier: until then an agent of the layout
+    /// before continues as if nothing had happened, afterwards it refuses.
+    ///
+    /// # Errors
+    /// Returns an error if the settings can't be read or written.
+    pub(super) fn begin_layout(&mut self) -> Result<()> {
+        let mut settings = self.settings()?;
+        if settings.layout == LAYOUT {
+            return Ok(());
+        }
+        if settings.layout != 0 {
+            log::info!(
+                "upgrading the pinned maps from layout {} to {LAYOUT}; mappings stay, and versions \
+                 with the earlier layout refuse them from here on",
+                settings.layout
+            );
+            self.stamp_all_ports()?;
+        }
+        settings.layout = LAYOUT;
+        self.set_settings(&settings)
     }
 
     /// Returns the limits of pods, and the node's secret.

@@ -8,6 +8,7 @@ pub mod bpffs;
 mod clsact;
 mod counters;
 mod detach;
+mod earlier;
 mod endpoints;
 mod entries;
 mod filter;
@@ -96,15 +97,12 @@ impl Datapath {
         let mounted = bpffs::ensure(bpffs)?;
         let ephemeral = bpffs::ephemeral_reason(bpffs, mounted);
         adopt(bpffs)?;
-        let counted = object::EarlierCounters::take(bpffs)?;
+        earlier::remove_unfinished(bpffs)?;
         let adopted = object::check_pins(bpffs)?;
         if !adopted {
             limits::check_memory(setup.max_flows)?;
         }
         let mut object = object::load(bpffs, setup)?;
-        if let Some(counted) = counted {
-            counted.put(bpffs)?;
-        }
         let mut maps = Maps::open(bpffs)?;
         maps.prepare(setup)?;
         maps.enable_inbound_if_used()?;
@@ -269,6 +267,9 @@ impl Datapath {
     /// # Errors
     /// Returns an error that names the object if the kernel refuses the change.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
+        if let Change::Attach(_) | Change::Observe(_) | Change::AttachPods { .. } = change {
+            self.maps.begin_layout()?;
+        }
         match change {
             Change::SetPolicy(rules) => {
                 let history = match self.on_reload {

@@ -3,12 +3,12 @@
 use super::hook::{EGRESS, HAIRPIN, INGRESS};
 use super::setup::Setup;
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{Map, MapData, MapInfo, MapType, PerCpuArray, PerCpuValues};
+use aya::maps::{MapInfo, MapType};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use netdp_common::layout;
 use netdp_common::layout::{
-    Addr, Counters, DropReason, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins,
+    Addr, Counters, PortMapBits, PortMapOwner, Share, ShareEnded, Tuple, pins,
 };
 use std::path::Path;
 
@@ -186,98 +186,8 @@ fn layout() -> [(&'static str, MapType, usize, usize); 29] {
     ]
 }
 
-/// Number of 8-byte counters in layout 1, whose versions appended drop reasons: without those for
-/// forged sources, protocols of the node and limits of pods; without the one for IPsec policies;
-/// with all.
-const FEWER_COUNTERS: [usize; 3] = [23, 26, 27];
-
-/// Counters of an earlier version, for each CPU.
-pub struct EarlierCounters(Vec<Counters>);
-
-impl EarlierCounters {
-    /// Reads and unpins the counters of an earlier version, whose programs go on counting in a map
-    /// of their own until they are replaced. Returns `None` if there are none.
-    ///
-    /// # Errors
-    /// Returns an error if the map can't be read, or its pin can't be removed.
-    pub fn take(bpffs: &Path) -> Result<Option<Self>> {
-        let path = bpffs.join(pins::COUNTERS);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let info = MapInfo::from_pin(&path)
-            .with_context(|| format!("reading the pinned map {}", path.display()))?;
-        let size = info.value_size() as usize;
-        let earlier = if size == FEWER_COUNTERS[0] * 8 {
-            Self::read::<{ FEWER_COUNTERS[0] }>(&path)?
-        } else if size == FEWER_COUNTERS[1] * 8 {
-            Self::read::<{ FEWER_COUNTERS[1] }>(&path)?
-        } else if size == FEWER_COUNTERS[2] * 8 {
-            Self::read::<{ FEWER_COUNTERS[2] }>(&path)?
-        } else {
-            return Ok(None);
-        };
-        std::fs::remove_file(&path)
-            .with_context(|| format!("removing the pin {}", path.display()))?;
-        Ok(Some(earlier))
-    }
-
-    fn read<const N: usize>(path: &Path) -> Result<Self> {
-        let map = Map::PerCpuArray(MapData::from_pin(path)?);
-        let before: PerCpuArray<_, [u64; N]> = map.try_into()?;
-        let counted = before.get(&0, 0).context("reading the counters")?;
-        Ok(Self(counted.iter().map(|cpu| of_layout_1(cpu)).collect()))
-    }
-
-    /// Continues counting from these values, as those of no interface in particular. No program
-    /// counts in the new map yet.
-    ///
-    /// # Errors
-    /// Returns an error if the new map can't be written.
-    pub fn put(self, bpffs: &Path) -> Result<()> {
-        let map = Map::PerCpuArray(MapData::from_pin(bpffs.join(pins::COUNTERS))?);
-        let mut counters: PerCpuArray<_, Counters> = map.try_into()?;
-        counters
-            .set(0, PerCpuValues::try_from(self.0)?, 0)
-            .context("writing the counters")
-    }
-}
-
-/// Returns counters of layout 1, which has no bytes: eight outcomes, four other counters, and the
-/// drop reasons.
-fn of_layout_1(words: &[u64]) -> Counters {
-    let mut counters = Counters::default();
-    let outcomes = [
-        &mut counters.egress_masqueraded,
-        &mut counters.egress_bypassed,
-        &mut counters.egress_host,
-        &mut counters.egress_replies,
-        &mut counters.egress_untouched,
-        &mut counters.ingress_translated,
-        &mut counters.ingress_passed,
-        &mut counters.egress_let_out,
-    ];
-    let mut words = words.iter();
-    for (outcome, word) in outcomes.into_iter().zip(&mut words) {
-        outcome.packets = *word;
-    }
-    let others = [
-        &mut counters.errors_translated,
-        &mut counters.fragments_held,
-        &mut counters.mappings_created,
-        &mut counters.ports_changed,
-    ];
-    for (counter, word) in others.into_iter().zip(&mut words) {
-        *counter = *word;
-    }
-    for (reason, word) in DropReason::ALL.iter().zip(words) {
-        *counters.drops.get_mut(*reason) = *word;
-    }
-    counters
-}
-
-/// Checks the maps that are pinned already; aya opens them as they are, except [`EarlierCounters`].
-/// Reports whether there are any.
+/// Checks the maps that are pinned already; aya opens them as they are. Reports whether there are
+/// any.
 pub fn check_pins(bpffs: &Path) -> Result<bool> {
     let mut found = false;
     for (file, kind, key, value) in layout() {
@@ -293,8 +203,7 @@ pub fn check_pins(bpffs: &Path) -> Result<bool> {
             info.key_size() as usize,
             info.value_size() as usize,
         );
-        let is_earlier = file == pins::COUNTERS && FEWER_COUNTERS.contains(&(seen.2 / 8));
-        if seen != (Some(kind), key, value) && !is_earlier {
+        if seen != (Some(kind), key, value) {
             bail!(
                 "the pinned map {} has another layout (type {:?}, key {} bytes, value {} bytes) \
                  than this netdp uses ({kind:?}, {key}, {value}). It belongs to another version. \

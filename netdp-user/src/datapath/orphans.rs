@@ -271,7 +271,7 @@ fn adopt_maps(bpffs: &Path, maps: &BTreeSet<u32>, pinned: &mut Vec<PathBuf>) -> 
         let info = MapInfo::from_id(*id).context("querying a map")?;
         by_name.insert(info.name_as_str().unwrap_or_default().to_owned(), *id);
     }
-    for (file, name) in pins::ALL {
+    for (file, name) in pins::ALL.iter().chain(pins::EARLIER) {
         let pin = bpffs.join(file);
         // A map that no program uses is created anew.
         let Some(id) = by_name.get(short(name)) else {

@@ -48,6 +48,7 @@ mod sources;
 mod survival;
 mod takeover;
 mod unattached;
+mod upgrade;
 mod uplinks;
 mod ways_out;
 mod xtables_lock;

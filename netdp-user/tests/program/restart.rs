@@ -169,7 +169,8 @@ fn two_nodes_do_not_disturb_each_other() {
     assert_eq!(one.out(&packet), becomes(&packet.from(WIRE)));
 }
 
-/// Versions before this one had fewer counters, without bytes.
+/// The versions with layout 1 had these numbers of counters, without bytes. Their programs go on
+/// counting there.
 #[test]
 fn counters_of_an_earlier_version_go_on() {
     go_on::<23>();
@@ -181,17 +182,12 @@ fn go_on<const FEWER: usize>() {
     let mut node = Node::new();
     let flow = Build::udp(POD, SERVER);
     assert_eq!(node.out(&flow), becomes(&flow.from(WIRE)));
+    let mut settings = node.datapath().maps().settings().expect("settings");
+    settings.layout = 1;
+    node.write_settings(&settings);
     node.stop();
-    let pin = node.bpffs().join(pins::COUNTERS);
-    for later in [
-        pins::COUNTERS,
-        pins::COUNTERS_BEFORE,
-        pins::TRAFFIC,
-        pins::RULE_HITS,
-        pins::BYPASS_CACHE,
-    ] {
-        fs::remove_file(node.bpffs().join(later)).expect("the pin");
-    }
+    // What there is of layout 2 was left by an upgrade that did not get to attach a program.
+    let pin = node.bpffs().join(pins::EARLIER_COUNTERS);
     let made = std::process::Command::new("bpftool")
         .args(["map", "create"])
         .arg(&pin)
@@ -227,6 +223,30 @@ fn go_on<const FEWER: usize>() {
     let has = |number: usize| if FEWER > 12 + number { each } else { 0 };
     assert_eq!(counted.drops.pod_limit, has(13), "{FEWER}");
     assert_eq!(counted.drops.ipsec_policy, has(14), "{FEWER}");
+    let values = PerCpuValues::try_from(vec![[4; FEWER]; cpus]).expect("values");
+    before.set(0, values, 0).expect("counters");
     let reply = flow.from(WIRE).answer();
     assert_eq!(node.back(&reply), becomes(&flow.answer()));
+    let counted = node.counters();
+    let each = 4 * u64::try_from(cpus).expect("a number");
+    assert!(counted.ingress_translated.packets > each, "{counted:?}");
+}
+
+/// Until the first program is attached, an agent of the earlier layout may continue.
+#[test]
+fn the_layout_is_that_of_the_attached_programs() {
+    let mut node = Node::new();
+    let layout = |node: &mut Node| {
+        let settings = node.datapath().maps().settings();
+        settings.expect("settings").layout
+    };
+    assert_eq!(layout(&mut node), 0);
+    let mut settings = node.datapath().maps().settings().expect("settings");
+    settings.layout = 1;
+    node.write_settings(&settings);
+    node.stop();
+    node.start().expect("the next agent");
+    assert_eq!(layout(&mut node), 1);
+    node.attach();
+    assert_eq!(layout(&mut node), netdp_common::layout::LAYOUT);
 }

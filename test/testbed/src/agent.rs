@@ -30,6 +30,8 @@ pub struct AgentOptions {
     binary: PathBuf,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
+    /// Program and arguments that run netdp; empty for none.
+    runner: Vec<OsString>,
     bpf_error: Option<(Errno, &'static [u8])>,
 }
 
@@ -41,6 +43,7 @@ impl AgentOptions {
             binary: binary.into(),
             arguments: Vec::new(),
             environment: Vec::new(),
+            runner: Vec::new(),
             bpf_error: None,
         }
     }
@@ -61,6 +64,17 @@ impl AgentOptions {
     #[must_use]
     pub fn program(&self) -> &Path {
         &self.binary
+    }
+
+    /// Selects another netdp program.
+    pub fn set_program(&mut self, binary: impl Into<PathBuf>) {
+        self.binary = binary.into();
+    }
+
+    /// Has another program run `netdp run`, with these arguments before it; an empty list ends
+    /// that. It must run netdp as the process that was started (`strace -D` does).
+    pub fn set_runner(&mut self, runner: &[&str]) {
+        self.runner = runner.iter().map(OsString::from).collect();
     }
 
     /// Adds any other argument of `netdp run`.
@@ -167,6 +181,21 @@ impl Agent {
         self.wait_ready(PATIENCE)
     }
 
+    /// Starts the agent like [`restart`](Self::restart), and waits until it ends by itself. Returns
+    /// `None` if it gets ready instead.
+    pub fn restart_and_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.running.kill9()?;
+        self.running = launch(&self.node, &self.options, &self.dir)?;
+        let ready = ready_file(&self.dir);
+        let mut ended = None;
+        wait_for(PATIENCE, "the agent to end or to be in force", || {
+            ended = self.running.exit_status().ok().flatten();
+            ended.is_some() || ready.exists()
+        })
+        .with_context(|| format!("the agent wrote:{}", self.running.written()))?;
+        Ok(ended)
+    }
+
     /// Returns the options of the next [`restart`](Self::restart).
     pub fn options(&mut self) -> &mut AgentOptions {
         &mut self.options
@@ -226,7 +255,14 @@ fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running
         }
         _ => {}
     }
-    let mut command = node.command(&options.binary);
+    let mut command = match options.runner.split_first() {
+        Some((runner, arguments)) => {
+            let mut command = node.command(runner);
+            command.args(arguments).arg(&options.binary);
+            command
+        }
+        None => node.command(&options.binary),
+    };
     // The environment of the test runner is not the node's.
     for name in [
         "NODE_IP",

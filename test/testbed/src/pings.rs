@@ -12,6 +12,9 @@ use std::time::Duration;
 /// stopped.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Payload of a ping by default, in bytes.
+const PAYLOAD: u16 = 56;
+
 /// A set of pings, each to one target.
 #[derive(Debug, Default)]
 pub struct Pings(Vec<Running>);
@@ -31,7 +34,19 @@ pub struct Pinged {
 impl Pings {
     /// Starts another ping; `interval` is in seconds, for example `0.02`.
     pub fn start(&mut self, from: &Netns, to: IpAddr, interval: &str) -> Result<()> {
-        let argv = ["ping", "-n", "-i", interval, &to.to_string()];
+        self.start_sized(from, to, interval, PAYLOAD)
+    }
+
+    /// Starts another ping with so many bytes of payload; more than the path MTU makes fragments.
+    pub fn start_sized(
+        &mut self,
+        from: &Netns,
+        to: IpAddr,
+        interval: &str,
+        payload: u16,
+    ) -> Result<()> {
+        let (to, payload) = (to.to_string(), payload.to_string());
+        let argv = ["ping", "-n", "-i", interval, "-s", &payload, &to];
         self.0.push(from.spawn(&argv)?);
         Ok(())
     }

@@ -8,7 +8,7 @@ pub use load::Load;
 pub use tally::{Kind, Outcome, Tally};
 
 use crate::{
-    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Netns, UdpEchoServer, wait_for,
+    Agent, AgentOptions, Bed, ConfigVolume, EchoServer, Host, Leaks, UdpEchoServer, wait_for,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +44,7 @@ pub struct Migration {
     mode: &'static str,
     bed: Bed,
     backend: &'static str,
+    leaks: Leaks,
     twice: usize,
     changes: usize,
     _servers: (Vec<EchoServer>, Vec<UdpEchoServer>),
@@ -66,7 +67,7 @@ impl Migration {
         let tcp = targets.iter().map(|to| EchoServer::start(&far, *to));
         let udp = targets.iter().map(|to| UdpEchoServer::start(&far, *to));
         let servers = (tcp.collect::<Result<_>>()?, udp.collect::<Result<_>>()?);
-        watch_leaks(&bed, &targets)?;
+        let leaks = Leaks::watch(&bed, &targets, None)?;
         let config = ConfigVolume::new(POLICY)?;
         let options = AgentOptions::new(netdp)
             .config(config.path())
@@ -80,6 +81,7 @@ impl Migration {
             mode: "iptables",
             bed,
             backend,
+            leaks,
             twice: 0,
             changes: 0,
             _servers: servers,
@@ -128,7 +130,7 @@ impl Migration {
 
     /// Ends the load and returns the totals.
     pub fn finish(self) -> Result<Outcome> {
-        let leaks = leaks(&self.bed.uplinks[0].router)?;
+        let leaks = self.leaks.count()?;
         let tally = self.load.end()?;
         Ok(Outcome::new(&tally, self.changes, leaks, self.twice))
     }
@@ -199,47 +201,4 @@ fn wait_report(agent: &Agent) -> Result<String> {
     .with_context(|| format!("{last:#}"))?;
     // Exits with an error if it finds a difference.
     agent.netdp(&["shadow", "report"])
-}
-
-/// Counts packets with a pod's source that reach the router from the node. Proves first that the
-/// counter works.
-fn watch_leaks(bed: &Bed, targets: &[SocketAddr]) -> Result<()> {
-    let router = &bed.uplinks[0].router;
-    let mut rules = String::from(
-        "add table inet watch; add counter inet watch leaks; \
-         add chain inet watch from_node { type filter hook prerouting priority -300; };",
-    );
-    for net in bed.pods.iter().flat_map(|pod| &pod.addresses) {
-        let family = if net.addr().is_ipv4() { "ip" } else { "ip6" };
-        let net = net.trunc();
-        rules.push_str(&format!(
-            " add rule inet watch from_node iifname lan {family} saddr {net} {family} daddr != {net} counter name leaks;"
-        ));
-    }
-    router.run(&["nft", &rules])?;
-    for to in targets {
-        // No answer comes, because nothing translates yet.
-        let before = leaks(router)?;
-        let _ = bed.pods[0].enter(|| -> std::io::Result<()> {
-            let any: SocketAddr = match to {
-                SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-                SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-            };
-            std::net::UdpSocket::bind(any)?.send_to(b"leak", to)?;
-            Ok(())
-        })?;
-        wait_for(PATIENCE, "a leak to be counted", || {
-            leaks(router).is_ok_and(|now| now > before)
-        })?;
-    }
-    router.run(&["nft", "reset counter inet watch leaks"])?;
-    Ok(())
-}
-
-fn leaks(router: &Netns) -> Result<u64> {
-    let listing = router.run(&["nft", "list counter inet watch leaks"])?;
-    let mut words = listing.split_whitespace();
-    words.find(|word| *word == "packets");
-    let count = words.next().context("no count")?;
-    Ok(count.parse()?)
 }

@@ -98,6 +98,12 @@ impl Tally {
         (sum(|c| &c.opened), sum(|c| &c.lost))
     }
 
+    /// Returns the number of pings and datagrams without an answer.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
+        self.packets_lost.load(Ordering::Relaxed)
+    }
+
     /// Returns for each kind: opened, answers, lost.
     #[must_use]
     pub fn kinds(&self) -> Vec<(Kind, usize, usize, usize)> {
@@ -166,7 +172,7 @@ impl Outcome {
             changes,
             leaks,
             twice,
-            packets_lost: tally.packets_lost.load(Ordering::Relaxed),
+            packets_lost: tally.unanswered(),
             messages: tally.messages(),
         }
     }
