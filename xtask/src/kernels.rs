@@ -40,6 +40,10 @@ pub fn run(tests: &[String]) -> Result<()> {
         named => named.iter().map(String::as_str).collect(),
     };
     let runs = build(&names)?;
+    if names.iter().any(|name| name.starts_with("node")) {
+        // It can't be built in there.
+        testbed::netdp_of_layout_1()?;
+    }
     boot(&cache, &image, &bin, &runs)
 }
 

@@ -12,6 +12,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     if arguments.is_empty() {
         shell::progress("the image, which tests run under containerd");
         image::make(image::NAME, &image::target_dir()?)?;
+        shell::progress("netdp of layout 1, which tests upgrade");
+        testbed::netdp_of_layout_1()?;
     }
     shell::progress("cargo test (some minutes the first time)");
     let mut command = shell::cargo();

@@ -28,7 +28,9 @@ impl CounterMaps {
     /// # Errors
     /// Returns an error if a map can't be opened, or has another type or size.
     pub(super) fn open(bpffs: &Path) -> Result<Option<Self>> {
-        if !bpffs.join(pins::COUNTERS).exists() {
+        // An upgrade that was interrupted may have left one without the other.
+        let files = [pins::COUNTERS, pins::COUNTERS_BEFORE];
+        if !files.iter().all(|file| bpffs.join(file).exists()) {
             return Ok(None);
         }
         let pinned = |file: &str| {

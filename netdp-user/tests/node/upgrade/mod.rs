@@ -1,18 +1,19 @@
 //! Upgrades from netdp of layout 1, as this repository's history has it, under traffic of which
 //! nothing may be lost.
 
+mod rollback;
 mod steps;
 mod traffic;
 
 use crate::common::{
-    NETDP, OURS, POLICY, SOON, filters, number, options, packets, status, tcx_programs,
+    NETDP, OURS, POLICY, SOON, filters, number, options, packets, refused, status, tcx_programs,
 };
 use anyhow::{Context as _, Result, ensure};
 use netdp_common::layout::{LAYOUT, pins};
 use netdp_user::datapath::Maps;
 use std::collections::BTreeSet;
 use std::path::Path;
-use testbed::{Agent, Bed, ConfigVolume, Host, netdp_of_layout_1, wait_for};
+use testbed::{Agent, Bed, ConfigVolume, Host, Leaks, netdp_of_layout_1, wait_for};
 use traffic::Traffic;
 
 /// The version of the agent on a node.
@@ -34,7 +35,8 @@ enum End {
 /// A node on which the old agent begins.
 struct Node {
     agent: Agent,
-    traffic: Traffic,
+    /// `None` on a node whose traffic does not matter.
+    traffic: Option<Traffic>,
     mechanism: &'static str,
     _config: ConfigVolume,
     _far: Host,
@@ -44,17 +46,35 @@ struct Node {
 impl Node {
     /// Starts the old agent, and traffic that it translates.
     fn start(mechanism: &'static str) -> Result<Self> {
+        Self::start_with(mechanism, |bed, far| {
+            let leaks = traffic::watch(bed, far)?;
+            Ok(Some(leaks))
+        })
+    }
+
+    /// Starts the old agent without traffic.
+    fn start_quiet(mechanism: &'static str) -> Result<Self> {
+        Self::start_with(mechanism, |_, _| Ok(None))
+    }
+
+    fn start_with(
+        mechanism: &'static str,
+        watch: fn(&Bed, &Host) -> Result<Option<Leaks>>,
+    ) -> Result<Self> {
         let bed = Bed::dual_stack()?;
         let far = bed.server(0, &["10.2.0.1/24", "fd00:2::1/64"])?;
         let config = ConfigVolume::new(POLICY)?;
-        let leaks = traffic::watch(&bed, &far)?;
+        let leaks = watch(&bed, &far)?;
         let mut options = options(&config, &["--enable-ipv6", "--attach", mechanism]);
         options.set_program(netdp_of_layout_1()?);
         let agent = Agent::start(&bed.node, options)?;
         ensure!(layout_of(&agent)? == 1, "the old agent has another layout");
         Ok(Self {
             agent,
-            traffic: Traffic::start(&bed, &far, leaks)?,
+            traffic: match leaks {
+                Some(leaks) => Some(Traffic::start(&bed, &far, leaks)?),
+                None => None,
+            },
             mechanism,
             _config: config,
             _far: far,
@@ -76,6 +96,19 @@ impl Node {
     fn run(&mut self, version: Version) -> Result<()> {
         self.select(version)?;
         self.agent.restart()
+    }
+
+    /// Checks that the old agent refuses the maps, says what to do, and changes nothing.
+    fn is_refused_to_the_old(&mut self) -> Result<()> {
+        self.select(Version::Old)?;
+        let before = files(&self.agent.bpffs())?;
+        let told = refused(self.agent.command(&["run", "--mode=ebpf"]))?;
+        for words in ["have layout 2, this netdp uses 1", "netdp detach --bpffs"] {
+            ensure!(told.contains(words), "{words:?} is not in {told}");
+        }
+        let after = files(&self.agent.bpffs())?;
+        ensure!(after == before, "{before:?} became {after:?}");
+        self.goes_on("a refused start of the old agent")
     }
 
     /// Ends the agent.
@@ -130,10 +163,17 @@ impl Node {
         })
     }
 
+    /// Checks that traffic of all kinds goes on, and that nothing leaked.
+    fn goes_on(&mut self, after: &str) -> Result<()> {
+        let log = self.agent.log();
+        let traffic = self.traffic.as_mut().context("no traffic")?;
+        traffic.goes_on(after).context(log)
+    }
+
     /// Ends the traffic, of which nothing may have been lost.
     fn finish(self) -> Result<()> {
         let log = self.agent.log();
-        self.traffic.finish().context(log)
+        self.traffic.context("no traffic")?.finish().context(log)
     }
 }
 
@@ -162,10 +202,10 @@ fn upgrade(mechanism: &'static str, end: End) -> Result<()> {
     let live = number(&status(&node.agent)?["mappings"])?;
     ensure!(live > 0, "no mappings");
     node.end(end)?;
-    node.traffic.goes_on("the end of the old agent")?;
+    node.goes_on("the end of the old agent")?;
     let counted = node.masqueraded()?;
     node.run(Version::New)?;
-    node.traffic.goes_on("the upgrade")?;
+    node.goes_on("the upgrade")?;
     node.is_upgraded()?;
     node.counts_on(counted)?;
     let log = node.agent.log();
@@ -173,7 +213,7 @@ fn upgrade(mechanism: &'static str, end: End) -> Result<()> {
     // A restart of the new version is no upgrade, and as harmless.
     node.agent.stop()?;
     node.run(Version::New)?;
-    node.traffic.goes_on("a restart of the new agent")?;
+    node.goes_on("a restart of the new agent")?;
     node.is_upgraded()?;
     node.counts_on(counted)?;
     node.finish()

@@ -2,7 +2,7 @@
 //! changes anything.
 
 use super::{End, Node, Version, layout_of};
-use crate::common::{filters, refused};
+use crate::common::filters;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use std::collections::BTreeMap;
@@ -175,7 +175,7 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
     }
     ensure!(left.old > 0 && left.mixed > 0 && refusals > 1, "{left:?}");
     node.run(Version::New)?;
-    node.traffic.goes_on("the end of the upgrade")?;
+    node.goes_on("the end of the upgrade")?;
     node.is_upgraded()?;
     node.counts_on(counted)?;
     node.finish()
@@ -209,18 +209,8 @@ impl Node {
         let killed = ended.signal() == Some(libc::SIGKILL);
         ensure!(killed, "{call} {number}: {ended}\n{}", self.agent.log());
         let after = format!("a kill at {call} {number}");
-        self.traffic.goes_on(&after)?;
+        self.goes_on(&after)?;
         programs(self).with_context(|| after).map(Some)
-    }
-
-    /// Checks that the old agent refuses the maps, says what to do, and changes nothing.
-    fn is_refused_to_the_old(&mut self) -> Result<()> {
-        self.select(Version::Old)?;
-        let told = refused(self.agent.command(&["run", "--mode=ebpf"]))?;
-        for words in ["have layout 2, this netdp uses 1", "netdp detach --bpffs"] {
-            ensure!(told.contains(words), "{words:?} is not in {told}");
-        }
-        self.traffic.goes_on("a refused start of the old agent")
     }
 }
 
@@ -235,11 +225,10 @@ fn an_interrupted_upgrade_goes_on_with_tcx() -> Result<()> {
 #[test]
 fn an_interrupted_upgrade_goes_on_with_clsact() -> Result<()> {
     let mut steps = record("clsact")?;
-    let attach = steps
-        .iter()
-        .position(|step| step.change == "RTM_NEWTFILTER");
-    let attach = attach.context("no filter was replaced")?;
-    interrupt("clsact", &steps.split_off(attach.saturating_sub(2)))
+    let replaces = |step: &Step| REPLACEMENTS.contains(&step.change);
+    let first = steps.iter().position(replaces);
+    let first = first.context("no filter was replaced")?;
+    interrupt("clsact", &steps.split_off(first.saturating_sub(2)))
 }
 
 #[test]

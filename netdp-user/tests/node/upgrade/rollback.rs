@@ -1,0 +1,74 @@
+//! The way back to layout 1, and other ways through an upgrade.
+
+use super::{End, Node, Version, files, layout_of};
+use crate::common::{refused, status, wait_log};
+use anyhow::{Result, ensure};
+use nix::mount::{MsFlags, mount};
+
+/// What operators see who undo a rollout, and the way forward.
+#[test]
+fn a_rolled_back_agent_refuses_and_nothing_is_lost() -> Result<()> {
+    let mut node = Node::start("tcx")?;
+    node.end(End::Terminated)?;
+    node.run(Version::New)?;
+    node.end(End::Terminated)?;
+    // As often as it is restarted.
+    for _ in 0..2 {
+        node.is_refused_to_the_old()?;
+    }
+    let told = refused(node.agent.command(&["flows"]))?;
+    ensure!(told.contains("have layout 2"), "{told}");
+    node.select(Version::New)?;
+    assert_eq!(status(&node.agent)?["datapath"], "in force");
+    let counted = node.masqueraded()?;
+    node.run(Version::New)?;
+    node.goes_on("the way forward")?;
+    node.is_upgraded()?;
+    node.counts_on(counted)?;
+    node.finish()
+}
+
+/// The way back to layout 1, whichever version detaches, and up again.
+#[test]
+fn a_detached_datapath_begins_with_either_layout() -> Result<()> {
+    let mut node = Node::start_quiet("tcx")?;
+    for by in [Version::New, Version::Old] {
+        node.run(Version::New)?;
+        node.is_upgraded()?;
+        node.end(End::Terminated)?;
+        node.select(by)?;
+        node.agent.netdp(&["detach"])?;
+        if by == Version::New {
+            let left = files(&node.agent.bpffs())?;
+            ensure!(left.is_empty(), "{left:?} are left");
+        }
+        node.run(Version::Old)?;
+        assert_eq!(layout_of(&node.agent)?, 1);
+        node.end(End::Terminated)?;
+    }
+    node.run(Version::New)?;
+    node.is_upgraded()?;
+    let told = node.agent.netdp(&["detach"]);
+    ensure!(told.is_err(), "an agent is running");
+    node.end(End::Terminated)?;
+    node.agent.netdp(&["detach"])?;
+    let left = files(&node.agent.bpffs())?;
+    ensure!(left.is_empty(), "{left:?} are left");
+    Ok(())
+}
+
+/// The old agent's pins are below a bpffs that another one was mounted over.
+#[test]
+fn programs_of_the_old_layout_out_of_reach_are_adopted() -> Result<()> {
+    let mut node = Node::start("tcx")?;
+    let counted = node.masqueraded()?;
+    node.end(End::Killed)?;
+    let (bpffs, options) = (node.agent.bpffs(), Some("mode=0700"));
+    mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), options)?;
+    node.run(Version::New)?;
+    wait_log(&node.agent, "had its pins out of reach")?;
+    node.goes_on("a second bpffs")?;
+    node.is_upgraded()?;
+    node.counts_on(counted)?;
+    node.finish()
+}
