@@ -25,6 +25,7 @@ mod reload;
 mod scope;
 mod security;
 mod tcp;
+mod traffic;
 mod untranslatable;
 
 use netdp_common::layout::{DropReason, MAPPING_HOST, Mapping};

@@ -1,19 +1,30 @@
 //! Random walks of the model against the fake.
 
 use netdp_common::env::Clock as _;
-use netdp_common::flow::{Carried, Timeouts, left};
-use netdp_common::layout::{Action, PortRange, SETTING_PORTS};
+use netdp_common::flow::{Carried, SEEN_CARRIED, Timeouts, left};
+use netdp_common::layout::{Action, Addr, Half, Mapping, PortRange, SETTING_PORTS, Traffic, Tuple};
 use proptest::prelude::*;
+use std::collections::HashMap;
 use testkit::build::Build;
-use testkit::fake::{Fake, Seen, addr};
+use testkit::fake::{Fake, Seen, addr, tuple_of};
 use testkit::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
 
 struct Host {
     fake: Fake,
+    /// The traffic of each half, by its key in `traffic`.
+    counted: HashMap<Tuple, (Identity, Traffic)>,
+}
+
+/// What distinguishes a half from an earlier one with the same key: its endpoint, and the time at
+/// which it began.
+type Identity = (Addr, u16, u32);
+
+const fn identity_of(half: &Mapping) -> Identity {
+    (half.addr, half.id, half.created)
 }
 
 impl Host {
-    fn new(reserved: bool, ethernet: bool) -> Self {
+    fn new(reserved: bool, ethernet: bool, large: bool) -> Self {
         let mut fake = Fake::new();
         if !ethernet {
             fake.uplink.l2_len = 0;
@@ -23,7 +34,49 @@ impl Host {
         if reserved {
             fake.reserved.insert(RANGE[1]);
         }
-        Self { fake }
+        // Four such packets are carried over.
+        fake.unsegmented.set(large.then_some(600_000));
+        Self {
+            fake,
+            counted: HashMap::new(),
+        }
+    }
+
+    /// Runs a packet, and checks that it is counted once where it is translated by a half, and
+    /// nowhere else.
+    fn run(&mut self, half: Half, packet: &Build) -> Outcome {
+        let key = tuple_of(packet);
+        let outcome = outcome(match half {
+            Half::Original => self.fake.out(packet),
+            Half::Reply => self.fake.back(packet),
+        });
+        let fake = &self.fake;
+        self.counted.retain(|key, (identity, _)| {
+            let (half, tuple) = Half::of_traffic_key(key);
+            half_of(fake, half, &tuple).is_some_and(|half| identity_of(&half) == *identity)
+        });
+        if let Some(mapping) = half_of(fake, half, &key) {
+            let none = (identity_of(&mapping), Traffic::default());
+            let (_, sum) = self.counted.entry(half.traffic_key(&key)).or_insert(none);
+            if let Outcome::As(_) = outcome {
+                let len = u32::try_from(packet.bytes().len()).expect("a length");
+                sum.add(&Traffic::packet(fake.unsegmented.get().unwrap_or(len)));
+            }
+            assert_eq!(fake.counted(half, &key), *sum, "{packet:?}");
+        }
+        for key in self.fake.traffic.borrow().keys() {
+            let (half, tuple) = Half::of_traffic_key(key);
+            let owner = half_of(fake, half, &tuple).expect("its half");
+            assert_ne!(owner.seen() & SEEN_CARRIED, 0, "it is marked");
+        }
+        outcome
+    }
+}
+
+fn half_of(fake: &Fake, half: Half, key: &Tuple) -> Option<Mapping> {
+    match half {
+        Half::Original => fake.snat.get(key),
+        Half::Reply => fake.rev_snat.get(key),
     }
 }
 
@@ -38,11 +91,11 @@ fn outcome(seen: Seen) -> Outcome {
 
 impl Subject for Host {
     fn out(&mut self, packet: &Build) -> Outcome {
-        outcome(self.fake.out(packet))
+        self.run(Half::Original, packet)
     }
 
     fn back(&mut self, packet: &Build) -> Outcome {
-        outcome(self.fake.back(packet))
+        self.run(Half::Reply, packet)
     }
 
     fn policy(&mut self, bypass: &[&'static str]) {
@@ -86,6 +139,13 @@ impl Subject for Host {
             if left(now, half.last_seen, reply.last_seen, timeout) == 0 {
                 self.fake.snat.remove(&tuple);
                 self.fake.rev_snat.remove(&wire);
+                for key in [
+                    Half::Original.traffic_key(&tuple),
+                    Half::Reply.traffic_key(&wire),
+                ] {
+                    self.fake.traffic.borrow_mut().remove(&key);
+                    self.counted.remove(&key);
+                }
             }
         }
     }
@@ -110,9 +170,10 @@ proptest! {
         steps in steps(120),
         reserved: bool,
         ethernet: bool,
+        large: bool,
         net in 0..2usize,
     ) {
-        let mut world = World::new(Host::new(reserved, ethernet), &NETS[net]);
+        let mut world = World::new(Host::new(reserved, ethernet, large), &NETS[net]);
         for step in steps {
             world.take(step);
         }

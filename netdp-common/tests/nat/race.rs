@@ -1,8 +1,7 @@
 //! Races: another CPU acts between two steps of a decision.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, halves, wire_of};
-use netdp_common::layout::Half;
-use netdp_common::layout::{DropReason, Mapping, PortRange, SETTING_PORTS};
+use netdp_common::layout::{DropReason, Half, Mapping, PortRange, SETTING_PORTS};
 use testkit::build::Build;
 use testkit::fake::{Fake, Seen, addr, tuple_of};
 

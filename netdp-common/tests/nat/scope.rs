@@ -1,9 +1,8 @@
 //! Scope: packets that are translated and packets that are not.
 
 use super::{BOTH, V4, V6, assert_paired, becomes, drop_of, halves, opened};
-use netdp_common::layout::Half;
 use netdp_common::layout::{
-    Action, DropReason, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6,
+    Action, DropReason, Half, SETTING_IPV6, SETTING_SEVERAL_UPLINKS, UPLINK_V4, UPLINK_V6,
 };
 use testkit::build::{ACK, Build, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};

@@ -3,8 +3,10 @@
 use super::{BOTH, Net, V4, becomes, drop_of, halves, opened};
 use netdp_common::env::Clock as _;
 use netdp_common::flow::{SEEN_DATA, SEEN_FIN, SEEN_RST, SEEN_SYN, TcpState, tcp_state};
-use netdp_common::layout::Half;
-use netdp_common::layout::{DropReason, MAPPING_ORIGIN, MAPPING_PICKUP};
+use netdp_common::layout::{
+    DropReason, Half, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, MAPPING_ORIGIN,
+    MAPPING_PICKUP,
+};
 use testkit::build::{ACK, Build, FIN, Kind, RST, SYN};
 use testkit::fake::{Fake, Seen};
 
@@ -84,7 +86,10 @@ fn a_connection_in_mid_stream_is_picked_up_with_its_port() {
             let (original, reply) = halves(&fake, &data);
             assert_eq!(
                 (original.flags & !MAPPING_ORIGIN, reply.flags),
-                (MAPPING_PICKUP, MAPPING_PICKUP)
+                (
+                    MAPPING_PICKUP | MAPPING_COUNTED_ORIGINAL,
+                    MAPPING_PICKUP | MAPPING_COUNTED_REPLY
+                )
             );
             let back = Build::tcp(net.server, net.node, ACK);
             assert_eq!(fake.back(&back), becomes(net.pod));

@@ -11,6 +11,7 @@
 )]
 
 mod checksums;
+mod counting;
 mod drops;
 mod errors;
 mod fragments;

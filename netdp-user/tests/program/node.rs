@@ -264,10 +264,16 @@ impl Node {
 
     /// Creates another uplink with these addresses and returns its interface index.
     pub fn second_uplink(&mut self, v4: Ipv4Addr, v6: Ipv6Addr) -> u32 {
-        ip(&["link", "add", "up1", "type", "veth", "peer", "name", "far1"]);
-        let ifindex = nix::net::if_::if_nametoindex("up1").expect("the veth");
+        self.another_uplink("up1", v4, v6)
+    }
+
+    /// Creates an uplink with this name.
+    pub fn another_uplink(&mut self, name: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> u32 {
+        let far = format!("{name}far");
+        ip(&["link", "add", name, "type", "veth", "peer", "name", &far]);
+        let ifindex = nix::net::if_::if_nametoindex(name).expect("the veth");
         let mut second = uplink(Some(v4), Some(v6), false);
-        (second.ifindex, second.name) = (ifindex, "up1".into());
+        (second.ifindex, second.name) = (ifindex, name.into());
         self.apply(&Change::SetUplink(second));
         self.apply(&Change::AddLocal(v4.into()));
         self.apply(&Change::AddLocal(v6.into()));

@@ -80,8 +80,13 @@ fn packets_are_translated_there_and_back() {
         assert_eq!(node.back(&reply), becomes(&back), "{name}, back");
         // Each packet was run twice.
         let mut wanted = before;
-        wanted.egress_masqueraded.packets += 2;
-        wanted.ingress_translated.packets += 2;
+        for (counter, packet) in [
+            (&mut wanted.egress_masqueraded, &packet),
+            (&mut wanted.ingress_translated, &reply),
+        ] {
+            counter.packets += 2;
+            counter.bytes += 2 * u64::try_from(packet.bytes().len()).expect("a length");
+        }
         wanted.mappings_created += 1;
         assert_eq!(node.counters(), wanted, "{name}");
     }
