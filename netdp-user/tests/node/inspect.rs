@@ -3,7 +3,10 @@
 use crate::common::clients::{Tcp, Udp, any, from_port, ping};
 use crate::common::{ECHO, Echo, World, echoes, flows, number};
 use anyhow::{Context as _, Result, ensure};
-use netdp_common::layout::{MAPPING_ORIGIN, SETTING_BYPASS_CACHE_VALID, SETTING_IPV6};
+use netdp_common::layout::{
+    MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, MAPPING_ORIGIN, SETTING_BYPASS_CACHE_VALID,
+    SETTING_IPV6,
+};
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -93,9 +96,16 @@ fn mappings_show_both_directions() -> Result<()> {
         assert_eq!(reply["id"], 40_000);
         for half in [original, reply] {
             // The remaining bits identify the interface on which the pod sends.
-            let marks = number(&half["flags"])? & u64::from(!MAPPING_ORIGIN);
-            assert_eq!(marks, 0);
-            assert_eq!(half["packets"], 2);
+            let counted = if half == original {
+                MAPPING_COUNTED_ORIGINAL
+            } else {
+                MAPPING_COUNTED_REPLY
+            };
+            let marks = number(&half["flags"])?;
+            ensure!(marks & u64::from(counted) != 0, "{half}");
+            assert_eq!(marks & u64::from(!(MAPPING_ORIGIN | counted)), 0);
+            assert_eq!(number(&half["traffic"])? & 0x3ff, 2);
+            ensure!(number(&half["traffic"])? >> 10 >= 2 * 28, "{half}");
             assert_eq!(half["tcp_seen"], 0);
             assert_eq!(half["tcp_ack"], 0);
             for time in ["created", "last_seen"] {
@@ -123,7 +133,7 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     )?;
     let settings = dump(&world.agent, "settings")?;
     let settings = entry(&settings, &json!(0))?;
-    assert_eq!(settings["layout"], 1);
+    assert_eq!(settings["layout"], 2);
     // IPv6; and, after the first sweep, that no mapping is older than the policy.
     let flags = u32::try_from(number(&settings["flags"])?)?;
     assert_eq!(flags & !SETTING_BYPASS_CACHE_VALID, SETTING_IPV6);
@@ -160,7 +170,7 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     assert_eq!(uplink["v4"], bytes([10, 1, 0, 10].into()));
     assert_eq!(uplink["v6"], bytes("fd00:1::10".parse()?));
     assert_eq!(uplink["l2_len"], 14);
-    assert_eq!(uplink["flags"], 1 + 2);
+    assert_eq!(uplink["flags"], 1 + 2 + 256, "the addresses, and number 1");
 
     let local = dump(&world.agent, "local_addrs")?;
     for address in ["10.1.0.10", "fd00:1::10", "172.16.0.1", "127.0.0.1", "::1"] {
@@ -196,7 +206,7 @@ fn flows_from_outside_and_counters_are_shown() -> Result<()> {
     let sum = |name: &str| {
         counters
             .iter()
-            .map(|cpu| number(&cpu[name]))
+            .map(|cpu| number(cpu[name].get("packets").unwrap_or(&cpu[name])))
             .sum::<Result<u64>>()
     };
     for name in COUNTERS {
@@ -227,11 +237,15 @@ fn at_rest(agent: &Agent) -> Result<Option<(Vec<Value>, Value)>> {
     Ok((before == dump_counters(agent)?).then_some((before, shown)))
 }
 
-/// Returns the counters of each CPU.
+/// Returns the counters of each interface's number and each CPU.
 fn dump_counters(agent: &Agent) -> Result<Vec<Value>> {
     let entries = dump(agent, "counters")?;
-    let cpus = entries[0]["values"].as_array().context("no CPUs")?;
-    Ok(cpus.iter().map(|cpu| cpu["value"].clone()).collect())
+    let mut counters = Vec::new();
+    for entry in &entries {
+        let cpus = entry["values"].as_array().context("no CPUs")?;
+        counters.extend(cpus.iter().map(|cpu| cpu["value"].clone()));
+    }
+    Ok(counters)
 }
 
 #[test]
@@ -258,6 +272,9 @@ fn status_and_flows_tell_people_and_programs() -> Result<()> {
         assert_eq!(flow["nat_id"], 40_000);
         assert_eq!(flow["state"], "Established");
         ensure!(number(&flow["packets_out"])? >= 3 && number(&flow["packets_in"])? >= 2);
+        for (bytes, packets) in [("bytes_out", "packets_out"), ("bytes_in", "packets_in")] {
+            ensure!(number(&flow[bytes])? >= 40 * number(&flow[packets])?);
+        }
         ensure!(number(&flow["age_seconds"])? < 60 && number(&flow["idle_seconds"])? < 60);
         let icmp = if to.is_ipv4() { "icmp" } else { "icmpv6" };
         let pinged = listed.iter().find(|flow| flow["protocol"] == icmp);
