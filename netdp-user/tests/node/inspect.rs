@@ -239,7 +239,7 @@ fn at_rest(agent: &Agent) -> Result<Option<(Vec<Value>, Value)>> {
 
 /// Returns the counters of each interface's number and each CPU.
 fn dump_counters(agent: &Agent) -> Result<Vec<Value>> {
-    let entries = dump(agent, "counters")?;
+    let entries = dump(agent, "uplink_counters")?;
     let mut counters = Vec::new();
     for entry in &entries {
         let cpus = entry["values"].as_array().context("no CPUs")?;

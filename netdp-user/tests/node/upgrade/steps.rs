@@ -1,7 +1,7 @@
 //! An agent that is killed in the middle of an upgrade: before each kind of system call by which it
 //! changes anything.
 
-use super::{End, Node, Version, layout_of};
+use super::{End, Node, Version, files, layout_of};
 use crate::common::filters;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
 
 /// System calls by which an agent changes something.
-const CALLS: &str = "bpf,rename,unlink,sendto";
+const CALLS: [&str; 3] = ["bpf", "rename", "sendto"];
 
 /// Parts of their text, as strace writes it, that show that something outside the process changes.
 const CHANGES: [&str; 9] = [
@@ -28,18 +28,25 @@ const CHANGES: [&str; 9] = [
 /// Changes by which programs are replaced.
 const REPLACEMENTS: [&str; 3] = ["BPF_LINK_UPDATE", "RTM_NEWTFILTER", "nlmsg_type=0x2c"];
 
-/// Calls that an agent which goes on with an upgrade makes fewer than one that begins with it, at
-/// most.
-const FEWER: usize = 8;
-
 /// A system call of the agent's first thread, before which it is killed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Step {
-    call: String,
+    call: &'static str,
     /// Number of the call among those of its name, from 1 on.
     number: usize,
     change: &'static str,
+    /// Kind of the link whose pin the call names; only such calls are numbered then.
+    link: Option<&'static str>,
 }
+
+/// The look for the egress link, between the replacement of the two programs. Calls of bpf(2) are not
+/// numbered there as in the record, because less is left to do.
+const BETWEEN: Step = Step {
+    call: "statx",
+    number: 1,
+    change: "BPF_LINK_UPDATE",
+    link: Some("egress_"),
+};
 
 /// Returns steps of an upgrade, from strace's record of a whole one: of changes of one kind in
 /// succession the first and the last.
@@ -50,12 +57,11 @@ fn steps(trace: &str) -> Vec<Step> {
     let mut numbers = BTreeMap::<&str, usize>::new();
     let mut groups: Vec<Vec<Step>> = Vec::new();
     for line in trace.lines() {
-        let Some((call, _)) = line
+        let call = line
             .strip_prefix(first)
-            .map(str::trim_start)
-            .and_then(|text| text.split_once('('))
-            .filter(|(call, _)| call.bytes().all(|byte| byte.is_ascii_lowercase()))
-        else {
+            .and_then(|text| text.trim_start().split_once('('))
+            .and_then(|(name, _)| CALLS.into_iter().find(|call| *call == name));
+        let Some(call) = call else {
             continue;
         };
         let number = numbers.entry(call).or_default();
@@ -64,9 +70,10 @@ fn steps(trace: &str) -> Vec<Step> {
             continue;
         };
         let step = Step {
-            call: call.to_owned(),
+            call,
             number: *number,
             change,
+            link: None,
         };
         match groups.last_mut() {
             Some(group) if group.iter().all(|it| it.change == change) => group.push(step),
@@ -108,7 +115,7 @@ fn record(mechanism: &'static str) -> Result<Vec<Step>> {
     node.end(End::Killed)?;
     node.select(Version::New)?;
     let path = trace.display().to_string();
-    let calls = format!("trace={CALLS}");
+    let calls = format!("trace={}", CALLS.join(","));
     let runner = ["strace", "-D", "-f", "-s", "256", "-o", &path, "-e", &calls];
     node.agent.options().set_runner(&runner);
     node.agent.restart()?;
@@ -135,47 +142,36 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
     let mut node = Node::start(mechanism)?;
     node.end(End::Killed)?;
     let counted = node.masqueraded()?;
-    let (mut left, mut refusals, mut layout) = (Left::default(), 0, 1);
+    let (mut left, mut refusals) = (Left::default(), 0);
     let mut before = programs(&node)?;
     for (index, step) in steps.iter().enumerate() {
-        let replaces = REPLACEMENTS.contains(&step.change);
-        // What was written before is not written again.
-        let fewer = if layout == 2 && step.call == "bpf" {
-            FEWER
-        } else {
-            0
+        let Some(now) = node.kill_at(step)? else {
+            // Less was left to do than in the record.
+            break;
         };
-        for number in step.number.saturating_sub(fewer)..=step.number {
-            let now = match node.kill_at(&step.call, number)? {
-                Some(_) if replaces && left.mixed > 0 => break,
-                Some(programs) => programs,
-                // Less was left to do than in the record.
-                None => break,
-            };
-            let replaced = now.iter().zip(before).filter(|(now, old)| **now != *old);
-            let replaced = replaced.count();
-            layout = layout_of(&node.agent)?;
-            ensure!(
-                replaced == 0 || layout == 2,
-                "{step:?}: {replaced} programs of layout 2 run over maps of layout {layout}"
-            );
-            *match replaced {
-                0 => &mut left.old,
-                1 => &mut left.mixed,
-                _ => &mut left.new,
-            } += 1;
-            // The record's numbers count from the old agent's state.
-            let next = steps.get(index + 1);
-            let next = next.is_some_and(|step| REPLACEMENTS.contains(&step.change));
-            if layout == 1 && (index % 3 == 0 || next) {
-                node.run(Version::Old)?;
-                node.end(End::Killed)?;
-                before = programs(&node)?;
-            } else if layout == 2 && replaced >= refusals {
-                refusals += 1;
-                node.is_refused_to_the_old()?;
-                assert_eq!(programs(&node)?, now, "the refused agent changed something");
-            }
+        let replaced = now.iter().zip(before).filter(|(now, old)| **now != *old);
+        let replaced = replaced.count();
+        let layout = layout_of(&node.agent)?;
+        ensure!(
+            replaced == 0 || layout == 2,
+            "{step:?}: {replaced} programs of layout 2 run over maps of layout {layout}"
+        );
+        *match replaced {
+            0 => &mut left.old,
+            1 => &mut left.mixed,
+            _ => &mut left.new,
+        } += 1;
+        // The record's numbers count from the old agent's state.
+        let next = steps.get(index + 1);
+        let next = next.is_some_and(|step| REPLACEMENTS.contains(&step.change));
+        if layout == 1 && (index % 3 == 0 || next) {
+            node.run(Version::Old)?;
+            node.end(End::Killed)?;
+            before = programs(&node)?;
+        } else if layout == 2 && replaced >= refusals {
+            refusals += 1;
+            node.is_refused_to_the_old()?;
+            assert_eq!(programs(&node)?, now, "the refused agent changed something");
         }
     }
     ensure!(left.old > 0 && left.mixed > 0 && refusals > 1, "{left:?}");
@@ -187,13 +183,14 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
 }
 
 impl Node {
-    /// Starts the new agent, and kills it before a system call of its first thread. Returns the
-    /// programs on the hooks then, or `None` if it got ready before.
-    fn kill_at(&mut self, call: &str, number: usize) -> Result<Option<[u32; 2]>> {
+    /// Starts the new agent, and kills it at a step. Returns the programs on the hooks then, or
+    /// `None` if it got ready before.
+    fn kill_at(&mut self, step: &Step) -> Result<Option<[u32; 2]>> {
         self.select(Version::New)?;
+        let Step { call, number, .. } = step;
         let inject = format!("inject={call}:signal=KILL:when={number}");
         let calls = format!("trace={call}");
-        let runner = [
+        let mut runner = vec![
             "strace",
             "-D",
             "-f",
@@ -204,6 +201,15 @@ impl Node {
             "-e",
             &inject,
         ];
+        let links = self.agent.bpffs().join("links");
+        let pin = match step.link {
+            Some(kind) => files(&links)?.into_iter().find(|it| it.starts_with(kind)),
+            None => None,
+        };
+        let pin = pin.map(|file| links.join(file).display().to_string());
+        if let Some(pin) = &pin {
+            runner.extend(["-P", pin]);
+        }
         self.agent.options().set_runner(&runner);
         let ended = self.agent.restart_and_wait()?;
         self.agent.options().set_runner(&[]);
@@ -212,8 +218,8 @@ impl Node {
             return Ok(None);
         };
         let killed = ended.signal() == Some(libc::SIGKILL);
-        ensure!(killed, "{call} {number}: {ended}\n{}", self.agent.log());
-        let after = format!("a kill at {call} {number}");
+        ensure!(killed, "{step:?}: {ended}\n{}", self.agent.log());
+        let after = format!("a kill at {step:?}");
         self.goes_on(&after)?;
         programs(self).with_context(|| after).map(Some)
     }
@@ -221,8 +227,12 @@ impl Node {
 
 #[test]
 fn an_interrupted_upgrade_goes_on_with_tcx() -> Result<()> {
-    let steps = record("tcx")?;
+    let mut steps = record("tcx")?;
     ensure!(steps.len() > 12, "{steps:?}");
+    let last = steps
+        .iter_mut()
+        .rfind(|step| REPLACEMENTS.contains(&step.change));
+    *last.context("no program was replaced")? = BETWEEN;
     interrupt("tcx", &steps)
 }
 
@@ -246,10 +256,11 @@ fn steps_are_found_in_a_record() {
 7  <... bpf resumed>) = 0
 7  rename(\"a\", \"b\") = 0
 ";
-    let step = |call: &str, number, change| Step {
-        call: call.to_owned(),
+    let step = |call, number, change| Step {
+        call,
         number,
         change,
+        link: None,
     };
     let found = [
         step("bpf", 2, "BPF_MAP_UPDATE_ELEM"),
