@@ -290,16 +290,8 @@ pub const ALL: &[Need] = &[
     shown(&["ip"], "iproute2", "makes namespaces, links and routes"),
     shown(&["ss"], "iproute2", "lists sockets"),
     program(&["bpftool"], "bpftool", "reads maps and programs in tests"),
-    program(
-        &["strace"],
-        "strace",
-        "kills an agent in the middle of a start in tests",
-    ),
-    program(
-        &["git"],
-        "git",
-        "has the version that upgrades begin with in tests",
-    ),
+    program(&["strace"], "strace", "interrupts agents in tests"),
+    program(&["git"], "git", "has the version that tests upgrade"),
     shown(&["curl"], "curl", "HTTP client in demo and tests"),
     shown(&["ping"], "iputils-ping", "ICMP client in tests"),
     shown(&["redis-cli"], "redis-tools", "Redis client in the demo"),

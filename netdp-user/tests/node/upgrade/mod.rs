@@ -99,10 +99,10 @@ impl Node {
     }
 
     /// Checks that the old agent refuses the maps, says what to do, and changes nothing.
-    fn is_refused_to_the_old(&mut self) -> Result<()> {
+    fn is_refused_to_the_old(&mut self, mode: &str) -> Result<()> {
         self.select(Version::Old)?;
         let before = files(&self.agent.bpffs())?;
-        let told = refused(self.agent.command(&["run", "--mode=ebpf"]))?;
+        let told = refused(self.agent.command(&["run", mode]))?;
         for words in ["have layout 2, this netdp uses 1", "netdp detach --bpffs"] {
             ensure!(told.contains(words), "{words:?} is not in {told}");
         }

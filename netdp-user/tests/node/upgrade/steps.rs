@@ -170,7 +170,7 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
             before = programs(&node)?;
         } else if layout == 2 && replaced >= refusals {
             refusals += 1;
-            node.is_refused_to_the_old()?;
+            node.is_refused_to_the_old("--mode=ebpf")?;
             assert_eq!(programs(&node)?, now, "the refused agent changed something");
         }
     }
