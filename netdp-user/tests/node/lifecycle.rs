@@ -245,7 +245,7 @@ fn maps_of_another_layout_are_refused() -> Result<()> {
         zeros.trim_end()
     ))?;
     let told = format!("{:#}", world.agent.restart().unwrap_err());
-    for words in ["layout 99", "this netdp uses 1", "netdp detach --bpffs"] {
+    for words in ["layout 99", "this netdp uses 2", "netdp detach --bpffs"] {
         ensure!(told.contains(words), "{words:?} is not in {told}");
     }
 
