@@ -3,6 +3,7 @@
 use super::{End, Node, Version, files, layout_of};
 use crate::common::{refused, status, wait_log};
 use anyhow::{Result, ensure};
+use netdp_common::layout::pins;
 use nix::mount::{MsFlags, mount};
 
 /// What operators see who undo a rollout, and the way forward.
@@ -67,6 +68,8 @@ fn programs_of_the_old_layout_out_of_reach_are_adopted() -> Result<()> {
     mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), options)?;
     node.run(Version::New)?;
     wait_log(&node.agent, "had its pins out of reach")?;
+    let pinned = files(&node.agent.bpffs())?;
+    ensure!(pinned.contains(pins::EARLIER_COUNTERS), "{pinned:?}");
     node.goes_on("a second bpffs")?;
     node.is_upgraded()?;
     node.counts_on(counted)?;
