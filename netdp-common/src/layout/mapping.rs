@@ -1,7 +1,7 @@
 //! The two halves of mappings, and the ring of the most recent ones.
 
 use super::addr::Addr;
-use super::traffic::{Half, Traffic, unpacked};
+use super::traffic::{Half, Traffic, packed_packets, unpacked};
 use crate::flow::SEEN_CARRIED;
 
 /// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry is a reservation
@@ -152,7 +152,7 @@ pub(crate) const fn packets(traffic: u32, flags: u16, seen: u32, half: Half) -> 
     } else if flags & half.counted() == 0 {
         traffic
     } else {
-        unpacked(traffic).packets as u32
+        packed_packets(traffic)
     }
 }
 

@@ -71,12 +71,19 @@ pub const fn packed(bytes: u32) -> u32 {
     bytes << BYTES_SHIFT | 1
 }
 
+/// Returns the packets in a word of [`super::Mapping::traffic`].
+#[inline(always)]
+#[must_use]
+pub(super) const fn packed_packets(word: u32) -> u32 {
+    word & ((1 << BYTES_SHIFT) - 1)
+}
+
 /// Returns the traffic in a word of [`super::Mapping::traffic`].
 #[inline(always)]
 #[must_use]
 pub const fn unpacked(word: u32) -> Traffic {
     Traffic {
-        packets: (word & ((1 << BYTES_SHIFT) - 1)) as u64,
+        packets: packed_packets(word) as u64,
         bytes: (word >> BYTES_SHIFT) as u64,
     }
 }

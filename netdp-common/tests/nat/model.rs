@@ -24,7 +24,7 @@ const fn identity_of(half: &Mapping) -> Identity {
 }
 
 impl Host {
-    fn new(reserved: bool, ethernet: bool, large: bool) -> Self {
+    fn new(reserved: bool, ethernet: bool, unsegmented: Option<u32>) -> Self {
         let mut fake = Fake::new();
         if !ethernet {
             fake.uplink.l2_len = 0;
@@ -34,8 +34,7 @@ impl Host {
         if reserved {
             fake.reserved.insert(RANGE[1]);
         }
-        // Four such packets are carried over.
-        fake.unsegmented.set(large.then_some(600_000));
+        fake.unsegmented.set(unsegmented);
         Self {
             fake,
             counted: HashMap::new(),
@@ -173,7 +172,9 @@ proptest! {
         large: bool,
         net in 0..2usize,
     ) {
-        let mut world = World::new(Host::new(reserved, ethernet, large), &NETS[net]);
+        // Four such packets are carried over.
+        let unsegmented = large.then_some(600_000);
+        let mut world = World::new(Host::new(reserved, ethernet, unsegmented), &NETS[net]);
         for step in steps {
             world.take(step);
         }

@@ -160,6 +160,13 @@ fn what_was_carried_over_changes_no_state() {
         assert_eq!(state, TcpState::SynSent);
         let after = fake.counted(Half::Original, &tuple_of(&net.syn()));
         assert_eq!(after.packets, before.packets + 2, "the count goes on");
+        // And is carried over to the same entry.
+        fake.unsegmented.set(Some(LARGEST));
+        for _ in 0..5 {
+            fake.out(&net.syn());
+        }
+        let after = fake.counted(Half::Original, &tuple_of(&net.syn()));
+        assert_eq!(after.packets, before.packets + 7);
     }
 }
 

@@ -130,7 +130,7 @@ fn a_half_is_carried_over_after_2_mib() {
             };
             let (full, one) = (1 << 21, 1);
             change(&node, half, &key, |half| {
-                half.traffic = (full - 1) << 10 | one
+                half.traffic = (full - 1) << 10 | one;
             });
             node.run_once(hook, &frame(packet));
             let entry = half.traffic_key(&key);
@@ -192,7 +192,7 @@ fn carry(node: &mut Node, out: &Build, wire: &str) {
     node.run_once(Hook::Ingress, &frame(&back));
     for (half, packet) in [(Half::Original, out), (Half::Reply, &back)] {
         change(node, half, &tuple_of(packet), |half| {
-            half.traffic |= 1 << 31
+            half.traffic |= 1 << 31;
         });
     }
     node.run_once(Hook::Egress, &frame(out));

@@ -61,7 +61,7 @@ fn fill_once(
     ports: &[u16],
     others: usize,
     to: SocketAddr,
-    before: u32,
+    before: u64,
 ) -> Result<()> {
     let (first, second) = ports.split_at(ports.len() / 2);
     let mut left = [first.to_vec(), second.to_vec()];
