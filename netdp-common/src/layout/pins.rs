@@ -102,4 +102,11 @@ pub const ALL: &[(&str, &str)] = &[
 pub const EARLIER: &[(&str, &str)] = &[(EARLIER_COUNTERS, "COUNTERS")];
 
 /// Maps of this layout that the one before does not have.
-pub const NEW: &[&str] = &[COUNTERS, COUNTERS_BEFORE, TRAFFIC, RULE_HITS, BYPASS_CACHE];
+pub const NEW: &[&str] = &[
+    COUNTERS,
+    COUNTERS_BEFORE,
+    TRAFFIC,
+    RULE_HITS,
+    BYPASS_CACHE,
+    NODE_FLOW_PORTS,
+];
