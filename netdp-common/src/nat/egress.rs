@@ -164,13 +164,8 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
         if is_forged_by(env, *source, &pkt.tuple.src, pkt.family) {
             return Some(Verdict::Drop(DropReason::ForgedSource));
         }
-        if matches!(action, Action::Masquerade) && env.ingress_ifindex() != 0 {
-            let Tuple { src, dst, .. } = &pkt.tuple;
-            let known = Masqueraded {
-                key: *source,
-                rule: claim.rule,
-            };
-            env.cache_masqueraded(src, dst, env.epoch(), known);
+        if matches!(action, Action::Masquerade) {
+            remember(env, pkt, *source, claim.rule);
         }
     }
     if begins_connection {
@@ -195,6 +190,17 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
         return Some(Verdict::Drop(DropReason::NoSourceAddress));
     }
     None
+}
+
+/// Caches that new flows between the addresses of the packet are masqueraded. A function of its own,
+/// to keep the caller's stack frame small. Returns `true`.
+#[inline(never)]
+fn remember<E: Env>(env: &E, pkt: &Packet, key: Key, rule: u32) -> bool {
+    if env.ingress_ifindex() != 0 {
+        let Tuple { src, dst, .. } = &pkt.tuple;
+        env.cache_masqueraded(src, dst, env.epoch(), Masqueraded { key, rule });
+    }
+    true
 }
 
 /// Reports whether the node itself uses the packet's protocol, which has no ports, with its
