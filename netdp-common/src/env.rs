@@ -53,7 +53,7 @@ pub struct PodRoute {
 pub struct Masqueraded {
     /// The key of the pod.
     pub key: Key,
-    /// The number of the rule that decides ([`PolicyValue::rule`]).
+    /// The index in `rule_hits` of the rule that decides.
     pub rule: u32,
 }
 

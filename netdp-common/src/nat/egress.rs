@@ -20,7 +20,7 @@ use crate::env::{Env, Masqueraded};
 use crate::flow::{DRAIN_SECONDS, ticks32};
 use crate::layout::{
     Action, Addr, DropReason, Family, MAPPING_PICKUP, NO_LEAK_ADDRESS, NO_LEAK_PASS, NodeProtocol,
-    SETTING_DRAIN, SETTING_SEVERAL_UPLINKS, Tuple, proto,
+    SETTING_ANY_SOURCE, SETTING_DRAIN, SETTING_SEVERAL_UPLINKS, Tuple, proto,
 };
 use crate::packet::{ACK, L4, Packet, RST, SYN};
 use crate::slot::Key;
@@ -104,8 +104,7 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
     } else {
         if matches!(action, Action::Bypass) {
             let Tuple { src, dst, .. } = &scratch.pkt.tuple;
-            policy::cache_bypass(env, src, dst, rule);
-            policy::count_bypassed(env, rule);
+            policy::bypass(env, src, dst, rule);
             return Verdict::Pass;
         }
         if let Some(verdict) = egress_pod(env, scratch, action) {
@@ -196,7 +195,9 @@ fn egress_pod<E: Env>(env: &E, scratch: &mut Scratch, action: Action) -> Option<
 /// to keep the caller's stack frame small. Returns `true`.
 #[inline(never)]
 fn remember<E: Env>(env: &E, pkt: &Packet, key: Key, rule: u32) -> bool {
-    if env.ingress_ifindex() != 0 {
+    // While sources are not checked, nothing is known of them.
+    let is_checked = env.settings().flags & SETTING_ANY_SOURCE == 0;
+    if is_checked && env.ingress_ifindex() != 0 {
         let Tuple { src, dst, .. } = &pkt.tuple;
         env.cache_masqueraded(src, dst, env.epoch(), Masqueraded { key, rule });
     }

@@ -106,19 +106,45 @@ pub fn passes<E: Env>(env: &E, src: &Addr, dst: &Addr, direction: Direction) -> 
     }
 }
 
-/// Caches that packets between `pod` and `peer` are bypassed by a rule. The hits of the pair that
-/// was there go to its rule.
+/// Caches that packets between `pod` and `peer` are bypassed by a rule.
 #[inline(never)]
 pub(super) fn cache_bypass<E: Env>(env: &E, pod: &Addr, peer: &Addr, rule: u32) -> bool {
-    if !is_cache_valid(env) {
-        return false;
+    if is_cache_valid(env)
+        && let Some(pair) = slot_of(env, pod, peer)
+    {
+        replace(env, pair, (pod, peer), env.epoch(), rule);
     }
+    true
+}
+
+/// Counts a packet that leaves from `pod` because a rule bypasses `peer`, and caches the pair. While
+/// the cache may not be used, the pair counts under an epoch that never comes: CPUs would otherwise
+/// write to the rule's one entry for each packet.
+#[inline(never)]
+pub(super) fn bypass<E: Env>(env: &E, pod: &Addr, peer: &Addr, rule: u32) -> bool {
     let Some(pair) = slot_of(env, pod, peer) else {
-        return false;
+        count_bypassed(env, rule);
+        return true;
     };
+    env.count_packet(|c| &mut c.egress_bypassed);
+    let epoch = if is_cache_valid(env) {
+        env.epoch()
+    } else {
+        !env.epoch()
+    };
+    if !pair.is_of(pod, peer, epoch) {
+        replace(env, pair, (pod, peer), epoch, rule);
+    }
+    pair.add_hit(env.l3_len());
+    true
+}
+
+/// Puts another pair of a pod and a peer into a slot. The hits of the one that was there go to its
+/// rule.
+#[inline(always)]
+fn replace<E: Env>(env: &E, pair: PairSlot, (pod, peer): (&Addr, &Addr), epoch: u32, rule: u32) {
     if let Some((rule, hits)) = pair.take_hits() {
         env.add_rule_hits(rule, &hits, 0);
     }
-    pair.set(pod, peer, env.epoch(), rule);
-    true
+    pair.set(pod, peer, epoch, rule);
 }

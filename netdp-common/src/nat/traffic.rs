@@ -46,10 +46,12 @@ fn carry_over<E: Env>(env: &E, tuple: &Tuple, half: Half, slot: Slot) -> bool {
 #[inline(never)]
 pub(super) fn begin_counting<E: Env>(env: &E, tuple: &Tuple, half: Half, slot: Slot) -> bool {
     let counted = half.counted();
+    // Before the mark is read: if another CPU converts the half in between, this is still the plain
+    // count.
+    let packets = slot.traffic();
     if slot.flags() & counted != 0 {
         return false;
     }
-    let packets = slot.traffic();
     if packets > TRAFFIC_PLAIN {
         slot.set_traffic(0);
         let before = Traffic {

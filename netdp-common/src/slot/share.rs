@@ -4,6 +4,7 @@
 //! queueing (McKenney, 1990): memory is bounded no matter which addresses are forged, and no pod
 //! can choose to share a bucket with another.
 
+use crate::flow::age;
 use crate::layout::{
     Addr, MAPPING_BY_INTERFACE, MAPPING_ORIGIN, SHARE_BUCKETS, Secret, Share, ShareEnded,
 };
@@ -249,7 +250,7 @@ impl ShareSlot {
     #[must_use]
     pub fn has_refused(self, now: u32, within: u32) -> bool {
         // SAFETY: valid by the contract of `new`.
-        unsafe { now.wrapping_sub((*self.share).refused_at) < within }
+        unsafe { age(now, (*self.share).refused_at) < within }
     }
 
     /// Records that a flow found no port; in the total.
@@ -329,6 +330,18 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[test]
+    fn a_refusal_counts_for_a_while_whichever_cpu_is_ahead() {
+        let mut share = Share::default();
+        let ended = ShareEnded::default();
+        // SAFETY: both outlive the slot.
+        let slot = unsafe { ShareSlot::new(&raw mut share, &raw const ended) };
+        slot.set_refused(100);
+        for (now, counts) in [(100, true), (99, true), (109, true), (110, false)] {
+            assert_eq!(slot.has_refused(now, 10), counts, "{now}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! between masqueraded pairs look up little.
 
 use super::{BOTH, Net, becomes};
-use netdp_common::layout::{Action, DropReason, SETTING_BYPASS_CACHE_VALID};
+use netdp_common::layout::{Action, DropReason, SETTING_ANY_SOURCE, SETTING_BYPASS_CACHE_VALID};
 use testkit::build::{ACK, Build, SYN};
 use testkit::fake::{Fake, Origin, Seen, tuple_of};
 
@@ -190,5 +190,43 @@ fn known_flows_count_for_the_rule_that_decided() {
         }
         assert_eq!(fake.rule_hits.borrow()[&1].flows, 3);
         assert_eq!(fake.rule_hits.borrow().len(), 1);
+    }
+}
+
+/// While sources are not checked, a forged one passes; that says nothing about it once they are.
+#[test]
+fn nothing_is_known_of_sources_that_were_not_checked() {
+    for net in BOTH {
+        let mut fake = Fake::new();
+        fake.settings.flags |= SETTING_ANY_SOURCE;
+        fake.origins
+            .borrow_mut()
+            .insert(tuple_of(&another(&net, 0)).src, Origin::Elsewhere);
+        assert!(is_masqueraded(&fake.out(&another(&net, 0))));
+        // Without another epoch.
+        fake.settings.flags &= !SETTING_ANY_SOURCE;
+        assert_eq!(
+            fake.out(&another(&net, 1)),
+            Seen::Drop(DropReason::ForgedSource)
+        );
+    }
+}
+
+/// While the bypass cache may not be used, its pairs count and are no hits.
+#[test]
+fn pairs_count_while_they_are_no_hits() {
+    for net in BOTH {
+        let mut fake = bypassing(&net);
+        fake.settings.flags &= !SETTING_BYPASS_CACHE_VALID;
+        for n in 0..3 {
+            assert_eq!(fake.out(&another(&net, n)), Seen::Pass);
+        }
+        assert!(fake.pairs().is_empty(), "none is a hit");
+        assert!(fake.rule_hits.borrow().is_empty(), "counted in the pair");
+        // Once it may be used, the pair becomes one of this epoch, and its hits go to the rule.
+        fake.settings.flags |= SETTING_BYPASS_CACHE_VALID;
+        assert_eq!(fake.out(&another(&net, 3)), Seen::Pass);
+        assert_eq!(fake.pairs()[0].hits.packets, 1);
+        assert_eq!(fake.rule_hits.borrow()[&0].bypassed.packets, 3);
     }
 }

@@ -128,16 +128,20 @@ pub fn check_layout(layout: u32, bpffs: &Path) -> Result<()> {
 /// # Errors
 /// Returns an error if the settings can't be read or a pin can't be removed.
 pub fn remove_unfinished(bpffs: &Path) -> Result<()> {
-    let layout = match bpffs.join(pins::SNAT).exists() {
-        true => pinned_layout(bpffs)?,
-        false => Some(EARLIEST_LAYOUT),
-    };
-    if !layout.is_some_and(|layout| (EARLIEST_LAYOUT..LAYOUT).contains(&layout)) {
-        return Ok(());
+    let remove = |file: &str| bpffs::remove_pin(&bpffs.join(file), &mut Vec::new());
+    let remove_new = || pins::NEW.iter().try_for_each(|file| remove(file));
+    if !bpffs.join(pins::SNAT).exists() {
+        pins::EARLIER
+            .iter()
+            .try_for_each(|(file, _)| remove(file))?;
+        return remove_new();
     }
-    pins::NEW
-        .iter()
-        .try_for_each(|file| bpffs::remove_pin(&bpffs.join(file), &mut Vec::new()))
+    match pinned_layout(bpffs)? {
+        // Epochs begin anew with the settings: pairs of old ones must not seem to be of them.
+        None => remove(pins::BYPASS_CACHE),
+        Some(layout) if (EARLIEST_LAYOUT..LAYOUT).contains(&layout) => remove_new(),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Returns the layout of the pinned maps; `None` if the map that says so is not there.

@@ -267,7 +267,12 @@ impl Datapath {
     /// # Errors
     /// Returns an error that names the object if the kernel refuses the change.
     pub fn apply(&mut self, change: &Change) -> Result<()> {
-        if let Change::Attach(_) | Change::Observe(_) | Change::AttachPods { .. } = change {
+        let attaches = match change {
+            Change::Attach(uplink) => uplink.link_layer != LinkLayer::Other,
+            Change::Observe(_) | Change::AttachPods { .. } => true,
+            _ => false,
+        };
+        if attaches {
             self.maps.begin_layout()?;
         }
         match change {

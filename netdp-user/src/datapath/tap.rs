@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use ipnet::IpNet;
 use netdp_common::layout::{
-    Action, Inbound, Live, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST, Mapping,
-    Tuple, pins,
+    Action, Half, Inbound, Live, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING, MAPPING_HOST,
+    Mapping, Tuple, pins,
 };
 use netdp_common::packet::{ACK, L4, Packet, Parsed, SYN, parse};
 use nix::errno::Errno;
@@ -75,7 +75,7 @@ pub struct Tap {
     inbound_live: BpfHashMap<MapData, Tuple, Live>,
     rev_snat: BpfHashMap<MapData, Tuple, Mapping>,
     /// Number of replies of a flow that the program had counted after the last one that came in.
-    counted: HashMap<Tuple, u32>,
+    counted: HashMap<Tuple, u64>,
 }
 
 impl std::fmt::Debug for Tap {
@@ -142,7 +142,7 @@ impl Tap {
             std::thread::sleep(SETTLING);
         }
         for tuple in replies {
-            if self.is_lost(tuple) {
+            if self.is_lost(maps, tuple) {
                 effect.lost = Some(tuple.src.into());
             }
         }
@@ -160,7 +160,7 @@ impl Tap {
     }
 
     /// Reports whether an ingress packet for a pod was not counted.
-    fn is_lost(&mut self, tuple: Tuple) -> bool {
+    fn is_lost(&mut self, maps: &Maps, tuple: Tuple) -> bool {
         let Ok(half) = self.rev_snat.get(&tuple, 0) else {
             return false;
         };
@@ -170,8 +170,10 @@ impl Tap {
         if self.counted.len() >= FLOWS {
             self.counted.clear();
         }
-        let before = self.counted.insert(tuple, half.traffic);
-        half.traffic == 0 || before == Some(half.traffic)
+        // Not the word alone, which has the same value again and again.
+        let (packets, _) = maps.traffic(Half::Reply, &tuple, &half);
+        let before = self.counted.insert(tuple, packets);
+        packets == 0 || before == Some(packets)
     }
 }
 

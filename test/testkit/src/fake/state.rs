@@ -297,7 +297,11 @@ impl Fake {
         let pairs = self.pairs.borrow();
         // SAFETY: there is one thread, and slots access the value only within a call.
         let pairs = pairs.values().map(|cell| unsafe { *cell.get() });
-        pairs.filter(|pair| pair.rule != 0).collect()
+        let now = self.settings.epoch;
+        // Those that only count have an epoch that never comes.
+        pairs
+            .filter(|pair| pair.rule != 0 && pair.epoch <= now)
+            .collect()
     }
 
     /// Returns all that a half has counted.
