@@ -6,14 +6,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes of both mapping tables per flow of their capacity (Linux 6.18, `bytes_memlock`).
-const BYTES_PER_FLOW: u64 = 288;
+/// Bytes of both mapping tables, and of the places of the `traffic` map, per flow of their capacity
+/// (Linux 6.18, `bytes_memlock`).
+const BYTES_PER_FLOW: u64 = 292;
+
+/// Bytes of the entries of the `traffic` map, which come with time, per flow of that capacity.
+const BYTES_CARRIED_OVER: u64 = 32;
 
 /// Bytes of the other maps and the agent at rest.
-const AT_REST: u64 = 30 << 20;
+const AT_REST: u64 = 35 << 20;
 
 /// Bytes of the other maps and the agent while programs are loaded and verified.
-const AT_START: u64 = 80 << 20;
+const AT_START: u64 = 85 << 20;
 
 /// Minimum number of open files with which the agent starts.
 const OPEN_FILES: u64 = 256;
@@ -82,13 +86,14 @@ pub fn check_memory(max_flows: u32) -> Result<()> {
 
 fn check(limit: &Limit, max_flows: u32) -> Result<()> {
     let tables = u64::from(max_flows) * BYTES_PER_FLOW;
+    let at_rest = tables + u64::from(max_flows) * BYTES_CARRIED_OVER + AT_REST;
     let (bytes, file) = (limit.bytes, limit.file.display());
-    if bytes < tables + AT_REST {
+    if bytes < at_rest {
         bail!(
             "the memory limit of {} MiB ({file}) is too low for --max-flows {max_flows}: the kernel's \
              maps and the agent take {} MiB, {} MiB at start; raise it, or make the tables smaller",
             bytes >> 20,
-            (tables + AT_REST) >> 20,
+            at_rest >> 20,
             (tables + AT_START) >> 20
         );
     }
@@ -185,13 +190,13 @@ mod tests {
             bytes: mebibytes << 20,
             file: "/memory.max".into(),
         };
-        check(&limit(102), 262_144).unwrap();
-        let told = check(&limit(101), 262_144).unwrap_err().to_string();
+        check(&limit(116), 262_144).unwrap();
+        let told = check(&limit(115), 262_144).unwrap_err().to_string();
         for words in [
-            "101 MiB",
+            "115 MiB",
             "/memory.max",
-            "take 102 MiB",
-            "152 MiB at start",
+            "take 116 MiB",
+            "158 MiB at start",
             "--max-flows",
         ] {
             assert!(told.contains(words), "{words}: {told}");

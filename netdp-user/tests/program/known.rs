@@ -304,3 +304,29 @@ fn a_hardware_address_is_known_until_the_agent_removes_it() {
     assert!(!send(&mut node, own, 4020), "it is a guest's now");
     assert!(send(&mut node, other, 4021), "the node sends it");
 }
+
+/// The hardware address that one uplink has is not taken for one of another.
+#[test]
+fn a_hardware_address_is_known_at_its_uplink_only() {
+    let mut node = bypassing(false);
+    node.policy(&[]);
+    let v4 = [192, 0, 2, 77].into();
+    let second = node.second_uplink(v4, "fd00::77".parse().expect("IPv6"));
+    let (own, other) = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 9]);
+    for (link, mac) in [(1, own), (second, other)] {
+        for mac in [mac, [0; 6]] {
+            node.apply(&Change::AddMac(Mac { link, mac }));
+        }
+    }
+    // From the same address, on one CPU, one after the other.
+    for (port, link, wire) in [
+        (4000, 1, Some("192.0.2.10:4000")),
+        (4001, second, None),
+        (4002, 1, Some("192.0.2.10:4000")),
+    ] {
+        let (pod, server, _) = PAIRS[0];
+        let (packet, leaves) = from_port(pod, server, wire.unwrap_or(pod), port);
+        let seen = node.run_on(Hook::Egress, &frame(&packet), link);
+        assert_eq!(seen, becomes(&leaves), "at {link}");
+    }
+}

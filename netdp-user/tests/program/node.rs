@@ -125,6 +125,15 @@ impl Node {
         self.apply(&Change::SetUplink(uplink(v4, v6, untagged)));
     }
 
+    /// Says in which families, IPv4 and IPv6, the uplink's address is the only source there.
+    pub fn set_only_sources(&mut self, [only_v4, only_v6]: [bool; 2]) {
+        self.apply(&Change::SetUplink(Uplink {
+            only_v4,
+            only_v6,
+            ..uplink(Some(V4), Some(V6), false)
+        }));
+    }
+
     /// Detaches the programs from the uplink.
     pub fn detach(&mut self) {
         self.apply(&Change::Detach {

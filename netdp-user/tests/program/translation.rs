@@ -1,10 +1,13 @@
 //! Input packet → output packet, byte for byte.
 
 use crate::build::{ACK, Build, FIN, Kind, RST, SYN};
-use crate::node::{Node, Seen, becomes, frame, tuple_of};
+use crate::node::{Node, Seen, addresses, becomes, frame, ip, tuple_of};
 use netdp_common::layout::Family;
 use netdp_common::packet::checksum::{fold, pseudo_sum};
 use netdp_user::datapath::Hook;
+use netdp_user::reconcile::Change;
+use netdp_user::uplinks::{SourceChoice, SourceQuery};
+use std::net::IpAddr;
 
 /// First packet of a flow, and its external endpoint.
 struct Case {
@@ -272,7 +275,7 @@ fn without_ipv6_it_is_not_touched() {
 #[test]
 fn an_interface_that_is_no_uplink_is_left_alone() {
     let mut node = Node::new();
-    node.apply(&netdp_user::reconcile::Change::Detach {
+    node.apply(&Change::Detach {
         ifindex: 1,
         name: "lo".into(),
     });
@@ -334,5 +337,67 @@ fn replies_leave_for_their_pods_by_another_uplink() {
         node.start().expect("a second agent");
         let seen = node.run_on(Hook::Egress, &leaves, second);
         assert_eq!(seen, Seen::Next(leaves), "after a restart");
+    }
+}
+
+/// A source that a packet's route names is used only where the agent has not found that there is just
+/// one: there the route is not looked up.
+#[test]
+fn routes_decide_unless_there_is_only_one_source() {
+    let mut node = Node::new();
+    addresses(&["192.0.2.99/24", "fd00::99/64"]);
+    for knob in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        std::fs::write(format!("/proc/sys/net/{knob}"), "1").expect("forwarding");
+    }
+    ip(&[
+        "route",
+        "add",
+        "198.51.100.0/24",
+        "dev",
+        "lo",
+        "src",
+        "192.0.2.99",
+    ]);
+    ip(&[
+        "-6",
+        "route",
+        "add",
+        "2001:db8::/64",
+        "dev",
+        "lo",
+        "src",
+        "fd00::99",
+    ]);
+    for named in ["192.0.2.99", "fd00::99"] {
+        let addr: IpAddr = named.parse().expect("an address");
+        node.apply(&Change::AddLocal(addr));
+        let asked = SourceQuery {
+            link: 1,
+            named: true,
+            net: addr.into(),
+        };
+        node.apply(&Change::SetSource(asked, SourceChoice { addr, via: 1 }));
+    }
+    let flows = [
+        ("172.16.0.2", "198.51.100.7:443", "192.0.2.99", "192.0.2.10"),
+        (
+            "[fd00:1::2]",
+            "[2001:db8::7]:443",
+            "[fd00::99]",
+            "[fd00::10]",
+        ),
+    ];
+    for (port, only) in [
+        (4000, [false, false]),
+        (4001, [true, false]),
+        (4002, [false, true]),
+    ] {
+        node.set_only_sources(only);
+        for ((pod, server, named, own), only) in flows.iter().zip(only) {
+            let packet = Build::udp(&format!("{pod}:{port}"), server);
+            let source = if only { own } else { named };
+            let leaves = packet.from(&format!("{source}:{port}"));
+            assert_eq!(node.out(&packet), becomes(&leaves), "{only}");
+        }
     }
 }

@@ -9,7 +9,8 @@ use crate::common::{
     NETDP, OURS, POLICY, SOON, filters, number, options, packets, refused, status, tcx_programs,
 };
 use anyhow::{Context as _, Result, ensure};
-use netdp_common::layout::{LAYOUT, pins};
+use aya::maps::{Array, Map, MapData};
+use netdp_common::layout::{LAYOUT, NodeFlowPorts, pins};
 use netdp_user::datapath::Maps;
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -124,6 +125,10 @@ impl Node {
     /// layout.
     fn is_upgraded(&self) -> Result<()> {
         assert_eq!(layout_of(&self.agent)?, LAYOUT);
+        // Programs of layout 1 have recorded flows of the node without saying on which ports.
+        let stamps = MapData::from_pin(self.agent.bpffs().join(pins::NODE_FLOW_PORTS))?;
+        let stamps: Array<_, NodeFlowPorts> = Map::Array(stamps).try_into()?;
+        assert!(!stamps.get(&0, 0)?.0.contains(&0), "a port was not stamped");
         match self.mechanism {
             "tcx" => {
                 let programs = tcx_programs(&self.bed.node, "eth0")?;
