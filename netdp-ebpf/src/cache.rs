@@ -13,18 +13,19 @@ const MASQUERADED: u32 = 256;
 /// A pod and a peer; flows of the pod to that peer are masqueraded.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Pair {
+struct MasqueradedPair {
     pod: Addr,
     peer: Addr,
     known: Masqueraded,
     epoch: u32,
-    /// The index of the interface by which its packets come, behind which it is; 0 if the slot is
-    /// not in use.
+    /// The index of the interface by which the pod's packets come and behind which the pod is; 0 if
+    /// the slot is not in use.
     came_by: u32,
 }
 
 #[btf_map]
-static MASQUERADE_CACHE: PerCpuArray<Pair, { MASQUERADED as usize }> = PerCpuArray::new();
+static MASQUERADE_CACHE: PerCpuArray<MasqueradedPair, { MASQUERADED as usize }> =
+    PerCpuArray::new();
 
 /// Returns what is known of this pair, if that was cached in `epoch`, for packets that come by this
 /// interface.
@@ -50,7 +51,7 @@ pub fn lookup_masqueraded(
 #[inline(always)]
 pub fn insert_masqueraded(pod: &Addr, peer: &Addr, epoch: u32, came_by: u32, known: Masqueraded) {
     if let Some(pair) = MASQUERADE_CACHE.get_ptr_mut(pair_slot(pod, peer, MASQUERADED.ilog2())) {
-        let found = Pair {
+        let found = MasqueradedPair {
             pod: *pod,
             peer: *peer,
             known,

@@ -117,8 +117,8 @@ impl Mapping {
         }
     }
 
-    /// Returns the packets of this direction as far as decisions distinguish them: a half with
-    /// entries in `traffic` has had many.
+    /// Returns the number of packets of this direction; `u32::MAX` once traffic was carried over,
+    /// because decisions distinguish small numbers only.
     #[must_use]
     pub const fn packets(&self, half: Half) -> u32 {
         packets(self.traffic, self.flags, self.seen(), half)

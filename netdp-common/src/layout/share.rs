@@ -40,7 +40,7 @@ pub struct Share {
     pub notes: u32,
     /// The tick in which `notes` were counted.
     pub notes_at: u32,
-    /// In the total: the time at which no port was last found free for some flow, in ticks.
+    /// In the total: when a flow last found no free port, in ticks.
     pub refused_at: u32,
 }
 

@@ -1,7 +1,7 @@
 //! Counts of packets and bytes: of mappings, of rules, of pairs of addresses.
 //!
-//! A byte is one of the packet from its IP header on (in-band VLAN tags included). A packet that
-//! the kernel has not segmented yet (GSO) counts as one, with its headers once.
+//! The bytes of a packet are its length without the link header; a VLAN tag inside the frame counts.
+//! A packet that the kernel has not segmented yet (GSO) counts as one, with its headers once.
 
 use super::addr::Addr;
 use super::mapping::{MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY};
@@ -13,7 +13,7 @@ use super::tuple::Tuple;
 pub struct Traffic {
     /// Packets.
     pub packets: u64,
-    /// Bytes from the IP header on.
+    /// Their bytes.
     pub bytes: u64,
 }
 
@@ -143,7 +143,8 @@ pub const RULE_HITS: u32 = 131_072;
 /// the rule has decided by itself: the packets of mappings are in the mappings, and those that hit
 /// a bypassed [`Pair`] are there until the pair is replaced.
 ///
-/// The programs only add. The agent clears an entry before it gives its number to another prefix.
+/// The programs only add. Nothing clears an entry: whoever shows hits by prefix has to record what an
+/// entry had when its number was given to another prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleHits {
@@ -169,7 +170,7 @@ pub const fn rule_index(rule: u32) -> u32 {
 }
 
 /// Slots of `bypass_cache`: a table without chains, in which the last pair replaces the earlier one.
-/// 1,024 pairs take 56 KiB of each CPU, about the size of a first-level cache.
+/// 1,024 pairs take 56 KiB of each CPU, somewhat more than a first-level data cache.
 pub const PAIRS: u32 = 1024;
 
 /// Value of `bypass_cache`, per CPU: a pair of addresses between which packets are bypassed.

@@ -100,7 +100,7 @@ fn record_flow<E: Env>(env: &E, pkt: &Packet, wire: &Tuple) -> bool {
     } else {
         ticks32(live_seconds(wire.proto, false))
     };
-    // Before the flow itself, so that nobody finds the flow missing who sees no stamp.
+    // Before the flow itself: whoever finds the flow must also find its stamp.
     let stamp = stamp(now);
     if env.node_flow_stamp(wire.dst_id) != stamp {
         env.set_node_flow_stamp(wire.dst_id, stamp);

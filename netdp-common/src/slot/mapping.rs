@@ -107,8 +107,8 @@ impl Slot {
         }
     }
 
-    /// Returns the packets of this direction as far as decisions distinguish them, as
-    /// [`Mapping::packets`] does.
+    /// Returns the number of packets of this direction; `u32::MAX` once traffic was carried over,
+    /// because decisions distinguish small numbers only.
     #[inline(always)]
     #[must_use]
     pub fn packets(self, half: Half) -> u32 {
@@ -123,7 +123,7 @@ impl Slot {
         unsafe { (*self.0).traffic }
     }
 
-    /// Replaces them.
+    /// Replaces the packed traffic.
     #[inline(always)]
     pub fn set_traffic(self, packed: u32) {
         // SAFETY: valid by the contract of `new`.
@@ -158,7 +158,7 @@ impl Slot {
         self.tcp_seen() & SEEN_CARRIED != 0
     }
 
-    /// Records that it was.
+    /// Marks the half as carried over.
     #[inline(always)]
     pub fn set_carried(self) {
         self.set_tcp_seen(self.tcp_seen() | SEEN_CARRIED);

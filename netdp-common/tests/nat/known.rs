@@ -145,7 +145,7 @@ fn a_pod_that_is_known_is_not_forged_from_another_interface() {
 }
 
 #[test]
-fn an_address_that_becomes_the_nodes_is_no_pods_any_more() {
+fn an_address_that_becomes_the_nodes_is_no_longer_a_pods() {
     for net in BOTH {
         let mut fake = Fake::new();
         assert!(is_masqueraded(&fake.out(&another(&net, 0))));

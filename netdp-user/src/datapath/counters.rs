@@ -81,7 +81,9 @@ impl Maps {
 
     /// Returns the counters of the interface that has a number ([`Uplink::number`]) since it has it.
     /// Number 0 has all others, those of interfaces that had the numbers earlier included: the sum
-    /// over all numbers is what [`counters`](Self::counters) returns.
+    /// over all numbers is what [`counters`](Self::counters) returns. If maps whose pins were out of
+    /// reach have been adopted, what earlier interfaces had counted is included: no program uses
+    /// `counters_before`, so that it was not found and is empty.
     ///
     /// # Errors
     /// Returns an error if a map can't be read.

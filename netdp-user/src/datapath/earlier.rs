@@ -8,8 +8,9 @@ use netdp_common::layout::{
 };
 use std::path::Path;
 
-/// Number of 8-byte counters in the versions with layout 1: without drop reasons for forged sources,
-/// protocols of the node and limits of pods; without the one for IPsec policies; the last one.
+/// Number of 8-byte counters in the versions with layout 1: the first lacks the drop reasons for
+/// forged sources, protocols of the node and limits of pods; the first two lack the one for IPsec
+/// policies.
 const NUMBERS: [usize; 3] = [23, 26, 27];
 
 /// Number of counters of layout 1 other than those of drops, which follow them.

@@ -36,11 +36,12 @@ pub struct FlowRecord {
     pub packets_out: u64,
     /// Number of packets sent to the pod.
     pub packets_in: u64,
-    /// Bytes of the packets sent by the pod, from the IP header on; absent until it sends the first
-    /// one under a version that counts them.
+    /// Bytes of the packets sent by the pod; absent if an earlier version began the mapping and the
+    /// pod has sent nothing since the upgrade.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_out: Option<u64>,
-    /// Bytes of the packets sent to the pod.
+    /// Bytes of the packets sent to the pod; absent if an earlier version began the mapping and
+    /// nothing was sent to the pod since the upgrade.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes_in: Option<u64>,
 }

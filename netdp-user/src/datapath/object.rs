@@ -18,7 +18,7 @@ pub const STAND_IN: &str = "stand_in";
 /// Program at TC egress of an interface that is being set up: drops forwarded packets.
 pub const SHUT: &str = "shut";
 
-/// The least entries of the map of what was carried over from mappings.
+/// Minimum number of entries of `traffic`.
 const TRAFFIC_LEAST: u32 = 1024;
 
 /// The object built by the build script.

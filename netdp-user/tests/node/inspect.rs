@@ -170,7 +170,11 @@ fn policy_uplinks_addresses_and_settings_are_as_told() -> Result<()> {
     assert_eq!(uplink["v4"], bytes([10, 1, 0, 10].into()));
     assert_eq!(uplink["v6"], bytes("fd00:1::10".parse()?));
     assert_eq!(uplink["l2_len"], 14);
-    assert_eq!(uplink["flags"], 1 + 2 + 256, "the addresses, and number 1");
+    assert_eq!(
+        uplink["flags"],
+        1 + 2 + 16 + 32 + 256,
+        "the addresses, which are the only sources, and number 1"
+    );
 
     let local = dump(&world.agent, "local_addrs")?;
     for address in ["10.1.0.10", "fd00:1::10", "172.16.0.1", "127.0.0.1", "::1"] {

@@ -64,8 +64,8 @@ fn build(commit: &str, dir: &Path, target: &Path, program: &Path) -> Result<()> 
             "--bin",
             "netdp",
         ])
-        // The dependencies are taken from this workspace's own builds; the program does not replace
-        // its program.
+        // The build directory is shared, so that dependencies are not built twice; `--target-dir`
+        // keeps this binary from replacing the workspace's.
         .arg("--config")
         .arg(format!(
             "build.build-dir={:?}",

@@ -290,8 +290,16 @@ pub const ALL: &[Need] = &[
     shown(&["ip"], "iproute2", "makes namespaces, links and routes"),
     shown(&["ss"], "iproute2", "lists sockets"),
     program(&["bpftool"], "bpftool", "reads maps and programs in tests"),
-    program(&["strace"], "strace", "interrupts agents in tests"),
-    program(&["git"], "git", "has the version that tests upgrade"),
+    program(
+        &["strace"],
+        "strace",
+        "kills agents at a system call in tests",
+    ),
+    program(
+        &["git"],
+        "git",
+        "provides the earlier version that tests upgrade from",
+    ),
     shown(&["curl"], "curl", "HTTP client in demo and tests"),
     shown(&["ping"], "iputils-ping", "ICMP client in tests"),
     shown(&["redis-cli"], "redis-tools", "Redis client in the demo"),

@@ -100,7 +100,7 @@ impl Node {
     }
 
     /// Checks that the old agent refuses the maps, says what to do, and changes nothing.
-    fn is_refused_to_the_old(&mut self, mode: &str) -> Result<()> {
+    fn check_old_agent_refuses(&mut self, mode: &str) -> Result<()> {
         self.select(Version::Old)?;
         let before = files(&self.agent.bpffs())?;
         let told = refused(self.agent.command(&["run", mode]))?;
@@ -123,7 +123,7 @@ impl Node {
 
     /// Checks that the new agent's programs, and nothing else, are in force, over maps of this
     /// layout.
-    fn is_upgraded(&self) -> Result<()> {
+    fn check_upgraded(&self) -> Result<()> {
         assert_eq!(layout_of(&self.agent)?, LAYOUT);
         // Programs of layout 1 have recorded flows of the node without saying on which ports.
         let stamps = MapData::from_pin(self.agent.bpffs().join(pins::NODE_FLOW_PORTS))?;
@@ -157,7 +157,7 @@ impl Node {
     }
 
     /// Waits until packets that are masqueraded from here on are counted.
-    fn counts_on(&self, at_least: u64) -> Result<()> {
+    fn wait_for_more_counts(&self, at_least: u64) -> Result<()> {
         let now = self.masqueraded()?;
         ensure!(
             now >= at_least,
@@ -211,16 +211,16 @@ fn upgrade(mechanism: &'static str, end: End) -> Result<()> {
     let counted = node.masqueraded()?;
     node.run(Version::New)?;
     node.goes_on("the upgrade")?;
-    node.is_upgraded()?;
-    node.counts_on(counted)?;
+    node.check_upgraded()?;
+    node.wait_for_more_counts(counted)?;
     let log = node.agent.log();
     ensure!(log.contains("from layout 1 to 2"), "{log}");
     // A restart of the new version is no upgrade, and as harmless.
     node.agent.stop()?;
     node.run(Version::New)?;
     node.goes_on("a restart of the new agent")?;
-    node.is_upgraded()?;
-    node.counts_on(counted)?;
+    node.check_upgraded()?;
+    node.wait_for_more_counts(counted)?;
     node.finish()
 }
 

@@ -15,7 +15,7 @@ fn a_rolled_back_agent_refuses_and_nothing_is_lost() -> Result<()> {
     node.end(End::Terminated)?;
     // The second one has iptables to fall back to, and leaves the programs alone.
     for mode in ["--mode=ebpf", "--mode=auto"] {
-        node.is_refused_to_the_old(mode)?;
+        node.check_old_agent_refuses(mode)?;
     }
     let told = refused(node.agent.command(&["flows"]))?;
     ensure!(told.contains("have layout 2"), "{told}");
@@ -24,8 +24,8 @@ fn a_rolled_back_agent_refuses_and_nothing_is_lost() -> Result<()> {
     let counted = node.masqueraded()?;
     node.run(Version::New)?;
     node.goes_on("the way forward")?;
-    node.is_upgraded()?;
-    node.counts_on(counted)?;
+    node.check_upgraded()?;
+    node.wait_for_more_counts(counted)?;
     node.finish()
 }
 
@@ -35,7 +35,7 @@ fn a_detached_datapath_begins_with_either_layout() -> Result<()> {
     let mut node = Node::start_quiet("tcx")?;
     for by in [Version::New, Version::Old] {
         node.run(Version::New)?;
-        node.is_upgraded()?;
+        node.check_upgraded()?;
         node.end(End::Terminated)?;
         node.select(by)?;
         node.agent.netdp(&["detach"])?;
@@ -48,7 +48,7 @@ fn a_detached_datapath_begins_with_either_layout() -> Result<()> {
         node.end(End::Terminated)?;
     }
     node.run(Version::New)?;
-    node.is_upgraded()?;
+    node.check_upgraded()?;
     let told = node.agent.netdp(&["detach"]);
     ensure!(told.is_err(), "an agent is running");
     node.end(End::Terminated)?;
@@ -71,7 +71,7 @@ fn programs_of_the_old_layout_out_of_reach_are_adopted() -> Result<()> {
     let pinned = files(&node.agent.bpffs())?;
     ensure!(pinned.contains(pins::EARLIER_COUNTERS), "{pinned:?}");
     node.goes_on("a second bpffs")?;
-    node.is_upgraded()?;
-    node.counts_on(counted)?;
+    node.check_upgraded()?;
+    node.wait_for_more_counts(counted)?;
     node.finish()
 }

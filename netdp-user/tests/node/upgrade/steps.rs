@@ -119,7 +119,7 @@ fn record(mechanism: &'static str) -> Result<Vec<Step>> {
     let runner = ["strace", "-D", "-f", "-s", "256", "-o", &path, "-e", &calls];
     node.agent.options().set_runner(&runner);
     node.agent.restart()?;
-    node.is_upgraded()?;
+    node.check_upgraded()?;
     let trace = std::fs::read_to_string(&trace).context("reading strace's record")?;
     Ok(steps(&trace))
 }
@@ -170,15 +170,15 @@ fn interrupt(mechanism: &'static str, steps: &[Step]) -> Result<()> {
             before = programs(&node)?;
         } else if layout == 2 && replaced >= refusals {
             refusals += 1;
-            node.is_refused_to_the_old("--mode=ebpf")?;
+            node.check_old_agent_refuses("--mode=ebpf")?;
             assert_eq!(programs(&node)?, now, "the refused agent changed something");
         }
     }
     ensure!(left.old > 0 && left.mixed > 0 && refusals > 1, "{left:?}");
     node.run(Version::New)?;
     node.goes_on("the end of the upgrade")?;
-    node.is_upgraded()?;
-    node.counts_on(counted)?;
+    node.check_upgraded()?;
+    node.wait_for_more_counts(counted)?;
     node.finish()
 }
 
