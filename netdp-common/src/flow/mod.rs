@@ -19,7 +19,7 @@ pub use eviction::{
 pub use inbound::{BY_PROTOCOL, LINGER_TICKS, asked_ticks, is_asked_still, is_fresh};
 pub use stamp::{is_stamp_fresh, stamp};
 pub use tcp::{
-    SEEN_CARRIED, SEEN_DATA, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_OWN, SEEN_RST,
+    SEEN_CARRIED_OVER, SEEN_DATA, SEEN_FIN, SEEN_OTHERS_FIN, SEEN_OTHERS_RST, SEEN_OWN, SEEN_RST,
     SEEN_SYN, TcpState, fin_is_plausible, is_closing, is_in_window, observe, refreshes,
     rst_is_acceptable, tcp_state,
 };

@@ -23,7 +23,7 @@ pub const SEEN_OTHERS_FIN: u32 = 32;
 
 /// Part of this half's traffic was carried over into the `traffic` map. Says nothing about TCP, and
 /// is set in halves of every protocol; it stays until the mapping ends.
-pub const SEEN_CARRIED: u32 = 64;
+pub const SEEN_CARRIED_OVER: u32 = 64;
 
 /// What this direction itself has sent.
 pub const SEEN_OWN: u32 = SEEN_SYN | SEEN_FIN | SEEN_RST | SEEN_DATA;

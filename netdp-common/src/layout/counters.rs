@@ -37,12 +37,6 @@ macro_rules! counters {
                 ]
             }
 
-            /// Returns the name and the bytes of each counter that has them.
-            #[must_use]
-            pub const fn bytes(&self) -> [(&'static str, u64); Self::WITH_BYTES] {
-                [$((stringify!($traffic), self.$traffic.bytes)),+]
-            }
-
             /// Adds other counters.
             pub fn add(&mut self, other: &Self) {
                 $(self.$traffic.add(&other.$traffic);)+

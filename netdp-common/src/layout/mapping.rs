@@ -2,7 +2,7 @@
 
 use super::addr::Addr;
 use super::traffic::{Half, Traffic, packed_packets, unpacked};
-use crate::flow::SEEN_CARRIED;
+use crate::flow::SEEN_CARRIED_OVER;
 
 /// [`Mapping::flags`]: the wire tuple belongs to the node itself. The entry is a reservation
 /// against pods; packets pass unmodified.
@@ -147,7 +147,7 @@ impl Mapping {
 #[inline(always)]
 #[must_use]
 pub(crate) const fn packets(traffic: u32, flags: u16, seen: u32, half: Half) -> u32 {
-    if seen & SEEN_CARRIED != 0 {
+    if seen & SEEN_CARRIED_OVER != 0 {
         u32::MAX
     } else if flags & half.counted() == 0 {
         traffic

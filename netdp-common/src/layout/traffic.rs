@@ -45,7 +45,7 @@ impl Traffic {
     /// Reports whether there was none.
     #[inline(always)]
     #[must_use]
-    pub const fn is_none(&self) -> bool {
+    pub const fn is_zero(&self) -> bool {
         self.packets == 0
     }
 }

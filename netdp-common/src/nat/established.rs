@@ -48,7 +48,7 @@ pub(super) fn on_egress_hit<E: Env>(
     let tag = origin_tag(env.ingress_ifindex());
     let usual = slot.flags() & (MAPPING_ORIGIN | MAPPING_COUNTED_ORIGINAL)
         == tag | MAPPING_COUNTED_ORIGINAL;
-    if !usual && !moved(env, tuple, family, slot, tag) {
+    if !usual && !accept_unusual(env, tuple, family, slot, tag) {
         return Hit::Forged;
     }
     if let L4::Tcp(segment) = *l4 {
@@ -93,17 +93,18 @@ fn closes<E: Env>(env: &E, tuple: &Tuple, slot: Slot, segment: TcpSegment) -> bo
     true
 }
 
-/// Reports whether the pod itself sends, if by another interface than before, and records that
-/// interface. Lets a half of layout 1 count bytes.
+/// Handles what is unlike most packets: the pod sends by another interface than before, or the half
+/// is of layout 1. Returns `false` if the source is forged.
 #[inline(never)]
-fn moved<E: Env>(env: &E, tuple: &Tuple, family: Family, slot: Slot, tag: u16) -> bool {
-    if slot.flags() & MAPPING_ORIGIN != tag {
-        if is_forged(env, &tuple.src, family) {
-            return false;
-        }
-        slot.set_origin(tag);
+fn accept_unusual<E: Env>(env: &E, tuple: &Tuple, family: Family, slot: Slot, tag: u16) -> bool {
+    let moved = slot.flags() & MAPPING_ORIGIN != tag;
+    if moved && is_forged(env, &tuple.src, family) {
+        return false;
     }
     traffic::begin_counting(env, tuple, Half::Original, slot);
+    if moved {
+        slot.set_origin(tag);
+    }
     true
 }
 

@@ -80,7 +80,7 @@ pub(super) fn end<E: Env>(env: &E, original: &Tuple, wire: &Tuple) -> bool {
         return false;
     };
     let bucket = bucket_of_mapping(env.secret(), &original.src, half.flags());
-    let carried = half.is_carried();
+    let carried = half.is_carried_over();
     // The CPU that removes this half ends the mapping.
     if !env.remove_snat(original) {
         return false;

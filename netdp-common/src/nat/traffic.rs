@@ -69,9 +69,9 @@ pub(super) fn begin_counting<E: Env>(env: &E, tuple: &Tuple, half: Half, slot: S
 #[inline(always)]
 fn keep<E: Env>(env: &E, tuple: &Tuple, half: Half, slot: Slot, traffic: &Traffic) {
     let key = half.traffic_key(tuple);
-    let may_have_entry = slot.is_carried();
+    let may_have_entry = slot.is_carried_over();
     // Before the entry exists: the sweep removes those of halves without the mark.
-    slot.set_carried();
+    slot.set_carried_over();
     let kept = may_have_entry && env.add_traffic(&key, traffic);
     if !kept && !env.insert_traffic(&key, traffic) {
         env.count_traffic(|c| &mut c.traffic_unattributed, traffic);
@@ -88,7 +88,7 @@ pub(super) fn forget<E: Env>(env: &E, tuple: &Tuple, half: Half) -> bool {
 /// Removes a reply half with its entry.
 #[inline(always)]
 pub(super) fn remove_reply<E: Env>(env: &E, wire: &Tuple) {
-    let carried = env.lookup_rev_snat(wire).is_some_and(Slot::is_carried);
+    let carried = env.lookup_rev_snat(wire).is_some_and(Slot::is_carried_over);
     env.remove_rev_snat(wire);
     if carried {
         forget(env, wire, Half::Reply);

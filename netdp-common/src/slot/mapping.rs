@@ -1,6 +1,6 @@
 //! A mapping in place in a BPF map, shared with other CPUs.
 
-use crate::flow::{Closing, SEEN_CARRIED, SEEN_DATA, SEEN_OWN, SEEN_RST, observe, refreshes};
+use crate::flow::{Closing, SEEN_CARRIED_OVER, SEEN_DATA, SEEN_OWN, SEEN_RST, observe, refreshes};
 use crate::layout::{
     self, Addr, Half, MAPPING_BY_INTERFACE, MAPPING_HANDED_OVER, MAPPING_HANDOVER_PENDING,
     MAPPING_HOST, MAPPING_ORIGIN, Mapping, TRAFFIC_FULL, proto,
@@ -154,14 +154,14 @@ impl Slot {
     /// Reports whether traffic of this half was carried over.
     #[inline(always)]
     #[must_use]
-    pub fn is_carried(self) -> bool {
-        self.tcp_seen() & SEEN_CARRIED != 0
+    pub fn is_carried_over(self) -> bool {
+        self.tcp_seen() & SEEN_CARRIED_OVER != 0
     }
 
     /// Marks the half as carried over.
     #[inline(always)]
-    pub fn set_carried(self) {
-        self.set_tcp_seen(self.tcp_seen() | SEEN_CARRIED);
+    pub fn set_carried_over(self) {
+        self.set_tcp_seen(self.tcp_seen() | SEEN_CARRIED_OVER);
     }
 
     /// Reports whether this half, a reply half, has sent anything; on a reopened connection, since
@@ -275,7 +275,7 @@ impl Slot {
         unsafe {
             (*self.0).last_seen = now;
         }
-        self.set_tcp_seen(self.tcp_seen() & SEEN_CARRIED);
+        self.set_tcp_seen(self.tcp_seen() & SEEN_CARRIED_OVER);
     }
 
     /// Records a packet of this direction: time and TCP state.

@@ -41,7 +41,7 @@ impl PairSlot {
         unsafe {
             let hits = (*self.0).hits;
             let rule = (*self.0).rule.checked_sub(1)?;
-            if hits.is_none() {
+            if hits.is_zero() {
                 return None;
             }
             (*self.0).hits = Traffic::default();

@@ -1,7 +1,7 @@
 //! Random walks of the model against the fake.
 
 use netdp_common::env::Clock as _;
-use netdp_common::flow::{Carried, SEEN_CARRIED, Timeouts, left};
+use netdp_common::flow::{Carried, SEEN_CARRIED_OVER, Timeouts, left};
 use netdp_common::layout::{Action, Addr, Half, Mapping, PortRange, SETTING_PORTS, Traffic, Tuple};
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -66,7 +66,7 @@ impl Host {
         for key in self.fake.traffic.borrow().keys() {
             let (half, tuple) = Half::of_traffic_key(key);
             let owner = half_of(fake, half, &tuple).expect("its half");
-            assert_ne!(owner.seen() & SEEN_CARRIED, 0, "it is marked");
+            assert_ne!(owner.seen() & SEEN_CARRIED_OVER, 0, "it is marked");
         }
         outcome
     }

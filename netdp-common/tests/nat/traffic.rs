@@ -1,7 +1,7 @@
 //! The packets and bytes of mappings, rules and pairs of addresses.
 
 use super::{BOTH, Net, becomes, halves, opened};
-use netdp_common::flow::{SEEN_CARRIED, SEEN_OWN, TcpState, tcp_state};
+use netdp_common::flow::{SEEN_CARRIED_OVER, SEEN_OWN, TcpState, tcp_state};
 use netdp_common::layout::{
     Action, Half, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping,
     SETTING_BYPASS_CACHE_VALID, Traffic, Tuple,
@@ -143,7 +143,7 @@ fn what_was_carried_over_changes_no_state() {
     for net in BOTH {
         let fake = carried(&net);
         let (original, reply) = halves(&fake, &net.syn());
-        assert_eq!(original.seen() & SEEN_CARRIED, SEEN_CARRIED);
+        assert_eq!(original.seen() & SEEN_CARRIED_OVER, SEEN_CARRIED_OVER);
         assert_eq!(reply.packets(Half::Reply), u32::MAX, "it has had many");
         let state = tcp_state(original.seen(), reply.seen());
         assert_eq!(state, TcpState::Established);

@@ -5,7 +5,7 @@
 //! therefore records what the number had counted before, instead of clearing it.
 
 use super::earlier::EarlierCounters;
-use super::maps::{EARLIER, Maps};
+use super::maps::{Maps, NOT_UP_TO_DATE};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, Map, MapData, PerCpuArray};
 use netdp_common::layout::{Counters, UPLINK_NUMBERS, Uplink, pins};
@@ -120,7 +120,7 @@ impl Maps {
             return Ok(uplink.with_number(0));
         };
         let sum = self.counter_maps()?.sum(free)?;
-        let maps = self.counters.as_mut().context(EARLIER)?;
+        let maps = self.counters.as_mut().context(NOT_UP_TO_DATE)?;
         maps.before
             .set(free, sum, 0)
             .context("writing the counters_before map")?;
@@ -128,6 +128,6 @@ impl Maps {
     }
 
     fn counter_maps(&self) -> Result<&CounterMaps> {
-        self.counters.as_ref().context(EARLIER)
+        self.counters.as_ref().context(NOT_UP_TO_DATE)
     }
 }

@@ -37,8 +37,8 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Error message if there are no [`PodMaps`].
-pub(super) const EARLIER: &str =
+/// Error message if a map that earlier versions lack is missing.
+pub(super) const NOT_UP_TO_DATE: &str =
     "the pinned maps are of an earlier version; netdp run brings them up to date";
 
 /// Capacity of `inbound_live`, as netdp-ebpf declares it.
@@ -234,7 +234,7 @@ impl Maps {
     fn stamp_all_ports(&mut self) -> Result<()> {
         let stamp = stamp(now(self)?);
         (self.node_flow_ports.as_mut())
-            .context(EARLIER)?
+            .context(NOT_UP_TO_DATE)?
             .set(0, NodeFlowPorts([stamp; 65_536]), 0)
             .context("writing the node_flow_ports map")
     }
@@ -279,7 +279,7 @@ impl Maps {
     /// Returns an error if the maps can't be read or written.
     pub(super) fn enable_inbound_if_used(&mut self) -> Result<()> {
         let pods = self.pods()?;
-        let used = pods.inbound_used.as_ref().context(EARLIER)?;
+        let used = pods.inbound_used.as_ref().context(NOT_UP_TO_DATE)?;
         let is_used = used.get(&0, 0).context("reading the inbound_used map")? != 0;
         let is_empty =
             pods.inbound_live.keys().next().is_none() && pods.inbound.keys().next().is_none();
@@ -295,17 +295,17 @@ impl Maps {
     /// Returns an error if the map can't be written.
     pub(super) fn enable_inbound(&mut self) -> Result<()> {
         (self.pods_mut()?.inbound_used.as_mut())
-            .context(EARLIER)?
+            .context(NOT_UP_TO_DATE)?
             .set(0, 1, 0)
             .context("writing the inbound_used map")
     }
 
     pub(super) fn pods(&self) -> Result<&PodMaps> {
-        self.pods.as_ref().context(EARLIER)
+        self.pods.as_ref().context(NOT_UP_TO_DATE)
     }
 
     pub(super) fn pods_mut(&mut self) -> Result<&mut PodMaps> {
-        self.pods.as_mut().context(EARLIER)
+        self.pods.as_mut().context(NOT_UP_TO_DATE)
     }
 
     /// Enables or disables the check of a packet's source against the interface it came from.

@@ -4,7 +4,7 @@ use super::batch;
 use super::maps::Maps;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
-use netdp_common::flow::SEEN_CARRIED;
+use netdp_common::flow::SEEN_CARRIED_OVER;
 use netdp_common::layout::{Half, Mapping, Traffic, Tuple, pins};
 use std::path::Path;
 
@@ -46,7 +46,7 @@ impl Maps {
         mapping: &Mapping,
     ) -> (u64, Option<u64>) {
         let mut traffic = mapping.uncarried(half);
-        if mapping.seen() & SEEN_CARRIED != 0
+        if mapping.seen() & SEEN_CARRIED_OVER != 0
             && let Some(map) = &self.traffic
             && let Ok(carried) = map.entries.get(&half.traffic_key(tuple), 0)
         {

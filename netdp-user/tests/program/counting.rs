@@ -3,7 +3,7 @@
 use crate::build::{ACK, Build, RST, SYN};
 use crate::node::{Node, V4, V6, becomes, frame, tuple_of};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
-use netdp_common::flow::SEEN_CARRIED;
+use netdp_common::flow::SEEN_CARRIED_OVER;
 use netdp_common::layout::{
     Half, MAPPING_COUNTED_ORIGINAL, MAPPING_COUNTED_REPLY, Mapping, Pair, RuleHits, Traffic, Tuple,
     pins,
@@ -247,7 +247,7 @@ fn entries_whose_half_is_gone_end_with_the_next_sweep() {
         // That of a new mapping with the tuple is not its own either.
         carry(&mut node, &gone, wire);
         change(&node, Half::Original, &tuple_of(&gone), |half| {
-            half.tcp_seen &= !u8::try_from(SEEN_CARRIED).expect("a bit");
+            half.tcp_seen &= !u8::try_from(SEEN_CARRIED_OVER).expect("a bit");
         });
         node.sweep(&Node::local());
         assert_eq!(carried(&node).len(), 3);

@@ -12,7 +12,7 @@
 //! `netdp_common::sweep` decides about each mapping, [`schedule`] about the passes.
 
 mod accounts;
-mod carried;
+mod carried_over;
 mod clock;
 mod eviction;
 mod inbound;

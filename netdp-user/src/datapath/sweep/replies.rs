@@ -1,7 +1,7 @@
 //! Compact reply halves, so that a sweep joins the two tables without a system call for each
 //! mapping: 24 bytes each while it runs.
 
-use super::carried::CarriedHalves;
+use super::carried_over::CarriedOver;
 use netdp_common::layout::{Half, Mapping, Tuple};
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -27,7 +27,7 @@ pub struct Replies {
     /// is ended because of it.
     halves: HashMap<u64, Lifetime, BuildHasherDefault<Identity>>,
     /// The halves from which traffic was carried over, those of `snat` included.
-    pub carried: CarriedHalves,
+    pub carried: CarriedOver,
     /// Reservations of the node's own flows that have timed out.
     pub expired_reservations: Vec<Tuple>,
     /// Number of live reservations of the node's own flows.
