@@ -60,7 +60,7 @@ pub const SETTING_HASH_PORTS: u32 = 8;
 pub const SETTING_UDP_ENDPOINTS: u32 = 16;
 
 /// [`Settings::flags`]: there is no live mapping whose destination the policy bypasses. Only then
-/// may bypassed packets pass without a mapping lookup ([`crate::nat::policy::passes`]).
+/// may bypassed packets pass without a mapping lookup (`nat::policy::passes`).
 /// Cleared with each change of the policy, until a sweep over all mappings has found none.
 pub const SETTING_BYPASS_CACHE_VALID: u32 = 32;
 
