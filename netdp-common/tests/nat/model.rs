@@ -5,9 +5,9 @@ use netdp_common::flow::{Carried, SEEN_CARRIED_OVER, Timeouts, left};
 use netdp_common::layout::{Action, Addr, Half, Mapping, PortRange, SETTING_PORTS, Traffic, Tuple};
 use proptest::prelude::*;
 use std::collections::HashMap;
-use testkit::build::Build;
+use testkit::build::{ACK, Build, FIN, RST, SYN};
 use testkit::fake::{Fake, Seen, addr, tuple_of};
-use testkit::model::{Halves, NETS, Outcome, RANGE, Subject, World, steps};
+use testkit::model::{Carries, Halves, NETS, Outcome, RANGE, Step, Subject, World, steps};
 
 struct Host {
     fake: Fake,
@@ -160,6 +160,37 @@ impl Subject for Host {
 
     fn is_reserved(&self, port: u16) -> bool {
         self.fake.reserved.contains(&port)
+    }
+}
+
+/// A FIN after a RST keeps the connection if it lies after the pod's SYN, which counts until the pod
+/// has acknowledged anything.
+#[test]
+fn a_fin_after_a_rst_is_compared_with_the_syn_of_a_pod_that_acknowledged_nothing() {
+    let out = |flags| Step::Out {
+        pod: 1,
+        server: 1,
+        port: 0,
+        carries: Carries::Tcp(flags),
+        from_socket: false,
+    };
+    let reply = |flags, in_sequence| Step::Reply {
+        flow: 0,
+        flags,
+        in_sequence,
+    };
+    let steps = [
+        out(SYN),
+        reply(RST | ACK, true),
+        out(0),
+        reply(FIN | ACK, true),
+        reply(SYN, false),
+    ];
+    for net in &NETS {
+        let mut world = World::new(Host::new(false, true, None), net);
+        for step in steps {
+            world.take(step);
+        }
     }
 }
 

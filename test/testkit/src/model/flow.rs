@@ -43,7 +43,7 @@ struct Side {
     acknowledged: bool,
     /// Its last acknowledgement number is beyond the sequence number of pods' SYNs.
     ahead: bool,
-    /// Its last acknowledgement number.
+    /// Its last acknowledgement number; before there was one, the number that acknowledges its SYN.
     ack: u32,
     /// The number that acknowledges its FIN.
     end: u32,
@@ -149,7 +149,9 @@ impl Flow {
         } else if flags & (SYN | ACK) == SYN {
             !self.out.other && !self.is_half_closed()
         } else {
-            if flags & SYN == 0 && (!self.out.other || sent.in_sequence) {
+            // In sequence, if the pod has acknowledged anything; else after the pod's SYN.
+            let in_window = sent.seq.wrapping_sub(self.out.ack) < WINDOW;
+            if flags & SYN == 0 && (!self.out.other || in_window) {
                 self.back.rst = false;
             }
             true
@@ -264,6 +266,9 @@ impl Flow {
     }
 }
 
+/// Numbers after a side's last acknowledgement at which segments of the other side may lie.
+const WINDOW: u32 = 1 << 24;
+
 /// A TCP segment from a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Sent {
@@ -283,6 +288,8 @@ impl Side {
         }
         if flags & (SYN | ACK) == ACK {
             self.ack = ack;
+        } else if flags & SYN != 0 && !self.other {
+            self.ack = seq + 1;
         }
     }
 
