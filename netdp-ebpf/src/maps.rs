@@ -8,10 +8,10 @@ use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
-    NodeFlowPorts, NodeProtocol, PAIRS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue, PortMapBits,
-    PortMapOwner, RECENT as RECENT_LEN, RESERVED_WORDS, RULE_HITS as RULE_HITS_LEN, RecentAt,
-    RuleHits, SHARE_ENTRIES, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple,
-    UPLINK_NUMBERS, Uplink,
+    NodeFlowPorts, NodeProtocol, PAIR_BITS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue,
+    PortMapBits, PortMapOwner, RECENT as RECENT_LEN, RESERVED_WORDS, RULE_HITS as RULE_HITS_LEN,
+    RecentAt, RuleHits, SHARE_ENTRIES, Settings, Share, ShareEnded, Source, SourceKey, Traffic,
+    Tuple, UPLINK_NUMBERS, Uplink,
 };
 
 #[btf_map]
@@ -91,7 +91,11 @@ pub static TRAFFIC: HashMap<Tuple, Traffic, 65_536, { BPF_F_NO_PREALLOC as usize
 pub static RULE_HITS: Array<RuleHits, { RULE_HITS_LEN as usize }> = Array::new();
 /// Not named as its pin: layout 1 has a map of that name and another size, which is not pinned.
 #[btf_map]
-pub static BYPASS_PAIRS: PerCpuArray<Pair, { PAIRS as usize }> = PerCpuArray::new();
+pub static BYPASS_PAIRS: PerCpuArray<Pair, { 1 << PAIR_BITS as usize }> = PerCpuArray::new();
+/// The number of slots of [`BYPASS_PAIRS`], as a power of two. Set by the loader before the program is
+/// verified, which makes it a constant.
+#[unsafe(no_mangle)]
+pub static BYPASS_PAIR_BITS: u32 = PAIR_BITS;
 /// The last IPv4 identifications of each sequence.
 #[btf_map]
 pub static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();

@@ -1,6 +1,7 @@
 //! Resource limits of the agent: open files and memory.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
+use netdp_common::layout::{MIN_PAIR_BITS, PAIR_BITS, Pair};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
@@ -12,6 +13,12 @@ const BYTES_PER_FLOW: u64 = 292;
 
 /// Bytes of the entries of the `traffic` map, which come with time, per flow of that capacity.
 const BYTES_CARRIED_OVER: u64 = 32;
+
+/// The most bytes of all CPUs' bypass caches, unless they have the fewest slots.
+const PAIRS: u64 = 16 << 20;
+
+/// Bytes of the other maps of which each CPU has its own.
+const BYTES_PER_CPU: u64 = 64 << 10;
 
 /// Bytes of the other maps and the agent at rest.
 const AT_REST: u64 = 35 << 20;
@@ -75,17 +82,41 @@ pub fn explain(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
+/// Returns the number of CPUs for which the kernel keeps values, present or not.
+///
+/// # Errors
+/// Returns an error if the kernel does not tell.
+pub fn cpus() -> Result<u64> {
+    let cpus = aya::util::nr_cpus().map_err(|(file, err)| anyhow!("reading {file}: {err}"))?;
+    Ok(cpus as u64)
+}
+
+/// Returns the number of slots of the bypass cache, as a power of two, for so many CPUs, each of which
+/// has a cache of its own.
+pub fn pair_bits(cpus: u64) -> u32 {
+    let fits = |bits: &u32| cpus * pair_bytes(*bits) <= PAIRS;
+    let mut bits = (MIN_PAIR_BITS..=PAIR_BITS).rev();
+    bits.find(fits).unwrap_or(MIN_PAIR_BITS)
+}
+
+/// Returns the bytes of one CPU's bypass cache.
+const fn pair_bytes(bits: u32) -> u64 {
+    (size_of::<Pair>() as u64) << bits
+}
+
 /// Checks that maps for `max_flows` flows fit into the memory limit of this process.
 ///
 /// # Errors
 /// Returns an error if they do not: creating them would fail, or the OOM killer would end the
 /// agent.
 pub fn check_memory(max_flows: u32) -> Result<()> {
-    memory().map_or(Ok(()), |limit| check(&limit, max_flows))
+    let cpus = cpus()?;
+    memory().map_or(Ok(()), |limit| check(&limit, max_flows, cpus))
 }
 
-fn check(limit: &Limit, max_flows: u32) -> Result<()> {
-    let tables = u64::from(max_flows) * BYTES_PER_FLOW;
+fn check(limit: &Limit, max_flows: u32, cpus: u64) -> Result<()> {
+    let of_cpus = cpus * (BYTES_PER_CPU + pair_bytes(pair_bits(cpus)));
+    let tables = u64::from(max_flows) * BYTES_PER_FLOW + of_cpus;
     let at_rest = tables + u64::from(max_flows) * BYTES_CARRIED_OVER + AT_REST;
     let (bytes, file) = (limit.bytes, limit.file.display());
     if bytes < at_rest {
@@ -190,18 +221,25 @@ mod tests {
             bytes: mebibytes << 20,
             file: "/memory.max".into(),
         };
-        check(&limit(116), 262_144).unwrap();
-        let told = check(&limit(115), 262_144).unwrap_err().to_string();
+        check(&limit(117), 262_144, 2).unwrap();
+        let told = check(&limit(116), 262_144, 2).unwrap_err().to_string();
         for words in [
-            "115 MiB",
+            "116 MiB",
             "/memory.max",
-            "take 116 MiB",
-            "158 MiB at start",
+            "take 117 MiB",
+            "159 MiB at start",
             "--max-flows",
         ] {
             assert!(told.contains(words), "{words}: {told}");
         }
-        check(&limit(101), 131_072).unwrap();
+        check(&limit(101), 131_072, 2).unwrap();
+    }
+
+    #[test]
+    fn many_cpus_have_small_caches() {
+        for (cpus, bits) in [(1, 13), (2, 13), (36, 13), (37, 12), (146, 11), (1024, 10)] {
+            assert_eq!(pair_bits(cpus), bits, "{cpus}");
+        }
     }
 
     #[test]

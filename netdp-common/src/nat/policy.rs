@@ -3,8 +3,7 @@
 use crate::direction::Direction;
 use crate::env::Env;
 use crate::layout::{
-    Action, Addr, PAIRS, POLICY_WAS_BYPASSED, PolicyValue, SETTING_BYPASS_CACHE_VALID, Traffic,
-    rule_index,
+    Action, Addr, POLICY_WAS_BYPASSED, PolicyValue, SETTING_BYPASS_CACHE_VALID, Traffic, rule_index,
 };
 use crate::packet::pair_slot;
 use crate::slot::PairSlot;
@@ -69,7 +68,7 @@ fn is_cache_valid<E: Env>(env: &E) -> bool {
 /// Returns the slot of the cache for packets between `pod` and `peer`.
 #[inline(always)]
 fn slot_of<E: Env>(env: &E, pod: &Addr, peer: &Addr) -> Option<PairSlot> {
-    env.lookup_pair(pair_slot(pod, peer, PAIRS.ilog2()))
+    env.lookup_pair(pair_slot(pod, peer, env.pair_bits()))
 }
 
 /// Returns the cached pair, if it may be used and was found to be bypassed in this epoch.

@@ -1,7 +1,9 @@
 //! The policy, and the kernel's routing tables.
 
 use super::TcEnv;
-use crate::maps::{BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES};
+use crate::maps::{
+    BYPASS_PAIR_BITS, BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES,
+};
 use crate::{cache, fib};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::btf_maps::lpm_trie::Key as TrieKey;
@@ -34,6 +36,12 @@ impl Policy for TcEnv<'_> {
             POLICY_1.get(&key)
         };
         value.copied()
+    }
+
+    #[inline(always)]
+    fn pair_bits(&self) -> u32 {
+        // SAFETY: a static. Volatile, because the loader replaces its value.
+        unsafe { (&raw const BYPASS_PAIR_BITS).read_volatile() }
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 use super::hook::{EGRESS, HAIRPIN, INGRESS};
 use super::setup::Setup;
+use crate::limits;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{MapInfo, MapType};
 use aya::programs::SchedClassifier;
@@ -26,8 +27,11 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ne
 
 /// Loads the programs over the pinned maps.
 pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
+    let pair_bits = pair_bits(bpffs)?;
     let mut loader = EbpfLoader::new();
     loader
+        .override_global("BYPASS_PAIR_BITS", &pair_bits, true)
+        .map_max_entries("BYPASS_PAIRS", 1 << pair_bits)
         .map_max_entries("SNAT", setup.max_flows)
         .map_max_entries("REV_SNAT", setup.max_flows)
         .map_max_entries("TRAFFIC", (setup.max_flows / 4).max(TRAFFIC_LEAST));
@@ -44,6 +48,18 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
         loaded(&mut object, name)?;
     }
     Ok(object)
+}
+
+/// Returns the number of slots of the bypass cache, as a power of two: of the one that is pinned, or by
+/// the number of CPUs.
+fn pair_bits(bpffs: &Path) -> Result<u32> {
+    let pin = bpffs.join(pins::BYPASS_CACHE);
+    if pin.exists() {
+        let info = MapInfo::from_pin(&pin)
+            .with_context(|| format!("reading the pinned map {}", pin.display()))?;
+        return Ok(info.max_entries().max(1).ilog2());
+    }
+    Ok(limits::pair_bits(limits::cpus()?))
 }
 
 /// Returns one of the object's programs, loaded into the kernel.

@@ -31,6 +31,9 @@ pub struct Stream {
     pub mask: u32,
     /// 0: the client sends; 1: the server sends.
     pub reply: u32,
+    /// Number of bits of a flow number that are in the client port: [`PORT_BITS`], or 0 if each flow
+    /// has a server of its own.
+    pub port_bits: u32,
 }
 
 /// Observations of the sink for one CPU.

@@ -63,9 +63,10 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
     // SAFETY: a helper without arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let flow = number & stream.mask;
-    let low = flow & ((1 << PORT_BITS) - 1);
+    let port_bits = stream.port_bits & 31;
+    let low = flow & ((1 << port_bits) - 1);
     let client = (u32::from(FIRST_PORT) + ((cpu & 1) << PORT_BITS) + low) as u16;
-    let server = stream.server + (flow >> PORT_BITS);
+    let server = stream.server + (flow >> port_bits);
     let sum = server.to_be();
     let (addr_at, port_at) = if stream.reply == 0 {
         (30, 34)

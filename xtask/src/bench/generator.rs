@@ -1,7 +1,7 @@
 //! Loading, attaching and running the packet generator, the sink and the empty program.
 
 use super::bed::{Bed, CLIENT, CLIENT_MAC, FAR, NEAR, NODE, NODE_MAC, POD_SIDE_MAC, SERVER_MAC};
-use super::load::{Direction, Flows, Load};
+use super::load::{Direction, Flows, Load, Servers};
 use super::variant::EMPTY_PROGRAM;
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, PerCpuArray, PerCpuValues};
@@ -11,7 +11,7 @@ use aya::programs::xdp::{XdpLink, XdpMode};
 use aya::programs::{Program, ProgramError, SchedClassifier, TcAttachType, TestRun as _, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, TestRunAttrs, TestRunOptions};
-use bench_ebpf::{FRAME, PORT, Seen, Stream};
+use bench_ebpf::{FRAME, PORT, PORT_BITS, Seen, Stream};
 use netdp_common::packet::checksum;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -36,7 +36,7 @@ struct StreamValue(Stream);
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct SeenValue(Seen);
-// SAFETY: repr(C), integers only, no padding (21 words).
+// SAFETY: repr(C), integers only, no padding (22 words).
 unsafe impl aya::Pod for StreamValue {}
 // SAFETY: repr(C), integers only, no padding (two words between double words).
 unsafe impl aya::Pod for SeenValue {}
@@ -171,6 +171,7 @@ impl Generator {
             flows: Flows::Live(1),
             masqueraded: true,
             direction: Direction::Original,
+            servers: Servers::Few,
         };
         self.send(bed, load, count, &[0])
     }
@@ -337,6 +338,10 @@ fn stream(bed: &Bed, load: Load) -> Stream {
             Flows::New => u32::MAX >> 1,
         },
         reply: u32::from(load.direction == Direction::Reply),
+        port_bits: match load.servers {
+            Servers::Few => PORT_BITS,
+            Servers::Each => 0,
+        },
     }
 }
 

@@ -10,6 +10,16 @@ pub struct Load {
     /// The destinations are masqueraded.
     pub masqueraded: bool,
     pub direction: Direction,
+    pub servers: Servers,
+}
+
+/// Servers of a load's flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Servers {
+    /// Up to 16,384 flows have the same.
+    Few,
+    /// Each flow has its own: there are as many pairs of addresses as flows.
+    Each,
 }
 
 /// Flows of a load: packet by packet in turn, or all new.
@@ -42,6 +52,9 @@ impl fmt::Display for Load {
         }
         if !self.masqueraded {
             write!(f, ", bypassed")?;
+        }
+        if self.servers == Servers::Each {
+            write!(f, ", each to another address")?;
         }
         Ok(())
     }

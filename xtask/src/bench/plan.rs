@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::bed::{Bed, Offloads};
-use super::load::{Direction, Flows, Load};
+use super::load::{Direction, Flows, Load, Servers};
 use super::measure::Lab;
 use super::throughput::Protocol;
 use super::tracking::Buckets;
@@ -80,7 +80,15 @@ impl Plan {
         if self.wants(Measure::Cost) {
             lab.resize(self.max_flows)?;
             let _sinks = lab.sinks()?;
-            for load in [OUT_ONE, BACK_ONE, OUT_MANY, BACK_MANY, BYPASSED, NEW] {
+            for load in [
+                OUT_ONE,
+                BACK_ONE,
+                OUT_MANY,
+                BACK_MANY,
+                BYPASSED,
+                BYPASSED_PAIRS,
+                NEW,
+            ] {
                 lab.cost(load, "")?;
             }
             for load in [OUT_MANY, BACK_MANY] {
@@ -130,7 +138,7 @@ impl Plan {
         }
         forget_flows(lab)?;
         lab.tracking.set_buckets(Buckets::Original)?;
-        for load in [BACK_ONE, BACK_MANY, BYPASSED] {
+        for load in [BACK_ONE, BACK_MANY, BYPASSED, BYPASSED_PAIRS] {
             lab.packets(load, None, &[0])?;
         }
         forget_flows(lab)?;
@@ -193,6 +201,7 @@ const OUT_ONE: Load = Load {
     flows: Flows::Live(1),
     masqueraded: true,
     direction: Direction::Original,
+    servers: Servers::Few,
 };
 const BACK_ONE: Load = Load {
     direction: Direction::Reply,
@@ -209,6 +218,10 @@ const BACK_MANY: Load = Load {
 const BYPASSED: Load = Load {
     masqueraded: false,
     ..OUT_MANY
+};
+const BYPASSED_PAIRS: Load = Load {
+    servers: Servers::Each,
+    ..BYPASSED
 };
 const NEW: Load = Load {
     flows: Flows::New,

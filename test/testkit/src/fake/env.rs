@@ -8,8 +8,8 @@ use netdp_common::env::{
 };
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
-    NodeFlow, NodeProtocol, POLICY_WAS_BYPASSED, PORT_MAP_WORDS, Pair, PolicyValue, PortMapBits,
-    PortMapOwner, Settings, SourceKey, Traffic, Tuple, Uplink,
+    NodeFlow, NodeProtocol, PAIR_BITS, POLICY_WAS_BYPASSED, PORT_MAP_WORDS, Pair, PolicyValue,
+    PortMapBits, PortMapOwner, Settings, SourceKey, Traffic, Tuple, Uplink,
 };
 use netdp_common::packet::Packet;
 use netdp_common::slot::{AskedSlot, LiveSlot, PairSlot, PortMapSlot, ShareSlot, Slot};
@@ -125,6 +125,10 @@ impl Policy for Fake {
             return Some(value);
         }
         value
+    }
+
+    fn pair_bits(&self) -> u32 {
+        PAIR_BITS
     }
 
     fn lookup_pair(&self, index: u32) -> Option<PairSlot> {
