@@ -1,11 +1,12 @@
 //! Full tables and used ports: the new flow is dropped, all others continue.
 
 use super::{BOTH, V4, assert_paired, becomes, drop_of, opened};
-use netdp_common::env::Clock as _;
+use netdp_common::env::{Clock as _, Mappings as _};
 use netdp_common::layout::{DropReason, PortRange, SETTING_PORTS};
+use netdp_common::slot::{Key, Role};
 use std::collections::BTreeSet;
 use testkit::build::{ACK, Build, SYN};
-use testkit::fake::{Fake, Seen};
+use testkit::fake::{Fake, Seen, tuple_of};
 
 #[test]
 fn a_full_table_drops_the_new_flow_only() {
@@ -123,4 +124,43 @@ fn without_any_range_nothing_is_mapped() {
     fake.settings.flags |= SETTING_PORTS;
     assert_eq!(fake.out(&V4.syn()), drop_of(DropReason::NoFreePort));
     assert_eq!((fake.snat.len(), fake.rev_snat.len()), (0, 0));
+}
+
+/// While a pod with few mappings was refused a port, one with very many gets none there, even if one is
+/// free; and once 30 s have passed, it does.
+#[test]
+fn a_pod_with_very_many_mappings_waits_for_one_that_was_refused() {
+    let fake = Fake::new();
+    // A class of 424 ports.
+    let from = |n: u16, port: u16| {
+        let pod = format!("172.16.{}.{}:{port}", n / 250, n % 250 + 1);
+        V4.udp().from(&pod)
+    };
+    for n in 0..424 {
+        assert!(matches!(fake.out(&from(n, 700)), Seen::As(_)), "{n}");
+    }
+    let small = from(424, 700);
+    for _ in 0..100 {
+        assert_eq!(fake.out(&small), drop_of(DropReason::NoFreePort));
+    }
+    assert!(!fake.exhausted.borrow().is_empty());
+    let greedy = from(0, 701);
+    let key = Key::of(fake.limits.secret, &tuple_of(&greedy).src, Role::Pod);
+    let share = fake.lookup_share(key.bucket()).expect("a share");
+    share.add_mappings(9000);
+    let end = |n: u16| {
+        let original = tuple_of(&from(n, 700));
+        let half = fake.snat.get(&original).expect("a mapping");
+        fake.snat.remove(&original);
+        fake.rev_snat.remove(&original.reply_to(half.addr, half.id));
+    };
+    end(7);
+    // Later than ports are not searched at all, and before anything may be evicted.
+    fake.advance(3);
+    let gets_one = |packet: &Build| (0..50).any(|_| matches!(fake.out(packet), Seen::As(_)));
+    assert!(!gets_one(&greedy), "it waits");
+    assert!(gets_one(&small), "it is its turn");
+    end(8);
+    fake.advance(31);
+    assert!(gets_one(&greedy), "nobody waits");
 }
