@@ -10,14 +10,13 @@ use std::process::{Command, Stdio};
 /// Last commit whose maps have layout 1.
 const LAYOUT_1: &str = "af468ea9458a31d79cc974580db76bb0ba1859c0";
 
-/// Returns the netdp program of layout 1. Builds it the first time, in about a minute; progress goes
-/// to standard error.
+/// Returns the netdp program of layout 1. Builds it the first time, in two or three minutes; progress
+/// goes to standard error.
 ///
 /// # Errors
 /// Returns an error if the commit is not in this clone, or the build fails.
 pub fn netdp_of_layout_1() -> Result<PathBuf> {
-    let target = target_dir();
-    let dir = target.join("earlier").join(&LAYOUT_1[..12]);
+    let dir = target_dir().join("earlier").join(&LAYOUT_1[..12]);
     let program = dir.join("netdp");
     if program.exists() {
         return Ok(program);
@@ -30,14 +29,14 @@ pub fn netdp_of_layout_1() -> Result<PathBuf> {
         .map_err(|(_, errno)| errno)
         .context("waiting for another build")?;
     if !program.exists() {
-        build(LAYOUT_1, &dir, &target, &program)
+        build(LAYOUT_1, &dir, &program)
             .context("building netdp of layout 1, which upgrades begin with")?;
     }
     Ok(program)
 }
 
 /// Builds netdp as of a commit.
-fn build(commit: &str, dir: &Path, target: &Path, program: &Path) -> Result<()> {
+fn build(commit: &str, dir: &Path, program: &Path) -> Result<()> {
     let (source, archive, out) = (dir.join("source"), dir.join("source.tar"), dir.join("out"));
     for left in [&source, &out] {
         if left.exists() {
@@ -46,7 +45,7 @@ fn build(commit: &str, dir: &Path, target: &Path, program: &Path) -> Result<()> 
     }
     fs::create_dir(&source).with_context(|| format!("making {}", source.display()))?;
     ensure_known(commit)?;
-    eprintln!("netdp: building netdp of commit {commit}, about a minute");
+    eprintln!("netdp: building netdp of commit {commit}, two or three minutes");
     let mut git = git();
     git.arg("archive").arg("--output").arg(&archive).arg(commit);
     output(&mut git)?;
@@ -64,13 +63,9 @@ fn build(commit: &str, dir: &Path, target: &Path, program: &Path) -> Result<()> 
             "--bin",
             "netdp",
         ])
-        // The build directory is shared, so that dependencies are not built twice; `--target-dir`
-        // keeps this binary from replacing the workspace's.
-        .arg("--config")
-        .arg(format!(
-            "build.build-dir={:?}",
-            target.display().to_string()
-        ))
+        // Its own, although dependencies are built twice: cargo names the build directory of a package
+        // by its place in the workspace. In a shared one, either version would be given the eBPF
+        // object of the other.
         .arg("--target-dir")
         .arg(&out)
         .stdin(Stdio::null())
