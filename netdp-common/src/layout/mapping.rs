@@ -96,6 +96,12 @@ const _: () = assert!(
 const _: () = assert!(size_of::<Mapping>() == 40);
 
 impl Mapping {
+    /// Reports whether part of this half's traffic was carried over into the `traffic` map.
+    #[must_use]
+    pub const fn is_carried_over(&self) -> bool {
+        self.seen() & SEEN_CARRIED_OVER != 0
+    }
+
     /// Returns the `SEEN_*` bits of this direction.
     #[inline(always)]
     #[must_use]

@@ -2,6 +2,7 @@
 
 use crate::{mounts, pod, private};
 use anyhow::{Context as _, Result, bail};
+use aya::maps::MapData;
 use netdp_common::layout::pins;
 use nix::mount::{MntFlags, MsFlags};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -109,6 +110,15 @@ fn mount(dir: &Path) -> Result<()> {
     })?;
     log::info!("mounted a bpffs at {}", dir.display());
     Ok(())
+}
+
+/// Opens the map that is pinned as `file` in the directory `dir`.
+///
+/// # Errors
+/// Returns an error that names the file if there is none, or it is not a map.
+pub fn open_map(dir: &Path, file: &str) -> Result<MapData> {
+    let path = dir.join(file);
+    MapData::from_pin(&path).with_context(|| format!("opening the pinned map {}", path.display()))
 }
 
 /// Removes a pin, if there is one.

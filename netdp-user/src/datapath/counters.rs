@@ -4,6 +4,7 @@
 //! losing what is counted meanwhile. Where a number is given to another interface, the agent
 //! therefore records what the number had counted before, instead of clearing it.
 
+use super::bpffs;
 use super::earlier::EarlierCounters;
 use super::maps::{Maps, NOT_UP_TO_DATE};
 use anyhow::{Context as _, Result};
@@ -15,7 +16,7 @@ use std::path::Path;
 /// The maps of counters.
 pub(super) struct CounterMaps {
     counted: PerCpuArray<MapData, Counters>,
-    /// What a number had counted when it was given to its interface.
+    /// The counters of each number at the time when it was given to its interface.
     before: Array<MapData, Counters>,
     /// Those of layout 1, if the datapath began with it. Nothing is moved from there, for the same
     /// reason.
@@ -33,11 +34,7 @@ impl CounterMaps {
         if !files.iter().all(|file| bpffs.join(file).exists()) {
             return Ok(None);
         }
-        let pinned = |file: &str| {
-            let path = bpffs.join(file);
-            MapData::from_pin(&path)
-                .with_context(|| format!("opening the pinned map {}", path.display()))
-        };
+        let pinned = |file: &str| bpffs::open_map(bpffs, file);
         Ok(Some(Self {
             counted: Map::PerCpuArray(pinned(pins::COUNTERS)?).try_into()?,
             before: Map::Array(pinned(pins::COUNTERS_BEFORE)?).try_into()?,

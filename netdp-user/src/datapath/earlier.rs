@@ -1,8 +1,8 @@
-//! What earlier layouts have left in the pins, and what an unfinished upgrade has.
+//! Pins of earlier layouts, and those that an unfinished upgrade has left.
 
 use super::bpffs;
 use anyhow::{Context as _, Result, bail};
-use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray};
 use netdp_common::layout::{
     Counters, DropReason, EARLIEST_LAYOUT, LAYOUT, Settings, Traffic, pins,
 };
@@ -33,10 +33,9 @@ impl EarlierCounters {
         if !path.exists() {
             return Ok(None);
         }
-        let opening = || format!("opening the pinned map {}", path.display());
-        let map = MapData::from_pin(&path).with_context(opening)?;
-        let number = MapInfo::from_pin(&path).with_context(opening)?.value_size() as usize
-            / size_of::<u64>();
+        let map = bpffs::open_map(bpffs, pins::EARLIER_COUNTERS)?;
+        let opening = || format!("reading the pinned map {}", path.display());
+        let number = map.info().with_context(opening)?.value_size() as usize / size_of::<u64>();
         let map = Map::PerCpuArray(map);
         let [first, second, last] = NUMBERS;
         Ok(Some(if number == first {
@@ -46,7 +45,11 @@ impl EarlierCounters {
         } else if number == last {
             Self::Last(map.try_into().with_context(opening)?)
         } else {
-            bail!("{}: it has {number} counters", opening())
+            bail!(
+                "the pinned map {} has {number} counters, and no version of netdp made such a map. To \
+                 continue, remove that file: counts of before the upgrade are lost, and no mapping",
+                path.display()
+            )
         }))
     }
 
@@ -151,12 +154,12 @@ fn pinned_layout(bpffs: &Path) -> Result<Option<u32>> {
     if !path.exists() {
         return Ok(None);
     }
-    let reading = || format!("reading the pinned map {}", path.display());
-    let map = Map::Array(MapData::from_pin(&path).with_context(reading)?);
+    let map = Map::Array(bpffs::open_map(bpffs, pins::SETTINGS)?);
     // A map of another size is refused later, with its name.
     let Ok(settings) = Array::<_, Settings>::try_from(map) else {
         return Ok(None);
     };
+    let reading = || format!("reading the pinned map {}", path.display());
     Ok(Some(settings.get(&0, 0).with_context(reading)?.layout))
 }
 

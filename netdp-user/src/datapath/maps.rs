@@ -1,12 +1,12 @@
 //! Typed access to the pinned maps.
 
-use super::batch;
 use super::counters::CounterMaps;
 use super::earlier;
 use super::entries::Entries;
 use super::setup::Setup;
 use super::sweep::now;
 use super::traffic::TrafficMap;
+use super::{batch, bpffs};
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -113,9 +113,7 @@ pub(super) struct PodMaps {
 /// # Errors
 /// Returns an error if the map is missing or can't be read.
 pub fn pinned_uplinks(bpffs: &Path) -> Result<Vec<u32>> {
-    let path = bpffs.join(pins::UPLINKS);
-    let map = MapData::from_pin(&path)
-        .with_context(|| format!("opening the pinned map {}", path.display()))?;
+    let map = bpffs::open_map(bpffs, pins::UPLINKS)?;
     let uplinks: HashMap<_, u32, Uplink> = Map::HashMap(map).try_into()?;
     Ok(uplinks.keys().collect::<Result<_, _>>()?)
 }
@@ -126,11 +124,7 @@ impl Maps {
     /// # Errors
     /// Returns an error if a map is missing or has another type or size.
     pub fn open(bpffs: &Path) -> Result<Self> {
-        let pinned = |file: &str| -> Result<MapData> {
-            let path = bpffs.join(file);
-            MapData::from_pin(&path)
-                .with_context(|| format!("opening the pinned map {}", path.display()))
-        };
+        let pinned = |file: &str| bpffs::open_map(bpffs, file);
         let hash = |file: &str| Ok::<_, anyhow::Error>(Map::HashMap(pinned(file)?));
         let trie = |file: &str| Ok::<_, anyhow::Error>(Map::LpmTrie(pinned(file)?));
         let array = |file: &str| Ok::<_, anyhow::Error>(Map::Array(pinned(file)?));

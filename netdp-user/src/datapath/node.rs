@@ -1,8 +1,8 @@
 //! The maps of ports and protocols that the node itself receives: `node_ports`, `node_protocols`.
 
-use super::batch;
 use super::maps::{Maps, ignore_missing};
 use super::sweep::now;
+use super::{batch, bpffs};
 use crate::node::{DesiredNodeMaps, ProtocolPeer};
 use anyhow::{Context as _, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -113,11 +113,7 @@ impl NodeMaps {
     /// # Errors
     /// Returns an error if a map is missing or has another type or size.
     pub fn open(bpffs: &Path) -> Result<Self> {
-        let pinned = |file: &str| {
-            let path = bpffs.join(file);
-            MapData::from_pin(&path)
-                .with_context(|| format!("opening the pinned map {}", path.display()))
-        };
+        let pinned = |file: &str| bpffs::open_map(bpffs, file);
         let ports = pinned(pins::NODE_PORTS)?;
         let mut ports_held = BTreeMap::new();
         batch::for_each::<u32, u32>(&ports, |port, bits| {

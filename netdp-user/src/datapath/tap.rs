@@ -5,6 +5,7 @@
 //! A packet socket receives egress packets after all TC programs, and ingress packets before them
 //! (`dev_queue_xmit_nit` and `__netif_receive_skb_core`, net/core/dev.c, Linux 6.18).
 
+use super::bpffs;
 use super::maps::Maps;
 use crate::uplinks::Mac;
 use anyhow::{Context as _, Result};
@@ -93,11 +94,7 @@ impl Tap {
     /// Returns an error if the kernel refuses (this needs `CAP_NET_RAW`), or the maps are not
     /// pinned below `bpffs`.
     pub fn open(bpffs: &Path, ifindex: u32) -> Result<Self> {
-        let pinned = |file: &str| -> Result<MapData> {
-            let path = bpffs.join(file);
-            MapData::from_pin(&path)
-                .with_context(|| format!("opening the pinned map {}", path.display()))
-        };
+        let pinned = |file: &str| bpffs::open_map(bpffs, file);
         Ok(Self {
             socket: open(ifindex).context("opening a packet socket (this needs CAP_NET_RAW)")?,
             ifindex,

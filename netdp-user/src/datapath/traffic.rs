@@ -1,10 +1,9 @@
 //! The traffic of mappings: what their halves have, and what was carried over from them.
 
-use super::batch;
 use super::maps::Maps;
+use super::{batch, bpffs};
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
-use netdp_common::flow::SEEN_CARRIED_OVER;
 use netdp_common::layout::{Half, Mapping, Traffic, Tuple, pins};
 use std::path::Path;
 
@@ -21,14 +20,10 @@ impl TrafficMap {
     /// # Errors
     /// Returns an error if it can't be opened, or has another type or size.
     pub(super) fn open(bpffs: &Path) -> Result<Option<Self>> {
-        let path = bpffs.join(pins::TRAFFIC);
-        if !path.exists() {
+        if !bpffs.join(pins::TRAFFIC).exists() {
             return Ok(None);
         }
-        let pinned = || {
-            MapData::from_pin(&path)
-                .with_context(|| format!("opening the pinned map {}", path.display()))
-        };
+        let pinned = || bpffs::open_map(bpffs, pins::TRAFFIC);
         Ok(Some(Self {
             entries: Map::HashMap(pinned()?).try_into()?,
             data: pinned()?,
@@ -46,7 +41,7 @@ impl Maps {
         mapping: &Mapping,
     ) -> (u64, Option<u64>) {
         let mut traffic = mapping.uncarried(half);
-        if mapping.seen() & SEEN_CARRIED_OVER != 0
+        if mapping.is_carried_over()
             && let Some(map) = &self.traffic
             && let Ok(carried) = map.entries.get(&half.traffic_key(tuple), 0)
         {

@@ -2,16 +2,10 @@
 
 use crate::datapath::maps::Maps;
 use anyhow::Result;
-use netdp_common::flow::SEEN_CARRIED_OVER;
 use netdp_common::layout::{Half, Mapping, Tuple};
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-
-/// Reports whether traffic was carried over from a half.
-pub const fn is_carried_over(mapping: &Mapping) -> bool {
-    mapping.seen() & SEEN_CARRIED_OVER != 0
-}
 
 /// The halves that a pass has seen from which traffic was carried over, by a hash of their key: 8
 /// bytes each while it runs.
@@ -24,7 +18,7 @@ pub struct CarriedOver {
 impl CarriedOver {
     /// Adds a half if it is one of them.
     pub fn note(&mut self, half: Half, tuple: &Tuple, mapping: &Mapping) {
-        if is_carried_over(mapping) {
+        if mapping.is_carried_over() {
             let hash = self.hash.hash_one(half.traffic_key(tuple));
             self.halves.insert(hash);
         }
@@ -54,5 +48,5 @@ fn has_half(maps: &Maps, key: &Tuple) -> bool {
         Half::Original => maps.snat.get(&tuple, 0),
         Half::Reply => maps.rev_snat.get(&tuple, 0),
     };
-    mapping.is_ok_and(|mapping| is_carried_over(&mapping))
+    mapping.is_ok_and(|mapping| mapping.is_carried_over())
 }

@@ -1,7 +1,6 @@
 //! One pass through the mappings.
 
 use super::accounts::Accounts;
-use super::carried_over::is_carried_over;
 use super::eviction::Candidates;
 use super::replies::Replies;
 use super::stale::StaleMappings;
@@ -245,10 +244,10 @@ impl<'a> Pass<'a> {
     /// Adds a mapping to those that end.
     fn end(&mut self, tuple: &Tuple, wire: &Tuple, half: &Mapping, reply: Option<&Mapping>) {
         self.ended.push((*tuple, *wire));
-        if is_carried_over(half) {
+        if half.is_carried_over() {
             self.carried.push(Half::Original.traffic_key(tuple));
         }
-        if reply.is_some_and(is_carried_over) {
+        if reply.is_some_and(Mapping::is_carried_over) {
             self.carried.push(Half::Reply.traffic_key(wire));
         }
     }

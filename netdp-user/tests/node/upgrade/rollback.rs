@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use netdp_common::layout::pins;
 use nix::mount::{MsFlags, mount};
 
-/// What operators see who undo a rollout, and the way forward.
+/// Operators who undo a rollout see why the old version refuses, and can go forward again.
 #[test]
 fn a_rolled_back_agent_refuses_and_nothing_is_lost() -> Result<()> {
     let mut node = Node::start("tcx")?;
