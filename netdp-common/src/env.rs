@@ -47,8 +47,7 @@ pub struct PodRoute {
     pub resolved: bool,
 }
 
-/// What is known of the new flows of a pod to a peer: they are masqueraded, and their source is not
-/// forged.
+/// Facts about the new flows of a pod to a peer, which are masqueraded and whose source is not forged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Masqueraded {
     /// The key of the pod.

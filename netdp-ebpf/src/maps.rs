@@ -82,7 +82,7 @@ pub static ENDPOINTS: LruHashMap<Tuple, u32, 65_536> = LruHashMap::new();
 /// `--hairpin-interface`; the loader makes it small otherwise.
 #[btf_map]
 pub static WIRE_ENDPOINTS: LruHashMap<Tuple, Endpoint, 65_536> = LruHashMap::new();
-/// What was carried over from halves of mappings. The loader makes it a quarter of the mapping
+/// The traffic that was carried over from halves of mappings. The loader makes it a quarter of the mapping
 /// tables; memory is allocated per entry.
 #[btf_map]
 pub static TRAFFIC: HashMap<Tuple, Traffic, 65_536, { BPF_F_NO_PREALLOC as usize }> =

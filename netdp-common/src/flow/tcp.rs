@@ -25,7 +25,7 @@ pub const SEEN_OTHERS_FIN: u32 = 32;
 /// is set in halves of every protocol; it stays until the mapping ends.
 pub const SEEN_CARRIED_OVER: u32 = 64;
 
-/// What this direction itself has sent.
+/// All kinds of segments that this direction itself has sent.
 pub const SEEN_OWN: u32 = SEEN_SYN | SEEN_FIN | SEEN_RST | SEEN_DATA;
 
 /// Returns the `SEEN_*` bits of a direction after one more segment.

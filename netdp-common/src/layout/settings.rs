@@ -107,8 +107,8 @@ pub struct Settings {
     pub clock_offset: u32,
     /// The number of policies that have been in force.
     pub generation: u32,
-    /// The number of changes of policies, the node's addresses and uplinks, and of agents' starts:
-    /// of changes of all that decisions depend on. Whatever a program caches of them is valid for
+    /// The number of changes of policies, the node's addresses and uplinks, of removals of its
+    /// hardware addresses, and of agents' starts: of all that cached decisions depend on. Whatever a program caches of them is valid for
     /// one epoch. Written after the change that it counts.
     pub epoch: u32,
     /// The kinds of events that somebody listens to, a bit each. Reserved: always zero, and not

@@ -15,7 +15,7 @@ struct Host {
     counted: HashMap<Tuple, (Identity, Traffic)>,
 }
 
-/// What distinguishes a half from an earlier one with the same key: its endpoint, and the time at
+/// The fields that distinguish a half from an earlier one with the same key: its endpoint, and the time at
 /// which it began.
 type Identity = (Addr, u16, u32);
 

@@ -290,11 +290,7 @@ pub const ALL: &[Need] = &[
     shown(&["ip"], "iproute2", "makes namespaces, links and routes"),
     shown(&["ss"], "iproute2", "lists sockets"),
     program(&["bpftool"], "bpftool", "reads maps and programs in tests"),
-    program(
-        &["strace"],
-        "strace",
-        "kills agents at a system call in tests",
-    ),
+    program(&["strace"], "strace", "kills agents in tests"),
     program(
         &["git"],
         "git",

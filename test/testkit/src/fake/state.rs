@@ -113,7 +113,7 @@ pub struct Fake {
     pub bypassed_before: HashSet<Addr>,
     /// The slots of the bypass cache that were looked up.
     pub(super) pairs: Cells<u32, Pair>,
-    /// What was carried over from halves.
+    /// The traffic that was carried over from halves.
     pub traffic: RefCell<HashMap<Tuple, Traffic>>,
     pub traffic_capacity: usize,
     pub rule_hits: RefCell<BTreeMap<u32, RuleHits>>,
