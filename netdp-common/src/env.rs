@@ -122,9 +122,9 @@ pub trait Policy {
     fn is_any_ip(&self, addr: &Addr) -> bool;
     /// Returns the entry for new flows to `dst`; `None` if none covers it.
     fn lookup_policy(&self, dst: &Addr) -> Option<PolicyValue>;
-    /// Returns the number of slots of the bypass cache, as a power of two.
+    /// Returns the number of slots that the CPU has in the bypass cache, as a power of two.
     fn pair_bits(&self) -> u32;
-    /// Returns the slot of the bypass cache at `index`.
+    /// Returns the slot of the CPU at `index` in the bypass cache.
     fn lookup_pair(&self, index: u32) -> Option<PairSlot>;
     /// Returns what is known of new flows of `pod` to `peer` by the interface by which the packet
     /// came, as found in this epoch. `None` on a miss.

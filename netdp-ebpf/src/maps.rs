@@ -3,7 +3,7 @@
 //!
 //! Sizes are defaults; the loader overrides them before the maps are created.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
@@ -89,10 +89,14 @@ pub static TRAFFIC: HashMap<Tuple, Traffic, 65_536, { BPF_F_NO_PREALLOC as usize
     HashMap::new();
 #[btf_map]
 pub static RULE_HITS: Array<RuleHits, { RULE_HITS_LEN as usize }> = Array::new();
-/// Not named as its pin: layout 1 has a map of that name and another size, which is not pinned.
+/// Not named as its pin: layout 1 has a map of that name and another size, which is not pinned. Not a
+/// per-CPU map: the kernel would reach each value by a pointer in an array of pointers, and values would
+/// not begin at cache lines; that costs another two lines for each pair (ADR 0049). The loader makes
+/// room for all CPUs.
 #[btf_map]
-pub static BYPASS_PAIRS: PerCpuArray<Pair, { 1 << PAIR_BITS as usize }> = PerCpuArray::new();
-/// The number of slots of [`BYPASS_PAIRS`], as a power of two. Set by the loader before the program is
+pub static BYPASS_PAIRS: Array<Pair, { 1 << PAIR_BITS as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+/// The number of slots of each CPU in [`BYPASS_PAIRS`], as a power of two. Set by the loader before the program is
 /// verified, which makes it a constant.
 #[unsafe(no_mangle)]
 pub static BYPASS_PAIR_BITS: u32 = PAIR_BITS;

@@ -41,7 +41,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 176 + 8 * DropReason::ALL.len());
     assert!(size_of::<Traffic>() == 16);
     assert!(size_of::<RuleHits>() == 32);
-    assert!(size_of::<Pair>() == 56);
+    assert!(size_of::<Pair>() == 64);
 };
 
 #[cfg(feature = "user")]

@@ -170,14 +170,22 @@ pub const fn rule_index(rule: u32) -> u32 {
 }
 
 /// The most slots of `bypass_cache`, as a power of two: a table without chains, in which the last pair
-/// replaces the earlier one. 8,192 pairs take 448 KiB of each CPU, and 4,096 pairs of consecutive
+/// replaces the earlier one. 8,192 pairs take 512 KiB of each CPU, and 4,096 pairs of consecutive
 /// addresses do not meet.
 pub const PAIR_BITS: u32 = 13;
 
 /// The fewest slots, where there are very many CPUs: 1,024.
 pub const MIN_PAIR_BITS: u32 = 10;
 
-/// Value of `bypass_cache`, per CPU: a pair of addresses between which packets are bypassed.
+/// Returns the index in `bypass_cache` of a slot of a CPU, whose slots lie side by side.
+#[inline(always)]
+#[must_use]
+pub const fn pair_index(cpu: u32, bits: u32, slot: u32) -> u32 {
+    cpu << bits | slot
+}
+
+/// Value of `bypass_cache`: a pair of addresses between which packets of one CPU are bypassed. It fills a
+/// cache line: the map begins at a page.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair {
@@ -191,4 +199,6 @@ pub struct Pair {
     pub rule: u32,
     /// Packets of the pod that hit the pair, and are not in `rule_hits` yet.
     pub hits: Traffic,
+    /// Padding, always zero.
+    pub pad: u64,
 }

@@ -7,9 +7,12 @@ use crate::maps::{
 use crate::{cache, fib};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::btf_maps::lpm_trie::Key as TrieKey;
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::btf_map;
 use netdp_common::env::{EgressRoute, Interface as _, Masqueraded, PodRoute, Policy, Routes};
-use netdp_common::layout::{Addr, Family, PolicyValue, SOURCE_ANY_IP, SourceKey, Tuple};
+use netdp_common::layout::{
+    Addr, Family, PolicyValue, SOURCE_ANY_IP, SourceKey, Tuple, pair_index,
+};
 use netdp_common::slot::PairSlot;
 
 /// The route of the current packet.
@@ -46,9 +49,11 @@ impl Policy for TcEnv<'_> {
 
     #[inline(always)]
     fn lookup_pair(&self, index: u32) -> Option<PairSlot> {
+        // SAFETY: a helper without arguments.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
         // SAFETY: this CPU's own entry; a TC program is not preempted by another on the same CPU.
         BYPASS_PAIRS
-            .get_ptr_mut(index)
+            .get_ptr_mut(pair_index(cpu, self.pair_bits(), index))
             .map(|pair| unsafe { PairSlot::new(pair) })
     }
 

@@ -27,11 +27,13 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/ne
 
 /// Loads the programs over the pinned maps.
 pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
-    let pair_bits = pair_bits(bpffs)?;
+    let cpus = limits::cpus()?;
+    let pair_bits = pair_bits(bpffs, cpus)?;
+    let pairs = u32::try_from(cpus << pair_bits).context("too many CPUs for the bypass cache")?;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("BYPASS_PAIR_BITS", &pair_bits, true)
-        .map_max_entries("BYPASS_PAIRS", 1 << pair_bits)
+        .map_max_entries("BYPASS_PAIRS", pairs)
         .map_max_entries("SNAT", setup.max_flows)
         .map_max_entries("REV_SNAT", setup.max_flows)
         .map_max_entries("TRAFFIC", (setup.max_flows / 4).max(TRAFFIC_LEAST));
@@ -50,16 +52,17 @@ pub fn load(bpffs: &Path, setup: &Setup) -> Result<Ebpf> {
     Ok(object)
 }
 
-/// Returns the number of slots of the bypass cache, as a power of two: of the one that is pinned, or by
-/// the number of CPUs.
-fn pair_bits(bpffs: &Path) -> Result<u32> {
+/// Returns the number of slots of each CPU in the bypass cache, as a power of two: in the one that is
+/// pinned, or by the number of CPUs.
+fn pair_bits(bpffs: &Path, cpus: u64) -> Result<u32> {
     let pin = bpffs.join(pins::BYPASS_CACHE);
     if pin.exists() {
         let info = MapInfo::from_pin(&pin)
             .with_context(|| format!("reading the pinned map {}", pin.display()))?;
-        return Ok(info.max_entries().max(1).ilog2());
+        let of_cpu = u64::from(info.max_entries()) / cpus.max(1);
+        return Ok(of_cpu.max(1).ilog2());
     }
-    Ok(limits::pair_bits(limits::cpus()?))
+    Ok(limits::pair_bits(cpus))
 }
 
 /// Returns one of the object's programs, loaded into the kernel.
@@ -195,7 +198,7 @@ fn layout() -> [(&'static str, MapType, usize, usize); 29] {
         ),
         (
             pins::BYPASS_CACHE,
-            MapType::PerCpuArray,
+            MapType::Array,
             4,
             size_of::<layout::Pair>(),
         ),
