@@ -221,12 +221,12 @@ mod tests {
             bytes: mebibytes << 20,
             file: "/memory.max".into(),
         };
-        check(&limit(117), 262_144, 2).unwrap();
-        let told = check(&limit(116), 262_144, 2).unwrap_err().to_string();
+        check(&limit(118), 262_144, 2).unwrap();
+        let told = check(&limit(117), 262_144, 2).unwrap_err().to_string();
         for words in [
-            "116 MiB",
+            "117 MiB",
             "/memory.max",
-            "take 117 MiB",
+            "take 118 MiB",
             "159 MiB at start",
             "--max-flows",
         ] {
