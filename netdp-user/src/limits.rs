@@ -124,8 +124,8 @@ fn check(limit: &Limit, max_flows: u32, cpus: u64) -> Result<()> {
             "the memory limit of {} MiB ({file}) is too low for --max-flows {max_flows}: the kernel's \
              maps and the agent take {} MiB, {} MiB at start; raise it, or make the tables smaller",
             bytes >> 20,
-            at_rest >> 20,
-            (tables + AT_START) >> 20
+            at_rest.div_ceil(1 << 20),
+            (tables + AT_START).div_ceil(1 << 20)
         );
     }
     if bytes < tables + AT_START {
@@ -133,7 +133,7 @@ fn check(limit: &Limit, max_flows: u32, cpus: u64) -> Result<()> {
             "the memory limit of {} MiB ({file}) is tight for --max-flows {max_flows}: up to {} MiB \
              are taken at start",
             bytes >> 20,
-            (tables + AT_START) >> 20
+            (tables + AT_START).div_ceil(1 << 20)
         );
     }
     Ok(())
@@ -227,7 +227,7 @@ mod tests {
             "117 MiB",
             "/memory.max",
             "take 118 MiB",
-            "159 MiB at start",
+            "160 MiB at start",
             "--max-flows",
         ] {
             assert!(told.contains(words), "{words}: {told}");
