@@ -83,8 +83,29 @@ fn collect(image: &Image, directory: &Path) -> Result<Vec<String>> {
         said.split_whitespace().last() == Some(VERSION),
         "the program reports version {said:?}, not {VERSION}"
     );
+    files.push(package_share(&image.program, directory)?);
     files.push(package_chart(directory)?);
     Ok(files)
+}
+
+/// Packs man pages and completions, to be unpacked in `/usr/local/share`, and returns the name of the
+/// file. Order, times and owners are fixed, so that the same program gives the same archive.
+fn package_share(program: &Path, directory: &Path) -> Result<String> {
+    let work = tempfile::tempdir()?;
+    let share = work.path().join("share");
+    image::describe(program, &share)?;
+    let name = format!("netdp-{VERSION}-share.tar.gz");
+    shell::run_as_progress(
+        Command::new("tar")
+            .args(["--create", "--use-compress-program=gzip --no-name"])
+            .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0"])
+            .args(["--numeric-owner", "--mode=u=rwX,go=rX", "--file"])
+            .arg(directory.join(&name))
+            .arg("--directory")
+            .arg(&share)
+            .arg("."),
+    )?;
+    Ok(name)
 }
 
 /// Packages the chart with Helm, in a process that has all of xtask, and returns the name of the

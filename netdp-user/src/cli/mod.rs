@@ -11,6 +11,7 @@ mod policy;
 #[cfg(test)]
 mod reference;
 mod run;
+mod shell;
 mod values;
 
 use crate::agent;
@@ -24,6 +25,7 @@ use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
 use run::Run;
+use shell::{Completion, ManPages};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -54,6 +56,10 @@ enum Command {
     Fleet(Fleet),
     /// Remove programs, pins and maps, which ends all mappings.
     Detach(Detach),
+    /// Print a script that completes commands and flags in a shell.
+    Completion(Completion),
+    /// Print the man page of a command, or write all pages.
+    Man(ManPages),
 }
 
 #[derive(Debug, Subcommand)]
@@ -141,6 +147,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             init_log(LogLevel::Warn);
             detach.run()
         }
+        Command::Completion(completion) => completion.run(),
+        Command::Man(pages) => pages.run(),
         Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
     }
     .map(|()| ExitCode::SUCCESS)
@@ -153,7 +161,7 @@ impl Command {
             Self::Status(show) | Self::Flows(show) => Some(&show.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Detach(detach) => Some(&detach.paths),
-            Self::Config(_) | Self::Fleet(_) => None,
+            Self::Config(_) | Self::Fleet(_) | Self::Completion(_) | Self::Man(_) => None,
         }
     }
 }
@@ -217,6 +225,29 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Returns the example command lines of a command's help and of its subcommands'.
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string);
+        let lines = help.iter().flat_map(|help| help.lines());
+        let own = lines.filter_map(|line| line.trim().strip_prefix("netdp "));
+        let own = own.map(|line| format!("netdp {line}"));
+        let below = command.get_subcommands().flat_map(examples);
+        own.chain(below).collect()
+    }
+
+    #[test]
+    fn examples_of_help_texts_are_command_lines() {
+        let examples = examples(&Cli::command());
+        assert!(examples.len() >= 2);
+        for example in examples {
+            let (line, _) = example.split_once(['>', '|']).unwrap_or((&example, ""));
+            let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+            if let Err(err) = Cli::try_parse_from(words) {
+                panic!("{example}: {err}");
+            }
+        }
     }
 
     #[test]

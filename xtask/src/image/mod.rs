@@ -9,7 +9,7 @@ mod tools;
 mod workspace;
 
 use crate::shell;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use buildah::Recipe;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
@@ -25,6 +25,13 @@ const DOCUMENTS: [&str; 4] = [
     "LICENSE-GPL2",
     "LICENSE-MIT",
     "docs/operations.md",
+];
+
+/// Shells, and where they look for completions below `/usr/local/share`.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "bash-completion/completions/netdp"),
+    ("fish", "fish/vendor_completions.d/netdp.fish"),
+    ("zsh", "zsh/site-functions/_netdp"),
 ];
 
 /// Default name of the image. No registry answers at `localhost`, so no third party's image can be
@@ -139,6 +146,7 @@ fn fill(context: &Path, program: &Path, sbom: &[u8]) -> Result<()> {
     }
     make_directory(&documents)?;
     copy(program, &context.join("netdp"))?;
+    describe(program, &context.join("share"))?;
     for document in DOCUMENTS {
         let from = shell::root().join(document);
         let name = from.file_name().unwrap_or(from.as_os_str());
@@ -155,8 +163,34 @@ fn fill(context: &Path, program: &Path, sbom: &[u8]) -> Result<()> {
     shell::run_as_progress(
         Command::new("chmod")
             .args(["--recursive", "u=rwX,go=rX"])
-            .args([&documents, &rootfs]),
+            .args([&documents, &rootfs, &context.join("share")]),
     )
+}
+
+/// Makes a directory with the man pages and the completions of the program, as they lie in
+/// `/usr/local/share`.
+///
+/// # Errors
+/// Returns an error if the program fails, or if a file cannot be written.
+pub fn describe(program: &Path, share: &Path) -> Result<()> {
+    remove_tree(share)?;
+    let pages = share.join("man/man1");
+    shell::run_as_progress(Command::new(program).args(["man", "--dir"]).arg(&pages))?;
+    for (name, file) in COMPLETIONS {
+        let path = share.join(file);
+        if let Some(directory) = path.parent() {
+            make_directory(directory)?;
+        }
+        let script = Command::new(program).args(["completion", name]).output();
+        let script = script.with_context(|| format!("running {}", program.display()))?;
+        ensure!(
+            script.status.success() && !script.stdout.is_empty(),
+            "netdp completion {name} failed: {}",
+            String::from_utf8_lossy(&script.stderr)
+        );
+        write(&path, &script.stdout)?;
+    }
+    Ok(())
 }
 
 fn make_directory(path: &Path) -> Result<()> {
