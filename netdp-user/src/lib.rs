@@ -34,4 +34,5 @@ mod rollback;
 mod shadow;
 mod state_dir;
 mod time;
+mod top;
 mod upstream;

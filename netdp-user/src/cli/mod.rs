@@ -18,7 +18,7 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, report, terminal};
+use crate::{pod, report, terminal, top};
 use anyhow::Result;
 use args::{InstancePaths, LogLevel, Output};
 use check::Check;
@@ -29,6 +29,7 @@ use shell::{Completion, ManPages};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -46,6 +47,8 @@ enum Command {
     Status(Show),
     /// List the live mappings.
     Flows(Show),
+    /// Show pods, destinations, drops and uplinks in a live screen.
+    Top(Top),
     /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -83,6 +86,46 @@ struct Show {
     /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  netdp top
+  netdp top --once --sort new --tab 2")]
+struct Top {
+    #[command(flatten)]
+    paths: InstancePaths,
+    /// Seconds between two looks. A look at very many mappings takes longer, and is then followed by
+    /// a longer pause.
+    #[arg(long, value_name = "SECONDS", default_value_t = 2,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    interval: u64,
+    /// Column by which rows are sorted at first.
+    #[arg(long, value_enum, default_value_t = top::Sort::Mappings)]
+    sort: top::Sort,
+    /// Table that is open at first: 1 pods, 2 destinations, 3 drops, 4 uplinks.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=4))]
+    tab: u8,
+    /// Print one frame and exit, after two looks.
+    #[arg(long)]
+    once: bool,
+}
+
+impl Top {
+    fn run(&self) -> Result<()> {
+        let options = top::Options {
+            interval: Duration::from_secs(self.interval),
+            sort: self.sort,
+            tab: usize::from(self.tab) - 1,
+        };
+        let (bpffs, state_dir) = (&self.paths.bpffs, &self.paths.state_dir);
+        if self.once {
+            let frame = top::once(bpffs, state_dir, &options)?;
+            return output::write_out(&frame, false);
+        }
+        top::run(bpffs, state_dir, &options)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +180,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             show.output == Output::Json,
         ),
         Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
+        Command::Top(top) => top.run(),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
             fleet.access.kubeconfig.as_deref(),
@@ -160,6 +204,7 @@ impl Command {
             Self::Run(run) => Some(&run.paths),
             Self::Status(show) | Self::Flows(show) => Some(&show.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
+            Self::Top(top) => Some(&top.paths),
             Self::Detach(detach) => Some(&detach.paths),
             Self::Config(_) | Self::Fleet(_) | Self::Completion(_) | Self::Man(_) => None,
         }

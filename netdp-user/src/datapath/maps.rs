@@ -329,6 +329,27 @@ impl Maps {
         self.address_capacity
     }
 
+    /// Returns a bitmap of the ports that are never given to mappings: port P is bit P mod 64 of word
+    /// P / 64.
+    ///
+    /// # Errors
+    /// Returns an error if the map can't be read.
+    pub(super) fn reserved_ports(&self) -> Result<Vec<u64>> {
+        let words = self.reserved_ports.iter();
+        words
+            .collect::<std::result::Result<_, _>>()
+            .context("reading the reserved ports")
+    }
+
+    /// Returns the kernel's number of the `snat` map, by which programs that use these maps are known.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel does not report it.
+    pub(crate) fn snat_id(&self) -> Result<u32> {
+        let info = self.snat_data.info().context("querying the snat map")?;
+        Ok(info.id())
+    }
+
     /// Returns the settings in force.
     ///
     /// # Errors

@@ -33,6 +33,7 @@ mod tap;
 mod tcx;
 mod tracked;
 mod traffic;
+mod usage;
 
 pub use bpffs::is_pinned;
 pub use detach::detach;
@@ -51,6 +52,7 @@ pub use setup::{Kernel, NoLeak, OnReload, PortMode, Setup};
 pub use sweep::{SweepRules, SweepStats, Sweeper};
 pub use tap::{Effect, Rules, Tap};
 pub use tracked::{delete_entries, is_marked, may_be_translated, untranslated_tuples};
+pub(crate) use usage::{Destination, Usage, Use};
 
 use crate::limits;
 use crate::reconcile::Change;

@@ -47,6 +47,7 @@ mod shadow;
 mod sources;
 mod survival;
 mod takeover;
+mod top;
 mod unattached;
 mod upgrade;
 mod uplinks;

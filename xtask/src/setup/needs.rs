@@ -318,6 +318,8 @@ pub const ALL: &[Need] = &[
     program(&["mtr"], "mtr-tiny", "finds hops in tests"),
     program(&["nghttpd"], "nghttp2-server", "HTTP/2 server in tests"),
     program(&["tcpdump"], "tcpdump", "captures packets in tests"),
+    program(&["tmux"], "tmux", "runs netdp top in a terminal in tests"),
+    program(&["pgrep"], "procps", "finds processes in tests"),
     program(&["ethtool"], "ethtool", "switches offloads in tests"),
     shown(
         &["iptables"],

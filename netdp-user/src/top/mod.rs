@@ -1,0 +1,175 @@
+//! `netdp top`: a live screen of the datapath.
+//!
+//! [`sampler`] reads the maps at intervals, [`view`] turns two samples into rates, rows and forecasts,
+//! [`screen`] draws them, and [`keys`] holds what the user has chosen.
+
+mod keys;
+mod numbers;
+mod run_time;
+mod sampler;
+mod screen;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use crate::datapath::Maps;
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
+use keys::Keys;
+use ratatui::backend::TestBackend;
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::{DefaultTerminal, Terminal};
+use sampler::{Request, Sampler};
+use signal_hook::consts::{SIGHUP, SIGTERM};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::Duration;
+use view::View;
+
+pub(crate) use view::Sort;
+
+/// How long the screen waits for a key before it looks for a new sample.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Size of the frame of `--once`, in columns and rows, where the terminal does not tell.
+const FRAME: (u16, u16) = (80, 24);
+
+/// What `netdp top` shows, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    /// Time between two samples.
+    pub interval: Duration,
+    /// The column by which rows are sorted at first.
+    pub sort: Sort,
+    /// The tab that is open at first, from 0.
+    pub tab: usize,
+}
+
+/// Prints one frame, after two samples.
+///
+/// # Errors
+/// Returns an error if the maps do not exist or cannot be read.
+pub(crate) fn once(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<String> {
+    let mut sampler = Sampler::open(bpffs, StateDir::at(state_dir))?;
+    let mut view = View::default();
+    view.add(sampler.sample(&Request::default())?);
+    std::thread::sleep(options.interval);
+    view.add(sampler.sample(&view.request(false))?);
+    let (columns, rows) = ratatui::crossterm::terminal::size().unwrap_or(FRAME);
+    let size = (columns.max(40), rows.max(15));
+    frame(&view, &mut Keys::new(options), size)
+}
+
+/// Draws one frame as text, without blanks at the ends of lines.
+fn frame(view: &View, keys: &mut Keys, (columns, rows): (u16, u16)) -> Result<String> {
+    let mut terminal = Terminal::new(TestBackend::new(columns, rows))?;
+    terminal.draw(|frame| screen::draw(frame, view, keys))?;
+    let buffer = terminal.backend().buffer();
+    let mut text = String::new();
+    for row in 0..rows {
+        let cells = (0..columns).filter_map(|column| buffer.cell((column, row)));
+        let line: String = cells.map(ratatui::buffer::Cell::symbol).collect();
+        text += line.trim_end();
+        text += "\n";
+    }
+    Ok(format!("{}\n", text.trim_end()))
+}
+
+/// Runs the screen until the user ends it, and leaves the terminal as it was.
+///
+/// # Errors
+/// Returns an error if the maps do not exist or cannot be read, or if standard output is no terminal.
+pub(crate) fn run(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<()> {
+    let sampler = Sampler::open(bpffs, StateDir::at(state_dir))?;
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&ended)).context("registering a signal")?;
+    }
+    let (ask, asked) = channel();
+    let (tell, told) = channel();
+    let reader = std::thread::Builder::new()
+        .name("netdp-top".into())
+        .spawn(move || answer(sampler, &asked, &tell))
+        .context("starting a thread")?;
+    let mut terminal = ratatui::try_init().context(
+        "netdp top needs a terminal; `netdp top --once` prints one frame wherever its output goes",
+    )?;
+    let mut screen = Screen {
+        keys: Keys::new(options),
+        view: View::default(),
+        ask,
+        told,
+        options,
+    };
+    let shown = screen.show(&mut terminal, &ended);
+    ratatui::restore();
+    drop(screen);
+    // It may be in the middle of a walk, whose result nobody needs any more.
+    drop(reader);
+    shown
+}
+
+/// Takes a sample for each request, until nobody asks any more.
+fn answer(mut sampler: Sampler, asked: &Receiver<Request>, tell: &Sender<Result<sampler::Sample>>) {
+    while let Ok(request) = asked.recv() {
+        if tell.send(sampler.sample(&request)).is_err() {
+            return;
+        }
+    }
+}
+
+/// The screen, and the thread that takes samples.
+struct Screen<'a> {
+    keys: Keys,
+    view: View,
+    ask: Sender<Request>,
+    told: Receiver<Result<sampler::Sample>>,
+    options: &'a Options,
+}
+
+impl Screen<'_> {
+    fn show(&mut self, terminal: &mut DefaultTerminal, ended: &AtomicBool) -> Result<()> {
+        let mut due = Some(std::time::Instant::now());
+        loop {
+            if due.is_some_and(|due| due <= std::time::Instant::now()) && !self.keys.is_paused() {
+                due = None;
+                let request = self.view.request(self.keys.shows_run_time());
+                self.ask.send(request).context("the reading thread ended")?;
+            }
+            match self.told.try_recv() {
+                Ok(sample) => {
+                    let sample = sample?;
+                    // A walk through very many mappings takes a while: it must not take a CPU.
+                    let pause = self.options.interval.max(sample.took * 10);
+                    due = Some(std::time::Instant::now() + pause);
+                    self.view.add(sample);
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => anyhow::bail!("the reading thread ended"),
+            }
+            terminal.draw(|frame| screen::draw(frame, &self.view, &mut self.keys))?;
+            if event::poll(POLL).context("reading the keyboard")?
+                && let Event::Key(key) = event::read().context("reading the keyboard")?
+                && key.kind != KeyEventKind::Release
+            {
+                self.keys.press(key);
+            }
+            if self.keys.is_over() || ended.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Opens the maps, and tells where they were looked for.
+fn open(bpffs: &Path) -> Result<Maps> {
+    Maps::open(bpffs).with_context(|| {
+        format!(
+            "no datapath found in {}; is the agent running, and with this --bpffs?",
+            bpffs.display()
+        )
+    })
+}

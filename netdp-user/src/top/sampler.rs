@@ -1,0 +1,146 @@
+//! Samples: what the maps and the agent's report say at one time.
+
+use super::run_time::{Counting, Runs, runs};
+use crate::datapath::{Destination, Maps, Usage};
+use crate::report::Report;
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
+use netdp_common::layout::Counters;
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What a sample has to look at besides the totals.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Request {
+    /// The datapath's time of the last sample, in ticks.
+    pub since: Option<u32>,
+    /// The destinations whose mappings are counted by pod.
+    pub watched: HashSet<Destination>,
+    /// Set if the kernel is to count run times.
+    pub run_time: bool,
+}
+
+/// The counters of an uplink.
+#[derive(Debug, Clone)]
+pub(super) struct UplinkSample {
+    /// Name of the interface.
+    pub name: String,
+    /// What it has counted since it has its number.
+    pub counters: Counters,
+}
+
+/// One look at everything.
+#[derive(Debug, Clone)]
+pub(super) struct Sample {
+    /// The time of the look.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// Name of the node.
+    pub node: String,
+    /// Mappings by pod and destination.
+    pub usage: Usage,
+    /// Counters of all interfaces.
+    pub counters: Counters,
+    /// Those of each uplink.
+    pub uplinks: Vec<UplinkSample>,
+    /// Most mappings that there may be.
+    pub capacity: u64,
+    /// Ports towards one destination.
+    pub ports: u64,
+    /// What the agent wrote last; `None` if there is no report.
+    pub report: Option<Report>,
+    /// True if an agent runs.
+    pub has_agent: bool,
+    /// Runs of the programs, while they are counted.
+    pub runs: Option<Runs>,
+    /// Reason why they can't be counted.
+    pub no_runs: Option<String>,
+}
+
+/// Reads samples.
+pub(super) struct Sampler {
+    maps: Maps,
+    state_dir: StateDir,
+    counting: Option<Counting>,
+}
+
+impl Sampler {
+    /// Opens the maps.
+    ///
+    /// # Errors
+    /// Returns an error if there are none, or if they can't be read.
+    pub(super) fn open(bpffs: &Path, state_dir: StateDir) -> Result<Self> {
+        Ok(Self {
+            maps: super::open(bpffs)?,
+            state_dir,
+            counting: None,
+        })
+    }
+
+    /// Takes a sample.
+    ///
+    /// # Errors
+    /// Returns an error if a map can't be read.
+    pub(super) fn sample(&mut self, request: &Request) -> Result<Sample> {
+        let begin = Instant::now();
+        let report = Report::read(&self.state_dir).ok();
+        let (runs, no_runs) = match self.runs(request.run_time) {
+            Ok(runs) => (runs, None),
+            Err(err) => (None, Some(format!("{err:#}"))),
+        };
+        let usage = self.maps.usage(request.since, &request.watched)?;
+        Ok(Sample {
+            at: begin,
+            took: begin.elapsed(),
+            node: node_name(),
+            usage,
+            counters: self.maps.counters()?,
+            uplinks: self.uplinks(report.as_ref())?,
+            capacity: self.maps.capacity()? as u64,
+            ports: self.maps.ports_of_destination()?,
+            has_agent: self.state_dir.lock_holder().is_some(),
+            report,
+            runs,
+            no_runs,
+        })
+    }
+
+    fn runs(&mut self, are_wanted: bool) -> Result<Option<Runs>> {
+        if !are_wanted {
+            self.counting = None;
+            return Ok(None);
+        }
+        if self.counting.is_none() {
+            self.counting = Some(Counting::begin()?);
+        }
+        runs(self.maps.snat_id()?).map(Some)
+    }
+
+    fn uplinks(&self, report: Option<&Report>) -> Result<Vec<UplinkSample>> {
+        let mut uplinks = Vec::new();
+        for ifindex in self.maps.uplinks()? {
+            let known = report.and_then(|report| {
+                let mut uplinks = report.uplinks.iter();
+                uplinks.find(|uplink| uplink.ifindex == ifindex)
+            });
+            let number = self.maps.uplink(ifindex)?.number();
+            uplinks.push(UplinkSample {
+                name: known.map_or_else(|| format!("#{ifindex}"), |uplink| uplink.name.clone()),
+                counters: self
+                    .maps
+                    .counters_of(number)
+                    .context("reading the counters of an uplink")?,
+            });
+        }
+        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(uplinks)
+    }
+}
+
+/// Returns the machine's name; empty if the kernel does not tell.
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.unwrap_or_default().trim().to_owned()
+}

@@ -1,0 +1,140 @@
+//! What the tables show.
+
+use super::super::keys::{Keys, Tab};
+use super::super::numbers::{bytes, decimal, duration, grouped};
+use super::super::view::{Rates, Row, Sort, View, sort};
+use super::destination;
+use super::table::Content;
+use crate::datapath::Destination;
+use crate::terminal;
+use netdp_common::layout::{DropReason, proto};
+use std::net::IpAddr;
+
+/// Returns the table of the open tab.
+pub(super) fn content(view: &View, keys: &Keys) -> Content {
+    match keys.tab {
+        Tab::Pods => pods(view, keys),
+        Tab::Destinations => destinations(view, keys),
+        Tab::Drops => drops(view),
+        Tab::Uplinks => uplinks(view),
+    }
+}
+
+/// Returns the heads of a table of pods or destinations; the sorted column is marked.
+fn use_heads(name: &str, keys: &Keys, more: &[&str]) -> Vec<String> {
+    let mut heads = vec![name.to_owned()];
+    for (head, by) in [
+        ("MAPPINGS", Sort::Mappings),
+        ("NEW/s", Sort::New),
+        ("OUT/s", Sort::Out),
+        ("IN/s", Sort::In),
+    ] {
+        let mark = if keys.sort == by { "▾" } else { "" };
+        heads.push(format!("{head}{mark}"));
+    }
+    heads.extend(more.iter().map(|head| (*head).to_owned()));
+    heads
+}
+
+fn use_cells<K>(name: String, row: &Row<K>) -> Vec<String> {
+    vec![
+        name,
+        grouped(row.mappings),
+        decimal(row.new),
+        bytes(row.out),
+        bytes(row.input),
+    ]
+}
+
+fn pods(view: &View, keys: &Keys) -> Content {
+    let mut rows: Vec<_> = view.pods.iter().collect();
+    sort(&mut rows, keys.sort);
+    let ports = view.last.as_ref().map_or(0, |last| last.ports);
+    let cells = |row: &Row<IpAddr>| {
+        let worst = match view.worst(row.key) {
+            Some((key, used)) => {
+                let percent = (used * 100).checked_div(ports).unwrap_or(0);
+                format!("{percent} % {}", destination(&key))
+            }
+            None => "-".to_owned(),
+        };
+        let mut cells = use_cells(row.key.to_string(), row);
+        cells.push(worst);
+        cells
+    };
+    Content {
+        heads: use_heads("POD", keys, &["PORTS WORST"]),
+        rows: rows.into_iter().map(cells).collect(),
+        text_columns: &[5],
+        none: "no pod has a mapping",
+    }
+}
+
+fn destinations(view: &View, keys: &Keys) -> Content {
+    let mut rows: Vec<_> = view.destinations.iter().collect();
+    sort(&mut rows, keys.sort);
+    let ports = view.last.as_ref().map_or(0, |last| last.ports);
+    let cells = |row: &Row<Destination>| {
+        let mut cells = use_cells(destination(&row.key), row);
+        let has_ports = matches!(row.key.protocol, proto::TCP | proto::UDP);
+        let percent = (row.mappings * 100)
+            .checked_div(ports)
+            .filter(|_| has_ports);
+        cells.push(percent.map_or("-".to_owned(), |percent| format!("{percent} %")));
+        let full = view.full_in(&row.key);
+        cells.push(full.map_or("-".to_owned(), duration));
+        cells.push(row.key.seen_as.to_string());
+        cells
+    };
+    Content {
+        heads: use_heads("DESTINATION", keys, &["PORTS", "FULL IN", "SEEN AS"]),
+        rows: rows.into_iter().map(cells).collect(),
+        text_columns: &[7],
+        none: "no pod has a mapping",
+    }
+}
+
+fn drops(view: &View) -> Content {
+    let row = |(reason, count, rate): &(DropReason, u64, f64)| {
+        vec![reason.name().to_owned(), decimal(*rate), grouped(*count)]
+    };
+    Content {
+        heads: ["REASON", "NOW/s", "SO FAR"].map(str::to_owned).to_vec(),
+        rows: view.drops.iter().map(row).collect(),
+        text_columns: &[],
+        none: "nothing was dropped so far",
+    }
+}
+
+fn uplinks(view: &View) -> Content {
+    let heads = [
+        "UPLINK",
+        "MASQ/s",
+        "OUT/s",
+        "BYPASS/s",
+        "OUT/s",
+        "REPLIES/s",
+        "IN/s",
+        "NEW/s",
+        "DROP/s",
+    ];
+    let row = |(name, rates): &(String, Rates)| {
+        vec![
+            terminal::line(name).into_owned(),
+            decimal(rates.masqueraded),
+            bytes(rates.masqueraded_bytes),
+            decimal(rates.bypassed),
+            bytes(rates.bypassed_bytes),
+            decimal(rates.replies),
+            bytes(rates.replies_bytes),
+            decimal(rates.new),
+            decimal(rates.dropped),
+        ]
+    };
+    Content {
+        heads: heads.map(str::to_owned).to_vec(),
+        rows: view.uplinks.iter().map(row).collect(),
+        text_columns: &[],
+        none: "there is no uplink",
+    }
+}

@@ -1,0 +1,152 @@
+//! `netdp top` in a real terminal, and `netdp top --once`.
+
+use crate::common::clients::{Tcp, Udp, any, from_port};
+use crate::common::{Echo, SOON, World, echoes, refused};
+use anyhow::{Context as _, Result, ensure};
+use std::process::Command;
+use testbed::{output, wait_for};
+
+/// A terminal of tmux, on a server of its own.
+struct Terminal {
+    socket: String,
+}
+
+impl Terminal {
+    /// Starts a shell in a terminal of this size.
+    fn start(name: &str, columns: u16, rows: u16) -> Result<Self> {
+        let terminal = Self {
+            socket: format!("netdp-{name}-{}", std::process::id()),
+        };
+        let (columns, rows) = (columns.to_string(), rows.to_string());
+        let size = ["-x", &columns, "-y", &rows];
+        terminal.tmux(&[&["new-session", "-d"][..], &size, &["sh"]].concat())?;
+        Ok(terminal)
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new("tmux");
+        command.env("LC_ALL", "C.UTF-8").env_remove("TMUX");
+        command.args(["-u", "-f", "/dev/null", "-L", &self.socket]);
+        output(command.args(arguments))
+    }
+
+    /// Types keys, by tmux's names.
+    fn press(&self, keys: &[&str]) -> Result<()> {
+        self.tmux(&[&["send-keys"], keys].concat()).map(drop)
+    }
+
+    fn screen(&self) -> Result<String> {
+        self.tmux(&["capture-pane", "-p"])
+    }
+
+    /// Waits until the screen shows all of these words.
+    fn wait(&self, words: &[&str]) -> Result<String> {
+        let mut screen = String::new();
+        let shown = wait_for(SOON, &format!("{words:?} on the screen"), || {
+            screen = self.screen().unwrap_or_default();
+            words.iter().all(|word| screen.contains(word))
+        });
+        shown.with_context(|| format!("the screen is\n{screen}"))?;
+        Ok(screen)
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // The server may have ended with its last shell.
+        let _ = self.tmux(&["kill-server"]);
+    }
+}
+
+/// Returns the command line that runs `netdp top` for this agent.
+fn top(world: &World) -> String {
+    let command = world.agent.command(&["top", "--interval", "1"]);
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+#[test]
+fn the_screen_follows_keys_sizes_and_traffic_and_leaves_the_terminal_clean() -> Result<()> {
+    let world = World::start()?;
+    let _echo = Echo::start(&world.far)?;
+    let terminal = Terminal::start("top", 80, 24)?;
+    terminal.press(&[&top(&world), "Enter"])?;
+    terminal.wait(&["no pod has a mapping", "[1] pods", "q quit"])?;
+
+    let pod = world.pod(0);
+    let to = *echoes(&world.far).first().context("no echo")?;
+    let mut tcp = Tcp::connect(pod, from_port(40_000, to), to)?;
+    tcp.ask()?;
+    let address = pod.v4()?.to_string();
+    terminal.wait(&[&address, "mappings 1 of", "tcp 1"])?;
+    terminal.press(&["2"])?;
+    terminal.wait(&["DESTINATION", &format!("tcp {to}"), "10.1.0.10"])?;
+    terminal.press(&["/", "nothing", "Enter"])?;
+    terminal.wait(&["no row has these words", "only nothing"])?;
+    terminal.press(&["Escape"])?;
+    terminal.wait(&[&format!("tcp {to}")])?;
+    terminal.press(&["4"])?;
+    terminal.wait(&["UPLINK", "eth0"])?;
+    terminal.press(&["c"])?;
+    terminal.wait(&["ns per packet"])?;
+    terminal.press(&["?"])?;
+    terminal.wait(&["scroll"])?;
+    // Escape right before another key would be that key with Alt.
+    terminal.press(&["Escape"])?;
+    terminal.wait(&["UPLINK"])?;
+    terminal.press(&["1"])?;
+    terminal.tmux(&["resize-window", "-x", "40", "-y", "15"])?;
+    terminal.wait(&["1 pods 2 destinations", &address])?;
+    terminal.press(&["p"])?;
+    terminal.wait(&["PAUSED"])?;
+
+    terminal.press(&["C-c"])?;
+    terminal.press(&["echo exit=$?; stty -a | grep -qw icanon && echo BACK", "Enter"])?;
+    let screen = terminal.wait(&["BACK"])?;
+    let is_back = screen.contains("exit=0") && !screen.contains("PAUSED");
+    ensure!(is_back, "the shell's screen is back: {screen}");
+    let modes = terminal.tmux(&["display", "-p", "#{cursor_flag} #{alternate_on}"])?;
+    assert_eq!(
+        modes.trim(),
+        "1 0",
+        "the cursor shows, the alternate screen is left"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_terminated_screen_leaves_the_terminal_clean() -> Result<()> {
+    let world = World::start()?;
+    let terminal = Terminal::start("top-term", 80, 24)?;
+    terminal.press(&[&format!("{}; echo OVER", top(&world)), "Enter"])?;
+    terminal.wait(&["[1] pods"])?;
+    let pid = output(Command::new("pgrep").args(["-f", "-n", "top --interval 1"]))?;
+    output(Command::new("kill").args(["-TERM", pid.trim()]))?;
+    terminal.wait(&["OVER"])?;
+    let modes = terminal.tmux(&["display", "-p", "#{cursor_flag} #{alternate_on}"])?;
+    assert_eq!(modes.trim(), "1 0");
+    Ok(())
+}
+
+#[test]
+fn one_frame_is_printed_without_a_terminal_and_without_an_agent() -> Result<()> {
+    let mut world = World::start()?;
+    let _echo = Echo::start(&world.far)?;
+    let to = *echoes(&world.far).last().context("no echo")?;
+    let mut udp = Udp::connect(world.pod(0), any(to), to)?;
+    udp.ask()?;
+    world.agent.kill9()?;
+    let arguments = ["top", "--once", "--interval", "1", "--tab", "2"];
+    let frame = world.agent.netdp(&arguments)?;
+    for words in ["no agent is running", "udp 1", &format!("udp {to}")] {
+        ensure!(frame.contains(words), "{words}: {frame}");
+    }
+    ensure!(!frame.contains('\u{1b}'), "{frame:?}");
+
+    let mut elsewhere = world.bed.node.command(env!("CARGO_BIN_EXE_netdp"));
+    elsewhere.args(["top", "--once", "--bpffs", "/sys/fs/bpf/there-is-none"]);
+    let told = refused(elsewhere)?;
+    ensure!(told.contains("/sys/fs/bpf/there-is-none"), "{told}");
+    Ok(())
+}
