@@ -2,7 +2,7 @@
 
 use super::Options;
 use super::view::Sort;
-use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 /// The tabs, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,24 +15,31 @@ mod tests;
 
 use crate::datapath::Maps;
 use crate::state_dir::StateDir;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
+use crossterm::event::{self, Event, KeyEventKind};
 use keys::Keys;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::backend::TestBackend;
-use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::{DefaultTerminal, Terminal};
 use sampler::{Request, Sampler};
-use signal_hook::consts::{SIGHUP, SIGTERM};
+use signal_hook::consts::SIGTERM;
+use std::io::IsTerminal as _;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use view::View;
 
 pub(crate) use view::Sort;
 
 /// How long the screen waits for a key before it looks for a new sample.
 const POLL: Duration = Duration::from_millis(100);
+
+/// How long crossterm may take to read what was typed; without any time it reads nothing.
+const PARSE: Duration = Duration::from_millis(1);
 
 /// Size of the frame of `--once`, in columns and rows, where the terminal does not tell.
 const FRAME: (u16, u16) = (80, 24);
@@ -58,7 +65,7 @@ pub(crate) fn once(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<
     view.add(sampler.sample(&Request::default())?);
     std::thread::sleep(options.interval);
     view.add(sampler.sample(&view.request(false))?);
-    let (columns, rows) = ratatui::crossterm::terminal::size().unwrap_or(FRAME);
+    let (columns, rows) = crossterm::terminal::size().unwrap_or(FRAME);
     let size = (columns.max(40), rows.max(15));
     frame(&view, &mut Keys::new(options), size)
 }
@@ -85,18 +92,19 @@ fn frame(view: &View, keys: &mut Keys, (columns, rows): (u16, u16)) -> Result<St
 pub(crate) fn run(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<()> {
     let sampler = Sampler::open(bpffs, StateDir::at(state_dir))?;
     let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, Arc::clone(&ended)).context("registering a signal")?;
-    }
+    signal_hook::flag::register(SIGTERM, Arc::clone(&ended)).context("registering a signal")?;
     let (ask, asked) = channel();
     let (tell, told) = channel();
     let reader = std::thread::Builder::new()
         .name("netdp-top".into())
         .spawn(move || answer(sampler, &asked, &tell))
         .context("starting a thread")?;
-    let mut terminal = ratatui::try_init().context(
-        "netdp top needs a terminal; `netdp top --once` prints one frame wherever its output goes",
-    )?;
+    let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    ensure!(
+        is_terminal,
+        "netdp top needs a terminal; `netdp top --once` prints one frame wherever its output goes"
+    );
+    let mut terminal = ratatui::try_init().context("setting the terminal up")?;
     let mut screen = Screen {
         keys: Keys::new(options),
         view: View::default(),
@@ -132,9 +140,9 @@ struct Screen<'a> {
 
 impl Screen<'_> {
     fn show(&mut self, terminal: &mut DefaultTerminal, ended: &AtomicBool) -> Result<()> {
-        let mut due = Some(std::time::Instant::now());
+        let mut due = Some(Instant::now());
         loop {
-            if due.is_some_and(|due| due <= std::time::Instant::now()) && !self.keys.is_paused() {
+            if due.is_some_and(|due| due <= Instant::now()) && !self.keys.is_paused() {
                 due = None;
                 let request = self.view.request(self.keys.shows_run_time());
                 self.ask.send(request).context("the reading thread ended")?;
@@ -144,24 +152,67 @@ impl Screen<'_> {
                     let sample = sample?;
                     // A walk through very many mappings takes a while: it must not take a CPU.
                     let pause = self.options.interval.max(sample.took * 10);
-                    due = Some(std::time::Instant::now() + pause);
+                    due = Some(Instant::now() + pause);
                     self.view.add(sample);
                 }
                 Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => anyhow::bail!("the reading thread ended"),
+                Err(TryRecvError::Disconnected) => bail!("the reading thread ended"),
             }
             terminal.draw(|frame| screen::draw(frame, &self.view, &mut self.keys))?;
-            if event::poll(POLL).context("reading the keyboard")?
-                && let Event::Key(key) = event::read().context("reading the keyboard")?
-                && key.kind != KeyEventKind::Release
-            {
-                self.keys.press(key);
+            match wait_for_input()? {
+                Input::Some => self.read_keys()?,
+                Input::None => {}
+                Input::Ended => return Ok(()),
             }
             if self.keys.is_over() || ended.load(Ordering::Relaxed) {
                 return Ok(());
             }
         }
     }
+
+    /// Handles the keys that were pressed.
+    fn read_keys(&mut self) -> Result<()> {
+        while event::poll(PARSE).context("reading the keyboard")? {
+            if let Event::Key(key) = event::read().context("reading the keyboard")?
+                && key.kind != KeyEventKind::Release
+            {
+                self.keys.press(key);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a wait for input has found.
+enum Input {
+    None,
+    Some,
+    /// The terminal is gone.
+    Ended,
+}
+
+/// Waits for at most [`POLL`]. Not left to crossterm, which reads a terminal that is gone for ever.
+fn wait_for_input() -> Result<Input> {
+    let stdin = std::io::stdin();
+    let mut fds = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(POLL).context("the time to wait for a key")?;
+    match poll(&mut fds, timeout) {
+        Ok(_) => {}
+        // A changed size of the window.
+        Err(Errno::EINTR) => return Ok(Input::None),
+        Err(err) => return Err(err).context("waiting for a key"),
+    }
+    let found = fds.iter().filter_map(PollFd::revents).next();
+    let found = found.unwrap_or(PollFlags::empty());
+    Ok(
+        if found.intersects(PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL) {
+            Input::Ended
+        } else if found.contains(PollFlags::POLLIN) {
+            Input::Some
+        } else {
+            Input::None
+        },
+    )
 }
 
 /// Opens the maps, and tells where they were looked for.

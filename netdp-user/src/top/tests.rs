@@ -6,8 +6,8 @@ use super::view::{Sort, View};
 use super::{Options, frame};
 use crate::datapath::{Destination, Usage, Use};
 use crate::report::{ConfigReport, Report};
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use netdp_common::layout::{Counters, DropReason, Traffic, proto};
-use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 

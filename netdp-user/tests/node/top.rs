@@ -102,7 +102,10 @@ fn the_screen_follows_keys_sizes_and_traffic_and_leaves_the_terminal_clean() -> 
     terminal.wait(&["PAUSED"])?;
 
     terminal.press(&["C-c"])?;
-    terminal.press(&["echo exit=$?; stty -a | grep -qw icanon && echo BACK", "Enter"])?;
+    terminal.press(&[
+        "echo exit=$?; stty -a | grep -qw icanon && echo BACK",
+        "Enter",
+    ])?;
     let screen = terminal.wait(&["BACK"])?;
     let is_back = screen.contains("exit=0") && !screen.contains("PAUSED");
     ensure!(is_back, "the shell's screen is back: {screen}");
@@ -126,6 +129,29 @@ fn a_terminated_screen_leaves_the_terminal_clean() -> Result<()> {
     terminal.wait(&["OVER"])?;
     let modes = terminal.tmux(&["display", "-p", "#{cursor_flag} #{alternate_on}"])?;
     assert_eq!(modes.trim(), "1 0");
+    Ok(())
+}
+
+#[test]
+fn a_screen_whose_terminal_is_gone_ends() -> Result<()> {
+    let world = World::start()?;
+    let terminal = Terminal::start("top-gone", 80, 24)?;
+    // The shell gets the signal of the hangup, and does not pass it on.
+    terminal.press(&[&format!("trap '' HUP; exec {}", top(&world)), "Enter"])?;
+    terminal.wait(&["[1] pods"])?;
+    let pid = output(Command::new("pgrep").args(["-f", "-n", "top --interval 1"]))?;
+    let process = format!("/proc/{}", pid.trim());
+    drop(terminal);
+    wait_for(SOON, "the end of netdp top", || {
+        !std::path::Path::new(&process).exists()
+    })
+}
+
+#[test]
+fn without_a_terminal_it_says_what_to_do() -> Result<()> {
+    let world = World::start()?;
+    let told = refused(world.agent.command(&["top"]))?;
+    ensure!(told.contains("netdp top --once"), "{told}");
     Ok(())
 }
 
