@@ -15,6 +15,8 @@ mod kernels;
 mod kube;
 mod lint;
 mod make_image;
+#[cfg(feature = "full")]
+mod pictures;
 mod release;
 mod scale;
 mod setup;
@@ -96,6 +98,9 @@ enum Task {
     /// Set up, then compare netdp with plain forwarding and netfilter (as root).
     #[cfg(feature = "full")]
     Bench(bench::Options),
+    /// Set up, then draw the documentation's pictures of terminals anew (as root).
+    #[cfg(feature = "full")]
+    Pictures,
     /// Check format, lints, documentation, spelling, and licences and known vulnerabilities of
     /// dependencies.
     Lint {
@@ -165,6 +170,8 @@ fn run(task: Task) -> Result<()> {
         Task::Soak { minutes } => kube::soak(minutes),
         #[cfg(feature = "full")]
         Task::Bench(options) => bench::run(&options),
+        #[cfg(feature = "full")]
+        Task::Pictures => pictures::run(),
         Task::Lint { advisories } => lint::run(advisories),
         #[cfg(not(feature = "full"))]
         Task::Rest(arguments) => rest::run(&arguments),

@@ -4,59 +4,7 @@ use crate::common::clients::{Tcp, Udp, any, from_port};
 use crate::common::{Echo, SOON, World, echoes, refused};
 use anyhow::{Context as _, Result, ensure};
 use std::process::Command;
-use testbed::{output, wait_for};
-
-/// A terminal of tmux, on a server of its own.
-struct Terminal {
-    socket: String,
-}
-
-impl Terminal {
-    /// Starts a shell in a terminal of this size.
-    fn start(name: &str, columns: u16, rows: u16) -> Result<Self> {
-        let terminal = Self {
-            socket: format!("netdp-{name}-{}", std::process::id()),
-        };
-        let (columns, rows) = (columns.to_string(), rows.to_string());
-        let size = ["-x", &columns, "-y", &rows];
-        terminal.tmux(&[&["new-session", "-d"][..], &size, &["sh"]].concat())?;
-        Ok(terminal)
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = Command::new("tmux");
-        command.env("LC_ALL", "C.UTF-8").env_remove("TMUX");
-        command.args(["-u", "-f", "/dev/null", "-L", &self.socket]);
-        output(command.args(arguments))
-    }
-
-    /// Types keys, by tmux's names.
-    fn press(&self, keys: &[&str]) -> Result<()> {
-        self.tmux(&[&["send-keys"], keys].concat()).map(drop)
-    }
-
-    fn screen(&self) -> Result<String> {
-        self.tmux(&["capture-pane", "-p"])
-    }
-
-    /// Waits until the screen shows all of these words.
-    fn wait(&self, words: &[&str]) -> Result<String> {
-        let mut screen = String::new();
-        let shown = wait_for(SOON, &format!("{words:?} on the screen"), || {
-            screen = self.screen().unwrap_or_default();
-            words.iter().all(|word| screen.contains(word))
-        });
-        shown.with_context(|| format!("the screen is\n{screen}"))?;
-        Ok(screen)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        // The server may have ended with its last shell.
-        let _ = self.tmux(&["kill-server"]);
-    }
-}
+use testbed::{Terminal, output, wait_for};
 
 /// Returns the command line that runs `netdp top` for this agent.
 fn top(world: &World) -> String {

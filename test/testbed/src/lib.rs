@@ -41,6 +41,7 @@ mod pings;
 mod process;
 mod redis;
 mod service;
+mod terminal;
 mod tracking;
 mod workdir;
 
@@ -60,5 +61,6 @@ pub use netns::Netns;
 pub use pings::{Pinged, Pings};
 pub use process::{Running, output, wait_for, wait_some};
 pub use redis::RedisServer;
+pub use terminal::Terminal;
 pub use tracking::ensure_tracked;
 pub use workdir::WorkDir;

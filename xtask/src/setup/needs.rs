@@ -319,6 +319,13 @@ pub const ALL: &[Need] = &[
     program(&["nghttpd"], "nghttp2-server", "HTTP/2 server in tests"),
     program(&["tcpdump"], "tcpdump", "captures packets in tests"),
     program(&["tmux"], "tmux", "runs netdp top in a terminal in tests"),
+    file(
+        "python3-rich",
+        "/usr/lib/python3/dist-packages/rich",
+        "python3-rich",
+        "draws pictures of terminals for the documentation",
+        Part::Run,
+    ),
     program(&["pgrep"], "procps", "finds processes in tests"),
     program(&["ethtool"], "ethtool", "switches offloads in tests"),
     shown(
