@@ -7,9 +7,12 @@
 use crate::direction::Direction;
 use crate::layout::{
     Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
-    NodeFlow, NodeProtocol, PolicyValue, Secret, Settings, SourceKey, Traffic, Tuple, Uplink,
+    NodeFlow, NodeProtocol, PolicyValue, Reach, Secret, Settings, SourceKey, Traffic, Tuple,
+    Uplink,
 };
-use crate::slot::{AskedSlot, Key, LiveSlot, PairSlot, Place, PortMapSlot, ShareSlot, Slot};
+use crate::slot::{
+    AskedSlot, Key, LiveSlot, PairSlot, Place, PortMapSlot, ReachSlot, ShareSlot, Slot,
+};
 
 /// The reason why an entry could not be inserted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,6 +181,14 @@ pub trait Accounting {
     fn add_rule_hits(&self, index: u32, bypassed: &Traffic, flows: u64);
 }
 
+/// The counts of connections to bypassed destinations.
+pub trait Reaching {
+    /// Returns what is counted for a network ([`crate::layout::network_of`]).
+    fn lookup_reach(&self, network: &Addr) -> Option<ReachSlot>;
+    /// Begins to count for a network; may replace the least recently used.
+    fn insert_reach(&self, network: &Addr, reach: &Reach);
+}
+
 /// Flows that keep the pod's address.
 pub trait InboundFlows {
     /// Returns a flow that keeps the pod's address and that the pod has answered, by the tuple of
@@ -288,6 +299,7 @@ pub trait Env:
     + Policy
     + Mappings
     + Accounting
+    + Reaching
     + InboundFlows
     + Node
     + Ports
@@ -320,7 +332,7 @@ impl<T> Env for T where
         + Policy
         + Mappings
         + Accounting
-        + Accounting
+        + Reaching
         + InboundFlows
         + Node
         + Ports

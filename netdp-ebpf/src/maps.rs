@@ -9,9 +9,9 @@ use aya_ebpf::macros::btf_map;
 use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
     NodeFlowPorts, NodeProtocol, PAIR_BITS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue,
-    PortMapBits, PortMapOwner, RECENT as RECENT_LEN, RESERVED_WORDS, RULE_HITS as RULE_HITS_LEN,
-    RecentAt, RuleHits, SHARE_ENTRIES, Settings, Share, ShareEnded, Source, SourceKey, Traffic,
-    Tuple, UPLINK_NUMBERS, Uplink,
+    PortMapBits, PortMapOwner, REACH as REACH_LEN, RECENT as RECENT_LEN, RESERVED_WORDS,
+    RULE_HITS as RULE_HITS_LEN, Reach, RecentAt, RuleHits, SHARE_ENTRIES, Settings, Share,
+    ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS, Uplink,
 };
 
 #[btf_map]
@@ -100,6 +100,9 @@ pub static BYPASS_PAIRS: Array<Pair, { 1 << PAIR_BITS as usize }, { BPF_F_MMAPAB
 /// verified, which makes it a constant.
 #[unsafe(no_mangle)]
 pub static BYPASS_PAIR_BITS: u32 = PAIR_BITS;
+/// Which bypassed networks answer.
+#[btf_map]
+pub static REACH: LruHashMap<Addr, Reach, { REACH_LEN as usize }> = LruHashMap::new();
 /// The last IPv4 identifications of each sequence.
 #[btf_map]
 pub static IP_IDS: Array<u32, { IP_ID_SEQUENCES as usize }> = Array::new();

@@ -62,8 +62,11 @@ pub const TRAFFIC: &str = "traffic";
 pub const COUNTERS_BEFORE: &str = "counters_before";
 /// Rule → [`super::RuleHits`].
 pub const RULE_HITS: &str = "rule_hits";
-/// Slot → [`super::Pair`], per CPU.
+/// Slot of a CPU ([`super::pair_index`]) → [`super::Pair`].
 pub const BYPASS_CACHE: &str = "bypass_cache";
+
+/// Network of a destination ([`super::network_of`]) → [`super::Reach`].
+pub const REACH: &str = "reach";
 
 /// All maps: pin file name and the name in the eBPF object.
 pub const ALL: &[(&str, &str)] = &[
@@ -96,6 +99,7 @@ pub const ALL: &[(&str, &str)] = &[
     (COUNTERS_BEFORE, "COUNTERS_BEFORE"),
     (RULE_HITS, "RULE_HITS"),
     (BYPASS_CACHE, "BYPASS_PAIRS"),
+    (REACH, "REACH"),
 ];
 
 /// Maps of earlier layouts: pin file name and the name in their eBPF object.
@@ -109,4 +113,5 @@ pub const NEW: &[&str] = &[
     RULE_HITS,
     BYPASS_CACHE,
     NODE_FLOW_PORTS,
+    REACH,
 ];

@@ -10,6 +10,7 @@ use super::mapping::Mapping;
 use super::node::{NodeFlow, NodeFlowPorts, NodeProtocol};
 use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
+use super::reach::Reach;
 use super::settings::{Limits, Settings};
 use super::share::{Share, ShareEnded};
 use super::traffic::{Pair, RuleHits, Traffic};
@@ -42,14 +43,15 @@ const _: () = {
     assert!(size_of::<Traffic>() == 16);
     assert!(size_of::<RuleHits>() == 32);
     assert!(size_of::<Pair>() == 64);
+    assert!(size_of::<Reach>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod user {
     use super::{
         Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeFlowPorts,
-        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, RuleHits, Settings, Share,
-        ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
+        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, Reach, RuleHits, Settings,
+        Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -86,6 +88,7 @@ mod user {
         MacKey,
         Traffic,
         RuleHits,
-        Pair
+        Pair,
+        Reach
     );
 }

@@ -11,6 +11,7 @@ use super::lookup::{Progress, lookup_mapping};
 use super::node::needs_mapping;
 use super::origin::{is_forged, is_forged_by, key_of};
 use super::policy::{self, Decision};
+use super::reach::{self, Whose};
 use super::scope::{Opening, is_bridged, may_open, others_are_bridged, out_of_scope};
 use super::scratch::Scratch;
 use super::source::choose_source;
@@ -105,6 +106,9 @@ fn egress_flow<E: Env>(env: &E, scratch: &mut Scratch, progress: Progress) -> Ve
         if matches!(action, Action::Bypass) {
             let Tuple { src, dst, .. } = &scratch.pkt.tuple;
             policy::bypass(env, src, dst, rule);
+            if reach::is_begin(&scratch.pkt.l4) {
+                reach::count_begin(env, &scratch.pkt.tuple.dst, Whose::Pods);
+            }
             return Verdict::Pass;
         }
         if let Some(verdict) = egress_pod(env, scratch, action) {

@@ -5,6 +5,7 @@
 use super::established::apply;
 use super::lookup::{Progress, lookup_mapping};
 use super::policy::{self, Decision};
+use super::reach::{self, Whose};
 use super::scope::{begins_outside, out_of_scope};
 use super::scratch::Scratch;
 use super::{fragment, icmp_error, inbound};
@@ -40,8 +41,14 @@ fn ingress_flow<E: Env>(env: &E, pkt: &mut Packet, progress: Progress) -> Verdic
             return apply(pkt, hit);
         }
     }
-    if !env.is_local(&pkt.tuple.dst) {
+    let whose = if env.is_local(&pkt.tuple.dst) {
+        Whose::Nodes
+    } else {
         ingress_forwarded(env, pkt);
+        Whose::Pods
+    };
+    if reach::is_answer(&pkt.l4) {
+        reach::count_answer(env, &pkt.tuple.src, whose);
     }
     env.count_packet(|c| &mut c.ingress_passed);
     Verdict::Pass

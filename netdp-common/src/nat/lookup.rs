@@ -32,7 +32,8 @@ pub fn fast_path<E: Env>(
     l3_offset: u32,
     direction: Direction,
 ) -> Option<Hit> {
-    if passes(env, &fast.src(), &fast.dst(), direction) {
+    // What begins a connection, or answers, is counted on the slow path.
+    if !fast.has_syn() && passes(env, &fast.src(), &fast.dst(), direction) {
         return Some(Hit::Bypassed);
     }
     // In memory, because map keys have to be there.

@@ -21,6 +21,7 @@ mod node;
 mod origin;
 pub(crate) mod policy;
 pub mod ports;
+mod reach;
 mod scope;
 pub mod scratch;
 mod search;

@@ -1,6 +1,7 @@
 //! Traffic of the node itself: its records, and collisions with pods' mappings.
 
 use super::evict;
+use super::reach::{self, Whose};
 use super::scratch::Scratch;
 use super::traffic;
 use crate::env::Env;
@@ -36,8 +37,12 @@ pub(super) fn needs_mapping<E: Env>(env: &E, scratch: &mut Scratch, action: Acti
         None => {
             let found_by_lookup = matches!(pkt.tuple.proto, proto::TCP | proto::UDP);
             let found = found_by_lookup && env.is_sent_by_socket();
-            if !matches!(action, Action::Bypass) && !found {
-                record_flow(env, pkt, &wire);
+            if !matches!(action, Action::Bypass) {
+                if !found {
+                    record_flow(env, pkt, &wire);
+                }
+            } else if reach::is_begin(&pkt.l4) {
+                reach::count_begin(env, &pkt.tuple.dst, Whose::Nodes);
             }
             false
         }

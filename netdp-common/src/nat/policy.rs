@@ -110,6 +110,7 @@ pub fn passes<E: Env>(env: &E, src: &Addr, dst: &Addr, direction: Direction) -> 
 pub(super) fn cache_bypass<E: Env>(env: &E, pod: &Addr, peer: &Addr, rule: u32) -> bool {
     if is_cache_valid(env)
         && let Some(pair) = slot_of(env, pod, peer)
+        && !pair.is_of(pod, peer, env.epoch())
     {
         replace(env, pair, (pod, peer), env.epoch(), rule);
     }

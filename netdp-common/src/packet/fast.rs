@@ -4,11 +4,12 @@
 use super::bytes::Bytes;
 use super::hash::quick_hash;
 use super::parse::{ETH_P_IP, ETH_P_IPV6, set_ports};
-use super::parsed::{FIN, KEEP_IP_ID, L4, Packet, RST, TcpSegment};
+use super::parsed::{FIN, KEEP_IP_ID, L4, Packet, RST, SYN, TcpSegment};
 use crate::layout::{Addr, Family, Tuple, proto};
 
 /// Returns the addresses of a packet if nothing else can affect the decision on a bypassed pair: no
-/// fragment, no ICMP, and for IPv6, TCP or UDP directly after the header. `None` for all others.
+/// fragment, no ICMP, and for IPv6, TCP or UDP directly after the header. `None` for all others, and
+/// for TCP segments with a SYN or a RST right after the header, which are counted.
 #[inline(always)]
 pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Option<(Addr, Addr)> {
     let at = l3_offset as usize;
@@ -21,7 +22,10 @@ pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Opt
                 && len >= 20
                 && (total == 0 || total >= len)
                 && w1 & 0x3fff == 0
-                && w2 >> 16 & 0xff != proto::ICMP;
+                && w2 >> 16 & 0xff != proto::ICMP
+                && !(w0 >> 24 == 0x45
+                    && w2 >> 16 & 0xff == proto::TCP
+                    && has_syn_or_rst(bytes, at + 20));
             plain.then(|| (Addr::from_v4_word(src), Addr::from_v4_word(dst)))
         }
         ETH_P_IPV6 => {
@@ -34,10 +38,20 @@ pub fn peek<B: Bytes + ?Sized>(bytes: &B, ethertype: u16, l3_offset: u32) -> Opt
             let plain = u32::from_be(w0) >> 28 == 6
                 && matches!(next, proto::TCP | proto::UDP)
                 && !src.is_v4()
-                && !dst.is_v4();
+                && !dst.is_v4()
+                && !(next == proto::TCP && has_syn_or_rst(bytes, at + 40));
             plain.then_some((src, dst))
         }
         _ => None,
+    }
+}
+
+/// Reports whether the TCP header at an offset has a SYN or a RST.
+#[inline(always)]
+fn has_syn_or_rst<B: Bytes + ?Sized>(bytes: &B, at: usize) -> bool {
+    match bytes.words::<1>(at + 12) {
+        Some([flags]) => u32::from_be(flags) >> 16 & (SYN | RST) as u32 != 0,
+        None => false,
     }
 }
 
@@ -93,6 +107,16 @@ impl FastPacket {
     #[must_use]
     pub const fn dst(&self) -> Addr {
         Addr::from_v4_word(self.dst)
+    }
+
+    /// Reports whether it is a TCP segment with a SYN.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_syn(&self) -> bool {
+        match self.l4 {
+            L4::Tcp(segment) => segment.flags & SYN != 0,
+            _ => false,
+        }
     }
 
     /// Returns the tuple, with ids in host byte order.

@@ -21,6 +21,7 @@ mod modes;
 mod moves;
 mod ports;
 mod race;
+mod reach;
 mod reload;
 mod scope;
 mod security;

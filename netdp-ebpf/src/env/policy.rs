@@ -2,18 +2,20 @@
 
 use super::TcEnv;
 use crate::maps::{
-    BYPASS_PAIR_BITS, BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, SOURCE_BITS, SOURCES,
+    BYPASS_PAIR_BITS, BYPASS_PAIRS, LOCAL_ADDRS, POLICY_0, POLICY_1, REACH, SOURCE_BITS, SOURCES,
 };
 use crate::{cache, fib};
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::btf_maps::lpm_trie::Key as TrieKey;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::btf_map;
-use netdp_common::env::{EgressRoute, Interface as _, Masqueraded, PodRoute, Policy, Routes};
-use netdp_common::layout::{
-    Addr, Family, PolicyValue, SOURCE_ANY_IP, SourceKey, Tuple, pair_index,
+use netdp_common::env::{
+    EgressRoute, Interface as _, Masqueraded, PodRoute, Policy, Reaching, Routes,
 };
-use netdp_common::slot::PairSlot;
+use netdp_common::layout::{
+    Addr, Family, PolicyValue, Reach, SOURCE_ANY_IP, SourceKey, Tuple, pair_index,
+};
+use netdp_common::slot::{PairSlot, ReachSlot};
 
 /// The route of the current packet.
 #[btf_map]
@@ -65,6 +67,21 @@ impl Policy for TcEnv<'_> {
     #[inline(always)]
     fn cache_masqueraded(&self, pod: &Addr, peer: &Addr, epoch: u32, known: Masqueraded) {
         cache::insert_masqueraded(pod, peer, epoch, self.ingress_ifindex(), known);
+    }
+}
+
+impl Reaching for TcEnv<'_> {
+    #[inline(always)]
+    fn lookup_reach(&self, network: &Addr) -> Option<ReachSlot> {
+        // SAFETY: a map value, which stays readable and writable while the program runs.
+        let reach = REACH.get_ptr_mut(network)?;
+        Some(unsafe { ReachSlot::new(reach) })
+    }
+
+    #[inline(always)]
+    fn insert_reach(&self, network: &Addr, reach: &Reach) {
+        // The map evicts its least recently used entry.
+        let _ = REACH.insert(network, reach, 0);
     }
 }
 

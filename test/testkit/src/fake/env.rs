@@ -4,15 +4,15 @@ use super::state::{Fake, Origin, RECENT};
 use netdp_common::direction::Direction;
 use netdp_common::env::{
     Accounting, BoundedLoop, Clock, Config, Counting, EgressRoute, Fragments, InboundFlows,
-    InsertError, Interface, Mappings, Masqueraded, Node, PodRoute, Policy, Ports, Routes,
+    InsertError, Interface, Mappings, Masqueraded, Node, PodRoute, Policy, Ports, Reaching, Routes,
 };
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Family, Fragment, Inbound, Limits, Live, Mapping,
     NodeFlow, NodeProtocol, PAIR_BITS, POLICY_WAS_BYPASSED, PORT_MAP_WORDS, Pair, PolicyValue,
-    PortMapBits, PortMapOwner, Settings, SourceKey, Traffic, Tuple, Uplink,
+    PortMapBits, PortMapOwner, Reach, Settings, SourceKey, Traffic, Tuple, Uplink,
 };
 use netdp_common::packet::Packet;
-use netdp_common::slot::{AskedSlot, LiveSlot, PairSlot, PortMapSlot, ShareSlot, Slot};
+use netdp_common::slot::{AskedSlot, LiveSlot, PairSlot, PortMapSlot, ReachSlot, ShareSlot, Slot};
 use std::cell::UnsafeCell;
 
 /// Index of an interface behind which other pods are.
@@ -418,6 +418,20 @@ impl Fragments for Fake {
         let id = ip_ids.entry(sequence).or_insert(0xfffd);
         *id = (*id + 1) & 0xffff;
         *id
+    }
+}
+
+impl Reaching for Fake {
+    fn lookup_reach(&self, network: &Addr) -> Option<ReachSlot> {
+        let counted = self.reach.borrow();
+        let cell = counted.get(network)?;
+        // SAFETY: the value is never removed and lives as long as the fake.
+        Some(unsafe { ReachSlot::new(cell.get()) })
+    }
+
+    fn insert_reach(&self, network: &Addr, reach: &Reach) {
+        let cell = Box::new(UnsafeCell::new(*reach));
+        self.reach.borrow_mut().insert(*network, cell);
     }
 }
 

@@ -9,8 +9,8 @@ use netdp_common::flow::ticks;
 use netdp_common::layout::{
     Action, Addr, Counters, DropReason, Endpoint, Fragment, Half, Inbound, LAYOUT, Limits, Live,
     NO_LEAK_DROP, NodeFlow, NodeProtocol, PORT_RANGES, Pair, PortMapBits, PortMapOwner, PortRange,
-    RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Traffic, Tuple, UPLINK_V4,
-    UPLINK_V6, Uplink,
+    Reach, RuleHits, SETTING_IPV6, Settings, Share, ShareEnded, SourceKey, Traffic, Tuple,
+    UPLINK_V4, UPLINK_V6, Uplink, network_of,
 };
 use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet;
@@ -113,6 +113,7 @@ pub struct Fake {
     pub bypassed_before: HashSet<Addr>,
     /// The slots of the bypass cache that were looked up.
     pub(super) pairs: Cells<u32, Pair>,
+    pub(super) reach: Cells<Addr, Reach>,
     /// The traffic that was carried over from halves.
     pub traffic: RefCell<HashMap<Tuple, Traffic>>,
     pub traffic_capacity: usize,
@@ -242,6 +243,7 @@ impl Fake {
             policy: Vec::new(),
             bypassed_before: HashSet::new(),
             pairs: RefCell::default(),
+            reach: RefCell::default(),
             traffic: RefCell::default(),
             traffic_capacity: 1_000,
             rule_hits: RefCell::default(),
@@ -290,6 +292,14 @@ impl Fake {
 
     pub fn fragments_len(&self) -> usize {
         self.fragments.iter().map(|side| side.borrow().len()).sum()
+    }
+
+    /// Returns what is counted for the network of a destination.
+    pub fn reach(&self, destination: &Addr) -> Option<Reach> {
+        let counted = self.reach.borrow();
+        let cell = counted.get(&network_of(destination))?;
+        // SAFETY: nothing writes at the same time.
+        Some(unsafe { *cell.get() })
     }
 
     /// Returns the pairs in the bypass cache.
