@@ -22,6 +22,7 @@ mod limits;
 mod model_walks;
 mod node;
 mod random;
+mod reach;
 mod refusals;
 mod reload;
 mod restart;
