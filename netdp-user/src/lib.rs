@@ -27,6 +27,7 @@ mod pod;
 mod prefixes;
 mod private;
 mod programs;
+mod reach;
 mod report;
 mod requirements;
 mod rights;

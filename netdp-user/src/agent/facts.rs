@@ -10,6 +10,7 @@ use crate::datapath::{Kernel, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
+use crate::reach::Finding;
 use crate::report::UplinkReport;
 use crate::requirements::NoEbpf;
 use crate::sources::kube::ConfigMapRef;
@@ -80,6 +81,8 @@ pub(super) struct Facts<'a> {
     pub repairs: u64,
     /// Fault found by the last self-check.
     pub fault: Option<&'a String>,
+    /// Bypassed networks that do not answer pods.
+    pub reach: &'a [Finding],
     /// Reasons why the node was not ready, as last published.
     pub unready: &'a [String],
 }
@@ -121,6 +124,7 @@ impl Agent {
             ephemeral: self.guard.ephemeral.as_ref(),
             repairs: self.guard.repairs,
             fault: self.publisher.fault.as_ref(),
+            reach: &self.reach.findings,
             unready: &self.publisher.unready,
         }
     }

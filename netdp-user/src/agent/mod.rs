@@ -23,6 +23,7 @@ mod pins;
 mod program_log;
 mod programs_ahead;
 mod publish;
+mod reach;
 mod readiness;
 mod ready;
 mod reload;
@@ -143,6 +144,7 @@ struct Agent {
     node: node::Node,
     guard: guard::Guard,
     no_address: no_address::NoAddress,
+    reach: reach::Reach,
 }
 
 impl Agent {
@@ -210,6 +212,7 @@ impl Agent {
                     self.retry_chains();
                     self.retry_unknown();
                     self.mark_conntrack();
+                    self.judge_networks();
                     self.publish_status();
                 }
             }

@@ -103,6 +103,7 @@ impl Agent {
         }
         let facts = self.facts();
         let (unready, notes) = (facts.reasons(), facts.notes());
+        let no_way_back = facts.no_way_back();
         let changed = unready != self.publisher.unready;
         self.publisher.unready.clone_from(&unready);
         if self
@@ -136,6 +137,7 @@ impl Agent {
                 .map(|(drop, reason, _)| (reason, counters.drops.get(drop)))
                 .into(),
             notes,
+            no_way_back,
             gone: some(&self.publisher.gone),
             unready,
             losses: self.guard.losses,

@@ -4,6 +4,7 @@ use super::facts::Facts;
 use super::findings::Flag;
 use super::memory::{Memory, to_be_missed};
 use crate::config::Rule;
+use crate::reach::Verdict;
 use crate::report::{ConfigReport, Report, RuleReport};
 
 impl Facts<'_> {
@@ -43,6 +44,7 @@ impl Facts<'_> {
             unpinned: self.unpinned.cloned(),
             fleeting: self.ephemeral.cloned(),
             repairs: self.repairs,
+            reach: self.reach.to_vec(),
         }
     }
 
@@ -73,6 +75,13 @@ impl Facts<'_> {
             placed: self.placed.clone(),
             ready_file: self.identity.ready_file.clone(),
         }
+    }
+
+    /// Returns the bypassed networks that have no way back to pods.
+    pub(super) fn no_way_back(&self) -> Vec<String> {
+        let found = self.reach.iter();
+        let found = found.filter(|finding| finding.verdict == Verdict::NoWayBack);
+        found.map(|finding| finding.network.to_string()).collect()
     }
 
     /// Returns the uplinks or chains on which the policy is in force.
@@ -188,6 +197,7 @@ pub(super) mod tests {
                 ephemeral: None,
                 repairs: 0,
                 fault: self.fault.as_ref(),
+                reach: &[],
                 unready: &[],
             }
         }

@@ -3,7 +3,7 @@
 use super::modes::{Ebpf, Engine};
 use super::{
     Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
-    monitor, no_address, node, publish, ready,
+    monitor, no_address, node, publish, reach, ready,
 };
 use crate::config;
 use crate::control::Control;
@@ -74,6 +74,7 @@ impl Agent {
             attached: Vec::new(),
             memory,
             engine,
+            reach: reach::Reach::after(&state_dir),
             state_dir,
             snapshot: Snapshot::default(),
             lost_addresses: lost_addresses::LostAddresses::default(),

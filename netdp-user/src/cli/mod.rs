@@ -12,6 +12,7 @@ mod policy;
 mod reference;
 mod run;
 mod shell;
+mod suggest;
 mod values;
 
 use crate::agent;
@@ -30,6 +31,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
+use suggest::{Probe, Suggest};
 
 /// eBPF egress masquerading (SNAT) agent for Kubernetes nodes.
 #[derive(Debug, Parser)]
@@ -55,6 +57,12 @@ enum Command {
     /// Show the findings of shadow mode.
     #[command(subcommand)]
     Shadow(ShadowCommand),
+    /// Suggest which bypassed networks to masquerade: those that answer the node, and not pods. Exits
+    /// with 0 if there are any, with 1 if there are none, with 2 if that is unknown. Changes nothing.
+    Suggest(Suggest),
+    /// Open TCP connections from the node's own address, for netdp suggest to compare with. Exits
+    /// with 0 if one was answered, with 1 if none was.
+    Probe(Probe),
     /// Show the configuration in force on each node of a Kubernetes cluster.
     Fleet(Fleet),
     /// Remove programs, pins and maps, which ends all mappings.
@@ -194,6 +202,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Completion(completion) => completion.run(),
         Command::Man(pages) => pages.run(),
         Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
+        Command::Suggest(suggest) => return Ok(suggest.run()),
+        Command::Probe(probe) => return Ok(probe.run()),
     }
     .map(|()| ExitCode::SUCCESS)
 }
@@ -205,8 +215,13 @@ impl Command {
             Self::Status(show) | Self::Flows(show) => Some(&show.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
+            Self::Suggest(suggest) => Some(&suggest.paths),
             Self::Detach(detach) => Some(&detach.paths),
-            Self::Config(_) | Self::Fleet(_) | Self::Completion(_) | Self::Man(_) => None,
+            Self::Config(_)
+            | Self::Probe(_)
+            | Self::Fleet(_)
+            | Self::Completion(_)
+            | Self::Man(_) => None,
         }
     }
 }

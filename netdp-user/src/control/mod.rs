@@ -97,6 +97,8 @@ pub struct AgentStatus {
     pub refused: BTreeMap<&'static str, u64>,
     /// Ongoing conditions that need the operator's attention.
     pub notes: Vec<Note>,
+    /// Bypassed networks that have no way back to pods.
+    pub no_way_back: Vec<String>,
     /// Reasons why the node is not ready; empty if it is.
     pub unready: Vec<String>,
     /// Number of times that programs were found detached.

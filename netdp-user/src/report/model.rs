@@ -4,6 +4,7 @@ use crate::datapath::{Attached, Kernel, Mechanism, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
+use crate::reach::Finding;
 use crate::requirements::NoEbpf;
 use crate::state_dir::StateDir;
 use crate::uplinks::MissingAddress;
@@ -106,6 +107,9 @@ pub struct Report {
     /// Number of times that the agent restored missing programs or pins.
     #[serde(default)]
     pub repairs: u64,
+    /// Bypassed networks that do not answer pods, in eBPF mode.
+    #[serde(default)]
+    pub reach: Vec<Finding>,
 }
 
 /// The report's name in the state directory.

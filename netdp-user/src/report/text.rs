@@ -174,6 +174,10 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     for what in &report.detours {
         writeln!(out, "detour     {what}")?;
     }
+    for finding in &report.reach {
+        let code = finding.verdict.code().unwrap_or_default();
+        writeln!(out, "reach      {code} {}", finding.describe())?;
+    }
     if let Some(node) = &report.node {
         writeln!(out, "node ports {}", node.line())?;
         for what in &node.not_kept {

@@ -121,6 +121,9 @@ fn make_traffic(bed: &Bed) -> anyhow::Result<Vec<EchoClient>> {
     assert_eq!(seen.ip(), bed.uplinks[0].v4()?, "not masqueraded");
     udp_ask(pod, 0, (server.v4()?, 7), SOON)?;
     pod.run(&["ping", "-c1", "-W30", "203.0.113.10"])?;
+    // Bypassed.
+    let near = bed.neighbour(0, &["10.1.0.20/16"])?;
+    pod.run(&["ping", "-c1", "-W30", &near.v4()?.to_string()])?;
     // 10.1.0.0/29 is masqueraded, so that this flow needs a record.
     let mut inwards = EchoClient::connect(&neighbour, (pod.v4()?, 7), SOON)?;
     let seen = inwards.ask()?;

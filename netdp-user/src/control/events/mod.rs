@@ -5,6 +5,7 @@
 //! there is one Event, created by the first node, and not one for each node.
 
 mod budget;
+mod hourly;
 
 use super::{AgentStatus, Note, REFUSALS};
 use crate::pod;
@@ -12,6 +13,7 @@ use crate::sources::kube::{
     ApiError, ApiErrorKind, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, random,
 };
 use budget::Budget;
+use hourly::Hourly;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -67,6 +69,7 @@ pub(super) async fn publish(
         held_back: false,
         waiting: VecDeque::new(),
         ongoing: Ongoing::default(),
+        hourly: Hourly::default(),
         has_unpublished: false,
         pause: PAUSES.0,
         throttle,
@@ -85,6 +88,7 @@ pub(super) async fn publish(
             publisher.queue(&draft);
         }
         publisher.queue_ongoing(&now.notes);
+        publisher.queue_no_way_back(&now);
         publisher.post_waiting().await;
         before = now;
     }
@@ -216,6 +220,23 @@ fn about_config(before: &AgentStatus, now: &AgentStatus, found: &mut Vec<EventDr
     }
 }
 
+/// Drafts the Event about a network without a way back to pods: on the first ConfigMap, whose list is
+/// wrong, or on the Node if there is none. The message has no counts, so that all nodes of a cluster
+/// make one Event.
+fn no_way_back(network: &str, maps: &[ConfigMapRef]) -> EventDraft {
+    EventDraft {
+        involved: maps
+            .first()
+            .map_or(Involved::Node, |map| Involved::Map(map.clone())),
+        kind: "Warning",
+        reason: "NoWayBackToPods",
+        message: format!(
+            "{network} is bypassed, answers the node and does not answer pods: it has no way back to \
+             their addresses; netdp suggest prints what to change"
+        ),
+    }
+}
+
 impl AgentStatus {
     /// Describes the configuration in force, for Events about a configuration.
     fn in_force(&self) -> String {
@@ -266,6 +287,7 @@ struct Publisher<'a> {
     /// report.
     waiting: VecDeque<Event>,
     ongoing: Ongoing,
+    hourly: Hourly,
     /// Set if the budget did not suffice for all ongoing conditions.
     has_unpublished: bool,
     /// Pause before waiting Events are retried.
@@ -326,6 +348,16 @@ impl Publisher<'_> {
                 self.ongoing.record(reason, texts);
             } else {
                 self.has_unpublished = true;
+            }
+        }
+    }
+
+    /// Queues Events about networks without a way back to pods.
+    fn queue_no_way_back(&mut self, status: &AgentStatus) {
+        let now = Instant::now();
+        for network in self.hourly.due(&status.no_way_back, now) {
+            if self.queue(&no_way_back(network, &status.maps)) {
+                self.hourly.record(network, now);
             }
         }
     }

@@ -164,3 +164,12 @@ fn what_lasts_is_said_once_and_again_if_it_comes_back() {
     assert!(ongoing.unpublished(&all[1..]).is_empty());
     assert_eq!(ongoing.unpublished(&[one])["NoAddress"], ["eth0"]);
 }
+
+#[test]
+fn a_network_without_a_way_back_is_told_of_its_config_map_or_the_node() {
+    let of_map = no_way_back("10.2.0.0/24", &[map("a"), map("b")]);
+    assert_eq!(of_map.involved, Involved::Map(map("a")));
+    assert!(of_map.message.starts_with("10.2.0.0/24 is bypassed"));
+    assert_eq!(of_map.reason, "NoWayBackToPods");
+    assert_eq!(no_way_back("10.2.0.0/24", &[]).involved, Involved::Node);
+}

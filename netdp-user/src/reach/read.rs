@@ -1,0 +1,33 @@
+//! Reading of the counts from the pinned maps.
+
+use super::counts::{Counts, Observed, network};
+use crate::datapath;
+use anyhow::Result;
+use std::path::Path;
+
+/// Returns what the programs have counted by network; `None` if the pins are of a version that does
+/// not count it.
+///
+/// # Errors
+/// Returns an error if a map can't be opened or read.
+pub(crate) fn read(bpffs: &Path) -> Result<Option<Observed>> {
+    let mut observed = Observed::new();
+    // Pairs first: what leaves meanwhile is then rather an attempt than a further packet.
+    let mut packets = Observed::new();
+    datapath::for_each_pair(bpffs, |pair| {
+        let counts = packets.entry(network(pair.peer.into())).or_default();
+        counts.pod_packets += pair.hits.packets;
+    })?;
+    let is_there = datapath::for_each_reach(bpffs, |first, reach| {
+        let network = network(first);
+        let counts = Counts {
+            pod_new: reach.pod_new.into(),
+            pod_answered: reach.pod_answered.into(),
+            pod_packets: packets.get(&network).map_or(0, |it| it.pod_packets),
+            node_new: reach.node_new.into(),
+            node_answered: reach.node_answered.into(),
+        };
+        observed.insert(network, counts);
+    })?;
+    Ok(is_there.then_some(observed))
+}
