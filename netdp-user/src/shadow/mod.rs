@@ -6,6 +6,7 @@
 mod compare;
 mod netfilter;
 mod observe;
+mod reach;
 mod report;
 mod routes;
 

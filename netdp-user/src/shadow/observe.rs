@@ -2,8 +2,10 @@
 
 use super::compare::{Comparison, Expected, Node, compare};
 use super::netfilter::NatTables;
+use super::reach::Attempts;
 use super::report::{Example, ShadowReport};
 use super::routes::Routes;
+use crate::config::RuleAction;
 use crate::nf_conntrack::{Conntrack, EventBatch, Events, Flow, NfTuple};
 use crate::state_dir::StateDir;
 use crate::time::now;
@@ -60,7 +62,7 @@ impl Shadow {
         )?;
         let observer = Observer {
             shared: Arc::clone(&shared),
-            state_dir,
+            state_dir: state_dir.clone(),
             events,
             conntrack,
             routes: Routes::open()?,
@@ -71,6 +73,7 @@ impl Shadow {
             seen: before.iter().map(key).collect(),
             pruned: before.len(),
             early: HashSet::new(),
+            attempts: Attempts::after(&state_dir),
             report: ShadowReport::default(),
         };
         let thread = std::thread::Builder::new()
@@ -100,7 +103,8 @@ impl Drop for Shadow {
     }
 }
 
-type Key = (u8, NfTuple);
+/// A connection: its protocol and original tuple.
+pub(super) type Key = (u8, NfTuple);
 
 fn key(flow: &Flow) -> Key {
     (flow.protocol, flow.original)
@@ -123,6 +127,8 @@ struct Observer {
     pruned: usize,
     /// Connections compared from a dump: an event about them may still arrive.
     early: HashSet<Key>,
+    /// Connections to bypassed networks.
+    attempts: Attempts,
     report: ShadowReport,
 }
 
@@ -161,6 +167,9 @@ impl Observer {
             if full || (silent && dumped.elapsed() >= DUMP_EVERY) {
                 self.compare_dump();
                 dumped = Instant::now();
+            }
+            if self.attempts.is_due(Instant::now()) {
+                self.settle_attempts();
             }
             let due = last || written_at.elapsed() >= POLL_INTERVAL;
             if due && self.node.is_some() && self.report != written {
@@ -236,6 +245,18 @@ impl Observer {
         self.pruned = self.seen.len();
     }
 
+    /// Counts the connections to bypassed networks whose result is known by now.
+    fn settle_attempts(&mut self) {
+        let settled = self.conntrack.dump().and_then(|flows| {
+            let flows = flows.iter().map(|flow| (key(flow), flow));
+            self.attempts.settle(flows, Instant::now(), now());
+            self.attempts.save(&self.state_dir)
+        });
+        if let Err(err) = settled {
+            log::warn!("counting answers: {err:#}");
+        }
+    }
+
     fn compare(&mut self, flow: &Flow) {
         let Some(node) = self.node.as_ref().filter(|_| !flow.is_mark()) else {
             return;
@@ -246,6 +267,15 @@ impl Observer {
             .cache
             .entry((from, to, is_ah))
             .or_insert_with(|| Expected::of(flow, node, &mut self.routes));
+        let is_tcp = u32::from(flow.protocol) == proto::TCP && !flow.picked_up;
+        if is_tcp
+            && expected.leaves
+            && !flow.is_masqueraded()
+            && node.config.decide(to).action == RuleAction::Bypass
+        {
+            let own = node.local.contains(&from);
+            self.attempts.begin(key(flow), to, own, Instant::now());
+        }
         match compare(flow, expected, node, &mut self.tables) {
             Comparison::Agrees(how) => self.report.record_agreement(how),
             Comparison::Differs { netdp, netfilter } => {
