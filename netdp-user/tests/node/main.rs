@@ -42,6 +42,7 @@ mod orphans;
 mod outside;
 mod ports;
 mod private_files;
+mod reach;
 mod reload;
 mod shadow;
 mod sources;
