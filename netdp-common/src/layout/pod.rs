@@ -12,7 +12,7 @@ use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
 use super::settings::{Limits, Settings};
 use super::share::{Share, ShareEnded};
-use super::traffic::{Pair, RuleHits, Traffic};
+use super::traffic::{Pair, RuleEnded, RuleHits, Traffic};
 use super::tuple::Tuple;
 use super::uplink::{MacKey, Source, SourceKey, Uplink};
 
@@ -41,6 +41,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 176 + 8 * DropReason::ALL.len());
     assert!(size_of::<Traffic>() == 16);
     assert!(size_of::<RuleHits>() == 32);
+    assert!(size_of::<RuleEnded>() == 24);
     assert!(size_of::<Pair>() == 56);
 };
 
@@ -48,8 +49,8 @@ const _: () = {
 mod user {
     use super::{
         Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeFlowPorts,
-        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, RuleHits, Settings, Share,
-        ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
+        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, RuleEnded, RuleHits, Settings,
+        Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -86,6 +87,7 @@ mod user {
         MacKey,
         Traffic,
         RuleHits,
+        RuleEnded,
         Pair
     );
 }
