@@ -180,7 +180,8 @@ impl Agent {
             self.end_withheld();
         }
         let on_reload = self.options.setup.on_reload;
-        if repolicied && on_reload != OnReload::Sticky {
+        if repolicied {
+            // Also where no mapping ends: counts follow the policy.
             self.sweep(SweepCause::Change);
         }
         if repolicied {

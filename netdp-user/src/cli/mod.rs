@@ -11,6 +11,7 @@ mod policy;
 #[cfg(test)]
 mod reference;
 mod run;
+mod show_policy;
 mod values;
 
 use crate::agent;
@@ -24,6 +25,7 @@ use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
 use run::Run;
+use show_policy::ShowPolicy;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -44,6 +46,9 @@ enum Command {
     Status(Show),
     /// List the live mappings.
     Flows(Show),
+    /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
+    /// with 2 if there is no datapath.
+    Policy(Box<ShowPolicy>),
     /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -131,6 +136,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             show.output == Output::Json,
         ),
         Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
+        Command::Policy(policy) => return Ok(or_trouble(policy.run().map(|()| ExitCode::SUCCESS))),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
             fleet.access.kubeconfig.as_deref(),
@@ -151,6 +157,7 @@ impl Command {
         match self {
             Self::Run(run) => Some(&run.paths),
             Self::Status(show) | Self::Flows(show) => Some(&show.paths),
+            Self::Policy(policy) => Some(&policy.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Detach(detach) => Some(&detach.paths),
             Self::Config(_) | Self::Fleet(_) => None,
@@ -170,13 +177,18 @@ impl Show {
                 eprintln!("netdp: no connection seen yet");
                 ExitCode::from(2)
             }
-            Err(err) => {
-                let message = format!("{err:#}");
-                eprintln!("netdp: error: {}", terminal::lines(&message));
-                ExitCode::from(2)
-            }
+            Err(err) => or_trouble(Err(err)),
         }
     }
+}
+
+/// Returns a command's exit status; on an error, after a message, 2, as that of `diff`.
+fn or_trouble(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|err| {
+        let message = format!("{err:#}");
+        eprintln!("netdp: error: {}", terminal::lines(&message));
+        ExitCode::from(2)
+    })
 }
 
 fn init_log(level: LogLevel) {
@@ -217,6 +229,25 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Checks that the examples in the help of each command are command lines that it accepts.
+    #[test]
+    fn examples_in_help_are_valid() {
+        let mut found = 0;
+        for command in Cli::command().get_subcommands() {
+            let examples = command.get_after_help().map(ToString::to_string);
+            for line in examples.unwrap_or_default().lines() {
+                if let Some(example) = line.trim().strip_prefix("netdp ") {
+                    let args = ["netdp"].into_iter().chain(example.split_whitespace());
+                    let parsed = Cli::try_parse_from(args);
+                    assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
+                    assert!(example.starts_with(command.get_name()), "{example}");
+                    found += 1;
+                }
+            }
+        }
+        assert!(found >= 3);
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn entries(rules: &[PolicyRule]) -> Entries {
 }
 
 /// Returns the key of a prefix: IPv4 lies below `::ffff:0:0/96`.
-fn prefix(net: &IpNet) -> Prefix {
+pub(super) fn prefix(net: &IpNet) -> Prefix {
     let len = u32::from(net.prefix_len());
     let len = match net {
         IpNet::V4(_) => len + 96,

@@ -79,6 +79,24 @@ pub(crate) struct NumberedPolicy {
 }
 
 impl NumberedPolicy {
+    /// Creates a policy of masquerading rules: prefixes and numbers.
+    #[cfg(test)]
+    pub(crate) fn of(generation: u32, since: Option<u32>, rules: &[(&str, u32)]) -> Self {
+        let entry = |&(prefix, rule): &(&str, u32)| {
+            let value = PolicyValue {
+                action: netdp_common::layout::Action::Masquerade as u32,
+                rule,
+            };
+            let net: IpNet = prefix.parse().unwrap();
+            (policy::prefix(&net), value)
+        };
+        Self {
+            generation,
+            since,
+            entries: Arc::new(rules.iter().map(entry).collect()),
+        }
+    }
+
     /// Returns the prefixes of the rules, with action and number. Destinations outside all of them
     /// are decided about by no rule.
     pub(crate) fn rules(&self) -> impl Iterator<Item = (IpNet, PolicyValue)> {

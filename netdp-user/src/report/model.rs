@@ -124,7 +124,7 @@ impl Report {
     ///
     /// # Errors
     /// Returns an error if the file does not exist or cannot be parsed.
-    pub(super) fn read(state_dir: &StateDir) -> Result<Self> {
+    pub(crate) fn read(state_dir: &StateDir) -> Result<Self> {
         state_dir.read_json(FILE)
     }
 }
