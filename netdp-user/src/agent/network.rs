@@ -181,8 +181,11 @@ impl Agent {
         }
         let on_reload = self.options.setup.on_reload;
         if repolicied {
-            // Also where no mapping ends: counts follow the policy.
-            self.sweep(SweepCause::Change);
+            // Also where no mapping ends: counts of prefixes follow the policy.
+            self.sweep(match on_reload {
+                OnReload::Sticky => SweepCause::Due,
+                OnReload::Cutover | OnReload::Drain => SweepCause::Change,
+            });
         }
         if repolicied {
             let silence = match on_reload {

@@ -3,7 +3,9 @@
 mod args;
 mod check;
 mod detach;
+mod diff;
 mod go_flags;
+mod history;
 mod klog;
 mod kube;
 pub(crate) mod output;
@@ -24,6 +26,8 @@ use args::{InstancePaths, LogLevel, Output};
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
+use diff::Diff;
+use history::History;
 use run::Run;
 use show_policy::ShowPolicy;
 use std::ffi::OsString;
@@ -49,6 +53,13 @@ enum Command {
     /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
     /// with 2 if there is no datapath.
     Policy(Box<ShowPolicy>),
+    /// Show the policies that have been in force, one of them, or what differs between two. Exits with
+    /// 2 if there is no history.
+    History(History),
+    /// Show what a configuration would change against the policy in force: rules, live mappings, and
+    /// destinations that were bypassed. Exits with 0 if no rule differs, with 1 if any does, with 2 on
+    /// trouble.
+    Diff(Box<Diff>),
     /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -137,6 +148,10 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         ),
         Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
         Command::Policy(policy) => return Ok(or_trouble(policy.run().map(|()| ExitCode::SUCCESS))),
+        Command::History(history) => {
+            return Ok(or_trouble(history.run().map(|()| ExitCode::SUCCESS)));
+        }
+        Command::Diff(diff) => return Ok(or_trouble(diff.run())),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
             fleet.access.kubeconfig.as_deref(),
@@ -158,6 +173,8 @@ impl Command {
             Self::Run(run) => Some(&run.paths),
             Self::Status(show) | Self::Flows(show) => Some(&show.paths),
             Self::Policy(policy) => Some(&policy.paths),
+            Self::History(history) => Some(&history.paths),
+            Self::Diff(diff) => Some(&diff.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Detach(detach) => Some(&detach.paths),
             Self::Config(_) | Self::Fleet(_) => None,

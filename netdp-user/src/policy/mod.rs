@@ -4,8 +4,11 @@
 //! a prefix had before its numbers or its mappings changed; the agent keeps it ([`Keeper`]) in the
 //! state directory. All counts themselves are in pinned maps, so that a killed agent loses none.
 
+mod changes;
+pub(crate) mod diff;
 mod format;
 mod gather;
+pub(crate) mod history;
 mod json;
 mod keeper;
 mod ledger;

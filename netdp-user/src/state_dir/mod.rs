@@ -30,7 +30,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -38,6 +38,7 @@ const FILES: [&str; 8] = [
     LAST_API,
     "shadow.json",
     policy::COUNTS_FILE,
+    policy::history::FILE,
     SECRET,
 ];
 

@@ -242,3 +242,102 @@ fn without_maps_the_directory_is_named() -> Result<()> {
     );
     Ok(())
 }
+
+/// Runs a command that may fail; returns its exit status, standard output and standard error.
+fn run(world: &World, arguments: &[&str]) -> Result<(Option<i32>, String, String)> {
+    let output = world.agent.command(arguments).output()?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Ok((
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    ))
+}
+
+#[test]
+fn the_history_has_each_policy_over_a_restart() -> Result<()> {
+    let mut world = World::with(BEFORE, &["--enable-ipv6"])?;
+    world.config.write(AFTER)?;
+    wait_rule(&world, "10.2.0.0/16")?;
+    wait_for(SOON, "the second policy in the history", || {
+        run(&world, &["history", "2"]).is_ok_and(|(status, ..)| status == Some(0))
+    })?;
+    world.agent.restart()?;
+    world.agent.stop()?;
+    let (_, listed, _) = run(&world, &["history", "-o", "json"])?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    let policies = listed["policies"].as_array().context("policies")?;
+    let brief: Vec<_> = policies
+        .iter()
+        .map(|it| {
+            (
+                it["generation"].as_u64(),
+                it["added"].as_u64(),
+                it["rules"].as_u64(),
+            )
+        })
+        .collect();
+    ensure!(
+        brief == [(Some(2), Some(3), Some(9)), (Some(1), Some(0), Some(6))],
+        "{listed}"
+    );
+    let (_, changes, _) = run(&world, &["history", "1", "2"])?;
+    ensure!(
+        changes.starts_with("+3 from generation 1 to 2"),
+        "{changes}"
+    );
+    ensure!(changes.contains("+ 10.2.0.0/16 masquerade"), "{changes}");
+    let (_, first, _) = run(&world, &["history", "1"])?;
+    ensure!(
+        first.contains("10.1.0.0/16") && !first.contains("10.2.0.0/16"),
+        "{first}"
+    );
+    let (status, _, told) = run(&world, &["history", "9"])?;
+    ensure!(
+        status == Some(2) && told.contains("not remembered"),
+        "{told}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_diff_names_rules_and_flows() -> Result<()> {
+    let world = World::with(BEFORE, &["--enable-ipv6"])?;
+    let (_near, _far) = (Echo::start(&world.near)?, Echo::start(&world.far)?);
+    let mut sum = Counted::default();
+    for to in echoes(&world.near).into_iter().chain(echoes(&world.far)) {
+        Sender::new(&world, to)?.send(3, &mut sum)?;
+    }
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("next");
+    let path = file.to_string_lossy().into_owned();
+    let diff = |text: &str| {
+        std::fs::write(&file, text)?;
+        run(&world, &["diff", &path])
+    };
+    let (status, told, _) = diff(BEFORE)?;
+    ensure!(
+        status == Some(0) && told.starts_with("no difference"),
+        "{told}"
+    );
+    // The neighbour would be masqueraded, the far host not.
+    let next =
+        "nonMasqueradeCIDRs: [172.16.0.0/16, \"fd00:172::/64\", 10.2.0.0/16, \"fd00:2::/64\"]";
+    let (status, told, _) = diff(next)?;
+    ensure!(status == Some(1), "{told}");
+    ensure!(
+        told.starts_with("+2 -2 against the policy in force"),
+        "{told}"
+    );
+    for line in [
+        "- 10.1.0.0/16 bypass",
+        "+ fd00:2::/64 bypass",
+        "any more: 2, of 2 pods (--on-reload sticky: they live on)",
+        "no rule: 2 pod-destination pairs seen bypassed would be masqueraded",
+    ] {
+        ensure!(told.contains(line), "{line:?} in {told}");
+    }
+    let (status, _, told) = diff("nonMasqueradeCIDRs: [10.0.0.0/99]")?;
+    ensure!(status == Some(2) && told.contains("10.0.0.0/99"), "{told}");
+    Ok(())
+}
