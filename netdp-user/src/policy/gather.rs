@@ -318,7 +318,8 @@ fn mark_without_effect(rows: &mut [Row]) {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::{Action, Counts, Query, Row, View, mark_without_effect};
+    use super::{Action, Counts, NEVER_HIT, Query, Row, View, codes, mark_without_effect, rows};
+    use crate::datapath::NumberedPolicy;
     use crate::policy::ledger::Amount;
     use crate::report::ConfigReport;
 
@@ -386,6 +387,28 @@ pub(super) mod tests {
         mark_without_effect(&mut rows);
         let marked: Vec<_> = rows.iter().map(|row| !row.codes.is_empty()).collect();
         assert_eq!(marked, [false, true, false, false, true]);
+    }
+
+    #[test]
+    fn rules_are_nested_and_may_leave_nothing_else() {
+        let rules = [("0.0.0.0/0", 0), ("10.0.0.0/8", 1), ("10.2.0.0/16", 2)];
+        let policy = NumberedPolicy::of(1, None, &rules);
+        let shown = |ipv6| {
+            let rows = rows(&policy, &[].into(), ipv6);
+            let brief = rows.iter().map(|row| (row.prefix.is_some(), row.depth));
+            brief.collect::<Vec<_>>()
+        };
+        assert_eq!(shown(false), [(true, 0), (true, 1), (true, 2)]);
+        assert_eq!(shown(true).last(), Some(&(false, 0)));
+    }
+
+    #[test]
+    fn only_written_entries_are_called_unused() {
+        let mut unused = row("10.0.0.0/8", 0, Action::Bypass, 0);
+        assert_eq!(codes(&unused), [NEVER_HIT]);
+        unused.origin = Some(super::BUILT_IN.into());
+        assert!(codes(&unused).is_empty());
+        assert!(codes(&row("10.0.0.0/8", 0, Action::Bypass, 1)).is_empty());
     }
 
     #[test]
