@@ -41,7 +41,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 176 + 8 * DropReason::ALL.len());
     assert!(size_of::<Traffic>() == 16);
     assert!(size_of::<RuleHits>() == 32);
-    assert!(size_of::<RuleEnded>() == 24);
+    assert!(size_of::<RuleEnded>() == 48);
     assert!(size_of::<Pair>() == 56);
 };
 

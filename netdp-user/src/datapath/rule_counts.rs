@@ -14,6 +14,7 @@ use netdp_common::layout::{
     Addr, Half, Mapping, Pair, PolicyValue, RULE_HITS, RuleEnded, RuleHits, Traffic, Tuple, pins,
     rule_index,
 };
+use netdp_common::packet::pair_slot;
 use std::collections::{BTreeMap, HashMap as StdHashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,6 +55,30 @@ impl RuleMaps {
     }
 }
 
+impl RuleMaps {
+    /// Calls `each` for the pairs of all CPUs in a slot.
+    fn for_each_in_slot(&self, slot: u32, each: impl FnMut(&Pair)) -> Result<()> {
+        let pairs = self.pairs.get(&slot, 0);
+        let pairs = pairs.context("reading the bypass_cache map")?;
+        pairs.iter().filter(|pair| pair.rule != 0).for_each(each);
+        Ok(())
+    }
+
+    /// Adds to entries of `rule_ended`.
+    fn add(&self, sums: BTreeMap<u32, RuleEnded>) -> Result<()> {
+        let _guard = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut indexes, mut entries) = (Vec::new(), Vec::new());
+        for (index, more) in sums {
+            let mut entry = self.ended.get(&index, 0).unwrap_or_default();
+            add_to(&mut entry, &more);
+            indexes.push(index);
+            entries.push(entry);
+        }
+        batch::update(&self.ended_data, &indexes, &entries).context("in the rule_ended map")?;
+        Ok(())
+    }
+}
+
 /// What one number of a rule has counted since the maps exist, without live mappings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RuleCount {
@@ -61,8 +86,12 @@ pub(crate) struct RuleCount {
     pub traffic: Traffic,
     /// Mappings that began.
     pub flows: u64,
-    /// Time of the last change, in ticks; that of hits in pairs is not known.
-    pub last: Option<u32>,
+    /// Packets that left unmodified, and mappings that began: what has no time of its own.
+    pub hits: u64,
+    /// Time at which the last of these reached `rule_hits`, in ticks: those in pairs do so later.
+    pub hit_at: Option<u32>,
+    /// Time of the last packet over mappings that have ended, in ticks.
+    pub sent_at: Option<u32>,
 }
 
 /// The counts of all rules, by index in `rule_hits`; zero ones are left out.
@@ -130,6 +159,15 @@ fn add_ended(sum: &mut RuleEnded, sent: &Traffic, last: u32) {
     }
 }
 
+/// Adds what has been collected to what an entry has.
+fn add_to(entry: &mut RuleEnded, more: &RuleEnded) {
+    if !more.sent.is_zero() {
+        add_ended(entry, &more.sent, more.last);
+    }
+    entry.own.add(&more.own);
+    entry.own_flows = entry.own_flows.wrapping_add(more.own_flows);
+}
+
 impl Maps {
     /// Returns what the pod has sent over a mapping; of one that an earlier version has begun, the
     /// bytes since the upgrade.
@@ -168,17 +206,27 @@ impl Maps {
     /// # Errors
     /// Returns an error if the map can't be read.
     pub(crate) fn for_each_pair(&self, mut each: impl FnMut(&Pair)) -> Result<()> {
-        let pairs = &self.rule_maps()?.pairs;
-        for slot in 0..pairs.len() {
-            let of_cpus = pairs
-                .get(&slot, 0)
-                .context("reading the bypass_cache map")?;
-            of_cpus
-                .iter()
-                .filter(|pair| pair.rule != 0)
-                .for_each(&mut each);
+        let maps = self.rule_maps()?;
+        for slot in 0..maps.pairs.len() {
+            maps.for_each_in_slot(slot, &mut each)?;
         }
         Ok(())
+    }
+
+    /// Returns the packets from `pod` to `peer` that hit their pair and are not in `rule_hits` yet.
+    ///
+    /// # Errors
+    /// Returns an error if the map can't be read.
+    pub(super) fn pair_hits(&self, pod: &Addr, peer: &Addr) -> Result<Traffic> {
+        let maps = self.rule_maps()?;
+        let mut hits = Traffic::default();
+        let slot = pair_slot(pod, peer, maps.pairs.len().max(1).ilog2());
+        maps.for_each_in_slot(slot, |pair| {
+            if pair.pod.is_same(pod) && pair.peer.is_same(peer) {
+                hits.add(&pair.hits);
+            }
+        })?;
+        Ok(hits)
     }
 
     /// Returns what all rules have counted. A hit that moves from a pair to its rule meanwhile may
@@ -195,7 +243,9 @@ impl Maps {
                 let count = RuleCount {
                     traffic: hits.bypassed,
                     flows: hits.flows,
-                    last: Some(hits.last),
+                    hits: hits.bypassed.packets.wrapping_add(hits.flows),
+                    hit_at: Some(hits.last),
+                    sent_at: None,
                 };
                 counts.insert(*index, count);
             }
@@ -205,14 +255,18 @@ impl Maps {
             if !pair.hits.is_zero() {
                 let count = counts.entry(pair.rule - 1).or_default();
                 count.traffic.add(&pair.hits);
+                count.hits = count.hits.wrapping_add(pair.hits.packets);
             }
         })?;
         batch::for_each::<u32, RuleEnded>(&maps.ended_data, |index, ended| {
+            let own_hits = ended.own.packets.wrapping_add(ended.own_flows);
             let count = counts.entry(*index).or_default();
+            count.traffic.subtract(&ended.own);
+            count.flows = count.flows.wrapping_sub(ended.own_flows);
+            count.hits = count.hits.wrapping_sub(own_hits);
             count.traffic.add(&ended.sent);
-            let later = |last: u32| ended.last.wrapping_sub(last).cast_signed() > 0;
-            if count.last.is_none_or(later) {
-                count.last = Some(ended.last);
+            if !ended.sent.is_zero() {
+                count.sent_at = Some(ended.last);
             }
         })
         .context("reading the rule_ended map")?;
@@ -255,17 +309,27 @@ impl Maps {
         let mut sums: BTreeMap<u32, RuleEnded> = BTreeMap::new();
         for (destination, more) in ended.0.drain() {
             let index = rule_index(rule(self, destination)?);
-            add_ended(sums.entry(index).or_default(), &more.sent, more.last);
+            add_to(sums.entry(index).or_default(), &more);
         }
-        let _guard = ADDING.lock().unwrap_or_else(PoisonError::into_inner);
-        for (index, sum) in &mut sums {
-            if let Ok(before) = maps.ended.get(index, 0) {
-                add_ended(sum, &before.sent, before.last);
-            }
-        }
-        let (indexes, sums): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
-        batch::update(&maps.ended_data, &indexes, &sums).context("in the rule_ended map")?;
-        Ok(())
+        maps.add(sums)
+    }
+
+    /// Records what a test packet to `destination` has added to the counts of its rule: a packet that
+    /// passed, or new flows.
+    ///
+    /// # Errors
+    /// Returns an error if a map can't be read or written.
+    pub(super) fn add_own(&self, destination: &Addr, own: Traffic, own_flows: u64) -> Result<()> {
+        let Some(maps) = &self.rules else {
+            return Ok(());
+        };
+        let index = rule_index(self.decision(destination)?.rule);
+        let more = RuleEnded {
+            own,
+            own_flows,
+            ..RuleEnded::default()
+        };
+        maps.add([(index, more)].into())
     }
 
     /// Returns the datapath's clock, in ticks.

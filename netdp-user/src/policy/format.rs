@@ -27,7 +27,7 @@ pub(crate) fn bytes(number: u64) -> String {
     match unit {
         None => number.to_string(),
         Some((n, unit)) => {
-            let tenths = u128::from(number) * 10 >> (10 * n);
+            let tenths = (u128::from(number) * 10) >> (10 * n);
             format!("{}.{} {unit}", tenths / 10, tenths % 10)
         }
     }

@@ -207,11 +207,13 @@ impl Counted {
             _ => (Traffic::default(), 0),
         };
         let amount = Ledger::amount(entry, &self.counts, sent);
-        let known = Ledger::last(entry, &self.counts, |tick| self.clock.time(tick)).max(last);
-        let later = Ledger::seen(entry, &self.counts) != entry.seen && known < self.ledger.read_at;
+        let (read_at, clock) = (self.ledger.read_at, &self.clock);
+        let hit = Ledger::last(entry, &self.counts, read_at, |tick| clock.time(tick));
+        let known = hit.known.max(last);
+        let later = hit.later && known < read_at;
         let counts = Counts {
             amount,
-            last: if later { self.ledger.read_at } else { known },
+            last: if later { read_at } else { known },
             later,
         };
         // What happened before counting began has left a time in the maps.
@@ -355,7 +357,7 @@ pub(super) mod tests {
             row("fd00::/8", 0, Action::Bypass, 12),
             row("", 0, Action::Masquerade, 10_221),
         ];
-        rows[1].codes = vec![super::NEVER_HIT];
+        rows[1].codes = vec![NEVER_HIT];
         let mut removed = row("10.9.0.0/16", 0, Action::Masquerade, 7);
         removed.origin = None;
         View {

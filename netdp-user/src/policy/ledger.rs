@@ -111,7 +111,7 @@ pub(super) struct Entry {
     /// Amount to be added, wrapping.
     #[serde(flatten)]
     pub offset: Amount,
-    /// Packets and flows at the last reading.
+    /// Packets that passed and mappings that began until the last reading (wrapping).
     #[serde(rename = "s", default, skip_serializing_if = "is_zero")]
     pub seen: u64,
     /// Time of the last hit known then, in seconds since 1970; 0 for never.
@@ -120,6 +120,17 @@ pub(super) struct Entry {
     /// Time at which the policy lost the prefix, in seconds since 1970; 0 if it has it.
     #[serde(rename = "r", default, skip_serializing_if = "is_zero")]
     pub removed: u64,
+}
+
+/// What is known of the last hit of a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LastHit {
+    /// What [`Entry::seen`] is to be compared with.
+    pub hits: u64,
+    /// Time of the last hit that is known, in seconds since 1970; 0 for none.
+    pub known: u64,
+    /// True if there were hits after the last reading, at an unknown time.
+    pub later: bool,
 }
 
 /// The ledger of one set of maps.
@@ -378,8 +389,7 @@ impl Ledger {
     }
 
     /// Records at what time prefixes were hit, as far as their numbers have counted since the last
-    /// reading. `at`: converts ticks to seconds
-    /// since 1970. Reports whether anything has changed.
+    /// reading. `at`: converts ticks to seconds since 1970. Reports whether anything has changed.
     pub(super) fn note_hits(
         &mut self,
         counts: &RuleCounts,
@@ -387,34 +397,40 @@ impl Ledger {
         now: u64,
     ) -> bool {
         let mut changed = false;
+        let read_at = self.read_at.min(now);
         for entry in self.entries.values_mut() {
-            let seen = Self::seen(entry, counts);
-            if seen == entry.seen {
-                continue;
+            let last = Self::last(entry, counts, read_at, &at);
+            if last.hits != entry.seen {
+                // At some time after the last reading, if it is not known.
+                entry.last = last.known.max(read_at);
+                entry.seen = last.hits;
+                changed = true;
             }
-            // Some of it may have no time: hits of pairs, which came after the last reading.
-            entry.last = Self::last(entry, counts, &at).max(self.read_at.min(now));
-            entry.seen = seen;
-            changed = true;
         }
         self.read_at = now;
         changed
     }
 
-    /// Returns the numbers' packets and flows as [`note_hits`](Self::note_hits) compares them.
-    pub(super) fn seen(entry: &Entry, counts: &RuleCounts) -> u64 {
-        let of_numbers = entry.numbers.iter().filter_map(|it| counts.get(it));
-        of_numbers.fold(0, |sum, it| {
-            sum.wrapping_add(it.traffic.packets).wrapping_add(it.flows)
-        })
-    }
-
-    /// Returns the time of the last hit that is known, in seconds since 1970; 0 for none. `at`: converts
+    /// Returns what is known of the last hit. `read_at`: when [`Entry::seen`] was read; `at`: converts
     /// ticks to seconds since 1970.
-    pub(super) fn last(entry: &Entry, counts: &RuleCounts, at: impl Fn(u32) -> u64) -> u64 {
-        let of_numbers = entry.numbers.iter().filter_map(|it| counts.get(it));
-        let known = of_numbers.filter_map(|count| count.last).map(at);
-        known.fold(entry.last, u64::max)
+    pub(super) fn last(
+        entry: &Entry,
+        counts: &RuleCounts,
+        read_at: u64,
+        at: impl Fn(u32) -> u64,
+    ) -> LastHit {
+        let of_numbers = || entry.numbers.iter().filter_map(|it| counts.get(it));
+        let sent_at = of_numbers().filter_map(|it| it.sent_at).map(&at);
+        let hit_at = of_numbers().filter_map(|it| it.hit_at).map(&at);
+        let hits = of_numbers().fold(0u64, |sum, it| sum.wrapping_add(it.hits));
+        let mut known = sent_at.fold(entry.last, u64::max);
+        let mut later = false;
+        // Without new hits, only earlier ones have moved from pairs to their rule.
+        if hits != entry.seen {
+            known = hit_at.fold(known, u64::max);
+            later = known < read_at;
+        }
+        LastHit { hits, known, later }
     }
 
     /// Reads the ledger of an earlier run; `None` if there is none.

@@ -41,7 +41,8 @@ impl Fake {
     fn hit(&mut self, number: u32, packets: u64) {
         let count = self.counts.entry(number).or_default();
         count.traffic.add(&traffic(packets));
-        count.last = Some(7);
+        count.hits += packets;
+        count.hit_at = Some(7);
     }
 
     /// Begins a mapping, or sends more over it.
@@ -196,7 +197,7 @@ fn a_removed_prefix_is_remembered_for_a_day() {
 #[test]
 fn counts_wrap() {
     let mut maps = Fake::default();
-    maps.hit(0, u64::MAX - 3);
+    maps.counts.entry(0).or_default().traffic = traffic(u64::MAX - 3);
     let ledger = begin(&[("10.0.0.0/8", 0)], &maps);
     maps.hit(0, 10);
     assert_eq!(packets(&ledger, &maps, "10.0.0.0/8"), 10);
@@ -237,7 +238,7 @@ fn hits_have_a_time_from_the_maps_or_from_the_last_reading() {
     assert!(!ledger.note_hits(&maps.counts, |_| 0, 1_060));
     maps.hit(0, 1);
     // Hits of a pair have no time.
-    maps.counts.entry(1).or_default().traffic = traffic(1);
+    maps.counts.entry(1).or_default().hits = 1;
     assert!(ledger.note_hits(&maps.counts, |tick| 1_100 + u64::from(tick), 1_120));
     let last = |ledger: &Ledger, prefix: &str| {
         let key: Option<IpNet> = prefix.parse().ok();
@@ -245,8 +246,23 @@ fn hits_have_a_time_from_the_maps_or_from_the_last_reading() {
     };
     assert_eq!(last(&ledger, "10.0.0.0/8"), 1_107);
     assert_eq!(last(&ledger, "10.2.0.0/16"), 1_060);
+    // Earlier hits move from a pair to their rule.
     assert!(!ledger.note_hits(&maps.counts, |_| 9_999, 1_180));
     assert_eq!(last(&ledger, "10.0.0.0/8"), 1_107);
+    let shown = |ledger: &Ledger, maps: &Fake| {
+        let key: Option<IpNet> = "10.2.0.0/16".parse().ok();
+        let hit = Ledger::last(&ledger.entries[&key], &maps.counts, 1_180, |tick| {
+            1_100 + u64::from(tick)
+        });
+        (hit.known, hit.later)
+    };
+    assert_eq!(shown(&ledger, &maps), (1_060, false));
+    maps.counts.entry(1).or_default().hits = 2;
+    assert_eq!(shown(&ledger, &maps), (1_060, true));
+    // Mappings that end say when their last packet left.
+    maps.counts.entry(1).or_default().hits = 1;
+    maps.counts.entry(1).or_default().sent_at = Some(3);
+    assert_eq!(shown(&ledger, &maps), (1_103, false));
 }
 
 #[test]

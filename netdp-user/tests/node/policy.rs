@@ -125,7 +125,9 @@ fn echo_of(hosts: &[SocketAddr], v4: bool) -> Result<SocketAddr> {
 
 #[test]
 fn prefixes_count_what_pods_send_over_a_reload_a_restart_and_a_kill() -> Result<()> {
-    let mut world = World::with(BEFORE, &["--enable-ipv6"])?;
+    // With a place to ask for readiness, the agent tests its programs: these packets do not count.
+    let arguments = ["--enable-ipv6", "--http-listen", "127.0.0.1:10268"];
+    let mut world = World::with(BEFORE, &arguments)?;
     let (_near, _far) = (Echo::start(&world.near)?, Echo::start(&world.far)?);
     let (near, far) = (echoes(&world.near), echoes(&world.far));
     let near = [echo_of(&near, true)?, echo_of(&near, false)?];
@@ -165,6 +167,7 @@ fn prefixes_count_what_pods_send_over_a_reload_a_restart_and_a_kill() -> Result<
             ("10.2.0.0/16", far4),
             ("fd00:2::/64", far6),
             ("10.1.99.0/24", Counted::default()),
+            ("169.254.0.0/16", Counted::default()),
             ("", others),
         ]
     };
