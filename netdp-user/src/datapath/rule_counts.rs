@@ -56,11 +56,12 @@ impl RuleMaps {
 }
 
 impl RuleMaps {
-    /// Calls `each` for the pairs of all CPUs in a slot.
-    fn for_each_in_slot(&self, slot: u32, each: impl FnMut(&Pair)) -> Result<()> {
+    /// Calls `each` for the pairs in a slot, with the number of the CPU whose pair it is.
+    fn for_each_in_slot(&self, slot: u32, mut each: impl FnMut(usize, &Pair)) -> Result<()> {
         let pairs = self.pairs.get(&slot, 0);
         let pairs = pairs.context("reading the bypass_cache map")?;
-        pairs.iter().filter(|pair| pair.rule != 0).for_each(each);
+        let used = pairs.iter().enumerate().filter(|(_, pair)| pair.rule != 0);
+        used.for_each(|(cpu, pair)| each(cpu, pair));
         Ok(())
     }
 
@@ -96,6 +97,9 @@ pub(crate) struct RuleCount {
 
 /// The counts of all rules, by index in `rule_hits`; zero ones are left out.
 pub(crate) type RuleCounts = BTreeMap<u32, RuleCount>;
+
+/// The hits of the pair of two addresses, by CPU and epoch: a pair of another epoch began anew.
+pub(super) type PairHits = BTreeMap<(usize, u32), Traffic>;
 
 /// The policy in force with the numbers of its rules. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -208,22 +212,23 @@ impl Maps {
     pub(crate) fn for_each_pair(&self, mut each: impl FnMut(&Pair)) -> Result<()> {
         let maps = self.rule_maps()?;
         for slot in 0..maps.pairs.len() {
-            maps.for_each_in_slot(slot, &mut each)?;
+            maps.for_each_in_slot(slot, |_, pair| each(pair))?;
         }
         Ok(())
     }
 
-    /// Returns the packets from `pod` to `peer` that hit their pair and are not in `rule_hits` yet.
+    /// Returns the packets from `pod` to `peer` that hit their pair and are not in `rule_hits` yet, by
+    /// CPU and the epoch of the pair.
     ///
     /// # Errors
     /// Returns an error if the map can't be read.
-    pub(super) fn pair_hits(&self, pod: &Addr, peer: &Addr) -> Result<Traffic> {
+    pub(super) fn pair_hits(&self, pod: &Addr, peer: &Addr) -> Result<PairHits> {
         let maps = self.rule_maps()?;
-        let mut hits = Traffic::default();
+        let mut hits = PairHits::new();
         let slot = pair_slot(pod, peer, maps.pairs.len().max(1).ilog2());
-        maps.for_each_in_slot(slot, |pair| {
+        maps.for_each_in_slot(slot, |cpu, pair| {
             if pair.pod.is_same(pod) && pair.peer.is_same(peer) {
-                hits.add(&pair.hits);
+                hits.insert((cpu, pair.epoch), pair.hits);
             }
         })?;
         Ok(hits)

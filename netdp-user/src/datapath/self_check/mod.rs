@@ -89,10 +89,12 @@ impl Datapath {
         let (pod, peer) = (Addr::from(from), Addr::from(to));
         let before = self.maps.pair_hits(&pod, &peer)?;
         let (verdict, seen) = self.send(uplink, &sent)?;
-        let mut counted = self.maps.pair_hits(&pod, &peer)?;
-        // Fewer than before: the pair was replaced, and came back.
-        if counted.packets >= before.packets {
-            counted.subtract(&before);
+        let mut counted = Traffic::default();
+        for (pair, hits) in self.maps.pair_hits(&pod, &peer)? {
+            counted.add(&hits);
+            if let Some(earlier) = before.get(&pair) {
+                counted.subtract(earlier);
+            }
         }
         self.maps.add_own(&peer, counted, 0)?;
         ensure!(
