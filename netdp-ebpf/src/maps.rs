@@ -10,8 +10,8 @@ use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
     NodeFlowPorts, NodeProtocol, PAIR_BITS, PORT_MAPS as PORT_MAPS_LEN, Pair, PolicyValue,
     PortMapBits, PortMapOwner, REACH as REACH_LEN, RECENT as RECENT_LEN, RESERVED_WORDS,
-    RULE_HITS as RULE_HITS_LEN, Reach, RecentAt, RuleHits, SHARE_ENTRIES, Settings, Share,
-    ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS, Uplink,
+    RULE_HITS as RULE_HITS_LEN, Reach, RecentAt, RuleEnded, RuleHits, SHARE_ENTRIES, Settings,
+    Share, ShareEnded, Source, SourceKey, Traffic, Tuple, UPLINK_NUMBERS, Uplink,
 };
 
 #[btf_map]
@@ -89,6 +89,14 @@ pub static TRAFFIC: HashMap<Tuple, Traffic, 65_536, { BPF_F_NO_PREALLOC as usize
     HashMap::new();
 #[btf_map]
 pub static RULE_HITS: Array<RuleHits, { RULE_HITS_LEN as usize }> = Array::new();
+/// Written and read by the agent alone; memory is allocated per entry.
+#[btf_map]
+pub static RULE_ENDED: HashMap<
+    u32,
+    RuleEnded,
+    { RULE_HITS_LEN as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 /// Not named as its pin: layout 1 has a map of that name and another size, which is not pinned. Not a
 /// per-CPU map: the kernel would reach each value by a pointer in an array of pointers, and values would
 /// not begin at cache lines; that costs another two lines for each pair (ADR 0049). The loader makes

@@ -24,6 +24,7 @@ mod limits;
 mod misspelling;
 mod mounts;
 mod pod;
+mod policy;
 mod prefixes;
 mod private;
 mod programs;

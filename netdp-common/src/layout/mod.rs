@@ -49,8 +49,8 @@ pub use settings::{
 };
 pub use share::{SHARE_BUCKETS, SHARE_ENTRIES, SHARE_TOTAL, Share, ShareEnded};
 pub use traffic::{
-    Half, MIN_PAIR_BITS, PAIR_BITS, Pair, RULE_HITS, RuleHits, TRAFFIC_FULL, TRAFFIC_PLAIN,
-    Traffic, packed, pair_index, rule_index, unpacked,
+    Half, MIN_PAIR_BITS, PAIR_BITS, Pair, RULE_HITS, RuleEnded, RuleHits, TRAFFIC_FULL,
+    TRAFFIC_PLAIN, Traffic, packed, pair_index, rule_index, unpacked,
 };
 pub use tuple::{Tuple, proto};
 pub use uplink::{

@@ -62,6 +62,8 @@ pub const TRAFFIC: &str = "traffic";
 pub const COUNTERS_BEFORE: &str = "counters_before";
 /// Rule → [`super::RuleHits`].
 pub const RULE_HITS: &str = "rule_hits";
+/// Rule → [`super::RuleEnded`].
+pub const RULE_ENDED: &str = "rule_ended";
 /// Slot of a CPU ([`super::pair_index`]) → [`super::Pair`].
 pub const BYPASS_CACHE: &str = "bypass_cache";
 
@@ -98,6 +100,7 @@ pub const ALL: &[(&str, &str)] = &[
     (TRAFFIC, "TRAFFIC"),
     (COUNTERS_BEFORE, "COUNTERS_BEFORE"),
     (RULE_HITS, "RULE_HITS"),
+    (RULE_ENDED, "RULE_ENDED"),
     (BYPASS_CACHE, "BYPASS_PAIRS"),
     (REACH, "REACH"),
 ];
@@ -111,6 +114,7 @@ pub const NEW: &[&str] = &[
     COUNTERS_BEFORE,
     TRAFFIC,
     RULE_HITS,
+    RULE_ENDED,
     BYPASS_CACHE,
     NODE_FLOW_PORTS,
     REACH,

@@ -13,7 +13,7 @@ use super::port_map::{PortMapBits, PortMapOwner};
 use super::reach::Reach;
 use super::settings::{Limits, Settings};
 use super::share::{Share, ShareEnded};
-use super::traffic::{Pair, RuleHits, Traffic};
+use super::traffic::{Pair, RuleEnded, RuleHits, Traffic};
 use super::tuple::Tuple;
 use super::uplink::{MacKey, Source, SourceKey, Uplink};
 
@@ -42,6 +42,7 @@ const _: () = {
     assert!(size_of::<Counters>() == 176 + 8 * DropReason::ALL.len());
     assert!(size_of::<Traffic>() == 16);
     assert!(size_of::<RuleHits>() == 32);
+    assert!(size_of::<RuleEnded>() == 48);
     assert!(size_of::<Pair>() == 64);
     assert!(size_of::<Reach>() == 16);
 };
@@ -50,8 +51,8 @@ const _: () = {
 mod user {
     use super::{
         Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeFlowPorts,
-        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, Reach, RuleHits, Settings,
-        Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
+        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, Reach, RuleEnded, RuleHits,
+        Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -88,6 +89,7 @@ mod user {
         MacKey,
         Traffic,
         RuleHits,
+        RuleEnded,
         Pair,
         Reach
     );

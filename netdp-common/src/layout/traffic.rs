@@ -158,6 +158,25 @@ pub struct RuleHits {
     pub pad: u32,
 }
 
+/// Value of `rule_ended`; the key is the index in `rule_hits` of the rule that decided about the
+/// destination when the mapping ended. What pods had sent over mappings that the agent has ended (of
+/// those that live it is in the mappings), and what the agent's own test packets have added to
+/// `rule_hits` and pairs. The agent is the only writer, and only adds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RuleEnded {
+    /// Packets that were translated.
+    pub sent: Traffic,
+    /// Test packets that passed.
+    pub own: Traffic,
+    /// Mappings that began for test packets.
+    pub own_flows: u64,
+    /// The time of the last packet in `sent`, in ticks.
+    pub last: u32,
+    /// Padding, always zero.
+    pub pad: u32,
+}
+
 /// Returns the index in `rule_hits` of a rule.
 #[inline(always)]
 #[must_use]

@@ -5,7 +5,9 @@ use super::in_force::{Deferred, InForce, Source};
 use super::network::ApplyOutcome;
 use super::reload::{Read, Reload, decide, lines, names};
 use crate::config::{self, Document};
+use crate::policy::history::{History, Record};
 use crate::sources::file;
+use crate::sources::kube::ConfigMapRef;
 use crate::time::now;
 
 /// Limit of logged warnings about one configuration: a long list may have one for each entry.
@@ -204,6 +206,37 @@ impl Agent {
             warnings: lines(warnings),
             rejected: Vec::new(),
         };
+        self.record_history();
+    }
+
+    /// Adds the policy to the history of those that have been in force.
+    fn record_history(&self) {
+        let InForce {
+            policy,
+            source_name,
+            files,
+            ..
+        } = &self.in_force;
+        let maps = self.api.maps().into_iter();
+        let is_part = |map: &ConfigMapRef| files.iter().any(|it| it.starts_with(&map.prefix()));
+        let maps = maps.filter(is_part).map(|map| {
+            let ConfigMapRef {
+                namespace,
+                name,
+                resource_version,
+                ..
+            } = map;
+            format!("{namespace}/{name}@{resource_version}")
+        });
+        let record = Record::new(
+            (policy.generation, &policy.hash),
+            policy.applied_at,
+            source_name,
+            maps.collect(),
+        );
+        if let Err(err) = History::record(&self.state_dir, record, &self.config.rules) {
+            log::warn!("{err:#}");
+        }
     }
 
     fn name_source(&self, source: Source, documents: &[Document]) -> String {

@@ -6,7 +6,7 @@ use super::findings::Findings;
 use super::in_force::InForce;
 use super::modes::Iptables;
 use crate::config::Rule;
-use crate::datapath::{Kernel, Placed};
+use crate::datapath::{Kernel, OnReload, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
@@ -26,6 +26,8 @@ pub(super) struct Identity {
     pub no_ebpf: Option<NoEbpf>,
     /// Detected features of the kernel, in eBPF mode.
     pub kernel: Option<Kernel>,
+    /// Effect of a policy change on live flows, in eBPF mode.
+    pub on_reload: Option<OnReload>,
     /// Path of the ready file, from `--ready-file`.
     pub ready_file: Option<PathBuf>,
 }

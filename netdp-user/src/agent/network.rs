@@ -180,8 +180,12 @@ impl Agent {
             self.end_withheld();
         }
         let on_reload = self.options.setup.on_reload;
-        if repolicied && on_reload != OnReload::Sticky {
-            self.sweep(SweepCause::Change);
+        if repolicied {
+            // Also where no mapping ends: counts of prefixes follow the policy.
+            self.sweep(match on_reload {
+                OnReload::Sticky => SweepCause::Due,
+                OnReload::Cutover | OnReload::Drain => SweepCause::Change,
+            });
         }
         if repolicied {
             let silence = match on_reload {

@@ -16,6 +16,7 @@ impl Facts<'_> {
             mode: identity.mode.into(),
             no_ebpf: identity.no_ebpf.clone(),
             kernel: identity.kernel,
+            on_reload: identity.on_reload,
             config: self.config_report(),
             uplinks: self.uplinks.to_vec(),
             waiting_for: network.waiting_for(Flag::Uplink),

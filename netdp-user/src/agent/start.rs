@@ -51,6 +51,7 @@ impl Agent {
         };
         let api = api::ApiState::new(options.kube.is_some(), &state_dir);
         let ready_file = options.ready_file.clone();
+        let on_reload = options.setup.on_reload;
         let memory = Memory::recall(&state_dir);
         let (had, reported) = (memory.had.clone(), memory.no_address.clone());
         Ok(Self {
@@ -67,6 +68,7 @@ impl Agent {
             identity: facts::Identity {
                 mode: engine.name(),
                 no_ebpf,
+                on_reload: kernel.map(|_| on_reload),
                 kernel,
                 ready_file,
             },

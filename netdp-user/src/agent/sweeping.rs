@@ -17,10 +17,15 @@ impl Agent {
     /// connections.
     pub(super) fn sweep(&mut self, cause: SweepCause) {
         let rules = self.sweep_rules();
-        let Some(Ebpf { sweeper, .. }) = self.engine.as_ebpf_mut() else {
+        let Some(Ebpf {
+            sweeper, datapath, ..
+        }) = self.engine.as_ebpf_mut()
+        else {
             return;
         };
-        if let Err(err) = sweeper.request(rules, cause) {
+        let policy = datapath.maps().numbered_policy();
+        let policy = policy.inspect_err(|err| log::warn!("counts of prefixes: {err:#}"));
+        if let Err(err) = sweeper.request(rules, cause, policy.ok()) {
             log::error!("{err:#}");
         }
     }

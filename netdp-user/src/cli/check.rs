@@ -25,16 +25,23 @@ pub(super) struct Check {
     #[arg(value_name = "FILE")]
     paths: Vec<PathBuf>,
     #[command(flatten)]
-    policy: Policy,
-    /// Format of standard input unless it is a ConfigMap.
-    #[arg(long, value_enum, default_value_t = InputFormat::MasqAgent)]
-    format: InputFormat,
+    inputs: Inputs,
     /// Treat warnings as errors.
     #[arg(long)]
     strict: bool,
     /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
+}
+
+/// Flags that affect the meaning of files that a command reads.
+#[derive(Debug, Args)]
+pub(super) struct Inputs {
+    #[command(flatten)]
+    pub(super) policy: Policy,
+    /// Format of standard input unless it is a ConfigMap.
+    #[arg(long, value_enum, default_value_t = InputFormat::MasqAgent)]
+    format: InputFormat,
 }
 
 /// [`Format`] on the command line.
@@ -108,26 +115,12 @@ impl Check {
 
     fn report(&self) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        let mut documents = Vec::new();
-        for path in &self.paths {
-            let read = if path == Path::new(STDIN) {
-                self.stdin()?
-            } else if file::missing(std::slice::from_ref(path)).is_empty() {
-                file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
-            } else {
-                let hint = file::suggest(path).map_or_else(String::new, |hint| format!("; {hint}"));
-                bail!("{} does not exist{hint}", path.display());
-            };
-            match read {
-                Ok(read) => documents.extend(read),
-                Err(errors) => report.errors.extend(errors),
-            }
-        }
-        documents.extend(self.policy.targets());
+        let (documents, errors) = self.inputs.read(&self.paths)?;
+        report.errors.extend(errors);
         report.documents = documents.iter().map(|doc| doc.name.clone()).collect();
         report.documents.dedup();
-        let options = self.policy.options();
-        match config::load_for_cluster(&documents, &options, &self.policy.cluster_cidrs()) {
+        let options = self.inputs.policy.options();
+        match config::load_for_cluster(&documents, &options, &self.inputs.policy.cluster_cidrs()) {
             Err(rejected) => report.errors.extend(rejected.errors),
             Ok(loaded) if report.errors.is_empty() => {
                 report.valid = true;
@@ -139,6 +132,33 @@ impl Check {
             Ok(_) => {}
         }
         Ok(report)
+    }
+}
+
+impl Inputs {
+    /// Reads files, directories and standard input, and what `--targets` stands for. Returns the
+    /// documents, and errors in what could not be read as any.
+    ///
+    /// # Errors
+    /// Returns an error if a file does not exist, or standard input can't be read.
+    pub(super) fn read(&self, paths: &[PathBuf]) -> Result<(Vec<Document>, Vec<Diagnostic>)> {
+        let (mut documents, mut found) = (Vec::new(), Vec::new());
+        for path in paths {
+            let read = if path == Path::new(STDIN) {
+                self.stdin()?
+            } else if file::missing(std::slice::from_ref(path)).is_empty() {
+                file::read(std::slice::from_ref(path)).map_err(|rejected| rejected.errors)
+            } else {
+                let hint = file::suggest(path).map_or_else(String::new, |hint| format!("; {hint}"));
+                bail!("{} does not exist{hint}", path.display());
+            };
+            match read {
+                Ok(read) => documents.extend(read),
+                Err(errors) => found.extend(errors),
+            }
+        }
+        documents.extend(self.policy.targets());
+        Ok((documents, found))
     }
 
     /// Reads standard input as one document.

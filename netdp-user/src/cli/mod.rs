@@ -3,7 +3,9 @@
 mod args;
 mod check;
 mod detach;
+mod diff;
 mod go_flags;
+mod history;
 mod klog;
 mod kube;
 pub(crate) mod output;
@@ -12,6 +14,7 @@ mod policy;
 mod reference;
 mod run;
 mod shell;
+mod show_policy;
 mod suggest;
 mod values;
 
@@ -25,8 +28,11 @@ use args::{InstancePaths, LogLevel, Output};
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
+use diff::Diff;
+use history::History;
 use run::Run;
 use shell::{Completion, ManPages};
+use show_policy::ShowPolicy;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -49,6 +55,16 @@ enum Command {
     Status(Show),
     /// List the live mappings.
     Flows(Show),
+    /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
+    /// with 2 if there is no datapath.
+    Policy(Box<ShowPolicy>),
+    /// Show the policies that have been in force, one of them, or what differs between two. Exits with
+    /// 2 if there is no history.
+    History(History),
+    /// Show what a configuration would change against the policy in force: rules, live mappings, and
+    /// destinations that were bypassed. Exits with 0 if no rule differs, with 1 if any does, with 2 on
+    /// trouble.
+    Diff(Box<Diff>),
     /// Show pods, destinations, drops and uplinks in a live screen.
     Top(Top),
     /// Inspect a configuration without putting it in force.
@@ -188,6 +204,11 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             show.output == Output::Json,
         ),
         Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
+        Command::Policy(policy) => return Ok(or_trouble(policy.run().map(|()| ExitCode::SUCCESS))),
+        Command::History(history) => {
+            return Ok(or_trouble(history.run().map(|()| ExitCode::SUCCESS)));
+        }
+        Command::Diff(diff) => return Ok(or_trouble(diff.run())),
         Command::Top(top) => top.run(),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
@@ -213,6 +234,9 @@ impl Command {
         match self {
             Self::Run(run) => Some(&run.paths),
             Self::Status(show) | Self::Flows(show) => Some(&show.paths),
+            Self::Policy(policy) => Some(&policy.paths),
+            Self::History(history) => Some(&history.paths),
+            Self::Diff(diff) => Some(&diff.paths),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
             Self::Suggest(suggest) => Some(&suggest.paths),
@@ -238,13 +262,18 @@ impl Show {
                 eprintln!("netdp: no connection seen yet");
                 ExitCode::from(2)
             }
-            Err(err) => {
-                let message = format!("{err:#}");
-                eprintln!("netdp: error: {}", terminal::lines(&message));
-                ExitCode::from(2)
-            }
+            Err(err) => or_trouble(Err(err)),
         }
     }
+}
+
+/// Returns a command's exit status; on an error, after a message, 2, as that of `diff`.
+fn or_trouble(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|err| {
+        let message = format!("{err:#}");
+        eprintln!("netdp: error: {}", terminal::lines(&message));
+        ExitCode::from(2)
+    })
 }
 
 fn init_log(level: LogLevel) {

@@ -1,6 +1,7 @@
 //! Contents of a policy trie as a sorted list: two of them are compared in one walk, which takes a
 //! millisecond or two for 100,000 entries.
 
+use super::rule_counts::SHARED_INDEX;
 use netdp_common::layout::{Addr, POLICY_NO_RULE, PolicyValue};
 use std::iter::from_fn;
 
@@ -59,34 +60,46 @@ impl Entries {
     }
 
     /// Returns the entries with the rule numbers they have in `before`, so that a rule added or
-    /// removed leaves the entries of other rules unchanged. New rules get numbers above those; if
-    /// none are left, all rules are renumbered.
-    pub(super) fn numbered_after(self, before: &Self) -> Self {
+    /// removed leaves the entries of other rules unchanged; and the lowest number that no rule has had.
+    /// New rules get numbers above those, from `free` on. If none are left, all rules are renumbered;
+    /// as long as every rule can have an entry of its own in `rule_hits`, only such numbers are given.
+    pub(super) fn numbered_after(self, before: &Self, free: u32) -> (Self, u32) {
         let numbered =
             |value: &PolicyValue| value.rule != NO_RULE && value.action & POLICY_NO_RULE == 0;
         let known = before.iter().map(|(_, value)| value);
-        let Some(highest) = known.filter(|v| numbered(v)).map(|v| v.rule).max() else {
-            return self;
+        let highest = known.filter(|v| numbered(v)).map(|v| v.rule).max();
+        let mut next = highest
+            .map_or(0, |highest| highest.saturating_add(1))
+            .max(free);
+        let own = |list: &Self| u32::try_from(list.len()).unwrap_or(NO_RULE);
+        let end = if own(&self) < SHARED_INDEX {
+            SHARED_INDEX
+        } else {
+            NO_RULE
         };
-        let room = usize::try_from(NO_RULE - highest).unwrap_or(usize::MAX);
-        if room <= self.len() {
-            return self;
+        let news = self.merge_join(before).filter(|(_, own, before)| {
+            own.is_some_and(|own| own.rule != NO_RULE) && !before.as_ref().is_some_and(numbered)
+        });
+        let news = u32::try_from(news.count()).unwrap_or(NO_RULE);
+        if next.checked_add(news).is_none_or(|after| after > end) {
+            let after = own(&self);
+            return (self, after);
         }
-        let mut next = highest;
         let entries = self.merge_join(before).filter_map(|(prefix, own, before)| {
             let mut own = own?;
             if own.rule != NO_RULE {
                 own.rule = before.filter(numbered).map_or_else(
                     || {
                         next += 1;
-                        next
+                        next - 1
                     },
                     |before| before.rule,
                 );
             }
             Some((prefix, own))
         });
-        Self(entries.collect())
+        let entries = entries.collect();
+        (Self(entries), next)
     }
 }
 
@@ -100,7 +113,7 @@ pub(super) fn bits(addr: Addr) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Entries, NO_RULE, Prefix};
+    use super::{Entries, NO_RULE, Prefix, SHARED_INDEX};
     use netdp_common::layout::{Action, Addr, POLICY_NO_RULE, PolicyValue};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
@@ -129,19 +142,36 @@ mod tests {
 
     #[test]
     fn a_rule_keeps_its_number() {
-        let first = rules(&[1, 3, 5]).numbered_after(&Entries::default());
-        assert_eq!(numbers(&first), [0, 1, 2]);
-        let second = rules(&[0, 1, 2, 3, 5]).numbered_after(&first);
-        assert_eq!(numbers(&second), [3, 0, 4, 1, 2]);
-        let third = rules(&[3, 5]).numbered_after(&second);
-        assert_eq!(numbers(&third), [1, 2]);
+        let (first, next) = rules(&[1, 3, 5]).numbered_after(&Entries::default(), 0);
+        assert_eq!((numbers(&first), next), (vec![0, 1, 2], 3));
+        let (second, next) = rules(&[0, 1, 2, 3, 5]).numbered_after(&first, next);
+        assert_eq!((numbers(&second), next), (vec![3, 0, 4, 1, 2], 5));
+        let (third, next) = rules(&[3, 5]).numbered_after(&second, next);
+        assert_eq!((numbers(&third), next), (vec![1, 2], 5));
+    }
+
+    #[test]
+    fn a_number_is_not_given_to_another_prefix() {
+        let (first, next) = rules(&[1, 3]).numbered_after(&Entries::default(), 7);
+        assert_eq!((numbers(&first), next), (vec![7, 8], 9));
+        let (second, next) = rules(&[1]).numbered_after(&first, next);
+        let (third, next) = rules(&[1, 9]).numbered_after(&second, next);
+        assert_eq!((numbers(&third), next), (vec![7, 9], 10));
     }
 
     #[test]
     fn numbers_begin_anew_before_they_run_out() {
-        let last: Entries = [(prefix(1, 128), value(NO_RULE - 2))].into_iter().collect();
-        let next = rules(&[1, 3]).numbered_after(&last);
-        assert_eq!(numbers(&next), [0, 1]);
+        for highest in [NO_RULE - 2, SHARED_INDEX - 1] {
+            let last: Entries = [(prefix(1, 128), value(highest))].into_iter().collect();
+            let (next, free) = rules(&[1, 3]).numbered_after(&last, 0);
+            assert_eq!((numbers(&next), free), (vec![0, 1], 2));
+        }
+        let last: Entries = [(prefix(1, 128), value(SHARED_INDEX - 2))]
+            .into_iter()
+            .collect();
+        let (next, free) = rules(&[1, 3]).numbered_after(&last, 0);
+        assert_eq!(numbers(&next), [SHARED_INDEX - 2, SHARED_INDEX - 1]);
+        assert_eq!(free, SHARED_INDEX);
     }
 
     #[test]
@@ -153,7 +183,7 @@ mod tests {
         let before: Entries = [(prefix(1, 128), value(4)), (prefix(3, 128), mark)]
             .into_iter()
             .collect();
-        let next = rules(&[1, 3]).numbered_after(&before);
+        let (next, _) = rules(&[1, 3]).numbered_after(&before, 0);
         assert_eq!(numbers(&next), [4, 5]);
     }
 

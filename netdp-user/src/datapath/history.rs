@@ -17,7 +17,7 @@ pub enum History {
 }
 
 /// The datapath's default for addresses that no prefix covers.
-const UNCOVERED: PolicyValue = PolicyValue {
+pub(super) const UNCOVERED: PolicyValue = PolicyValue {
     action: Action::Masquerade as u32,
     rule: NO_RULE,
 };

@@ -3,6 +3,7 @@
 use super::counters::CounterMaps;
 use super::earlier;
 use super::entries::Entries;
+use super::rule_counts::RuleMaps;
 use super::setup::Setup;
 use super::sweep::now;
 use super::traffic::TrafficMap;
@@ -82,6 +83,12 @@ pub struct Maps {
     pub(super) counters: Option<CounterMaps>,
     /// `None` if the pins are of layout 1 only.
     pub(super) traffic: Option<TrafficMap>,
+    /// `None` if the pins are of a version without these maps.
+    pub(super) rules: Option<RuleMaps>,
+    /// The lowest number that no rule has had; `None` until a policy is put in force.
+    pub(super) next_rule: Option<u32>,
+    /// Time at which the policy in force came into force by this handle, in ticks.
+    pub(super) swapped_at: Option<u32>,
     reserved_ports: Array<MapData, u64>,
     /// `None` if the pins are of a version without this map.
     node_flow_ports: Option<Array<MapData, NodeFlowPorts>>,
@@ -150,6 +157,9 @@ impl Maps {
             settings: array(pins::SETTINGS)?.try_into()?,
             counters: CounterMaps::open(bpffs)?,
             traffic: TrafficMap::open(bpffs)?,
+            rules: RuleMaps::open(bpffs)?,
+            next_rule: None,
+            swapped_at: None,
             reserved_ports: array(pins::RESERVED_PORTS)?.try_into()?,
             node_flow_ports: match bpffs.join(pins::NODE_FLOW_PORTS).exists() {
                 true => Some(array(pins::NODE_FLOW_PORTS)?.try_into()?),

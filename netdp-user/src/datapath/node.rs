@@ -1,6 +1,7 @@
 //! The maps of ports and protocols that the node itself receives: `node_ports`, `node_protocols`.
 
 use super::maps::{Maps, ignore_missing};
+use super::rule_counts::EndedTraffic;
 use super::sweep::now;
 use super::{batch, bpffs};
 use crate::node::{DesiredNodeMaps, ProtocolPeer};
@@ -101,6 +102,13 @@ impl Maps {
             }
         })
         .context("reading the rev_snat map")?;
+        let mut sent = EndedTraffic::default();
+        for original in &originals {
+            if let Ok(half) = self.snat.get(original, 0) {
+                sent.add(self, original, &half);
+            }
+        }
+        self.add_ended(&mut sent, |maps, to| Ok(maps.decision(&to)?.rule))?;
         batch::remove(&self.snat_data, &originals).context("in the snat map")?;
         batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")?;
         Ok(wires)

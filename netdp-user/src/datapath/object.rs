@@ -89,7 +89,7 @@ pub fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClas
 }
 
 /// Returns the expected layout of each pinned map: file, type, key bytes, value bytes.
-fn layout() -> [(&'static str, MapType, usize, usize); 30] {
+fn layout() -> [(&'static str, MapType, usize, usize); 31] {
     let mapping = (size_of::<Tuple>(), size_of::<layout::Mapping>());
     let policy = (4 + size_of::<Addr>(), size_of::<layout::PolicyValue>());
     [
@@ -195,6 +195,12 @@ fn layout() -> [(&'static str, MapType, usize, usize); 30] {
             MapType::Array,
             4,
             size_of::<layout::RuleHits>(),
+        ),
+        (
+            pins::RULE_ENDED,
+            MapType::Hash,
+            4,
+            size_of::<layout::RuleEnded>(),
         ),
         (
             pins::BYPASS_CACHE,

@@ -5,6 +5,8 @@ use super::batch;
 use super::entries::{Entries, NO_RULE, Prefix};
 use super::history::{self, History};
 use super::maps::{Maps, Trie, ignore_missing};
+use super::rule_counts::SHARED_INDEX;
+use super::sweep::now;
 use crate::reconcile::PolicyRule;
 use anyhow::{Context as _, Result};
 use aya::maps::lpm_trie::Key;
@@ -31,7 +33,8 @@ impl Maps {
     /// Returns an error if the kernel refuses an entry; the old policy stays in force.
     pub fn set_policy(&mut self, rules: &[PolicyRule], history: History) -> Result<PolicyChange> {
         let before = self.active_policy()?;
-        let rules = entries(rules).numbered_after(&before);
+        let (rules, next) = entries(rules).numbered_after(&before, self.next_rule());
+        self.next_rule = Some(next);
         if history == History::Forget {
             return self.swap_policy(Arc::new(rules));
         }
@@ -41,6 +44,24 @@ impl Maps {
             log::warn!("{err:#}; retrying without regard to connections of the previous policy");
             self.swap_policy(Arc::new(rules))
         })
+    }
+
+    /// Returns the lowest number that no rule has had as long as the maps exist: whatever a number
+    /// has counted belongs to one prefix.
+    fn next_rule(&self) -> u32 {
+        if let Some(next) = self.next_rule {
+            return next;
+        }
+        match self.rule_counts() {
+            Ok(counts) => counts
+                .keys()
+                .rfind(|index| **index != SHARED_INDEX)
+                .map_or(0, |index| index + 1),
+            Err(err) => {
+                log::warn!("{err:#}: numbers of earlier rules may be used again");
+                0
+            }
+        }
     }
 
     pub(super) fn expire_history(&mut self) -> Result<()> {
@@ -65,7 +86,11 @@ impl Maps {
         self.write_standby(active)
     }
 
-    fn active_policy(&self) -> Result<Arc<Entries>> {
+    /// Returns the entries of the policy in force.
+    ///
+    /// # Errors
+    /// Returns an error if the maps can't be read.
+    pub(super) fn active_policy(&self) -> Result<Arc<Entries>> {
         let active = usize::from(self.settings()?.active_policy != 0);
         match &self.policy_entries[active] {
             Some(entries) => Ok(Arc::clone(entries)),
@@ -111,6 +136,7 @@ impl Maps {
         settings.active_policy = u32::from(settings.active_policy == 0);
         settings.generation = settings.generation.wrapping_add(1);
         self.set_settings(&settings)?;
+        self.swapped_at = now(self).ok();
         self.next_epoch()?;
         self.has_readers = !wait_for_readers();
         Ok(PolicyChange { entries, writes })
@@ -118,10 +144,16 @@ impl Maps {
 
     /// Returns the action of the policy in force for new flows to `destination`.
     pub(super) fn action(&self, destination: &Addr) -> Result<Action> {
+        let value = self.decision(destination)?;
+        Ok(Action::from_raw(value.action))
+    }
+
+    /// Returns the entry of the policy in force for `destination`.
+    pub(super) fn decision(&self, destination: &Addr) -> Result<PolicyValue> {
         let active = usize::from(self.settings()?.active_policy != 0);
         match self.policy[active].get(&Key::new(128, *destination), 0) {
-            Ok(value) => Ok(Action::from_raw(value.action)),
-            Err(MapError::KeyNotFound) => Ok(Action::Masquerade),
+            Ok(value) => Ok(value),
+            Err(MapError::KeyNotFound) => Ok(history::UNCOVERED),
             Err(err) => Err(err).context("querying the policy in force"),
         }
     }
@@ -163,7 +195,7 @@ fn entries(rules: &[PolicyRule]) -> Entries {
 }
 
 /// Returns the key of a prefix: IPv4 lies below `::ffff:0:0/96`.
-fn prefix(net: &IpNet) -> Prefix {
+pub(super) fn prefix(net: &IpNet) -> Prefix {
     let len = u32::from(net.prefix_len());
     let len = match net {
         IpNet::V4(_) => len + 96,
@@ -172,7 +204,8 @@ fn prefix(net: &IpNet) -> Prefix {
     (len, Addr::from(net.network()))
 }
 
-fn to_net(len: u32, addr: Addr) -> IpNet {
+/// Returns the prefix of a trie's key.
+pub(super) fn to_net(len: u32, addr: Addr) -> IpNet {
     let ip = IpAddr::from(addr);
     let len = match ip {
         IpAddr::V4(_) => len.saturating_sub(96),

@@ -84,7 +84,8 @@ pub enum PortMode {
 }
 
 /// Effect of a policy change on live flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnReload {
     /// Flows keep their translation.
     Sticky,

@@ -1,6 +1,6 @@
 //! The report that the agent writes and `netdp status` reads.
 
-use crate::datapath::{Attached, Kernel, Mechanism, Placed};
+use crate::datapath::{Attached, Kernel, Mechanism, OnReload, Placed};
 use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
@@ -26,6 +26,9 @@ pub struct Report {
     /// Detected features of the kernel, in eBPF mode.
     #[serde(default)]
     pub kernel: Option<Kernel>,
+    /// Effect of a policy change on live flows, in eBPF mode.
+    #[serde(default)]
+    pub on_reload: Option<OnReload>,
     /// The configuration in force.
     pub config: ConfigReport,
     /// Uplinks with attached programs.

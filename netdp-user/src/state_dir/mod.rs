@@ -4,6 +4,7 @@ mod lock;
 
 use crate::config::Document;
 use crate::pod;
+use crate::policy;
 use crate::private;
 use anyhow::{Context as _, Result};
 use netdp_common::layout::Secret;
@@ -29,13 +30,15 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
     "fallback.json",
     LAST_API,
     "shadow.json",
+    policy::COUNTS_FILE,
+    policy::history::FILE,
     SECRET,
 ];
 
@@ -169,6 +172,14 @@ impl StateDir {
         // Streamed, not formatted in memory first: with many CIDRs that would be our peak memory
         // usage.
         self.replace(name, |file| Ok(serde_json::to_writer_pretty(file, value)?))
+    }
+
+    /// Writes a value as [`write_json`](Self::write_json) does, on one line.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub fn write_compact_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
+        self.replace(name, |file| Ok(serde_json::to_writer(file, value)?))
     }
 
     /// Reads a value that [`write_json`](Self::write_json) wrote.

@@ -40,6 +40,7 @@ mod offload;
 mod one_reading;
 mod orphans;
 mod outside;
+mod policy;
 mod ports;
 mod private_files;
 mod reach;

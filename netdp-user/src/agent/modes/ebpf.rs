@@ -42,7 +42,7 @@ impl Ebpf {
     fn with(mut datapath: Datapath, options: &RunOptions) -> Result<Engine> {
         let log = ProgramLog::watch(datapath.take_log()?)?;
         Ok(Engine::Ebpf(Box::new(Self {
-            sweeper: SweeperThread::start(&options.bpffs)?,
+            sweeper: SweeperThread::start(&options.bpffs, &options.state_dir, datapath.adopted())?,
             takeover: Takeover::new(),
             datapath,
             log,

@@ -2,7 +2,8 @@
 //! things to do.
 
 use super::super::SWEEP_INTERVAL;
-use crate::datapath::{SweepRules, SweepStats, Sweeper};
+use crate::datapath::{NumberedPolicy, SweepRules, SweepStats, Sweeper};
+use crate::policy::Keeper;
 use anyhow::{Context as _, Result, bail};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub(in crate::agent) enum Cause {
 struct Request {
     rules: SweepRules,
     cause: Cause,
+    /// The policy in force; `None` if it could not be read.
+    policy: Option<NumberedPolicy>,
 }
 
 /// Result of a sweep.
@@ -64,12 +67,14 @@ pub(in crate::agent) struct SweeperThread {
 }
 
 impl SweeperThread {
-    /// Starts the thread, with the maps pinned below `bpffs`.
+    /// Starts the thread, with the maps pinned below `bpffs` and the ledger of prefixes' counts in
+    /// `state_dir`. `adopted`: the maps are those of an earlier agent.
     ///
     /// # Errors
     /// Returns an error if the maps cannot be opened, or the thread cannot be started.
-    pub(super) fn start(bpffs: &Path) -> Result<Self> {
+    pub(super) fn start(bpffs: &Path, state_dir: &Path, adopted: bool) -> Result<Self> {
         let mut sweeper = Sweeper::open(bpffs)?;
+        let mut keeper = Keeper::new(state_dir, sweeper.maps(), adopted)?;
         let (requests, received) = channel::<Request>();
         let (sent, outcomes) = channel();
         let ended = Arc::new(Notify::new());
@@ -78,7 +83,16 @@ impl SweeperThread {
             .name("netdp-sweep".into())
             .spawn(move || {
                 let _abort = AbortOnPanic;
-                while let Ok(Request { rules, cause }) = received.recv() {
+                while let Ok(request) = received.recv() {
+                    let Request {
+                        rules,
+                        cause,
+                        policy,
+                    } = request;
+                    let kept = policy.map_or(Ok(()), |it| keeper.keep(sweeper.maps(), &it));
+                    if let Err(err) = kept {
+                        log::warn!("counts of prefixes: {err:#}");
+                    }
                     if sent.send(run(&mut sweeper, &rules, cause)).is_err() {
                         return;
                     }
@@ -114,14 +128,24 @@ impl SweeperThread {
     ///
     /// # Errors
     /// Returns an error if the thread has ended.
-    pub(in crate::agent) fn request(&mut self, rules: SweepRules, cause: Cause) -> Result<()> {
+    pub(in crate::agent) fn request(
+        &mut self,
+        rules: SweepRules,
+        cause: Cause,
+        policy: Option<NumberedPolicy>,
+    ) -> Result<()> {
         if self.busy {
             self.again |= cause == Cause::Change;
             return Ok(());
         }
         self.stop = Arc::clone(&rules.stop);
         self.local_addrs_stale = Arc::clone(&rules.local_addrs_stale);
-        if self.requests.send(Request { rules, cause }).is_err() {
+        let request = Request {
+            rules,
+            cause,
+            policy,
+        };
+        if self.requests.send(request).is_err() {
             bail!("the sweeper thread exited: mappings no longer expire; restart the agent");
         }
         self.busy = true;

@@ -3,7 +3,7 @@
 //!
 //! The packets are pings from addresses that are assigned to no host (192.0.0.8, RFC 7600; 100::1
 //! of the discard-only prefix, RFC 6666). The mapping that one of them creates is removed at once;
-//! both packets are counted like any others.
+//! both packets are counted like any others, except that they are no hits of rules.
 
 mod packet;
 
@@ -15,6 +15,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use netdp_common::layout;
 use netdp_common::layout::Addr;
 use netdp_common::layout::Family;
+use netdp_common::layout::Traffic;
 use netdp_common::layout::Tuple;
 use netdp_common::layout::proto;
 use packet::{ID, ping, ping_from};
@@ -83,8 +84,19 @@ impl Datapath {
     }
 
     fn check_bypassed(&mut self, uplink: &Uplink, to: IpAddr) -> Result<()> {
-        let sent = ping(pod(Family::of(to)), to);
+        let from = pod(Family::of(to));
+        let sent = ping(from, to);
+        let (pod, peer) = (Addr::from(from), Addr::from(to));
+        let before = self.maps.pair_hits(&pod, &peer)?;
         let (verdict, seen) = self.send(uplink, &sent)?;
+        let mut counted = Traffic::default();
+        for (pair, hits) in self.maps.pair_hits(&pod, &peer)? {
+            counted.add(&hits);
+            if let Some(earlier) = before.get(&pair) {
+                counted.subtract(earlier);
+            }
+        }
+        self.maps.add_own(&peer, counted, 0)?;
         ensure!(
             verdict == NEXT && seen == sent,
             "self-check on {}: a packet to {to}, which the configuration bypasses, was not passed \
@@ -101,7 +113,9 @@ impl Datapath {
         local: &BTreeSet<IpAddr>,
     ) -> Result<()> {
         let outcome = self.send(uplink, &ping(pod(Family::of(to)), to));
-        self.remove_test_mapping(to);
+        if self.remove_test_mapping(to) {
+            self.maps.add_own(&Addr::from(to), Traffic::default(), 1)?;
+        }
         let (verdict, seen) = outcome?;
         let source = ping_from(&seen, to);
         ensure!(
@@ -131,8 +145,8 @@ impl Datapath {
         Ok((ran.return_value, out))
     }
 
-    /// Removes the mapping that a test has created, if any.
-    fn remove_test_mapping(&mut self, to: IpAddr) {
+    /// Removes the mapping that a test has created, if any, and reports whether there was one.
+    fn remove_test_mapping(&mut self, to: IpAddr) -> bool {
         let family = Family::of(to);
         let number = match family {
             Family::V4 => proto::ICMP,
@@ -140,11 +154,13 @@ impl Datapath {
         };
         let tuple = Tuple::new(Addr::from(pod(family)), Addr::from(to), ID, 0, number);
         let maps = &mut self.maps;
-        if let Ok(half) = maps.snat.get(&tuple, 0) {
-            // A missing entry is fine.
-            let _ = maps.rev_snat.remove(&tuple.reply_to(half.addr, half.id));
-            let _ = maps.snat.remove(&tuple);
-        }
+        let Ok(half) = maps.snat.get(&tuple, 0) else {
+            return false;
+        };
+        // A missing entry is fine.
+        let _ = maps.rev_snat.remove(&tuple.reply_to(half.addr, half.id));
+        let _ = maps.snat.remove(&tuple);
+        true
     }
 }
 

@@ -7,6 +7,7 @@ use super::stale::StaleMappings;
 use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
+use crate::datapath::rule_counts::EndedTraffic;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use netdp_common::flow::Carried;
@@ -21,6 +22,7 @@ use netdp_common::layout::MAPPING_COUNTED_REPLY;
 use netdp_common::layout::MAPPING_HOST;
 use netdp_common::layout::MAPPING_PICKUP;
 use netdp_common::layout::Mapping;
+use netdp_common::layout::PolicyValue;
 use netdp_common::layout::Secret;
 use netdp_common::layout::Tuple;
 use netdp_common::sweep::{Compared, Conditions, Disposition, EvictionTargets, ExternalAddress};
@@ -41,12 +43,14 @@ pub struct Pass<'a> {
     pub conditions: Conditions,
     local: BTreeSet<Addr>,
     rules: &'a SweepRules,
-    /// Cache of the policy's action, by destination.
-    policy: HashMap<Addr, Action>,
+    /// Cache of the policy's entry, by destination.
+    policy: HashMap<Addr, PolicyValue>,
     pub stats: SweepStats,
     ended: Vec<(Tuple, Tuple)>,
     /// The keys in `traffic` of their halves.
     carried: Vec<Tuple>,
+    /// What pods had sent over them.
+    sent: EndedTraffic,
     /// Original halves without reply half.
     torn: Vec<(Tuple, Tuple, Mapping)>,
     /// Live mappings that may end before the horizon, with the ticks until then.
@@ -77,6 +81,7 @@ impl<'a> Pass<'a> {
             stats: SweepStats::default(),
             ended: Vec::new(),
             carried: Vec::new(),
+            sent: EndedTraffic::default(),
             torn: Vec::new(),
             due: Vec::new(),
             stale: StaleMappings::default(),
@@ -238,12 +243,19 @@ impl<'a> Pass<'a> {
         }
         self.accounts.count_ended(tuple, half);
         let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
-        self.end(tuple, wire, half, reply.as_ref());
+        self.end(maps, (tuple, wire), half, reply.as_ref());
     }
 
-    /// Adds a mapping to those that end.
-    fn end(&mut self, tuple: &Tuple, wire: &Tuple, half: &Mapping, reply: Option<&Mapping>) {
+    /// Adds a mapping, with its original tuple and its wire tuple, to those that end.
+    fn end(
+        &mut self,
+        maps: &Maps,
+        (tuple, wire): (&Tuple, &Tuple),
+        half: &Mapping,
+        reply: Option<&Mapping>,
+    ) {
         self.ended.push((*tuple, *wire));
+        self.sent.add(maps, tuple, half);
         if half.is_carried_over() {
             self.carried.push(Half::Original.traffic_key(tuple));
         }
@@ -269,24 +281,24 @@ impl<'a> Pass<'a> {
         let conditions = self.conditions;
         let would_bypass = || -> Result<bool> {
             // Hairpin mappings do not depend on the policy.
-            Ok(!self.local.contains(&tuple.dst) && self.action(maps, tuple.dst)? == Action::Bypass)
+            if self.local.contains(&tuple.dst) {
+                return Ok(false);
+            }
+            let decision = decision(&mut self.policy, maps, tuple.dst)?;
+            Ok(Action::from_raw(decision.action) == Action::Bypass)
         };
         conditions.disposition(tuple, half, external, would_bypass, reply)
     }
 
-    fn action(&mut self, maps: &Maps, destination: Addr) -> Result<Action> {
-        if let Some(action) = self.policy.get(&destination) {
-            return Ok(*action);
-        }
-        let action = maps.action(&destination)?;
-        self.policy.insert(destination, action);
-        Ok(action)
-    }
-
     /// Removes the mappings that have ended so far. Both halves go within a moment: a packet in
     /// between finds one of them. The entries of what was carried over go last: where that is not
-    /// reached, the next full pass removes them.
+    /// reached, the next full pass removes them. What the mappings had sent is added to their rules
+    /// first: where the agent is killed in between, some of it counts twice, and none is lost.
     fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
+        let policy = &mut self.policy;
+        maps.add_ended(&mut self.sent, |maps, destination| {
+            Ok(decision(policy, maps, destination)?.rule)
+        })?;
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
             batch::remove(&maps.snat_data, &tuples).context("in the snat map")?;
@@ -360,7 +372,7 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
                 if eviction_class(&carried, idle) == Some(candidate.class) {
-                    self.end(tuple, wire, &half, Some(&reply));
+                    self.end(maps, (tuple, wire), &half, Some(&reply));
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;
                     self.stats.evicted += 1;
@@ -403,6 +415,20 @@ impl<'a> Pass<'a> {
         stats.bypass_cache_epoch = none.then_some(epoch);
         Ok(stats)
     }
+}
+
+/// Returns the policy's entry for a destination, from the cache if it is there.
+fn decision(
+    cache: &mut HashMap<Addr, PolicyValue>,
+    maps: &Maps,
+    destination: Addr,
+) -> Result<PolicyValue> {
+    if let Some(value) = cache.get(&destination) {
+        return Ok(*value);
+    }
+    let value = maps.decision(&destination)?;
+    cache.insert(destination, value);
+    Ok(value)
 }
 
 /// Restores a missing reply half. Returns `false` if another mapping has the tuple.

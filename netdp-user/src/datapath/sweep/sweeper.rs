@@ -57,6 +57,11 @@ impl Sweeper {
         })
     }
 
+    /// Returns the maps, for reading.
+    pub(crate) const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
     /// Returns the total number of created mappings at which the tables may be nearly full and need
     /// another sweep; `None` if hardly any place is free.
     pub fn pressure_at(&self) -> Option<u64> {

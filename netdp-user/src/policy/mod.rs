@@ -1,0 +1,22 @@
+//! Counts of the policy's prefixes, and the command `netdp policy` that shows them.
+//!
+//! The programs count by number of a rule. [`Ledger`] records which prefix has which number, and what
+//! a prefix had before its numbers or its mappings changed; the agent keeps it ([`Keeper`]) in the
+//! state directory. All counts themselves are in pinned maps, so that a killed agent loses none.
+
+mod changes;
+pub(crate) mod diff;
+mod format;
+mod gather;
+pub(crate) mod history;
+mod json;
+mod keeper;
+mod ledger;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub(crate) use format::{bytes, grouped, local_time, utc_time};
+pub(crate) use gather::{Query, print};
+pub(crate) use keeper::Keeper;
+pub(crate) use ledger::FILE as COUNTS_FILE;
