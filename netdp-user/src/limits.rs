@@ -21,10 +21,10 @@ const PAIRS: u64 = 16 << 20;
 const BYTES_PER_CPU: u64 = 64 << 10;
 
 /// Bytes of the other maps and the agent at rest.
-const AT_REST: u64 = 37 << 20;
+const AT_REST: u64 = 35 << 20;
 
 /// Bytes of the other maps and the agent while programs are loaded and verified.
-const AT_START: u64 = 87 << 20;
+const AT_START: u64 = 85 << 20;
 
 /// Minimum number of open files with which the agent starts.
 const OPEN_FILES: u64 = 256;
