@@ -4,7 +4,7 @@
 //! closes each watch as soon as it is opened.
 
 use super::api_error::ApiError;
-use super::limit::PAGE_SIZE;
+use super::limit::{PAGE_SIZE, TooLong};
 use futures::{TryStreamExt as _, pin_mut};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Resource, ResourceExt as _};
@@ -34,6 +34,10 @@ pub(super) trait ObjectStore<K> {
     fn fields(&self) -> Option<String>;
     /// Returns the label selector of the objects.
     fn labels(&self) -> Option<String>;
+    /// Returns the number of objects per page of a list.
+    fn page_size(&self) -> u32 {
+        PAGE_SIZE
+    }
     /// Adds a page of a list.
     fn add_page(&self, page: Vec<K>, listed: &mut Self::Listed) -> Result<(), ApiError>;
     /// Replaces all objects by a complete list.
@@ -147,15 +151,22 @@ where
         let mut params = ListParams {
             field_selector: self.store.fields(),
             label_selector: self.store.labels(),
-            limit: Some(PAGE_SIZE),
+            limit: Some(self.store.page_size()),
             ..ListParams::default()
         };
         let mut all = S::Listed::default();
         let version = loop {
             let page = timeout(RESPONSE_TIMEOUT, self.api.list(&params)).await;
-            let page = page
-                .map_err(|_| ApiError::timed_out())?
-                .map_err(|error| ApiError::of(&error))?;
+            let page = match page.map_err(|_| ApiError::timed_out())? {
+                Ok(page) => page,
+                Err(error) => match shorter(params.limit, &error) {
+                    Some(limit) => {
+                        params.limit = Some(limit);
+                        continue;
+                    }
+                    None => return Err(ApiError::of(&error)),
+                },
+            };
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
                 return Err(ApiError::new(
@@ -174,6 +185,15 @@ where
         self.store.replace(all).await?;
         Ok(version)
     }
+}
+
+/// Returns the number of objects to ask for after a page of `limit` was too long, if fewer are left
+/// to try.
+fn shorter(limit: Option<u32>, error: &kube::Error) -> Option<u32> {
+    TooLong::behind(error)?;
+    limit
+        .filter(|limit| *limit > PAGE_SIZE)
+        .map(|limit| (limit / 2).max(PAGE_SIZE))
 }
 
 /// Returns a number from 0 to 1 that spreads the requests of a cluster's nodes. Every `RandomState`
