@@ -214,6 +214,6 @@ fn an_api_without_service_cidrs_is_warned_of() -> Result<()> {
     cluster.wait_masqueraded(&agent, false)?;
     wait_status(&agent, "the origin", |report| {
         has_rule(report, SERVICES, "auto: services (--service-cidr)")
-            && report["config"]["warnings"] == serde_json::json!([])
+            && !report["config"]["warnings"].to_string().contains("ServiceCIDRs")
     })
 }

@@ -33,7 +33,7 @@ impl World {
             &bed.node,
             &format!(
                 "table ip proxy {{ chain prerouting {{ type nat hook prerouting priority -100; \
-                 iifname eth0 tcp dport {NODE_PORT} dnat to 172.16.0.2:{ECHO}; }} }}"
+                 iifname eth0 tcp dport {NODE_PORT} dnat to 172.16.0.2:{ECHO}; }}; }}"
             ),
         )?;
         let mut echoes = vec![Echo::start(&bed.pods[0])?, Echo::start(&client)?];

@@ -203,3 +203,17 @@ pub(crate) fn random() -> f64 {
     let fraction = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
     fraction
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_objects_are_asked_for_after_a_page_that_was_too_long() {
+        let too_long = kube::Error::Service(Box::new(TooLong { limit: 9 }));
+        let limits = std::iter::successors(Some(50), |limit| shorter(Some(*limit), &too_long));
+        assert_eq!(limits.collect::<Vec<_>>(), [50, 25, 12, 6, 3, PAGE_SIZE]);
+        let other = kube::Error::Service("cut".into());
+        assert_eq!(shorter(Some(50), &other), None);
+    }
+}
