@@ -129,7 +129,7 @@ fn five_thousand_nodes() -> Result<()> {
             "auto: pods (node other-0 and 4095 more)",
         )
     })?;
-    println!(
+    eprintln!(
         "{NODES} nodes, from the key to the policy in force: {:.0} ms; {before:.1} MiB resident \
          before, {:.1} MiB after",
         start.elapsed().as_secs_f64() * 1e3,
@@ -139,7 +139,7 @@ fn five_thousand_nodes() -> Result<()> {
     add_other_node(&cluster)?;
     let asked = start.elapsed();
     cluster.wait_masqueraded(&agent, false)?;
-    println!(
+    eprintln!(
         "one more, from sending it to the policy in force: {:.0} ms, of which kubectl took {:.0} ms",
         start.elapsed().as_secs_f64() * 1e3,
         asked.as_secs_f64() * 1e3
@@ -214,6 +214,8 @@ fn an_api_without_service_cidrs_is_warned_of() -> Result<()> {
     cluster.wait_masqueraded(&agent, false)?;
     wait_status(&agent, "the origin", |report| {
         has_rule(report, SERVICES, "auto: services (--service-cidr)")
-            && !report["config"]["warnings"].to_string().contains("ServiceCIDRs")
+            && !report["config"]["warnings"]
+                .to_string()
+                .contains("ServiceCIDRs")
     })
 }

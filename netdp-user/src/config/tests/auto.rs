@@ -365,3 +365,33 @@ fn many_prefixes_are_reported_once_and_in_force() {
     let loaded = load_in("autoNonMasquerade: [pods]", &V4, &with_pods(&prefixes[1..]));
     assert_eq!(lines(&loaded.warnings), [""; 0]);
 }
+
+#[test]
+fn pods_are_not_called_masqueraded_before_the_api_has_named_them() {
+    let mut cluster = with_flags(&["100.64.0.0/24"], &[]);
+    cluster.auto = AutoNetworks {
+        api: AutoApi::Followed,
+        ..AutoNetworks::default()
+    };
+    let text = "autoNonMasquerade: [pods]";
+    assert_eq!(lines(&load_in(text, &V4, &cluster).warnings), [""; 0]);
+    assert_eq!(load_in("", &V4, &cluster).warnings.len(), 1);
+    cluster.auto.of_nodes = Some(received(POD, &["100.65.0.0/24"]));
+    assert_eq!(load_in(text, &V4, &cluster).warnings.len(), 1);
+}
+
+#[test]
+fn what_was_saved_counts_as_received() {
+    let mut networks = AutoNetworks::default();
+    let saved = [
+        received(POD, &["100.64.0.0/24"]),
+        received(SERVICE, &["198.18.0.0/16"]),
+    ];
+    networks.api = AutoApi::Followed;
+    assert!(networks.awaits(POD) && networks.awaits(NODE) && networks.awaits(SERVICE));
+    networks.add_saved(saved[0].to_vec());
+    assert!(!networks.awaits(POD) && networks.awaits(SERVICE));
+    networks.add_saved(saved.concat());
+    assert!(!networks.awaits(POD) && !networks.awaits(SERVICE));
+    assert_eq!(networks.iter().count(), 2);
+}
