@@ -174,7 +174,11 @@ fn nothing_is_refused_with_all_of_them_and_nothing_else_is_allowed() -> Result<(
     wait_for(RECOVERY, "the Lease and the Event", || {
         let lease = cluster.json(&["-n", "netdp-fleet", "get", "lease", &lease]);
         let events = cluster.json(&["-n", "kube-system", "get", "events"]);
-        lease.is_ok() && events.is_ok_and(|events| events["items"][0]["reason"] == "ConfigApplied")
+        let applied = events.is_ok_and(|events| {
+            let items = events["items"].as_array();
+            items.is_some_and(|items| items.iter().any(|it| it["reason"] == "ConfigApplied"))
+        });
+        lease.is_ok() && applied
     })
     .with_context(|| format!("the agent wrote:\n{}", agent.log()))?;
     ensure!(!agent.log().contains("cannot "), "{}", agent.log());

@@ -192,6 +192,12 @@ fn whatever_is_written_has_precedence_however_many_nodes_there_are() {
     let text = |list: &str| format!("autoNonMasquerade: [pods]\nmasqueradeCIDRs: [{list}]\n");
     let decided = |text: &str, nodes: &[&str], address: &str| {
         let loaded = load_in(text, &V4, &with_pods(nodes));
+        let mut prefixes: Vec<_> = loaded.config.rules.iter().map(|rule| rule.prefix).collect();
+        prefixes.sort_unstable();
+        assert!(
+            prefixes.windows(2).all(|two| two[0] != two[1]),
+            "{prefixes:?}"
+        );
         loaded.config.decide(address.parse().unwrap()).action
     };
     for count in 1..=4 {
@@ -294,6 +300,10 @@ fn of_the_networks_only_the_kinds_are_in_the_hash() {
     assert_eq!(some, hash(pods, &[]));
     let other = hash("autoNonMasquerade: [pods, services]", &["100.64.1.0/24"]);
     assert_ne!(some, other);
+    assert_ne!(
+        some,
+        hash("autoNonMasquerade: [services]", &["100.64.1.0/24"])
+    );
     assert_ne!(some, hash("", &["100.64.1.0/24"]));
     assert_eq!(hash("", &[]), hash("autoNonMasquerade: []", &[]));
 }
