@@ -78,7 +78,7 @@ fn kept_with(mode: &str) -> Result<()> {
     drop(agent);
 
     let auto = ConfigVolume::new("nonMasqueradeCIDRs: []\nautoNonMasquerade: [pods, services]\n")?;
-    let agent = start_agent(&world.bed.node, &auto, &arguments)?;
+    let mut agent = start_agent(&world.bed.node, &auto, &arguments)?;
     ensure!(world.pod_to_pod()? == [pod; 2], "{}", agent.log());
     ensure!(world.client_to_service()? == client, "{}", agent.log());
     ensure!(world.pod_to_outside()? == node, "{}", agent.log());
@@ -92,6 +92,13 @@ fn kept_with(mode: &str) -> Result<()> {
     let words = "services has no effect, because the Kubernetes API is not followed (--kube); \
                  --service-cidr names them";
     ensure!(agent.log().contains(words), "{}", agent.log());
+    if mode == "--mode=ebpf" {
+        // The chains have the networks, too.
+        agent.stop()?;
+        agent.netdp(&["detach", "--to-iptables"])?;
+        ensure!(world.pod_to_pod()? == [pod; 2], "by the chains");
+        ensure!(world.pod_to_outside()? == node, "by the chains");
+    }
     Ok(())
 }
 
