@@ -82,6 +82,11 @@ impl ApiState {
         self.ignored_files.contains(file)
     }
 
+    /// Returns the view as last taken over.
+    pub(super) const fn view(&self) -> &View {
+        &self.view
+    }
+
     /// Returns the ConfigMaps of the view, for Events.
     pub(super) fn maps(&self) -> Vec<crate::sources::kube::ConfigMapRef> {
         let maps = self.view.config_maps.iter().flatten();
@@ -126,9 +131,9 @@ impl Agent {
         }
     }
 
-    /// Takes over the current view of the API. Returns whether the ConfigMaps and whether the Node
-    /// differ.
-    fn sync_api(&mut self) -> (bool, bool) {
+    /// Takes over the current view of the API. Returns whether what the configuration is made of
+    /// (ConfigMaps and networks), and whether the Node differs.
+    pub(super) fn sync_api(&mut self) -> (bool, bool) {
         let Some(control) = &mut self.control else {
             return (false, false);
         };
@@ -148,14 +153,15 @@ impl Agent {
             pods.sort_unstable();
             pods.dedup();
         }
-        (maps, node)
+        let networks = self.sync_networks();
+        (maps || networks, node)
     }
 
     /// Handles a change of the view of the API.
     pub(super) fn api_changed(&mut self) {
         let before = self.api.state();
-        let (maps, node) = self.sync_api();
-        if maps || node || self.in_force.source != Source::Sources {
+        let (config, node) = self.sync_api();
+        if config || node || self.in_force.source != Source::Sources {
             self.reload();
         }
         if node {

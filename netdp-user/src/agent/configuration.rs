@@ -56,7 +56,7 @@ impl Agent {
         }
     }
 
-    fn read(&mut self) -> Read {
+    pub(super) fn read(&mut self) -> Read {
         let mut documents = file::read(&self.options.config_paths)?;
         documents.extend(self.options.targets.clone());
         let warnings = self.add_api_documents(&mut documents)?;
@@ -74,6 +74,7 @@ impl Agent {
     pub(super) fn reload(&mut self) {
         match decide(self.read(), &self.config, &self.in_force) {
             Reload::Unchanged | Reload::RejectedBefore => {}
+            Reload::Networks(config) => self.follow_networks(config),
             Reload::Accept {
                 documents,
                 loaded,
@@ -95,6 +96,29 @@ impl Agent {
         }
     }
 
+    /// Puts the configuration in force with other networks of the cluster. No document has changed, so
+    /// that nothing is reported to anyone.
+    fn follow_networks(&mut self, config: config::Config) {
+        let prefixes = |config: &config::Config| {
+            let rules = config.rules.iter().filter(|rule| rule.is_auto());
+            rules.map(|rule| rule.prefix).collect::<Vec<_>>()
+        };
+        let after = prefixes(&config);
+        if after != prefixes(&self.config) {
+            log::info!(
+                "the cluster's own networks have changed: {} prefixes are bypassed for them",
+                after.len()
+            );
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        self.selection.masqueraded = self.config.masqueraded();
+        let applied = self.apply();
+        drop(before);
+        self.after_apply(applied);
+        self.save_networks();
+        self.save_report();
+    }
+
     /// Puts a configuration in force. In iptables mode it is accepted once the chains have been
     /// written.
     fn put_in_force(&mut self, documents: Vec<Document>, loaded: config::Loaded) {
@@ -105,6 +129,7 @@ impl Agent {
         } = loaded;
         let before = std::mem::replace(&mut self.config, config);
         self.selection.masqueraded = self.config.masqueraded();
+        self.want_networks(&self.config.auto);
         let applied = self.apply();
         drop(before);
         if let ApplyOutcome::Chains = applied {
@@ -145,6 +170,7 @@ impl Agent {
     /// Accepts a configuration that is still to be put in force.
     fn accept(&mut self, documents: Vec<Document>, loaded: config::Loaded, source: Source) {
         self.config = loaded.config;
+        self.want_networks(&self.config.auto);
         self.selection.masqueraded = self.config.masqueraded();
         self.record_accepted(documents, &loaded.warnings, &loaded.notes, source);
     }
@@ -186,6 +212,7 @@ impl Agent {
         }
         if source == Source::Sources {
             self.save_api_documents();
+            self.save_networks();
         }
         let before = &self.in_force;
         let policy = before.policy.followed_by(self.config.hash(), now());

@@ -15,6 +15,7 @@ mod memory;
 mod modes;
 mod monitor;
 mod network;
+mod networks;
 mod no_address;
 mod node;
 mod notes;

@@ -18,6 +18,8 @@ pub(super) enum Reload {
         /// Set if the previous read was rejected.
         recovered: bool,
     },
+    /// The same, but other networks of the cluster are known.
+    Networks(Config),
     /// Rejected; the configuration in force remains.
     Reject(Rejected),
     /// Rejected for the same reasons as before, which were reported.
@@ -31,12 +33,16 @@ pub(super) fn decide(read: Read, config: &Config, in_force: &InForce) -> Reload 
         Err(rejected) => Reload::Reject(rejected),
         Ok((documents, loaded)) => {
             let recovered = !in_force.rejected.is_empty();
-            let is_in_force = in_force.source == Source::Sources
-                && loaded.config == *config
+            let same_texts = in_force.source == Source::Sources
                 && lines(&loaded.warnings) == in_force.warnings
                 && names(&documents) == in_force.files;
-            if is_in_force && !recovered {
-                return Reload::Unchanged;
+            if same_texts && !recovered {
+                if loaded.config == *config {
+                    return Reload::Unchanged;
+                }
+                if loaded.config.differs_in_networks_only(config) {
+                    return Reload::Networks(loaded.config);
+                }
             }
             Reload::Accept {
                 documents,
@@ -65,13 +71,23 @@ mod tests {
     use crate::config::{self, Document, Format, Options};
 
     fn read(text: &str) -> Read {
+        read_in_cluster(text, &[])
+    }
+
+    /// Reads a text where these are the pods' networks.
+    fn read_in_cluster(text: &str, pods: &[&str]) -> Read {
+        let pods: Vec<_> = pods.iter().map(|net| net.parse().unwrap()).collect();
+        let cluster = config::ClusterCidrs {
+            auto: config::AutoNetworks::of_flags(&pods, &[]),
+            ..config::ClusterCidrs::default()
+        };
         let document = Document {
             name: "/etc/config/a".into(),
             text: text.into(),
             format: Format::MasqAgent,
         };
         let documents = vec![document];
-        let loaded = config::load(&documents, &Options::default())?;
+        let loaded = config::load_for_cluster(&documents, &Options::default(), &cluster)?;
         Ok((documents, loaded))
     }
 
@@ -81,7 +97,11 @@ mod tests {
 
     /// Returns the state with [`GOOD`] in force.
     fn in_force() -> (config::Config, InForce) {
-        let (documents, loaded) = read(GOOD).unwrap();
+        in_force_of(read(GOOD))
+    }
+
+    fn in_force_of(read: Read) -> (config::Config, InForce) {
+        let (documents, loaded) = read.unwrap();
         let mut in_force = InForce::after(PolicyCount::default());
         in_force.source = Source::Sources;
         in_force.files = names(&documents);
@@ -93,6 +113,23 @@ mod tests {
     fn what_is_in_force_is_not_put_in_force_again() {
         let (config, in_force) = in_force();
         assert_eq!(decide(read(GOOD), &config, &in_force), Reload::Unchanged);
+    }
+
+    #[test]
+    fn other_networks_of_the_cluster_are_no_other_configuration() {
+        let text = "autoNonMasquerade: [pods]\n";
+        let one = read_in_cluster(text, &["100.64.0.0/24"]);
+        let (config, in_force) = in_force_of(one);
+        let two = || read_in_cluster(text, &["100.64.0.0/24", "100.64.9.0/24"]);
+        let Reload::Networks(after) = decide(two(), &config, &in_force) else {
+            panic!("not about networks only");
+        };
+        assert_eq!(after.rules.len(), config.rules.len() + 1);
+        assert_eq!(decide(two(), &after, &in_force), Reload::Unchanged);
+        let other = format!("{text}resyncInterval: 5s\n");
+        let other = read_in_cluster(&other, &["100.64.0.0/24", "100.64.9.0/24"]);
+        let decision = decide(other, &config, &in_force);
+        assert!(matches!(decision, Reload::Accept { .. }), "{decision:?}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{
     Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
     monitor, no_address, node, publish, reach, ready,
 };
-use crate::config;
+use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
 use crate::reconcile::State;
 use crate::rollback::Fallback;
@@ -22,7 +22,7 @@ impl Agent {
     /// # Errors
     /// Returns an error if privileges are missing, or the kernel, the bpffs or netlink does not
     /// suffice.
-    pub(super) async fn new(options: RunOptions, state_dir: StateDir) -> Result<Self> {
+    pub(super) async fn new(mut options: RunOptions, state_dir: StateDir) -> Result<Self> {
         ready::set(&options, false)?;
         let control = Control::start(options.kube.clone(), options.http_listen)?;
         // Both watches are set up before the first read, so that no change is missed.
@@ -50,6 +50,16 @@ impl Agent {
             with_guests: BTreeSet::new(),
         };
         let api = api::ApiState::new(options.kube.is_some(), &state_dir);
+        let networks = &mut options.cluster_cidrs.auto;
+        if options.kube.is_some() {
+            networks.api = AutoApi::Followed;
+            // Flags are those of this agent.
+            let mut saved = state_dir.last_networks();
+            saved.retain(|network| network.source != AutoSource::Flag);
+            networks.add_saved(saved);
+        } else {
+            networks.api = AutoApi::NotFollowed;
+        }
         let ready_file = options.ready_file.clone();
         let on_reload = options.setup.on_reload;
         let memory = Memory::recall(&state_dir);
@@ -103,6 +113,7 @@ impl Agent {
         self.snapshot = self.monitor.snapshot().await?;
         self.check_pins_persist();
         self.await_api().await;
+        self.await_networks().await;
         self.first_config();
         self.save_planned_chains();
         if self.begin_rollback()? {

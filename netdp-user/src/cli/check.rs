@@ -4,7 +4,7 @@
 use super::args::Output;
 use super::output;
 use super::policy::Policy;
-use crate::config::{self, Config, Diagnostic, Document, Format, MAX_DOCUMENT_BYTES};
+use crate::config::{self, AutoKinds, Config, Diagnostic, Document, Format, MAX_DOCUMENT_BYTES};
 use crate::sources::file;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
@@ -79,6 +79,9 @@ struct EffectivePolicy {
     resync_interval_seconds: f64,
     masq_link_local: bool,
     masq_link_local_ipv6: bool,
+    /// Kinds of the cluster's networks that agents bypass besides.
+    #[serde(skip_serializing_if = "AutoKinds::is_empty")]
+    auto_non_masquerade: AutoKinds,
 }
 
 #[derive(Debug, Serialize)]
@@ -210,6 +213,7 @@ fn effective(config: &Config, ipv6: bool) -> EffectivePolicy {
         resync_interval_seconds: config.resync_interval.as_secs_f64(),
         masq_link_local: config.masq_link_local,
         masq_link_local_ipv6: config.masq_link_local_ipv6,
+        auto_non_masquerade: config.auto.clone(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::args::InstancePaths;
 use crate::agent::Memory;
-use crate::config::{self, Config, RuleAction, parse_duration};
+use crate::config::{self, ClusterCidrs, Config, RuleAction, parse_duration};
 use crate::datapath;
 use crate::iptables::{self, ChainReport, Chains, KEEP_CHAIN, Removal};
 use crate::report::Report;
@@ -215,7 +215,9 @@ impl Detach {
 fn last_good(dir: &StateDir) -> Result<Config> {
     let fallback = Fallback::read(dir)?;
     let documents = dir.last_good().unwrap_or_default();
-    let loaded = config::load(&documents, &fallback.config)
+    let mut networks = ClusterCidrs::default();
+    networks.auto.add_saved(dir.last_networks());
+    let loaded = config::load_for_cluster(&documents, &fallback.config, &networks)
         .map_err(|rejected| anyhow!("the last good configuration: {rejected}"))?;
     Ok(loaded.config)
 }

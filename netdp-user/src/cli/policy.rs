@@ -2,7 +2,7 @@
 //! the same for `netdp run` and `netdp config check`.
 
 use super::go_flags::parse_bool;
-use crate::config::{ClusterCidrs, Document, Format, Options, RuleAction};
+use crate::config::{AutoNetworks, ClusterCidrs, Document, Format, Options, RuleAction};
 use clap::Args;
 use ipnet::IpNet;
 
@@ -26,10 +26,12 @@ pub(super) struct Policy {
     /// the format of a nat.rules file.
     #[arg(long, value_name = "CIDRS", env = "TARGETS")]
     targets: Option<String>,
-    /// Network of the pods' addresses; netdp warns if it would be masqueraded. May be repeated.
+    /// Network of the pods' addresses; netdp warns if it would be masqueraded, and counts it among
+    /// the `pods` of autoNonMasquerade. May be repeated.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pod_cidr: Vec<IpNet>,
-    /// Network of the services' addresses; netdp warns if it would be masqueraded. May be repeated.
+    /// Network of the services' addresses; netdp warns if it would be masqueraded, and counts it
+    /// among the `services` of autoNonMasquerade. May be repeated.
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     service_cidr: Vec<IpNet>,
 }
@@ -48,6 +50,7 @@ impl Policy {
         ClusterCidrs {
             pod_cidrs: network(&self.pod_cidr),
             service_cidrs: network(&self.service_cidr),
+            auto: AutoNetworks::of_flags(&self.pod_cidr, &self.service_cidr),
         }
     }
 

@@ -63,6 +63,12 @@ fn key(key: Key) -> (String, &'static str) {
             format!("`{DEFAULT_CIDR_LIMIT}`"),
             "how many CIDRs this file may list, both lists together",
         ),
+        Key::AutoNonMasquerade => (
+            "none".to_owned(),
+            "the cluster's own networks to bypass besides all lists: `pods` (pod CIDRs of all Nodes, \
+             and `--pod-cidr`), `services` (ServiceCIDRs, and `--service-cidr`), `nodes` (InternalIPs \
+             of all Nodes); netdp's own key, which ip-masq-agent ignores",
+        ),
     }
 }
 

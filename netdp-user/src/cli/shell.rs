@@ -118,11 +118,11 @@ mod tests {
     #[test]
     fn the_page_of_an_unknown_command_is_refused() {
         let pages = ManPages {
-            command: vec!["config".into(), "chekc".into()],
+            command: vec!["config".into(), "verify".into()],
             dir: None,
         };
         let told = pages.run().unwrap_err().to_string();
-        assert!(told.contains("config chekc"), "{told}");
+        assert!(told.contains("config verify"), "{told}");
     }
 
     #[test]

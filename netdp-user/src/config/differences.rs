@@ -35,6 +35,10 @@ pub(crate) fn differences(docs: &[Document]) -> Vec<Diagnostic> {
                     "ip-masq-agent ignores masqueradeCIDRs: it bypasses those that a \
                      nonMasqueradeCIDR contains"
                 }
+                Some(Key::AutoNonMasquerade) if !is_empty(&value.value) => {
+                    "ip-masq-agent ignores autoNonMasquerade: it masquerades what is sent to pods \
+                     and services unless a nonMasqueradeCIDR contains them"
+                }
                 Some(Key::ResyncInterval) if is_not_positive(&value.value) => {
                     "ip-masq-agent would loop without a pause with this interval"
                 }
@@ -44,6 +48,15 @@ pub(crate) fn differences(docs: &[Document]) -> Vec<Diagnostic> {
         }
     }
     found
+}
+
+/// Reports whether a value is an empty list, or null.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::List(items) => items.is_empty(),
+        Value::Plain(text) => text.is_empty(),
+        Value::Quoted(_) | Value::Map(_) => false,
+    }
 }
 
 /// Reports whether an interval is zero or negative, so that the agent would never pause.

@@ -16,16 +16,18 @@ pub(crate) enum Key {
     MasqLinkLocalIpv6,
     ResyncInterval,
     CidrLimit,
+    AutoNonMasquerade,
 }
 
 impl Key {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::NonMasqueradeCidrs,
         Self::MasqueradeCidrs,
         Self::MasqLinkLocal,
         Self::MasqLinkLocalIpv6,
         Self::ResyncInterval,
         Self::CidrLimit,
+        Self::AutoNonMasquerade,
     ];
 
     /// Returns the documented spelling of the key.
@@ -37,6 +39,7 @@ impl Key {
             Self::MasqLinkLocalIpv6 => "masqLinkLocalIPv6",
             Self::ResyncInterval => "resyncInterval",
             Self::CidrLimit => "cidrLimit",
+            Self::AutoNonMasquerade => "autoNonMasquerade",
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
+use super::auto::{AutoKind, AutoNetworks};
 use super::defaults::{LINK_LOCAL_V4, LINK_LOCAL_V6};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
@@ -12,7 +13,7 @@ use super::settings::{self, Files};
 use super::{Config, MAX_RULES, Options, Origin, Rule, RuleAction};
 
 /// File name of findings that belong to no line of any document.
-const POLICY: &str = "policy";
+pub(super) const POLICY: &str = "policy";
 
 /// Returns the error for a policy that exceeds the kernel's maps.
 pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
@@ -24,13 +25,16 @@ pub(super) fn too_many(rules: &[Rule]) -> Diagnostic {
     Diagnostic::whole_file(POLICY, message)
 }
 
-/// Networks of the cluster: a policy that masquerades these is probably a mistake.
+/// Networks of the cluster: a policy that masquerades these is probably a mistake, unless
+/// `autoNonMasquerade` bypasses them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterCidrs {
     /// Networks of the pods; of a node, or of the whole cluster.
     pub pod_cidrs: Vec<IpNet>,
     /// Networks of the services.
     pub service_cidrs: Vec<IpNet>,
+    /// Networks for `autoNonMasquerade`.
+    pub auto: AutoNetworks,
 }
 
 /// Prefixes that are exempt from the lint of redundant rules.
@@ -40,13 +44,16 @@ pub(super) struct Exempt {
     pub nat_rules: HashSet<IpNet>,
     /// Prefixes that replaced a built-in rule.
     pub replacing: HashSet<IpNet>,
+    /// Set if any prefix may lie in one of the cluster's networks, which are not known for good.
+    pub inside_cluster: bool,
 }
 
 /// Warns of each configured rule without effect: its next broader rule, or the default, has the
-/// same action.
+/// same action. The cluster's own networks do not count: what is in them changes.
 pub(super) fn redundant(rules: &[Rule], exempt: &Exempt, warnings: &mut Vec<Diagnostic>) {
     let mut broader: HashMap<IpNet, &Rule> = HashMap::new();
-    nesting::walk(&rules.iter().collect::<Vec<_>>(), |rule, around| {
+    let lasting = rules.iter().filter(|rule| !rule.is_auto());
+    nesting::walk(&lasting.collect::<Vec<_>>(), |rule, around| {
         if let Some(outer) = around.last() {
             broader.insert(rule.prefix, outer);
         }
@@ -61,7 +68,10 @@ pub(super) fn redundant(rules: &[Rule], exempt: &Exempt, warnings: &mut Vec<Diag
             Some(outer) if outer.action == rule.action => {
                 format!("{} ({}) contains it", outer.prefix, outer.origin)
             }
-            None if rule.action == RuleAction::Masquerade && !is_exempt(&rule.prefix) => {
+            None if rule.action == RuleAction::Masquerade
+                && !exempt.inside_cluster
+                && !is_exempt(&rule.prefix) =>
+            {
                 "destinations that no list covers are masqueraded anyway".to_owned()
             }
             _ => continue,
@@ -124,10 +134,13 @@ pub(super) fn cluster(
     warnings: &mut Vec<Diagnostic>,
 ) {
     const POD: &str = "pods on other nodes would see the node's address; name it in \
-                       nonMasqueradeCIDRs";
+                       nonMasqueradeCIDRs, or set autoNonMasquerade: [pods]";
     const SERVICE: &str = "this matters where services are not translated on the node; name it in \
                            nonMasqueradeCIDRs";
-    let pods = cluster_cidrs.pod_cidrs.iter();
+    // What bypasses them is about to be known.
+    let awaited =
+        config.auto.contains(&AutoKind::Pods) && cluster_cidrs.auto.awaits(AutoKind::Pods);
+    let pods = cluster_cidrs.pod_cidrs.iter().filter(|_| !awaited);
     let services = cluster_cidrs.service_cidrs.iter();
     for (what, cidr, advice) in pods
         .map(|cidr| ("pod CIDR", *cidr, POD))

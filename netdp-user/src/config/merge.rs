@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::auto::{self, AutoNetworks};
 use super::defaults::{self, Overrides};
 use super::diagnostic::Diagnostic;
 use super::key::Key;
@@ -16,16 +17,19 @@ use super::parse::Entry;
 use super::settings::{self, Files};
 use super::{Config, DEFAULT_RESYNC_INTERVAL, Options, Origin, Rule, RuleAction};
 
-/// Merges `files`, each with its name, in their order. Contradictions are appended to `errors`.
+/// Merges `files`, each with its name, in their order, and adds the `networks` that
+/// `autoNonMasquerade` names. Contradictions are appended to `errors`.
 pub(super) fn merge(
     files: Files<'_>,
     options: &Options,
+    networks: &AutoNetworks,
     errors: &mut Vec<Diagnostic>,
     warnings: &mut Vec<Diagnostic>,
 ) -> Config {
     let masq_link_local = settings::any_true(files, Key::MasqLinkLocal, warnings);
     let masq_link_local_ipv6 = settings::any_true(files, Key::MasqLinkLocalIpv6, warnings);
     let resync_interval = settings::shortest_interval(files, warnings);
+    let auto = auto::united(files);
 
     let mut user = UserRules::default();
     for (name, file) in files {
@@ -38,6 +42,7 @@ pub(super) fn merge(
         .find_map(|(name, file)| Some((*name, file.non_masquerade.as_ref()?.line)));
     if let Some((name, line)) = emptied
         && user.rules.is_empty()
+        && auto.is_empty()
         && options.default_action != Some(RuleAction::Bypass)
     {
         let key = Key::NonMasqueradeCidrs.name();
@@ -68,15 +73,20 @@ pub(super) fn merge(
         !replaced
     });
     rules.append(&mut user.rules);
+    // Before the NAT rules, which replace bypasses inside them, these too.
+    let of_cluster = auto::rules(&auto, networks, options, &rules);
+    rules.extend(of_cluster);
     add_nat_rules(files, &mut rules, warnings);
     let nat_rules = files.iter().flat_map(|(_, file)| &file.nat_rules);
     exempt.nat_rules = nat_rules.map(|entry| entry.prefix).collect();
+    exempt.inside_cluster = !auto.is_empty();
     lint::redundant(&rules, &exempt, warnings);
     let config = Config {
         rules: rules.into(),
         resync_interval: resync_interval.unwrap_or(DEFAULT_RESYNC_INTERVAL),
         masq_link_local,
         masq_link_local_ipv6,
+        auto,
     };
     lint::link_local(files, &config, options, warnings);
     config

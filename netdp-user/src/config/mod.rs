@@ -1,10 +1,11 @@
 //! The configuration: files are parsed, checked, merged, and turned into the policy for the
 //! datapath.
 //!
-//! The files are those of ip-masq-agent (YAML or JSON), with the additional key `masqueradeCIDRs`,
-//! and those of k8s-custom-iptables. A set of files is accepted as a whole or not at all: one error
+//! The files are those of ip-masq-agent (YAML or JSON), with the additional keys `masqueradeCIDRs`
+//! and `autoNonMasquerade`, and those of k8s-custom-iptables. A set of files is accepted as a whole or not at all: one error
 //! anywhere rejects it.
 
+mod auto;
 mod cidr;
 mod defaults;
 mod diagnostic;
@@ -35,12 +36,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use auto::AutoOrigin;
 use ipnet::IpNet;
 use netdp_common::layout::Action;
 use parse::FileConfig;
+
 use parts::{Part, Text};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use auto::{AutoApi, AutoKind, AutoKinds, AutoNetwork, AutoNetworks, AutoSource};
 pub(crate) use diagnostic::{Diagnostic, Rejected};
 pub(crate) use differences::differences;
 #[cfg(test)]
@@ -121,6 +125,8 @@ pub enum Origin {
         /// Line of the entry, counted from 1.
         line: usize,
     },
+    /// Networks of the cluster.
+    Auto(AutoOrigin),
 }
 
 impl fmt::Display for Origin {
@@ -129,6 +135,7 @@ impl fmt::Display for Origin {
             Self::BuiltIn => f.write_str("built-in"),
             Self::Flag(flag) => f.write_str(flag),
             Self::File { file, line } => write!(f, "{file}:{line}"),
+            Self::Auto(origin) => write!(f, "{origin}"),
         }
     }
 }
@@ -146,12 +153,19 @@ pub struct Rule {
     pub also: Vec<Origin>,
 }
 
+impl Rule {
+    /// Reports whether the rule bypasses networks of the cluster that no document lists.
+    pub(crate) const fn is_auto(&self) -> bool {
+        matches!(self.origin, Origin::Auto(_))
+    }
+}
+
 /// An effective configuration. Destinations outside all rules are masqueraded; another default
 /// action is a rule of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The whole policy: the default action if it is a rule, the link-local rules, then bypasses,
-    /// then masquerades, then NAT rules; those from files in the order of the files and their
+    /// then masquerades, then those of the cluster's networks, then NAT rules; those from files in the order of the files and their
     /// entries.
     pub rules: Rules,
     /// Period of reading the files and checking the datapath without any notification.
@@ -160,6 +174,8 @@ pub struct Config {
     pub masq_link_local: bool,
     /// True if `fe80::/10` has no bypass rule of its own.
     pub masq_link_local_ipv6: bool,
+    /// Kinds of the cluster's networks that are bypassed as far as they are known.
+    pub auto: AutoKinds,
 }
 
 /// Result of [`Config::decide`].
@@ -193,12 +209,27 @@ impl Config {
         Masqueraded::of(&self.rules)
     }
 
+    /// Reports whether nothing but the cluster's networks differs from `other`.
+    pub(crate) fn differs_in_networks_only(&self, other: &Self) -> bool {
+        let with = |rules: &Rules| Self {
+            rules: rules.clone(),
+            ..other.clone()
+        };
+        let lasting = |config: &Self| -> Vec<Rule> {
+            let rules = config.rules.iter().filter(|rule| !rule.is_auto());
+            rules.cloned().collect()
+        };
+        *self == with(&self.rules) && lasting(self) == lasting(other)
+    }
+
     /// Returns 16 hexadecimal digits that identify a configuration: the same on every node and in
-    /// every version for the same rules and settings, whatever the order of rules and files.
+    /// every version for the same rules and settings, whatever the order of rules and files. Of the
+    /// cluster's networks only the kinds count: nodes learn of a new node one after the other.
     pub fn hash(&self) -> String {
         let mut rules: Vec<String> = self
             .rules
             .iter()
+            .filter(|rule| !rule.is_auto())
             .map(|rule| format!("{} {}", rule.prefix, rule.action))
             .collect();
         rules.sort_unstable();
@@ -207,11 +238,17 @@ impl Config {
             resync_interval,
             masq_link_local,
             masq_link_local_ipv6,
+            auto,
         } = self;
-        let settings = format!(
+        let mut settings = format!(
             "{} {masq_link_local} {masq_link_local_ipv6}",
             resync_interval.as_nanos()
         );
+        // Nothing where there are none: the hash is that of versions that did not know the key.
+        for kind in auto {
+            settings.push_str(" auto:");
+            settings.push_str(kind.name());
+        }
         let canonical = format!("{settings}\n{}", rules.join("\n"));
         format!("{:016x}", fnv1a(canonical.as_bytes()))
     }
@@ -246,18 +283,17 @@ pub(crate) struct Loaded {
     pub notes: Vec<Diagnostic>,
 }
 
-/// Parses, checks and merges `docs`. Without documents the result is the defaults.
-///
-/// # Errors
-/// Returns every error in every document; then none of them may come into force.
+/// Loads `docs` without networks of the cluster.
+#[cfg(test)]
 pub(crate) fn load(docs: &[Document], opts: &Options) -> Result<Loaded, Rejected> {
     load_for_cluster(docs, opts, &ClusterCidrs::default())
 }
 
-/// Parses, checks and merges `docs`, and warns if the policy masquerades `cluster_cidrs`.
+/// Parses, checks and merges `docs`. Without documents the result is the defaults. Bypasses `cluster_cidrs` where a document says so, and warns if
+/// the policy masquerades them.
 ///
 /// # Errors
-/// Returns the errors of [`load`].
+/// Returns every error in every document; then none of them may come into force.
 pub(crate) fn load_for_cluster(
     docs: &[Document],
     opts: &Options,
@@ -289,12 +325,26 @@ pub(crate) fn load_for_cluster(
             (name, config)
         })
         .collect();
-    let config = merge::merge(&files, opts, &mut errors, &mut warnings);
+    let config = merge::merge(
+        &files,
+        opts,
+        &cluster_cidrs.auto,
+        &mut errors,
+        &mut warnings,
+    );
     if config.rules.len() > MAX_RULES {
         errors.push(lint::too_many(&config.rules));
         // There may be a warning for each rule.
         warnings.clear();
     }
+    auto::lint(
+        &files,
+        &cluster_cidrs.auto,
+        opts,
+        &config.rules,
+        &mut warnings,
+        &mut notes,
+    );
     lint::cluster(&config, opts, cluster_cidrs, &mut warnings);
     lint::implicit_default_action(only_nat_rules, &config, opts, &mut warnings);
     sort(&mut errors, &parts);
@@ -322,5 +372,6 @@ fn sort(findings: &mut [Diagnostic], parts: &[Part<'_>]) {
 
 /// Returns the configuration without any file.
 pub(crate) fn defaults(opts: &Options) -> Config {
-    merge::merge(&[], opts, &mut Vec::new(), &mut Vec::new())
+    let networks = AutoNetworks::default();
+    merge::merge(&[], opts, &networks, &mut Vec::new(), &mut Vec::new())
 }

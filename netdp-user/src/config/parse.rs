@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::auto::AutoKinds;
 use super::cidr;
 use super::diagnostic::{Diagnostic, quoted};
 use super::key::{self, Key};
@@ -22,6 +23,7 @@ pub(super) struct FileConfig {
     pub masq_link_local: Option<Setting<bool>>,
     pub masq_link_local_ipv6: Option<Setting<bool>>,
     pub resync_interval: Option<Setting<Duration>>,
+    pub auto: Option<Setting<AutoKinds>>,
     /// Entries of a `nat.rules`: masqueraded whatever the other lists contain.
     pub nat_rules: Vec<Entry>,
 }
@@ -102,6 +104,7 @@ pub(super) fn parse(
                 config.resync_interval = value.map(|value| Setting { value, line });
             }
             Key::CidrLimit => limit = reader.limit(line, value),
+            Key::AutoNonMasquerade => config.auto = reader.kinds(line, value),
         }
     }
     if let Some(limit) = limit {

@@ -6,6 +6,7 @@ mod events;
 mod health;
 mod lease;
 
+use crate::config::AutoKinds;
 use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
 use anyhow::{Context as _, Result};
@@ -128,6 +129,7 @@ pub struct Control {
     heartbeat: Arc<Heartbeat>,
     status: watch::Sender<AgentStatus>,
     view: watch::Receiver<View>,
+    wanted: watch::Sender<AutoKinds>,
 }
 
 impl Control {
@@ -149,6 +151,7 @@ impl Control {
             ..AgentStatus::default()
         });
         let (view_sender, view) = watch::channel(View::default());
+        let (wanted, wanted_receiver) = watch::channel(AutoKinds::new());
         let thread = Thread {
             kube,
             listener,
@@ -156,6 +159,7 @@ impl Control {
             status: status_receiver,
             view_sender,
             view: view.clone(),
+            wanted: wanted_receiver,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -169,6 +173,7 @@ impl Control {
             heartbeat,
             status,
             view,
+            wanted,
         }))
     }
 
@@ -183,6 +188,17 @@ impl Control {
         self.status.send_if_modified(|old| {
             let changed = *old != status;
             *old = status;
+            changed
+        });
+    }
+
+    /// Follows the objects that have the cluster's networks of these kinds, and no others of that sort.
+    pub fn follow_networks(&self, kinds: &AutoKinds) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted != kinds;
+            if changed {
+                wanted.clone_from(kinds);
+            }
             changed
         });
     }
@@ -215,6 +231,7 @@ struct Thread {
     status: watch::Receiver<AgentStatus>,
     view_sender: watch::Sender<View>,
     view: watch::Receiver<View>,
+    wanted: watch::Receiver<AutoKinds>,
 }
 
 impl Thread {
@@ -222,7 +239,8 @@ impl Thread {
         let health = health::serve(self.listener, self.heartbeat, self.status.clone());
         let api = async {
             if let Some(options) = self.kube {
-                follow(options, self.view_sender, self.view, self.status).await;
+                let (view, wanted) = (self.view, self.wanted);
+                follow(options, self.view_sender, view, wanted, self.status).await;
             }
         };
         tokio::join!(health, api);
@@ -234,6 +252,7 @@ async fn follow(
     options: KubeOptions,
     view_sender: watch::Sender<View>,
     view: watch::Receiver<View>,
+    wanted: watch::Receiver<AutoKinds>,
     status: watch::Receiver<AgentStatus>,
 ) {
     const PAUSE: Duration = Duration::from_secs(5);
@@ -256,7 +275,13 @@ async fn follow(
     };
     throttle.record_success(ApiUser::Client);
     tokio::join!(
-        kube::follow(client.clone(), &options, view_sender, Arc::clone(&throttle)),
+        kube::follow(
+            client.clone(),
+            &options,
+            view_sender,
+            wanted,
+            Arc::clone(&throttle)
+        ),
         events::publish(client.clone(), &options, status.clone(), &throttle),
         lease::keep(client, &options, status, view, &throttle),
     );

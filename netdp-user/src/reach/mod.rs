@@ -21,4 +21,4 @@ pub(crate) use judge::{Verdict, findings, reported};
 pub(crate) use probe::probe;
 pub(crate) use read::read;
 pub(crate) use suggest::{Answer, Format, print};
-pub(crate) use window::Window;
+pub(crate) use window::{FILE, Window};

@@ -18,7 +18,7 @@ const PART_SECONDS: u64 = 60;
 const NETWORKS: usize = 1024;
 
 /// File in the state directory.
-const FILE: &str = "reach.json";
+pub(crate) const FILE: &str = "reach.json";
 
 /// What was counted in one part of the window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,10 +2,11 @@
 
 mod lock;
 
-use crate::config::Document;
+use crate::config::{AutoNetwork, Document};
 use crate::pod;
 use crate::policy;
 use crate::private;
+use crate::reach;
 use anyhow::{Context as _, Result};
 use netdp_common::layout::Secret;
 use serde::Serialize;
@@ -23,6 +24,9 @@ const LAST_API: &str = "last-api.json";
 /// Documents of the last good configuration.
 const LAST_GOOD: &str = "last-good.json";
 
+/// Networks of the cluster that were last known.
+const LAST_NETWORKS: &str = "last-networks.json";
+
 /// Key of the node's keyed hashes.
 const SECRET: &str = "secret";
 
@@ -30,13 +34,15 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
     "fallback.json",
     LAST_API,
+    LAST_NETWORKS,
     "shadow.json",
+    reach::FILE,
     policy::COUNTS_FILE,
     policy::history::FILE,
     SECRET,
@@ -231,6 +237,20 @@ impl StateDir {
     pub fn last_api(&self) -> Option<Vec<Document>> {
         let bytes = private::read(&self.file(LAST_API)).ok()?;
         serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Saves the cluster's networks that are known.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub fn save_last_networks(&self, networks: &[&AutoNetwork]) -> Result<()> {
+        self.write(LAST_NETWORKS, &serde_json::to_vec(networks)?)
+    }
+
+    /// Returns the networks that [`save_last_networks`](Self::save_last_networks) saved.
+    pub fn last_networks(&self) -> Vec<AutoNetwork> {
+        let bytes = private::read(&self.file(LAST_NETWORKS)).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
     /// Removes all files of the agents, including the secret and the lock, and then the directory

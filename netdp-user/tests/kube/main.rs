@@ -10,6 +10,7 @@ mod faults;
 mod fleet;
 mod health;
 mod kube_proxy;
+mod networks;
 mod proxy;
 mod rbac;
 mod soak;

@@ -39,7 +39,13 @@ pub enum Fault {
     ShortWatches,
     /// Lists are empty and resource versions unknown: an API server on another etcd.
     EmptyLists,
+    /// Lists of ServiceCIDRs have one, in this version only, with the network [`SERVICES`]: the API
+    /// server of the tests has no such objects.
+    ServiceCidrs(&'static str),
 }
+
+/// Network of the ServiceCIDR of [`Fault::ServiceCidrs`], in which the neighbour is.
+pub const SERVICES: &str = "10.1.0.16/28";
 
 type Body = UnsyncBoxBody<Bytes, kube::Error>;
 
@@ -155,6 +161,17 @@ async fn answer(
             let list = "{\"kind\":\"List\",\"apiVersion\":\"v1\",\"metadata\":\
                         {\"resourceVersion\":\"1\"},\"items\":[]}";
             return Ok(reply(200, list));
+        }
+        Fault::ServiceCidrs(version) if lists => {
+            let path = format!("/apis/networking.k8s.io/{version}/servicecidrs");
+            if request.uri().path() == path {
+                let list = format!(
+                    "{{\"kind\":\"ServiceCIDRList\",\"apiVersion\":\"networking.k8s.io/{version}\",\
+                     \"metadata\":{{\"resourceVersion\":\"1\"}},\"items\":[{{\"metadata\":\
+                     {{\"name\":\"kubernetes\"}},\"spec\":{{\"cidrs\":[\"{SERVICES}\"]}}}}]}}"
+                );
+                return Ok(reply(200, &list));
+            }
         }
         _ => {}
     }

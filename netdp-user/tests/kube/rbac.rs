@@ -3,19 +3,25 @@
 use crate::cluster::{
     Cluster, EVERYTHING, NODE, NOT_THE_NEIGHBOUR, RBAC, RECOVERY, account, wait_status,
 };
+use crate::proxy::{Fault, Proxy};
 use anyhow::{Context as _, Result, ensure};
 use testbed::{Agent, wait_for};
 
 /// All permissions: resource and verb.
-const NEEDED: [(&str, &str); 7] = [
+const NEEDED: [(&str, &str); 9] = [
     ("configmaps", "list"),
     ("configmaps", "watch"),
     ("nodes", "list"),
     ("nodes", "watch"),
+    ("servicecidrs", "list"),
+    ("servicecidrs", "watch"),
     ("events", "create"),
     ("leases", "create"),
     ("leases", "patch"),
 ];
+
+/// The right to ServiceCIDRs, as kubectl shows it.
+const SERVICE_CIDRS: &str = "servicecidrs.networking.k8s.io [list watch]";
 
 /// Returns the manifests without one permission.
 pub fn without(resource: &str, verb: &str) -> String {
@@ -81,7 +87,9 @@ fn wait_forbidden(cluster: &Cluster, resource: &str, verb: &str) -> Result<()> {
 #[test]
 fn each_permission_is_needed() -> Result<()> {
     let cluster = Cluster::start()?;
-    cluster.configure(EVERYTHING)?;
+    cluster.configure(&format!("{EVERYTHING}autoNonMasquerade: [services]\n"))?;
+    let proxy = Proxy::start(&cluster.bed.node, &cluster.kubeconfig()?)?;
+    proxy.set(Fault::ServiceCidrs("v1"));
     let lease = format!("netdp-{NODE}");
     for (resource, verb) in NEEDED {
         cluster.api.apply(&without(resource, verb))?;
@@ -98,7 +106,13 @@ fn each_permission_is_needed() -> Result<()> {
             .api
             .kubectl(&["-n", "kube-system", "delete", "events", "--all"])?;
         wait_forbidden(&cluster, resource, verb)?;
-        let agent = cluster.agent()?;
+        let agent = if (resource, verb) == ("servicecidrs", "watch") {
+            // Nothing is watched that cannot be listed.
+            let options = cluster.options(&cluster.kubeconfig_of(&proxy)?);
+            Agent::start(&cluster.bed.node, options)?
+        } else {
+            cluster.agent()?
+        };
         let words = match (resource, verb) {
             // For a patch that may not create, the API server returns no details.
             ("leases", "create") => format!("\"{lease}\" is forbidden"),
@@ -152,13 +166,19 @@ fn named_config_maps_need_no_right_to_others() -> Result<()> {
 #[test]
 fn nothing_is_refused_with_all_of_them_and_nothing_else_is_allowed() -> Result<()> {
     let cluster = Cluster::start()?;
-    cluster.configure(EVERYTHING)?;
+    cluster.configure(&format!(
+        "{EVERYTHING}autoNonMasquerade: [pods, services, nodes]\n"
+    ))?;
     let agent = cluster.agent()?;
     let lease = format!("netdp-{NODE}");
     wait_for(RECOVERY, "the Lease and the Event", || {
         let lease = cluster.json(&["-n", "netdp-fleet", "get", "lease", &lease]);
         let events = cluster.json(&["-n", "kube-system", "get", "events"]);
-        lease.is_ok() && events.is_ok_and(|events| events["items"][0]["reason"] == "ConfigApplied")
+        let applied = events.is_ok_and(|events| {
+            let items = events["items"].as_array();
+            items.is_some_and(|items| items.iter().any(|it| it["reason"] == "ConfigApplied"))
+        });
+        lease.is_ok() && applied
     })
     .with_context(|| format!("the agent wrote:\n{}", agent.log()))?;
     ensure!(!agent.log().contains("cannot "), "{}", agent.log());
@@ -169,17 +189,22 @@ fn nothing_is_refused_with_all_of_them_and_nothing_else_is_allowed() -> Result<(
                 "configmaps [list watch]",
                 "events [create]",
                 "nodes [list watch]",
+                SERVICE_CIDRS,
             ][..],
         ),
-        ("default", &["events [create]", "nodes [list watch]"]),
+        (
+            "default",
+            &["events [create]", "nodes [list watch]", SERVICE_CIDRS],
+        ),
         (
             "netdp-fleet",
             &[
                 "leases.coordination.k8s.io [create patch]",
                 "nodes [list watch]",
+                SERVICE_CIDRS,
             ],
         ),
-        ("elsewhere", &["nodes [list watch]"]),
+        ("elsewhere", &["nodes [list watch]", SERVICE_CIDRS]),
     ] {
         let who = "--as=system:serviceaccount:kube-system:netdp";
         let list = [

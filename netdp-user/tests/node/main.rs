@@ -11,6 +11,7 @@ mod answers;
 mod auto;
 mod check;
 mod clients;
+mod cluster_networks;
 mod config;
 mod detach;
 mod detours;

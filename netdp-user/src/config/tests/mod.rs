@@ -1,5 +1,6 @@
 //! Tests of whole configurations, by their display.
 
+mod auto;
 mod errors;
 mod merging;
 mod nat_rules;

@@ -175,6 +175,7 @@ fn a_masqueraded_cluster_is_warned_of() {
         let cluster_cidrs = ClusterCidrs {
             pod_cidrs: nets(pods),
             service_cidrs: nets(services),
+            ..ClusterCidrs::default()
         };
         let loaded = load_for_cluster(&[doc("c", text)], &V4, &cluster_cidrs).unwrap();
         lines(&loaded.warnings)

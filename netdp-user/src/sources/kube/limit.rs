@@ -26,7 +26,7 @@ pub(super) const MAX_CONFIG_MAP_BYTES: usize = 4 << 20;
 /// Error of a response that exceeds the limit.
 #[derive(Debug)]
 pub(super) struct TooLong {
-    limit: usize,
+    pub(super) limit: usize,
 }
 
 impl TooLong {

@@ -1,12 +1,15 @@
-//! The Kubernetes API as a source: ConfigMaps and the Node, followed by list and watch.
+//! The Kubernetes API as a source: ConfigMaps, the Node and the cluster's networks, followed by list
+//! and watch.
 //!
 //! The last known state stays valid while the API is unreachable, denies access or returns garbage.
 
 mod api_error;
 mod client;
+mod cluster_objects;
 mod config_maps;
 mod limit;
 mod log_throttle;
+mod networks;
 mod node;
 mod reflector;
 mod view;
@@ -19,6 +22,7 @@ pub(crate) use log_throttle::{ApiUser, LogThrottle};
 pub(crate) use reflector::random;
 pub(crate) use view::{ConfigMapRef, View};
 
+use crate::config::AutoKinds;
 use config_maps::ConfigMapStore;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{Api, Client};
@@ -29,11 +33,13 @@ use tokio::sync::watch;
 use view::Shared;
 use watch_id::ConfigMapSelection;
 
-/// Follows the objects of `options` forever, and keeps `view` up to date.
+/// Follows the objects of `options`, and those that have the networks of the `wanted` kinds, forever,
+/// and keeps `view` up to date.
 pub(crate) async fn follow(
     client: Client,
     options: &KubeOptions,
     view: watch::Sender<View>,
+    wanted: watch::Receiver<AutoKinds>,
     throttle: Arc<LogThrottle>,
 ) {
     let shared = Arc::new(Shared::new(view, client.clone(), options, throttle));
@@ -45,9 +51,17 @@ pub(crate) async fn follow(
     let node = async {
         if let Some(name) = &options.node_name {
             let store = NodeStore::new(name, Arc::clone(&shared));
-            Reflector::new(Api::<Node>::all(client), store).run().await;
+            Reflector::new(Api::<Node>::all(client.clone()), store)
+                .run()
+                .await;
         }
     };
+    let networks = networks::follow(
+        client.clone(),
+        options.node_name.clone(),
+        Arc::clone(&shared),
+        wanted,
+    );
     let labelled = async {
         if options.labelled {
             of(ConfigMapSelection::Labelled).await;
@@ -60,6 +74,7 @@ pub(crate) async fn follow(
         of(ConfigMapSelection::Main),
         labelled,
         of(ConfigMapSelection::NatRules),
-        node
+        node,
+        networks
     );
 }

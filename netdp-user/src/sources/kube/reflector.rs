@@ -4,7 +4,7 @@
 //! closes each watch as soon as it is opened.
 
 use super::api_error::ApiError;
-use super::limit::PAGE_SIZE;
+use super::limit::{PAGE_SIZE, TooLong};
 use futures::{TryStreamExt as _, pin_mut};
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::{Api, Resource, ResourceExt as _};
@@ -34,6 +34,10 @@ pub(super) trait ObjectStore<K> {
     fn fields(&self) -> Option<String>;
     /// Returns the label selector of the objects.
     fn labels(&self) -> Option<String>;
+    /// Returns the number of objects per page of a list.
+    fn page_size(&self) -> u32 {
+        PAGE_SIZE
+    }
     /// Adds a page of a list.
     fn add_page(&self, page: Vec<K>, listed: &mut Self::Listed) -> Result<(), ApiError>;
     /// Replaces all objects by a complete list.
@@ -147,15 +151,22 @@ where
         let mut params = ListParams {
             field_selector: self.store.fields(),
             label_selector: self.store.labels(),
-            limit: Some(PAGE_SIZE),
+            limit: Some(self.store.page_size()),
             ..ListParams::default()
         };
         let mut all = S::Listed::default();
         let version = loop {
             let page = timeout(RESPONSE_TIMEOUT, self.api.list(&params)).await;
-            let page = page
-                .map_err(|_| ApiError::timed_out())?
-                .map_err(|error| ApiError::of(&error))?;
+            let page = match page.map_err(|_| ApiError::timed_out())? {
+                Ok(page) => page,
+                Err(error) => match shorter(params.limit, &error) {
+                    Some(limit) => {
+                        params.limit = Some(limit);
+                        continue;
+                    }
+                    None => return Err(ApiError::of(&error)),
+                },
+            };
             params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
             if page.items.is_empty() && params.continue_token.is_some() {
                 return Err(ApiError::new(
@@ -176,10 +187,33 @@ where
     }
 }
 
+/// Returns the number of objects to ask for after a page of `limit` was too long, if fewer are left
+/// to try.
+fn shorter(limit: Option<u32>, error: &kube::Error) -> Option<u32> {
+    TooLong::behind(error)?;
+    limit
+        .filter(|limit| *limit > PAGE_SIZE)
+        .map(|limit| (limit / 2).max(PAGE_SIZE))
+}
+
 /// Returns a number from 0 to 1 that spreads the requests of a cluster's nodes. Every `RandomState`
 /// has its own keys.
 pub(crate) fn random() -> f64 {
     #[allow(clippy::cast_precision_loss, reason = "any fraction will do")]
     let fraction = RandomState::new().hash_one(()) as f64 / u64::MAX as f64;
     fraction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_objects_are_asked_for_after_a_page_that_was_too_long() {
+        let too_long = kube::Error::Service(Box::new(TooLong { limit: 9 }));
+        let limits = std::iter::successors(Some(50), |limit| shorter(Some(*limit), &too_long));
+        assert_eq!(limits.collect::<Vec<_>>(), [50, 25, 12, 6, 3, PAGE_SIZE]);
+        let other = kube::Error::Service("cut".into());
+        assert_eq!(shorter(Some(50), &other), None);
+    }
 }

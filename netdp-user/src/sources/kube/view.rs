@@ -3,8 +3,9 @@
 use super::api_error::{ApiError, ApiErrorKind};
 use super::client::KubeOptions;
 use super::log_throttle::{ApiUser, LogThrottle};
+use super::networks::{Book, Holder};
 use super::watch_id::{ConfigMapSelection, WatchId};
-use crate::config::{Diagnostic, Document};
+use crate::config::{AutoNetwork, Diagnostic, Document};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
@@ -24,6 +25,12 @@ pub struct View {
     pub config_maps: Option<Vec<Arc<ConfigMapDocuments>>>,
     /// This node, once it has been received.
     pub node: Option<NodeFacts>,
+    /// Networks of all Nodes, while the configuration asks for them and once they have been listed.
+    pub of_nodes: Option<Arc<[AutoNetwork]>>,
+    /// Networks of ServiceCIDRs, in the same way; empty if the API has no such objects.
+    pub of_services: Option<Arc<[AutoNetwork]>>,
+    /// Set if the API has no ServiceCIDRs.
+    pub no_services: bool,
     /// Reason why the API cannot be followed right now.
     pub problem: Option<String>,
     /// Set if listing ConfigMaps was refused (401 or 403) and has never been granted.
@@ -91,11 +98,31 @@ pub struct NodeFacts {
     pub pod_cidrs: Vec<IpNet>,
 }
 
+/// A book of networks, and what it says.
+#[derive(Default)]
+struct BookState {
+    book: Book,
+    /// `None` until the objects have been listed.
+    networks: Option<Arc<[AutoNetwork]>>,
+}
+
+impl State {
+    fn book(&mut self, holder: Holder) -> &mut BookState {
+        match holder {
+            Holder::Nodes => &mut self.nodes,
+            Holder::ServiceCidrs => &mut self.services,
+        }
+    }
+}
+
 /// State of all watches, as received so far.
 #[derive(Default)]
 struct State {
     config_maps: BTreeMap<ConfigMapSelection, Vec<Arc<ConfigMapDocuments>>>,
     node: Option<NodeFacts>,
+    nodes: BookState,
+    services: BookState,
+    no_services: bool,
     errors: BTreeMap<WatchId, ApiError>,
 }
 
@@ -144,6 +171,44 @@ impl Shared {
         self.publish();
     }
 
+    /// Changes a book of networks by `change`, which returns whether the networks differ afterwards.
+    pub(super) fn change_book(&self, holder: Holder, change: impl FnOnce(&mut Book) -> bool) {
+        {
+            let mut state = self.lock();
+            let of_holder = state.book(holder);
+            if !change(&mut of_holder.book) {
+                return;
+            }
+            of_holder.networks = Some(of_holder.book.networks());
+            if holder == Holder::ServiceCidrs {
+                state.no_services = false;
+            }
+        }
+        self.publish();
+    }
+
+    /// Returns what `read` returns of a book.
+    pub(super) fn read_book<T>(&self, holder: Holder, read: impl FnOnce(&Book) -> T) -> T {
+        read(&self.lock().book(holder).book)
+    }
+
+    /// Forgets the networks of objects that are no longer followed.
+    pub(super) fn forget_book(&self, holder: Holder) {
+        *self.lock().book(holder) = BookState::default();
+        self.publish();
+    }
+
+    /// Records that the API has no ServiceCIDRs. Those that it had before stay known.
+    pub(super) fn set_no_services(&self) {
+        {
+            let mut state = self.lock();
+            let known = &state.services.networks;
+            state.no_services = known.as_ref().is_none_or(|nets| nets.is_empty());
+            state.services.networks.get_or_insert_default();
+        }
+        self.publish();
+    }
+
     pub(super) fn node(&self) -> Option<NodeFacts> {
         self.lock().node.clone()
     }
@@ -179,6 +244,9 @@ impl Shared {
                 config_maps: is_complete
                     .then(|| all.into_iter().flatten().flatten().cloned().collect()),
                 node: state.node.clone(),
+                of_nodes: state.nodes.networks.clone(),
+                of_services: state.services.networks.clone(),
+                no_services: state.no_services,
                 problem: state.errors.values().next().map(|t| t.text.clone()),
                 refused: !is_complete && ConfigMapSelection::ALL.iter().any(is_denied),
             }

@@ -10,6 +10,10 @@ pub(crate) enum WatchId {
     ConfigMaps(ConfigMapSelection),
     /// Watch of this node.
     Node,
+    /// Watch of all Nodes.
+    Nodes,
+    /// Watch of ServiceCIDRs.
+    ServiceCidrs,
 }
 
 /// Selection of the ConfigMaps of a watch; in the order in which they are merged.

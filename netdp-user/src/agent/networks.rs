@@ -1,0 +1,89 @@
+//! The cluster's own networks, for `autoNonMasquerade`.
+
+use super::Agent;
+use super::api;
+use crate::config::{AutoApi, AutoKinds};
+use std::time::Duration;
+
+/// Time that the first configuration waits for networks that no earlier agent left: until they are
+/// known, pods of other nodes would see the node's address.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
+
+impl Agent {
+    /// Has the API followed for the networks of these kinds, and no others.
+    pub(super) fn want_networks(&self, kinds: &AutoKinds) {
+        if let Some(control) = &self.control {
+            control.follow_networks(kinds);
+        }
+    }
+
+    /// Waits up to [`FIRST_ANSWER`] for the networks that the configuration asks for.
+    pub(super) async fn await_networks(&mut self) {
+        let Ok((_, loaded)) = self.read() else {
+            return;
+        };
+        let kinds = loaded.config.auto;
+        self.want_networks(&kinds);
+        let answered = async {
+            let networks = |agent: &Self| {
+                let auto = &agent.options.cluster_cidrs.auto;
+                kinds.iter().any(|kind| auto.awaits(*kind))
+            };
+            while networks(self) {
+                api::changed(&mut self.control).await;
+                self.sync_api();
+            }
+        };
+        if tokio::time::timeout(FIRST_ANSWER, answered).await.is_err() {
+            log::warn!(
+                "the Kubernetes API did not say within {FIRST_ANSWER:?} which networks are the \
+                 cluster's: they are bypassed once it does"
+            );
+        }
+    }
+
+    /// Takes over the networks of the current view of the API. Those that an earlier agent received
+    /// count until it has answered. Returns whether they differ.
+    pub(super) fn sync_networks(&mut self) -> bool {
+        let view = self.api.view();
+        let known = &mut self.options.cluster_cidrs.auto;
+        if known.api == AutoApi::NotFollowed {
+            return false;
+        }
+        let mut changed = false;
+        for (now, known) in [
+            (&view.of_nodes, &mut known.of_nodes),
+            (&view.of_services, &mut known.of_services),
+        ] {
+            if now.is_some() && now != known {
+                known.clone_from(now);
+                changed = true;
+            }
+        }
+        let api = if view.no_services {
+            AutoApi::WithoutServices
+        } else {
+            AutoApi::Followed
+        };
+        changed |= known.api != api;
+        known.api = api;
+        changed
+    }
+
+    /// Saves the networks for the next agent, and for `netdp detach`.
+    pub(super) fn save_networks(&self) {
+        let networks = &self.options.cluster_cidrs.auto;
+        let kinds = &self.config.auto;
+        let saved: Vec<_> = networks
+            .iter()
+            .filter(|network| kinds.contains(&network.kind))
+            .collect();
+        // A file of an agent that was asked for none is not worth writing.
+        if saved.is_empty() && kinds.is_empty() {
+            return;
+        }
+        if let Err(err) = self.state_dir.save_last_networks(&saved) {
+            log::warn!("{err:#}");
+        }
+    }
+}
