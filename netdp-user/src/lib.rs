@@ -31,6 +31,7 @@ mod report;
 mod requirements;
 mod rights;
 mod rollback;
+mod routes;
 mod shadow;
 mod state_dir;
 mod time;
