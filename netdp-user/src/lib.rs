@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod datapath;
+pub mod explain;
 pub mod nf_conntrack;
 pub mod node;
 pub mod reconcile;
