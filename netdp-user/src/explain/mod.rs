@@ -153,6 +153,14 @@ impl Explainer {
         })
     }
 
+    /// Returns the datapath's time, in ticks.
+    ///
+    /// # Errors
+    /// Returns an error if the settings or the clock can't be read.
+    pub fn now(&self) -> Result<u32> {
+        env::now(&self.maps)
+    }
+
     /// Decides about a packet as the programs would, and changes nothing.
     ///
     /// # Errors

@@ -87,8 +87,9 @@ impl LiveMaps {
             .get(&0, 0)
             .context("reading the settings map")?
             .layout;
+        // 0: no program has been attached yet.
         ensure!(
-            layout == LAYOUT,
+            matches!(layout, 0 | LAYOUT),
             "the maps in {} have layout {layout}, and this version of netdp explains {LAYOUT}: \
              run the netdp that the agent runs",
             dir.display()
@@ -126,6 +127,11 @@ impl LiveMaps {
             unpinned: Unpinned::find(settings_id)?,
             settings,
         })
+    }
+
+    /// Returns the settings in force.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        self.settings.get(&0, 0).context("reading the settings map")
     }
 
     /// Returns the entry of an interface; `None` if it has no programs.

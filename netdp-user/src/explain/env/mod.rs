@@ -101,7 +101,7 @@ impl<'a> LiveEnv<'a> {
             mac: packet.mac.filter(|_| uplink.l2_len != 0),
             tos: packet.tos,
             limits: maps.limits.get(&0, 0).context("reading the limits map")?,
-            now: ticks_now()?.wrapping_add(settings.clock_offset),
+            now: now(maps)?,
             settings,
             uplink,
             random: Cell::new(SEED),
@@ -198,13 +198,17 @@ pub(super) struct Facts {
     pub(super) tos: u8,
 }
 
-/// Returns the programs' clock without its offset, in ticks.
-fn ticks_now() -> Result<u32> {
+/// Returns the time of the programs, in ticks.
+///
+/// # Errors
+/// Returns an error if the settings or the clock can't be read.
+pub(super) fn now(maps: &LiveMaps) -> Result<u32> {
     let time =
         clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("reading the monotonic clock")?;
     let nanos = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
     // Ticks wrap by design.
-    Ok(u32::try_from((nanos >> TICK_SHIFT) & i128::from(u32::MAX))?)
+    let ticks = u32::try_from((nanos >> TICK_SHIFT) & i128::from(u32::MAX))?;
+    Ok(ticks.wrapping_add(maps.settings()?.clock_offset))
 }
 
 /// The pair of no addresses, which no cache holds.

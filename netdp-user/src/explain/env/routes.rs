@@ -12,8 +12,8 @@ use std::net::IpAddr;
 
 impl Routes for LiveEnv<'_> {
     /// Looks up the route first as the kernel has routed the packet, then by the routes of this
-    /// uplink alone. The packet's mark is unknown, and counts as 0; an `ip rule` by source does not
-    /// count the second time, because the kernel answers for its own addresses only.
+    /// uplink alone. The packet's mark is unknown, and counts as 0; an IPv4 `ip rule` by source does
+    /// not count the second time, because the kernel answers for its own addresses only.
     fn lookup_route(&self, tuple: &Tuple, family: Family) -> Option<&EgressRoute> {
         let (here, came_by) = (self.at.ifindex, self.at.came_by);
         let found = self.with_routes(|queries| {
@@ -126,11 +126,14 @@ impl LiveEnv<'_> {
             packet.push(RouteAttribute::Oif(self.at.ifindex));
             self.at.ifindex
         } else {
-            let source = RouteAddress::from(IpAddr::from(tuple.src));
-            packet.push(RouteAttribute::Source(source));
             packet.push(RouteAttribute::Iif(came_by));
             came_by
         };
+        // Of a packet that the node itself sends, the IPv4 source has to be the node's own.
+        if came_by != 0 || family == Family::V6 {
+            let source = RouteAddress::from(IpAddr::from(tuple.src));
+            packet.push(RouteAttribute::Source(source));
+        }
         if !forwards(from, family) {
             return None;
         }
