@@ -6,10 +6,11 @@ mod packets;
 mod random;
 mod state;
 
+use crate::build::{Build, SYN};
 use crate::node::{Node, V4, ip};
 use crate::test_run::{On, Seen, test_run};
 use netdp_common::direction::Direction;
-use netdp_common::layout::{Counters, DropReason, PortRange};
+use netdp_common::layout::{Action, Counters, DropReason, PolicyValue, PortRange};
 use netdp_user::datapath::{Hook, NoLeak, PortMode};
 use netdp_user::explain::{At, Explained, Explainer, PacketBytes, Question, Tried, Verdict, Why};
 use netdp_user::reconcile::Change;
@@ -79,7 +80,7 @@ impl World {
             node.apply(&Change::AddLocal(addr.parse().unwrap()));
         }
         sources(&mut node, second);
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             for mac in [[0; 6], [2, 0, 0, 0, 0, 2]] {
                 node.apply(&Change::AddMac(Mac { link: second, mac }));
             }
@@ -411,6 +412,30 @@ fn kind(said: &Explained) -> String {
         Verdict::Rewritten(to) => format!("{:?} of {:?}", to.end, to.part),
         other => format!("{other:?}"),
     }
+}
+
+#[test]
+fn another_policy_may_be_asked_about() {
+    let mut world = World::new(0, SEED);
+    let syn = Build::tcp("172.16.0.2:4000", "198.51.100.7:443", SYN);
+    let packet = PacketBytes::ip_only(syn.bytes());
+    let at = At {
+        direction: Direction::Egress,
+        ifindex: world.state.uplinks[1],
+        came_by: world.state.pods[0],
+        by_socket: true,
+    };
+    let said = world.explainer.decide(&packet, at).unwrap();
+    assert!(matches!(said.verdict, Verdict::Rewritten(_)), "{said:?}");
+    assert_ne!(said.policy().map(|it| it.rule), Some(7));
+    let bypass = PolicyValue {
+        action: Action::Bypass as u32,
+        rule: 7,
+    };
+    world.explainer.set_policy(move |_| Some(bypass));
+    let said = world.explainer.decide(&packet, at).unwrap();
+    assert_eq!(said.verdict, Verdict::Unmodified(Why::Bypassed));
+    assert_eq!(said.policy(), Some(bypass));
 }
 
 #[test]
