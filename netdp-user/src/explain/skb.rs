@@ -1,5 +1,6 @@
 //! A packet as bytes, rewritten as the programs rewrite it.
 
+use super::packet::sum_of;
 use netdp_common::direction::{Direction, End};
 use netdp_common::env::Env;
 use netdp_common::layout::{Addr, DropReason, Endpoint, Family, Tuple, proto};
@@ -320,13 +321,4 @@ fn get(bytes: &[u8], at: usize) -> Option<u16> {
 fn put(bytes: &mut [u8], at: usize, new: &[u8]) -> Option<()> {
     bytes.get_mut(at..at + new.len())?.copy_from_slice(new);
     Some(())
-}
-
-/// Returns the sum of the bytes as words in memory order.
-fn sum_of(bytes: &[u8]) -> Sum {
-    let words = bytes.chunks(2).map(|pair| {
-        let second = pair.get(1).copied().unwrap_or(0);
-        Sum::from(u16::from_ne_bytes([pair[0], second]))
-    });
-    words.sum()
 }

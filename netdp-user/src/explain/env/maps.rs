@@ -2,6 +2,7 @@
 
 use crate::datapath::bpffs;
 use anyhow::{Context as _, Result, ensure};
+use aya::Pod;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya::programs::loaded_programs;
@@ -129,7 +130,7 @@ impl LiveMaps {
             fragments: lru(dir, pins::FRAGMENTS)?.try_into()?,
             fragments_in: lru(dir, pins::FRAGMENTS_IN)?.try_into()?,
             pair_bits: pair_slots.max_entries().max(1).ilog2(),
-            unpinned: Unpinned::find(settings_id)?,
+            unpinned: Unpinned::find(settings_id),
             settings,
             other_policy: None,
         })
@@ -161,7 +162,7 @@ impl LiveMaps {
 impl Unpinned {
     /// Finds the maps of the program that was loaded last over the settings map with this id. An
     /// agent fills its maps before it attaches its programs.
-    fn find(settings: u32) -> Result<Self> {
+    fn find(settings: u32) -> Self {
         let mut newest = None;
         for program in loaded_programs() {
             // Listing programs needs CAP_SYS_ADMIN; one that has ended meanwhile is none.
@@ -176,24 +177,33 @@ impl Unpinned {
         }
         let mut found = Self::default();
         for id in newest.map(|(_, maps)| maps).unwrap_or_default() {
-            let info = MapInfo::from_id(id).context("querying a map of the program")?;
+            // A map that is gone with its program, or is another version's, is none.
+            let Ok(info) = MapInfo::from_id(id) else {
+                continue;
+            };
             match info.name_as_str() {
-                Some("MACS") => found.macs = Some(Map::HashMap(by_id(id)?).try_into()?),
-                Some("SOURCES") => found.sources = Some(Map::LpmTrie(by_id(id)?).try_into()?),
-                Some("EXHAUSTED") => {
-                    found.exhausted = Some(Map::LruHashMap(by_id(id)?).try_into()?);
+                Some("MACS") => found.macs = as_hash(id),
+                Some("SOURCES") => {
+                    found.sources = by_id(id)
+                        .ok()
+                        .and_then(|map| Map::LpmTrie(map).try_into().ok());
                 }
-                Some("ENDPOINTS") => {
-                    found.endpoints = Some(Map::LruHashMap(by_id(id)?).try_into()?);
-                }
-                Some("WIRE_ENDPOINTS") => {
-                    found.wire_endpoints = Some(Map::LruHashMap(by_id(id)?).try_into()?);
-                }
+                Some("EXHAUSTED") => found.exhausted = as_lru(id),
+                Some("ENDPOINTS") => found.endpoints = as_lru(id),
+                Some("WIRE_ENDPOINTS") => found.wire_endpoints = as_lru(id),
                 _ => {}
             }
         }
-        Ok(found)
+        found
     }
+}
+
+fn as_hash<K: Pod, V: Pod>(id: u32) -> Option<HashMap<MapData, K, V>> {
+    Map::HashMap(by_id(id).ok()?).try_into().ok()
+}
+
+fn as_lru<K: Pod, V: Pod>(id: u32) -> Option<HashMap<MapData, K, V>> {
+    Map::LruHashMap(by_id(id).ok()?).try_into().ok()
 }
 
 fn array(dir: &Path, file: &str) -> Result<Map> {

@@ -13,15 +13,14 @@ pub use maps::LiveMaps;
 
 use super::question::{NotAsked, Question};
 use super::{At, Kernel};
+use crate::time::ticks;
 use anyhow::{Context as _, Error, Result};
 use aya::maps::{Array, MapData, MapError};
 use netdp_common::env::EgressRoute;
-use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{
     Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, Mapping, NodeFlow, NodeFlowPorts,
     Pair, PortMapBits, PortMapOwner, RecentAt, Settings, Share, ShareEnded, Traffic, Tuple, Uplink,
 };
-use nix::time::{ClockId, clock_gettime};
 use overlay::Overlay;
 use std::cell::{Cell, OnceCell, RefCell};
 
@@ -203,12 +202,7 @@ pub(super) struct Facts {
 /// # Errors
 /// Returns an error if the settings or the clock can't be read.
 pub(super) fn now(maps: &LiveMaps) -> Result<u32> {
-    let time =
-        clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("reading the monotonic clock")?;
-    let nanos = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
-    // Ticks wrap by design.
-    let ticks = u32::try_from((nanos >> TICK_SHIFT) & i128::from(u32::MAX))?;
-    Ok(ticks.wrapping_add(maps.settings()?.clock_offset))
+    Ok(ticks()?.wrapping_add(maps.settings()?.clock_offset))
 }
 
 /// The pair of no addresses, which no cache holds.

@@ -164,8 +164,8 @@ impl Description {
     }
 }
 
-/// Returns the sum of the bytes as words in memory order.
-fn sum_of(bytes: &[u8]) -> checksum::Sum {
+/// Returns the ones' complement sum of the bytes, as words in memory order (RFC 1071).
+pub(in crate::explain) fn sum_of(bytes: &[u8]) -> checksum::Sum {
     let words = bytes.chunks(2).map(|pair| {
         let second = pair.get(1).copied().unwrap_or(0);
         checksum::Sum::from(u16::from_ne_bytes([pair[0], second]))

@@ -5,6 +5,7 @@ mod hex;
 mod pcap;
 mod tcpdump;
 
+pub(super) use build::sum_of;
 pub use build::{Description, Kind};
 pub use hex::from_hex;
 pub use pcap::from_pcap;
@@ -12,7 +13,7 @@ pub use tcpdump::from_line;
 
 use netdp_common::packet::{ETH_P_IP, ETH_P_IPV6, ETHERNET};
 
-/// Lengths of an Ethernet header and of its addresses, in bytes.
+/// Length of an Ethernet header, in bytes.
 const LINK: usize = ETHERNET as usize;
 
 /// The bytes of a packet.

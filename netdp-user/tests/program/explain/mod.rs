@@ -357,16 +357,27 @@ fn what_is_explained_is_what_happens() {
     });
     const WORLDS: usize = 8;
     let mut verdicts = BTreeMap::<String, usize>::new();
+    let (mut routes, mut sockets) = (0, 0);
     for number in 0..WORLDS {
         let mut world = World::new(number as u64, seed);
         let mut compared = 0;
         while compared < COMPARISONS / WORLDS {
             if let Some(said) = world.step() {
                 compared += 1;
+                for question in &said.questions {
+                    match question {
+                        Question::Route { found: Some(_), .. }
+                        | Question::PodRoute { found: Some(_), .. } => routes += 1,
+                        Question::Socket { yes: true, .. } => sockets += 1,
+                        Question::NotAsked(what) => panic!("not asked: {what:?}"),
+                        _ => {}
+                    }
+                }
                 *verdicts.entry(kind(&said)).or_default() += 1;
             }
         }
     }
+    assert!(routes > 10_000 && sockets > 100, "{routes}, {sockets}");
     let missing: Vec<_> = KINDS
         .iter()
         .filter(|kind| !verdicts.contains_key(**kind))
