@@ -406,7 +406,7 @@ impl Datapath {
 }
 
 /// Returns the map entry of an uplink.
-fn entry(uplink: &Uplink) -> layout::Uplink {
+pub(crate) fn entry(uplink: &Uplink) -> layout::Uplink {
     let mut flags = 0;
     if uplink.v4.is_some() {
         flags |= UPLINK_V4;

@@ -129,7 +129,7 @@ impl LiveMaps {
             port_maps: array(dir, pins::PORT_MAPS)?.try_into()?,
             fragments: lru(dir, pins::FRAGMENTS)?.try_into()?,
             fragments_in: lru(dir, pins::FRAGMENTS_IN)?.try_into()?,
-            pair_bits: pair_slots.max_entries().max(1).ilog2(),
+            pair_bits: pair_slots.max_entries().max(2).ilog2(),
             unpinned: Unpinned::find(settings_id),
             settings,
             other_policy: None,

@@ -49,8 +49,7 @@ pub(super) struct LiveEnv<'a> {
     questions: RefCell<Vec<Question>>,
     /// The first error of a look-up.
     error: RefCell<Option<Error>>,
-    /// The route that was looked up last.
-    route: OnceCell<EgressRoute>,
+    routes: Overlay<Tuple, EgressRoute>,
     snat: Overlay<Tuple, Mapping>,
     rev_snat: Overlay<Tuple, Mapping>,
     traffic: Overlay<Tuple, Traffic>,
@@ -107,7 +106,7 @@ impl<'a> LiveEnv<'a> {
             counters: RefCell::default(),
             questions: RefCell::default(),
             error: RefCell::default(),
-            route: OnceCell::new(),
+            routes: Overlay::default(),
             snat: Overlay::default(),
             rev_snat: Overlay::default(),
             traffic: Overlay::default(),

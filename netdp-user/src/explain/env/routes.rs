@@ -15,24 +15,14 @@ impl Routes for LiveEnv<'_> {
     /// uplink alone. The packet's mark is unknown, and counts as 0; an IPv4 `ip rule` by source does
     /// not count the second time, because the kernel answers for its own addresses only.
     fn lookup_route(&self, tuple: &Tuple, family: Family) -> Option<&EgressRoute> {
-        let (here, came_by) = (self.at.ifindex, self.at.came_by);
-        let found = self.with_routes(|queries| {
-            (came_by != 0)
-                .then(|| self.find_route(queries, tuple, family, came_by))
-                .flatten()
-                .filter(|route| self.leads_here(route))
-                .or_else(|| {
-                    self.find_route(queries, tuple, family, 0)
-                        .filter(|route| route.link == here)
-                })
-        });
+        let found = self.routes.slot(tuple, || self.read_route(tuple, family));
+        // SAFETY: valid for as long as the environment, and nothing writes to it.
+        let found = found.map(|route| unsafe { &*route });
         self.note(Question::Route {
             tuple: *tuple,
-            found,
+            found: found.copied(),
         });
-        let route = found?;
-        // A decision asks once.
-        Some(self.route.get_or_init(|| route))
+        found
     }
 
     fn lookup_source(&self, key: &SourceKey, addr: &mut Addr) -> bool {
@@ -80,6 +70,20 @@ impl LiveEnv<'_> {
             Some(own == mac && queries.is_resolved(route.link, route.next.into()))
         });
         sends == Some(true)
+    }
+
+    fn read_route(&self, tuple: &Tuple, family: Family) -> Option<EgressRoute> {
+        let (here, came_by) = (self.at.ifindex, self.at.came_by);
+        self.with_routes(|queries| {
+            (came_by != 0)
+                .then(|| self.find_route(queries, tuple, family, came_by))
+                .flatten()
+                .filter(|route| self.leads_here(route))
+                .or_else(|| {
+                    self.find_route(queries, tuple, family, 0)
+                        .filter(|route| route.link == here)
+                })
+        })
     }
 
     fn with_routes<T>(&self, ask: impl FnOnce(&mut RouteQueries) -> Option<T>) -> Option<T> {
