@@ -1,5 +1,8 @@
 //! Time in the forms for people and files.
 
+use anyhow::{Context as _, Result};
+use netdp_common::flow::TICK_SHIFT;
+use nix::time::{ClockId, clock_gettime};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Formats seconds in the two most significant units.
@@ -10,6 +13,18 @@ pub(crate) fn pretty(seconds: u64) -> String {
         3600..86_400 => format!("{}h{}m", seconds / 3600, seconds % 3600 / 60),
         _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3600),
     }
+}
+
+/// Returns the programs' clock without its offset, in ticks: at most a jiffy late, as theirs is.
+///
+/// # Errors
+/// Returns an error if the clock can't be read.
+pub(crate) fn ticks() -> Result<u32> {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE);
+    let time = time.context("reading the monotonic clock")?;
+    let nanos = i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec());
+    // Ticks wrap by design.
+    Ok(u32::try_from((nanos >> TICK_SHIFT) & i128::from(u32::MAX))?)
 }
 
 /// Returns the current time in seconds since 1970.

@@ -6,7 +6,7 @@ use super::drops::DropReason;
 use super::endpoint::Endpoint;
 use super::fragment::Fragment;
 use super::inbound::{Inbound, Live};
-use super::mapping::Mapping;
+use super::mapping::{Mapping, RecentAt};
 use super::node::{NodeFlow, NodeFlowPorts, NodeProtocol};
 use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
@@ -28,6 +28,7 @@ const _: () = {
     assert!(size_of::<MacKey>() == 12);
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);
+    assert!(size_of::<RecentAt>() == 8);
     assert!(size_of::<PolicyValue>() == 8);
     assert!(size_of::<NodeProtocol>() == 24);
     assert!(size_of::<NodeFlow>() == 8);
@@ -50,9 +51,10 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeFlowPorts,
-        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, Reach, RuleEnded, RuleHits,
-        Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
+        Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
+        NodeFlowPorts, NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, Reach, RecentAt,
+        RuleEnded, RuleHits, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple,
+        Uplink,
     };
 
     macro_rules! pod {
@@ -84,6 +86,8 @@ mod user {
         PortMapOwner,
         PortMapBits,
         Endpoint,
+        Fragment,
+        RecentAt,
         Source,
         SourceKey,
         MacKey,

@@ -43,6 +43,7 @@ pub use flows::FlowRecord;
 pub(crate) use flows::protocol_name;
 pub use handover::Handover;
 pub use history::History;
+pub(crate) use hook::name_of;
 pub use hook::{Hook, Mechanism};
 pub use links::Attached;
 pub use maps::{Maps, SourceCheck};
@@ -411,7 +412,7 @@ impl Datapath {
 }
 
 /// Returns the map entry of an uplink.
-fn entry(uplink: &Uplink) -> layout::Uplink {
+pub(crate) fn entry(uplink: &Uplink) -> layout::Uplink {
     let mut flags = 0;
     if uplink.v4.is_some() {
         flags |= UPLINK_V4;

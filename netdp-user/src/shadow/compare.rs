@@ -1,10 +1,19 @@
 //! Comparison of netdp's decision about a connection with netfilter's.
 
+use super::env::ConfigEnv;
 use super::netfilter::{NetfilterOutcome, NetfilterRules};
-use crate::config::{Config, Rule, RuleAction};
+use crate::config::{Config, Rule};
+use crate::datapath;
+use crate::explain::packet::{Description, Kind};
 use crate::nf_conntrack::Flow;
 use crate::uplinks::Uplink;
-use netdp_common::layout::{Addr, Family, proto};
+use anyhow::Result;
+use netdp_common::layout::{self, Addr, Counters, DropReason};
+use netdp_common::nat::egress::egress;
+use netdp_common::nat::lookup::Progress;
+use netdp_common::nat::scratch::Scratch;
+use netdp_common::packet::parse;
+use netdp_common::verdict::Verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -42,8 +51,8 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Returns the decision of the datapath's `nat::egress` about the first packet of `flow`, had
-    /// its source not been translated before.
+    /// Returns the datapath's decision about the first packet of `flow`, had its source not been
+    /// translated before.
     pub(super) fn of(flow: &Flow, node: &Node, routes: &mut impl RouteLookup) -> Self {
         let (from, to) = (flow.original.source, flow.reply.source);
         let mut expected = Self {
@@ -52,14 +61,20 @@ impl Expected {
             leaves: false,
         };
         let own = node.local.contains(&from);
-        let uplink = match out_of_scope(from, to, node) {
-            Some(why) => {
-                expected.because = why.into();
-                return expected;
-            }
-            None => routes.egress_interface(from, to, own),
+        let uplink = routes.egress_interface(from, to, own);
+        let uplink = uplink.and_then(|ifindex| node.uplinks.get(&ifindex));
+        let Ok((verdict, counters)) = decide(flow, node, routes, uplink) else {
+            expected.because = "it has addresses of two families".into();
+            return expected;
         };
-        let Some(uplink) = uplink.and_then(|ifindex| node.uplinks.get(&ifindex)) else {
+        if !counters.egress_untouched.is_zero() {
+            expected.because = match from {
+                IpAddr::V6(_) if !node.enable_ipv6 => "IPv6 without --enable-ipv6".into(),
+                _ => "multicast, broadcast or link-local".into(),
+            };
+            return expected;
+        }
+        let Some(uplink) = uplink else {
             expected.because = "it does not leave by an uplink".into();
             return expected;
         };
@@ -68,48 +83,81 @@ impl Expected {
             expected.because = "the node's own traffic".into();
             return expected;
         }
-        let decision = node.config.decide(to);
-        expected.because = name(decision.rule);
-        if decision.action == RuleAction::Bypass {
-            return expected;
-        }
-        if u32::from(flow.protocol) == proto::AH {
-            expected.source = None;
-            expected.because = "IPsec AH can't be translated".into();
-            return expected;
-        }
-        let of_uplink = match to {
-            IpAddr::V4(_) => uplink.v4.map(IpAddr::from),
-            IpAddr::V6(_) => uplink.v6.map(IpAddr::from),
+        expected.because = match verdict {
+            Decided::Passes => name(node.config.decide(to).rule),
+            Decided::SeenAs(source) => {
+                expected.source = Some(source);
+                name(node.config.decide(to).rule)
+            }
+            Decided::Dropped(reason) => {
+                expected.source = None;
+                match reason {
+                    DropReason::UnsupportedProtocol => "IPsec AH can't be translated".into(),
+                    DropReason::NoSourceAddress => {
+                        format!("{} has no address to masquerade with", uplink.name)
+                    }
+                    other => other.name().into(),
+                }
+            }
         };
-        let routed = routes.source(to, uplink.ifindex);
-        let routed = routed.filter(|source| node.local.contains(source));
-        expected.source = routed.or(of_uplink);
-        if expected.source.is_none() {
-            expected.because = format!("{} has no address to masquerade with", uplink.name);
-        }
         expected
     }
 }
+
+/// What the datapath decides.
+enum Decided {
+    Passes,
+    SeenAs(IpAddr),
+    Dropped(DropReason),
+}
+
+/// Asks the datapath's own decision about the first packet of a flow that leaves by an uplink, or by
+/// an interface that is none.
+///
+/// # Errors
+/// Returns an error if the flow has addresses of two families.
+fn decide(
+    flow: &Flow,
+    node: &Node,
+    routes: &mut impl RouteLookup,
+    uplink: Option<&Uplink>,
+) -> Result<(Decided, Counters)> {
+    let packet = Description {
+        src: flow.original.source,
+        src_id: flow.original.source_id,
+        dst: flow.reply.source,
+        dst_id: flow.reply.source_id,
+        kind: Kind::first_of(flow.protocol),
+    };
+    let packet = packet.build()?;
+    let mut scratch = Box::new(Scratch::EMPTY);
+    parse(packet.ip(), packet.ethertype(), 0, &mut scratch.pkt);
+    let (ifindex, entry) = match uplink {
+        Some(uplink) => (uplink.ifindex, datapath::entry(uplink)),
+        None => (0, NO_UPLINK),
+    };
+    let env = ConfigEnv::new(node, routes, ifindex, entry);
+    let decided = match egress(&env, &mut scratch, Progress::Pending) {
+        Verdict::Drop(reason) => Decided::Dropped(reason),
+        Verdict::Rewrite => Decided::SeenAs(scratch.pkt.new.addr.into()),
+        _ => Decided::Passes,
+    };
+    Ok((decided, env.counters()))
+}
+
+/// The entry of an interface without addresses.
+const NO_UPLINK: layout::Uplink = layout::Uplink {
+    v4: Addr::from_words([0; 4]),
+    v6: Addr::from_words([0; 4]),
+    l2_len: 0,
+    flags: 0,
+};
 
 fn name(rule: Option<&Rule>) -> String {
     rule.map_or_else(
         || "no prefix covers it".into(),
         |rule| format!("{} ({})", rule.prefix, rule.origin),
     )
-}
-
-/// Returns why a packet is out of scope, as `nat::out_of_scope` of the datapath decides.
-fn out_of_scope(from: IpAddr, to: IpAddr, node: &Node) -> Option<&'static str> {
-    let (source, destination) = (Addr::from(from), Addr::from(to));
-    let family = Family::of(from);
-    if family == Family::V6 && !node.enable_ipv6 {
-        return Some("IPv6 without --enable-ipv6");
-    }
-    let special = source.is_special(family)
-        || destination.is_special(family)
-        || (family == Family::V6 && source.is_v6_link_local());
-    special.then_some("multicast, broadcast or link-local")
 }
 
 /// Result of the comparison.

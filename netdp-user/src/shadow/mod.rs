@@ -1,9 +1,11 @@
 //! `--mode shadow`: compares, for each new connection, netdp's decision with netfilter's.
 //!
-//! Connections and netfilter's decisions come from connection tracking (`observe`); `compare` decides
-//! as the datapath would; `netfilter` finds the rule behind netfilter's decision.
+//! Connections and netfilter's decisions come from connection tracking (`observe`); `compare` asks
+//! the datapath's own decision, in the environment of `env`; `netfilter` finds the rule behind
+//! netfilter's decision.
 
 mod compare;
+mod env;
 mod netfilter;
 mod observe;
 mod reach;

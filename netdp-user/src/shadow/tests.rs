@@ -119,6 +119,58 @@ fn the_same_packets_agree() {
     }
 }
 
+/// Routes by the uplink, which name a source.
+struct NamedSource(&'static str);
+
+impl RouteLookup for NamedSource {
+    fn egress_interface(&mut self, _: IpAddr, _: IpAddr, _: bool) -> Option<u32> {
+        Some(2)
+    }
+
+    fn source(&mut self, _: IpAddr, _: u32) -> Option<IpAddr> {
+        self.0.parse().ok()
+    }
+}
+
+#[test]
+fn the_source_is_the_one_that_the_datapath_chooses() {
+    let mut node = node("172.16.0.0/12");
+    node.local.insert("192.0.2.30".parse().unwrap());
+    let flow = flow("10.0.0.1", "8.8.8.8", "8.8.8.8", NODE);
+    let seen = |node: &Node, source| Expected::of(&flow, node, &mut NamedSource(source)).source;
+    assert_eq!(seen(&node, "192.0.2.30"), "192.0.2.30".parse().ok());
+    assert_eq!(
+        seen(&node, "203.0.113.1"),
+        NODE.parse().ok(),
+        "not the node's"
+    );
+    let uplink = node.uplinks.get_mut(&2).unwrap();
+    uplink.only_v4 = true;
+    assert_eq!(seen(&node, "192.0.2.30"), NODE.parse().ok(), "not asked");
+    node.uplinks.get_mut(&2).unwrap().v4 = None;
+    let refused = Expected::of(&flow, &node, &mut NamedSource("192.0.2.30"));
+    assert_eq!(refused.source, None);
+    assert_eq!(refused.because, "eth0 has no address to masquerade with");
+}
+
+#[test]
+fn what_is_out_of_scope_does_not_leave_by_an_uplink() {
+    let node = node("172.16.0.0/12");
+    for (from, to, why) in [
+        (
+            "10.0.0.1",
+            "224.0.0.5",
+            "multicast, broadcast or link-local",
+        ),
+        ("fd00::1", "2001:db8::1", "IPv6 without --enable-ipv6"),
+    ] {
+        let flow = flow(from, to, to, from);
+        let expected = Expected::of(&flow, &node, &mut NamedSource(NODE));
+        assert_eq!(expected.source, from.parse().ok());
+        assert_eq!((expected.because.as_str(), expected.leaves), (why, false));
+    }
+}
+
 #[test]
 fn masquerading_by_another_rule_is_no_difference() {
     let node = node("172.16.0.0/12");
