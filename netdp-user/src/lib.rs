@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod datapath;
+pub mod explain;
 pub mod nf_conntrack;
 pub mod node;
 pub mod reconcile;
@@ -31,6 +32,7 @@ mod report;
 mod requirements;
 mod rights;
 mod rollback;
+mod routes;
 mod shadow;
 mod state_dir;
 mod time;

@@ -6,7 +6,7 @@ use super::drops::DropReason;
 use super::endpoint::Endpoint;
 use super::fragment::Fragment;
 use super::inbound::{Inbound, Live};
-use super::mapping::Mapping;
+use super::mapping::{Mapping, RecentAt};
 use super::node::{NodeFlow, NodeFlowPorts, NodeProtocol};
 use super::policy::PolicyValue;
 use super::port_map::{PortMapBits, PortMapOwner};
@@ -27,6 +27,7 @@ const _: () = {
     assert!(size_of::<MacKey>() == 12);
     assert!(size_of::<Inbound>() == 8);
     assert!(size_of::<Fragment>() == 32);
+    assert!(size_of::<RecentAt>() == 8);
     assert!(size_of::<PolicyValue>() == 8);
     assert!(size_of::<NodeProtocol>() == 24);
     assert!(size_of::<NodeFlow>() == 8);
@@ -47,9 +48,9 @@ const _: () = {
 #[cfg(feature = "user")]
 mod user {
     use super::{
-        Addr, Counters, Endpoint, Inbound, Limits, Live, MacKey, Mapping, NodeFlow, NodeFlowPorts,
-        NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, RuleHits, Settings, Share,
-        ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
+        Addr, Counters, Endpoint, Fragment, Inbound, Limits, Live, MacKey, Mapping, NodeFlow,
+        NodeFlowPorts, NodeProtocol, Pair, PolicyValue, PortMapBits, PortMapOwner, RecentAt,
+        RuleHits, Settings, Share, ShareEnded, Source, SourceKey, Traffic, Tuple, Uplink,
     };
 
     macro_rules! pod {
@@ -81,6 +82,8 @@ mod user {
         PortMapOwner,
         PortMapBits,
         Endpoint,
+        Fragment,
+        RecentAt,
         Source,
         SourceKey,
         MacKey,

@@ -37,3 +37,7 @@ impl Bytes for [u8] {
 /// The maximum of bytes of a TCP segment that are summed: the longest header (RFC 9293 3.1) and the
 /// diagnostic text that some stacks put into a RST.
 pub const SUMMED: u32 = 128;
+
+/// The maximum offset of any header that the datapath reads, in bytes from the start of the packet.
+/// Also gives the verifier a bound.
+pub const MAX_OFFSET: usize = 0x1ff;

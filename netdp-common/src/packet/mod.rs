@@ -9,7 +9,7 @@ mod parse;
 mod parsed;
 pub mod siphash;
 
-pub use bytes::{Bytes, SUMMED};
+pub use bytes::{Bytes, MAX_OFFSET, SUMMED};
 pub use fast::{FastPacket, parse_fast, peek, queue_hash};
 pub use hash::{keyed_hash, low32, pair_slot, quick_hash, tuple_hash};
 pub use inner::{Inner, parse_inner};

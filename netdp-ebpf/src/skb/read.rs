@@ -6,11 +6,8 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::{bpf_csum_diff, bpf_set_hash, bpf_skb_load_bytes};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use netdp_common::packet::{Bytes, SUMMED};
+use netdp_common::packet::{Bytes, MAX_OFFSET, SUMMED};
 use netdp_common::skb::Linear;
-
-/// The maximum offset of any header that the datapath reads. Also gives the verifier a bound.
-pub const MAX_OFFSET: usize = 0x1ff;
 
 impl Bytes for Skb {
     #[inline(always)]

@@ -1,12 +1,12 @@
 //! Packet bytes, written in place.
 
-use super::read::{MAX_OFFSET, words};
+use super::read::words;
 use aya_ebpf::helpers::bpf_csum_update;
 use aya_ebpf::programs::TcContext;
 use netdp_common::direction::{Direction, End};
 use netdp_common::layout::{Addr, Family, Tuple, proto};
 use netdp_common::packet::checksum::{self, ChecksumDelta};
-use netdp_common::packet::{ETHERNET, FastPacket, L4, Packet};
+use netdp_common::packet::{ETHERNET, FastPacket, L4, MAX_OFFSET, Packet};
 use netdp_common::slot::Slot;
 
 /// Offset of the checksum in a TCP header (RFC 9293 3.1).

@@ -41,6 +41,7 @@ pub use flows::FlowRecord;
 pub(crate) use flows::protocol_name;
 pub use handover::Handover;
 pub use history::History;
+pub(crate) use hook::name_of;
 pub use hook::{Hook, Mechanism};
 pub use links::Attached;
 pub use maps::{Maps, SourceCheck};

@@ -1,11 +1,9 @@
 //! Route lookups in the kernel, one by one.
 
 use super::compare::RouteLookup;
-use anyhow::{Context as _, Result, bail};
-use netlink_packet_core::{NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use crate::routes::{self, Report, RouteQueries, outgoing_interface};
+use anyhow::Result;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -15,20 +13,15 @@ const CACHE_LIMIT: usize = 16_384;
 /// Route lookups in this network namespace.
 #[derive(Debug)]
 pub(super) struct Routes {
-    socket: Socket,
-    sequence: u32,
+    queries: RouteQueries,
     /// Ingress interface of each source's packets, assumed to be the one of the route back to it.
     incoming: HashMap<IpAddr, Option<u32>>,
 }
 
 impl Routes {
     pub(super) fn open() -> Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE).context("a netlink socket for routes")?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Self {
-            socket,
-            sequence: 0,
+            queries: RouteQueries::open()?,
             incoming: HashMap::new(),
         })
     }
@@ -39,47 +32,7 @@ impl Routes {
     }
 
     fn query(&mut self, to: IpAddr, more: &[RouteAttribute]) -> Result<RouteMessage> {
-        let mut request = RouteMessage::default();
-        request.header.address_family = match to {
-            IpAddr::V4(_) => AddressFamily::Inet,
-            IpAddr::V6(_) => AddressFamily::Inet6,
-        };
-        let whole = if to.is_ipv4() { 32 } else { 128 };
-        request.header.destination_prefix_length = whole;
-        request
-            .attributes
-            .push(RouteAttribute::Destination(to.into()));
-        for attribute in more {
-            if let RouteAttribute::Source(_) = attribute {
-                request.header.source_prefix_length = whole;
-            }
-            request.attributes.push(attribute.clone());
-        }
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST;
-        header.sequence_number = self.sequence;
-        let payload = NetlinkPayload::from(RouteNetlinkMessage::GetRoute(request));
-        let mut message = NetlinkMessage::new(header, payload);
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).context("querying a route")?;
-        loop {
-            let mut datagram = Vec::with_capacity(1 << 13);
-            self.socket
-                .recv(&mut datagram, 0)
-                .context("waiting for a route")?;
-            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&datagram)?;
-            if answer.header.sequence_number != self.sequence {
-                continue;
-            }
-            return match answer.payload {
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
-                NetlinkPayload::Error(error) => Err(error.to_io().into()),
-                other => bail!("no route, but {other:?}"),
-            };
-        }
+        self.queries.route(to, 0, more, Report::Taken)
     }
 
     fn incoming(&mut self, from: IpAddr) -> Option<u32> {
@@ -118,27 +71,6 @@ impl RouteLookup for Routes {
 
     fn source(&mut self, to: IpAddr, ifindex: u32) -> Option<IpAddr> {
         let route = self.query(to, &[RouteAttribute::Oif(ifindex)]).ok()?;
-        route
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => Some(IpAddr::from(*v4)),
-                RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => Some(IpAddr::from(*v6)),
-                _ => None,
-            })
+        routes::source(&route)
     }
-}
-
-/// Returns the interface of a route that leads out of the node.
-fn outgoing_interface(route: &RouteMessage) -> Option<u32> {
-    if route.header.kind != RouteType::Unicast {
-        return None;
-    }
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(ifindex) => Some(*ifindex),
-            _ => None,
-        })
 }
