@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 use env::{Facts, LiveEnv};
 use netdp_common::direction::Direction;
 use netdp_common::env::Config as _;
-use netdp_common::layout::{Counters, DropReason, Mapping, PolicyValue, Tuple, Uplink};
+use netdp_common::layout::{Addr, Counters, DropReason, Mapping, PolicyValue, Tuple, Uplink};
 use netdp_common::nat::scratch::Scratch;
 use netdp_common::packet::{Packet, Parsed, parse};
 use netdp_common::pipeline;
@@ -151,6 +151,12 @@ impl Explainer {
                 sockets: Sockets::open(),
             }),
         })
+    }
+
+    /// Decides from now on by another policy than the one in force: `policy` returns the entry of
+    /// the longest prefix that covers an address. Mappings and everything else stay.
+    pub fn set_policy(&mut self, policy: impl Fn(&Addr) -> Option<PolicyValue> + 'static) {
+        self.maps.set_policy(Box::new(policy));
     }
 
     /// Returns the datapath's time, in ticks.

@@ -55,7 +55,12 @@ pub struct LiveMaps {
     /// Slots of the bypass cache, as a power of two.
     pub(super) pair_bits: u32,
     pub(super) unpinned: Unpinned,
+    /// Another policy to decide by than the one in force.
+    pub(super) other_policy: Option<OtherPolicy>,
 }
+
+/// A policy that is not in force: an address's entry.
+pub(super) type OtherPolicy = Box<dyn Fn(&Addr) -> Option<PolicyValue>>;
 
 /// The maps that each agent creates anew, as the loaded programs have them. Each is `None` if no
 /// program is loaded over the pinned maps, or this process may not ask for it.
@@ -126,7 +131,13 @@ impl LiveMaps {
             pair_bits: pair_slots.max_entries().max(1).ilog2(),
             unpinned: Unpinned::find(settings_id)?,
             settings,
+            other_policy: None,
         })
+    }
+
+    /// Decides by another policy than the one in force.
+    pub(in crate::explain) fn set_policy(&mut self, policy: OtherPolicy) {
+        self.other_policy = Some(policy);
     }
 
     /// Returns the settings in force.

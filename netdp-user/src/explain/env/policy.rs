@@ -31,11 +31,11 @@ impl Policy for LiveEnv<'_> {
 
     fn lookup_policy(&self, dst: &Addr) -> Option<PolicyValue> {
         let [first, second] = &self.maps.policy;
-        let active = match self.settings.active_policy {
-            0 => first,
-            _ => second,
+        let value = match (&self.maps.other_policy, self.settings.active_policy) {
+            (Some(policy), _) => policy(dst),
+            (None, 0) => self.found(first.get(&Key::new(128, *dst), 0), "policy"),
+            (None, _) => self.found(second.get(&Key::new(128, *dst), 0), "policy"),
         };
-        let value = self.found(active.get(&Key::new(128, *dst), 0), "policy");
         self.note(Question::Policy { dst: *dst, value });
         value
     }

@@ -1,22 +1,24 @@
 //! `netdp explain` says what the programs do: over random states, each packet is explained first and
 //! then run, and nothing that was said may differ. Explaining changes no map.
 
+mod contents;
 mod packets;
 mod random;
 mod state;
 
-use crate::node::{Node, ip};
+use crate::build::{Build, SYN};
+use crate::node::{Node, V4, ip};
 use crate::test_run::{On, Seen, test_run};
 use netdp_common::direction::Direction;
-use netdp_common::layout::{Counters, DropReason, PortRange};
+use netdp_common::layout::{Action, Counters, DropReason, PolicyValue, PortRange};
 use netdp_user::datapath::{Hook, NoLeak, PortMode};
 use netdp_user::explain::{At, Explained, Explainer, PacketBytes, Question, Tried, Verdict, Why};
 use netdp_user::reconcile::Change;
 use netdp_user::uplinks::{Mac, SourceChoice, SourceQuery};
 use random::Random;
 use state::State;
-use std::collections::BTreeMap;
-use std::net::{TcpListener, UdpSocket};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 
 /// Comparisons in all worlds together.
 const COMPARISONS: usize = 100_000;
@@ -78,10 +80,13 @@ impl World {
             node.apply(&Change::AddLocal(addr.parse().unwrap()));
         }
         sources(&mut node, second);
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             for mac in [[0; 6], [2, 0, 0, 0, 0, 2]] {
                 node.apply(&Change::AddMac(Mac { link: second, mac }));
             }
+        }
+        if number % 4 == 2 {
+            node.uplink(Some(V4), None);
         }
         // Ages are below this.
         node.at(200_000);
@@ -106,38 +111,62 @@ impl World {
         }
     }
 
+    /// Returns the next random packet, and where it is.
+    fn next(&mut self) -> (Vec<u8>, At) {
+        let direction =
+            self.random
+                .pick(&[Direction::Egress, Direction::Egress, Direction::Ingress]);
+        let frame = packets::packet(&mut self.random, direction);
+        let [near, far] = self.state.pods;
+        let at = At {
+            direction,
+            ifindex: self.random.pick(&self.state.uplinks),
+            came_by: match direction {
+                Direction::Egress => self.random.pick(&[near, near, near, far, 0, 1]),
+                Direction::Ingress => 0,
+            },
+            // In test runs all packets have one.
+            by_socket: true,
+        };
+        (frame, at)
+    }
+
+    /// Changes something at random.
+    fn change(&mut self) {
+        if self.random.once_in(300) {
+            let addr = self.random.pick(&["192.0.2.20", "192.0.2.30", "fd00::30"]);
+            let addr: IpAddr = addr.parse().unwrap();
+            let is_local = self.node.local_addresses().contains(&addr);
+            self.node.apply(&match is_local {
+                true => Change::RemoveLocal(addr),
+                false => Change::AddLocal(addr),
+            });
+        }
+        let now = self.now();
+        self.state.change(&mut self.random, now);
+    }
+
     /// Explains one random packet, runs it, and compares both. Returns what was said; `None` if a
     /// tick of the clock came in between.
     fn step(&mut self) -> Option<Explained> {
         let now = self.now();
         self.steps += 1;
         for _ in 0..self.random.below(3) {
-            self.state.change(&mut self.random, now);
+            self.change();
         }
-        let direction =
-            self.random
-                .pick(&[Direction::Egress, Direction::Egress, Direction::Ingress]);
-        let frame = packets::packet(&mut self.random, direction);
-        let [near, far] = self.state.pods;
-        let (hook, came_by) = match direction {
-            Direction::Egress => (
-                Hook::Egress,
-                self.random.pick(&[near, near, near, far, 0, 1]),
-            ),
-            Direction::Ingress => (Hook::Ingress, 0),
-        };
-        let ifindex = self.random.pick(&self.state.uplinks);
-        let at = At {
-            direction,
-            ifindex,
-            came_by,
-            // In test runs all packets have one.
-            by_socket: true,
-        };
+        let (frame, at) = self.next();
         let packet = PacketBytes::ethernet(frame.clone()).unwrap();
         let said = self.explainer.decide(&packet, at).unwrap();
+        let hook = match at.direction {
+            Direction::Egress => Hook::Egress,
+            Direction::Ingress => Hook::Ingress,
+        };
+        let on = On {
+            ifindex: at.ifindex,
+            came_by: at.came_by,
+        };
         let program = self.node.datapath().program(hook).unwrap();
-        let seen = test_run(program, &frame, 0, On { ifindex, came_by });
+        let seen = test_run(program, &frame, 0, on);
         let after = self.node.counters();
         let mut counted = after;
         counted.subtract(&self.counters);
@@ -338,13 +367,101 @@ fn what_is_explained_is_what_happens() {
             }
         }
     }
-    println!("{verdicts:#?}");
+    let missing: Vec<_> = KINDS
+        .iter()
+        .filter(|kind| !verdicts.contains_key(**kind))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "never seen: {missing:?} in {verdicts:#?}"
+    );
 }
+
+/// The verdicts that random states lead to.
+const KINDS: [&str; 25] = [
+    "Source of None",
+    "Source of Some(Whole)",
+    "Source of Some(Inner)",
+    "Destination of None",
+    "Destination of Some(Whole)",
+    "Held",
+    "Unmodified(Arrives)",
+    "Unmodified(Bypassed)",
+    "Unmodified(LetOut)",
+    "Unmodified(OutOfScope)",
+    "Unmodified(Own)",
+    "Unmodified(Reply)",
+    "Dropped(ExtensionHeader)",
+    "Dropped(ForgedSource)",
+    "Dropped(FragmentOfDropped)",
+    "Dropped(IcmpNoFlow)",
+    "Dropped(IpsecPolicy)",
+    "Dropped(Malformed)",
+    "Dropped(NoFreePort)",
+    "Dropped(NoSourceAddress)",
+    "Dropped(NodeProtocol)",
+    "Dropped(PodLimit)",
+    "Dropped(TableFull)",
+    "Dropped(TcpNoFlow)",
+    "Dropped(UnsupportedProtocol)",
+];
 
 /// Returns the kind of a verdict, without its addresses.
 fn kind(said: &Explained) -> String {
     match said.verdict {
         Verdict::Rewritten(to) => format!("{:?} of {:?}", to.end, to.part),
         other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn another_policy_may_be_asked_about() {
+    let mut world = World::new(0, SEED);
+    let syn = Build::tcp("172.16.0.2:4000", "198.51.100.7:443", SYN);
+    let packet = PacketBytes::ip_only(syn.bytes());
+    let at = At {
+        direction: Direction::Egress,
+        ifindex: world.state.uplinks[1],
+        came_by: world.state.pods[0],
+        by_socket: true,
+    };
+    let said = world.explainer.decide(&packet, at).unwrap();
+    assert!(matches!(said.verdict, Verdict::Rewritten(_)), "{said:?}");
+    assert_ne!(said.policy().map(|it| it.rule), Some(7));
+    let bypass = PolicyValue {
+        action: Action::Bypass as u32,
+        rule: 7,
+    };
+    world.explainer.set_policy(move |_| Some(bypass));
+    let said = world.explainer.decide(&packet, at).unwrap();
+    assert_eq!(said.verdict, Verdict::Unmodified(Why::Bypassed));
+    assert_eq!(said.policy(), Some(bypass));
+}
+
+#[test]
+fn explaining_changes_no_map() {
+    let mut world = World::new(0, SEED);
+    for _ in 0..500 {
+        world.step();
+    }
+    let mut maps = BTreeSet::new();
+    for hook in [Hook::Egress, Hook::Ingress] {
+        maps.extend(contents::maps_of(
+            world.node.datapath().program(hook).unwrap(),
+        ));
+    }
+    let before = contents::read(&maps);
+    assert!(before["SNAT"].len() > 10, "{}", before["SNAT"].len());
+    let mut rewritten = 0;
+    for _ in 0..2_000 {
+        let (frame, at) = world.next();
+        let packet = PacketBytes::ethernet(frame).unwrap();
+        let said = world.explainer.decide(&packet, at).unwrap();
+        rewritten += usize::from(matches!(said.verdict, Verdict::Rewritten(_)));
+    }
+    assert!(rewritten > 100, "{rewritten}");
+    let after = contents::read(&maps);
+    for (name, entries) in &before {
+        assert!(*entries == after[name], "{name} has changed");
     }
 }

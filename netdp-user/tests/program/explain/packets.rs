@@ -87,9 +87,10 @@ pub fn packet(random: &mut Random, direction: Direction) -> Vec<u8> {
             let about = packet.answer();
             let (v4, v6_kinds) = ([3, 11, 12], [1, 2, 3]);
             let kind = random.pick(if v6 { &v6_kinds } else { &v4 });
-            let from = match random.below(3) {
+            let from = match random.below(4) {
                 0 => packet.src.to_string(),
                 1 => at(random.pick(&net.peers), 0),
+                2 => at(random.pick(&net.nodes), 0),
                 _ => at(random.pick(&net.pods), 0),
             };
             let whole = random.pick(&[8, 28, 48, 200]);
