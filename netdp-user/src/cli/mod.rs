@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod detach;
+mod explain;
 mod go_flags;
 mod klog;
 mod kube;
@@ -24,6 +25,7 @@ use args::{InstancePaths, LogLevel, Output};
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
+use explain::{Codes, Explain};
 use run::Run;
 use shell::{Completion, ManPages};
 use std::ffi::OsString;
@@ -49,6 +51,10 @@ enum Command {
     Flows(Show),
     /// Show pods, destinations, drops and uplinks in a live screen.
     Top(Top),
+    /// Explain which source a destination sees, and why, before a packet is sent.
+    Explain(Box<Explain>),
+    /// List the codes of findings, or explain one.
+    Codes(Codes),
     /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -194,6 +200,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Completion(completion) => completion.run(),
         Command::Man(pages) => pages.run(),
         Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
+        Command::Explain(explain) => return Ok(explain.run()),
+        Command::Codes(codes) => codes.run(),
     }
     .map(|()| ExitCode::SUCCESS)
 }
@@ -206,7 +214,12 @@ impl Command {
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
             Self::Detach(detach) => Some(&detach.paths),
-            Self::Config(_) | Self::Fleet(_) | Self::Completion(_) | Self::Man(_) => None,
+            Self::Explain(explain) => Some(&explain.paths),
+            Self::Codes(_)
+            | Self::Config(_)
+            | Self::Fleet(_)
+            | Self::Completion(_)
+            | Self::Man(_) => None,
         }
     }
 }

@@ -33,6 +33,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 use view::View;
 
+pub(crate) use numbers::grouped;
 pub(crate) use view::Sort;
 
 /// How long the screen waits for a key before it looks for a new sample.
