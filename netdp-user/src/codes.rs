@@ -1,6 +1,7 @@
 //! Stable codes of findings, the same in every command, Event and log line. docs/codes.md explains
 //! each.
 
+use netdp_common::layout::DropReason;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
@@ -92,6 +93,16 @@ codes! {
 }
 
 impl Code {
+    /// Returns the code of a refusal.
+    pub(crate) const fn of_drop(reason: DropReason) -> Option<Self> {
+        match reason {
+            DropReason::NoFreePort => Some(Self::PortsExhausted),
+            DropReason::TableFull => Some(Self::TableFull),
+            DropReason::NoSourceAddress => Some(Self::NoAddress),
+            _ => None,
+        }
+    }
+
     /// Returns the section of the document about the code, without its heading.
     pub(crate) fn explanation(self) -> &'static str {
         let heading = format!("## {self} ");

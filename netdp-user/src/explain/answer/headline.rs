@@ -132,7 +132,7 @@ fn whose(node: &Node<'_>, facts: &Facts<'_>) -> &'static str {
 /// Returns the headline of a packet that is dropped.
 fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>) {
     let to = facts.case.to();
-    let (line, codes) = match reason {
+    let line = match reason {
         DropReason::NoFreePort => {
             let line = match &facts.ports {
                 Some(ports) => format!(
@@ -143,15 +143,15 @@ fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>
                 ),
                 None => format!("refused: every port towards {to} is taken"),
             };
-            (line, vec![Code::PortsExhausted])
+            line
         }
         DropReason::TableFull => {
             let why = "the mapping tables are full, or the pod has used up its share of them";
-            (format!("refused: {why}"), vec![Code::TableFull])
+            format!("refused: {why}")
         }
         DropReason::PodLimit => {
             let why = "the pod has reached its limit (--pod-flows, --pod-new-flows)";
-            (format!("refused: {why}"), Vec::new())
+            format!("refused: {why}")
         }
         DropReason::NoSourceAddress => {
             let name = facts.leaves_by().unwrap_or_default();
@@ -161,22 +161,26 @@ fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>
                 "IPv6"
             };
             let line = format!("refused: {name} has no {family} address that {to} could see");
-            (line, vec![Code::NoAddress])
+            line
         }
         DropReason::NodeProtocol => {
             let why = "the node itself uses this protocol, which has no ports, with it";
-            (format!("refused: {to}: {why}"), Vec::new())
+            format!("refused: {to}: {why}")
         }
         DropReason::IpsecPolicy => {
             let why = "with the node's address it would fall under an IPsec policy, yet leave in clear text";
-            (format!("refused: {to}: {why}"), Vec::new())
+            format!("refused: {to}: {why}")
         }
         other => {
             let line = format!("dropped: {} ({})", words(other), other.name());
             return (line, Outcome::Dropped, Vec::new());
         }
     };
-    (line, Outcome::Refused, codes)
+    (
+        line,
+        Outcome::Refused,
+        Code::of_drop(reason).into_iter().collect(),
+    )
 }
 
 /// Returns a drop reason in words.
