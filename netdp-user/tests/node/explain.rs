@@ -112,7 +112,11 @@ impl Section {
         first_line: &str,
     ) -> Result<Self> {
         let output = world.explain(arguments)?;
-        let output = output.replace(&world.config.path().display().to_string(), "/etc/config");
+        let path = world.config.path().display().to_string();
+        let output: String = output
+            .lines()
+            .map(|line| normalised(line, &path) + "\n")
+            .collect();
         let told = output.lines().next().unwrap_or_default();
         ensure!(
             told == first_line,
@@ -142,6 +146,20 @@ impl Section {
         } = self;
         format!("\n## {title}\n\n{symptom}\n\n```text\n$ {command}\n{output}```\n\n{remedy}\n")
     }
+}
+
+/// Replaces the directory of the configuration by the usual one; in a table, what follows stays in its
+/// column.
+fn normalised(line: &str, path: &str) -> String {
+    const USUAL: &str = "/etc/config";
+    let mut text = line.replace(path, USUAL);
+    if line.starts_with(' ')
+        && text != line
+        && let Some(gap) = text.rfind("  ")
+    {
+        text.insert_str(gap, &" ".repeat(path.len().saturating_sub(USUAL.len())));
+    }
+    text
 }
 
 fn at(host: &Host, v4: bool) -> Result<SocketAddr> {
@@ -249,14 +267,17 @@ fn ports_taken() -> Result<Section> {
     let _echo = Echo::start(&world.far)?;
     let to = at(&world.far, true)?;
     let mut held = Vec::new();
-    for index in 0..10 {
-        let pod = &world.bed.pods[index % 2];
-        held.push(Tcp::connect(pod, any(to), to).with_context(|| format!("connection {index}"))?);
+    for port in 40_000..40_010 {
+        let pod = &world.bed.pods[usize::from(port % 2)];
+        let flow = Tcp::connect(pod, from_port(port, to), to);
+        held.push(flow.with_context(|| format!("a connection from port {port}"))?);
     }
     ensure!(
         Tcp::connect(world.pod(), any(to), to).is_err(),
         "an eleventh port"
     );
+    // For half a second after that, fewer ports are tried, and at random.
+    std::thread::sleep(std::time::Duration::from_secs(1));
     let section = Section::of(
         &world,
         "Some connections to one endpoint fail",
@@ -335,11 +356,11 @@ fn default_list() -> Result<Section> {
     ensure!(world.status(&["--expect", "node", "10.1.0.20:7"])? == 1);
     world.config.write(edited)?;
     world.wait_seen(to, "10.1.0.10")?;
-    let after = world.explain(&["--from", "172.16.0.2", "10.1.0.20:7"])?;
-    ensure!(
-        after.contains("NDP201") && after.contains("masked"),
-        "{after}"
-    );
+    // The report follows the policy.
+    wait_for(SOON, "the entry to be named", || {
+        let after = world.explain(&["--from", "172.16.0.2", "10.1.0.20:7"]);
+        after.is_ok_and(|after| after.contains("NDP201") && after.contains("masked"))
+    })?;
     Ok(section.solved_by(
         "With `masqueradeCIDRs: [\"10.1.0.20/32\"]` it sees the node. `netdp explain --with FILE` says so \
          before the edit is made.",
@@ -466,5 +487,17 @@ fn the_json_has_the_documented_fields() -> Result<()> {
     ensure!(names == all_steps, "{names:?}");
     let policy = &steps[3];
     ensure!(policy["details"][0]["label"] == "masked", "{policy}");
+    // A second address of the uplink.
+    world.bed.node.ip("address add 10.5.0.1/16 dev eth0")?;
+    let answers = world.answers(&["--from", "172.16.0.2:44216", "10.2.0.17:443"])?;
+    ensure!(
+        answers[0]["codes"].to_string().contains("NDP304"),
+        "{answers}"
+    );
+    let others = answers.to_string();
+    ensure!(
+        others.contains(r#""what":"10.5.0.1","why":"not the first""#),
+        "{answers}"
+    );
     Ok(())
 }

@@ -3,12 +3,14 @@
 use super::model::Outcome;
 use super::node::{Node, PolicyRule};
 use super::route::Way;
+use super::steps::is_global;
 use super::{Facts, netfilter};
 use crate::codes::Code;
 use crate::explain::{Verdict, Why};
 use crate::top::grouped;
+use crate::uplinks::LinkAddr;
 use ipnet::IpNet;
-use netdp_common::layout::{DropReason, POLICY_WAS_BYPASSED};
+use netdp_common::layout::{Action, DropReason, POLICY_WAS_BYPASSED};
 use std::net::IpAddr;
 
 /// Origin of rules that no document has.
@@ -67,6 +69,9 @@ pub(super) fn of(node: &Node<'_>, facts: &Facts<'_>) -> (String, Outcome, Vec<Co
             };
             let mut line = format!("{to} sees {seen}, by {name}: {why}");
             let mut codes = notable(node, facts);
+            if facts.mapping().is_none() {
+                codes.extend(about_source(node, facts, seen));
+            }
             if facts.is_answer {
                 line += &format!("; answers of the flow that began there keep {src}");
                 codes.push(Code::BeganOutside);
@@ -211,6 +216,9 @@ fn decided_by(node: &Node<'_>, facts: &Facts<'_>) -> String {
     };
     let covering = node.policy.covering(facts.case.dst);
     match covering.first() {
+        _ if is_report_behind(node, facts) => {
+            "the policy in force, which is newer than the agent's report".to_owned()
+        }
         Some(rule) if is_default(rule) => {
             format!(
                 "the built-in default {}, because no document has nonMasqueradeCIDRs",
@@ -221,6 +229,17 @@ fn decided_by(node: &Node<'_>, facts: &Facts<'_>) -> String {
         None if rules.is_empty() => "the default, because there is no entry".to_owned(),
         None => "the default, because no entry covers it".to_owned(),
     }
+}
+
+/// Reports whether the datapath decides otherwise than the rules of the report: a policy comes into
+/// force before the report of it is written.
+fn is_report_behind(node: &Node<'_>, facts: &Facts<'_>) -> bool {
+    let explained = facts.explained.as_ref();
+    let Some(value) = explained.and_then(super::Explained::policy) else {
+        return false;
+    };
+    let is_bypass = Action::from_raw(value.action) == Action::Bypass;
+    is_bypass == masquerades(node, facts)
 }
 
 /// Reports whether a rule is of the built-in list, which counts while no document has its own.
@@ -248,7 +267,10 @@ fn was_bypassed(facts: &Facts<'_>) -> bool {
 /// Returns the codes of what is notable about a packet that netdp decides about.
 fn notable(node: &Node<'_>, facts: &Facts<'_>) -> Vec<Code> {
     let mut codes = Vec::new();
-    let covering = node.policy.covering(facts.case.dst);
+    let covering = match is_report_behind(node, facts) {
+        true => Vec::new(),
+        false => node.policy.covering(facts.case.dst),
+    };
     if covering.first().is_some_and(|rule| is_default(rule)) {
         codes.push(Code::Defaults);
     }
@@ -263,6 +285,26 @@ fn notable(node: &Node<'_>, facts: &Facts<'_>) -> Vec<Code> {
         codes.push(Code::PortsScarce);
     }
     codes
+}
+
+/// Returns the code of a choice among several addresses, and of a source that was not used.
+fn about_source(node: &Node<'_>, facts: &Facts<'_>, taken: IpAddr) -> Option<Code> {
+    let Way::Out {
+        ifindex, source, ..
+    } = &facts.way
+    else {
+        return None;
+    };
+    match source {
+        Some(source) if *source == taken => return None,
+        Some(source) if !node.is_local(*source) => return Some(Code::ForeignSource),
+        _ => {}
+    }
+    let could = |it: &&LinkAddr| {
+        it.ifindex == *ifindex && it.addr.is_ipv4() == taken.is_ipv4() && is_global(it)
+    };
+    let several = node.addresses.iter().filter(could).nth(1);
+    several.map(|_| Code::SeveralAddresses)
 }
 
 /// Returns what can be done, each a line.

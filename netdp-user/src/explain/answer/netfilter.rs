@@ -103,7 +103,7 @@ pub(super) fn step(probed: &Probed) -> Step {
             Step::new("netfilter", "untouched", format!("{looked_at}{none}"))
         }
         None => Step::new("netfilter", "may be translated", looked_at),
-        Some(rule) => Step::new("netfilter", "translated", by(rule)),
+        Some(_) => Step::new("netfilter", "translated", looked_at),
     };
     for rule in &probed.translations {
         step.details.push(Detail {
@@ -122,7 +122,7 @@ pub(super) fn step(probed: &Probed) -> Step {
 }
 
 /// Describes a rule's place: owner, chain, and how often it was met.
-pub(super) fn by(rule: &Translation) -> String {
+fn by(rule: &Translation) -> String {
     let finding = &rule.finding;
     let packets = rule.packets.map_or_else(String::new, |packets| {
         let s = if packets == 1 { "" } else { "s" };

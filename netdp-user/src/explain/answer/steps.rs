@@ -221,7 +221,8 @@ fn address_step(node: &Node<'_>, facts: &Facts<'_>, taken: IpAddr) -> Step {
     step
 }
 
-fn is_global(address: &LinkAddr) -> bool {
+/// Reports whether an address is of scope global, and no secondary one.
+pub(super) fn is_global(address: &LinkAddr) -> bool {
     address.scope == AddressScope::Universe && !address.flags.secondary
 }
 
