@@ -138,18 +138,15 @@ fn whose(node: &Node<'_>, facts: &Facts<'_>) -> &'static str {
 fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>) {
     let to = facts.case.to();
     let line = match reason {
-        DropReason::NoFreePort => {
-            let line = match &facts.ports {
-                Some(ports) => format!(
-                    "refused: every port of {} towards {to} is taken ({} of {})",
-                    ports.address,
-                    grouped(ports.used as u64),
-                    grouped(ports.capacity as u64)
-                ),
-                None => format!("refused: every port towards {to} is taken"),
-            };
-            line
-        }
+        DropReason::NoFreePort => match &facts.ports {
+            Some(ports) => format!(
+                "refused: every port of {} towards {to} is taken ({} of {})",
+                ports.address,
+                grouped(ports.used as u64),
+                grouped(ports.capacity as u64)
+            ),
+            None => format!("refused: every port towards {to} is taken"),
+        },
         DropReason::TableFull => {
             let why = "the mapping tables are full, or the pod has used up its share of them";
             format!("refused: {why}")
@@ -165,8 +162,7 @@ fn dropped(facts: &Facts<'_>, reason: DropReason) -> (String, Outcome, Vec<Code>
             } else {
                 "IPv6"
             };
-            let line = format!("refused: {name} has no {family} address that {to} could see");
-            line
+            format!("refused: {name} has no {family} address that {to} could see")
         }
         DropReason::NodeProtocol => {
             let why = "the node itself uses this protocol, which has no ports, with it";
