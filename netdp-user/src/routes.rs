@@ -60,7 +60,8 @@ impl RouteQueries {
         request.header.destination_prefix_length = whole;
         request.header.tos = tos;
         if report == Report::Entry {
-            request.header.flags = RouteFlags::FibMatch;
+            // Without the second flag the kernel names the main table, whichever it was.
+            request.header.flags = RouteFlags::FibMatch | RouteFlags::LookupTable;
         }
         request
             .attributes

@@ -2,6 +2,7 @@
 
 use super::Agent;
 use super::modes::{Ebpf, Engine};
+use crate::codes::Code;
 use crate::foreign::{Finding, NatContext, NatFindings, ScanQueue, ScanResult, Translator};
 use crate::iptables::RuleMonitor;
 use log::Level;
@@ -103,7 +104,10 @@ pub(super) enum Event {
 /// Logs these rules; if there are very many, only the first.
 fn log_rules<'a>(level: Level, what: &str, mut rules: impl Iterator<Item = &'a Finding>) {
     for found in rules.by_ref().take(MAX_LOGGED) {
-        log::log!(level, "{what}: {found}");
+        match level == Level::Warn && !found.drops {
+            true => log::log!(level, "{what}: {found} {}", Code::OtherNat),
+            false => log::log!(level, "{what}: {found}"),
+        }
     }
     if let more @ 1.. = rules.count() {
         log::log!(

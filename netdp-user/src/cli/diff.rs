@@ -42,7 +42,9 @@ impl Diff {
     pub(super) fn run(&self) -> Result<ExitCode> {
         let (documents, mut errors) = self.inputs.read(&self.files)?;
         let options = self.options();
-        let cluster = self.inputs.policy.cluster_cidrs();
+        let mut cluster = self.inputs.policy.cluster_cidrs();
+        let dir = StateDir::at(&self.paths.state_dir);
+        cluster.auto.add_saved(dir.last_networks());
         let loaded = match config::load_for_cluster(&documents, &options, &cluster) {
             Ok(loaded) => Some(loaded),
             Err(rejected) => {

@@ -4,6 +4,7 @@ mod args;
 mod check;
 mod detach;
 mod diff;
+mod explain;
 mod go_flags;
 mod history;
 mod klog;
@@ -29,6 +30,7 @@ use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
 use diff::Diff;
+use explain::{Codes, Explain};
 use history::History;
 use run::Run;
 use shell::{Completion, ManPages};
@@ -67,6 +69,10 @@ enum Command {
     Diff(Box<Diff>),
     /// Show pods, destinations, drops and uplinks in a live screen.
     Top(Top),
+    /// Explain which source a destination sees, and why, before a packet is sent.
+    Explain(Box<Explain>),
+    /// List the codes of findings, or explain one.
+    Codes(Codes),
     /// Inspect a configuration without putting it in force.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -223,6 +229,8 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Completion(completion) => completion.run(),
         Command::Man(pages) => pages.run(),
         Command::Shadow(ShadowCommand::Report(show)) => return Ok(show.compare()),
+        Command::Explain(explain) => return Ok(explain.run()),
+        Command::Codes(codes) => codes.run(),
         Command::Suggest(suggest) => return Ok(suggest.run()),
         Command::Probe(probe) => return Ok(probe.run()),
     }
@@ -241,7 +249,9 @@ impl Command {
             Self::Top(top) => Some(&top.paths),
             Self::Suggest(suggest) => Some(&suggest.paths),
             Self::Detach(detach) => Some(&detach.paths),
-            Self::Config(_)
+            Self::Explain(explain) => Some(&explain.paths),
+            Self::Codes(_)
+            | Self::Config(_)
             | Self::Probe(_)
             | Self::Fleet(_)
             | Self::Completion(_)

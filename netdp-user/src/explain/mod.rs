@@ -1,6 +1,7 @@
 //! What the datapath would do with a packet, and why: its own decision ([`pipeline::run`]) over the
 //! live maps, which stay as they are, with every question that it asks.
 
+pub(crate) mod answer;
 mod env;
 pub mod packet;
 mod question;

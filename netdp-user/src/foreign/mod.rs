@@ -13,6 +13,7 @@ mod iptables;
 mod nft;
 mod nft_redirect;
 mod owner;
+mod probe;
 mod queue;
 mod redirect;
 mod rule;
@@ -23,9 +24,10 @@ mod walk;
 mod tests;
 
 pub(crate) use assess::{NatContext, Translator};
+pub(crate) use probe::{Packet, Probed, Translation};
 pub(crate) use queue::ScanQueue;
 pub(crate) use redirect::Redirect;
-pub(crate) use scan::scan;
+pub(crate) use scan::{probe, scan};
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};

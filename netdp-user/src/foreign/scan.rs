@@ -1,10 +1,11 @@
 //! Scan of the network namespace's NAT rules, with the programs that are installed.
 
 use super::assess::{Assessor, NatContext, Translator};
+use super::probe::{Packet, Probe, Probed};
 use super::redirect::{self, Redirect};
 use super::rule::{Match, Ruleset};
 use super::{Finding, FindingList, ScanResult, early_drop, iptables, nft, owner, walk};
-use crate::iptables::{Backend, Iptables, has_table};
+use crate::iptables::{Backend, Iptables, Table, has_table};
 use crate::prefixes::PrefixSet;
 use crate::programs;
 use anyhow::{Context as _, Result};
@@ -26,71 +27,29 @@ struct Scan<'a> {
     translated: PrefixSet,
     /// Rules that drop replies, with the destinations.
     drops: Vec<(Finding, Vec<IpNet>)>,
+    /// Instead of an assessment of the rules: the packet that they may translate.
+    probe: Option<Probe<'a>>,
 }
 
 /// Scans all rules that translate sources, that redirect packets addressed to the node, or that
 /// drop replies to pods. Changes nothing, and creates no table.
 #[must_use]
 pub(crate) fn scan(context: &NatContext) -> ScanResult {
-    let mut scan = Scan {
-        context,
-        result: ScanResult::default(),
-        findings: FindingList::default(),
-        translated: PrefixSet::default(),
-        drops: Vec::new(),
-    };
-    let local = node_addresses(context);
-    let mut families = vec![Family::V4];
-    if context.enable_ipv6 {
-        families.push(Family::V6);
-    }
-    let mut read = Vec::new();
-    let mut unread_nft = Vec::new();
-    for backend in [Backend::Nft, Backend::Legacy] {
-        for &family in &families {
-            if backend == Backend::Legacy && !has_table(family, "nat") {
-                continue;
-            }
-            match (Iptables { family, backend }).read() {
-                Ok(table) => {
-                    let set = iptables::ruleset(&table, family, &local);
-                    scan.assess(&set, &family.to_string(), &backend.to_string());
-                    if backend == Backend::Nft {
-                        read.push(family);
-                    }
-                }
-                Err(err) => {
-                    let redirects = &mut scan.result.redirects;
-                    if !programs::is_absent(&err) {
-                        redirects.failed.insert(backend.to_string());
-                    }
-                    let problem = format!("iptables, {family}, {backend}: {err:#}");
-                    match backend {
-                        // nft reads its tables, too.
-                        Backend::Nft => unread_nft.push(problem.clone()),
-                        Backend::Legacy => redirects.unread.push(problem.clone()),
-                    }
-                    scan.result.findings.unread.push(problem);
-                }
-            }
-        }
-    }
-    scan.read_early_tables(&families);
-    if let Err(err) = scan.read_nftables(&read, &local) {
-        let result = &mut scan.result;
-        if !programs::is_absent(&err) {
-            result.redirects.failed.insert("nftables".into());
-        }
-        let none = read.is_empty()
-            && result.redirects.failed.is_empty()
-            && result.redirects.unread.is_empty();
-        (result.redirects.no_programs, result.findings.no_programs) = (none, none);
-        let problem = format!("nftables: {err:#}");
-        result.redirects.unread.append(&mut unread_nft);
-        result.redirects.unread.push(problem.clone());
-        result.findings.unread.push(problem);
-    }
+    let mut scan = Scan::new(context, None);
+    scan.read();
     scan.finish()
+}
+
+/// Finds the rules that translate a packet, or may. Changes nothing, and creates no table.
+#[must_use]
+pub(crate) fn probe(context: &NatContext, packet: &Packet) -> Probed {
+    let found = Probed::default();
+    let mut scan = Scan::new(context, Some(Probe { packet, found }));
+    scan.read();
+    let mut found = scan.probe.map(|probe| probe.found).unwrap_or_default();
+    found.unread = scan.result.findings.unread;
+    found.no_programs = scan.result.findings.no_programs;
+    found
 }
 
 /// Returns the node's addresses of the translated families.
@@ -110,11 +69,93 @@ fn run_nft(arguments: &[&str]) -> Result<String> {
     Ok(nft.run(arguments, "")?.output)
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
+    fn new(context: &'a NatContext, probe: Option<Probe<'a>>) -> Self {
+        Self {
+            context,
+            result: ScanResult::default(),
+            findings: FindingList::default(),
+            translated: PrefixSet::default(),
+            drops: Vec::new(),
+            probe,
+        }
+    }
+
+    /// Reads the rules of both kinds of iptables and of nftables.
+    fn read(&mut self) {
+        let context = self.context;
+        let local = node_addresses(context);
+        let mut families = vec![Family::V4];
+        if context.enable_ipv6 {
+            families.push(Family::V6);
+        }
+        let mut read = Vec::new();
+        let mut unread_nft = Vec::new();
+        for backend in [Backend::Nft, Backend::Legacy] {
+            for &family in &families {
+                if backend == Backend::Legacy && !has_table(family, "nat") {
+                    continue;
+                }
+                match (Iptables { family, backend }).read() {
+                    Ok(table) => {
+                        let set = iptables::ruleset(&table, family, &local);
+                        self.assess(&set, &family.to_string(), &backend.to_string());
+                        self.count(&table);
+                        if backend == Backend::Nft {
+                            read.push(family);
+                        }
+                    }
+                    Err(err) => {
+                        let redirects = &mut self.result.redirects;
+                        if !programs::is_absent(&err) {
+                            redirects.failed.insert(backend.to_string());
+                        }
+                        let problem = format!("iptables, {family}, {backend}: {err:#}");
+                        match backend {
+                            // nft reads its tables, too.
+                            Backend::Nft => unread_nft.push(problem.clone()),
+                            Backend::Legacy => redirects.unread.push(problem.clone()),
+                        }
+                        self.result.findings.unread.push(problem);
+                    }
+                }
+            }
+        }
+        self.read_early_tables(&families);
+        if let Err(err) = self.read_nftables(&read, &local) {
+            let result = &mut self.result;
+            if !programs::is_absent(&err) {
+                result.redirects.failed.insert("nftables".into());
+            }
+            let none = read.is_empty()
+                && result.redirects.failed.is_empty()
+                && result.redirects.unread.is_empty();
+            (result.redirects.no_programs, result.findings.no_programs) = (none, none);
+            let problem = format!("nftables: {err:#}");
+            result.redirects.unread.append(&mut unread_nft);
+            result.redirects.unread.push(problem.clone());
+            result.findings.unread.push(problem);
+        }
+    }
+
+    /// Notes how many packets the rules that translate the probe have matched.
+    fn count(&mut self, table: &Table) {
+        let Some(probe) = &mut self.probe else {
+            return;
+        };
+        for found in &mut probe.found.translations {
+            let rules = table.chains.get(&found.finding.chain);
+            let mut rules = rules.into_iter().flatten();
+            let text = &found.finding.rule;
+            let same = rules.find(|rule| text.ends_with(&rule.text));
+            found.packets = found.packets.or(same.map(|rule| rule.counters.0));
+        }
+    }
+
     /// Reads the iptables tables that packets meet before netfilter would have translated replies.
     /// Missing programs were reported for the nat table already.
     fn read_early_tables(&mut self, families: &[Family]) {
-        if self.context.translator != Translator::Ebpf {
+        if self.context.translator != Translator::Ebpf || self.probe.is_some() {
             return;
         }
         for backend in [Backend::Nft, Backend::Legacy] {
@@ -206,6 +247,8 @@ impl Scan<'_> {
             let family = family.map_or_else(|| "both".into(), |family| family.to_string());
             let place = format!("{} {}", table.family, table.name);
             let (rules, redirects) = (self.findings.rules.len(), self.result.redirects.rules.len());
+            let probe = self.probe.as_ref();
+            let translations = probe.map_or(0, |probe| probe.found.translations.len());
             self.assess(&set, &family, "nftables");
             self.assess_early(&set, &family, "nftables", &place);
             let rules = self.findings.rules.iter_mut().skip(rules);
@@ -213,7 +256,13 @@ impl Scan<'_> {
             let redirects = self.result.redirects.rules.iter_mut().skip(redirects);
             let redirects =
                 redirects.map(|found| (&mut found.chain, &mut found.owner, &found.rule));
-            for (chain, owner, rule) in rules.chain(redirects) {
+            let probed = self
+                .probe
+                .iter_mut()
+                .flat_map(|it| &mut it.found.translations);
+            let probed = probed.skip(translations).map(|found| &mut found.finding);
+            let probed = probed.map(|found| (&mut found.chain, &mut found.owner, &found.rule));
+            for (chain, owner, rule) in rules.chain(redirects).chain(probed) {
                 *chain = format!("{place} {chain}");
                 if owner == owner::UNKNOWN {
                     *owner = owner::owner(&[&table.name], rule).into();
@@ -225,6 +274,11 @@ impl Scan<'_> {
 
     fn assess(&mut self, set: &Ruleset, family: &str, backend: &str) {
         let context = self.context;
+        if let Some(probe) = &mut self.probe {
+            walk::translating(set, |rule| probe.meet(rule, family, backend, context));
+            probe.look_for_service(set);
+            return;
+        }
         let redirects = redirect::reachable(set).into_iter().map(|rule| Redirect {
             owner: owner::owner(&[rule.chain], rule.rule).into(),
             backend: backend.into(),

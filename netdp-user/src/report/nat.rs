@@ -2,6 +2,7 @@
 
 use super::Report;
 use crate::cli::output::table;
+use crate::codes::Code;
 use crate::foreign::NatFindings;
 use crate::iptables::{ChainReport, IptablesRule};
 use anyhow::Result;
@@ -74,7 +75,10 @@ pub(super) fn foreign(out: &mut String, seen: &NatFindings) -> Result<()> {
         writeln!(out, "other NAT  not read: {problem}")?;
     }
     for found in seen.rules.iter().filter(|found| found.conflict) {
-        writeln!(out, "conflict   {found}")?;
+        match found.drops {
+            true => writeln!(out, "conflict   {found}")?,
+            false => writeln!(out, "conflict   {found} {}", Code::OtherNat)?,
+        }
     }
     if !seen.rules.is_empty() {
         let mut rows = table(&["OTHER NAT", "FAMILY", "KIND", "CHAIN", "RULES", "VERDICT"]);

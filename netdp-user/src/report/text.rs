@@ -3,18 +3,22 @@
 use super::status::Status;
 use super::{ConfigReport, Report, nat};
 use crate::cli::output::table;
+use crate::codes::Code;
 use crate::pod;
 use crate::terminal;
 use crate::time::{now, pretty};
 use anyhow::Result;
 use std::fmt::Write as _;
 
+/// Percentage of the places for mappings above which they are running out.
+const FILLING: usize = 85;
+
 impl Status {
     pub(super) fn text(&self) -> Result<String> {
         let mut out = String::new();
         match self.pid {
             Some(pid) => writeln!(out, "agent      running, pid {pid}")?,
-            None => writeln!(out, "agent      not running")?,
+            None => writeln!(out, "agent      not running {}", Code::AgentGone)?,
         }
         let report = self.report.as_ref().map(terminal::sanitize).transpose()?;
         if let Some(report) = &report {
@@ -65,6 +69,10 @@ impl Status {
         let (used, max) = (self.mappings, self.max_mappings);
         let percent = (used * 100).checked_div(max).unwrap_or(0);
         match &self.unread {
+            None if percent > FILLING => {
+                let code = Code::TableFilling;
+                writeln!(out, "mappings   {used} of {max} ({percent} %) {code}")?;
+            }
             None => writeln!(out, "mappings   {used} of {max} ({percent} %)")?,
             Some(why) => writeln!(out, "mappings   unknown: {}", terminal::line(why))?,
         }
@@ -106,7 +114,7 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         pretty(age)
     )?;
     for problem in &config.rejected {
-        writeln!(out, "rejected   {problem}")?;
+        writeln!(out, "rejected   {problem} {}", Code::Rejected)?;
     }
     for warning in &config.warnings {
         writeln!(out, "warning    {warning}")?;
@@ -147,10 +155,10 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     }
     for what in &report.no_address {
         let what = what.describe(report.mode == "iptables");
-        writeln!(out, "no address {what}")?;
+        writeln!(out, "no address {what} {}", Code::NoAddress)?;
     }
     for what in &report.leaks {
-        writeln!(out, "leak       {what}")?;
+        writeln!(out, "leak       {what} {}", Code::NoUplink)?;
     }
     if !report.guests.is_empty() {
         let guests = report.guests.join(", ");
@@ -162,7 +170,8 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
     for what in &report.chains_back {
         writeln!(
             out,
-            "conflict   {what} was created again: another program still writes it"
+            "conflict   {what} was created again: another program still writes it {}",
+            Code::ChainBack
         )?;
     }
     for what in &report.not_taken_over {
@@ -172,7 +181,7 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         writeln!(out, "ipsec      {what}")?;
     }
     for what in &report.detours {
-        writeln!(out, "detour     {what}")?;
+        writeln!(out, "detour     {what} {}", Code::Detour)?;
     }
     for finding in &report.reach {
         let code = finding.verdict.code().unwrap_or_default();

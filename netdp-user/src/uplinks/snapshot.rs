@@ -32,13 +32,7 @@ pub(crate) async fn snapshot(handle: &Handle) -> Result<Snapshot> {
         .try_collect()
         .await
         .context("listing the links over netlink")?;
-    let addrs: Vec<AddressMessage> = handle
-        .address()
-        .get()
-        .execute()
-        .try_collect()
-        .await
-        .context("listing the addresses over netlink")?;
+    let addrs = addresses(handle).await?;
 
     let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
@@ -93,7 +87,7 @@ pub(crate) async fn snapshot(handle: &Handle) -> Result<Snapshot> {
     }
     Ok(Snapshot {
         links: links.iter().filter_map(link).collect(),
-        addrs: addrs.iter().filter_map(addr).collect(),
+        addrs,
         default_routes,
         routes: all,
         any_ip,
@@ -169,6 +163,21 @@ pub(super) fn tunnels(message: &LinkMessage) -> Vec<Tunnel> {
         protocol,
     };
     found.into_iter().map(tunnel).collect()
+}
+
+/// Reads the addresses of all interfaces, in the kernel's order.
+///
+/// # Errors
+/// Returns an error if netlink refuses the request or its connection has ended.
+pub(crate) async fn addresses(handle: &Handle) -> Result<Vec<LinkAddr>> {
+    let addrs: Vec<AddressMessage> = handle
+        .address()
+        .get()
+        .execute()
+        .try_collect()
+        .await
+        .context("listing the addresses over netlink")?;
+    Ok(addrs.iter().filter_map(addr).collect())
 }
 
 fn addr(message: &AddressMessage) -> Option<LinkAddr> {

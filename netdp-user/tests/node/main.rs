@@ -18,6 +18,7 @@ mod detours;
 mod drop_in;
 mod environment;
 mod exhaustion;
+mod explain;
 mod flags;
 mod floods;
 mod foreign;

@@ -8,6 +8,7 @@ mod budget;
 mod hourly;
 
 use super::{AgentStatus, Note, REFUSALS};
+use crate::codes::Code;
 use crate::pod;
 use crate::sources::kube::{
     ApiError, ApiErrorKind, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, random,
@@ -139,14 +140,16 @@ fn drafts(before: &AgentStatus, now: &AgentStatus) -> Vec<EventDraft> {
             format!("pods' traffic was not masqueraded: {}", now.last_loss),
         );
     }
-    for (_, reason, why) in REFUSALS {
+    for (drop, reason, why) in REFUSALS {
         let count = |status: &AgentStatus| status.refused.get(reason).copied().unwrap_or_default();
         let more = count(now).saturating_sub(count(before));
         // Counters outlive agents: the first reading is the baseline.
         if more > 0 && !before.version.is_empty() {
+            let code = Code::of_drop(drop);
+            let code = code.map_or_else(String::new, |code| format!(" {code}"));
             node(
                 reason,
-                format!("{more} packets of pods were refused: {why}"),
+                format!("{more} packets of pods were refused: {why}{code}"),
             );
         }
     }

@@ -2,6 +2,7 @@
 //! decision writes to itself, and records each question with its answer.
 
 mod config;
+mod look;
 mod mappings;
 mod maps;
 mod overlay;

@@ -1,0 +1,171 @@
+//! Stable codes of findings, the same in every command, Event and log line. docs/codes.md explains
+//! each.
+
+use netdp_common::layout::DropReason;
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::str::FromStr;
+
+/// The document that explains the codes, one section each.
+const DOCUMENT: &str = include_str!("../../docs/codes.md");
+
+/// Severity of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Severity {
+    /// Nothing is wrong; it explains what is seen.
+    Info,
+    /// Pods' traffic may differ from what the configuration says.
+    Warning,
+    /// Pods' traffic is refused, leaves untranslated, or is decided by another program.
+    Error,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        })
+    }
+}
+
+macro_rules! codes {
+    ($($name:ident = $number:literal, $severity:ident, $text:literal;)+) => {
+        /// A code. Numbers are never reused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub(crate) enum Code {
+            $(#[doc = $text] $name = $number,)+
+        }
+
+        impl Code {
+            /// All codes, in the order of their numbers.
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// Returns the severity of a finding with this code.
+            pub(crate) const fn severity(self) -> Severity {
+                match self {
+                    $(Self::$name => Severity::$severity,)+
+                }
+            }
+
+            /// Returns what the code means, in a few words.
+            pub(crate) const fn text(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)+
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    Rejected = 101, Error, "configuration rejected, an older one in force";
+    NoConfigKey = 102, Warning, "ConfigMap without a key `config`";
+    Defaults = 103, Warning, "defaults in force, because nothing else is configured";
+    UnknownKey = 104, Warning, "unknown key in the configuration";
+    Masked = 201, Info, "a longer prefix masks part of another";
+    NoEffect = 202, Info, "an entry changes nothing";
+    NeverHit = 203, Info, "an entry was never hit";
+    PodsMasqueraded = 204, Warning, "the pods' or services' network is masqueraded";
+    Ipv6Off = 205, Warning, "IPv6 is not enabled";
+    NoUplink = 301, Error, "leaves by an interface that is no uplink";
+    NoAddress = 302, Error, "an uplink without an address";
+    ForeignSource = 303, Warning, "the route's source is not the node's";
+    SeveralAddresses = 304, Info, "several global addresses, the first is taken";
+    Detour = 305, Error, "a path past the hooks of the uplinks";
+    OtherNat = 401, Error, "another program's rule translates first";
+    ChainBack = 402, Warning, "the chain of ip-masq-agent is back";
+    PortsScarce = 501, Warning, "ports towards a destination are running out";
+    PortsExhausted = 502, Error, "every port towards a destination is taken";
+    TableFilling = 503, Warning, "the mapping tables are filling";
+    TableFull = 504, Error, "the mapping tables are full";
+    EndsForRoom = 505, Warning, "mappings are ended for room";
+    BeganOutside = 601, Info, "keeps the pod's address: it began outside";
+    EarlierPolicy = 602, Info, "keeps the pod's address: an earlier policy bypassed it";
+    Pickup = 603, Info, "a connection picked up in mid-stream";
+    AgentGone = 701, Warning, "the agent does not run";
+    SelfCheck = 702, Error, "the self-check failed";
+    ApiSilent = 703, Warning, "the Kubernetes API is silent";
+    EventsLost = 704, Warning, "events were lost";
+    LogGap = 705, Warning, "the NAT log has a gap";
+}
+
+impl Code {
+    /// Returns the code of a refusal.
+    pub(crate) const fn of_drop(reason: DropReason) -> Option<Self> {
+        match reason {
+            DropReason::NoFreePort => Some(Self::PortsExhausted),
+            DropReason::TableFull => Some(Self::TableFull),
+            DropReason::NoSourceAddress => Some(Self::NoAddress),
+            _ => None,
+        }
+    }
+
+    /// Returns the section of the document about the code, without its heading.
+    pub(crate) fn explanation(self) -> &'static str {
+        let heading = format!("## {self} ");
+        let mut sections = DOCUMENT.split("\n## ").skip(1);
+        let section = sections.find(|it| it.starts_with(&heading[3..]));
+        let body = section.and_then(|it| it.split_once('\n'));
+        body.map_or("", |(_, body)| body.trim())
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NDP{}", *self as u16)
+    }
+}
+
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl FromStr for Code {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wanted = text.to_ascii_uppercase();
+        let found = Self::ALL.iter().find(|code| code.to_string() == wanted);
+        found
+            .copied()
+            .ok_or_else(|| "no such code; `netdp codes` lists them".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Code, DOCUMENT};
+
+    #[test]
+    fn the_document_has_a_section_for_each_code() {
+        let headings: Vec<_> = DOCUMENT
+            .lines()
+            .filter_map(|line| line.strip_prefix("## "))
+            .collect();
+        let codes = Code::ALL.iter();
+        let expected: Vec<_> = codes
+            .map(|code| format!("{code} {}", code.text()))
+            .collect();
+        assert_eq!(headings, expected);
+        for code in Code::ALL {
+            let told = code.explanation();
+            let severity = format!("*{}.*", code.severity());
+            assert!(told.starts_with(&severity), "{code}: {told}");
+            assert!(told.len() > 80, "{code}: {told}");
+        }
+    }
+
+    #[test]
+    fn codes_are_read_in_any_case() {
+        assert_eq!("ndp401".parse(), Ok(Code::OtherNat));
+        assert!("NDP999".parse::<Code>().is_err());
+        let mut sorted = Code::ALL.to_vec();
+        sorted.sort_unstable();
+        assert_eq!(sorted, Code::ALL);
+    }
+}
