@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use testbed::{Agent, Bed, ConfigVolume, Host, wait_for};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/troubleshoot.md");
@@ -314,10 +313,8 @@ fn began_outside() -> Result<Section> {
         "10.1.0.20 is masqueraded. A client there that connects to the pod's own address gets answers from \
          it, while the pod's own connections come from the node.",
         &["--from", "172.16.0.2:7", "10.1.0.20:40000"],
-        &format!(
-            "10.1.0.20:40000 sees 10.1.0.10, by eth0: masqueraded by the default, because no entry covers \
-             it; answers of the flow that began there keep 172.16.0.2  NDP601"
-        ),
+        "10.1.0.20:40000 sees 10.1.0.10, by eth0: masqueraded by the default, because no entry covers \
+             it; answers of the flow that began there keep 172.16.0.2  NDP601",
     )?;
     let line = "IP 172.16.0.2.7 > 10.1.0.20.40000: Flags [.], ack 1, length 0";
     let answers = world.answers(&["--packet", line, "--expect", "pod"])?;
@@ -426,11 +423,8 @@ fn it_works_without_an_agent_and_says_where_it_looked_for_maps() -> Result<()> {
         text.starts_with("10.2.0.17:443 sees 10.1.0.10, by eth0: masqueraded"),
         "{text}"
     );
-    let nowhere = Path::new("/nowhere/netdp");
     let mut command = std::process::Command::new(NETDP);
-    command
-        .args(["explain", "10.2.0.17", "--bpffs"])
-        .arg(nowhere);
+    command.args(["explain", "10.2.0.17", "--bpffs", "/nowhere/netdp"]);
     let output = command.output()?;
     let told = String::from_utf8(output.stderr)?;
     ensure!(output.status.code() == Some(2), "{}", output.status);
