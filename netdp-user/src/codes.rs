@@ -70,6 +70,8 @@ codes! {
     NeverHit = 203, Info, "an entry was never hit";
     PodsMasqueraded = 204, Warning, "the pods' or services' network is masqueraded";
     Ipv6Off = 205, Warning, "IPv6 is not enabled";
+    NoWayBack = 206, Error, "a bypassed network answers the node and not pods";
+    SilentNetwork = 207, Warning, "a bypassed network does not answer pods";
     NoUplink = 301, Error, "leaves by an interface that is no uplink";
     NoAddress = 302, Error, "an uplink without an address";
     ForeignSource = 303, Warning, "the route's source is not the node's";

@@ -58,8 +58,10 @@ impl Reach {
         let is = |finding: &Finding| (finding.network, finding.verdict);
         for finding in &findings {
             if !self.findings.iter().any(|it| is(it) == is(finding)) {
-                let code = finding.verdict.code().unwrap_or_default();
-                log::warn!("{code}: {}", finding.describe());
+                match finding.verdict.code() {
+                    Some(code) => log::warn!("{code}: {}", finding.describe()),
+                    None => log::warn!("{}", finding.describe()),
+                }
             }
         }
         let changed = !self.findings.iter().map(is).eq(findings.iter().map(is));

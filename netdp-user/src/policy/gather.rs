@@ -5,6 +5,7 @@ use super::keeper::Clock;
 use super::ledger::{Amount, Key, Ledger, MapsId};
 use super::{json, text};
 use crate::cli::output::write_out;
+use crate::codes::Code;
 use crate::datapath::{Maps, NumberedPolicy, RuleCounts};
 use crate::report::{ConfigReport, Report};
 use crate::state_dir::StateDir;
@@ -59,7 +60,7 @@ pub(super) struct Row {
     pub origin: Option<String>,
     pub counts: Option<Counts>,
     /// Codes of findings about it.
-    pub codes: Vec<&'static str>,
+    pub codes: Vec<Code>,
 }
 
 /// The counts of a rule.
@@ -80,10 +81,10 @@ impl Counts {
 }
 
 /// An entry that no packet has needed.
-pub(super) const NEVER_HIT: &str = "NDP203";
+pub(super) const NEVER_HIT: Code = Code::NeverHit;
 
 /// An entry that changes nothing.
-pub(super) const CHANGES_NOTHING: &str = "NDP202";
+pub(super) const CHANGES_NOTHING: Code = Code::NoEffect;
 
 /// Prints the policy with its counts.
 ///
@@ -291,7 +292,7 @@ fn rows(policy: &NumberedPolicy, origins: &BTreeMap<IpNet, String>, ipv6: bool) 
 }
 
 /// Returns the codes of findings that follow from a rule's counts.
-fn codes(row: &Row) -> Vec<&'static str> {
+fn codes(row: &Row) -> Vec<Code> {
     let is_unused = row.counts.is_some_and(|counts| counts.is_unused());
     match is_written(row) && is_unused {
         true => vec![NEVER_HIT],

@@ -54,7 +54,7 @@ struct Rule<'a> {
     last_hit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     removed_at: Option<String>,
-    codes: &'a [&'static str],
+    codes: &'a [crate::codes::Code],
 }
 
 impl<'a> Rule<'a> {

@@ -4,6 +4,7 @@ use super::gather::{CHANGES_NOTHING, Counts, NEVER_HIT, Query, Row, View};
 use super::json::action;
 use super::{bytes, grouped, local_time};
 use crate::cli::output::table;
+use crate::codes::Code;
 use crate::terminal;
 use crate::time::pretty;
 use anyhow::Result;
@@ -40,7 +41,7 @@ pub(super) fn text(view: &View, query: &Query) -> Result<String> {
     if !rows.is_empty() {
         writeln!(out, "\n{shown}\n")?;
     }
-    let has = |code: &str| rows.iter().any(|row| row.codes.contains(&code));
+    let has = |code: Code| rows.iter().any(|row| row.codes.contains(&code));
     if has(CHANGES_NOTHING) {
         writeln!(
             out,
@@ -114,6 +115,7 @@ fn prefix(row: &Row) -> String {
 
 fn cells(row: &Row, now: u64) -> [String; 8] {
     let unknown = || "-".to_owned();
+    let codes: Vec<_> = row.codes.iter().map(ToString::to_string).collect();
     let amount = row.counts.map(|counts| counts.amount);
     let flows = amount.filter(|it| row.action == Action::Masquerade || it.flows > 0);
     [
@@ -124,7 +126,7 @@ fn cells(row: &Row, now: u64) -> [String; 8] {
         flows.map_or_else(unknown, |it| grouped(it.flows)),
         row.counts.map_or_else(unknown, |it| last_hit(&it, now)),
         row.origin.clone().unwrap_or_else(unknown),
-        row.codes.join(" "),
+        codes.join(" "),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! What follows from the counts of a network.
 
 use super::counts::{Counts, Observed};
+use crate::codes::Code;
 use crate::config::{RuleAction, Rules};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -10,12 +11,6 @@ pub(crate) const ATTEMPTS: u64 = 20;
 
 /// Attempts of the node from which on its answers are evidence.
 pub(crate) const NODE_ATTEMPTS: u64 = 3;
-
-/// Code of networks that have no way back to pods.
-const NO_WAY_BACK: &str = "NDP206";
-
-/// Code of networks that do not answer pods, and that the node has not tried.
-const SILENT: &str = "NDP207";
 
 /// Limit of findings in the report.
 const FINDINGS: usize = 20;
@@ -56,10 +51,10 @@ impl Verdict {
     }
 
     /// Returns the code, for those that have one.
-    pub(crate) const fn code(self) -> Option<&'static str> {
+    pub(crate) const fn code(self) -> Option<Code> {
         match self {
-            Self::NoWayBack => Some(NO_WAY_BACK),
-            Self::Silent => Some(SILENT),
+            Self::NoWayBack => Some(Code::NoWayBack),
+            Self::Silent => Some(Code::SilentNetwork),
             Self::NobodyAnswers | Self::Well => None,
         }
     }

@@ -184,8 +184,9 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         writeln!(out, "detour     {what} {}", Code::Detour)?;
     }
     for finding in &report.reach {
-        let code = finding.verdict.code().unwrap_or_default();
-        writeln!(out, "reach      {code} {}", finding.describe())?;
+        let code = finding.verdict.code();
+        let code = code.map_or_else(String::new, |code| format!(" {code}"));
+        writeln!(out, "reach      {}{code}", finding.describe())?;
     }
     if let Some(node) = &report.node {
         writeln!(out, "node ports {}", node.line())?;

@@ -25,7 +25,10 @@ impl Suggestion {
                     share(counts.pods_heard(), counts.pod_new),
                     share(counts.node_answered, counts.node_new),
                     finding.verdict.words().to_owned(),
-                    finding.verdict.code().unwrap_or("-").to_owned(),
+                    finding
+                        .verdict
+                        .code()
+                        .map_or_else(|| "-".to_owned(), |code| code.to_string()),
                 ]);
             }
             text += &format!("\n{rows}\n");
