@@ -35,6 +35,7 @@ mod termination;
 use crate::config::Config;
 use crate::control::Control;
 use crate::limits;
+use crate::pods::Recorder;
 use crate::programs;
 use crate::reconcile::State;
 use crate::report::UplinkReport;
@@ -143,6 +144,8 @@ struct Agent {
     node: node::Node,
     guard: guard::Guard,
     no_address: no_address::NoAddress,
+    /// Follows the names of pods, where mappings are ours.
+    pods: Option<Recorder>,
 }
 
 impl Agent {
@@ -244,6 +247,8 @@ impl Agent {
                 // Removing chains requires running programs.
                 programs::resume();
                 let removed = self.engine.remove(&self.options)?;
+                // It writes to the state directory until it ends.
+                drop(self.pods.take());
                 self.state_dir.remove()?;
                 log::info!("exiting; removed {}", removed.join(", "));
             }

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod detach;
+mod flows;
 mod go_flags;
 mod klog;
 mod kube;
@@ -24,6 +25,7 @@ use args::{InstancePaths, LogLevel, Output};
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
+use flows::Flows;
 use run::Run;
 use shell::{Completion, ManPages};
 use std::ffi::OsString;
@@ -45,8 +47,8 @@ enum Command {
     Run(Box<Run>),
     /// Show attached programs, the configuration in force, and the number of live mappings.
     Status(Show),
-    /// List the live mappings.
-    Flows(Show),
+    /// List the live mappings, or add them up.
+    Flows(Box<Flows>),
     /// Show pods, destinations, drops and uplinks in a live screen.
     Top(Top),
     /// Inspect a configuration without putting it in force.
@@ -179,7 +181,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             &show.paths.state_dir,
             show.output == Output::Json,
         ),
-        Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
+        Command::Flows(flows) => return Ok(flows.run()),
         Command::Top(top) => top.run(),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
@@ -202,7 +204,8 @@ impl Command {
     fn paths(&self) -> Option<&InstancePaths> {
         match self {
             Self::Run(run) => Some(&run.paths),
-            Self::Status(show) | Self::Flows(show) => Some(&show.paths),
+            Self::Status(show) => Some(&show.paths),
+            Self::Flows(flows) => Some(flows.paths()),
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
             Self::Detach(detach) => Some(&detach.paths),
@@ -287,7 +290,9 @@ mod tests {
         let examples = examples(&Cli::command());
         assert!(examples.len() >= 2);
         for example in examples {
-            let (line, _) = example.split_once(['>', '|']).unwrap_or((&example, ""));
+            // Without what the shell does with the output.
+            let line = example.split(" > ").next().unwrap_or(&example);
+            let line = line.split(" | ").next().unwrap_or(line);
             let words = line.split_whitespace().map(|word| word.trim_matches('\''));
             if let Err(err) = Cli::try_parse_from(words) {
                 panic!("{example}: {err}");

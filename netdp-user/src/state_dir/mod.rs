@@ -29,13 +29,14 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
     "fallback.json",
     LAST_API,
     "shadow.json",
+    crate::pods::FILE,
     SECRET,
 ];
 

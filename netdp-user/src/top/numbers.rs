@@ -1,7 +1,7 @@
 //! Numbers in few columns.
 
 /// Formats a number with thousands separators.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (at, digit) in digits.chars().enumerate() {
@@ -19,7 +19,7 @@ pub(super) fn decimal(quantity: f64) -> String {
 }
 
 /// Formats bytes with a binary prefix: `41.0 MiB`.
-pub(super) fn bytes(quantity: f64) -> String {
+pub(crate) fn bytes(quantity: f64) -> String {
     scaled(quantity, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB"])
 }
 

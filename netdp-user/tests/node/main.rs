@@ -19,6 +19,7 @@ mod environment;
 mod exhaustion;
 mod flags;
 mod floods;
+mod flows;
 mod foreign;
 mod hairpin;
 mod hooks;
