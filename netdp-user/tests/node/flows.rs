@@ -1,7 +1,7 @@
 //! `netdp flows` over real traffic: filters, sums, flows that keep the pod's address, names of pods.
 
 use crate::common::clients::{Tcp, Udp, any, from_port};
-use crate::common::{Echo, POLICY, SOON, World, echoes, refused};
+use crate::common::{ECHO, Echo, POLICY, SOON, World, echoes, refused};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -206,7 +206,7 @@ fn the_agent_remembers_pods_that_have_ended() -> Result<()> {
 
 #[test]
 fn flows_that_keep_the_pods_address_are_listed_with_the_reason() -> Result<()> {
-    let world = World::start()?;
+    let world = World::with("nonMasqueradeCIDRs: [172.16.0.0/16]\n", &[])?;
     let text = flows(&world, &["--kept"])?;
     ensure!(
         text.starts_with("no flow keeps its pod's address"),
@@ -214,9 +214,8 @@ fn flows_that_keep_the_pods_address_are_listed_with_the_reason() -> Result<()> {
     );
     let pod = world.pod(0);
     let _echo = Echo::start(pod)?;
-    let v4 = echoes(pod).into_iter().find(SocketAddr::is_ipv4);
-    let to = v4.context("no echo by IPv4")?;
-    let mut outside = Udp::connect(&world.far, from_port(41_000, to), to)?;
+    let to = SocketAddr::new(pod.v4()?.into(), ECHO);
+    let mut outside = Udp::connect(&world.near, from_port(41_000, to), to)?;
     outside.ask()?;
     let text = flows(&world, &["--kept", "-o", "json"])?;
     let document: Value = serde_json::from_str(&text)?;
