@@ -106,10 +106,6 @@ const fn halves(hash: u64) -> [u32; 2] {
 
 /// Finds the entry with this hash: an interpolation search, because evenly spread hashes lie near
 /// where their value says.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "below the length of the list"
-)]
 fn find(sorted: &[Compact], wanted: u64) -> Option<&Compact> {
     let (mut start, mut end) = (0, sorted.len());
     for _ in 0..STEPS {

@@ -186,7 +186,7 @@ impl Follower {
 
     fn save(&self) -> Result<()> {
         let mut claims: Vec<Claim> = self.index.iter().cloned().collect();
-        claims.sort_by(|a, b| (a.from, a.address).cmp(&(b.from, b.address)));
+        claims.sort_by_key(|claim| (claim.from, claim.address));
         let saved = Saved {
             schema: Saved::SCHEMA,
             claims,
