@@ -5,7 +5,7 @@
     reason = "figures go to standard output, for whoever asked"
 )]
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
 use netdp_common::flow::{SEEN_DATA, SEEN_SYN, TICK_SHIFT, Timeouts, ticks};
 use netdp_common::layout::{
@@ -22,6 +22,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use testbed::{WorkDir, require_root};
@@ -41,6 +42,7 @@ fn main() -> Result<()> {
     println!("live mappings: {mappings}");
     fill(&bpffs, mappings)?;
     memory(&bpffs, mappings)?;
+    summary(dir.path(), &bpffs)?;
     let mut sweeper = Sweeper::open(&bpffs)?;
     let rules = rules(Some(NODE));
     // The first sweep records its own cost and the fill level of the tables.
@@ -173,6 +175,29 @@ fn memory(bpffs: &Path, mappings: u32) -> Result<()> {
         sum / room,
         sum / u64::from(mappings)
     );
+    Ok(())
+}
+
+/// Prints the time and the memory that `netdp flows --summary` takes. To be called before any other
+/// child process has ended: the kernel tells the most memory of all.
+fn summary(dir: &Path, bpffs: &Path) -> Result<()> {
+    let start = Instant::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_netdp"))
+        .args(["flows", "--summary=destination", "-n", "3", "--bpffs"])
+        .arg(bpffs)
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .output()?;
+    let wall = start.elapsed();
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success(),
+        "netdp flows failed: {}",
+        output.status
+    );
+    let first = text.lines().next().unwrap_or_default();
+    let kibibytes = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss();
+    println!("flows --summary: {wall:.3?} of time, at most {kibibytes} KiB of memory: {first}");
     Ok(())
 }
 

@@ -37,6 +37,7 @@ mod termination;
 use crate::config::Config;
 use crate::control::Control;
 use crate::limits;
+use crate::pods::Recorder;
 use crate::programs;
 use crate::reconcile::State;
 use crate::report::UplinkReport;
@@ -146,6 +147,8 @@ struct Agent {
     guard: guard::Guard,
     no_address: no_address::NoAddress,
     reach: reach::Reach,
+    /// Follows the names of pods, where mappings are ours.
+    pods: Option<Recorder>,
 }
 
 impl Agent {
@@ -248,6 +251,8 @@ impl Agent {
                 // Removing chains requires running programs.
                 programs::resume();
                 let removed = self.engine.remove(&self.options)?;
+                // It writes to the state directory until it ends.
+                drop(self.pods.take());
                 self.state_dir.remove()?;
                 log::info!("exiting; removed {}", removed.join(", "));
             }

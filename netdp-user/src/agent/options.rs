@@ -3,6 +3,7 @@
 use crate::config::{ClusterCidrs, Document, Options};
 use crate::datapath::Setup;
 use crate::iptables::ChainOptions;
+use crate::pods::PodNameOptions;
 use crate::sources::kube::KubeOptions;
 use crate::uplinks::Patterns;
 use netdp_common::flow::Timeouts;
@@ -69,6 +70,8 @@ pub struct RunOptions {
     pub setup: Setup,
     /// The default timeouts, overridden by `--timeout`.
     pub timeouts: Timeouts,
+    /// How pods get their names, from `--pod-names` and `--cni-dir`.
+    pub pod_names: PodNameOptions,
     /// Treatment of the datapath at the end, from `--on-exit`.
     pub on_exit: OnExit,
     /// Path of the ready file, from `--ready-file`.

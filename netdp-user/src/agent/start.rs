@@ -7,6 +7,7 @@ use super::{
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
+use crate::pods::Recorder;
 use crate::reconcile::State;
 use crate::rollback::Fallback;
 use crate::sources::file::Watcher;
@@ -39,6 +40,10 @@ impl Agent {
             local = datapath.maps().local_addresses()?;
             kernel = Some(datapath.kernel());
         }
+        let pods = match engine.as_ebpf() {
+            Some(_) => Recorder::start(&options.pod_names, state_dir.clone(), &options.timeouts)?,
+            None => None,
+        };
         let config = config::defaults(&options.config_options);
         let selection = Selection {
             masqueraded: config.masqueraded(),
@@ -100,6 +105,7 @@ impl Agent {
             node: node::Node::default(),
             guard: guard::Guard::new(),
             no_address: no_address::NoAddress::after(had, reported),
+            pods,
         })
     }
 

@@ -5,6 +5,7 @@ mod check;
 mod detach;
 mod diff;
 mod explain;
+mod flows;
 mod go_flags;
 mod history;
 mod klog;
@@ -31,6 +32,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
 use diff::Diff;
 use explain::{Codes, Explain};
+use flows::Flows;
 use history::History;
 use run::Run;
 use shell::{Completion, ManPages};
@@ -55,8 +57,8 @@ enum Command {
     Run(Box<Run>),
     /// Show attached programs, the configuration in force, and the number of live mappings.
     Status(Show),
-    /// List the live mappings.
-    Flows(Show),
+    /// List the live mappings, or add them up.
+    Flows(Box<Flows>),
     /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
     /// with 2 if there is no datapath.
     Policy(Box<ShowPolicy>),
@@ -209,7 +211,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             &show.paths.state_dir,
             show.output == Output::Json,
         ),
-        Command::Flows(show) => report::print_flows(&show.paths.bpffs, show.output == Output::Json),
+        Command::Flows(flows) => return Ok(flows.run()),
         Command::Policy(policy) => return Ok(or_trouble(policy.run().map(|()| ExitCode::SUCCESS))),
         Command::History(history) => {
             return Ok(or_trouble(history.run().map(|()| ExitCode::SUCCESS)));
@@ -241,7 +243,8 @@ impl Command {
     fn paths(&self) -> Option<&InstancePaths> {
         match self {
             Self::Run(run) => Some(&run.paths),
-            Self::Status(show) | Self::Flows(show) => Some(&show.paths),
+            Self::Status(show) => Some(&show.paths),
+            Self::Flows(flows) => Some(flows.paths()),
             Self::Policy(policy) => Some(&policy.paths),
             Self::History(history) => Some(&history.paths),
             Self::Diff(diff) => Some(&diff.paths),
@@ -341,7 +344,9 @@ mod tests {
         let examples = examples(&Cli::command());
         assert!(examples.len() >= 2);
         for example in examples {
-            let (line, _) = example.split_once(['>', '|']).unwrap_or((&example, ""));
+            // Without what the shell does with the output.
+            let line = example.split(" > ").next().unwrap_or(&example);
+            let line = line.split(" | ").next().unwrap_or(line);
             let words = line.split_whitespace().map(|word| word.trim_matches('\''));
             if let Err(err) = Cli::try_parse_from(words) {
                 panic!("{example}: {err}");

@@ -4,7 +4,7 @@ use crate::terminal;
 use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use std::fmt;
-use std::io::Write as _;
+use std::io::{BufWriter, ErrorKind, Stdout, Write as _};
 
 /// Creates a table in the style of all commands.
 pub(crate) fn table(header: &[&str]) -> Rows {
@@ -31,6 +31,18 @@ impl fmt::Display for Rows {
     }
 }
 
+/// Returns standard output for results that are written piece by piece. Their strings from outside
+/// have to be sanitised by [`terminal::line`].
+pub(crate) fn stream() -> BufWriter<Stdout> {
+    BufWriter::with_capacity(64 * 1024, std::io::stdout())
+}
+
+/// Reports whether an error says that nobody reads the output any more.
+pub(crate) fn is_closed_pipe(err: &anyhow::Error) -> bool {
+    let error = err.root_cause().downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
 /// Writes a result to standard output, as text sanitised by [`terminal::lines`] or as JSON. A
 /// closed pipe (`| head`) is not an error.
 pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
@@ -40,7 +52,7 @@ pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
         terminal::lines(text)
     };
     match std::io::stdout().write_all(shown.as_bytes()) {
-        Err(err) if err.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other.context("writing to standard output"),
     }
 }

@@ -12,6 +12,7 @@ use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
+use crate::pods::{self, PodNameOptions, PodNames};
 use crate::state_dir::log_if_in_memory;
 use crate::uplinks::Patterns;
 use crate::upstream::masq_agent;
@@ -106,6 +107,12 @@ pub(super) struct Run {
     /// How to attach programs.
     #[arg(long, value_enum, default_value_t = Mechanism::Auto)]
     attach: Mechanism,
+    /// Where names of pods come from, for netdp flows.
+    #[arg(long, value_enum, default_value_t = PodNames::Auto)]
+    pod_names: PodNames,
+    /// Directory in which container runtimes cache the networks of pods.
+    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
+    cni_dir: PathBuf,
     /// What to do with the datapath when the agent exits.
     #[arg(long, value_enum, default_value_t = OnExit::Keep)]
     on_exit: OnExit,
@@ -215,6 +222,10 @@ impl Run {
                 mechanism: self.attach,
             },
             timeouts: parse_timeouts(&self.timeout)?,
+            pod_names: PodNameOptions {
+                source: self.pod_names,
+                cni_dir: self.cni_dir,
+            },
             on_exit: self.on_exit,
             ready_file: self.ready_file,
             kube: self.kube.options(),

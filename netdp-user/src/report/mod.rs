@@ -1,6 +1,5 @@
-//! The agent's report, and its presentation by `netdp status` and `netdp flows`.
+//! The agent's report, and its presentation by `netdp status`.
 
-mod flows;
 mod model;
 mod nat;
 mod status;
@@ -11,7 +10,6 @@ use anyhow::Result;
 use status::Status;
 use std::path::Path;
 
-pub use flows::print_flows;
 pub(crate) use model::FILE;
 pub use model::{ConfigReport, Report, RuleReport, UplinkReport};
 

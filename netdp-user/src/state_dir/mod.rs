@@ -34,7 +34,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -45,6 +45,7 @@ const FILES: [&str; 11] = [
     reach::FILE,
     policy::COUNTS_FILE,
     policy::history::FILE,
+    crate::pods::FILE,
     SECRET,
 ];
 

@@ -19,7 +19,7 @@ pub(super) fn decimal(quantity: f64) -> String {
 }
 
 /// Formats bytes with a binary prefix: `41.0 MiB`.
-pub(super) fn bytes(quantity: f64) -> String {
+pub(crate) fn bytes(quantity: f64) -> String {
     scaled(quantity, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB"])
 }
 

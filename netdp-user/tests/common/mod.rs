@@ -166,9 +166,8 @@ pub fn status(agent: &Agent) -> Result<Value> {
 
 /// Returns the output of `netdp flows -o json`.
 pub fn flows(agent: &Agent) -> Result<Vec<Value>> {
-    Ok(serde_json::from_str(
-        &agent.netdp(&["flows", "-o", "json"])?,
-    )?)
+    let listed: Value = serde_json::from_str(&agent.netdp(&["flows", "-o", "json"])?)?;
+    Ok(listed["flows"].as_array().context("no flows")?.clone())
 }
 
 /// Returns the number of live mappings.

@@ -21,6 +21,7 @@ mod exhaustion;
 mod explain;
 mod flags;
 mod floods;
+mod flows;
 mod foreign;
 mod hairpin;
 mod hooks;

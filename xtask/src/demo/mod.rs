@@ -121,7 +121,7 @@ fn start_agent(netdp: &Path, bed: &Bed, config: &ConfigVolume, uplinks: &[&str])
 fn show_mappings(agent: &Agent, pod: &Host) -> Result<()> {
     const LINES: usize = 10;
     let flows = agent.netdp(&["flows"])?;
-    let mut lines = flows.lines();
+    let mut lines = flows.lines().skip_while(|line| !line.contains("PROTO"));
     let header = lines.next().unwrap_or_default();
     let source = format!(" {}:", pod.v4()?);
     let of_pod: Vec<&str> = lines.filter(|line| line.contains(&source)).collect();

@@ -54,7 +54,7 @@ impl Node {
         let containerd = Containerd::start(&bed.node)?;
         containerd.import(&image()?.archive)?;
         let dir = WorkDir::new("node")?;
-        for name in ["bpffs", "state", "secrets", "config", "cfg"] {
+        for name in ["bpffs", "state", "secrets", "config", "cfg", "cni-results"] {
             fs::create_dir(dir.path().join(name))?;
         }
         fs::write(dir.path().join("xtables-lock"), "")?;

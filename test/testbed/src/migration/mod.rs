@@ -176,9 +176,10 @@ impl Migration {
             // The datapath is already removed.
             return Ok(());
         };
-        let flows: Vec<serde_json::Value> = serde_json::from_str(&flows)?;
+        let flows: serde_json::Value = serde_json::from_str(&flows)?;
+        let flows = flows["flows"].as_array().into_iter().flatten();
         let node = &self.bed.uplinks[0].addresses;
-        let twice = flows.iter().filter(|flow| {
+        let twice = flows.filter(|flow| {
             let source = flow["source"].as_str().unwrap_or_default();
             node.iter().any(|net| net.addr().to_string() == source)
         });

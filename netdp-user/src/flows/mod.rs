@@ -1,0 +1,185 @@
+//! `netdp flows`: live mappings, filtered, sorted and added up, and the flows that keep the pod's
+//! address.
+//!
+//! [`filter`] chooses flows, [`list`] orders and [`rows`] prints them, [`summary`] adds them up,
+//! [`kept`] lists what is not translated.
+
+mod filter;
+mod kept;
+mod list;
+mod rows;
+mod summary;
+
+#[cfg(test)]
+mod tests;
+
+use crate::cli::output;
+use crate::datapath::Maps;
+use crate::pods::{Names, Owner};
+use crate::state_dir::StateDir;
+use anyhow::{Context as _, Result};
+use netdp_common::flow::TICK_SHIFT;
+use netdp_common::layout::{Addr, Tuple};
+use std::io::{IsTerminal as _, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+pub(crate) use filter::{Endpoint, Filter, Idle, PodFilter, parse_protocol};
+pub(crate) use list::Sort;
+pub(crate) use summary::By;
+
+/// Version of the JSON output.
+const SCHEMA: u32 = 1;
+
+/// How flows are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// Text for people.
+    Text,
+    /// One JSON document.
+    Json,
+    /// A JSON document on each line, written as mappings are read.
+    Jsonl,
+    /// Comma-separated values with a header (RFC 4180), written as mappings are read.
+    Csv,
+}
+
+/// What is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum View {
+    /// Mappings.
+    List,
+    /// Sums of mappings.
+    Summary(By),
+    /// Flows that keep the pod's address.
+    Kept,
+}
+
+/// What `netdp flows` shows, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub filter: Filter,
+    pub view: View,
+    pub sort: Option<Sort>,
+    /// The most rows.
+    pub limit: Option<usize>,
+    /// Time between two looks, if there is more than one.
+    pub watch: Option<Duration>,
+    pub format: Format,
+    /// libcni's cache of results.
+    pub cni_dir: PathBuf,
+}
+
+/// Names of pods, and the time of the look that they are wanted for.
+#[derive(Debug, Clone, Copy)]
+struct Timed<'a> {
+    names: &'a Names,
+    /// The time of the look, in milliseconds since 1970.
+    at: u64,
+}
+
+impl<'a> Timed<'a> {
+    /// Returns the pod that had a tuple's source address so many ticks before the look.
+    fn owner(&self, tuple: &Tuple, ago: u32) -> Option<Owner<'a>> {
+        self.names.owner(tuple.src.into(), self.time(ago))
+    }
+
+    /// Returns the time so many ticks before the look, in milliseconds since 1970.
+    fn time(&self, ago: u32) -> u64 {
+        let milliseconds = (u64::from(ago) << TICK_SHIFT) / 1_000_000;
+        self.at.saturating_sub(milliseconds)
+    }
+}
+
+/// What all views need.
+struct Look<'a> {
+    maps: &'a Maps,
+    bpffs: &'a Path,
+    state_dir: &'a StateDir,
+    options: &'a Options,
+    names: Timed<'a>,
+}
+
+/// Prints flows. A closed pipe (`| head`) is not an error.
+///
+/// # Errors
+/// Returns an error if the maps do not exist or can't be read, or if there is too much to sort.
+pub(crate) fn print(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<()> {
+    match watch(bpffs, &StateDir::at(state_dir), options) {
+        Err(err) if output::is_closed_pipe(&err) => Ok(()),
+        other => other,
+    }
+}
+
+/// Looks once, or again and again.
+fn watch(bpffs: &Path, state_dir: &StateDir, options: &Options) -> Result<()> {
+    let clears = options.format == Format::Text && std::io::stdout().is_terminal();
+    loop {
+        let begin = Instant::now();
+        let maps = Maps::open(bpffs).with_context(|| {
+            format!(
+                "no datapath found in {}; is the agent running, and with this --bpffs?",
+                bpffs.display()
+            )
+        })?;
+        let names = Names::load(&options.cni_dir, state_dir);
+        let mut out = output::stream();
+        if options.watch.is_some() && clears {
+            // To the first column of the first line, and all below erased (ECMA-48 8.3.21, 8.3.39).
+            write!(out, "\x1b[H\x1b[J")?;
+        }
+        let look = Look {
+            maps: &maps,
+            bpffs,
+            state_dir,
+            options,
+            names: Timed {
+                names: &names,
+                at: now(),
+            },
+        };
+        look.print(&mut out)?;
+        out.flush()?;
+        let Some(interval) = options.watch else {
+            return Ok(());
+        };
+        // A walk through very many mappings must not take a CPU.
+        std::thread::sleep(interval.max(begin.elapsed() * 10));
+        if options.format == Format::Text && !clears {
+            writeln!(out)?;
+        }
+    }
+}
+
+impl Look<'_> {
+    fn print(&self, out: &mut dyn Write) -> Result<()> {
+        match self.options.view {
+            View::List => list::print(self, out)?,
+            View::Summary(by) => summary::print(self, by, out)?,
+            View::Kept => kept::print(self, out)?,
+        }
+        if self.options.format == Format::Text && self.state_dir.lock_holder().is_none() {
+            writeln!(out, "no agent is running; mappings are not ended meanwhile")?;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the current time in milliseconds since 1970.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Formats an address with its port or ICMP identifier.
+fn endpoint(address: Addr, id: u16) -> String {
+    SocketAddr::new(IpAddr::from(address), id).to_string()
+}
+
+/// Formats a time in milliseconds since 1970 as RFC 3339 in UTC; `None` if that can't represent it.
+fn rfc3339(milliseconds: u64) -> Option<String> {
+    let milliseconds = i64::try_from(milliseconds).ok()?;
+    let time = jiff::Timestamp::from_millisecond(milliseconds).ok()?;
+    Some(format!("{time:.3}"))
+}
