@@ -5,8 +5,9 @@ use super::go_flags::parse_bool;
 use super::output;
 use crate::codes::Code;
 use crate::config::{self, ClusterCidrs, Config, Options};
-use crate::explain::answer::{self, Answer, Answers, Case, End, NoNames, Node, Outcome};
+use crate::explain::answer::{self, Answer, Answers, Case, End, Node, Outcome};
 use crate::explain::packet::{self, PacketBytes};
+use crate::pods::{self, Names};
 use crate::sources::file;
 use crate::state_dir::StateDir;
 use crate::terminal;
@@ -69,6 +70,9 @@ pub(super) struct Explain {
     pcap: Option<String>,
     #[command(flatten)]
     pub(super) paths: InstancePaths,
+    /// Directory in which the container runtime keeps results of CNI, for names of pods.
+    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
+    cni_dir: PathBuf,
     /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -148,13 +152,14 @@ impl Explain {
 
     fn answers(&self) -> Result<ExitCode> {
         let with = self.policy()?;
+        let names = Names::load(&self.cni_dir, &StateDir::at(&self.paths.state_dir));
         let mut node = Node::open(
             &self.paths.bpffs,
             &self.paths.state_dir,
             with.as_ref(),
-            &NoNames,
+            &names,
         )?;
-        let cases = self.cases()?;
+        let cases = self.cases(&names)?;
         let answers = cases.iter().map(|case| answer::explain(&mut node, case));
         let answers: Vec<_> = answers.collect::<Result<_>>()?;
         let met = self.expect.map_or(Some(true), |expect| {
@@ -178,12 +183,12 @@ impl Explain {
         })
     }
 
-    fn cases(&self) -> Result<Vec<Case>> {
+    fn cases(&self, names: &Names) -> Result<Vec<Case>> {
         if let Some(packet) = self.given_packet()? {
-            return Ok(vec![Case::of_packet(packet, &NoNames)?]);
+            return Ok(vec![Case::of_packet(packet, names)?]);
         }
         let to = self.to.as_ref().context("no destination")?;
-        Case::of(self.from.as_ref(), to, self.protocol, &NoNames)
+        Case::of(self.from.as_ref(), to, self.protocol, names)
     }
 
     fn given_packet(&self) -> Result<Option<PacketBytes>> {

@@ -24,7 +24,7 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, report, terminal, top};
+use crate::{pod, pods, report, terminal, top};
 use anyhow::Result;
 use args::{InstancePaths, LogLevel, Output};
 use check::Check;
@@ -39,6 +39,7 @@ use shell::{Completion, ManPages};
 use show_policy::ShowPolicy;
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use suggest::{Probe, Suggest};
@@ -139,6 +140,9 @@ struct Top {
     #[arg(long, value_name = "NUMBER", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=4))]
     tab: u8,
+    /// Directory in which the container runtime keeps results of CNI, for names of pods.
+    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
+    cni_dir: PathBuf,
     /// Print one frame and exit, after two looks.
     #[arg(long)]
     once: bool,
@@ -151,12 +155,16 @@ impl Top {
             sort: self.sort,
             tab: usize::from(self.tab) - 1,
         };
-        let (bpffs, state_dir) = (&self.paths.bpffs, &self.paths.state_dir);
+        let paths = top::Paths {
+            bpffs: &self.paths.bpffs,
+            state_dir: &self.paths.state_dir,
+            cni_dir: &self.cni_dir,
+        };
         if self.once {
-            let frame = top::once(bpffs, state_dir, &options)?;
+            let frame = top::once(&paths, &options)?;
             return output::write_out(&frame, false);
         }
-        top::run(bpffs, state_dir, &options)
+        top::run(&paths, &options)
     }
 }
 

@@ -89,6 +89,12 @@ impl Names {
         self.index.owner(address, time)
     }
 
+    /// Returns the owner that an address has now.
+    pub(crate) fn owner_now(&self, address: IpAddr) -> Option<Owner<'_>> {
+        let owner = self.index.owner(address, self.now);
+        owner.filter(|owner| owner.claim.until.is_none())
+    }
+
     /// Returns names that were read at a time, in milliseconds since 1970.
     #[cfg(test)]
     pub(crate) fn of(claims: impl IntoIterator<Item = Claim>, now: u64) -> Self {

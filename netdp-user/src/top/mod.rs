@@ -56,12 +56,29 @@ pub(crate) struct Options {
     pub tab: usize,
 }
 
+/// Where `netdp top` looks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paths<'a> {
+    /// Directory of the pinned maps.
+    pub bpffs: &'a Path,
+    /// State directory of the agent.
+    pub state_dir: &'a Path,
+    /// libcni's cache of results.
+    pub cni_dir: &'a Path,
+}
+
+impl Paths<'_> {
+    fn sampler(&self) -> Result<Sampler> {
+        Sampler::open(self.bpffs, StateDir::at(self.state_dir), self.cni_dir)
+    }
+}
+
 /// Prints one frame, after two samples.
 ///
 /// # Errors
 /// Returns an error if the maps do not exist or cannot be read.
-pub(crate) fn once(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<String> {
-    let mut sampler = Sampler::open(bpffs, StateDir::at(state_dir))?;
+pub(crate) fn once(paths: &Paths<'_>, options: &Options) -> Result<String> {
+    let mut sampler = paths.sampler()?;
     let mut view = View::default();
     view.add(sampler.sample(&Request::default())?);
     std::thread::sleep(options.interval);
@@ -90,8 +107,8 @@ fn frame(view: &View, keys: &mut Keys, (columns, rows): (u16, u16)) -> Result<St
 ///
 /// # Errors
 /// Returns an error if the maps do not exist or cannot be read, or if standard output is no terminal.
-pub(crate) fn run(bpffs: &Path, state_dir: &Path, options: &Options) -> Result<()> {
-    let sampler = Sampler::open(bpffs, StateDir::at(state_dir))?;
+pub(crate) fn run(paths: &Paths<'_>, options: &Options) -> Result<()> {
+    let sampler = paths.sampler()?;
     let ended = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGTERM, Arc::clone(&ended)).context("registering a signal")?;
     let (ask, asked) = channel();

@@ -2,12 +2,14 @@
 
 use super::run_time::{Counting, Runs, runs};
 use crate::datapath::{Destination, Maps, Usage};
+use crate::pods::Names;
 use crate::report::Report;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use netdp_common::layout::Counters;
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a sample has to look at besides the totals.
@@ -37,6 +39,8 @@ pub(super) struct Sample {
     pub at: Instant,
     /// How long it took.
     pub took: Duration,
+    /// Names of pods.
+    pub names: Arc<Names>,
     /// Name of the node.
     pub node: String,
     /// Mappings by pod and destination.
@@ -63,18 +67,26 @@ pub(super) struct Sample {
 pub(super) struct Sampler {
     maps: Maps,
     state_dir: StateDir,
+    cni_dir: PathBuf,
+    /// Names of pods, and when they were read.
+    names: Option<(Arc<Names>, Instant)>,
     counting: Option<Counting>,
 }
+
+/// How long names of pods are not read again.
+const NAMES_LAST: Duration = Duration::from_secs(10);
 
 impl Sampler {
     /// Opens the maps.
     ///
     /// # Errors
     /// Returns an error if there are none, or if they can't be read.
-    pub(super) fn open(bpffs: &Path, state_dir: StateDir) -> Result<Self> {
+    pub(super) fn open(bpffs: &Path, state_dir: StateDir, cni_dir: &Path) -> Result<Self> {
         Ok(Self {
             maps: super::open(bpffs)?,
             state_dir,
+            cni_dir: cni_dir.to_owned(),
+            names: None,
             counting: None,
         })
     }
@@ -95,6 +107,7 @@ impl Sampler {
             at: begin,
             took: begin.elapsed(),
             node: node_name(),
+            names: self.names(),
             usage,
             counters: self.maps.counters()?,
             uplinks: self.uplinks(report.as_ref())?,
@@ -105,6 +118,17 @@ impl Sampler {
             runs,
             no_runs,
         })
+    }
+
+    fn names(&mut self) -> Arc<Names> {
+        if let Some((names, at)) = &self.names
+            && at.elapsed() < NAMES_LAST
+        {
+            return Arc::clone(names);
+        }
+        let names = Arc::new(Names::load(&self.cni_dir, &self.state_dir));
+        self.names = Some((Arc::clone(&names), Instant::now()));
+        names
     }
 
     fn runs(&mut self, are_wanted: bool) -> Result<Option<Runs>> {

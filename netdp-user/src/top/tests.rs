@@ -5,10 +5,12 @@ use super::sampler::{Sample, UplinkSample};
 use super::view::{Sort, View};
 use super::{Options, frame};
 use crate::datapath::{Destination, Usage, Use};
+use crate::pods::{Claim, Names};
 use crate::report::{ConfigReport, Report};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use netdp_common::layout::{Counters, DropReason, Traffic, proto};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const OPTIONS: Options = Options {
@@ -87,6 +89,17 @@ fn sample(begin: Instant, n: u64) -> Sample {
         at: begin + Duration::from_secs(10 * n),
         took: Duration::from_millis(3),
         node: "node-a".into(),
+        names: Arc::new(Names::of(
+            [Claim {
+                address: address("172.16.0.9"),
+                namespace: "shop".into(),
+                name: "checkout-7f".into(),
+                uid: None,
+                from: 0,
+                until: None,
+            }],
+            1_000_000,
+        )),
         usage,
         counters,
         uplinks: vec![

@@ -260,8 +260,8 @@ pub(crate) fn protocol(text: &str) -> Result<u8, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::names::NoNames;
     use super::{Case, End, endpoint, protocol};
+    use crate::pods::Names;
 
     #[test]
     fn ends_are_addresses_or_names_with_or_without_a_port() {
@@ -293,7 +293,7 @@ mod tests {
     fn ends_of_two_families_have_no_case() {
         let end = |text| End::parse(text).unwrap();
         let from = end("172.16.0.2:40000");
-        let of = |to| Case::of(Some(&from), &end(to), 6, &NoNames);
+        let of = |to| Case::of(Some(&from), &end(to), 6, &Names::default());
         assert!(of("[fd00::1]:443").is_err());
         let cases = of("10.2.0.17").unwrap();
         let [case] = cases.as_slice() else {
@@ -301,9 +301,14 @@ mod tests {
         };
         assert_eq!(case.to(), "10.2.0.17:443");
         assert!(case.is_port_assumed);
-        let ping = Case::of(None, &end("fd00::1"), 1, &NoNames).unwrap();
+        let ping = Case::of(None, &end("fd00::1"), 1, &Names::default()).unwrap();
         assert_eq!((ping[0].protocol, ping[0].to()), (58, "fd00::1".to_owned()));
-        let by_name = Case::of(Some(&end("shop/cart")), &end("10.2.0.17"), 6, &NoNames);
+        let by_name = Case::of(
+            Some(&end("shop/cart")),
+            &end("10.2.0.17"),
+            6,
+            &Names::default(),
+        );
         assert!(by_name.unwrap_err().to_string().contains("shop/cart"));
     }
 

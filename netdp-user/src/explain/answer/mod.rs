@@ -13,7 +13,6 @@ mod text;
 
 pub(crate) use ask::{Case, End, protocol};
 pub(crate) use model::{Answer, Answers, Outcome};
-pub(crate) use names::NoNames;
 pub(crate) use node::Node;
 
 use super::{At, Explained, Verdict, Why};

@@ -58,14 +58,20 @@ fn pods(view: &View, keys: &Keys) -> Content {
             }
             None => "-".to_owned(),
         };
-        let mut cells = use_cells(row.key.to_string(), row);
+        let name = view.last.as_ref().and_then(|last| {
+            let owner = last.names.owner_now(row.key)?;
+            Some(terminal::line(&last.names.describe(owner)).into_owned())
+        });
+        let name = name.unwrap_or_else(|| row.key.to_string());
+        let mut cells = use_cells(name, row);
         cells.push(worst);
+        cells.push(row.key.to_string());
         cells
     };
     Content {
-        heads: use_heads("POD", keys, &["PORTS WORST"]),
+        heads: use_heads("POD", keys, &["PORTS WORST", "ADDRESS"]),
         rows: rows.into_iter().map(cells).collect(),
-        text_columns: &[5],
+        text_columns: &[5, 6],
         none: "no pod has a mapping",
     }
 }
