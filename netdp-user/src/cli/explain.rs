@@ -8,6 +8,7 @@ use crate::config::{self, ClusterCidrs, Config, Options};
 use crate::explain::answer::{self, Answer, Answers, Case, End, Node, Outcome};
 use crate::explain::packet::{self, PacketBytes};
 use crate::pods::{self, Names};
+use crate::rollback::Fallback;
 use crate::sources::file;
 use crate::state_dir::StateDir;
 use crate::terminal;
@@ -120,11 +121,9 @@ impl Expect {
                 Outcome::Masqueraded | Outcome::TranslatedFirst | Outcome::Own
             ),
             Self::Pod => match answer.outcome {
-                Outcome::Bypassed
-                | Outcome::Reply
-                | Outcome::NoUplink
-                | Outcome::OutOfScope
-                | Outcome::LetOut => true,
+                Outcome::Bypassed | Outcome::Reply => true,
+                // The source may be the node's own.
+                Outcome::NoUplink | Outcome::OutOfScope | Outcome::LetOut => answer.is_pods,
                 // It may be another pod of the node, or the node itself.
                 Outcome::Stays => return None,
                 _ => false,
@@ -221,14 +220,17 @@ impl Explain {
         for path in &self.with {
             documents.extend(read(path)?);
         }
-        // IPv6 entries count if the datapath translates IPv6, which it knows itself.
+        let dir = StateDir::at(&self.paths.state_dir);
+        let agents = Fallback::read(&dir).map(|fallback| fallback.config).ok();
+        let agents = agents.unwrap_or_default();
         let options = Options {
+            // IPv6 entries count if the datapath translates IPv6, which it knows itself.
             enable_ipv6: true,
-            nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges,
-            default_action: None,
+            nomasq_all_reserved_ranges: self.nomasq_all_reserved_ranges
+                || agents.nomasq_all_reserved_ranges,
+            default_action: agents.default_action,
         };
         let mut cluster = ClusterCidrs::default();
-        let dir = StateDir::at(&self.paths.state_dir);
         cluster.auto.add_saved(dir.last_networks());
         let loaded =
             config::load_for_cluster(&documents, &options, &cluster).map_err(|rejected| {

@@ -114,15 +114,35 @@ impl Probe<'_> {
         {
             return None;
         }
-        let mut is_certain = true;
-        for condition in &rule.matches {
-            match self.answer(condition, context) {
-                Some(true) => {}
-                Some(false) => return None,
+        let mut is_certain = match self.all(rule.matches.iter().copied(), context) {
+            Some(false) => return None,
+            answer => answer.is_some(),
+        };
+        for conditions in rule.leaves {
+            match self.all(conditions.iter(), context) {
+                Some(true) => return None,
+                Some(false) => {}
                 None => is_certain = false,
             }
         }
         Some(is_certain)
+    }
+
+    /// Reports whether the packet fulfils all conditions; `None` if that is unknown.
+    fn all<'m>(
+        &self,
+        conditions: impl Iterator<Item = &'m Match>,
+        context: &NatContext,
+    ) -> Option<bool> {
+        let mut all = Some(true);
+        for condition in conditions {
+            match self.answer(condition, context) {
+                Some(true) => {}
+                Some(false) => return Some(false),
+                None => all = None,
+            }
+        }
+        all
     }
 
     /// Reports whether the packet fulfils a condition; `None` if that is unknown.
@@ -165,6 +185,7 @@ mod tests {
 -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
 -A KUBE-POSTROUTING -j MASQUERADE
 -A FLANNEL-POSTRTG -d 10.9.0.0/16 -j RETURN
+-A FLANNEL-POSTRTG -s 172.16.0.0/16 -d 172.16.0.0/16 -j RETURN
 -A FLANNEL-POSTRTG -s 172.16.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE
 -A POSTROUTING -s 172.16.0.0/16 -o eth1 -j SNAT --to-source 192.0.2.1
 -A POSTROUTING -s 172.16.0.0/16 -p tcp -m tcp --dport 25 -j SNAT --to-source 192.0.2.2
@@ -215,6 +236,13 @@ COMMIT
         let second = probe("172.16.0.2", "10.9.0.17", "eth1");
         let snat = "an unknown program true [192.0.2.1]";
         assert_eq!(told(&second), [snat, unsure]);
+    }
+
+    #[test]
+    fn a_packet_that_leaves_the_chain_does_not_meet_the_rules_after() {
+        let unsure = ["an unknown program false [192.0.2.2]"];
+        assert_eq!(told(&probe("172.16.0.2", "172.16.1.5", "eth0")), unsure);
+        assert_eq!(told(&probe("172.16.0.2", "172.17.1.5", "eth0")).len(), 2);
     }
 
     #[test]

@@ -28,6 +28,9 @@ pub(crate) struct ReachableRule<'a, 'w> {
     pub excluded_version: u64,
     /// The mark without which packets leave a chain earlier on the path.
     pub mark: Option<&'a str>,
+    /// Conditions of the other rules by which packets leave a chain earlier on the path: those that
+    /// meet all conditions of one of them don't get here.
+    pub leaves: &'w [&'a [Match]],
 }
 
 impl ReachableRule<'_, '_> {
@@ -83,6 +86,7 @@ struct Walk<'a> {
     excluded_set: PrefixSet,
     excluded_version: u64,
     mark: Option<&'a str>,
+    leaves: Vec<&'a [Match]>,
 }
 
 /// A position on the path, to return to.
@@ -90,6 +94,7 @@ struct Checkpoint<'a> {
     matches: usize,
     excluded: usize,
     mark: Option<&'a str>,
+    leaves: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -98,6 +103,7 @@ impl<'a> Walk<'a> {
             matches: self.matches.len(),
             excluded: self.excluded.len(),
             mark: self.mark,
+            leaves: self.leaves.len(),
         }
     }
 
@@ -110,6 +116,7 @@ impl<'a> Walk<'a> {
             self.excluded_version += 1;
         }
         self.mark = checkpoint.mark;
+        self.leaves.truncate(checkpoint.leaves);
     }
 
     fn exclude(&mut self, nets: &'a [IpNet]) {
@@ -139,13 +146,14 @@ fn step<'a>(
             excluded: &walk.excluded_set,
             excluded_version: walk.excluded_version,
             mark: walk.mark,
+            leaves: &walk.leaves,
         }),
         // A rule with one condition ends the path of every packet that matches it; with more
         // conditions, packets that match one of them may continue.
         Target::Leave => match rule.matches.as_slice() {
             [Match::Destination { nets, not: false }] => walk.exclude(nets),
             [Match::Mark { text, set: false }] => walk.mark = Some(text),
-            _ => {}
+            conditions => walk.leaves.push(conditions),
         },
         Target::Jump(name) => {
             let (Some((name, rules)), true) = (

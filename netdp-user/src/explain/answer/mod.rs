@@ -111,7 +111,7 @@ pub(crate) fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
     if let Way::Out { ifindex, name, .. } = &facts.way {
         facts.is_uplink = node.is_uplink(*ifindex)?;
         let probed = netfilter::probe(node, case, src, name);
-        facts.translated = netfilter::translated(node, &probed, *ifindex, is_own);
+        facts.translated = netfilter::translated(node, &probed, case.dst, *ifindex, is_own);
         facts.netfilter = Some(probed);
         let at = At {
             direction: Direction::Egress,
@@ -141,6 +141,7 @@ pub(crate) fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
         codes,
         from,
         pod: case.pod.clone(),
+        is_pods: !is_own,
         any_pod: case.src.is_none(),
         came_by: name_of(came_by),
         to: case.to(),

@@ -76,6 +76,9 @@ pub(crate) struct Answer {
     pub(crate) pod: Option<String>,
     /// True if any pod was asked for, and `from` is one that may not exist.
     pub(crate) any_pod: bool,
+    /// True if the source is none of the node's addresses.
+    #[serde(skip)]
+    pub(crate) is_pods: bool,
     /// Interface by which the packet comes to the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) came_by: Option<String>,

@@ -62,16 +62,16 @@ pub(super) fn first(probed: &Probed) -> Option<&Translation> {
 pub(super) fn translated(
     node: &Node<'_>,
     probed: &Probed,
+    dst: IpAddr,
     ifindex: u32,
     is_own: bool,
 ) -> Option<IpAddr> {
     let rule = first(probed).filter(|_| !is_own)?;
     rule.to.first().copied().or_else(|| {
         // As `inet_select_addr` does, but for the next hop's network.
-        let is_v6 = rule.finding.family == "IPv6";
         let mut of = node.addresses.iter().filter(|it| {
             it.ifindex == ifindex
-                && it.addr.is_ipv6() == is_v6
+                && it.addr.is_ipv6() == dst.is_ipv6()
                 && it.scope == AddressScope::Universe
                 && !it.flags.secondary
         });

@@ -63,7 +63,18 @@ pub(super) fn way(node: &mut Node<'_>, case: &Case, src: IpAddr, came_by: u32) -
     }
     let taken = match node.queries.route(case.dst, 0, &packet, Report::Taken) {
         Ok(taken) => taken,
-        Err(err) => return Way::None(format!("{err:#}")),
+        Err(err) => {
+            // Without its source and the interface that it came by: is there a route at all?
+            let exists = node.queries.route(case.dst, 0, &[], Report::Taken).is_ok();
+            return Way::None(if exists && came_by != 0 {
+                format!(
+                    "there is a route, but the kernel rejects such a packet ({err:#}): the reverse path \
+                     filter (rp_filter), forwarding that is off, or a rule for its source"
+                )
+            } else {
+                format!("{err:#}")
+            });
+        }
     };
     if taken.header.kind == RouteType::Local {
         return Way::Local;
