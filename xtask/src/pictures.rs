@@ -45,12 +45,26 @@ struct Picture {
     size: (u16, u16),
 }
 
-const PICTURES: [Picture; 1] = [Picture {
-    name: "top",
-    command: "top --interval 1",
-    words: &["172.16.0.4", "▇▇▇", "q quit"],
-    size: (80, 24),
-}];
+const PICTURES: [Picture; 3] = [
+    Picture {
+        name: "explain",
+        command: "explain --from 172.16.0.2 10.2.0.1:80",
+        words: &["sees 10.1.0.10", "to have it see the pod"],
+        size: (170, 30),
+    },
+    Picture {
+        name: "policy",
+        command: "policy",
+        words: &["everything else", "masquerade"],
+        size: (170, 20),
+    },
+    Picture {
+        name: "top",
+        command: "top --interval 1",
+        words: &["172.16.0.4", "▇▇▇", "q quit"],
+        size: (80, 24),
+    },
+];
 
 /// Draws all pictures.
 pub fn run() -> Result<()> {
@@ -71,7 +85,7 @@ pub fn run() -> Result<()> {
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     for picture in &PICTURES {
         shell::progress(picture.name);
-        draw(picture, &agent, &directory)?;
+        draw(picture, (&bed, &agent), config.path(), &directory)?;
     }
     Ok(())
 }
@@ -99,18 +113,34 @@ fn traffic(bed: &Bed, server: &testbed::Netns, near: &testbed::Netns) -> Result<
 }
 
 /// Runs the command in a terminal and draws what that shows.
-fn draw(picture: &Picture, agent: &Agent, directory: &Path) -> Result<()> {
+fn draw(
+    picture: &Picture,
+    (bed, agent): (&Bed, &Agent),
+    config: &Path,
+    directory: &Path,
+) -> Result<()> {
     let (columns, rows) = picture.size;
     let terminal = Terminal::start(picture.name, columns, rows)?;
     let words = picture.command.split(' ').collect::<Vec<_>>();
     let command = shell::line(&agent.command(&words));
-    terminal.press(&[&format!("clear; {command}"), "Enter"])?;
+    let node = bed.node.path();
+    let line = format!("clear; nsenter --net={} {command}", node.display());
+    terminal.press(&[&line, "Enter"])?;
     terminal.wait(picture.words)?;
-    let screen = terminal.tmux(&["capture-pane", "-e", "-p"])?;
+    // As in a pod, and without the shell's prompt.
+    let capture = |arguments: &[&str]| -> Result<String> {
+        let screen = terminal.tmux(&[&["capture-pane", "-p"], arguments].concat())?;
+        let screen = screen.replace(&config.display().to_string(), "/etc/config");
+        let screen = screen.trim_end().trim_end_matches('#').trim_end();
+        Ok(screen.to_owned())
+    };
+    let screen = capture(&["-e"])?;
+    let width = capture(&[])?.lines().map(|line| line.chars().count()).max();
     let path = directory.join(format!("{}.svg", picture.name));
     // Debian's, which has Debian's packages.
     let mut rich = Command::new("/usr/bin/python3");
-    rich.args(["-c", DRAW]).arg(&path).arg(columns.to_string());
+    rich.args(["-c", DRAW]).arg(&path);
+    rich.arg(width.unwrap_or_default().to_string());
     rich.arg(format!("netdp {}", picture.command));
     let mut rich = rich
         .stdin(Stdio::piped())
@@ -118,7 +148,7 @@ fn draw(picture: &Picture, agent: &Agent, directory: &Path) -> Result<()> {
         .spawn()
         .context("starting python3")?;
     let mut stdin = rich.stdin.take().context("python3 has no standard input")?;
-    stdin.write_all(screen.trim_end().as_bytes())?;
+    stdin.write_all(screen.as_bytes())?;
     drop(stdin);
     let done = rich.wait_with_output()?;
     ensure!(

@@ -54,15 +54,15 @@ pub(super) struct Flows {
     /// 100,000 mappings are sorted.
     #[arg(long, value_enum, conflicts_with = "kept")]
     sort: Option<Sort>,
-    /// The most rows.
+    /// Maximum number of rows.
     #[arg(short = 'n', long = "limit", value_name = "NUMBER",
           value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: Option<u32>,
-    /// Add mappings up instead.
+    /// Print sums of mappings instead, by what they have in common.
     #[arg(long, value_enum, value_name = "BY", num_args = 0..=1, require_equals = true,
           default_missing_value = "pod", conflicts_with = "kept")]
     summary: Option<By>,
-    /// Look again and again, after so many seconds. A look at very many mappings takes longer, and is
+    /// Repeat every so many seconds. Reading very many mappings takes longer, and is
     /// then followed by a longer pause.
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
           default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]

@@ -58,7 +58,7 @@ enum Command {
     Run(Box<Run>),
     /// Show attached programs, the configuration in force, and the number of live mappings.
     Status(Show),
-    /// List the live mappings, or add them up.
+    /// List the live mappings, or sum them up.
     Flows(Box<Flows>),
     /// Show the policy in force with packets, bytes, new flows and the last hit of each prefix. Exits
     /// with 2 if there is no datapath.
@@ -128,7 +128,7 @@ struct Show {
 struct Top {
     #[command(flatten)]
     paths: InstancePaths,
-    /// Seconds between two looks. A look at very many mappings takes longer, and is then followed by
+    /// Seconds between two readings. Reading very many mappings takes longer, and is then followed by
     /// a longer pause.
     #[arg(long, value_name = "SECONDS", default_value_t = 2,
           value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -143,7 +143,7 @@ struct Top {
     /// Directory in which the container runtime keeps results of CNI, for names of pods.
     #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
     cni_dir: PathBuf,
-    /// Print one frame and exit, after two looks.
+    /// Print one frame and exit, after two readings.
     #[arg(long)]
     once: bool,
 }

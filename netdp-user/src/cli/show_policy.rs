@@ -18,8 +18,8 @@ Examples:
 pub(super) struct ShowPolicy {
     #[command(flatten)]
     pub(super) paths: InstancePaths,
-    /// Only rules that no packet has needed since counts began; with a time, such as 30d, 12h or
-    /// 90m, that none has needed for so long.
+    /// Only rules that no packet has hit since counts began; with a time, such as 30d, 12h or
+    /// 90m, that none has hit for that long.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true,
           value_parser = parse_age)]
     unused: Option<Option<u64>>,

@@ -160,7 +160,10 @@ impl Look<'_> {
             View::Kept => kept::print(self, out)?,
         }
         if self.options.format == Format::Text && self.state_dir.lock_holder().is_none() {
-            writeln!(out, "no agent is running; mappings are not ended meanwhile")?;
+            writeln!(
+                out,
+                "no agent is running: mappings do not end at their timeout"
+            )?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 struct Json<'a> {
     schema: u32,
     /// `running` or `not running`.
-    agent: &'static str,
+    agent_running: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     policy: Option<Policy<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,11 +97,7 @@ pub(super) const fn action(action: Action) -> &'static str {
 pub(super) fn text(view: &View, query: &Query) -> Result<String> {
     let json = Json {
         schema: 1,
-        agent: if view.agent_runs {
-            "running"
-        } else {
-            "not running"
-        },
+        agent_running: view.agent_runs,
         policy: view.config.as_ref().map(|config| Policy {
             hash: &config.hash,
             generation: config.generation,

@@ -52,7 +52,7 @@ pub(super) fn text(view: &View, query: &Query) -> Result<String> {
     if has(NEVER_HIT) {
         writeln!(
             out,
-            "{NEVER_HIT}: no packet has needed the entry since counts began; if that is long \
+            "{NEVER_HIT}: no packet has hit the entry since counts began; if that is long \
              enough, remove it"
         )?;
     }

@@ -36,11 +36,11 @@ impl Tab {
 pub(super) const HELP: [(&str, &str); 9] = [
     ("1 … 4, Tab", "another table"),
     ("↑ ↓ PgUp PgDn", "scroll"),
-    ("← →", "first column, where not all fit"),
+    ("← →", "scroll columns, where not all fit"),
     ("s", "sort by the next column"),
     ("/", "show only rows with these words; Esc ends it"),
     ("p, Space", "pause, go on"),
-    ("c", "time of a packet in the programs, which costs some"),
+    ("c", "time per packet in the programs; measuring costs some"),
     ("?", "this help"),
     ("q, Ctrl-C", "quit"),
 ];

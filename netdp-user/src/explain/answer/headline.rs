@@ -310,12 +310,12 @@ pub(super) fn remedies(node: &Node<'_>, facts: &Facts<'_>, outcome: Outcome) -> 
     match outcome {
         Outcome::Masqueraded if facts.mapping().is_none() => {
             vec![format!(
-                "to have it see the pod: nonMasqueradeCIDRs: [\"{whole}\"]"
+                "to have it see the pod: add \"{whole}\" to nonMasqueradeCIDRs"
             )]
         }
         Outcome::Bypassed if !node.is_local(facts.src) => {
             vec![format!(
-                "to have it see the node: masqueradeCIDRs: [\"{whole}\"]"
+                "to have it see the node: add \"{whole}\" to masqueradeCIDRs"
             )]
         }
         Outcome::TranslatedFirst => {
@@ -346,7 +346,7 @@ fn refused(facts: &Facts<'_>) -> Vec<String> {
             "free of cost: let the client reuse connections".to_owned(),
             "costs ports of the node: widen --to-ports, or give up --reserved-ports".to_owned(),
             format!(
-                "costs a route back to pods: nonMasqueradeCIDRs: [\"{whole}\"]; or give the destination \
+                "costs a route back to pods: add \"{whole}\" to nonMasqueradeCIDRs; or give the destination \
                  more addresses"
             ),
         ],

@@ -90,8 +90,8 @@ pub(super) fn step(probed: &Probed) -> Step {
     }
     let looked_at = match probed.looked_at {
         0 => "no rule translates sources".to_owned(),
-        1 => "1 rule that translates looked at".to_owned(),
-        number => format!("{} rules that translate looked at", grouped(number as u64)),
+        1 => "1 translating rule examined".to_owned(),
+        number => format!("{} translating rules examined", grouped(number as u64)),
     };
     let mut step = match first(probed) {
         None if probed.translations.is_empty() => {
@@ -151,6 +151,8 @@ pub(super) fn remedy(rule: &Translation) -> String {
     };
     match known {
         Some((_, how)) => format!("to have netdp decide: {how}; then remove what is left: {rule}"),
-        None => format!("to have netdp decide: remove the rule at its author, then: {rule}"),
+        None => format!(
+            "to have netdp decide: stop the program that writes the rule, then remove it: {rule}"
+        ),
     }
 }

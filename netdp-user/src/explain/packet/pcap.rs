@@ -56,7 +56,7 @@ impl Captured {
             DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => 0,
             DataLink::LINUX_SLL => 16,
             DataLink::LINUX_SLL2 => 20,
-            other => bail!("captures of link type {other:?} are not read"),
+            other => bail!("captures of link type {other:?} are not supported"),
         };
         bytes.drain(..header.min(bytes.len()));
         match bytes.first().map(|first| first >> 4) {

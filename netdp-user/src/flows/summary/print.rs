@@ -219,10 +219,7 @@ impl Summary<'_> {
             writeln!(out, "{} more", count(self.rows.len() - rows.len()))?;
         }
         if self.sums.is_cut {
-            writeln!(
-                out,
-                "there are more than are told apart: some mappings are in no row"
-            )?;
+            writeln!(out, "more than 65,536 groups: some mappings are in no row")?;
         }
         if let Some(
             row @ Row {

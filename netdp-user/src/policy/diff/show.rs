@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 #[derive(Debug, Serialize)]
 struct Json<'a> {
     schema: u32,
-    agent: &'static str,
+    agent_running: bool,
     differs: bool,
     changes: JsonChanges,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,11 +48,7 @@ impl Effects {
         let flows = self.flows.as_ref();
         let json = Json {
             schema: 1,
-            agent: if self.agent_runs {
-                "running"
-            } else {
-                "not running"
-            },
+            agent_running: self.agent_runs,
             differs: !self.changes.is_empty(),
             changes: (&self.changes).into(),
             on_reload: self.on_reload,
@@ -192,7 +188,7 @@ mod tests {
         let shown: Value = serde_json::from_str(&effects().json().unwrap()).unwrap();
         let expected = json!({
             "schema": 1,
-            "agent": "running",
+            "agent_running": true,
             "differs": true,
             "changes": {
                 "added": [

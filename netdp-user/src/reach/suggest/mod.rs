@@ -47,7 +47,7 @@ pub(crate) enum Answer {
 struct Suggestion {
     schema: u32,
     /// Whether an agent runs.
-    agent: bool,
+    agent_running: bool,
     /// When attempts were last counted; absent for never.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<Timestamp>,
@@ -99,7 +99,7 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, format: Format) -> Result<An
 }
 
 impl Suggestion {
-    fn new(window: &Window, reported: &[RuleReport], agent: bool) -> Self {
+    fn new(window: &Window, reported: &[RuleReport], agent_running: bool) -> Self {
         let sums = window.sums(window.at);
         let networks = findings(&sums, &rules(reported));
         let unreached: Vec<IpNet> = networks
@@ -110,7 +110,7 @@ impl Suggestion {
         let at = i64::try_from(window.at).unwrap_or(i64::MAX);
         Self {
             schema: 1,
-            agent,
+            agent_running,
             at: match window.at {
                 0 => None,
                 _ => Timestamp::from_second(at).ok(),

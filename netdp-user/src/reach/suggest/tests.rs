@@ -75,7 +75,7 @@ fn entries_that_would_still_bypass_have_to_go() {
     assert!(
         found
             .text()
-            .contains("10.2.0.0/24 has to go from /etc/config/a:3.")
+            .contains("Remove 10.2.0.0/24 from /etc/config/a:3.")
     );
     let alone = suggestion(&[("10.2.0.0/24", 30, 5)], &rules[3..4]);
     let change = alone.change.unwrap();
@@ -121,7 +121,7 @@ fn json_has_this_shape() {
     let found = suggestion(&[("10.2.0.0/24", 30, 5)], &broad());
     let expected = json!({
         "schema": 1,
-        "agent": true,
+        "agent_running": true,
         "at": "2023-11-14T22:13:20Z",
         "window_seconds": 600,
         "most_attempts": 30,

@@ -39,7 +39,7 @@ impl Suggestion {
                 .strftime("%Y-%m-%d %H:%M:%S");
             let minutes = self.window_seconds / 60;
             text += &format!("\nIn the {minutes} minutes before {at}.");
-            if !self.agent {
+            if !self.agent_running {
                 text += " No agent is running: what was seen in earlier minutes is not known.";
             }
             text.push('\n');
@@ -59,10 +59,12 @@ impl Suggestion {
                 format!("{count} bypassed networks have no way back to pods: {names}")
             }
             (_, (1.., names)) => {
-                format!("unknown: {names} answers no pods, and the node has hardly tried")
+                format!(
+                    "unknown: no answers to pods from {names}, and too few attempts by the node"
+                )
             }
             _ if self.networks.is_empty() => format!(
-                "unknown: pods have made at most {} attempts towards a bypassed network; it takes {ATTEMPTS}",
+                "unknown: pods have made at most {} attempts towards a bypassed network; a verdict needs {ATTEMPTS}",
                 grouped(self.most_attempts)
             ),
             _ => "no bypassed network lacks a way back to pods".to_owned(),
@@ -83,7 +85,7 @@ impl Suggestion {
             "add this to the configuration, to a list of the same name"
         } else {
             for entry in &change.no_longer_bypass {
-                text += &format!("\n{} has to go from {}.", entry.prefix, entry.origin);
+                text += &format!("\nRemove {} from {}.", entry.prefix, entry.origin);
             }
             text.push('\n');
             "put these in place of the lists of the same names"
