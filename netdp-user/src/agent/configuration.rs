@@ -9,6 +9,7 @@ use crate::policy::history::{History, Record};
 use crate::sources::file;
 use crate::sources::kube::ConfigMapRef;
 use crate::time::now;
+use std::time::Instant;
 
 /// Limit of logged warnings about one configuration: a long list may have one for each entry.
 const MAX_LOGGED: usize = 20;
@@ -74,7 +75,11 @@ impl Agent {
     pub(super) fn reload(&mut self) {
         match decide(self.read(), &self.config, &self.in_force) {
             Reload::Unchanged | Reload::RejectedBefore => {}
-            Reload::Networks(config) => self.follow_networks(config),
+            Reload::Networks(config) => {
+                if self.followed.may_follow(Instant::now()) {
+                    self.follow_networks(config);
+                }
+            }
             Reload::Accept {
                 documents,
                 loaded,
@@ -261,7 +266,12 @@ impl Agent {
             source_name,
             maps.collect(),
         );
-        if let Err(err) = History::record(&self.state_dir, record, &self.config.rules) {
+        // The cluster's own networks come and go without a change of the configuration.
+        let written: Vec<_> = (self.config.rules.iter())
+            .filter(|rule| !rule.is_auto())
+            .cloned()
+            .collect();
+        if let Err(err) = History::record(&self.state_dir, record, &written) {
             log::warn!("{err:#}");
         }
     }

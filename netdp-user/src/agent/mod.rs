@@ -145,6 +145,7 @@ struct Agent {
     foreign: foreign::Foreign,
     node: node::Node,
     guard: guard::Guard,
+    followed: networks::Followed,
     no_address: no_address::NoAddress,
     reach: reach::Reach,
     /// Follows the names of pods, where mappings are ours.
@@ -216,6 +217,7 @@ impl Agent {
                     self.retry_chains();
                     self.retry_unknown();
                     self.mark_conntrack();
+                    self.follow_waiting_networks();
                     self.judge_networks();
                     self.publish_status();
                 }

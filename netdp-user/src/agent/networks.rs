@@ -3,13 +3,43 @@
 use super::Agent;
 use super::api;
 use crate::config::{AutoApi, AutoKinds};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time that the first configuration waits for networks that no earlier agent left: until they are
 /// known, pods of other nodes would see the node's address.
 const FIRST_ANSWER: Duration = Duration::from_secs(2);
 
+/// The least time between two changes that only other networks of the cluster cause: each costs a new
+/// policy, and while a cluster grows there may be many in a row.
+const FOLLOW_EVERY: Duration = Duration::from_secs(5);
+
+/// When the policy last followed a change of networks, and whether another one waits.
+#[derive(Debug, Default)]
+pub(super) struct Followed {
+    at: Option<Instant>,
+    waits: bool,
+}
+
+impl Followed {
+    /// Reports whether a change may be followed at `now`; otherwise it waits.
+    pub(super) fn may_follow(&mut self, now: Instant) -> bool {
+        let is_too_soon = |at: Instant| now.duration_since(at) < FOLLOW_EVERY;
+        self.waits = self.at.is_some_and(is_too_soon);
+        if !self.waits {
+            self.at = Some(now);
+        }
+        !self.waits
+    }
+}
+
 impl Agent {
+    /// Follows a change that had to wait.
+    pub(super) fn follow_waiting_networks(&mut self) {
+        if std::mem::take(&mut self.followed.waits) {
+            self.reload();
+        }
+    }
+
     /// Has the API followed for the networks of these kinds, and no others.
     pub(super) fn want_networks(&self, kinds: &AutoKinds) {
         if let Some(control) = &self.control {
@@ -85,5 +115,22 @@ impl Agent {
         if let Err(err) = self.state_dir.save_last_networks(&saved) {
             log::warn!("{err:#}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_in_a_row_are_followed_together() {
+        let mut followed = Followed::default();
+        let begin = Instant::now();
+        assert!(followed.may_follow(begin), "the first at once");
+        for second in 1..5 {
+            assert!(!followed.may_follow(begin + Duration::from_secs(second)));
+            assert!(followed.waits);
+        }
+        assert!(followed.may_follow(begin + FOLLOW_EVERY) && !followed.waits);
     }
 }

@@ -3,7 +3,7 @@
 use super::modes::{Ebpf, Engine};
 use super::{
     Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
-    monitor, no_address, node, publish, reach, ready,
+    monitor, networks, no_address, node, publish, reach, ready,
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
@@ -104,6 +104,7 @@ impl Agent {
             foreign: foreign::Foreign::new(),
             node: node::Node::default(),
             guard: guard::Guard::new(),
+            followed: networks::Followed::default(),
             no_address: no_address::NoAddress::after(had, reported),
             pods,
         })

@@ -159,8 +159,7 @@ impl Explain {
             &names,
         )?;
         let cases = self.cases(&names)?;
-        let answers = cases.iter().map(|case| answer::explain(&mut node, case));
-        let answers: Vec<_> = answers.collect::<Result<_>>()?;
+        let answers = answer::explain_all(&mut node, &cases)?;
         let met = self.expect.map_or(Some(true), |expect| {
             let each = answers.iter().map(|answer| expect.is_met(answer));
             each.reduce(|all, one| match (all, one) {

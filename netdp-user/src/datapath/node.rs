@@ -108,7 +108,9 @@ impl Maps {
                 sent.add(self, original, &half);
             }
         }
-        self.add_ended(&mut sent, |maps, to| Ok(maps.decision(&to)?.rule))?;
+        if let Err(err) = self.add_ended(&mut sent, |maps, to| Ok(maps.decision(&to)?.rule)) {
+            log::warn!("counting for their rules what ended mappings had sent: {err:#}");
+        }
         batch::remove(&self.snat_data, &originals).context("in the snat map")?;
         batch::remove(&self.rev_snat_data, &wires).context("in the rev_snat map")?;
         Ok(wires)

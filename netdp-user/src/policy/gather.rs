@@ -9,8 +9,8 @@ use crate::codes::Code;
 use crate::datapath::{Maps, NumberedPolicy, RuleCounts};
 use crate::report::{ConfigReport, Report};
 use crate::state_dir::StateDir;
-use crate::time;
-use anyhow::{Context as _, Result};
+use crate::time::{self, pretty};
+use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use netdp_common::layout::{Action, SETTING_IPV6, Traffic};
 use std::collections::{BTreeMap, HashMap};
@@ -92,6 +92,7 @@ pub(super) const CHANGES_NOTHING: Code = Code::NoEffect;
 /// Returns an error if there are no maps, or they can't be read.
 pub(crate) fn print(bpffs: &Path, state_dir: &Path, query: &Query) -> Result<()> {
     let view = View::gather(bpffs, state_dir)?;
+    view.check_span(query)?;
     let text = if query.json {
         json::text(&view, query)?
     } else {
@@ -135,6 +136,31 @@ impl View {
             rows,
             now,
         })
+    }
+
+    /// Returns an error if it is not known which rules were unused for as long as a user asks.
+    ///
+    /// # Errors
+    /// Returns an error if there are no counts, or if they began later.
+    pub(super) fn check_span(&self, query: &Query) -> Result<()> {
+        let Some(unused) = query.unused else {
+            return Ok(());
+        };
+        let Some(since) = self.since else {
+            let why = self.problem.as_deref().unwrap_or("there are no counts");
+            bail!("which rules were unused is not known: {why}");
+        };
+        let span = self.now.saturating_sub(since);
+        if let Some(seconds) = unused
+            && span < seconds
+        {
+            bail!(
+                "which rules were unused for so long is not known: counts began {} ago; ask for less, or \
+                 give --unused without a time",
+                pretty(span)
+            );
+        }
+        Ok(())
     }
 
     /// Returns the rows that a user asks for.

@@ -31,7 +31,10 @@ impl Keeper {
         let mut ledger = None;
         if !adopted {
             let (begun, _) = open(&state_dir, maps, &maps.numbered_policy()?, time::now())?;
-            begun.save(&state_dir)?;
+            // Translation must not depend on a file of statistics.
+            if let Err(err) = begun.save(&state_dir) {
+                log::warn!("{err:#}");
+            }
             ledger = Some(begun);
         }
         Ok(Self {

@@ -20,9 +20,10 @@ pub(crate) fn probe(to: SocketAddr, count: u32, timeout: Duration) -> Result<boo
                 Ok(own) => (format!("connected from {}", own.ip()), true),
                 Err(_) => ("connected".to_owned(), true),
             },
-            Err(err) if err.kind() == ErrorKind::ConnectionRefused => {
-                ("refused by a reset: the way back exists".to_owned(), true)
-            }
+            Err(err) if err.kind() == ErrorKind::ConnectionRefused => (
+                "refused: by a reset, so that the way back exists, or by a firewall".to_owned(),
+                true,
+            ),
             Err(err) if err.kind() == ErrorKind::TimedOut => ("no answer".to_owned(), false),
             // Of a router or of the node itself: nobody there has answered.
             Err(err) => (err.to_string(), false),

@@ -63,6 +63,11 @@ impl Window {
     /// Adds what was counted since the last time. `now`: seconds since 1970. Returns whether there
     /// was anything, or something left the window.
     pub(crate) fn observe(&mut self, now: u64, observed: Observed) -> bool {
+        // What was counted while nobody looked for longer than the window may be long ago.
+        if self.at != 0 && now.saturating_sub(self.at) > WINDOW_SECONDS {
+            self.seen = observed;
+            return self.add(now, &Observed::new());
+        }
         let none = Counts::default();
         let new = observed.iter().map(|(network, counts)| {
             let before = self.seen.get(network).unwrap_or(&none);

@@ -296,9 +296,14 @@ impl<'a> Pass<'a> {
     /// first: where the agent is killed in between, some of it counts twice, and none is lost.
     fn remove_ended(&mut self, maps: &Maps) -> Result<()> {
         let policy = &mut self.policy;
-        maps.add_ended(&mut self.sent, |maps, destination| {
+        let added = maps.add_ended(&mut self.sent, |maps, destination| {
             Ok(decision(policy, maps, destination)?.rule)
-        })?;
+        });
+        // Mappings have to end, counted or not.
+        if let Err(err) = added {
+            log::warn!("counting for their rules what ended mappings had sent: {err:#}");
+            self.sent = EndedTraffic::default();
+        }
         for ended in self.ended.chunks(REMOVED_AT_ONCE) {
             let (tuples, wires): (Vec<_>, Vec<_>) = ended.iter().copied().unzip();
             batch::remove(&maps.snat_data, &tuples).context("in the snat map")?;

@@ -61,6 +61,12 @@ impl Facts<'_> {
         }
     }
 
+    /// Reports whether all rules that could translate the packet before netdp were read.
+    fn knows_netfilter(&self) -> bool {
+        let probed = self.netfilter.as_ref();
+        probed.is_none_or(|probed| !probed.no_programs && probed.unread.is_empty())
+    }
+
     /// Reports whether a rule of netfilter may translate the packet, by what is not known of it.
     fn may_be_translated(&self) -> bool {
         let rules = self.netfilter.iter().flat_map(|it| &it.translations);
@@ -74,11 +80,29 @@ impl Facts<'_> {
     }
 }
 
+/// Explains all cases. Without a source, destinations of a family in which the node has no pods are
+/// left out, unless that is all of them.
+///
+/// # Errors
+/// Returns the errors of [`explain`].
+pub(crate) fn explain_all(node: &mut Node<'_>, cases: &[Case]) -> Result<Vec<Answer>> {
+    let mut answers = Vec::new();
+    for case in cases {
+        if case.src.is_some() || node.any_pod(case.dst.is_ipv4())?.is_some() {
+            answers.push(explain(node, case)?);
+        }
+    }
+    match cases.first() {
+        Some(case) if answers.is_empty() => Ok(vec![explain(node, case)?]),
+        _ => Ok(answers),
+    }
+}
+
 /// Explains one case.
 ///
 /// # Errors
 /// Returns an error if a map or the kernel's tables can't be read, or no source is known.
-pub(crate) fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
+fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
     let src = match case.src {
         Some(src) => src,
         None => node.any_pod(case.dst.is_ipv4())?.with_context(|| {
@@ -137,7 +161,7 @@ pub(crate) fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
     Ok(Answer {
         headline,
         outcome,
-        is_certain: !facts.may_be_translated(),
+        is_certain: !facts.may_be_translated() && facts.knows_netfilter(),
         codes,
         from,
         pod: case.pod.clone(),

@@ -73,7 +73,8 @@ impl Change {
 
 /// Reports whether a rule is an entry of a document.
 fn is_written(rule: &RuleReport) -> bool {
-    rule.origin != "built-in" && !rule.origin.starts_with("--")
+    let elsewhere = ["--", "auto: "];
+    rule.origin != "built-in" && !elsewhere.iter().any(|it| rule.origin.starts_with(it))
 }
 
 /// Writes a list. An empty one is written as such: without the key the defaults would apply.

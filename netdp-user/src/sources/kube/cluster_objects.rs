@@ -82,10 +82,21 @@ impl ServiceCidr {
     }
 }
 
-/// Parses networks, and sorts them without duplicates.
+/// The shortest prefixes that are believed to be networks of a cluster, of IPv4 and IPv6: one Node with
+/// a wrong CIDR must not bypass the Internet on all nodes.
+const SHORTEST: (u8, u8) = (8, 16);
+
+/// Parses networks, and sorts them without duplicates. Too short ones are left out.
 fn sorted<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<IpNet> {
     let nets = texts.filter_map(|text| text.parse().ok());
-    let mut nets: Vec<IpNet> = nets.map(|net: IpNet| net.trunc()).collect();
+    let is_believed = |net: &IpNet| match net {
+        IpNet::V4(net) => net.prefix_len() >= SHORTEST.0,
+        IpNet::V6(net) => net.prefix_len() >= SHORTEST.1,
+    };
+    let mut nets: Vec<IpNet> = nets
+        .map(|net: IpNet| net.trunc())
+        .filter(is_believed)
+        .collect();
     nets.sort_unstable();
     nets.dedup();
     nets
