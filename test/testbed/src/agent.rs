@@ -163,9 +163,14 @@ impl Agent {
         Ok(())
     }
 
-    /// Kills the agent with SIGKILL. The datapath stays.
+    /// Kills the agent with SIGKILL, and waits until nothing holds its lock: a child process does until
+    /// it has executed its program. The datapath stays.
     pub fn kill9(&mut self) -> Result<()> {
-        self.running.kill9()
+        self.running.kill9()?;
+        let lock = self.state_dir().join("lock");
+        wait_for(PATIENCE, "the killed agent's lock to be free", || {
+            !is_open(&lock)
+        })
     }
 
     /// Stops the agent with SIGTERM and returns its exit status.
@@ -244,6 +249,14 @@ impl Agent {
     pub fn netdp(&self, arguments: &[&str]) -> Result<String> {
         output(&mut self.command(arguments))
     }
+}
+
+/// Reports whether any process has a file open.
+fn is_open(file: &Path) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let opened = processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok());
+    let mut opened = opened.flatten().flatten();
+    opened.any(|opened| fs::read_link(opened.path()).is_ok_and(|target| target == file))
 }
 
 fn launch(node: &Netns, options: &AgentOptions, dir: &WorkDir) -> Result<Running> {
