@@ -73,8 +73,8 @@ impl Policy for TcEnv<'_> {
 impl Reaching for TcEnv<'_> {
     #[inline(always)]
     fn lookup_reach(&self, network: &Addr) -> Option<ReachSlot> {
-        // SAFETY: a map value, which stays readable and writable while the program runs.
         let reach = REACH.get_ptr_mut(network)?;
+        // SAFETY: a map value, which stays readable and writable while the program runs.
         Some(unsafe { ReachSlot::new(reach) })
     }
 

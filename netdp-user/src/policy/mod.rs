@@ -1,6 +1,6 @@
 //! Counts of the policy's prefixes, and the command `netdp policy` that shows them.
 //!
-//! The programs count by number of a rule. [`Ledger`] records which prefix has which number, and what
+//! The programs count by number of a rule. [`ledger::Ledger`] records which prefix has which number, and what
 //! a prefix had before its numbers or its mappings changed; the agent keeps it ([`Keeper`]) in the
 //! state directory. All counts themselves are in pinned maps, so that a killed agent loses none.
 
