@@ -341,7 +341,7 @@ fn default_list() -> Result<Section> {
     ensure!(
         section
             .output
-            .contains("masqueradeCIDRs: [\"10.1.0.20/32\"]"),
+            .contains("add \"10.1.0.20/32\" to masqueradeCIDRs"),
         "{}",
         section.output
     );
@@ -458,7 +458,7 @@ fn the_json_has_the_documented_fields() -> Result<()> {
         ("leaves_by", "\"eth0\""),
         (
             "remedies",
-            "[\"to have it see the pod: nonMasqueradeCIDRs: [\\\"10.2.0.17/32\\\"]\"]",
+            "[\"to have it see the pod: add \\\"10.2.0.17/32\\\" to nonMasqueradeCIDRs\"]",
         ),
     ] {
         ensure!(of(key) == value, "{key}: {} in {text}", of(key));
