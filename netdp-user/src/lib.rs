@@ -22,6 +22,7 @@ mod control;
 mod fleet;
 mod flows;
 mod foreign;
+mod format;
 mod iptables;
 mod limits;
 mod misspelling;

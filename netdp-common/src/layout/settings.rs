@@ -138,3 +138,16 @@ pub struct Limits {
     /// Padding, always zero.
     pub pad: u32,
 }
+
+impl Limits {
+    /// No limit of a pod, tables without end, and no secret: where there is no entry, or no datapath.
+    pub const UNLIMITED: Self = Self {
+        secret: [0; 2],
+        capacity: u32::MAX,
+        inbound_capacity: u32::MAX,
+        flows: 0,
+        rate: 0,
+        burst: 0,
+        pad: 0,
+    };
+}

@@ -2,7 +2,7 @@
 //!
 //! Ranges are inclusive and in host byte order.
 
-use crate::layout::{PORT_RANGES, PortRange};
+use crate::layout::{PORT_RANGES, PortRange, RESERVED_WORDS, SETTING_PORTS, Settings};
 
 /// The order in which candidates are tried: a walk through all ports of the
 /// ranges, each exactly once, from a random start.
@@ -121,10 +121,30 @@ pub const fn class_of(port: u16) -> PortRange {
     }
 }
 
+/// Returns the ports of TCP and UDP that clients' ports, 1024 and above, can be given towards one
+/// destination: those of `--to-ports`, or their class; never a reserved one. `reserved` is the content of
+/// the map `reserved_ports`.
+pub fn of_clients<'a>(
+    settings: &Settings,
+    reserved: &'a [u64; RESERVED_WORDS],
+) -> impl Iterator<Item = u16> + 'a {
+    let ranges = if settings.flags & SETTING_PORTS == 0 {
+        let mut ranges = [PortRange::EMPTY; PORT_RANGES];
+        ranges[0] = class_of(u16::MAX);
+        ranges
+    } else {
+        settings.ports
+    };
+    let is_free = |port: &u16| reserved[*port as usize / 64] >> (port % 64) & 1 == 0;
+    (1..=u16::MAX)
+        .filter(move |port| contains(&ranges, *port))
+        .filter(is_free)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Search, class_of, contains, nth_port, total};
-    use crate::layout::{PORT_RANGES, PortRange};
+    use super::{Search, class_of, contains, nth_port, of_clients, total};
+    use crate::layout::{LAYOUT, PORT_RANGES, PortRange, RESERVED_WORDS, SETTING_PORTS, Settings};
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
@@ -170,6 +190,29 @@ mod tests {
         assert_eq!(class_of(1023), PortRange::new(600, 1023));
         assert_eq!(class_of(1024), PortRange::new(1024, u16::MAX));
         assert_eq!(class_of(u16::MAX), PortRange::new(1024, u16::MAX));
+    }
+
+    #[test]
+    fn ports_of_clients_are_those_of_their_class_or_of_to_ports() {
+        let mut settings = Settings {
+            active_policy: 0,
+            flags: 0,
+            layout: LAYOUT,
+            no_leak: 0,
+            ports: ranges(&[(2000, 2003), (500, 501)]),
+            clock_offset: 0,
+            generation: 0,
+            epoch: 0,
+            events: 0,
+        };
+        let mut reserved = [0; RESERVED_WORDS];
+        assert_eq!(of_clients(&settings, &reserved).count(), 64_512);
+        reserved[2001 / 64] |= 1 << (2001 % 64);
+        let ports = of_clients(&settings, &reserved);
+        assert_eq!(ports.filter(|port| *port != 2001).count(), 64_511);
+        settings.flags = SETTING_PORTS;
+        let ports: Vec<_> = of_clients(&settings, &reserved).collect();
+        assert_eq!(ports, [500, 501, 2000, 2002, 2003]);
     }
 
     proptest! {

@@ -187,12 +187,4 @@ fn foreign_mac(ctx: &TcContext, last: *mut Last) -> Option<[u8; 6]> {
 }
 
 /// Replaces an entry that always exists.
-static UNLIMITED: Limits = Limits {
-    secret: [0; 2],
-    capacity: u32::MAX,
-    inbound_capacity: u32::MAX,
-    flows: 0,
-    rate: 0,
-    burst: 0,
-    pad: 0,
-};
+static UNLIMITED: Limits = Limits::UNLIMITED;

@@ -1,7 +1,6 @@
 //! Arguments that several commands have.
 
-use crate::programs;
-use crate::state_dir;
+use crate::{pods, programs, state_dir};
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -25,6 +24,14 @@ pub(super) struct InstancePaths {
     #[arg(long = "tool-dir", alias = "programs", value_name = "DIR",
           default_values = programs::DIRECTORIES)]
     pub(super) programs: Vec<PathBuf>,
+}
+
+/// Where names of pods are read.
+#[derive(Debug, Args)]
+pub(super) struct CniDir {
+    /// Directory in which container runtimes cache the networks of pods, for the pods' names.
+    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
+    pub(super) cni_dir: PathBuf,
 }
 
 /// Severity of log messages.

@@ -1,17 +1,16 @@
 //! `netdp explain` and `netdp codes`.
 
-use super::args::{InstancePaths, Output};
+use super::args::{CniDir, InstancePaths, Output};
 use super::go_flags::parse_bool;
 use super::output;
 use crate::codes::Code;
 use crate::config::{self, ClusterCidrs, Config, Options};
 use crate::explain::answer::{self, Answer, Answers, Case, End, Node, Outcome};
 use crate::explain::packet::{self, PacketBytes};
-use crate::pods::{self, Names};
+use crate::pods::Names;
 use crate::rollback::Fallback;
 use crate::sources::file;
 use crate::state_dir::StateDir;
-use crate::terminal;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use std::fs::File;
@@ -71,9 +70,8 @@ pub(super) struct Explain {
     pcap: Option<String>,
     #[command(flatten)]
     pub(super) paths: InstancePaths,
-    /// Directory in which the container runtime keeps results of CNI, for names of pods.
-    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
-    cni_dir: PathBuf,
+    #[command(flatten)]
+    pods: CniDir,
     /// Output format.
     #[arg(long, short, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -139,19 +137,12 @@ impl Expect {
 impl Explain {
     /// Runs the command; errors are printed, because their exit status is 2.
     pub(super) fn run(&self) -> ExitCode {
-        match self.answers() {
-            Ok(status) => status,
-            Err(err) => {
-                let message = format!("{err:#}");
-                eprintln!("netdp: error: {}", terminal::lines(&message));
-                ExitCode::from(UNKNOWN)
-            }
-        }
+        output::or_trouble(self.answers())
     }
 
     fn answers(&self) -> Result<ExitCode> {
         let with = self.policy()?;
-        let names = Names::load(&self.cni_dir, &StateDir::at(&self.paths.state_dir));
+        let names = Names::load(&self.pods.cni_dir, &StateDir::at(&self.paths.state_dir));
         let mut node = Node::open(
             &self.paths.bpffs,
             &self.paths.state_dir,

@@ -1,15 +1,13 @@
 //! `netdp flows`: its flags.
 
-use super::args::InstancePaths;
+use super::args::{CniDir, InstancePaths};
+use super::output;
 use crate::datapath::FlowState;
 use crate::flows::{
     By, Endpoint, Filter, Format, Idle, Options, PodFilter, Sort, View, parse_protocol, print,
 };
-use crate::pods;
-use crate::terminal;
 use clap::Args;
 use ipnet::IpNet;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -67,9 +65,8 @@ pub(super) struct Flows {
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true,
           default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
     watch: Option<u64>,
-    /// Directory in which container runtimes cache the networks of pods, for names.
-    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
-    cni_dir: PathBuf,
+    #[command(flatten)]
+    pods: CniDir,
     /// Output format.
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
@@ -101,15 +98,9 @@ impl Flows {
             limit: self.limit.map(|limit| limit as usize),
             watch: self.watch.map(Duration::from_secs),
             format: self.output,
-            cni_dir: self.cni_dir,
+            cni_dir: self.pods.cni_dir,
         };
-        match print(&self.paths.bpffs, &self.paths.state_dir, &options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(err) => {
-                let message = format!("{err:#}");
-                eprintln!("netdp: error: {}", terminal::lines(&message));
-                ExitCode::from(2)
-            }
-        }
+        let printed = print(&self.paths.bpffs, &self.paths.state_dir, &options);
+        output::or_trouble(printed.map(|()| ExitCode::SUCCESS))
     }
 }

@@ -24,9 +24,9 @@ use crate::agent;
 use crate::fleet;
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, pods, report, terminal, top};
+use crate::{pod, report, terminal, top};
 use anyhow::Result;
-use args::{InstancePaths, LogLevel, Output};
+use args::{CniDir, InstancePaths, LogLevel, Output};
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
@@ -39,7 +39,6 @@ use shell::{Completion, ManPages};
 use show_policy::ShowPolicy;
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use suggest::{Probe, Suggest};
@@ -140,9 +139,8 @@ struct Top {
     #[arg(long, value_name = "NUMBER", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=4))]
     tab: u8,
-    /// Directory in which the container runtime keeps results of CNI, for names of pods.
-    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
-    cni_dir: PathBuf,
+    #[command(flatten)]
+    pods: CniDir,
     /// Print one frame and exit, after two readings.
     #[arg(long)]
     once: bool,
@@ -158,7 +156,7 @@ impl Top {
         let paths = top::Paths {
             bpffs: &self.paths.bpffs,
             state_dir: &self.paths.state_dir,
-            cni_dir: &self.cni_dir,
+            cni_dir: &self.pods.cni_dir,
         };
         if self.once {
             let frame = top::once(&paths, &options)?;
@@ -220,11 +218,15 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             show.output == Output::Json,
         ),
         Command::Flows(flows) => return Ok(flows.run()),
-        Command::Policy(policy) => return Ok(or_trouble(policy.run().map(|()| ExitCode::SUCCESS))),
-        Command::History(history) => {
-            return Ok(or_trouble(history.run().map(|()| ExitCode::SUCCESS)));
+        Command::Policy(policy) => {
+            return Ok(output::or_trouble(policy.run().map(|()| ExitCode::SUCCESS)));
         }
-        Command::Diff(diff) => return Ok(or_trouble(diff.run())),
+        Command::History(history) => {
+            return Ok(output::or_trouble(
+                history.run().map(|()| ExitCode::SUCCESS),
+            ));
+        }
+        Command::Diff(diff) => return Ok(output::or_trouble(diff.run())),
         Command::Top(top) => top.run(),
         Command::Config(ConfigCommand::Check(check)) => check.run(),
         Command::Fleet(fleet) => fleet::print(
@@ -283,18 +285,9 @@ impl Show {
                 eprintln!("netdp: no connection seen yet");
                 ExitCode::from(2)
             }
-            Err(err) => or_trouble(Err(err)),
+            Err(err) => output::or_trouble(Err(err)),
         }
     }
-}
-
-/// Returns a command's exit status; on an error, after a message, 2, as that of `diff`.
-fn or_trouble(result: Result<ExitCode>) -> ExitCode {
-    result.unwrap_or_else(|err| {
-        let message = format!("{err:#}");
-        eprintln!("netdp: error: {}", terminal::lines(&message));
-        ExitCode::from(2)
-    })
 }
 
 fn init_log(level: LogLevel) {

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result};
 use comfy_table::{Table, presets};
 use std::fmt;
 use std::io::{BufWriter, ErrorKind, Stdout, Write as _};
+use std::process::ExitCode;
 
 /// Creates a table in the style of all commands.
 pub(crate) fn table(header: &[&str]) -> Rows {
@@ -55,4 +56,13 @@ pub(crate) fn write_out(text: &str, json: bool) -> Result<()> {
         Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
         other => other.context("writing to standard output"),
     }
+}
+
+/// Returns a command's exit status; on an error, after a message, 2, as that of `diff`.
+pub(crate) fn or_trouble(result: Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|err| {
+        let message = format!("{err:#}");
+        eprintln!("netdp: error: {}", terminal::lines(&message));
+        ExitCode::from(2)
+    })
 }

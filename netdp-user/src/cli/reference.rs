@@ -127,17 +127,19 @@ fn name(arg: &Arg) -> String {
         return format!("`[{value}…]`");
     };
     let mut text = format!("--{long}");
-    if arg.is_require_equals_set() {
-        text += "[=BOOL]";
-    } else if arg.get_action().takes_values() {
+    if arg.get_action().takes_values() {
         let values = arg.get_possible_values();
-        if values.is_empty() {
-            let value = arg.get_value_names().map_or("VALUE", |names| &names[0]);
-            let _ = write!(text, " {value}");
+        let value = if values.is_empty() {
+            let names = arg.get_value_names();
+            names.map_or("VALUE", |names| &names[0]).to_owned()
         } else {
             let values: Vec<_> = values.iter().map(|value| value.get_name()).collect();
-            let _ = write!(text, " {}", values.join("\\|"));
-        }
+            values.join("\\|")
+        };
+        let _ = match arg.is_require_equals_set() {
+            true => write!(text, "[={value}]"),
+            false => write!(text, " {value}"),
+        };
     }
     let short = arg.get_short().map(|short| format!("`-{short}`, "));
     format!("{}`{text}`", short.unwrap_or_default())

@@ -1,6 +1,6 @@
 //! `netdp run`: its flags, and the agent's options derived from them.
 
-use super::args::{InstancePaths, LogLevel};
+use super::args::{CniDir, InstancePaths, LogLevel};
 use super::go_flags::parse_bool;
 use super::klog::Klog;
 use super::kube::KubeFlags;
@@ -12,7 +12,7 @@ use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
-use crate::pods::{self, PodNameOptions, PodNames};
+use crate::pods::{PodNameOptions, PodNames};
 use crate::state_dir::log_if_in_memory;
 use crate::uplinks::Patterns;
 use crate::upstream::masq_agent;
@@ -110,9 +110,8 @@ pub(super) struct Run {
     /// Where names of pods come from, for netdp flows.
     #[arg(long, value_enum, default_value_t = PodNames::Auto)]
     pod_names: PodNames,
-    /// Directory in which container runtimes cache the networks of pods.
-    #[arg(long, value_name = "DIR", default_value = pods::DIRECTORY)]
-    cni_dir: PathBuf,
+    #[command(flatten)]
+    pods: CniDir,
     /// What to do with the datapath when the agent exits.
     #[arg(long, value_enum, default_value_t = OnExit::Keep)]
     on_exit: OnExit,
@@ -224,7 +223,7 @@ impl Run {
             timeouts: parse_timeouts(&self.timeout)?,
             pod_names: PodNameOptions {
                 source: self.pod_names,
-                cni_dir: self.cni_dir,
+                cni_dir: self.pods.cni_dir,
             },
             on_exit: self.on_exit,
             ready_file: self.ready_file,

@@ -1,8 +1,8 @@
 //! `netdp suggest` and `netdp probe`.
 
 use super::args::InstancePaths;
+use super::output;
 use crate::reach::{self, Answer, Format};
-use crate::terminal;
 use clap::{Args, ValueEnum};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -44,7 +44,7 @@ impl Suggest {
             Ok(Answer::Some) => ExitCode::SUCCESS,
             Ok(Answer::None) => ExitCode::FAILURE,
             Ok(Answer::Unknown) => ExitCode::from(2),
-            Err(err) => trouble(&err),
+            Err(err) => output::or_trouble(Err(err)),
         }
     }
 }
@@ -73,13 +73,7 @@ impl Probe {
         match reach::probe(self.to, self.count, Duration::from_secs(self.timeout)) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
-            Err(err) => trouble(&err),
+            Err(err) => output::or_trouble(Err(err)),
         }
     }
-}
-
-fn trouble(err: &anyhow::Error) -> ExitCode {
-    let message = format!("{err:#}");
-    eprintln!("netdp: error: {}", terminal::lines(&message));
-    ExitCode::from(2)
 }

@@ -89,7 +89,7 @@ pub struct Maps {
     pub(super) next_rule: Option<u32>,
     /// Time at which the policy in force came into force by this handle, in ticks.
     pub(super) swapped_at: Option<u32>,
-    reserved_ports: Array<MapData, u64>,
+    pub(super) reserved_ports: Array<MapData, u64>,
     /// `None` if the pins are of a version without this map.
     node_flow_ports: Option<Array<MapData, NodeFlowPorts>>,
     /// `None` if the pins are of a version without these maps.
@@ -337,27 +337,6 @@ impl Maps {
     /// its size.
     pub const fn address_capacity(&self) -> usize {
         self.address_capacity
-    }
-
-    /// Returns a bitmap of the ports that are never given to mappings: port P is bit P mod 64 of word
-    /// P / 64.
-    ///
-    /// # Errors
-    /// Returns an error if the map can't be read.
-    pub(super) fn reserved_ports(&self) -> Result<Vec<u64>> {
-        let words = self.reserved_ports.iter();
-        words
-            .collect::<std::result::Result<_, _>>()
-            .context("reading the reserved ports")
-    }
-
-    /// Returns the kernel's number of the `snat` map, by which programs that use these maps are known.
-    ///
-    /// # Errors
-    /// Returns an error if the kernel does not report it.
-    pub(crate) fn snat_id(&self) -> Result<u32> {
-        let info = self.snat_data.info().context("querying the snat map")?;
-        Ok(info.id())
     }
 
     /// Returns the settings in force.

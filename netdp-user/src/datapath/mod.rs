@@ -81,6 +81,19 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
+/// Opens the maps below `bpffs` for a command.
+///
+/// # Errors
+/// Returns an error that names the directory if there are none, or if they can't be read.
+pub(crate) fn open(bpffs: &Path) -> Result<Maps> {
+    Maps::open(bpffs).with_context(|| {
+        format!(
+            "no datapath found in {}; is the agent running, and with this --bpffs?",
+            bpffs.display()
+        )
+    })
+}
+
 /// The loaded programs with their maps and links.
 pub struct Datapath {
     /// Kernel features that were detected at the start.

@@ -1,5 +1,6 @@
 //! Readers of the counts of bypassed destinations, for [`crate::reach`].
 
+use super::rule_counts::each_pair;
 use super::{batch, bpffs};
 use anyhow::{Context as _, Result};
 use netdp_common::layout::{Addr, Pair, Reach, pins};
@@ -21,19 +22,13 @@ pub(crate) fn for_each_reach(bpffs: &Path, mut each: impl FnMut(IpAddr, &Reach))
     Ok(true)
 }
 
-/// Calls `each` for every pair of the bypass cache.
+/// Calls `each` for every pair of the bypass cache that is in use.
 ///
 /// # Errors
 /// Returns an error if the map can't be opened or read.
-pub(crate) fn for_each_pair(bpffs: &Path, mut each: impl FnMut(&Pair)) -> Result<()> {
+pub(crate) fn for_each_pair(bpffs: &Path, each: impl FnMut(&Pair)) -> Result<()> {
     if !bpffs.join(pins::BYPASS_CACHE).exists() {
         return Ok(());
     }
-    let map = bpffs::open_map(bpffs, pins::BYPASS_CACHE)?;
-    batch::for_each::<u32, Pair>(&map, |_, pair| {
-        if pair.hits.packets > 0 {
-            each(pair);
-        }
-    })
-    .context("reading the bypass_cache map")
+    each_pair(&bpffs::open_map(bpffs, pins::BYPASS_CACHE)?, each)
 }

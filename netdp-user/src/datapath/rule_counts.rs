@@ -185,6 +185,19 @@ fn add_to(entry: &mut RuleEnded, more: &RuleEnded) {
     entry.own_flows = entry.own_flows.wrapping_add(more.own_flows);
 }
 
+/// Calls `each` for every pair of the bypass cache that is in use, of each CPU.
+///
+/// # Errors
+/// Returns an error if the map can't be read.
+pub(super) fn each_pair(pairs: &MapData, mut each: impl FnMut(&Pair)) -> Result<()> {
+    batch::for_each::<u32, Pair>(pairs, |_, pair| {
+        if pair.rule != 0 {
+            each(pair);
+        }
+    })
+    .context("reading the bypass_cache map")
+}
+
 impl Maps {
     /// Returns what the pod has sent over a mapping; of one that an earlier version has begun, the
     /// bytes since the upgrade.
@@ -222,13 +235,8 @@ impl Maps {
     ///
     /// # Errors
     /// Returns an error if the map can't be read.
-    pub(crate) fn for_each_pair(&self, mut each: impl FnMut(&Pair)) -> Result<()> {
-        batch::for_each::<u32, Pair>(&self.rule_maps()?.pairs_data, |_, pair| {
-            if pair.rule != 0 {
-                each(pair);
-            }
-        })
-        .context("reading the bypass_cache map")
+    pub(crate) fn for_each_pair(&self, each: impl FnMut(&Pair)) -> Result<()> {
+        each_pair(&self.rule_maps()?.pairs_data, each)
     }
 
     /// Returns the packets from `pod` to `peer` that hit their pair and are not in `rule_hits` yet, by

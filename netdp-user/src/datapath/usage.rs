@@ -5,10 +5,8 @@ use super::maps::Maps;
 use super::sweep::now;
 use anyhow::{Context as _, Result};
 use netdp_common::flow::age;
-use netdp_common::layout::{
-    Addr, Half, MAPPING_HOST, Mapping, PORT_RANGES, PortRange, Tuple, proto,
-};
-use netdp_common::nat::ports::{class_of, contains};
+use netdp_common::layout::{Addr, Half, MAPPING_HOST, Mapping, RESERVED_WORDS, Tuple, proto};
+use netdp_common::nat::ports;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -137,23 +135,25 @@ impl Maps {
         Ok(usage)
     }
 
-    /// Returns how many ports there are towards one destination: for pods' ports from 1024 on, or
-    /// those of `--to-ports`; without the reserved ones.
+    /// Returns how many ports there are towards one destination ([`ports::of_clients`]).
     ///
     /// # Errors
     /// Returns an error if a map can't be read.
     pub fn ports_of_destination(&self) -> Result<u64> {
-        let mut ranges = self.settings()?.ports;
-        if ranges == [PortRange::EMPTY; PORT_RANGES] {
-            ranges[0] = class_of(u16::MAX);
+        let mut reserved = [0; RESERVED_WORDS];
+        for (read, word) in self.reserved_ports.iter().zip(&mut reserved) {
+            *word = read.context("reading the reserved_ports map")?;
         }
-        let reserved = self.reserved_ports()?;
-        let is_reserved = |port: u16| {
-            let word = reserved.get(usize::from(port) / 64);
-            word.is_some_and(|word| word >> (port % 64) & 1 != 0)
-        };
-        let free = |port: u16| contains(&ranges, port) && !is_reserved(port);
-        Ok((1..=u16::MAX).filter(|port| free(*port)).count() as u64)
+        Ok(ports::of_clients(&self.settings()?, &reserved).count() as u64)
+    }
+
+    /// Returns the kernel's number of the `snat` map, by which programs that use these maps are known.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel does not report it.
+    pub(crate) fn snat_id(&self) -> Result<u32> {
+        let info = self.snat_data.info().context("querying the snat map")?;
+        Ok(info.id())
     }
 }
 

@@ -4,7 +4,7 @@ use super::filter::Selector;
 use super::rows::RowWriter;
 use super::{Format, Look, Options};
 use crate::datapath::Flow;
-use crate::top::numbers::grouped;
+use crate::format::grouped;
 use anyhow::{Result, bail};
 use netdp_common::layout::Addr;
 use std::cell::Cell;

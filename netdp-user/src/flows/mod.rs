@@ -14,10 +14,10 @@ mod summary;
 mod tests;
 
 use crate::cli::output;
-use crate::datapath::Maps;
+use crate::datapath::{self, Maps};
 use crate::pods::{Names, Owner};
 use crate::state_dir::StateDir;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use netdp_common::flow::TICK_SHIFT;
 use netdp_common::layout::{Addr, Tuple};
 use std::io::{IsTerminal as _, Write};
@@ -117,12 +117,7 @@ fn watch(bpffs: &Path, state_dir: &StateDir, options: &Options) -> Result<()> {
     let clears = options.format == Format::Text && std::io::stdout().is_terminal();
     loop {
         let begin = Instant::now();
-        let maps = Maps::open(bpffs).with_context(|| {
-            format!(
-                "no datapath found in {}; is the agent running, and with this --bpffs?",
-                bpffs.display()
-            )
-        })?;
+        let maps = datapath::open(bpffs)?;
         let names = Names::load(&options.cni_dir, state_dir);
         let mut out = output::stream();
         if options.watch.is_some() && clears {

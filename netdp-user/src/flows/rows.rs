@@ -2,10 +2,10 @@
 
 use super::{Format, SCHEMA, Timed, endpoint, rfc3339};
 use crate::datapath::{Flow, FlowRecord, protocol_name, seconds};
+use crate::format::{bytes, grouped};
 use crate::pods::Owner;
 use crate::terminal;
 use crate::time::pretty;
-use crate::top::numbers::{bytes, grouped};
 use anyhow::Result;
 use serde::Serialize;
 use std::io::Write;
@@ -179,7 +179,7 @@ impl<'a> RowWriter<'a> {
         let name = self
             .owner(flow)
             .map(|owner| self.names.names.describe(owner));
-        let amount = |bytes_of: Option<u64>| bytes_of.map_or_else(unknown, in_bytes);
+        let amount = |bytes_of: Option<u64>| bytes_of.map_or_else(unknown, bytes);
         [
             protocol_name(tuple.proto),
             endpoint(tuple.src, tuple.src_id),
@@ -234,12 +234,6 @@ impl<'a> RowWriter<'a> {
 /// What stands for something unknown in text.
 pub(super) fn unknown() -> String {
     "-".to_owned()
-}
-
-/// Formats a number of bytes.
-#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-pub(super) fn in_bytes(number: u64) -> String {
-    bytes(number as f64)
 }
 
 /// A table whose rows need not be known at once: a cell that is wider than the column's sample moves

@@ -31,6 +31,7 @@ pub(crate) use scan::{probe, scan};
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
+use walk::ReachableRule;
 
 /// Result of a scan.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,6 +89,23 @@ pub struct Finding {
     pub conflict: bool,
     /// Reason for the assessment.
     pub why: String,
+}
+
+impl Finding {
+    /// Describes a rule that translates; what it means for pods' packets is left out.
+    fn of(rule: &ReachableRule<'_, '_>, family: &str, backend: &str) -> Self {
+        Self {
+            owner: owner::owner(rule.path, &rule.rule.text).into(),
+            family: family.into(),
+            backend: backend.into(),
+            chain: rule.chain().into(),
+            rule: rule.rule.text.clone(),
+            count: 1,
+            drops: false,
+            conflict: false,
+            why: String::new(),
+        }
+    }
 }
 
 impl std::fmt::Display for Finding {

@@ -68,15 +68,8 @@ impl Probe<'_> {
             return;
         };
         let finding = Finding {
-            owner: owner::owner(rule.path, &rule.rule.text).into(),
-            family: family.into(),
-            backend: backend.into(),
-            chain: rule.chain().into(),
-            rule: rule.rule.text.clone(),
-            count: 1,
-            drops: false,
             conflict: is_certain,
-            why: String::new(),
+            ..Finding::of(rule, family, backend)
         };
         let to = match &rule.rule.target {
             Target::Snat(to) => to.clone(),

@@ -311,15 +311,9 @@ impl<'a> Scan<'a> {
             let after = position.is_some_and(|own| rule.position > own);
             let assessment = assessor.assess(rule, after);
             self.findings.add(Finding {
-                owner: owner::owner(rule.path, &rule.rule.text).into(),
-                family: family.into(),
-                backend: backend.into(),
-                chain: rule.chain().into(),
-                rule: rule.rule.text.clone(),
-                count: 1,
-                drops: false,
                 conflict: assessment.conflict,
                 why: assessment.why,
+                ..Finding::of(rule, family, backend)
             });
         });
     }

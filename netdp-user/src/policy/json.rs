@@ -1,7 +1,7 @@
 //! JSON output of `netdp policy`.
 
 use super::gather::{Query, Row, View};
-use super::utc_time;
+use crate::format::utc_time;
 use anyhow::Result;
 use netdp_common::layout::Action;
 use serde::Serialize;

@@ -6,7 +6,6 @@
 
 mod changes;
 pub(crate) mod diff;
-mod format;
 mod gather;
 pub(crate) mod history;
 mod json;
@@ -16,7 +15,6 @@ mod ledger;
 mod tests;
 mod text;
 
-pub(crate) use format::{bytes, grouped, local_time, utc_time};
 pub(crate) use gather::{Query, print};
 pub(crate) use keeper::Keeper;
 pub(crate) use ledger::FILE as COUNTS_FILE;

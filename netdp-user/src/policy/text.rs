@@ -2,9 +2,9 @@
 
 use super::gather::{CHANGES_NOTHING, Counts, NEVER_HIT, Query, Row, View};
 use super::json::action;
-use super::{bytes, grouped, local_time};
 use crate::cli::output::table;
 use crate::codes::Code;
+use crate::format::{bytes, grouped, local_time};
 use crate::terminal;
 use crate::time::pretty;
 use anyhow::Result;

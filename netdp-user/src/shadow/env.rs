@@ -54,15 +54,7 @@ impl<'a, R: RouteLookup> ConfigEnv<'a, R> {
                 epoch: 1,
                 events: 0,
             },
-            limits: Limits {
-                secret: [0; 2],
-                capacity: u32::MAX,
-                inbound_capacity: u32::MAX,
-                flows: 0,
-                rate: 0,
-                burst: 0,
-                pad: 0,
-            },
+            limits: Limits::UNLIMITED,
             counters: RefCell::default(),
             route: OnceCell::new(),
         }

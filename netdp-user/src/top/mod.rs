@@ -4,7 +4,7 @@
 //! [`screen`] draws them, and [`keys`] holds what the user has chosen.
 
 mod keys;
-pub(crate) mod numbers;
+mod numbers;
 mod run_time;
 mod sampler;
 mod screen;
@@ -13,7 +13,6 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use crate::datapath::Maps;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, bail, ensure};
 use crossterm::event::{self, Event, KeyEventKind};
@@ -33,7 +32,6 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 use view::View;
 
-pub(crate) use numbers::grouped;
 pub(crate) use view::Sort;
 
 /// How long the screen waits for a key before it looks for a new sample.
@@ -231,14 +229,4 @@ fn wait_for_input() -> Result<Input> {
             Input::None
         },
     )
-}
-
-/// Opens the maps, and tells where they were looked for.
-fn open(bpffs: &Path) -> Result<Maps> {
-    Maps::open(bpffs).with_context(|| {
-        format!(
-            "no datapath found in {}; is the agent running, and with this --bpffs?",
-            bpffs.display()
-        )
-    })
 }

@@ -1,39 +1,30 @@
 //! Numbers in few columns.
 
-/// Formats a number with thousands separators.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
+use crate::format;
 
 /// Formats a quantity with a decimal prefix: `812 k`, `1.3 M`.
-pub(super) fn decimal(quantity: f64) -> String {
-    scaled(quantity, 1000.0, &["", "k", "M", "G", "T"])
-}
-
-/// Formats bytes with a binary prefix: `41.0 MiB`.
-pub(crate) fn bytes(quantity: f64) -> String {
-    scaled(quantity, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB"])
-}
-
-fn scaled(mut quantity: f64, step: f64, units: &[&str]) -> String {
+pub(super) fn decimal(mut quantity: f64) -> String {
+    const UNITS: [&str; 5] = ["", "k", "M", "G", "T"];
     let mut unit = 0;
-    while quantity >= step - 0.5 && unit + 1 < units.len() {
-        quantity /= step;
+    while quantity >= 999.5 && unit + 1 < UNITS.len() {
+        quantity /= 1000.0;
         unit += 1;
     }
-    let name = units.get(unit).copied().unwrap_or_default();
+    let name = UNITS.get(unit).copied().unwrap_or_default();
     let decimals = usize::from(unit > 0 && quantity < 99.95);
     format!("{quantity:.decimals$} {name}")
         .trim_end()
         .to_owned()
+}
+
+/// Formats a rate of bytes: `41.0 MiB`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "positive, and far below 2^64"
+)]
+pub(super) fn bytes(quantity: f64) -> String {
+    format::bytes(quantity.round() as u64)
 }
 
 /// Formats seconds in their largest unit: `41m`.
@@ -76,14 +67,6 @@ mod tests {
 
     #[test]
     fn numbers_take_few_columns() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
-            assert_eq!(grouped(number), text);
-        }
         for (quantity, text) in [
             (0.0, "0"),
             (999.0, "999"),
@@ -95,14 +78,7 @@ mod tests {
         ] {
             assert_eq!(decimal(quantity), text, "{quantity}");
         }
-        for (quantity, text) in [
-            (0.0, "0 B"),
-            (1023.0, "1023 B"),
-            (1024.0, "1.0 KiB"),
-            (43.0 * 1_048_576.0, "43.0 MiB"),
-        ] {
-            assert_eq!(bytes(quantity), text, "{quantity}");
-        }
+        assert_eq!(bytes(1023.6), "1.0 KiB");
         assert_eq!(duration(2460), "41m");
         assert_eq!(duration(172_900), "2d");
     }

@@ -1,7 +1,7 @@
 //! Samples: what the maps and the agent's report say at one time.
 
 use super::run_time::{Counting, Runs, runs};
-use crate::datapath::{Destination, Maps, Usage};
+use crate::datapath::{self, Destination, Maps, Usage};
 use crate::pods::Names;
 use crate::report::Report;
 use crate::state_dir::StateDir;
@@ -83,7 +83,7 @@ impl Sampler {
     /// Returns an error if there are none, or if they can't be read.
     pub(super) fn open(bpffs: &Path, state_dir: StateDir, cni_dir: &Path) -> Result<Self> {
         Ok(Self {
-            maps: super::open(bpffs)?,
+            maps: datapath::open(bpffs)?,
             state_dir,
             cni_dir: cni_dir.to_owned(),
             names: None,

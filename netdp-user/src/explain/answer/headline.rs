@@ -7,7 +7,7 @@ use super::steps::is_global;
 use super::{Facts, netfilter};
 use crate::codes::Code;
 use crate::explain::{Verdict, Why};
-use crate::top::grouped;
+use crate::format::grouped;
 use crate::uplinks::LinkAddr;
 use ipnet::IpNet;
 use netdp_common::layout::{Action, DropReason, POLICY_WAS_BYPASSED};

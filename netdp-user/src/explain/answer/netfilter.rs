@@ -4,7 +4,7 @@ use super::ask::Case;
 use super::model::{Detail, Step};
 use super::node::Node;
 use crate::foreign::{self, NatContext, Packet, Probed, Translation, Translator};
-use crate::top::grouped;
+use crate::format::grouped;
 use crate::uplinks::AddressScope;
 use std::net::IpAddr;
 

@@ -4,12 +4,9 @@ use super::LiveMaps;
 use anyhow::{Context as _, Result};
 use aya::maps::MapError;
 use netdp_common::layout::{
-    Mapping, PortRange, SETTING_HASH_PORTS, SETTING_IPV6, SETTING_PORTS, SETTING_RANDOM_PORTS,
-    Tuple,
+    Mapping, RESERVED_WORDS, SETTING_HASH_PORTS, SETTING_IPV6, SETTING_RANDOM_PORTS, Tuple,
 };
-
-/// Ports of the class that clients use (`nat::ports::class_of`).
-const CLIENTS: PortRange = PortRange::new(1024, u16::MAX);
+use netdp_common::nat::ports;
 
 impl LiveMaps {
     /// Reports whether IPv6 is translated.
@@ -32,26 +29,12 @@ impl LiveMaps {
     /// Returns the ports that mappings of TCP and UDP may take, without the reserved ones. Those of
     /// clients, if there is no `--to-ports`.
     pub(in crate::explain) fn ports(&self) -> Result<Vec<u16>> {
-        let settings = self.settings()?;
-        let ranges = match settings.flags & SETTING_PORTS {
-            0 => vec![CLIENTS],
-            _ => settings.ports.to_vec(),
-        };
-        let mut ports = Vec::new();
-        let mut word = (u32::MAX, 0);
-        for range in ranges.iter().filter(|range| !range.is_empty()) {
-            for port in range.min..=range.max {
-                let index = u32::from(port / 64);
-                if word.0 != index {
-                    let bits = self.reserved_ports.get(&index, 0);
-                    word = (index, bits.context("reading the reserved_ports map")?);
-                }
-                if word.1 >> (port % 64) & 1 == 0 {
-                    ports.push(port);
-                }
-            }
+        let mut reserved = [0; RESERVED_WORDS];
+        for (index, word) in (0..).zip(&mut reserved) {
+            let bits = self.reserved_ports.get(&index, 0);
+            *word = bits.context("reading the reserved_ports map")?;
         }
-        Ok(ports)
+        Ok(ports::of_clients(&self.settings()?, &reserved).collect())
     }
 
     /// Returns the mapping that has a wire tuple: the pod's end.

@@ -4,9 +4,9 @@ use super::By;
 use super::sums::{Key, Row, Sums};
 use crate::datapath::protocol_name;
 use crate::flows::list::Counts;
-use crate::flows::rows::{PodRecord, in_bytes, unknown, write_table};
+use crate::flows::rows::{PodRecord, unknown, write_table};
 use crate::flows::{Format, SCHEMA, Timed};
-use crate::top::numbers::grouped;
+use crate::format::{bytes, grouped};
 use anyhow::Result;
 use netdp_common::layout::proto;
 use serde::Serialize;
@@ -208,8 +208,8 @@ impl Summary<'_> {
             "{matching}{} of {}, {} out, {} in, read in {:.1} s",
             plural(self.counts.all, "mapping"),
             plural(self.sums.pods(), "pod"),
-            in_bytes(total.bytes_out),
-            in_bytes(total.bytes_in),
+            bytes(total.bytes_out),
+            bytes(total.bytes_in),
             self.took.as_secs_f64(),
         )?;
         if !rows.is_empty() {
@@ -256,8 +256,8 @@ impl Summary<'_> {
                 } else {
                     grouped(row.others)
                 },
-                in_bytes(sum.bytes_out),
-                in_bytes(sum.bytes_in),
+                bytes(sum.bytes_out),
+                bytes(sum.bytes_in),
             ]
         };
         match self.by {

@@ -1,9 +1,9 @@
 //! Output of `netdp diff`.
 
 use super::super::changes::JsonChanges;
-use super::super::grouped;
 use super::{Effects, Flows};
 use crate::datapath::OnReload;
+use crate::format::grouped;
 use crate::terminal;
 use anyhow::Result;
 use serde::Serialize;

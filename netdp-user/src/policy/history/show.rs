@@ -1,9 +1,9 @@
 //! Output of `netdp history`.
 
 use super::super::changes::{Changes, JsonChanges, JsonRule, summary};
-use super::super::{grouped, local_time, utc_time};
 use super::{History, Record};
 use crate::cli::output::{table, write_out};
+use crate::format::{grouped, local_time, utc_time};
 use crate::state_dir::StateDir;
 use crate::terminal;
 use crate::time::{self, pretty};

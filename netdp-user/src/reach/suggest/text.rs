@@ -2,9 +2,8 @@
 
 use super::{ATTEMPTS, Suggestion, Verdict};
 use crate::cli::output::table;
+use crate::format::{grouped, local_time};
 use crate::reach::Finding;
-use crate::top::grouped;
-use jiff::tz::TimeZone;
 
 impl Suggestion {
     pub(super) fn text(&self) -> String {
@@ -34,9 +33,7 @@ impl Suggestion {
             text += &format!("\n{rows}\n");
         }
         if let Some(at) = self.at {
-            let at = at
-                .to_zoned(TimeZone::system())
-                .strftime("%Y-%m-%d %H:%M:%S");
+            let at = local_time(u64::try_from(at.as_second()).unwrap_or_default());
             let minutes = self.window_seconds / 60;
             text += &format!("\nIn the {minutes} minutes before {at}.");
             if !self.agent_running {

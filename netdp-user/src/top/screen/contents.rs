@@ -1,11 +1,12 @@
 //! What the tables show.
 
 use super::super::keys::{Keys, Tab};
-use super::super::numbers::{bytes, decimal, duration, grouped};
+use super::super::numbers::{bytes, decimal, duration};
 use super::super::view::{Rates, Row, Sort, View, sort};
 use super::destination;
 use super::table::Content;
 use crate::datapath::Destination;
+use crate::format::grouped;
 use crate::terminal;
 use netdp_common::layout::{DropReason, proto};
 use std::net::IpAddr;

@@ -4,10 +4,11 @@ mod contents;
 mod table;
 
 use super::keys::{HELP, Keys, Tab};
-use super::numbers::{bars, bytes, decimal, duration, grouped};
+use super::numbers::{bars, bytes, decimal, duration};
 use super::sampler::Sample;
 use super::view::{View, float};
 use crate::datapath::{Destination, protocol_name};
+use crate::format::grouped;
 use crate::report::Report;
 use crate::terminal;
 use crate::time;

@@ -16,21 +16,23 @@ pub(crate) fn grouped(number: u64) -> String {
     grouped
 }
 
-/// Formats a number of bytes in the largest binary unit of which there is at least one, with one
-/// decimal, rounded down.
+/// Formats a number of bytes in the largest binary unit of which there is at least one, rounded to one
+/// decimal.
 pub(crate) fn bytes(number: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let unit = (1u32..)
-        .zip(UNITS)
-        .take_while(|(n, _)| number >> (10 * n) > 0)
-        .last();
-    match unit {
-        None => number.to_string(),
-        Some((n, unit)) => {
-            let tenths = (u128::from(number) * 10) >> (10 * n);
-            format!("{}.{} {unit}", tenths / 10, tenths % 10)
+    if number < 1024 {
+        return format!("{number} B");
+    }
+    let mut shown = String::new();
+    for (power, unit) in (1u32..).zip(UNITS) {
+        let half = 1u128 << (10 * power - 1);
+        let tenths = (u128::from(number) * 10 + half) >> (10 * power);
+        shown = format!("{}.{} {unit}", tenths / 10, tenths % 10);
+        if tenths < 10_240 {
+            break;
         }
     }
+    shown
 }
 
 /// Returns seconds since 1970 as a time; `None` beyond year 9999.
@@ -71,11 +73,13 @@ mod tests {
     #[test]
     fn bytes_have_binary_units() {
         for (number, expected) in [
-            (0, "0"),
-            (1023, "1023"),
+            (0, "0 B"),
+            (1023, "1023 B"),
             (1024, "1.0 KiB"),
-            (1_258_291, "1.1 MiB"),
-            (u64::MAX, "15.9 EiB"),
+            (1_258_291, "1.2 MiB"),
+            (1_048_524, "1023.9 KiB"),
+            (1_048_525, "1.0 MiB"),
+            (u64::MAX, "16.0 EiB"),
         ] {
             assert_eq!(bytes(number), expected);
         }
