@@ -17,7 +17,7 @@ pub(super) struct Reach {
     window: Window,
     /// When counts were last read, in seconds since 1970; 0 for never.
     read_at: u64,
-    /// What the operator has to know, as last reported.
+    /// Findings for the operator, as last reported.
     pub findings: Vec<Finding>,
     /// The last fault, which has been logged.
     fault: Option<String>,

@@ -47,7 +47,7 @@ pub(super) struct Explain {
     #[arg(long, short, value_name = "PROTOCOL", default_value = "tcp",
           value_parser = answer::protocol)]
     protocol: u8,
-    /// What is expected: an address that the destination sees, node (any address of the node), pod
+    /// Exit with 0 only if the answer is this: an address that the destination sees, node (any address of the node), pod
     /// (the pod's), or drop.
     #[arg(long, value_name = "WHAT")]
     expect: Option<Expect>,
@@ -77,7 +77,7 @@ pub(super) struct Explain {
     output: Output,
 }
 
-/// What an answer is expected to be.
+/// The expected answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
     /// The destination sees this address.

@@ -1,4 +1,4 @@
-//! What rules have counted: `rule_hits`, the pairs of the bypass cache, what ended mappings had sent
+//! Counts of rules: `rule_hits`, the pairs of the bypass cache, what ended mappings had sent
 //! (`rule_ended`), and what live ones have.
 //!
 //! Everything here belongs to the number of a rule. `crate::policy` makes counts of prefixes of it.
@@ -93,7 +93,7 @@ impl RuleMaps {
     }
 }
 
-/// What one number of a rule has counted since the maps exist, without live mappings.
+/// Counts of one number of a rule since the maps exist, without live mappings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct RuleCount {
     /// Packets that left unmodified, and those that pods sent over mappings that have ended.

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 /// take the viewer's memory.
 const TOLD_APART: usize = 65_536;
 
-/// What mappings towards it share: ports are taken for each.
+/// A destination whose ports mappings share: they are taken for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Destination {
     /// Protocol number (`proto`).
@@ -28,7 +28,7 @@ pub struct Destination {
     pub seen_as: IpAddr,
 }
 
-/// What one pod or one destination uses.
+/// Use by one pod or one destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Use {
     /// Live mappings.

@@ -1,4 +1,4 @@
-//! What the datapath would do with a packet, and why: its own decision ([`pipeline::run`]) over the
+//! Explanation of the fate of a packet: the datapath's own decision ([`pipeline::run`]) over the
 //! live maps, which stay as they are, with every question that it asks.
 
 pub(crate) mod answer;
@@ -44,7 +44,7 @@ pub struct At {
 /// The decision about a packet.
 #[derive(Debug, Clone)]
 pub struct Explained {
-    /// What happens to the packet.
+    /// The verdict on the packet.
     pub verdict: Verdict,
     /// Its tuple, if it has addresses.
     pub tuple: Option<Tuple>,
@@ -58,7 +58,7 @@ pub struct Explained {
     pub bytes: Vec<u8>,
 }
 
-/// What happens to a packet.
+/// Verdict on a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes on as it is.

@@ -99,7 +99,7 @@ pub enum Question {
     NotAsked(NotAsked),
 }
 
-/// What could not be asked.
+/// A question that could not be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as above")]
 pub enum NotAsked {

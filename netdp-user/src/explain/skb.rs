@@ -17,7 +17,7 @@ use std::cell::{Cell, RefCell};
 pub struct Rewritten {
     /// The end of the packet.
     pub end: End,
-    /// What it is now. The L4 id is 0 where the packet has none.
+    /// The current tuple. The L4 id is 0 where the packet has none.
     pub to: Endpoint,
     /// The part of an ICMP error; `None` for other packets.
     pub part: Option<ErrorPart>,

@@ -39,7 +39,7 @@ impl Sort {
     }
 }
 
-/// What a mapping is ordered by: the lowest comes first.
+/// Key by which mappings are ordered: the lowest comes first.
 type Rank = (Reverse<u64>, [u8; 16], [u8; 16], u16, u16, u32);
 
 fn rank(sort: Option<Sort>, flow: &Flow) -> Rank {

@@ -45,7 +45,7 @@ pub(crate) enum Format {
     Csv,
 }
 
-/// What is shown.
+/// The view that is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum View {
     /// Mappings.
@@ -56,7 +56,7 @@ pub(crate) enum View {
     Kept,
 }
 
-/// What `netdp flows` shows, and how.
+/// Options of `netdp flows`.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub filter: Filter,
@@ -92,7 +92,7 @@ impl<'a> Timed<'a> {
     }
 }
 
-/// What all views need.
+/// Inputs of all views.
 struct Look<'a> {
     maps: &'a Maps,
     bpffs: &'a Path,

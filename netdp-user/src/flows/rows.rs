@@ -231,7 +231,7 @@ impl<'a> RowWriter<'a> {
     }
 }
 
-/// What stands for something unknown in text.
+/// Returns the sign for something unknown in text.
 pub(super) fn unknown() -> String {
     "-".to_owned()
 }

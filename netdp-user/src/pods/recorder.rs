@@ -32,7 +32,7 @@ fn longest(timeouts: &Timeouts) -> u64 {
     tcp.max(timeouts.tcp_closing).max(others)
 }
 
-/// What wakes the thread.
+/// Causes for the thread to wake up.
 enum Wake {
     Changed,
     End,

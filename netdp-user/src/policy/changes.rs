@@ -14,7 +14,7 @@ pub(super) fn rule_set(rules: &[Rule]) -> RuleSet {
     rules.collect()
 }
 
-/// What differs from one set of rules to the next.
+/// Differences from one set of rules to the next.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Changes {
     /// Rules that only the next one has.

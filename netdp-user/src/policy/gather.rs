@@ -1,4 +1,4 @@
-//! What `netdp policy` shows: the policy in force from the maps, origins from the agent's report,
+//! Content of `netdp policy`: the policy in force from the maps, origins from the agent's report,
 //! counts from the maps and the ledger.
 
 use super::keeper::Clock;
@@ -20,7 +20,7 @@ use std::path::Path;
 /// Origin of rules that no document contains.
 const BUILT_IN: &str = "built-in";
 
-/// What a user asks for.
+/// Selection that a user asks for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Query {
     /// Only rules that were not hit; with a time, that were not hit for so many seconds.

@@ -28,7 +28,7 @@ const REMEMBERED: u64 = 86_400;
 /// A rule's prefix; `None` stands for all destinations for which no rule decides.
 pub(super) type Key = Option<IpNet>;
 
-/// What identifies the pinned maps: counts of others are not continued.
+/// Identity of the pinned maps: counts of others are not continued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct MapsId {
     /// The kernel's `boot_id`.
@@ -102,7 +102,7 @@ impl From<Traffic> for Amount {
     }
 }
 
-/// What the ledger has about a prefix.
+/// Entry of the ledger about a prefix.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Entry {
     /// Numbers of the rule that count for it.
@@ -122,10 +122,10 @@ pub(super) struct Entry {
     pub removed: u64,
 }
 
-/// What is known of the last hit of a prefix.
+/// Knowledge of the last hit of a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LastHit {
-    /// What [`Entry::seen`] is to be compared with.
+    /// The reading with which [`Entry::seen`] is to be compared.
     pub hits: u64,
     /// Time of the last hit that is known, in seconds since 1970; 0 for none.
     pub known: u64,
@@ -146,7 +146,7 @@ pub(super) struct Ledger {
     pub read_at: u64,
     #[serde(with = "as_list")]
     pub entries: BTreeMap<Key, Entry>,
-    /// What numbers had counted that no prefix has any more.
+    /// Counts of numbers that no prefix has any more.
     #[serde(default)]
     free: BTreeMap<u32, Amount>,
 }
@@ -176,13 +176,13 @@ mod as_list {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LiveMapping {
     pub destination: Addr,
-    /// What its pod has sent.
+    /// Traffic that its pod has sent.
     pub sent: Traffic,
     /// Time at which it began, in ticks.
     pub created: u32,
 }
 
-/// What the maps have counted, at one time.
+/// Counts of the maps, at one time.
 pub(super) trait Source {
     /// Returns the counts of all numbers.
     ///

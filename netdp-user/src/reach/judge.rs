@@ -1,4 +1,4 @@
-//! What follows from the counts of a network.
+//! Verdicts that follow from the counts of a network.
 
 use super::counts::{Counts, Observed};
 use crate::codes::Code;
@@ -15,7 +15,7 @@ pub(crate) const NODE_ATTEMPTS: u64 = 3;
 /// Limit of findings in the report.
 const FINDINGS: usize = 20;
 
-/// What the answers of a network say about its way back to pods.
+/// Verdict about a network's way back to pods, by its answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verdict {
@@ -77,7 +77,7 @@ pub struct Finding {
     pub(crate) network: IpNet,
     /// The verdict.
     pub(crate) verdict: Verdict,
-    /// What it follows from.
+    /// The counts that it follows from.
     #[serde(flatten)]
     pub(crate) counts: Counts,
 }

@@ -20,7 +20,7 @@ const NETWORKS: usize = 1024;
 /// File in the state directory.
 pub(crate) const FILE: &str = "reach.json";
 
-/// What was counted in one part of the window.
+/// Counts of one part of the window.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Part {
     /// Its begin, in seconds since 1970, a multiple of [`PART_SECONDS`].
@@ -35,7 +35,7 @@ pub(crate) struct Window {
     pub at: u64,
     /// The parts, the oldest first.
     parts: VecDeque<Part>,
-    /// What the kernel's map had at that time.
+    /// Counts of the kernel's map at that time.
     seen: Observed,
 }
 

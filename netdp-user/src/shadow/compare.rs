@@ -104,7 +104,7 @@ impl Expected {
     }
 }
 
-/// What the datapath decides.
+/// Decision of the datapath.
 enum Decided {
     Passes,
     SeenAs(IpAddr),

@@ -1,4 +1,4 @@
-//! What the user has chosen by keys.
+//! Choices that the user has made by keys.
 
 use super::Options;
 use super::view::Sort;

@@ -43,7 +43,7 @@ const PARSE: Duration = Duration::from_millis(1);
 /// Size of the frame of `--once`, in columns and rows, where the terminal does not tell.
 const FRAME: (u16, u16) = (80, 24);
 
-/// What `netdp top` shows, and how.
+/// Options of `netdp top`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     /// Time between two samples.
@@ -199,7 +199,7 @@ impl Screen<'_> {
     }
 }
 
-/// What a wait for input has found.
+/// Result of a wait for input.
 enum Input {
     None,
     Some,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What a sample has to look at besides the totals.
+/// Demands on a sample besides the totals.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Request {
     /// The datapath's time of the last sample, in ticks.
@@ -28,7 +28,7 @@ pub(super) struct Request {
 pub(super) struct UplinkSample {
     /// Name of the interface.
     pub name: String,
-    /// What it has counted since it has its number.
+    /// Counts since it has its number.
     pub counters: Counters,
 }
 
@@ -53,7 +53,7 @@ pub(super) struct Sample {
     pub capacity: u64,
     /// Ports towards one destination.
     pub ports: u64,
-    /// What the agent wrote last; `None` if there is no report.
+    /// The agent's last report; `None` if there is none.
     pub report: Option<Report>,
     /// True if an agent runs.
     pub has_agent: bool,

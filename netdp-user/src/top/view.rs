@@ -1,4 +1,4 @@
-//! What two samples say together: rates, rows, and how long ports last.
+//! Conclusions from two samples: rates, rows, and how long ports last.
 
 use super::run_time::Runs;
 use super::sampler::{Request, Sample};

@@ -276,7 +276,7 @@ fn ports_taken() -> Result<Section> {
         "an eleventh port"
     );
     // For half a second after that, fewer ports are tried, and at random.
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    crate::common::clock::advance(&world.agent, std::time::Duration::from_secs(1))?;
     let section = Section::of(
         &world,
         "Some connections to one endpoint fail",

@@ -122,6 +122,21 @@ fn filters_orders_and_sums_are_those_of_the_traffic() -> Result<()> {
     Ok(())
 }
 
+/// Waits for the datapath's clock, whose ticks have 2^26 ns: what is done next has a later tick than
+/// what was done before.
+fn next_ticks() -> Result<()> {
+    let now = || {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)?;
+        Ok::<_, anyhow::Error>(
+            (i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec())) >> 26,
+        )
+    };
+    let begin = now()?;
+    wait_for(SOON, "two ticks of the datapath's clock", || {
+        now().is_ok_and(|now| now >= begin + 2)
+    })
+}
+
 #[test]
 fn a_flow_keeps_the_name_of_the_pod_that_began_it() -> Result<()> {
     let mut world = World::start()?;
@@ -133,15 +148,15 @@ fn a_flow_keeps_the_name_of_the_pod_that_began_it() -> Result<()> {
     let cni = dir.path().display().to_string();
     cache(dir.path(), "old", &address)?;
     // What was written after a mapping began does not name it.
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    next_ticks()?;
     let mut before = Tcp::connect(pod, from_port(40_001, to), to)?;
     before.ask()?;
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    next_ticks()?;
 
     // The agent would see this end, but it does not follow this directory.
     std::fs::remove_file(dir.path().join("pods-old-eth0"))?;
     cache(dir.path(), "new", &address)?;
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    next_ticks()?;
     let mut after = Tcp::connect(pod, from_port(40_002, to), to)?;
     after.ask()?;
     let named = |world: &World, port: u64| -> Result<Value> {
@@ -174,7 +189,7 @@ fn the_agent_remembers_pods_that_have_ended() -> Result<()> {
     let pod = world.pod(0);
     let address = pod.v4()?.to_string();
     cache(dir.path(), "old", &address)?;
-    std::thread::sleep(std::time::Duration::from_millis(150));
+    next_ticks()?;
     let mut before = Tcp::connect(pod, from_port(40_001, to), to)?;
     before.ask()?;
     let saved = world.agent.state_dir().join("pods.json");

@@ -72,8 +72,10 @@ fn a_terminated_screen_leaves_the_terminal_clean() -> Result<()> {
     let terminal = Terminal::start("top-term", 80, 24)?;
     terminal.press(&[&format!("{}; echo OVER", top(&world)), "Enter"])?;
     terminal.wait(&["[1] pods"])?;
-    let pid = output(Command::new("pgrep").args(["-f", "-n", "top --interval 1"]))?;
-    output(Command::new("kill").args(["-TERM", pid.trim()]))?;
+    // The shell's only child.
+    let shell = terminal.pid()?;
+    let child = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"))?;
+    output(Command::new("kill").args(["-TERM", child.trim()]))?;
     terminal.wait(&["OVER"])?;
     let modes = terminal.tmux(&["display", "-p", "#{cursor_flag} #{alternate_on}"])?;
     assert_eq!(modes.trim(), "1 0");
@@ -87,8 +89,7 @@ fn a_screen_whose_terminal_is_gone_ends() -> Result<()> {
     // The shell gets the signal of the hangup, and does not pass it on.
     terminal.press(&[&format!("trap '' HUP; exec {}", top(&world)), "Enter"])?;
     terminal.wait(&["[1] pods"])?;
-    let pid = output(Command::new("pgrep").args(["-f", "-n", "top --interval 1"]))?;
-    let process = format!("/proc/{}", pid.trim());
+    let process = format!("/proc/{}", terminal.pid()?);
     drop(terminal);
     wait_for(SOON, "the end of netdp top", || {
         !std::path::Path::new(&process).exists()

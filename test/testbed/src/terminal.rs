@@ -39,6 +39,15 @@ impl Terminal {
         output(command.args(arguments))
     }
 
+    /// Returns the process that the terminal was started for, or whatever that has executed.
+    ///
+    /// # Errors
+    /// Returns an error if tmux fails.
+    pub fn pid(&self) -> Result<u32> {
+        let pid = self.tmux(&["display", "-p", "#{pane_pid}"])?;
+        pid.trim().parse().context("tmux names no process")
+    }
+
     /// Types keys, by tmux's names.
     ///
     /// # Errors

@@ -49,7 +49,7 @@ pub struct Pass<'a> {
     ended: Vec<(Tuple, Tuple)>,
     /// The keys in `traffic` of their halves.
     carried: Vec<Tuple>,
-    /// What pods had sent over them.
+    /// Traffic that pods had sent over them.
     sent: EndedTraffic,
     /// Original halves without reply half.
     torn: Vec<(Tuple, Tuple, Mapping)>,

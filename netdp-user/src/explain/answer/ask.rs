@@ -1,4 +1,4 @@
-//! What is asked: from whom, to whom, by which packet.
+//! The question: from whom, to whom, by which packet.
 
 use super::names::PodNames;
 use crate::explain::packet::{Description, Kind, PacketBytes};

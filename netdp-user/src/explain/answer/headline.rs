@@ -127,7 +127,7 @@ pub(super) fn of(node: &Node<'_>, facts: &Facts<'_>) -> (String, Outcome, Vec<Co
     }
 }
 
-/// What is said before the address of a pod.
+/// Words before the address of a pod.
 const POD: &str = "the pod's ";
 
 fn whose(node: &Node<'_>, facts: &Facts<'_>) -> &'static str {

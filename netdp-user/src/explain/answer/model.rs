@@ -28,7 +28,7 @@ impl Answers {
     }
 }
 
-/// What happens to a packet.
+/// Outcome for a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
@@ -101,7 +101,7 @@ pub(crate) struct Answer {
     pub(crate) steps: Vec<Step>,
     /// Facts that matter besides.
     pub(crate) notes: Vec<String>,
-    /// What can be done, each a line.
+    /// Remedies, each a line.
     pub(crate) remedies: Vec<String>,
 }
 
@@ -111,7 +111,7 @@ pub(crate) struct Step {
     pub(crate) step: &'static str,
     pub(crate) answer: String,
     pub(crate) why: String,
-    /// What else was found.
+    /// Details: other findings of this step.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) details: Vec<Detail>,
 }

@@ -1,4 +1,4 @@
-//! What is known of the node: addresses, routing rules, the policy, the agent's report.
+//! Facts about the node: addresses, routing rules, the policy, the agent's report.
 
 use super::names::PodNames;
 use crate::config::Config;
@@ -24,7 +24,7 @@ pub(crate) struct Node<'a> {
     pub(super) addresses: Vec<LinkAddr>,
     /// Routing rules of IPv4 and IPv6.
     pub(super) routing: [Vec<RuleMessage>; 2],
-    /// What the agent last wrote; `None` if it can't be read.
+    /// The agent's last report; `None` if it can't be read.
     pub(super) report: Option<Report>,
     /// True if an agent runs.
     pub(crate) agent_running: bool,

@@ -59,7 +59,7 @@ pub struct Description {
     pub dst: IpAddr,
     /// Destination port, or the identifier of an echo reply.
     pub dst_id: u16,
-    /// What it carries.
+    /// The content.
     pub kind: Kind,
 }
 

@@ -16,7 +16,7 @@ use std::io::Write;
 use std::time::Instant;
 use sums::{Key, Sums};
 
-/// What mappings are added up by.
+/// Property by which mappings are added up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum By {
     /// The pod that had the source address when the mapping began.

@@ -20,7 +20,7 @@ const PAIRS: usize = 262_144;
 /// A pod: its address, and the time at which it got that.
 pub(super) type PodKey = (IpAddr, Option<u64>);
 
-/// What mappings have in common.
+/// Property that mappings have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Key {
     Pod(PodKey),

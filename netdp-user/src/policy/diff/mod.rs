@@ -14,7 +14,7 @@ use netdp_common::layout::{Action, Addr};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
-/// What a configuration would change.
+/// Effects that a configuration would have.
 #[derive(Debug, Default)]
 struct Effects {
     agent_runs: bool,
@@ -26,7 +26,7 @@ struct Effects {
     problem: Option<String>,
 }
 
-/// What would change for flows.
+/// Effects on flows.
 #[derive(Debug, Default)]
 struct Flows {
     /// Live mappings to destinations that would be bypassed.

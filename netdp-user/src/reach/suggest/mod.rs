@@ -42,7 +42,7 @@ pub(crate) enum Answer {
     Unknown,
 }
 
-/// What `netdp suggest -o json` prints.
+/// Result of `netdp suggest`, as `-o json` prints it.
 #[derive(Debug, Serialize)]
 struct Suggestion {
     schema: u32,

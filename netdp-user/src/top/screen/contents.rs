@@ -1,4 +1,4 @@
-//! What the tables show.
+//! Contents of the tables.
 
 use super::super::keys::{Keys, Tab};
 use super::super::numbers::{bytes, decimal, duration};
