@@ -1,5 +1,5 @@
-//! A million live mappings: their kernel memory, and the cost of sweeping them. To be run manually,
-//! as root: `cargo xtask scale [MAPPINGS]`.
+//! A million live mappings: their kernel memory, the cost of sweeping them, and of questions about
+//! them. To be run manually, as root: `cargo xtask scale [MAPPINGS]`.
 #![allow(
     clippy::print_stdout,
     reason = "figures go to standard output, for whoever asked"
@@ -19,15 +19,24 @@ use netdp_user::reconcile::{Change, PolicyRule};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use testbed::{WorkDir, require_root};
+use testbed::{Agent, AgentOptions, Bed, ConfigVolume, WorkDir, require_root};
 
 const NODE: [u8; 4] = [10, 1, 0, 10];
+
+const NETDP: &str = env!("CARGO_BIN_EXE_netdp");
+
+/// Rules of the policy that questions are asked about.
+const RULES: u32 = 100_000;
+
+/// How often a question is asked.
+const ROUNDS: usize = 9;
 
 fn main() -> Result<()> {
     require_root("cargo xtask scale")?;
@@ -35,14 +44,13 @@ fn main() -> Result<()> {
     let mappings = std::env::args()
         .find_map(|argument| argument.parse().ok())
         .unwrap_or(1_000_000);
+    println!("live mappings: {mappings}");
+    questions(mappings)?;
     let dir = WorkDir::new("scale")?;
     let bpffs = dir.path().join("bpffs");
     let mut datapath = Datapath::load(&bpffs, &setup(mappings))?;
-
-    println!("live mappings: {mappings}");
     fill(&bpffs, mappings)?;
     memory(&bpffs, mappings)?;
-    summary(dir.path(), &bpffs)?;
     let mut sweeper = Sweeper::open(&bpffs)?;
     let rules = rules(Some(NODE));
     // The first sweep records its own cost and the fill level of the tables.
@@ -178,27 +186,90 @@ fn memory(bpffs: &Path, mappings: u32) -> Result<()> {
     Ok(())
 }
 
-/// Prints the time and the memory that `netdp flows --summary` takes. To be called before any other
-/// child process has ended: the kernel tells the most memory of all.
-fn summary(dir: &Path, bpffs: &Path) -> Result<()> {
-    let start = Instant::now();
-    let output = Command::new(env!("CARGO_BIN_EXE_netdp"))
-        .args(["flows", "--summary=destination", "-n", "3", "--bpffs"])
-        .arg(bpffs)
-        .arg("--state-dir")
-        .arg(dir.join("state"))
-        .output()?;
-    let wall = start.elapsed();
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(
-        output.status.success(),
-        "netdp flows failed: {}",
-        output.status
-    );
-    let first = text.lines().next().unwrap_or_default();
+/// Prints what questions cost on a node with an agent and 100,000 rules: the time of one answer of
+/// `netdp explain`, the time and the memory of `netdp flows --summary`, and the packets that a pod sends
+/// meanwhile.
+fn questions(mappings: u32) -> Result<()> {
+    let bed = Bed::dual_stack()?;
+    let server = bed.server(0, &["198.18.0.1/15"])?;
+    let mut policy = String::from("nonMasqueradeCIDRs:\n");
+    for n in 0..RULES {
+        let network = Ipv4Addr::from(u32::from(Ipv4Addr::new(20, 0, 0, 0)) + n * 512);
+        writeln!(policy, "- {network}/24")?;
+    }
+    let config = ConfigVolume::new(&policy)?;
+    let options = AgentOptions::new(NETDP)
+        .config(config.path())
+        .arg(format!("--max-flows={}", mappings + 1024));
+    let agent = Agent::start(&bed.node, options)?;
+    fill(&agent.bpffs(), mappings)?;
+    let summary = ["flows", "--summary=destination", "-n", "3"];
+    let (wall, text) = asked(&agent, &summary)?;
+    // That of all children that have ended; the others are small.
     let kibibytes = getrusage(UsageWho::RUSAGE_CHILDREN)?.max_rss();
-    println!("flows --summary: {wall:.3?} of time, at most {kibibytes} KiB of memory: {first}");
+    println!("flows --summary: {wall:.3?} of time, at most {kibibytes} KiB of memory: {text}");
+    let explain = ["explain", "--from", "172.16.0.2:1024", "198.18.0.1:8443"];
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let (wall, text) = asked(&agent, &explain)?;
+        ensure!(text.contains("masqueraded"), "{text}");
+        times.push(wall);
+    }
+    times.sort_unstable();
+    let median = times.get(times.len() / 2).context("a median")?;
+    println!(
+        "explain with {RULES} rules: {median:.3?} of time, the median of {ROUNDS}: {times:.3?}"
+    );
+    let ratio = rate_beside(&bed, (server.v4()?, 9).into(), &mut || {
+        asked(&agent, &summary).map(drop)
+    })?;
+    println!("packets of a pod while flows --summary runs: {ratio:.3} of those without");
     Ok(())
+}
+
+/// Runs a command; returns its time and the first line that it prints.
+fn asked(agent: &Agent, arguments: &[&str]) -> Result<(Duration, String)> {
+    let start = Instant::now();
+    let text = agent.netdp(arguments)?;
+    let wall = start.elapsed();
+    Ok((wall, text.lines().next().unwrap_or_default().to_owned()))
+}
+
+/// Returns the ratio of a pod's packets per time while `work` runs to those while it does not: the
+/// median of as many pairs as [`ROUNDS`].
+fn rate_beside(bed: &Bed, to: SocketAddr, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    let socket = bed.pods[0].ns.open(|| UdpSocket::bind("0.0.0.0:0"))?;
+    socket.connect(to)?;
+    let (sent, ends) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ends.load(Ordering::Relaxed) {
+                // An ICMP error of before fails it once.
+                if socket.send(&[0; 64]).is_ok() {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let mut ratios = Vec::new();
+        let rate = |work: &mut dyn FnMut() -> Result<()>| {
+            let (start, before) = (Instant::now(), sent.load(Ordering::Relaxed));
+            work()?;
+            let packets = u32::try_from(sent.load(Ordering::Relaxed) - before)?;
+            anyhow::Ok(f64::from(packets) / start.elapsed().as_secs_f64())
+        };
+        let all = (0..ROUNDS).try_for_each(|_| {
+            let alone = rate(&mut || {
+                std::thread::sleep(Duration::from_secs(1));
+                Ok(())
+            })?;
+            ratios.push(rate(work)? / alone);
+            anyhow::Ok(())
+        });
+        ends.store(true, Ordering::Relaxed);
+        all?;
+        ratios.sort_by(f64::total_cmp);
+        ratios.get(ratios.len() / 2).copied().context("a median")
+    })
 }
 
 fn rules(node: Option<[u8; 4]>) -> SweepRules {
