@@ -135,9 +135,9 @@ struct Top {
     /// Column by which rows are sorted at first.
     #[arg(long, value_enum, default_value_t = top::Sort::Mappings)]
     sort: top::Sort,
-    /// Table that is open at first: 1 pods, 2 destinations, 3 drops, 4 uplinks.
+    /// Table that is open at first: 1 pods, 2 destinations, 3 prefixes, 4 drops, 5 uplinks.
     #[arg(long, value_name = "NUMBER", default_value_t = 1,
-          value_parser = clap::value_parser!(u8).range(1..=4))]
+          value_parser = clap::value_parser!(u8).range(1..=5))]
     tab: u8,
     #[command(flatten)]
     pods: CniDir,

@@ -18,6 +18,7 @@ mod queue;
 mod redirect;
 mod rule;
 mod scan;
+mod service;
 mod walk;
 
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub(crate) use probe::{Packet, Probed, Translation};
 pub(crate) use queue::ScanQueue;
 pub(crate) use redirect::Redirect;
 pub(crate) use scan::{probe, scan};
+pub(crate) use service::{Connection, Service, service};
 
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};

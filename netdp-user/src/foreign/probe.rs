@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use netdp_common::layout::Family;
 use std::net::IpAddr;
 
-/// An unmarked packet of a pod on its way out.
+/// A packet of a pod on its way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Packet {
     /// Source address.
@@ -17,6 +17,8 @@ pub(crate) struct Packet {
     pub dst: IpAddr,
     /// Name of the interface that it leaves by.
     pub uplink: String,
+    /// True if kube-proxy has marked it for its own masquerading; else it has no mark.
+    pub is_marked: bool,
 }
 
 /// A rule that translates the packet.
@@ -102,7 +104,7 @@ impl Probe<'_> {
     fn is_met(&self, rule: &ReachableRule<'_, '_>, context: &NatContext) -> Option<bool> {
         let family = Family::of(self.packet.dst);
         if rule.family.is_some_and(|only| only != family)
-            || rule.mark.is_some()
+            || (rule.mark.is_some() && !self.packet.is_marked)
             || rule.excluded.covers(&self.packet.dst.into())
         {
             return None;
@@ -140,7 +142,12 @@ impl Probe<'_> {
 
     /// Reports whether the packet fulfils a condition; `None` if that is unknown.
     fn answer(&self, condition: &Match, context: &NatContext) -> Option<bool> {
-        let Packet { src, dst, uplink } = self.packet;
+        let Packet {
+            src,
+            dst,
+            uplink,
+            is_marked,
+        } = self.packet;
         let within = |nets: &[IpNet], ip: &IpAddr| nets.iter().any(|net| net.contains(ip));
         match condition {
             Match::Source { nets, not } => Some(within(nets, src) != *not),
@@ -148,10 +155,10 @@ impl Probe<'_> {
             Match::Out { names, not } => {
                 Some(names.iter().any(|name| is_named(uplink, name)) != *not)
             }
-            Match::Mark { set, .. } => Some(!set),
+            Match::Mark { set, .. } => Some(set == is_marked),
             Match::LocalSource { not } => Some(context.local.contains(src) != *not),
             Match::LocalDestination { not } => Some(context.local.contains(dst) != *not),
-            Match::Translated => Some(false),
+            Match::Translated => Some(*is_marked),
             Match::In { .. } | Match::Other(_) => None,
         }
     }
@@ -191,6 +198,7 @@ COMMIT
             src: src.parse().unwrap(),
             dst: dst.parse().unwrap(),
             uplink: uplink.into(),
+            is_marked: false,
         };
         let context = NatContext {
             translator: Translator::Ebpf,

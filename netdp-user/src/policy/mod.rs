@@ -15,6 +15,6 @@ mod ledger;
 mod tests;
 mod text;
 
-pub(crate) use gather::{Query, print};
+pub(crate) use gather::{PrefixUse, Query, prefixes, print};
 pub(crate) use keeper::Keeper;
 pub(crate) use ledger::FILE as COUNTS_FILE;

@@ -11,6 +11,8 @@ pub(super) enum Tab {
     Pods,
     /// Destinations.
     Destinations,
+    /// Prefixes of the policy.
+    Prefixes,
     /// Reasons of drops.
     Drops,
     /// Uplinks.
@@ -19,22 +21,38 @@ pub(super) enum Tab {
 
 impl Tab {
     /// All of them; the number of a tab's key is its place, from 1.
-    pub(super) const ALL: [Self; 4] = [Self::Pods, Self::Destinations, Self::Drops, Self::Uplinks];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Pods,
+        Self::Destinations,
+        Self::Prefixes,
+        Self::Drops,
+        Self::Uplinks,
+    ];
 
     /// Returns the title.
     pub(super) const fn title(self) -> &'static str {
         match self {
             Self::Pods => "pods",
             Self::Destinations => "destinations",
+            Self::Prefixes => "prefixes",
             Self::Drops => "drops",
             Self::Uplinks => "uplinks",
+        }
+    }
+
+    /// Returns the title for a narrow screen, where all of them have to fit into 40 columns.
+    pub(super) const fn short_title(self) -> &'static str {
+        match self {
+            Self::Destinations => "dests",
+            Self::Prefixes => "rules",
+            other => other.title(),
         }
     }
 }
 
 /// The keys and their meanings, for the help.
 pub(super) const HELP: [(&str, &str); 9] = [
-    ("1 … 4, Tab", "another table"),
+    ("1 … 5, Tab", "another table"),
     ("↑ ↓ PgUp PgDn", "scroll"),
     ("← →", "scroll columns, where not all fit"),
     ("s", "sort by the next column"),

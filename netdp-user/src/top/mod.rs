@@ -13,7 +13,6 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, bail, ensure};
 use crossterm::event::{self, Event, KeyEventKind};
 use keys::Keys;
@@ -67,7 +66,7 @@ pub(crate) struct Paths<'a> {
 
 impl Paths<'_> {
     fn sampler(&self) -> Result<Sampler> {
-        Sampler::open(self.bpffs, StateDir::at(self.state_dir), self.cni_dir)
+        Sampler::open(self.bpffs, self.state_dir, self.cni_dir)
     }
 }
 
@@ -77,13 +76,13 @@ impl Paths<'_> {
 /// Returns an error if the maps do not exist or cannot be read.
 pub(crate) fn once(paths: &Paths<'_>, options: &Options) -> Result<String> {
     let mut sampler = paths.sampler()?;
-    let mut view = View::default();
-    view.add(sampler.sample(&Request::default())?);
+    let (mut view, mut keys) = (View::default(), Keys::new(options));
+    view.add(sampler.sample(&view.request(&keys))?);
     std::thread::sleep(options.interval);
-    view.add(sampler.sample(&view.request(false))?);
+    view.add(sampler.sample(&view.request(&keys))?);
     let (columns, rows) = crossterm::terminal::size().unwrap_or(FRAME);
     let size = (columns.max(40), rows.max(15));
-    frame(&view, &mut Keys::new(options), size)
+    frame(&view, &mut keys, size)
 }
 
 /// Draws one frame as text, without blanks at the ends of lines.
@@ -160,7 +159,7 @@ impl Screen<'_> {
         loop {
             if due.is_some_and(|due| due <= Instant::now()) && !self.keys.is_paused() {
                 due = None;
-                let request = self.view.request(self.keys.shows_run_time());
+                let request = self.view.request(&self.keys);
                 self.ask.send(request).context("the reading thread ended")?;
             }
             match self.told.try_recv() {

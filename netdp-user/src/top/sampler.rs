@@ -3,6 +3,7 @@
 use super::run_time::{Counting, Runs, runs};
 use crate::datapath::{self, Destination, Maps, Usage};
 use crate::pods::Names;
+use crate::policy::{self, PrefixUse};
 use crate::report::Report;
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
@@ -21,6 +22,8 @@ pub(super) struct Request {
     pub watched: HashSet<Destination>,
     /// Set if the kernel is to count run times.
     pub run_time: bool,
+    /// Set if prefixes are shown.
+    pub prefixes: bool,
 }
 
 /// The counters of an uplink.
@@ -61,12 +64,17 @@ pub(super) struct Sample {
     pub runs: Option<Runs>,
     /// Reason why they can't be counted.
     pub no_runs: Option<String>,
+    /// Rules of the policy, while they are shown.
+    pub prefixes: Vec<PrefixUse>,
+    /// Reason why they can't be read.
+    pub no_prefixes: Option<String>,
 }
 
 /// Reads samples.
 pub(super) struct Sampler {
     maps: Maps,
-    state_dir: StateDir,
+    bpffs: PathBuf,
+    state_dir: PathBuf,
     cni_dir: PathBuf,
     /// Names of pods, and when they were read.
     names: Option<(Arc<Names>, Instant)>,
@@ -81,10 +89,11 @@ impl Sampler {
     ///
     /// # Errors
     /// Returns an error if there are none, or if they can't be read.
-    pub(super) fn open(bpffs: &Path, state_dir: StateDir, cni_dir: &Path) -> Result<Self> {
+    pub(super) fn open(bpffs: &Path, state_dir: &Path, cni_dir: &Path) -> Result<Self> {
         Ok(Self {
             maps: datapath::open(bpffs)?,
-            state_dir,
+            bpffs: bpffs.to_owned(),
+            state_dir: state_dir.to_owned(),
             cni_dir: cni_dir.to_owned(),
             names: None,
             counting: None,
@@ -97,10 +106,15 @@ impl Sampler {
     /// Returns an error if a map can't be read.
     pub(super) fn sample(&mut self, request: &Request) -> Result<Sample> {
         let begin = Instant::now();
-        let report = Report::read(&self.state_dir).ok();
+        let state_dir = StateDir::at(&self.state_dir);
+        let report = Report::read(&state_dir).ok();
         let (runs, no_runs) = match self.runs(request.run_time) {
             Ok(runs) => (runs, None),
             Err(err) => (None, Some(format!("{err:#}"))),
+        };
+        let (prefixes, no_prefixes) = match self.prefixes(request.prefixes) {
+            Ok(prefixes) => (prefixes, None),
+            Err(err) => (Vec::new(), Some(format!("{err:#}"))),
         };
         let usage = self.maps.usage(request.since, &request.watched)?;
         Ok(Sample {
@@ -113,10 +127,12 @@ impl Sampler {
             uplinks: self.uplinks(report.as_ref())?,
             capacity: self.maps.capacity()? as u64,
             ports: self.maps.ports_of_destination()?,
-            has_agent: self.state_dir.lock_holder().is_some(),
+            has_agent: state_dir.lock_holder().is_some(),
             report,
             runs,
             no_runs,
+            prefixes,
+            no_prefixes,
         })
     }
 
@@ -126,9 +142,16 @@ impl Sampler {
         {
             return Arc::clone(names);
         }
-        let names = Arc::new(Names::load(&self.cni_dir, &self.state_dir));
+        let names = Arc::new(Names::load(&self.cni_dir, &StateDir::at(&self.state_dir)));
         self.names = Some((Arc::clone(&names), Instant::now()));
         names
+    }
+
+    fn prefixes(&self, are_wanted: bool) -> Result<Vec<PrefixUse>> {
+        if !are_wanted {
+            return Ok(Vec::new());
+        }
+        policy::prefixes(&self.bpffs, &self.state_dir)
     }
 
     fn runs(&mut self, are_wanted: bool) -> Result<Option<Runs>> {

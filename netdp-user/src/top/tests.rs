@@ -6,6 +6,7 @@ use super::view::{Sort, View};
 use super::{Options, frame};
 use crate::datapath::{Destination, Usage, Use};
 use crate::pods::{Claim, Names};
+use crate::policy::PrefixUse;
 use crate::report::{ConfigReport, Report};
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use netdp_common::layout::{Counters, DropReason, Traffic, proto};
@@ -125,6 +126,28 @@ fn sample(begin: Instant, n: u64) -> Sample {
         has_agent: true,
         runs: None,
         no_runs: None,
+        prefixes: vec![
+            prefix("10.0.0.0/8", 0, 13_000_000 * n),
+            prefix("10.2.0.0/24", 1, 0),
+            prefix("", 0, 8_120_000 * n),
+        ],
+        no_prefixes: None,
+    }
+}
+
+fn prefix(prefix: &str, depth: usize, packets: u64) -> PrefixUse {
+    PrefixUse {
+        prefix: prefix.parse().ok(),
+        depth,
+        is_masqueraded: !prefix.ends_with("/8"),
+        packets,
+        bytes: packets * 1_000,
+        flows: if prefix.is_empty() { packets / 10 } else { 0 },
+        origin: Some(if prefix.is_empty() {
+            "built-in".into()
+        } else {
+            "kube-system/ip-masq-agent/config:3".into()
+        }),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Conclusions from two samples: rates, rows, and how long ports last.
 
+use super::keys::{Keys, Tab};
 use super::run_time::Runs;
 use super::sampler::{Request, Sample};
 use crate::datapath::{Destination, Usage, Use};
+use crate::policy::PrefixUse;
 use clap::ValueEnum;
 use netdp_common::layout::{Counters, DropReason, Traffic};
 use std::cmp::Reverse;
@@ -96,6 +98,8 @@ pub(super) struct View {
     pub uplinks: Vec<(String, Rates)>,
     /// Drops: reason, packets so far, packets per second.
     pub drops: Vec<(DropReason, u64, f64)>,
+    /// Rules of the policy, with packets and bytes per second; `None` at the first look.
+    pub prefixes: Vec<(PrefixUse, Option<(f64, f64)>)>,
     /// Pods.
     pub pods: Vec<Row<IpAddr>>,
     /// Destinations.
@@ -117,12 +121,13 @@ pub(super) struct View {
 
 impl View {
     /// Returns what the next sample has to look at.
-    pub(super) fn request(&self, run_time: bool) -> Request {
+    pub(super) fn request(&self, keys: &Keys) -> Request {
         let since = self.last.as_ref().map(|sample| sample.usage.at);
         Request {
             since,
             watched: self.watched(),
-            run_time,
+            run_time: keys.shows_run_time(),
+            prefixes: keys.tab == Tab::Prefixes,
         }
     }
 
@@ -156,6 +161,7 @@ impl View {
                 (Some(before), Some(now)) => mean(before, now),
                 _ => None,
             };
+            self.prefixes = prefixes(&last.prefixes, &sample.prefixes, seconds);
             self.pods = rows(&last.usage.pods, &sample.usage.pods, seconds);
             self.destinations = rows(
                 &last.usage.destinations,
@@ -291,6 +297,25 @@ fn drops(before: &Counters, now: &Counters, seconds: f64) -> Vec<(DropReason, u6
         .collect();
     drops.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.1.cmp(&a.1)));
     drops
+}
+
+fn prefixes(
+    before: &[PrefixUse],
+    now: &[PrefixUse],
+    seconds: f64,
+) -> Vec<(PrefixUse, Option<(f64, f64)>)> {
+    let before: HashMap<_, _> = before.iter().map(|it| (it.prefix, it)).collect();
+    let each = now.iter().map(|it| {
+        let rates = before.get(&it.prefix).map(|before| {
+            let rate = |now: u64, before: u64| float(now.saturating_sub(before)) / seconds;
+            (
+                rate(it.packets, before.packets),
+                rate(it.bytes, before.bytes),
+            )
+        });
+        (it.clone(), rates)
+    });
+    each.collect()
 }
 
 fn mean(before: Runs, now: Runs) -> Option<f64> {

@@ -116,6 +116,26 @@ fn services_work_beside_kube_proxy() -> Result<()> {
     // From a pod to a backend beyond the uplink: netdp translates after kube-proxy.
     asked(&pods[0], "10.96.0.12:80", [10, 1, 0, 10])?;
     ensure!(mappings(&world.agent)? == 2);
+    // `netdp explain` follows kube-proxy's rules.
+    for (to, expected) in [
+        (
+            "10.96.0.12:80",
+            "10.96.0.12:80 → 10.2.0.1:7 sees 10.1.0.10, by eth0",
+        ),
+        (
+            "10.96.0.10:80",
+            "10.96.0.10:80 → 172.16.0.3:7 sees the pod's 172.16.0.2",
+        ),
+        (
+            "10.1.0.10:30082",
+            "10.1.0.10:30082 → 10.2.0.1:7 sees 10.1.0.10, by eth0: netfilter translates it first, by a rule of kube-proxy",
+        ),
+    ] {
+        let from = pods[0].v4()?.to_string();
+        let explained = world.agent.netdp(&["explain", "--from", &from, to])?;
+        ensure!(explained.starts_with(expected), "{explained}");
+        ensure!(explained.contains("kube-proxy sends it to its only endpoint"));
+    }
     // From outside to an outside backend: translated by kube-proxy alone; to netdp it is the node's
     // own.
     asked(&world.near, "10.1.0.10:30082", [10, 1, 0, 10])?;

@@ -34,7 +34,9 @@ fn the_screen_follows_keys_sizes_and_traffic_and_leaves_the_terminal_clean() -> 
     terminal.wait(&["no row has these words", "only nothing"])?;
     terminal.press(&["Escape"])?;
     terminal.wait(&[&format!("tcp {to}")])?;
-    terminal.press(&["4"])?;
+    terminal.press(&["3"])?;
+    terminal.wait(&["PREFIX", "everything else", "masquerade"])?;
+    terminal.press(&["5"])?;
     terminal.wait(&["UPLINK", "eth0"])?;
     terminal.press(&["c"])?;
     terminal.wait(&["ns per packet"])?;
@@ -45,7 +47,7 @@ fn the_screen_follows_keys_sizes_and_traffic_and_leaves_the_terminal_clean() -> 
     terminal.wait(&["UPLINK"])?;
     terminal.press(&["1"])?;
     terminal.tmux(&["resize-window", "-x", "40", "-y", "15"])?;
-    terminal.wait(&["1 pods 2 destinations", &address])?;
+    terminal.wait(&["1 pods 2 dests", &address])?;
     terminal.press(&["p"])?;
     terminal.wait(&["PAUSED"])?;
 

@@ -1,6 +1,7 @@
 //! The question: from whom, to whom, by which packet.
 
 use super::names::PodNames;
+use super::service::Via;
 use crate::explain::packet::{Description, Kind, PacketBytes};
 use anyhow::{Context as _, Result, bail, ensure};
 use netdp_common::layout::proto;
@@ -99,6 +100,8 @@ pub(crate) struct Case {
     pub(crate) protocol: u8,
     /// The packet, if it was given.
     pub(crate) packet: Option<PacketBytes>,
+    /// The service whose rules have given it this destination.
+    pub(super) service: Option<Via>,
 }
 
 impl Case {
@@ -149,6 +152,7 @@ impl Case {
                     (other, _) => other,
                 },
                 packet: None,
+                service: None,
             });
         }
         ensure!(
@@ -181,6 +185,7 @@ impl Case {
             is_port_assumed: false,
             protocol,
             packet: Some(packet),
+            service: None,
         })
     }
 

@@ -8,6 +8,7 @@ mod netfilter;
 mod node;
 mod ports;
 mod route;
+mod service;
 mod steps;
 mod text;
 
@@ -80,14 +81,17 @@ impl Facts<'_> {
     }
 }
 
-/// Explains all cases. Without a source, destinations of a family in which the node has no pods are
+/// Explains all cases, those of a service for each of its endpoints. Without a source, destinations of a family in which the node has no pods are
 /// left out, unless that is all of them.
 ///
 /// # Errors
 /// Returns the errors of [`explain`].
 pub(crate) fn explain_all(node: &mut Node<'_>, cases: &[Case]) -> Result<Vec<Answer>> {
+    let cases: Vec<Case> = (cases.iter())
+        .flat_map(|case| service::expand(node, case))
+        .collect();
     let mut answers = Vec::new();
-    for case in cases {
+    for case in &cases {
         if case.src.is_some() || node.any_pod(case.dst.is_ipv4())?.is_some() {
             answers.push(explain(node, case)?);
         }
@@ -156,7 +160,10 @@ fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
         }
     }
     let from = endpoint(src, case.src_port);
-    let (headline, outcome, codes) = headline::of(node, &facts);
+    let (mut headline, outcome, codes) = headline::of(node, &facts);
+    if let Some(via) = &case.service {
+        headline.insert_str(0, &via.headline());
+    }
     let (seen_as, seen_port) = seen(&facts, outcome);
     Ok(Answer {
         headline,

@@ -48,6 +48,7 @@ pub(super) fn probe(node: &Node<'_>, case: &Case, src: IpAddr, leaves_by: &str) 
         src,
         dst: case.dst,
         uplink: leaves_by.to_owned(),
+        is_marked: case.service.as_ref().is_some_and(|via| via.is_marked),
     };
     foreign::probe(&context, &packet)
 }

@@ -25,7 +25,9 @@ const LISTED: usize = 8;
 /// # Errors
 /// Returns an error if a map can't be read.
 pub(super) fn of(node: &Node<'_>, facts: &Facts<'_>) -> Result<Vec<Step>> {
-    let mut steps = vec![facts.way.step(facts.is_uplink)];
+    let via = facts.case.service.as_ref();
+    let mut steps: Vec<_> = via.map(|via| via.step(facts.case)).into_iter().collect();
+    steps.push(facts.way.step(facts.is_uplink));
     if let Some(probed) = &facts.netfilter {
         steps.push(netfilter::step(probed));
     }

@@ -7,6 +7,7 @@ use super::destination;
 use super::table::Content;
 use crate::datapath::Destination;
 use crate::format::grouped;
+use crate::policy::PrefixUse;
 use crate::terminal;
 use netdp_common::layout::{DropReason, proto};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ pub(super) fn content(view: &View, keys: &Keys) -> Content {
     match keys.tab {
         Tab::Pods => pods(view, keys),
         Tab::Destinations => destinations(view, keys),
+        Tab::Prefixes => prefixes(view),
         Tab::Drops => drops(view),
         Tab::Uplinks => uplinks(view),
     }
@@ -98,6 +100,45 @@ fn destinations(view: &View, keys: &Keys) -> Content {
         rows: rows.into_iter().map(cells).collect(),
         text_columns: &[7],
         none: "no pod has a mapping",
+    }
+}
+
+fn prefixes(view: &View) -> Content {
+    let row = |(it, rates): &(PrefixUse, Option<(f64, f64)>)| {
+        let prefix = it.prefix.map(|prefix| prefix.to_string());
+        let prefix = prefix.unwrap_or_else(|| "everything else".to_owned());
+        let (now, bytes_now) = match rates {
+            Some((packets, amount)) => (decimal(*packets), bytes(*amount)),
+            None => ("-".to_owned(), "-".to_owned()),
+        };
+        let action = if it.is_masqueraded {
+            "masquerade"
+        } else {
+            "bypass"
+        };
+        vec![
+            format!("{}{prefix}", "  ".repeat(it.depth)),
+            action.to_owned(),
+            now,
+            bytes_now,
+            grouped(it.packets),
+            grouped(it.flows),
+            terminal::line(it.origin.as_deref().unwrap_or("-")).into_owned(),
+        ]
+    };
+    let last = view.last.as_ref();
+    Content {
+        heads: [
+            "PREFIX", "ACTION", "NOW/s", "OUT/s", "SO FAR", "FLOWS", "FROM",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        rows: view.prefixes.iter().map(row).collect(),
+        text_columns: &[1, 6],
+        none: match last.and_then(|last| last.no_prefixes.as_ref()) {
+            Some(_) => "the counts of prefixes can't be read; netdp policy says why",
+            None => "the counts of prefixes are being read",
+        },
     }
 }
 

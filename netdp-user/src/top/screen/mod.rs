@@ -193,7 +193,7 @@ fn tab_line(keys: &Keys, width: u16) -> Line<'static> {
             Style::new()
         };
         let (title, gap) = match is_narrow {
-            true => (format!("{number} {}", tab.title()), " "),
+            true => (format!("{number} {}", tab.short_title()), " "),
             false => (format!("[{number}] {}", tab.title()), "  "),
         };
         spans.push(Span::styled(title, style));
