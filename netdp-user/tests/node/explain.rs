@@ -388,6 +388,66 @@ fn one_family() -> Result<Section> {
     Ok(section.solved_by("With `--enable-ipv6` it sees the node's IPv6 address."))
 }
 
+/// kube-proxy marks what goes to a service, and masquerades it itself.
+fn marked_for_a_service() -> Result<Section> {
+    let world = World::new("nonMasqueradeCIDRs: [10.0.0.0/8, 172.16.0.0/16]\n", &[])?;
+    let _echo = Echo::start(&world.near)?;
+    world.wait_seen(at(&world.near, true)?, "172.16.0.2")?;
+    let node = &world.bed.node;
+    // As kube-proxy writes them for a service without a selector, with --masquerade-all.
+    let rules = |but: &str| {
+        format!(
+            "*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-SVC-DB - [0:0]
+:KUBE-SEP-DB - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+-A PREROUTING -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment \"kubernetes postrouting rules\" -j KUBE-POSTROUTING
+-A KUBE-SERVICES {but}-d 10.96.0.12/32 -p tcp -m comment --comment \"shop/db cluster IP\" -m tcp --dport 80 -j KUBE-MARK-MASQ
+-A KUBE-SERVICES -d 10.96.0.12/32 -p tcp -m comment --comment \"shop/db cluster IP\" -m tcp --dport 80 -j KUBE-SVC-DB
+-A KUBE-SVC-DB -m comment --comment \"shop/db\" -j KUBE-SEP-DB
+-A KUBE-SEP-DB -p tcp -m comment --comment \"shop/db\" -m tcp -j DNAT --to-destination 10.1.0.20:7
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -j MASQUERADE
+COMMIT
+"
+        )
+    };
+    let restore = |rules: String| {
+        let script = format!("iptables-nft-restore --wait 60 <<'EOF'\n{rules}EOF");
+        node.run(&["sh", "-c", &script])
+    };
+    restore(rules(""))?;
+    let to = "10.96.0.12:80".parse()?;
+    world.wait_seen(to, "10.1.0.10")?;
+    let section = Section::of(
+        &world,
+        "Behind a Service, a bypassed network sees the node",
+        "10.0.0.0/8 is in `nonMasqueradeCIDRs`, and a database there sees the pods, but not if they call it by \
+         its Service.",
+        &["--from", "172.16.0.2", "10.96.0.12:80"],
+        "10.96.0.12:80 → 10.1.0.20:7 sees 10.1.0.10, by eth0: netfilter translates it first, by a rule of \
+         kube-proxy in chain KUBE-POSTROUTING  NDP401",
+    )?;
+    ensure!(
+        section
+            .output
+            .contains("kube-proxy without --masquerade-all")
+    );
+    let flush = ["iptables-nft", "--wait", "60", "-t", "nat", "-F"];
+    node.run(&flush)?;
+    restore(rules("! -s 172.16.0.0/16 "))?;
+    world.wait_seen(to, "172.16.0.2")?;
+    Ok(section.solved_by(
+        "Without `--masquerade-all` kube-proxy marks only what comes from elsewhere than pods, and the \
+         database sees them.",
+    ))
+}
+
 #[test]
 fn the_causes_of_what_operators_report_are_found() -> Result<()> {
     let puzzles = [
@@ -397,6 +457,7 @@ fn the_causes_of_what_operators_report_are_found() -> Result<()> {
         began_outside,
         default_list,
         one_family,
+        marked_for_a_service,
     ];
     let mut document = INTRODUCTION.to_owned();
     for puzzle in puzzles {

@@ -33,6 +33,10 @@ const OFF: [(&str, &str); 6] = [
     ),
 ];
 
+/// How kube-proxy is told to mark less: its own rule stays, for what comes from elsewhere than pods.
+const MARK_LESS: &str = "to have netdp decide: start kube-proxy without --masquerade-all, and with the pods' networks as \
+     --cluster-cidr";
+
 /// Finds the rules that translate the packet on its way to an interface.
 pub(super) fn probe(node: &Node<'_>, case: &Case, src: IpAddr, leaves_by: &str) -> Probed {
     let context = NatContext {
@@ -138,6 +142,9 @@ fn by(rule: &Translation) -> String {
 /// Returns what switches the rule off.
 pub(super) fn remedy(rule: &Translation) -> String {
     let finding = &rule.finding;
+    if finding.owner == "kube-proxy" {
+        return MARK_LESS.to_owned();
+    }
     let known = OFF.iter().find(|(owner, _)| *owner == finding.owner);
     let rule = match finding.backend.as_str() {
         "nftables" => format!("the rule of chain {}: {}", finding.chain, finding.rule),
