@@ -7,7 +7,7 @@ use super::{
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
-use crate::pods::Recorder;
+use crate::pods::{ApiClaims, PodNames, Recorder};
 use crate::reconcile::State;
 use crate::rollback::Fallback;
 use crate::sources::file::Watcher;
@@ -25,7 +25,11 @@ impl Agent {
     /// suffice.
     pub(super) async fn new(mut options: RunOptions, state_dir: StateDir) -> Result<Self> {
         ready::set(&options, false)?;
-        let control = Control::start(options.kube.clone(), options.http_listen)?;
+        let claims = match options.pod_names.source {
+            PodNames::Api => Some(ApiClaims::default()),
+            PodNames::Auto | PodNames::Cni | PodNames::Off => None,
+        };
+        let control = Control::start(options.kube.clone(), claims.clone(), options.http_listen)?;
         // Both watches are set up before the first read, so that no change is missed.
         let watcher = Watcher::new(&options.config_paths);
         if let Some(problem) = watcher.problem() {
@@ -41,7 +45,12 @@ impl Agent {
             kernel = Some(datapath.kernel());
         }
         let pods = match engine.as_ebpf() {
-            Some(_) => Recorder::start(&options.pod_names, state_dir.clone(), &options.timeouts)?,
+            Some(_) => Recorder::start(
+                &options.pod_names,
+                claims,
+                state_dir.clone(),
+                &options.timeouts,
+            )?,
             None => None,
         };
         let config = config::defaults(&options.config_options);

@@ -159,7 +159,7 @@ impl Explain {
                 _ => Some(true),
             })?
         });
-        let all = Answers::new(node.agent_running, answers);
+        let all = Answers::new(node.agent_running, node.rejected().to_vec(), answers);
         let text = match self.output {
             Output::Json => serde_json::to_string_pretty(&all)? + "\n",
             Output::Text => all.text()?,

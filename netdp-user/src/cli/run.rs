@@ -164,6 +164,12 @@ impl Run {
             );
         }
         log_if_in_memory(&self.paths.state_dir);
+        let ebpf_only = self.ebpf_only();
+        let kube = self.kube.options();
+        let has_node = kube.as_ref().is_some_and(|kube| kube.node_name.is_some());
+        if self.pod_names == PodNames::Api && !has_node {
+            bail!("--pod-names api needs the Kubernetes API (--kube) and --node-name");
+        }
         let mut reserved = parse_ports(&self.reserved_ports)
             .with_context(|| format!("--reserved-ports {:?}", self.reserved_ports))?;
         reserved.extend(kernel_reserved_ports());
@@ -179,7 +185,7 @@ impl Run {
             mode: self.mode,
             takeover: self.takeover,
             grace: self.grace,
-            ebpf_only: self.ebpf_only(),
+            ebpf_only,
             chains: ChainOptions {
                 name: self.masq_chain,
                 enable_ipv6: self.policy.enable_ipv6,
@@ -227,7 +233,7 @@ impl Run {
             },
             on_exit: self.on_exit,
             ready_file: self.ready_file,
-            kube: self.kube.options(),
+            kube,
             http_listen: self.http_listen,
         })
     }

@@ -7,6 +7,7 @@ mod health;
 mod lease;
 
 use crate::config::AutoKinds;
+use crate::pods::ApiClaims;
 use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
 use anyhow::{Context as _, Result};
@@ -137,7 +138,11 @@ impl Control {
     ///
     /// # Errors
     /// Returns an error if the address cannot be listened on, or the thread cannot be started.
-    pub fn start(kube: Option<KubeOptions>, listen: Option<SocketAddr>) -> Result<Option<Self>> {
+    pub fn start(
+        kube: Option<KubeOptions>,
+        claims: Option<ApiClaims>,
+        listen: Option<SocketAddr>,
+    ) -> Result<Option<Self>> {
         if kube.is_none() && listen.is_none() {
             return Ok(None);
         }
@@ -154,6 +159,7 @@ impl Control {
         let (wanted, wanted_receiver) = watch::channel(AutoKinds::new());
         let thread = Thread {
             kube,
+            claims,
             listener,
             heartbeat: Arc::clone(&heartbeat),
             status: status_receiver,
@@ -226,6 +232,8 @@ fn listen_on(at: SocketAddr) -> Result<TcpListener> {
 /// State of the control-plane thread.
 struct Thread {
     kube: Option<KubeOptions>,
+    /// Names of pods that the API tells of, if they are wanted.
+    claims: Option<ApiClaims>,
     listener: Option<TcpListener>,
     heartbeat: Arc<Heartbeat>,
     status: watch::Receiver<AgentStatus>,
@@ -240,7 +248,15 @@ impl Thread {
         let api = async {
             if let Some(options) = self.kube {
                 let (view, wanted) = (self.view, self.wanted);
-                follow(options, self.view_sender, view, wanted, self.status).await;
+                follow(
+                    options,
+                    self.claims,
+                    self.view_sender,
+                    view,
+                    wanted,
+                    self.status,
+                )
+                .await;
             }
         };
         tokio::join!(health, api);
@@ -250,6 +266,7 @@ impl Thread {
 /// Connects, with any number of retries, then follows the API and publishes the status.
 async fn follow(
     options: KubeOptions,
+    claims: Option<ApiClaims>,
     view_sender: watch::Sender<View>,
     view: watch::Receiver<View>,
     wanted: watch::Receiver<AutoKinds>,
@@ -280,7 +297,8 @@ async fn follow(
             &options,
             view_sender,
             wanted,
-            Arc::clone(&throttle)
+            Arc::clone(&throttle),
+            claims
         ),
         events::publish(client.clone(), &options, status.clone(), &throttle),
         lease::keep(client, &options, status, view, &throttle),

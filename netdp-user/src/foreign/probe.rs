@@ -6,6 +6,7 @@ use super::walk::ReachableRule;
 use super::{Finding, owner};
 use ipnet::IpNet;
 use netdp_common::layout::Family;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// A packet of a pod on its way out.
@@ -41,6 +42,8 @@ pub(crate) struct Probed {
     pub translations: Vec<Translation>,
     /// Number of rules that translate sources.
     pub looked_at: usize,
+    /// Single addresses that rules which translate sources name as sources, in the packet's family.
+    pub named: BTreeSet<IpAddr>,
     /// Owner of the rule that changes the destination: a service's address.
     pub service: Option<String>,
     /// Places that could not be read, with the reason.
@@ -66,6 +69,7 @@ impl Probe<'_> {
         context: &NatContext,
     ) {
         self.found.looked_at += 1;
+        self.note_named(rule);
         let Some(is_certain) = self.is_met(rule, context) else {
             return;
         };
@@ -83,6 +87,20 @@ impl Probe<'_> {
             is_certain,
             packets: None,
         });
+    }
+
+    /// Notes the single addresses that a rule names as sources.
+    fn note_named(&mut self, rule: &ReachableRule<'_, '_>) {
+        let is_v4 = self.packet.dst.is_ipv4();
+        let sources = rule.matches.iter().filter_map(|it| match it {
+            Match::Source { nets, .. } => Some(nets),
+            _ => None,
+        });
+        let single = sources.flatten().filter(|net| {
+            let addr = net.addr();
+            addr.is_ipv4() == is_v4 && net.prefix_len() == net.max_prefix_len()
+        });
+        self.found.named.extend(single.map(IpNet::addr));
     }
 
     /// Notes whether the packet is addressed to a service, whose rules have its address alone.

@@ -1,8 +1,10 @@
 //! Pods by address and time: which pod a mapping's source address belonged to when the mapping began.
 //!
-//! [`cache`] reads what container runtimes leave of each pod's network, [`index`] knows who had an
+//! [`cache`] reads what container runtimes leave of each pod's network, [`api`] takes what the
+//! Kubernetes API says instead, [`index`] knows who had an
 //! address when, [`recorder`] is the agent's thread that sees pods end.
 
+mod api;
 mod cache;
 mod index;
 mod recorder;
@@ -15,6 +17,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub(crate) use api::{ApiClaims, claims};
 pub(crate) use index::{Claim, Owner};
 pub(crate) use recorder::Recorder;
 
@@ -31,6 +34,8 @@ pub enum PodNames {
     Auto,
     /// That cache; the log says if it can't be read.
     Cni,
+    /// The Kubernetes API, which has to allow reading all pods.
+    Api,
     /// Nowhere: pods are shown by address.
     Off,
 }

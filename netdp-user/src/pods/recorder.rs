@@ -1,7 +1,7 @@
-//! The agent's thread that follows libcni's cache, so that flows of ended pods keep their names.
+//! The agent's thread that follows libcni's cache, or the API, so that flows of ended pods keep their names.
 
 use super::index::{Claim, Index};
-use super::{FILE, PodNameOptions, PodNames, Saved, cache, saved};
+use super::{ApiClaims, FILE, PodNameOptions, PodNames, Saved, cache, saved};
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use netdp_common::flow::Timeouts;
@@ -33,7 +33,8 @@ fn longest(timeouts: &Timeouts) -> u64 {
 }
 
 /// Causes for the thread to wake up.
-enum Wake {
+#[derive(Debug)]
+pub(super) enum Wake {
     Changed,
     End,
 }
@@ -45,13 +46,15 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Starts the thread; `None` if names are off. Ended pods are remembered for the longest of
+    /// Starts the thread; `None` if names are off. With `api`, it takes what is set there instead of
+    /// the cache. Ended pods are remembered for the longest of
     /// `timeouts`, and some minutes.
     ///
     /// # Errors
     /// Returns an error if the system allows no thread.
     pub(crate) fn start(
         options: &PodNameOptions,
+        api: Option<ApiClaims>,
         state_dir: StateDir,
         timeouts: &Timeouts,
     ) -> Result<Option<Self>> {
@@ -60,7 +63,11 @@ impl Recorder {
         }
         let keep = Duration::from_secs(longest(timeouts)) + BEYOND;
         let (wake, woken) = sync_channel(1);
+        if let Some(api) = &api {
+            api.wake(wake.clone());
+        }
         let follower = Follower {
+            api,
             dir: options.cni_dir.clone(),
             is_required: options.source == PodNames::Cni,
             index: saved(&state_dir),
@@ -94,6 +101,7 @@ impl Drop for Recorder {
 }
 
 struct Follower {
+    api: Option<ApiClaims>,
     dir: PathBuf,
     is_required: bool,
     index: Index,
@@ -123,14 +131,13 @@ impl Follower {
         }
     }
 
-    /// Reads the directory, and saves the index if it has changed.
+    /// Takes what the API says, or reads the directory, and saves the index if it has changed.
     fn look(&mut self) {
-        // Before it is read, so that no change is missed in between.
-        self.watch();
-        let found = cache::read(&self.dir);
-        self.report(found.as_ref().err());
-        let Ok(found) = found else {
-            self.watcher = None;
+        let found = match &self.api {
+            Some(api) => api.get(),
+            None => self.read(),
+        };
+        let Some(found) = found else {
             return;
         };
         let now = cache::milliseconds(SystemTime::now());
@@ -139,6 +146,18 @@ impl Follower {
         {
             log::warn!("{err:#}");
         }
+    }
+
+    /// Reads the directory; `None` if that fails.
+    fn read(&mut self) -> Option<Vec<Claim>> {
+        // Before it is read, so that no change is missed in between.
+        self.watch();
+        let found = cache::read(&self.dir);
+        self.report(found.as_ref().err());
+        if found.is_err() {
+            self.watcher = None;
+        }
+        found.ok()
     }
 
     /// Watches the directory, again if it is another one of the same name by now.
@@ -241,7 +260,7 @@ mod tests {
             cni_dir: cni.path().join("results"),
         };
         let start = || {
-            Recorder::start(&options, state_dir.clone(), &Timeouts::default())
+            Recorder::start(&options, None, state_dir.clone(), &Timeouts::default())
                 .unwrap()
                 .unwrap()
         };
@@ -266,7 +285,7 @@ mod tests {
         };
         let state_dir = StateDir::at(std::path::Path::new("/nonexistent"));
         assert!(
-            Recorder::start(&options, state_dir, &Timeouts::default())
+            Recorder::start(&options, None, state_dir, &Timeouts::default())
                 .unwrap()
                 .is_none()
         );

@@ -22,6 +22,15 @@ pub(super) fn text(view: &View, query: &Query) -> Result<String> {
     if !view.agent_runs {
         writeln!(out, "the agent is not running; this is what it has left")?;
     }
+    let rejected = view.config.iter().flat_map(|config| &config.rejected);
+    for reason in rejected {
+        let code = Code::Rejected;
+        writeln!(
+            out,
+            "the newest configuration was rejected: {}  {code}",
+            terminal::line(reason)
+        )?;
+    }
     if let Some(problem) = &view.problem {
         writeln!(out, "no counts: {}", terminal::line(problem))?;
     }

@@ -125,7 +125,7 @@ pub(crate) fn findings(sums: &Observed, rules: &Rules) -> Vec<Finding> {
 }
 
 /// Reports whether the policy bypasses any destination in `network`.
-fn bypasses(rules: &Rules, network: IpNet) -> bool {
+pub(super) fn bypasses(rules: &Rules, network: IpNet) -> bool {
     let around = rules.covering(network).next();
     around.is_some_and(|rule| rule.action == RuleAction::Bypass)
         || (rules.inside(network)).any(|rule| rule.action == RuleAction::Bypass)

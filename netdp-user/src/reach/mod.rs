@@ -19,6 +19,6 @@ pub(crate) use counts::{Counts, Observed, network};
 pub use judge::Finding;
 pub(crate) use judge::{Verdict, findings, reported};
 pub(crate) use probe::probe;
-pub(crate) use read::read;
+pub(crate) use read::{lately, read};
 pub(crate) use suggest::{Answer, Format, print};
 pub(crate) use window::{FILE, Window};

@@ -1,7 +1,10 @@
 //! Reading of the counts from the pinned maps.
 
 use super::counts::{Counts, Observed, network};
+use super::window::Window;
 use crate::datapath;
+use crate::state_dir::StateDir;
+use crate::time::now;
 use anyhow::Result;
 use std::path::Path;
 
@@ -30,4 +33,16 @@ pub(crate) fn read(bpffs: &Path) -> Result<Option<Observed>> {
         observed.insert(network, counts);
     })?;
     Ok(is_there.then_some(observed))
+}
+
+/// Returns the counts of the last minutes: what an agent has saved, and what was counted since.
+///
+/// # Errors
+/// Returns an error if either can't be read.
+pub(crate) fn lately(bpffs: &Path, dir: &StateDir) -> Result<Observed> {
+    let mut window = Window::read(dir)?;
+    if let Some(observed) = read(bpffs)? {
+        window.observe(now(), observed);
+    }
+    Ok(window.sums(window.at))
 }

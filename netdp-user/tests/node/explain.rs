@@ -222,6 +222,11 @@ fn by_another_interface() -> Result<Section> {
         .ip("route add 10.3.0.0/16 dev eth1 via 10.9.255.254 table 100")?;
     bed.node
         .ip("rule add from 172.16.0.0/24 to 10.3.0.0/16 lookup 100 priority 1000")?;
+    // One pod's own way.
+    bed.node
+        .ip("rule add from 172.16.0.9 to 10.1.0.64/26 lookup 101 priority 1001")?;
+    bed.node
+        .ip("route add default dev eth1 via 10.9.255.254 table 101")?;
     second.ip("address add 10.3.0.1/32 dev lo")?;
     router.ip("route add 10.3.0.1/32 via 10.9.0.20")?;
     let mut world = World::on(
@@ -248,9 +253,15 @@ fn by_another_interface() -> Result<Section> {
     ensure!(
         section
             .output
-            .contains("10.3.0.0/16 in table 100, rule 1000"),
+            .contains("10.3.0.0/16 in table 100, rule 1000 (from 172.16.0.0/24 to 10.3.0.0/16)"),
         "{}",
         section.output
+    );
+    let any = world.explain(&["10.1.0.65:7"])?;
+    let of_one = "from 172.16.0.9: 10.1.0.65:7 sees the pod's 172.16.0.9: it leaves by eth1, which is no uplink";
+    ensure!(
+        any.lines().take(2).any(|line| line.starts_with(of_one)),
+        "{any}"
     );
     let more = world.agent.options().clone().uplink("eth1");
     *world.agent.options() = more;
@@ -364,6 +375,52 @@ fn default_list() -> Result<Section> {
     ))
 }
 
+/// What was edited is rejected, and the policy from before is in force.
+fn rejected() -> Result<Section> {
+    let good = "nonMasqueradeCIDRs: [172.16.0.0/16]\nresyncInterval: 5s\n";
+    let mut world = World::new(good, &[])?;
+    let _echo = Echo::start(&world.near)?;
+    let to = at(&world.near, true)?;
+    world.wait_seen(to, "10.1.0.10")?;
+    let edited = "\
+nonMasqueradeCIDRs: [172.16.0.0/16, 10.1.0.0/24]
+masqueradeCIDRs: [10.1.0.0/24]
+resyncInterval: 5s
+";
+    world.config.write(edited)?;
+    let case = ["--from", "172.16.0.2", "10.1.0.20:7"];
+    wait_for(SOON, "the edit to be rejected", || {
+        world
+            .explain(&case)
+            .is_ok_and(|told| told.contains("NDP101"))
+    })?;
+    let section = Section::of(
+        &world,
+        "An edit has no effect",
+        "10.1.0.0/24 was added to `nonMasqueradeCIDRs`, and 10.1.0.20 still sees the node.",
+        &case,
+        "10.1.0.20:7 sees 10.1.0.10, by eth0: masqueraded by the default, because no entry covers it",
+    )?;
+    let told = &section.output;
+    ensure!(told.contains("the newest configuration was rejected, this is by the one before it: "));
+    ensure!(told.contains("first correct the configuration that was rejected"));
+    for command in ["policy", "history"] {
+        let text = world.agent.netdp(&[command])?;
+        ensure!(
+            text.contains("the newest configuration was rejected"),
+            "{text}"
+        );
+    }
+    world
+        .config
+        .write(&edited.replace("masqueradeCIDRs: [10.1.0.0/24]\n", ""))?;
+    world.wait_seen(to, "172.16.0.2")?;
+    Ok(section.solved_by(
+        "Each prefix belongs in one list. One error rejects the whole configuration, and the one before it stays in \
+         force. With the entry in one list, the server sees the pod.",
+    ))
+}
+
 /// IPv6 is left alone.
 fn one_family() -> Result<Section> {
     let mut world = World::new("nonMasqueradeCIDRs: [172.16.0.0/16]\n", &[])?;
@@ -456,6 +513,7 @@ fn the_causes_of_what_operators_report_are_found() -> Result<()> {
         ports_taken,
         began_outside,
         default_list,
+        rejected,
         one_family,
         marked_for_a_service,
     ];

@@ -307,6 +307,12 @@ fn about_source(node: &Node<'_>, facts: &Facts<'_>, taken: IpAddr) -> Option<Cod
 pub(super) fn remedies(node: &Node<'_>, facts: &Facts<'_>, outcome: Outcome) -> Vec<String> {
     let whole = IpNet::from(facts.case.dst);
     let name = facts.leaves_by().unwrap_or_default();
+    let is_by_policy = matches!(outcome, Outcome::Masqueraded | Outcome::Bypassed);
+    if is_by_policy && !node.rejected().is_empty() {
+        let first = "first correct the configuration that was rejected, or whatever is added to it is \
+                     rejected too; `netdp explain --with FILE` tells what it would do";
+        return vec![first.to_owned()];
+    }
     match outcome {
         Outcome::Masqueraded if facts.mapping().is_none() => {
             vec![format!(
@@ -343,8 +349,12 @@ fn refused(facts: &Facts<'_>) -> Vec<String> {
     match facts.verdict() {
         Some(Verdict::Dropped(DropReason::NoFreePort)) => vec![
             "nothing leaks: refused packets are dropped, and the pod gets an ICMP error".to_owned(),
-            "free of cost: let the client reuse connections".to_owned(),
-            "costs ports of the node: widen --to-ports, or give up --reserved-ports".to_owned(),
+            "free of cost: let the pods above reuse or close connections; where one of them should not take \
+             all ports, limit it (--pod-flows)"
+                .to_owned(),
+            "costs ports of the node: widen --to-ports, or give up --reserved-ports; restarting the agent with \
+             other flags ends no connection"
+                .to_owned(),
             format!(
                 "costs a route back to pods: add \"{whole}\" to nonMasqueradeCIDRs; or give the destination \
                  more addresses"

@@ -25,6 +25,7 @@ use netdp_common::direction::Direction;
 use netdp_common::layout::{Addr, DropReason, Family};
 use ports::PortUse;
 use route::Way;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// All that was found out about a case, for the headline and the steps.
@@ -92,21 +93,64 @@ pub(crate) fn explain_all(node: &mut Node<'_>, cases: &[Case]) -> Result<Vec<Ans
         .collect();
     let mut answers = Vec::new();
     for case in &cases {
-        if case.src.is_some() || node.any_pod(case.dst.is_ipv4())?.is_some() {
-            answers.push(explain(node, case)?);
+        if case.src.is_none() && node.any_pod(case.dst.is_ipv4())?.is_none() {
+            continue;
         }
+        let (answer, named) = explain(node, case)?;
+        let others = match case.src {
+            Some(_) => Vec::new(),
+            None => others(node, case, &answer, named)?,
+        };
+        answers.push(answer);
+        answers.extend(others);
     }
     match cases.first() {
-        Some(case) if answers.is_empty() => Ok(vec![explain(node, case)?]),
+        Some(case) if answers.is_empty() => Ok(vec![explain(node, case)?.0]),
         _ => Ok(answers),
     }
 }
 
-/// Explains one case.
+/// The most other pods that an answer about any pod is compared with.
+const COMPARED: usize = 4;
+
+/// Explains a case of any pod for the pods that routing rules, or the `named` addresses of rules of
+/// netfilter, are about. Returns the answers that differ from that of any other pod.
+fn others(
+    node: &mut Node<'_>,
+    case: &Case,
+    any: &Answer,
+    mut named: BTreeSet<IpAddr>,
+) -> Result<Vec<Answer>> {
+    named.extend(node.sources_of_rules(case.dst.is_ipv4()));
+    let is_same = |answer: &Answer| {
+        answer.outcome == any.outcome
+            && answer.seen_as.is_some() == any.seen_as.is_some()
+            && answer.leaves_by == any.leaves_by
+    };
+    let pods: Vec<_> = (named.into_iter())
+        .filter(|address| node.is_pods(*address))
+        .take(COMPARED)
+        .collect();
+    let mut answers = Vec::new();
+    for src in pods {
+        let case = Case {
+            src: Some(src),
+            pod: node.names.name_of(src),
+            ..case.clone()
+        };
+        let (answer, _) = explain(node, &case)?;
+        if !is_same(&answer) {
+            answers.push(answer);
+        }
+    }
+    Ok(answers)
+}
+
+/// Explains one case. Returns the sources that rules of netfilter name, too.
 ///
 /// # Errors
 /// Returns an error if a map or the kernel's tables can't be read, or no source is known.
-fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
+fn explain(node: &mut Node<'_>, case: &Case) -> Result<(Answer, BTreeSet<IpAddr>)> {
     let src = match case.src {
         Some(src) => src,
         None => node.any_pod(case.dst.is_ipv4())?.with_context(|| {
@@ -165,7 +209,8 @@ fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
         headline.insert_str(0, &via.headline());
     }
     let (seen_as, seen_port) = seen(&facts, outcome);
-    Ok(Answer {
+    let named = facts.netfilter.as_ref().map(|it| it.named.clone());
+    let answer = Answer {
         headline,
         outcome,
         is_certain: !facts.may_be_translated() && facts.knows_netfilter(),
@@ -187,7 +232,8 @@ fn explain(node: &mut Node<'_>, case: &Case) -> Result<Answer> {
         steps: steps::of(node, &facts)?,
         notes: steps::notes(node, &facts, incoming.filter(|_| came_by == 0)),
         remedies: headline::remedies(node, &facts, outcome),
-    })
+    };
+    Ok((answer, named.unwrap_or_default()))
 }
 
 /// Returns the source that the destination sees, if a packet reaches it.

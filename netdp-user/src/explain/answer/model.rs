@@ -13,16 +13,24 @@ pub(crate) struct Answers {
     schema: u32,
     /// True if an agent runs.
     pub(crate) agent_running: bool,
+    /// Why the newest configuration was rejected; the answers are by the earlier one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) config_rejected: Vec<String>,
     /// One for each address of the destination.
     pub(crate) answers: Vec<Answer>,
 }
 
 impl Answers {
     /// Collects answers.
-    pub(crate) const fn new(agent_running: bool, answers: Vec<Answer>) -> Self {
+    pub(crate) const fn new(
+        agent_running: bool,
+        config_rejected: Vec<String>,
+        answers: Vec<Answer>,
+    ) -> Self {
         Self {
             schema: SCHEMA,
             agent_running,
+            config_rejected,
             answers,
         }
     }

@@ -3,6 +3,7 @@
 use super::names::PodNames;
 use crate::config::Config;
 use crate::explain::Explainer;
+use crate::reach::{self, Observed};
 use crate::report::Report;
 use crate::routes::RouteQueries;
 use crate::state_dir::StateDir;
@@ -11,7 +12,7 @@ use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use netdp_common::layout::{Action, PolicyValue, UPLINK_OBSERVED};
-use rtnetlink::packet_route::rule::RuleMessage;
+use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
 use rtnetlink::{Handle, IpVersion};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -31,6 +32,8 @@ pub(crate) struct Node<'a> {
     /// The policy: that in force, or the one that was given.
     pub(super) policy: Policy,
     pub(super) names: &'a dyn PodNames,
+    /// Attempts to reach bypassed networks in the last minutes, and their answers.
+    pub(super) reach: Observed,
 }
 
 /// The rules of a policy.
@@ -103,7 +106,17 @@ impl<'a> Node<'a> {
                 is_given: instead.is_some(),
             },
             names,
+            reach: reach::lately(bpffs, &dir).unwrap_or_default(),
         })
+    }
+
+    /// Returns why the newest configuration was rejected, if the one in force is an earlier one and is
+    /// what answers are by.
+    pub(crate) fn rejected(&self) -> &[String] {
+        match &self.report {
+            Some(report) if !self.policy.is_given => &report.config.rejected,
+            _ => &[],
+        }
     }
 
     /// Reports whether netdp translates at an interface.
@@ -122,8 +135,31 @@ impl<'a> Node<'a> {
         self.addresses.iter().map(|it| it.addr).collect()
     }
 
-    /// Returns an address beside the node's own on an interface that leads to pods.
+    /// Returns the first address of each source that routing rules of a family name.
+    pub(super) fn sources_of_rules(&self, is_v4: bool) -> BTreeSet<IpAddr> {
+        let rules = self.routing[usize::from(!is_v4)].iter();
+        let named = rules.flat_map(|rule| &rule.attributes);
+        let sources = named.filter_map(|it| match it {
+            RuleAttribute::Source(address) => Some(*address),
+            _ => None,
+        });
+        sources.collect()
+    }
+
+    /// Reports whether an address is in a network of the node that leads to pods.
+    pub(super) fn is_pods(&self, address: IpAddr) -> bool {
+        let in_network = |own: &LinkAddr| {
+            let net = IpNet::new(own.prefix_addr, own.prefix_len);
+            net.is_ok_and(|net| net.contains(&address))
+                && !self.is_uplink(own.ifindex).unwrap_or(true)
+        };
+        !self.is_local(address) && self.addresses.iter().any(in_network)
+    }
+
+    /// Returns an address beside the node's own on an interface that leads to pods; one that routing
+    /// rules don't name, if possible.
     pub(super) fn any_pod(&self, is_v4: bool) -> Result<Option<IpAddr>> {
+        let named = self.sources_of_rules(is_v4);
         for own in &self.addresses {
             let is_candidate = own.addr.is_ipv4() == is_v4
                 && !own.addr.is_loopback()
@@ -134,8 +170,10 @@ impl<'a> Node<'a> {
                 continue;
             };
             // The first ones suffice: a network of pods has more than the node's own address.
-            let mut hosts = net.hosts().take(4).filter(|host| *host != net.network());
-            if let Some(host) = hosts.find(|host| !self.is_local(*host)) {
+            let is_host = |host: &IpAddr| *host != net.network() && !self.is_local(*host);
+            let mut hosts = net.hosts().take(16).filter(is_host);
+            let first = hosts.clone().next();
+            if let Some(host) = hosts.find(|host| !named.contains(host)).or(first) {
                 return Ok(Some(host));
             }
         }

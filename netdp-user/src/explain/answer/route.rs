@@ -5,6 +5,7 @@ use super::model::Step;
 use super::node::Node;
 use crate::datapath::name_of;
 use crate::routes::{self, Report, outgoing_interface};
+use crate::terminal;
 use ipnet::IpNet;
 use netdp_common::layout::proto;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -128,7 +129,9 @@ fn why(
     let rules = &node.routing[usize::from(case.dst.is_ipv6())];
     let came_by = name_of(came_by).unwrap_or_default();
     let (rule, marked) = rule(rules, table, src, case.dst, &came_by);
-    let rule = rule.map_or_else(String::new, |rule| format!(", rule {rule}"));
+    let rule = rule.map_or_else(String::new, |rule| {
+        format!(", rule {}{}", priority(rule), selectors(rule))
+    });
     let may = match marked.as_slice() {
         [] => String::new(),
         marked => {
@@ -158,15 +161,15 @@ fn destination(route: &RouteMessage, dst: IpAddr) -> String {
     }
 }
 
-/// Returns the priority of the first rule that leads to the table, and of the rules before it that
+/// Returns the first rule that leads to the table, and the priorities of the rules before it that
 /// apply to packets with a mark.
-fn rule(
-    rules: &[RuleMessage],
+fn rule<'r>(
+    rules: &'r [RuleMessage],
     table: u32,
     src: IpAddr,
     dst: IpAddr,
     came_by: &str,
-) -> (Option<u32>, Vec<u32>) {
+) -> (Option<&'r RuleMessage>, Vec<u32>) {
     let mut marked = Vec::new();
     let mut rules: Vec<_> = rules.iter().map(|rule| (priority(rule), rule)).collect();
     rules.sort_by_key(|(priority, _)| *priority);
@@ -177,7 +180,7 @@ fn rule(
         if is_marked(rule) {
             marked.push(priority);
         } else if rule_table(rule) == table {
-            return (Some(priority), marked);
+            return (Some(rule), marked);
         }
     }
     (None, marked)
@@ -197,6 +200,29 @@ fn rule_table(rule: &RuleMessage) -> u32 {
         _ => None,
     });
     found.unwrap_or_else(|| u32::from(rule.header.table))
+}
+
+/// Returns what a rule says of packets, as `ip rule` writes it, in brackets; nothing if it applies to
+/// all.
+fn selectors(rule: &RuleMessage) -> String {
+    let each = rule.attributes.iter().filter_map(|it| match it {
+        RuleAttribute::Source(address) => Some(format!("from {address}/{}", rule.header.src_len)),
+        RuleAttribute::Destination(address) => {
+            Some(format!("to {address}/{}", rule.header.dst_len))
+        }
+        RuleAttribute::Iifname(name) => Some(format!("iif {}", terminal::line(name))),
+        _ => None,
+    });
+    let mut each: Vec<_> = each.collect();
+    each.sort();
+    let not = match rule.header.flags.contains(RuleFlags::Invert) {
+        true => "not ",
+        false => "",
+    };
+    match each.is_empty() {
+        true => String::new(),
+        false => format!(" ({not}{})", each.join(" ")),
+    }
 }
 
 fn is_marked(rule: &RuleMessage) -> bool {
@@ -243,9 +269,10 @@ mod tests {
             to_table(200, 7, &[RuleAttribute::Iifname("eth9".into())]),
             to_table(300, 7, &[RuleAttribute::Source(pods)]),
         ];
-        let of = |table, src: &str| {
+        let of = |table, src: &str| -> (Option<u32>, Vec<u32>) {
             let (src, dst) = (src.parse().unwrap(), "10.2.0.17".parse().unwrap());
-            rule(&rules, table, src, dst, "cni0")
+            let (found, marked) = rule(&rules, table, src, dst, "cni0");
+            (found.map(super::priority), marked)
         };
         assert_eq!(of(7, "172.16.0.2"), (Some(300), vec![100]));
         assert_eq!(of(254, "172.16.1.2"), (Some(32_766), vec![100]));

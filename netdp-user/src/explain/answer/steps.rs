@@ -10,6 +10,7 @@ use crate::codes::Code;
 use crate::datapath::name_of;
 use crate::explain::{NotAsked, Question, Tried, Verdict, Why};
 use crate::format::grouped;
+use crate::reach;
 use crate::time::pretty;
 use crate::uplinks::{AddressScope, LinkAddr};
 use anyhow::Result;
@@ -325,6 +326,24 @@ fn taken_by(result: Tried) -> String {
     }
 }
 
+/// Returns what pods have lately heard of a bypassed destination's network, if that is nothing.
+fn unanswered(node: &Node<'_>, facts: &Facts<'_>) -> Option<String> {
+    if !matches!(facts.verdict(), Some(Verdict::Unmodified(Why::Bypassed))) {
+        return None;
+    }
+    let network = reach::network(facts.case.dst);
+    let counts = node.reach.get(&network)?;
+    (counts.pod_new > 0 && counts.pods_heard() == 0).then(|| {
+        format!(
+            "in the last minutes {network} has answered none of {} attempts of pods, and {} of {} of the \
+             node; `netdp suggest` says more",
+            grouped(counts.pod_new),
+            grouped(counts.node_answered),
+            grouped(counts.node_new)
+        )
+    })
+}
+
 /// Returns facts that matter besides; `elsewhere` is the interface to which the source is routed, if
 /// that is no pod's.
 pub(super) fn notes(node: &Node<'_>, facts: &Facts<'_>, elsewhere: Option<u32>) -> Vec<String> {
@@ -347,13 +366,21 @@ pub(super) fn notes(node: &Node<'_>, facts: &Facts<'_>, elsewhere: Option<u32>) 
             case.dst
         ));
     }
-    if case.src.is_none() && masquerades(node, facts) {
-        notes.push(
-            "the answer depends on the pod as far as routing rules and rules of netfilter name \
-             sources, and by its share of the mapping tables"
-                .to_owned(),
-        );
+    if case.src.is_none() {
+        let is_by_rule = facts
+            .netfilter
+            .as_ref()
+            .and_then(netfilter::first)
+            .is_some();
+        if is_by_rule || masquerades(node, facts) {
+            notes.push(
+                "other pods may differ (--from): rules of routing and of netfilter may name sources, and each \
+                 pod has its share of the mapping tables"
+                    .to_owned(),
+            );
+        }
     }
+    notes.extend(unanswered(node, facts));
     let detours = node.report.iter().flat_map(|it| &it.detours);
     notes.extend(detours.map(|what| format!("{what} ({})", Code::Detour)));
     if node.policy.is_given {

@@ -2,6 +2,7 @@
 
 use super::model::{Answer, Answers, Outcome};
 use crate::cli::output::table;
+use crate::codes::Code;
 use crate::terminal;
 use anyhow::Result;
 use std::fmt::Write as _;
@@ -19,13 +20,27 @@ impl Answers {
             self.answers.iter().filter(same).count()
         };
         answers.sort_by_key(|answer| common(answer));
+        let has_other_pods = answers.iter().any(|it| it.any_pod) && answers.len() > 1;
         for answer in &answers {
-            writeln!(out, "{}", terminal::line(&answer.first_line()))?;
+            let whose = match has_other_pods && !answer.any_pod {
+                true => format!("from {}: ", answer.pod.as_ref().unwrap_or(&answer.from)),
+                false => String::new(),
+            };
+            let line = format!("{whose}{}", answer.first_line());
+            writeln!(out, "{}", terminal::line(&line))?;
         }
         if !self.agent_running {
             writeln!(
                 out,
                 "no agent runs: this is what the programs do without one"
+            )?;
+        }
+        for reason in &self.config_rejected {
+            let code = Code::Rejected;
+            let reason = terminal::line(reason);
+            writeln!(
+                out,
+                "the newest configuration was rejected, this is by the one before it: {reason}  {code}"
             )?;
         }
         for answer in answers {

@@ -3,7 +3,9 @@
 use super::super::changes::{Changes, JsonChanges, JsonRule, summary};
 use super::{History, Record};
 use crate::cli::output::{table, write_out};
+use crate::codes::Code;
 use crate::format::{grouped, local_time, utc_time};
+use crate::report::Report;
 use crate::state_dir::StateDir;
 use crate::terminal;
 use crate::time::{self, pretty};
@@ -42,6 +44,16 @@ pub(crate) fn print(state_dir: &Path, ask: Ask, json: bool) -> Result<()> {
         (Ask::Rules(generation), _) => history.rules_text(generation)?,
         (Ask::Changes(from, to), _) => history.changes_text(from, to)?,
     };
+    if !json {
+        let rejected = Report::read(&dir).map(|report| report.config.rejected);
+        for reason in rejected.unwrap_or_default() {
+            let (reason, code) = (terminal::line(&reason), Code::Rejected);
+            writeln!(
+                text,
+                "the newest configuration was rejected, and is not listed: {reason}  {code}"
+            )?;
+        }
+    }
     if !json && !runs {
         text.push_str("the agent is not running; this is what it has left\n");
     }

@@ -58,6 +58,11 @@ impl Change {
                 .copied()
                 .collect::<Vec<_>>(),
         );
+        let is_within = |prefix: &IpNet| {
+            let mut wider = masquerade.iter().filter(|net| *net != prefix);
+            wider.any(|net| net.contains(prefix))
+        };
+        masked.retain(|prefix| !is_within(prefix));
         let mut document = String::new();
         if !gone.is_empty() {
             list(&mut document, "nonMasqueradeCIDRs", &bypass);

@@ -4,7 +4,7 @@ mod document;
 mod text;
 
 use super::counts::Observed;
-use super::judge::{ATTEMPTS, Finding, Verdict, findings};
+use super::judge::{ATTEMPTS, Finding, Verdict, bypasses, findings};
 use super::read;
 use super::window::{WINDOW_SECONDS, Window};
 use crate::cli::output::write_out;
@@ -55,6 +55,9 @@ struct Suggestion {
     window_seconds: u64,
     /// The most attempts that pods made towards one bypassed network.
     most_attempts: u64,
+    /// That network.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    most_attempted: Option<IpNet>,
     /// Networks that were judged.
     networks: Vec<Finding>,
     /// The change of the configuration; absent if there is none.
@@ -101,7 +104,9 @@ pub(crate) fn print(bpffs: &Path, state_dir: &Path, format: Format) -> Result<An
 impl Suggestion {
     fn new(window: &Window, reported: &[RuleReport], agent_running: bool) -> Self {
         let sums = window.sums(window.at);
-        let networks = findings(&sums, &rules(reported));
+        let rules = rules(reported);
+        let networks = findings(&sums, &rules);
+        let most_attempted = most_attempted(&sums, &rules);
         let unreached: Vec<IpNet> = networks
             .iter()
             .filter(|finding| finding.verdict == Verdict::NoWayBack)
@@ -116,7 +121,8 @@ impl Suggestion {
                 _ => Timestamp::from_second(at).ok(),
             },
             window_seconds: WINDOW_SECONDS,
-            most_attempts: most_attempts(&sums),
+            most_attempts: most_attempted.map_or(0, |(_, attempts)| attempts),
+            most_attempted: most_attempted.map(|(network, _)| network),
             change: Change::new(&unreached, reported),
             networks,
         }
@@ -148,9 +154,16 @@ impl Suggestion {
     }
 }
 
-fn most_attempts(sums: &Observed) -> u64 {
-    let attempts = sums.values().map(|counts| counts.pod_new);
-    attempts.max().unwrap_or_default()
+/// Returns the bypassed network towards which pods have made most attempts, those that were not answered
+/// first, with their number.
+fn most_attempted(sums: &Observed, rules: &Rules) -> Option<(IpNet, u64)> {
+    let attempted = sums.iter().filter(|(_, counts)| counts.pod_new > 0);
+    let bypassed = attempted.filter(|(network, _)| bypasses(rules, **network));
+    let most = bypassed.max_by_key(|(_, counts)| {
+        let unanswered = counts.pod_new - counts.pods_heard();
+        (unanswered, counts.pod_new)
+    });
+    most.map(|(network, counts)| (*network, counts.pod_new))
 }
 
 /// Returns the rules of a report; those that cannot be parsed are left out.

@@ -106,7 +106,11 @@ fn the_document_is_read_and_masquerades_the_network() {
 fn too_few_attempts_and_a_node_that_has_not_tried_are_unknown() {
     let few = suggestion(&[("10.2.0.0/24", 19, 5)], &broad());
     assert_eq!(few.answer(), Answer::Unknown);
-    assert!(few.text().contains("at most 19 attempts"), "{}", few.text());
+    assert!(
+        few.text().contains("19 attempts to connect to 10.2.0.0/24"),
+        "{}",
+        few.text()
+    );
     let silent = suggestion(&[("10.2.0.0/24", 1_200, 0)], &broad());
     assert_eq!(silent.answer(), Answer::Unknown);
     assert!(silent.text().contains("0 of 1,200"), "{}", silent.text());
@@ -118,6 +122,13 @@ fn too_few_attempts_and_a_node_that_has_not_tried_are_unknown() {
 }
 
 #[test]
+fn entries_within_a_suggested_network_are_not_repeated() {
+    let found = suggestion(&[("10.9.0.0/24", 30, 5)], &broad());
+    let change = found.change.unwrap();
+    assert_eq!(change.document, "masqueradeCIDRs:\n- 10.9.0.0/24\n");
+}
+
+#[test]
 fn json_has_this_shape() {
     let found = suggestion(&[("10.2.0.0/24", 30, 5)], &broad());
     let expected = json!({
@@ -126,6 +137,7 @@ fn json_has_this_shape() {
         "at": "2023-11-14T22:13:20Z",
         "window_seconds": 600,
         "most_attempts": 30,
+        "most_attempted": "10.2.0.0/24",
         "networks": [{
             "network": "10.2.0.0/24",
             "verdict": "no-way-back",

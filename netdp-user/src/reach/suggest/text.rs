@@ -60,10 +60,14 @@ impl Suggestion {
                     "unknown: no answers to pods from {names}, and too few attempts by the node"
                 )
             }
-            _ if self.networks.is_empty() => format!(
-                "unknown: pods have made at most {} attempts towards a bypassed network; a verdict needs {ATTEMPTS}",
-                grouped(self.most_attempts)
-            ),
+            _ if self.networks.is_empty() => match self.most_attempted {
+                Some(network) => format!(
+                    "unknown: pods have made {} attempts to connect to {network}, and fewer to each other bypassed \
+                     network; a verdict needs {ATTEMPTS}",
+                    grouped(self.most_attempts)
+                ),
+                None => "unknown: no pod has tried to connect to a bypassed network".to_owned(),
+            },
             _ => "no bypassed network lacks a way back to pods".to_owned(),
         }
     }
@@ -71,7 +75,7 @@ impl Suggestion {
     fn advice(&self) -> String {
         let Some(change) = &self.change else {
             let silent = self.networks.iter().any(|it| it.verdict == Verdict::Silent);
-            return if silent {
+            return if silent || self.networks.is_empty() && self.most_attempted.is_some() {
                 "\nTry from the node, to an address and port that pods use: netdp probe -n 3 ADDRESS:PORT\n".to_owned()
             } else {
                 String::new()

@@ -11,6 +11,7 @@ mod limit;
 mod log_throttle;
 mod networks;
 mod node;
+mod pods;
 mod reflector;
 mod view;
 mod watch_id;
@@ -23,10 +24,12 @@ pub(crate) use reflector::random;
 pub(crate) use view::{ConfigMapRef, View};
 
 use crate::config::AutoKinds;
+use crate::pods::ApiClaims;
 use config_maps::ConfigMapStore;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::{Api, Client};
 use node::NodeStore;
+use pods::{NodePod, PodStore};
 use reflector::Reflector;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -34,13 +37,14 @@ use view::Shared;
 use watch_id::ConfigMapSelection;
 
 /// Follows the objects of `options`, and those that have the networks of the `wanted` kinds, forever,
-/// and keeps `view` up to date.
+/// and keeps `view` up to date; with `claims`, also the node's pods, for their names.
 pub(crate) async fn follow(
     client: Client,
     options: &KubeOptions,
     view: watch::Sender<View>,
     wanted: watch::Receiver<AutoKinds>,
     throttle: Arc<LogThrottle>,
+    claims: Option<ApiClaims>,
 ) {
     let shared = Arc::new(Shared::new(view, client.clone(), options, throttle));
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &options.namespace);
@@ -52,6 +56,14 @@ pub(crate) async fn follow(
         if let Some(name) = &options.node_name {
             let store = NodeStore::new(name, Arc::clone(&shared));
             Reflector::new(Api::<Node>::all(client.clone()), store)
+                .run()
+                .await;
+        }
+    };
+    let pods = async {
+        if let (Some(name), Some(claims)) = (&options.node_name, claims) {
+            let store = PodStore::new(name, Arc::clone(&shared), claims);
+            Reflector::new(Api::<NodePod>::all(client.clone()), store)
                 .run()
                 .await;
         }
@@ -75,6 +87,7 @@ pub(crate) async fn follow(
         labelled,
         of(ConfigMapSelection::NatRules),
         node,
+        pods,
         networks
     );
 }

@@ -14,6 +14,8 @@ pub(crate) enum WatchId {
     Nodes,
     /// Watch of ServiceCIDRs.
     ServiceCidrs,
+    /// Watch of the node's pods.
+    Pods,
 }
 
 /// Selection of the ConfigMaps of a watch; in the order in which they are merged.
