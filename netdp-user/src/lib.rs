@@ -23,6 +23,7 @@ mod fleet;
 mod flows;
 mod foreign;
 mod format;
+mod http;
 mod iptables;
 mod limits;
 mod misspelling;

@@ -7,6 +7,7 @@ mod health;
 mod lease;
 
 use crate::config::AutoKinds;
+use crate::http::{self, Routes};
 use crate::requirements::NoEbpf;
 use crate::sources::kube::{self, ApiError, ApiUser, ConfigMapRef, KubeOptions, LogThrottle, View};
 use anyhow::{Context as _, Result};
@@ -141,7 +142,9 @@ impl Control {
         if kube.is_none() && listen.is_none() {
             return Ok(None);
         }
-        let listener = listen.map(listen_on).transpose()?;
+        let listener = listen
+            .map(|at| http::listen(at, "--http-listen"))
+            .transpose()?;
         let heartbeat = Arc::new(Heartbeat {
             start: Instant::now(),
             last: AtomicU64::new(0),
@@ -217,12 +220,6 @@ impl Control {
     }
 }
 
-fn listen_on(at: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(at)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .with_context(|| format!("listening on {at} (--http-listen)"))
-}
-
 /// State of the control-plane thread.
 struct Thread {
     kube: Option<KubeOptions>,
@@ -236,14 +233,15 @@ struct Thread {
 
 impl Thread {
     async fn run(self) {
-        let health = health::serve(self.listener, self.heartbeat, self.status.clone());
+        let routes = health::probes(Routes::default(), self.heartbeat, self.status.clone());
+        let requests = http::serve(self.listener, routes);
         let api = async {
             if let Some(options) = self.kube {
                 let (view, wanted) = (self.view, self.wanted);
                 follow(options, self.view_sender, view, wanted, self.status).await;
             }
         };
-        tokio::join!(health, api);
+        tokio::join!(requests, api);
     }
 }
 
