@@ -26,6 +26,7 @@ mod format;
 mod http;
 mod iptables;
 mod limits;
+mod metrics;
 mod misspelling;
 mod mounts;
 mod pod;
