@@ -1,5 +1,6 @@
 //! One-time work before the loop.
 
+use super::metrics::measure;
 use super::modes::{Ebpf, Engine};
 use super::{
     Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
@@ -7,6 +8,7 @@ use super::{
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
+use crate::metrics::Metrics;
 use crate::pods::{ApiClaims, PodNames, Recorder};
 use crate::reconcile::State;
 use crate::rollback::Fallback;
@@ -15,6 +17,7 @@ use crate::state_dir::StateDir;
 use crate::uplinks::{Selection, Snapshot};
 use anyhow::Result;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 impl Agent {
     /// Creates an agent that has put nothing in force yet. The datapath is opened last, and nothing is
@@ -29,14 +32,21 @@ impl Agent {
             PodNames::Api => Some(ApiClaims::default()),
             PodNames::Auto | PodNames::Cni | PodNames::Off => None,
         };
-        let control = Control::start(options.kube.clone(), claims.clone(), options.http_listen)?;
+        let listen = options.listen();
+        let metrics = listen.any().then(|| Arc::new(Metrics::new()));
+        let control = Control::start(
+            options.kube.clone(),
+            claims.clone(),
+            listen,
+            metrics.as_ref(),
+        )?;
         // Both watches are set up before the first read, so that no change is missed.
         let watcher = Watcher::new(&options.config_paths);
         if let Some(problem) = watcher.problem() {
             log::warn!("{problem}");
         }
         let monitor = monitor::Reopening::new().await?;
-        let (engine, no_ebpf) = Engine::start(&options)?;
+        let (mut engine, no_ebpf) = Engine::start(&options)?;
         // State that an earlier agent left in force.
         let (mut keep, mut local, mut kernel) = (BTreeSet::new(), BTreeSet::new(), None);
         if let Some(Ebpf { datapath, .. }) = engine.as_ebpf() {
@@ -53,6 +63,9 @@ impl Agent {
             )?,
             None => None,
         };
+        if let (Some(metrics), Some(ebpf)) = (&metrics, engine.as_ebpf_mut()) {
+            measure(metrics, ebpf, &options, pods.as_ref())?;
+        }
         let config = config::defaults(&options.config_options);
         let selection = Selection {
             masqueraded: config.masqueraded(),
@@ -115,6 +128,7 @@ impl Agent {
             guard: guard::Guard::new(),
             followed: networks::Followed::default(),
             no_address: no_address::NoAddress::after(had, reported),
+            metrics,
             pods,
         })
     }
