@@ -43,6 +43,7 @@ mod redis;
 mod service;
 mod terminal;
 mod tracking;
+pub mod unpacked;
 mod workdir;
 
 pub use agent::{Agent, AgentOptions, binary_from_env};
