@@ -53,6 +53,11 @@ impl Counts {
         }
     }
 
+    /// Removes what is known of pods.
+    pub(super) const fn forget_pods(&mut self) {
+        (self.pod_new, self.pod_answered, self.pod_packets) = (0, 0, 0);
+    }
+
     /// Returns the number of answers to pods, as far as they are known. Whoever goes on sending
     /// after its SYNs was answered, even if the answers come by an interface without programs.
     pub(crate) fn pods_heard(&self) -> u64 {

@@ -71,6 +71,33 @@ fn only_what_is_new_is_added_and_a_replaced_entry_begins_anew() {
 }
 
 #[test]
+fn attempts_whose_packets_are_lost_are_no_evidence() {
+    let network = "10.2.0.0/24";
+    let seen = |pod_new, pod_packets| {
+        let all = Counts {
+            pod_packets,
+            ..counts(pod_new, 0, 5, 5)
+        };
+        observed(network, all)
+    };
+    let sum = |window: &Window| window.sums(1_030).get(&net(network)).copied();
+    let mut window = Window::default();
+    // They left between the readings of packets and of attempts.
+    assert!(window.observe(1_000, seen(24, 1)));
+    assert_eq!(sum(&window), None);
+    assert!(window.observe(1_010, seen(24, 24)));
+    assert_eq!(sum(&window), Some(counts(24, 0, 5, 5)));
+    // The pair was replaced: 24 packets became 2, whatever followed the attempts.
+    assert!(window.observe(1_020, seen(48, 2)));
+    assert!(window.observe(1_030, seen(48, 2)));
+    assert_eq!(sum(&window), Some(counts(24, 0, 5, 5)));
+    // What comes later counts.
+    let Some(before) = sum(&window) else { panic!() };
+    window.observe(1_030, seen(50, 4));
+    assert_eq!(sum(&window).map(|it| it.pod_new), Some(before.pod_new + 2));
+}
+
+#[test]
 fn ten_minutes_count_and_survive_a_restart() {
     let path = tempfile::tempdir().unwrap();
     let dir = StateDir::at(path.path());

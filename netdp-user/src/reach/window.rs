@@ -5,7 +5,7 @@ use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Length of the window, in seconds.
 pub(crate) const WINDOW_SECONDS: u64 = 600;
@@ -37,6 +37,9 @@ pub(crate) struct Window {
     parts: VecDeque<Part>,
     /// Counts of the kernel's map at that time.
     seen: Observed,
+    /// Networks whose packets were behind their attempts then.
+    #[serde(default)]
+    behind: BTreeSet<IpNet>,
 }
 
 impl Window {
@@ -62,19 +65,36 @@ impl Window {
 
     /// Adds what was counted since the last time. `now`: seconds since 1970. Returns whether there
     /// was anything, or something left the window.
-    pub(crate) fn observe(&mut self, now: u64, observed: Observed) -> bool {
+    pub(crate) fn observe(&mut self, now: u64, mut observed: Observed) -> bool {
         // What was counted while nobody looked for longer than the window may be long ago.
         if self.at != 0 && now.saturating_sub(self.at) > WINDOW_SECONDS {
             self.seen = observed;
+            self.behind.clear();
             return self.add(now, &Observed::new());
         }
         let none = Counts::default();
-        let new = observed.iter().map(|(network, counts)| {
-            let before = self.seen.get(network).unwrap_or(&none);
-            (*network, counts.since(before))
-        });
-        let new: Observed = new.filter(|(_, counts)| *counts != none).collect();
-        let added = self.add(now, &new);
+        let was_behind = std::mem::take(&mut self.behind);
+        let mut new = Observed::new();
+        for (network, counts) in &mut observed {
+            let before = *self.seen.get(network).unwrap_or(&none);
+            let mut since = counts.since(&before);
+            // Each attempt is a packet too. Those that left between the two readings are counted by
+            // the next. Otherwise the kernel has replaced the pair, and nobody knows how many packets
+            // followed the attempts: they are no evidence.
+            if since.pod_packets < since.pod_new {
+                if was_behind.contains(network) {
+                    since.forget_pods();
+                } else {
+                    self.behind.insert(*network);
+                    *counts = before;
+                    continue;
+                }
+            }
+            if since != none {
+                new.insert(*network, since);
+            }
+        }
+        let added = self.add(now, &new) || self.behind != was_behind;
         self.seen = observed;
         added
     }

@@ -5,6 +5,7 @@ use super::pass::Pass;
 use super::replies::Replies;
 use super::schedule::{Cooldown, Schedule, Usage};
 use super::stale::StaleMappings;
+use super::tally::{Census, Meter, PodChange, Scope};
 use super::{SweepRules, SweepStats};
 use crate::datapath::maps::Maps;
 use anyhow::Result;
@@ -13,6 +14,8 @@ use netdp_common::flow::ticks;
 use netdp_common::layout::Secret;
 use netdp_common::layout::Tuple;
 use netdp_common::sweep::{EvictionTargets, pressure_limit};
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -38,6 +41,10 @@ pub struct Sweeper {
     secret: Secret,
     /// Time of the last sweep of inbound flows, in ticks.
     inbound_at: Option<u32>,
+    /// Live inbound flows that it left.
+    inbound: usize,
+    /// Counts for metrics, if they are wanted.
+    meter: Option<Meter>,
 }
 
 impl Sweeper {
@@ -54,7 +61,23 @@ impl Sweeper {
             schedule: Schedule::default(),
             cooldown: Cooldown::new(Instant::now()),
             inbound_at: None,
+            inbound: 0,
+            meter: None,
         })
+    }
+
+    /// Counts for metrics from now on.
+    ///
+    /// # Errors
+    /// Returns an error if the clock can't be read.
+    pub(crate) fn count(&mut self) -> Result<()> {
+        self.meter = Some(Meter::new(now(&self.maps)?));
+        Ok(())
+    }
+
+    /// Takes what was counted, if a full pass has ended since the last time.
+    pub(crate) fn take_counts(&mut self) -> Option<(Census, HashMap<IpAddr, PodChange>)> {
+        self.meter.as_mut()?.take()
     }
 
     /// Returns the maps, for reading.
@@ -71,6 +94,11 @@ impl Sweeper {
     /// Returns the time until another full pass may run to evict mappings.
     pub fn cooldown(&self) -> Duration {
         self.cooldown.remaining(Instant::now())
+    }
+
+    /// Returns the number of live inbound flows, as of their last sweep.
+    pub(crate) const fn inbound(&self) -> usize {
+        self.inbound
     }
 
     /// Returns the number of mappings above which the tables are nearly full.
@@ -172,6 +200,7 @@ impl Sweeper {
         let begun = now(&self.maps)?;
         let mut pass = Pass::new(begun, self.secret, rules, ticks(interval));
         pass.stale = StaleMappings::collect(settings.flags);
+        pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Full, begun));
         let mut replies = pass.read_replies(&self.maps)?;
         pass.scan_originals(&self.maps, &mut replies)?;
         let evicts = pass.stats.live + replies.reservations > self.schedule.threshold(limit);
@@ -181,10 +210,16 @@ impl Sweeper {
         }
         if pass.stats.stopped {
             pass.correct_counts(&mut self.maps)?;
+            self.take_in(&mut pass);
             return Ok(pass.stats);
+        }
+        if let Some(tally) = &mut pass.tally {
+            tally.census.reservations = replies.reservations;
+            tally.census.carried = replies.carried.count();
         }
         pass.finish(&mut self.maps, &mut replies)?;
         pass.correct_all_counts(&mut self.maps)?;
+        self.take_in(&mut pass);
         self.sweep_inbound(begun)?;
         let due = std::mem::take(&mut pass.due);
         let cost = cpu_time()?.saturating_sub(start);
@@ -224,8 +259,10 @@ impl Sweeper {
         pass.conditions.scheduled_before = self.schedule.last_scan();
         let settings = self.maps.settings()?;
         pass.stale = StaleMappings::collect(settings.flags);
+        pass.tally = (self.meter.as_ref()).map(|it| it.tally(Scope::Originals, now));
         pass.scan_originals(&self.maps, &mut Replies::default())?;
         pass.correct_all_counts(&mut self.maps)?;
+        self.take_in(&mut pass);
         if pass.stats.stopped {
             return Ok(pass.stats);
         }
@@ -239,6 +276,7 @@ impl Sweeper {
     /// reached, are added to the schedule again.
     fn end_due(&mut self, rules: &SweepRules, now: u32, due: &[Tuple]) -> Result<SweepStats> {
         let mut pass = Pass::new(now, self.secret, rules, u64::from(u32::MAX));
+        pass.tally = self.meter.as_ref().map(|it| it.tally(Scope::Due, now));
         let mut unseen = due;
         let mut result = Ok(());
         while !unseen.is_empty() && result.is_ok() {
@@ -256,6 +294,7 @@ impl Sweeper {
         let mut again = std::mem::take(&mut pass.due);
         again.extend(at_once(unseen));
         self.schedule.add(now, again);
+        self.take_in(&mut pass);
         result?;
         let stats = pass.stats;
         self.schedule
@@ -263,11 +302,18 @@ impl Sweeper {
         Ok(stats)
     }
 
+    /// Takes in what a pass has counted for metrics.
+    fn take_in(&mut self, pass: &mut Pass<'_>) {
+        if let (Some(meter), Some(tally)) = (&mut self.meter, pass.tally.take()) {
+            meter.take_in(tally, !pass.stats.stopped);
+        }
+    }
+
     /// Ends live inbound flows, every [`INBOUND_SECONDS`].
     fn sweep_inbound(&mut self, now: u32) -> Result<()> {
         let since = self.inbound_at.map(|at| u64::from(age(now, at)));
         if since.is_none_or(|since| since >= ticks(INBOUND_SECONDS)) {
-            self.maps.sweep_inbound(now)?;
+            self.inbound = self.maps.sweep_inbound(now)?;
             self.inbound_at = Some(now);
         }
         Ok(())

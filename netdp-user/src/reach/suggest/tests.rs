@@ -20,6 +20,7 @@ fn suggestion(networks: &[(&str, u64, u64)], rules: &[RuleReport]) -> Suggestion
             pod_new,
             node_new,
             node_answered: node_new,
+            pod_packets: pod_new,
             ..Counts::default()
         };
         (network.parse().unwrap(), counts)
@@ -130,7 +131,7 @@ fn json_has_this_shape() {
             "verdict": "no-way-back",
             "pod_new": 30,
             "pod_answered": 0,
-            "pod_packets": 0,
+            "pod_packets": 30,
             "node_new": 5,
             "node_answered": 5,
         }],
