@@ -7,9 +7,10 @@ use crate::flows::cache;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use testbed::{Prometheus, Scraped, WorkDir, output, wait_for, wait_some};
 
 /// Ports towards one destination.
@@ -76,14 +77,14 @@ impl Watched {
         self.value(query).map(drop)
     }
 
-    /// Uses up the ports towards the echo server, and waits until Prometheus knows.
-    fn exhaust(&self) -> Result<Vec<Udp>> {
+    /// Uses up the ports towards the echo server with connections, and waits until Prometheus knows.
+    fn exhaust(&self) -> Result<Vec<Tcp>> {
         let to = self.echo()?;
         let open = (0..PORTS)
             .map(|_| {
-                let mut flow = Udp::connect(self.world.pod(0), any(to), to)?;
-                flow.ask()?;
-                Ok(flow)
+                let mut connection = Tcp::connect(self.world.pod(0), any(to), to)?;
+                connection.ask()?;
+                Ok(connection)
             })
             .collect::<Result<_>>()?;
         self.wait("max(netdp_destination_ports_used / netdp_destination_ports) == 1")?;
@@ -94,18 +95,18 @@ impl Watched {
         Ok(SocketAddr::from((self.world.far.v4()?, ECHO)))
     }
 
-    /// Sends one datagram, which is refused.
+    /// Sends one SYN, which is refused: the second one would follow after a second.
     fn refused(&self) -> Result<()> {
         let to = self.echo()?;
         let before = drops(&self.world.agent, "no_free_port")?;
-        let socket = self
+        let timeout = Duration::from_millis(300);
+        let tried = self
             .world
             .pod(0)
-            .open(|| UdpSocket::bind(("0.0.0.0", 5000)))?;
-        socket.send_to(b"once", to)?;
-        wait_for(SOON, "the refusal to be counted", || {
-            drops(&self.world.agent, "no_free_port").is_ok_and(|now| now == before + 1)
-        })
+            .enter(|| TcpStream::connect_timeout(&to, timeout))?;
+        ensure!(tried.is_err(), "one more connection than ports");
+        assert_eq!(drops(&self.world.agent, "no_free_port")?, before + 1);
+        Ok(())
     }
 
     /// Returns the names of alerts that fire.
@@ -151,7 +152,7 @@ fn the_first_refusal_ever_reaches_whoever_is_woken() -> Result<()> {
     ensure!(
         description.starts_with(
             "Packets of new connections dropped in the last 15 minutes: 1. Existing connections go \
-             on, and other destinations work. Fullest: udp 10.2.0.1 port 7 (100%)."
+             on, and other destinations work. Fullest: tcp 10.2.0.1 port 7 (100%)."
         ),
         "{description}"
     );
@@ -196,7 +197,7 @@ fn every_rule_and_every_panel_has_data() -> Result<()> {
     let _open = watched.exhaust()?;
     watched.refused()?;
     for to in echoes(&world.far) {
-        Tcp::connect(world.pod(1), any(to), to)?.ask()?;
+        Udp::connect(world.pod(1), any(to), to)?.ask()?;
         ping(world.pod(1), to.ip())?;
     }
     let near = Echo::start(&world.near)?;

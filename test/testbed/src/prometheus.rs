@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Ports that the programs listen on by default.
@@ -145,7 +145,18 @@ fn alertmanager(ns: &Netns, at: SocketAddr, to: SocketAddr, dir: &WorkDir) -> Re
          receivers:\n- name: test\n  webhook_configs: [{{url: 'http://{to}/'}}]\n"
     );
     fs::write(&file, text)?;
-    let mut command = ns.command(unpacked::find("prometheus-alertmanager")?);
+    let program = unpacked::find("prometheus-alertmanager")?;
+    // It reads templates at a path that it was built with.
+    let share = "/usr/share";
+    let mut command = if Path::new(share).join("prometheus/alertmanager").exists() {
+        ns.command(program)
+    } else {
+        let mut command = ns.command("unshare");
+        let script = format!("mount --bind \"$0\" {share} && exec \"$@\"");
+        command.args(["--mount", "sh", "-c", &script]);
+        command.arg(unpacked::usr()?.join("share")).arg(program);
+        command
+    };
     command
         .arg(format!("--config.file={}", file.display()))
         .arg(format!("--storage.path={}", data(dir, "alertmanager")))

@@ -14,16 +14,16 @@ pub(crate) fn netdp_cache() -> Result<PathBuf> {
     Ok(base.join("netdp"))
 }
 
-/// Returns the directory to which `cargo xtask setup` unpacks the programs.
-pub fn cache() -> Result<PathBuf> {
-    Ok(netdp_cache()?.join("programs"))
+/// Returns the directory that stands for `/usr`, to which `cargo xtask setup` unpacks.
+pub fn usr() -> Result<PathBuf> {
+    Ok(netdp_cache()?.join("unpacked"))
 }
 
 /// Returns the path of a program: in `$PATH` if present, otherwise where setup unpacked it.
 pub fn find(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
-        .chain(cache().ok())
+        .chain(usr().map(|usr| usr.join("bin")))
         .map(|directory| directory.join(name))
         .find(|file| file.is_file());
     match found {

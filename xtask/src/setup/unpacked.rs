@@ -5,15 +5,18 @@ use super::{apt, kubernetes};
 use crate::shell;
 use anyhow::{Context as _, Result};
 use std::fs;
-use std::path::Path;
 use testbed::unpacked;
 
-/// Packages, and the programs of each.
+/// Packages, and the files below /usr that are kept of each.
 const PACKAGES: [(&str, &[&str]); 2] = [
-    ("prometheus", &["usr/bin/prometheus", "usr/bin/promtool"]),
+    ("prometheus", &["bin/prometheus", "bin/promtool"]),
     (
         "prometheus-alertmanager",
-        &["usr/bin/prometheus-alertmanager"],
+        &[
+            "bin/prometheus-alertmanager",
+            "share/prometheus/alertmanager/default.tmpl",
+            "share/prometheus/alertmanager/email.tmpl",
+        ],
     ),
 ];
 
@@ -23,22 +26,22 @@ pub const BY_HAND: &str =
 
 /// Unpacks the packages with missing programs to where tests look for these.
 pub fn install_missing() -> Result<()> {
-    let cache = unpacked::cache()?;
-    fs::create_dir_all(&cache).with_context(|| format!("making {}", cache.display()))?;
-    for (package, programs) in PACKAGES {
-        let named = || {
-            programs.iter().filter_map(|program| {
-                let program = Path::new(program);
-                Some((program, program.file_name()?))
-            })
-        };
-        if named().all(|(_, name)| unpacked::find(&name.to_string_lossy()).is_ok()) {
+    let usr = unpacked::usr()?;
+    fs::create_dir_all(&usr).with_context(|| format!("making {}", usr.display()))?;
+    for (package, files) in PACKAGES {
+        let mut programs = files.iter().filter_map(|file| file.strip_prefix("bin/"));
+        if programs.all(|name| unpacked::find(name).is_ok()) {
             continue;
         }
-        let work = tempfile::tempdir_in(&cache)?;
+        let work = tempfile::tempdir_in(&usr)?;
         apt::unpack(package, work.path())?;
-        for (program, name) in named() {
-            kubernetes::keep(&work.path().join(program), &cache.join(name))?;
+        // Programs come last: they show that the package is complete.
+        for file in files.iter().rev() {
+            let to = usr.join(file);
+            let directory = to.parent().unwrap_or(&usr);
+            fs::create_dir_all(directory)
+                .with_context(|| format!("making {}", directory.display()))?;
+            kubernetes::keep(&work.path().join("usr").join(file), &to)?;
         }
         shell::progress(&format!("setup: unpacked {package}"));
     }
