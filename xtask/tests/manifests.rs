@@ -37,6 +37,10 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
         ),
         (objects("base", "files", "")?, json!({"api": false})),
         (objects("base", "sys-admin", "")?, json!({"sysAdmin": true})),
+        (
+            objects("base", "metrics", "")?,
+            json!({"metrics": {"enabled": true}}),
+        ),
         (objects("base", "takeover", "")?, json!({"takeover": true})),
         (
             objects("base", "named-maps", "")?,
@@ -79,7 +83,7 @@ fn kustomize_and_helm_give_the_same_monitoring() -> Result<()> {
     let by_kustomize = cluster.objects()?;
     cluster.forget()?;
     let on = json!({"enabled": true});
-    let values = json!({"podMonitor": on, "prometheusRule": on, "dashboard": on});
+    let values = json!({"metrics": on, "podMonitor": on, "prometheusRule": on, "dashboard": on});
     cluster.install(&values)?;
     let by_helm = cluster.objects()?;
     cluster.forget()?;
@@ -93,6 +97,19 @@ fn kustomize_and_helm_give_the_same_monitoring() -> Result<()> {
     for (kustomize, helm) in by_kustomize.iter().zip(&by_helm) {
         assert_eq!(kustomize, helm);
     }
+    Ok(())
+}
+
+#[test]
+fn helm_makes_no_pod_monitor_without_metrics() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    let values = json!({"podMonitor": {"enabled": true}});
+    let error = format!("{:#}", cluster.install(&values).unwrap_err());
+    ensure!(
+        error.contains("podMonitor.enabled needs metrics.enabled"),
+        "{error}"
+    );
     Ok(())
 }
 
@@ -167,6 +184,7 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
         (json!({"args": "--enable-ipv6"}), "/args"),
         (json!({"args": ["enable-ipv6"]}), "/args/0"),
         (json!({"httpPort": 0}), "/httpPort"),
+        (json!({"metrics": {"port": 0}}), "/metrics/port"),
         (json!({"mode": "shadow"}), "/mode"),
         (json!({"maxUnavailable": "0%"}), "/maxUnavailable"),
         (json!({"image": {"digest": "sha256:12"}}), "/image/digest"),
