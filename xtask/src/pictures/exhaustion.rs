@@ -128,15 +128,16 @@ fn curve<DB: DrawingBackend>(
 ) -> Result<()> {
     let top = points.iter().map(|(_, value)| *value).fold(1.0, f64::max) * 1.1;
     let mut chart = ChartBuilder::on(area)
-        .caption(caption, ("sans-serif", 15))
+        .caption(caption, ("sans-serif", 19))
         .margin(10)
-        .x_label_area_size(25)
+        .x_label_area_size(28)
         .y_label_area_size(45)
         .build_cartesian_2d(0.0..seconds, 0.0..top)
         .map_err(failed)?;
     chart
         .configure_mesh()
         .light_line_style(WHITE)
+        .label_style(("sans-serif", 15))
         .x_label_formatter(&|x| format!("{x:.0} s"))
         .y_label_formatter(&|y| format!("{y:.1}"))
         .draw()
@@ -151,7 +152,7 @@ fn curve<DB: DrawingBackend>(
     chart
         .draw_series(LineSeries::new(line, RED.stroke_width(1)))
         .map_err(failed)?;
-    let style = ("sans-serif", 13).into_font().color(&RED);
+    let style = ("sans-serif", 16).into_font().color(&RED);
     let words = Text::new(
         "NetdpPortsExhausted fires",
         (fires + 0.5, top * 0.15),
