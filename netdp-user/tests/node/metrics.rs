@@ -193,6 +193,11 @@ fn the_first_refusal_moves_a_series_that_was_0() -> Result<()> {
         1.0
     );
 
+    // Traffic of mappings counts from the first pass on.
+    wait_for(SOON, "the first full pass", || {
+        let full = "netdp_sweep_duration_seconds_count{kind=\"full\"}";
+        Scrape::of(node).is_ok_and(|it| it.value(full).is_ok_and(|count| count >= 1.0))
+    })?;
     let to = SocketAddr::from((world.far.v4()?, ECHO));
     let mut open = Vec::new();
     for _ in 0..4 {
