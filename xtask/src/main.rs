@@ -98,7 +98,7 @@ enum Task {
     /// Set up, then compare netdp with plain forwarding and netfilter (as root).
     #[cfg(feature = "full")]
     Bench(bench::Options),
-    /// Set up, then draw the documentation's pictures of terminals anew (as root).
+    /// Set up, then draw the documentation's pictures anew (as root).
     #[cfg(feature = "full")]
     Pictures,
     /// Check format, lints, documentation, spelling, and licences and known vulnerabilities of

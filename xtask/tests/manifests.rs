@@ -4,25 +4,16 @@
 mod deploy;
 
 use anyhow::{Context as _, Result, ensure};
+use deploy::cluster::{Cluster, PATIENCE, chart, name};
 use deploy::objects;
 use serde_json::{Value, json};
-use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
-use std::time::Duration;
-use testbed::{ApiServer, Netns, Running, WorkDir, wait_for};
+use testbed::Running;
 use xtask::cluster::ip_masq_agent;
-
-/// Timeout of Helm on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serialises the tests: an API server needs many resources.
 static ONE: Mutex<()> = Mutex::new(());
-
-/// Kinds of netdp's objects, as kubectl names them.
-const KINDS: &str = "namespaces,serviceaccounts,roles,rolebindings,clusterroles,clusterrolebindings,\
-                     configmaps,daemonsets";
 
 #[test]
 fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
@@ -80,6 +71,87 @@ fn kustomize_and_helm_give_the_same_objects() -> Result<()> {
     Ok(())
 }
 
+/// The same for objects of the Prometheus operator and Grafana's sidecar, which the API server checks no
+/// further.
+#[test]
+fn kustomize_and_helm_give_the_same_monitoring() -> Result<()> {
+    let _one = ONE.lock();
+    let mut cluster = Cluster::start()?;
+    cluster.define_monitoring()?;
+    let all = objects("base", "monitoring", "")?;
+    cluster.apply(&all)?;
+    let by_kustomize = cluster.objects()?;
+    cluster.forget()?;
+    let on = json!({"enabled": true});
+    let values = json!({"metrics": on, "podMonitor": on, "prometheusRule": on, "dashboard": on});
+    cluster.install(&values)?;
+    let by_helm = cluster.objects()?;
+    cluster.forget()?;
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        ensure!(
+            by_kustomize.iter().any(|it| it["kind"] == kind),
+            "no {kind}"
+        );
+    }
+    assert_eq!(names(&by_kustomize), names(&by_helm));
+    for (kustomize, helm) in by_kustomize.iter().zip(&by_helm) {
+        assert_eq!(kustomize, helm);
+    }
+    Ok(())
+}
+
+#[test]
+fn helm_makes_no_pod_monitor_without_metrics() -> Result<()> {
+    let _one = ONE.lock();
+    let cluster = Cluster::start()?;
+    let values = json!({"podMonitor": {"enabled": true}});
+    let error = format!("{:#}", cluster.install(&values).unwrap_err());
+    ensure!(
+        error.contains("podMonitor.enabled needs metrics.enabled"),
+        "{error}"
+    );
+    Ok(())
+}
+
+/// The values of the chart change the rules where they say so, and nowhere else.
+#[test]
+fn helm_sets_labels_severity_and_pages_of_alerts() -> Result<()> {
+    let _one = ONE.lock();
+    let mut cluster = Cluster::start()?;
+    cluster.define_monitoring()?;
+    let rules = |values: Value| -> Result<Value> {
+        cluster.install(&json!({"prometheusRule": values}))?;
+        let all = cluster.objects()?;
+        cluster.forget()?;
+        let mut rules = all.into_iter().filter(|it| it["kind"] == "PrometheusRule");
+        rules.next().context("no PrometheusRule")
+    };
+    let plain = rules(json!({"enabled": true}))?;
+    let set = rules(json!({
+        "enabled": true,
+        "labels": {"release": "prometheus"},
+        "natLogSeverity": "critical",
+        "runbookBase": "https://git.example.com/netdp/",
+    }))?;
+    assert_eq!(set["metadata"]["labels"]["release"], "prometheus");
+    let mut gaps = 0;
+    for (plain, set) in alerts(&plain).zip(alerts(&set)) {
+        let pages = [plain, set].map(|it| it["annotations"]["runbook_url"].as_str());
+        let [Some(plain_page), Some(page)] = pages else {
+            panic!("{plain} {set}");
+        };
+        assert_eq!(page, format!("https://git.example.com/netdp/{plain_page}"));
+        if set["alert"] == "NetdpNatLogGap" {
+            gaps += 1;
+            assert_eq!(set["labels"]["severity"], "critical");
+        } else {
+            assert_eq!(set["labels"], plain["labels"]);
+        }
+    }
+    assert_eq!(gaps, 1);
+    Ok(())
+}
+
 #[test]
 fn the_overlay_leaves_nothing_of_ip_masq_agent() -> Result<()> {
     let _one = ONE.lock();
@@ -117,6 +189,18 @@ fn helm_refuses_bad_values_and_says_which() -> Result<()> {
         (json!({"maxUnavailable": "0%"}), "/maxUnavailable"),
         (json!({"image": {"digest": "sha256:12"}}), "/image/digest"),
         (json!({"targets": ["10.0.0.1"]}), "/targets/0"),
+        (
+            json!({"podMonitor": {"interval": "often"}}),
+            "/podMonitor/interval",
+        ),
+        (
+            json!({"prometheusRule": {"natLogSeverity": "page"}}),
+            "/prometheusRule/natLogSeverity",
+        ),
+        (
+            json!({"prometheusRule": {"runbookBase": "docs"}}),
+            "/prometheusRule/runbookBase",
+        ),
         (
             json!({"config": {"nonMasqueradeCIDR": []}}),
             "nonMasqueradeCIDR",
@@ -259,138 +343,6 @@ fn argument(text: &str) -> String {
     )
 }
 
-/// An API server without any object of netdp.
-struct Cluster {
-    server: ApiServer,
-    ns: Netns,
-    dir: WorkDir,
-}
-
-impl Cluster {
-    fn start() -> Result<Self> {
-        let ns = Netns::new("manifests")?;
-        Ok(Self {
-            server: ApiServer::start(&ns)?,
-            ns,
-            dir: WorkDir::new("manifests")?,
-        })
-    }
-
-    /// Applies objects as a user does, with kubectl's field validation.
-    fn apply(&self, objects: &[Value]) -> Result<()> {
-        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-        self.server.apply(&list.to_string())?;
-        Ok(())
-    }
-
-    /// Runs the equivalent of `helm install netdp deploy/helm/netdp --namespace kube-system`.
-    fn install(&self, values: &Value) -> Result<()> {
-        let mut helm = self.ns.command(env!("CARGO_BIN_EXE_xtask"));
-        helm.args(["helm", "--values", &values.to_string(), "--kubeconfig"])
-            .arg(self.server.admin_kubeconfig())
-            .arg(chart()?);
-        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-            helm.env(home, self.dir.path());
-        }
-        Running::start(helm)?.finish(PATIENCE)?;
-        Ok(())
-    }
-
-    /// Returns netdp's objects as stored by the server, without fields that differ between runs.
-    fn objects(&self) -> Result<Vec<Value>> {
-        let list = self.server.kubectl(&[
-            "get",
-            KINDS,
-            "--all-namespaces",
-            "-l",
-            "app.kubernetes.io/name=netdp",
-            "-o",
-            "json",
-        ])?;
-        let list: Value = serde_json::from_str(&list)?;
-        let mut objects: Vec<Value> = items(&list).iter().cloned().map(essence).collect();
-        objects.sort_by_key(name);
-        Ok(objects)
-    }
-
-    /// Removes the objects and Helm's release record.
-    fn forget(&self) -> Result<()> {
-        let kubectl = |line: &str| {
-            let words: Vec<&str> = line.split(' ').collect();
-            self.server.kubectl(&words)
-        };
-        let ours = "-l app.kubernetes.io/name=netdp";
-        kubectl("delete secrets -n kube-system -l owner=helm")?;
-        let (namespace, others) = KINDS.split_once(',').context("one kind only")?;
-        kubectl(&format!("delete {others} --all-namespaces {ours}"))?;
-        let gone = kubectl(&format!("delete {namespace} --wait=false {ours}"))?;
-        if !gone.contains("No resources") && !gone.is_empty() {
-            self.finalize("netdp-fleet")?;
-        }
-        wait_for(PATIENCE, "the end of netdp's objects", || {
-            self.objects().is_ok_and(|objects| objects.is_empty())
-        })
-    }
-
-    /// Finalizes an empty namespace: the task of a controller that does not run here.
-    fn finalize(&self, namespace: &str) -> Result<()> {
-        let file = self.dir.path().join("finalize.json");
-        let ended = json!({
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": namespace},
-            "spec": {"finalizers": []},
-        });
-        fs::write(&file, ended.to_string())?;
-        let path = format!("/api/v1/namespaces/{namespace}/finalize");
-        let file = file.to_string_lossy();
-        self.server
-            .kubectl(&["replace", "--raw", &path, "-f", &file])?;
-        Ok(())
-    }
-}
-
-/// Returns an object without the fields that the server and the tools add.
-fn essence(mut object: Value) -> Value {
-    remove(
-        &mut object["metadata"],
-        &[
-            "annotations",
-            "creationTimestamp",
-            "generation",
-            "managedFields",
-            "resourceVersion",
-            "selfLink",
-            "uid",
-        ],
-    );
-    remove(
-        &mut object["metadata"]["labels"],
-        &["app.kubernetes.io/managed-by"],
-    );
-    // The controllers of a full cluster create a ServiceAccount's secrets.
-    remove(&mut object, &["status", "secrets"]);
-    // The server sets a Namespace's finalizers.
-    if object["kind"] == "Namespace" {
-        remove(&mut object, &["spec"]);
-    }
-    object
-}
-
-fn remove(object: &mut Value, keys: &[&str]) {
-    if let Some(object) = object.as_object_mut() {
-        object.retain(|key, _| !keys.contains(&key.as_str()));
-    }
-}
-
-fn name(object: &Value) -> String {
-    let metadata = &object["metadata"];
-    format!(
-        "{} {}/{}",
-        object["kind"], metadata["namespace"], metadata["name"]
-    )
-}
-
 fn names(objects: &[Value]) -> Vec<String> {
     objects.iter().map(name).collect()
 }
@@ -404,10 +356,9 @@ fn daemonset(objects: &[Value]) -> Result<Value> {
     Ok(one.clone())
 }
 
-fn items(list: &Value) -> &[Value] {
-    list["items"].as_array().map_or(&[], Vec::as_slice)
-}
-
-fn chart() -> Result<PathBuf> {
-    Ok(deploy::directory()?.join("helm/netdp"))
+/// Returns the alerts of a PrometheusRule.
+fn alerts(rule: &Value) -> impl Iterator<Item = &Value> {
+    let groups = rule["spec"]["groups"].as_array().into_iter().flatten();
+    let rules = groups.flat_map(|group| group["rules"].as_array().into_iter().flatten());
+    rules.filter(|rule| rule["alert"].is_string())
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use testbed::wait_for;
 
 /// Writes what libcni caches for a pod with this address.
-fn cache(dir: &Path, name: &str, address: &str) -> Result<()> {
+pub fn cache(dir: &Path, name: &str, address: &str) -> Result<()> {
     let cached = json!({
         "kind": "cniCacheV1",
         "ifName": "eth0",

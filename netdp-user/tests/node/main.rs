@@ -38,6 +38,7 @@ mod many_flows;
 mod masquerade;
 mod metrics;
 mod migration;
+mod monitoring;
 mod no_address;
 mod node_ports;
 mod offload;

@@ -1,6 +1,7 @@
 //! Locations of etcd, kube-apiserver and the other Kubernetes programs.
 
-use anyhow::{Context as _, Result, bail};
+use super::unpacked::netdp_cache;
+use anyhow::{Result, bail};
 use std::path::PathBuf;
 
 /// Environment variable with a directory of etcd, kube-apiserver and kubectl, as in the test
@@ -13,12 +14,7 @@ pub const VERSION: &str = "1.20.2";
 /// Returns the directory to which `cargo xtask setup` installs them: below `$XDG_CACHE_HOME` or
 /// `~/.cache`.
 pub fn cache() -> Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let base = variable("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")))
-        .context("neither XDG_CACHE_HOME nor HOME is set: there is no place for a cache")?;
-    Ok(base.join(format!("netdp/kubernetes-{VERSION}")))
+    Ok(netdp_cache()?.join(format!("kubernetes-{VERSION}")))
 }
 
 /// Returns the path of a program: in `$KUBEBUILDER_ASSETS` if present, otherwise where setup

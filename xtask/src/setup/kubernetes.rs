@@ -114,7 +114,7 @@ fn replace_reflect2(source: &Path) -> Result<()> {
 }
 
 /// Installs a program atomically where tests look.
-fn keep(program: &Path, to: &Path) -> Result<()> {
+pub(super) fn keep(program: &Path, to: &Path) -> Result<()> {
     let new = to.with_extension("new");
     fs::copy(program, &new)
         .and_then(|_| fs::rename(&new, to))

@@ -7,6 +7,7 @@ mod kubernetes;
 mod needs;
 mod rust_target;
 mod system;
+mod unpacked;
 
 use crate::shell;
 use anyhow::{Result, bail};
@@ -72,6 +73,9 @@ fn install(wanted: impl Fn(&Need) -> bool) -> Result<()> {
         let built = missing.iter().filter(|need| need.is_built_kubernetes());
         kubernetes::install_missing(&built.map(|need| need.what).collect::<Vec<_>>())?;
     }
+    if missing.iter().any(Need::is_unpacked) {
+        unpacked::install_missing()?;
+    }
     if missing.iter().any(Need::is_go_library) {
         go_libraries::install_missing()?;
     }
@@ -127,6 +131,9 @@ fn commands(missing: &[Need]) -> String {
     }
     if missing.iter().any(Need::is_kubernetes) {
         let _ = writeln!(lines, "  {}", kubernetes::BY_HAND);
+    }
+    if missing.iter().any(Need::is_unpacked) {
+        let _ = writeln!(lines, "  {}", unpacked::BY_HAND);
     }
     lines
 }

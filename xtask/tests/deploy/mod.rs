@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of this")]
 
+pub mod cluster;
+
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use std::fs;

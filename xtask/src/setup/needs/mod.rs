@@ -6,7 +6,7 @@ use crate::go_libraries::{GoLibrary, HELM, KUSTOMIZE};
 use crate::shell;
 use std::path::Path;
 use std::process::Command;
-use testbed::kube_programs;
+use testbed::{kube_programs, unpacked};
 
 /// A dependency that must be on the machine.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,8 @@ enum Source {
     Kubernetes,
     /// Debian 12's Kubernetes, built from source.
     KubernetesBuilt,
+    /// A program of a Debian 12 package, unpacked.
+    Unpacked,
     /// A PyPI package that contains a library.
     GoLibrary,
     /// Installed with `rustup target add`.
@@ -45,6 +47,8 @@ enum Probe {
     File(&'static str),
     /// A Kubernetes program is where tests look for it.
     Kubernetes(&'static str),
+    /// An unpacked program is where tests look for it.
+    Unpacked(&'static str),
     /// The library of this package is installed.
     GoLibrary(&'static str),
     /// The standard library for static programs is installed.
@@ -80,6 +84,7 @@ impl Need {
             Source::Cargo(_)
             | Source::Kubernetes
             | Source::KubernetesBuilt
+            | Source::Unpacked
             | Source::GoLibrary
             | Source::RustTarget => None,
         }
@@ -128,9 +133,15 @@ impl Need {
             Source::Package(_)
             | Source::Kubernetes
             | Source::KubernetesBuilt
+            | Source::Unpacked
             | Source::GoLibrary
             | Source::RustTarget => None,
         }
+    }
+
+    /// Reports whether [`unpacked`](super::unpacked) provides it.
+    pub fn is_unpacked(&self) -> bool {
+        matches!(self.source, Source::Unpacked)
     }
 
     /// Reports whether [`go_libraries`](super::go_libraries) installs it.
@@ -148,6 +159,7 @@ impl Need {
             Probe::Program(any) => any.iter().any(|name| shell::has_program(name)),
             Probe::File(path) => Path::new(path).exists(),
             Probe::Kubernetes(name) => kube_programs::find(name).is_ok(),
+            Probe::Unpacked(name) => unpacked::find(name).is_ok(),
             Probe::GoLibrary(package) => {
                 GoLibrary::of_package(package).is_ok_and(|library| library.path().is_ok())
             }
@@ -213,6 +225,17 @@ const fn built(what: &'static str, why: &'static str) -> Need {
     Need {
         source: Source::KubernetesBuilt,
         ..kubernetes(what, why)
+    }
+}
+
+/// Returns the need for a program whose package would start a service.
+const fn unpacked(what: &'static str, why: &'static str) -> Need {
+    Need {
+        what,
+        why,
+        source: Source::Unpacked,
+        probe: Probe::Unpacked(what),
+        part: Part::Run,
     }
 }
 
@@ -414,6 +437,9 @@ pub const ALL: &[Need] = &[
         Part::Run,
     ),
     kubernetes("busybox", "programs of pods in the cluster"),
+    unpacked("prometheus", "scrapes agents in tests"),
+    unpacked("promtool", "tests metrics, rules and alerts"),
+    unpacked("prometheus-alertmanager", "sends alerts in tests"),
 ];
 
 /// Returns the dependencies that this machine lacks.

@@ -1,6 +1,8 @@
-//! `pictures`: what netdp shows in a terminal, drawn as SVG for the documentation.
+//! `pictures`: what netdp shows in a terminal, and Prometheus of it, drawn as SVG for the documentation.
 //!
 //! A node with pods has traffic; commands run in a real terminal, whose screen Rich draws.
+
+mod exhaustion;
 
 use crate::{build, setup, shell};
 use anyhow::{Context as _, Result, ensure};
@@ -79,7 +81,7 @@ pub fn run() -> Result<()> {
     let near = bed.neighbour(0, &["10.1.0.20/16"])?;
     let _http = HttpServer::start(&server, (server.v4()?, 80))?;
     let config = ConfigVolume::new(CONFIG)?;
-    let agent = Agent::start(&bed.node, AgentOptions::new(netdp).config(config.path()))?;
+    let agent = Agent::start(&bed.node, AgentOptions::new(&netdp).config(config.path()))?;
     let _traffic = traffic(&bed, &server.ns, &near.ns)?;
     let directory = shell::root().join(DIRECTORY);
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
@@ -87,6 +89,8 @@ pub fn run() -> Result<()> {
         shell::progress(picture.name);
         draw(picture, (&bed, &agent), config.path(), &directory)?;
     }
+    shell::progress("exhaustion");
+    exhaustion::draw(&netdp, &directory)?;
     Ok(())
 }
 
