@@ -105,6 +105,13 @@ impl Code {
         }
     }
 
+    /// Returns the code that a message ends or begins with, or that ends its first part.
+    pub(crate) fn in_text(text: &str) -> Option<Self> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+        let mut codes = words.filter(|word| word.len() == 6 && word.starts_with("NDP"));
+        codes.find_map(|word| word.parse().ok())
+    }
+
     /// Returns the section of the document about the code, without its heading.
     pub(crate) fn explanation(self) -> &'static str {
         let heading = format!("## {self} ");

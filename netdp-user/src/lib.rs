@@ -25,6 +25,7 @@ mod foreign;
 mod format;
 mod iptables;
 mod limits;
+mod logging;
 mod misspelling;
 mod mounts;
 mod pod;

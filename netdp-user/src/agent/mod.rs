@@ -37,6 +37,7 @@ mod termination;
 use crate::config::Config;
 use crate::control::Control;
 use crate::limits;
+use crate::logging;
 use crate::pods::Recorder;
 use crate::programs;
 use crate::reconcile::State;
@@ -82,6 +83,9 @@ fn run_within(options: RunOptions) -> Result<()> {
             options.state_dir.display()
         );
     };
+    if let Err(err) = logging::keep_in(&state_dir) {
+        log::warn!("the latest messages are not kept for netdp support-bundle: {err:#}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

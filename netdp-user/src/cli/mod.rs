@@ -22,9 +22,10 @@ mod values;
 
 use crate::agent;
 use crate::fleet;
+use crate::logging::{self, LogFormat};
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, report, terminal, top};
+use crate::{pod, report, top};
 use anyhow::Result;
 use args::{CniDir, InstancePaths, LogLevel, Output};
 use check::Check;
@@ -38,7 +39,6 @@ use run::Run;
 use shell::{Completion, ManPages};
 use show_policy::ShowPolicy;
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 use suggest::{Probe, Suggest};
@@ -187,13 +187,24 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     let command = Cli::command();
     let args = go_flags::normalise(args, |word| command.find_subcommand(word).is_some());
     let is_agent = args.get(1).is_some_and(|word| word == "run");
+    let wants_json = run::wants_json(&args);
     let cli = Cli::try_parse_from(args).unwrap_or_else(|err| {
         if is_agent && err.use_stderr() {
             pod::write_termination_message(&err.to_string());
+            if wants_json {
+                logging::announce_as(LogFormat::Json, log::Level::Error, &err.to_string());
+                std::process::exit(err.exit_code());
+            }
         }
         err.exit()
     });
     Some(cli)
+}
+
+/// Reports the error that ends the process, in the form of its log. The log may be filtered; this is
+/// not.
+pub fn report(err: &anyhow::Error) {
+    logging::announce(log::Level::Error, &format!("netdp: error: {err:#}"));
 }
 
 /// Runs a command.
@@ -206,7 +217,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     }
     match cli.command {
         Command::Run(run) => {
-            init_log(run.log_level());
+            logging::init(run.log_level().filter(), run.log_format);
             // Only the agent's end is the end of the container.
             run.options().and_then(agent::run).inspect_err(|err| {
                 pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
@@ -235,7 +246,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             fleet.output == Output::Json,
         ),
         Command::Detach(detach) => {
-            init_log(LogLevel::Warn);
+            logging::init(LogLevel::Warn.filter(), LogFormat::Text);
             detach.run()
         }
         Command::Completion(completion) => completion.run(),
@@ -288,36 +299,6 @@ impl Show {
             Err(err) => output::or_trouble(Err(err)),
         }
     }
-}
-
-fn init_log(level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => log::LevelFilter::Error,
-        LogLevel::Warn => log::LevelFilter::Warn,
-        LogLevel::Info => log::LevelFilter::Info,
-        LogLevel::Debug => log::LevelFilter::Debug,
-        LogLevel::Trace => log::LevelFilter::Trace,
-    };
-    env_logger::Builder::new()
-        .filter_level(level)
-        // Logs watched directories that vanish, which is normal here.
-        .filter_module("notify", log::LevelFilter::Error)
-        // Log each failed request, which netdp logs once.
-        .filter_module("kube_client", log::LevelFilter::Off)
-        .filter_module("rustls", log::LevelFilter::Off)
-        // Traces every relocation at debug level.
-        .filter_module("aya", log::LevelFilter::Warn)
-        .filter_module("aya_obj", log::LevelFilter::Warn)
-        // The format of env_logger, but without characters that could control the reader's
-        // terminal.
-        .format(|out, record| {
-            let (time, level) = (out.timestamp(), record.level());
-            let style = out.default_level_style(level);
-            let message = record.args().to_string();
-            let message = terminal::line(&message);
-            writeln!(out, "[{time} {style}{level:<5}{style:#}] {message}")
-        })
-        .init();
 }
 
 #[cfg(test)]
