@@ -7,6 +7,7 @@ mod configuration;
 mod desired;
 mod facts;
 mod findings;
+mod for_room;
 mod foreign;
 mod guard;
 mod in_force;
@@ -152,6 +153,7 @@ struct Agent {
     followed: networks::Followed,
     no_address: no_address::NoAddress,
     reach: reach::Reach,
+    for_room: for_room::ForRoom,
     /// Follows the names of pods, where mappings are ours.
     pods: Option<Recorder>,
 }

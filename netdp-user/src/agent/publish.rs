@@ -3,6 +3,7 @@
 use super::Agent;
 use super::modes::Ebpf;
 use super::readiness::LINES;
+use crate::codes::Code;
 use crate::control::{AgentStatus, REFUSALS};
 use crate::report::UplinkReport;
 use netdp_common::layout::Family;
@@ -86,7 +87,8 @@ impl Agent {
                 families,
             )
         });
-        let fault = checked.err().map(|err| format!("{err:#}"));
+        let fault = checked.err();
+        let fault = fault.map(|err| format!("{err:#} {}", Code::SelfCheck));
         if fault != self.publisher.fault {
             match &fault {
                 Some(fault) => log::error!("{fault}"),

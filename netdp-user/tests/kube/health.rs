@@ -1,11 +1,11 @@
 //! Tests of `/livez` and `/readyz`.
 
-use crate::cluster::{Cluster, EVERYTHING, PROBES};
+use crate::cluster::{Cluster, EVERYTHING, PROBES, RECOVERY};
 use crate::common::{NETDP, flows, mappings};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use std::fs;
-use testbed::{Agent, AgentOptions, Bed, WorkDir};
+use testbed::{Agent, AgentOptions, Bed, WorkDir, wait_for};
 
 /// Probes do not require Kubernetes.
 #[test]
@@ -78,7 +78,11 @@ fn a_datapath_that_does_otherwise_is_not_ready() -> Result<()> {
             map.remove(&key)?;
         }
     }
-    cluster.wait_probe(&agent, "503", "self-check on eth0")
+    cluster.wait_probe(&agent, "503", "self-check on eth0")?;
+    wait_for(RECOVERY, "the code in netdp status", || {
+        let told = agent.netdp(&["status"]);
+        told.is_ok_and(|it| it.lines().any(|line| line.ends_with("NDP702")))
+    })
 }
 
 #[test]
