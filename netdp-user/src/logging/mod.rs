@@ -37,7 +37,9 @@ static KEPT: OnceLock<Kept> = OnceLock::new();
 
 /// The logger of the process: standard error, the kept messages, and the limit of both.
 struct Logger {
-    stderr: env_logger::Logger,
+    /// Decides which messages are logged, and writes them as text.
+    text: env_logger::Logger,
+    format: LogFormat,
     limit: Mutex<Limit>,
 }
 
@@ -57,25 +59,20 @@ pub(crate) fn init(level: LevelFilter, format: LogFormat) {
         // Traces every relocation at debug level.
         .filter_module("aya", LevelFilter::Warn)
         .filter_module("aya_obj", LevelFilter::Warn);
-    match format {
-        // The format of env_logger, but without characters that could control the reader's
-        // terminal.
-        LogFormat::Text => builder.format(|out, record| {
-            let (time, level) = (out.timestamp(), record.level());
-            let style = out.default_level_style(level);
-            let message = record.args().to_string();
-            let message = terminal::line(&message);
-            writeln!(out, "[{time} {style}{level:<5}{style:#}] {message}")
-        }),
-        LogFormat::Json => {
-            builder.format(|out, record| out.write_all(Fields::of(record).line().as_bytes()))
-        }
-    };
+    // The format of env_logger, but without characters that could control the reader's terminal.
+    builder.format(|out, record| {
+        let (time, level) = (out.timestamp(), record.level());
+        let style = out.default_level_style(level);
+        let message = record.args().to_string();
+        let message = terminal::line(&message);
+        writeln!(out, "[{time} {style}{level:<5}{style:#}] {message}")
+    });
     panics::report(format);
-    let stderr = builder.build();
-    let most = stderr.filter();
+    let text = builder.build();
+    let most = text.filter();
     let logger = Logger {
-        stderr,
+        text,
+        format,
         limit: Mutex::new(Limit::new(Instant::now())),
     };
     // Fails only where a test has set a logger.
@@ -119,20 +116,31 @@ pub(crate) fn announce_as(format: LogFormat, level: Level, text: &str) {
 
 impl Logger {
     fn write(&self, record: &Record<'_>) {
-        self.stderr.log(record);
-        if let Some(kept) = KEPT.get() {
-            kept.send(Fields::of(record).line());
+        let kept = KEPT.get();
+        if self.format == LogFormat::Text {
+            self.text.log(record);
+        }
+        if self.format == LogFormat::Text && kept.is_none() {
+            return;
+        }
+        let line = Fields::of(record).line();
+        if self.format == LogFormat::Json {
+            // Nobody is left to be told of a closed standard error.
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
+        if let Some(kept) = kept {
+            kept.send(line);
         }
     }
 }
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.stderr.enabled(metadata)
+        self.text.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.stderr.matches(record) {
+        if !self.text.matches(record) {
             return;
         }
         let admitted = {
@@ -155,6 +163,6 @@ impl Log for Logger {
     }
 
     fn flush(&self) {
-        self.stderr.flush();
+        self.text.flush();
     }
 }
