@@ -16,6 +16,7 @@ pub mod terminal;
 pub mod uplinks;
 
 mod agent;
+mod bundle;
 mod codes;
 mod config;
 mod control;

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod args;
+mod bundle;
 mod check;
 mod detach;
 mod diff;
@@ -28,6 +29,7 @@ use crate::shadow::{self, Summary};
 use crate::{pod, report, top};
 use anyhow::Result;
 use args::{CniDir, InstancePaths, LogLevel, Output};
+use bundle::SupportBundle;
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
@@ -89,6 +91,8 @@ enum Command {
     Probe(Probe),
     /// Show the configuration in force on each node of a Kubernetes cluster.
     Fleet(Fleet),
+    /// Collect what is known about this node's netdp in an archive, for whoever helps.
+    SupportBundle(Box<SupportBundle>),
     /// Remove programs, pins and maps, which ends all mappings.
     Detach(Detach),
     /// Print a script that completes commands and flags in a shell.
@@ -245,6 +249,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             &fleet.access.lease_namespace,
             fleet.output == Output::Json,
         ),
+        Command::SupportBundle(bundle) => bundle.run(),
         Command::Detach(detach) => {
             logging::init(LogLevel::Warn.filter(), LogFormat::Text);
             detach.run()
@@ -272,6 +277,7 @@ impl Command {
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
             Self::Suggest(suggest) => Some(&suggest.paths),
+            Self::SupportBundle(bundle) => Some(&bundle.paths),
             Self::Detach(detach) => Some(&detach.paths),
             Self::Explain(explain) => Some(&explain.paths),
             Self::Codes(_)

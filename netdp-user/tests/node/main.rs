@@ -9,6 +9,7 @@ mod common;
 mod ahead;
 mod answers;
 mod auto;
+mod bundle;
 mod check;
 mod clients;
 mod cluster_networks;
