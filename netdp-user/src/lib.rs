@@ -25,6 +25,7 @@ mod flows;
 mod foreign;
 mod format;
 mod iptables;
+mod kubectl;
 mod limits;
 mod logging;
 mod misspelling;

@@ -11,6 +11,7 @@ mod go_flags;
 mod history;
 mod klog;
 mod kube;
+mod kubectl;
 pub(crate) mod output;
 mod policy;
 #[cfg(test)]
@@ -37,6 +38,7 @@ use diff::Diff;
 use explain::{Codes, Explain};
 use flows::Flows;
 use history::History;
+use kubectl::Plugin;
 use run::Run;
 use shell::{Completion, ManPages};
 use show_policy::ShowPolicy;
@@ -93,6 +95,9 @@ enum Command {
     Fleet(Fleet),
     /// Collect what is known about this node's netdp in an archive, for whoever helps.
     SupportBundle(Box<SupportBundle>),
+    /// The command line of kubectl's plugin.
+    #[command(skip)]
+    Kubectl(Box<Plugin>),
     /// Remove programs, pins and maps, which ends all mappings.
     Detach(Detach),
     /// Print a script that completes commands and flags in a shell.
@@ -188,6 +193,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     if go_flags::is_shell(&args) {
         return None;
     }
+    if let Some(plugin) = Plugin::called(&args) {
+        let command = Command::Kubectl(Box::new(plugin));
+        return Some(Cli { command });
+    }
     let command = Cli::command();
     let args = go_flags::normalise(args, |word| command.find_subcommand(word).is_some());
     let is_agent = args.get(1).is_some_and(|word| word == "run");
@@ -250,6 +259,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             fleet.output == Output::Json,
         ),
         Command::SupportBundle(bundle) => bundle.run(),
+        Command::Kubectl(plugin) => return Ok(plugin.run()),
         Command::Detach(detach) => {
             logging::init(LogLevel::Warn.filter(), LogFormat::Text);
             detach.run()
@@ -284,6 +294,7 @@ impl Command {
             | Self::Config(_)
             | Self::Probe(_)
             | Self::Fleet(_)
+            | Self::Kubectl(_)
             | Self::Completion(_)
             | Self::Man(_) => None,
         }

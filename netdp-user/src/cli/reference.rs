@@ -2,6 +2,7 @@
 //! timeouts, and compares it with the file.
 
 use super::Cli;
+use super::kubectl::Plugin;
 use super::values::TIMEOUTS;
 use crate::config::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, Key};
 use clap::{Arg, Command, CommandFactory as _};
@@ -238,6 +239,7 @@ fn document() -> String {
         let _ = writeln!(text, "| `{name}` | `{default}` | {} |", timeout(name));
     }
     section(&mut text, &Cli::command(), "netdp");
+    section(&mut text, &Plugin::command(), "kubectl netdp");
     text
 }
 
