@@ -49,11 +49,9 @@ fn after_string(text: &str) -> &str {
         }
         let escaped = rest.strip_prefix(escape);
         let of = escaped.unwrap_or(rest);
-        // An escaped quote or backslash of JSON has two characters.
-        let of = match of.strip_prefix('\\') {
-            Some(of) if escaped.is_some() => of,
-            _ => of,
-        };
+        // An escaped quote or backslash has two characters in JSON.
+        let is_json = escape.len() == 2;
+        let of = of.strip_prefix('\\').filter(|_| is_json).unwrap_or(of);
         let mut left = of.chars();
         if left.next().is_none() {
             return "";

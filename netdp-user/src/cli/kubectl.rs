@@ -155,7 +155,7 @@ struct Remote {
     at: At,
     /// The pod, or what has pods (deploy/NAME); then arguments of netdp's command.
     #[arg(
-        value_name = "POD|ARGUMENT",
+        value_name = "POD ARGUMENT",
         trailing_var_arg = true,
         allow_hyphen_values = true
     )]

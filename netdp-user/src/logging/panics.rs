@@ -36,3 +36,34 @@ fn line(info: &PanicHookInfo<'_>) -> String {
     )
     .line()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    /// Set for the process of its own in which the test panics.
+    const PANICS: &str = "NETDP_TEST_PANICS";
+
+    #[test]
+    fn a_panic_is_one_json_object() {
+        if std::env::var_os(PANICS).is_some() {
+            super::report(super::LogFormat::Json);
+            panic!("on \"purpose\"\nin two lines");
+        }
+        let own = std::env::current_exe().unwrap();
+        let name = "logging::panics::tests::a_panic_is_one_json_object";
+        let mut again = Command::new(own);
+        let ended = again
+            .args(["--exact", name, "--nocapture"])
+            .env(PANICS, "1");
+        let told = String::from_utf8(ended.output().unwrap().stderr).unwrap();
+        let line = told.lines().find(|line| line.starts_with('{')).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["level"], "error");
+        let message = line["msg"].as_str().unwrap();
+        assert!(
+            message.contains("panics.rs:") && message.ends_with("on \"purpose\"\\u{a}in two lines"),
+            "{message}"
+        );
+    }
+}
