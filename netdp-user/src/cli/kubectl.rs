@@ -19,6 +19,7 @@ Examples:
   kubectl netdp explain -n shop deploy/cart db.example:5432
   kubectl netdp flows -n shop cart-5d9 --summary=destination
   kubectl netdp top --node node-a
+  kubectl netdp who 10.1.0.10:44216 --to 203.0.113.10:443
   kubectl netdp flows --node node-a -- --sort bytes -n 20
   kubectl netdp support-bundle --node node-a -o bundle.tar.gz --anonymous";
 
@@ -83,6 +84,9 @@ enum PluginCommand {
     Suggest(Remote),
     /// Show a node's pods, destinations, drops and uplinks in a live screen.
     Top(Remote),
+    /// Tell which pod has or had an address on the wire: ADDR[:PORT]. Asks all nodes that have the
+    /// address.
+    Who(Who),
     /// Show the configuration in force on each node.
     Fleet(FleetArgs),
     /// Collect what is known about a node's netdp in an archive here.
@@ -120,6 +124,16 @@ struct AgentFlags {
     agent_container: Option<String>,
 }
 
+impl AgentFlags {
+    fn agents(&self) -> Agents {
+        Agents {
+            namespace: self.agent_namespace.clone(),
+            selector: self.agent_selector.clone(),
+            container: self.agent_container.clone(),
+        }
+    }
+}
+
 impl At {
     /// Finds the agent; without a node, by the pod that `arguments` begin with, which is taken out.
     /// Returns the pod's address, too.
@@ -137,13 +151,7 @@ impl At {
             },
             None => Where::Only,
         };
-        let flags = &self.agents;
-        let agents = Agents {
-            namespace: flags.agent_namespace.clone(),
-            selector: flags.agent_selector.clone(),
-            container: flags.agent_container.clone(),
-        };
-        let (agent, pod) = agents.find(kubectl, &target)?;
+        let (agent, pod) = self.agents.agents().find(kubectl, &target)?;
         Ok((agent, pod.map(|pod| pod.address.to_string())))
     }
 }
@@ -173,6 +181,31 @@ impl Remote {
         }
         all.extend(arguments);
         Err(kubectl.exec(&agent, &all))
+    }
+}
+
+#[derive(Debug, Args)]
+struct Who {
+    #[command(flatten)]
+    agents: AgentFlags,
+    /// The address on the wire, with or without the port; then arguments of netdp who.
+    #[arg(
+        value_name = "ADDR[:PORT] ARGUMENT",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true
+    )]
+    arguments: Vec<String>,
+}
+
+impl Who {
+    fn run(self, kubectl: &Kubectl) -> Result<ExitCode> {
+        let place = self.arguments.first().map_or("", String::as_str);
+        let Some(address) = kubectl::address(place) else {
+            bail!("{place:?} is no address, as in kubectl netdp who 10.1.0.10:44216");
+        };
+        let arguments = [&["who".to_owned()], self.arguments.as_slice()].concat();
+        kubectl::ask(kubectl, &self.agents.agents(), address, &arguments)
     }
 }
 
@@ -262,6 +295,7 @@ impl Plugin {
             PluginCommand::History(remote) => remote.run(&kubectl, "history", None),
             PluginCommand::Suggest(remote) => remote.run(&kubectl, "suggest", None),
             PluginCommand::Top(remote) => remote.run(&kubectl, "top", None),
+            PluginCommand::Who(who) => who.run(&kubectl),
             PluginCommand::Fleet(fleet) => {
                 let json = fleet.output == super::Output::Json;
                 fleet::print_by_kubectl(&kubectl, &fleet.lease_namespace, json)?;
@@ -294,7 +328,7 @@ mod tests {
             }
             count += 1;
         }
-        assert_eq!(count, 5);
+        assert_eq!(count, 6);
     }
 
     #[test]

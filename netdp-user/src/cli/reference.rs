@@ -223,9 +223,10 @@ fn plugin(text: &mut String) {
     *text += "\nFlags of all commands:\n\n";
     table(text, plugin.get_arguments());
     let common = plugin.find_subcommand("status").unwrap();
-    *text += "\nFlags of all but `fleet`; other arguments are those of netdp's command:\n\n";
+    *text +=
+        "\nFlags of all but `who` and `fleet`; other arguments are those of netdp's command:\n\n";
     table(text, common.get_arguments());
-    for name in ["fleet", "support-bundle"] {
+    for name in ["who", "fleet", "support-bundle"] {
         let command = plugin.find_subcommand(name).unwrap();
         let is_common = |arg: &&Arg| common.get_arguments().any(|it| it.get_id() == arg.get_id());
         let _ = write!(text, "\nOf `kubectl netdp {name}`:\n\n");

@@ -90,7 +90,7 @@ impl Agents {
         first.with_context(|| self.none(&format!(" on the node {node}")))
     }
 
-    fn none(&self, at: &str) -> String {
+    pub(super) fn none(&self, at: &str) -> String {
         format!(
             "no agent runs{at}: no pod in {} has the labels {}; --agent-namespace and --agent-selector \
              name others",

@@ -3,10 +3,12 @@
 
 mod complete;
 mod find;
+mod owners;
 mod run;
 
 pub(crate) use complete::complete;
 pub(crate) use find::{Agent, Agents, List, Where};
+pub(crate) use owners::{address, ask};
 pub(crate) use run::{Kubectl, stream_to};
 
 /// Name under which kubectl finds the program as its plugin.

@@ -62,6 +62,16 @@ impl Kubectl {
         not_started(&command.exec())
     }
 
+    /// Runs `netdp` in the pod of an agent, and returns its exit status; `None` if a signal ended it.
+    ///
+    /// # Errors
+    /// Returns an error if kubectl can't be started.
+    pub(super) fn run(&self, agent: &Agent, arguments: &[String]) -> Result<Option<i32>> {
+        let mut command = self.exec_command(agent, arguments, false);
+        let status = command.stdin(Stdio::null()).status();
+        Ok(status.map_err(|err| not_started(&err))?.code())
+    }
+
     fn exec_command(&self, agent: &Agent, arguments: &[String], tty: bool) -> Command {
         let mut command = self.command(&["exec"]);
         if tty {

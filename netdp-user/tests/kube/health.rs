@@ -55,7 +55,7 @@ fn they_answer_on_a_bare_node() -> Result<()> {
     assert_eq!(mappings(&agent)?, 0, "{:?}", flows(&agent)?);
     // Without an uplink the node is not ready, and `/readyz` names the reason.
     bed.node.ip("link delete eth0")?;
-    testbed::wait_for(crate::common::SOON, "no readiness", || {
+    wait_for(crate::common::SOON, "no readiness", || {
         ask("/readyz")
             .is_ok_and(|text| text.contains("no program is attached") && text.ends_with("503"))
     })

@@ -69,6 +69,11 @@ fn kubectl_runs_it_as_its_plugin() -> Result<()> {
         ("explain -n shop nobody 10.2.0.1:80", "NotFound"),
         ("explain -n shop deploy/none 10.2.0.1:80", "NotFound"),
         ("explain 10.2.0.1:80", "name a pod and a destination"),
+        (
+            "who 10.1.0.10:44216",
+            "no agent runs: no pod in kube-system",
+        ),
+        ("who node-a", "is no address"),
         ("fleet --context nowhere", "nowhere"),
         ("frobnicate", "unrecognized subcommand"),
     ] {
