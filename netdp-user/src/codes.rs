@@ -105,6 +105,13 @@ impl Code {
         }
     }
 
+    /// Returns the first code that a message names.
+    pub(crate) fn in_text(text: &str) -> Option<Self> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+        let mut codes = words.filter(|word| word.len() == 6 && word.starts_with("NDP"));
+        codes.find_map(|word| word.parse().ok())
+    }
+
     /// Returns the section of the document about the code, without its heading.
     pub(crate) fn explanation(self) -> &'static str {
         let heading = format!("## {self} ");
@@ -142,6 +149,9 @@ impl FromStr for Code {
 #[cfg(test)]
 mod tests {
     use super::{Code, DOCUMENT};
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::Path;
 
     #[test]
     fn the_document_has_a_section_for_each_code() {
@@ -159,6 +169,59 @@ mod tests {
             let severity = format!("*{}.*", code.severity());
             assert!(told.starts_with(&severity), "{code}: {told}");
             assert!(told.len() > 80, "{code}: {told}");
+        }
+    }
+
+    /// Codes of parts that are not there yet.
+    const NOT_YET: [Code; 1] = [Code::LogGap];
+
+    /// Adds the names of the codes that the sources below a directory give to something.
+    fn given(directory: &Path, names: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                given(&path, names);
+                continue;
+            }
+            let is_ours = path.ends_with("codes.rs") || path.to_string_lossy().contains("tests");
+            if is_ours || path.extension().is_none_or(|it| it != "rs") {
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or("");
+            for found in code.split("Code::").skip(1) {
+                let name = found.split(|c: char| !c.is_alphanumeric());
+                names.extend(name.take(1).map(str::to_owned));
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_is_given_to_something() {
+        let mut names = BTreeSet::new();
+        given(
+            &Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+            &mut names,
+        );
+        // Given by reason.
+        for reason in netdp_common::layout::DropReason::ALL {
+            names.extend(Code::of_drop(*reason).map(|code| format!("{code:?}")));
+        }
+        for code in Code::ALL {
+            let is_given = names.contains(&format!("{code:?}"));
+            assert_eq!(is_given, !NOT_YET.contains(code), "{code} {code:?}");
+        }
+    }
+
+    #[test]
+    fn a_code_is_found_in_a_message() {
+        for (text, expected) in [
+            ("x is ignored NDP104", Some(Code::UnknownKey)),
+            ("NDP206: 10.2.0.0/16 does", Some(Code::NoWayBack)),
+            ("a path (NDP305)", Some(Code::Detour)),
+            ("NDP1011, NDP999, ndp101", None),
+        ] {
+            assert_eq!(Code::in_text(text), expected, "{text}");
         }
     }
 

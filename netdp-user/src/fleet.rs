@@ -1,6 +1,7 @@
 //! `netdp fleet`: the configuration in force on each node of a cluster, from the agents' Leases.
 
 use crate::cli::output::{table, write_out};
+use crate::kubectl::{Kubectl, List};
 use crate::sources::kube::{ApiError, ApiErrorKind, connect_as_user, describe, in_cluster};
 use crate::time::{self, pretty};
 use anyhow::{Context as _, Result, anyhow};
@@ -17,6 +18,9 @@ use std::time::Duration;
 
 /// Time limit for the API's responses.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Labels of the agents' Leases.
+const SELECTOR: &str = "app.kubernetes.io/name=netdp";
 
 /// Number of objects per page of a list.
 const PAGE: u32 = 500;
@@ -64,39 +68,70 @@ pub fn print(kubeconfig: Option<&Path>, namespace: &str, json: bool) -> Result<(
             .await
             .context("the Kubernetes API did not answer within 30 s")?
     })?;
-    if json {
-        return write_out(&(serde_json::to_string_pretty(&nodes)? + "\n"), true);
+    write(&nodes, json)
+}
+
+/// Prints the same by the user's kubectl.
+///
+/// # Errors
+/// Returns an error if kubectl fails, or the output cannot be written.
+pub(crate) fn print_by_kubectl(kubectl: &Kubectl, namespace: &str, json: bool) -> Result<()> {
+    let selector = ["--selector", SELECTOR];
+    let ask = [&["leases", "--namespace", namespace], &selector[..]].concat();
+    let leases: List<Lease> = kubectl.get(&ask)?;
+    let mut states = states(&leases.items);
+    match kubectl.get::<List<Node>>(&["nodes"]) {
+        Ok(nodes) => add_missing(&mut states, nodes.items),
+        Err(err) => not_shown(&format!("{err:#}")),
     }
-    write_out(&text(&nodes), false)
+    write(&states.into_values().collect::<Vec<_>>(), json)
+}
+
+fn write(nodes: &[NodeState], json: bool) -> Result<()> {
+    if json {
+        return write_out(&(serde_json::to_string_pretty(nodes)? + "\n"), true);
+    }
+    write_out(&text(nodes), false)
+}
+
+fn states(leases: &[Lease]) -> BTreeMap<String, NodeState> {
+    let now = time::now();
+    leases
+        .iter()
+        .map(|lease| node_state(lease, now))
+        .map(|state| (state.node.clone(), state))
+        .collect()
+}
+
+/// Adds the nodes without a Lease.
+fn add_missing(states: &mut BTreeMap<String, NodeState>, nodes: Vec<Node>) {
+    for node in nodes {
+        let name = node.name_any();
+        states.entry(name.clone()).or_insert_with(|| NodeState {
+            node: name,
+            state: "no agent".into(),
+            ..NodeState::default()
+        });
+    }
+}
+
+fn not_shown(why: &str) {
+    eprintln!(
+        "netdp: nodes without an agent are not shown: {}",
+        crate::terminal::line(why)
+    );
 }
 
 async fn gather(client: Client, namespace: &str) -> Result<Vec<NodeState>> {
     let leases: Api<Lease> = Api::namespaced(client.clone(), namespace);
-    let ours = ListParams::default().labels("app.kubernetes.io/name=netdp");
+    let ours = ListParams::default().labels(SELECTOR);
     let leases = list_all(&leases, ours)
         .await
         .map_err(|error| refused(&error, namespace))?;
-    let now = time::now();
-    let mut states: BTreeMap<String, NodeState> = leases
-        .iter()
-        .map(|lease| node_state(lease, now))
-        .map(|state| (state.node.clone(), state))
-        .collect();
+    let mut states = states(&leases);
     match list_all(&Api::<Node>::all(client), ListParams::default()).await {
-        Ok(nodes) => {
-            for node in nodes {
-                let name = node.name_any();
-                states.entry(name.clone()).or_insert_with(|| NodeState {
-                    node: name,
-                    state: "no agent".into(),
-                    ..NodeState::default()
-                });
-            }
-        }
-        Err(error) => eprintln!(
-            "netdp: nodes without an agent are not shown: {}",
-            crate::terminal::line(&describe(&error))
-        ),
+        Ok(nodes) => add_missing(&mut states, nodes),
+        Err(error) => not_shown(&describe(&error)),
     }
     Ok(states.into_values().collect())
 }

@@ -16,6 +16,7 @@ pub mod terminal;
 pub mod uplinks;
 
 mod agent;
+mod bundle;
 mod codes;
 mod config;
 mod control;
@@ -25,7 +26,9 @@ mod foreign;
 mod format;
 mod http;
 mod iptables;
+mod kubectl;
 mod limits;
+mod logging;
 mod metrics;
 mod misspelling;
 mod mounts;

@@ -9,9 +9,7 @@ fn main() -> ExitCode {
     match netdp_user::cli::dispatch(cli) {
         Ok(code) => code,
         Err(err) => {
-            // The log may be filtered; the final error message is not.
-            let said = format!("{err:#}");
-            eprintln!("netdp: error: {}", netdp_user::terminal::lines(&said));
+            netdp_user::cli::report(&err);
             ExitCode::FAILURE
         }
     }

@@ -89,6 +89,15 @@ pub fn is_absent(err: &anyhow::Error) -> bool {
     })
 }
 
+/// Returns the program of this process.
+///
+/// # Errors
+/// Returns an error if the kernel doesn't say which file that is.
+pub fn own() -> Result<Program> {
+    let path = std::env::current_exe().context("the path of this program")?;
+    Ok(Program(path))
+}
+
 /// A program that passed the checks and may be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Program(PathBuf);
@@ -170,6 +179,21 @@ impl Program {
             .with_context(|| format!("{} {}", self.0.display(), arguments.join(" ")))
     }
 
+    /// Runs the program without input and returns its exit status and what it printed, also where it
+    /// failed.
+    ///
+    /// # Errors
+    /// Returns an error if the program cannot be started, or exceeds the time or output limit.
+    pub fn attempt(
+        &self,
+        arguments: &[&str],
+        patience: Duration,
+        most: u64,
+    ) -> Result<(ExitStatus, Printed)> {
+        self.outcome(arguments, "", patience, most)
+            .with_context(|| format!("{} {}", self.0.display(), arguments.join(" ")))
+    }
+
     fn command(&self, arguments: &[&str], input: &str) -> Command {
         let mut command = Command::new(&self.0);
         let stdin = match input {
@@ -218,6 +242,18 @@ impl Program {
         patience: Duration,
         most: u64,
     ) -> Result<Printed> {
+        let (status, printed) = self.outcome(arguments, input, patience, most)?;
+        ensure!(status.success(), "{status}: {}", printed.errors);
+        Ok(printed)
+    }
+
+    fn outcome(
+        &self,
+        arguments: &[&str],
+        input: &str,
+        patience: Duration,
+        most: u64,
+    ) -> Result<(ExitStatus, Printed)> {
         let (mut child, pid) = self.start(arguments, input)?;
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -264,8 +300,7 @@ impl Program {
             output,
             errors: one_line(&errors.unwrap_or_default()),
         };
-        ensure!(status.success(), "{status}: {}", printed.errors);
-        Ok(printed)
+        Ok((status, printed))
     }
 }
 

@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use comfy_table::Table;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use xtask::image::{self, Image, Packages};
@@ -83,29 +84,47 @@ fn collect(image: &Image, directory: &Path) -> Result<Vec<String>> {
         said.split_whitespace().last() == Some(VERSION),
         "the program reports version {said:?}, not {VERSION}"
     );
+    files.push(package_plugin(image, directory)?);
     files.push(package_share(&image.program, directory)?);
     files.push(package_chart(directory)?);
     Ok(files)
 }
 
+/// Packs the program under the names that kubectl looks for, to be unpacked in a directory of `$PATH`,
+/// and returns the name of the file.
+fn package_plugin(image: &Image, directory: &Path) -> Result<String> {
+    let work = tempfile::tempdir()?;
+    let plugin = work.path().join("kubectl-netdp");
+    fs::copy(&image.program, &plugin).with_context(|| format!("writing {}", plugin.display()))?;
+    symlink("kubectl-netdp", work.path().join("kubectl_complete-netdp"))?;
+    let name = format!("kubectl-netdp-{VERSION}-linux-{}.tar.gz", image.arch);
+    pack(work.path(), &directory.join(&name))?;
+    Ok(name)
+}
+
 /// Packs man pages and completions, to be unpacked in `/usr/local/share`, and returns the name of the
-/// file. Order, times and owners are fixed, so that the same program gives the same archive.
+/// file.
 fn package_share(program: &Path, directory: &Path) -> Result<String> {
     let work = tempfile::tempdir()?;
     let share = work.path().join("share");
     image::describe(program, &share)?;
     let name = format!("netdp-{VERSION}-share.tar.gz");
+    pack(&share, &directory.join(&name))?;
+    Ok(name)
+}
+
+/// Packs a directory. Order, times and owners are fixed, so that the same files give the same archive.
+fn pack(directory: &Path, archive: &Path) -> Result<()> {
     shell::run_as_progress(
         Command::new("tar")
             .args(["--create", "--use-compress-program=gzip --no-name"])
             .args(["--sort=name", "--mtime=@0", "--owner=0", "--group=0"])
             .args(["--numeric-owner", "--mode=u=rwX,go=rX", "--file"])
-            .arg(directory.join(&name))
+            .arg(archive)
             .arg("--directory")
-            .arg(&share)
+            .arg(directory)
             .arg("."),
-    )?;
-    Ok(name)
+    )
 }
 
 /// Packages the chart with Helm, in a process that has all of xtask, and returns the name of the
@@ -281,6 +300,28 @@ mod tests {
         assert!(obstacles[1].contains("Chart.yaml has no `version: 0.2`"));
         assert!(obstacles[2].contains("Chart.yaml has no `appVersion: 0.2`"));
         assert!(obstacles[3].contains("daemonset.yaml has no `image: localhost/netdp:0.2`"));
+    }
+
+    #[test]
+    fn the_plugin_has_both_names_that_kubectl_looks_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("netdp");
+        fs::write(&program, "program").unwrap();
+        let image = Image {
+            archive: program.clone(),
+            sbom: program.clone(),
+            program,
+            digest: String::new(),
+            arch: "amd64",
+            program_size: 0,
+            size: 0,
+        };
+        let name = package_plugin(&image, directory.path()).unwrap();
+        let archive = directory.path().join(name);
+        let listed = output(Command::new("tar").arg("--list").arg("--file").arg(archive)).unwrap();
+        for name in ["./kubectl-netdp", "./kubectl_complete-netdp"] {
+            assert!(listed.lines().any(|line| line == name), "{listed}");
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use testbed::migration::Load;
-use testbed::{Host, wait_for};
+use testbed::{Host, kube_programs, output, wait_for};
 use xtask::cluster::{Cluster, NODE_IP, ip_masq_agent};
 use xtask::image;
 
@@ -28,6 +30,7 @@ fn netdp_lives_in_a_cluster_and_leaves_nothing() -> Result<()> {
     let mut stage = Stage::start()?;
     stage.step("install by the chart", |stage| stage.install())?;
     stage.step("create the ConfigMap", |stage| stage.configure())?;
+    stage.step("kubectl netdp", |stage| stage.plugin())?;
     stage.step("restarts under load", |stage| stage.restarts_under_load())?;
     stage.step("uninstall", |stage| stage.uninstall())?;
     stage.step("in the place of ip-masq-agent", |stage| stage.drop_in())
@@ -35,6 +38,8 @@ fn netdp_lives_in_a_cluster_and_leaves_nothing() -> Result<()> {
 
 /// The cluster with two pods.
 struct Stage {
+    /// The program of the image, which is statically linked.
+    program: PathBuf,
     pods: [Host; 2],
     cluster: Cluster,
     config: PathBuf,
@@ -50,6 +55,7 @@ impl Stage {
         let config = cluster.dir().join("config");
         fs::write(&config, CONFIG)?;
         let stage = Self {
+            program: image.program,
             pods: cluster.pods(["one", "two"])?,
             cluster,
             config,
@@ -92,6 +98,60 @@ impl Stage {
                 self.cluster.kubectl(ask).is_ok_and(|it| it.contains(told))
             })?;
         }
+        Ok(())
+    }
+
+    /// Asks the agent by the plugin: kubectl finds the pod, its node and the agent's pod, and runs netdp
+    /// there.
+    fn plugin(&mut self) -> Result<()> {
+        let bin = self.cluster.dir().join("plugin");
+        fs::create_dir(&bin)?;
+        symlink(&self.program, bin.join("kubectl-netdp"))?;
+        let kubectl = kube_programs::find("kubectl")?;
+        symlink(&kubectl, bin.join("kubectl"))?;
+        let run = |line: &str| -> Result<String> {
+            let mut command = self.cluster.node().command(&kubectl);
+            command
+                .arg("netdp")
+                .args(line.split(' '))
+                .current_dir(&bin)
+                .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+                .env("HOME", &bin)
+                .env("KUBECONFIG", self.cluster.api().admin_kubeconfig());
+            output(&mut command)
+        };
+        let answer = run("explain -n default one 10.2.0.1:80")?;
+        let first = answer.lines().next().unwrap_or_default();
+        ensure!(
+            first.starts_with(&format!(
+                "10.2.0.1:80 sees {NODE_IP}, by eth0: masqueraded by"
+            )),
+            "{answer}"
+        );
+        ensure!(answer.contains("default/one"), "{answer}");
+        let selected = run("explain -n default pod/two 10.1.0.20:80 --expect pod")?;
+        ensure!(selected.contains("bypassed by"), "{selected}");
+        // The exit status is netdp's.
+        let unexpected = run("explain -n default one 10.2.0.1:80 --expect pod");
+        ensure!(unexpected.is_err(), "{unexpected:?}");
+        self.ask(0)?;
+        let flows = run("flows one --summary=destination")?;
+        ensure!(flows.contains("10.2.0.1"), "{flows}");
+        for line in [
+            "status",
+            "policy --node node-a",
+            "top --node node-a -- --once",
+        ] {
+            let told = run(line)?;
+            ensure!(!told.is_empty(), "{line}");
+        }
+        run("support-bundle one -o bundle.tar.gz --anonymous")?;
+        let listed = output(
+            Command::new("tar")
+                .arg("-tzf")
+                .arg(bin.join("bundle.tar.gz")),
+        )?;
+        ensure!(listed.contains("netdp-bundle/status.json"), "{listed}");
         Ok(())
     }
 

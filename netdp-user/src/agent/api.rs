@@ -2,6 +2,7 @@
 
 use super::Agent;
 use super::in_force::Source;
+use crate::codes::Code;
 use crate::config::{Diagnostic, Document, Rejected};
 use crate::control::Control;
 use crate::sources::file;
@@ -73,7 +74,9 @@ impl ApiState {
             .then(|| match (&self.view.problem, &self.view.config_maps) {
                 (None, Some(_)) => "followed".into(),
                 (None, None) => format!("no answer yet; {kept}"),
-                (Some(problem), _) => format!("not followed: {problem}; {kept}"),
+                (Some(problem), _) => {
+                    format!("not followed: {problem}; {kept} {}", Code::ApiSilent)
+                }
             })
     }
 
@@ -240,5 +243,29 @@ impl Agent {
     /// Returns the number of documents that are files.
     pub(super) fn file_documents(&self) -> usize {
         self.in_force.files.len().saturating_sub(self.api.documents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ApiState;
+    use crate::sources::kube::View;
+
+    #[test]
+    fn an_api_that_is_not_followed_has_a_code() {
+        let mut api = ApiState {
+            on: true,
+            ..ApiState::default()
+        };
+        assert!(!api.state().unwrap().contains("NDP"));
+        api.view = View {
+            problem: Some("connection refused".into()),
+            ..View::default()
+        };
+        let told = api.state().unwrap();
+        assert_eq!(
+            told,
+            "not followed: connection refused; no configuration received yet NDP703"
+        );
     }
 }

@@ -4,6 +4,7 @@ use super::Agent;
 use super::in_force::{Deferred, InForce, Source};
 use super::network::ApplyOutcome;
 use super::reload::{Read, Reload, decide, lines, names};
+use crate::codes::Code;
 use crate::config::{self, Document};
 use crate::policy::history::{History, Record};
 use crate::sources::file;
@@ -168,7 +169,7 @@ impl Agent {
 
     fn log_errors(&self, rejected: &config::Rejected) {
         for error in &rejected.errors {
-            log::error!("{error}");
+            log::error!(object = error.place(), code:% = Code::Rejected; "{error}");
         }
     }
 
@@ -189,10 +190,10 @@ impl Agent {
         source: Source,
     ) {
         for note in notes.iter().take(MAX_LOGGED) {
-            log::info!("{note}");
+            log::info!(object = note.place(); "{note}");
         }
         for warning in warnings.iter().take(MAX_LOGGED) {
-            log::warn!("{warning}");
+            log::warn!(object = warning.place(); "{warning}");
         }
         if let more @ 1.. = warnings.len().saturating_sub(MAX_LOGGED) {
             log::warn!("{more} more warnings: netdp config check shows them");

@@ -11,7 +11,7 @@ use crate::foreign;
 use crate::iptables::ChainReport;
 use crate::node::NodeReport;
 use crate::reach::Finding;
-use crate::report::UplinkReport;
+use crate::report::{EndedForRoom, UplinkReport};
 use crate::requirements::NoEbpf;
 use crate::sources::kube::ConfigMapRef;
 use crate::uplinks::{FormerFamilies, MissingAddress};
@@ -85,6 +85,8 @@ pub(super) struct Facts<'a> {
     pub fault: Option<&'a String>,
     /// Bypassed networks that do not answer pods.
     pub reach: &'a [Finding],
+    /// Mappings that were ended for room, if any.
+    pub for_room: Option<EndedForRoom>,
     /// Reasons why the node was not ready, as last published.
     pub unready: &'a [String],
 }
@@ -127,6 +129,7 @@ impl Agent {
             repairs: self.guard.repairs,
             fault: self.publisher.fault.as_ref(),
             reach: &self.reach.findings,
+            for_room: self.for_room.ended,
             unready: &self.publisher.unready,
         }
     }

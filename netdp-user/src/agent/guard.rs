@@ -235,6 +235,7 @@ impl Agent {
             .filter(|it| !self.guard.detached.contains(it))
         {
             log::error!(
+                uplink = placed.interface;
                 "{placed}: attaching it again; packets passed untranslated in the meantime"
             );
             self.guard.losses += 1;

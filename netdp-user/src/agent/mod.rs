@@ -7,6 +7,7 @@ mod configuration;
 mod desired;
 mod facts;
 mod findings;
+mod for_room;
 mod foreign;
 mod guard;
 mod in_force;
@@ -38,6 +39,7 @@ mod termination;
 use crate::config::Config;
 use crate::control::Control;
 use crate::limits;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::pods::Recorder;
 use crate::programs;
@@ -85,6 +87,9 @@ fn run_within(options: RunOptions) -> Result<()> {
             options.state_dir.display()
         );
     };
+    if let Err(err) = logging::keep_in(&state_dir) {
+        log::warn!("the latest messages are not kept for netdp support-bundle: {err:#}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -153,6 +158,7 @@ struct Agent {
     reach: reach::Reach,
     /// The metrics, if they are served.
     metrics: Option<Arc<Metrics>>,
+    for_room: for_room::ForRoom,
     /// Follows the names of pods, where mappings are ours.
     pods: Option<Recorder>,
 }

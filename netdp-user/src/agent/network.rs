@@ -292,15 +292,17 @@ fn log_change(change: &Change) {
         Change::SetPolicy(rules) => log::info!("policy in force: {} rules", rules.len()),
         Change::Observe(link) => {
             log::info!(
+                uplink = link.name;
                 "observing {}: ingress program only, because it is not an uplink",
                 link.name
             );
         }
-        Change::Attach(uplink) => log::info!("attached to {}", uplink.name),
-        Change::Detach { name, .. } => log::info!("detached from {name}"),
+        Change::Attach(uplink) => log::info!(uplink = uplink.name; "attached to {}", uplink.name),
+        Change::Detach { name, .. } => log::info!(uplink = name; "detached from {name}"),
         Change::SetUplink(uplink) => {
             let show = |ip: Option<IpAddr>| ip.map_or_else(|| "none".into(), |ip| ip.to_string());
             log::info!(
+                uplink = uplink.name;
                 "{}: masquerading as IPv4 {}, IPv6 {}",
                 uplink.name,
                 show(uplink.v4.map(IpAddr::from)),

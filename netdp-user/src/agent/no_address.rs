@@ -2,6 +2,7 @@
 
 use super::Agent;
 use super::modes::Engine;
+use crate::codes::Code;
 use crate::uplinks::{FormerFamilies, MissingAddress, Uplink, missing_addresses, select};
 use netdp_common::layout::Family;
 use std::time::{Duration, Instant};
@@ -117,7 +118,8 @@ impl Agent {
             } else {
                 log::Level::Warn
             };
-            log::log!(level, "{}", it.describe(by_netfilter));
+            let (uplink, code) = (&it.uplink, Code::NoAddress);
+            log::log!(level, uplink, code:%; "{}", it.describe(by_netfilter));
         }
         let now = &self.no_address.reported;
         for it in before {
@@ -125,9 +127,9 @@ impl Agent {
                 let (name, family) = (&it.uplink, it.family);
                 let has = self.no_address.has.get(name);
                 if has.is_some_and(|has| has.contains(&family)) {
-                    log::info!("{name} has an {family} address again");
+                    log::info!(uplink = name; "{name} has an {family} address again");
                 } else {
-                    log::info!("{name}: an {family} address is no longer needed");
+                    log::info!(uplink = name; "{name}: an {family} address is no longer needed");
                 }
             }
         }

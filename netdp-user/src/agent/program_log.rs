@@ -1,11 +1,41 @@
 //! Log of the eBPF programs, forwarded to the agent's log.
 
+use crate::codes::Code;
+use crate::datapath::Refusal;
 use anyhow::{Context as _, Result, anyhow};
 use aya_log::EbpfLogger;
+use log::{Log, Metadata, Record};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-type Logger = EbpfLogger<&'static dyn log::Log>;
+type Logger = EbpfLogger<Refusals>;
+
+/// The agent's log, for messages of the programs: a refusal gets its code and its pod.
+pub(super) struct Refusals;
+
+impl Log for Refusals {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        log::logger().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let text = record.args().to_string();
+        let Some(refusal) = Refusal::parse(&text) else {
+            return log::logger().log(record);
+        };
+        let code = refusal.reason.and_then(Code::of_drop);
+        let code = code.map(|code| code.to_string());
+        let mut about = vec![("pod", refusal.from)];
+        about.extend(code.as_deref().map(|code| ("code", code)));
+        let mut told = record.to_builder();
+        told.key_values(&about);
+        log::logger().log(&told.args(format_args!("{text}")).build());
+    }
+
+    fn flush(&self) {
+        log::logger().flush();
+    }
+}
 
 /// Reader of the programs' log.
 pub(super) struct ProgramLog(AsyncFd<Logger>);

@@ -3,6 +3,7 @@
 use super::Agent;
 use super::modes::Ebpf;
 use super::readiness::LINES;
+use crate::codes::Code;
 use crate::control::{AgentStatus, REFUSALS};
 use crate::report::UplinkReport;
 use crate::time::now;
@@ -102,7 +103,7 @@ impl Agent {
         }
         self.publisher.passed = passed;
         self.publisher.checked_at = Some(now());
-        let fault = fault.map(|err| format!("{err:#}"));
+        let fault = fault.map(|err| format!("{err:#} {}", Code::SelfCheck));
         if fault != self.publisher.fault {
             match &fault {
                 Some(fault) => log::error!("{fault}"),

@@ -1,6 +1,7 @@
 //! The ready file: exists while the node is ready.
 
 use super::{Agent, RunOptions};
+use crate::logging;
 use crate::terminal;
 use anyhow::{Context as _, Result};
 use std::fs::Permissions;
@@ -20,7 +21,7 @@ impl Agent {
         }
         self.ready = ready;
         if ready {
-            eprintln!(
+            let line = format!(
                 "netdp: {} {}: config {} from {}, {} rules",
                 self.engine.in_force(),
                 terminal::line(&self.facts().places().join(", ")),
@@ -28,6 +29,7 @@ impl Agent {
                 terminal::line(&self.in_force.source_name),
                 self.config.rules.len()
             );
+            logging::announce(log::Level::Info, &line);
         }
     }
 }

@@ -46,6 +46,7 @@ impl Facts<'_> {
             fleeting: self.ephemeral.cloned(),
             repairs: self.repairs,
             reach: self.reach.to_vec(),
+            ended_for_room: self.for_room,
         }
     }
 
@@ -198,6 +199,7 @@ pub(super) mod tests {
                 ephemeral: None,
                 repairs: 0,
                 fault: self.fault.as_ref(),
+                for_room: None,
                 reach: &[],
                 unready: &[],
             }

@@ -3,8 +3,8 @@
 use super::metrics::measure;
 use super::modes::{Ebpf, Engine};
 use super::{
-    Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
-    monitor, networks, no_address, node, publish, reach, ready,
+    Agent, Memory, RunOptions, api, facts, findings, for_room, foreign, guard, in_force,
+    lost_addresses, monitor, networks, no_address, node, publish, reach, ready,
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
@@ -114,6 +114,7 @@ impl Agent {
             memory,
             engine,
             reach: reach::Reach::after(&state_dir),
+            for_room: for_room::ForRoom::default(),
             state_dir,
             snapshot: Snapshot::default(),
             lost_addresses: lost_addresses::LostAddresses::default(),

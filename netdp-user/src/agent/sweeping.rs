@@ -36,8 +36,10 @@ impl Agent {
         let Some((stats, again)) = ebpf.and_then(|ebpf| ebpf.sweeper.take_result()) else {
             return;
         };
+        let mut for_room = false;
         let enabled = stats.and_then(|stats| {
             log::debug!("{stats:?}");
+            for_room = self.for_room.count(stats.evicted);
             match self.engine.as_datapath() {
                 Some(datapath) => datapath.enable_bypass_cache(&stats),
                 None => Ok(()),
@@ -45,6 +47,9 @@ impl Agent {
         });
         if let Err(err) = enabled {
             log::warn!("sweeping the mappings: {err:#}");
+        }
+        if for_room {
+            self.save_report();
         }
         if again {
             self.sweep(SweepCause::Change);

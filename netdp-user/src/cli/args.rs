@@ -2,6 +2,7 @@
 
 use crate::{pods, programs, state_dir};
 use clap::{Args, ValueEnum};
+use log::LevelFilter;
 use std::path::PathBuf;
 
 /// Paths of one instance of netdp.
@@ -47,6 +48,19 @@ pub(super) enum LogLevel {
     Debug,
     /// Everything.
     Trace,
+}
+
+impl LogLevel {
+    /// Returns the filter of messages of at least this severity.
+    pub(super) const fn filter(self) -> LevelFilter {
+        match self {
+            Self::Error => LevelFilter::Error,
+            Self::Warn => LevelFilter::Warn,
+            Self::Info => LevelFilter::Info,
+            Self::Debug => LevelFilter::Debug,
+            Self::Trace => LevelFilter::Trace,
+        }
+    }
 }
 
 /// How results are printed.

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod args;
+mod bundle;
 mod check;
 mod detach;
 mod diff;
@@ -10,6 +11,7 @@ mod go_flags;
 mod history;
 mod klog;
 mod kube;
+mod kubectl;
 pub(crate) mod output;
 mod policy;
 #[cfg(test)]
@@ -22,11 +24,13 @@ mod values;
 
 use crate::agent;
 use crate::fleet;
+use crate::logging::{self, LogFormat};
 use crate::programs;
 use crate::shadow::{self, Summary};
-use crate::{pod, report, terminal, top};
+use crate::{pod, report, top};
 use anyhow::Result;
 use args::{CniDir, InstancePaths, LogLevel, Output};
+use bundle::SupportBundle;
 use check::Check;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use detach::Detach;
@@ -34,11 +38,11 @@ use diff::Diff;
 use explain::{Codes, Explain};
 use flows::Flows;
 use history::History;
+use kubectl::Plugin;
 use run::Run;
 use shell::{Completion, ManPages};
 use show_policy::ShowPolicy;
 use std::ffi::OsString;
-use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 use suggest::{Probe, Suggest};
@@ -89,6 +93,11 @@ enum Command {
     Probe(Probe),
     /// Show the configuration in force on each node of a Kubernetes cluster.
     Fleet(Fleet),
+    /// Collect what is known about this node's netdp in an archive, for whoever helps.
+    SupportBundle(Box<SupportBundle>),
+    /// The command line of kubectl's plugin.
+    #[command(skip)]
+    Kubectl(Box<Plugin>),
     /// Remove programs, pins and maps, which ends all mappings.
     Detach(Detach),
     /// Print a script that completes commands and flags in a shell.
@@ -184,16 +193,31 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Option<Cli> {
     if go_flags::is_shell(&args) {
         return None;
     }
+    if let Some(plugin) = Plugin::called(&args) {
+        let command = Command::Kubectl(Box::new(plugin));
+        return Some(Cli { command });
+    }
     let command = Cli::command();
     let args = go_flags::normalise(args, |word| command.find_subcommand(word).is_some());
     let is_agent = args.get(1).is_some_and(|word| word == "run");
+    let wants_json = run::wants_json(&args);
     let cli = Cli::try_parse_from(args).unwrap_or_else(|err| {
         if is_agent && err.use_stderr() {
             pod::write_termination_message(&err.to_string());
+            if wants_json {
+                logging::announce_as(LogFormat::Json, log::Level::Error, &err.to_string());
+                std::process::exit(err.exit_code());
+            }
         }
         err.exit()
     });
     Some(cli)
+}
+
+/// Reports the error that ends the process, in the form of its log. The log may be filtered; this is
+/// not.
+pub fn report(err: &anyhow::Error) {
+    logging::announce(log::Level::Error, &format!("netdp: error: {err:#}"));
 }
 
 /// Runs a command.
@@ -206,7 +230,7 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
     }
     match cli.command {
         Command::Run(run) => {
-            init_log(run.log_level());
+            logging::init(run.log_level().filter(), run.log_format);
             // Only the agent's end is the end of the container.
             run.options().and_then(agent::run).inspect_err(|err| {
                 pod::write_termination_message(&format!("netdp: error: {err:#}\n"));
@@ -234,8 +258,10 @@ pub fn dispatch(cli: Cli) -> Result<ExitCode> {
             &fleet.access.lease_namespace,
             fleet.output == Output::Json,
         ),
+        Command::SupportBundle(bundle) => bundle.run(),
+        Command::Kubectl(plugin) => return Ok(plugin.run()),
         Command::Detach(detach) => {
-            init_log(LogLevel::Warn);
+            logging::init(LogLevel::Warn.filter(), LogFormat::Text);
             detach.run()
         }
         Command::Completion(completion) => completion.run(),
@@ -261,12 +287,14 @@ impl Command {
             Self::Shadow(ShadowCommand::Report(show)) => Some(&show.paths),
             Self::Top(top) => Some(&top.paths),
             Self::Suggest(suggest) => Some(&suggest.paths),
+            Self::SupportBundle(bundle) => Some(&bundle.paths),
             Self::Detach(detach) => Some(&detach.paths),
             Self::Explain(explain) => Some(&explain.paths),
             Self::Codes(_)
             | Self::Config(_)
             | Self::Probe(_)
             | Self::Fleet(_)
+            | Self::Kubectl(_)
             | Self::Completion(_)
             | Self::Man(_) => None,
         }
@@ -288,36 +316,6 @@ impl Show {
             Err(err) => output::or_trouble(Err(err)),
         }
     }
-}
-
-fn init_log(level: LogLevel) {
-    let level = match level {
-        LogLevel::Error => log::LevelFilter::Error,
-        LogLevel::Warn => log::LevelFilter::Warn,
-        LogLevel::Info => log::LevelFilter::Info,
-        LogLevel::Debug => log::LevelFilter::Debug,
-        LogLevel::Trace => log::LevelFilter::Trace,
-    };
-    env_logger::Builder::new()
-        .filter_level(level)
-        // Logs watched directories that vanish, which is normal here.
-        .filter_module("notify", log::LevelFilter::Error)
-        // Log each failed request, which netdp logs once.
-        .filter_module("kube_client", log::LevelFilter::Off)
-        .filter_module("rustls", log::LevelFilter::Off)
-        // Traces every relocation at debug level.
-        .filter_module("aya", log::LevelFilter::Warn)
-        .filter_module("aya_obj", log::LevelFilter::Warn)
-        // The format of env_logger, but without characters that could control the reader's
-        // terminal.
-        .format(|out, record| {
-            let (time, level) = (out.timestamp(), record.level());
-            let style = out.default_level_style(level);
-            let message = record.args().to_string();
-            let message = terminal::line(&message);
-            writeln!(out, "[{time} {style}{level:<5}{style:#}] {message}")
-        })
-        .init();
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! timeouts, and compares it with the file.
 
 use super::Cli;
+use super::kubectl::Plugin;
 use super::values::TIMEOUTS;
 use crate::config::{DEFAULT_CIDR_LIMIT, DEFAULT_RESYNC_INTERVAL, Key};
 use clap::{Arg, Command, CommandFactory as _};
@@ -196,18 +197,50 @@ fn meaning(arg: &Arg) -> String {
     text
 }
 
+/// Writes a table of flags.
+fn table<'a>(text: &mut String, args: impl Iterator<Item = &'a Arg>) {
+    *text += "| flag | default | meaning |\n|---|---|---|\n";
+    let shown = |arg: &&Arg| !arg.is_hide_set() && arg.get_id() != "help";
+    for arg in args.filter(shown) {
+        let (name, default, meaning) = (name(arg), default(arg), meaning(arg));
+        let _ = writeln!(text, "| {name} | {default} | {meaning} |");
+    }
+}
+
+/// Writes the section of kubectl's plugin: its commands, the flags that all have, those that find the
+/// agent, and those of single commands.
+fn plugin(text: &mut String) {
+    let plugin = Plugin::command();
+    let about = plugin.get_about().map(ToString::to_string);
+    let about = markdown(&about.unwrap_or_default());
+    let _ = write!(text, "\n## `kubectl netdp`\n\n{about}\n\n");
+    *text += "| command | does |\n|---|---|\n";
+    for command in plugin.get_subcommands() {
+        let about = command.get_about().map(ToString::to_string);
+        let about = markdown(&about.unwrap_or_default());
+        let _ = writeln!(text, "| `{}` | {about} |", command.get_name());
+    }
+    *text += "\nFlags of all commands:\n\n";
+    table(text, plugin.get_arguments());
+    let common = plugin.find_subcommand("status").unwrap();
+    *text +=
+        "\nFlags of all but `who` and `fleet`; other arguments are those of netdp's command:\n\n";
+    table(text, common.get_arguments());
+    for name in ["who", "fleet", "support-bundle"] {
+        let command = plugin.find_subcommand(name).unwrap();
+        let is_common = |arg: &&Arg| common.get_arguments().any(|it| it.get_id() == arg.get_id());
+        let _ = write!(text, "\nOf `kubectl netdp {name}`:\n\n");
+        table(text, command.get_arguments().filter(|arg| !is_common(arg)));
+    }
+}
+
 /// Writes the section of a command, then those of its subcommands.
 fn section(text: &mut String, command: &Command, path: &str) {
     let about = command.get_long_about().or(command.get_about());
     let about = markdown(&about.map(ToString::to_string).unwrap_or_default());
     if command.get_subcommands().next().is_none() {
         let _ = write!(text, "\n## `{path}`\n\n{about}.\n\n");
-        *text += "| flag | default | meaning |\n|---|---|---|\n";
-        let shown = |arg: &&Arg| !arg.is_hide_set() && arg.get_id() != "help";
-        for arg in command.get_arguments().filter(shown) {
-            let (name, default, meaning) = (name(arg), default(arg), meaning(arg));
-            let _ = writeln!(text, "| {name} | {default} | {meaning} |");
-        }
+        table(text, command.get_arguments());
         let ignored: Vec<_> = command
             .get_arguments()
             .filter(|arg| arg.is_hide_set())
@@ -238,6 +271,7 @@ fn document() -> String {
         let _ = writeln!(text, "| `{name}` | `{default}` | {} |", timeout(name));
     }
     section(&mut text, &Cli::command(), "netdp");
+    plugin(&mut text);
     text
 }
 

@@ -12,6 +12,7 @@ use crate::agent::{Mode, OnExit, RunOptions};
 use crate::config::parse_duration;
 use crate::datapath::{Mechanism, NoLeak, OnReload, PortMode, Setup};
 use crate::iptables::{ChainOptions, Ports};
+use crate::logging::LogFormat;
 use crate::metrics::{MetricsOptions, PodSeries};
 use crate::pods::{PodNameOptions, PodNames};
 use crate::state_dir::log_if_in_memory;
@@ -20,6 +21,7 @@ use crate::upstream::masq_agent;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use netdp_common::layout::PORT_RANGES;
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -136,8 +138,18 @@ pub(super) struct Run {
     /// Least severe messages to log [default: according to --v, else info].
     #[arg(long, value_enum)]
     log_level: Option<LogLevel>,
+    /// Form of log messages.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(super) log_format: LogFormat,
     #[command(flatten)]
     pub(super) klog: Klog,
+}
+
+/// Reports whether a command line that can't be parsed asks for messages as JSON.
+pub(super) fn wants_json(args: &[OsString]) -> bool {
+    let is = |arg: &OsString, text: &str| arg.to_str() == Some(text);
+    let apart = |two: &[OsString]| is(&two[0], "--log-format") && is(&two[1], "json");
+    args.iter().any(|arg| is(arg, "--log-format=json")) || args.windows(2).any(apart)
 }
 
 impl Run {

@@ -1,5 +1,6 @@
 //! Errors and warnings about a configuration, with their places.
 
+use crate::codes::Code;
 use std::fmt;
 
 /// Maximum number of characters of a file's own text in a message.
@@ -14,6 +15,9 @@ pub struct Diagnostic {
     pub line: Option<usize>,
     /// The problem and its remedy, beginning with the entry's name.
     pub message: String,
+    /// Code of findings of its kind, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) code: Option<Code>,
 }
 
 impl Diagnostic {
@@ -22,6 +26,7 @@ impl Diagnostic {
             file: file.to_owned(),
             line: Some(line),
             message: message.into(),
+            code: None,
         }
     }
 
@@ -30,15 +35,31 @@ impl Diagnostic {
             file: file.to_owned(),
             line: None,
             message: message.into(),
+            code: None,
+        }
+    }
+
+    /// Gives the finding a code.
+    pub(crate) fn with_code(mut self, code: Code) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// Returns the place: the document, and the line if there is one.
+    pub(crate) fn place(&self) -> String {
+        match self.line {
+            Some(line) => format!("{}:{line}", self.file),
+            None => self.file.clone(),
         }
     }
 }
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            Some(line) => write!(f, "{}:{line}: {}", self.file, self.message),
-            None => write!(f, "{}: {}", self.file, self.message),
+        write!(f, "{}: {}", self.place(), self.message)?;
+        match self.code {
+            Some(code) => write!(f, " {code}"),
+            None => Ok(()),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
+use crate::codes::Code;
+
 use super::auto::{AutoKind, AutoNetworks};
 use super::defaults::{LINK_LOCAL_V4, LINK_LOCAL_V6};
 use super::diagnostic::Diagnostic;
@@ -164,15 +166,17 @@ pub(super) fn cluster(
                 None => "because no list covers it".to_owned(),
             };
             let message = format!("the {what} {cidr} is masqueraded {why}: {advice}");
-            warnings.push(Diagnostic::whole_file(POLICY, message));
+            let warning = Diagnostic::whole_file(POLICY, message);
+            warnings.push(warning.with_code(Code::PodsMasqueraded));
             continue;
         }
         for rule in inside(RuleAction::Masquerade) {
             let message = format!("{}, in the {what} {cidr}, is masqueraded", rule.prefix);
-            warnings.push(match &rule.origin {
+            let warning = match &rule.origin {
                 Origin::File { file, line } => Diagnostic::at(file, *line, message),
                 _ => Diagnostic::whole_file(POLICY, message),
-            });
+            };
+            warnings.push(warning.with_code(Code::PodsMasqueraded));
         }
     }
 }

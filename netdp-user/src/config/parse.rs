@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::codes::Code;
+
 use super::auto::AutoKinds;
 use super::cidr;
 use super::diagnostic::{Diagnostic, quoted};
@@ -171,7 +173,10 @@ impl Reader<'_> {
                         quoted(text)
                     ),
                 ),
-                None => self.warn(line, key::unknown(text)),
+                None => {
+                    let warning = Diagnostic::at(self.file, line, key::unknown(text));
+                    self.warnings.push(warning.with_code(Code::UnknownKey));
+                }
             }
         }
         known

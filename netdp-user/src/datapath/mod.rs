@@ -28,6 +28,7 @@ mod orphans;
 mod placed;
 mod policy;
 mod reach;
+mod refusal;
 mod rule_counts;
 mod self_check;
 mod setup;
@@ -57,6 +58,7 @@ pub use orphans::{Traces, adopt, traces};
 pub use placed::{Ahead, Expected, HookCheck, HookState, Placed, remove_filters};
 pub use policy::PolicyChange;
 pub(crate) use reach::{for_each_pair, for_each_reach};
+pub(crate) use refusal::Refusal;
 pub(crate) use rule_counts::{NumberedPolicy, RuleCount, RuleCounts, SHARED_INDEX};
 pub use setup::{Kernel, NoLeak, OnReload, PortMode, Setup};
 pub(crate) use sweep::{PodChange, cpu_time};
@@ -161,12 +163,12 @@ impl Datapath {
         })
     }
 
-    /// Returns the log of the programs. To be called once.
+    /// Returns the log of the programs, which goes to `logger`. To be called once.
     ///
     /// # Errors
     /// Returns an error if it was taken already.
-    pub fn take_log(&mut self) -> Result<EbpfLogger<&'static dyn log::Log>> {
-        EbpfLogger::init(&mut self.object).context("opening the programs' log")
+    pub fn take_log<L: log::Log>(&mut self, logger: L) -> Result<EbpfLogger<L>> {
+        EbpfLogger::init_with_logger(&mut self.object, logger).context("opening the programs' log")
     }
 
     /// Reports whether maps of an earlier agent were adopted.

@@ -11,7 +11,7 @@ use status::Status;
 use std::path::Path;
 
 pub(crate) use model::FILE;
-pub use model::{ConfigReport, Report, RuleReport, UplinkReport};
+pub use model::{ConfigReport, EndedForRoom, Report, RuleReport, UplinkReport};
 
 /// Prints the status.
 ///

@@ -113,6 +113,19 @@ pub struct Report {
     /// Bypassed networks that do not answer pods, in eBPF mode.
     #[serde(default)]
     pub reach: Vec<Finding>,
+    /// Mappings that were ended before their timeout for room, if there were any since the agent's
+    /// start.
+    #[serde(default)]
+    pub ended_for_room: Option<EndedForRoom>,
+}
+
+/// Mappings that sweeps have ended before their timeout, because the tables were nearly full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedForRoom {
+    /// Number of mappings since the agent's start.
+    pub mappings: u64,
+    /// Time of the last, in seconds since 1970.
+    pub last_at: u64,
 }
 
 /// The report's name in the state directory.

@@ -188,6 +188,15 @@ fn describe(out: &mut String, report: &Report) -> Result<()> {
         let code = code.map_or_else(String::new, |code| format!(" {code}"));
         writeln!(out, "reach      {}{code}", finding.describe())?;
     }
+    if let Some(room) = &report.ended_for_room {
+        writeln!(
+            out,
+            "for room   {} mappings ended before their timeout, the last {} ago {}",
+            room.mappings,
+            pretty(now().saturating_sub(room.last_at)),
+            Code::EndsForRoom
+        )?;
+    }
     if let Some(node) = &report.node {
         writeln!(out, "node ports {}", node.line())?;
         for what in &node.not_kept {

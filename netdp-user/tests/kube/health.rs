@@ -1,11 +1,11 @@
 //! Tests of `/livez` and `/readyz`.
 
-use crate::cluster::{Cluster, EVERYTHING, PROBES};
+use crate::cluster::{Cluster, EVERYTHING, PROBES, RECOVERY};
 use crate::common::{NETDP, flows, mappings};
 use anyhow::Result;
 use nix::sys::signal::Signal;
 use std::fs;
-use testbed::{Agent, AgentOptions, Bed, WorkDir};
+use testbed::{Agent, AgentOptions, Bed, WorkDir, wait_for};
 
 /// Probes do not require Kubernetes.
 #[test]
@@ -55,7 +55,7 @@ fn they_answer_on_a_bare_node() -> Result<()> {
     assert_eq!(mappings(&agent)?, 0, "{:?}", flows(&agent)?);
     // Without an uplink the node is not ready, and `/readyz` names the reason.
     bed.node.ip("link delete eth0")?;
-    testbed::wait_for(crate::common::SOON, "no readiness", || {
+    wait_for(crate::common::SOON, "no readiness", || {
         ask("/readyz")
             .is_ok_and(|text| text.contains("no program is attached") && text.ends_with("503"))
     })
@@ -78,7 +78,11 @@ fn a_datapath_that_does_otherwise_is_not_ready() -> Result<()> {
             map.remove(&key)?;
         }
     }
-    cluster.wait_probe(&agent, "503", "self-check on eth0")
+    cluster.wait_probe(&agent, "503", "self-check on eth0")?;
+    wait_for(RECOVERY, "the code in netdp status", || {
+        let told = agent.netdp(&["status"]);
+        told.is_ok_and(|it| it.lines().any(|line| line.ends_with("NDP702")))
+    })
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod fleet;
 mod health;
 mod kube_proxy;
 mod networks;
+mod plugin;
 mod pods;
 mod proxy;
 mod rbac;

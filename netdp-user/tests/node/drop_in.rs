@@ -153,7 +153,11 @@ fn the_agent_warns_as_the_check_does() -> Result<()> {
             };
             found
                 .iter()
-                .map(|w| format!("{}: {}", place(w), text(w, "message")))
+                .map(|w| {
+                    let code = w["code"].as_str();
+                    let code = code.map_or_else(String::new, |code| format!(" {code}"));
+                    format!("{}: {}{code}", place(w), text(w, "message"))
+                })
                 .collect()
         });
     ensure!(warnings.len() == 32, "{warnings:#?}");

@@ -325,9 +325,11 @@ fn names_steer_no_terminal() -> Result<()> {
         !told.contains('\x1b') && told.contains("\\u{1b}[2J"),
         "{told:?}"
     );
+    // The uplink goes away with the bed.
+    let (bed, config) = (Bed::dual_stack()?, ConfigVolume::new(POLICY_V4)?);
     let agent = start_agent(
-        &Bed::dual_stack()?.node,
-        &ConfigVolume::new(POLICY_V4)?,
+        &bed.node,
+        &config,
         &["--config", &dir.path().display().to_string()],
     )?;
     wait_log(&agent, "unknown key")?;

@@ -1,7 +1,7 @@
 //! eBPF mode: the programs of the datapath translate.
 
 use super::super::RunOptions;
-use super::super::program_log::ProgramLog;
+use super::super::program_log::{ProgramLog, Refusals};
 use super::sweeper::SweeperThread;
 use super::takeover::{Done, Takeover};
 use super::{Engine, iptables};
@@ -40,7 +40,7 @@ pub(in crate::agent) enum Event {
 
 impl Ebpf {
     fn with(mut datapath: Datapath, options: &RunOptions) -> Result<Engine> {
-        let log = ProgramLog::watch(datapath.take_log()?)?;
+        let log = ProgramLog::watch(datapath.take_log(Refusals)?)?;
         Ok(Engine::Ebpf(Box::new(Self {
             sweeper: SweeperThread::start(&options.bpffs, &options.state_dir, datapath.adopted())?,
             takeover: Takeover::new(),

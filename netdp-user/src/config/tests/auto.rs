@@ -347,7 +347,7 @@ fn the_key_is_recommended_where_pods_are_masqueraded() {
     let cluster = with_flags(&["100.64.0.0/10"], &[]);
     let warnings = lines(&load_in("", &V4, &cluster).warnings);
     assert!(
-        matches!(&warnings[..], [line] if line.ends_with("or set autoNonMasquerade: [pods]")),
+        matches!(&warnings[..], [line] if line.ends_with("or set autoNonMasquerade: [pods] NDP204")),
         "{warnings:?}"
     );
 }

@@ -201,6 +201,16 @@ impl Case {
         }
     }
 
+    /// Reports whether it is a packet that opens a TCP connection.
+    pub(super) fn is_syn(&self) -> bool {
+        let Some(packet) = &self.packet else {
+            return u32::from(self.protocol) == proto::TCP;
+        };
+        let mut parsed = Packet::EMPTY;
+        parse(packet.ip(), packet.ethertype(), 0, &mut parsed);
+        parsed.l4.is_bare_syn()
+    }
+
     /// Returns a later packet of a TCP connection, which may be an answer; `None` for other protocols.
     pub(crate) fn later(&self, src: IpAddr) -> Option<Result<PacketBytes>> {
         use netdp_common::packet::ACK;

@@ -72,6 +72,9 @@ pub(super) fn of(node: &Node<'_>, facts: &Facts<'_>) -> (String, Outcome, Vec<Co
             if facts.mapping().is_none() {
                 codes.extend(about_source(node, facts, seen));
             }
+            if facts.is_pickup() {
+                codes.push(Code::Pickup);
+            }
             if facts.is_answer {
                 line += &format!("; answers of the flow that began there keep {src}");
                 codes.push(Code::BeganOutside);

@@ -22,7 +22,7 @@ use crate::foreign::Probed;
 use anyhow::{Context as _, Result};
 use ask::endpoint;
 use netdp_common::direction::Direction;
-use netdp_common::layout::{Addr, DropReason, Family};
+use netdp_common::layout::{Addr, DropReason, Family, MAPPING_PICKUP, proto};
 use ports::PortUse;
 use route::Way;
 use std::collections::BTreeSet;
@@ -53,6 +53,15 @@ impl Facts<'_> {
     /// Returns the end of the decision, where programs meet the packet.
     fn verdict(&self) -> Option<Verdict> {
         self.explained.as_ref().map(|it| it.verdict)
+    }
+
+    /// Reports whether the packet's mapping began, or begins with it, in the middle of a TCP connection.
+    fn is_pickup(&self) -> bool {
+        match self.mapping() {
+            Some(mapping) => mapping.flags & MAPPING_PICKUP != 0,
+            // Nothing else of TCP begins a mapping.
+            None => u32::from(self.case.protocol) == proto::TCP && !self.case.is_syn(),
+        }
     }
 
     /// Returns the interface that the packet leaves by.

@@ -6,6 +6,7 @@ use super::limit::{MAX_CONFIG_MAP_BYTES, MAX_CONFIG_MAPS};
 use super::reflector::ObjectStore;
 use super::view::{ConfigMapDocuments, ConfigMapRef, Shared};
 use super::watch_id::{ConfigMapSelection, WatchId};
+use crate::codes::Code;
 use crate::config::{Diagnostic, Document, Keys, LABEL};
 use crate::upstream::custom_iptables;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -171,9 +172,8 @@ fn documents(map: &ConfigMap, keys: Keys) -> ConfigMapDocuments {
                 others.join(", ")
             ),
         };
-        found
-            .warnings
-            .push(Diagnostic::whole_file(&format!("{prefix}{key}"), message));
+        let warning = Diagnostic::whole_file(&format!("{prefix}{key}"), message);
+        found.warnings.push(warning.with_code(Code::NoConfigKey));
     }
     values.retain(|key, _| keys.count(key));
     for (key, bytes) in values {
@@ -220,6 +220,22 @@ mod tests {
             map.data = Some(KEYS.into_iter().map(text).collect::<BTreeMap<_, _>>());
         }
         map
+    }
+
+    #[test]
+    fn a_config_map_without_its_key_has_a_code() {
+        let mut map = map("ip-masq-agent", false, false);
+        map.data = Some(BTreeMap::from([("agent-config".into(), String::new())]));
+        let keys = Keys::of("ip-masq-agent", "ip-masq-agent", false);
+        let warnings = documents(&map, keys).warnings;
+        let [warning] = warnings.as_slice() else {
+            panic!("{warnings:?}");
+        };
+        let told = warning.to_string();
+        assert!(
+            told.ends_with("only agent-config: it configures nothing NDP102"),
+            "{told}"
+        );
     }
 
     /// Checks that a manifest is read like the ConfigMap from the API, whatever its name and label,

@@ -3,6 +3,7 @@
 
 use super::api_error::{ApiError, ApiErrorKind};
 use super::watch_id::WatchId;
+use crate::codes::Code;
 use crate::time::{self, pretty};
 use log::Level;
 use std::collections::BTreeMap;
@@ -225,7 +226,10 @@ impl LogThrottle {
     fn log(&self, line: impl FnOnce(&mut State) -> Option<Line>) {
         let line = line(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some((level, line)) = line {
-            log::log!(level, "{line}");
+            match level {
+                Level::Warn => log::warn!(code:% = Code::ApiSilent; "{line}"),
+                level => log::log!(level, "{line}"),
+            }
         }
     }
 }
