@@ -2,8 +2,8 @@
 
 use super::modes::{Ebpf, Engine};
 use super::{
-    Agent, Memory, RunOptions, api, facts, findings, foreign, guard, in_force, lost_addresses,
-    monitor, networks, no_address, node, publish, reach, ready,
+    Agent, Memory, RunOptions, api, events, facts, findings, foreign, guard, in_force,
+    lost_addresses, monitor, networks, no_address, node, publish, reach, ready,
 };
 use crate::config::{self, AutoApi, AutoSource};
 use crate::control::Control;
@@ -44,6 +44,7 @@ impl Agent {
             Some(_) => Recorder::start(&options.pod_names, state_dir.clone(), &options.timeouts)?,
             None => None,
         };
+        let events = events::Events::start(&engine, &options.bpffs, &options.state_dir);
         let config = config::defaults(&options.config_options);
         let selection = Selection {
             masqueraded: config.masqueraded(),
@@ -107,6 +108,7 @@ impl Agent {
             followed: networks::Followed::default(),
             no_address: no_address::NoAddress::after(had, reported),
             pods,
+            events,
         })
     }
 

@@ -3,6 +3,7 @@
 mod lock;
 
 use crate::config::{AutoNetwork, Document};
+use crate::events;
 use crate::pod;
 use crate::policy;
 use crate::private;
@@ -34,7 +35,7 @@ const SECRET: &str = "secret";
 const LOCK: &str = "lock";
 
 /// All files in this directory except locks.
-const FILES: [&str; 12] = [
+const FILES: [&str; 14] = [
     "status.json",
     "memory.json",
     LAST_GOOD,
@@ -46,6 +47,8 @@ const FILES: [&str; 12] = [
     policy::COUNTS_FILE,
     policy::history::FILE,
     crate::pods::FILE,
+    events::SOCKET,
+    events::LOCK,
     SECRET,
 ];
 

@@ -3,6 +3,7 @@
 
 use super::super::SWEEP_INTERVAL;
 use crate::datapath::{NumberedPolicy, SweepRules, SweepStats, Sweeper};
+use crate::events;
 use crate::policy::Keeper;
 use anyhow::{Context as _, Result, bail};
 use std::path::Path;
@@ -34,6 +35,8 @@ struct Request {
     cause: Cause,
     /// The policy in force; `None` if it could not be read.
     policy: Option<NumberedPolicy>,
+    /// Where ended mappings are told.
+    events: Option<events::Sender>,
 }
 
 /// Result of a sweep.
@@ -88,7 +91,9 @@ impl SweeperThread {
                         rules,
                         cause,
                         policy,
+                        events,
                     } = request;
+                    sweeper.tell(events);
                     let kept = policy.map_or(Ok(()), |it| keeper.keep(sweeper.maps(), &it));
                     if let Err(err) = kept {
                         log::warn!("counts of prefixes: {err:#}");
@@ -133,6 +138,7 @@ impl SweeperThread {
         rules: SweepRules,
         cause: Cause,
         policy: Option<NumberedPolicy>,
+        events: Option<events::Sender>,
     ) -> Result<()> {
         if self.busy {
             self.again |= cause == Cause::Change;
@@ -144,6 +150,7 @@ impl SweeperThread {
             rules,
             cause,
             policy,
+            events,
         };
         if self.requests.send(request).is_err() {
             bail!("the sweeper thread exited: mappings no longer expire; restart the agent");

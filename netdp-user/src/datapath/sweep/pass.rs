@@ -1,6 +1,7 @@
 //! One pass through the mappings.
 
 use super::accounts::Accounts;
+use super::ended::EndedMappings;
 use super::eviction::Candidates;
 use super::replies::Replies;
 use super::stale::StaleMappings;
@@ -8,6 +9,7 @@ use super::{SweepRules, SweepStats};
 use crate::datapath::batch;
 use crate::datapath::maps::Maps;
 use crate::datapath::rule_counts::EndedTraffic;
+use crate::events::EndedBy;
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use netdp_common::flow::Carried;
@@ -47,6 +49,8 @@ pub struct Pass<'a> {
     policy: HashMap<Addr, PolicyValue>,
     pub stats: SweepStats,
     ended: Vec<(Tuple, Tuple)>,
+    /// The same, for those who listen.
+    pub told: EndedMappings,
     /// The keys in `traffic` of their halves.
     carried: Vec<Tuple>,
     /// Traffic that pods had sent over them.
@@ -80,6 +84,7 @@ impl<'a> Pass<'a> {
             policy: HashMap::new(),
             stats: SweepStats::default(),
             ended: Vec::new(),
+            told: EndedMappings::default(),
             carried: Vec::new(),
             sent: EndedTraffic::default(),
             torn: Vec::new(),
@@ -101,6 +106,7 @@ impl<'a> Pass<'a> {
             },
             freed: self.freed,
             accounts: self.accounts.restart(),
+            told: self.told,
             ..Self::new(now, Secret::default(), self.rules, horizon)
         };
         pass.conditions.compared = Compared::All;
@@ -230,20 +236,21 @@ impl<'a> Pass<'a> {
         half: &Mapping,
         reply: Option<Mapping>,
     ) {
-        match disposition {
+        let (count, why) = match disposition {
             Disposition::Keep(_) => {
                 self.stats.live += 1;
                 self.stale.add(tuple.dst);
                 self.accounts.count_live(tuple, half);
                 return;
             }
-            Disposition::Expired => self.stats.expired += 1,
-            Disposition::AddressGone => self.stats.address_gone += 1,
-            Disposition::Retired => self.stats.retired += 1,
-        }
+            Disposition::Expired => (&mut self.stats.expired, EndedBy::Timeout),
+            Disposition::AddressGone => (&mut self.stats.address_gone, EndedBy::AddressGone),
+            Disposition::Retired => (&mut self.stats.retired, EndedBy::Policy),
+        };
+        *count += 1;
         self.accounts.count_ended(tuple, half);
         let reply = reply.or_else(|| maps.rev_snat.get(wire, 0).ok());
-        self.end(maps, (tuple, wire), half, reply.as_ref());
+        self.end(maps, (tuple, wire), half, reply.as_ref(), why);
     }
 
     /// Adds a mapping, with its original tuple and its wire tuple, to those that end.
@@ -253,8 +260,11 @@ impl<'a> Pass<'a> {
         (tuple, wire): (&Tuple, &Tuple),
         half: &Mapping,
         reply: Option<&Mapping>,
+        why: EndedBy,
     ) {
         self.ended.push((*tuple, *wire));
+        let now = self.conditions.now;
+        self.told.add(maps, (tuple, wire), half, reply, why, now);
         self.sent.add(maps, tuple, half);
         if half.is_carried_over() {
             self.carried.push(Half::Original.traffic_key(tuple));
@@ -311,6 +321,7 @@ impl<'a> Pass<'a> {
             self.freed.extend(wires);
         }
         self.ended.clear();
+        self.told.send();
         maps.remove_traffic(&self.carried)?;
         self.carried.clear();
         Ok(())
@@ -377,7 +388,7 @@ impl<'a> Pass<'a> {
                 let idle = idle(self.conditions.now, half.last_seen, reply.last_seen);
                 let carried = Carried::by(tuple, &half, Some(&reply));
                 if eviction_class(&carried, idle) == Some(candidate.class) {
-                    self.end(maps, (tuple, wire), &half, Some(&reply));
+                    self.end(maps, (tuple, wire), &half, Some(&reply), EndedBy::Room);
                     self.accounts.count_evicted(tuple, &half);
                     self.stats.live -= 1;
                     self.stats.evicted += 1;
