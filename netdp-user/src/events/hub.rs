@@ -212,8 +212,11 @@ impl Hub {
         for (kind, _) in REPORTED {
             self.lost[kind] = lost[kind];
         }
-        let ring = AsyncFd::with_interest(ring, Interest::READABLE);
-        self.ring = Some(ring.context("watching the programs' events")?);
+        // SAFETY: the ring buffer owns its descriptor, and returns the same one for as long as it
+        // lives.
+        let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) };
+        let ring = ring.map_err(|err| anyhow::anyhow!("watching the programs' events: {err}"))?;
+        self.ring = Some(ring);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! The connections to the agent's socket, a task each.
 
 use super::hub::{LostShare, locked};
-use super::{Event, Kind, Lost, PerKind, Recalled, Reply, Request};
+use super::{Event, Kind, Lost, PerKind, Reply, Request};
 use anyhow::{Context as _, Result, bail};
 use netdp_common::layout::{EVENT_RATE, event_rate};
 use std::sync::Arc;
@@ -142,7 +142,7 @@ async fn recall(writer: &mut OwnedWriteHalf, commands: &Commands, id: u16) -> Re
             super::format_id(id)
         );
     };
-    let reply = Reply::Recalled(Recalled { event });
+    let reply = Reply::Recalled(event);
     Ok(writer.write_all(reply.line().as_bytes()).await?)
 }
 

@@ -18,9 +18,9 @@ mod wire;
 
 pub(crate) use counters::EventCounters;
 pub(crate) use headers::{Alike, Headers};
-pub(crate) use ring::{Locked, Ring};
+pub(crate) use ring::Ring;
 pub(crate) use service::{Sender, Service};
-pub(crate) use wire::{Recalled, Reply, Request};
+pub(crate) use wire::{Reply, Request};
 
 use clap::ValueEnum;
 use netdp_common::layout::{EVENTS_BEGIN, EVENTS_DROP, EVENTS_REFUSED, events_setting};

@@ -38,20 +38,13 @@ pub(crate) enum Reply {
     Lost(Vec<LostOfKind>),
     /// That was all: the listener has ended.
     End,
-    /// The packet that was wanted.
-    Recalled(Recalled),
+    /// The event that was wanted: the last one of its like.
+    Recalled(Event),
     /// It can't be had.
     Error {
         /// Why.
         text: String,
     },
-}
-
-/// A refused or dropped packet that the agent remembers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Recalled {
-    /// The event: the last one of its like.
-    pub event: Event,
 }
 
 impl Reply {

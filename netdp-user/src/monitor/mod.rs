@@ -7,6 +7,8 @@ mod source;
 mod totals;
 mod view;
 
+pub(crate) use source::recall;
+
 use crate::cli::output;
 use crate::events::Kind;
 use crate::flows::{Endpoint, PodFilter};

@@ -4,7 +4,7 @@ use super::view::View;
 use super::{Format, Options, PAUSE};
 use crate::datapath;
 use crate::events::{
-    Event, Kind, Lost, LostOfKind, PerKind, Reply, Request, Ring, SOCKET, setting,
+    Dropped, Event, Kind, Lost, LostOfKind, PerKind, Reply, Request, Ring, SOCKET, What, setting,
 };
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +15,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long to wait for the agent's first line, and for its last ones.
@@ -244,7 +244,7 @@ enum Read {
 ///
 /// # Errors
 /// Returns an error if no agent runs, or it does not answer.
-pub(super) fn ask(state_dir: &std::path::Path, request: &Request) -> Result<Reply> {
+fn ask(state_dir: &Path, request: &Request) -> Result<Reply> {
     let path = state_dir.join(SOCKET);
     let stream = UnixStream::connect(&path).with_context(|| {
         format!(
@@ -256,6 +256,21 @@ pub(super) fn ask(state_dir: &std::path::Path, request: &Request) -> Result<Repl
     socket.request(request)?;
     let reply = socket.reply(Instant::now() + PATIENCE)?;
     reply.context("the agent does not answer")
+}
+
+/// Returns the last refused or dropped packet with the number of an event.
+///
+/// # Errors
+/// Returns an error if no agent runs, or it does not remember any.
+pub(crate) fn recall(state_dir: &Path, id: u16) -> Result<Dropped> {
+    match ask(state_dir, &Request::Recall { id })? {
+        Reply::Recalled(Event {
+            what: What::Refused(dropped) | What::Drop(dropped),
+            ..
+        }) => Ok(dropped),
+        Reply::Error { text } => bail!("{text}"),
+        _ => bail!("the agent is of another version"),
+    }
 }
 
 /// Says on standard error what is listened to.
