@@ -248,15 +248,18 @@ impl Line {
     }
 
     fn end_text(&self) -> String {
-        let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), grouped);
+        let packets = |number: Option<u64>| match number {
+            Some(1) => "1 packet".to_owned(),
+            number => format!("{} packets", number.map_or_else(|| "-".into(), grouped)),
+        };
         let amount = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), bytes);
         format!(
-            " after {}: {}; {} packets, {} out; {} packets, {} in",
+            " after {}: {}; {}, {} out; {}, {} in",
             self.age_seconds.map_or_else(|| "-".into(), pretty),
             self.why.map_or("-", EndedBy::words),
-            number(self.packets_out),
+            packets(self.packets_out),
             amount(self.bytes_out),
-            number(self.packets_in),
+            packets(self.packets_in),
             amount(self.bytes_in),
         )
     }
