@@ -6,6 +6,7 @@ use super::ring::REPORTED;
 use super::service::Sender;
 use super::{Event, Kind, Lost, PerKind, Reply, Ring, setting};
 use anyhow::{Context as _, Result};
+use netdp_common::layout::EVENT_RATE;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -271,7 +272,11 @@ impl Hub {
     fn update_wanted(&mut self) {
         let listeners = &self.listeners;
         let kinds: Vec<_> = listeners.iter().flat_map(|it| &it.kinds).copied().collect();
-        let rates = listeners.iter().map(|listener| listener.rate);
+        // The usual rate is one, too: a lower one must not take events from those who want it.
+        let rates = listeners.iter().map(|listener| match listener.rate {
+            0 => EVENT_RATE,
+            rate => rate,
+        });
         let setting = setting(&kinds, rates.max().unwrap_or(0));
         self.sender.set_kinds(kinds);
         if setting == 0 {

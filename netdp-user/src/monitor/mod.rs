@@ -96,6 +96,7 @@ fn show(options: &Options) -> Result<()> {
     }
     let mut view = View::new(options)?;
     let mut source = Source::open(options)?;
+    view.set_rate(source.rate());
     loop {
         match source.next(view.deadline())? {
             Incoming::Event(event) => view.add(event)?,
@@ -107,6 +108,7 @@ fn show(options: &Options) -> Result<()> {
                 eprintln!("netdp: {note}");
                 std::thread::sleep(PAUSE);
                 source = Source::open(options)?;
+                view.set_rate(source.rate());
             }
         }
         view.flush_if_due()?;

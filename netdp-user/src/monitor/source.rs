@@ -8,6 +8,7 @@ use crate::events::{
 };
 use crate::state_dir::StateDir;
 use anyhow::{Context as _, Result, bail};
+use netdp_common::layout::{EVENT_RATE, event_rate};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -70,6 +71,14 @@ impl Source {
         }
     }
 
+    /// Returns the events a second, of each kind and CPU, that are reported at most.
+    pub(super) const fn rate(&self) -> u32 {
+        match self {
+            Self::Agent(socket) => socket.rate,
+            Self::Direct(direct) => direct.rate,
+        }
+    }
+
     /// Waits for what comes next, until a deadline or a signal.
     ///
     /// # Errors
@@ -112,6 +121,7 @@ pub(super) struct Socket {
     received: Vec<u8>,
     /// How much of it was taken.
     taken: usize,
+    rate: u32,
 }
 
 impl Socket {
@@ -140,6 +150,7 @@ impl Socket {
         match socket.reply(Instant::now() + PATIENCE)? {
             Some(Reply::Listening { rate }) => {
                 tell_begin(options, rate, "");
+                socket.rate = rate;
                 Ok(Some(socket))
             }
             Some(Reply::Error { text }) => bail!("the agent passes no events on: {text}"),
@@ -153,6 +164,7 @@ impl Socket {
             stream,
             received: Vec::new(),
             taken: 0,
+            rate: EVENT_RATE,
         })
     }
 
@@ -293,6 +305,7 @@ pub(super) struct Direct {
     /// What was lost, as last read.
     lost: PerKind<Lost>,
     looked: Instant,
+    rate: u32,
     kinds: Vec<Kind>,
     bpffs: PathBuf,
     state_dir: StateDir,
@@ -312,21 +325,25 @@ impl Direct {
         };
         let lost = ring.lost()?;
         let kinds = options.kinds();
+        let setting = setting(&kinds, options.rate);
         let direct = Self {
             ring,
             events: VecDeque::new(),
             lost,
             looked: Instant::now(),
+            rate: event_rate(setting),
             bpffs: options.bpffs.clone(),
             state_dir: StateDir::at(&options.state_dir),
             kinds,
         };
-        let setting = setting(&direct.kinds, options.rate);
         if !direct.set(setting)? {
             return Ok(None);
         }
-        let rate = netdp_common::layout::event_rate(setting);
-        tell_begin(options, rate, "; no agent runs: no end, config and finding");
+        tell_begin(
+            options,
+            direct.rate,
+            "; no agent runs: no end, config and finding",
+        );
         Ok(Some(direct))
     }
 

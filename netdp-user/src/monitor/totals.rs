@@ -8,7 +8,7 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub shown: PerKind<u64>,
-    /// Events that --pod or --to left out.
+    /// Events that --pod, --to or --count left out.
     pub filtered: PerKind<u64>,
     pub lost: PerKind<Lost>,
 }
@@ -64,7 +64,7 @@ impl Totals {
         let all: Vec<_> = Kind::ALL.into_iter().map(|kind| self.of(kind)).collect();
         let sum = |part: fn(&OfKind) -> u64| grouped(all.iter().map(part).sum());
         format!(
-            "{} events: {} shown, {} left out by --pod or --to; lost: {} over the limit, {} for a \
+            "{} events: {} shown, {} left out by --pod, --to or --count; lost: {} over the limit, {} for a \
              full buffer, {} for a slow reader",
             sum(|it| it.seen),
             sum(|it| it.shown),
@@ -99,7 +99,7 @@ mod tests {
         );
         assert_eq!(
             totals.text(),
-            "1,029 events: 3 shown, 2 left out by --pod or --to; lost: 1,000 over the limit, 20 for \
+            "1,029 events: 3 shown, 2 left out by --pod, --to or --count; lost: 1,000 over the limit, 20 for \
              a full buffer, 4 for a slow reader"
         );
     }

@@ -54,6 +54,8 @@ pub(super) struct View {
     order: Vec<Alike>,
     flush_at: Instant,
     lines: u64,
+    /// Events a second of each kind and CPU that are reported.
+    rate: u32,
     totals: Totals,
 }
 
@@ -74,8 +76,14 @@ impl View {
             order: Vec::new(),
             flush_at: Instant::now() + MERGED_FOR,
             lines: 0,
+            rate: EVENT_RATE,
             totals: Totals::default(),
         })
+    }
+
+    /// Sets the number of events a second, of each kind and CPU, that are reported from here on.
+    pub(super) const fn set_rate(&mut self, rate: u32) {
+        self.rate = rate;
     }
 
     /// Returns the time of the next flush.
@@ -93,36 +101,28 @@ impl View {
     /// # Errors
     /// Returns an error if the output can't be written.
     pub(super) fn add(&mut self, event: Event) -> Result<()> {
+        let kind = event.kind();
         let Event { time, what } = event;
         self.known.refresh();
         let line = match &what {
-            What::Refused(dropped) => return self.add_drop(Kind::Refused, dropped, time),
-            What::Drop(dropped) => return self.add_drop(Kind::Drop, dropped, time),
+            What::Refused(dropped) | What::Drop(dropped) => {
+                return self.add_drop(kind, dropped, time);
+            }
             What::Begin(begun) if self.has(begun.ends.pod, begun.ends.to, time) => {
                 Line::begun(begun, time, &mut self.known)
             }
             What::End(ended) if self.has(ended.ends.pod, ended.ends.to, time) => {
                 Line::ended(ended, time, &self.known)
             }
-            What::Config(note) if !self.has_filter() => Line::note(Kind::Config, note, time),
-            What::Finding(note) if !self.has_filter() => Line::note(Kind::Finding, note, time),
-            What::Begin(_) => return Ok(self.filter(Kind::Begin)),
-            What::End(_) => return Ok(self.filter(Kind::End)),
-            What::Config(_) => return Ok(self.filter(Kind::Config)),
-            What::Finding(_) => return Ok(self.filter(Kind::Finding)),
+            What::Config(note) | What::Finding(note) if !self.has_filter() => {
+                Line::note(kind, note, time)
+            }
+            _ => {
+                self.totals.filtered[kind] += 1;
+                return Ok(());
+            }
         };
-        let kind = match what {
-            What::Begin(_) => Kind::Begin,
-            What::End(_) => Kind::End,
-            What::Config(_) => Kind::Config,
-            _ => Kind::Finding,
-        };
-        self.totals.shown[kind] += 1;
-        self.write(&line)
-    }
-
-    fn filter(&mut self, kind: Kind) {
-        self.totals.filtered[kind] += 1;
+        self.write(kind, 1, &line)
     }
 
     fn has_filter(&self) -> bool {
@@ -150,18 +150,18 @@ impl View {
             (Some(it), true) => self.has(it.destination, it.source, time),
             (None, _) => !self.has_filter(),
         };
-        if !passes {
-            self.filter(kind);
+        if !passes || self.is_done() {
+            self.totals.filtered[kind] += 1;
             return Ok(());
         }
-        self.totals.shown[kind] += 1;
         if let Some(capture) = &mut self.capture {
             let name = self.known.interface(dropped.ifindex);
             let reason = reason(dropped.reason).map_or("unknown", DropReason::name);
             capture.add(dropped, name, reason, time)?;
-            self.lines += u64::from(self.out.is_none());
         }
         if self.out.is_none() {
+            self.totals.shown[kind] += 1;
+            self.lines += 1;
             return Ok(());
         }
         let alike = Alike::of(dropped, headers.as_ref(), kind == Kind::Refused);
@@ -208,11 +208,7 @@ impl View {
         let now = u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or(u64::MAX);
         match self.options.format {
             Format::Text => {
-                let rate = match self.options.rate {
-                    0 => EVENT_RATE,
-                    rate => rate,
-                };
-                let text = lost_text(lost, rate);
+                let text = lost_text(lost, self.rate);
                 writeln!(out, "{}  {:<8} {text}", local_time(now), "lost")?;
             }
             Format::Jsonl => {
@@ -231,19 +227,20 @@ impl View {
         Ok(())
     }
 
-    fn write(&mut self, line: &Line) -> Result<()> {
-        let Some(out) = &mut self.out else {
+    /// Writes the line of `events` events, unless all lines are shown that were asked for.
+    fn write(&mut self, kind: Kind, events: u64, line: &Line) -> Result<()> {
+        let is_done = self.is_done();
+        let Some(out) = self.out.as_mut().filter(|_| !is_done) else {
+            self.totals.filtered[kind] += events;
             return Ok(());
         };
-        if self.options.count.is_some_and(|count| self.lines >= count) {
-            return Ok(());
-        }
         match self.options.format {
             Format::Text => writeln!(out, "{}", terminal::line(&line.to_text()))?,
             Format::Jsonl => writeln!(out, "{}", serde_json::to_string(line)?)?,
         }
         out.flush()?;
         self.lines += 1;
+        self.totals.shown[kind] += events;
         Ok(())
     }
 
@@ -277,7 +274,7 @@ impl View {
                 group.differs,
                 &mut self.known,
             );
-            self.write(&line)?;
+            self.write(group.kind, group.count, &line)?;
         }
         if let Some(capture) = &mut self.capture {
             capture.flush()?;
